@@ -1,1 +1,40 @@
-//! .
+//! The bytes that Assay's devices and certificate authority exchange over MQTT.
+//!
+//! This crate knows topics, identifiers, messages and problem codes, and turns each into bytes and back.
+//! It does no input or output, no cryptography, and reads no clock; it trusts nothing it decodes. The
+//! TPM structures, certificates and certificate requests inside a message stay opaque, size-capped bytes:
+//! `assay-ca-core` parses what a device sent, `assay-device` what the CA answered.
+//!
+//! | message | type | topic |
+//! |---|---|---|
+//! | request | [`Request`] | `provision/v1/{scope}/{client}/request` |
+//! | reply | [`Reply`] | `provision/v1/{scope}/{client}/reply` |
+//!
+//! Messages are deterministic CBOR (RFC 8949 §4.2.1), described in `wire/assay.cddl` (RFC 8610).
+//! [`Request::decode`] accepts exactly the bytes that [`Request::encode`] makes: a message is decoded, encoded again, and
+//! refused unless both are equal, so one value has one encoding.
+#![no_std]
+#![warn(missing_docs)]
+
+extern crate alloc;
+
+mod ids;
+pub use ids::{ClientId, DeviceId, EkId, IdError, RequestId, Scope};
+
+mod topic;
+pub use topic::Topic;
+
+mod bytes;
+pub use bytes::{
+    Bytes, CertificateDer, CertificateList, Limit, MAX_CERTIFICATE, MAX_CERTIFICATES, MAX_CLAIM, MAX_CREDENTIAL_BLOB,
+    MAX_CSR, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA,
+};
+
+mod message;
+pub use message::{
+    CertificateReply, CertifyRequest, ChallengeReply, ChallengeRequest, DecodeError, MAX_MESSAGE, Reply, ReplyBody,
+    Request, RequestBody, Ticket,
+};
+
+mod problem;
+pub use problem::{Problem, ProblemCode};

@@ -1,0 +1,273 @@
+//! Requests and replies, and their one encoding each.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use minicbor::bytes::ByteArray;
+use minicbor::{Decode, Decoder, Encode, Encoder};
+
+use crate::{
+    Bytes, CertificateList, DeviceId, Limit, MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR, MAX_ENCRYPTED_SEED,
+    MAX_PUBLIC_AREA, Problem, RequestId,
+};
+
+/// The longest message, in bytes: a full EK chain of RSA-4096 certificates, a CSR and two public areas fit.
+pub const MAX_MESSAGE: usize = 16 * 1024;
+
+/// What a device asks of the CA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Chosen at random by the device for each request it means to have answered once.
+    pub id: RequestId,
+    /// What is asked.
+    pub body: RequestBody,
+}
+
+/// The kinds of request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestBody {
+    /// The ticket flow's first step.
+    Challenge(ChallengeRequest),
+    /// The ticket flow's second step.
+    Certify(CertifyRequest),
+}
+
+/// The ticket flow's first step: what the TPM can show for itself. Nothing in it is believed until the CA checked it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ChallengeRequest {
+    /// The device id asked for; left out, the CA answers with the one that is due to the EK.
+    #[n(0)]
+    pub device_id: Option<DeviceId>,
+    /// The EK's TPMT_PUBLIC (TPM 2.0 Part 2, 12.2.4), without the size of a TPM2B.
+    #[n(1)]
+    pub ek_public: Bytes<MAX_PUBLIC_AREA>,
+    /// The EK certificate and its issuers as far as the device knows them, leaf first; may be empty.
+    #[n(2)]
+    pub ek_certificates: CertificateList<0>,
+    /// The IK's TPMT_PUBLIC, without the size of a TPM2B.
+    #[n(3)]
+    pub ik_public: Bytes<MAX_PUBLIC_AREA>,
+    /// A certificate request (RFC 2986, DER) for the IK, signed by it.
+    #[n(4)]
+    pub csr: Bytes<MAX_CSR>,
+}
+
+/// The ticket flow's second step: the activated credential.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct CertifyRequest {
+    /// The claim, as the CA sent it.
+    #[n(0)]
+    pub claim: Bytes<MAX_CLAIM>,
+    /// What TPM2_ActivateCredential gave.
+    #[n(1)]
+    pub ticket: Ticket,
+}
+
+/// The secret inside a credential: HMAC-SHA-256 of the claim under the CA's ticket key. Printed, it shows nothing.
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Ticket(#[n(0)] ByteArray<{ Ticket::LEN }>);
+
+impl Ticket {
+    /// Its length in bytes, that of SHA-256.
+    pub const LEN: usize = 32;
+
+    /// The bytes themselves. Compare them in constant time.
+    pub fn as_bytes(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+}
+
+impl From<[u8; Self::LEN]> for Ticket {
+    fn from(bytes: [u8; Self::LEN]) -> Self {
+        Self(bytes.into())
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ticket(..)")
+    }
+}
+
+/// What the CA answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The id of the request this answers, or [`RequestId::NIL`] if that could not be read.
+    pub id: RequestId,
+    /// The answer.
+    pub body: ReplyBody,
+}
+
+/// The kinds of reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplyBody {
+    /// The request is not granted.
+    Problem(Problem),
+    /// Answers [`RequestBody::Challenge`].
+    Challenge(ChallengeReply),
+    /// Answers [`RequestBody::Certify`].
+    Certificate(CertificateReply),
+}
+
+/// A challenge that only the TPM with both the EK and the IK can answer.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ChallengeReply {
+    /// What the CA verified, to be sent back as it is; opaque to the device.
+    #[n(0)]
+    pub claim: Bytes<MAX_CLAIM>,
+    /// TPMS_ID_OBJECT (TPM 2.0 Part 2, 12.4.2): what a TPM2B_ID_OBJECT holds, without its size.
+    #[n(1)]
+    pub credential_blob: Bytes<MAX_CREDENTIAL_BLOB>,
+    /// What a TPM2B_ENCRYPTED_SECRET holds (TPM 2.0 Part 2, 11.4.3), without its size.
+    #[n(2)]
+    pub encrypted_seed: Bytes<MAX_ENCRYPTED_SEED>,
+}
+
+/// The device's certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct CertificateReply {
+    /// The device's certificate, then its issuers, without the root.
+    #[n(0)]
+    pub chain: CertificateList<1>,
+    /// The name under which the device is registered.
+    #[n(1)]
+    pub device_id: DeviceId,
+}
+
+impl Request {
+    const CHALLENGE: u8 = 1;
+    const CERTIFY: u8 = 2;
+
+    /// The message to publish.
+    pub fn encode(&self) -> Vec<u8> {
+        match &self.body {
+            RequestBody::Challenge(body) => encode(Self::CHALLENGE, self.id, body),
+            RequestBody::Certify(body) => encode(Self::CERTIFY, self.id, body),
+        }
+    }
+
+    /// Reads a message that anybody may have published.
+    ///
+    /// # Errors
+    /// Everything but the one encoding of a request; see [`DecodeError`].
+    pub fn decode(message: &[u8]) -> Result<Self, DecodeError> {
+        let (kind, id, mut d) = decode_head(message)?;
+        let body = match kind {
+            Self::CHALLENGE => RequestBody::Challenge(d.decode()?),
+            Self::CERTIFY => RequestBody::Certify(d.decode()?),
+            kind => return Err(DecodeError::UnknownKind(kind)),
+        };
+        let request = Self { id, body };
+        only_encoding(message, request.encode())?;
+        Ok(request)
+    }
+
+    /// The id of a request that may be otherwise unreadable, so that its sender learns what is wrong.
+    pub fn id_of(message: &[u8]) -> RequestId {
+        decode_head(message).map_or(RequestId::NIL, |(_, id, _)| id)
+    }
+}
+
+impl Reply {
+    const PROBLEM: u8 = 0;
+    const CHALLENGE: u8 = 1;
+    const CERTIFICATE: u8 = 2;
+
+    /// The message to publish.
+    pub fn encode(&self) -> Vec<u8> {
+        match &self.body {
+            ReplyBody::Problem(body) => encode(Self::PROBLEM, self.id, body),
+            ReplyBody::Challenge(body) => encode(Self::CHALLENGE, self.id, body),
+            ReplyBody::Certificate(body) => encode(Self::CERTIFICATE, self.id, body),
+        }
+    }
+
+    /// Reads a message that anybody who may write to the reply topic may have published.
+    ///
+    /// # Errors
+    /// Everything but the one encoding of a reply; see [`DecodeError`].
+    pub fn decode(message: &[u8]) -> Result<Self, DecodeError> {
+        let (kind, id, mut d) = decode_head(message)?;
+        let body = match kind {
+            Self::PROBLEM => ReplyBody::Problem(d.decode()?),
+            Self::CHALLENGE => ReplyBody::Challenge(d.decode()?),
+            Self::CERTIFICATE => ReplyBody::Certificate(d.decode()?),
+            kind => return Err(DecodeError::UnknownKind(kind)),
+        };
+        let reply = Self { id, body };
+        only_encoding(message, reply.encode())?;
+        Ok(reply)
+    }
+}
+
+/// Why bytes are not a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DecodeError {
+    /// Longer than [`MAX_MESSAGE`]; nothing of it was looked at.
+    Oversize(Limit),
+    /// Not CBOR, not the right shape, or a field beyond its limit.
+    Malformed(String),
+    /// A kind of message that this version does not know.
+    UnknownKind(u8),
+    /// Readable, but not the one encoding of what it says: unknown, repeated or unsorted keys, an indefinite or needlessly long
+    /// length, or trailing bytes. The number is the first byte that differs.
+    NotDeterministic(usize),
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Oversize(limit) => write!(f, "message length {limit}"),
+            Self::Malformed(why) => f.write_str(why),
+            Self::UnknownKind(kind) => write!(f, "unknown kind of message {kind}"),
+            Self::NotDeterministic(at) => {
+                write!(f, "not the deterministic encoding of its content, from byte {at}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for DecodeError {}
+
+impl From<minicbor::decode::Error> for DecodeError {
+    fn from(error: minicbor::decode::Error) -> Self {
+        Self::Malformed(alloc::string::ToString::to_string(&error))
+    }
+}
+
+fn encode(kind: u8, id: RequestId, body: &impl Encode<()>) -> Vec<u8> {
+    let mut message = Vec::new();
+    // Unwrap safety: writing to a Vec cannot fail, and no `Encode` of this crate fails by itself.
+    Encoder::new(&mut message)
+        .array(3)
+        .and_then(|e| e.u8(kind))
+        .and_then(|e| e.encode(id))
+        .and_then(|e| e.encode(body))
+        .unwrap();
+    message
+}
+
+fn decode_head(message: &[u8]) -> Result<(u8, RequestId, Decoder<'_>), DecodeError> {
+    if message.len() > MAX_MESSAGE {
+        return Err(DecodeError::Oversize(Limit { length: message.len(), limit: MAX_MESSAGE }));
+    }
+    let mut d = Decoder::new(message);
+    if d.array()? != Some(3) {
+        return Err(DecodeError::Malformed("not an array of three".into()));
+    }
+    Ok((d.u8()?, d.decode()?, d))
+}
+
+fn only_encoding(message: &[u8], encoded: Vec<u8>) -> Result<(), DecodeError> {
+    if message == encoded {
+        return Ok(());
+    }
+    let same = message.iter().zip(&encoded).take_while(|(a, b)| a == b).count();
+    Err(DecodeError::NotDeterministic(same))
+}

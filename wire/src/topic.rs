@@ -1,0 +1,126 @@
+//! The only place where an MQTT topic name is put together or taken apart.
+
+use alloc::format;
+use alloc::string::String;
+use core::fmt;
+
+use crate::{ClientId, DeviceId, Scope};
+
+/// A topic of the protocol. A client speaks on exactly two while it is being provisioned, so an access list is
+/// two lines on any broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// `ca/v1/{scope}/chain`: the CA's certificates, retained.
+    Chain(Scope),
+    /// `ca/v1/{scope}/crl`: the CA's revocation list, retained.
+    Crl(Scope),
+    /// `device/v1/{scope}/{device}/…`: what a provisioned device says and hears.
+    Device(Scope, DeviceId, String),
+    /// `fleet/v1/{scope}/{device}/event`: what the CA tells operators.
+    Event(Scope, DeviceId),
+    /// `provision/v1/{scope}/{client}/reply`: CA to device.
+    Reply(Scope, ClientId),
+    /// `provision/v1/{scope}/{client}/request`: device to CA; QoS 1, never retained.
+    Request(Scope, ClientId),
+}
+
+impl Topic {
+    /// Reads a topic name; anything that is not a topic of the protocol (a topic filter, say) is `None`.
+    pub fn parse(name: &str) -> Option<Self> {
+        let mut levels = name.splitn(5, '/');
+        let mut level = || levels.next();
+        let (tree, version, scope, fourth) = (level()?, level()?, level()?, level()?);
+        let fifth = level();
+        let scope: Scope = scope.parse().ok()?;
+        if version != "v1" {
+            return None;
+        }
+        match (tree, fourth, fifth) {
+            ("ca", "chain", None) => Some(Self::Chain(scope)),
+            ("ca", "crl", None) => Some(Self::Crl(scope)),
+            ("device", device, Some(rest)) if is_topic_tail(rest) => {
+                Some(Self::Device(scope, device.parse().ok()?, rest.into()))
+            }
+            ("fleet", device, Some("event")) => Some(Self::Event(scope, device.parse().ok()?)),
+            ("provision", client, Some("reply")) => Some(Self::Reply(scope, client.parse().ok()?)),
+            ("provision", client, Some("request")) => Some(Self::Request(scope, client.parse().ok()?)),
+            _ => None,
+        }
+    }
+
+    /// The topic filter that matches every client's requests of a scope.
+    pub fn requests(scope: &Scope) -> String {
+        format!("provision/v1/{scope}/+/request")
+    }
+
+    /// The same filter as a shared subscription (MQTT 5 §4.8.2), so that each request reaches one worker of the group `ca`.
+    pub fn shared_requests(scope: &Scope) -> String {
+        format!("$share/ca/{}", Self::requests(scope))
+    }
+
+    /// The topic filter below which a provisioned device may publish and subscribe.
+    pub fn device_tree(scope: &Scope, device: &DeviceId) -> String {
+        format!("device/v1/{scope}/{device}/#")
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Chain(scope) => write!(f, "ca/v1/{scope}/chain"),
+            Self::Crl(scope) => write!(f, "ca/v1/{scope}/crl"),
+            Self::Device(scope, device, rest) => write!(f, "device/v1/{scope}/{device}/{rest}"),
+            Self::Event(scope, device) => write!(f, "fleet/v1/{scope}/{device}/event"),
+            Self::Reply(scope, client) => write!(f, "provision/v1/{scope}/{client}/reply"),
+            Self::Request(scope, client) => write!(f, "provision/v1/{scope}/{client}/request"),
+        }
+    }
+}
+
+/// One or more levels without wildcards and without U+0000 (MQTT 5 §4.7.3).
+fn is_topic_tail(rest: &str) -> bool {
+    !rest.is_empty() && !rest.contains(['+', '#', '\0'])
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn topics_read_back_as_what_was_written() {
+        for name in [
+            "ca/v1/default/chain",
+            "ca/v1/default/crl",
+            "device/v1/default/pump-17/telemetry/temperature",
+            "fleet/v1/default/pump-17/event",
+            "provision/v1/default/abc/reply",
+            "provision/v1/default/abc/request",
+        ] {
+            assert_eq!(Topic::parse(name).unwrap().to_string(), name);
+        }
+    }
+
+    #[test]
+    fn filters_and_strangers_are_not_topics() {
+        for name in [
+            "",
+            "#",
+            "provision/v1/default/+/request",
+            "provision/v1/default/abc/request/more",
+            "provision/v1/default//request",
+            "provision/v2/default/abc/request",
+            "provision/v1/Default/abc/request",
+            "/provision/v1/default/abc/request",
+            "$share/ca/provision/v1/default/abc/request",
+            "device/v1/default/pump-17",
+            "device/v1/default/pump-17/",
+            "device/v1/default/pump-17/#",
+            "device/v1/default/pump-17/a/+/b",
+            "ca/v1/default/chain/more",
+        ] {
+            assert_eq!(Topic::parse(name), None, "{name}");
+        }
+    }
+}

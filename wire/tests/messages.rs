@@ -1,0 +1,302 @@
+//! Every message as annotated bytes, both ways, and everything that is not a message.
+
+use assay_wire::{
+    Bytes, CertificateReply, CertifyRequest, ChallengeReply, ChallengeRequest, DecodeError, MAX_MESSAGE, Problem,
+    ProblemCode, Reply, ReplyBody, Request, RequestBody, RequestId, Ticket,
+};
+
+const ID: &str = "50 000102030405060708090a0b0c0d0e0f";
+
+fn bytes(annotated: &[&str]) -> Vec<u8> {
+    hex::decode(annotated.concat().replace(' ', "")).unwrap()
+}
+
+fn opaque<const MAX: usize>(content: &[u8]) -> Bytes<MAX> {
+    content.try_into().unwrap()
+}
+
+fn id() -> RequestId {
+    "000102030405060708090a0b0c0d0e0f".parse().unwrap()
+}
+
+fn challenge_request() -> (Request, Vec<u8>) {
+    let request = Request {
+        id: id(),
+        body: RequestBody::Challenge(ChallengeRequest {
+            device_id: Some("pump-17".parse().unwrap()),
+            ek_public: opaque(b"ek"),
+            ek_certificates: vec![opaque(b"leaf"), opaque(b"ca")].try_into().unwrap(),
+            ik_public: opaque(b"ik"),
+            csr: opaque(b"csr"),
+        }),
+    };
+    let annotated = bytes(&[
+        "83",                   // array of three
+        "01",                   // kind: challenge
+        ID,                     // request id
+        "a5",                   // map of five
+        "00 67 70756d702d3137", // 0: device id "pump-17"
+        "01 42 656b",           // 1: EK public area
+        "02 82",                // 2: EK certificates, two of them
+        "44 6c656166",          //    leaf
+        "42 6361",              //    its issuer
+        "03 42 696b",           // 3: IK public area
+        "04 43 637372",         // 4: CSR
+    ]);
+    (request, annotated)
+}
+
+fn requests() -> Vec<(Request, Vec<u8>)> {
+    let without_id = Request {
+        id: id(),
+        body: RequestBody::Challenge(ChallengeRequest {
+            device_id: None,
+            ek_public: opaque(b"ek"),
+            ek_certificates: Default::default(),
+            ik_public: opaque(b"ik"),
+            csr: opaque(b"csr"),
+        }),
+    };
+    let without_id_bytes = bytes(&[
+        "83 01",
+        ID,
+        "a4",           // map of four: no device id
+        "01 42 656b",   // 1: EK public area
+        "02 80",        // 2: no EK certificate
+        "03 42 696b",   // 3: IK public area
+        "04 43 637372", // 4: CSR
+    ]);
+    let certify = Request {
+        id: id(),
+        body: RequestBody::Certify(CertifyRequest { claim: opaque(b"claim"), ticket: Ticket::from([0xaa; 32]) }),
+    };
+    let certify_bytes = bytes(&[
+        "83 02", // kind: certify
+        ID,
+        "a2",               // map of two
+        "00 45 636c61696d", // 0: claim
+        "01 5820",          // 1: ticket, 32 bytes
+        &"aa".repeat(32),
+    ]);
+    vec![challenge_request(), (without_id, without_id_bytes), (certify, certify_bytes)]
+}
+
+fn replies() -> Vec<(Reply, Vec<u8>)> {
+    let reply = |body| Reply { id: id(), body };
+    let refused = Problem::new(ProblemCode::EkNotEnrolled, "no".into());
+    let busy = Problem::new(ProblemCode::Busy, "no".into()).retry_after(300);
+    let title = |text: &str| format!("20 78{:02x} {}", text.len(), hex::encode(text));
+    vec![
+        (
+            reply(ReplyBody::Problem(refused)),
+            bytes(&[
+                "83 00", // kind: problem
+                ID,
+                "a3",                                       // map of three
+                "00 0c",                                    // 0: code 12, ek-not-enrolled
+                &title(ProblemCode::EkNotEnrolled.title()), // -1: title
+                "21 62 6e6f",                               // -2: detail "no"
+            ]),
+        ),
+        (
+            reply(ReplyBody::Problem(busy)),
+            bytes(&[
+                "83 00",
+                ID,
+                "a4",                              // map of four
+                "00 04",                           // 0: code 4, busy
+                "01 19012c",                       // 1: retry after 300 s
+                &title(ProblemCode::Busy.title()), // -1: title
+                "21 62 6e6f",                      // -2: detail "no"
+            ]),
+        ),
+        (
+            reply(ReplyBody::Challenge(ChallengeReply {
+                claim: opaque(b"claim"),
+                credential_blob: opaque(b"blob"),
+                encrypted_seed: opaque(b"seed"),
+            })),
+            bytes(&[
+                "83 01", // kind: challenge
+                ID,
+                "a3",               // map of three
+                "00 45 636c61696d", // 0: claim
+                "01 44 626c6f62",   // 1: credential blob
+                "02 44 73656564",   // 2: encrypted seed
+            ]),
+        ),
+        (
+            reply(ReplyBody::Certificate(CertificateReply {
+                chain: vec![opaque(b"leaf"), opaque(b"ca")].try_into().unwrap(),
+                device_id: "pump-17".parse().unwrap(),
+            })),
+            bytes(&[
+                "83 02", // kind: certificate
+                ID,
+                "a2",                   // map of two
+                "00 82",                // 0: chain of two
+                "44 6c656166",          //    the device's certificate
+                "42 6361",              //    its issuer
+                "01 67 70756d702d3137", // 1: device id "pump-17"
+            ]),
+        ),
+    ]
+}
+
+#[test]
+fn messages_are_these_bytes_both_ways() {
+    for (request, bytes) in requests() {
+        assert_eq!(hex::encode(request.encode()), hex::encode(&bytes));
+        assert_eq!(Request::decode(&bytes), Ok(request));
+    }
+    for (reply, bytes) in replies() {
+        assert_eq!(hex::encode(reply.encode()), hex::encode(&bytes));
+        assert_eq!(Reply::decode(&bytes), Ok(reply));
+    }
+}
+
+#[test]
+fn messages_match_the_cddl() {
+    let cddl = include_str!("../assay.cddl");
+    let messages = requests().into_iter().map(|(_, bytes)| bytes).chain(replies().into_iter().map(|(_, bytes)| bytes));
+    for message in messages {
+        cddl::validate_cbor_from_slice(cddl, &message, None)
+            .unwrap_or_else(|error| panic!("{}: {error}", hex::encode(&message)));
+    }
+}
+
+#[test]
+fn the_cddl_refuses_what_is_no_message() {
+    let cddl = include_str!("../assay.cddl");
+    let certify_without_ticket = bytes(&["83 02", ID, "a1 00 45 636c61696d"]);
+    let short_ticket = bytes(&["83 02", ID, "a2 00 45 636c61696d 01 43 aaaaaa"]);
+    let unknown_kind = bytes(&["83 09", ID, "a0"]);
+    for message in [certify_without_ticket, short_ticket, unknown_kind] {
+        assert!(cddl::validate_cbor_from_slice(cddl, &message, None).is_err(), "{}", hex::encode(&message));
+        assert!(Request::decode(&message).is_err(), "{}", hex::encode(&message));
+    }
+}
+
+#[test]
+fn truncated_messages_are_malformed() {
+    for (_, bytes) in requests() {
+        for length in 0..bytes.len() {
+            let error = Request::decode(&bytes[..length]).unwrap_err();
+            assert!(matches!(error, DecodeError::Malformed(_)), "{length}: {error}");
+        }
+    }
+    for (_, bytes) in replies() {
+        for length in 0..bytes.len() {
+            let error = Reply::decode(&bytes[..length]).unwrap_err();
+            assert!(matches!(error, DecodeError::Malformed(_)), "{length}: {error}");
+        }
+    }
+}
+
+#[test]
+fn no_single_byte_change_makes_a_panic_or_a_second_encoding() {
+    for (original, bytes) in requests() {
+        for (at, bit) in (0..bytes.len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1 << bit;
+            if let Ok(request) = Request::decode(&changed) {
+                assert_ne!(request, original);
+                assert_eq!(request.encode(), changed);
+            }
+        }
+    }
+}
+
+#[test]
+fn oversize_message_is_refused_before_it_is_read() {
+    let error = Request::decode(&vec![0xff; MAX_MESSAGE + 1]).unwrap_err();
+    assert!(matches!(error, DecodeError::Oversize(limit) if limit.length == MAX_MESSAGE + 1), "{error}");
+}
+
+#[test]
+fn trailing_bytes_are_refused() {
+    let (_, mut bytes) = challenge_request();
+    let end = bytes.len();
+    bytes.push(0);
+    assert_eq!(Request::decode(&bytes), Err(DecodeError::NotDeterministic(end)));
+}
+
+#[test]
+fn duplicate_and_unknown_keys_are_refused() {
+    let duplicate = bytes(&["83 02", ID, "a3 00 45 636c61696d 00 45 636c61696d 01 5820", &"aa".repeat(32)]);
+    let unknown = bytes(&["83 02", ID, "a3 00 45 636c61696d 01 5820", &"aa".repeat(32), "02 00"]);
+    let unsorted = bytes(&["83 02", ID, "a2 01 5820", &"aa".repeat(32), "00 45 636c61696d"]);
+    for message in [duplicate, unknown, unsorted] {
+        assert!(matches!(Request::decode(&message), Err(DecodeError::NotDeterministic(_))));
+    }
+}
+
+#[test]
+fn indefinite_and_needlessly_long_lengths_are_refused() {
+    let (_, canonical) = requests().pop().unwrap();
+    let indefinite_map = bytes(&["83 02", ID, "bf 00 45 636c61696d 01 5820", &"aa".repeat(32), "ff"]);
+    let indefinite_array = bytes(&["9f 02", ID, "a2 00 45 636c61696d 01 5820", &"aa".repeat(32), "ff"]);
+    let chunked_bytes = bytes(&["83 02", ID, "a2 00 5f 45 636c61696d ff 01 5820", &"aa".repeat(32)]);
+    let long_kind = bytes(&["83 1802", ID, "a2 00 45 636c61696d 01 5820", &"aa".repeat(32)]);
+    let long_length = bytes(&["83 02", ID, "a2 00 5805 636c61696d 01 5820", &"aa".repeat(32)]);
+    assert!(Request::decode(&canonical).is_ok());
+    for message in [indefinite_map, indefinite_array, chunked_bytes, long_kind, long_length] {
+        assert!(Request::decode(&message).is_err(), "{}", hex::encode(&message));
+    }
+}
+
+#[test]
+fn deep_nesting_is_refused_without_recursion() {
+    let nested = "81".repeat(MAX_MESSAGE - 100);
+    let in_an_unknown_key = bytes(&["83 02", ID, "a3 00 45 636c61696d 01 5820", &"aa".repeat(32), "02", &nested, "00"]);
+    let as_the_body = bytes(&["83 02", ID, &nested]);
+    for message in [in_an_unknown_key, as_the_body] {
+        assert!(message.len() <= MAX_MESSAGE);
+        assert!(Request::decode(&message).is_err());
+    }
+}
+
+#[test]
+fn lengths_that_promise_more_than_there_is_allocate_nothing() {
+    let huge_array = bytes(&["83 01", ID, "a4 01 40 02 9b ffffffffffffffff"]);
+    let huge_bytes = bytes(&["83 01", ID, "a4 01 5b ffffffffffffffff"]);
+    for message in [huge_array, huge_bytes] {
+        assert!(matches!(Request::decode(&message), Err(DecodeError::Malformed(_))));
+    }
+}
+
+#[test]
+fn fields_beyond_their_limit_are_refused() {
+    let seven_certificates = bytes(&["83 01", ID, "a4 01 40 02 87", &"40".repeat(7), "03 40 04 40"]);
+    let long_public_area = bytes(&["83 01", ID, "a4 01 590281", &"00".repeat(641), "02 80 03 40 04 40"]);
+    let empty_chain = bytes(&["83 02", ID, "a2 00 80 01 61 61"]);
+    assert!(matches!(Request::decode(&seven_certificates), Err(DecodeError::Malformed(_))));
+    assert!(matches!(Request::decode(&long_public_area), Err(DecodeError::Malformed(_))));
+    assert!(matches!(Reply::decode(&empty_chain), Err(DecodeError::Malformed(_))));
+}
+
+#[test]
+fn wrong_types_are_refused() {
+    let float_kind = bytes(&["83 f94000", ID, "a0"]);
+    let tagged = bytes(&["d9d9f7 83 02", ID, "a2 00 45 636c61696d 01 5820", &"aa".repeat(32)]);
+    let bad_utf8 = bytes(&["83 01", ID, "a5 00 61 ff 01 40 02 80 03 40 04 40"]);
+    let slash_in_id = bytes(&["83 01", ID, "a5 00 61 2f 01 40 02 80 03 40 04 40"]);
+    for message in [float_kind, tagged, bad_utf8, slash_in_id] {
+        assert!(matches!(Request::decode(&message), Err(DecodeError::Malformed(_))), "{}", hex::encode(&message));
+    }
+}
+
+#[test]
+fn the_id_of_an_unreadable_request_is_found_if_it_is_there() {
+    let unknown_kind = bytes(&["83 09", ID, "a0"]);
+    assert_eq!(Request::decode(&unknown_kind), Err(DecodeError::UnknownKind(9)));
+    assert_eq!(Request::id_of(&unknown_kind), id());
+    assert_eq!(Request::id_of(b"\xff"), RequestId::NIL);
+}
+
+#[test]
+fn a_ticket_never_shows_in_debug_output() {
+    let (certify, _) = requests().pop().unwrap();
+    assert!(!format!("{certify:?}").contains("aa"), "{certify:?}");
+    assert!(format!("{certify:?}").contains("Ticket(..)"));
+}
