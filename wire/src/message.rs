@@ -69,7 +69,7 @@ pub struct CertifyRequest {
 /// The secret inside a credential: HMAC-SHA-256 of the claim under the CA's ticket key. Printed, it shows nothing.
 #[derive(Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(transparent)]
-pub struct Ticket(#[n(0)] ByteArray<{ Ticket::LEN }>);
+pub struct Ticket(#[n(0)] ByteArray<{ Self::LEN }>);
 
 impl Ticket {
     /// Its length in bytes, that of SHA-256.

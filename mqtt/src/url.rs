@@ -1,0 +1,90 @@
+//! Where a broker is: `mqtt://host[:port]` or `mqtts://host[:port]`.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The address of a broker and whether to speak TLS with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerUrl {
+    tls: bool,
+    host: String,
+    port: u16,
+}
+
+impl BrokerUrl {
+    /// Host name or IPv4 address; also the name that the broker's certificate must carry.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// TCP port; 1883 or, with TLS, 8883 (IANA) if the URL had none.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether the connection is to be encrypted and the broker authenticated.
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+}
+
+/// The text is not the URL of a broker.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("not a broker URL: {0:?}; expected mqtts://host[:port], or mqtt://host[:port] without TLS")]
+pub struct BrokerUrlError(String);
+
+impl FromStr for BrokerUrl {
+    type Err = BrokerUrlError;
+
+    fn from_str(text: &str) -> Result<Self, BrokerUrlError> {
+        let error = || BrokerUrlError(text.to_owned());
+        let (scheme, authority) = text.split_once("://").ok_or_else(error)?;
+        let (tls, default_port) = match scheme {
+            "mqtt" => (false, 1883),
+            "mqtts" => (true, 8883),
+            _ => return Err(error()),
+        };
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        let (host, port) = match authority.split_once(':') {
+            Some((host, port)) => (host, port.parse().map_err(|_| error())?),
+            None => (authority, default_port),
+        };
+        let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        if host.is_empty() || !host.bytes().all(is_host) {
+            return Err(error());
+        }
+        Ok(Self { tls, host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "mqtts" } else { "mqtt" };
+        write!(f, "{scheme}://{}:{}", self.host, self.port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_print_with_their_port() {
+        for (text, printed) in [
+            ("mqtt://localhost", "mqtt://localhost:1883"),
+            ("mqtts://broker.example/", "mqtts://broker.example:8883"),
+            ("mqtts://127.0.0.1:18883", "mqtts://127.0.0.1:18883"),
+        ] {
+            assert_eq!(text.parse::<BrokerUrl>().unwrap().to_string(), printed);
+        }
+    }
+
+    #[test]
+    fn other_texts_are_not_broker_urls() {
+        for text in
+            ["", "localhost", "http://localhost", "mqtts://", "mqtt://host:99999", "mqtt://user@host", "mqtt://h/x"]
+        {
+            assert!(text.parse::<BrokerUrl>().is_err(), "{text}");
+        }
+    }
+}
