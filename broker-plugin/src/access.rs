@@ -1,0 +1,656 @@
+//! Who may connect under which client id, and which topics they may then speak and hear on.
+//!
+//! Three disjoint sets of client ids keep one role from taking over another's MQTT session (a second CONNECT under the same
+//! client id ends the first, MQTT 5 §3.1.4-3): 32 lower-case hex digits belong to bootstrapping clients, everything
+//! else a [`DeviceId`] can be belongs to the device of that id, and ids with an `@`, which no device id contains,
+//! belong to workers ([`WORKER_PREFIX`]) and operators ([`OPERATOR_PREFIX`]).
+
+use assay_wire::{ClientId, DeviceId, Scope, Topic};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// How a worker's client id begins; its own name follows.
+pub const WORKER_PREFIX: &str = "worker@";
+
+/// How an operator's client id begins; its own name follows.
+pub const OPERATOR_PREFIX: &str = "operator@";
+
+/// The longest topic filter that is looked at, in bytes. The longest topic name of the protocol proper is
+/// `provision/v1/{32}/{64}/request`; the rest is room for what a device says below its own tree.
+const MAX_FILTER: usize = 256;
+
+/// Whom a client certificate of our CA names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// `urn:assay:device:{scope}:{device id}`
+    Device(Scope, DeviceId),
+    /// `urn:assay:operator`
+    Operator,
+    /// `urn:assay:worker`
+    Worker,
+}
+
+/// A client certificate, read after the TLS handshake has verified it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Whom it names.
+    pub identity: Identity,
+    /// The content octets of its serial number (RFC 5280 §4.1.2.2), big-endian.
+    pub serial: Vec<u8>,
+}
+
+impl ClientCertificate {
+    /// Reads a DER certificate. Establishes nothing about its issuer or validity: the TLS handshake does.
+    pub fn parse(der: &[u8]) -> Result<Self, Refusal> {
+        let (_, certificate) = X509Certificate::from_der(der).map_err(|_| Refusal::UnreadableCertificate)?;
+        let names = certificate
+            .subject_alternative_name()
+            .map_err(|_| Refusal::UnreadableCertificate)?
+            .ok_or(Refusal::NamelessCertificate)?;
+        let mut identities = names.value.general_names.iter().filter_map(|name| match name {
+            GeneralName::URI(uri) => uri.strip_prefix("urn:assay:"),
+            _ => None,
+        });
+        let (Some(identity), None) = (identities.next(), identities.next()) else {
+            return Err(Refusal::NamelessCertificate);
+        };
+        Ok(Self {
+            identity: Identity::parse(identity).ok_or(Refusal::NamelessCertificate)?,
+            serial: certificate.raw_serial().to_vec(),
+        })
+    }
+}
+
+impl Identity {
+    fn parse(name: &str) -> Option<Self> {
+        match name {
+            "operator" => Some(Self::Operator),
+            "worker" => Some(Self::Worker),
+            _ => {
+                let (scope, device) = name.strip_prefix("device:")?.split_once(':')?;
+                Some(Self::Device(scope.parse().ok()?, device.parse().ok()?))
+            }
+        }
+    }
+}
+
+/// Why a client is not let in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The client id belongs to another role or device.
+    #[error("client id {client:?} is not {due}")]
+    ClientId {
+        /// As the client sent it.
+        client: String,
+        /// What it would have to be.
+        due: String,
+    },
+    /// The certificate names nobody this CA knows the kind of, or more than one.
+    #[error("the client certificate does not carry exactly one urn:assay: name")]
+    NamelessCertificate,
+    /// The device's certificate is of another scope than the broker.
+    #[error("the client certificate is of scope {0}, this broker serves another")]
+    OtherScope(Scope),
+    /// The device id has the form that only bootstrapping clients' ids have.
+    #[error("device id {0} has the form of a bootstrapping client's id")]
+    ReservedDeviceId(DeviceId),
+    /// The certificate does not parse.
+    #[error("the client certificate does not parse")]
+    UnreadableCertificate,
+    /// This role may leave no Will, or not this one.
+    #[error("a Will on {0:?} is not allowed")]
+    Will(String),
+}
+
+/// What one connected client may do in one scope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    scope: Scope,
+    role: Role,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Role {
+    Bootstrapping(ClientId),
+    Device(DeviceId),
+    Operator,
+    Worker,
+}
+
+impl Access {
+    /// The access of a client that has shown no certificate: its own request and reply topic.
+    pub fn bootstrapping(scope: &Scope, client: &str) -> Result<Self, Refusal> {
+        match client.parse::<ClientId>() {
+            Ok(id) if id.is_bootstrap() => Ok(Self::new(scope, Role::Bootstrapping(id))),
+            _ => Err(Refusal::client_id(client, "32 lower-case hexadecimal digits")),
+        }
+    }
+
+    /// The access of a client whose certificate names `identity`.
+    pub fn identified(scope: &Scope, identity: &Identity, client: &str) -> Result<Self, Refusal> {
+        match identity {
+            Identity::Device(other, _) if other != scope => Err(Refusal::OtherScope(other.clone())),
+            Identity::Device(_, device) if ClientId::from(device).is_bootstrap() => {
+                Err(Refusal::ReservedDeviceId(device.clone()))
+            }
+            Identity::Device(_, device) if client == device.as_str() => {
+                Ok(Self::new(scope, Role::Device(device.clone())))
+            }
+            Identity::Device(_, device) => Err(Refusal::client_id(client, device.as_str())),
+            Identity::Operator if client.starts_with(OPERATOR_PREFIX) => Ok(Self::new(scope, Role::Operator)),
+            Identity::Operator => Err(Refusal::client_id(client, "operator@…")),
+            Identity::Worker if client.starts_with(WORKER_PREFIX) => Ok(Self::new(scope, Role::Worker)),
+            Identity::Worker => Err(Refusal::client_id(client, "worker@…")),
+        }
+    }
+
+    fn new(scope: &Scope, role: Role) -> Self {
+        Self { scope: scope.clone(), role }
+    }
+
+    /// Whether the client may publish on this topic name.
+    pub fn may_publish(&self, topic: &str) -> bool {
+        if !is_plain(topic) {
+            return false;
+        }
+        let Some(topic) = Topic::parse(topic) else {
+            return false;
+        };
+        match (&self.role, topic) {
+            (Role::Bootstrapping(own), Topic::Request(scope, client)) => scope == self.scope && client == *own,
+            (Role::Device(own), Topic::Request(scope, client)) => {
+                scope == self.scope && client.as_str() == own.as_str()
+            }
+            (Role::Device(own), Topic::Device(scope, device, _)) => scope == self.scope && device == *own,
+            (
+                Role::Worker,
+                Topic::Chain(scope) | Topic::Crl(scope) | Topic::Event(scope, _) | Topic::Reply(scope, _),
+            ) => scope == self.scope,
+            _ => false,
+        }
+    }
+
+    /// Whether what the client publishes on this topic may be kept for later subscribers: only what the CA says to everyone.
+    pub fn may_retain(&self, topic: &str) -> bool {
+        self.may_publish(topic) && matches!(Topic::parse(topic), Some(Topic::Chain(_) | Topic::Crl(_)))
+    }
+
+    /// Whether the client may leave this Will: a device on its own tree, nobody else, nothing retained.
+    pub fn check_will(&self, topic: &str, retain: bool) -> Result<(), Refusal> {
+        let on_own_tree = matches!(self.role, Role::Device(_))
+            && self.may_publish(topic)
+            && matches!(Topic::parse(topic), Some(Topic::Device(..)));
+        if on_own_tree && !retain { Ok(()) } else { Err(Refusal::Will(topic.into())) }
+    }
+
+    /// Whether the client may subscribe to this topic filter (MQTT 5 §4.7, shared subscriptions §4.8.2).
+    pub fn may_subscribe(&self, filter: &str) -> bool {
+        if !is_filter(filter) {
+            return false;
+        }
+        let scope = &self.scope;
+        match &self.role {
+            Role::Bootstrapping(own) => filter == Topic::Reply(scope.clone(), own.clone()).to_string(),
+            Role::Device(own) => {
+                filter.starts_with(&format!("device/v1/{scope}/{own}/"))
+                    || filter == Topic::Reply(scope.clone(), own.into()).to_string()
+                    || filter == Topic::Chain(scope.clone()).to_string()
+                    || filter == Topic::Crl(scope.clone()).to_string()
+            }
+            Role::Operator => ["device/", "fleet/", "ca/"].iter().any(|tree| filter.starts_with(tree)),
+            Role::Worker => {
+                let requests = Topic::requests(scope);
+                filter == requests
+                    || filter
+                        .strip_prefix("$share/")
+                        .and_then(|shared| shared.split_once('/'))
+                        .is_some_and(|(group, filter)| !group.contains(['+', '#']) && filter == requests)
+            }
+        }
+    }
+
+    /// Whether the client has no certificate yet.
+    pub fn is_bootstrapping(&self) -> bool {
+        matches!(self.role, Role::Bootstrapping(_))
+    }
+}
+
+impl Refusal {
+    fn client_id(client: &str, due: &str) -> Self {
+        Self::ClientId { client: client.into(), due: due.into() }
+    }
+}
+
+/// Printable ASCII in levels that are not empty: narrower than MQTT allows, so that no topic can hide from an access
+/// list by looking like another or carry control sequences to an operator's terminal.
+fn is_plain(name: &str) -> bool {
+    name.len() <= MAX_FILTER
+        && name.split('/').all(|level| !level.is_empty() && level.bytes().all(|byte| byte.is_ascii_graphic()))
+}
+
+/// Plain, with each wildcard filling its level and `#` only at the end (MQTT 5 §4.7.1).
+fn is_filter(filter: &str) -> bool {
+    let mut levels = filter.split('/').rev();
+    let last = levels.next();
+    is_plain(filter)
+        && last.is_some_and(|level| matches!(level, "#" | "+") || !level.contains(['+', '#']))
+        && levels.all(|level| level == "+" || !level.contains(['+', '#']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: &str = "0123456789abcdef0123456789abcdef";
+    const OTHER: &str = "fedcba9876543210fedcba9876543210";
+
+    fn scope() -> Scope {
+        "default".parse().unwrap()
+    }
+
+    fn device_identity(scope: &str, device: &str) -> Identity {
+        Identity::Device(scope.parse().unwrap(), device.parse().unwrap())
+    }
+
+    fn bootstrapping() -> Access {
+        Access::bootstrapping(&scope(), CLIENT).unwrap()
+    }
+
+    fn device() -> Access {
+        Access::identified(&scope(), &device_identity("default", "pump-17"), "pump-17").unwrap()
+    }
+
+    fn operator() -> Access {
+        Access::identified(&scope(), &Identity::Operator, "operator@desk").unwrap()
+    }
+
+    fn worker() -> Access {
+        Access::identified(&scope(), &Identity::Worker, "worker@1").unwrap()
+    }
+
+    /// Names and filters nobody may use, whatever their role.
+    const NOBODYS: &[&str] = &[
+        "",
+        "/",
+        "#",
+        "+",
+        "+/#",
+        "+/+",
+        "+/v1/default/pump-17/#",
+        "$SYS/#",
+        "$SYS/broker/uptime",
+        "$share/x/#",
+        "$share/x/+/v1/default/+/request",
+        "$share//provision/v1/default/+/request",
+        "$share/+/provision/v1/default/+/request",
+        "$share/a#/provision/v1/default/+/request",
+        "$share/x",
+        "$share",
+        "$queue/provision/v1/default/+/request",
+        "é/x",
+        "é",
+        "provision",
+        "provision/#",
+        "provision/+/#",
+        "provision/v1/#",
+        "provision/v1/+/+/request",
+        "provision/v1/default/#",
+        "provision/v1/default/+",
+        "provision/v1/default/+/#",
+        "provision/v1/default/+/+",
+        "provision/v1/other/+/request",
+        "provision/v1/default/+/reques",
+        "provision/v1/default/+/requests",
+        "/provision/v1/default/+/request",
+        "provision/v1/default/+/request/",
+        "provision//v1/default/+/request",
+        "provision/v1/default//request",
+        "provision/v1/default//reply",
+        "device",
+        "device/",
+        "device//#",
+        "device/v1/default/pump-17//x",
+        "device/v1/default/pump-17/x/",
+        "device/v1/default/pump-17/é",
+        "device/v1/default/pump-17/\u{1b}[2J",
+        "device/v1/default/pump-17/a b",
+        "device/v1/default/pump-17/a\0",
+        "device/v1/default/pump-17/a#",
+        "device/v1/default/pump-17/#/b",
+        "device/v1/default/pump-17/a+/b",
+        "fleet",
+        "ca",
+        "ca/",
+        "ca/v1/default/chain/",
+    ];
+
+    #[test]
+    fn no_role_may_use_malformed_or_general_topics() {
+        for access in [bootstrapping(), device(), operator(), worker()] {
+            for topic in NOBODYS {
+                assert!(!access.may_publish(topic), "{access:?} publishes {topic}");
+                assert!(!access.may_retain(topic), "{access:?} retains {topic}");
+                assert!(!access.may_subscribe(topic), "{access:?} hears {topic}");
+                assert!(access.check_will(topic, false).is_err(), "{access:?} wills {topic}");
+            }
+        }
+    }
+
+    #[test]
+    fn topics_longer_than_the_limit_are_refused() {
+        let fits = format!("device/v1/default/pump-17/{}", "x".repeat(MAX_FILTER - 26));
+        assert_eq!(fits.len(), MAX_FILTER);
+        assert!(device().may_publish(&fits) && device().may_subscribe(&fits));
+        let longer = fits + "x";
+        assert!(!device().may_publish(&longer) && !device().may_subscribe(&longer));
+    }
+
+    #[test]
+    fn bootstrapping_client_speaks_on_its_own_two_topics() {
+        let access = bootstrapping();
+        let request = format!("provision/v1/default/{CLIENT}/request");
+        let reply = format!("provision/v1/default/{CLIENT}/reply");
+        assert!(access.is_bootstrapping());
+        assert!(access.may_publish(&request) && !access.may_subscribe(&request));
+        assert!(access.may_subscribe(&reply) && !access.may_publish(&reply));
+    }
+
+    #[test]
+    fn bootstrapping_client_may_do_nothing_else() {
+        let access = bootstrapping();
+        let strange = [
+            format!("provision/v1/default/{OTHER}/request"),
+            format!("provision/v1/default/{OTHER}/reply"),
+            format!("provision/v1/other/{CLIENT}/request"),
+            format!("provision/v1/other/{CLIENT}/reply"),
+            format!("provision/v1/Default/{CLIENT}/reply"),
+            format!("provision/v1/+/{CLIENT}/reply"),
+            format!("provision/v2/default/{CLIENT}/request"),
+            format!("provision/v2/default/{CLIENT}/reply"),
+            format!("provision/v1/default/{CLIENT}"),
+            format!("provision/v1/default/{CLIENT}/"),
+            format!("provision/v1/default/{CLIENT}/#"),
+            format!("provision/v1/default/{CLIENT}/+"),
+            format!("provision/v1/default/{CLIENT}/reply/#"),
+            format!("provision/v1/default/{CLIENT}/reply/x"),
+            format!("provision/v1/default/{CLIENT}/request/x"),
+            format!("provision/v1/default/{CLIENT}/repl"),
+            format!("provision/v1/default/{CLIENT}/reques"),
+            format!("provision/v1/default/{CLIENT}/Reply"),
+            format!("provision/v1/default/{}/reply", &CLIENT[1..]),
+            format!("provision/v1/default/{}/request", &CLIENT[..31]),
+            format!("provision/v1/default/{}/request", CLIENT.to_uppercase()),
+            format!("/provision/v1/default/{CLIENT}/request"),
+            format!("provision/v1/default/{CLIENT}/reply\0"),
+            format!(" provision/v1/default/{CLIENT}/reply"),
+            format!("$share/x/provision/v1/default/{CLIENT}/reply"),
+            format!("device/v1/default/{CLIENT}/x"),
+            format!("device/v1/default/{CLIENT}/#"),
+            format!("fleet/v1/default/{CLIENT}/event"),
+            "$share/ca/provision/v1/default/+/request".into(),
+            "provision/v1/default/+/request".into(),
+            "provision/v1/default/+/reply".into(),
+            "ca/v1/default/chain".into(),
+            "ca/v1/default/crl".into(),
+        ];
+        for topic in &strange {
+            assert!(!access.may_publish(topic), "publishes {topic}");
+            assert!(!access.may_subscribe(topic), "hears {topic}");
+        }
+        for topic in [format!("provision/v1/default/{CLIENT}/request"), strange[0].clone()] {
+            assert!(!access.may_retain(&topic), "retains {topic}");
+            assert_eq!(access.check_will(&topic, false), Err(Refusal::Will(topic)));
+        }
+    }
+
+    #[test]
+    fn bootstrap_client_id_other_than_32_lower_case_hex_is_refused() {
+        let upper = CLIENT.to_uppercase();
+        let longer = format!("{CLIENT}0");
+        let non_ascii = format!("{}é", &CLIENT[..30]);
+        for client in [
+            "",
+            "+",
+            "#",
+            "pump-17",
+            "worker@1",
+            &CLIENT[1..],
+            &upper,
+            &longer,
+            &non_ascii,
+            "0123456789abcdef0123456789abcdeg",
+            "0123456789abcdef/123456789abcdef",
+        ] {
+            assert!(matches!(Access::bootstrapping(&scope(), client), Err(Refusal::ClientId { .. })), "{client}");
+        }
+    }
+
+    #[test]
+    fn device_speaks_and_hears_below_its_own_tree() {
+        let access = device();
+        for topic in [
+            "device/v1/default/pump-17/telemetry",
+            "device/v1/default/pump-17/telemetry/temperature",
+            "provision/v1/default/pump-17/request",
+        ] {
+            assert!(access.may_publish(topic), "{topic}");
+            assert!(!access.may_retain(topic), "{topic}");
+        }
+        for filter in [
+            "device/v1/default/pump-17/#",
+            "device/v1/default/pump-17/+",
+            "device/v1/default/pump-17/+/set/#",
+            "device/v1/default/pump-17/command",
+            "provision/v1/default/pump-17/reply",
+            "ca/v1/default/chain",
+            "ca/v1/default/crl",
+        ] {
+            assert!(access.may_subscribe(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn device_may_do_nothing_outside_its_own_tree() {
+        let access = device();
+        for topic in [
+            "device/#",
+            "device/v1/#",
+            "device/v1/+/pump-17/x",
+            "device/v1/default/#",
+            "device/v1/default/+/x",
+            "device/v1/default/pump-17",
+            "device/v1/default/pump-1/x",
+            "device/v1/default/pump-177/x",
+            "device/v1/default/pump-18/x",
+            "device/v1/default/Pump-17/x",
+            "device/v1/other/pump-17/x",
+            "device/v2/default/pump-17/x",
+            "$share/x/device/v1/default/pump-17/x",
+            "fleet/v1/default/pump-17/event",
+            "fleet/#",
+            "ca/#",
+            "ca/v1/default/+",
+            "ca/v1/other/chain",
+            "ca/v1/default/key",
+            "provision/v1/default/pump-18/request",
+            "provision/v1/default/pump-18/reply",
+            "provision/v1/default/+/reply",
+            "provision/v1/other/pump-17/request",
+            "provision/v1/other/pump-17/reply",
+        ] {
+            assert!(!access.may_publish(topic), "publishes {topic}");
+            assert!(!access.may_subscribe(topic), "hears {topic}");
+        }
+        for topic in ["ca/v1/default/chain", "ca/v1/default/crl", "provision/v1/default/pump-17/reply"] {
+            assert!(!access.may_publish(topic), "publishes {topic}");
+        }
+        assert!(!access.may_subscribe("provision/v1/default/pump-17/request"));
+    }
+
+    #[test]
+    fn device_may_leave_an_unretained_will_on_its_own_tree_only() {
+        let access = device();
+        assert_eq!(access.check_will("device/v1/default/pump-17/offline", false), Ok(()));
+        assert!(access.check_will("device/v1/default/pump-17/offline", true).is_err());
+        assert!(access.check_will("device/v1/default/pump-18/offline", false).is_err());
+        assert!(access.check_will("provision/v1/default/pump-17/request", false).is_err());
+        assert!(worker().check_will("ca/v1/default/chain", false).is_err());
+        assert!(operator().check_will("device/v1/default/pump-17/offline", false).is_err());
+    }
+
+    #[test]
+    fn device_client_id_other_than_the_certificates_is_refused() {
+        let identity = device_identity("default", "pump-17");
+        for client in ["", "pump-18", "Pump-17", "pump-17 ", "+", CLIENT, "worker@1", "operator@1"] {
+            assert!(
+                matches!(Access::identified(&scope(), &identity, client), Err(Refusal::ClientId { .. })),
+                "{client}"
+            );
+        }
+    }
+
+    #[test]
+    fn device_of_another_scope_is_refused() {
+        let identity = device_identity("other", "pump-17");
+        assert_eq!(
+            Access::identified(&scope(), &identity, "pump-17"),
+            Err(Refusal::OtherScope("other".parse().unwrap()))
+        );
+    }
+
+    #[test]
+    fn device_id_in_the_form_of_a_bootstrap_client_id_is_refused() {
+        let identity = device_identity("default", CLIENT);
+        assert_eq!(
+            Access::identified(&scope(), &identity, CLIENT),
+            Err(Refusal::ReservedDeviceId(CLIENT.parse().unwrap()))
+        );
+    }
+
+    #[test]
+    fn no_device_id_can_be_a_workers_or_operators_client_id() {
+        for id in ["worker@1", "operator@desk"] {
+            assert!(id.parse::<DeviceId>().is_err());
+            assert!(id.parse::<ClientId>().is_err());
+        }
+        for (identity, wrong) in [
+            (Identity::Worker, ["", "worker", "worker-1", "operator@1", CLIENT, "pump-17"]),
+            (Identity::Operator, ["", "operator", "operator-1", "worker@1", CLIENT, "pump-17"]),
+        ] {
+            for client in wrong {
+                assert!(
+                    matches!(Access::identified(&scope(), &identity, client), Err(Refusal::ClientId { .. })),
+                    "{identity:?} as {client}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn operator_hears_devices_fleet_and_ca_and_publishes_nothing() {
+        let access = operator();
+        for filter in [
+            "device/#",
+            "device/v1/default/#",
+            "device/v1/+/+/#",
+            "device/v1/default/pump-17/telemetry",
+            "fleet/#",
+            "fleet/v1/default/+/event",
+            "ca/#",
+            "ca/v1/default/chain",
+        ] {
+            assert!(access.may_subscribe(filter), "{filter}");
+        }
+        for topic in [
+            "device/v1/default/pump-17/command",
+            "fleet/v1/default/pump-17/event",
+            "ca/v1/default/chain",
+            "provision/v1/default/pump-17/request",
+            "provision/v1/default/pump-17/reply",
+        ] {
+            assert!(!access.may_publish(topic), "{topic}");
+        }
+        for filter in [
+            "provision/v1/default/pump-17/request",
+            "provision/v1/default/pump-17/reply",
+            "provision/v1/default/+/request",
+            "$share/x/device/v1/default/#",
+            "devices/#",
+        ] {
+            assert!(!access.may_subscribe(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn worker_hears_requests_and_publishes_replies_events_and_ca() {
+        let access = worker();
+        for filter in [
+            "provision/v1/default/+/request",
+            "$share/ca/provision/v1/default/+/request",
+            "$share/other-group/provision/v1/default/+/request",
+        ] {
+            assert!(access.may_subscribe(filter), "{filter}");
+        }
+        for (topic, retain) in [
+            (format!("provision/v1/default/{CLIENT}/reply"), false),
+            ("provision/v1/default/pump-17/reply".into(), false),
+            ("fleet/v1/default/pump-17/event".into(), false),
+            ("ca/v1/default/chain".into(), true),
+            ("ca/v1/default/crl".into(), true),
+        ] {
+            assert!(access.may_publish(&topic), "{topic}");
+            assert_eq!(access.may_retain(&topic), retain, "{topic}");
+        }
+    }
+
+    #[test]
+    fn worker_may_do_nothing_else() {
+        let access = worker();
+        for topic in [
+            "provision/v1/other/pump-17/reply",
+            "provision/v1/default/pump-17/request",
+            "fleet/v1/other/pump-17/event",
+            "fleet/v1/default/pump-17/other",
+            "ca/v1/other/chain",
+            "ca/v1/default/key",
+            "device/v1/default/pump-17/command",
+        ] {
+            assert!(!access.may_publish(topic), "{topic}");
+        }
+        for filter in [
+            "provision/v1/default/+/reply",
+            "provision/v1/default/pump-17/request",
+            "$share/ca/provision/v1/other/+/request",
+            "$share/ca/$share/ca/provision/v1/default/+/request",
+            "$share/ca/provision/v1/default/+/reply",
+            "device/#",
+            "device/v1/default/#",
+            "fleet/#",
+            "ca/v1/default/chain",
+        ] {
+            assert!(!access.may_subscribe(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn identities_are_exactly_the_three_names() {
+        assert_eq!(Identity::parse("worker"), Some(Identity::Worker));
+        assert_eq!(Identity::parse("operator"), Some(Identity::Operator));
+        assert_eq!(Identity::parse("device:default:a:b"), Some(device_identity("default", "a:b")));
+        for name in [
+            "",
+            "Worker",
+            "worker:",
+            "worker2",
+            "operator:x",
+            "device",
+            "device:",
+            "device:default",
+            "device:default:",
+            "device::pump",
+            "device:Default:pump",
+            "device:default:a/b",
+        ] {
+            assert_eq!(Identity::parse(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Applies the access rules to one connection: the broker core asks it about the CONNECT and about each topic.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use assay_wire::Scope;
+use mqtt5::broker::auth::{AuthProvider, AuthResult};
+use mqtt5::broker::events::{BrokerEventHandler, ClientPublishEvent, PublishAction};
+use mqtt5::broker::router::MessageRouter;
+use mqtt5::packet::connect::ConnectPacket;
+use mqtt5::types::ReasonCode;
+use tokio::sync::Notify;
+use tracing::{debug, warn};
+
+use super::Admit;
+use super::listener::KEEP_ALIVE;
+use crate::access::{Access, ClientCertificate, Refusal};
+
+/// What a bootstrapping client may publish over one connection before it is cut. The ticket flow needs 2; the rest is
+/// for retries. It is below [`super::listener::BOOTSTRAP_LANE`], so a client that never reads its replies can neither fill its delivery
+/// lane, at which the worker would have to wait, nor hold more than this many replies in memory.
+const BOOTSTRAP_PUBLISHES: usize = 32;
+
+/// Who is at the other end, as far as TLS has established it.
+pub(super) enum Peer {
+    Anonymous,
+    Certified(ClientCertificate, Arc<Admit>),
+}
+
+/// The policy of one connection.
+pub(super) struct Guard {
+    scope: Scope,
+    peer: Peer,
+    router: Arc<MessageRouter>,
+    introduced: Notify,
+    access: OnceLock<Access>,
+    published: AtomicUsize,
+}
+
+type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+impl Guard {
+    pub(super) fn new(scope: Scope, peer: Peer, router: Arc<MessageRouter>) -> Self {
+        Self { scope, peer, router, introduced: Notify::new(), access: OnceLock::new(), published: AtomicUsize::new(0) }
+    }
+
+    /// Returns once the CONNECT packet has arrived.
+    pub(super) async fn introduced(&self) {
+        self.introduced.notified().await;
+    }
+
+    async fn check_connect(&self, connect: &ConnectPacket) -> Result<Access, AuthResult> {
+        let client = &connect.client_id;
+        let access = match &self.peer {
+            Peer::Anonymous => Access::bootstrapping(&self.scope, client),
+            Peer::Certified(certificate, _) => Access::identified(&self.scope, &certificate.identity, client),
+        }
+        .map_err(|refusal| refuse(&refusal))?;
+        if let Some(will) = &connect.will {
+            access.check_will(&will.topic, will.retain).map_err(|refusal| refuse(&refusal))?;
+        }
+        // MQTT 5 clients are told the broker's keep-alive; for MQTT 3.1.1 there is only this way to bound it.
+        if connect.protocol_version < 5 && u64::from(connect.keep_alive) > KEEP_ALIVE.as_secs() {
+            debug!(client, keep_alive = connect.keep_alive, "keep-alive too long");
+            return Err(AuthResult::fail(ReasonCode::NotAuthorized));
+        }
+        if let Peer::Certified(certificate, admit) = &self.peer {
+            let (admit, certificate) = (admit.clone(), certificate.clone());
+            let admitted = tokio::task::spawn_blocking(move || admit(&certificate.identity, &certificate.serial));
+            match admitted.await {
+                Ok(Ok(())) => {}
+                Ok(Err(reason)) => {
+                    debug!(client, reason, "certificate not admitted");
+                    return Err(AuthResult::fail(ReasonCode::NotAuthorized));
+                }
+                Err(error) => {
+                    warn!(client, %error, "admission check failed");
+                    return Err(AuthResult::fail(ReasonCode::ServerUnavailable));
+                }
+            }
+        }
+        Ok(access)
+    }
+
+    /// Ends the connection as soon as the packet at hand is dealt with.
+    async fn cut(&self, client_id: &str, reason: &str) {
+        debug!(client = client_id, reason, "cutting the connection");
+        self.router.unregister_client(client_id).await;
+    }
+}
+
+fn refuse(refusal: &Refusal) -> AuthResult {
+    debug!(%refusal, "CONNECT refused");
+    AuthResult::fail(match refusal {
+        Refusal::ClientId { .. } => ReasonCode::ClientIdentifierNotValid,
+        _ => ReasonCode::NotAuthorized,
+    })
+}
+
+impl AuthProvider for Guard {
+    fn authenticate<'a>(
+        &'a self,
+        connect: &'a ConnectPacket,
+        _client_addr: SocketAddr,
+    ) -> Answer<'a, mqtt5::Result<AuthResult>> {
+        Box::pin(async move {
+            self.introduced.notify_one();
+            Ok(match self.check_connect(connect).await {
+                Ok(access) => {
+                    self.access.get_or_init(|| access);
+                    AuthResult::success()
+                }
+                Err(refused) => refused,
+            })
+        })
+    }
+
+    fn authorize_publish<'a>(&'a self, client_id: &str, _user_id: Option<&'a str>, topic: &'a str) -> Answer<'a, bool> {
+        let client_id = client_id.to_owned();
+        Box::pin(async move {
+            let Some(access) = self.access.get() else {
+                return false;
+            };
+            if access.is_bootstrapping() && self.published.fetch_add(1, Ordering::Relaxed) >= BOOTSTRAP_PUBLISHES {
+                self.cut(&client_id, "too many publishes on one connection").await;
+                return false;
+            }
+            access.may_publish(topic)
+        })
+    }
+
+    fn authorize_subscribe<'a>(
+        &'a self,
+        _client_id: &str,
+        _user_id: Option<&'a str>,
+        filter: &'a str,
+    ) -> Answer<'a, bool> {
+        Box::pin(async move { self.access.get().is_some_and(|access| access.may_subscribe(filter)) })
+    }
+}
+
+impl BrokerEventHandler for Guard {
+    /// The broker core tells clients whether retaining is available (MQTT 5 §3.2.2.3.5) but does not hold them to it.
+    fn on_client_publish<'a>(&'a self, event: ClientPublishEvent) -> Answer<'a, PublishAction> {
+        Box::pin(async move {
+            let allowed = self.access.get().is_some_and(|access| access.may_retain(&event.topic));
+            if !event.retain || allowed {
+                return PublishAction::Continue;
+            }
+            self.cut(&event.client_id, "retained message").await;
+            PublishAction::Handled
+        })
+    }
+}

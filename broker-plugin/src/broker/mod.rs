@@ -1,0 +1,169 @@
+//! The embedded MQTT broker: two TLS listeners in front of one router, for one machine without a broker of its own.
+//!
+//! The *bootstrap* listener asks for no client certificate and lets each client speak on two topics; the *operational*
+//! listener admits certificates of our CA only. Routing and the MQTT state machine are the `mqtt5` crate's; accepting
+//! connections, TLS, identities and access ([`crate::access`]) are ours, because its own TLS listener awaits each handshake
+//! in the accept loop and tells its policy neither the certificate nor the retain flag.
+//!
+//! Sessions end with their connection and nothing is written to disk: devices retry, and workers publish what is retained anew.
+
+mod guard;
+mod listener;
+mod slots;
+mod tls;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use assay_wire::{DeviceId, Scope};
+use mqtt5::broker::router::MessageRouter;
+use mqtt5::broker::storage::QueueLimits;
+use mqtt5::broker::sys_topics::BrokerStats;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio::sync::broadcast;
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use crate::access::Identity;
+use listener::{Audience, Listener};
+pub use tls::{bootstrap_tls, operational_tls};
+
+/// Asks whether a certificate is still good: its serial number's content octets, and whom it names. `Err` says why
+/// not, for the log. Called on a thread that may block, once per CONNECT with a client certificate.
+pub type Admit = dyn Fn(&Identity, &[u8]) -> Result<(), String> + Send + Sync;
+
+/// What the broker is started with.
+pub struct EmbeddedBrokerConfig {
+    /// Where clients without a certificate connect; port 0 takes a free one.
+    pub bootstrap: SocketAddr,
+    /// Where devices, workers and operators connect.
+    pub operational: SocketAddr,
+    /// For the bootstrap listener; see [`bootstrap_tls`].
+    pub bootstrap_tls: Arc<ServerConfig>,
+    /// For the operational listener; see [`operational_tls`].
+    pub operational_tls: Arc<ServerConfig>,
+    /// The one scope that is served.
+    pub scope: Scope,
+    /// Consulted at each CONNECT on the operational listener.
+    pub admit: Arc<Admit>,
+    /// How much is held at once.
+    pub limits: Limits,
+}
+
+/// How many connections each listener holds, and how long one may take to introduce itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections per listener, including those still in the TLS handshake. Beyond it, new ones are closed at once.
+    pub connections: usize,
+    /// The same, per IPv4 address or IPv6 /64 network (what one subscriber is given, RFC 6177).
+    pub connections_per_address: usize,
+    /// From TCP accept to the end of the TLS handshake and the arrival of the whole CONNECT packet.
+    pub introduction: Duration,
+}
+
+impl Default for Limits {
+    /// 8192 connections, 1024 from one address (a factory behind one NAT gateway), 5 s: more than ten round trips on the
+    /// slowest link MQTT is used on, and a TPM is not needed before the CONNECT of a bootstrapping client.
+    fn default() -> Self {
+        Self { connections: 8192, connections_per_address: 1024, introduction: Duration::from_secs(5) }
+    }
+}
+
+/// What waits for one client when its delivery lane is full; beyond it the oldest is dropped, and its sender retries.
+const BACKLOG: QueueLimits = QueueLimits { max_messages: 4096, max_bytes: 16 * 1024 * 1024 };
+
+/// Retained messages: the chain and the revocation list of one scope, with room for a second.
+const RETAINED_MESSAGES: usize = 4;
+
+/// A revocation list of 20 000 entries at some 40 bytes would need paging long before MQTT does; the packet limit is lower.
+const RETAINED_MESSAGE_SIZE: usize = 64 * 1024;
+
+/// How often the router forgets the queues of clients that left. It keeps about 0.5 kB for each until then.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// How long connections may take to end by themselves at shutdown.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// A running broker. Dropping it ends both listeners and all connections at once.
+pub struct EmbeddedBroker {
+    bootstrap: SocketAddr,
+    operational: SocketAddr,
+    router: Arc<MessageRouter>,
+    closing: broadcast::Sender<()>,
+    listeners: JoinSet<()>,
+    sweeper: JoinSet<()>,
+}
+
+impl EmbeddedBroker {
+    /// Binds both listeners and serves them on the current tokio runtime until shutdown.
+    pub async fn start(config: EmbeddedBrokerConfig) -> io::Result<Self> {
+        let router = Arc::new(
+            MessageRouter::new()
+                .with_fallback_queue_limits(BACKLOG)
+                .with_retained_limits(RETAINED_MESSAGES, RETAINED_MESSAGE_SIZE),
+        );
+        let stats = Arc::new(BrokerStats::new());
+        let (closing, _) = broadcast::channel(1);
+        let mut listeners = JoinSet::new();
+        let mut listen = |tcp: TcpListener, tls, audience| {
+            let address = tcp.local_addr()?;
+            let listener = Listener::new(
+                config.scope.clone(),
+                audience,
+                tls,
+                config.limits,
+                router.clone(),
+                stats.clone(),
+                closing.clone(),
+            );
+            listeners.spawn(listener.serve(tcp, closing.subscribe()));
+            io::Result::Ok(address)
+        };
+        let bootstrap = TcpListener::bind(config.bootstrap).await?;
+        let operational = TcpListener::bind(config.operational).await?;
+        let bootstrap = listen(bootstrap, config.bootstrap_tls, Audience::Bootstrapping)?;
+        let operational = listen(operational, config.operational_tls, Audience::Identified(config.admit))?;
+
+        let mut sweeper = JoinSet::new();
+        sweeper.spawn({
+            let router = router.clone();
+            async move {
+                loop {
+                    tokio::time::sleep(SWEEP).await;
+                    router.sweep_sessions().await;
+                }
+            }
+        });
+        Ok(Self { bootstrap, operational, router, closing, listeners, sweeper })
+    }
+
+    /// Where the bootstrap listener accepts connections.
+    pub fn bootstrap_addr(&self) -> SocketAddr {
+        self.bootstrap
+    }
+
+    /// Where the operational listener accepts connections.
+    pub fn operational_addr(&self) -> SocketAddr {
+        self.operational
+    }
+
+    /// Cuts a device's live connection, if it has one. It is free to connect again as far as `admit` lets it.
+    pub async fn disconnect(&self, device: &DeviceId) {
+        self.router.unregister_client(device.as_str()).await;
+    }
+
+    /// Stops accepting, tells MQTT 5 clients that the server is shutting down, and returns when every connection has ended.
+    pub async fn shutdown(mut self) {
+        self.sweeper.abort_all();
+        // No receiver is left when both listeners have ended already.
+        let _ = self.closing.send(());
+        while let Some(ended) = self.listeners.join_next().await {
+            if let Err(error) = ended {
+                warn!(%error, "listener ended abnormally");
+            }
+        }
+    }
+}

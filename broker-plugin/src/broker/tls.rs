@@ -1,0 +1,49 @@
+//! The TLS configurations of the two listeners.
+//!
+//! Neither resumes sessions: each connection shows its certificate anew, so an expired one is noticed at the next
+//! connect, there is no early data to replay, and anonymous clients leave nothing behind in a session cache.
+
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{ConfigBuilder, Error, RootCertStore, ServerConfig, WantsVerifier};
+
+/// For the bootstrap listener: the server shows `chain` (leaf first), clients show nothing.
+pub fn bootstrap_tls(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<ServerConfig, Error> {
+    let config = builder(provider())?.with_no_client_auth().with_single_cert(chain, key)?;
+    Ok(without_resumption(config))
+}
+
+/// For the operational listener: clients must show a certificate for client authentication that chains to `root` and is
+/// valid now. Whether it has been revoked is asked later, at each CONNECT.
+pub fn operational_tls(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    root: CertificateDer<'static>,
+) -> Result<ServerConfig, Error> {
+    let provider = provider();
+    let mut roots = RootCertStore::empty();
+    roots.add(root)?;
+    let clients = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+        .build()
+        .map_err(|error| Error::General(error.to_string()))?;
+    let config = builder(provider)?.with_client_cert_verifier(clients).with_single_cert(chain, key)?;
+    Ok(without_resumption(config))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    aws_lc_rs::default_provider().into()
+}
+
+/// TLS 1.3 and 1.2; nothing older exists in rustls.
+fn builder(provider: Arc<CryptoProvider>) -> Result<ConfigBuilder<ServerConfig, WantsVerifier>, Error> {
+    ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()
+}
+
+fn without_resumption(mut config: ServerConfig) -> ServerConfig {
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config
+}

@@ -1,0 +1,763 @@
+//! The embedded broker over real sockets: what strangers cannot do to it, and what everybody else still can.
+
+mod pki;
+mod raw;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use assay_broker_plugin::access::Identity;
+use assay_broker_plugin::broker::{Admit, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
+use assay_wire::ClientId;
+use pki::{Credential, Pki};
+use raw::*;
+use rustls::{ClientConfig, HandshakeKind, ServerConfig};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+const SHARED_REQUESTS: &str = "$share/ca/provision/v1/default/+/request";
+const INTRODUCTION: Duration = Duration::from_secs(2);
+
+/// A running broker and its CA.
+struct World {
+    pki: Pki,
+    broker: EmbeddedBroker,
+    anonymous: Arc<ClientConfig>,
+}
+
+impl World {
+    async fn new() -> Self {
+        Self::with(limits(), Arc::new(|_, _| Ok(()))).await
+    }
+
+    async fn with(limits: Limits, admit: Arc<Admit>) -> Self {
+        let pki = Pki::new();
+        let operational = pki.operational_tls();
+        Self::with_tls(pki, operational, limits, admit).await
+    }
+
+    async fn with_tls(pki: Pki, operational_tls: ServerConfig, limits: Limits, admit: Arc<Admit>) -> Self {
+        let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
+            bootstrap: "127.0.0.1:0".parse().unwrap(),
+            operational: "127.0.0.1:0".parse().unwrap(),
+            bootstrap_tls: pki.bootstrap_tls().into(),
+            operational_tls: operational_tls.into(),
+            scope: "default".parse().unwrap(),
+            admit,
+            limits,
+        })
+        .await
+        .unwrap();
+        let anonymous = pki.client_tls(None).into();
+        Self { pki, broker, anonymous }
+    }
+
+    fn bootstrap(&self) -> SocketAddr {
+        self.broker.bootstrap_addr()
+    }
+
+    /// A bootstrapping client, connected, and its client id.
+    async fn stranger(&self) -> (Raw, String) {
+        let client = fresh_client();
+        let mut raw = Raw::open(self.bootstrap(), &self.anonymous).await.unwrap();
+        assert_eq!(raw.connect(&Connect::new(&client)).await, Some(SUCCESS));
+        (raw, client)
+    }
+
+    /// What a CONNECT on the bootstrap listener is answered with.
+    async fn bootstrap_connect(&self, connect: &Connect<'_>) -> Option<u8> {
+        Raw::open(self.bootstrap(), &self.anonymous).await.unwrap().connect(connect).await
+    }
+
+    /// Shows `credential` on the operational listener and sends CONNECT. A TLS 1.3 client learns that its certificate
+    /// was refused only when it reads.
+    async fn operational_connect(&self, credential: Option<&Credential>, connect: &Connect<'_>) -> Option<(Raw, u8)> {
+        let tls = self.pki.client_tls(credential).into();
+        let mut raw = Raw::open(self.broker.operational_addr(), &tls).await.ok()?;
+        let reason = raw.connect(connect).await?;
+        Some((raw, reason))
+    }
+
+    async fn identified(&self, name: &str, client: &str) -> Raw {
+        let credential = self.pki.client(&[name]);
+        let (raw, reason) = self.operational_connect(Some(&credential), &Connect::new(client)).await.unwrap();
+        assert_eq!(reason, SUCCESS);
+        raw
+    }
+
+    async fn device(&self, id: &str) -> Raw {
+        self.identified(&format!("urn:assay:device:default:{id}"), id).await
+    }
+
+    async fn operator(&self) -> Raw {
+        self.identified("urn:assay:operator", "operator@desk").await
+    }
+
+    async fn worker(&self) -> Raw {
+        let mut worker = self.identified("urn:assay:worker", "worker@1").await;
+        assert_eq!(worker.subscribe(SHARED_REQUESTS).await, Some(GRANTED_QOS_1));
+        worker
+    }
+
+    /// A worker that answers each request with `reply`.
+    async fn answering_worker(&self, reply: Vec<u8>) -> JoinHandle<()> {
+        let mut worker = self.worker().await;
+        tokio::spawn(async move {
+            while let Some(request) = worker.message(Duration::from_secs(60)).await {
+                let topic = request.topic.replace("/request", "/reply");
+                worker.send_publish(&topic, &reply, 0x32).await;
+            }
+        })
+    }
+
+    /// Connect, subscribe, request, reply: how long one whole exchange of a stranger takes.
+    async fn exchange(&self) -> Duration {
+        let started = Instant::now();
+        let (mut raw, client) = self.stranger().await;
+        assert_eq!(raw.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
+        assert_eq!(raw.publish(&request_topic(&client), b"request").await, Some(SUCCESS));
+        let reply = raw.message(PATIENCE).await.expect("a reply");
+        assert_eq!(reply.topic, reply_topic(&client));
+        started.elapsed()
+    }
+}
+
+fn limits() -> Limits {
+    Limits { introduction: INTRODUCTION, ..Limits::default() }
+}
+
+fn fresh_client() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mut random = [0; 16];
+    random[..8].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+    ClientId::bootstrap(random).to_string()
+}
+
+fn request_topic(client: &str) -> String {
+    format!("provision/v1/default/{client}/request")
+}
+
+fn reply_topic(client: &str) -> String {
+    format!("provision/v1/default/{client}/reply")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn request_reaches_a_sharing_worker_and_its_reply_the_client() {
+    let world = World::new().await;
+    let _worker = world.answering_worker(b"reply".to_vec()).await;
+    let (mut raw, client) = world.stranger().await;
+    assert_eq!(raw.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
+    assert_eq!(raw.publish(&request_topic(&client), b"request").await, Some(SUCCESS));
+    let reply = raw.message(PATIENCE).await.unwrap();
+    assert_eq!(reply, Message { topic: reply_topic(&client), payload: b"reply".to_vec(), retain: false });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mqtt_3_1_1_client_is_served_on_the_same_topics() {
+    let world = World::new().await;
+    let _worker = world.answering_worker(b"reply".to_vec()).await;
+    let client = fresh_client();
+    let mut raw = Raw::open(world.bootstrap(), &world.anonymous).await.unwrap();
+    let connect = Connect { version: 4, ..Connect::new(&client) };
+    assert_eq!(raw.connect(&connect).await, Some(SUCCESS));
+    assert_eq!(raw.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
+    assert_eq!(raw.publish(&request_topic(&client), b"request").await, Some(SUCCESS));
+    assert_eq!(raw.message(PATIENCE).await.unwrap().payload, b"reply");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mqtt_3_1_1_keep_alive_beyond_the_brokers_is_refused() {
+    let world = World::new().await;
+    for (keep_alive, accepted) in [(60, true), (61, false), (u16::MAX, false)] {
+        let client = fresh_client();
+        let connect = Connect { version: 4, keep_alive, ..Connect::new(&client) };
+        assert_eq!(world.bootstrap_connect(&connect).await == Some(SUCCESS), accepted, "{keep_alive}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stranger_overhears_nothing_whatever_it_subscribes_to() {
+    let world = World::new().await;
+    let _worker = world.answering_worker(b"reply".to_vec()).await;
+    let (mut victim, victim_id) = world.stranger().await;
+    assert_eq!(victim.subscribe(&reply_topic(&victim_id)).await, Some(GRANTED_QOS_1));
+
+    let (mut snoop, snoop_id) = world.stranger().await;
+    for filter in [
+        "#",
+        "+/#",
+        "+/+/+/+/+",
+        "provision/#",
+        "provision/v1/+/+/request",
+        "provision/v1/default/+/reply",
+        "$share/x/#",
+        SHARED_REQUESTS,
+        "$share/x/provision/v1/default/+/request",
+        "$SYS/#",
+        &reply_topic(&victim_id),
+        &request_topic(&victim_id),
+        &request_topic(&snoop_id),
+        "device/#",
+        "fleet/#",
+        "ca/#",
+    ] {
+        assert_eq!(snoop.subscribe(filter).await, Some(NOT_AUTHORIZED), "{filter}");
+    }
+
+    assert_eq!(victim.publish(&request_topic(&victim_id), b"request").await, Some(SUCCESS));
+    assert_eq!(victim.message(PATIENCE).await.unwrap().payload, b"reply");
+    assert_eq!(snoop.message(SILENCE).await, None);
+    assert!(snoop.is_alive().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stranger_speaks_for_nobody_else() {
+    let world = World::new().await;
+    let mut worker = world.worker().await;
+    let mut operator = world.operator().await;
+    for filter in ["device/#", "fleet/#", "ca/#"] {
+        assert_eq!(operator.subscribe(filter).await, Some(GRANTED_QOS_1));
+    }
+    let (mut victim, victim_id) = world.stranger().await;
+    assert_eq!(victim.subscribe(&reply_topic(&victim_id)).await, Some(GRANTED_QOS_1));
+
+    let (mut forger, forger_id) = world.stranger().await;
+    assert_eq!(forger.subscribe(&reply_topic(&forger_id)).await, Some(GRANTED_QOS_1));
+    for topic in [
+        &request_topic(&victim_id),
+        &reply_topic(&victim_id),
+        &reply_topic(&forger_id),
+        "provision/v1/other/x/request",
+        "device/v1/default/pump-17/command",
+        "fleet/v1/default/pump-17/event",
+        "ca/v1/default/crl",
+        "$SYS/broker/uptime",
+        "x",
+    ] {
+        assert_eq!(forger.publish(topic, b"forged").await, Some(NOT_AUTHORIZED), "{topic}");
+    }
+
+    for listener in [&mut worker, &mut operator, &mut victim, &mut forger] {
+        assert_eq!(listener.message(SILENCE).await, None);
+    }
+    assert_eq!(forger.publish(&request_topic(&forger_id), b"own").await, Some(SUCCESS));
+    assert_eq!(worker.message(PATIENCE).await.unwrap().payload, b"own");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn will_of_a_stranger_is_refused_at_connect_and_never_published() {
+    let world = World::new().await;
+    let mut worker = world.worker().await;
+    for version in [4, 5] {
+        let client = fresh_client();
+        let topic = request_topic(&client);
+        for will in [(topic.as_str(), false), (topic.as_str(), true), ("device/v1/default/pump-17/x", false)] {
+            let connect = Connect { version, will: Some(will), ..Connect::new(&client) };
+            let reason = world.bootstrap_connect(&connect).await;
+            // MQTT 3.1.1 §3.2.2.3 has 5 for "not authorized".
+            assert_eq!(reason, Some(if version == 5 { NOT_AUTHORIZED } else { 5 }), "{will:?}");
+        }
+    }
+    assert_eq!(worker.message(SILENCE).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retained_request_is_neither_delivered_nor_stored_and_its_sender_cut() {
+    let world = World::new().await;
+    let mut worker = world.worker().await;
+    let (mut raw, client) = world.stranger().await;
+    raw.publish_retained(&request_topic(&client), b"retained").await;
+    assert!(raw.end().await.is_ok(), "the sender is cut");
+    assert_eq!(worker.message(SILENCE).await, None);
+
+    let mut late = world.identified("urn:assay:worker", "worker@2").await;
+    assert_eq!(late.subscribe("provision/v1/default/+/request").await, Some(GRANTED_QOS_1));
+    assert_eq!(late.message(SILENCE).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_id_of_another_form_is_refused_on_the_bootstrap_listener() {
+    let world = World::new().await;
+    let upper = fresh_client().replace('0', "A");
+    let device = "5bkq5qaoj3xv4l6ys3nkxd3qpl3h3d6rgxqkkmlqeplggmljlfia";
+    for client in ["", "+", "#", "pump-17", "worker@1", "operator@desk", &upper, device, "é"] {
+        assert_eq!(world.bootstrap_connect(&Connect::new(client)).await, Some(CLIENT_ID_NOT_VALID), "{client}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn enhanced_authentication_is_refused() {
+    let world = World::new().await;
+    let client = fresh_client();
+    // 0x15: Authentication Method (MQTT 5 §3.1.2.11.9).
+    let connect = Connect { properties: b"\x15\0\x05PLAIN".to_vec(), ..Connect::new(&client) };
+    assert_eq!(world.bootstrap_connect(&connect).await, Some(BAD_AUTHENTICATION_METHOD));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_without_a_certificate_is_refused_on_the_operational_listener() {
+    let world = World::new().await;
+    for client in [fresh_client().as_str(), "pump-17", "worker@1"] {
+        assert!(world.operational_connect(None, &Connect::new(client)).await.is_none(), "{client}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operational_listener_refuses_clients_without_a_certificate_even_if_tls_lets_them_in() {
+    let pki = Pki::new();
+    let careless = pki.bootstrap_tls();
+    let world = World::with_tls(pki, careless, limits(), Arc::new(|_, _| Ok(()))).await;
+    for client in [fresh_client().as_str(), "worker@1"] {
+        assert!(world.operational_connect(None, &Connect::new(client)).await.is_none(), "{client}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unfit_certificates_are_refused_on_the_operational_listener() {
+    let world = World::new().await;
+    let worker = Connect::new("worker@1");
+    for (what, credential) in [
+        ("of another CA", Pki::new().client(&["urn:assay:worker"])),
+        ("expired", world.pki.expired_client("urn:assay:worker")),
+        ("for servers", world.pki.server_named_worker()),
+        ("without a name", world.pki.client(&[])),
+        ("with a stranger's name", world.pki.client(&["urn:example:worker"])),
+        ("with two names", world.pki.client(&["urn:assay:worker", "urn:assay:operator"])),
+    ] {
+        assert!(world.operational_connect(Some(&credential), &worker).await.is_none(), "{what}");
+    }
+    let good = world.pki.client(&["urn:assay:worker"]);
+    assert_eq!(world.operational_connect(Some(&good), &worker).await.unwrap().1, SUCCESS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_id_other_than_the_certificates_is_refused() {
+    let world = World::new().await;
+    for (name, clients) in [
+        ("urn:assay:device:default:pump-17", ["pump-18", "worker@1", "operator@desk", ""]),
+        ("urn:assay:worker", ["pump-17", "worker", "operator@desk", "worker1"]),
+        ("urn:assay:operator", ["pump-17", "operator", "worker@1", "+"]),
+    ] {
+        let credential = world.pki.client(&[name]);
+        for client in clients {
+            let (_, reason) = world.operational_connect(Some(&credential), &Connect::new(client)).await.unwrap();
+            assert_eq!(reason, CLIENT_ID_NOT_VALID, "{name} as {client}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_of_another_scope_is_refused() {
+    let world = World::new().await;
+    let credential = world.pki.client(&["urn:assay:device:other:pump-17"]);
+    let (_, reason) = world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
+    assert_eq!(reason, NOT_AUTHORIZED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_and_stranger_can_never_share_a_client_id() {
+    let world = World::new().await;
+    let client = fresh_client();
+    let credential = world.pki.client(&[&format!("urn:assay:device:default:{client}")]);
+    let (_, reason) = world.operational_connect(Some(&credential), &Connect::new(&client)).await.unwrap();
+    assert_eq!(reason, NOT_AUTHORIZED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificate_that_is_not_admitted_is_refused_at_each_connect() {
+    let admit: Arc<Admit> = Arc::new(|identity, serial| {
+        assert!(!serial.is_empty());
+        match identity {
+            Identity::Device(_, device) if device.as_str() == "pump-17" => Err("revoked".into()),
+            _ => Ok(()),
+        }
+    });
+    let world = World::with(limits(), admit).await;
+    let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
+    for _ in 0..2 {
+        let (_, reason) = world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
+        assert_eq!(reason, NOT_AUTHORIZED);
+    }
+    assert!(world.device("pump-18").await.is_alive().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn panic_in_one_connection_leaves_the_others_served() {
+    let admit: Arc<Admit> = Arc::new(|identity, _| match identity {
+        Identity::Device(..) => panic!("as the test wants it"),
+        _ => Ok(()),
+    });
+    let world = World::with(limits(), admit).await;
+    let _worker = world.answering_worker(b"reply".to_vec()).await;
+    let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
+    let (_, reason) = world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
+    assert_eq!(reason, SERVER_UNAVAILABLE);
+    world.exchange().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_admission_of_one_client_does_not_delay_others() {
+    let admit: Arc<Admit> = Arc::new(|identity, _| {
+        if matches!(identity, Identity::Device(..)) {
+            std::thread::sleep(Duration::from_secs(3));
+        }
+        Ok(())
+    });
+    let world = World::with(limits(), admit).await;
+    let _worker = world.answering_worker(b"reply".to_vec()).await;
+    let tls = Arc::new(world.pki.client_tls(Some(&world.pki.client(&["urn:assay:device:default:pump-17"]))));
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut raw = Raw::open(world.broker.operational_addr(), &tls).await.unwrap();
+        raw.send(&Connect::new("pump-17").packet()).await;
+        slow.push(raw);
+    }
+    let took = world.exchange().await;
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_tcp_connections_delay_nobody_and_are_cut() {
+    let world = World::new().await;
+    let _worker = world.answering_worker(b"reply".to_vec()).await;
+    let mut silent = Vec::new();
+    for address in [world.bootstrap(), world.broker.operational_addr()] {
+        for _ in 0..100 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+    }
+    let took = world.exchange().await;
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    for mut stream in silent {
+        let ended = timeout(2 * INTRODUCTION, stream.read(&mut [0])).await;
+        assert!(matches!(ended, Ok(Ok(0) | Err(_))), "still open");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connect_that_trickles_in_is_cut_at_the_deadline() {
+    let world = World::new().await;
+    let packet = Connect::new(&fresh_client()).packet();
+    let mut raw = Raw::open(world.bootstrap(), &world.anonymous).await.unwrap();
+    let started = Instant::now();
+    for byte in &packet[..packet.len() - 1] {
+        raw.send(&[*byte]).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    raw.end().await.unwrap();
+    let took = started.elapsed();
+    assert!((INTRODUCTION / 2..2 * INTRODUCTION).contains(&took), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn introduced_client_outlives_the_introduction_deadline() {
+    let world = World::new().await;
+    let (mut raw, _) = world.stranger().await;
+    tokio::time::sleep(INTRODUCTION + SILENCE).await;
+    assert!(raw.is_alive().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oversize_packet_cuts_its_sender_only() {
+    let world = World::new().await;
+    let mut worker = world.worker().await;
+    let (mut other, other_id) = world.stranger().await;
+
+    let (mut raw, client) = world.stranger().await;
+    assert_eq!(raw.publish(&request_topic(&client), &[7; 16 * 1024]).await, Some(SUCCESS));
+    assert_eq!(worker.message(PATIENCE).await.unwrap().payload.len(), 16 * 1024);
+    raw.publish(&request_topic(&client), &[7; 18 * 1024]).await;
+    raw.end().await.unwrap();
+
+    // A length is enough: nothing is kept ready for the 256 MB announced.
+    let (mut boaster, _) = world.stranger().await;
+    boaster.send(&[0x32, 0xff, 0xff, 0xff, 0x7f]).await;
+    boaster.end().await.unwrap();
+
+    assert_eq!(worker.message(SILENCE).await, None);
+    assert_eq!(other.publish(&request_topic(&other_id), b"request").await, Some(SUCCESS));
+    assert_eq!(worker.message(PATIENCE).await.unwrap().payload, b"request");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_topics_and_broken_packets_hurt_nobody_else() {
+    let world = World::new().await;
+    let _worker = world.answering_worker(b"reply".to_vec()).await;
+    for topic in ["é/x", "é", "/", "//", "$share/x/y", "$SYS"] {
+        let (mut raw, _) = world.stranger().await;
+        assert_eq!(raw.publish(topic, b"x").await, Some(NOT_AUTHORIZED), "{topic}");
+    }
+    for bytes in [
+        packet(0x32, b"\0\0\0\x01\0x".to_vec()),
+        packet(0x32, b"\0\x01#\0\x01\0x".to_vec()),
+        packet(0x32, b"\xff\xff".to_vec()),
+        packet(0x36, b"\0\x01x\0\x01\0x".to_vec()),
+        packet(0x32, b"\0\0\0\x01\x03\x23\0\x01x".to_vec()),
+        packet(0x82, b"\0\x01\0\0\0\x01".to_vec()),
+        packet(0x82, b"\0\x01\0".to_vec()),
+        packet(0x00, Vec::new()),
+        packet(0xf0, b"\x19".to_vec()),
+        packet(0x10, b"\0\x04MQTT".to_vec()),
+        vec![0x30, 0xff, 0xff, 0xff, 0xff, 0xff],
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+    ] {
+        let (mut raw, _) = world.stranger().await;
+        raw.send(&bytes).await;
+        let mut unintroduced = Raw::open(world.bootstrap(), &world.anonymous).await.unwrap();
+        unintroduced.send(&bytes).await;
+    }
+    world.exchange().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn second_connect_under_the_same_client_id_ends_the_first() {
+    let world = World::new().await;
+    let _worker = world.answering_worker(b"reply".to_vec()).await;
+    let (mut first, client) = world.stranger().await;
+    assert_eq!(first.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
+
+    let mut second = Raw::open(world.bootstrap(), &world.anonymous).await.unwrap();
+    assert_eq!(second.connect(&Connect::new(&client)).await, Some(SUCCESS));
+    assert_eq!(first.end().await, Ok(Some(SESSION_TAKEN_OVER)));
+    assert_eq!(second.publish(&request_topic(&client), b"request").await, Some(SUCCESS));
+    assert_eq!(second.message(SILENCE).await, None, "subscriptions are not inherited");
+    assert_eq!(second.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
+    assert_eq!(second.publish(&request_topic(&client), b"request").await, Some(SUCCESS));
+    assert_eq!(second.message(PATIENCE).await.unwrap().payload, b"reply");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn session_does_not_outlive_its_connection() {
+    let world = World::new().await;
+    let mut worker = world.worker().await;
+    let client = fresh_client();
+    // 0x11: Session Expiry Interval (MQTT 5 §3.1.2.11.2), here for ever.
+    let persistent =
+        Connect { clean_start: false, properties: b"\x11\xff\xff\xff\xff".to_vec(), ..Connect::new(&client) };
+    let mut raw = Raw::open(world.bootstrap(), &world.anonymous).await.unwrap();
+    assert_eq!(raw.connect(&persistent).await, Some(SUCCESS));
+    assert_eq!(raw.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
+    drop(raw);
+    tokio::time::sleep(SILENCE).await;
+    assert_eq!(worker.publish(&reply_topic(&client), b"late").await, Some(SUCCESS));
+    let mut raw = Raw::open(world.bootstrap(), &world.anonymous).await.unwrap();
+    assert_eq!(raw.connect(&persistent).await, Some(SUCCESS));
+    assert_eq!(raw.message(SILENCE).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_share_of_one_address_are_closed() {
+    let limits = Limits { connections_per_address: 4, ..limits() };
+    let world = World::with(limits, Arc::new(|_, _| Ok(()))).await;
+    let mut inside = Vec::new();
+    for _ in 0..4 {
+        inside.push(world.stranger().await);
+    }
+    assert!(Raw::open(world.bootstrap(), &world.anonymous).await.is_err());
+    assert!(world.device("pump-17").await.is_alive().await, "the other listener has places of its own");
+    for (raw, _) in &mut inside {
+        assert!(raw.is_alive().await);
+    }
+    drop(inside.pop());
+    let started = Instant::now();
+    while Raw::open(world.bootstrap(), &world.anonymous).await.is_err() {
+        assert!(started.elapsed() < PATIENCE, "the place is not given back");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_total_are_closed() {
+    let limits = Limits { connections: 2, ..limits() };
+    let world = World::with(limits, Arc::new(|_, _| Ok(()))).await;
+    let _inside = [world.stranger().await, world.stranger().await];
+    assert!(Raw::open(world.bootstrap(), &world.anonymous).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stranger_that_publishes_without_end_is_cut() {
+    let world = World::new().await;
+    let mut worker = world.worker().await;
+    let (mut raw, client) = world.stranger().await;
+    let mut accepted = 0;
+    while raw.publish(&request_topic(&client), b"request").await == Some(SUCCESS) {
+        accepted += 1;
+        assert!(accepted < 100);
+    }
+    assert_eq!(accepted, 32);
+    raw.end().await.unwrap();
+    for _ in 0..accepted {
+        assert!(worker.message(PATIENCE).await.is_some());
+    }
+    assert_eq!(worker.message(SILENCE).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_that_never_read_their_replies_do_not_hold_up_the_worker() {
+    let world = World::new().await;
+    let _worker = world.answering_worker(vec![7; 15 * 1024]).await;
+    let mut deaf = Vec::new();
+    for _ in 0..4 {
+        let (mut raw, client) = world.stranger().await;
+        assert_eq!(raw.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
+        for _ in 0..32 {
+            raw.send_publish(&request_topic(&client), b"request", 0x32).await;
+        }
+        deaf.push(raw);
+    }
+    let took = world.exchange().await;
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_that_comes_back_is_given_requests_again() {
+    let world = World::new().await;
+    let worker = world.answering_worker(b"first".to_vec()).await;
+    world.exchange().await;
+    worker.abort();
+    assert!(worker.await.unwrap_err().is_cancelled());
+    let _worker = world.answering_worker(b"second".to_vec()).await;
+    for _ in 0..4 {
+        world.exchange().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_shared_among_the_workers_of_a_group() {
+    let world = World::new().await;
+    let mut workers = [world.worker().await, world.identified("urn:assay:worker", "worker@2").await];
+    assert_eq!(workers[1].subscribe(SHARED_REQUESTS).await, Some(GRANTED_QOS_1));
+    let (mut raw, client) = world.stranger().await;
+    for _ in 0..10 {
+        assert_eq!(raw.publish(&request_topic(&client), b"request").await, Some(SUCCESS));
+    }
+    for worker in &mut workers {
+        for _ in 0..5 {
+            assert!(worker.message(PATIENCE).await.is_some());
+        }
+        assert_eq!(worker.message(SILENCE).await, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_and_operator_talk_below_the_devices_tree_only() {
+    let world = World::new().await;
+    let mut operator = world.operator().await;
+    assert_eq!(operator.subscribe("device/v1/+/+/#").await, Some(GRANTED_QOS_1));
+    let mut device = world.device("pump-17").await;
+    let mut other = world.device("pump-18").await;
+    assert_eq!(other.subscribe("device/v1/default/pump-17/#").await, Some(NOT_AUTHORIZED));
+    assert_eq!(other.subscribe("device/v1/default/pump-18/#").await, Some(GRANTED_QOS_1));
+
+    assert_eq!(device.publish("device/v1/default/pump-17/telemetry", b"21").await, Some(SUCCESS));
+    assert_eq!(device.publish("device/v1/default/pump-18/telemetry", b"22").await, Some(NOT_AUTHORIZED));
+    assert_eq!(operator.publish("device/v1/default/pump-17/command", b"stop").await, Some(NOT_AUTHORIZED));
+    let heard = operator.message(PATIENCE).await.unwrap();
+    assert_eq!((heard.topic.as_str(), heard.payload.as_slice()), ("device/v1/default/pump-17/telemetry", &b"21"[..]));
+    assert_eq!(operator.message(SILENCE).await, None);
+    assert_eq!(other.message(SILENCE).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_leaves_a_will_on_its_own_tree_only() {
+    let world = World::new().await;
+    let mut operator = world.operator().await;
+    assert_eq!(operator.subscribe("device/#").await, Some(GRANTED_QOS_1));
+    let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
+    for will in [
+        ("device/v1/default/pump-18/offline", false),
+        ("device/v1/default/pump-17/offline", true),
+        ("ca/v1/default/crl", false),
+    ] {
+        let connect = Connect { will: Some(will), ..Connect::new("pump-17") };
+        assert_eq!(world.operational_connect(Some(&credential), &connect).await.unwrap().1, NOT_AUTHORIZED);
+    }
+    let connect = Connect { will: Some(("device/v1/default/pump-17/offline", false)), ..Connect::new("pump-17") };
+    drop(world.operational_connect(Some(&credential), &connect).await.unwrap());
+    assert_eq!(operator.message(PATIENCE).await.unwrap().topic, "device/v1/default/pump-17/offline");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_the_ca_says_to_everyone_is_retained() {
+    let world = World::new().await;
+    let mut worker = world.worker().await;
+    assert_eq!(worker.publish_retained("ca/v1/default/chain", b"chain").await, Some(SUCCESS));
+    let mut device = world.device("pump-17").await;
+    assert_eq!(device.subscribe("ca/v1/default/chain").await, Some(GRANTED_QOS_1));
+    let chain = device.message(PATIENCE).await.unwrap();
+    assert_eq!(chain, Message { topic: "ca/v1/default/chain".into(), payload: b"chain".to_vec(), retain: true });
+
+    device.publish_retained("device/v1/default/pump-17/telemetry", b"21").await;
+    device.end().await.unwrap();
+    worker.publish_retained("provision/v1/default/pump-17/reply", b"reply").await;
+    worker.end().await.unwrap();
+    let mut operator = world.operator().await;
+    assert_eq!(operator.subscribe("device/#").await, Some(GRANTED_QOS_1));
+    assert_eq!(operator.message(SILENCE).await, None);
+    let mut device = world.device("pump-17").await;
+    assert_eq!(device.subscribe("provision/v1/default/pump-17/reply").await, Some(GRANTED_QOS_1));
+    assert_eq!(device.message(SILENCE).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_that_is_disconnected_stops_hearing_and_may_come_back() {
+    let world = World::new().await;
+    let mut device = world.device("pump-17").await;
+    let mut other = world.device("pump-18").await;
+    assert_eq!(device.subscribe("device/v1/default/pump-17/#").await, Some(GRANTED_QOS_1));
+    world.broker.disconnect(&"pump-17".parse().unwrap()).await;
+    device.end().await.unwrap();
+    assert!(other.is_alive().await);
+    assert!(world.device("pump-17").await.is_alive().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_sessions_are_never_resumed() {
+    let world = World::new().await;
+    let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let mut tls = world.pki.client_tls(Some(&credential));
+        let provider = tls.crypto_provider().clone();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(world.pki.root()).unwrap();
+        tls = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(credential.chain.clone(), credential.key.clone_key())
+            .unwrap();
+        let tls = Arc::new(tls);
+        for address in [world.bootstrap(), world.broker.operational_addr()] {
+            for _ in 0..3 {
+                let mut raw = Raw::open(address, &tls).await.unwrap();
+                // The answer to a CONNECT is read after any ticket.
+                raw.connect(&Connect::new("pump-17")).await;
+                assert_eq!(raw.stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_tells_clients_and_frees_the_ports() {
+    let world = World::new().await;
+    let (mut stranger, _) = world.stranger().await;
+    let mut device = world.device("pump-17").await;
+    let _silent = TcpStream::connect(world.bootstrap()).await.unwrap();
+    let (bootstrap, operational) = (world.bootstrap(), world.broker.operational_addr());
+    timeout(Duration::from_secs(5), world.broker.shutdown()).await.expect("in time");
+    assert_eq!(stranger.end().await, Ok(Some(SERVER_SHUTTING_DOWN)));
+    assert_eq!(device.end().await, Ok(Some(SERVER_SHUTTING_DOWN)));
+    for address in [bootstrap, operational] {
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_right_after_start_returns() {
+    let world = World::new().await;
+    timeout(Duration::from_secs(5), world.broker.shutdown()).await.expect("in time");
+}
