@@ -1,1 +1,73 @@
-//! .
+//! What the CA decides, and nothing else: no sockets, files, threads or clock.
+//!
+//! Time and randomness are arguments. What a device sends goes through a chain of types; each can only be made by
+//! the check before it, so a certificate that exists was earned, and the chain reads as the argument for it.
+//!
+//! | value | made by | establishes | leaves open |
+//! |---|---|---|---|
+//! | [`Evidence`] | [`Evidence::parse`] | the request can be read | whether any of it is true |
+//! | [`TrustedEk`] | [`TrustedEk::verify`] | the EK is sound, is on a TCG template, and is a genuine TPM's: by a trusted vendor's certificate, or by the operator's list | whether the sender has that TPM |
+//! | [`BoundKey`] | [`BoundKey::verify`] | *if* a TPM holds an object with the IK's Name, that key was made in it and never leaves it; the sender signs with it | whether a TPM holds it, and which |
+//! | [`Admitted`] | [`Admitted::decide`] | the EK is not disabled, and the device id is due to it | that this remains so |
+//! | challenge | [`Admitted::challenge`] | | |
+//! | [`ProvenDevice`] | [`ProvenDevice::verify`] | EK and IK are in one TPM, and the sender has it: only there could the credential be opened that held the ticket | whether the device is still welcome |
+//! | [`Readmitted`] | [`Readmitted::decide`] | it is | |
+//! | [`Prepared`] | [`Prepared::new`] | every field of the certificate comes from what was proven and from the [`Profile`] | |
+//! | [`IssuedCertificate`] | [`Issuer::sign`] | | |
+//!
+//! What must be established elsewhere:
+//!
+//! - *One EK, one device, one active certificate.* [`Records`] must be read, and the certificate stored, in one
+//!   transaction; a certificate is stored before it is sent.
+//! - *A claim may come back more than once* while it is valid. The store answers a repeated one with the certificate
+//!   already issued.
+//! - *The device stands where the operator thinks.* An EK names a TPM, not a box: an honest TPM elsewhere can answer
+//!   for this one. Only an inventory that ties EKs to serial numbers helps.
+//! - *The device runs what it should.* Nothing here speaks of its software.
+//! - *Vendors revoke EK certificates.* Remove the vendor's root, or disable the EK.
+
+#![warn(missing_docs)]
+
+mod evidence;
+pub use evidence::Evidence;
+
+mod trust;
+pub use trust::{AnchorError, Assurance, TpmModel, TrustAnchors, TrustedEk};
+
+mod bound_key;
+pub use bound_key::BoundKey;
+
+mod admission;
+pub use admission::{Admitted, Enrolment, Readmitted, Records, Registration};
+
+mod challenge;
+pub use challenge::{CLAIM_LIFETIME, CLOCK_SKEW, ProvenDevice, TicketKey};
+
+mod profile;
+pub use profile::{Profile, ProfileError};
+
+mod issue;
+pub use issue::{IssuedCertificate, Issuer, IssuerError, Prepared};
+
+mod rejection;
+pub use rejection::{Fault, Rejection};
+
+mod authority;
+pub use authority::{Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, ROOT_LIFETIME};
+
+mod identity;
+pub use identity::{Identity, IdentityError};
+
+mod ek_file;
+pub use ek_file::{CertificateSummary, EkFileError, EkIdentity, RecognisedAs};
+
+pub mod key;
+pub mod tpm;
+
+mod der;
+mod hardware;
+mod oid;
+
+fn hex(bytes: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(bytes)
+}

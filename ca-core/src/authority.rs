@@ -1,0 +1,156 @@
+//! The CA's own certificates: root, issuing CA, and the leaves of everybody who is no device.
+
+use rand_core::CryptoRng;
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+};
+use time::{Duration, OffsetDateTime};
+use zeroize::Zeroizing;
+
+use crate::Fault;
+use crate::identity::Identity;
+use crate::issue::random_serial;
+
+/// A CA certificate and its P-256 key, freshly made.
+///
+/// Keys come from the cryptographic library's own randomness, everything else from `rng`.
+pub struct Authority {
+    certificate: rcgen::Certificate,
+    issuer: rcgen::Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// A self-signed root, valid for [`ROOT_LIFETIME`]. `name` becomes its organisation.
+    pub fn root(name: &str, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<Self, Fault> {
+        let key = new_key()?;
+        let params = ca_params(name, "Root CA", BasicConstraints::Unconstrained, ROOT_LIFETIME, now, rng);
+        let certificate = params.self_signed(&key).map_err(fault("signing the root"))?;
+        Ok(Self { certificate, issuer: rcgen::Issuer::new(params, key) })
+    }
+
+    /// An issuing CA under this one, valid for [`ISSUING_LIFETIME`], that can certify leaves only.
+    pub fn issuing(&self, name: &str, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<Self, Fault> {
+        let key = new_key()?;
+        let mut params = ca_params(name, "Issuing CA", BasicConstraints::Constrained(0), ISSUING_LIFETIME, now, rng);
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(fault("signing the issuing CA"))?;
+        Ok(Self { certificate, issuer: rcgen::Issuer::new(params, key) })
+    }
+
+    /// A certificate for a broker that is reached under `names`: DNS names and IP addresses.
+    pub fn server(
+        &self,
+        names: &[String],
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<KeyAndCertificate, Fault> {
+        let mut params = CertificateParams::new(names).map_err(fault("reading a server name"))?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.leaf(params, "broker", now, rng)
+    }
+
+    /// A certificate for a client of the broker.
+    pub fn client(
+        &self,
+        identity: &Identity,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<KeyAndCertificate, Fault> {
+        let uri = Ia5String::try_from(identity.to_string()).map_err(fault("writing an identity"))?;
+        let common_name = match identity {
+            Identity::Device { device_id, .. } => device_id.as_str(),
+            Identity::Operator => "operator",
+            Identity::Worker => "worker",
+        };
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.leaf(params, common_name, now, rng)
+    }
+
+    /// The CA itself.
+    pub fn to_pem(&self) -> KeyAndCertificate {
+        KeyAndCertificate::new(&self.certificate, self.issuer.key())
+    }
+
+    fn leaf(
+        &self,
+        mut params: CertificateParams,
+        common_name: &str,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<KeyAndCertificate, Fault> {
+        let key = new_key()?;
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        set_times_and_serial(&mut params, LEAF_LIFETIME, now, rng);
+        let certificate = params.signed_by(&key, &self.issuer).map_err(fault("signing a leaf"))?;
+        Ok(KeyAndCertificate::new(&certificate, &key))
+    }
+}
+
+/// A certificate and its private key, for files.
+#[derive(Debug)]
+pub struct KeyAndCertificate {
+    /// The certificate in PEM.
+    pub certificate: String,
+    /// Its PKCS#8 key in PEM. Wiped when dropped.
+    pub key: Zeroizing<String>,
+}
+
+impl KeyAndCertificate {
+    fn new(certificate: &rcgen::Certificate, key: &KeyPair) -> Self {
+        Self { certificate: certificate.pem(), key: Zeroizing::new(key.serialize_pem()) }
+    }
+}
+
+/// How long a root is valid: longer than any device it is pinned in.
+pub const ROOT_LIFETIME: Duration = Duration::days(20 * 365);
+/// How long an issuing CA is valid. No device certificate outlives it.
+pub const ISSUING_LIFETIME: Duration = Duration::days(10 * 365);
+/// How long the broker's, workers' and operators' certificates are valid.
+pub const LEAF_LIFETIME: Duration = Duration::days(3 * 365);
+/// How slow the clock of a device may be that verifies a fresh certificate.
+const BACKDATE: Duration = Duration::hours(1);
+
+fn new_key() -> Result<KeyPair, Fault> {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(fault("making a key"))
+}
+
+fn ca_params(
+    name: &str,
+    role: &str,
+    constraints: BasicConstraints,
+    lifetime: Duration,
+    now: OffsetDateTime,
+    rng: &mut dyn CryptoRng,
+) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, name);
+    params.distinguished_name.push(DnType::CommonName, format!("{name} {role}"));
+    params.is_ca = IsCa::Ca(constraints);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    set_times_and_serial(&mut params, lifetime, now, rng);
+    params
+}
+
+fn set_times_and_serial(
+    params: &mut CertificateParams,
+    lifetime: Duration,
+    now: OffsetDateTime,
+    rng: &mut dyn CryptoRng,
+) {
+    params.not_before = now - BACKDATE;
+    params.not_after = now + lifetime;
+    params.serial_number = Some(SerialNumber::from_slice(&random_serial(rng)));
+}
+
+fn fault<E: ToString>(operation: &'static str) -> impl Fn(E) -> Fault {
+    move |error| Fault::Certificate { operation, reason: error.to_string() }
+}

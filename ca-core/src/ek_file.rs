@@ -1,0 +1,148 @@
+//! Recognising an EK in a file an operator has, in whatever form the tool at hand wrote it.
+
+use std::fmt;
+
+use assay_wire::EkId;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
+use time::OffsetDateTime;
+
+use crate::Rejection;
+use crate::key::{PublicKey, WeakKey};
+use crate::tpm::public::PublicArea;
+use crate::tpm::template::{AreaRefused, EkArea, fits_an_ek};
+use crate::trust::{EkCertificate, TpmModel, parse_certificate};
+
+/// The forms in which an EK is recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecognisedAs {
+    /// An X.509 certificate in PEM.
+    CertificatePem,
+    /// An X.509 certificate in DER.
+    CertificateDer,
+    /// A SubjectPublicKeyInfo in PEM.
+    PublicKeyPem,
+    /// A SubjectPublicKeyInfo in DER.
+    PublicKeyDer,
+    /// A public area after its two-byte size, as `tpm2_createek -u` writes it.
+    Tpm2bPublic,
+    /// A public area alone, as `tpm2_createek -f tpmt` writes it.
+    TpmtPublic,
+}
+
+impl fmt::Display for RecognisedAs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CertificatePem => "EK certificate in PEM",
+            Self::CertificateDer => "EK certificate in DER",
+            Self::PublicKeyPem => "EK public key in PEM",
+            Self::PublicKeyDer => "EK public key in DER",
+            Self::Tpm2bPublic => "TPM2B_PUBLIC of an EK",
+            Self::TpmtPublic => "TPMT_PUBLIC of an EK",
+        })
+    }
+}
+
+/// What a file says of an EK. None of it is verified beyond the key being a sound one that some EK template fits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EkIdentity {
+    /// The EK's id.
+    pub ek_id: EkId,
+    /// The kind of key, e.g. `RSA-2048`.
+    pub key: String,
+    /// The template, if the file has a public area.
+    pub template: Option<&'static str>,
+    /// The certificate's summary, if the file is one.
+    pub certificate: Option<CertificateSummary>,
+}
+
+/// What people want to know of an EK certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateSummary {
+    /// Its issuer.
+    pub issuer: String,
+    /// Its serial number in hexadecimal.
+    pub serial: String,
+    /// Until when it is valid.
+    pub not_after: OffsetDateTime,
+    /// The TPM it is for, if it says so.
+    pub tpm: Option<TpmModel>,
+}
+
+impl EkIdentity {
+    /// Finds out what an operator's file is, and whose EK it holds. Of a PEM file the first block counts.
+    pub fn recognise(file: &[u8]) -> Result<(RecognisedAs, Self), EkFileError> {
+        if let Ok(text) = std::str::from_utf8(file)
+            && text.contains("-----BEGIN ")
+        {
+            if let Ok(der) = CertificateDer::from_pem_slice(file) {
+                return Ok((RecognisedAs::CertificatePem, Self::of_certificate(&der)?));
+            }
+            if let Ok(der) = SubjectPublicKeyInfoDer::from_pem_slice(file) {
+                return Ok((RecognisedAs::PublicKeyPem, Self::of_spki(&der)?));
+            }
+            return Err(EkFileError::OtherPem);
+        }
+        if parse_certificate(file).is_some() {
+            return Ok((RecognisedAs::CertificateDer, Self::of_certificate(file)?));
+        }
+        match file {
+            [DER_SEQUENCE, ..] => Ok((RecognisedAs::PublicKeyDer, Self::of_spki(file)?)),
+            [0, 0x01 | 0x23, ..] => Ok((RecognisedAs::TpmtPublic, Self::of_area(file)?)),
+            [high, low, area @ ..] if usize::from(u16::from_be_bytes([*high, *low])) == area.len() => {
+                Ok((RecognisedAs::Tpm2bPublic, Self::of_area(area)?))
+            }
+            _ => Err(EkFileError::Unrecognised),
+        }
+    }
+
+    fn of_certificate(der: &[u8]) -> Result<Self, EkFileError> {
+        let certificate = EkCertificate::parse(der).map_err(EkFileError::Certificate)?;
+        let x509 = certificate.x509();
+        let summary = CertificateSummary {
+            issuer: x509.issuer().to_string(),
+            serial: crate::hex(x509.raw_serial()),
+            not_after: x509.validity().not_after.to_datetime(),
+            tpm: certificate.tpm_model(),
+        };
+        Ok(Self { certificate: Some(summary), ..Self::of_key(certificate.key())? })
+    }
+
+    fn of_spki(der: &[u8]) -> Result<Self, EkFileError> {
+        Self::of_key(&PublicKey::from_spki(der).map_err(|_| EkFileError::Unrecognised)?)
+    }
+
+    fn of_area(area: &[u8]) -> Result<Self, EkFileError> {
+        let area = PublicArea::parse(area).map_err(AreaRefused::from)?;
+        let area = EkArea::recognise(&area)?;
+        Ok(Self { template: Some(area.template()), ..Self::of_key(area.key())? })
+    }
+
+    fn of_key(key: &PublicKey) -> Result<Self, EkFileError> {
+        key.check()?;
+        if !fits_an_ek(key) {
+            return Err(EkFileError::NoTemplate { key: key.to_string() });
+        }
+        Ok(Self { ek_id: key.ek_id(), key: key.to_string(), template: None, certificate: None })
+    }
+}
+
+/// Why a file holds no EK this CA could provision.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // each variant's message is its documentation
+pub enum EkFileError {
+    #[error("neither a certificate, nor a public key, nor a TPM2B_PUBLIC or TPMT_PUBLIC")]
+    Unrecognised,
+    #[error("a PEM file that begins with neither a certificate nor a public key")]
+    OtherPem,
+    #[error(transparent)]
+    Certificate(Rejection),
+    #[error("not the public area of an EK: {0}")]
+    Area(#[from] AreaRefused),
+    #[error("the EK is weak: {0}")]
+    Weak(#[from] WeakKey),
+    #[error("no EK template has a key of the kind {key}")]
+    NoTemplate { key: String },
+}
+
+const DER_SEQUENCE: u8 = 0x30;

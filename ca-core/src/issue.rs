@@ -1,0 +1,231 @@
+//! From a readmitted device to its signed certificate: an LDevID of IEEE 802.1AR-2018.
+
+use std::fmt;
+
+use assay_wire::{DeviceId, EkId};
+use rand_core::CryptoRng;
+use rcgen::{
+    CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
+    PublicKeyData, SerialNumber, SignatureAlgorithm, SigningKey, SubjectPublicKeyInfo,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use time::OffsetDateTime;
+
+use crate::admission::Readmitted;
+use crate::der::{element, tag};
+use crate::hardware::HardwareIdentity;
+use crate::identity::Identity;
+use crate::profile::Profile;
+use crate::trust::{Assurance, parse_certificate};
+use crate::{Fault, oid};
+
+/// The issuing CA: its certificate, and the key that signs device certificates.
+pub struct Issuer {
+    certificate: CertificateDer<'static>,
+    signer: rcgen::Issuer<'static, Signer>,
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+}
+
+impl Issuer {
+    /// Joins an issuing certificate and its key, which may be in a file, or behind an HSM.
+    pub fn new(
+        certificate: CertificateDer<'static>,
+        key: Box<dyn SigningKey + Send + Sync>,
+    ) -> Result<Self, IssuerError> {
+        let parsed = parse_certificate(&certificate).ok_or(IssuerError::UnreadableCertificate)?;
+        if !parsed.is_ca() {
+            return Err(IssuerError::NotACa);
+        }
+        if parsed.public_key().raw != key.subject_public_key_info() {
+            return Err(IssuerError::KeyMismatch);
+        }
+        let (not_before, not_after) = (parsed.validity().not_before, parsed.validity().not_after);
+        Ok(Self {
+            not_before: not_before.to_datetime(),
+            not_after: not_after.to_datetime(),
+            signer: rcgen::Issuer::from_ca_cert_der(&certificate, Signer(key))
+                .map_err(|_| IssuerError::UnreadableCertificate)?,
+            certificate,
+        })
+    }
+
+    /// Reads the certificate and its PKCS#8 key from PEM.
+    pub fn from_pem(certificate: &str, key: &str) -> Result<Self, IssuerError> {
+        let certificate = CertificateDer::from_pem_slice(certificate.as_bytes());
+        let key = rcgen::KeyPair::from_pem(key).map_err(|_| IssuerError::UnreadableKey)?;
+        Self::new(certificate.map_err(|_| IssuerError::UnreadableCertificate)?, Box::new(key))
+    }
+
+    /// The issuing certificate, which follows the device's in its chain.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// Signs a certificate. This may be slow if the key is in hardware.
+    pub fn sign(&self, prepared: Prepared) -> Result<IssuedCertificate, Fault> {
+        let Prepared { params, public_key, record } = prepared;
+        let certificate = params
+            .signed_by(&public_key, &self.signer)
+            .map_err(|error| Fault::Certificate { operation: "signing a certificate", reason: error.to_string() })?;
+        Ok(IssuedCertificate { der: certificate.into(), ..record })
+    }
+}
+
+impl fmt::Debug for Issuer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.signer.fmt(f)
+    }
+}
+
+/// Why a certificate and a key are no issuing CA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // each variant's message is its documentation
+pub enum IssuerError {
+    #[error("the issuing certificate is not an X.509 certificate")]
+    UnreadableCertificate,
+    #[error("the issuing key is not a PKCS#8 private key")]
+    UnreadableKey,
+    #[error("the issuing certificate is not a CA's")]
+    NotACa,
+    #[error("the issuing key is not the one of the issuing certificate")]
+    KeyMismatch,
+}
+
+/// A device certificate that lacks nothing but its signature.
+#[derive(Debug)]
+pub struct Prepared {
+    params: CertificateParams,
+    public_key: SubjectPublicKeyInfo,
+    record: IssuedCertificate,
+}
+
+impl Prepared {
+    /// Fills in every field of the certificate from what was proven and from the profile.
+    ///
+    /// The certificate is valid within the issuing certificate's validity only.
+    pub fn new(
+        device: Readmitted,
+        profile: &Profile,
+        issuer: &Issuer,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        let proven = device.device();
+        let now = now.replace_nanosecond(0).expect("0 is a nanosecond");
+        if now >= issuer.not_after {
+            return Err(Fault::IssuerExpired { not_after: issuer.not_after, now });
+        }
+        let record = IssuedCertificate {
+            der: CertificateDer::from(Vec::new()),
+            serial: random_serial(rng),
+            not_before: (now - profile.backdate()).max(issuer.not_before),
+            not_after: (now + profile.validity()).min(issuer.not_after),
+            device_id: proven.device_id().clone(),
+            ek_id: proven.ek_id(),
+            ik_spki: proven.ik_spki().to_vec(),
+            assurance: proven.assurance(),
+        };
+        let identity = Identity::Device { scope: proven.scope().clone(), device_id: record.device_id.clone() };
+
+        let mut params = CertificateParams::default();
+        params.serial_number = Some(SerialNumber::from_slice(&record.serial));
+        params.not_before = record.not_before;
+        params.not_after = record.not_after;
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, record.device_id.as_str());
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        params.custom_extensions = vec![
+            CustomExtension::from_oid_content(oid::SUBJECT_ALT_NAME, alt_names(proven.hardware(), &identity)),
+            CustomExtension::from_oid_content(oid::CERTIFICATE_POLICIES, policies(record.assurance)),
+        ];
+        let public_key = SubjectPublicKeyInfo::from_der(&record.ik_spki)
+            .map_err(|error| Fault::Certificate { operation: "reading an IK", reason: error.to_string() })?;
+        Ok(Self { params, public_key, record })
+    }
+
+    /// What the certificate will say of its time, and whose it is.
+    pub fn record(&self) -> &IssuedCertificate {
+        &self.record
+    }
+}
+
+/// A signed device certificate, and what a store keeps with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuedCertificate {
+    /// The certificate.
+    pub der: CertificateDer<'static>,
+    /// Its serial number: a positive number in 16 bytes.
+    pub serial: [u8; 16],
+    /// From when it is valid.
+    pub not_before: OffsetDateTime,
+    /// Until when it is valid.
+    pub not_after: OffsetDateTime,
+    /// Its subject.
+    pub device_id: DeviceId,
+    /// The EK of the TPM that keeps its key.
+    pub ek_id: EkId,
+    /// Its key, a SubjectPublicKeyInfo in DER.
+    pub ik_spki: Vec<u8>,
+    /// Why the EK was trusted.
+    pub assurance: Assurance,
+}
+
+/// 126 random bits, at least the 64 that RFC 5280's readers expect of a CA (CA/B Baseline Requirements §7.1).
+pub(crate) fn random_serial(rng: &mut dyn CryptoRng) -> [u8; 16] {
+    let mut serial = [0; 16];
+    rng.fill_bytes(&mut serial);
+    // Positive, and always of the same length.
+    serial[0] = serial[0] & 0x3F | 0x40;
+    serial
+}
+
+/// GeneralNames (RFC 5280 §4.2.1.6): HardwareModuleName, PermanentIdentifier, and our URI.
+fn alt_names(hardware: &HardwareIdentity, identity: &Identity) -> Vec<u8> {
+    let oid = |content| element(tag::OID, &[content]);
+    let other_name = |kind, value: &[&[u8]]| {
+        let value = element(tag::SEQUENCE, value);
+        element(tag::CONTEXT_0, &[&oid(kind), &element(tag::CONTEXT_0, &[&value])])
+    };
+    let hardware_module_name =
+        other_name(oid::HARDWARE_MODULE_NAME, &[&oid(oid::TPM_20), &element(tag::OCTET_STRING, &[&hardware.serial])]);
+    let permanent_identifier = other_name(
+        oid::PERMANENT_IDENTIFIER,
+        &[&element(tag::UTF8_STRING, &[hardware.permanent_id.as_bytes()]), &oid(oid::EK_PERM_ID_SHA256)],
+    );
+    let uri = element(tag::URI, &[identity.to_string().as_bytes()]);
+    element(tag::SEQUENCE, &[&hardware_module_name, &permanent_identifier, &uri])
+}
+
+/// CertificatePolicies (RFC 5280 §4.2.1.4) with one policy; written by hand, for its OID has an arc above 64 bits.
+fn policies(assurance: Assurance) -> Vec<u8> {
+    let policy = match assurance {
+        Assurance::VendorCertificate => oid::ASSURANCE_VENDOR_CERTIFICATE,
+        Assurance::EnrolmentList => oid::ASSURANCE_ENROLMENT_LIST,
+    };
+    let information = element(tag::SEQUENCE, &[&element(tag::OID, &[policy])]);
+    element(tag::SEQUENCE, &[&information])
+}
+
+/// A signing key of any kind; `rcgen` has no implementation for boxes.
+struct Signer(Box<dyn SigningKey + Send + Sync>);
+
+impl PublicKeyData for Signer {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}
+
+impl SigningKey for Signer {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.0.sign(message)
+    }
+}

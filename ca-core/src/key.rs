@@ -1,0 +1,245 @@
+//! Public keys as TPMs, certificates and CSRs name them, brought to one form and checked for soundness.
+
+use std::fmt;
+
+use assay_wire::EkId;
+use aws_lc_rs::agreement::{self, ECDH_P256, ECDH_P384, ParsedPublicKey, UnparsedPublicKey};
+use sha2::{Digest, Sha256};
+use x509_parser::prelude::FromDer;
+use x509_parser::public_key::RSAPublicKey;
+use x509_parser::x509::SubjectPublicKeyInfo;
+
+use crate::der::{element, strip_leading_zeros, tag, unsigned};
+use crate::oid;
+use crate::tpm::public::CurveId;
+
+/// An RSA key, or a point that claims to be on a NIST curve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublicKey {
+    /// An RSA key.
+    Rsa {
+        /// Modulus, big-endian.
+        modulus: Vec<u8>,
+        /// Public exponent.
+        exponent: u32,
+    },
+    /// A point in affine coordinates.
+    Ecc {
+        /// The curve it should be on.
+        curve: Curve,
+        /// Its x coordinate, big-endian; as long as the field is wide once [checked](Self::check).
+        x: Vec<u8>,
+        /// Its y coordinate, likewise.
+        y: Vec<u8>,
+    },
+}
+
+impl PublicKey {
+    /// Reads a SubjectPublicKeyInfo (RFC 5280 §4.1.2.7) in DER, with an uncompressed point if it is one.
+    ///
+    /// `id-RSAES-OAEP` keys count as RSA keys, since TPM vendors use that for EKs.
+    pub fn from_spki(spki: &[u8]) -> Result<Self, UnreadableKey> {
+        match SubjectPublicKeyInfo::from_der(spki) {
+            Ok((&[], spki)) => Self::from_parsed(&spki),
+            _ => Err(UnreadableKey),
+        }
+    }
+
+    pub(crate) fn from_parsed(spki: &SubjectPublicKeyInfo<'_>) -> Result<Self, UnreadableKey> {
+        let algorithm = spki.algorithm.algorithm.as_bytes();
+        let key = &*spki.subject_public_key.data;
+        if algorithm == oid::EC_PUBLIC_KEY {
+            let parameters = spki.algorithm.parameters.as_ref().ok_or(UnreadableKey)?;
+            let named = parameters.as_oid().map_err(|_| UnreadableKey)?;
+            let curve = Curve::ALL.into_iter().find(|curve| curve.oid() == named.as_bytes()).ok_or(UnreadableKey)?;
+            let (&SEC1_UNCOMPRESSED, coordinates) = key.split_first().ok_or(UnreadableKey)? else {
+                return Err(UnreadableKey);
+            };
+            if coordinates.len() != 2 * curve.field_bytes() {
+                return Err(UnreadableKey);
+            }
+            let (x, y) = coordinates.split_at(curve.field_bytes());
+            Ok(Self::Ecc { curve, x: x.to_vec(), y: y.to_vec() })
+        } else if algorithm == oid::RSA_ENCRYPTION || algorithm == oid::RSAES_OAEP {
+            let Ok((&[], rsa)) = RSAPublicKey::from_der(key) else {
+                return Err(UnreadableKey);
+            };
+            let exponent = rsa.try_exponent().map_err(|_| UnreadableKey)?;
+            Ok(Self::Rsa {
+                modulus: strip_leading_zeros(rsa.modulus).to_vec(),
+                exponent: exponent.try_into().map_err(|_| UnreadableKey)?,
+            })
+        } else {
+            Err(UnreadableKey)
+        }
+    }
+
+    /// The key as a SubjectPublicKeyInfo in DER: what `openssl pkey -pubin -outform der` prints.
+    pub fn spki(&self) -> Vec<u8> {
+        let (algorithm, parameters, key) = match self {
+            Self::Rsa { modulus, exponent } => (
+                oid::RSA_ENCRYPTION,
+                element(tag::NULL, &[]),
+                element(tag::SEQUENCE, &[&unsigned(modulus), &unsigned(&exponent.to_be_bytes())]),
+            ),
+            Self::Ecc { curve, x, y } => {
+                (oid::EC_PUBLIC_KEY, element(tag::OID, &[curve.oid()]), [&[SEC1_UNCOMPRESSED], &x[..], &y[..]].concat())
+            }
+        };
+        let algorithm = element(tag::SEQUENCE, &[&element(tag::OID, &[algorithm]), &parameters]);
+        element(tag::SEQUENCE, &[&algorithm, &element(tag::BIT_STRING, &[&[NO_UNUSED_BITS], &key])])
+    }
+
+    /// The EK id of this key: SHA-256 of its [SubjectPublicKeyInfo](Self::spki).
+    pub fn ek_id(&self) -> EkId {
+        let digest: [u8; 32] = Sha256::digest(self.spki()).into();
+        EkId::from(digest)
+    }
+
+    /// Refuses keys whose private part may be had without the TPM, and points that are no keys at all.
+    pub fn check(&self) -> Result<(), WeakKey> {
+        match self {
+            Self::Rsa { modulus, exponent } => {
+                let bits = bit_length(modulus);
+                if bits < MIN_RSA_BITS {
+                    return Err(WeakKey::ShortModulus { bits });
+                }
+                if *exponent != EXPONENT {
+                    return Err(WeakKey::Exponent { found: *exponent });
+                }
+                if modulus.last().is_some_and(|last| last % 2 == 0) {
+                    return Err(WeakKey::EvenModulus);
+                }
+                if is_roca(modulus) {
+                    return Err(WeakKey::Roca);
+                }
+                Ok(())
+            }
+            Self::Ecc { curve, x, y } => {
+                let point = [&[SEC1_UNCOMPRESSED], &x[..], &y[..]].concat();
+                match ParsedPublicKey::try_from(UnparsedPublicKey::new(curve.ecdh(), point)) {
+                    Ok(parsed) if parsed.alg() == curve.ecdh() => Ok(()),
+                    _ => Err(WeakKey::NotOnCurve { curve: *curve }),
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for PublicKey {
+    /// What kind of key it is, e.g. `RSA-2048`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rsa { modulus, .. } => write!(f, "RSA-{}", bit_length(modulus)),
+            Self::Ecc { curve, .. } => write!(f, "ECC {curve}"),
+        }
+    }
+}
+
+/// The curves of the accepted templates (FIPS 186-4, D.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Curve {
+    /// NIST P-256.
+    P256,
+    /// NIST P-384.
+    P384,
+}
+
+impl Curve {
+    const ALL: [Self; 2] = [Self::P256, Self::P384];
+
+    /// Width of a coordinate in bytes.
+    pub const fn field_bytes(self) -> usize {
+        match self {
+            Self::P256 => 32,
+            Self::P384 => 48,
+        }
+    }
+
+    /// The curve's `TPM_ECC_CURVE`.
+    pub const fn tpm_id(self) -> CurveId {
+        match self {
+            Self::P256 => CurveId::NIST_P256,
+            Self::P384 => CurveId::NIST_P384,
+        }
+    }
+
+    pub(crate) fn from_tpm(id: CurveId) -> Option<Self> {
+        Self::ALL.into_iter().find(|curve| curve.tpm_id() == id)
+    }
+
+    pub(crate) fn ecdh(self) -> &'static agreement::Algorithm {
+        match self {
+            Self::P256 => &ECDH_P256,
+            Self::P384 => &ECDH_P384,
+        }
+    }
+
+    fn oid(self) -> &'static [u8] {
+        match self {
+            Self::P256 => oid::SECP256R1,
+            Self::P384 => oid::SECP384R1,
+        }
+    }
+}
+
+impl fmt::Display for Curve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.tpm_id().fmt(f)
+    }
+}
+
+/// Bytes are not an RSA key, nor an uncompressed point of P-256 or P-384.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is neither an RSA key nor an uncompressed point of P-256 or P-384")]
+pub struct UnreadableKey;
+
+/// Why a key is not sound.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // each variant's message is its documentation
+pub enum WeakKey {
+    #[error("its modulus has {bits} bits, fewer than {MIN_RSA_BITS}")]
+    ShortModulus { bits: usize },
+    #[error("its exponent is {found} instead of {EXPONENT}")]
+    Exponent { found: u32 },
+    #[error("its modulus is even")]
+    EvenModulus,
+    #[error("its modulus has the ROCA form (CVE-2017-15361): its factors can be computed")]
+    Roca,
+    #[error("its coordinates are not a point of {curve}")]
+    NotOnCurve { curve: Curve },
+}
+
+fn bit_length(modulus: &[u8]) -> usize {
+    let significant = strip_leading_zeros(modulus);
+    significant.first().map_or(0, |first| 8 * significant.len() - first.leading_zeros() as usize)
+}
+
+/// Whether a modulus has the fingerprint of Infineon's RSALib: modulo each small prime it is a power of 65537.
+///
+/// Nemec et al., "The Return of Coppersmith's Attack", CCS 2017, §2.3. A random modulus passes for one
+/// with a probability of about 2^-27.
+fn is_roca(modulus: &[u8]) -> bool {
+    ROCA_PRIMES.iter().all(|&prime| {
+        let residue = modulus.iter().fold(0, |residue, &byte| (residue * 256 + u32::from(byte)) % prime);
+        let mut power = 1;
+        (0..prime).any(|_| {
+            let found = power == residue;
+            power = power * (EXPONENT % prime) % prime;
+            found
+        })
+    })
+}
+
+/// The shortest RSA key of the TCG EK Credential Profile (2.5, B.3.3), and what NIST SP 800-131A still permits.
+const MIN_RSA_BITS: usize = 2048;
+/// The exponent of every RSA key of the TCG EK Credential Profile (2.5, B.3.3).
+const EXPONENT: u32 = 65537;
+/// The primes of the ROCA fingerprint.
+const ROCA_PRIMES: [u32; 38] = [
+    3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109,
+    113, 127, 131, 137, 139, 149, 151, 157, 163, 167,
+];
+/// First byte of an uncompressed point (SEC 1, 2.3.3).
+pub(crate) const SEC1_UNCOMPRESSED: u8 = 4;
+const NO_UNUSED_BITS: u8 = 0;

@@ -1,0 +1,153 @@
+//! What is the device's fault, and told to it, and what is ours, and is not.
+
+use assay_wire::{DeviceId, EkId, Problem, ProblemCode, Scope};
+use time::OffsetDateTime;
+
+use crate::key::WeakKey;
+use crate::tpm::public::AreaError;
+use crate::tpm::template::AreaRefused;
+
+/// A check that a device failed.
+///
+/// Its text names the check and the values compared, and holds nothing secret: it travels to the device.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // each variant's message is its documentation
+pub enum Rejection {
+    #[error("the {object}'s public area cannot be read: {reason}")]
+    AreaUnreadable { object: &'static str, reason: AreaError },
+
+    #[error("the EK's public area equals no TCG template: {0}")]
+    EkOffTemplate(AreaRefused),
+    #[error("the EK is weak: {0}")]
+    EkWeak(WeakKey),
+    #[error("EK {ek} came without a certificate and is not on the enrolment list")]
+    EkNotEnrolled { ek: EkId },
+    #[error("the EK certificate is invalid: {0}")]
+    EkCertificateInvalid(String),
+    #[error("the EK certificate, issued by {issuer}, leads to no trusted vendor CA: {reason}")]
+    EkCertificateUntrusted { issuer: String, reason: String },
+    #[error("the EK certificate or one of its issuers is valid only until {not_after}; it is {now}")]
+    EkCertificateExpired { not_after: String, now: OffsetDateTime },
+    #[error("the EK certificate or one of its issuers is valid only from {not_before}; it is {now}")]
+    EkCertificateNotYetValid { not_before: String, now: OffsetDateTime },
+    #[error("the EK certificate is for the key {certificate}, the EK's public area holds {area}")]
+    EkCertificateMismatch { certificate: EkId, area: EkId },
+
+    #[error("the IK's public area equals no accepted template: {0}")]
+    IkOffTemplate(AreaRefused),
+    #[error("the IK is weak: {0}")]
+    IkWeak(WeakKey),
+    #[error("the certificate request is invalid: {0}")]
+    CsrInvalid(String),
+    #[error("the certificate request is not signed by the IK")]
+    CsrSignatureInvalid,
+    #[error("the certificate request is for another key than the IK")]
+    CsrKeyMismatch,
+
+    #[error("EK {ek} is disabled by the operator")]
+    DeviceDisabled { ek: EkId },
+    #[error("device id {device_id} belongs to EK {holder}, not to EK {ek}")]
+    DeviceIdTaken { device_id: DeviceId, holder: EkId, ek: EkId },
+    #[error("EK {ek} is registered as {registered}, not as {requested}")]
+    EkRegistered { ek: EkId, registered: DeviceId, requested: DeviceId },
+    #[error("device id {requested} is not granted to EK {ek}; due to it is {due}")]
+    DeviceIdNotEnrolled { ek: EkId, requested: DeviceId, due: DeviceId },
+
+    #[error("the claim expired at {expired_at}; it is {now}")]
+    ClaimExpired { expired_at: OffsetDateTime, now: OffsetDateTime },
+    #[error("the claim was issued at {issued_at}, which is still to come: it is {now}")]
+    ClaimFromTheFuture { issued_at: OffsetDateTime, now: OffsetDateTime },
+    #[error("the claim cannot be read")]
+    ClaimUnreadable,
+    #[error("the claim was made under another ticket key")]
+    ClaimOfAnotherKey,
+    #[error("the ticket does not prove the claim")]
+    TicketWrong,
+    #[error("the claim is for scope {claimed}, this is {scope}")]
+    ClaimOfAnotherScope { claimed: Scope, scope: Scope },
+}
+
+impl Rejection {
+    /// The code a device acts on.
+    pub fn code(&self) -> ProblemCode {
+        match self {
+            Self::AreaUnreadable { .. } => ProblemCode::Malformed,
+            Self::EkOffTemplate(_) => ProblemCode::EkOffTemplate,
+            Self::EkWeak(_) => ProblemCode::EkWeak,
+            Self::EkNotEnrolled { .. } => ProblemCode::EkNotEnrolled,
+            Self::EkCertificateInvalid(_) => ProblemCode::EkCertificateInvalid,
+            Self::EkCertificateUntrusted { .. } => ProblemCode::EkCertificateUntrusted,
+            Self::EkCertificateExpired { .. } | Self::EkCertificateNotYetValid { .. } => {
+                ProblemCode::EkCertificateExpired
+            }
+            Self::EkCertificateMismatch { .. } => ProblemCode::EkCertificateMismatch,
+            Self::IkOffTemplate(_) => ProblemCode::IkOffTemplate,
+            Self::IkWeak(_) => ProblemCode::IkWeak,
+            Self::CsrInvalid(_) => ProblemCode::CsrInvalid,
+            Self::CsrSignatureInvalid => ProblemCode::CsrSignatureInvalid,
+            Self::CsrKeyMismatch => ProblemCode::CsrKeyMismatch,
+            Self::DeviceDisabled { .. } => ProblemCode::DeviceDisabled,
+            Self::DeviceIdTaken { .. } => ProblemCode::DeviceIdTaken,
+            Self::EkRegistered { .. } => ProblemCode::EkRegistered,
+            Self::DeviceIdNotEnrolled { .. } => ProblemCode::DeviceIdNotEnrolled,
+            Self::ClaimExpired { .. } | Self::ClaimFromTheFuture { .. } => ProblemCode::ClaimExpired,
+            Self::ClaimUnreadable | Self::ClaimOfAnotherKey | Self::TicketWrong | Self::ClaimOfAnotherScope { .. } => {
+                ProblemCode::TicketRefused
+            }
+        }
+    }
+
+    /// What the device is told.
+    pub fn problem(&self) -> Problem {
+        Problem::new(self.code(), self.to_string())
+    }
+
+    /// Files an EK's area under "weak", "off template" or "unreadable".
+    pub(crate) fn of_ek(refused: AreaRefused) -> Self {
+        match refused {
+            AreaRefused::Weak(weak) => Self::EkWeak(weak),
+            other => match structural(&other) {
+                Some(reason) => Self::AreaUnreadable { object: "EK", reason },
+                None => Self::EkOffTemplate(other),
+            },
+        }
+    }
+
+    /// Files an IK's area under "weak", "off template" or "unreadable".
+    pub(crate) fn of_ik(refused: AreaRefused) -> Self {
+        match refused {
+            AreaRefused::Weak(weak) => Self::IkWeak(weak),
+            other => match structural(&other) {
+                Some(reason) => Self::AreaUnreadable { object: "IK", reason },
+                None => Self::IkOffTemplate(other),
+            },
+        }
+    }
+}
+
+/// The error of an area that is no area at all, as opposed to one that holds what no template has.
+fn structural(refused: &AreaRefused) -> Option<AreaError> {
+    match refused {
+        AreaRefused::Area(error) => match error {
+            AreaError::Truncated | AreaError::TrailingBytes(_) | AreaError::Oversize { .. } => Some(error.clone()),
+            AreaError::Unsupported { .. } | AreaError::UnsupportedCurve(_) => None,
+        },
+        AreaRefused::Weak(_) | AreaRefused::OffTemplate { .. } | AreaRefused::NoTemplate { .. } => None,
+    }
+}
+
+/// Something failed that no device can be blamed for.
+///
+/// Its text is for the operator's log. A device is told [`ProblemCode::Internal`] and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // each variant's message is its documentation
+pub enum Fault {
+    #[error("the cryptographic library failed at {0}")]
+    Crypto(&'static str),
+    #[error("{field} is longer than the protocol allows: {limit}")]
+    Oversize { field: &'static str, limit: assay_wire::Limit },
+    #[error("the issuing certificate is valid until {not_after}; it is {now}")]
+    IssuerExpired { not_after: OffsetDateTime, now: OffsetDateTime },
+    #[error("the certificate library failed at {operation}: {reason}")]
+    Certificate { operation: &'static str, reason: String },
+}

@@ -1,0 +1,424 @@
+//! The exact shapes of key the CA accepts: TCG's EK templates, and our own for identity keys.
+//!
+//! A template leaves nothing open but the key. A device's public area is accepted only if it equals, byte for
+//! byte, the area rebuilt from the template and the key, so there is no attribute that a check could forget.
+
+use super::kdf::Hash;
+use super::public::{AlgorithmId, AreaError, AreaKey, Name, ObjectAttributes, PublicArea, Scheme, Symmetric};
+use crate::key::{Curve, PublicKey, WeakKey};
+
+/// An EK whose key is sound and whose public area equals one of TCG's templates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EkArea {
+    template: &'static Template,
+    key: PublicKey,
+    aes_key_bytes: usize,
+}
+
+impl EkArea {
+    /// Finds the EK template that a public area equals.
+    pub fn recognise(area: &PublicArea) -> Result<Self, AreaRefused> {
+        let (template, key) = recognise(area, EK_TEMPLATES)?;
+        let symmetric = template.symmetric.expect("every EK template has one, for it is a storage key");
+        Ok(Self { template, key, aes_key_bytes: usize::from(symmetric.key_bits / 8) })
+    }
+
+    /// TCG's name of the template, e.g. `EK L-1 (RSA-2048)`.
+    pub fn template(&self) -> &'static str {
+        self.template.name
+    }
+
+    /// The EK itself.
+    pub fn key(&self) -> &PublicKey {
+        &self.key
+    }
+
+    /// The template's `nameAlg`, which also drives what is encrypted to this EK.
+    pub fn hash(&self) -> Hash {
+        self.template.hash
+    }
+
+    /// Length of the template's AES key in bytes.
+    pub fn aes_key_bytes(&self) -> usize {
+        self.aes_key_bytes
+    }
+}
+
+/// Whether some EK template has room for this key: whether it can be an EK's at all.
+pub fn fits_an_ek(key: &PublicKey) -> bool {
+    EK_TEMPLATES.iter().any(|template| template.area(key).is_some())
+}
+
+/// An identity key that is sound and whose public area equals one of our templates, with its Name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IkArea {
+    template: &'static Template,
+    key: PublicKey,
+    name: Name,
+}
+
+impl IkArea {
+    /// Finds the IK template that a public area equals, and computes the Name a TPM gives that area.
+    pub fn recognise(area: &PublicArea) -> Result<Self, AreaRefused> {
+        let (template, key) = recognise(area, IK_TEMPLATES)?;
+        let name = Name::of(template.hash, &area.encode());
+        Ok(Self { template, key, name })
+    }
+
+    /// Our name of the template, e.g. `IK P-256`.
+    pub fn template(&self) -> &'static str {
+        self.template.name
+    }
+
+    /// The IK itself.
+    pub fn key(&self) -> &PublicKey {
+        &self.key
+    }
+
+    /// The IK's Name.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+}
+
+/// Why a public area is not one of the accepted shapes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AreaRefused {
+    /// It cannot be read, or holds something no template has.
+    #[error(transparent)]
+    Area(#[from] AreaError),
+    /// Its key is not sound.
+    #[error(transparent)]
+    Weak(#[from] WeakKey),
+    /// It differs from the template that comes closest.
+    #[error("its {field} is {found} where the template {template} has {expected}")]
+    OffTemplate {
+        /// The template that comes closest.
+        template: &'static str,
+        /// The first field that differs, in the order of the structure.
+        field: String,
+        /// What the template has there.
+        expected: String,
+        /// What the area has there.
+        found: String,
+    },
+    /// No template has keys of its kind.
+    #[error("its key is {found}; accepted are {accepted}")]
+    NoTemplate {
+        /// What kind of key it is.
+        found: String,
+        /// The names of the templates.
+        accepted: String,
+    },
+}
+
+/// A public area with everything given but the key.
+#[derive(Debug, PartialEq, Eq)]
+struct Template {
+    name: &'static str,
+    hash: Hash,
+    attributes: ObjectAttributes,
+    auth_policy: &'static [u8],
+    symmetric: Option<Symmetric>,
+    scheme: Option<Scheme>,
+    key: KeyShape,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum KeyShape {
+    Rsa { bits: u16 },
+    Ecc(Curve),
+}
+
+impl Template {
+    /// The public area a TPM makes of this template and `key`; `None` if the key has another kind or width.
+    fn area(&self, key: &PublicKey) -> Option<PublicArea> {
+        let key = match (self.key, key) {
+            (KeyShape::Rsa { bits }, PublicKey::Rsa { modulus, .. })
+                if modulus.len() * 8 == usize::from(bits) && modulus[0] & 0x80 != 0 =>
+            {
+                AreaKey::Rsa { key_bits: bits, exponent: 0, modulus: modulus.clone() }
+            }
+            (KeyShape::Ecc(expected), PublicKey::Ecc { curve, x, y })
+                if *curve == expected && [x, y].iter().all(|c| c.len() == curve.field_bytes()) =>
+            {
+                AreaKey::Ecc { curve: curve.tpm_id(), kdf: None, x: x.clone(), y: y.clone() }
+            }
+            _ => return None,
+        };
+        Some(PublicArea {
+            name_alg: self.hash.tpm_id(),
+            attributes: self.attributes,
+            auth_policy: self.auth_policy.to_vec(),
+            symmetric: self.symmetric,
+            scheme: self.scheme,
+            key,
+        })
+    }
+
+    fn is_for(&self, key: &AreaKey) -> bool {
+        match (self.key, key) {
+            (KeyShape::Rsa { bits }, AreaKey::Rsa { key_bits, .. }) => bits == *key_bits,
+            (KeyShape::Ecc(expected), AreaKey::Ecc { curve, .. }) => expected.tpm_id() == *curve,
+            _ => false,
+        }
+    }
+
+    /// The fields in which `area` differs from this template: field, expected, found.
+    fn differences(&self, area: &PublicArea) -> Vec<(String, String, String)> {
+        let mut differences = Vec::new();
+        let mut compare = |field: &str, expected: String, found: String| {
+            if expected != found {
+                differences.push((field.to_owned(), expected, found));
+            }
+        };
+        compare("nameAlg", self.hash.tpm_id().to_string(), area.name_alg.to_string());
+        compare(
+            &format!("objectAttributes ({})", self.attributes.difference_names(area.attributes)),
+            self.attributes.to_string(),
+            area.attributes.to_string(),
+        );
+        compare("authPolicy", show_policy(self.auth_policy), show_policy(&area.auth_policy));
+        compare("symmetric", show(self.symmetric), show(area.symmetric));
+        compare("scheme", show(self.scheme), show(area.scheme));
+        match &area.key {
+            AreaKey::Rsa { exponent, modulus, .. } => {
+                compare("exponent", "0 (65537)".to_owned(), show_exponent(*exponent));
+                if let KeyShape::Rsa { bits } = self.key {
+                    compare(
+                        "unique",
+                        format!("a number of {bits} bits"),
+                        format!("a number of {} bits", bits_of(modulus)),
+                    );
+                }
+            }
+            AreaKey::Ecc { kdf, x, y, .. } => {
+                compare("kdf", show(None::<Scheme>), show(*kdf));
+                if let KeyShape::Ecc(curve) = self.key {
+                    let width = curve.field_bytes();
+                    compare("unique", show_widths(width, width), show_widths(x.len(), y.len()));
+                }
+            }
+        }
+        differences
+    }
+}
+
+/// Finds the template among `templates` that `area` equals, once its key is found sound.
+fn recognise(area: &PublicArea, templates: &'static [Template]) -> Result<(&'static Template, PublicKey), AreaRefused> {
+    let key = area.public_key()?;
+    key.check()?;
+    let candidates = || templates.iter().filter(|template| template.is_for(&area.key));
+    let encoded = area.encode();
+    if let Some(equal) = candidates().find(|t| t.area(&key).is_some_and(|rebuilt| rebuilt.encode() == encoded)) {
+        return Ok((equal, key));
+    }
+    let closest = candidates().map(|template| (template, template.differences(area)));
+    match closest.min_by_key(|(_, differences)| differences.len()) {
+        Some((template, differences)) => {
+            let (field, expected, found) =
+                differences.into_iter().next().expect("areas that differ, differ in a field");
+            Err(AreaRefused::OffTemplate { template: template.name, field, expected, found })
+        }
+        None => Err(AreaRefused::NoTemplate {
+            found: key.to_string(),
+            accepted: templates.iter().map(|template| template.name).collect::<Vec<_>>().join(", "),
+        }),
+    }
+}
+
+fn show(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| AlgorithmId::NULL.to_string(), |value| value.to_string())
+}
+
+fn show_policy(policy: &[u8]) -> String {
+    if policy.is_empty() { "empty".to_owned() } else { crate::hex(policy) }
+}
+
+fn show_exponent(exponent: u32) -> String {
+    if exponent == 0 { "0 (65537)".to_owned() } else { exponent.to_string() }
+}
+
+fn show_widths(x: usize, y: usize) -> String {
+    format!("a point with coordinates of {x} and {y} bytes")
+}
+
+fn bits_of(modulus: &[u8]) -> String {
+    match modulus.first() {
+        Some(first) if first & 0x80 != 0 => (modulus.len() * 8).to_string(),
+        _ => format!("fewer than {}", modulus.len() * 8),
+    }
+}
+
+const fn aes_cfb(key_bits: u16) -> Option<Symmetric> {
+    Some(Symmetric { algorithm: AlgorithmId::AES, key_bits, mode: AlgorithmId::CFB })
+}
+
+const fn ecdsa(hash: Hash) -> Option<Scheme> {
+    Some(Scheme { algorithm: AlgorithmId::ECDSA, hash: Some(hash.tpm_id()) })
+}
+
+/// TCG EK Credential Profile 2.5, B.3.2: EKs whose use takes their policy.
+const EK_LOW_RANGE: ObjectAttributes = ObjectAttributes::FIXED_TPM
+    .union(ObjectAttributes::FIXED_PARENT)
+    .union(ObjectAttributes::SENSITIVE_DATA_ORIGIN)
+    .union(ObjectAttributes::ADMIN_WITH_POLICY)
+    .union(ObjectAttributes::RESTRICTED)
+    .union(ObjectAttributes::DECRYPT);
+/// TCG EK Credential Profile 2.5, B.4.2: EKs whose use takes their auth value or their policy.
+const EK_HIGH_RANGE: ObjectAttributes = EK_LOW_RANGE.union(ObjectAttributes::USER_WITH_AUTH);
+
+/// PolicyA for SHA-256 (TCG EK Credential Profile 2.5, B.6.2): TPM2_PolicySecret(TPM_RH_ENDORSEMENT).
+const POLICY_A_SHA256: &[u8] = &[
+    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xB3, 0xF8, 0x1A, 0x90, 0xCC, 0x8D, 0x46, 0xA5, 0xD7, 0x24, 0xFD, 0x52, 0xD7,
+    0x6E, 0x06, 0x52, 0x0B, 0x64, 0xF2, 0xA1, 0xDA, 0x1B, 0x33, 0x14, 0x69, 0xAA,
+];
+/// PolicyB for SHA-256 (TCG EK Credential Profile 2.5, B.6.4): PolicyA or an authorised policy in NV.
+const POLICY_B_SHA256: &[u8] = &[
+    0xCA, 0x3D, 0x0A, 0x99, 0xA2, 0xB9, 0x39, 0x06, 0xF7, 0xA3, 0x34, 0x24, 0x14, 0xEF, 0xCF, 0xB3, 0xA3, 0x85, 0xD4,
+    0x4C, 0xD1, 0xFD, 0x45, 0x90, 0x89, 0xD1, 0x9B, 0x50, 0x71, 0xC0, 0xB7, 0xA0,
+];
+/// PolicyB for SHA-384 (TCG EK Credential Profile 2.5, B.6.4).
+const POLICY_B_SHA384: &[u8] = &[
+    0xB2, 0x6E, 0x7D, 0x28, 0xD1, 0x1A, 0x50, 0xBC, 0x53, 0xD8, 0x82, 0xBC, 0xF5, 0xFD, 0x3A, 0x1A, 0x07, 0x41, 0x48,
+    0xBB, 0x35, 0xD3, 0xB4, 0xE4, 0xCB, 0x1C, 0x0A, 0xD9, 0xBD, 0xE4, 0x19, 0xCA, 0xCB, 0x47, 0xBA, 0x09, 0x69, 0x96,
+    0x46, 0x15, 0x0F, 0x9F, 0xC0, 0x00, 0xF3, 0xF8, 0x0E, 0x12,
+];
+
+/// TCG EK Credential Profile 2.5, B.3.3, B.3.4, B.4.4 to B.4.6 and B.4.9.
+static EK_TEMPLATES: &[Template] = &[
+    Template {
+        name: "EK L-1 (RSA-2048)",
+        hash: Hash::Sha256,
+        attributes: EK_LOW_RANGE,
+        auth_policy: POLICY_A_SHA256,
+        symmetric: aes_cfb(128),
+        scheme: None,
+        key: KeyShape::Rsa { bits: 2048 },
+    },
+    Template {
+        name: "EK L-2 (P-256)",
+        hash: Hash::Sha256,
+        attributes: EK_LOW_RANGE,
+        auth_policy: POLICY_A_SHA256,
+        symmetric: aes_cfb(128),
+        scheme: None,
+        key: KeyShape::Ecc(Curve::P256),
+    },
+    Template {
+        name: "EK H-1 (RSA-2048)",
+        hash: Hash::Sha256,
+        attributes: EK_HIGH_RANGE,
+        auth_policy: POLICY_B_SHA256,
+        symmetric: aes_cfb(128),
+        scheme: None,
+        key: KeyShape::Rsa { bits: 2048 },
+    },
+    Template {
+        name: "EK H-2 (P-256)",
+        hash: Hash::Sha256,
+        attributes: EK_HIGH_RANGE,
+        auth_policy: POLICY_B_SHA256,
+        symmetric: aes_cfb(128),
+        scheme: None,
+        key: KeyShape::Ecc(Curve::P256),
+    },
+    Template {
+        name: "EK H-3 (P-384)",
+        hash: Hash::Sha384,
+        attributes: EK_HIGH_RANGE,
+        auth_policy: POLICY_B_SHA384,
+        symmetric: aes_cfb(256),
+        scheme: None,
+        key: KeyShape::Ecc(Curve::P384),
+    },
+    Template {
+        name: "EK H-6 (RSA-3072)",
+        hash: Hash::Sha384,
+        attributes: EK_HIGH_RANGE,
+        auth_policy: POLICY_B_SHA384,
+        symmetric: aes_cfb(256),
+        scheme: None,
+        key: KeyShape::Rsa { bits: 3072 },
+    },
+];
+
+/// A key made in this TPM that never leaves it, signs what it is given, and does nothing else.
+///
+/// It is unrestricted because TLS and CSRs sign digests made outside the TPM.
+const IK_ATTRIBUTES: ObjectAttributes = ObjectAttributes::FIXED_TPM
+    .union(ObjectAttributes::FIXED_PARENT)
+    .union(ObjectAttributes::SENSITIVE_DATA_ORIGIN)
+    .union(ObjectAttributes::USER_WITH_AUTH)
+    .union(ObjectAttributes::NO_DA)
+    .union(ObjectAttributes::SIGN);
+
+static IK_TEMPLATES: &[Template] = &[
+    Template {
+        name: "IK P-256",
+        hash: Hash::Sha256,
+        attributes: IK_ATTRIBUTES,
+        auth_policy: &[],
+        symmetric: None,
+        scheme: ecdsa(Hash::Sha256),
+        key: KeyShape::Ecc(Curve::P256),
+    },
+    Template {
+        name: "IK P-384",
+        hash: Hash::Sha256,
+        attributes: IK_ATTRIBUTES,
+        auth_policy: &[],
+        symmetric: None,
+        scheme: ecdsa(Hash::Sha384),
+        key: KeyShape::Ecc(Curve::P384),
+    },
+    // Without a scheme, since the CSR takes RSASSA and TLS 1.3 takes RSAPSS.
+    Template {
+        name: "IK RSA-2048",
+        hash: Hash::Sha256,
+        attributes: IK_ATTRIBUTES,
+        auth_policy: &[],
+        symmetric: None,
+        scheme: None,
+        key: KeyShape::Rsa { bits: 2048 },
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::super::public::put_sized;
+    use super::*;
+
+    /// TCG EK Credential Profile 2.5, B.6: the policies are digests of their commands, so a wrong byte would show.
+    #[test]
+    fn ek_policies_are_the_digests_of_their_commands() {
+        const TPM_CC_POLICY_SECRET: [u8; 4] = [0, 0, 0x01, 0x51];
+        const TPM_CC_POLICY_OR: [u8; 4] = [0, 0, 0x01, 0x71];
+        const TPM_CC_POLICY_AUTHORIZE_NV: [u8; 4] = [0, 0, 0x01, 0x92];
+        const TPM_RH_ENDORSEMENT: [u8; 4] = [0x40, 0, 0, 0x0B];
+        let policies = |hash: Hash, index: [u8; 4]| {
+            let zero = vec![0; hash.digest_bytes()];
+            let policy_a = hash.digest(&[&hash.digest(&[&zero, &TPM_CC_POLICY_SECRET, &TPM_RH_ENDORSEMENT])]);
+            // TPMS_NV_PUBLIC of the index that holds an authorised policy (B.6.3): a digest and its algorithm.
+            let mut nv_public = [&index[..], &hash.tpm_id().0.to_be_bytes(), &[0x22, 0x0F, 0x10, 0x08]].concat();
+            put_sized(&mut nv_public, &policy_a);
+            nv_public.extend(u16::try_from(hash.digest_bytes() + 2).unwrap().to_be_bytes());
+            let nv_name = Name::of(hash, &nv_public);
+            let policy_c = hash.digest(&[&zero, &TPM_CC_POLICY_AUTHORIZE_NV, nv_name.as_ref()]);
+            let policy_b = hash.digest(&[&zero, &TPM_CC_POLICY_OR, &policy_a, &policy_c]);
+            (policy_a, policy_b)
+        };
+        let (a, b) = policies(Hash::Sha256, [0x01, 0xC0, 0x7F, 0x01]);
+        assert_eq!(a, POLICY_A_SHA256);
+        assert_eq!(b, POLICY_B_SHA256);
+        let (_, b) = policies(Hash::Sha384, [0x01, 0xC0, 0x7F, 0x02]);
+        assert_eq!(b, POLICY_B_SHA384);
+    }
+
+    #[test]
+    fn template_attributes_are_those_of_the_specification() {
+        assert_eq!(EK_LOW_RANGE.0, 0x0003_00B2);
+        assert_eq!(EK_HIGH_RANGE.0, 0x0003_00F2);
+        assert_eq!(IK_ATTRIBUTES.0, 0x0004_0472);
+    }
+}
