@@ -1,1 +1,3 @@
 //! .
+mod der;
+pub mod tpm;

@@ -1,0 +1,334 @@
+//! What provisioning needs of a TPM, as one narrow trait without a TPM library's types in it.
+
+mod esapi;
+mod tcti;
+mod thread;
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+pub use esapi::EsapiTpm;
+pub use tcti::{Tcti, TctiError};
+pub use thread::TpmThread;
+
+use crate::der;
+
+/// One TPM. Every call leaves it as it was found, but for the key that [`create_identity_key`](Tpm::create_identity_key) makes:
+/// no transient object and no session stays behind.
+///
+/// All calls block, some for many seconds on real chips; [`TpmThread`] gives them a thread and a deadline.
+pub trait Tpm {
+    /// The EK certificate that the manufacturer left in NV memory, in DER, followed by the issuers found there.
+    /// Empty if there is none for this kind of EK.
+    fn ek_certificates(&mut self, kind: EkKind) -> Result<Vec<Vec<u8>>, TpmError>;
+
+    /// The EK that TCG's default template for this kind gives; `None` if this TPM cannot have such keys.
+    fn endorsement_key(&mut self, kind: EkKind) -> Result<Option<PublicArea>, TpmError>;
+
+    /// The IK at a persistent handle; `None` if the handle is free.
+    ///
+    /// # Errors
+    /// [`TpmError::HandleOccupied`] if what is there does not equal the IK template of this kind.
+    fn identity_key(&mut self, kind: IkKind, handle: u32) -> Result<Option<PublicArea>, TpmError>;
+
+    /// Creates an IK under the storage root key and makes it persistent. The handle must be free.
+    fn create_identity_key(&mut self, kind: IkKind, handle: u32) -> Result<PublicArea, TpmError>;
+
+    /// TPM2_Sign with the IK at a persistent handle: ECDSA as the DER of RFC 3279 §2.2.3, RSA as it is.
+    fn sign(&mut self, handle: u32, scheme: SignatureScheme, digest: &[u8]) -> Result<Vec<u8>, TpmError>;
+
+    /// TPM2_ActivateCredential: the secret that was encrypted to the EK for the Name of the IK at a persistent handle.
+    ///
+    /// `blob` and `seed` are the contents of a TPM2B_ID_OBJECT and a TPM2B_ENCRYPTED_SECRET, without their sizes.
+    fn activate(&mut self, kind: EkKind, handle: u32, blob: &[u8], seed: &[u8])
+    -> Result<Zeroizing<Vec<u8>>, TpmError>;
+}
+
+/// Why the TPM did not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TpmError {
+    /// The TPM, or the way to it, is not there.
+    #[error("no TPM at {tcti} ({operation} failed with TSS code {code:#x}): {hint}", hint = connection_hint(tcti))]
+    Unreachable {
+        /// What was being done.
+        operation: &'static str,
+        /// Where the TPM was looked for.
+        tcti: Tcti,
+        /// The TSS2_RC (TCG TSS 2.0 Overview, 2.3).
+        code: u32,
+    },
+    /// The TPM did not answer in time. It is not asked again: a second command would only wait behind the first.
+    #[error(
+        "the TPM was still {operation} after {} s; check that nothing else holds it, or allow more time (--tpm-timeout)",
+        limit.as_secs()
+    )]
+    TimedOut {
+        /// What was being done.
+        operation: &'static str,
+        /// How long it was allowed to take.
+        limit: Duration,
+    },
+    /// An earlier call timed out, so the TPM is no longer used.
+    #[error("the TPM is not asked again after it timed out; open it anew")]
+    Abandoned,
+    /// A hierarchy is protected by another password.
+    #[error(
+        "{operation}: the TPM refused the {hierarchy} password; give the right one in a file (--{hierarchy}-auth-file) or the \
+         environment"
+    )]
+    WrongPassword {
+        /// What was being done.
+        operation: &'static str,
+        /// `owner` or `endorsement`.
+        hierarchy: &'static str,
+    },
+    /// The handle of the IK holds something else, which is left alone.
+    #[error(
+        "persistent handle {handle:#010x} holds {found}, not an identity key of kind {wanted}; choose another handle \
+         (--ik-handle), or remove the object if nobody needs it: tpm2_evictcontrol -c {handle:#010x}"
+    )]
+    HandleOccupied {
+        /// The handle of the IK.
+        handle: u32,
+        /// What kind of IK was looked for.
+        wanted: IkKind,
+        /// What is there.
+        found: String,
+    },
+    /// This TPM cannot have such keys.
+    #[error("this TPM has no {0} keys")]
+    Unsupported(String),
+    /// The TPM refused a command.
+    #[error("{operation}: the TPM answered {code:#x}: {reason}")]
+    Refused {
+        /// What was being done.
+        operation: &'static str,
+        /// The TPM_RC (TPM 2.0 Part 2, 6.6).
+        code: u32,
+        /// What the code means.
+        reason: String,
+    },
+    /// The TPM library refused an argument, or what the TPM answered.
+    #[error("{operation}: {reason}")]
+    Library {
+        /// What was being done.
+        operation: &'static str,
+        /// What the library says.
+        reason: String,
+    },
+}
+
+fn connection_hint(tcti: &Tcti) -> &'static str {
+    if tcti.is_device() { "is the device there, and may this user open it (group tss)?" } else { "is it running?" }
+}
+
+/// The passwords of the hierarchies, empty where there is none. Kept out of logs and wiped on drop.
+#[derive(Clone, Default)]
+pub struct HierarchyPasswords {
+    /// Needed to make the IK persistent.
+    pub owner: Password,
+    /// Needed to create and to use an EK.
+    pub endorsement: Password,
+}
+
+/// A TPM password: at most [`Password::MAX`] bytes. Kept out of logs and wiped on drop.
+#[derive(Clone, Default)]
+pub struct Password(Zeroizing<Vec<u8>>);
+
+impl Password {
+    /// The longest, in bytes: a TPM2B_AUTH holds one digest (TPM 2.0 Part 2, 10.4.5), SHA-512 at most.
+    pub const MAX: usize = 64;
+
+    /// Takes the password over; `None` if it is too long.
+    pub fn new(password: Vec<u8>) -> Option<Self> {
+        let password = Zeroizing::new(password);
+        (password.len() <= Self::MAX).then_some(Self(password))
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+/// The kinds of EK we use, each with one default template of the TCG EK Credential Profile 2.5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EkKind {
+    /// Template L-2.
+    P256,
+    /// Template H-3.
+    P384,
+    /// Template L-1.
+    Rsa2048,
+    /// Template H-6.
+    Rsa3072,
+}
+
+impl EkKind {
+    /// In the order in which they are tried: elliptic curves are faster on every chip.
+    pub const ALL: [Self; 4] = [Self::P256, Self::P384, Self::Rsa2048, Self::Rsa3072];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::P256 => "p-256",
+            Self::P384 => "p-384",
+            Self::Rsa2048 => "rsa-2048",
+            Self::Rsa3072 => "rsa-3072",
+        }
+    }
+}
+
+/// The kinds of identity key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IkKind {
+    /// ECDSA with SHA-256: the default, for it is fast on every chip and its signatures suit every TLS version.
+    P256,
+    /// ECDSA with SHA-384.
+    P384,
+    /// RSASSA or RSAPSS with SHA-256.
+    Rsa2048,
+}
+
+impl IkKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::P256, Self::P384, Self::Rsa2048];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::P256 => "p-256",
+            Self::P384 => "p-384",
+            Self::Rsa2048 => "rsa-2048",
+        }
+    }
+}
+
+macro_rules! named_kind {
+    ($kind:ty, $of:literal) => {
+        impl fmt::Display for $kind {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl FromStr for $kind {
+            type Err = String;
+
+            fn from_str(name: &str) -> Result<Self, String> {
+                Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
+                    let names = Self::ALL.map(Self::name).join(", ");
+                    format!("not a kind of {}: expected one of {names}", $of)
+                })
+            }
+        }
+    };
+}
+
+named_kind!(EkKind, "EK");
+named_kind!(IkKind, "IK");
+
+/// How an IK signs a digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignatureScheme {
+    /// ECDSA over P-256 with SHA-256.
+    EcdsaSha256,
+    /// ECDSA over P-384 with SHA-384.
+    EcdsaSha384,
+    /// RSASSA-PKCS1-v1_5 with SHA-256.
+    RsaPkcs1Sha256,
+    /// RSASSA-PSS with SHA-256. The length of the salt is the TPM's choice (TPM 2.0 Part 1, B.7).
+    RsaPssSha256,
+}
+
+/// The public part of a key in a TPM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicArea {
+    /// TPMT_PUBLIC (TPM 2.0 Part 2, 12.2.4), without the size of a TPM2B.
+    pub bytes: Vec<u8>,
+    /// The key itself.
+    pub key: PublicKey,
+}
+
+/// A public key. Numbers are big-endian, as long as the field or the modulus.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublicKey {
+    /// A point on NIST P-256.
+    P256([u8; 32], [u8; 32]),
+    /// A point on NIST P-384.
+    P384([u8; 48], [u8; 48]),
+    /// The modulus; the public exponent is 65537.
+    Rsa(Vec<u8>),
+}
+
+impl PublicKey {
+    /// What the BIT STRING of a SubjectPublicKeyInfo holds: an uncompressed point (SEC 1 §2.3.3) or an RSAPublicKey (RFC 8017
+    /// A.1.1).
+    pub fn subject_public_key(&self) -> Vec<u8> {
+        match self {
+            Self::P256(x, y) => [&[4], &x[..], y].concat(),
+            Self::P384(x, y) => [&[4], &x[..], y].concat(),
+            Self::Rsa(modulus) => der::sequence(&[&der::unsigned_integer(modulus), &der::unsigned_integer(&[1, 0, 1])]),
+        }
+    }
+
+    /// SubjectPublicKeyInfo (RFC 5280 §4.1.2.7) in DER.
+    pub fn subject_public_key_info(&self) -> Vec<u8> {
+        let algorithm: &[&[u8]] = match self {
+            Self::P256(..) => &[der::OID_EC_PUBLIC_KEY, der::OID_P256],
+            Self::P384(..) => &[der::OID_EC_PUBLIC_KEY, der::OID_P384],
+            Self::Rsa(_) => &[der::OID_RSA_ENCRYPTION, der::NULL],
+        };
+        der::sequence(&[&der::sequence(algorithm), &der::bit_string(&self.subject_public_key())])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_read_back_from_their_names() {
+        for kind in EkKind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        for kind in IkKind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        assert!("rsa-1024".parse::<EkKind>().unwrap_err().contains("p-256, p-384, rsa-2048, rsa-3072"));
+    }
+
+    #[test]
+    fn a_password_does_not_show_in_debug_output() {
+        let password = Password::new(b"hunter2".to_vec()).unwrap();
+        assert!(!format!("{password:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_password_longer_than_a_tpm_takes_is_refused() {
+        assert!(Password::new(vec![0; Password::MAX]).is_some());
+        assert!(Password::new(vec![0; Password::MAX + 1]).is_none());
+    }
+
+    #[test]
+    fn subject_public_key_info_is_what_ring_writes() {
+        use ring::signature::KeyPair;
+
+        let random = ring::rand::SystemRandom::new();
+        let algorithm = &ring::signature::ECDSA_P256_SHA256_ASN1_SIGNING;
+        let pkcs8 = ring::signature::EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
+        let pair = ring::signature::EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).unwrap();
+        let point = pair.public_key().as_ref();
+        let key = PublicKey::P256(point[1..33].try_into().unwrap(), point[33..].try_into().unwrap());
+        assert_eq!(key.subject_public_key(), point);
+        let head = "3059301306072a8648ce3d020106082a8648ce3d030107034200";
+        let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+        assert_eq!(hex(&key.subject_public_key_info()), format!("{head}{}", hex(point)));
+    }
+}
