@@ -25,7 +25,7 @@ impl fmt::Display for IdError {
 impl core::error::Error for IdError {}
 
 macro_rules! text_id {
-    ($(#[$doc:meta])* $name:ident, $kind:literal, $shape:literal, $max:literal, $allowed:expr) => {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $shape:literal, $max:literal, $allowed:expr, $reserved:expr) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(String);
@@ -45,7 +45,8 @@ macro_rules! text_id {
 
             fn from_str(text: &str) -> Result<Self, IdError> {
                 let allowed: fn(u8) -> bool = $allowed;
-                if (1..=Self::MAX).contains(&text.len()) && text.bytes().all(allowed) {
+                let reserved: fn(&str) -> bool = $reserved;
+                if (1..=Self::MAX).contains(&text.len()) && text.bytes().all(allowed) && !reserved(text) {
                     Ok(Self(text.to_string()))
                 } else {
                     Err(IdError { kind: $kind, shape: $shape })
@@ -80,6 +81,10 @@ macro_rules! text_id {
     };
 }
 
+fn is_bootstrap(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._:".contains(&byte)
 }
@@ -90,18 +95,21 @@ text_id!(
     "scope",
     "1 to 32 of a-z, 0-9, -",
     32,
-    |byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'
+    |byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-',
+    |_| false
 );
 
 text_id!(
     /// The name of a device: the common name of its certificate, its MQTT client id once it has one.
     ///
-    /// The characters are those of an Azure DPS registration id, so existing inventories fit.
+    /// The characters are those of an Azure DPS registration id, so existing inventories fit. The form of a
+    /// [bootstrapping client id](ClientId::is_bootstrap) is reserved: a stranger under that client id would end the device's connection.
     DeviceId,
     "device id",
-    "1 to 64 of A-Z, a-z, 0-9, - . _ :",
+    "1 to 64 of A-Z, a-z, 0-9, - . _ :, but not 32 hexadecimal digits",
     64,
-    is_name_byte
+    is_name_byte,
+    is_bootstrap
 );
 
 text_id!(
@@ -110,7 +118,8 @@ text_id!(
     "client id",
     "1 to 64 of A-Z, a-z, 0-9, - . _ :",
     64,
-    is_name_byte
+    is_name_byte,
+    |_| false
 );
 
 impl ClientId {
@@ -125,7 +134,7 @@ impl ClientId {
 
     /// Whether this has the form of a bootstrapping connection's client id: 32 lower-case hexadecimal digits.
     pub fn is_bootstrap(&self) -> bool {
-        self.0.len() == 32 && self.0.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        is_bootstrap(&self.0)
     }
 }
 
@@ -264,6 +273,12 @@ mod tests {
         for other in ["ABABABABABABABABABABABABABABABAB", "ababababababababababababababababa", "pump-17"] {
             assert!(!other.parse::<ClientId>().unwrap().is_bootstrap(), "{other}");
         }
+    }
+
+    #[test]
+    fn a_device_id_never_looks_like_a_bootstrapping_client() {
+        assert!("abababababababababababababababab".parse::<DeviceId>().is_err());
+        assert!("abababababababababababababababa".parse::<DeviceId>().is_ok());
     }
 
     #[test]
