@@ -1,1 +1,14 @@
-//! .
+//! What the end-to-end tests and the demo stand on: TPM vendors, software TPMs, brokers, and the real binaries.
+//!
+//! Everything runs on this machine's loopback interface, below temporary directories, and ends when its owner is dropped
+//! or its process dies. A missing tool is an error that names the Debian package, never a skipped test.
+
+mod cache;
+mod ports;
+mod swtpm;
+mod tool;
+mod vendor;
+
+pub use swtpm::Swtpm;
+pub use tool::{daemon, run, spawn, tool};
+pub use vendor::{EkCertificate, EkKind, VendorCa, trusted_vendor, untrusted_vendor};

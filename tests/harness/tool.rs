@@ -1,0 +1,91 @@
+//! Other people's programs: started so that none outlives us, and blamed by name when missing or failing.
+
+use std::env;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
+use std::sync::{LazyLock, mpsc};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+/// A command for `program`, found in PATH or where Debian keeps daemons; when absent, the error names its package.
+pub fn tool(program: &str) -> Result<Command> {
+    locate(program).map(Command::new)
+}
+
+/// As [`tool`], for a program that keeps running: the kernel kills it when this process dies, however it dies.
+///
+/// Start it with [`spawn`].
+pub fn daemon(program: impl AsRef<Path>) -> Result<Command> {
+    let program = match program.as_ref().to_str() {
+        Some(name) if !name.contains('/') => locate(name)?,
+        _ => program.as_ref().to_path_buf(),
+    };
+    let mut command = tool("setpriv")?;
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    Ok(command)
+}
+
+/// Starts a [`daemon`].
+///
+/// Linux sends the parent-death signal when the *thread* that started the child ends (prctl(2), PR_SET_PDEATHSIG), so one
+/// thread that never ends starts them all.
+pub fn spawn(command: Command) -> io::Result<Child> {
+    type Request = (Command, mpsc::Sender<io::Result<Child>>);
+    static STARTER: LazyLock<mpsc::Sender<Request>> = LazyLock::new(|| {
+        let (requests, queue) = mpsc::channel::<Request>();
+        thread::spawn(move || {
+            for (mut command, answer) in queue {
+                answer.send(command.spawn()).expect("the asker waits for its answer");
+            }
+        });
+        requests
+    });
+    let (answer, child) = mpsc::channel();
+    STARTER.send((command, answer)).expect("the starter never ends");
+    child.recv().expect("the starter answers every request")
+}
+
+/// Runs `command` to its end; an exit status other than 0 is an error that quotes what it wrote.
+pub fn run(command: &mut Command) -> Result<Output> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    if !output.status.success() {
+        let written = [&output.stdout[..], &output.stderr].concat();
+        bail!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&written).trim_end());
+    }
+    Ok(output)
+}
+
+/// Sends `signal` ("KILL", "STOP", "CONT", "TERM") to one process.
+///
+/// The shell's own `kill`: the program of that name is not on every machine.
+pub(crate) fn signal(process: u32, signal: &str) -> Result<()> {
+    run(tool("sh")?.args(["-c", &format!("kill -{signal} {process}")])).map(drop)
+}
+
+fn locate(program: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        // Not in an ordinary user's PATH on Debian, and mosquitto is there.
+        .chain([PathBuf::from("/usr/sbin")])
+        .map(|directory| directory.join(program))
+        .find(|candidate| candidate.is_file())
+        .ok_or_else(|| match package_of(program) {
+            Some(package) => anyhow!("`{program}` is not installed: run `apt-get install {package}`"),
+            None => anyhow!("`{program}` is not installed"),
+        })
+}
+
+fn package_of(program: &str) -> Option<&'static str> {
+    Some(match program {
+        "certtool" => "gnutls-bin",
+        "mosquitto" => "mosquitto",
+        "openssl" => "openssl",
+        "setpriv" => "util-linux",
+        "swtpm" => "swtpm",
+        "swtpm_localca" | "swtpm_setup" => "swtpm-tools",
+        "tpm2" => "tpm2-tools",
+        _ => return None,
+    })
+}
