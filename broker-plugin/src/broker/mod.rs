@@ -65,21 +65,16 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 8192 connections, 1024 from one address (a factory behind one NAT gateway), 5 s: more than ten round trips on the
-    /// slowest link MQTT is used on, and a TPM is not needed before the CONNECT of a bootstrapping client.
+    /// 4096 connections, 1024 of them from one address (a factory behind one NAT gateway). 10 s let a device sign its
+    /// part of the TLS handshake on a slow TPM, and are what the broker core allows a CONNECT.
     fn default() -> Self {
-        Self { connections: 8192, connections_per_address: 1024, introduction: Duration::from_secs(5) }
+        Self { connections: 4096, connections_per_address: 1024, introduction: Duration::from_secs(10) }
     }
 }
 
-/// What waits for one client when its delivery lane is full; beyond it the oldest is dropped, and its sender retries.
+/// What waits for one client whose delivery lane is full: some seconds of requests for a worker that has fallen behind.
+/// Beyond it the oldest is dropped, and its sender tries again.
 const BACKLOG: QueueLimits = QueueLimits { max_messages: 4096, max_bytes: 16 * 1024 * 1024 };
-
-/// Retained messages: the chain and the revocation list of one scope, with room for a second.
-const RETAINED_MESSAGES: usize = 4;
-
-/// A revocation list of 20 000 entries at some 40 bytes would need paging long before MQTT does; the packet limit is lower.
-const RETAINED_MESSAGE_SIZE: usize = 64 * 1024;
 
 /// How often the router forgets the queues of clients that left. It keeps about 0.5 kB for each until then.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -100,11 +95,7 @@ pub struct EmbeddedBroker {
 impl EmbeddedBroker {
     /// Binds both listeners and serves them on the current tokio runtime until shutdown.
     pub async fn start(config: EmbeddedBrokerConfig) -> io::Result<Self> {
-        let router = Arc::new(
-            MessageRouter::new()
-                .with_fallback_queue_limits(BACKLOG)
-                .with_retained_limits(RETAINED_MESSAGES, RETAINED_MESSAGE_SIZE),
-        );
+        let router = Arc::new(MessageRouter::new().with_fallback_queue_limits(BACKLOG));
         let stats = Arc::new(BrokerStats::new());
         let (closing, _) = broadcast::channel(1);
         let mut listeners = JoinSet::new();
@@ -165,5 +156,42 @@ impl EmbeddedBroker {
                 warn!(%error, "listener ended abnormally");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::crypto::aws_lc_rs;
+    use rustls::server::ResolvesServerCertUsingSni;
+
+    use super::*;
+
+    /// Nobody connects, so there is no certificate.
+    fn tls() -> Arc<ServerConfig> {
+        ServerConfig::builder_with_provider(aws_lc_rs::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()))
+            .into()
+    }
+
+    #[tokio::test]
+    async fn queue_of_a_client_that_left_is_forgotten() {
+        let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
+            bootstrap: "127.0.0.1:0".parse().unwrap(),
+            operational: "127.0.0.1:0".parse().unwrap(),
+            bootstrap_tls: tls(),
+            operational_tls: tls(),
+            scope: "default".parse().unwrap(),
+            admit: Arc::new(|_, _| Ok(())),
+            limits: Limits::default(),
+        })
+        .await
+        .unwrap();
+        let queue = Arc::downgrade(&broker.router.queue_handle("left"));
+        assert_eq!(queue.strong_count(), 1, "the router keeps it for now");
+        tokio::time::sleep(SWEEP + Duration::from_secs(1)).await;
+        assert_eq!(queue.strong_count(), 0);
     }
 }

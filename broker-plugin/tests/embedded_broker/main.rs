@@ -3,17 +3,22 @@
 mod pki;
 mod raw;
 
+use std::fs;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use assay_broker_plugin::access::Identity;
 use assay_broker_plugin::broker::{Admit, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
+use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::Packet;
+use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
 use assay_wire::ClientId;
 use pki::{Credential, Pki};
 use raw::*;
-use rustls::{ClientConfig, HandshakeKind, ServerConfig};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -719,11 +724,10 @@ async fn tls_sessions_are_never_resumed() {
     let world = World::new().await;
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
-        let mut tls = world.pki.client_tls(Some(&credential));
-        let provider = tls.crypto_provider().clone();
-        let mut roots = rustls::RootCertStore::empty();
+        let provider = world.anonymous.crypto_provider().clone();
+        let mut roots = RootCertStore::empty();
         roots.add(world.pki.root()).unwrap();
-        tls = ClientConfig::builder_with_provider(provider)
+        let tls = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[version])
             .unwrap()
             .with_root_certificates(roots)
@@ -760,4 +764,137 @@ async fn shutdown_tells_clients_and_frees_the_ports() {
 async fn shutdown_right_after_start_returns() {
     let world = World::new().await;
     timeout(Duration::from_secs(5), world.broker.shutdown()).await.expect("in time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_own_client_and_worker_exchange_a_request_and_a_reply() {
+    let world = World::new().await;
+    let worker_tls = world.pki.client_tls(Some(&world.pki.client(&["urn:assay:worker"])));
+    let (worker, mut worker_events) = polite(world.broker.operational_addr(), worker_tls, "worker@1");
+    worker.try_subscribe(SHARED_REQUESTS, QoS::AtLeastOnce).unwrap();
+    until_subscribed(&mut worker_events).await;
+    let answering = tokio::spawn(async move {
+        loop {
+            if let Event::Incoming(Packet::Publish(request)) = worker_events.poll().await.unwrap() {
+                let topic = String::from_utf8(request.topic.to_vec()).unwrap().replace("/request", "/reply");
+                worker.try_publish(topic, QoS::AtLeastOnce, false, request.payload).unwrap();
+            }
+        }
+    });
+
+    let client = fresh_client();
+    let tls = world.pki.client_tls(None);
+    let (device, mut device_events) = polite(world.bootstrap(), tls, &client);
+    device.try_subscribe(reply_topic(&client), QoS::AtLeastOnce).unwrap();
+    until_subscribed(&mut device_events).await;
+    let started = Instant::now();
+    device.try_publish(request_topic(&client), QoS::AtLeastOnce, false, vec![7; 16 * 1024]).unwrap();
+    let reply = timeout(PATIENCE, async {
+        loop {
+            if let Event::Incoming(Packet::Publish(reply)) = device_events.poll().await.unwrap() {
+                break reply;
+            }
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(reply.payload, vec![7; 16 * 1024]);
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    answering.abort();
+}
+
+fn polite(address: SocketAddr, tls: ClientConfig, id: &str) -> (AsyncClient, EventLoop) {
+    let url = format!("mqtts://localhost:{}", address.port()).parse().unwrap();
+    let client = assay_mqtt::Client { id: id.into(), window: 16, receive_maximum: 16, manual_acks: false };
+    assay_mqtt::connect(&url, &Arc::new(tls), client)
+}
+
+async fn until_subscribed(events: &mut EventLoop) {
+    while !matches!(events.poll().await.unwrap(), Event::Incoming(Packet::SubAck(_))) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_thousand_passing_strangers_leave_little_behind() {
+    if !in_own_process("two_thousand_passing_strangers_leave_little_behind") {
+        return;
+    }
+    let world = Arc::new(World::new().await);
+    let _worker = world.answering_worker(vec![7; 4096]).await;
+    let pass = |clients: usize| {
+        let world = world.clone();
+        async move {
+            let mut streams = tokio::task::JoinSet::new();
+            for _ in 0..16 {
+                let world = world.clone();
+                streams.spawn(async move {
+                    for _ in 0..clients / 16 {
+                        world.exchange().await;
+                    }
+                });
+            }
+            while let Some(ended) = streams.join_next().await {
+                ended.unwrap();
+            }
+        }
+    };
+    pass(400).await;
+    let before = resident_kib();
+    pass(2000).await;
+    let grown = resident_kib().saturating_sub(before);
+    // A queue of 0.5 kB each until the next sweep, and what the allocator does not give back.
+    assert!(grown < 8 * 1024, "{grown} KiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listener_survives_running_out_of_file_descriptors() {
+    if !in_own_process("listener_survives_running_out_of_file_descriptors") {
+        return;
+    }
+    let world = World::new().await;
+    let _worker = world.answering_worker(b"reply".to_vec()).await;
+    world.exchange().await;
+    let highest = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok())
+        .max()
+        .unwrap();
+    limit_descriptors(highest + 20);
+    let mut hoard = Vec::new();
+    while let Ok(stream) = TcpStream::connect(world.bootstrap()).await {
+        hoard.push(stream);
+        assert!(hoard.len() < 1000, "the limit does not hold");
+    }
+    // One more connection waits to be accepted and cannot be: the descriptor it would need is this client's.
+    drop(hoard.pop());
+    let waiting = TcpStream::connect(world.bootstrap()).await;
+    tokio::time::sleep(SILENCE).await;
+    drop((hoard, waiting));
+    tokio::time::sleep(SILENCE).await;
+    world.exchange().await;
+}
+
+/// Whether this is a process that runs `test` alone, where no other test uses memory or file descriptors. If not, runs it
+/// in one that is.
+fn in_own_process(test: &str) -> bool {
+    const MARK: &str = "ASSAY_TEST_ALONE";
+    if std::env::var_os(MARK).is_some() {
+        return true;
+    }
+    let status =
+        Command::new(std::env::current_exe().unwrap()).args([test, "--exact"]).env(MARK, "1").status().unwrap();
+    assert!(status.success(), "{test} failed in its own process");
+    false
+}
+
+fn resident_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Lowers this process's limit (prlimit is in util-linux, which Debian marks essential).
+fn limit_descriptors(soft: u32) {
+    let process = std::process::id().to_string();
+    let limit = format!("--nofile={soft}:");
+    assert!(Command::new("prlimit").args(["--pid", &process, &limit]).status().unwrap().success());
 }
