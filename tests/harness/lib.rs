@@ -3,12 +3,20 @@
 //! Everything runs on this machine's loopback interface, below temporary directories, and ends when its owner is dropped
 //! or its process dies. A missing tool is an error that names the Debian package, never a skipped test.
 
+mod binary;
 mod cache;
+mod device;
+mod mosquitto;
 mod ports;
+mod server;
 mod swtpm;
 mod tool;
 mod vendor;
 
+pub use binary::assay_bin;
+pub use device::{Device, json};
+pub use mosquitto::Mosquitto;
+pub use server::{AssayDir, AssayServer};
 pub use swtpm::Swtpm;
 pub use tool::{daemon, run, spawn, tool};
 pub use vendor::{EkCertificate, EkKind, VendorCa, trusted_vendor, untrusted_vendor};

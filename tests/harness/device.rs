@@ -1,0 +1,67 @@
+//! A device: a TPM, a state directory, and the commands of `assay-device` on them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::binary::assay_bin;
+use crate::server::{AssayDir, AssayServer};
+use crate::swtpm::Swtpm;
+
+/// A device whose state directory is temporary.
+pub struct Device {
+    tcti: String,
+    state: TempDir,
+}
+
+impl Device {
+    pub fn new(tpm: &Swtpm) -> Result<Self> {
+        Ok(Self { tcti: tpm.tcti(), state: tempfile::tempdir()? })
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.state.path().join("state")
+    }
+
+    /// `assay-device provision --json` against `server`, for the caller to complete or to run with [`json`](Self::json).
+    pub fn provision(&self, dir: &AssayDir, server: &AssayServer) -> Result<Command> {
+        self.provision_at(&server.bootstrap, &dir.root_pem())
+    }
+
+    /// As [`provision`](Self::provision), against any broker.
+    pub fn provision_at(&self, broker: &str, ca_root: &Path) -> Result<Command> {
+        let mut command = self.connecting("provision", broker, ca_root)?;
+        command.args(["--scope", "default", "--json"]);
+        Ok(command)
+    }
+
+    /// `assay-device publish` over mTLS.
+    pub fn publish(&self, dir: &AssayDir, server: &AssayServer, topic: &str, message: &str) -> Result<Command> {
+        let mut command = self.connecting("publish", &server.operational, &dir.root_pem())?;
+        command.args(["--topic", topic, "--message", message]);
+        Ok(command)
+    }
+
+    /// `assay-device status --json`.
+    pub fn status(&self) -> Result<Command> {
+        let mut command = Command::new(assay_bin("assay-device")?);
+        command.args(["status", "--json", "--state"]).arg(self.state());
+        Ok(command)
+    }
+
+    fn connecting(&self, subcommand: &str, broker: &str, ca_root: &Path) -> Result<Command> {
+        let mut command = Command::new(assay_bin("assay-device")?);
+        command.env("TSS2_LOG", "all+NONE").args([subcommand, "--broker", broker, "--tcti", &self.tcti]);
+        command.arg("--ca-root").arg(ca_root).arg("--state").arg(self.state());
+        Ok(command)
+    }
+}
+
+/// Runs a command that succeeds and writes one JSON value.
+pub fn json(command: &mut Command) -> Result<Value> {
+    let Output { stdout, .. } = crate::tool::run(command)?;
+    serde_json::from_slice(&stdout).with_context(|| format!("{command:?} writes JSON"))
+}

@@ -1,0 +1,170 @@
+//! The CA: a directory made by `assay init`, and `assay serve` as a process of its own.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::binary::assay_bin;
+use crate::tool::{daemon, run, signal, spawn};
+use crate::vendor::VendorCa;
+
+/// What `assay init` makes, in a temporary directory.
+pub struct AssayDir {
+    temporary: TempDir,
+}
+
+impl AssayDir {
+    pub fn init() -> Result<Self> {
+        let temporary = tempfile::tempdir()?;
+        let dir = Self { temporary };
+        run(Command::new(assay_bin("assay")?).arg("init").arg(dir.path()))?;
+        Ok(dir)
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.temporary.path().join("assay")
+    }
+
+    /// The root that devices pin.
+    pub fn root_pem(&self) -> PathBuf {
+        self.path().join("root.pem")
+    }
+
+    /// `assay --dir DIR`, for the caller to complete.
+    pub fn assay(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(assay_bin("assay")?);
+        command.arg("--dir").arg(self.path()).args(arguments);
+        Ok(command)
+    }
+
+    /// Trusts the EK certificates of `vendor`.
+    pub fn trust(&self, vendor: &VendorCa) -> Result<()> {
+        run(self.assay(&["trust", "add"])?.arg(vendor.root_pem()).arg(vendor.intermediate_pem())).map(drop)
+    }
+
+    /// What `assay devices`, `certs` or `audit` lists with `--json`: an object per line.
+    pub fn list(&self, table: &str) -> Result<Vec<Value>> {
+        let listed = run(&mut self.assay(&[table, "--json"])?)?.stdout;
+        let rows = serde_json::Deserializer::from_slice(&listed).into_iter();
+        rows.collect::<Result<_, _>>().with_context(|| format!("`assay {table} --json` writes JSON"))
+    }
+}
+
+/// A running `assay serve`: embedded broker and worker.
+///
+/// Killed when dropped, and then its log is written to stderr, which the test runner shows if the test failed.
+pub struct AssayServer {
+    dir: PathBuf,
+    log: PathBuf,
+    process: Option<Child>,
+    /// The URLs of the two listeners, which stay the same over restarts.
+    pub bootstrap: String,
+    pub operational: String,
+}
+
+impl AssayServer {
+    /// Serves `dir` on two free ports of the loopback interface; returns when both listen.
+    pub fn start(dir: &AssayDir) -> Result<Self> {
+        let any = "mqtts://127.0.0.1:0".to_owned();
+        let log = dir.temporary.path().join("serve.log");
+        let mut server = Self { dir: dir.path(), log, process: None, bootstrap: any.clone(), operational: any };
+        server.serve()?;
+        Ok(server)
+    }
+
+    /// `kill -9`.
+    pub fn kill9(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill()?;
+            process.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Serves again after [`kill9`](Self::kill9), on the same ports.
+    pub fn restart(&mut self) -> Result<()> {
+        self.kill9()?;
+        self.serve()
+    }
+
+    /// Asks the server to end (SIGTERM) and waits until it has.
+    pub fn stop(mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            signal(process.id(), "TERM")?;
+            let status = process.wait()?;
+            if !status.success() {
+                bail!("`assay serve` ended with {status}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory that the server occupies now, in KiB.
+    pub fn rss_kib(&self) -> Result<u64> {
+        let process = self.process.as_ref().context("the server was killed")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
+        let size = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        Ok(size.context("/proc/PID/status has no VmRSS")?.parse()?)
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let log = fs::File::options().create(true).append(true).open(&self.log)?;
+        let mut command = daemon(assay_bin("assay")?)?;
+        command.arg("--dir").arg(&self.dir).arg("serve");
+        command.args(["--bootstrap", address(&self.bootstrap), "--operational", address(&self.operational)]);
+        let process = self.process.insert(spawn(with_log(command, log))?);
+        let lines = lines_of(process)?;
+        let url = |listener: &str| {
+            let line = lines.recv_timeout(READY_TIMEOUT).unwrap_or_default();
+            let url = line.strip_prefix(listener).map(|url| url.trim().to_owned());
+            url.with_context(|| format!("`assay serve` said {line:?} instead of its {listener} URL"))
+        };
+        (self.bootstrap, self.operational) = (url("bootstrap")?, url("operational")?);
+        Ok(())
+    }
+}
+
+impl Drop for AssayServer {
+    fn drop(&mut self) {
+        if self.process.is_some() {
+            let _ = self.kill9();
+            eprintln!("--- log of `assay serve` ---\n{}", self.log());
+        }
+    }
+}
+
+/// The lines that `process` writes to its standard output, as they come.
+pub(crate) fn lines_of(process: &mut Child) -> Result<mpsc::Receiver<String>> {
+    let stdout = process.stdout.take().context("standard output is a pipe")?;
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        // Reading on when nobody listens any more keeps the process from blocking on a full pipe.
+        BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)));
+    });
+    Ok(lines)
+}
+
+fn with_log(mut command: Command, log: fs::File) -> Command {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    command
+}
+
+/// `HOST:PORT` of a URL.
+fn address(url: &str) -> &str {
+    url.trim_start_matches("mqtts://")
+}
+
+/// Opening the store and binding two sockets takes well under a second; a crowded machine gets time.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
