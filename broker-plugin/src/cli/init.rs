@@ -1,0 +1,32 @@
+//! `assay init`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use assay_broker_plugin::directory::Directory;
+use clap::Args;
+
+#[derive(Args)]
+pub(crate) struct Init {
+    /// The directory to make; it must be new or empty
+    directory: PathBuf,
+    /// Stands in the CA's certificates as its organisation
+    #[arg(long, default_value = "Assay")]
+    name: String,
+    /// A DNS name or IP address under which devices reach the broker, besides localhost; may be repeated
+    #[arg(long = "server-name", value_name = "HOST")]
+    server_names: Vec<String>,
+}
+
+impl Init {
+    pub(crate) fn run(self) -> Result<()> {
+        Directory::create(&self.directory, &self.name, &self.server_names)?;
+        let directory = self.directory.display();
+        eprintln!("made a CA in {directory}");
+        eprintln!("  root.pem   for devices to pin");
+        eprintln!("  root.key   move it to a safe place offline: serving does not need it");
+        eprintln!("  assay.toml settings");
+        eprintln!("next: assay --dir {directory} trust add VENDOR-ROOT.pem, then assay --dir {directory} serve");
+        Ok(())
+    }
+}

@@ -1,0 +1,79 @@
+//! The command line: what can be asked for, and who does it.
+
+mod enroll;
+mod init;
+mod list;
+mod serve;
+mod table;
+mod trust;
+mod watch;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use assay_broker_plugin::directory::Directory;
+use clap::{Parser, Subcommand};
+
+/// Turns a TPM's endorsement key into a device certificate, over MQTT.
+#[derive(Parser)]
+#[command(name = "assay", version, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    /// The CA's directory
+    #[arg(long, global = true, env = "ASSAY_DIR", default_value = ".")]
+    dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a CA: keys, certificates, configuration, database
+    Init(init::Init),
+    /// Say which TPM vendors' certificates are trusted
+    #[command(subcommand)]
+    Trust(trust::Trust),
+    /// Vouch for single EKs, and switch devices off and on
+    #[command(subcommand)]
+    Enroll(enroll::Enroll),
+    /// Run the built-in broker and a worker
+    Serve(serve::Serve),
+    /// Run a worker on another MQTT 5 broker
+    Worker(serve::Worker),
+    /// List the devices
+    Devices(list::Json),
+    /// List the certificates
+    Certs(list::Json),
+    /// List the newest decisions
+    Audit(list::Audit),
+    /// Print what devices say, and what the CA says of them
+    Watch(watch::Watch),
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> Result<()> {
+        if let Command::Init(init) = self.command {
+            return init.run();
+        }
+        let directory = Directory::open(&self.dir)?;
+        match self.command {
+            Command::Init(_) => unreachable!("handled above"),
+            Command::Trust(trust) => trust.run(&directory),
+            Command::Enroll(enroll) => enroll.run(&directory),
+            Command::Serve(serve) => serve.run(&directory),
+            Command::Worker(worker) => worker.run(&directory),
+            Command::Devices(json) => list::devices(&directory, json),
+            Command::Certs(json) => list::certificates(&directory, json),
+            Command::Audit(audit) => list::audit(&directory, audit),
+            Command::Watch(watch) => watch.run(&directory),
+        }
+    }
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  assay init ca                                    make a CA in the directory ca
+  assay --dir ca trust add vendor-root.pem         trust the TPMs of a vendor
+  assay --dir ca enroll add ek.pem --device-id pump-17
+  assay --dir ca serve                             serve devices until interrupted
+  assay --dir ca devices                           who is registered
+  assay --dir ca audit                             who was refused, and why";

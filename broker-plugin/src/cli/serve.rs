@@ -1,0 +1,165 @@
+//! `assay serve` and `assay worker`: the processes that stay.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use assay_broker_plugin::access::Identity;
+use assay_broker_plugin::broker::{self, Admit, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
+use assay_broker_plugin::directory::Directory;
+use assay_broker_plugin::store::CertificateStatus;
+use assay_broker_plugin::worker::{self, WorkerConfig};
+use assay_mqtt::BrokerUrl;
+use clap::Args;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+#[derive(Args)]
+pub(crate) struct Serve {
+    /// Listen here for unprovisioned devices, instead of what assay.toml says; port 0 takes a free one
+    #[arg(long, value_name = "ADDR")]
+    bootstrap: Option<SocketAddr>,
+    /// Listen here for certificates of this CA, instead of what assay.toml says; port 0 takes a free one
+    #[arg(long, value_name = "ADDR")]
+    operational: Option<SocketAddr>,
+}
+
+#[derive(Args)]
+pub(crate) struct Worker {
+    /// Any MQTT 5 broker: mqtts://host[:port], or mqtt://host[:port] without TLS
+    #[arg(long)]
+    broker: BrokerUrl,
+    /// Root certificate of the broker, if it is not this CA's
+    #[arg(long, value_name = "FILE")]
+    broker_ca: Option<PathBuf>,
+}
+
+impl Serve {
+    pub(crate) fn run(self, directory: &Directory) -> Result<()> {
+        start(async {
+            let config = directory.config();
+            let server = directory.credentials("server")?;
+            let server_key = server.key.clone_key();
+            let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
+                bootstrap: self.bootstrap.unwrap_or(config.bootstrap),
+                operational: self.operational.unwrap_or(config.operational),
+                bootstrap_tls: broker::bootstrap_tls(server.chain.clone(), server_key)?.into(),
+                operational_tls: broker::operational_tls(server.chain, server.key, directory.root()?)?.into(),
+                scope: config.scope.clone(),
+                admit: admit(directory)?,
+                limits: Limits::default(),
+            })
+            .await
+            .context("cannot listen; another process may hold the port, see --bootstrap and --operational")?;
+
+            let urls = [broker.bootstrap_addr(), broker.operational_addr()].map(reachable);
+            let ca = Arc::new(directory.ca()?);
+            let worker_config = WorkerConfig {
+                broker: urls[1].parse()?,
+                tls: client_tls(directory, directory.roots()?, "worker")?,
+                database: directory.database(),
+            };
+            let ready = once(move || println!("bootstrap {}\noperational {}", urls[0], urls[1]));
+            tokio::select! {
+                stopped = worker::run(ca, worker_config, ready) => stopped?,
+                () = interrupted() => info!("stopping"),
+            }
+            broker.shutdown().await;
+            Ok(())
+        })
+    }
+}
+
+impl Worker {
+    pub(crate) fn run(self, directory: &Directory) -> Result<()> {
+        start(async {
+            let roots = match &self.broker_ca {
+                Some(file) => read_roots(file)?,
+                None => directory.roots()?,
+            };
+            let config = WorkerConfig {
+                broker: self.broker,
+                tls: client_tls(directory, roots, "worker")?,
+                database: directory.database(),
+            };
+            let ready = once(|| println!("ready"));
+            tokio::select! {
+                stopped = worker::run(Arc::new(directory.ca()?), config, ready) => stopped?,
+                () = interrupted() => info!("stopping"),
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Runs a process that stays, with its log on stderr (`ASSAY_LOG` sets the level).
+fn start(work: impl Future<Output = Result<()>>) -> Result<()> {
+    let filter = EnvFilter::builder().with_env_var("ASSAY_LOG").try_from_env();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info,mqtt5=warn")))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
+/// The TLS configuration of a client of ours, with its certificate from the CA's directory.
+pub(super) fn client_tls(directory: &Directory, roots: RootCertStore, holder: &str) -> Result<Arc<ClientConfig>> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let credentials = directory.credentials(holder)?;
+    let certified = CertifiedKey::from_der(credentials.chain, credentials.key, &provider)?;
+    let resolver = Arc::new(SingleCertAndKey::from(certified));
+    Ok(Arc::new(assay_mqtt::tls_config(provider, roots, Some(resolver))?))
+}
+
+fn read_roots(file: &PathBuf) -> Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    let certificates = CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .with_context(|| format!("cannot read certificates in PEM from {}", file.display()))?;
+    for certificate in certificates {
+        roots.add(certificate)?;
+    }
+    Ok(roots)
+}
+
+/// Asks the store what a device's certificate is worth now. Workers and operators are on no list: their certificates
+/// come from the directory itself.
+fn admit(directory: &Directory) -> Result<Arc<Admit>> {
+    let store = Mutex::new(directory.store()?);
+    Ok(Arc::new(move |identity: &Identity, serial: &[u8]| {
+        let Identity::Device { .. } = identity else { return Ok(()) };
+        let store = store.lock().map_err(|_| "the store is gone".to_owned())?;
+        match store.certificate_status(serial).map_err(|error| error.to_string())? {
+            CertificateStatus::Active => Ok(()),
+            status => Err(format!("its certificate is {status:?}")),
+        }
+    }))
+}
+
+/// How to reach a listener from this machine.
+fn reachable(address: SocketAddr) -> String {
+    let ip = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
+    format!("mqtts://{ip}:{}", address.port())
+}
+
+/// Makes every call but the first do nothing.
+fn once(work: impl Fn()) -> impl Fn() {
+    let done = std::sync::Once::new();
+    move || done.call_once(&work)
+}
+
+async fn interrupted() {
+    // Unwrap safety: these signals can always be listened for on Unix.
+    let mut terminate = signal(SignalKind::terminate()).unwrap();
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}

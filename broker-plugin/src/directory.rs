@@ -1,0 +1,282 @@
+//! The CA's directory: keys, certificates, configuration and database, as `assay init` makes it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use assay_ca_core::{Authority, Identity, Issuer, KeyAndCertificate, Profile, TicketKey};
+use assay_wire::Scope;
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde::Deserialize;
+use time::{Duration, OffsetDateTime};
+use zeroize::Zeroizing;
+
+use crate::ca::Ca;
+use crate::random::random;
+use crate::store::Store;
+
+/// An existing directory.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    path: PathBuf,
+    config: Config,
+}
+
+/// `assay.toml`, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The provisioning domain.
+    pub scope: Scope,
+    /// Where unprovisioned devices connect.
+    pub bootstrap: SocketAddr,
+    /// Where provisioned devices, operators and workers connect.
+    pub operational: SocketAddr,
+    /// What certificates look like.
+    pub profile: Profile,
+}
+
+/// A certificate chain, leaf first and without the root, and its key.
+pub struct Credentials {
+    /// In DER.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// In DER.
+    pub key: PrivateKeyDer<'static>,
+}
+
+impl Directory {
+    /// Makes a CA: root, issuing CA, ticket key, broker, worker and operator certificates, configuration, database.
+    ///
+    /// Everything is made beside the place and moved there at once, so a half-made CA is never found.
+    ///
+    /// # Errors
+    /// The directory exists and is not empty, or it cannot be written.
+    pub fn create(path: &Path, name: &str, server_names: &[String]) -> Result<()> {
+        if path.exists() && fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
+            bail!("{} exists and is not empty; a CA is never overwritten. Choose another directory", path.display());
+        }
+        let place = std::path::absolute(path)?;
+        let parent = place.parent().context("the root directory cannot hold a CA")?;
+        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        let draft = parent.join(format!(".assay-init-{:08x}", crate::random_u32()));
+        fs::DirBuilder::new().mode(0o700).create(&draft)?;
+        let made = fill(&draft, name, server_names).and_then(|()| {
+            fs::rename(&draft, &place).with_context(|| format!("cannot put the CA at {}", place.display()))
+        });
+        if made.is_err() {
+            _ = fs::remove_dir_all(&draft);
+        }
+        made
+    }
+
+    /// Opens a directory that `create` made.
+    ///
+    /// # Errors
+    /// It has no readable, valid `assay.toml`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = path.join(CONFIG);
+        let text = fs::read_to_string(&file).with_context(|| {
+            format!("cannot read {}; `assay init DIR` makes a CA, --dir says where it is", file.display())
+        })?;
+        let config = Config::parse(&text).with_context(|| format!("{} is not valid", file.display()))?;
+        Ok(Self { path: path.to_owned(), config })
+    }
+
+    /// What `assay.toml` says.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The database's place.
+    pub fn database(&self) -> PathBuf {
+        self.path.join(DATABASE)
+    }
+
+    /// Opens the database.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn store(&self) -> Result<Store> {
+        let path = self.database();
+        Store::open(&path).with_context(|| format!("cannot open {}", path.display()))
+    }
+
+    /// What the worker decides and signs with.
+    ///
+    /// # Errors
+    /// A key or certificate cannot be read, or they do not belong together.
+    pub fn ca(&self) -> Result<Ca> {
+        let key = Zeroizing::new(self.read("issuing.key")?);
+        let issuer = Issuer::from_pem(&self.read("issuing.pem")?, &key).context("issuing.pem and issuing.key")?;
+        let secret = Zeroizing::new(fs::read(self.path.join(TICKET_KEY)).context("cannot read ticket.key")?);
+        let secret = <[u8; TicketKey::LEN]>::try_from(secret.as_slice())
+            .with_context(|| format!("{TICKET_KEY} must have {} bytes", TicketKey::LEN))?;
+        Ok(Ca {
+            scope: self.config.scope.clone(),
+            ticket_key: TicketKey::new(secret),
+            issuer,
+            profile: self.config.profile,
+        })
+    }
+
+    /// The certificate that everybody pins.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn root(&self) -> Result<CertificateDer<'static>> {
+        let path = self.path.join("root.pem");
+        CertificateDer::from_pem_file(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// The root, as TLS clients take it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn roots(&self) -> Result<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root()?)?;
+        Ok(roots)
+    }
+
+    /// The chain and key of `server`, `worker` or `operator`.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn credentials(&self, holder: &str) -> Result<Credentials> {
+        let chain = CertificateDer::pem_file_iter(self.path.join(format!("{holder}.pem")))
+            .and_then(Iterator::collect)
+            .with_context(|| format!("cannot read {holder}.pem"))?;
+        let key = PrivateKeyDer::from_pem_file(self.path.join(format!("{holder}.key")))
+            .with_context(|| format!("cannot read {holder}.key"))?;
+        Ok(Credentials { chain, key })
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        let path = self.path.join(name);
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+}
+
+fn fill(draft: &Path, name: &str, server_names: &[String]) -> Result<()> {
+    let now = OffsetDateTime::now_utc();
+    let rng = &mut random();
+    let root = Authority::root(name, now, rng)?;
+    let issuing = root.issuing(name, now, rng)?;
+    let issuing_pem = issuing.to_pem();
+
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    names.extend_from_slice(server_names);
+    let server = issuing.server(&names, now, rng).with_context(|| format!("broker certificate for {names:?}"))?;
+    let worker = issuing.client(&Identity::Worker, now, rng)?;
+    let operator = issuing.client(&Identity::Operator, now, rng)?;
+
+    write_pair(draft, "root", &root.to_pem(), "")?;
+    write_pair(draft, "issuing", &issuing_pem, "")?;
+    for (holder, pair) in [("server", server), ("worker", worker), ("operator", operator)] {
+        write_pair(draft, holder, &pair, &issuing_pem.certificate)?;
+    }
+    write_file(&draft.join(TICKET_KEY), TicketKey::generate(rng).secret(), SECRET)?;
+    write_file(&draft.join(CONFIG), CONFIG_TEXT.as_bytes(), PUBLIC)?;
+    Store::create(&draft.join(DATABASE))?;
+    File::open(draft)?.sync_all()?;
+    Ok(())
+}
+
+fn write_pair(draft: &Path, holder: &str, pair: &KeyAndCertificate, issuers: &str) -> Result<()> {
+    let chain = format!("{}{issuers}", pair.certificate);
+    write_file(&draft.join(format!("{holder}.pem")), chain.as_bytes(), PUBLIC)?;
+    write_file(&draft.join(format!("{holder}.key")), pair.key.as_bytes(), SECRET)
+}
+
+fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(content)?;
+    Ok(file.sync_all()?)
+}
+
+impl Config {
+    fn parse(text: &str) -> Result<Self> {
+        let raw: RawConfig = toml::from_str(text)?;
+        let lifetime = Duration::days(raw.certificates.lifetime_days.into());
+        Ok(Self {
+            scope: raw.scope.parse().context("scope")?,
+            bootstrap: raw.broker.bootstrap,
+            operational: raw.broker.operational,
+            profile: Profile::new(lifetime, Profile::default().backdate()).context("certificates.lifetime_days")?,
+        })
+    }
+}
+
+/// `assay.toml` as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawConfig {
+    scope: String,
+    broker: RawBroker,
+    certificates: RawCertificates,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawBroker {
+    bootstrap: SocketAddr,
+    operational: SocketAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCertificates {
+    lifetime_days: u16,
+}
+
+impl Default for RawConfig {
+    fn default() -> Self {
+        Self { scope: "default".into(), broker: RawBroker::default(), certificates: RawCertificates::default() }
+    }
+}
+
+impl Default for RawBroker {
+    fn default() -> Self {
+        let everywhere = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        Self { bootstrap: everywhere(8883), operational: everywhere(8884) }
+    }
+}
+
+impl Default for RawCertificates {
+    fn default() -> Self {
+        Self { lifetime_days: 90 }
+    }
+}
+
+const CONFIG: &str = "assay.toml";
+const DATABASE: &str = "assay.db";
+const TICKET_KEY: &str = "ticket.key";
+const SECRET: u32 = 0o600;
+const PUBLIC: u32 = 0o644;
+/// What `assay init` writes: every setting with its default.
+const CONFIG_TEXT: &str = include_str!("assay.toml");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_written_configuration_is_the_default() {
+        let written = Config::parse(CONFIG_TEXT).unwrap();
+        let default = Config::parse("").unwrap();
+        assert_eq!(format!("{written:?}"), format!("{default:?}"));
+    }
+
+    #[test]
+    fn unknown_settings_and_bad_values_are_refused() {
+        for text in
+            ["scoop = \"x\"", "scope = \"A\"", "[broker]\nbootstrap = \"here\"", "[certificates]\nlifetime_days = 0"]
+        {
+            assert!(Config::parse(text).is_err(), "{text}");
+        }
+    }
+}

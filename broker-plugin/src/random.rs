@@ -1,0 +1,13 @@
+//! Randomness from the operating system.
+
+use rand_core::{Rng, UnwrapErr};
+
+/// A cryptographic generator that draws every byte from the kernel, and panics if the kernel cannot give any.
+pub(crate) fn random() -> impl rand_core::CryptoRng {
+    UnwrapErr(getrandom::SysRng)
+}
+
+/// For jitter and names that need not be secret.
+pub fn random_u32() -> u32 {
+    random().next_u32()
+}

@@ -1,0 +1,71 @@
+//! From the broker into the queue, without ever waiting.
+
+use std::time::Instant;
+
+use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish, SubscribeReasonCode};
+use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
+use assay_wire::{ReplyBody, Request, Scope, Topic};
+use crossbeam_channel::{Sender, TrySendError};
+use tracing::debug;
+
+use super::{Job, Outbox, Receipt, busy};
+
+/// Takes requests from one connection.
+pub(super) struct Intake<'a> {
+    pub(super) scope: &'a Scope,
+    pub(super) connection: u64,
+    pub(super) queue: &'a Sender<Job>,
+    pub(super) outbox: &'a Outbox,
+}
+
+impl Intake<'_> {
+    /// Runs until the connection fails; calls `ready` once the broker has granted the subscription.
+    pub(super) async fn run(
+        &self,
+        client: &AsyncClient,
+        events: &mut EventLoop,
+        mut ready: impl FnMut(),
+    ) -> anyhow::Error {
+        loop {
+            match events.poll().await {
+                Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                    if let Err(error) = client.try_subscribe(Topic::shared_requests(self.scope), QoS::AtLeastOnce) {
+                        return error.into();
+                    }
+                }
+                Ok(Event::Incoming(Packet::SubAck(granted))) => match granted.return_codes.first() {
+                    Some(SubscribeReasonCode::Success(_)) => ready(),
+                    refused => {
+                        return anyhow::anyhow!(
+                            "the broker refused the subscription to {}: {refused:?}",
+                            Topic::shared_requests(self.scope)
+                        );
+                    }
+                },
+                Ok(Event::Incoming(Packet::Publish(publish))) => self.take(publish),
+                Ok(_) => {}
+                Err(error) => return error.into(),
+            }
+        }
+    }
+
+    fn take(&self, publish: Publish) {
+        let topic = str::from_utf8(&publish.topic).ok().and_then(Topic::parse);
+        let Some(Topic::Request(_, client)) = topic else {
+            return debug!(topic = ?publish.topic, "message on a topic that is not for requests");
+        };
+        if publish.retain {
+            return debug!(%client, "retained request ignored: nobody may be waiting for its reply");
+        }
+        let receipt = Receipt { publish, connection: self.connection, received: Instant::now() };
+        match self.queue.try_send(Job { client, receipt }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(job)) => {
+                let id = Request::id_of(&job.receipt.publish.payload);
+                self.outbox.reply(job, id, ReplyBody::Problem(busy()));
+            }
+            Err(TrySendError::Disconnected(_)) => debug!("no examiner is left"),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The CA worker: requests in from any MQTT 5 broker, decisions, replies out.
+//!
+//! ```text
+//! broker → intake (async) → queue → examiners (threads) → writer (thread, one transaction a batch) → outbox → broker
+//! ```
+//! The intake never blocks: when the queue is full it answers *busy* at once. Examiners check evidence and make challenges. The
+//! writer certifies; a certificate leaves it only after the commit. A request is acknowledged to the broker once its reply
+//! was handed over, but no broker gives a dead worker's messages to a living one: devices repeat what stays unanswered, and a
+//! repeat is answered with what was already issued.
+
+mod examiner;
+mod intake;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::Publish;
+use assay_mqtt::rumqttc::v5::{AsyncClient, ClientError};
+use assay_mqtt::{Backoff, BrokerUrl, Client};
+use assay_wire::{ClientId, Problem, ProblemCode, Reply, ReplyBody, RequestId, Scope, Topic};
+use crossbeam_channel as channel;
+use rustls::ClientConfig;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use crate::access::WORKER_PREFIX;
+use crate::ca::{Ca, Examiner};
+use crate::store::{Store, StoreError};
+use intake::Intake;
+
+/// Where a worker finds its broker and its store.
+pub struct WorkerConfig {
+    /// Any MQTT 5 broker.
+    pub broker: BrokerUrl,
+    /// Used if the URL asks for TLS.
+    pub tls: Arc<ClientConfig>,
+    /// The SQLite file.
+    pub database: PathBuf,
+}
+
+/// Serves requests until the future is dropped; calls `ready` each time a broker has granted the subscription.
+///
+/// # Errors
+/// The store cannot be opened. A broker that cannot be reached is tried again for ever.
+pub async fn run(ca: Arc<Ca>, config: WorkerConfig, ready: impl Fn()) -> Result<(), StoreError> {
+    let (queue, jobs) = channel::bounded(QUEUE);
+    let (writes, written) = channel::bounded(QUEUE);
+    let (outbox, mut letters) = mpsc::unbounded_channel();
+    let outbox = Outbox { scope: ca.scope.clone(), letters: outbox };
+
+    for n in 0..thread::available_parallelism().map_or(1, usize::from) {
+        let examiner = Examiner::new(Store::open(&config.database)?)?;
+        let (ca, jobs, writes, outbox) = (Arc::clone(&ca), jobs.clone(), writes.clone(), outbox.clone());
+        spawn(format!("examiner-{n}"), move || examiner::run(&ca, examiner, &jobs, &writes, &outbox));
+    }
+    drop((jobs, writes));
+    let (store, writer_ca, writer_outbox) = (Store::open(&config.database)?, Arc::clone(&ca), outbox.clone());
+    spawn("writer".into(), move || writer::run(&writer_ca, store, &written, &writer_outbox));
+
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    for connection in 0.. {
+        let (client, mut events) = assay_mqtt::connect(&config.broker, &config.tls, mqtt_client());
+        let intake = Intake { scope: &ca.scope, connection, queue: &queue, outbox: &outbox };
+        let error = tokio::select! {
+            error = intake.run(&client, &mut events, || { backoff.reset(); ready() }) => error,
+            error = deliver(&client, connection, &mut letters) => error,
+        };
+        let delay = backoff.next(Duration::ZERO, crate::random_u32());
+        warn!(broker = %config.broker, error = %format!("{error:#}"), retry_in = ?delay, "no connection to the broker");
+        tokio::time::sleep(delay).await;
+    }
+    Ok(())
+}
+
+/// A request on its way through the worker.
+struct Job {
+    client: ClientId,
+    receipt: Receipt,
+}
+
+/// What is owed to the broker for a request, and since when.
+struct Receipt {
+    publish: Publish,
+    connection: u64,
+    received: Instant,
+}
+
+/// Hands messages to whichever connection is up. Unbounded, yet never longer than what the broker may send unacknowledged:
+/// each letter but a rare event answers one such request.
+#[derive(Clone)]
+struct Outbox {
+    scope: Scope,
+    letters: mpsc::UnboundedSender<Letter>,
+}
+
+struct Letter {
+    topic: Topic,
+    payload: Vec<u8>,
+    receipt: Option<Receipt>,
+}
+
+impl Outbox {
+    fn reply(&self, job: Job, id: RequestId, body: ReplyBody) {
+        let topic = Topic::Reply(self.scope.clone(), job.client);
+        let payload = Reply { id, body }.encode();
+        self.post(Letter { topic, payload, receipt: Some(job.receipt) });
+    }
+
+    fn event(&self, topic: Topic, payload: Vec<u8>) {
+        self.post(Letter { topic, payload, receipt: None });
+    }
+
+    fn post(&self, letter: Letter) {
+        // The receiver goes only when the worker does.
+        _ = self.letters.send(letter);
+    }
+}
+
+/// Publishes letters and acknowledges the requests they answer, until the connection fails.
+async fn deliver(
+    client: &AsyncClient,
+    connection: u64,
+    letters: &mut mpsc::UnboundedReceiver<Letter>,
+) -> anyhow::Error {
+    while let Some(letter) = letters.recv().await {
+        if let Err(error) = publish(client, connection, letter).await {
+            return error.into();
+        }
+    }
+    anyhow::anyhow!("the worker is stopping")
+}
+
+async fn publish(client: &AsyncClient, connection: u64, letter: Letter) -> Result<(), ClientError> {
+    client.publish(letter.topic.to_string(), QoS::AtLeastOnce, false, letter.payload).await?;
+    match letter.receipt {
+        Some(receipt) if receipt.connection == connection => client.ack(&receipt.publish).await,
+        _ => Ok(()),
+    }
+}
+
+fn busy() -> Problem {
+    Problem::new(ProblemCode::Busy, "the request queue is full".into()).retry_after(RETRY_AFTER_BUSY_S)
+}
+
+fn internal() -> Problem {
+    Problem::new(ProblemCode::Internal, "the CA could not decide; its log says why".into())
+        .retry_after(RETRY_AFTER_INTERNAL_S)
+}
+
+fn mqtt_client() -> Client {
+    Client {
+        id: format!("{WORKER_PREFIX}{:08x}", crate::random_u32()),
+        window: WINDOW,
+        receive_maximum: RECEIVE_MAXIMUM,
+        manual_acks: true,
+    }
+}
+
+fn spawn(name: String, work: impl FnOnce() + Send + 'static) {
+    // Unwrap safety: at start-up only; without its threads the worker is of no use.
+    thread::Builder::new().name(name).spawn(work).unwrap();
+}
+
+/// Requests that wait for an examiner: at about a thousand a second, a quarter of a second's work.
+const QUEUE: usize = 256;
+/// Requests that the broker may send unacknowledged; more than the queue holds, so that a full queue is answered with *busy*.
+const RECEIVE_MAXIMUM: u16 = 1024;
+/// Replies on their way to the broker.
+const WINDOW: u16 = 256;
+/// A full queue is worked off in well under a second; devices add jitter of their own.
+const RETRY_AFTER_BUSY_S: u32 = 1;
+/// A full disk or a stopped signer does not mend itself faster.
+const RETRY_AFTER_INTERNAL_S: u32 = 10;
