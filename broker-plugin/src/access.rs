@@ -1,12 +1,12 @@
 //! Who may connect under which client id, and which topics they may then speak and hear on.
 //!
 //! Three disjoint sets of client ids keep one role from taking over another's MQTT session (a second CONNECT under the same
-//! client id ends the first, MQTT 5 §3.1.4-3): 32 lower-case hex digits belong to bootstrapping clients, everything
-//! else a [`DeviceId`] can be belongs to the device of that id, and ids with an `@`, which no device id contains,
-//! belong to workers ([`WORKER_PREFIX`]) and operators ([`OPERATOR_PREFIX`]).
+//! client id ends the first, MQTT 5 §3.1.4-3): 32 lower-case hex digits, which a [`DeviceId`] cannot be, belong to
+//! bootstrapping clients; a device id belongs to that device; and ids with an `@`, which no device id contains, belong
+//! to workers ([`WORKER_PREFIX`]) and operators ([`OPERATOR_PREFIX`]).
 
+pub use assay_ca_core::Identity;
 use assay_wire::{ClientId, DeviceId, Scope, Topic};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// How a worker's client id begins; its own name follows.
 pub const WORKER_PREFIX: &str = "worker@";
@@ -17,61 +17,6 @@ pub const OPERATOR_PREFIX: &str = "operator@";
 /// The longest topic filter that is looked at, in bytes. The longest topic name of the protocol proper is
 /// `provision/v1/{32}/{64}/request`; the rest is room for what a device says below its own tree.
 const MAX_FILTER: usize = 256;
-
-/// Whom a client certificate of our CA names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Identity {
-    /// `urn:assay:device:{scope}:{device id}`
-    Device(Scope, DeviceId),
-    /// `urn:assay:operator`
-    Operator,
-    /// `urn:assay:worker`
-    Worker,
-}
-
-/// A client certificate, read after the TLS handshake has verified it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientCertificate {
-    /// Whom it names.
-    pub identity: Identity,
-    /// The content octets of its serial number (RFC 5280 §4.1.2.2), big-endian.
-    pub serial: Vec<u8>,
-}
-
-impl ClientCertificate {
-    /// Reads a DER certificate. Establishes nothing about its issuer or validity: the TLS handshake does.
-    pub fn parse(der: &[u8]) -> Result<Self, Refusal> {
-        let (_, certificate) = X509Certificate::from_der(der).map_err(|_| Refusal::UnreadableCertificate)?;
-        let names = certificate
-            .subject_alternative_name()
-            .map_err(|_| Refusal::UnreadableCertificate)?
-            .ok_or(Refusal::NamelessCertificate)?;
-        let mut identities = names.value.general_names.iter().filter_map(|name| match name {
-            GeneralName::URI(uri) => uri.strip_prefix("urn:assay:"),
-            _ => None,
-        });
-        let (Some(identity), None) = (identities.next(), identities.next()) else {
-            return Err(Refusal::NamelessCertificate);
-        };
-        Ok(Self {
-            identity: Identity::parse(identity).ok_or(Refusal::NamelessCertificate)?,
-            serial: certificate.raw_serial().to_vec(),
-        })
-    }
-}
-
-impl Identity {
-    fn parse(name: &str) -> Option<Self> {
-        match name {
-            "operator" => Some(Self::Operator),
-            "worker" => Some(Self::Worker),
-            _ => {
-                let (scope, device) = name.strip_prefix("device:")?.split_once(':')?;
-                Some(Self::Device(scope.parse().ok()?, device.parse().ok()?))
-            }
-        }
-    }
-}
 
 /// Why a client is not let in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,18 +29,9 @@ pub enum Refusal {
         /// What it would have to be.
         due: String,
     },
-    /// The certificate names nobody this CA knows the kind of, or more than one.
-    #[error("the client certificate does not carry exactly one urn:assay: name")]
-    NamelessCertificate,
     /// The device's certificate is of another scope than the broker.
     #[error("the client certificate is of scope {0}, this broker serves another")]
     OtherScope(Scope),
-    /// The device id has the form that only bootstrapping clients' ids have.
-    #[error("device id {0} has the form of a bootstrapping client's id")]
-    ReservedDeviceId(DeviceId),
-    /// The certificate does not parse.
-    #[error("the client certificate does not parse")]
-    UnreadableCertificate,
     /// This role may leave no Will, or not this one.
     #[error("a Will on {0:?} is not allowed")]
     Will(String),
@@ -128,14 +64,11 @@ impl Access {
     /// The access of a client whose certificate names `identity`.
     pub fn identified(scope: &Scope, identity: &Identity, client: &str) -> Result<Self, Refusal> {
         match identity {
-            Identity::Device(other, _) if other != scope => Err(Refusal::OtherScope(other.clone())),
-            Identity::Device(_, device) if ClientId::from(device).is_bootstrap() => {
-                Err(Refusal::ReservedDeviceId(device.clone()))
-            }
-            Identity::Device(_, device) if client == device.as_str() => {
+            Identity::Device { scope: other, .. } if other != scope => Err(Refusal::OtherScope(other.clone())),
+            Identity::Device { device_id: device, .. } if client == device.as_str() => {
                 Ok(Self::new(scope, Role::Device(device.clone())))
             }
-            Identity::Device(_, device) => Err(Refusal::client_id(client, device.as_str())),
+            Identity::Device { device_id: device, .. } => Err(Refusal::client_id(client, device.as_str())),
             Identity::Operator if client.starts_with(OPERATOR_PREFIX) => Ok(Self::new(scope, Role::Operator)),
             Identity::Operator => Err(Refusal::client_id(client, "operator@…")),
             Identity::Worker if client.starts_with(WORKER_PREFIX) => Ok(Self::new(scope, Role::Worker)),
@@ -248,7 +181,7 @@ mod tests {
     }
 
     fn device_identity(scope: &str, device: &str) -> Identity {
-        Identity::Device(scope.parse().unwrap(), device.parse().unwrap())
+        Identity::Device { scope: scope.parse().unwrap(), device_id: device.parse().unwrap() }
     }
 
     fn bootstrapping() -> Access {
@@ -518,16 +451,8 @@ mod tests {
     }
 
     #[test]
-    fn device_id_in_the_form_of_a_bootstrap_client_id_is_refused() {
-        let identity = device_identity("default", CLIENT);
-        assert_eq!(
-            Access::identified(&scope(), &identity, CLIENT),
-            Err(Refusal::ReservedDeviceId(CLIENT.parse().unwrap()))
-        );
-    }
-
-    #[test]
-    fn no_device_id_can_be_a_workers_or_operators_client_id() {
+    fn no_device_id_can_be_another_roles_client_id() {
+        assert!(CLIENT.parse::<DeviceId>().is_err());
         for id in ["worker@1", "operator@desk"] {
             assert!(id.parse::<DeviceId>().is_err());
             assert!(id.parse::<ClientId>().is_err());
@@ -628,29 +553,6 @@ mod tests {
             "ca/v1/default/chain",
         ] {
             assert!(!access.may_subscribe(filter), "{filter}");
-        }
-    }
-
-    #[test]
-    fn identities_are_exactly_the_three_names() {
-        assert_eq!(Identity::parse("worker"), Some(Identity::Worker));
-        assert_eq!(Identity::parse("operator"), Some(Identity::Operator));
-        assert_eq!(Identity::parse("device:default:a:b"), Some(device_identity("default", "a:b")));
-        for name in [
-            "",
-            "Worker",
-            "worker:",
-            "worker2",
-            "operator:x",
-            "device",
-            "device:",
-            "device:default",
-            "device:default:",
-            "device::pump",
-            "device:Default:pump",
-            "device:default:a/b",
-        ] {
-            assert_eq!(Identity::parse(name), None, "{name}");
         }
     }
 }

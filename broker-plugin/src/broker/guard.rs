@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 
 use super::Admit;
 use super::listener::KEEP_ALIVE;
-use crate::access::{Access, ClientCertificate, Refusal};
+use crate::access::{Access, Identity, Refusal};
 
 /// What a bootstrapping client may publish over one connection before it is cut. The ticket flow needs 2; the rest is
 /// for retries. It is below [`super::listener::BOOTSTRAP_LANE`], so a client that never reads its replies can neither fill its delivery
@@ -27,7 +27,12 @@ const BOOTSTRAP_PUBLISHES: usize = 32;
 /// Who is at the other end, as far as TLS has established it.
 pub(super) enum Peer {
     Anonymous,
-    Certified(ClientCertificate, Arc<Admit>),
+    Certified {
+        identity: Identity,
+        /// The content octets of the certificate's serial number (RFC 5280 §4.1.2.2), big-endian.
+        serial: Vec<u8>,
+        admit: Arc<Admit>,
+    },
 }
 
 /// The policy of one connection.
@@ -56,7 +61,7 @@ impl Guard {
         let client = &connect.client_id;
         let access = match &self.peer {
             Peer::Anonymous => Access::bootstrapping(&self.scope, client),
-            Peer::Certified(certificate, _) => Access::identified(&self.scope, &certificate.identity, client),
+            Peer::Certified { identity, .. } => Access::identified(&self.scope, identity, client),
         }
         .map_err(|refusal| refuse(&refusal))?;
         if let Some(will) = &connect.will {
@@ -67,9 +72,9 @@ impl Guard {
             debug!(client, keep_alive = connect.keep_alive, "keep-alive too long");
             return Err(AuthResult::fail(ReasonCode::NotAuthorized));
         }
-        if let Peer::Certified(certificate, admit) = &self.peer {
-            let (admit, certificate) = (admit.clone(), certificate.clone());
-            let admitted = tokio::task::spawn_blocking(move || admit(&certificate.identity, &certificate.serial));
+        if let Peer::Certified { identity, serial, admit } = &self.peer {
+            let (identity, serial, admit) = (identity.clone(), serial.clone(), admit.clone());
+            let admitted = tokio::task::spawn_blocking(move || admit(&identity, &serial));
             match admitted.await {
                 Ok(Ok(())) => {}
                 Ok(Err(reason)) => {

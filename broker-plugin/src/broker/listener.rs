@@ -20,11 +20,12 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, error, warn};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::guard::{Guard, Peer};
 use super::slots::{Slot, Slots};
 use super::{Admit, DRAIN, Limits};
-use crate::access::ClientCertificate;
+use crate::access::Identity;
 
 /// A silent client is given up after one and a half times this (MQTT 5 §3.1.2.10); so is one that does not read.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(60);
@@ -183,13 +184,10 @@ impl Listener {
             Audience::Bootstrapping => Some(Peer::Anonymous),
             Audience::Identified(admit) => {
                 let leaf = stream.get_ref().1.peer_certificates()?.first()?;
-                match ClientCertificate::parse(leaf) {
-                    Ok(certificate) => Some(Peer::Certified(certificate, admit.clone())),
-                    Err(refusal) => {
-                        debug!(%refusal, "client certificate refused");
-                        None
-                    }
-                }
+                let identity = Identity::from_certificate(leaf);
+                let identity = identity.inspect_err(|error| debug!(%error, "client certificate refused")).ok()?;
+                let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
+                Some(Peer::Certified { identity, serial: certificate.raw_serial().to_vec(), admit: admit.clone() })
             }
         }
     }
