@@ -605,7 +605,11 @@ async fn strangers_that_never_read_their_replies_do_not_hold_up_the_worker() {
     let _worker = world.answering_worker(vec![7; 15 * 1024]).await;
     let mut deaf = Vec::new();
     for _ in 0..4 {
-        let (mut raw, client) = world.stranger().await;
+        let client = fresh_client();
+        let mut raw = Raw::open(world.bootstrap(), &world.anonymous).await.unwrap();
+        // 0x21: Receive Maximum (MQTT 5 §3.1.2.11.3), so that the broker must hold all but one reply.
+        let connect = Connect { properties: b"\x21\0\x01".to_vec(), ..Connect::new(&client) };
+        assert_eq!(raw.connect(&connect).await, Some(SUCCESS));
         assert_eq!(raw.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
         for _ in 0..32 {
             raw.send_publish(&request_topic(&client), b"request", 0x32).await;
@@ -716,6 +720,68 @@ async fn device_that_is_disconnected_stops_hearing_and_may_come_back() {
     device.end().await.unwrap();
     assert!(other.is_alive().await);
     assert!(world.device("pump-17").await.is_alive().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mqtt_5_stranger_is_told_the_limits() {
+    let world = World::new().await;
+    let (raw, _) = world.stranger().await;
+    // MQTT 5 §3.2.2.3
+    for (limit, property) in [
+        ("keep-alive of 60 s", &b"\x13\0\x3c"[..]),
+        ("no topic aliases", b"\x22\0\0"),
+        ("QoS 1 at most", b"\x24\x01"),
+        ("nothing retained", b"\x25\0"),
+        ("packets of 17 KiB", b"\x27\0\0\x44\0"),
+        ("no wildcards", b"\x28\0"),
+        ("no shared subscriptions", b"\x2a\0"),
+    ] {
+        assert!(raw.connack.windows(property.len()).any(|bytes| bytes == property), "{limit}: {:02x?}", raw.connack);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topic_aliases_and_qos_2_are_refused() {
+    let world = World::new().await;
+    let mut worker = world.worker().await;
+    let (mut raw, client) = world.stranger().await;
+    raw.send_publish(&request_topic(&client), b"request", 0x34).await;
+    assert_eq!(raw.answer(PUBREC).await.unwrap()[2], QOS_NOT_SUPPORTED);
+
+    let topic = request_topic(&client);
+    let mut body = u16::try_from(topic.len()).unwrap().to_be_bytes().to_vec();
+    body.extend(topic.as_bytes());
+    // 0x23: Topic Alias (MQTT 5 §3.3.2.3.4)
+    body.extend(b"\0\x09\x03\x23\0\x01request");
+    raw.send(&packet(0x32, body)).await;
+    raw.end().await.unwrap();
+    assert_eq!(worker.message(SILENCE).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_holds_a_bounded_number_of_subscriptions() {
+    let world = World::new().await;
+    let mut device = world.device("pump-17").await;
+    for number in 0..64 {
+        let filter = format!("device/v1/default/pump-17/{number}");
+        assert_eq!(device.subscribe(&filter).await, Some(GRANTED_QOS_1), "{filter}");
+    }
+    assert_eq!(device.subscribe("device/v1/default/pump-17/64").await, Some(QUOTA_EXCEEDED));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_packets_do_not_wait_for_delayed_acknowledgements() {
+    let world = World::new().await;
+    let mut device = world.device("pump-17").await;
+    assert_eq!(device.subscribe("device/v1/default/pump-17/#").await, Some(GRANTED_QOS_1));
+    let started = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(device.publish("device/v1/default/pump-17/echo", b"x").await, Some(SUCCESS));
+        assert!(device.message(PATIENCE).await.is_some());
+    }
+    // With Nagle's algorithm on: 40 ms each.
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(2), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,7 @@ pub(crate) const SILENCE: Duration = Duration::from_millis(300);
 
 pub(crate) const CONNACK: u8 = 0x20;
 pub(crate) const PUBACK: u8 = 0x40;
+pub(crate) const PUBREC: u8 = 0x50;
 pub(crate) const SUBACK: u8 = 0x90;
 pub(crate) const DISCONNECT: u8 = 0xe0;
 
@@ -32,6 +33,8 @@ pub(crate) const SERVER_UNAVAILABLE: u8 = 0x88;
 pub(crate) const SERVER_SHUTTING_DOWN: u8 = 0x8b;
 pub(crate) const BAD_AUTHENTICATION_METHOD: u8 = 0x8c;
 pub(crate) const SESSION_TAKEN_OVER: u8 = 0x8e;
+pub(crate) const QUOTA_EXCEEDED: u8 = 0x97;
+pub(crate) const QOS_NOT_SUPPORTED: u8 = 0x9b;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Message {
@@ -104,6 +107,8 @@ fn string(text: &str) -> Vec<u8> {
 
 pub(crate) struct Raw {
     pub(crate) stream: TlsStream<TcpStream>,
+    /// The body of the CONNACK.
+    pub(crate) connack: Vec<u8>,
     version: u8,
     inbox: VecDeque<Message>,
     next_id: u16,
@@ -115,7 +120,7 @@ impl Raw {
         let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
         let stream = TlsConnector::from(tls.clone()).connect("localhost".try_into().unwrap(), tcp).await?;
-        Ok(Self { stream, version: 5, inbox: VecDeque::new(), next_id: 1 })
+        Ok(Self { stream, connack: Vec::new(), version: 5, inbox: VecDeque::new(), next_id: 1 })
     }
 
     /// Sends CONNECT; the reason code of the CONNACK.
@@ -124,7 +129,8 @@ impl Raw {
         self.send(&connect.packet()).await;
         let (first, body) = self.packet().await?;
         assert_eq!(first, CONNACK);
-        Some(body[1])
+        self.connack = body;
+        Some(self.connack[1])
     }
 
     /// Subscribes at QoS 1; the reason code of the SUBACK.
@@ -202,7 +208,8 @@ impl Raw {
         let _ = self.stream.flush().await;
     }
 
-    async fn answer(&mut self, kind: u8) -> Option<Vec<u8>> {
+    /// The body of the next packet that begins with `kind`.
+    pub(crate) async fn answer(&mut self, kind: u8) -> Option<Vec<u8>> {
         timeout(PATIENCE, async {
             loop {
                 let (first, body) = self.packet().await?;
