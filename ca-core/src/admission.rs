@@ -83,20 +83,22 @@ impl Admitted {
 #[derive(Clone, Debug)]
 pub struct Readmitted(pub(crate) ProvenDevice);
 
-impl Readmitted {
+impl ProvenDevice {
     /// Decides once more, with what is on record now: an operator may have acted since the challenge, or another
     /// device may have taken the id.
-    pub fn decide(proven: ProvenDevice, records: &Records) -> Result<Self, Rejection> {
-        let ek = proven.ek_id();
-        if proven.assurance() == Assurance::EnrolmentList && records.enrolment.is_none() {
+    pub fn readmit(self, records: &Records) -> Result<Readmitted, Rejection> {
+        let ek = self.ek_id();
+        if self.assurance() == Assurance::EnrolmentList && records.enrolment.is_none() {
             return Err(Rejection::EkNotEnrolled { ek });
         }
-        let claimed = proven.device_id();
+        let claimed = self.device_id();
         let due = due_device_id(records.enrolment.as_ref(), records.registration.as_ref());
         check(&ek, claimed, due.unwrap_or(claimed), records)?;
-        Ok(Self(proven))
+        Ok(Readmitted(self))
     }
+}
 
+impl Readmitted {
     /// The device.
     pub fn device(&self) -> &ProvenDevice {
         &self.0

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use assay_wire::{DeviceId, EkId};
+use assay_wire::{CertificateList, DeviceId, EkId};
 use rand_core::CryptoRng;
 use rcgen::{
     CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
@@ -58,9 +58,12 @@ impl Issuer {
         Self::new(certificate.map_err(|_| IssuerError::UnreadableCertificate)?, Box::new(key))
     }
 
-    /// The issuing certificate, which follows the device's in its chain.
-    pub fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
+    /// A device's certificate and the issuing one: its chain without the root.
+    pub fn chain(&self, leaf: &[u8]) -> Result<CertificateList<1>, Fault> {
+        let oversize = |limit| Fault::Oversize { field: "a certificate", limit };
+        let chain = [leaf, &self.certificate].map(assay_wire::CertificateDer::try_from);
+        let chain = chain.into_iter().collect::<Result<Vec<_>, _>>().map_err(oversize)?;
+        chain.try_into().map_err(oversize)
     }
 
     /// Signs a certificate. This may be slow if the key is in hardware.

@@ -242,4 +242,5 @@ const ROCA_PRIMES: [u32; 38] = [
 ];
 /// First byte of an uncompressed point (SEC 1, 2.3.3).
 pub(crate) const SEC1_UNCOMPRESSED: u8 = 4;
-const NO_UNUSED_BITS: u8 = 0;
+/// First byte of a BIT STRING of whole bytes (X.690 §8.6.2.2).
+pub(crate) const NO_UNUSED_BITS: u8 = 0;

@@ -11,7 +11,7 @@
 //! | [`Admitted`] | [`Admitted::decide`] | the EK is not disabled, and the device id is due to it | that this remains so |
 //! | challenge | [`Admitted::challenge`] | | |
 //! | [`ProvenDevice`] | [`ProvenDevice::verify`] | EK and IK are in one TPM, and the sender has it: only there could the credential be opened that held the ticket | whether the device is still welcome |
-//! | [`Readmitted`] | [`Readmitted::decide`] | it is | |
+//! | [`Readmitted`] | [`ProvenDevice::readmit`] | it is | |
 //! | [`Prepared`] | [`Prepared::new`] | every field of the certificate comes from what was proven and from the [`Profile`] | |
 //! | [`IssuedCertificate`] | [`Issuer::sign`] | | |
 //!

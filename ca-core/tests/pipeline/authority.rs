@@ -1,0 +1,82 @@
+//! The certificates that set a CA up.
+
+use assay_ca_core::{Authority, Identity, IdentityError, KeyAndCertificate};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::fixture::*;
+
+fn der(pair: &KeyAndCertificate) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap()
+}
+
+fn verify(root: &Authority, issuing: &Authority, leaf: &CertificateDer<'_>, usage: KeyUsage) -> bool {
+    let root = der(&root.to_pem());
+    let anchor = webpki::anchor_from_trusted_cert(&root).unwrap();
+    let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now().unix_timestamp().unsigned_abs()));
+    let intermediates = [der(&issuing.to_pem())];
+    EndEntityCert::try_from(leaf)
+        .unwrap()
+        .verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &[anchor], &intermediates, time, usage, None, None)
+        .is_ok()
+}
+
+#[test]
+fn server_is_certified_for_its_names() {
+    let mut rng = CountingRng::new();
+    let root = Authority::root("Test", now(), &mut rng).unwrap();
+    let issuing = root.issuing("Test", now(), &mut rng).unwrap();
+    let names = ["broker.example", "127.0.0.1", "::1"].map(str::to_owned);
+    let leaf = der(&issuing.server(&names, now(), &mut rng).unwrap());
+    assert!(verify(&root, &issuing, &leaf, KeyUsage::server_auth()));
+    assert!(!verify(&root, &issuing, &leaf, KeyUsage::client_auth()));
+    let end_entity = EndEntityCert::try_from(&leaf).unwrap();
+    for name in names {
+        let name = ServerName::try_from(name).unwrap();
+        end_entity.verify_is_valid_for_subject_name(&name).unwrap();
+    }
+    let other = ServerName::try_from("other.example").unwrap();
+    end_entity.verify_is_valid_for_subject_name(&other).unwrap_err();
+    assert_eq!(Identity::from_certificate(&leaf), Err(IdentityError::None));
+}
+
+#[test]
+fn roles_read_back_from_their_certificates() {
+    let mut rng = CountingRng::new();
+    let root = Authority::root("Test", now(), &mut rng).unwrap();
+    let issuing = root.issuing("Test", now(), &mut rng).unwrap();
+    for identity in [Identity::Worker, Identity::Operator] {
+        let leaf = der(&issuing.client(&identity, now(), &mut rng).unwrap());
+        assert!(verify(&root, &issuing, &leaf, KeyUsage::client_auth()));
+        assert!(!verify(&root, &issuing, &leaf, KeyUsage::server_auth()));
+        assert_eq!(Identity::from_certificate(&leaf), Ok(identity));
+    }
+}
+
+#[test]
+fn issuing_ca_certifies_leaves_only() {
+    let mut rng = CountingRng::new();
+    let root = Authority::root("Test", now(), &mut rng).unwrap();
+    let issuing = root.issuing("Test", now(), &mut rng).unwrap();
+    let certificate = der(&issuing.to_pem());
+    let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();
+    let constraints = parsed.basic_constraints().unwrap().unwrap().value;
+    assert_eq!((constraints.ca, constraints.path_len_constraint), (true, Some(0)));
+}
+
+#[test]
+fn garbage_speaks_for_nobody() {
+    assert_eq!(Identity::from_certificate(b"garbage"), Err(IdentityError::Unreadable));
+}
+
+/// Two URIs could be read as one identity by one reader and as another by the next.
+#[test]
+fn certificate_with_two_identities_speaks_for_nobody() {
+    let mut params = rcgen::CertificateParams::default();
+    params.subject_alt_names =
+        ["urn:assay:worker", "urn:assay:operator"].map(|uri| rcgen::SanType::URI(uri.try_into().unwrap())).to_vec();
+    let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+    assert_eq!(Identity::from_certificate(certificate.der()), Err(IdentityError::Several));
+}

@@ -1,0 +1,184 @@
+//! What a claim and its ticket are good for, and for how long.
+
+use assay_ca_core::{CLAIM_LIFETIME, CLOCK_SKEW, Enrolment, ProvenDevice, Records, Registration, Rejection, TicketKey};
+use assay_wire::{CertifyRequest, EkId, ProblemCode, Ticket};
+use time::Duration;
+
+use crate::fixture::*;
+
+/// A device that has activated its credential.
+fn answered() -> (Ca, Device, CertifyRequest) {
+    let vendor = Vendor::new("Acme");
+    let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
+    let challenge = ca.challenge(&device, &Records::default()).unwrap();
+    let request = device.answer(&challenge);
+    (ca, device, request)
+}
+
+fn code(result: Result<ProvenDevice, Rejection>) -> ProblemCode {
+    result.unwrap_err().problem().code
+}
+
+#[test]
+fn activated_credential_proves_the_device() {
+    let (ca, device, request) = answered();
+    let proven = ca.prove(&request).unwrap();
+    assert_eq!(proven.ek_id(), device.ek.key().ek_id());
+    assert_eq!(proven.ik_spki(), device.ik_area.public_key().unwrap().spki());
+    assert_eq!(*proven.device_id(), device.evidence().derived_device_id());
+}
+
+#[test]
+fn every_kind_of_ek_proves_every_kind_of_ik() {
+    let vendor = Vendor::new("Acme");
+    let mut ca = Ca::trusting(&vendor);
+    for kind in ["rsa2048", "rsa3072", "p256", "p384"] {
+        for (area, ik) in [p256_ik(), p384_ik(), rsa_ik()] {
+            let mut device = Device::with_ek(&vendor, SoftwareEk::golden(kind));
+            (device.ik_area, device.csr) = (area, csr(&ik));
+            let challenge = ca.challenge(&device, &Records::default()).unwrap();
+            ca.prove(&device.answer(&challenge)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn wrong_ticket_is_refused() {
+    let (ca, _, mut request) = answered();
+    for byte in 0..Ticket::LEN {
+        let mut ticket = *request.ticket.as_bytes();
+        ticket[byte] ^= 1;
+        let wrong = CertifyRequest { claim: request.claim.clone(), ticket: ticket.into() };
+        assert_eq!(code(ca.prove(&wrong)), ProblemCode::TicketRefused);
+    }
+    request.ticket = [0; Ticket::LEN].into();
+    assert_eq!(code(ca.prove(&request)), ProblemCode::TicketRefused);
+}
+
+#[test]
+fn claim_altered_in_any_byte_is_refused() {
+    let (ca, _, request) = answered();
+    for byte in 0..request.claim.len() {
+        for change in [0x01, 0x80, 0xFF] {
+            let mut claim = request.claim.to_vec();
+            claim[byte] ^= change;
+            let altered = CertifyRequest { claim: claim.try_into().unwrap(), ticket: request.ticket.clone() };
+            assert_eq!(code(ca.prove(&altered)), ProblemCode::TicketRefused, "byte {byte}");
+        }
+    }
+    let longer = [&request.claim[..], &[0]].concat();
+    let altered = CertifyRequest { claim: longer.try_into().unwrap(), ..request };
+    assert_eq!(code(ca.prove(&altered)), ProblemCode::TicketRefused);
+}
+
+#[test]
+fn ticket_of_another_claim_is_refused() {
+    let (ca, _, request) = answered();
+    let (_, _, other) = answered();
+    let mixed = CertifyRequest { claim: request.claim, ticket: other.ticket };
+    assert_eq!(code(ca.prove(&mixed)), ProblemCode::TicketRefused);
+}
+
+#[test]
+fn claim_of_another_cas_key_is_refused() {
+    let (mut ca, _, request) = answered();
+    ca.ticket_key = TicketKey::generate(&mut ca.rng);
+    let refusal = ca.prove(&request).unwrap_err();
+    assert_eq!(refusal, Rejection::ClaimOfAnotherKey);
+    assert_eq!(refusal.code(), ProblemCode::TicketRefused);
+}
+
+#[test]
+fn claim_of_another_scope_is_refused() {
+    let (mut ca, _, request) = answered();
+    ca.scope = "plant-8".parse().unwrap();
+    assert!(matches!(ca.prove(&request), Err(Rejection::ClaimOfAnotherScope { .. })));
+    assert_eq!(code(ca.prove(&request)), ProblemCode::TicketRefused);
+}
+
+#[test]
+fn claim_is_refused_from_its_expiry_on() {
+    let (ca, _, request) = answered();
+    let at = |time| ProvenDevice::verify(&request, &ca.scope, &ca.ticket_key, time);
+    at(now() + CLAIM_LIFETIME - Duration::SECOND).unwrap();
+    assert_eq!(code(at(now() + CLAIM_LIFETIME)), ProblemCode::ClaimExpired);
+}
+
+#[test]
+fn claim_from_the_future_is_refused_beyond_the_skew_of_clocks() {
+    let (ca, _, request) = answered();
+    let at = |time| ProvenDevice::verify(&request, &ca.scope, &ca.ticket_key, time);
+    at(now() - CLOCK_SKEW).unwrap();
+    assert!(matches!(at(now() - CLOCK_SKEW - Duration::SECOND), Err(Rejection::ClaimFromTheFuture { .. })));
+}
+
+/// The credential opens for the IK that was checked, and for no other object in the same TPM.
+#[test]
+fn credential_is_bound_to_the_name_of_the_ik() {
+    let vendor = Vendor::new("Acme");
+    let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
+    let challenge = ca.challenge(&device, &Records::default()).unwrap();
+    let credential = assay_ca_core::tpm::credential::Credential {
+        id_object: challenge.credential_blob.to_vec(),
+        encrypted_seed: challenge.encrypted_seed.to_vec(),
+    };
+    assert!(device.ek.activate(&Device::of(&vendor).ik_name(), &credential).is_none());
+}
+
+#[test]
+fn ticket_key_shows_nothing_when_printed() {
+    assert_eq!(format!("{:?}", TicketKey::new([7; 32])), "TicketKey(..)");
+    let (ca, _, request) = answered();
+    let key_in_claim = request.claim.windows(8).any(|window| window == &ca.ticket_key.secret()[..8]);
+    assert!(!key_in_claim);
+}
+
+mod readmission {
+    use super::*;
+
+    fn readmit(records: &Records) -> Result<(), ProblemCode> {
+        let (ca, _, request) = answered();
+        ca.prove(&request).unwrap().readmit(records).map(drop).map_err(|rejection| rejection.code())
+    }
+
+    #[test]
+    fn device_is_readmitted_if_nothing_changed() {
+        readmit(&Records::default()).unwrap();
+    }
+
+    #[test]
+    fn device_that_was_disabled_meanwhile_is_refused() {
+        let enrolment = Some(Enrolment { device_id: None, disabled: true });
+        assert_eq!(readmit(&Records { enrolment, ..Records::default() }), Err(ProblemCode::DeviceDisabled));
+    }
+
+    #[test]
+    fn device_whose_id_was_taken_meanwhile_is_refused() {
+        let id_holder = Some(EkId::from([7; 32]));
+        assert_eq!(readmit(&Records { id_holder, ..Records::default() }), Err(ProblemCode::DeviceIdTaken));
+    }
+
+    #[test]
+    fn device_that_was_registered_under_another_id_meanwhile_is_refused() {
+        let registration = Some(Registration { device_id: "pump-1".parse().unwrap(), disabled: false });
+        assert_eq!(readmit(&Records { registration, ..Records::default() }), Err(ProblemCode::EkRegistered));
+    }
+
+    #[test]
+    fn device_that_was_enrolled_under_another_id_meanwhile_is_refused() {
+        let enrolment = Some(Enrolment { device_id: Some("pump-1".parse().unwrap()), disabled: false });
+        assert_eq!(readmit(&Records { enrolment, ..Records::default() }), Err(ProblemCode::DeviceIdNotEnrolled));
+    }
+
+    #[test]
+    fn device_whose_enrolment_was_removed_meanwhile_is_refused() {
+        let vendor = Vendor::new("Acme");
+        let (mut ca, mut device) = (Ca::trusting(&vendor), Device::of(&vendor));
+        device.ek_certificates.clear();
+        let records = Records { enrolment: Some(enrolled()), ..Records::default() };
+        let request = device.answer(&ca.challenge(&device, &records).unwrap());
+        ca.prove(&request).unwrap().readmit(&records).unwrap();
+        let refusal = ca.prove(&request).unwrap().readmit(&Records::default()).unwrap_err();
+        assert_eq!(refusal.code(), ProblemCode::EkNotEnrolled);
+    }
+}

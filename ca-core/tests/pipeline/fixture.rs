@@ -1,0 +1,415 @@
+//! A TPM vendor, a device with a software TPM, and a CA that meet in memory.
+
+use assay_ca_core::key::{Curve, PublicKey};
+use assay_ca_core::tpm::credential::Credential;
+use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
+use assay_ca_core::tpm::public::{AreaKey, Name, PublicArea};
+use assay_ca_core::tpm::template::EkArea;
+use assay_ca_core::{
+    Admitted, Authority, BoundKey, Enrolment, Evidence, Issuer, ProvenDevice, Records, Rejection, TicketKey,
+    TrustAnchors, TrustedEk,
+};
+use assay_wire::{CertifyRequest, ChallengeReply, ChallengeRequest, DeviceId, Scope, Ticket};
+use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, agree};
+use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OAEP_SHA384_MGF1SHA384, OaepPrivateDecryptingKey, PrivateDecryptingKey};
+use cfb_mode::cipher::KeyIvInit;
+use rand_core::{TryCryptoRng, TryRng};
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData, SubjectPublicKeyInfo,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use sha2::{Digest, Sha256};
+use time::{Duration, OffsetDateTime};
+
+/// The moment at which everything happens unless a test says otherwise.
+pub(crate) fn now() -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap()
+}
+
+/// Randomness that is the same in every run.
+pub(crate) struct CountingRng(u64);
+
+impl CountingRng {
+    pub(crate) fn new() -> Self {
+        Self(0)
+    }
+}
+
+impl TryRng for CountingRng {
+    type Error = std::convert::Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+        let mut bytes = [0; 4];
+        self.try_fill_bytes(&mut bytes)?;
+        Ok(u32::from_be_bytes(bytes))
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+        let mut bytes = [0; 8];
+        self.try_fill_bytes(&mut bytes)?;
+        Ok(u64::from_be_bytes(bytes))
+    }
+
+    fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Self::Error> {
+        for chunk in out.chunks_mut(32) {
+            self.0 += 1;
+            chunk.copy_from_slice(&Sha256::digest(self.0.to_be_bytes())[..chunk.len()]);
+        }
+        Ok(())
+    }
+}
+
+impl TryCryptoRng for CountingRng {}
+
+/// A file of `tests/golden`.
+pub(crate) fn golden(name: &str) -> Vec<u8> {
+    std::fs::read(format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// The area in a golden TPM2B_PUBLIC.
+pub(crate) fn golden_area(name: &str) -> PublicArea {
+    PublicArea::parse(&golden(&format!("{name}.tpm2b"))[2..]).unwrap()
+}
+
+/// A TPM vendor with a root, an intermediate, and the habits of one.
+pub(crate) struct Vendor {
+    pub(crate) root: CertificateDer<'static>,
+    pub(crate) intermediate: CertificateDer<'static>,
+    root_issuer: rcgen::Issuer<'static, KeyPair>,
+    issuer: rcgen::Issuer<'static, KeyPair>,
+}
+
+impl Vendor {
+    pub(crate) fn new(name: &str) -> Self {
+        let (root_key, root_params) = (KeyPair::generate().unwrap(), ca_params(&format!("{name} Root")));
+        let root = root_params.self_signed(&root_key).unwrap().into();
+        let root_issuer = rcgen::Issuer::new(root_params, root_key);
+        let (intermediate, issuer) = certify_ca(&root_issuer, &format!("{name} EK CA"), |_| ());
+        Self { root, intermediate, root_issuer, issuer }
+    }
+
+    /// The same vendor, with its intermediate changed.
+    pub(crate) fn with_intermediate(mut self, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        (self.intermediate, self.issuer) = certify_ca(&self.root_issuer, "Changed EK CA", change);
+        self
+    }
+
+    /// Puts `length` more intermediates between the root and EK certificates, and returns all of them.
+    pub(crate) fn lengthen(&mut self, length: usize) -> Vec<CertificateDer<'static>> {
+        let mut chain = vec![self.intermediate.clone()];
+        for level in 0..length {
+            let (certificate, issuer) = certify_ca(&self.issuer, &format!("EK CA level {level}"), |_| ());
+            self.issuer = issuer;
+            chain.insert(0, certificate);
+        }
+        chain
+    }
+
+    pub(crate) fn anchors(&self) -> TrustAnchors {
+        TrustAnchors::new([self.root.clone()]).unwrap()
+    }
+
+    /// An EK certificate as TCG's profile wants it, after `change`.
+    pub(crate) fn certify(
+        &self,
+        key: &PublicKey,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Vec<CertificateDer<'static>> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.not_before = now() - Duration::days(1);
+        params.not_after = now() + Duration::days(3650);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(vec![2, 23, 133, 8, 1])];
+        params.use_authority_key_identifier_extension = true;
+        params.custom_extensions = vec![tpm_alt_name(&[(1, "id:41434D45"), (2, "Model 7"), (3, "id:00010002")])];
+        change(&mut params);
+        let key = SubjectPublicKeyInfo::from_der(&key.spki()).unwrap();
+        vec![params.signed_by(&key, &self.issuer).unwrap().into(), self.intermediate.clone()]
+    }
+}
+
+fn ca_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params
+}
+
+fn certify_ca(
+    issuer: &rcgen::Issuer<'static, KeyPair>,
+    name: &str,
+    change: impl FnOnce(&mut CertificateParams),
+) -> (CertificateDer<'static>, rcgen::Issuer<'static, KeyPair>) {
+    let (key, mut params) = (KeyPair::generate().unwrap(), ca_params(name));
+    change(&mut params);
+    let certificate = params.signed_by(&key, issuer).unwrap().into();
+    (certificate, rcgen::Issuer::new(params, key))
+}
+
+/// A critical subject alternative name: a directoryName of `2.23.133.2.n` attributes.
+pub(crate) fn tpm_alt_name(attributes: &[(u8, &str)]) -> CustomExtension {
+    let attributes: Vec<u8> = attributes
+        .iter()
+        .flat_map(|(arc, value)| {
+            let oid = tlv(0x06, &[0x67, 0x81, 0x05, 0x02, *arc]);
+            tlv(0x31, &tlv(0x30, &[oid, tlv(0x0C, value.as_bytes())].concat()))
+        })
+        .collect();
+    let names = tlv(0x30, &tlv(0xA4, &tlv(0x30, &attributes)));
+    let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 17], names);
+    extension.set_criticality(true);
+    extension
+}
+
+fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
+    [&[tag, u8::try_from(content.len()).unwrap()], content].concat()
+}
+
+/// An EK whose private key is in software.
+pub(crate) struct SoftwareEk {
+    pub(crate) area: PublicArea,
+    private: EkPrivate,
+}
+
+enum EkPrivate {
+    Rsa(OaepPrivateDecryptingKey),
+    Ecc(PrivateKey),
+}
+
+impl SoftwareEk {
+    /// One of the golden keys: `rsa2048`, `rsa3072`, `p256` or `p384`.
+    pub(crate) fn golden(kind: &str) -> Self {
+        let pem = golden(&format!("software-{kind}.pem"));
+        let pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(&pem).unwrap();
+        let area = golden_area(&format!("software-{kind}"));
+        let private = match area.public_key().unwrap() {
+            PublicKey::Rsa { .. } => {
+                let key = PrivateDecryptingKey::from_pkcs8(pkcs8.secret_pkcs8_der()).unwrap();
+                EkPrivate::Rsa(OaepPrivateDecryptingKey::new(key).unwrap())
+            }
+            PublicKey::Ecc { curve, .. } => {
+                EkPrivate::Ecc(PrivateKey::from_private_key_der(ecdh(curve), pkcs8.secret_pkcs8_der()).unwrap())
+            }
+        };
+        Self { area, private }
+    }
+
+    /// A fresh P-256 EK on template L-2.
+    pub(crate) fn fresh() -> Self {
+        let key = PrivateKey::generate(ecdh(Curve::P256)).unwrap();
+        let area = with_point(golden_area("ek-p256"), key.compute_public_key().unwrap().as_ref());
+        Self { area, private: EkPrivate::Ecc(key) }
+    }
+
+    pub(crate) fn key(&self) -> PublicKey {
+        self.area.public_key().unwrap()
+    }
+
+    /// TPM2_ActivateCredential (TPM 2.0 Part 1, 24) for an object called `name`; `None` where a TPM would say that
+    /// the integrity check failed.
+    pub(crate) fn activate(&self, name: &Name, credential: &Credential) -> Option<Vec<u8>> {
+        let ek = EkArea::recognise(&self.area).unwrap();
+        let hash = ek.hash();
+        let size = hash.digest_bytes();
+        let seed = match &self.private {
+            EkPrivate::Rsa(key) => {
+                let oaep = match hash {
+                    Hash::Sha256 => &OAEP_SHA256_MGF1SHA256,
+                    Hash::Sha384 => &OAEP_SHA384_MGF1SHA384,
+                };
+                let mut seed = vec![0; key.min_output_size()];
+                key.decrypt(oaep, &credential.encrypted_seed, &mut seed, Some(b"IDENTITY\0")).unwrap().to_vec()
+            }
+            EkPrivate::Ecc(key) => {
+                let PublicKey::Ecc { curve, x, .. } = self.key() else { unreachable!() };
+                let point = &credential.encrypted_seed;
+                let width = curve.field_bytes();
+                assert_eq!(point.len(), 2 * (2 + width));
+                let (peer_x, peer_y) = (&point[2..2 + width], &point[4 + width..]);
+                let peer = UnparsedPublicKey::new(ecdh(curve), [&[4], peer_x, peer_y].concat());
+                agree(key, &peer, (), |z| Ok(kdfe(hash, z, "IDENTITY", peer_x, &x, size).to_vec())).unwrap()
+            }
+        };
+        let (mac, encrypted) = credential.id_object[2..].split_at(size);
+        let integrity_key = kdfa(hash, &seed, "INTEGRITY", &[], &[], size);
+        if mac != hash.hmac(&integrity_key, &[encrypted, name.as_ref()]) {
+            return None;
+        }
+        let storage_key = kdfa(hash, &seed, "STORAGE", name.as_ref(), &[], ek.aes_key_bytes());
+        let mut identity = encrypted.to_vec();
+        match storage_key.len() {
+            16 => cfb_mode::Decryptor::<aes::Aes128>::new_from_slices(&storage_key, &[0; 16])
+                .unwrap()
+                .decrypt(&mut identity),
+            _ => cfb_mode::Decryptor::<aes::Aes256>::new_from_slices(&storage_key, &[0; 16])
+                .unwrap()
+                .decrypt(&mut identity),
+        }
+        Some(identity[2..].to_vec())
+    }
+}
+
+fn ecdh(curve: Curve) -> &'static aws_lc_rs::agreement::Algorithm {
+    match curve {
+        Curve::P256 => &aws_lc_rs::agreement::ECDH_P256,
+        Curve::P384 => &aws_lc_rs::agreement::ECDH_P384,
+    }
+}
+
+/// The area around another point, given uncompressed.
+pub(crate) fn with_point(mut area: PublicArea, point: &[u8]) -> PublicArea {
+    let AreaKey::Ecc { x, y, .. } = &mut area.key else { unreachable!() };
+    let (new_x, new_y) = point[1..].split_at(x.len());
+    (*x, *y) = (new_x.to_vec(), new_y.to_vec());
+    area
+}
+
+/// The area around another modulus.
+pub(crate) fn with_modulus(mut area: PublicArea, new: &[u8]) -> PublicArea {
+    let AreaKey::Rsa { modulus, .. } = &mut area.key else { unreachable!() };
+    *modulus = new.to_vec();
+    area
+}
+
+/// A device: a TPM with an EK and an IK, and what its owner was sold with it.
+pub(crate) struct Device {
+    pub(crate) ek: SoftwareEk,
+    pub(crate) ek_certificates: Vec<CertificateDer<'static>>,
+    pub(crate) ik_area: PublicArea,
+    pub(crate) csr: Vec<u8>,
+    pub(crate) device_id: Option<DeviceId>,
+}
+
+impl Device {
+    /// A device of `vendor` that does everything right.
+    pub(crate) fn of(vendor: &Vendor) -> Self {
+        Self::with_ek(vendor, SoftwareEk::fresh())
+    }
+
+    pub(crate) fn with_ek(vendor: &Vendor, ek: SoftwareEk) -> Self {
+        let ek_certificates = vendor.certify(&ek.key(), |_| ());
+        let (ik_area, ik) = p256_ik();
+        Self { ek, ek_certificates, ik_area, csr: csr(&ik), device_id: None }
+    }
+
+    pub(crate) fn asking_for(mut self, device_id: &str) -> Self {
+        self.device_id = Some(device_id.parse().unwrap());
+        self
+    }
+
+    pub(crate) fn request(&self) -> ChallengeRequest {
+        let certificates = self.ek_certificates.iter().map(|der| der.as_ref().try_into().unwrap());
+        ChallengeRequest {
+            device_id: self.device_id.clone(),
+            ek_public: self.ek.area.encode().try_into().unwrap(),
+            ek_certificates: certificates.collect::<Vec<_>>().try_into().unwrap(),
+            ik_public: self.ik_area.encode().try_into().unwrap(),
+            csr: self.csr.clone().try_into().unwrap(),
+        }
+    }
+
+    pub(crate) fn evidence(&self) -> Evidence {
+        Evidence::parse(self.request()).unwrap()
+    }
+
+    pub(crate) fn ik_name(&self) -> Name {
+        Name::of(Hash::Sha256, &self.ik_area.encode())
+    }
+
+    /// Activates a challenge's credential.
+    pub(crate) fn answer(&self, challenge: &ChallengeReply) -> CertifyRequest {
+        let credential = Credential {
+            id_object: challenge.credential_blob.to_vec(),
+            encrypted_seed: challenge.encrypted_seed.to_vec(),
+        };
+        let secret = self.ek.activate(&self.ik_name(), &credential).unwrap();
+        let ticket: [u8; Ticket::LEN] = secret.try_into().unwrap();
+        CertifyRequest { claim: challenge.claim.clone(), ticket: ticket.into() }
+    }
+}
+
+/// An identity key on our P-256 template.
+pub(crate) fn p256_ik() -> (PublicArea, KeyPair) {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    (with_point(golden_area("ik-p256"), key.der_bytes()), key)
+}
+
+/// An identity key on our P-384 template.
+pub(crate) fn p384_ik() -> (PublicArea, KeyPair) {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+    (with_point(golden_area("ik-p384"), key.der_bytes()), key)
+}
+
+/// An identity key on our RSA-2048 template.
+pub(crate) fn rsa_ik() -> (PublicArea, KeyPair) {
+    let key = KeyPair::from_pem(std::str::from_utf8(&golden("software-rsa2048.pem")).unwrap()).unwrap();
+    let PublicKey::Rsa { modulus, .. } = PublicKey::from_spki(&key.subject_public_key_info()).unwrap() else {
+        unreachable!()
+    };
+    (with_modulus(golden_area("ik-rsa2048"), &modulus), key)
+}
+
+/// A request that wishes for the world.
+pub(crate) fn csr(ik: &KeyPair) -> Vec<u8> {
+    let mut wishes = CertificateParams::new(["broker.example".to_owned()]).unwrap();
+    wishes.distinguished_name.push(DnType::CommonName, "administrator");
+    wishes.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    wishes.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    wishes.serialize_request(ik).unwrap().der().to_vec()
+}
+
+/// The CA's side.
+pub(crate) struct Ca {
+    pub(crate) scope: Scope,
+    pub(crate) ticket_key: TicketKey,
+    pub(crate) anchors: TrustAnchors,
+    pub(crate) root: CertificateDer<'static>,
+    pub(crate) issuer: Issuer,
+    pub(crate) rng: CountingRng,
+}
+
+impl Ca {
+    pub(crate) fn trusting(vendor: &Vendor) -> Self {
+        let mut rng = CountingRng::new();
+        let root = Authority::root("Test", now(), &mut rng).unwrap();
+        let issuing = root.issuing("Test", now(), &mut rng).unwrap().to_pem();
+        Self {
+            scope: "plant-7".parse().unwrap(),
+            ticket_key: TicketKey::generate(&mut rng),
+            anchors: vendor.anchors(),
+            root: CertificateDer::from_pem_slice(root.to_pem().certificate.as_bytes()).unwrap(),
+            issuer: Issuer::from_pem(&issuing.certificate, &issuing.key).unwrap(),
+            rng,
+        }
+    }
+
+    pub(crate) fn trust(&self, device: &Device, enrolment: Option<&Enrolment>) -> Result<TrustedEk, Rejection> {
+        TrustedEk::verify(&Evidence::parse(device.request())?, &self.anchors, enrolment, now())
+    }
+
+    pub(crate) fn admit(&self, device: &Device, records: &Records) -> Result<Admitted, Rejection> {
+        let ek = self.trust(device, records.enrolment.as_ref())?;
+        Admitted::decide(ek, device.device_id.as_ref(), records)
+    }
+
+    /// Everything up to the challenge.
+    pub(crate) fn challenge(&mut self, device: &Device, records: &Records) -> Result<ChallengeReply, Rejection> {
+        let admitted = self.admit(device, records)?;
+        let ik = BoundKey::verify(&device.evidence())?;
+        Ok(admitted.challenge(&ik, &self.scope, &self.ticket_key, now(), &mut self.rng).unwrap())
+    }
+
+    pub(crate) fn prove(&self, request: &CertifyRequest) -> Result<ProvenDevice, Rejection> {
+        ProvenDevice::verify(request, &self.scope, &self.ticket_key, now())
+    }
+}
+
+pub(crate) fn enrolled() -> Enrolment {
+    Enrolment { device_id: None, disabled: false }
+}

@@ -1,0 +1,10 @@
+//! The pipeline from evidence to certificate, against golden values and against everything that must be refused.
+
+mod authority;
+mod certificate;
+mod claims;
+mod ek_files;
+mod fixture;
+mod golden;
+mod hostile_bytes;
+mod refusals;

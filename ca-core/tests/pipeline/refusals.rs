@@ -1,0 +1,711 @@
+//! Every check, and the problem a device gets that fails it.
+
+use assay_ca_core::key::{PublicKey, WeakKey};
+use assay_ca_core::tpm::public::{AlgorithmId, AreaKey, CurveId, ObjectAttributes, PublicArea, Scheme};
+use assay_ca_core::tpm::template::AreaRefused;
+use assay_ca_core::{
+    AnchorError, Assurance, BoundKey, Enrolment, Evidence, Records, Registration, Rejection, TrustAnchors, TrustedEk,
+};
+use assay_wire::{ChallengeRequest, EkId, ProblemCode};
+use rcgen::{BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa};
+use time::Duration;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer;
+
+use crate::fixture::*;
+
+fn code<T: std::fmt::Debug>(result: Result<T, Rejection>) -> ProblemCode {
+    result.unwrap_err().problem().code
+}
+
+/// The code for a device of a trusted vendor whose EK certificate was changed.
+fn code_for_certificate(change: impl FnOnce(&mut CertificateParams)) -> ProblemCode {
+    let vendor = Vendor::new("Acme");
+    let mut device = Device::of(&vendor);
+    device.ek_certificates = vendor.certify(&device.ek.key(), change);
+    code(Ca::trusting(&vendor).trust(&device, None))
+}
+
+/// The code for a device of a trusted vendor, with a certificate for its EK, whose EK area is this one.
+fn code_for_ek(area: PublicArea) -> ProblemCode {
+    let vendor = Vendor::new("Acme");
+    let mut device = Device::of(&vendor);
+    device.ek.area = area;
+    device.ek_certificates.clear();
+    // Enrolled, so that nothing but its area speaks against it.
+    code(Ca::trusting(&vendor).trust(&device, Some(&enrolled())))
+}
+
+fn check_ik(area: PublicArea, csr: Vec<u8>) -> Result<BoundKey, Rejection> {
+    let mut device = Device::of(&Vendor::new("Acme"));
+    (device.ik_area, device.csr) = (area, csr);
+    BoundKey::verify(&Evidence::parse(device.request())?)
+}
+
+mod ek_trust {
+    use super::*;
+
+    #[test]
+    fn ek_with_a_vendor_certificate_is_trusted() {
+        let vendor = Vendor::new("Acme");
+        for kind in ["rsa2048", "rsa3072", "p256", "p384"] {
+            let device = Device::with_ek(&vendor, SoftwareEk::golden(kind));
+            let ek = Ca::trusting(&vendor).trust(&device, None).unwrap();
+            assert_eq!(ek.assurance(), Assurance::VendorCertificate);
+            assert_eq!(ek.ek_id(), device.ek.key().ek_id());
+        }
+    }
+
+    #[test]
+    fn ek_without_certificate_or_enrolment_is_refused() {
+        let vendor = Vendor::new("Acme");
+        let mut device = Device::of(&vendor);
+        device.ek_certificates.clear();
+        assert_eq!(code(Ca::trusting(&vendor).trust(&device, None)), ProblemCode::EkNotEnrolled);
+    }
+
+    #[test]
+    fn ek_of_a_vendor_nobody_trusts_is_refused() {
+        let device = Device::of(&Vendor::new("Impostor"));
+        // Even if it calls itself what a trusted vendor is called.
+        for trusted in ["Acme", "Impostor"] {
+            let ca = Ca::trusting(&Vendor::new(trusted));
+            assert_eq!(code(ca.trust(&device, None)), ProblemCode::EkCertificateUntrusted);
+        }
+    }
+
+    #[test]
+    fn ek_chain_that_brings_its_own_root_is_refused() {
+        let impostor = Vendor::new("Impostor");
+        let mut device = Device::of(&impostor);
+        device.ek_certificates.push(impostor.root);
+        let ca = Ca::trusting(&Vendor::new("Acme"));
+        assert_eq!(code(ca.trust(&device, None)), ProblemCode::EkCertificateUntrusted);
+    }
+
+    #[test]
+    fn ek_certificate_that_expired_is_refused() {
+        let code = code_for_certificate(|params| params.not_after = now() - Duration::SECOND);
+        assert_eq!(code, ProblemCode::EkCertificateExpired);
+    }
+
+    #[test]
+    fn ek_certificate_that_is_not_yet_valid_is_refused() {
+        let code = code_for_certificate(|params| params.not_before = now() + Duration::SECOND);
+        assert_eq!(code, ProblemCode::EkCertificateExpired);
+    }
+
+    #[test]
+    fn ek_certificate_of_an_expired_intermediate_is_refused() {
+        let vendor = Vendor::new("Acme").with_intermediate(|params| params.not_after = now() - Duration::SECOND);
+        let device = Device::of(&vendor);
+        assert_eq!(code(Ca::trusting(&vendor).trust(&device, None)), ProblemCode::EkCertificateExpired);
+    }
+
+    #[test]
+    fn ek_certificate_for_another_key_is_refused_even_if_the_ek_is_enrolled() {
+        let vendor = Vendor::new("Acme");
+        let mut device = Device::of(&vendor);
+        device.ek_certificates = Device::of(&vendor).ek_certificates;
+        for enrolment in [None, Some(&enrolled())] {
+            assert_eq!(code(Ca::trusting(&vendor).trust(&device, enrolment)), ProblemCode::EkCertificateMismatch);
+        }
+    }
+
+    #[test]
+    fn ek_certificate_with_a_forged_signature_is_refused() {
+        let vendor = Vendor::new("Acme");
+        let mut device = Device::of(&vendor);
+        let mut forged = device.ek_certificates[0].to_vec();
+        *forged.last_mut().unwrap() ^= 1;
+        device.ek_certificates[0] = forged.into();
+        assert_eq!(code(Ca::trusting(&vendor).trust(&device, None)), ProblemCode::EkCertificateUntrusted);
+    }
+
+    #[test]
+    fn ek_certificate_that_is_a_ca_is_refused() {
+        let code = code_for_certificate(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+        assert_eq!(code, ProblemCode::EkCertificateInvalid);
+    }
+
+    #[test]
+    fn ek_certificate_without_extended_key_usage_is_refused() {
+        let code = code_for_certificate(|params| params.extended_key_usages.clear());
+        assert_eq!(code, ProblemCode::EkCertificateInvalid);
+    }
+
+    #[test]
+    fn ek_certificate_with_empty_extended_key_usage_is_refused() {
+        let code = code_for_certificate(|params| {
+            params.extended_key_usages.clear();
+            params.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 37], vec![0x30, 0]));
+        });
+        assert_eq!(code, ProblemCode::EkCertificateInvalid);
+    }
+
+    #[test]
+    fn ek_certificate_for_another_use_is_refused() {
+        for usage in [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::Any] {
+            let code = code_for_certificate(|params| params.extended_key_usages = vec![usage]);
+            assert_eq!(code, ProblemCode::EkCertificateInvalid);
+        }
+    }
+
+    #[test]
+    fn ek_certificate_that_names_no_tpm_is_refused() {
+        let code = code_for_certificate(|params| params.custom_extensions.clear());
+        assert_eq!(code, ProblemCode::EkCertificateInvalid);
+        let all = [(1, "id:41434D45"), (2, "Model 7"), (3, "id:00010002")];
+        for missing in 0..all.len() {
+            let mut attributes = all.to_vec();
+            attributes.remove(missing);
+            let code = code_for_certificate(|params| params.custom_extensions = vec![tpm_alt_name(&attributes)]);
+            assert_eq!(code, ProblemCode::EkCertificateInvalid, "without attribute {}", missing + 1);
+        }
+    }
+
+    #[test]
+    fn ek_certificate_with_an_unknown_critical_extension_is_refused() {
+        let code = code_for_certificate(|params| {
+            let mut extension = CustomExtension::from_oid_content(&[1, 2, 3, 4], vec![5, 0]);
+            extension.set_criticality(true);
+            params.custom_extensions.push(extension);
+        });
+        assert_eq!(code, ProblemCode::EkCertificateInvalid);
+    }
+
+    #[test]
+    fn ek_certificate_that_is_none_is_refused() {
+        let vendor = Vendor::new("Acme");
+        let mut device = Device::of(&vendor);
+        for garbage in [&b""[..], b"certificate", &[&device.ek_certificates[0][..], &[0]].concat()] {
+            device.ek_certificates[0] = garbage.to_vec().into();
+            assert_eq!(code(Ca::trusting(&vendor).trust(&device, None)), ProblemCode::EkCertificateInvalid);
+        }
+    }
+
+    #[test]
+    fn ek_chain_that_is_too_long_is_refused() {
+        let mut vendor = Vendor::new("Acme");
+        let intermediates = vendor.lengthen(6);
+        let device = Device::of(&vendor);
+        let anchors = TrustAnchors::new(intermediates.into_iter().chain([vendor.root.clone()])).unwrap();
+        let mut ca = Ca::trusting(&vendor);
+        ca.anchors = anchors;
+        let mut leaf_only = device;
+        leaf_only.ek_certificates.truncate(1);
+        assert_eq!(code(ca.trust(&leaf_only, None)), ProblemCode::EkCertificateUntrusted);
+    }
+
+    #[test]
+    fn ek_chain_may_be_completed_by_configured_intermediates() {
+        let mut vendor = Vendor::new("Acme");
+        let intermediates = vendor.lengthen(4);
+        let mut device = Device::of(&vendor);
+        device.ek_certificates.truncate(1);
+        let mut ca = Ca::trusting(&vendor);
+        assert_eq!(code(ca.trust(&device, None)), ProblemCode::EkCertificateUntrusted);
+        ca.anchors = TrustAnchors::new(intermediates.into_iter().chain([vendor.root.clone()])).unwrap();
+        ca.trust(&device, None).unwrap();
+    }
+
+    #[test]
+    fn configured_intermediate_without_its_root_is_trusted_for_nothing() {
+        let vendor = Vendor::new("Acme");
+        let anchors = TrustAnchors::new([vendor.intermediate.clone()]).unwrap();
+        assert!(anchors.is_empty());
+        assert!(!vendor.anchors().is_empty());
+        let result = TrustedEk::verify(&Device::of(&vendor).evidence(), &anchors, None, now());
+        assert_eq!(code(result), ProblemCode::EkCertificateUntrusted);
+    }
+
+    #[test]
+    fn anchors_are_ca_certificates_that_signed_themselves() {
+        let vendor = Vendor::new("Acme");
+        let leaf = Device::of(&vendor).ek_certificates[0].clone();
+        assert!(matches!(TrustAnchors::new([leaf]), Err(AnchorError::NotACa { .. })));
+        assert!(matches!(TrustAnchors::new([b"garbage".to_vec().into()]), Err(AnchorError::Unreadable)));
+        let mut forged = vendor.root.to_vec();
+        *forged.last_mut().unwrap() ^= 1;
+        assert!(matches!(TrustAnchors::new([forged.into()]), Err(AnchorError::NotSelfSigned { .. })));
+    }
+
+    #[test]
+    fn enrolled_ek_needs_no_certificate_a_vendor_vouches_for() {
+        let vendor = Vendor::new("Acme");
+        let mut device = Device::of(&Vendor::new("Impostor"));
+        let ca = Ca::trusting(&vendor);
+        assert_eq!(ca.trust(&device, Some(&enrolled())).unwrap().assurance(), Assurance::EnrolmentList);
+        device.ek_certificates.clear();
+        assert_eq!(ca.trust(&device, Some(&enrolled())).unwrap().assurance(), Assurance::EnrolmentList);
+        let certified = Device::of(&vendor);
+        assert_eq!(ca.trust(&certified, Some(&enrolled())).unwrap().assurance(), Assurance::VendorCertificate);
+    }
+}
+
+mod ek_template {
+    use super::*;
+
+    const KINDS: [&str; 4] = ["rsa2048", "rsa3072", "p256", "p384"];
+
+    #[test]
+    fn ek_off_template_in_any_attribute_is_refused() {
+        for kind in KINDS {
+            for bit in 0..32 {
+                let mut area = golden_area(&format!("ek-{kind}"));
+                area.attributes.0 ^= 1 << bit;
+                assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate, "{kind}, bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn ek_off_template_in_any_byte_of_its_policy_is_refused() {
+        for kind in KINDS {
+            let golden = golden_area(&format!("ek-{kind}"));
+            for byte in 0..golden.auth_policy.len() {
+                let mut area = golden.clone();
+                area.auth_policy[byte] ^= 1;
+                assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate, "{kind}, byte {byte}");
+            }
+            assert_eq!(code_for_ek(PublicArea { auth_policy: vec![], ..golden }), ProblemCode::EkOffTemplate);
+        }
+    }
+
+    #[test]
+    fn ek_off_template_in_its_hash_is_refused() {
+        for kind in KINDS {
+            for hash in [AlgorithmId::SHA1, AlgorithmId::SHA256, AlgorithmId::SHA384, AlgorithmId::SHA512] {
+                let golden = golden_area(&format!("ek-{kind}"));
+                if hash != golden.name_alg {
+                    let area = PublicArea { name_alg: hash, ..golden };
+                    assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate, "{kind}, {hash}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ek_off_template_in_its_symmetric_is_refused() {
+        for kind in KINDS {
+            let golden = golden_area(&format!("ek-{kind}"));
+            let symmetric = golden.symmetric.unwrap();
+            let mut other_width = symmetric;
+            other_width.key_bits = 384 - symmetric.key_bits;
+            let mut other_mode = symmetric;
+            other_mode.mode = AlgorithmId(0x0042);
+            for symmetric in [None, Some(other_width), Some(other_mode)] {
+                let area = PublicArea { symmetric, ..golden.clone() };
+                assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate, "{kind}, {symmetric:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn ek_off_template_in_its_scheme_is_refused() {
+        for kind in KINDS {
+            let golden = golden_area(&format!("ek-{kind}"));
+            let algorithm = match golden.key {
+                AreaKey::Rsa { .. } => AlgorithmId::OAEP,
+                AreaKey::Ecc { .. } => AlgorithmId::ECDH,
+            };
+            let scheme = Some(Scheme { algorithm, hash: Some(golden.name_alg) });
+            assert_eq!(code_for_ek(PublicArea { scheme, ..golden }), ProblemCode::EkOffTemplate, "{kind}");
+        }
+    }
+
+    #[test]
+    fn ek_off_template_in_its_kdf_is_refused() {
+        let mut area = golden_area("ek-p256");
+        let AreaKey::Ecc { kdf, .. } = &mut area.key else { unreachable!() };
+        *kdf = Some(Scheme { algorithm: AlgorithmId::KDF1_SP800_56A, hash: Some(AlgorithmId::SHA256) });
+        assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate);
+    }
+
+    #[test]
+    fn ek_on_another_curve_or_of_another_size_is_refused() {
+        let mut area = golden_area("ek-p256");
+        let AreaKey::Ecc { curve, .. } = &mut area.key else { unreachable!() };
+        *curve = CurveId(0x0010);
+        assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate);
+
+        let mut area = golden_area("ek-rsa3072");
+        let AreaKey::Rsa { key_bits, .. } = &mut area.key else { unreachable!() };
+        *key_bits = 4096;
+        assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate);
+
+        // A longer key than the area promises.
+        let PublicKey::Rsa { modulus, .. } = golden_area("ek-rsa3072").public_key().unwrap() else { unreachable!() };
+        assert_eq!(code_for_ek(with_modulus(golden_area("ek-rsa2048"), &modulus)), ProblemCode::EkOffTemplate);
+    }
+
+    #[test]
+    fn ek_that_spells_out_the_default_exponent_is_refused() {
+        let mut area = golden_area("ek-rsa2048");
+        let AreaKey::Rsa { exponent, .. } = &mut area.key else { unreachable!() };
+        *exponent = 65537;
+        assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate);
+    }
+
+    /// Every bit before the key itself, whatever it means.
+    #[test]
+    fn ek_area_changed_in_any_bit_is_refused() {
+        for kind in KINDS {
+            let golden = golden_area(&format!("ek-{kind}"));
+            let unique = match &golden.key {
+                AreaKey::Rsa { modulus, .. } => modulus.len(),
+                AreaKey::Ecc { x, y, .. } => x.len() + 2 + y.len(),
+            };
+            let encoded = golden.encode();
+            for bit in 0..8 * (encoded.len() - unique) {
+                let mut changed = encoded.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                let refusal = match PublicArea::parse(&changed) {
+                    Ok(area) => code_for_ek(area),
+                    Err(_) => continue,
+                };
+                assert!(matches!(refusal, ProblemCode::EkOffTemplate | ProblemCode::EkWeak), "{kind}, bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn ek_area_that_cannot_be_read_is_malformed() {
+        let request = Device::of(&Vendor::new("Acme")).request();
+        for bytes in [&b"public area"[..], &request.ek_public[..100], &[&request.ek_public[..], &[0]].concat()] {
+            let request = ChallengeRequest { ek_public: bytes.try_into().unwrap(), ..request.clone() };
+            assert_eq!(code(Evidence::parse(request)), ProblemCode::Malformed);
+        }
+    }
+
+    #[test]
+    fn ek_that_is_neither_rsa_nor_ecc_is_refused() {
+        const TPM_ALG_KEYEDHASH: [u8; 2] = [0, 8];
+        let mut request = Device::of(&Vendor::new("Acme")).request();
+        let mut area = request.ek_public.to_vec();
+        area[..2].copy_from_slice(&TPM_ALG_KEYEDHASH);
+        request.ek_public = area.try_into().unwrap();
+        assert_eq!(code(Evidence::parse(request)), ProblemCode::EkOffTemplate);
+    }
+
+    #[test]
+    fn refusal_names_the_attribute_and_both_values() {
+        let vendor = Vendor::new("Acme");
+        let mut device = Device::of(&vendor);
+        device.ek.area.attributes.0 ^= ObjectAttributes::FIXED_TPM.0;
+        let refusal = Ca::trusting(&vendor).trust(&device, None).unwrap_err().to_string();
+        for part in ["objectAttributes (fixedTPM)", "0x000300b0", "0x000300b2", "EK L-2 (P-256)"] {
+            assert!(refusal.contains(part), "{refusal}");
+        }
+    }
+}
+
+mod weak_keys {
+    use super::*;
+
+    fn roca() -> Vec<u8> {
+        data_encoding::HEXLOWER.decode(golden("roca-rsa2048.hex").trim_ascii()).unwrap()
+    }
+
+    fn moduli() -> [(Vec<u8>, WeakKey); 3] {
+        let PublicKey::Rsa { modulus, .. } = golden_area("ek-rsa2048").public_key().unwrap() else { unreachable!() };
+        let (mut even, mut short) = (modulus.clone(), modulus);
+        *even.last_mut().unwrap() &= 0xFE;
+        short[0] &= 0x7F;
+        let bits = 2048 - short[0].leading_zeros() as usize;
+        [(roca(), WeakKey::Roca), (even, WeakKey::EvenModulus), (short, WeakKey::ShortModulus { bits })]
+    }
+
+    #[test]
+    fn ek_with_a_weak_modulus_is_refused() {
+        for (modulus, weakness) in moduli() {
+            let area = with_modulus(golden_area("ek-rsa2048"), &modulus);
+            assert_eq!(area.public_key().unwrap().check(), Err(weakness));
+            assert_eq!(code_for_ek(area), ProblemCode::EkWeak);
+        }
+    }
+
+    #[test]
+    fn ek_of_rsa_1024_is_refused() {
+        let mut area = golden_area("ek-rsa2048");
+        let AreaKey::Rsa { key_bits, modulus, .. } = &mut area.key else { unreachable!() };
+        *key_bits = 1024;
+        modulus.truncate(128);
+        assert_eq!(code_for_ek(area), ProblemCode::EkWeak);
+    }
+
+    #[test]
+    fn ek_with_exponent_3_is_refused() {
+        let mut area = golden_area("ek-rsa2048");
+        let AreaKey::Rsa { exponent, .. } = &mut area.key else { unreachable!() };
+        *exponent = 3;
+        assert_eq!(code_for_ek(area), ProblemCode::EkWeak);
+    }
+
+    #[test]
+    fn ek_off_its_curve_is_refused() {
+        for kind in ["p256", "p384"] {
+            let golden = golden_area(&format!("ek-{kind}"));
+            let AreaKey::Ecc { x, y, .. } = &golden.key else { unreachable!() };
+            let zero = vec![0; x.len()];
+            let one_more = {
+                let mut y = y.clone();
+                y[20] ^= 1;
+                y
+            };
+            for (x, y) in [(x, &one_more), (&zero, &zero), (x, &zero)] {
+                let area = with_point(golden.clone(), &[&[4], &x[..], y].concat());
+                assert_eq!(code_for_ek(area), ProblemCode::EkWeak);
+            }
+        }
+    }
+
+    /// A point of P-256 whose coordinates lack their leading zeros, or have one too many, is no canonical area.
+    #[test]
+    fn ek_with_coordinates_of_another_width_is_refused() {
+        let golden = golden_area("ek-p256");
+        let resized = |change: fn(&mut Vec<u8>)| {
+            let mut area = golden.clone();
+            let AreaKey::Ecc { x, .. } = &mut area.key else { unreachable!() };
+            change(x);
+            area
+        };
+        assert_eq!(
+            code_for_ek(resized(|x| {
+                x.remove(0);
+            })),
+            ProblemCode::EkWeak
+        );
+        assert_eq!(code_for_ek(resized(|x| x.insert(0, 0))), ProblemCode::EkWeak);
+    }
+
+    #[test]
+    fn ik_that_is_weak_is_refused() {
+        for (modulus, _) in moduli() {
+            let area = with_modulus(golden_area("ik-rsa2048"), &modulus);
+            assert_eq!(code(check_ik(area, vec![])), ProblemCode::IkWeak);
+        }
+        let mut area = golden_area("ik-rsa2048");
+        let AreaKey::Rsa { exponent, .. } = &mut area.key else { unreachable!() };
+        *exponent = 3;
+        assert_eq!(code(check_ik(area, vec![])), ProblemCode::IkWeak);
+        let off_curve = with_point(golden_area("ik-p256"), &[4; 65]);
+        assert_eq!(code(check_ik(off_curve, vec![])), ProblemCode::IkWeak);
+    }
+}
+
+mod ik {
+    use super::*;
+
+    #[test]
+    fn ik_on_template_is_bound() {
+        for (area, ik) in [p256_ik(), p384_ik(), rsa_ik()] {
+            let bound = check_ik(area, csr(&ik)).unwrap();
+            assert_eq!(bound.spki(), rcgen::PublicKeyData::subject_public_key_info(&ik));
+        }
+    }
+
+    #[test]
+    fn ik_off_template_in_any_attribute_is_refused() {
+        for make in [p256_ik, p384_ik, rsa_ik] {
+            for bit in 0..32 {
+                let (mut area, ik) = make();
+                area.attributes.0 ^= 1 << bit;
+                assert_eq!(code(check_ik(area, csr(&ik))), ProblemCode::IkOffTemplate, "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn ik_without_fixed_tpm_is_refused_by_name() {
+        let (mut area, ik) = p256_ik();
+        area.attributes.0 ^= ObjectAttributes::FIXED_TPM.0;
+        let Err(Rejection::IkOffTemplate(AreaRefused::OffTemplate { field, expected, found, .. })) =
+            check_ik(area, csr(&ik))
+        else {
+            panic!("accepted, or refused for another reason");
+        };
+        assert_eq!(
+            (&field[..], &expected[..], &found[..]),
+            ("objectAttributes (fixedTPM)", "0x00040472", "0x00040470")
+        );
+    }
+
+    #[test]
+    fn ik_with_a_policy_is_refused() {
+        let (mut area, ik) = p256_ik();
+        area.auth_policy = vec![0; 32];
+        assert_eq!(code(check_ik(area, csr(&ik))), ProblemCode::IkOffTemplate);
+    }
+
+    #[test]
+    fn ik_with_another_hash_scheme_or_symmetric_is_refused() {
+        for make in [p256_ik, p384_ik, rsa_ik] {
+            let (golden, ik) = make();
+            for name_alg in [AlgorithmId::SHA1, AlgorithmId::SHA384, AlgorithmId::SHA512] {
+                let area = PublicArea { name_alg, ..golden.clone() };
+                assert_eq!(code(check_ik(area, csr(&ik))), ProblemCode::IkOffTemplate);
+            }
+            let symmetric = golden_area("ek-p256").symmetric;
+            let area = PublicArea { symmetric, ..golden.clone() };
+            assert_eq!(code(check_ik(area, csr(&ik))), ProblemCode::IkOffTemplate);
+            let scheme = match golden.scheme {
+                Some(_) => None,
+                None => Some(Scheme { algorithm: AlgorithmId::RSAPSS, hash: Some(AlgorithmId::SHA256) }),
+            };
+            let area = PublicArea { scheme, ..golden };
+            assert_eq!(code(check_ik(area, csr(&ik))), ProblemCode::IkOffTemplate);
+        }
+    }
+
+    #[test]
+    fn csr_for_another_key_is_refused() {
+        let ((area, _), (_, other)) = (p256_ik(), p256_ik());
+        assert_eq!(code(check_ik(area, csr(&other))), ProblemCode::CsrKeyMismatch);
+        let ((area, _), (_, other)) = (p256_ik(), rsa_ik());
+        assert_eq!(code(check_ik(area, csr(&other))), ProblemCode::CsrKeyMismatch);
+    }
+
+    #[test]
+    fn csr_with_a_bad_signature_is_refused() {
+        for (area, ik) in [p256_ik(), p384_ik(), rsa_ik()] {
+            let mut csr = csr(&ik);
+            *csr.last_mut().unwrap() ^= 1;
+            assert_eq!(code(check_ik(area, csr)), ProblemCode::CsrSignatureInvalid);
+        }
+    }
+
+    #[test]
+    fn csr_with_another_signature_algorithm_is_refused() {
+        let (area, ik) = p256_ik();
+        // Say ecdsa-with-SHA1 (1.2.840.10045.4.1) where the request says ecdsa-with-SHA256.
+        let (sha256, sha1) = (data(b"06082a8648ce3d040302"), data(b"06082a8648ce3d040101"));
+        let mut csr = csr(&ik);
+        let at = csr.windows(sha256.len()).rposition(|window| window == sha256).unwrap();
+        csr[at..at + sha1.len()].copy_from_slice(&sha1);
+        assert_eq!(code(check_ik(area, csr)), ProblemCode::CsrInvalid);
+    }
+
+    fn data(hex: &[u8]) -> Vec<u8> {
+        data_encoding::HEXLOWER.decode(hex).unwrap()
+    }
+
+    /// Around what is signed there is only one spelling.
+    #[test]
+    fn csr_that_is_not_der_is_refused() {
+        let (area, ik) = p256_ik();
+        let mut csr = csr(&ik);
+        // The signature's BIT STRING says that its last bit is unused.
+        let (_, parsed) = X509CertificationRequest::from_der(&csr).unwrap();
+        let at = csr.len() - parsed.signature_value.data.len() - 1;
+        csr[at] = 1;
+        assert_eq!(code(check_ik(area, csr)), ProblemCode::CsrInvalid);
+    }
+
+    #[test]
+    fn csr_that_is_none_is_refused() {
+        let (area, ik) = p256_ik();
+        for csr in [vec![], b"request".to_vec(), [csr(&ik), vec![0]].concat()] {
+            assert_eq!(code(check_ik(area.clone(), csr)), ProblemCode::CsrInvalid);
+        }
+    }
+}
+
+mod admission {
+    use super::*;
+
+    const OTHER: [u8; 32] = [7; 32];
+
+    fn registered(device_id: &str) -> Option<Registration> {
+        Some(Registration { device_id: device_id.parse().unwrap(), disabled: false })
+    }
+
+    fn named(device_id: &str) -> Option<Enrolment> {
+        Some(Enrolment { device_id: Some(device_id.parse().unwrap()), disabled: false })
+    }
+
+    #[test]
+    fn device_gets_the_id_derived_from_its_ek() {
+        let vendor = Vendor::new("Acme");
+        let mut device = Device::of(&vendor);
+        device.ek.area = golden_area("software-p256");
+        device.ek_certificates = vendor.certify(&device.ek.key(), |_| ());
+        let admitted = Ca::trusting(&vendor).admit(&device, &Records::default()).unwrap();
+        use sha2::Digest;
+        let digest = sha2::Sha256::digest(golden("software-p256.tpm2b"));
+        let expected = data_encoding::BASE32_NOPAD.encode(&digest).to_lowercase();
+        assert_eq!(admitted.device_id().as_str(), expected);
+        // And may ask for it.
+        Ca::trusting(&vendor).admit(&device.asking_for(&expected), &Records::default()).unwrap();
+    }
+
+    #[test]
+    fn device_gets_the_id_of_its_enrolment_and_keeps_that_of_its_registration() {
+        let vendor = Vendor::new("Acme");
+        let device = Device::of(&vendor);
+        let mut records = Records { enrolment: named("pump-1"), ..Records::default() };
+        assert_eq!(Ca::trusting(&vendor).admit(&device, &records).unwrap().device_id().as_str(), "pump-1");
+        records.registration = registered("pump-0");
+        assert_eq!(Ca::trusting(&vendor).admit(&device, &records).unwrap().device_id().as_str(), "pump-0");
+        let question =
+            |d: &Device| d.evidence().device_id_in_question(records.enrolment.as_ref(), records.registration.as_ref());
+        assert_eq!(question(&device).as_str(), "pump-0");
+        assert_eq!(question(&device.asking_for("pump-9")).as_str(), "pump-9");
+    }
+
+    #[test]
+    fn disabled_device_is_refused() {
+        let vendor = Vendor::new("Acme");
+        let device = Device::of(&vendor);
+        let mut enrolment = enrolled();
+        enrolment.disabled = true;
+        let mut registration = registered("pump-1").unwrap();
+        registration.disabled = true;
+        let by_enrolment = Records { enrolment: Some(enrolment), ..Records::default() };
+        let by_registration = Records { registration: Some(registration), ..Records::default() };
+        for records in [by_enrolment, by_registration] {
+            assert_eq!(code(Ca::trusting(&vendor).admit(&device, &records)), ProblemCode::DeviceDisabled);
+        }
+    }
+
+    #[test]
+    fn device_id_of_another_ek_is_refused() {
+        let vendor = Vendor::new("Acme");
+        let device = Device::of(&vendor).asking_for("pump-1");
+        let id_holder = Some(EkId::from(OTHER));
+        let records = Records { id_holder, ..Records::default() };
+        assert_eq!(code(Ca::trusting(&vendor).admit(&device, &records)), ProblemCode::DeviceIdTaken);
+        // Even if an enrolment grants it.
+        let records = Records { enrolment: named("pump-1"), ..records };
+        assert_eq!(code(Ca::trusting(&vendor).admit(&device, &records)), ProblemCode::DeviceIdTaken);
+    }
+
+    #[test]
+    fn device_may_hold_its_own_id() {
+        let vendor = Vendor::new("Acme");
+        let device = Device::of(&vendor).asking_for("pump-1");
+        let id_holder = Some(device.evidence().ek_id());
+        let records = Records { registration: registered("pump-1"), id_holder, ..Records::default() };
+        Ca::trusting(&vendor).admit(&device, &records).unwrap();
+    }
+
+    #[test]
+    fn ek_under_a_second_id_is_refused() {
+        let vendor = Vendor::new("Acme");
+        let device = Device::of(&vendor).asking_for("pump-2");
+        for id_holder in [None, Some(EkId::from(OTHER))] {
+            let records = Records { registration: registered("pump-1"), id_holder, ..Records::default() };
+            assert_eq!(code(Ca::trusting(&vendor).admit(&device, &records)), ProblemCode::EkRegistered);
+        }
+    }
+
+    #[test]
+    fn device_id_that_no_enrolment_grants_is_refused() {
+        let vendor = Vendor::new("Acme");
+        let device = Device::of(&vendor).asking_for("pump-2");
+        for enrolment in [None, Some(enrolled()), named("pump-1")] {
+            let records = Records { enrolment, ..Records::default() };
+            assert_eq!(code(Ca::trusting(&vendor).admit(&device, &records)), ProblemCode::DeviceIdNotEnrolled);
+        }
+    }
+}
