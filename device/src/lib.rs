@@ -1,3 +1,66 @@
-//! .
-mod der;
+//! The device's side of Assay: proves a TPM to a CA over MQTT, and uses the certificate it gets for it.
+//!
+//! The private key is made in the TPM and never leaves it. What this crate keeps on disk is no secret: which key is the
+//! device's, and its certificate. It checks that a certificate leads to the pinned root and is for its own key before it uses it; it trusts
+//! neither the broker nor whoever else writes to its reply topic. It does not measure what software a device runs.
+//!
+//! [`Device`] is the whole interface: [`Device::provision`] gets a certificate, [`Device::mqtt_tls_config`] is what an MQTT client
+//! needs to use it.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use assay_device::{Device, DeviceOptions, ProvisionRequest, read_certificates};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Device::open(DeviceOptions {
+//!     tcti: "device:/dev/tpmrm0".parse()?,
+//!     passwords: Default::default(),
+//!     tpm_timeout: Duration::from_secs(60),
+//!     state: "/var/lib/assay".into(),
+//!     ca_roots: read_certificates("/etc/assay/root.pem".as_ref())?,
+//! })?;
+//! let request = ProvisionRequest {
+//!     broker: "mqtts://bootstrap.example.com".parse()?,
+//!     scope: "default".parse()?,
+//!     ek: None,
+//!     ek_certificates: Vec::new(),
+//!     ik: None,
+//!     ik_handle: None,
+//!     device_id: None,
+//!     deadline: Duration::from_secs(300),
+//! };
+//! let provisioned = device.provision(&request, &mut |step, took| println!("{step} ({took:?})"))?;
+//! println!("I am {}", provisioned.certificate.device_id);
+//!
+//! // MQTT over mutual TLS, e.g. with rumqttc: Transport::tls_with_config(TlsConfiguration::Rustls(tls)).
+//! let tls = std::sync::Arc::new(device.mqtt_tls_config()?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! libtss2 prints its own error lines on stderr; the environment variable `TSS2_LOG=all+NONE` silences them.
+#![warn(missing_docs)]
+
+mod device;
+pub use device::{DEFAULT_IK_HANDLE, Device, DeviceOptions, ProvisionRequest, Provisioned, Status};
+
+mod provision;
+pub use provision::Progress;
+
+mod verify;
+pub use verify::{AnswerError, DeviceCertificate, Summary};
+
+mod error;
+pub use error::Error;
+
+mod pem;
+pub use pem::read_certificates;
+
 pub mod tpm;
+
+mod der;
+mod ek;
+mod key;
+mod state;
+mod transport;

@@ -126,7 +126,7 @@ fn connection_hint(tcti: &Tcti) -> &'static str {
 }
 
 /// The passwords of the hierarchies, empty where there is none. Kept out of logs and wiped on drop.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct HierarchyPasswords {
     /// Needed to make the IK persistent.
     pub owner: Password,

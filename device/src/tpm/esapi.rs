@@ -361,10 +361,14 @@ impl EkAuthorisation {
 /// nothing tells apart. Without a resource manager at most three of each fit, and there can be no second user.
 fn flush_leftovers(context: &mut Context) -> Result<(), Fault> {
     for handle in handles(context, TPM2_TRANSIENT_FIRST)? {
-        let object = context.tr_from_tpm_public(TpmHandle::try_from(handle)?)?;
+        let mut object = context.tr_from_tpm_public(TpmHandle::try_from(handle)?)?;
         let (public, ..) = context.read_public(object.into())?;
         if template::is_ours(&public)? {
             context.flush_context(object)?;
+        } else {
+            // Unless it is closed here, the library flushes it in the end. It closes it well, and then complains that it had
+            // expected to flush it.
+            _ = context.tr_close(&mut object);
         }
     }
     for handle in handles(context, TPM2_LOADED_SESSION_FIRST)? {

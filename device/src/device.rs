@@ -1,0 +1,311 @@
+//! A device: its TPM, its state directory, and the CA it trusts.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use assay_mqtt::BrokerUrl;
+use assay_wire::{Bytes, CertificateList, ChallengeRequest, ClientId, DeviceId, Limit, Scope, Topic};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::ek::EndorsementKey;
+use crate::error::Error;
+use crate::key::IdentityKey;
+use crate::provision::{Applicant, Progress, Step};
+use crate::state::{self, DeviceRecord, StateDirectory};
+use crate::tpm::{EkKind, EsapiTpm, HierarchyPasswords, IkKind, PublicKey, Tcti, TpmThread};
+use crate::transport;
+use crate::verify::{self, AnswerError, DeviceCertificate};
+
+/// Where a device's things are.
+#[derive(Clone, Debug)]
+pub struct DeviceOptions {
+    /// How to reach the TPM.
+    pub tcti: Tcti,
+    /// The passwords of the TPM's hierarchies; empty ones where none is set.
+    pub passwords: HierarchyPasswords,
+    /// How long one call to the TPM may take. Real chips take up to half a minute to make an RSA key.
+    pub tpm_timeout: Duration,
+    /// The state directory; made if it is not there.
+    pub state: PathBuf,
+    /// The CA's root certificates: what both the broker and the device's own certificate must lead to.
+    pub ca_roots: Vec<CertificateDer<'static>>,
+}
+
+/// What a device asks for, and where.
+#[derive(Clone, Debug)]
+pub struct ProvisionRequest {
+    /// The bootstrap listener of the broker.
+    pub broker: BrokerUrl,
+    /// The CA's provisioning domain.
+    pub scope: Scope,
+    /// The kind of EK to show; `None` takes the first with a certificate.
+    pub ek: Option<EkKind>,
+    /// The EK certificate and its issuers, leaf first; if empty, those in the TPM's NV memory are used.
+    pub ek_certificates: Vec<CertificateDer<'static>>,
+    /// The kind of identity key; `None` is the kind used before, or P-256.
+    pub ik: Option<IkKind>,
+    /// The persistent handle of the identity key; `None` is the handle used before, or [`DEFAULT_IK_HANDLE`].
+    pub ik_handle: Option<u32>,
+    /// The name to ask for; `None` takes the one that is due to this EK.
+    pub device_id: Option<DeviceId>,
+    /// How long all of it may take.
+    pub deadline: Duration,
+}
+
+/// Where the identity key is kept if nobody says otherwise (owner range, TCG Registry of Reserved TPM 2.0 Handles, 2.3.1).
+pub const DEFAULT_IK_HANDLE: u32 = 0x8100_0200;
+
+/// A provisioned device, and what it took.
+#[derive(Clone, Debug)]
+pub struct Provisioned {
+    /// The certificate in use.
+    pub certificate: DeviceCertificate,
+    /// Where it is stored.
+    pub certificate_path: PathBuf,
+    /// The kind of EK it was granted for.
+    pub ek: EkKind,
+    /// The kind of identity key it is for.
+    pub ik: IkKind,
+    /// Whether a valid certificate was there already, so that the CA was not asked.
+    pub was_provisioned: bool,
+    /// Time spent in the TPM.
+    pub tpm_time: Duration,
+    /// Time spent connecting, and waiting for broker and CA.
+    pub wire_time: Duration,
+    /// Time spent altogether.
+    pub total_time: Duration,
+}
+
+/// One device. While it lives, no other process can use its state directory.
+pub struct Device {
+    tpm: TpmThread,
+    state: StateDirectory,
+    roots: RootCertStore,
+}
+
+impl Device {
+    /// Takes the state directory. The TPM is not asked anything yet.
+    pub fn open(options: DeviceOptions) -> Result<Self, Error> {
+        let mut roots = RootCertStore::empty();
+        for root in options.ca_roots {
+            roots.add(root).map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
+        }
+        let state = StateDirectory::open(&options.state)?;
+        let tpm = TpmThread::start(EsapiTpm::new(options.tcti, options.passwords), options.tpm_timeout);
+        Ok(Self { tpm, state, roots })
+    }
+
+    /// Sees to it that this device has a valid certificate for an identity key in its TPM.
+    ///
+    /// If it has one already, the CA is not asked. It may be killed at any moment and called again: the identity key is kept
+    /// before anything is sent, and for one key the CA issues one certificate. If the TPM was cleared, a new key is made.
+    ///
+    /// Blocks, and runs an event loop of its own: call it from a thread, not from an async task.
+    pub fn provision(&self, request: &ProvisionRequest, progress: Progress<'_>) -> Result<Provisioned, Error> {
+        let started = Instant::now();
+        let tpm_before = self.tpm.spent();
+        let record = self.state.record()?;
+        let kind = request.ik.or_else(|| Some(record.as_ref()?.ik)).unwrap_or(IkKind::P256);
+        let handle = request.ik_handle.or_else(|| Some(record.as_ref()?.ik_handle)).unwrap_or(DEFAULT_IK_HANDLE);
+        let mut step = Step { started, progress };
+
+        let found = self.tpm.call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
+        if let (Some(record), Some(public)) = (&record, &found)
+            && let Some(certificate) = self.valid_certificate(&request.scope, &public.key)?
+            && request.device_id.as_ref().is_none_or(|wanted| *wanted == certificate.device_id)
+        {
+            step.done("provisioned already: the certificate is valid and the TPM holds its key");
+            return Ok(Provisioned {
+                certificate,
+                certificate_path: self.state.certificate_path(),
+                ek: record.ek,
+                ik: kind,
+                was_provisioned: true,
+                tpm_time: self.tpm.spent() - tpm_before,
+                wire_time: Duration::ZERO,
+                total_time: started.elapsed(),
+            });
+        }
+
+        let ek = EndorsementKey::find(&self.tpm, request.ek, &request.ek_certificates)?;
+        step.done(&format!("EK {} {}, id {}", ek.kind, ek.certificate_source, ek.id()));
+        let (ik, origin) = match found {
+            Some(public) => (public, "found"),
+            None => {
+                let create =
+                    self.tpm.call("creating the identity key", move |tpm| tpm.create_identity_key(kind, handle));
+                (create?, "created")
+            }
+        };
+        let key = IdentityKey { tpm: self.tpm.clone(), handle, kind, public: ik.key };
+        self.state.store_record(&DeviceRecord {
+            scope: request.scope.clone(),
+            ek: ek.kind,
+            ek_id: ek.id(),
+            ik: kind,
+            ik_handle: handle,
+        })?;
+        step.done(&format!("identity key {kind} {origin} at {handle:#010x}"));
+        let challenge = challenge_request(request.device_id.clone(), &ek, ik.bytes, &key)?;
+        step.done("certificate request signed");
+
+        let applicant = Applicant {
+            broker: &request.broker,
+            tls: Arc::new(self.server_authenticated_tls()?),
+            roots: &self.roots,
+            scope: &request.scope,
+            challenge,
+            ek: ek.kind,
+            ik: &key,
+        };
+        let (talk_started, tpm_before_talk) = (Instant::now(), self.tpm.spent());
+        let certificate = block_on(applicant.obtain(started, request.deadline, step.progress))?;
+        let wire_time = talk_started.elapsed().saturating_sub(self.tpm.spent() - tpm_before_talk);
+        self.state.store_certificate(&certificate.chain)?;
+        Ok(Provisioned {
+            certificate,
+            certificate_path: self.state.certificate_path(),
+            ek: ek.kind,
+            ik: kind,
+            was_provisioned: false,
+            tpm_time: self.tpm.spent() - tpm_before,
+            wire_time,
+            total_time: started.elapsed(),
+        })
+    }
+
+    /// The stored certificate, verified against the CA's root and the key that the TPM holds now.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if this device has to be provisioned first.
+    pub fn certificate(&self) -> Result<DeviceCertificate, Error> {
+        self.identity().map(|(_, certificate)| certificate)
+    }
+
+    /// A TLS configuration for MQTT over mutual TLS with the key in the TPM, for rumqttc or whatever else takes rustls.
+    ///
+    /// Each handshake makes the TPM sign, in the thread that polls the connection; a chip takes up to some hundred
+    /// milliseconds for it.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if this device has to be provisioned first.
+    pub fn mqtt_tls_config(&self) -> Result<ClientConfig, Error> {
+        let (key, certificate) = self.identity()?;
+        key.tls_config(self.roots.clone(), certificate.chain)
+    }
+
+    /// Publishes one message, QoS 1, over mutual TLS, on a topic below `device/v1/{scope}/{device id}/`.
+    ///
+    /// Blocks, and runs an event loop of its own: call it from a thread, not from an async task.
+    pub fn publish(&self, broker: &BrokerUrl, sub_topic: &str, message: Vec<u8>) -> Result<String, Error> {
+        let (key, certificate) = self.identity()?;
+        let topic = Topic::Device(certificate.scope, certificate.device_id.clone(), sub_topic.into());
+        if Topic::parse(&topic.to_string()).as_ref() != Some(&topic) {
+            return Err(Error::Usage(format!(
+                "{sub_topic:?} is no topic to publish to: it is empty or has + or # in it"
+            )));
+        }
+        let tls = Arc::new(key.tls_config(self.roots.clone(), certificate.chain)?);
+        let client = ClientId::from(&certificate.device_id);
+        block_on(transport::publish(broker, &tls, &topic, &client, message))?;
+        Ok(topic.to_string())
+    }
+
+    fn identity(&self) -> Result<(IdentityKey, DeviceCertificate), Error> {
+        let unprovisioned = || Error::Usage("this device has no certificate yet: run `assay-device provision`".into());
+        let record = self.state.record()?.ok_or_else(unprovisioned)?;
+        let (kind, handle) = (record.ik, record.ik_handle);
+        let found = self.tpm.call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
+        let public = found.ok_or_else(|| {
+            Error::Usage(format!(
+                "the TPM no longer holds an identity key at {handle:#010x}: it was cleared, or it is another TPM; run \
+                 `assay-device provision`"
+            ))
+        })?;
+        let chain = self.state.certificate()?.ok_or_else(unprovisioned)?;
+        let certificate = verify::device_certificate(chain, &self.roots, &public.key, &record.scope, UnixTime::now())
+            .map_err(|error| self.unusable(&error))?;
+        Ok((IdentityKey { tpm: self.tpm.clone(), handle, kind, public: public.key }, certificate))
+    }
+
+    fn unusable(&self, error: &AnswerError) -> Error {
+        let reason = format!("{error}; run `assay-device provision`");
+        Error::State { path: self.state.certificate_path(), reason }
+    }
+
+    /// The stored certificate if it is good for this key and scope now; if not, a new one will replace it.
+    fn valid_certificate(&self, scope: &Scope, key: &PublicKey) -> Result<Option<DeviceCertificate>, Error> {
+        let Some(chain) = self.state.certificate()? else { return Ok(None) };
+        Ok(verify::device_certificate(chain, &self.roots, key, scope, UnixTime::now()).ok())
+    }
+
+    fn server_authenticated_tls(&self) -> Result<ClientConfig, Error> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        assay_mqtt::tls_config(provider, self.roots.clone(), None).map_err(|error| Error::Internal(error.to_string()))
+    }
+}
+
+/// What a state directory says, without TPM and unverified.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// The provisioning domain last used.
+    pub scope: Scope,
+    /// The kind of EK last shown.
+    pub ek: EkKind,
+    /// The id under which an operator knows that EK.
+    pub ek_id: String,
+    /// The kind of the identity key.
+    pub ik: IkKind,
+    /// Its persistent handle.
+    pub ik_handle: u32,
+    /// The certificate file, if there is one, and what is in it.
+    pub certificate: Option<(PathBuf, verify::Summary)>,
+}
+
+impl Status {
+    /// Reads a state directory; `None` if no device was ever provisioned with it.
+    pub fn read(state: &Path) -> Result<Option<Self>, Error> {
+        let Some(record) = state::record(state)? else { return Ok(None) };
+        let path = state::certificate_path(state);
+        let certificate = match state::certificate(state)?.as_deref() {
+            Some([leaf, ..]) => {
+                let unreadable = |error: AnswerError| Error::State { path: path.clone(), reason: error.to_string() };
+                Some((path.clone(), verify::summary(leaf).map_err(unreadable)?))
+            }
+            _ => None,
+        };
+        Ok(Some(Self {
+            scope: record.scope,
+            ek: record.ek,
+            ek_id: record.ek_id.to_string(),
+            ik: record.ik,
+            ik_handle: record.ik_handle,
+            certificate,
+        }))
+    }
+}
+
+fn challenge_request(
+    device_id: Option<DeviceId>,
+    ek: &EndorsementKey,
+    ik_public: Vec<u8>,
+    key: &IdentityKey,
+) -> Result<ChallengeRequest, Error> {
+    let too_long = |limit: Limit| Error::Usage(format!("this does not fit into a request: {limit}"));
+    let csr = key.certificate_request(device_id.as_ref())?;
+    let ek_certificates: Result<Vec<_>, _> = ek.certificates.iter().cloned().map(Bytes::try_from).collect();
+    Ok(ChallengeRequest {
+        device_id,
+        ek_public: ek.public.bytes.clone().try_into().map_err(too_long)?,
+        ek_certificates: ek_certificates.and_then(CertificateList::try_from).map_err(too_long)?,
+        ik_public: ik_public.try_into().map_err(too_long)?,
+        csr: csr.try_into().map_err(too_long)?,
+    })
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Error::Internal(format!("event loop: {error}")))?.block_on(future)
+}

@@ -1,0 +1,83 @@
+//! Which EK to show, and the certificates that vouch for it.
+
+use assay_wire::{EkId, MAX_CERTIFICATES};
+use rustls::pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::public_key::PublicKey as CertificateKey;
+
+use crate::error::Error;
+use crate::tpm::{EkKind, PublicArea, TpmError, TpmThread};
+
+/// The EK that the CA gets to see.
+pub(crate) struct EndorsementKey {
+    pub(crate) kind: EkKind,
+    pub(crate) public: PublicArea,
+    /// Leaf first; may be empty.
+    pub(crate) certificates: Vec<Vec<u8>>,
+    pub(crate) certificate_source: &'static str,
+}
+
+impl EndorsementKey {
+    /// Takes the kind wanted; else the one that the certificate in `files` is for; else the first with a certificate in NV memory;
+    /// else P-256 or RSA-2048, without a certificate.
+    pub(crate) fn find(tpm: &TpmThread, wanted: Option<EkKind>, files: &[CertificateDer<'_>]) -> Result<Self, Error> {
+        if let Some(leaf) = files.first() {
+            let kind = wanted.map_or_else(|| kind_of_certificate(leaf), Ok)?;
+            if files.len() > MAX_CERTIFICATES {
+                let count = files.len();
+                return Err(Error::Usage(format!(
+                    "{count} EK certificates given; a CA takes {MAX_CERTIFICATES} at most"
+                )));
+            }
+            let public = load(tpm, kind)?.ok_or_else(|| TpmError::Unsupported(kind.to_string()))?;
+            let certificates = files.iter().map(|certificate| certificate.to_vec()).collect();
+            return Ok(Self { kind, public, certificates, certificate_source: "with certificate from file" });
+        }
+        let kinds = wanted.as_ref().map_or(&EkKind::ALL[..], std::slice::from_ref);
+        for &kind in kinds {
+            let mut certificates = tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind))?;
+            if certificates.is_empty() {
+                continue;
+            }
+            certificates.truncate(MAX_CERTIFICATES);
+            if let Some(public) = load(tpm, kind)? {
+                return Ok(Self { kind, public, certificates, certificate_source: "with certificate from NV memory" });
+            }
+        }
+        let kinds = wanted.as_ref().map_or(&[EkKind::P256, EkKind::Rsa2048][..], std::slice::from_ref);
+        for &kind in kinds {
+            if let Some(public) = load(tpm, kind)? {
+                return Ok(Self { kind, public, certificates: Vec::new(), certificate_source: "without certificate" });
+            }
+        }
+        let kinds: Vec<_> = kinds.iter().map(EkKind::to_string).collect();
+        Err(TpmError::Unsupported(kinds.join(" or ")).into())
+    }
+
+    /// The id under which an operator enrols this EK.
+    pub(crate) fn id(&self) -> EkId {
+        let spki = self.public.key.subject_public_key_info();
+        let digest = ring::digest::digest(&ring::digest::SHA256, &spki);
+        // Unwrap safety: SHA-256 has 32 bytes.
+        let digest: [u8; 32] = digest.as_ref().try_into().unwrap();
+        digest.into()
+    }
+}
+
+fn load(tpm: &TpmThread, kind: EkKind) -> Result<Option<PublicArea>, TpmError> {
+    tpm.call("making the EK", move |tpm| tpm.endorsement_key(kind))
+}
+
+fn kind_of_certificate(certificate: &[u8]) -> Result<EkKind, Error> {
+    let unusable =
+        |what: String| Error::Usage(format!("the EK certificate given {what}; say the kind of EK with --ek"));
+    let (_, certificate) =
+        X509Certificate::from_der(certificate).map_err(|error| unusable(format!("cannot be read ({error})")))?;
+    match certificate.public_key().parsed() {
+        Ok(CertificateKey::EC(point)) if point.key_size() == 256 => Ok(EkKind::P256),
+        Ok(CertificateKey::EC(point)) if point.key_size() == 384 => Ok(EkKind::P384),
+        Ok(CertificateKey::RSA(key)) if key.key_size() == 2048 => Ok(EkKind::Rsa2048),
+        Ok(CertificateKey::RSA(key)) if key.key_size() == 3072 => Ok(EkKind::Rsa3072),
+        _ => Err(unusable("is for a kind of key that no EK template has".into())),
+    }
+}

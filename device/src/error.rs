@@ -1,0 +1,108 @@
+//! What can go wrong, by whose doing, and the exit code that says so.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use assay_wire::{Problem, ProblemCode};
+
+use crate::tpm::TpmError;
+use crate::verify::AnswerError;
+
+/// Why a device could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The caller asked for something that cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// The CA refused, for good.
+    #[error("the CA refused: {problem}\n  {title}.\n  What to do: {advice}", title = problem.code.title(), advice = advice(problem.code))]
+    Refused {
+        /// What the CA said.
+        problem: Problem,
+    },
+    /// Broker or CA did not answer, or not with what is needed, before the deadline.
+    #[error("not done within {} s: {reason}", deadline.as_secs())]
+    NotReached {
+        /// The time there was.
+        deadline: Duration,
+        /// How the last attempt failed.
+        reason: String,
+    },
+    /// The TPM failed.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// The state directory, or a file in it, cannot be used.
+    #[error("{}: {reason}", path.display())]
+    State {
+        /// The directory or file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// What the CA answered failed our checks. Nothing of it was stored.
+    #[error("the CA's answer failed verification: {0}")]
+    Answer(#[from] AnswerError),
+    /// A fault of this program or of the TLS library.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// The exit code of `assay-device`: 1 unexpected, 2 usage, 3 refused by the CA, 4 broker or CA not reached, 5 TPM, 6 state
+    /// directory, 7 answer of the CA failed verification.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Internal(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Refused { .. } => 3,
+            Self::NotReached { .. } => 4,
+            Self::Tpm(_) => 5,
+            Self::State { .. } => 6,
+            Self::Answer(_) => 7,
+        }
+    }
+
+    pub(crate) fn state(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        |error| Self::State { path: path.into(), reason: error.to_string() }
+    }
+}
+
+/// What the people at the device or at the CA can do about a refusal.
+fn advice(code: ProblemCode) -> &'static str {
+    match code {
+        ProblemCode::Malformed | ProblemCode::Oversize | ProblemCode::Unsupported => {
+            "device and CA speak different versions of the protocol; update the older one."
+        }
+        ProblemCode::Busy | ProblemCode::Internal => "try again later.",
+        ProblemCode::EkOffTemplate => "report this TPM's model: its EK has a shape that the CA does not know.",
+        ProblemCode::EkWeak => "this TPM's EK must not be trusted; update its firmware or replace it.",
+        ProblemCode::EkNotEnrolled => {
+            "give the EK certificate in a file (--ek-certificate), or ask the operator to enrol the EK: assay enroll add."
+        }
+        ProblemCode::EkCertificateInvalid => {
+            "check that the file is the EK certificate of this TPM (--ek-certificate)."
+        }
+        ProblemCode::EkCertificateUntrusted => {
+            "ask the operator to trust the TPM's vendor (assay trust add), and give missing issuers with --ek-certificate."
+        }
+        ProblemCode::EkCertificateExpired => {
+            "check the clocks; else ask the operator to enrol the EK itself: assay enroll add."
+        }
+        ProblemCode::EkCertificateMismatch => {
+            "the EK certificate belongs to another TPM or another of its keys; choose the right one (--ek, --ek-certificate)."
+        }
+        ProblemCode::IkOffTemplate | ProblemCode::IkWeak => "use another kind of identity key (--ik, --ik-handle).",
+        ProblemCode::CsrInvalid | ProblemCode::CsrSignatureInvalid | ProblemCode::CsrKeyMismatch => {
+            "report this as a fault of the device's software."
+        }
+        ProblemCode::DeviceDisabled => "ask the operator why; assay enroll enable lets the device in again.",
+        ProblemCode::DeviceIdTaken | ProblemCode::DeviceIdNotEnrolled => {
+            "ask for no device id, or have the operator enrol this EK with it: assay enroll add --device-id."
+        }
+        ProblemCode::EkRegistered => "ask for the device id that this TPM is registered under, or for none.",
+        ProblemCode::ClaimExpired | ProblemCode::TicketRefused => {
+            "try again; if it stays so, check the CA's clock, and that all its workers share one ticket key."
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The ticket flow: one conversation with the CA, repeated until it succeeds, is refused, or time is up.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use assay_mqtt::{Backoff, BrokerUrl};
+use assay_wire::{CertifyRequest, ChallengeRequest, Problem, ProblemCode, ReplyBody, RequestBody, Scope, Ticket};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::time::{sleep, timeout_at};
+
+use crate::error::Error;
+use crate::key::IdentityKey;
+use crate::tpm::{EkKind, TpmError};
+use crate::transport::{Bootstrap, Lost, random};
+use crate::verify::{self, AnswerError, DeviceCertificate};
+
+/// Hears of each step when it is done, and how long it took.
+pub type Progress<'a> = &'a mut dyn FnMut(&str, Duration);
+
+/// A device with its keys made and its case written, about to talk to the CA.
+pub(crate) struct Applicant<'a> {
+    pub(crate) broker: &'a BrokerUrl,
+    pub(crate) tls: Arc<ClientConfig>,
+    pub(crate) roots: &'a RootCertStore,
+    pub(crate) scope: &'a Scope,
+    pub(crate) challenge: ChallengeRequest,
+    pub(crate) ek: EkKind,
+    pub(crate) ik: &'a IdentityKey,
+}
+
+impl Applicant<'_> {
+    /// Talks to the CA until it grants a certificate that passes our checks.
+    ///
+    /// An attempt that failed for want of a connection, or that the CA was too busy for, is repeated with growing, random
+    /// delays. Every attempt begins with a new challenge: nothing is lost by it, for the CA answers a repeated request for the
+    /// same key with the certificate it issued.
+    pub(crate) async fn obtain(
+        &self,
+        started: Instant,
+        deadline: Duration,
+        progress: Progress<'_>,
+    ) -> Result<DeviceCertificate, Error> {
+        let end = tokio::time::Instant::from_std(started + deadline);
+        let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
+        let mut restarts_left = MAX_RESTARTS;
+        let mut last = String::from("no attempt was finished");
+        loop {
+            let Ok(outcome) = timeout_at(end, self.attempt(progress)).await else {
+                return Err(Error::NotReached { deadline, reason: last });
+            };
+            let advised = match outcome {
+                Ok(certificate) => return Ok(certificate),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Lost(Lost(reason))) => {
+                    last = reason;
+                    Duration::ZERO
+                }
+                Err(Failure::Problem(problem)) => match problem.code {
+                    ProblemCode::Busy | ProblemCode::Internal => {
+                        last = problem.to_string();
+                        Duration::from_secs(problem.retry_after.unwrap_or_default().into())
+                    }
+                    ProblemCode::ClaimExpired | ProblemCode::TicketRefused if restarts_left > 0 => {
+                        restarts_left -= 1;
+                        last = problem.to_string();
+                        Duration::ZERO
+                    }
+                    _ => return Err(Error::Refused { problem }),
+                },
+            };
+            let delay = backoff.next(advised, u32::from_be_bytes(random()));
+            if tokio::time::Instant::now() + delay >= end {
+                return Err(Error::NotReached { deadline, reason: last });
+            }
+            progress(&format!("trying again in {:.1} s: {last}", delay.as_secs_f64()), started.elapsed());
+            sleep(delay).await;
+        }
+    }
+
+    async fn attempt(&self, progress: Progress<'_>) -> Result<DeviceCertificate, Failure> {
+        let mut step = Step { started: Instant::now(), progress };
+        let mut ca = Bootstrap::connect(self.broker, &self.tls, self.scope).await?;
+        step.done(&format!("connected to {}", self.broker));
+
+        let challenge = match ca.ask(RequestBody::Challenge(self.challenge.clone())).await? {
+            ReplyBody::Challenge(challenge) => challenge,
+            other => return Err(Failure::out_of_turn("challenge", other)),
+        };
+        step.done("challenge received: the CA accepts the EK and the identity key");
+
+        let (ek, ik) = (self.ek, self.ik.handle);
+        let (blob, seed) = (challenge.credential_blob.into_vec(), challenge.encrypted_seed.into_vec());
+        let secret = self.ik.tpm.call("activating the credential", move |tpm| tpm.activate(ek, ik, &blob, &seed));
+        let secret = secret.map_err(|error| match error {
+            TpmError::Refused { .. } | TpmError::Library { .. } => AnswerError::Challenge(error).into(),
+            error => Error::from(error),
+        })?;
+        let ticket: [u8; Ticket::LEN] =
+            secret.as_slice().try_into().map_err(|_| Error::from(AnswerError::TicketLength(secret.len())))?;
+        step.done("credential activated by the TPM");
+
+        let certify = CertifyRequest { claim: challenge.claim, ticket: ticket.into() };
+        let granted = match ca.ask(RequestBody::Certify(certify)).await? {
+            ReplyBody::Certificate(granted) => granted,
+            other => return Err(Failure::out_of_turn("certificate", other)),
+        };
+        let chain = granted.chain.iter().map(|certificate| CertificateDer::from(certificate.to_vec())).collect();
+        let certificate = verify::device_certificate(chain, self.roots, &self.ik.public, self.scope, UnixTime::now())
+            .map_err(Error::from)?;
+        for due in self.challenge.device_id.iter().chain([&granted.device_id]) {
+            if *due != certificate.device_id {
+                let (wanted, found) = (due.to_string(), certificate.device_id.to_string());
+                return Err(Error::from(AnswerError::OtherDevice { wanted, found }).into());
+            }
+        }
+        step.done(&format!("certificate {} received and verified", certificate.serial));
+        ca.close().await;
+        Ok(certificate)
+    }
+}
+
+/// Why one attempt did not succeed.
+enum Failure {
+    /// Another attempt may.
+    Lost(Lost),
+    /// The CA says.
+    Problem(Problem),
+    /// No other attempt can.
+    Final(Error),
+}
+
+impl Failure {
+    fn out_of_turn(wanted: &'static str, reply: ReplyBody) -> Self {
+        let found = match reply {
+            ReplyBody::Problem(problem) => return Self::Problem(problem),
+            ReplyBody::Challenge(_) => "challenge",
+            ReplyBody::Certificate(_) => "certificate",
+        };
+        Self::Final(AnswerError::OutOfTurn { wanted, found }.into())
+    }
+}
+
+impl From<Lost> for Failure {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(lost)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Final(error)
+    }
+}
+
+/// Tells how long each step took.
+pub(crate) struct Step<'a> {
+    pub(crate) started: Instant,
+    pub(crate) progress: Progress<'a>,
+}
+
+impl Step<'_> {
+    pub(crate) fn done(&mut self, what: &str) {
+        (self.progress)(what, self.started.elapsed());
+        self.started = Instant::now();
+    }
+}
+
+/// Delays grow from one second, so that a CA that restarts is met soon, to one minute, so that one that is down for hours is not
+/// drowned when it comes back.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// How often a ticket may be refused or come too late. Between two honest sides it happens when the CA's ticket key changes.
+const MAX_RESTARTS: u32 = 3;

@@ -1,0 +1,145 @@
+//! What a certificate must be before this device uses it, whoever handed it over.
+
+use assay_wire::{DeviceId, Scope};
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::tpm::{PublicKey, TpmError};
+
+/// The device's certificate and its issuers, found to be good for this device's identity key.
+#[derive(Clone, Debug)]
+pub struct DeviceCertificate {
+    /// The device's certificate, then its issuers, without the root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The name of the device in it.
+    pub device_id: DeviceId,
+    /// The provisioning domain in it.
+    pub scope: Scope,
+    /// Its serial number, lower-case hexadecimal, two digits a byte.
+    pub serial: String,
+    /// Until when it is valid, e.g. `2027-02-20T20:08:40Z`.
+    pub not_after: String,
+}
+
+/// Why the CA's answer cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AnswerError {
+    /// The challenge was not made for this TPM's EK and IK.
+    #[error("the TPM cannot open the challenge, so it was not made for its EK and IK: {0}")]
+    Challenge(TpmError),
+    /// What the challenge holds is no ticket.
+    #[error("the challenge holds {0} bytes where a ticket has 32")]
+    TicketLength(usize),
+    /// An answer to another question.
+    #[error("the CA answered with a {found} where a {wanted} was due")]
+    OutOfTurn {
+        /// What was asked for.
+        wanted: &'static str,
+        /// What came.
+        found: &'static str,
+    },
+    /// The certificate cannot be read.
+    #[error("unreadable certificate: {0}")]
+    Unreadable(String),
+    /// There is no valid path from the certificate to our root.
+    #[error("no valid path from the certificate to the pinned root: {0}")]
+    Path(String),
+    /// The certificate is not for TLS clients.
+    #[error("the certificate lacks the extended key usage clientAuth")]
+    NotForClients,
+    /// The certificate is for another key.
+    #[error("the certificate is for another key than this device's identity key")]
+    OtherKey,
+    /// The certificate is for another device.
+    #[error("the certificate names {found:?} where {wanted:?} is due")]
+    OtherDevice {
+        /// The URI or name that was expected.
+        wanted: String,
+        /// What is there.
+        found: String,
+    },
+}
+
+/// Checks a chain, leaf first: path to a pinned root, validity at `now`, usable for TLS clients, issued for `key`, and naming one
+/// device of `scope` in common name and URI.
+///
+/// It does not ask whether the certificate was revoked; the broker does, at every connection.
+pub(crate) fn device_certificate(
+    chain: Vec<CertificateDer<'static>>,
+    roots: &RootCertStore,
+    key: &PublicKey,
+    scope: &Scope,
+    now: UnixTime,
+) -> Result<DeviceCertificate, AnswerError> {
+    let (leaf, issuers) = chain.split_first().ok_or_else(|| AnswerError::Unreadable("there is none".into()))?;
+    let certificate = EndEntityCert::try_from(leaf).map_err(|error| AnswerError::Unreadable(error.to_string()))?;
+    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+    certificate
+        .verify_for_usage(algorithms.all, &roots.roots, issuers, now, KeyUsage::client_auth(), None, None)
+        .map_err(|error| AnswerError::Path(error.to_string()))?;
+    if certificate.subject_public_key_info().as_ref() != key.subject_public_key_info() {
+        return Err(AnswerError::OtherKey);
+    }
+
+    let parsed = parse(leaf)?;
+    // webpki lets a certificate without the extension pass for every usage.
+    if !matches!(parsed.extended_key_usage(), Ok(Some(usage)) if usage.value.client_auth) {
+        return Err(AnswerError::NotForClients);
+    }
+    let Summary { common_name, serial, not_after } = summary_of(&parsed);
+    let Ok(device_id) = common_name.parse::<DeviceId>() else {
+        return Err(AnswerError::OtherDevice { wanted: "a device id".into(), found: common_name });
+    };
+    let wanted = format!("urn:assay:device:{scope}:{device_id}");
+    let uris: Vec<_> = certificate.valid_uri_names().collect();
+    if uris != [wanted.as_str()] {
+        return Err(AnswerError::OtherDevice { wanted, found: uris.join(", ") });
+    }
+    Ok(DeviceCertificate { device_id, scope: scope.clone(), serial, not_after, chain })
+}
+
+/// What people want to know of a certificate, whether it is good or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// The common name of its subject; empty if it has none.
+    pub common_name: String,
+    /// Its serial number, lower-case hexadecimal, two digits a byte.
+    pub serial: String,
+    /// Until when it is valid, e.g. `2027-02-20T20:08:40Z`.
+    pub not_after: String,
+}
+
+pub(crate) fn summary(certificate: &[u8]) -> Result<Summary, AnswerError> {
+    Ok(summary_of(&parse(certificate)?))
+}
+
+fn summary_of(certificate: &X509Certificate<'_>) -> Summary {
+    let common_name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    Summary {
+        common_name: common_name.unwrap_or_default().into(),
+        serial: data_encoding::HEXLOWER.encode(certificate.raw_serial()),
+        not_after: rfc3339(certificate.validity().not_after),
+    }
+}
+
+fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, AnswerError> {
+    match X509Certificate::from_der(certificate) {
+        Ok((_, certificate)) => Ok(certificate),
+        Err(error) => Err(AnswerError::Unreadable(error.to_string())),
+    }
+}
+
+fn rfc3339(time: x509_parser::time::ASN1Time) -> String {
+    let time = time.to_datetime();
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+        time.year(),
+        u8::from(time.month()),
+        time.day(),
+        time.hour(),
+        time.minute(),
+        time.second()
+    )
+}
