@@ -1,0 +1,101 @@
+//! TPMs that die, hang, or still hold what a killed process left.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use assay_device::tpm::{EkKind, IkKind, SignatureScheme, Tpm, TpmError, TpmThread};
+use assay_tests::Swtpm;
+
+use crate::{IK, a_tpm, assert_nothing_loaded, open, vendor};
+
+#[test]
+fn tpm_that_died_and_came_back_is_used_again() -> Result<()> {
+    let mut swtpm = a_tpm();
+    let mut tpm = open(&swtpm);
+    let ik = tpm.create_identity_key(IkKind::P256, IK)?;
+    swtpm.kill()?;
+    let error = tpm.sign(IK, SignatureScheme::EcdsaSha256, &[7; 32]).unwrap_err();
+    assert!(matches!(error, TpmError::Unreachable { .. }), "{error}");
+    swtpm.start()?;
+    assert_eq!(tpm.identity_key(IkKind::P256, IK)?, Some(ik));
+    tpm.sign(IK, SignatureScheme::EcdsaSha256, &[7; 32])?;
+    assert_nothing_loaded(&swtpm)
+}
+
+#[test]
+fn absent_tpm_is_an_error_that_says_where_it_was_looked_for() -> Result<()> {
+    let mut swtpm = a_tpm();
+    let mut tpm = open(&swtpm);
+    swtpm.kill()?;
+    let error = tpm.endorsement_key(EkKind::P256).unwrap_err();
+    assert!(error.to_string().contains(&swtpm.tcti()), "{error}");
+    Ok(())
+}
+
+#[test]
+fn hung_tpm_times_out_and_is_not_asked_again() -> Result<()> {
+    let swtpm = a_tpm();
+    let limit = Duration::from_millis(500);
+    let tpm = TpmThread::start(open(&swtpm), limit);
+    tpm.call("making the EK", |tpm| tpm.endorsement_key(EkKind::P256))?;
+    swtpm.pause()?;
+    let started = Instant::now();
+    let error = tpm.call("making the EK", |tpm| tpm.endorsement_key(EkKind::P256)).unwrap_err();
+    assert_eq!(error, TpmError::TimedOut { operation: "making the EK", limit });
+    assert!(started.elapsed() < limit * 4);
+    let error = tpm.clone().call("making the EK", |tpm| tpm.endorsement_key(EkKind::P256)).unwrap_err();
+    assert_eq!(error, TpmError::Abandoned);
+    swtpm.resume()?;
+    Ok(())
+}
+
+#[test]
+fn what_a_killed_process_left_loaded_is_flushed() -> Result<()> {
+    let swtpm = vendor().device(assay_tests::EkKind::Rsa2048, 0)?;
+    swtpm.tpm2(&["createek", "-G", "ecc", "-c", "ek.ctx"])?;
+    swtpm.tpm2(&["createek", "-G", "ecc", "-c", "ek.ctx"])?;
+    swtpm.tpm2(&["createek", "-G", "rsa", "-c", "ek.ctx"])?;
+    for session_type in [HMAC_SESSION, POLICY_SESSION, POLICY_SESSION] {
+        start_session(&swtpm, session_type)?;
+    }
+    assert_eq!(swtpm.transient_handles()?.len(), 3);
+    assert_eq!(swtpm.loaded_sessions()?.len(), 3);
+    let mut tpm = open(&swtpm);
+    tpm.create_identity_key(IkKind::P256, IK)?;
+    assert_nothing_loaded(&swtpm)
+}
+
+#[test]
+fn objects_of_others_are_not_flushed() -> Result<()> {
+    let swtpm = a_tpm();
+    swtpm.tpm2(&["createprimary", "-C", "n", "-G", "aes128", "-c", "theirs.ctx"])?;
+    let theirs = swtpm.transient_handles()?;
+    assert_eq!(theirs.len(), 1);
+    open(&swtpm).endorsement_key(EkKind::P256)?;
+    assert_eq!(swtpm.transient_handles()?, theirs);
+    Ok(())
+}
+
+/// TPM2_StartAuthSession (TPM 2.0 Part 3, 11.1) by hand, for tpm2-tools leave no session loaded.
+fn start_session(swtpm: &Swtpm, session_type: u8) -> Result<()> {
+    let port: u16 = swtpm.tcti().rsplit_once("port=").unwrap().1.parse()?;
+    let mut command = vec![0x80, 0x01, 0, 0, 0, 0, 0, 0, 0x01, 0x76];
+    command.extend([0x40, 0, 0, 0x07, 0x40, 0, 0, 0x07]); // no tpmKey, no bind
+    command.extend([0, 16]);
+    command.extend([7; 16]); // nonceCaller
+    command.extend([0, 0]); // no encryptedSalt
+    command.extend([session_type, 0, 0x10, 0, 0x0B]); // no symmetric, SHA-256
+    command[5] = u8::try_from(command.len())?;
+    let mut socket = TcpStream::connect(("127.0.0.1", port))?;
+    socket.write_all(&command)?;
+    let mut head = [0; 10];
+    socket.read_exact(&mut head)?;
+    assert_eq!(head[6..], [0; 4], "TPM_RC_SUCCESS");
+    Ok(())
+}
+
+/// TPM_SE (TPM 2.0 Part 2, 6.11).
+const HMAC_SESSION: u8 = 0;
+const POLICY_SESSION: u8 = 1;

@@ -1,0 +1,102 @@
+//! The library, up to where it needs a CA; from there on the end-to-end tests take over.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use assay_device::tpm::IkKind;
+use assay_device::{Device, DeviceOptions, ProvisionRequest, Status};
+use assay_tests::Swtpm;
+
+use crate::{IK, a_tpm, assert_nothing_loaded};
+
+#[test]
+fn silent_broker_is_given_up_at_the_deadline() -> Result<()> {
+    let swtpm = a_tpm();
+    let state = tempfile::tempdir()?;
+    let device = device(&swtpm, state.path())?;
+    let mut steps = Vec::new();
+    let error = device.provision(&request(), &mut |step, _| steps.push(step.to_owned())).unwrap_err();
+    assert_eq!(error.exit_code(), 4, "{error}");
+    assert!(steps[0].starts_with("EK p-256 with certificate from NV memory, id "), "{steps:?}");
+    assert!(steps.iter().any(|step| step.starts_with("trying again in ")), "{steps:?}");
+    Ok(())
+}
+
+#[test]
+fn ik_is_kept_before_anything_is_sent_and_used_by_the_next_run() -> Result<()> {
+    let swtpm = a_tpm();
+    let state = tempfile::tempdir()?;
+    let mut before = swtpm.persistent_handles()?;
+    before.push(IK);
+    let mut origins = Vec::new();
+    for _ in 0..3 {
+        let device = device(&swtpm, state.path())?;
+        let mut hear = |step: &str, _| {
+            if step.starts_with("identity key") {
+                origins.push(step.to_owned());
+            }
+        };
+        device.provision(&request(), &mut hear).unwrap_err();
+        assert_eq!(swtpm.persistent_handles()?, before);
+        assert_nothing_loaded(&swtpm)?;
+    }
+    assert_eq!(
+        origins,
+        [
+            "identity key p-256 created at 0x81000200",
+            "identity key p-256 found at 0x81000200",
+            "identity key p-256 found at 0x81000200",
+        ]
+    );
+    Ok(())
+}
+
+#[test]
+fn ik_and_handle_of_the_first_run_are_the_next_runs_default() -> Result<()> {
+    let swtpm = a_tpm();
+    let state = tempfile::tempdir()?;
+    let first = ProvisionRequest { ik: Some(IkKind::P384), ik_handle: Some(IK + 1), ..request() };
+    device(&swtpm, state.path())?.provision(&first, &mut |_, _| ()).unwrap_err();
+    let handles = swtpm.persistent_handles()?;
+    device(&swtpm, state.path())?.provision(&request(), &mut |_, _| ()).unwrap_err();
+    assert_eq!(swtpm.persistent_handles()?, handles);
+    let status = Status::read(state.path())?.unwrap();
+    assert_eq!((status.ik, status.ik_handle), (IkKind::P384, IK + 1));
+    assert!(status.certificate.is_none());
+    Ok(())
+}
+
+#[test]
+fn device_that_is_not_provisioned_says_so() -> Result<()> {
+    let swtpm = a_tpm();
+    let state = tempfile::tempdir()?;
+    let error = device(&swtpm, state.path())?.mqtt_tls_config().unwrap_err();
+    assert!(error.to_string().contains("assay-device provision"), "{error}");
+    assert!(Status::read(state.path())?.is_none());
+    Ok(())
+}
+
+fn device(swtpm: &Swtpm, state: &Path) -> Result<Device> {
+    Ok(Device::open(DeviceOptions {
+        tcti: swtpm.tcti().parse()?,
+        passwords: Default::default(),
+        tpm_timeout: Duration::from_secs(30),
+        state: state.into(),
+        ca_roots: Vec::new(),
+    })?)
+}
+
+/// Asks a broker that is not there, and not for long.
+fn request() -> ProvisionRequest {
+    ProvisionRequest {
+        broker: "mqtt://127.0.0.1:1".parse().unwrap(),
+        scope: "default".parse().unwrap(),
+        ek: None,
+        ek_certificates: Vec::new(),
+        ik: None,
+        ik_handle: None,
+        device_id: None,
+        deadline: Duration::from_secs(2),
+    }
+}

@@ -1,0 +1,174 @@
+//! Mutual TLS with the key in the TPM, against a rustls server.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use assay_device::tpm::{IkKind, PublicArea, Tpm};
+use assay_device::{Device, DeviceOptions};
+use assay_tests::Swtpm;
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::version::{TLS12, TLS13};
+use rustls::{
+    ClientConnection, ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, Stream, SupportedProtocolVersion,
+};
+
+use crate::{IK, a_tpm, assert_nothing_loaded, open};
+
+#[test]
+fn server_accepts_the_tpm_key_as_client_key() -> Result<()> {
+    let cases = [
+        (IkKind::P256, &TLS13, ProtocolVersion::TLSv1_3),
+        (IkKind::P256, &TLS12, ProtocolVersion::TLSv1_2),
+        (IkKind::P384, &TLS13, ProtocolVersion::TLSv1_3),
+        (IkKind::Rsa2048, &TLS13, ProtocolVersion::TLSv1_3),
+        (IkKind::Rsa2048, &TLS12, ProtocolVersion::TLSv1_2),
+    ];
+    for (kind, version, expected) in cases {
+        let swtpm = a_tpm();
+        let ik = open(&swtpm).create_identity_key(kind, IK)?;
+        let ca = Ca::new()?;
+        let state = tempfile::tempdir()?;
+        ca.provision(state.path(), kind, &ik)?;
+        let tls = device(&swtpm, state.path(), &ca)?.mqtt_tls_config()?;
+        assert_eq!(ca.serve_once(version, tls)?, expected, "{kind}");
+        assert_nothing_loaded(&swtpm)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn certificate_for_the_key_of_a_cleared_tpm_is_not_used() -> Result<()> {
+    let mut swtpm = a_tpm();
+    let ik = open(&swtpm).create_identity_key(IkKind::P256, IK)?;
+    let ca = Ca::new()?;
+    let state = tempfile::tempdir()?;
+    ca.provision(state.path(), IkKind::P256, &ik)?;
+    swtpm.clear()?;
+    let device = device(&swtpm, state.path(), &ca)?;
+    let error = device.mqtt_tls_config().unwrap_err();
+    assert!(error.to_string().contains("cleared"), "{error}");
+    open(&swtpm).create_identity_key(IkKind::P256, IK)?;
+    let error = device.mqtt_tls_config().unwrap_err();
+    assert!(error.to_string().contains("another key"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn certificate_of_another_root_is_not_used() -> Result<()> {
+    let swtpm = a_tpm();
+    let ik = open(&swtpm).create_identity_key(IkKind::P256, IK)?;
+    let state = tempfile::tempdir()?;
+    Ca::new()?.provision(state.path(), IkKind::P256, &ik)?;
+    let error = device(&swtpm, state.path(), &Ca::new()?)?.mqtt_tls_config().unwrap_err();
+    assert_eq!(error.exit_code(), 6, "{error}");
+    assert!(error.to_string().contains("pinned root"), "{error}");
+    Ok(())
+}
+
+fn device(swtpm: &Swtpm, state: &Path, ca: &Ca) -> Result<Device> {
+    Ok(Device::open(DeviceOptions {
+        tcti: swtpm.tcti().parse()?,
+        passwords: Default::default(),
+        tpm_timeout: Duration::from_secs(30),
+        state: state.into(),
+        ca_roots: vec![ca.root.der().clone()],
+    })?)
+}
+
+/// A CA that certifies without asking.
+struct Ca {
+    root: rcgen::CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Ca {
+    fn new() -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "Test Root");
+        Ok(Self { root: rcgen::CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
+    }
+
+    /// Writes the state of a device that was provisioned with this key.
+    fn provision(&self, state: &Path, kind: IkKind, ik: &PublicArea) -> Result<()> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "pump-17");
+        params.subject_alt_names = vec![SanType::URI("urn:assay:device:default:pump-17".try_into()?)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&Key { kind, der: ik.key.subject_public_key() }, &self.root)?;
+        let record = format!(
+            r#"{{"scope": "default", "ek": "p-256", "ek_id": "{}", "ik": "{kind}", "ik_handle": {IK}}}"#,
+            "00".repeat(32)
+        );
+        std::fs::write(state.join("device.json"), record)?;
+        std::fs::write(state.join("certificate.pem"), certificate.der())?;
+        Ok(())
+    }
+
+    /// Lets a client in if it has a certificate of this CA, echoes what it says, and tells which version was spoken.
+    fn serve_once(
+        &self,
+        version: &'static SupportedProtocolVersion,
+        client: rustls::ClientConfig,
+    ) -> Result<ProtocolVersion> {
+        let key = KeyPair::generate()?;
+        let certificate = CertificateParams::new(vec!["localhost".into()])?.signed_by(&key, &self.root)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root.der().clone())?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(&provider)).build()?;
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            )?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        let echo = thread::spawn(move || -> Result<ProtocolVersion> {
+            let (mut socket, _) = listener.accept()?;
+            let mut connection = ServerConnection::new(server.into())?;
+            let mut stream = Stream::new(&mut connection, &mut socket);
+            let mut said = [0; 5];
+            stream.read_exact(&mut said)?;
+            stream.write_all(&said)?;
+            stream.flush()?;
+            assert_eq!(connection.peer_certificates().unwrap().len(), 1);
+            Ok(connection.protocol_version().unwrap())
+        });
+        let mut socket = TcpStream::connect(address)?;
+        let mut connection = ClientConnection::new(client.into(), "localhost".try_into()?)?;
+        let mut stream = Stream::new(&mut connection, &mut socket);
+        stream.write_all(b"hello")?;
+        let mut heard = [0; 5];
+        stream.read_exact(&mut heard)?;
+        assert_eq!(&heard, b"hello");
+        echo.join().unwrap()
+    }
+}
+
+struct Key {
+    kind: IkKind,
+    der: Vec<u8>,
+}
+
+impl rcgen::PublicKeyData for Key {
+    fn der_bytes(&self) -> &[u8] {
+        &self.der
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        match self.kind {
+            IkKind::P256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+            IkKind::P384 => &rcgen::PKCS_ECDSA_P384_SHA384,
+            IkKind::Rsa2048 => &rcgen::PKCS_RSA_SHA256,
+        }
+    }
+}
