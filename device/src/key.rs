@@ -91,9 +91,8 @@ impl IdentityKey {
     /// Whether the TPM's RSAPSS salt is as long as the digest, which TLS demands (RFC 8446 §4.2.3). The TPM chooses: some
     /// chips take the longest that fits (TPM 2.0 Part 1, B.7), so one signature is made to see.
     fn pss_suits_tls(&self) -> Result<bool, TpmError> {
-        let message = b"assay: RSAPSS salt length";
-        let signature = self.sign(SignatureScheme::RsaPssSha256, message)?;
-        Ok(is_tls_pss_signature(&self.public, message, &signature))
+        let signature = self.sign(SignatureScheme::RsaPssSha256, SALT_PROBE)?;
+        Ok(is_tls_pss_signature(&self.public, SALT_PROBE, &signature))
     }
 }
 
@@ -190,4 +189,46 @@ impl Signer for TlsSigner {
     fn scheme(&self) -> TlsScheme {
         self.tls_scheme
     }
+}
+
+/// Signed to see how long the salt is.
+const SALT_PROBE: &[u8] = b"assay: RSAPSS salt length";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        data_encoding::HEXLOWER.decode(hex.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn pss_signature_with_another_salt_length_than_the_digests_does_not_suit_tls() {
+        let key = PublicKey::Rsa(bytes(MODULUS));
+        assert!(is_tls_pss_signature(&key, SALT_PROBE, &bytes(SALT_OF_DIGEST_LENGTH)));
+        assert!(!is_tls_pss_signature(&key, SALT_PROBE, &bytes(SALT_OF_MAXIMAL_LENGTH)));
+    }
+
+    // openssl genrsa 2048; openssl dgst -sha256 -sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:digest (or max) -sign
+    const MODULUS: &str = "\
+        aa3264812f85fc841c2488f36318ebf84385ce1a79093548c4f8abecced8157fb3ca644bb74feb4ea69a4352d41e8ca0\
+        06686e5e93d74a10fa9be6478237ba8677ed579267580e41c8fb594aefc8c278a4e30fdd87b153d3a9716e051896755e\
+        5017ec6a67c8f1d61dc8fcebd5a73c4445e18248707b5acbaf9187913b0bf881eb2569b2017dd80352d09880eb8c8843\
+        4a8bb65f74f69a8afe88e07dcc98f0461facf4862fefde2341498df63d436e729652f3ccd123a82a3d44818034818b52\
+        8dab39f0aebe99b119fb142a69612f5fbf96ccd108191faf3b4c685505b2bc98e4549eada12fc954001e7703b5f28342\
+        87505dc77c514dbfc3d90272a6becb65";
+    const SALT_OF_DIGEST_LENGTH: &str = "\
+        1790b4f82c6a88a769bf636f7fff77176efe4278f4658d7601697c0121f35fe15eeafe2d048855b8c83c5b9808713df0\
+        09abbfb4e545eef28925813bf7efb5563a2bec5c0d99f55c81dc916bf0bd6694c46e1feb8054b5746337ec2b7973e345\
+        977fd7edb08862fcbc7086be389aee682948826ab72f2d4b47e0247250a0d4644f3541b840abf454870bb768484f3833\
+        eac42f55a22f65f9d7d4380ba30922907099cc49fd6e74101d7a33551f6ee51bf951736724c9c47447b1d7be64a60d1f\
+        bf8bb4857317e7e1960970210e0106239a8bc852b2348e969003bf99ec5bb9c44b0c1d5d5df559342433fc852d228cee\
+        93828700515644b775f310340e97b5e6";
+    const SALT_OF_MAXIMAL_LENGTH: &str = "\
+        11732d4430ebacd6d8fde198812b1c1685fa0ef744086af9d7c2369d5b47bdd7ddb7a9cc87a9fdb626b98c7837e32b35\
+        9ee4ce54827f2d1d78a79a14d76dd0f668ac97df92963a4d69ab4ab9d11100487555d543a378995a611a8fd438633ba2\
+        06dd8551b374ab944a0b5685237461aaa101f6d01663a813033bbd9e0b24c5e9b5461a42530f56281c735f3f9126129f\
+        a4925d44a0746f8bc688cd49306d1bb252ccd926d2a1525f24ea2324e6f49680010f7baa13d31b8fc9901831327b7e76\
+        cd3e5223d32d30872efe6654cd160a85f9e2c9c4cdf04dbc57b2c454b918d8a2f296cdd119e3f2106c6b671deb643d3a\
+        118f91c2e12ec7745d37523f5d979114";
 }

@@ -143,3 +143,131 @@ fn rfc3339(time: x509_parser::time::ASN1Time) -> String {
         time.second()
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+    use rcgen::{DistinguishedName, ExtendedKeyUsagePurpose as Usage};
+
+    use super::*;
+
+    /// A CA, a device's key, and what a good certificate for it says; tests change one thing.
+    struct Case {
+        ca: CertifiedIssuer<'static, KeyPair>,
+        roots: RootCertStore,
+        key: KeyPair,
+        params: CertificateParams,
+        scope: Scope,
+        now: UnixTime,
+    }
+
+    impl Case {
+        fn new() -> Self {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+            let mut roots = RootCertStore::empty();
+            roots.add(ca.der().clone()).unwrap();
+            let mut params = CertificateParams::default();
+            params.distinguished_name = named("pump-17");
+            params.subject_alt_names = vec![uri("urn:assay:device:default:pump-17")];
+            params.extended_key_usages = vec![Usage::ClientAuth];
+            let key = KeyPair::generate().unwrap();
+            Self { ca, roots, key, params, scope: "default".parse().unwrap(), now: UnixTime::now() }
+        }
+
+        fn check(&self) -> Result<DeviceCertificate, AnswerError> {
+            let certificate = self.params.signed_by(&self.key, &self.ca).unwrap();
+            let chain = vec![certificate.der().clone()];
+            device_certificate(chain, &self.roots, &public(&self.key), &self.scope, self.now)
+        }
+    }
+
+    fn named(name: &str) -> DistinguishedName {
+        let mut subject = DistinguishedName::new();
+        subject.push(DnType::CommonName, name);
+        subject
+    }
+
+    fn uri(uri: &str) -> SanType {
+        SanType::URI(uri.try_into().unwrap())
+    }
+
+    fn public(key: &KeyPair) -> PublicKey {
+        let point = key.public_key_raw();
+        PublicKey::P256(point[1..33].try_into().unwrap(), point[33..].try_into().unwrap())
+    }
+
+    #[test]
+    fn good_certificate_is_accepted_and_read() {
+        let mut case = Case::new();
+        case.params.serial_number = Some(vec![0x0A, 0xFF].into());
+        case.params.not_after = rcgen::date_time_ymd(2099, 2, 3);
+        let certificate = case.check().unwrap();
+        assert_eq!(certificate.device_id.as_str(), "pump-17");
+        assert_eq!((certificate.serial.as_str(), certificate.not_after.as_str()), ("0aff", "2099-02-03T00:00:00Z"));
+    }
+
+    #[test]
+    fn certificate_of_another_root_is_refused() {
+        let case = Case { roots: Case::new().roots, ..Case::new() };
+        assert!(matches!(case.check(), Err(AnswerError::Path(_))));
+    }
+
+    #[test]
+    fn expired_certificate_is_refused() {
+        let mut case = Case::new();
+        case.params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        assert!(matches!(case.check(), Err(AnswerError::Path(_))));
+        case.now = UnixTime::since_unix_epoch(Duration::from_secs(1_500_000_000));
+        case.check().unwrap();
+    }
+
+    #[test]
+    fn certificate_without_client_usage_is_refused() {
+        let mut case = Case::new();
+        case.params.extended_key_usages.clear();
+        assert_eq!(case.check().unwrap_err(), AnswerError::NotForClients);
+        case.params.extended_key_usages = vec![Usage::ServerAuth];
+        assert!(case.check().is_err());
+    }
+
+    #[test]
+    fn certificate_for_another_key_is_refused() {
+        let case = Case::new();
+        let certificate = case.params.signed_by(&KeyPair::generate().unwrap(), &case.ca).unwrap();
+        let chain = vec![certificate.der().clone()];
+        let outcome = device_certificate(chain, &case.roots, &public(&case.key), &case.scope, case.now);
+        assert_eq!(outcome.unwrap_err(), AnswerError::OtherKey);
+    }
+
+    #[test]
+    fn certificate_that_does_not_name_one_device_of_the_scope_is_refused() {
+        let good = uri("urn:assay:device:default:pump-17");
+        for (name, uris) in [
+            ("pump-17", vec![]),
+            ("pump-17", vec![uri("urn:assay:device:other:pump-17")]),
+            ("pump-17", vec![uri("urn:assay:device:default:pump-18")]),
+            ("pump-17", vec![good.clone(), uri("urn:assay:operator")]),
+            ("pump-18", vec![good.clone()]),
+            ("pump 17", vec![good]),
+        ] {
+            let mut case = Case::new();
+            case.params.distinguished_name = named(name);
+            case.params.subject_alt_names = uris;
+            let outcome = case.check();
+            assert!(matches!(outcome, Err(AnswerError::OtherDevice { .. })), "{name}: {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn empty_chain_and_garbage_are_refused() {
+        let case = Case::new();
+        for chain in [vec![], vec![vec![0x30, 0].into()]] {
+            let outcome = device_certificate(chain, &case.roots, &public(&case.key), &case.scope, case.now);
+            assert!(matches!(outcome, Err(AnswerError::Unreadable(_))), "{outcome:?}");
+        }
+    }
+}
