@@ -146,8 +146,13 @@ mod ek_trust {
     #[test]
     fn ek_certificate_for_another_use_is_refused() {
         for usage in [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::Any] {
-            let code = code_for_certificate(|params| params.extended_key_usages = vec![usage]);
-            assert_eq!(code, ProblemCode::EkCertificateInvalid);
+            let vendor = Vendor::new("Acme");
+            let mut device = Device::of(&vendor);
+            device.ek_certificates =
+                vendor.certify(&device.ek.key(), |params| params.extended_key_usages = vec![usage]);
+            let refusal = Ca::trusting(&vendor).trust(&device, None).unwrap_err();
+            assert_eq!(refusal.code(), ProblemCode::EkCertificateInvalid);
+            assert!(refusal.to_string().contains("lacks tcg-kp-EKCertificate"), "{refusal}");
         }
     }
 
@@ -334,7 +339,11 @@ mod ek_template {
         *key_bits = 4096;
         assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate);
 
-        // A longer key than the area promises.
+        // A shorter key than the area promises, then a longer one.
+        let mut area = golden_area("ek-rsa3072");
+        let AreaKey::Rsa { modulus, .. } = &mut area.key else { unreachable!() };
+        modulus[0] &= 0x7F;
+        assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate);
         let PublicKey::Rsa { modulus, .. } = golden_area("ek-rsa3072").public_key().unwrap() else { unreachable!() };
         assert_eq!(code_for_ek(with_modulus(golden_area("ek-rsa2048"), &modulus)), ProblemCode::EkOffTemplate);
     }
@@ -583,7 +592,9 @@ mod ik {
         let mut csr = csr(&ik);
         let at = csr.windows(sha256.len()).rposition(|window| window == sha256).unwrap();
         csr[at..at + sha1.len()].copy_from_slice(&sha1);
-        assert_eq!(code(check_ik(area, csr)), ProblemCode::CsrInvalid);
+        let refusal = check_ik(area, csr).unwrap_err();
+        assert_eq!(refusal.code(), ProblemCode::CsrInvalid);
+        assert!(refusal.to_string().contains("its signature algorithm 1.2.840.10045.4.1"), "{refusal}");
     }
 
     fn data(hex: &[u8]) -> Vec<u8> {
