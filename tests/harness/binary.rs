@@ -3,31 +3,38 @@
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow};
 
 use crate::cache::profile_dir;
 use crate::tool::run;
 
-/// The path of the binary `assay` or `assay-device`, built from the sources as they are now.
+/// The path of `assay`, `assay-device` or `examples/impostor`, built from the sources as they are now.
 ///
-/// Cargo builds no binaries of other packages for a test, so the first call of a process does. `cargo xtask` has built them
-/// already and says where in `ASSAY_BIN_DIR`.
+/// Cargo builds no binaries of other packages for a test, so the first call of a process does; unless somebody has built
+/// them already and says where, by [`use_binaries_in`] or in the environment's `ASSAY_BIN_DIR`.
 pub fn assay_bin(name: &str) -> Result<PathBuf> {
-    static DIR: LazyLock<Result<PathBuf>> = LazyLock::new(|| match env::var_os("ASSAY_BIN_DIR") {
+    let dir = BIN_DIR.get_or_init(|| match env::var_os("ASSAY_BIN_DIR") {
         Some(dir) => Ok(dir.into()),
-        None => build(),
+        None => run(build().arg("--quiet")).and_then(|_| profile_dir()),
     });
-    let dir = DIR.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+    let dir = dir.as_ref().map_err(|error| anyhow!("{error:#}")).context("cannot build the binaries under test")?;
     Ok(dir.join(name))
 }
 
-fn build() -> Result<PathBuf> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run(Command::new(cargo)
-        .args(["build", "--quiet", "--bins", "--package", "assay-broker-plugin", "--package", "assay-device"])
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR"))))
-    .context("cannot build `assay` and `assay-device`")?;
-    profile_dir()
+/// Makes [`assay_bin`] build nothing; call it first.
+pub fn use_binaries_in(dir: PathBuf) {
+    BIN_DIR.set(Ok(dir)).expect("set before the first use");
 }
+
+/// The command that builds what [`assay_bin`] finds.
+pub fn build() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["build", "--package", "assay-broker-plugin", "--package", "assay-device", "--bins"]);
+    command.args(["--package", "assay-tests", "--example", "impostor"]);
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
+    command
+}
+
+static BIN_DIR: OnceLock<Result<PathBuf>> = OnceLock::new();

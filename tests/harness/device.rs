@@ -26,7 +26,7 @@ impl Device {
         self.state.path().join("state")
     }
 
-    /// `assay-device provision --json` against `server`, for the caller to complete or to run with [`json`](Self::json).
+    /// `assay-device provision --json` against `server`, for the caller to complete or to run with [`json`].
     pub fn provision(&self, dir: &AssayDir, server: &AssayServer) -> Result<Command> {
         self.provision_at(&server.bootstrap, &dir.root_pem())
     }

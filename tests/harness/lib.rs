@@ -13,7 +13,7 @@ mod swtpm;
 mod tool;
 mod vendor;
 
-pub use binary::assay_bin;
+pub use binary::{assay_bin, build, use_binaries_in};
 pub use device::{Device, json};
 pub use mosquitto::Mosquitto;
 pub use server::{AssayDir, AssayServer};

@@ -1,7 +1,9 @@
 //! Eclipse Mosquitto: a broker that is not ours.
 
+use std::fmt::Write;
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,34 +24,53 @@ pub struct Mosquitto {
 }
 
 impl Mosquitto {
-    /// A broker with one listener, which the lines `config` (mosquitto.conf(5)) describe further.
-    pub fn start(config: &[&str]) -> Result<Self> {
+    /// A broker with one or two listeners, each described further by lines of mosquitto.conf(5).
+    pub fn start(listeners: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let ports = Ports::claim()?;
-        let port = ports.first();
-        let path = dir.path().join("mosquitto.conf");
         // Started by root, it would change to a user who cannot read our files.
-        fs::write(&path, format!("user root\nlistener {port} 127.0.0.1\n{}\n", config.join("\n")))?;
-        let log = fs::File::create(dir.path().join("log"))?;
-        let mut command = daemon("mosquitto")?;
-        command.arg("-c").arg(path).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let mut broker = Self { ports, process: spawn(command)?, dir };
-
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            let ended = broker.process.try_wait()?;
-            if ended.is_some() || Instant::now() > deadline {
-                let log = fs::read_to_string(broker.dir.path().join("log"))?;
-                bail!("mosquitto does not listen on port {port} ({ended:?}): {log}");
-            }
-            thread::sleep(Duration::from_millis(5));
+        let mut config = "user root\nper_listener_settings true\n".to_owned();
+        for (port, lines) in (ports.first()..).zip(listeners) {
+            write!(config, "listener {port} 127.0.0.1\n{lines}\n")?;
         }
+        fs::write(dir.path().join("mosquitto.conf"), config)?;
+        let mut broker = Self { ports, process: run_on(dir.path())?, dir };
+        broker.wait_until_it_listens()?;
         Ok(broker)
     }
 
-    pub fn port(&self) -> u16 {
-        self.ports.first()
+    /// Kills the broker and starts it again on the same ports.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        self.process = run_on(self.dir.path())?;
+        self.wait_until_it_listens()
     }
+
+    /// The port of the `number`th listener, from 0.
+    pub fn port(&self, number: u16) -> u16 {
+        self.ports.first() + number
+    }
+
+    fn wait_until_it_listens(&mut self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port(0))).is_err() {
+            let ended = self.process.try_wait()?;
+            if ended.is_some() || Instant::now() > deadline {
+                let log = fs::read_to_string(self.dir.path().join("log"))?;
+                bail!("mosquitto does not listen on port {} ({ended:?}): {log}", self.port(0));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
+
+fn run_on(dir: &Path) -> Result<Child> {
+    let log = fs::File::options().create(true).append(true).open(dir.join("log"))?;
+    let mut command = daemon("mosquitto")?;
+    command.arg("-c").arg(dir.join("mosquitto.conf")).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    Ok(spawn(command)?)
 }
 
 impl Drop for Mosquitto {
@@ -66,7 +87,7 @@ mod tests {
     #[test]
     fn mosquitto_listens_and_ends_with_its_owner() -> Result<()> {
         let broker = Mosquitto::start(&["allow_anonymous true"])?;
-        let port = broker.port();
+        let port = broker.port(0);
         assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok());
         drop(broker);
         assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err());

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpListener};
 
 use anyhow::{Result, bail};
 
-/// A block of [`SIZE`] consecutive ports.
+/// A block of `SIZE` consecutive ports.
 ///
 /// The last port of a block is the token: it stays bound for as long as the block is held, so the kernel itself keeps others
 /// away and frees the block when its holder dies. The ports before it are for the servers.

@@ -47,7 +47,14 @@ impl AssayDir {
 
     /// Trusts the EK certificates of `vendor`.
     pub fn trust(&self, vendor: &VendorCa) -> Result<()> {
-        run(self.assay(&["trust", "add"])?.arg(vendor.root_pem()).arg(vendor.intermediate_pem())).map(drop)
+        run(&mut self.trust_command(vendor)?).map(drop)
+    }
+
+    /// The command behind [`trust`](Self::trust).
+    pub fn trust_command(&self, vendor: &VendorCa) -> Result<Command> {
+        let mut command = self.assay(&["trust", "add"])?;
+        command.arg(vendor.root_pem()).arg(vendor.intermediate_pem());
+        Ok(command)
     }
 
     /// What `assay devices`, `certs` or `audit` lists with `--json`: an object per line.

@@ -134,15 +134,25 @@ impl Swtpm {
 
     /// The public key of the EK of this `kind`, PEM.
     pub fn ek_public_pem(&self, kind: EkKind) -> Result<String> {
+        Ok(String::from_utf8(self.read_ek_public(kind, "pem")?)?)
+    }
+
+    /// The public area of the EK of this `kind`, TPM2B_PUBLIC.
+    pub fn ek_public(&self, kind: EkKind) -> Result<Vec<u8>> {
+        self.read_ek_public(kind, "tss")
+    }
+
+    fn read_ek_public(&self, kind: EkKind, format: &str) -> Result<Vec<u8>> {
+        let output = ["-f", format, "-o", "ek.public"];
         match kind.persistent_handle() {
-            Some(handle) => self.tpm2(&["readpublic", "-c", &argument(handle), "-f", "pem", "-o", "ek.pem"])?,
+            Some(handle) => self.tpm2(&[&["readpublic", "-c", &argument(handle)], &output[..]].concat())?,
             None => {
-                let endorsement = &self.endorsement;
-                self.tpm2(&["createek", "-G", "ecc", "-P", endorsement, "-c", "ek.ctx", "-f", "pem", "-u", "ek.pem"])?;
-                self.flush_transient_objects()?
+                self.tpm2(&["createek", "-G", "ecc", "-P", &self.endorsement, "-c", "ek.ctx"])?;
+                self.tpm2(&[&["readpublic", "-c", "ek.ctx"], &output[..]].concat())?;
+                self.tpm2(&["flushcontext", "-t"])?
             }
         };
-        Ok(fs::read_to_string(self.work.path().join("ek.pem"))?)
+        Ok(fs::read(self.work.path().join("ek.public"))?)
     }
 
     /// The EK certificate of this `kind` in NV memory, DER.
@@ -198,10 +208,6 @@ impl Swtpm {
         let listed = String::from_utf8(listed)?;
         let handles = listed.lines().filter_map(|line| line.trim().strip_prefix("- 0x"));
         handles.map(|handle| u32::from_str_radix(handle, 16).context("tpm2_getcap lists hexadecimal handles")).collect()
-    }
-
-    fn flush_transient_objects(&self) -> Result<Output> {
-        self.tpm2(&["flushcontext", "-t"])
     }
 
     fn process_id(&self) -> Result<u32> {
