@@ -1,0 +1,60 @@
+//! `cargo xtask install`: Debian packages.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::show;
+
+/// Installs what is missing, and says so first.
+pub(crate) fn install() -> Result<()> {
+    let missing: Vec<_> = PACKAGES.iter().filter(|(package, _)| !is_installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("Missing Debian packages:");
+    for (package, purpose) in &missing {
+        println!("  {package:<14} {purpose}");
+    }
+    let names: Vec<_> = missing.iter().map(|(package, _)| *package).collect();
+    let by_hand = format!("apt-get install {}", names.join(" "));
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("this is not Debian; install what corresponds to `{by_hand}` by hand");
+    }
+    println!("Installing them: {by_hand}");
+    show(apt_get()?.arg("update"))?;
+    show(apt_get()?.args(["install", "--yes", "--no-install-recommends"]).args(names))
+}
+
+fn apt_get() -> Result<Command> {
+    if is_root()? {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        return Ok(command);
+    }
+    let mut command = Command::new("sudo");
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    Ok(command)
+}
+
+fn is_root() -> Result<bool> {
+    Ok(Command::new("id").arg("-u").output()?.stdout.trim_ascii() == b"0")
+}
+
+fn is_installed(package: &str) -> bool {
+    // No dpkg: the programs may be there all the same, and the harness names each one that is not.
+    let status = Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]).output();
+    status.is_ok_and(|output| output.stdout == b"installed")
+}
+
+/// Whoever can link a Rust program has the C compiler that SQLite, ring and AWS-LC are built with.
+const PACKAGES: &[(&str, &str)] = &[
+    ("libtss2-dev", "the TPM software stack that assay-device links"),
+    ("mosquitto", "a broker that is not ours, for tests"),
+    ("openssl", "an independent judge of certificates, for tests and demo"),
+    ("pkg-config", "finds libtss2"),
+    ("swtpm", "software TPMs, for tests and demo"),
+    ("swtpm-tools", "makes their endorsement certificates"),
+    ("tpm2-tools", "an independent user of TPMs, for tests and demo"),
+];
