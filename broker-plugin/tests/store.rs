@@ -147,6 +147,27 @@ fn disabling_reaches_enrolled_and_registered_eks() {
 }
 
 #[test]
+fn whatever_revokes_is_counted() {
+    let (_directory, mut store) = store();
+    let mut seen = store.revocations().unwrap();
+    let mut counted = |store: &Store| {
+        let before = std::mem::replace(&mut seen, store.revocations().unwrap());
+        seen > before
+    };
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    enroll(&mut store, ek(2), None).unwrap();
+    assert!(!counted(&store), "nothing is revoked yet");
+    store.set_disabled(&ek(1), true).unwrap();
+    assert!(counted(&store), "a device was disabled");
+    store.set_disabled(&ek(2), true).unwrap();
+    assert!(counted(&store), "an enrolment was disabled");
+    store.set_disabled(&ek(1), false).unwrap();
+    assert!(!counted(&store), "a device was enabled");
+    add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
+    assert!(counted(&store), "a certificate was superseded");
+}
+
+#[test]
 fn a_change_of_anchors_changes_their_version() {
     let (_directory, store) = store();
     let anchor = |n: u8| AnchorRow {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use assay_wire::Scope;
 use mqtt5::broker::auth::{AuthProvider, AuthResult};
@@ -12,7 +13,8 @@ use mqtt5::broker::events::{BrokerEventHandler, ClientPublishEvent, PublishActio
 use mqtt5::broker::router::MessageRouter;
 use mqtt5::packet::connect::ConnectPacket;
 use mqtt5::types::ReasonCode;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use super::Admit;
@@ -31,6 +33,8 @@ pub(super) enum Peer {
         identity: Identity,
         /// The content octets of the certificate's serial number (RFC 5280 §4.1.2.2), big-endian.
         serial: Vec<u8>,
+        /// When it expires; TLS has seen to its being valid now.
+        expires_in: Duration,
         admit: Arc<Admit>,
     },
 }
@@ -72,22 +76,45 @@ impl Guard {
             debug!(client, keep_alive = connect.keep_alive, "keep-alive too long");
             return Err(AuthResult::fail(ReasonCode::NotAuthorized));
         }
-        if let Peer::Certified { identity, serial, admit } = &self.peer {
-            let (identity, serial, admit) = (identity.clone(), serial.clone(), admit.clone());
-            let admitted = tokio::task::spawn_blocking(move || admit(&identity, &serial));
-            match admitted.await {
-                Ok(Ok(())) => {}
-                Ok(Err(reason)) => {
-                    debug!(client, reason, "certificate not admitted");
-                    return Err(AuthResult::fail(ReasonCode::NotAuthorized));
-                }
-                Err(error) => {
-                    warn!(client, %error, "admission check failed");
-                    return Err(AuthResult::fail(ReasonCode::ServerUnavailable));
-                }
+        self.check_admitted().await.map_err(|refusal| {
+            debug!(client, reason = refusal.reason, "certificate not admitted");
+            AuthResult::fail(refusal.code)
+        })?;
+        Ok(access)
+    }
+
+    /// Asks, off the async threads, whether the certificate is good now.
+    async fn check_admitted(&self) -> Result<(), NotAdmitted> {
+        let Peer::Certified { identity, serial, admit, .. } = &self.peer else { return Ok(()) };
+        let (identity, serial, admit) = (identity.clone(), serial.clone(), admit.clone());
+        match tokio::task::spawn_blocking(move || admit(&identity, &serial)).await {
+            Ok(answer) => answer.map_err(|reason| NotAdmitted { code: ReasonCode::NotAuthorized, reason }),
+            Err(error) => {
+                warn!(%error, "admission check failed");
+                Err(NotAdmitted { code: ReasonCode::ServerUnavailable, reason: error.to_string() })
             }
         }
-        Ok(access)
+    }
+
+    /// Ends the connection of a device whose certificate has expired or, asked again at each `recheck`, is no longer admitted.
+    pub(super) async fn end_when_unwelcome(&self, mut recheck: watch::Receiver<()>) {
+        let Peer::Certified { identity: Identity::Device { device_id, .. }, expires_in, .. } = &self.peer else {
+            return;
+        };
+        let expiry = sleep(*expires_in);
+        tokio::pin!(expiry);
+        let reason = loop {
+            tokio::select! {
+                () = &mut expiry => break "certificate expired".to_owned(),
+                Ok(()) = recheck.changed() => {
+                    if let Err(refusal) = self.check_admitted().await {
+                        break refusal.reason;
+                    }
+                }
+                else => return,
+            }
+        };
+        self.cut(device_id.as_str(), &reason).await;
     }
 
     /// Ends the connection as soon as the packet at hand is dealt with.
@@ -95,6 +122,12 @@ impl Guard {
         debug!(client = client_id, reason, "cutting the connection");
         self.router.unregister_client(client_id).await;
     }
+}
+
+/// Why a certificate does not open the door.
+struct NotAdmitted {
+    code: ReasonCode,
+    reason: String,
 }
 
 fn refuse(refusal: &Refusal) -> AuthResult {

@@ -14,7 +14,7 @@ use mqtt5::broker::transport::BrokerTransport;
 use mqtt5::broker::{BrokerConfig, ResourceLimits, ResourceMonitor};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
@@ -68,6 +68,7 @@ pub(super) struct Listener {
     monitor: Arc<ResourceMonitor>,
     config: BrokerConfig,
     closing: broadcast::Sender<()>,
+    recheck: watch::Sender<()>,
 }
 
 impl Listener {
@@ -79,6 +80,7 @@ impl Listener {
         router: Arc<MessageRouter>,
         stats: Arc<BrokerStats>,
         closing: broadcast::Sender<()>,
+        recheck: watch::Sender<()>,
     ) -> Self {
         Self {
             config: mqtt_config(&audience),
@@ -96,6 +98,7 @@ impl Listener {
             router,
             stats,
             closing,
+            recheck,
         }
     }
 
@@ -135,6 +138,8 @@ impl Listener {
     async fn attend(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, _slot: Slot) {
         let deadline = Instant::now() + self.introduction;
         let closing = self.closing.subscribe();
+        // From before the first admission, so that no revocation falls between the two.
+        let recheck = self.recheck.subscribe();
         let stream = match timeout_at(deadline, self.secure(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return debug!(%peer, %error, "TLS handshake failed"),
@@ -162,12 +167,18 @@ impl Listener {
                 () = sleep_until(deadline) => {}
             }
         };
+        // The handler ends by itself once its client is cut.
+        let unwelcome = async {
+            guard.end_when_unwelcome(recheck).await;
+            std::future::pending().await
+        };
         tokio::select! {
             ended = handler.run() => if let Err(error) = ended {
                 debug!(%peer, %error, "connection ended");
             },
             // Nothing is registered in the router before the CONNECT, so the handler may be dropped.
             () = overdue => debug!(%peer, "no CONNECT in time"),
+            () = unwelcome => {}
         }
     }
 
@@ -187,7 +198,12 @@ impl Listener {
                 let identity = Identity::from_certificate(leaf);
                 let identity = identity.inspect_err(|error| debug!(%error, "client certificate refused")).ok()?;
                 let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
-                Some(Peer::Certified { identity, serial: certificate.raw_serial().to_vec(), admit: admit.clone() })
+                Some(Peer::Certified {
+                    identity,
+                    serial: certificate.raw_serial().to_vec(),
+                    expires_in: certificate.validity().time_to_expiration()?.unsigned_abs(),
+                    admit: admit.clone(),
+                })
             }
         }
     }

@@ -17,13 +17,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use assay_wire::{DeviceId, Scope};
+use assay_wire::Scope;
 use mqtt5::broker::router::MessageRouter;
 use mqtt5::broker::storage::QueueLimits;
 use mqtt5::broker::sys_topics::BrokerStats;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 
@@ -86,8 +86,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 pub struct EmbeddedBroker {
     bootstrap: SocketAddr,
     operational: SocketAddr,
-    router: Arc<MessageRouter>,
     closing: broadcast::Sender<()>,
+    recheck: watch::Sender<()>,
     listeners: JoinSet<()>,
     sweeper: JoinSet<()>,
 }
@@ -98,6 +98,7 @@ impl EmbeddedBroker {
         let router = Arc::new(MessageRouter::new().with_fallback_queue_limits(BACKLOG));
         let stats = Arc::new(BrokerStats::new());
         let (closing, _) = broadcast::channel(1);
+        let (recheck, _) = watch::channel(());
         let mut listeners = JoinSet::new();
         let mut listen = |tcp: TcpListener, tls, audience| {
             let address = tcp.local_addr()?;
@@ -109,6 +110,7 @@ impl EmbeddedBroker {
                 router.clone(),
                 stats.clone(),
                 closing.clone(),
+                recheck.clone(),
             );
             listeners.spawn(listener.serve(tcp, closing.subscribe()));
             io::Result::Ok(address)
@@ -119,16 +121,8 @@ impl EmbeddedBroker {
         let operational = listen(operational, config.operational_tls, Audience::Identified(config.admit))?;
 
         let mut sweeper = JoinSet::new();
-        sweeper.spawn({
-            let router = router.clone();
-            async move {
-                loop {
-                    tokio::time::sleep(SWEEP).await;
-                    router.sweep_sessions().await;
-                }
-            }
-        });
-        Ok(Self { bootstrap, operational, router, closing, listeners, sweeper })
+        sweeper.spawn(sweep(router));
+        Ok(Self { bootstrap, operational, closing, recheck, listeners, sweeper })
     }
 
     /// Where the bootstrap listener accepts connections.
@@ -141,9 +135,9 @@ impl EmbeddedBroker {
         self.operational
     }
 
-    /// Cuts a device's live connection, if it has one. It is free to connect again as far as `admit` lets it.
-    pub async fn disconnect(&self, device: &DeviceId) {
-        self.router.unregister_client(device.as_str()).await;
+    /// Asks `admit` about every connected device again, and cuts those that it no longer admits. Returns at once.
+    pub fn recheck(&self) {
+        self.recheck.send_replace(());
     }
 
     /// Stops accepting, tells MQTT 5 clients that the server is shutting down, and returns when every connection has ended.
@@ -159,39 +153,26 @@ impl EmbeddedBroker {
     }
 }
 
+/// Forgets the queues of clients that left, for ever.
+async fn sweep(router: Arc<MessageRouter>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        router.sweep_sessions().await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use rustls::crypto::aws_lc_rs;
-    use rustls::server::ResolvesServerCertUsingSni;
-
     use super::*;
-
-    /// Nobody connects, so there is no certificate.
-    fn tls() -> Arc<ServerConfig> {
-        ServerConfig::builder_with_provider(aws_lc_rs::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()))
-            .into()
-    }
 
     #[tokio::test]
     async fn queue_of_a_client_that_left_is_forgotten() {
-        let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
-            bootstrap: "127.0.0.1:0".parse().unwrap(),
-            operational: "127.0.0.1:0".parse().unwrap(),
-            bootstrap_tls: tls(),
-            operational_tls: tls(),
-            scope: "default".parse().unwrap(),
-            admit: Arc::new(|_, _| Ok(())),
-            limits: Limits::default(),
-        })
-        .await
-        .unwrap();
-        let queue = Arc::downgrade(&broker.router.queue_handle("left"));
+        let router = Arc::new(MessageRouter::new());
+        let queue = Arc::downgrade(&router.queue_handle("left"));
         assert_eq!(queue.strong_count(), 1, "the router keeps it for now");
+        let sweeper = tokio::spawn(sweep(router));
         tokio::time::sleep(SWEEP + Duration::from_secs(1)).await;
         assert_eq!(queue.strong_count(), 0);
+        sweeper.abort();
     }
 }

@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use assay_broker_plugin::access::Identity;
 use assay_broker_plugin::broker::{self, Admit, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
 use assay_broker_plugin::directory::Directory;
-use assay_broker_plugin::store::CertificateStatus;
+use assay_broker_plugin::store::{CertificateStatus, Store};
 use assay_broker_plugin::worker::{self, WorkerConfig};
 use assay_mqtt::BrokerUrl;
 use clap::Args;
@@ -68,6 +69,7 @@ impl Serve {
             let ready = once(move || println!("bootstrap {}\noperational {}", urls[0], urls[1]));
             tokio::select! {
                 stopped = worker::run(ca, worker_config, ready) => stopped?,
+                stopped = cut_revoked(directory.store()?, &broker) => stopped?,
                 () = interrupted() => info!("stopping"),
             }
             broker.shutdown().await;
@@ -143,6 +145,19 @@ fn admit(directory: &Directory) -> Result<Arc<Admit>> {
     }))
 }
 
+/// Has the broker look at its connections again soon after each revocation, by whatever process.
+async fn cut_revoked(store: Store, broker: &EmbeddedBroker) -> Result<()> {
+    let mut seen = store.revocations()?;
+    loop {
+        tokio::time::sleep(REVOCATION_POLL).await;
+        let revocations = store.revocations()?;
+        if revocations != seen {
+            seen = revocations;
+            broker.recheck();
+        }
+    }
+}
+
 /// How to reach a listener from this machine.
 fn reachable(address: SocketAddr) -> String {
     let ip = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
@@ -154,6 +169,9 @@ fn once(work: impl Fn()) -> impl Fn() {
     let done = std::sync::Once::new();
     move || done.call_once(&work)
 }
+
+/// A revoked device stays connected for this long at most, and a moment for the check itself.
+const REVOCATION_POLL: Duration = Duration::from_secs(1);
 
 async fn interrupted() {
     // Unwrap safety: these signals can always be listened for on Unix.

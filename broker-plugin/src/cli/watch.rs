@@ -54,7 +54,7 @@ impl Watch {
                 }
                 Event::Incoming(Packet::Publish(message)) => {
                     let topic = String::from_utf8_lossy(&message.topic);
-                    println!("{topic} {}", String::from_utf8_lossy(&message.payload).escape_debug());
+                    println!("{topic} {}", printable(&message.payload));
                     left -= 1;
                 }
                 _ => {}
@@ -62,6 +62,12 @@ impl Watch {
         }
         Ok(())
     }
+}
+
+/// A device may say anything, but not to the operator's terminal: control characters are escaped.
+fn printable(payload: &[u8]) -> String {
+    let text = String::from_utf8_lossy(payload);
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect()
 }
 
 fn is_granted(code: &SubscribeReasonCode) -> bool {

@@ -220,6 +220,14 @@ impl Store {
         })
     }
 
+    /// How often something happened that may have made a certificate in use worthless. Cheap enough to ask every second.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn revocations(&self) -> Result<i64, StoreError> {
+        Ok(self.connection.prepare_cached("SELECT count FROM revocations")?.query_row([], |row| row.get(0))?)
+    }
+
     /// Every device, in the order of registration.
     ///
     /// # Errors

@@ -51,3 +51,14 @@ CREATE TABLE audit (
     detail      TEXT,
     duration_us INTEGER NOT NULL        -- from receipt to decision
 ) STRICT;
+
+-- Counts what may end a live connection, so that a broker notices without reading the tables.
+CREATE TABLE revocations (count INTEGER NOT NULL) STRICT;
+INSERT INTO revocations VALUES (0);
+
+CREATE TRIGGER device_disabled AFTER UPDATE OF disabled ON devices WHEN new.disabled
+BEGIN UPDATE revocations SET count = count + 1; END;
+CREATE TRIGGER enrolment_disabled AFTER UPDATE OF disabled ON enrolments WHEN new.disabled
+BEGIN UPDATE revocations SET count = count + 1; END;
+CREATE TRIGGER certificate_revoked AFTER UPDATE OF status ON certificates WHEN new.status <> 'active'
+BEGIN UPDATE revocations SET count = count + 1; END;

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use assay_ca_core::{Evidence, ProvenDevice};
-use assay_wire::{DecodeError, DeviceId, EkId, Problem, ProblemCode, ReplyBody, Request, RequestBody};
+use assay_wire::{DecodeError, DeviceId, EkId, Problem, ProblemCode, ReplyBody, Request, RequestBody, Topic};
 use crossbeam_channel::{Receiver, Sender};
 use time::OffsetDateTime;
 use tracing::{error, info};
@@ -54,6 +54,9 @@ impl Subject {
 
 fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job) -> (Decision, Subject) {
     let now = OffsetDateTime::now_utc();
+    if let Some(problem) = response_topic_problem(ca, job) {
+        return (Decision::Reply(ReplyBody::Problem(problem)), Subject::unread());
+    }
     match Request::decode(&job.receipt.publish.payload) {
         Err(error) => {
             let problem = Problem::new(decode_problem(&error), error.to_string());
@@ -81,6 +84,13 @@ fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job) -> (Decision, Subject) {
             }
         }
     }
+}
+
+/// Replies go where the client's own topic leads and nowhere else, so that nobody can have one sent to somebody else.
+fn response_topic_problem(ca: &Ca, job: &Job) -> Option<Problem> {
+    let asked = job.receipt.publish.properties.as_ref()?.response_topic.as_ref()?;
+    let due = Topic::Reply(ca.scope.clone(), job.client.clone()).to_string();
+    (*asked != due).then(|| Problem::new(ProblemCode::Malformed, format!("the Response Topic must be absent or {due}")))
 }
 
 fn decode_problem(error: &DecodeError) -> ProblemCode {

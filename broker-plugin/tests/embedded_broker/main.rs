@@ -7,7 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use assay_broker_plugin::access::Identity;
@@ -711,15 +711,26 @@ async fn only_what_the_ca_says_to_everyone_is_retained() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn device_that_is_disconnected_stops_hearing_and_may_come_back() {
-    let world = World::new().await;
+async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
+    let revoked = Arc::new(AtomicBool::new(false));
+    let admit: Arc<Admit> = Arc::new({
+        let revoked = revoked.clone();
+        move |identity, _| match identity {
+            Identity::Device { device_id, .. } if device_id.as_str() == "pump-17" && revoked.load(Ordering::SeqCst) => {
+                Err("revoked".into())
+            }
+            _ => Ok(()),
+        }
+    });
+    let world = World::with(limits(), admit).await;
     let mut device = world.device("pump-17").await;
     let mut other = world.device("pump-18").await;
-    assert_eq!(device.subscribe("device/v1/default/pump-17/#").await, Some(GRANTED_QOS_1));
-    world.broker.disconnect(&"pump-17".parse().unwrap()).await;
+    world.broker.recheck();
+    assert!(device.is_alive().await);
+    revoked.store(true, Ordering::SeqCst);
+    world.broker.recheck();
     device.end().await.unwrap();
     assert!(other.is_alive().await);
-    assert!(world.device("pump-17").await.is_alive().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
