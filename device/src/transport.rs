@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
-use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties, SubscribeReasonCode};
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, PublishProperties, SubscribeReasonCode};
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
 use assay_mqtt::{BrokerUrl, Client, connect};
 use assay_wire::{ClientId, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic};
@@ -97,7 +97,14 @@ pub(crate) async fn publish(
     let (client, mut events) = connect(broker, tls, settings);
     let publish = async {
         client.try_publish(topic.to_string(), QoS::AtLeastOnce, false, message).map_err(lost)?;
-        next(&mut events, |packet| matches!(packet, Packet::PubAck(_)).then_some(())).await?;
+        let acknowledged = |packet| match packet {
+            Packet::PubAck(ack) => Some(ack.reason),
+            _ => None,
+        };
+        match next(&mut events, acknowledged).await? {
+            PubAckReason::Success | PubAckReason::NoMatchingSubscribers => {}
+            reason => return Err(Lost(format!("the broker refuses to publish on {topic}: {reason:?}"))),
+        }
         client.try_disconnect().map_err(lost)?;
         while events.poll().await.is_ok() {}
         Ok(())
