@@ -1,0 +1,121 @@
+//! The same worker on brokers that are not ours.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use assay_tests::{AssayDir, Device, EkKind, Mosquitto, json, spawn, trusted_vendor};
+
+#[test]
+fn a_worker_on_mosquitto_provisions_devices_through_its_access_list() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let acl = tempfile::NamedTempFile::new()?;
+    fs::write(
+        &acl,
+        "pattern write provision/v1/default/%c/request\npattern read provision/v1/default/%c/reply\n\
+         user worker\ntopic read provision/v1/default/+/request\ntopic write provision/v1/default/+/reply\n\
+         topic write fleet/v1/default/+/event\n",
+    )?;
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let tls =
+        format!("certfile {}\nkeyfile {}\nacl_file {}", file("server.pem"), file("server.key"), acl.path().display());
+    let bootstrap = format!("{tls}\nallow_anonymous true");
+    let operational = format!(
+        "{tls}\nallow_anonymous false\ncafile {}\nrequire_certificate true\nuse_identity_as_username true",
+        file("root.pem")
+    );
+    let mosquitto = Mosquitto::start(&[&bootstrap, &operational])?;
+    let _worker = Worker::start(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(1)))?;
+    provisions_on(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(0)))
+}
+
+#[test]
+fn a_worker_on_rumqttd_provisions_devices() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let broker = format!("mqtt://127.0.0.1:{}", start_rumqttd()?);
+    let _worker = Worker::start(&dir, &broker)?;
+    provisions_on(&dir, &broker)
+}
+
+#[test]
+fn a_worker_finds_its_broker_again() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let mut mosquitto = Mosquitto::start(&["allow_anonymous true"])?;
+    let broker = format!("mqtt://127.0.0.1:{}", mosquitto.port(0));
+    let _worker = Worker::start(&dir, &broker)?;
+    mosquitto.restart()?;
+    provisions_on(&dir, &broker)
+}
+
+fn provisions_on(dir: &AssayDir, broker: &str) -> Result<()> {
+    let vendor = trusted_vendor()?;
+    dir.trust(&vendor)?;
+    for (number, kind) in [EkKind::P256, EkKind::Rsa2048].into_iter().enumerate() {
+        let tpm = vendor.device(kind, number)?;
+        let provisioned = json(&mut Device::new(&tpm)?.provision_at(broker, &dir.root_pem())?)?;
+        ensure!(dir.list("devices")?.iter().any(|device| device["device_id"] == provisioned["device_id"]));
+    }
+    Ok(())
+}
+
+/// `assay worker`; killed when dropped.
+struct Worker(Child);
+
+impl Worker {
+    fn start(dir: &AssayDir, broker: &str) -> Result<Self> {
+        let mut command = dir.assay(&["worker", "--broker", broker])?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut worker = Self(spawn(command)?);
+        let mut line = String::new();
+        BufReader::new(worker.0.stdout.take().context("stdout is a pipe")?).read_line(&mut line)?;
+        ensure!(line == "ready\n", "`assay worker` said {line:?}");
+        Ok(worker)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+/// A broker in this process, on the port returned; it cannot be stopped.
+fn start_rumqttd() -> Result<u16> {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+    let connections = rumqttd::ConnectionSettings {
+        connection_timeout_ms: 5000,
+        max_payload_size: 65536,
+        max_inflight_count: 100,
+        auth: None,
+        external_auth: None,
+        dynamic_filters: true,
+    };
+    let server = rumqttd::ServerSettings {
+        name: "laboratory".into(),
+        listen: (Ipv4Addr::LOCALHOST, port).into(),
+        tls: None,
+        next_connection_delay_ms: 0,
+        connections,
+    };
+    let router = rumqttd::RouterConfig {
+        max_connections: 100,
+        max_outgoing_packet_count: 200,
+        max_segment_size: 1024 * 1024,
+        max_segment_count: 4,
+        ..Default::default()
+    };
+    let v5 = Some([("v5".to_owned(), server)].into());
+    let config = rumqttd::Config { id: 0, router, v5, ..Default::default() };
+    thread::spawn(move || rumqttd::Broker::new(config).start());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        ensure!(Instant::now() < deadline, "rumqttd does not listen");
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(port)
+}

@@ -1,0 +1,96 @@
+//! A CA that serves, and what tests ask of it.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use assay_tests::{AssayDir, AssayServer, Device, json, run, tool, trusted_vendor};
+use serde_json::Value;
+
+/// A served CA that trusts the trusted vendor.
+pub(crate) struct Lab {
+    pub(crate) server: AssayServer,
+    pub(crate) dir: AssayDir,
+}
+
+impl Lab {
+    pub(crate) fn open() -> Result<Self> {
+        let dir = AssayDir::init()?;
+        dir.trust(&trusted_vendor()?)?;
+        Ok(Self { server: AssayServer::start(&dir)?, dir })
+    }
+
+    /// `assay-device provision`, which must succeed; `arguments` come last.
+    pub(crate) fn provision(&self, device: &Device, arguments: &[&str]) -> Result<Value> {
+        json(device.provision(&self.dir, &self.server)?.args(arguments))
+    }
+
+    /// `assay-device provision`, which the CA must refuse with this problem.
+    pub(crate) fn refused(&self, device: &Device, arguments: &[&str], problem: &str) -> Result<()> {
+        let output = device.provision(&self.dir, &self.server)?.args(arguments).output()?;
+        refused_with(&output, problem)
+    }
+
+    /// The device's certificate leads to the root by OpenSSL's judgement too.
+    pub(crate) fn openssl_verifies(&self, chain: &Path) -> Result<()> {
+        let mut verify = tool("openssl")?;
+        verify.args(["verify", "-x509_strict", "-purpose", "sslclient", "-CAfile"]).arg(self.dir.root_pem());
+        verify.arg("-untrusted").arg(chain).arg(chain);
+        run(&mut verify).map(drop)
+    }
+
+    /// `assay`, with these arguments, which must succeed.
+    pub(crate) fn assay(&self, arguments: &[&str]) -> Result<Output> {
+        run(&mut self.dir.assay(arguments)?)
+    }
+
+    /// How many certificates of a device are active.
+    pub(crate) fn active_certificates(&self, device_id: &str) -> Result<usize> {
+        let certificates = self.dir.list("certs")?;
+        Ok(certificates.iter().filter(|row| row["device_id"] == device_id && row["status"] == "active").count())
+    }
+
+    /// Waits until the audit has a decision with this problem; refusals are written within a tenth of a second.
+    pub(crate) fn audited(&self, problem: &str) -> Result<Value> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let decisions = self.dir.list("audit")?;
+            if let Some(decision) = decisions.iter().find(|row| row["problem"] == problem) {
+                return Ok(decision.clone());
+            }
+            if Instant::now() > deadline {
+                bail!("no {problem} among {decisions:?}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Exit status 3, and the problem named on stderr.
+pub(crate) fn refused_with(output: &Output, problem: &str) -> Result<()> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() != Some(3) || !said.contains(problem) {
+        bail!("expected a refusal with {problem}, got {}: {said}", output.status);
+    }
+    Ok(())
+}
+
+/// Runs `watch` until it has printed `count` lines while `talk` runs; returns the lines.
+pub(crate) fn watched(lab: &Lab, count: u32, talk: impl FnOnce() -> Result<()>) -> Result<String> {
+    let mut watch: Command =
+        lab.dir.assay(&["watch", "--broker", &lab.server.operational, "--count", &count.to_string()])?;
+    let mut watch = watch.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn()?;
+    // It says so on stderr once its subscription is granted.
+    let mut said = std::io::BufReader::new(watch.stderr.take().context("stderr is a pipe")?);
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut said, &mut line)?;
+    let talked = talk();
+    if talked.is_err() {
+        _ = watch.kill();
+    }
+    let output = watch.wait_with_output()?;
+    talked?;
+    Ok(String::from_utf8(output.stdout)?)
+}

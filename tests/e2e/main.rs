@@ -1,0 +1,12 @@
+//! The product as users have it: real processes, real sockets, software TPMs that came from a manufacturer.
+
+mod crash;
+mod external_brokers;
+mod fleet;
+mod interoperability;
+mod lab;
+mod matrix;
+mod raw_client;
+mod refusals;
+mod snooping;
+mod tools_device;

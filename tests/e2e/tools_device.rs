@@ -1,0 +1,123 @@
+//! A device made of tpm2-tools alone: an implementation of the protocol that shares nothing with ours but `wire`.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use assay_tests::{EkKind, Swtpm};
+use assay_wire::{Bytes, ChallengeReply, ChallengeRequest, Ticket};
+use rcgen::{CertificateParams, PublicKeyData, SignatureAlgorithm, SigningKey};
+
+/// A TPM with an EK and an IK loaded in files, as tpm2-tools keep them.
+pub(crate) struct ToolsDevice<'a> {
+    tpm: &'a Swtpm,
+    kind: EkKind,
+    ik: ToolsKey<'a>,
+}
+
+/// What an accepted IK is; a test may ask for another.
+pub(crate) const IK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign";
+
+impl<'a> ToolsDevice<'a> {
+    pub(crate) fn new(tpm: &'a Swtpm, kind: EkKind) -> Result<Self> {
+        Self::with_ik_attributes(tpm, kind, IK_ATTRIBUTES)
+    }
+
+    pub(crate) fn with_ik_attributes(tpm: &'a Swtpm, kind: EkKind, attributes: &str) -> Result<Self> {
+        match kind {
+            EkKind::P384 => tpm.tpm2(&["readpublic", "-c", "0x81010016", "-o", "ek.pub"])?,
+            EkKind::Rsa2048 => tpm.tpm2(&["createek", "-G", "rsa", "-c", "ek.ctx", "-u", "ek.pub"])?,
+            EkKind::P256 => tpm.tpm2(&["createek", "-G", "ecc", "-c", "ek.ctx", "-u", "ek.pub"])?,
+            EkKind::Rsa3072 => anyhow::bail!("tpm2_createek 5.4 knows no template H-6"),
+        };
+        // Three objects fill a TPM without a resource manager.
+        tpm.tpm2(&["flushcontext", "-t"])?;
+        tpm.tpm2(&["createprimary", "-C", "o", "-g", "sha256", "-G", "ecc", "-c", "srk.ctx"])?;
+        tpm.tpm2(&["flushcontext", "-t"])?;
+        let create = ["create", "-C", "srk.ctx", "-G", "ecc256:ecdsa-sha256", "-g", "sha256", "-a", attributes];
+        tpm.tpm2(&[&create[..], &["-u", "ik.pub", "-r", "ik.priv"]].concat())?;
+        tpm.tpm2(&["flushcontext", "-t"])?;
+        tpm.tpm2(&["load", "-C", "srk.ctx", "-u", "ik.pub", "-r", "ik.priv", "-c", "ik.ctx"])?;
+        tpm.tpm2(&["flushcontext", "-t"])?;
+        let area = read(tpm, "ik.pub")?;
+        // TPMT_PUBLIC of a P-256 key ends with TPM2B x and TPM2B y.
+        let point = area.last_chunk::<68>().context("the IK is a P-256 key")?;
+        let sec1 = [&[4][..], &point[2..34], &point[36..]].concat();
+        Ok(Self { tpm, kind, ik: ToolsKey { tpm, sec1 } })
+    }
+
+    /// The evidence of this device, with the EK certificate in its NV memory.
+    pub(crate) fn evidence(&self) -> Result<ChallengeRequest> {
+        Ok(ChallengeRequest {
+            device_id: None,
+            ek_public: tpmt_public(self.tpm, "ek.pub")?,
+            ek_certificates: vec![self.tpm.ek_certificate(self.kind)?.try_into()?].try_into()?,
+            ik_public: tpmt_public(self.tpm, "ik.pub")?,
+            csr: csr_by(&self.ik)?,
+        })
+    }
+
+    /// What tpm2_activatecredential makes of a challenge.
+    pub(crate) fn activate(&self, challenge: &ChallengeReply) -> Result<Ticket> {
+        // The file format of tpm2-tools: magic, version, TPM2B_ID_OBJECT, TPM2B_ENCRYPTED_SECRET.
+        let mut file = vec![0xba, 0xdc, 0xc0, 0xde, 0, 0, 0, 1];
+        for part in [&challenge.credential_blob[..], &challenge.encrypted_seed] {
+            file.extend(u16::try_from(part.len())?.to_be_bytes());
+            file.extend(part);
+        }
+        fs::write(self.tpm.work_dir().join("credential"), file)?;
+        let activate = ["activatecredential", "-c", "ik.ctx", "-i", "credential", "-o", "ticket"];
+        if self.kind == EkKind::P384 {
+            self.tpm.tpm2(&[&activate[..], &["-C", "0x81010016"]].concat())?;
+        } else {
+            self.tpm.tpm2(&["startauthsession", "--policy-session", "-S", "session.ctx"])?;
+            self.tpm.tpm2(&["policysecret", "-S", "session.ctx", "-c", "e"])?;
+            self.tpm.tpm2(&[&activate[..], &["-C", "ek.ctx", "-P", "session:session.ctx"]].concat())?;
+            self.tpm.tpm2(&["flushcontext", "session.ctx"])?;
+        }
+        let secret = read(self.tpm, "ticket")?;
+        Ok(<[u8; Ticket::LEN]>::try_from(secret).ok().context("32 bytes")?.into())
+    }
+}
+
+/// A certificate request for a key, signed by it.
+pub(crate) fn csr_by<const MAX: usize>(key: &impl SigningKey) -> Result<Bytes<MAX>> {
+    Ok(CertificateParams::default().serialize_request(key)?.der().to_vec().try_into()?)
+}
+
+/// The IK, for rcgen.
+struct ToolsKey<'a> {
+    tpm: &'a Swtpm,
+    sec1: Vec<u8>,
+}
+
+impl PublicKeyData for ToolsKey<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        &self.sec1
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &rcgen::PKCS_ECDSA_P256_SHA256
+    }
+}
+
+impl SigningKey for ToolsKey<'_> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        let sign = || -> Result<Vec<u8>> {
+            fs::write(self.tpm.work_dir().join("message"), message)?;
+            self.tpm.tpm2(&["sign", "-c", "ik.ctx", "-g", "sha256", "-f", "plain", "-o", "signature", "message"])?;
+            self.tpm.tpm2(&["flushcontext", "-t"])?;
+            read(self.tpm, "signature")
+        };
+        sign().map_err(|_| rcgen::Error::RemoteKeyError)
+    }
+}
+
+/// A TPM2B_PUBLIC file without its size.
+fn tpmt_public<const MAX: usize>(tpm: &Swtpm, file: &str) -> Result<Bytes<MAX>> {
+    Ok(read(tpm, file)?[2..].try_into()?)
+}
+
+fn read(tpm: &Swtpm, file: &str) -> Result<Vec<u8>> {
+    let path = tpm.work_dir().join(file);
+    fs::read(&path).with_context(|| format!("{}", path.display()))
+}
