@@ -8,3 +8,4 @@ mod fixture;
 mod golden;
 mod hostile_bytes;
 mod refusals;
+mod worked_example;
