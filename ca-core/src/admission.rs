@@ -1,6 +1,7 @@
 //! Who may have which device id: the rules that need to know what happened before.
 
 use assay_wire::{DeviceId, EkId};
+use time::OffsetDateTime;
 
 use crate::Rejection;
 use crate::challenge::ProvenDevice;
@@ -23,6 +24,17 @@ pub struct Registration {
     pub device_id: DeviceId,
     /// Whether the operator locked the device out.
     pub disabled: bool,
+    /// The certificate it has now.
+    pub certificate: Option<CertificateOnRecord>,
+}
+
+/// A device's active certificate, as far as admission depends on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateOnRecord {
+    /// SHA-256 of the SubjectPublicKeyInfo of the IK it is for.
+    pub ik_id: [u8; 32],
+    /// When it was issued.
+    pub issued_at: OffsetDateTime,
 }
 
 /// What is on record about an EK and the device id in question.
@@ -80,16 +92,20 @@ impl Admitted {
 }
 
 /// A device that proved itself, and that is still welcome.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Readmitted(pub(crate) ProvenDevice);
 
 impl ProvenDevice {
-    /// Decides once more, with what is on record now: an operator may have acted since the challenge, or another
-    /// device may have taken the id.
+    /// Decides once more, with what is on record now: an operator may have acted since the challenge, another
+    /// device may have taken the id, or this device may have moved on to another IK, to which an old claim must not bring it back.
     pub fn readmit(self, records: &Records) -> Result<Readmitted, Rejection> {
         let ek = self.ek_id();
         if self.assurance() == Assurance::EnrolmentList && records.enrolment.is_none() {
             return Err(Rejection::EkNotEnrolled { ek });
+        }
+        let newer = records.registration.as_ref().and_then(|registration| registration.certificate.as_ref());
+        if newer.is_some_and(|newer| newer.ik_id != self.ik_id() && newer.issued_at > self.issued_at()) {
+            return Err(Rejection::ClaimOutdated { issued_at: self.issued_at() });
         }
         let claimed = self.device_id();
         let due = due_device_id(records.enrolment.as_ref(), records.registration.as_ref());

@@ -110,9 +110,10 @@ impl Admitted {
 /// A device that activated its credential: the EK and the IK of its claim are in one TPM, and it has that TPM.
 ///
 /// That it may still have its device id is not established: see [`Readmitted`](crate::Readmitted).
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ProvenDevice {
     claim: Claim,
+    issued_at: OffsetDateTime,
 }
 
 impl ProvenDevice {
@@ -141,7 +142,7 @@ impl ProvenDevice {
         if issued_at > now + CLOCK_SKEW {
             return Err(Rejection::ClaimFromTheFuture { issued_at, now });
         }
-        Ok(Self { claim })
+        Ok(Self { claim, issued_at })
     }
 
     /// The EK's id.
@@ -157,6 +158,15 @@ impl ProvenDevice {
     /// The IK as a SubjectPublicKeyInfo in DER.
     pub fn ik_spki(&self) -> &[u8] {
         &self.claim.ik_spki
+    }
+
+    /// SHA-256 of [`ik_spki`](Self::ik_spki): names the IK on record.
+    pub fn ik_id(&self) -> [u8; 32] {
+        Sha256::digest(self.ik_spki()).into()
+    }
+
+    pub(crate) fn issued_at(&self) -> OffsetDateTime {
+        self.issued_at
     }
 
     /// Why the EK was trusted.

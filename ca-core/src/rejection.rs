@@ -55,6 +55,8 @@ pub enum Rejection {
 
     #[error("the claim expired at {expired_at}; it is {now}")]
     ClaimExpired { expired_at: OffsetDateTime, now: OffsetDateTime },
+    #[error("since the claim was made, at {issued_at}, the device got a certificate for another IK")]
+    ClaimOutdated { issued_at: OffsetDateTime },
     #[error("the claim was issued at {issued_at}, which is still to come: it is {now}")]
     ClaimFromTheFuture { issued_at: OffsetDateTime, now: OffsetDateTime },
     #[error("the claim cannot be read")]
@@ -90,7 +92,9 @@ impl Rejection {
             Self::DeviceIdTaken { .. } => ProblemCode::DeviceIdTaken,
             Self::EkRegistered { .. } => ProblemCode::EkRegistered,
             Self::DeviceIdNotEnrolled { .. } => ProblemCode::DeviceIdNotEnrolled,
-            Self::ClaimExpired { .. } | Self::ClaimFromTheFuture { .. } => ProblemCode::ClaimExpired,
+            Self::ClaimExpired { .. } | Self::ClaimOutdated { .. } | Self::ClaimFromTheFuture { .. } => {
+                ProblemCode::ClaimExpired
+            }
             Self::ClaimUnreadable | Self::ClaimOfAnotherKey | Self::TicketWrong | Self::ClaimOfAnotherScope { .. } => {
                 ProblemCode::TicketRefused
             }

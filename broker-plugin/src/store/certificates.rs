@@ -38,9 +38,7 @@ impl<'t> Transaction<'t> {
              WHERE d.ek_id = ?1 AND c.ik_id = ?2 AND c.status = 'active' AND c.not_after > ?3",
         )?;
         Ok(statement
-            .query_row(params![device.ek_id().as_bytes(), ik_id(device.ik_spki()), now.unix_timestamp()], |row| {
-                row.get(0)
-            })
+            .query_row(params![device.ek_id().as_bytes(), device.ik_id(), now.unix_timestamp()], |row| row.get(0))
             .optional()?)
     }
 

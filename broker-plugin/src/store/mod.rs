@@ -13,9 +13,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use assay_ca_core::{Enrolment, Evidence, Records, Registration};
+use assay_ca_core::{CertificateOnRecord, Enrolment, Evidence, Records, Registration};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
+use time::OffsetDateTime;
 
 pub use certificates::{AuditEntry, AuditRow, CertificateRow, CertificateStatus, DeviceRow, Transaction};
 pub use enrolments::{EnrolError, EnrolmentRow, NewEnrolment};
@@ -100,9 +101,16 @@ fn records(
         })
         .optional()?;
     let registration = connection
-        .prepare_cached("SELECT device_id, disabled FROM devices WHERE ek_id = ?1")?
+        .prepare_cached(
+            "SELECT d.device_id, d.disabled, c.ik_id, c.issued_at
+             FROM devices d LEFT JOIN certificates c ON c.device_id = d.device_id AND c.status = 'active' WHERE d.ek_id = ?1",
+        )?
         .query_row(params![ek.as_bytes()], |row| {
-            Ok(Registration { device_id: device_id(row, 0)?, disabled: row.get(1)? })
+            let certificate = match (row.get(2)?, row.get(3)?) {
+                (Some(ik_id), Some(issued_at)) => Some(CertificateOnRecord { ik_id, issued_at: time(3, issued_at)? }),
+                _ => None,
+            };
+            Ok(Registration { device_id: device_id(row, 0)?, disabled: row.get(1)?, certificate })
         })
         .optional()?;
     let id_holder = match id_in_question(enrolment.as_ref(), registration.as_ref()) {
@@ -150,7 +158,11 @@ fn ek_id(row: &Row<'_>, column: usize) -> rusqlite::Result<EkId> {
     row.get::<_, [u8; EkId::LEN]>(column).map(EkId::from)
 }
 
-fn unreadable(column: usize, error: assay_wire::IdError) -> rusqlite::Error {
+fn time(column: usize, seconds: i64) -> rusqlite::Result<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp(seconds).map_err(|error| unreadable(column, error))
+}
+
+fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 

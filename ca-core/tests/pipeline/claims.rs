@@ -1,6 +1,9 @@
 //! What a claim and its ticket are good for, and for how long.
 
-use assay_ca_core::{CLAIM_LIFETIME, CLOCK_SKEW, Enrolment, ProvenDevice, Records, Registration, Rejection, TicketKey};
+use assay_ca_core::{
+    CLAIM_LIFETIME, CLOCK_SKEW, CertificateOnRecord, Enrolment, ProvenDevice, Records, Registration, Rejection,
+    TicketKey,
+};
 use assay_wire::{CertifyRequest, EkId, ProblemCode, Ticket};
 use time::Duration;
 
@@ -160,8 +163,27 @@ mod readmission {
 
     #[test]
     fn device_that_was_registered_under_another_id_meanwhile_is_refused() {
-        let registration = Some(Registration { device_id: "pump-1".parse().unwrap(), disabled: false });
+        let registration =
+            Some(Registration { device_id: "pump-1".parse().unwrap(), disabled: false, certificate: None });
         assert_eq!(readmit(&Records { registration, ..Records::default() }), Err(ProblemCode::EkRegistered));
+    }
+
+    #[test]
+    fn claim_from_before_a_certificate_for_another_ik_is_refused() {
+        let (ca, _, request) = answered();
+        let proven = || ca.prove(&request).unwrap();
+        let registered = |ik_id, issued_at| {
+            let certificate = Some(CertificateOnRecord { ik_id, issued_at });
+            let registration = Registration { device_id: proven().device_id().clone(), disabled: false, certificate };
+            Records { registration: Some(registration), ..Records::default() }
+        };
+        let (other_ik, this_ik) = ([7; 32], proven().ik_id());
+        let later = now() + Duration::seconds(1);
+        let refusal = proven().readmit(&registered(other_ik, later)).unwrap_err();
+        assert!(matches!(refusal, Rejection::ClaimOutdated { .. }), "{refusal}");
+        assert_eq!(refusal.code(), ProblemCode::ClaimExpired);
+        proven().readmit(&registered(other_ik, now())).unwrap();
+        proven().readmit(&registered(this_ik, later)).unwrap();
     }
 
     #[test]

@@ -628,7 +628,7 @@ mod admission {
     const OTHER: [u8; 32] = [7; 32];
 
     fn registered(device_id: &str) -> Option<Registration> {
-        Some(Registration { device_id: device_id.parse().unwrap(), disabled: false })
+        Some(Registration { device_id: device_id.parse().unwrap(), disabled: false, certificate: None })
     }
 
     fn named(device_id: &str) -> Option<Enrolment> {
