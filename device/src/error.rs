@@ -16,7 +16,7 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     /// The CA refused, for good.
-    #[error("the CA refused: {problem}\n  {title}.\n  What to do: {advice}", title = problem.code.title(), advice = advice(problem.code))]
+    #[error("the CA refused: {problem}\n  {title}.\n  What to do: {advice}", title = problem.title, advice = advice(problem.code))]
     Refused {
         /// What the CA said.
         problem: Problem,
@@ -104,5 +104,6 @@ fn advice(code: ProblemCode) -> &'static str {
         ProblemCode::ClaimExpired | ProblemCode::TicketRefused => {
             "try again; if it stays so, check the CA's clock, and that all its workers share one ticket key."
         }
+        ProblemCode::Other(_) => "update this device's software: the CA is newer.",
     }
 }

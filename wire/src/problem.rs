@@ -14,6 +14,8 @@ pub struct Problem {
     /// How many seconds to wait before the same request may succeed. Without it, repeating the request is pointless until
     /// somebody changed something.
     pub retry_after: Option<u32>,
+    /// One sentence on the code, for a device that does not know it.
+    pub title: String,
     /// The check that failed and the values compared, for people. At most [`Problem::MAX_DETAIL`] bytes.
     pub detail: String,
 }
@@ -27,7 +29,7 @@ impl Problem {
         if detail.len() > Self::MAX_DETAIL {
             detail.truncate(detail.floor_char_boundary(Self::MAX_DETAIL));
         }
-        Self { code, retry_after: None, detail }
+        Self { code, retry_after: None, title: code.title().into(), detail }
     }
 
     /// The same problem, which passes by itself.
@@ -58,7 +60,7 @@ impl<C> Encode<C> for Problem {
         if let Some(seconds) = self.retry_after {
             e.i8(KEY_RETRY_AFTER)?.u32(seconds)?;
         }
-        e.i8(KEY_TITLE)?.str(self.code.title())?;
+        e.i8(KEY_TITLE)?.str(&self.title)?;
         e.i8(KEY_DETAIL)?.str(&self.detail)?.ok()
     }
 }
@@ -67,19 +69,19 @@ impl<'b, C> Decode<'b, C> for Problem {
     fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
         let at = d.position();
         let entries = d.map()?;
-        let (mut code, mut retry_after, mut detail) = (None, None, None);
+        let (mut code, mut retry_after, mut title, mut detail) = (None, None, None, None);
         for _ in 0..entries.unwrap_or(0) {
             match d.i8()? {
-                KEY_CODE => code = ProblemCode::from_number(d.u16()?),
+                KEY_CODE => code = Some(ProblemCode::from_number(d.u16()?)),
                 KEY_RETRY_AFTER => retry_after = Some(d.u32()?),
-                KEY_TITLE => _ = d.str()?,
+                KEY_TITLE => title = Some(d.str()?),
                 KEY_DETAIL => detail = Some(d.str()?),
                 _ => return Err(minicbor::decode::Error::message("unknown problem field").at(at)),
             }
         }
-        match (code, detail) {
-            (Some(code), Some(detail)) if detail.len() <= Self::MAX_DETAIL => {
-                Ok(Self { code, retry_after, detail: detail.into() })
+        match (code, title, detail) {
+            (Some(code), Some(title), Some(detail)) if detail.len() <= Self::MAX_DETAIL => {
+                Ok(Self { code, retry_after, title: title.into(), detail: detail.into() })
             }
             _ => Err(minicbor::decode::Error::message("not a problem of this protocol").at(at)),
         }
@@ -92,30 +94,35 @@ macro_rules! problem_codes {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum ProblemCode {
             $(#[doc = concat!("`", $name, "` (", $number, "): ", $title, ".")] $(#[$doc])* $variant,)*
+            /// A code that this version does not know. It is final: repeating the request is pointless, unless the problem says when.
+            Other(u16),
         }
 
         impl ProblemCode {
-            /// Every code, in the order of the numbers.
+            /// Every code that this version knows, in the order of the numbers.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
             /// The code on the wire.
             pub fn number(self) -> u16 {
-                match self { $(Self::$variant => $number,)* }
+                match self { $(Self::$variant => $number,)* Self::Other(number) => number }
             }
 
             /// The code that a number stands for.
-            pub fn from_number(number: u16) -> Option<Self> {
-                match number { $($number => Some(Self::$variant),)* _ => None }
+            pub fn from_number(number: u16) -> Self {
+                match number { $($number => Self::$variant,)* other => Self::Other(other) }
             }
 
             /// The code as people and scripts name it, e.g. `ek-off-template`.
             pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)* }
+                match self { $(Self::$variant => $name,)* Self::Other(_) => "unknown" }
             }
 
             /// One sentence on what failed, the same for every problem with this code.
             pub fn title(self) -> &'static str {
-                match self { $(Self::$variant => $title,)* }
+                match self {
+                    $(Self::$variant => $title,)*
+                    Self::Other(_) => "This version of the protocol does not know the problem",
+                }
             }
         }
     };
@@ -165,9 +172,9 @@ mod tests {
         let names: BTreeSet<_> = ProblemCode::ALL.iter().map(|code| code.name()).collect();
         assert_eq!(names.len(), ProblemCode::ALL.len());
         for code in ProblemCode::ALL {
-            assert_eq!(ProblemCode::from_number(code.number()), Some(*code));
+            assert_eq!(ProblemCode::from_number(code.number()), *code);
         }
-        assert_eq!(ProblemCode::from_number(0), None);
+        assert_eq!(ProblemCode::from_number(999), ProblemCode::Other(999));
     }
 
     #[test]

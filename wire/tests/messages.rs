@@ -287,6 +287,15 @@ fn wrong_types_are_refused() {
 }
 
 #[test]
+fn a_problem_of_a_later_version_is_still_a_problem() {
+    let later = bytes(&["83 00", ID, "a3 00 1903e7 20 63 6e6577 21 62 6e6f"]);
+    let reply = Reply::decode(&later).unwrap();
+    let ReplyBody::Problem(problem) = &reply.body else { panic!("{reply:?}") };
+    assert_eq!((problem.code, &*problem.title), (ProblemCode::Other(999), "new"));
+    assert_eq!(reply.encode(), later);
+}
+
+#[test]
 fn the_id_of_an_unreadable_request_is_found_if_it_is_there() {
     let unknown_kind = bytes(&["83 09", ID, "a0"]);
     assert_eq!(Request::decode(&unknown_kind), Err(DecodeError::UnknownKind(9)));

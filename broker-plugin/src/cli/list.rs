@@ -86,7 +86,7 @@ pub(crate) fn certificates(directory: &Directory, Json { json }: Json) -> Result
 
 pub(crate) fn audit(directory: &Directory, Audit { json: Json { json }, count }: Audit) -> Result<()> {
     let decisions = directory.store()?.audit(count)?;
-    let code_name = |number: u16| ProblemCode::from_number(number).map_or("unknown", ProblemCode::name);
+    let code_name = |number: u16| ProblemCode::from_number(number).name();
     if json {
         for decision in decisions {
             let line = serde_json::json!({
