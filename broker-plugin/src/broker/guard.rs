@@ -72,7 +72,9 @@ impl Guard {
             access.check_will(&will.topic, will.retain).map_err(|refusal| refuse(&refusal))?;
         }
         // MQTT 5 clients are told the broker's keep-alive; for MQTT 3.1.1 there is only this way to bound it.
-        if connect.protocol_version < 5 && u64::from(connect.keep_alive) > KEEP_ALIVE.as_secs() {
+        // 0 stands for no keep-alive at all (MQTT 3.1.1 §3.1.2.10).
+        let bounded = 1..=KEEP_ALIVE.as_secs();
+        if connect.protocol_version < 5 && !bounded.contains(&connect.keep_alive.into()) {
             debug!(client, keep_alive = connect.keep_alive, "keep-alive too long");
             return Err(AuthResult::fail(ReasonCode::NotAuthorized));
         }

@@ -63,25 +63,24 @@ pub(super) struct Listener {
     tls: TlsAcceptor,
     introduction: Duration,
     slots: Arc<Slots>,
-    router: Arc<MessageRouter>,
-    stats: Arc<BrokerStats>,
     monitor: Arc<ResourceMonitor>,
     config: BrokerConfig,
-    closing: broadcast::Sender<()>,
-    recheck: watch::Sender<()>,
+    core: Core,
+}
+
+/// What both listeners share.
+#[derive(Clone)]
+pub(super) struct Core {
+    pub(super) router: Arc<MessageRouter>,
+    pub(super) stats: Arc<BrokerStats>,
+    /// Sends when the broker closes.
+    pub(super) closing: broadcast::Sender<()>,
+    /// Changes when every certificate must be admitted anew.
+    pub(super) recheck: watch::Sender<()>,
 }
 
 impl Listener {
-    pub(super) fn new(
-        scope: Scope,
-        audience: Audience,
-        tls: Arc<ServerConfig>,
-        limits: Limits,
-        router: Arc<MessageRouter>,
-        stats: Arc<BrokerStats>,
-        closing: broadcast::Sender<()>,
-        recheck: watch::Sender<()>,
-    ) -> Self {
+    pub(super) fn new(scope: Scope, audience: Audience, tls: Arc<ServerConfig>, limits: Limits, core: Core) -> Self {
         Self {
             config: mqtt_config(&audience),
             // Rates are not limited here: bootstrapping clients have a budget, a worker must answer them all.
@@ -95,10 +94,7 @@ impl Listener {
             tls: tls.into(),
             introduction: limits.introduction,
             slots: Slots::new(limits),
-            router,
-            stats,
-            closing,
-            recheck,
+            core,
         }
     }
 
@@ -137,9 +133,9 @@ impl Listener {
     /// One connection, from accept to end.
     async fn attend(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, _slot: Slot) {
         let deadline = Instant::now() + self.introduction;
-        let closing = self.closing.subscribe();
+        let closing = self.core.closing.subscribe();
         // From before the first admission, so that no revocation falls between the two.
-        let recheck = self.recheck.subscribe();
+        let recheck = self.core.recheck.subscribe();
         let stream = match timeout_at(deadline, self.secure(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return debug!(%peer, %error, "TLS handshake failed"),
@@ -148,16 +144,16 @@ impl Listener {
         let Some(identity) = self.identify(&stream) else {
             return debug!(%peer, "closed: no usable client certificate");
         };
-        let guard = Arc::new(Guard::new(self.scope.clone(), identity, self.router.clone()));
+        let guard = Arc::new(Guard::new(self.scope.clone(), identity, self.core.router.clone()));
         let config = self.config.clone().with_event_handler(guard.clone());
         let handler = ClientHandler::new(
             BrokerTransport::tls(TlsStreamWrapper::new(stream)),
             peer,
             config.into(),
-            self.router.clone(),
+            self.core.router.clone(),
             guard.clone(),
             None,
-            self.stats.clone(),
+            self.core.stats.clone(),
             self.monitor.clone(),
             closing,
         );

@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::access::Identity;
-use listener::{Audience, Listener};
+use listener::{Audience, Core, Listener};
 pub use tls::{bootstrap_tls, operational_tls};
 
 /// Asks whether a certificate is still good: its serial number's content octets, and whom it names. `Err` says why
@@ -86,8 +86,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 pub struct EmbeddedBroker {
     bootstrap: SocketAddr,
     operational: SocketAddr,
-    closing: broadcast::Sender<()>,
-    recheck: watch::Sender<()>,
+    core: Core,
     listeners: JoinSet<()>,
     sweeper: JoinSet<()>,
 }
@@ -96,23 +95,17 @@ impl EmbeddedBroker {
     /// Binds both listeners and serves them on the current tokio runtime until shutdown.
     pub async fn start(config: EmbeddedBrokerConfig) -> io::Result<Self> {
         let router = Arc::new(MessageRouter::new().with_fallback_queue_limits(BACKLOG));
-        let stats = Arc::new(BrokerStats::new());
-        let (closing, _) = broadcast::channel(1);
-        let (recheck, _) = watch::channel(());
+        let core = Core {
+            router: router.clone(),
+            stats: Arc::new(BrokerStats::new()),
+            closing: broadcast::Sender::new(1),
+            recheck: watch::Sender::new(()),
+        };
         let mut listeners = JoinSet::new();
         let mut listen = |tcp: TcpListener, tls, audience| {
             let address = tcp.local_addr()?;
-            let listener = Listener::new(
-                config.scope.clone(),
-                audience,
-                tls,
-                config.limits,
-                router.clone(),
-                stats.clone(),
-                closing.clone(),
-                recheck.clone(),
-            );
-            listeners.spawn(listener.serve(tcp, closing.subscribe()));
+            let listener = Listener::new(config.scope.clone(), audience, tls, config.limits, core.clone());
+            listeners.spawn(listener.serve(tcp, core.closing.subscribe()));
             io::Result::Ok(address)
         };
         let bootstrap = TcpListener::bind(config.bootstrap).await?;
@@ -122,7 +115,7 @@ impl EmbeddedBroker {
 
         let mut sweeper = JoinSet::new();
         sweeper.spawn(sweep(router));
-        Ok(Self { bootstrap, operational, closing, recheck, listeners, sweeper })
+        Ok(Self { bootstrap, operational, core, listeners, sweeper })
     }
 
     /// Where the bootstrap listener accepts connections.
@@ -137,14 +130,14 @@ impl EmbeddedBroker {
 
     /// Asks `admit` about every connected device again, and cuts those that it no longer admits. Returns at once.
     pub fn recheck(&self) {
-        self.recheck.send_replace(());
+        self.core.recheck.send_replace(());
     }
 
     /// Stops accepting, tells MQTT 5 clients that the server is shutting down, and returns when every connection has ended.
     pub async fn shutdown(mut self) {
         self.sweeper.abort_all();
         // No receiver is left when both listeners have ended already.
-        let _ = self.closing.send(());
+        let _ = self.core.closing.send(());
         while let Some(ended) = self.listeners.join_next().await {
             if let Err(error) = ended {
                 warn!(%error, "listener ended abnormally");

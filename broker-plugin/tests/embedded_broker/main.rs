@@ -88,8 +88,11 @@ impl World {
     }
 
     async fn identified(&self, name: &str, client: &str) -> Raw {
-        let credential = self.pki.client(&[name]);
-        let (raw, reason) = self.operational_connect(Some(&credential), &Connect::new(client)).await.unwrap();
+        self.connected_with(&self.pki.client(&[name]), client).await
+    }
+
+    async fn connected_with(&self, credential: &Credential, client: &str) -> Raw {
+        let (raw, reason) = self.operational_connect(Some(credential), &Connect::new(client)).await.unwrap();
         assert_eq!(reason, SUCCESS);
         raw
     }
@@ -177,7 +180,7 @@ async fn mqtt_3_1_1_client_is_served_on_the_same_topics() {
 #[tokio::test(flavor = "multi_thread")]
 async fn mqtt_3_1_1_keep_alive_beyond_the_brokers_is_refused() {
     let world = World::new().await;
-    for (keep_alive, accepted) in [(60, true), (61, false), (u16::MAX, false)] {
+    for (keep_alive, accepted) in [(1, true), (60, true), (61, false), (u16::MAX, false), (0, false)] {
         let client = fresh_client();
         let connect = Connect { version: 4, keep_alive, ..Connect::new(&client) };
         assert_eq!(world.bootstrap_connect(&connect).await == Some(SUCCESS), accepted, "{keep_alive}");
@@ -731,6 +734,15 @@ async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
     world.broker.recheck();
     device.end().await.unwrap();
     assert!(other.is_alive().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_whose_certificate_expires_is_cut() {
+    let world = World::new().await;
+    let credential = world.pki.client_expiring_in("urn:assay:device:default:pump-17", Duration::from_secs(3));
+    let mut device = world.connected_with(&credential, "pump-17").await;
+    assert!(device.is_alive().await);
+    device.end().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,7 @@
 //! A small CA: what a broker and its clients need to know each other.
 
+use std::time::Duration;
+
 use assay_broker_plugin::broker::{bootstrap_tls, operational_tls};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
@@ -46,6 +48,12 @@ impl Pki {
         let mut params = Self::client_params(&[name]);
         params.not_before = rcgen::date_time_ymd(2020, 1, 1);
         params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        self.issue(params)
+    }
+
+    pub(crate) fn client_expiring_in(&self, name: &str, validity: Duration) -> Credential {
+        let mut params = Self::client_params(&[name]);
+        params.not_after = (std::time::SystemTime::now() + validity).into();
         self.issue(params)
     }
 
