@@ -50,6 +50,8 @@ pub struct ProvisionRequest {
     pub ik_handle: Option<u32>,
     /// The name to ask for; `None` takes the one that is due to this EK.
     pub device_id: Option<DeviceId>,
+    /// Whether to ask the CA even if there is a valid certificate: it may have superseded or lost that one.
+    pub again: bool,
     /// How long all of it may take.
     pub deadline: Duration,
 }
@@ -99,7 +101,7 @@ impl Device {
 
     /// Sees to it that this device has a valid certificate for an identity key in its TPM.
     ///
-    /// If it has one already, the CA is not asked. It may be killed at any moment and called again: the identity key is kept
+    /// If it has one already, the CA is not asked, unless the request says so. It may be killed at any moment and called again: the identity key is kept
     /// before anything is sent, and for one key the CA issues one certificate. If the TPM was cleared, a new key is made.
     ///
     /// Blocks, and runs an event loop of its own: call it from a thread, not from an async task.
@@ -112,7 +114,8 @@ impl Device {
         let mut step = Step { started, progress };
 
         let found = self.tpm.call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
-        if let (Some(record), Some(public)) = (&record, &found)
+        if !request.again
+            && let (Some(record), Some(public)) = (&record, &found)
             && let Some(certificate) = self.valid_certificate(&request.scope, &public.key)?
             && request.device_id.as_ref().is_none_or(|wanted| *wanted == certificate.device_id)
         {

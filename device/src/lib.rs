@@ -28,6 +28,7 @@
 //!     ik: None,
 //!     ik_handle: None,
 //!     device_id: None,
+//!     again: false,
 //!     deadline: Duration::from_secs(300),
 //! };
 //! let provisioned = device.provision(&request, &mut |step, took| println!("{step} ({took:?})"))?;

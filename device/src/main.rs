@@ -79,6 +79,9 @@ struct ProvisionArgs {
     /// The name to ask for. [default: the one that the CA gives this EK]
     #[arg(long, value_name = "ID")]
     device_id: Option<DeviceId>,
+    /// Ask the CA even though there is a valid certificate here; for a CA that superseded or lost it.
+    #[arg(long)]
+    again: bool,
     /// How long all of it may take.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     deadline: u64,
@@ -151,6 +154,7 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
         ik: args.ik,
         ik_handle: args.ik_handle,
         device_id: args.device_id,
+        again: args.again,
         deadline: Duration::from_secs(args.deadline),
     };
     let device = open(args.device)?;

@@ -97,6 +97,7 @@ fn request() -> ProvisionRequest {
         ik: None,
         ik_handle: None,
         device_id: None,
+        again: false,
         deadline: Duration::from_secs(2),
     }
 }
