@@ -63,10 +63,10 @@ fn provisions_on(dir: &AssayDir, broker: &str) -> Result<()> {
 }
 
 /// `assay worker`; killed when dropped.
-struct Worker(Child);
+pub(crate) struct Worker(Child);
 
 impl Worker {
-    fn start(dir: &AssayDir, broker: &str) -> Result<Self> {
+    pub(crate) fn start(dir: &AssayDir, broker: &str) -> Result<Self> {
         let mut command = dir.assay(&["worker", "--broker", broker])?;
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut worker = Self(spawn(command)?);
@@ -111,7 +111,7 @@ fn start_rumqttd() -> Result<u16> {
     };
     let v5 = Some([("v5".to_owned(), server)].into());
     let config = rumqttd::Config { id: 0, router, v5, ..Default::default() };
-    thread::spawn(move || rumqttd::Broker::new(config).start());
+    thread::spawn(move || _ = rumqttd::Broker::new(config).start());
     let deadline = Instant::now() + Duration::from_secs(10);
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
         ensure!(Instant::now() < deadline, "rumqttd does not listen");

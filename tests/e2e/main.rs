@@ -1,5 +1,7 @@
 //! The product as users have it: real processes, real sockets, software TPMs that came from a manufacturer.
 
+mod advice;
+mod commands;
 mod crash;
 mod external_brokers;
 mod fleet;

@@ -1,9 +1,10 @@
 //! Every kind of EK with every kind of IK: certificate, chain, mutual TLS.
 
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use assay_tests::{Device, EkKind, run, trusted_vendor};
+use assay_tests::{Device, EkCertificate, EkKind, Swtpm, json, run, trusted_vendor};
 
 use crate::lab::{Lab, watched};
 
@@ -44,6 +45,30 @@ fn a_provisioned_device_asks_for_nothing() -> Result<()> {
 }
 
 #[test]
+fn a_device_asks_again_when_told_and_a_ca_that_lost_its_records_certifies_it_anew() -> Result<()> {
+    let mut lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    let backup = lab.dir.path().join("backup.db");
+    fs::copy(lab.dir.path().join("assay.db"), &backup)?;
+    let first = lab.provision(&device, &[])?;
+    ensure!(lab.provision(&device, &["--again"])?["serial"] == first["serial"], "nothing new is issued");
+
+    lab.server.kill9()?;
+    for file in ["assay.db-wal", "assay.db-shm"] {
+        _ = fs::remove_file(lab.dir.path().join(file));
+    }
+    fs::copy(&backup, lab.dir.path().join("assay.db"))?;
+    lab.dir.trust(&trusted_vendor()?)?;
+    lab.server.restart()?;
+    ensure!(lab.provision(&device, &[])?["serial"] == first["serial"], "the device knows of nothing");
+    ensure!(!device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?.output()?.status.success());
+    ensure!(lab.provision(&device, &["--again"])?["serial"] != first["serial"]);
+    ensure!(device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?.output()?.status.success());
+    Ok(())
+}
+
+#[test]
 fn a_device_that_lost_its_state_gets_the_certificate_it_has() -> Result<()> {
     let lab = Lab::open()?;
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
@@ -64,5 +89,25 @@ fn a_cleared_tpm_gets_a_new_certificate_that_supersedes_the_old() -> Result<()> 
     let second = lab.provision(&device, &[])?;
     ensure!(first["serial"] != second["serial"] && first["device_id"] == second["device_id"]);
     ensure!(lab.active_certificates(first["device_id"].as_str().context("an id")?)? == 1);
+    Ok(())
+}
+
+#[test]
+fn a_tpm_with_passwords_and_its_certificate_in_a_file_is_provisioned() -> Result<()> {
+    let lab = Lab::open()?;
+    let vendor = trusted_vendor()?;
+    let mut tpm = Swtpm::without_ek_certificate()?;
+    let certificate = vendor.certify(&tpm.ek_public_pem(EkKind::P256)?, &EkCertificate::default())?;
+    let file = tpm.work_dir().join("ek.der");
+    fs::write(&file, certificate)?;
+    tpm.set_passwords("owner's", "endorsement's")?;
+
+    let device = Device::new(&tpm)?;
+    let file = file.to_str().context("a path")?;
+    let mut provision = device.provision(&lab.dir, &lab.server)?;
+    provision.args(["--ek", "p-256", "--ek-certificate", file]);
+    ensure!(provision.output()?.status.code() == Some(5), "the TPM takes no wrong password");
+    provision.env("ASSAY_OWNER_AUTH", "owner's").env("ASSAY_ENDORSEMENT_AUTH", "endorsement's");
+    json(&mut provision)?;
     Ok(())
 }

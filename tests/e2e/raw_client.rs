@@ -120,6 +120,74 @@ impl RawClient {
     }
 }
 
+/// Whoever stands where the CA should: hears every request and answers as it likes.
+pub(crate) struct FakeCa {
+    runtime: Runtime,
+    client: AsyncClient,
+    events: EventLoop,
+}
+
+impl FakeCa {
+    /// On a broker without TLS and without an access list.
+    pub(crate) fn connect(broker: &str) -> Result<Self> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = Arc::new(assay_mqtt::tls_config(provider, RootCertStore::empty(), None)?);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let options = Client { id: "fake-ca".into(), window: 16, receive_maximum: 16, manual_acks: false };
+        let (client, mut events) = assay_mqtt::connect(&broker.parse()?, &tls, options);
+        client.try_subscribe(Topic::requests(&scope()), QoS::AtLeastOnce)?;
+        runtime.block_on(next(&mut events, PATIENCE, |packet| matches!(packet, Packet::SubAck(_)).then_some(())))?;
+        Ok(Self { runtime, client, events })
+    }
+
+    /// The next request, and who sent it.
+    pub(crate) fn request(&mut self) -> Result<(ClientId, Request)> {
+        let (topic, payload) = self.runtime.block_on(next(&mut self.events, PATIENCE, |packet| match packet {
+            Packet::Publish(message) => Some((message.topic, message.payload)),
+            _ => None,
+        }))?;
+        let Some(Topic::Request(_, client)) = Topic::parse(std::str::from_utf8(&topic)?) else {
+            bail!("a request on {topic:?}");
+        };
+        Ok((client, Request::decode(&payload)?))
+    }
+
+    /// Sends bytes to a client's reply topic, and waits until the broker has them.
+    pub(crate) fn reply(&mut self, client: &ClientId, payload: Vec<u8>) -> Result<()> {
+        let topic = Topic::Reply(scope(), client.clone()).to_string();
+        self.client.try_publish(topic, QoS::AtLeastOnce, false, payload)?;
+        let acknowledged = next(&mut self.events, PATIENCE, |packet| matches!(packet, Packet::PubAck(_)).then_some(()));
+        self.runtime.block_on(acknowledged)
+    }
+}
+
+/// Sends `count` copies of a request over a broker without TLS at once; returns the replies to them.
+pub(crate) fn flood(broker: &str, request: &RequestBody, count: u16) -> Result<Vec<Reply>> {
+    let id = ClientId::bootstrap(random());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = Arc::new(assay_mqtt::tls_config(provider, RootCertStore::empty(), None)?);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let options = Client { id: id.to_string(), window: count, receive_maximum: count, manual_acks: false };
+    let (client, mut events) = assay_mqtt::connect(&broker.parse()?, &tls, options);
+    client.try_subscribe(Topic::Reply(scope(), id.clone()).to_string(), QoS::AtLeastOnce)?;
+    runtime.block_on(next(&mut events, PATIENCE, |packet| matches!(packet, Packet::SubAck(_)).then_some(())))?;
+    let topic = Topic::Request(scope(), id).to_string();
+    for _ in 0..count {
+        let message = Request { id: random::<16>().into(), body: request.clone() }.encode();
+        client.try_publish(&topic, QoS::AtLeastOnce, false, message)?;
+    }
+    let mut replies = Vec::new();
+    while replies.len() < count.into() {
+        let payload = runtime.block_on(next(&mut events, PATIENCE, |packet| match packet {
+            Packet::Publish(message) => Some(message.payload),
+            _ => None,
+        }));
+        let payload = payload.with_context(|| format!("after {} replies", replies.len()))?;
+        replies.push(Reply::decode(&payload)?);
+    }
+    Ok(replies)
+}
+
 /// A provisioned device's connection over mutual TLS with its TPM key, which stays open.
 pub(crate) struct OperationalClient {
     runtime: Runtime,

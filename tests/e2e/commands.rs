@@ -1,0 +1,109 @@
+//! `assay` at an operator's hands.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use assay_tests::{AssayDir, Device, EkKind, run, tool, trusted_vendor};
+
+use crate::lab::{Lab, watched};
+
+#[test]
+fn init_makes_secrets_for_its_owner_alone_and_never_overwrites() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let mode = |path: &Path| -> Result<u32> { Ok(path.metadata()?.permissions().mode() & 0o777) };
+    ensure!(mode(&dir.path())? == 0o700);
+    let secrets = ["root.key", "issuing.key", "server.key", "worker.key", "operator.key", "ticket.key", "assay.db"];
+    for secret in secrets {
+        ensure!(mode(&dir.path().join(secret))? == 0o600, "{secret}");
+    }
+    let before = fs::read(dir.path().join("root.key"))?;
+    let again = dir.assay(&["init"])?.arg(dir.path()).output()?;
+    ensure!(again.status.code() == Some(1) && String::from_utf8_lossy(&again.stderr).contains("never overwritten"));
+    ensure!(fs::read(dir.path().join("root.key"))? == before);
+    Ok(())
+}
+
+#[test]
+fn init_makes_a_chain_that_openssl_accepts() -> Result<()> {
+    let dir = AssayDir::init()?;
+    for (holder, purpose) in [("server", "sslserver"), ("worker", "sslclient"), ("operator", "sslclient")] {
+        let chain = dir.path().join(format!("{holder}.pem"));
+        let mut verify = tool("openssl")?;
+        verify.args(["verify", "-x509_strict", "-purpose", purpose, "-CAfile"]).arg(dir.root_pem());
+        run(verify.arg("-untrusted").arg(&chain).arg(&chain))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_ek_is_recognised_in_every_form_and_is_the_same_ek_in_all() -> Result<()> {
+    let tpm = trusted_vendor()?.device(EkKind::Rsa2048, 0)?;
+    let file = |name: &str| tpm.work_dir().join(name);
+    fs::write(file("certificate.der"), tpm.ek_certificate(EkKind::Rsa2048)?)?;
+    fs::write(file("public.pem"), tpm.ek_public_pem(EkKind::Rsa2048)?)?;
+    run(tool("openssl")?
+        .args(["x509", "-inform", "DER", "-in"])
+        .arg(file("certificate.der"))
+        .arg("-out")
+        .arg(file("certificate.pem")))?;
+    run(tool("openssl")?
+        .args(["pkey", "-pubin", "-outform", "DER", "-in"])
+        .arg(file("public.pem"))
+        .arg("-out")
+        .arg(file("public.der")))?;
+    tpm.tpm2(&["createek", "-G", "rsa", "-c", "ek.ctx", "-u", "ek.tpm2b"])?;
+    fs::write(file("ek.tpmt"), &fs::read(file("ek.tpm2b"))?[2..])?;
+
+    let mut eks = Vec::new();
+    for (name, form) in [
+        ("certificate.pem", "EK certificate in PEM"),
+        ("certificate.der", "EK certificate in DER"),
+        ("public.pem", "EK public key in PEM"),
+        ("public.der", "EK public key in DER"),
+        ("ek.tpm2b", "TPM2B_PUBLIC"),
+        ("ek.tpmt", "TPMT_PUBLIC"),
+    ] {
+        let dir = AssayDir::init()?;
+        let added = run(dir.assay(&["enroll", "add"])?.arg(file(name)))?;
+        let said = String::from_utf8(added.stderr)?;
+        ensure!(said.contains(form), "{name}: {said}");
+        eks.push(String::from_utf8(added.stdout)?);
+    }
+    ensure!(eks.iter().all(|ek| *ek == eks[0]), "{eks:?}");
+    let digest = run(tool("openssl")?.args(["dgst", "-sha256", "-r"]).arg(file("public.der")))?;
+    ensure!(String::from_utf8(digest.stdout)?.starts_with(eks[0].trim()), "the EK id is what openssl computes");
+    Ok(())
+}
+
+#[test]
+fn what_is_no_ek_and_no_vendor_is_refused_with_a_reason() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let refused = |arguments: &[&str], file: &Path, reason: &str| -> Result<()> {
+        let output = dir.assay(arguments)?.arg(file).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(1) && said.contains(reason), "{arguments:?} {}: {said}", file.display());
+        Ok(())
+    };
+    refused(&["enroll", "add"], &dir.path().join("ticket.key"), "holds no EK")?;
+    refused(&["enroll", "add"], &dir.path().join("nowhere"), "cannot read")?;
+    refused(&["trust", "add"], &dir.path().join("root.key"), "no certificate")?;
+    refused(&["trust", "add"], &dir.path().join("worker.pem"), "not a CA")?;
+    refused(&["enroll", "disable"], Path::new("pump-17"), "enroll list")?;
+    Ok(())
+}
+
+#[test]
+fn what_a_device_says_cannot_steer_the_operators_terminal() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    lab.provision(&device, &[])?;
+    let said = watched(&lab, 1, || {
+        run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "\u{1b}[2J{\"t\": 21.5}")?).map(drop)
+    })?;
+    let payload = said.trim_end().split_once(' ').context("topic and payload")?.1;
+    ensure!(payload == "\\u{1b}[2J{\"t\": 21.5}", "{payload:?}");
+    Ok(())
+}
