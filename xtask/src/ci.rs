@@ -9,7 +9,8 @@ use crate::{bin_dir, cargo, show};
 
 /// All tests, on binaries built from the same sources.
 pub(crate) fn test(arguments: &[String]) -> Result<()> {
-    show(&mut cargo(&["build", "--workspace", "--bins"]))?;
+    // Builds `assay` and `assay-device` too, for their packages have integration tests.
+    show(&mut cargo(&["test", "--workspace", "--no-run"]))?;
     show(cargo(&["test", "--workspace"]).args(arguments).env("ASSAY_BIN_DIR", bin_dir()?))
 }
 
