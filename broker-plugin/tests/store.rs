@@ -100,6 +100,30 @@ fn the_same_ek_under_a_second_device_id_changes_nothing() {
 }
 
 #[test]
+fn of_two_eks_racing_for_a_device_id_one_wins() {
+    let (directory, store) = store();
+    let path = directory.path().join("assay.db");
+    for round in 0..20 {
+        let device = format!("pump-{round}");
+        let (device, path) = (&device, &path);
+        let begin = &std::sync::Barrier::new(2);
+        let won = std::thread::scope(|scope| {
+            let race = |n: u8| {
+                scope.spawn(move || {
+                    let mut store = Store::open(path).unwrap();
+                    begin.wait();
+                    add(&mut store, &certificate(2 * round + n, device, ek(2 * round + n))).is_ok()
+                })
+            };
+            [race(0), race(1)].map(|racer| racer.join().unwrap())
+        });
+        assert_eq!(won.iter().filter(|won| **won).count(), 1, "round {round}");
+    }
+    assert_eq!(store.devices().unwrap().len(), 20);
+    assert!(store.devices().unwrap().iter().all(|device| device.serial.is_some()));
+}
+
+#[test]
 fn a_failed_transaction_leaves_nothing() {
     let (_directory, mut store) = store();
     let result: Result<(), _> = store.transaction(|transaction| {
