@@ -32,9 +32,6 @@ pub enum Refusal {
     /// The device's certificate is of another scope than the broker.
     #[error("the client certificate is of scope {0}, this broker serves another")]
     OtherScope(Scope),
-    /// This role may leave no Will, or not this one.
-    #[error("a Will on {0:?} is not allowed")]
-    Will(String),
 }
 
 /// What one connected client may do in one scope.
@@ -105,14 +102,6 @@ impl Access {
     /// Whether what the client publishes on this topic may be kept for later subscribers: only what the CA says to everyone.
     pub fn may_retain(&self, topic: &str) -> bool {
         self.may_publish(topic) && matches!(Topic::parse(topic), Some(Topic::Chain(_) | Topic::Crl(_)))
-    }
-
-    /// Whether the client may leave this Will: a device on its own tree, nobody else, nothing retained.
-    pub fn check_will(&self, topic: &str, retain: bool) -> Result<(), Refusal> {
-        let on_own_tree = matches!(self.role, Role::Device(_))
-            && self.may_publish(topic)
-            && matches!(Topic::parse(topic), Some(Topic::Device(..)));
-        if on_own_tree && !retain { Ok(()) } else { Err(Refusal::Will(topic.into())) }
     }
 
     /// Whether the client may subscribe to this topic filter (MQTT 5 §4.7, shared subscriptions §4.8.2).
@@ -263,7 +252,6 @@ mod tests {
                 assert!(!access.may_publish(topic), "{access:?} publishes {topic}");
                 assert!(!access.may_retain(topic), "{access:?} retains {topic}");
                 assert!(!access.may_subscribe(topic), "{access:?} hears {topic}");
-                assert!(access.check_will(topic, false).is_err(), "{access:?} wills {topic}");
             }
         }
     }
@@ -331,7 +319,6 @@ mod tests {
         }
         for topic in [format!("provision/v1/default/{CLIENT}/request"), strange[0].clone()] {
             assert!(!access.may_retain(&topic), "retains {topic}");
-            assert_eq!(access.check_will(&topic, false), Err(Refusal::Will(topic)));
         }
     }
 
@@ -417,17 +404,6 @@ mod tests {
             assert!(!access.may_publish(topic), "publishes {topic}");
         }
         assert!(!access.may_subscribe("provision/v1/default/pump-17/request"));
-    }
-
-    #[test]
-    fn device_may_leave_an_unretained_will_on_its_own_tree_only() {
-        let access = device();
-        assert_eq!(access.check_will("device/v1/default/pump-17/offline", false), Ok(()));
-        assert!(access.check_will("device/v1/default/pump-17/offline", true).is_err());
-        assert!(access.check_will("device/v1/default/pump-18/offline", false).is_err());
-        assert!(access.check_will("provision/v1/default/pump-17/request", false).is_err());
-        assert!(worker().check_will("ca/v1/default/chain", false).is_err());
-        assert!(operator().check_will("device/v1/default/pump-17/offline", false).is_err());
     }
 
     #[test]

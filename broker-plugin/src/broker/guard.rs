@@ -12,6 +12,7 @@ use mqtt5::broker::auth::{AuthProvider, AuthResult};
 use mqtt5::broker::events::{BrokerEventHandler, ClientPublishEvent, PublishAction};
 use mqtt5::broker::router::MessageRouter;
 use mqtt5::packet::connect::ConnectPacket;
+use mqtt5::packet::publish::PublishPacket;
 use mqtt5::types::ReasonCode;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
@@ -68,8 +69,10 @@ impl Guard {
             Peer::Certified { identity, .. } => Access::identified(&self.scope, identity, client),
         }
         .map_err(|refusal| refuse(&refusal))?;
-        if let Some(will) = &connect.will {
-            access.check_will(&will.topic, will.retain).map_err(|refusal| refuse(&refusal))?;
+        // The broker core would publish it without asking, with whatever properties it carries.
+        if connect.will.is_some() {
+            debug!(client, "Will refused");
+            return Err(AuthResult::fail(ReasonCode::NotAuthorized));
         }
         // MQTT 5 clients are told the broker's keep-alive; for MQTT 3.1.1 there is only this way to bound it.
         // 0 stands for no keep-alive at all (MQTT 3.1.1 §3.1.2.10).
@@ -183,15 +186,27 @@ impl AuthProvider for Guard {
 }
 
 impl BrokerEventHandler for Guard {
-    /// The broker core tells clients whether retaining is available (MQTT 5 §3.2.2.3.5) but does not hold them to it.
+    /// Routes a packet made anew instead of the one that came: the broker core hands on properties that MQTT 5 §3.3.2.3 does
+    /// not know in a PUBLISH, and a subscriber that meets one ends its connection. It also tells clients whether retaining is
+    /// available (§3.2.2.3.5) but does not hold them to it.
     fn on_client_publish<'a>(&'a self, event: ClientPublishEvent) -> Answer<'a, PublishAction> {
         Box::pin(async move {
-            let allowed = self.access.get().is_some_and(|access| access.may_retain(&event.topic));
-            if !event.retain || allowed {
-                return PublishAction::Continue;
+            let retainable = self.access.get().is_some_and(|access| access.may_retain(&event.topic));
+            if event.retain && !retainable {
+                self.cut(&event.client_id, "retained message").await;
+                return PublishAction::Handled;
             }
-            self.cut(&event.client_id, "retained message").await;
-            PublishAction::Handled
+            PublishAction::Transform(plain(event))
         })
     }
+}
+
+/// The message with the Response Topic, which the worker examines, as its only property.
+fn plain(event: ClientPublishEvent) -> PublishPacket {
+    let mut packet = PublishPacket::new(event.topic.as_ref(), event.payload, event.qos).with_retain(event.retain);
+    packet.packet_id = event.packet_id;
+    if let Some(topic) = event.response_topic {
+        packet.properties.set_response_topic(topic.as_ref().into());
+    }
+    packet
 }

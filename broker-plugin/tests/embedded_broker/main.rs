@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use assay_broker_plugin::access::Identity;
 use assay_broker_plugin::broker::{Admit, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
-use assay_mqtt::rumqttc::v5::mqttbytes::v5::Packet;
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish};
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
 use assay_wire::ClientId;
 use pki::{Credential, Pki};
@@ -118,6 +118,21 @@ impl World {
             while let Some(request) = worker.message(Duration::from_secs(60)).await {
                 let topic = request.topic.replace("/request", "/reply");
                 worker.send_publish(&topic, &reply, 0x32).await;
+            }
+        })
+    }
+
+    /// The same, but an MQTT client as our own programmes use it, for one connection's life.
+    async fn echoing_worker(&self) -> JoinHandle<()> {
+        let tls = self.pki.client_tls(Some(&self.pki.client(&["urn:assay:worker"])));
+        let (worker, mut events) = polite(self.broker.operational_addr(), tls, "worker@1");
+        worker.try_subscribe(SHARED_REQUESTS, QoS::AtLeastOnce).unwrap();
+        until_subscribed(&mut events).await;
+        tokio::spawn(async move {
+            loop {
+                let request = next_message(&mut events).await;
+                let topic = String::from_utf8(request.topic.to_vec()).unwrap().replace("/request", "/reply");
+                worker.try_publish(topic, QoS::AtLeastOnce, false, request.payload).unwrap();
             }
         })
     }
@@ -673,22 +688,21 @@ async fn device_and_operator_talk_below_the_devices_tree_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn device_leaves_a_will_on_its_own_tree_only() {
+async fn will_is_refused_on_the_operational_listener_too() {
     let world = World::new().await;
     let mut operator = world.operator().await;
     assert_eq!(operator.subscribe("device/#").await, Some(GRANTED_QOS_1));
-    let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
-    for will in [
-        ("device/v1/default/pump-18/offline", false),
-        ("device/v1/default/pump-17/offline", true),
-        ("ca/v1/default/crl", false),
+    let will = Some(("device/v1/default/pump-17/offline", false));
+    for (name, client) in [
+        ("urn:assay:device:default:pump-17", "pump-17"),
+        ("urn:assay:worker", "worker@1"),
+        ("urn:assay:operator", "operator@2"),
     ] {
-        let connect = Connect { will: Some(will), ..Connect::new("pump-17") };
-        assert_eq!(world.operational_connect(Some(&credential), &connect).await.unwrap().1, NOT_AUTHORIZED);
+        let credential = world.pki.client(&[name]);
+        let connect = Connect { will, ..Connect::new(client) };
+        assert_eq!(world.operational_connect(Some(&credential), &connect).await.unwrap().1, NOT_AUTHORIZED, "{name}");
     }
-    let connect = Connect { will: Some(("device/v1/default/pump-17/offline", false)), ..Connect::new("pump-17") };
-    drop(world.operational_connect(Some(&credential), &connect).await.unwrap());
-    assert_eq!(operator.message(PATIENCE).await.unwrap().topic, "device/v1/default/pump-17/offline");
+    assert_eq!(operator.message(SILENCE).await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -857,19 +871,7 @@ async fn shutdown_right_after_start_returns() {
 #[tokio::test(flavor = "multi_thread")]
 async fn our_own_client_and_worker_exchange_a_request_and_a_reply() {
     let world = World::new().await;
-    let worker_tls = world.pki.client_tls(Some(&world.pki.client(&["urn:assay:worker"])));
-    let (worker, mut worker_events) = polite(world.broker.operational_addr(), worker_tls, "worker@1");
-    worker.try_subscribe(SHARED_REQUESTS, QoS::AtLeastOnce).unwrap();
-    until_subscribed(&mut worker_events).await;
-    let answering = tokio::spawn(async move {
-        loop {
-            if let Event::Incoming(Packet::Publish(request)) = worker_events.poll().await.unwrap() {
-                let topic = String::from_utf8(request.topic.to_vec()).unwrap().replace("/request", "/reply");
-                worker.try_publish(topic, QoS::AtLeastOnce, false, request.payload).unwrap();
-            }
-        }
-    });
-
+    let _worker = world.echoing_worker().await;
     let client = fresh_client();
     let tls = world.pki.client_tls(None);
     let (device, mut device_events) = polite(world.bootstrap(), tls, &client);
@@ -877,24 +879,88 @@ async fn our_own_client_and_worker_exchange_a_request_and_a_reply() {
     until_subscribed(&mut device_events).await;
     let started = Instant::now();
     device.try_publish(request_topic(&client), QoS::AtLeastOnce, false, vec![7; 16 * 1024]).unwrap();
-    let reply = timeout(PATIENCE, async {
-        loop {
-            if let Event::Incoming(Packet::Publish(reply)) = device_events.poll().await.unwrap() {
-                break reply;
-            }
-        }
-    })
-    .await
-    .unwrap();
+    let reply = timeout(PATIENCE, next_message(&mut device_events)).await.unwrap();
     assert_eq!(reply.payload, vec![7; 16 * 1024]);
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
-    answering.abort();
+}
+
+/// Each property that MQTT 5 §2.2.2.2 knows but not in a PUBLISH, and a user property.
+const FOREIGN_PROPERTIES: [&[u8]; 20] = [
+    b"\x11\0\0\0\x01",
+    b"\x12\0\x01x",
+    b"\x13\0\x01",
+    b"\x15\0\x01x",
+    b"\x16\0\x01x",
+    b"\x17\x01",
+    b"\x18\0\0\0\x01",
+    b"\x19\x01",
+    b"\x1a\0\x01x",
+    b"\x1c\0\x01x",
+    b"\x1f\0\x01x",
+    b"\x21\0\x01",
+    b"\x22\0\x01",
+    b"\x24\x01",
+    b"\x25\x01",
+    b"\x26\0\x01x\0\x01x",
+    b"\x27\0\0\0\x01",
+    b"\x28\x01",
+    b"\x29\x01",
+    b"\x2a\x01",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_properties_of_a_stranger_do_not_reach_the_worker() {
+    let world = World::new().await;
+    let _worker = world.echoing_worker().await;
+    for properties in FOREIGN_PROPERTIES {
+        let (mut raw, client) = world.stranger().await;
+        raw.send_publish_with(properties, &request_topic(&client), b"request", 0x32).await;
+        raw.answer(PUBACK).await;
+        world.exchange().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_properties_of_a_device_do_not_reach_an_operator() {
+    let world = World::new().await;
+    let tls = world.pki.client_tls(Some(&world.pki.client(&["urn:assay:operator"])));
+    let (operator, mut events) = polite(world.broker.operational_addr(), tls, "operator@desk");
+    operator.try_subscribe("device/#", QoS::AtLeastOnce).unwrap();
+    until_subscribed(&mut events).await;
+    for properties in FOREIGN_PROPERTIES {
+        let mut device = world.device("pump-17").await;
+        device.send_publish_with(properties, "device/v1/default/pump-17/telemetry", properties, 0x32).await;
+        let message = timeout(PATIENCE, next_message(&mut events)).await.unwrap();
+        assert_eq!(message.payload, properties);
+        assert_eq!(message.properties, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_sees_the_response_topic_of_a_request() {
+    let world = World::new().await;
+    let tls = world.pki.client_tls(Some(&world.pki.client(&["urn:assay:worker"])));
+    let (worker, mut events) = polite(world.broker.operational_addr(), tls, "worker@1");
+    worker.try_subscribe(SHARED_REQUESTS, QoS::AtLeastOnce).unwrap();
+    until_subscribed(&mut events).await;
+    let (mut raw, client) = world.stranger().await;
+    raw.send_publish_with(b"\x08\0\x01x", &request_topic(&client), b"request", 0x32).await;
+    let request = timeout(PATIENCE, next_message(&mut events)).await.unwrap();
+    assert_eq!(request.properties.unwrap().response_topic.as_deref(), Some("x"));
 }
 
 fn polite(address: SocketAddr, tls: ClientConfig, id: &str) -> (AsyncClient, EventLoop) {
     let url = format!("mqtts://localhost:{}", address.port()).parse().unwrap();
     let client = assay_mqtt::Client { id: id.into(), window: 16, receive_maximum: 16, manual_acks: false };
     assay_mqtt::connect(&url, &Arc::new(tls), client)
+}
+
+async fn next_message(events: &mut EventLoop) -> Publish {
+    loop {
+        if let Event::Incoming(Packet::Publish(message)) = events.poll().await.unwrap() {
+            return message;
+        }
+    }
 }
 
 async fn until_subscribed(events: &mut EventLoop) {

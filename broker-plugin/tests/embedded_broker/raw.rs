@@ -158,11 +158,21 @@ impl Raw {
         Some(body.get(2).copied().unwrap_or(SUCCESS))
     }
 
-    /// Sends a PUBLISH at QoS 1 and does not wait for its PUBACK.
+    /// Sends a PUBLISH and does not wait for its PUBACK.
     pub(crate) async fn send_publish(&mut self, topic: &str, payload: &[u8], first: u8) {
+        self.send_publish_with(&[], topic, payload, first).await;
+    }
+
+    /// The same with properties as they stand on the wire, without their length.
+    pub(crate) async fn send_publish_with(&mut self, properties: &[u8], topic: &str, payload: &[u8], first: u8) {
         let mut body = string(topic);
-        body.extend(self.fresh_id());
-        self.end_properties(&mut body);
+        if first & 0x06 != 0 {
+            body.extend(self.fresh_id());
+        }
+        if self.version == 5 {
+            body.push(properties.len().try_into().unwrap());
+            body.extend(properties);
+        }
         body.extend(payload);
         self.send(&packet(first, body)).await;
     }
