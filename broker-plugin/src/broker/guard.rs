@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use assay_wire::Scope;
+use assay_wire::{Scope, Topic};
+use mqtt5::QoS;
 use mqtt5::broker::auth::{AuthProvider, AuthResult};
 use mqtt5::broker::events::{BrokerEventHandler, ClientPublishEvent, PublishAction};
 use mqtt5::broker::router::MessageRouter;
@@ -196,9 +197,18 @@ impl BrokerEventHandler for Guard {
                 self.cut(&event.client_id, "retained message").await;
                 return PublishAction::Handled;
             }
+            // Receive Maximum (MQTT 5 §3.3.4) slows down only what is acknowledged.
+            if event.qos == QoS::AtMostOnce && is_request(&event.topic) {
+                self.cut(&event.client_id, "request at QoS 0").await;
+                return PublishAction::Handled;
+            }
             PublishAction::Transform(plain(event))
         })
     }
+}
+
+fn is_request(topic: &str) -> bool {
+    matches!(Topic::parse(topic), Some(Topic::Request(..)))
 }
 
 /// The message with the Response Topic, which the worker examines, as its only property.

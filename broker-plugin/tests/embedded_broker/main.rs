@@ -618,6 +618,19 @@ async fn stranger_that_publishes_without_end_is_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn request_at_qos_0_is_not_delivered_and_its_sender_cut() {
+    let world = World::new().await;
+    let mut worker = world.worker().await;
+    let (stranger, client) = world.stranger().await;
+    let device = world.device("pump-17").await;
+    for (mut raw, client) in [(stranger, client.as_str()), (device, "pump-17")] {
+        raw.send_publish(&request_topic(client), b"request", 0x30).await;
+        raw.end().await.unwrap();
+    }
+    assert_eq!(worker.message(SILENCE).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn strangers_that_never_read_their_replies_do_not_hold_up_the_worker() {
     let world = World::new().await;
     let _worker = world.answering_worker(vec![7; 15 * 1024]).await;
