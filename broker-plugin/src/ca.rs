@@ -36,7 +36,7 @@ impl Ca {
         device: ProvenDevice,
         now: OffsetDateTime,
     ) -> Result<CertificateReply, Refusal> {
-        let records = transaction.records(&device)?;
+        let records = transaction.records(&device, now)?;
         let device = device.readmit(&records)?;
         let device_id = device.device().device_id().clone();
         let leaf = match transaction.certificate_in_force(device.device(), now)? {
@@ -81,7 +81,7 @@ impl Examiner {
         now: OffsetDateTime,
     ) -> Result<(ChallengeReply, DeviceId), Refusal> {
         self.refresh_anchors()?;
-        let records = self.store.records(&evidence)?;
+        let records = self.store.records(&evidence, now)?;
         let ek = TrustedEk::verify(&evidence, &self.anchors, records.enrolment.as_ref(), now)?;
         let key = BoundKey::verify(&evidence)?;
         let admitted = Admitted::decide(ek, evidence.requested_device_id(), &records)?;

@@ -43,7 +43,7 @@ fn add(store: &mut Store, certificate: &IssuedCertificate) -> Result<(), StoreEr
 }
 
 fn enroll(store: &mut Store, ek_id: EkId, device_id: Option<&str>) -> Result<(), EnrolError> {
-    store.enroll(&NewEnrolment { ek_id, device_id: device_id.map(id), recognised: "test".into(), added_at: 0 })
+    store.enroll(&NewEnrolment { ek_id, device_id: device_id.map(id), recognised: "test".into(), added_at: now() })
 }
 
 #[test]

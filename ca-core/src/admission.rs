@@ -1,7 +1,7 @@
 //! Who may have which device id: the rules that need to know what happened before.
 
 use assay_wire::{DeviceId, EkId};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::Rejection;
 use crate::challenge::ProvenDevice;
@@ -26,6 +26,8 @@ pub struct Registration {
     pub disabled: bool,
     /// The certificate it has now.
     pub certificate: Option<CertificateOnRecord>,
+    /// How many certificates it got within the last [`QUOTA_PERIOD`].
+    pub recent_certificates: u32,
 }
 
 /// A device's active certificate, as far as admission depends on it.
@@ -103,16 +105,36 @@ impl ProvenDevice {
         if self.assurance() == Assurance::EnrolmentList && records.enrolment.is_none() {
             return Err(Rejection::EkNotEnrolled { ek });
         }
-        let newer = records.registration.as_ref().and_then(|registration| registration.certificate.as_ref());
-        if newer.is_some_and(|newer| newer.ik_id != self.ik_id() && newer.issued_at > self.issued_at()) {
-            return Err(Rejection::ClaimOutdated { issued_at: self.issued_at() });
+        if let Some(registration) = &records.registration {
+            self.check_rekey(registration)?;
         }
         let claimed = self.device_id();
         let due = due_device_id(records.enrolment.as_ref(), records.registration.as_ref());
         check(&ek, claimed, due.unwrap_or(claimed), records)?;
         Ok(Readmitted(self))
     }
+
+    /// A device that has a certificate for this IK gets that one again. For another IK the claim must be younger than the
+    /// certificate, or two claims could take turns for as long as they are valid; and there is a quota.
+    fn check_rekey(&self, registration: &Registration) -> Result<(), Rejection> {
+        let certificate = registration.certificate.as_ref().filter(|certificate| certificate.ik_id != self.ik_id());
+        if certificate.is_some_and(|certificate| certificate.issued_at >= self.issued_at()) {
+            return Err(Rejection::ClaimOutdated { issued_at: self.issued_at() });
+        }
+        let count = registration.recent_certificates;
+        if certificate.is_some() && count >= QUOTA {
+            return Err(Rejection::QuotaExceeded { count });
+        }
+        Ok(())
+    }
 }
+
+/// Certificates that a device may get for new IKs within [`QUOTA_PERIOD`]. A device makes a new IK when its TPM was cleared;
+/// what makes more is a fault or an attempt to fill the store.
+pub const QUOTA: u32 = 24;
+
+/// See [`QUOTA`].
+pub const QUOTA_PERIOD: Duration = Duration::days(1);
 
 impl Readmitted {
     /// The device.

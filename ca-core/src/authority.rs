@@ -51,19 +51,26 @@ impl Authority {
         self.leaf(params, "broker", now, rng)
     }
 
-    /// A certificate for a client of the broker.
-    pub fn client(
+    /// A certificate for a worker's connections to the broker.
+    pub fn worker(&self, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<KeyAndCertificate, Fault> {
+        self.client(&Identity::Worker, "worker@", now, rng)
+    }
+
+    /// A certificate for an operator's.
+    pub fn operator(&self, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<KeyAndCertificate, Fault> {
+        self.client(&Identity::Operator, "operator@", now, rng)
+    }
+
+    /// Never for a device, whose certificate is earned. Brokers that know clients by their common name must not take a device
+    /// for one of these: no device id has an `@`.
+    fn client(
         &self,
         identity: &Identity,
+        common_name: &str,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<KeyAndCertificate, Fault> {
         let uri = Ia5String::try_from(identity.to_string()).map_err(fault("writing an identity"))?;
-        let common_name = match identity {
-            Identity::Device { device_id, .. } => device_id.as_str(),
-            Identity::Operator => "operator",
-            Identity::Worker => "worker",
-        };
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(uri)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -95,7 +102,6 @@ impl Authority {
 }
 
 /// A certificate and its private key, for files.
-#[derive(Debug)]
 pub struct KeyAndCertificate {
     /// The certificate in PEM.
     pub certificate: String,

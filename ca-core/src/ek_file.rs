@@ -99,6 +99,9 @@ impl EkIdentity {
     fn of_certificate(der: &[u8]) -> Result<Self, EkFileError> {
         let certificate = EkCertificate::parse(der).map_err(EkFileError::Certificate)?;
         let x509 = certificate.x509();
+        if x509.is_ca() {
+            return Err(EkFileError::CaCertificate);
+        }
         let summary = CertificateSummary {
             issuer: x509.issuer().to_string(),
             serial: crate::hex(x509.raw_serial()),
@@ -135,6 +138,8 @@ pub enum EkFileError {
     Unrecognised,
     #[error("a PEM file that begins with neither a certificate nor a public key")]
     OtherPem,
+    #[error("the certificate of a CA, not of an EK; `assay trust add` takes those of vendors")]
+    CaCertificate,
     #[error(transparent)]
     Certificate(Rejection),
     #[error("not the public area of an EK: {0}")]

@@ -38,7 +38,7 @@ mod bound_key;
 pub use bound_key::BoundKey;
 
 mod admission;
-pub use admission::{Admitted, CertificateOnRecord, Enrolment, Readmitted, Records, Registration};
+pub use admission::{Admitted, CertificateOnRecord, Enrolment, QUOTA, QUOTA_PERIOD, Readmitted, Records, Registration};
 
 mod challenge;
 pub use challenge::{CLAIM_LIFETIME, CLOCK_SKEW, ProvenDevice, TicketKey};

@@ -53,6 +53,9 @@ pub enum Rejection {
     #[error("device id {requested} is not granted to EK {ek}; due to it is {due}")]
     DeviceIdNotEnrolled { ek: EkId, requested: DeviceId, due: DeviceId },
 
+    #[error("the device got {count} certificates within a day, as many as it may")]
+    QuotaExceeded { count: u32 },
+
     #[error("the claim expired at {expired_at}; it is {now}")]
     ClaimExpired { expired_at: OffsetDateTime, now: OffsetDateTime },
     #[error("since the claim was made, at {issued_at}, the device got a certificate for another IK")]
@@ -92,6 +95,7 @@ impl Rejection {
             Self::DeviceIdTaken { .. } => ProblemCode::DeviceIdTaken,
             Self::EkRegistered { .. } => ProblemCode::EkRegistered,
             Self::DeviceIdNotEnrolled { .. } => ProblemCode::DeviceIdNotEnrolled,
+            Self::QuotaExceeded { .. } => ProblemCode::QuotaExceeded,
             Self::ClaimExpired { .. } | Self::ClaimOutdated { .. } | Self::ClaimFromTheFuture { .. } => {
                 ProblemCode::ClaimExpired
             }
@@ -103,7 +107,11 @@ impl Rejection {
 
     /// What the device is told.
     pub fn problem(&self) -> Problem {
-        Problem::new(self.code(), self.to_string())
+        let problem = Problem::new(self.code(), self.to_string());
+        match self {
+            Self::QuotaExceeded { .. } => problem.retry_after(RETRY_AFTER_QUOTA_S),
+            _ => problem,
+        }
     }
 
     /// Files an EK's area under "weak", "off template" or "unreadable".
@@ -155,3 +163,6 @@ pub enum Fault {
     #[error("the certificate library failed at {operation}: {reason}")]
     Certificate { operation: &'static str, reason: String },
 }
+
+/// The quota is of a day, and becomes free bit by bit.
+const RETRY_AFTER_QUOTA_S: u32 = 3600;

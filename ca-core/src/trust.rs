@@ -46,11 +46,6 @@ impl TrustAnchors {
         }
         Ok(anchors)
     }
-
-    /// Whether no root is trusted, so that EKs can only be trusted by enrolment.
-    pub fn is_empty(&self) -> bool {
-        self.roots.is_empty()
-    }
 }
 
 /// Why a certificate cannot be a TPM vendor's.

@@ -104,6 +104,9 @@ fn advice(code: ProblemCode) -> &'static str {
         ProblemCode::ClaimExpired | ProblemCode::TicketRefused => {
             "try again; if it stays so, check the CA's clock, and that all its workers share one ticket key."
         }
+        ProblemCode::QuotaExceeded => {
+            "find out why this device makes new identity keys so often; it may try again later."
+        }
         ProblemCode::Other(_) => "update this device's software: the CA is newer.",
     }
 }

@@ -57,11 +57,6 @@ impl Topic {
     pub fn shared_requests(scope: &Scope) -> String {
         format!("$share/ca/{}", Self::requests(scope))
     }
-
-    /// The topic filter below which a provisioned device may publish and subscribe.
-    pub fn device_tree(scope: &Scope, device: &DeviceId) -> String {
-        format!("device/v1/{scope}/{device}/#")
-    }
 }
 
 impl fmt::Display for Topic {

@@ -1,6 +1,6 @@
 //! Devices, their certificates, and the record of every decision.
 
-use assay_ca_core::{Assurance, IssuedCertificate, ProvenDevice, Records};
+use assay_ca_core::{IssuedCertificate, ProvenDevice, Records};
 use assay_wire::{ClientId, DeviceId, EkId, ProblemCode};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 use sha2::{Digest, Sha256};
@@ -20,8 +20,8 @@ impl<'t> Transaction<'t> {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn records(&self, device: &ProvenDevice) -> Result<Records, StoreError> {
-        records(self.0, &device.ek_id(), |_, _| Some(device.device_id().clone()))
+    pub fn records(&self, device: &ProvenDevice, now: OffsetDateTime) -> Result<Records, StoreError> {
+        records(self.0, &device.ek_id(), now, |_, _| Some(device.device_id().clone()))
     }
 
     /// The certificate that a device has now, in DER, if it is for the IK it proved and still valid.
@@ -56,7 +56,7 @@ impl<'t> Transaction<'t> {
             .execute(params![
                 device,
                 certificate.ek_id.as_bytes(),
-                assurance_name(certificate.assurance),
+                certificate.assurance.to_string(),
                 now.unix_timestamp()
             ])?;
         self.0
@@ -311,13 +311,6 @@ impl Store {
 
 fn ik_id(spki: &[u8]) -> [u8; 32] {
     Sha256::digest(spki).into()
-}
-
-fn assurance_name(assurance: Assurance) -> &'static str {
-    match assurance {
-        Assurance::EnrolmentList => "enrolment-list",
-        Assurance::VendorCertificate => "vendor-certificate",
-    }
 }
 
 /// Keeps the file bounded however many requests strangers send: at about 300 bytes each, 30 MB.

@@ -2,6 +2,7 @@
 
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{OptionalExtension, params};
+use time::OffsetDateTime;
 
 use super::{Store, StoreError, ek_id, optional_device_id};
 
@@ -14,8 +15,8 @@ pub struct NewEnrolment {
     pub device_id: Option<DeviceId>,
     /// The encoding that the operator's file had.
     pub recognised: String,
-    /// Now, in seconds since 1970.
-    pub added_at: i64,
+    /// Now.
+    pub added_at: OffsetDateTime,
 }
 
 /// An EK that the CA knows: enrolled, registered, or both.
@@ -65,7 +66,7 @@ impl Store {
     /// See [`EnrolError`].
     pub fn enroll(&mut self, new: &NewEnrolment) -> Result<(), EnrolError> {
         let transaction = self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let records = super::records(&transaction, &new.ek_id, |_, _| new.device_id.clone())?;
+        let records = super::records(&transaction, &new.ek_id, new.added_at, |_, _| new.device_id.clone())?;
         if records.enrolment.is_some() {
             return Err(EnrolError::Enrolled(new.ek_id));
         }
@@ -80,7 +81,12 @@ impl Store {
         }
         transaction.execute(
             "INSERT INTO enrolments (ek_id, device_id, recognised, added_at) VALUES (?1, ?2, ?3, ?4)",
-            params![new.ek_id.as_bytes(), new.device_id.as_ref().map(DeviceId::as_str), new.recognised, new.added_at],
+            params![
+                new.ek_id.as_bytes(),
+                new.device_id.as_ref().map(DeviceId::as_str),
+                new.recognised,
+                new.added_at.unix_timestamp()
+            ],
         )?;
         transaction.commit()?;
         Ok(())

@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use assay_ca_core::{CertificateOnRecord, Enrolment, Evidence, Records, Registration};
+use assay_ca_core::{CertificateOnRecord, Enrolment, Evidence, QUOTA_PERIOD, Records, Registration};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 use time::OffsetDateTime;
@@ -67,8 +67,8 @@ impl Store {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn records(&self, evidence: &Evidence) -> Result<Records, StoreError> {
-        records(&self.connection, &evidence.ek_id(), |enrolment, registration| {
+    pub fn records(&self, evidence: &Evidence, now: OffsetDateTime) -> Result<Records, StoreError> {
+        records(&self.connection, &evidence.ek_id(), now, |enrolment, registration| {
             Some(evidence.device_id_in_question(enrolment, registration))
         })
     }
@@ -92,6 +92,7 @@ impl Store {
 fn records(
     connection: &Connection,
     ek: &EkId,
+    now: OffsetDateTime,
     id_in_question: impl FnOnce(Option<&Enrolment>, Option<&Registration>) -> Option<DeviceId>,
 ) -> Result<Records, StoreError> {
     let enrolment = connection
@@ -100,17 +101,24 @@ fn records(
             Ok(Enrolment { device_id: optional_device_id(row, 0)?, disabled: row.get(1)? })
         })
         .optional()?;
+    let quota_from = now - QUOTA_PERIOD;
     let registration = connection
         .prepare_cached(
-            "SELECT d.device_id, d.disabled, c.ik_id, c.issued_at
+            "SELECT d.device_id, d.disabled, c.ik_id, c.issued_at,
+                    (SELECT count(*) FROM certificates r WHERE r.device_id = d.device_id AND r.issued_at > ?2)
              FROM devices d LEFT JOIN certificates c ON c.device_id = d.device_id AND c.status = 'active' WHERE d.ek_id = ?1",
         )?
-        .query_row(params![ek.as_bytes()], |row| {
+        .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| {
             let certificate = match (row.get(2)?, row.get(3)?) {
                 (Some(ik_id), Some(issued_at)) => Some(CertificateOnRecord { ik_id, issued_at: time(3, issued_at)? }),
                 _ => None,
             };
-            Ok(Registration { device_id: device_id(row, 0)?, disabled: row.get(1)?, certificate })
+            Ok(Registration {
+                device_id: device_id(row, 0)?,
+                disabled: row.get(1)?,
+                certificate,
+                recent_certificates: row.get(4)?,
+            })
         })
         .optional()?;
     let id_holder = match id_in_question(enrolment.as_ref(), registration.as_ref()) {

@@ -47,8 +47,13 @@ fn roles_read_back_from_their_certificates() {
     let mut rng = CountingRng::new();
     let root = Authority::root("Test", now(), &mut rng).unwrap();
     let issuing = root.issuing("Test", now(), &mut rng).unwrap();
-    for identity in [Identity::Worker, Identity::Operator] {
-        let leaf = der(&issuing.client(&identity, now(), &mut rng).unwrap());
+    let worker = issuing.worker(now(), &mut rng).unwrap();
+    let operator = issuing.operator(now(), &mut rng).unwrap();
+    for (identity, pair) in [(Identity::Worker, worker), (Identity::Operator, operator)] {
+        let leaf = der(&pair);
+        let (_, parsed) = X509Certificate::from_der(&leaf).unwrap();
+        let name = parsed.subject().iter_common_name().next().unwrap().as_str().unwrap();
+        assert!(name.parse::<assay_wire::DeviceId>().is_err(), "{name} could be a device");
         assert!(verify(&root, &issuing, &leaf, KeyUsage::client_auth()));
         assert!(!verify(&root, &issuing, &leaf, KeyUsage::server_auth()));
         assert_eq!(Identity::from_certificate(&leaf), Ok(identity));

@@ -243,7 +243,7 @@ fn issuer_is_a_ca_with_its_own_key() {
     let mut rng = CountingRng::new();
     let root = Authority::root("Test", now(), &mut rng).unwrap();
     let (one, two) = (root.issuing("Test", now(), &mut rng).unwrap(), root.issuing("Test", now(), &mut rng).unwrap());
-    let leaf = one.client(&Identity::Worker, now(), &mut rng).unwrap();
+    let leaf = one.worker(now(), &mut rng).unwrap();
     let issuer = |certificate: &str, key: &str| Issuer::from_pem(certificate, key).map(drop);
     let (one, two) = (one.to_pem(), two.to_pem());
     assert_eq!(issuer(&one.certificate, &one.key), Ok(()));

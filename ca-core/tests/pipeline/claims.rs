@@ -1,7 +1,7 @@
 //! What a claim and its ticket are good for, and for how long.
 
 use assay_ca_core::{
-    CLAIM_LIFETIME, CLOCK_SKEW, CertificateOnRecord, Enrolment, ProvenDevice, Records, Registration, Rejection,
+    CLAIM_LIFETIME, CLOCK_SKEW, CertificateOnRecord, Enrolment, ProvenDevice, QUOTA, Records, Registration, Rejection,
     TicketKey,
 };
 use assay_wire::{CertifyRequest, EkId, ProblemCode, Ticket};
@@ -163,8 +163,12 @@ mod readmission {
 
     #[test]
     fn device_that_was_registered_under_another_id_meanwhile_is_refused() {
-        let registration =
-            Some(Registration { device_id: "pump-1".parse().unwrap(), disabled: false, certificate: None });
+        let registration = Some(Registration {
+            device_id: "pump-1".parse().unwrap(),
+            disabled: false,
+            certificate: None,
+            recent_certificates: 1,
+        });
         assert_eq!(readmit(&Records { registration, ..Records::default() }), Err(ProblemCode::EkRegistered));
     }
 
@@ -172,18 +176,42 @@ mod readmission {
     fn claim_from_before_a_certificate_for_another_ik_is_refused() {
         let (ca, _, request) = answered();
         let proven = || ca.prove(&request).unwrap();
+        let recent_certificates = 1;
         let registered = |ik_id, issued_at| {
             let certificate = Some(CertificateOnRecord { ik_id, issued_at });
-            let registration = Registration { device_id: proven().device_id().clone(), disabled: false, certificate };
+            let registration = Registration {
+                device_id: proven().device_id().clone(),
+                disabled: false,
+                certificate,
+                recent_certificates,
+            };
             Records { registration: Some(registration), ..Records::default() }
         };
         let (other_ik, this_ik) = ([7; 32], proven().ik_id());
-        let later = now() + Duration::seconds(1);
+        let (later, earlier) = (now() + Duration::seconds(1), now() - Duration::seconds(1));
         let refusal = proven().readmit(&registered(other_ik, later)).unwrap_err();
         assert!(matches!(refusal, Rejection::ClaimOutdated { .. }), "{refusal}");
         assert_eq!(refusal.code(), ProblemCode::ClaimExpired);
-        proven().readmit(&registered(other_ik, now())).unwrap();
+        assert!(proven().readmit(&registered(other_ik, now())).is_err(), "as old as the certificate");
+        proven().readmit(&registered(other_ik, earlier)).unwrap();
         proven().readmit(&registered(this_ik, later)).unwrap();
+    }
+
+    #[test]
+    fn device_that_got_too_many_certificates_is_told_to_wait() {
+        let (ca, _, request) = answered();
+        let readmit = |ik_id, recent_certificates| {
+            let proven = ca.prove(&request).unwrap();
+            let certificate = Some(CertificateOnRecord { ik_id, issued_at: now() - Duration::hours(1) });
+            let device_id = proven.device_id().clone();
+            let registration = Some(Registration { device_id, disabled: false, certificate, recent_certificates });
+            proven.readmit(&Records { registration, ..Records::default() }).map(drop)
+        };
+        let problem = readmit([7; 32], QUOTA).unwrap_err().problem();
+        assert_eq!(problem.code, ProblemCode::QuotaExceeded);
+        assert!(problem.retry_after.is_some());
+        readmit([7; 32], QUOTA - 1).unwrap();
+        readmit(ca.prove(&request).unwrap().ik_id(), QUOTA).unwrap();
     }
 
     #[test]
