@@ -12,3 +12,4 @@ pub mod worker;
 
 mod random;
 pub use random::random_u32;
+use random::random_u128;

@@ -7,7 +7,14 @@ pub(crate) fn random() -> impl rand_core::CryptoRng {
     UnwrapErr(getrandom::SysRng)
 }
 
-/// For jitter and names that need not be secret.
+/// For jitter, and names that only have to differ.
 pub fn random_u32() -> u32 {
     random().next_u32()
+}
+
+/// For names that must be unguessable.
+pub(crate) fn random_u128() -> u128 {
+    let mut bytes = [0; 16];
+    random().fill_bytes(&mut bytes);
+    u128::from_be_bytes(bytes)
 }

@@ -16,7 +16,7 @@ use crate::store::AuditEntry;
 /// Examines requests until the queue is closed.
 pub(super) fn run(ca: &Ca, mut examiner: Examiner, jobs: &Receiver<Job>, writes: &Sender<Write>, outbox: &Outbox) {
     for job in jobs {
-        let id = Request::id_of(&job.receipt.publish.payload);
+        let id = Request::id_of(&job.message);
         // A panic would be a bug of ours, but one that a stranger's bytes found must not take a thread from everybody else.
         let outcome = catch_unwind(AssertUnwindSafe(|| examine(ca, &mut examiner, &job)));
         let (decision, subject) = outcome.unwrap_or_else(|_| {
@@ -26,6 +26,7 @@ pub(super) fn run(ca: &Ca, mut examiner: Examiner, jobs: &Receiver<Job>, writes:
         match decision {
             Decision::Reply(body) => {
                 let audit = audit_entry(&job, subject, &body);
+                log(&audit);
                 outbox.reply(job, id, body);
                 _ = writes.send(Write::Audit(audit));
             }
@@ -57,7 +58,7 @@ fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job) -> (Decision, Subject) {
     if let Some(problem) = response_topic_problem(ca, job) {
         return (Decision::Reply(ReplyBody::Problem(problem)), Subject::unread());
     }
-    match Request::decode(&job.receipt.publish.payload) {
+    match Request::decode(&job.message) {
         Err(error) => {
             let problem = Problem::new(decode_problem(&error), error.to_string());
             (Decision::Reply(ReplyBody::Problem(problem)), Subject::unread())
@@ -88,7 +89,7 @@ fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job) -> (Decision, Subject) {
 
 /// Replies go where the client's own topic leads and nowhere else, so that nobody can have one sent to somebody else.
 fn response_topic_problem(ca: &Ca, job: &Job) -> Option<Problem> {
-    let asked = job.receipt.publish.properties.as_ref()?.response_topic.as_ref()?;
+    let asked = job.response_topic.as_ref()?;
     let due = Topic::Reply(ca.scope.clone(), job.client.clone()).to_string();
     (*asked != due).then(|| Problem::new(ProblemCode::Malformed, format!("the Response Topic must be absent or {due}")))
 }
@@ -112,13 +113,13 @@ pub(super) fn problem(refusal: &Refusal) -> Problem {
     }
 }
 
-/// The record of a decision, which also goes to the log.
+/// The record of a decision.
 pub(super) fn audit_entry(job: &Job, subject: Subject, body: &ReplyBody) -> AuditEntry {
     let refusal = match body {
         ReplyBody::Problem(problem) => Some((problem.code, problem.detail.clone())),
         ReplyBody::Challenge(_) | ReplyBody::Certificate(_) => None,
     };
-    let entry = AuditEntry {
+    AuditEntry {
         time: OffsetDateTime::now_utc().unix_timestamp(),
         client: job.client.clone(),
         action: subject.action,
@@ -126,11 +127,14 @@ pub(super) fn audit_entry(job: &Job, subject: Subject, body: &ReplyBody) -> Audi
         device_id: subject.device_id,
         refusal,
         duration_us: job.receipt.received.elapsed().as_micros().try_into().unwrap_or(u32::MAX),
-    };
+    }
+}
+
+/// One line a decision; for a certificate, once it is stored.
+pub(super) fn log(entry: &AuditEntry) {
     let (ek, device) = (entry.ek_id.map(|id| id.to_string()), entry.device_id.as_ref().map(DeviceId::as_str));
     match &entry.refusal {
         Some((code, detail)) => info!(client = %entry.client, ek, device, %code, detail, "{} refused", entry.action),
         None => info!(client = %entry.client, ek, device, "{} granted", entry.action),
     }
-    entry
 }

@@ -58,11 +58,20 @@ impl Intake<'_> {
         if publish.retain {
             return debug!(%client, "retained request ignored: nobody may be waiting for its reply");
         }
-        let receipt = Receipt { publish, connection: self.connection, received: Instant::now() };
-        match self.queue.try_send(Job { client, receipt }) {
+        if publish.qos != QoS::AtLeastOnce {
+            // Only what must be acknowledged is bounded by the receive maximum.
+            return debug!(%client, "request ignored: it was not sent at QoS 1");
+        }
+        let job = Job {
+            client,
+            message: publish.payload,
+            response_topic: publish.properties.and_then(|properties| properties.response_topic),
+            receipt: Receipt { packet_id: publish.pkid, connection: self.connection, received: Instant::now() },
+        };
+        match self.queue.try_send(job) {
             Ok(()) => {}
             Err(TrySendError::Full(job)) => {
-                let id = Request::id_of(&job.receipt.publish.payload);
+                let id = Request::id_of(&job.message);
                 self.outbox.reply(job, id, ReplyBody::Problem(busy()));
             }
             Err(TrySendError::Disconnected(_)) => debug!("no examiner is left"),

@@ -22,9 +22,10 @@ use assay_mqtt::rumqttc::v5::mqttbytes::v5::Publish;
 use assay_mqtt::rumqttc::v5::{AsyncClient, ClientError};
 use assay_mqtt::{Backoff, BrokerUrl, Client};
 use assay_wire::{ClientId, Problem, ProblemCode, Reply, ReplyBody, RequestId, Scope, Topic};
+use bytes::Bytes;
 use crossbeam_channel as channel;
 use rustls::ClientConfig;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::warn;
 
 use crate::access::WORKER_PREFIX;
@@ -45,21 +46,22 @@ pub struct WorkerConfig {
 /// Serves requests until the future is dropped; calls `ready` each time a broker has granted the subscription.
 ///
 /// # Errors
-/// The store cannot be opened. A broker that cannot be reached is tried again for ever.
-pub async fn run(ca: Arc<Ca>, config: WorkerConfig, ready: impl Fn()) -> Result<(), StoreError> {
+/// The store cannot be opened, or a thread ended, which is a bug. A broker that cannot be reached is tried again for ever.
+pub async fn run(ca: Arc<Ca>, config: WorkerConfig, ready: impl Fn()) -> Result<(), WorkerError> {
     let (queue, jobs) = channel::bounded(QUEUE);
     let (writes, written) = channel::bounded(QUEUE);
-    let (outbox, mut letters) = mpsc::unbounded_channel();
+    let (outbox, mut letters) = mpsc::channel(OUTBOX);
     let outbox = Outbox { scope: ca.scope.clone(), letters: outbox };
+    let ended = Arc::new(Notify::new());
 
     for n in 0..thread::available_parallelism().map_or(1, usize::from) {
         let examiner = Examiner::new(Store::open(&config.database)?)?;
         let (ca, jobs, writes, outbox) = (Arc::clone(&ca), jobs.clone(), writes.clone(), outbox.clone());
-        spawn(format!("examiner-{n}"), move || examiner::run(&ca, examiner, &jobs, &writes, &outbox));
+        spawn(format!("examiner-{n}"), &ended, move || examiner::run(&ca, examiner, &jobs, &writes, &outbox));
     }
     drop((jobs, writes));
     let (store, writer_ca, writer_outbox) = (Store::open(&config.database)?, Arc::clone(&ca), outbox.clone());
-    spawn("writer".into(), move || writer::run(&writer_ca, store, &written, &writer_outbox));
+    spawn("writer".into(), &ended, move || writer::run(&writer_ca, store, &written, &writer_outbox));
 
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     for connection in 0.. {
@@ -68,6 +70,7 @@ pub async fn run(ca: Arc<Ca>, config: WorkerConfig, ready: impl Fn()) -> Result<
         let error = tokio::select! {
             error = intake.run(&client, &mut events, || { backoff.reset(); ready() }) => error,
             error = deliver(&client, connection, &mut letters) => error,
+            () = ended.notified() => return Err(WorkerError::ThreadEnded),
         };
         let delay = backoff.next(Duration::ZERO, crate::random_u32());
         warn!(broker = %config.broker, error = %format!("{error:#}"), retry_in = ?delay, "no connection to the broker");
@@ -76,25 +79,38 @@ pub async fn run(ca: Arc<Ca>, config: WorkerConfig, ready: impl Fn()) -> Result<
     Ok(())
 }
 
+/// Why a worker cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// At start-up.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Requests would go unanswered from now on.
+    #[error("a thread of the worker ended; its log says why")]
+    ThreadEnded,
+}
+
 /// A request on its way through the worker.
 struct Job {
     client: ClientId,
+    message: Bytes,
+    /// Where the client wants the reply; [`Topic::Reply`] is where it goes.
+    response_topic: Option<String>,
     receipt: Receipt,
 }
 
 /// What is owed to the broker for a request, and since when.
 struct Receipt {
-    publish: Publish,
+    packet_id: u16,
     connection: u64,
     received: Instant,
 }
 
-/// Hands messages to whichever connection is up. Unbounded, yet never longer than what the broker may send unacknowledged:
-/// each letter but a rare event answers one such request.
+/// Hands messages to whichever connection is up.
 #[derive(Clone)]
 struct Outbox {
     scope: Scope,
-    letters: mpsc::UnboundedSender<Letter>,
+    letters: mpsc::Sender<Letter>,
 }
 
 struct Letter {
@@ -114,18 +130,16 @@ impl Outbox {
         self.post(Letter { topic, payload, receipt: None });
     }
 
+    /// Never waits: the intake must not, and the others should not wait for a broker that is gone.
     fn post(&self, letter: Letter) {
-        // The receiver goes only when the worker does.
-        _ = self.letters.send(letter);
+        if let Err(error) = self.letters.try_send(letter) {
+            warn!(%error, "a message to the broker is dropped; its device will ask again");
+        }
     }
 }
 
 /// Publishes letters and acknowledges the requests they answer, until the connection fails.
-async fn deliver(
-    client: &AsyncClient,
-    connection: u64,
-    letters: &mut mpsc::UnboundedReceiver<Letter>,
-) -> anyhow::Error {
+async fn deliver(client: &AsyncClient, connection: u64, letters: &mut mpsc::Receiver<Letter>) -> anyhow::Error {
     while let Some(letter) = letters.recv().await {
         if let Err(error) = publish(client, connection, letter).await {
             return error.into();
@@ -137,7 +151,11 @@ async fn deliver(
 async fn publish(client: &AsyncClient, connection: u64, letter: Letter) -> Result<(), ClientError> {
     client.publish(letter.topic.to_string(), QoS::AtLeastOnce, false, letter.payload).await?;
     match letter.receipt {
-        Some(receipt) if receipt.connection == connection => client.ack(&receipt.publish).await,
+        Some(receipt) if receipt.connection == connection => {
+            let mut request = Publish::new("", QoS::AtLeastOnce, Bytes::new(), None);
+            request.pkid = receipt.packet_id;
+            client.ack(&request).await
+        }
         _ => Ok(()),
     }
 }
@@ -153,14 +171,27 @@ fn internal() -> Problem {
 
 fn mqtt_client() -> Client {
     Client {
-        id: format!("{WORKER_PREFIX}{:08x}", crate::random_u32()),
+        // Unguessable: another client under the same id would end the worker's connection.
+        id: format!("{WORKER_PREFIX}{:032x}", crate::random_u128()),
         window: WINDOW,
         receive_maximum: RECEIVE_MAXIMUM,
         manual_acks: true,
     }
 }
 
-fn spawn(name: String, work: impl FnOnce() + Send + 'static) {
+/// Starts a thread that tells when it ends, by a panic or otherwise.
+fn spawn(name: String, ended: &Arc<Notify>, work: impl FnOnce() + Send + 'static) {
+    struct Obituary(Arc<Notify>);
+    impl Drop for Obituary {
+        fn drop(&mut self) {
+            self.0.notify_one();
+        }
+    }
+    let obituary = Obituary(Arc::clone(ended));
+    let work = move || {
+        let _obituary = obituary;
+        work();
+    };
     // Unwrap safety: at start-up only; without its threads the worker is of no use.
     thread::Builder::new().name(name).spawn(work).unwrap();
 }
@@ -171,6 +202,9 @@ const QUEUE: usize = 256;
 const RECEIVE_MAXIMUM: u16 = 1024;
 /// Replies on their way to the broker.
 const WINDOW: u16 = 256;
+/// Messages that wait for a connection: all that the broker may have sent unacknowledged before and after a reconnect, and as
+/// many events.
+const OUTBOX: usize = 4 * RECEIVE_MAXIMUM as usize;
 /// A full queue is worked off in well under a second; devices add jitter of their own.
 const RETRY_AFTER_BUSY_S: u32 = 1;
 /// A full disk or a stopped signer does not mend itself faster.

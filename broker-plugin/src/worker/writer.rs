@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use time::OffsetDateTime;
 use tracing::error;
 
-use super::examiner::{Subject, audit_entry, problem};
+use super::examiner::{Subject, audit_entry, log, problem};
 use super::{Job, Outbox, internal};
 use crate::ca::{Ca, Refusal};
 use crate::store::{AuditEntry, Store, StoreError, Transaction};
@@ -67,7 +67,8 @@ fn commit(ca: &Ca, store: &mut Store, waiting: Vec<Certify>, audits: Vec<AuditEn
     });
     match answers {
         Ok(answers) => {
-            for ((job, id), answer) in envelopes.into_iter().zip(answers) {
+            for ((job, id), (answer, audit)) in envelopes.into_iter().zip(answers) {
+                log(&audit);
                 if let ReplyBody::Certificate(reply) = &answer {
                     outbox.event(Topic::Event(ca.scope.clone(), reply.device_id.clone()), event(reply));
                 }
@@ -83,7 +84,12 @@ fn commit(ca: &Ca, store: &mut Store, waiting: Vec<Certify>, audits: Vec<AuditEn
     }
 }
 
-fn answer(ca: &Ca, transaction: &Transaction<'_>, device: ProvenDevice, job: &Job) -> Result<ReplyBody, StoreError> {
+fn answer(
+    ca: &Ca,
+    transaction: &Transaction<'_>,
+    device: ProvenDevice,
+    job: &Job,
+) -> Result<(ReplyBody, AuditEntry), StoreError> {
     let subject =
         Subject { action: "certify", ek_id: Some(device.ek_id()), device_id: Some(device.device_id().clone()) };
     let answer = match ca.certify(transaction, device, OffsetDateTime::now_utc()) {
@@ -92,8 +98,9 @@ fn answer(ca: &Ca, transaction: &Transaction<'_>, device: ProvenDevice, job: &Jo
         Err(Refusal::Store(error)) => return Err(error),
         Err(refusal) => ReplyBody::Problem(problem(&refusal)),
     };
-    transaction.audit(&audit_entry(job, subject, &answer))?;
-    Ok(answer)
+    let audit = audit_entry(job, subject, &answer);
+    transaction.audit(&audit)?;
+    Ok((answer, audit))
 }
 
 /// What operators hear of a certificate.
