@@ -1,13 +1,13 @@
 //! The CA's directory: keys, certificates, configuration and database, as `assay init` makes it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
-use assay_ca_core::{Authority, Identity, Issuer, KeyAndCertificate, Profile, TicketKey};
+use anyhow::{Context, Result, bail, ensure};
+use assay_ca_core::{Authority, Issuer, KeyAndCertificate, Profile, TicketKey};
 use assay_wire::Scope;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -51,26 +51,19 @@ pub struct Credentials {
 impl Directory {
     /// Makes a CA: root, issuing CA, ticket key, broker, worker and operator certificates, configuration, database.
     ///
-    /// Everything is made beside the place and moved there at once, so a half-made CA is never found.
+    /// The configuration is written last, so a half-made CA is never opened.
     ///
     /// # Errors
     /// The directory exists and is not empty, or it cannot be written.
     pub fn create(path: &Path, name: &str, server_names: &[String]) -> Result<()> {
-        if path.exists() && fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
+        if fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
             bail!("{} exists and is not empty; a CA is never overwritten. Choose another directory", path.display());
         }
-        let place = std::path::absolute(path)?;
-        let parent = place.parent().context("the root directory cannot hold a CA")?;
-        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-        let draft = parent.join(format!(".assay-init-{:08x}", crate::random_u32()));
-        fs::DirBuilder::new().mode(0o700).create(&draft)?;
-        let made = fill(&draft, name, server_names).and_then(|()| {
-            fs::rename(&draft, &place).with_context(|| format!("cannot put the CA at {}", place.display()))
-        });
-        if made.is_err() {
-            _ = fs::remove_dir_all(&draft);
-        }
-        made
+        let cannot_make = || format!("cannot make {}", path.display());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(cannot_make)?;
+        fs::set_permissions(path, Permissions::from_mode(0o700)).with_context(cannot_make)?;
+        let half_made = || format!("{} is half made; empty it and try again", path.display());
+        fill(path, name, server_names).with_context(half_made)
     }
 
     /// Opens a directory that `create` made.
@@ -113,11 +106,11 @@ impl Directory {
         let key = Zeroizing::new(self.read("issuing.key")?);
         let issuer = Issuer::from_pem(&self.read("issuing.pem")?, &key).context("issuing.pem and issuing.key")?;
         let secret = Zeroizing::new(fs::read(self.path.join(TICKET_KEY)).context("cannot read ticket.key")?);
-        let secret = <[u8; TicketKey::LEN]>::try_from(secret.as_slice())
-            .with_context(|| format!("{TICKET_KEY} must have {} bytes", TicketKey::LEN))?;
+        let secret = <[u8; TicketKey::LEN]>::try_from(secret.as_slice()).map(Zeroizing::new);
+        let secret = secret.with_context(|| format!("{TICKET_KEY} must have {} bytes", TicketKey::LEN))?;
         Ok(Ca {
             scope: self.config.scope.clone(),
-            ticket_key: TicketKey::new(secret),
+            ticket_key: TicketKey::new(*secret),
             issuer,
             profile: self.config.profile,
         })
@@ -147,9 +140,10 @@ impl Directory {
     /// # Errors
     /// They cannot be read.
     pub fn credentials(&self, holder: &str) -> Result<Credentials> {
-        let chain = CertificateDer::pem_file_iter(self.path.join(format!("{holder}.pem")))
+        let chain: Vec<_> = CertificateDer::pem_file_iter(self.path.join(format!("{holder}.pem")))
             .and_then(Iterator::collect)
             .with_context(|| format!("cannot read {holder}.pem"))?;
+        ensure!(!chain.is_empty(), "{holder}.pem holds no certificate");
         let key = PrivateKeyDer::from_pem_file(self.path.join(format!("{holder}.key")))
             .with_context(|| format!("cannot read {holder}.key"))?;
         Ok(Credentials { chain, key })
@@ -161,7 +155,7 @@ impl Directory {
     }
 }
 
-fn fill(draft: &Path, name: &str, server_names: &[String]) -> Result<()> {
+fn fill(directory: &Path, name: &str, server_names: &[String]) -> Result<()> {
     let now = OffsetDateTime::now_utc();
     let rng = &mut random();
     let root = Authority::root(name, now, rng)?;
@@ -171,25 +165,25 @@ fn fill(draft: &Path, name: &str, server_names: &[String]) -> Result<()> {
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
     names.extend_from_slice(server_names);
     let server = issuing.server(&names, now, rng).with_context(|| format!("broker certificate for {names:?}"))?;
-    let worker = issuing.client(&Identity::Worker, now, rng)?;
-    let operator = issuing.client(&Identity::Operator, now, rng)?;
+    let worker = issuing.worker(now, rng)?;
+    let operator = issuing.operator(now, rng)?;
 
-    write_pair(draft, "root", &root.to_pem(), "")?;
-    write_pair(draft, "issuing", &issuing_pem, "")?;
+    write_pair(directory, "root", &root.to_pem(), "")?;
+    write_pair(directory, "issuing", &issuing_pem, "")?;
     for (holder, pair) in [("server", server), ("worker", worker), ("operator", operator)] {
-        write_pair(draft, holder, &pair, &issuing_pem.certificate)?;
+        write_pair(directory, holder, &pair, &issuing_pem.certificate)?;
     }
-    write_file(&draft.join(TICKET_KEY), TicketKey::generate(rng).secret(), SECRET)?;
-    write_file(&draft.join(CONFIG), CONFIG_TEXT.as_bytes(), PUBLIC)?;
-    Store::create(&draft.join(DATABASE))?;
-    File::open(draft)?.sync_all()?;
+    write_file(&directory.join(TICKET_KEY), TicketKey::generate(rng).secret(), SECRET)?;
+    Store::create(&directory.join(DATABASE))?;
+    write_file(&directory.join(CONFIG), CONFIG_TEXT.as_bytes(), PUBLIC)?;
+    File::open(directory)?.sync_all()?;
     Ok(())
 }
 
-fn write_pair(draft: &Path, holder: &str, pair: &KeyAndCertificate, issuers: &str) -> Result<()> {
+fn write_pair(directory: &Path, holder: &str, pair: &KeyAndCertificate, issuers: &str) -> Result<()> {
     let chain = format!("{}{issuers}", pair.certificate);
-    write_file(&draft.join(format!("{holder}.pem")), chain.as_bytes(), PUBLIC)?;
-    write_file(&draft.join(format!("{holder}.key")), pair.key.as_bytes(), SECRET)
+    write_file(&directory.join(format!("{holder}.pem")), chain.as_bytes(), PUBLIC)?;
+    write_file(&directory.join(format!("{holder}.key")), pair.key.as_bytes(), SECRET)
 }
 
 fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {

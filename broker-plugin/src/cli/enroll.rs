@@ -62,17 +62,19 @@ fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>) -> Result<()
     let (recognised, ek) = recognise(file)?;
     eprintln!("recognised: {recognised}, {}", ek.key);
     if let Some(certificate) = &ek.certificate {
-        eprintln!(
-            "  issuer {}, valid until {}",
-            certificate.issuer,
-            table::time(certificate.not_after.unix_timestamp())
-        );
+        let until = table::time(certificate.not_after.unix_timestamp());
+        eprintln!("  issuer {}", table::printable(&certificate.issuer));
+        eprintln!("  serial {}, valid until {until}", certificate.serial);
+        if let Some(tpm) = &certificate.tpm {
+            let tpm = format!("manufacturer {}, model {}, version {}", tpm.manufacturer, tpm.model, tpm.version);
+            eprintln!("  TPM {}", table::printable(&tpm));
+        }
     }
     store.enroll(&NewEnrolment {
         ek_id: ek.ek_id,
         device_id: device_id.clone(),
         recognised,
-        added_at: OffsetDateTime::now_utc().unix_timestamp(),
+        added_at: OffsetDateTime::now_utc(),
     })?;
     match device_id {
         Some(device_id) => eprintln!("enrolled as {device_id}"),
@@ -115,7 +117,7 @@ fn find_ek(store: &Store, which: &str) -> Result<EkId> {
 fn switch(store: &mut Store, which: &str, disabled: bool) -> Result<()> {
     let row = find(store, which)?;
     store.set_disabled(&row.ek_id, disabled)?;
-    eprintln!("{}: EK {}", table::ability(disabled), row.ek_id);
+    eprintln!("{}: EK {}", table::status(disabled), row.ek_id);
     Ok(())
 }
 
@@ -134,9 +136,9 @@ fn list(store: &Store, as_json: bool) -> Result<()> {
         let device = row.device_id.as_ref().map_or_else(|| "(from the EK)".into(), DeviceId::to_string);
         let source = row.recognised.clone().unwrap_or_else(|| "vendor's certificate".into());
         let registered = if row.registered { "registered" } else { "expected" };
-        [row.ek_id.to_string(), device, registered.into(), table::ability(row.disabled).into(), source]
+        [row.ek_id.to_string(), device, registered.into(), table::status(row.disabled).into(), source]
     });
-    table::print(["EK", "DEVICE", "STATE", "ABILITY", "KNOWN BY"], rows);
+    table::print(["EK", "DEVICE", "STATE", "STATUS", "KNOWN BY"], rows);
     Ok(())
 }
 

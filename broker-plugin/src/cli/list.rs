@@ -45,7 +45,7 @@ pub(crate) fn devices(directory: &Directory, Json { json }: Json) -> Result<()> 
             device.device_id.to_string(),
             device.ek_id.to_string()[..16].to_owned(),
             device.assurance,
-            table::ability(device.disabled).into(),
+            table::status(device.disabled).into(),
             device.serial.map_or_else(|| "-".into(), hex::encode),
             device.not_after.map_or_else(|| "-".into(), table::time),
         ]

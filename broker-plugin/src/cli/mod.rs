@@ -51,20 +51,17 @@ enum Command {
 
 impl Cli {
     pub(crate) fn run(self) -> Result<()> {
-        if let Command::Init(init) = self.command {
-            return init.run();
-        }
-        let directory = Directory::open(&self.dir)?;
+        let directory = || Directory::open(&self.dir);
         match self.command {
-            Command::Init(_) => unreachable!("handled above"),
-            Command::Trust(trust) => trust.run(&directory),
-            Command::Enroll(enroll) => enroll.run(&directory),
-            Command::Serve(serve) => serve.run(&directory),
-            Command::Worker(worker) => worker.run(&directory),
-            Command::Devices(json) => list::devices(&directory, json),
-            Command::Certs(json) => list::certificates(&directory, json),
-            Command::Audit(audit) => list::audit(&directory, audit),
-            Command::Watch(watch) => watch.run(&directory),
+            Command::Init(init) => init.run(),
+            Command::Trust(trust) => trust.run(&directory()?),
+            Command::Enroll(enroll) => enroll.run(&directory()?),
+            Command::Serve(serve) => serve.run(&directory()?),
+            Command::Worker(worker) => worker.run(&directory()?),
+            Command::Devices(json) => list::devices(&directory()?, json),
+            Command::Certs(json) => list::certificates(&directory()?, json),
+            Command::Audit(audit) => list::audit(&directory()?, audit),
+            Command::Watch(watch) => watch.run(&directory()?),
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use assay_broker_plugin::access::Identity;
 use assay_broker_plugin::broker::{self, Admit, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
 use assay_broker_plugin::directory::Directory;
@@ -18,8 +18,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 #[derive(Args)]
 pub(crate) struct Serve {
@@ -46,7 +47,7 @@ impl Serve {
         start(async {
             let config = directory.config();
             let server = directory.credentials("server")?;
-            let server_key = server.key.clone_key();
+            let (server_key, certificate) = (server.key.clone_key(), server.chain[0].clone());
             let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
                 bootstrap: self.bootstrap.unwrap_or(config.bootstrap),
                 operational: self.operational.unwrap_or(config.operational),
@@ -59,17 +60,18 @@ impl Serve {
             .await
             .context("cannot listen; another process may hold the port, see --bootstrap and --operational")?;
 
-            let urls = [broker.bootstrap_addr(), broker.operational_addr()].map(reachable);
+            let bootstrap = reachable(broker.bootstrap_addr(), &certificate)?;
+            let operational = reachable(broker.operational_addr(), &certificate)?;
             let ca = Arc::new(directory.ca()?);
             let worker_config = WorkerConfig {
-                broker: urls[1].parse()?,
+                broker: operational.parse()?,
                 tls: client_tls(directory, directory.roots()?, "worker")?,
                 database: directory.database(),
             };
-            let ready = once(move || println!("bootstrap {}\noperational {}", urls[0], urls[1]));
+            let ready = once(move || println!("bootstrap {bootstrap}\noperational {operational}"));
             tokio::select! {
                 stopped = worker::run(ca, worker_config, ready) => stopped?,
-                stopped = cut_revoked(directory.store()?, &broker) => stopped?,
+                () = cut_revoked(directory.store()?, &broker) => {}
                 () = interrupted() => info!("stopping"),
             }
             broker.shutdown().await;
@@ -137,7 +139,8 @@ fn admit(directory: &Directory) -> Result<Arc<Admit>> {
     let store = Mutex::new(directory.store()?);
     Ok(Arc::new(move |identity: &Identity, serial: &[u8]| {
         let Identity::Device { .. } = identity else { return Ok(()) };
-        let store = store.lock().map_err(|_| "the store is gone".to_owned())?;
+        // A panic elsewhere leaves a read-only connection as good as it was.
+        let store = store.lock().unwrap_or_else(PoisonError::into_inner);
         match store.certificate_status(serial).map_err(|error| error.to_string())? {
             CertificateStatus::Active => Ok(()),
             status => Err(format!("its certificate is {status:?}")),
@@ -145,23 +148,37 @@ fn admit(directory: &Directory) -> Result<Arc<Admit>> {
     }))
 }
 
-/// Has the broker look at its connections again soon after each revocation, by whatever process.
-async fn cut_revoked(store: Store, broker: &EmbeddedBroker) -> Result<()> {
-    let mut seen = store.revocations()?;
+/// Has the broker look at its connections again soon after each revocation, by whatever process; never returns.
+async fn cut_revoked(store: Store, broker: &EmbeddedBroker) {
+    let mut seen = None;
     loop {
-        tokio::time::sleep(REVOCATION_POLL).await;
-        let revocations = store.revocations()?;
-        if revocations != seen {
-            seen = revocations;
-            broker.recheck();
+        match store.revocations() {
+            Ok(revocations) if seen == Some(revocations) => {}
+            Ok(revocations) => {
+                seen = Some(revocations);
+                broker.recheck();
+            }
+            Err(error) => warn!(%error, "cannot look for revocations; trying again"),
         }
+        tokio::time::sleep(REVOCATION_POLL).await;
     }
 }
 
-/// How to reach a listener from this machine.
-fn reachable(address: SocketAddr) -> String {
-    let ip = if address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address.ip() };
-    format!("mqtts://{ip}:{}", address.port())
+/// How to reach a listener from this machine, as the worker does: by an address that the broker's certificate names.
+fn reachable(listener: SocketAddr, certificate: &CertificateDer<'_>) -> Result<String> {
+    let IpAddr::V4(mut ip) = listener.ip() else {
+        // rumqttc takes no IPv6 address.
+        ensure!(listener.ip().is_unspecified(), "{listener}: listen on an IPv4 address, or on [::] for both");
+        return Ok(format!("mqtts://{}:{}", Ipv4Addr::LOCALHOST, listener.port()));
+    };
+    if ip.is_unspecified() {
+        ip = Ipv4Addr::LOCALHOST;
+    }
+    let (_, certificate) = X509Certificate::from_der(certificate)?;
+    let names = certificate.subject_alternative_name()?.context("server.pem names no host")?;
+    let named = names.value.general_names.iter().any(|name| *name == GeneralName::IPAddress(&ip.octets()));
+    ensure!(named, "server.pem does not name {ip}; listen elsewhere, or make the CA with --server-name {ip}");
+    Ok(format!("mqtts://{ip}:{}", listener.port()))
 }
 
 /// Makes every call but the first do nothing.

@@ -56,11 +56,12 @@ fn add(directory: &Directory, file: &Path) -> Result<()> {
     let store = directory.store()?;
     for certificate in certificates {
         let anchor = anchor(&certificate)?;
-        let kind = kind(anchor.root);
-        if store.add_anchor(&anchor)? {
-            eprintln!("trusted: {kind} {}", anchor.subject);
+        let subject = table::printable(&anchor.subject);
+        let already = if store.add_anchor(&anchor)? { "" } else { " (it was there)" };
+        if anchor.root {
+            eprintln!("trusted: root {subject}{already}");
         } else {
-            eprintln!("trusted already: {kind} {}", anchor.subject);
+            eprintln!("kept: intermediate {subject}{already}; it counts for nothing without its root");
         }
     }
     Ok(())
@@ -72,7 +73,7 @@ fn anchor(certificate: &CertificateDer<'_>) -> Result<AnchorRow> {
         fingerprint: Sha256::digest(certificate).into(),
         certificate: certificate.to_vec(),
         subject: parsed.subject().to_string(),
-        root: parsed.subject() == parsed.issuer(),
+        root: parsed.subject().as_raw() == parsed.issuer().as_raw(),
         not_after: parsed.validity().not_after.timestamp(),
         added_at: OffsetDateTime::now_utc().unix_timestamp(),
     })
@@ -104,12 +105,16 @@ fn list(directory: &Directory, json: bool) -> Result<()> {
 fn remove(directory: &Directory, prefix: &str) -> Result<()> {
     let store = directory.store()?;
     let prefix = prefix.to_ascii_lowercase().replace(':', "");
+    ensure!(
+        prefix.len() >= MIN_PREFIX,
+        "give at least {MIN_PREFIX} digits of the fingerprint, as `assay trust list` shows it"
+    );
     let anchors = store.anchors()?;
     let mut matching = anchors.iter().filter(|anchor| hex::encode(anchor.fingerprint).starts_with(&prefix));
     match (matching.next(), matching.next()) {
         (Some(anchor), None) => {
             store.remove_anchor(&anchor.fingerprint)?;
-            eprintln!("no longer trusted: {}", anchor.subject);
+            eprintln!("removed: {}", table::printable(&anchor.subject));
             Ok(())
         }
         (None, _) => bail!("no certificate with a fingerprint that begins with {prefix}; see `assay trust list`"),
@@ -120,3 +125,6 @@ fn remove(directory: &Directory, prefix: &str) -> Result<()> {
 fn kind(root: bool) -> &'static str {
     if root { "root" } else { "intermediate" }
 }
+
+/// Enough to name one certificate, and too much to type by accident.
+const MIN_PREFIX: usize = 8;

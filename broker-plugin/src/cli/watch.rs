@@ -10,6 +10,7 @@ use assay_mqtt::{BrokerUrl, Client};
 use clap::Args;
 
 use super::serve::client_tls;
+use super::table;
 
 #[derive(Args)]
 pub(crate) struct Watch {
@@ -54,7 +55,7 @@ impl Watch {
                 }
                 Event::Incoming(Packet::Publish(message)) => {
                     let topic = String::from_utf8_lossy(&message.topic);
-                    println!("{topic} {}", printable(&message.payload));
+                    println!("{}", table::printable(&format!("{topic} {}", String::from_utf8_lossy(&message.payload))));
                     left -= 1;
                 }
                 _ => {}
@@ -62,12 +63,6 @@ impl Watch {
         }
         Ok(())
     }
-}
-
-/// A device may say anything, but not to the operator's terminal: control characters are escaped.
-fn printable(payload: &[u8]) -> String {
-    let text = String::from_utf8_lossy(payload);
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect()
 }
 
 fn is_granted(code: &SubscribeReasonCode) -> bool {
