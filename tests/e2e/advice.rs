@@ -1,15 +1,17 @@
 //! When to come back: the CA's advice, and that devices take it.
 
+use std::collections::HashSet;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Swtpm, trusted_vendor};
-use assay_wire::{Problem, ProblemCode, Reply, ReplyBody, RequestBody, RequestId};
+use assay_wire::{CertifyRequest, Problem, ProblemCode, Reply, ReplyBody, RequestBody, RequestId, Ticket};
 
 use crate::external_brokers::Worker;
 use crate::lab::refused_with;
-use crate::raw_client::{FakeCa, flood};
+use crate::raw_client::{FakeCa, PlainDevice};
 use crate::tools_device::ToolsDevice;
 
 #[test]
@@ -25,9 +27,13 @@ fn a_full_queue_is_answered_with_busy_and_nobody_goes_unanswered() -> Result<()>
     let tpm = vendor.device(EkKind::Rsa2048, 0)?;
     let evidence = ToolsDevice::new(&tpm, EkKind::Rsa2048)?.evidence()?;
 
-    let replies = flood(&broker, &RequestBody::Challenge(evidence), 900)?;
+    let mut device = PlainDevice::connect(&broker, 900)?;
+    let request = RequestBody::Challenge(evidence);
+    let mut open = (0..900).map(|_| device.send(&request, QoS::AtLeastOnce)).collect::<Result<HashSet<_>>>()?;
     let (mut challenges, mut busy) = (0, 0);
-    for reply in replies {
+    while !open.is_empty() {
+        let reply = device.reply().with_context(|| format!("{} are unanswered", open.len()))?;
+        ensure!(open.remove(&reply.id), "a second reply to {}", reply.id);
         match reply.body {
             ReplyBody::Challenge(_) => challenges += 1,
             ReplyBody::Problem(Problem { code: ProblemCode::Busy, retry_after: Some(1..), .. }) => busy += 1,
@@ -35,6 +41,20 @@ fn a_full_queue_is_answered_with_busy_and_nobody_goes_unanswered() -> Result<()>
         }
     }
     ensure!(challenges > 0 && busy > 0, "{challenges} challenges, {busy} busy");
+    Ok(())
+}
+
+#[test]
+fn a_request_that_nothing_bounds_is_ignored() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let mosquitto = Mosquitto::start(&["allow_anonymous true"])?;
+    let broker = format!("mqtt://127.0.0.1:{}", mosquitto.port(0));
+    let _worker = Worker::start(&dir, &broker)?;
+    let mut device = PlainDevice::connect(&broker, 16)?;
+    let request = RequestBody::Certify(CertifyRequest { claim: Default::default(), ticket: Ticket::from([0; 32]) });
+    device.send(&request, QoS::AtMostOnce)?;
+    let bounded = device.send(&request, QoS::AtLeastOnce)?;
+    ensure!(device.reply()?.id == bounded);
     Ok(())
 }
 

@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use assay_tests::{AssayDir, Device, EkKind, run, tool, trusted_vendor};
+use assay_tests::{AssayDir, Device, EkKind, assay_bin, run, tool, trusted_vendor};
 
 use crate::lab::{Lab, watched};
 
@@ -22,6 +23,14 @@ fn init_makes_secrets_for_its_owner_alone_and_never_overwrites() -> Result<()> {
     let again = dir.assay(&["init"])?.arg(dir.path()).output()?;
     ensure!(again.status.code() == Some(1) && String::from_utf8_lossy(&again.stderr).contains("never overwritten"));
     ensure!(fs::read(dir.path().join("root.key"))? == before);
+    Ok(())
+}
+
+#[test]
+fn init_fills_an_empty_directory_that_is_there() -> Result<()> {
+    let place = tempfile::tempdir()?;
+    run(Command::new(assay_bin("assay")?).arg("init").arg(place.path()))?;
+    run(Command::new(assay_bin("assay")?).arg("--dir").arg(place.path()).arg("devices"))?;
     Ok(())
 }
 
@@ -90,6 +99,8 @@ fn what_is_no_ek_and_no_vendor_is_refused_with_a_reason() -> Result<()> {
     refused(&["enroll", "add"], &dir.path().join("nowhere"), "cannot read")?;
     refused(&["trust", "add"], &dir.path().join("root.key"), "no certificate")?;
     refused(&["trust", "add"], &dir.path().join("worker.pem"), "not a CA")?;
+    refused(&["enroll", "add"], &trusted_vendor()?.root_pem(), "of a CA")?;
+    refused(&["trust", "remove"], Path::new(":"), "at least 8 digits")?;
     refused(&["enroll", "disable"], Path::new("pump-17"), "enroll list")?;
     Ok(())
 }

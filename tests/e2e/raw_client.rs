@@ -161,31 +161,42 @@ impl FakeCa {
     }
 }
 
-/// Sends `count` copies of a request over a broker without TLS at once; returns the replies to them.
-pub(crate) fn flood(broker: &str, request: &RequestBody, count: u16) -> Result<Vec<Reply>> {
-    let id = ClientId::bootstrap(random());
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = Arc::new(assay_mqtt::tls_config(provider, RootCertStore::empty(), None)?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let options = Client { id: id.to_string(), window: count, receive_maximum: count, manual_acks: false };
-    let (client, mut events) = assay_mqtt::connect(&broker.parse()?, &tls, options);
-    client.try_subscribe(Topic::Reply(scope(), id.clone()).to_string(), QoS::AtLeastOnce)?;
-    runtime.block_on(next(&mut events, PATIENCE, |packet| matches!(packet, Packet::SubAck(_)).then_some(())))?;
-    let topic = Topic::Request(scope(), id).to_string();
-    for _ in 0..count {
-        let message = Request { id: random::<16>().into(), body: request.clone() }.encode();
-        client.try_publish(&topic, QoS::AtLeastOnce, false, message)?;
+/// A device on a broker without TLS.
+pub(crate) struct PlainDevice {
+    runtime: Runtime,
+    client: AsyncClient,
+    events: EventLoop,
+    request_topic: String,
+}
+
+impl PlainDevice {
+    /// One that may have `window` requests open.
+    pub(crate) fn connect(broker: &str, window: u16) -> Result<Self> {
+        let id = ClientId::bootstrap(random());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = Arc::new(assay_mqtt::tls_config(provider, RootCertStore::empty(), None)?);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let options = Client { id: id.to_string(), window, receive_maximum: window, manual_acks: false };
+        let (client, mut events) = assay_mqtt::connect(&broker.parse()?, &tls, options);
+        client.try_subscribe(Topic::Reply(scope(), id.clone()).to_string(), QoS::AtLeastOnce)?;
+        runtime.block_on(next(&mut events, PATIENCE, |packet| matches!(packet, Packet::SubAck(_)).then_some(())))?;
+        Ok(Self { runtime, client, events, request_topic: Topic::Request(scope(), id).to_string() })
     }
-    let mut replies = Vec::new();
-    while replies.len() < count.into() {
-        let payload = runtime.block_on(next(&mut events, PATIENCE, |packet| match packet {
+
+    /// Sends a request without waiting for anything; returns its id.
+    pub(crate) fn send(&self, body: &RequestBody, qos: QoS) -> Result<RequestId> {
+        let id = RequestId::from(random());
+        self.client.try_publish(&self.request_topic, qos, false, Request { id, body: body.clone() }.encode())?;
+        Ok(id)
+    }
+
+    pub(crate) fn reply(&mut self) -> Result<Reply> {
+        let payload = self.runtime.block_on(next(&mut self.events, PATIENCE, |packet| match packet {
             Packet::Publish(message) => Some(message.payload),
             _ => None,
-        }));
-        let payload = payload.with_context(|| format!("after {} replies", replies.len()))?;
-        replies.push(Reply::decode(&payload)?);
+        }))?;
+        Ok(Reply::decode(&payload)?)
     }
-    Ok(replies)
 }
 
 /// A provisioned device's connection over mutual TLS with its TPM key, which stays open.
