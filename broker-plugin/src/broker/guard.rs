@@ -20,13 +20,14 @@ use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use super::Admit;
-use super::listener::KEEP_ALIVE;
+use super::listener::{KEEP_ALIVE, REQUEST_PACKET};
 use crate::access::{Access, Identity, Refusal};
 
-/// What a bootstrapping client may publish over one connection before it is cut. The ticket flow needs 2; the rest is
-/// for retries. It is below [`super::listener::BOOTSTRAP_LANE`], so a client that never reads its replies can neither fill its delivery
-/// lane, at which the worker would have to wait, nor hold more than this many replies in memory.
-const BOOTSTRAP_PUBLISHES: usize = 32;
+/// What a bootstrapping client may publish, and a device request, over one connection before it is cut. The ticket flow
+/// needs 2; the rest is for retries. It is below [`super::listener::BOOTSTRAP_LANE`], so a client that never reads its
+/// replies can neither fill its delivery lane, at which the worker would have to wait, nor hold more than this many
+/// replies in memory.
+const PUBLISHES: usize = 32;
 
 /// Who is at the other end, as far as TLS has established it.
 pub(super) enum Peer {
@@ -123,6 +124,24 @@ impl Guard {
         self.cut(device_id.as_str(), &reason).await;
     }
 
+    /// What about this message costs its sender the connection.
+    fn offence(&self, event: &ClientPublishEvent) -> Option<&'static str> {
+        let retainable = self.access.get().is_some_and(|access| access.may_retain(&event.topic));
+        let size = event.payload.len() + event.response_topic.as_ref().map_or(0, |topic| topic.len());
+        if event.retain && !retainable {
+            Some("retained message")
+        } else if !is_request(&event.topic) {
+            None
+        } else if event.qos == QoS::AtMostOnce {
+            // Receive Maximum (MQTT 5 §3.3.4) slows down only what is acknowledged.
+            Some("request at QoS 0")
+        } else if size > REQUEST_PACKET {
+            Some("request too large")
+        } else {
+            None
+        }
+    }
+
     /// Ends the connection as soon as the packet at hand is dealt with.
     async fn cut(&self, client_id: &str, reason: &str) {
         debug!(client = client_id, reason, "cutting the connection");
@@ -168,7 +187,8 @@ impl AuthProvider for Guard {
             let Some(access) = self.access.get() else {
                 return false;
             };
-            if access.is_bootstrapping() && self.published.fetch_add(1, Ordering::Relaxed) >= BOOTSTRAP_PUBLISHES {
+            let metered = access.is_bootstrapping() || is_request(topic);
+            if metered && self.published.fetch_add(1, Ordering::Relaxed) >= PUBLISHES {
                 self.cut(&client_id, "too many publishes on one connection").await;
                 return false;
             }
@@ -192,14 +212,8 @@ impl BrokerEventHandler for Guard {
     /// available (§3.2.2.3.5) but does not hold them to it.
     fn on_client_publish<'a>(&'a self, event: ClientPublishEvent) -> Answer<'a, PublishAction> {
         Box::pin(async move {
-            let retainable = self.access.get().is_some_and(|access| access.may_retain(&event.topic));
-            if event.retain && !retainable {
-                self.cut(&event.client_id, "retained message").await;
-                return PublishAction::Handled;
-            }
-            // Receive Maximum (MQTT 5 §3.3.4) slows down only what is acknowledged.
-            if event.qos == QoS::AtMostOnce && is_request(&event.topic) {
-                self.cut(&event.client_id, "request at QoS 0").await;
+            if let Some(offence) = self.offence(&event) {
+                self.cut(&event.client_id, offence).await;
                 return PublishAction::Handled;
             }
             PublishAction::Transform(plain(event))

@@ -36,8 +36,9 @@ pub(super) const BOOTSTRAP_LANE: usize = 64;
 /// Messages on their way to one device, worker or operator.
 const OPERATIONAL_LANE: usize = 256;
 
-/// A message of the protocol, and room for the topic and some MQTT 5 properties.
-const BOOTSTRAP_PACKET: usize = MAX_MESSAGE + 1024;
+/// A message of the protocol, and room for the topic and some MQTT 5 properties; for bootstrapping clients, and for
+/// requests of devices. Less than [`assay_mqtt::MAX_PACKET`], what a worker takes.
+pub(super) const REQUEST_PACKET: usize = MAX_MESSAGE + 1024;
 
 /// What a device sends is its owner's business, up to this.
 const OPERATIONAL_PACKET: usize = 64 * 1024;
@@ -220,7 +221,7 @@ fn mqtt_config(audience: &Audience) -> BrokerConfig {
     match audience {
         Audience::Bootstrapping => BrokerConfig {
             client_channel_capacity: BOOTSTRAP_LANE,
-            max_packet_size: BOOTSTRAP_PACKET,
+            max_packet_size: REQUEST_PACKET,
             retain_available: false,
             shared_subscription_available: false,
             wildcard_subscription_available: false,

@@ -618,6 +618,40 @@ async fn stranger_that_publishes_without_end_is_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn device_that_requests_without_end_is_cut() {
+    let world = World::new().await;
+    let mut worker = world.worker().await;
+    let mut device = world.device("pump-17").await;
+    for _ in 0..100 {
+        assert_eq!(device.publish("device/v1/default/pump-17/telemetry", b"21").await, Some(SUCCESS));
+    }
+    let mut accepted = 0;
+    while device.publish(&request_topic("pump-17"), b"request").await == Some(SUCCESS) {
+        accepted += 1;
+        assert!(accepted < 100);
+    }
+    assert_eq!(accepted, 32);
+    device.end().await.unwrap();
+    for _ in 0..accepted {
+        assert!(worker.message(PATIENCE).await.is_some());
+    }
+    assert_eq!(worker.message(SILENCE).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oversize_request_of_a_device_is_not_delivered_and_its_sender_cut() {
+    let world = World::new().await;
+    let mut worker = world.worker().await;
+    let mut device = world.device("pump-17").await;
+    assert_eq!(device.publish("device/v1/default/pump-17/photo", &[7; 60 * 1024]).await, Some(SUCCESS));
+    assert_eq!(device.publish(&request_topic("pump-17"), &[7; 16 * 1024]).await, Some(SUCCESS));
+    assert_eq!(worker.message(PATIENCE).await.unwrap().payload.len(), 16 * 1024);
+    device.publish(&request_topic("pump-17"), &[7; 18 * 1024]).await;
+    device.end().await.unwrap();
+    assert_eq!(worker.message(SILENCE).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn request_at_qos_0_is_not_delivered_and_its_sender_cut() {
     let world = World::new().await;
     let mut worker = world.worker().await;
