@@ -134,6 +134,15 @@ impl Access {
     pub fn is_bootstrapping(&self) -> bool {
         matches!(self.role, Role::Bootstrapping(_))
     }
+
+    /// The client id of a bootstrapping client or a device; others choose theirs in part.
+    pub fn client(&self) -> Option<&str> {
+        match &self.role {
+            Role::Bootstrapping(own) => Some(own.as_str()),
+            Role::Device(own) => Some(own.as_str()),
+            Role::Operator | Role::Worker => None,
+        }
+    }
 }
 
 impl Refusal {
@@ -271,6 +280,7 @@ mod tests {
         let request = format!("provision/v1/default/{CLIENT}/request");
         let reply = format!("provision/v1/default/{CLIENT}/reply");
         assert!(access.is_bootstrapping());
+        assert_eq!(access.client(), Some(CLIENT));
         assert!(access.may_publish(&request) && !access.may_subscribe(&request));
         assert!(access.may_subscribe(&reply) && !access.may_publish(&reply));
     }

@@ -31,7 +31,10 @@ const PUBLISHES: usize = 32;
 
 /// Who is at the other end, as far as TLS has established it.
 pub(super) enum Peer {
-    Anonymous,
+    Anonymous {
+        /// How long it may stay.
+        lifetime: Duration,
+    },
     Certified {
         identity: Identity,
         /// The content octets of the certificate's serial number (RFC 5280 §4.1.2.2), big-endian.
@@ -67,7 +70,7 @@ impl Guard {
     async fn check_connect(&self, connect: &ConnectPacket) -> Result<Access, AuthResult> {
         let client = &connect.client_id;
         let access = match &self.peer {
-            Peer::Anonymous => Access::bootstrapping(&self.scope, client),
+            Peer::Anonymous { .. } => Access::bootstrapping(&self.scope, client),
             Peer::Certified { identity, .. } => Access::identified(&self.scope, identity, client),
         }
         .map_err(|refusal| refuse(&refusal))?;
@@ -103,16 +106,21 @@ impl Guard {
         }
     }
 
-    /// Ends the connection of a device whose certificate has expired or, asked again at each `recheck`, is no longer admitted.
+    /// Ends the connection of a bootstrapping client whose time is up, or of a device whose certificate has expired or,
+    /// asked again at each `recheck`, is no longer admitted.
     pub(super) async fn end_when_unwelcome(&self, mut recheck: watch::Receiver<()>) {
-        let Peer::Certified { identity: Identity::Device { device_id, .. }, expires_in, .. } = &self.peer else {
-            return;
+        let (welcome, overstayed) = match &self.peer {
+            Peer::Anonymous { lifetime } => (lifetime, "connected for too long without a certificate"),
+            Peer::Certified { identity: Identity::Device { .. }, expires_in, .. } => {
+                (expires_in, "certificate expired")
+            }
+            Peer::Certified { .. } => return,
         };
-        let expiry = sleep(*expires_in);
+        let expiry = sleep(*welcome);
         tokio::pin!(expiry);
         let reason = loop {
             tokio::select! {
-                () = &mut expiry => break "certificate expired".to_owned(),
+                () = &mut expiry => break overstayed.to_owned(),
                 Ok(()) = recheck.changed() => {
                     if let Err(refusal) = self.check_admitted().await {
                         break refusal.reason;
@@ -121,7 +129,9 @@ impl Guard {
                 else => return,
             }
         };
-        self.cut(device_id.as_str(), &reason).await;
+        if let Some(client) = self.access.get().and_then(Access::client) {
+            self.cut(client, &reason).await;
+        }
     }
 
     /// What about this message costs its sender the connection.

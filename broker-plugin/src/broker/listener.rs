@@ -24,7 +24,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::guard::{Guard, Peer};
 use super::slots::{Slot, Slots};
-use super::{Admit, DRAIN, Limits};
+use super::{Admit, DRAIN, Places};
 use crate::access::Identity;
 
 /// A silent client is given up after one and a half times this (MQTT 5 §3.1.2.10); so is one that does not read.
@@ -51,8 +51,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Whom a listener is for.
 pub(super) enum Audience {
-    /// Clients without a certificate.
-    Bootstrapping,
+    /// Clients without a certificate, each for this long.
+    Bootstrapping { lifetime: Duration },
     /// Clients with a certificate of our CA that is admitted at each CONNECT.
     Identified(Arc<Admit>),
 }
@@ -81,7 +81,14 @@ pub(super) struct Core {
 }
 
 impl Listener {
-    pub(super) fn new(scope: Scope, audience: Audience, tls: Arc<ServerConfig>, limits: Limits, core: Core) -> Self {
+    pub(super) fn new(
+        scope: Scope,
+        audience: Audience,
+        tls: Arc<ServerConfig>,
+        places: Places,
+        introduction: Duration,
+        core: Core,
+    ) -> Self {
         Self {
             config: mqtt_config(&audience),
             // Rates are not limited here: bootstrapping clients have a budget, a worker must answer them all.
@@ -93,8 +100,8 @@ impl Listener {
             scope,
             audience,
             tls: tls.into(),
-            introduction: limits.introduction,
-            slots: Slots::new(limits),
+            introduction,
+            slots: Slots::new(places),
             core,
         }
     }
@@ -189,7 +196,7 @@ impl Listener {
     /// should have seen to that.
     fn identify(&self, stream: &TlsStream<TcpStream>) -> Option<Peer> {
         match &self.audience {
-            Audience::Bootstrapping => Some(Peer::Anonymous),
+            Audience::Bootstrapping { lifetime } => Some(Peer::Anonymous { lifetime: *lifetime }),
             Audience::Identified(admit) => {
                 let leaf = stream.get_ref().1.peer_certificates()?.first()?;
                 let identity = Identity::from_certificate(leaf);
@@ -219,7 +226,7 @@ fn mqtt_config(audience: &Audience) -> BrokerConfig {
         ..BrokerConfig::default()
     };
     match audience {
-        Audience::Bootstrapping => BrokerConfig {
+        Audience::Bootstrapping { .. } => BrokerConfig {
             client_channel_capacity: BOOTSTRAP_LANE,
             max_packet_size: REQUEST_PACKET,
             retain_available: false,

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use assay_ca_core::CLAIM_LIFETIME;
 use assay_wire::Scope;
 use mqtt5::broker::router::MessageRouter;
 use mqtt5::broker::storage::QueueLimits;
@@ -53,22 +54,40 @@ pub struct EmbeddedBrokerConfig {
     pub limits: Limits,
 }
 
-/// How many connections each listener holds, and how long one may take to introduce itself.
+/// How many connections each listener holds, and how long they may take and stay.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections per listener, including those still in the TLS handshake. Beyond it, new ones are closed at once.
-    pub connections: usize,
-    /// The same, per IPv4 address or IPv6 /64 network (what one subscriber is given, RFC 6177).
-    pub connections_per_address: usize,
+    /// Of the bootstrap listener.
+    pub bootstrap: Places,
+    /// Of the operational listener.
+    pub operational: Places,
     /// From TCP accept to the end of the TLS handshake and the arrival of the whole CONNECT packet.
     pub introduction: Duration,
+    /// How long a client without a certificate may stay.
+    pub bootstrapping: Duration,
+}
+
+/// How many connections one listener holds, including those still in the TLS handshake. Beyond it, new ones are closed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// From all addresses together.
+    pub total: usize,
+    /// Per IPv4 address or IPv6 /64 network (what one subscriber is given, RFC 6177).
+    pub per_address: usize,
 }
 
 impl Default for Limits {
-    /// 4096 connections, 1024 of them from one address (a factory behind one NAT gateway). 10 s let a device sign its
-    /// part of the TLS handshake on a slow TPM, and are what the broker core allows a CONNECT.
+    /// 4096 connections per listener; from one address (a factory behind one NAT gateway) 1024 with a certificate and 256
+    /// without, which need a second or two each. 10 s let a device sign its part of the TLS handshake on a slow TPM, and
+    /// are what the broker core allows a CONNECT. A device may want its connection as long as its claim is good, and a
+    /// minute for the rest.
     fn default() -> Self {
-        Self { connections: 4096, connections_per_address: 1024, introduction: Duration::from_secs(10) }
+        Self {
+            bootstrap: Places { total: 4096, per_address: 256 },
+            operational: Places { total: 4096, per_address: 1024 },
+            introduction: Duration::from_secs(10),
+            bootstrapping: CLAIM_LIFETIME.unsigned_abs() + Duration::from_secs(60),
+        }
     }
 }
 
@@ -102,16 +121,20 @@ impl EmbeddedBroker {
             recheck: watch::Sender::new(()),
         };
         let mut listeners = JoinSet::new();
-        let mut listen = |tcp: TcpListener, tls, audience| {
+        let limits = config.limits;
+        let mut listen = |tcp: TcpListener, tls, audience, places| {
             let address = tcp.local_addr()?;
-            let listener = Listener::new(config.scope.clone(), audience, tls, config.limits, core.clone());
+            let scope = config.scope.clone();
+            let listener = Listener::new(scope, audience, tls, places, limits.introduction, core.clone());
             listeners.spawn(listener.serve(tcp, core.closing.subscribe()));
             io::Result::Ok(address)
         };
         let bootstrap = TcpListener::bind(config.bootstrap).await?;
         let operational = TcpListener::bind(config.operational).await?;
-        let bootstrap = listen(bootstrap, config.bootstrap_tls, Audience::Bootstrapping)?;
-        let operational = listen(operational, config.operational_tls, Audience::Identified(config.admit))?;
+        let strangers = Audience::Bootstrapping { lifetime: limits.bootstrapping };
+        let bootstrap = listen(bootstrap, config.bootstrap_tls, strangers, limits.bootstrap)?;
+        let known = Audience::Identified(config.admit);
+        let operational = listen(operational, config.operational_tls, known, limits.operational)?;
 
         let mut sweeper = JoinSet::new();
         sweeper.spawn(sweep(router));

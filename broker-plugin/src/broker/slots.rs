@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Limits;
+use super::Places;
 
 /// A listener's places.
 pub(super) struct Slots {
-    limits: Limits,
+    places: Places,
     taken: Mutex<Taken>,
 }
 
@@ -25,8 +25,8 @@ pub(super) struct Slot {
 }
 
 impl Slots {
-    pub(super) fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Self { limits, taken: Mutex::default() })
+    pub(super) fn new(places: Places) -> Arc<Self> {
+        Arc::new(Self { places, taken: Mutex::default() })
     }
 
     /// A place for a connection from `peer`, unless the listener or the peer's network has enough.
@@ -34,7 +34,7 @@ impl Slots {
         let network = network(peer);
         let mut taken = self.taken();
         let here = taken.by_network.get(&network).copied().unwrap_or(0);
-        if taken.total >= self.limits.connections || here >= self.limits.connections_per_address {
+        if taken.total >= self.places.total || here >= self.places.per_address {
             return None;
         }
         taken.total += 1;
@@ -74,12 +74,10 @@ fn network(peer: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
-    fn slots(connections: usize, connections_per_address: usize) -> Arc<Slots> {
-        Slots::new(Limits { connections, connections_per_address, introduction: Duration::ZERO })
+    fn slots(total: usize, per_address: usize) -> Arc<Slots> {
+        Slots::new(Places { total, per_address })
     }
 
     fn ip(text: &str) -> IpAddr {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use assay_broker_plugin::access::Identity;
-use assay_broker_plugin::broker::{Admit, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
+use assay_broker_plugin::broker::{Admit, EmbeddedBroker, EmbeddedBrokerConfig, Limits, Places};
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish};
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
@@ -484,6 +484,22 @@ async fn introduced_client_outlives_the_introduction_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn stranger_that_does_not_leave_is_cut() {
+    let limits = Limits { bootstrapping: Duration::from_secs(2), ..limits() };
+    let world = World::with(limits, Arc::new(|_, _| Ok(()))).await;
+    let mut device = world.device("pump-17").await;
+    let (mut raw, client) = world.stranger().await;
+    assert_eq!(raw.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
+    let started = Instant::now();
+    while raw.is_alive().await {
+        assert!(started.elapsed() < PATIENCE, "still there");
+        tokio::time::sleep(SILENCE).await;
+    }
+    assert!(started.elapsed() > Duration::from_secs(1), "{:?}", started.elapsed());
+    assert!(device.is_alive().await, "a certificate is as good as its own dates");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn oversize_packet_cuts_its_sender_only() {
     let world = World::new().await;
     let mut worker = world.worker().await;
@@ -573,7 +589,7 @@ async fn session_does_not_outlive_its_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_beyond_the_share_of_one_address_are_closed() {
-    let limits = Limits { connections_per_address: 4, ..limits() };
+    let limits = Limits { bootstrap: Places { total: 10, per_address: 4 }, ..limits() };
     let world = World::with(limits, Arc::new(|_, _| Ok(()))).await;
     let mut inside = Vec::new();
     for _ in 0..4 {
@@ -593,7 +609,7 @@ async fn connections_beyond_the_share_of_one_address_are_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_beyond_the_total_are_closed() {
-    let limits = Limits { connections: 2, ..limits() };
+    let limits = Limits { bootstrap: Places { total: 2, per_address: 10 }, ..limits() };
     let world = World::with(limits, Arc::new(|_, _| Ok(()))).await;
     let _inside = [world.stranger().await, world.stranger().await];
     assert!(Raw::open(world.bootstrap(), &world.anonymous).await.is_err());
