@@ -49,6 +49,9 @@ const SUBSCRIPTIONS: usize = 64;
 /// How long to wait after the system refused to accept a connection (out of file descriptors, most likely).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// Failures to accept that are less than this apart are told as one.
+const ACCEPT_WARNING: Duration = Duration::from_secs(60);
+
 /// Whom a listener is for.
 pub(super) enum Audience {
     /// Clients without a certificate, each for this long.
@@ -110,6 +113,7 @@ impl Listener {
     pub(super) async fn serve(self, tcp: TcpListener, mut closing: broadcast::Receiver<()>) {
         let listener = Arc::new(self);
         let mut connections = JoinSet::new();
+        let mut failed: Option<Instant> = None;
         loop {
             tokio::select! {
                 accepted = tcp.accept() => match accepted {
@@ -120,7 +124,9 @@ impl Listener {
                         None => debug!(%peer, "closed: connections exhausted"),
                     },
                     Err(error) => {
-                        warn!(%error, "cannot accept connections");
+                        if failed.replace(Instant::now()).is_none_or(|last| last.elapsed() > ACCEPT_WARNING) {
+                            warn!(%error, "cannot accept connections");
+                        }
                         sleep(ACCEPT_RETRY).await;
                     }
                 },

@@ -91,6 +91,34 @@ impl Default for Limits {
     }
 }
 
+/// File descriptors for everything but the listeners' connections: the store, the worker's own connection, the runtime.
+const RESERVE: usize = 256;
+
+impl Limits {
+    /// What `descriptors` suffice for, one per connection. Bootstrapping clients come off worse, but keep a quarter.
+    fn within(self, descriptors: usize) -> Self {
+        let available = descriptors.saturating_sub(RESERVE);
+        let operational = self.operational.total.min(available - available / 4);
+        let bootstrap = self.bootstrap.total.min(available - operational);
+        Self {
+            bootstrap: Places { total: bootstrap, ..self.bootstrap },
+            operational: Places { total: operational, ..self.operational },
+            ..self
+        }
+    }
+
+    /// The same for as many descriptors as the system lets this process have.
+    fn within_system(self) -> io::Result<Self> {
+        let descriptors = rlimit::increase_nofile_limit(u64::MAX)?;
+        let limits = self.within(usize::try_from(descriptors).unwrap_or(usize::MAX));
+        let (bootstrap, operational) = (limits.bootstrap.total, limits.operational.total);
+        if (bootstrap, operational) != (self.bootstrap.total, self.operational.total) {
+            warn!(descriptors, bootstrap, operational, "fewer connections than planned, for want of file descriptors");
+        }
+        Ok(limits)
+    }
+}
+
 /// What waits for one client whose delivery lane is full: some seconds of requests for a worker that has fallen behind.
 /// Beyond it the oldest is dropped, and its sender tries again.
 const BACKLOG: QueueLimits = QueueLimits { max_messages: 4096, max_bytes: 16 * 1024 * 1024 };
@@ -111,7 +139,8 @@ pub struct EmbeddedBroker {
 }
 
 impl EmbeddedBroker {
-    /// Binds both listeners and serves them on the current tokio runtime until shutdown.
+    /// Binds both listeners and serves them on the current tokio runtime until shutdown. Raises the process's limit of file
+    /// descriptors as far as the system allows, and holds fewer connections than configured if that is not enough.
     pub async fn start(config: EmbeddedBrokerConfig) -> io::Result<Self> {
         let router = Arc::new(MessageRouter::new().with_fallback_queue_limits(BACKLOG));
         let core = Core {
@@ -121,7 +150,7 @@ impl EmbeddedBroker {
             recheck: watch::Sender::new(()),
         };
         let mut listeners = JoinSet::new();
-        let limits = config.limits;
+        let limits = config.limits.within_system()?;
         let mut listen = |tcp: TcpListener, tls, audience, places| {
             let address = tcp.local_addr()?;
             let scope = config.scope.clone();
@@ -180,6 +209,23 @@ async fn sweep(router: Arc<MessageRouter>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scarce_descriptors_are_missing_from_the_bootstrap_listener_first() {
+        for (descriptors, bootstrap, operational) in [
+            (usize::MAX, 4096, 4096),
+            (8448, 4096, 4096),
+            (8447, 4095, 4096),
+            (6000, 1648, 4096),
+            (4096, 960, 2880),
+            (1024, 192, 576),
+            (256, 0, 0),
+            (0, 0, 0),
+        ] {
+            let limits = Limits::default().within(descriptors);
+            assert_eq!((limits.bootstrap.total, limits.operational.total), (bootstrap, operational), "{descriptors}");
+        }
+    }
 
     #[tokio::test]
     async fn queue_of_a_client_that_left_is_forgotten() {

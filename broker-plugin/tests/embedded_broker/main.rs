@@ -1075,7 +1075,7 @@ async fn listener_survives_running_out_of_file_descriptors() {
         .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok())
         .max()
         .unwrap();
-    limit_descriptors(highest + 20);
+    limit_descriptors(&format!("{}:", highest + 20));
     let mut hoard = Vec::new();
     while let Ok(stream) = TcpStream::connect(world.bootstrap()).await {
         hoard.push(stream);
@@ -1088,6 +1088,22 @@ async fn listener_survives_running_out_of_file_descriptors() {
     drop((hoard, waiting));
     tokio::time::sleep(SILENCE).await;
     world.exchange().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_listeners_keep_to_the_file_descriptors_there_are() {
+    if !in_own_process("both_listeners_keep_to_the_file_descriptors_there_are") {
+        return;
+    }
+    // 256 are reserved; of the other 44, strangers get a quarter.
+    limit_descriptors("64:300");
+    let world = World::new().await;
+    let mut inside = Vec::new();
+    for _ in 0..11 {
+        inside.push(world.stranger().await);
+    }
+    assert!(Raw::open(world.bootstrap(), &world.anonymous).await.is_err());
+    assert!(world.device("pump-17").await.is_alive().await);
 }
 
 /// Whether this is a process that runs `test` alone, where no other test uses memory or file descriptors. If not, runs it
@@ -1109,9 +1125,9 @@ fn resident_kib() -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Lowers this process's limit (prlimit is in util-linux, which Debian marks essential).
-fn limit_descriptors(soft: u32) {
+/// Sets this process's limits, `soft:hard` (prlimit is in util-linux, which Debian marks essential).
+fn limit_descriptors(limits: &str) {
     let process = std::process::id().to_string();
-    let limit = format!("--nofile={soft}:");
+    let limit = format!("--nofile={limits}");
     assert!(Command::new("prlimit").args(["--pid", &process, &limit]).status().unwrap().success());
 }
