@@ -106,7 +106,7 @@ impl<'b, C, const MAX: usize> Decode<'b, C> for Bytes<MAX> {
 /// One X.509 certificate in DER, unparsed.
 pub type CertificateDer = Bytes<MAX_CERTIFICATE>;
 
-/// `MIN` to [`MAX_CERTIFICATES`] certificates, each the issuer of the one before it.
+/// `MIN` to [`MAX_CERTIFICATES`] certificates, leaf first; that each is the issuer of the one before it is not checked here.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct CertificateList<const MIN: usize>(Vec<CertificateDer>);
 
