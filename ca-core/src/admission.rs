@@ -41,8 +41,7 @@ pub struct CertificateOnRecord {
 
 /// What is on record about an EK and the device id in question.
 ///
-/// Read all three in one transaction, and the last two once more in the transaction that stores a certificate:
-/// two devices may ask for one id at the same time.
+/// What was true before the challenge need not be true after it: read them again in the transaction that stores a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Records {
     /// The EK's entry on the enrolment list.
