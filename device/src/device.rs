@@ -13,7 +13,7 @@ use crate::ek::EndorsementKey;
 use crate::error::Error;
 use crate::key::IdentityKey;
 use crate::provision::{Applicant, Progress, Step};
-use crate::state::{self, DeviceRecord, StateDirectory};
+use crate::state::{self, DeviceRecord, Grant, Memory, StateDirectory};
 use crate::tpm::{EkKind, EsapiTpm, HierarchyPasswords, IkKind, PublicKey, Tcti, TpmThread};
 use crate::transport;
 use crate::verify::{self, AnswerError, DeviceCertificate};
@@ -104,26 +104,29 @@ impl Device {
     /// If it has one already, the CA is not asked, unless the request says so. It may be killed at any moment and called again: the identity key is kept
     /// before anything is sent, and for one key the CA issues one certificate. If the TPM was cleared, a new key is made.
     ///
+    /// Until the CA agrees, the certificate that this device has stays in use, with its key. Keys that are no longer used are
+    /// not removed from the TPM, for others may use them; the progress says where they are.
+    ///
     /// Blocks, and runs an event loop of its own: call it from a thread, not from an async task.
     pub fn provision(&self, request: &ProvisionRequest, progress: Progress<'_>) -> Result<Provisioned, Error> {
         let started = Instant::now();
         let tpm_before = self.tpm.spent();
-        let record = self.state.record()?;
-        let kind = request.ik.or_else(|| Some(record.as_ref()?.ik)).unwrap_or(IkKind::P256);
-        let handle = request.ik_handle.or_else(|| Some(record.as_ref()?.ik_handle)).unwrap_or(DEFAULT_IK_HANDLE);
+        let memory = self.state.memory()?;
+        let kind = request.ik.or_else(|| Some(memory.record()?.ik)).unwrap_or(IkKind::P256);
+        let handle = request.ik_handle.or_else(|| Some(memory.record()?.ik_handle)).unwrap_or(DEFAULT_IK_HANDLE);
         let mut step = Step { started, progress };
 
         let found = self.tpm.call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
         if !request.again
-            && let (Some(record), Some(public)) = (&record, &found)
-            && let Some(certificate) = self.valid_certificate(&request.scope, &public.key)?
+            && let (Some(grant), Some(public)) = (&memory.in_use, &found)
+            && let Ok(certificate) = self.verify(grant, &request.scope, &public.key)
             && request.device_id.as_ref().is_none_or(|wanted| *wanted == certificate.device_id)
         {
             step.done("provisioned already: the certificate is valid and the TPM holds its key");
             return Ok(Provisioned {
                 certificate,
                 certificate_path: self.state.certificate_path(),
-                ek: record.ek,
+                ek: grant.record.ek,
                 ik: kind,
                 was_provisioned: true,
                 tpm_time: self.tpm.spent() - tpm_before,
@@ -143,13 +146,10 @@ impl Device {
             }
         };
         let key = IdentityKey { tpm: self.tpm.clone(), handle, kind, public: ik.key };
-        self.state.store_record(&DeviceRecord {
-            scope: request.scope.clone(),
-            ek: ek.kind,
-            ek_id: ek.id(),
-            ik: kind,
-            ik_handle: handle,
-        })?;
+        let record =
+            DeviceRecord { scope: request.scope.clone(), ek: ek.kind, ek_id: ek.id(), ik: kind, ik_handle: handle };
+        let attempted = Memory { in_use: memory.in_use.clone(), attempt: Some(record.clone()) };
+        self.remember(&memory, &attempted, &mut step)?;
         step.done(&format!("identity key {kind} {origin} at {handle:#010x}"));
         let challenge = challenge_request(request.device_id.clone(), &ek, ik.bytes, &key)?;
         step.done("certificate request signed");
@@ -164,9 +164,10 @@ impl Device {
             ik: &key,
         };
         let (talk_started, tpm_before_talk) = (Instant::now(), self.tpm.spent());
-        let certificate = block_on(applicant.obtain(started, request.deadline, step.progress))?;
+        let certificate = block_on(applicant.obtain(started, request.deadline, &mut *step.progress))?;
         let wire_time = talk_started.elapsed().saturating_sub(self.tpm.spent() - tpm_before_talk);
-        self.state.store_certificate(&certificate.chain)?;
+        let granted = Memory { in_use: Some(Grant { record, chain: certificate.chain.clone() }), attempt: None };
+        self.remember(&attempted, &granted, &mut Step { started: Instant::now(), progress: step.progress })?;
         Ok(Provisioned {
             certificate,
             certificate_path: self.state.certificate_path(),
@@ -218,8 +219,8 @@ impl Device {
 
     fn identity(&self) -> Result<(IdentityKey, DeviceCertificate), Error> {
         let unprovisioned = || Error::Usage("this device has no certificate yet: run `assay-device provision`".into());
-        let record = self.state.record()?.ok_or_else(unprovisioned)?;
-        let (kind, handle) = (record.ik, record.ik_handle);
+        let grant = self.state.memory()?.in_use.ok_or_else(unprovisioned)?;
+        let (kind, handle) = (grant.record.ik, grant.record.ik_handle);
         let found = self.tpm.call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
         let public = found.ok_or_else(|| {
             Error::Usage(format!(
@@ -227,9 +228,8 @@ impl Device {
                  `assay-device provision`"
             ))
         })?;
-        let chain = self.state.certificate()?.ok_or_else(unprovisioned)?;
-        let certificate = verify::device_certificate(chain, &self.roots, &public.key, &record.scope, UnixTime::now())
-            .map_err(|error| self.unusable(&error))?;
+        let certificate =
+            self.verify(&grant, &grant.record.scope, &public.key).map_err(|error| self.unusable(&error))?;
         Ok((IdentityKey { tpm: self.tpm.clone(), handle, kind, public: public.key }, certificate))
     }
 
@@ -238,10 +238,18 @@ impl Device {
         Error::State { path: self.state.certificate_path(), reason }
     }
 
-    /// The stored certificate if it is good for this key and scope now; if not, a new one will replace it.
-    fn valid_certificate(&self, scope: &Scope, key: &PublicKey) -> Result<Option<DeviceCertificate>, Error> {
-        let Some(chain) = self.state.certificate()? else { return Ok(None) };
-        Ok(verify::device_certificate(chain, &self.roots, key, scope, UnixTime::now()).ok())
+    fn verify(&self, grant: &Grant, scope: &Scope, key: &PublicKey) -> Result<DeviceCertificate, AnswerError> {
+        verify::device_certificate(grant.chain.clone(), &self.roots, key, scope, UnixTime::now())
+    }
+
+    fn remember(&self, before: &Memory, now: &Memory, step: &mut Step<'_>) -> Result<(), Error> {
+        self.state.store(now)?;
+        for handle in before.handles_dropped_by(now) {
+            step.done(&format!(
+                "the identity key at {handle:#010x} is no longer used; if nobody else uses it: tpm2_evictcontrol -c {handle:#010x}"
+            ));
+        }
+        Ok(())
     }
 
     fn server_authenticated_tls(&self) -> Result<ClientConfig, Error> {
@@ -253,9 +261,20 @@ impl Device {
 /// What a state directory says, without TPM and unverified.
 #[derive(Clone, Debug)]
 pub struct Status {
-    /// The provisioning domain last used.
+    /// What the certificate is for; without a certificate, what was last asked for.
+    pub keys: KeyStatus,
+    /// The certificate file, if there is one, and what is in it.
+    pub certificate: Option<(PathBuf, verify::Summary)>,
+    /// What was asked for since and the CA has not agreed to. The certificate stays in use.
+    pub attempt: Option<KeyStatus>,
+}
+
+/// The keys that a certificate is for, or is to be for.
+#[derive(Clone, Debug)]
+pub struct KeyStatus {
+    /// The provisioning domain.
     pub scope: Scope,
-    /// The kind of EK last shown.
+    /// The kind of EK shown.
     pub ek: EkKind,
     /// The id under which an operator knows that EK.
     pub ek_id: String,
@@ -263,30 +282,29 @@ pub struct Status {
     pub ik: IkKind,
     /// Its persistent handle.
     pub ik_handle: u32,
-    /// The certificate file, if there is one, and what is in it.
-    pub certificate: Option<(PathBuf, verify::Summary)>,
 }
 
 impl Status {
-    /// Reads a state directory; `None` if no device was ever provisioned with it.
+    /// Reads a state directory; `None` if nothing was ever asked for with it.
     pub fn read(state: &Path) -> Result<Option<Self>, Error> {
-        let Some(record) = state::record(state)? else { return Ok(None) };
-        let path = state::certificate_path(state);
-        let certificate = match state::certificate(state)?.as_deref() {
-            Some([leaf, ..]) => {
-                let unreadable = |error: AnswerError| Error::State { path: path.clone(), reason: error.to_string() };
-                Some((path.clone(), verify::summary(leaf).map_err(unreadable)?))
-            }
-            _ => None,
+        let Memory { in_use, attempt } = state::memory(state)?;
+        let attempt = attempt.map(KeyStatus::from);
+        let Some(Grant { record, chain }) = in_use else {
+            return Ok(attempt.map(|keys| Self { keys, certificate: None, attempt: None }));
         };
-        Ok(Some(Self {
-            scope: record.scope,
-            ek: record.ek,
-            ek_id: record.ek_id.to_string(),
-            ik: record.ik,
-            ik_handle: record.ik_handle,
-            certificate,
-        }))
+        let path = state::certificate_path(state);
+        let leaf = chain.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
+        match verify::summary(leaf) {
+            Ok(summary) => Ok(Some(Self { keys: record.into(), certificate: Some((path, summary)), attempt })),
+            Err(error) => Err(Error::State { path, reason: error.to_string() }),
+        }
+    }
+}
+
+impl From<DeviceRecord> for KeyStatus {
+    fn from(record: DeviceRecord) -> Self {
+        let DeviceRecord { scope, ek, ek_id, ik, ik_handle } = record;
+        Self { scope, ek, ek_id: ek_id.to_string(), ik, ik_handle }
     }
 }
 

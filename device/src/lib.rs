@@ -44,7 +44,7 @@
 #![warn(missing_docs)]
 
 mod device;
-pub use device::{DEFAULT_IK_HANDLE, Device, DeviceOptions, ProvisionRequest, Provisioned, Status};
+pub use device::{DEFAULT_IK_HANDLE, Device, DeviceOptions, KeyStatus, ProvisionRequest, Provisioned, Status};
 
 mod provision;
 pub use provision::Progress;

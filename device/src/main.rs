@@ -8,7 +8,7 @@ use std::time::Duration;
 use std::{env, fs};
 
 use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, Password, Tcti};
-use assay_device::{Device, DeviceOptions, Error, ProvisionRequest, Provisioned, Status, read_certificates};
+use assay_device::{Device, DeviceOptions, Error, KeyStatus, ProvisionRequest, Provisioned, Status, read_certificates};
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Scope};
 use clap::{Args, Parser, Subcommand};
@@ -195,35 +195,48 @@ fn status(state: &Path, json: bool) -> Result<(), Error> {
     if json {
         let status = status.map(|status| {
             let certificate = status.certificate.as_ref();
-            json!({
-                "scope": status.scope.as_str(),
-                "ek": status.ek.to_string(),
-                "ek_id": status.ek_id,
-                "ik": status.ik.to_string(),
-                "ik_handle": format!("{:#010x}", status.ik_handle),
-                "device_id": certificate.map(|(_, summary)| &summary.common_name),
-                "serial": certificate.map(|(_, summary)| &summary.serial),
-                "not_after": certificate.map(|(_, summary)| &summary.not_after),
-                "certificate": certificate.map(|(path, _)| path),
-            })
+            let mut json = json_of_keys(&status.keys);
+            json["device_id"] = json!(certificate.map(|(_, summary)| &summary.common_name));
+            json["serial"] = json!(certificate.map(|(_, summary)| &summary.serial));
+            json["not_after"] = json!(certificate.map(|(_, summary)| &summary.not_after));
+            json["certificate"] = json!(certificate.map(|(path, _)| path));
+            json["attempt"] = json!(status.attempt.as_ref().map(json_of_keys));
+            json
         });
         return print_line(&status.unwrap_or(Value::Null).to_string());
     }
     let Some(status) = status else {
         return print_line("not provisioned");
     };
-    print_line(&format!("scope         {}", status.scope))?;
-    print_line(&format!("EK            {}, id {}", status.ek, status.ek_id))?;
-    print_line(&format!("identity key  {} at {:#010x}", status.ik, status.ik_handle))?;
+    let KeyStatus { scope, ek, ek_id, ik, ik_handle } = status.keys;
+    print_line(&format!("scope         {scope}"))?;
+    print_line(&format!("EK            {ek}, id {ek_id}"))?;
+    print_line(&format!("identity key  {ik} at {ik_handle:#010x}"))?;
     match status.certificate {
-        None => print_line("certificate   none yet"),
+        None => print_line("certificate   none yet")?,
         Some((path, summary)) => {
             print_line(&format!("device id     {}", summary.common_name))?;
             print_line(&format!("serial        {}", summary.serial))?;
             print_line(&format!("valid until   {}", summary.not_after))?;
-            print_line(&format!("certificate   {}", path.display()))
+            print_line(&format!("certificate   {}", path.display()))?;
         }
     }
+    match status.attempt {
+        None => Ok(()),
+        Some(KeyStatus { scope, ek, ik, ik_handle, .. }) => {
+            print_line(&format!("not granted   scope {scope}, EK {ek}, identity key {ik} at {ik_handle:#010x}"))
+        }
+    }
+}
+
+fn json_of_keys(keys: &KeyStatus) -> Value {
+    json!({
+        "scope": keys.scope.as_str(),
+        "ek": keys.ek.to_string(),
+        "ek_id": keys.ek_id,
+        "ik": keys.ik.to_string(),
+        "ik_handle": format!("{:#010x}", keys.ik_handle),
+    })
 }
 
 fn publish(broker: &BrokerUrl, device: DeviceArgs, topic: &str, message: String) -> Result<(), Error> {

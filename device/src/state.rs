@@ -17,8 +17,8 @@ use crate::tpm::{EkKind, IkKind};
 ///
 /// | file | holds | written |
 /// |---|---|---|
-/// | `device.json` | [`DeviceRecord`] | when the IK is persistent, before anything is sent |
-/// | `certificate.pem` | the certificate and its issuers | when they are verified |
+/// | `device.json` | [`Memory`] | when the IK is persistent, before anything is sent; and when a certificate is verified |
+/// | `certificate.pem` | a copy of the certificate and its issuers, for other programs | after that |
 /// | `lock` | nothing | |
 ///
 /// The directory has mode 0700, the files 0600. A file is replaced as a whole, so that a reader sees the old or the new one
@@ -28,7 +28,48 @@ pub(crate) struct StateDirectory {
     _lock: File,
 }
 
-/// The keys in the TPM that are this device's, and where they were shown last.
+/// What `device.json` holds. An attempt becomes what is in use by one replacement of that file, together with its certificate,
+/// so that the two never disagree; an attempt that fails leaves what is in use alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Memory {
+    pub(crate) in_use: Option<Grant>,
+    /// What the CA has not agreed to yet.
+    pub(crate) attempt: Option<DeviceRecord>,
+}
+
+impl Memory {
+    /// What the next run does if nobody says otherwise.
+    pub(crate) fn record(&self) -> Option<&DeviceRecord> {
+        self.in_use.as_ref().map(|grant| &grant.record).or(self.attempt.as_ref())
+    }
+
+    /// The handles of identity keys that `next` no longer knows of.
+    pub(crate) fn handles_dropped_by(&self, next: &Self) -> Vec<u32> {
+        let kept = next.handles();
+        let mut dropped = self.handles();
+        dropped.retain(|handle| !kept.contains(handle));
+        dropped.dedup();
+        dropped
+    }
+
+    fn handles(&self) -> Vec<u32> {
+        let in_use = self.in_use.as_ref().map(|grant| &grant.record);
+        in_use.into_iter().chain(&self.attempt).map(|record| record.ik_handle).collect()
+    }
+}
+
+/// What the CA agreed to, and its certificate for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Grant {
+    pub(crate) record: DeviceRecord,
+    /// The certificate, then its issuers.
+    #[serde(rename = "certificate", with = "as_pem")]
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+}
+
+/// The keys in the TPM that are this device's, and where they are shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DeviceRecord {
@@ -50,7 +91,11 @@ impl StateDirectory {
         let lock_path = path.join("lock");
         let lock = private(OpenOptions::new().create(true)).open(&lock_path).map_err(Error::state(&lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.into(), _lock: lock }),
+            Ok(()) => {
+                let state = Self { path: path.into(), _lock: lock };
+                state.copy_certificate(&state.memory()?)?;
+                Ok(state)
+            }
             Err(TryLockError::WouldBlock) => {
                 Err(Error::State { path: path.into(), reason: "in use by another assay-device".into() })
             }
@@ -62,21 +107,24 @@ impl StateDirectory {
         certificate_path(&self.path)
     }
 
-    pub(crate) fn record(&self) -> Result<Option<DeviceRecord>, Error> {
-        record(&self.path)
+    pub(crate) fn memory(&self) -> Result<Memory, Error> {
+        memory(&self.path)
     }
 
-    pub(crate) fn certificate(&self) -> Result<Option<Vec<CertificateDer<'static>>>, Error> {
-        certificate(&self.path)
+    pub(crate) fn store(&self, memory: &Memory) -> Result<(), Error> {
+        let json = serde_json::to_string_pretty(memory).map_err(|error| Error::Internal(error.to_string()))?;
+        self.replace(DEVICE, (json + "\n").as_bytes())?;
+        self.copy_certificate(memory)
     }
 
-    pub(crate) fn store_record(&self, record: &DeviceRecord) -> Result<(), Error> {
-        let json = serde_json::to_string_pretty(record).map_err(|error| Error::Internal(error.to_string()))?;
-        self.replace(DEVICE, (json + "\n").as_bytes())
-    }
-
-    pub(crate) fn store_certificate(&self, chain: &[CertificateDer<'_>]) -> Result<(), Error> {
-        self.replace(CERTIFICATE, pem::certificates(chain).as_bytes())
+    /// Done again when the directory is opened, in case a process was killed before it.
+    fn copy_certificate(&self, memory: &Memory) -> Result<(), Error> {
+        let Some(grant) = &memory.in_use else { return Ok(()) };
+        let pem = pem::certificates(&grant.chain).into_bytes();
+        if read(&self.certificate_path())?.as_ref() == Some(&pem) {
+            return Ok(());
+        }
+        self.replace(CERTIFICATE, &pem)
     }
 
     fn replace(&self, name: &str, contents: &[u8]) -> Result<(), Error> {
@@ -94,27 +142,14 @@ impl StateDirectory {
     }
 }
 
-/// Reads the record without taking the directory; safe at any time, since files are replaced as a whole.
-pub(crate) fn record(directory: &Path) -> Result<Option<DeviceRecord>, Error> {
+/// Reads what is remembered without taking the directory; safe at any time, since files are replaced as a whole.
+pub(crate) fn memory(directory: &Path) -> Result<Memory, Error> {
     let path = directory.join(DEVICE);
-    let Some(json) = read(&path)? else { return Ok(None) };
-    match serde_json::from_slice(&json) {
-        Ok(record) => Ok(Some(record)),
-        Err(error) => {
-            let reason = format!("not written by this program ({error}); move it away to begin anew");
-            Err(Error::State { path, reason })
-        }
-    }
-}
-
-/// Reads the certificates, unverified.
-pub(crate) fn certificate(directory: &Path) -> Result<Option<Vec<CertificateDer<'static>>>, Error> {
-    let path = certificate_path(directory);
-    let Some(text) = read(&path)? else { return Ok(None) };
-    match pem::parse(&text) {
-        Ok(chain) => Ok(Some(chain)),
-        Err(reason) => Err(Error::State { path, reason }),
-    }
+    let Some(json) = read(&path)? else { return Ok(Memory::default()) };
+    serde_json::from_slice(&json).map_err(|error| {
+        let reason = format!("not written by this program ({error}); move it away to begin anew");
+        Error::State { path, reason }
+    })
 }
 
 pub(crate) fn certificate_path(directory: &Path) -> PathBuf {
@@ -152,6 +187,24 @@ mod as_text {
     }
 }
 
+/// Serializes certificates as PEM, and parses them back.
+mod as_pem {
+    use rustls::pki_types::CertificateDer;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use crate::pem;
+
+    pub(super) fn serialize<S: Serializer>(chain: &[CertificateDer<'_>], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&pem::certificates(chain))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<CertificateDer<'static>>, D::Error> {
+        pem::parse(String::deserialize(deserializer)?.as_bytes()).map_err(de::Error::custom)
+    }
+}
+
 const DEVICE: &str = "device.json";
 const CERTIFICATE: &str = "certificate.pem";
 
@@ -171,23 +224,43 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_record_reads_back_as_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = StateDirectory::open(&dir.path().join("state")).unwrap();
-        assert_eq!(state.record().unwrap(), None);
-        state.store_record(&a_record()).unwrap();
-        assert_eq!(state.record().unwrap(), Some(a_record()));
+    fn a_memory() -> Memory {
+        let chain = vec![CertificateDer::from(vec![1; 100]), CertificateDer::from(vec![2; 3])];
+        let attempt = DeviceRecord { scope: "other".parse().unwrap(), ..a_record() };
+        Memory { in_use: Some(Grant { record: a_record(), chain }), attempt: Some(attempt) }
     }
 
     #[test]
-    fn certificates_read_back_as_written() {
+    fn what_is_remembered_reads_back_as_written() {
         let dir = tempfile::tempdir().unwrap();
-        let state = StateDirectory::open(dir.path()).unwrap();
-        assert_eq!(state.certificate().unwrap(), None);
-        let chain = vec![CertificateDer::from(vec![1; 100]), CertificateDer::from(vec![2; 3])];
-        state.store_certificate(&chain).unwrap();
-        assert_eq!(state.certificate().unwrap(), Some(chain));
+        let state = StateDirectory::open(&dir.path().join("state")).unwrap();
+        for memory in [Memory::default(), Memory { in_use: None, ..a_memory() }, a_memory()] {
+            state.store(&memory).unwrap();
+            assert_eq!(state.memory().unwrap(), memory);
+        }
+    }
+
+    #[test]
+    fn certificate_file_that_a_killed_process_did_not_replace_is_replaced_by_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join(CERTIFICATE);
+        StateDirectory::open(dir.path()).unwrap().store(&a_memory()).unwrap();
+        let expected = fs::read(&copy).unwrap();
+        assert_eq!(pem::parse(&expected).unwrap(), a_memory().in_use.unwrap().chain);
+        fs::write(&copy, "that of another key").unwrap();
+        StateDirectory::open(dir.path()).unwrap();
+        assert_eq!(fs::read(&copy).unwrap(), expected);
+    }
+
+    #[test]
+    fn handle_of_a_key_that_is_no_longer_known_is_reported() {
+        let at = |ik_handle| DeviceRecord { ik_handle, ..a_record() };
+        let before = Memory { in_use: Some(Grant { record: at(1), chain: Vec::new() }), attempt: Some(at(2)) };
+        let other_attempt = Memory { attempt: Some(at(3)), ..before.clone() };
+        let granted = Memory { in_use: Some(Grant { record: at(2), chain: Vec::new() }), attempt: None };
+        assert_eq!(before.handles_dropped_by(&before), [0; 0]);
+        assert_eq!(before.handles_dropped_by(&other_attempt), [2]);
+        assert_eq!(before.handles_dropped_by(&granted), [1]);
     }
 
     #[test]
@@ -195,8 +268,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/state");
         let state = StateDirectory::open(&path).unwrap();
-        state.store_record(&a_record()).unwrap();
-        state.store_certificate(&[]).unwrap();
+        state.store(&a_memory()).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         assert_eq!(mode(&path), 0o700);
         for name in ["lock", DEVICE, CERTIFICATE] {
@@ -219,21 +291,21 @@ mod tests {
     fn a_half_written_file_of_a_killed_process_is_ignored_and_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDirectory::open(dir.path()).unwrap();
-        state.store_record(&a_record()).unwrap();
-        fs::write(dir.path().join("device.json.new"), "{\"scope\": and then the power fai").unwrap();
-        assert_eq!(state.record().unwrap(), Some(a_record()));
-        let other = DeviceRecord { ik_handle: 0x8100_0201, ..a_record() };
-        state.store_record(&other).unwrap();
-        assert_eq!(state.record().unwrap(), Some(other));
+        state.store(&a_memory()).unwrap();
+        fs::write(dir.path().join("device.json.new"), "{\"in_use\": and then the power fai").unwrap();
+        assert_eq!(state.memory().unwrap(), a_memory());
+        let other = Memory { attempt: None, ..a_memory() };
+        state.store(&other).unwrap();
+        assert_eq!(state.memory().unwrap(), other);
     }
 
     #[test]
     fn a_file_of_somebody_else_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let state = StateDirectory::open(dir.path()).unwrap();
-        fs::write(dir.path().join(DEVICE), "{}").unwrap();
-        let error = state.record().unwrap_err();
+        fs::write(dir.path().join(DEVICE), "[]").unwrap();
+        let error = StateDirectory::open(dir.path()).err().unwrap();
         assert_eq!(error.exit_code(), 6);
         assert!(error.to_string().contains("device.json"), "{error}");
+        assert_eq!(fs::read(dir.path().join(DEVICE)).unwrap(), b"[]");
     }
 }

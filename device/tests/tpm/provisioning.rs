@@ -4,11 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
-use assay_device::tpm::IkKind;
+use assay_device::tpm::{IkKind, Tpm};
 use assay_device::{Device, DeviceOptions, ProvisionRequest, Status};
 use assay_tests::Swtpm;
 
-use crate::{IK, a_tpm, assert_nothing_loaded};
+use crate::{IK, a_tpm, assert_nothing_loaded, open, tls};
 
 #[test]
 fn silent_broker_is_given_up_at_the_deadline() -> Result<()> {
@@ -62,8 +62,49 @@ fn ik_and_handle_of_the_first_run_are_the_next_runs_default() -> Result<()> {
     device(&swtpm, state.path())?.provision(&request(), &mut |_, _| ()).unwrap_err();
     assert_eq!(swtpm.persistent_handles()?, handles);
     let status = Status::read(state.path())?.unwrap();
-    assert_eq!((status.ik, status.ik_handle), (IkKind::P384, IK + 1));
+    assert_eq!((status.keys.ik, status.keys.ik_handle), (IkKind::P384, IK + 1));
     assert!(status.certificate.is_none());
+    Ok(())
+}
+
+#[test]
+fn failed_attempt_leaves_a_working_device_alone_and_its_key_is_found_again() -> Result<()> {
+    let swtpm = a_tpm();
+    let state = tempfile::tempdir()?;
+    let ca = tls::Ca::new()?;
+    let ik = open(&swtpm).create_identity_key(IkKind::P256, IK)?;
+    ca.provision(state.path(), IkKind::P256, &ik)?;
+    let other = "other".parse().unwrap();
+    let attempt = ProvisionRequest { scope: other, ik: Some(IkKind::P384), ik_handle: Some(IK + 1), ..request() };
+    let mut handles = Vec::new();
+    for _ in 0..2 {
+        let device = tls::device(&swtpm, state.path(), &ca)?;
+        device.provision(&attempt, &mut |_, _| ()).unwrap_err();
+        assert_eq!(device.certificate()?.device_id.as_str(), "pump-17");
+        assert!(device.provision(&request(), &mut |_, _| ())?.was_provisioned);
+        handles.push(swtpm.persistent_handles()?);
+    }
+    assert_eq!(handles[0], handles[1]);
+    let status = Status::read(state.path())?.unwrap();
+    let (keys, pending) = (status.keys, status.attempt.unwrap());
+    assert_eq!((keys.scope.as_str(), keys.ik, keys.ik_handle), ("default", IkKind::P256, IK));
+    assert_eq!((pending.scope.as_str(), pending.ik, pending.ik_handle), ("other", IkKind::P384, IK + 1));
+    Ok(())
+}
+
+#[test]
+fn key_of_an_attempt_that_another_replaces_is_named() -> Result<()> {
+    let swtpm = a_tpm();
+    let state = tempfile::tempdir()?;
+    let mut steps = Vec::new();
+    for ik_handle in [IK, IK + 1] {
+        let attempt = ProvisionRequest { ik_handle: Some(ik_handle), ..request() };
+        let mut hear = |step: &str, _| steps.push(step.to_owned());
+        device(&swtpm, state.path())?.provision(&attempt, &mut hear).unwrap_err();
+    }
+    let named: Vec<_> = steps.iter().filter(|step| step.contains("no longer used")).collect();
+    assert_eq!(named.len(), 1, "{steps:?}");
+    assert!(named[0].contains("tpm2_evictcontrol -c 0x81000200"), "{named:?}");
     Ok(())
 }
 

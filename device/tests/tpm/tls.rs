@@ -18,6 +18,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{
     ClientConnection, ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, Stream, SupportedProtocolVersion,
 };
+use serde_json::json;
 
 use crate::{IK, a_tpm, assert_nothing_loaded, open};
 
@@ -72,7 +73,7 @@ fn certificate_of_another_root_is_not_used() -> Result<()> {
     Ok(())
 }
 
-fn device(swtpm: &Swtpm, state: &Path, ca: &Ca) -> Result<Device> {
+pub(crate) fn device(swtpm: &Swtpm, state: &Path, ca: &Ca) -> Result<Device> {
     Ok(Device::open(DeviceOptions {
         tcti: swtpm.tcti().parse()?,
         passwords: Default::default(),
@@ -83,12 +84,12 @@ fn device(swtpm: &Swtpm, state: &Path, ca: &Ca) -> Result<Device> {
 }
 
 /// A CA that certifies without asking.
-struct Ca {
+pub(crate) struct Ca {
     root: rcgen::CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Ca {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "Test Root");
@@ -96,18 +97,17 @@ impl Ca {
     }
 
     /// Writes the state of a device that was provisioned with this key.
-    fn provision(&self, state: &Path, kind: IkKind, ik: &PublicArea) -> Result<()> {
+    pub(crate) fn provision(&self, state: &Path, kind: IkKind, ik: &PublicArea) -> Result<()> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "pump-17");
         params.subject_alt_names = vec![SanType::URI("urn:assay:device:default:pump-17".try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&Key { kind, der: ik.key.subject_public_key() }, &self.root)?;
-        let record = format!(
-            r#"{{"scope": "default", "ek": "p-256", "ek_id": "{}", "ik": "{kind}", "ik_handle": {IK}}}"#,
-            "00".repeat(32)
-        );
-        std::fs::write(state.join("device.json"), record)?;
-        std::fs::write(state.join("certificate.pem"), certificate.der())?;
+        let record = json!({"scope": "default", "ek": "p-256", "ek_id": "00".repeat(32), "ik": kind.to_string(), "ik_handle": IK});
+        let base64 = data_encoding::BASE64.encode(certificate.der());
+        let pem = format!("-----BEGIN CERTIFICATE-----\n{base64}\n-----END CERTIFICATE-----\n");
+        let memory = json!({"in_use": {"record": record, "certificate": pem}, "attempt": null});
+        std::fs::write(state.join("device.json"), memory.to_string())?;
         Ok(())
     }
 
