@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use assay_wire::{EkId, Scope};
@@ -21,8 +21,8 @@ use crate::tpm::{EkKind, IkKind};
 /// | `certificate.pem` | a copy of the certificate and its issuers, for other programs | after that |
 /// | `lock` | nothing | |
 ///
-/// The directory has mode 0700, the files 0600. A file is replaced as a whole, so that a reader sees the old or the new one
-/// whenever the power fails.
+/// The directory is made with mode 0700, the files with 0600; a directory that is there already must be ours, and nobody else
+/// may write to it. A file is replaced as a whole, so that a reader sees the old or the new one whenever the power fails.
 pub(crate) struct StateDirectory {
     path: PathBuf,
     _lock: File,
@@ -88,6 +88,9 @@ impl StateDirectory {
     /// Makes the directory if it is not there, and locks it until the value is dropped or the process ends.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::state(path))?;
+        // The kernel gives this directory to the effective user (proc_pid(5)).
+        let own_uid = fs::metadata("/proc/self").map_err(Error::state("/proc/self"))?.uid();
+        refuse_directory_of_others(path, own_uid)?;
         let lock_path = path.join("lock");
         let lock = private(OpenOptions::new().create(true)).open(&lock_path).map_err(Error::state(&lock_path))?;
         match lock.try_lock() {
@@ -129,10 +132,15 @@ impl StateDirectory {
 
     fn replace(&self, name: &str, contents: &[u8]) -> Result<(), Error> {
         let path = self.path.join(name);
-        // The lock keeps other writers of this name away; what a killed one left is overwritten.
+        // The lock keeps other writers of this name away; what a killed one left goes.
         let new = self.path.join(format!("{name}.new"));
         let write = || {
-            let mut file = private(OpenOptions::new().create(true).truncate(true)).open(&new)?;
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            // Never through a symbolic link.
+            let mut file = private(OpenOptions::new().create_new(true)).open(&new)?;
             file.write_all(contents)?;
             file.sync_all()?;
             fs::rename(&new, &path)?;
@@ -140,6 +148,22 @@ impl StateDirectory {
         };
         write().map_err(Error::state(&path))
     }
+}
+
+/// Whoever can write to the directory could have us write elsewhere, through symbolic links.
+fn refuse_directory_of_others(path: &Path, own_uid: u32) -> Result<(), Error> {
+    let directory = fs::metadata(path).map_err(Error::state(path))?;
+    let refusal = |reason: String| Err(Error::State { path: path.into(), reason });
+    if directory.uid() != own_uid {
+        return refusal(format!(
+            "belongs to user {}, not to user {own_uid}; use a directory of your own",
+            directory.uid()
+        ));
+    }
+    if directory.mode() & 0o022 != 0 {
+        return refusal("others may write to it; close it first: chmod 700".into());
+    }
+    Ok(())
 }
 
 /// Reads what is remembered without taking the directory; safe at any time, since files are replaced as a whole.
@@ -297,6 +321,40 @@ mod tests {
         let other = Memory { attempt: None, ..a_memory() };
         state.store(&other).unwrap();
         assert_eq!(state.memory().unwrap(), other);
+    }
+
+    #[test]
+    fn symbolic_link_in_place_of_a_new_file_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("target");
+        fs::write(&target, "precious").unwrap();
+        let state = StateDirectory::open(&dir.path().join("state")).unwrap();
+        std::os::unix::fs::symlink(&target, dir.path().join("state/device.json.new")).unwrap();
+        state.store(&a_memory()).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"precious");
+        assert_eq!(state.memory().unwrap(), a_memory());
+    }
+
+    #[test]
+    fn directory_that_others_may_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for (mode, is_refused) in [(0o770, true), (0o707, true), (0o755, false), (0o700, false)] {
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let error = StateDirectory::open(dir.path()).err();
+            assert_eq!(error.is_some(), is_refused, "{mode:o}: {error:?}");
+            if let Some(error) = error {
+                assert!(error.to_string().contains("chmod 700"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn directory_of_another_user_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let owner = fs::metadata(dir.path()).unwrap().uid();
+        refuse_directory_of_others(dir.path(), owner).unwrap();
+        let error = refuse_directory_of_others(dir.path(), owner + 1).unwrap_err();
+        assert!(error.to_string().contains("belongs to user"), "{error}");
     }
 
     #[test]
