@@ -34,7 +34,7 @@ pub(crate) struct Serve {
 
 #[derive(Args)]
 pub(crate) struct Worker {
-    /// Any MQTT 5 broker: mqtts://host[:port], or mqtt://host[:port] without TLS
+    /// Any MQTT 5 broker: `mqtts://HOST:PORT`, or `mqtt://HOST:PORT` without TLS
     #[arg(long)]
     broker: BrokerUrl,
     /// Root certificate of the broker, if it is not this CA's

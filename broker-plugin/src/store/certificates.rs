@@ -81,7 +81,7 @@ impl<'t> Transaction<'t> {
         Ok(())
     }
 
-    /// Appends to the audit, and forgets what is older than the newest [`AUDIT_LIMIT`] entries.
+    /// Appends to the audit, and forgets what is older than the newest 100,000 entries.
     ///
     /// # Errors
     /// The file cannot be written.
