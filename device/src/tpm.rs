@@ -98,6 +98,17 @@ pub enum TpmError {
         /// What is there.
         found: String,
     },
+    /// The IK has a password, so this program did not make it.
+    #[error(
+        "{operation}: the key at persistent handle {handle:#010x} has a password, so it is not this device's; choose another \
+         handle (--ik-handle)"
+    )]
+    KeyWithPassword {
+        /// What was being done.
+        operation: &'static str,
+        /// The handle of the IK.
+        handle: u32,
+    },
     /// This TPM cannot have such keys.
     #[error("this TPM has no {0} keys")]
     Unsupported(String),

@@ -80,6 +80,7 @@ impl EsapiTpm {
         let error = match fault {
             Fault::Tss(error) => error,
             Fault::WrongPassword { hierarchy } => return TpmError::WrongPassword { operation, hierarchy },
+            Fault::KeyWithPassword { handle } => return TpmError::KeyWithPassword { operation, handle },
             Fault::Occupied { handle, wanted, found } => return TpmError::HandleOccupied { handle, wanted, found },
             Fault::Unsupported(what) => return TpmError::Unsupported(what),
         };
@@ -176,9 +177,13 @@ impl Tpm for EsapiTpm {
         };
         self.run("signing", |context| {
             let ik = Loaded::persistent(context, handle)?;
-            let signature = context.execute_with_session(Some(AuthSession::Password), |context| {
-                context.sign(ik.handle, Digest::try_from(digest)?, scheme, software_digest_ticket()?)
-            })?;
+            let signature = context
+                .execute_with_session(Some(AuthSession::Password), |context| {
+                    context.sign(ik.handle, Digest::try_from(digest)?, scheme, software_digest_ticket()?)
+                })
+                .map_err(
+                    |error| if is_wrong_password(&error) { Fault::KeyWithPassword { handle } } else { error.into() },
+                )?;
             ik.release(context)?;
             match signature {
                 Signature::EcDsa(signature) => Ok(der::sequence(&[
@@ -223,6 +228,7 @@ impl Tpm for EsapiTpm {
 enum Fault {
     Tss(tss_esapi::Error),
     WrongPassword { hierarchy: &'static str },
+    KeyWithPassword { handle: u32 },
     Occupied { handle: u32, wanted: IkKind, found: String },
     Unsupported(String),
 }
@@ -463,10 +469,11 @@ fn kind_of(error: &tss_esapi::Error) -> Option<Tss2ResponseCodeKind> {
 }
 
 fn authorised(hierarchy: &'static str, error: tss_esapi::Error) -> Fault {
-    match kind_of(&error) {
-        Some(Tss2ResponseCodeKind::AuthFail | Tss2ResponseCodeKind::BadAuth) => Fault::WrongPassword { hierarchy },
-        _ => Fault::Tss(error),
-    }
+    if is_wrong_password(&error) { Fault::WrongPassword { hierarchy } } else { Fault::Tss(error) }
+}
+
+fn is_wrong_password(error: &tss_esapi::Error) -> bool {
+    matches!(kind_of(error), Some(Tss2ResponseCodeKind::AuthFail | Tss2ResponseCodeKind::BadAuth))
 }
 
 fn is_unsupported(error: &tss_esapi::Error) -> bool {

@@ -111,6 +111,26 @@ fn occupied_handle_is_refused_with_advice_and_left_alone() -> Result<()> {
 }
 
 #[test]
+fn key_with_a_password_at_the_handle_is_refused_with_advice() -> Result<()> {
+    let swtpm = a_tpm();
+    swtpm.tpm2(&["createprimary", "-C", "o", "-G", "ecc", "-c", "srk.ctx"])?;
+    swtpm.tpm2(&["flushcontext", "-t"])?;
+    let create = ["create", "-C", "srk.ctx", "-G", "ecc256:ecdsa-sha256", "-a", SIGNER_ATTRIBUTES, "-p", "secret"];
+    swtpm.tpm2(&[&create[..], &["-u", "ik.pub", "-r", "ik.priv"]].concat())?;
+    swtpm.tpm2(&["flushcontext", "-t"])?;
+    swtpm.tpm2(&["load", "-C", "srk.ctx", "-u", "ik.pub", "-r", "ik.priv", "-c", "ik.ctx"])?;
+    swtpm.tpm2(&["flushcontext", "-t"])?;
+    swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "ik.ctx", "0x81000200"])?;
+    swtpm.tpm2(&["flushcontext", "-t"])?;
+    let mut tpm = open(&swtpm);
+    assert!(tpm.identity_key(IkKind::P256, IK)?.is_some(), "nothing but its password tells it from an identity key");
+    let error = tpm.sign(IK, SignatureScheme::EcdsaSha256, &[7; 32]).unwrap_err();
+    assert!(matches!(error, TpmError::KeyWithPassword { handle: IK, .. }), "{error}");
+    assert!(error.to_string().contains("--ik-handle"), "{error}");
+    assert_nothing_loaded(&swtpm)
+}
+
+#[test]
 fn ik_of_another_kind_is_not_taken() -> Result<()> {
     let swtpm = a_tpm();
     let mut tpm = open(&swtpm);
