@@ -96,11 +96,10 @@ impl Applicant<'_> {
             TpmError::Refused { .. } | TpmError::Library { .. } => AnswerError::Challenge(error).into(),
             error => Error::from(error),
         })?;
-        let ticket: [u8; Ticket::LEN] =
-            secret.as_slice().try_into().map_err(|_| Error::from(AnswerError::TicketLength(secret.len())))?;
+        let ticket = ticket(&secret).map_err(Error::from)?;
         step.done("credential activated by the TPM");
 
-        let certify = CertifyRequest { claim: challenge.claim, ticket: ticket.into() };
+        let certify = CertifyRequest { claim: challenge.claim, ticket };
         let granted = match ca.ask(RequestBody::Certify(certify)).await? {
             ReplyBody::Certificate(granted) => granted,
             other => return Err(Failure::out_of_turn("certificate", other)),
@@ -120,6 +119,16 @@ impl Applicant<'_> {
     }
 }
 
+fn ticket(secret: &[u8]) -> Result<Ticket, AnswerError> {
+    let ticket = <[u8; Ticket::LEN]>::try_from(secret).map_err(|_| AnswerError::TicketLength(secret.len()))?;
+    Ok(ticket.into())
+}
+
+/// Whoever answers may say anything, but not to the terminal it is shown on: control characters are escaped.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect()
+}
+
 /// Why one attempt did not succeed.
 enum Failure {
     /// Another attempt may.
@@ -133,7 +142,10 @@ enum Failure {
 impl Failure {
     fn out_of_turn(wanted: &'static str, reply: ReplyBody) -> Self {
         let found = match reply {
-            ReplyBody::Problem(problem) => return Self::Problem(problem),
+            ReplyBody::Problem(problem) => {
+                let (title, detail) = (printable(&problem.title), printable(&problem.detail));
+                return Self::Problem(Problem { title, detail, ..problem });
+            }
             ReplyBody::Challenge(_) => "challenge",
             ReplyBody::Certificate(_) => "certificate",
         };
@@ -172,3 +184,47 @@ const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// How often a ticket may be refused or come too late. Between two honest sides it happens when the CA's ticket key changes.
 const MAX_RESTARTS: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use assay_wire::{CertificateReply, ChallengeReply};
+
+    use super::*;
+
+    #[test]
+    fn secret_of_another_length_than_a_ticket_is_refused() {
+        assert!(ticket(&[7; 32]).is_ok());
+        for length in [0, 31, 33] {
+            assert_eq!(ticket(&vec![7; length]).err(), Some(AnswerError::TicketLength(length)));
+        }
+    }
+
+    #[test]
+    fn reply_out_of_turn_is_final() {
+        let challenge = ReplyBody::Challenge(ChallengeReply {
+            claim: vec![1].try_into().unwrap(),
+            credential_blob: vec![2].try_into().unwrap(),
+            encrypted_seed: vec![3].try_into().unwrap(),
+        });
+        let certificate = ReplyBody::Certificate(CertificateReply {
+            chain: vec![vec![1].try_into().unwrap()].try_into().unwrap(),
+            device_id: "pump-17".parse().unwrap(),
+        });
+        for (wanted, reply, came) in
+            [("certificate", challenge, "challenge"), ("challenge", certificate, "certificate")]
+        {
+            let Failure::Final(Error::Answer(error)) = Failure::out_of_turn(wanted, reply) else { panic!("{wanted}") };
+            assert_eq!(error, AnswerError::OutOfTurn { wanted, found: came });
+        }
+    }
+
+    #[test]
+    fn control_characters_in_a_problem_do_not_reach_the_terminal() {
+        let (title, detail) = ("\x1b[2Jx\nWhat to do: é".into(), "\r\u{9b}31m".into());
+        let problem = Problem { code: ProblemCode::Internal, retry_after: None, title, detail };
+        let Failure::Problem(problem) = Failure::out_of_turn("challenge", ReplyBody::Problem(problem)) else {
+            panic!()
+        };
+        assert_eq!((problem.title.as_str(), problem.detail.as_str()), ("\\u{1b}[2Jx\\nWhat to do: é", "\\r\\u{9b}31m"));
+    }
+}
