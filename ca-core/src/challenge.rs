@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use assay_wire::{CertifyRequest, ChallengeReply, DeviceId, EkId, Limit, Scope};
+use assay_wire::{ChallengeReply, DeviceId, EkId, Limit, Proof, Scope};
 use hmac::{Hmac, KeyInit, Mac};
 use minicbor::{Decode, Encode};
 use rand_core::CryptoRng;
@@ -118,12 +118,7 @@ pub struct ProvenDevice {
 
 impl ProvenDevice {
     /// Checks a claim and its ticket.
-    pub fn verify(
-        request: &CertifyRequest,
-        scope: &Scope,
-        key: &TicketKey,
-        now: OffsetDateTime,
-    ) -> Result<Self, Rejection> {
+    pub fn verify(request: &Proof, scope: &Scope, key: &TicketKey, now: OffsetDateTime) -> Result<Self, Rejection> {
         // Until its MAC is checked, the claim is only looked at for the key that made it.
         let claim: Claim = minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
         if claim.key_id != key.id() {

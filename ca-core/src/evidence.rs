@@ -1,6 +1,6 @@
 //! What a device says of its TPM: read, and believed by nobody.
 
-use assay_wire::{ChallengeRequest, DeviceId, EkId};
+use assay_wire::{Bundle, DeviceId, EkId};
 use data_encoding::BASE32_NOPAD;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
@@ -24,7 +24,7 @@ pub struct Evidence {
 
 impl Evidence {
     /// Reads both public areas. Certificates and the CSR are read where they are checked.
-    pub fn parse(request: ChallengeRequest) -> Result<Self, Rejection> {
+    pub fn parse(request: Bundle) -> Result<Self, Rejection> {
         let ek = |error: AreaError| Rejection::of_ek(error.into());
         let ek_area = PublicArea::parse(&request.ek_public).map_err(ek)?;
         Ok(Self {

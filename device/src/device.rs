@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_mqtt::BrokerUrl;
-use assay_wire::{Bytes, CertificateList, ChallengeRequest, ClientId, DeviceId, Limit, Scope, Topic};
+use assay_wire::{Bundle, Bytes, CertificateList, ClientId, DeviceId, Limit, Scope, Topic};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{ClientConfig, RootCertStore};
 
@@ -313,11 +313,11 @@ fn challenge_request(
     ek: &EndorsementKey,
     ik_public: Vec<u8>,
     key: &IdentityKey,
-) -> Result<ChallengeRequest, Error> {
+) -> Result<Bundle, Error> {
     let too_long = |limit: Limit| Error::Usage(format!("this does not fit into a request: {limit}"));
     let csr = key.certificate_request(device_id.as_ref())?;
     let ek_certificates: Result<Vec<_>, _> = ek.certificates.iter().cloned().map(Bytes::try_from).collect();
-    Ok(ChallengeRequest {
+    Ok(Bundle {
         device_id,
         ek_public: ek.public.bytes.clone().try_into().map_err(too_long)?,
         ek_certificates: ek_certificates.and_then(CertificateList::try_from).map_err(too_long)?,

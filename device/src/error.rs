@@ -75,6 +75,9 @@ fn advice(code: ProblemCode) -> &'static str {
             "device and CA speak different versions of the protocol; update the older one."
         }
         ProblemCode::Busy | ProblemCode::Internal => "try again later.",
+        ProblemCode::FlowNotOffered => {
+            "choose another flow (--flow), or ask the operator to offer this one: flows in assay.toml."
+        }
         ProblemCode::EkOffTemplate => "report this TPM's model: its EK has a shape that the CA does not know.",
         ProblemCode::EkWeak => "this TPM's EK must not be trusted; update its firmware or replace it.",
         ProblemCode::EkNotEnrolled => {
@@ -96,6 +99,8 @@ fn advice(code: ProblemCode) -> &'static str {
         ProblemCode::CsrInvalid | ProblemCode::CsrSignatureInvalid | ProblemCode::CsrKeyMismatch => {
             "report this as a fault of the device's software."
         }
+        ProblemCode::SrkOffTemplate | ProblemCode::SrkWeak => "use another kind of storage root key (--srk).",
+        ProblemCode::ReprovisionRefused => "ask the operator to permit it: assay enroll update --reprovision reissue.",
         ProblemCode::DeviceDisabled => "ask the operator why; assay enroll enable lets the device in again.",
         ProblemCode::DeviceIdTaken | ProblemCode::DeviceIdNotEnrolled => {
             "ask for no device id, or have the operator enrol this EK with it: assay enroll add --device-id."

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_mqtt::{Backoff, BrokerUrl};
-use assay_wire::{CertifyRequest, ChallengeRequest, Problem, ProblemCode, ReplyBody, RequestBody, Scope, Ticket};
+use assay_wire::{Bundle, Problem, ProblemCode, Proof, ReplyBody, RequestBody, Scope, Ticket};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::{sleep, timeout_at};
@@ -24,7 +24,7 @@ pub(crate) struct Applicant<'a> {
     pub(crate) tls: Arc<ClientConfig>,
     pub(crate) roots: &'a RootCertStore,
     pub(crate) scope: &'a Scope,
-    pub(crate) challenge: ChallengeRequest,
+    pub(crate) challenge: Bundle,
     pub(crate) ek: EkKind,
     pub(crate) ik: &'a IdentityKey,
 }
@@ -99,7 +99,7 @@ impl Applicant<'_> {
         let ticket = ticket(&secret).map_err(Error::from)?;
         step.done("credential activated by the TPM");
 
-        let certify = CertifyRequest { claim: challenge.claim, ticket };
+        let certify = Proof { claim: challenge.claim, ticket };
         let granted = match ca.ask(RequestBody::Certify(certify)).await? {
             ReplyBody::Certificate(granted) => granted,
             other => return Err(Failure::out_of_turn("certificate", other)),
@@ -148,6 +148,9 @@ impl Failure {
             }
             ReplyBody::Challenge(_) => "challenge",
             ReplyBody::Certificate(_) => "certificate",
+            ReplyBody::Sealed(_) => "sealed certificate",
+            ReplyBody::Confirmed => "confirmation",
+            ReplyBody::Activation(_) => "shared key",
         };
         Self::Final(AnswerError::OutOfTurn { wanted, found }.into())
     }

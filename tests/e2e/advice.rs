@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Swtpm, trusted_vendor};
-use assay_wire::{CertifyRequest, Problem, ProblemCode, Reply, ReplyBody, RequestBody, RequestId, Ticket};
+use assay_wire::{Problem, ProblemCode, Proof, Reply, ReplyBody, RequestBody, RequestId, Ticket};
 
 use crate::external_brokers::Worker;
 use crate::lab::refused_with;
@@ -51,7 +51,7 @@ fn a_request_that_nothing_bounds_is_ignored() -> Result<()> {
     let broker = format!("mqtt://127.0.0.1:{}", mosquitto.port(0));
     let _worker = Worker::start(&dir, &broker)?;
     let mut device = PlainDevice::connect(&broker, 16)?;
-    let request = RequestBody::Certify(CertifyRequest { claim: Default::default(), ticket: Ticket::from([0; 32]) });
+    let request = RequestBody::Certify(Proof { claim: Default::default(), ticket: Ticket::from([0; 32]) });
     device.send(&request, QoS::AtMostOnce)?;
     let bounded = device.send(&request, QoS::AtLeastOnce)?;
     ensure!(device.reply()?.id == bounded);

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use assay_tests::{EkKind, run, tool, trusted_vendor};
-use assay_wire::{CertifyRequest, ReplyBody, RequestBody};
+use assay_wire::{Proof, ReplyBody, RequestBody};
 
 use crate::lab::Lab;
 use crate::raw_client::RawClient;
@@ -23,7 +23,7 @@ fn tpm2_activatecredential_opens_our_credentials_for_every_kind_of_ek() -> Resul
             other => anyhow::bail!("{kind:?}: {other:?}"),
         };
         let ticket = device.activate(&challenge).with_context(|| format!("{kind:?}"))?;
-        let granted = match mqtt.ask(RequestBody::Certify(CertifyRequest { claim: challenge.claim, ticket }))? {
+        let granted = match mqtt.ask(RequestBody::Certify(Proof { claim: challenge.claim, ticket }))? {
             ReplyBody::Certificate(granted) => granted,
             other => anyhow::bail!("{kind:?}: {other:?}"),
         };

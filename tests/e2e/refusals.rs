@@ -7,8 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use assay_tests::{Device, EkCertificate, EkKind, Swtpm, trusted_vendor, untrusted_vendor};
 use assay_wire::{
-    CertifyRequest, ChallengeReply, ChallengeRequest, MAX_MESSAGE, ProblemCode, ReplyBody, Request, RequestBody,
-    RequestId, Ticket,
+    Bundle, ChallengeReply, MAX_MESSAGE, ProblemCode, Proof, ReplyBody, Request, RequestBody, RequestId, Ticket,
 };
 
 use crate::lab::Lab;
@@ -83,16 +82,16 @@ fn evidence_that_does_not_belong_together_is_refused() -> Result<()> {
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
 
     let other_ek = trusted_vendor()?.device(EkKind::P256, 1)?.ek_certificate(EkKind::P256)?;
-    let of_another_ek = ChallengeRequest { ek_certificates: vec![other_ek.try_into()?].try_into()?, ..genuine.clone() };
+    let of_another_ek = Bundle { ek_certificates: vec![other_ek.try_into()?].try_into()?, ..genuine.clone() };
     mqtt.refused(RequestBody::Challenge(of_another_ek), ProblemCode::EkCertificateMismatch)?;
 
     let software_key = rcgen::KeyPair::generate()?;
-    let for_another_key = ChallengeRequest { csr: csr_by(&software_key)?, ..genuine.clone() };
+    let for_another_key = Bundle { csr: csr_by(&software_key)?, ..genuine.clone() };
     mqtt.refused(RequestBody::Challenge(for_another_key), ProblemCode::CsrKeyMismatch)?;
 
     let mut csr = genuine.csr.to_vec();
     *csr.last_mut().context("not empty")? ^= 1;
-    let badly_signed = ChallengeRequest { csr: csr.try_into()?, ..genuine.clone() };
+    let badly_signed = Bundle { csr: csr.try_into()?, ..genuine.clone() };
     mqtt.refused(RequestBody::Challenge(badly_signed), ProblemCode::CsrSignatureInvalid)?;
 
     ensure!(matches!(mqtt.ask(RequestBody::Challenge(genuine))?, ReplyBody::Challenge(_)));
@@ -169,10 +168,10 @@ fn wrong_tickets_and_strange_claims_are_refused_and_harm_nobody() -> Result<()> 
     let mut other_mqtt = RawClient::connect(&other.server.bootstrap, &other.dir.root_pem())?;
     let challenge = challenged(&mut mqtt, &device)?;
     let ticket = device.activate(&challenge)?;
-    let genuine = CertifyRequest { claim: challenge.claim, ticket };
+    let genuine = Proof { claim: challenge.claim, ticket };
     let refused = RequestBody::Certify;
 
-    let wrong_ticket = CertifyRequest { ticket: Ticket::from([0; 32]), ..genuine.clone() };
+    let wrong_ticket = Proof { ticket: Ticket::from([0; 32]), ..genuine.clone() };
     mqtt.refused(refused(wrong_ticket.clone()), ProblemCode::TicketRefused)?;
     let granted = certified(&mut mqtt, &genuine)?;
     let before = lab.dir.list("devices")?;
@@ -181,14 +180,14 @@ fn wrong_tickets_and_strange_claims_are_refused_and_harm_nobody() -> Result<()> 
     for at in (0..genuine.claim.len()).step_by(7) {
         let mut claim = genuine.claim.to_vec();
         claim[at] ^= 1;
-        let altered = CertifyRequest { claim: claim.try_into()?, ..genuine.clone() };
+        let altered = Proof { claim: claim.try_into()?, ..genuine.clone() };
         // A connection may ask a few times only.
         let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
         mqtt.refused(refused(altered), ProblemCode::TicketRefused).with_context(|| format!("byte {at}"))?;
     }
     let challenge = challenged(&mut other_mqtt, &device)?;
     let ticket = device.activate(&challenge)?;
-    mqtt.refused(refused(CertifyRequest { claim: challenge.claim, ticket }), ProblemCode::TicketRefused)?;
+    mqtt.refused(refused(Proof { claim: challenge.claim, ticket }), ProblemCode::TicketRefused)?;
 
     ensure!(certified(&mut mqtt, &genuine)? == granted, "a repeated certify gets the same certificate");
     ensure!(lab.dir.list("devices")? == before && lab.dir.list("certs")?.len() == 1);
@@ -200,7 +199,7 @@ fn bytes_that_are_no_request_are_answered_with_why() -> Result<()> {
     let lab = Lab::open()?;
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
     let id = RequestId::from([7; 16]);
-    let certify = CertifyRequest { claim: Default::default(), ticket: Ticket::from([0; 32]) };
+    let certify = Proof { claim: Default::default(), ticket: Ticket::from([0; 32]) };
     let good = Request { id, body: RequestBody::Certify(certify) }.encode();
 
     let truncated = good[..good.len() - 1].to_vec();
@@ -235,7 +234,7 @@ fn bytes_that_are_no_request_are_answered_with_why() -> Result<()> {
 fn a_response_topic_of_somebody_else_is_refused() -> Result<()> {
     let lab = Lab::open()?;
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
-    let certify = CertifyRequest { claim: Default::default(), ticket: Ticket::from([0; 32]) };
+    let certify = Proof { claim: Default::default(), ticket: Ticket::from([0; 32]) };
     let request = Request { id: RequestId::from([7; 16]), body: RequestBody::Certify(certify) }.encode();
     let own = format!("provision/v1/default/{}/reply", mqtt.id());
     let reply = mqtt.ask_with_response_topic(request.clone(), "provision/v1/default/pump-17/reply")?;
@@ -258,7 +257,7 @@ fn challenged(mqtt: &mut RawClient, device: &ToolsDevice<'_>) -> Result<Challeng
     }
 }
 
-fn certified(mqtt: &mut RawClient, request: &CertifyRequest) -> Result<Vec<u8>> {
+fn certified(mqtt: &mut RawClient, request: &Proof) -> Result<Vec<u8>> {
     match mqtt.ask(RequestBody::Certify(request.clone()))? {
         ReplyBody::Certificate(granted) => Ok(granted.chain[0].to_vec()),
         other => anyhow::bail!("expected a certificate, got {other:?}"),

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use assay_tests::{EkKind, Swtpm};
-use assay_wire::{Bytes, ChallengeReply, ChallengeRequest, Ticket};
+use assay_wire::{Bundle, Bytes, ChallengeReply, Ticket};
 use rcgen::{CertificateParams, PublicKeyData, SignatureAlgorithm, SigningKey};
 
 /// A TPM with an EK and an IK loaded in files, as tpm2-tools keep them.
@@ -46,8 +46,8 @@ impl<'a> ToolsDevice<'a> {
     }
 
     /// The evidence of this device, with the EK certificate in its NV memory.
-    pub(crate) fn evidence(&self) -> Result<ChallengeRequest> {
-        Ok(ChallengeRequest {
+    pub(crate) fn evidence(&self) -> Result<Bundle> {
+        Ok(Bundle {
             device_id: None,
             ek_public: tpmt_public(self.tpm, "ek.pub")?,
             ek_certificates: vec![self.tpm.ek_certificate(self.kind)?.try_into()?].try_into()?,

@@ -14,7 +14,7 @@ use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::Packet;
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
 use assay_mqtt::{BrokerUrl, Client, connect, tls_config};
-use assay_wire::{ChallengeRequest, ClientId, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic};
+use assay_wire::{Bundle, ClientId, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic};
 use clap::Parser;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls::RootCertStore;
@@ -50,7 +50,7 @@ async fn main() -> Result<ExitCode> {
             Ok(ExitCode::from(3))
         }
         ReplyBody::Challenge(_) => bail!("the CA challenges a TPM about a key that no TPM holds"),
-        ReplyBody::Certificate(_) => bail!("the CA issued a certificate for a key that no TPM holds"),
+        other => bail!("the CA answered with {other:?} for a key that no TPM holds"),
     }
 }
 
@@ -60,7 +60,7 @@ impl Impostor {
         let csr = CertificateParams::default().serialize_request(&key)?;
         let ek_public = fs::read(&self.ek_public)?;
         let ek_certificate = fs::read(&self.ek_certificate)?;
-        let body = ChallengeRequest {
+        let body = Bundle {
             device_id: None,
             // TPM2B_PUBLIC is TPMT_PUBLIC behind a length of two bytes.
             ek_public: ek_public.get(2..).context("the EK's public area is empty")?.to_vec().try_into()?,

@@ -21,6 +21,11 @@ pub const MAX_CREDENTIAL_BLOB: usize = 2 + 64 + 2 + 64;
 /// TPMU_ENCRYPTED_SECRET: an RSA-4096 ciphertext, or an ECC point (TPM 2.0 Part 2, 11.4.3).
 pub const MAX_ENCRYPTED_SEED: usize = 512;
 
+/// A nonce, a certificate chain encrypted, and a tag: the chains of our CA have 1 to 3 KiB.
+pub const MAX_SEALED: usize = 8192;
+/// What a TPM2B_PRIVATE holds of a wrapped HMAC key. Ours have 142 bytes, as those of Azure DPS.
+pub const MAX_DUPLICATE: usize = 256;
+
 /// Something was longer than its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {

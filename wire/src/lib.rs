@@ -27,13 +27,13 @@ pub use topic::Topic;
 mod bytes;
 pub use bytes::{
     Bytes, CertificateDer, CertificateList, Limit, MAX_CERTIFICATE, MAX_CERTIFICATES, MAX_CLAIM, MAX_CREDENTIAL_BLOB,
-    MAX_CSR, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA,
+    MAX_CSR, MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED,
 };
 
 mod message;
 pub use message::{
-    CertificateReply, CertifyRequest, ChallengeReply, ChallengeRequest, DecodeError, MAX_MESSAGE, Reply, ReplyBody,
-    Request, RequestBody, Ticket,
+    ActivationReply, Bundle, CertificateReply, ChallengeReply, DecodeError, MAX_MESSAGE, Proof, Reply, ReplyBody,
+    Request, RequestBody, SealedCertificate, SealedReply, SrkBundle, Ticket,
 };
 
 mod problem;

@@ -8,8 +8,8 @@ use minicbor::bytes::ByteArray;
 use minicbor::{Decode, Decoder, Encode, Encoder};
 
 use crate::{
-    Bytes, CertificateList, DeviceId, Limit, MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR, MAX_ENCRYPTED_SEED,
-    MAX_PUBLIC_AREA, Problem, RequestId,
+    Bytes, CertificateList, DeviceId, EkId, Limit, MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR, MAX_DUPLICATE,
+    MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED, Problem, RequestId,
 };
 
 /// The longest message, in bytes: a full EK chain of RSA-4096 certificates, a CSR and two public areas fit.
@@ -28,15 +28,21 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestBody {
     /// The ticket flow's first step.
-    Challenge(ChallengeRequest),
+    Challenge(Bundle),
     /// The ticket flow's second step.
-    Certify(CertifyRequest),
+    Certify(Proof),
+    /// The sealed flow's only step: asks for a certificate that nobody but the TPM can read.
+    Enroll(Bundle),
+    /// Tells the CA that a sealed certificate could be read, so that it becomes active.
+    Confirm(Proof),
+    /// The shared key flow's only step: asks for a key that nobody but the TPM can load.
+    Register(SrkBundle),
 }
 
-/// The ticket flow's first step: what the TPM can show for itself. Nothing in it is believed until the CA checked it.
+/// What the TPM can show for itself and its IK. Nothing in it is believed until the CA checked it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
-pub struct ChallengeRequest {
+pub struct Bundle {
     /// The device id asked for; left out, the CA answers with the one that is due to the EK.
     #[n(0)]
     pub device_id: Option<DeviceId>,
@@ -54,19 +60,37 @@ pub struct ChallengeRequest {
     pub csr: Bytes<MAX_CSR>,
 }
 
-/// The ticket flow's second step: the activated credential.
+/// What the TPM can show for itself and its storage root key. Nothing in it is believed until the CA checked it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
-pub struct CertifyRequest {
+pub struct SrkBundle {
+    /// The device id asked for; left out, the CA answers with the one that is due to the EK.
+    #[n(0)]
+    pub device_id: Option<DeviceId>,
+    /// The EK's TPMT_PUBLIC (TPM 2.0 Part 2, 12.2.4), without the size of a TPM2B.
+    #[n(1)]
+    pub ek_public: Bytes<MAX_PUBLIC_AREA>,
+    /// The EK certificate and its issuers as far as the device knows them, leaf first; may be empty.
+    #[n(2)]
+    pub ek_certificates: CertificateList<0>,
+    /// The storage root key's TPMT_PUBLIC, without the size of a TPM2B.
+    #[n(3)]
+    pub srk_public: Bytes<MAX_PUBLIC_AREA>,
+}
+
+/// Shows that a credential was activated: the ticket flow's second step, and the sealed flow's confirmation.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Proof {
     /// The claim, as the CA sent it.
     #[n(0)]
     pub claim: Bytes<MAX_CLAIM>,
-    /// What TPM2_ActivateCredential gave.
+    /// What TPM2_ActivateCredential gave, or what was sealed with the certificate.
     #[n(1)]
     pub ticket: Ticket,
 }
 
-/// The secret inside a credential: HMAC-SHA-256 of the claim under the CA's ticket key. Printed, it shows nothing.
+/// The secret that proves a claim: HMAC-SHA-256 of it under the CA's ticket key. Printed, it shows nothing.
 #[derive(Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(transparent)]
 pub struct Ticket(#[n(0)] ByteArray<{ Self::LEN }>);
@@ -111,6 +135,12 @@ pub enum ReplyBody {
     Challenge(ChallengeReply),
     /// Answers [`RequestBody::Certify`].
     Certificate(CertificateReply),
+    /// Answers [`RequestBody::Enroll`].
+    Sealed(SealedReply),
+    /// Answers [`RequestBody::Confirm`]: the certificate is active.
+    Confirmed,
+    /// Answers [`RequestBody::Register`].
+    Activation(ActivationReply),
 }
 
 /// A challenge that only the TPM with both the EK and the IK can answer.
@@ -140,15 +170,119 @@ pub struct CertificateReply {
     pub device_id: DeviceId,
 }
 
+/// A certificate that only the TPM with both the EK and the IK can read.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct SealedReply {
+    /// What the CA verified and issued, to be sent back as it is; opaque to the device.
+    #[n(0)]
+    pub claim: Bytes<MAX_CLAIM>,
+    /// TPMS_ID_OBJECT with the key of [`sealed`](Self::sealed): 32 bytes, for AES-256-GCM.
+    #[n(1)]
+    pub credential_blob: Bytes<MAX_CREDENTIAL_BLOB>,
+    /// What a TPM2B_ENCRYPTED_SECRET holds, without its size.
+    #[n(2)]
+    pub encrypted_seed: Bytes<MAX_ENCRYPTED_SEED>,
+    /// A nonce of 12 bytes, then a [`SealedCertificate`] encrypted with AES-256-GCM (SP 800-38D), then the tag of 16 bytes.
+    #[n(3)]
+    pub sealed: Bytes<MAX_SEALED>,
+}
+
+impl SealedReply {
+    /// The associated data of [`sealed`](Self::sealed): it opens only beside its claim, for this EK and for this IK.
+    ///
+    /// A CBOR array of the text `assay sealed v1`, the claim, the EK's id, and SHA-256 of the IK's SubjectPublicKeyInfo.
+    pub fn associated_data(claim: &[u8], ek_id: &EkId, ik_id: &[u8; 32]) -> Vec<u8> {
+        let mut data = Vec::new();
+        // Unwrap safety: writing to a Vec cannot fail.
+        Encoder::new(&mut data)
+            .array(4)
+            .and_then(|e| e.str("assay sealed v1"))
+            .and_then(|e| e.bytes(claim))
+            .and_then(|e| e.bytes(ek_id.as_bytes()))
+            .and_then(|e| e.bytes(ik_id))
+            .unwrap();
+        data
+    }
+}
+
+/// What a [`SealedReply`] holds for the TPM's eyes only.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct SealedCertificate {
+    /// The device's certificate, then its issuers, without the root.
+    #[n(0)]
+    pub chain: CertificateList<1>,
+    /// The name under which the device is registered once it confirms.
+    #[n(1)]
+    pub device_id: DeviceId,
+    /// Confirms the claim beside it.
+    #[n(2)]
+    pub ticket: Ticket,
+}
+
+impl SealedCertificate {
+    /// The bytes to encrypt.
+    pub fn encode(&self) -> Vec<u8> {
+        // Unwrap safety: writing to a Vec cannot fail, and no `Encode` of this crate fails by itself.
+        minicbor::to_vec(self).unwrap()
+    }
+
+    /// Reads decrypted bytes.
+    ///
+    /// # Errors
+    /// Everything but the one encoding of a sealed certificate; see [`DecodeError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let sealed: Self = minicbor::decode(bytes)?;
+        only_encoding(bytes, sealed.encode())?;
+        Ok(sealed)
+    }
+}
+
+/// An HMAC key that only the TPM with both the EK and the storage root key can load.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ActivationReply {
+    /// TPMS_ID_OBJECT for the storage root key's Name, with the key of the inner wrapper: 16 bytes, for AES-128-CFB.
+    #[n(0)]
+    pub credential_blob: Bytes<MAX_CREDENTIAL_BLOB>,
+    /// What that credential's TPM2B_ENCRYPTED_SECRET holds, without its size.
+    #[n(1)]
+    pub encrypted_seed: Bytes<MAX_ENCRYPTED_SEED>,
+    /// What a TPM2B_PRIVATE holds (TPM 2.0 Part 1, 23.3): the HMAC key in its inner and outer wrapper.
+    #[n(2)]
+    pub duplicate: Bytes<MAX_DUPLICATE>,
+    /// What the TPM2B_ENCRYPTED_SECRET of the outer wrapper holds, without its size: its seed, for the storage root key.
+    #[n(3)]
+    pub symmetric_seed: Bytes<MAX_ENCRYPTED_SEED>,
+    /// The HMAC key's TPMT_PUBLIC, without the size of a TPM2B.
+    #[n(4)]
+    pub key_public: Bytes<MAX_PUBLIC_AREA>,
+    /// The registration: the name under which the device connects.
+    #[n(5)]
+    pub device_id: DeviceId,
+}
+
+/// The empty map: the body of a message that says all by its kind.
+#[derive(Encode, Decode)]
+#[cbor(map)]
+struct Nothing {}
+
 impl Request {
     const CHALLENGE: u8 = 1;
     const CERTIFY: u8 = 2;
+    const ENROLL: u8 = 3;
+    const CONFIRM: u8 = 4;
+    const REGISTER: u8 = 5;
 
     /// The message to publish.
     pub fn encode(&self) -> Vec<u8> {
         match &self.body {
             RequestBody::Challenge(body) => encode(Self::CHALLENGE, self.id, body),
             RequestBody::Certify(body) => encode(Self::CERTIFY, self.id, body),
+            RequestBody::Enroll(body) => encode(Self::ENROLL, self.id, body),
+            RequestBody::Confirm(body) => encode(Self::CONFIRM, self.id, body),
+            RequestBody::Register(body) => encode(Self::REGISTER, self.id, body),
         }
     }
 
@@ -161,6 +295,9 @@ impl Request {
         let body = match kind {
             Self::CHALLENGE => RequestBody::Challenge(d.decode()?),
             Self::CERTIFY => RequestBody::Certify(d.decode()?),
+            Self::ENROLL => RequestBody::Enroll(d.decode()?),
+            Self::CONFIRM => RequestBody::Confirm(d.decode()?),
+            Self::REGISTER => RequestBody::Register(d.decode()?),
             kind => return Err(DecodeError::UnknownKind(kind)),
         };
         let request = Self { id, body };
@@ -178,6 +315,9 @@ impl Reply {
     const PROBLEM: u8 = 0;
     const CHALLENGE: u8 = 1;
     const CERTIFICATE: u8 = 2;
+    const SEALED: u8 = 3;
+    const CONFIRMED: u8 = 4;
+    const ACTIVATION: u8 = 5;
 
     /// The message to publish.
     pub fn encode(&self) -> Vec<u8> {
@@ -185,6 +325,9 @@ impl Reply {
             ReplyBody::Problem(body) => encode(Self::PROBLEM, self.id, body),
             ReplyBody::Challenge(body) => encode(Self::CHALLENGE, self.id, body),
             ReplyBody::Certificate(body) => encode(Self::CERTIFICATE, self.id, body),
+            ReplyBody::Sealed(body) => encode(Self::SEALED, self.id, body),
+            ReplyBody::Confirmed => encode(Self::CONFIRMED, self.id, &Nothing {}),
+            ReplyBody::Activation(body) => encode(Self::ACTIVATION, self.id, body),
         }
     }
 
@@ -198,6 +341,12 @@ impl Reply {
             Self::PROBLEM => ReplyBody::Problem(d.decode()?),
             Self::CHALLENGE => ReplyBody::Challenge(d.decode()?),
             Self::CERTIFICATE => ReplyBody::Certificate(d.decode()?),
+            Self::SEALED => ReplyBody::Sealed(d.decode()?),
+            Self::CONFIRMED => {
+                let Nothing {} = d.decode()?;
+                ReplyBody::Confirmed
+            }
+            Self::ACTIVATION => ReplyBody::Activation(d.decode()?),
             kind => return Err(DecodeError::UnknownKind(kind)),
         };
         let reply = Self { id, body };

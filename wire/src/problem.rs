@@ -134,6 +134,7 @@ problem_codes! {
     Unsupported = 3, "unsupported", "This CA does not know the kind of request";
     Busy = 4, "busy", "The CA has more requests than it can take";
     Internal = 5, "internal", "The CA failed for a reason of its own";
+    FlowNotOffered = 6, "flow-not-offered", "This CA does not offer the flow in this scope";
     EkOffTemplate = 10, "ek-off-template", "The EK's public area equals no TCG template";
     EkWeak = 11, "ek-weak", "The EK is too weak to be trusted";
     EkNotEnrolled = 12, "ek-not-enrolled", "The EK has no certificate and is not on the enrolment list";
@@ -146,11 +147,14 @@ problem_codes! {
     CsrInvalid = 22, "csr-invalid", "The certificate request cannot be read";
     CsrSignatureInvalid = 23, "csr-signature-invalid", "The certificate request is not signed by its own key";
     CsrKeyMismatch = 24, "csr-key-mismatch", "The certificate request is for another key than the IK";
+    SrkOffTemplate = 25, "srk-off-template", "The storage root key's public area equals no accepted template";
+    SrkWeak = 26, "srk-weak", "The storage root key is not a sound key";
     DeviceDisabled = 30, "device-disabled", "An operator disabled this device";
     DeviceIdTaken = 31, "device-id-taken", "The device id belongs to another EK";
     EkRegistered = 32, "ek-registered", "The EK is registered under another device id";
     DeviceIdNotEnrolled = 33, "device-id-not-enrolled", "No enrolment grants this device id to the EK";
     QuotaExceeded = 34, "quota-exceeded", "The device got too many certificates in a short time";
+    ReprovisionRefused = 35, "reprovision-refused", "The device is provisioned already, and its enrolment forbids to do it again";
     ClaimExpired = 40, "claim-expired", "The claim is past its time; begin again";
     TicketRefused = 41, "ticket-refused", "The ticket does not prove the claim; begin again";
 }

@@ -1,8 +1,8 @@
 //! Every message as annotated bytes, both ways, and everything that is not a message.
 
 use assay_wire::{
-    Bytes, CertificateReply, CertifyRequest, ChallengeReply, ChallengeRequest, DecodeError, MAX_MESSAGE, Problem,
-    ProblemCode, Reply, ReplyBody, Request, RequestBody, RequestId, Ticket,
+    ActivationReply, Bundle, Bytes, CertificateReply, ChallengeReply, DecodeError, MAX_MESSAGE, Problem, ProblemCode,
+    Proof, Reply, ReplyBody, Request, RequestBody, RequestId, SealedCertificate, SealedReply, SrkBundle, Ticket,
 };
 
 const ID: &str = "50 000102030405060708090a0b0c0d0e0f";
@@ -22,7 +22,7 @@ fn id() -> RequestId {
 fn challenge_request() -> (Request, Vec<u8>) {
     let request = Request {
         id: id(),
-        body: RequestBody::Challenge(ChallengeRequest {
+        body: RequestBody::Challenge(Bundle {
             device_id: Some("pump-17".parse().unwrap()),
             ek_public: opaque(b"ek"),
             ek_certificates: vec![opaque(b"leaf"), opaque(b"ca")].try_into().unwrap(),
@@ -49,7 +49,7 @@ fn challenge_request() -> (Request, Vec<u8>) {
 fn requests() -> Vec<(Request, Vec<u8>)> {
     let without_id = Request {
         id: id(),
-        body: RequestBody::Challenge(ChallengeRequest {
+        body: RequestBody::Challenge(Bundle {
             device_id: None,
             ek_public: opaque(b"ek"),
             ek_certificates: Default::default(),
@@ -68,7 +68,7 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
     ]);
     let certify = Request {
         id: id(),
-        body: RequestBody::Certify(CertifyRequest { claim: opaque(b"claim"), ticket: Ticket::from([0xaa; 32]) }),
+        body: RequestBody::Certify(Proof { claim: opaque(b"claim"), ticket: Ticket::from([0xaa; 32]) }),
     };
     let certify_bytes = bytes(&[
         "83 02", // kind: certify
@@ -78,7 +78,40 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         "01 5820",          // 1: ticket, 32 bytes
         &"aa".repeat(32),
     ]);
-    vec![challenge_request(), (without_id, without_id_bytes), (certify, certify_bytes)]
+    let (challenge, mut enroll_bytes) = challenge_request();
+    let RequestBody::Challenge(bundle) = challenge.body else { panic!() };
+    let enroll = Request { id: id(), body: RequestBody::Enroll(bundle) };
+    enroll_bytes[1] = 3;
+    let RequestBody::Certify(proof) = certify.body.clone() else { panic!() };
+    let confirm = Request { id: id(), body: RequestBody::Confirm(proof) };
+    let mut confirm_bytes = certify_bytes.clone();
+    confirm_bytes[1] = 4;
+    let register = Request {
+        id: id(),
+        body: RequestBody::Register(SrkBundle {
+            device_id: Some("pump-17".parse().unwrap()),
+            ek_public: opaque(b"ek"),
+            ek_certificates: vec![opaque(b"leaf")].try_into().unwrap(),
+            srk_public: opaque(b"srk"),
+        }),
+    };
+    let register_bytes = bytes(&[
+        "83 05", // kind: register
+        ID,
+        "a4",                   // map of four
+        "00 67 70756d702d3137", // 0: device id "pump-17"
+        "01 42 656b",           // 1: EK public area
+        "02 81 44 6c656166",    // 2: EK certificates, one of them
+        "03 43 73726b",         // 3: public area of the storage root key
+    ]);
+    vec![
+        challenge_request(),
+        (without_id, without_id_bytes),
+        (enroll, enroll_bytes),
+        (confirm, confirm_bytes),
+        (register, register_bytes),
+        (certify, certify_bytes),
+    ]
 }
 
 fn replies() -> Vec<(Reply, Vec<u8>)> {
@@ -140,7 +173,89 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
                 "01 67 70756d702d3137", // 1: device id "pump-17"
             ]),
         ),
+        (
+            reply(ReplyBody::Sealed(SealedReply {
+                claim: opaque(b"claim"),
+                credential_blob: opaque(b"blob"),
+                encrypted_seed: opaque(b"seed"),
+                sealed: opaque(b"sealed"),
+            })),
+            bytes(&[
+                "83 03", // kind: sealed
+                ID,
+                "a4",                 // map of four
+                "00 45 636c61696d",   // 0: claim
+                "01 44 626c6f62",     // 1: credential blob
+                "02 44 73656564",     // 2: encrypted seed
+                "03 46 7365616c6564", // 3: nonce, ciphertext and tag
+            ]),
+        ),
+        (reply(ReplyBody::Confirmed), bytes(&["83 04", ID, "a0"])),
+        (
+            reply(ReplyBody::Activation(ActivationReply {
+                credential_blob: opaque(b"blob"),
+                encrypted_seed: opaque(b"seed"),
+                duplicate: opaque(b"dup"),
+                symmetric_seed: opaque(b"sym"),
+                key_public: opaque(b"key"),
+                device_id: "pump-17".parse().unwrap(),
+            })),
+            bytes(&[
+                "83 05", // kind: activation
+                ID,
+                "a6",                   // map of six
+                "00 44 626c6f62",       // 0: credential blob
+                "01 44 73656564",       // 1: encrypted seed
+                "02 43 647570",         // 2: duplicate
+                "03 43 73796d",         // 3: seed of the outer wrapper
+                "04 43 6b6579",         // 4: public area of the HMAC key
+                "05 67 70756d702d3137", // 5: device id "pump-17"
+            ]),
+        ),
     ]
+}
+
+fn sealed_certificate() -> (SealedCertificate, Vec<u8>) {
+    let sealed = SealedCertificate {
+        chain: vec![opaque(b"leaf"), opaque(b"ca")].try_into().unwrap(),
+        device_id: "pump-17".parse().unwrap(),
+        ticket: Ticket::from([0xaa; 32]),
+    };
+    let annotated = bytes(&[
+        "a3",                       // map of three
+        "00 82 44 6c656166 426361", // 0: chain of two
+        "01 67 70756d702d3137",     // 1: device id "pump-17"
+        "02 5820",                  // 2: ticket, 32 bytes
+        &"aa".repeat(32),
+    ]);
+    (sealed, annotated)
+}
+
+#[test]
+fn what_is_sealed_is_these_bytes_both_ways_and_no_others() {
+    let (sealed, bytes) = sealed_certificate();
+    assert_eq!(hex::encode(sealed.encode()), hex::encode(&bytes));
+    assert_eq!(SealedCertificate::decode(&bytes), Ok(sealed));
+    let trailing = [&bytes[..], &[0]].concat();
+    assert_eq!(SealedCertificate::decode(&trailing), Err(DecodeError::NotDeterministic(bytes.len())));
+    for length in 0..bytes.len() {
+        assert!(matches!(SealedCertificate::decode(&bytes[..length]), Err(DecodeError::Malformed(_))), "{length}");
+    }
+}
+
+#[test]
+fn associated_data_of_a_sealed_certificate_is_these_bytes() {
+    let data = SealedReply::associated_data(b"claim", &[0xee; 32].into(), &[0x11; 32]);
+    let annotated = bytes(&[
+        "84",                                // array of four
+        "6f 6173736179207365616c6564207631", // "assay sealed v1"
+        "45 636c61696d",                     // claim
+        "5820",
+        &"ee".repeat(32), // EK id
+        "5820",
+        &"11".repeat(32), // SHA-256 of the IK's SubjectPublicKeyInfo
+    ]);
+    assert_eq!(hex::encode(data), hex::encode(annotated));
 }
 
 #[test]
@@ -158,6 +273,12 @@ fn messages_are_these_bytes_both_ways() {
 #[test]
 fn messages_match_the_cddl() {
     let cddl = include_str!("../assay.cddl");
+    let rule = |name: &str, bytes: &[u8]| {
+        let cddl = format!("start = {name}\n{cddl}");
+        cddl::validate_cbor_from_slice(&cddl, bytes, None).unwrap_or_else(|error| panic!("{name}: {error}"));
+    };
+    rule("sealed-certificate", &sealed_certificate().1);
+    rule("sealed-associated-data", &SealedReply::associated_data(b"claim", &[0xee; 32].into(), &[0x11; 32]));
     let messages = requests().into_iter().map(|(_, bytes)| bytes).chain(replies().into_iter().map(|(_, bytes)| bytes));
     for message in messages {
         cddl::validate_cbor_from_slice(cddl, &message, None)

@@ -84,6 +84,10 @@ fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job) -> (Decision, Subject) {
                 Err(rejection) => (Decision::Reply(ReplyBody::Problem(rejection.problem())), subject),
             }
         }
+        Ok(Request { body: RequestBody::Enroll(_) | RequestBody::Confirm(_) | RequestBody::Register(_), .. }) => {
+            let problem = Problem::new(ProblemCode::FlowNotOffered, "it is not built yet".into());
+            (Decision::Reply(ReplyBody::Problem(problem)), Subject::unread())
+        }
     }
 }
 
@@ -117,7 +121,7 @@ pub(super) fn problem(refusal: &Refusal) -> Problem {
 pub(super) fn audit_entry(job: &Job, subject: Subject, body: &ReplyBody) -> AuditEntry {
     let refusal = match body {
         ReplyBody::Problem(problem) => Some((problem.code, problem.detail.clone())),
-        ReplyBody::Challenge(_) | ReplyBody::Certificate(_) => None,
+        _ => None,
     };
     AuditEntry {
         time: OffsetDateTime::now_utc().unix_timestamp(),

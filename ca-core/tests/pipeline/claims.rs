@@ -4,13 +4,13 @@ use assay_ca_core::{
     CLAIM_LIFETIME, CLOCK_SKEW, CertificateOnRecord, Enrolment, ProvenDevice, QUOTA, Records, Registration, Rejection,
     TicketKey,
 };
-use assay_wire::{CertifyRequest, EkId, ProblemCode, Ticket};
+use assay_wire::{EkId, ProblemCode, Proof, Ticket};
 use time::Duration;
 
 use crate::fixture::*;
 
 /// A device that has activated its credential.
-fn answered() -> (Ca, Device, CertifyRequest) {
+fn answered() -> (Ca, Device, Proof) {
     let vendor = Vendor::new("Acme");
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
     let challenge = ca.challenge(&device, &Records::default()).unwrap();
@@ -51,7 +51,7 @@ fn wrong_ticket_is_refused() {
     for byte in 0..Ticket::LEN {
         let mut ticket = *request.ticket.as_bytes();
         ticket[byte] ^= 1;
-        let wrong = CertifyRequest { claim: request.claim.clone(), ticket: ticket.into() };
+        let wrong = Proof { claim: request.claim.clone(), ticket: ticket.into() };
         assert_eq!(code(ca.prove(&wrong)), ProblemCode::TicketRefused);
     }
     request.ticket = [0; Ticket::LEN].into();
@@ -65,12 +65,12 @@ fn claim_altered_in_any_byte_is_refused() {
         for change in [0x01, 0x80, 0xFF] {
             let mut claim = request.claim.to_vec();
             claim[byte] ^= change;
-            let altered = CertifyRequest { claim: claim.try_into().unwrap(), ticket: request.ticket.clone() };
+            let altered = Proof { claim: claim.try_into().unwrap(), ticket: request.ticket.clone() };
             assert_eq!(code(ca.prove(&altered)), ProblemCode::TicketRefused, "byte {byte}");
         }
     }
     let longer = [&request.claim[..], &[0]].concat();
-    let altered = CertifyRequest { claim: longer.try_into().unwrap(), ..request };
+    let altered = Proof { claim: longer.try_into().unwrap(), ..request };
     assert_eq!(code(ca.prove(&altered)), ProblemCode::TicketRefused);
 }
 
@@ -78,7 +78,7 @@ fn claim_altered_in_any_byte_is_refused() {
 fn ticket_of_another_claim_is_refused() {
     let (ca, _, request) = answered();
     let (_, _, other) = answered();
-    let mixed = CertifyRequest { claim: request.claim, ticket: other.ticket };
+    let mixed = Proof { claim: request.claim, ticket: other.ticket };
     assert_eq!(code(ca.prove(&mixed)), ProblemCode::TicketRefused);
 }
 

@@ -9,7 +9,7 @@ use assay_ca_core::{
     Admitted, Authority, BoundKey, Enrolment, Evidence, Issuer, ProvenDevice, Records, Rejection, TicketKey,
     TrustAnchors, TrustedEk,
 };
-use assay_wire::{CertifyRequest, ChallengeReply, ChallengeRequest, DeviceId, Scope, Ticket};
+use assay_wire::{Bundle, ChallengeReply, DeviceId, Proof, Scope, Ticket};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, agree};
 use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OAEP_SHA384_MGF1SHA384, OaepPrivateDecryptingKey, PrivateDecryptingKey};
 use cfb_mode::cipher::KeyIvInit;
@@ -303,9 +303,9 @@ impl Device {
         self
     }
 
-    pub(crate) fn request(&self) -> ChallengeRequest {
+    pub(crate) fn request(&self) -> Bundle {
         let certificates = self.ek_certificates.iter().map(|der| der.as_ref().try_into().unwrap());
-        ChallengeRequest {
+        Bundle {
             device_id: self.device_id.clone(),
             ek_public: self.ek.area.encode().try_into().unwrap(),
             ek_certificates: certificates.collect::<Vec<_>>().try_into().unwrap(),
@@ -323,14 +323,14 @@ impl Device {
     }
 
     /// Activates a challenge's credential.
-    pub(crate) fn answer(&self, challenge: &ChallengeReply) -> CertifyRequest {
+    pub(crate) fn answer(&self, challenge: &ChallengeReply) -> Proof {
         let credential = Credential {
             id_object: challenge.credential_blob.to_vec(),
             encrypted_seed: challenge.encrypted_seed.to_vec(),
         };
         let secret = self.ek.activate(&self.ik_name(), &credential).unwrap();
         let ticket: [u8; Ticket::LEN] = secret.try_into().unwrap();
-        CertifyRequest { claim: challenge.claim.clone(), ticket: ticket.into() }
+        Proof { claim: challenge.claim.clone(), ticket: ticket.into() }
     }
 }
 
@@ -405,7 +405,7 @@ impl Ca {
         Ok(admitted.challenge(&ik, &self.scope, &self.ticket_key, now(), &mut self.rng).unwrap())
     }
 
-    pub(crate) fn prove(&self, request: &CertifyRequest) -> Result<ProvenDevice, Rejection> {
+    pub(crate) fn prove(&self, request: &Proof) -> Result<ProvenDevice, Rejection> {
         ProvenDevice::verify(request, &self.scope, &self.ticket_key, now())
     }
 }

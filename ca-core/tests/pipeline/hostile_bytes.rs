@@ -4,7 +4,7 @@ use assay_ca_core::key::PublicKey;
 use assay_ca_core::tpm::public::PublicArea;
 use assay_ca_core::tpm::template::{EkArea, IkArea};
 use assay_ca_core::{BoundKey, EkIdentity, Evidence, Identity, Records, TrustAnchors, TrustedEk};
-use assay_wire::CertifyRequest;
+use assay_wire::Proof;
 
 use crate::fixture::*;
 
@@ -76,7 +76,7 @@ fn claims() {
     let challenge = ca.challenge(&device, &Records::default()).unwrap();
     let answer = device.answer(&challenge);
     for bytes in damaged(&answer.claim) {
-        let request = CertifyRequest { claim: bytes.try_into().unwrap(), ticket: answer.ticket.clone() };
+        let request = Proof { claim: bytes.try_into().unwrap(), ticket: answer.ticket.clone() };
         ca.prove(&request).unwrap_err();
     }
 }

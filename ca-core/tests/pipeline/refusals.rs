@@ -6,7 +6,7 @@ use assay_ca_core::tpm::template::AreaRefused;
 use assay_ca_core::{
     AnchorError, Assurance, BoundKey, Enrolment, Evidence, Records, Registration, Rejection, TrustAnchors, TrustedEk,
 };
-use assay_wire::{ChallengeRequest, EkId, ProblemCode};
+use assay_wire::{Bundle, EkId, ProblemCode};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa};
 use time::Duration;
 use x509_parser::certification_request::X509CertificationRequest;
@@ -380,7 +380,7 @@ mod ek_template {
     fn ek_area_that_cannot_be_read_is_malformed() {
         let request = Device::of(&Vendor::new("Acme")).request();
         for bytes in [&b"public area"[..], &request.ek_public[..100], &[&request.ek_public[..], &[0]].concat()] {
-            let request = ChallengeRequest { ek_public: bytes.try_into().unwrap(), ..request.clone() };
+            let request = Bundle { ek_public: bytes.try_into().unwrap(), ..request.clone() };
             assert_eq!(code(Evidence::parse(request)), ProblemCode::Malformed);
         }
     }

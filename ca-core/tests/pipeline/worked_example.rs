@@ -10,8 +10,8 @@ use assay_ca_core::{
     TrustAnchors, TrustedEk,
 };
 use assay_wire::{
-    CertificateReply, CertifyRequest, ChallengeReply, ChallengeRequest, ProblemCode, Reply, ReplyBody, Request,
-    RequestBody, RequestId, Scope,
+    Bundle, CertificateReply, ChallengeReply, ProblemCode, Proof, Reply, ReplyBody, Request, RequestBody, RequestId,
+    Scope,
 };
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey, UnparsedPublicKey, agree};
 use rand_core::Rng;
@@ -215,17 +215,17 @@ impl Example {
         Reply::decode(&self.block(name)).unwrap()
     }
 
-    fn challenge_request(&self) -> ChallengeRequest {
+    fn challenge_request(&self) -> Bundle {
         match self.request("challenge-request").body {
             RequestBody::Challenge(body) => body,
-            RequestBody::Certify(_) => panic!("a certify request"),
+            other => panic!("{other:?}"),
         }
     }
 
-    fn certify_request(&self) -> CertifyRequest {
+    fn certify_request(&self) -> Proof {
         match self.request("certify-request").body {
             RequestBody::Certify(body) => body,
-            RequestBody::Challenge(_) => panic!("a challenge request"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -257,7 +257,7 @@ fn split_at_block<'a>(text: &'a str, name: &str) -> (&'a str, &'a str, &'a str) 
 }
 
 /// The device of the example, with the EK in software and the IK of the request.
-fn device_of(request: &ChallengeRequest) -> Device {
+fn device_of(request: &Bundle) -> Device {
     let ik_area = assay_ca_core::tpm::public::PublicArea::parse(&request.ik_public).unwrap();
     Device { ek: SoftwareEk::golden(EK), ek_certificates: vec![], ik_area, csr: request.csr.to_vec(), device_id: None }
 }
