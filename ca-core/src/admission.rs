@@ -1,23 +1,76 @@
 //! Who may have which device id: the rules that need to know what happened before.
 
+use std::fmt;
+use std::str::FromStr;
+
 use assay_wire::{DeviceId, EkId};
 use time::{Duration, OffsetDateTime};
 
 use crate::Rejection;
 use crate::challenge::ProvenDevice;
-use crate::evidence::Evidence;
 use crate::trust::{Assurance, TrustedEk};
 
 /// An entry of the operator's list of EKs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Enrolment {
     /// The device id the operator gave the EK, if any.
     pub device_id: Option<DeviceId>,
     /// Whether the operator locked the EK out.
     pub disabled: bool,
+    /// What happens when the device asks again.
+    pub reprovision: Reprovision,
+    /// Whether the EK may be one of Azure's SDKs, which no vendor certified though the TPM has a certificate.
+    pub legacy_dps_ek: bool,
 }
 
-/// A device that once got a certificate.
+/// What a device gets that was provisioned before and comes with a new key: its TPM was cleared, or it lost its state.
+///
+/// A request for the key that it has already is a repetition, which is answered with what it has under any policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reprovision {
+    /// `reissue`: a new certificate, or a shared key of the next generation; the old one ends when the new one is first used.
+    #[default]
+    Reissue,
+    /// `reuse`: the same shared key. A new IK needs a new certificate, for no certificate fits it.
+    Reuse,
+    /// `never`: nothing. An operator must act.
+    Never,
+}
+
+impl Reprovision {
+    /// Every policy.
+    pub const ALL: [Self; 3] = [Self::Reissue, Self::Reuse, Self::Never];
+
+    /// The policy as people and settings name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reissue => "reissue",
+            Self::Reuse => "reuse",
+            Self::Never => "never",
+        }
+    }
+}
+
+impl fmt::Display for Reprovision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Reprovision {
+    type Err = UnknownReprovision;
+
+    fn from_str(name: &str) -> Result<Self, UnknownReprovision> {
+        Self::ALL.into_iter().find(|policy| policy.name() == name).ok_or(UnknownReprovision)
+    }
+}
+
+/// A text names no policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected reissue, reuse or never")]
+pub struct UnknownReprovision;
+
+/// A device that once proved itself: by a ticket, by a confirmation, or by a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
     /// The device id it got.
@@ -26,8 +79,17 @@ pub struct Registration {
     pub disabled: bool,
     /// The certificate it has now.
     pub certificate: Option<CertificateOnRecord>,
-    /// How many certificates it got within the last [`QUOTA_PERIOD`].
+    /// How many certificates became active for it within the last [`QUOTA_PERIOD`].
     pub recent_certificates: u32,
+}
+
+/// The shared key of an EK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedKeyOnRecord {
+    /// Its generation: tokens of earlier ones are refused.
+    pub generation: u32,
+    /// Whether the device has used it, which shows that its TPM could load it.
+    pub is_used: bool,
 }
 
 /// A device's active certificate, as far as admission depends on it.
@@ -48,23 +110,23 @@ pub struct Records {
     pub enrolment: Option<Enrolment>,
     /// The device that the EK is registered as.
     pub registration: Option<Registration>,
-    /// The EK that is registered or enrolled under the [id in question](Evidence::device_id_in_question), or
-    /// under [that of a claim](ProvenDevice::device_id).
+    /// How many certificates were sealed to the EK within the last [`QUOTA_PERIOD`] and not confirmed: anybody can ask for them.
+    pub recent_unconfirmed: u32,
+    /// The shared key that was last offered to the EK.
+    pub shared_key: Option<SharedKeyOnRecord>,
+    /// The EK that is registered or enrolled under the device id in question: see [`device_id_in_question`], or
+    /// [that of a claim](ProvenDevice::device_id), of a certificate or of a token.
     pub id_holder: Option<EkId>,
 }
 
-impl Evidence {
-    /// The device id this request is about: the one asked for, else the one due to the EK.
-    pub fn device_id_in_question(
-        &self,
-        enrolment: Option<&Enrolment>,
-        registration: Option<&Registration>,
-    ) -> DeviceId {
-        match self.requested_device_id() {
-            Some(requested) => requested.clone(),
-            None => due_device_id(enrolment, registration).cloned().unwrap_or_else(|| self.derived_device_id()),
-        }
-    }
+/// The device id that a request is about: the one asked for, else the one due to the EK.
+pub fn device_id_in_question(
+    requested: Option<&DeviceId>,
+    derived: &DeviceId,
+    enrolment: Option<&Enrolment>,
+    registration: Option<&Registration>,
+) -> DeviceId {
+    requested.or_else(|| due_device_id(enrolment, registration)).unwrap_or(derived).clone()
 }
 
 /// A trusted EK and the device id it may have.
@@ -80,6 +142,7 @@ impl Admitted {
     /// An EK keeps the id it is registered under. Before that it gets the one its enrolment names, else the one
     /// derived from it.
     pub fn decide(ek: TrustedEk, requested: Option<&DeviceId>, records: &Records) -> Result<Self, Rejection> {
+        check_enrolment(&ek.ek_id(), ek.assurance, records)?;
         let due = due_device_id(records.enrolment.as_ref(), records.registration.as_ref());
         let due = due.unwrap_or(&ek.derived_device_id).clone();
         check(&ek.ek_id(), requested.unwrap_or(&due), &due, records)?;
@@ -89,6 +152,68 @@ impl Admitted {
     /// The id the device gets.
     pub fn device_id(&self) -> &DeviceId {
         &self.device_id
+    }
+
+    /// The generation of the shared key that the EK gets now.
+    ///
+    /// A key that was never used is offered again: without a proof that the TPM could load it, nobody can be made to lose one.
+    /// That a token of the generation that is offered retires the one in use is for [`Records::accepted_generations`].
+    pub fn generation(&self, records: &Records) -> Result<u32, Rejection> {
+        match (records.shared_key, records.reprovision()) {
+            (None, _) => Ok(FIRST_GENERATION),
+            (Some(SharedKeyOnRecord { generation, is_used: false }), _)
+            | (Some(SharedKeyOnRecord { generation, .. }), Reprovision::Reuse) => Ok(generation),
+            (Some(SharedKeyOnRecord { generation, .. }), Reprovision::Reissue) => Ok(generation.saturating_add(1)),
+            (Some(_), Reprovision::Never) => Err(Rejection::ReprovisionRefused { ek: self.ek.ek_id() }),
+        }
+    }
+}
+
+impl Records {
+    fn reprovision(&self) -> Reprovision {
+        self.enrolment.as_ref().map(|enrolment| enrolment.reprovision).unwrap_or_default()
+    }
+
+    /// The generations that a token may be signed with: the one on record, and the one that [`Admitted::generation`] may have offered
+    /// since. A token of the latter raises the record to it.
+    pub fn accepted_generations(&self) -> Vec<u32> {
+        match (self.shared_key, self.reprovision()) {
+            (None, _) => Vec::new(),
+            (Some(SharedKeyOnRecord { generation, is_used: true }), Reprovision::Reissue) => {
+                vec![generation, generation.saturating_add(1)]
+            }
+            (Some(SharedKeyOnRecord { generation, .. }), _) => vec![generation],
+        }
+    }
+
+    /// Decides whether a device may still be called `device_id`, at any moment after its EK was trusted.
+    pub fn admit(&self, ek: &EkId, device_id: &DeviceId, assurance: Assurance) -> Result<(), Rejection> {
+        check_enrolment(ek, assurance, self)?;
+        let due = due_device_id(self.enrolment.as_ref(), self.registration.as_ref());
+        check(ek, device_id, due.unwrap_or(device_id), self)
+    }
+
+    /// Decides whether the certificate for an IK, whose issue was decided at `decided_at`, may become the device's active one.
+    ///
+    /// A device that has a certificate for this IK keeps it. For another IK the decision must be younger than the
+    /// certificate, or two could take turns for as long as they are valid; and there are a policy and a quota.
+    pub(crate) fn check_rekey(&self, ek: &EkId, ik_id: &[u8; 32], decided_at: OffsetDateTime) -> Result<(), Rejection> {
+        let Some(registration) = &self.registration else { return Ok(()) };
+        let Some(certificate) = registration.certificate.as_ref().filter(|certificate| certificate.ik_id != *ik_id)
+        else {
+            return Ok(());
+        };
+        if self.reprovision() == Reprovision::Never {
+            return Err(Rejection::ReprovisionRefused { ek: *ek });
+        }
+        if certificate.issued_at >= decided_at {
+            return Err(Rejection::ClaimOutdated { issued_at: decided_at });
+        }
+        let count = registration.recent_certificates;
+        if count >= QUOTA {
+            return Err(Rejection::QuotaExceeded { count });
+        }
+        Ok(())
     }
 }
 
@@ -100,37 +225,18 @@ impl ProvenDevice {
     /// Decides once more, with what is on record now: an operator may have acted since the challenge, another
     /// device may have taken the id, or this device may have moved on to another IK, to which an old claim must not bring it back.
     pub fn readmit(self, records: &Records) -> Result<Readmitted, Rejection> {
-        let ek = self.ek_id();
-        if self.assurance() == Assurance::EnrolmentList && records.enrolment.is_none() {
-            return Err(Rejection::EkNotEnrolled { ek });
-        }
-        if let Some(registration) = &records.registration {
-            self.check_rekey(registration)?;
-        }
-        let claimed = self.device_id();
-        let due = due_device_id(records.enrolment.as_ref(), records.registration.as_ref());
-        check(&ek, claimed, due.unwrap_or(claimed), records)?;
+        records.check_rekey(&self.ek_id(), &self.ik_id(), self.issued_at())?;
+        records.admit(&self.ek_id(), self.device_id(), self.assurance())?;
         Ok(Readmitted(self))
-    }
-
-    /// A device that has a certificate for this IK gets that one again. For another IK the claim must be younger than the
-    /// certificate, or two claims could take turns for as long as they are valid; and there is a quota.
-    fn check_rekey(&self, registration: &Registration) -> Result<(), Rejection> {
-        let certificate = registration.certificate.as_ref().filter(|certificate| certificate.ik_id != self.ik_id());
-        if certificate.is_some_and(|certificate| certificate.issued_at >= self.issued_at()) {
-            return Err(Rejection::ClaimOutdated { issued_at: self.issued_at() });
-        }
-        let count = registration.recent_certificates;
-        if certificate.is_some() && count >= QUOTA {
-            return Err(Rejection::QuotaExceeded { count });
-        }
-        Ok(())
     }
 }
 
 /// Certificates that a device may get for new IKs within [`QUOTA_PERIOD`]. A device makes a new IK when its TPM was cleared;
 /// what makes more is a fault or an attempt to fill the store.
 pub const QUOTA: u32 = 24;
+
+/// The generation of an EK's first shared key.
+pub const FIRST_GENERATION: u32 = 1;
 
 /// See [`QUOTA`].
 pub const QUOTA_PERIOD: Duration = Duration::days(1);
@@ -140,6 +246,14 @@ impl Readmitted {
     pub fn device(&self) -> &ProvenDevice {
         &self.0
     }
+}
+
+/// Who is trusted for being on the list must be on it.
+fn check_enrolment(ek: &EkId, assurance: Assurance, records: &Records) -> Result<(), Rejection> {
+    if assurance == Assurance::EnrolmentList && records.enrolment.is_none() {
+        return Err(Rejection::EkNotEnrolled { ek: *ek });
+    }
+    Ok(())
 }
 
 fn due_device_id<'a>(enrolment: Option<&'a Enrolment>, registration: Option<&'a Registration>) -> Option<&'a DeviceId> {

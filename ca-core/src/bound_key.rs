@@ -3,6 +3,7 @@
 use aws_lc_rs::signature::{
     self, ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256, VerificationAlgorithm,
 };
+use sha2::{Digest, Sha256};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 
@@ -59,6 +60,11 @@ impl BoundKey {
     /// The IK as a SubjectPublicKeyInfo in DER.
     pub fn spki(&self) -> Vec<u8> {
         self.area.key().spki()
+    }
+
+    /// SHA-256 of [`spki`](Self::spki): names the IK on record.
+    pub fn ik_id(&self) -> [u8; 32] {
+        Sha256::digest(self.spki()).into()
     }
 }
 

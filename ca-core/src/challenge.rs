@@ -4,74 +4,23 @@
 //! its ticket, a MAC of the claim, travels only inside a credential. Who shows the ticket has activated the
 //! credential, so the EK and the IK of the claim are in one TPM, and it is at the other end of this exchange.
 
-use std::fmt;
-
 use assay_wire::{ChallengeReply, DeviceId, EkId, Limit, Proof, Scope};
-use hmac::{Hmac, KeyInit, Mac};
 use minicbor::{Decode, Encode};
 use rand_core::CryptoRng;
 use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 use time::{Duration, OffsetDateTime};
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::admission::Admitted;
 use crate::bound_key::BoundKey;
 use crate::hardware::HardwareIdentity;
+use crate::issue::Subject;
+use crate::ticket::{KEY_ID_LEN, Terms, TicketKey};
 use crate::tpm::credential::make_credential;
 use crate::trust::Assurance;
 use crate::{Fault, Rejection};
 
 /// How long a device has to answer a challenge. RSA keys take a slow TPM seconds; bad networks take minutes.
 pub const CLAIM_LIFETIME: Duration = Duration::seconds(300);
-
-/// By how much the clocks of two workers may differ.
-pub const CLOCK_SKEW: Duration = Duration::seconds(60);
-
-/// The secret that makes tickets. All workers of a CA have the same.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct TicketKey([u8; Self::LEN]);
-
-impl TicketKey {
-    /// Its length in bytes.
-    pub const LEN: usize = 32;
-
-    /// Takes a key from storage. Wipe the copy it came from.
-    pub fn new(secret: [u8; Self::LEN]) -> Self {
-        Self(secret)
-    }
-
-    /// Makes a new key.
-    pub fn generate(rng: &mut dyn CryptoRng) -> Self {
-        let mut secret = [0; Self::LEN];
-        rng.fill_bytes(&mut secret);
-        Self(secret)
-    }
-
-    /// The key, for storage.
-    pub fn secret(&self) -> &[u8; Self::LEN] {
-        &self.0
-    }
-
-    /// Names the key without giving it away.
-    fn id(&self) -> [u8; KEY_ID_LEN] {
-        let digest = Sha256::new_with_prefix("assay ticket key id").chain_update(self.0).finalize();
-        *digest.first_chunk().expect("SHA-256 is longer than a key id")
-    }
-
-    fn ticket(&self, claim: &[u8]) -> Zeroizing<[u8; assay_wire::Ticket::LEN]> {
-        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&self.0).expect("HMAC takes any key length");
-        mac.update(TICKET_LABEL);
-        mac.update(claim);
-        Zeroizing::new(mac.finalize().into_bytes().into())
-    }
-}
-
-impl fmt::Debug for TicketKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("TicketKey(..)")
-    }
-}
 
 impl Admitted {
     /// Makes the challenge that proves the EK and the IK to be in one TPM.
@@ -85,19 +34,11 @@ impl Admitted {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<ChallengeReply, Fault> {
-        let claim = Claim {
-            scope: scope.clone(),
-            device_id: self.device_id.clone(),
-            ek_id: self.ek.ek_id(),
-            ik_spki: ik.spki(),
-            assurance: self.ek.assurance,
-            hardware: self.ek.hardware.clone(),
-            key_id: key.id(),
-            issued_at: now.unix_timestamp(),
-            expires_at: (now + CLAIM_LIFETIME).unix_timestamp(),
-        };
+        let Terms { scope, key_id, issued_at, expires_at } = key.terms(scope, now, now + CLAIM_LIFETIME);
+        let Subject { device_id, ek_id, ik_spki, assurance, hardware, .. } = self.subject(ik, &scope);
+        let claim = Claim { scope, device_id, ek_id, ik_spki, assurance, hardware, key_id, issued_at, expires_at };
         let claim = minicbor::to_vec(claim).expect("writing to memory does not fail");
-        let credential = make_credential(&self.ek.area, ik.area.name(), &*key.ticket(&claim), rng)?;
+        let credential = make_credential(&self.ek.area, ik.area.name(), &*key.ticket(TICKET_LABEL, &claim), rng)?;
         let oversize = |field| move |limit: Limit| Fault::Oversize { field, limit };
         Ok(ChallengeReply {
             claim: claim.try_into().map_err(oversize("the claim"))?,
@@ -119,24 +60,9 @@ pub struct ProvenDevice {
 impl ProvenDevice {
     /// Checks a claim and its ticket.
     pub fn verify(request: &Proof, scope: &Scope, key: &TicketKey, now: OffsetDateTime) -> Result<Self, Rejection> {
-        // Until its MAC is checked, the claim is only looked at for the key that made it.
+        // Until its MAC is checked, the claim is only looked at for its terms.
         let claim: Claim = minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
-        if claim.key_id != key.id() {
-            return Err(Rejection::ClaimOfAnotherKey);
-        }
-        if !bool::from(key.ticket(&request.claim).ct_eq(request.ticket.as_bytes())) {
-            return Err(Rejection::TicketWrong);
-        }
-        if claim.scope != *scope {
-            return Err(Rejection::ClaimOfAnotherScope { claimed: claim.scope, scope: scope.clone() });
-        }
-        let (issued_at, expired_at) = (claim.time(claim.issued_at)?, claim.time(claim.expires_at)?);
-        if now >= expired_at {
-            return Err(Rejection::ClaimExpired { expired_at, now });
-        }
-        if issued_at > now + CLOCK_SKEW {
-            return Err(Rejection::ClaimFromTheFuture { issued_at, now });
-        }
+        let issued_at = claim.terms().check(request, TICKET_LABEL, scope, key, now)?;
         Ok(Self { claim, issued_at })
     }
 
@@ -169,13 +95,9 @@ impl ProvenDevice {
         self.claim.assurance
     }
 
-    /// The scope the device provisions in.
-    pub fn scope(&self) -> &Scope {
-        &self.claim.scope
-    }
-
-    pub(crate) fn hardware(&self) -> &HardwareIdentity {
-        &self.claim.hardware
+    pub(crate) fn subject(&self) -> Subject {
+        let Claim { scope, device_id, ek_id, ik_spki, assurance, hardware, .. } = self.claim.clone();
+        Subject { scope, device_id, ek_id, ik_spki, assurance, hardware }
     }
 }
 
@@ -206,11 +128,11 @@ struct Claim {
 }
 
 impl Claim {
-    fn time(&self, seconds: i64) -> Result<OffsetDateTime, Rejection> {
-        OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| Rejection::ClaimUnreadable)
+    fn terms(&self) -> Terms {
+        let Self { scope, key_id, issued_at, expires_at, .. } = self;
+        Terms { scope: scope.clone(), key_id: *key_id, issued_at: *issued_at, expires_at: *expires_at }
     }
 }
 
-const KEY_ID_LEN: usize = 8;
 /// Keeps tickets apart from any other MAC that a key could be used for.
 const TICKET_LABEL: &[u8] = b"assay ticket v1\0";

@@ -1,6 +1,6 @@
 //! What a device says of its TPM: read, and believed by nobody.
 
-use assay_wire::{Bundle, DeviceId, EkId};
+use assay_wire::{Bundle, Bytes, CertificateList, DeviceId, EkId, MAX_PUBLIC_AREA, SrkBundle};
 use data_encoding::BASE32_NOPAD;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
@@ -9,37 +9,37 @@ use crate::Rejection;
 use crate::key::PublicKey;
 use crate::tpm::public::{AreaError, PublicArea};
 
-/// The content of a challenge request, parsed.
+/// The EK in a request of any flow, parsed.
 ///
 /// Everything in it was chosen by whoever sent it.
 #[derive(Clone, Debug)]
-pub struct Evidence {
-    pub(crate) ek_area: PublicArea,
-    pub(crate) ek_key: PublicKey,
-    pub(crate) ek_certificates: Vec<CertificateDer<'static>>,
-    pub(crate) ik_area: PublicArea,
-    pub(crate) csr: Vec<u8>,
+pub struct EkEvidence {
+    pub(crate) area: PublicArea,
+    pub(crate) key: PublicKey,
+    pub(crate) certificates: Vec<CertificateDer<'static>>,
     device_id: Option<DeviceId>,
 }
 
-impl Evidence {
-    /// Reads both public areas. Certificates and the CSR are read where they are checked.
-    pub fn parse(request: Bundle) -> Result<Self, Rejection> {
+impl EkEvidence {
+    /// Certificates are read where they are checked.
+    fn parse(
+        area: &Bytes<MAX_PUBLIC_AREA>,
+        certificates: &CertificateList<0>,
+        device_id: Option<DeviceId>,
+    ) -> Result<Self, Rejection> {
         let ek = |error: AreaError| Rejection::of_ek(error.into());
-        let ek_area = PublicArea::parse(&request.ek_public).map_err(ek)?;
+        let area = PublicArea::parse(area).map_err(ek)?;
         Ok(Self {
-            ek_key: ek_area.public_key().map_err(ek)?,
-            ek_area,
-            ek_certificates: request.ek_certificates.iter().map(|der| der.to_vec().into()).collect(),
-            ik_area: PublicArea::parse(&request.ik_public).map_err(|error| Rejection::of_ik(error.into()))?,
-            csr: request.csr.into_vec(),
-            device_id: request.device_id,
+            key: area.public_key().map_err(ek)?,
+            area,
+            certificates: certificates.iter().map(|der| der.to_vec().into()).collect(),
+            device_id,
         })
     }
 
     /// Id of the EK the device claims to have.
     pub fn ek_id(&self) -> EkId {
-        self.ek_key.ek_id()
+        self.key.ek_id()
     }
 
     /// The device id that was asked for.
@@ -50,8 +50,51 @@ impl Evidence {
     /// The device id due to an EK that no enrolment names: the lower-case base32 (RFC 4648 §6, unpadded) of
     /// the SHA-256 of its `TPM2B_PUBLIC`.
     pub fn derived_device_id(&self) -> DeviceId {
-        let digest = Sha256::digest(self.ek_area.encode_sized());
+        let digest = Sha256::digest(self.area.encode_sized());
         let text = BASE32_NOPAD.encode(&digest).to_ascii_lowercase();
         text.parse().expect("52 lower-case letters and digits are a device id")
+    }
+}
+
+/// A bundle, parsed: an EK, and an IK that is to be certified.
+///
+/// Everything in it was chosen by whoever sent it.
+#[derive(Clone, Debug)]
+pub struct Evidence {
+    /// The EK.
+    pub ek: EkEvidence,
+    pub(crate) ik_area: PublicArea,
+    pub(crate) csr: Vec<u8>,
+}
+
+impl Evidence {
+    /// Reads both public areas. Certificates and the CSR are read where they are checked.
+    pub fn parse(bundle: Bundle) -> Result<Self, Rejection> {
+        Ok(Self {
+            ek: EkEvidence::parse(&bundle.ek_public, &bundle.ek_certificates, bundle.device_id)?,
+            ik_area: PublicArea::parse(&bundle.ik_public).map_err(|error| Rejection::of_ik(error.into()))?,
+            csr: bundle.csr.into_vec(),
+        })
+    }
+}
+
+/// The bundle of the shared key flow, parsed: an EK, and the storage root key that is to receive the key.
+///
+/// Everything in it was chosen by whoever sent it.
+#[derive(Clone, Debug)]
+pub struct SrkEvidence {
+    /// The EK.
+    pub ek: EkEvidence,
+    /// The storage root key.
+    pub srk_area: PublicArea,
+}
+
+impl SrkEvidence {
+    /// Reads both public areas. Certificates are read where they are checked.
+    pub fn parse(bundle: SrkBundle) -> Result<Self, Rejection> {
+        Ok(Self {
+            ek: EkEvidence::parse(&bundle.ek_public, &bundle.ek_certificates, bundle.device_id)?,
+            srk_area: PublicArea::parse(&bundle.srk_public).map_err(|error| Rejection::of_srk(error.into()))?,
+        })
     }
 }

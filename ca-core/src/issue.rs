@@ -2,21 +2,25 @@
 
 use std::fmt;
 
-use assay_wire::{CertificateList, DeviceId, EkId};
+use assay_wire::{CertificateList, DeviceId, EkId, Scope};
 use rand_core::CryptoRng;
+pub use rcgen::RevocationReason;
 use rcgen::{
-    CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
-    PublicKeyData, SerialNumber, SignatureAlgorithm, SigningKey, SubjectPublicKeyInfo,
+    CertificateParams, CertificateRevocationListParams, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyUsagePurpose, PublicKeyData, RevokedCertParams, SerialNumber,
+    SignatureAlgorithm, SigningKey, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
-use crate::admission::Readmitted;
+use crate::admission::{Admitted, Readmitted};
+use crate::bound_key::BoundKey;
 use crate::der::{element, tag};
 use crate::hardware::HardwareIdentity;
 use crate::identity::Identity;
 use crate::profile::Profile;
+use crate::sealed::Candidate;
 use crate::trust::{Assurance, parse_certificate};
 use crate::{Fault, oid};
 
@@ -66,6 +70,37 @@ impl Issuer {
         chain.try_into().map_err(oversize)
     }
 
+    /// Signs a list of the certificates that are no longer good (RFC 5280 §5), in DER.
+    ///
+    /// `number` must grow from list to list (§5.2.3). Serial numbers reveal nothing of their certificates, so those that were sealed
+    /// and never confirmed may stand there too.
+    pub fn revocation_list(
+        &self,
+        revoked: impl IntoIterator<Item = Revoked>,
+        number: u64,
+        now: OffsetDateTime,
+    ) -> Result<Vec<u8>, Fault> {
+        let revoked = revoked.into_iter().map(|revoked| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&revoked.serial),
+            revocation_time: revoked.since,
+            reason_code: Some(revoked.reason),
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: now,
+            next_update: now + REVOCATION_LIST_LIFETIME,
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.signer).map_err(|error| Fault::Certificate {
+            operation: "signing a revocation list",
+            reason: error.to_string(),
+        })?;
+        Ok(list.der().to_vec())
+    }
+
     /// Signs a certificate. This may be slow if the key is in hardware.
     pub fn sign(&self, prepared: Prepared) -> Result<IssuedCertificate, Fault> {
         let Prepared { params, public_key, record } = prepared;
@@ -96,6 +131,30 @@ pub enum IssuerError {
     KeyMismatch,
 }
 
+/// What a certificate joins, as it was verified.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    pub(crate) scope: Scope,
+    pub(crate) device_id: DeviceId,
+    pub(crate) ek_id: EkId,
+    pub(crate) ik_spki: Vec<u8>,
+    pub(crate) assurance: Assurance,
+    pub(crate) hardware: HardwareIdentity,
+}
+
+impl Admitted {
+    pub(crate) fn subject(&self, ik: &BoundKey, scope: &Scope) -> Subject {
+        Subject {
+            scope: scope.clone(),
+            device_id: self.device_id.clone(),
+            ek_id: self.ek.ek_id(),
+            ik_spki: ik.spki(),
+            assurance: self.ek.assurance,
+            hardware: self.ek.hardware.clone(),
+        }
+    }
+}
+
 /// A device certificate that lacks nothing but its signature.
 #[derive(Debug)]
 pub struct Prepared {
@@ -115,22 +174,46 @@ impl Prepared {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        let proven = device.device();
+        Self::fill(device.device().subject(), None, profile, issuer, now, rng)
+    }
+
+    /// The same for a device that has not proven itself: nobody may see this certificate but [sealed](Candidate::seal), and
+    /// it is revoked unless the device confirms it in time.
+    pub fn unproven(
+        candidate: &Candidate,
+        profile: &Profile,
+        issuer: &Issuer,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        let confirm_by = now + profile.confirm_within();
+        Self::fill(candidate.subject().clone(), Some(confirm_by), profile, issuer, now, rng)
+    }
+
+    fn fill(
+        subject: Subject,
+        confirm_by: Option<OffsetDateTime>,
+        profile: &Profile,
+        issuer: &Issuer,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
         let now = now.replace_nanosecond(0).expect("0 is a nanosecond");
         if now >= issuer.not_after {
             return Err(Fault::IssuerExpired { not_after: issuer.not_after, now });
         }
+        let identity = Identity::Device { scope: subject.scope, device_id: subject.device_id.clone() };
         let record = IssuedCertificate {
             der: CertificateDer::from(Vec::new()),
             serial: random_serial(rng),
             not_before: (now - profile.backdate()).max(issuer.not_before),
             not_after: (now + profile.validity()).min(issuer.not_after),
-            device_id: proven.device_id().clone(),
-            ek_id: proven.ek_id(),
-            ik_spki: proven.ik_spki().to_vec(),
-            assurance: proven.assurance(),
+            device_id: subject.device_id,
+            ek_id: subject.ek_id,
+            ik_spki: subject.ik_spki,
+            assurance: subject.assurance,
+            confirm_by,
         };
-        let identity = Identity::Device { scope: proven.scope().clone(), device_id: record.device_id.clone() };
 
         let mut params = CertificateParams::default();
         params.serial_number = Some(SerialNumber::from_slice(&record.serial));
@@ -143,7 +226,7 @@ impl Prepared {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         params.custom_extensions = vec![
-            CustomExtension::from_oid_content(oid::SUBJECT_ALT_NAME, alt_names(proven.hardware(), &identity)),
+            CustomExtension::from_oid_content(oid::SUBJECT_ALT_NAME, alt_names(&subject.hardware, &identity)),
             CustomExtension::from_oid_content(oid::CERTIFICATE_POLICIES, policies(record.assurance)),
         ];
         let public_key = SubjectPublicKeyInfo::from_der(&record.ik_spki)
@@ -176,7 +259,23 @@ pub struct IssuedCertificate {
     pub ik_spki: Vec<u8>,
     /// Why the EK was trusted.
     pub assurance: Assurance,
+    /// Until when the device must confirm that it can read the certificate; `None` if it proved itself before.
+    pub confirm_by: Option<OffsetDateTime>,
 }
+
+/// A certificate that is no longer good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revoked {
+    /// Its serial number.
+    pub serial: [u8; 16],
+    /// Since when.
+    pub since: OffsetDateTime,
+    /// Why.
+    pub reason: RevocationReason,
+}
+
+/// How long a revocation list may be believed: devices and brokers that miss one for a day learn that they did.
+pub const REVOCATION_LIST_LIFETIME: Duration = Duration::days(1);
 
 /// 126 random bits, at least the 64 that RFC 5280's readers expect of a CA (CA/B Baseline Requirements §7.1).
 pub(crate) fn random_serial(rng: &mut dyn CryptoRng) -> [u8; 16] {

@@ -90,6 +90,11 @@ impl PublicKey {
         element(tag::SEQUENCE, &[&algorithm, &element(tag::BIT_STRING, &[&[NO_UNUSED_BITS], &key])])
     }
 
+    /// Whether another key is of the same kind and size.
+    pub(crate) fn has_the_shape_of(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+
     /// The EK id of this key: SHA-256 of its [SubjectPublicKeyInfo](Self::spki).
     pub fn ek_id(&self) -> EkId {
         let digest: [u8; 32] = Sha256::digest(self.spki()).into();

@@ -29,25 +29,36 @@
 #![warn(missing_docs)]
 
 mod evidence;
-pub use evidence::Evidence;
+pub use evidence::{EkEvidence, Evidence, SrkEvidence};
 
 mod trust;
-pub use trust::{AnchorError, Assurance, TpmModel, TrustAnchors, TrustedEk};
+pub use trust::{AnchorError, Assurance, TpmModel, TrustAnchors, TrustedEk, UnknownAssurance};
 
 mod bound_key;
 pub use bound_key::BoundKey;
 
 mod admission;
-pub use admission::{Admitted, CertificateOnRecord, Enrolment, QUOTA, QUOTA_PERIOD, Readmitted, Records, Registration};
+pub use admission::{
+    Admitted, CertificateOnRecord, Enrolment, FIRST_GENERATION, QUOTA, QUOTA_PERIOD, Readmitted, Records, Registration,
+    Reprovision, SharedKeyOnRecord, UnknownReprovision, device_id_in_question,
+};
+
+mod ticket;
+pub use ticket::{CLOCK_SKEW, TicketKey};
 
 mod challenge;
-pub use challenge::{CLAIM_LIFETIME, CLOCK_SKEW, ProvenDevice, TicketKey};
+pub use challenge::{CLAIM_LIFETIME, ProvenDevice};
+
+mod sealed;
+pub use sealed::{Candidate, Confirmation, Confirmed, Unconfirmed};
 
 mod profile;
 pub use profile::{Profile, ProfileError};
 
 mod issue;
-pub use issue::{IssuedCertificate, Issuer, IssuerError, Prepared};
+pub use issue::{
+    IssuedCertificate, Issuer, IssuerError, Prepared, REVOCATION_LIST_LIFETIME, RevocationReason, Revoked,
+};
 
 mod rejection;
 pub use rejection::{Fault, Rejection};

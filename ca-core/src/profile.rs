@@ -1,12 +1,18 @@
-//! How long device certificates live.
+//! How long device certificates live, and which flows lead to them.
 
+use assay_wire::Flow;
 use time::Duration;
 
-/// The times of a device certificate. Everything else in it is fixed, and nothing in it is the device's choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use crate::Rejection;
+
+/// The times of a device certificate, and the flows that a scope offers. Everything else in a certificate is fixed, and nothing
+/// in it is the device's choice.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
     validity: Duration,
     backdate: Duration,
+    confirm_within: Duration,
+    flows: Vec<Flow>,
 }
 
 impl Profile {
@@ -17,6 +23,9 @@ impl Profile {
     /// The longest backdate.
     pub const MAX_BACKDATE: Duration = Duration::hours(24);
 
+    /// The longest time for a confirmation: an unconfirmed certificate that nobody can use is a burden on every list.
+    pub const MAX_CONFIRM_WITHIN: Duration = Duration::hours(24);
+
     /// Certificates valid for `validity` from now, and from `backdate` before now for devices whose clocks are slow.
     pub fn new(validity: Duration, backdate: Duration) -> Result<Self, ProfileError> {
         if !(Self::MIN_VALIDITY..=Self::MAX_VALIDITY).contains(&validity) {
@@ -25,7 +34,42 @@ impl Profile {
         if !(Duration::ZERO..=Self::MAX_BACKDATE).contains(&backdate) {
             return Err(ProfileError::Backdate { found: backdate });
         }
-        Ok(Self { validity, backdate })
+        Ok(Self { validity, backdate, ..Self::default() })
+    }
+
+    /// The same, with this time to confirm a sealed certificate.
+    pub fn with_confirmation(self, confirm_within: Duration) -> Result<Self, ProfileError> {
+        if !(Duration::SECOND..=Self::MAX_CONFIRM_WITHIN).contains(&confirm_within) {
+            return Err(ProfileError::Confirmation { found: confirm_within });
+        }
+        Ok(Self { confirm_within, ..self })
+    }
+
+    /// The same, with these flows alone.
+    pub fn with_flows(self, flows: Vec<Flow>) -> Result<Self, ProfileError> {
+        if flows.is_empty() {
+            return Err(ProfileError::NoFlow);
+        }
+        Ok(Self { flows, ..self })
+    }
+
+    /// Refuses a flow that the scope does not offer.
+    pub fn check_flow(&self, flow: Flow) -> Result<(), Rejection> {
+        if self.offers(flow) {
+            return Ok(());
+        }
+        let offered = self.flows.iter().map(Flow::to_string).collect::<Vec<_>>().join(", ");
+        Err(Rejection::FlowNotOffered { flow, offered })
+    }
+
+    /// Whether the scope offers a flow.
+    pub fn offers(&self, flow: Flow) -> bool {
+        self.flows.contains(&flow)
+    }
+
+    /// How long a device has to confirm a sealed certificate.
+    pub fn confirm_within(&self) -> Duration {
+        self.confirm_within
     }
 
     /// How long after its issue a certificate is valid.
@@ -40,9 +84,14 @@ impl Profile {
 }
 
 impl Default for Profile {
-    /// 90 days, backdated by five minutes.
+    /// 90 days, backdated by five minutes; ten minutes to confirm; every flow.
     fn default() -> Self {
-        Self { validity: Duration::days(90), backdate: Duration::minutes(5) }
+        Self {
+            validity: Duration::days(90),
+            backdate: Duration::minutes(5),
+            confirm_within: Duration::minutes(10),
+            flows: Flow::ALL.to_vec(),
+        }
     }
 }
 
@@ -52,6 +101,10 @@ impl Default for Profile {
 pub enum ProfileError {
     #[error("validity is {found}, outside {} to {}", Profile::MIN_VALIDITY, Profile::MAX_VALIDITY)]
     Validity { found: Duration },
+    #[error("the time to confirm is {found}, outside 1 s to {}", Profile::MAX_CONFIRM_WITHIN)]
+    Confirmation { found: Duration },
+    #[error("there is no flow: nobody could be provisioned")]
+    NoFlow,
     #[error("backdate is {found}, outside 0 to {}", Profile::MAX_BACKDATE)]
     Backdate { found: Duration },
 }
@@ -59,6 +112,27 @@ pub enum ProfileError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flow_that_is_not_offered_is_refused() {
+        let profile = Profile::default().with_flows(vec![Flow::Ticket, Flow::SharedKey]).unwrap();
+        profile.check_flow(Flow::Ticket).unwrap();
+        let refusal = profile.check_flow(Flow::Sealed).unwrap_err();
+        assert_eq!(refusal.to_string(), "the flow sealed is not offered; offered are: ticket, shared-key");
+        assert_eq!(Profile::default().with_flows(vec![]), Err(ProfileError::NoFlow));
+        assert!(Flow::ALL.into_iter().all(|flow| Profile::default().offers(flow)));
+    }
+
+    #[test]
+    fn time_to_confirm_is_bounded() {
+        for good in [Duration::SECOND, Profile::MAX_CONFIRM_WITHIN] {
+            Profile::default().with_confirmation(good).unwrap();
+        }
+        for bad in [Duration::ZERO, Profile::MAX_CONFIRM_WITHIN + Duration::SECOND] {
+            let refused = Profile::default().with_confirmation(bad);
+            assert_eq!(refused, Err(ProfileError::Confirmation { found: bad }));
+        }
+    }
 
     #[test]
     fn bounds_are_inclusive() {

@@ -1,6 +1,6 @@
 //! What is the device's fault, and told to it, and what is ours, and is not.
 
-use assay_wire::{DeviceId, EkId, Problem, ProblemCode, Scope};
+use assay_wire::{DeviceId, EkId, Flow, Problem, ProblemCode, Scope};
 use time::OffsetDateTime;
 
 use crate::key::WeakKey;
@@ -32,11 +32,21 @@ pub enum Rejection {
     EkCertificateNotYetValid { not_before: String, now: OffsetDateTime },
     #[error("the EK certificate is for the key {certificate}, the EK's public area holds {area}")]
     EkCertificateMismatch { certificate: EkId, area: EkId },
+    #[error(
+        "the EK certificate is for the key {certificate}, the EK's public area holds {area}; it may be an EK as Azure's device SDKs \
+         make it, with an empty `unique`, which no vendor certifies: show the EK of TCG's template L-1, or have this one enrolled \
+         with --legacy-dps-ek"
+    )]
+    EkOfAzureSdk { certificate: EkId, area: EkId },
 
     #[error("the IK's public area equals no accepted template: {0}")]
     IkOffTemplate(AreaRefused),
     #[error("the IK is weak: {0}")]
     IkWeak(WeakKey),
+    #[error("the storage root key's public area equals no TCG template: {0}")]
+    SrkOffTemplate(AreaRefused),
+    #[error("the storage root key is weak: {0}")]
+    SrkWeak(WeakKey),
     #[error("the certificate request is invalid: {0}")]
     CsrInvalid(String),
     #[error("the certificate request is not signed by the IK")]
@@ -55,11 +65,23 @@ pub enum Rejection {
 
     #[error("the device got {count} certificates within a day, as many as it may")]
     QuotaExceeded { count: u32 },
+    #[error(
+        "{count} certificates were sealed to EK {ek} within a day and never confirmed, as many as may; the ticket flow is open"
+    )]
+    SealedQuotaExceeded { ek: EkId, count: u32 },
+    #[error("EK {ek} is provisioned already, and its enrolment says never to do it again")]
+    ReprovisionRefused { ek: EkId },
+    #[error("the flow {flow} is not offered; offered are: {offered}")]
+    FlowNotOffered { flow: Flow, offered: String },
 
     #[error("the claim expired at {expired_at}; it is {now}")]
     ClaimExpired { expired_at: OffsetDateTime, now: OffsetDateTime },
     #[error("since the claim was made, at {issued_at}, the device got a certificate for another IK")]
     ClaimOutdated { issued_at: OffsetDateTime },
+    #[error(
+        "the certificate of this claim, issued before {issued_at}, is no longer good: superseded, revoked or never confirmed in time"
+    )]
+    CertificateEnded { issued_at: OffsetDateTime },
     #[error("the claim was issued at {issued_at}, which is still to come: it is {now}")]
     ClaimFromTheFuture { issued_at: OffsetDateTime, now: OffsetDateTime },
     #[error("the claim cannot be read")]
@@ -85,9 +107,11 @@ impl Rejection {
             Self::EkCertificateExpired { .. } | Self::EkCertificateNotYetValid { .. } => {
                 ProblemCode::EkCertificateExpired
             }
-            Self::EkCertificateMismatch { .. } => ProblemCode::EkCertificateMismatch,
+            Self::EkCertificateMismatch { .. } | Self::EkOfAzureSdk { .. } => ProblemCode::EkCertificateMismatch,
             Self::IkOffTemplate(_) => ProblemCode::IkOffTemplate,
             Self::IkWeak(_) => ProblemCode::IkWeak,
+            Self::SrkOffTemplate(_) => ProblemCode::SrkOffTemplate,
+            Self::SrkWeak(_) => ProblemCode::SrkWeak,
             Self::CsrInvalid(_) => ProblemCode::CsrInvalid,
             Self::CsrSignatureInvalid => ProblemCode::CsrSignatureInvalid,
             Self::CsrKeyMismatch => ProblemCode::CsrKeyMismatch,
@@ -95,10 +119,13 @@ impl Rejection {
             Self::DeviceIdTaken { .. } => ProblemCode::DeviceIdTaken,
             Self::EkRegistered { .. } => ProblemCode::EkRegistered,
             Self::DeviceIdNotEnrolled { .. } => ProblemCode::DeviceIdNotEnrolled,
-            Self::QuotaExceeded { .. } => ProblemCode::QuotaExceeded,
-            Self::ClaimExpired { .. } | Self::ClaimOutdated { .. } | Self::ClaimFromTheFuture { .. } => {
-                ProblemCode::ClaimExpired
-            }
+            Self::QuotaExceeded { .. } | Self::SealedQuotaExceeded { .. } => ProblemCode::QuotaExceeded,
+            Self::ReprovisionRefused { .. } => ProblemCode::ReprovisionRefused,
+            Self::FlowNotOffered { .. } => ProblemCode::FlowNotOffered,
+            Self::ClaimExpired { .. }
+            | Self::ClaimOutdated { .. }
+            | Self::CertificateEnded { .. }
+            | Self::ClaimFromTheFuture { .. } => ProblemCode::ClaimExpired,
             Self::ClaimUnreadable | Self::ClaimOfAnotherKey | Self::TicketWrong | Self::ClaimOfAnotherScope { .. } => {
                 ProblemCode::TicketRefused
             }
@@ -109,7 +136,7 @@ impl Rejection {
     pub fn problem(&self) -> Problem {
         let problem = Problem::new(self.code(), self.to_string());
         match self {
-            Self::QuotaExceeded { .. } => problem.retry_after(RETRY_AFTER_QUOTA_S),
+            Self::QuotaExceeded { .. } | Self::SealedQuotaExceeded { .. } => problem.retry_after(RETRY_AFTER_QUOTA_S),
             _ => problem,
         }
     }
@@ -132,6 +159,17 @@ impl Rejection {
             other => match structural(&other) {
                 Some(reason) => Self::AreaUnreadable { object: "IK", reason },
                 None => Self::IkOffTemplate(other),
+            },
+        }
+    }
+
+    /// Files an SRK's area under "weak", "off template" or "unreadable".
+    pub fn of_srk(refused: AreaRefused) -> Self {
+        match refused {
+            AreaRefused::Weak(weak) => Self::SrkWeak(weak),
+            other => match structural(&other) {
+                Some(reason) => Self::AreaUnreadable { object: "SRK", reason },
+                None => Self::SrkOffTemplate(other),
             },
         }
     }

@@ -1,6 +1,7 @@
 //! Why an EK is believed to be in a genuine TPM: its certificate, or the operator's enrolment list.
 
 use std::fmt;
+use std::str::FromStr;
 
 use assay_wire::{DeviceId, EkId};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
@@ -9,7 +10,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 use crate::admission::Enrolment;
-use crate::evidence::Evidence;
+use crate::evidence::EkEvidence;
 use crate::hardware::HardwareIdentity;
 use crate::key::PublicKey;
 use crate::tpm::template::EkArea;
@@ -61,6 +62,8 @@ pub enum AnchorError {
 }
 
 /// What makes an EK trusted. Certificates carry it as a policy, so that relying parties can tell.
+///
+/// Its text reads back as it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
 #[cbor(index_only)]
 pub enum Assurance {
@@ -81,6 +84,20 @@ impl fmt::Display for Assurance {
     }
 }
 
+impl FromStr for Assurance {
+    type Err = UnknownAssurance;
+
+    fn from_str(text: &str) -> Result<Self, UnknownAssurance> {
+        let all = [Self::VendorCertificate, Self::EnrolmentList];
+        all.into_iter().find(|assurance| assurance.to_string() == text).ok_or(UnknownAssurance)
+    }
+}
+
+/// A text names no assurance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("neither vendor-certificate nor enrolment-list")]
+pub struct UnknownAssurance;
+
 /// An EK that is sound, on template, and trusted to be in a TPM.
 ///
 /// That the device at hand has this TPM is not established: anybody can send a public key.
@@ -97,20 +114,26 @@ impl TrustedEk {
     ///
     /// A vendor's certificate counts for more than an enrolment, so an enrolled EK whose certificate leads to a
     /// trusted root has [`Assurance::VendorCertificate`]. Without an enrolment, the certificate must.
-    /// A certificate for another key is refused even if the EK is enrolled.
+    /// A certificate for another key is refused even if the EK is enrolled, unless the enrolment says that Azure's SDKs made
+    /// the EK: then it never has a certificate of its own, but the TPM has one for another key, and that counts for nothing.
     pub fn verify(
-        evidence: &Evidence,
+        evidence: &EkEvidence,
         anchors: &TrustAnchors,
         enrolment: Option<&Enrolment>,
         now: OffsetDateTime,
     ) -> Result<Self, Rejection> {
-        let area = EkArea::recognise(&evidence.ek_area).map_err(Rejection::of_ek)?;
-        let by_certificate = match &evidence.ek_certificates[..] {
+        let area = EkArea::recognise(&evidence.area).map_err(Rejection::of_ek)?;
+        let is_legacy = enrolment.is_some_and(|enrolment| enrolment.legacy_dps_ek);
+        let by_certificate = match &evidence.certificates[..] {
             [] => Err(Rejection::EkNotEnrolled { ek: evidence.ek_id() }),
             [leaf, issuers @ ..] => {
                 let certificate = EkCertificate::parse(leaf)?;
-                certificate.check_key(area.key())?;
-                certificate.check_use().and_then(|tpm| {
+                match certificate.check_key(&area) {
+                    Err(mismatch) if !is_legacy => return Err(mismatch),
+                    matching => matching,
+                }
+                .and_then(|()| certificate.check_use())
+                .and_then(|tpm| {
                     check_path(leaf, issuers, anchors, now)?;
                     Ok(certificate.hardware_identity(&tpm))
                 })
@@ -174,11 +197,15 @@ impl<'a> EkCertificate<'a> {
         &self.parsed
     }
 
-    fn check_key(&self, area: &PublicKey) -> Result<(), Rejection> {
-        if self.key == *area {
+    fn check_key(&self, area: &EkArea) -> Result<(), Rejection> {
+        if self.key == *area.key() {
             return Ok(());
         }
-        Err(Rejection::EkCertificateMismatch { certificate: self.key.ek_id(), area: area.ek_id() })
+        let (certificate, ek) = (self.key.ek_id(), area.key().ek_id());
+        if area.is_for_azure_sdks() && self.key.has_the_shape_of(area.key()) {
+            return Err(Rejection::EkOfAzureSdk { certificate, area: ek });
+        }
+        Err(Rejection::EkCertificateMismatch { certificate, area: ek })
     }
 
     /// What path building does not check: that this is a certificate for an EK, and of which TPM.

@@ -21,6 +21,9 @@ extern crate alloc;
 mod ids;
 pub use ids::{ClientId, DeviceId, EkId, IdError, RequestId, Scope};
 
+mod flow;
+pub use flow::Flow;
+
 mod topic;
 pub use topic::Topic;
 

@@ -42,6 +42,12 @@ impl EkArea {
     pub fn aes_key_bytes(&self) -> usize {
         self.aes_key_bytes
     }
+
+    /// Whether Azure's device SDKs make EKs of this template. Some leave its `unique` empty, where TCG's L-1 has 256 zero bytes,
+    /// so that the TPM derives another key than the one its vendor certified. The public area does not tell the two apart.
+    pub(crate) fn is_for_azure_sdks(&self) -> bool {
+        std::ptr::eq(self.template, &EK_TEMPLATES[0])
+    }
 }
 
 /// Whether some EK template has room for this key: whether it can be an EK's at all.

@@ -67,7 +67,7 @@ fn every_kind_of_ik_is_certified() {
 fn profile_decides_and_the_csr_does_not() {
     let (_, device, issued) = issue();
     let (_, certificate) = X509Certificate::from_der(&issued.der).unwrap();
-    let device_id = device.evidence().derived_device_id();
+    let device_id = device.evidence().ek.derived_device_id();
     assert_eq!(issued.device_id, device_id);
     assert_eq!(certificate.subject().to_string(), format!("CN={device_id}"));
     assert!(!certificate.is_ca());

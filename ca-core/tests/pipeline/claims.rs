@@ -28,7 +28,7 @@ fn activated_credential_proves_the_device() {
     let proven = ca.prove(&request).unwrap();
     assert_eq!(proven.ek_id(), device.ek.key().ek_id());
     assert_eq!(proven.ik_spki(), device.ik_area.public_key().unwrap().spki());
-    assert_eq!(*proven.device_id(), device.evidence().derived_device_id());
+    assert_eq!(*proven.device_id(), device.evidence().ek.derived_device_id());
 }
 
 #[test]
@@ -151,7 +151,7 @@ mod readmission {
 
     #[test]
     fn device_that_was_disabled_meanwhile_is_refused() {
-        let enrolment = Some(Enrolment { device_id: None, disabled: true });
+        let enrolment = Some(Enrolment { disabled: true, ..Enrolment::default() });
         assert_eq!(readmit(&Records { enrolment, ..Records::default() }), Err(ProblemCode::DeviceDisabled));
     }
 
@@ -216,7 +216,7 @@ mod readmission {
 
     #[test]
     fn device_that_was_enrolled_under_another_id_meanwhile_is_refused() {
-        let enrolment = Some(Enrolment { device_id: Some("pump-1".parse().unwrap()), disabled: false });
+        let enrolment = Some(Enrolment { device_id: Some("pump-1".parse().unwrap()), ..Enrolment::default() });
         assert_eq!(readmit(&Records { enrolment, ..Records::default() }), Err(ProblemCode::DeviceIdNotEnrolled));
     }
 

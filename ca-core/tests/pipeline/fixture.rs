@@ -390,7 +390,7 @@ impl Ca {
     }
 
     pub(crate) fn trust(&self, device: &Device, enrolment: Option<&Enrolment>) -> Result<TrustedEk, Rejection> {
-        TrustedEk::verify(&Evidence::parse(device.request())?, &self.anchors, enrolment, now())
+        TrustedEk::verify(&Evidence::parse(device.request())?.ek, &self.anchors, enrolment, now())
     }
 
     pub(crate) fn admit(&self, device: &Device, records: &Records) -> Result<Admitted, Rejection> {
@@ -411,5 +411,5 @@ impl Ca {
 }
 
 pub(crate) fn enrolled() -> Enrolment {
-    Enrolment { device_id: None, disabled: false }
+    Enrolment::default()
 }

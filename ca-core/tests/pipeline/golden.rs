@@ -120,7 +120,7 @@ fn certificates_of_swtpm_are_trusted() {
         let mut device = Device::of(&Vendor::new("unused"));
         device.ek.area = golden_area(&format!("ek-{kind}"));
         device.ek_certificates = vec![golden(&format!("ek-{kind}.der")).into()];
-        let ek = TrustedEk::verify(&device.evidence(), &anchors, None, now()).unwrap();
+        let ek = TrustedEk::verify(&device.evidence().ek, &anchors, None, now()).unwrap();
         assert_eq!(ek.assurance(), Assurance::VendorCertificate);
     }
 }

@@ -41,7 +41,7 @@ fn ek_certificates() {
     let certificate = device.ek_certificates[0].clone();
     for bytes in damaged(&certificate) {
         device.ek_certificates[0] = bytes.into();
-        let verified = TrustedEk::verify(&device.evidence(), &anchors, None, now());
+        let verified = TrustedEk::verify(&device.evidence().ek, &anchors, None, now());
         verified.expect_err("every byte is signed, or is the signature");
     }
 }
@@ -54,7 +54,7 @@ fn issuers_and_anchors() {
     for bytes in damaged(&intermediate) {
         drop(TrustAnchors::new([bytes.clone().into()]));
         device.ek_certificates[1] = bytes.into();
-        let verified = TrustedEk::verify(&device.evidence(), &vendor.anchors(), None, now());
+        let verified = TrustedEk::verify(&device.evidence().ek, &vendor.anchors(), None, now());
         verified.expect_err("every byte is signed, or is the signature");
     }
 }

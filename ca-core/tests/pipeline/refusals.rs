@@ -5,6 +5,7 @@ use assay_ca_core::tpm::public::{AlgorithmId, AreaKey, CurveId, ObjectAttributes
 use assay_ca_core::tpm::template::AreaRefused;
 use assay_ca_core::{
     AnchorError, Assurance, BoundKey, Enrolment, Evidence, Records, Registration, Rejection, TrustAnchors, TrustedEk,
+    device_id_in_question,
 };
 use assay_wire::{Bundle, EkId, ProblemCode};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa};
@@ -218,7 +219,7 @@ mod ek_trust {
     fn configured_intermediate_without_its_root_is_trusted_for_nothing() {
         let vendor = Vendor::new("Acme");
         let anchors = TrustAnchors::new([vendor.intermediate.clone()]).unwrap();
-        let result = TrustedEk::verify(&Device::of(&vendor).evidence(), &anchors, None, now());
+        let result = TrustedEk::verify(&Device::of(&vendor).evidence().ek, &anchors, None, now());
         assert_eq!(code(result), ProblemCode::EkCertificateUntrusted);
     }
 
@@ -635,7 +636,7 @@ mod admission {
     }
 
     fn named(device_id: &str) -> Option<Enrolment> {
-        Some(Enrolment { device_id: Some(device_id.parse().unwrap()), disabled: false })
+        Some(Enrolment { device_id: Some(device_id.parse().unwrap()), ..Enrolment::default() })
     }
 
     #[test]
@@ -661,8 +662,11 @@ mod admission {
         assert_eq!(Ca::trusting(&vendor).admit(&device, &records).unwrap().device_id().as_str(), "pump-1");
         records.registration = registered("pump-0");
         assert_eq!(Ca::trusting(&vendor).admit(&device, &records).unwrap().device_id().as_str(), "pump-0");
-        let question =
-            |d: &Device| d.evidence().device_id_in_question(records.enrolment.as_ref(), records.registration.as_ref());
+        let question = |d: &Device| {
+            let ek = d.evidence().ek;
+            let (enrolment, registration) = (records.enrolment.as_ref(), records.registration.as_ref());
+            device_id_in_question(ek.requested_device_id(), &ek.derived_device_id(), enrolment, registration)
+        };
         assert_eq!(question(&device).as_str(), "pump-0");
         assert_eq!(question(&device.asking_for("pump-9")).as_str(), "pump-9");
     }
@@ -698,7 +702,7 @@ mod admission {
     fn device_may_hold_its_own_id() {
         let vendor = Vendor::new("Acme");
         let device = Device::of(&vendor).asking_for("pump-1");
-        let id_holder = Some(device.evidence().ek_id());
+        let id_holder = Some(device.evidence().ek.ek_id());
         let records = Records { registration: registered("pump-1"), id_holder, ..Records::default() };
         Ca::trusting(&vendor).admit(&device, &records).unwrap();
     }

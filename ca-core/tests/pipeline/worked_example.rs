@@ -31,12 +31,12 @@ fn printed_challenge_request_passes_every_check_of_the_ca() {
     let example = Example::read();
     let evidence = Evidence::parse(example.challenge_request()).unwrap();
     let anchors = TrustAnchors::new([example.block("vendor-root").into()]).unwrap();
-    let ek = TrustedEk::verify(&evidence, &anchors, None, now()).unwrap();
+    let ek = TrustedEk::verify(&evidence.ek, &anchors, None, now()).unwrap();
     assert_eq!((ek.template(), ek.assurance()), ("EK L-2 (P-256)", Assurance::VendorCertificate));
     BoundKey::verify(&evidence).unwrap();
-    let admitted = Admitted::decide(ek, evidence.requested_device_id(), &Records::default()).unwrap();
+    let admitted = Admitted::decide(ek, evidence.ek.requested_device_id(), &Records::default()).unwrap();
     assert_eq!(*admitted.device_id(), example.certificate_reply().device_id);
-    assert_eq!(example.printed("EK id"), evidence.ek_id().to_string());
+    assert_eq!(example.printed("EK id"), evidence.ek.ek_id().to_string());
     assert_eq!(example.printed("device id"), admitted.device_id().as_str());
 }
 

@@ -1,0 +1,114 @@
+//! The MAC that proves a claim, and the terms that every claim has.
+
+use std::fmt;
+
+use assay_wire::{Proof, Scope, Ticket};
+use hmac::{Hmac, KeyInit, Mac};
+use rand_core::CryptoRng;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use time::{Duration, OffsetDateTime};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::Rejection;
+
+/// By how much the clocks of two workers may differ, or that of a device from the CA's.
+pub const CLOCK_SKEW: Duration = Duration::seconds(60);
+
+/// The secret that makes tickets. All workers of a CA have the same.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct TicketKey([u8; Self::LEN]);
+
+impl TicketKey {
+    /// Its length in bytes.
+    pub const LEN: usize = 32;
+
+    /// Takes a key from storage. Wipe the copy it came from.
+    pub fn new(secret: [u8; Self::LEN]) -> Self {
+        Self(secret)
+    }
+
+    /// Makes a new key.
+    pub fn generate(rng: &mut dyn CryptoRng) -> Self {
+        let mut secret = [0; Self::LEN];
+        rng.fill_bytes(&mut secret);
+        Self(secret)
+    }
+
+    /// The key, for storage.
+    pub fn secret(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+
+    /// Names the key without giving it away.
+    fn id(&self) -> [u8; KEY_ID_LEN] {
+        let digest = Sha256::new_with_prefix("assay ticket key id").chain_update(self.0).finalize();
+        *digest.first_chunk().expect("SHA-256 is longer than a key id")
+    }
+
+    /// The ticket of a claim. `label` keeps the claims of one flow apart from those of another.
+    pub(crate) fn ticket(&self, label: &[u8], claim: &[u8]) -> Zeroizing<[u8; Ticket::LEN]> {
+        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&self.0).expect("HMAC takes any key length");
+        mac.update(label);
+        mac.update(claim);
+        Zeroizing::new(mac.finalize().into_bytes().into())
+    }
+
+    pub(crate) fn terms(&self, scope: &Scope, issued_at: OffsetDateTime, expires_at: OffsetDateTime) -> Terms {
+        let (issued_at, expires_at) = (issued_at.unix_timestamp(), expires_at.unix_timestamp());
+        Terms { scope: scope.clone(), key_id: self.id(), issued_at, expires_at }
+    }
+}
+
+/// Who made a claim, where it holds, and when.
+pub(crate) struct Terms {
+    pub(crate) scope: Scope,
+    pub(crate) key_id: [u8; KEY_ID_LEN],
+    /// Seconds since 1970.
+    pub(crate) issued_at: i64,
+    /// Seconds since 1970.
+    pub(crate) expires_at: i64,
+}
+
+impl Terms {
+    /// Checks that `proof` proves its claim, whose terms these are, here and now. Says when the claim was made.
+    pub(crate) fn check(
+        self,
+        proof: &Proof,
+        label: &[u8],
+        scope: &Scope,
+        key: &TicketKey,
+        now: OffsetDateTime,
+    ) -> Result<OffsetDateTime, Rejection> {
+        if self.key_id != key.id() {
+            return Err(Rejection::ClaimOfAnotherKey);
+        }
+        if !bool::from(key.ticket(label, &proof.claim).ct_eq(proof.ticket.as_bytes())) {
+            return Err(Rejection::TicketWrong);
+        }
+        if self.scope != *scope {
+            return Err(Rejection::ClaimOfAnotherScope { claimed: self.scope, scope: scope.clone() });
+        }
+        let (issued_at, expired_at) = (time(self.issued_at)?, time(self.expires_at)?);
+        if now >= expired_at {
+            return Err(Rejection::ClaimExpired { expired_at, now });
+        }
+        if issued_at > now + CLOCK_SKEW {
+            return Err(Rejection::ClaimFromTheFuture { issued_at, now });
+        }
+        Ok(issued_at)
+    }
+}
+
+fn time(seconds: i64) -> Result<OffsetDateTime, Rejection> {
+    OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| Rejection::ClaimUnreadable)
+}
+
+impl fmt::Debug for TicketKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TicketKey(..)")
+    }
+}
+
+/// Length of a key's name in a claim.
+pub(crate) const KEY_ID_LEN: usize = 8;
