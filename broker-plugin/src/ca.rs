@@ -1,14 +1,15 @@
 //! The decisions of `ca-core`, given what the store knows.
 
+use assay_ca_core::tpm::template::SrkArea;
 use assay_ca_core::{
-    Admitted, BoundKey, Evidence, Fault, Issuer, Prepared, Profile, ProvenDevice, Rejection, TicketKey, TrustAnchors,
-    TrustedEk,
+    Admitted, AuthenticatedDevice, BoundKey, Confirmation, EkEvidence, Evidence, Fault, Issuer, MasterSecret, Prepared,
+    Profile, ProvenDevice, Rejection, SrkEvidence, TicketKey, Token, TokenRefused, TrustAnchors, TrustedEk, Unconfirmed,
 };
-use assay_wire::{CertificateReply, ChallengeReply, DeviceId, Scope};
+use assay_wire::{ActivationReply, CertificateReply, ChallengeReply, DeviceId, EkId, Flow, Scope, SealedReply};
 use time::OffsetDateTime;
 
 use crate::random::random;
-use crate::store::{AnchorsVersion, Store, StoreError, Transaction};
+use crate::store::{AnchorsVersion, IdInQuestion, SharedKeyHolder, Store, StoreError, ToConfirm, Transaction};
 
 /// The CA's own keys and rules.
 pub struct Ca {
@@ -16,9 +17,11 @@ pub struct Ca {
     pub scope: Scope,
     /// Seals tickets.
     pub ticket_key: TicketKey,
+    /// Makes shared keys.
+    pub master: MasterSecret,
     /// Signs certificates.
     pub issuer: Issuer,
-    /// Says what a certificate looks like.
+    /// Says what a certificate looks like, and which flows lead to one.
     pub profile: Profile,
 }
 
@@ -36,19 +39,212 @@ impl Ca {
         device: ProvenDevice,
         now: OffsetDateTime,
     ) -> Result<CertificateReply, Refusal> {
-        let records = transaction.records(&device, now)?;
+        let records = transaction.records(&device.ek_id(), IdInQuestion::Is(device.device_id()), now)?;
         let device = device.readmit(&records)?;
-        let device_id = device.device().device_id().clone();
-        let leaf = match transaction.certificate_in_force(device.device(), now)? {
+        let proven = device.device();
+        let device_id = proven.device_id().clone();
+        let leaf = match transaction.active_certificate(&proven.ek_id(), &proven.ik_id(), now)? {
             Some(der) => der,
             None => {
                 let prepared = Prepared::new(device, &self.profile, &self.issuer, now, &mut random())?;
-                let issued = self.issuer.sign(prepared)?;
-                transaction.add_certificate(&issued, now)?;
-                issued.der.to_vec()
+                self.issue(transaction, prepared, now)?
             }
         };
         Ok(CertificateReply { chain: self.issuer.chain(&leaf)?, device_id })
+    }
+
+    /// Seals a certificate to an applicant's TPM: the one that it has for this IK, else a new one that counts for nothing until it is
+    /// confirmed.
+    ///
+    /// # Errors
+    /// The device is not admitted, the store failed, or the signer did.
+    pub fn enroll(
+        &self,
+        transaction: &Transaction<'_>,
+        applicant: Applicant<BoundKey>,
+        now: OffsetDateTime,
+    ) -> Result<(SealedReply, DeviceId), Refusal> {
+        let Applicant { ek, key, requested } = applicant;
+        let about = IdInQuestion::Due { requested: requested.as_ref(), derived: ek.derived_device_id() };
+        let records = transaction.records(&ek.ek_id(), about, now)?;
+        let admitted = Admitted::decide(ek, requested.as_ref(), &records)?;
+        let candidate = admitted.candidate(&key, &self.scope, &records, now)?;
+        let (ek, ik_id) = (candidate.ek_id(), candidate.ik_id());
+        let confirm_by = now + self.profile.confirm_within();
+        let (leaf, confirm_by) = if let Some(active) = transaction.active_certificate(&ek, &ik_id, now)? {
+            (active, confirm_by)
+        } else if let Some(waiting) = transaction.unconfirmed_certificate(&ek, &ik_id, now)? {
+            waiting
+        } else {
+            candidate.check_quota(&records)?;
+            let prepared = Prepared::unproven(&candidate, &self.profile, &self.issuer, now, &mut random())?;
+            (self.issue(transaction, prepared, now)?, confirm_by)
+        };
+        let chain = self.issuer.chain(&leaf)?;
+        let reply = candidate.seal(chain, confirm_by, &self.ticket_key, now, &mut random())?;
+        Ok((reply, admitted.device_id().clone()))
+    }
+
+    /// Makes a sealed certificate active that its device could read. Doing so again changes nothing.
+    ///
+    /// # Errors
+    /// It may not become active, or the store failed.
+    pub fn confirm(
+        &self,
+        transaction: &Transaction<'_>,
+        confirmation: &Confirmation,
+        now: OffsetDateTime,
+    ) -> Result<(), Refusal> {
+        match transaction.certificate_to_confirm(confirmation)? {
+            ToConfirm::Unconfirmed(certificate) => activate(transaction, certificate, now),
+            ToConfirm::Active => Ok(()),
+            ToConfirm::Ended => Err(confirmation.outdated().into()),
+        }
+    }
+
+    /// Offers an applicant its shared key, in the form that its TPM can load.
+    ///
+    /// # Errors
+    /// The device is not admitted, its enrolment forbids it, or the store failed.
+    pub fn register(
+        &self,
+        transaction: &Transaction<'_>,
+        applicant: Applicant<SrkArea>,
+        now: OffsetDateTime,
+    ) -> Result<ActivationReply, Refusal> {
+        let Applicant { ek, key: srk, requested } = applicant;
+        let (ek_id, assurance) = (ek.ek_id(), ek.assurance());
+        let about = IdInQuestion::Due { requested: requested.as_ref(), derived: ek.derived_device_id() };
+        let records = transaction.records(&ek_id, about, now)?;
+        let admitted = Admitted::decide(ek, requested.as_ref(), &records)?;
+        let generation = admitted.generation(&records)?;
+        let reply = admitted.activation(&srk, &self.scope, &self.master, generation, &mut random())?;
+        transaction.offer_shared_key(&ek_id, admitted.device_id(), assurance, generation)?;
+        Ok(reply)
+    }
+
+    /// Lets a device in that shows a token, and records the first use of a key: it registers the device and retires older keys.
+    ///
+    /// # Errors
+    /// The token is not good, its device is not admitted, or the store failed.
+    pub fn login(
+        &self,
+        store: &mut Store,
+        user_name: &str,
+        password: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<AuthenticatedDevice, LoginRefused> {
+        let token = Token::parse(user_name, password)?;
+        let mut refusal = LoginRefused::NoKey { device_id: token.device_id().clone() };
+        for holder in store.shared_key_holders(token.device_id())? {
+            let records = store.records(&holder.ek_id, IdInQuestion::Is(token.device_id()), now)?;
+            match self.check_login(&token, &holder, &records, now) {
+                Ok(device) => {
+                    let current = records.shared_key.filter(|key| key.is_used).map(|key| key.generation);
+                    if current != Some(device.generation()) || records.registration.is_none() {
+                        self.record_login(store, &token, &holder, now)?;
+                    }
+                    return Ok(device);
+                }
+                Err(refused) => refusal = refused,
+            }
+        }
+        Err(refusal)
+    }
+
+    fn check_login(
+        &self,
+        token: &Token,
+        holder: &SharedKeyHolder,
+        records: &assay_ca_core::Records,
+        now: OffsetDateTime,
+    ) -> Result<AuthenticatedDevice, LoginRefused> {
+        records.admit(&holder.ek_id, token.device_id(), holder.assurance)?;
+        let generations = records.accepted_generations();
+        Ok(AuthenticatedDevice::verify(token.clone(), &self.scope, &self.master, holder.ek_id, &generations, now)?)
+    }
+
+    /// Decides once more, with what is on record in the transaction that changes it.
+    fn record_login(
+        &self,
+        store: &mut Store,
+        token: &Token,
+        holder: &SharedKeyHolder,
+        now: OffsetDateTime,
+    ) -> Result<(), LoginRefused> {
+        let refused = store.transaction(|transaction| {
+            let records = transaction.records(&holder.ek_id, IdInQuestion::Is(token.device_id()), now)?;
+            match self.check_login(token, holder, &records, now) {
+                Ok(device) => {
+                    transaction.accept_shared_key(holder, token.device_id(), device.generation(), now)?;
+                    Ok(None)
+                }
+                Err(refused) => Ok(Some(refused)),
+            }
+        })?;
+        refused.map_or(Ok(()), Err)
+    }
+
+    fn issue(
+        &self,
+        transaction: &Transaction<'_>,
+        prepared: Prepared,
+        now: OffsetDateTime,
+    ) -> Result<Vec<u8>, Refusal> {
+        let issued = self.issuer.sign(prepared)?;
+        transaction.add_certificate(&issued, now)?;
+        Ok(issued.der.to_vec())
+    }
+
+    /// Signs a list of what is no longer good, with a number of its own.
+    ///
+    /// # Errors
+    /// The store failed, or the signer did.
+    pub fn revocation_list(&self, store: &mut Store, now: OffsetDateTime) -> Result<Vec<u8>, Refusal> {
+        let (revoked, number) = store.transaction(|transaction| {
+            transaction.revoke_unconfirmed(now)?;
+            Ok((transaction.revoked(now)?, transaction.next_revocation_list()?))
+        })?;
+        Ok(self.issuer.revocation_list(revoked, number, now)?)
+    }
+}
+
+/// Confirms a sealed certificate whose device has just shown it in a TLS handshake; nothing if it waits no longer.
+///
+/// # Errors
+/// It may not become active, or the store failed.
+pub fn confirm_by_use(store: &mut Store, serial: &[u8], now: OffsetDateTime) -> Result<(), Refusal> {
+    let refused = store.transaction(|transaction| {
+        let Some(certificate) = transaction.unconfirmed(serial)? else { return Ok(None) };
+        match activate(transaction, certificate, now) {
+            Ok(()) => Ok(None),
+            Err(Refusal::Store(error)) => Err(error),
+            Err(refusal) => Ok(Some(refusal)),
+        }
+    })?;
+    refused.map_or(Ok(()), Err)
+}
+
+fn activate(transaction: &Transaction<'_>, certificate: Unconfirmed, now: OffsetDateTime) -> Result<(), Refusal> {
+    let records = transaction.records(&certificate.ek_id, IdInQuestion::Is(&certificate.device_id), now)?;
+    let confirmed = certificate.confirm(&records, now)?;
+    Ok(transaction.activate(&confirmed, now)?)
+}
+
+/// A trusted EK with the key it is to be joined to, both checked, and the device id that was asked for.
+pub struct Applicant<K> {
+    /// The EK.
+    pub ek: TrustedEk,
+    /// An IK or a storage root key.
+    pub key: K,
+    /// As it was sent.
+    pub requested: Option<DeviceId>,
+}
+
+impl<K> Applicant<K> {
+    /// The EK's id.
+    pub fn ek_id(&self) -> EkId {
+        self.ek.ek_id()
     }
 }
 
@@ -80,14 +276,44 @@ impl Examiner {
         evidence: Evidence,
         now: OffsetDateTime,
     ) -> Result<(ChallengeReply, DeviceId), Refusal> {
-        self.refresh_anchors()?;
-        let records = self.store.records(&evidence, now)?;
-        let ek = TrustedEk::verify(&evidence, &self.anchors, records.enrolment.as_ref(), now)?;
-        let key = BoundKey::verify(&evidence)?;
-        let admitted = Admitted::decide(ek, evidence.requested_device_id(), &records)?;
+        ca.profile.check_flow(Flow::Ticket)?;
+        let Applicant { ek, key, requested } = self.applicant(&evidence, now)?;
+        let about = IdInQuestion::Due { requested: requested.as_ref(), derived: ek.derived_device_id() };
+        let records = self.store.records(&ek.ek_id(), about, now)?;
+        let admitted = Admitted::decide(ek, requested.as_ref(), &records)?;
         let device_id = admitted.device_id().clone();
         let reply = admitted.challenge(&key, &ca.scope, &ca.ticket_key, now, &mut random())?;
         Ok((reply, device_id))
+    }
+
+    /// Checks evidence as far as that needs no transaction; [`Ca::enroll`] goes on.
+    ///
+    /// # Errors
+    /// A check failed, or the store did.
+    pub fn applicant(&mut self, evidence: &Evidence, now: OffsetDateTime) -> Result<Applicant<BoundKey>, Refusal> {
+        let ek = self.trust(&evidence.ek, now)?;
+        let key = BoundKey::verify(evidence)?;
+        Ok(Applicant { ek, key, requested: evidence.ek.requested_device_id().cloned() })
+    }
+
+    /// The same for a storage root key; [`Ca::register`] goes on.
+    ///
+    /// # Errors
+    /// A check failed, or the store did.
+    pub fn srk_applicant(
+        &mut self,
+        evidence: &SrkEvidence,
+        now: OffsetDateTime,
+    ) -> Result<Applicant<SrkArea>, Refusal> {
+        let ek = self.trust(&evidence.ek, now)?;
+        let key = SrkArea::recognise(&evidence.srk_area).map_err(Rejection::of_srk)?;
+        Ok(Applicant { ek, key, requested: evidence.ek.requested_device_id().cloned() })
+    }
+
+    fn trust(&mut self, evidence: &EkEvidence, now: OffsetDateTime) -> Result<TrustedEk, Refusal> {
+        self.refresh_anchors()?;
+        let records = self.store.records(&evidence.ek_id(), IdInQuestion::None, now)?;
+        Ok(TrustedEk::verify(evidence, &self.anchors, records.enrolment.as_ref(), now)?)
     }
 
     fn refresh_anchors(&mut self) -> Result<(), StoreError> {
@@ -115,6 +341,26 @@ pub enum Refusal {
     #[error(transparent)]
     Fault(#[from] Fault),
     /// Ours; the device learns no more than that.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a token lets nobody in. The device learns no more than that; the text is for the log.
+#[derive(Debug, thiserror::Error)]
+pub enum LoginRefused {
+    /// It is not good.
+    #[error(transparent)]
+    Token(#[from] TokenRefused),
+    /// Its device is not admitted.
+    #[error(transparent)]
+    Rejection(#[from] Rejection),
+    /// Nothing was ever offered under this name.
+    #[error("no shared key was offered to {device_id}")]
+    NoKey {
+        /// As the token says.
+        device_id: DeviceId,
+    },
+    /// Ours.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -152,6 +152,11 @@ impl TrustedEk {
         self.area.key().ek_id()
     }
 
+    /// The device id due to an EK that no enrolment names.
+    pub fn derived_device_id(&self) -> &DeviceId {
+        &self.derived_device_id
+    }
+
     /// Name of the template the EK follows.
     pub fn template(&self) -> &'static str {
         self.area.template()

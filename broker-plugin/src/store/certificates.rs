@@ -1,154 +1,171 @@
-//! Devices, their certificates, and the record of every decision.
+//! Devices and their certificates.
 
-use assay_ca_core::{IssuedCertificate, ProvenDevice, Records};
-use assay_wire::{ClientId, DeviceId, EkId, ProblemCode};
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
+use assay_ca_core::{Assurance, Confirmation, Confirmed, IssuedCertificate, Unconfirmed};
+use assay_wire::{DeviceId, EkId};
+use rusqlite::{OptionalExtension, Row, params};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-use super::{Store, StoreError, device_id, ek_id, records};
+use super::{Store, StoreError, Transaction, ek_id, parsed, time};
 
-/// What can be written together, atomically.
-pub struct Transaction<'t>(&'t Connection);
-
-impl<'t> Transaction<'t> {
-    pub(super) fn new(connection: &'t Connection) -> Self {
-        Self(connection)
-    }
-
-    /// What is known of a proven device; nothing can change it before this transaction commits.
+impl Transaction<'_> {
+    /// The active certificate of an EK, if it is for this IK and still valid.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn records(&self, device: &ProvenDevice, now: OffsetDateTime) -> Result<Records, StoreError> {
-        records(self.0, &device.ek_id(), now, |_, _| Some(device.device_id().clone()))
-    }
-
-    /// The certificate that a device has now, in DER, if it is for the IK it proved and still valid.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn certificate_in_force(
+    pub fn active_certificate(
         &self,
-        device: &ProvenDevice,
+        ek: &EkId,
+        ik_id: &[u8; 32],
         now: OffsetDateTime,
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let mut statement = self.0.prepare_cached(
-            "SELECT c.der FROM certificates c JOIN devices d USING (device_id)
-             WHERE d.ek_id = ?1 AND c.ik_id = ?2 AND c.status = 'active' AND c.not_after > ?3",
+            "SELECT der FROM certificates WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'active' AND not_after > ?3",
         )?;
-        Ok(statement
-            .query_row(params![device.ek_id().as_bytes(), device.ik_id(), now.unix_timestamp()], |row| row.get(0))
-            .optional()?)
+        let found = statement.query_row(params![ek.as_bytes(), ik_id, now.unix_timestamp()], |row| row.get(0));
+        Ok(found.optional()?)
     }
 
-    /// Records a certificate as its device's only active one, and the device if it is new.
+    /// The certificate that was sealed to an EK for this IK and can still be confirmed, and until when.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn unconfirmed_certificate(
+        &self,
+        ek: &EkId,
+        ik_id: &[u8; 32],
+        now: OffsetDateTime,
+    ) -> Result<Option<(Vec<u8>, OffsetDateTime)>, StoreError> {
+        let mut statement = self.0.prepare_cached(
+            "SELECT der, confirm_by FROM certificates
+             WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'unconfirmed' AND confirm_by > ?3 ORDER BY confirm_by DESC LIMIT 1",
+        )?;
+        let found = statement.query_row(params![ek.as_bytes(), ik_id, now.unix_timestamp()], |row| {
+            Ok((row.get(0)?, time(1, row.get(1)?)?))
+        });
+        Ok(found.optional()?)
+    }
+
+    /// Records a certificate: of a proven device as its only active one, of another as one that waits to be confirmed.
     ///
     /// # Errors
     /// The file cannot be written, or the device id and the EK do not belong together.
     pub fn add_certificate(&self, certificate: &IssuedCertificate, now: OffsetDateTime) -> Result<(), StoreError> {
-        let device = certificate.device_id.as_str();
+        let (device, ek) = (&certificate.device_id, &certificate.ek_id);
+        let confirmed_at = match certificate.confirm_by {
+            None => {
+                self.register(device, ek, certificate.assurance, now)?;
+                self.supersede(ek, now)?;
+                Some(now.unix_timestamp())
+            }
+            Some(_) => None,
+        };
         self.0
+            .prepare_cached(
+                "INSERT INTO certificates (serial, device_id, ek_id, ik_id, assurance, status, not_before, not_after, issued_at,
+                                           confirm_by, confirmed_at, der)
+                 VALUES (?1, ?2, ?3, ?4, ?5, iif(?10 IS NULL, 'unconfirmed', 'active'), ?6, ?7, ?8, ?9, ?10, ?11)",
+            )?
+            .execute(params![
+                certificate.serial,
+                device.as_str(),
+                ek.as_bytes(),
+                ik_id(&certificate.ik_spki),
+                certificate.assurance.to_string(),
+                certificate.not_before.unix_timestamp(),
+                certificate.not_after.unix_timestamp(),
+                now.unix_timestamp(),
+                certificate.confirm_by.map(OffsetDateTime::unix_timestamp),
+                confirmed_at,
+                certificate.der.as_ref(),
+            ])?;
+        Ok(())
+    }
+
+    /// What became of the certificate that a device confirms.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn certificate_to_confirm(&self, confirmation: &Confirmation) -> Result<ToConfirm, StoreError> {
+        let query = format!("SELECT {UNCONFIRMED}, status, der FROM certificates WHERE ek_id = ?1");
+        let mut statement = self.0.prepare_cached(&query)?;
+        let mut rows = statement.query(params![confirmation.ek_id().as_bytes()])?;
+        while let Some(row) = rows.next()? {
+            if confirmation.is_for(row.get_ref(8)?.as_blob().map_err(rusqlite::Error::from)?) {
+                return Ok(match row.get::<_, String>(7)?.as_str() {
+                    "unconfirmed" => ToConfirm::Unconfirmed(unconfirmed(row)?),
+                    "active" => ToConfirm::Active,
+                    _ => ToConfirm::Ended,
+                });
+            }
+        }
+        Ok(ToConfirm::Ended)
+    }
+
+    /// The certificate with this serial number, if it waits to be confirmed.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn unconfirmed(&self, serial: &[u8]) -> Result<Option<Unconfirmed>, StoreError> {
+        let query = format!("SELECT {UNCONFIRMED} FROM certificates WHERE serial = ?1 AND status = 'unconfirmed'");
+        let mut statement = self.0.prepare_cached(&query)?;
+        Ok(statement.query_row(params![serial], unconfirmed).optional()?)
+    }
+
+    /// Makes a confirmed certificate its device's only active one, and registers the device if it is new.
+    ///
+    /// # Errors
+    /// The file cannot be written, or the device id and the EK do not belong together.
+    pub fn activate(&self, confirmed: &Confirmed, now: OffsetDateTime) -> Result<(), StoreError> {
+        let certificate = confirmed.certificate();
+        self.register(&certificate.device_id, &certificate.ek_id, certificate.assurance, now)?;
+        self.supersede(&certificate.ek_id, now)?;
+        self.0
+            .prepare_cached("UPDATE certificates SET status = 'active', confirmed_at = ?2 WHERE serial = ?1")?
+            .execute(params![certificate.serial, now.unix_timestamp()])?;
+        Ok(())
+    }
+
+    /// Records that an EK proved itself under a device id.
+    pub(super) fn register(
+        &self,
+        device: &DeviceId,
+        ek: &EkId,
+        assurance: Assurance,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let rows = self
+            .0
             .prepare_cached(
                 "INSERT INTO devices (device_id, ek_id, assurance, registered_at) VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT (device_id) DO UPDATE SET assurance = excluded.assurance WHERE ek_id = excluded.ek_id",
             )?
-            .execute(params![
-                device,
-                certificate.ek_id.as_bytes(),
-                certificate.assurance.to_string(),
-                now.unix_timestamp()
-            ])?;
-        self.0
-            .prepare_cached("UPDATE certificates SET status = 'superseded' WHERE device_id = ?1 AND status = 'active'")?
-            .execute(params![device])?;
-        self.0
-            .prepare_cached(
-                "INSERT INTO certificates (serial, device_id, ik_id, status, not_before, not_after, issued_at, der)
-                 SELECT ?1, device_id, ?3, 'active', ?4, ?5, ?6, ?7 FROM devices WHERE device_id = ?2 AND ek_id = ?8",
-            )?
-            .execute(params![
-                certificate.serial,
-                device,
-                ik_id(&certificate.ik_spki),
-                certificate.not_before.unix_timestamp(),
-                certificate.not_after.unix_timestamp(),
-                now.unix_timestamp(),
-                certificate.der.as_ref(),
-                certificate.ek_id.as_bytes()
-            ])
-            .and_then(|rows| if rows == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(rows)) })?;
-        Ok(())
+            .execute(params![device.as_str(), ek.as_bytes(), assurance.to_string(), now.unix_timestamp()])?;
+        if rows == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(rows).into()) }
     }
 
-    /// Appends to the audit, and forgets what is older than the newest 100,000 entries.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn audit(&self, entry: &AuditEntry) -> Result<(), StoreError> {
+    fn supersede(&self, ek: &EkId, now: OffsetDateTime) -> Result<(), StoreError> {
         self.0
             .prepare_cached(
-                "INSERT INTO audit (time, client, action, ek_id, device_id, code, detail, duration_us)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                "UPDATE certificates SET status = 'superseded', ended_at = ?2 WHERE ek_id = ?1 AND status = 'active'",
             )?
-            .execute(params![
-                entry.time,
-                entry.client.as_str(),
-                entry.action,
-                entry.ek_id.as_ref().map(EkId::as_bytes),
-                entry.device_id.as_ref().map(DeviceId::as_str),
-                entry.refusal.as_ref().map(|(code, _)| code.number()),
-                entry.refusal.as_ref().map(|(_, detail)| detail),
-                entry.duration_us
-            ])?;
-        self.0
-            .prepare_cached("DELETE FROM audit WHERE id <= ?1")?
-            .execute(params![self.0.last_insert_rowid() - AUDIT_LIMIT])?;
+            .execute(params![ek.as_bytes(), now.unix_timestamp()])?;
         Ok(())
     }
 }
 
-/// One decision of the CA.
-#[derive(Clone, Debug)]
-pub struct AuditEntry {
-    /// When, in seconds since 1970.
-    pub time: i64,
-    /// The MQTT client that asked.
-    pub client: ClientId,
-    /// `challenge`, `certify` or, if the request could not be read, `unreadable`.
-    pub action: &'static str,
-    /// The EK that it claimed to have.
-    pub ek_id: Option<EkId>,
-    /// The device id, once it is settled.
-    pub device_id: Option<DeviceId>,
-    /// Why it was refused, if it was.
-    pub refusal: Option<(ProblemCode, String)>,
-    /// From the request's receipt to the decision.
-    pub duration_us: u32,
+/// What became of a certificate that was sealed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToConfirm {
+    /// It waits.
+    Unconfirmed(Unconfirmed),
+    /// It was confirmed before.
+    Active,
+    /// It was superseded or revoked.
+    Ended,
 }
 
-/// An [`AuditEntry`] as it is read back.
-#[derive(Clone, Debug)]
-pub struct AuditRow {
-    /// When, in seconds since 1970.
-    pub time: i64,
-    /// The MQTT client that asked.
-    pub client: String,
-    /// What it asked for.
-    pub action: String,
-    /// The EK that it claimed to have.
-    pub ek_id: Option<EkId>,
-    /// The device id, once it was settled.
-    pub device_id: Option<String>,
-    /// The problem's code, if it was refused.
-    pub code: Option<u16>,
-    /// The problem's detail, if it was refused.
-    pub detail: Option<String>,
-    /// From the request's receipt to the decision.
-    pub duration_us: u32,
-}
-
-/// A device that was certified.
+/// A device that proved itself.
 #[derive(Clone, Debug)]
 pub struct DeviceRow {
     /// Its name.
@@ -159,12 +176,14 @@ pub struct DeviceRow {
     pub assurance: String,
     /// Whether an operator disabled it.
     pub disabled: bool,
-    /// When it was first certified, in seconds since 1970.
+    /// When it first proved itself, in seconds since 1970.
     pub registered_at: i64,
     /// The serial number of its active certificate.
     pub serial: Option<Vec<u8>>,
     /// When that expires, in seconds since 1970.
     pub not_after: Option<i64>,
+    /// The generation of its shared key, if it has used one.
+    pub shared_key: Option<u32>,
 }
 
 /// A certificate that was issued.
@@ -174,7 +193,7 @@ pub struct CertificateRow {
     pub serial: Vec<u8>,
     /// Whose it is.
     pub device_id: DeviceId,
-    /// `active` or `superseded`.
+    /// `unconfirmed`, `active`, `superseded` or `revoked`.
     pub status: String,
     /// Seconds since 1970.
     pub not_before: i64,
@@ -182,6 +201,8 @@ pub struct CertificateRow {
     pub not_after: i64,
     /// Seconds since 1970.
     pub issued_at: i64,
+    /// Until when it must be confirmed, if it was sealed; in seconds since 1970.
+    pub confirm_by: Option<i64>,
     /// The certificate itself.
     pub der: Vec<u8>,
 }
@@ -191,10 +212,14 @@ pub struct CertificateRow {
 pub enum CertificateStatus {
     /// Its device may connect.
     Active,
+    /// Its device may connect once it is confirmed, which connecting does.
+    Unconfirmed,
     /// An operator disabled the device.
     Disabled,
     /// The device has a newer one.
     Superseded,
+    /// It was not confirmed in time, or an operator removed the device.
+    Revoked,
     /// This CA has no record of it.
     Unknown,
 }
@@ -206,24 +231,18 @@ impl Store {
     /// The file cannot be read.
     pub fn certificate_status(&self, serial: &[u8]) -> Result<CertificateStatus, StoreError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT c.status = 'active', d.disabled OR coalesce(e.disabled, 0)
-             FROM certificates c JOIN devices d USING (device_id) LEFT JOIN enrolments e USING (ek_id) WHERE c.serial = ?1",
+            "SELECT c.status, d.disabled_at IS NOT NULL OR e.disabled_at IS NOT NULL
+             FROM certificates c LEFT JOIN devices d USING (ek_id) LEFT JOIN enrolments e USING (ek_id) WHERE c.serial = ?1",
         )?;
-        let found = statement.query_row(params![serial], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-        Ok(match found {
+        let found = statement.query_row(params![serial], |row| Ok((row.get::<_, String>(0)?, row.get(1)?))).optional()?;
+        Ok(match found.as_ref().map(|(status, disabled)| (status.as_str(), *disabled)) {
             None => CertificateStatus::Unknown,
             Some((_, true)) => CertificateStatus::Disabled,
-            Some((false, false)) => CertificateStatus::Superseded,
-            Some((true, false)) => CertificateStatus::Active,
+            Some(("active", false)) => CertificateStatus::Active,
+            Some(("unconfirmed", false)) => CertificateStatus::Unconfirmed,
+            Some(("superseded", false)) => CertificateStatus::Superseded,
+            Some((_, false)) => CertificateStatus::Revoked,
         })
-    }
-
-    /// How often something happened that may have made a certificate in use worthless. Cheap enough to ask every second.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn revocations(&self) -> Result<i64, StoreError> {
-        Ok(self.connection.prepare_cached("SELECT count FROM revocations")?.query_row([], |row| row.get(0))?)
     }
 
     /// Every device, in the order of registration.
@@ -232,20 +251,22 @@ impl Store {
     /// The file cannot be read.
     pub fn devices(&self) -> Result<Vec<DeviceRow>, StoreError> {
         self.list(
-            "SELECT d.device_id, d.ek_id, d.assurance, d.disabled OR coalesce(e.disabled, 0), d.registered_at, c.serial, c.not_after
-             FROM devices d LEFT JOIN enrolments e USING (ek_id)
+            "SELECT d.device_id, d.ek_id, d.assurance, d.disabled_at IS NOT NULL OR e.disabled_at IS NOT NULL, d.registered_at,
+                    c.serial, c.not_after, iif(s.is_used, s.generation, NULL)
+             FROM devices d LEFT JOIN enrolments e USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)
                   LEFT JOIN certificates c ON c.device_id = d.device_id AND c.status = 'active'
              ORDER BY d.registered_at, d.device_id",
             &[],
             |row| {
                 Ok(DeviceRow {
-                    device_id: device_id(row, 0)?,
+                    device_id: parsed(row, 0)?,
                     ek_id: ek_id(row, 1)?,
                     assurance: row.get(2)?,
                     disabled: row.get(3)?,
                     registered_at: row.get(4)?,
                     serial: row.get(5)?,
                     not_after: row.get(6)?,
+                    shared_key: row.get(7)?,
                 })
             },
         )
@@ -257,61 +278,39 @@ impl Store {
     /// The file cannot be read.
     pub fn certificates(&self) -> Result<Vec<CertificateRow>, StoreError> {
         self.list(
-            "SELECT serial, device_id, status, not_before, not_after, issued_at, der FROM certificates ORDER BY rowid",
+            "SELECT serial, device_id, status, not_before, not_after, issued_at, confirm_by, der FROM certificates ORDER BY rowid",
             &[],
             |row| {
                 Ok(CertificateRow {
                     serial: row.get(0)?,
-                    device_id: device_id(row, 1)?,
+                    device_id: parsed(row, 1)?,
                     status: row.get(2)?,
                     not_before: row.get(3)?,
                     not_after: row.get(4)?,
                     issued_at: row.get(5)?,
-                    der: row.get(6)?,
+                    confirm_by: row.get(6)?,
+                    der: row.get(7)?,
                 })
             },
         )
     }
+}
 
-    /// The newest `count` decisions, oldest first.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn audit(&self, count: u32) -> Result<Vec<AuditRow>, StoreError> {
-        self.list(
-            "SELECT time, client, action, ek_id, device_id, code, detail, duration_us
-             FROM (SELECT * FROM audit ORDER BY id DESC LIMIT ?1) ORDER BY id",
-            &[&count],
-            |row| {
-                Ok(AuditRow {
-                    time: row.get(0)?,
-                    client: row.get(1)?,
-                    action: row.get(2)?,
-                    ek_id: row.get::<_, Option<[u8; EkId::LEN]>>(3)?.map(EkId::from),
-                    device_id: row.get(4)?,
-                    code: row.get(5)?,
-                    detail: row.get(6)?,
-                    duration_us: row.get(7)?,
-                })
-            },
-        )
-    }
+/// The columns that [`unconfirmed`] reads.
+const UNCONFIRMED: &str = "serial, device_id, ek_id, ik_id, assurance, issued_at, confirm_by";
 
-    fn list<T>(
-        &self,
-        query: &str,
-        parameters: &[&dyn ToSql],
-        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
-    ) -> Result<Vec<T>, StoreError> {
-        let mut statement = self.connection.prepare(query)?;
-        let rows = statement.query_map(parameters, read)?;
-        Ok(rows.collect::<Result<_, _>>()?)
-    }
+fn unconfirmed(row: &Row<'_>) -> rusqlite::Result<Unconfirmed> {
+    Ok(Unconfirmed {
+        serial: row.get(0)?,
+        device_id: parsed(row, 1)?,
+        ek_id: ek_id(row, 2)?,
+        ik_id: row.get(3)?,
+        assurance: parsed(row, 4)?,
+        issued_at: time(5, row.get(5)?)?,
+        confirm_by: time(6, row.get(6)?)?,
+    })
 }
 
 fn ik_id(spki: &[u8]) -> [u8; 32] {
     Sha256::digest(spki).into()
 }
-
-/// Keeps the file bounded however many requests strangers send: at about 300 bytes each, 30 MB.
-const AUDIT_LIMIT: i64 = 100_000;

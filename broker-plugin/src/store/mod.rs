@@ -1,25 +1,34 @@
-//! The SQLite file: trust anchors, enrolments, devices, certificates, audit.
+//! The SQLite file: trust anchors, enrolments, devices, certificates, generations of shared keys, audit.
 //!
 //! What it promises: a committed transaction survives a crash of the process and of the machine (write-ahead log, `synchronous=FULL`);
 //! an EK has at most one device id and a device id at most one EK; a device has at most one active certificate. The last three
 //! are constraints of the schema, so that no race between processes can break them.
 
+mod audit;
 mod certificates;
 mod enrolments;
+mod revocation;
+mod shared_keys;
 mod trust;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::str::FromStr;
 use std::time::Duration;
 
-use assay_ca_core::{CertificateOnRecord, Enrolment, Evidence, QUOTA_PERIOD, Records, Registration};
+use assay_ca_core::{
+    Assurance, CertificateOnRecord, Enrolment, QUOTA_PERIOD, Records, Registration, SharedKeyOnRecord,
+    device_id_in_question,
+};
 use assay_wire::{DeviceId, EkId};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, TransactionBehavior, params};
 use time::OffsetDateTime;
 
-pub use certificates::{AuditEntry, AuditRow, CertificateRow, CertificateStatus, DeviceRow, Transaction};
+pub use audit::{AuditEntry, AuditRow};
+pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
 pub use enrolments::{EnrolError, EnrolmentRow, NewEnrolment};
+pub use shared_keys::SharedKeyHolder;
 pub use trust::{AnchorRow, AnchorsVersion};
 
 /// One connection to the file. Each thread has its own; SQLite lets many read while one writes.
@@ -63,14 +72,12 @@ impl Store {
         Ok(Self { connection })
     }
 
-    /// What is known of a device that shows evidence: the input of `ca-core`'s admission rules.
+    /// What is known of an EK, and of the device id in question: the input of `ca-core`'s admission rules.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn records(&self, evidence: &Evidence, now: OffsetDateTime) -> Result<Records, StoreError> {
-        records(&self.connection, &evidence.ek_id(), now, |enrolment, registration| {
-            Some(evidence.device_id_in_question(enrolment, registration))
-        })
+    pub fn records(&self, ek: &EkId, about: IdInQuestion<'_>, now: OffsetDateTime) -> Result<Records, StoreError> {
+        records(&self.connection, ek, about, now)
     }
 
     /// Runs `work` in one write transaction; all of it is durable when this returns `Ok`, or none of it happened.
@@ -82,30 +89,77 @@ impl Store {
         work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let result = work(&Transaction::new(&transaction))?;
+        let result = work(&Transaction(&transaction))?;
         transaction.commit()?;
         Ok(result)
     }
+
+    fn list<T>(
+        &self,
+        query: &str,
+        parameters: &[&dyn ToSql],
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut statement = self.connection.prepare(query)?;
+        let rows = statement.query_map(parameters, read)?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
 }
 
-/// Reads all three parts of the records; `id_in_question` says whose holder matters, given the first two.
+/// What can be read and written together, atomically.
+pub struct Transaction<'t>(&'t Connection);
+
+impl Transaction<'_> {
+    /// What is known of an EK, and of the device id in question; nothing can change it before this transaction commits.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn records(&self, ek: &EkId, about: IdInQuestion<'_>, now: OffsetDateTime) -> Result<Records, StoreError> {
+        records(self.0, ek, about, now)
+    }
+}
+
+/// Which device id's holder the records name.
+#[derive(Clone, Copy, Debug)]
+pub enum IdInQuestion<'a> {
+    /// This one.
+    Is(&'a DeviceId),
+    /// The one that is asked for, else the one that is due, which may be the derived one.
+    Due {
+        /// The device id that was asked for.
+        requested: Option<&'a DeviceId>,
+        /// The device id that follows from the EK.
+        derived: &'a DeviceId,
+    },
+    /// None.
+    None,
+}
+
+/// Reads all parts of the records.
 fn records(
     connection: &Connection,
     ek: &EkId,
+    about: IdInQuestion<'_>,
     now: OffsetDateTime,
-    id_in_question: impl FnOnce(Option<&Enrolment>, Option<&Registration>) -> Option<DeviceId>,
 ) -> Result<Records, StoreError> {
     let enrolment = connection
-        .prepare_cached("SELECT device_id, disabled FROM enrolments WHERE ek_id = ?1")?
+        .prepare_cached(
+            "SELECT device_id, disabled_at IS NOT NULL, reprovision, legacy_dps_ek FROM enrolments WHERE ek_id = ?1",
+        )?
         .query_row(params![ek.as_bytes()], |row| {
-            Ok(Enrolment { device_id: optional_device_id(row, 0)?, disabled: row.get(1)? })
+            Ok(Enrolment {
+                device_id: optional_parsed(row, 0)?,
+                disabled: row.get(1)?,
+                reprovision: parsed(row, 2)?,
+                legacy_dps_ek: row.get(3)?,
+            })
         })
         .optional()?;
     let quota_from = now - QUOTA_PERIOD;
     let registration = connection
         .prepare_cached(
-            "SELECT d.device_id, d.disabled, c.ik_id, c.issued_at,
-                    (SELECT count(*) FROM certificates r WHERE r.device_id = d.device_id AND r.issued_at > ?2)
+            "SELECT d.device_id, d.disabled_at IS NOT NULL, c.ik_id, c.issued_at,
+                    (SELECT count(*) FROM certificates r WHERE r.ek_id = d.ek_id AND r.confirmed_at > ?2)
              FROM devices d LEFT JOIN certificates c ON c.device_id = d.device_id AND c.status = 'active' WHERE d.ek_id = ?1",
         )?
         .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| {
@@ -114,18 +168,32 @@ fn records(
                 _ => None,
             };
             Ok(Registration {
-                device_id: device_id(row, 0)?,
+                device_id: parsed(row, 0)?,
                 disabled: row.get(1)?,
                 certificate,
                 recent_certificates: row.get(4)?,
             })
         })
         .optional()?;
-    let id_holder = match id_in_question(enrolment.as_ref(), registration.as_ref()) {
-        Some(device) => holder(connection, &device)?,
-        None => None,
+    let recent_unconfirmed = connection
+        .prepare_cached(
+            "SELECT count(*) FROM certificates WHERE ek_id = ?1 AND confirmed_at IS NULL AND issued_at > ?2",
+        )?
+        .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| row.get(0))?;
+    let shared_key = connection
+        .prepare_cached("SELECT generation, is_used FROM shared_keys WHERE ek_id = ?1")?
+        .query_row(params![ek.as_bytes()], |row| {
+            Ok(SharedKeyOnRecord { generation: row.get(0)?, is_used: row.get(1)? })
+        })
+        .optional()?;
+    let id_holder = match about {
+        IdInQuestion::Is(device) => holder(connection, device)?,
+        IdInQuestion::Due { requested, derived } => {
+            holder(connection, &device_id_in_question(requested, derived, enrolment.as_ref(), registration.as_ref()))?
+        }
+        IdInQuestion::None => None,
     };
-    Ok(Records { enrolment, registration, id_holder })
+    Ok(Records { enrolment, registration, recent_unconfirmed, shared_key, id_holder })
 }
 
 /// The EK that is registered or enrolled under a device id.
@@ -154,7 +222,11 @@ pub enum StoreError {
     Anchors(#[from] assay_ca_core::AnchorError),
 }
 
-fn device_id(row: &Row<'_>, column: usize) -> rusqlite::Result<DeviceId> {
+/// A value that is stored as its text.
+fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<T> {
     row.get::<_, String>(column)?.parse().map_err(|error| unreadable(column, error))
 }
 
@@ -174,6 +246,6 @@ fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'stat
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 /// How long one process waits for another's transaction. Ours take milliseconds; an operator's command never holds one open.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);

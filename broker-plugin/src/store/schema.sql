@@ -11,40 +11,60 @@ CREATE TABLE anchors (
 ) STRICT;
 
 CREATE TABLE enrolments (
-    ek_id      BLOB PRIMARY KEY,
-    device_id  TEXT UNIQUE,
-    recognised TEXT NOT NULL,           -- the encoding that the operator's file had
-    disabled   INTEGER NOT NULL DEFAULT 0,
-    added_at   INTEGER NOT NULL
+    ek_id         BLOB PRIMARY KEY,
+    device_id     TEXT UNIQUE,
+    recognised    TEXT NOT NULL,        -- the encoding that the operator's file had
+    reprovision   TEXT NOT NULL CHECK (reprovision IN ('reissue', 'reuse', 'never')),
+    legacy_dps_ek INTEGER NOT NULL,     -- an EK of Azure's SDKs, which no vendor certified
+    disabled_at   INTEGER,
+    added_at      INTEGER NOT NULL
 ) STRICT;
 
+-- EKs whose TPM proved itself: by a ticket, a confirmation, or a token.
 CREATE TABLE devices (
     device_id     TEXT PRIMARY KEY,
     ek_id         BLOB NOT NULL UNIQUE,
     assurance     TEXT NOT NULL,        -- what made the CA trust the EK
-    disabled      INTEGER NOT NULL DEFAULT 0,
+    disabled_at   INTEGER,
     registered_at INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE certificates (
-    serial     BLOB PRIMARY KEY,
-    device_id  TEXT NOT NULL REFERENCES devices,
-    ik_id      BLOB NOT NULL,           -- SHA-256 of the IK's SubjectPublicKeyInfo
-    status     TEXT NOT NULL CHECK (status IN ('active', 'superseded')),
-    not_before INTEGER NOT NULL,
-    not_after  INTEGER NOT NULL,
-    issued_at  INTEGER NOT NULL,
-    der        BLOB NOT NULL
+    serial       BLOB PRIMARY KEY,
+    device_id    TEXT NOT NULL,
+    ek_id        BLOB NOT NULL,
+    ik_id        BLOB NOT NULL,         -- SHA-256 of the IK's SubjectPublicKeyInfo
+    assurance    TEXT NOT NULL,
+    status       TEXT NOT NULL CHECK (status IN ('unconfirmed', 'active', 'superseded', 'revoked')),
+    not_before   INTEGER NOT NULL,
+    not_after    INTEGER NOT NULL,
+    issued_at    INTEGER NOT NULL,
+    confirm_by   INTEGER,               -- of a certificate that was sealed
+    confirmed_at INTEGER,               -- since when it is its device's
+    ended_at     INTEGER,               -- since when it is superseded or revoked
+    der          BLOB NOT NULL
 ) STRICT;
 
 CREATE UNIQUE INDEX one_active_certificate ON certificates (device_id) WHERE status = 'active';
-CREATE INDEX certificates_by_device ON certificates (device_id);
+CREATE INDEX certificates_by_ek ON certificates (ek_id);
+CREATE INDEX certificates_to_confirm ON certificates (confirm_by) WHERE status = 'unconfirmed';
+
+-- Outlives device and enrolment, so that a generation that was retired never returns.
+CREATE TABLE shared_keys (
+    ek_id      BLOB PRIMARY KEY,
+    device_id  TEXT NOT NULL,           -- the registration it was last offered to
+    assurance  TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    is_used    INTEGER NOT NULL         -- a token of this generation was accepted
+) STRICT;
+
+CREATE INDEX shared_keys_by_device ON shared_keys (device_id);
 
 CREATE TABLE audit (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     time        INTEGER NOT NULL,
     client      TEXT NOT NULL,          -- MQTT client id
-    action      TEXT NOT NULL,          -- challenge, certify, unreadable
+    action      TEXT NOT NULL,          -- challenge, certify, enroll, confirm, register, unreadable
     ek_id       BLOB,
     device_id   TEXT,
     code        INTEGER,                -- of the problem, if it was refused
@@ -52,13 +72,23 @@ CREATE TABLE audit (
     duration_us INTEGER NOT NULL        -- from receipt to decision
 ) STRICT;
 
--- Counts what may end a live connection, so that a broker notices without reading the tables.
+-- Counts what may end a live connection or change the revocation list, so that brokers and workers notice without reading the tables.
 CREATE TABLE revocations (count INTEGER NOT NULL) STRICT;
 INSERT INTO revocations VALUES (0);
 
-CREATE TRIGGER device_disabled AFTER UPDATE OF disabled ON devices WHEN new.disabled
+-- The number of the last revocation list (RFC 5280, 5.2.3).
+CREATE TABLE revocation_lists (number INTEGER NOT NULL) STRICT;
+INSERT INTO revocation_lists VALUES (0);
+
+CREATE TRIGGER device_switched AFTER UPDATE OF disabled_at ON devices
 BEGIN UPDATE revocations SET count = count + 1; END;
-CREATE TRIGGER enrolment_disabled AFTER UPDATE OF disabled ON enrolments WHEN new.disabled
+CREATE TRIGGER device_removed AFTER DELETE ON devices
 BEGIN UPDATE revocations SET count = count + 1; END;
-CREATE TRIGGER certificate_revoked AFTER UPDATE OF status ON certificates WHEN new.status <> 'active'
+CREATE TRIGGER enrolment_switched AFTER UPDATE OF disabled_at ON enrolments
+BEGIN UPDATE revocations SET count = count + 1; END;
+CREATE TRIGGER enrolment_removed AFTER DELETE ON enrolments
+BEGIN UPDATE revocations SET count = count + 1; END;
+CREATE TRIGGER certificate_ended AFTER UPDATE OF status ON certificates WHEN new.status IN ('superseded', 'revoked')
+BEGIN UPDATE revocations SET count = count + 1; END;
+CREATE TRIGGER shared_key_retired AFTER UPDATE OF generation ON shared_keys WHEN new.generation <> old.generation
 BEGIN UPDATE revocations SET count = count + 1; END;

@@ -62,10 +62,8 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn anchors(&self) -> Result<Vec<AnchorRow>, StoreError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT fingerprint, certificate, subject, root, not_after, added_at FROM anchors ORDER BY id",
-        )?;
-        let rows = statement.query_map([], |row| {
+        let query = "SELECT fingerprint, certificate, subject, root, not_after, added_at FROM anchors ORDER BY id";
+        self.list(query, &[], |row| {
             Ok(AnchorRow {
                 fingerprint: row.get(0)?,
                 certificate: row.get(1)?,
@@ -74,8 +72,7 @@ impl Store {
                 not_after: row.get(4)?,
                 added_at: row.get(5)?,
             })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        })
     }
 
     /// Which set of vendors' certificates the file holds now, without reading them.

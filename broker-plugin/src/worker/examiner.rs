@@ -2,13 +2,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use assay_ca_core::{Evidence, ProvenDevice};
-use assay_wire::{DecodeError, DeviceId, EkId, Problem, ProblemCode, ReplyBody, Request, RequestBody, Topic};
+use assay_ca_core::{Confirmation, EkEvidence, Evidence, ProvenDevice, SrkEvidence};
+use assay_wire::{DecodeError, DeviceId, EkId, Flow, Problem, ProblemCode, ReplyBody, Request, RequestBody, Topic};
 use crossbeam_channel::{Receiver, Sender};
 use time::OffsetDateTime;
 use tracing::{error, info};
 
-use super::writer::{Certify, Write};
+use super::writer::{Pending, Task, Write};
 use super::{Job, Outbox, internal};
 use crate::ca::{Ca, Examiner, Refusal};
 use crate::store::AuditEntry;
@@ -30,14 +30,14 @@ pub(super) fn run(ca: &Ca, mut examiner: Examiner, jobs: &Receiver<Job>, writes:
                 outbox.reply(job, id, body);
                 _ = writes.send(Write::Audit(audit));
             }
-            Decision::Certify(device) => _ = writes.send(Write::Certify(Box::new(Certify { job, id, device }))),
+            Decision::Write(task) => _ = writes.send(Write::Request(Box::new(Pending { job, id, task }))),
         }
     }
 }
 
 enum Decision {
     Reply(ReplyBody),
-    Certify(ProvenDevice),
+    Write(Task),
 }
 
 /// Whom a decision is about, as far as that is known.
@@ -51,6 +51,11 @@ impl Subject {
     fn unread() -> Self {
         Self { action: "unreadable", ek_id: None, device_id: None }
     }
+
+    fn is_about(&mut self, ek: &EkEvidence) {
+        self.ek_id = Some(ek.ek_id());
+        self.device_id = ek.requested_device_id().cloned();
+    }
 }
 
 fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job) -> (Decision, Subject) {
@@ -63,31 +68,62 @@ fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job) -> (Decision, Subject) {
             let problem = Problem::new(decode_problem(&error), error.to_string());
             (Decision::Reply(ReplyBody::Problem(problem)), Subject::unread())
         }
-        Ok(Request { body: RequestBody::Challenge(request), .. }) => {
-            let mut subject = Subject { action: "challenge", ek_id: None, device_id: request.device_id.clone() };
-            let answer = Evidence::parse(request).map_err(Refusal::from).and_then(|evidence| {
-                subject.ek_id = Some(evidence.ek_id());
-                examiner.challenge(ca, evidence, now)
-            });
-            match answer {
-                Ok((reply, device_id)) => {
-                    subject.device_id = Some(device_id);
-                    (Decision::Reply(ReplyBody::Challenge(reply)), subject)
-                }
+        Ok(Request { body, .. }) => {
+            let mut subject = Subject { action: action(&body), ek_id: None, device_id: None };
+            match decide(ca, examiner, body, &mut subject, now) {
+                Ok(decision) => (decision, subject),
                 Err(refusal) => (Decision::Reply(ReplyBody::Problem(problem(&refusal))), subject),
             }
         }
-        Ok(Request { body: RequestBody::Certify(request), .. }) => {
-            let subject = Subject { action: "certify", ek_id: None, device_id: None };
-            match ProvenDevice::verify(&request, &ca.scope, &ca.ticket_key, now) {
-                Ok(device) => (Decision::Certify(device), subject),
-                Err(rejection) => (Decision::Reply(ReplyBody::Problem(rejection.problem())), subject),
-            }
+    }
+}
+
+fn decide(
+    ca: &Ca,
+    examiner: &mut Examiner,
+    body: RequestBody,
+    subject: &mut Subject,
+    now: OffsetDateTime,
+) -> Result<Decision, Refusal> {
+    match body {
+        RequestBody::Challenge(bundle) => {
+            let evidence = Evidence::parse(bundle)?;
+            subject.is_about(&evidence.ek);
+            let (reply, device_id) = examiner.challenge(ca, evidence, now)?;
+            subject.device_id = Some(device_id);
+            Ok(Decision::Reply(ReplyBody::Challenge(reply)))
         }
-        Ok(Request { body: RequestBody::Enroll(_) | RequestBody::Confirm(_) | RequestBody::Register(_), .. }) => {
-            let problem = Problem::new(ProblemCode::FlowNotOffered, "it is not built yet".into());
-            (Decision::Reply(ReplyBody::Problem(problem)), Subject::unread())
+        RequestBody::Certify(proof) => {
+            let device = ProvenDevice::verify(&proof, &ca.scope, &ca.ticket_key, now)?;
+            Ok(Decision::Write(Task::Certify(device)))
         }
+        RequestBody::Enroll(bundle) => {
+            let evidence = Evidence::parse(bundle)?;
+            subject.is_about(&evidence.ek);
+            ca.profile.check_flow(Flow::Sealed)?;
+            Ok(Decision::Write(Task::Enroll(examiner.applicant(&evidence, now)?)))
+        }
+        RequestBody::Confirm(proof) => {
+            let confirmation = Confirmation::verify(&proof, &ca.scope, &ca.ticket_key, now)?;
+            Ok(Decision::Write(Task::Confirm(confirmation)))
+        }
+        RequestBody::Register(bundle) => {
+            let evidence = SrkEvidence::parse(bundle)?;
+            subject.is_about(&evidence.ek);
+            ca.profile.check_flow(Flow::SharedKey)?;
+            Ok(Decision::Write(Task::Register(examiner.srk_applicant(&evidence, now)?)))
+        }
+    }
+}
+
+/// A request's kind, as the audit and the log name it.
+fn action(body: &RequestBody) -> &'static str {
+    match body {
+        RequestBody::Challenge(_) => "challenge",
+        RequestBody::Certify(_) => "certify",
+        RequestBody::Enroll(_) => "enroll",
+        RequestBody::Confirm(_) => "confirm",
+        RequestBody::Register(_) => "register",
     }
 }
 

@@ -9,6 +9,7 @@
 //! repeat is answered with what was already issued.
 
 mod examiner;
+mod herald;
 mod intake;
 mod writer;
 
@@ -62,13 +63,21 @@ pub async fn run(ca: Arc<Ca>, config: WorkerConfig, ready: impl Fn()) -> Result<
     drop((jobs, writes));
     let (store, writer_ca, writer_outbox) = (Store::open(&config.database)?, Arc::clone(&ca), outbox.clone());
     spawn("writer".into(), &ended, move || writer::run(&writer_ca, store, &written, &writer_outbox));
+    let (arrivals, arrived) = channel::bounded(1);
+    let (store, herald_ca, herald_outbox) = (Store::open(&config.database)?, Arc::clone(&ca), outbox.clone());
+    spawn("herald".into(), &ended, move || herald::run(&herald_ca, store, &arrived, &herald_outbox));
 
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     for connection in 0.. {
         let (client, mut events) = assay_mqtt::connect(&config.broker, &config.tls, mqtt_client());
         let intake = Intake { scope: &ca.scope, connection, queue: &queue, outbox: &outbox };
         let error = tokio::select! {
-            error = intake.run(&client, &mut events, || { backoff.reset(); ready() }) => error,
+            error = intake.run(&client, &mut events, || {
+                backoff.reset();
+                // One that waits there already says the same.
+                _ = arrivals.try_send(());
+                ready();
+            }) => error,
             error = deliver(&client, connection, &mut letters) => error,
             () = ended.notified() => return Err(WorkerError::ThreadEnded),
         };
@@ -116,6 +125,7 @@ struct Outbox {
 struct Letter {
     topic: Topic,
     payload: Vec<u8>,
+    retain: bool,
     receipt: Option<Receipt>,
 }
 
@@ -123,11 +133,16 @@ impl Outbox {
     fn reply(&self, job: Job, id: RequestId, body: ReplyBody) {
         let topic = Topic::Reply(self.scope.clone(), job.client);
         let payload = Reply { id, body }.encode();
-        self.post(Letter { topic, payload, receipt: Some(job.receipt) });
+        self.post(Letter { topic, payload, retain: false, receipt: Some(job.receipt) });
     }
 
     fn event(&self, topic: Topic, payload: Vec<u8>) {
-        self.post(Letter { topic, payload, receipt: None });
+        self.post(Letter { topic, payload, retain: false, receipt: None });
+    }
+
+    /// For everybody, and for those who come later.
+    fn proclaim(&self, topic: Topic, payload: Vec<u8>) {
+        self.post(Letter { topic, payload, retain: true, receipt: None });
     }
 
     /// Never waits: the intake must not, and the others should not wait for a broker that is gone.
@@ -149,7 +164,7 @@ async fn deliver(client: &AsyncClient, connection: u64, letters: &mut mpsc::Rece
 }
 
 async fn publish(client: &AsyncClient, connection: u64, letter: Letter) -> Result<(), ClientError> {
-    client.publish(letter.topic.to_string(), QoS::AtLeastOnce, false, letter.payload).await?;
+    client.publish(letter.topic.to_string(), QoS::AtLeastOnce, letter.retain, letter.payload).await?;
     match letter.receipt {
         Some(receipt) if receipt.connection == connection => {
             let mut request = Publish::new("", QoS::AtLeastOnce, Bytes::new(), None);

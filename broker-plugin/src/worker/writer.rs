@@ -1,34 +1,56 @@
-//! Certifies and records, one transaction for as many requests as are waiting.
+//! Decides what must be recorded, and records it: one transaction for as many requests as are waiting.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use assay_ca_core::ProvenDevice;
+use assay_ca_core::tpm::template::SrkArea;
+use assay_ca_core::{BoundKey, Confirmation, ProvenDevice};
 use assay_wire::{CertificateReply, ReplyBody, RequestId, Topic};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use time::OffsetDateTime;
-use tracing::error;
+use tracing::{error, info};
 
 use super::examiner::{Subject, audit_entry, log, problem};
 use super::{Job, Outbox, internal};
-use crate::ca::{Ca, Refusal};
+use crate::ca::{Applicant, Ca, Refusal};
 use crate::store::{AuditEntry, Store, StoreError, Transaction};
 
 /// Something to be written.
 pub(super) enum Write {
     Audit(AuditEntry),
-    Certify(Box<Certify>),
+    Request(Box<Pending>),
 }
 
-/// A device that has proven itself and waits for its certificate.
-pub(super) struct Certify {
+/// A request that was examined and waits for its transaction.
+pub(super) struct Pending {
     pub(super) job: Job,
     pub(super) id: RequestId,
-    pub(super) device: ProvenDevice,
+    pub(super) task: Task,
+}
+
+/// What is left to decide.
+pub(super) enum Task {
+    Certify(ProvenDevice),
+    Enroll(Applicant<BoundKey>),
+    Confirm(Confirmation),
+    Register(Applicant<SrkArea>),
+}
+
+impl Task {
+    fn subject(&self) -> Subject {
+        let (action, ek_id, device_id) = match self {
+            Self::Certify(device) => ("certify", device.ek_id(), Some(device.device_id().clone())),
+            Self::Enroll(applicant) => ("enroll", applicant.ek_id(), applicant.requested.clone()),
+            Self::Confirm(confirmation) => ("confirm", confirmation.ek_id(), None),
+            Self::Register(applicant) => ("register", applicant.ek_id(), applicant.requested.clone()),
+        };
+        Subject { action, ek_id: Some(ek_id), device_id }
+    }
 }
 
 /// Writes until every examiner is gone.
 pub(super) fn run(ca: &Ca, mut store: Store, writes: &Receiver<Write>, outbox: &Outbox) {
     let mut audits = Vec::new();
+    let mut looked = Instant::now();
     loop {
         let first = match writes.recv_timeout(AUDIT_DELAY) {
             Ok(write) => Some(write),
@@ -40,25 +62,31 @@ pub(super) fn run(ca: &Ca, mut store: Store, writes: &Receiver<Write>, outbox: &
         for write in first.into_iter().chain(writes.try_iter().take(BATCH)) {
             match write {
                 Write::Audit(entry) => audits.push(entry),
-                Write::Certify(certify) => waiting.push(*certify),
+                Write::Request(pending) => waiting.push(*pending),
             }
         }
         if !waiting.is_empty() || audits.len() >= BATCH || (idle && !audits.is_empty()) {
             commit(ca, &mut store, waiting, std::mem::take(&mut audits), outbox);
+        }
+        if looked.elapsed() >= OVERDUE_POLL {
+            looked = Instant::now();
+            if let Err(error) = revoke_overdue(&mut store) {
+                error!(%error, "unconfirmed certificates could not be revoked");
+            }
         }
     }
     commit(ca, &mut store, Vec::new(), audits, outbox);
 }
 
 /// One transaction, and only then the replies. If it fails, nothing of it happened and every device is told to try again.
-fn commit(ca: &Ca, store: &mut Store, waiting: Vec<Certify>, audits: Vec<AuditEntry>, outbox: &Outbox) {
-    let (envelopes, devices): (Vec<_>, Vec<_>) =
-        waiting.into_iter().map(|certify| ((certify.job, certify.id), certify.device)).unzip();
+fn commit(ca: &Ca, store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEntry>, outbox: &Outbox) {
+    let (envelopes, tasks): (Vec<_>, Vec<_>) =
+        waiting.into_iter().map(|pending| ((pending.job, pending.id), pending.task)).unzip();
     let answers = store.transaction(|transaction| {
-        let answers = devices
+        let answers = tasks
             .into_iter()
             .zip(&envelopes)
-            .map(|(device, (job, _))| answer(ca, transaction, device, job))
+            .map(|(task, (job, _))| answer(ca, transaction, task, job))
             .collect::<Result<Vec<_>, _>>()?;
         for entry in &audits {
             transaction.audit(entry)?;
@@ -69,6 +97,7 @@ fn commit(ca: &Ca, store: &mut Store, waiting: Vec<Certify>, audits: Vec<AuditEn
         Ok(answers) => {
             for ((job, id), (answer, audit)) in envelopes.into_iter().zip(answers) {
                 log(&audit);
+                // A sealed certificate's subject is nobody's business, so there is no event for one.
                 if let ReplyBody::Certificate(reply) = &answer {
                     outbox.event(Topic::Event(ca.scope.clone(), reply.device_id.clone()), event(reply));
                 }
@@ -87,13 +116,12 @@ fn commit(ca: &Ca, store: &mut Store, waiting: Vec<Certify>, audits: Vec<AuditEn
 fn answer(
     ca: &Ca,
     transaction: &Transaction<'_>,
-    device: ProvenDevice,
+    task: Task,
     job: &Job,
 ) -> Result<(ReplyBody, AuditEntry), StoreError> {
-    let subject =
-        Subject { action: "certify", ek_id: Some(device.ek_id()), device_id: Some(device.device_id().clone()) };
-    let answer = match ca.certify(transaction, device, OffsetDateTime::now_utc()) {
-        Ok(reply) => ReplyBody::Certificate(reply),
+    let mut subject = task.subject();
+    let answer = match perform(ca, transaction, task, &mut subject) {
+        Ok(reply) => reply,
         // What the store half did must not be committed, so this ends the transaction.
         Err(Refusal::Store(error)) => return Err(error),
         Err(refusal) => ReplyBody::Problem(problem(&refusal)),
@@ -101,6 +129,38 @@ fn answer(
     let audit = audit_entry(job, subject, &answer);
     transaction.audit(&audit)?;
     Ok((answer, audit))
+}
+
+fn perform(
+    ca: &Ca,
+    transaction: &Transaction<'_>,
+    task: Task,
+    subject: &mut Subject,
+) -> Result<ReplyBody, Refusal> {
+    let now = OffsetDateTime::now_utc();
+    match task {
+        Task::Certify(device) => ca.certify(transaction, device, now).map(ReplyBody::Certificate),
+        Task::Enroll(applicant) => {
+            let (reply, device_id) = ca.enroll(transaction, applicant, now)?;
+            subject.device_id = Some(device_id);
+            Ok(ReplyBody::Sealed(reply))
+        }
+        Task::Confirm(confirmation) => ca.confirm(transaction, &confirmation, now).map(|()| ReplyBody::Confirmed),
+        Task::Register(applicant) => {
+            let reply = ca.register(transaction, applicant, now)?;
+            subject.device_id = Some(reply.device_id.clone());
+            Ok(ReplyBody::Activation(reply))
+        }
+    }
+}
+
+fn revoke_overdue(store: &mut Store) -> Result<(), StoreError> {
+    let now = OffsetDateTime::now_utc();
+    if store.has_overdue_confirmations(now)? {
+        let count = store.transaction(|transaction| transaction.revoke_unconfirmed(now))?;
+        info!(count, "revoked what was not confirmed in time");
+    }
+    Ok(())
 }
 
 /// What operators hear of a certificate.
@@ -112,3 +172,5 @@ fn event(reply: &CertificateReply) -> Vec<u8> {
 const BATCH: usize = 256;
 /// How long a refusal may wait for company before it is written; certificates never wait.
 const AUDIT_DELAY: Duration = Duration::from_millis(100);
+/// How late a certificate is revoked that nobody confirmed. Until then it is refused all the same, for its time is looked at.
+const OVERDUE_POLL: Duration = Duration::from_secs(1);

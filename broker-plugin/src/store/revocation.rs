@@ -1,0 +1,75 @@
+//! What is no longer good, and lists of it.
+
+use assay_ca_core::{RevocationReason, Revoked};
+use rusqlite::params;
+use time::OffsetDateTime;
+
+use super::{Store, StoreError, Transaction, time};
+
+impl Transaction<'_> {
+    /// Revokes what was sealed and not confirmed in time. Returns how many certificates that were.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn revoke_unconfirmed(&self, now: OffsetDateTime) -> Result<usize, StoreError> {
+        let mut statement = self.0.prepare_cached(
+            "UPDATE certificates SET status = 'revoked', ended_at = ?1 WHERE status = 'unconfirmed' AND confirm_by <= ?1",
+        )?;
+        Ok(statement.execute(params![now.unix_timestamp()])?)
+    }
+
+    /// The number of the next revocation list: each is given once.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn next_revocation_list(&self) -> Result<u64, StoreError> {
+        let query = "UPDATE revocation_lists SET number = number + 1 RETURNING number";
+        Ok(self.0.prepare_cached(query)?.query_row([], |row| row.get(0))?)
+    }
+
+    /// Every certificate that is no longer good and has not expired, with the reason (RFC 5280 §5.3.1): *superseded*; *certificate hold*
+    /// while its device is disabled; *cessation of operation* if nobody confirmed it or its device was removed.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn revoked(&self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError> {
+        let mut statement = self.0.prepare_cached(
+            "SELECT c.serial, c.status, coalesce(c.ended_at, e.disabled_at, d.disabled_at)
+             FROM certificates c LEFT JOIN devices d USING (ek_id) LEFT JOIN enrolments e USING (ek_id)
+             WHERE c.not_after > ?1
+               AND (c.status IN ('superseded', 'revoked') OR d.disabled_at IS NOT NULL OR e.disabled_at IS NOT NULL)
+             ORDER BY c.rowid",
+        )?;
+        let rows = statement.query_map(params![now.unix_timestamp()], |row| {
+            let reason = match row.get::<_, String>(1)?.as_str() {
+                "superseded" => RevocationReason::Superseded,
+                "revoked" => RevocationReason::CessationOfOperation,
+                _ => RevocationReason::CertificateHold,
+            };
+            Ok(Revoked { serial: row.get(0)?, since: time(2, row.get(2)?)?, reason })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+impl Store {
+    /// How often something happened that may have made a certificate or token in use worthless, or good again. Cheap enough to ask
+    /// every second.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn revocations(&self) -> Result<i64, StoreError> {
+        Ok(self.connection.prepare_cached("SELECT count FROM revocations")?.query_row([], |row| row.get(0))?)
+    }
+
+    /// Whether something waits for [`Transaction::revoke_unconfirmed`].
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn has_overdue_confirmations(&self, now: OffsetDateTime) -> Result<bool, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM certificates WHERE status = 'unconfirmed' AND confirm_by <= ?1)",
+        )?;
+        Ok(statement.query_row(params![now.unix_timestamp()], |row| row.get(0))?)
+    }
+}

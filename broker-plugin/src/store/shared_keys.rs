@@ -1,0 +1,96 @@
+//! Which generation of its shared key an EK has. The keys themselves are nowhere.
+
+use assay_ca_core::Assurance;
+use assay_wire::{DeviceId, EkId};
+use rusqlite::params;
+use time::OffsetDateTime;
+
+use super::{Store, StoreError, Transaction, ek_id, parsed};
+
+/// An EK to which a shared key was offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedKeyHolder {
+    /// The EK.
+    pub ek_id: EkId,
+    /// Why it was trusted.
+    pub assurance: Assurance,
+}
+
+impl Transaction<'_> {
+    /// Records that a shared key was offered to an EK under a device id. The generation on record is only set the first time: that of a
+    /// later offer counts once a token of it is [accepted](Self::accept_shared_key).
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn offer_shared_key(
+        &self,
+        ek: &EkId,
+        device: &DeviceId,
+        assurance: Assurance,
+        generation: u32,
+    ) -> Result<(), StoreError> {
+        self.0
+            .prepare_cached(
+                "INSERT INTO shared_keys (ek_id, device_id, assurance, generation, is_used) VALUES (?1, ?2, ?3, ?4, 0)
+                 ON CONFLICT (ek_id) DO UPDATE SET device_id = excluded.device_id, assurance = excluded.assurance",
+            )?
+            .execute(params![ek.as_bytes(), device.as_str(), assurance.to_string(), generation])?;
+        Ok(())
+    }
+
+    /// Records that a device connected with a token of this generation: earlier ones are retired, and the device is registered.
+    ///
+    /// # Errors
+    /// The file cannot be written, or the device id and the EK do not belong together.
+    pub fn accept_shared_key(
+        &self,
+        holder: &SharedKeyHolder,
+        device: &DeviceId,
+        generation: u32,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        self.register(device, &holder.ek_id, holder.assurance, now)?;
+        self.0
+            .prepare_cached("UPDATE shared_keys SET generation = ?2, is_used = 1 WHERE ek_id = ?1")?
+            .execute(params![holder.ek_id.as_bytes(), generation])?;
+        Ok(())
+    }
+
+    /// The EKs to which a shared key was offered under this device id. More than one only if the id changed hands; admission
+    /// knows whose it is now.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn shared_key_holders(&self, device: &DeviceId) -> Result<Vec<SharedKeyHolder>, StoreError> {
+        holders(self.0, device)
+    }
+
+    /// Retires the shared key of an EK, and one that was offered but not used yet; `false` if it never had one.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn retire_shared_key(&self, ek: &EkId) -> Result<bool, StoreError> {
+        let mut statement =
+            self.0.prepare_cached("UPDATE shared_keys SET generation = generation + 2, is_used = 0 WHERE ek_id = ?1")?;
+        Ok(statement.execute(params![ek.as_bytes()])? == 1)
+    }
+}
+
+impl Store {
+    /// The same outside of a transaction, for reading.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn shared_key_holders(&self, device: &DeviceId) -> Result<Vec<SharedKeyHolder>, StoreError> {
+        holders(&self.connection, device)
+    }
+}
+
+fn holders(connection: &rusqlite::Connection, device: &DeviceId) -> Result<Vec<SharedKeyHolder>, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT ek_id, assurance FROM shared_keys WHERE device_id = ?1")?;
+    let rows = statement.query_map(params![device.as_str()], |row| {
+        Ok(SharedKeyHolder { ek_id: ek_id(row, 0)?, assurance: parsed(row, 1)? })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
