@@ -37,6 +37,10 @@ pub enum Rejection {
     IkOffTemplate(AreaRefused),
     #[error("the IK is weak: {0}")]
     IkWeak(WeakKey),
+    #[error("the storage root key's public area equals no TCG template: {0}")]
+    SrkOffTemplate(AreaRefused),
+    #[error("the storage root key is weak: {0}")]
+    SrkWeak(WeakKey),
     #[error("the certificate request is invalid: {0}")]
     CsrInvalid(String),
     #[error("the certificate request is not signed by the IK")]
@@ -88,6 +92,8 @@ impl Rejection {
             Self::EkCertificateMismatch { .. } => ProblemCode::EkCertificateMismatch,
             Self::IkOffTemplate(_) => ProblemCode::IkOffTemplate,
             Self::IkWeak(_) => ProblemCode::IkWeak,
+            Self::SrkOffTemplate(_) => ProblemCode::SrkOffTemplate,
+            Self::SrkWeak(_) => ProblemCode::SrkWeak,
             Self::CsrInvalid(_) => ProblemCode::CsrInvalid,
             Self::CsrSignatureInvalid => ProblemCode::CsrSignatureInvalid,
             Self::CsrKeyMismatch => ProblemCode::CsrKeyMismatch,
@@ -132,6 +138,17 @@ impl Rejection {
             other => match structural(&other) {
                 Some(reason) => Self::AreaUnreadable { object: "IK", reason },
                 None => Self::IkOffTemplate(other),
+            },
+        }
+    }
+
+    /// Files an SRK's area under "weak", "off template" or "unreadable".
+    pub(crate) fn of_srk(refused: AreaRefused) -> Self {
+        match refused {
+            AreaRefused::Weak(weak) => Self::SrkWeak(weak),
+            other => match structural(&other) {
+                Some(reason) => Self::AreaUnreadable { object: "SRK", reason },
+                None => Self::SrkOffTemplate(other),
             },
         }
     }
