@@ -306,7 +306,7 @@ impl Examiner {
         now: OffsetDateTime,
     ) -> Result<Applicant<SrkArea>, Refusal> {
         let ek = self.trust(&evidence.ek, now)?;
-        let key = SrkArea::recognise(&evidence.srk_area).map_err(Rejection::of_srk)?;
+        let key = evidence.storage_root_key()?;
         Ok(Applicant { ek, key, requested: evidence.ek.requested_device_id().cloned() })
     }
 

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::Rejection;
 use crate::key::PublicKey;
 use crate::tpm::public::{AreaError, PublicArea};
+use crate::tpm::template::SrkArea;
 
 /// The EK in a request of any flow, parsed.
 ///
@@ -85,8 +86,7 @@ impl Evidence {
 pub struct SrkEvidence {
     /// The EK.
     pub ek: EkEvidence,
-    /// The storage root key.
-    pub srk_area: PublicArea,
+    srk_area: PublicArea,
 }
 
 impl SrkEvidence {
@@ -96,5 +96,13 @@ impl SrkEvidence {
             ek: EkEvidence::parse(&bundle.ek_public, &bundle.ek_certificates, bundle.device_id)?,
             srk_area: PublicArea::parse(&bundle.srk_public).map_err(|error| Rejection::of_srk(error.into()))?,
         })
+    }
+
+    /// Checks the storage root key: its template and its key.
+    ///
+    /// If a TPM holds an object with its Name, then that key was made in it and never leaves it, and so do keys that are encrypted
+    /// to it. That the TPM of the EK at hand holds one is not established: only that TPM can open what is made for both.
+    pub fn storage_root_key(&self) -> Result<SrkArea, Rejection> {
+        SrkArea::recognise(&self.srk_area).map_err(Rejection::of_srk)
     }
 }

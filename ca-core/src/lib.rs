@@ -14,6 +14,8 @@
 //! | [`Readmitted`] | [`ProvenDevice::readmit`] | it is | |
 //! | [`Prepared`] | [`Prepared::new`] | every field of the certificate comes from what was proven and from the [`Profile`] | |
 //! | [`IssuedCertificate`] | [`Issuer::sign`] | | |
+//! | activation | [`Admitted::activation`] | | |
+//! | [`AuthenticatedDevice`] | [`AuthenticatedDevice::verify`] | somebody has what the device's shared key signed within a day | whether the device is still welcome |
 //!
 //! What must be established elsewhere:
 //!
@@ -59,6 +61,12 @@ mod issue;
 pub use issue::{
     IssuedCertificate, Issuer, IssuerError, Prepared, REVOCATION_LIST_LIFETIME, RevocationReason, Revoked,
 };
+
+mod shared_key;
+pub use shared_key::{MasterSecret, SharedKey, read_srk};
+
+mod token;
+pub use token::{AuthenticatedDevice, TOKEN_LIFETIME, Token, TokenRefused};
 
 mod rejection;
 pub use rejection::{Fault, Rejection};

@@ -164,7 +164,7 @@ impl Rejection {
     }
 
     /// Files an SRK's area under "weak", "off template" or "unreadable".
-    pub fn of_srk(refused: AreaRefused) -> Self {
+    pub(crate) fn of_srk(refused: AreaRefused) -> Self {
         match refused {
             AreaRefused::Weak(weak) => Self::SrkWeak(weak),
             other => match structural(&other) {

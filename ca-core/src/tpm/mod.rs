@@ -4,6 +4,8 @@
 //! Part 1 is its architecture, Part 2 its structures.
 
 pub mod credential;
+pub mod duplicate;
 pub mod kdf;
+mod outer_wrapper;
 pub mod public;
 pub mod template;

@@ -221,8 +221,10 @@ pub struct AlgorithmId(
 impl AlgorithmId {
     pub const RSA: Self = Self(0x0001);
     pub const SHA1: Self = Self(0x0004);
+    pub const HMAC: Self = Self(0x0005);
     pub const AES: Self = Self(0x0006);
     pub const MGF1: Self = Self(0x0007);
+    pub const KEYEDHASH: Self = Self(0x0008);
     pub const SHA256: Self = Self(0x000B);
     pub const SHA384: Self = Self(0x000C);
     pub const SHA512: Self = Self(0x000D);
@@ -245,8 +247,10 @@ impl fmt::Display for AlgorithmId {
         let name = match *self {
             Self::RSA => "RSA",
             Self::SHA1 => "SHA-1",
+            Self::HMAC => "HMAC",
             Self::AES => "AES",
             Self::MGF1 => "MGF1",
+            Self::KEYEDHASH => "KEYEDHASH",
             Self::SHA256 => "SHA-256",
             Self::SHA384 => "SHA-384",
             Self::SHA512 => "SHA-512",
@@ -401,7 +405,7 @@ impl Reader<'_> {
     }
 }
 
-fn put_u16(out: &mut Vec<u8>, value: u16) {
+pub(crate) fn put_u16(out: &mut Vec<u8>, value: u16) {
     out.extend_from_slice(&value.to_be_bytes());
 }
 

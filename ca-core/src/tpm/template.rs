@@ -1,9 +1,10 @@
-//! The exact shapes of key the CA accepts: TCG's EK templates, and our own for identity keys.
+//! The exact shapes of key the CA accepts: TCG's templates for EKs and storage root keys, and our own for identity keys.
 //!
 //! A template leaves nothing open but the key. A device's public area is accepted only if it equals, byte for
 //! byte, the area rebuilt from the template and the key, so there is no attribute that a check could forget.
 
 use super::kdf::Hash;
+use super::outer_wrapper::StorageKey;
 use super::public::{AlgorithmId, AreaError, AreaKey, Name, ObjectAttributes, PublicArea, Scheme, Symmetric};
 use crate::key::{Curve, PublicKey, WeakKey};
 
@@ -12,15 +13,13 @@ use crate::key::{Curve, PublicKey, WeakKey};
 pub struct EkArea {
     template: &'static Template,
     key: PublicKey,
-    aes_key_bytes: usize,
 }
 
 impl EkArea {
     /// Finds the EK template that a public area equals.
     pub fn recognise(area: &PublicArea) -> Result<Self, AreaRefused> {
         let (template, key) = recognise(area, EK_TEMPLATES)?;
-        let symmetric = template.symmetric.expect("every EK template has one, for it is a storage key");
-        Ok(Self { template, key, aes_key_bytes: usize::from(symmetric.key_bits / 8) })
+        Ok(Self { template, key })
     }
 
     /// TCG's name of the template, e.g. `EK L-1 (RSA-2048)`.
@@ -40,7 +39,11 @@ impl EkArea {
 
     /// Length of the template's AES key in bytes.
     pub fn aes_key_bytes(&self) -> usize {
-        self.aes_key_bytes
+        self.template.aes_key_bytes()
+    }
+
+    pub(super) fn storage_key(&self) -> StorageKey<'_> {
+        StorageKey { key: &self.key, hash: self.hash(), aes_key_bytes: self.aes_key_bytes() }
     }
 
     /// Whether Azure's device SDKs make EKs of this template. Some leave its `unique` empty, where TCG's L-1 has 256 zero bytes,
@@ -84,6 +87,55 @@ impl IkArea {
     /// The IK's Name.
     pub fn name(&self) -> &Name {
         &self.name
+    }
+}
+
+/// A storage root key that is sound and whose public area equals one of TCG's templates, with its Name.
+///
+/// On template it is restricted and never leaves its TPM, so what is wrapped for it is read by that TPM only, and is not
+/// given out again: a key duplicated to it stays its child.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SrkArea {
+    template: &'static Template,
+    key: PublicKey,
+    name: Name,
+}
+
+impl SrkArea {
+    /// Finds the SRK template that a public area equals, and computes the Name a TPM gives that area.
+    pub fn recognise(area: &PublicArea) -> Result<Self, AreaRefused> {
+        let (template, key) = recognise(area, SRK_TEMPLATES)?;
+        let name = Name::of(template.hash, &area.encode());
+        Ok(Self { template, key, name })
+    }
+
+    /// Our name of the template, e.g. `SRK P-256`.
+    pub fn template(&self) -> &'static str {
+        self.template.name
+    }
+
+    /// The SRK itself.
+    pub fn key(&self) -> &PublicKey {
+        &self.key
+    }
+
+    /// The SRK's Name.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The template's `nameAlg`, which also drives what is encrypted to this SRK.
+    pub fn hash(&self) -> Hash {
+        self.template.hash
+    }
+
+    /// Length of the template's AES key in bytes.
+    pub fn aes_key_bytes(&self) -> usize {
+        self.template.aes_key_bytes()
+    }
+
+    pub(super) fn storage_key(&self) -> StorageKey<'_> {
+        StorageKey { key: &self.key, hash: self.hash(), aes_key_bytes: self.aes_key_bytes() }
     }
 }
 
@@ -137,6 +189,11 @@ enum KeyShape {
 }
 
 impl Template {
+    fn aes_key_bytes(&self) -> usize {
+        let symmetric = self.symmetric.expect("every template of a storage key has one");
+        usize::from(symmetric.key_bits / 8)
+    }
+
     /// The public area a TPM makes of this template and `key`; `None` if the key has another kind or width.
     fn area(&self, key: &PublicKey) -> Option<PublicArea> {
         let key = match (self.key, key) {
@@ -390,6 +447,37 @@ static IK_TEMPLATES: &[Template] = &[
     },
 ];
 
+/// TCG TPM v2.0 Provisioning Guidance 1.0, 7.5.1: a storage key made in this TPM that never leaves it, for the use of all.
+const SRK_ATTRIBUTES: ObjectAttributes = ObjectAttributes::FIXED_TPM
+    .union(ObjectAttributes::FIXED_PARENT)
+    .union(ObjectAttributes::SENSITIVE_DATA_ORIGIN)
+    .union(ObjectAttributes::USER_WITH_AUTH)
+    .union(ObjectAttributes::NO_DA)
+    .union(ObjectAttributes::RESTRICTED)
+    .union(ObjectAttributes::DECRYPT);
+
+/// TCG TPM v2.0 Provisioning Guidance 1.0, 7.5.1.
+static SRK_TEMPLATES: &[Template] = &[
+    Template {
+        name: "SRK RSA-2048",
+        hash: Hash::Sha256,
+        attributes: SRK_ATTRIBUTES,
+        auth_policy: &[],
+        symmetric: aes_cfb(128),
+        scheme: None,
+        key: KeyShape::Rsa { bits: 2048 },
+    },
+    Template {
+        name: "SRK P-256",
+        hash: Hash::Sha256,
+        attributes: SRK_ATTRIBUTES,
+        auth_policy: &[],
+        symmetric: aes_cfb(128),
+        scheme: None,
+        key: KeyShape::Ecc(Curve::P256),
+    },
+];
+
 #[cfg(test)]
 mod tests {
     use super::super::public::put_sized;
@@ -426,5 +514,6 @@ mod tests {
         assert_eq!(EK_LOW_RANGE.0, 0x0003_00B2);
         assert_eq!(EK_HIGH_RANGE.0, 0x0003_00F2);
         assert_eq!(IK_ATTRIBUTES.0, 0x0004_0472);
+        assert_eq!(SRK_ATTRIBUTES.0, 0x0003_0472);
     }
 }

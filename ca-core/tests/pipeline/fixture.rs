@@ -4,14 +4,17 @@ use assay_ca_core::key::{Curve, PublicKey};
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::{AreaKey, Name, PublicArea};
-use assay_ca_core::tpm::template::EkArea;
+use assay_ca_core::tpm::template::{EkArea, SrkArea};
 use assay_ca_core::{
     Admitted, Authority, BoundKey, Enrolment, Evidence, Issuer, ProvenDevice, Records, Rejection, TicketKey,
     TrustAnchors, TrustedEk,
 };
 use assay_wire::{Bundle, ChallengeReply, DeviceId, Proof, Scope, Ticket};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, agree};
-use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OAEP_SHA384_MGF1SHA384, OaepPrivateDecryptingKey, PrivateDecryptingKey};
+use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
+use aws_lc_rs::rsa::{
+    KeySize, OAEP_SHA256_MGF1SHA256, OAEP_SHA384_MGF1SHA384, OaepPrivateDecryptingKey, PrivateDecryptingKey,
+};
 use cfb_mode::cipher::KeyIvInit;
 use rand_core::{TryCryptoRng, TryRng};
 use rcgen::{
@@ -174,12 +177,7 @@ fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
 /// An EK whose private key is in software.
 pub(crate) struct SoftwareEk {
     pub(crate) area: PublicArea,
-    private: EkPrivate,
-}
-
-enum EkPrivate {
-    Rsa(OaepPrivateDecryptingKey),
-    Ecc(PrivateKey),
+    private: StoragePrivate,
 }
 
 impl SoftwareEk {
@@ -191,10 +189,10 @@ impl SoftwareEk {
         let private = match area.public_key().unwrap() {
             PublicKey::Rsa { .. } => {
                 let key = PrivateDecryptingKey::from_pkcs8(pkcs8.secret_pkcs8_der()).unwrap();
-                EkPrivate::Rsa(OaepPrivateDecryptingKey::new(key).unwrap())
+                StoragePrivate::Rsa(OaepPrivateDecryptingKey::new(key).unwrap())
             }
             PublicKey::Ecc { curve, .. } => {
-                EkPrivate::Ecc(PrivateKey::from_private_key_der(ecdh(curve), pkcs8.secret_pkcs8_der()).unwrap())
+                StoragePrivate::Ecc(PrivateKey::from_private_key_der(ecdh(curve), pkcs8.secret_pkcs8_der()).unwrap())
             }
         };
         Self { area, private }
@@ -204,7 +202,7 @@ impl SoftwareEk {
     pub(crate) fn fresh() -> Self {
         let key = PrivateKey::generate(ecdh(Curve::P256)).unwrap();
         let area = with_point(golden_area("ek-p256"), key.compute_public_key().unwrap().as_ref());
-        Self { area, private: EkPrivate::Ecc(key) }
+        Self { area, private: StoragePrivate::Ecc(key) }
     }
 
     pub(crate) fn key(&self) -> PublicKey {
@@ -215,43 +213,115 @@ impl SoftwareEk {
     /// the integrity check failed.
     pub(crate) fn activate(&self, name: &Name, credential: &Credential) -> Option<Vec<u8>> {
         let ek = EkArea::recognise(&self.area).unwrap();
-        let hash = ek.hash();
-        let size = hash.digest_bytes();
-        let seed = match &self.private {
-            EkPrivate::Rsa(key) => {
+        let Credential { id_object, encrypted_seed } = credential;
+        let seed = self.private.seed(ek.key(), ek.hash(), "IDENTITY", encrypted_seed);
+        let identity = open_outer_wrapper(ek.hash(), &seed, ek.aes_key_bytes(), name, id_object)?;
+        Some(identity[2..].to_vec())
+    }
+}
+
+/// An SRK whose private key is in software.
+pub(crate) struct SoftwareSrk {
+    pub(crate) area: PublicArea,
+    private: StoragePrivate,
+}
+
+/// The sensitive area of an object: authValue, seedValue and the key itself.
+pub(crate) type Sensitive = [Vec<u8>; 3];
+
+impl SoftwareSrk {
+    pub(crate) fn fresh_p256() -> Self {
+        let key = PrivateKey::generate(ecdh(Curve::P256)).unwrap();
+        let area = with_point(golden_area("srk-p256"), key.compute_public_key().unwrap().as_ref());
+        Self { area, private: StoragePrivate::Ecc(key) }
+    }
+
+    pub(crate) fn fresh_rsa2048() -> Self {
+        let key = PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap();
+        let spki: PublicKeyX509Der<'_> = key.public_key().as_der().unwrap();
+        let PublicKey::Rsa { modulus, .. } = PublicKey::from_spki(spki.as_ref()).unwrap() else { unreachable!() };
+        let area = with_modulus(golden_area("srk-rsa2048"), &modulus);
+        Self { area, private: StoragePrivate::Rsa(OaepPrivateDecryptingKey::new(key).unwrap()) }
+    }
+
+    pub(crate) fn recognised(&self) -> SrkArea {
+        SrkArea::recognise(&self.area).unwrap()
+    }
+
+    /// TPM2_Import (TPM 2.0 Part 3, 13.3) of an object with the public area `public`; `None` where a TPM would say that an
+    /// integrity check failed.
+    pub(crate) fn import(&self, inner_key: &[u8], public: &[u8], private: &[u8], seed: &[u8]) -> Option<Sensitive> {
+        let (key, name) = (self.area.public_key().unwrap(), Name::of(Hash::Sha256, public));
+        let seed = self.private.seed(&key, Hash::Sha256, "DUPLICATE", seed);
+        let mut inner = open_outer_wrapper(Hash::Sha256, &seed, 16, &name, private)?;
+        decrypt_cfb(inner_key, &mut inner);
+        let (digest, sensitive) = inner[2..].split_at(32);
+        if inner[..2] != [0, 32] || digest != Hash::Sha256.digest(&[sensitive, name.as_ref()]) {
+            return None;
+        }
+        const TPM_ALG_KEYEDHASH: &[u8] = &[0, 8];
+        let (area, rest) = take_sized(sensitive);
+        assert!(rest.is_empty() && area.starts_with(TPM_ALG_KEYEDHASH));
+        let (auth, rest) = take_sized(&area[2..]);
+        let (seed_value, rest) = take_sized(rest);
+        let (key, rest) = take_sized(rest);
+        assert!(rest.is_empty());
+        Some([auth, seed_value, key].map(<[u8]>::to_vec))
+    }
+}
+
+fn take_sized(bytes: &[u8]) -> (&[u8], &[u8]) {
+    bytes[2..].split_at(usize::from(u16::from_be_bytes([bytes[0], bytes[1]])))
+}
+
+enum StoragePrivate {
+    Rsa(OaepPrivateDecryptingKey),
+    Ecc(PrivateKey),
+}
+
+impl StoragePrivate {
+    fn seed(&self, public: &PublicKey, hash: Hash, label: &str, encrypted: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Rsa(key) => {
                 let oaep = match hash {
                     Hash::Sha256 => &OAEP_SHA256_MGF1SHA256,
                     Hash::Sha384 => &OAEP_SHA384_MGF1SHA384,
                 };
                 let mut seed = vec![0; key.min_output_size()];
-                key.decrypt(oaep, &credential.encrypted_seed, &mut seed, Some(b"IDENTITY\0")).unwrap().to_vec()
+                let label = format!("{label}\0");
+                key.decrypt(oaep, encrypted, &mut seed, Some(label.as_bytes())).unwrap().to_vec()
             }
-            EkPrivate::Ecc(key) => {
-                let PublicKey::Ecc { curve, x, .. } = self.key() else { unreachable!() };
-                let point = &credential.encrypted_seed;
+            Self::Ecc(key) => {
+                let PublicKey::Ecc { curve, x, .. } = public else { unreachable!() };
                 let width = curve.field_bytes();
-                assert_eq!(point.len(), 2 * (2 + width));
-                let (peer_x, peer_y) = (&point[2..2 + width], &point[4 + width..]);
-                let peer = UnparsedPublicKey::new(ecdh(curve), [&[4], peer_x, peer_y].concat());
-                agree(key, &peer, (), |z| Ok(kdfe(hash, z, "IDENTITY", peer_x, &x, size).to_vec())).unwrap()
+                assert_eq!(encrypted.len(), 2 * (2 + width));
+                let (peer_x, peer_y) = (&encrypted[2..2 + width], &encrypted[4 + width..]);
+                let peer = UnparsedPublicKey::new(ecdh(*curve), [&[4], peer_x, peer_y].concat());
+                agree(key, &peer, (), |z| Ok(kdfe(hash, z, label, peer_x, x, hash.digest_bytes()).to_vec())).unwrap()
             }
-        };
-        let (mac, encrypted) = credential.id_object[2..].split_at(size);
-        let integrity_key = kdfa(hash, &seed, "INTEGRITY", &[], &[], size);
-        if mac != hash.hmac(&integrity_key, &[encrypted, name.as_ref()]) {
-            return None;
         }
-        let storage_key = kdfa(hash, &seed, "STORAGE", name.as_ref(), &[], ek.aes_key_bytes());
-        let mut identity = encrypted.to_vec();
-        match storage_key.len() {
-            16 => cfb_mode::Decryptor::<aes::Aes128>::new_from_slices(&storage_key, &[0; 16])
-                .unwrap()
-                .decrypt(&mut identity),
-            _ => cfb_mode::Decryptor::<aes::Aes256>::new_from_slices(&storage_key, &[0; 16])
-                .unwrap()
-                .decrypt(&mut identity),
-        }
-        Some(identity[2..].to_vec())
+    }
+}
+
+/// Checks and decrypts what is protected under `seed` for the object called `name`.
+fn open_outer_wrapper(hash: Hash, seed: &[u8], aes_key_bytes: usize, name: &Name, wrapped: &[u8]) -> Option<Vec<u8>> {
+    let size = hash.digest_bytes();
+    let (mac, encrypted) = wrapped[2..].split_at(size);
+    let integrity_key = kdfa(hash, seed, "INTEGRITY", &[], &[], size);
+    let expected = hash.hmac(&integrity_key, &[encrypted, name.as_ref()]);
+    if usize::from(u16::from_be_bytes([wrapped[0], wrapped[1]])) != size || mac != expected {
+        return None;
+    }
+    let storage_key = kdfa(hash, seed, "STORAGE", name.as_ref(), &[], aes_key_bytes);
+    let mut content = encrypted.to_vec();
+    decrypt_cfb(&storage_key, &mut content);
+    Some(content)
+}
+
+fn decrypt_cfb(key: &[u8], data: &mut [u8]) {
+    match key.len() {
+        16 => cfb_mode::Decryptor::<aes::Aes128>::new_from_slices(key, &[0; 16]).unwrap().decrypt(data),
+        _ => cfb_mode::Decryptor::<aes::Aes256>::new_from_slices(key, &[0; 16]).unwrap().decrypt(data),
     }
 }
 

@@ -8,4 +8,6 @@ mod fixture;
 mod golden;
 mod hostile_bytes;
 mod refusals;
+mod shared_key;
+mod token;
 mod worked_example;
