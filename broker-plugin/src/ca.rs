@@ -3,7 +3,8 @@
 use assay_ca_core::tpm::template::SrkArea;
 use assay_ca_core::{
     Admitted, AuthenticatedDevice, BoundKey, Confirmation, EkEvidence, Evidence, Fault, Issuer, MasterSecret, Prepared,
-    Profile, ProvenDevice, Rejection, SrkEvidence, TicketKey, Token, TokenRefused, TrustAnchors, TrustedEk, Unconfirmed,
+    Profile, ProvenDevice, Rejection, SrkEvidence, TicketKey, Token, TokenRefused, TrustAnchors, TrustedEk,
+    Unconfirmed,
 };
 use assay_wire::{ActivationReply, CertificateReply, ChallengeReply, DeviceId, EkId, Flow, Scope, SealedReply};
 use time::OffsetDateTime;

@@ -7,8 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use assay_ca_core::{Authority, Issuer, KeyAndCertificate, Profile, TicketKey};
-use assay_wire::Scope;
+use assay_ca_core::{Authority, Issuer, KeyAndCertificate, MasterSecret, Profile, TicketKey};
+use assay_wire::{Flow, Scope};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -36,7 +36,7 @@ pub struct Config {
     pub bootstrap: SocketAddr,
     /// Where provisioned devices, operators and workers connect.
     pub operational: SocketAddr,
-    /// What certificates look like.
+    /// What certificates look like, and which flows lead to one.
     pub profile: Profile,
 }
 
@@ -49,7 +49,7 @@ pub struct Credentials {
 }
 
 impl Directory {
-    /// Makes a CA: root, issuing CA, ticket key, broker, worker and operator certificates, configuration, database.
+    /// Makes a CA: root, issuing CA, ticket key, master secret, broker, worker and operator certificates, configuration, database.
     ///
     /// The configuration is written last, so a half-made CA is never opened.
     ///
@@ -105,15 +105,20 @@ impl Directory {
     pub fn ca(&self) -> Result<Ca> {
         let key = Zeroizing::new(self.read("issuing.key")?);
         let issuer = Issuer::from_pem(&self.read("issuing.pem")?, &key).context("issuing.pem and issuing.key")?;
-        let secret = Zeroizing::new(fs::read(self.path.join(TICKET_KEY)).context("cannot read ticket.key")?);
-        let secret = <[u8; TicketKey::LEN]>::try_from(secret.as_slice()).map(Zeroizing::new);
-        let secret = secret.with_context(|| format!("{TICKET_KEY} must have {} bytes", TicketKey::LEN))?;
         Ok(Ca {
             scope: self.config.scope.clone(),
-            ticket_key: TicketKey::new(*secret),
+            ticket_key: TicketKey::new(*self.secret(TICKET_KEY)?),
+            master: MasterSecret::new(*self.secret(MASTER_SECRET)?),
             issuer,
-            profile: self.config.profile,
+            profile: self.config.profile.clone(),
         })
+    }
+
+    fn secret<const LEN: usize>(&self, name: &str) -> Result<Zeroizing<[u8; LEN]>> {
+        let path = self.path.join(name);
+        let secret = Zeroizing::new(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+        let secret = secret.as_slice().try_into().map(Zeroizing::new);
+        secret.with_context(|| format!("{} must have {LEN} bytes", path.display()))
     }
 
     /// The certificate that everybody pins.
@@ -174,6 +179,7 @@ fn fill(directory: &Path, name: &str, server_names: &[String]) -> Result<()> {
         write_pair(directory, holder, &pair, &issuing_pem.certificate)?;
     }
     write_file(&directory.join(TICKET_KEY), TicketKey::generate(rng).secret(), SECRET)?;
+    write_file(&directory.join(MASTER_SECRET), MasterSecret::generate(rng).secret(), SECRET)?;
     Store::create(&directory.join(DATABASE))?;
     write_file(&directory.join(CONFIG), CONFIG_TEXT.as_bytes(), PUBLIC)?;
     File::open(directory)?.sync_all()?;
@@ -195,12 +201,17 @@ fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
 impl Config {
     fn parse(text: &str) -> Result<Self> {
         let raw: RawConfig = toml::from_str(text)?;
-        let lifetime = Duration::days(raw.certificates.lifetime_days.into());
+        let RawCertificates { lifetime_days, confirm_within_seconds } = raw.certificates;
+        let profile = Profile::new(Duration::days(lifetime_days.into()), Profile::default().backdate());
+        let profile = profile.context("certificates.lifetime_days")?;
+        let profile = profile.with_confirmation(Duration::seconds(confirm_within_seconds.into()));
+        let profile = profile.context("certificates.confirm_within_seconds")?;
+        let flows = raw.flows.iter().map(|flow| flow.parse()).collect::<Result<Vec<Flow>, _>>().context("flows")?;
         Ok(Self {
             scope: raw.scope.parse().context("scope")?,
             bootstrap: raw.broker.bootstrap,
             operational: raw.broker.operational,
-            profile: Profile::new(lifetime, Profile::default().backdate()).context("certificates.lifetime_days")?,
+            profile: profile.with_flows(flows).context("flows")?,
         })
     }
 }
@@ -210,6 +221,7 @@ impl Config {
 #[serde(deny_unknown_fields, default)]
 struct RawConfig {
     scope: String,
+    flows: Vec<String>,
     broker: RawBroker,
     certificates: RawCertificates,
 }
@@ -225,11 +237,17 @@ struct RawBroker {
 #[serde(deny_unknown_fields, default)]
 struct RawCertificates {
     lifetime_days: u16,
+    confirm_within_seconds: u32,
 }
 
 impl Default for RawConfig {
     fn default() -> Self {
-        Self { scope: "default".into(), broker: RawBroker::default(), certificates: RawCertificates::default() }
+        Self {
+            scope: "default".into(),
+            flows: Flow::ALL.iter().map(Flow::to_string).collect(),
+            broker: RawBroker::default(),
+            certificates: RawCertificates::default(),
+        }
     }
 }
 
@@ -242,13 +260,14 @@ impl Default for RawBroker {
 
 impl Default for RawCertificates {
     fn default() -> Self {
-        Self { lifetime_days: 90 }
+        Self { lifetime_days: 90, confirm_within_seconds: 600 }
     }
 }
 
 const CONFIG: &str = "assay.toml";
 const DATABASE: &str = "assay.db";
 const TICKET_KEY: &str = "ticket.key";
+const MASTER_SECRET: &str = "master.key";
 const SECRET: u32 = 0o600;
 const PUBLIC: u32 = 0o644;
 /// What `assay init` writes: every setting with its default.
@@ -267,9 +286,15 @@ mod tests {
 
     #[test]
     fn unknown_settings_and_bad_values_are_refused() {
-        for text in
-            ["scoop = \"x\"", "scope = \"A\"", "[broker]\nbootstrap = \"here\"", "[certificates]\nlifetime_days = 0"]
-        {
+        for text in [
+            "scoop = \"x\"",
+            "scope = \"A\"",
+            "flows = []",
+            "flows = [\"tickets\"]",
+            "[broker]\nbootstrap = \"here\"",
+            "[certificates]\nlifetime_days = 0",
+            "[certificates]\nconfirm_within_seconds = 0",
+        ] {
             assert!(Config::parse(text).is_err(), "{text}");
         }
     }

@@ -3,7 +3,7 @@
 use assay_broker_plugin::store::{
     AnchorRow, AuditEntry, CertificateStatus, EnrolError, NewEnrolment, Store, StoreError,
 };
-use assay_ca_core::{Assurance, IssuedCertificate};
+use assay_ca_core::{Assurance, IssuedCertificate, Reprovision};
 use assay_wire::{DeviceId, EkId, ProblemCode};
 use time::{Duration, OffsetDateTime};
 
@@ -35,6 +35,7 @@ fn certificate(serial: u8, device: &str, ek_id: EkId) -> IssuedCertificate {
         ek_id,
         ik_spki: vec![serial],
         assurance: Assurance::VendorCertificate,
+        confirm_by: None,
     }
 }
 
@@ -43,7 +44,15 @@ fn add(store: &mut Store, certificate: &IssuedCertificate) -> Result<(), StoreEr
 }
 
 fn enroll(store: &mut Store, ek_id: EkId, device_id: Option<&str>) -> Result<(), EnrolError> {
-    store.enroll(&NewEnrolment { ek_id, device_id: device_id.map(id), recognised: "test".into(), added_at: now() })
+    let new = NewEnrolment {
+        ek_id,
+        device_id: device_id.map(id),
+        recognised: "test".into(),
+        reprovision: Reprovision::default(),
+        legacy_dps_ek: false,
+        added_at: now(),
+    };
+    store.enroll(&[new]).map_err(|(_, error)| error)
 }
 
 #[test]
@@ -161,12 +170,12 @@ fn disabling_reaches_enrolled_and_registered_eks() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
     enroll(&mut store, ek(2), None).unwrap();
-    assert!(store.set_disabled(&ek(1), true).unwrap());
-    assert!(store.set_disabled(&ek(2), true).unwrap());
-    assert!(!store.set_disabled(&ek(3), true).unwrap());
+    assert!(store.set_disabled(&ek(1), true, now()).unwrap());
+    assert!(store.set_disabled(&ek(2), true, now()).unwrap());
+    assert!(!store.set_disabled(&ek(3), true, now()).unwrap());
     assert_eq!(store.certificate_status(&[1; 16]).unwrap(), CertificateStatus::Disabled);
     assert!(store.enrolments().unwrap().iter().all(|row| row.disabled));
-    store.set_disabled(&ek(1), false).unwrap();
+    store.set_disabled(&ek(1), false, now()).unwrap();
     assert_eq!(store.certificate_status(&[1; 16]).unwrap(), CertificateStatus::Active);
 }
 
@@ -181,11 +190,11 @@ fn whatever_revokes_is_counted() {
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
     enroll(&mut store, ek(2), None).unwrap();
     assert!(!counted(&store), "nothing is revoked yet");
-    store.set_disabled(&ek(1), true).unwrap();
+    store.set_disabled(&ek(1), true, now()).unwrap();
     assert!(counted(&store), "a device was disabled");
-    store.set_disabled(&ek(2), true).unwrap();
+    store.set_disabled(&ek(2), true, now()).unwrap();
     assert!(counted(&store), "an enrolment was disabled");
-    store.set_disabled(&ek(1), false).unwrap();
+    store.set_disabled(&ek(1), false, now()).unwrap();
     assert!(!counted(&store), "a device was enabled");
     add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
     assert!(counted(&store), "a certificate was superseded");

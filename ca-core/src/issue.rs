@@ -77,7 +77,7 @@ impl Issuer {
     pub fn revocation_list(
         &self,
         revoked: impl IntoIterator<Item = Revoked>,
-        number: u64,
+        number: u32,
         now: OffsetDateTime,
     ) -> Result<Vec<u8>, Fault> {
         let revoked = revoked.into_iter().map(|revoked| RevokedCertParams {
@@ -89,7 +89,7 @@ impl Issuer {
         let params = CertificateRevocationListParams {
             this_update: now,
             next_update: now + REVOCATION_LIST_LIFETIME,
-            crl_number: SerialNumber::from(number),
+            crl_number: SerialNumber::from(u64::from(number)),
             issuing_distribution_point: None,
             revoked_certs: revoked.collect(),
             key_identifier_method: KeyIdMethod::Sha256,

@@ -12,8 +12,8 @@ use percent_encoding::percent_decode_str;
 use subtle::ConstantTimeEq;
 use time::{Duration, OffsetDateTime};
 
-use crate::challenge::CLOCK_SKEW;
 use crate::shared_key::MasterSecret;
+use crate::ticket::CLOCK_SKEW;
 
 /// For how long a token may be valid when it is shown. Short, since who sees it can use it; a device makes one for every connection.
 pub const TOKEN_LIFETIME: Duration = Duration::days(1);

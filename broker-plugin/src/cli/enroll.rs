@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{EnrolmentRow, NewEnrolment, Store};
-use assay_ca_core::EkIdentity;
+use assay_ca_core::{EkIdentity, Reprovision};
 use assay_wire::{DeviceId, EkId};
 use clap::Subcommand;
 use time::OffsetDateTime;
@@ -70,12 +70,15 @@ fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>) -> Result<()
             eprintln!("  TPM {}", table::printable(&tpm));
         }
     }
-    store.enroll(&NewEnrolment {
+    let new = NewEnrolment {
         ek_id: ek.ek_id,
         device_id: device_id.clone(),
         recognised,
+        reprovision: Reprovision::default(),
+        legacy_dps_ek: false,
         added_at: OffsetDateTime::now_utc(),
-    })?;
+    };
+    store.enroll(&[new]).map_err(|(_, error)| error)?;
     match device_id {
         Some(device_id) => eprintln!("enrolled as {device_id}"),
         None => eprintln!("enrolled; its device id follows from the EK"),
@@ -116,7 +119,7 @@ fn find_ek(store: &Store, which: &str) -> Result<EkId> {
 
 fn switch(store: &mut Store, which: &str, disabled: bool) -> Result<()> {
     let row = find(store, which)?;
-    store.set_disabled(&row.ek_id, disabled)?;
+    store.set_disabled(&row.ek_id, disabled, OffsetDateTime::now_utc())?;
     eprintln!("{}: EK {}", table::status(disabled), row.ek_id);
     Ok(())
 }

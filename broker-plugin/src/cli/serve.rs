@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use assay_broker_plugin::access::Identity;
 use assay_broker_plugin::broker::{self, Admit, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
+use assay_broker_plugin::ca::confirm_by_use;
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{CertificateStatus, Store};
 use assay_broker_plugin::worker::{self, WorkerConfig};
@@ -17,6 +18,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
+use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
@@ -133,16 +135,21 @@ fn read_roots(file: &PathBuf) -> Result<RootCertStore> {
     Ok(roots)
 }
 
-/// Asks the store what a device's certificate is worth now. Workers and operators are on no list: their certificates
+/// Asks the store what a device's certificate is worth now, and confirms one that waits for it. Workers and operators are on no list: their certificates
 /// come from the directory itself.
 fn admit(directory: &Directory) -> Result<Arc<Admit>> {
     let store = Mutex::new(directory.store()?);
     Ok(Arc::new(move |identity: &Identity, serial: &[u8]| {
         let Identity::Device { .. } = identity else { return Ok(()) };
-        // A panic elsewhere leaves a read-only connection as good as it was.
-        let store = store.lock().unwrap_or_else(PoisonError::into_inner);
+        // A panic elsewhere leaves the connection as good as it was: a transaction that was open is rolled back.
+        let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
         match store.certificate_status(serial).map_err(|error| error.to_string())? {
             CertificateStatus::Active => Ok(()),
+            // TLS has shown that the device could read what only its TPM can.
+            CertificateStatus::Unconfirmed => {
+                let confirmed = confirm_by_use(&mut store, serial, OffsetDateTime::now_utc());
+                confirmed.map_err(|refusal| format!("its certificate cannot be confirmed: {refusal}"))
+            }
             status => Err(format!("its certificate is {status:?}")),
         }
     }))

@@ -234,7 +234,8 @@ impl Store {
             "SELECT c.status, d.disabled_at IS NOT NULL OR e.disabled_at IS NOT NULL
              FROM certificates c LEFT JOIN devices d USING (ek_id) LEFT JOIN enrolments e USING (ek_id) WHERE c.serial = ?1",
         )?;
-        let found = statement.query_row(params![serial], |row| Ok((row.get::<_, String>(0)?, row.get(1)?))).optional()?;
+        let found =
+            statement.query_row(params![serial], |row| Ok((row.get::<_, String>(0)?, row.get(1)?))).optional()?;
         Ok(match found.as_ref().map(|(status, disabled)| (status.as_str(), *disabled)) {
             None => CertificateStatus::Unknown,
             Some((_, true)) => CertificateStatus::Disabled,

@@ -149,7 +149,9 @@ impl Store {
         self.transaction(|transaction| {
             let mut changed = 0;
             for table in ["enrolments", "devices"] {
-                let update = format!("UPDATE {table} SET disabled_at = iif(?2 IS NULL, NULL, coalesce(disabled_at, ?2)) WHERE ek_id = ?1");
+                let update = format!(
+                    "UPDATE {table} SET disabled_at = iif(?2 IS NULL, NULL, coalesce(disabled_at, ?2)) WHERE ek_id = ?1"
+                );
                 changed += transaction.0.execute(&update, params![ek.as_bytes(), since])?;
             }
             Ok(changed > 0)

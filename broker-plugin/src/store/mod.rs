@@ -18,8 +18,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use assay_ca_core::{
-    Assurance, CertificateOnRecord, Enrolment, QUOTA_PERIOD, Records, Registration, SharedKeyOnRecord,
-    device_id_in_question,
+    CertificateOnRecord, Enrolment, QUOTA_PERIOD, Records, Registration, SharedKeyOnRecord, device_id_in_question,
 };
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, TransactionBehavior, params};
@@ -148,7 +147,7 @@ fn records(
         )?
         .query_row(params![ek.as_bytes()], |row| {
             Ok(Enrolment {
-                device_id: optional_parsed(row, 0)?,
+                device_id: optional_device_id(row, 0)?,
                 disabled: row.get(1)?,
                 reprovision: parsed(row, 2)?,
                 legacy_dps_ek: row.get(3)?,

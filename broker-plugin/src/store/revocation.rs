@@ -22,7 +22,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn next_revocation_list(&self) -> Result<u64, StoreError> {
+    pub fn next_revocation_list(&self) -> Result<u32, StoreError> {
         let query = "UPDATE revocation_lists SET number = number + 1 RETURNING number";
         Ok(self.0.prepare_cached(query)?.query_row([], |row| row.get(0))?)
     }

@@ -70,8 +70,9 @@ impl Transaction<'_> {
     /// # Errors
     /// The file cannot be written.
     pub fn retire_shared_key(&self, ek: &EkId) -> Result<bool, StoreError> {
-        let mut statement =
-            self.0.prepare_cached("UPDATE shared_keys SET generation = generation + 2, is_used = 0 WHERE ek_id = ?1")?;
+        let mut statement = self
+            .0
+            .prepare_cached("UPDATE shared_keys SET generation = generation + 2, is_used = 0 WHERE ek_id = ?1")?;
         Ok(statement.execute(params![ek.as_bytes()])? == 1)
     }
 }
@@ -87,8 +88,7 @@ impl Store {
 }
 
 fn holders(connection: &rusqlite::Connection, device: &DeviceId) -> Result<Vec<SharedKeyHolder>, StoreError> {
-    let mut statement =
-        connection.prepare_cached("SELECT ek_id, assurance FROM shared_keys WHERE device_id = ?1")?;
+    let mut statement = connection.prepare_cached("SELECT ek_id, assurance FROM shared_keys WHERE device_id = ?1")?;
     let rows = statement.query_map(params![device.as_str()], |row| {
         Ok(SharedKeyHolder { ek_id: ek_id(row, 0)?, assurance: parsed(row, 1)? })
     })?;

@@ -45,7 +45,11 @@ fn publish(
     }
     let list = ca.revocation_list(store, OffsetDateTime::now_utc())?;
     if list.len() > MAX_LIST {
-        warn!(length = list.len(), limit = MAX_LIST, "the revocation list is too long for one message; `assay crl` writes it to a file");
+        warn!(
+            length = list.len(),
+            limit = MAX_LIST,
+            "the revocation list is too long for one message; `assay crl` writes it to a file"
+        );
     } else {
         outbox.proclaim(Topic::Crl(ca.scope.clone()), list);
     }

@@ -131,12 +131,7 @@ fn answer(
     Ok((answer, audit))
 }
 
-fn perform(
-    ca: &Ca,
-    transaction: &Transaction<'_>,
-    task: Task,
-    subject: &mut Subject,
-) -> Result<ReplyBody, Refusal> {
+fn perform(ca: &Ca, transaction: &Transaction<'_>, task: Task, subject: &mut Subject) -> Result<ReplyBody, Refusal> {
     let now = OffsetDateTime::now_utc();
     match task {
         Task::Certify(device) => ca.certify(transaction, device, now).map(ReplyBody::Certificate),
