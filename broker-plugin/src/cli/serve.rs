@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use assay_broker_plugin::access::Identity;
-use assay_broker_plugin::broker::{self, Admit, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
+use assay_broker_plugin::broker::{self, Admit, ClientCertificates, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{CertificateStatus, Store};
 use assay_broker_plugin::worker::{self, WorkerConfig};
@@ -52,9 +52,16 @@ impl Serve {
                 bootstrap: self.bootstrap.unwrap_or(config.bootstrap),
                 operational: self.operational.unwrap_or(config.operational),
                 bootstrap_tls: broker::bootstrap_tls(server.chain.clone(), server_key)?.into(),
-                operational_tls: broker::operational_tls(server.chain, server.key, directory.root()?)?.into(),
+                operational_tls: broker::operational_tls(
+                    server.chain,
+                    server.key,
+                    directory.root()?,
+                    ClientCertificates::Mandatory,
+                )?
+                .into(),
                 scope: config.scope.clone(),
                 admit: admit(directory)?,
+                login: None,
                 limits: Limits::default(),
             })
             .await
