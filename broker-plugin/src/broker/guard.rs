@@ -137,7 +137,7 @@ impl Guard {
             overstayed = self.overstayed() => overstayed.to_owned(),
             refused = self.refused(recheck) => refused.reason,
         };
-        // Before, there is nothing to cut.
+        // Until the broker core has registered the client, it would find nobody to cut.
         self.connected.notified().await;
         if let Some(client) = self.access.get().and_then(Access::client) {
             self.cut(client, &reason).await;
@@ -209,9 +209,11 @@ impl Guard {
     }
 }
 
-/// Why a client is not let in: for itself, and for the log.
+/// Why a client is not let in.
 pub(super) struct NotAdmitted {
+    /// For the client.
     pub(super) code: ReasonCode,
+    /// For the log.
     pub(super) reason: String,
 }
 

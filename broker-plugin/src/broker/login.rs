@@ -87,8 +87,8 @@ impl NotAdmitted {
     }
 }
 
-/// Logins that are asked about at once. Anybody may send one, so they leave most of tokio's 512 blocking threads to the
-/// admission of certificates.
+/// Logins that are asked about at once. Anybody may send one, so they must leave the admission of certificates most of the
+/// 512 threads that tokio has for what blocks.
 const COUNTERS: usize = 64;
 
 /// User name and password together, in bytes. A shared access signature for the longest scope and device id is 330 at most
