@@ -29,9 +29,12 @@ pub enum Refusal {
         /// What it would have to be.
         due: String,
     },
-    /// The device's certificate is of another scope than the broker.
-    #[error("the client certificate is of scope {0}, this broker serves another")]
+    /// The device is of another scope than the broker.
+    #[error("the device is of scope {0}, this broker serves another")]
     OtherScope(Scope),
+    /// Workers and operators need a certificate.
+    #[error("only devices may log in with a password")]
+    NoDevice,
 }
 
 /// What one connected client may do in one scope.
@@ -70,6 +73,15 @@ impl Access {
             Identity::Operator => Err(Refusal::client_id(client, "operator@…")),
             Identity::Worker if client.starts_with(WORKER_PREFIX) => Ok(Self::new(scope, Role::Worker)),
             Identity::Worker => Err(Refusal::client_id(client, "worker@…")),
+        }
+    }
+
+    /// The access of a client that has shown no certificate but whose password is that of `identity`: a device's own, and
+    /// nobody else's.
+    pub fn logged_in(scope: &Scope, identity: &Identity, client: &str) -> Result<Self, Refusal> {
+        match identity {
+            Identity::Device { .. } => Self::identified(scope, identity, client),
+            Identity::Operator | Identity::Worker => Err(Refusal::NoDevice),
         }
     }
 
@@ -130,7 +142,7 @@ impl Access {
         }
     }
 
-    /// Whether the client has no certificate yet.
+    /// Whether the client is yet to be identified.
     pub fn is_bootstrapping(&self) -> bool {
         matches!(self.role, Role::Bootstrapping(_))
     }
@@ -434,6 +446,22 @@ mod tests {
             Access::identified(&scope(), &identity, "pump-17"),
             Err(Refusal::OtherScope("other".parse().unwrap()))
         );
+    }
+
+    #[test]
+    fn device_that_logs_in_may_do_what_its_certificate_would_let_it() {
+        let identity = device_identity("default", "pump-17");
+        assert_eq!(Access::logged_in(&scope(), &identity, "pump-17"), Ok(device()));
+        assert!(matches!(Access::logged_in(&scope(), &identity, "pump-18"), Err(Refusal::ClientId { .. })));
+        let stranger = device_identity("other", "pump-17");
+        assert!(matches!(Access::logged_in(&scope(), &stranger, "pump-17"), Err(Refusal::OtherScope(_))));
+    }
+
+    #[test]
+    fn neither_operator_nor_worker_may_log_in() {
+        for (identity, client) in [(Identity::Operator, "operator@desk"), (Identity::Worker, "worker@1")] {
+            assert_eq!(Access::logged_in(&scope(), &identity, client), Err(Refusal::NoDevice));
+        }
     }
 
     #[test]

@@ -10,17 +10,18 @@ use std::time::Duration;
 use assay_wire::{Scope, Topic};
 use mqtt5::QoS;
 use mqtt5::broker::auth::{AuthProvider, AuthResult};
-use mqtt5::broker::events::{BrokerEventHandler, ClientPublishEvent, PublishAction};
+use mqtt5::broker::events::{BrokerEventHandler, ClientConnectEvent, ClientPublishEvent, PublishAction};
 use mqtt5::broker::router::MessageRouter;
 use mqtt5::packet::connect::ConnectPacket;
 use mqtt5::packet::publish::PublishPacket;
 use mqtt5::types::ReasonCode;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, SetOnce, watch};
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
-use super::Admit;
 use super::listener::{KEEP_ALIVE, REQUEST_PACKET};
+use super::login::{Credentials, LoginDesk};
+use super::{Admit, LoggedIn};
 use crate::access::{Access, Identity, Refusal};
 
 /// What a bootstrapping client may publish, and a device request, over one connection before it is cut. The ticket flow
@@ -43,6 +44,8 @@ pub(super) enum Peer {
         expires_in: Duration,
         admit: Arc<Admit>,
     },
+    /// Nobody until the desk has accepted user name and password of its CONNECT.
+    Claimant(Arc<LoginDesk>),
 }
 
 /// The policy of one connection.
@@ -52,14 +55,31 @@ pub(super) struct Guard {
     router: Arc<MessageRouter>,
     introduced: Notify,
     access: OnceLock<Access>,
+    login: SetOnce<Admission>,
+    connected: Notify,
     published: AtomicUsize,
+}
+
+/// What a claimant was let in with.
+struct Admission {
+    credentials: Arc<Credentials>,
+    expires_in: Duration,
 }
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 impl Guard {
     pub(super) fn new(scope: Scope, peer: Peer, router: Arc<MessageRouter>) -> Self {
-        Self { scope, peer, router, introduced: Notify::new(), access: OnceLock::new(), published: AtomicUsize::new(0) }
+        Self {
+            scope,
+            peer,
+            router,
+            introduced: Notify::new(),
+            access: OnceLock::new(),
+            login: SetOnce::new(),
+            connected: Notify::new(),
+            published: AtomicUsize::new(0),
+        }
     }
 
     /// Returns once the CONNECT packet has arrived.
@@ -67,34 +87,38 @@ impl Guard {
         self.introduced.notified().await;
     }
 
-    async fn check_connect(&self, connect: &ConnectPacket) -> Result<Access, AuthResult> {
+    async fn check_connect(&self, connect: &ConnectPacket) -> Result<Access, NotAdmitted> {
+        check_offer(connect)?;
         let client = &connect.client_id;
-        let access = match &self.peer {
-            Peer::Anonymous { .. } => Access::bootstrapping(&self.scope, client),
-            Peer::Certified { identity, .. } => Access::identified(&self.scope, identity, client),
+        match &self.peer {
+            Peer::Anonymous { .. } => Ok(Access::bootstrapping(&self.scope, client)?),
+            Peer::Certified { identity, .. } => {
+                let access = Access::identified(&self.scope, identity, client)?;
+                self.check_certificate().await?;
+                Ok(access)
+            }
+            Peer::Claimant(desk) => {
+                let credentials = Arc::new(Credentials::from_connect(connect)?);
+                let (access, expires_in) = self.log_in(desk, &credentials).await?;
+                // A connection has one CONNECT.
+                let _ = self.login.set(Admission { credentials, expires_in });
+                Ok(access)
+            }
         }
-        .map_err(|refusal| refuse(&refusal))?;
-        // The broker core would publish it without asking, with whatever properties it carries.
-        if connect.will.is_some() {
-            debug!(client, "Will refused");
-            return Err(AuthResult::fail(ReasonCode::NotAuthorized));
-        }
-        // MQTT 5 clients are told the broker's keep-alive; for MQTT 3.1.1 there is only this way to bound it.
-        // 0 stands for no keep-alive at all (MQTT 3.1.1 §3.1.2.10).
-        let bounded = 1..=KEEP_ALIVE.as_secs();
-        if connect.protocol_version < 5 && !bounded.contains(&connect.keep_alive.into()) {
-            debug!(client, keep_alive = connect.keep_alive, "keep-alive too long");
-            return Err(AuthResult::fail(ReasonCode::NotAuthorized));
-        }
-        self.check_admitted().await.map_err(|refusal| {
-            debug!(client, reason = refusal.reason, "certificate not admitted");
-            AuthResult::fail(refusal.code)
-        })?;
-        Ok(access)
+    }
+
+    /// What `credentials` are good for now, and how long.
+    async fn log_in(
+        &self,
+        desk: &LoginDesk,
+        credentials: &Arc<Credentials>,
+    ) -> Result<(Access, Duration), NotAdmitted> {
+        let LoggedIn { identity, expires_in } = desk.ask(credentials).await?;
+        Ok((Access::logged_in(&self.scope, &identity, credentials.client())?, expires_in))
     }
 
     /// Asks, off the async threads, whether the certificate is good now.
-    async fn check_admitted(&self) -> Result<(), NotAdmitted> {
+    async fn check_certificate(&self) -> Result<(), NotAdmitted> {
         let Peer::Certified { identity, serial, admit, .. } = &self.peer else { return Ok(()) };
         let (identity, serial, admit) = (identity.clone(), serial.clone(), admit.clone());
         match tokio::task::spawn_blocking(move || admit(&identity, &serial)).await {
@@ -106,31 +130,57 @@ impl Guard {
         }
     }
 
-    /// Ends the connection of a bootstrapping client whose time is up, or of a device whose certificate has expired or,
-    /// asked again at each `recheck`, is no longer admitted.
-    pub(super) async fn end_when_unwelcome(&self, mut recheck: watch::Receiver<()>) {
-        let (welcome, overstayed) = match &self.peer {
-            Peer::Anonymous { lifetime } => (lifetime, "connected for too long without a certificate"),
-            Peer::Certified { identity: Identity::Device { .. }, expires_in, .. } => {
-                (expires_in, "certificate expired")
-            }
-            Peer::Certified { .. } => return,
+    /// Ends the connection of a bootstrapping client whose time is up, or of a device whose certificate or login has expired
+    /// or, asked again at each `recheck`, is no longer admitted.
+    pub(super) async fn end_when_unwelcome(&self, recheck: watch::Receiver<()>) {
+        let reason = tokio::select! {
+            overstayed = self.overstayed() => overstayed.to_owned(),
+            refused = self.refused(recheck) => refused.reason,
         };
-        let expiry = sleep(*welcome);
-        tokio::pin!(expiry);
-        let reason = loop {
-            tokio::select! {
-                () = &mut expiry => break overstayed.to_owned(),
-                Ok(()) = recheck.changed() => {
-                    if let Err(refusal) = self.check_admitted().await {
-                        break refusal.reason;
-                    }
-                }
-                else => return,
-            }
-        };
+        // Until the broker core has registered the client, it would find nobody to cut.
+        self.connected.notified().await;
         if let Some(client) = self.access.get().and_then(Access::client) {
             self.cut(client, &reason).await;
+        }
+    }
+
+    /// Returns when the client's time is up.
+    async fn overstayed(&self) -> &'static str {
+        match &self.peer {
+            Peer::Anonymous { lifetime } => {
+                sleep(*lifetime).await;
+                "connected for too long without a certificate"
+            }
+            Peer::Certified { identity: Identity::Device { .. }, expires_in, .. } => {
+                sleep(*expires_in).await;
+                "certificate expired"
+            }
+            Peer::Certified { .. } => std::future::pending().await,
+            Peer::Claimant(_) => {
+                sleep(self.login.wait().await.expires_in).await;
+                "login expired"
+            }
+        }
+    }
+
+    /// Returns when a device, asked about again, is no longer admitted.
+    async fn refused(&self, mut recheck: watch::Receiver<()>) -> NotAdmitted {
+        while recheck.changed().await.is_ok() {
+            if let Err(refusal) = self.check_again().await {
+                return refusal;
+            }
+        }
+        std::future::pending().await
+    }
+
+    async fn check_again(&self) -> Result<(), NotAdmitted> {
+        match &self.peer {
+            Peer::Certified { identity: Identity::Device { .. }, .. } => self.check_certificate().await,
+            Peer::Anonymous { .. } | Peer::Certified { .. } => Ok(()),
+            Peer::Claimant(desk) => {
+                let credentials = &self.login.wait().await.credentials;
+                self.log_in(desk, credentials).await.map(|_| ())
+            }
         }
     }
 
@@ -159,18 +209,38 @@ impl Guard {
     }
 }
 
-/// Why a certificate does not open the door.
-struct NotAdmitted {
-    code: ReasonCode,
-    reason: String,
+/// Why a client is not let in.
+pub(super) struct NotAdmitted {
+    /// For the client.
+    pub(super) code: ReasonCode,
+    /// For the log.
+    pub(super) reason: String,
 }
 
-fn refuse(refusal: &Refusal) -> AuthResult {
-    debug!(%refusal, "CONNECT refused");
-    AuthResult::fail(match refusal {
-        Refusal::ClientId { .. } => ReasonCode::ClientIdentifierNotValid,
-        _ => ReasonCode::NotAuthorized,
-    })
+impl From<Refusal> for NotAdmitted {
+    fn from(refusal: Refusal) -> Self {
+        let code = match refusal {
+            Refusal::ClientId { .. } => ReasonCode::ClientIdentifierNotValid,
+            _ => ReasonCode::NotAuthorized,
+        };
+        Self { code, reason: refusal.to_string() }
+    }
+}
+
+/// Refuses what nobody may ask for, whoever it is.
+fn check_offer(connect: &ConnectPacket) -> Result<(), NotAdmitted> {
+    let refused = |reason: &str| Err(NotAdmitted { code: ReasonCode::NotAuthorized, reason: reason.into() });
+    // The broker core would publish it without asking, with whatever properties it carries.
+    if connect.will.is_some() {
+        return refused("it has a Will");
+    }
+    // MQTT 5 clients are told the broker's keep-alive; for MQTT 3.1.1 there is only this way to bound it.
+    // 0 stands for no keep-alive at all (MQTT 3.1.1 §3.1.2.10).
+    let bounded = 1..=KEEP_ALIVE.as_secs();
+    if connect.protocol_version < 5 && !bounded.contains(&connect.keep_alive.into()) {
+        return refused(&format!("its keep-alive of {} s is too long", connect.keep_alive));
+    }
+    Ok(())
 }
 
 impl AuthProvider for Guard {
@@ -186,7 +256,10 @@ impl AuthProvider for Guard {
                     self.access.get_or_init(|| access);
                     AuthResult::success()
                 }
-                Err(refused) => refused,
+                Err(NotAdmitted { code, reason }) => {
+                    debug!(client = connect.client_id, reason, "CONNECT refused");
+                    AuthResult::fail(code)
+                }
             })
         })
     }
@@ -217,6 +290,11 @@ impl AuthProvider for Guard {
 }
 
 impl BrokerEventHandler for Guard {
+    fn on_client_connect<'a>(&'a self, _event: ClientConnectEvent) -> Answer<'a, ()> {
+        self.connected.notify_one();
+        Box::pin(async {})
+    }
+
     /// Routes a packet made anew instead of the one that came: the broker core hands on properties that MQTT 5 §3.3.2.3 does
     /// not know in a PUBLISH, and a subscriber that meets one ends its connection. It also tells clients whether retaining is
     /// available (§3.2.2.3.5) but does not hold them to it.

@@ -23,6 +23,7 @@ use tracing::{debug, error, warn};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::guard::{Guard, Peer};
+use super::login::LoginDesk;
 use super::slots::{Slot, Slots};
 use super::{Admit, DRAIN, Places};
 use crate::access::Identity;
@@ -56,8 +57,8 @@ const ACCEPT_WARNING: Duration = Duration::from_secs(60);
 pub(super) enum Audience {
     /// Clients without a certificate, each for this long.
     Bootstrapping { lifetime: Duration },
-    /// Clients with a certificate of our CA that is admitted at each CONNECT.
-    Identified(Arc<Admit>),
+    /// Clients with a certificate of our CA that is admitted at each CONNECT and, where there is a desk, devices that log in.
+    Identified { admit: Arc<Admit>, desk: Option<Arc<LoginDesk>> },
 }
 
 /// One of the two listeners.
@@ -79,7 +80,7 @@ pub(super) struct Core {
     pub(super) stats: Arc<BrokerStats>,
     /// Sends when the broker closes.
     pub(super) closing: broadcast::Sender<()>,
-    /// Changes when every certificate must be admitted anew.
+    /// Changes when every certificate and password must be admitted anew.
     pub(super) recheck: watch::Sender<()>,
 }
 
@@ -155,10 +156,10 @@ impl Listener {
             Ok(Err(error)) => return debug!(%peer, %error, "TLS handshake failed"),
             Err(_) => return debug!(%peer, "TLS handshake took too long"),
         };
-        let Some(identity) = self.identify(&stream) else {
+        let Some(client) = self.identify(&stream) else {
             return debug!(%peer, "closed: no usable client certificate");
         };
-        let guard = Arc::new(Guard::new(self.scope.clone(), identity, self.core.router.clone()));
+        let guard = Arc::new(Guard::new(self.scope.clone(), client, self.core.router.clone()));
         let config = self.config.clone().with_event_handler(guard.clone());
         let handler = ClientHandler::new(
             BrokerTransport::tls(TlsStreamWrapper::new(stream)),
@@ -199,23 +200,24 @@ impl Listener {
     }
 
     /// Who is there; nobody if the listener is for identified clients and this one has shown no certificate, even though TLS
-    /// should have seen to that.
+    /// should have seen to that, unless it may log in. A certificate that does not name its holder properly opens no other way.
     fn identify(&self, stream: &TlsStream<TcpStream>) -> Option<Peer> {
-        match &self.audience {
-            Audience::Bootstrapping { lifetime } => Some(Peer::Anonymous { lifetime: *lifetime }),
-            Audience::Identified(admit) => {
-                let leaf = stream.get_ref().1.peer_certificates()?.first()?;
-                let identity = Identity::from_certificate(leaf);
-                let identity = identity.inspect_err(|error| debug!(%error, "client certificate refused")).ok()?;
-                let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
-                Some(Peer::Certified {
-                    identity,
-                    serial: certificate.raw_serial().to_vec(),
-                    expires_in: certificate.validity().time_to_expiration()?.unsigned_abs(),
-                    admit: admit.clone(),
-                })
-            }
-        }
+        let (admit, desk) = match &self.audience {
+            Audience::Bootstrapping { lifetime } => return Some(Peer::Anonymous { lifetime: *lifetime }),
+            Audience::Identified { admit, desk } => (admit, desk),
+        };
+        let Some(leaf) = stream.get_ref().1.peer_certificates().and_then(<[_]>::first) else {
+            return desk.clone().map(Peer::Claimant);
+        };
+        let identity = Identity::from_certificate(leaf);
+        let identity = identity.inspect_err(|error| debug!(%error, "client certificate refused")).ok()?;
+        let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
+        Some(Peer::Certified {
+            identity,
+            serial: certificate.raw_serial().to_vec(),
+            expires_in: certificate.validity().time_to_expiration()?.unsigned_abs(),
+            admit: admit.clone(),
+        })
     }
 }
 
@@ -240,7 +242,7 @@ fn mqtt_config(audience: &Audience) -> BrokerConfig {
             wildcard_subscription_available: false,
             ..common
         },
-        Audience::Identified(_) => {
+        Audience::Identified { .. } => {
             BrokerConfig { client_channel_capacity: OPERATIONAL_LANE, max_packet_size: OPERATIONAL_PACKET, ..common }
         }
     }

@@ -1,7 +1,7 @@
 //! The embedded MQTT broker: two TLS listeners in front of one router, for one machine without a broker of its own.
 //!
 //! The *bootstrap* listener asks for no client certificate and lets each client speak on two topics; the *operational*
-//! listener admits certificates of our CA only. Routing and the MQTT state machine are the `mqtt5` crate's; accepting
+//! listener admits certificates of our CA and, if so configured, devices that log in with user name and password. Routing and the MQTT state machine are the `mqtt5` crate's; accepting
 //! connections, TLS, identities and access ([`crate::access`]) are ours, because its own TLS listener awaits each handshake
 //! in the accept loop and tells its policy neither the certificate nor the retain flag.
 //!
@@ -9,6 +9,7 @@
 
 mod guard;
 mod listener;
+mod login;
 mod slots;
 mod tls;
 
@@ -30,7 +31,9 @@ use tracing::warn;
 
 use crate::access::Identity;
 use listener::{Audience, Core, Listener};
-pub use tls::{bootstrap_tls, operational_tls};
+use login::LoginDesk;
+pub use login::{LoggedIn, Login};
+pub use tls::{ClientCertificates, bootstrap_tls, operational_tls};
 
 /// Asks whether a certificate is still good: its serial number's content octets, and whom it names. `Err` says why
 /// not, for the log. Called on a thread that may block, once per CONNECT with a client certificate.
@@ -48,8 +51,11 @@ pub struct EmbeddedBrokerConfig {
     pub operational_tls: Arc<ServerConfig>,
     /// The one scope that is served.
     pub scope: Scope,
-    /// Consulted at each CONNECT on the operational listener.
+    /// Consulted at each CONNECT with a client certificate on the operational listener.
     pub admit: Arc<Admit>,
+    /// Consulted at each CONNECT without one, which takes [`ClientCertificates::Optional`] in `operational_tls`; `None` lets
+    /// in nobody without a certificate.
+    pub login: Option<Arc<Login>>,
     /// How much is held at once.
     pub limits: Limits,
 }
@@ -162,7 +168,7 @@ impl EmbeddedBroker {
         let operational = TcpListener::bind(config.operational).await?;
         let strangers = Audience::Bootstrapping { lifetime: limits.bootstrapping };
         let bootstrap = listen(bootstrap, config.bootstrap_tls, strangers, limits.bootstrap)?;
-        let known = Audience::Identified(config.admit);
+        let known = Audience::Identified { admit: config.admit, desk: config.login.map(LoginDesk::new).map(Arc::new) };
         let operational = listen(operational, config.operational_tls, known, limits.operational)?;
 
         let mut sweeper = JoinSet::new();
@@ -180,7 +186,7 @@ impl EmbeddedBroker {
         self.operational
     }
 
-    /// Asks `admit` about every connected device again, and cuts those that it no longer admits. Returns at once.
+    /// Asks `admit` or `login` about every connected device again, and cuts those that it no longer lets in. Returns at once.
     pub fn recheck(&self) {
         self.core.recheck.send_replace(());
     }

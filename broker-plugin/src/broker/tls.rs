@@ -16,19 +16,32 @@ pub fn bootstrap_tls(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'st
     Ok(without_resumption(config))
 }
 
-/// For the operational listener: clients must show a certificate for client authentication that chains to `root` and is
-/// valid now. Whether it has been revoked is asked later, at each CONNECT.
+/// Whether a client may do without a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// The TLS handshake fails without one.
+    Mandatory,
+    /// A client that shows none may log in with user name and password. A certificate that is shown is verified all the same.
+    Optional,
+}
+
+/// For the operational listener: what clients show must be a certificate for client authentication that chains to `root`
+/// and is valid now. Whether it has been revoked is asked later, at each CONNECT.
 pub fn operational_tls(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     root: CertificateDer<'static>,
+    certificates: ClientCertificates,
 ) -> Result<ServerConfig, Error> {
     let provider = provider();
     let mut roots = RootCertStore::empty();
     roots.add(root)?;
-    let clients = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
-        .build()
-        .map_err(|error| Error::General(error.to_string()))?;
+    let clients = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+    let clients = match certificates {
+        ClientCertificates::Mandatory => clients,
+        ClientCertificates::Optional => clients.allow_unauthenticated(),
+    };
+    let clients = clients.build().map_err(|error| Error::General(error.to_string()))?;
     let config = builder(provider)?.with_client_cert_verifier(clients).with_single_cert(chain, key)?;
     Ok(without_resumption(config))
 }

@@ -1,6 +1,7 @@
 //! The command line: what can be asked for, and who does it.
 
 mod enroll;
+mod gate;
 mod init;
 mod list;
 mod serve;

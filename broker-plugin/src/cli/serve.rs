@@ -2,27 +2,25 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use assay_broker_plugin::access::Identity;
-use assay_broker_plugin::broker::{self, Admit, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
-use assay_broker_plugin::ca::confirm_by_use;
+use assay_broker_plugin::broker::{self, ClientCertificates, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
 use assay_broker_plugin::directory::Directory;
-use assay_broker_plugin::store::{CertificateStatus, Store};
 use assay_broker_plugin::worker::{self, WorkerConfig};
 use assay_mqtt::BrokerUrl;
+use assay_wire::Flow;
 use clap::Args;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
-use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
+use tracing::info;
 use tracing_subscriber::EnvFilter;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::gate;
 
 #[derive(Args)]
 pub(crate) struct Serve {
@@ -49,14 +47,22 @@ impl Serve {
         start(async {
             let config = directory.config();
             let server = directory.credentials("server")?;
+            let ca = Arc::new(directory.ca()?);
+            let (certificates, login) = if ca.profile.offers(Flow::SharedKey) {
+                (ClientCertificates::Optional, Some(gate::login(ca.clone(), directory.store()?)))
+            } else {
+                (ClientCertificates::Mandatory, None)
+            };
             let (server_key, certificate) = (server.key.clone_key(), server.chain[0].clone());
             let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
                 bootstrap: self.bootstrap.unwrap_or(config.bootstrap),
                 operational: self.operational.unwrap_or(config.operational),
                 bootstrap_tls: broker::bootstrap_tls(server.chain.clone(), server_key)?.into(),
-                operational_tls: broker::operational_tls(server.chain, server.key, directory.root()?)?.into(),
+                operational_tls: broker::operational_tls(server.chain, server.key, directory.root()?, certificates)?
+                    .into(),
                 scope: config.scope.clone(),
-                admit: admit(directory)?,
+                admit: gate::admit(directory.store()?),
+                login,
                 limits: Limits::default(),
             })
             .await
@@ -64,7 +70,6 @@ impl Serve {
 
             let bootstrap = reachable(broker.bootstrap_addr(), &certificate)?;
             let operational = reachable(broker.operational_addr(), &certificate)?;
-            let ca = Arc::new(directory.ca()?);
             let worker_config = WorkerConfig {
                 broker: operational.parse()?,
                 tls: client_tls(directory, directory.roots()?, "worker")?,
@@ -73,7 +78,7 @@ impl Serve {
             let ready = once(move || println!("bootstrap {bootstrap}\noperational {operational}"));
             tokio::select! {
                 stopped = worker::run(ca, worker_config, ready) => stopped?,
-                () = cut_revoked(directory.store()?, &broker) => {}
+                () = gate::cut_revoked(directory.store()?, &broker) => {}
                 () = interrupted() => info!("stopping"),
             }
             broker.shutdown().await;
@@ -135,42 +140,6 @@ fn read_roots(file: &PathBuf) -> Result<RootCertStore> {
     Ok(roots)
 }
 
-/// Asks the store what a device's certificate is worth now, and confirms one that waits for it. Workers and operators are on no list: their certificates
-/// come from the directory itself.
-fn admit(directory: &Directory) -> Result<Arc<Admit>> {
-    let store = Mutex::new(directory.store()?);
-    Ok(Arc::new(move |identity: &Identity, serial: &[u8]| {
-        let Identity::Device { .. } = identity else { return Ok(()) };
-        // A panic elsewhere leaves the connection as good as it was: a transaction that was open is rolled back.
-        let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-        match store.certificate_status(serial).map_err(|error| error.to_string())? {
-            CertificateStatus::Active => Ok(()),
-            // TLS has shown that the device could read what only its TPM can.
-            CertificateStatus::Unconfirmed => {
-                let confirmed = confirm_by_use(&mut store, serial, OffsetDateTime::now_utc());
-                confirmed.map_err(|refusal| format!("its certificate cannot be confirmed: {refusal}"))
-            }
-            status => Err(format!("its certificate is {status:?}")),
-        }
-    }))
-}
-
-/// Has the broker look at its connections again soon after each revocation, by whatever process; never returns.
-async fn cut_revoked(store: Store, broker: &EmbeddedBroker) {
-    let mut seen = None;
-    loop {
-        match store.revocations() {
-            Ok(revocations) if seen == Some(revocations) => {}
-            Ok(revocations) => {
-                seen = Some(revocations);
-                broker.recheck();
-            }
-            Err(error) => warn!(%error, "cannot look for revocations; trying again"),
-        }
-        tokio::time::sleep(REVOCATION_POLL).await;
-    }
-}
-
 /// How to reach a listener from this machine, as the worker does: by an address that the broker's certificate names.
 fn reachable(listener: SocketAddr, certificate: &CertificateDer<'_>) -> Result<String> {
     let IpAddr::V4(mut ip) = listener.ip() else {
@@ -193,9 +162,6 @@ fn once(work: impl Fn()) -> impl Fn() {
     let done = std::sync::Once::new();
     move || done.call_once(&work)
 }
-
-/// A revoked device stays connected for this long at most, and a moment for the check itself.
-const REVOCATION_POLL: Duration = Duration::from_secs(1);
 
 async fn interrupted() {
     // Unwrap safety: these signals can always be listened for on Unix.

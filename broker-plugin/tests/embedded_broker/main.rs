@@ -1,5 +1,6 @@
 //! The embedded broker over real sockets: what strangers cannot do to it, and what everybody else still can.
 
+mod login;
 mod pki;
 mod raw;
 
@@ -11,7 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use assay_broker_plugin::access::Identity;
-use assay_broker_plugin::broker::{Admit, EmbeddedBroker, EmbeddedBrokerConfig, Limits, Places};
+use assay_broker_plugin::broker::{
+    Admit, ClientCertificates, EmbeddedBroker, EmbeddedBrokerConfig, Limits, Login, Places,
+};
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish};
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
@@ -41,11 +44,17 @@ impl World {
 
     async fn with(limits: Limits, admit: Arc<Admit>) -> Self {
         let pki = Pki::new();
-        let operational = pki.operational_tls();
-        Self::with_tls(pki, operational, limits, admit).await
+        let operational = pki.operational_tls(ClientCertificates::Mandatory);
+        Self::with_tls(pki, operational, limits, admit, None).await
     }
 
-    async fn with_tls(pki: Pki, operational_tls: ServerConfig, limits: Limits, admit: Arc<Admit>) -> Self {
+    async fn with_tls(
+        pki: Pki,
+        operational_tls: ServerConfig,
+        limits: Limits,
+        admit: Arc<Admit>,
+        login: Option<Arc<Login>>,
+    ) -> Self {
         let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
             bootstrap: "127.0.0.1:0".parse().unwrap(),
             operational: "127.0.0.1:0".parse().unwrap(),
@@ -53,6 +62,7 @@ impl World {
             operational_tls: operational_tls.into(),
             scope: "default".parse().unwrap(),
             admit,
+            login,
             limits,
         })
         .await
@@ -331,11 +341,14 @@ async fn client_without_a_certificate_is_refused_on_the_operational_listener() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operational_listener_refuses_clients_without_a_certificate_even_if_tls_lets_them_in() {
-    let pki = Pki::new();
-    let careless = pki.bootstrap_tls();
-    let world = World::with_tls(pki, careless, limits(), Arc::new(|_, _| Ok(()))).await;
-    for client in [fresh_client().as_str(), "worker@1"] {
-        assert!(world.operational_connect(None, &Connect::new(client)).await.is_none(), "{client}");
+    for careless in [Pki::bootstrap_tls, |pki: &Pki| pki.operational_tls(ClientCertificates::Optional)] {
+        let pki = Pki::new();
+        let careless = careless(&pki);
+        let world = World::with_tls(pki, careless, limits(), Arc::new(|_, _| Ok(())), None).await;
+        for client in [fresh_client().as_str(), "pump-17", "worker@1"] {
+            let connect = Connect { user_name: Some(client), password: Some(b"x"), ..Connect::new(client) };
+            assert!(world.operational_connect(None, &connect).await.is_none(), "{client}");
+        }
     }
 }
 
@@ -811,6 +824,31 @@ async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
     world.broker.recheck();
     device.end().await.unwrap();
     assert!(other.is_alive().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_whose_certificate_is_revoked_while_it_connects_is_cut() {
+    let asked = Arc::new(AtomicBool::new(false));
+    let admit: Arc<Admit> = Arc::new({
+        let asked = asked.clone();
+        move |_, _| {
+            if asked.swap(true, Ordering::SeqCst) {
+                return Err("revoked".into());
+            }
+            std::thread::sleep(3 * SILENCE);
+            Ok(())
+        }
+    });
+    let world = World::with(limits(), admit).await;
+    let connecting = world.device("pump-17");
+    let revoking = async {
+        while !asked.load(Ordering::SeqCst) {
+            tokio::time::sleep(SILENCE / 10).await;
+        }
+        world.broker.recheck();
+    };
+    let (mut device, ()) = tokio::join!(connecting, revoking);
+    device.end().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use assay_broker_plugin::broker::{bootstrap_tls, operational_tls};
+use assay_broker_plugin::broker::{ClientCertificates, bootstrap_tls, operational_tls};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
     SanType,
@@ -85,9 +85,9 @@ impl Pki {
         bootstrap_tls(chain, key).unwrap()
     }
 
-    pub(crate) fn operational_tls(&self) -> ServerConfig {
+    pub(crate) fn operational_tls(&self, certificates: ClientCertificates) -> ServerConfig {
         let Credential { chain, key } = self.server();
-        operational_tls(chain, key, self.root()).unwrap()
+        operational_tls(chain, key, self.root(), certificates).unwrap()
     }
 
     /// A client that trusts this CA, and shows `credential` if it has one.

@@ -28,6 +28,7 @@ pub(crate) const DISCONNECT: u8 = 0xe0;
 pub(crate) const SUCCESS: u8 = 0;
 pub(crate) const GRANTED_QOS_1: u8 = 1;
 pub(crate) const CLIENT_ID_NOT_VALID: u8 = 0x85;
+pub(crate) const BAD_USER_NAME_OR_PASSWORD: u8 = 0x86;
 pub(crate) const NOT_AUTHORIZED: u8 = 0x87;
 pub(crate) const SERVER_UNAVAILABLE: u8 = 0x88;
 pub(crate) const SERVER_SHUTTING_DOWN: u8 = 0x8b;
@@ -50,13 +51,24 @@ pub(crate) struct Connect<'a> {
     pub(crate) keep_alive: u16,
     /// Topic, and whether it is to be retained.
     pub(crate) will: Option<(&'a str, bool)>,
+    pub(crate) user_name: Option<&'a str>,
+    pub(crate) password: Option<&'a [u8]>,
     /// As they stand on the wire, without their length.
     pub(crate) properties: Vec<u8>,
 }
 
 impl<'a> Connect<'a> {
     pub(crate) fn new(client: &'a str) -> Self {
-        Self { client, version: 5, clean_start: true, keep_alive: 30, will: None, properties: Vec::new() }
+        Self {
+            client,
+            version: 5,
+            clean_start: true,
+            keep_alive: 30,
+            will: None,
+            user_name: None,
+            password: None,
+            properties: Vec::new(),
+        }
     }
 
     pub(crate) fn packet(&self) -> Vec<u8> {
@@ -66,6 +78,7 @@ impl<'a> Connect<'a> {
         if let Some((_, retain)) = self.will {
             flags |= 0x04 | 0x08 | u8::from(retain) << 5;
         }
+        flags |= u8::from(self.user_name.is_some()) << 7 | u8::from(self.password.is_some()) << 6;
         body.push(flags);
         body.extend(self.keep_alive.to_be_bytes());
         if self.version == 5 {
@@ -79,6 +92,12 @@ impl<'a> Connect<'a> {
             }
             body.extend(string(topic));
             body.extend(string("last words"));
+        }
+        if let Some(user_name) = self.user_name {
+            body.extend(string(user_name));
+        }
+        if let Some(password) = self.password {
+            body.extend(binary(password));
         }
         packet(0x10, body)
     }
@@ -100,8 +119,12 @@ pub(crate) fn packet(first: u8, body: Vec<u8>) -> Vec<u8> {
 }
 
 fn string(text: &str) -> Vec<u8> {
-    let mut bytes = u16::try_from(text.len()).unwrap().to_be_bytes().to_vec();
-    bytes.extend(text.as_bytes());
+    binary(text.as_bytes())
+}
+
+fn binary(data: &[u8]) -> Vec<u8> {
+    let mut bytes = u16::try_from(data.len()).unwrap().to_be_bytes().to_vec();
+    bytes.extend(data);
     bytes
 }
 

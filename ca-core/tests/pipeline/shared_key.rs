@@ -43,7 +43,7 @@ mod activation {
             for kind in ["rsa2048", "rsa3072", "p256", "p384"] {
                 let device = Device::with_ek(&vendor, SoftwareEk::golden(kind));
                 let reply = activate(&device, &vendor, &srk);
-                assert_eq!(reply.device_id, device.evidence().derived_device_id());
+                assert_eq!(reply.device_id, device.evidence().ek.derived_device_id());
 
                 let inner_key = open_credential(&device, &srk, &reply).unwrap();
                 let [auth, seed_value, key] = import(&srk, &inner_key, &reply).unwrap();
