@@ -8,6 +8,7 @@ mod fixture;
 mod golden;
 mod hostile_bytes;
 mod refusals;
+mod sealed;
 mod shared_key;
 mod token;
 mod worked_example;

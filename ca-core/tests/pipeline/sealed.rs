@@ -1,0 +1,426 @@
+//! What the sealed flow gives to whom, and what it takes to confirm it.
+
+use assay_ca_core::tpm::credential::Credential;
+use assay_ca_core::{
+    BoundKey, Candidate, CertificateOnRecord, Confirmation, Enrolment, IssuedCertificate, Prepared, Profile, QUOTA,
+    Records, Registration, Rejection, Reprovision, TicketKey, Unconfirmed,
+};
+use assay_wire::{EkId, ProblemCode, Proof, SealedCertificate, SealedReply, Ticket};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use time::{Duration, OffsetDateTime};
+
+use crate::fixture::*;
+
+/// A device with a certificate sealed to it.
+struct Enrolled {
+    ca: Ca,
+    device: Device,
+    issued: IssuedCertificate,
+    reply: SealedReply,
+}
+
+impl Enrolled {
+    fn new() -> Self {
+        let vendor = Vendor::new("Acme");
+        Self::with(Ca::trusting(&vendor), Device::of(&vendor))
+    }
+
+    fn with(mut ca: Ca, device: Device) -> Self {
+        let candidate = candidate(&ca, &device, &Records::default()).unwrap();
+        let prepared = Prepared::unproven(&candidate, &Profile::default(), &ca.issuer, now(), &mut ca.rng).unwrap();
+        let issued = ca.issuer.sign(prepared).unwrap();
+        let chain = ca.issuer.chain(&issued.der).unwrap();
+        let reply = candidate.seal(chain, issued.confirm_by.unwrap(), &ca.ticket_key, now(), &mut ca.rng).unwrap();
+        Self { ca, device, issued, reply }
+    }
+
+    fn open(&self, reply: &SealedReply) -> Option<SealedCertificate> {
+        open(&self.device, &self.device, &self.device, reply)
+    }
+
+    fn proof(&self) -> Proof {
+        Proof { claim: self.reply.claim.clone(), ticket: self.open(&self.reply).unwrap().ticket }
+    }
+
+    fn verify(&self, proof: &Proof, at: OffsetDateTime) -> Result<Confirmation, Rejection> {
+        Confirmation::verify(proof, &self.ca.scope, &self.ca.ticket_key, at)
+    }
+
+    fn unconfirmed(&self) -> Unconfirmed {
+        Unconfirmed {
+            serial: self.issued.serial,
+            device_id: self.issued.device_id.clone(),
+            ek_id: self.issued.ek_id,
+            ik_id: BoundKey::verify(&self.device.evidence()).unwrap().ik_id(),
+            assurance: self.issued.assurance,
+            issued_at: now(),
+            confirm_by: self.issued.confirm_by.unwrap(),
+        }
+    }
+}
+
+fn candidate(ca: &Ca, device: &Device, records: &Records) -> Result<Candidate, Rejection> {
+    let key = BoundKey::verify(&device.evidence())?;
+    ca.admit(device, records)?.candidate(&key, &ca.scope, records, now())
+}
+
+/// Opens a reply as a device with the TPM of `tpm` does that believes to have the EK and the IK of the other two.
+fn open(tpm: &Device, ek: &Device, ik: &Device, reply: &SealedReply) -> Option<SealedCertificate> {
+    let credential =
+        Credential { id_object: reply.credential_blob.to_vec(), encrypted_seed: reply.encrypted_seed.to_vec() };
+    let secret = tpm.ek.activate(&tpm.ik_name(), &credential)?;
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &secret).unwrap());
+    let ik_id = BoundKey::verify(&ik.evidence()).unwrap().ik_id();
+    let data = SealedReply::associated_data(&reply.claim, &ek.ek.key().ek_id(), &ik_id);
+    let (nonce, sealed) = reply.sealed.split_at_checked(NONCE_LEN)?;
+    let mut sealed = sealed.to_vec();
+    let nonce = Nonce::try_assume_unique_for_key(nonce).unwrap();
+    let opened = key.open_in_place(nonce, Aad::from(&data), &mut sealed).ok()?;
+    SealedCertificate::decode(opened).ok()
+}
+
+fn code<T>(result: Result<T, Rejection>) -> ProblemCode {
+    match result {
+        Ok(_) => panic!("accepted"),
+        Err(rejection) => rejection.problem().code,
+    }
+}
+
+#[test]
+fn every_kind_of_ek_opens_its_sealed_certificate() {
+    let vendor = Vendor::new("Acme");
+    for kind in ["rsa2048", "rsa3072", "p256", "p384"] {
+        let device = Device::with_ek(&vendor, SoftwareEk::golden(kind));
+        let enrolled = Enrolled::with(Ca::trusting(&vendor), device);
+        let opened = enrolled.open(&enrolled.reply).unwrap();
+        assert_eq!(&*opened.chain[0], &enrolled.issued.der[..], "{kind}");
+        assert_eq!(opened.device_id, enrolled.issued.device_id);
+        let confirmation = enrolled.verify(&enrolled.proof(), now()).unwrap();
+        assert_eq!(confirmation.ek_id(), enrolled.issued.ek_id);
+        assert!(confirmation.is_for(&enrolled.issued.der));
+    }
+}
+
+#[test]
+fn nothing_in_the_reply_tells_of_the_certificate() {
+    let Enrolled { issued, reply, .. } = Enrolled::new();
+    let seen = [&reply.claim[..], &reply.credential_blob, &reply.encrypted_seed, &reply.sealed].concat();
+    for hidden in [issued.device_id.as_str().as_bytes(), &issued.serial, &issued.der[100..132]] {
+        assert!(!seen.windows(hidden.len()).any(|window| window == hidden));
+    }
+}
+
+#[test]
+fn sealed_certificate_does_not_open_in_another_tpm_nor_for_another_ek_or_ik() {
+    let Enrolled { ca, device, reply, .. } = Enrolled::new();
+    let vendor = Vendor::new("Other");
+    let other = Device::of(&vendor);
+    drop(ca);
+    assert!(open(&device, &device, &device, &reply).is_some());
+    assert!(open(&device, &other, &device, &reply).is_none(), "another EK");
+    assert!(open(&device, &device, &other, &reply).is_none(), "another IK");
+    let same_ik = Device { ek: other.ek, ..device };
+    assert!(open(&same_ik, &same_ik, &same_ik, &reply).is_none(), "another TPM");
+}
+
+#[test]
+fn sealed_reply_altered_in_any_byte_does_not_open() {
+    let enrolled = Enrolled::new();
+    let reply = &enrolled.reply;
+    for at in 0..reply.claim.len() {
+        let altered = SealedReply { claim: flipped(&reply.claim, at).try_into().unwrap(), ..reply.clone() };
+        assert!(enrolled.open(&altered).is_none(), "claim, byte {at}");
+    }
+    for at in 0..reply.sealed.len() {
+        let altered = SealedReply { sealed: flipped(&reply.sealed, at).try_into().unwrap(), ..reply.clone() };
+        assert!(enrolled.open(&altered).is_none(), "box, byte {at}");
+    }
+    // The first two bytes of the blob are the size of the HMAC, which a TPM reads and this test's does not.
+    for at in 2..reply.credential_blob.len() {
+        let blob = flipped(&reply.credential_blob, at).try_into().unwrap();
+        assert!(enrolled.open(&SealedReply { credential_blob: blob, ..reply.clone() }).is_none(), "blob, byte {at}");
+    }
+}
+
+fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[at] ^= 1;
+    bytes
+}
+
+#[test]
+fn two_replies_for_one_certificate_have_nothing_in_common_that_is_encrypted() {
+    let Enrolled { mut ca, device, issued, reply } = Enrolled::new();
+    let candidate = candidate(&ca, &device, &Records::default()).unwrap();
+    let chain = ca.issuer.chain(&issued.der).unwrap();
+    let again = candidate.seal(chain, issued.confirm_by.unwrap(), &ca.ticket_key, now(), &mut ca.rng).unwrap();
+    assert_eq!(again.claim, reply.claim);
+    assert_ne!(again.credential_blob, reply.credential_blob);
+    assert_ne!(again.sealed[..NONCE_LEN], reply.sealed[..NONCE_LEN]);
+    assert_ne!(again.sealed[NONCE_LEN..], reply.sealed[NONCE_LEN..]);
+}
+
+mod confirmation {
+    use super::*;
+
+    #[test]
+    fn wrong_ticket_or_altered_claim_confirms_nothing() {
+        let enrolled = Enrolled::new();
+        let good = enrolled.proof();
+        for at in 0..Ticket::LEN {
+            let ticket: [u8; Ticket::LEN] = flipped(good.ticket.as_bytes(), at).try_into().unwrap();
+            let wrong = Proof { ticket: ticket.into(), ..good.clone() };
+            assert_eq!(code(enrolled.verify(&wrong, now())), ProblemCode::TicketRefused);
+        }
+        for at in 0..good.claim.len() {
+            let altered = Proof { claim: flipped(&good.claim, at).try_into().unwrap(), ..good.clone() };
+            assert_eq!(code(enrolled.verify(&altered, now())), ProblemCode::TicketRefused, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn ticket_of_another_devices_certificate_confirms_nothing() {
+        let enrolled = Enrolled::new();
+        let vendor = Vendor::new("Acme");
+        let mut ca = Ca::trusting(&vendor);
+        ca.ticket_key = enrolled.ca.ticket_key.clone();
+        let other = Enrolled::with(ca, Device::of(&vendor));
+        let mixed = Proof { claim: other.reply.claim.clone(), ..enrolled.proof() };
+        assert_eq!(code(enrolled.verify(&mixed, now())), ProblemCode::TicketRefused);
+        assert!(!enrolled.verify(&enrolled.proof(), now()).unwrap().is_for(&other.issued.der));
+    }
+
+    /// A ticket that the ticket flow gave must not confirm, nor the other way round, even for the same bytes.
+    #[test]
+    fn claims_of_one_flow_prove_nothing_in_the_other() {
+        let mut enrolled = Enrolled::new();
+        let challenge = enrolled.ca.challenge(&enrolled.device, &Records::default()).unwrap();
+        let answered = enrolled.device.answer(&challenge);
+        assert_eq!(code(enrolled.verify(&answered, now())), ProblemCode::TicketRefused);
+        assert_eq!(code(enrolled.ca.prove(&enrolled.proof())), ProblemCode::TicketRefused);
+    }
+
+    #[test]
+    fn confirmation_under_another_key_or_scope_is_refused() {
+        let mut enrolled = Enrolled::new();
+        let proof = enrolled.proof();
+        enrolled.ca.scope = "plant-8".parse().unwrap();
+        assert!(matches!(enrolled.verify(&proof, now()), Err(Rejection::ClaimOfAnotherScope { .. })));
+        enrolled.ca.ticket_key = TicketKey::new([3; TicketKey::LEN]);
+        assert_eq!(enrolled.verify(&proof, now()).unwrap_err(), Rejection::ClaimOfAnotherKey);
+    }
+
+    #[test]
+    fn confirmation_past_the_deadline_is_refused() {
+        let enrolled = Enrolled::new();
+        let deadline = now() + Profile::default().confirm_within();
+        enrolled.verify(&enrolled.proof(), deadline - Duration::SECOND).unwrap();
+        assert_eq!(code(enrolled.verify(&enrolled.proof(), deadline)), ProblemCode::ClaimExpired);
+        enrolled.unconfirmed().confirm(&Records::default(), deadline - Duration::SECOND).unwrap();
+        assert_eq!(code(enrolled.unconfirmed().confirm(&Records::default(), deadline)), ProblemCode::ClaimExpired);
+    }
+
+    #[test]
+    fn device_that_is_no_longer_admitted_confirms_nothing() {
+        let enrolled = Enrolled::new();
+        let confirm = |records: Records| code(enrolled.unconfirmed().confirm(&records, now()));
+        let enrolment = Some(Enrolment { disabled: true, ..Enrolment::default() });
+        assert_eq!(confirm(Records { enrolment, ..Records::default() }), ProblemCode::DeviceDisabled);
+        let id_holder = Some(EkId::from([7; 32]));
+        assert_eq!(confirm(Records { id_holder, ..Records::default() }), ProblemCode::DeviceIdTaken);
+        let of_list = Unconfirmed { assurance: assay_ca_core::Assurance::EnrolmentList, ..enrolled.unconfirmed() };
+        assert_eq!(code(of_list.confirm(&Records::default(), now())), ProblemCode::EkNotEnrolled);
+    }
+
+    #[test]
+    fn certificate_older_than_the_active_one_is_not_confirmed() {
+        let enrolled = Enrolled::new();
+        let with_active = |issued_at| has_certificate(&enrolled, [7; 32], issued_at);
+        let refusal = enrolled.unconfirmed().confirm(&with_active(now()), now()).unwrap_err();
+        assert!(matches!(refusal, Rejection::ClaimOutdated { .. }), "{refusal}");
+        enrolled.unconfirmed().confirm(&with_active(now() - Duration::SECOND), now()).unwrap();
+    }
+}
+
+/// Records of a device with an active certificate.
+fn has_certificate(enrolled: &Enrolled, ik_id: [u8; 32], issued_at: OffsetDateTime) -> Records {
+    let registration = Registration {
+        device_id: enrolled.issued.device_id.clone(),
+        disabled: false,
+        certificate: Some(CertificateOnRecord { ik_id, issued_at }),
+        recent_certificates: 1,
+    };
+    Records { registration: Some(registration), ..Records::default() }
+}
+
+#[test]
+fn ek_with_too_many_unconfirmed_certificates_is_told_to_wait_and_may_use_the_ticket_flow() {
+    let Enrolled { mut ca, device, .. } = Enrolled::new();
+    let records = |recent_unconfirmed| Records { recent_unconfirmed, ..Records::default() };
+    candidate(&ca, &device, &records(QUOTA - 1)).unwrap().check_quota(&records(QUOTA - 1)).unwrap();
+    let refusal = candidate(&ca, &device, &records(QUOTA)).unwrap().check_quota(&records(QUOTA)).unwrap_err();
+    assert_eq!(refusal.code(), ProblemCode::QuotaExceeded);
+    assert!(refusal.problem().retry_after.is_some());
+    ca.challenge(&device, &records(QUOTA)).unwrap();
+}
+
+mod reprovisioning {
+    use super::*;
+    use assay_ca_core::{FIRST_GENERATION, SharedKeyOnRecord};
+
+    fn with_policy(reprovision: Reprovision) -> Records {
+        Records { enrolment: Some(Enrolment { reprovision, ..Enrolment::default() }), ..Records::default() }
+    }
+
+    #[test]
+    fn device_with_a_new_ik_is_certified_anew_unless_its_enrolment_forbids_it() {
+        let enrolled = Enrolled::new();
+        let same_ik = enrolled.unconfirmed().ik_id;
+        for (policy, ik_id, is_refused) in [
+            (Reprovision::Reissue, [7; 32], false),
+            (Reprovision::Reuse, [7; 32], false),
+            (Reprovision::Never, [7; 32], true),
+            (Reprovision::Never, same_ik, false),
+        ] {
+            let old = has_certificate(&enrolled, ik_id, now() - Duration::HOUR);
+            let records = Records { enrolment: with_policy(policy).enrolment, ..old };
+            let decisions = [
+                candidate(&enrolled.ca, &enrolled.device, &records).map(drop),
+                enrolled.unconfirmed().confirm(&records, now()).map(drop),
+                proven(&enrolled, &records).readmit(&records).map(drop),
+            ];
+            for decision in decisions {
+                match decision {
+                    Ok(()) => assert!(!is_refused, "{policy}"),
+                    Err(refusal) => {
+                        assert!(is_refused, "{policy}: {refusal}");
+                        assert_eq!(refusal.code(), ProblemCode::ReprovisionRefused);
+                    }
+                }
+            }
+        }
+    }
+
+    fn proven(enrolled: &Enrolled, records: &Records) -> assay_ca_core::ProvenDevice {
+        let mut ca = Ca { rng: CountingRng::new(), ..Ca::trusting(&Vendor::new("unused")) };
+        ca.anchors = enrolled.ca.anchors.clone();
+        let challenge = ca.challenge(&enrolled.device, records).unwrap();
+        ca.prove(&enrolled.device.answer(&challenge)).unwrap()
+    }
+
+    #[test]
+    fn generation_follows_policy_and_use() {
+        let Enrolled { ca, device, .. } = Enrolled::new();
+        let used = |is_used| Some(SharedKeyOnRecord { generation: 5, is_used });
+        for (policy, shared_key, offered, accepted) in [
+            (Reprovision::Reissue, None, Some(FIRST_GENERATION), &[][..]),
+            (Reprovision::Reissue, used(false), Some(5), &[5]),
+            (Reprovision::Reissue, used(true), Some(6), &[5, 6]),
+            (Reprovision::Reuse, used(false), Some(5), &[5]),
+            (Reprovision::Reuse, used(true), Some(5), &[5]),
+            (Reprovision::Never, None, Some(FIRST_GENERATION), &[]),
+            (Reprovision::Never, used(false), Some(5), &[5]),
+            (Reprovision::Never, used(true), None, &[5]),
+        ] {
+            let records = Records { shared_key, ..with_policy(policy) };
+            let admitted = ca.admit(&device, &records).unwrap();
+            let decided = admitted.generation(&records);
+            assert_eq!(decided.as_ref().ok().copied(), offered, "{policy} {shared_key:?}");
+            if let Err(refusal) = decided {
+                assert_eq!(refusal.code(), ProblemCode::ReprovisionRefused);
+            }
+            assert_eq!(records.accepted_generations(), accepted, "{policy} {shared_key:?}");
+        }
+    }
+
+    #[test]
+    fn policies_read_back_from_their_names() {
+        for policy in Reprovision::ALL {
+            assert_eq!(policy.name().parse(), Ok(policy));
+        }
+        assert!("sometimes".parse::<Reprovision>().is_err());
+    }
+}
+
+mod legacy_ek {
+    use super::*;
+    use assay_ca_core::Assurance;
+
+    /// A TPM's EK as Azure's C SDK makes it, shown with the certificate of the EK that the vendor knows.
+    fn legacy_device() -> (Ca, Device) {
+        let vendor = Vendor::new("Acme");
+        let mut device = Device::with_ek(&vendor, SoftwareEk::golden("rsa2048"));
+        device.ek_certificates = vendor.certify(&golden_area("ek-rsa2048").public_key().unwrap(), |_| ());
+        (Ca::trusting(&vendor), device)
+    }
+
+    #[test]
+    fn ek_of_azures_sdk_is_recognised_and_refused_with_an_explanation() {
+        let (ca, device) = legacy_device();
+        for enrolment in [None, Some(Enrolment::default())] {
+            let refusal = ca.trust(&device, enrolment.as_ref()).unwrap_err();
+            assert!(matches!(refusal, Rejection::EkOfAzureSdk { .. }), "{refusal}");
+            assert_eq!(refusal.code(), ProblemCode::EkCertificateMismatch);
+            assert!(refusal.to_string().contains("--legacy-dps-ek"));
+        }
+    }
+
+    #[test]
+    fn ek_of_azures_sdk_is_trusted_for_its_enrolment_alone_if_that_says_so() {
+        let (ca, mut device) = legacy_device();
+        let enrolment = Enrolment { legacy_dps_ek: true, ..Enrolment::default() };
+        assert_eq!(ca.trust(&device, Some(&enrolment)).unwrap().assurance(), Assurance::EnrolmentList);
+        device.ek_certificates.clear();
+        assert_eq!(ca.trust(&device, Some(&enrolment)).unwrap().assurance(), Assurance::EnrolmentList);
+    }
+
+    #[test]
+    fn mismatch_of_other_kinds_of_key_is_no_sign_of_azures_sdk() {
+        let vendor = Vendor::new("Acme");
+        let mut device = Device::of(&vendor);
+        device.ek_certificates = Device::of(&vendor).ek_certificates;
+        let refusal = Ca::trusting(&vendor).trust(&device, None).unwrap_err();
+        assert!(matches!(refusal, Rejection::EkCertificateMismatch { .. }), "{refusal}");
+    }
+}
+
+mod revocation_list {
+    use assay_ca_core::{REVOCATION_LIST_LIFETIME, RevocationReason, Revoked};
+    use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+
+    use super::*;
+
+    #[test]
+    fn names_what_it_was_given_and_is_signed_by_the_issuing_ca() {
+        let Enrolled { ca, issued, .. } = Enrolled::new();
+        let revoked = |serial, reason| Revoked { serial: [serial; 16], since: now() - Duration::HOUR, reason };
+        let revoked = [
+            revoked(0x41, RevocationReason::Superseded),
+            revoked(0x42, RevocationReason::CertificateHold),
+            revoked(0x43, RevocationReason::CessationOfOperation),
+        ];
+        let list = ca.issuer.revocation_list(revoked, 7, now()).unwrap();
+        let (rest, list) = CertificateRevocationList::from_der(&list).unwrap();
+        assert!(rest.is_empty());
+        let chain = ca.issuer.chain(&issued.der).unwrap();
+        let (_, issuing) = X509Certificate::from_der(&chain[1]).unwrap();
+        list.verify_signature(issuing.public_key()).unwrap();
+        assert_eq!(list.issuer().as_raw(), issuing.subject().as_raw());
+        assert_eq!(list.crl_number().unwrap().to_string(), "7");
+        assert_eq!(list.last_update().timestamp(), now().unix_timestamp());
+        let until = (now() + REVOCATION_LIST_LIFETIME).unix_timestamp();
+        assert_eq!(list.next_update().unwrap().timestamp(), until);
+        let entries: Vec<_> = list
+            .iter_revoked_certificates()
+            .map(|entry| (entry.raw_serial()[0], entry.reason_code().unwrap().1.0))
+            .collect();
+        assert_eq!(entries, [(0x41, 4), (0x42, 6), (0x43, 5)]);
+    }
+
+    #[test]
+    fn may_be_empty() {
+        let list = Enrolled::new().ca.issuer.revocation_list([], 1, now()).unwrap();
+        let (_, list) = CertificateRevocationList::from_der(&list).unwrap();
+        assert_eq!(list.iter_revoked_certificates().count(), 0);
+    }
+}
