@@ -10,5 +10,6 @@ mod lab;
 mod matrix;
 mod raw_client;
 mod refusals;
+mod shared_key_tools;
 mod snooping;
 mod tools_device;

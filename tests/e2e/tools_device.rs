@@ -23,14 +23,7 @@ impl<'a> ToolsDevice<'a> {
     }
 
     pub(crate) fn with_ik_attributes(tpm: &'a Swtpm, kind: EkKind, attributes: &str) -> Result<Self> {
-        match kind {
-            EkKind::P384 => tpm.tpm2(&["readpublic", "-c", "0x81010016", "-o", "ek.pub"])?,
-            EkKind::Rsa2048 => tpm.tpm2(&["createek", "-G", "rsa", "-c", "ek.ctx", "-u", "ek.pub"])?,
-            EkKind::P256 => tpm.tpm2(&["createek", "-G", "ecc", "-c", "ek.ctx", "-u", "ek.pub"])?,
-            EkKind::Rsa3072 => anyhow::bail!("tpm2_createek 5.4 knows no template H-6"),
-        };
-        // Three objects fill a TPM without a resource manager.
-        tpm.tpm2(&["flushcontext", "-t"])?;
+        make_ek(tpm, kind)?;
         tpm.tpm2(&["createprimary", "-C", "o", "-g", "sha256", "-G", "ecc", "-c", "srk.ctx"])?;
         tpm.tpm2(&["flushcontext", "-t"])?;
         let create = ["create", "-C", "srk.ctx", "-G", "ecc256:ecdsa-sha256", "-g", "sha256", "-a", attributes];
@@ -58,25 +51,54 @@ impl<'a> ToolsDevice<'a> {
 
     /// What tpm2_activatecredential makes of a challenge.
     pub(crate) fn activate(&self, challenge: &ChallengeReply) -> Result<Ticket> {
-        // The file format of tpm2-tools: magic, version, TPM2B_ID_OBJECT, TPM2B_ENCRYPTED_SECRET.
-        let mut file = vec![0xba, 0xdc, 0xc0, 0xde, 0, 0, 0, 1];
-        for part in [&challenge.credential_blob[..], &challenge.encrypted_seed] {
-            file.extend(u16::try_from(part.len())?.to_be_bytes());
-            file.extend(part);
-        }
-        fs::write(self.tpm.work_dir().join("credential"), file)?;
-        let activate = ["activatecredential", "-c", "ik.ctx", "-i", "credential", "-o", "ticket"];
-        if self.kind == EkKind::P384 {
-            self.tpm.tpm2(&[&activate[..], &["-C", "0x81010016"]].concat())?;
-        } else {
-            self.tpm.tpm2(&["startauthsession", "--policy-session", "-S", "session.ctx"])?;
-            self.tpm.tpm2(&["policysecret", "-S", "session.ctx", "-c", "e"])?;
-            self.tpm.tpm2(&[&activate[..], &["-C", "ek.ctx", "-P", "session:session.ctx"]].concat())?;
-            self.tpm.tpm2(&["flushcontext", "session.ctx"])?;
-        }
-        let secret = read(self.tpm, "ticket")?;
+        let secret =
+            activate_credential(self.tpm, self.kind, "ik.ctx", &challenge.credential_blob, &challenge.encrypted_seed)?;
         Ok(<[u8; Ticket::LEN]>::try_from(secret).ok().context("32 bytes")?.into())
     }
+}
+
+/// Leaves the public area of the TPM's EK in `ek.pub`, and the EK itself where [`activate_credential`] finds it.
+pub(crate) fn make_ek(tpm: &Swtpm, kind: EkKind) -> Result<()> {
+    match kind {
+        EkKind::P384 => tpm.tpm2(&["readpublic", "-c", "0x81010016", "-o", "ek.pub"])?,
+        EkKind::Rsa2048 => tpm.tpm2(&["createek", "-G", "rsa", "-c", "ek.ctx", "-u", "ek.pub"])?,
+        EkKind::P256 => tpm.tpm2(&["createek", "-G", "ecc", "-c", "ek.ctx", "-u", "ek.pub"])?,
+        EkKind::Rsa3072 => anyhow::bail!("tpm2_createek 5.4 knows no template H-6"),
+    };
+    // Three objects fill a TPM without a resource manager.
+    tpm.tpm2(&["flushcontext", "-t"])?;
+    Ok(())
+}
+
+/// The secret that tpm2_activatecredential gets out of a credential for the object in the file `object`.
+pub(crate) fn activate_credential(
+    tpm: &Swtpm,
+    kind: EkKind,
+    object: &str,
+    credential_blob: &[u8],
+    encrypted_seed: &[u8],
+) -> Result<Vec<u8>> {
+    // The file format of tpm2-tools: magic, version, TPM2B_ID_OBJECT, TPM2B_ENCRYPTED_SECRET.
+    let mut file = vec![0xba, 0xdc, 0xc0, 0xde, 0, 0, 0, 1];
+    for part in [credential_blob, encrypted_seed] {
+        file.extend(sized(part)?);
+    }
+    fs::write(tpm.work_dir().join("credential"), file)?;
+    let activate = ["activatecredential", "-c", object, "-i", "credential", "-o", "secret"];
+    if kind == EkKind::P384 {
+        tpm.tpm2(&[&activate[..], &["-C", "0x81010016"]].concat())?;
+    } else {
+        tpm.tpm2(&["startauthsession", "--policy-session", "-S", "session.ctx"])?;
+        tpm.tpm2(&["policysecret", "-S", "session.ctx", "-c", "e"])?;
+        tpm.tpm2(&[&activate[..], &["-C", "ek.ctx", "-P", "session:session.ctx"]].concat())?;
+        tpm.tpm2(&["flushcontext", "session.ctx"])?;
+    }
+    read(tpm, "secret")
+}
+
+/// `bytes` as a TPM2B.
+pub(crate) fn sized(bytes: &[u8]) -> Result<Vec<u8>> {
+    Ok([&u16::try_from(bytes.len())?.to_be_bytes(), bytes].concat())
 }
 
 /// A certificate request for a key, signed by it.
@@ -113,11 +135,11 @@ impl SigningKey for ToolsKey<'_> {
 }
 
 /// A TPM2B_PUBLIC file without its size.
-fn tpmt_public<const MAX: usize>(tpm: &Swtpm, file: &str) -> Result<Bytes<MAX>> {
+pub(crate) fn tpmt_public<const MAX: usize>(tpm: &Swtpm, file: &str) -> Result<Bytes<MAX>> {
     Ok(read(tpm, file)?[2..].try_into()?)
 }
 
-fn read(tpm: &Swtpm, file: &str) -> Result<Vec<u8>> {
+pub(crate) fn read(tpm: &Swtpm, file: &str) -> Result<Vec<u8>> {
     let path = tpm.work_dir().join(file);
     fs::read(&path).with_context(|| format!("{}", path.display()))
 }
