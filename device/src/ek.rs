@@ -22,6 +22,12 @@ impl EndorsementKey {
     /// else P-256 or RSA-2048, without a certificate.
     pub(crate) fn find(tpm: &TpmThread, wanted: Option<EkKind>, files: &[CertificateDer<'_>]) -> Result<Self, Error> {
         if let Some(leaf) = files.first() {
+            if wanted == Some(EkKind::LegacyDps) {
+                return Err(Error::Usage(format!(
+                    "no manufacturer certifies an EK of kind {}; leave the certificate out",
+                    EkKind::LegacyDps
+                )));
+            }
             let kind = wanted.map_or_else(|| kind_of_certificate(leaf), Ok)?;
             if files.len() > MAX_CERTIFICATES {
                 let count = files.len();
@@ -33,7 +39,7 @@ impl EndorsementKey {
             let certificates = files.iter().map(|certificate| certificate.to_vec()).collect();
             return Ok(Self { kind, public, certificates, certificate_source: "with certificate from file" });
         }
-        let kinds = wanted.as_ref().map_or(&EkKind::ALL[..], std::slice::from_ref);
+        let kinds = wanted.as_ref().map_or(&EkKind::CERTIFIED[..], std::slice::from_ref);
         for &kind in kinds {
             let mut certificates = tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind))?;
             if certificates.is_empty() {

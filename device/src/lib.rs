@@ -58,10 +58,14 @@ pub use error::Error;
 mod pem;
 pub use pem::read_certificates;
 
+mod flow;
+pub use flow::Flow;
+
 pub mod tpm;
 
 mod der;
 mod ek;
 mod key;
+mod named;
 mod state;
 mod transport;
