@@ -1,6 +1,6 @@
 //! Which EK to show, and the certificates that vouch for it.
 
-use assay_wire::{EkId, MAX_CERTIFICATES};
+use assay_wire::{Bytes, CertificateList, EkId, Limit, MAX_CERTIFICATES};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey as CertificateKey;
@@ -60,13 +60,15 @@ impl EndorsementKey {
         Err(TpmError::Unsupported(kinds.join(" or ")).into())
     }
 
+    /// The certificates as a request has them.
+    pub(crate) fn certificate_list(&self) -> Result<CertificateList<0>, Limit> {
+        let certificates: Result<Vec<_>, _> = self.certificates.iter().cloned().map(Bytes::try_from).collect();
+        certificates.and_then(CertificateList::try_from)
+    }
+
     /// The id under which an operator enrols this EK.
     pub(crate) fn id(&self) -> EkId {
-        let spki = self.public.key.subject_public_key_info();
-        let digest = ring::digest::digest(&ring::digest::SHA256, &spki);
-        // Unwrap safety: SHA-256 has 32 bytes.
-        let digest: [u8; 32] = digest.as_ref().try_into().unwrap();
-        digest.into()
+        self.public.key.id().into()
     }
 }
 

@@ -365,6 +365,13 @@ impl PublicKey {
         };
         der::sequence(&[&der::sequence(algorithm), &der::bit_string(&self.subject_public_key())])
     }
+
+    /// SHA-256 of the SubjectPublicKeyInfo, by which operators and the CA know a key.
+    pub fn id(&self) -> [u8; 32] {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &self.subject_public_key_info());
+        // Unwrap safety: SHA-256 has 32 bytes.
+        digest.as_ref().try_into().unwrap()
+    }
 }
 
 #[cfg(test)]

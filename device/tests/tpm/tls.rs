@@ -103,10 +103,12 @@ impl Ca {
         params.subject_alt_names = vec![SanType::URI("urn:assay:device:default:pump-17".try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&Key { kind, der: ik.key.subject_public_key() }, &self.root)?;
-        let record = json!({"scope": "default", "ek": "p-256", "ek_id": "00".repeat(32), "ik": kind.to_string(), "ik_handle": IK});
+        let shown = json!({"scope": "default", "ek": "p-256", "ek_id": "00".repeat(32)});
+        let record = json!({"shown": shown, "flow": "ticket", "ik": kind.to_string(), "ik_handle": IK});
         let base64 = data_encoding::BASE64.encode(certificate.der());
         let pem = format!("-----BEGIN CERTIFICATE-----\n{base64}\n-----END CERTIFICATE-----\n");
-        let memory = json!({"in_use": {"record": record, "certificate": pem}, "attempt": null});
+        let grant = json!({"record": record, "certificate": pem, "unconfirmed": null});
+        let memory = json!({"in_use": {"certificate": grant}, "attempt": null});
         std::fs::write(state.join("device.json"), memory.to_string())?;
         Ok(())
     }
