@@ -151,11 +151,14 @@ failed or timed out; 6 state directory or file; 7 the answer of the CA failed ve
 TSS2_LOG=all+NONE in the environment silences libtss2's own error lines.";
 
 const PROVISION_EXAMPLES: &str = "Examples:
-  assay-device provision --broker mqtts://ca.example.com:8883 --ca-root root.pem --state /var/lib/assay
-  assay-device provision --broker mqtts://ca.example.com:8883 --ca-root root.pem --state /var/lib/assay --flow sealed
-  assay-device provision --broker mqtts://ca.example.com:8883 --ca-root root.pem --state /var/lib/assay \\
-      --flow shared-key --srk rsa-2048
-  assay-device provision --broker mqtts://localhost:8883 --ca-root root.pem --state ./state \\
+  assay-device provision --broker mqtts://ca.example.com:8883 \\
+      --ca-root root.pem --state /var/lib/assay
+  assay-device provision --broker mqtts://ca.example.com:8883 \\
+      --ca-root root.pem --state /var/lib/assay --flow sealed
+  assay-device provision --broker mqtts://ca.example.com:8883 \\
+      --ca-root root.pem --state /var/lib/assay --flow shared-key --srk rsa-2048
+  assay-device provision --broker mqtts://localhost:8883 \\
+      --ca-root root.pem --state ./state \\
       --tcti swtpm:host=127.0.0.1,port=2321 --ek rsa-2048 --json";
 
 const PUBLISH_EXAMPLE: &str = "Example:
@@ -164,8 +167,9 @@ const PUBLISH_EXAMPLE: &str = "Example:
 
 const TOKEN_EXAMPLES: &str = "Examples:
   assay-device token --state /var/lib/assay --lifetime 600 --json
-  mosquitto_pub -V mqttv5 -h mqtt.example.com -p 8884 --cafile root.pem -i pump-17 -u pump-17 \\
-      -P \"$(assay-device token --state /var/lib/assay)\" -t device/v1/default/pump-17/telemetry -m 21.5";
+  mosquitto_pub -V mqttv5 -h mqtt.example.com -p 8884 --cafile root.pem \\
+      -i pump-17 -u pump-17 -P \"$(assay-device token --state /var/lib/assay)\" \\
+      -t device/v1/default/pump-17/telemetry -m 21.5";
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {

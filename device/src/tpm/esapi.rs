@@ -476,7 +476,7 @@ fn import(context: &mut Context, ek: EkKind, srk: SrkKind, key: &WrappedKey, pub
             )?;
             context.load(parent.handle, private, public.clone())
         })
-        .map_err(|error| not_opened(used(SRK_PERSISTENT, SRK_OPTION, error)))?;
+        .map_err(|error| not_opened(error.into()))?;
     parent.release(context)?;
     Ok(Loaded { handle: loaded, public, is_persistent: false })
 }
@@ -661,9 +661,11 @@ fn used(handle: u32, option: &'static str, error: tss_esapi::Error) -> Fault {
     if is_wrong_password(&error) { Fault::KeyWithPassword { handle, option } } else { Fault::Tss(error) }
 }
 
-/// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can be reached is another question.
+/// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can be reached is another question,
+/// and so is a storage root key with a password, which can only be the persistent one.
 fn not_opened(fault: Fault) -> Fault {
     match fault {
+        Fault::Tss(error) if is_wrong_password(&error) => used(SRK_PERSISTENT, SRK_OPTION, error),
         Fault::Tss(error) if response_code(&error).is_none_or(is_from_tpm) => {
             Fault::NotForThisTpm { reason: error.to_string() }
         }

@@ -1,7 +1,9 @@
 //! A device's TPM layer and library, against software TPMs as manufacturers make them.
 
 mod activation;
+mod fake_ca;
 mod faults;
+mod flows;
 mod keys;
 mod provisioning;
 mod proxy;

@@ -131,7 +131,7 @@ fn device(swtpm: &Swtpm, state: &Path) -> Result<Device> {
 }
 
 /// Asks a broker that is not there, and not for long.
-fn request() -> ProvisionRequest {
+pub(crate) fn request() -> ProvisionRequest {
     ProvisionRequest {
         broker: "mqtt://127.0.0.1:1".parse().unwrap(),
         scope: "default".parse().unwrap(),

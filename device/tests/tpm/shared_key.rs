@@ -206,6 +206,18 @@ fn wrong_owner_password_is_named_at_the_import() -> Result<()> {
     assert_nothing_loaded(&swtpm)
 }
 
+#[test]
+fn storage_root_key_with_a_password_is_named_with_advice() -> Result<()> {
+    let swtpm = a_tpm();
+    swtpm.tpm2(&["createprimary", "-C", "o", "-G", "ecc", "-c", "srk.ctx", "-a", SRK_ATTRIBUTES, "-p", "secret"])?;
+    swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "srk.ctx", "0x81000001"])?;
+    swtpm.tpm2(&["flushcontext", "-t"])?;
+    let error = import(&mut open(&swtpm), &wrapped_for(&swtpm, &KEY)?, None).unwrap_err();
+    assert!(matches!(error, TpmError::KeyWithPassword { handle: 0x8100_0001, .. }), "{error}");
+    assert!(error.to_string().contains("--srk"), "{error}");
+    assert_nothing_loaded(&swtpm)
+}
+
 fn import(tpm: &mut EsapiTpm, key: &WrappedKey, replaced: Option<&[u8]>) -> Result<(), TpmError> {
     tpm.import_hmac_key(EkKind::P256, SrkKind::P256, HMAC_KEY, key, replaced)
 }

@@ -14,16 +14,19 @@ pub(crate) fn wrap(key: &[u8; 32], ek: &PublicArea, srk: &PublicArea) -> Wrapped
     let (inner_key, seed_value) = ([0x1E; 16], [0x5E; 32]);
     let public = hmac_public(key, &seed_value);
     let name = name(&public);
-    let (encrypted_seed, credential_blob) = {
-        let (seed, encrypted) = secret_for(&ek.key, b"IDENTITY", &[0x11; 32]);
-        (encrypted, protected(&seed, &name_of(srk), sized(&inner_key)))
-    };
+    let (credential_blob, encrypted_seed) = credential(ek, srk, &inner_key);
     let sensitive = sized(&[&[0x00, 0x08], &sized(b"")[..], &sized(&seed_value), &sized(key)].concat());
     let integrity = Sha256::new().chain_update(&sensitive).chain_update(&name).finalize();
     let inner = encrypted(&inner_key, [sized(&integrity), sensitive].concat());
     let (seed, symmetric_seed) = secret_for(&srk.key, b"DUPLICATE", &[0x22; 32]);
     let duplicate = protected(&seed, &name, inner);
     WrappedKey { credential_blob, encrypted_seed, duplicate, symmetric_seed, public }
+}
+
+/// TPMS_ID_OBJECT and encrypted seed of a credential with this secret, for an EK on P-256 and another key (Part 1, 24).
+pub(crate) fn credential(ek: &PublicArea, object: &PublicArea, secret: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let (seed, encrypted_seed) = secret_for(&ek.key, b"IDENTITY", &[0x11; 32]);
+    (protected(&seed, &name_of(object), sized(secret)), encrypted_seed)
 }
 
 /// TPMT_PUBLIC: KEYEDHASH, SHA-256, userWithAuth | noDA | sign, no policy, HMAC with SHA-256.
