@@ -1,6 +1,6 @@
 //! Which EK to show, and the certificates that vouch for it.
 
-use assay_wire::{EkId, MAX_CERTIFICATES};
+use assay_wire::{Bytes, CertificateList, EkId, Limit, MAX_CERTIFICATES};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey as CertificateKey;
@@ -22,6 +22,12 @@ impl EndorsementKey {
     /// else P-256 or RSA-2048, without a certificate.
     pub(crate) fn find(tpm: &TpmThread, wanted: Option<EkKind>, files: &[CertificateDer<'_>]) -> Result<Self, Error> {
         if let Some(leaf) = files.first() {
+            if wanted == Some(EkKind::LegacyDps) {
+                return Err(Error::Usage(format!(
+                    "no manufacturer certifies an EK of kind {}; leave the certificate out",
+                    EkKind::LegacyDps
+                )));
+            }
             let kind = wanted.map_or_else(|| kind_of_certificate(leaf), Ok)?;
             if files.len() > MAX_CERTIFICATES {
                 let count = files.len();
@@ -33,7 +39,7 @@ impl EndorsementKey {
             let certificates = files.iter().map(|certificate| certificate.to_vec()).collect();
             return Ok(Self { kind, public, certificates, certificate_source: "with certificate from file" });
         }
-        let kinds = wanted.as_ref().map_or(&EkKind::ALL[..], std::slice::from_ref);
+        let kinds = wanted.as_ref().map_or(&EkKind::CERTIFIED[..], std::slice::from_ref);
         for &kind in kinds {
             let mut certificates = tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind))?;
             if certificates.is_empty() {
@@ -54,13 +60,15 @@ impl EndorsementKey {
         Err(TpmError::Unsupported(kinds.join(" or ")).into())
     }
 
+    /// The certificates as a request has them.
+    pub(crate) fn certificate_list(&self) -> Result<CertificateList<0>, Limit> {
+        let certificates: Result<Vec<_>, _> = self.certificates.iter().cloned().map(Bytes::try_from).collect();
+        certificates.and_then(CertificateList::try_from)
+    }
+
     /// The id under which an operator enrols this EK.
     pub(crate) fn id(&self) -> EkId {
-        let spki = self.public.key.subject_public_key_info();
-        let digest = ring::digest::digest(&ring::digest::SHA256, &spki);
-        // Unwrap safety: SHA-256 has 32 bytes.
-        let digest: [u8; 32] = digest.as_ref().try_into().unwrap();
-        digest.into()
+        self.public.key.id().into()
     }
 }
 

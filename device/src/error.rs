@@ -21,6 +21,16 @@ pub enum Error {
         /// What the CA said.
         problem: Problem,
     },
+    /// The broker does not let the device in.
+    #[error(
+        "the broker refused the login: {reason}\n  What to do: check this device's clock, then run `assay-device provision \
+         --again`, whose answer says whether the CA still knows this device; a key or certificate may be superseded, revoked \
+         or disabled."
+    )]
+    LoginRefused {
+        /// MQTT's reason.
+        reason: String,
+    },
     /// Broker or CA did not answer, or not with what is needed, before the deadline.
     #[error("not done within {} s: {reason}", deadline.as_secs())]
     NotReached {
@@ -49,13 +59,13 @@ pub enum Error {
 }
 
 impl Error {
-    /// The exit code of `assay-device`: 1 unexpected, 2 usage, 3 refused by the CA, 4 broker or CA not reached, 5 TPM, 6 state
+    /// The exit code of `assay-device`: 1 unexpected, 2 usage, 3 refused by the CA or the broker, 4 broker or CA not reached, 5 TPM, 6 state
     /// directory, 7 answer of the CA failed verification.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Internal(_) => 1,
             Self::Usage(_) => 2,
-            Self::Refused { .. } => 3,
+            Self::Refused { .. } | Self::LoginRefused { .. } => 3,
             Self::NotReached { .. } => 4,
             Self::Tpm(_) => 5,
             Self::State { .. } => 6,

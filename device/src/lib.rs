@@ -1,11 +1,12 @@
 //! The device's side of Assay: proves a TPM to a CA over MQTT, and uses the certificate it gets for it.
 //!
-//! The private key is made in the TPM and never leaves it. What this crate keeps on disk is no secret: which key is the
-//! device's, and its certificate. It checks that a certificate leads to the pinned root and is for its own key before it uses it; it trusts
+//! The private key is made in the TPM and never leaves it; an HMAC key from the CA is opened in the TPM alone. What this crate
+//! keeps on disk opens no door: which key is the device's, its certificate, and until the CA has confirmed a sealed certificate,
+//! the ticket that confirms it. It checks that a certificate leads to the pinned root and is for its own key before it uses it; it trusts
 //! neither the broker nor whoever else writes to its reply topic. It does not measure what software a device runs.
 //!
-//! [`Device`] is the whole interface: [`Device::provision`] gets a certificate, [`Device::mqtt_tls_config`] is what an MQTT client
-//! needs to use it.
+//! [`Device`] is the whole interface: [`Device::provision`] gets a certificate or an HMAC key, as the [`Flow`] says, and
+//! [`Device::mqtt_tls_config`] or [`Device::token`] is what an MQTT client needs to use it.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -23,16 +24,19 @@
 //! let request = ProvisionRequest {
 //!     broker: "mqtts://bootstrap.example.com".parse()?,
 //!     scope: "default".parse()?,
+//!     flow: None,
 //!     ek: None,
 //!     ek_certificates: Vec::new(),
 //!     ik: None,
 //!     ik_handle: None,
+//!     srk: None,
+//!     hmac_handle: None,
 //!     device_id: None,
 //!     again: false,
 //!     deadline: Duration::from_secs(300),
 //! };
 //! let provisioned = device.provision(&request, &mut |step, took| println!("{step} ({took:?})"))?;
-//! println!("I am {}", provisioned.certificate.device_id);
+//! println!("I am {}", provisioned.device_id);
 //!
 //! // MQTT over mutual TLS, e.g. with rumqttc: Transport::tls_with_config(TlsConfiguration::Rustls(tls)).
 //! let tls = std::sync::Arc::new(device.mqtt_tls_config()?);
@@ -44,7 +48,15 @@
 #![warn(missing_docs)]
 
 mod device;
-pub use device::{DEFAULT_IK_HANDLE, Device, DeviceOptions, KeyStatus, ProvisionRequest, Provisioned, Status};
+pub use device::{
+    Cost, Credential, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, Device, DeviceOptions, ProvisionRequest, Provisioned,
+};
+
+mod status;
+pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
+
+mod token;
+pub use token::Token;
 
 mod provision;
 pub use provision::Progress;
@@ -58,10 +70,13 @@ pub use error::Error;
 mod pem;
 pub use pem::read_certificates;
 
+pub use assay_wire::Flow;
+
 pub mod tpm;
 
 mod der;
 mod ek;
 mod key;
+mod named;
 mod state;
 mod transport;

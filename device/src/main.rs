@@ -7,14 +7,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 use std::{env, fs};
 
-use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, Password, Tcti};
-use assay_device::{Device, DeviceOptions, Error, KeyStatus, ProvisionRequest, Provisioned, Status, read_certificates};
+use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, Password, SrkKind, Tcti};
+use assay_device::{
+    Credential, CredentialStatus, Device, DeviceOptions, Error, Flow, KeyStatus, OwnKey, ProvisionRequest, Provisioned,
+    Status, read_certificates,
+};
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Scope};
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 
-/// Proves this device's TPM to an Assay CA over MQTT, and speaks MQTT with the certificate it gets for a key in the TPM.
+/// Proves this device's TPM to an Assay CA over MQTT, and speaks MQTT with what it gets: a certificate for a key in the TPM, or an
+/// HMAC key that only the TPM can open.
 #[derive(Parser)]
 #[command(version, after_help = EXIT_CODES)]
 struct Cli {
@@ -24,7 +28,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Gets a certificate for a key in the TPM. Safe to run again: with a valid certificate it does nothing.
+    /// Gets a certificate for a key in the TPM, or an HMAC key. Safe to run again: with a valid one it does nothing.
     #[command(after_help = PROVISION_EXAMPLES)]
     Provision(ProvisionArgs),
     /// Shows what the state directory says, without asking the TPM or the CA.
@@ -37,7 +41,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Publishes one message over mutual TLS with the key in the TPM.
+    /// Publishes one message: over mutual TLS with the key in the TPM, or with a token of the HMAC key there.
     #[command(after_help = PUBLISH_EXAMPLE)]
     Publish {
         /// The operational listener of the broker.
@@ -52,6 +56,18 @@ enum Command {
         #[arg(long)]
         message: String,
     },
+    /// Prints a password for another MQTT client, made with the HMAC key in the TPM. Client id and user name are the device id.
+    #[command(after_help = TOKEN_EXAMPLES)]
+    Token {
+        #[command(flatten)]
+        tpm: TpmArgs,
+        /// How long the password is valid, at most 86400.
+        #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+        lifetime: u64,
+        /// Print one JSON object on stdout instead of the password alone.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Args)]
@@ -64,7 +80,12 @@ struct ProvisionArgs {
     scope: Scope,
     #[command(flatten)]
     device: DeviceArgs,
-    /// The endorsement key to show: auto, p-256, p-384, rsa-2048 or rsa-3072. auto takes the first with a certificate.
+    /// How to get what: ticket and sealed get a certificate, in two round trips or in one and a confirmation; shared-key gets an
+    /// HMAC key. [default: the flow used before, or ticket]
+    #[arg(long)]
+    flow: Option<Flow>,
+    /// The endorsement key to show: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps. auto takes the first with a certificate;
+    /// legacy-dps is the one that Azure's C SDK makes, which no certificate is for.
     #[arg(long, value_name = "KIND", default_value = "auto", value_parser = parse_ek_choice)]
     ek: EkChoice,
     /// The EK certificate, then its issuers, PEM or DER, instead of those in the TPM's NV memory. May be given more than once.
@@ -76,16 +97,22 @@ struct ProvisionArgs {
     /// The persistent handle of the identity key. [default: the handle used before, or 0x81000200]
     #[arg(long, value_name = "HANDLE", value_parser = parse_handle)]
     ik_handle: Option<u32>,
+    /// The storage root key to have an HMAC key sent to: p-256 or rsa-2048. [default: the kind used before, or p-256]
+    #[arg(long, value_name = "KIND")]
+    srk: Option<SrkKind>,
+    /// The persistent handle of the HMAC key. [default: the handle used before, or 0x81000100]
+    #[arg(long, value_name = "HANDLE", value_parser = parse_handle)]
+    hmac_handle: Option<u32>,
     /// The name to ask for. [default: the one that the CA gives this EK]
     #[arg(long, value_name = "ID")]
     device_id: Option<DeviceId>,
-    /// Ask the CA even though there is a valid certificate here; for a CA that superseded or lost it.
+    /// Ask the CA even though there is a valid certificate or an HMAC key here; for a CA that superseded or lost it.
     #[arg(long)]
     again: bool,
     /// How long all of it may take.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     deadline: u64,
-    /// Print one JSON object on stdout instead of the path of the certificate.
+    /// Print one JSON object on stdout instead of the path of the certificate or, with a shared key, the device id.
     #[arg(long)]
     json: bool,
 }
@@ -95,6 +122,12 @@ struct DeviceArgs {
     /// The CA's root certificate, PEM or DER: what the broker and the device's certificate must lead to.
     #[arg(long, value_name = "FILE")]
     ca_root: PathBuf,
+    #[command(flatten)]
+    tpm: TpmArgs,
+}
+
+#[derive(Args)]
+struct TpmArgs {
     /// How to reach the TPM: device:PATH, swtpm:host=H,port=P, mssim:host=H,port=P or tabrmd.
     #[arg(long, default_value_t = Tcti::default())]
     tcti: Tcti,
@@ -112,25 +145,38 @@ struct DeviceArgs {
     tpm_timeout: u64,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 unexpected; 2 usage; 3 refused by the CA; 4 broker or CA not reached before the deadline; 5 TPM \
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 unexpected; 2 usage; 3 refused by the CA or the broker; 4 broker or CA not reached before the deadline; 5 TPM \
 failed or timed out; 6 state directory or file; 7 the answer of the CA failed verification.
 
 TSS2_LOG=all+NONE in the environment silences libtss2's own error lines.";
 
 const PROVISION_EXAMPLES: &str = "Examples:
-  assay-device provision --broker mqtts://ca.example.com:8883 --ca-root root.pem --state /var/lib/assay
-  assay-device provision --broker mqtts://localhost:8883 --ca-root root.pem --state ./state \\
+  assay-device provision --broker mqtts://ca.example.com:8883 \\
+      --ca-root root.pem --state /var/lib/assay
+  assay-device provision --broker mqtts://ca.example.com:8883 \\
+      --ca-root root.pem --state /var/lib/assay --flow sealed
+  assay-device provision --broker mqtts://ca.example.com:8883 \\
+      --ca-root root.pem --state /var/lib/assay --flow shared-key --srk rsa-2048
+  assay-device provision --broker mqtts://localhost:8883 \\
+      --ca-root root.pem --state ./state \\
       --tcti swtpm:host=127.0.0.1,port=2321 --ek rsa-2048 --json";
 
 const PUBLISH_EXAMPLE: &str = "Example:
   assay-device publish --broker mqtts://mqtt.example.com:8884 --ca-root root.pem --state /var/lib/assay \\
       --topic telemetry --message '{\"temperature\":21.5}'";
 
+const TOKEN_EXAMPLES: &str = "Examples:
+  assay-device token --state /var/lib/assay --lifetime 600 --json
+  mosquitto_pub -V mqttv5 -h mqtt.example.com -p 8884 --cafile root.pem \\
+      -i pump-17 -u pump-17 -P \"$(assay-device token --state /var/lib/assay)\" \\
+      -t device/v1/default/pump-17/telemetry -m 21.5";
+
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Provision(args) => provision(args),
         Command::Status { state, json } => status(&state, json),
         Command::Publish { broker, device, topic, message } => publish(&broker, device, &topic, message),
+        Command::Token { tpm, lifetime, json } => token(tpm, Duration::from_secs(lifetime), json),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -149,10 +195,13 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
     let request = ProvisionRequest {
         broker: args.broker,
         scope: args.scope,
+        flow: args.flow,
         ek: args.ek.0,
         ek_certificates,
         ik: args.ik,
         ik_handle: args.ik_handle,
+        srk: args.srk,
+        hmac_handle: args.hmac_handle,
         device_id: args.device_id,
         again: args.again,
         deadline: Duration::from_secs(args.deadline),
@@ -161,95 +210,165 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
     let provisioned = device.provision(&request, &mut |step, took| {
         eprintln!("{:>8.1} ms  {step}", took.as_secs_f64() * 1e3);
     })?;
-    if provisioned.was_provisioned {
-        eprintln!("already provisioned as {}", provisioned.certificate.device_id);
-    } else {
-        eprintln!("provisioned as {}", provisioned.certificate.device_id);
-    }
+    let already = if provisioned.was_provisioned { "already " } else { "" };
+    eprintln!("{already}provisioned as {}", provisioned.device_id);
     if args.json {
-        print_line(&json_of(&provisioned).to_string())
-    } else {
-        print_line(&provisioned.certificate_path.display().to_string())
+        return print_line(&json_of(&provisioned).to_string());
+    }
+    match &provisioned.credential {
+        Credential::Certificate { path, .. } => print_line(&path.display().to_string()),
+        Credential::SharedKey { .. } => print_line(provisioned.device_id.as_str()),
     }
 }
 
 fn json_of(provisioned: &Provisioned) -> Value {
     let ms = |time: Duration| (time.as_secs_f64() * 1e4).round() / 10.0;
-    let certificate = &provisioned.certificate;
-    json!({
-        "device_id": certificate.device_id.as_str(),
-        "scope": certificate.scope.as_str(),
+    let cost = provisioned.cost;
+    let mut json = json!({
+        "flow": provisioned.flow.to_string(),
+        "device_id": provisioned.device_id.as_str(),
+        "scope": provisioned.scope.as_str(),
         "ek": provisioned.ek.to_string(),
-        "ik": provisioned.ik.to_string(),
-        "serial": certificate.serial,
-        "not_after": certificate.not_after,
-        "certificate": provisioned.certificate_path,
-        "tpm_ms": ms(provisioned.tpm_time),
-        "wire_ms": ms(provisioned.wire_time),
-        "total_ms": ms(provisioned.total_time),
-    })
+        "tpm_ms": ms(cost.tpm_time),
+        "wire_ms": ms(cost.wire_time),
+        "total_ms": ms(cost.total_time),
+        "requests": cost.requests,
+        "bytes_sent": cost.bytes_sent,
+        "bytes_received": cost.bytes_received,
+    });
+    match &provisioned.credential {
+        Credential::Certificate { certificate, path, ik } => {
+            json["ik"] = json!(ik.to_string());
+            json["serial"] = json!(certificate.serial);
+            json["not_after"] = json!(certificate.not_after);
+            json["certificate"] = json!(path);
+        }
+        Credential::SharedKey { srk, hmac_handle } => {
+            json["srk"] = json!(srk.to_string());
+            json["hmac_handle"] = json!(hexadecimal(*hmac_handle));
+        }
+    }
+    json
 }
 
 fn status(state: &Path, json: bool) -> Result<(), Error> {
     let status = Status::read(state)?;
     if json {
-        let status = status.map(|status| {
-            let certificate = status.certificate.as_ref();
-            let mut json = json_of_keys(&status.keys);
-            json["device_id"] = json!(certificate.map(|(_, summary)| &summary.common_name));
-            json["serial"] = json!(certificate.map(|(_, summary)| &summary.serial));
-            json["not_after"] = json!(certificate.map(|(_, summary)| &summary.not_after));
-            json["certificate"] = json!(certificate.map(|(path, _)| path));
-            json["attempt"] = json!(status.attempt.as_ref().map(json_of_keys));
-            json
-        });
-        return print_line(&status.unwrap_or(Value::Null).to_string());
+        return print_line(&status.as_ref().map_or(Value::Null, json_of_status).to_string());
     }
     let Some(status) = status else {
         return print_line("not provisioned");
     };
-    let KeyStatus { scope, ek, ek_id, ik, ik_handle } = status.keys;
+    let KeyStatus { scope, flow, ek, ek_id, key } = status.keys;
     print_line(&format!("scope         {scope}"))?;
+    print_line(&format!("flow          {flow}"))?;
     print_line(&format!("EK            {ek}, id {ek_id}"))?;
-    print_line(&format!("identity key  {ik} at {ik_handle:#010x}"))?;
-    match status.certificate {
-        None => print_line("certificate   none yet")?,
-        Some((path, summary)) => {
+    match key {
+        OwnKey::Identity { ik, ik_handle } => print_line(&format!("identity key  {ik} at {ik_handle:#010x}"))?,
+        OwnKey::Hmac { srk, hmac_handle } => {
+            print_line(&format!("HMAC key      at {hmac_handle:#010x}, sent to storage root key {srk}"))?;
+        }
+    }
+    match status.credential {
+        None => print_line("granted       nothing yet")?,
+        Some(CredentialStatus::SharedKey { device_id }) => print_line(&format!("device id     {device_id}"))?,
+        Some(CredentialStatus::Certificate { path, summary, is_confirmed }) => {
             print_line(&format!("device id     {}", summary.common_name))?;
             print_line(&format!("serial        {}", summary.serial))?;
             print_line(&format!("valid until   {}", summary.not_after))?;
             print_line(&format!("certificate   {}", path.display()))?;
+            if !is_confirmed {
+                print_line("unconfirmed   run assay-device provision, or connect, before the CA revokes it")?;
+            }
         }
     }
     match status.attempt {
         None => Ok(()),
-        Some(KeyStatus { scope, ek, ik, ik_handle, .. }) => {
-            print_line(&format!("not granted   scope {scope}, EK {ek}, identity key {ik} at {ik_handle:#010x}"))
+        Some(KeyStatus { scope, flow, ek, key, .. }) => {
+            let key = match key {
+                OwnKey::Identity { ik, ik_handle } => format!("identity key {ik} at {ik_handle:#010x}"),
+                OwnKey::Hmac { srk, hmac_handle } => format!("HMAC key at {hmac_handle:#010x} by {srk}"),
+            };
+            print_line(&format!("not granted   scope {scope}, flow {flow}, EK {ek}, {key}"))
         }
     }
 }
 
+fn json_of_status(status: &Status) -> Value {
+    let mut json = json_of_keys(&status.keys);
+    let (mut device_id, mut serial, mut not_after, mut file, mut confirmed) = Default::default();
+    match &status.credential {
+        None => {}
+        Some(CredentialStatus::SharedKey { device_id: id }) => device_id = Some(id),
+        Some(CredentialStatus::Certificate { path, summary, is_confirmed }) => {
+            device_id = Some(&summary.common_name);
+            serial = Some(&summary.serial);
+            not_after = Some(&summary.not_after);
+            file = Some(path);
+            confirmed = Some(is_confirmed);
+        }
+    }
+    json["device_id"] = json!(device_id);
+    json["serial"] = json!(serial);
+    json["not_after"] = json!(not_after);
+    json["certificate"] = json!(file);
+    json["confirmed"] = json!(confirmed);
+    json["attempt"] = json!(status.attempt.as_ref().map(json_of_keys));
+    json
+}
+
 fn json_of_keys(keys: &KeyStatus) -> Value {
-    json!({
+    let mut json = json!({
         "scope": keys.scope.as_str(),
+        "flow": keys.flow.to_string(),
         "ek": keys.ek.to_string(),
         "ek_id": keys.ek_id,
-        "ik": keys.ik.to_string(),
-        "ik_handle": format!("{:#010x}", keys.ik_handle),
-    })
+    });
+    match keys.key {
+        OwnKey::Identity { ik, ik_handle } => {
+            json["ik"] = json!(ik.to_string());
+            json["ik_handle"] = json!(hexadecimal(ik_handle));
+        }
+        OwnKey::Hmac { srk, hmac_handle } => {
+            json["srk"] = json!(srk.to_string());
+            json["hmac_handle"] = json!(hexadecimal(hmac_handle));
+        }
+    }
+    json
+}
+
+fn hexadecimal(handle: u32) -> String {
+    format!("{handle:#010x}")
 }
 
 fn publish(broker: &BrokerUrl, device: DeviceArgs, topic: &str, message: String) -> Result<(), Error> {
-    if !broker.is_tls() {
-        return Err(Error::Usage("a device authenticates by TLS: the broker's URL must begin with mqtts://".into()));
-    }
     let topic = open(device)?.publish(broker, topic, message.into_bytes())?;
     eprintln!("published to {topic}");
     Ok(())
 }
 
+fn token(tpm: TpmArgs, lifetime: Duration, json: bool) -> Result<(), Error> {
+    // No certificate is verified here, so no root is needed.
+    let token = Device::open(options(tpm)?)?.token(lifetime)?;
+    if !json {
+        return print_line(&token.password);
+    }
+    let json = json!({
+        "client_id": token.device_id.as_str(),
+        "user_name": token.device_id.as_str(),
+        "password": token.password,
+        "expires_at": token.expires_at,
+    });
+    print_line(&json.to_string())
+}
+
 fn open(args: DeviceArgs) -> Result<Device, Error> {
-    Device::open(DeviceOptions {
+    let ca_roots = read_certificates(&args.ca_root)?;
+    Device::open(DeviceOptions { ca_roots, ..options(args.tpm)? })
+}
+
+fn options(args: TpmArgs) -> Result<DeviceOptions, Error> {
+    Ok(DeviceOptions {
         tcti: args.tcti,
         passwords: HierarchyPasswords {
             owner: password(args.owner_auth_file.as_deref(), "ASSAY_OWNER_AUTH")?,
@@ -257,7 +376,7 @@ fn open(args: DeviceArgs) -> Result<Device, Error> {
         },
         tpm_timeout: Duration::from_secs(args.tpm_timeout),
         state: args.state,
-        ca_roots: read_certificates(&args.ca_root)?,
+        ca_roots: Vec::new(),
     })
 }
 

@@ -1,56 +1,68 @@
-//! The ticket flow: one conversation with the CA, repeated until it succeeds, is refused, or time is up.
+//! Conversations with the CA, repeated until they succeed, are refused, or time is up. Each flow has its own.
 
+mod certificate;
+mod shared_key;
+
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_mqtt::{Backoff, BrokerUrl};
-use assay_wire::{Bundle, Problem, ProblemCode, Proof, ReplyBody, RequestBody, Scope, Ticket};
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::{ClientConfig, RootCertStore};
+use assay_wire::{Problem, ProblemCode, ReplyBody, Scope};
+use rustls::ClientConfig;
 use tokio::time::{sleep, timeout_at};
 
 use crate::error::Error;
-use crate::key::IdentityKey;
-use crate::tpm::{EkKind, TpmError};
-use crate::transport::{Bootstrap, Lost, random};
-use crate::verify::{self, AnswerError, DeviceCertificate};
+use crate::transport::{Bootstrap, Lost, Traffic, random};
+use crate::verify::AnswerError;
+
+pub(crate) use certificate::{Applicant, Progressed};
+pub(crate) use shared_key::{Registrant, Registration};
 
 /// Hears of each step when it is done, and how long it took.
 pub type Progress<'a> = &'a mut dyn FnMut(&str, Duration);
 
-/// A device with its keys made and its case written, about to talk to the CA.
-pub(crate) struct Applicant<'a> {
+/// The way to the CA, and how long it may be tried.
+pub(crate) struct Line<'a> {
     pub(crate) broker: &'a BrokerUrl,
     pub(crate) tls: Arc<ClientConfig>,
-    pub(crate) roots: &'a RootCertStore,
     pub(crate) scope: &'a Scope,
-    pub(crate) challenge: Bundle,
-    pub(crate) ek: EkKind,
-    pub(crate) ik: &'a IdentityKey,
+    pub(crate) started: Instant,
+    pub(crate) deadline: Duration,
+    /// What all attempts said.
+    pub(crate) traffic: Cell<Traffic>,
 }
 
-impl Applicant<'_> {
-    /// Talks to the CA until it grants a certificate that passes our checks.
+impl Line<'_> {
+    /// Connects and makes an attempt, until one succeeds or finds that none can.
     ///
     /// An attempt that failed for want of a connection, or that the CA was too busy for, is repeated with growing, random
-    /// delays. Every attempt begins with a new challenge: nothing is lost by it, for the CA answers a repeated request for the
-    /// same key with the certificate it issued.
-    pub(crate) async fn obtain(
+    /// delays. Every attempt asks anew: nothing is lost by it, for the CA answers a repeated request for the same key with what
+    /// it gave before.
+    async fn insist<T>(
         &self,
-        started: Instant,
-        deadline: Duration,
         progress: Progress<'_>,
-    ) -> Result<DeviceCertificate, Error> {
+        mut attempt: impl AsyncFnMut(&mut Bootstrap<'_>, &mut Step<'_>) -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let (started, deadline) = (self.started, self.deadline);
         let end = tokio::time::Instant::from_std(started + deadline);
         let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
         let mut restarts_left = MAX_RESTARTS;
         let mut last = String::from("no attempt was finished");
         loop {
-            let Ok(outcome) = timeout_at(end, self.attempt(progress)).await else {
+            let connected_attempt = async {
+                let mut step = Step { started: Instant::now(), progress: &mut *progress };
+                let mut ca = Bootstrap::connect(self.broker, &self.tls, self.scope, &self.traffic).await?;
+                step.done(&format!("connected to {}", self.broker));
+                let value = attempt(&mut ca, &mut step).await?;
+                ca.close().await;
+                Ok(value)
+            };
+            let Ok(outcome) = timeout_at(end, connected_attempt).await else {
                 return Err(Error::NotReached { deadline, reason: last });
             };
             let advised = match outcome {
-                Ok(certificate) => return Ok(certificate),
+                Ok(value) => return Ok(value),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Lost(Lost(reason))) => {
                     last = reason;
@@ -61,7 +73,7 @@ impl Applicant<'_> {
                         last = problem.to_string();
                         Duration::from_secs(problem.retry_after.unwrap_or_default().into())
                     }
-                    ProblemCode::ClaimExpired | ProblemCode::TicketRefused if restarts_left > 0 => {
+                    code if is_lost_claim(code) && restarts_left > 0 => {
                         restarts_left -= 1;
                         last = problem.to_string();
                         Duration::ZERO
@@ -77,51 +89,6 @@ impl Applicant<'_> {
             sleep(delay).await;
         }
     }
-
-    async fn attempt(&self, progress: Progress<'_>) -> Result<DeviceCertificate, Failure> {
-        let mut step = Step { started: Instant::now(), progress };
-        let mut ca = Bootstrap::connect(self.broker, &self.tls, self.scope).await?;
-        step.done(&format!("connected to {}", self.broker));
-
-        let challenge = match ca.ask(RequestBody::Challenge(self.challenge.clone())).await? {
-            ReplyBody::Challenge(challenge) => challenge,
-            other => return Err(Failure::out_of_turn("challenge", other)),
-        };
-        step.done("challenge received: the CA accepts the EK and the identity key");
-
-        let (ek, ik) = (self.ek, self.ik.handle);
-        let (blob, seed) = (challenge.credential_blob.into_vec(), challenge.encrypted_seed.into_vec());
-        let secret = self.ik.tpm.call("activating the credential", move |tpm| tpm.activate(ek, ik, &blob, &seed));
-        let secret = secret.map_err(|error| match error {
-            TpmError::Refused { .. } | TpmError::Library { .. } => AnswerError::Challenge(error).into(),
-            error => Error::from(error),
-        })?;
-        let ticket = ticket(&secret).map_err(Error::from)?;
-        step.done("credential activated by the TPM");
-
-        let certify = Proof { claim: challenge.claim, ticket };
-        let granted = match ca.ask(RequestBody::Certify(certify)).await? {
-            ReplyBody::Certificate(granted) => granted,
-            other => return Err(Failure::out_of_turn("certificate", other)),
-        };
-        let chain = granted.chain.iter().map(|certificate| CertificateDer::from(certificate.to_vec())).collect();
-        let certificate = verify::device_certificate(chain, self.roots, &self.ik.public, self.scope, UnixTime::now())
-            .map_err(Error::from)?;
-        for due in self.challenge.device_id.iter().chain([&granted.device_id]) {
-            if *due != certificate.device_id {
-                let (wanted, found) = (due.to_string(), certificate.device_id.to_string());
-                return Err(Error::from(AnswerError::OtherDevice { wanted, found }).into());
-            }
-        }
-        step.done(&format!("certificate {} received and verified", certificate.serial));
-        ca.close().await;
-        Ok(certificate)
-    }
-}
-
-fn ticket(secret: &[u8]) -> Result<Ticket, AnswerError> {
-    let ticket = <[u8; Ticket::LEN]>::try_from(secret).map_err(|_| AnswerError::TicketLength(secret.len()))?;
-    Ok(ticket.into())
 }
 
 /// Whoever answers may say anything, but not to the terminal it is shown on: control characters are escaped.
@@ -140,6 +107,11 @@ enum Failure {
 }
 
 impl Failure {
+    /// Whether the claim came to nothing, so that another has to be asked for.
+    fn is_lost_claim(&self) -> bool {
+        matches!(self, Self::Problem(problem) if is_lost_claim(problem.code))
+    }
+
     fn out_of_turn(wanted: &'static str, reply: ReplyBody) -> Self {
         let found = match reply {
             ReplyBody::Problem(problem) => {
@@ -156,9 +128,19 @@ impl Failure {
     }
 }
 
+fn is_lost_claim(code: ProblemCode) -> bool {
+    matches!(code, ProblemCode::ClaimExpired | ProblemCode::TicketRefused)
+}
+
 impl From<Lost> for Failure {
     fn from(lost: Lost) -> Self {
         Self::Lost(lost)
+    }
+}
+
+impl From<AnswerError> for Failure {
+    fn from(error: AnswerError) -> Self {
+        Self::Final(error.into())
     }
 }
 
@@ -193,14 +175,6 @@ mod tests {
     use assay_wire::{CertificateReply, ChallengeReply};
 
     use super::*;
-
-    #[test]
-    fn secret_of_another_length_than_a_ticket_is_refused() {
-        assert!(ticket(&[7; 32]).is_ok());
-        for length in [0, 31, 33] {
-            assert_eq!(ticket(&vec![7; length]).err(), Some(AnswerError::TicketLength(length)));
-        }
-    }
 
     #[test]
     fn reply_out_of_turn_is_final() {

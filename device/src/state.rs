@@ -1,24 +1,24 @@
-//! What a device remembers: which key is its own, and the certificate for it. No secret is among it; those stay in the TPM.
+//! What a device remembers: which keys are its own, and what the CA gave for them. No key is among it; those stay in the TPM.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use assay_wire::{EkId, Scope};
+use assay_wire::{DeviceId, EkId, Flow, Proof, Scope};
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::pem;
-use crate::tpm::{EkKind, IkKind};
+use crate::tpm::{EkKind, IkKind, SrkKind};
 
 /// A state directory, held by one process at a time.
 ///
 /// | file | holds | written |
 /// |---|---|---|
-/// | `device.json` | [`Memory`] | when the IK is persistent, before anything is sent; and when a certificate is verified |
-/// | `certificate.pem` | a copy of the certificate and its issuers, for other programs | after that |
+/// | `device.json` | [`Memory`] | when the IK is persistent, before anything is sent; when a certificate is verified, and when it is confirmed; when an HMAC key is persistent |
+/// | `certificate.pem` | a copy of the certificate and its issuers, for other programs; gone with a shared key | after that |
 /// | `lock` | nothing | |
 ///
 /// The directory is made with mode 0700, the files with 0600; a directory that is there already must be ours, and nobody else
@@ -39,49 +39,138 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// What the next run does if nobody says otherwise.
-    pub(crate) fn record(&self) -> Option<&DeviceRecord> {
-        self.in_use.as_ref().map(|grant| &grant.record).or(self.attempt.as_ref())
+    /// The flow that the next run uses if nobody says otherwise.
+    pub(crate) fn flow(&self) -> Option<Flow> {
+        self.records().next().map(|record| record.flow())
     }
 
-    /// The handles of identity keys that `next` no longer knows of.
-    pub(crate) fn handles_dropped_by(&self, next: &Self) -> Vec<u32> {
-        let kept = next.handles();
-        let mut dropped = self.handles();
-        dropped.retain(|handle| !kept.contains(handle));
+    /// The identity key that the next run uses if nobody says otherwise.
+    pub(crate) fn identity(&self) -> Option<IdentityRecord> {
+        self.records().find_map(|record| match record {
+            DeviceRecord::Identity(record) => Some(record),
+            DeviceRecord::Hmac(_) => None,
+        })
+    }
+
+    /// The HMAC key that the next run uses if nobody says otherwise.
+    pub(crate) fn hmac(&self) -> Option<HmacRecord> {
+        self.records().find_map(|record| match record {
+            DeviceRecord::Identity(_) => None,
+            DeviceRecord::Hmac(record) => Some(record),
+        })
+    }
+
+    /// What keys `next` no longer knows of, and their handles.
+    pub(crate) fn keys_dropped_by(&self, next: &Self) -> Vec<(&'static str, u32)> {
+        let kept: Vec<_> = next.records().map(|record| record.key()).collect();
+        let mut dropped: Vec<_> = self.records().map(|record| record.key()).collect();
+        dropped.retain(|key| !kept.contains(key));
         dropped.dedup();
         dropped
     }
 
-    fn handles(&self) -> Vec<u32> {
-        let in_use = self.in_use.as_ref().map(|grant| &grant.record);
-        in_use.into_iter().chain(&self.attempt).map(|record| record.ik_handle).collect()
+    /// What is in use comes first.
+    fn records(&self) -> impl Iterator<Item = DeviceRecord> {
+        self.in_use.as_ref().map(Grant::record).into_iter().chain(self.attempt.clone())
     }
 }
 
-/// What the CA agreed to, and its certificate for it.
+/// What the CA agreed to, and what it gave for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Grant {
+    Certificate(CertificateGrant),
+    SharedKey(SharedKeyGrant),
+}
+
+impl Grant {
+    pub(crate) fn record(&self) -> DeviceRecord {
+        match self {
+            Self::Certificate(grant) => DeviceRecord::Identity(grant.record.clone()),
+            Self::SharedKey(grant) => DeviceRecord::Hmac(grant.record.clone()),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Grant {
-    pub(crate) record: DeviceRecord,
+pub(crate) struct CertificateGrant {
+    pub(crate) record: IdentityRecord,
     /// The certificate, then its issuers.
     #[serde(rename = "certificate", with = "as_pem")]
     pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// What is still to be sent to the CA, before it revokes a sealed certificate. It can be used meanwhile.
+    #[serde(with = "as_hex_proof")]
+    pub(crate) unconfirmed: Option<Proof>,
 }
 
-/// The keys in the TPM that are this device's, and where they are shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct DeviceRecord {
+pub(crate) struct SharedKeyGrant {
+    pub(crate) record: HmacRecord,
+    /// The registration.
+    #[serde(with = "as_text")]
+    pub(crate) device_id: DeviceId,
+    /// The HMAC key's TPMT_PUBLIC, which tells it from keys of others at the same handle.
+    #[serde(with = "as_hex")]
+    pub(crate) public: Vec<u8>,
+}
+
+/// The key in the TPM that is this device's, and where it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DeviceRecord {
+    Identity(IdentityRecord),
+    Hmac(HmacRecord),
+}
+
+impl DeviceRecord {
+    pub(crate) fn flow(&self) -> Flow {
+        match self {
+            Self::Identity(record) => record.flow,
+            Self::Hmac(_) => Flow::SharedKey,
+        }
+    }
+
+    fn key(&self) -> (&'static str, u32) {
+        match self {
+            Self::Identity(record) => ("identity key", record.ik_handle),
+            Self::Hmac(record) => ("HMAC key", record.hmac_handle),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct IdentityRecord {
+    pub(crate) shown: Shown,
+    /// One of those that give certificates.
+    #[serde(with = "as_text")]
+    pub(crate) flow: Flow,
+    #[serde(with = "as_text")]
+    pub(crate) ik: IkKind,
+    pub(crate) ik_handle: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HmacRecord {
+    pub(crate) shown: Shown,
+    #[serde(with = "as_text")]
+    pub(crate) srk: SrkKind,
+    pub(crate) hmac_handle: u32,
+}
+
+/// Which TPM is shown to which CA.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Shown {
     #[serde(with = "as_text")]
     pub(crate) scope: Scope,
     #[serde(with = "as_text")]
     pub(crate) ek: EkKind,
     #[serde(with = "as_text")]
     pub(crate) ek_id: EkId,
-    #[serde(with = "as_text")]
-    pub(crate) ik: IkKind,
-    pub(crate) ik_handle: u32,
 }
 
 impl StateDirectory {
@@ -122,7 +211,14 @@ impl StateDirectory {
 
     /// Done again when the directory is opened, in case a process was killed before it.
     fn copy_certificate(&self, memory: &Memory) -> Result<(), Error> {
-        let Some(grant) = &memory.in_use else { return Ok(()) };
+        let grant = match &memory.in_use {
+            None => return Ok(()),
+            Some(Grant::SharedKey(_)) => {
+                let path = self.certificate_path();
+                return remove(&path).map_err(Error::state(path));
+            }
+            Some(Grant::Certificate(grant)) => grant,
+        };
         let pem = pem::certificates(&grant.chain).into_bytes();
         if read(&self.certificate_path())?.as_ref() == Some(&pem) {
             return Ok(());
@@ -135,10 +231,7 @@ impl StateDirectory {
         // The lock keeps other writers of this name away; what a killed one left goes.
         let new = self.path.join(format!("{name}.new"));
         let write = || {
-            match fs::remove_file(&new) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            remove(&new)?;
             // Never through a symbolic link.
             let mut file = private(OpenOptions::new().create_new(true)).open(&new)?;
             file.write_all(contents)?;
@@ -188,6 +281,13 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     }
 }
 
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn private(options: &mut OpenOptions) -> &OpenOptions {
     options.write(true).mode(0o600)
 }
@@ -208,6 +308,50 @@ mod as_text {
         T: FromStr<Err: Display>,
     {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// Serializes bytes as hexadecimal digits, and parses them back.
+mod as_hex {
+    use data_encoding::HEXLOWER;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&HEXLOWER.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        HEXLOWER.decode(String::deserialize(deserializer)?.as_bytes()).map_err(de::Error::custom)
+    }
+}
+
+/// Serializes claim and ticket as hexadecimal digits, and parses them back.
+mod as_hex_proof {
+    use assay_wire::{Proof, Ticket};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Hex {
+        #[serde(with = "super::as_hex")]
+        claim: Vec<u8>,
+        #[serde(with = "super::as_hex")]
+        ticket: Vec<u8>,
+    }
+
+    pub(super) fn serialize<S: Serializer>(proof: &Option<Proof>, serializer: S) -> Result<S::Ok, S::Error> {
+        let hex = proof
+            .as_ref()
+            .map(|Proof { claim, ticket }| Hex { claim: claim.to_vec(), ticket: ticket.as_bytes().to_vec() });
+        hex.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Proof>, D::Error> {
+        let Some(Hex { claim, ticket }) = Option::deserialize(deserializer)? else { return Ok(None) };
+        let ticket: [u8; Ticket::LEN] =
+            ticket.try_into().map_err(|_| de::Error::custom("a ticket of another length"))?;
+        let claim = claim.try_into().map_err(de::Error::custom)?;
+        Ok(Some(Proof { claim, ticket: ticket.into() }))
     }
 }
 
@@ -238,27 +382,40 @@ mod tests {
 
     use super::*;
 
-    fn a_record() -> DeviceRecord {
-        DeviceRecord {
-            scope: "default".parse().unwrap(),
-            ek: EkKind::P384,
-            ek_id: [7; 32].into(),
-            ik: IkKind::P256,
-            ik_handle: 0x8100_0200,
-        }
+    fn a_record() -> IdentityRecord {
+        let shown = Shown { scope: "default".parse().unwrap(), ek: EkKind::P384, ek_id: [7; 32].into() };
+        IdentityRecord { shown, flow: Flow::Ticket, ik: IkKind::P256, ik_handle: 0x8100_0200 }
+    }
+
+    fn a_certificate() -> CertificateGrant {
+        let chain = vec![CertificateDer::from(vec![1; 100]), CertificateDer::from(vec![2; 3])];
+        CertificateGrant { record: a_record(), chain, unconfirmed: None }
     }
 
     fn a_memory() -> Memory {
-        let chain = vec![CertificateDer::from(vec![1; 100]), CertificateDer::from(vec![2; 3])];
-        let attempt = DeviceRecord { scope: "other".parse().unwrap(), ..a_record() };
-        Memory { in_use: Some(Grant { record: a_record(), chain }), attempt: Some(attempt) }
+        let attempt = IdentityRecord { ik_handle: 0x8100_0201, ..a_record() };
+        Memory { in_use: Some(Grant::Certificate(a_certificate())), attempt: Some(DeviceRecord::Identity(attempt)) }
+    }
+
+    fn an_hmac_record() -> HmacRecord {
+        HmacRecord { shown: a_record().shown, srk: SrkKind::Rsa2048, hmac_handle: 0x8100_0100 }
+    }
+
+    fn a_shared_key() -> Memory {
+        let (device_id, public) = ("pump-17".parse().unwrap(), vec![0xAB; 48]);
+        let grant = SharedKeyGrant { record: an_hmac_record(), device_id, public };
+        Memory { in_use: Some(Grant::SharedKey(grant)), attempt: Some(DeviceRecord::Hmac(an_hmac_record())) }
     }
 
     #[test]
     fn what_is_remembered_reads_back_as_written() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDirectory::open(&dir.path().join("state")).unwrap();
-        for memory in [Memory::default(), Memory { in_use: None, ..a_memory() }, a_memory()] {
+        let proof = Proof { claim: vec![3; 70].try_into().unwrap(), ticket: [0x0F; 32].into() };
+        let unconfirmed = CertificateGrant { unconfirmed: Some(proof), ..a_certificate() };
+        let unconfirmed = Memory { in_use: Some(Grant::Certificate(unconfirmed)), attempt: None };
+        let asked = Memory { in_use: None, ..a_memory() };
+        for memory in [Memory::default(), asked, a_memory(), unconfirmed, a_shared_key()] {
             state.store(&memory).unwrap();
             assert_eq!(state.memory().unwrap(), memory);
         }
@@ -270,21 +427,63 @@ mod tests {
         let copy = dir.path().join(CERTIFICATE);
         StateDirectory::open(dir.path()).unwrap().store(&a_memory()).unwrap();
         let expected = fs::read(&copy).unwrap();
-        assert_eq!(pem::parse(&expected).unwrap(), a_memory().in_use.unwrap().chain);
+        assert_eq!(pem::parse(&expected).unwrap(), a_certificate().chain);
         fs::write(&copy, "that of another key").unwrap();
         StateDirectory::open(dir.path()).unwrap();
         assert_eq!(fs::read(&copy).unwrap(), expected);
     }
 
     #[test]
+    fn next_run_does_what_is_in_use_does_or_else_what_was_attempted() {
+        assert_eq!(Memory::default().flow(), None);
+        assert_eq!(Memory { in_use: None, ..a_shared_key() }.flow(), Some(Flow::SharedKey));
+        let both = Memory { attempt: a_shared_key().attempt, ..a_memory() };
+        assert_eq!(both.flow(), Some(Flow::Ticket));
+        assert_eq!(both.identity(), Some(a_record()));
+        assert_eq!(both.hmac(), Some(an_hmac_record()));
+    }
+
+    #[test]
+    fn certificate_file_goes_with_the_certificate() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(dir.path()).unwrap();
+        state.store(&a_memory()).unwrap();
+        assert!(dir.path().join(CERTIFICATE).exists());
+        for _ in 0..2 {
+            state.store(&a_shared_key()).unwrap();
+            assert!(!dir.path().join(CERTIFICATE).exists());
+        }
+    }
+
+    #[test]
+    fn file_of_an_older_shape_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = r#"{"scope":"default","ek":"p-256","ek_id":"00","ik":"p-256","ik_handle":2164261376}"#;
+        for old in [
+            format!(r#"{{"in_use":{{"record":{record},"certificate":""}},"attempt":null}}"#),
+            format!(r#"{{"in_use":null,"attempt":{record}}}"#),
+        ] {
+            fs::write(dir.path().join(DEVICE), &old).unwrap();
+            let error = StateDirectory::open(dir.path()).err().unwrap();
+            assert_eq!(error.exit_code(), 6);
+            assert!(error.to_string().contains("move it away to begin anew"), "{error}");
+            assert_eq!(fs::read_to_string(dir.path().join(DEVICE)).unwrap(), old);
+        }
+    }
+
+    #[test]
     fn handle_of_a_key_that_is_no_longer_known_is_reported() {
-        let at = |ik_handle| DeviceRecord { ik_handle, ..a_record() };
-        let before = Memory { in_use: Some(Grant { record: at(1), chain: Vec::new() }), attempt: Some(at(2)) };
-        let other_attempt = Memory { attempt: Some(at(3)), ..before.clone() };
-        let granted = Memory { in_use: Some(Grant { record: at(2), chain: Vec::new() }), attempt: None };
-        assert_eq!(before.handles_dropped_by(&before), [0; 0]);
-        assert_eq!(before.handles_dropped_by(&other_attempt), [2]);
-        assert_eq!(before.handles_dropped_by(&granted), [1]);
+        let at = |ik_handle| IdentityRecord { ik_handle, ..a_record() };
+        let attempt = |ik_handle| Some(DeviceRecord::Identity(at(ik_handle)));
+        let in_use =
+            |ik_handle| Some(Grant::Certificate(CertificateGrant { record: at(ik_handle), ..a_certificate() }));
+        let before = Memory { in_use: in_use(1), attempt: attempt(2) };
+        let other_attempt = Memory { attempt: attempt(3), ..before.clone() };
+        let granted = Memory { in_use: in_use(2), attempt: None };
+        assert_eq!(before.keys_dropped_by(&before), []);
+        assert_eq!(before.keys_dropped_by(&other_attempt), [("identity key", 2)]);
+        assert_eq!(before.keys_dropped_by(&granted), [("identity key", 1)]);
+        assert_eq!(a_shared_key().keys_dropped_by(&granted), [("HMAC key", 0x8100_0100)]);
     }
 
     #[test]

@@ -5,7 +5,6 @@ mod tcti;
 mod thread;
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
@@ -15,9 +14,10 @@ pub use tcti::{Tcti, TctiError};
 pub use thread::TpmThread;
 
 use crate::der;
+use crate::named::named_kind;
 
-/// One TPM. Every call leaves it as it was found, but for the key that [`create_identity_key`](Tpm::create_identity_key) makes:
-/// no transient object and no session stays behind.
+/// One TPM. Every call leaves it as it was found, but for the keys that [`create_identity_key`](Tpm::create_identity_key) makes
+/// and [`import_hmac_key`](Tpm::import_hmac_key) brings: no transient object and no session stays behind.
 ///
 /// All calls block, some for many seconds on real chips; [`TpmThread`] gives them a thread and a deadline.
 pub trait Tpm {
@@ -45,6 +45,54 @@ pub trait Tpm {
     /// `blob` and `seed` are the contents of a TPM2B_ID_OBJECT and a TPM2B_ENCRYPTED_SECRET, without their sizes.
     fn activate(&mut self, kind: EkKind, handle: u32, blob: &[u8], seed: &[u8])
     -> Result<Zeroizing<Vec<u8>>, TpmError>;
+
+    /// The storage root key of TCG's default template for this kind: the persistent one if it has that shape, else the one that
+    /// the owner hierarchy's seed gives, which is the same at every call. `None` if this TPM cannot have such keys.
+    fn storage_root_key(&mut self, kind: SrkKind) -> Result<Option<PublicArea>, TpmError>;
+
+    /// The TPMT_PUBLIC of the HMAC key at a persistent handle; `None` if the handle is free.
+    ///
+    /// # Errors
+    /// [`TpmError::HandleOccupied`] if what is there has not the shape of an HMAC key from a CA.
+    fn hmac_key(&mut self, handle: u32) -> Result<Option<Vec<u8>>, TpmError>;
+
+    /// Opens the key that a CA sent to this EK and this storage root key, and makes it persistent.
+    ///
+    /// If the handle holds this very key already, nothing is done. If it holds the key `replaced` (a TPMT_PUBLIC), that one is
+    /// removed once the new one is loaded; whoever is killed before the new one is persistent finds the handle free.
+    ///
+    /// # Errors
+    /// [`TpmError::NotForThisTpm`] if the key was not made for this EK and this storage root key, or has another shape;
+    /// [`TpmError::HandleOccupied`] if the handle holds anything else. It is left alone.
+    fn import_hmac_key(
+        &mut self,
+        ek: EkKind,
+        srk: SrkKind,
+        handle: u32,
+        key: &WrappedKey,
+        replaced: Option<&[u8]>,
+    ) -> Result<(), TpmError>;
+
+    /// TPM2_HMAC with the key at a persistent handle: HMAC-SHA-256 of at most [`MAX_HMAC_DATA`] bytes.
+    fn hmac(&mut self, handle: u32, data: &[u8]) -> Result<Vec<u8>, TpmError>;
+}
+
+/// The most that [`Tpm::hmac`] takes, in bytes: TPM2B_MAX_BUFFER (TPM 2.0 Part 2, 10.4.8) where it is smallest.
+pub const MAX_HMAC_DATA: usize = 1024;
+
+/// An HMAC key as a CA sends it: for one EK and one storage root key. Every field is the content of a TPM2B, without its size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrappedKey {
+    /// TPM2B_ID_OBJECT for the storage root key's Name: the key of the inner wrapper, for AES-128-CFB.
+    pub credential_blob: Vec<u8>,
+    /// The TPM2B_ENCRYPTED_SECRET of that credential.
+    pub encrypted_seed: Vec<u8>,
+    /// TPM2B_PRIVATE: the key in its inner and outer wrapper (TPM 2.0 Part 1, 23.3).
+    pub duplicate: Vec<u8>,
+    /// The TPM2B_ENCRYPTED_SECRET of the outer wrapper.
+    pub symmetric_seed: Vec<u8>,
+    /// TPMT_PUBLIC.
+    pub public: Vec<u8>,
 }
 
 /// Why the TPM did not do what was asked.
@@ -85,29 +133,41 @@ pub enum TpmError {
         /// `owner` or `endorsement`.
         hierarchy: &'static str,
     },
-    /// The handle of the IK holds something else, which is left alone.
+    /// The handle of the IK or of the HMAC key holds something else, which is left alone.
     #[error(
-        "persistent handle {handle:#010x} holds {found}, not an identity key of kind {wanted}; choose another handle \
-         (--ik-handle), or remove the object if nobody needs it: tpm2_evictcontrol -c {handle:#010x}"
+        "persistent handle {handle:#010x} holds {found}, not {wanted}; choose another handle ({option}), or remove the object \
+         if nobody needs it: tpm2_evictcontrol -c {handle:#010x}"
     )]
     HandleOccupied {
-        /// The handle of the IK.
+        /// The handle.
         handle: u32,
-        /// What kind of IK was looked for.
-        wanted: IkKind,
+        /// What was looked for, e.g. `an identity key of kind p-256`.
+        wanted: String,
         /// What is there.
         found: String,
+        /// The command line's option for another handle.
+        option: &'static str,
     },
-    /// The IK has a password, so this program did not make it.
+    /// A key has a password, so this program did not make it.
     #[error(
         "{operation}: the key at persistent handle {handle:#010x} has a password, so it is not this device's; choose another \
-         handle (--ik-handle)"
+         one ({option})"
     )]
     KeyWithPassword {
         /// What was being done.
         operation: &'static str,
-        /// The handle of the IK.
+        /// The handle of the key.
         handle: u32,
+        /// The command line's option for another key.
+        option: &'static str,
+    },
+    /// The TPM cannot open a key that was sent to it.
+    #[error("{operation}: not made for this TPM's EK and storage root key: {reason}")]
+    NotForThisTpm {
+        /// What was being done.
+        operation: &'static str,
+        /// What the TPM or the library says.
+        reason: String,
     },
     /// This TPM cannot have such keys.
     #[error("this TPM has no {0} keys")]
@@ -170,7 +230,7 @@ impl fmt::Debug for Password {
     }
 }
 
-/// The kinds of EK we use, each with one default template of the TCG EK Credential Profile 2.5.
+/// The kinds of EK we use, each with one template; those of TCG are from the EK Credential Profile 2.5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EkKind {
     /// Template L-2.
@@ -181,11 +241,16 @@ pub enum EkKind {
     Rsa2048,
     /// Template H-6.
     Rsa3072,
+    /// Template L-1, but with an empty `unique`: the EK that Azure's C SDK for device provisioning makes, by mistake. It is
+    /// another key than the one that the manufacturer certified, so there is no certificate for it.
+    LegacyDps,
 }
 
 impl EkKind {
-    /// In the order in which they are tried: elliptic curves are faster on every chip.
-    pub const ALL: [Self; 4] = [Self::P256, Self::P384, Self::Rsa2048, Self::Rsa3072];
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::P256, Self::P384, Self::Rsa2048, Self::Rsa3072, Self::LegacyDps];
+    /// Those with certificates, in the order in which they are tried: elliptic curves are faster on every chip.
+    pub const CERTIFIED: [Self; 4] = [Self::P256, Self::P384, Self::Rsa2048, Self::Rsa3072];
 
     const fn name(self) -> &'static str {
         match self {
@@ -193,6 +258,7 @@ impl EkKind {
             Self::P384 => "p-384",
             Self::Rsa2048 => "rsa-2048",
             Self::Rsa3072 => "rsa-3072",
+            Self::LegacyDps => "legacy-dps",
         }
     }
 }
@@ -221,29 +287,30 @@ impl IkKind {
     }
 }
 
-macro_rules! named_kind {
-    ($kind:ty, $of:literal) => {
-        impl fmt::Display for $kind {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.name())
-            }
-        }
+/// The kinds of storage root key, each with the default template of the TCG TPM v2.0 Provisioning Guidance, 7.5.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SrkKind {
+    /// The default, for it is fast on every chip.
+    P256,
+    /// What Azure's SDKs use.
+    Rsa2048,
+}
 
-        impl FromStr for $kind {
-            type Err = String;
+impl SrkKind {
+    /// Every kind.
+    pub const ALL: [Self; 2] = [Self::P256, Self::Rsa2048];
 
-            fn from_str(name: &str) -> Result<Self, String> {
-                Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
-                    let names = Self::ALL.map(Self::name).join(", ");
-                    format!("not a kind of {}: expected one of {names}", $of)
-                })
-            }
+    const fn name(self) -> &'static str {
+        match self {
+            Self::P256 => "p-256",
+            Self::Rsa2048 => "rsa-2048",
         }
-    };
+    }
 }
 
 named_kind!(EkKind, "EK");
 named_kind!(IkKind, "IK");
+named_kind!(SrkKind, "storage root key");
 
 /// How an IK signs a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -298,6 +365,13 @@ impl PublicKey {
         };
         der::sequence(&[&der::sequence(algorithm), &der::bit_string(&self.subject_public_key())])
     }
+
+    /// SHA-256 of the SubjectPublicKeyInfo, by which operators and the CA know a key.
+    pub fn id(&self) -> [u8; 32] {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &self.subject_public_key_info());
+        // Unwrap safety: SHA-256 has 32 bytes.
+        digest.as_ref().try_into().unwrap()
+    }
 }
 
 #[cfg(test)]
@@ -310,6 +384,9 @@ mod tests {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
         for kind in IkKind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        for kind in SrkKind::ALL {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
         assert!("rsa-1024".parse::<EkKind>().unwrap_err().contains("p-256, p-384, rsa-2048, rsa-3072"));

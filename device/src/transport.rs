@@ -1,12 +1,15 @@
 //! Questions to the CA and its answers, over one MQTT connection.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
-use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, PublishProperties, SubscribeReasonCode};
-use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
-use assay_mqtt::{BrokerUrl, Client, connect};
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::{
+    ConnectReturnCode, Packet, PubAckReason, PublishProperties, SubscribeReasonCode,
+};
+use assay_mqtt::rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop};
+use assay_mqtt::{BrokerUrl, Client, Login, connect, connect_with_login};
 use assay_wire::{ClientId, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic};
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::ClientConfig;
@@ -18,23 +21,37 @@ use crate::error::Error;
 #[derive(Debug)]
 pub(crate) struct Lost(pub(crate) String);
 
+/// What was said, counted as MQTT payloads.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) requests: u32,
+    pub(crate) bytes_sent: usize,
+    pub(crate) bytes_received: usize,
+}
+
 /// A connection of a device that has no name yet, subscribed to its own reply topic.
-pub(crate) struct Bootstrap {
+pub(crate) struct Bootstrap<'a> {
+    traffic: &'a Cell<Traffic>,
     client: AsyncClient,
     events: EventLoop,
     request_topic: String,
     reply_topic: String,
 }
 
-impl Bootstrap {
+impl<'a> Bootstrap<'a> {
     /// Connects under a fresh client id that nobody can guess, and waits until the broker granted the subscription.
-    pub(crate) async fn connect(broker: &BrokerUrl, tls: &Arc<ClientConfig>, scope: &Scope) -> Result<Self, Lost> {
+    pub(crate) async fn connect(
+        broker: &BrokerUrl,
+        tls: &Arc<ClientConfig>,
+        scope: &Scope,
+        traffic: &'a Cell<Traffic>,
+    ) -> Result<Self, Lost> {
         let id = ClientId::bootstrap(random());
         let request_topic = Topic::Request(scope.clone(), id.clone()).to_string();
         let reply_topic = Topic::Reply(scope.clone(), id.clone()).to_string();
         let settings = Client { id: id.to_string(), window: WINDOW, receive_maximum: WINDOW, manual_acks: false };
         let (client, events) = connect(broker, tls, settings);
-        let mut this = Self { client, events, request_topic, reply_topic };
+        let mut this = Self { traffic, client, events, request_topic, reply_topic };
         this.client.try_subscribe(this.reply_topic.clone(), QoS::AtLeastOnce).map_err(lost)?;
         let granted = this.wait("the broker", CONNECT_LIMIT, |packet| match packet {
             Packet::SubAck(ack) => ack.return_codes.into_iter().next(),
@@ -57,17 +74,29 @@ impl Bootstrap {
             ..PublishProperties::default()
         };
         let topic = self.request_topic.clone();
+        self.count(|traffic| {
+            traffic.requests += 1;
+            traffic.bytes_sent += message.len();
+        });
         self.client.try_publish_with_properties(topic, QoS::AtLeastOnce, false, message, properties).map_err(lost)?;
         let reply_topic = self.reply_topic.clone();
-        self.wait("the CA", REPLY_LIMIT, |packet| match packet {
+        let answer = self.wait("the CA", REPLY_LIMIT, |packet| match packet {
             Packet::Publish(publish) if publish.topic == reply_topic.as_bytes() => {
                 let reply = Reply::decode(&publish.payload).ok()?;
                 // The nil id answers a request whose own id the CA could not read; nobody else asks on this topic.
-                (reply.id == id || reply.id == RequestId::NIL).then_some(reply.body)
+                (reply.id == id || reply.id == RequestId::NIL).then_some((reply.body, publish.payload.len()))
             }
             _ => None,
-        })
-        .await
+        });
+        let (body, length) = answer.await?;
+        self.count(|traffic| traffic.bytes_received += length);
+        Ok(body)
+    }
+
+    fn count(&self, add: impl FnOnce(&mut Traffic)) {
+        let mut traffic = self.traffic.get();
+        add(&mut traffic);
+        self.traffic.set(traffic);
     }
 
     /// Says goodbye, so that the broker forgets the client at once.
@@ -79,40 +108,64 @@ impl Bootstrap {
 
     async fn wait<T>(&mut self, whom: &str, limit: Duration, pick: impl Fn(Packet) -> Option<T>) -> Result<T, Lost> {
         match timeout(limit, next(&mut self.events, pick)).await {
-            Ok(found) => found,
+            Ok(found) => found.map_err(lost),
             Err(_) => Err(Lost(format!("{whom} did not answer within {} s", limit.as_secs()))),
         }
     }
 }
 
 /// Publishes one message as a provisioned device and waits for the broker's acknowledgement.
+///
+/// The device signs in with `password`, or by the certificate in `tls`.
 pub(crate) async fn publish(
     broker: &BrokerUrl,
     tls: &Arc<ClientConfig>,
     topic: &Topic,
     client: &ClientId,
+    password: Option<String>,
     message: Vec<u8>,
 ) -> Result<(), Error> {
     let settings = Client { id: client.to_string(), window: WINDOW, receive_maximum: WINDOW, manual_acks: false };
-    let (client, mut events) = connect(broker, tls, settings);
+    let (client, mut events) = match password {
+        Some(password) => connect_with_login(broker, tls, settings, Login { user_name: client.to_string(), password }),
+        None => connect(broker, tls, settings),
+    };
     let publish = async {
-        client.try_publish(topic.to_string(), QoS::AtLeastOnce, false, message).map_err(lost)?;
+        client
+            .try_publish(topic.to_string(), QoS::AtLeastOnce, false, message)
+            .map_err(|error| not_reached(lost(error)))?;
         let acknowledged = |packet| match packet {
             Packet::PubAck(ack) => Some(ack.reason),
             _ => None,
         };
-        match next(&mut events, acknowledged).await? {
+        match next(&mut events, acknowledged).await.map_err(not_published)? {
             PubAckReason::Success | PubAckReason::NoMatchingSubscribers => {}
-            reason => return Err(Lost(format!("the broker refuses to publish on {topic}: {reason:?}"))),
+            reason => return Err(not_reached(Lost(format!("the broker refuses to publish on {topic}: {reason:?}")))),
         }
-        client.try_disconnect().map_err(lost)?;
+        client.try_disconnect().map_err(|error| not_reached(lost(error)))?;
         while events.poll().await.is_ok() {}
         Ok(())
     };
     let outcome = timeout(CONNECT_LIMIT, publish).await;
-    outcome
-        .unwrap_or_else(|_| Err(Lost("the broker did not answer".into())))
-        .map_err(|Lost(reason)| Error::NotReached { deadline: CONNECT_LIMIT, reason })
+    outcome.unwrap_or_else(|_| Err(not_reached(Lost("the broker did not answer".into()))))
+}
+
+fn not_reached(Lost(reason): Lost) -> Error {
+    Error::NotReached { deadline: CONNECT_LIMIT, reason }
+}
+
+/// A broker that knows the device and does not want it gives these reasons (MQTT 5.0, 3.2.2.2).
+fn not_published(error: ConnectionError) -> Error {
+    use ConnectReturnCode::{
+        BadAuthenticationMethod, BadUserNamePassword, Banned, ClientIdentifierNotValid, NotAuthorized,
+    };
+    match error {
+        ConnectionError::ConnectionRefused(
+            reason
+            @ (BadAuthenticationMethod | BadUserNamePassword | Banned | ClientIdentifierNotValid | NotAuthorized),
+        ) => Error::LoginRefused { reason: format!("{reason:?}") },
+        error => not_reached(lost(error)),
+    }
 }
 
 /// Random bytes from the operating system.
@@ -123,9 +176,9 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-async fn next<T>(events: &mut EventLoop, pick: impl Fn(Packet) -> Option<T>) -> Result<T, Lost> {
+async fn next<T>(events: &mut EventLoop, pick: impl Fn(Packet) -> Option<T>) -> Result<T, ConnectionError> {
     loop {
-        if let Event::Incoming(packet) = events.poll().await.map_err(lost)?
+        if let Event::Incoming(packet) = events.poll().await?
             && let Some(found) = pick(packet)
         {
             return Ok(found);

@@ -32,6 +32,17 @@ pub enum AnswerError {
     /// What the challenge holds is no ticket.
     #[error("the challenge holds {0} bytes where a ticket has 32")]
     TicketLength(usize),
+    /// What the TPM took from the credential beside a sealed certificate is no key for it.
+    #[error("the credential holds {0} bytes where the key of a sealed certificate has 32")]
+    SealKeyLength(usize),
+    /// The sealed certificate was made for another claim, EK or IK, or altered.
+    #[error(
+        "the sealed certificate cannot be opened: it was made for another device or request, or altered on its way"
+    )]
+    Seal,
+    /// The HMAC key was not made for this TPM's EK and storage root key.
+    #[error("the TPM cannot load the key: {0}")]
+    SharedKey(TpmError),
     /// An answer to another question.
     #[error("the CA answered with a {found} where a {wanted} was due")]
     OutOfTurn {
@@ -52,8 +63,8 @@ pub enum AnswerError {
     /// The certificate is for another key.
     #[error("the certificate is for another key than this device's identity key")]
     OtherKey,
-    /// The certificate is for another device.
-    #[error("the certificate names {found:?} where {wanted:?} is due")]
+    /// The certificate, or the key, is for another device.
+    #[error("the answer names {found:?} where {wanted:?} is due")]
     OtherDevice {
         /// The URI or name that was expected.
         wanted: String,
@@ -98,6 +109,14 @@ pub(crate) fn device_certificate(
         return Err(AnswerError::OtherDevice { wanted, found: uris.join(", ") });
     }
     Ok(DeviceCertificate { device_id, scope: scope.clone(), serial, not_after, chain })
+}
+
+/// Whether the CA speaks of the device that is meant.
+pub(crate) fn device_id(wanted: &DeviceId, found: &DeviceId) -> Result<(), AnswerError> {
+    if wanted == found {
+        return Ok(());
+    }
+    Err(AnswerError::OtherDevice { wanted: wanted.to_string(), found: found.to_string() })
 }
 
 /// What people want to know of a certificate, whether it is good or not.

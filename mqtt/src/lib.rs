@@ -11,6 +11,7 @@ pub use backoff::Backoff;
 mod url;
 pub use url::{BrokerUrl, BrokerUrlError};
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +38,21 @@ pub struct Client {
     pub manual_acks: bool,
 }
 
+/// User name and password, for a broker that knows its clients by them. Printed, it does not show the password.
+#[derive(Clone)]
+pub struct Login {
+    /// The user name.
+    pub user_name: String,
+    /// The password.
+    pub password: String,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Login({}, ..)", self.user_name)
+    }
+}
+
 /// Prepares a connection; the first poll of the event loop opens it.
 ///
 /// `tls` is used if the URL asks for TLS. Never await a method of the client inside the loop that polls: both wait for each
@@ -58,6 +74,18 @@ pub fn connect(broker: &BrokerUrl, tls: &Arc<ClientConfig>, client: Client) -> (
         options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(tls))));
     }
     AsyncClient::new(options, usize::from(client.window))
+}
+
+/// Like [`connect`], with user name and password. Whoever reads the connection can use them, so ask for TLS.
+pub fn connect_with_login(
+    broker: &BrokerUrl,
+    tls: &Arc<ClientConfig>,
+    client: Client,
+    login: Login,
+) -> (AsyncClient, EventLoop) {
+    let (client, mut events) = connect(broker, tls, client);
+    events.options.set_credentials(login.user_name, login.password);
+    (client, events)
 }
 
 /// A TLS configuration that trusts `roots` alone and presents a client certificate if there is one to present.
@@ -82,3 +110,14 @@ pub fn tls_config(
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// TCP, TLS (with a slow TPM's signature) and CONNECT together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_does_not_show_in_debug_output() {
+        let login = Login { user_name: "pump-17".into(), password: "hunter2".into() };
+        assert_eq!(format!("{login:?}"), "Login(pump-17, ..)");
+    }
+}

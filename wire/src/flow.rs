@@ -5,14 +5,16 @@ use core::str::FromStr;
 
 use crate::IdError;
 
-/// A way to be provisioned.
+/// How a device talks with the CA, and what it is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Flow {
-    /// `ticket`: the TPM is proven, then a certificate is issued. Two round trips.
+    /// `ticket`: a certificate for an identity key in two round trips. The CA keeps nothing in between and issues nothing before
+    /// the TPM has proved itself.
     Ticket,
-    /// `sealed`: a certificate that only the TPM can read, and a confirmation that it could.
+    /// `sealed`: a certificate for an identity key in one round trip, readable for the TPM alone, and a confirmation that it could
+    /// be read.
     Sealed,
-    /// `shared-key`: an HMAC key that only the TPM can load, in place of a certificate.
+    /// `shared-key`: an HMAC key for the TPM, and no certificate. The device signs in with tokens.
     SharedKey,
 }
 

@@ -18,15 +18,19 @@ use tss_esapi::interface_types::dynamic_handles::Persistent;
 use tss_esapi::interface_types::resource_handles::{Hierarchy, NvAuth, Provision};
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
 use tss_esapi::structures::{
-    Auth, CapabilityData, Digest, EncryptedSecret, HashScheme, HashcheckTicket, IdObject, Nonce, Public, Signature,
-    SignatureScheme as TssSignatureScheme, SymmetricDefinition,
+    Auth, CapabilityData, Data, Digest, EncryptedSecret, HashScheme, HashcheckTicket, IdObject, MaxBuffer, Nonce,
+    Private, Public, Signature, SignatureScheme as TssSignatureScheme, SymmetricDefinition, SymmetricDefinitionObject,
 };
-use tss_esapi::traits::Marshall;
+use tss_esapi::traits::{Marshall, UnMarshall};
 use tss_esapi::tss2_esys::TPMT_TK_HASHCHECK;
 use tss_esapi::{Context, TctiNameConf};
+use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::{EkKind, HierarchyPasswords, IkKind, PublicArea, PublicKey, SignatureScheme, Tcti, Tpm, TpmError};
+use super::{
+    EkKind, HierarchyPasswords, IkKind, PublicArea, PublicKey, SignatureScheme, SrkKind, Tcti, Tpm, TpmError,
+    WrappedKey,
+};
 use crate::der;
 
 /// A TPM reached through libtss2.
@@ -80,8 +84,13 @@ impl EsapiTpm {
         let error = match fault {
             Fault::Tss(error) => error,
             Fault::WrongPassword { hierarchy } => return TpmError::WrongPassword { operation, hierarchy },
-            Fault::KeyWithPassword { handle } => return TpmError::KeyWithPassword { operation, handle },
-            Fault::Occupied { handle, wanted, found } => return TpmError::HandleOccupied { handle, wanted, found },
+            Fault::KeyWithPassword { handle, option } => {
+                return TpmError::KeyWithPassword { operation, handle, option };
+            }
+            Fault::Occupied { handle, wanted, found, option } => {
+                return TpmError::HandleOccupied { handle, wanted, found, option };
+            }
+            Fault::NotForThisTpm { reason } => return TpmError::NotForThisTpm { operation, reason },
             Fault::Unsupported(what) => return TpmError::Unsupported(what),
         };
         match response_code(&error) {
@@ -94,12 +103,7 @@ impl EsapiTpm {
 
 impl Tpm for EsapiTpm {
     fn ek_certificates(&mut self, kind: EkKind) -> Result<Vec<Vec<u8>>, TpmError> {
-        let leaf = match kind {
-            EkKind::P256 => 0x01C0_000A,
-            EkKind::P384 => 0x01C0_0016,
-            EkKind::Rsa2048 => 0x01C0_0002,
-            EkKind::Rsa3072 => 0x01C0_001C,
-        };
+        let Some(leaf) = ek_certificate_index(kind) else { return Ok(Vec::new()) };
         self.run("reading the EK certificate", |context| {
             let indices = handles(context, TPM2_NV_INDEX_FIRST)?;
             if !indices.contains(&leaf) {
@@ -129,13 +133,11 @@ impl Tpm for EsapiTpm {
 
     fn identity_key(&mut self, kind: IkKind, handle: u32) -> Result<Option<PublicArea>, TpmError> {
         self.run("looking for the identity key", |context| {
-            if !handles(context, TPM2_PERSISTENT_FIRST)?.contains(&handle) {
-                return Ok(None);
-            }
-            let found = Loaded::persistent(context, handle)?;
+            let Some(found) = find_persistent(context, handle)? else { return Ok(None) };
             found.release(context)?;
             if !template::fits(&found.public, &template::ik(kind)?) {
-                return Err(Fault::Occupied { handle, wanted: kind, found: template::describe(&found.public) });
+                let (wanted, found) = (format!("an identity key of kind {kind}"), template::describe(&found.public));
+                return Err(Fault::Occupied { handle, wanted, found, option: IK_HANDLE_OPTION });
             }
             Ok(Some(public_area(&found.public)?))
         })
@@ -143,7 +145,7 @@ impl Tpm for EsapiTpm {
 
     fn create_identity_key(&mut self, kind: IkKind, handle: u32) -> Result<PublicArea, TpmError> {
         self.run("creating the identity key", |context| {
-            let srk = load_srk(context)?;
+            let srk = load_parent(context)?;
             let ik = context
                 .execute_with_session(Some(AuthSession::Password), |context| {
                     let created = context.create(srk.handle, template::ik(kind)?, None, None, None, None)?;
@@ -153,14 +155,7 @@ impl Tpm for EsapiTpm {
                 .map_err(|error| unsupported(error, kind.name()))?;
             srk.release(context)?;
 
-            let persistent = Persistent::Persistent(PersistentTpmHandle::new(handle)?);
-            let mut object = context
-                .execute_with_session(Some(AuthSession::Password), |context| {
-                    context.evict_control(Provision::Owner, ik.handle.into(), persistent)
-                })
-                .map_err(|error| authorised("owner", error))?;
-            ik.release(context)?;
-            context.tr_close(&mut object)?;
+            ik.persist(context, handle)?;
             Ok(public_area(&ik.public)?)
         })
     }
@@ -181,9 +176,7 @@ impl Tpm for EsapiTpm {
                 .execute_with_session(Some(AuthSession::Password), |context| {
                     context.sign(ik.handle, Digest::try_from(digest)?, scheme, software_digest_ticket()?)
                 })
-                .map_err(
-                    |error| if is_wrong_password(&error) { Fault::KeyWithPassword { handle } } else { error.into() },
-                )?;
+                .map_err(|error| used(handle, IK_HANDLE_OPTION, error))?;
             ik.release(context)?;
             match signature {
                 Signature::EcDsa(signature) => Ok(der::sequence(&[
@@ -205,21 +198,76 @@ impl Tpm for EsapiTpm {
     ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
         self.run("activating the credential", |context| {
             let ik = Loaded::persistent(context, handle)?;
-            let ek = load_ek(context, kind)?;
-            let authorisation = EkAuthorisation::of(context, &ek.public)?;
-            let sessions = (Some(AuthSession::Password), Some(authorisation.session()), None);
-            let secret = context.execute_with_sessions(sessions, |context| {
-                context.activate_credential(
-                    ik.handle,
-                    ek.handle,
-                    IdObject::try_from(blob)?,
-                    EncryptedSecret::try_from(seed)?,
-                )
-            })?;
-            authorisation.end(context)?;
-            ek.release(context)?;
+            let secret = activate(context, kind, &ik, blob, seed)?;
             ik.release(context)?;
-            Ok(Zeroizing::new(secret.to_vec()))
+            Ok(secret)
+        })
+    }
+
+    fn storage_root_key(&mut self, kind: SrkKind) -> Result<Option<PublicArea>, TpmError> {
+        self.run("making the storage root key", |context| {
+            let srk = match load_srk(context, kind) {
+                Err(Fault::Unsupported(_)) => return Ok(None),
+                srk => srk?,
+            };
+            srk.release(context)?;
+            Ok(Some(public_area(&srk.public)?))
+        })
+    }
+
+    fn hmac_key(&mut self, handle: u32) -> Result<Option<Vec<u8>>, TpmError> {
+        self.run("looking for the HMAC key", |context| {
+            let Some(found) = find_persistent(context, handle)? else { return Ok(None) };
+            found.release(context)?;
+            if !template::fits(&found.public, &template::hmac_key()?) {
+                return Err(no_hmac_key(handle, &found.public));
+            }
+            Ok(Some(found.public.marshall()?))
+        })
+    }
+
+    fn import_hmac_key(
+        &mut self,
+        ek: EkKind,
+        srk: SrkKind,
+        handle: u32,
+        key: &WrappedKey,
+        replaced: Option<&[u8]>,
+    ) -> Result<(), TpmError> {
+        let outcome = self.run("loading the HMAC key", |context| {
+            let public = hmac_public(&key.public)?;
+            let old = find_persistent(context, handle)?;
+            if let Some(old) = &old {
+                let found = old.public.marshall()?;
+                if found == key.public {
+                    return Ok(old.release(context)?);
+                }
+                if Some(found.as_slice()) != replaced {
+                    return Err(no_hmac_key(handle, &old.public));
+                }
+            }
+            let key = import(context, ek, srk, key, public)?;
+            if let Some(old) = old {
+                old.evict(context, handle)?;
+            }
+            key.persist(context, handle)
+        });
+        // The library does not forget the name of a key that it removed, and would refuse the new one at the same handle.
+        self.context = None;
+        outcome
+    }
+
+    fn hmac(&mut self, handle: u32, data: &[u8]) -> Result<Vec<u8>, TpmError> {
+        self.run("computing an HMAC", |context| {
+            let key = Loaded::persistent(context, handle)?;
+            let data = MaxBuffer::try_from(data)?;
+            let hmac = context
+                .execute_with_session(Some(AuthSession::Password), |context| {
+                    context.hmac(key.handle.into(), data, HashingAlgorithm::Sha256)
+                })
+                .map_err(|error| used(handle, HMAC_HANDLE_OPTION, error))?;
+            key.release(context)?;
+            Ok(hmac.to_vec())
         })
     }
 }
@@ -228,8 +276,9 @@ impl Tpm for EsapiTpm {
 enum Fault {
     Tss(tss_esapi::Error),
     WrongPassword { hierarchy: &'static str },
-    KeyWithPassword { handle: u32 },
-    Occupied { handle: u32, wanted: IkKind, found: String },
+    KeyWithPassword { handle: u32, option: &'static str },
+    Occupied { handle: u32, wanted: String, found: String, option: &'static str },
+    NotForThisTpm { reason: String },
     Unsupported(String),
 }
 
@@ -271,6 +320,36 @@ impl Loaded {
         let mut handle = ObjectHandle::from(self.handle);
         if self.is_persistent { context.tr_close(&mut handle) } else { context.flush_context(handle) }
     }
+
+    /// Makes a transient key persistent, and releases it.
+    fn persist(&self, context: &mut Context, handle: u32) -> Result<(), Fault> {
+        let mut object = self.evict_control(context, handle)?;
+        self.release(context)?;
+        Ok(context.tr_close(&mut object)?)
+    }
+
+    /// Removes a persistent key, whose handle this is, from the TPM.
+    fn evict(self, context: &mut Context, handle: u32) -> Result<(), Fault> {
+        self.evict_control(context, handle).map(drop)
+    }
+
+    fn evict_control(&self, context: &mut Context, handle: u32) -> Result<ObjectHandle, Fault> {
+        let persistent = Persistent::Persistent(PersistentTpmHandle::new(handle)?);
+        context
+            .execute_with_session(Some(AuthSession::Password), |context| {
+                context.evict_control(Provision::Owner, self.handle.into(), persistent)
+            })
+            .map_err(|error| authorised("owner", error))
+    }
+}
+
+/// What a persistent handle holds. Asking for it only if it is there keeps the library from printing errors.
+fn find_persistent(context: &mut Context, handle: u32) -> Result<Option<Loaded>, Fault> {
+    if handles(context, TPM2_PERSISTENT_FIRST)?.contains(&handle) {
+        Loaded::persistent(context, handle).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 /// The EK: one that was made persistent if it equals the template, for creating an RSA key takes real chips seconds.
@@ -281,32 +360,138 @@ fn load_ek(context: &mut Context, kind: EkKind) -> Result<Loaded, Fault> {
             continue;
         }
         let found = Loaded::persistent(context, handle)?;
-        if template::fits(&found.public, &template) {
+        if template::fits(&found.public, &template) && is_of_kind(context, kind, &found.public)? {
             return Ok(found);
         }
         found.release(context)?;
     }
-    Loaded::primary(context, Hierarchy::Endorsement, "endorsement", template).map_err(|fault| match fault {
-        Fault::Tss(error) => unsupported(error, kind.name()),
-        fault => fault,
-    })
+    primary_of_kind(context, Hierarchy::Endorsement, "endorsement", template, kind.name())
 }
 
-/// The storage root key: the persistent one if the platform's owner left one, else one made for the moment.
-fn load_srk(context: &mut Context) -> Result<Loaded, Fault> {
-    if handles(context, SRK_PERSISTENT)?.contains(&SRK_PERSISTENT) {
-        let found = Loaded::persistent(context, SRK_PERSISTENT)?;
+/// Whether a persistent key of an EK's shape is that EK. The EKs [`EkKind::Rsa2048`] and [`EkKind::LegacyDps`] have one shape; the
+/// manufacturer's certificate tells which of the two a key is. Without one, neither is believed to be there.
+fn is_of_kind(context: &mut Context, kind: EkKind, ek: &Public) -> Result<bool, Fault> {
+    if !matches!(kind, EkKind::Rsa2048 | EkKind::LegacyDps) {
+        return Ok(true);
+    }
+    if !handles(context, TPM2_NV_INDEX_FIRST)?.contains(&EK_CERTIFICATE_RSA_2048) {
+        return Ok(false);
+    }
+    let contents = read_nv(context, EK_CERTIFICATE_RSA_2048)?;
+    let Ok((_, certificate)) = X509Certificate::from_der(&contents) else { return Ok(false) };
+    let is_certified = certificate.public_key().raw == public_area(ek)?.key.subject_public_key_info();
+    Ok(is_certified == (kind == EkKind::Rsa2048))
+}
+
+/// Where the certificate for an EK is (TCG EK Credential Profile 2.5, 2.2.1.4).
+fn ek_certificate_index(kind: EkKind) -> Option<u32> {
+    match kind {
+        EkKind::P256 => Some(0x01C0_000A),
+        EkKind::P384 => Some(0x01C0_0016),
+        EkKind::Rsa2048 => Some(EK_CERTIFICATE_RSA_2048),
+        EkKind::Rsa3072 => Some(0x01C0_001C),
+        EkKind::LegacyDps => None,
+    }
+}
+
+/// The parent of identity keys: the persistent storage root key if the platform's owner left one, of whatever kind, else one made
+/// for the moment.
+fn load_parent(context: &mut Context) -> Result<Loaded, Fault> {
+    if let Some(found) = find_persistent(context, SRK_PERSISTENT)? {
         if template::is_storage_key(&found.public) {
             return Ok(found);
         }
         found.release(context)?;
     }
-    match Loaded::primary(context, Hierarchy::Owner, "owner", template::srk_p256()?) {
-        Err(Fault::Tss(error)) if is_unsupported(&error) => {
-            Loaded::primary(context, Hierarchy::Owner, "owner", template::srk_rsa2048()?)
-        }
+    let mut primary =
+        |kind: SrkKind| primary_of_kind(context, Hierarchy::Owner, "owner", template::srk(kind)?, kind.name());
+    match primary(SrkKind::P256) {
+        Err(Fault::Unsupported(_)) => primary(SrkKind::Rsa2048),
         srk => srk,
     }
+}
+
+/// The storage root key of one kind: the persistent one if it has that shape, else one made for the moment.
+fn load_srk(context: &mut Context, kind: SrkKind) -> Result<Loaded, Fault> {
+    let template = template::srk(kind)?;
+    if let Some(found) = find_persistent(context, SRK_PERSISTENT)? {
+        if template::fits(&found.public, &template) {
+            return Ok(found);
+        }
+        found.release(context)?;
+    }
+    primary_of_kind(context, Hierarchy::Owner, "owner", template, kind.name())
+}
+
+fn primary_of_kind(
+    context: &mut Context,
+    hierarchy: Hierarchy,
+    name: &'static str,
+    template: Public,
+    kind: &str,
+) -> Result<Loaded, Fault> {
+    Loaded::primary(context, hierarchy, name, template).map_err(|fault| match fault {
+        Fault::Tss(error) => unsupported(error, kind),
+        fault => fault,
+    })
+}
+
+/// TPM2_ActivateCredential for any key whose ADMIN role takes an empty password.
+fn activate(
+    context: &mut Context,
+    kind: EkKind,
+    object: &Loaded,
+    blob: &[u8],
+    seed: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    let ek = load_ek(context, kind)?;
+    let authorisation = EkAuthorisation::of(context, &ek.public)?;
+    let sessions = (Some(AuthSession::Password), Some(authorisation.session()), None);
+    let secret = context.execute_with_sessions(sessions, |context| {
+        context.activate_credential(
+            object.handle,
+            ek.handle,
+            IdObject::try_from(blob)?,
+            EncryptedSecret::try_from(seed)?,
+        )
+    })?;
+    authorisation.end(context)?;
+    ek.release(context)?;
+    Ok(Zeroizing::new(secret.to_vec()))
+}
+
+/// Opens a key that was wrapped for an EK and a storage root key, and loads it.
+fn import(context: &mut Context, ek: EkKind, srk: SrkKind, key: &WrappedKey, public: Public) -> Result<Loaded, Fault> {
+    let parent = load_srk(context, srk)?;
+    let inner_key = activate(context, ek, &parent, &key.credential_blob, &key.encrypted_seed).map_err(not_opened)?;
+    let loaded = context
+        .execute_with_session(Some(AuthSession::Password), |context| {
+            let private = context.import(
+                parent.handle.into(),
+                Some(Data::try_from(inner_key.as_slice())?),
+                public.clone(),
+                Private::try_from(key.duplicate.as_slice())?,
+                EncryptedSecret::try_from(key.symmetric_seed.as_slice())?,
+                SymmetricDefinitionObject::AES_128_CFB,
+            )?;
+            context.load(parent.handle, private, public.clone())
+        })
+        .map_err(|error| not_opened(error.into()))?;
+    parent.release(context)?;
+    Ok(Loaded { handle: loaded, public, is_persistent: false })
+}
+
+/// Nothing else than an HMAC key is imported, whoever sent it.
+fn hmac_public(bytes: &[u8]) -> Result<Public, Fault> {
+    let off_template = || Fault::NotForThisTpm { reason: "what was sent is no HMAC key of the agreed shape".into() };
+    let public = Public::unmarshall(bytes).map_err(|_| off_template())?;
+    let is_agreed = template::fits(&public, &template::hmac_key()?) && public.marshall()? == bytes;
+    if is_agreed { Ok(public) } else { Err(off_template()) }
+}
+
+fn no_hmac_key(handle: u32, found: &Public) -> Fault {
+    let (wanted, found) = ("the HMAC key of this device".into(), template::describe(found));
+    Fault::Occupied { handle, wanted, found, option: HMAC_HANDLE_OPTION }
 }
 
 /// How an EK's use is authorised (TCG EK Credential Profile 2.5, B.3 and B.4): templates of the high range have
@@ -472,6 +657,22 @@ fn authorised(hierarchy: &'static str, error: tss_esapi::Error) -> Fault {
     if is_wrong_password(&error) { Fault::WrongPassword { hierarchy } } else { Fault::Tss(error) }
 }
 
+fn used(handle: u32, option: &'static str, error: tss_esapi::Error) -> Fault {
+    if is_wrong_password(&error) { Fault::KeyWithPassword { handle, option } } else { Fault::Tss(error) }
+}
+
+/// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can be reached is another question,
+/// and so is a storage root key with a password, which can only be the persistent one.
+fn not_opened(fault: Fault) -> Fault {
+    match fault {
+        Fault::Tss(error) if is_wrong_password(&error) => used(SRK_PERSISTENT, SRK_OPTION, error),
+        Fault::Tss(error) if response_code(&error).is_none_or(is_from_tpm) => {
+            Fault::NotForThisTpm { reason: error.to_string() }
+        }
+        fault => fault,
+    }
+}
+
 fn is_wrong_password(error: &tss_esapi::Error) -> bool {
     matches!(kind_of(error), Some(Tss2ResponseCodeKind::AuthFail | Tss2ResponseCodeKind::BadAuth))
 }
@@ -499,6 +700,12 @@ fn is_from_tpm(code: u32) -> bool {
 
 const WRONG_VALUE: tss_esapi::Error = tss_esapi::Error::WrapperError(tss_esapi::WrapperErrorKind::WrongValueFromTpm);
 
+/// The command line's options for other keys than those that are in the way.
+const IK_HANDLE_OPTION: &str = "--ik-handle";
+const HMAC_HANDLE_OPTION: &str = "--hmac-handle";
+const SRK_OPTION: &str = "--srk";
+/// The certificate for the EK of template L-1.
+const EK_CERTIFICATE_RSA_2048: u32 = 0x01C0_0002;
 /// Certificates of the EK's issuers (TCG EK Credential Profile 2.5, 2.2.1.5).
 const EK_CHAIN_INDICES: std::ops::RangeInclusive<u32> = 0x01C0_0100..=0x01C0_01FF;
 /// Persistent EKs (TCG Registry of Reserved TPM 2.0 Handles, 2.3.1).

@@ -93,7 +93,7 @@ mod tests {
     use zeroize::Zeroizing;
 
     use super::*;
-    use crate::tpm::{EkKind, IkKind, PublicArea, SignatureScheme};
+    use crate::tpm::{EkKind, IkKind, PublicArea, SignatureScheme, SrkKind, WrappedKey};
 
     #[test]
     fn the_tpm_is_let_go_before_its_last_owner_goes_on() {
@@ -138,6 +138,29 @@ mod tests {
         }
 
         fn activate(&mut self, _: EkKind, _: u32, _: &[u8], _: &[u8]) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+            Err(TpmError::Abandoned)
+        }
+
+        fn storage_root_key(&mut self, _: SrkKind) -> Result<Option<PublicArea>, TpmError> {
+            Err(TpmError::Abandoned)
+        }
+
+        fn hmac_key(&mut self, _: u32) -> Result<Option<Vec<u8>>, TpmError> {
+            Err(TpmError::Abandoned)
+        }
+
+        fn import_hmac_key(
+            &mut self,
+            _: EkKind,
+            _: SrkKind,
+            _: u32,
+            _: &WrappedKey,
+            _: Option<&[u8]>,
+        ) -> Result<(), TpmError> {
+            Err(TpmError::Abandoned)
+        }
+
+        fn hmac(&mut self, _: u32, _: &[u8]) -> Result<Vec<u8>, TpmError> {
             Err(TpmError::Abandoned)
         }
     }

@@ -47,6 +47,48 @@ fn persistent_object_off_template_is_not_taken_for_the_ek() -> Result<()> {
 }
 
 #[test]
+fn legacy_ek_is_that_of_an_empty_unique_field_and_never_the_certified_one() -> Result<()> {
+    let mut swtpm = vendor().device(assay_tests::EkKind::Rsa2048, 0)?;
+    let certified = open(&swtpm).endorsement_key(EkKind::Rsa2048)?.unwrap();
+    let legacy = open(&swtpm).endorsement_key(EkKind::LegacyDps)?.unwrap();
+    assert_eq!(open(&swtpm).ek_certificates(EkKind::LegacyDps)?, Vec::<Vec<u8>>::new());
+    swtpm.clear()?;
+    persist_legacy_ek(&swtpm)?;
+    swtpm.tpm2(&["readpublic", "-c", "0x81010001", "-f", "tss", "-o", "legacy.public"])?;
+    assert_eq!(legacy.bytes, std::fs::read(swtpm.work_dir().join("legacy.public"))?[2..]);
+    // Whichever of the two is persistent, and with or without a certificate that tells which.
+    for _ in 0..2 {
+        assert_eq!(open(&swtpm).endorsement_key(EkKind::Rsa2048)?.as_ref(), Some(&certified));
+        assert_eq!(open(&swtpm).endorsement_key(EkKind::LegacyDps)?.as_ref(), Some(&legacy));
+        swtpm.tpm2(&["nvundefine", "-C", "p", "0x01c00002"]).ok();
+    }
+    assert_nothing_loaded(&swtpm)
+}
+
+#[test]
+fn persistent_legacy_ek_is_used_where_the_certificate_tells_it_apart() -> Result<()> {
+    let mut swtpm = vendor().device(assay_tests::EkKind::Rsa2048, 0)?;
+    let legacy = open(&swtpm).endorsement_key(EkKind::LegacyDps)?;
+    swtpm.clear()?;
+    persist_legacy_ek(&swtpm)?;
+    // No key can be made any more, but the persistent one is there.
+    swtpm.set_passwords("owner-secret", "endorsement-secret")?;
+    assert_eq!(open(&swtpm).endorsement_key(EkKind::LegacyDps)?, legacy);
+    assert!(matches!(open(&swtpm).endorsement_key(EkKind::Rsa2048), Err(TpmError::WrongPassword { .. })));
+    Ok(())
+}
+
+/// As Azure's C SDK makes it: tpm2_createprimary leaves `unique` empty.
+fn persist_legacy_ek(swtpm: &assay_tests::Swtpm) -> Result<()> {
+    std::fs::write(swtpm.work_dir().join("policy"), POLICY_A_SHA256)?;
+    let create = ["createprimary", "-C", "e", "-G", "rsa2048:aes128cfb", "-g", "sha256", "-a", EK_ATTRIBUTES];
+    swtpm.tpm2(&[&create[..], &["-L", "policy", "-c", "ek.ctx"]].concat())?;
+    swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "ek.ctx", "0x81010001"])?;
+    swtpm.tpm2(&["flushcontext", "-t"])?;
+    Ok(())
+}
+
+#[test]
 fn tpm_without_ek_certificate_has_an_ek_all_the_same() -> Result<()> {
     let swtpm = assay_tests::Swtpm::without_ek_certificate()?;
     let mut tpm = open(&swtpm);
@@ -248,3 +290,9 @@ fn wrong_password_is_named_and_not_printed() -> Result<()> {
 
 const SRK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
 const SIGNER_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign";
+const EK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|adminwithpolicy|restricted|decrypt";
+/// PolicySecret(TPM_RH_ENDORSEMENT) (TCG EK Credential Profile 2.5, B.6.2).
+const POLICY_A_SHA256: [u8; 32] = [
+    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xB3, 0xF8, 0x1A, 0x90, 0xCC, 0x8D, 0x46, 0xA5, 0xD7, 0x24, 0xFD, 0x52, 0xD7,
+    0x6E, 0x06, 0x52, 0x0B, 0x64, 0xF2, 0xA1, 0xDA, 0x1B, 0x33, 0x14, 0x69, 0xAA,
+];

@@ -1,10 +1,15 @@
 //! A device's TPM layer and library, against software TPMs as manufacturers make them.
 
 mod activation;
+mod fake_ca;
 mod faults;
+mod flows;
 mod keys;
 mod provisioning;
+mod proxy;
+mod shared_key;
 mod tls;
+mod wrap;
 
 use anyhow::Result;
 use assay_device::tpm::{EkKind, EsapiTpm, HierarchyPasswords, Password, PublicArea};
@@ -12,6 +17,9 @@ use assay_tests::{Swtpm, VendorCa, trusted_vendor};
 
 /// The handle that tests keep an identity key at.
 const IK: u32 = 0x8100_0200;
+
+/// The handle that tests keep an HMAC key at.
+const HMAC_KEY: u32 = 0x8100_0100;
 
 /// EKs of every kind that swtpm's own manufacturer makes, and P-256.
 const EKS: [(EkKind, assay_tests::EkKind); 3] = [

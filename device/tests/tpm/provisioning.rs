@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use assay_device::tpm::{IkKind, Tpm};
-use assay_device::{Device, DeviceOptions, ProvisionRequest, Status};
+use assay_device::{Device, DeviceOptions, OwnKey, ProvisionRequest, Status};
 use assay_tests::Swtpm;
 
 use crate::{IK, a_tpm, assert_nothing_loaded, open, tls};
@@ -62,8 +62,8 @@ fn ik_and_handle_of_the_first_run_are_the_next_runs_default() -> Result<()> {
     device(&swtpm, state.path())?.provision(&request(), &mut |_, _| ()).unwrap_err();
     assert_eq!(swtpm.persistent_handles()?, handles);
     let status = Status::read(state.path())?.unwrap();
-    assert_eq!((status.keys.ik, status.keys.ik_handle), (IkKind::P384, IK + 1));
-    assert!(status.certificate.is_none());
+    assert_eq!(status.keys.key, OwnKey::Identity { ik: IkKind::P384, ik_handle: IK + 1 });
+    assert!(status.credential.is_none());
     Ok(())
 }
 
@@ -87,8 +87,10 @@ fn failed_attempt_leaves_a_working_device_alone_and_its_key_is_found_again() -> 
     assert_eq!(handles[0], handles[1]);
     let status = Status::read(state.path())?.unwrap();
     let (keys, pending) = (status.keys, status.attempt.unwrap());
-    assert_eq!((keys.scope.as_str(), keys.ik, keys.ik_handle), ("default", IkKind::P256, IK));
-    assert_eq!((pending.scope.as_str(), pending.ik, pending.ik_handle), ("other", IkKind::P384, IK + 1));
+    assert_eq!(keys.scope.as_str(), "default");
+    assert_eq!(keys.key, OwnKey::Identity { ik: IkKind::P256, ik_handle: IK });
+    assert_eq!(pending.scope.as_str(), "other");
+    assert_eq!(pending.key, OwnKey::Identity { ik: IkKind::P384, ik_handle: IK + 1 });
     Ok(())
 }
 
@@ -129,14 +131,17 @@ fn device(swtpm: &Swtpm, state: &Path) -> Result<Device> {
 }
 
 /// Asks a broker that is not there, and not for long.
-fn request() -> ProvisionRequest {
+pub(crate) fn request() -> ProvisionRequest {
     ProvisionRequest {
         broker: "mqtt://127.0.0.1:1".parse().unwrap(),
         scope: "default".parse().unwrap(),
+        flow: None,
         ek: None,
         ek_certificates: Vec::new(),
         ik: None,
         ik_handle: None,
+        srk: None,
+        hmac_handle: None,
         device_id: None,
         again: false,
         deadline: Duration::from_secs(2),

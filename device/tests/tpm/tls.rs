@@ -96,19 +96,52 @@ impl Ca {
         Ok(Self { root: rcgen::CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
     }
 
-    /// Writes the state of a device that was provisioned with this key.
-    pub(crate) fn provision(&self, state: &Path, kind: IkKind, ik: &PublicArea) -> Result<()> {
+    /// A device's certificate, DER.
+    pub(crate) fn certify(&self, kind: IkKind, ik: &PublicArea, device_id: &str) -> Result<Vec<u8>> {
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "pump-17");
-        params.subject_alt_names = vec![SanType::URI("urn:assay:device:default:pump-17".try_into()?)];
+        params.distinguished_name.push(DnType::CommonName, device_id);
+        params.subject_alt_names = vec![SanType::URI(format!("urn:assay:device:default:{device_id}").try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&Key { kind, der: ik.key.subject_public_key() }, &self.root)?;
-        let record = json!({"scope": "default", "ek": "p-256", "ek_id": "00".repeat(32), "ik": kind.to_string(), "ik_handle": IK});
-        let base64 = data_encoding::BASE64.encode(certificate.der());
+        Ok(certificate.der().to_vec())
+    }
+
+    /// Writes the state of a device that was provisioned with this key.
+    pub(crate) fn provision(&self, state: &Path, kind: IkKind, ik: &PublicArea) -> Result<()> {
+        let certificate = self.certify(kind, ik, "pump-17")?;
+        let shown = json!({"scope": "default", "ek": "p-256", "ek_id": "00".repeat(32)});
+        let record = json!({"shown": shown, "flow": "ticket", "ik": kind.to_string(), "ik_handle": IK});
+        let base64 = data_encoding::BASE64.encode(&certificate);
         let pem = format!("-----BEGIN CERTIFICATE-----\n{base64}\n-----END CERTIFICATE-----\n");
-        let memory = json!({"in_use": {"record": record, "certificate": pem}, "attempt": null});
+        let grant = json!({"record": record, "certificate": pem, "unconfirmed": null});
+        let memory = json!({"in_use": {"certificate": grant}, "attempt": null});
         std::fs::write(state.join("device.json"), memory.to_string())?;
         Ok(())
+    }
+
+    /// What a server at `localhost` uses, with or without asking for a client's certificate of this CA.
+    pub(crate) fn server(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        asks_for_certificate: bool,
+    ) -> Result<ServerConfig> {
+        let key = KeyPair::generate()?;
+        let certificate = CertificateParams::new(vec!["localhost".into()])?.signed_by(&key, &self.root)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root.der().clone())?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = if asks_for_certificate {
+            WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(&provider)).build()?
+        } else {
+            WebPkiClientVerifier::no_client_auth()
+        };
+        Ok(ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            )?)
     }
 
     /// Lets a client in if it has a certificate of this CA, echoes what it says, and tells which version was spoken.
@@ -117,19 +150,7 @@ impl Ca {
         version: &'static SupportedProtocolVersion,
         client: rustls::ClientConfig,
     ) -> Result<ProtocolVersion> {
-        let key = KeyPair::generate()?;
-        let certificate = CertificateParams::new(vec!["localhost".into()])?.signed_by(&key, &self.root)?;
-        let mut roots = RootCertStore::empty();
-        roots.add(self.root.der().clone())?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(&provider)).build()?;
-        let server = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[version])?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
-            )?;
+        let server = self.server(&[version], true)?;
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let echo = thread::spawn(move || -> Result<ProtocolVersion> {

@@ -1,0 +1,194 @@
+//! A device with a certificate for an identity key.
+
+use assay_wire::{Bundle, DeviceId, Flow, Proof, Scope};
+use rustls::ClientConfig;
+use rustls::pki_types::UnixTime;
+
+use super::{Credential, DEFAULT_IK_HANDLE, Device, Meter, ProvisionRequest, Provisioned, too_long};
+use crate::ek::EndorsementKey;
+use crate::error::Error;
+use crate::key::IdentityKey;
+use crate::provision::{Applicant, Progress, Progressed, Step};
+use crate::state::{CertificateGrant, DeviceRecord, Grant, IdentityRecord, Memory, Shown};
+use crate::tpm::{IkKind, PublicArea, PublicKey};
+use crate::verify::{self, AnswerError, DeviceCertificate};
+
+impl Device {
+    pub(super) fn provision_certificate(
+        &self,
+        flow: Flow,
+        request: &ProvisionRequest,
+        memory: &Memory,
+        progress: Progress<'_>,
+    ) -> Result<Provisioned, Error> {
+        let mut meter = Meter::start(&self.tpm);
+        let before = memory.identity();
+        let kind = request.ik.or_else(|| Some(before.as_ref()?.ik)).unwrap_or(IkKind::P256);
+        let handle = request.ik_handle.or_else(|| Some(before.as_ref()?.ik_handle)).unwrap_or(DEFAULT_IK_HANDLE);
+        let mut step = Step { started: meter.started, progress };
+
+        let found = self.tpm.call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
+        let mut pending = None;
+        if !request.again
+            && let Some((grant, certificate)) = self.granted_certificate(memory, request, found.as_ref())
+        {
+            match &grant.unconfirmed {
+                None => {
+                    step.done("provisioned already: the certificate is valid and the TPM holds its key");
+                    return Ok(self.provisioned(&grant.record, certificate, true, &meter));
+                }
+                Some(proof) if flow == Flow::Sealed => pending = Some((certificate, proof.clone())),
+                // Another flow gets the same certificate in its own way.
+                Some(_) => {}
+            }
+        }
+
+        let ek = EndorsementKey::find(&self.tpm, request.ek, &request.ek_certificates)?;
+        step.done(&format!("EK {} {}, id {}", ek.kind, ek.certificate_source, ek.id()));
+        let (ik, origin) = match found {
+            Some(public) => (public, "found"),
+            None => {
+                let create =
+                    self.tpm.call("creating the identity key", move |tpm| tpm.create_identity_key(kind, handle));
+                (create?, "created")
+            }
+        };
+        let key = IdentityKey { tpm: self.tpm.clone(), handle, kind, public: ik.key };
+        let shown = Shown { scope: request.scope.clone(), ek: ek.kind, ek_id: ek.id() };
+        let record = IdentityRecord { shown, flow, ik: kind, ik_handle: handle };
+        let asked = Memory { in_use: memory.in_use.clone(), attempt: Some(DeviceRecord::Identity(record.clone())) };
+        self.remember(memory, &asked, &mut step)?;
+        step.done(&format!("identity key {kind} {origin} at {handle:#010x}"));
+        let bundle = bundle(request.device_id.clone(), &ek, ik.bytes, &key)?;
+        step.done("certificate request signed");
+        if pending.is_some() {
+            step.done("an earlier run stored the certificate: it is still to be confirmed");
+        }
+
+        let line = self.line(request, meter.started)?;
+        let applicant = Applicant { line: &line, roots: &self.roots, bundle, ek: ek.kind, ek_id: ek.id(), ik: &key };
+        let grant = |certificate: &DeviceCertificate, unconfirmed: Option<&Proof>| {
+            let (record, chain) = (record.clone(), certificate.chain.clone());
+            let grant = CertificateGrant { record, chain, unconfirmed: unconfirmed.cloned() };
+            Memory { in_use: Some(Grant::Certificate(grant)), attempt: None }
+        };
+        let remember = |progressed: Progressed<'_>| match progressed {
+            Progressed::Verified(certificate, proof) => self.state.store(&grant(certificate, Some(proof))),
+            Progressed::Lapsed => self.state.store(&Memory { in_use: None, attempt: asked.attempt.clone() }),
+        };
+        let certificate = if flow == Flow::Sealed {
+            meter.talk(&line, applicant.obtain_sealed(pending, remember, &mut *step.progress))?
+        } else {
+            meter.talk(&line, applicant.obtain(&mut *step.progress))?
+        };
+        self.remember(&asked, &grant(&certificate, None), &mut step)?;
+        Ok(self.provisioned(&record, certificate, false, &meter))
+    }
+
+    /// The stored certificate, if it is what the request asks for and good for the key that was found in the TPM.
+    fn granted_certificate<'a>(
+        &self,
+        memory: &'a Memory,
+        request: &ProvisionRequest,
+        found: Option<&PublicArea>,
+    ) -> Option<(&'a CertificateGrant, DeviceCertificate)> {
+        let Some(Grant::Certificate(grant)) = &memory.in_use else { return None };
+        let certificate = self.verify(grant, &request.scope, &found?.key).ok()?;
+        let is_wanted = request.device_id.as_ref().is_none_or(|wanted| *wanted == certificate.device_id);
+        is_wanted.then_some((grant, certificate))
+    }
+
+    fn provisioned(
+        &self,
+        record: &IdentityRecord,
+        certificate: DeviceCertificate,
+        was_provisioned: bool,
+        meter: &Meter<'_>,
+    ) -> Provisioned {
+        Provisioned {
+            flow: record.flow,
+            scope: certificate.scope.clone(),
+            device_id: certificate.device_id.clone(),
+            ek: record.shown.ek,
+            credential: Credential::Certificate { certificate, path: self.state.certificate_path(), ik: record.ik },
+            was_provisioned,
+            cost: meter.cost(),
+        }
+    }
+
+    /// The stored certificate, verified against the CA's root and the key that the TPM holds now.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if this device has to be provisioned first, or has a shared key instead.
+    pub fn certificate(&self) -> Result<DeviceCertificate, Error> {
+        self.identity().map(|(_, certificate)| certificate)
+    }
+
+    /// A TLS configuration for MQTT over mutual TLS with the key in the TPM, for rumqttc or whatever else takes rustls.
+    ///
+    /// Each handshake makes the TPM sign, in the thread that polls the connection; a chip takes up to some hundred
+    /// milliseconds for it.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if this device has to be provisioned first, or has a shared key instead.
+    pub fn mqtt_tls_config(&self) -> Result<ClientConfig, Error> {
+        let (key, certificate) = self.identity()?;
+        key.tls_config(self.roots.clone(), certificate.chain)
+    }
+
+    pub(super) fn identity(&self) -> Result<(IdentityKey, DeviceCertificate), Error> {
+        let grant = match self.state.memory()?.in_use {
+            Some(Grant::Certificate(grant)) => grant,
+            Some(Grant::SharedKey(_)) => {
+                let reason = "this device has a shared key and no certificate: use a token, or run `assay-device \
+                              provision` with another --flow";
+                return Err(Error::Usage(reason.into()));
+            }
+            None => {
+                let reason = "this device has no certificate yet: run `assay-device provision`";
+                return Err(Error::Usage(reason.into()));
+            }
+        };
+        let (kind, handle) = (grant.record.ik, grant.record.ik_handle);
+        let found = self.tpm.call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
+        let public = found.ok_or_else(|| {
+            Error::Usage(format!(
+                "the TPM no longer holds an identity key at {handle:#010x}: it was cleared, or it is another TPM; run \
+                 `assay-device provision`"
+            ))
+        })?;
+        let certificate =
+            self.verify(&grant, &grant.record.shown.scope, &public.key).map_err(|error| self.unusable(&error))?;
+        Ok((IdentityKey { tpm: self.tpm.clone(), handle, kind, public: public.key }, certificate))
+    }
+
+    fn unusable(&self, error: &AnswerError) -> Error {
+        let reason = format!("{error}; run `assay-device provision`");
+        Error::State { path: self.state.certificate_path(), reason }
+    }
+
+    fn verify(
+        &self,
+        grant: &CertificateGrant,
+        scope: &Scope,
+        key: &PublicKey,
+    ) -> Result<DeviceCertificate, AnswerError> {
+        verify::device_certificate(grant.chain.clone(), &self.roots, key, scope, UnixTime::now())
+    }
+}
+
+fn bundle(
+    device_id: Option<DeviceId>,
+    ek: &EndorsementKey,
+    ik_public: Vec<u8>,
+    key: &IdentityKey,
+) -> Result<Bundle, Error> {
+    let csr = key.certificate_request(device_id.as_ref())?;
+    Ok(Bundle {
+        device_id,
+        ek_public: ek.public.bytes.clone().try_into().map_err(too_long)?,
+        ek_certificates: ek.certificate_list().map_err(too_long)?,
+        ik_public: ik_public.try_into().map_err(too_long)?,
+        csr: csr.try_into().map_err(too_long)?,
+    })
+}

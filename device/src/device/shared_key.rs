@@ -1,0 +1,114 @@
+//! A device with an HMAC key from the CA.
+
+use std::time::Duration;
+
+use assay_wire::{DeviceId, Flow, SrkBundle};
+
+use super::{Credential, DEFAULT_HMAC_HANDLE, Device, Meter, ProvisionRequest, Provisioned, too_long};
+use crate::ek::EndorsementKey;
+use crate::error::Error;
+use crate::provision::{Progress, Registrant, Registration, Step};
+use crate::state::{DeviceRecord, Grant, HmacRecord, Memory, SharedKeyGrant, Shown};
+use crate::token::{self, Token};
+use crate::tpm::{SrkKind, TpmError};
+
+impl Device {
+    pub(super) fn provision_shared_key(
+        &self,
+        request: &ProvisionRequest,
+        memory: &Memory,
+        progress: Progress<'_>,
+    ) -> Result<Provisioned, Error> {
+        let mut meter = Meter::start(&self.tpm);
+        let before = memory.hmac();
+        let srk = request.srk.or_else(|| Some(before.as_ref()?.srk)).unwrap_or(SrkKind::P256);
+        let handle = request.hmac_handle.or_else(|| Some(before.as_ref()?.hmac_handle)).unwrap_or(DEFAULT_HMAC_HANDLE);
+        let mut step = Step { started: meter.started, progress };
+
+        let found = self.tpm.call("looking for the HMAC key", move |tpm| tpm.hmac_key(handle))?;
+        // Any other key of this shape is somebody else's, such as Azure's.
+        let own = match &memory.in_use {
+            Some(Grant::SharedKey(grant)) if found.as_ref() == Some(&grant.public) => Some(grant),
+            _ => None,
+        };
+        if !request.again
+            && let Some(grant) = own
+            && grant.record.shown.scope == request.scope
+            && (grant.record.srk, grant.record.hmac_handle) == (srk, handle)
+            && request.device_id.as_ref().is_none_or(|wanted| *wanted == grant.device_id)
+        {
+            step.done("provisioned already: the TPM holds the HMAC key");
+            return Ok(provisioned(&grant.record, grant.device_id.clone(), true, &meter));
+        }
+
+        let ek = EndorsementKey::find(&self.tpm, request.ek, &request.ek_certificates)?;
+        step.done(&format!("EK {} {}, id {}", ek.kind, ek.certificate_source, ek.id()));
+        let srk_public = self.tpm.call("making the storage root key", move |tpm| tpm.storage_root_key(srk))?;
+        let srk_public = srk_public.ok_or_else(|| TpmError::Unsupported(format!("{srk} storage root")))?;
+        let shown = Shown { scope: request.scope.clone(), ek: ek.kind, ek_id: ek.id() };
+        let record = HmacRecord { shown, srk, hmac_handle: handle };
+        let asked = Memory { in_use: memory.in_use.clone(), attempt: Some(DeviceRecord::Hmac(record.clone())) };
+        self.remember(memory, &asked, &mut step)?;
+        step.done(&format!("storage root key {srk} ready"));
+
+        let line = self.line(request, meter.started)?;
+        let registrant = Registrant {
+            line: &line,
+            tpm: &self.tpm,
+            bundle: SrkBundle {
+                device_id: request.device_id.clone(),
+                ek_public: ek.public.bytes.clone().try_into().map_err(too_long)?,
+                ek_certificates: ek.certificate_list().map_err(too_long)?,
+                srk_public: srk_public.bytes.try_into().map_err(too_long)?,
+            },
+            ek: ek.kind,
+            srk,
+            handle,
+            replaced: own.map(|grant| grant.public.clone()),
+        };
+        let Registration { device_id, public } = meter.talk(&line, registrant.obtain(&mut *step.progress))?;
+        let grant = SharedKeyGrant { record: record.clone(), device_id: device_id.clone(), public };
+        let granted = Memory { in_use: Some(Grant::SharedKey(grant)), attempt: None };
+        self.remember(&asked, &granted, &mut step)?;
+        Ok(provisioned(&record, device_id, false, &meter))
+    }
+
+    /// A token with which any MQTT client signs in as this device for a while.
+    ///
+    /// `lifetime` counts in whole seconds, from this device's clock; a CA takes [`Token::MAX_LIFETIME`] at most.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if this device has no shared key, or the TPM no longer holds it, or the lifetime is too long.
+    pub fn token(&self, lifetime: Duration) -> Result<Token, Error> {
+        if lifetime > Token::MAX_LIFETIME {
+            let limit = Token::MAX_LIFETIME.as_secs();
+            return Err(Error::Usage(format!("a token is valid for {limit} s at most")));
+        }
+        let Some(Grant::SharedKey(grant)) = self.state.memory()?.in_use else {
+            let reason = "this device has no shared key: run `assay-device provision --flow shared-key`";
+            return Err(Error::Usage(reason.into()));
+        };
+        let handle = grant.record.hmac_handle;
+        let found = self.tpm.call("looking for the HMAC key", move |tpm| tpm.hmac_key(handle))?;
+        if found.as_ref() != Some(&grant.public) {
+            return Err(Error::Usage(format!(
+                "the TPM no longer holds this device's HMAC key at {handle:#010x}: it was cleared, or it is another TPM; run \
+                 `assay-device provision`"
+            )));
+        }
+        let hmac = |data: Vec<u8>| self.tpm.call("computing an HMAC", move |tpm| tpm.hmac(handle, &data));
+        token::sign(&grant.record.shown.scope, &grant.device_id, token::expiry(lifetime), hmac)
+    }
+}
+
+fn provisioned(record: &HmacRecord, device_id: DeviceId, was_provisioned: bool, meter: &Meter<'_>) -> Provisioned {
+    Provisioned {
+        flow: Flow::SharedKey,
+        scope: record.shown.scope.clone(),
+        device_id,
+        ek: record.shown.ek,
+        credential: Credential::SharedKey { srk: record.srk, hmac_handle: record.hmac_handle },
+        was_provisioned,
+        cost: meter.cost(),
+    }
+}

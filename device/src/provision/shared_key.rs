@@ -1,0 +1,70 @@
+//! The flow that gives an HMAC key.
+
+use assay_wire::{ActivationReply, DeviceId, ReplyBody, RequestBody, SrkBundle};
+
+use super::{Failure, Line, Progress, Step};
+use crate::error::Error;
+use crate::tpm::{EkKind, SrkKind, TpmError, TpmThread, WrappedKey};
+use crate::transport::Bootstrap;
+use crate::verify::{self, AnswerError};
+
+/// A device with its case written, about to ask the CA for an HMAC key.
+pub(crate) struct Registrant<'a> {
+    pub(crate) line: &'a Line<'a>,
+    pub(crate) tpm: &'a TpmThread,
+    pub(crate) bundle: SrkBundle,
+    pub(crate) ek: EkKind,
+    pub(crate) srk: SrkKind,
+    pub(crate) handle: u32,
+    /// The TPMT_PUBLIC of the device's own key at that handle, which the new one takes the place of.
+    pub(crate) replaced: Option<Vec<u8>>,
+}
+
+/// The key is in the TPM.
+pub(crate) struct Registration {
+    pub(crate) device_id: DeviceId,
+    /// The key's TPMT_PUBLIC.
+    pub(crate) public: Vec<u8>,
+}
+
+impl Registrant<'_> {
+    /// Talks to the CA until it grants a key that the TPM can load, and makes that key persistent.
+    pub(crate) async fn obtain(&self, progress: Progress<'_>) -> Result<Registration, Error> {
+        self.line.insist(progress, async |ca, step| self.register(ca, step).await).await
+    }
+
+    async fn register(&self, ca: &mut Bootstrap<'_>, step: &mut Step<'_>) -> Result<Registration, Failure> {
+        let reply = match ca.ask(RequestBody::Register(self.bundle.clone())).await? {
+            ReplyBody::Activation(reply) => reply,
+            other => return Err(Failure::out_of_turn("shared key", other)),
+        };
+        step.done("key received: the CA accepts the EK and the storage root key");
+        let ActivationReply { credential_blob, encrypted_seed, duplicate, symmetric_seed, key_public, device_id } =
+            reply;
+        if let Some(wanted) = &self.bundle.device_id {
+            verify::device_id(wanted, &device_id)?;
+        }
+        let public = key_public.into_vec();
+        let key = WrappedKey {
+            credential_blob: credential_blob.into_vec(),
+            encrypted_seed: encrypted_seed.into_vec(),
+            duplicate: duplicate.into_vec(),
+            symmetric_seed: symmetric_seed.into_vec(),
+            public: public.clone(),
+        };
+        self.load(key)?;
+        step.done(&format!("HMAC key loaded by the TPM and kept at {:#010x}", self.handle));
+        Ok(Registration { device_id, public })
+    }
+
+    fn load(&self, key: WrappedKey) -> Result<(), Error> {
+        let (ek, srk, handle, replaced) = (self.ek, self.srk, self.handle, self.replaced.clone());
+        let load = self
+            .tpm
+            .call("loading the HMAC key", move |tpm| tpm.import_hmac_key(ek, srk, handle, &key, replaced.as_deref()));
+        load.map_err(|error| match error {
+            TpmError::NotForThisTpm { .. } => AnswerError::SharedKey(error).into(),
+            error => error.into(),
+        })
+    }
+}

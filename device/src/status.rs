@@ -1,0 +1,117 @@
+//! What a state directory says.
+
+use std::path::{Path, PathBuf};
+
+use assay_wire::{Flow, Scope};
+
+use crate::error::Error;
+use crate::state::{
+    self, CertificateGrant, DeviceRecord, Grant, HmacRecord, IdentityRecord, Memory, SharedKeyGrant, Shown,
+};
+use crate::tpm::{EkKind, IkKind, SrkKind};
+use crate::verify::{self, Summary};
+
+/// What a state directory says, without TPM and unverified.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// What the credential is for; without one, what was last asked for.
+    pub keys: KeyStatus,
+    /// What the device signs in with, if it has it.
+    pub credential: Option<CredentialStatus>,
+    /// What was asked for since and the CA has not agreed to. The credential stays in use.
+    pub attempt: Option<KeyStatus>,
+}
+
+/// The keys that a credential is for, or is to be for.
+#[derive(Clone, Debug)]
+pub struct KeyStatus {
+    /// The provisioning domain.
+    pub scope: Scope,
+    /// The flow used.
+    pub flow: Flow,
+    /// The kind of EK shown.
+    pub ek: EkKind,
+    /// The id under which an operator knows that EK.
+    pub ek_id: String,
+    /// The device's own key.
+    pub key: OwnKey,
+}
+
+/// A device's own key in the TPM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnKey {
+    /// The flows that give a certificate make it.
+    Identity {
+        /// The kind of the identity key.
+        ik: IkKind,
+        /// Its persistent handle.
+        ik_handle: u32,
+    },
+    /// The CA sends it in the flow with a shared key.
+    Hmac {
+        /// The kind of the storage root key that it was sent to.
+        srk: SrkKind,
+        /// Its persistent handle.
+        hmac_handle: u32,
+    },
+}
+
+/// What a device signs in with.
+#[derive(Clone, Debug)]
+pub enum CredentialStatus {
+    /// A certificate.
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What is in it.
+        summary: Summary,
+        /// Whether the CA is known to have heard that a sealed certificate arrived. If not, `provision` tells it.
+        is_confirmed: bool,
+    },
+    /// The HMAC key that the status names.
+    SharedKey {
+        /// The registration.
+        device_id: String,
+    },
+}
+
+impl Status {
+    /// Reads a state directory; `None` if nothing was ever asked for with it.
+    pub fn read(state: &Path) -> Result<Option<Self>, Error> {
+        let Memory { in_use, attempt } = state::memory(state)?;
+        let attempt = attempt.map(KeyStatus::from);
+        let Some(grant) = in_use else {
+            return Ok(attempt.map(|keys| Self { keys, credential: None, attempt: None }));
+        };
+        let keys = grant.record().into();
+        let credential = match grant {
+            Grant::Certificate(grant) => certificate(state, &grant)?,
+            Grant::SharedKey(SharedKeyGrant { device_id, .. }) => {
+                CredentialStatus::SharedKey { device_id: device_id.to_string() }
+            }
+        };
+        Ok(Some(Self { keys, credential: Some(credential), attempt }))
+    }
+}
+
+fn certificate(state: &Path, grant: &CertificateGrant) -> Result<CredentialStatus, Error> {
+    let path = state::certificate_path(state);
+    let leaf = grant.chain.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
+    match verify::summary(leaf) {
+        Ok(summary) => Ok(CredentialStatus::Certificate { path, summary, is_confirmed: grant.unconfirmed.is_none() }),
+        Err(error) => Err(Error::State { path, reason: error.to_string() }),
+    }
+}
+
+impl From<DeviceRecord> for KeyStatus {
+    fn from(record: DeviceRecord) -> Self {
+        let flow = record.flow();
+        let (Shown { scope, ek, ek_id }, key) = match record {
+            DeviceRecord::Identity(IdentityRecord { shown, ik, ik_handle, .. }) => {
+                (shown, OwnKey::Identity { ik, ik_handle })
+            }
+            DeviceRecord::Hmac(HmacRecord { shown, srk, hmac_handle }) => (shown, OwnKey::Hmac { srk, hmac_handle }),
+        };
+        Self { scope, flow, ek, ek_id: ek_id.to_string(), key }
+    }
+}
