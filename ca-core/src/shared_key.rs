@@ -111,8 +111,8 @@ impl Admitted {
     /// Makes the shared key of the device in the form that its TPM can load.
     ///
     /// The duplicate needs `srk` to be opened. The key of its inner wrapper is a credential for `srk`'s Name, which needs
-    /// the EK and `srk` in one TPM. So only the TPM with that EK and that SRK loads the key. Because the SRK is on template, it is in
-    /// no other TPM and decrypts for nobody outside.
+    /// the EK and `srk` in one TPM. So only the TPM with that EK and that SRK loads the key. Because the SRK is on template,
+    /// it is in no other TPM and decrypts for nobody outside.
     ///
     /// What is not established: that the TPM ever loaded it, for nothing comes back; a later [token](crate::AuthenticatedDevice)
     /// shows that. And the key is no secret of the TPM's alone: the CA knows it, and a token proves to nobody but the CA

@@ -1,8 +1,8 @@
 //! What a device with a shared key shows when it connects: a token of the form that Azure calls a shared access signature.
 //!
-//! `SharedAccessSignature sr={resource}&sig={signature}&se={expiry}&skn=registration`, with the fields in any order. The resource is
-//! `{scope}/registrations/{device id}`, percent-encoded; the expiry is in seconds since 1970, in decimal; the signature is the
-//! percent-encoded base64 of the HMAC-SHA-256 of the resource as it was sent, a line feed, and the expiry.
+//! `SharedAccessSignature sr={resource}&sig={signature}&se={expiry}&skn=registration`, with the fields in any order. The
+//! resource is `{scope}/registrations/{device id}`, percent-encoded; the expiry is in seconds since 1970, in decimal; the
+//! signature is the percent-encoded base64 of the HMAC-SHA-256 of the resource as it was sent, a line feed, and the expiry.
 
 use std::fmt;
 
@@ -15,7 +15,8 @@ use time::{Duration, OffsetDateTime};
 use crate::shared_key::MasterSecret;
 use crate::ticket::CLOCK_SKEW;
 
-/// For how long a token may be valid when it is shown. Short, since who sees it can use it; a device makes one for every connection.
+/// For how long a token may be valid when it is shown. Short, since who sees it can use it; a device makes one for every
+/// connection.
 pub const TOKEN_LIFETIME: Duration = Duration::days(1);
 
 /// A token that can be read. Whether anything in it is true is open.
@@ -85,7 +86,8 @@ impl AuthenticatedDevice {
     /// Checks a token: its scope, its lifetime, its expiry, its signature.
     ///
     /// `ek` is the one that the token's device is registered with. `generations` are those of its key that are in force:
-    /// the one that was activated last and, while it may not have been loaded yet, the one before. A generation left out is retired.
+    /// the one that was activated last and, while it may not have been loaded yet, the one before. A generation left out is
+    /// retired.
     pub fn verify(
         token: Token,
         scope: &Scope,
@@ -138,7 +140,8 @@ impl AuthenticatedDevice {
 
 /// Why a token lets nobody in.
 ///
-/// Its text names the check and the values compared, and holds nothing secret: neither a signature, nor what may be another password.
+/// Its text names the check and the values compared, and holds nothing secret: neither a signature, nor what may be another
+/// password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum TokenRefused {

@@ -1,4 +1,4 @@
-//! TPM2_Duplicate in software: an HMAC key that only the TPM with a given SRK can load, and only with the key of its inner wrapper.
+//! TPM2_Duplicate in software: an HMAC key that only the TPM with a given SRK can load, given the key of its inner wrapper.
 
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
@@ -18,8 +18,8 @@ pub const INNER_KEY_BYTES: usize = 16;
 
 /// A key for HMAC-SHA-256 as an object that TPM2_Import takes and TPM2_HMAC uses.
 ///
-/// It was made outside of the TPM, and says so: fixedTPM, fixedParent and sensitiveDataOrigin are clear. Still the TPM does not give it
-/// out again: TPM2_Duplicate takes a policy (Part 1, 19.7: role DUP), and the object has none.
+/// It was made outside of the TPM, and says so: fixedTPM, fixedParent and sensitiveDataOrigin are clear. Still the TPM does
+/// not give it out again: TPM2_Duplicate takes a policy, for its role is DUP (Part 3, 13.1), and the object has none.
 pub struct HmacObject {
     public: Vec<u8>,
     sensitive: Zeroizing<Vec<u8>>,
