@@ -63,7 +63,7 @@ pub use issue::{
 };
 
 mod shared_key;
-pub use shared_key::{MasterSecret, SharedKey, read_srk};
+pub use shared_key::{MasterSecret, SharedKey};
 
 mod token;
 pub use token::{AuthenticatedDevice, TOKEN_LIFETIME, Token, TokenRefused};

@@ -7,13 +7,12 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use rand_core::CryptoRng;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+use crate::Fault;
 use crate::admission::Admitted;
 use crate::tpm::credential::make_credential;
 use crate::tpm::duplicate::{HMAC_KEY_BYTES, HmacObject, INNER_KEY_BYTES, SEED_VALUE_BYTES};
 use crate::tpm::kdf::Hash;
-use crate::tpm::public::PublicArea;
 use crate::tpm::template::SrkArea;
-use crate::{Fault, Rejection};
 
 /// The secret from which all shared keys of a CA are derived: who has it can be any device. All workers of a CA have the same.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -97,14 +96,6 @@ impl KeyType for SharedKeyLength {
     fn len(&self) -> usize {
         SharedKey::LEN
     }
-}
-
-/// Reads the public area of a storage root key that a device sent: a `TPMT_PUBLIC` without the size of a `TPM2B_PUBLIC`.
-///
-/// That the device's TPM has this key is not established: only there can an [activation](Admitted::activation) for it be used.
-pub fn read_srk(public: &[u8]) -> Result<SrkArea, Rejection> {
-    let area = PublicArea::parse(public).map_err(|error| Rejection::of_srk(error.into()))?;
-    SrkArea::recognise(&area).map_err(Rejection::of_srk)
 }
 
 impl Admitted {

@@ -3,11 +3,9 @@
 use std::fs;
 
 use anyhow::{Result, bail, ensure};
-use assay_ca_core::{
-    Admitted, Enrolment, Evidence, MasterSecret, Records, SharedKey, TrustAnchors, TrustedEk, read_srk,
-};
+use assay_ca_core::{Admitted, Enrolment, MasterSecret, Records, SharedKey, SrkEvidence, TrustAnchors, TrustedEk};
 use assay_tests::{EkKind, Swtpm, trusted_vendor};
-use assay_wire::{ActivationReply, Bundle, Scope};
+use assay_wire::{ActivationReply, Scope, SrkBundle};
 use rand_core::UnwrapErr;
 use time::OffsetDateTime;
 
@@ -79,23 +77,21 @@ impl Ca {
 
     /// What the CA sends to the device with the EK of `ek` and the SRK of `srk`, and the key that it expects to be used.
     fn activation(&self, ek: &Device, srk: &Device) -> Result<(ActivationReply, SharedKey)> {
-        let evidence = Evidence::parse(Bundle {
+        let evidence = SrkEvidence::parse(SrkBundle {
             device_id: None,
             ek_public: tpmt_public(&ek.tpm, "ek.pub")?,
             ek_certificates: Vec::new().try_into()?,
-            // This flow has no IK: what stands here is looked at by nobody.
-            ik_public: tpmt_public(&srk.tpm, "srk.pub")?,
-            csr: Vec::new().try_into()?,
+            srk_public: tpmt_public(&srk.tpm, "srk.pub")?,
         })?;
-        let enrolment = Enrolment { device_id: None, disabled: false };
+        let enrolment = Enrolment::default();
         let now = OffsetDateTime::now_utc();
-        let trusted = TrustedEk::verify(&evidence, &TrustAnchors::default(), Some(&enrolment), now)?;
+        let trusted = TrustedEk::verify(&evidence.ek, &TrustAnchors::default(), Some(&enrolment), now)?;
         let records = Records { enrolment: Some(enrolment), ..Records::default() };
         let admitted = Admitted::decide(trusted, None, &records)?;
-        let srk = read_srk(&read(&srk.tpm, "srk.pub")?[2..])?;
+        let srk = evidence.storage_root_key()?;
         let mut rng = UnwrapErr(getrandom::SysRng);
         let reply = admitted.activation(&srk, &self.scope, &self.master, 1, &mut rng)?;
-        Ok((reply, self.master.key(&self.scope, admitted.device_id(), &evidence.ek_id(), 1)))
+        Ok((reply, self.master.key(&self.scope, admitted.device_id(), &evidence.ek.ek_id(), 1)))
     }
 }
 

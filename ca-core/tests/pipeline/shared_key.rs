@@ -6,10 +6,21 @@ use assay_ca_core::tpm::duplicate::HmacObject;
 use assay_ca_core::tpm::kdf::Hash;
 use assay_ca_core::tpm::public::{AlgorithmId, AreaKey, CurveId, ObjectAttributes, PublicArea, Scheme};
 use assay_ca_core::tpm::template::SrkArea;
-use assay_ca_core::{MasterSecret, Records, Rejection, read_srk};
-use assay_wire::{ActivationReply, ProblemCode};
+use assay_ca_core::{MasterSecret, Records, Rejection, SrkEvidence};
+use assay_wire::{ActivationReply, ProblemCode, SrkBundle};
 
 use crate::fixture::*;
+
+/// The storage root key in a request, checked.
+fn read_srk(area: &[u8]) -> Result<SrkArea, Rejection> {
+    let evidence = SrkEvidence::parse(SrkBundle {
+        device_id: None,
+        ek_public: golden_area("ek-p256").encode().try_into().unwrap(),
+        ek_certificates: Default::default(),
+        srk_public: area.try_into().unwrap(),
+    })?;
+    evidence.storage_root_key()
+}
 
 fn master() -> MasterSecret {
     MasterSecret::new([9; MasterSecret::LEN])
