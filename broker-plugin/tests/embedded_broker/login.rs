@@ -288,7 +288,9 @@ async fn device_whose_login_is_disabled_while_it_connects_is_cut() {
     });
     let world = World::with_login(login).await;
     let disabling = async {
+        let started = Instant::now();
         while !asked.load(Ordering::SeqCst) {
+            assert!(started.elapsed() < PATIENCE, "nobody asks");
             tokio::time::sleep(SILENCE / 10).await;
         }
         world.broker.recheck();

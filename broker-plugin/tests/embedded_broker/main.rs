@@ -842,7 +842,9 @@ async fn device_whose_certificate_is_revoked_while_it_connects_is_cut() {
     let world = World::with(limits(), admit).await;
     let connecting = world.device("pump-17");
     let revoking = async {
+        let started = Instant::now();
         while !asked.load(Ordering::SeqCst) {
+            assert!(started.elapsed() < PATIENCE, "nobody asks");
             tokio::time::sleep(SILENCE / 10).await;
         }
         world.broker.recheck();
