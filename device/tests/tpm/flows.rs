@@ -59,7 +59,8 @@ fn sealed_certificate_is_stored_before_it_is_confirmed_and_only_confirmed_by_the
             _ => None,
         }
     });
-    let error = lab.provision(&ca, Some(Flow::Sealed)).unwrap_err();
+    let request = ProvisionRequest { flow: Some(Flow::Sealed), deadline: Duration::from_secs(5), ..lab.request(&ca) };
+    let error = lab.device()?.provision(&request, &mut |_, _| ()).unwrap_err();
     assert_eq!(error.exit_code(), 4, "{error}");
     let requests = ca.take_requests();
     assert_eq!(requests[..2], ["enroll", "confirm"]);
@@ -105,7 +106,7 @@ fn sealed_certificate_confirmed_too_late_is_dropped_and_another_asked_for() -> R
         assert_eq!(lab.is_confirmed()?, Some(true));
 
         *refusals.lock().unwrap() = usize::MAX;
-        let request = ProvisionRequest { again: true, deadline: Duration::from_secs(60), ..lab.request(&ca) };
+        let request = ProvisionRequest { again: true, ..lab.request(&ca) };
         let error = lab.device()?.provision(&request, &mut |_, _| ()).unwrap_err();
         assert!(matches!(&error, Error::Refused { problem } if problem.code == code), "{error}");
         assert_eq!(ca.take_requests().len(), 8, "three restarts");
@@ -349,7 +350,7 @@ impl Lab {
 
     fn request(&self, ca: &FakeCa) -> ProvisionRequest {
         let broker = ca.url("mqtt").parse().unwrap();
-        ProvisionRequest { broker, deadline: Duration::from_secs(5), ..provisioning::request() }
+        ProvisionRequest { broker, deadline: Duration::from_secs(60), ..provisioning::request() }
     }
 
     /// Whether the certificate in use is confirmed; `None` without one.
