@@ -15,6 +15,7 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::version::{TLS12, TLS13};
 
 use crate::fake_ca::FakeCa;
+use crate::proxy::Proxy;
 use crate::wrap::{credential, hmac, wrap};
 use crate::{HMAC_KEY, IK, a_tpm, assert_nothing_loaded, open, provisioning, tls};
 
@@ -217,6 +218,39 @@ fn rotated_key_takes_the_old_ones_place() -> Result<()> {
 }
 
 #[test]
+fn device_cut_off_at_any_tpm_command_registers_the_next_time_though_every_key_is_another() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut tpm = open(&lab.swtpm);
+    let ek = tpm.endorsement_key(EkKind::P256)?.unwrap();
+    let srk = tpm.storage_root_key(SrkKind::P256)?.unwrap();
+    drop(tpm);
+    let mut generation = 0;
+    let ca = FakeCa::start(move |_| {
+        generation += 1;
+        Some(ReplyBody::Activation(activation(wrap(&[generation; 32], &ek, &srk)).unwrap()))
+    });
+    let request = ProvisionRequest { flow: Some(Flow::SharedKey), again: true, ..lab.request(&ca) };
+    let mut was_orphaned = false;
+    for limit in 0.. {
+        let before = open(&lab.swtpm).hmac_key(HMAC_KEY)?;
+        let proxy = Proxy::with_limit(&lab.swtpm, limit)?;
+        let cut_off = tls::device_at(&proxy.tcti(), lab.state.path(), &lab.ca)?;
+        let outcome = cut_off.provision(&request, &mut |_, _| ());
+        drop(cut_off);
+        let after = open(&lab.swtpm).hmac_key(HMAC_KEY)?;
+        was_orphaned |= outcome.is_err() && after.is_some() && after != before;
+        lab.device()?.provision(&request, &mut |_, _| ())?;
+        lab.device()?.token(Duration::from_secs(60))?;
+        assert_nothing_loaded(&lab.swtpm)?;
+        if outcome.is_ok() {
+            assert!(was_orphaned, "no cut fell between the new key's persistence and the memory of it");
+            return Ok(());
+        }
+    }
+    unreachable!()
+}
+
+#[test]
 fn lost_state_is_written_anew_for_the_key_that_is_there() -> Result<()> {
     let lab = Lab::new()?;
     let ca = lab.key_server(&KEY)?;
@@ -324,6 +358,17 @@ fn refused_login_says_what_to_do_and_is_not_repeated() -> Result<()> {
     Ok(())
 }
 
+fn activation(key: WrappedKey) -> Result<ActivationReply> {
+    Ok(ActivationReply {
+        credential_blob: key.credential_blob.try_into()?,
+        encrypted_seed: key.encrypted_seed.try_into()?,
+        duplicate: key.duplicate.try_into()?,
+        symmetric_seed: key.symmetric_seed.try_into()?,
+        key_public: key.public.try_into()?,
+        device_id: "pump-17".parse()?,
+    })
+}
+
 /// A device and what its CA needs to know of it.
 struct Lab {
     swtpm: Swtpm,
@@ -393,15 +438,7 @@ impl Lab {
     }
 
     fn activation(&self, key: &[u8; 32]) -> Result<ActivationReply> {
-        let key = self.wrapped(key)?;
-        Ok(ActivationReply {
-            credential_blob: key.credential_blob.try_into()?,
-            encrypted_seed: key.encrypted_seed.try_into()?,
-            duplicate: key.duplicate.try_into()?,
-            symmetric_seed: key.symmetric_seed.try_into()?,
-            key_public: key.public.try_into()?,
-            device_id: "pump-17".parse()?,
-        })
+        activation(self.wrapped(key)?)
     }
 
     fn key_server(&self, key: &[u8; 32]) -> Result<FakeCa> {
