@@ -168,7 +168,7 @@ const PUBLISH_EXAMPLE: &str = "Example:
 const TOKEN_EXAMPLES: &str = "Examples:
   assay-device token --state /var/lib/assay --lifetime 600 --json
   mosquitto_pub -V mqttv5 -h mqtt.example.com -p 8884 --cafile root.pem \\
-      -i pump-17 -u pump-17 -P \"$(assay-device token --state /var/lib/assay)\" \\
+      -i pump-17 -u pump-17 -P \"$(assay-device token --state /var/lib/assay --lifetime 60)\" \\
       -t device/v1/default/pump-17/telemetry -m 21.5";
 
 fn main() -> ExitCode {

@@ -17,7 +17,7 @@ use crate::tpm::{EkKind, IkKind, SrkKind};
 ///
 /// | file | holds | written |
 /// |---|---|---|
-/// | `device.json` | [`Memory`] | when the IK is persistent, before anything is sent; when a certificate is verified, and when it is confirmed; when an HMAC key is persistent |
+/// | `device.json` | [`Memory`] | when the IK is persistent, before anything is sent; when a certificate is verified or confirmed; when an HMAC key has come, and when it is persistent |
 /// | `certificate.pem` | a copy of the certificate and its issuers, for other programs; gone with a shared key | after that |
 /// | `lock` | nothing | |
 ///
@@ -57,6 +57,14 @@ impl Memory {
         self.records().find_map(|record| match record {
             DeviceRecord::Identity(_) => None,
             DeviceRecord::Hmac(record) => Some(record),
+        })
+    }
+
+    /// Whether this is an HMAC key that the CA sent to this device.
+    pub(crate) fn knows(&self, key: &HmacPublic) -> bool {
+        self.records().any(|record| match record {
+            DeviceRecord::Identity(_) => false,
+            DeviceRecord::Hmac(record) => record.keys.contains(key),
         })
     }
 
@@ -111,9 +119,6 @@ pub(crate) struct SharedKeyGrant {
     /// The registration.
     #[serde(with = "as_text")]
     pub(crate) device_id: DeviceId,
-    /// The HMAC key's TPMT_PUBLIC, which tells it from keys of others at the same handle.
-    #[serde(with = "as_hex")]
-    pub(crate) public: Vec<u8>,
 }
 
 /// The key in the TPM that is this device's, and where it is shown.
@@ -159,7 +164,14 @@ pub(crate) struct HmacRecord {
     #[serde(with = "as_text")]
     pub(crate) srk: SrkKind,
     pub(crate) hmac_handle: u32,
+    /// The TPMT_PUBLIC of the key that the handle holds or, while one takes the place of another, of either: what tells this
+    /// device's keys from those of others.
+    pub(crate) keys: Vec<HmacPublic>,
 }
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct HmacPublic(#[serde(with = "as_hex")] pub(crate) Vec<u8>);
 
 /// Which TPM is shown to which CA.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -398,12 +410,12 @@ mod tests {
     }
 
     fn an_hmac_record() -> HmacRecord {
-        HmacRecord { shown: a_record().shown, srk: SrkKind::Rsa2048, hmac_handle: 0x8100_0100 }
+        let keys = vec![HmacPublic(vec![0xAB; 48])];
+        HmacRecord { shown: a_record().shown, srk: SrkKind::Rsa2048, hmac_handle: 0x8100_0100, keys }
     }
 
     fn a_shared_key() -> Memory {
-        let (device_id, public) = ("pump-17".parse().unwrap(), vec![0xAB; 48]);
-        let grant = SharedKeyGrant { record: an_hmac_record(), device_id, public };
+        let grant = SharedKeyGrant { record: an_hmac_record(), device_id: "pump-17".parse().unwrap() };
         Memory { in_use: Some(Grant::SharedKey(grant)), attempt: Some(DeviceRecord::Hmac(an_hmac_record())) }
     }
 
@@ -441,6 +453,16 @@ mod tests {
         assert_eq!(both.flow(), Some(Flow::Ticket));
         assert_eq!(both.identity(), Some(a_record()));
         assert_eq!(both.hmac(), Some(an_hmac_record()));
+    }
+
+    #[test]
+    fn hmac_keys_of_what_is_in_use_and_of_an_attempt_are_known() {
+        let attempt = HmacRecord { keys: vec![HmacPublic(vec![1]), HmacPublic(vec![2])], ..an_hmac_record() };
+        let memory = Memory { attempt: Some(DeviceRecord::Hmac(attempt)), ..a_shared_key() };
+        for (key, is_known) in [(vec![0xAB; 48], true), (vec![1], true), (vec![2], true), (vec![3], false)] {
+            assert_eq!(memory.knows(&HmacPublic(key)), is_known);
+        }
+        assert!(!a_memory().knows(&HmacPublic(vec![1])));
     }
 
     #[test]

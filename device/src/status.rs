@@ -110,7 +110,9 @@ impl From<DeviceRecord> for KeyStatus {
             DeviceRecord::Identity(IdentityRecord { shown, ik, ik_handle, .. }) => {
                 (shown, OwnKey::Identity { ik, ik_handle })
             }
-            DeviceRecord::Hmac(HmacRecord { shown, srk, hmac_handle }) => (shown, OwnKey::Hmac { srk, hmac_handle }),
+            DeviceRecord::Hmac(HmacRecord { shown, srk, hmac_handle, .. }) => {
+                (shown, OwnKey::Hmac { srk, hmac_handle })
+            }
         };
         Self { scope, flow, ek, ek_id: ek_id.to_string(), key }
     }

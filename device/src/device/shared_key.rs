@@ -8,7 +8,7 @@ use super::{Credential, DEFAULT_HMAC_HANDLE, Device, Meter, ProvisionRequest, Pr
 use crate::ek::EndorsementKey;
 use crate::error::Error;
 use crate::provision::{Progress, Registrant, Registration, Step};
-use crate::state::{DeviceRecord, Grant, HmacRecord, Memory, SharedKeyGrant, Shown};
+use crate::state::{DeviceRecord, Grant, HmacPublic, HmacRecord, Memory, SharedKeyGrant, Shown};
 use crate::token::{self, Token};
 use crate::tpm::{SrkKind, TpmError};
 
@@ -27,12 +27,11 @@ impl Device {
 
         let found = self.tpm.call("looking for the HMAC key", move |tpm| tpm.hmac_key(handle))?;
         // Any other key of this shape is somebody else's, such as Azure's.
-        let own = match &memory.in_use {
-            Some(Grant::SharedKey(grant)) if found.as_ref() == Some(&grant.public) => Some(grant),
-            _ => None,
-        };
+        let own = found.map(HmacPublic).filter(|found| memory.knows(found));
         if !request.again
-            && let Some(grant) = own
+            && let Some(Grant::SharedKey(grant)) = &memory.in_use
+            && grant.record.keys.as_slice() == own.as_slice()
+            && own.is_some()
             && grant.record.shown.scope == request.scope
             && (grant.record.srk, grant.record.hmac_handle) == (srk, handle)
             && request.device_id.as_ref().is_none_or(|wanted| *wanted == grant.device_id)
@@ -46,8 +45,9 @@ impl Device {
         let srk_public = self.tpm.call("making the storage root key", move |tpm| tpm.storage_root_key(srk))?;
         let srk_public = srk_public.ok_or_else(|| TpmError::Unsupported(format!("{srk} storage root")))?;
         let shown = Shown { scope: request.scope.clone(), ek: ek.kind, ek_id: ek.id() };
-        let record = HmacRecord { shown, srk, hmac_handle: handle };
-        let asked = Memory { in_use: memory.in_use.clone(), attempt: Some(DeviceRecord::Hmac(record.clone())) };
+        let record = |keys| HmacRecord { shown: shown.clone(), srk, hmac_handle: handle, keys };
+        let asking = |keys| Memory { in_use: memory.in_use.clone(), attempt: Some(DeviceRecord::Hmac(record(keys))) };
+        let asked = asking(own.iter().cloned().collect());
         self.remember(memory, &asked, &mut step)?;
         step.done(&format!("storage root key {srk} ready"));
 
@@ -64,10 +64,15 @@ impl Device {
             ek: ek.kind,
             srk,
             handle,
-            replaced: own.map(|grant| grant.public.clone()),
+            replaced: own.clone().map(|HmacPublic(public)| public),
         };
-        let Registration { device_id, public } = meter.talk(&line, registrant.obtain(&mut *step.progress))?;
-        let grant = SharedKeyGrant { record: record.clone(), device_id: device_id.clone(), public };
+        let remember = |new: &[u8]| {
+            let keys = own.iter().cloned().chain([HmacPublic(new.into())]);
+            self.state.store(&asking(keys.collect()))
+        };
+        let Registration { device_id, public } = meter.talk(&line, registrant.obtain(remember, &mut *step.progress))?;
+        let record = record(vec![HmacPublic(public)]);
+        let grant = SharedKeyGrant { record: record.clone(), device_id: device_id.clone() };
         let granted = Memory { in_use: Some(Grant::SharedKey(grant)), attempt: None };
         self.remember(&asked, &granted, &mut step)?;
         Ok(provisioned(&record, device_id, false, &meter))
@@ -90,7 +95,8 @@ impl Device {
         };
         let handle = grant.record.hmac_handle;
         let found = self.tpm.call("looking for the HMAC key", move |tpm| tpm.hmac_key(handle))?;
-        if found.as_ref() != Some(&grant.public) {
+        let found = found.map(HmacPublic);
+        if found.is_none() || grant.record.keys.as_slice() != found.as_slice() {
             return Err(Error::Usage(format!(
                 "the TPM no longer holds this device's HMAC key at {handle:#010x}: it was cleared, or it is another TPM; run \
                  `assay-device provision`"

@@ -29,11 +29,23 @@ pub(crate) struct Registration {
 
 impl Registrant<'_> {
     /// Talks to the CA until it grants a key that the TPM can load, and makes that key persistent.
-    pub(crate) async fn obtain(&self, progress: Progress<'_>) -> Result<Registration, Error> {
-        self.line.insist(progress, async |ca, step| self.register(ca, step).await).await
+    ///
+    /// `remember` is told the key's TPMT_PUBLIC before the TPM gets the key: whoever is killed in between must know it again, for
+    /// the CA may send another key the next time.
+    pub(crate) async fn obtain(
+        &self,
+        mut remember: impl FnMut(&[u8]) -> Result<(), Error>,
+        progress: Progress<'_>,
+    ) -> Result<Registration, Error> {
+        self.line.insist(progress, async |ca, step| self.register(ca, &mut remember, step).await).await
     }
 
-    async fn register(&self, ca: &mut Bootstrap<'_>, step: &mut Step<'_>) -> Result<Registration, Failure> {
+    async fn register(
+        &self,
+        ca: &mut Bootstrap<'_>,
+        remember: &mut impl FnMut(&[u8]) -> Result<(), Error>,
+        step: &mut Step<'_>,
+    ) -> Result<Registration, Failure> {
         let reply = match ca.ask(RequestBody::Register(self.bundle.clone())).await? {
             ReplyBody::Activation(reply) => reply,
             other => return Err(Failure::out_of_turn("shared key", other)),
@@ -52,6 +64,7 @@ impl Registrant<'_> {
             symmetric_seed: symmetric_seed.into_vec(),
             public: public.clone(),
         };
+        remember(&public)?;
         self.load(key)?;
         step.done(&format!("HMAC key loaded by the TPM and kept at {:#010x}", self.handle));
         Ok(Registration { device_id, public })

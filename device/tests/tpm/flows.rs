@@ -15,6 +15,7 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::version::{TLS12, TLS13};
 
 use crate::fake_ca::FakeCa;
+use crate::proxy::Proxy;
 use crate::wrap::{credential, hmac, wrap};
 use crate::{HMAC_KEY, IK, a_tpm, assert_nothing_loaded, open, provisioning, tls};
 
@@ -59,7 +60,8 @@ fn sealed_certificate_is_stored_before_it_is_confirmed_and_only_confirmed_by_the
             _ => None,
         }
     });
-    let error = lab.provision(&ca, Some(Flow::Sealed)).unwrap_err();
+    let request = ProvisionRequest { flow: Some(Flow::Sealed), deadline: Duration::from_secs(5), ..lab.request(&ca) };
+    let error = lab.device()?.provision(&request, &mut |_, _| ()).unwrap_err();
     assert_eq!(error.exit_code(), 4, "{error}");
     let requests = ca.take_requests();
     assert_eq!(requests[..2], ["enroll", "confirm"]);
@@ -105,7 +107,7 @@ fn sealed_certificate_confirmed_too_late_is_dropped_and_another_asked_for() -> R
         assert_eq!(lab.is_confirmed()?, Some(true));
 
         *refusals.lock().unwrap() = usize::MAX;
-        let request = ProvisionRequest { again: true, deadline: Duration::from_secs(60), ..lab.request(&ca) };
+        let request = ProvisionRequest { again: true, ..lab.request(&ca) };
         let error = lab.device()?.provision(&request, &mut |_, _| ()).unwrap_err();
         assert!(matches!(&error, Error::Refused { problem } if problem.code == code), "{error}");
         assert_eq!(ca.take_requests().len(), 8, "three restarts");
@@ -216,6 +218,50 @@ fn rotated_key_takes_the_old_ones_place() -> Result<()> {
 }
 
 #[test]
+fn device_cut_off_at_any_tpm_command_registers_the_next_time_though_every_key_is_another() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut tpm = open(&lab.swtpm);
+    let ek = tpm.endorsement_key(EkKind::P256)?.unwrap();
+    let srk = tpm.storage_root_key(SrkKind::P256)?.unwrap();
+    drop(tpm);
+    let mut generation = 0;
+    let ca = FakeCa::start(move |_| {
+        generation += 1;
+        Some(ReplyBody::Activation(activation(wrap(&[generation; 32], &ek, &srk)).unwrap()))
+    });
+    let request = ProvisionRequest { flow: Some(Flow::SharedKey), again: true, ..lab.request(&ca) };
+    let silent = ProvisionRequest { deadline: Duration::from_secs(1), ..provisioning::request() };
+    let silent = ProvisionRequest { flow: Some(Flow::SharedKey), again: true, ..silent };
+    let cut_off_after = |limit| {
+        let proxy = Proxy::with_limit(&lab.swtpm, limit)?;
+        tls::device_at(&proxy.tcti(), lab.state.path(), &lab.ca)
+            .map(|device| device.provision(&request, &mut |_, _| ()))
+    };
+    let mut was_orphaned = false;
+    for limit in 0.. {
+        let before = open(&lab.swtpm).hmac_key(HMAC_KEY)?;
+        let outcome = cut_off_after(limit)?;
+        let after = open(&lab.swtpm).hmac_key(HMAC_KEY)?;
+        if outcome.is_err() && after.is_some() && after != before {
+            was_orphaned = true;
+            // Known after further attempts, too, whether they end before the CA answers or after.
+            lab.device()?.provision(&silent, &mut |_, _| ()).unwrap_err();
+            for commands_less in [4, 6, 8] {
+                cut_off_after(limit - commands_less)?.unwrap_err();
+            }
+        }
+        lab.device()?.provision(&request, &mut |_, _| ())?;
+        lab.device()?.token(Duration::from_secs(60))?;
+        assert_nothing_loaded(&lab.swtpm)?;
+        if outcome.is_ok() {
+            assert!(was_orphaned, "no cut fell between the new key's persistence and the memory of it");
+            return Ok(());
+        }
+    }
+    unreachable!()
+}
+
+#[test]
 fn lost_state_is_written_anew_for_the_key_that_is_there() -> Result<()> {
     let lab = Lab::new()?;
     let ca = lab.key_server(&KEY)?;
@@ -323,6 +369,17 @@ fn refused_login_says_what_to_do_and_is_not_repeated() -> Result<()> {
     Ok(())
 }
 
+fn activation(key: WrappedKey) -> Result<ActivationReply> {
+    Ok(ActivationReply {
+        credential_blob: key.credential_blob.try_into()?,
+        encrypted_seed: key.encrypted_seed.try_into()?,
+        duplicate: key.duplicate.try_into()?,
+        symmetric_seed: key.symmetric_seed.try_into()?,
+        key_public: key.public.try_into()?,
+        device_id: "pump-17".parse()?,
+    })
+}
+
 /// A device and what its CA needs to know of it.
 struct Lab {
     swtpm: Swtpm,
@@ -349,7 +406,7 @@ impl Lab {
 
     fn request(&self, ca: &FakeCa) -> ProvisionRequest {
         let broker = ca.url("mqtt").parse().unwrap();
-        ProvisionRequest { broker, deadline: Duration::from_secs(5), ..provisioning::request() }
+        ProvisionRequest { broker, deadline: Duration::from_secs(60), ..provisioning::request() }
     }
 
     /// Whether the certificate in use is confirmed; `None` without one.
@@ -392,15 +449,7 @@ impl Lab {
     }
 
     fn activation(&self, key: &[u8; 32]) -> Result<ActivationReply> {
-        let key = self.wrapped(key)?;
-        Ok(ActivationReply {
-            credential_blob: key.credential_blob.try_into()?,
-            encrypted_seed: key.encrypted_seed.try_into()?,
-            duplicate: key.duplicate.try_into()?,
-            symmetric_seed: key.symmetric_seed.try_into()?,
-            key_public: key.public.try_into()?,
-            device_id: "pump-17".parse()?,
-        })
+        activation(self.wrapped(key)?)
     }
 
     fn key_server(&self, key: &[u8; 32]) -> Result<FakeCa> {

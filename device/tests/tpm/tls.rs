@@ -74,13 +74,24 @@ fn certificate_of_another_root_is_not_used() -> Result<()> {
 }
 
 pub(crate) fn device(swtpm: &Swtpm, state: &Path, ca: &Ca) -> Result<Device> {
-    Ok(Device::open(DeviceOptions {
-        tcti: swtpm.tcti().parse()?,
+    device_at(&swtpm.tcti(), state, ca)
+}
+
+pub(crate) fn device_at(tcti: &str, state: &Path, ca: &Ca) -> Result<Device> {
+    let options = DeviceOptions {
+        tcti: tcti.parse()?,
         passwords: Default::default(),
         tpm_timeout: Duration::from_secs(30),
         state: state.into(),
         ca_roots: vec![ca.root.der().clone()],
-    })?)
+    };
+    loop {
+        match Device::open(options.clone()) {
+            // Another test's child process has a copy of the lock file between fork and exec.
+            Err(error) if error.to_string().contains("in use by another") => thread::sleep(Duration::from_millis(10)),
+            outcome => return Ok(outcome?),
+        }
+    }
 }
 
 /// A CA that certifies without asking.
