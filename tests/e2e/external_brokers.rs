@@ -18,7 +18,7 @@ fn a_worker_on_mosquitto_provisions_devices_through_its_access_list() -> Result<
         &acl,
         "pattern write provision/v1/default/%c/request\npattern read provision/v1/default/%c/reply\n\
          user worker@\ntopic read provision/v1/default/+/request\ntopic write provision/v1/default/+/reply\n\
-         topic write fleet/v1/default/+/event\n",
+         topic write fleet/v1/default/+/event\ntopic write ca/v1/default/crl\n",
     )?;
     let file = |name: &str| dir.path().join(name).display().to_string();
     let tls =

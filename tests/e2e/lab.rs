@@ -1,12 +1,13 @@
 //! A CA that serves, and what tests ask of it.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use assay_tests::{AssayDir, AssayServer, Device, json, run, tool, trusted_vendor};
+use assay_tests::{AssayDir, AssayServer, Device, EkKind, Swtpm, json, run, tool, trusted_vendor};
 use serde_json::Value;
 
 /// A served CA that trusts the trusted vendor.
@@ -17,7 +18,13 @@ pub(crate) struct Lab {
 
 impl Lab {
     pub(crate) fn open() -> Result<Self> {
+        Self::with_settings("")
+    }
+
+    /// With these lines in place of assay.toml.
+    pub(crate) fn with_settings(settings: &str) -> Result<Self> {
         let dir = AssayDir::init()?;
+        fs::write(dir.path().join("assay.toml"), settings)?;
         dir.trust(&trusted_vendor()?)?;
         Ok(Self { server: AssayServer::start(&dir)?, dir })
     }
@@ -44,6 +51,20 @@ impl Lab {
     /// `assay`, with these arguments, which must succeed.
     pub(crate) fn assay(&self, arguments: &[&str]) -> Result<Output> {
         run(&mut self.dir.assay(arguments)?)
+    }
+
+    /// The EK certificate of a TPM, put on the enrolment list under a device id; more arguments of `enroll add` come last.
+    pub(crate) fn enroll(&self, tpm: &Swtpm, kind: EkKind, device_id: &str, arguments: &[&str]) -> Result<()> {
+        let file = tpm.work_dir().join("ek.der");
+        fs::write(&file, tpm.ek_certificate(kind)?)?;
+        let add = ["enroll", "add", file.to_str().context("a path")?, "--device-id", device_id];
+        self.assay(&[&add[..], arguments].concat()).map(drop)
+    }
+
+    /// The statuses of all certificates of a device, in the order of issuance.
+    pub(crate) fn statuses(&self, device_id: &str) -> Result<Vec<String>> {
+        let certificates = self.dir.list("certs")?.into_iter().filter(|row| row["device_id"] == device_id);
+        certificates.map(|row| Ok(row["status"].as_str().context("a status")?.to_owned())).collect()
     }
 
     /// How many certificates of a device are active.

@@ -199,7 +199,7 @@ impl PlainDevice {
     }
 }
 
-/// A provisioned device's connection over mutual TLS with its TPM key, which stays open.
+/// A provisioned device's connection over mutual TLS with its TPM key, or with a token, which stays open.
 pub(crate) struct OperationalClient {
     runtime: Runtime,
     events: EventLoop,
@@ -219,7 +219,20 @@ impl OperationalClient {
         let tls = Arc::new(device.mqtt_tls_config()?);
         let id = device.certificate()?.device_id.to_string();
         let options = Client { id, window: 16, receive_maximum: 16, manual_acks: false };
-        let (client, mut events) = assay_mqtt::connect(&lab.server.operational.parse()?, &tls, options);
+        Self::of(assay_mqtt::connect(&lab.server.operational.parse()?, &tls, options))
+    }
+
+    /// Without a certificate; an error if the broker refuses the login.
+    pub(crate) fn login(lab: &Lab, client_id: &str, user_name: &str, password: &str) -> Result<Self> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(lab.dir.root_pem())?)?;
+        let tls = Arc::new(assay_mqtt::tls_config(Arc::new(rustls::crypto::ring::default_provider()), roots, None)?);
+        let options = Client { id: client_id.into(), window: 16, receive_maximum: 16, manual_acks: false };
+        let login = assay_mqtt::Login { user_name: user_name.into(), password: password.into() };
+        Self::of(assay_mqtt::connect_with_login(&lab.server.operational.parse()?, &tls, options, login))
+    }
+
+    fn of((client, mut events): (AsyncClient, EventLoop)) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(next(&mut events, PATIENCE, |packet| matches!(packet, Packet::ConnAck(_)).then_some(())))?;
         Ok(Self { runtime, events, _client: client })

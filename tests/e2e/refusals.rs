@@ -147,7 +147,7 @@ fn a_device_id_of_another_ek_is_refused_and_its_record_is_intact() -> Result<()>
     let lab = Lab::open()?;
     let vendor = trusted_vendor()?;
     let (first, second) = (vendor.device(EkKind::P256, 0)?, vendor.device(EkKind::P256, 1)?);
-    enroll(&lab, &first, "pump-17")?;
+    lab.enroll(&first, EkKind::P256, "pump-17", &[])?;
     let provisioned = lab.provision(&Device::new(&first)?, &["--device-id", "pump-17"])?;
     let before = lab.dir.list("devices")?;
 
@@ -242,12 +242,6 @@ fn a_response_topic_of_somebody_else_is_refused() -> Result<()> {
     let reply = mqtt.ask_with_response_topic(request, &own)?;
     ensure!(has_code(&reply.body, ProblemCode::TicketRefused), "{reply:?}");
     Ok(())
-}
-
-fn enroll(lab: &Lab, tpm: &Swtpm, device_id: &str) -> Result<()> {
-    let file = tpm.work_dir().join("ek.der");
-    fs::write(&file, tpm.ek_certificate(EkKind::P256)?)?;
-    lab.assay(&["enroll", "add", file.to_str().context("a path")?, "--device-id", device_id]).map(drop)
 }
 
 fn challenged(mqtt: &mut RawClient, device: &ToolsDevice<'_>) -> Result<ChallengeReply> {

@@ -14,7 +14,7 @@ use crate::tools_device::{activate_credential, make_ek, read, sized, tpmt_public
 const EKS: [EkKind; 3] = [EkKind::Rsa2048, EkKind::P256, EkKind::P384];
 /// As tpm2_createprimary spells the types of the templates.
 const SRKS: [&str; 2] = ["rsa2048", "ecc256"];
-const SRK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
+pub(crate) const SRK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
 
 /// A TPM with an EK and an SRK on template, as tpm2-tools keep them.
 struct Device {

@@ -4,8 +4,11 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use assay_tests::{EkKind, Swtpm};
-use assay_wire::{Bundle, Bytes, ChallengeReply, Ticket};
+use assay_wire::{Bundle, Bytes, ChallengeReply, SealedCertificate, SealedReply, Ticket};
 use rcgen::{CertificateParams, PublicKeyData, SignatureAlgorithm, SigningKey};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::digest::{SHA256, digest};
+use rustls::pki_types::pem::PemObject;
 
 /// A TPM with an EK and an IK loaded in files, as tpm2-tools keep them.
 pub(crate) struct ToolsDevice<'a> {
@@ -55,6 +58,28 @@ impl<'a> ToolsDevice<'a> {
             activate_credential(self.tpm, self.kind, "ik.ctx", &challenge.credential_blob, &challenge.encrypted_seed)?;
         Ok(<[u8; Ticket::LEN]>::try_from(secret).ok().context("32 bytes")?.into())
     }
+}
+
+impl ToolsDevice<'_> {
+    /// What tpm2_activatecredential and AES-256-GCM make of a sealed certificate.
+    pub(crate) fn open(&self, reply: &SealedReply) -> Result<SealedCertificate> {
+        let key = activate_credential(self.tpm, self.kind, "ik.ctx", &reply.credential_blob, &reply.encrypted_seed)?;
+        let key = UnboundKey::new(&AES_256_GCM, &key).map_err(|_| anyhow::anyhow!("a key has 32 bytes"))?;
+        let ek = ek_id(&self.tpm.ek_public_pem(self.kind)?)?;
+        let ik = digest(&SHA256, &self.ik.subject_public_key_info()).as_ref().try_into()?;
+        let data = SealedReply::associated_data(&reply.claim, &ek.into(), &ik);
+        let (nonce, sealed) = reply.sealed.split_at(NONCE_LEN);
+        let (nonce, mut sealed) = (Nonce::try_assume_unique_for_key(nonce), sealed.to_vec());
+        let nonce = nonce.map_err(|_| anyhow::anyhow!("a nonce has 12 bytes"))?;
+        let opened = LessSafeKey::new(key).open_in_place(nonce, Aad::from(data), &mut sealed);
+        Ok(SealedCertificate::decode(opened.map_err(|_| anyhow::anyhow!("the box does not open"))?)?)
+    }
+}
+
+/// The EK id of a public key in PEM.
+fn ek_id(pem: &str) -> Result<[u8; 32]> {
+    let der = rustls::pki_types::SubjectPublicKeyInfoDer::from_pem_slice(pem.as_bytes())?;
+    Ok(digest(&SHA256, &der).as_ref().try_into()?)
 }
 
 /// Leaves the public area of the TPM's EK in `ek.pub`, and the EK itself where [`activate_credential`] finds it.

@@ -45,6 +45,13 @@ impl Device {
         Ok(command)
     }
 
+    /// `assay-device token`.
+    pub fn token(&self) -> Result<Command> {
+        let mut command = Command::new(assay_bin("assay-device")?);
+        command.env("TSS2_LOG", "all+NONE").args(["token", "--tcti", &self.tcti, "--state"]).arg(self.state());
+        Ok(command)
+    }
+
     /// `assay-device status --json`.
     pub fn status(&self) -> Result<Command> {
         let mut command = Command::new(assay_bin("assay-device")?);

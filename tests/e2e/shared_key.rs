@@ -1,0 +1,294 @@
+//! The shared key flow with real TPMs: who gets in with which token, until when, and what an operator can do about it.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use assay_tests::{Device, EkKind, Swtpm, json, run, trusted_vendor};
+use assay_wire::{ProblemCode, ReplyBody, RequestBody, SrkBundle};
+
+use crate::lab::Lab;
+use crate::raw_client::{OperationalClient, RawClient};
+use crate::shared_key_tools::SRK_ATTRIBUTES;
+use crate::tools_device::{make_ek, tpmt_public};
+
+/// A provisioned device, and what it logs in with.
+struct Registered {
+    tpm: Swtpm,
+    device: Device,
+    id: String,
+}
+
+impl Registered {
+    fn new(lab: &Lab, number: usize) -> Result<Self> {
+        Self::with(lab, trusted_vendor()?.device(EkKind::P256, number)?)
+    }
+
+    fn with(lab: &Lab, tpm: Swtpm) -> Result<Self> {
+        let device = Device::new(&tpm)?;
+        let provisioned = lab.provision(&device, &["--flow", "shared-key"])?;
+        let id = provisioned["device_id"].as_str().context("an id")?.to_owned();
+        Ok(Self { tpm, device, id })
+    }
+
+    /// A fresh token for the next `seconds`.
+    fn token(&self, seconds: u32) -> Result<String> {
+        let token = json(self.device.token()?.args(["--json", "--lifetime", &seconds.to_string()]))?;
+        ensure!(token["client_id"] == self.id && token["user_name"] == self.id);
+        Ok(token["password"].as_str().context("a password")?.to_owned())
+    }
+
+    fn login(&self, lab: &Lab, token: &str) -> Result<OperationalClient> {
+        OperationalClient::login(lab, &self.id, &self.id, token)
+    }
+}
+
+#[test]
+fn only_a_good_token_for_the_same_device_lets_in() -> Result<()> {
+    let lab = Lab::open()?;
+    let (device, other) = (Registered::new(&lab, 0)?, Registered::new(&lab, 1)?);
+    let token = device.token(3600)?;
+    let _in = device.login(&lab, &token)?;
+
+    let others = other.token(3600)?;
+    let scope = token.replace("default", "other-scope");
+    let later = token.replace("&se=", "&se=1");
+    let mut signature = token.clone().into_bytes();
+    let at = token.find("&sig=").context("a signature")? + 6;
+    signature[at] = if signature[at] == b'A' { b'B' } else { b'A' };
+    for (name, password) in [
+        ("another device's token", others.as_str()),
+        ("another scope", &scope),
+        ("another expiry", &later),
+        ("another signature", std::str::from_utf8(&signature)?),
+        ("nothing", ""),
+        ("a password", "hunter2"),
+    ] {
+        ensure!(device.login(&lab, password).is_err(), "{name} lets in");
+    }
+    ensure!(OperationalClient::login(&lab, &other.id, &device.id, &token).is_err(), "another client id");
+    ensure!(OperationalClient::login(&lab, &other.id, &other.id, &token).is_err(), "another user name");
+    ensure!(OperationalClient::login(&lab, &device.id, "", &token).is_err(), "no user name");
+    Ok(())
+}
+
+#[test]
+fn an_expired_token_lets_nobody_in_and_a_connection_ends_with_its_token() -> Result<()> {
+    let lab = Lab::open()?;
+    let device = Registered::new(&lab, 0)?;
+    let refused = device.device.token()?.args(["--lifetime", "86401"]).output()?;
+    ensure!(refused.status.code() == Some(2), "no token for longer than a day: {refused:?}");
+    // A broker takes a token for a minute longer than it says, for clocks differ.
+    let token = device.token(1)?;
+    let mut connected = device.login(&lab, &token)?;
+    ensure!(!connected.ends_within(Duration::from_secs(10)), "it ends before its time");
+    ensure!(connected.ends_within(Duration::from_secs(60)), "it does not end");
+    ensure!(device.login(&lab, &token).is_err(), "expired");
+    Ok(())
+}
+
+#[test]
+fn a_disabled_device_is_cut_off_and_stays_out_until_it_is_enabled() -> Result<()> {
+    let lab = Lab::open()?;
+    let device = Registered::new(&lab, 0)?;
+    let token = device.token(3600)?;
+    let mut connected = device.login(&lab, &token)?;
+    ensure!(!connected.ends_within(Duration::from_secs(2)));
+    lab.assay(&["enroll", "disable", &device.id])?;
+    ensure!(connected.ends_within(Duration::from_secs(5)), "still connected");
+    ensure!(device.login(&lab, &token).is_err());
+    lab.refused(&device.device, &["--again"], "device-disabled")?;
+    let published = device.device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?.output()?;
+    ensure!(published.status.code() == Some(3), "{published:?}");
+    lab.assay(&["enroll", "enable", &device.id])?;
+    device.login(&lab, &token).map(drop)
+}
+
+#[test]
+fn a_rotated_key_is_retired_at_once() -> Result<()> {
+    let lab = Lab::open()?;
+    let device = Registered::new(&lab, 0)?;
+    let token = device.token(3600)?;
+    let mut connected = device.login(&lab, &token)?;
+    lab.assay(&["enroll", "rotate", &device.id])?;
+    ensure!(connected.ends_within(Duration::from_secs(5)), "still connected");
+    ensure!(device.login(&lab, &token).is_err() && device.login(&lab, &device.token(60)?).is_err());
+
+    ensure!(lab.provision(&device.device, &["--again"])?["device_id"] == device.id);
+    ensure!(device.login(&lab, &token).is_err(), "a token of the old key");
+    device.login(&lab, &device.token(60)?).map(drop)
+}
+
+#[test]
+fn a_key_that_is_issued_anew_retires_the_old_one_when_it_is_first_used() -> Result<()> {
+    let lab = Lab::open()?;
+    let device = Registered::new(&lab, 0)?;
+    let old = device.token(3600)?;
+    drop(device.login(&lab, &old)?);
+    lab.provision(&device.device, &["--again"])?;
+    drop(device.login(&lab, &old)?);
+
+    let new = device.token(3600)?;
+    drop(device.login(&lab, &new)?);
+    ensure!(device.login(&lab, &old).is_err(), "the old key is retired");
+    device.login(&lab, &new).map(drop)
+}
+
+/// A stranger who knows the EK certificate of a healthy device, which is no secret.
+#[test]
+fn a_stranger_who_registers_for_another_changes_nothing() -> Result<()> {
+    let lab = Lab::open()?;
+    let device = Registered::new(&lab, 0)?;
+    let token = device.token(3600)?;
+    drop(device.login(&lab, &token)?);
+    let strangers = trusted_vendor()?.device(EkKind::P256, 1)?;
+    make_ek(&device.tpm, EkKind::P256)?;
+    for _ in 0..3 {
+        let mixed = SrkBundle {
+            ek_public: tpmt_public(&device.tpm, "ek.pub")?,
+            ek_certificates: vec![device.tpm.ek_certificate(EkKind::P256)?.try_into()?].try_into()?,
+            ..bundle(&strangers, SRK_ATTRIBUTES)?
+        };
+        let reply =
+            RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?.ask(RequestBody::Register(mixed))?;
+        ensure!(matches!(reply, ReplyBody::Activation(_)), "{reply:?}");
+    }
+    device.login(&lab, &token).map(drop)
+}
+
+#[test]
+fn policies_of_re_provisioning_hold() -> Result<()> {
+    let lab = Lab::open()?;
+    let vendor = trusted_vendor()?;
+    for (number, policy) in ["reissue", "reuse", "never"].into_iter().enumerate() {
+        let tpm = vendor.device(EkKind::P256, number)?;
+        lab.enroll(&tpm, EkKind::P256, policy, &["--reprovision", policy])?;
+        let mut device = Registered::with(&lab, tpm)?;
+        let old = device.token(3600)?;
+        drop(device.login(&lab, &old)?);
+        device.tpm.clear()?;
+        if policy == "never" {
+            lab.refused(&device.device, &[], "reprovision-refused")?;
+            drop(device.login(&lab, &old)?);
+            lab.assay(&["enroll", "update", policy, "--reprovision", "reissue"])?;
+        }
+        lab.provision(&device.device, &[]).context(policy)?;
+        drop(device.login(&lab, &device.token(3600)?)?);
+        let old_is_good = device.login(&lab, &old).is_ok();
+        ensure!(old_is_good == (policy == "reuse"), "{policy}: the old token is good: {old_is_good}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_certificate_is_issued_anew_unless_the_enrolment_forbids_it() -> Result<()> {
+    let lab = Lab::open()?;
+    let vendor = trusted_vendor()?;
+    for (number, policy, flow) in [(0, "reissue", "ticket"), (1, "never", "ticket"), (2, "never", "sealed")] {
+        let mut tpm = vendor.device(EkKind::P256, number)?;
+        let id = format!("{policy}-{flow}");
+        lab.enroll(&tpm, EkKind::P256, &id, &["--reprovision", policy])?;
+        let device = Device::new(&tpm)?;
+        lab.provision(&device, &["--flow", flow])?;
+        tpm.clear()?;
+        if policy == "never" {
+            lab.refused(&device, &[], "reprovision-refused")?;
+            ensure!(lab.statuses(&id)? == ["active"]);
+        } else {
+            lab.provision(&device, &[])?;
+            ensure!(lab.statuses(&id)? == ["superseded", "active"]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_storage_root_key_off_template_is_refused() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
+    // Without noDA and without fixedTPM, both of which a TPM makes.
+    for attributes in [
+        "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|decrypt",
+        "sensitivedataorigin|userwithauth|noda|restricted|decrypt",
+    ] {
+        mqtt.refused(RequestBody::Register(bundle(&tpm, attributes)?), ProblemCode::SrkOffTemplate)?;
+    }
+    let reply = mqtt.ask(RequestBody::Register(bundle(&tpm, SRK_ATTRIBUTES)?))?;
+    ensure!(matches!(reply, ReplyBody::Activation(_)), "{reply:?}");
+    Ok(())
+}
+
+/// Azure's C SDK leaves `unique` empty, so that the TPM derives another EK than the one its vendor certified.
+#[test]
+fn an_ek_of_azures_sdk_is_explained_and_let_in_if_its_enrolment_says_so() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::Rsa2048, 0)?;
+    let policy = "policy.digest";
+    fs::write(tpm.work_dir().join(policy), hex::decode(POLICY_A)?)?;
+    let attributes = "fixedtpm|fixedparent|sensitivedataorigin|adminwithpolicy|restricted|decrypt";
+    let create = ["createprimary", "-C", "e", "-g", "sha256", "-G", "rsa2048:aes128cfb", "-a", attributes];
+    tpm.tpm2(&[&create[..], &["-L", policy, "-c", "legacy.ctx"]].concat())?;
+    tpm.tpm2(&["readpublic", "-c", "legacy.ctx", "-o", "legacy.pub"])?;
+    tpm.tpm2(&["flushcontext", "-t"])?;
+
+    let bundle = SrkBundle {
+        ek_public: tpmt_public(&tpm, "legacy.pub")?,
+        ek_certificates: vec![tpm.ek_certificate(EkKind::Rsa2048)?.try_into()?].try_into()?,
+        ..bundle_of(&tpm, EkKind::Rsa2048, SRK_ATTRIBUTES)?
+    };
+    let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
+    match mqtt.ask(RequestBody::Register(bundle.clone()))? {
+        ReplyBody::Problem(problem) => {
+            ensure!(problem.code == ProblemCode::EkCertificateMismatch, "{problem}");
+            ensure!(problem.detail.contains("Azure") && problem.detail.contains("--legacy-dps-ek"), "{problem}");
+        }
+        other => bail!("{other:?}"),
+    }
+    let file = tpm.work_dir().join("legacy.pub");
+    let add = ["enroll", "add", file.to_str().context("a path")?, "--device-id", "pump-17", "--legacy-dps-ek"];
+    lab.assay(&add)?;
+    let reply = mqtt.ask(RequestBody::Register(bundle))?;
+    ensure!(matches!(&reply, ReplyBody::Activation(activation) if activation.device_id.as_str() == "pump-17"));
+
+    // Our device makes the same EK, and gets in with it.
+    let device = Device::new(&tpm)?;
+    let arguments = ["--flow", "shared-key", "--ek", "legacy-dps", "--srk", "rsa-2048"];
+    ensure!(lab.provision(&device, &arguments)?["device_id"] == "pump-17");
+    run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?).map(drop)
+}
+
+#[test]
+fn without_the_flow_nobody_connects_without_a_certificate() -> Result<()> {
+    let lab = Lab::open()?;
+    let device = Registered::new(&lab, 0)?;
+    let token = device.token(3600)?;
+    drop(device.login(&lab, &token)?);
+    fs::write(lab.dir.path().join("assay.toml"), "flows = [\"ticket\"]")?;
+    let mut lab = lab;
+    lab.server.restart()?;
+    ensure!(device.login(&lab, &token).is_err());
+    Ok(())
+}
+
+fn bundle(tpm: &Swtpm, srk_attributes: &str) -> Result<SrkBundle> {
+    bundle_of(tpm, EkKind::P256, srk_attributes)
+}
+
+/// What a TPM shows in the shared key flow, with a storage root key of tpm2-tools.
+fn bundle_of(tpm: &Swtpm, kind: EkKind, srk_attributes: &str) -> Result<SrkBundle> {
+    make_ek(tpm, kind)?;
+    let create = ["createprimary", "-C", "o", "-g", "sha256", "-G", "ecc256:aes128cfb", "-a", srk_attributes];
+    tpm.tpm2(&[&create[..], &["-c", "srk.ctx"]].concat())?;
+    tpm.tpm2(&["readpublic", "-c", "srk.ctx", "-o", "srk.pub"])?;
+    tpm.tpm2(&["flushcontext", "-t"])?;
+    Ok(SrkBundle {
+        device_id: None,
+        ek_public: tpmt_public(tpm, "ek.pub")?,
+        ek_certificates: vec![tpm.ek_certificate(kind)?.try_into()?].try_into()?,
+        srk_public: tpmt_public(tpm, "srk.pub")?,
+    })
+}
+
+/// TPM2_PolicySecret(TPM_RH_ENDORSEMENT), SHA-256 (TCG EK Credential Profile 2.5, B.6.2).
+const POLICY_A: &str = "837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa";
