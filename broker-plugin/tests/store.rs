@@ -1,7 +1,7 @@
 //! What the database promises, whoever calls it.
 
 use assay_broker_plugin::store::{
-    AnchorRow, AuditEntry, CertificateStatus, EnrolError, NewEnrolment, Store, StoreError,
+    AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, NewEnrolment, Store, StoreError,
 };
 use assay_ca_core::{Assurance, IssuedCertificate, Reprovision};
 use assay_wire::{DeviceId, EkId, ProblemCode};
@@ -43,16 +43,20 @@ fn add(store: &mut Store, certificate: &IssuedCertificate) -> Result<(), StoreEr
     store.transaction(|transaction| transaction.add_certificate(certificate, now()))
 }
 
-fn enroll(store: &mut Store, ek_id: EkId, device_id: Option<&str>) -> Result<(), EnrolError> {
-    let new = NewEnrolment {
+fn enrolment(ek_id: EkId, device_id: Option<&str>) -> NewEnrolment {
+    NewEnrolment {
         ek_id,
         device_id: device_id.map(id),
         recognised: "test".into(),
-        reprovision: Reprovision::default(),
-        legacy_dps_ek: false,
+        reprovision: None,
+        legacy_dps_ek: None,
+        disabled: None,
         added_at: now(),
-    };
-    store.enroll(&[new]).map_err(|(_, error)| error)
+    }
+}
+
+fn enroll(store: &mut Store, ek_id: EkId, device_id: Option<&str>) -> Result<Enrolled, EnrolError> {
+    store.enroll(&[enrolment(ek_id, device_id)]).unwrap().remove(0)
 }
 
 #[test]

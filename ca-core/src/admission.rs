@@ -15,8 +15,6 @@ use crate::trust::{Assurance, TrustedEk};
 pub struct Enrolment {
     /// The device id the operator gave the EK, if any.
     pub device_id: Option<DeviceId>,
-    /// Whether the operator locked the EK out.
-    pub disabled: bool,
     /// What happens when the device asks again.
     pub reprovision: Reprovision,
     /// Whether the EK may be one of Azure's SDKs, which no vendor certified though the TPM has a certificate.
@@ -75,8 +73,6 @@ pub struct UnknownReprovision;
 pub struct Registration {
     /// The device id it got.
     pub device_id: DeviceId,
-    /// Whether the operator locked the device out.
-    pub disabled: bool,
     /// The certificate it has now.
     pub certificate: Option<CertificateOnRecord>,
     /// How many certificates became active for it within the last [`QUOTA_PERIOD`].
@@ -106,6 +102,8 @@ pub struct CertificateOnRecord {
 /// What was true before the challenge need not be true after it: read them again in the transaction that stores a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Records {
+    /// Whether the operator locked the EK out, which needs neither enrolment nor registration.
+    pub disabled: bool,
     /// The EK's entry on the enrolment list.
     pub enrolment: Option<Enrolment>,
     /// The device that the EK is registered as.
@@ -262,9 +260,7 @@ fn due_device_id<'a>(enrolment: Option<&'a Enrolment>, registration: Option<&'a 
 }
 
 fn check(ek: &EkId, requested: &DeviceId, due: &DeviceId, records: &Records) -> Result<(), Rejection> {
-    let disabled = records.enrolment.as_ref().is_some_and(|enrolment| enrolment.disabled)
-        || records.registration.as_ref().is_some_and(|registration| registration.disabled);
-    if disabled {
+    if records.disabled {
         return Err(Rejection::DeviceDisabled { ek: *ek });
     }
     if requested != due

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use assay_wire::EkId;
+use data_encoding::BASE64;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use time::OffsetDateTime;
@@ -54,6 +55,8 @@ pub struct EkIdentity {
     pub template: Option<&'static str>,
     /// The certificate's summary, if the file is one.
     pub certificate: Option<CertificateSummary>,
+    /// Whether Azure's SDKs may have made it, as far as the file tells.
+    is_for_azure_sdks: bool,
 }
 
 /// What people want to know of an EK certificate.
@@ -70,7 +73,8 @@ pub struct CertificateSummary {
 }
 
 impl EkIdentity {
-    /// Finds out what an operator's file is, and whose EK it holds. Of a PEM file the first block counts.
+    /// Finds out what an operator's file is, and whose EK it holds. Of a PEM file the first block counts. Anything else may be in base64,
+    /// as Azure's tools print it.
     pub fn recognise(file: &[u8]) -> Result<(RecognisedAs, Self), EkFileError> {
         if let Ok(text) = std::str::from_utf8(file)
             && text.contains("-----BEGIN ")
@@ -83,6 +87,15 @@ impl EkIdentity {
             }
             return Err(EkFileError::OtherPem);
         }
+        let text: Vec<_> = file.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+        // No binary form is made of these characters only.
+        match BASE64.decode(&text) {
+            Ok(decoded) => Self::recognise_binary(&decoded),
+            Err(_) => Self::recognise_binary(file),
+        }
+    }
+
+    fn recognise_binary(file: &[u8]) -> Result<(RecognisedAs, Self), EkFileError> {
         if parse_certificate(file).is_some() {
             return Ok((RecognisedAs::CertificateDer, Self::of_certificate(file)?));
         }
@@ -108,7 +121,7 @@ impl EkIdentity {
             not_after: x509.validity().not_after.to_datetime(),
             tpm: certificate.tpm_model(),
         };
-        Ok(Self { certificate: Some(summary), ..Self::of_key(certificate.key())? })
+        Ok(Self { certificate: Some(summary), is_for_azure_sdks: false, ..Self::of_key(certificate.key())? })
     }
 
     fn of_spki(der: &[u8]) -> Result<Self, EkFileError> {
@@ -118,7 +131,8 @@ impl EkIdentity {
     fn of_area(area: &[u8]) -> Result<Self, EkFileError> {
         let area = PublicArea::parse(area).map_err(AreaRefused::from)?;
         let area = EkArea::recognise(&area)?;
-        Ok(Self { template: Some(area.template()), ..Self::of_key(area.key())? })
+        let is_for_azure_sdks = area.is_for_azure_sdks();
+        Ok(Self { template: Some(area.template()), is_for_azure_sdks, ..Self::of_key(area.key())? })
     }
 
     fn of_key(key: &PublicKey) -> Result<Self, EkFileError> {
@@ -126,7 +140,17 @@ impl EkIdentity {
         if !fits_an_ek(key) {
             return Err(EkFileError::NoTemplate { key: key.to_string() });
         }
-        Ok(Self { ek_id: key.ek_id(), key: key.to_string(), template: None, certificate: None })
+        let is_for_azure_sdks = matches!(key, PublicKey::Rsa { modulus, .. } if modulus.len() == AZURE_MODULUS_BYTES);
+        Ok(Self { ek_id: key.ek_id(), key: key.to_string(), template: None, certificate: None, is_for_azure_sdks })
+    }
+
+    /// Refuses an EK that Azure's SDKs cannot have made: theirs are RSA-2048 keys of TCG's template L-1, and no vendor certified them.
+    pub fn check_azure_sdk(&self) -> Result<(), EkFileError> {
+        match (&self.certificate, self.is_for_azure_sdks) {
+            (Some(_), _) => Err(EkFileError::CertifiedEk),
+            (None, true) => Ok(()),
+            (None, false) => Err(EkFileError::NoAzureSdk { found: self.template.unwrap_or(&self.key).to_owned() }),
+        }
     }
 }
 
@@ -148,6 +172,12 @@ pub enum EkFileError {
     Weak(#[from] WeakKey),
     #[error("no EK template has a key of the kind {key}")]
     NoTemplate { key: String },
+    #[error("Azure's SDKs make EKs of the template EK L-1 (RSA-2048), and this is {found}")]
+    NoAzureSdk { found: String },
+    #[error("a vendor certified this EK, which no vendor does for EKs that Azure's SDKs make")]
+    CertifiedEk,
 }
 
 const DER_SEQUENCE: u8 = 0x30;
+/// RSA-2048.
+const AZURE_MODULUS_BYTES: usize = 256;

@@ -1,28 +1,35 @@
-//! `assay enroll`: single EKs that an operator vouches for, and devices switched off.
+//! `assay enroll`: EKs that an operator vouches for, and devices switched off or removed.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use assay_broker_plugin::directory::Directory;
-use assay_broker_plugin::store::{EnrolmentRow, NewEnrolment, Store};
-use assay_ca_core::{EkIdentity, Reprovision};
+use assay_broker_plugin::store::{Enrolled, EnrolmentRow, NewEnrolment, Store};
+use assay_ca_core::{EkIdentity, Reprovision, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId};
-use clap::Subcommand;
+use clap::builder::PossibleValue;
+use clap::{Args, Subcommand, ValueEnum};
 use time::OffsetDateTime;
 
+use super::ek_list::{self, Defaults};
+use super::import::Import;
 use super::table;
 
 #[derive(Subcommand)]
 pub(crate) enum Enroll {
     /// Put an EK on the list: it is trusted without a vendor's certificate, and may get a device id of your choice
     Add {
-        /// EK certificate or EK public key: PEM, DER, TPM2B_PUBLIC or TPMT_PUBLIC
+        /// EK certificate or EK public key: PEM, DER, TPM2B_PUBLIC or TPMT_PUBLIC, the binary ones also in base64
         file: PathBuf,
         /// The device id it is to have; without one, the id follows from the EK
         #[arg(long)]
         device_id: Option<DeviceId>,
+        #[command(flatten)]
+        policy: Policy,
     },
-    /// List the EKs that the CA knows: enrolled, registered, or both
+    /// Put many EKs on the list: all of them, or none if one cannot be
+    Import(Import),
+    /// List the EKs that the CA knows: enrolled, registered, disabled
     List {
         /// One JSON object a line
         #[arg(long)]
@@ -30,36 +37,143 @@ pub(crate) enum Enroll {
     },
     /// Show one
     Show {
-        /// EK id, device id, or a file that `add` takes
-        which: String,
+        #[command(flatten)]
+        ek: Which,
     },
-    /// Refuse it from now on
+    /// Change what a device gets that comes with a new key
+    Update {
+        #[command(flatten)]
+        ek: Which,
+        /// What a device gets that was provisioned before and comes with a new key
+        #[arg(long, value_name = "POLICY")]
+        reprovision: ReprovisionArg,
+    },
+    /// Refuse it from now on, whether the CA knows it or not
     Disable {
-        /// EK id, device id, or a file that `add` takes
-        which: String,
+        #[command(flatten)]
+        ek: Which,
     },
-    /// Admit it again
+    /// Admit it again, if it is trusted otherwise
     Enable {
-        /// EK id, device id, or a file that `add` takes
-        which: String,
+        #[command(flatten)]
+        ek: Which,
+    },
+    /// Retire its shared key at once; the device gets the next one when it provisions again
+    Rotate {
+        #[command(flatten)]
+        ek: Which,
+    },
+    /// Forget it: revoke its certificates, retire its shared key, free its device id for other hardware
+    Remove {
+        #[command(flatten)]
+        ek: Which,
     },
 }
 
-impl Enroll {
-    pub(crate) fn run(self, directory: &Directory) -> Result<()> {
-        let mut store = directory.store()?;
-        match self {
-            Self::Add { file, device_id } => add(&mut store, &file, device_id),
-            Self::List { json } => list(&store, json),
-            Self::Show { which } => show(&find(&store, &which)?),
-            Self::Disable { which } => switch(&mut store, &which, true),
-            Self::Enable { which } => switch(&mut store, &which, false),
+/// What is agreed with devices about their return.
+#[derive(Args)]
+pub(crate) struct Policy {
+    /// What a device gets that was provisioned before and comes with a new key [default: reissue]
+    #[arg(long, value_name = "POLICY")]
+    reprovision: Option<ReprovisionArg>,
+    /// Made by an SDK of Azure, with another template than the EK that the TPM's vendor certified: trust it though the device
+    /// sends that other EK's certificate. RSA-2048 only
+    #[arg(long)]
+    legacy_dps_ek: bool,
+}
+
+impl Policy {
+    /// For EKs of which nothing else is said.
+    pub(crate) fn defaults(&self) -> Defaults {
+        Defaults {
+            reprovision: self.reprovision.map(|policy| policy.0),
+            legacy_dps_ek: self.legacy_dps_ek.then_some(true),
+            added_at: OffsetDateTime::now_utc(),
         }
     }
 }
 
-fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>) -> Result<()> {
-    let (recognised, ek) = recognise(file)?;
+/// [`Reprovision`], with words for `--help`.
+#[derive(Clone, Copy)]
+pub(crate) struct ReprovisionArg(Reprovision);
+
+impl ValueEnum for ReprovisionArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [ReprovisionArg; Reprovision::ALL.len()] = {
+            let [first, second, third] = Reprovision::ALL;
+            [ReprovisionArg(first), ReprovisionArg(second), ReprovisionArg(third)]
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.name()).help(match self.0 {
+            Reprovision::Reissue => {
+                "a new certificate or the next shared key; the old one ends when the new one is first used"
+            }
+            Reprovision::Reuse => {
+                "the same shared key again; a new identity key gets a new certificate, for none fits it"
+            }
+            Reprovision::Never => "nothing: it is refused until an operator acts",
+        }))
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Which {
+    /// EK id, device id, or a file that `add` takes
+    which: String,
+}
+
+impl Enroll {
+    pub(crate) fn run(self, directory: &Directory) -> Result<()> {
+        let store = &mut directory.store()?;
+        match self {
+            Self::Add { file, device_id, policy } => add(store, &file, device_id, &policy),
+            Self::Import(import) => import.run(store),
+            Self::List { json } => list(store, json),
+            Self::Show { ek } => show(&ek.row(store)?),
+            Self::Update { ek, reprovision } => update(store, &ek.row(store)?, reprovision.0),
+            Self::Disable { ek } => disable(store, &ek.id(store)?),
+            Self::Enable { ek } => enable(store, &ek.id(store)?),
+            Self::Rotate { ek } => rotate(store, &ek.id(store)?),
+            Self::Remove { ek } => remove(store, &ek.id(store)?),
+        }
+    }
+}
+
+impl Which {
+    fn row(&self, store: &Store) -> Result<EnrolmentRow> {
+        let ek = self.id(store)?;
+        store.enrolment(&ek)?.with_context(|| format!("EK {ek} is {UNKNOWN}"))
+    }
+
+    fn id(&self, store: &Store) -> Result<EkId> {
+        let which = &self.which;
+        if let Ok(ek) = which.parse() {
+            return Ok(ek);
+        }
+        if let Ok(device) = which.parse()
+            && let Some(ek) = store.ek_of_device(&device)?
+        {
+            return Ok(ek);
+        }
+        let file = Path::new(which);
+        if file.exists() {
+            let ek = EkIdentity::recognise(&read(file)?).with_context(|| format!("{} holds no EK", file.display()))?;
+            return Ok(ek.1.ek_id);
+        }
+        bail!("{which} is neither an EK id, nor a device id that the CA knows, nor a file; see `assay enroll list`")
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    ek_list::read_small(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>, policy: &Policy) -> Result<()> {
+    let enrolment = policy.defaults().enrolment(&read(file)?);
+    let (recognised, ek, enrolment) = enrolment.with_context(|| format!("{} holds no EK", file.display()))?;
     eprintln!("recognised: {recognised}, {}", ek.key);
     if let Some(certificate) = &ek.certificate {
         let until = table::time(certificate.not_after.unix_timestamp());
@@ -70,57 +184,70 @@ fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>) -> Result<()
             eprintln!("  TPM {}", table::printable(&tpm));
         }
     }
-    let new = NewEnrolment {
-        ek_id: ek.ek_id,
-        device_id: device_id.clone(),
-        recognised,
-        reprovision: Reprovision::default(),
-        legacy_dps_ek: false,
-        added_at: OffsetDateTime::now_utc(),
-    };
-    store.enroll(&[new]).map_err(|(_, error)| error)?;
-    match device_id {
-        Some(device_id) => eprintln!("enrolled as {device_id}"),
-        None => eprintln!("enrolled; its device id follows from the EK"),
+    let new = ek_list::checked(&ek, NewEnrolment { device_id, ..enrolment })?;
+    for enrolled in store.enroll(&[new])? {
+        let already = if enrolled? == Enrolled::Unchanged { " already" } else { "" };
+        match store.enrolment(&ek.ek_id)? {
+            Some(EnrolmentRow { disabled: true, .. }) => eprintln!("enrolled{already}, and disabled as before"),
+            Some(EnrolmentRow { device_id: Some(device_id), .. }) => eprintln!("enrolled{already} as {device_id}"),
+            _ => eprintln!("enrolled{already}; its device id follows from the EK"),
+        }
     }
     println!("{}", ek.ek_id);
     Ok(())
 }
 
-fn recognise(file: &Path) -> Result<(String, EkIdentity)> {
-    let content = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let (recognised, ek) =
-        EkIdentity::recognise(&content).with_context(|| format!("{} holds no EK", file.display()))?;
-    Ok((recognised.to_string(), ek))
+fn update(store: &mut Store, row: &EnrolmentRow, reprovision: Reprovision) -> Result<()> {
+    let ek = row.ek_id;
+    if !store.set_reprovision(&ek, reprovision)? {
+        bail!(
+            "EK {ek} is not enrolled, and only an enrolment has a policy; `assay enroll add FILE --reprovision {reprovision}` enrols it"
+        );
+    }
+    eprintln!("re-provisioning is {reprovision}: EK {ek}");
+    Ok(())
 }
 
-fn find(store: &Store, which: &str) -> Result<EnrolmentRow> {
-    let ek = find_ek(store, which)?;
-    store
-        .enrolment(&ek)?
-        .with_context(|| format!("EK {ek} is neither enrolled nor registered; see `assay enroll list`"))
+fn disable(store: &mut Store, ek: &EkId) -> Result<()> {
+    let known = store.enrolment(ek)?.is_some();
+    store.set_disabled(ek, true, OffsetDateTime::now_utc())?;
+    let note = if known { "" } else { ", which the CA did not know" };
+    eprintln!("disabled: EK {ek}{note}");
+    Ok(())
 }
 
-fn find_ek(store: &Store, which: &str) -> Result<EkId> {
-    if let Ok(ek) = which.parse() {
-        return Ok(ek);
-    }
-    if let Ok(device) = which.parse()
-        && let Some(ek) = store.ek_of_device(&device)?
-    {
-        return Ok(ek);
-    }
-    let file = Path::new(which);
-    if file.exists() {
-        return Ok(recognise(file)?.1.ek_id);
-    }
-    bail!("{which} is neither an EK id, nor a device id that the CA knows, nor a file; see `assay enroll list`")
+fn enable(store: &mut Store, ek: &EkId) -> Result<()> {
+    let row = store.enrolment(ek)?.with_context(|| format!("EK {ek} is {UNKNOWN}"))?;
+    store.set_disabled(ek, false, OffsetDateTime::now_utc())?;
+    let known = row.registered || row.recognised.is_some();
+    let note = if known { "" } else { ", which needs a trusted vendor's certificate or an enrolment" };
+    eprintln!("enabled: EK {ek}{note}");
+    Ok(())
 }
 
-fn switch(store: &mut Store, which: &str, disabled: bool) -> Result<()> {
-    let row = find(store, which)?;
-    store.set_disabled(&row.ek_id, disabled, OffsetDateTime::now_utc())?;
-    eprintln!("{}: EK {}", table::status(disabled), row.ek_id);
+fn rotate(store: &mut Store, ek: &EkId) -> Result<()> {
+    if !store.transaction(|transaction| transaction.retire_shared_key(ek))? {
+        bail!("EK {ek} never had a shared key; see `assay enroll list`");
+    }
+    eprintln!("retired the shared key of EK {ek}; its device gets the next one when it provisions again");
+    Ok(())
+}
+
+fn remove(store: &mut Store, ek: &EkId) -> Result<()> {
+    let row = store.enrolment(ek)?;
+    let removed = store.remove(ek, OffsetDateTime::now_utc())?;
+    let (Some(row), Some(removed)) = (row, removed) else {
+        bail!("EK {ek} is neither enrolled nor registered; see `assay enroll list`");
+    };
+    let name = row.device_id.map_or_else(String::new, |device_id| format!(", which was {device_id}"));
+    let retired = if removed.shared_key { "retired its shared key" } else { "it had no shared key" };
+    eprintln!("removed: EK {ek}{name}");
+    eprintln!("  revoked certificates: {}; {retired}", removed.certificates);
+    if row.disabled {
+        eprintln!("  it stays disabled until `assay enroll enable {ek}`");
+    } else {
+        eprintln!("  a trusted vendor's certificate may bring it back; `assay enroll disable {ek}` keeps it out");
+    }
     Ok(())
 }
 
@@ -136,13 +263,31 @@ fn list(store: &Store, as_json: bool) -> Result<()> {
         return Ok(());
     }
     let rows = rows.into_iter().map(|row| {
-        let device = row.device_id.as_ref().map_or_else(|| "(from the EK)".into(), DeviceId::to_string);
-        let source = row.recognised.clone().unwrap_or_else(|| "vendor's certificate".into());
-        let registered = if row.registered { "registered" } else { "expected" };
-        [row.ek_id.to_string(), device, registered.into(), table::status(row.disabled).into(), source]
+        let enrolled = row.recognised.is_some();
+        let (state, source) = match (row.registered, enrolled) {
+            (true, false) => ("registered", "vendor's certificate"),
+            (true, true) => ("registered", ""),
+            (false, true) => ("expected", ""),
+            (false, false) => ("unknown", "operator's word"),
+        };
+        [
+            row.ek_id.to_string(),
+            row.device_id.as_ref().map_or_else(|| "(from the EK)".into(), DeviceId::to_string),
+            state.into(),
+            table::status(row.disabled).into(),
+            row.reprovision.map_or_else(|| "-".into(), |policy| policy.to_string()),
+            row.shared_key.map_or_else(|| "-".into(), shared_key),
+            row.recognised
+                .map_or_else(|| source.into(), |form| if row.legacy_dps_ek { form + ", of Azure's SDK" } else { form }),
+        ]
     });
-    table::print(["EK", "DEVICE", "STATE", "STATUS", "KNOWN BY"], rows);
+    table::print(["EK", "DEVICE", "STATE", "STATUS", "REPROVISION", "SHARED KEY", "KNOWN BY"], rows);
     Ok(())
+}
+
+fn shared_key(SharedKeyOnRecord { generation, is_used }: SharedKeyOnRecord) -> String {
+    let state = if is_used { "used" } else { "not used" };
+    format!("{generation} ({state})")
 }
 
 fn json(row: &EnrolmentRow) -> serde_json::Value {
@@ -152,6 +297,11 @@ fn json(row: &EnrolmentRow) -> serde_json::Value {
         "enrolled_from": row.recognised,
         "registered": row.registered,
         "disabled": row.disabled,
+        "reprovision": row.reprovision.map(Reprovision::name),
+        "legacy_dps_ek": row.legacy_dps_ek,
+        "shared_key": row.shared_key.map(|key| serde_json::json!({ "generation": key.generation, "used": key.is_used })),
         "added_at": table::time(row.added_at),
     })
 }
+
+const UNKNOWN: &str = "neither enrolled, nor registered, nor disabled; see `assay enroll list`";

@@ -35,6 +35,7 @@ pub(crate) fn devices(directory: &Directory, Json { json }: Json) -> Result<()> 
                 "registered_at": table::time(device.registered_at),
                 "serial": device.serial.map(hex::encode),
                 "not_after": device.not_after.map(table::time),
+                "shared_key": device.shared_key,
             });
             println!("{line}");
         }
@@ -48,9 +49,10 @@ pub(crate) fn devices(directory: &Directory, Json { json }: Json) -> Result<()> 
             table::status(device.disabled).into(),
             device.serial.map_or_else(|| "-".into(), hex::encode),
             device.not_after.map_or_else(|| "-".into(), table::time),
+            device.shared_key.map_or_else(|| "-".into(), |generation| generation.to_string()),
         ]
     });
-    table::print(["DEVICE", "EK", "TRUSTED BY", "STATE", "CERTIFICATE", "NOT AFTER"], rows);
+    table::print(["DEVICE", "EK", "TRUSTED BY", "STATE", "CERTIFICATE", "NOT AFTER", "SHARED KEY"], rows);
     Ok(())
 }
 
@@ -65,6 +67,7 @@ pub(crate) fn certificates(directory: &Directory, Json { json }: Json) -> Result
                 "not_before": table::time(certificate.not_before),
                 "not_after": table::time(certificate.not_after),
                 "issued_at": table::time(certificate.issued_at),
+                "confirm_by": certificate.confirm_by.map(table::time),
                 "der": hex::encode(&certificate.der),
             });
             println!("{line}");
@@ -72,15 +75,17 @@ pub(crate) fn certificates(directory: &Directory, Json { json }: Json) -> Result
         return Ok(());
     }
     let rows = certificates.into_iter().map(|certificate| {
+        let waits = certificate.status == "unconfirmed";
         [
             hex::encode(&certificate.serial),
             certificate.device_id.to_string(),
             certificate.status,
             table::time(certificate.issued_at),
             table::time(certificate.not_after),
+            certificate.confirm_by.filter(|_| waits).map_or_else(|| "-".into(), table::time),
         ]
     });
-    table::print(["SERIAL", "DEVICE", "STATUS", "ISSUED", "NOT AFTER"], rows);
+    table::print(["SERIAL", "DEVICE", "STATUS", "ISSUED", "NOT AFTER", "CONFIRM BY"], rows);
     Ok(())
 }
 

@@ -1,7 +1,10 @@
 //! The command line: what can be asked for, and who does it.
 
+mod crl;
+mod ek_list;
 mod enroll;
 mod gate;
+mod import;
 mod init;
 mod list;
 mod serve;
@@ -33,7 +36,7 @@ enum Command {
     /// Say which TPM vendors' certificates are trusted
     #[command(subcommand)]
     Trust(trust::Trust),
-    /// Vouch for single EKs, and switch devices off and on
+    /// Vouch for EKs, and switch devices off and on
     #[command(subcommand)]
     Enroll(enroll::Enroll),
     /// Run the built-in broker and a worker
@@ -44,6 +47,8 @@ enum Command {
     Devices(list::Json),
     /// List the certificates
     Certs(list::Json),
+    /// Sign a list of what is revoked, and write it
+    Crl(crl::Crl),
     /// List the newest decisions
     Audit(list::Audit),
     /// Print what devices say, and what the CA says of them
@@ -61,6 +66,7 @@ impl Cli {
             Command::Worker(worker) => worker.run(&directory()?),
             Command::Devices(json) => list::devices(&directory()?, json),
             Command::Certs(json) => list::certificates(&directory()?, json),
+            Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => list::audit(&directory()?, audit),
             Command::Watch(watch) => watch.run(&directory()?),
         }
@@ -72,6 +78,7 @@ Examples:
   assay init ca                                    make a CA in the directory ca
   assay --dir ca trust add vendor-root.pem         trust the TPMs of a vendor
   assay --dir ca enroll add ek.pem --device-id pump-17
+  assay --dir ca enroll import eks.csv
   assay --dir ca serve                             serve devices until interrupted
   assay --dir ca devices                           who is registered
   assay --dir ca audit                             who was refused, and why";

@@ -231,8 +231,7 @@ impl Store {
     /// The file cannot be read.
     pub fn certificate_status(&self, serial: &[u8]) -> Result<CertificateStatus, StoreError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT c.status, d.disabled_at IS NOT NULL OR e.disabled_at IS NOT NULL
-             FROM certificates c LEFT JOIN devices d USING (ek_id) LEFT JOIN enrolments e USING (ek_id) WHERE c.serial = ?1",
+            "SELECT c.status, l.since IS NOT NULL FROM certificates c LEFT JOIN disabled_eks l USING (ek_id) WHERE c.serial = ?1",
         )?;
         let found =
             statement.query_row(params![serial], |row| Ok((row.get::<_, String>(0)?, row.get(1)?))).optional()?;
@@ -252,9 +251,9 @@ impl Store {
     /// The file cannot be read.
     pub fn devices(&self) -> Result<Vec<DeviceRow>, StoreError> {
         self.list(
-            "SELECT d.device_id, d.ek_id, d.assurance, d.disabled_at IS NOT NULL OR e.disabled_at IS NOT NULL, d.registered_at,
-                    c.serial, c.not_after, iif(s.is_used, s.generation, NULL)
-             FROM devices d LEFT JOIN enrolments e USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)
+            "SELECT d.device_id, d.ek_id, d.assurance, l.since IS NOT NULL, d.registered_at, c.serial, c.not_after,
+                    iif(s.is_used, s.generation, NULL)
+             FROM devices d LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)
                   LEFT JOIN certificates c ON c.device_id = d.device_id AND c.status = 'active'
              ORDER BY d.registered_at, d.device_id",
             &[],

@@ -1,13 +1,13 @@
 //! The enrolment list: EKs that an operator vouches for, and devices that an operator switched off or removed.
 
-use assay_ca_core::Reprovision;
+use assay_ca_core::{Reprovision, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use time::OffsetDateTime;
 
-use super::{IdInQuestion, Store, StoreError, ek_id, optional_device_id, parsed};
+use super::{Store, StoreError, ek_id, optional_device_id, parsed};
 
-/// An EK to put on the list.
+/// An EK to put on the list. What is `None` is left open: for an EK that is on the list, nothing is to change.
 #[derive(Clone, Debug)]
 pub struct NewEnrolment {
     /// The EK.
@@ -16,22 +16,36 @@ pub struct NewEnrolment {
     pub device_id: Option<DeviceId>,
     /// The encoding that the operator's file had.
     pub recognised: String,
-    /// What happens when the device asks again.
-    pub reprovision: Reprovision,
-    /// Whether it is an EK of Azure's SDKs, which no vendor certified.
-    pub legacy_dps_ek: bool,
+    /// What happens when the device asks again; [`Reprovision::Reissue`] unless given.
+    pub reprovision: Option<Reprovision>,
+    /// Whether it is an EK of Azure's SDKs, which no vendor certified; it is not unless given.
+    pub legacy_dps_ek: Option<bool>,
+    /// Whether it is locked out for now; it is not unless given.
+    pub disabled: Option<bool>,
     /// Now.
     pub added_at: OffsetDateTime,
 }
 
-/// An EK that the CA knows: enrolled, registered, or both.
+/// What became of a [`NewEnrolment`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enrolled {
+    /// It was put on the list.
+    Added,
+    /// It was on the list, with the same values.
+    Unchanged,
+}
+
+/// What became of several, each where its [`NewEnrolment`] stands.
+pub type EnrolResults = Vec<Result<Enrolled, EnrolError>>;
+
+/// An EK that the CA knows: enrolled, registered, disabled, or several of these.
 #[derive(Clone, Debug)]
 pub struct EnrolmentRow {
     /// The EK.
     pub ek_id: EkId,
-    /// The device id that its enrolment grants or under which it is registered.
+    /// The device id under which it is registered, else the one that its enrolment grants.
     pub device_id: Option<DeviceId>,
-    /// The encoding that the operator's file had; `None` if a vendor's certificate brought the EK here.
+    /// The encoding that the operator's file had; `None` without an enrolment.
     pub recognised: Option<String>,
     /// What happens when the device asks again; `None` without an enrolment, which is [`Reprovision::Reissue`].
     pub reprovision: Option<Reprovision>,
@@ -39,47 +53,102 @@ pub struct EnrolmentRow {
     pub legacy_dps_ek: bool,
     /// Whether an operator disabled it.
     pub disabled: bool,
-    /// Whether a device with this EK was certified.
+    /// Whether a device with this EK proved itself.
     pub registered: bool,
-    /// When it was enrolled or, without an enrolment, registered; in seconds since 1970.
+    /// The shared key that was last offered to it.
+    pub shared_key: Option<SharedKeyOnRecord>,
+    /// When it was enrolled or, without an enrolment, registered or else disabled; in seconds since 1970.
     pub added_at: i64,
+}
+
+/// What [`Store::remove`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// How many certificates are revoked.
+    pub certificates: usize,
+    /// Whether a shared key is retired.
+    pub shared_key: bool,
 }
 
 /// Why an EK cannot be enrolled.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
-    /// It is on the list.
-    #[error("EK {0} is enrolled already; see `assay enroll show {0}`")]
-    Enrolled(EkId),
+    /// It is on the list with another device id.
+    #[error("EK {ek} is enrolled{}, not as {wanted}; `assay enroll remove {ek}` first, and it may have another device id", known_as(.found))]
+    EnrolledAs {
+        /// The EK.
+        ek: EkId,
+        /// The device id it was given, if any.
+        found: Option<DeviceId>,
+        /// The other one.
+        wanted: DeviceId,
+    },
+    /// It is on the list with another policy.
+    #[error(
+        "EK {ek} is enrolled with re-provisioning {found}, not {wanted}; `assay enroll update {ek} --reprovision {wanted}` changes it"
+    )]
+    Reprovision {
+        /// The EK.
+        ek: EkId,
+        /// Its policy.
+        found: Reprovision,
+        /// The other one.
+        wanted: Reprovision,
+    },
+    /// It is on the list as an EK of Azure's SDKs and is not to be one, or the other way round.
+    #[error("EK {ek} is enrolled with legacy_dps_ek {found}, not {}; `assay enroll remove {ek}` first, and enrol it anew", !.found)]
+    LegacyDpsEk {
+        /// The EK.
+        ek: EkId,
+        /// As it is enrolled.
+        found: bool,
+    },
+    /// It is disabled and is not to be, or the other way round.
+    #[error("EK {ek} is {}; `assay enroll {} {ek}` changes that", if *.found { "disabled" } else { "enabled" }, if *.found { "enable" } else { "disable" })]
+    Disabled {
+        /// The EK.
+        ek: EkId,
+        /// Whether it is disabled.
+        found: bool,
+    },
     /// It was certified under another id.
-    #[error("EK {0} is registered as {1}; enrol it under that id or leave --device-id out")]
+    #[error("EK {0} is registered as {1}; enrol it under that id or leave the device id out")]
     Registered(EkId, DeviceId),
     /// The id is another EK's.
     #[error("device id {0} belongs to EK {1}")]
     DeviceIdTaken(DeviceId, EkId),
-    /// The file failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
-impl From<rusqlite::Error> for EnrolError {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Store(error.into())
-    }
+fn known_as(device_id: &Option<DeviceId>) -> String {
+    device_id.as_ref().map_or_else(|| " without a device id".into(), |id| format!(" as {id}"))
 }
 
 impl Store {
-    /// Puts EKs on the list: all of them, or none if one cannot be.
+    /// Puts EKs on the list: all of them, or none if one cannot be. Each result stands where its EK does.
     ///
     /// # Errors
-    /// See [`EnrolError`]; the number is the position of the EK that cannot be enrolled.
-    pub fn enroll(&mut self, new: &[NewEnrolment]) -> Result<(), (usize, EnrolError)> {
-        let begin = self.connection.transaction_with_behavior(TransactionBehavior::Immediate);
-        let transaction = begin.map_err(|error| (0, error.into()))?;
-        for (position, new) in new.iter().enumerate() {
-            enroll(&transaction, new).map_err(|error| (position, error))?;
+    /// The file cannot be written.
+    pub fn enroll(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        let (transaction, results) = self.try_enroll(new)?;
+        if results.iter().all(Result::is_ok) {
+            transaction.commit()?;
         }
-        transaction.commit().map_err(|error| (0, error.into()))
+        Ok(results)
+    }
+
+    /// Says what [`enroll`](Self::enroll) would do.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn rehearse_enroll(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        // Dropping the transaction rolls it back.
+        self.try_enroll(new).map(|(_, results)| results)
+    }
+
+    fn try_enroll(&mut self, new: &[NewEnrolment]) -> Result<(rusqlite::Transaction<'_>, EnrolResults), StoreError> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let results = new.iter().map(|new| enroll(&transaction, new)).collect::<Result<_, _>>()?;
+        Ok((transaction, results))
     }
 
     /// Changes what happens when a device asks again; `false` if the EK is not on the list.
@@ -95,23 +164,25 @@ impl Store {
     }
 
     /// Forgets an EK: its enrolment and its registration go, its certificates are revoked, its shared key is retired, and its device id
-    /// is free. `false` if the CA did not know it.
+    /// is free. If it is disabled it remains so. `None` if it was neither enrolled nor registered.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn remove(&mut self, ek: &EkId, now: OffsetDateTime) -> Result<bool, StoreError> {
+    pub fn remove(&mut self, ek: &EkId, now: OffsetDateTime) -> Result<Option<Removed>, StoreError> {
         self.transaction(|transaction| {
-            transaction.0.execute(
-                "UPDATE certificates SET status = 'revoked', ended_at = ?2 WHERE ek_id = ?1 AND status IN ('unconfirmed', 'active')",
-                params![ek.as_bytes(), now.unix_timestamp()],
-            )?;
-            transaction.retire_shared_key(ek)?;
             let mut removed = 0;
             for table in ["enrolments", "devices"] {
                 let delete = format!("DELETE FROM {table} WHERE ek_id = ?1");
                 removed += transaction.0.execute(&delete, params![ek.as_bytes()])?;
             }
-            Ok(removed > 0)
+            if removed == 0 {
+                return Ok(None);
+            }
+            let certificates = transaction.0.execute(
+                "UPDATE certificates SET status = 'revoked', ended_at = ?2 WHERE ek_id = ?1 AND status IN ('unconfirmed', 'active')",
+                params![ek.as_bytes(), now.unix_timestamp()],
+            )?;
+            Ok(Some(Removed { certificates, shared_key: transaction.retire_shared_key(ek)? }))
         })
     }
 
@@ -120,7 +191,7 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn enrolments(&self) -> Result<Vec<EnrolmentRow>, StoreError> {
-        self.list(&format!("{KNOWN_EKS} ORDER BY added_at, ek_id"), &[], enrolment_row)
+        self.list(&format!("{KNOWN_EKS} ORDER BY added_at, k.ek_id"), &[], enrolment_row)
     }
 
     /// The EK with this id, if the CA knows it.
@@ -128,8 +199,7 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn enrolment(&self, ek: &EkId) -> Result<Option<EnrolmentRow>, StoreError> {
-        let mut statement = self.connection.prepare(&format!("SELECT * FROM ({KNOWN_EKS}) WHERE ek_id = ?1"))?;
-        Ok(statement.query_row(params![ek.as_bytes()], enrolment_row).optional()?)
+        enrolment(&self.connection, ek)
     }
 
     /// The EK that holds a device id, by registration or by enrolment.
@@ -140,39 +210,39 @@ impl Store {
         super::holder(&self.connection, device)
     }
 
-    /// Switches an EK off or on, wherever the CA knows it from; `false` if it does not.
+    /// Switches an EK off or on, whether the CA knows it or not; `false` if it was so before.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn set_disabled(&mut self, ek: &EkId, disabled: bool, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let since = disabled.then(|| now.unix_timestamp());
-        self.transaction(|transaction| {
-            let mut changed = 0;
-            for table in ["enrolments", "devices"] {
-                let update = format!(
-                    "UPDATE {table} SET disabled_at = iif(?2 IS NULL, NULL, coalesce(disabled_at, ?2)) WHERE ek_id = ?1"
-                );
-                changed += transaction.0.execute(&update, params![ek.as_bytes(), since])?;
-            }
-            Ok(changed > 0)
-        })
+        Ok(set_disabled(&self.connection, ek, disabled, now)?)
     }
 }
 
-fn enroll(connection: &Connection, new: &NewEnrolment) -> Result<(), EnrolError> {
-    let about = new.device_id.as_ref().map_or(IdInQuestion::None, IdInQuestion::Is);
-    let records = super::records(connection, &new.ek_id, about, new.added_at)?;
-    if records.enrolment.is_some() {
-        return Err(EnrolError::Enrolled(new.ek_id));
+fn set_disabled(connection: &Connection, ek: &EkId, disabled: bool, now: OffsetDateTime) -> rusqlite::Result<bool> {
+    let changed = if disabled {
+        connection
+            .prepare_cached("INSERT OR IGNORE INTO disabled_eks (ek_id, since) VALUES (?1, ?2)")?
+            .execute(params![ek.as_bytes(), now.unix_timestamp()])?
+    } else {
+        connection.prepare_cached("DELETE FROM disabled_eks WHERE ek_id = ?1")?.execute(params![ek.as_bytes()])?
+    };
+    Ok(changed == 1)
+}
+
+fn enroll(connection: &Connection, new: &NewEnrolment) -> Result<Result<Enrolled, EnrolError>, StoreError> {
+    let known = enrolment(connection, &new.ek_id)?;
+    if let Some(difference) = known.as_ref().and_then(|known| difference(known, new)) {
+        return Ok(Err(difference));
     }
-    match (&records.registration, &new.device_id, records.id_holder) {
-        (Some(registration), Some(wanted), _) if registration.device_id != *wanted => {
-            return Err(EnrolError::Registered(new.ek_id, registration.device_id.clone()));
-        }
-        (_, Some(wanted), Some(holder)) if holder != new.ek_id => {
-            return Err(EnrolError::DeviceIdTaken(wanted.clone(), holder));
-        }
-        _ => {}
+    if known.is_some_and(|known| known.recognised.is_some()) {
+        return Ok(Ok(Enrolled::Unchanged));
+    }
+    if let Some(wanted) = &new.device_id
+        && let Some(holder) = super::holder(connection, wanted)?
+        && holder != new.ek_id
+    {
+        return Ok(Err(EnrolError::DeviceIdTaken(wanted.clone(), holder)));
     }
     connection
         .prepare_cached(
@@ -183,28 +253,70 @@ fn enroll(connection: &Connection, new: &NewEnrolment) -> Result<(), EnrolError>
             new.ek_id.as_bytes(),
             new.device_id.as_ref().map(DeviceId::as_str),
             new.recognised,
-            new.reprovision.name(),
-            new.legacy_dps_ek,
+            new.reprovision.unwrap_or_default().name(),
+            new.legacy_dps_ek.unwrap_or_default(),
             new.added_at.unix_timestamp()
         ])?;
-    Ok(())
+    if new.disabled == Some(true) {
+        set_disabled(connection, &new.ek_id, true, new.added_at)?;
+    }
+    Ok(Ok(Enrolled::Added))
+}
+
+/// What contradicts the record.
+fn difference(known: &EnrolmentRow, new: &NewEnrolment) -> Option<EnrolError> {
+    let ek = known.ek_id;
+    let enrolled = known.recognised.is_some();
+    if let Some(wanted) = new.device_id.clone()
+        && known.device_id.as_ref() != Some(&wanted)
+    {
+        match known.device_id.clone() {
+            Some(device_id) if known.registered => return Some(EnrolError::Registered(ek, device_id)),
+            found if enrolled => return Some(EnrolError::EnrolledAs { ek, found, wanted }),
+            _ => {}
+        }
+    }
+    if let (Some(found), Some(wanted)) = (known.reprovision, new.reprovision)
+        && found != wanted
+    {
+        return Some(EnrolError::Reprovision { ek, found, wanted });
+    }
+    if enrolled && new.legacy_dps_ek.is_some_and(|wanted| wanted != known.legacy_dps_ek) {
+        return Some(EnrolError::LegacyDpsEk { ek, found: known.legacy_dps_ek });
+    }
+    if new.disabled.is_some_and(|wanted| wanted != known.disabled) {
+        return Some(EnrolError::Disabled { ek, found: known.disabled });
+    }
+    None
+}
+
+fn enrolment(connection: &Connection, ek: &EkId) -> Result<Option<EnrolmentRow>, StoreError> {
+    let mut statement = connection.prepare_cached(&format!("{KNOWN_EKS} WHERE k.ek_id = ?1"))?;
+    Ok(statement.query_row(params![ek.as_bytes()], enrolment_row).optional()?)
 }
 
 const KNOWN_EKS: &str = "
-    SELECT coalesce(e.ek_id, d.ek_id) AS ek_id, coalesce(d.device_id, e.device_id) AS device_id, e.recognised AS recognised,
-           e.disabled_at IS NOT NULL OR d.disabled_at IS NOT NULL AS disabled, d.ek_id IS NOT NULL AS registered,
-           coalesce(e.added_at, d.registered_at) AS added_at, e.reprovision, coalesce(e.legacy_dps_ek, 0)
-    FROM enrolments e FULL OUTER JOIN devices d ON d.ek_id = e.ek_id";
+    SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised, e.reprovision, coalesce(e.legacy_dps_ek, 0),
+           l.since IS NOT NULL, d.ek_id IS NOT NULL, s.generation, s.is_used,
+           coalesce(e.added_at, d.registered_at, l.since) AS added_at
+    FROM (SELECT ek_id FROM enrolments UNION SELECT ek_id FROM devices UNION SELECT ek_id FROM disabled_eks) k
+         LEFT JOIN enrolments e USING (ek_id) LEFT JOIN devices d USING (ek_id) LEFT JOIN disabled_eks l USING (ek_id)
+         LEFT JOIN shared_keys s USING (ek_id)";
 
 fn enrolment_row(row: &Row<'_>) -> rusqlite::Result<EnrolmentRow> {
+    let shared_key = match (row.get(7)?, row.get(8)?) {
+        (Some(generation), Some(is_used)) => Some(SharedKeyOnRecord { generation, is_used }),
+        _ => None,
+    };
     Ok(EnrolmentRow {
         ek_id: ek_id(row, 0)?,
         device_id: optional_device_id(row, 1)?,
         recognised: row.get(2)?,
-        disabled: row.get(3)?,
-        registered: row.get(4)?,
-        added_at: row.get(5)?,
-        reprovision: row.get::<_, Option<String>>(6)?.map(|_| parsed(row, 6)).transpose()?,
-        legacy_dps_ek: row.get(7)?,
+        reprovision: row.get::<_, Option<String>>(3)?.map(|_| parsed(row, 3)).transpose()?,
+        legacy_dps_ek: row.get(4)?,
+        disabled: row.get(5)?,
+        registered: row.get(6)?,
+        shared_key,
+        added_at: row.get(9)?,
     })
 }

@@ -26,7 +26,7 @@ use time::OffsetDateTime;
 
 pub use audit::{AuditEntry, AuditRow};
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
-pub use enrolments::{EnrolError, EnrolmentRow, NewEnrolment};
+pub use enrolments::{EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed};
 pub use shared_keys::SharedKeyHolder;
 pub use trust::{AnchorRow, AnchorsVersion};
 
@@ -141,36 +141,35 @@ fn records(
     about: IdInQuestion<'_>,
     now: OffsetDateTime,
 ) -> Result<Records, StoreError> {
+    let disabled = connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM disabled_eks WHERE ek_id = ?1)")?
+        .query_row(params![ek.as_bytes()], |row| row.get(0))?;
     let enrolment = connection
-        .prepare_cached(
-            "SELECT device_id, disabled_at IS NOT NULL, reprovision, legacy_dps_ek FROM enrolments WHERE ek_id = ?1",
-        )?
+        .prepare_cached("SELECT device_id, reprovision, legacy_dps_ek FROM enrolments WHERE ek_id = ?1")?
         .query_row(params![ek.as_bytes()], |row| {
             Ok(Enrolment {
                 device_id: optional_device_id(row, 0)?,
-                disabled: row.get(1)?,
-                reprovision: parsed(row, 2)?,
-                legacy_dps_ek: row.get(3)?,
+                reprovision: parsed(row, 1)?,
+                legacy_dps_ek: row.get(2)?,
             })
         })
         .optional()?;
     let quota_from = now - QUOTA_PERIOD;
     let registration = connection
         .prepare_cached(
-            "SELECT d.device_id, d.disabled_at IS NOT NULL, c.ik_id, c.issued_at,
+            "SELECT d.device_id, c.ik_id, c.issued_at,
                     (SELECT count(*) FROM certificates r WHERE r.ek_id = d.ek_id AND r.confirmed_at > ?2)
              FROM devices d LEFT JOIN certificates c ON c.device_id = d.device_id AND c.status = 'active' WHERE d.ek_id = ?1",
         )?
         .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| {
-            let certificate = match (row.get(2)?, row.get(3)?) {
-                (Some(ik_id), Some(issued_at)) => Some(CertificateOnRecord { ik_id, issued_at: time(3, issued_at)? }),
+            let certificate = match (row.get(1)?, row.get(2)?) {
+                (Some(ik_id), Some(issued_at)) => Some(CertificateOnRecord { ik_id, issued_at: time(2, issued_at)? }),
                 _ => None,
             };
             Ok(Registration {
                 device_id: parsed(row, 0)?,
-                disabled: row.get(1)?,
                 certificate,
-                recent_certificates: row.get(4)?,
+                recent_certificates: row.get(3)?,
             })
         })
         .optional()?;
@@ -192,7 +191,7 @@ fn records(
         }
         IdInQuestion::None => None,
     };
-    Ok(Records { enrolment, registration, recent_unconfirmed, shared_key, id_holder })
+    Ok(Records { disabled, enrolment, registration, recent_unconfirmed, shared_key, id_holder })
 }
 
 /// The EK that is registered or enrolled under a device id.

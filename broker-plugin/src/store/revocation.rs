@@ -34,11 +34,9 @@ impl Transaction<'_> {
     /// The file cannot be read.
     pub fn revoked(&self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError> {
         let mut statement = self.0.prepare_cached(
-            "SELECT c.serial, c.status, coalesce(c.ended_at, e.disabled_at, d.disabled_at)
-             FROM certificates c LEFT JOIN devices d USING (ek_id) LEFT JOIN enrolments e USING (ek_id)
-             WHERE c.not_after > ?1
-               AND (c.status IN ('superseded', 'revoked') OR d.disabled_at IS NOT NULL OR e.disabled_at IS NOT NULL)
-             ORDER BY c.rowid",
+            "SELECT c.serial, c.status, coalesce(c.ended_at, l.since)
+             FROM certificates c LEFT JOIN disabled_eks l USING (ek_id)
+             WHERE c.not_after > ?1 AND (c.status IN ('superseded', 'revoked') OR l.since IS NOT NULL) ORDER BY c.rowid",
         )?;
         let rows = statement.query_map(params![now.unix_timestamp()], |row| {
             let reason = match row.get::<_, String>(1)?.as_str() {

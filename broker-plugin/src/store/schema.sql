@@ -16,7 +16,6 @@ CREATE TABLE enrolments (
     recognised    TEXT NOT NULL,        -- the encoding that the operator's file had
     reprovision   TEXT NOT NULL CHECK (reprovision IN ('reissue', 'reuse', 'never')),
     legacy_dps_ek INTEGER NOT NULL,     -- an EK of Azure's SDKs, which no vendor certified
-    disabled_at   INTEGER,
     added_at      INTEGER NOT NULL
 ) STRICT;
 
@@ -25,8 +24,13 @@ CREATE TABLE devices (
     device_id     TEXT PRIMARY KEY,
     ek_id         BLOB NOT NULL UNIQUE,
     assurance     TEXT NOT NULL,        -- what made the CA trust the EK
-    disabled_at   INTEGER,
     registered_at INTEGER NOT NULL
+) STRICT;
+
+-- EKs that an operator locked out, enrolled and registered or not: an enrolment would make them trusted once they are enabled again.
+CREATE TABLE disabled_eks (
+    ek_id BLOB PRIMARY KEY,
+    since INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE certificates (
@@ -80,11 +84,11 @@ INSERT INTO revocations VALUES (0);
 CREATE TABLE revocation_lists (number INTEGER NOT NULL) STRICT;
 INSERT INTO revocation_lists VALUES (0);
 
-CREATE TRIGGER device_switched AFTER UPDATE OF disabled_at ON devices
+CREATE TRIGGER ek_disabled AFTER INSERT ON disabled_eks
+BEGIN UPDATE revocations SET count = count + 1; END;
+CREATE TRIGGER ek_enabled AFTER DELETE ON disabled_eks
 BEGIN UPDATE revocations SET count = count + 1; END;
 CREATE TRIGGER device_removed AFTER DELETE ON devices
-BEGIN UPDATE revocations SET count = count + 1; END;
-CREATE TRIGGER enrolment_switched AFTER UPDATE OF disabled_at ON enrolments
 BEGIN UPDATE revocations SET count = count + 1; END;
 CREATE TRIGGER enrolment_removed AFTER DELETE ON enrolments
 BEGIN UPDATE revocations SET count = count + 1; END;

@@ -151,8 +151,7 @@ mod readmission {
 
     #[test]
     fn device_that_was_disabled_meanwhile_is_refused() {
-        let enrolment = Some(Enrolment { disabled: true, ..Enrolment::default() });
-        assert_eq!(readmit(&Records { enrolment, ..Records::default() }), Err(ProblemCode::DeviceDisabled));
+        assert_eq!(readmit(&Records { disabled: true, ..Records::default() }), Err(ProblemCode::DeviceDisabled));
     }
 
     #[test]
@@ -163,12 +162,8 @@ mod readmission {
 
     #[test]
     fn device_that_was_registered_under_another_id_meanwhile_is_refused() {
-        let registration = Some(Registration {
-            device_id: "pump-1".parse().unwrap(),
-            disabled: false,
-            certificate: None,
-            recent_certificates: 1,
-        });
+        let registration =
+            Some(Registration { device_id: "pump-1".parse().unwrap(), certificate: None, recent_certificates: 1 });
         assert_eq!(readmit(&Records { registration, ..Records::default() }), Err(ProblemCode::EkRegistered));
     }
 
@@ -179,12 +174,8 @@ mod readmission {
         let recent_certificates = 1;
         let registered = |ik_id, issued_at| {
             let certificate = Some(CertificateOnRecord { ik_id, issued_at });
-            let registration = Registration {
-                device_id: proven().device_id().clone(),
-                disabled: false,
-                certificate,
-                recent_certificates,
-            };
+            let registration =
+                Registration { device_id: proven().device_id().clone(), certificate, recent_certificates };
             Records { registration: Some(registration), ..Records::default() }
         };
         let (other_ik, this_ik) = ([7; 32], proven().ik_id());
@@ -204,7 +195,7 @@ mod readmission {
             let proven = ca.prove(&request).unwrap();
             let certificate = Some(CertificateOnRecord { ik_id, issued_at: now() - Duration::hours(1) });
             let device_id = proven.device_id().clone();
-            let registration = Some(Registration { device_id, disabled: false, certificate, recent_certificates });
+            let registration = Some(Registration { device_id, certificate, recent_certificates });
             proven.readmit(&Records { registration, ..Records::default() }).map(drop)
         };
         let problem = readmit([7; 32], QUOTA).unwrap_err().problem();

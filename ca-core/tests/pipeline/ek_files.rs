@@ -25,8 +25,15 @@ fn every_form_is_recognised_as_the_same_ek() {
             (RecognisedAs::TpmtPublic, ek.area.encode()),
         ];
         for (form, file) in forms {
+            let in_base64 = BASE64.encode(&file);
             let (recognised, identity) = EkIdentity::recognise(&file).unwrap();
             assert_eq!((recognised, identity.ek_id), (form, ek.key().ek_id()), "{kind}");
+            if !file.starts_with(b"-----BEGIN") {
+                let broken_in_two = format!("{}\r\n{}\n", &in_base64[..64], &in_base64[64..]);
+                for text in [in_base64, broken_in_two] {
+                    assert_eq!(EkIdentity::recognise(text.as_bytes()).unwrap(), (form, identity.clone()), "{kind}");
+                }
+            }
             let is_certificate = matches!(form, RecognisedAs::CertificatePem | RecognisedAs::CertificateDer);
             assert_eq!(identity.certificate.is_some(), is_certificate);
             let is_area = matches!(form, RecognisedAs::Tpm2bPublic | RecognisedAs::TpmtPublic);
@@ -68,6 +75,20 @@ fn key_that_no_template_fits_is_refused() {
     let assay_ca_core::key::PublicKey::Rsa { modulus, .. } = &mut key else { unreachable!() };
     modulus.drain(1..65);
     assert!(matches!(EkIdentity::recognise(&key.spki()), Err(EkFileError::NoTemplate { .. })));
+}
+
+#[test]
+fn only_an_uncertified_rsa_2048_ek_may_be_of_azures_sdks() {
+    let check = |file: &[u8]| EkIdentity::recognise(file).unwrap().1.check_azure_sdk();
+    let key = SoftwareEk::golden("rsa2048").key();
+    check(&key.spki()).unwrap();
+    check(&golden("ek-rsa2048.tpm2b")).unwrap();
+    assert_eq!(check(&golden("ek-rsa2048.der")), Err(EkFileError::CertifiedEk));
+    for other in ["ek-p256.tpm2b", "ek-p384.tpm2b", "ek-rsa3072.tpm2b"] {
+        assert!(matches!(check(&golden(other)), Err(EkFileError::NoAzureSdk { .. })), "{other}");
+    }
+    let p256 = SoftwareEk::golden("p256").key();
+    assert!(matches!(check(&p256.spki()), Err(EkFileError::NoAzureSdk { .. })));
 }
 
 #[test]

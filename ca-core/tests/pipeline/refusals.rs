@@ -627,12 +627,7 @@ mod admission {
     const OTHER: [u8; 32] = [7; 32];
 
     fn registered(device_id: &str) -> Option<Registration> {
-        Some(Registration {
-            device_id: device_id.parse().unwrap(),
-            disabled: false,
-            certificate: None,
-            recent_certificates: 0,
-        })
+        Some(Registration { device_id: device_id.parse().unwrap(), certificate: None, recent_certificates: 0 })
     }
 
     fn named(device_id: &str) -> Option<Enrolment> {
@@ -675,13 +670,10 @@ mod admission {
     fn disabled_device_is_refused() {
         let vendor = Vendor::new("Acme");
         let device = Device::of(&vendor);
-        let mut enrolment = enrolled();
-        enrolment.disabled = true;
-        let mut registration = registered("pump-1").unwrap();
-        registration.disabled = true;
-        let by_enrolment = Records { enrolment: Some(enrolment), ..Records::default() };
-        let by_registration = Records { registration: Some(registration), ..Records::default() };
-        for records in [by_enrolment, by_registration] {
+        let stranger = Records { disabled: true, ..Records::default() };
+        let enrolled = Records { enrolment: Some(enrolled()), ..stranger.clone() };
+        let registered = Records { registration: registered("pump-1"), ..stranger.clone() };
+        for records in [stranger, enrolled, registered] {
             assert_eq!(code(Ca::trusting(&vendor).admit(&device, &records)), ProblemCode::DeviceDisabled);
         }
     }
