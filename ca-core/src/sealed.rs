@@ -44,8 +44,9 @@ impl Admitted {
         records: &Records,
         now: OffsetDateTime,
     ) -> Result<Candidate, Rejection> {
-        let ek = self.ek.ek_id();
-        records.check_rekey(&ek, &ik.ik_id(), now)?;
+        // The times on record have no fractions either, and it is those that a confirmation is judged by.
+        let decided_at = now.replace_nanosecond(0).expect("0 is a nanosecond");
+        records.check_rekey(&self.ek.ek_id(), &ik.ik_id(), decided_at)?;
         Ok(Candidate {
             subject: self.subject(ik, scope),
             ek_area: self.ek.area.clone(),

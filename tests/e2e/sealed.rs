@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -108,10 +108,19 @@ fn a_certificate_that_nobody_confirms_is_revoked_and_the_device_may_enrol_again(
 
 #[test]
 fn the_first_connection_confirms_and_a_confirmation_afterwards_is_none_too_many() -> Result<()> {
-    let lab = Lab::open()?;
+    let mut lab = Lab::open()?;
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     let device = Device::new(&tpm)?;
-    kill_at(&lab, &device, "opened and verified")?;
+    let mut running = run_until(&lab, &device, "opened and verified")?;
+    lab.server.kill9()?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while json(&mut device.status()?)?["device_id"].is_null() {
+        ensure!(Instant::now() < deadline, "the device does not store what it cannot confirm");
+        thread::sleep(Duration::from_millis(10));
+    }
+    running.kill()?;
+    running.wait()?;
+    lab.server.restart()?;
     let status = json(&mut device.status()?)?;
     let id = status["device_id"].as_str().context("an id")?;
     ensure!(status["confirmed"] == false && lab.statuses(id)? == ["unconfirmed"], "{status}");
@@ -215,16 +224,24 @@ fn registered(lab: &Lab, device_id: &str) -> Result<usize> {
     Ok(lab.dir.list("devices")?.iter().filter(|row| row["device_id"] == device_id).count())
 }
 
-/// Lets a device provision itself by the sealed flow and kills it once it has reported a step.
 fn kill_at(lab: &Lab, device: &Device, step: &str) -> Result<()> {
-    let mut provision = device.provision(&lab.dir, &lab.server)?;
-    let mut running = provision.args(["--flow", "sealed"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-    let mut lines = BufReader::new(running.stderr.take().context("stderr is a pipe")?).lines();
-    let reached = lines.by_ref().map_while(Result::ok).any(|line| line.contains(step));
+    let mut running = run_until(lab, device, step)?;
     running.kill()?;
     running.wait()?;
-    ensure!(reached, "the flow has no step {step:?}");
     Ok(())
+}
+
+/// Lets a device provision itself by the sealed flow until it has reported a step.
+fn run_until(lab: &Lab, device: &Device, step: &str) -> Result<Child> {
+    let mut provision = device.provision(&lab.dir, &lab.server)?;
+    provision.args(["--flow", "sealed"]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut running = provision.spawn()?;
+    let mut lines = BufReader::new(running.stderr.take().context("stderr is a pipe")?).lines();
+    let reached = lines.by_ref().map_while(Result::ok).any(|line| line.contains(step));
+    ensure!(reached, "the flow has no step {step:?}");
+    // The device must not die of a closed pipe before it is killed.
+    thread::spawn(move || lines.count());
+    Ok(running)
 }
 
 /// The first certificate of a PEM file, in DER.

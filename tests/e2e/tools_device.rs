@@ -63,7 +63,11 @@ impl<'a> ToolsDevice<'a> {
 impl ToolsDevice<'_> {
     /// What tpm2_activatecredential and AES-256-GCM make of a sealed certificate.
     pub(crate) fn open(&self, reply: &SealedReply) -> Result<SealedCertificate> {
-        let key = activate_credential(self.tpm, self.kind, "ik.ctx", &reply.credential_blob, &reply.encrypted_seed)?;
+        self.tpm.tpm2(&["flushcontext", "-t"])?;
+        let activated =
+            activate_credential(self.tpm, self.kind, "ik.ctx", &reply.credential_blob, &reply.encrypted_seed);
+        self.tpm.tpm2(&["flushcontext", "-t"])?;
+        let key = activated?;
         let key = UnboundKey::new(&AES_256_GCM, &key).map_err(|_| anyhow::anyhow!("a key has 32 bytes"))?;
         let ek = ek_id(&self.tpm.ek_public_pem(self.kind)?)?;
         let ik = digest(&SHA256, &self.ik.subject_public_key_info()).as_ref().try_into()?;

@@ -26,7 +26,7 @@ impl Transaction<'_> {
         Ok(found.optional()?)
     }
 
-    /// The certificate that was sealed to an EK for this IK and can still be confirmed, and until when.
+    /// The certificate that was sealed to an EK for this IK after `since` and can still be confirmed, and until when.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -34,15 +34,17 @@ impl Transaction<'_> {
         &self,
         ek: &EkId,
         ik_id: &[u8; 32],
+        since: OffsetDateTime,
         now: OffsetDateTime,
     ) -> Result<Option<(Vec<u8>, OffsetDateTime)>, StoreError> {
         let mut statement = self.0.prepare_cached(
             "SELECT der, confirm_by FROM certificates
-             WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'unconfirmed' AND confirm_by > ?3 ORDER BY confirm_by DESC LIMIT 1",
+             WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'unconfirmed' AND confirm_by > ?3 AND issued_at > ?4
+             ORDER BY confirm_by DESC LIMIT 1",
         )?;
-        let found = statement.query_row(params![ek.as_bytes(), ik_id, now.unix_timestamp()], |row| {
-            Ok((row.get(0)?, time(1, row.get(1)?)?))
-        });
+        let (now, since) = (now.unix_timestamp(), since.unix_timestamp());
+        let found = statement
+            .query_row(params![ek.as_bytes(), ik_id, now, since], |row| Ok((row.get(0)?, time(1, row.get(1)?)?)));
         Ok(found.optional()?)
     }
 

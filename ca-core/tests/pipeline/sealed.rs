@@ -224,8 +224,7 @@ mod confirmation {
     fn device_that_is_no_longer_admitted_confirms_nothing() {
         let enrolled = Enrolled::new();
         let confirm = |records: Records| code(enrolled.unconfirmed().confirm(&records, now()));
-        let enrolment = Some(Enrolment { disabled: true, ..Enrolment::default() });
-        assert_eq!(confirm(Records { enrolment, ..Records::default() }), ProblemCode::DeviceDisabled);
+        assert_eq!(confirm(Records { disabled: true, ..Records::default() }), ProblemCode::DeviceDisabled);
         let id_holder = Some(EkId::from([7; 32]));
         assert_eq!(confirm(Records { id_holder, ..Records::default() }), ProblemCode::DeviceIdTaken);
         let of_list = Unconfirmed { assurance: assay_ca_core::Assurance::EnrolmentList, ..enrolled.unconfirmed() };
@@ -240,13 +239,25 @@ mod confirmation {
         assert!(matches!(refusal, Rejection::ClaimOutdated { .. }), "{refusal}");
         enrolled.unconfirmed().confirm(&with_active(now() - Duration::SECOND), now()).unwrap();
     }
+
+    /// Times on record have no fractions: what is issued in the same second could never be confirmed.
+    #[test]
+    fn nothing_is_sealed_that_could_not_be_confirmed() {
+        let enrolled = Enrolled::new();
+        let key = BoundKey::verify(&enrolled.device.evidence()).unwrap();
+        let records = has_certificate(&enrolled, [7; 32], now());
+        let admitted = enrolled.ca.admit(&enrolled.device, &records).unwrap();
+        let candidate = |at| admitted.candidate(&key, &enrolled.ca.scope, &records, at);
+        let refusal = candidate(now() + Duration::milliseconds(999)).unwrap_err();
+        assert!(matches!(refusal, Rejection::ClaimOutdated { .. }), "{refusal}");
+        candidate(now() + Duration::SECOND).unwrap();
+    }
 }
 
 /// Records of a device with an active certificate.
 fn has_certificate(enrolled: &Enrolled, ik_id: [u8; 32], issued_at: OffsetDateTime) -> Records {
     let registration = Registration {
         device_id: enrolled.issued.device_id.clone(),
-        disabled: false,
         certificate: Some(CertificateOnRecord { ik_id, issued_at }),
         recent_certificates: 1,
     };
