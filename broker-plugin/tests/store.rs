@@ -1,9 +1,11 @@
 //! What the database promises, whoever calls it.
 
+use assay_broker_plugin::ca::confirm_by_use;
 use assay_broker_plugin::store::{
-    AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, NewEnrolment, Store, StoreError,
+    AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, IdInQuestion, NewEnrolment, Removed,
+    SharedKeyHolder, Store, StoreError,
 };
-use assay_ca_core::{Assurance, IssuedCertificate, Reprovision};
+use assay_ca_core::{Assurance, IssuedCertificate, Reprovision, RevocationReason, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId, ProblemCode};
 use time::{Duration, OffsetDateTime};
 
@@ -37,6 +39,35 @@ fn certificate(serial: u8, device: &str, ek_id: EkId) -> IssuedCertificate {
         assurance: Assurance::VendorCertificate,
         confirm_by: None,
     }
+}
+
+/// One that waits for ten minutes to be confirmed.
+fn sealed(serial: u8, device: &str, ek_id: EkId) -> IssuedCertificate {
+    IssuedCertificate { confirm_by: Some(now() + Duration::minutes(10)), ..certificate(serial, device, ek_id) }
+}
+
+fn status(store: &Store, serial: u8) -> CertificateStatus {
+    store.certificate_status(&[serial; 16]).unwrap()
+}
+
+/// What a revocation list would say.
+fn revoked(store: &mut Store) -> Vec<(u8, RevocationReason)> {
+    let revoked = store.transaction(|transaction| transaction.revoked(now())).unwrap();
+    revoked.into_iter().map(|revoked| (revoked.serial[0], revoked.reason)).collect()
+}
+
+fn offer(store: &mut Store, ek_id: EkId, device: &str, generation: u32) {
+    let assurance = Assurance::VendorCertificate;
+    store.transaction(|transaction| transaction.offer_shared_key(&ek_id, &id(device), assurance, generation)).unwrap();
+}
+
+fn accept(store: &mut Store, ek_id: EkId, device: &str, generation: u32) -> Result<(), StoreError> {
+    let holder = SharedKeyHolder { ek_id, assurance: Assurance::VendorCertificate };
+    store.transaction(|transaction| transaction.accept_shared_key(&holder, &id(device), generation, now()))
+}
+
+fn shared_key(store: &Store, ek_id: EkId) -> Option<SharedKeyOnRecord> {
+    store.records(&ek_id, IdInQuestion::None, now()).unwrap().shared_key
 }
 
 fn add(store: &mut Store, certificate: &IssuedCertificate) -> Result<(), StoreError> {
@@ -151,7 +182,8 @@ fn a_failed_transaction_leaves_nothing() {
 fn an_ek_is_enrolled_once_and_an_id_is_granted_once() {
     let (_directory, mut store) = store();
     enroll(&mut store, ek(1), Some("pump-17")).unwrap();
-    assert!(matches!(enroll(&mut store, ek(1), None), Err(EnrolError::Enrolled(_))));
+    assert_eq!(enroll(&mut store, ek(1), Some("pump-17")).unwrap(), Enrolled::Unchanged);
+    assert_eq!(store.enrolments().unwrap().len(), 1);
     assert!(
         matches!(enroll(&mut store, ek(2), Some("pump-17")), Err(EnrolError::DeviceIdTaken(_, holder)) if holder == ek(1))
     );
@@ -170,13 +202,266 @@ fn a_registered_ek_keeps_its_id_when_it_is_enrolled() {
 }
 
 #[test]
+fn many_are_enrolled_or_none() {
+    let (_directory, mut store) = store();
+    enroll(&mut store, ek(1), Some("pump-1")).unwrap();
+    let new = [
+        enrolment(ek(1), Some("pump-1")),
+        enrolment(ek(2), Some("pump-2")),
+        enrolment(ek(3), Some("pump-1")),
+        enrolment(ek(4), None),
+        enrolment(ek(5), Some("pump-2")),
+    ];
+    for results in [store.rehearse_enroll(&new).unwrap(), store.enroll(&new).unwrap()] {
+        let failed: Vec<_> = (0..5).filter(|n| results[*n].is_err()).collect();
+        assert_eq!(failed, [2, 4], "each where it stands");
+        assert!(matches!(results[0], Ok(Enrolled::Unchanged)) && matches!(results[1], Ok(Enrolled::Added)));
+        assert_eq!(store.enrolments().unwrap().len(), 1);
+    }
+    assert!(store.rehearse_enroll(&new[..2]).unwrap().iter().all(Result::is_ok));
+    assert_eq!(store.enrolments().unwrap().len(), 1, "a rehearsal leaves nothing");
+    assert!(store.enroll(&new[..2]).unwrap().iter().all(Result::is_ok));
+    assert_eq!(store.enrolments().unwrap().len(), 2);
+}
+
+#[test]
+fn what_an_enrolment_says_is_kept_and_what_it_leaves_open_is_not_changed() {
+    let (_directory, mut store) = store();
+    let full = NewEnrolment {
+        reprovision: Some(Reprovision::Never),
+        legacy_dps_ek: Some(true),
+        disabled: Some(true),
+        ..enrolment(ek(1), Some("pump-1"))
+    };
+    store.enroll(&[full.clone()]).unwrap().remove(0).unwrap();
+    let row = store.enrolment(&ek(1)).unwrap().unwrap();
+    assert_eq!((row.reprovision, row.legacy_dps_ek, row.disabled), (Some(Reprovision::Never), true, true));
+    let records = store.records(&ek(1), IdInQuestion::None, now()).unwrap();
+    assert!(records.disabled && records.enrolment.unwrap().legacy_dps_ek);
+    assert_eq!(enroll(&mut store, ek(1), None).unwrap(), Enrolled::Unchanged);
+
+    let mut refused = |new: NewEnrolment| store.enroll(&[new]).unwrap().remove(0).unwrap_err();
+    let error = refused(NewEnrolment { device_id: Some(id("pump-2")), ..full.clone() });
+    assert!(matches!(error, EnrolError::EnrolledAs { found: Some(_), .. }), "{error}");
+    let error = refused(NewEnrolment { reprovision: Some(Reprovision::Reissue), ..full.clone() });
+    assert!(matches!(error, EnrolError::Reprovision { found: Reprovision::Never, .. }), "{error}");
+    let error = refused(NewEnrolment { legacy_dps_ek: Some(false), ..full.clone() });
+    assert!(matches!(error, EnrolError::LegacyDpsEk { found: true, .. }), "{error}");
+    let error = refused(NewEnrolment { disabled: Some(false), ..full });
+    assert!(matches!(error, EnrolError::Disabled { found: true, .. }), "{error}");
+}
+
+#[test]
+fn only_an_enrolment_has_a_policy() {
+    let (_directory, mut store) = store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    assert!(!store.set_reprovision(&ek(1), Reprovision::Never).unwrap());
+    enroll(&mut store, ek(1), None).unwrap();
+    assert!(store.set_reprovision(&ek(1), Reprovision::Never).unwrap());
+    assert_eq!(store.enrolment(&ek(1)).unwrap().unwrap().reprovision, Some(Reprovision::Never));
+}
+
+#[test]
+fn an_unconfirmed_certificate_supersedes_nothing_and_registers_nobody() {
+    let (_directory, mut store) = store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    let seen = store.revocations().unwrap();
+    add(&mut store, &sealed(2, "pump-1", ek(1))).unwrap();
+    add(&mut store, &sealed(3, "pump-2", ek(2))).unwrap();
+    assert_eq!((status(&store, 1), status(&store, 2)), (CertificateStatus::Active, CertificateStatus::Unconfirmed));
+    assert_eq!(store.devices().unwrap().len(), 1);
+    assert!(store.enrolment(&ek(2)).unwrap().is_none());
+    assert_eq!(store.revocations().unwrap(), seen);
+}
+
+#[test]
+fn a_confirmed_certificate_supersedes_and_registers() {
+    let (_directory, mut store) = store();
+    let (first, earlier) = (certificate(1, "pump-1", ek(1)), now() - Duration::hours(1));
+    store.transaction(|transaction| transaction.add_certificate(&first, earlier)).unwrap();
+    add(&mut store, &sealed(2, "pump-1", ek(1))).unwrap();
+    add(&mut store, &sealed(3, "pump-2", ek(2))).unwrap();
+    let later = now() + Duration::minutes(1);
+    for serial in [2, 3, 3] {
+        confirm_by_use(&mut store, &[serial; 16], later).unwrap();
+        assert_eq!(status(&store, serial), CertificateStatus::Active);
+    }
+    assert_eq!(status(&store, 1), CertificateStatus::Superseded);
+    let devices = store.devices().unwrap();
+    assert_eq!(devices.iter().map(|device| device.serial.as_ref().unwrap()[0]).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(revoked(&mut store), [(1, RevocationReason::Superseded)]);
+}
+
+#[test]
+fn a_certificate_that_was_not_confirmed_in_time_is_revoked() {
+    let (_directory, mut store) = store();
+    add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
+    let deadline = now() + Duration::minutes(10);
+    let before = deadline - Duration::seconds(1);
+    let revoke = |store: &mut Store, now| store.transaction(|transaction| transaction.revoke_unconfirmed(now)).unwrap();
+    assert!(!store.has_overdue_confirmations(before).unwrap());
+    assert_eq!(revoke(&mut store, before), 0);
+    assert!(store.has_overdue_confirmations(deadline).unwrap());
+    let seen = store.revocations().unwrap();
+    assert_eq!(revoke(&mut store, deadline), 1);
+    assert!(store.revocations().unwrap() > seen);
+    assert!(!store.has_overdue_confirmations(deadline).unwrap());
+    assert_eq!(status(&store, 1), CertificateStatus::Revoked);
+    assert_eq!(revoked(&mut store), [(1, RevocationReason::CessationOfOperation)]);
+    confirm_by_use(&mut store, &[1; 16], before).unwrap();
+    assert_eq!(status(&store, 1), CertificateStatus::Revoked, "it does not come back");
+}
+
+#[test]
+fn certificates_that_nobody_confirmed_are_counted_for_a_day() {
+    let (_directory, mut store) = store();
+    let count = |store: &Store, now| store.records(&ek(1), IdInQuestion::None, now).unwrap().recent_unconfirmed;
+    for serial in 1..=3 {
+        add(&mut store, &sealed(serial, "pump-1", ek(1))).unwrap();
+    }
+    add(&mut store, &sealed(9, "pump-2", ek(2))).unwrap();
+    assert_eq!(count(&store, now()), 3);
+    confirm_by_use(&mut store, &[1; 16], now()).unwrap();
+    assert_eq!(count(&store, now()), 2, "one was confirmed");
+    store.transaction(|transaction| transaction.revoke_unconfirmed(now() + Duration::hours(1))).unwrap();
+    assert_eq!(count(&store, now() + Duration::hours(1)), 2, "revoked ones count");
+    assert_eq!(count(&store, now() + Duration::days(1)), 0);
+}
+
+#[test]
+fn the_revocation_list_gives_reasons_and_forgets_what_expired() {
+    let (_directory, mut store) = store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    add(&mut store, &certificate(2, "pump-1", ek(1))).unwrap();
+    add(&mut store, &certificate(3, "pump-2", ek(2))).unwrap();
+    add(&mut store, &certificate(4, "pump-3", ek(3))).unwrap();
+    add(&mut store, &certificate(5, "pump-4", ek(4))).unwrap();
+    store.set_disabled(&ek(2), true, now()).unwrap();
+    store.remove(&ek(3), now()).unwrap();
+    let (superseded, removed) = ((1, RevocationReason::Superseded), (4, RevocationReason::CessationOfOperation));
+    assert_eq!(revoked(&mut store), [superseded, (3, RevocationReason::CertificateHold), removed]);
+    store.set_disabled(&ek(2), false, now()).unwrap();
+    assert_eq!(revoked(&mut store), [superseded, removed]);
+    let expired = now() + Duration::days(90);
+    assert!(store.transaction(|transaction| transaction.revoked(expired)).unwrap().is_empty());
+}
+
+#[test]
+fn revocation_lists_are_numbered_once() {
+    let (_directory, mut store) = store();
+    let mut next = || store.transaction(|transaction| transaction.next_revocation_list()).unwrap();
+    assert_eq!([next(), next(), next()], [1, 2, 3]);
+}
+
+#[test]
+fn a_removed_devices_id_is_free_and_its_certificates_are_not_good() {
+    let (_directory, mut store) = store();
+    enroll(&mut store, ek(1), Some("pump-1")).unwrap();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    add(&mut store, &sealed(2, "pump-1", ek(1))).unwrap();
+    let seen = store.revocations().unwrap();
+    assert_eq!(store.remove(&ek(1), now()).unwrap(), Some(Removed { certificates: 2, shared_key: false }));
+    assert!(store.revocations().unwrap() > seen);
+    assert_eq!(store.remove(&ek(1), now()).unwrap(), None);
+    assert_eq!((status(&store, 1), status(&store, 2)), (CertificateStatus::Revoked, CertificateStatus::Revoked));
+    assert_eq!(store.ek_of_device(&id("pump-1")).unwrap(), None);
+    assert!(store.devices().unwrap().is_empty() && store.enrolments().unwrap().is_empty());
+    enroll(&mut store, ek(2), Some("pump-1")).unwrap();
+    add(&mut store, &certificate(3, "pump-1", ek(2))).unwrap();
+}
+
+#[test]
+fn an_offer_does_not_change_the_generation() {
+    let (_directory, mut store) = store();
+    offer(&mut store, ek(1), "pump-1", 1);
+    assert_eq!(shared_key(&store, ek(1)), Some(SharedKeyOnRecord { generation: 1, is_used: false }));
+    assert!(store.devices().unwrap().is_empty(), "nobody is registered by an offer");
+    accept(&mut store, ek(1), "pump-1", 1).unwrap();
+    let seen = store.revocations().unwrap();
+    offer(&mut store, ek(1), "pump-1", 2);
+    assert_eq!(shared_key(&store, ek(1)), Some(SharedKeyOnRecord { generation: 1, is_used: true }));
+    assert_eq!(store.revocations().unwrap(), seen);
+}
+
+#[test]
+fn the_first_use_of_a_shared_key_registers_its_device_and_retires_older_ones() {
+    let (_directory, mut store) = store();
+    offer(&mut store, ek(1), "pump-1", 1);
+    accept(&mut store, ek(1), "pump-1", 1).unwrap();
+    assert_eq!(store.devices().unwrap()[0].shared_key, Some(1));
+    offer(&mut store, ek(1), "pump-1", 2);
+    let seen = store.revocations().unwrap();
+    accept(&mut store, ek(1), "pump-1", 2).unwrap();
+    assert_eq!(store.devices().unwrap()[0].shared_key, Some(2));
+    assert!(store.revocations().unwrap() > seen, "connections with the older key are to be cut");
+}
+
+#[test]
+fn of_two_eks_with_a_shared_key_for_one_device_id_one_is_registered() {
+    let (_directory, mut store) = store();
+    offer(&mut store, ek(1), "pump-1", 1);
+    offer(&mut store, ek(2), "pump-1", 1);
+    let holders = store.shared_key_holders(&id("pump-1")).unwrap();
+    assert_eq!(holders.iter().map(|holder| holder.ek_id).collect::<Vec<_>>(), [ek(1), ek(2)]);
+    accept(&mut store, ek(2), "pump-1", 1).unwrap();
+    assert!(accept(&mut store, ek(1), "pump-1", 1).is_err());
+    assert_eq!(shared_key(&store, ek(1)), Some(SharedKeyOnRecord { generation: 1, is_used: false }));
+    assert_eq!(store.devices().unwrap()[0].ek_id, ek(2));
+}
+
+#[test]
+fn a_retired_generation_never_returns() {
+    let (_directory, mut store) = store();
+    let retire = |store: &mut Store| store.transaction(|transaction| transaction.retire_shared_key(&ek(1))).unwrap();
+    assert!(!retire(&mut store), "there is none");
+    offer(&mut store, ek(1), "pump-1", 1);
+    accept(&mut store, ek(1), "pump-1", 1).unwrap();
+    // The device was offered the next one, too.
+    offer(&mut store, ek(1), "pump-1", 2);
+    let seen = store.revocations().unwrap();
+    assert!(retire(&mut store));
+    assert_eq!(shared_key(&store, ek(1)), Some(SharedKeyOnRecord { generation: 3, is_used: false }));
+    assert!(store.revocations().unwrap() > seen);
+
+    accept(&mut store, ek(1), "pump-1", 3).unwrap();
+    assert_eq!(store.remove(&ek(1), now()).unwrap(), Some(Removed { certificates: 0, shared_key: true }));
+    enroll(&mut store, ek(1), Some("pump-1")).unwrap();
+    offer(&mut store, ek(1), "pump-1", 1);
+    assert_eq!(shared_key(&store, ek(1)), Some(SharedKeyOnRecord { generation: 5, is_used: false }));
+}
+
+#[test]
+fn an_ek_that_the_ca_does_not_know_can_be_disabled_and_is_trusted_no_more_for_it() {
+    let (_directory, mut store) = store();
+    assert!(store.set_disabled(&ek(1), true, now()).unwrap());
+    assert!(!store.set_disabled(&ek(1), true, now()).unwrap());
+    let records = |store: &Store| store.records(&ek(1), IdInQuestion::None, now()).unwrap();
+    assert!(records(&store).disabled && records(&store).enrolment.is_none());
+    let row = store.enrolment(&ek(1)).unwrap().unwrap();
+    assert!(row.disabled && !row.registered && row.recognised.is_none());
+    assert_eq!(store.remove(&ek(1), now()).unwrap(), None);
+    assert!(store.set_disabled(&ek(1), false, now()).unwrap());
+    assert!(!records(&store).disabled && records(&store).enrolment.is_none());
+    assert!(store.enrolments().unwrap().is_empty());
+}
+
+#[test]
+fn what_is_disabled_stays_so_when_it_is_removed_or_enrolled() {
+    let (_directory, mut store) = store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    store.set_disabled(&ek(1), true, now()).unwrap();
+    store.remove(&ek(1), now()).unwrap().unwrap();
+    enroll(&mut store, ek(1), None).unwrap();
+    assert!(store.records(&ek(1), IdInQuestion::None, now()).unwrap().disabled);
+}
+
+#[test]
 fn disabling_reaches_enrolled_and_registered_eks() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
     enroll(&mut store, ek(2), None).unwrap();
     assert!(store.set_disabled(&ek(1), true, now()).unwrap());
     assert!(store.set_disabled(&ek(2), true, now()).unwrap());
-    assert!(!store.set_disabled(&ek(3), true, now()).unwrap());
     assert_eq!(store.certificate_status(&[1; 16]).unwrap(), CertificateStatus::Disabled);
     assert!(store.enrolments().unwrap().iter().all(|row| row.disabled));
     store.set_disabled(&ek(1), false, now()).unwrap();
@@ -197,7 +482,9 @@ fn whatever_revokes_is_counted() {
     store.set_disabled(&ek(1), true, now()).unwrap();
     assert!(counted(&store), "a device was disabled");
     store.set_disabled(&ek(2), true, now()).unwrap();
-    assert!(counted(&store), "an enrolment was disabled");
+    assert!(counted(&store), "an enrolled EK was disabled");
+    store.set_disabled(&ek(2), true, now()).unwrap();
+    assert!(!counted(&store), "it was disabled before");
     store.set_disabled(&ek(1), false, now()).unwrap();
     assert!(counted(&store), "a device was enabled, which shortens the revocation list");
     add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();

@@ -191,7 +191,8 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn enrolments(&self) -> Result<Vec<EnrolmentRow>, StoreError> {
-        self.list(&format!("{KNOWN_EKS} ORDER BY added_at, k.ek_id"), &[], enrolment_row)
+        let all = "SELECT ek_id FROM enrolments UNION SELECT ek_id FROM devices UNION SELECT ek_id FROM disabled_eks";
+        self.list(&format!("{} ORDER BY added_at, k.ek_id", what_is_known_of(all)), &[], enrolment_row)
     }
 
     /// The EK with this id, if the CA knows it.
@@ -291,17 +292,21 @@ fn difference(known: &EnrolmentRow, new: &NewEnrolment) -> Option<EnrolError> {
 }
 
 fn enrolment(connection: &Connection, ek: &EkId) -> Result<Option<EnrolmentRow>, StoreError> {
-    let mut statement = connection.prepare_cached(&format!("{KNOWN_EKS} WHERE k.ek_id = ?1"))?;
-    Ok(statement.query_row(params![ek.as_bytes()], enrolment_row).optional()?)
+    let this_one = "SELECT ?1 AS ek_id";
+    let query = format!("{} WHERE coalesce(e.ek_id, d.ek_id, l.ek_id) IS NOT NULL", what_is_known_of(this_one));
+    Ok(connection.prepare_cached(&query)?.query_row(params![ek.as_bytes()], enrolment_row).optional()?)
 }
 
-const KNOWN_EKS: &str = "
-    SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised, e.reprovision, coalesce(e.legacy_dps_ek, 0),
-           l.since IS NOT NULL, d.ek_id IS NOT NULL, s.generation, s.is_used,
-           coalesce(e.added_at, d.registered_at, l.since) AS added_at
-    FROM (SELECT ek_id FROM enrolments UNION SELECT ek_id FROM devices UNION SELECT ek_id FROM disabled_eks) k
-         LEFT JOIN enrolments e USING (ek_id) LEFT JOIN devices d USING (ek_id) LEFT JOIN disabled_eks l USING (ek_id)
-         LEFT JOIN shared_keys s USING (ek_id)";
+/// The query for what [`enrolment_row`] reads, of the EKs that another query names.
+fn what_is_known_of(eks: &str) -> String {
+    format!(
+        "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised, e.reprovision, coalesce(e.legacy_dps_ek, 0),
+                l.since IS NOT NULL, d.ek_id IS NOT NULL, s.generation, s.is_used,
+                coalesce(e.added_at, d.registered_at, l.since) AS added_at
+         FROM ({eks}) k LEFT JOIN enrolments e USING (ek_id) LEFT JOIN devices d USING (ek_id)
+              LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)"
+    )
+}
 
 fn enrolment_row(row: &Row<'_>) -> rusqlite::Result<EnrolmentRow> {
     let shared_key = match (row.get(7)?, row.get(8)?) {
