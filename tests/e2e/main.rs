@@ -2,6 +2,7 @@
 
 mod advice;
 mod commands;
+mod costs;
 mod crash;
 mod external_brokers;
 mod fleet;

@@ -19,7 +19,12 @@ pub struct Device {
 
 impl Device {
     pub fn new(tpm: &Swtpm) -> Result<Self> {
-        Ok(Self { tcti: tpm.tcti(), state: tempfile::tempdir()? })
+        Self::at(&tpm.tcti())
+    }
+
+    /// One whose TPM is reached in this way.
+    pub fn at(tcti: &str) -> Result<Self> {
+        Ok(Self { tcti: tcti.into(), state: tempfile::tempdir()? })
     }
 
     pub fn state(&self) -> PathBuf {

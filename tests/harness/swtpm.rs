@@ -65,7 +65,12 @@ impl Swtpm {
 
     /// What to hand to `--tcti`; stays the same over restarts.
     pub fn tcti(&self) -> String {
-        format!("swtpm:host=127.0.0.1,port={}", self.ports.first())
+        format!("swtpm:host=127.0.0.1,port={}", self.port())
+    }
+
+    /// Where it takes commands; its control port is the next.
+    pub fn port(&self) -> u16 {
+        self.ports.first()
     }
 
     /// Powers on a TPM that was killed, and waits until it listens.
