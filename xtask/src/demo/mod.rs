@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use assay_tests::{
-    AssayDir, AssayServer, Device, EkKind, Swtpm, VendorCa, assay_bin, build, run as run_tool, tool, use_binaries_in,
+    AssayDir, AssayServer, Device, EkKind, Swtpm, VendorCa, assay_bin, build, json, run as run_tool, tool,
+    use_binaries_in,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -32,6 +33,7 @@ pub(crate) fn run() -> Result<()> {
     compare_times(&screen, &lab, &fleet)?;
     verify_chains(&mut screen, &lab, &fleet)?;
     publish(&mut screen, &lab, &fleet[1])?;
+    other_flows(&mut screen, &lab)?;
     refuse_impostors(&mut screen, &lab)?;
     lab.server.stop()?;
 
@@ -229,8 +231,23 @@ fn publish(screen: &mut Screen, lab: &Lab, done: &Provisioned) -> Result<()> {
     Ok(())
 }
 
+fn other_flows(screen: &mut Screen, lab: &Lab) -> Result<()> {
+    screen.chapter("7. Two more devices: one gets its certificate sealed, one a shared key instead");
+    for (number, flow) in ["sealed", "shared-key"].into_iter().enumerate() {
+        let tpm = lab.vendor.device(EkKind::P256, FLEET.len() + number)?;
+        let device = Device::new(&tpm)?;
+        let mut provision = device.provision(&lab.ca, &lab.server)?;
+        let provisioned = json(provision.args(["--flow", flow]))?;
+        let published = device.publish(&lab.ca, &lab.server, "telemetry", "power on")?.output()?;
+        let id = shortened(provisioned["device_id"].as_str().context("a device id")?);
+        let how = if flow == "sealed" { "over mutual TLS" } else { "with a token that its TPM signed" };
+        screen.expect(published.status.success(), &format!("{flow:10}  {id} publishes {how}"));
+    }
+    Ok(())
+}
+
 fn refuse_impostors(screen: &mut Screen, lab: &Lab) -> Result<()> {
-    screen.chapter("7. Three impostors are refused");
+    screen.chapter("8. Three impostors are refused");
     let registered = lab.ca.list("devices")?;
 
     screen.say("A TPM that no manufacturer certified:");
