@@ -233,7 +233,7 @@ fn what_an_enrolment_says_is_kept_and_what_it_leaves_open_is_not_changed() {
         disabled: Some(true),
         ..enrolment(ek(1), Some("pump-1"))
     };
-    store.enroll(&[full.clone()]).unwrap().remove(0).unwrap();
+    store.enroll(std::slice::from_ref(&full)).unwrap().remove(0).unwrap();
     let row = store.enrolment(&ek(1)).unwrap().unwrap();
     assert_eq!((row.reprovision, row.legacy_dps_ek, row.disabled), (Some(Reprovision::Never), true, true));
     let records = store.records(&ek(1), IdInQuestion::None, now()).unwrap();

@@ -9,6 +9,7 @@ mod fleet;
 mod interoperability;
 mod lab;
 mod matrix;
+mod operators;
 mod raw_client;
 mod refusals;
 mod sealed;
