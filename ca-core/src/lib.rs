@@ -1,7 +1,7 @@
 //! What the CA decides, and nothing else: no sockets, files, threads or clock.
 //!
 //! Time and randomness are arguments. What a device sends goes through a chain of types; each can only be made by
-//! the check before it, so a certificate that exists was earned, and the chain reads as the argument for it.
+//! the check before it, so a certificate in force was earned, and the chain reads as the argument for it.
 //!
 //! | value | made by | establishes | leaves open |
 //! |---|---|---|---|
@@ -14,6 +14,9 @@
 //! | [`Readmitted`] | [`ProvenDevice::readmit`] | it is | |
 //! | [`Prepared`] | [`Prepared::new`] | every field of the certificate comes from what was proven and from the [`Profile`] | |
 //! | [`IssuedCertificate`] | [`Issuer::sign`] | | |
+//! | [`Candidate`] | [`Admitted::candidate`] | the EK and the IK may be certified, if what is issued is [sealed](Candidate::seal) to them | whether they are in one TPM |
+//! | [`Confirmation`] | [`Confirmation::verify`] | they are, and the sender has it: only there could the box be opened that held the ticket | whether the certificate may become active |
+//! | [`Confirmed`] | [`Unconfirmed::confirm`] | it may | |
 //! | activation | [`Admitted::activation`] | | |
 //! | [`AuthenticatedDevice`] | [`AuthenticatedDevice::verify`] | somebody has what the device's shared key signed within a day | whether the device is still welcome |
 //!
@@ -23,6 +26,8 @@
 //!   transaction; a certificate is stored before it is sent.
 //! - *A claim may come back more than once* while it is valid. The store answers a repeated one with the certificate
 //!   already issued.
+//! - *What is issued before proof ends nothing.* An unconfirmed certificate supersedes nothing, and the generation of a shared key on
+//!   record moves only with an accepted token.
 //! - *The device stands where the operator thinks.* An EK names a TPM, not a box: an honest TPM elsewhere can answer
 //!   for this one. Only an inventory that ties EKs to serial numbers helps.
 //! - *The device runs what it should.* Nothing here speaks of its software.
