@@ -34,9 +34,12 @@ impl Transaction<'_> {
     /// The file cannot be read.
     pub fn revoked(&self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError> {
         let mut statement = self.0.prepare_cached(
-            "SELECT c.serial, c.status, coalesce(c.ended_at, l.since)
-             FROM certificates c LEFT JOIN disabled_eks l USING (ek_id)
-             WHERE c.not_after > ?1 AND (c.status IN ('superseded', 'revoked') OR l.since IS NOT NULL) ORDER BY c.rowid",
+            // Two halves with an index each, for most certificates are neither.
+            "SELECT serial, status, ended_at AS since, rowid AS position FROM certificates
+             WHERE status IN ('superseded', 'revoked') AND not_after > ?1
+             UNION ALL
+             SELECT c.serial, c.status, l.since, c.rowid FROM disabled_eks l JOIN certificates c USING (ek_id)
+             WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > ?1 ORDER BY position",
         )?;
         let rows = statement.query_map(params![now.unix_timestamp()], |row| {
             let reason = match row.get::<_, String>(1)?.as_str() {

@@ -51,6 +51,7 @@ CREATE TABLE certificates (
 
 CREATE UNIQUE INDEX one_active_certificate ON certificates (device_id) WHERE status = 'active';
 CREATE INDEX certificates_by_ek ON certificates (ek_id);
+CREATE INDEX certificates_ended ON certificates (not_after) WHERE status IN ('superseded', 'revoked');
 CREATE INDEX certificates_to_confirm ON certificates (confirm_by) WHERE status = 'unconfirmed';
 
 -- Outlives device and enrolment, so that a generation that was retired never returns.

@@ -15,17 +15,19 @@ use crate::store::Store;
 /// Publishes until nobody connects to brokers any more; `arrived` hears of each connection.
 pub(super) fn run(ca: &Ca, mut store: Store, arrived: &Receiver<()>, outbox: &Outbox) {
     let mut published: Option<(i64, Instant)> = None;
+    // Before the first connection there is nobody to publish to.
+    if arrived.recv().is_err() {
+        return;
+    }
     loop {
-        match arrived.recv_timeout(POLL) {
-            Ok(()) => published = None,
-            // Before the first connection there is nobody to publish to.
-            Err(RecvTimeoutError::Timeout) if published.is_none() => continue,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
         match publish(ca, &mut store, published, outbox) {
             Ok(now_published) => published = Some(now_published),
-            Err(refusal) => error!(error = %refusal, "the revocation list could not be published"),
+            Err(refusal) => error!(error = %refusal, "the revocation list could not be published; trying again"),
+        }
+        match arrived.recv_timeout(POLL) {
+            Ok(()) => published = None,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
