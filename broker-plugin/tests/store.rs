@@ -7,6 +7,7 @@ use assay_broker_plugin::store::{
 };
 use assay_ca_core::{Assurance, IssuedCertificate, Reprovision, RevocationReason, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId, ProblemCode};
+use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
 fn store() -> (tempfile::TempDir, Store) {
@@ -259,6 +260,22 @@ fn only_an_enrolment_has_a_policy() {
     enroll(&mut store, ek(1), None).unwrap();
     assert!(store.set_reprovision(&ek(1), Reprovision::Never).unwrap());
     assert_eq!(store.enrolment(&ek(1)).unwrap().unwrap().reprovision, Some(Reprovision::Never));
+}
+
+#[test]
+fn a_sealed_certificate_is_given_again_only_while_it_can_be_confirmed() {
+    let (_directory, mut store) = store();
+    add(&mut store, &sealed(1, "pump-17", ek(1))).unwrap();
+    let ik_id: [u8; 32] = Sha256::digest([1]).into();
+    let mut waits = |ik_id: [u8; 32], since, at| {
+        let found = store.transaction(|transaction| transaction.unconfirmed_certificate(&ek(1), &ik_id, since, at));
+        found.unwrap().is_some()
+    };
+    let (before, deadline) = (now() - Duration::SECOND, now() + Duration::minutes(10));
+    assert!(waits(ik_id, before, now()));
+    assert!(!waits(ik_id, now(), now()), "as old as the active certificate");
+    assert!(!waits(ik_id, before, deadline), "too late to confirm");
+    assert!(!waits([9; 32], before, now()), "for another IK");
 }
 
 #[test]
