@@ -231,7 +231,10 @@ pub(crate) type Sensitive = [Vec<u8>; 3];
 
 impl SoftwareSrk {
     pub(crate) fn fresh_p256() -> Self {
-        let key = PrivateKey::generate(ecdh(Curve::P256)).unwrap();
+        Self::of_p256(PrivateKey::generate(ecdh(Curve::P256)).unwrap())
+    }
+
+    pub(crate) fn of_p256(key: PrivateKey) -> Self {
         let area = with_point(golden_area("srk-p256"), key.compute_public_key().unwrap().as_ref());
         Self { area, private: StoragePrivate::Ecc(key) }
     }

@@ -4,20 +4,25 @@ use std::fmt::Write;
 use std::fs;
 use std::time::Duration;
 
+use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
+use assay_ca_core::tpm::public::Name;
 use assay_ca_core::{
-    Admitted, Assurance, BoundKey, Evidence, Identity, Prepared, Profile, ProvenDevice, Records, TicketKey,
-    TrustAnchors, TrustedEk,
+    Admitted, Assurance, AuthenticatedDevice, BoundKey, Confirmation, Evidence, FIRST_GENERATION, Identity,
+    MasterSecret, Prepared, Profile, ProvenDevice, Records, SrkEvidence, TicketKey, Token, TrustAnchors, TrustedEk,
 };
 use assay_wire::{
-    Bundle, CertificateReply, ChallengeReply, ProblemCode, Proof, Reply, ReplyBody, Request, RequestBody, RequestId,
-    Scope,
+    ActivationReply, Bundle, CertificateList, CertificateReply, ChallengeReply, DeviceId, EkId, ProblemCode, Proof,
+    Reply, ReplyBody, Request, RequestBody, RequestId, Scope, SealedCertificate, SealedReply, SrkBundle,
 };
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey, UnparsedPublicKey, agree};
+use data_encoding::BASE64;
 use rand_core::Rng;
 use rcgen::{CertificateParams, DistinguishedName};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
+use sha2::{Digest, Sha256};
 use webpki::{EndEntityCert, KeyUsage};
 
 use crate::fixture::*;
@@ -51,11 +56,7 @@ fn printed_credential_opens_to_the_printed_ticket() {
     assert_eq!(answer.ticket.as_bytes()[..], example.value("ticket"));
     assert_eq!(device.ik_name().as_ref(), example.value("IK Name"));
 
-    let steps = Steps::of(&challenge, &device);
-    assert_eq!(example.value("Z"), steps.z);
-    assert_eq!(example.value("seed"), steps.seed);
-    assert_eq!(example.value("STORAGE key"), steps.storage_key);
-    assert_eq!(example.value("INTEGRITY key"), steps.integrity_key);
+    example.has_steps("values", "", &Steps::to_the_ek(&challenge.encrypted_seed, &device.ik_name()));
     let pem = golden(&format!("software-{EK}.pem"));
     let pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(&pem).unwrap();
     let scalar = example.value("EK private key");
@@ -76,26 +77,115 @@ fn printed_certify_request_proves_the_device() {
 fn printed_certificate_is_for_the_ik_and_leads_to_the_printed_root() {
     let example = Example::read();
     let granted = example.certificate_reply();
-    let [leaf, issuers @ ..] = &granted.chain[..] else { unreachable!("a chain has a leaf") };
-    let identity = Identity::Device { scope: example.scope(), device_id: granted.device_id.clone() };
-    assert_eq!(Identity::from_certificate(leaf).unwrap(), identity);
+    example.is_for_the_ik(&granted.chain, &granted.device_id);
+}
 
-    let (root, leaf) = (CertificateDer::from(example.block("ca-root")), CertificateDer::from(leaf.to_vec()));
-    let issuers: Vec<_> = issuers.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
-    let time = UnixTime::since_unix_epoch(Duration::from_secs(now().unix_timestamp().unsigned_abs()));
-    let certificate = EndEntityCert::try_from(&leaf).unwrap();
-    let anchors = [webpki::anchor_from_trusted_cert(&root).unwrap()];
-    certificate
-        .verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, &issuers, time, KeyUsage::client_auth(), None, None)
-        .unwrap();
-    let ik = device_of(&example.challenge_request()).ik_area.public_key().unwrap();
-    assert_eq!(certificate.subject_public_key_info().as_ref(), ik.spki());
+#[test]
+fn printed_box_opens_to_the_printed_certificate() {
+    let example = Example::read();
+    let (sealed, request) = (example.sealed_reply(), example.challenge_request());
+    let device = device_of(&request);
+    let secret = activate(&device, &device.ik_name(), &sealed.credential_blob, &sealed.encrypted_seed);
+    assert_eq!(example.value_in("sealed-values", "box key"), secret);
+    example.has_steps("sealed-values", "", &Steps::to_the_ek(&sealed.encrypted_seed, &device.ik_name()));
+
+    let (ek_id, ik_id) = (device.ek.key().ek_id(), Sha256::digest(device.ik_area.public_key().unwrap().spki()).into());
+    let beside = SealedReply::associated_data(&sealed.claim, &ek_id, &ik_id);
+    assert_eq!(example.block("associated-data"), beside);
+    let content = open(&secret, &beside, &sealed);
+    assert_eq!(example.block("sealed-certificate"), content);
+    let opened = SealedCertificate::decode(&content).unwrap();
+    example.is_for_the_ik(&opened.chain, &opened.device_id);
+    assert_eq!(example.value_in("sealed-values", "ticket"), opened.ticket.as_bytes());
+    assert_eq!(example.confirm_request(), Proof { claim: sealed.claim, ticket: opened.ticket });
+}
+
+#[test]
+fn printed_confirm_request_confirms_the_certificate_in_the_box() {
+    let example = Example::read();
+    let key = TicketKey::new(example.value("ticket key").try_into().unwrap());
+    let confirmation = Confirmation::verify(&example.confirm_request(), &example.scope(), &key, now()).unwrap();
+    assert_eq!(confirmation.ek_id().to_string(), example.printed("EK id"));
+    let opened = SealedCertificate::decode(&example.block("sealed-certificate")).unwrap();
+    assert!(confirmation.is_for(&opened.chain[0]));
+    assert_eq!(example.reply("confirmed-reply").body, ReplyBody::Confirmed);
+}
+
+#[test]
+fn printed_register_request_passes_every_check_of_the_ca() {
+    let example = Example::read();
+    let evidence = SrkEvidence::parse(example.register_request()).unwrap();
+    let anchors = TrustAnchors::new([example.block("vendor-root").into()]).unwrap();
+    let ek = TrustedEk::verify(&evidence.ek, &anchors, None, now()).unwrap();
+    let admitted = Admitted::decide(ek, None, &Records::default()).unwrap();
+    assert_eq!(*admitted.device_id(), example.activation_reply().device_id);
+    assert_eq!(admitted.generation(&Records::default()).unwrap(), FIRST_GENERATION);
+    let srk = evidence.storage_root_key().unwrap();
+    assert_eq!(example.value_in("shared-key-values", "SRK Name"), srk.name().as_ref());
+}
+
+#[test]
+fn printed_activation_opens_to_the_printed_key() {
+    let example = Example::read();
+    let activation = example.activation_reply();
+    let device = device_of(&example.challenge_request());
+    let srk = SoftwareSrk::of_p256(example.srk_key());
+    assert_eq!(example.register_request().srk_public[..], srk.area.encode());
+    let srk_name = srk.recognised().name().clone();
+
+    let inner_key = activate(&device, &srk_name, &activation.credential_blob, &activation.encrypted_seed);
+    let value = |name: &str| example.value_in("shared-key-values", name);
+    assert_eq!(value("inner key"), inner_key);
+    example.has_steps("shared-key-values", "EK ", &Steps::to_the_ek(&activation.encrypted_seed, &srk_name));
+    let key_name = Name::of(Hash::Sha256, &activation.key_public);
+    assert_eq!(value("HMAC key Name"), key_name.as_ref());
+    let to_srk = Steps::of(&example.srk_key(), "DUPLICATE", &key_name, &activation.symmetric_seed);
+    example.has_steps("shared-key-values", "SRK ", &to_srk);
+
+    let imported = srk.import(&inner_key, &activation.key_public, &activation.duplicate, &activation.symmetric_seed);
+    let [auth, seed_value, key] = imported.unwrap();
+    assert_eq!((auth, seed_value, key), (vec![], value("seedValue"), value("HMAC key")));
+    assert_eq!(example.block("sensitive"), sensitive(&value("seedValue"), &value("HMAC key")));
+}
+
+#[test]
+fn printed_key_is_derived_from_the_printed_secret() {
+    let example = Example::read();
+    let value = |name: &str| example.value_in("shared-key-values", name);
+    let ek_id = device_of(&example.challenge_request()).ek.key().ek_id();
+    let info = hkdf_info(&example.scope(), &example.activation_reply().device_id, &ek_id);
+    assert_eq!(example.block("hkdf-info"), info);
+    // RFC 5869 §2.2 and §2.3; without salt, it is a digest's length of zeros.
+    let hmac = |key: &[u8], parts: &[&[u8]]| Hash::Sha256.hmac(key, parts);
+    let prk = hmac(&[0; 32], &[&value("master secret")]);
+    let first = hmac(&prk, &[&info, &[1]]);
+    assert_eq!(value("HMAC key"), first);
+    assert_eq!(value("seedValue"), hmac(&prk, &[&first, &info, &[2]]));
+}
+
+#[test]
+fn printed_token_authenticates_the_device() {
+    let example = Example::read();
+    let (_, token, _) = split_at_block(&example.0, "token");
+    let device_id = example.activation_reply().device_id;
+    let value = |name: &str| example.value_in("shared-key-values", name);
+    assert_eq!(token.trim_end(), self::token(&example.scope(), &device_id, &value("HMAC key")));
+
+    let ek_id = device_of(&example.challenge_request()).ek.key().ek_id();
+    let master = MasterSecret::new(value("master secret").try_into().unwrap());
+    let token = Token::parse(device_id.as_str(), token.trim_end().as_bytes()).unwrap();
+    AuthenticatedDevice::verify(token, &example.scope(), &master, ek_id, &[FIRST_GENERATION], now()).unwrap();
 }
 
 #[test]
 fn printed_replies_answer_the_printed_requests() {
     let example = Example::read();
-    for (request, reply) in [("challenge-request", "challenge-reply"), ("certify-request", "certificate-reply")] {
+    for (request, reply) in [
+        ("challenge-request", "challenge-reply"),
+        ("certify-request", "certificate-reply"),
+        ("confirm-request", "confirmed-reply"),
+        ("register-request", "activation-reply"),
+    ] {
         assert_eq!(example.request(request).id, example.reply(reply).id);
     }
 }
@@ -128,22 +218,18 @@ fn example_made_anew_reads_like_the_printed_one() {
     let prepared = Prepared::new(readmitted, &Profile::default(), &ca.issuer, now(), &mut ca.rng).unwrap();
     let chain = ca.issuer.chain(&ca.issuer.sign(prepared).unwrap().der).unwrap();
 
-    let mut ids = [[0; RequestId::LEN]; 2];
+    let mut ids = [[0; RequestId::LEN]; 5];
     ids.iter_mut().for_each(|id| ca.rng.fill_bytes(id));
-    let [first, second] = ids.map(RequestId::from);
-    let steps = Steps::of(&challenge, &device);
-    let values = [
-        ("EK private key", &scalar_of_the_ek()[..]),
-        ("ticket key", ca.ticket_key.secret()),
-        ("IK Name", device.ik_name().as_ref()),
-        ("Z", &steps.z),
-        ("seed", &steps.seed),
-        ("STORAGE key", &steps.storage_key),
-        ("INTEGRITY key", &steps.integrity_key),
-        ("ticket", certify.ticket.as_bytes()),
-    ]
-    .map(|(name, value)| format!("{name:16}{}\n", hex(value)));
-    let names = format!("{:16}{}\n{:16}{device_id}\n", "EK id", device.ek.key().ek_id(), "device id");
+    let [first, second, third, fourth, fifth] = ids.map(RequestId::from);
+    let steps = Steps::to_the_ek(&challenge.encrypted_seed, &device.ik_name());
+    let values = Values::default()
+        .text("EK id", &device.ek.key().ek_id().to_string())
+        .text("device id", device_id.as_str())
+        .bytes("EK private key", &scalar_of_the_ek())
+        .bytes("ticket key", ca.ticket_key.secret())
+        .bytes("IK Name", device.ik_name().as_ref())
+        .steps("", &steps)
+        .bytes("ticket", certify.ticket.as_bytes());
 
     let request = |id, body| Request { id, body }.encode();
     let reply = |id, body| Reply { id, body }.encode();
@@ -153,16 +239,19 @@ fn example_made_anew_reads_like_the_printed_one() {
         reply(first, ReplyBody::Challenge(challenge)),
         reply(second, ReplyBody::Certificate(CertificateReply { chain, device_id })),
     ];
-    let mut text = fs::read_to_string(DOCUMENT).unwrap();
-    for (name, content) in [
+    let ticket_flow = [
         ("vendor-root", plain(&vendor.root)),
         ("ca-root", plain(&ca.root)),
-        ("values", format!("{names}{}", values.concat())),
+        ("values", values.0),
         ("challenge-request", annotated(&requests[0], "challenge request", CHALLENGE_REQUEST)),
         ("challenge-reply", annotated(&replies[0], "challenge reply", CHALLENGE_REPLY)),
-        ("certify-request", annotated(&requests[1], "certify request", CERTIFY_REQUEST)),
+        ("certify-request", annotated(&requests[1], "certify request", PROOF)),
         ("certificate-reply", annotated(&replies[1], "certificate reply", CERTIFICATE_REPLY)),
-    ] {
+    ];
+    let sealed_flow = sealed_flow_made_anew(&mut ca, &device, third, fourth);
+    let shared_key_flow = shared_key_flow_made_anew(&mut ca, &device, fifth);
+    let mut text = fs::read_to_string(DOCUMENT).unwrap();
+    for (name, content) in ticket_flow.into_iter().chain(sealed_flow).chain(shared_key_flow) {
         let (before, _, after) = split_at_block(&text, name);
         text = format!("{before}{content}{after}");
     }
@@ -170,16 +259,157 @@ fn example_made_anew_reads_like_the_printed_one() {
     assert_eq!(new.challenge_request().ek_public, printed.challenge_request().ek_public);
     assert_eq!(new.certificate_reply().device_id, printed.certificate_reply().device_id);
     assert_eq!(new.certify_request().claim, new.challenge_reply().claim);
+    assert_eq!(new.confirm_request().claim, new.sealed_reply().claim);
+    assert_eq!(new.activation_reply().key_public, printed.activation_reply().key_public);
     if std::env::var_os("UPDATE_EXAMPLE").is_some() {
         fs::write(DOCUMENT, new.0).unwrap();
+    }
+}
+
+/// A block of the document: its name and its content.
+type Block = (&'static str, String);
+
+fn sealed_flow_made_anew(ca: &mut Ca, device: &Device, enroll: RequestId, confirm: RequestId) -> [Block; 6] {
+    let (records, ik) = (Records::default(), BoundKey::verify(&device.evidence()).unwrap());
+    let candidate = ca.admit(device, &records).unwrap().candidate(&ik, &ca.scope, &records, now()).unwrap();
+    let prepared = Prepared::unproven(&candidate, &Profile::default(), &ca.issuer, now(), &mut ca.rng).unwrap();
+    let issued = ca.issuer.sign(prepared).unwrap();
+    let chain = ca.issuer.chain(&issued.der).unwrap();
+    let sealed = candidate.seal(chain, issued.confirm_by.unwrap(), &ca.ticket_key, now(), &mut ca.rng).unwrap();
+
+    let secret = activate(device, &device.ik_name(), &sealed.credential_blob, &sealed.encrypted_seed);
+    let beside = SealedReply::associated_data(&sealed.claim, &candidate.ek_id(), &candidate.ik_id());
+    let content = open(&secret, &beside, &sealed);
+    let ticket = SealedCertificate::decode(&content).unwrap().ticket;
+    let values = Values::default()
+        .steps("", &Steps::to_the_ek(&sealed.encrypted_seed, &device.ik_name()))
+        .bytes("box key", &secret)
+        .bytes("ticket", ticket.as_bytes());
+
+    let proof = Proof { claim: sealed.claim.clone(), ticket };
+    let reply = Reply { id: enroll, body: ReplyBody::Sealed(sealed) }.encode();
+    let request = Request { id: confirm, body: RequestBody::Confirm(proof) }.encode();
+    let confirmed = Reply { id: confirm, body: ReplyBody::Confirmed }.encode();
+    [
+        ("sealed-values", values.0),
+        ("sealed-reply", annotated(&reply, "sealed reply", SEALED_REPLY)),
+        ("associated-data", plain(&beside)),
+        ("sealed-certificate", annotated_content(&content, SEALED_CERTIFICATE)),
+        ("confirm-request", annotated(&request, "confirm request", PROOF)),
+        ("confirmed-reply", annotated(&confirmed, "confirmed", &[])),
+    ]
+}
+
+fn shared_key_flow_made_anew(ca: &mut Ca, device: &Device, id: RequestId) -> [Block; 6] {
+    let mut scalar = [0; 32];
+    ca.rng.fill_bytes(&mut scalar);
+    let srk_key = p256_key(&scalar);
+    let srk = SoftwareSrk::of_p256(p256_key(&scalar));
+    let master = MasterSecret::generate(&mut ca.rng);
+    let admitted = ca.admit(device, &Records::default()).unwrap();
+    let activation = admitted.activation(&srk.recognised(), &ca.scope, &master, FIRST_GENERATION, &mut ca.rng).unwrap();
+
+    let srk_name = srk.recognised().name().clone();
+    let key_name = Name::of(Hash::Sha256, &activation.key_public);
+    let inner_key = activate(device, &srk_name, &activation.credential_blob, &activation.encrypted_seed);
+    let imported = srk.import(&inner_key, &activation.key_public, &activation.duplicate, &activation.symmetric_seed);
+    let [_, seed_value, key] = imported.unwrap();
+    let values = Values::default()
+        .bytes("SRK private key", &scalar)
+        .bytes("SRK Name", srk_name.as_ref())
+        .bytes("master secret", master.secret())
+        .bytes("HMAC key", &key)
+        .bytes("seedValue", &seed_value)
+        .bytes("HMAC key Name", key_name.as_ref())
+        .bytes("inner key", &inner_key)
+        .steps("EK ", &Steps::to_the_ek(&activation.encrypted_seed, &srk_name))
+        .steps("SRK ", &Steps::of(&srk_key, "DUPLICATE", &key_name, &activation.symmetric_seed));
+
+    let Bundle { device_id, ek_public, ek_certificates, .. } = device.request();
+    let bundle = SrkBundle { device_id, ek_public, ek_certificates, srk_public: srk.area.encode().try_into().unwrap() };
+    let info = hkdf_info(&ca.scope, admitted.device_id(), &device.ek.key().ek_id());
+    let token = token(&ca.scope, admitted.device_id(), &key);
+    let request = Request { id, body: RequestBody::Register(bundle) }.encode();
+    let reply = Reply { id, body: ReplyBody::Activation(activation) }.encode();
+    [
+        ("shared-key-values", values.0),
+        ("hkdf-info", plain(&info)),
+        ("sensitive", plain(&sensitive(&seed_value, &key))),
+        ("register-request", annotated(&request, "register request", REGISTER_REQUEST)),
+        ("activation-reply", annotated(&reply, "activation", ACTIVATION_REPLY)),
+        ("token", token + "\n"),
+    ]
+}
+
+/// What TPM2_ActivateCredential gives for the object called `name`.
+fn activate(device: &Device, name: &Name, id_object: &[u8], encrypted_seed: &[u8]) -> Vec<u8> {
+    let credential = Credential { id_object: id_object.to_vec(), encrypted_seed: encrypted_seed.to_vec() };
+    device.ek.activate(name, &credential).unwrap()
+}
+
+fn open(key: &[u8], beside: &[u8], reply: &SealedReply) -> Vec<u8> {
+    let (nonce, sealed) = reply.sealed.split_first_chunk::<NONCE_LEN>().unwrap();
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).unwrap());
+    let mut content = sealed.to_vec();
+    key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(beside), &mut content).unwrap().to_vec()
+}
+
+fn hkdf_info(scope: &Scope, device_id: &DeviceId, ek: &EkId) -> Vec<u8> {
+    minicbor::to_vec(("assay shared key v1", scope, device_id, ek, FIRST_GENERATION)).unwrap()
+}
+
+/// `TPM2B_SENSITIVE` of an HMAC key.
+fn sensitive(seed_value: &[u8], key: &[u8]) -> Vec<u8> {
+    [&[0, 72, 0, 8, 0, 0, 0, 32], seed_value, &[0, 32], key].concat()
+}
+
+/// A token that is good for an hour.
+fn token(scope: &Scope, device_id: &DeviceId, key: &[u8]) -> String {
+    let (resource, expiry) = (format!("{scope}%2Fregistrations%2F{device_id}"), now().unix_timestamp() + 3600);
+    let signature = BASE64.encode(&Hash::Sha256.hmac(key, &[format!("{resource}\n{expiry}").as_bytes()]));
+    let signature = percent_encoding::percent_encode(signature.as_bytes(), percent_encoding::NON_ALPHANUMERIC);
+    format!("SharedAccessSignature sr={resource}&sig={signature}&se={expiry}&skn=registration")
+}
+
+fn p256_key(scalar: &[u8]) -> PrivateKey {
+    PrivateKey::from_private_key(&ECDH_P256, scalar).unwrap()
+}
+
+/// Lines of names and values.
+#[derive(Default)]
+struct Values(String);
+
+impl Values {
+    fn text(mut self, name: &str, value: &str) -> Self {
+        writeln!(self.0, "{name:19}{value}").unwrap();
+        self
+    }
+
+    fn bytes(self, name: &str, value: &[u8]) -> Self {
+        self.text(name, &hex(value))
+    }
+
+    fn steps(self, whose: &str, steps: &Steps) -> Self {
+        steps.named().into_iter().fold(self, |values, (name, value)| values.bytes(&format!("{whose}{name}"), value))
     }
 }
 
 const CHALLENGE_REQUEST: &[&str] =
     &["EK public area", "EK certificates", "IK public area", "certificate request, PKCS#10 in DER"];
 const CHALLENGE_REPLY: &[&str] = &["claim", "credential blob, TPMS_ID_OBJECT", "encrypted seed, TPMS_ECC_POINT"];
-const CERTIFY_REQUEST: &[&str] = &["claim, as it came", "ticket"];
+const PROOF: &[&str] = &["claim, as it came", "ticket"];
 const CERTIFICATE_REPLY: &[&str] = &["chain", "device id"];
+const SEALED_REPLY: &[&str] = &["claim", "credential blob, TPMS_ID_OBJECT", "encrypted seed, TPMS_ECC_POINT", "box"];
+const SEALED_CERTIFICATE: &[&str] = &["chain", "device id", "ticket"];
+const REGISTER_REQUEST: &[&str] = &["EK public area", "EK certificates", "SRK public area"];
+const ACTIVATION_REPLY: &[&str] = &[
+    "credential blob, TPMS_ID_OBJECT",
+    "encrypted seed, TPMS_ECC_POINT",
+    "duplicate, content of a TPM2B_PRIVATE",
+    "symmetric seed, TPMS_ECC_POINT",
+    "key public area",
+    "device id",
+];
 
 /// The document's blocks.
 struct Example(String);
@@ -196,15 +426,49 @@ impl Example {
         bytes(&digits.replace(' ', ""))
     }
 
-    /// A line of the block of values.
+    /// A line of the first block of values.
     fn printed(&self, name: &str) -> &str {
-        let (_, content, _) = split_at_block(&self.0, "values");
+        self.printed_in("values", name)
+    }
+
+    fn printed_in(&self, block: &str, name: &str) -> &str {
+        let (_, content, _) = split_at_block(&self.0, block);
         let line = content.lines().find_map(|line| line.strip_prefix(&format!("{name}  ")));
-        line.unwrap_or_else(|| panic!("no value {name}")).trim()
+        line.unwrap_or_else(|| panic!("no value {name} in {block}")).trim()
     }
 
     fn value(&self, name: &str) -> Vec<u8> {
         bytes(self.printed(name))
+    }
+
+    fn value_in(&self, block: &str, name: &str) -> Vec<u8> {
+        bytes(self.printed_in(block, name))
+    }
+
+    fn has_steps(&self, block: &str, whose: &str, steps: &Steps) {
+        for (name, value) in steps.named() {
+            assert_eq!(self.value_in(block, &format!("{whose}{name}")), value, "{whose}{name} in {block}");
+        }
+    }
+
+    fn srk_key(&self) -> PrivateKey {
+        p256_key(&self.value_in("shared-key-values", "SRK private key"))
+    }
+
+    fn is_for_the_ik(&self, chain: &CertificateList<1>, device_id: &DeviceId) {
+        let [leaf, issuers @ ..] = &chain[..] else { unreachable!("a chain has a leaf") };
+        let identity = Identity::Device { scope: self.scope(), device_id: device_id.clone() };
+        assert_eq!(Identity::from_certificate(leaf).unwrap(), identity);
+
+        let (root, leaf) = (CertificateDer::from(self.block("ca-root")), CertificateDer::from(leaf.to_vec()));
+        let issuers: Vec<_> = issuers.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(now().unix_timestamp().unsigned_abs()));
+        let certificate = EndEntityCert::try_from(&leaf).unwrap();
+        let (algorithms, usage) = (webpki::ALL_VERIFICATION_ALGS, KeyUsage::client_auth());
+        let anchors = [webpki::anchor_from_trusted_cert(&root).unwrap()];
+        certificate.verify_for_usage(algorithms, &anchors, &issuers, time, usage, None, None).unwrap();
+        let ik = device_of(&self.challenge_request()).ik_area.public_key().unwrap();
+        assert_eq!(certificate.subject_public_key_info().as_ref(), ik.spki());
     }
 
     fn request(&self, name: &str) -> Request {
@@ -225,6 +489,34 @@ impl Example {
     fn certify_request(&self) -> Proof {
         match self.request("certify-request").body {
             RequestBody::Certify(body) => body,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn confirm_request(&self) -> Proof {
+        match self.request("confirm-request").body {
+            RequestBody::Confirm(body) => body,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn register_request(&self) -> SrkBundle {
+        match self.request("register-request").body {
+            RequestBody::Register(body) => body,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn sealed_reply(&self) -> SealedReply {
+        match self.reply("sealed-reply").body {
+            ReplyBody::Sealed(body) => body,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn activation_reply(&self) -> ActivationReply {
+        match self.reply("activation-reply").body {
+            ReplyBody::Activation(body) => body,
             other => panic!("{other:?}"),
         }
     }
@@ -271,21 +563,30 @@ struct Steps {
 }
 
 impl Steps {
-    fn of(challenge: &ChallengeReply, device: &Device) -> Self {
+    fn to_the_ek(encrypted_seed: &[u8], name: &Name) -> Self {
         let pem = golden(&format!("software-{EK}.pem"));
         let pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(&pem).unwrap();
         let key = PrivateKey::from_private_key_der(&ECDH_P256, pkcs8.secret_pkcs8_der()).unwrap();
-        let (x, y) = challenge.encrypted_seed[2..].split_at(32);
+        Self::of(&key, "IDENTITY", name, encrypted_seed)
+    }
+
+    fn of(key: &PrivateKey, label: &str, name: &Name, encrypted_seed: &[u8]) -> Self {
+        let (x, y) = encrypted_seed[2..].split_at(32);
         let point = UnparsedPublicKey::new(&ECDH_P256, [&[4], x, &y[2..]].concat());
-        let z = agree(&key, &point, (), |z| Ok(z.to_vec())).unwrap();
-        let ek_point = key.compute_public_key().unwrap();
-        let seed = kdfe(Hash::Sha256, &z, "IDENTITY", x, &ek_point.as_ref()[1..33], 32).to_vec();
+        let z = agree(key, &point, (), |z| Ok(z.to_vec())).unwrap();
+        let own_point = key.compute_public_key().unwrap();
+        let seed = kdfe(Hash::Sha256, &z, label, x, &own_point.as_ref()[1..33], 32).to_vec();
         Self {
-            storage_key: kdfa(Hash::Sha256, &seed, "STORAGE", device.ik_name().as_ref(), &[], 16).to_vec(),
+            storage_key: kdfa(Hash::Sha256, &seed, "STORAGE", name.as_ref(), &[], 16).to_vec(),
             integrity_key: kdfa(Hash::Sha256, &seed, "INTEGRITY", &[], &[], 32).to_vec(),
             seed,
             z,
         }
+    }
+
+    fn named(&self) -> [(&'static str, &[u8]); 4] {
+        let Self { z, seed, storage_key, integrity_key } = self;
+        [("Z", z), ("seed", seed), ("STORAGE key", storage_key), ("INTEGRITY key", integrity_key)]
     }
 }
 
@@ -305,39 +606,15 @@ fn annotated(message: &[u8], kind: &str, fields: &[&str]) -> String {
     listing.take(1, 1, &format!("kind: {kind}"));
     listing.take(1, 1, "request id, 16 bytes:");
     listing.take(2, RequestId::LEN, "");
-    listing.take(1, 1, &format!("map of {}", fields.len()));
-    for field in fields {
-        let key = listing.rest[0];
-        match listing.head(1) {
-            (ARRAY, count, length) => {
-                listing.take(2, 1 + length, &format!("{key} => {field}, {count} of them"));
-                for n in 1..=count {
-                    let (_, size, length) = listing.head(0);
-                    listing.take(3, length, &format!("certificate {n}, {size} bytes:"));
-                    listing.take(4, size, "");
-                }
-            }
-            (_, size, length) => {
-                listing.take(2, 1 + length, &format!("{key} => {field}, {size} bytes:"));
-                match *field {
-                    "EK public area" | "IK public area" => listing.take_area(),
-                    "credential blob, TPMS_ID_OBJECT" => {
-                        listing.take_sized(3, "integrityHMAC");
-                        listing.take(3, 34, "encIdentity: the ticket after its size, encrypted");
-                    }
-                    "encrypted seed, TPMS_ECC_POINT" => {
-                        listing.take_sized(3, "x of the CA's ephemeral key");
-                        listing.take_sized(3, "y");
-                    }
-                    "device id" => {
-                        let text = str::from_utf8(&listing.rest[..size]).unwrap().to_owned();
-                        listing.take(3, size, &format!("\"{text}\""));
-                    }
-                    _ => listing.take(3, size, ""),
-                }
-            }
-        }
-    }
+    listing.take_map(1, fields);
+    assert!(listing.rest.is_empty());
+    listing.text
+}
+
+/// What is in a box, likewise.
+fn annotated_content(content: &[u8], fields: &[&str]) -> String {
+    let mut listing = Listing { rest: content, text: String::new() };
+    listing.take_map(0, fields);
     assert!(listing.rest.is_empty());
     listing.text
 }
@@ -350,6 +627,54 @@ struct Listing<'a> {
 }
 
 impl Listing<'_> {
+    fn take_map(&mut self, depth: usize, fields: &[&str]) {
+        self.take(depth, 1, &format!("map of {}", fields.len()));
+        fields.iter().for_each(|field| self.take_field(depth + 1, field));
+    }
+
+    fn take_field(&mut self, depth: usize, field: &str) {
+        let key = self.rest[0];
+        let (major, size, length) = self.head(1);
+        if major == ARRAY {
+            self.take(depth, 1 + length, &format!("{key} => {field}, {size} of them"));
+            return (1..=size).for_each(|n| self.take_certificate(depth + 1, n));
+        }
+        self.take(depth, 1 + length, &format!("{key} => {field}, {size} bytes:"));
+        let depth = depth + 1;
+        match field {
+            "EK public area" | "IK public area" | "SRK public area" => self.take_area(),
+            "key public area" => self.take_hmac_area(),
+            "credential blob, TPMS_ID_OBJECT" => {
+                self.take_sized(depth, "integrityHMAC");
+                self.take(depth, size - 34, "encIdentity: the secret after its size, encrypted");
+            }
+            "duplicate, content of a TPM2B_PRIVATE" => {
+                self.take_sized(depth, "HMAC of the outer wrapper");
+                self.take(depth, size - 34, "digest and sensitive area, in the inner wrapper, encrypted");
+            }
+            "encrypted seed, TPMS_ECC_POINT" | "symmetric seed, TPMS_ECC_POINT" => {
+                self.take_sized(depth, "x of the CA's ephemeral key");
+                self.take_sized(depth, "y");
+            }
+            "box" => {
+                self.take(depth, NONCE_LEN, "nonce");
+                self.take(depth, size - NONCE_LEN - AES_256_GCM.tag_len(), "ciphertext");
+                self.take(depth, AES_256_GCM.tag_len(), "tag");
+            }
+            "device id" => {
+                let text = str::from_utf8(&self.rest[..size]).unwrap().to_owned();
+                self.take(depth, size, &format!("\"{text}\""));
+            }
+            _ => self.take(depth, size, ""),
+        }
+    }
+
+    fn take_certificate(&mut self, depth: usize, n: usize) {
+        let (_, size, length) = self.head(0);
+        self.take(depth, length, &format!("certificate {n}, {size} bytes:"));
+        self.take(depth + 1, size, "");
+    }
+
     /// Prints the next bytes, 32 a line, with a comment beside or above them.
     fn take(&mut self, depth: usize, count: usize, comment: &str) {
         let (bytes, rest) = self.rest.split_at(count);
@@ -373,7 +698,17 @@ impl Listing<'_> {
         self.take(depth + 1, size, "");
     }
 
-    /// TPMT_PUBLIC of a P-256 key on the EK or IK template.
+    /// TPMT_PUBLIC of an HMAC key.
+    fn take_hmac_area(&mut self) {
+        self.take(3, 2, "type: TPM_ALG_KEYEDHASH");
+        self.take(3, 2, "nameAlg: TPM_ALG_SHA256");
+        self.take(3, 4, "objectAttributes");
+        self.take_sized(3, "authPolicy");
+        self.take(3, 4, "scheme: HMAC with SHA-256");
+        self.take_sized(3, "unique");
+    }
+
+    /// TPMT_PUBLIC of a P-256 key on the EK, SRK or IK template.
     fn take_area(&mut self) {
         self.take(3, 2, "type: TPM_ALG_ECC");
         self.take(3, 2, "nameAlg: TPM_ALG_SHA256");
