@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use crate::Rejection;
 use crate::key::{PublicKey, WeakKey};
 use crate::tpm::public::PublicArea;
-use crate::tpm::template::{AreaRefused, EkArea, fits_an_ek};
+use crate::tpm::template::{AreaRefused, EkArea, naming_area};
 use crate::trust::{EkCertificate, TpmModel, parse_certificate};
 
 /// The forms in which an EK is recognised.
@@ -137,7 +137,7 @@ impl EkIdentity {
 
     fn of_key(key: &PublicKey) -> Result<Self, EkFileError> {
         key.check()?;
-        if !fits_an_ek(key) {
+        if naming_area(key).is_none() {
             return Err(EkFileError::NoTemplate { key: key.to_string() });
         }
         let is_for_azure_sdks = matches!(key, PublicKey::Rsa { modulus, .. } if modulus.len() == AZURE_MODULUS_BYTES);

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::Rejection;
 use crate::key::PublicKey;
 use crate::tpm::public::{AreaError, PublicArea};
-use crate::tpm::template::SrkArea;
+use crate::tpm::template::{SrkArea, naming_area};
 
 /// The EK in a request of any flow, parsed.
 ///
@@ -49,9 +49,10 @@ impl EkEvidence {
     }
 
     /// The device id due to an EK that no enrolment names: the lower-case base32 (RFC 4648 §6, unpadded) of
-    /// the SHA-256 of its `TPM2B_PUBLIC`.
+    /// the SHA-256 of its `TPM2B_PUBLIC`, on the template of the low range if that fits its key. So one EK has one id, and
+    /// nobody can have it named otherwise by showing it on another template.
     pub fn derived_device_id(&self) -> DeviceId {
-        let digest = Sha256::digest(self.area.encode_sized());
+        let digest = Sha256::digest(naming_area(&self.key).as_ref().unwrap_or(&self.area).encode_sized());
         let text = BASE32_NOPAD.encode(&digest).to_ascii_lowercase();
         text.parse().expect("52 lower-case letters and digits are a device id")
     }

@@ -53,9 +53,10 @@ impl EkArea {
     }
 }
 
-/// Whether some EK template has room for this key: whether it can be an EK's at all.
-pub fn fits_an_ek(key: &PublicKey) -> bool {
-    EK_TEMPLATES.iter().any(|template| template.area(key).is_some())
+/// The area by which the EK with this key is named, whichever template it is shown on: two fit an RSA-2048 and a P-256 key, and the
+/// EK certificate vouches for the key only. `None` if no EK can have such a key.
+pub fn naming_area(key: &PublicKey) -> Option<PublicArea> {
+    EK_TEMPLATES.iter().find_map(|template| template.area(key))
 }
 
 /// An identity key that is sound and whose public area equals one of our templates, with its Name.
@@ -348,7 +349,7 @@ const POLICY_B_SHA384: &[u8] = &[
     0x46, 0x15, 0x0F, 0x9F, 0xC0, 0x00, 0xF3, 0xF8, 0x0E, 0x12,
 ];
 
-/// TCG EK Credential Profile 2.5, B.3.3, B.3.4, B.4.4 to B.4.6 and B.4.9.
+/// TCG EK Credential Profile 2.5, B.3.3, B.3.4, B.4.4 to B.4.6 and B.4.9. Of two for one key, that of the low range comes first.
 static EK_TEMPLATES: &[Template] = &[
     Template {
         name: "EK L-1 (RSA-2048)",

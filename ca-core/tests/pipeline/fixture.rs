@@ -3,7 +3,7 @@
 use assay_ca_core::key::{Curve, PublicKey};
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
-use assay_ca_core::tpm::public::{AreaKey, Name, PublicArea};
+use assay_ca_core::tpm::public::{AreaKey, Name, ObjectAttributes, PublicArea};
 use assay_ca_core::tpm::template::{EkArea, SrkArea};
 use assay_ca_core::{
     Admitted, Authority, BoundKey, Enrolment, Evidence, Issuer, ProvenDevice, Records, Rejection, TicketKey,
@@ -74,6 +74,13 @@ pub(crate) fn golden(name: &str) -> Vec<u8> {
 /// The area in a golden TPM2B_PUBLIC.
 pub(crate) fn golden_area(name: &str) -> PublicArea {
     PublicArea::parse(&golden(&format!("{name}.tpm2b"))[2..]).unwrap()
+}
+
+/// The same key on TCG's template of the high range, for RSA-2048 and P-256.
+pub(crate) fn on_high_range(low: PublicArea) -> PublicArea {
+    let policy_b = b"ca3d0a99a2b93906f7a3342414efcfb3a385d44cd1fd459089d19b5071c0b7a0";
+    let attributes = low.attributes.union(ObjectAttributes::USER_WITH_AUTH);
+    PublicArea { attributes, auth_policy: data_encoding::HEXLOWER.decode(policy_b).unwrap(), ..low }
 }
 
 /// A TPM vendor with a root, an intermediate, and the habits of one.

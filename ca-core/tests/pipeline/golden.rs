@@ -64,12 +64,8 @@ fn eks_of_swtpm_are_on_template() {
 
 #[test]
 fn eks_of_the_high_range_are_on_template() {
-    let policy_b =
-        data_encoding::HEXLOWER.decode(b"ca3d0a99a2b93906f7a3342414efcfb3a385d44cd1fd459089d19b5071c0b7a0").unwrap();
     for (kind, template) in [("rsa2048", "EK H-1 (RSA-2048)"), ("p256", "EK H-2 (P-256)")] {
-        let mut area = golden_area(&format!("ek-{kind}"));
-        area.attributes.0 |= 1 << 6;
-        area.auth_policy = policy_b.clone();
+        let area = on_high_range(golden_area(&format!("ek-{kind}")));
         assert_eq!(EkArea::recognise(&area).unwrap().template(), template);
     }
 }

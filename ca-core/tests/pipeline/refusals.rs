@@ -649,6 +649,20 @@ mod admission {
         Ca::trusting(&vendor).admit(&device.asking_for(&expected), &Records::default()).unwrap();
     }
 
+    /// An EK certificate is no secret and vouches for the key only, so another template must not make another device of it.
+    #[test]
+    fn ek_has_one_derived_id_whichever_template_it_is_shown_on() {
+        let vendor = Vendor::new("Acme");
+        for kind in ["rsa2048", "p256"] {
+            let mut device = Device::with_ek(&vendor, SoftwareEk::golden(kind));
+            let ca = Ca::trusting(&vendor);
+            let low = ca.admit(&device, &Records::default()).unwrap();
+            device.ek.area = on_high_range(device.ek.area);
+            let high = ca.admit(&device, &Records::default()).unwrap();
+            assert_eq!(low.device_id(), high.device_id(), "{kind}");
+        }
+    }
+
     #[test]
     fn device_gets_the_id_of_its_enrolment_and_keeps_that_of_its_registration() {
         let vendor = Vendor::new("Acme");
