@@ -71,14 +71,13 @@ impl Ca {
         let admitted = Admitted::decide(ek, requested.as_ref(), &records)?;
         let candidate = admitted.candidate(&key, &self.scope, &records, now)?;
         let (ek, ik_id) = (candidate.ek_id(), candidate.ik_id());
+        let mut waiting = transaction.waiting_certificates(&ek, &ik_id)?.into_iter();
+        let waiting = waiting.find(|(certificate, _)| candidate.may_have(certificate, &records, now));
         let confirm_by = now + self.profile.confirm_within();
-        // One that is older than the device's active certificate can no longer be confirmed.
-        let active = records.registration.as_ref().and_then(|registration| registration.certificate.as_ref());
-        let since = active.map_or(OffsetDateTime::UNIX_EPOCH, |certificate| certificate.issued_at);
         let (leaf, confirm_by) = if let Some(active) = transaction.active_certificate(&ek, &ik_id, now)? {
             (active, confirm_by)
-        } else if let Some(waiting) = transaction.unconfirmed_certificate(&ek, &ik_id, since, now)? {
-            waiting
+        } else if let Some((certificate, der)) = waiting {
+            (der, certificate.confirm_by)
         } else {
             candidate.check_quota(&records)?;
             let prepared = Prepared::unproven(&candidate, &self.profile, &self.issuer, now, &mut random())?;

@@ -263,19 +263,18 @@ fn only_an_enrolment_has_a_policy() {
 }
 
 #[test]
-fn a_sealed_certificate_is_given_again_only_while_it_can_be_confirmed() {
+fn sealed_certificates_wait_for_their_own_ek_and_ik_until_they_are_confirmed() {
     let (_directory, mut store) = store();
     add(&mut store, &sealed(1, "pump-17", ek(1))).unwrap();
     let ik_id: [u8; 32] = Sha256::digest([1]).into();
-    let mut waits = |ik_id: [u8; 32], since, at| {
-        let found = store.transaction(|transaction| transaction.unconfirmed_certificate(&ek(1), &ik_id, since, at));
-        found.unwrap().is_some()
+    let waiting = |store: &mut Store, ek: EkId, ik_id: [u8; 32]| {
+        let found = store.transaction(|transaction| transaction.waiting_certificates(&ek, &ik_id)).unwrap();
+        found.into_iter().map(|(certificate, der)| (certificate.serial, der)).collect::<Vec<_>>()
     };
-    let (before, deadline) = (now() - Duration::SECOND, now() + Duration::minutes(10));
-    assert!(waits(ik_id, before, now()));
-    assert!(!waits(ik_id, now(), now()), "as old as the active certificate");
-    assert!(!waits(ik_id, before, deadline), "too late to confirm");
-    assert!(!waits([9; 32], before, now()), "for another IK");
+    assert_eq!(waiting(&mut store, ek(1), ik_id), [([1; 16], vec![1])]);
+    assert!(waiting(&mut store, ek(2), ik_id).is_empty() && waiting(&mut store, ek(1), [9; 32]).is_empty());
+    confirm_by_use(&mut store, &[1; 16], now()).unwrap();
+    assert!(waiting(&mut store, ek(1), ik_id).is_empty());
 }
 
 #[test]

@@ -75,6 +75,15 @@ impl Candidate {
         Sha256::digest(&self.subject.ik_spki).into()
     }
 
+    /// Whether a certificate that waits for this EK and IK says what a new one would, and can still be confirmed. An operator may have
+    /// granted another device id meanwhile, or a certificate for another IK become active.
+    pub fn may_have(&self, waiting: &Unconfirmed, records: &Records, now: OffsetDateTime) -> bool {
+        let Subject { ek_id, device_id, assurance, .. } = &self.subject;
+        (&waiting.ek_id, &waiting.device_id, &waiting.assurance) == (ek_id, device_id, assurance)
+            && waiting.ik_id == self.ik_id()
+            && waiting.clone().confirm(records, now).is_ok()
+    }
+
     pub(crate) fn subject(&self) -> &Subject {
         &self.subject
     }

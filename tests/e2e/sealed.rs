@@ -150,6 +150,20 @@ fn a_device_killed_at_any_step_of_the_sealed_flow_ends_with_one_active_certifica
 }
 
 #[test]
+fn a_device_id_granted_before_the_confirmation_stands_in_the_next_certificate() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = ToolsDevice::new(&tpm, EkKind::P256)?;
+    let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
+    let first = device.open(&enrolled(&mut mqtt, device.evidence()?)?)?;
+    lab.enroll(&tpm, EkKind::P256, "pump-9", &[])?;
+    let second = device.open(&enrolled(&mut mqtt, device.evidence()?)?)?;
+    ensure!(second.device_id.as_str() == "pump-9" && first.chain != second.chain);
+    ensure!(lab.statuses("pump-9")? == ["unconfirmed"]);
+    Ok(())
+}
+
+#[test]
 fn nobody_confirms_the_certificate_of_another_device() -> Result<()> {
     let lab = Lab::open()?;
     let vendor = trusted_vendor()?;

@@ -26,26 +26,18 @@ impl Transaction<'_> {
         Ok(found.optional()?)
     }
 
-    /// The certificate that was sealed to an EK for this IK after `since` and can still be confirmed, and until when.
+    /// The certificates that were sealed to an EK for this IK and wait to be confirmed, the newest first, each with its DER.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn unconfirmed_certificate(
-        &self,
-        ek: &EkId,
-        ik_id: &[u8; 32],
-        since: OffsetDateTime,
-        now: OffsetDateTime,
-    ) -> Result<Option<(Vec<u8>, OffsetDateTime)>, StoreError> {
-        let mut statement = self.0.prepare_cached(
-            "SELECT der, confirm_by FROM certificates
-             WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'unconfirmed' AND confirm_by > ?3 AND issued_at > ?4
-             ORDER BY confirm_by DESC LIMIT 1",
-        )?;
-        let (now, since) = (now.unix_timestamp(), since.unix_timestamp());
-        let found = statement
-            .query_row(params![ek.as_bytes(), ik_id, now, since], |row| Ok((row.get(0)?, time(1, row.get(1)?)?)));
-        Ok(found.optional()?)
+    pub fn waiting_certificates(&self, ek: &EkId, ik_id: &[u8; 32]) -> Result<Vec<(Unconfirmed, Vec<u8>)>, StoreError> {
+        let query = format!(
+            "SELECT {UNCONFIRMED}, der FROM certificates WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'unconfirmed'
+             ORDER BY issued_at DESC"
+        );
+        let mut statement = self.0.prepare_cached(&query)?;
+        let rows = statement.query_map(params![ek.as_bytes(), ik_id], |row| Ok((unconfirmed(row)?, row.get(7)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Records a certificate: of a proven device as its only active one, of another as one that waits to be confirmed.

@@ -160,6 +160,28 @@ fn two_replies_for_one_certificate_have_nothing_in_common_that_is_encrypted() {
     assert_ne!(again.sealed[NONCE_LEN..], reply.sealed[NONCE_LEN..]);
 }
 
+#[test]
+fn waiting_certificate_is_given_again_only_if_it_says_what_a_new_one_would_and_can_be_confirmed() {
+    let enrolled = Enrolled::new();
+    let named = |device_id: &str| {
+        let device_id = Some(device_id.parse().unwrap());
+        Records { enrolment: Some(Enrolment { device_id, ..Enrolment::default() }), ..Records::default() }
+    };
+    let may_have = |waiting: &Unconfirmed, records: &Records, at| {
+        candidate(&enrolled.ca, &enrolled.device, records).unwrap().may_have(waiting, records, at)
+    };
+    let (waiting, records) = (enrolled.unconfirmed(), Records::default());
+    assert!(may_have(&waiting, &records, now()));
+    assert!(!may_have(&waiting, &named("pump-9"), now()), "another device id was granted");
+    assert!(!may_have(&waiting, &records, waiting.confirm_by), "too late");
+    let newer = has_certificate(&enrolled, [7; 32], now() - Duration::SECOND);
+    let older = Unconfirmed { issued_at: now() - Duration::SECOND, ..waiting.clone() };
+    assert!(may_have(&waiting, &newer, now()) && !may_have(&older, &newer, now()), "older than the active one");
+    let by_list = Unconfirmed { assurance: assay_ca_core::Assurance::EnrolmentList, ..waiting.clone() };
+    assert!(!may_have(&by_list, &named(waiting.device_id.as_str()), now()), "trusted for another reason");
+    assert!(!may_have(&Unconfirmed { ik_id: [7; 32], ..waiting }, &records, now()), "another IK");
+}
+
 mod confirmation {
     use super::*;
 
