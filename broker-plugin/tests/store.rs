@@ -485,26 +485,61 @@ fn disabling_reaches_enrolled_and_registered_eks() {
 }
 
 #[test]
-fn whatever_revokes_is_counted() {
+fn whatever_revokes_is_counted_and_only_that() {
     let (_directory, mut store) = store();
-    let mut seen = store.revocations().unwrap();
+    let counts = |store: &Store| (store.revocations().unwrap(), store.list_changes().unwrap());
+    let mut seen = counts(&store);
+    // Whether connections must be looked at, and whether the list changes.
     let mut counted = |store: &Store| {
-        let before = std::mem::replace(&mut seen, store.revocations().unwrap());
-        seen > before
+        let (connections, list) = std::mem::replace(&mut seen, counts(store));
+        (seen.0 > connections, seen.1 > list)
     };
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
     enroll(&mut store, ek(2), None).unwrap();
-    assert!(!counted(&store), "nothing is revoked yet");
+    assert_eq!(counted(&store), (false, false), "nothing is revoked yet");
     store.set_disabled(&ek(1), true, now()).unwrap();
-    assert!(counted(&store), "a device was disabled");
+    assert_eq!(counted(&store), (true, true), "a device was disabled");
     store.set_disabled(&ek(2), true, now()).unwrap();
-    assert!(counted(&store), "an enrolled EK was disabled");
+    assert_eq!(counted(&store), (true, true), "an enrolled EK was disabled");
     store.set_disabled(&ek(2), true, now()).unwrap();
-    assert!(!counted(&store), "it was disabled before");
+    assert_eq!(counted(&store), (false, false), "it was disabled before");
     store.set_disabled(&ek(1), false, now()).unwrap();
-    assert!(counted(&store), "a device was enabled, which shortens the revocation list");
+    assert_eq!(counted(&store), (false, true), "a device was enabled");
     add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
-    assert!(counted(&store), "a certificate was superseded");
+    assert_eq!(counted(&store), (true, true), "a certificate was superseded");
+    offer(&mut store, ek(3), "pump-3", 1);
+    accept(&mut store, ek(3), "pump-3", 1).unwrap();
+    assert_eq!(counted(&store), (false, false), "a first shared key retires none");
+    accept(&mut store, ek(3), "pump-3", 2).unwrap();
+    assert_eq!(counted(&store), (true, false), "a shared key was retired");
+    store.remove(&ek(3), now()).unwrap();
+    assert_eq!(counted(&store), (true, false), "a device without a certificate was removed");
+}
+
+#[test]
+fn generations_taken_into_use_are_counted_for_a_day() {
+    let (_directory, mut store) = store();
+    let recent = |store: &Store, at| store.records(&ek(1), IdInQuestion::None, at).unwrap().recent_generations;
+    offer(&mut store, ek(1), "pump-1", 1);
+    for generation in 1..=3 {
+        accept(&mut store, ek(1), "pump-1", generation).unwrap();
+    }
+    assert_eq!(recent(&store, now()), 3);
+    assert_eq!(recent(&store, now() + Duration::DAY - Duration::SECOND), 3);
+    assert_eq!(recent(&store, now() + Duration::DAY), 0);
+}
+
+#[test]
+fn an_offer_without_the_vendors_certificate_does_not_make_it_unseen() {
+    let (_directory, mut store) = store();
+    for (offered, expected) in [
+        (Assurance::EnrolmentList, Assurance::EnrolmentList),
+        (Assurance::VendorCertificate, Assurance::VendorCertificate),
+        (Assurance::EnrolmentList, Assurance::VendorCertificate),
+    ] {
+        store.transaction(|transaction| transaction.offer_shared_key(&ek(1), &id("pump-1"), offered, 1)).unwrap();
+        assert_eq!(store.shared_key_holders(&id("pump-1")).unwrap()[0].assurance, expected);
+    }
 }
 
 #[test]

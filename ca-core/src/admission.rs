@@ -112,6 +112,8 @@ pub struct Records {
     pub recent_unconfirmed: u32,
     /// The shared key that was last offered to the EK.
     pub shared_key: Option<SharedKeyOnRecord>,
+    /// How many generations of it the device took into use within the last [`QUOTA_PERIOD`].
+    pub recent_generations: u32,
     /// The EK that is registered or enrolled under the device id in question: see [`device_id_in_question`], or
     /// [that of a claim](ProvenDevice::device_id), of a certificate or of a token.
     pub id_holder: Option<EkId>,
@@ -157,12 +159,16 @@ impl Admitted {
     /// A key that was never used is offered again: without a proof that the TPM could load it, nobody can be made to lose one.
     /// That a token of the generation that is offered retires the one in use is for [`Records::accepted_generations`].
     pub fn generation(&self, records: &Records) -> Result<u32, Rejection> {
-        match (records.shared_key, records.reprovision()) {
-            (None, _) => Ok(FIRST_GENERATION),
-            (Some(SharedKeyOnRecord { generation, is_used: false }), _)
-            | (Some(SharedKeyOnRecord { generation, .. }), Reprovision::Reuse) => Ok(generation),
-            (Some(SharedKeyOnRecord { generation, .. }), Reprovision::Reissue) => Ok(generation.saturating_add(1)),
-            (Some(_), Reprovision::Never) => Err(Rejection::ReprovisionRefused { ek: self.ek.ek_id() }),
+        let Some(SharedKeyOnRecord { generation, is_used }) = records.shared_key else {
+            return Ok(FIRST_GENERATION);
+        };
+        let count = records.recent_generations;
+        match records.reprovision() {
+            Reprovision::Reuse => Ok(generation),
+            _ if !is_used => Ok(generation),
+            Reprovision::Never => Err(Rejection::ReprovisionRefused { ek: self.ek.ek_id() }),
+            Reprovision::Reissue if count >= QUOTA => Err(Rejection::QuotaExceeded { count }),
+            Reprovision::Reissue => Ok(generation.saturating_add(1)),
         }
     }
 }
@@ -172,15 +178,13 @@ impl Records {
         self.enrolment.as_ref().map(|enrolment| enrolment.reprovision).unwrap_or_default()
     }
 
-    /// The generations that a token may be signed with: the one on record, and the one that [`Admitted::generation`] may have offered
-    /// since. A token of the latter raises the record to it.
+    /// The generations that a token may be signed with: the one on record and, once that was used, the next, which
+    /// [`Admitted::generation`] may have offered since, under whatever policy held then. A token of the next raises the record to it.
     pub fn accepted_generations(&self) -> Vec<u32> {
-        match (self.shared_key, self.reprovision()) {
-            (None, _) => Vec::new(),
-            (Some(SharedKeyOnRecord { generation, is_used: true }), Reprovision::Reissue) => {
-                vec![generation, generation.saturating_add(1)]
-            }
-            (Some(SharedKeyOnRecord { generation, .. }), _) => vec![generation],
+        match self.shared_key {
+            None => Vec::new(),
+            Some(SharedKeyOnRecord { generation, is_used: true }) => vec![generation, generation.saturating_add(1)],
+            Some(SharedKeyOnRecord { generation, .. }) => vec![generation],
         }
     }
 
@@ -229,8 +233,8 @@ impl ProvenDevice {
     }
 }
 
-/// Certificates that a device may get for new IKs within [`QUOTA_PERIOD`]. A device makes a new IK when its TPM was cleared;
-/// what makes more is a fault or an attempt to fill the store.
+/// Certificates that a device may get for new IKs within [`QUOTA_PERIOD`], and generations of its shared key. A device needs them when
+/// its TPM was cleared; what needs more is a fault or an attempt to fill the store and the revocation list.
 pub const QUOTA: u32 = 24;
 
 /// The generation of an EK's first shared key.

@@ -63,10 +63,10 @@ pub enum Rejection {
     #[error("device id {requested} is not granted to EK {ek}; due to it is {due}")]
     DeviceIdNotEnrolled { ek: EkId, requested: DeviceId, due: DeviceId },
 
-    #[error("the device got {count} certificates within a day, as many as it may")]
+    #[error("the device got {count} certificates or shared keys within a day, as many as it may")]
     QuotaExceeded { count: u32 },
     #[error(
-        "{count} certificates were sealed to EK {ek} within a day and never confirmed, as many as may; the ticket flow is open"
+        "{count} certificates were sealed to EK {ek} within a day and not confirmed, as many as may; the ticket flow does not count them"
     )]
     SealedQuotaExceeded { ek: EkId, count: u32 },
     #[error("EK {ek} is provisioned already, and its enrolment says never to do it again")]

@@ -153,7 +153,7 @@ problem_codes! {
     DeviceIdTaken = 31, "device-id-taken", "The device id belongs to another EK";
     EkRegistered = 32, "ek-registered", "The EK is registered under another device id";
     DeviceIdNotEnrolled = 33, "device-id-not-enrolled", "No enrolment grants this device id to the EK";
-    QuotaExceeded = 34, "quota-exceeded", "The device got too many certificates in a short time";
+    QuotaExceeded = 34, "quota-exceeded", "The device got too many certificates or keys in a short time";
     ReprovisionRefused = 35, "reprovision-refused", "The device is provisioned already, and its enrolment forbids to do it again";
     ClaimExpired = 40, "claim-expired", "The claim is past its time; begin again";
     TicketRefused = 41, "ticket-refused", "The ticket does not prove the claim; begin again";

@@ -179,11 +179,12 @@ fn records(
         )?
         .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| row.get(0))?;
     let shared_key = connection
-        .prepare_cached("SELECT generation, is_used FROM shared_keys WHERE ek_id = ?1")?
-        .query_row(params![ek.as_bytes()], |row| {
-            Ok(SharedKeyOnRecord { generation: row.get(0)?, is_used: row.get(1)? })
+        .prepare_cached("SELECT generation, is_used, iif(day > ?2, today, 0) FROM shared_keys WHERE ek_id = ?1")?
+        .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| {
+            Ok((SharedKeyOnRecord { generation: row.get(0)?, is_used: row.get(1)? }, row.get(2)?))
         })
         .optional()?;
+    let (shared_key, recent_generations) = shared_key.map_or((None, 0), |(key, recent)| (Some(key), recent));
     let id_holder = match about {
         IdInQuestion::Is(device) => holder(connection, device)?,
         IdInQuestion::Due { requested, derived } => {
@@ -191,7 +192,7 @@ fn records(
         }
         IdInQuestion::None => None,
     };
-    Ok(Records { disabled, enrolment, registration, recent_unconfirmed, shared_key, id_holder })
+    Ok(Records { disabled, enrolment, registration, recent_unconfirmed, shared_key, recent_generations, id_holder })
 }
 
 /// The EK that is registered or enrolled under a device id.

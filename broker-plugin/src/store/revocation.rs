@@ -54,13 +54,20 @@ impl Transaction<'_> {
 }
 
 impl Store {
-    /// How often something happened that may have made a certificate or token in use worthless, or good again. Cheap enough to ask
-    /// every second.
+    /// How often something happened that may have made a certificate or token in use worthless. Cheap enough to ask every second.
     ///
     /// # Errors
     /// The file cannot be read.
     pub fn revocations(&self) -> Result<i64, StoreError> {
-        Ok(self.connection.prepare_cached("SELECT count FROM revocations")?.query_row([], |row| row.get(0))?)
+        Ok(self.connection.prepare_cached("SELECT connections FROM revocations")?.query_row([], |row| row.get(0))?)
+    }
+
+    /// How often something happened that changes the [revocation list](Transaction::revoked). As cheap.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn list_changes(&self) -> Result<i64, StoreError> {
+        Ok(self.connection.prepare_cached("SELECT list FROM revocations")?.query_row([], |row| row.get(0))?)
     }
 
     /// Whether something waits for [`Transaction::revoke_unconfirmed`].

@@ -60,7 +60,9 @@ CREATE TABLE shared_keys (
     device_id  TEXT NOT NULL,           -- the registration it was last offered to
     assurance  TEXT NOT NULL,
     generation INTEGER NOT NULL,
-    is_used    INTEGER NOT NULL         -- a token of this generation was accepted
+    is_used    INTEGER NOT NULL,        -- a token of this generation was accepted
+    day        INTEGER NOT NULL DEFAULT 0,  -- when the first of `today` generations was taken into use
+    today      INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 CREATE INDEX shared_keys_by_device ON shared_keys (device_id);
@@ -77,23 +79,24 @@ CREATE TABLE audit (
     duration_us INTEGER NOT NULL        -- from receipt to decision
 ) STRICT;
 
--- Counts what may end a live connection or change the revocation list, so that brokers and workers notice without reading the tables.
-CREATE TABLE revocations (count INTEGER NOT NULL) STRICT;
-INSERT INTO revocations VALUES (0);
+-- Counts what may end a live connection, and what changes the revocation list, so that brokers and workers notice without reading the
+-- tables.
+CREATE TABLE revocations (connections INTEGER NOT NULL, list INTEGER NOT NULL) STRICT;
+INSERT INTO revocations VALUES (0, 0);
 
 -- The number of the last revocation list (RFC 5280, 5.2.3).
 CREATE TABLE revocation_lists (number INTEGER NOT NULL) STRICT;
 INSERT INTO revocation_lists VALUES (0);
 
 CREATE TRIGGER ek_disabled AFTER INSERT ON disabled_eks
-BEGIN UPDATE revocations SET count = count + 1; END;
+BEGIN UPDATE revocations SET connections = connections + 1, list = list + 1; END;
 CREATE TRIGGER ek_enabled AFTER DELETE ON disabled_eks
-BEGIN UPDATE revocations SET count = count + 1; END;
+BEGIN UPDATE revocations SET list = list + 1; END;
 CREATE TRIGGER device_removed AFTER DELETE ON devices
-BEGIN UPDATE revocations SET count = count + 1; END;
+BEGIN UPDATE revocations SET connections = connections + 1; END;
 CREATE TRIGGER enrolment_removed AFTER DELETE ON enrolments
-BEGIN UPDATE revocations SET count = count + 1; END;
+BEGIN UPDATE revocations SET connections = connections + 1; END;
 CREATE TRIGGER certificate_ended AFTER UPDATE OF status ON certificates WHEN new.status IN ('superseded', 'revoked')
-BEGIN UPDATE revocations SET count = count + 1; END;
+BEGIN UPDATE revocations SET connections = connections + 1, list = list + 1; END;
 CREATE TRIGGER shared_key_retired AFTER UPDATE OF generation ON shared_keys WHEN new.generation <> old.generation
-BEGIN UPDATE revocations SET count = count + 1; END;
+BEGIN UPDATE revocations SET connections = connections + 1; END;

@@ -1,6 +1,6 @@
 //! Which generation of its shared key an EK has. The keys themselves are nowhere.
 
-use assay_ca_core::Assurance;
+use assay_ca_core::{Assurance, QUOTA_PERIOD};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::params;
 use time::OffsetDateTime;
@@ -32,9 +32,17 @@ impl Transaction<'_> {
         self.0
             .prepare_cached(
                 "INSERT INTO shared_keys (ek_id, device_id, assurance, generation, is_used) VALUES (?1, ?2, ?3, ?4, 0)
-                 ON CONFLICT (ek_id) DO UPDATE SET device_id = excluded.device_id, assurance = excluded.assurance",
+                 ON CONFLICT (ek_id) DO UPDATE SET device_id = excluded.device_id,
+                   assurance = iif(assurance = ?5, assurance, excluded.assurance)",
             )?
-            .execute(params![ek.as_bytes(), device.as_str(), assurance.to_string(), generation])?;
+            .execute(params![
+                ek.as_bytes(),
+                device.as_str(),
+                assurance.to_string(),
+                generation,
+                // Once seen, a vendor's word stays: anybody may leave the certificate out of a request.
+                Assurance::VendorCertificate.to_string()
+            ])?;
         Ok(())
     }
 
@@ -51,8 +59,16 @@ impl Transaction<'_> {
     ) -> Result<(), StoreError> {
         self.register(device, &holder.ek_id, holder.assurance, now)?;
         self.0
-            .prepare_cached("UPDATE shared_keys SET generation = ?2, is_used = 1 WHERE ek_id = ?1")?
-            .execute(params![holder.ek_id.as_bytes(), generation])?;
+            .prepare_cached(
+                "UPDATE shared_keys SET generation = ?2, is_used = 1,
+                        day = iif(day > ?4, day, ?3), today = iif(day > ?4, today, 0) + 1 WHERE ek_id = ?1",
+            )?
+            .execute(params![
+                holder.ek_id.as_bytes(),
+                generation,
+                now.unix_timestamp(),
+                (now - QUOTA_PERIOD).unix_timestamp()
+            ])?;
         Ok(())
     }
 

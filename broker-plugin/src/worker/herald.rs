@@ -38,9 +38,9 @@ fn publish(
     published: Option<(i64, Instant)>,
     outbox: &Outbox,
 ) -> Result<(i64, Instant), Refusal> {
-    let revocations = store.revocations()?;
+    let changes = store.list_changes()?;
     if let Some((seen, at)) = published
-        && seen == revocations
+        && seen == changes
         && at.elapsed() < REVOCATION_LIST_LIFETIME.unsigned_abs() / 2
     {
         return Ok((seen, at));
@@ -55,7 +55,7 @@ fn publish(
     } else {
         outbox.proclaim(Topic::Crl(ca.scope.clone()), list);
     }
-    Ok((revocations, Instant::now()))
+    Ok((changes, Instant::now()))
 }
 
 /// How late a revocation is published.

@@ -350,10 +350,10 @@ mod reprovisioning {
             (Reprovision::Reissue, used(false), Some(5), &[5]),
             (Reprovision::Reissue, used(true), Some(6), &[5, 6]),
             (Reprovision::Reuse, used(false), Some(5), &[5]),
-            (Reprovision::Reuse, used(true), Some(5), &[5]),
+            (Reprovision::Reuse, used(true), Some(5), &[5, 6]),
             (Reprovision::Never, None, Some(FIRST_GENERATION), &[]),
             (Reprovision::Never, used(false), Some(5), &[5]),
-            (Reprovision::Never, used(true), None, &[5]),
+            (Reprovision::Never, used(true), None, &[5, 6]),
         ] {
             let records = Records { shared_key, ..with_policy(policy) };
             let admitted = ca.admit(&device, &records).unwrap();
@@ -364,6 +364,22 @@ mod reprovisioning {
             }
             assert_eq!(records.accepted_generations(), accepted, "{policy} {shared_key:?}");
         }
+    }
+
+    #[test]
+    fn device_that_used_too_many_generations_is_told_to_wait() {
+        let Enrolled { ca, device, .. } = Enrolled::new();
+        let generation = |reprovision, is_used, recent_generations| {
+            let shared_key = Some(SharedKeyOnRecord { generation: 5, is_used });
+            let records = Records { shared_key, recent_generations, ..with_policy(reprovision) };
+            ca.admit(&device, &records).unwrap().generation(&records)
+        };
+        let problem = generation(Reprovision::Reissue, true, QUOTA).unwrap_err().problem();
+        assert_eq!(problem.code, ProblemCode::QuotaExceeded);
+        assert!(problem.retry_after.is_some());
+        assert_eq!(generation(Reprovision::Reissue, true, QUOTA - 1), Ok(6));
+        assert_eq!(generation(Reprovision::Reissue, false, QUOTA), Ok(5));
+        assert_eq!(generation(Reprovision::Reuse, true, QUOTA), Ok(5));
     }
 
     #[test]
