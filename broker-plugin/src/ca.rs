@@ -10,7 +10,9 @@ use assay_wire::{ActivationReply, CertificateReply, ChallengeReply, DeviceId, Ek
 use time::OffsetDateTime;
 
 use crate::random::random;
-use crate::store::{AnchorsVersion, IdInQuestion, SharedKeyHolder, Store, StoreError, ToConfirm, Transaction};
+use crate::store::{
+    AnchorsVersion, IdInQuestion, RevokedCertificates, SharedKeyHolder, Store, StoreError, ToConfirm, Transaction,
+};
 
 /// The CA's own keys and rules.
 pub struct Ca {
@@ -201,14 +203,22 @@ impl Ca {
 
     /// Signs a list of what is no longer good, with a number of its own.
     ///
+    /// If it has more than `longest` bytes, certificates that never came into force are left out: strangers can fill a list with them,
+    /// and nobody but their TPMs can show them.
+    ///
     /// # Errors
     /// The store failed, or the signer did.
-    pub fn revocation_list(&self, store: &mut Store, now: OffsetDateTime) -> Result<Vec<u8>, Refusal> {
-        let (revoked, number) = store.transaction(|transaction| {
+    pub fn revocation_list(&self, store: &mut Store, longest: usize, now: OffsetDateTime) -> Result<Vec<u8>, Refusal> {
+        let (RevokedCertificates { once_in_force, never_in_force }, number) = store.transaction(|transaction| {
             transaction.revoke_unconfirmed(now)?;
             Ok((transaction.revoked(now)?, transaction.next_revocation_list()?))
         })?;
-        Ok(self.issuer.revocation_list(revoked, number, now)?)
+        let all = once_in_force.iter().chain(&never_in_force).cloned();
+        let list = self.issuer.revocation_list(all, number, now)?;
+        if list.len() <= longest {
+            return Ok(list);
+        }
+        Ok(self.issuer.revocation_list(once_in_force, number, now)?)
     }
 }
 

@@ -1,14 +1,16 @@
 //! What the database promises, whoever calls it.
 
 use assay_broker_plugin::ca::confirm_by_use;
+use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{
     AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, IdInQuestion, NewEnrolment, Removed,
-    SharedKeyHolder, Store, StoreError,
+    RevokedCertificates, SharedKeyHolder, Store, StoreError,
 };
 use assay_ca_core::{Assurance, IssuedCertificate, Reprovision, RevocationReason, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId, ProblemCode};
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 fn store() -> (tempfile::TempDir, Store) {
     let directory = tempfile::tempdir().unwrap();
@@ -54,7 +56,8 @@ fn status(store: &Store, serial: u8) -> CertificateStatus {
 /// What a revocation list would say.
 fn revoked(store: &mut Store) -> Vec<(u8, RevocationReason)> {
     let revoked = store.transaction(|transaction| transaction.revoked(now())).unwrap();
-    revoked.into_iter().map(|revoked| (revoked.serial[0], revoked.reason)).collect()
+    let RevokedCertificates { once_in_force, never_in_force } = revoked;
+    once_in_force.into_iter().chain(never_in_force).map(|revoked| (revoked.serial[0], revoked.reason)).collect()
 }
 
 fn offer(store: &mut Store, ek_id: EkId, device: &str, generation: u32) {
@@ -359,7 +362,44 @@ fn the_revocation_list_gives_reasons_and_forgets_what_expired() {
     store.set_disabled(&ek(2), false, now()).unwrap();
     assert_eq!(revoked(&mut store), [superseded, removed]);
     let expired = now() + Duration::days(90);
-    assert!(store.transaction(|transaction| transaction.revoked(expired)).unwrap().is_empty());
+    assert!(store.transaction(|transaction| transaction.revoked(expired)).unwrap() == RevokedCertificates::default());
+}
+
+#[test]
+fn a_list_that_is_too_long_leaves_out_what_never_came_into_force() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ca");
+    Directory::create(&path, "Test", &[]).unwrap();
+    let directory = Directory::open(&path).unwrap();
+    let (ca, mut store) = (directory.ca().unwrap(), directory.store().unwrap());
+    for serial in 1..=2 {
+        add(&mut store, &certificate(serial, "pump-17", ek(1))).unwrap();
+    }
+    for serial in 3..=40 {
+        add(&mut store, &sealed(serial, "pump-18", ek(2))).unwrap();
+    }
+    let later = now() + Duration::HOUR;
+    let mut serials = |longest| {
+        let list = ca.revocation_list(&mut store, longest, later).unwrap();
+        let (_, list) = CertificateRevocationList::from_der(&list).unwrap();
+        list.iter_revoked_certificates().map(|revoked| revoked.raw_serial()[0]).collect::<Vec<_>>()
+    };
+    assert_eq!(serials(usize::MAX).len(), 39);
+    assert_eq!(serials(1024), [1]);
+}
+
+#[test]
+fn what_was_never_confirmed_is_forgotten_when_it_has_expired() {
+    let (_directory, mut store) = store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
+    add(&mut store, &sealed(3, "pump-18", ek(2))).unwrap();
+    let mut left = |at| {
+        store.transaction(|transaction| transaction.revoke_unconfirmed(at)).unwrap();
+        store.certificates().unwrap().len()
+    };
+    assert_eq!(left(now() + Duration::HOUR), 3);
+    assert_eq!(left(now() + Duration::days(91)), 2);
 }
 
 #[test]

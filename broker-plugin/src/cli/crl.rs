@@ -24,7 +24,7 @@ impl Crl {
     pub(crate) fn run(self, directory: &Directory) -> Result<()> {
         let to_terminal = self.out.is_none() && stdout().is_terminal();
         ensure!(self.pem || !to_terminal, "a terminal shows no DER; ask for --pem, or for a file with --out");
-        let list = directory.ca()?.revocation_list(&mut directory.store()?, OffsetDateTime::now_utc())?;
+        let list = directory.ca()?.revocation_list(&mut directory.store()?, usize::MAX, OffsetDateTime::now_utc())?;
         let list = if self.pem { pem(list) } else { list };
         match self.out {
             Some(file) => replace(&file, &list).with_context(|| format!("cannot write {}", file.display())),

@@ -27,6 +27,7 @@ use time::OffsetDateTime;
 pub use audit::{AuditEntry, AuditRow};
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
 pub use enrolments::{EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed};
+pub use revocation::RevokedCertificates;
 pub use shared_keys::SharedKeyHolder;
 pub use trust::{AnchorRow, AnchorsVersion};
 

@@ -7,11 +7,17 @@ use time::OffsetDateTime;
 use super::{Store, StoreError, Transaction, time};
 
 impl Transaction<'_> {
-    /// Revokes what was sealed and not confirmed in time. Returns how many certificates that were.
+    /// Revokes what was sealed and not confirmed in time, and forgets what of it has expired, for anybody can have such certificates
+    /// made. Returns how many were revoked.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn revoke_unconfirmed(&self, now: OffsetDateTime) -> Result<usize, StoreError> {
+        self.0
+            .prepare_cached(
+                "DELETE FROM certificates WHERE status = 'revoked' AND confirmed_at IS NULL AND not_after <= ?1",
+            )?
+            .execute(params![now.unix_timestamp()])?;
         let mut statement = self.0.prepare_cached(
             "UPDATE certificates SET status = 'revoked', ended_at = ?1 WHERE status = 'unconfirmed' AND confirm_by <= ?1",
         )?;
@@ -32,25 +38,39 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn revoked(&self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError> {
+    pub fn revoked(&self, now: OffsetDateTime) -> Result<RevokedCertificates, StoreError> {
         let mut statement = self.0.prepare_cached(
             // Two halves with an index each, for most certificates are neither.
-            "SELECT serial, status, ended_at AS since, rowid AS position FROM certificates
+            "SELECT serial, status, ended_at AS since, confirmed_at IS NOT NULL, rowid AS position FROM certificates
              WHERE status IN ('superseded', 'revoked') AND not_after > ?1
              UNION ALL
-             SELECT c.serial, c.status, l.since, c.rowid FROM disabled_eks l JOIN certificates c USING (ek_id)
+             SELECT c.serial, c.status, l.since, c.confirmed_at IS NOT NULL, c.rowid
+             FROM disabled_eks l JOIN certificates c USING (ek_id)
              WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > ?1 ORDER BY position",
         )?;
-        let rows = statement.query_map(params![now.unix_timestamp()], |row| {
+        let mut rows = statement.query(params![now.unix_timestamp()])?;
+        let mut revoked = RevokedCertificates::default();
+        while let Some(row) = rows.next()? {
             let reason = match row.get::<_, String>(1)?.as_str() {
                 "superseded" => RevocationReason::Superseded,
                 "revoked" => RevocationReason::CessationOfOperation,
                 _ => RevocationReason::CertificateHold,
             };
-            Ok(Revoked { serial: row.get(0)?, since: time(2, row.get(2)?)?, reason })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+            let was_in_force = row.get(3)?;
+            let part = if was_in_force { &mut revoked.once_in_force } else { &mut revoked.never_in_force };
+            part.push(Revoked { serial: row.get(0)?, since: time(2, row.get(2)?)?, reason });
+        }
+        Ok(revoked)
     }
+}
+
+/// What a revocation list names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RevokedCertificates {
+    /// Certificates that relying parties may have seen.
+    pub once_in_force: Vec<Revoked>,
+    /// Certificates that were sealed and never confirmed: nobody but the TPM can have read them.
+    pub never_in_force: Vec<Revoked>,
 }
 
 impl Store {

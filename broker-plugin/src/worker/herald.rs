@@ -45,7 +45,7 @@ fn publish(
     {
         return Ok((seen, at));
     }
-    let list = ca.revocation_list(store, OffsetDateTime::now_utc())?;
+    let list = ca.revocation_list(store, MAX_LIST, OffsetDateTime::now_utc())?;
     if list.len() > MAX_LIST {
         warn!(
             length = list.len(),
