@@ -389,6 +389,18 @@ fn a_list_that_is_too_long_leaves_out_what_never_came_into_force() {
 }
 
 #[test]
+fn what_was_only_offered_to_an_ek_goes_when_it_is_removed() {
+    let (_directory, mut store) = store();
+    assert_eq!(store.remove(&ek(1), now()).unwrap(), None);
+    add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
+    offer(&mut store, ek(2), "pump-2", 1);
+    assert_eq!(store.remove(&ek(1), now()).unwrap(), Some(Removed { certificates: 1, shared_key: false }));
+    assert_eq!(status(&store, 1), CertificateStatus::Revoked);
+    assert_eq!(store.remove(&ek(2), now()).unwrap(), Some(Removed { certificates: 0, shared_key: true }));
+    assert_eq!(shared_key(&store, ek(2)), Some(SharedKeyOnRecord { generation: 3, is_used: false }));
+}
+
+#[test]
 fn what_was_never_confirmed_is_forgotten_when_it_has_expired() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();

@@ -236,14 +236,13 @@ fn rotate(store: &mut Store, ek: &EkId) -> Result<()> {
 fn remove(store: &mut Store, ek: &EkId) -> Result<()> {
     let row = store.enrolment(ek)?;
     let removed = store.remove(ek, OffsetDateTime::now_utc())?;
-    let (Some(row), Some(removed)) = (row, removed) else {
-        bail!("EK {ek} is neither enrolled nor registered; see `assay enroll list`");
-    };
-    let name = row.device_id.map_or_else(String::new, |device_id| format!(", which was {device_id}"));
+    let removed = removed.with_context(|| format!("the CA knows nothing of EK {ek}; see `assay enroll list`"))?;
+    let is_disabled = row.as_ref().is_some_and(|row| row.disabled);
+    let name = row.and_then(|row| row.device_id).map_or_else(String::new, |id| format!(", which was {id}"));
     let retired = if removed.shared_key { "retired its shared key" } else { "it had no shared key" };
     eprintln!("removed: EK {ek}{name}");
     eprintln!("  revoked certificates: {}; {retired}", removed.certificates);
-    if row.disabled {
+    if is_disabled {
         eprintln!("  it stays disabled until `assay enroll enable {ek}`");
     } else {
         eprintln!("  a trusted vendor's certificate may bring it back; `assay enroll disable {ek}` keeps it out");

@@ -62,7 +62,7 @@ pub struct EnrolmentRow {
 }
 
 /// What [`Store::remove`] ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
     /// How many certificates are revoked.
     pub certificates: usize,
@@ -164,25 +164,23 @@ impl Store {
     }
 
     /// Forgets an EK: its enrolment and its registration go, its certificates are revoked, its shared key is retired, and its device id
-    /// is free. If it is disabled it remains so. `None` if it was neither enrolled nor registered.
+    /// is free. If it is disabled it remains so. What was only offered to it is withdrawn too. `None` if there is nothing to forget.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn remove(&mut self, ek: &EkId, now: OffsetDateTime) -> Result<Option<Removed>, StoreError> {
         self.transaction(|transaction| {
-            let mut removed = 0;
+            let mut rows = 0;
             for table in ["enrolments", "devices"] {
                 let delete = format!("DELETE FROM {table} WHERE ek_id = ?1");
-                removed += transaction.0.execute(&delete, params![ek.as_bytes()])?;
-            }
-            if removed == 0 {
-                return Ok(None);
+                rows += transaction.0.execute(&delete, params![ek.as_bytes()])?;
             }
             let certificates = transaction.0.execute(
                 "UPDATE certificates SET status = 'revoked', ended_at = ?2 WHERE ek_id = ?1 AND status IN ('unconfirmed', 'active')",
                 params![ek.as_bytes(), now.unix_timestamp()],
             )?;
-            Ok(Some(Removed { certificates, shared_key: transaction.retire_shared_key(ek)? }))
+            let removed = Removed { certificates, shared_key: transaction.retire_shared_key(ek)? };
+            Ok((rows > 0 || removed != Removed::default()).then_some(removed))
         })
     }
 
