@@ -91,6 +91,7 @@ pub mod tpm;
 mod der;
 mod hardware;
 mod oid;
+mod secret;
 
 fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)

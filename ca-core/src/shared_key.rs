@@ -9,36 +9,18 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::Fault;
 use crate::admission::Admitted;
+use crate::secret::secret;
 use crate::tpm::credential::make_credential;
 use crate::tpm::duplicate::{HMAC_KEY_BYTES, HmacObject, INNER_KEY_BYTES, SEED_VALUE_BYTES};
 use crate::tpm::kdf::Hash;
 use crate::tpm::template::SrkArea;
 
-/// The secret from which all shared keys of a CA are derived: who has it can be any device. All workers of a CA have the same.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct MasterSecret([u8; Self::LEN]);
+secret!(
+    /// The secret from which all shared keys of a CA are derived: who has it can be any device. All workers of a CA have the same.
+    MasterSecret
+);
 
 impl MasterSecret {
-    /// Its length in bytes.
-    pub const LEN: usize = 32;
-
-    /// Takes a secret from storage. Wipe the copy it came from.
-    pub fn new(secret: [u8; Self::LEN]) -> Self {
-        Self(secret)
-    }
-
-    /// Makes a new secret.
-    pub fn generate(rng: &mut dyn CryptoRng) -> Self {
-        let mut secret = [0; Self::LEN];
-        rng.fill_bytes(&mut secret);
-        Self(secret)
-    }
-
-    /// The secret, for storage.
-    pub fn secret(&self) -> &[u8; Self::LEN] {
-        &self.0
-    }
-
     /// The key of a device: of its id in this scope, of its TPM, and of a generation, which the operator raises to retire it.
     ///
     /// HKDF-SHA-256 (RFC 5869) without salt. Its info is a CBOR array of the text `assay shared key v1`, the scope, the device
@@ -52,12 +34,6 @@ impl MasterSecret {
             .and_then(|output| output.fill(&mut key.0))
             .expect("64 bytes are fewer than the 255 digests that HKDF can make");
         key
-    }
-}
-
-impl fmt::Debug for MasterSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("MasterSecret(..)")
     }
 }
 

@@ -1,45 +1,24 @@
 //! The MAC that proves a claim, and the terms that every claim has.
 
-use std::fmt;
-
 use assay_wire::{Proof, Scope, Ticket};
 use hmac::{Hmac, KeyInit, Mac};
-use rand_core::CryptoRng;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use time::{Duration, OffsetDateTime};
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::Rejection;
+use crate::secret::secret;
 
 /// By how much the clocks of two workers may differ, or that of a device from the CA's.
 pub const CLOCK_SKEW: Duration = Duration::seconds(60);
 
-/// The secret that makes tickets. All workers of a CA have the same.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct TicketKey([u8; Self::LEN]);
+secret!(
+    /// The secret that makes tickets. All workers of a CA have the same.
+    TicketKey
+);
 
 impl TicketKey {
-    /// Its length in bytes.
-    pub const LEN: usize = 32;
-
-    /// Takes a key from storage. Wipe the copy it came from.
-    pub fn new(secret: [u8; Self::LEN]) -> Self {
-        Self(secret)
-    }
-
-    /// Makes a new key.
-    pub fn generate(rng: &mut dyn CryptoRng) -> Self {
-        let mut secret = [0; Self::LEN];
-        rng.fill_bytes(&mut secret);
-        Self(secret)
-    }
-
-    /// The key, for storage.
-    pub fn secret(&self) -> &[u8; Self::LEN] {
-        &self.0
-    }
-
     /// Names the key without giving it away.
     fn id(&self) -> [u8; KEY_ID_LEN] {
         let digest = Sha256::new_with_prefix("assay ticket key id").chain_update(self.0).finalize();
@@ -102,12 +81,6 @@ impl Terms {
 
 fn time(seconds: i64) -> Result<OffsetDateTime, Rejection> {
     OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| Rejection::ClaimUnreadable)
-}
-
-impl fmt::Debug for TicketKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("TicketKey(..)")
-    }
 }
 
 /// Length of a key's name in a claim.
