@@ -85,9 +85,8 @@ pub struct AuthenticatedDevice {
 impl AuthenticatedDevice {
     /// Checks a token: its scope, its lifetime, its expiry, its signature.
     ///
-    /// `ek` is the one that the token's device is registered with. `generations` are those of its key that are in force:
-    /// the one that was activated last and, while it may not have been loaded yet, the one before. A generation left out is
-    /// retired.
+    /// `ek` is the one that the token's device is registered with. `generations` are those of its key that are
+    /// [accepted](crate::Records::accepted_generations). A generation left out is retired.
     pub fn verify(
         token: Token,
         scope: &Scope,
