@@ -3,7 +3,7 @@
 use assay_ca_core::tpm::template::SrkArea;
 use assay_ca_core::{
     Admitted, AuthenticatedDevice, BoundKey, Confirmation, EkEvidence, Evidence, Fault, Issuer, MasterSecret, Prepared,
-    Profile, ProvenDevice, Rejection, SrkEvidence, TicketKey, Token, TokenRefused, TrustAnchors, TrustedEk,
+    Profile, ProvenDevice, Records, Rejection, SrkEvidence, TicketKey, Token, TokenRefused, TrustAnchors, TrustedEk,
     Unconfirmed,
 };
 use assay_wire::{ActivationReply, CertificateReply, ChallengeReply, DeviceId, EkId, Flow, Scope, SealedReply};
@@ -128,28 +128,26 @@ impl Ca {
         Ok(reply)
     }
 
-    /// Lets a device in that shows a token, and records the first use of a key: it registers the device and retires older keys.
+    /// Lets a device in that shows a token; the first use of a key counts once it is [recorded](Self::record_first_use).
     ///
     /// # Errors
     /// The token is not good, its device is not admitted, or the store failed.
     pub fn login(
         &self,
-        store: &mut Store,
+        store: &Store,
         user_name: &str,
         password: &[u8],
         now: OffsetDateTime,
-    ) -> Result<AuthenticatedDevice, LoginRefused> {
+    ) -> Result<(AuthenticatedDevice, Option<FirstUse>), LoginRefused> {
         let token = Token::parse(user_name, password)?;
         let mut refusal = LoginRefused::NoKey { device_id: token.device_id().clone() };
         for holder in store.shared_key_holders(token.device_id())? {
             let records = store.records(&holder.ek_id, IdInQuestion::Is(token.device_id()), now)?;
             match self.check_login(&token, &holder, &records, now) {
                 Ok(device) => {
-                    let current = records.shared_key.filter(|key| key.is_used).map(|key| key.generation);
-                    if current != Some(device.generation()) || records.registration.is_none() {
-                        self.record_login(store, &token, &holder, now)?;
-                    }
-                    return Ok(device);
+                    let used = records.shared_key.filter(|key| key.is_used).map(|key| key.generation);
+                    let is_first = used != Some(device.generation()) || records.registration.is_none();
+                    return Ok((device, is_first.then_some(FirstUse { token, holder })));
                 }
                 Err(refused) => refusal = refused,
             }
@@ -157,24 +155,14 @@ impl Ca {
         Err(refusal)
     }
 
-    fn check_login(
-        &self,
-        token: &Token,
-        holder: &SharedKeyHolder,
-        records: &assay_ca_core::Records,
-        now: OffsetDateTime,
-    ) -> Result<AuthenticatedDevice, LoginRefused> {
-        records.admit(&holder.ek_id, token.device_id(), holder.assurance)?;
-        let generations = records.accepted_generations();
-        Ok(AuthenticatedDevice::verify(token.clone(), &self.scope, &self.master, holder.ek_id, &generations, now)?)
-    }
-
-    /// Decides once more, with what is on record in the transaction that changes it.
-    fn record_login(
+    /// Registers a device with its key and retires older keys, if what is on record in the transaction still lets it in.
+    ///
+    /// # Errors
+    /// It no longer does, or the store failed.
+    pub fn record_first_use(
         &self,
         store: &mut Store,
-        token: &Token,
-        holder: &SharedKeyHolder,
+        FirstUse { token, holder }: &FirstUse,
         now: OffsetDateTime,
     ) -> Result<(), LoginRefused> {
         let refused = store.transaction(|transaction| {
@@ -188,6 +176,18 @@ impl Ca {
             }
         })?;
         refused.map_or(Ok(()), Err)
+    }
+
+    fn check_login(
+        &self,
+        token: &Token,
+        holder: &SharedKeyHolder,
+        records: &Records,
+        now: OffsetDateTime,
+    ) -> Result<AuthenticatedDevice, LoginRefused> {
+        records.admit(&holder.ek_id, token.device_id(), holder.assurance)?;
+        let generations = records.accepted_generations();
+        Ok(AuthenticatedDevice::verify(token.clone(), &self.scope, &self.master, holder.ek_id, &generations, now)?)
     }
 
     fn issue(
@@ -242,6 +242,12 @@ fn activate(transaction: &Transaction<'_>, certificate: Unconfirmed, now: Offset
     let records = transaction.records(&certificate.ek_id, IdInQuestion::Is(&certificate.device_id), now)?;
     let confirmed = certificate.confirm(&records, now)?;
     Ok(transaction.activate(&confirmed, now)?)
+}
+
+/// A good token of a key that was not used before.
+pub struct FirstUse {
+    token: Token,
+    holder: SharedKeyHolder,
 }
 
 /// A trusted EK with the key it is to be joined to, both checked, and the device id that was asked for.

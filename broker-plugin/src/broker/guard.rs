@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 
 use super::listener::{KEEP_ALIVE, REQUEST_PACKET};
 use super::login::{Credentials, LoginDesk};
-use super::{Admit, LoggedIn};
+use super::{Admit, Denial, LoggedIn};
 use crate::access::{Access, Identity, Refusal};
 
 /// What a bootstrapping client may publish, and a device request, over one connection before it is cut. The ticket flow
@@ -29,6 +29,11 @@ use crate::access::{Access, Identity, Refusal};
 /// replies can neither fill its delivery lane, at which the worker would have to wait, nor hold more than this many
 /// replies in memory.
 const PUBLISHES: usize = 32;
+
+/// How often a recheck is tried that finds nothing out, and how long after the last time. A database that is busy or restored is back
+/// within that; a device that was revoked is heard for as long at most.
+const RECHECK_TRIES: u32 = 5;
+const RECHECK_RETRY: Duration = Duration::from_secs(1);
 
 /// Who is at the other end, as far as TLS has established it.
 pub(super) enum Peer {
@@ -122,11 +127,8 @@ impl Guard {
         let Peer::Certified { identity, serial, admit, .. } = &self.peer else { return Ok(()) };
         let (identity, serial, admit) = (identity.clone(), serial.clone(), admit.clone());
         match tokio::task::spawn_blocking(move || admit(&identity, &serial)).await {
-            Ok(answer) => answer.map_err(|reason| NotAdmitted { code: ReasonCode::NotAuthorized, reason }),
-            Err(error) => {
-                warn!(%error, "admission check failed");
-                Err(NotAdmitted { code: ReasonCode::ServerUnavailable, reason: error.to_string() })
-            }
+            Ok(answer) => answer.map_err(|denial| NotAdmitted::new(denial, ReasonCode::NotAuthorized)),
+            Err(panic) => Err(NotAdmitted::unknown(panic.to_string())),
         }
     }
 
@@ -163,11 +165,16 @@ impl Guard {
         }
     }
 
-    /// Returns when a device, asked about again, is no longer admitted.
+    /// Returns when a device, asked about again, is no longer admitted, or when that cannot be found out for long.
     async fn refused(&self, mut recheck: watch::Receiver<()>) -> NotAdmitted {
         while recheck.changed().await.is_ok() {
-            if let Err(refusal) = self.check_again().await {
-                return refusal;
+            let mut tries = 1;
+            while let Err(refusal) = self.check_again().await {
+                if !refusal.is_unknown() || tries == RECHECK_TRIES {
+                    return refusal;
+                }
+                tries += 1;
+                sleep(RECHECK_RETRY).await;
             }
         }
         std::future::pending().await
@@ -215,6 +222,26 @@ pub(super) struct NotAdmitted {
     pub(super) code: ReasonCode,
     /// For the log.
     pub(super) reason: String,
+}
+
+impl NotAdmitted {
+    /// A refusal is told by `code`.
+    pub(super) fn new(denial: Denial, code: ReasonCode) -> Self {
+        match denial {
+            Denial::Refused(reason) => Self { code, reason },
+            Denial::Unknown(reason) => Self::unknown(reason),
+        }
+    }
+
+    /// It could not be found out; that is for the operator to know, and for the client to try again.
+    pub(super) fn unknown(reason: String) -> Self {
+        warn!(reason, "cannot find out whether a client may be let in");
+        Self { code: ReasonCode::ServerUnavailable, reason }
+    }
+
+    fn is_unknown(&self) -> bool {
+        self.code == ReasonCode::ServerUnavailable
+    }
 }
 
 impl From<Refusal> for NotAdmitted {

@@ -6,15 +6,15 @@ use std::time::Duration;
 use mqtt5::packet::connect::ConnectPacket;
 use mqtt5::types::ReasonCode;
 use tokio::sync::Semaphore;
-use tracing::warn;
 use zeroize::Zeroizing;
 
+use super::Denial;
 use super::guard::NotAdmitted;
 use crate::access::Identity;
 
-/// Asks whether a user name and a password (MQTT 5 §3.1.3.5, §3.1.3.6) are a device's. `Err` says why not, for the log.
+/// Asks whether a user name and a password (MQTT 5 §3.1.3.5, §3.1.3.6) are a device's.
 /// Called on a thread that may block, once per CONNECT without a client certificate, and again at each recheck.
-pub type Login = dyn Fn(&str, &[u8]) -> Result<LoggedIn, String> + Send + Sync;
+pub type Login = dyn Fn(&str, &[u8]) -> Result<LoggedIn, Denial> + Send + Sync;
 
 /// Whom a password is good for, and how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,11 +47,8 @@ impl LoginDesk {
             login(&credentials.user_name, &credentials.password)
         });
         match asked.await {
-            Ok(answer) => answer.map_err(|reason| NotAdmitted { code: ReasonCode::BadUsernameOrPassword, reason }),
-            Err(error) => {
-                warn!(%error, "login failed");
-                Err(NotAdmitted { code: ReasonCode::ServerUnavailable, reason: error.to_string() })
-            }
+            Ok(answer) => answer.map_err(|denial| NotAdmitted::new(denial, ReasonCode::BadUsernameOrPassword)),
+            Err(panic) => Err(NotAdmitted::unknown(panic.to_string())),
         }
     }
 }

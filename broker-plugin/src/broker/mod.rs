@@ -35,9 +35,18 @@ use login::LoginDesk;
 pub use login::{LoggedIn, Login};
 pub use tls::{ClientCertificates, bootstrap_tls, operational_tls};
 
-/// Asks whether a certificate is still good: its serial number's content octets, and whom it names. `Err` says why
-/// not, for the log. Called on a thread that may block, once per CONNECT with a client certificate.
-pub type Admit = dyn Fn(&Identity, &[u8]) -> Result<(), String> + Send + Sync;
+/// Asks whether a certificate is still good: its serial number's content octets, and whom it names.
+/// Called on a thread that may block, once per CONNECT with a client certificate, and for devices again at each recheck.
+pub type Admit = dyn Fn(&Identity, &[u8]) -> Result<(), Denial> + Send + Sync;
+
+/// Why somebody is not let in; the text is for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// Nor will be with the same certificate or password.
+    Refused(String),
+    /// It could not be found out; the client may ask again, and one that is in may stay for now.
+    Unknown(String),
+}
 
 /// What the broker is started with.
 pub struct EmbeddedBrokerConfig {

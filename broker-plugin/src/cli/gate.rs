@@ -1,49 +1,85 @@
 //! Who is let in on the operational listener, and who is shown out.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use assay_broker_plugin::access::Identity;
-use assay_broker_plugin::broker::{Admit, EmbeddedBroker, LoggedIn, Login};
-use assay_broker_plugin::ca::{Ca, confirm_by_use};
-use assay_broker_plugin::store::{CertificateStatus, Store};
+use assay_broker_plugin::broker::{Admit, Denial, EmbeddedBroker, LoggedIn, Login};
+use assay_broker_plugin::ca::{Ca, LoginRefused, Refusal, confirm_by_use};
+use assay_broker_plugin::store::{CertificateStatus, Store, StoreError};
 use assay_ca_core::CLOCK_SKEW;
 use time::OffsetDateTime;
 use tracing::warn;
 
-/// Asks the store what a device's certificate is worth now, and confirms one that waits for it. Workers and operators are on no list: their certificates
-/// come from the directory itself.
-pub(super) fn admit(store: Store) -> Arc<Admit> {
-    let store = Mutex::new(store);
+/// Asks the store what a device's certificate is worth now, and confirms one that waits for it. Workers and operators are on no list: their
+/// certificates come from the directory itself.
+pub(super) fn admit(records: Records) -> Arc<Admit> {
     Arc::new(move |identity: &Identity, serial: &[u8]| {
         let Identity::Device { .. } = identity else { return Ok(()) };
-        // A panic elsewhere leaves the connection as good as it was: a transaction that was open is rolled back.
-        let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-        match store.certificate_status(serial).map_err(|error| error.to_string())? {
+        // In a statement of its own, whose end lets go of the reader.
+        let status = records.read().certificate_status(serial).map_err(unknown)?;
+        match status {
             CertificateStatus::Active => Ok(()),
             // TLS has shown that the device could read what only its TPM can.
-            CertificateStatus::Unconfirmed => {
-                let confirmed = confirm_by_use(&mut store, serial, OffsetDateTime::now_utc());
-                confirmed.map_err(|refusal| format!("its certificate cannot be confirmed: {refusal}"))
-            }
-            status => Err(format!("its certificate is {status:?}")),
+            CertificateStatus::Unconfirmed => confirm_by_use(&mut records.write(), serial, OffsetDateTime::now_utc())
+                .map_err(|refusal| match refusal {
+                    Refusal::Rejection(_) => Denial::Refused(format!("its certificate cannot be confirmed: {refusal}")),
+                    Refusal::Fault(_) | Refusal::Store(_) => unknown(refusal),
+                }),
+            status => Err(Denial::Refused(format!("its certificate is {status:?}"))),
         }
     })
 }
 
-/// Asks the CA whether a token is good now.
-pub(super) fn login(ca: Arc<Ca>, store: Store) -> Arc<Login> {
-    let store = Mutex::new(store);
+/// Asks the CA whether a token is good now, and has it record the first use of a key.
+pub(super) fn login(ca: Arc<Ca>, records: Records) -> Arc<Login> {
     Arc::new(move |user_name: &str, password: &[u8]| {
-        let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
         let now = OffsetDateTime::now_utc();
-        let device = ca.login(&mut store, user_name, password, now).map_err(|refused| refused.to_string())?;
+        let (device, first_use) = ca.login(&records.read(), user_name, password, now).map_err(denial)?;
+        if let Some(first_use) = first_use {
+            ca.record_first_use(&mut records.write(), &first_use, now).map_err(denial)?;
+        }
         let identity = Identity::Device { scope: ca.scope.clone(), device_id: device.device_id().clone() };
         Ok(LoggedIn {
             identity,
             expires_in: (device.expires_at() + CLOCK_SKEW - now).max(time::Duration::ZERO).unsigned_abs(),
         })
     })
+}
+
+/// Two ways to the store: who only reads never waits for one who writes, who may have to wait for another process.
+pub(super) struct Records {
+    reader: Mutex<Store>,
+    writer: Mutex<Store>,
+}
+
+impl Records {
+    pub(super) fn open(database: &Path) -> Result<Self, StoreError> {
+        Ok(Self { reader: Store::open(database)?.into(), writer: Store::open(database)?.into() })
+    }
+
+    fn read(&self) -> MutexGuard<'_, Store> {
+        // A panic elsewhere leaves the connection as good as it was: a transaction that was open is rolled back.
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> MutexGuard<'_, Store> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn denial(refused: LoginRefused) -> Denial {
+    match refused {
+        LoginRefused::Store(error) => unknown(error),
+        LoginRefused::Token(_) | LoginRefused::Rejection(_) | LoginRefused::NoKey { .. } => {
+            Denial::Refused(refused.to_string())
+        }
+    }
+}
+
+fn unknown(error: impl ToString) -> Denial {
+    Denial::Unknown(error.to_string())
 }
 
 /// Has the broker look at its connections again soon after each revocation, by whatever process; never returns.
@@ -64,3 +100,79 @@ pub(super) async fn cut_revoked(store: Store, broker: &EmbeddedBroker) {
 
 /// A revoked device stays connected for this long at most, and a moment for the check itself.
 const REVOCATION_POLL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::str::FromStr;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Instant;
+
+    use assay_ca_core::{Assurance, IssuedCertificate};
+    use assay_wire::{DeviceId, EkId};
+
+    use super::*;
+
+    #[test]
+    fn confirmation_that_waits_for_the_database_delays_no_other_admission() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = directory.path().join("assay.db");
+        let mut store = Store::create(&database).unwrap();
+        let now = OffsetDateTime::now_utc();
+        let sealed = IssuedCertificate {
+            der: vec![0x30, 0x00].into(),
+            serial: [0x41; 16],
+            not_before: now,
+            not_after: now + time::Duration::DAY,
+            device_id: DeviceId::from_str("pump-17").unwrap(),
+            ek_id: EkId::from([17; 32]),
+            ik_spki: vec![17],
+            assurance: Assurance::VendorCertificate,
+            confirm_by: Some(now + time::Duration::HOUR),
+        };
+        store.transaction(|transaction| transaction.add_certificate(&sealed, now)).unwrap();
+        let admit = admit(Records::open(&database).unwrap());
+        let device = Identity::Device { scope: "default".parse().unwrap(), device_id: sealed.device_id.clone() };
+
+        let (locked, is_locked) = mpsc::channel();
+        let (unlock, unlocked) = mpsc::channel();
+        let blocker = thread::spawn(move || {
+            store.transaction(|_| {
+                locked.send(()).unwrap();
+                unlocked.recv().unwrap();
+                Ok(())
+            })
+        });
+        is_locked.recv().unwrap();
+        let confirming = thread::spawn({
+            let (admit, device) = (admit.clone(), device.clone());
+            move || admit(&device, &sealed.serial)
+        });
+        thread::sleep(Duration::from_millis(200));
+        let started = Instant::now();
+        assert!(matches!(admit(&device, &[0x42; 16]), Err(Denial::Refused(_))));
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        assert!(!confirming.is_finished(), "it needs the database that is locked");
+        unlock.send(()).unwrap();
+        blocker.join().unwrap().unwrap();
+        assert_eq!(confirming.join().unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn a_database_that_cannot_be_read_is_no_refusal() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = directory.path().join("assay.db");
+        Store::create(&database).unwrap();
+        let records = Records::open(&database).unwrap();
+        // What SQLite finds at its next look is no database.
+        for file in ["assay.db", "assay.db-wal"] {
+            let file = directory.path().join(file);
+            if file.exists() {
+                std::fs::write(file, [0xFF; 8192]).unwrap();
+            }
+        }
+        let device =
+            Identity::Device { scope: "default".parse().unwrap(), device_id: DeviceId::from_str("pump-17").unwrap() };
+        assert!(matches!(admit(records)(&device, &[0x41; 16]), Err(Denial::Unknown(_))));
+    }
+}

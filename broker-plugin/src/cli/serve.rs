@@ -49,7 +49,10 @@ impl Serve {
             let server = directory.credentials("server")?;
             let ca = Arc::new(directory.ca()?);
             let (certificates, login) = if ca.profile.offers(Flow::SharedKey) {
-                (ClientCertificates::Optional, Some(gate::login(ca.clone(), directory.store()?)))
+                (
+                    ClientCertificates::Optional,
+                    Some(gate::login(ca.clone(), gate::Records::open(&directory.database())?)),
+                )
             } else {
                 (ClientCertificates::Mandatory, None)
             };
@@ -61,7 +64,7 @@ impl Serve {
                 operational_tls: broker::operational_tls(server.chain, server.key, directory.root()?, certificates)?
                     .into(),
                 scope: config.scope.clone(),
-                admit: gate::admit(directory.store()?),
+                admit: gate::admit(gate::Records::open(&directory.database())?),
                 login,
                 limits: Limits::default(),
             })

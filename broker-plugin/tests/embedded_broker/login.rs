@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
-use assay_broker_plugin::broker::LoggedIn;
+use assay_broker_plugin::broker::{Denial, LoggedIn};
 
 use super::*;
 
@@ -56,7 +56,7 @@ fn one_password() -> Arc<Login> {
 fn one_password_for(expires_in: Duration) -> Arc<Login> {
     Arc::new(move |user_name, password| {
         if password != PASSWORD {
-            return Err("wrong password".into());
+            return Err(Denial::Refused("wrong password".into()));
         }
         Ok(LoggedIn { identity: identity(user_name), expires_in })
     })
@@ -191,7 +191,14 @@ async fn revoked_certificate_is_refused_whatever_the_password() {
     let (login, asked) = counting();
     let pki = Pki::new();
     let operational = pki.operational_tls(ClientCertificates::Optional);
-    let world = World::with_tls(pki, operational, limits(), Arc::new(|_, _| Err("revoked".into())), Some(login)).await;
+    let world = World::with_tls(
+        pki,
+        operational,
+        limits(),
+        Arc::new(|_, _| Err(Denial::Refused("revoked".into()))),
+        Some(login),
+    )
+    .await;
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
     let (_, reason) = world.operational_connect(Some(&credential), &login_as("pump-17")).await.unwrap();
     assert_eq!(reason, NOT_AUTHORIZED);
@@ -240,7 +247,7 @@ async fn device_whose_login_is_disabled_is_cut_at_the_next_recheck() {
     let login: Arc<Login> = Arc::new({
         let (disabled, one_password) = (disabled.clone(), one_password());
         move |user_name, password| match user_name {
-            "pump-17" if disabled.load(Ordering::SeqCst) => Err("disabled".into()),
+            "pump-17" if disabled.load(Ordering::SeqCst) => Err(Denial::Refused("disabled".into())),
             _ => one_password(user_name, password),
         }
     });
@@ -280,7 +287,7 @@ async fn device_whose_login_is_disabled_while_it_connects_is_cut() {
         let asked = asked.clone();
         move |user_name, _| {
             if asked.swap(true, Ordering::SeqCst) {
-                return Err("disabled".into());
+                return Err(Denial::Refused("disabled".into()));
             }
             std::thread::sleep(3 * SILENCE);
             Ok(LoggedIn { identity: identity(user_name), expires_in: DAY })
@@ -297,6 +304,12 @@ async fn device_whose_login_is_disabled_while_it_connects_is_cut() {
     };
     let (mut device, ()) = tokio::join!(world.logged_in("pump-17"), disabling);
     device.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_whose_login_cannot_be_checked_is_told_to_try_again() {
+    let world = World::with_login(Arc::new(|_, _| Err(Denial::Unknown("the disk is gone".into())))).await;
+    assert_eq!(world.refused_login(&login_as("pump-17")).await, SERVER_UNAVAILABLE);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use assay_broker_plugin::access::Identity;
 use assay_broker_plugin::broker::{
-    Admit, ClientCertificates, EmbeddedBroker, EmbeddedBrokerConfig, Limits, Login, Places,
+    Admit, ClientCertificates, Denial, EmbeddedBroker, EmbeddedBrokerConfig, Limits, Login, Places,
 };
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish};
@@ -407,7 +407,9 @@ async fn certificate_that_is_not_admitted_is_refused_at_each_connect() {
     let admit: Arc<Admit> = Arc::new(|identity, serial| {
         assert!(!serial.is_empty());
         match identity {
-            Identity::Device { device_id, .. } if device_id.as_str() == "pump-17" => Err("revoked".into()),
+            Identity::Device { device_id, .. } if device_id.as_str() == "pump-17" => {
+                Err(Denial::Refused("revoked".into()))
+            }
             _ => Ok(()),
         }
     });
@@ -810,7 +812,7 @@ async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
         let revoked = revoked.clone();
         move |identity, _| match identity {
             Identity::Device { device_id, .. } if device_id.as_str() == "pump-17" && revoked.load(Ordering::SeqCst) => {
-                Err("revoked".into())
+                Err(Denial::Refused("revoked".into()))
             }
             _ => Ok(()),
         }
@@ -827,13 +829,71 @@ async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn device_whose_certificate_cannot_be_checked_is_told_to_try_again() {
+    let admit: Arc<Admit> = Arc::new(|_, _| Err(Denial::Unknown("the disk is gone".into())));
+    let world = World::with(limits(), admit).await;
+    let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
+    let (_, reason) = world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
+    assert_eq!(reason, SERVER_UNAVAILABLE);
+}
+
+/// What the store says of pump-17 at its CONNECT, and then at each look after a recheck; the last for ever.
+async fn world_where_checks_say(answers: Vec<Result<(), Denial>>) -> (World, Arc<AtomicU64>) {
+    let asked = Arc::new(AtomicU64::new(0));
+    let admit: Arc<Admit> = Arc::new({
+        let asked = asked.clone();
+        move |identity, _| match identity {
+            Identity::Device { .. } => {
+                let turn = usize::try_from(asked.fetch_add(1, Ordering::SeqCst)).unwrap();
+                answers[turn.min(answers.len() - 1)].clone()
+            }
+            _ => Ok(()),
+        }
+    });
+    (World::with(limits(), admit).await, asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_stays_while_a_recheck_finds_nothing_out_and_is_asked_about_again() {
+    let unknown = Err(Denial::Unknown("locked".into()));
+    let (world, asked) = world_where_checks_say(vec![Ok(()), unknown.clone(), unknown, Ok(())]).await;
+    let mut device = world.device("pump-17").await;
+    world.broker.recheck();
+    let started = Instant::now();
+    while asked.load(Ordering::SeqCst) < 4 {
+        assert!(started.elapsed() < PATIENCE, "nobody asks again");
+        assert!(device.is_alive().await);
+        tokio::time::sleep(SILENCE).await;
+    }
+    assert!(device.is_alive().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revocation_is_found_at_the_recheck_after_one_that_finds_nothing_out() {
+    let (unknown, revoked) = (Err(Denial::Unknown("locked".into())), Err(Denial::Refused("revoked".into())));
+    let (world, _) = world_where_checks_say(vec![Ok(()), unknown, revoked]).await;
+    let mut device = world.device("pump-17").await;
+    world.broker.recheck();
+    device.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_that_cannot_be_checked_for_long_is_cut() {
+    let (world, asked) = world_where_checks_say(vec![Ok(()), Err(Denial::Unknown("locked".into()))]).await;
+    let mut device = world.device("pump-17").await;
+    world.broker.recheck();
+    device.end().await.unwrap();
+    assert!(asked.load(Ordering::SeqCst) > 3, "it is not cut at the first failure");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn device_whose_certificate_is_revoked_while_it_connects_is_cut() {
     let asked = Arc::new(AtomicBool::new(false));
     let admit: Arc<Admit> = Arc::new({
         let asked = asked.clone();
         move |_, _| {
             if asked.swap(true, Ordering::SeqCst) {
-                return Err("revoked".into());
+                return Err(Denial::Refused("revoked".into()));
             }
             std::thread::sleep(3 * SILENCE);
             Ok(())
