@@ -114,10 +114,15 @@ impl AssayServer {
         Ok(())
     }
 
+    /// Its process id, unless it was killed.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
     /// Memory that the server occupies now, in KiB.
     pub fn rss_kib(&self) -> Result<u64> {
-        let process = self.process.as_ref().context("the server was killed")?;
-        let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
+        let pid = self.pid().context("the server was killed")?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let size = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
         Ok(size.context("/proc/PID/status has no VmRSS")?.parse()?)
     }

@@ -1,0 +1,141 @@
+//! Requests that a CA must refuse, and the problem that each must be refused with.
+
+use std::str::FromStr;
+
+use anyhow::{Context, Result, ensure};
+use assay_wire::{Flow, ProblemCode};
+use clap::ValueEnum;
+
+/// What is wrong with a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Bad {
+    /// Its first request ends one byte early.
+    Truncated,
+    /// Its first request is longer than a message may be.
+    Oversize,
+    /// Its EK certificate is by a vendor with the right names and other keys.
+    UntrustedVendor,
+    /// Its EK certificate is another device's.
+    ForeignCertificate,
+    /// Its IK, or its SRK in the shared key flow, could leave the TPM.
+    NotFixedTpm,
+    /// Its certificate request is for another IK, and signed by that.
+    ForeignCsr,
+    /// It has one bit of the ticket wrong.
+    WrongTicket,
+    /// It wants the reply to its first request sent to somebody else.
+    ForeignResponseTopic,
+}
+
+impl Bad {
+    /// As `--bad` spells it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Truncated => "truncated",
+            Self::Oversize => "oversize",
+            Self::UntrustedVendor => "untrusted-vendor",
+            Self::ForeignCertificate => "foreign-certificate",
+            Self::NotFixedTpm => "not-fixed-tpm",
+            Self::ForeignCsr => "foreign-csr",
+            Self::WrongTicket => "wrong-ticket",
+            Self::ForeignResponseTopic => "foreign-response-topic",
+        }
+    }
+
+    /// What the CA must say; `None` if a flow has no such request.
+    pub(crate) fn problem(self, flow: Flow) -> Option<ProblemCode> {
+        match (self, flow) {
+            (Self::Truncated | Self::ForeignResponseTopic, _) => Some(ProblemCode::Malformed),
+            (Self::Oversize, _) => Some(ProblemCode::Oversize),
+            (Self::UntrustedVendor, _) => Some(ProblemCode::EkCertificateUntrusted),
+            (Self::ForeignCertificate, _) => Some(ProblemCode::EkCertificateMismatch),
+            (Self::NotFixedTpm, Flow::Ticket | Flow::Sealed) => Some(ProblemCode::IkOffTemplate),
+            (Self::NotFixedTpm, Flow::SharedKey) => Some(ProblemCode::SrkOffTemplate),
+            (Self::ForeignCsr, Flow::Ticket | Flow::Sealed) => Some(ProblemCode::CsrKeyMismatch),
+            (Self::WrongTicket, Flow::Ticket | Flow::Sealed) => Some(ProblemCode::TicketRefused),
+            (Self::ForeignCsr | Self::WrongTicket, Flow::SharedKey) => None,
+        }
+    }
+}
+
+/// `KIND=SHARE` of the command line.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BadShare {
+    pub(crate) kind: Bad,
+    /// From 0 to 1.
+    pub(crate) share: f64,
+}
+
+impl FromStr for BadShare {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (kind, share) = text.split_once('=').context("expected KIND=SHARE")?;
+        let kind = Bad::from_str(kind, false).map_err(|_| {
+            let kinds: Vec<_> = Bad::value_variants().iter().map(|kind| kind.name()).collect();
+            anyhow::anyhow!("no such kind; there are {}", kinds.join(", "))
+        })?;
+        Ok(Self { kind, share: share_of_one(share)? })
+    }
+}
+
+/// A number from 0 to 1.
+pub(crate) fn share_of_one(text: &str) -> Result<f64> {
+    let share: f64 = text.parse().context("not a number")?;
+    ensure!((0.0..=1.0).contains(&share), "a share is a number from 0 to 1");
+    Ok(share)
+}
+
+/// Deals out a share evenly: of any run of `n` turns, `share · n` fall to it, to within one.
+pub(crate) struct Dealer {
+    share: f64,
+    due: f64,
+}
+
+impl Dealer {
+    pub(crate) fn new(share: f64) -> Self {
+        // Half a turn ahead, so that what falls to it lies in the middle of its stretch and not at the end.
+        Self { share, due: 0.5 }
+    }
+
+    /// Begins a turn.
+    pub(crate) fn turn(&mut self) {
+        self.due += self.share;
+    }
+
+    /// Whether this turn falls to the share. If another took it, the next one will.
+    pub(crate) fn take(&mut self) -> bool {
+        let mine = self.due >= 1.0;
+        if mine {
+            self.due -= 1.0;
+        }
+        mine
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_a_fleet_is_exact() {
+        for (share, of_1000) in [(0.0, 0), (0.001, 1), (0.01, 10), (0.125, 125), (0.5, 500), (1.0, 1000)] {
+            let mut dealer = Dealer::new(share);
+            let mine = (0..1000).filter(|_| {
+                dealer.turn();
+                dealer.take()
+            });
+            assert_eq!(mine.count(), of_1000, "{share}");
+        }
+    }
+
+    #[test]
+    fn kinds_read_back_from_their_names() {
+        for kind in Bad::value_variants() {
+            assert_eq!(format!("{}=0.5", kind.name()).parse::<BadShare>().unwrap().kind, *kind);
+        }
+        for text in ["truncated", "truncated=2", "truncated=-1", "rude=0.5"] {
+            assert!(text.parse::<BadShare>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! A simulated device: its keys, and what it makes of them.
+
+use anyhow::{Context, Result};
+use assay_wire::{ActivationReply, Bundle, Bytes, EkId, MAX_PUBLIC_AREA, SealedCertificate, SealedReply, SrkBundle};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+
+use crate::bad::Bad;
+use crate::factory::{Ek, Ik, Srk};
+use crate::tpm::hash::Hash;
+use crate::tpm::wrapper::{self, Protection};
+
+/// One TPM, and what is special about its owner.
+pub(crate) struct Device {
+    pub(crate) ek: Ek,
+    pub(crate) bound: Bound,
+    pub(crate) bad: Option<Bad>,
+    /// Drops its connection after the first reply, and begins again.
+    pub(crate) churns: bool,
+}
+
+/// The key that the CA binds to the EK.
+pub(crate) enum Bound {
+    Ik(Ik),
+    Srk(Srk),
+}
+
+impl Device {
+    /// The request of the ticket and the sealed flow.
+    pub(crate) fn bundle(&self, ik: &Ik) -> Result<Bundle> {
+        Ok(Bundle {
+            device_id: None,
+            ek_public: self.ek_public()?,
+            ek_certificates: vec![self.ek.certificate.as_slice().try_into()?].try_into()?,
+            ik_public: self.bound_area().try_into()?,
+            csr: ik.csr.as_slice().try_into()?,
+        })
+    }
+
+    /// The request of the shared key flow.
+    pub(crate) fn srk_bundle(&self) -> Result<SrkBundle> {
+        Ok(SrkBundle {
+            device_id: None,
+            ek_public: self.ek_public()?,
+            ek_certificates: vec![self.ek.certificate.as_slice().try_into()?].try_into()?,
+            srk_public: self.bound_area().try_into()?,
+        })
+    }
+
+    /// TPM2_ActivateCredential for the IK or the SRK.
+    pub(crate) fn activate(&self, credential_blob: &[u8], encrypted_seed: &[u8]) -> Result<Vec<u8>> {
+        let name = Hash::sha256_name(&self.bound_area());
+        let protection = Protection { hash: self.ek.kind.hash(), aes_key_size: self.ek.kind.aes_key_size() };
+        wrapper::activate_credential(&self.ek.key, protection, &name, credential_blob, encrypted_seed)
+    }
+
+    /// What the box of a sealed reply holds.
+    pub(crate) fn open(&self, ik: &Ik, reply: &SealedReply) -> Result<SealedCertificate> {
+        let key = self.activate(&reply.credential_blob, &reply.encrypted_seed)?;
+        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).context("a box has a key of 32 bytes")?);
+        let [ek_id, ik_id] = [self.ek.key.spki(), &ik.spki].map(|spki| Hash::Sha256.digest(&[spki]));
+        let ek_id: [u8; 32] = ek_id.as_slice().try_into()?;
+        let data = SealedReply::associated_data(&reply.claim, &EkId::from(ek_id), &ik_id.as_slice().try_into()?);
+        let (nonce, sealed) = reply.sealed.split_at_checked(NONCE_LEN).context("the box has no nonce")?;
+        let (nonce, mut sealed) = (Nonce::try_assume_unique_for_key(nonce)?, sealed.to_vec());
+        let opened = key.open_in_place(nonce, Aad::from(data), &mut sealed).context("the box does not open")?;
+        Ok(SealedCertificate::decode(opened)?)
+    }
+
+    /// The HMAC key of an activation.
+    pub(crate) fn import(&self, srk: &Srk, reply: &ActivationReply) -> Result<Vec<u8>> {
+        let inner_key = self.activate(&reply.credential_blob, &reply.encrypted_seed)?;
+        wrapper::import_hmac_key(&srk.key, &inner_key, &reply.key_public, &reply.duplicate, &reply.symmetric_seed)
+    }
+
+    fn ek_public(&self) -> Result<Bytes<MAX_PUBLIC_AREA>> {
+        Ok(self.ek.kind.area(self.ek.key.unique()).try_into()?)
+    }
+
+    fn bound_area(&self) -> Vec<u8> {
+        match (&self.bound, self.bad) {
+            (Bound::Ik(ik), Some(Bad::NotFixedTpm)) => ik.kind.area_without_fixed_tpm(&ik.unique),
+            (Bound::Ik(ik), _) => ik.kind.area(&ik.unique),
+            (Bound::Srk(srk), Some(Bad::NotFixedTpm)) => srk.kind.area_without_fixed_tpm(srk.key.unique()),
+            (Bound::Srk(srk), _) => srk.kind.area(srk.key.unique()),
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Makes the keys of simulated devices once, and keeps them in files.
+//!
+//! An RSA key costs a tenth of a second, so a fleet of thousands would take longer to make than to provision.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result};
+use assay_wire::EkId;
+use indicatif::ProgressBar;
+use minicbor::{Decode, Encode};
+use rcgen::{
+    CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256,
+    PublicKeyData,
+};
+
+use crate::progress;
+use crate::tpm::area::{EkKind, IkKind, SrkKind, unique_modulus, unique_point};
+use crate::tpm::hash::Hash;
+use crate::tpm::storage_key::{StorageKey, modulus};
+use crate::vendor::Vendor;
+
+/// Keys in a directory. One process at a time has it.
+pub(crate) struct Factory {
+    dir: PathBuf,
+    pub(crate) vendor: Vendor,
+    _lock: File,
+}
+
+/// An EK as its vendor made it.
+pub(crate) struct Ek {
+    pub(crate) kind: EkKind,
+    pub(crate) key: StorageKey,
+    pub(crate) certificate: Vec<u8>,
+}
+
+/// What is left of an IK once it has signed its request: provisioning needs its private half for nothing else.
+pub(crate) struct Ik {
+    pub(crate) kind: IkKind,
+    pub(crate) unique: Vec<u8>,
+    pub(crate) spki: Vec<u8>,
+    pub(crate) csr: Vec<u8>,
+}
+
+/// A storage root key.
+pub(crate) struct Srk {
+    pub(crate) kind: SrkKind,
+    pub(crate) key: StorageKey,
+}
+
+#[derive(Encode, Decode)]
+struct EkRecord {
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pkcs8: Vec<u8>,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    certificate: Vec<u8>,
+}
+
+#[derive(Encode, Decode)]
+struct IkRecord {
+    #[cbor(n(0), with = "minicbor::bytes")]
+    unique: Vec<u8>,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    spki: Vec<u8>,
+    #[cbor(n(2), with = "minicbor::bytes")]
+    csr: Vec<u8>,
+}
+
+#[derive(Encode, Decode)]
+struct SrkRecord {
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pkcs8: Vec<u8>,
+}
+
+impl Factory {
+    /// The factory in `dir`, which is made if it is not there. Waits while another process has it.
+    pub(crate) fn open(dir: &Path) -> Result<Self> {
+        let dir = dir.join(FORMAT);
+        let lock = fs::create_dir_all(&dir).and_then(|()| File::create(dir.join("lock")));
+        let lock =
+            lock.with_context(|| format!("cannot write to {}; name another directory with --cache", dir.display()))?;
+        lock.lock()?;
+        let vendor = Vendor::open(&dir)?;
+        Ok(Self { dir, vendor, _lock: lock })
+    }
+
+    /// Where its vendor's certificates are.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The EKs of this kind with these numbers.
+    pub(crate) fn eks(&self, kind: EkKind, numbers: Range<usize>) -> Result<Vec<Ek>> {
+        let records = self.records("ek", kind.name(), numbers, || {
+            let pkcs8 = StorageKey::generate(kind.into())?;
+            let certificate = self.vendor.certify(kind, StorageKey::from_pkcs8(kind.into(), &pkcs8)?.spki())?;
+            Ok(EkRecord { pkcs8, certificate })
+        })?;
+        let bar = progress::bar(records.len(), &format!("reading ek-{}", kind.name()));
+        parallel(&records, &bar, |EkRecord { pkcs8, certificate }| {
+            Ok(Ek { kind, key: StorageKey::from_pkcs8(kind.into(), pkcs8)?, certificate: certificate.clone() })
+        })
+    }
+
+    /// The IKs of this kind with these numbers.
+    pub(crate) fn iks(&self, kind: IkKind, numbers: Range<usize>) -> Result<Vec<Ik>> {
+        let records = self.records("ik", kind.name(), numbers, || make_ik(kind))?.into_iter();
+        Ok(records.map(|IkRecord { unique, spki, csr }| Ik { kind, unique, spki, csr }).collect())
+    }
+
+    /// The SRKs of this kind with these numbers.
+    pub(crate) fn srks(&self, kind: SrkKind, numbers: Range<usize>) -> Result<Vec<Srk>> {
+        let make = || Ok(SrkRecord { pkcs8: StorageKey::generate(kind.into())? });
+        let records = self.records("srk", kind.name(), numbers, make)?;
+        let bar = progress::bar(records.len(), &format!("reading srk-{}", kind.name()));
+        parallel(&records, &bar, |SrkRecord { pkcs8 }| {
+            Ok(Srk { kind, key: StorageKey::from_pkcs8(kind.into(), pkcs8)? })
+        })
+    }
+
+    /// The records of a file with these numbers, the missing ones made and kept.
+    fn records<T>(
+        &self,
+        what: &str,
+        kind: &str,
+        numbers: Range<usize>,
+        make: impl Fn() -> Result<T> + Sync,
+    ) -> Result<Vec<T>>
+    where
+        T: Encode<()> + for<'b> Decode<'b, ()> + Send,
+    {
+        let path = self.dir.join(format!("{what}-{kind}.cbor"));
+        let mut records: Vec<T> = match fs::read(&path) {
+            Ok(bytes) => minicbor::decode(&bytes)
+                .with_context(|| format!("{} is damaged; remove {}", path.display(), self.dir.display()))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        if records.len() < numbers.end {
+            let missing = vec![(); numbers.end - records.len()];
+            let bar = progress::bar(missing.len(), &format!("making {what}-{kind}"));
+            records.extend(parallel(&missing, &bar, |()| make())?);
+            replace(&path, &minicbor::to_vec(&records)?)?;
+        }
+        records.truncate(numbers.end);
+        Ok(records.split_off(numbers.start))
+    }
+
+    /// Which keys the CA with this root has seen already.
+    pub(crate) fn used_by(&self, root: &[u8]) -> Result<Used> {
+        let path = self.dir.join(format!("used-{}.json", EkId::from(sha256(root))));
+        let counts = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        Ok(Used { path: Some(path), counts })
+    }
+}
+
+/// How many keys of each kind a CA has seen. A device that it knows gets the certificate that it has, without a transaction that
+/// writes anything, and would spoil the measurement.
+#[derive(Default)]
+pub(crate) struct Used {
+    path: Option<PathBuf>,
+    counts: BTreeMap<String, usize>,
+}
+
+impl Used {
+    /// The numbers of the next `count` keys.
+    pub(crate) fn take(&mut self, what: &str, kind: &str, count: usize) -> Range<usize> {
+        let used = self.counts.entry(format!("{what}-{kind}")).or_default();
+        *used += count;
+        *used - count..*used
+    }
+
+    /// Keeps the counts for the next run with this CA.
+    pub(crate) fn save(&self) -> Result<()> {
+        self.path.as_ref().map_or(Ok(()), |path| replace(path, &serde_json::to_vec(&self.counts)?))
+    }
+}
+
+/// Leaves the old file or the new one, whatever happens.
+fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let fresh = path.with_extension("new");
+    fs::write(&fresh, content)
+        .and_then(|()| fs::rename(&fresh, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    // Unwrap safety: that is the length of SHA-256.
+    Hash::Sha256.digest(&[bytes]).try_into().unwrap()
+}
+
+fn make_ik(kind: IkKind) -> Result<IkRecord> {
+    let algorithm = match kind {
+        IkKind::P256 => &PKCS_ECDSA_P256_SHA256,
+        IkKind::P384 => &PKCS_ECDSA_P384_SHA384,
+        IkKind::Rsa2048 => &PKCS_RSA_SHA256,
+    };
+    let key = KeyPair::generate_for(algorithm)?;
+    let spki = key.subject_public_key_info();
+    let unique = match kind {
+        IkKind::P256 | IkKind::P384 => unique_point(key.der_bytes()),
+        IkKind::Rsa2048 => unique_modulus(&modulus(&spki)?),
+    };
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let csr = params.serialize_request(&key)?.der().to_vec();
+    Ok(IkRecord { unique, spki, csr })
+}
+
+/// `work` on each of `items`, on all processors, in their order.
+fn parallel<T: Sync, R: Send>(items: &[T], bar: &ProgressBar, work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(items.len())));
+    let take_turns = || -> Result<()> {
+        let mut mine = Vec::new();
+        while let Some((number, item)) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|n| Some((n, items.get(n)?)))
+        {
+            mine.push((number, work(item)?));
+            bar.inc(1);
+        }
+        // Unwrap safety: nothing panics while it holds this lock.
+        done.lock().unwrap().append(&mut mine);
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..thread::available_parallelism().map_or(1, usize::from)).map(|_| scope.spawn(take_turns)).collect();
+        // Unwrap safety: a panic there is passed on here.
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap())
+    })?;
+    bar.finish_and_clear();
+    // Unwrap safety: as above.
+    let mut done = done.into_inner().unwrap();
+    done.sort_unstable_by_key(|(number, _)| *number);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
+}
+
+/// Changes with the files' format and with what is in them.
+const FORMAT: &str = "v1";

@@ -1,0 +1,177 @@
+//! The flows, from a device's side: what it asks, what it computes, what it checks.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use assay_wire::{
+    Bytes, CertificateList, ClientId, Flow, MAX_CLAIM, MAX_MESSAGE, Problem, Proof, ReplyBody, Request, RequestBody,
+    RequestId, Ticket, Topic,
+};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::bad::Bad;
+use crate::connection::{Broker, Connection, Lost, Question};
+use crate::device::{Bound, Device};
+use crate::lanes::Lane;
+use crate::random;
+use crate::tally::Tally;
+
+/// Why an attempt ended before the device had what it wanted.
+pub(crate) enum Stop {
+    /// The CA said no.
+    Problem(Problem),
+    Lost(Lost),
+    /// The CA's answer is not what it should be.
+    Wrong(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Stop {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Wrong(error)
+    }
+}
+
+impl From<Lost> for Stop {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(lost)
+    }
+}
+
+/// The connection that a device speaks on.
+pub(crate) enum Line<'a> {
+    /// One of its own.
+    Own(Connection),
+    Shared(&'a Lane),
+}
+
+/// One attempt of one device.
+pub(crate) struct Attempt<'a> {
+    pub(crate) device: &'a Device,
+    pub(crate) line: &'a Line<'a>,
+    pub(crate) broker: &'a Broker,
+    pub(crate) tally: &'a Tally,
+    /// When the device first published, or should have.
+    pub(crate) began: &'a mut Option<Instant>,
+}
+
+impl Attempt<'_> {
+    /// The whole flow; what comes back is verified.
+    pub(crate) async fn provision(&mut self, flow: Flow) -> Result<(), Stop> {
+        match self.first_reply(flow).await? {
+            ReplyBody::Challenge(challenge) => {
+                let ticket = self.device.activate(&challenge.credential_blob, &challenge.encrypted_seed)?;
+                let ticket = ticket.try_into().map_err(|_| anyhow!("a ticket has 32 bytes"))?;
+                let certify = RequestBody::Certify(self.proof(challenge.claim, ticket));
+                let ReplyBody::Certificate(reply) = self.ask("certify", certify).await? else {
+                    return Err(unexpected());
+                };
+                Ok(check_chain(&reply.chain, &self.ik()?.spki, reply.device_id.as_str())?)
+            }
+            ReplyBody::Sealed(reply) => {
+                let ik = self.ik()?;
+                let sealed = self.device.open(ik, &reply)?;
+                check_chain(&sealed.chain, &ik.spki, sealed.device_id.as_str())?;
+                let confirm = RequestBody::Confirm(self.proof(reply.claim, *sealed.ticket.as_bytes()));
+                let ReplyBody::Confirmed = self.ask("confirm", confirm).await? else { return Err(unexpected()) };
+                Ok(())
+            }
+            ReplyBody::Activation(reply) => {
+                let Bound::Srk(srk) = &self.device.bound else { return Err(unexpected()) };
+                self.device.import(srk, &reply)?;
+                Ok(())
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// The answer to the flow's first request.
+    pub(crate) async fn first_reply(&mut self, flow: Flow) -> Result<ReplyBody, Stop> {
+        let (kind, body) = match flow {
+            Flow::Ticket => ("challenge", RequestBody::Challenge(self.device.bundle(self.ik()?)?)),
+            Flow::Sealed => ("enroll", RequestBody::Enroll(self.device.bundle(self.ik()?)?)),
+            Flow::SharedKey => ("register", RequestBody::Register(self.device.srk_bundle()?)),
+        };
+        let mut question = question(body);
+        match self.device.bad {
+            Some(Bad::Truncated) => drop(question.message.pop()),
+            Some(Bad::Oversize) => {
+                question.message.resize(MAX_MESSAGE + 1, 0);
+                // The CA reads nothing of it, not even its id.
+                question.id = RequestId::NIL;
+            }
+            Some(Bad::ForeignResponseTopic) => {
+                let somebody = Topic::Reply(self.broker.scope.clone(), ClientId::bootstrap(random()));
+                question.response_topic = Some(somebody.to_string());
+            }
+            _ => {}
+        }
+        self.send(kind, question).await
+    }
+
+    fn ik(&self) -> Result<&crate::factory::Ik> {
+        match &self.device.bound {
+            Bound::Ik(ik) => Ok(ik),
+            Bound::Srk(_) => Err(anyhow!("a device of the shared key flow has no IK")),
+        }
+    }
+
+    fn proof(&self, claim: Bytes<MAX_CLAIM>, mut ticket: [u8; Ticket::LEN]) -> Proof {
+        if self.device.bad == Some(Bad::WrongTicket) {
+            ticket[0] ^= 1;
+        }
+        Proof { claim, ticket: ticket.into() }
+    }
+
+    async fn ask(&mut self, kind: &'static str, body: RequestBody) -> Result<ReplyBody, Stop> {
+        self.send(kind, question(body)).await
+    }
+
+    async fn send(&mut self, kind: &'static str, question: Question) -> Result<ReplyBody, Stop> {
+        let shared: Arc<Connection>;
+        let connection = match self.line {
+            Line::Own(connection) => {
+                // One attempt takes fewer than there are.
+                connection.take_publish();
+                connection
+            }
+            Line::Shared(lane) => {
+                shared = lane.connection(self.broker, self.tally).await?;
+                &shared
+            }
+        };
+        let asked = Instant::now();
+        self.began.get_or_insert(asked);
+        let reply = connection.ask(question).await?;
+        self.tally.answered(kind, asked.elapsed());
+        match reply {
+            ReplyBody::Problem(problem) => {
+                self.tally.problem(problem.code.name());
+                Err(Stop::Problem(problem))
+            }
+            reply => Ok(reply),
+        }
+    }
+}
+
+fn question(body: RequestBody) -> Question {
+    let id = RequestId::from(random());
+    Question { id, message: Request { id, body }.encode(), response_topic: None }
+}
+
+fn unexpected() -> Stop {
+    Stop::Wrong(anyhow!("the CA answered another question"))
+}
+
+/// The certificate is for this key and this device, and its issuer comes with it.
+///
+/// Signatures are left to the end-to-end tests of the device: verifying them would cost more than the CA spends on making them.
+fn check_chain(chain: &CertificateList<1>, spki: &[u8], device_id: &str) -> Result<()> {
+    let (_, leaf) = X509Certificate::from_der(&chain[0]).context("not a certificate")?;
+    ensure!(leaf.public_key().raw == spki, "the certificate is for another key");
+    let name = leaf.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    ensure!(name == Some(device_id), "the certificate is for {name:?} and not for {device_id}");
+    let (_, issuer) = X509Certificate::from_der(chain.get(1).context("no issuer")?).context("not a certificate")?;
+    ensure!(leaf.issuer().as_raw() == issuer.subject().as_raw(), "the second certificate is not the issuer's");
+    Ok(())
+}

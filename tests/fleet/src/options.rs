@@ -1,0 +1,158 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Result, bail, ensure};
+use assay_mqtt::BrokerUrl;
+use assay_wire::{Flow, Scope};
+use clap::{Parser, ValueEnum};
+
+use crate::bad::{BadShare, share_of_one};
+use crate::tpm::area::{EkKind, IkKind};
+
+/// Provisions simulated devices against `assay serve` over real MQTT connections, and reports how fast that went.
+///
+/// Each device has a software TPM: an EK that a test vendor certified, an IK with its request, and the computations of
+/// TPM2_ActivateCredential. Keys are made once and kept. Unless --broker names another one, a CA of its own is made for the run
+/// and served by the `assay` beside this program, so no device of a run is known to its CA.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
+pub(crate) struct Options {
+    /// How many devices there are
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) devices: u32,
+    /// ticket, sealed or shared-key
+    #[arg(long, default_value = "ticket")]
+    pub(crate) flow: Flow,
+    /// Kinds of endorsement keys, dealt in turn. Making an RSA key takes a tenth of a second, once
+    #[arg(long, value_name = "KINDS", value_delimiter = ',', default_value = "p-256")]
+    pub(crate) ek: Vec<EkKind>,
+    /// Kinds of identity keys, dealt in turn
+    #[arg(long, value_name = "KINDS", value_delimiter = ',', default_value = "p-256")]
+    pub(crate) ik: Vec<IkKind>,
+    /// Closed loop: as many devices at once, the next begins when one is done
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) concurrency: u32,
+    /// Open loop: as many devices a second begin, whether or not others are done; latencies count from when they were due
+    #[arg(long, value_name = "PER_SECOND", conflicts_with = "concurrency", value_parser = positive)]
+    pub(crate) rate: Option<f64>,
+    /// Whether devices share connections, each serving 32 publishes, or make one each
+    #[arg(long, value_enum, default_value_t = Reuse::Reused)]
+    pub(crate) connection: Reuse,
+    /// How many connections there are at once: at most 256, or 96 that are shared, for the broker takes no more than 256 from
+    /// one address [default: as many as devices at once, 64 in an open loop]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) connections: Option<u32>,
+    /// Reach concurrency or rate only after this time
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0, value_parser = not_negative)]
+    pub(crate) ramp: f64,
+    /// Share of devices that drop their connection after the first reply, and begin again on another
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share_of_one)]
+    pub(crate) churn: f64,
+    /// Share of devices that are bad in this way, and must be refused with the problem that is due; may be repeated. Kinds: truncated,
+    /// oversize, untrusted-vendor, foreign-certificate, not-fixed-tpm, foreign-csr, wrong-ticket, foreign-response-topic
+    #[arg(long, value_name = "KIND=SHARE")]
+    pub(crate) bad: Vec<BadShare>,
+    /// The bootstrap listener of a broker that runs already, whose CA trusts the vendor in --cache
+    #[arg(long, value_name = "URL", requires = "ca_root")]
+    pub(crate) broker: Option<BrokerUrl>,
+    /// The root certificate of that broker and its CA
+    #[arg(long, value_name = "FILE", requires = "broker")]
+    pub(crate) ca_root: Option<PathBuf>,
+    /// The scope of that CA
+    #[arg(long, default_value = "default")]
+    pub(crate) scope: Scope,
+    /// Print the report as one JSON object on stdout instead of a table on stderr
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Draw the latencies by percentile
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+    /// Where keys are kept from run to run [default: fleet-cache beside the directory of this program]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+}
+
+/// Whether connections are shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Reuse {
+    Reused,
+    PerDevice,
+}
+
+impl Options {
+    /// Refuses what does not fit together.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.connections()?;
+        let bad: f64 = self.bad.iter().map(|bad| bad.share).sum();
+        ensure!(bad + self.churn <= 1.0, "--bad and --churn: the shares come to more than all devices");
+        for BadShare { kind, .. } in &self.bad {
+            let name = kind.name();
+            ensure!(kind.problem(self.flow).is_some(), "--bad {name}: flow {} has no such request", self.flow);
+        }
+        Ok(())
+    }
+
+    /// The run in one line.
+    pub(crate) fn title(&self) -> String {
+        let names = |kinds: Vec<&str>| kinds.join("+");
+        let pace = match self.rate {
+            Some(rate) => format!("{rate} devices/s"),
+            None => format!("{} devices at once", self.concurrency),
+        };
+        let connection = match self.connection {
+            Reuse::Reused => "reused connections",
+            Reuse::PerDevice => "a connection each",
+        };
+        let ek = names(self.ek.iter().map(|kind| kind.name()).collect());
+        format!("{} devices, flow {}, EK {ek}, {pace}, {connection}", self.devices, self.flow)
+    }
+
+    /// How many connections there may be at once.
+    pub(crate) fn connections(&self) -> Result<usize> {
+        let most = match self.connection {
+            Reuse::Reused => SHARED,
+            Reuse::PerDevice => PER_ADDRESS,
+        };
+        let wanted = self.connections.unwrap_or(match self.rate {
+            None => self.concurrency.min(most),
+            Some(_) => DEFAULT_CONNECTIONS,
+        });
+        ensure!(
+            wanted <= most,
+            "--connections {wanted}: the broker takes at most {most} from one address in this mode"
+        );
+        Ok(wanted as usize)
+    }
+}
+
+fn not_negative(text: &str) -> Result<f64> {
+    match f64::from_str(text) {
+        Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
+        _ => bail!("not a number of seconds"),
+    }
+}
+
+fn positive(text: &str) -> Result<f64> {
+    match f64::from_str(text) {
+        Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
+        _ => bail!("not a positive number"),
+    }
+}
+
+/// Connections of one IPv4 address on the bootstrap listener (docs/protocol.md, "Bootstrap connection").
+///
+/// A client cannot stand for more addresses: rumqttc binds none, and the kernel takes 127.0.0.1 for the whole network.
+const PER_ADDRESS: u32 = 256;
+/// Shared ones. When one is replaced, the old one may live for as long as the last request on it.
+const SHARED: u32 = (PER_ADDRESS - CHURNING) / 2 - 16;
+/// Of devices that drop theirs while others are shared.
+pub(crate) const CHURNING: u32 = 32;
+const DEFAULT_CONNECTIONS: u32 = 64;
+
+const EXAMPLES: &str = "\
+Examples:
+  assay-fleet --devices 5000 --ek p-256                             as fast as 64 devices at once can be provisioned
+  assay-fleet --devices 2000 --ek rsa-2048 --connection per-device  with a TLS handshake each
+  assay-fleet --devices 10000 --rate 500                            500 new devices a second, whatever happens";

@@ -1,0 +1,63 @@
+//! What a process has used: processor time by part, and memory.
+
+use anyhow::{Context, Result};
+use procfs::process::Process;
+use serde::Serialize;
+
+/// What a server has used since it started.
+pub(crate) struct ServerUsage {
+    /// Seconds of the threads that decide and store.
+    pub(crate) ca: f64,
+    /// Seconds of all others: TLS, MQTT, and the worker's own connection.
+    pub(crate) broker: f64,
+    pub(crate) memory: Memory,
+}
+
+/// Memory of a process in KiB.
+#[derive(Clone, Copy, Serialize)]
+pub(crate) struct Memory {
+    /// Resident now.
+    pub(crate) now: u64,
+    /// Resident at most since it started.
+    pub(crate) peak: u64,
+}
+
+impl ServerUsage {
+    /// Of the `assay serve` with this process id.
+    pub(crate) fn of(pid: u32) -> Result<Self> {
+        let process = Process::new(i32::try_from(pid)?).context("the server has ended")?;
+        let mut ca = 0;
+        for task in process.tasks()? {
+            // A thread that has ended meanwhile was not one of the CA's: those stay.
+            if let Ok(stat) = task.and_then(|task| task.stat())
+                && CA_THREADS.iter().any(|name| stat.comm.starts_with(name))
+            {
+                ca += stat.utime + stat.stime;
+            }
+        }
+        // Of the whole process, for blocking threads come and go.
+        let all = process.stat()?;
+        let status = process.status()?;
+        let (now, peak) = (status.vmrss.context("no VmRSS")?, status.vmhwm.context("no VmHWM")?);
+        let broker = (all.utime + all.stime).saturating_sub(ca);
+        Ok(Self { ca: seconds(ca), broker: seconds(broker), memory: Memory { now, peak } })
+    }
+
+    /// The processor time since then, and the memory as it is.
+    pub(crate) fn since(self, before: &Self) -> Self {
+        Self { ca: self.ca - before.ca, broker: self.broker - before.broker, ..self }
+    }
+}
+
+/// The processor time of this process up to now, in seconds.
+pub(crate) fn own_time() -> Result<f64> {
+    let stat = Process::myself()?.stat()?;
+    Ok(seconds(stat.utime + stat.stime))
+}
+
+fn seconds(ticks: u64) -> f64 {
+    ticks as f64 / procfs::ticks_per_second() as f64
+}
+
+/// As `assay serve` names the threads of its worker.
+const CA_THREADS: [&str; 3] = ["examiner-", "writer", "herald"];
