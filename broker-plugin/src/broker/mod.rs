@@ -92,14 +92,14 @@ pub struct Places {
 }
 
 impl Default for Limits {
-    /// 4096 connections per listener; from one address (a factory behind one NAT gateway) 1024 with a certificate and 256
-    /// without, which need a second or two each. 10 s let a device sign its part of the TLS handshake on a slow TPM, and
-    /// are what the broker core allows a CONNECT. A device may want its connection as long as its claim is good, and a
-    /// minute for the rest.
+    /// 4096 connections without a certificate, which need a second or two each, and 12288 with one, which stay: 10,000 devices and
+    /// room for those that come back before their old connection is given up. From one address (a factory behind one NAT gateway)
+    /// 256 and 1024. 10 s let a device sign its part of the TLS handshake on a slow TPM, and are what the broker core allows a
+    /// CONNECT. A device may want its connection as long as its claim is good, and a minute for the rest.
     fn default() -> Self {
         Self {
             bootstrap: Places { total: 4096, per_address: 256 },
-            operational: Places { total: 4096, per_address: 1024 },
+            operational: Places { total: 12288, per_address: 1024 },
             introduction: Duration::from_secs(10),
             bootstrapping: CLAIM_LIFETIME.unsigned_abs() + Duration::from_secs(60),
         }
@@ -228,10 +228,10 @@ mod tests {
     #[test]
     fn scarce_descriptors_are_missing_from_the_bootstrap_listener_first() {
         for (descriptors, bootstrap, operational) in [
-            (usize::MAX, 4096, 4096),
-            (8448, 4096, 4096),
-            (8447, 4095, 4096),
-            (6000, 1648, 4096),
+            (usize::MAX, 4096, 12288),
+            (16640, 4096, 12288),
+            (16639, 4095, 12288),
+            (6000, 1436, 4308),
             (4096, 960, 2880),
             (1024, 192, 576),
             (256, 0, 0),
