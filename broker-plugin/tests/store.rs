@@ -71,7 +71,7 @@ fn accept(store: &mut Store, ek_id: EkId, device: &str, generation: u32) -> Resu
 }
 
 fn shared_key(store: &Store, ek_id: EkId) -> Option<SharedKeyOnRecord> {
-    store.records(&ek_id, IdInQuestion::None, now()).unwrap().shared_key
+    store.records(&ek_id, IdInQuestion::Is(&id("nobody")), now()).unwrap().shared_key
 }
 
 fn add(store: &mut Store, certificate: &IssuedCertificate) -> Result<(), StoreError> {
@@ -240,7 +240,7 @@ fn what_an_enrolment_says_is_kept_and_what_it_leaves_open_is_not_changed() {
     store.enroll(std::slice::from_ref(&full)).unwrap().remove(0).unwrap();
     let row = store.enrolment(&ek(1)).unwrap().unwrap();
     assert_eq!((row.reprovision, row.legacy_dps_ek, row.disabled), (Some(Reprovision::Never), true, true));
-    let records = store.records(&ek(1), IdInQuestion::None, now()).unwrap();
+    let records = store.records(&ek(1), IdInQuestion::Is(&id("nobody")), now()).unwrap();
     assert!(records.disabled && records.enrolment.unwrap().legacy_dps_ek);
     assert_eq!(enroll(&mut store, ek(1), None).unwrap(), Enrolled::Unchanged);
 
@@ -332,9 +332,25 @@ fn a_certificate_that_was_not_confirmed_in_time_is_revoked() {
 }
 
 #[test]
+fn certificates_of_a_device_are_counted_for_a_day() {
+    let (_directory, mut store) = store();
+    for serial in 1..=3 {
+        add(&mut store, &certificate(serial, "pump-1", ek(1))).unwrap();
+    }
+    add(&mut store, &certificate(9, "pump-2", ek(2))).unwrap();
+    let count = |at| {
+        let records = store.records(&ek(1), IdInQuestion::Is(&id("nobody")), at).unwrap();
+        records.registration.unwrap().recent_certificates
+    };
+    assert_eq!(count(now()), 3);
+    assert_eq!(count(now() + Duration::DAY), 0);
+}
+
+#[test]
 fn certificates_that_nobody_confirmed_are_counted_for_a_day() {
     let (_directory, mut store) = store();
-    let count = |store: &Store, now| store.records(&ek(1), IdInQuestion::None, now).unwrap().recent_unconfirmed;
+    let count =
+        |store: &Store, now| store.records(&ek(1), IdInQuestion::Is(&id("nobody")), now).unwrap().recent_unconfirmed;
     for serial in 1..=3 {
         add(&mut store, &sealed(serial, "pump-1", ek(1))).unwrap();
     }
@@ -412,6 +428,35 @@ fn what_was_never_confirmed_is_forgotten_when_it_has_expired() {
     };
     assert_eq!(left(now() + Duration::HOUR), 3);
     assert_eq!(left(now() + Duration::days(91)), 2);
+}
+
+#[test]
+fn what_expired_is_on_no_list_though_its_device_is_disabled() {
+    let (_directory, mut store) = store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    store.set_disabled(&ek(1), true, now()).unwrap();
+    let mut count = |at| store.transaction(|transaction| transaction.revoked(at)).unwrap().once_in_force.len();
+    assert_eq!(count(now()), 1);
+    assert_eq!(count(now() + Duration::days(91)), 0);
+}
+
+#[test]
+fn an_active_certificate_that_has_expired_is_not_given_again() {
+    let (_directory, mut store) = store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    let ik_id = Sha256::digest([1]).into();
+    let mut again = |at| store.transaction(|transaction| transaction.active_certificate(&ek(1), &ik_id, at)).unwrap();
+    assert_eq!(again(now()), Some(vec![1]));
+    assert_eq!(again(now() + Duration::days(91)), None);
+}
+
+#[test]
+fn what_was_once_in_force_stays_on_record_when_it_has_expired() {
+    let (_directory, mut store) = store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    store.remove(&ek(1), now()).unwrap();
+    store.transaction(|transaction| transaction.revoke_unconfirmed(now() + Duration::days(91))).unwrap();
+    assert_eq!(status(&store, 1), CertificateStatus::Revoked);
 }
 
 #[test]
@@ -503,7 +548,7 @@ fn an_ek_that_the_ca_does_not_know_can_be_disabled_and_is_trusted_no_more_for_it
     let (_directory, mut store) = store();
     assert!(store.set_disabled(&ek(1), true, now()).unwrap());
     assert!(!store.set_disabled(&ek(1), true, now()).unwrap());
-    let records = |store: &Store| store.records(&ek(1), IdInQuestion::None, now()).unwrap();
+    let records = |store: &Store| store.records(&ek(1), IdInQuestion::Is(&id("nobody")), now()).unwrap();
     assert!(records(&store).disabled && records(&store).enrolment.is_none());
     let row = store.enrolment(&ek(1)).unwrap().unwrap();
     assert!(row.disabled && !row.registered && row.recognised.is_none());
@@ -520,7 +565,7 @@ fn what_is_disabled_stays_so_when_it_is_removed_or_enrolled() {
     store.set_disabled(&ek(1), true, now()).unwrap();
     store.remove(&ek(1), now()).unwrap().unwrap();
     enroll(&mut store, ek(1), None).unwrap();
-    assert!(store.records(&ek(1), IdInQuestion::None, now()).unwrap().disabled);
+    assert!(store.records(&ek(1), IdInQuestion::Is(&id("nobody")), now()).unwrap().disabled);
 }
 
 #[test]
@@ -571,7 +616,8 @@ fn whatever_revokes_is_counted_and_only_that() {
 #[test]
 fn generations_taken_into_use_are_counted_for_a_day() {
     let (_directory, mut store) = store();
-    let recent = |store: &Store, at| store.records(&ek(1), IdInQuestion::None, at).unwrap().recent_generations;
+    let recent =
+        |store: &Store, at| store.records(&ek(1), IdInQuestion::Is(&id("nobody")), at).unwrap().recent_generations;
     offer(&mut store, ek(1), "pump-1", 1);
     for generation in 1..=3 {
         accept(&mut store, ek(1), "pump-1", generation).unwrap();
