@@ -331,8 +331,8 @@ impl Examiner {
 
     fn trust(&mut self, evidence: &EkEvidence, now: OffsetDateTime) -> Result<TrustedEk, Refusal> {
         self.refresh_anchors()?;
-        let records = self.store.records(&evidence.ek_id(), IdInQuestion::None, now)?;
-        Ok(TrustedEk::verify(evidence, &self.anchors, records.enrolment.as_ref(), now)?)
+        let enrolment = self.store.granted(&evidence.ek_id())?;
+        Ok(TrustedEk::verify(evidence, &self.anchors, enrolment.as_ref(), now)?)
     }
 
     fn refresh_anchors(&mut self) -> Result<(), StoreError> {

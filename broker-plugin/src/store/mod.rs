@@ -66,6 +66,7 @@ impl Store {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.set_prepared_statement_cache_capacity(PREPARED_STATEMENTS);
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
@@ -77,7 +78,17 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn records(&self, ek: &EkId, about: IdInQuestion<'_>, now: OffsetDateTime) -> Result<Records, StoreError> {
-        records(&self.connection, ek, about, now)
+        // Of one moment, and with one lock for all of it.
+        let moment = self.connection.unchecked_transaction()?;
+        records(&moment, ek, about, now)
+    }
+
+    /// What an operator granted to an EK.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn granted(&self, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
+        granted(&self.connection, ek)
     }
 
     /// Runs `work` in one write transaction; all of it is durable when this returns `Ok`, or none of it happened.
@@ -131,8 +142,6 @@ pub enum IdInQuestion<'a> {
         /// The device id that follows from the EK.
         derived: &'a DeviceId,
     },
-    /// None.
-    None,
 }
 
 /// Reads all parts of the records.
@@ -145,16 +154,7 @@ fn records(
     let disabled = connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM disabled_eks WHERE ek_id = ?1)")?
         .query_row(params![ek.as_bytes()], |row| row.get(0))?;
-    let enrolment = connection
-        .prepare_cached("SELECT device_id, reprovision, legacy_dps_ek FROM enrolments WHERE ek_id = ?1")?
-        .query_row(params![ek.as_bytes()], |row| {
-            Ok(Enrolment {
-                device_id: optional_device_id(row, 0)?,
-                reprovision: parsed(row, 1)?,
-                legacy_dps_ek: row.get(2)?,
-            })
-        })
-        .optional()?;
+    let enrolment = granted(connection, ek)?;
     let quota_from = now - QUOTA_PERIOD;
     let registration = connection
         .prepare_cached(
@@ -191,9 +191,21 @@ fn records(
         IdInQuestion::Due { requested, derived } => {
             holder(connection, &device_id_in_question(requested, derived, enrolment.as_ref(), registration.as_ref()))?
         }
-        IdInQuestion::None => None,
     };
     Ok(Records { disabled, enrolment, registration, recent_unconfirmed, shared_key, recent_generations, id_holder })
+}
+
+fn granted(connection: &Connection, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT device_id, reprovision, legacy_dps_ek FROM enrolments WHERE ek_id = ?1")?;
+    let enrolment = statement.query_row(params![ek.as_bytes()], |row| {
+        Ok(Enrolment {
+            device_id: optional_device_id(row, 0)?,
+            reprovision: parsed(row, 1)?,
+            legacy_dps_ek: row.get(2)?,
+        })
+    });
+    Ok(enrolment.optional()?)
 }
 
 /// The EK that is registered or enrolled under a device id.
@@ -247,5 +259,7 @@ fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'stat
 }
 
 const SCHEMA_VERSION: i64 = 2;
+/// More than the statements there are, so that each is parsed once per connection.
+const PREPARED_STATEMENTS: usize = 64;
 /// How long one process waits for another's transaction. Ours take milliseconds; an operator's command never holds one open.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
