@@ -53,6 +53,12 @@ pub(super) enum Peer {
     Claimant(Arc<LoginDesk>),
 }
 
+impl Peer {
+    pub(super) fn is_worker(&self) -> bool {
+        matches!(self, Self::Certified { identity: Identity::Worker, .. })
+    }
+}
+
 /// The policy of one connection.
 pub(super) struct Guard {
     scope: Scope,

@@ -37,6 +37,10 @@ pub(super) const BOOTSTRAP_LANE: usize = 64;
 /// Messages on their way to one device, worker or operator.
 const OPERATIONAL_LANE: usize = 256;
 
+/// Requests that a worker may have unacknowledged, if it takes so many: ours takes as many. What is held back here instead, the worker
+/// cannot answer with *busy*. Everybody else has the broker core's 64.
+const WORKER_WINDOW: u16 = 1024;
+
 /// A message of the protocol, and room for the topic and some MQTT 5 properties; for bootstrapping clients, and for
 /// requests of devices. Less than [`assay_mqtt::MAX_PACKET`], what a worker takes.
 pub(super) const REQUEST_PACKET: usize = MAX_MESSAGE + 1024;
@@ -159,8 +163,12 @@ impl Listener {
         let Some(client) = self.identify(&stream) else {
             return debug!(%peer, "closed: no usable client certificate");
         };
+        let mut config = self.config.clone();
+        if client.is_worker() {
+            config.max_outbound_inflight = WORKER_WINDOW;
+        }
         let guard = Arc::new(Guard::new(self.scope.clone(), client, self.core.router.clone()));
-        let config = self.config.clone().with_event_handler(guard.clone());
+        let config = config.with_event_handler(guard.clone());
         let handler = ClientHandler::new(
             BrokerTransport::tls(TlsStreamWrapper::new(stream)),
             peer,

@@ -747,6 +747,33 @@ async fn requests_are_shared_among_the_workers_of_a_group() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn worker_is_given_as_many_requests_as_it_takes_before_it_acknowledges_any() {
+    let world = World::new().await;
+    let tls = world.pki.client_tls(Some(&world.pki.client(&["urn:assay:worker"])));
+    let options = assay_mqtt::Client { id: "worker@1".into(), window: 16, receive_maximum: 1024, manual_acks: true };
+    let url = format!("mqtts://localhost:{}", world.broker.operational_addr().port()).parse().unwrap();
+    let (worker, mut events) = assay_mqtt::connect(&url, &Arc::new(tls), options);
+    worker.try_subscribe(SHARED_REQUESTS, QoS::AtLeastOnce).unwrap();
+    until_subscribed(&mut events).await;
+    let (strangers, each) = (10, 20);
+    let asking = async {
+        for _ in 0..strangers {
+            let (mut raw, client) = world.stranger().await;
+            for _ in 0..each {
+                assert_eq!(raw.publish(&request_topic(&client), b"request").await, Some(SUCCESS));
+            }
+        }
+    };
+    let answering = timeout(PATIENCE, async {
+        for _ in 0..strangers * each {
+            next_message(&mut events).await;
+        }
+    });
+    let ((), answered) = tokio::join!(asking, answering);
+    answered.expect("none is held back until another is acknowledged");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn device_and_operator_talk_below_the_devices_tree_only() {
     let world = World::new().await;
     let mut operator = world.operator().await;
