@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::Fault;
 use crate::identity::Identity;
-use crate::issue::random_serial;
+use crate::issue::serial_number;
 
 /// A CA certificate and its P-256 key, freshly made.
 ///
@@ -154,7 +154,7 @@ fn set_times_and_serial(
 ) {
     params.not_before = now - BACKDATE;
     params.not_after = now + lifetime;
-    params.serial_number = Some(SerialNumber::from_slice(&random_serial(rng)));
+    params.serial_number = Some(SerialNumber::from_slice(&serial_number(now, rng)));
 }
 
 fn fault<E: ToString>(operation: &'static str) -> impl Fn(E) -> Fault {

@@ -248,7 +248,7 @@ impl Store {
             "SELECT d.device_id, d.ek_id, d.assurance, l.since IS NOT NULL, d.registered_at, c.serial, c.not_after,
                     iif(s.is_used, s.generation, NULL)
              FROM devices d LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)
-                  LEFT JOIN certificates c ON c.device_id = d.device_id AND c.status = 'active'
+                  LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active'
              ORDER BY d.registered_at, d.device_id",
             &[],
             |row| {

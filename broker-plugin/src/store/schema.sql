@@ -49,8 +49,9 @@ CREATE TABLE certificates (
     der          BLOB NOT NULL
 ) STRICT;
 
-CREATE UNIQUE INDEX one_active_certificate ON certificates (device_id) WHERE status = 'active';
-CREATE INDEX certificates_by_ek ON certificates (ek_id);
+-- One active certificate per EK, and so per device, for an EK has one device id; SQLite lets any number of rows share a NULL. It finds an
+-- EK's certificates as well: each index over values in no order costs a page that is written anew for every certificate.
+CREATE UNIQUE INDEX one_active_certificate ON certificates (ek_id, iif(status = 'active', 1, NULL));
 CREATE INDEX certificates_ended ON certificates (not_after) WHERE status IN ('superseded', 'revoked');
 CREATE INDEX certificates_to_confirm ON certificates (confirm_by) WHERE status = 'unconfirmed';
 

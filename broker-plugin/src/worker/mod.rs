@@ -8,6 +8,7 @@
 //! was handed over, but no broker gives a dead worker's messages to a living one: devices repeat what stays unanswered, and a
 //! repeat is answered with what was already issued.
 
+mod checkpointer;
 mod examiner;
 mod herald;
 mod intake;
@@ -66,6 +67,9 @@ pub async fn run(ca: Arc<Ca>, config: WorkerConfig, ready: impl Fn()) -> Result<
     let (arrivals, arrived) = channel::bounded(1);
     let (store, herald_ca, herald_outbox) = (Store::open(&config.database)?, Arc::clone(&ca), outbox.clone());
     spawn("herald".into(), &ended, move || herald::run(&herald_ca, store, &arrived, &herald_outbox));
+    let (_running, stop) = channel::bounded(0);
+    let store = Store::open(&config.database)?;
+    spawn("checkpointer".into(), &ended, move || checkpointer::run(&store, &stop));
 
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     for connection in 0.. {
