@@ -93,16 +93,21 @@ pub(crate) struct Vendor {
 
 impl Vendor {
     pub(crate) fn new(name: &str) -> Self {
-        let (root_key, root_params) = (KeyPair::generate().unwrap(), ca_params(&format!("{name} Root")));
+        Self::with_keys(name, [p256_key(), p256_key()])
+    }
+
+    /// The same vendor with these keys: its root's and its intermediate's.
+    pub(crate) fn with_keys(name: &str, [root_key, key]: [KeyPair; 2]) -> Self {
+        let root_params = ca_params(&format!("{name} Root"));
         let root = root_params.self_signed(&root_key).unwrap().into();
         let root_issuer = rcgen::Issuer::new(root_params, root_key);
-        let (intermediate, issuer) = certify_ca(&root_issuer, &format!("{name} EK CA"), |_| ());
+        let (intermediate, issuer) = certify_ca(key, &root_issuer, &format!("{name} EK CA"), |_| ());
         Self { root, intermediate, root_issuer, issuer }
     }
 
     /// The same vendor, with its intermediate changed.
     pub(crate) fn with_intermediate(mut self, change: impl FnOnce(&mut CertificateParams)) -> Self {
-        (self.intermediate, self.issuer) = certify_ca(&self.root_issuer, "Changed EK CA", change);
+        (self.intermediate, self.issuer) = certify_ca(p256_key(), &self.root_issuer, "Changed EK CA", change);
         self
     }
 
@@ -110,7 +115,7 @@ impl Vendor {
     pub(crate) fn lengthen(&mut self, length: usize) -> Vec<CertificateDer<'static>> {
         let mut chain = vec![self.intermediate.clone()];
         for level in 0..length {
-            let (certificate, issuer) = certify_ca(&self.issuer, &format!("EK CA level {level}"), |_| ());
+            let (certificate, issuer) = certify_ca(p256_key(), &self.issuer, &format!("EK CA level {level}"), |_| ());
             self.issuer = issuer;
             chain.insert(0, certificate);
         }
@@ -121,24 +126,18 @@ impl Vendor {
         TrustAnchors::new([self.root.clone()]).unwrap()
     }
 
-    /// An EK certificate as TCG's profile wants it, after `change`.
+    /// An EK certificate as TCG's profile wants it, after `change`; and its issuer.
     pub(crate) fn certify(
         &self,
         key: &PublicKey,
         change: impl FnOnce(&mut CertificateParams),
     ) -> Vec<CertificateDer<'static>> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.not_before = now() - Duration::days(1);
-        params.not_after = now() + Duration::days(3650);
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::KeyEncipherment];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(vec![2, 23, 133, 8, 1])];
-        params.use_authority_key_identifier_extension = true;
-        params.custom_extensions = vec![tpm_alt_name(&[(1, "id:41434D45"), (2, "Model 7"), (3, "id:00010002")])];
-        change(&mut params);
-        let key = SubjectPublicKeyInfo::from_der(&key.spki()).unwrap();
-        vec![params.signed_by(&key, &self.issuer).unwrap().into(), self.intermediate.clone()]
+        vec![certify_ek(key, &self.issuer, change), self.intermediate.clone()]
+    }
+
+    /// An EK certificate by the root itself.
+    pub(crate) fn certify_by_root(&self, key: &PublicKey) -> Vec<CertificateDer<'static>> {
+        vec![certify_ek(key, &self.root_issuer, |_| ())]
     }
 }
 
@@ -152,14 +151,38 @@ fn ca_params(name: &str) -> CertificateParams {
 }
 
 fn certify_ca(
+    key: KeyPair,
     issuer: &rcgen::Issuer<'static, KeyPair>,
     name: &str,
     change: impl FnOnce(&mut CertificateParams),
 ) -> (CertificateDer<'static>, rcgen::Issuer<'static, KeyPair>) {
-    let (key, mut params) = (KeyPair::generate().unwrap(), ca_params(name));
+    let mut params = ca_params(name);
     change(&mut params);
     let certificate = params.signed_by(&key, issuer).unwrap().into();
     (certificate, rcgen::Issuer::new(params, key))
+}
+
+fn certify_ek(
+    key: &PublicKey,
+    issuer: &rcgen::Issuer<'static, KeyPair>,
+    change: impl FnOnce(&mut CertificateParams),
+) -> CertificateDer<'static> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.not_before = now() - Duration::days(1);
+    params.not_after = now() + Duration::days(3650);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::KeyEncipherment];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(vec![2, 23, 133, 8, 1])];
+    params.use_authority_key_identifier_extension = true;
+    params.custom_extensions = vec![tpm_alt_name(&[(1, "id:41434D45"), (2, "Model 7"), (3, "id:00010002")])];
+    change(&mut params);
+    let key = SubjectPublicKeyInfo::from_der(&key.spki()).unwrap();
+    params.signed_by(&key, issuer).unwrap().into()
+}
+
+fn p256_key() -> KeyPair {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap()
 }
 
 /// A critical subject alternative name: a directoryName of `2.23.133.2.n` attributes.

@@ -216,6 +216,14 @@ mod ek_trust {
     }
 
     #[test]
+    fn ek_certificate_by_the_root_itself_is_trusted() {
+        let vendor = Vendor::new("Acme");
+        let mut device = Device::of(&vendor);
+        device.ek_certificates = vendor.certify_by_root(&device.ek.key());
+        Ca::trusting(&vendor).trust(&device, None).unwrap();
+    }
+
+    #[test]
     fn configured_intermediate_without_its_root_is_trusted_for_nothing() {
         let vendor = Vendor::new("Acme");
         let anchors = TrustAnchors::new([vendor.intermediate.clone()]).unwrap();

@@ -1,0 +1,92 @@
+//! A CA and a device that meet in memory, and the bare cryptography without which no CA could answer that device.
+
+#[path = "../../tests/pipeline/fixture.rs"]
+#[expect(dead_code, reason = "the tests, which it is made for, use the rest")]
+pub(crate) mod fixture;
+
+mod primitives;
+mod world;
+
+pub(crate) use primitives::Primitives;
+pub(crate) use world::World;
+
+/// What a device is made of, as far as time depends on it.
+#[derive(Clone, Copy)]
+pub(crate) struct Case {
+    pub(crate) ek: Kind,
+    pub(crate) ik: Kind,
+    pub(crate) path: Path,
+}
+
+/// A kind of key. The vendor's keys are of the EK's kind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Rsa2048,
+    P256,
+    P384,
+}
+
+/// How the EK certificate leads to a root.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// The root signed it.
+    Root,
+    /// An intermediate signed it, which the operator trusts with the root.
+    KnownIntermediate,
+    /// An intermediate signed it, which the device sends.
+    SentIntermediate,
+}
+
+impl Case {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::new(Kind::Rsa2048, Kind::P256, Path::Root),
+        Self::new(Kind::Rsa2048, Kind::P256, Path::KnownIntermediate),
+        Self::new(Kind::Rsa2048, Kind::P256, Path::SentIntermediate),
+        Self::new(Kind::P256, Kind::P256, Path::Root),
+        Self::new(Kind::P384, Kind::P256, Path::Root),
+        Self::new(Kind::Rsa2048, Kind::Rsa2048, Path::Root),
+        Self::new(Kind::Rsa2048, Kind::P384, Path::Root),
+    ];
+
+    const fn new(ek: Kind, ik: Kind, path: Path) -> Self {
+        Self { ek, ik, path }
+    }
+
+    /// The flows that are worth a measurement of their own: what they share with the ticket flow costs the same in all cases.
+    pub(crate) fn flows(self) -> &'static [Flow] {
+        match self {
+            Self { ik: Kind::P256, path: Path::Root, .. } => &[Flow::Ticket, Flow::Sealed, Flow::SharedKey],
+            _ => &[Flow::Ticket],
+        }
+    }
+
+    pub(crate) fn name(self, flow: Flow) -> String {
+        let (ek, path) = (self.ek.name(), self.path.name());
+        match flow {
+            Flow::SharedKey => format!("{flow}, EK {ek} by {path}"),
+            _ => format!("{flow}, EK {ek} by {path}, IK {}", self.ik.name()),
+        }
+    }
+}
+
+pub(crate) use assay_wire::Flow;
+
+impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Rsa2048 => "RSA-2048",
+            Self::P256 => "P-256",
+            Self::P384 => "P-384",
+        }
+    }
+}
+
+impl Path {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::KnownIntermediate => "known intermediate",
+            Self::SentIntermediate => "sent intermediate",
+        }
+    }
+}
