@@ -18,7 +18,8 @@ pub(crate) mod tag {
 /// One element: tag, length, and the concatenated `parts` as its content.
 pub(crate) fn element(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let length: usize = parts.iter().map(|part| part.len()).sum();
-    let mut out = vec![tag];
+    let mut out = Vec::with_capacity(MAX_HEADER + length);
+    out.push(tag);
     match u8::try_from(length) {
         Ok(short) if short < 0x80 => out.push(short),
         Ok(long) => out.extend([0x81, long]),
@@ -46,6 +47,9 @@ pub(crate) fn strip_leading_zeros(bytes: &[u8]) -> &[u8] {
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
     &bytes[zeros..]
 }
+
+/// A tag and the longest length.
+const MAX_HEADER: usize = 4;
 
 #[cfg(test)]
 mod tests {

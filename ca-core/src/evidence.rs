@@ -16,7 +16,8 @@ use crate::tpm::template::{SrkArea, naming_area};
 #[derive(Clone, Debug)]
 pub struct EkEvidence {
     pub(crate) area: PublicArea,
-    pub(crate) key: PublicKey,
+    key: PublicKey,
+    ek_id: EkId,
     pub(crate) certificates: Vec<CertificateDer<'static>>,
     device_id: Option<DeviceId>,
 }
@@ -30,8 +31,10 @@ impl EkEvidence {
     ) -> Result<Self, Rejection> {
         let ek = |error: AreaError| Rejection::of_ek(error.into());
         let area = PublicArea::parse(area).map_err(ek)?;
+        let key = area.public_key().map_err(ek)?;
         Ok(Self {
-            key: area.public_key().map_err(ek)?,
+            ek_id: key.ek_id(),
+            key,
             area,
             certificates: certificates.iter().map(|der| der.to_vec().into()).collect(),
             device_id,
@@ -40,7 +43,7 @@ impl EkEvidence {
 
     /// Id of the EK the device claims to have.
     pub fn ek_id(&self) -> EkId {
-        self.key.ek_id()
+        self.ek_id
     }
 
     /// The device id that was asked for.

@@ -104,6 +104,7 @@ pub struct UnknownAssurance;
 #[derive(Clone, Debug)]
 pub struct TrustedEk {
     pub(crate) area: EkArea,
+    ek_id: EkId,
     pub(crate) hardware: HardwareIdentity,
     pub(crate) assurance: Assurance,
     pub(crate) derived_device_id: DeviceId,
@@ -144,12 +145,12 @@ impl TrustedEk {
             (Err(_), Some(_)) => (HardwareIdentity::of_key(area.key()), Assurance::EnrolmentList),
             (Err(rejection), None) => return Err(rejection),
         };
-        Ok(Self { area, hardware, assurance, derived_device_id: evidence.derived_device_id() })
+        Ok(Self { area, ek_id: evidence.ek_id(), hardware, assurance, derived_device_id: evidence.derived_device_id() })
     }
 
     /// The EK's id.
     pub fn ek_id(&self) -> EkId {
-        self.area.key().ek_id()
+        self.ek_id
     }
 
     /// The device id due to an EK that no enrolment names.
