@@ -38,8 +38,11 @@
 mod evidence;
 pub use evidence::{EkEvidence, Evidence, SrkEvidence};
 
+mod anchors;
+pub use anchors::{AnchorError, TrustAnchors};
+
 mod trust;
-pub use trust::{AnchorError, Assurance, TpmModel, TrustAnchors, TrustedEk, UnknownAssurance};
+pub use trust::{Assurance, TpmModel, TrustedEk, UnknownAssurance};
 
 mod bound_key;
 pub use bound_key::BoundKey;

@@ -4,62 +4,17 @@ use std::fmt;
 use std::str::FromStr;
 
 use assay_wire::{DeviceId, EkId};
-use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
-use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 use crate::admission::Enrolment;
+use crate::anchors::TrustAnchors;
 use crate::evidence::EkEvidence;
 use crate::hardware::HardwareIdentity;
 use crate::key::PublicKey;
 use crate::tpm::template::EkArea;
 use crate::{Rejection, oid};
-
-/// The TPM vendors' CA certificates an operator trusts.
-#[derive(Clone, Debug, Default)]
-pub struct TrustAnchors {
-    roots: Vec<TrustAnchor<'static>>,
-    intermediates: Vec<CertificateDer<'static>>,
-}
-
-impl TrustAnchors {
-    /// Sorts CA certificates into roots, which are trusted, and intermediates, which only help to build paths.
-    ///
-    /// A root is a certificate that its own key signed. A root's own validity is not checked, neither here nor
-    /// later (RFC 5280 §6.1.1 d): trusting it is the operator's decision, and so is removing it.
-    pub fn new(certificates: impl IntoIterator<Item = CertificateDer<'static>>) -> Result<Self, AnchorError> {
-        let mut anchors = Self::default();
-        for der in certificates {
-            let certificate = parse_certificate(&der).ok_or(AnchorError::Unreadable)?;
-            let subject = certificate.subject().to_string();
-            if !certificate.is_ca() {
-                return Err(AnchorError::NotACa { subject });
-            }
-            if certificate.subject().as_raw() != certificate.issuer().as_raw() {
-                anchors.intermediates.push(der);
-            } else if certificate.verify_signature(None).is_err() {
-                return Err(AnchorError::NotSelfSigned { subject });
-            } else {
-                let anchor = webpki::anchor_from_trusted_cert(&der).map_err(|_| AnchorError::Unreadable)?.to_owned();
-                anchors.roots.push(anchor);
-            }
-        }
-        Ok(anchors)
-    }
-}
-
-/// Why a certificate cannot be a TPM vendor's.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)] // each variant's message is its documentation
-pub enum AnchorError {
-    #[error("not an X.509 certificate")]
-    Unreadable,
-    #[error("{subject} is not a CA")]
-    NotACa { subject: String },
-    #[error("{subject} names itself as its issuer, but its own key did not sign it")]
-    NotSelfSigned { subject: String },
-}
 
 /// What makes an EK trusted. Certificates carry it as a policy, so that relying parties can tell.
 ///
@@ -269,31 +224,14 @@ fn invalid(reason: &str) -> Rejection {
     Rejection::EkCertificateInvalid(reason.to_owned())
 }
 
-/// Checks the path from an EK certificate to a root (RFC 5280 §6.1).
-///
-/// `webpki` bounds the work: six intermediates, a hundred signatures. It takes an EKU to constrain issuers too,
-/// if they have one, which vendors' intermediates mostly do not.
 fn check_path(
     leaf: &CertificateDer<'_>,
-    issuers: &[CertificateDer<'static>],
+    issuers: &[CertificateDer<'_>],
     anchors: &TrustAnchors,
     now: OffsetDateTime,
 ) -> Result<(), Rejection> {
     let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.unix_timestamp().max(0).unsigned_abs()));
-    let intermediates = [issuers, &anchors.intermediates].concat();
-    let verify = || {
-        EndEntityCert::try_from(leaf)?.verify_for_usage(
-            webpki::ALL_VERIFICATION_ALGS,
-            &anchors.roots,
-            &intermediates,
-            time,
-            KeyUsage::required_if_present(oid::EK_CERTIFICATE),
-            None,
-            None,
-        )?;
-        Ok(())
-    };
-    verify().map_err(|error: webpki::Error| match error {
+    anchors.check_path(leaf, issuers, time).map_err(|error| match error {
         webpki::Error::CertExpired { not_after, .. } => {
             Rejection::EkCertificateExpired { not_after: show_time(not_after), now }
         }

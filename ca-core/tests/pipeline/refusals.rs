@@ -11,7 +11,7 @@ use assay_wire::{Bundle, EkId, ProblemCode};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa};
 use time::Duration;
 use x509_parser::certification_request::X509CertificationRequest;
-use x509_parser::prelude::FromDer;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::fixture::*;
 
@@ -214,6 +214,39 @@ mod ek_trust {
         ca.anchors = TrustAnchors::new(intermediates.into_iter().chain([vendor.root.clone()])).unwrap();
         ca.trust(&device, None).unwrap();
     }
+
+    #[test]
+    fn configured_intermediate_must_be_valid_whenever_it_is_used() {
+        let vendor = Vendor::new("Acme").with_intermediate(|params| params.not_after = now() + Duration::SECOND);
+        let mut device = Device::of(&vendor);
+        device.ek_certificates.truncate(1);
+        let anchors = TrustAnchors::new([vendor.root.clone(), vendor.intermediate.clone()]).unwrap();
+        let verify_at = |now| TrustedEk::verify(&device.evidence().ek, &anchors, None, now);
+        verify_at(now()).unwrap();
+        assert_eq!(code(verify_at(now() + Duration::seconds(2))), ProblemCode::EkCertificateExpired);
+    }
+
+    /// The signature over a configured intermediate is remembered, but only for what it signs.
+    #[test]
+    fn signature_of_a_configured_intermediate_vouches_for_nothing_else() {
+        let (vendor, forger) = (Vendor::new("Acme"), Vendor::new("Acme"));
+        let (_, genuine) = X509Certificate::from_der(&vendor.intermediate).unwrap();
+        let (_, forged) = X509Certificate::from_der(&forger.intermediate).unwrap();
+        let signed = forged.tbs_certificate.as_ref();
+        let signature = &vendor.intermediate[genuine.tbs_certificate.as_ref().len() + HEADER..];
+        let length = u16::try_from(signed.len() + signature.len()).unwrap().to_be_bytes();
+        let forged = [&[0x30, 0x82], &length[..], signed, signature].concat();
+        assert!(X509Certificate::from_der(&forged).unwrap().0.is_empty());
+
+        let mut device = Device::of(&forger);
+        device.ek_certificates[1] = forged.into();
+        let mut ca = Ca::trusting(&vendor);
+        ca.anchors = TrustAnchors::new([vendor.root.clone(), vendor.intermediate.clone()]).unwrap();
+        assert_eq!(code(ca.trust(&device, None)), ProblemCode::EkCertificateUntrusted);
+    }
+
+    /// Tag and length of a certificate of more than 255 bytes.
+    const HEADER: usize = 4;
 
     #[test]
     fn ek_certificate_by_the_root_itself_is_trusted() {
