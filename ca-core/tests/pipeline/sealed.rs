@@ -366,6 +366,29 @@ mod reprovisioning {
         }
     }
 
+    /// Between an offer and its first use, an operator may change the policy; the device has the old key or the new one.
+    #[test]
+    fn change_of_policy_locks_no_device_out_that_has_its_key() {
+        let Enrolled { ca, device, .. } = Enrolled::new();
+        let records = |policy, generation, is_used| Records {
+            shared_key: Some(SharedKeyOnRecord { generation, is_used }),
+            ..with_policy(policy)
+        };
+        for (before, after) in
+            Reprovision::ALL.into_iter().flat_map(|before| Reprovision::ALL.map(|after| (before, after)))
+        {
+            for is_used in [false, true] {
+                let on_offer = records(before, 5, is_used);
+                let Ok(offered) = ca.admit(&device, &on_offer).unwrap().generation(&on_offer) else { continue };
+                let accepted = records(after, 5, is_used).accepted_generations();
+                assert!(accepted.contains(&offered), "{before} then {after}: {offered} was offered");
+                assert!(!is_used || accepted.contains(&5), "{before} then {after}: 5 is in use");
+                let accepted = records(after, offered, true).accepted_generations();
+                assert!(accepted.contains(&offered), "{before} then {after}: {offered} is in use");
+            }
+        }
+    }
+
     #[test]
     fn device_that_used_too_many_generations_is_told_to_wait() {
         let Enrolled { ca, device, .. } = Enrolled::new();
