@@ -253,6 +253,18 @@ mod tests {
     }
 
     #[test]
+    fn signature_is_known_for_its_algorithm_key_and_message_alone() {
+        let [root, intermediate, _] = chain();
+        let verified = TrustAnchors::new([root, intermediate]).unwrap().verified;
+        let (signature, Signed { algorithm, key, message }) = verified.0.first_key_value().unwrap();
+        assert!(verified.contain(*algorithm, key, message, signature));
+        assert!(!verified.contain(algorithm + 1, key, message, signature));
+        assert!(!verified.contain(*algorithm, &key[1..], message, signature));
+        assert!(!verified.contain(*algorithm, key, &message[1..], signature));
+        assert!(!verified.contain(*algorithm, key, message, &signature[1..]));
+    }
+
+    #[test]
     fn only_intermediates_that_a_path_may_need_are_looked_at() {
         let [root, intermediate, leaf] = chain();
         let [_, stranger, _] = chain();

@@ -31,7 +31,7 @@ pub(crate) enum Kind {
 pub(crate) enum Path {
     /// The root signed it.
     Root,
-    /// An intermediate signed it, which the operator trusts with the root.
+    /// An intermediate signed it, which the operator trusts with the root, and hundreds of others.
     KnownIntermediate,
     /// An intermediate signed it, which the device sends.
     SentIntermediate,
