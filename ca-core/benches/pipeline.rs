@@ -52,7 +52,7 @@ fn ratios(pairs: usize, filter: &str) {
     });
 }
 
-/// For callgrind, which writes its counters to a file whenever [`measured`] returns. A line for each time, tab-separated: case, whole or
+/// For callgrind, which counts from the beginning of each [`measured`] to its end. A line for each, tab-separated: case, whole or
 /// primitives, number of devices.
 fn counts(filter: &str) {
     for_each_case(filter, |name, whole, primitives| {
@@ -89,7 +89,7 @@ fn steps_and_primitives() {
         .sample_size(50)
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_millis(800))
-        .nresamples(1000)
+        .nresamples(2000)
         .configure_from_args();
     for (case, flow) in everything() {
         let mut group = criterion.benchmark_group(case.name(flow));

@@ -13,16 +13,19 @@ use tempfile::TempDir;
 
 use crate::{cargo, show};
 
-/// The whole is everything from a request's bytes to its reply's, for all messages of a flow, but for MQTT, store and TPM. Its
-/// primitives are the signatures of the EK certificate's path that only this device can show, the CSR's signature, OAEP or ECDH
-/// with a fresh key for each credential and duplicate, and the certificate's signature, by the same library in the same run.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
-  cargo xtask bench core                  # the table, in six minutes
-  cargo xtask bench core --quick          # the same in one minute, for direction
+#[command(
+    after_help = "The whole is what the CA does for one device in a flow, from each message's bytes to its reply's, but for MQTT, store and TPM. \
+Its primitives are what no CA can leave out, by the same library: the signatures of the EK certificate's path that only this \
+device can show, the CSR's signature, OAEP or ECDH with a fresh key for each secret, and the certificate's signature.
+
+Examples:
+  cargo xtask bench core                  # times, in six minutes
+  cargo xtask bench core --quick          # the same in two, for direction
   cargo xtask bench core --filter ticket  # one flow only
-  cargo xtask bench core --instructions   # instructions and allocations, which no other load disturbs; needs valgrind
-  cargo xtask bench core --json > core.json")]
+  cargo xtask bench core --instructions   # what no other load disturbs; needs valgrind
+  cargo xtask bench core --json > core.json"
+)]
 pub(crate) struct Arguments {
     /// Measure less often
     #[arg(long)]
@@ -182,9 +185,9 @@ fn count(filter: &str) -> Result<Vec<Counts>> {
     let results = TempDir::new()?;
     let mut command = Command::new("valgrind");
     command
-        .args(["--quiet", "--tool=callgrind", "--collect-atstart=no"])
+        .args(["--quiet", "--tool=callgrind"])
         // Two spellings of one function: valgrind 3.19 forgets the first option of a pattern when it reads the second.
-        .args(["--toggle-collect=*::measured", "--dump-after=pipeline::measured"])
+        .args(["--zero-before=*::measured", "--dump-after=pipeline::measured"])
         .arg(format!("--callgrind-out-file={}/counts", results.path().display()))
         .arg(executable()?)
         .args(["counts", filter]);
@@ -239,6 +242,7 @@ fn print_counts(counts: &[Counts]) {
             primitives.allocations,
         );
     }
+    eprintln!("Hashing counts for more than it takes: valgrind's processor has no instructions for SHA-256.");
 }
 
 /// Builds the benchmark and asks cargo where it is.
