@@ -33,6 +33,10 @@ pub fn build() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["build", "--package", "assay-broker-plugin", "--package", "assay-device", "--bins"]);
     command.args(["--package", "assay-tests", "--example", "impostor"]);
+    // Where `assay_bin` looks: in the profile that this library was built in.
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
     command
 }
