@@ -1,0 +1,21 @@
+//! `cargo xtask bench`: measurements, each with the targets beside what was reached.
+
+mod fleet;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// What can be measured.
+#[derive(Subcommand)]
+pub(crate) enum Bench {
+    /// Provision simulated devices against `assay serve`: throughput, latency, memory, and behaviour under overload
+    Fleet(fleet::Arguments),
+}
+
+impl Bench {
+    pub(crate) fn run(self) -> Result<()> {
+        match self {
+            Self::Fleet(arguments) => fleet::run(&arguments),
+        }
+    }
+}
