@@ -25,7 +25,7 @@ enum Task {
     },
     /// Check what a change must pass: format, lints, tests, documentation, dependencies
     Ci,
-    /// Measure
+    /// Measure what it can do
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Install the Debian packages that building and testing need
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         Task::Demo => install::install().and_then(|()| demo::run()),
         Task::Test { arguments } => install::install().and_then(|()| ci::test(&arguments)),
         Task::Ci => install::install().and_then(|()| ci::run()),
-        Task::Bench(bench) => bench.run(),
+        Task::Bench(bench) => install::install().and_then(|()| bench.run()),
         Task::Install => install::install(),
     };
     match done {

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use assay_wire::Flow;
 
-use crate::bad::{Bad, Dealer};
+use crate::bad::{Bad, BadShare, spread};
 use crate::device::{Bound, Device};
 use crate::factory::{Ek, Factory, Used};
 use crate::options::Options;
@@ -58,14 +58,11 @@ fn deal<K: Copy + PartialEq, T>(
 
 /// Makes some devices bad and some churn, as the options say.
 fn spoil(devices: &mut [Device], options: &Options) -> Result<()> {
-    let mut dealers: Vec<_> = options.bad.iter().map(|bad| (bad.kind, Dealer::new(bad.share))).collect();
-    let mut churn = Dealer::new(options.churn);
-    for device in devices.iter_mut() {
-        dealers.iter_mut().for_each(|(_, dealer)| dealer.turn());
-        churn.turn();
-        device.bad = dealers.iter_mut().find_map(|(kind, dealer)| dealer.take().then_some(*kind));
-        device.churns = device.bad.is_none() && churn.take();
+    let mut free = vec![true; devices.len()];
+    for BadShare { kind, share } in &options.bad {
+        spread(*share, &mut free).into_iter().for_each(|place| devices[place].bad = Some(*kind));
     }
+    spread(options.churn, &mut free).into_iter().for_each(|place| devices[place].churns = true);
 
     let foreign = |bad| {
         let victims = (0..devices.len()).filter(|number| devices[*number].bad == Some(bad));

@@ -86,31 +86,17 @@ pub(crate) fn share_of_one(text: &str) -> Result<f64> {
     Ok(share)
 }
 
-/// Deals out a share evenly: of any run of `n` turns, `share · n` fall to it, to within one.
-pub(crate) struct Dealer {
-    share: f64,
-    due: f64,
-}
-
-impl Dealer {
-    pub(crate) fn new(share: f64) -> Self {
-        // Half a turn ahead, so that what falls to it lies in the middle of its stretch and not at the end.
-        Self { share, due: 0.5 }
-    }
-
-    /// Begins a turn.
-    pub(crate) fn turn(&mut self) {
-        self.due += self.share;
-    }
-
-    /// Whether this turn falls to the share. If another took it, the next one will.
-    pub(crate) fn take(&mut self) -> bool {
-        let mine = self.due >= 1.0;
-        if mine {
-            self.due -= 1.0;
-        }
-        mine
-    }
+/// Spreads a share evenly over the places that are free, and takes them.
+pub(crate) fn spread(share: f64, free: &mut [bool]) -> Vec<usize> {
+    let all = free.len();
+    let count = (share * all as f64).round() as usize;
+    let places = (0..count).filter_map(|number| {
+        let wanted = (2 * number + 1) * all / (2 * count);
+        let place = (wanted..all).chain(0..wanted).find(|place| free[*place])?;
+        free[place] = false;
+        Some(place)
+    });
+    places.collect()
 }
 
 #[cfg(test)]
@@ -118,15 +104,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_of_a_fleet_is_exact() {
-        for (share, of_1000) in [(0.0, 0), (0.001, 1), (0.01, 10), (0.125, 125), (0.5, 500), (1.0, 1000)] {
-            let mut dealer = Dealer::new(share);
-            let mine = (0..1000).filter(|_| {
-                dealer.turn();
-                dealer.take()
-            });
-            assert_eq!(mine.count(), of_1000, "{share}");
-        }
+    fn shares_are_exact_and_do_not_meet() {
+        let mut free = [true; 40];
+        let shares = [0.1, 0.1, 0.25, 0.5, 0.025].map(|share| spread(share, &mut free).len());
+        assert_eq!((shares, free.iter().filter(|free| **free).count()), ([4, 4, 10, 20, 1], 1));
+        assert_eq!(spread(0.5, &mut [true; 4]), [1, 3]);
+        assert!(spread(0.0, &mut [true; 4]).is_empty());
     }
 
     #[test]

@@ -108,13 +108,9 @@ impl Fleet {
                     if self.is_due(device, &problem) {
                         break self.tally.refused(device.bad);
                     }
-                    match problem.retry_after {
-                        Some(seconds) => Duration::from_secs(seconds.into()),
-                        None if begins_again(&problem) && restarts < RESTARTS => {
-                            restarts += 1;
-                            Duration::ZERO
-                        }
-                        None => break self.tally.failed(problem.to_string()),
+                    match advice(&problem, &mut restarts) {
+                        Some(wait) if started.elapsed() + wait < PATIENCE => wait,
+                        _ => break self.tally.failed(problem.to_string()),
                     }
                 }
                 Err(Stop::Lost(Lost(reason))) => {
@@ -173,8 +169,16 @@ impl Fleet {
     }
 }
 
-fn begins_again(problem: &Problem) -> bool {
-    matches!(problem.code, ProblemCode::ClaimExpired | ProblemCode::TicketRefused)
+/// How long to wait before another attempt; `None`, if there is to be none.
+fn advice(problem: &Problem, restarts: &mut u32) -> Option<Duration> {
+    match (problem.retry_after, problem.code) {
+        (Some(seconds), _) => Some(Duration::from_secs(seconds.into())),
+        (None, ProblemCode::ClaimExpired | ProblemCode::TicketRefused) if *restarts < RESTARTS => {
+            *restarts += 1;
+            Some(Duration::ZERO)
+        }
+        (None, _) => None,
+    }
 }
 
 /// When the device of this number is due: the rate rises evenly during `ramp`, and stays then.
@@ -212,5 +216,15 @@ mod tests {
         assert_eq!(at(100), 2.0);
         assert_eq!(at(400), 5.0);
         assert_eq!(arrival(300, 100.0, Duration::ZERO), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn advice_is_obeyed_and_a_claim_that_failed_is_begun_again_three_times() {
+        let mut restarts = 0;
+        let busy = Problem::new(ProblemCode::Busy, String::new()).retry_after(7);
+        assert_eq!(advice(&busy, &mut restarts), Some(Duration::from_secs(7)));
+        let expired = Problem::new(ProblemCode::ClaimExpired, String::new());
+        assert_eq!([(); 4].map(|()| advice(&expired, &mut restarts).is_some()), [true, true, true, false]);
+        assert_eq!(advice(&Problem::new(ProblemCode::EkWeak, String::new()), &mut 0), None);
     }
 }

