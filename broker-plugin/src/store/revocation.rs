@@ -13,15 +13,8 @@ impl Transaction<'_> {
     /// # Errors
     /// The file cannot be written.
     pub fn revoke_unconfirmed(&self, now: OffsetDateTime) -> Result<usize, StoreError> {
-        self.0
-            .prepare_cached(
-                "DELETE FROM certificates WHERE status = 'revoked' AND confirmed_at IS NULL AND not_after <= ?1",
-            )?
-            .execute(params![now.unix_timestamp()])?;
-        let mut statement = self.0.prepare_cached(
-            "UPDATE certificates SET status = 'revoked', ended_at = ?1 WHERE status = 'unconfirmed' AND confirm_by <= ?1",
-        )?;
-        Ok(statement.execute(params![now.unix_timestamp()])?)
+        self.0.prepare_cached(FORGET)?.execute(params![now.unix_timestamp()])?;
+        Ok(self.0.prepare_cached(REVOKE_OVERDUE)?.execute(params![now.unix_timestamp()])?)
     }
 
     /// The number of the next revocation list: each is given once.
@@ -39,26 +32,24 @@ impl Transaction<'_> {
     /// # Errors
     /// The file cannot be read.
     pub fn revoked(&self, now: OffsetDateTime) -> Result<RevokedCertificates, StoreError> {
-        let mut statement = self.0.prepare_cached(
-            // Two halves with an index each, for most certificates are neither.
-            "SELECT serial, status, ended_at AS since, confirmed_at IS NOT NULL, rowid AS position FROM certificates
-             WHERE status IN ('superseded', 'revoked') AND not_after > ?1
-             UNION ALL
-             SELECT c.serial, c.status, l.since, c.confirmed_at IS NOT NULL, c.rowid
-             FROM disabled_eks l JOIN certificates c USING (ek_id)
-             WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > ?1 ORDER BY position",
-        )?;
+        let mut statement = self.0.prepare_cached(REVOKED)?;
         let mut rows = statement.query(params![now.unix_timestamp()])?;
-        let mut revoked = RevokedCertificates::default();
+        let mut found = Vec::new();
         while let Some(row) = rows.next()? {
             let reason = match row.get::<_, String>(1)?.as_str() {
                 "superseded" => RevocationReason::Superseded,
                 "revoked" => RevocationReason::CessationOfOperation,
                 _ => RevocationReason::CertificateHold,
             };
-            let was_in_force = row.get(3)?;
+            let (was_in_force, position): (bool, i64) = (row.get(3)?, row.get(4)?);
+            found.push((position, was_in_force, Revoked { serial: row.get(0)?, since: time(2, row.get(2)?)?, reason }));
+        }
+        // Not by the query: SQLite would rather read the whole table in that order.
+        found.sort_unstable_by_key(|(position, ..)| *position);
+        let mut revoked = RevokedCertificates::default();
+        for (_, was_in_force, certificate) in found {
             let part = if was_in_force { &mut revoked.once_in_force } else { &mut revoked.never_in_force };
-            part.push(Revoked { serial: row.get(0)?, since: time(2, row.get(2)?)?, reason });
+            part.push(certificate);
         }
         Ok(revoked)
     }
@@ -95,9 +86,41 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn has_overdue_confirmations(&self, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM certificates WHERE status = 'unconfirmed' AND confirm_by <= ?1)",
-        )?;
+        let mut statement = self.connection.prepare_cached(HAS_OVERDUE)?;
         Ok(statement.query_row(params![now.unix_timestamp()], |row| row.get(0))?)
+    }
+}
+
+// All of these find the few certificates that matter by an index, among a million that do not. A partial index is used only if the
+// query says its condition word for word.
+const FORGET: &str = "DELETE FROM certificates
+    WHERE status IN ('superseded', 'revoked') AND status = 'revoked' AND confirmed_at IS NULL AND not_after <= ?1";
+const HAS_OVERDUE: &str =
+    "SELECT EXISTS (SELECT 1 FROM certificates WHERE status = 'unconfirmed' AND confirm_by <= ?1)";
+const REVOKE_OVERDUE: &str =
+    "UPDATE certificates SET status = 'revoked', ended_at = ?1 WHERE status = 'unconfirmed' AND confirm_by <= ?1";
+const REVOKED: &str = "SELECT serial, status, ended_at, confirmed_at IS NOT NULL, rowid FROM certificates
+    WHERE status IN ('superseded', 'revoked') AND not_after > ?1
+    UNION ALL
+    SELECT c.serial, c.status, l.since, c.confirmed_at IS NOT NULL, c.rowid
+    FROM disabled_eks l CROSS JOIN certificates c USING (ek_id)
+    WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > ?1";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_longer_good_is_found_without_reading_every_certificate() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::create(&directory.path().join("assay.db")).unwrap();
+        for query in [FORGET, HAS_OVERDUE, REVOKE_OVERDUE, REVOKED] {
+            let mut statement = store.connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
+            let steps = statement.query_map(params![0], |row| row.get::<_, String>("detail")).unwrap();
+            let plan: Vec<_> = steps.map(Result::unwrap).collect();
+            let scans = |step: &String| step == "SCAN certificates" || step == "SCAN c";
+            assert!(plan.iter().any(|step| step.contains("SEARCH")), "{query}: {plan:?}");
+            assert!(!plan.iter().any(scans), "{query}: {plan:?}");
+        }
     }
 }
