@@ -305,6 +305,12 @@ impl Request {
         Ok(request)
     }
 
+    /// Whether a request says that it is the last of its flow (*certify*, *confirm*), of which the CA has to decide less than of a first
+    /// one. It may be unreadable all the same.
+    pub fn is_last(message: &[u8]) -> bool {
+        matches!(decode_head(message), Ok((Self::CERTIFY | Self::CONFIRM, ..)))
+    }
+
     /// The id of a request that may be otherwise unreadable, so that its sender learns what is wrong.
     pub fn id_of(message: &[u8]) -> RequestId {
         decode_head(message).map_or(RequestId::NIL, |(_, id, _)| id)

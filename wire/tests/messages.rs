@@ -430,3 +430,13 @@ fn a_ticket_never_shows_in_debug_output() {
     assert!(!format!("{certify:?}").contains("aa"), "{certify:?}");
     assert!(format!("{certify:?}").contains("Ticket(..)"));
 }
+
+#[test]
+fn last_requests_of_a_flow_are_told_apart_by_their_head_alone() {
+    for (request, encoded) in requests() {
+        let is_last = matches!(request.body, RequestBody::Certify(_) | RequestBody::Confirm(_));
+        assert_eq!(Request::is_last(&encoded), is_last, "{request:?}");
+        assert_eq!(Request::is_last(&encoded[..20]), is_last, "{request:?}");
+    }
+    assert!(!Request::is_last(&[]));
+}

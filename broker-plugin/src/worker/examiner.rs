@@ -9,13 +9,19 @@ use time::OffsetDateTime;
 use tracing::{error, info};
 
 use super::writer::{Pending, Task, Write};
-use super::{Job, Outbox, internal};
+use super::{Job, Outbox, Queues, internal};
 use crate::ca::{Ca, Examiner, Refusal};
 use crate::store::AuditEntry;
 
-/// Examines requests until the queue is closed.
-pub(super) fn run(ca: &Ca, mut examiner: Examiner, jobs: &Receiver<Job>, writes: &Sender<Write>, outbox: &Outbox) {
-    for job in jobs {
+/// Examines requests until the queues are closed.
+pub(super) fn run(
+    ca: &Ca,
+    mut examiner: Examiner,
+    jobs: &Queues<Receiver<Job>>,
+    writes: &Sender<Write>,
+    outbox: &Outbox,
+) {
+    while let Some(job) = jobs.take() {
         let id = Request::id_of(&job.message);
         // A panic would be a bug of ours, but one that a stranger's bytes found must not take a thread from everybody else.
         let outcome = catch_unwind(AssertUnwindSafe(|| examine(ca, &mut examiner, &job)));

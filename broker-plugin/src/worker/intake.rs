@@ -1,4 +1,4 @@
-//! From the broker into the queue, without ever waiting.
+//! From the broker into the queues, without ever waiting.
 
 use std::time::Instant;
 
@@ -9,13 +9,14 @@ use assay_wire::{ReplyBody, Request, Scope, Topic};
 use crossbeam_channel::{Sender, TrySendError};
 use tracing::debug;
 
-use super::{Job, Outbox, Receipt, busy};
+use super::pressure::Pressure;
+use super::{Job, Outbox, Queues, Receipt, busy};
 
 /// Takes requests from one connection.
 pub(super) struct Intake<'a> {
     pub(super) scope: &'a Scope,
     pub(super) connection: u64,
-    pub(super) queue: &'a Sender<Job>,
+    pub(super) queues: &'a Queues<Sender<Job>>,
     pub(super) outbox: &'a Outbox,
 }
 
@@ -27,6 +28,7 @@ impl Intake<'_> {
         events: &mut EventLoop,
         mut ready: impl FnMut(),
     ) -> anyhow::Error {
+        let mut pressure = Pressure::new(Instant::now());
         loop {
             match events.poll().await {
                 Ok(Event::Incoming(Packet::ConnAck(_))) => {
@@ -43,14 +45,14 @@ impl Intake<'_> {
                         );
                     }
                 },
-                Ok(Event::Incoming(Packet::Publish(publish))) => self.take(publish),
+                Ok(Event::Incoming(Packet::Publish(publish))) => self.take(publish, &mut pressure),
                 Ok(_) => {}
                 Err(error) => return error.into(),
             }
         }
     }
 
-    fn take(&self, publish: Publish) {
+    fn take(&self, publish: Publish, pressure: &mut Pressure) {
         let topic = str::from_utf8(&publish.topic).ok().and_then(Topic::parse);
         let Some(Topic::Request(_, client)) = topic else {
             return debug!(topic = ?publish.topic, "message on a topic that is not for requests");
@@ -62,17 +64,19 @@ impl Intake<'_> {
             // Only what must be acknowledged is bounded by the receive maximum.
             return debug!(%client, "request ignored: it was not sent at QoS 1");
         }
+        let received = Instant::now();
         let job = Job {
             client,
             message: publish.payload,
             response_topic: publish.properties.and_then(|properties| properties.response_topic),
-            receipt: Receipt { packet_id: publish.pkid, connection: self.connection, received: Instant::now() },
+            receipt: Receipt { packet_id: publish.pkid, connection: self.connection, received },
         };
-        match self.queue.try_send(job) {
-            Ok(()) => {}
+        match self.queues.put(job) {
+            Ok(()) => pressure.take(received),
             Err(TrySendError::Full(job)) => {
                 let id = Request::id_of(&job.message);
-                self.outbox.reply(job, id, ReplyBody::Problem(busy()));
+                let retry_after = pressure.send_away(received, crate::random_u32());
+                self.outbox.reply(job, id, ReplyBody::Problem(busy(retry_after)));
             }
             Err(TrySendError::Disconnected(_)) => debug!("no examiner is left"),
         }

@@ -1,9 +1,9 @@
 //! The CA worker: requests in from any MQTT 5 broker, decisions, replies out.
 //!
 //! ```text
-//! broker → intake (async) → queue → examiners (threads) → writer (thread, one transaction a batch) → outbox → broker
+//! broker → intake (async) → queues → examiners (threads) → writer (thread, one transaction a batch) → outbox → broker
 //! ```
-//! The intake never blocks: when the queue is full it answers *busy* at once. Examiners check evidence and make challenges. The
+//! The intake never blocks: when a queue is full it answers *busy* at once. What was begun goes before what begins. Examiners check evidence and make challenges. The
 //! writer certifies; a certificate leaves it only after the commit. A request is acknowledged to the broker once its reply
 //! was handed over, but no broker gives a dead worker's messages to a living one: devices repeat what stays unanswered, and a
 //! repeat is answered with what was already issued.
@@ -12,6 +12,7 @@ mod checkpointer;
 mod examiner;
 mod herald;
 mod intake;
+mod pressure;
 mod writer;
 
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::Publish;
 use assay_mqtt::rumqttc::v5::{AsyncClient, ClientError};
 use assay_mqtt::{Backoff, BrokerUrl, Client};
-use assay_wire::{ClientId, Problem, ProblemCode, Reply, ReplyBody, RequestId, Scope, Topic};
+use assay_wire::{ClientId, Problem, ProblemCode, Reply, ReplyBody, Request, RequestId, Scope, Topic};
 use bytes::Bytes;
 use crossbeam_channel as channel;
 use rustls::ClientConfig;
@@ -50,7 +51,7 @@ pub struct WorkerConfig {
 /// # Errors
 /// The store cannot be opened, or a thread ended, which is a bug. A broker that cannot be reached is tried again for ever.
 pub async fn run(ca: Arc<Ca>, config: WorkerConfig, ready: impl Fn()) -> Result<(), WorkerError> {
-    let (queue, jobs) = channel::bounded(QUEUE);
+    let (queues, jobs) = Queues::new();
     let (writes, written) = channel::bounded(QUEUE);
     let (outbox, mut letters) = mpsc::channel(OUTBOX);
     let outbox = Outbox { scope: ca.scope.clone(), letters: outbox };
@@ -74,7 +75,7 @@ pub async fn run(ca: Arc<Ca>, config: WorkerConfig, ready: impl Fn()) -> Result<
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     for connection in 0.. {
         let (client, mut events) = assay_mqtt::connect(&config.broker, &config.tls, mqtt_client());
-        let intake = Intake { scope: &ca.scope, connection, queue: &queue, outbox: &outbox };
+        let intake = Intake { scope: &ca.scope, connection, queues: &queues, outbox: &outbox };
         let error = tokio::select! {
             error = intake.run(&client, &mut events, || {
                 backoff.reset();
@@ -110,6 +111,38 @@ struct Job {
     /// Where the client wants the reply; [`Topic::Reply`] is where it goes.
     response_topic: Option<String>,
     receipt: Receipt,
+}
+
+/// Requests on their way to an examiner.
+#[derive(Clone)]
+struct Queues<End> {
+    /// That begin something.
+    first: End,
+    /// That finish what another began. They go first: it would be begun again if they found no place, and a wrong one costs next to nothing.
+    last: End,
+}
+
+impl Queues<channel::Sender<Job>> {
+    fn new() -> (Self, Queues<channel::Receiver<Job>>) {
+        let ((first, firsts), (last, lasts)) = (channel::bounded(QUEUE), channel::bounded(QUEUE));
+        (Self { first, last }, Queues { first: firsts, last: lasts })
+    }
+
+    /// Gives the job back if its queue is full.
+    fn put(&self, job: Job) -> Result<(), channel::TrySendError<Job>> {
+        let queue = if Request::is_last(&job.message) { &self.last } else { &self.first };
+        queue.try_send(job)
+    }
+}
+
+impl Queues<channel::Receiver<Job>> {
+    /// The next job; `None` when nobody is left to put one there.
+    fn take(&self) -> Option<Job> {
+        channel::select_biased! {
+            recv(self.last) -> job => job.ok(),
+            recv(self.first) -> job => job.ok(),
+        }
+    }
 }
 
 /// What is owed to the broker for a request, and since when.
@@ -179,8 +212,8 @@ async fn publish(client: &AsyncClient, connection: u64, letter: Letter) -> Resul
     }
 }
 
-fn busy() -> Problem {
-    Problem::new(ProblemCode::Busy, "the request queue is full".into()).retry_after(RETRY_AFTER_BUSY_S)
+fn busy(retry_after: u32) -> Problem {
+    Problem::new(ProblemCode::Busy, "the request queue is full".into()).retry_after(retry_after)
 }
 
 fn internal() -> Problem {
@@ -215,7 +248,7 @@ fn spawn(name: String, ended: &Arc<Notify>, work: impl FnOnce() + Send + 'static
     thread::Builder::new().name(name).spawn(work).unwrap();
 }
 
-/// Requests that wait for an examiner: at about a thousand a second, a quarter of a second's work.
+/// Requests that wait in either queue: at some thousands a second, a tenth of a second's work.
 const QUEUE: usize = 256;
 /// Requests that the broker may send unacknowledged; more than the queue holds, so that a full queue is answered with *busy*.
 const RECEIVE_MAXIMUM: u16 = 1024;
@@ -224,7 +257,5 @@ const WINDOW: u16 = 256;
 /// Messages that wait for a connection: all that the broker may have sent unacknowledged before and after a reconnect, and as
 /// many events.
 const OUTBOX: usize = 4 * RECEIVE_MAXIMUM as usize;
-/// A full queue is worked off in well under a second; devices add jitter of their own.
-const RETRY_AFTER_BUSY_S: u32 = 1;
 /// A full disk or a stopped signer does not mend itself faster.
 const RETRY_AFTER_INTERNAL_S: u32 = 10;
