@@ -11,7 +11,7 @@ use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, PublishProper
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
 use assay_mqtt::{BrokerUrl, Client};
 use assay_wire::{ClientId, Reply, ReplyBody, RequestId, Scope, Topic};
-use rustls::ClientConfig;
+use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -23,6 +23,8 @@ use crate::tally::Tally;
 pub(crate) struct Broker {
     pub(crate) url: BrokerUrl,
     pub(crate) tls: Arc<ClientConfig>,
+    /// What `tls` trusts.
+    pub(crate) roots: RootCertStore,
     pub(crate) scope: Scope,
 }
 

@@ -40,12 +40,14 @@ pub(crate) struct Ek {
     pub(crate) certificate: Vec<u8>,
 }
 
-/// What is left of an IK once it has signed its request: provisioning needs its private half for nothing else.
+/// An IK that has signed its request.
 pub(crate) struct Ik {
     pub(crate) kind: IkKind,
     pub(crate) unique: Vec<u8>,
     pub(crate) spki: Vec<u8>,
     pub(crate) csr: Vec<u8>,
+    /// Its private half. Provisioning needs it no more, but whoever connects afterwards.
+    pub(crate) pkcs8: Vec<u8>,
 }
 
 /// A storage root key.
@@ -70,6 +72,8 @@ struct IkRecord {
     spki: Vec<u8>,
     #[cbor(n(2), with = "minicbor::bytes")]
     csr: Vec<u8>,
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pkcs8: Vec<u8>,
 }
 
 #[derive(Encode, Decode)]
@@ -111,7 +115,7 @@ impl Factory {
     /// The IKs of this kind with these numbers.
     pub(crate) fn iks(&self, kind: IkKind, numbers: Range<usize>) -> Result<Vec<Ik>> {
         let records = self.records("ik", kind.name(), numbers, || make_ik(kind))?.into_iter();
-        Ok(records.map(|IkRecord { unique, spki, csr }| Ik { kind, unique, spki, csr }).collect())
+        Ok(records.map(|IkRecord { unique, spki, csr, pkcs8 }| Ik { kind, unique, spki, csr, pkcs8 }).collect())
     }
 
     /// The SRKs of this kind with these numbers.
@@ -214,7 +218,7 @@ fn make_ik(kind: IkKind) -> Result<IkRecord> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     let csr = params.serialize_request(&key)?.der().to_vec();
-    Ok(IkRecord { unique, spki, csr })
+    Ok(IkRecord { unique, spki, csr, pkcs8: key.serialize_der() })
 }
 
 /// `work` on each of `items`, on all processors, in their order.
@@ -246,4 +250,4 @@ fn parallel<T: Sync, R: Send>(items: &[T], bar: &ProgressBar, work: impl Fn(&T) 
 }
 
 /// Changes with the files' format and with what is in them.
-const FORMAT: &str = "v1";
+const FORMAT: &str = "v2";

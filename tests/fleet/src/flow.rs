@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use assay_wire::{
-    Bytes, CertificateList, ClientId, Flow, MAX_CLAIM, MAX_MESSAGE, Problem, Proof, ReplyBody, Request, RequestBody,
-    RequestId, Ticket, Topic,
+    Bytes, CertificateList, ClientId, DeviceId, Flow, MAX_CLAIM, MAX_MESSAGE, Problem, Proof, ReplyBody, Request,
+    RequestBody, RequestId, Ticket, Topic,
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -45,6 +45,12 @@ pub(crate) enum Line<'a> {
     Shared(&'a Lane),
 }
 
+/// A certificate and whose it is.
+pub(crate) struct Granted {
+    pub(crate) device_id: DeviceId,
+    pub(crate) chain: CertificateList<1>,
+}
+
 /// One attempt of one device.
 pub(crate) struct Attempt<'a> {
     pub(crate) device: &'a Device,
@@ -56,8 +62,8 @@ pub(crate) struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// The whole flow; what comes back is verified.
-    pub(crate) async fn provision(&mut self, flow: Flow) -> Result<(), Stop> {
+    /// The whole flow; what comes back is verified. Returns what a device connects with, if that is a certificate.
+    pub(crate) async fn provision(&mut self, flow: Flow) -> Result<Option<Granted>, Stop> {
         match self.first_reply(flow).await? {
             ReplyBody::Challenge(challenge) => {
                 let ticket = self.device.activate(&challenge.credential_blob, &challenge.encrypted_seed)?;
@@ -66,7 +72,8 @@ impl Attempt<'_> {
                 let ReplyBody::Certificate(reply) = self.ask("certify", certify).await? else {
                     return Err(unexpected());
                 };
-                Ok(check_chain(&reply.chain, &self.ik()?.spki, reply.device_id.as_str())?)
+                check_chain(&reply.chain, &self.ik()?.spki, reply.device_id.as_str())?;
+                Ok(Some(Granted { device_id: reply.device_id, chain: reply.chain }))
             }
             ReplyBody::Sealed(reply) => {
                 let ik = self.ik()?;
@@ -74,12 +81,12 @@ impl Attempt<'_> {
                 check_chain(&sealed.chain, &ik.spki, sealed.device_id.as_str())?;
                 let confirm = RequestBody::Confirm(self.proof(reply.claim, *sealed.ticket.as_bytes()));
                 let ReplyBody::Confirmed = self.ask("confirm", confirm).await? else { return Err(unexpected()) };
-                Ok(())
+                Ok(Some(Granted { device_id: sealed.device_id, chain: sealed.chain }))
             }
             ReplyBody::Activation(reply) => {
                 let Bound::Srk(srk) = &self.device.bound else { return Err(unexpected()) };
                 self.device.import(srk, &reply)?;
-                Ok(())
+                Ok(None)
             }
             _ => Err(unexpected()),
         }

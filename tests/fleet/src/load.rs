@@ -1,7 +1,7 @@
 //! Sets devices going, in a closed or an open loop, and sees each to its end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use assay_mqtt::Backoff;
@@ -12,8 +12,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 
 use crate::connection::{Broker, Connection, Lost};
-use crate::device::Device;
-use crate::flow::{Attempt, Line, Stop};
+use crate::device::{Bound, Device};
+use crate::flow::{Attempt, Granted, Line, Stop};
+use crate::hold::Member;
 use crate::lanes::Lane;
 use crate::random;
 use crate::tally::Tally;
@@ -28,6 +29,8 @@ pub(crate) struct Fleet {
     /// How many connections of single devices there may be at once.
     pub(crate) own: Semaphore,
     pub(crate) tally: Tally,
+    /// Devices that got a certificate, if they are to connect afterwards.
+    pub(crate) members: Option<Mutex<Vec<Member>>>,
     pub(crate) bar: ProgressBar,
 }
 
@@ -140,12 +143,20 @@ impl Fleet {
     }
 
     async fn attempt(&self, device: &Device, place: usize, began: &mut Option<Instant>) -> Result<(), Stop> {
-        let Some(lane) = self.lanes.get(place % self.lanes.len().max(1)) else {
+        let granted = if let Some(lane) = self.lanes.get(place % self.lanes.len().max(1)) {
+            let _seat = lane.seat().await;
+            self.on(&Line::Shared(lane), device, began).provision(self.flow).await?
+        } else {
             let (_permit, line) = self.own_line().await?;
-            return self.on(&line, device, began).provision(self.flow).await;
+            self.on(&line, device, began).provision(self.flow).await?
         };
-        let _seat = lane.seat().await;
-        self.on(&Line::Shared(lane), device, began).provision(self.flow).await
+        if let (Some(members), Some(Granted { device_id, chain }), Bound::Ik(ik)) =
+            (&self.members, granted, &device.bound)
+        {
+            let member = Member { device_id, chain, key: ik.pkcs8.clone() };
+            members.lock().unwrap_or_else(PoisonError::into_inner).push(member);
+        }
+        Ok(())
     }
 
     /// An attempt that ends without a word once the CA has answered.

@@ -6,6 +6,7 @@ mod connection;
 mod device;
 mod factory;
 mod flow;
+mod hold;
 mod lanes;
 mod load;
 mod options;
@@ -19,9 +20,10 @@ mod vendor;
 
 use std::env;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -36,6 +38,7 @@ use tokio::sync::Semaphore;
 
 use connection::Broker;
 use factory::{Factory, Used};
+use hold::Member;
 use lanes::Lane;
 use load::{Fleet, Pace};
 use options::{CHURNING, Options, Reuse};
@@ -46,7 +49,7 @@ use vendor::Vendor;
 
 fn main() -> ExitCode {
     match run(&Options::parse()) {
-        Ok(report) if report.is_good() => ExitCode::SUCCESS,
+        Ok(report) if report.as_ref().is_none_or(Report::is_good) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("assay-fleet: {error:#}");
@@ -55,9 +58,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Options) -> Result<Report> {
+/// The report, unless something else was asked for.
+fn run(options: &Options) -> Result<Option<Report>> {
     options.check()?;
     let factory = Factory::open(&cache(options)?)?;
+    if options.vendor {
+        Vendor::trust_files(factory.dir()).iter().for_each(|file| println!("{}", file.display()));
+        return Ok(None);
+    }
     let report = match (&options.broker, &options.ca_root) {
         (Some(url), Some(root)) => against_known_broker(options, &factory, url, root)?,
         _ => against_own_server(options, &factory)?,
@@ -67,7 +75,7 @@ fn run(options: &Options) -> Result<Report> {
     } else {
         eprint!("{}", report.table());
     }
-    Ok(report)
+    Ok(Some(report))
 }
 
 /// Against `assay serve` with a CA made for this run, which knows none of the devices.
@@ -78,7 +86,8 @@ fn against_own_server(options: &Options, factory: &Factory) -> Result<Report> {
     assay_tests::run(dir.assay(&["trust", "add"])?.args(Vendor::trust_files(factory.dir())))?;
     let server = AssayServer::start(&dir)?;
     let broker = broker(options, server.bootstrap.parse()?, &dir.root_pem())?;
-    let report = measure(options, devices, broker, server.pid())?;
+    let pid = server.pid().context("it runs")?;
+    let report = measure(options, devices, broker, Some((pid, &server.operational)))?;
     server.stop()?;
     Ok(report)
 }
@@ -98,15 +107,26 @@ fn against_known_broker(options: &Options, factory: &Factory, url: &BrokerUrl, r
 }
 
 fn broker(options: &Options, url: BrokerUrl, root: &Path) -> Result<Broker> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(root).with_context(|| format!("cannot read {}", root.display()))?)?;
+    let roots = roots(root)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = Arc::new(assay_mqtt::tls_config(provider, roots, None)?);
-    Ok(Broker { url, tls, scope: options.scope.clone() })
+    let tls = Arc::new(assay_mqtt::tls_config(provider, roots.clone(), None)?);
+    Ok(Broker { url, tls, roots, scope: options.scope.clone() })
 }
 
-/// Runs all devices to their end; `server` is the process that serves them.
-fn measure(options: &Options, devices: Vec<device::Device>, broker: Broker, server: Option<u32>) -> Result<Report> {
+fn roots(root: &Path) -> Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(root).with_context(|| format!("cannot read {}", root.display()))?)?;
+    Ok(roots)
+}
+
+/// Runs all devices to their end; `server` is the process that serves them, and its operational listener.
+fn measure(
+    options: &Options,
+    devices: Vec<device::Device>,
+    broker: Broker,
+    server: Option<(u32, &str)>,
+) -> Result<Report> {
+    let pid = server.map(|(pid, _)| pid);
     let connections = options.connections()?;
     let (lanes, own) = match options.connection {
         Reuse::Reused => (connections, CHURNING as usize),
@@ -120,28 +140,55 @@ fn measure(options: &Options, devices: Vec<device::Device>, broker: Broker, serv
         lanes: (0..lanes).map(|_| Lane::new()).collect(),
         own: Semaphore::new(own),
         tally: Tally::new(),
+        members: options.hold.then(Mutex::default),
     });
     let pace = match options.rate {
         Some(rate) => Pace::Open { rate },
         None => Pace::Closed { concurrency: options.concurrency as usize },
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let (server_before, own_before) = (server.map(ServerUsage::of).transpose()?, server::own_time()?);
+    let (server_before, own_before) = (pid.map(ServerUsage::of).transpose()?, server::own_time()?);
     let began = Instant::now();
     let arriving = runtime.block_on(fleet.run(pace, Duration::from_secs_f64(options.ramp)));
     let usage = Usage {
         took: began.elapsed(),
         arriving,
-        server: server.map(ServerUsage::of).transpose()?.zip(server_before).map(|(after, before)| after.since(&before)),
+        server: pid.map(ServerUsage::of).transpose()?.zip(server_before).map(|(after, before)| after.since(&before)),
         own: server::own_time()? - own_before,
     };
     fleet.bar.finish_and_clear();
+    let held = match (&fleet.members, server) {
+        (Some(members), Some((pid, operational))) => {
+            let members = std::mem::take(&mut *members.lock().unwrap_or_else(PoisonError::into_inner));
+            Some(runtime.block_on(hold(members, operational.parse()?, &fleet.broker.roots, pid))?)
+        }
+        _ => None,
+    };
     let counts = fleet.tally.counts();
     if let Some(file) = &options.plot {
         let lines: Vec<_> = report::latencies(&counts).collect();
         plot::draw(file, &options.title(), &lines)?;
     }
-    Ok(Report::new(options, connections, &counts, &usage))
+    Ok(Report::new(options, connections, &counts, &usage, held))
+}
+
+/// Connects devices, has each answered, and looks at the server while all are connected.
+async fn hold(
+    members: Vec<Member>,
+    operational: BrokerUrl,
+    roots: &RootCertStore,
+    server: u32,
+) -> Result<report::Held> {
+    let listener = SocketAddr::new(operational.host().parse()?, operational.port());
+    let bar = progress::bar(members.len(), "connecting");
+    let began = Instant::now();
+    let mut held = hold::connect(members, listener, roots, &bar).await?;
+    let took = began.elapsed();
+    for connection in &mut held {
+        connection.ping().await?;
+    }
+    bar.finish_and_clear();
+    Ok(report::Held::new(held.len(), took, ServerUsage::of(server)?.memory))
 }
 
 fn cache(options: &Options) -> Result<PathBuf> {

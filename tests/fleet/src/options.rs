@@ -63,6 +63,12 @@ pub(crate) struct Options {
     /// The scope of that CA
     #[arg(long, default_value = "default")]
     pub(crate) scope: Scope,
+    /// When all are done, connect each with its certificate, and report the server's memory with all of them connected
+    #[arg(long, conflicts_with = "broker")]
+    pub(crate) hold: bool,
+    /// Print only the files of the test vendor's certificates, for `assay trust add` in the CA of --broker
+    #[arg(long)]
+    pub(crate) vendor: bool,
     /// Print the report as one JSON object on stdout instead of a table on stderr
     #[arg(long)]
     pub(crate) json: bool,
@@ -85,6 +91,7 @@ impl Options {
     /// Refuses what does not fit together.
     pub(crate) fn check(&self) -> Result<()> {
         self.connections()?;
+        ensure!(!self.hold || self.flow != Flow::SharedKey, "--hold: devices of flow shared-key get no certificate");
         let bad: f64 = self.bad.iter().map(|bad| bad.share).sum();
         ensure!(bad + self.churn <= 1.0, "--bad and --churn: the shares come to more than all devices");
         for BadShare { kind, .. } in &self.bad {
@@ -155,4 +162,5 @@ const EXAMPLES: &str = "\
 Examples:
   assay-fleet --devices 5000 --ek p-256                             as fast as 64 devices at once can be provisioned
   assay-fleet --devices 2000 --ek rsa-2048 --connection per-device  with a TLS handshake each
-  assay-fleet --devices 10000 --rate 500                            500 new devices a second, whatever happens";
+  assay-fleet --devices 10000 --rate 500                            500 new devices a second, whatever happens
+  assay-fleet --devices 10000 --hold                                what ten thousand connected devices cost a server";

@@ -38,6 +38,8 @@ pub(crate) struct Report {
     pub(crate) cpu_us_per_device: Cpu,
     /// Of the server, if this program started it.
     pub(crate) server_memory_kib: Option<Memory>,
+    /// Devices that connected afterwards and stayed.
+    pub(crate) held: Option<Held>,
 }
 
 /// What was asked for.
@@ -53,6 +55,21 @@ pub(crate) struct Setup {
     /// Open loop, devices a second.
     rate: Option<f64>,
     ramp_seconds: f64,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Held {
+    connections: usize,
+    /// Until all were connected.
+    seconds: f64,
+    /// With all of them connected.
+    server_memory_kib: Memory,
+}
+
+impl Held {
+    pub(crate) fn new(connections: usize, took: Duration, server_memory_kib: Memory) -> Self {
+        Self { connections, seconds: round(took.as_secs_f64(), 3), server_memory_kib }
+    }
 }
 
 #[derive(Serialize)]
@@ -100,7 +117,13 @@ pub(crate) struct Usage {
 }
 
 impl Report {
-    pub(crate) fn new(options: &Options, connections: usize, counts: &Counts, usage: &Usage) -> Self {
+    pub(crate) fn new(
+        options: &Options,
+        connections: usize,
+        counts: &Counts,
+        usage: &Usage,
+        held: Option<Held>,
+    ) -> Self {
         let [refused, failed] = [counts.refused.values().sum(), counts.failed.values().sum()];
         let per_device = |seconds: f64| round(seconds * 1e6 / f64::from(options.devices), 1);
         let rate = |done: usize, time: Duration| round(done as f64 / time.as_secs_f64(), 1);
@@ -145,6 +168,7 @@ impl Report {
                 fleet: per_device(usage.own),
             },
             server_memory_kib: server.map(|used| used.memory),
+            held,
         }
     }
 
@@ -173,6 +197,12 @@ impl Report {
         line("processor, µs/device", format!("CA {}, broker {}, fleet {fleet:.0}", micros(ca), micros(broker)));
         if let Some(Memory { now, peak }) = self.server_memory_kib {
             line("server memory", format!("{:.1} MiB, {:.1} MiB at most", now as f64 / 1024.0, peak as f64 / 1024.0));
+        }
+        if let Some(Held { connections, seconds, server_memory_kib: Memory { now, .. } }) = &self.held {
+            line(
+                "connected afterwards",
+                format!("{connections} in {seconds:.1} s; server memory {:.1} MiB", *now as f64 / 1024.0),
+            );
         }
         let columns = |cells: [&str; 6]| cells.map(|cell| format!("{cell:>9}")).concat();
         line("\nlatency, ms", columns(["p50", "p90", "p99", "p99.9", "max", "count"])[1..].to_owned());
