@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::transport::{Bootstrap, Lost, Traffic, random};
 use crate::verify::AnswerError;
 
-pub(crate) use certificate::{Applicant, Progressed};
+pub(crate) use certificate::Applicant;
 pub(crate) use shared_key::{Registrant, Registration};
 
 /// Hears of each step when it is done, and how long it took.

@@ -35,10 +35,29 @@ pub(crate) struct StateDirectory {
 pub(crate) struct Memory {
     pub(crate) in_use: Option<Grant>,
     /// What the CA has not agreed to yet.
-    pub(crate) attempt: Option<DeviceRecord>,
+    pub(crate) attempt: Option<Attempt>,
 }
 
 impl Memory {
+    /// With a certificate that is still to be confirmed. It can be used at once if there is nothing else to use; what is in use
+    /// stays so until the confirmation, for whoever carries the messages can forge that it is refused.
+    pub(crate) fn with_unconfirmed(&self, grant: CertificateGrant) -> Self {
+        match &self.in_use {
+            None => Self { in_use: Some(Grant::Certificate(grant)), attempt: None },
+            Some(_) => Self { in_use: self.in_use.clone(), attempt: Some(Attempt::Unconfirmed(grant)) },
+        }
+    }
+
+    /// Asking for what `record` says. A certificate for the same that is still to be confirmed is kept until another takes its
+    /// place.
+    pub(crate) fn asking_for(&self, record: &IdentityRecord) -> Self {
+        let attempt = match &self.attempt {
+            Some(Attempt::Unconfirmed(grant)) if grant.record == *record => self.attempt.clone(),
+            _ => Some(Attempt::Identity(record.clone())),
+        };
+        Self { in_use: self.in_use.clone(), attempt }
+    }
+
     /// The flow that the next run uses if nobody says otherwise.
     pub(crate) fn flow(&self) -> Option<Flow> {
         self.records().next().map(|record| record.flow())
@@ -77,9 +96,34 @@ impl Memory {
         dropped
     }
 
-    /// What is in use comes first.
+    /// What the next run is to go on with comes first: what only waits for its confirmation, then what is in use.
     fn records(&self) -> impl Iterator<Item = DeviceRecord> {
-        self.in_use.as_ref().map(Grant::record).into_iter().chain(self.attempt.clone())
+        let in_use = self.in_use.as_ref().map(Grant::record);
+        let attempt = self.attempt.as_ref().map(Attempt::record);
+        let is_first = matches!(self.attempt, Some(Attempt::Unconfirmed(_)));
+        let (first, second) = if is_first { (attempt, in_use) } else { (in_use, attempt) };
+        first.into_iter().chain(second)
+    }
+}
+
+/// How far asking for something else has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Attempt {
+    Identity(IdentityRecord),
+    Hmac(HmacRecord),
+    /// A sealed certificate has come, and waits for its confirmation.
+    Unconfirmed(CertificateGrant),
+}
+
+impl Attempt {
+    pub(crate) fn record(&self) -> DeviceRecord {
+        match self {
+            Self::Identity(record) | Self::Unconfirmed(CertificateGrant { record, .. }) => {
+                DeviceRecord::Identity(record.clone())
+            }
+            Self::Hmac(record) => DeviceRecord::Hmac(record.clone()),
+        }
     }
 }
 
@@ -122,8 +166,7 @@ pub(crate) struct SharedKeyGrant {
 }
 
 /// The key in the TPM that is this device's, and where it is shown.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DeviceRecord {
     Identity(IdentityRecord),
     Hmac(HmacRecord),
@@ -406,7 +449,7 @@ mod tests {
 
     fn a_memory() -> Memory {
         let attempt = IdentityRecord { ik_handle: 0x8100_0201, ..a_record() };
-        Memory { in_use: Some(Grant::Certificate(a_certificate())), attempt: Some(DeviceRecord::Identity(attempt)) }
+        Memory { in_use: Some(Grant::Certificate(a_certificate())), attempt: Some(Attempt::Identity(attempt)) }
     }
 
     fn an_hmac_record() -> HmacRecord {
@@ -416,7 +459,7 @@ mod tests {
 
     fn a_shared_key() -> Memory {
         let grant = SharedKeyGrant { record: an_hmac_record(), device_id: "pump-17".parse().unwrap() };
-        Memory { in_use: Some(Grant::SharedKey(grant)), attempt: Some(DeviceRecord::Hmac(an_hmac_record())) }
+        Memory { in_use: Some(Grant::SharedKey(grant)), attempt: Some(Attempt::Hmac(an_hmac_record())) }
     }
 
     #[test]
@@ -425,9 +468,10 @@ mod tests {
         let state = StateDirectory::open(&dir.path().join("state")).unwrap();
         let proof = Proof { claim: vec![3; 70].try_into().unwrap(), ticket: [0x0F; 32].into() };
         let unconfirmed = CertificateGrant { unconfirmed: Some(proof), ..a_certificate() };
-        let unconfirmed = Memory { in_use: Some(Grant::Certificate(unconfirmed)), attempt: None };
+        let first = Memory::default().with_unconfirmed(unconfirmed.clone());
+        let second = a_shared_key().with_unconfirmed(unconfirmed);
         let asked = Memory { in_use: None, ..a_memory() };
-        for memory in [Memory::default(), asked, a_memory(), unconfirmed, a_shared_key()] {
+        for memory in [Memory::default(), asked, a_memory(), first, second, a_shared_key()] {
             state.store(&memory).unwrap();
             assert_eq!(state.memory().unwrap(), memory);
         }
@@ -456,9 +500,22 @@ mod tests {
     }
 
     #[test]
+    fn certificate_that_waits_for_its_confirmation_leaves_what_is_in_use_alone_and_comes_first_in_the_next_run() {
+        let record = IdentityRecord { flow: Flow::Sealed, ik_handle: 0x8100_0207, ..a_record() };
+        let waiting = CertificateGrant { record: record.clone(), ..a_certificate() };
+        for before in [a_memory(), a_shared_key()] {
+            let after = before.with_unconfirmed(waiting.clone());
+            assert_eq!(after.in_use, before.in_use);
+            assert_eq!((after.flow(), after.identity()), (Some(Flow::Sealed), Some(record.clone())));
+            assert_eq!(after.asking_for(&record), after);
+            assert_eq!(after.asking_for(&a_record()).attempt, Some(Attempt::Identity(a_record())));
+        }
+    }
+
+    #[test]
     fn hmac_keys_of_what_is_in_use_and_of_an_attempt_are_known() {
         let attempt = HmacRecord { keys: vec![HmacPublic(vec![1]), HmacPublic(vec![2])], ..an_hmac_record() };
-        let memory = Memory { attempt: Some(DeviceRecord::Hmac(attempt)), ..a_shared_key() };
+        let memory = Memory { attempt: Some(Attempt::Hmac(attempt)), ..a_shared_key() };
         for (key, is_known) in [(vec![0xAB; 48], true), (vec![1], true), (vec![2], true), (vec![3], false)] {
             assert_eq!(memory.knows(&HmacPublic(key)), is_known);
         }
@@ -496,7 +553,7 @@ mod tests {
     #[test]
     fn handle_of_a_key_that_is_no_longer_known_is_reported() {
         let at = |ik_handle| IdentityRecord { ik_handle, ..a_record() };
-        let attempt = |ik_handle| Some(DeviceRecord::Identity(at(ik_handle)));
+        let attempt = |ik_handle| Some(Attempt::Identity(at(ik_handle)));
         let in_use =
             |ik_handle| Some(Grant::Certificate(CertificateGrant { record: at(ik_handle), ..a_certificate() }));
         let before = Memory { in_use: in_use(1), attempt: attempt(2) };

@@ -8,7 +8,7 @@ use super::{Credential, DEFAULT_HMAC_HANDLE, Device, Meter, ProvisionRequest, Pr
 use crate::ek::EndorsementKey;
 use crate::error::Error;
 use crate::provision::{Progress, Registrant, Registration, Step};
-use crate::state::{DeviceRecord, Grant, HmacPublic, HmacRecord, Memory, SharedKeyGrant, Shown};
+use crate::state::{Attempt, Grant, HmacPublic, HmacRecord, Memory, SharedKeyGrant, Shown};
 use crate::token::{self, Token};
 use crate::tpm::{SrkKind, TpmError};
 
@@ -46,7 +46,7 @@ impl Device {
         let srk_public = srk_public.ok_or_else(|| TpmError::Unsupported(format!("{srk} storage root")))?;
         let shown = Shown { scope: request.scope.clone(), ek: ek.kind, ek_id: ek.id() };
         let record = |keys| HmacRecord { shown: shown.clone(), srk, hmac_handle: handle, keys };
-        let asking = |keys| Memory { in_use: memory.in_use.clone(), attempt: Some(DeviceRecord::Hmac(record(keys))) };
+        let asking = |keys| Memory { in_use: memory.in_use.clone(), attempt: Some(Attempt::Hmac(record(keys))) };
         let asked = asking(own.iter().cloned().collect());
         self.remember(memory, &asked, &mut step)?;
         step.done(&format!("storage root key {srk} ready"));

@@ -25,14 +25,6 @@ pub(crate) struct Applicant<'a> {
     pub(crate) ik: &'a IdentityKey,
 }
 
-/// How far a sealed certificate has come; what a device has to remember.
-pub(crate) enum Progressed<'a> {
-    /// It is verified, and can be used, but is still to be confirmed.
-    Verified(&'a DeviceCertificate, &'a Proof),
-    /// The CA no longer takes the confirmation.
-    Lapsed,
-}
-
 impl Applicant<'_> {
     /// The ticket flow: talks to the CA until it grants a certificate that passes our checks.
     pub(crate) async fn obtain(&self, progress: Progress<'_>) -> Result<DeviceCertificate, Error> {
@@ -65,12 +57,13 @@ impl Applicant<'_> {
 
     /// The sealed flow: talks to the CA until it has confirmed a certificate that passes our checks.
     ///
-    /// `pending` is a certificate that an earlier run verified and did not see confirmed. `remember` is called before the
-    /// confirmation is sent, and when it came too late.
+    /// `pending` is a certificate that an earlier run verified and did not see confirmed. `remember` is called with one that is
+    /// verified, before the confirmation is sent. If the CA does not take the confirmation, another one is asked for; that it
+    /// does not is no reason to forget anything, for the answer may be forged.
     pub(crate) async fn obtain_sealed(
         &self,
         mut pending: Option<(DeviceCertificate, Proof)>,
-        mut remember: impl FnMut(Progressed<'_>) -> Result<(), Error>,
+        mut remember: impl FnMut(&DeviceCertificate, &Proof) -> Result<(), Error>,
         progress: Progress<'_>,
     ) -> Result<DeviceCertificate, Error> {
         let attempt = async |ca: &mut Bootstrap<'_>, step: &mut Step<'_>| {
@@ -78,7 +71,7 @@ impl Applicant<'_> {
                 Some(pending) => pending,
                 None => {
                     let (certificate, proof) = self.unseal(ca, step).await?;
-                    remember(Progressed::Verified(&certificate, &proof))?;
+                    remember(&certificate, &proof)?;
                     pending.insert((certificate, proof))
                 }
             };
@@ -88,10 +81,7 @@ impl Applicant<'_> {
             };
             match &confirmed {
                 Ok(certificate) => step.done(&format!("certificate {} confirmed", certificate.serial)),
-                Err(failure) if failure.is_lost_claim() => {
-                    pending = None;
-                    remember(Progressed::Lapsed)?;
-                }
+                Err(failure) if failure.is_lost_claim() => pending = None,
                 Err(_) => {}
             }
             confirmed

@@ -81,7 +81,7 @@ fn sealed_certificate_is_stored_before_it_is_confirmed_and_only_confirmed_by_the
 }
 
 #[test]
-fn sealed_certificate_confirmed_too_late_is_dropped_and_another_asked_for() -> Result<()> {
+fn sealed_certificate_confirmed_too_late_has_another_asked_for() -> Result<()> {
     for code in [ProblemCode::ClaimExpired, ProblemCode::TicketRefused] {
         let lab = Lab::new()?;
         let reply = lab.sealed("pump-17")?;
@@ -111,7 +111,65 @@ fn sealed_certificate_confirmed_too_late_is_dropped_and_another_asked_for() -> R
         let error = lab.device()?.provision(&request, &mut |_, _| ()).unwrap_err();
         assert!(matches!(&error, Error::Refused { problem } if problem.code == code), "{error}");
         assert_eq!(ca.take_requests().len(), 8, "three restarts");
-        assert_eq!(lab.is_confirmed()?, None, "what the CA does not take is not kept");
+    }
+    Ok(())
+}
+
+/// Whoever carries the messages can forge any problem.
+#[test]
+fn problem_in_answer_to_a_confirmation_ends_nothing_that_works() -> Result<()> {
+    for code in [ProblemCode::ClaimExpired, ProblemCode::DeviceDisabled] {
+        let lab = Lab::new()?;
+        let reply = lab.sealed("pump-17")?;
+        let is_hostile = Arc::new(Mutex::new(false));
+        let ca = FakeCa::start({
+            let is_hostile = Arc::clone(&is_hostile);
+            move |request| match request {
+                RequestBody::Enroll(_) => Some(ReplyBody::Sealed(reply.clone())),
+                RequestBody::Confirm(_) if *is_hostile.lock().unwrap() => {
+                    Some(ReplyBody::Problem(Problem::new(code, "test".into())))
+                }
+                _ => Some(ReplyBody::Confirmed),
+            }
+        });
+        lab.ca.provision(lab.state.path(), IkKind::P256, &lab.ik)?;
+        lab.device()?;
+        let copy = lab.state.path().join("certificate.pem");
+        let before = (lab.device()?.certificate()?.chain, std::fs::read(&copy)?);
+        *is_hostile.lock().unwrap() = true;
+        for again in [true, false] {
+            let request = ProvisionRequest { flow: Some(Flow::Sealed), again, ..lab.request(&ca) };
+            let error = lab.device()?.provision(&request, &mut |_, _| ()).unwrap_err();
+            assert_eq!(error.exit_code(), 3, "{code:?}: {error}");
+            assert_eq!((lab.device()?.certificate()?.chain, std::fs::read(&copy)?), before, "{code:?}");
+            lab.device()?.mqtt_tls_config()?;
+            assert_eq!(lab.is_confirmed()?, Some(true));
+            assert_eq!(Status::read(lab.state.path())?.unwrap().attempt.unwrap().flow, Flow::Sealed);
+        }
+        *is_hostile.lock().unwrap() = false;
+        ca.take_requests();
+        assert!(!lab.provision(&ca, None)?.was_provisioned);
+        assert_eq!(ca.take_requests(), ["confirm"], "{code:?}: the certificate that waits is confirmed");
+        assert_ne!(lab.device()?.certificate()?.chain, before.0);
+        assert!(Status::read(lab.state.path())?.unwrap().attempt.is_none());
+    }
+    Ok(())
+}
+
+/// The device may have signed in with it, which confirms it as well.
+#[test]
+fn problem_in_answer_to_the_first_confirmation_leaves_the_certificate_that_has_come() -> Result<()> {
+    let lab = Lab::new()?;
+    let reply = lab.sealed("pump-17")?;
+    let ca = FakeCa::start(move |request| match request {
+        RequestBody::Enroll(_) => Some(ReplyBody::Sealed(reply.clone())),
+        _ => Some(ReplyBody::Problem(Problem::new(ProblemCode::ClaimExpired, "test".into()))),
+    });
+    for _ in 0..2 {
+        let error = lab.provision(&ca, Some(Flow::Sealed)).unwrap_err();
+        assert_eq!(error.exit_code(), 3, "{error}");
+        assert_eq!(lab.device()?.certificate()?.device_id.as_str(), "pump-17");
+        assert_eq!(lab.is_confirmed()?, Some(false));
     }
     Ok(())
 }
