@@ -28,8 +28,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::{
-    EkKind, HierarchyPasswords, IkKind, PublicArea, PublicKey, SignatureScheme, SrkKind, Tcti, Tpm, TpmError,
-    WrappedKey,
+    EkKind, HierarchyPasswords, IkKind, OpenedKey, PublicArea, PublicKey, SignatureScheme, SrkKind, Tcti, Tpm,
+    TpmError, WrappedKey,
 };
 use crate::der;
 
@@ -226,16 +226,27 @@ impl Tpm for EsapiTpm {
         })
     }
 
-    fn import_hmac_key(
+    fn open_hmac_key(&mut self, ek: EkKind, srk: SrkKind, key: &WrappedKey) -> Result<OpenedKey, TpmError> {
+        self.run("opening the HMAC key", |context| {
+            let public = hmac_public(&key.public)?;
+            let parent = load_srk(context, srk)?;
+            let private = import(context, ek, &parent, key, &public)?;
+            // TPM2_Load compares the sensitive area with the public one (TPM 2.0 Part 3, 12.2.1), whether TPM2_Import did or not.
+            let loaded = load(context, &parent, private.clone(), public).map_err(|error| not_opened(error.into()))?;
+            loaded.release(context)?;
+            parent.release(context)?;
+            Ok(OpenedKey { public: key.public.clone(), private: private.to_vec() })
+        })
+    }
+
+    fn keep_hmac_key(
         &mut self,
-        ek: EkKind,
         srk: SrkKind,
         handle: u32,
-        key: &WrappedKey,
+        key: &OpenedKey,
         replaced: Option<&[u8]>,
     ) -> Result<(), TpmError> {
         let outcome = self.run("loading the HMAC key", |context| {
-            let public = hmac_public(&key.public)?;
             let old = find_persistent(context, handle)?;
             if let Some(old) = &old {
                 let found = old.public.marshall()?;
@@ -246,7 +257,10 @@ impl Tpm for EsapiTpm {
                     return Err(no_hmac_key(handle, &old.public));
                 }
             }
-            let key = import(context, ek, srk, key, public)?;
+            let parent = load_srk(context, srk)?;
+            let private = Private::try_from(key.private.as_slice())?;
+            let key = load(context, &parent, private, Public::unmarshall(&key.public)?)?;
+            parent.release(context)?;
             if let Some(old) = old {
                 old.evict(context, handle)?;
             }
@@ -460,25 +474,34 @@ fn activate(
     Ok(Zeroizing::new(secret.to_vec()))
 }
 
-/// Opens a key that was wrapped for an EK and a storage root key, and loads it.
-fn import(context: &mut Context, ek: EkKind, srk: SrkKind, key: &WrappedKey, public: Public) -> Result<Loaded, Fault> {
-    let parent = load_srk(context, srk)?;
-    let inner_key = activate(context, ek, &parent, &key.credential_blob, &key.encrypted_seed).map_err(not_opened)?;
-    let loaded = context
+/// Opens a key that was wrapped for an EK and a storage root key: what comes back is encrypted for the latter alone.
+fn import(
+    context: &mut Context,
+    ek: EkKind,
+    parent: &Loaded,
+    key: &WrappedKey,
+    public: &Public,
+) -> Result<Private, Fault> {
+    let inner_key = activate(context, ek, parent, &key.credential_blob, &key.encrypted_seed).map_err(not_opened)?;
+    context
         .execute_with_session(Some(AuthSession::Password), |context| {
-            let private = context.import(
+            context.import(
                 parent.handle.into(),
                 Some(Data::try_from(inner_key.as_slice())?),
                 public.clone(),
                 Private::try_from(key.duplicate.as_slice())?,
                 EncryptedSecret::try_from(key.symmetric_seed.as_slice())?,
                 SymmetricDefinitionObject::AES_128_CFB,
-            )?;
-            context.load(parent.handle, private, public.clone())
+            )
         })
-        .map_err(|error| not_opened(error.into()))?;
-    parent.release(context)?;
-    Ok(Loaded { handle: loaded, public, is_persistent: false })
+        .map_err(|error| not_opened(error.into()))
+}
+
+fn load(context: &mut Context, parent: &Loaded, private: Private, public: Public) -> tss_esapi::Result<Loaded> {
+    let handle = context.execute_with_session(Some(AuthSession::Password), |context| {
+        context.load(parent.handle, private, public.clone())
+    })?;
+    Ok(Loaded { handle, public, is_persistent: false })
 }
 
 /// Nothing else than an HMAC key is imported, whoever sent it.

@@ -16,6 +16,7 @@ use rustls::version::{TLS12, TLS13};
 
 use crate::fake_ca::FakeCa;
 use crate::proxy::Proxy;
+use crate::shared_key::import;
 use crate::wrap::{credential, hmac, wrap};
 use crate::{HMAC_KEY, IK, a_tpm, assert_nothing_loaded, open, provisioning, tls};
 
@@ -334,7 +335,7 @@ fn lost_state_is_written_anew_for_the_key_that_is_there() -> Result<()> {
 fn hmac_key_of_somebody_else_stays_however_often_one_tries() -> Result<()> {
     let lab = Lab::new()?;
     let theirs = lab.wrapped(&OTHER_KEY)?;
-    open(&lab.swtpm).import_hmac_key(EkKind::P256, SrkKind::P256, HMAC_KEY, &theirs, None)?;
+    import(&mut open(&lab.swtpm), &theirs, None)?;
     let ca = lab.key_server(&KEY)?;
     for _ in 0..2 {
         let error = lab.provision(&ca, Some(Flow::SharedKey)).unwrap_err();
@@ -346,6 +347,24 @@ fn hmac_key_of_somebody_else_stays_however_often_one_tries() -> Result<()> {
         ProvisionRequest { flow: Some(Flow::SharedKey), hmac_handle: Some(HMAC_KEY + 1), ..lab.request(&ca) };
     lab.device()?.provision(&elsewhere, &mut |_, _| ())?;
     assert!(lab.provision(&ca, None)?.was_provisioned, "the handle is remembered");
+    Ok(())
+}
+
+#[test]
+fn key_of_somebody_else_that_a_reply_only_names_is_not_taken_for_ones_own() -> Result<()> {
+    let lab = Lab::new()?;
+    let theirs = lab.wrapped(&OTHER_KEY)?;
+    import(&mut open(&lab.swtpm), &theirs, None)?;
+    let named = ActivationReply { key_public: theirs.public.try_into()?, ..lab.activation(&KEY)? };
+    let hostile = FakeCa::start(move |_| Some(ReplyBody::Activation(named.clone())));
+    let error = lab.provision(&hostile, Some(Flow::SharedKey)).unwrap_err();
+    assert_eq!(error.exit_code(), 7, "{error}");
+    assert!(lab.device()?.token(Duration::from_secs(60)).is_err());
+
+    // Nor does it count as one's own from then on, which the next key might take the place of.
+    let error = lab.provision(&lab.key_server(&KEY)?, Some(Flow::SharedKey)).unwrap_err();
+    assert_eq!(error.exit_code(), 5, "{error}");
+    assert_eq!(open(&lab.swtpm).hmac(HMAC_KEY, b"data")?, hmac(&OTHER_KEY, b"data"));
     Ok(())
 }
 
