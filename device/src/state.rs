@@ -63,6 +63,17 @@ impl Memory {
         self.records().next().map(|record| record.flow())
     }
 
+    /// Where the next run takes the kind of EK from if nobody says otherwise: from what the CA granted, for to it another EK is
+    /// another device; else from an attempt, if somebody named the kind.
+    pub(crate) fn shown(&self) -> Option<Shown> {
+        let granted = match (&self.attempt, &self.in_use) {
+            (Some(Attempt::Unconfirmed(grant)), _) => Some(grant.record.shown.clone()),
+            (_, in_use) => in_use.as_ref().map(|grant| grant.record().into_shown()),
+        };
+        let named = || Some(self.attempt.as_ref()?.record().into_shown()).filter(|shown| shown.ek_was_named);
+        granted.or_else(named)
+    }
+
     /// The identity key that the next run uses if nobody says otherwise.
     pub(crate) fn identity(&self) -> Option<IdentityRecord> {
         self.records().find_map(|record| match record {
@@ -180,6 +191,13 @@ impl DeviceRecord {
         }
     }
 
+    fn into_shown(self) -> Shown {
+        match self {
+            Self::Identity(record) => record.shown,
+            Self::Hmac(record) => record.shown,
+        }
+    }
+
     fn key(&self) -> (&'static str, u32) {
         match self {
             Self::Identity(record) => ("identity key", record.ik_handle),
@@ -224,6 +242,9 @@ pub(crate) struct Shown {
     pub(crate) scope: Scope,
     #[serde(with = "as_text")]
     pub(crate) ek: EkKind,
+    /// Whether somebody asked for this kind, and not for whichever has a certificate.
+    #[serde(default)]
+    pub(crate) ek_was_named: bool,
     #[serde(with = "as_text")]
     pub(crate) ek_id: EkId,
 }
@@ -438,7 +459,8 @@ mod tests {
     use super::*;
 
     fn a_record() -> IdentityRecord {
-        let shown = Shown { scope: "default".parse().unwrap(), ek: EkKind::P384, ek_id: [7; 32].into() };
+        let scope = "default".parse().unwrap();
+        let shown = Shown { scope, ek: EkKind::P384, ek_was_named: false, ek_id: [7; 32].into() };
         IdentityRecord { shown, flow: Flow::Ticket, ik: IkKind::P256, ik_handle: 0x8100_0200 }
     }
 
@@ -510,6 +532,20 @@ mod tests {
             assert_eq!(after.asking_for(&record), after);
             assert_eq!(after.asking_for(&a_record()).attempt, Some(Attempt::Identity(a_record())));
         }
+    }
+
+    #[test]
+    fn next_run_shows_the_ek_of_what_was_granted_or_else_one_that_was_named() {
+        let shown = |ek, ek_was_named| Shown { ek, ek_was_named, ..a_record().shown };
+        let attempt = |shown| Some(Attempt::Identity(IdentityRecord { shown, ..a_record() }));
+        let found = shown(EkKind::Rsa2048, false);
+        let named = shown(EkKind::LegacyDps, true);
+        assert_eq!(Memory { in_use: None, attempt: attempt(found) }.shown(), None);
+        assert_eq!(Memory { in_use: None, attempt: attempt(named.clone()) }.shown(), Some(named.clone()));
+        assert_eq!(Memory { attempt: attempt(named.clone()), ..a_memory() }.shown(), Some(a_record().shown));
+        let record = IdentityRecord { shown: named.clone(), ..a_record() };
+        let waiting = a_memory().with_unconfirmed(CertificateGrant { record, ..a_certificate() });
+        assert_eq!(waiting.shown(), Some(named));
     }
 
     #[test]

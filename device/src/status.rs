@@ -107,7 +107,7 @@ fn certificate(state: &Path, grant: &CertificateGrant) -> Result<CredentialStatu
 impl From<DeviceRecord> for KeyStatus {
     fn from(record: DeviceRecord) -> Self {
         let flow = record.flow();
-        let (Shown { scope, ek, ek_id }, key) = match record {
+        let (Shown { scope, ek, ek_id, .. }, key) = match record {
             DeviceRecord::Identity(IdentityRecord { shown, ik, ik_handle, .. }) => {
                 (shown, OwnKey::Identity { ik, ik_handle })
             }

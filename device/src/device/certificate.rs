@@ -9,7 +9,7 @@ use crate::ek::EndorsementKey;
 use crate::error::Error;
 use crate::key::IdentityKey;
 use crate::provision::{Applicant, Progress, Step};
-use crate::state::{Attempt, CertificateGrant, Grant, IdentityRecord, Memory, Shown};
+use crate::state::{Attempt, CertificateGrant, Grant, IdentityRecord, Memory};
 use crate::tpm::{IkKind, PublicArea, PublicKey};
 use crate::verify::{self, AnswerError, DeviceCertificate};
 
@@ -43,8 +43,7 @@ impl Device {
             }
         }
 
-        let ek = EndorsementKey::find(&self.tpm, request.ek, &request.ek_certificates)?;
-        step.done(&format!("EK {} {}, id {}", ek.kind, ek.certificate_source, ek.id()));
+        let (ek, shown) = self.endorsement_key(request, memory, &mut step)?;
         let (ik, origin) = match found {
             Some(public) => (public, "found"),
             None => {
@@ -54,7 +53,6 @@ impl Device {
             }
         };
         let key = IdentityKey { tpm: self.tpm.clone(), handle, kind, public: ik.key };
-        let shown = Shown { scope: request.scope.clone(), ek: ek.kind, ek_id: ek.id() };
         let record = IdentityRecord { shown, flow, ik: kind, ik_handle: handle };
         let asked = memory.asking_for(&record);
         self.remember(memory, &asked, &mut step)?;
@@ -107,7 +105,7 @@ impl Device {
         waiting.into_iter().chain(in_use).find_map(|grant| {
             let certificate = self.verify(grant, &request.scope, &found?.key).ok()?;
             let is_wanted = request.device_id.as_ref().is_none_or(|wanted| *wanted == certificate.device_id);
-            is_wanted.then_some((grant, certificate))
+            (is_wanted && request.takes_ek(grant.record.shown.ek)).then_some((grant, certificate))
         })
     }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use assay_device::tpm::{EkKind, IkKind, PublicArea, SrkKind, Tpm, WrappedKey};
-use assay_device::{Credential, CredentialStatus, Device, Error, Flow, OwnKey, ProvisionRequest, Provisioned, Status};
+use assay_device::{
+    Credential, CredentialStatus, Device, EkChoice, Error, Flow, OwnKey, ProvisionRequest, Provisioned, Status,
+};
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::ConnectReturnCode;
 use assay_tests::Swtpm;
 use assay_wire::{
@@ -18,7 +20,7 @@ use crate::fake_ca::FakeCa;
 use crate::proxy::Proxy;
 use crate::shared_key::import;
 use crate::wrap::{credential, hmac, wrap};
-use crate::{HMAC_KEY, IK, a_tpm, assert_nothing_loaded, open, provisioning, tls};
+use crate::{HMAC_KEY, IK, a_tpm, assert_nothing_loaded, open, provisioning, tls, vendor};
 
 const TICKET: [u8; 32] = [0x71; 32];
 const KEY: [u8; 32] = *b"thirty-two bytes of key material";
@@ -390,6 +392,58 @@ fn key_for_another_tpm_or_another_name_is_refused_and_not_stored() -> Result<()>
         assert_eq!(open(&lab.swtpm).hmac_key(HMAC_KEY)?, None, "{case}");
     }
     assert_nothing_loaded(&lab.swtpm)
+}
+
+#[test]
+fn ek_of_the_first_run_is_the_next_runs_until_another_is_named() -> Result<()> {
+    let swtpm = vendor().device(assay_tests::EkKind::Rsa2048, 0)?;
+    let (state, ca) = (tempfile::tempdir()?, tls::Ca::new()?);
+    let shown = Arc::new(Mutex::new(Vec::new()));
+    let server = FakeCa::start({
+        let shown = Arc::clone(&shown);
+        move |request| {
+            let RequestBody::Register(bundle) = request else { return None };
+            shown.lock().unwrap().push((bundle.ek_public.to_vec(), bundle.ek_certificates.len()));
+            Some(ReplyBody::Problem(Problem::new(ProblemCode::EkNotEnrolled, "test".into())))
+        }
+    });
+    let broker: assay_mqtt::BrokerUrl = server.url("mqtt").parse()?;
+    let mut said = Vec::new();
+    let mut run = |ek| -> Result<String> {
+        let request = ProvisionRequest { broker: broker.clone(), ek, again: true, ..provisioning::request() };
+        let request = ProvisionRequest { flow: Some(Flow::SharedKey), ..request };
+        said.clear();
+        let mut hear = |step: &str, _| said.push(step.to_owned());
+        tls::device(&swtpm, state.path(), &ca)?.provision(&request, &mut hear).unwrap_err();
+        Ok(said.join("\n"))
+    };
+    let (first, second) = (run(Some(EkChoice::Kind(EkKind::LegacyDps)))?, run(None)?);
+    let other = "another EK than the one of kind legacy-dps";
+    assert!(first.contains("EK legacy-dps") && second.contains("EK legacy-dps"), "{second}");
+    assert!(!second.contains(other), "{second}");
+    let third = run(Some(EkChoice::Auto))?;
+    assert!(third.contains("EK rsa-2048") && third.contains(other), "{third}");
+    let shown = shown.lock().unwrap();
+    assert_eq!(shown[0], shown[1]);
+    assert_ne!(shown[0].0, shown[2].0);
+    assert_eq!((shown[0].1, shown[2].1), (0, 1), "certificates");
+    Ok(())
+}
+
+#[test]
+fn ek_that_is_named_is_asked_for_though_there_is_a_credential_for_another() -> Result<()> {
+    let lab = Lab::new()?;
+    let ca = lab.key_server(&KEY)?;
+    lab.provision(&ca, Some(Flow::SharedKey))?;
+    ca.take_requests();
+    for (ek, asks) in
+        [(EkChoice::Auto, false), (EkChoice::Kind(EkKind::P256), false), (EkChoice::Kind(EkKind::P384), true)]
+    {
+        let request = ProvisionRequest { ek: Some(ek), ..lab.request(&ca) };
+        _ = lab.device()?.provision(&request, &mut |_, _| ());
+        assert_eq!(!ca.take_requests().is_empty(), asks, "{ek}");
+    }
+    Ok(())
 }
 
 #[test]
