@@ -1,10 +1,7 @@
 //! What each flow costs a device: round trips, bytes on the wire, TPM commands. README's table is printed here.
 
 use anyhow::{Context, Result, ensure};
-use assay_tests::{AssayDir, Device, EkKind, Mosquitto, json, trusted_vendor};
-
-use crate::external_brokers::Worker;
-use crate::tap::Tap;
+use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Tap, Worker, json, trusted_vendor};
 
 #[test]
 fn each_flow_takes_the_round_trips_it_promises() -> Result<()> {
