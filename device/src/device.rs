@@ -12,6 +12,7 @@ use assay_mqtt::BrokerUrl;
 use assay_wire::{ClientId, DeviceId, Flow, Limit, Scope, Topic};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::runtime::Runtime;
 
 use crate::ek::{EkChoice, EndorsementKey};
 use crate::error::Error;
@@ -200,7 +201,7 @@ impl Device {
             )));
         }
         let client = ClientId::from(&device_id);
-        block_on(transport::publish(broker, &Arc::new(tls), &topic, &client, password, message))?;
+        runtime()?.block_on(transport::publish(broker, &Arc::new(tls), &topic, &client, password, message))?;
         Ok(topic.to_string())
     }
 
@@ -239,6 +240,8 @@ impl Device {
             scope: &request.scope,
             started,
             deadline: request.deadline,
+            runtime: runtime()?,
+            first: Cell::default(),
             traffic: Cell::default(),
         })
     }
@@ -277,7 +280,7 @@ impl<'a> Meter<'a> {
     /// Waits for a conversation on `line`.
     fn talk<T>(&mut self, line: &Line<'_>, conversation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let (started, tpm_before) = (Instant::now(), self.tpm.spent());
-        let outcome = block_on(conversation);
+        let outcome = line.runtime.block_on(conversation);
         self.wire_time += started.elapsed().saturating_sub(self.tpm.spent() - tpm_before);
         self.traffic = line.traffic.get();
         outcome
@@ -300,7 +303,7 @@ fn too_long(limit: Limit) -> Error {
     Error::Usage(format!("this does not fit into a request: {limit}"))
 }
 
-fn block_on<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+fn runtime() -> Result<Runtime, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Error::Internal(format!("event loop: {error}")))?.block_on(future)
+    runtime.map_err(|error| Error::Internal(format!("event loop: {error}")))
 }

@@ -55,15 +55,18 @@ impl Device {
         let key = IdentityKey { tpm: self.tpm.clone(), handle, kind, public: ik.key };
         let record = IdentityRecord { shown, flow, ik: kind, ik_handle: handle };
         let asked = memory.asking_for(&record);
-        self.remember(memory, &asked, &mut step)?;
-        step.done(&format!("identity key {kind} {origin} at {handle:#010x}"));
-        let bundle = bundle(request.device_id.clone(), &ek, ik.bytes, &key)?;
-        step.done("certificate request signed");
+        let line = self.line(request, meter.started)?;
+        let bundle = line.connect_during(|| {
+            self.remember(memory, &asked, &mut step)?;
+            step.done(&format!("identity key {kind} {origin} at {handle:#010x}"));
+            let bundle = bundle(request.device_id.clone(), &ek, ik.bytes, &key)?;
+            step.done("certificate request signed");
+            Ok(bundle)
+        })?;
         if pending.is_some() {
             step.done("an earlier run stored the certificate: it is still to be confirmed");
         }
 
-        let line = self.line(request, meter.started)?;
         let applicant = Applicant { line: &line, roots: &self.roots, bundle, ek: ek.kind, ek_id: ek.id(), ik: &key };
         let grant = |certificate: &DeviceCertificate, unconfirmed: Option<&Proof>| CertificateGrant {
             record: record.clone(),

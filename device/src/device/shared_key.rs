@@ -46,10 +46,10 @@ impl Device {
         let record = |keys| HmacRecord { shown: shown.clone(), srk, hmac_handle: handle, keys };
         let asking = |keys| Memory { in_use: memory.in_use.clone(), attempt: Some(Attempt::Hmac(record(keys))) };
         let asked = asking(own.iter().cloned().collect());
-        self.remember(memory, &asked, &mut step)?;
+        let line = self.line(request, meter.started)?;
+        line.connect_during(|| self.remember(memory, &asked, &mut step))?;
         step.done(&format!("storage root key {srk} ready"));
 
-        let line = self.line(request, meter.started)?;
         let registrant = Registrant {
             line: &line,
             tpm: &self.tpm,

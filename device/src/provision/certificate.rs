@@ -31,11 +31,7 @@ impl Applicant<'_> {
         self.line.insist(progress, async |ca, step| self.prove_and_certify(ca, step).await).await
     }
 
-    async fn prove_and_certify(
-        &self,
-        ca: &mut Bootstrap<'_>,
-        step: &mut Step<'_>,
-    ) -> Result<DeviceCertificate, Failure> {
+    async fn prove_and_certify(&self, ca: &mut Bootstrap, step: &mut Step<'_>) -> Result<DeviceCertificate, Failure> {
         let challenge = match ca.ask(RequestBody::Challenge(self.bundle.clone())).await? {
             ReplyBody::Challenge(challenge) => challenge,
             other => return Err(Failure::out_of_turn("challenge", other)),
@@ -66,7 +62,7 @@ impl Applicant<'_> {
         mut remember: impl FnMut(&DeviceCertificate, &Proof) -> Result<(), Error>,
         progress: Progress<'_>,
     ) -> Result<DeviceCertificate, Error> {
-        let attempt = async |ca: &mut Bootstrap<'_>, step: &mut Step<'_>| {
+        let attempt = async |ca: &mut Bootstrap, step: &mut Step<'_>| {
             let (certificate, proof) = match &pending {
                 Some(pending) => pending,
                 None => {
@@ -89,7 +85,7 @@ impl Applicant<'_> {
         self.line.insist(progress, attempt).await
     }
 
-    async fn unseal(&self, ca: &mut Bootstrap<'_>, step: &mut Step<'_>) -> Result<(DeviceCertificate, Proof), Failure> {
+    async fn unseal(&self, ca: &mut Bootstrap, step: &mut Step<'_>) -> Result<(DeviceCertificate, Proof), Failure> {
         let reply = match ca.ask(RequestBody::Enroll(self.bundle.clone())).await? {
             ReplyBody::Sealed(reply) => reply,
             other => return Err(Failure::out_of_turn("sealed certificate", other)),

@@ -43,7 +43,7 @@ impl Registrant<'_> {
 
     async fn register(
         &self,
-        ca: &mut Bootstrap<'_>,
+        ca: &mut Bootstrap,
         remember: &mut impl FnMut(&[u8]) -> Result<(), Error>,
         step: &mut Step<'_>,
     ) -> Result<Registration, Failure> {
