@@ -281,41 +281,60 @@ impl StateDirectory {
 
     pub(crate) fn store(&self, memory: &Memory) -> Result<(), Error> {
         let json = serde_json::to_string_pretty(memory).map_err(|error| Error::Internal(error.to_string()))?;
-        self.replace(DEVICE, (json + "\n").as_bytes())?;
-        self.copy_certificate(memory)
+        let mut files = vec![(DEVICE, (json + "\n").into_bytes())];
+        files.extend(self.certificate_to_copy(memory)?.map(|pem| (CERTIFICATE, pem)));
+        self.replace(&files)?;
+        self.remove_stale_certificate(memory)
     }
 
-    /// Done again when the directory is opened, in case a process was killed before it.
+    /// Done when the directory is opened, in case a process was killed before it.
     fn copy_certificate(&self, memory: &Memory) -> Result<(), Error> {
-        let grant = match &memory.in_use {
-            None => return Ok(()),
-            Some(Grant::SharedKey(_)) => {
-                let path = self.certificate_path();
-                return remove(&path).map_err(Error::state(path));
-            }
-            Some(Grant::Certificate(grant)) => grant,
-        };
+        if let Some(pem) = self.certificate_to_copy(memory)? {
+            self.replace(&[(CERTIFICATE, pem)])?;
+        }
+        self.remove_stale_certificate(memory)
+    }
+
+    /// The contents that `certificate.pem` should have and has not.
+    fn certificate_to_copy(&self, memory: &Memory) -> Result<Option<Vec<u8>>, Error> {
+        let Some(Grant::Certificate(grant)) = &memory.in_use else { return Ok(None) };
         let pem = pem::certificates(&grant.chain).into_bytes();
-        if read(&self.certificate_path())?.as_ref() == Some(&pem) {
+        let is_there = read(&self.certificate_path())?.as_ref() == Some(&pem);
+        Ok((!is_there).then_some(pem))
+    }
+
+    fn remove_stale_certificate(&self, memory: &Memory) -> Result<(), Error> {
+        if !matches!(memory.in_use, Some(Grant::SharedKey(_))) {
             return Ok(());
         }
-        self.replace(CERTIFICATE, &pem)
+        let path = self.certificate_path();
+        remove(&path).map_err(Error::state(path))
     }
 
-    fn replace(&self, name: &str, contents: &[u8]) -> Result<(), Error> {
-        let path = self.path.join(name);
-        // The lock keeps other writers of this name away; what a killed one left goes.
-        let new = self.path.join(format!("{name}.new"));
-        let write = || {
-            remove(&new)?;
-            // Never through a symbolic link.
-            let mut file = private(OpenOptions::new().create_new(true)).open(&new)?;
-            file.write_all(contents)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            File::open(&self.path)?.sync_all()
-        };
-        write().map_err(Error::state(&path))
+    /// Replaces files together, for each wait for the disk takes longer than most of what a device does.
+    fn replace(&self, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
+        let mut written = Vec::new();
+        for (name, contents) in files {
+            let path = self.path.join(name);
+            // The lock keeps other writers of this name away; what a killed one left goes.
+            let new = self.path.join(format!("{name}.new"));
+            let write = || {
+                remove(&new)?;
+                // Never through a symbolic link.
+                let mut file = private(OpenOptions::new().create_new(true)).open(&new)?;
+                file.write_all(contents)?;
+                Ok(file)
+            };
+            let file = write().map_err(Error::state(&path))?;
+            written.push((file, new, path));
+        }
+        for (file, _, path) in &written {
+            file.sync_all().map_err(Error::state(path))?;
+        }
+        for (_, new, path) in &written {
+            fs::rename(new, path).map_err(Error::state(path))?;
+        }
+        File::open(&self.path).and_then(|directory| directory.sync_all()).map_err(Error::state(&self.path))
     }
 }
 
