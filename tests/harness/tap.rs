@@ -23,21 +23,22 @@ struct Record {
 
 impl Tap {
     pub fn before(server: u16) -> Result<Self> {
-        Self::at(0, server)
+        Self::at(0, server, Duration::ZERO)
     }
 
-    /// Two at adjacent ports, as libtss2 looks for swtpm's; returns the first.
-    pub fn before_swtpm(server: u16) -> Result<Self> {
+    /// Two at adjacent ports, as libtss2 looks for swtpm's; returns the first. It hands each answer of the TPM on after `delay`, as
+    /// if a slower one had made it.
+    pub fn before_swtpm(server: u16, delay: Duration) -> Result<Self> {
         for _ in 0..100 {
-            let first = Self::before(server)?;
-            if Self::at(first.port + 1, server + 1).is_ok() {
+            let first = Self::at(0, server, delay)?;
+            if Self::at(first.port + 1, server + 1, Duration::ZERO).is_ok() {
                 return Ok(first);
             }
         }
         anyhow::bail!("no two adjacent ports are free")
     }
 
-    fn at(port: u16, server: u16) -> Result<Self> {
+    fn at(port: u16, server: u16, delay: Duration) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
         let tap = Self { port: listener.local_addr()?.port(), record: Arc::default() };
         let record = Arc::clone(&tap.record);
@@ -51,7 +52,8 @@ impl Tap {
                 let asked = Arc::new(Mutex::new(None));
                 for (from, to, is_answer) in [(client, server, false), (server_side, client_side, true)] {
                     let (record, asked) = (Arc::clone(&record), Arc::clone(&asked));
-                    thread::spawn(move || pass(from, to, &record, &asked, is_answer));
+                    let delay = if is_answer { delay } else { Duration::ZERO };
+                    thread::spawn(move || pass(from, to, &record, &asked, is_answer, delay));
                 }
             }
         });
@@ -90,9 +92,11 @@ fn pass(
     record: &Mutex<Record>,
     asked: &Mutex<Option<Instant>>,
     is_answer: bool,
+    delay: Duration,
 ) {
     let mut buffer = [0; 64 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
+        thread::sleep(delay);
         let arrived = Instant::now();
         {
             let mut record = locked(record);

@@ -1,5 +1,6 @@
 //! `cargo xtask`: the commands that the README names.
 
+mod bench;
 mod ci;
 mod demo;
 mod install;
@@ -24,6 +25,9 @@ enum Task {
     },
     /// Check what a change must pass: format, lints, tests, documentation, dependencies
     Ci,
+    /// Measure, with the targets beside
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Install the Debian packages that building and testing need
     Install,
 }
@@ -33,6 +37,7 @@ fn main() -> ExitCode {
         Task::Demo => install::install().and_then(|()| demo::run()),
         Task::Test { arguments } => install::install().and_then(|()| ci::test(&arguments)),
         Task::Ci => install::install().and_then(|()| ci::run()),
+        Task::Bench(bench) => install::install().and_then(|()| bench::run(bench)),
         Task::Install => install::install(),
     };
     match done {
