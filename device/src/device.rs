@@ -124,7 +124,7 @@ pub enum Credential {
 pub struct Cost {
     /// Time spent in the TPM.
     pub tpm_time: Duration,
-    /// Time spent connecting, and waiting for broker and CA.
+    /// Time spent connecting, as far as nothing else was done meanwhile, and waiting for broker and CA.
     pub wire_time: Duration,
     /// Time spent altogether.
     pub total_time: Duration,
@@ -242,6 +242,7 @@ impl Device {
             deadline: request.deadline,
             runtime: runtime()?,
             first: Cell::default(),
+            waited: Cell::default(),
             traffic: Cell::default(),
         })
     }
@@ -281,7 +282,7 @@ impl<'a> Meter<'a> {
     fn talk<T>(&mut self, line: &Line<'_>, conversation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let (started, tpm_before) = (Instant::now(), self.tpm.spent());
         let outcome = line.runtime.block_on(conversation);
-        self.wire_time += started.elapsed().saturating_sub(self.tpm.spent() - tpm_before);
+        self.wire_time += line.waited.take() + started.elapsed().saturating_sub(self.tpm.spent() - tpm_before);
         self.traffic = line.traffic.get();
         outcome
     }

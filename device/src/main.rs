@@ -208,7 +208,9 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
     };
     let device = open(args.device)?;
     let provisioned = device.provision(&request, &mut |step, took| {
-        eprintln!("{:>8.1} ms  {step}", took.as_secs_f64() * 1e3);
+        // In one piece, for stderr has no buffer.
+        let line = format!("{:>8.1} ms  {step}\n", took.as_secs_f64() * 1e3);
+        _ = io::stderr().write_all(line.as_bytes());
     })?;
     let already = if provisioned.was_provisioned { "already " } else { "" };
     eprintln!("{already}provisioned as {}", provisioned.device_id);

@@ -38,6 +38,8 @@ pub(crate) struct Line<'a> {
     pub(crate) runtime: Runtime,
     /// The connection for the first attempt, or why there is none.
     pub(crate) first: Cell<Option<Result<Bootstrap, Lost>>>,
+    /// How long the first connection took beyond the work beside it.
+    pub(crate) waited: Cell<Duration>,
     /// What all attempts said.
     pub(crate) traffic: Cell<Traffic>,
 }
@@ -66,7 +68,10 @@ impl Line<'_> {
             if done.is_err() {
                 _ = cancel.take().map(|cancel| cancel.send(()));
             }
-            (done, connecting.join())
+            let working_until = Instant::now();
+            let first = connecting.join();
+            self.waited.set(working_until.elapsed());
+            (done, first)
         });
         self.first.set(first.ok().flatten());
         done
@@ -236,6 +241,7 @@ mod tests {
             deadline,
             runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
             first: Cell::default(),
+            waited: Cell::default(),
             traffic: Cell::default(),
         })
     }
