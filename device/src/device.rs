@@ -12,10 +12,12 @@ use assay_mqtt::BrokerUrl;
 use assay_wire::{ClientId, DeviceId, Flow, Limit, Scope, Topic};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::runtime::Runtime;
 
+use crate::ek::{EkChoice, EndorsementKey};
 use crate::error::Error;
 use crate::provision::{Line, Progress, Step};
-use crate::state::{Grant, Memory, StateDirectory};
+use crate::state::{Grant, Memory, Shown, StateDirectory};
 use crate::token::{DEFAULT_LIFETIME, Token};
 use crate::tpm::{EkKind, EsapiTpm, HierarchyPasswords, IkKind, SrkKind, Tcti, TpmThread};
 use crate::transport::{self, Traffic};
@@ -45,8 +47,8 @@ pub struct ProvisionRequest {
     pub scope: Scope,
     /// How to get what; `None` is the flow used before, or [`Flow::Ticket`].
     pub flow: Option<Flow>,
-    /// The kind of EK to show; `None` takes the first with a certificate.
-    pub ek: Option<EkKind>,
+    /// The EK to show; `None` is the kind used before, or [`EkChoice::Auto`].
+    pub ek: Option<EkChoice>,
     /// The EK certificate and its issuers, leaf first; if empty, those in the TPM's NV memory are used.
     pub ek_certificates: Vec<CertificateDer<'static>>,
     /// The kind of identity key; `None` is the kind used before, or P-256.
@@ -63,6 +65,13 @@ pub struct ProvisionRequest {
     pub again: bool,
     /// How long all of it may take.
     pub deadline: Duration,
+}
+
+impl ProvisionRequest {
+    /// Whether the request goes with what was granted for an EK of this kind.
+    fn takes_ek(&self, granted: EkKind) -> bool {
+        !matches!(self.ek, Some(EkChoice::Kind(kind)) if kind != granted)
+    }
 }
 
 /// Where the identity key is kept if nobody says otherwise (owner range, TCG Registry of Reserved TPM 2.0 Handles, 2.3.1).
@@ -115,7 +124,7 @@ pub enum Credential {
 pub struct Cost {
     /// Time spent in the TPM.
     pub tpm_time: Duration,
-    /// Time spent connecting, and waiting for broker and CA.
+    /// Time spent connecting, as far as nothing else was done meanwhile, and waiting for broker and CA.
     pub wire_time: Duration,
     /// Time spent altogether.
     pub total_time: Duration,
@@ -192,8 +201,36 @@ impl Device {
             )));
         }
         let client = ClientId::from(&device_id);
-        block_on(transport::publish(broker, &Arc::new(tls), &topic, &client, password, message))?;
+        runtime()?.block_on(transport::publish(broker, &Arc::new(tls), &topic, &client, password, message))?;
         Ok(topic.to_string())
+    }
+
+    /// Looks for the EK that the request or else an earlier run chose.
+    fn endorsement_key(
+        &self,
+        request: &ProvisionRequest,
+        memory: &Memory,
+        step: &mut Step<'_>,
+    ) -> Result<(EndorsementKey, Shown), Error> {
+        let before = memory.shown();
+        let (wanted, ek_was_named) = match (request.ek, &before) {
+            (Some(EkChoice::Kind(kind)), _) => (Some(kind), true),
+            // A certificate that is given says which kind of EK it is for.
+            (None, Some(before)) if request.ek_certificates.is_empty() => (Some(before.ek), before.ek_was_named),
+            (Some(EkChoice::Auto) | None, _) => (None, false),
+        };
+        let ek = EndorsementKey::find(&self.tpm, wanted, &request.ek_certificates)?;
+        step.done(&format!("EK {} {}, id {}", ek.kind, ek.certificate_source, ek.id()));
+        if let Some(before) = before
+            && before.ek != ek.kind
+        {
+            step.done(&format!(
+                "this is another EK than the one of kind {} shown before: to the CA it is another device",
+                before.ek
+            ));
+        }
+        let shown = Shown { scope: request.scope.clone(), ek: ek.kind, ek_was_named, ek_id: ek.id() };
+        Ok((ek, shown))
     }
 
     fn line<'a>(&self, request: &'a ProvisionRequest, started: Instant) -> Result<Line<'a>, Error> {
@@ -203,6 +240,9 @@ impl Device {
             scope: &request.scope,
             started,
             deadline: request.deadline,
+            runtime: runtime()?,
+            first: Cell::default(),
+            waited: Cell::default(),
             traffic: Cell::default(),
         })
     }
@@ -241,8 +281,8 @@ impl<'a> Meter<'a> {
     /// Waits for a conversation on `line`.
     fn talk<T>(&mut self, line: &Line<'_>, conversation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let (started, tpm_before) = (Instant::now(), self.tpm.spent());
-        let outcome = block_on(conversation);
-        self.wire_time += started.elapsed().saturating_sub(self.tpm.spent() - tpm_before);
+        let outcome = line.runtime.block_on(conversation);
+        self.wire_time += line.waited.take() + started.elapsed().saturating_sub(self.tpm.spent() - tpm_before);
         self.traffic = line.traffic.get();
         outcome
     }
@@ -264,7 +304,7 @@ fn too_long(limit: Limit) -> Error {
     Error::Usage(format!("this does not fit into a request: {limit}"))
 }
 
-fn block_on<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+fn runtime() -> Result<Runtime, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Error::Internal(format!("event loop: {error}")))?.block_on(future)
+    runtime.map_err(|error| Error::Internal(format!("event loop: {error}")))
 }

@@ -1,5 +1,8 @@
 //! Which EK to show, and the certificates that vouch for it.
 
+use std::fmt;
+use std::str::FromStr;
+
 use assay_wire::{Bytes, CertificateList, EkId, Limit, MAX_CERTIFICATES};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -7,6 +10,34 @@ use x509_parser::public_key::PublicKey as CertificateKey;
 
 use crate::error::Error;
 use crate::tpm::{EkKind, PublicArea, TpmError, TpmThread};
+
+/// Which EK to show to a CA, to which another EK is another device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EkChoice {
+    /// The first with a certificate.
+    Auto,
+    /// The one of this kind.
+    Kind(EkKind),
+}
+
+impl FromStr for EkChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == AUTO { Ok(Self::Auto) } else { text.parse().map(Self::Kind) }
+    }
+}
+
+impl fmt::Display for EkChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.pad(AUTO),
+            Self::Kind(kind) => kind.fmt(f),
+        }
+    }
+}
+
+const AUTO: &str = "auto";
 
 /// The EK that the CA gets to see.
 pub(crate) struct EndorsementKey {

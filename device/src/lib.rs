@@ -52,6 +52,9 @@ pub use device::{
     Cost, Credential, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, Device, DeviceOptions, ProvisionRequest, Provisioned,
 };
 
+mod ek;
+pub use ek::EkChoice;
+
 mod status;
 pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
 
@@ -75,7 +78,6 @@ pub use assay_wire::Flow;
 pub mod tpm;
 
 mod der;
-mod ek;
 mod key;
 mod named;
 mod state;

@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 use std::{env, fs};
 
-use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, Password, SrkKind, Tcti};
+use assay_device::tpm::{HierarchyPasswords, IkKind, Password, SrkKind, Tcti};
 use assay_device::{
-    Credential, CredentialStatus, Device, DeviceOptions, Error, Flow, KeyStatus, OwnKey, ProvisionRequest, Provisioned,
-    Status, read_certificates,
+    Credential, CredentialStatus, Device, DeviceOptions, EkChoice, Error, Flow, KeyStatus, OwnKey, ProvisionRequest,
+    Provisioned, Status, read_certificates,
 };
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Scope};
@@ -85,9 +85,9 @@ struct ProvisionArgs {
     #[arg(long)]
     flow: Option<Flow>,
     /// The endorsement key to show: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps. auto takes the first with a certificate;
-    /// legacy-dps is the one that Azure's C SDK makes, which no certificate is for.
-    #[arg(long, value_name = "KIND", default_value = "auto", value_parser = parse_ek_choice)]
-    ek: EkChoice,
+    /// legacy-dps is the one that Azure's C SDK makes, which no certificate is for. [default: the kind used before, or auto]
+    #[arg(long, value_name = "KIND")]
+    ek: Option<EkChoice>,
     /// The EK certificate, then its issuers, PEM or DER, instead of those in the TPM's NV memory. May be given more than once.
     #[arg(long, value_name = "FILE")]
     ek_certificate: Vec<PathBuf>,
@@ -196,7 +196,7 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
         broker: args.broker,
         scope: args.scope,
         flow: args.flow,
-        ek: args.ek.0,
+        ek: args.ek,
         ek_certificates,
         ik: args.ik,
         ik_handle: args.ik_handle,
@@ -208,7 +208,9 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
     };
     let device = open(args.device)?;
     let provisioned = device.provision(&request, &mut |step, took| {
-        eprintln!("{:>8.1} ms  {step}", took.as_secs_f64() * 1e3);
+        // In one piece, for stderr has no buffer.
+        let line = format!("{:>8.1} ms  {step}\n", took.as_secs_f64() * 1e3);
+        _ = io::stderr().write_all(line.as_bytes());
     })?;
     let already = if provisioned.was_provisioned { "already " } else { "" };
     eprintln!("{already}provisioned as {}", provisioned.device_id);
@@ -394,13 +396,6 @@ fn password(file: Option<&Path>, variable: &str) -> Result<Password, Error> {
     }
     Password::new(password)
         .ok_or_else(|| Error::Usage(format!("{source}: a TPM password has at most {} bytes", Password::MAX)))
-}
-
-#[derive(Clone)]
-struct EkChoice(Option<EkKind>);
-
-fn parse_ek_choice(text: &str) -> Result<EkChoice, String> {
-    if text == "auto" { Ok(EkChoice(None)) } else { text.parse().map(|kind| EkChoice(Some(kind))) }
 }
 
 fn parse_handle(text: &str) -> Result<u32, String> {

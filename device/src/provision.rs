@@ -4,19 +4,25 @@ mod certificate;
 mod shared_key;
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use assay_mqtt::{Backoff, BrokerUrl};
 use assay_wire::{Problem, ProblemCode, ReplyBody, Scope};
 use rustls::ClientConfig;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout_at};
 
 use crate::error::Error;
 use crate::transport::{Bootstrap, Lost, Traffic, random};
 use crate::verify::AnswerError;
 
-pub(crate) use certificate::{Applicant, Progressed};
+pub(crate) use certificate::Applicant;
 pub(crate) use shared_key::{Registrant, Registration};
 
 /// Hears of each step when it is done, and how long it took.
@@ -29,11 +35,52 @@ pub(crate) struct Line<'a> {
     pub(crate) scope: &'a Scope,
     pub(crate) started: Instant,
     pub(crate) deadline: Duration,
+    pub(crate) runtime: Runtime,
+    /// The connection for the first attempt, or why there is none.
+    pub(crate) first: Cell<Option<Result<Bootstrap, Lost>>>,
+    /// How long the first connection took beyond the work beside it.
+    pub(crate) waited: Cell<Duration>,
     /// What all attempts said.
     pub(crate) traffic: Cell<Traffic>,
 }
 
 impl Line<'_> {
+    /// Connects while `work` is done, which is to be short: a broker has not many places for strangers.
+    ///
+    /// If the work fails, nobody waits for the connection.
+    pub(crate) fn connect_during<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        let (runtime, end) = (&self.runtime, self.end());
+        let (broker, tls, scope) = (self.broker, &self.tls, self.scope);
+        let (cancel, mut cancelled) = oneshot::channel::<()>();
+        let mut cancel = Some(cancel);
+        let (done, first) = thread::scope(|threads| {
+            let connecting = threads.spawn(move || {
+                runtime.block_on(async {
+                    let mut connecting = pin!(timeout_at(end, Bootstrap::connect(broker, tls, scope)));
+                    poll_fn(|context| match Pin::new(&mut cancelled).poll(context) {
+                        Poll::Ready(_) => Poll::Ready(None),
+                        Poll::Pending => connecting.as_mut().poll(context).map(Result::ok),
+                    })
+                    .await
+                })
+            });
+            let done = work();
+            if done.is_err() {
+                _ = cancel.take().map(|cancel| cancel.send(()));
+            }
+            let working_until = Instant::now();
+            let first = connecting.join();
+            self.waited.set(working_until.elapsed());
+            (done, first)
+        });
+        self.first.set(first.ok().flatten());
+        done
+    }
+
+    fn end(&self) -> tokio::time::Instant {
+        tokio::time::Instant::from_std(self.started + self.deadline)
+    }
+
     /// Connects and makes an attempt, until one succeeds or finds that none can.
     ///
     /// An attempt that failed for want of a connection, or that the CA was too busy for, is repeated with growing, random
@@ -42,19 +89,23 @@ impl Line<'_> {
     async fn insist<T>(
         &self,
         progress: Progress<'_>,
-        mut attempt: impl AsyncFnMut(&mut Bootstrap<'_>, &mut Step<'_>) -> Result<T, Failure>,
+        mut attempt: impl AsyncFnMut(&mut Bootstrap, &mut Step<'_>) -> Result<T, Failure>,
     ) -> Result<T, Error> {
-        let (started, deadline) = (self.started, self.deadline);
-        let end = tokio::time::Instant::from_std(started + deadline);
+        let (started, deadline, end) = (self.started, self.deadline, self.end());
         let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
         let mut restarts_left = MAX_RESTARTS;
         let mut last = String::from("no attempt was finished");
         loop {
             let connected_attempt = async {
                 let mut step = Step { started: Instant::now(), progress: &mut *progress };
-                let mut ca = Bootstrap::connect(self.broker, &self.tls, self.scope, &self.traffic).await?;
+                let mut ca = match self.first.take() {
+                    Some(first) => first?,
+                    None => Bootstrap::connect(self.broker, &self.tls, self.scope).await?,
+                };
                 step.done(&format!("connected to {}", self.broker));
-                let value = attempt(&mut ca, &mut step).await?;
+                let outcome = attempt(&mut ca, &mut step).await;
+                self.traffic.set(self.traffic.get() + ca.traffic());
+                let value = outcome?;
                 ca.close().await;
                 Ok(value)
             };
@@ -175,6 +226,42 @@ mod tests {
     use assay_wire::{CertificateReply, ChallengeReply};
 
     use super::*;
+
+    /// A broker that accepts connections and says nothing.
+    fn at_a_silent_broker<T>(deadline: Duration, test: impl FnOnce(&Line<'_>) -> T) -> T {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let broker = format!("mqtt://127.0.0.1:{}", listener.local_addr().unwrap().port()).parse().unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = assay_mqtt::tls_config(provider, rustls::RootCertStore::empty(), None).unwrap();
+        test(&Line {
+            broker: &broker,
+            tls: Arc::new(tls),
+            scope: &"default".parse().unwrap(),
+            started: Instant::now(),
+            deadline,
+            runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
+            first: Cell::default(),
+            waited: Cell::default(),
+            traffic: Cell::default(),
+        })
+    }
+
+    #[test]
+    fn work_that_fails_does_not_wait_for_the_connection() {
+        at_a_silent_broker(Duration::from_secs(600), |line| {
+            let done = line.connect_during(|| Err::<(), _>(Error::Internal("test".into())));
+            assert!(matches!(done, Err(Error::Internal(_))));
+            assert!(line.started.elapsed() < Duration::from_secs(10));
+        });
+    }
+
+    #[test]
+    fn work_is_not_lost_if_the_broker_does_not_answer_before_the_deadline() {
+        at_a_silent_broker(Duration::from_millis(200), |line| {
+            assert_eq!(line.connect_during(|| Ok(7)).unwrap(), 7);
+            assert!(line.first.take().is_none());
+        });
+    }
 
     #[test]
     fn reply_out_of_turn_is_final() {

@@ -35,13 +35,43 @@ pub(crate) struct StateDirectory {
 pub(crate) struct Memory {
     pub(crate) in_use: Option<Grant>,
     /// What the CA has not agreed to yet.
-    pub(crate) attempt: Option<DeviceRecord>,
+    pub(crate) attempt: Option<Attempt>,
 }
 
 impl Memory {
+    /// With a certificate that is still to be confirmed. It can be used at once if there is nothing else to use; what is in use
+    /// stays so until the confirmation, for whoever carries the messages can forge that it is refused.
+    pub(crate) fn with_unconfirmed(&self, grant: CertificateGrant) -> Self {
+        match &self.in_use {
+            None => Self { in_use: Some(Grant::Certificate(grant)), attempt: None },
+            Some(_) => Self { in_use: self.in_use.clone(), attempt: Some(Attempt::Unconfirmed(grant)) },
+        }
+    }
+
+    /// Asking for what `record` says. A certificate for the same that is still to be confirmed is kept until another takes its
+    /// place.
+    pub(crate) fn asking_for(&self, record: &IdentityRecord) -> Self {
+        let attempt = match &self.attempt {
+            Some(Attempt::Unconfirmed(grant)) if grant.record == *record => self.attempt.clone(),
+            _ => Some(Attempt::Identity(record.clone())),
+        };
+        Self { in_use: self.in_use.clone(), attempt }
+    }
+
     /// The flow that the next run uses if nobody says otherwise.
     pub(crate) fn flow(&self) -> Option<Flow> {
         self.records().next().map(|record| record.flow())
+    }
+
+    /// Where the next run takes the kind of EK from if nobody says otherwise: from what the CA granted, for to it another EK is
+    /// another device; else from an attempt, if somebody named the kind.
+    pub(crate) fn shown(&self) -> Option<Shown> {
+        let granted = match (&self.attempt, &self.in_use) {
+            (Some(Attempt::Unconfirmed(grant)), _) => Some(grant.record.shown.clone()),
+            (_, in_use) => in_use.as_ref().map(|grant| grant.record().into_shown()),
+        };
+        let named = || Some(self.attempt.as_ref()?.record().into_shown()).filter(|shown| shown.ek_was_named);
+        granted.or_else(named)
     }
 
     /// The identity key that the next run uses if nobody says otherwise.
@@ -77,9 +107,34 @@ impl Memory {
         dropped
     }
 
-    /// What is in use comes first.
+    /// What the next run is to go on with comes first: what only waits for its confirmation, then what is in use.
     fn records(&self) -> impl Iterator<Item = DeviceRecord> {
-        self.in_use.as_ref().map(Grant::record).into_iter().chain(self.attempt.clone())
+        let in_use = self.in_use.as_ref().map(Grant::record);
+        let attempt = self.attempt.as_ref().map(Attempt::record);
+        let is_first = matches!(self.attempt, Some(Attempt::Unconfirmed(_)));
+        let (first, second) = if is_first { (attempt, in_use) } else { (in_use, attempt) };
+        first.into_iter().chain(second)
+    }
+}
+
+/// How far asking for something else has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Attempt {
+    Identity(IdentityRecord),
+    Hmac(HmacRecord),
+    /// A sealed certificate has come, and waits for its confirmation.
+    Unconfirmed(CertificateGrant),
+}
+
+impl Attempt {
+    pub(crate) fn record(&self) -> DeviceRecord {
+        match self {
+            Self::Identity(record) | Self::Unconfirmed(CertificateGrant { record, .. }) => {
+                DeviceRecord::Identity(record.clone())
+            }
+            Self::Hmac(record) => DeviceRecord::Hmac(record.clone()),
+        }
     }
 }
 
@@ -122,8 +177,7 @@ pub(crate) struct SharedKeyGrant {
 }
 
 /// The key in the TPM that is this device's, and where it is shown.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DeviceRecord {
     Identity(IdentityRecord),
     Hmac(HmacRecord),
@@ -134,6 +188,13 @@ impl DeviceRecord {
         match self {
             Self::Identity(record) => record.flow,
             Self::Hmac(_) => Flow::SharedKey,
+        }
+    }
+
+    fn into_shown(self) -> Shown {
+        match self {
+            Self::Identity(record) => record.shown,
+            Self::Hmac(record) => record.shown,
         }
     }
 
@@ -181,6 +242,9 @@ pub(crate) struct Shown {
     pub(crate) scope: Scope,
     #[serde(with = "as_text")]
     pub(crate) ek: EkKind,
+    /// Whether somebody asked for this kind, and not for whichever has a certificate.
+    #[serde(default)]
+    pub(crate) ek_was_named: bool,
     #[serde(with = "as_text")]
     pub(crate) ek_id: EkId,
 }
@@ -217,41 +281,60 @@ impl StateDirectory {
 
     pub(crate) fn store(&self, memory: &Memory) -> Result<(), Error> {
         let json = serde_json::to_string_pretty(memory).map_err(|error| Error::Internal(error.to_string()))?;
-        self.replace(DEVICE, (json + "\n").as_bytes())?;
-        self.copy_certificate(memory)
+        let mut files = vec![(DEVICE, (json + "\n").into_bytes())];
+        files.extend(self.certificate_to_copy(memory)?.map(|pem| (CERTIFICATE, pem)));
+        self.replace(&files)?;
+        self.remove_stale_certificate(memory)
     }
 
-    /// Done again when the directory is opened, in case a process was killed before it.
+    /// Done when the directory is opened, in case a process was killed before it.
     fn copy_certificate(&self, memory: &Memory) -> Result<(), Error> {
-        let grant = match &memory.in_use {
-            None => return Ok(()),
-            Some(Grant::SharedKey(_)) => {
-                let path = self.certificate_path();
-                return remove(&path).map_err(Error::state(path));
-            }
-            Some(Grant::Certificate(grant)) => grant,
-        };
+        if let Some(pem) = self.certificate_to_copy(memory)? {
+            self.replace(&[(CERTIFICATE, pem)])?;
+        }
+        self.remove_stale_certificate(memory)
+    }
+
+    /// The contents that `certificate.pem` should have and has not.
+    fn certificate_to_copy(&self, memory: &Memory) -> Result<Option<Vec<u8>>, Error> {
+        let Some(Grant::Certificate(grant)) = &memory.in_use else { return Ok(None) };
         let pem = pem::certificates(&grant.chain).into_bytes();
-        if read(&self.certificate_path())?.as_ref() == Some(&pem) {
+        let is_there = read(&self.certificate_path())?.as_ref() == Some(&pem);
+        Ok((!is_there).then_some(pem))
+    }
+
+    fn remove_stale_certificate(&self, memory: &Memory) -> Result<(), Error> {
+        if !matches!(memory.in_use, Some(Grant::SharedKey(_))) {
             return Ok(());
         }
-        self.replace(CERTIFICATE, &pem)
+        let path = self.certificate_path();
+        remove(&path).map_err(Error::state(path))
     }
 
-    fn replace(&self, name: &str, contents: &[u8]) -> Result<(), Error> {
-        let path = self.path.join(name);
-        // The lock keeps other writers of this name away; what a killed one left goes.
-        let new = self.path.join(format!("{name}.new"));
-        let write = || {
-            remove(&new)?;
-            // Never through a symbolic link.
-            let mut file = private(OpenOptions::new().create_new(true)).open(&new)?;
-            file.write_all(contents)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            File::open(&self.path)?.sync_all()
-        };
-        write().map_err(Error::state(&path))
+    /// Replaces files together, for each wait for the disk takes longer than most of what a device does.
+    fn replace(&self, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
+        let mut written = Vec::new();
+        for (name, contents) in files {
+            let path = self.path.join(name);
+            // The lock keeps other writers of this name away; what a killed one left goes.
+            let new = self.path.join(format!("{name}.new"));
+            let write = || {
+                remove(&new)?;
+                // Never through a symbolic link.
+                let mut file = private(OpenOptions::new().create_new(true)).open(&new)?;
+                file.write_all(contents)?;
+                Ok(file)
+            };
+            let file = write().map_err(Error::state(&path))?;
+            written.push((file, new, path));
+        }
+        for (file, _, path) in &written {
+            file.sync_all().map_err(Error::state(path))?;
+        }
+        for (_, new, path) in &written {
+            fs::rename(new, path).map_err(Error::state(path))?;
+        }
+        File::open(&self.path).and_then(|directory| directory.sync_all()).map_err(Error::state(&self.path))
     }
 }
 
@@ -395,7 +478,8 @@ mod tests {
     use super::*;
 
     fn a_record() -> IdentityRecord {
-        let shown = Shown { scope: "default".parse().unwrap(), ek: EkKind::P384, ek_id: [7; 32].into() };
+        let scope = "default".parse().unwrap();
+        let shown = Shown { scope, ek: EkKind::P384, ek_was_named: false, ek_id: [7; 32].into() };
         IdentityRecord { shown, flow: Flow::Ticket, ik: IkKind::P256, ik_handle: 0x8100_0200 }
     }
 
@@ -406,7 +490,7 @@ mod tests {
 
     fn a_memory() -> Memory {
         let attempt = IdentityRecord { ik_handle: 0x8100_0201, ..a_record() };
-        Memory { in_use: Some(Grant::Certificate(a_certificate())), attempt: Some(DeviceRecord::Identity(attempt)) }
+        Memory { in_use: Some(Grant::Certificate(a_certificate())), attempt: Some(Attempt::Identity(attempt)) }
     }
 
     fn an_hmac_record() -> HmacRecord {
@@ -416,7 +500,7 @@ mod tests {
 
     fn a_shared_key() -> Memory {
         let grant = SharedKeyGrant { record: an_hmac_record(), device_id: "pump-17".parse().unwrap() };
-        Memory { in_use: Some(Grant::SharedKey(grant)), attempt: Some(DeviceRecord::Hmac(an_hmac_record())) }
+        Memory { in_use: Some(Grant::SharedKey(grant)), attempt: Some(Attempt::Hmac(an_hmac_record())) }
     }
 
     #[test]
@@ -425,9 +509,10 @@ mod tests {
         let state = StateDirectory::open(&dir.path().join("state")).unwrap();
         let proof = Proof { claim: vec![3; 70].try_into().unwrap(), ticket: [0x0F; 32].into() };
         let unconfirmed = CertificateGrant { unconfirmed: Some(proof), ..a_certificate() };
-        let unconfirmed = Memory { in_use: Some(Grant::Certificate(unconfirmed)), attempt: None };
+        let first = Memory::default().with_unconfirmed(unconfirmed.clone());
+        let second = a_shared_key().with_unconfirmed(unconfirmed);
         let asked = Memory { in_use: None, ..a_memory() };
-        for memory in [Memory::default(), asked, a_memory(), unconfirmed, a_shared_key()] {
+        for memory in [Memory::default(), asked, a_memory(), first, second, a_shared_key()] {
             state.store(&memory).unwrap();
             assert_eq!(state.memory().unwrap(), memory);
         }
@@ -456,9 +541,36 @@ mod tests {
     }
 
     #[test]
+    fn certificate_that_waits_for_its_confirmation_leaves_what_is_in_use_alone_and_comes_first_in_the_next_run() {
+        let record = IdentityRecord { flow: Flow::Sealed, ik_handle: 0x8100_0207, ..a_record() };
+        let waiting = CertificateGrant { record: record.clone(), ..a_certificate() };
+        for before in [a_memory(), a_shared_key()] {
+            let after = before.with_unconfirmed(waiting.clone());
+            assert_eq!(after.in_use, before.in_use);
+            assert_eq!((after.flow(), after.identity()), (Some(Flow::Sealed), Some(record.clone())));
+            assert_eq!(after.asking_for(&record), after);
+            assert_eq!(after.asking_for(&a_record()).attempt, Some(Attempt::Identity(a_record())));
+        }
+    }
+
+    #[test]
+    fn next_run_shows_the_ek_of_what_was_granted_or_else_one_that_was_named() {
+        let shown = |ek, ek_was_named| Shown { ek, ek_was_named, ..a_record().shown };
+        let attempt = |shown| Some(Attempt::Identity(IdentityRecord { shown, ..a_record() }));
+        let found = shown(EkKind::Rsa2048, false);
+        let named = shown(EkKind::LegacyDps, true);
+        assert_eq!(Memory { in_use: None, attempt: attempt(found) }.shown(), None);
+        assert_eq!(Memory { in_use: None, attempt: attempt(named.clone()) }.shown(), Some(named.clone()));
+        assert_eq!(Memory { attempt: attempt(named.clone()), ..a_memory() }.shown(), Some(a_record().shown));
+        let record = IdentityRecord { shown: named.clone(), ..a_record() };
+        let waiting = a_memory().with_unconfirmed(CertificateGrant { record, ..a_certificate() });
+        assert_eq!(waiting.shown(), Some(named));
+    }
+
+    #[test]
     fn hmac_keys_of_what_is_in_use_and_of_an_attempt_are_known() {
         let attempt = HmacRecord { keys: vec![HmacPublic(vec![1]), HmacPublic(vec![2])], ..an_hmac_record() };
-        let memory = Memory { attempt: Some(DeviceRecord::Hmac(attempt)), ..a_shared_key() };
+        let memory = Memory { attempt: Some(Attempt::Hmac(attempt)), ..a_shared_key() };
         for (key, is_known) in [(vec![0xAB; 48], true), (vec![1], true), (vec![2], true), (vec![3], false)] {
             assert_eq!(memory.knows(&HmacPublic(key)), is_known);
         }
@@ -496,7 +608,7 @@ mod tests {
     #[test]
     fn handle_of_a_key_that_is_no_longer_known_is_reported() {
         let at = |ik_handle| IdentityRecord { ik_handle, ..a_record() };
-        let attempt = |ik_handle| Some(DeviceRecord::Identity(at(ik_handle)));
+        let attempt = |ik_handle| Some(Attempt::Identity(at(ik_handle)));
         let in_use =
             |ik_handle| Some(Grant::Certificate(CertificateGrant { record: at(ik_handle), ..a_certificate() }));
         let before = Memory { in_use: in_use(1), attempt: attempt(2) };

@@ -18,7 +18,8 @@ pub struct Status {
     pub keys: KeyStatus,
     /// What the device signs in with, if it has it.
     pub credential: Option<CredentialStatus>,
-    /// What was asked for since and the CA has not agreed to. The credential stays in use.
+    /// What was asked for since and the CA has not agreed to, or a sealed certificate that it has not confirmed. The credential
+    /// stays in use.
     pub attempt: Option<KeyStatus>,
 }
 
@@ -79,7 +80,7 @@ impl Status {
     /// Reads a state directory; `None` if nothing was ever asked for with it.
     pub fn read(state: &Path) -> Result<Option<Self>, Error> {
         let Memory { in_use, attempt } = state::memory(state)?;
-        let attempt = attempt.map(KeyStatus::from);
+        let attempt = attempt.map(|attempt| KeyStatus::from(attempt.record()));
         let Some(grant) = in_use else {
             return Ok(attempt.map(|keys| Self { keys, credential: None, attempt: None }));
         };
@@ -106,7 +107,7 @@ fn certificate(state: &Path, grant: &CertificateGrant) -> Result<CredentialStatu
 impl From<DeviceRecord> for KeyStatus {
     fn from(record: DeviceRecord) -> Self {
         let flow = record.flow();
-        let (Shown { scope, ek, ek_id }, key) = match record {
+        let (Shown { scope, ek, ek_id, .. }, key) = match record {
             DeviceRecord::Identity(IdentityRecord { shown, ik, ik_handle, .. }) => {
                 (shown, OwnKey::Identity { ik, ik_handle })
             }

@@ -17,7 +17,7 @@ use crate::der;
 use crate::named::named_kind;
 
 /// One TPM. Every call leaves it as it was found, but for the keys that [`create_identity_key`](Tpm::create_identity_key) makes
-/// and [`import_hmac_key`](Tpm::import_hmac_key) brings: no transient object and no session stays behind.
+/// and [`keep_hmac_key`](Tpm::keep_hmac_key) brings: no transient object and no session stays behind.
 ///
 /// All calls block, some for many seconds on real chips; [`TpmThread`] gives them a thread and a deadline.
 pub trait Tpm {
@@ -56,20 +56,25 @@ pub trait Tpm {
     /// [`TpmError::HandleOccupied`] if what is there has not the shape of an HMAC key from a CA.
     fn hmac_key(&mut self, handle: u32) -> Result<Option<Vec<u8>>, TpmError>;
 
-    /// Opens the key that a CA sent to this EK and this storage root key, and makes it persistent.
+    /// Opens the key that a CA sent to this EK and this storage root key. The TPM checks that whoever sent it knows the secret that
+    /// belongs to its public area. Nothing is kept yet.
+    ///
+    /// # Errors
+    /// [`TpmError::NotForThisTpm`] if the key was not made for this EK and this storage root key, or has another shape.
+    fn open_hmac_key(&mut self, ek: EkKind, srk: SrkKind, key: &WrappedKey) -> Result<OpenedKey, TpmError>;
+
+    /// Makes an opened key persistent.
     ///
     /// If the handle holds this very key already, nothing is done. If it holds the key `replaced` (a TPMT_PUBLIC), that one is
     /// removed once the new one is loaded; whoever is killed before the new one is persistent finds the handle free.
     ///
     /// # Errors
-    /// [`TpmError::NotForThisTpm`] if the key was not made for this EK and this storage root key, or has another shape;
     /// [`TpmError::HandleOccupied`] if the handle holds anything else. It is left alone.
-    fn import_hmac_key(
+    fn keep_hmac_key(
         &mut self,
-        ek: EkKind,
         srk: SrkKind,
         handle: u32,
-        key: &WrappedKey,
+        key: &OpenedKey,
         replaced: Option<&[u8]>,
     ) -> Result<(), TpmError>;
 
@@ -93,6 +98,22 @@ pub struct WrappedKey {
     pub symmetric_seed: Vec<u8>,
     /// TPMT_PUBLIC.
     pub public: Vec<u8>,
+}
+
+/// An HMAC key that this TPM has opened, and that it alone can load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenedKey {
+    /// TPMT_PUBLIC.
+    public: Vec<u8>,
+    /// The content of a TPM2B_PRIVATE, encrypted by the TPM for the storage root key.
+    private: Vec<u8>,
+}
+
+impl OpenedKey {
+    /// The key's TPMT_PUBLIC.
+    pub fn public(&self) -> &[u8] {
+        &self.public
+    }
 }
 
 /// Why the TPM did not do what was asked.

@@ -1,9 +1,10 @@
 //! Questions to the CA and its answers, over one MQTT connection.
 
-use std::cell::Cell;
+use std::ops::Add;
 use std::sync::Arc;
 use std::time::Duration;
 
+use assay_mqtt::rumqttc::Outgoing;
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{
     ConnectReturnCode, Packet, PubAckReason, PublishProperties, SubscribeReasonCode,
@@ -29,29 +30,36 @@ pub(crate) struct Traffic {
     pub(crate) bytes_received: usize,
 }
 
+impl Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            requests: self.requests + other.requests,
+            bytes_sent: self.bytes_sent + other.bytes_sent,
+            bytes_received: self.bytes_received + other.bytes_received,
+        }
+    }
+}
+
 /// A connection of a device that has no name yet, subscribed to its own reply topic.
-pub(crate) struct Bootstrap<'a> {
-    traffic: &'a Cell<Traffic>,
+pub(crate) struct Bootstrap {
     client: AsyncClient,
     events: EventLoop,
     request_topic: String,
     reply_topic: String,
+    traffic: Traffic,
 }
 
-impl<'a> Bootstrap<'a> {
+impl Bootstrap {
     /// Connects under a fresh client id that nobody can guess, and waits until the broker granted the subscription.
-    pub(crate) async fn connect(
-        broker: &BrokerUrl,
-        tls: &Arc<ClientConfig>,
-        scope: &Scope,
-        traffic: &'a Cell<Traffic>,
-    ) -> Result<Self, Lost> {
+    pub(crate) async fn connect(broker: &BrokerUrl, tls: &Arc<ClientConfig>, scope: &Scope) -> Result<Self, Lost> {
         let id = ClientId::bootstrap(random());
         let request_topic = Topic::Request(scope.clone(), id.clone()).to_string();
         let reply_topic = Topic::Reply(scope.clone(), id.clone()).to_string();
         let settings = Client { id: id.to_string(), window: WINDOW, receive_maximum: WINDOW, manual_acks: false };
         let (client, events) = connect(broker, tls, settings);
-        let mut this = Self { traffic, client, events, request_topic, reply_topic };
+        let mut this = Self { client, events, request_topic, reply_topic, traffic: Traffic::default() };
         this.client.try_subscribe(this.reply_topic.clone(), QoS::AtLeastOnce).map_err(lost)?;
         let granted = this.wait("the broker", CONNECT_LIMIT, |packet| match packet {
             Packet::SubAck(ack) => ack.return_codes.into_iter().next(),
@@ -74,10 +82,8 @@ impl<'a> Bootstrap<'a> {
             ..PublishProperties::default()
         };
         let topic = self.request_topic.clone();
-        self.count(|traffic| {
-            traffic.requests += 1;
-            traffic.bytes_sent += message.len();
-        });
+        self.traffic.requests += 1;
+        self.traffic.bytes_sent += message.len();
         self.client.try_publish_with_properties(topic, QoS::AtLeastOnce, false, message, properties).map_err(lost)?;
         let reply_topic = self.reply_topic.clone();
         let answer = self.wait("the CA", REPLY_LIMIT, |packet| match packet {
@@ -89,20 +95,23 @@ impl<'a> Bootstrap<'a> {
             _ => None,
         });
         let (body, length) = answer.await?;
-        self.count(|traffic| traffic.bytes_received += length);
+        self.traffic.bytes_received += length;
         Ok(body)
     }
 
-    fn count(&self, add: impl FnOnce(&mut Traffic)) {
-        let mut traffic = self.traffic.get();
-        add(&mut traffic);
-        self.traffic.set(traffic);
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
-    /// Says goodbye, so that the broker forgets the client at once.
+    /// Says goodbye, so that the broker forgets the client at once. Nothing comes back that is worth waiting for.
     pub(crate) async fn close(mut self) {
         if self.client.try_disconnect().is_ok() {
-            _ = timeout(CLOSE_LIMIT, async { while self.events.poll().await.is_ok() {} }).await;
+            let is_sent = async {
+                while let Ok(event) = self.events.poll().await
+                    && event != Event::Outgoing(Outgoing::Disconnect)
+                {}
+            };
+            _ = timeout(CLOSE_LIMIT, is_sent).await;
         }
     }
 

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
-use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Swtpm, trusted_vendor};
+use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Swtpm, Worker, trusted_vendor};
 use assay_wire::{Problem, ProblemCode, Proof, Reply, ReplyBody, RequestBody, RequestId, Ticket};
 
-use crate::external_brokers::Worker;
 use crate::lab::refused_with;
 use crate::raw_client::{FakeCa, PlainDevice};
 use crate::tools_device::ToolsDevice;

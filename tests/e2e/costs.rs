@@ -1,10 +1,9 @@
 //! What each flow costs a device: round trips, bytes on the wire, TPM commands. README's table is printed here.
 
-use anyhow::{Context, Result, ensure};
-use assay_tests::{AssayDir, Device, EkKind, Mosquitto, json, trusted_vendor};
+use std::time::Duration;
 
-use crate::external_brokers::Worker;
-use crate::tap::Tap;
+use anyhow::{Context, Result, ensure};
+use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Tap, Worker, json, trusted_vendor};
 
 #[test]
 fn each_flow_takes_the_round_trips_it_promises() -> Result<()> {
@@ -17,7 +16,7 @@ fn each_flow_takes_the_round_trips_it_promises() -> Result<()> {
     for ek in [EkKind::P256, EkKind::Rsa2048] {
         for (number, (flow, round_trips)) in [("ticket", 2), ("sealed", 2), ("shared-key", 1)].into_iter().enumerate() {
             let tpm = vendor.device(ek, number)?;
-            let (wire, commands) = (Tap::before(mosquitto.port(0))?, Tap::before_swtpm(tpm.port())?);
+            let (wire, commands) = (Tap::before(mosquitto.port(0))?, Tap::before_swtpm(tpm.port(), Duration::ZERO)?);
             let device = Device::at(&format!("swtpm:host=127.0.0.1,port={}", commands.port()))?;
             let broker = format!("mqtt://127.0.0.1:{}", wire.port());
             let mut provision = device.provision_at(&broker, &dir.root_pem())?;

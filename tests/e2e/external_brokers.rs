@@ -1,14 +1,12 @@
 //! The same worker on brokers that are not ours.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use assay_tests::{AssayDir, Device, EkKind, Mosquitto, json, spawn, trusted_vendor};
+use anyhow::{Result, ensure};
+use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Worker, json, trusted_vendor};
 
 #[test]
 fn a_worker_on_mosquitto_provisions_devices_through_its_access_list() -> Result<()> {
@@ -60,28 +58,6 @@ fn provisions_on(dir: &AssayDir, broker: &str) -> Result<()> {
         ensure!(dir.list("devices")?.iter().any(|device| device["device_id"] == provisioned["device_id"]));
     }
     Ok(())
-}
-
-/// `assay worker`; killed when dropped.
-pub(crate) struct Worker(Child);
-
-impl Worker {
-    pub(crate) fn start(dir: &AssayDir, broker: &str) -> Result<Self> {
-        let mut command = dir.assay(&["worker", "--broker", broker])?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut worker = Self(spawn(command)?);
-        let mut line = String::new();
-        BufReader::new(worker.0.stdout.take().context("stdout is a pipe")?).read_line(&mut line)?;
-        ensure!(line == "ready\n", "`assay worker` said {line:?}");
-        Ok(worker)
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
 }
 
 /// A broker in this process, on the port returned; it cannot be stopped.

@@ -16,5 +16,4 @@ mod sealed;
 mod shared_key;
 mod shared_key_tools;
 mod snooping;
-mod tap;
 mod tools_device;

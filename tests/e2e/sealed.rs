@@ -8,13 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use assay_tests::{AssayDir, Device, EkKind, Mosquitto, json, run, tool, trusted_vendor};
+use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Tap, Worker, json, run, tool, trusted_vendor};
 use assay_wire::{Bundle, ProblemCode, Proof, ReplyBody, RequestBody, SealedReply};
 
-use crate::external_brokers::Worker;
 use crate::lab::Lab;
 use crate::raw_client::RawClient;
-use crate::tap::Tap;
 use crate::tools_device::ToolsDevice;
 
 #[test]

@@ -269,6 +269,7 @@ fn an_ek_of_azures_sdk_is_explained_and_let_in_if_its_enrolment_says_so() -> Res
     let device = Device::new(&tpm)?;
     let arguments = ["--flow", "shared-key", "--ek", "legacy-dps", "--srk", "rsa-2048"];
     ensure!(lab.provision(&device, &arguments)?["device_id"] == "pump-17");
+    ensure!(lab.provision(&device, &["--again"])?["ek"] == "legacy-dps", "the kind of EK is remembered");
     run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?).map(drop)
 }
 

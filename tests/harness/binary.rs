@@ -10,14 +10,15 @@ use anyhow::{Context, Result, anyhow};
 use crate::cache::profile_dir;
 use crate::tool::run;
 
-/// The path of `assay`, `assay-device`, `assay-fleet` or `examples/impostor`, built from the sources as they are now.
+/// The path of `assay`, `assay-device`, `assay-fleet`, `examples/impostor` or `examples/populate`, built from the sources as they are now.
 ///
 /// Cargo builds no binaries of other packages for a test, so the first call of a process does; unless somebody has built
 /// them already and says where, by [`use_binaries_in`] or in the environment's `ASSAY_BIN_DIR`.
 pub fn assay_bin(name: &str) -> Result<PathBuf> {
     let dir = BIN_DIR.get_or_init(|| match env::var_os("ASSAY_BIN_DIR") {
         Some(dir) => Ok(dir.into()),
-        None => run(build().args(["--quiet", "--package", "assay-fleet"])).and_then(|_| profile_dir()),
+        None => run(build().args(["--quiet", "--package", "assay-fleet", "--example", "populate"]))
+            .and_then(|_| profile_dir()),
     });
     let dir = dir.as_ref().map_err(|error| anyhow!("{error:#}")).context("cannot build the binaries under test")?;
     Ok(dir.join(name))

@@ -10,13 +10,17 @@ mod mosquitto;
 mod ports;
 mod server;
 mod swtpm;
+mod tap;
 mod tool;
 mod vendor;
+mod worker;
 
 pub use binary::{assay_bin, build, use_binaries_in};
 pub use device::{Device, json};
 pub use mosquitto::Mosquitto;
 pub use server::{AssayDir, AssayServer};
 pub use swtpm::Swtpm;
+pub use tap::Tap;
 pub use tool::{daemon, run, spawn, tool};
 pub use vendor::{EkCertificate, EkKind, VendorCa, trusted_vendor, untrusted_vendor};
+pub use worker::Worker;

@@ -8,8 +8,8 @@ use super::{Credential, DEFAULT_IK_HANDLE, Device, Meter, ProvisionRequest, Prov
 use crate::ek::EndorsementKey;
 use crate::error::Error;
 use crate::key::IdentityKey;
-use crate::provision::{Applicant, Progress, Progressed, Step};
-use crate::state::{CertificateGrant, DeviceRecord, Grant, IdentityRecord, Memory, Shown};
+use crate::provision::{Applicant, Progress, Step};
+use crate::state::{Attempt, CertificateGrant, Grant, IdentityRecord, Memory};
 use crate::tpm::{IkKind, PublicArea, PublicKey};
 use crate::verify::{self, AnswerError, DeviceCertificate};
 
@@ -30,7 +30,7 @@ impl Device {
         let found = self.tpm.call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
         let mut pending = None;
         if !request.again
-            && let Some((grant, certificate)) = self.granted_certificate(memory, request, found.as_ref())
+            && let Some((grant, certificate)) = self.granted_certificate(flow, memory, request, found.as_ref())
         {
             match &grant.unconfirmed {
                 None => {
@@ -43,8 +43,7 @@ impl Device {
             }
         }
 
-        let ek = EndorsementKey::find(&self.tpm, request.ek, &request.ek_certificates)?;
-        step.done(&format!("EK {} {}, id {}", ek.kind, ek.certificate_source, ek.id()));
+        let (ek, shown) = self.endorsement_key(request, memory, &mut step)?;
         let (ik, origin) = match found {
             Some(public) => (public, "found"),
             None => {
@@ -54,48 +53,63 @@ impl Device {
             }
         };
         let key = IdentityKey { tpm: self.tpm.clone(), handle, kind, public: ik.key };
-        let shown = Shown { scope: request.scope.clone(), ek: ek.kind, ek_id: ek.id() };
         let record = IdentityRecord { shown, flow, ik: kind, ik_handle: handle };
-        let asked = Memory { in_use: memory.in_use.clone(), attempt: Some(DeviceRecord::Identity(record.clone())) };
-        self.remember(memory, &asked, &mut step)?;
-        step.done(&format!("identity key {kind} {origin} at {handle:#010x}"));
-        let bundle = bundle(request.device_id.clone(), &ek, ik.bytes, &key)?;
-        step.done("certificate request signed");
+        let asked = memory.asking_for(&record);
+        let line = self.line(request, meter.started)?;
+        let bundle = line.connect_during(|| {
+            self.remember(memory, &asked, &mut step)?;
+            step.done(&format!("identity key {kind} {origin} at {handle:#010x}"));
+            let bundle = bundle(request.device_id.clone(), &ek, ik.bytes, &key)?;
+            step.done("certificate request signed");
+            Ok(bundle)
+        })?;
         if pending.is_some() {
             step.done("an earlier run stored the certificate: it is still to be confirmed");
         }
 
-        let line = self.line(request, meter.started)?;
         let applicant = Applicant { line: &line, roots: &self.roots, bundle, ek: ek.kind, ek_id: ek.id(), ik: &key };
-        let grant = |certificate: &DeviceCertificate, unconfirmed: Option<&Proof>| {
-            let (record, chain) = (record.clone(), certificate.chain.clone());
-            let grant = CertificateGrant { record, chain, unconfirmed: unconfirmed.cloned() };
-            Memory { in_use: Some(Grant::Certificate(grant)), attempt: None }
+        let grant = |certificate: &DeviceCertificate, unconfirmed: Option<&Proof>| CertificateGrant {
+            record: record.clone(),
+            chain: certificate.chain.clone(),
+            unconfirmed: unconfirmed.cloned(),
         };
-        let remember = |progressed: Progressed<'_>| match progressed {
-            Progressed::Verified(certificate, proof) => self.state.store(&grant(certificate, Some(proof))),
-            Progressed::Lapsed => self.state.store(&Memory { in_use: None, attempt: asked.attempt.clone() }),
-        };
+        let mut known = asked;
         let certificate = if flow == Flow::Sealed {
+            let remember = |certificate: &DeviceCertificate, proof: &Proof| {
+                known = known.with_unconfirmed(grant(certificate, Some(proof)));
+                self.state.store(&known)
+            };
             meter.talk(&line, applicant.obtain_sealed(pending, remember, &mut *step.progress))?
         } else {
             meter.talk(&line, applicant.obtain(&mut *step.progress))?
         };
-        self.remember(&asked, &grant(&certificate, None), &mut step)?;
+        let granted = Memory { in_use: Some(Grant::Certificate(grant(&certificate, None))), attempt: None };
+        self.remember(&known, &granted, &mut step)?;
         Ok(self.provisioned(&record, certificate, false, &meter))
     }
 
-    /// The stored certificate, if it is what the request asks for and good for the key that was found in the TPM.
+    /// The stored certificate, if it is what the request asks for and good for the key that was found in the TPM. In the sealed
+    /// flow, one that waits for its confirmation comes first.
     fn granted_certificate<'a>(
         &self,
+        flow: Flow,
         memory: &'a Memory,
         request: &ProvisionRequest,
         found: Option<&PublicArea>,
     ) -> Option<(&'a CertificateGrant, DeviceCertificate)> {
-        let Some(Grant::Certificate(grant)) = &memory.in_use else { return None };
-        let certificate = self.verify(grant, &request.scope, &found?.key).ok()?;
-        let is_wanted = request.device_id.as_ref().is_none_or(|wanted| *wanted == certificate.device_id);
-        is_wanted.then_some((grant, certificate))
+        let waiting = match &memory.attempt {
+            Some(Attempt::Unconfirmed(grant)) if flow == Flow::Sealed => Some(grant),
+            _ => None,
+        };
+        let in_use = match &memory.in_use {
+            Some(Grant::Certificate(grant)) => Some(grant),
+            _ => None,
+        };
+        waiting.into_iter().chain(in_use).find_map(|grant| {
+            let certificate = self.verify(grant, &request.scope, &found?.key).ok()?;
+            let is_wanted = request.device_id.as_ref().is_none_or(|wanted| *wanted == certificate.device_id);
+            (is_wanted && request.takes_ek(grant.record.shown.ek)).then_some((grant, certificate))
+        })
     }
 
     fn provisioned(

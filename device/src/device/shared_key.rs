@@ -5,10 +5,9 @@ use std::time::Duration;
 use assay_wire::{DeviceId, Flow, SrkBundle};
 
 use super::{Credential, DEFAULT_HMAC_HANDLE, Device, Meter, ProvisionRequest, Provisioned, too_long};
-use crate::ek::EndorsementKey;
 use crate::error::Error;
 use crate::provision::{Progress, Registrant, Registration, Step};
-use crate::state::{DeviceRecord, Grant, HmacPublic, HmacRecord, Memory, SharedKeyGrant, Shown};
+use crate::state::{Attempt, Grant, HmacPublic, HmacRecord, Memory, SharedKeyGrant};
 use crate::token::{self, Token};
 use crate::tpm::{SrkKind, TpmError};
 
@@ -34,24 +33,23 @@ impl Device {
             && own.is_some()
             && grant.record.shown.scope == request.scope
             && (grant.record.srk, grant.record.hmac_handle) == (srk, handle)
+            && request.takes_ek(grant.record.shown.ek)
             && request.device_id.as_ref().is_none_or(|wanted| *wanted == grant.device_id)
         {
             step.done("provisioned already: the TPM holds the HMAC key");
             return Ok(provisioned(&grant.record, grant.device_id.clone(), true, &meter));
         }
 
-        let ek = EndorsementKey::find(&self.tpm, request.ek, &request.ek_certificates)?;
-        step.done(&format!("EK {} {}, id {}", ek.kind, ek.certificate_source, ek.id()));
+        let (ek, shown) = self.endorsement_key(request, memory, &mut step)?;
         let srk_public = self.tpm.call("making the storage root key", move |tpm| tpm.storage_root_key(srk))?;
         let srk_public = srk_public.ok_or_else(|| TpmError::Unsupported(format!("{srk} storage root")))?;
-        let shown = Shown { scope: request.scope.clone(), ek: ek.kind, ek_id: ek.id() };
         let record = |keys| HmacRecord { shown: shown.clone(), srk, hmac_handle: handle, keys };
-        let asking = |keys| Memory { in_use: memory.in_use.clone(), attempt: Some(DeviceRecord::Hmac(record(keys))) };
+        let asking = |keys| Memory { in_use: memory.in_use.clone(), attempt: Some(Attempt::Hmac(record(keys))) };
         let asked = asking(own.iter().cloned().collect());
-        self.remember(memory, &asked, &mut step)?;
+        let line = self.line(request, meter.started)?;
+        line.connect_during(|| self.remember(memory, &asked, &mut step))?;
         step.done(&format!("storage root key {srk} ready"));
 
-        let line = self.line(request, meter.started)?;
         let registrant = Registrant {
             line: &line,
             tpm: &self.tpm,

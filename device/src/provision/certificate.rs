@@ -25,25 +25,13 @@ pub(crate) struct Applicant<'a> {
     pub(crate) ik: &'a IdentityKey,
 }
 
-/// How far a sealed certificate has come; what a device has to remember.
-pub(crate) enum Progressed<'a> {
-    /// It is verified, and can be used, but is still to be confirmed.
-    Verified(&'a DeviceCertificate, &'a Proof),
-    /// The CA no longer takes the confirmation.
-    Lapsed,
-}
-
 impl Applicant<'_> {
     /// The ticket flow: talks to the CA until it grants a certificate that passes our checks.
     pub(crate) async fn obtain(&self, progress: Progress<'_>) -> Result<DeviceCertificate, Error> {
         self.line.insist(progress, async |ca, step| self.prove_and_certify(ca, step).await).await
     }
 
-    async fn prove_and_certify(
-        &self,
-        ca: &mut Bootstrap<'_>,
-        step: &mut Step<'_>,
-    ) -> Result<DeviceCertificate, Failure> {
+    async fn prove_and_certify(&self, ca: &mut Bootstrap, step: &mut Step<'_>) -> Result<DeviceCertificate, Failure> {
         let challenge = match ca.ask(RequestBody::Challenge(self.bundle.clone())).await? {
             ReplyBody::Challenge(challenge) => challenge,
             other => return Err(Failure::out_of_turn("challenge", other)),
@@ -65,20 +53,21 @@ impl Applicant<'_> {
 
     /// The sealed flow: talks to the CA until it has confirmed a certificate that passes our checks.
     ///
-    /// `pending` is a certificate that an earlier run verified and did not see confirmed. `remember` is called before the
-    /// confirmation is sent, and when it came too late.
+    /// `pending` is a certificate that an earlier run verified and did not see confirmed. `remember` is called with one that is
+    /// verified, before the confirmation is sent. If the CA does not take the confirmation, another one is asked for; that it
+    /// does not is no reason to forget anything, for the answer may be forged.
     pub(crate) async fn obtain_sealed(
         &self,
         mut pending: Option<(DeviceCertificate, Proof)>,
-        mut remember: impl FnMut(Progressed<'_>) -> Result<(), Error>,
+        mut remember: impl FnMut(&DeviceCertificate, &Proof) -> Result<(), Error>,
         progress: Progress<'_>,
     ) -> Result<DeviceCertificate, Error> {
-        let attempt = async |ca: &mut Bootstrap<'_>, step: &mut Step<'_>| {
+        let attempt = async |ca: &mut Bootstrap, step: &mut Step<'_>| {
             let (certificate, proof) = match &pending {
                 Some(pending) => pending,
                 None => {
                     let (certificate, proof) = self.unseal(ca, step).await?;
-                    remember(Progressed::Verified(&certificate, &proof))?;
+                    remember(&certificate, &proof)?;
                     pending.insert((certificate, proof))
                 }
             };
@@ -88,10 +77,7 @@ impl Applicant<'_> {
             };
             match &confirmed {
                 Ok(certificate) => step.done(&format!("certificate {} confirmed", certificate.serial)),
-                Err(failure) if failure.is_lost_claim() => {
-                    pending = None;
-                    remember(Progressed::Lapsed)?;
-                }
+                Err(failure) if failure.is_lost_claim() => pending = None,
                 Err(_) => {}
             }
             confirmed
@@ -99,7 +85,7 @@ impl Applicant<'_> {
         self.line.insist(progress, attempt).await
     }
 
-    async fn unseal(&self, ca: &mut Bootstrap<'_>, step: &mut Step<'_>) -> Result<(DeviceCertificate, Proof), Failure> {
+    async fn unseal(&self, ca: &mut Bootstrap, step: &mut Step<'_>) -> Result<(DeviceCertificate, Proof), Failure> {
         let reply = match ca.ask(RequestBody::Enroll(self.bundle.clone())).await? {
             ReplyBody::Sealed(reply) => reply,
             other => return Err(Failure::out_of_turn("sealed certificate", other)),

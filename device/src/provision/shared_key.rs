@@ -4,7 +4,7 @@ use assay_wire::{ActivationReply, DeviceId, ReplyBody, RequestBody, SrkBundle};
 
 use super::{Failure, Line, Progress, Step};
 use crate::error::Error;
-use crate::tpm::{EkKind, SrkKind, TpmError, TpmThread, WrappedKey};
+use crate::tpm::{EkKind, OpenedKey, SrkKind, TpmError, TpmThread, WrappedKey};
 use crate::transport::Bootstrap;
 use crate::verify::{self, AnswerError};
 
@@ -28,10 +28,11 @@ pub(crate) struct Registration {
 }
 
 impl Registrant<'_> {
-    /// Talks to the CA until it grants a key that the TPM can load, and makes that key persistent.
+    /// Talks to the CA until it grants a key that the TPM can open, and makes that key persistent.
     ///
-    /// `remember` is told the key's TPMT_PUBLIC before the TPM gets the key: whoever is killed in between must know it again, for
-    /// the CA may send another key the next time.
+    /// `remember` is told the key's TPMT_PUBLIC once the TPM has opened the key, and before the TPM keeps it: whoever is killed in
+    /// between must know it again, for the CA may send another key the next time. A key that a reply only names is not
+    /// remembered, for it may be somebody else's.
     pub(crate) async fn obtain(
         &self,
         mut remember: impl FnMut(&[u8]) -> Result<(), Error>,
@@ -42,7 +43,7 @@ impl Registrant<'_> {
 
     async fn register(
         &self,
-        ca: &mut Bootstrap<'_>,
+        ca: &mut Bootstrap,
         remember: &mut impl FnMut(&[u8]) -> Result<(), Error>,
         step: &mut Step<'_>,
     ) -> Result<Registration, Failure> {
@@ -56,28 +57,33 @@ impl Registrant<'_> {
         if let Some(wanted) = &self.bundle.device_id {
             verify::device_id(wanted, &device_id)?;
         }
-        let public = key_public.into_vec();
         let key = WrappedKey {
             credential_blob: credential_blob.into_vec(),
             encrypted_seed: encrypted_seed.into_vec(),
             duplicate: duplicate.into_vec(),
             symmetric_seed: symmetric_seed.into_vec(),
-            public: public.clone(),
+            public: key_public.into_vec(),
         };
+        let opened = self.open(key)?;
+        step.done("HMAC key opened by the TPM");
+        let public = opened.public().to_vec();
         remember(&public)?;
-        self.load(key)?;
-        step.done(&format!("HMAC key loaded by the TPM and kept at {:#010x}", self.handle));
+        self.keep(opened).map_err(Error::from)?;
+        step.done(&format!("HMAC key kept at {:#010x}", self.handle));
         Ok(Registration { device_id, public })
     }
 
-    fn load(&self, key: WrappedKey) -> Result<(), Error> {
-        let (ek, srk, handle, replaced) = (self.ek, self.srk, self.handle, self.replaced.clone());
-        let load = self
-            .tpm
-            .call("loading the HMAC key", move |tpm| tpm.import_hmac_key(ek, srk, handle, &key, replaced.as_deref()));
-        load.map_err(|error| match error {
+    fn open(&self, key: WrappedKey) -> Result<OpenedKey, Error> {
+        let (ek, srk) = (self.ek, self.srk);
+        let opened = self.tpm.call("opening the HMAC key", move |tpm| tpm.open_hmac_key(ek, srk, &key));
+        opened.map_err(|error| match error {
             TpmError::NotForThisTpm { .. } => AnswerError::SharedKey(error).into(),
             error => error.into(),
         })
+    }
+
+    fn keep(&self, key: OpenedKey) -> Result<(), TpmError> {
+        let (srk, handle, replaced) = (self.srk, self.handle, self.replaced.clone());
+        self.tpm.call("loading the HMAC key", move |tpm| tpm.keep_hmac_key(srk, handle, &key, replaced.as_deref()))
     }
 }

@@ -23,13 +23,14 @@ use tss_esapi::structures::{
 };
 use tss_esapi::traits::{Marshall, UnMarshall};
 use tss_esapi::tss2_esys::TPMT_TK_HASHCHECK;
+use tss_esapi::utils::TpmsContext;
 use tss_esapi::{Context, TctiNameConf};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::{
-    EkKind, HierarchyPasswords, IkKind, PublicArea, PublicKey, SignatureScheme, SrkKind, Tcti, Tpm, TpmError,
-    WrappedKey,
+    EkKind, HierarchyPasswords, IkKind, OpenedKey, PublicArea, PublicKey, SignatureScheme, SrkKind, Tcti, Tpm,
+    TpmError, WrappedKey,
 };
 use crate::der;
 
@@ -41,25 +42,26 @@ pub struct EsapiTpm {
     tcti: Tcti,
     passwords: HierarchyPasswords,
     context: Option<Context>,
+    primaries: Primaries,
 }
 
 impl EsapiTpm {
     /// A TPM that is not connected to yet.
     pub fn new(tcti: Tcti, passwords: HierarchyPasswords) -> Self {
-        Self { tcti, passwords, context: None }
+        Self { tcti, passwords, context: None, primaries: Primaries::default() }
     }
 
     fn run<T>(
         &mut self,
         operation: &'static str,
-        command: impl FnOnce(&mut Context) -> Result<T, Fault>,
+        command: impl FnOnce(&mut Context, &mut Primaries) -> Result<T, Fault>,
     ) -> Result<T, TpmError> {
         let result = match self.context.take() {
             Some(context) => Ok(context),
             None => self.open(),
         }
         .and_then(|mut context| {
-            let value = command(&mut context)?;
+            let value = command(&mut context, &mut self.primaries)?;
             self.context = Some(context);
             Ok(value)
         });
@@ -67,8 +69,7 @@ impl EsapiTpm {
     }
 
     fn open(&self) -> Result<Context, Fault> {
-        let tcti: TctiNameConf = self.tcti.as_str().parse()?;
-        let mut context = Context::new(tcti)?;
+        let mut context = Context::new(name_conf(&self.tcti)?)?;
         let passwords =
             [(ObjectHandle::Owner, &self.passwords.owner), (ObjectHandle::Endorsement, &self.passwords.endorsement)];
         for (hierarchy, password) in passwords {
@@ -104,7 +105,7 @@ impl EsapiTpm {
 impl Tpm for EsapiTpm {
     fn ek_certificates(&mut self, kind: EkKind) -> Result<Vec<Vec<u8>>, TpmError> {
         let Some(leaf) = ek_certificate_index(kind) else { return Ok(Vec::new()) };
-        self.run("reading the EK certificate", |context| {
+        self.run("reading the EK certificate", |context, _| {
             let indices = handles(context, TPM2_NV_INDEX_FIRST)?;
             if !indices.contains(&leaf) {
                 return Ok(Vec::new());
@@ -121,18 +122,20 @@ impl Tpm for EsapiTpm {
     }
 
     fn endorsement_key(&mut self, kind: EkKind) -> Result<Option<PublicArea>, TpmError> {
-        self.run("making the EK", |context| {
-            let ek = match load_ek(context, kind) {
+        self.run("making the EK", |context, primaries| {
+            let ek = match load_ek(context, primaries, kind) {
                 Err(Fault::Unsupported(_)) => return Ok(None),
                 ek => ek?,
             };
+            // It is needed again soon, to open what was encrypted to it.
+            primaries.keep(context, template::ek(kind)?, &ek)?;
             ek.release(context)?;
             Ok(Some(public_area(&ek.public)?))
         })
     }
 
     fn identity_key(&mut self, kind: IkKind, handle: u32) -> Result<Option<PublicArea>, TpmError> {
-        self.run("looking for the identity key", |context| {
+        self.run("looking for the identity key", |context, _| {
             let Some(found) = find_persistent(context, handle)? else { return Ok(None) };
             found.release(context)?;
             if !template::fits(&found.public, &template::ik(kind)?) {
@@ -144,8 +147,8 @@ impl Tpm for EsapiTpm {
     }
 
     fn create_identity_key(&mut self, kind: IkKind, handle: u32) -> Result<PublicArea, TpmError> {
-        self.run("creating the identity key", |context| {
-            let srk = load_parent(context)?;
+        self.run("creating the identity key", |context, primaries| {
+            let srk = load_parent(context, primaries)?;
             let ik = context
                 .execute_with_session(Some(AuthSession::Password), |context| {
                     let created = context.create(srk.handle, template::ik(kind)?, None, None, None, None)?;
@@ -170,7 +173,7 @@ impl Tpm for EsapiTpm {
             }
             SignatureScheme::RsaPssSha256 => TssSignatureScheme::RsaPss { hash_scheme: hash(HashingAlgorithm::Sha256) },
         };
-        self.run("signing", |context| {
+        self.run("signing", |context, _| {
             let ik = Loaded::persistent(context, handle)?;
             let signature = context
                 .execute_with_session(Some(AuthSession::Password), |context| {
@@ -196,27 +199,28 @@ impl Tpm for EsapiTpm {
         blob: &[u8],
         seed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
-        self.run("activating the credential", |context| {
+        self.run("activating the credential", |context, primaries| {
             let ik = Loaded::persistent(context, handle)?;
-            let secret = activate(context, kind, &ik, blob, seed)?;
+            let secret = activate(context, primaries, kind, &ik, blob, seed)?;
             ik.release(context)?;
             Ok(secret)
         })
     }
 
     fn storage_root_key(&mut self, kind: SrkKind) -> Result<Option<PublicArea>, TpmError> {
-        self.run("making the storage root key", |context| {
-            let srk = match load_srk(context, kind) {
+        self.run("making the storage root key", |context, primaries| {
+            let srk = match load_srk(context, primaries, kind) {
                 Err(Fault::Unsupported(_)) => return Ok(None),
                 srk => srk?,
             };
+            primaries.keep(context, template::srk(kind)?, &srk)?;
             srk.release(context)?;
             Ok(Some(public_area(&srk.public)?))
         })
     }
 
     fn hmac_key(&mut self, handle: u32) -> Result<Option<Vec<u8>>, TpmError> {
-        self.run("looking for the HMAC key", |context| {
+        self.run("looking for the HMAC key", |context, _| {
             let Some(found) = find_persistent(context, handle)? else { return Ok(None) };
             found.release(context)?;
             if !template::fits(&found.public, &template::hmac_key()?) {
@@ -226,16 +230,27 @@ impl Tpm for EsapiTpm {
         })
     }
 
-    fn import_hmac_key(
+    fn open_hmac_key(&mut self, ek: EkKind, srk: SrkKind, key: &WrappedKey) -> Result<OpenedKey, TpmError> {
+        self.run("opening the HMAC key", |context, primaries| {
+            let public = hmac_public(&key.public)?;
+            let parent = load_srk(context, primaries, srk)?;
+            let private = import(context, primaries, ek, &parent, key, &public)?;
+            // TPM2_Load compares the sensitive area with the public one (TPM 2.0 Part 3, 12.2.1), whether TPM2_Import did or not.
+            let loaded = load(context, &parent, private.clone(), public).map_err(|error| not_opened(error.into()))?;
+            loaded.release(context)?;
+            parent.release(context)?;
+            Ok(OpenedKey { public: key.public.clone(), private: private.to_vec() })
+        })
+    }
+
+    fn keep_hmac_key(
         &mut self,
-        ek: EkKind,
         srk: SrkKind,
         handle: u32,
-        key: &WrappedKey,
+        key: &OpenedKey,
         replaced: Option<&[u8]>,
     ) -> Result<(), TpmError> {
-        let outcome = self.run("loading the HMAC key", |context| {
-            let public = hmac_public(&key.public)?;
+        let outcome = self.run("loading the HMAC key", |context, primaries| {
             let old = find_persistent(context, handle)?;
             if let Some(old) = &old {
                 let found = old.public.marshall()?;
@@ -246,7 +261,10 @@ impl Tpm for EsapiTpm {
                     return Err(no_hmac_key(handle, &old.public));
                 }
             }
-            let key = import(context, ek, srk, key, public)?;
+            let parent = load_srk(context, primaries, srk)?;
+            let private = Private::try_from(key.private.as_slice())?;
+            let key = load(context, &parent, private, Public::unmarshall(&key.public)?)?;
+            parent.release(context)?;
             if let Some(old) = old {
                 old.evict(context, handle)?;
             }
@@ -258,7 +276,7 @@ impl Tpm for EsapiTpm {
     }
 
     fn hmac(&mut self, handle: u32, data: &[u8]) -> Result<Vec<u8>, TpmError> {
-        self.run("computing an HMAC", |context| {
+        self.run("computing an HMAC", |context, _| {
             let key = Loaded::persistent(context, handle)?;
             let data = MaxBuffer::try_from(data)?;
             let hmac = context
@@ -269,6 +287,18 @@ impl Tpm for EsapiTpm {
             key.release(context)?;
             Ok(hmac.to_vec())
         })
+    }
+}
+
+/// The library's own parser of whole strings tries a regular expression for each kind of TCTI, which costs more time and memory than
+/// all else that is done with the string.
+fn name_conf(tcti: &Tcti) -> tss_esapi::Result<TctiNameConf> {
+    let (name, conf) = tcti.as_str().split_once(':').unwrap_or((tcti.as_str(), ""));
+    match name {
+        "device" => conf.parse().map(TctiNameConf::Device),
+        "swtpm" => conf.parse().map(TctiNameConf::Swtpm),
+        "mssim" => conf.parse().map(TctiNameConf::Mssim),
+        _ => conf.parse().map(TctiNameConf::Tabrmd),
     }
 }
 
@@ -353,7 +383,7 @@ fn find_persistent(context: &mut Context, handle: u32) -> Result<Option<Loaded>,
 }
 
 /// The EK: one that was made persistent if it equals the template, for creating an RSA key takes real chips seconds.
-fn load_ek(context: &mut Context, kind: EkKind) -> Result<Loaded, Fault> {
+fn load_ek(context: &mut Context, primaries: &mut Primaries, kind: EkKind) -> Result<Loaded, Fault> {
     let template = template::ek(kind)?;
     for handle in handles(context, EK_PERSISTENT_FIRST)? {
         if !(EK_PERSISTENT_FIRST..=EK_PERSISTENT_LAST).contains(&handle) {
@@ -365,7 +395,7 @@ fn load_ek(context: &mut Context, kind: EkKind) -> Result<Loaded, Fault> {
         }
         found.release(context)?;
     }
-    primary_of_kind(context, Hierarchy::Endorsement, "endorsement", template, kind.name())
+    primaries.load(context, Hierarchy::Endorsement, "endorsement", template, kind.name())
 }
 
 /// Whether a persistent key of an EK's shape is that EK. The EKs [`EkKind::Rsa2048`] and [`EkKind::LegacyDps`] have one shape; the
@@ -396,7 +426,7 @@ fn ek_certificate_index(kind: EkKind) -> Option<u32> {
 
 /// The parent of identity keys: the persistent storage root key if the platform's owner left one, of whatever kind, else one made
 /// for the moment.
-fn load_parent(context: &mut Context) -> Result<Loaded, Fault> {
+fn load_parent(context: &mut Context, primaries: &mut Primaries) -> Result<Loaded, Fault> {
     if let Some(found) = find_persistent(context, SRK_PERSISTENT)? {
         if template::is_storage_key(&found.public) {
             return Ok(found);
@@ -404,7 +434,7 @@ fn load_parent(context: &mut Context) -> Result<Loaded, Fault> {
         found.release(context)?;
     }
     let mut primary =
-        |kind: SrkKind| primary_of_kind(context, Hierarchy::Owner, "owner", template::srk(kind)?, kind.name());
+        |kind: SrkKind| primaries.load(context, Hierarchy::Owner, "owner", template::srk(kind)?, kind.name());
     match primary(SrkKind::P256) {
         Err(Fault::Unsupported(_)) => primary(SrkKind::Rsa2048),
         srk => srk,
@@ -412,7 +442,7 @@ fn load_parent(context: &mut Context) -> Result<Loaded, Fault> {
 }
 
 /// The storage root key of one kind: the persistent one if it has that shape, else one made for the moment.
-fn load_srk(context: &mut Context, kind: SrkKind) -> Result<Loaded, Fault> {
+fn load_srk(context: &mut Context, primaries: &mut Primaries, kind: SrkKind) -> Result<Loaded, Fault> {
     let template = template::srk(kind)?;
     if let Some(found) = find_persistent(context, SRK_PERSISTENT)? {
         if template::fits(&found.public, &template) {
@@ -420,31 +450,64 @@ fn load_srk(context: &mut Context, kind: SrkKind) -> Result<Loaded, Fault> {
         }
         found.release(context)?;
     }
-    primary_of_kind(context, Hierarchy::Owner, "owner", template, kind.name())
+    primaries.load(context, Hierarchy::Owner, "owner", template, kind.name())
 }
 
-fn primary_of_kind(
-    context: &mut Context,
-    hierarchy: Hierarchy,
-    name: &'static str,
+/// Primary keys that were made before, saved as the TPM gives them out: loading one again takes a chip milliseconds, making an RSA key
+/// seconds. Nobody but this TPM can load them, and it only until it is reset.
+#[derive(Default)]
+struct Primaries(Vec<SavedPrimary>);
+
+struct SavedPrimary {
     template: Public,
-    kind: &str,
-) -> Result<Loaded, Fault> {
-    Loaded::primary(context, hierarchy, name, template).map_err(|fault| match fault {
-        Fault::Tss(error) => unsupported(error, kind),
-        fault => fault,
-    })
+    public: Public,
+    context: TpmsContext,
+}
+
+impl Primaries {
+    /// The primary key that a template gives: saved, or made now.
+    fn load(
+        &mut self,
+        context: &mut Context,
+        hierarchy: Hierarchy,
+        name: &'static str,
+        template: Public,
+        kind: &str,
+    ) -> Result<Loaded, Fault> {
+        if let Some(at) = self.0.iter().position(|saved| saved.template == template) {
+            let SavedPrimary { public, context: saved, .. } = &self.0[at];
+            if let Ok(handle) = context.context_load(saved.clone()) {
+                return Ok(Loaded { handle: handle.into(), public: public.clone(), is_persistent: false });
+            }
+            // The TPM was reset.
+            self.0.swap_remove(at);
+        }
+        Loaded::primary(context, hierarchy, name, template).map_err(|fault| match fault {
+            Fault::Tss(error) => unsupported(error, kind),
+            fault => fault,
+        })
+    }
+
+    /// Saves a key that `template` gave, unless it is persistent or was saved before.
+    fn keep(&mut self, context: &mut Context, template: Public, key: &Loaded) -> Result<(), Fault> {
+        if !key.is_persistent && self.0.iter().all(|saved| saved.template != template) {
+            let saved = context.context_save(key.handle.into())?;
+            self.0.push(SavedPrimary { template, public: key.public.clone(), context: saved });
+        }
+        Ok(())
+    }
 }
 
 /// TPM2_ActivateCredential for any key whose ADMIN role takes an empty password.
 fn activate(
     context: &mut Context,
+    primaries: &mut Primaries,
     kind: EkKind,
     object: &Loaded,
     blob: &[u8],
     seed: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, Fault> {
-    let ek = load_ek(context, kind)?;
+    let ek = load_ek(context, primaries, kind)?;
     let authorisation = EkAuthorisation::of(context, &ek.public)?;
     let sessions = (Some(AuthSession::Password), Some(authorisation.session()), None);
     let secret = context.execute_with_sessions(sessions, |context| {
@@ -460,25 +523,36 @@ fn activate(
     Ok(Zeroizing::new(secret.to_vec()))
 }
 
-/// Opens a key that was wrapped for an EK and a storage root key, and loads it.
-fn import(context: &mut Context, ek: EkKind, srk: SrkKind, key: &WrappedKey, public: Public) -> Result<Loaded, Fault> {
-    let parent = load_srk(context, srk)?;
-    let inner_key = activate(context, ek, &parent, &key.credential_blob, &key.encrypted_seed).map_err(not_opened)?;
-    let loaded = context
+/// Opens a key that was wrapped for an EK and a storage root key: what comes back is encrypted for the latter alone.
+fn import(
+    context: &mut Context,
+    primaries: &mut Primaries,
+    ek: EkKind,
+    parent: &Loaded,
+    key: &WrappedKey,
+    public: &Public,
+) -> Result<Private, Fault> {
+    let inner_key =
+        activate(context, primaries, ek, parent, &key.credential_blob, &key.encrypted_seed).map_err(not_opened)?;
+    context
         .execute_with_session(Some(AuthSession::Password), |context| {
-            let private = context.import(
+            context.import(
                 parent.handle.into(),
                 Some(Data::try_from(inner_key.as_slice())?),
                 public.clone(),
                 Private::try_from(key.duplicate.as_slice())?,
                 EncryptedSecret::try_from(key.symmetric_seed.as_slice())?,
                 SymmetricDefinitionObject::AES_128_CFB,
-            )?;
-            context.load(parent.handle, private, public.clone())
+            )
         })
-        .map_err(|error| not_opened(error.into()))?;
-    parent.release(context)?;
-    Ok(Loaded { handle: loaded, public, is_persistent: false })
+        .map_err(|error| not_opened(error.into()))
+}
+
+fn load(context: &mut Context, parent: &Loaded, private: Private, public: Public) -> tss_esapi::Result<Loaded> {
+    let handle = context.execute_with_session(Some(AuthSession::Password), |context| {
+        context.load(parent.handle, private, public.clone())
+    })?;
+    Ok(Loaded { handle, public, is_persistent: false })
 }
 
 /// Nothing else than an HMAC key is imported, whoever sent it.

@@ -93,7 +93,7 @@ mod tests {
     use zeroize::Zeroizing;
 
     use super::*;
-    use crate::tpm::{EkKind, IkKind, PublicArea, SignatureScheme, SrkKind, WrappedKey};
+    use crate::tpm::{EkKind, IkKind, OpenedKey, PublicArea, SignatureScheme, SrkKind, WrappedKey};
 
     #[test]
     fn the_tpm_is_let_go_before_its_last_owner_goes_on() {
@@ -149,14 +149,11 @@ mod tests {
             Err(TpmError::Abandoned)
         }
 
-        fn import_hmac_key(
-            &mut self,
-            _: EkKind,
-            _: SrkKind,
-            _: u32,
-            _: &WrappedKey,
-            _: Option<&[u8]>,
-        ) -> Result<(), TpmError> {
+        fn open_hmac_key(&mut self, _: EkKind, _: SrkKind, _: &WrappedKey) -> Result<OpenedKey, TpmError> {
+            Err(TpmError::Abandoned)
+        }
+
+        fn keep_hmac_key(&mut self, _: SrkKind, _: u32, _: &OpenedKey, _: Option<&[u8]>) -> Result<(), TpmError> {
             Err(TpmError::Abandoned)
         }
 

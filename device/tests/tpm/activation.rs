@@ -23,6 +23,23 @@ fn credential_of_tpm2_makecredential_opens() -> Result<()> {
 }
 
 #[test]
+fn ek_that_was_made_before_the_tpm_was_reset_is_made_again() -> Result<()> {
+    for (kind, made_as) in EKS {
+        let mut swtpm = vendor().device(made_as, 0)?;
+        let mut tpm = open(&swtpm);
+        let ek = tpm.endorsement_key(kind)?.unwrap();
+        let ik = tpm.create_identity_key(IkKind::P256, IK)?;
+        let (blob, seed) = make_credential(&swtpm, &ek.bytes, &name_of(&ik))?;
+        swtpm.restart()?;
+        for _ in 0..2 {
+            assert_eq!(tpm.activate(kind, IK, &blob, &seed)?.as_slice(), SECRET, "{kind}");
+            assert_nothing_loaded(&swtpm)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn credential_for_another_name_does_not_open() -> Result<()> {
     for (kind, made_as) in EKS {
         let swtpm = vendor().device(made_as, 0)?;

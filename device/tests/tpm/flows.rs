@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use assay_device::tpm::{EkKind, IkKind, PublicArea, SrkKind, Tpm, WrappedKey};
-use assay_device::{Credential, CredentialStatus, Device, Error, Flow, OwnKey, ProvisionRequest, Provisioned, Status};
+use assay_device::{
+    Credential, CredentialStatus, Device, EkChoice, Error, Flow, OwnKey, ProvisionRequest, Provisioned, Status,
+};
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::ConnectReturnCode;
 use assay_tests::Swtpm;
 use assay_wire::{
@@ -16,8 +18,9 @@ use rustls::version::{TLS12, TLS13};
 
 use crate::fake_ca::FakeCa;
 use crate::proxy::Proxy;
+use crate::shared_key::import;
 use crate::wrap::{credential, hmac, wrap};
-use crate::{HMAC_KEY, IK, a_tpm, assert_nothing_loaded, open, provisioning, tls};
+use crate::{HMAC_KEY, IK, a_tpm, assert_nothing_loaded, open, provisioning, tls, vendor};
 
 const TICKET: [u8; 32] = [0x71; 32];
 const KEY: [u8; 32] = *b"thirty-two bytes of key material";
@@ -81,7 +84,7 @@ fn sealed_certificate_is_stored_before_it_is_confirmed_and_only_confirmed_by_the
 }
 
 #[test]
-fn sealed_certificate_confirmed_too_late_is_dropped_and_another_asked_for() -> Result<()> {
+fn sealed_certificate_confirmed_too_late_has_another_asked_for() -> Result<()> {
     for code in [ProblemCode::ClaimExpired, ProblemCode::TicketRefused] {
         let lab = Lab::new()?;
         let reply = lab.sealed("pump-17")?;
@@ -111,7 +114,65 @@ fn sealed_certificate_confirmed_too_late_is_dropped_and_another_asked_for() -> R
         let error = lab.device()?.provision(&request, &mut |_, _| ()).unwrap_err();
         assert!(matches!(&error, Error::Refused { problem } if problem.code == code), "{error}");
         assert_eq!(ca.take_requests().len(), 8, "three restarts");
-        assert_eq!(lab.is_confirmed()?, None, "what the CA does not take is not kept");
+    }
+    Ok(())
+}
+
+/// Whoever carries the messages can forge any problem.
+#[test]
+fn problem_in_answer_to_a_confirmation_ends_nothing_that_works() -> Result<()> {
+    for code in [ProblemCode::ClaimExpired, ProblemCode::DeviceDisabled] {
+        let lab = Lab::new()?;
+        let reply = lab.sealed("pump-17")?;
+        let is_hostile = Arc::new(Mutex::new(false));
+        let ca = FakeCa::start({
+            let is_hostile = Arc::clone(&is_hostile);
+            move |request| match request {
+                RequestBody::Enroll(_) => Some(ReplyBody::Sealed(reply.clone())),
+                RequestBody::Confirm(_) if *is_hostile.lock().unwrap() => {
+                    Some(ReplyBody::Problem(Problem::new(code, "test".into())))
+                }
+                _ => Some(ReplyBody::Confirmed),
+            }
+        });
+        lab.ca.provision(lab.state.path(), IkKind::P256, &lab.ik)?;
+        lab.device()?;
+        let copy = lab.state.path().join("certificate.pem");
+        let before = (lab.device()?.certificate()?.chain, std::fs::read(&copy)?);
+        *is_hostile.lock().unwrap() = true;
+        for again in [true, false] {
+            let request = ProvisionRequest { flow: Some(Flow::Sealed), again, ..lab.request(&ca) };
+            let error = lab.device()?.provision(&request, &mut |_, _| ()).unwrap_err();
+            assert_eq!(error.exit_code(), 3, "{code:?}: {error}");
+            assert_eq!((lab.device()?.certificate()?.chain, std::fs::read(&copy)?), before, "{code:?}");
+            lab.device()?.mqtt_tls_config()?;
+            assert_eq!(lab.is_confirmed()?, Some(true));
+            assert_eq!(Status::read(lab.state.path())?.unwrap().attempt.unwrap().flow, Flow::Sealed);
+        }
+        *is_hostile.lock().unwrap() = false;
+        ca.take_requests();
+        assert!(!lab.provision(&ca, None)?.was_provisioned);
+        assert_eq!(ca.take_requests(), ["confirm"], "{code:?}: the certificate that waits is confirmed");
+        assert_ne!(lab.device()?.certificate()?.chain, before.0);
+        assert!(Status::read(lab.state.path())?.unwrap().attempt.is_none());
+    }
+    Ok(())
+}
+
+/// The device may have signed in with it, which confirms it as well.
+#[test]
+fn problem_in_answer_to_the_first_confirmation_leaves_the_certificate_that_has_come() -> Result<()> {
+    let lab = Lab::new()?;
+    let reply = lab.sealed("pump-17")?;
+    let ca = FakeCa::start(move |request| match request {
+        RequestBody::Enroll(_) => Some(ReplyBody::Sealed(reply.clone())),
+        _ => Some(ReplyBody::Problem(Problem::new(ProblemCode::ClaimExpired, "test".into()))),
+    });
+    for _ in 0..2 {
+        let error = lab.provision(&ca, Some(Flow::Sealed)).unwrap_err();
+        assert_eq!(error.exit_code(), 3, "{error}");
+        assert_eq!(lab.device()?.certificate()?.device_id.as_str(), "pump-17");
+        assert_eq!(lab.is_confirmed()?, Some(false));
     }
     Ok(())
 }
@@ -276,7 +337,7 @@ fn lost_state_is_written_anew_for_the_key_that_is_there() -> Result<()> {
 fn hmac_key_of_somebody_else_stays_however_often_one_tries() -> Result<()> {
     let lab = Lab::new()?;
     let theirs = lab.wrapped(&OTHER_KEY)?;
-    open(&lab.swtpm).import_hmac_key(EkKind::P256, SrkKind::P256, HMAC_KEY, &theirs, None)?;
+    import(&mut open(&lab.swtpm), &theirs, None)?;
     let ca = lab.key_server(&KEY)?;
     for _ in 0..2 {
         let error = lab.provision(&ca, Some(Flow::SharedKey)).unwrap_err();
@@ -288,6 +349,24 @@ fn hmac_key_of_somebody_else_stays_however_often_one_tries() -> Result<()> {
         ProvisionRequest { flow: Some(Flow::SharedKey), hmac_handle: Some(HMAC_KEY + 1), ..lab.request(&ca) };
     lab.device()?.provision(&elsewhere, &mut |_, _| ())?;
     assert!(lab.provision(&ca, None)?.was_provisioned, "the handle is remembered");
+    Ok(())
+}
+
+#[test]
+fn key_of_somebody_else_that_a_reply_only_names_is_not_taken_for_ones_own() -> Result<()> {
+    let lab = Lab::new()?;
+    let theirs = lab.wrapped(&OTHER_KEY)?;
+    import(&mut open(&lab.swtpm), &theirs, None)?;
+    let named = ActivationReply { key_public: theirs.public.try_into()?, ..lab.activation(&KEY)? };
+    let hostile = FakeCa::start(move |_| Some(ReplyBody::Activation(named.clone())));
+    let error = lab.provision(&hostile, Some(Flow::SharedKey)).unwrap_err();
+    assert_eq!(error.exit_code(), 7, "{error}");
+    assert!(lab.device()?.token(Duration::from_secs(60)).is_err());
+
+    // Nor does it count as one's own from then on, which the next key might take the place of.
+    let error = lab.provision(&lab.key_server(&KEY)?, Some(Flow::SharedKey)).unwrap_err();
+    assert_eq!(error.exit_code(), 5, "{error}");
+    assert_eq!(open(&lab.swtpm).hmac(HMAC_KEY, b"data")?, hmac(&OTHER_KEY, b"data"));
     Ok(())
 }
 
@@ -313,6 +392,58 @@ fn key_for_another_tpm_or_another_name_is_refused_and_not_stored() -> Result<()>
         assert_eq!(open(&lab.swtpm).hmac_key(HMAC_KEY)?, None, "{case}");
     }
     assert_nothing_loaded(&lab.swtpm)
+}
+
+#[test]
+fn ek_of_the_first_run_is_the_next_runs_until_another_is_named() -> Result<()> {
+    let swtpm = vendor().device(assay_tests::EkKind::Rsa2048, 0)?;
+    let (state, ca) = (tempfile::tempdir()?, tls::Ca::new()?);
+    let shown = Arc::new(Mutex::new(Vec::new()));
+    let server = FakeCa::start({
+        let shown = Arc::clone(&shown);
+        move |request| {
+            let RequestBody::Register(bundle) = request else { return None };
+            shown.lock().unwrap().push((bundle.ek_public.to_vec(), bundle.ek_certificates.len()));
+            Some(ReplyBody::Problem(Problem::new(ProblemCode::EkNotEnrolled, "test".into())))
+        }
+    });
+    let broker: assay_mqtt::BrokerUrl = server.url("mqtt").parse()?;
+    let mut said = Vec::new();
+    let mut run = |ek| -> Result<String> {
+        let request = ProvisionRequest { broker: broker.clone(), ek, again: true, ..provisioning::request() };
+        let request = ProvisionRequest { flow: Some(Flow::SharedKey), ..request };
+        said.clear();
+        let mut hear = |step: &str, _| said.push(step.to_owned());
+        tls::device(&swtpm, state.path(), &ca)?.provision(&request, &mut hear).unwrap_err();
+        Ok(said.join("\n"))
+    };
+    let (first, second) = (run(Some(EkChoice::Kind(EkKind::LegacyDps)))?, run(None)?);
+    let other = "another EK than the one of kind legacy-dps";
+    assert!(first.contains("EK legacy-dps") && second.contains("EK legacy-dps"), "{second}");
+    assert!(!second.contains(other), "{second}");
+    let third = run(Some(EkChoice::Auto))?;
+    assert!(third.contains("EK rsa-2048") && third.contains(other), "{third}");
+    let shown = shown.lock().unwrap();
+    assert_eq!(shown[0], shown[1]);
+    assert_ne!(shown[0].0, shown[2].0);
+    assert_eq!((shown[0].1, shown[2].1), (0, 1), "certificates");
+    Ok(())
+}
+
+#[test]
+fn ek_that_is_named_is_asked_for_though_there_is_a_credential_for_another() -> Result<()> {
+    let lab = Lab::new()?;
+    let ca = lab.key_server(&KEY)?;
+    lab.provision(&ca, Some(Flow::SharedKey))?;
+    ca.take_requests();
+    for (ek, asks) in
+        [(EkChoice::Auto, false), (EkChoice::Kind(EkKind::P256), false), (EkChoice::Kind(EkKind::P384), true)]
+    {
+        let request = ProvisionRequest { ek: Some(ek), ..lab.request(&ca) };
+        _ = lab.device()?.provision(&request, &mut |_, _| ());
+        assert_eq!(!ca.take_requests().is_empty(), asks, "{ek}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -348,10 +479,19 @@ fn shared_key_publishes_with_a_token_and_without_a_certificate() -> Result<()> {
     let [(client_id, Some((user_name, password)))] = &heard.logins[..] else { panic!("{:?}", heard.logins) };
     assert_eq!((client_id.as_str(), user_name.as_str()), ("pump-17", "pump-17"));
     assert!(password.starts_with("SharedAccessSignature sr=default%2Fregistrations%2Fpump-17&sig="), "{password}");
+    Ok(())
+}
 
-    let error = lab.device()?.publish(&broker.url("mqtt").parse()?, "telemetry", Vec::new()).unwrap_err();
-    assert_eq!(error.exit_code(), 2, "no token without TLS: {error}");
-    assert_eq!(broker.heard().logins.len(), 1);
+#[test]
+fn token_is_never_sent_without_tls() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.provision(&lab.key_server(&KEY)?, Some(Flow::SharedKey))?;
+    let broker = FakeCa::start(|_| None);
+    let url = broker.url("mqtt").parse()?;
+    let error = lab.device()?.publish(&url, "telemetry", b"21.5".to_vec()).unwrap_err();
+    assert_eq!(error.exit_code(), 2, "{error}");
+    assert!(error.to_string().contains("mqtts://"), "{error}");
+    assert!(broker.heard().logins.is_empty() && broker.heard().published.is_empty());
     Ok(())
 }
 

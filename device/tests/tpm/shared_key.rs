@@ -5,7 +5,7 @@ use assay_device::tpm::{EkKind, EsapiTpm, HierarchyPasswords, MAX_HMAC_DATA, Srk
 use assay_tests::Swtpm;
 
 use crate::proxy::Proxy;
-use crate::wrap::{hmac, wrap};
+use crate::wrap::{hmac, wrap, wrap_as};
 use crate::{HMAC_KEY, a_tpm, assert_nothing_loaded, open, vendor};
 
 const KEY: [u8; 32] = *b"thirty-two bytes of key material";
@@ -137,6 +137,22 @@ fn hmac_key_that_nobody_allowed_to_replace_is_left_alone() -> Result<()> {
 }
 
 #[test]
+fn key_with_the_public_area_of_another_is_not_opened() -> Result<()> {
+    let swtpm = a_tpm();
+    let mut tpm = open(&swtpm);
+    let (theirs, ours) = (wrapped_for(&swtpm, &OTHER_KEY)?, wrapped_for(&swtpm, &KEY)?);
+    import(&mut tpm, &theirs, None)?;
+    let mut forged = rewrapped(&swtpm, &KEY, &theirs.public)?;
+    for _ in 0..2 {
+        let error = tpm.open_hmac_key(EkKind::P256, SrkKind::P256, &forged).unwrap_err();
+        assert!(matches!(error, TpmError::NotForThisTpm { .. }), "{error}");
+        assert_nothing_loaded(&swtpm)?;
+        forged = WrappedKey { public: theirs.public.clone(), ..ours.clone() };
+    }
+    Ok(())
+}
+
+#[test]
 fn key_that_is_there_already_is_taken_as_it_is() -> Result<()> {
     let swtpm = a_tpm();
     let mut tpm = open(&swtpm);
@@ -218,8 +234,16 @@ fn storage_root_key_with_a_password_is_named_with_advice() -> Result<()> {
     assert_nothing_loaded(&swtpm)
 }
 
-fn import(tpm: &mut EsapiTpm, key: &WrappedKey, replaced: Option<&[u8]>) -> Result<(), TpmError> {
-    tpm.import_hmac_key(EkKind::P256, SrkKind::P256, HMAC_KEY, key, replaced)
+pub(crate) fn import(tpm: &mut EsapiTpm, key: &WrappedKey, replaced: Option<&[u8]>) -> Result<(), TpmError> {
+    let opened = tpm.open_hmac_key(EkKind::P256, SrkKind::P256, key)?;
+    tpm.keep_hmac_key(SrkKind::P256, HMAC_KEY, &opened, replaced)
+}
+
+/// Wrapped as it should be, but under the Name of another public area.
+fn rewrapped(swtpm: &Swtpm, key: &[u8; 32], public: &[u8]) -> Result<WrappedKey> {
+    let mut tpm = open(swtpm);
+    let ek = tpm.endorsement_key(EkKind::P256)?.unwrap();
+    Ok(wrap_as(key, public.to_vec(), &ek, &tpm.storage_root_key(SrkKind::P256)?.unwrap()))
 }
 
 fn wrapped_for(swtpm: &Swtpm, key: &[u8; 32]) -> Result<WrappedKey> {

@@ -11,11 +11,15 @@ use crate::name_of;
 
 /// Wraps an HMAC key for an EK and a storage root key, both on P-256.
 pub(crate) fn wrap(key: &[u8; 32], ek: &PublicArea, srk: &PublicArea) -> WrappedKey {
-    let (inner_key, seed_value) = ([0x1E; 16], [0x5E; 32]);
-    let public = hmac_public(key, &seed_value);
+    wrap_as(key, hmac_public(key, &SEED_VALUE), ek, srk)
+}
+
+/// Wraps an HMAC key under a public area that need not be its own.
+pub(crate) fn wrap_as(key: &[u8; 32], public: Vec<u8>, ek: &PublicArea, srk: &PublicArea) -> WrappedKey {
+    let inner_key = [0x1E; 16];
     let name = name(&public);
     let (credential_blob, encrypted_seed) = credential(ek, srk, &inner_key);
-    let sensitive = sized(&[&[0x00, 0x08], &sized(b"")[..], &sized(&seed_value), &sized(key)].concat());
+    let sensitive = sized(&[&[0x00, 0x08], &sized(b"")[..], &sized(&SEED_VALUE), &sized(key)].concat());
     let integrity = Sha256::new().chain_update(&sensitive).chain_update(&name).finalize();
     let inner = encrypted(&inner_key, [sized(&integrity), sensitive].concat());
     let (seed, symmetric_seed) = secret_for(&srk.key, b"DUPLICATE", &[0x22; 32]);
@@ -80,6 +84,8 @@ fn encrypted(key: &[u8], mut contents: Vec<u8>) -> Vec<u8> {
 pub(crate) fn hmac(key: &[u8], data: &[u8]) -> Vec<u8> {
     Hmac::<Sha256>::new_from_slice(key).unwrap().chain_update(data).finalize().into_bytes().to_vec()
 }
+
+const SEED_VALUE: [u8; 32] = [0x5E; 32];
 
 fn sized(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u16).to_be_bytes(), bytes].concat()

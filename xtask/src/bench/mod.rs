@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: measurements, each with the targets beside what was reached.
 
 mod core;
+mod device;
 mod fleet;
+mod scale;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -13,6 +15,10 @@ pub(crate) enum Bench {
     Core(core::Arguments),
     /// Provision simulated devices against `assay serve`: throughput, latency, memory, and behaviour under overload
     Fleet(fleet::Arguments),
+    /// Compare what a device costs a CA that knows a thousand others with what it costs one that knows a million
+    Scale(scale::Arguments),
+    /// What provisioning costs a device: time beyond its TPM's, bytes, size and memory of the agent
+    Device(device::Args),
 }
 
 impl Bench {
@@ -20,6 +26,8 @@ impl Bench {
         match self {
             Self::Core(arguments) => core::run(&arguments),
             Self::Fleet(arguments) => fleet::run(&arguments),
+            Self::Scale(arguments) => scale::run(&arguments),
+            Self::Device(arguments) => device::run(arguments),
         }
     }
 }

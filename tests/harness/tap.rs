@@ -1,0 +1,121 @@
+//! A wire tap: everything that goes over a TCP port, in both directions, byte for byte, and how long it took.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+/// Stands in front of a server and keeps what passes.
+pub struct Tap {
+    port: u16,
+    record: Arc<Mutex<Record>>,
+}
+
+#[derive(Default)]
+struct Record {
+    heard: Vec<u8>,
+    connections: usize,
+    waited: Duration,
+}
+
+impl Tap {
+    pub fn before(server: u16) -> Result<Self> {
+        Self::at(0, server, Duration::ZERO)
+    }
+
+    /// Two at adjacent ports, as libtss2 looks for swtpm's; returns the first. It hands each answer of the TPM on after `delay`, as
+    /// if a slower one had made it.
+    pub fn before_swtpm(server: u16, delay: Duration) -> Result<Self> {
+        for _ in 0..100 {
+            let first = Self::at(0, server, delay)?;
+            if Self::at(first.port + 1, server + 1, Duration::ZERO).is_ok() {
+                return Ok(first);
+            }
+        }
+        anyhow::bail!("no two adjacent ports are free")
+    }
+
+    fn at(port: u16, server: u16, delay: Duration) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+        let tap = Self { port: listener.local_addr()?.port(), record: Arc::default() };
+        let record = Arc::clone(&tap.record);
+        // Ends with the process.
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                locked(&record).connections += 1;
+                let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)) else { continue };
+                _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
+                let (Ok(client_side), Ok(server_side)) = (client.try_clone(), server.try_clone()) else { continue };
+                let asked = Arc::new(Mutex::new(None));
+                for (from, to, is_answer) in [(client, server, false), (server_side, client_side, true)] {
+                    let (record, asked) = (Arc::clone(&record), Arc::clone(&asked));
+                    let delay = if is_answer { delay } else { Duration::ZERO };
+                    thread::spawn(move || pass(from, to, &record, &asked, is_answer, delay));
+                }
+            }
+        });
+        Ok(tap)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// How many connections there were.
+    pub fn connections(&self) -> usize {
+        locked(&self.record).connections
+    }
+
+    /// How many bytes passed, in both directions.
+    pub fn bytes(&self) -> usize {
+        locked(&self.record).heard.len()
+    }
+
+    /// How long the server took for its answers, together: from the last byte that it was sent to the last that it sent back.
+    pub fn waited(&self) -> Duration {
+        locked(&self.record).waited
+    }
+
+    /// How often `needle` went over the wire. Each direction of a connection is written in pieces, so look for what is shorter than
+    /// one TCP segment.
+    pub fn heard(&self, needle: &[u8]) -> usize {
+        locked(&self.record).heard.windows(needle.len()).filter(|window| *window == needle).count()
+    }
+}
+
+fn pass(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    record: &Mutex<Record>,
+    asked: &Mutex<Option<Instant>>,
+    is_answer: bool,
+    delay: Duration,
+) {
+    let mut buffer = [0; 64 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        thread::sleep(delay);
+        let arrived = Instant::now();
+        {
+            let mut record = locked(record);
+            record.heard.extend_from_slice(&buffer[..length]);
+            if is_answer && let Some(asked) = locked(asked).replace(arrived) {
+                record.waited += arrived - asked;
+            }
+        }
+        if !is_answer {
+            // Before it is handed on, for the answer may overtake this thread.
+            *locked(asked) = Some(Instant::now());
+        }
+        if to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    _ = to.shutdown(Shutdown::Write);
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
