@@ -88,6 +88,11 @@ impl Connection {
         lock(&self.waiting).lost.is_none() && self.publishes.fetch_add(1, Ordering::Relaxed) < PUBLISHES
     }
 
+    /// Publishes that nobody has taken.
+    pub(crate) fn publishes_left(&self) -> usize {
+        PUBLISHES.saturating_sub(self.publishes.load(Ordering::Relaxed))
+    }
+
     /// Publishes, and waits for the reply. It takes a publish, which must have been [taken](Self::take_publish) before.
     pub(crate) async fn ask(&self, question: Question) -> Result<ReplyBody, Lost> {
         let (sender, reply) = oneshot::channel();

@@ -55,8 +55,8 @@ pub(crate) struct Granted {
 pub(crate) struct Attempt<'a> {
     pub(crate) device: &'a Device,
     pub(crate) line: &'a Line<'a>,
-    pub(crate) broker: &'a Broker,
-    pub(crate) tally: &'a Tally,
+    pub(crate) broker: &'a Arc<Broker>,
+    pub(crate) tally: &'a Arc<Tally>,
     /// When the device first published, or should have.
     pub(crate) began: &'a mut Option<Instant>,
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+use tokio::task::JoinHandle;
 
 use crate::connection::{Broker, Connection, Lost, PUBLISHES};
 use crate::tally::Tally;
@@ -10,12 +11,19 @@ use crate::tally::Tally;
 /// A place for one connection, which is replaced when its publishes are used up.
 pub(crate) struct Lane {
     seats: Semaphore,
-    current: Mutex<Option<Arc<Connection>>>,
+    connections: Mutex<Connections>,
+}
+
+#[derive(Default)]
+struct Connections {
+    current: Option<Arc<Connection>>,
+    /// Made while there are publishes left, for nobody is to wait for a connection who uses another's.
+    next: Option<JoinHandle<Result<Connection, Lost>>>,
 }
 
 impl Lane {
     pub(crate) fn new() -> Self {
-        Self { seats: Semaphore::new(SEATS), current: Mutex::new(None) }
+        Self { seats: Semaphore::new(SEATS), connections: Mutex::default() }
     }
 
     /// Waits for a seat: as many devices use a lane at once as one connection can serve from beginning to end.
@@ -25,15 +33,26 @@ impl Lane {
     }
 
     /// A connection with one publish taken. The one before it lives on until the last reply on it is there.
-    pub(crate) async fn connection(&self, broker: &Broker, tally: &Tally) -> Result<Arc<Connection>, Lost> {
-        let mut current = self.current.lock().await;
-        if let Some(connection) = current.as_ref().filter(|connection| connection.take_publish()) {
-            return Ok(Arc::clone(connection));
+    pub(crate) async fn connection(&self, broker: &Arc<Broker>, tally: &Arc<Tally>) -> Result<Arc<Connection>, Lost> {
+        let mut connections = self.connections.lock().await;
+        let Connections { current, next } = &mut *connections;
+        if current.as_ref().is_none_or(|connection| !connection.take_publish()) {
+            *current = None;
+            let fresh = match next.take() {
+                // Unwrap safety: a panic there is passed on here.
+                Some(next) => next.await.unwrap()?,
+                None => Connection::open(broker, tally).await?,
+            };
+            fresh.take_publish();
+            *current = Some(Arc::new(fresh));
         }
-        *current = None;
-        let fresh = Arc::new(Connection::open(broker, tally).await?);
-        fresh.take_publish();
-        Ok(Arc::clone(current.insert(fresh)))
+        // Unwrap safety: it was there or has been put there.
+        let connection = Arc::clone(current.as_ref().unwrap());
+        if next.is_none() && connection.publishes_left() < PUBLISHES / 2 {
+            let (broker, tally) = (Arc::clone(broker), Arc::clone(tally));
+            *next = Some(tokio::spawn(async move { Connection::open(&broker, &tally).await }));
+        }
+        Ok(connection)
     }
 }
 

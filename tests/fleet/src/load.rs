@@ -23,12 +23,12 @@ use crate::tally::Tally;
 pub(crate) struct Fleet {
     pub(crate) devices: Vec<Device>,
     pub(crate) flow: Flow,
-    pub(crate) broker: Broker,
+    pub(crate) broker: Arc<Broker>,
     /// None, if devices share no connections.
     pub(crate) lanes: Vec<Lane>,
     /// How many connections of single devices there may be at once.
     pub(crate) own: Semaphore,
-    pub(crate) tally: Tally,
+    pub(crate) tally: Arc<Tally>,
     /// Devices that got a certificate, if they are to connect afterwards.
     pub(crate) members: Option<Mutex<Vec<Member>>>,
     pub(crate) bar: ProgressBar,

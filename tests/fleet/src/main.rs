@@ -136,10 +136,10 @@ fn measure(
         bar: progress::bar(devices.len(), "provisioning"),
         devices,
         flow: options.flow,
-        broker,
+        broker: Arc::new(broker),
         lanes: (0..lanes).map(|_| Lane::new()).collect(),
         own: Semaphore::new(own),
-        tally: Tally::new(),
+        tally: Arc::new(Tally::new()),
         members: options.hold.then(Mutex::default),
     });
     let pace = match options.rate {

@@ -40,7 +40,7 @@ pub(crate) struct Options {
     /// Whether devices share connections, each serving 32 publishes, or make one each
     #[arg(long, value_enum, default_value_t = Reuse::Reused)]
     pub(crate) connection: Reuse,
-    /// How many connections there are at once: at most 256, or 96 that are shared, for the broker takes no more than 256 from
+    /// How many connections there are at once: at most 256, or 74 that are shared, for the broker takes no more than 256 from
     /// one address [default: as many as devices at once, 64 in an open loop]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) connections: Option<u32>,
@@ -152,8 +152,8 @@ fn positive(text: &str) -> Result<f64> {
 ///
 /// A client cannot stand for more addresses: rumqttc binds none, and the kernel takes 127.0.0.1 for the whole network.
 const PER_ADDRESS: u32 = 256;
-/// Shared ones. When one is replaced, the old one may live for as long as the last request on it.
-const SHARED: u32 = (PER_ADDRESS - CHURNING) / 2 - 16;
+/// Shared ones: the next is made before one is used up, and the old one may live for as long as the last request on it.
+const SHARED: u32 = (PER_ADDRESS - CHURNING) / 3;
 /// Of devices that drop theirs while others are shared.
 pub(crate) const CHURNING: u32 = 32;
 const DEFAULT_CONNECTIONS: u32 = 64;
