@@ -17,7 +17,7 @@ use crate::tpm::{EkKind, IkKind, SrkKind};
 ///
 /// | file | holds | written |
 /// |---|---|---|
-/// | `device.json` | [`Memory`] | when the IK is persistent, before anything is sent; when a certificate is verified or confirmed; when an HMAC key has come, and when it is persistent |
+/// | `device.json` | [`Memory`] | when the IK is persistent, before any request is sent; when a certificate is verified or confirmed; when an HMAC key has come, and when it is persistent |
 /// | `certificate.pem` | a copy of the certificate and its issuers, for other programs; gone with a shared key | after that |
 /// | `lock` | nothing | |
 ///

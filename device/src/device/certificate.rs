@@ -37,13 +37,17 @@ impl Device {
                     step.done("provisioned already: the certificate is valid and the TPM holds its key");
                     return Ok(self.provisioned(&grant.record, certificate, true, &meter));
                 }
-                Some(proof) if flow == Flow::Sealed => pending = Some((certificate, proof.clone())),
+                Some(proof) if flow == Flow::Sealed => {
+                    pending = Some((grant.record.shown.ek, certificate, proof.clone()))
+                }
                 // Another flow gets the same certificate in its own way.
                 Some(_) => {}
             }
         }
 
         let (ek, shown) = self.endorsement_key(request, memory, &mut step)?;
+        // To the CA another EK is another device, whose certificate this is not.
+        let pending = pending.filter(|(ek, ..)| *ek == shown.ek).map(|(_, certificate, proof)| (certificate, proof));
         let (ik, origin) = match found {
             Some(public) => (public, "found"),
             None => {
