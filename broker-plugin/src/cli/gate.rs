@@ -17,16 +17,20 @@ use tracing::warn;
 pub(super) fn admit(records: Records) -> Arc<Admit> {
     Arc::new(move |identity: &Identity, serial: &[u8]| {
         let Identity::Device { .. } = identity else { return Ok(()) };
-        // In a statement of its own, whose end lets go of the reader.
-        let status = records.read().certificate_status(serial).map_err(unknown)?;
-        match status {
-            CertificateStatus::Active => Ok(()),
+        let mut status = records.status(serial)?;
+        if status == CertificateStatus::Unconfirmed {
             // TLS has shown that the device could read what only its TPM can.
-            CertificateStatus::Unconfirmed => confirm_by_use(&mut records.write(), serial, OffsetDateTime::now_utc())
-                .map_err(|refusal| match refusal {
+            confirm_by_use(&mut records.write(), serial, OffsetDateTime::now_utc()).map_err(
+                |refusal| match refusal {
                     Refusal::Rejection(_) => Denial::Refused(format!("its certificate cannot be confirmed: {refusal}")),
                     Refusal::Fault(_) | Refusal::Store(_) => unknown(refusal),
-                }),
+                },
+            )?;
+            // It may have been revoked while this waited for the database.
+            status = records.status(serial)?;
+        }
+        match status {
+            CertificateStatus::Active => Ok(()),
             status => Err(Denial::Refused(format!("its certificate is {status:?}"))),
         }
     })
@@ -57,6 +61,10 @@ pub(super) struct Records {
 impl Records {
     pub(super) fn open(database: &Path) -> Result<Self, StoreError> {
         Ok(Self { reader: Store::open(database)?.into(), writer: Store::open(database)?.into() })
+    }
+
+    fn status(&self, serial: &[u8]) -> Result<CertificateStatus, Denial> {
+        self.read().certificate_status(serial).map_err(unknown)
     }
 
     fn read(&self) -> MutexGuard<'_, Store> {
@@ -92,7 +100,11 @@ pub(super) async fn cut_revoked(store: Store, broker: &EmbeddedBroker) {
                 seen = Some(revocations);
                 broker.recheck();
             }
-            Err(error) => warn!(%error, "cannot look for revocations; trying again"),
+            Err(error) => {
+                warn!(%error, "cannot look for revocations; trying again");
+                // What cannot be looked up for long is not to stay connected, so let each connection find that out.
+                broker.recheck();
+            }
         }
         tokio::time::sleep(REVOCATION_POLL).await;
     }
