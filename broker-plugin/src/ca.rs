@@ -100,7 +100,7 @@ impl Ca {
         confirmation: &Confirmation,
         now: OffsetDateTime,
     ) -> Result<(), Refusal> {
-        match transaction.certificate_to_confirm(confirmation)? {
+        match transaction.certificate_to_confirm(confirmation, now)? {
             ToConfirm::Unconfirmed(certificate) => activate(transaction, certificate, now),
             ToConfirm::Active => Ok(()),
             ToConfirm::Ended => Err(confirmation.outdated().into()),

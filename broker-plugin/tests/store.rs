@@ -321,9 +321,10 @@ fn a_certificate_that_was_not_confirmed_in_time_is_revoked() {
     assert!(!store.has_overdue_confirmations(before).unwrap());
     assert_eq!(revoke(&mut store, before), 0);
     assert!(store.has_overdue_confirmations(deadline).unwrap());
-    let seen = store.revocations().unwrap();
+    let (connections, lists) = (store.revocations().unwrap(), store.list_changes().unwrap());
     assert_eq!(revoke(&mut store, deadline), 1);
-    assert!(store.revocations().unwrap() > seen);
+    assert!(store.list_changes().unwrap() > lists);
+    assert_eq!(store.revocations().unwrap(), connections, "nobody can be connected with it");
     assert!(!store.has_overdue_confirmations(deadline).unwrap());
     assert_eq!(status(&store, 1), CertificateStatus::Revoked);
     assert_eq!(revoked(&mut store), [(1, RevocationReason::CessationOfOperation)]);

@@ -76,14 +76,21 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// What became of the certificate that a device confirms.
+    /// What became of the certificate that a device confirms. One whose time to be confirmed is over has ended.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn certificate_to_confirm(&self, confirmation: &Confirmation) -> Result<ToConfirm, StoreError> {
-        let query = format!("SELECT {UNCONFIRMED}, status, der FROM certificates WHERE ek_id = ?1");
+    pub fn certificate_to_confirm(
+        &self,
+        confirmation: &Confirmation,
+        now: OffsetDateTime,
+    ) -> Result<ToConfirm, StoreError> {
+        // The newest first, which it most likely is: an EK may have thousands that are over.
+        let query = format!(
+            "SELECT {UNCONFIRMED}, status, der FROM certificates WHERE ek_id = ?1 AND confirm_by > ?2 ORDER BY rowid DESC"
+        );
         let mut statement = self.0.prepare_cached(&query)?;
-        let mut rows = statement.query(params![confirmation.ek_id().as_bytes()])?;
+        let mut rows = statement.query(params![confirmation.ek_id().as_bytes(), now.unix_timestamp()])?;
         while let Some(row) = rows.next()? {
             if confirmation.is_for(row.get_ref(8)?.as_blob().map_err(rusqlite::Error::from)?) {
                 return Ok(match row.get::<_, String>(7)?.as_str() {

@@ -1,7 +1,7 @@
 //! The SQLite file: trust anchors, enrolments, devices, certificates, generations of shared keys, audit.
 //!
 //! What it promises: a committed transaction survives a crash of the process and of the machine (write-ahead log, `synchronous=FULL`);
-//! an EK has at most one device id and a device id at most one EK; a device has at most one active certificate. The last three
+//! an EK has at most one device id and a device id at most one EK; an EK has at most one active certificate. The last three
 //! are constraints of the schema, so that no race between processes can break them.
 
 mod audit;

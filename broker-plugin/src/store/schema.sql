@@ -94,6 +94,6 @@ BEGIN UPDATE revocations SET connections = connections + 1, list = list + 1; END
 CREATE TRIGGER ek_enabled AFTER DELETE ON disabled_eks
 BEGIN UPDATE revocations SET list = list + 1; END;
 CREATE TRIGGER certificate_ended AFTER UPDATE OF status ON certificates WHEN new.status IN ('superseded', 'revoked')
-BEGIN UPDATE revocations SET connections = connections + 1, list = list + 1; END;
+BEGIN UPDATE revocations SET connections = connections + (old.status = 'active'), list = list + 1; END;
 CREATE TRIGGER shared_key_retired AFTER UPDATE OF generation ON shared_keys WHEN new.generation <> old.generation
 BEGIN UPDATE revocations SET connections = connections + 1; END;
