@@ -21,7 +21,8 @@ pub(super) fn run(
     writes: &Sender<Write>,
     outbox: &Outbox,
 ) {
-    while let Some(job) = jobs.take() {
+    for taken in 0.. {
+        let Some(job) = jobs.take(taken) else { break };
         let id = Request::id_of(&job.message);
         // A panic would be a bug of ours, but one that a stranger's bytes found must not take a thread from everybody else.
         let outcome = catch_unwind(AssertUnwindSafe(|| examine(ca, &mut examiner, &job)));

@@ -118,7 +118,7 @@ struct Job {
 struct Queues<End> {
     /// That begin something.
     first: End,
-    /// That finish what another began. They go first: it would be begun again if they found no place, and a wrong one costs next to nothing.
+    /// That finish what another began. They go first, for it would be begun again if they found no place.
     last: End,
 }
 
@@ -136,8 +136,14 @@ impl Queues<channel::Sender<Job>> {
 }
 
 impl Queues<channel::Receiver<Job>> {
-    /// The next job; `None` when nobody is left to put one there.
-    fn take(&self) -> Option<Job> {
+    /// The next job; `None` when nobody is left to put one there. `taken` counts those before it: now and then it is the turn of one that
+    /// begins, so that nobody can keep new devices out by repeating a good last request without end.
+    fn take(&self, taken: usize) -> Option<Job> {
+        if taken % LASTS_PER_FIRST == LASTS_PER_FIRST - 1
+            && let Ok(job) = self.first.try_recv()
+        {
+            return Some(job);
+        }
         channel::select_biased! {
             recv(self.last) -> job => job.ok(),
             recv(self.first) -> job => job.ok(),
@@ -250,7 +256,9 @@ fn spawn(name: String, ended: &Arc<Notify>, work: impl FnOnce() + Send + 'static
 
 /// Requests that wait in either queue: at some thousands a second, a tenth of a second's work.
 const QUEUE: usize = 256;
-/// Requests that the broker may send unacknowledged; more than the queue holds, so that a full queue is answered with *busy*.
+/// Of as many jobs one may begin something while there is something to finish. Without anybody's doing both are as many.
+const LASTS_PER_FIRST: usize = 8;
+/// Requests that the broker may send unacknowledged; more than both queues hold, so that a full queue is answered with *busy*.
 const RECEIVE_MAXIMUM: u16 = 1024;
 /// Replies on their way to the broker.
 const WINDOW: u16 = 256;
@@ -259,3 +267,31 @@ const WINDOW: u16 = 256;
 const OUTBOX: usize = 4 * RECEIVE_MAXIMUM as usize;
 /// A full disk or a stopped signer does not mend itself faster.
 const RETRY_AFTER_INTERNAL_S: u32 = 10;
+
+#[cfg(test)]
+mod tests {
+    use assay_wire::{Proof, RequestBody};
+
+    use super::*;
+
+    fn job(message: Vec<u8>) -> Job {
+        let receipt = Receipt { packet_id: 1, connection: 0, received: Instant::now() };
+        Job { client: ClientId::bootstrap([0; 16]), message: message.into(), response_topic: None, receipt }
+    }
+
+    #[test]
+    fn what_was_begun_goes_first_and_what_begins_has_its_turn_all_the_same() {
+        let (queues, jobs) = Queues::new();
+        let proof = Proof { claim: b"claim".to_vec().try_into().unwrap(), ticket: [0; 32].into() };
+        let last = Request { id: RequestId::NIL, body: RequestBody::Certify(proof) }.encode();
+        for _ in 0..3 {
+            queues.put(job(b"first".to_vec())).unwrap();
+        }
+        for _ in 0..100 {
+            queues.put(job(last.clone())).unwrap();
+        }
+        let taken: Vec<_> = (0..24).map(|taken| jobs.take(taken).unwrap().message == last).collect();
+        assert_eq!(taken[..7], [true; 7]);
+        assert_eq!(taken.iter().filter(|is_last| !**is_last).count(), 3);
+    }
+}

@@ -7,12 +7,14 @@ pub(super) struct Pressure {
     since: Instant,
     taken: u32,
     sent_away: u32,
+    /// The parts of the period in which somebody was sent away, a bit for each.
+    full: u16,
     advice: u32,
 }
 
 impl Pressure {
     pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, taken: 0, sent_away: 0, advice: SHORTEST }
+        Self { since: now, taken: 0, sent_away: 0, full: 0, advice: SHORTEST }
     }
 
     /// A request found a place in the queue.
@@ -26,30 +28,38 @@ impl Pressure {
     pub(super) fn send_away(&mut self, now: Instant, random: u32) -> u32 {
         self.look(now);
         self.sent_away += 1;
+        let part = (now - self.since).as_secs_f64() / PERIOD.as_secs_f64() * f64::from(PARTS);
+        self.full |= 1 << (part as u32).min(PARTS - 1);
         self.advice / 2 + random % (self.advice + 1) + u32::from(self.advice == SHORTEST)
     }
 
-    /// Doubles the advice while more are sent away than are taken: those who wait come back once in that time, and nothing else can make
-    /// them fewer. Halves it when there is room again.
+    /// Doubles the advice while more are sent away than are taken, and that nearly all the time, not in one burst: those who wait come back
+    /// once in that time, and nothing else can make them fewer. Halves it when there is room again.
     fn look(&mut self, now: Instant) {
         let periods = (now - self.since).as_secs_f64() / PERIOD.as_secs_f64();
         if periods < 1.0 {
             return;
         }
-        self.advice = if periods >= 2.0 || self.sent_away < self.taken / 4 {
+        self.advice = if periods >= 2.0 {
+            // For a whole one, nobody came.
+            SHORTEST
+        } else if self.sent_away < self.taken / 4 {
             self.advice / 2
-        } else if self.sent_away > self.taken {
+        } else if self.sent_away > self.taken && self.full.count_ones() >= MOST_PARTS {
             self.advice * 2
         } else {
             self.advice
         };
         self.advice = self.advice.clamp(SHORTEST, LONGEST);
-        (self.since, self.taken, self.sent_away) = (now, 0, 0);
+        (self.since, self.taken, self.sent_away, self.full) = (now, 0, 0, 0);
     }
 }
 
 /// Long enough that what is counted means something.
 const PERIOD: Duration = Duration::from_secs(1);
+const PARTS: u32 = 10;
+/// A burst fills the queue for as long as it takes to work it off, which is a part or two.
+const MOST_PARTS: u32 = 8;
 /// Seconds. A full queue is worked off in well under one.
 const SHORTEST: u32 = 1;
 /// Seconds. Whoever waits for two minutes costs next to nothing; longer waits would only be idle time once the rush is over.
@@ -62,9 +72,9 @@ mod tests {
     /// The advice after so many seconds in each of which some were taken and some sent away.
     fn advice_after(seconds: u64, taken: u32, sent_away: u32, pressure: &mut Pressure, start: Instant) -> u32 {
         for second in 0..seconds {
-            let now = start + Duration::from_secs(second);
-            (0..taken).for_each(|_| pressure.take(now));
-            (0..sent_away).for_each(|_| _ = pressure.send_away(now, 0));
+            let at = |number, of| start + Duration::from_secs_f64(second as f64 + f64::from(number) / f64::from(of));
+            (0..taken).for_each(|number| pressure.take(at(number, taken)));
+            (0..sent_away).for_each(|number| _ = pressure.send_away(at(number, sent_away), 0));
         }
         pressure.look(start + Duration::from_secs(seconds));
         pressure.advice
@@ -86,7 +96,18 @@ mod tests {
         let mut pressure = Pressure::new(start);
         assert_eq!(advice_after(2, 0, 9, &mut pressure, start), 4);
         pressure.take(start + Duration::from_secs(60));
-        assert_eq!(pressure.advice, 2);
+        assert_eq!(pressure.advice, SHORTEST);
+    }
+
+    #[test]
+    fn bursts_with_quiet_between_them_do_not_keep_others_away() {
+        let start = Instant::now();
+        let mut pressure = Pressure::new(start);
+        for second in 0..20 {
+            (0..10).for_each(|_| pressure.take(start + Duration::from_secs(second)));
+            (0..90).for_each(|_| _ = pressure.send_away(start + Duration::from_secs(second), 0));
+        }
+        assert_eq!(pressure.advice, SHORTEST);
     }
 
     #[test]
