@@ -430,6 +430,30 @@ fn ek_of_the_first_run_is_the_next_runs_until_another_is_named() -> Result<()> {
     Ok(())
 }
 
+/// To the CA another EK is another device.
+#[test]
+fn certificate_that_waits_is_confirmed_for_the_ek_that_it_was_sealed_to_alone() -> Result<()> {
+    let swtpm = vendor().device(assay_tests::EkKind::Rsa2048, 0)?;
+    let ik = open(&swtpm).create_identity_key(IkKind::P256, IK)?;
+    let lab = Lab { swtpm, state: tempfile::tempdir()?, ca: tls::Ca::new()?, ik };
+    let reply = lab.sealed("pump-17")?;
+    let ca = FakeCa::start(move |request| match request {
+        RequestBody::Enroll(bundle) if bundle.ek_certificates.is_empty() => Some(ReplyBody::Sealed(reply.clone())),
+        RequestBody::Confirm(_) => None,
+        _ => Some(ReplyBody::Problem(Problem::new(ProblemCode::EkNotEnrolled, "test".into()))),
+    });
+    let run = |ek, deadline| -> Result<Error> {
+        let (ek, deadline) = (Some(ek), Duration::from_secs(deadline));
+        let request = ProvisionRequest { flow: Some(Flow::Sealed), ek, deadline, ..lab.request(&ca) };
+        Ok(lab.device()?.provision(&request, &mut |_, _| ()).unwrap_err())
+    };
+    assert_eq!(run(EkChoice::Kind(EkKind::P256), 5)?.exit_code(), 4);
+    assert_eq!((ca.take_requests()[0], lab.is_confirmed()?), ("enroll", Some(false)));
+    assert_eq!(run(EkChoice::Auto, 60)?.exit_code(), 3);
+    assert_eq!(ca.take_requests(), ["enroll"], "the RSA EK has no certificate to confirm");
+    Ok(())
+}
+
 #[test]
 fn ek_that_is_named_is_asked_for_though_there_is_a_credential_for_another() -> Result<()> {
     let lab = Lab::new()?;
