@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use assay_broker_plugin::access::Identity;
-use assay_broker_plugin::broker::{Admit, Denial, EmbeddedBroker, LoggedIn, Login};
+use assay_broker_plugin::broker::{Admit, Denial, LoggedIn, Login};
 use assay_broker_plugin::ca::{Ca, LoginRefused, Refusal, confirm_by_use};
 use assay_broker_plugin::store::{CertificateStatus, Store, StoreError};
 use assay_ca_core::CLOCK_SKEW;
@@ -90,20 +90,20 @@ fn unknown(error: impl ToString) -> Denial {
     Denial::Unknown(error.to_string())
 }
 
-/// Has the broker look at its connections again soon after each revocation, by whatever process; never returns.
-pub(super) async fn cut_revoked(store: Store, broker: &EmbeddedBroker) {
+/// Has the broker look at its connections again, by `recheck`, soon after each revocation by whatever process; never returns.
+pub(super) async fn cut_revoked(store: Store, recheck: impl Fn()) {
     let mut seen = None;
     loop {
         match store.revocations() {
             Ok(revocations) if seen == Some(revocations) => {}
             Ok(revocations) => {
                 seen = Some(revocations);
-                broker.recheck();
+                recheck();
             }
             Err(error) => {
                 warn!(%error, "cannot look for revocations; trying again");
                 // What cannot be looked up for long is not to stay connected, so let each connection find that out.
-                broker.recheck();
+                recheck();
             }
         }
         tokio::time::sleep(REVOCATION_POLL).await;
@@ -120,6 +120,7 @@ mod tests {
     use std::thread;
     use std::time::Instant;
 
+    use assay_broker_plugin::store::Transaction;
     use assay_ca_core::{Assurance, IssuedCertificate};
     use assay_wire::{DeviceId, EkId};
 
@@ -127,64 +128,121 @@ mod tests {
 
     #[test]
     fn confirmation_that_waits_for_the_database_delays_no_other_admission() {
-        let directory = tempfile::tempdir().unwrap();
-        let database = directory.path().join("assay.db");
-        let mut store = Store::create(&database).unwrap();
-        let now = OffsetDateTime::now_utc();
-        let sealed = IssuedCertificate {
-            der: vec![0x30, 0x00].into(),
-            serial: [0x41; 16],
-            not_before: now,
-            not_after: now + time::Duration::DAY,
-            device_id: DeviceId::from_str("pump-17").unwrap(),
-            ek_id: EkId::from([17; 32]),
-            ik_spki: vec![17],
-            assurance: Assurance::VendorCertificate,
-            confirm_by: Some(now + time::Duration::HOUR),
-        };
-        store.transaction(|transaction| transaction.add_certificate(&sealed, now)).unwrap();
-        let admit = admit(Records::open(&database).unwrap());
-        let device = Identity::Device { scope: "default".parse().unwrap(), device_id: sealed.device_id.clone() };
-
-        let (locked, is_locked) = mpsc::channel();
-        let (unlock, unlocked) = mpsc::channel();
-        let blocker = thread::spawn(move || {
-            store.transaction(|_| {
-                locked.send(()).unwrap();
-                unlocked.recv().unwrap();
-                Ok(())
-            })
-        });
-        is_locked.recv().unwrap();
-        let confirming = thread::spawn({
-            let (admit, device) = (admit.clone(), device.clone());
-            move || admit(&device, &sealed.serial)
-        });
+        let desk = Desk::open();
+        let blocked = desk.block(|_| Ok(()));
+        let confirming = desk.admit_aside();
         thread::sleep(Duration::from_millis(200));
         let started = Instant::now();
-        assert!(matches!(admit(&device, &[0x42; 16]), Err(Denial::Refused(_))));
+        assert!(matches!((desk.admit)(&desk.device, &[0x42; 16]), Err(Denial::Refused(_))));
         assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
         assert!(!confirming.is_finished(), "it needs the database that is locked");
-        unlock.send(()).unwrap();
-        blocker.join().unwrap().unwrap();
+        blocked.release();
         assert_eq!(confirming.join().unwrap(), Ok(()));
     }
 
     #[test]
+    fn certificate_that_was_revoked_while_it_waited_to_be_confirmed_lets_nobody_in() {
+        let desk = Desk::open();
+        let too_late = OffsetDateTime::now_utc() + 2 * time::Duration::HOUR;
+        let blocked = desk.block(move |transaction| transaction.revoke_unconfirmed(too_late).map(drop));
+        let confirming = desk.admit_aside();
+        thread::sleep(Duration::from_millis(200));
+        assert!(!confirming.is_finished(), "it has seen the certificate as it was before");
+        blocked.release();
+        assert!(matches!(confirming.join().unwrap(), Err(Denial::Refused(_))));
+    }
+
+    #[test]
     fn a_database_that_cannot_be_read_is_no_refusal() {
-        let directory = tempfile::tempdir().unwrap();
-        let database = directory.path().join("assay.db");
-        Store::create(&database).unwrap();
-        let records = Records::open(&database).unwrap();
-        // What SQLite finds at its next look is no database.
-        for file in ["assay.db", "assay.db-wal"] {
-            let file = directory.path().join(file);
-            if file.exists() {
-                std::fs::write(file, [0xFF; 8192]).unwrap();
+        let desk = Desk::open();
+        desk.destroy();
+        assert!(matches!((desk.admit)(&desk.device, &SERIAL), Err(Denial::Unknown(_))));
+    }
+
+    #[tokio::test]
+    async fn connections_are_looked_at_again_while_the_database_cannot_be_read() {
+        let desk = Desk::open();
+        let store = Store::open(&desk.database).unwrap();
+        desk.destroy();
+        let looked = std::cell::Cell::new(0);
+        let cutting = cut_revoked(store, || looked.set(looked.get() + 1));
+        assert!(tokio::time::timeout(2 * REVOCATION_POLL, cutting).await.is_err(), "it never returns");
+        assert!(looked.get() > 1, "{}", looked.get());
+    }
+
+    /// A database with a sealed certificate that nobody has confirmed.
+    struct Desk {
+        directory: tempfile::TempDir,
+        database: std::path::PathBuf,
+        admit: Arc<Admit>,
+        device: Identity,
+    }
+
+    /// Somebody who holds the database's write lock.
+    struct Blocker {
+        release: mpsc::Sender<()>,
+        thread: thread::JoinHandle<()>,
+    }
+
+    impl Desk {
+        fn open() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let database = directory.path().join("assay.db");
+            let now = OffsetDateTime::now_utc();
+            let sealed = IssuedCertificate {
+                der: vec![0x30, 0x00].into(),
+                serial: SERIAL,
+                not_before: now,
+                not_after: now + time::Duration::DAY,
+                device_id: DeviceId::from_str("pump-17").unwrap(),
+                ek_id: EkId::from([17; 32]),
+                ik_spki: vec![17],
+                assurance: Assurance::VendorCertificate,
+                confirm_by: Some(now + time::Duration::HOUR),
+            };
+            let mut store = Store::create(&database).unwrap();
+            store.transaction(|transaction| transaction.add_certificate(&sealed, now)).unwrap();
+            let admit = admit(Records::open(&database).unwrap());
+            let device = Identity::Device { scope: "default".parse().unwrap(), device_id: sealed.device_id };
+            Self { directory, database, admit, device }
+        }
+
+        /// Does `work` in a transaction that ends when the blocker is released.
+        fn block(&self, work: impl FnOnce(&Transaction<'_>) -> Result<(), StoreError> + Send + 'static) -> Blocker {
+            let mut store = Store::open(&self.database).unwrap();
+            let ((locked, is_locked), (release, released)) = (mpsc::channel(), mpsc::channel());
+            let thread = thread::spawn(move || {
+                let done = store.transaction(|transaction| {
+                    work(transaction)?;
+                    locked.send(()).unwrap();
+                    released.recv().unwrap();
+                    Ok(())
+                });
+                done.unwrap();
+            });
+            is_locked.recv().unwrap();
+            Blocker { release, thread }
+        }
+
+        fn admit_aside(&self) -> thread::JoinHandle<Result<(), Denial>> {
+            let (admit, device) = (self.admit.clone(), self.device.clone());
+            thread::spawn(move || admit(&device, &SERIAL))
+        }
+
+        /// What SQLite finds at its next look is no database.
+        fn destroy(&self) {
+            for file in ["assay.db", "assay.db-wal"] {
+                std::fs::write(self.directory.path().join(file), [0xFF; 8192]).unwrap();
             }
         }
-        let device =
-            Identity::Device { scope: "default".parse().unwrap(), device_id: DeviceId::from_str("pump-17").unwrap() };
-        assert!(matches!(admit(records)(&device, &[0x41; 16]), Err(Denial::Unknown(_))));
     }
+
+    impl Blocker {
+        fn release(self) {
+            self.release.send(()).unwrap();
+            self.thread.join().unwrap();
+        }
+    }
+
+    const SERIAL: [u8; 16] = [0x41; 16];
 }

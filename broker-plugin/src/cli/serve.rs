@@ -81,7 +81,7 @@ impl Serve {
             let ready = once(move || println!("bootstrap {bootstrap}\noperational {operational}"));
             tokio::select! {
                 stopped = worker::run(ca, worker_config, ready) => stopped?,
-                () = gate::cut_revoked(directory.store()?, &broker) => {}
+                () = gate::cut_revoked(directory.store()?, || broker.recheck()) => {}
                 () = interrupted() => info!("stopping"),
             }
             broker.shutdown().await;
