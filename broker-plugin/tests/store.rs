@@ -687,3 +687,17 @@ fn the_audit_forgets_the_oldest_beyond_its_limit() {
     assert_eq!(rows[0].duration_us, over);
     assert_eq!(rows[0].code, Some(ProblemCode::EkWeak.number()));
 }
+
+#[test]
+fn checkpoint_moves_what_is_committed_out_of_the_log() {
+    let (directory, mut store) = store();
+    let file = directory.path().join("assay.db");
+    let length = || std::fs::metadata(&file).unwrap().len();
+    store.checkpoint().unwrap();
+    let before = length();
+    let large = IssuedCertificate { der: vec![1; 100_000].into(), ..certificate(1, "pump-17", ek(1)) };
+    add(&mut store, &large).unwrap();
+    assert_eq!(length(), before, "a commit leaves it in the log");
+    store.checkpoint().unwrap();
+    assert!(length() > before);
+}
