@@ -3,8 +3,8 @@
 //! ```text
 //! broker → intake (async) → queues → examiners (threads) → writer (thread, one transaction a batch) → outbox → broker
 //! ```
-//! The intake never blocks: when a queue is full it answers *busy* at once. What was begun goes before what begins. Examiners check evidence and make challenges. The
-//! writer certifies; a certificate leaves it only after the commit. A request is acknowledged to the broker once its reply
+//! The intake never blocks: when a queue is full it answers *busy* at once. What was begun goes before what begins.
+//! Examiners check evidence and make challenges. The writer certifies; a certificate leaves it only after the commit. A request is acknowledged to the broker once its reply
 //! was handed over, but no broker gives a dead worker's messages to a living one: devices repeat what stays unanswered, and a
 //! repeat is answered with what was already issued.
 
