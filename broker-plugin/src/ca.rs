@@ -6,7 +6,9 @@ use assay_ca_core::{
     Profile, ProvenDevice, Records, Rejection, SrkEvidence, TicketKey, Token, TokenRefused, TrustAnchors, TrustedEk,
     Unconfirmed,
 };
-use assay_wire::{ActivationReply, CertificateReply, ChallengeReply, DeviceId, EkId, Flow, Scope, SealedReply};
+use assay_wire::{
+    ActivationReply, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId, Flow, Scope, SealedReply,
+};
 use time::OffsetDateTime;
 
 use crate::random::random;
@@ -45,7 +47,6 @@ impl Ca {
         let records = transaction.records(&device.ek_id(), IdInQuestion::Is(device.device_id()), now)?;
         let device = device.readmit(&records)?;
         let proven = device.device();
-        let device_id = proven.device_id().clone();
         let leaf = match transaction.active_certificate(&proven.ek_id(), &proven.ik_id(), now)? {
             Some(der) => der,
             None => {
@@ -53,7 +54,7 @@ impl Ca {
                 self.issue(transaction, prepared, now)?
             }
         };
-        Ok(CertificateReply { chain: self.issuer.chain(&leaf)?, device_id })
+        Ok(CertificateReply { chain: self.issuer.chain(&leaf)? })
     }
 
     /// Seals a certificate to an applicant's TPM: the one that it has for this IK, else a new one that counts for nothing until it is
@@ -97,14 +98,15 @@ impl Ca {
     pub fn confirm(
         &self,
         transaction: &Transaction<'_>,
-        confirmation: &Confirmation,
+        confirmation: Confirmation,
         now: OffsetDateTime,
-    ) -> Result<(), Refusal> {
-        match transaction.certificate_to_confirm(confirmation, now)? {
-            ToConfirm::Unconfirmed(certificate) => activate(transaction, certificate, now),
-            ToConfirm::Active => Ok(()),
-            ToConfirm::Ended => Err(confirmation.outdated().into()),
+    ) -> Result<ConfirmedReply, Refusal> {
+        match transaction.certificate_to_confirm(&confirmation, now)? {
+            ToConfirm::Unconfirmed(certificate) => activate(transaction, certificate, now)?,
+            ToConfirm::Active => {}
+            ToConfirm::Ended => return Err(confirmation.outdated().into()),
         }
+        Ok(ConfirmedReply { receipt: confirmation.into_receipt() })
     }
 
     /// Offers an applicant its shared key, in the form that its TPM can load.

@@ -129,10 +129,9 @@ fn ticket(group: &mut BenchmarkGroup<'_, WallTime>, world: &World) {
     step_of(group, "prepare", readmitted, |device| world.prepare(device));
     step_of(group, "sign", || world.prepare(readmitted()), |prepared| world.ca.issuer.sign(prepared));
     let certificate = world.ca.issuer.sign(world.prepare(readmitted())).unwrap();
-    let device_id = admitted.device_id();
     step(group, "certificate encode", || {
         let chain = world.ca.issuer.chain(&certificate.der).unwrap();
-        World::reply(ID, ReplyBody::Certificate(CertificateReply { chain, device_id: device_id.clone() }))
+        World::reply(ID, ReplyBody::Certificate(CertificateReply { chain }))
     });
 }
 

@@ -5,15 +5,19 @@
 //! credential, so the EK and the IK of the claim are in one TPM, and it is at the other end of this exchange.
 
 use assay_wire::{ChallengeReply, DeviceId, EkId, Limit, Proof, Scope};
-use minicbor::{Decode, Encode};
+use minicbor::bytes::ByteArray;
+use minicbor::data::Type;
+use minicbor::{Decode, Decoder, Encode, Encoder};
 use rand_core::CryptoRng;
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
 use crate::admission::Admitted;
 use crate::bound_key::BoundKey;
+use crate::evidence::{digest_naming, named_by};
 use crate::hardware::HardwareIdentity;
 use crate::issue::Subject;
+use crate::key::PublicKey;
 use crate::ticket::{KEY_ID_LEN, Terms, TicketKey};
 use crate::tpm::credential::make_credential;
 use crate::trust::Assurance;
@@ -35,10 +39,20 @@ impl Admitted {
         rng: &mut dyn CryptoRng,
     ) -> Result<ChallengeReply, Fault> {
         let Terms { scope, key_id, issued_at, expires_at } = key.terms(scope, now, now + CLAIM_LIFETIME);
-        let Subject { device_id, ek_id, ik_spki, assurance, hardware, .. } = self.subject(ik, &scope);
-        let claim = Claim { scope, device_id, ek_id, ik_spki, assurance, hardware, key_id, issued_at, expires_at };
+        let Subject { device_id, ek_id, assurance, hardware, .. } = self.subject(ik, &scope);
+        let claim = Claim {
+            scope,
+            device_id: BriefId(device_id),
+            ek_id,
+            ik: ik.area.key().brief(),
+            assurance,
+            hardware,
+            key_id,
+            issued_at,
+            expires_at,
+        };
         let claim = minicbor::to_vec(claim).expect("writing to memory does not fail");
-        let credential = make_credential(&self.ek.area, ik.area.name(), &*key.ticket(TICKET_LABEL, &claim), rng)?;
+        let credential = make_credential(&self.ek.area, ik.area.name(), &*key.mac(TICKET_LABEL, &claim), rng)?;
         let oversize = |field| move |limit: Limit| Fault::Oversize { field, limit };
         Ok(ChallengeReply {
             claim: claim.try_into().map_err(oversize("the claim"))?,
@@ -53,7 +67,7 @@ impl Admitted {
 /// That it may still have its device id is not established: see [`Readmitted`](crate::Readmitted).
 #[derive(Debug)]
 pub struct ProvenDevice {
-    claim: Claim,
+    subject: Subject,
     issued_at: OffsetDateTime,
 }
 
@@ -63,22 +77,24 @@ impl ProvenDevice {
         // Until its MAC is checked, the claim is only looked at for its terms.
         let claim: Claim = minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
         let issued_at = claim.terms().check(request, TICKET_LABEL, scope, key, now)?;
-        Ok(Self { claim, issued_at })
+        let Claim { scope, device_id: BriefId(device_id), ek_id, ik, assurance, hardware, .. } = claim;
+        let ik_spki = PublicKey::from_brief(&ik).spki();
+        Ok(Self { subject: Subject { scope, device_id, ek_id, ik_spki, assurance, hardware }, issued_at })
     }
 
     /// The EK's id.
     pub fn ek_id(&self) -> EkId {
-        self.claim.ek_id
+        self.subject.ek_id
     }
 
     /// The device id the EK was admitted with.
     pub fn device_id(&self) -> &DeviceId {
-        &self.claim.device_id
+        &self.subject.device_id
     }
 
     /// The IK as a SubjectPublicKeyInfo in DER.
     pub fn ik_spki(&self) -> &[u8] {
-        &self.claim.ik_spki
+        &self.subject.ik_spki
     }
 
     /// SHA-256 of [`ik_spki`](Self::ik_spki): names the IK on record.
@@ -92,27 +108,27 @@ impl ProvenDevice {
 
     /// Why the EK was trusted.
     pub fn assurance(&self) -> Assurance {
-        self.claim.assurance
+        self.subject.assurance
     }
 
-    pub(crate) fn subject(&self) -> Subject {
-        let Claim { scope, device_id, ek_id, ik_spki, assurance, hardware, .. } = self.claim.clone();
-        Subject { scope, device_id, ek_id, ik_spki, assurance, hardware }
+    pub(crate) fn into_subject(self) -> Subject {
+        self.subject
     }
 }
 
-/// What the CA verified, as deterministic CBOR (RFC 8949 §4.2): definite lengths, ascending keys.
+/// What the CA verified, as deterministic CBOR (RFC 8949 §4.2): definite lengths, ascending keys. It travels twice, so it is brief.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 struct Claim {
     #[n(0)]
     scope: Scope,
     #[n(1)]
-    device_id: DeviceId,
+    device_id: BriefId,
     #[n(2)]
     ek_id: EkId,
+    /// See [`PublicKey::brief`].
     #[cbor(n(3), with = "minicbor::bytes")]
-    ik_spki: Vec<u8>,
+    ik: Vec<u8>,
     #[n(4)]
     assurance: Assurance,
     #[n(5)]
@@ -131,6 +147,32 @@ impl Claim {
     fn terms(&self) -> Terms {
         let Self { scope, key_id, issued_at, expires_at, .. } = self;
         Terms { scope: scope.clone(), key_id: *key_id, issued_at: *issued_at, expires_at: *expires_at }
+    }
+}
+
+/// A device id, or instead of one that follows from an EK the digest that names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct BriefId(DeviceId);
+
+impl<C> Encode<C> for BriefId {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut Encoder<W>,
+        context: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        match digest_naming(&self.0) {
+            Some(digest) => e.bytes(&digest)?.ok(),
+            None => self.0.encode(e, context),
+        }
+    }
+}
+
+impl<'b, C> Decode<'b, C> for BriefId {
+    fn decode(d: &mut Decoder<'b>, context: &mut C) -> Result<Self, minicbor::decode::Error> {
+        match d.datatype()? {
+            Type::Bytes => ByteArray::decode(d, context).map(|digest| Self(named_by(&digest))),
+            _ => DeviceId::decode(d, context).map(Self),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a device says of its TPM: read, and believed by nobody.
 
-use assay_wire::{Bundle, Bytes, CertificateList, DeviceId, EkId, MAX_PUBLIC_AREA, SrkBundle};
+use assay_wire::{Bundle, CertificateList, DeviceId, EkId, EkPublic, SrkBundle};
 use data_encoding::BASE32_NOPAD;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 use crate::Rejection;
 use crate::key::PublicKey;
 use crate::tpm::public::{AreaError, PublicArea};
-use crate::tpm::template::{SrkArea, naming_area};
+use crate::tpm::template::{SrkArea, area_of_certificate, naming_area};
+use crate::trust::EkCertificate;
 
 /// The EK in a request of any flow, parsed.
 ///
@@ -23,14 +24,22 @@ pub struct EkEvidence {
 }
 
 impl EkEvidence {
-    /// Certificates are read where they are checked.
+    /// Certificates are read where they are checked, but for the key of one that stands for the EK.
     fn parse(
-        area: &Bytes<MAX_PUBLIC_AREA>,
+        ek_public: &EkPublic,
         certificates: &CertificateList<0>,
         device_id: Option<DeviceId>,
     ) -> Result<Self, Rejection> {
         let ek = |error: AreaError| Rejection::of_ek(error.into());
-        let area = PublicArea::parse(area).map_err(ek)?;
+        let area = match ek_public {
+            EkPublic::Area(area) => PublicArea::parse(area).map_err(ek)?,
+            EkPublic::OfCertificate(index) => {
+                let leaf = certificates.first().ok_or_else(|| {
+                    Rejection::EkCertificateInvalid("it is missing, and should hold the EK".to_owned())
+                })?;
+                area_of_certificate(*index, EkCertificate::parse(leaf)?.key()).map_err(Rejection::of_ek)?
+            }
+        };
         let key = area.public_key().map_err(ek)?;
         Ok(Self {
             ek_id: key.ek_id(),
@@ -56,9 +65,21 @@ impl EkEvidence {
     /// nobody can have it named otherwise by showing it on another template.
     pub fn derived_device_id(&self) -> DeviceId {
         let digest = Sha256::digest(naming_area(&self.key).as_ref().unwrap_or(&self.area).encode_sized());
-        let text = BASE32_NOPAD.encode(&digest).to_ascii_lowercase();
-        text.parse().expect("52 lower-case letters and digits are a device id")
+        named_by(&digest.into())
     }
+}
+
+/// The id that a digest of an EK gives.
+pub(crate) fn named_by(digest: &[u8; 32]) -> DeviceId {
+    let text = BASE32_NOPAD.encode(digest).to_ascii_lowercase();
+    text.parse().expect("52 lower-case letters and digits are a device id")
+}
+
+/// The digest whose id this is; `None` if none has it.
+pub(crate) fn digest_naming(device_id: &DeviceId) -> Option<[u8; 32]> {
+    let text = device_id.as_str();
+    let digest = BASE32_NOPAD.decode(text.to_ascii_uppercase().as_bytes()).ok()?.try_into().ok()?;
+    (named_by(&digest) == *device_id).then_some(digest)
 }
 
 /// A bundle, parsed: an EK, and an IK that is to be certified.

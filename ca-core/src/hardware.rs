@@ -9,34 +9,73 @@ use crate::key::PublicKey;
 ///
 /// Made only of what was checked: from the certificate if that is what the EK is trusted for, else from the key.
 #[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
-#[cbor(map)]
-pub(crate) struct HardwareIdentity {
-    /// `hwSerialNum` of a HardwareModuleName.
-    #[cbor(n(0), with = "minicbor::bytes")]
-    pub(crate) serial: Vec<u8>,
-    /// `identifierValue` of a PermanentIdentifier.
+pub(crate) enum HardwareIdentity {
+    /// Of an EK certificate.
+    #[n(0)]
+    Certificate {
+        #[n(0)]
+        vendor: String,
+        #[cbor(n(1), with = "minicbor::bytes")]
+        authority_key: Vec<u8>,
+        #[cbor(n(2), with = "minicbor::bytes")]
+        serial: Vec<u8>,
+        /// Of the certificate.
+        #[cbor(n(3), with = "minicbor::bytes")]
+        sha256: [u8; 32],
+    },
+    /// Of an EK.
     #[n(1)]
-    pub(crate) permanent_id: String,
+    Key {
+        /// Of the SubjectPublicKeyInfo.
+        #[cbor(n(0), with = "minicbor::bytes")]
+        sha256: [u8; 32],
+        /// Of `EkPubkey` and the SubjectPublicKeyInfo.
+        #[cbor(n(1), with = "minicbor::bytes")]
+        prefixed_sha256: [u8; 32],
+    },
 }
 
 impl HardwareIdentity {
-    /// Vendor, authority key identifier and serial number of the EK certificate, in upper-case hexadecimal; and
-    /// the certificate's SHA-256.
     pub(crate) fn of_certificate(manufacturer: &str, authority_key: &[u8], serial: &[u8], der: &[u8]) -> Self {
         let vendor = manufacturer.strip_prefix("id:").unwrap_or(manufacturer);
-        let mut hardware_serial =
-            format!("{vendor}:{}:{}", HEXUPPER.encode(authority_key), HEXUPPER.encode(serial)).into_bytes();
-        hardware_serial.truncate(MAX_SERIAL);
-        Self { serial: hardware_serial, permanent_id: HEXUPPER.encode(&Sha256::digest(der)) }
+        let beginning = |bytes: &[u8]| bytes[..bytes.len().min(MAX_SERIAL)].to_vec();
+        Self::Certificate {
+            // A character has 4 bytes at most.
+            vendor: vendor.chars().take(MAX_SERIAL / 4).collect(),
+            authority_key: beginning(authority_key),
+            serial: beginning(serial),
+            sha256: Sha256::digest(der).into(),
+        }
     }
 
-    /// The SHA-256 of the key, and of the key after the text `EkPubkey`.
     pub(crate) fn of_key(key: &PublicKey) -> Self {
         let spki = key.spki();
-        let permanent_id = Sha256::new_with_prefix("EkPubkey").chain_update(&spki).finalize();
-        Self { serial: Sha256::digest(&spki).to_vec(), permanent_id: HEXUPPER.encode(&permanent_id) }
+        let prefixed_sha256 = Sha256::new_with_prefix("EkPubkey").chain_update(&spki).finalize().into();
+        Self::Key { sha256: Sha256::digest(&spki).into(), prefixed_sha256 }
+    }
+
+    /// `hwSerialNum` of a HardwareModuleName: vendor, authority key identifier and serial number of the EK certificate, in upper-case
+    /// hexadecimal; or the SHA-256 of the key.
+    pub(crate) fn serial(&self) -> Vec<u8> {
+        match self {
+            Self::Certificate { vendor, authority_key, serial, .. } => {
+                let (authority_key, serial) = (HEXUPPER.encode(authority_key), HEXUPPER.encode(serial));
+                let mut text = format!("{vendor}:{authority_key}:{serial}").into_bytes();
+                text.truncate(MAX_SERIAL);
+                text
+            }
+            Self::Key { sha256, .. } => sha256.to_vec(),
+        }
+    }
+
+    /// `identifierValue` of a PermanentIdentifier: the SHA-256 of the certificate; or of the key after the text `EkPubkey`.
+    pub(crate) fn permanent_id(&self) -> String {
+        match self {
+            Self::Certificate { sha256, .. } => HEXUPPER.encode(sha256),
+            Self::Key { prefixed_sha256, .. } => HEXUPPER.encode(prefixed_sha256),
+        }
     }
 }
 
-/// Keeps a claim within its limit: a 20-byte key identifier and serial number (RFC 5280 §4.1.2.2) take 90 bytes.
+/// Keeps a claim and a certificate within their limits: a 20-byte key identifier and serial number (RFC 5280 §4.1.2.2) take 90 bytes.
 const MAX_SERIAL: usize = 128;

@@ -174,7 +174,7 @@ impl Prepared {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        Self::fill(device.device().subject(), None, profile, issuer, now, rng)
+        Self::fill(device.0.into_subject(), None, profile, issuer, now, rng)
     }
 
     /// The same for a device that has not proven itself: nobody may see this certificate but [sealed](Candidate::seal), and
@@ -296,10 +296,10 @@ fn alt_names(hardware: &HardwareIdentity, identity: &Identity) -> Vec<u8> {
         element(tag::CONTEXT_0, &[&oid(kind), &element(tag::CONTEXT_0, &[&value])])
     };
     let hardware_module_name =
-        other_name(oid::HARDWARE_MODULE_NAME, &[&oid(oid::TPM_20), &element(tag::OCTET_STRING, &[&hardware.serial])]);
+        other_name(oid::HARDWARE_MODULE_NAME, &[&oid(oid::TPM_20), &element(tag::OCTET_STRING, &[&hardware.serial()])]);
     let permanent_identifier = other_name(
         oid::PERMANENT_IDENTIFIER,
-        &[&element(tag::UTF8_STRING, &[hardware.permanent_id.as_bytes()]), &oid(oid::EK_PERM_ID_SHA256)],
+        &[&element(tag::UTF8_STRING, &[hardware.permanent_id().as_bytes()]), &oid(oid::EK_PERM_ID_SHA256)],
     );
     let uri = element(tag::URI, &[identity.to_string().as_bytes()]);
     element(tag::SEQUENCE, &[&hardware_module_name, &permanent_identifier, &uri])

@@ -90,6 +90,25 @@ impl PublicKey {
         element(tag::SEQUENCE, &[&algorithm, &element(tag::BIT_STRING, &[&[NO_UNUSED_BITS], &key])])
     }
 
+    /// The modulus, or both coordinates: all there is to say of a [sound](Self::check) key of an accepted template.
+    pub(crate) fn brief(&self) -> Vec<u8> {
+        match self {
+            Self::Rsa { modulus, .. } => modulus.clone(),
+            Self::Ecc { x, y, .. } => [&x[..], y].concat(),
+        }
+    }
+
+    /// The key that [`brief`](Self::brief) stands for. Its length tells its kind, for moduli are longer than coordinates.
+    pub(crate) fn from_brief(brief: &[u8]) -> Self {
+        match Curve::ALL.into_iter().find(|curve| 2 * curve.field_bytes() == brief.len()) {
+            Some(curve) => {
+                let (x, y) = brief.split_at(curve.field_bytes());
+                Self::Ecc { curve, x: x.to_vec(), y: y.to_vec() }
+            }
+            None => Self::Rsa { modulus: brief.to_vec(), exponent: EXPONENT },
+        }
+    }
+
     /// Whether another key is of the same kind and size.
     pub(crate) fn has_the_shape_of(&self, other: &Self) -> bool {
         self.to_string() == other.to_string()
@@ -284,6 +303,17 @@ pub(crate) const NO_UNUSED_BITS: u8 = 0;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_read_back_from_what_stands_for_them() {
+        let coordinate = |curve: Curve, byte| vec![byte; curve.field_bytes()];
+        let mut keys: Vec<_> =
+            Curve::ALL.map(|curve| PublicKey::Ecc { curve, x: coordinate(curve, 1), y: coordinate(curve, 2) }).into();
+        keys.extend([2048, 3072].map(|bits| PublicKey::Rsa { modulus: vec![0x81; bits / 8], exponent: EXPONENT }));
+        for key in keys {
+            assert_eq!(PublicKey::from_brief(&key.brief()), key);
+        }
+    }
 
     #[test]
     fn residues_are_those_of_long_division() {

@@ -182,7 +182,10 @@ fn structural(refused: &AreaRefused) -> Option<AreaError> {
             AreaError::Truncated | AreaError::TrailingBytes(_) | AreaError::Oversize { .. } => Some(error.clone()),
             AreaError::Unsupported { .. } | AreaError::UnsupportedCurve(_) => None,
         },
-        AreaRefused::Weak(_) | AreaRefused::OffTemplate { .. } | AreaRefused::NoTemplate { .. } => None,
+        AreaRefused::Weak(_)
+        | AreaRefused::OffTemplate { .. }
+        | AreaRefused::NoSuchIndex(_)
+        | AreaRefused::NoTemplate { .. } => None,
     }
 }
 

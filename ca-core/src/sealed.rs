@@ -5,7 +5,9 @@
 
 use std::fmt;
 
-use assay_wire::{CertificateList, DeviceId, EkId, Limit, Proof, Scope, SealedCertificate, SealedReply, Ticket};
+use assay_wire::{
+    CertificateList, DeviceId, EkId, Limit, Proof, Receipt, Scope, SealedCertificate, SealedReply, Ticket,
+};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use minicbor::{Decode, Encode};
 use rand_core::CryptoRng;
@@ -104,9 +106,9 @@ impl Candidate {
         let certificate = Sha256::digest(&*chain[0]).into();
         let claim = Claim { scope, ek_id: self.subject.ek_id, certificate, key_id, issued_at, expires_at };
         let claim = minicbor::to_vec(claim).expect("writing to memory does not fail");
-        let device_id = self.subject.device_id.clone();
-        let ticket = Ticket::from(*key.ticket(CONFIRMATION_LABEL, &claim));
-        let content = Zeroizing::new(SealedCertificate { chain, device_id, ticket }.encode());
+        let ticket = Ticket::from(*key.mac(CONFIRMATION_LABEL, &claim));
+        let receipt_sha256 = Sha256::digest(*key.mac(RECEIPT_LABEL, &claim)).into();
+        let content = Zeroizing::new(SealedCertificate { chain, ticket, receipt_sha256 }.encode());
 
         let mut secret = Zeroizing::new([0; SEALING_KEY_LEN]);
         rng.fill_bytes(&mut *secret);
@@ -151,29 +153,37 @@ fn encrypt(
 ///
 /// That the certificate may become active is not established: see [`Unconfirmed::confirm`].
 #[derive(Debug)]
-pub struct Confirmation(Claim);
+pub struct Confirmation {
+    claim: Claim,
+    receipt: Receipt,
+}
 
 impl Confirmation {
     /// Checks a claim and its ticket, which was nowhere but in the box beside the claim.
     pub fn verify(request: &Proof, scope: &Scope, key: &TicketKey, now: OffsetDateTime) -> Result<Self, Rejection> {
         let claim: Claim = minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
         claim.terms().check(request, CONFIRMATION_LABEL, scope, key, now)?;
-        Ok(Self(claim))
+        Ok(Self { claim, receipt: Receipt::from(*key.mac(RECEIPT_LABEL, &request.claim)) })
     }
 
     /// The EK's id.
     pub fn ek_id(&self) -> EkId {
-        self.0.ek_id
+        self.claim.ek_id
     }
 
     /// Whether this confirms that certificate, in DER.
     pub fn is_for(&self, certificate: &[u8]) -> bool {
-        self.0.certificate == *Sha256::digest(certificate)
+        self.claim.certificate == *Sha256::digest(certificate)
+    }
+
+    /// What tells the device that the certificate is active, and that it was the CA that said so. Send it only if it is.
+    pub fn into_receipt(self) -> Receipt {
+        self.receipt
     }
 
     /// Why there is nothing to confirm: the certificate was superseded or revoked since.
     pub fn outdated(&self) -> Rejection {
-        match OffsetDateTime::from_unix_timestamp(self.0.issued_at) {
+        match OffsetDateTime::from_unix_timestamp(self.claim.issued_at) {
             Ok(issued_at) => Rejection::CertificateEnded { issued_at },
             Err(_) => Rejection::ClaimUnreadable,
         }
@@ -256,5 +266,7 @@ impl Claim {
 
 /// Keeps the tickets of this flow apart from those of the ticket flow.
 const CONFIRMATION_LABEL: &[u8] = b"assay confirmation v1\0";
+/// Keeps receipts apart from tickets: a device has its ticket before the CA has it.
+const RECEIPT_LABEL: &[u8] = b"assay receipt v1\0";
 /// AES-256, and as long as the secret of a credential may be for every EK template.
 const SEALING_KEY_LEN: usize = 32;

@@ -25,8 +25,8 @@ impl TicketKey {
         *digest.first_chunk().expect("SHA-256 is longer than a key id")
     }
 
-    /// The ticket of a claim. `label` keeps the claims of one flow apart from those of another.
-    pub(crate) fn ticket(&self, label: &[u8], claim: &[u8]) -> Zeroizing<[u8; Ticket::LEN]> {
+    /// The MAC of a claim. `label` keeps the claims of one flow apart from those of another, and tickets from receipts.
+    pub(crate) fn mac(&self, label: &[u8], claim: &[u8]) -> Zeroizing<[u8; Ticket::LEN]> {
         let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&self.0).expect("HMAC takes any key length");
         mac.update(label);
         mac.update(claim);
@@ -62,7 +62,7 @@ impl Terms {
         if self.key_id != key.id() {
             return Err(Rejection::ClaimOfAnotherKey);
         }
-        if !bool::from(key.ticket(label, &proof.claim).ct_eq(proof.ticket.as_bytes())) {
+        if !bool::from(key.mac(label, &proof.claim).ct_eq(proof.ticket.as_bytes())) {
             return Err(Rejection::TicketWrong);
         }
         if self.scope != *scope {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use assay_wire::{Bytes, CertificateList, EkId, Limit, MAX_CERTIFICATES};
+use assay_wire::{Bytes, CertificateList, EkId, EkPublic, Limit, MAX_CERTIFICATES};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey as CertificateKey;
@@ -89,6 +89,17 @@ impl EndorsementKey {
         }
         let kinds: Vec<_> = kinds.iter().map(EkKind::to_string).collect();
         Err(TpmError::Unsupported(kinds.join(" or ")).into())
+    }
+
+    /// The public area as a request has it: in brief if the certificate says all but the template.
+    pub(crate) fn public_area(&self) -> Result<EkPublic, Limit> {
+        let leaf = self.certificates.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
+        let is_in_certificate =
+            leaf.is_some_and(|(_, leaf)| leaf.public_key().raw == self.public.key.subject_public_key_info());
+        match self.kind.certificate_index().filter(|_| is_in_certificate) {
+            Some(index) => Ok(EkPublic::OfCertificate(index)),
+            None => self.public.bytes.clone().try_into(),
+        }
     }
 
     /// The certificates as a request has them.

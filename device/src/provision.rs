@@ -172,7 +172,7 @@ impl Failure {
             ReplyBody::Challenge(_) => "challenge",
             ReplyBody::Certificate(_) => "certificate",
             ReplyBody::Sealed(_) => "sealed certificate",
-            ReplyBody::Confirmed => "confirmation",
+            ReplyBody::Confirmed(_) => "confirmation",
             ReplyBody::Activation(_) => "shared key",
         };
         Self::Final(AnswerError::OutOfTurn { wanted, found }.into())
@@ -270,10 +270,8 @@ mod tests {
             credential_blob: vec![2].try_into().unwrap(),
             encrypted_seed: vec![3].try_into().unwrap(),
         });
-        let certificate = ReplyBody::Certificate(CertificateReply {
-            chain: vec![vec![1].try_into().unwrap()].try_into().unwrap(),
-            device_id: "pump-17".parse().unwrap(),
-        });
+        let certificate =
+            ReplyBody::Certificate(CertificateReply { chain: vec![vec![1].try_into().unwrap()].try_into().unwrap() });
         for (wanted, reply, came) in
             [("certificate", challenge, "challenge"), ("challenge", certificate, "certificate")]
         {

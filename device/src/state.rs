@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use assay_wire::{DeviceId, EkId, Flow, Proof, Scope};
+use assay_wire::{DeviceId, EkId, Flow, Proof, Scope, Ticket};
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
@@ -163,8 +163,44 @@ pub(crate) struct CertificateGrant {
     #[serde(rename = "certificate", with = "as_pem")]
     pub(crate) chain: Vec<CertificateDer<'static>>,
     /// What is still to be sent to the CA, before it revokes a sealed certificate. It can be used meanwhile.
-    #[serde(with = "as_hex_proof")]
-    pub(crate) unconfirmed: Option<Proof>,
+    pub(crate) unconfirmed: Option<Confirmation>,
+}
+
+/// What confirms a sealed certificate, and by what its CA's answer is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "ConfirmationText", try_from = "ConfirmationText")]
+pub(crate) struct Confirmation {
+    pub(crate) proof: Proof,
+    pub(crate) receipt_sha256: [u8; 32],
+}
+
+/// A [`Confirmation`] in hexadecimal digits.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfirmationText {
+    #[serde(with = "as_hex")]
+    claim: Vec<u8>,
+    #[serde(with = "as_hex")]
+    ticket: Vec<u8>,
+    #[serde(with = "as_hex")]
+    receipt_sha256: Vec<u8>,
+}
+
+impl From<Confirmation> for ConfirmationText {
+    fn from(Confirmation { proof: Proof { claim, ticket }, receipt_sha256 }: Confirmation) -> Self {
+        Self { claim: claim.into_vec(), ticket: ticket.as_bytes().into(), receipt_sha256: receipt_sha256.into() }
+    }
+}
+
+impl TryFrom<ConfirmationText> for Confirmation {
+    type Error = &'static str;
+
+    fn try_from(ConfirmationText { claim, ticket, receipt_sha256 }: ConfirmationText) -> Result<Self, Self::Error> {
+        let claim = claim.try_into().map_err(|_| "a claim that is too long")?;
+        let ticket: [u8; Ticket::LEN] = ticket.try_into().map_err(|_| "a ticket of another length")?;
+        let receipt_sha256 = receipt_sha256.try_into().map_err(|_| "a hash of another length")?;
+        Ok(Self { proof: Proof { claim, ticket: ticket.into() }, receipt_sha256 })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -420,36 +456,6 @@ mod as_hex {
     }
 }
 
-/// Serializes claim and ticket as hexadecimal digits, and parses them back.
-mod as_hex_proof {
-    use assay_wire::{Proof, Ticket};
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-
-    #[derive(Serialize, Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Hex {
-        #[serde(with = "super::as_hex")]
-        claim: Vec<u8>,
-        #[serde(with = "super::as_hex")]
-        ticket: Vec<u8>,
-    }
-
-    pub(super) fn serialize<S: Serializer>(proof: &Option<Proof>, serializer: S) -> Result<S::Ok, S::Error> {
-        let hex = proof
-            .as_ref()
-            .map(|Proof { claim, ticket }| Hex { claim: claim.to_vec(), ticket: ticket.as_bytes().to_vec() });
-        hex.serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Proof>, D::Error> {
-        let Some(Hex { claim, ticket }) = Option::deserialize(deserializer)? else { return Ok(None) };
-        let ticket: [u8; Ticket::LEN] =
-            ticket.try_into().map_err(|_| de::Error::custom("a ticket of another length"))?;
-        let claim = claim.try_into().map_err(de::Error::custom)?;
-        Ok(Some(Proof { claim, ticket: ticket.into() }))
-    }
-}
-
 /// Serializes certificates as PEM, and parses them back.
 mod as_pem {
     use rustls::pki_types::CertificateDer;
@@ -508,7 +514,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDirectory::open(&dir.path().join("state")).unwrap();
         let proof = Proof { claim: vec![3; 70].try_into().unwrap(), ticket: [0x0F; 32].into() };
-        let unconfirmed = CertificateGrant { unconfirmed: Some(proof), ..a_certificate() };
+        let confirmation = Confirmation { proof, receipt_sha256: [0x1E; 32] };
+        let unconfirmed = CertificateGrant { unconfirmed: Some(confirmation), ..a_certificate() };
         let first = Memory::default().with_unconfirmed(unconfirmed.clone());
         let second = a_shared_key().with_unconfirmed(unconfirmed);
         let asked = Memory { in_use: None, ..a_memory() };

@@ -273,6 +273,17 @@ impl EkKind {
     /// Those with certificates, in the order in which they are tried: elliptic curves are faster on every chip.
     pub const CERTIFIED: [Self; 4] = [Self::P256, Self::P384, Self::Rsa2048, Self::Rsa3072];
 
+    /// The NV index of the certificate for such an EK (TCG EK Credential Profile 2.5, 2.2.1.4).
+    pub(crate) const fn certificate_index(self) -> Option<u32> {
+        match self {
+            Self::P256 => Some(0x01C0_000A),
+            Self::P384 => Some(0x01C0_0016),
+            Self::Rsa2048 => Some(0x01C0_0002),
+            Self::Rsa3072 => Some(0x01C0_001C),
+            Self::LegacyDps => None,
+        }
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::P256 => "p-256",

@@ -40,6 +40,9 @@ pub enum AnswerError {
         "the sealed certificate cannot be opened: it was made for another device or request, or altered on its way"
     )]
     Seal,
+    /// The confirmation was answered by somebody else than the CA that sealed the certificate.
+    #[error("the receipt is not the one of the CA that sealed the certificate: the confirmation did not reach it")]
+    Receipt,
     /// The HMAC key was not made for this TPM's EK and storage root key.
     #[error("the TPM cannot load the key: {0}")]
     SharedKey(TpmError),

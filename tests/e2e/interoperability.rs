@@ -8,7 +8,7 @@ use assay_wire::{Proof, ReplyBody, RequestBody};
 
 use crate::lab::Lab;
 use crate::raw_client::RawClient;
-use crate::tools_device::ToolsDevice;
+use crate::tools_device::{ToolsDevice, named};
 
 #[test]
 fn tpm2_activatecredential_opens_our_credentials_for_every_kind_of_ek() -> Result<()> {
@@ -32,7 +32,7 @@ fn tpm2_activatecredential_opens_our_credentials_for_every_kind_of_ek() -> Resul
         fs::write(&file, &granted.chain[0][..])?;
         let text = run(tool("openssl")?.args(["x509", "-inform", "DER", "-noout", "-subject", "-in"]).arg(&file))?;
         let subject = String::from_utf8(text.stdout)?;
-        ensure!(subject.contains(granted.device_id.as_str()), "{kind:?}: {subject}");
+        ensure!(subject.contains(&named(&granted.chain)?), "{kind:?}: {subject}");
     }
     Ok(())
 }

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Tap, Worker, json, run, tool, trusted_vendor};
 use assay_wire::{Bundle, ProblemCode, Proof, ReplyBody, RequestBody, SealedReply};
+use ring::digest::{SHA256, digest};
 
 use crate::lab::Lab;
 use crate::raw_client::RawClient;
-use crate::tools_device::ToolsDevice;
+use crate::tools_device::{ToolsDevice, named};
 
 #[test]
 fn nothing_on_an_open_wire_tells_of_a_sealed_certificate() -> Result<()> {
@@ -65,7 +66,7 @@ fn a_device_of_tpm2_tools_opens_and_confirms_for_every_kind_of_ek() -> Result<()
         let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
         let reply = enrolled(&mut mqtt, device.evidence()?)?;
         let sealed = device.open(&reply)?;
-        let id = sealed.device_id.as_str();
+        let id = &named(&sealed.chain)?;
         ensure!(lab.statuses(id)? == ["unconfirmed"]);
         ensure!(registered(&lab, id)? == 0, "nobody has proven anything yet");
 
@@ -73,7 +74,13 @@ fn a_device_of_tpm2_tools_opens_and_confirms_for_every_kind_of_ek() -> Result<()
         ensure!(again.chain == sealed.chain, "a repeated request gets the same certificate");
         let proof = Proof { claim: reply.claim, ticket: sealed.ticket.clone() };
         for _ in 0..2 {
-            ensure!(mqtt.ask(RequestBody::Confirm(proof.clone()))? == ReplyBody::Confirmed);
+            let ReplyBody::Confirmed(reply) = mqtt.ask(RequestBody::Confirm(proof.clone()))? else {
+                bail!("{kind:?}: not confirmed")
+            };
+            ensure!(
+                digest(&SHA256, reply.receipt.as_bytes()).as_ref() == sealed.receipt_sha256,
+                "{kind:?}: the receipt"
+            );
             ensure!(lab.statuses(id)? == ["active"] && registered(&lab, id)? == 1);
         }
     }
@@ -88,7 +95,7 @@ fn a_certificate_that_nobody_confirms_is_revoked_and_the_device_may_enrol_again(
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
     let reply = enrolled(&mut mqtt, device.evidence()?)?;
     let sealed = device.open(&reply)?;
-    let id = sealed.device_id.as_str();
+    let id = &named(&sealed.chain)?;
     let deadline = Instant::now() + Duration::from_secs(10);
     while lab.statuses(id)? != ["revoked"] {
         ensure!(Instant::now() < deadline, "{:?}", lab.statuses(id)?);
@@ -100,7 +107,7 @@ fn a_certificate_that_nobody_confirms_is_revoked_and_the_device_may_enrol_again(
     ensure!(crl(&lab)?.contains(&serial), "the revocation list has it");
 
     let provisioned = lab.provision(&Device::new(&tpm)?, &["--flow", "sealed"])?;
-    ensure!(provisioned["device_id"] == id && lab.statuses(id)? == ["revoked", "active"]);
+    ensure!(provisioned["device_id"] == *id && lab.statuses(id)? == ["revoked", "active"]);
     Ok(())
 }
 
@@ -156,7 +163,7 @@ fn a_device_id_granted_before_the_confirmation_stands_in_the_next_certificate() 
     let first = device.open(&enrolled(&mut mqtt, device.evidence()?)?)?;
     lab.enroll(&tpm, EkKind::P256, "pump-9", &[])?;
     let second = device.open(&enrolled(&mut mqtt, device.evidence()?)?)?;
-    ensure!(second.device_id.as_str() == "pump-9" && first.chain != second.chain);
+    ensure!(named(&second.chain)? == "pump-9" && first.chain != second.chain);
     ensure!(lab.statuses("pump-9")? == ["unconfirmed"]);
     Ok(())
 }

@@ -2,9 +2,10 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use assay_ca_core::Identity;
 use assay_tests::{EkKind, Swtpm};
-use assay_wire::{Bundle, Bytes, ChallengeReply, SealedCertificate, SealedReply, Ticket};
+use assay_wire::{Bundle, Bytes, CertificateList, ChallengeReply, Limit, SealedCertificate, SealedReply, Ticket};
 use rcgen::{CertificateParams, PublicKeyData, SignatureAlgorithm, SigningKey};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::digest::{SHA256, digest};
@@ -164,8 +165,16 @@ impl SigningKey for ToolsKey<'_> {
 }
 
 /// A TPM2B_PUBLIC file without its size.
-pub(crate) fn tpmt_public<const MAX: usize>(tpm: &Swtpm, file: &str) -> Result<Bytes<MAX>> {
-    Ok(read(tpm, file)?[2..].try_into()?)
+pub(crate) fn tpmt_public<T: TryFrom<Vec<u8>, Error = Limit>>(tpm: &Swtpm, file: &str) -> Result<T> {
+    Ok(read(tpm, file)?[2..].to_vec().try_into()?)
+}
+
+/// Whom a certificate is for.
+pub(crate) fn named(chain: &CertificateList<1>) -> Result<String> {
+    match Identity::from_certificate(&chain[0])? {
+        Identity::Device { device_id, .. } => Ok(device_id.to_string()),
+        other => bail!("{other} is no device"),
+    }
 }
 
 pub(crate) fn read(tpm: &Swtpm, file: &str) -> Result<Vec<u8>> {

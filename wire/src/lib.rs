@@ -35,8 +35,8 @@ pub use bytes::{
 
 mod message;
 pub use message::{
-    ActivationReply, Bundle, CertificateReply, ChallengeReply, DecodeError, MAX_MESSAGE, Proof, Reply, ReplyBody,
-    Request, RequestBody, SealedCertificate, SealedReply, SrkBundle, Ticket,
+    ActivationReply, Bundle, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError, EkPublic, MAX_MESSAGE,
+    Proof, Receipt, Reply, ReplyBody, Request, RequestBody, SealedCertificate, SealedReply, SrkBundle, Ticket,
 };
 
 mod problem;

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use minicbor::bytes::ByteArray;
+use minicbor::data::Type;
 use minicbor::{Decode, Decoder, Encode, Encoder};
 
 use crate::{
@@ -46,9 +47,9 @@ pub struct Bundle {
     /// The device id asked for; left out, the CA answers with the one that is due to the EK.
     #[n(0)]
     pub device_id: Option<DeviceId>,
-    /// The EK's TPMT_PUBLIC (TPM 2.0 Part 2, 12.2.4), without the size of a TPM2B.
+    /// The EK's public area.
     #[n(1)]
-    pub ek_public: Bytes<MAX_PUBLIC_AREA>,
+    pub ek_public: EkPublic,
     /// The EK certificate and its issuers as far as the device knows them, leaf first; may be empty.
     #[n(2)]
     pub ek_certificates: CertificateList<0>,
@@ -60,6 +61,46 @@ pub struct Bundle {
     pub csr: Bytes<MAX_CSR>,
 }
 
+/// An EK's public area, in full or in brief.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EkPublic {
+    /// TPMT_PUBLIC (TPM 2.0 Part 2, 12.2.4), without the size of a TPM2B.
+    Area(Bytes<MAX_PUBLIC_AREA>),
+    /// The NV index that TCG reserves for the certificate of an EK of some default template (EK Credential Profile 2.5, 2.2.1.4): stands
+    /// for that template with the key of the first EK certificate.
+    OfCertificate(u32),
+}
+
+impl TryFrom<Vec<u8>> for EkPublic {
+    type Error = Limit;
+
+    fn try_from(area: Vec<u8>) -> Result<Self, Limit> {
+        area.try_into().map(Self::Area)
+    }
+}
+
+impl<C> Encode<C> for EkPublic {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut Encoder<W>,
+        context: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        match self {
+            Self::Area(area) => area.encode(e, context),
+            Self::OfCertificate(index) => index.encode(e, context),
+        }
+    }
+}
+
+impl<'b, C> Decode<'b, C> for EkPublic {
+    fn decode(d: &mut Decoder<'b>, context: &mut C) -> Result<Self, minicbor::decode::Error> {
+        match d.datatype()? {
+            Type::Bytes => Bytes::decode(d, context).map(Self::Area),
+            _ => d.u32().map(Self::OfCertificate),
+        }
+    }
+}
+
 /// What the TPM can show for itself and its storage root key. Nothing in it is believed until the CA checked it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -67,9 +108,9 @@ pub struct SrkBundle {
     /// The device id asked for; left out, the CA answers with the one that is due to the EK.
     #[n(0)]
     pub device_id: Option<DeviceId>,
-    /// The EK's TPMT_PUBLIC (TPM 2.0 Part 2, 12.2.4), without the size of a TPM2B.
+    /// The EK's public area.
     #[n(1)]
-    pub ek_public: Bytes<MAX_PUBLIC_AREA>,
+    pub ek_public: EkPublic,
     /// The EK certificate and its issuers as far as the device knows them, leaf first; may be empty.
     #[n(2)]
     pub ek_certificates: CertificateList<0>,
@@ -90,32 +131,47 @@ pub struct Proof {
     pub ticket: Ticket,
 }
 
-/// The secret that proves a claim: HMAC-SHA-256 of it under the CA's ticket key. Printed, it shows nothing.
-#[derive(Clone, PartialEq, Eq, Encode, Decode)]
-#[cbor(transparent)]
-pub struct Ticket(#[n(0)] ByteArray<{ Self::LEN }>);
+macro_rules! claim_mac {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Encode, Decode)]
+        #[cbor(transparent)]
+        pub struct $name(#[n(0)] ByteArray<{ Self::LEN }>);
 
-impl Ticket {
-    /// Its length in bytes, that of SHA-256.
-    pub const LEN: usize = 32;
+        impl $name {
+            /// Its length in bytes, that of SHA-256.
+            pub const LEN: usize = 32;
 
-    /// The bytes themselves. Compare them in constant time.
-    pub fn as_bytes(&self) -> &[u8; Self::LEN] {
-        &self.0
-    }
+            /// The bytes themselves. Compare them in constant time.
+            pub fn as_bytes(&self) -> &[u8; Self::LEN] {
+                &self.0
+            }
+        }
+
+        impl From<[u8; Self::LEN]> for $name {
+            fn from(bytes: [u8; Self::LEN]) -> Self {
+                Self(bytes.into())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($name), "(..)"))
+            }
+        }
+    };
 }
 
-impl From<[u8; Self::LEN]> for Ticket {
-    fn from(bytes: [u8; Self::LEN]) -> Self {
-        Self(bytes.into())
-    }
-}
+claim_mac!(
+    /// The secret that proves a claim: HMAC-SHA-256 of it under the CA's ticket key. Printed, it shows nothing.
+    Ticket
+);
 
-impl fmt::Debug for Ticket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Ticket(..)")
-    }
-}
+claim_mac!(
+    /// The CA's word that it took a confirmation: HMAC-SHA-256 of the claim under its ticket key, but with another label. Nobody else can
+    /// make it, and nobody sees it before. Printed, it shows nothing.
+    Receipt
+);
 
 /// What the CA answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +194,7 @@ pub enum ReplyBody {
     /// Answers [`RequestBody::Enroll`].
     Sealed(SealedReply),
     /// Answers [`RequestBody::Confirm`]: the certificate is active.
-    Confirmed,
+    Confirmed(ConfirmedReply),
     /// Answers [`RequestBody::Register`].
     Activation(ActivationReply),
 }
@@ -165,9 +221,6 @@ pub struct CertificateReply {
     /// The device's certificate, then its issuers, without the root.
     #[n(0)]
     pub chain: CertificateList<1>,
-    /// The name under which the device is registered.
-    #[n(1)]
-    pub device_id: DeviceId,
 }
 
 /// A certificate that only the TPM with both the EK and the IK can read.
@@ -213,12 +266,12 @@ pub struct SealedCertificate {
     /// The device's certificate, then its issuers, without the root.
     #[n(0)]
     pub chain: CertificateList<1>,
-    /// The name under which the device is registered once it confirms.
-    #[n(1)]
-    pub device_id: DeviceId,
     /// Confirms the claim beside it.
-    #[n(2)]
+    #[n(1)]
     pub ticket: Ticket,
+    /// SHA-256 of the receipt that answers the confirmation.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub receipt_sha256: [u8; 32],
 }
 
 impl SealedCertificate {
@@ -237,6 +290,15 @@ impl SealedCertificate {
         only_encoding(bytes, sealed.encode())?;
         Ok(sealed)
     }
+}
+
+/// Says that a sealed certificate is active.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ConfirmedReply {
+    /// Its SHA-256 was sealed with the certificate.
+    #[n(0)]
+    pub receipt: Receipt,
 }
 
 /// An HMAC key that only the TPM with both the EK and the storage root key can load.
@@ -262,11 +324,6 @@ pub struct ActivationReply {
     #[n(5)]
     pub device_id: DeviceId,
 }
-
-/// The empty map: the body of a message that says all by its kind.
-#[derive(Encode, Decode)]
-#[cbor(map)]
-struct Nothing {}
 
 impl Request {
     const CHALLENGE: u8 = 1;
@@ -332,7 +389,7 @@ impl Reply {
             ReplyBody::Challenge(body) => encode(Self::CHALLENGE, self.id, body),
             ReplyBody::Certificate(body) => encode(Self::CERTIFICATE, self.id, body),
             ReplyBody::Sealed(body) => encode(Self::SEALED, self.id, body),
-            ReplyBody::Confirmed => encode(Self::CONFIRMED, self.id, &Nothing {}),
+            ReplyBody::Confirmed(body) => encode(Self::CONFIRMED, self.id, body),
             ReplyBody::Activation(body) => encode(Self::ACTIVATION, self.id, body),
         }
     }
@@ -348,10 +405,7 @@ impl Reply {
             Self::CHALLENGE => ReplyBody::Challenge(d.decode()?),
             Self::CERTIFICATE => ReplyBody::Certificate(d.decode()?),
             Self::SEALED => ReplyBody::Sealed(d.decode()?),
-            Self::CONFIRMED => {
-                let Nothing {} = d.decode()?;
-                ReplyBody::Confirmed
-            }
+            Self::CONFIRMED => ReplyBody::Confirmed(d.decode()?),
             Self::ACTIVATION => ReplyBody::Activation(d.decode()?),
             kind => return Err(DecodeError::UnknownKind(kind)),
         };

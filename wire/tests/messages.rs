@@ -1,8 +1,9 @@
 //! Every message as annotated bytes, both ways, and everything that is not a message.
 
 use assay_wire::{
-    ActivationReply, Bundle, Bytes, CertificateReply, ChallengeReply, DecodeError, MAX_MESSAGE, Problem, ProblemCode,
-    Proof, Reply, ReplyBody, Request, RequestBody, RequestId, SealedCertificate, SealedReply, SrkBundle, Ticket,
+    ActivationReply, Bundle, Bytes, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError, EkPublic,
+    MAX_MESSAGE, Problem, ProblemCode, Proof, Receipt, Reply, ReplyBody, Request, RequestBody, RequestId,
+    SealedCertificate, SealedReply, SrkBundle, Ticket,
 };
 
 const ID: &str = "50 000102030405060708090a0b0c0d0e0f";
@@ -15,6 +16,10 @@ fn opaque<const MAX: usize>(content: &[u8]) -> Bytes<MAX> {
     content.try_into().unwrap()
 }
 
+fn area(content: &[u8]) -> EkPublic {
+    content.to_vec().try_into().unwrap()
+}
+
 fn id() -> RequestId {
     "000102030405060708090a0b0c0d0e0f".parse().unwrap()
 }
@@ -24,7 +29,7 @@ fn challenge_request() -> (Request, Vec<u8>) {
         id: id(),
         body: RequestBody::Challenge(Bundle {
             device_id: Some("pump-17".parse().unwrap()),
-            ek_public: opaque(b"ek"),
+            ek_public: area(b"ek"),
             ek_certificates: vec![opaque(b"leaf"), opaque(b"ca")].try_into().unwrap(),
             ik_public: opaque(b"ik"),
             csr: opaque(b"csr"),
@@ -51,7 +56,7 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         id: id(),
         body: RequestBody::Challenge(Bundle {
             device_id: None,
-            ek_public: opaque(b"ek"),
+            ek_public: area(b"ek"),
             ek_certificates: Default::default(),
             ik_public: opaque(b"ik"),
             csr: opaque(b"csr"),
@@ -90,7 +95,7 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         id: id(),
         body: RequestBody::Register(SrkBundle {
             device_id: Some("pump-17".parse().unwrap()),
-            ek_public: opaque(b"ek"),
+            ek_public: EkPublic::OfCertificate(0x01C0_000A),
             ek_certificates: vec![opaque(b"leaf")].try_into().unwrap(),
             srk_public: opaque(b"srk"),
         }),
@@ -100,7 +105,7 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         ID,
         "a4",                   // map of four
         "00 67 70756d702d3137", // 0: device id "pump-17"
-        "01 42 656b",           // 1: EK public area
+        "01 1a01c0000a",        // 1: EK public area: that of the certificate, on template L-2
         "02 81 44 6c656166",    // 2: EK certificates, one of them
         "03 43 73726b",         // 3: public area of the storage root key
     ]);
@@ -161,16 +166,14 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
         (
             reply(ReplyBody::Certificate(CertificateReply {
                 chain: vec![opaque(b"leaf"), opaque(b"ca")].try_into().unwrap(),
-                device_id: "pump-17".parse().unwrap(),
             })),
             bytes(&[
                 "83 02", // kind: certificate
                 ID,
-                "a2",                   // map of two
-                "00 82",                // 0: chain of two
-                "44 6c656166",          //    the device's certificate
-                "42 6361",              //    its issuer
-                "01 67 70756d702d3137", // 1: device id "pump-17"
+                "a1",          // map of one
+                "00 82",       // 0: chain of two
+                "44 6c656166", //    the device's certificate
+                "42 6361",     //    its issuer
             ]),
         ),
         (
@@ -190,7 +193,16 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
                 "03 46 7365616c6564", // 3: nonce, ciphertext and tag
             ]),
         ),
-        (reply(ReplyBody::Confirmed), bytes(&["83 04", ID, "a0"])),
+        (
+            reply(ReplyBody::Confirmed(ConfirmedReply { receipt: Receipt::from([0xcc; 32]) })),
+            bytes(&[
+                "83 04", // kind: confirmed
+                ID,
+                "a1",      // map of one
+                "00 5820", // 0: receipt, 32 bytes
+                &"cc".repeat(32),
+            ]),
+        ),
         (
             reply(ReplyBody::Activation(ActivationReply {
                 credential_blob: opaque(b"blob"),
@@ -218,15 +230,16 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
 fn sealed_certificate() -> (SealedCertificate, Vec<u8>) {
     let sealed = SealedCertificate {
         chain: vec![opaque(b"leaf"), opaque(b"ca")].try_into().unwrap(),
-        device_id: "pump-17".parse().unwrap(),
         ticket: Ticket::from([0xaa; 32]),
+        receipt_sha256: [0xdd; 32],
     };
     let annotated = bytes(&[
         "a3",                       // map of three
         "00 82 44 6c656166 426361", // 0: chain of two
-        "01 67 70756d702d3137",     // 1: device id "pump-17"
-        "02 5820",                  // 2: ticket, 32 bytes
+        "01 5820",                  // 1: ticket, 32 bytes
         &"aa".repeat(32),
+        "02 5820", // 2: SHA-256 of the receipt
+        &"dd".repeat(32),
     ]);
     (sealed, annotated)
 }
@@ -390,9 +403,11 @@ fn lengths_that_promise_more_than_there_is_allocate_nothing() {
 fn fields_beyond_their_limit_are_refused() {
     let seven_certificates = bytes(&["83 01", ID, "a4 01 40 02 87", &"40".repeat(7), "03 40 04 40"]);
     let long_public_area = bytes(&["83 01", ID, "a4 01 590281", &"00".repeat(641), "02 80 03 40 04 40"]);
-    let empty_chain = bytes(&["83 02", ID, "a2 00 80 01 61 61"]);
+    let empty_chain = bytes(&["83 02", ID, "a1 00 80"]);
+    let long_index = bytes(&["83 01", ID, "a4 01 1b 0000000100000000 02 80 03 40 04 40"]);
     assert!(matches!(Request::decode(&seven_certificates), Err(DecodeError::Malformed(_))));
     assert!(matches!(Request::decode(&long_public_area), Err(DecodeError::Malformed(_))));
+    assert!(matches!(Request::decode(&long_index), Err(DecodeError::Malformed(_))));
     assert!(matches!(Reply::decode(&empty_chain), Err(DecodeError::Malformed(_))));
 }
 

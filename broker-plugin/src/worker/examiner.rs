@@ -37,14 +37,14 @@ pub(super) fn run(
                 outbox.reply(job, id, body);
                 _ = writes.send(Write::Audit(audit));
             }
-            Decision::Write(task) => _ = writes.send(Write::Request(Box::new(Pending { job, id, task }))),
+            Decision::Write(task) => _ = writes.send(Write::Request(Box::new(Pending { job, id, task: *task }))),
         }
     }
 }
 
 enum Decision {
     Reply(ReplyBody),
-    Write(Task),
+    Write(Box<Task>),
 }
 
 /// Whom a decision is about, as far as that is known.
@@ -102,23 +102,23 @@ fn decide(
         }
         RequestBody::Certify(proof) => {
             let device = ProvenDevice::verify(&proof, &ca.scope, &ca.ticket_key, now)?;
-            Ok(Decision::Write(Task::Certify(device)))
+            Ok(Decision::Write(Box::new(Task::Certify(device))))
         }
         RequestBody::Enroll(bundle) => {
             let evidence = Evidence::parse(bundle)?;
             subject.is_about(&evidence.ek);
             ca.profile.check_flow(Flow::Sealed)?;
-            Ok(Decision::Write(Task::Enroll(examiner.applicant(&evidence, now)?)))
+            Ok(Decision::Write(Box::new(Task::Enroll(examiner.applicant(&evidence, now)?))))
         }
         RequestBody::Confirm(proof) => {
             let confirmation = Confirmation::verify(&proof, &ca.scope, &ca.ticket_key, now)?;
-            Ok(Decision::Write(Task::Confirm(confirmation)))
+            Ok(Decision::Write(Box::new(Task::Confirm(confirmation))))
         }
         RequestBody::Register(bundle) => {
             let evidence = SrkEvidence::parse(bundle)?;
             subject.is_about(&evidence.ek);
             ca.profile.check_flow(Flow::SharedKey)?;
-            Ok(Decision::Write(Task::Register(examiner.srk_applicant(&evidence, now)?)))
+            Ok(Decision::Write(Box::new(Task::Register(examiner.srk_applicant(&evidence, now)?))))
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use assay_ca_core::tpm::template::SrkArea;
 use assay_ca_core::{BoundKey, Confirmation, ProvenDevice};
-use assay_wire::{CertificateReply, ReplyBody, RequestId, Topic};
+use assay_wire::{DeviceId, ReplyBody, RequestId, Topic};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use time::OffsetDateTime;
 use tracing::{error, info};
@@ -98,8 +98,8 @@ fn commit(ca: &Ca, store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEn
             for ((job, id), (answer, audit)) in envelopes.into_iter().zip(answers) {
                 log(&audit);
                 // A sealed certificate's subject is nobody's business, so there is no event for one.
-                if let ReplyBody::Certificate(reply) = &answer {
-                    outbox.event(Topic::Event(ca.scope.clone(), reply.device_id.clone()), event(reply));
+                if let (ReplyBody::Certificate(_), Some(device_id)) = (&answer, &audit.device_id) {
+                    outbox.event(Topic::Event(ca.scope.clone(), device_id.clone()), event(device_id));
                 }
                 outbox.reply(job, id, answer);
             }
@@ -140,7 +140,7 @@ fn perform(ca: &Ca, transaction: &Transaction<'_>, task: Task, subject: &mut Sub
             subject.device_id = Some(device_id);
             Ok(ReplyBody::Sealed(reply))
         }
-        Task::Confirm(confirmation) => ca.confirm(transaction, &confirmation, now).map(|()| ReplyBody::Confirmed),
+        Task::Confirm(confirmation) => ca.confirm(transaction, confirmation, now).map(ReplyBody::Confirmed),
         Task::Register(applicant) => {
             let reply = ca.register(transaction, applicant, now)?;
             subject.device_id = Some(reply.device_id.clone());
@@ -159,8 +159,8 @@ fn revoke_overdue(store: &mut Store) -> Result<(), StoreError> {
 }
 
 /// What operators hear of a certificate.
-fn event(reply: &CertificateReply) -> Vec<u8> {
-    serde_json::json!({ "event": "certified", "device_id": reply.device_id.as_str() }).to_string().into_bytes()
+fn event(device_id: &DeviceId) -> Vec<u8> {
+    serde_json::json!({ "event": "certified", "device_id": device_id.as_str() }).to_string().into_bytes()
 }
 
 /// Requests in one transaction: past this, a longer batch gains nothing and only delays the first in it.

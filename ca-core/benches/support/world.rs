@@ -8,8 +8,8 @@ use assay_ca_core::{
     SrkEvidence, Token, TrustAnchors, TrustedEk, Unconfirmed,
 };
 use assay_wire::{
-    ActivationReply, Bundle, CertificateReply, ChallengeReply, DeviceId, EkId, Flow, Proof, Reply, ReplyBody, Request,
-    RequestBody, RequestId, SealedCertificate, SealedReply, SrkBundle,
+    ActivationReply, Bundle, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId, EkPublic, Flow, Proof,
+    Reply, ReplyBody, Request, RequestBody, RequestId, SealedCertificate, SealedReply, SrkBundle,
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize};
@@ -80,8 +80,18 @@ impl World {
         Reply { id, body }.encode()
     }
 
+    /// As `assay-device` sends it: the EK's public area in brief.
+    pub(crate) fn request(&self) -> Bundle {
+        let index = match self.case.ek {
+            Kind::Rsa2048 => 0x01C0_0002,
+            Kind::P256 => 0x01C0_000A,
+            Kind::P384 => 0x01C0_0016,
+        };
+        Bundle { ek_public: EkPublic::OfCertificate(index), ..self.device.request() }
+    }
+
     pub(crate) fn srk_bundle(&self) -> SrkBundle {
-        let Bundle { device_id, ek_public, ek_certificates, .. } = self.device.request();
+        let Bundle { device_id, ek_public, ek_certificates, .. } = self.request();
         SrkBundle { device_id, ek_public, ek_certificates, srk_public: self.srk.area.encode().try_into().unwrap() }
     }
 
@@ -131,8 +141,8 @@ impl World {
     /// A message that begins a flow.
     pub(crate) fn first_message(&self, flow: Flow) -> Vec<u8> {
         Self::message(match flow {
-            Flow::Ticket => RequestBody::Challenge(self.device.request()),
-            Flow::Sealed => RequestBody::Enroll(self.device.request()),
+            Flow::Ticket => RequestBody::Challenge(self.request()),
+            Flow::Sealed => RequestBody::Enroll(self.request()),
             Flow::SharedKey => RequestBody::Register(self.srk_bundle()),
         })
     }
@@ -175,12 +185,10 @@ impl World {
         let Request { id, body: RequestBody::Certify(proof) } = Request::decode(message).unwrap() else {
             unreachable!()
         };
-        let device = self.readmit(self.prove(&proof));
-        let device_id = device.device().device_id().clone();
-        let prepared = self.prepare(device);
+        let prepared = self.prepare(self.readmit(self.prove(&proof)));
         let issued = self.ca.issuer.sign(prepared).unwrap();
         let chain = self.ca.issuer.chain(&issued.der).unwrap();
-        Self::reply(id, ReplyBody::Certificate(CertificateReply { chain, device_id }))
+        Self::reply(id, ReplyBody::Certificate(CertificateReply { chain }))
     }
 
     fn answer_enroll(&self, message: &[u8]) -> (Vec<u8>, Unconfirmed) {
@@ -214,9 +222,9 @@ impl World {
         let Request { id, body: RequestBody::Confirm(proof) } = Request::decode(message).unwrap() else {
             unreachable!()
         };
-        Confirmation::verify(&proof, &self.ca.scope, &self.ca.ticket_key, now()).unwrap();
+        let confirmation = Confirmation::verify(&proof, &self.ca.scope, &self.ca.ticket_key, now()).unwrap();
         unconfirmed.clone().confirm(&self.records, now()).unwrap();
-        Self::reply(id, ReplyBody::Confirmed)
+        Self::reply(id, ReplyBody::Confirmed(ConfirmedReply { receipt: confirmation.into_receipt() }))
     }
 
     fn answer_register(&self, message: &[u8]) -> Vec<u8> {

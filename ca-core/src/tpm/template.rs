@@ -3,6 +3,8 @@
 //! A template leaves nothing open but the key. A device's public area is accepted only if it equals, byte for
 //! byte, the area rebuilt from the template and the key, so there is no attribute that a check could forget.
 
+use std::fmt;
+
 use super::kdf::Hash;
 use super::outer_wrapper::StorageKey;
 use super::public::{AlgorithmId, AreaError, AreaKey, Name, ObjectAttributes, PublicArea, Scheme, Symmetric};
@@ -57,6 +59,18 @@ impl EkArea {
 /// EK certificate vouches for the key only. `None` if no EK can have such a key.
 pub fn naming_area(key: &PublicKey) -> Option<PublicArea> {
     EK_TEMPLATES.iter().find_map(|template| template.area(key))
+}
+
+/// The area of an EK with this key on the default template whose certificates TCG keeps at an NV index.
+pub fn area_of_certificate(index: u32, key: &PublicKey) -> Result<PublicArea, AreaRefused> {
+    let at = EK_CERTIFICATE_INDICES.iter().position(|known| *known == index);
+    let template = at.map(|at| &EK_TEMPLATES[at]).ok_or(AreaRefused::NoSuchIndex(index))?;
+    template.area(key).ok_or_else(|| AreaRefused::OffTemplate {
+        template: template.name,
+        field: "key".to_owned(),
+        expected: template.key.to_string(),
+        found: key.to_string(),
+    })
 }
 
 /// An identity key that is sound and whose public area equals one of our templates, with its Name.
@@ -161,6 +175,9 @@ pub enum AreaRefused {
         /// What the area has there.
         found: String,
     },
+    /// No template belongs to the index.
+    #[error("no accepted template has its certificates at NV index {0:#010x}")]
+    NoSuchIndex(u32),
     /// No template has keys of its kind.
     #[error("its key is {found}; accepted are {accepted}")]
     NoTemplate {
@@ -187,6 +204,15 @@ struct Template {
 enum KeyShape {
     Rsa { bits: u16 },
     Ecc(Curve),
+}
+
+impl fmt::Display for KeyShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rsa { bits } => write!(f, "RSA-{bits}"),
+            Self::Ecc(curve) => write!(f, "ECC {curve}"),
+        }
+    }
 }
 
 impl Template {
@@ -406,6 +432,10 @@ static EK_TEMPLATES: &[Template] = &[
         key: KeyShape::Rsa { bits: 3072 },
     },
 ];
+
+/// Where the EK certificates of each of these are (TCG EK Credential Profile 2.5, 2.2.1.4 and 2.2.1.5).
+static EK_CERTIFICATE_INDICES: [u32; 6] =
+    [0x01C0_0002, 0x01C0_000A, 0x01C0_0012, 0x01C0_0014, 0x01C0_0016, 0x01C0_001C];
 
 /// A key made in this TPM that never leaves it, signs what it is given, and does nothing else.
 ///

@@ -7,7 +7,7 @@ use assay_ca_core::{
     AnchorError, Assurance, BoundKey, Enrolment, Evidence, Records, Registration, Rejection, TrustAnchors, TrustedEk,
     device_id_in_question,
 };
-use assay_wire::{Bundle, EkId, ProblemCode};
+use assay_wire::{Bundle, EkId, EkPublic, ProblemCode};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa};
 use time::Duration;
 use x509_parser::certification_request::X509CertificationRequest;
@@ -420,9 +420,10 @@ mod ek_template {
 
     #[test]
     fn ek_area_that_cannot_be_read_is_malformed() {
-        let request = Device::of(&Vendor::new("Acme")).request();
-        for bytes in [&b"public area"[..], &request.ek_public[..100], &[&request.ek_public[..], &[0]].concat()] {
-            let request = Bundle { ek_public: bytes.try_into().unwrap(), ..request.clone() };
+        let device = Device::of(&Vendor::new("Acme"));
+        let area = device.ek.area.encode();
+        for bytes in [&b"public area"[..], &area[..100], &[&area[..], &[0]].concat()] {
+            let request = Bundle { ek_public: bytes.to_vec().try_into().unwrap(), ..device.request() };
             assert_eq!(code(Evidence::parse(request)), ProblemCode::Malformed);
         }
     }
@@ -430,11 +431,62 @@ mod ek_template {
     #[test]
     fn ek_that_is_neither_rsa_nor_ecc_is_refused() {
         const TPM_ALG_KEYEDHASH: [u8; 2] = [0, 8];
-        let mut request = Device::of(&Vendor::new("Acme")).request();
-        let mut area = request.ek_public.to_vec();
+        let device = Device::of(&Vendor::new("Acme"));
+        let mut area = device.ek.area.encode();
         area[..2].copy_from_slice(&TPM_ALG_KEYEDHASH);
-        request.ek_public = area.try_into().unwrap();
+        let request = Bundle { ek_public: area.try_into().unwrap(), ..device.request() };
         assert_eq!(code(Evidence::parse(request)), ProblemCode::EkOffTemplate);
+    }
+
+    fn in_brief(device: &Device, index: u32) -> Result<Evidence, Rejection> {
+        Evidence::parse(Bundle { ek_public: EkPublic::OfCertificate(index), ..device.request() })
+    }
+
+    #[test]
+    fn ek_in_brief_is_that_of_its_certificate_on_the_template_of_the_index() {
+        let vendor = Vendor::new("Acme");
+        for (kind, index) in
+            [("rsa2048", 0x01C0_0002), ("p256", 0x01C0_000A), ("p384", 0x01C0_0016), ("rsa3072", 0x01C0_001C)]
+        {
+            let device = Device::with_ek(&vendor, SoftwareEk::golden(kind));
+            let (brief, full) = (in_brief(&device, index).unwrap(), device.evidence());
+            assert_eq!(format!("{:?}", brief.ek), format!("{:?}", full.ek), "{kind}");
+        }
+        for (kind, index) in [("rsa2048", 0x01C0_0012), ("p256", 0x01C0_0014)] {
+            let mut device = Device::with_ek(&vendor, SoftwareEk::golden(kind));
+            let brief = in_brief(&device, index).unwrap();
+            device.ek.area = on_high_range(device.ek.area);
+            assert_eq!(format!("{:?}", brief.ek), format!("{:?}", device.evidence().ek), "{kind}, high range");
+        }
+    }
+
+    #[test]
+    fn ek_in_brief_on_a_template_that_is_unknown_or_for_other_keys_is_refused() {
+        let device = Device::of(&Vendor::new("Acme"));
+        for index in [0, 0x01C0_0003, 0x01C0_0002, 0x01C0_0016, u32::MAX] {
+            assert_eq!(code(in_brief(&device, index)), ProblemCode::EkOffTemplate, "{index:#x}");
+        }
+    }
+
+    #[test]
+    fn ek_in_brief_without_a_readable_certificate_is_refused() {
+        let mut device = Device::of(&Vendor::new("Acme"));
+        for certificates in [vec![], vec![vec![0x30, 0].into()]] {
+            device.ek_certificates = certificates;
+            assert_eq!(code(in_brief(&device, 0x01C0_000A)), ProblemCode::EkCertificateInvalid);
+        }
+    }
+
+    #[test]
+    fn weak_ek_in_brief_is_refused() {
+        let vendor = Vendor::new("Acme");
+        let mut device = Device::with_ek(&vendor, SoftwareEk::golden("rsa2048"));
+        let PublicKey::Rsa { mut modulus, exponent } = device.ek.key() else { unreachable!() };
+        *modulus.last_mut().unwrap() ^= 1;
+        device.ek_certificates = vendor.certify(&PublicKey::Rsa { modulus, exponent }, |_| ());
+        let evidence = in_brief(&device, 0x01C0_0002).unwrap();
+        let trusted = TrustedEk::verify(&evidence.ek, &Ca::trusting(&vendor).anchors, None, now());
+        assert_eq!(code(trusted), ProblemCode::EkWeak);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use assay_ca_core::{
 };
 use assay_wire::{EkId, ProblemCode, Proof, SealedCertificate, SealedReply, Ticket};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
 use crate::fixture::*;
@@ -94,11 +95,20 @@ fn every_kind_of_ek_opens_its_sealed_certificate() {
         let enrolled = Enrolled::with(Ca::trusting(&vendor), device);
         let opened = enrolled.open(&enrolled.reply).unwrap();
         assert_eq!(&*opened.chain[0], &enrolled.issued.der[..], "{kind}");
-        assert_eq!(opened.device_id, enrolled.issued.device_id);
         let confirmation = enrolled.verify(&enrolled.proof(), now()).unwrap();
         assert_eq!(confirmation.ek_id(), enrolled.issued.ek_id);
         assert!(confirmation.is_for(&enrolled.issued.der));
+        let receipt = confirmation.into_receipt();
+        assert_eq!(Sha256::digest(receipt.as_bytes())[..], opened.receipt_sha256, "{kind}");
     }
+}
+
+#[test]
+fn receipt_is_neither_the_ticket_nor_that_of_another_claim_or_ca() {
+    let enrolled = [Enrolled::new(), Enrolled::new()];
+    let [receipt, other] = enrolled.each_ref().map(|one| one.verify(&one.proof(), now()).unwrap().into_receipt());
+    assert_ne!(receipt.as_bytes(), enrolled[0].proof().ticket.as_bytes());
+    assert_ne!(receipt, other);
 }
 
 #[test]

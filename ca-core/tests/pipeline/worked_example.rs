@@ -12,8 +12,9 @@ use assay_ca_core::{
     MasterSecret, Prepared, Profile, ProvenDevice, Records, SrkEvidence, TicketKey, Token, TrustAnchors, TrustedEk,
 };
 use assay_wire::{
-    ActivationReply, Bundle, CertificateList, CertificateReply, ChallengeReply, DeviceId, EkId, ProblemCode, Proof,
-    Reply, ReplyBody, Request, RequestBody, RequestId, Scope, SealedCertificate, SealedReply, SrkBundle,
+    ActivationReply, Bundle, CertificateList, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId,
+    EkPublic, ProblemCode, Proof, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, SealedCertificate,
+    SealedReply, SrkBundle,
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey, UnparsedPublicKey, agree};
@@ -30,6 +31,8 @@ use crate::fixture::*;
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/protocol.md");
 /// The printed EK: its private key is `golden/software-p256.pem`.
 const EK: &str = "p256";
+/// That of template L-2.
+const EK_CERTIFICATE_INDEX: u32 = 0x01C0_000A;
 
 #[test]
 fn printed_challenge_request_passes_every_check_of_the_ca() {
@@ -40,9 +43,8 @@ fn printed_challenge_request_passes_every_check_of_the_ca() {
     assert_eq!((ek.template(), ek.assurance()), ("EK L-2 (P-256)", Assurance::VendorCertificate));
     BoundKey::verify(&evidence).unwrap();
     let admitted = Admitted::decide(ek, evidence.ek.requested_device_id(), &Records::default()).unwrap();
-    assert_eq!(*admitted.device_id(), example.certificate_reply().device_id);
+    assert_eq!(*admitted.device_id(), example.device_id());
     assert_eq!(example.printed("EK id"), evidence.ek.ek_id().to_string());
-    assert_eq!(example.printed("device id"), admitted.device_id().as_str());
 }
 
 #[test]
@@ -50,7 +52,7 @@ fn printed_credential_opens_to_the_printed_ticket() {
     let example = Example::read();
     let (challenge, request) = (example.challenge_reply(), example.challenge_request());
     let device = device_of(&request);
-    assert_eq!(request.ek_public[..], device.ek.area.encode());
+    assert_eq!(request.ek_public, device.ek.area.encode().try_into().unwrap());
     let answer = device.answer(&challenge);
     assert_eq!(answer, example.certify_request());
     assert_eq!(answer.ticket.as_bytes()[..], example.value("ticket"));
@@ -69,15 +71,14 @@ fn printed_certify_request_proves_the_device() {
     let key = TicketKey::new(example.value("ticket key").try_into().unwrap());
     let proven = ProvenDevice::verify(&example.certify_request(), &example.scope(), &key, now()).unwrap();
     assert_eq!(proven.ek_id().to_string(), example.printed("EK id"));
-    assert_eq!(*proven.device_id(), example.certificate_reply().device_id);
+    assert_eq!(*proven.device_id(), example.device_id());
     assert_eq!(proven.ik_spki(), device_of(&example.challenge_request()).ik_area.public_key().unwrap().spki());
 }
 
 #[test]
 fn printed_certificate_is_for_the_ik_and_leads_to_the_printed_root() {
     let example = Example::read();
-    let granted = example.certificate_reply();
-    example.is_for_the_ik(&granted.chain, &granted.device_id);
+    example.is_for_the_ik(&example.certificate_reply().chain);
 }
 
 #[test]
@@ -95,8 +96,9 @@ fn printed_box_opens_to_the_printed_certificate() {
     let content = open(&secret, &beside, &sealed);
     assert_eq!(example.block("sealed-certificate"), content);
     let opened = SealedCertificate::decode(&content).unwrap();
-    example.is_for_the_ik(&opened.chain, &opened.device_id);
+    example.is_for_the_ik(&opened.chain);
     assert_eq!(example.value_in("sealed-values", "ticket"), opened.ticket.as_bytes());
+    assert_eq!(Sha256::digest(example.value_in("sealed-values", "receipt"))[..], opened.receipt_sha256);
     assert_eq!(example.confirm_request(), Proof { claim: sealed.claim, ticket: opened.ticket });
 }
 
@@ -108,13 +110,17 @@ fn printed_confirm_request_confirms_the_certificate_in_the_box() {
     assert_eq!(confirmation.ek_id().to_string(), example.printed("EK id"));
     let opened = SealedCertificate::decode(&example.block("sealed-certificate")).unwrap();
     assert!(confirmation.is_for(&opened.chain[0]));
-    assert_eq!(example.reply("confirmed-reply").body, ReplyBody::Confirmed);
+    let receipt = confirmation.into_receipt();
+    assert_eq!(example.value_in("sealed-values", "receipt"), receipt.as_bytes());
+    assert_eq!(example.reply("confirmed-reply").body, ReplyBody::Confirmed(ConfirmedReply { receipt }));
 }
 
 #[test]
 fn printed_register_request_passes_every_check_of_the_ca() {
     let example = Example::read();
     let evidence = SrkEvidence::parse(example.register_request()).unwrap();
+    let in_full = Evidence::parse(example.challenge_request()).unwrap();
+    assert_eq!(evidence.ek.ek_id(), in_full.ek.ek_id());
     let anchors = TrustAnchors::new([example.block("vendor-root").into()]).unwrap();
     let ek = TrustedEk::verify(&evidence.ek, &anchors, None, now()).unwrap();
     let admitted = Admitted::decide(ek, None, &Records::default()).unwrap();
@@ -237,7 +243,7 @@ fn example_made_anew_reads_like_the_printed_one() {
         [request(first, RequestBody::Challenge(device.request())), request(second, RequestBody::Certify(certify))];
     let replies = [
         reply(first, ReplyBody::Challenge(challenge)),
-        reply(second, ReplyBody::Certificate(CertificateReply { chain, device_id })),
+        reply(second, ReplyBody::Certificate(CertificateReply { chain })),
     ];
     let ticket_flow = [
         ("vendor-root", plain(&vendor.root)),
@@ -257,7 +263,7 @@ fn example_made_anew_reads_like_the_printed_one() {
     }
     let (new, printed) = (Example(text), Example::read());
     assert_eq!(new.challenge_request().ek_public, printed.challenge_request().ek_public);
-    assert_eq!(new.certificate_reply().device_id, printed.certificate_reply().device_id);
+    assert_eq!(new.device_id(), printed.device_id());
     assert_eq!(new.certify_request().claim, new.challenge_reply().claim);
     assert_eq!(new.confirm_request().claim, new.sealed_reply().claim);
     assert_eq!(new.activation_reply().key_public, printed.activation_reply().key_public);
@@ -281,22 +287,25 @@ fn sealed_flow_made_anew(ca: &mut Ca, device: &Device, enroll: RequestId, confir
     let beside = SealedReply::associated_data(&sealed.claim, &candidate.ek_id(), &candidate.ik_id());
     let content = open(&secret, &beside, &sealed);
     let ticket = SealedCertificate::decode(&content).unwrap().ticket;
+    let proof = Proof { claim: sealed.claim.clone(), ticket };
+    let confirmation = Confirmation::verify(&proof, &ca.scope, &ca.ticket_key, now()).unwrap();
+    let receipt = confirmation.into_receipt();
     let values = Values::default()
         .steps("", &Steps::to_the_ek(&sealed.encrypted_seed, &device.ik_name()))
         .bytes("box key", &secret)
-        .bytes("ticket", ticket.as_bytes());
+        .bytes("ticket", proof.ticket.as_bytes())
+        .bytes("receipt", receipt.as_bytes());
 
-    let proof = Proof { claim: sealed.claim.clone(), ticket };
     let reply = Reply { id: enroll, body: ReplyBody::Sealed(sealed) }.encode();
     let request = Request { id: confirm, body: RequestBody::Confirm(proof) }.encode();
-    let confirmed = Reply { id: confirm, body: ReplyBody::Confirmed }.encode();
+    let confirmed = Reply { id: confirm, body: ReplyBody::Confirmed(ConfirmedReply { receipt }) }.encode();
     [
         ("sealed-values", values.0),
         ("sealed-reply", annotated(&reply, "sealed reply", SEALED_REPLY)),
         ("associated-data", plain(&beside)),
         ("sealed-certificate", annotated_content(&content, SEALED_CERTIFICATE)),
         ("confirm-request", annotated(&request, "confirm request", PROOF)),
-        ("confirmed-reply", annotated(&confirmed, "confirmed", &[])),
+        ("confirmed-reply", annotated(&confirmed, "confirmed", CONFIRMED)),
     ]
 }
 
@@ -325,7 +334,8 @@ fn shared_key_flow_made_anew(ca: &mut Ca, device: &Device, id: RequestId) -> [Bl
         .steps("EK ", &Steps::to_the_ek(&activation.encrypted_seed, &srk_name))
         .steps("SRK ", &Steps::of(&srk_key, "DUPLICATE", &key_name, &activation.symmetric_seed));
 
-    let Bundle { device_id, ek_public, ek_certificates, .. } = device.request();
+    let Bundle { device_id, ek_certificates, .. } = device.request();
+    let ek_public = EkPublic::OfCertificate(EK_CERTIFICATE_INDEX);
     let bundle = SrkBundle { device_id, ek_public, ek_certificates, srk_public: srk.area.encode().try_into().unwrap() };
     let info = hkdf_info(&ca.scope, admitted.device_id(), &device.ek.key().ek_id());
     let token = token(&ca.scope, admitted.device_id(), &key);
@@ -398,10 +408,12 @@ const CHALLENGE_REQUEST: &[&str] =
     &["EK public area", "EK certificates", "IK public area", "certificate request, PKCS#10 in DER"];
 const CHALLENGE_REPLY: &[&str] = &["claim", "credential blob, TPMS_ID_OBJECT", "encrypted seed, TPMS_ECC_POINT"];
 const PROOF: &[&str] = &["claim, as it came", "ticket"];
-const CERTIFICATE_REPLY: &[&str] = &["chain", "device id"];
+const CERTIFICATE_REPLY: &[&str] = &["chain"];
 const SEALED_REPLY: &[&str] = &["claim", "credential blob, TPMS_ID_OBJECT", "encrypted seed, TPMS_ECC_POINT", "box"];
-const SEALED_CERTIFICATE: &[&str] = &["chain", "device id", "ticket"];
-const REGISTER_REQUEST: &[&str] = &["EK public area", "EK certificates", "SRK public area"];
+const SEALED_CERTIFICATE: &[&str] = &["chain", "ticket", "SHA-256 of the receipt"];
+const CONFIRMED: &[&str] = &["receipt"];
+const REGISTER_REQUEST: &[&str] =
+    &["EK public area: template L-2 with the key of the certificate", "EK certificates", "SRK public area"];
 const ACTIVATION_REPLY: &[&str] = &[
     "credential blob, TPMS_ID_OBJECT",
     "encrypted seed, TPMS_ECC_POINT",
@@ -455,9 +467,9 @@ impl Example {
         p256_key(&self.value_in("shared-key-values", "SRK private key"))
     }
 
-    fn is_for_the_ik(&self, chain: &CertificateList<1>, device_id: &DeviceId) {
+    fn is_for_the_ik(&self, chain: &CertificateList<1>) {
         let [leaf, issuers @ ..] = &chain[..] else { unreachable!("a chain has a leaf") };
-        let identity = Identity::Device { scope: self.scope(), device_id: device_id.clone() };
+        let identity = Identity::Device { scope: self.scope(), device_id: self.device_id() };
         assert_eq!(Identity::from_certificate(leaf).unwrap(), identity);
 
         let (root, leaf) = (CertificateDer::from(self.block("ca-root")), CertificateDer::from(leaf.to_vec()));
@@ -533,6 +545,10 @@ impl Example {
             ReplyBody::Certificate(body) => body,
             other => panic!("{other:?}"),
         }
+    }
+
+    fn device_id(&self) -> DeviceId {
+        self.printed("device id").parse().unwrap()
     }
 
     fn scope(&self) -> Scope {
@@ -619,6 +635,7 @@ fn annotated_content(content: &[u8], fields: &[&str]) -> String {
     listing.text
 }
 
+const UNSIGNED: u8 = 0;
 const ARRAY: u8 = 4;
 
 struct Listing<'a> {
@@ -635,6 +652,9 @@ impl Listing<'_> {
     fn take_field(&mut self, depth: usize, field: &str) {
         let key = self.rest[0];
         let (major, size, length) = self.head(1);
+        if major == UNSIGNED {
+            return self.take(depth, 1 + length, &format!("{key} => {field}"));
+        }
         if major == ARRAY {
             self.take(depth, 1 + length, &format!("{key} => {field}, {size} of them"));
             return (1..=size).for_each(|n| self.take_certificate(depth + 1, n));
@@ -733,6 +753,7 @@ impl Listing<'_> {
         let (argument, length) = match head[0] & 0x1F {
             short @ 0..24 => (usize::from(short), 1),
             24 => (usize::from(head[1]), 2),
+            26 => (u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize, 5),
             _ => (usize::from(u16::from_be_bytes([head[1], head[2]])), 3),
         };
         (head[0] >> 5, argument, length)

@@ -1,6 +1,6 @@
 //! A device with a certificate for an identity key.
 
-use assay_wire::{Bundle, DeviceId, Flow, Proof, Scope};
+use assay_wire::{Bundle, DeviceId, Flow, Scope};
 use rustls::ClientConfig;
 use rustls::pki_types::UnixTime;
 
@@ -9,7 +9,7 @@ use crate::ek::EndorsementKey;
 use crate::error::Error;
 use crate::key::IdentityKey;
 use crate::provision::{Applicant, Progress, Step};
-use crate::state::{Attempt, CertificateGrant, Grant, IdentityRecord, Memory};
+use crate::state::{Attempt, CertificateGrant, Confirmation, Grant, IdentityRecord, Memory};
 use crate::tpm::{IkKind, PublicArea, PublicKey};
 use crate::verify::{self, AnswerError, DeviceCertificate};
 
@@ -37,8 +37,8 @@ impl Device {
                     step.done("provisioned already: the certificate is valid and the TPM holds its key");
                     return Ok(self.provisioned(&grant.record, certificate, true, &meter));
                 }
-                Some(proof) if flow == Flow::Sealed => {
-                    pending = Some((grant.record.shown.ek, certificate, proof.clone()))
+                Some(confirmation) if flow == Flow::Sealed => {
+                    pending = Some((grant.record.shown.ek, certificate, confirmation.clone()))
                 }
                 // Another flow gets the same certificate in its own way.
                 Some(_) => {}
@@ -47,7 +47,9 @@ impl Device {
 
         let (ek, shown) = self.endorsement_key(request, memory, &mut step)?;
         // To the CA another EK is another device, whose certificate this is not.
-        let pending = pending.filter(|(ek, ..)| *ek == shown.ek).map(|(_, certificate, proof)| (certificate, proof));
+        let pending = pending
+            .filter(|(ek, ..)| *ek == shown.ek)
+            .map(|(_, certificate, confirmation)| (certificate, confirmation));
         let (ik, origin) = match found {
             Some(public) => (public, "found"),
             None => {
@@ -72,15 +74,15 @@ impl Device {
         }
 
         let applicant = Applicant { line: &line, roots: &self.roots, bundle, ek: ek.kind, ek_id: ek.id(), ik: &key };
-        let grant = |certificate: &DeviceCertificate, unconfirmed: Option<&Proof>| CertificateGrant {
+        let grant = |certificate: &DeviceCertificate, unconfirmed: Option<&Confirmation>| CertificateGrant {
             record: record.clone(),
             chain: certificate.chain.clone(),
             unconfirmed: unconfirmed.cloned(),
         };
         let mut known = asked;
         let certificate = if flow == Flow::Sealed {
-            let remember = |certificate: &DeviceCertificate, proof: &Proof| {
-                known = known.with_unconfirmed(grant(certificate, Some(proof)));
+            let remember = |certificate: &DeviceCertificate, confirmation: &Confirmation| {
+                known = known.with_unconfirmed(grant(certificate, Some(confirmation)));
                 self.state.store(&known)
             };
             meter.talk(&line, applicant.obtain_sealed(pending, remember, &mut *step.progress))?
@@ -204,7 +206,7 @@ fn bundle(
     let csr = key.certificate_request(device_id.as_ref())?;
     Ok(Bundle {
         device_id,
-        ek_public: ek.public.bytes.clone().try_into().map_err(too_long)?,
+        ek_public: ek.public_area().map_err(too_long)?,
         ek_certificates: ek.certificate_list().map_err(too_long)?,
         ik_public: ik_public.try_into().map_err(too_long)?,
         csr: csr.try_into().map_err(too_long)?,

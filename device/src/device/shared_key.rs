@@ -55,7 +55,7 @@ impl Device {
             tpm: &self.tpm,
             bundle: SrkBundle {
                 device_id: request.device_id.clone(),
-                ek_public: ek.public.bytes.clone().try_into().map_err(too_long)?,
+                ek_public: ek.public_area().map_err(too_long)?,
                 ek_certificates: ek.certificate_list().map_err(too_long)?,
                 srk_public: srk_public.bytes.try_into().map_err(too_long)?,
             },

@@ -1,9 +1,10 @@
 //! The flows that give a certificate: ticket and sealed.
 
 use assay_wire::{
-    Bundle, CertificateList, DeviceId, EkId, Proof, ReplyBody, RequestBody, SealedCertificate, SealedReply, Ticket,
+    Bundle, CertificateList, EkId, Proof, Receipt, ReplyBody, RequestBody, SealedCertificate, SealedReply, Ticket,
 };
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::digest;
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use zeroize::Zeroizing;
@@ -11,6 +12,7 @@ use zeroize::Zeroizing;
 use super::{Failure, Line, Progress, Step};
 use crate::error::Error;
 use crate::key::IdentityKey;
+use crate::state::Confirmation;
 use crate::tpm::{EkKind, TpmError};
 use crate::transport::Bootstrap;
 use crate::verify::{self, AnswerError, DeviceCertificate};
@@ -46,7 +48,7 @@ impl Applicant<'_> {
             ReplyBody::Certificate(granted) => granted,
             other => return Err(Failure::out_of_turn("certificate", other)),
         };
-        let certificate = self.verify(&granted.chain, &granted.device_id)?;
+        let certificate = self.verify(&granted.chain)?;
         step.done(&format!("certificate {} received and verified", certificate.serial));
         Ok(certificate)
     }
@@ -58,21 +60,24 @@ impl Applicant<'_> {
     /// does not is no reason to forget anything, for the answer may be forged.
     pub(crate) async fn obtain_sealed(
         &self,
-        mut pending: Option<(DeviceCertificate, Proof)>,
-        mut remember: impl FnMut(&DeviceCertificate, &Proof) -> Result<(), Error>,
+        mut pending: Option<(DeviceCertificate, Confirmation)>,
+        mut remember: impl FnMut(&DeviceCertificate, &Confirmation) -> Result<(), Error>,
         progress: Progress<'_>,
     ) -> Result<DeviceCertificate, Error> {
         let attempt = async |ca: &mut Bootstrap, step: &mut Step<'_>| {
-            let (certificate, proof) = match &pending {
+            let (certificate, confirmation) = match &pending {
                 Some(pending) => pending,
                 None => {
-                    let (certificate, proof) = self.unseal(ca, step).await?;
-                    remember(&certificate, &proof)?;
-                    pending.insert((certificate, proof))
+                    let (certificate, confirmation) = self.unseal(ca, step).await?;
+                    remember(&certificate, &confirmation)?;
+                    pending.insert((certificate, confirmation))
                 }
             };
-            let confirmed = match ca.ask(RequestBody::Confirm(proof.clone())).await? {
-                ReplyBody::Confirmed => Ok(certificate.clone()),
+            let confirmed = match ca.ask(RequestBody::Confirm(confirmation.proof.clone())).await? {
+                ReplyBody::Confirmed(reply) => {
+                    check_receipt(&reply.receipt, &confirmation.receipt_sha256)?;
+                    Ok(certificate.clone())
+                }
                 other => Err(Failure::out_of_turn("confirmation", other)),
             };
             match &confirmed {
@@ -85,7 +90,11 @@ impl Applicant<'_> {
         self.line.insist(progress, attempt).await
     }
 
-    async fn unseal(&self, ca: &mut Bootstrap, step: &mut Step<'_>) -> Result<(DeviceCertificate, Proof), Failure> {
+    async fn unseal(
+        &self,
+        ca: &mut Bootstrap,
+        step: &mut Step<'_>,
+    ) -> Result<(DeviceCertificate, Confirmation), Failure> {
         let reply = match ca.ask(RequestBody::Enroll(self.bundle.clone())).await? {
             ReplyBody::Sealed(reply) => reply,
             other => return Err(Failure::out_of_turn("sealed certificate", other)),
@@ -93,10 +102,11 @@ impl Applicant<'_> {
         step.done("sealed certificate received: the CA accepts the EK and the identity key");
         let key = self.activate(reply.credential_blob.to_vec(), reply.encrypted_seed.to_vec())?;
         step.done("credential activated by the TPM");
-        let SealedCertificate { chain, device_id, ticket } = open(&reply, &key, &self.ek_id, &self.ik.public.id())?;
-        let certificate = self.verify(&chain, &device_id)?;
+        let SealedCertificate { chain, ticket, receipt_sha256 } =
+            open(&reply, &key, &self.ek_id, &self.ik.public.id())?;
+        let certificate = self.verify(&chain)?;
         step.done(&format!("certificate {} opened and verified", certificate.serial));
-        Ok((certificate, Proof { claim: reply.claim, ticket }))
+        Ok((certificate, Confirmation { proof: Proof { claim: reply.claim, ticket }, receipt_sha256 }))
     }
 
     fn activate(&self, blob: Vec<u8>, seed: Vec<u8>) -> Result<Zeroizing<Vec<u8>>, Error> {
@@ -108,12 +118,12 @@ impl Applicant<'_> {
         })
     }
 
-    fn verify(&self, chain: &CertificateList<1>, granted: &DeviceId) -> Result<DeviceCertificate, AnswerError> {
+    fn verify(&self, chain: &CertificateList<1>) -> Result<DeviceCertificate, AnswerError> {
         let chain = chain.iter().map(|certificate| CertificateDer::from(certificate.to_vec())).collect();
         let scope = self.line.scope;
         let certificate = verify::device_certificate(chain, self.roots, &self.ik.public, scope, UnixTime::now())?;
-        for due in self.bundle.device_id.iter().chain([granted]) {
-            verify::device_id(due, &certificate.device_id)?;
+        if let Some(wanted) = &self.bundle.device_id {
+            verify::device_id(wanted, &certificate.device_id)?;
         }
         Ok(certificate)
     }
@@ -122,6 +132,12 @@ impl Applicant<'_> {
 fn ticket(secret: &[u8]) -> Result<Ticket, AnswerError> {
     let ticket = <[u8; Ticket::LEN]>::try_from(secret).map_err(|_| AnswerError::TicketLength(secret.len()))?;
     Ok(ticket.into())
+}
+
+/// Only the CA that made the ticket can make its receipt, so who shows it has heard the confirmation.
+fn check_receipt(receipt: &Receipt, sha256: &[u8; 32]) -> Result<(), AnswerError> {
+    let found = digest::digest(&digest::SHA256, receipt.as_bytes());
+    if found.as_ref() == sha256 { Ok(()) } else { Err(AnswerError::Receipt) }
 }
 
 /// Opens what was sealed for this EK, this IK and the claim beside it (SP 800-38D).
@@ -147,6 +163,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn receipt_of_another_claim_or_ca_is_refused() {
+        let receipt = Receipt::from([9; 32]);
+        let sha256: [u8; 32] = digest::digest(&digest::SHA256, &[9; 32]).as_ref().try_into().unwrap();
+        assert_eq!(check_receipt(&receipt, &sha256), Ok(()));
+        for at in 0..sha256.len() {
+            let mut other = sha256;
+            other[at] ^= 1;
+            assert_eq!(check_receipt(&receipt, &other), Err(AnswerError::Receipt));
+        }
+        assert_eq!(check_receipt(&sha256.into(), &sha256), Err(AnswerError::Receipt), "what is in the box");
+    }
+
     const KEY: [u8; 32] = [0x42; 32];
     const IK_ID: [u8; 32] = [0x17; 32];
 
@@ -157,8 +186,8 @@ mod tests {
     fn a_certificate() -> SealedCertificate {
         SealedCertificate {
             chain: vec![vec![0x30; 40].try_into().unwrap()].try_into().unwrap(),
-            device_id: "pump-17".parse().unwrap(),
             ticket: [7; 32].into(),
+            receipt_sha256: [8; 32],
         }
     }
 

@@ -104,7 +104,7 @@ impl EsapiTpm {
 
 impl Tpm for EsapiTpm {
     fn ek_certificates(&mut self, kind: EkKind) -> Result<Vec<Vec<u8>>, TpmError> {
-        let Some(leaf) = ek_certificate_index(kind) else { return Ok(Vec::new()) };
+        let Some(leaf) = kind.certificate_index() else { return Ok(Vec::new()) };
         self.run("reading the EK certificate", |context, _| {
             let indices = handles(context, TPM2_NV_INDEX_FIRST)?;
             if !indices.contains(&leaf) {
@@ -411,17 +411,6 @@ fn is_of_kind(context: &mut Context, kind: EkKind, ek: &Public) -> Result<bool, 
     let Ok((_, certificate)) = X509Certificate::from_der(&contents) else { return Ok(false) };
     let is_certified = certificate.public_key().raw == public_area(ek)?.key.subject_public_key_info();
     Ok(is_certified == (kind == EkKind::Rsa2048))
-}
-
-/// Where the certificate for an EK is (TCG EK Credential Profile 2.5, 2.2.1.4).
-fn ek_certificate_index(kind: EkKind) -> Option<u32> {
-    match kind {
-        EkKind::P256 => Some(0x01C0_000A),
-        EkKind::P384 => Some(0x01C0_0016),
-        EkKind::Rsa2048 => Some(EK_CERTIFICATE_RSA_2048),
-        EkKind::Rsa3072 => Some(0x01C0_001C),
-        EkKind::LegacyDps => None,
-    }
 }
 
 /// The parent of identity keys: the persistent storage root key if the platform's owner left one, of whatever kind, else one made

@@ -6,15 +6,18 @@ use std::time::Duration;
 use anyhow::Result;
 use assay_device::tpm::{EkKind, IkKind, PublicArea, SrkKind, Tpm, WrappedKey};
 use assay_device::{
-    Credential, CredentialStatus, Device, EkChoice, Error, Flow, OwnKey, ProvisionRequest, Provisioned, Status,
+    AnswerError, Credential, CredentialStatus, Device, EkChoice, Error, Flow, OwnKey, ProvisionRequest, Provisioned,
+    Status,
 };
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::ConnectReturnCode;
 use assay_tests::Swtpm;
 use assay_wire::{
-    ActivationReply, Problem, ProblemCode, ReplyBody, RequestBody, SealedCertificate, SealedReply, Ticket,
+    ActivationReply, ConfirmedReply, Problem, ProblemCode, Receipt, ReplyBody, RequestBody, SealedCertificate,
+    SealedReply, Ticket,
 };
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::version::{TLS12, TLS13};
+use sha2::{Digest, Sha256};
 
 use crate::fake_ca::FakeCa;
 use crate::proxy::Proxy;
@@ -23,6 +26,7 @@ use crate::wrap::{credential, hmac, wrap};
 use crate::{HMAC_KEY, IK, a_tpm, assert_nothing_loaded, open, provisioning, tls, vendor};
 
 const TICKET: [u8; 32] = [0x71; 32];
+const RECEIPT: [u8; 32] = [0x2E; 32];
 const KEY: [u8; 32] = *b"thirty-two bytes of key material";
 const OTHER_KEY: [u8; 32] = [0xA5; 32];
 
@@ -34,7 +38,7 @@ fn sealed_certificate_is_confirmed_with_the_ticket_in_it() -> Result<()> {
         RequestBody::Enroll(_) => Some(ReplyBody::Sealed(reply.clone())),
         RequestBody::Confirm(proof) => {
             assert_eq!((&proof.claim, &proof.ticket), (&reply.claim, &Ticket::from(TICKET)));
-            Some(ReplyBody::Confirmed)
+            Some(confirmed())
         }
         _ => None,
     });
@@ -59,7 +63,7 @@ fn sealed_certificate_is_stored_before_it_is_confirmed_and_only_confirmed_by_the
         let answers = Arc::clone(&answers);
         move |request| match request {
             RequestBody::Enroll(_) => Some(ReplyBody::Sealed(reply.clone())),
-            RequestBody::Confirm(_) => answers.lock().unwrap().then_some(ReplyBody::Confirmed),
+            RequestBody::Confirm(_) => answers.lock().unwrap().then_some(confirmed()),
             _ => None,
         }
     });
@@ -96,7 +100,7 @@ fn sealed_certificate_confirmed_too_late_has_another_asked_for() -> Result<()> {
                 RequestBody::Confirm(_) => {
                     let mut left = refusals.lock().unwrap();
                     if *left == 0 {
-                        return Some(ReplyBody::Confirmed);
+                        return Some(confirmed());
                     }
                     *left -= 1;
                     Some(ReplyBody::Problem(Problem::new(code, "test".into())))
@@ -118,6 +122,33 @@ fn sealed_certificate_confirmed_too_late_has_another_asked_for() -> Result<()> {
     Ok(())
 }
 
+/// Whoever carries the messages can forge anything but the receipt.
+#[test]
+fn confirmation_answered_by_another_than_the_ca_leaves_the_certificate_unconfirmed() -> Result<()> {
+    let lab = Lab::new()?;
+    let reply = lab.sealed("pump-17")?;
+    let is_hostile = Arc::new(Mutex::new(true));
+    let ca = FakeCa::start({
+        let is_hostile = Arc::clone(&is_hostile);
+        move |request| match request {
+            RequestBody::Enroll(_) => Some(ReplyBody::Sealed(reply.clone())),
+            _ if *is_hostile.lock().unwrap() => {
+                Some(ReplyBody::Confirmed(ConfirmedReply { receipt: Receipt::from(TICKET) }))
+            }
+            _ => Some(confirmed()),
+        }
+    });
+    let error = lab.provision(&ca, Some(Flow::Sealed)).unwrap_err();
+    assert!(matches!(&error, Error::Answer(AnswerError::Receipt)), "{error}");
+    assert_eq!(lab.is_confirmed()?, Some(false));
+
+    *is_hostile.lock().unwrap() = false;
+    ca.take_requests();
+    lab.provision(&ca, None)?;
+    assert_eq!((ca.take_requests(), lab.is_confirmed()?), (vec!["confirm"], Some(true)));
+    Ok(())
+}
+
 /// Whoever carries the messages can forge any problem.
 #[test]
 fn problem_in_answer_to_a_confirmation_ends_nothing_that_works() -> Result<()> {
@@ -132,7 +163,7 @@ fn problem_in_answer_to_a_confirmation_ends_nothing_that_works() -> Result<()> {
                 RequestBody::Confirm(_) if *is_hostile.lock().unwrap() => {
                     Some(ReplyBody::Problem(Problem::new(code, "test".into())))
                 }
-                _ => Some(ReplyBody::Confirmed),
+                _ => Some(confirmed()),
             }
         });
         lab.ca.provision(lab.state.path(), IkKind::P256, &lab.ik)?;
@@ -403,7 +434,7 @@ fn ek_of_the_first_run_is_the_next_runs_until_another_is_named() -> Result<()> {
         let shown = Arc::clone(&shown);
         move |request| {
             let RequestBody::Register(bundle) = request else { return None };
-            shown.lock().unwrap().push((bundle.ek_public.to_vec(), bundle.ek_certificates.len()));
+            shown.lock().unwrap().push((bundle.ek_public.clone(), bundle.ek_certificates.len()));
             Some(ReplyBody::Problem(Problem::new(ProblemCode::EkNotEnrolled, "test".into())))
         }
     });
@@ -485,7 +516,7 @@ fn other_flow_takes_the_place_of_what_was_in_use() -> Result<()> {
     let reply = lab.sealed("pump-17")?;
     let ca = FakeCa::start(move |request| match request {
         RequestBody::Enroll(_) => Some(ReplyBody::Sealed(reply.clone())),
-        _ => Some(ReplyBody::Confirmed),
+        _ => Some(confirmed()),
     });
     assert_eq!(lab.provision(&ca, Some(Flow::Sealed))?.flow, Flow::Sealed);
     assert_eq!(lab.device()?.certificate()?.device_id.as_str(), "pump-17");
@@ -590,8 +621,8 @@ impl Lab {
         let (key, nonce, claim) = ([0x42; 32], [9; 12], vec![0xC1; 20]);
         let mut sealed = SealedCertificate {
             chain: vec![ca.certify(IkKind::P256, ik, device_id)?.try_into()?].try_into()?,
-            device_id: device_id.parse()?,
             ticket: TICKET.into(),
+            receipt_sha256: sha256(&RECEIPT),
         }
         .encode();
         let beside = Aad::from(SealedReply::associated_data(&claim, &ek.key.id().into(), &ik.key.id()));
@@ -622,4 +653,12 @@ impl Lab {
             matches!(request, RequestBody::Register(_)).then(|| ReplyBody::Activation(reply.clone()))
         }))
     }
+}
+
+fn confirmed() -> ReplyBody {
+    ReplyBody::Confirmed(ConfirmedReply { receipt: Receipt::from(RECEIPT) })
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
 }

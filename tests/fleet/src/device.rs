@@ -1,7 +1,7 @@
 //! A simulated device: its keys, and what it makes of them.
 
 use anyhow::{Context, Result};
-use assay_wire::{ActivationReply, Bundle, Bytes, EkId, MAX_PUBLIC_AREA, SealedCertificate, SealedReply, SrkBundle};
+use assay_wire::{ActivationReply, Bundle, EkId, EkPublic, SealedCertificate, SealedReply, SrkBundle};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
 use crate::bad::Bad;
@@ -72,8 +72,11 @@ impl Device {
         wrapper::import_hmac_key(&srk.key, &inner_key, &reply.key_public, &reply.duplicate, &reply.symmetric_seed)
     }
 
-    fn ek_public(&self) -> Result<Bytes<MAX_PUBLIC_AREA>> {
-        Ok(self.ek.kind.area(self.ek.key.unique()).try_into()?)
+    fn ek_public(&self) -> Result<EkPublic> {
+        if self.bad == Some(Bad::ForeignCertificate) {
+            return Ok(self.ek.kind.area(self.ek.key.unique()).try_into()?);
+        }
+        Ok(EkPublic::OfCertificate(self.ek.kind.certificate_index()))
     }
 
     fn bound_area(&self) -> Vec<u8> {

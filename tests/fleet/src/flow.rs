@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use assay_wire::{
-    Bytes, CertificateList, ClientId, DeviceId, Flow, MAX_CLAIM, MAX_MESSAGE, Problem, Proof, ReplyBody, Request,
-    RequestBody, RequestId, Ticket, Topic,
+    Bytes, CertificateList, ClientId, DeviceId, Flow, MAX_CLAIM, MAX_MESSAGE, Problem, Proof, Receipt, ReplyBody,
+    Request, RequestBody, RequestId, Ticket, Topic,
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -16,6 +16,7 @@ use crate::device::{Bound, Device};
 use crate::lanes::Lane;
 use crate::random;
 use crate::tally::Tally;
+use crate::tpm::hash::Hash;
 
 /// Why an attempt ended before the device had what it wanted.
 pub(crate) enum Stop {
@@ -72,16 +73,19 @@ impl Attempt<'_> {
                 let ReplyBody::Certificate(reply) = self.ask("certify", certify).await? else {
                     return Err(unexpected());
                 };
-                check_chain(&reply.chain, &self.ik()?.spki, reply.device_id.as_str())?;
-                Ok(Some(Granted { device_id: reply.device_id, chain: reply.chain }))
+                let device_id = check_chain(&reply.chain, &self.ik()?.spki)?;
+                Ok(Some(Granted { device_id, chain: reply.chain }))
             }
             ReplyBody::Sealed(reply) => {
                 let ik = self.ik()?;
                 let sealed = self.device.open(ik, &reply)?;
-                check_chain(&sealed.chain, &ik.spki, sealed.device_id.as_str())?;
+                let device_id = check_chain(&sealed.chain, &ik.spki)?;
                 let confirm = RequestBody::Confirm(self.proof(reply.claim, *sealed.ticket.as_bytes()));
-                let ReplyBody::Confirmed = self.ask("confirm", confirm).await? else { return Err(unexpected()) };
-                Ok(Some(Granted { device_id: sealed.device_id, chain: sealed.chain }))
+                let ReplyBody::Confirmed(reply) = self.ask("confirm", confirm).await? else {
+                    return Err(unexpected());
+                };
+                check_receipt(&reply.receipt, &sealed.receipt_sha256)?;
+                Ok(Some(Granted { device_id, chain: sealed.chain }))
             }
             ReplyBody::Activation(reply) => {
                 let Bound::Srk(srk) = &self.device.bound else { return Err(unexpected()) };
@@ -170,15 +174,19 @@ fn unexpected() -> Stop {
     Stop::Wrong(anyhow!("the CA answered another question"))
 }
 
-/// The certificate is for this key and this device, and its issuer comes with it.
+fn check_receipt(receipt: &Receipt, sha256: &[u8; 32]) -> Result<()> {
+    ensure!(Hash::Sha256.digest(&[receipt.as_bytes()]) == sha256, "the receipt is not the CA's");
+    Ok(())
+}
+
+/// The certificate is for this key, and its issuer comes with it. Says whose it is.
 ///
 /// Signatures are left to the end-to-end tests of the device: verifying them would cost more than the CA spends on making them.
-fn check_chain(chain: &CertificateList<1>, spki: &[u8], device_id: &str) -> Result<()> {
+fn check_chain(chain: &CertificateList<1>, spki: &[u8]) -> Result<DeviceId> {
     let (_, leaf) = X509Certificate::from_der(&chain[0]).context("not a certificate")?;
     ensure!(leaf.public_key().raw == spki, "the certificate is for another key");
     let name = leaf.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-    ensure!(name == Some(device_id), "the certificate is for {name:?} and not for {device_id}");
     let (_, issuer) = X509Certificate::from_der(chain.get(1).context("no issuer")?).context("not a certificate")?;
     ensure!(leaf.issuer().as_raw() == issuer.subject().as_raw(), "the second certificate is not the issuer's");
-    Ok(())
+    Ok(name.context("the certificate names nobody")?.parse()?)
 }

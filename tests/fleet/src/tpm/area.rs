@@ -49,6 +49,16 @@ impl EkKind {
         }
     }
 
+    /// The NV index that TCG reserves for the certificate of such an EK.
+    pub(crate) fn certificate_index(self) -> u32 {
+        match self {
+            Self::P256 => 0x01C0_000A,
+            Self::P384 => 0x01C0_0016,
+            Self::Rsa2048 => 0x01C0_0002,
+            Self::Rsa3072 => 0x01C0_001C,
+        }
+    }
+
     /// nameAlg.
     pub(crate) fn hash(self) -> Hash {
         match self {
