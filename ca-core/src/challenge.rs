@@ -38,7 +38,7 @@ impl Admitted {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<ChallengeReply, Fault> {
-        let Terms { scope, key_id, issued_at, expires_at } = key.terms(scope, now, now + CLAIM_LIFETIME);
+        let Terms { scope, key_id, issued_at, .. } = key.terms(scope, now, now + CLAIM_LIFETIME);
         let Subject { device_id, ek_id, assurance, hardware, .. } = self.subject(ik, &scope);
         let claim = Claim {
             scope,
@@ -49,7 +49,6 @@ impl Admitted {
             hardware,
             key_id,
             issued_at,
-            expires_at,
         };
         let claim = minicbor::to_vec(claim).expect("writing to memory does not fail");
         let credential = make_credential(&self.ek.area, ik.area.name(), &*key.mac(TICKET_LABEL, &claim), rng)?;
@@ -116,9 +115,9 @@ impl ProvenDevice {
     }
 }
 
-/// What the CA verified, as deterministic CBOR (RFC 8949 §4.2): definite lengths, ascending keys. It travels twice, so it is brief.
+/// What the CA verified, as CBOR. It travels twice, so it is brief.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-#[cbor(map)]
+#[cbor(array)]
 struct Claim {
     #[n(0)]
     scope: Scope,
@@ -138,15 +137,13 @@ struct Claim {
     /// Seconds since 1970.
     #[n(7)]
     issued_at: i64,
-    /// Seconds since 1970.
-    #[n(8)]
-    expires_at: i64,
 }
 
 impl Claim {
     fn terms(&self) -> Terms {
-        let Self { scope, key_id, issued_at, expires_at, .. } = self;
-        Terms { scope: scope.clone(), key_id: *key_id, issued_at: *issued_at, expires_at: *expires_at }
+        let Self { scope, key_id, issued_at, .. } = self;
+        let expires_at = issued_at.saturating_add(CLAIM_LIFETIME.whole_seconds());
+        Terms { scope: scope.clone(), key_id: *key_id, issued_at: *issued_at, expires_at }
     }
 }
 

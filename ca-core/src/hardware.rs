@@ -9,6 +9,7 @@ use crate::key::PublicKey;
 ///
 /// Made only of what was checked: from the certificate if that is what the EK is trusted for, else from the key.
 #[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+#[cbor(flat)]
 pub(crate) enum HardwareIdentity {
     /// Of an EK certificate.
     #[n(0)]

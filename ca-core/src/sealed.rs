@@ -235,10 +235,10 @@ impl Confirmed {
     }
 }
 
-/// What the CA verified and issued, as deterministic CBOR (RFC 8949 §4.2). It travels in clear, so it names neither the device nor the
+/// What the CA verified and issued, as CBOR. It travels in clear, so it names neither the device nor the
 /// serial number; the hash of a certificate with 80 random bits and a signature tells nothing of it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-#[cbor(map)]
+#[cbor(array)]
 struct Claim {
     #[n(0)]
     scope: Scope,

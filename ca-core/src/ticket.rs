@@ -84,4 +84,4 @@ fn time(seconds: i64) -> Result<OffsetDateTime, Rejection> {
 }
 
 /// Length of a key's name in a claim.
-pub(crate) const KEY_ID_LEN: usize = 8;
+pub(crate) const KEY_ID_LEN: usize = 4;
