@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::provision::{Line, Progress, Step};
 use crate::state::{Grant, Memory, Shown, StateDirectory};
 use crate::token::{DEFAULT_LIFETIME, Token};
-use crate::tpm::{EkKind, EsapiTpm, HierarchyPasswords, IkKind, SrkKind, Tcti, TpmThread};
+use crate::tpm::{EkKind, HierarchyPasswords, IkKind, SrkKind, Tcti, Tpm2, TpmThread};
 use crate::transport::{self, Traffic};
 use crate::verify::DeviceCertificate;
 
@@ -151,7 +151,7 @@ impl Device {
             roots.add(root).map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
         }
         let state = StateDirectory::open(&options.state)?;
-        let tpm = TpmThread::start(EsapiTpm::new(options.tcti, options.passwords), options.tpm_timeout);
+        let tpm = TpmThread::start(Tpm2::new(options.tcti, options.passwords), options.tpm_timeout);
         Ok(Self { tpm, state, roots })
     }
 

@@ -43,8 +43,6 @@
 //! # Ok(())
 //! # }
 //! ```
-//!
-//! libtss2 prints its own error lines on stderr; the environment variable `TSS2_LOG=all+NONE` silences them.
 #![warn(missing_docs)]
 
 mod device;

@@ -128,7 +128,7 @@ struct DeviceArgs {
 
 #[derive(Args)]
 struct TpmArgs {
-    /// How to reach the TPM: device:PATH, swtpm:host=H,port=P, mssim:host=H,port=P or tabrmd.
+    /// How to reach the TPM: device:PATH, swtpm:host=H,port=P or swtpm:path=PATH.
     #[arg(long, default_value_t = Tcti::default())]
     tcti: Tcti,
     /// The state directory; made if it is not there.
@@ -146,9 +146,7 @@ struct TpmArgs {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 unexpected; 2 usage; 3 refused by the CA or the broker; 4 broker or CA not reached before the deadline; 5 TPM \
-failed or timed out; 6 state directory or file; 7 the answer of the CA failed verification.
-
-TSS2_LOG=all+NONE in the environment silences libtss2's own error lines.";
+failed or timed out; 6 state directory or file; 7 the answer of the CA failed verification.";
 
 const PROVISION_EXAMPLES: &str = "Examples:
   assay-device provision --broker mqtts://ca.example.com:8883 \\

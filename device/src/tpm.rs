@@ -1,17 +1,17 @@
 //! What provisioning needs of a TPM, as one narrow trait without a TPM library's types in it.
 
-mod esapi;
 mod tcti;
 mod thread;
+mod tpm2;
 
 use std::fmt;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-pub use esapi::EsapiTpm;
 pub use tcti::{Tcti, TctiError};
 pub use thread::TpmThread;
+pub use tpm2::Tpm2;
 
 use crate::der;
 use crate::named::named_kind;
@@ -120,14 +120,14 @@ impl OpenedKey {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TpmError {
     /// The TPM, or the way to it, is not there.
-    #[error("no TPM at {tcti} ({operation} failed with TSS code {code:#x}): {hint}", hint = connection_hint(tcti))]
+    #[error("no TPM at {tcti} ({operation} failed: {reason}): {hint}", hint = connection_hint(tcti))]
     Unreachable {
         /// What was being done.
         operation: &'static str,
         /// Where the TPM was looked for.
         tcti: Tcti,
-        /// The TSS2_RC (TCG TSS 2.0 Overview, 2.3).
-        code: u32,
+        /// What the system says.
+        reason: String,
     },
     /// The TPM did not answer in time. It is not asked again: a second command would only wait behind the first.
     #[error(
@@ -187,7 +187,7 @@ pub enum TpmError {
     NotForThisTpm {
         /// What was being done.
         operation: &'static str,
-        /// What the TPM or the library says.
+        /// What the TPM says, or what was wrong before it was asked.
         reason: String,
     },
     /// This TPM cannot have such keys.
@@ -203,12 +203,20 @@ pub enum TpmError {
         /// What the code means.
         reason: String,
     },
-    /// The TPM library refused an argument, or what the TPM answered.
+    /// What the TPM was to be given fits into no command.
     #[error("{operation}: {reason}")]
-    Library {
+    BadArgument {
         /// What was being done.
         operation: &'static str,
-        /// What the library says.
+        /// What does not fit.
+        reason: String,
+    },
+    /// What came back is no response to what was sent.
+    #[error("{operation}: the TPM's response is malformed: {reason}")]
+    BadResponse {
+        /// What was being done.
+        operation: &'static str,
+        /// What is wrong with the response.
         reason: String,
     },
 }

@@ -1,7 +1,5 @@
 //! What each flow costs a device: round trips, bytes on the wire, TPM commands. README's table is printed here.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Tap, Worker, json, trusted_vendor};
 
@@ -16,20 +14,19 @@ fn each_flow_takes_the_round_trips_it_promises() -> Result<()> {
     for ek in [EkKind::P256, EkKind::Rsa2048] {
         for (number, (flow, round_trips)) in [("ticket", 2), ("sealed", 2), ("shared-key", 1)].into_iter().enumerate() {
             let tpm = vendor.device(ek, number)?;
-            let (wire, commands) = (Tap::before(mosquitto.port(0))?, Tap::before_swtpm(tpm.port(), Duration::ZERO)?);
+            let (wire, commands) = (Tap::before(mosquitto.port(0))?, Tap::before(tpm.port())?);
             let device = Device::at(&format!("swtpm:host=127.0.0.1,port={}", commands.port()))?;
             let broker = format!("mqtt://127.0.0.1:{}", wire.port());
             let mut provision = device.provision_at(&broker, &dir.root_pem())?;
             let cost = json(provision.args(["--flow", flow, "--ek", ek.name()])).with_context(|| flow.to_owned())?;
             ensure!(cost["requests"] == round_trips, "{cost}");
-            // libtss2 opens a connection to swtpm for each command.
             println!(
                 "{:9} {flow:11} {round_trips:11}  {:>12} / {:<7}  {:10}  {:12}  {:6}",
                 ek.name(),
                 cost["bytes_sent"],
                 cost["bytes_received"],
                 wire.bytes(),
-                commands.connections(),
+                commands.requests(),
                 cost["tpm_ms"]
             );
         }

@@ -53,7 +53,7 @@ impl Device {
     /// `assay-device token`.
     pub fn token(&self) -> Result<Command> {
         let mut command = Command::new(assay_bin("assay-device")?);
-        command.env("TSS2_LOG", "all+NONE").args(["token", "--tcti", &self.tcti, "--state"]).arg(self.state());
+        command.args(["token", "--tcti", &self.tcti, "--state"]).arg(self.state());
         Ok(command)
     }
 
@@ -66,7 +66,7 @@ impl Device {
 
     fn connecting(&self, subcommand: &str, broker: &str, ca_root: &Path) -> Result<Command> {
         let mut command = Command::new(assay_bin("assay-device")?);
-        command.env("TSS2_LOG", "all+NONE").args([subcommand, "--broker", broker, "--tcti", &self.tcti]);
+        command.args([subcommand, "--broker", broker, "--tcti", &self.tcti]);
         command.arg("--ca-root").arg(ca_root).arg("--state").arg(self.state());
         Ok(command)
     }

@@ -82,7 +82,7 @@ impl Swtpm {
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
             .arg(format!("dir={}", self.state.display()))
             .args(["--server", &format!("type=tcp,port={port},bindaddr=127.0.0.1")])
-            // libtss2 takes the control port to be the next one.
+            // tpm2-tools take the control port to be the next one.
             .args(["--ctrl", &format!("type=tcp,port={},bindaddr=127.0.0.1", port + 1)])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -17,43 +17,39 @@ pub struct Tap {
 #[derive(Default)]
 struct Record {
     heard: Vec<u8>,
-    connections: usize,
+    requests: usize,
     waited: Duration,
+}
+
+/// Whose turn it is on one connection.
+#[derive(Default)]
+struct Turn {
+    is_the_servers: bool,
+    /// When the last piece passed.
+    since: Option<Instant>,
 }
 
 impl Tap {
     pub fn before(server: u16) -> Result<Self> {
-        Self::at(0, server, Duration::ZERO)
+        Self::slowing(server, Duration::ZERO)
     }
 
-    /// Two at adjacent ports, as libtss2 looks for swtpm's; returns the first. It hands each answer of the TPM on after `delay`, as
-    /// if a slower one had made it.
-    pub fn before_swtpm(server: u16, delay: Duration) -> Result<Self> {
-        for _ in 0..100 {
-            let first = Self::at(0, server, delay)?;
-            if Self::at(first.port + 1, server + 1, Duration::ZERO).is_ok() {
-                return Ok(first);
-            }
-        }
-        anyhow::bail!("no two adjacent ports are free")
-    }
-
-    fn at(port: u16, server: u16, delay: Duration) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    /// Hands each answer on after `delay`, as if a slower server had made it.
+    pub fn slowing(server: u16, delay: Duration) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let tap = Self { port: listener.local_addr()?.port(), record: Arc::default() };
         let record = Arc::clone(&tap.record);
         // Ends with the process.
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                locked(&record).connections += 1;
                 let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)) else { continue };
                 _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
                 let (Ok(client_side), Ok(server_side)) = (client.try_clone(), server.try_clone()) else { continue };
-                let asked = Arc::new(Mutex::new(None));
+                let turn = Arc::new(Mutex::new(Turn::default()));
                 for (from, to, is_answer) in [(client, server, false), (server_side, client_side, true)] {
-                    let (record, asked) = (Arc::clone(&record), Arc::clone(&asked));
+                    let (record, turn) = (Arc::clone(&record), Arc::clone(&turn));
                     let delay = if is_answer { delay } else { Duration::ZERO };
-                    thread::spawn(move || pass(from, to, &record, &asked, is_answer, delay));
+                    thread::spawn(move || pass(from, to, &record, &turn, is_answer, delay));
                 }
             }
         });
@@ -64,9 +60,9 @@ impl Tap {
         self.port
     }
 
-    /// How many connections there were.
-    pub fn connections(&self) -> usize {
-        locked(&self.record).connections
+    /// How often a client spoke after it had been silent or answered: of a TPM, its commands.
+    pub fn requests(&self) -> usize {
+        locked(&self.record).requests
     }
 
     /// How many bytes passed, in both directions.
@@ -90,7 +86,7 @@ fn pass(
     mut from: TcpStream,
     mut to: TcpStream,
     record: &Mutex<Record>,
-    asked: &Mutex<Option<Instant>>,
+    turn: &Mutex<Turn>,
     is_answer: bool,
     delay: Duration,
 ) {
@@ -101,13 +97,14 @@ fn pass(
         {
             let mut record = locked(record);
             record.heard.extend_from_slice(&buffer[..length]);
-            if is_answer && let Some(asked) = locked(asked).replace(arrived) {
-                record.waited += arrived - asked;
+            let mut turn = locked(turn);
+            if !is_answer {
+                record.requests += usize::from(!turn.is_the_servers);
+            } else if let Some(since) = turn.since {
+                record.waited += arrived - since;
             }
-        }
-        if !is_answer {
             // Before it is handed on, for the answer may overtake this thread.
-            *locked(asked) = Some(Instant::now());
+            *turn = Turn { is_the_servers: !is_answer, since: Some(arrived) };
         }
         if to.write_all(&buffer[..length]).is_err() {
             break;

@@ -50,10 +50,8 @@ fn is_installed(package: &str) -> bool {
 
 /// Whoever can link a Rust program has the C compiler that SQLite, ring and AWS-LC are built with.
 const PACKAGES: &[(&str, &str)] = &[
-    ("libtss2-dev", "the TPM software stack that assay-device links"),
     ("mosquitto", "a broker that is not ours, for tests"),
     ("openssl", "an independent judge of certificates, for tests and demo"),
-    ("pkg-config", "finds libtss2"),
     ("swtpm", "software TPMs, for tests and demo"),
     ("swtpm-tools", "makes their endorsement certificates"),
     ("tpm2-tools", "an independent user of TPMs, for tests and demo"),

@@ -113,7 +113,7 @@ impl Applicant<'_> {
         let (ek, ik) = (self.ek, self.ik.handle);
         let secret = self.ik.tpm.call("activating the credential", move |tpm| tpm.activate(ek, ik, &blob, &seed));
         secret.map_err(|error| match error {
-            TpmError::Refused { .. } | TpmError::Library { .. } => AnswerError::Challenge(error).into(),
+            TpmError::Refused { .. } | TpmError::BadArgument { .. } => AnswerError::Challenge(error).into(),
             error => error.into(),
         })
     }

@@ -80,7 +80,6 @@ fn objects_of_others_are_not_flushed() -> Result<()> {
 
 /// TPM2_StartAuthSession (TPM 2.0 Part 3, 11.1) by hand, for tpm2-tools leave no session loaded.
 fn start_session(swtpm: &Swtpm, session_type: u8) -> Result<()> {
-    let port: u16 = swtpm.tcti().rsplit_once("port=").unwrap().1.parse()?;
     let mut command = vec![0x80, 0x01, 0, 0, 0, 0, 0, 0, 0x01, 0x76];
     command.extend([0x40, 0, 0, 0x07, 0x40, 0, 0, 0x07]); // no tpmKey, no bind
     command.extend([0, 16]);
@@ -88,7 +87,7 @@ fn start_session(swtpm: &Swtpm, session_type: u8) -> Result<()> {
     command.extend([0, 0]); // no encryptedSalt
     command.extend([session_type, 0, 0x10, 0, 0x0B]); // no symmetric, SHA-256
     command[5] = u8::try_from(command.len())?;
-    let mut socket = TcpStream::connect(("127.0.0.1", port))?;
+    let mut socket = TcpStream::connect(("127.0.0.1", swtpm.port()))?;
     socket.write_all(&command)?;
     let mut head = [0; 10];
     socket.read_exact(&mut head)?;

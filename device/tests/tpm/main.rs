@@ -7,12 +7,14 @@ mod flows;
 mod keys;
 mod provisioning;
 mod proxy;
+mod responses;
 mod shared_key;
+mod sockets;
 mod tls;
 mod wrap;
 
 use anyhow::Result;
-use assay_device::tpm::{EkKind, EsapiTpm, HierarchyPasswords, Password, PublicArea};
+use assay_device::tpm::{EkKind, HierarchyPasswords, Password, PublicArea, Tpm2};
 use assay_tests::{Swtpm, VendorCa, trusted_vendor};
 
 /// The handle that tests keep an identity key at.
@@ -37,12 +39,12 @@ fn a_tpm() -> Swtpm {
     vendor().device(assay_tests::EkKind::P256, 0).unwrap()
 }
 
-fn open(swtpm: &Swtpm) -> EsapiTpm {
-    EsapiTpm::new(swtpm.tcti().parse().unwrap(), HierarchyPasswords::default())
+fn open(swtpm: &Swtpm) -> Tpm2 {
+    Tpm2::new(swtpm.tcti().parse().unwrap(), HierarchyPasswords::default())
 }
 
-fn open_with_passwords(swtpm: &Swtpm, owner: &str, endorsement: &str) -> EsapiTpm {
-    EsapiTpm::new(swtpm.tcti().parse().unwrap(), passwords(owner, endorsement))
+fn open_with_passwords(swtpm: &Swtpm, owner: &str, endorsement: &str) -> Tpm2 {
+    Tpm2::new(swtpm.tcti().parse().unwrap(), passwords(owner, endorsement))
 }
 
 fn passwords(owner: &str, endorsement: &str) -> HierarchyPasswords {

@@ -1,12 +1,12 @@
 //! A way to a software TPM that is cut after some commands, as if the process had been killed there.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use assay_tests::Swtpm;
 
 /// Listens until the process ends.
@@ -16,16 +16,16 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Lets `limit` commands through, each with its answer, and drops what comes then.
+    /// Lets `limit` commands through, each with its response, and drops what comes then.
     pub(crate) fn with_limit(swtpm: &Swtpm, limit: usize) -> Result<Self> {
-        let behind: u16 = swtpm.tcti().rsplit_once("port=").context("no port")?.1.parse()?;
-        let (commands, control) = two_ports()?;
-        let port = commands.local_addr()?.port();
-        let this = Self { port, commands: Arc::default() };
-        let count = Arc::clone(&this.commands);
-        // libtss2 opens a connection for each command.
-        serve(commands, behind, move || count.fetch_add(1, Ordering::SeqCst) < limit);
-        serve(control, behind + 1, || true);
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let this = Self { port: listener.local_addr()?.port(), commands: Arc::default() };
+        let (behind, commands) = (swtpm.port(), Arc::clone(&this.commands));
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                _ = pass_on(client, behind, || commands.fetch_add(1, Ordering::SeqCst) < limit);
+            }
+        });
         Ok(this)
     }
 
@@ -39,43 +39,27 @@ impl Proxy {
     }
 }
 
-/// libtss2 looks for swtpm's control channel on the port behind that of the TPM.
-fn two_ports() -> io::Result<(TcpListener, TcpListener)> {
-    loop {
-        let first = TcpListener::bind("127.0.0.1:0")?;
-        let next = first.local_addr()?.port().checked_add(1);
-        if let Some(Ok(second)) = next.map(|port| TcpListener::bind(("127.0.0.1", port))) {
-            return Ok((first, second));
-        }
-    }
-}
-
-fn serve(listener: TcpListener, behind: u16, may_pass: impl Fn() -> bool + Send + 'static) {
-    thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            if may_pass() {
-                _ = pass_on(client, behind);
-            }
-        }
-    });
-}
-
-/// Copies both ways until the client has closed.
-fn pass_on(mut client: TcpStream, behind: u16) -> io::Result<()> {
+/// Passes commands and responses on until the client closes, or a command may not pass.
+fn pass_on(mut client: TcpStream, behind: u16, may_pass: impl Fn() -> bool) -> io::Result<()> {
+    client.set_nodelay(true)?;
     let mut tpm = TcpStream::connect(("127.0.0.1", behind))?;
-    let (mut from_tpm, mut to_client) = (tpm.try_clone()?, client.try_clone()?);
-    let answers = thread::spawn(move || copy(&mut from_tpm, &mut to_client));
-    copy(&mut client, &mut tpm)?;
-    tpm.shutdown(Shutdown::Both)?;
-    answers.join().unwrap()
+    tpm.set_nodelay(true)?;
+    loop {
+        let command = read_message(&mut client)?;
+        if !may_pass() {
+            return Ok(());
+        }
+        tpm.write_all(&command)?;
+        client.write_all(&read_message(&mut tpm)?)?;
+    }
 }
 
-fn copy(from: &mut TcpStream, to: &mut TcpStream) -> io::Result<()> {
-    let mut buffer = [0; 4096];
-    loop {
-        match from.read(&mut buffer)? {
-            0 => return Ok(()),
-            read => to.write_all(&buffer[..read])?,
-        }
-    }
+/// A whole command or response: both give their size behind a tag of two bytes (TPM 2.0 Part 1, 18).
+pub(crate) fn read_message(from: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut message = vec![0; 6];
+    from.read_exact(&mut message)?;
+    let size = u32::from_be_bytes(message[2..6].try_into().unwrap()) as usize;
+    message.resize(size, 0);
+    from.read_exact(&mut message[6..])?;
+    Ok(message)
 }

@@ -1,7 +1,7 @@
 //! HMAC keys from a CA, wrapped by software that shares nothing with ours.
 
 use anyhow::Result;
-use assay_device::tpm::{EkKind, EsapiTpm, HierarchyPasswords, MAX_HMAC_DATA, SrkKind, Tpm, TpmError, WrappedKey};
+use assay_device::tpm::{EkKind, HierarchyPasswords, MAX_HMAC_DATA, SrkKind, Tpm, Tpm2, TpmError, WrappedKey};
 use assay_tests::Swtpm;
 
 use crate::proxy::Proxy;
@@ -177,7 +177,7 @@ fn whoever_is_cut_off_at_any_command_of_a_replacement_finishes_it_the_next_time(
             import(&mut tpm, &old, None)?;
         }
         let proxy = Proxy::with_limit(&swtpm, limit)?;
-        let mut cut_off = EsapiTpm::new(proxy.tcti().parse()?, HierarchyPasswords::default());
+        let mut cut_off = Tpm2::new(proxy.tcti().parse()?, HierarchyPasswords::default());
         let outcome = import(&mut cut_off, &new, Some(&old.public));
         drop(cut_off);
         let found = tpm.hmac_key(HMAC_KEY)?;
@@ -234,7 +234,7 @@ fn storage_root_key_with_a_password_is_named_with_advice() -> Result<()> {
     assert_nothing_loaded(&swtpm)
 }
 
-pub(crate) fn import(tpm: &mut EsapiTpm, key: &WrappedKey, replaced: Option<&[u8]>) -> Result<(), TpmError> {
+pub(crate) fn import(tpm: &mut Tpm2, key: &WrappedKey, replaced: Option<&[u8]>) -> Result<(), TpmError> {
     let opened = tpm.open_hmac_key(EkKind::P256, SrkKind::P256, key)?;
     tpm.keep_hmac_key(SrkKind::P256, HMAC_KEY, &opened, replaced)
 }

@@ -102,15 +102,15 @@ impl Row {
             straight.push([milliseconds(begin.elapsed())]);
 
             let tpm = vendor.device(ek, runs + 1 + number)?;
-            let commands = Tap::before_swtpm(tpm.port(), Duration::ZERO)?;
+            let commands = Tap::before(tpm.port())?;
             let wire = Tap::before(port(&server.bootstrap)?)?;
             let device = Device::at(&format!("swtpm:host=127.0.0.1,port={}", commands.port()))?;
             provision(&device, flow, ek, &format!("mqtts://127.0.0.1:{}", wire.port()), &served)?;
             let (tpm_ms, wire_ms) = (milliseconds(commands.waited()), milliseconds(wire.waited()));
-            tapped.push([tpm_ms, commands.connections() as f64, wire_ms, wire.bytes() as f64]);
+            tapped.push([tpm_ms, commands.requests() as f64, wire_ms, wire.bytes() as f64]);
 
             let tpm = vendor.device(ek, 2 * (runs + 1) + number)?;
-            let commands = Tap::before_swtpm(tpm.port(), CHIP_COMMAND)?;
+            let commands = Tap::slowing(tpm.port(), CHIP_COMMAND)?;
             let device = Device::at(&format!("swtpm:host=127.0.0.1,port={}", commands.port()))?;
             let begin = Instant::now();
             provision(&device, flow, ek, &server.bootstrap, &served)?;

@@ -1,0 +1,309 @@
+//! The TPM over its own commands: what provisioning needs, put together from them.
+
+mod certificate;
+mod command;
+mod key;
+mod response_code;
+mod template;
+mod transport;
+
+use tpm2_protocol::data::{
+    TpmAlgId, TpmRcBase, TpmsSchemeHash, TpmtPublic, TpmtSigScheme, TpmuSigScheme, TpmuSignature,
+};
+use zeroize::Zeroizing;
+
+use self::command::{CommandError, Connection, Hierarchy};
+use self::key::{Key, Primaries, SRK_PERSISTENT};
+use super::{
+    EkKind, HierarchyPasswords, IkKind, OpenedKey, PublicArea, SignatureScheme, SrkKind, Tcti, Tpm, TpmError,
+    WrappedKey,
+};
+use crate::der;
+
+/// A TPM 2.0.
+///
+/// A connection lives as long as one call: others may use the TPM in between, and an I/O error ends with its call.
+pub struct Tpm2 {
+    tcti: Tcti,
+    passwords: HierarchyPasswords,
+    primaries: Primaries,
+    /// Whether this process, or one before it, may have left something loaded.
+    may_hold_leftovers: bool,
+}
+
+impl Tpm2 {
+    /// A TPM that is not connected to yet.
+    pub fn new(tcti: Tcti, passwords: HierarchyPasswords) -> Self {
+        Self { tcti, passwords, primaries: Primaries::default(), may_hold_leftovers: true }
+    }
+
+    fn run<T>(
+        &mut self,
+        operation: &'static str,
+        work: impl FnOnce(&mut Connection<'_>, &mut Primaries) -> Result<T, Fault>,
+    ) -> Result<T, TpmError> {
+        self.connect_and(work).map_err(|fault| fault.explain(operation, &self.tcti))
+    }
+
+    fn connect_and<T>(
+        &mut self,
+        work: impl FnOnce(&mut Connection<'_>, &mut Primaries) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let mut tpm = Connection::open(&self.tcti, &self.passwords)?;
+        if self.may_hold_leftovers && !self.tcti.has_resource_manager() {
+            flush_leftovers(&mut tpm)?;
+        }
+        let outcome = work(&mut tpm, &mut self.primaries);
+        let flushed = tpm.flush_loaded();
+        self.may_hold_leftovers = tpm.may_leave_something();
+        let value = outcome?;
+        flushed?;
+        Ok(value)
+    }
+}
+
+impl Tpm for Tpm2 {
+    fn ek_certificates(&mut self, kind: EkKind) -> Result<Vec<Vec<u8>>, TpmError> {
+        let Some(leaf) = certificate::index(kind) else { return Ok(Vec::new()) };
+        self.run("reading the EK certificate", |tpm, _| Ok(certificate::with_issuers(tpm, leaf)?))
+    }
+
+    fn endorsement_key(&mut self, kind: EkKind) -> Result<Option<PublicArea>, TpmError> {
+        self.run("making the EK", |tpm, primaries| {
+            let ek = match key::load_ek(tpm, primaries, kind) {
+                Err(Fault::Unsupported(_)) => return Ok(None),
+                ek => ek?,
+            };
+            // It is needed again soon, to open what was encrypted to it.
+            primaries.keep(tpm, template::ek(kind), &ek);
+            Ok(Some(ek.public_area()?))
+        })
+    }
+
+    fn identity_key(&mut self, kind: IkKind, handle: u32) -> Result<Option<PublicArea>, TpmError> {
+        self.run("looking for the identity key", |tpm, _| {
+            let Some(found) = Key::persistent(tpm, handle)? else { return Ok(None) };
+            if !template::fits(&found.public, &template::ik(kind)) {
+                let (wanted, found) = (format!("an identity key of kind {kind}"), template::describe(&found.public));
+                return Err(Fault::Occupied { handle, wanted, found, option: IK_HANDLE_OPTION });
+            }
+            Ok(Some(found.public_area()?))
+        })
+    }
+
+    fn create_identity_key(&mut self, kind: IkKind, handle: u32) -> Result<PublicArea, TpmError> {
+        self.run("creating the identity key", |tpm, primaries| {
+            let srk = key::load_parent(tpm, primaries)?;
+            let (private, public) =
+                tpm.create(srk.handle, template::ik(kind)).map_err(|error| unsupported(error, kind.name()))?;
+            let ik = Key::load(tpm, &srk, &private, public)?;
+            srk.release(tpm)?;
+            ik.persist(tpm, handle)?;
+            Ok(ik.public_area()?)
+        })
+    }
+
+    fn sign(&mut self, handle: u32, scheme: SignatureScheme, digest: &[u8]) -> Result<Vec<u8>, TpmError> {
+        let (scheme, hash_alg) = match scheme {
+            SignatureScheme::EcdsaSha256 => (TpmAlgId::Ecdsa, TpmAlgId::Sha256),
+            SignatureScheme::EcdsaSha384 => (TpmAlgId::Ecdsa, TpmAlgId::Sha384),
+            SignatureScheme::RsaPkcs1Sha256 => (TpmAlgId::Rsassa, TpmAlgId::Sha256),
+            SignatureScheme::RsaPssSha256 => (TpmAlgId::Rsapss, TpmAlgId::Sha256),
+        };
+        let scheme = TpmtSigScheme { scheme, details: TpmuSigScheme::Hash(TpmsSchemeHash { hash_alg }) };
+        self.run("signing", |tpm, _| {
+            let signed = tpm.sign(handle, digest, scheme).map_err(|error| used(handle, IK_HANDLE_OPTION, error))?;
+            match signed.signature {
+                TpmuSignature::Ecdsa(signature) => Ok(der::sequence(&[
+                    &der::unsigned_integer(&signature.signature_r),
+                    &der::unsigned_integer(&signature.signature_s),
+                ])),
+                TpmuSignature::Rsassa(signature) | TpmuSignature::Rsapss(signature) => Ok(signature.sig.to_vec()),
+                _ => Err(CommandError::BadResponse("a signature by another scheme".into()).into()),
+            }
+        })
+    }
+
+    fn activate(
+        &mut self,
+        kind: EkKind,
+        handle: u32,
+        blob: &[u8],
+        seed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+        self.run("activating the credential", |tpm, primaries| key::activate(tpm, primaries, kind, handle, blob, seed))
+    }
+
+    fn storage_root_key(&mut self, kind: SrkKind) -> Result<Option<PublicArea>, TpmError> {
+        self.run("making the storage root key", |tpm, primaries| {
+            let srk = match key::load_srk(tpm, primaries, kind) {
+                Err(Fault::Unsupported(_)) => return Ok(None),
+                srk => srk?,
+            };
+            primaries.keep(tpm, template::srk(kind), &srk);
+            Ok(Some(srk.public_area()?))
+        })
+    }
+
+    fn hmac_key(&mut self, handle: u32) -> Result<Option<Vec<u8>>, TpmError> {
+        self.run("looking for the HMAC key", |tpm, _| {
+            let Some(found) = Key::persistent(tpm, handle)? else { return Ok(None) };
+            if !template::fits(&found.public, &template::hmac_key()) {
+                return Err(no_hmac_key(handle, &found.public));
+            }
+            Ok(Some(key::encoded(&found.public)))
+        })
+    }
+
+    fn open_hmac_key(&mut self, ek: EkKind, srk: SrkKind, key: &WrappedKey) -> Result<OpenedKey, TpmError> {
+        self.run("opening the HMAC key", |tpm, primaries| {
+            let public = hmac_public(&key.public)?;
+            let parent = key::load_srk(tpm, primaries, srk)?;
+            let (blob, seed) = (&key.credential_blob, &key.encrypted_seed);
+            let inner_key = key::activate(tpm, primaries, ek, parent.handle, blob, seed).map_err(not_opened)?;
+            let private =
+                tpm.import(parent.handle, &inner_key, public.clone(), key).map_err(|error| not_opened(error.into()))?;
+            // TPM2_Load compares the sensitive area with the public one (TPM 2.0 Part 3, 12.2.1), whether TPM2_Import did or not.
+            Key::load(tpm, &parent, &private, public).map_err(|error| not_opened(error.into()))?;
+            Ok(OpenedKey { public: key.public.clone(), private })
+        })
+    }
+
+    fn keep_hmac_key(
+        &mut self,
+        srk: SrkKind,
+        handle: u32,
+        key: &OpenedKey,
+        replaced: Option<&[u8]>,
+    ) -> Result<(), TpmError> {
+        self.run("loading the HMAC key", |tpm, primaries| {
+            let old = Key::persistent(tpm, handle)?;
+            if let Some(old) = &old {
+                let found = key::encoded(&old.public);
+                if found == key.public {
+                    return Ok(());
+                }
+                if Some(found.as_slice()) != replaced {
+                    return Err(no_hmac_key(handle, &old.public));
+                }
+            }
+            let parent = key::load_srk(tpm, primaries, srk)?;
+            let new = Key::load(tpm, &parent, &key.private, hmac_public(&key.public)?)?;
+            parent.release(tpm)?;
+            if let Some(old) = old {
+                old.evict(tpm)?;
+            }
+            new.persist(tpm, handle)
+        })
+    }
+
+    fn hmac(&mut self, handle: u32, data: &[u8]) -> Result<Vec<u8>, TpmError> {
+        self.run("computing an HMAC", |tpm, _| {
+            tpm.hmac(handle, data).map_err(|error| used(handle, HMAC_HANDLE_OPTION, error))
+        })
+    }
+}
+
+/// What went wrong, before the operation it served is known.
+enum Fault {
+    Command(CommandError),
+    WrongPassword { hierarchy: &'static str },
+    KeyWithPassword { handle: u32, option: &'static str },
+    Occupied { handle: u32, wanted: String, found: String, option: &'static str },
+    NotForThisTpm { reason: String },
+    Unsupported(String),
+}
+
+impl From<CommandError> for Fault {
+    fn from(error: CommandError) -> Self {
+        Self::Command(error)
+    }
+}
+
+impl Fault {
+    fn explain(self, operation: &'static str, tcti: &Tcti) -> TpmError {
+        match self {
+            Self::Command(CommandError::Io(error)) => {
+                TpmError::Unreachable { operation, tcti: tcti.clone(), reason: error.to_string() }
+            }
+            Self::Command(CommandError::BadResponse(reason)) => TpmError::BadResponse { operation, reason },
+            Self::Command(CommandError::BadArgument(reason)) => TpmError::BadArgument { operation, reason },
+            Self::Command(CommandError::Refused(code)) => {
+                TpmError::Refused { operation, code: code.0, reason: code.to_string() }
+            }
+            Self::WrongPassword { hierarchy } => TpmError::WrongPassword { operation, hierarchy },
+            Self::KeyWithPassword { handle, option } => TpmError::KeyWithPassword { operation, handle, option },
+            Self::Occupied { handle, wanted, found, option } => {
+                TpmError::HandleOccupied { handle, wanted, found, option }
+            }
+            Self::NotForThisTpm { reason } => TpmError::NotForThisTpm { operation, reason },
+            Self::Unsupported(what) => TpmError::Unsupported(what),
+        }
+    }
+}
+
+/// Flushes what a process like this one left in the TPM when it was killed: keys with our templates, and sessions, which
+/// nothing tells apart. Without a resource manager at most three of each fit, and there can be no second user.
+fn flush_leftovers(tpm: &mut Connection<'_>) -> Result<(), CommandError> {
+    for handle in tpm.handles(TRANSIENT_FIRST)? {
+        if key::read(tpm, handle)?.is_some_and(|public| template::is_ours(&public)) {
+            tpm.flush_context(handle)?;
+        }
+    }
+    for handle in tpm.handles(LOADED_SESSION_FIRST)? {
+        tpm.flush_context(handle)?;
+    }
+    Ok(())
+}
+
+/// Nothing else than an HMAC key is imported, whoever sent it.
+fn hmac_public(bytes: &[u8]) -> Result<TpmtPublic, Fault> {
+    let public = key::decoded(bytes).filter(|public| template::fits(public, &template::hmac_key()));
+    let reason = || "what was sent is no HMAC key of the agreed shape".into();
+    public.ok_or_else(|| Fault::NotForThisTpm { reason: reason() })
+}
+
+fn no_hmac_key(handle: u32, found: &TpmtPublic) -> Fault {
+    let (wanted, found) = ("the HMAC key of this device".into(), template::describe(found));
+    Fault::Occupied { handle, wanted, found, option: HMAC_HANDLE_OPTION }
+}
+
+fn authorised(hierarchy: Hierarchy, error: CommandError) -> Fault {
+    if is_wrong_password(&error) { Fault::WrongPassword { hierarchy: hierarchy.name() } } else { error.into() }
+}
+
+fn used(handle: u32, option: &'static str, error: CommandError) -> Fault {
+    if is_wrong_password(&error) { Fault::KeyWithPassword { handle, option } } else { error.into() }
+}
+
+/// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can be reached is another question,
+/// and so is a storage root key with a password, which can only be the persistent one.
+fn not_opened(fault: Fault) -> Fault {
+    match fault {
+        Fault::Command(error) if is_wrong_password(&error) => used(SRK_PERSISTENT, SRK_OPTION, error),
+        Fault::Command(error @ (CommandError::Refused(_) | CommandError::BadArgument(_))) => {
+            Fault::NotForThisTpm { reason: error.to_string() }
+        }
+        fault => fault,
+    }
+}
+
+fn is_wrong_password(error: &CommandError) -> bool {
+    matches!(error.code(), Some(TpmRcBase::AuthFail | TpmRcBase::BadAuth))
+}
+
+fn unsupported(error: CommandError, kind: &str) -> Fault {
+    use TpmRcBase::{Asymmetric, Curve, Hash, KeySize, Symmetric, Value};
+    match error.code() {
+        Some(Asymmetric | Curve | Hash | KeySize | Symmetric | Value) => Fault::Unsupported(kind.into()),
+        _ => error.into(),
+    }
+}
+
+/// The command line's options for other keys than those that are in the way.
+const IK_HANDLE_OPTION: &str = "--ik-handle";
+const HMAC_HANDLE_OPTION: &str = "--hmac-handle";
+const SRK_OPTION: &str = "--srk";
+/// The first handles of their types (TPM 2.0 Part 2, 7.2).
+const TRANSIENT_FIRST: u32 = 0x8000_0000;
+const LOADED_SESSION_FIRST: u32 = 0x0200_0000;

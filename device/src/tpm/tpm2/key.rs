@@ -1,0 +1,229 @@
+//! The keys in a TPM: finding them, making them, and keeping them.
+
+use tpm2_protocol::data::{TpmEccCurve, TpmsContext, TpmtPublic, TpmuPublicId, TpmuPublicParms};
+use tpm2_protocol::{TpmMarshal, TpmSized, TpmUnmarshal, TpmWriter};
+use zeroize::Zeroizing;
+
+use super::command::{Authorisation, CommandError, Connection, EMPTY_PASSWORD, Hierarchy};
+use super::{Fault, authorised, certificate, template, unsupported};
+use crate::tpm::{EkKind, PublicArea, PublicKey, SrkKind};
+
+/// A key that commands may use.
+pub(super) struct Key {
+    pub(super) handle: u32,
+    pub(super) public: TpmtPublic,
+    is_persistent: bool,
+}
+
+impl Key {
+    /// What a persistent handle holds.
+    pub(super) fn persistent(tpm: &mut Connection<'_>, handle: u32) -> Result<Option<Self>, CommandError> {
+        let public = tpm.read_public(handle)?;
+        Ok(public.map(|public| Self { handle, public, is_persistent: true }))
+    }
+
+    pub(super) fn load(
+        tpm: &mut Connection<'_>,
+        parent: &Self,
+        private: &[u8],
+        public: TpmtPublic,
+    ) -> Result<Self, CommandError> {
+        let handle = tpm.load(parent.handle, private, public.clone())?;
+        Ok(Self { handle, public, is_persistent: false })
+    }
+
+    /// Makes room for others where that is scarce: the TPM's users share three places or more (TPM_PT_HR_TRANSIENT_MIN).
+    pub(super) fn release(&self, tpm: &mut Connection<'_>) -> Result<(), CommandError> {
+        if self.is_persistent { Ok(()) } else { tpm.flush_context(self.handle) }
+    }
+
+    /// Makes a transient key persistent.
+    pub(super) fn persist(&self, tpm: &mut Connection<'_>, handle: u32) -> Result<(), Fault> {
+        tpm.evict_control(self.handle, handle).map_err(|error| authorised(Hierarchy::Owner, error))
+    }
+
+    /// Removes a persistent key from the TPM.
+    pub(super) fn evict(self, tpm: &mut Connection<'_>) -> Result<(), Fault> {
+        self.persist(tpm, self.handle)
+    }
+
+    pub(super) fn public_area(&self) -> Result<PublicArea, CommandError> {
+        let key = public_key(&self.public).ok_or_else(|| CommandError::BadResponse("a key of no known kind".into()))?;
+        Ok(PublicArea { bytes: encoded(&self.public), key })
+    }
+}
+
+/// The EK: one that was made persistent if it equals the template, for creating an RSA key takes real chips seconds.
+pub(super) fn load_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: EkKind) -> Result<Key, Fault> {
+    let template = template::ek(kind);
+    for handle in tpm.handles(EK_PERSISTENT_FIRST)? {
+        if !(EK_PERSISTENT_FIRST..=EK_PERSISTENT_LAST).contains(&handle) {
+            continue;
+        }
+        let Some(public) = read(tpm, handle)? else { continue };
+        if template::fits(&public, &template) && is_of_kind(tpm, kind, &public)? {
+            return Ok(Key { handle, public, is_persistent: true });
+        }
+    }
+    primaries.load(tpm, Hierarchy::Endorsement, template, kind.name())
+}
+
+/// Whether a persistent key of an EK's shape is that EK. The EKs [`EkKind::Rsa2048`] and [`EkKind::LegacyDps`] have one shape; the
+/// manufacturer's certificate tells which of the two a key is. Without one, neither is believed to be there.
+fn is_of_kind(tpm: &mut Connection<'_>, kind: EkKind, ek: &TpmtPublic) -> Result<bool, CommandError> {
+    if !matches!(kind, EkKind::Rsa2048 | EkKind::LegacyDps) {
+        return Ok(true);
+    }
+    let certified = certificate::rsa_2048_key(tpm)?;
+    let ek = public_key(ek).map(|key| key.subject_public_key_info());
+    Ok(certified.is_some_and(|certified| (Some(certified) == ek) == (kind == EkKind::Rsa2048)))
+}
+
+/// The parent of identity keys: the persistent storage root key if the platform's owner left one, of whatever kind, else one made
+/// for the moment.
+pub(super) fn load_parent(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Key, Fault> {
+    if let Some(found) = Key::persistent(tpm, SRK_PERSISTENT)?
+        && template::is_storage_key(&found.public)
+    {
+        return Ok(found);
+    }
+    let mut primary = |kind: SrkKind| primaries.load(tpm, Hierarchy::Owner, template::srk(kind), kind.name());
+    match primary(SrkKind::P256) {
+        Err(Fault::Unsupported(_)) => primary(SrkKind::Rsa2048),
+        srk => srk,
+    }
+}
+
+/// The storage root key of one kind: the persistent one if it has that shape, else one made for the moment.
+pub(super) fn load_srk(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: SrkKind) -> Result<Key, Fault> {
+    let template = template::srk(kind);
+    if let Some(found) = Key::persistent(tpm, SRK_PERSISTENT)?
+        && template::fits(&found.public, &template)
+    {
+        return Ok(found);
+    }
+    primaries.load(tpm, Hierarchy::Owner, template, kind.name())
+}
+
+/// Primary keys that were made before, saved as the TPM gives them out: loading one again takes a chip milliseconds, making an RSA key
+/// seconds. Nobody but this TPM can load them, and it only until it is reset.
+#[derive(Default)]
+pub(super) struct Primaries(Vec<SavedPrimary>);
+
+struct SavedPrimary {
+    template: TpmtPublic,
+    public: TpmtPublic,
+    context: TpmsContext,
+}
+
+impl Primaries {
+    /// The primary key that a template gives: saved, or made now.
+    fn load(
+        &mut self,
+        tpm: &mut Connection<'_>,
+        hierarchy: Hierarchy,
+        template: TpmtPublic,
+        kind: &str,
+    ) -> Result<Key, Fault> {
+        if let Some(at) = self.0.iter().position(|saved| saved.template == template) {
+            let SavedPrimary { public, context, .. } = &self.0[at];
+            match tpm.context_load(context.clone()) {
+                Ok(handle) => return Ok(Key { handle, public: public.clone(), is_persistent: false }),
+                // The TPM was reset.
+                Err(CommandError::Refused(_)) => self.0.swap_remove(at),
+                Err(error) => return Err(error.into()),
+            };
+        }
+        match tpm.create_primary(hierarchy, template) {
+            Ok((handle, public)) => Ok(Key { handle, public, is_persistent: false }),
+            Err(error) => Err(match authorised(hierarchy, error) {
+                Fault::Command(error) => unsupported(error, kind),
+                fault => fault,
+            }),
+        }
+    }
+
+    /// Saves a key that `template` gave, unless it is persistent or was saved before. If the TPM does not, the key is made again.
+    pub(super) fn keep(&mut self, tpm: &mut Connection<'_>, template: TpmtPublic, key: &Key) {
+        if !key.is_persistent
+            && self.0.iter().all(|saved| saved.template != template)
+            && let Ok(context) = tpm.context_save(key.handle)
+        {
+            self.0.push(SavedPrimary { template, public: key.public.clone(), context });
+        }
+    }
+}
+
+/// TPM2_ActivateCredential for any key whose ADMIN role takes an empty password.
+pub(super) fn activate(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    kind: EkKind,
+    object: u32,
+    blob: &[u8],
+    seed: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    let ek = load_ek(tpm, primaries, kind)?;
+    let authorisation = authorise_ek(tpm, &ek.public)?;
+    let secret = tpm.activate_credential(object, ek.handle, authorisation, blob, seed)?;
+    ek.release(tpm)?;
+    Ok(secret)
+}
+
+/// How an EK's use is authorised (TCG EK Credential Profile 2.5, B.3 and B.4): templates of the high range have
+/// userWithAuth and an empty password, those of the low range only the policy PolicySecret(TPM_RH_ENDORSEMENT).
+fn authorise_ek(tpm: &mut Connection<'_>, ek: &TpmtPublic) -> Result<Authorisation<'static>, Fault> {
+    if template::has_password(ek) {
+        return Ok(EMPTY_PASSWORD);
+    }
+    let session = tpm.start_policy_session(ek.name_alg)?;
+    tpm.policy_secret(session).map_err(|error| authorised(Hierarchy::Endorsement, error))?;
+    Ok(Authorisation::Policy(session))
+}
+
+/// The public area of an object; `None` also if its algorithm is newer than this program, for then it is not what is looked for.
+pub(super) fn read(tpm: &mut Connection<'_>, handle: u32) -> Result<Option<TpmtPublic>, CommandError> {
+    match tpm.read_public(handle) {
+        Err(CommandError::BadResponse(_)) => Ok(None),
+        outcome => outcome,
+    }
+}
+
+/// TPMT_PUBLIC.
+pub(super) fn encoded(public: &TpmtPublic) -> Vec<u8> {
+    let mut bytes = vec![0; public.len()];
+    // Unwrap safety: there is room, and the parameters are of the type that the area says, or it would not have been read.
+    public.marshal(&mut TpmWriter::new(&mut bytes)).unwrap();
+    bytes
+}
+
+/// Reads a TPMT_PUBLIC with nothing behind it.
+pub(super) fn decoded(bytes: &[u8]) -> Option<TpmtPublic> {
+    let (public, rest) = TpmtPublic::unmarshal(bytes).ok()?;
+    (rest.is_empty() && encoded(&public) == bytes).then_some(public)
+}
+
+fn public_key(public: &TpmtPublic) -> Option<PublicKey> {
+    match (&public.parameters, &public.unique) {
+        (_, TpmuPublicId::Rsa(modulus)) => Some(PublicKey::Rsa(modulus.to_vec())),
+        (TpmuPublicParms::Ecc(parameters), TpmuPublicId::Ecc(point)) => match parameters.curve_id {
+            TpmEccCurve::NistP256 => Some(PublicKey::P256(padded(&point.x)?, padded(&point.y)?)),
+            TpmEccCurve::NistP384 => Some(PublicKey::P384(padded(&point.x)?, padded(&point.y)?)),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// A coordinate with the leading zeros that some TPMs leave out.
+fn padded<const N: usize>(coordinate: &[u8]) -> Option<[u8; N]> {
+    let mut padded = [0; N];
+    padded[N.checked_sub(coordinate.len())?..].copy_from_slice(coordinate);
+    Some(padded)
+}
+
+/// Persistent EKs (TCG Registry of Reserved TPM 2.0 Handles, 2.3.1).
+const EK_PERSISTENT_FIRST: u32 = 0x8101_0000;
+const EK_PERSISTENT_LAST: u32 = 0x8101_FFFF;
+/// The persistent storage root key (TCG TPM v2.0 Provisioning Guidance, 7.5.1).
+pub(super) const SRK_PERSISTENT: u32 = 0x8100_0001;

@@ -1,0 +1,189 @@
+//! The shapes of the keys we create, and what tells them from others.
+
+use tpm2_protocol::basic::{TpmBuffer, TpmUint16};
+use tpm2_protocol::data::{
+    Tpm2bDigest, TpmAlgId, TpmEccCurve, TpmaObject, TpmsEccParms, TpmsEccPoint, TpmsKeyedhashParms, TpmsRsaParms,
+    TpmsSchemeHash, TpmtEccScheme, TpmtKeyedhashScheme, TpmtPublic, TpmtSymDef, TpmuAsymScheme, TpmuKeyedhashScheme,
+    TpmuPublicId, TpmuPublicParms, TpmuSymKeyBits, TpmuSymMode,
+};
+
+use crate::tpm::{EkKind, IkKind, SrkKind};
+
+/// TCG EK Credential Profile 2.5, annexes B.3 and B.4: L-1, L-2, H-3 and H-6, and what Azure's C SDK made of L-1.
+pub(super) fn ek(kind: EkKind) -> TpmtPublic {
+    let low = |key| TpmtPublic {
+        name_alg: TpmAlgId::Sha256,
+        object_attributes: EK_LOW_RANGE,
+        auth_policy: filled(&POLICY_A_SHA256),
+        ..key
+    };
+    let high = |key| TpmtPublic {
+        name_alg: TpmAlgId::Sha384,
+        object_attributes: EK_LOW_RANGE | TpmaObject::USER_WITH_AUTH,
+        auth_policy: filled(&POLICY_B_SHA384),
+        ..key
+    };
+    match kind {
+        EkKind::P256 => low(ecc(TpmEccCurve::NistP256, TpmtEccScheme::default(), aes_cfb(128), &[0; 32])),
+        EkKind::P384 => high(ecc(TpmEccCurve::NistP384, TpmtEccScheme::default(), aes_cfb(256), &[])),
+        EkKind::Rsa2048 => low(rsa(2048, aes_cfb(128), &[0; 256])),
+        EkKind::Rsa3072 => high(rsa(3072, aes_cfb(256), &[])),
+        EkKind::LegacyDps => without_key(&ek(EkKind::Rsa2048)),
+    }
+}
+
+/// An identity key: made by the TPM and stuck there, signs, is not restricted (a TLS signature covers a digest made outside the TPM), and
+/// without dictionary attack protection, for it has no password.
+pub(super) fn ik(kind: IkKind) -> TpmtPublic {
+    let none = TpmtSymDef::default();
+    let key = match kind {
+        IkKind::P256 => ecc(TpmEccCurve::NistP256, ecdsa(TpmAlgId::Sha256), none, &[]),
+        IkKind::P384 => ecc(TpmEccCurve::NistP384, ecdsa(TpmAlgId::Sha384), none, &[]),
+        // Without a scheme, since the CSR takes RSASSA and TLS 1.3 takes RSAPSS.
+        IkKind::Rsa2048 => rsa(2048, none, &[]),
+    };
+    let object_attributes = MADE_HERE | TpmaObject::USER_WITH_AUTH | TpmaObject::NO_DA | TpmaObject::SIGN_ENCRYPT;
+    TpmtPublic { name_alg: TpmAlgId::Sha256, object_attributes, ..key }
+}
+
+/// TCG TPM v2.0 Provisioning Guidance, 7.5.1.
+pub(super) fn srk(kind: SrkKind) -> TpmtPublic {
+    let key = match kind {
+        SrkKind::P256 => ecc(TpmEccCurve::NistP256, TpmtEccScheme::default(), aes_cfb(128), &[0; 32]),
+        SrkKind::Rsa2048 => rsa(2048, aes_cfb(128), &[0; 256]),
+    };
+    let object_attributes = MADE_HERE | TpmaObject::USER_WITH_AUTH | TpmaObject::NO_DA | DECRYPTS_ONLY_FOR_THE_TPM;
+    TpmtPublic { name_alg: TpmAlgId::Sha256, object_attributes, ..key }
+}
+
+/// An HMAC key from a CA: made outside the TPM, without a password, and for HMAC-SHA-256 alone.
+pub(super) fn hmac_key() -> TpmtPublic {
+    let details = TpmuKeyedhashScheme::Hmac(TpmsSchemeHash { hash_alg: TpmAlgId::Sha256 });
+    let scheme = TpmtKeyedhashScheme { scheme: TpmAlgId::Hmac, details };
+    TpmtPublic {
+        object_type: TpmAlgId::KeyedHash,
+        name_alg: TpmAlgId::Sha256,
+        object_attributes: TpmaObject::USER_WITH_AUTH | TpmaObject::NO_DA | TpmaObject::SIGN_ENCRYPT,
+        auth_policy: Tpm2bDigest::default(),
+        parameters: TpmuPublicParms::KeyedHash(TpmsKeyedhashParms { scheme }),
+        unique: TpmuPublicId::KeyedHash(Tpm2bDigest::default()),
+    }
+}
+
+/// AES in cipher feedback mode.
+pub(super) fn aes_cfb(key_bits: u16) -> TpmtSymDef {
+    TpmtSymDef {
+        algorithm: TpmAlgId::Aes,
+        key_bits: TpmuSymKeyBits::Aes(TpmUint16::new(key_bits)),
+        mode: TpmuSymMode::Aes(TpmAlgId::Cfb),
+    }
+}
+
+/// Whether a key equals a template in everything but the key itself.
+pub(super) fn fits(public: &TpmtPublic, template: &TpmtPublic) -> bool {
+    without_key(public) == without_key(template)
+}
+
+/// Whether a key has one of the shapes that this module gives.
+pub(super) fn is_ours(public: &TpmtPublic) -> bool {
+    let templates = SrkKind::ALL.map(srk).into_iter().chain(EkKind::ALL.map(ek)).chain(IkKind::ALL.map(ik));
+    templates.chain([hmac_key()]).any(|template| fits(public, &template))
+}
+
+/// Whether a key can be the parent of an IK: itself stuck in the TPM (TPM 2.0 Part 1, 25.2), and usable with an empty password
+/// that nobody can lock out.
+pub(super) fn is_storage_key(public: &TpmtPublic) -> bool {
+    let required = TpmaObject::FIXED_TPM
+        | TpmaObject::FIXED_PARENT
+        | TpmaObject::USER_WITH_AUTH
+        | TpmaObject::NO_DA
+        | DECRYPTS_ONLY_FOR_THE_TPM;
+    public.object_attributes & (required | TpmaObject::SIGN_ENCRYPT) == required
+}
+
+/// Whether a password authorises the use of a key.
+pub(super) fn has_password(public: &TpmtPublic) -> bool {
+    public.object_attributes.contains(TpmaObject::USER_WITH_AUTH)
+}
+
+/// A key in a few words, e.g. `an elliptic curve key with attributes 0x00030072`.
+pub(super) fn describe(public: &TpmtPublic) -> String {
+    if let Some(kind) = IkKind::ALL.into_iter().find(|&kind| fits(public, &ik(kind))) {
+        return format!("an identity key of kind {kind}");
+    }
+    if fits(public, &hmac_key()) {
+        return "an HMAC key that is not this device's".into();
+    }
+    let algorithm = match public.object_type {
+        TpmAlgId::Rsa => "an RSA key",
+        TpmAlgId::Ecc => "an elliptic curve key",
+        TpmAlgId::KeyedHash => "another kind of HMAC key, or sealed data,",
+        _ => "a symmetric key",
+    };
+    format!("{algorithm} with attributes {:#010x}", public.object_attributes.bits())
+}
+
+fn ecc(curve: TpmEccCurve, scheme: TpmtEccScheme, symmetric: TpmtSymDef, coordinate: &[u8]) -> TpmtPublic {
+    TpmtPublic {
+        object_type: TpmAlgId::Ecc,
+        parameters: TpmuPublicParms::Ecc(TpmsEccParms { symmetric, scheme, curve_id: curve, kdf: Default::default() }),
+        unique: TpmuPublicId::Ecc(TpmsEccPoint { x: filled(coordinate), y: filled(coordinate) }),
+        ..TpmtPublic::default()
+    }
+}
+
+/// With the public exponent 65537, which 0 stands for (TPM 2.0 Part 2, 12.2.3.5).
+fn rsa(key_bits: u16, symmetric: TpmtSymDef, modulus: &[u8]) -> TpmtPublic {
+    TpmtPublic {
+        object_type: TpmAlgId::Rsa,
+        parameters: TpmuPublicParms::Rsa(TpmsRsaParms {
+            symmetric,
+            scheme: Default::default(),
+            key_bits: TpmUint16::new(key_bits),
+            exponent: 0.into(),
+        }),
+        unique: TpmuPublicId::Rsa(filled(modulus)),
+        ..TpmtPublic::default()
+    }
+}
+
+fn ecdsa(hash_alg: TpmAlgId) -> TpmtEccScheme {
+    TpmtEccScheme { scheme: TpmAlgId::Ecdsa, details: TpmuAsymScheme::Hash(TpmsSchemeHash { hash_alg }) }
+}
+
+fn without_key(public: &TpmtPublic) -> TpmtPublic {
+    let unique = match public.unique {
+        TpmuPublicId::Rsa(_) => TpmuPublicId::Rsa(Default::default()),
+        TpmuPublicId::Ecc(_) => TpmuPublicId::Ecc(TpmsEccPoint::default()),
+        TpmuPublicId::KeyedHash(_) => TpmuPublicId::KeyedHash(Default::default()),
+        TpmuPublicId::SymCipher(_) => TpmuPublicId::SymCipher(Default::default()),
+        _ => TpmuPublicId::Null,
+    };
+    TpmtPublic { unique, ..public.clone() }
+}
+
+fn filled<const CAPACITY: usize>(bytes: &[u8]) -> TpmBuffer<CAPACITY> {
+    // Unwrap safety: the templates' policies and keys are no longer than the longest digest and key.
+    TpmBuffer::try_from(bytes).unwrap()
+}
+
+const MADE_HERE: TpmaObject = TpmaObject::from_bits_truncate(
+    TpmaObject::FIXED_TPM.bits() | TpmaObject::FIXED_PARENT.bits() | TpmaObject::SENSITIVE_DATA_ORIGIN.bits(),
+);
+const DECRYPTS_ONLY_FOR_THE_TPM: TpmaObject =
+    TpmaObject::from_bits_truncate(TpmaObject::RESTRICTED.bits() | TpmaObject::DECRYPT.bits());
+/// TCG EK Credential Profile 2.5, B.3.2.
+const EK_LOW_RANGE: TpmaObject = TpmaObject::from_bits_truncate(
+    MADE_HERE.bits() | TpmaObject::ADMIN_WITH_POLICY.bits() | DECRYPTS_ONLY_FOR_THE_TPM.bits(),
+);
+/// TCG EK Credential Profile 2.5, B.6.2: PolicySecret(TPM_RH_ENDORSEMENT).
+const POLICY_A_SHA256: [u8; 32] = [
+    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xB3, 0xF8, 0x1A, 0x90, 0xCC, 0x8D, 0x46, 0xA5, 0xD7, 0x24, 0xFD, 0x52, 0xD7,
+    0x6E, 0x06, 0x52, 0x0B, 0x64, 0xF2, 0xA1, 0xDA, 0x1B, 0x33, 0x14, 0x69, 0xAA,
+];
+/// TCG EK Credential Profile 2.5, B.6.4: PolicyA, or a policy in NV memory.
+const POLICY_B_SHA384: [u8; 48] = [
+    0xB2, 0x6E, 0x7D, 0x28, 0xD1, 0x1A, 0x50, 0xBC, 0x53, 0xD8, 0x82, 0xBC, 0xF5, 0xFD, 0x3A, 0x1A, 0x07, 0x41, 0x48,
+    0xBB, 0x35, 0xD3, 0xB4, 0xE4, 0xCB, 0x1C, 0x0A, 0xD9, 0xBD, 0xE4, 0x19, 0xCA, 0xCB, 0x47, 0xBA, 0x09, 0x69, 0x96,
+    0x46, 0x15, 0x0F, 0x9F, 0xC0, 0x00, 0xF3, 0xF8, 0x0E, 0x12,
+];

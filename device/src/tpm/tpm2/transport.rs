@@ -1,0 +1,106 @@
+//! The way to the TPM: whole commands out, whole responses in.
+
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+
+use zeroize::Zeroizing;
+
+use super::command::CommandError;
+use crate::tpm::tcti::{Address, Tcti};
+
+/// An open connection to a TPM.
+pub(super) struct Transport {
+    tcti: Tcti,
+    stream: Box<dyn Stream>,
+    has_answered: bool,
+}
+
+impl Transport {
+    pub(super) fn open(tcti: &Tcti) -> io::Result<Self> {
+        let stream: Box<dyn Stream> = match tcti.address() {
+            Address::Device(path) => Box::new(OpenOptions::new().read(true).write(true).open(path)?),
+            Address::Tcp(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port))?;
+                // A command is one write, so there is nothing to gather.
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+            Address::Unix(path) => Box::new(UnixStream::connect(path)?),
+        };
+        Ok(Self { tcti: tcti.clone(), stream, has_answered: false })
+    }
+
+    /// Sends one command and waits for the response, whose header gives its size rightly.
+    pub(super) fn exchange(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>, CommandError> {
+        let response = match self.send_and_receive(command) {
+            // With `--server …,disconnect`, swtpm closes after each response and has not read this command.
+            Err(CommandError::Io(error)) if self.has_answered && !self.tcti.is_device() && is_closed(&error) => {
+                *self = Self::open(&self.tcti)?;
+                self.send_and_receive(command)
+            }
+            outcome => outcome,
+        }?;
+        self.has_answered = true;
+        Ok(response)
+    }
+
+    fn send_and_receive(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>, CommandError> {
+        // The kernel takes a command in one write and gives its response in one read.
+        self.stream.write_all(command)?;
+        let mut response = Zeroizing::new(vec![0; MAX_SIZE]);
+        let mut arrived = 0;
+        loop {
+            let wanted = size_in_header(&response[..arrived]);
+            match wanted {
+                Some(size) if !(HEADER_SIZE..=MAX_SIZE).contains(&size) => {
+                    return Err(CommandError::BadResponse(format!("a response of {size} bytes")));
+                }
+                Some(size) if arrived > size => {
+                    return Err(CommandError::BadResponse(format!("{arrived} bytes for a response of {size}")));
+                }
+                Some(size) if arrived == size => {
+                    response.truncate(size);
+                    return Ok(response);
+                }
+                _ => {}
+            }
+            match self.stream.read(&mut response[arrived..]) {
+                Ok(0) if arrived == 0 => {
+                    return Err(io::Error::new(ErrorKind::UnexpectedEof, "closed without a response").into());
+                }
+                Ok(0) => return Err(CommandError::BadResponse(format!("a response cut off after {arrived} bytes"))),
+                Ok(read) => arrived += read,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if arrived == 0 => return Err(error.into()),
+                Err(error) => {
+                    return Err(CommandError::BadResponse(format!(
+                        "a response cut off after {arrived} bytes: {error}"
+                    )));
+                }
+            }
+        }
+    }
+}
+
+trait Stream: Read + Write + Send {}
+
+impl<S: Read + Write + Send> Stream for S {}
+
+/// `responseSize`, once all of it has arrived (TPM 2.0 Part 1, 18).
+fn size_in_header(arrived: &[u8]) -> Option<usize> {
+    let size = arrived.get(2..6)?;
+    // Unwrap safety: four bytes.
+    Some(u32::from_be_bytes(size.try_into().unwrap()) as usize)
+}
+
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+}
+
+/// A tag, a size and a code (TPM 2.0 Part 1, 18).
+pub(super) const HEADER_SIZE: usize = 10;
+/// The largest command and response: what the Linux kernel passes on (TPM_BUFSIZE), and what every TPM's
+/// TPM_PT_MAX_COMMAND_SIZE and TPM_PT_MAX_RESPONSE_SIZE stay within.
+pub(super) const MAX_SIZE: usize = 4096;
