@@ -1,7 +1,6 @@
 //! A thread of its own for the TPM, so that no call can block for longer than a deadline.
 
-use std::convert::Infallible;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use super::{Tpm, TpmError};
 /// A TPM on its own thread. Clones share it; calls are made one after the other.
 ///
 /// A call that takes longer than the limit fails with [`TpmError::TimedOut`], and every later one with
-/// [`TpmError::Abandoned`]: the library gives no way to take a command back, so its thread may wait for ever.
+/// [`TpmError::Abandoned`]: there is no way to take a command back, so its thread may wait for ever.
 #[derive(Clone)]
 pub struct TpmThread {
     worker: Arc<Mutex<Worker>>,
@@ -20,20 +19,8 @@ pub struct TpmThread {
 struct Worker {
     /// `None` after a call timed out.
     jobs: Option<Sender<Job>>,
-    /// Closed when the thread has let the TPM go.
-    ended: Receiver<Infallible>,
     limit: Duration,
     spent: Duration,
-}
-
-impl Drop for Worker {
-    /// Waits until the TPM is let go. If the process ended meanwhile, libtss2 would close its connection beside the exit handlers of
-    /// the libraries it uses, and corrupt memory.
-    fn drop(&mut self) {
-        if self.jobs.take().is_some() {
-            _ = self.ended.recv_timeout(self.limit);
-        }
-    }
 }
 
 type Job = Box<dyn FnOnce(&mut dyn Tpm) + Send>;
@@ -42,15 +29,12 @@ impl TpmThread {
     /// Starts the thread, which takes the TPM over; `limit` is the longest that one call may take.
     pub fn start(mut tpm: impl Tpm + Send + 'static, limit: Duration) -> Self {
         let (jobs, queue) = mpsc::channel::<Job>();
-        let (ending, ended) = mpsc::channel();
         thread::spawn(move || {
             for job in queue {
                 job(&mut tpm);
             }
-            drop(tpm);
-            drop(ending);
         });
-        let worker = Worker { jobs: Some(jobs), ended, limit, spent: Duration::ZERO };
+        let worker = Worker { jobs: Some(jobs), limit, spent: Duration::ZERO };
         Self { worker: Arc::new(Mutex::new(worker)) }
     }
 
@@ -85,80 +69,5 @@ impl TpmThread {
     /// How long all calls took together.
     pub fn spent(&self) -> Duration {
         self.worker.lock().unwrap_or_else(PoisonError::into_inner).spent
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use zeroize::Zeroizing;
-
-    use super::*;
-    use crate::tpm::{EkKind, IkKind, OpenedKey, PublicArea, SignatureScheme, SrkKind, WrappedKey};
-
-    #[test]
-    fn the_tpm_is_let_go_before_its_last_owner_goes_on() {
-        let (released, is_released) = mpsc::channel();
-        let tpm = TpmThread::start(SlowToClose { _released: released }, Duration::from_secs(10));
-        drop(tpm.clone());
-        assert_eq!(is_released.try_recv(), Err(mpsc::TryRecvError::Empty));
-        drop(tpm);
-        assert_eq!(is_released.try_recv(), Err(mpsc::TryRecvError::Disconnected));
-    }
-
-    /// Takes a moment to close, as libtss2 does, and then says so.
-    struct SlowToClose {
-        _released: Sender<()>,
-    }
-
-    impl Drop for SlowToClose {
-        fn drop(&mut self) {
-            thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    impl Tpm for SlowToClose {
-        fn ek_certificates(&mut self, _: EkKind) -> Result<Vec<Vec<u8>>, TpmError> {
-            Err(TpmError::Abandoned)
-        }
-
-        fn endorsement_key(&mut self, _: EkKind) -> Result<Option<PublicArea>, TpmError> {
-            Err(TpmError::Abandoned)
-        }
-
-        fn identity_key(&mut self, _: IkKind, _: u32) -> Result<Option<PublicArea>, TpmError> {
-            Err(TpmError::Abandoned)
-        }
-
-        fn create_identity_key(&mut self, _: IkKind, _: u32) -> Result<PublicArea, TpmError> {
-            Err(TpmError::Abandoned)
-        }
-
-        fn sign(&mut self, _: u32, _: SignatureScheme, _: &[u8]) -> Result<Vec<u8>, TpmError> {
-            Err(TpmError::Abandoned)
-        }
-
-        fn activate(&mut self, _: EkKind, _: u32, _: &[u8], _: &[u8]) -> Result<Zeroizing<Vec<u8>>, TpmError> {
-            Err(TpmError::Abandoned)
-        }
-
-        fn storage_root_key(&mut self, _: SrkKind) -> Result<Option<PublicArea>, TpmError> {
-            Err(TpmError::Abandoned)
-        }
-
-        fn hmac_key(&mut self, _: u32) -> Result<Option<Vec<u8>>, TpmError> {
-            Err(TpmError::Abandoned)
-        }
-
-        fn open_hmac_key(&mut self, _: EkKind, _: SrkKind, _: &WrappedKey) -> Result<OpenedKey, TpmError> {
-            Err(TpmError::Abandoned)
-        }
-
-        fn keep_hmac_key(&mut self, _: SrkKind, _: u32, _: &OpenedKey, _: Option<&[u8]>) -> Result<(), TpmError> {
-            Err(TpmError::Abandoned)
-        }
-
-        fn hmac(&mut self, _: u32, _: &[u8]) -> Result<Vec<u8>, TpmError> {
-            Err(TpmError::Abandoned)
-        }
     }
 }
