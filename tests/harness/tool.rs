@@ -23,7 +23,7 @@ pub fn daemon(program: impl AsRef<Path>) -> Result<Command> {
         _ => program.as_ref().to_path_buf(),
     };
     let mut command = tool("setpriv")?;
-    command.args(["--pdeathsig", "KILL", "--"]).arg(locate("bash")?).args(["-c", WITHOUT_INHERITANCE]).arg(program);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     Ok(command)
 }
 
@@ -79,7 +79,6 @@ fn locate(program: &str) -> Result<PathBuf> {
 
 fn package_of(program: &str) -> Option<&'static str> {
     Some(match program {
-        "bash" => "bash",
         "certtool" => "gnutls-bin",
         "mosquitto" => "mosquitto",
         "openssl" => "openssl",
@@ -90,8 +89,3 @@ fn package_of(program: &str) -> Option<&'static str> {
         _ => return None,
     })
 }
-
-/// Closes what the program would inherit beyond its standard streams. libtss2 does not mark its sockets close-on-exec, so a daemon
-/// that is started while another thread speaks with a software TPM would hold that connection open, and swtpm serves one at a time.
-const WITHOUT_INHERITANCE: &str =
-    r#"for fd in /proc/$$/fd/*; do fd=${fd##*/}; if ((fd > 2)); then eval "exec $fd>&-"; fi; done; exec "$0" "$@""#;
