@@ -56,6 +56,9 @@ impl Key {
 /// The EK: one that was made persistent if it equals the template, for creating an RSA key takes real chips seconds.
 pub(super) fn load_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: EkKind) -> Result<Key, Fault> {
     let template = template::ek(kind);
+    if let Some(saved) = primaries.load(tpm, &template)? {
+        return Ok(saved);
+    }
     for handle in tpm.handles(EK_PERSISTENT_FIRST)? {
         if !(EK_PERSISTENT_FIRST..=EK_PERSISTENT_LAST).contains(&handle) {
             continue;
@@ -65,7 +68,7 @@ pub(super) fn load_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind:
             return Ok(Key { handle, public, is_persistent: true });
         }
     }
-    primaries.load(tpm, Hierarchy::Endorsement, template, kind.name())
+    make_primary(tpm, Hierarchy::Endorsement, template, kind.name())
 }
 
 /// Whether a persistent key of an EK's shape is that EK. The EKs [`EkKind::Rsa2048`] and [`EkKind::LegacyDps`] have one shape; the
@@ -87,7 +90,10 @@ pub(super) fn load_parent(tpm: &mut Connection<'_>, primaries: &mut Primaries) -
     {
         return Ok(found);
     }
-    let mut primary = |kind: SrkKind| primaries.load(tpm, Hierarchy::Owner, template::srk(kind), kind.name());
+    if let Some(saved) = primaries.load(tpm, &template::srk(SrkKind::P256))? {
+        return Ok(saved);
+    }
+    let mut primary = |kind: SrkKind| make_primary(tpm, Hierarchy::Owner, template::srk(kind), kind.name());
     match primary(SrkKind::P256) {
         Err(Fault::Unsupported(_)) => primary(SrkKind::Rsa2048),
         srk => srk,
@@ -97,12 +103,30 @@ pub(super) fn load_parent(tpm: &mut Connection<'_>, primaries: &mut Primaries) -
 /// The storage root key of one kind: the persistent one if it has that shape, else one made for the moment.
 pub(super) fn load_srk(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: SrkKind) -> Result<Key, Fault> {
     let template = template::srk(kind);
+    if let Some(saved) = primaries.load(tpm, &template)? {
+        return Ok(saved);
+    }
     if let Some(found) = Key::persistent(tpm, SRK_PERSISTENT)?
         && template::fits(&found.public, &template)
     {
         return Ok(found);
     }
-    primaries.load(tpm, Hierarchy::Owner, template, kind.name())
+    make_primary(tpm, Hierarchy::Owner, template, kind.name())
+}
+
+fn make_primary(
+    tpm: &mut Connection<'_>,
+    hierarchy: Hierarchy,
+    template: TpmtPublic,
+    kind: &str,
+) -> Result<Key, Fault> {
+    match tpm.create_primary(hierarchy, template) {
+        Ok((handle, public)) => Ok(Key { handle, public, is_persistent: false }),
+        Err(error) => Err(match authorised(hierarchy, error) {
+            Fault::Command(error) => unsupported(error, kind),
+            fault => fault,
+        }),
+    }
 }
 
 /// Primary keys that were made before, saved as the TPM gives them out: loading one again takes a chip milliseconds, making an RSA key
@@ -117,29 +141,18 @@ struct SavedPrimary {
 }
 
 impl Primaries {
-    /// The primary key that a template gives: saved, or made now.
-    fn load(
-        &mut self,
-        tpm: &mut Connection<'_>,
-        hierarchy: Hierarchy,
-        template: TpmtPublic,
-        kind: &str,
-    ) -> Result<Key, Fault> {
-        if let Some(at) = self.0.iter().position(|saved| saved.template == template) {
-            let SavedPrimary { public, context, .. } = &self.0[at];
-            match tpm.context_load(context.clone()) {
-                Ok(handle) => return Ok(Key { handle, public: public.clone(), is_persistent: false }),
-                // The TPM was reset.
-                Err(CommandError::Refused(_)) => self.0.swap_remove(at),
-                Err(error) => return Err(error.into()),
-            };
-        }
-        match tpm.create_primary(hierarchy, template) {
-            Ok((handle, public)) => Ok(Key { handle, public, is_persistent: false }),
-            Err(error) => Err(match authorised(hierarchy, error) {
-                Fault::Command(error) => unsupported(error, kind),
-                fault => fault,
-            }),
+    /// The primary key that a template gave.
+    fn load(&mut self, tpm: &mut Connection<'_>, template: &TpmtPublic) -> Result<Option<Key>, CommandError> {
+        let Some(at) = self.0.iter().position(|saved| saved.template == *template) else { return Ok(None) };
+        let SavedPrimary { public, context, .. } = &self.0[at];
+        match tpm.context_load(context.clone()) {
+            Ok(handle) => Ok(Some(Key { handle, public: public.clone(), is_persistent: false })),
+            // The TPM was reset.
+            Err(CommandError::Refused(_)) => {
+                self.0.swap_remove(at);
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
     }
 
