@@ -64,7 +64,7 @@ impl Tpm2 {
 
 impl Tpm for Tpm2 {
     fn ek_certificates(&mut self, kind: EkKind) -> Result<Vec<Vec<u8>>, TpmError> {
-        let Some(leaf) = certificate::index(kind) else { return Ok(Vec::new()) };
+        let Some(leaf) = kind.certificate_index() else { return Ok(Vec::new()) };
         self.run("reading the EK certificate", |tpm, _| Ok(certificate::with_issuers(tpm, leaf)?))
     }
 

@@ -6,17 +6,6 @@ use super::command::{CommandError, Connection};
 use crate::der;
 use crate::tpm::EkKind;
 
-/// Where the certificate for an EK is (TCG EK Credential Profile 2.5, 2.2.1.4).
-pub(super) fn index(kind: EkKind) -> Option<u32> {
-    match kind {
-        EkKind::P256 => Some(0x01C0_000A),
-        EkKind::P384 => Some(0x01C0_0016),
-        EkKind::Rsa2048 => Some(RSA_2048),
-        EkKind::Rsa3072 => Some(0x01C0_001C),
-        EkKind::LegacyDps => None,
-    }
-}
-
 /// The EK certificate at an index and the issuers found elsewhere; empty if it is not there.
 pub(super) fn with_issuers(tpm: &mut Connection<'_>, leaf: u32) -> Result<Vec<Vec<u8>>, CommandError> {
     let Some(contents) = read(tpm, leaf)? else { return Ok(Vec::new()) };
@@ -34,7 +23,8 @@ pub(super) fn with_issuers(tpm: &mut Connection<'_>, leaf: u32) -> Result<Vec<Ve
 
 /// The SubjectPublicKeyInfo in the certificate for the EK of template L-1.
 pub(super) fn rsa_2048_key(tpm: &mut Connection<'_>) -> Result<Option<Vec<u8>>, CommandError> {
-    let contents = read(tpm, RSA_2048)?;
+    let Some(index) = EkKind::Rsa2048.certificate_index() else { return Ok(None) };
+    let contents = read(tpm, index)?;
     let certificate = contents.as_deref().and_then(|contents| X509Certificate::from_der(contents).ok());
     Ok(certificate.map(|(_, certificate)| certificate.public_key().raw.to_vec()))
 }
@@ -61,8 +51,6 @@ fn split(mut contents: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     })
 }
 
-/// The certificate for the EK of template L-1.
-const RSA_2048: u32 = 0x01C0_0002;
 /// Certificates of the EK's issuers (TCG EK Credential Profile 2.5, 2.2.1.5).
 const ISSUERS_FIRST: u32 = 0x01C0_0100;
 const ISSUERS_LAST: u32 = 0x01C0_01FF;
