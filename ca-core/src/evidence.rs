@@ -94,7 +94,7 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// Reads both public areas. Certificates and the CSR are read where they are checked.
+    /// Reads both public areas. The CSR is read where it is checked, and so are certificates, but for one that holds the EK.
     pub fn parse(bundle: Bundle) -> Result<Self, Rejection> {
         Ok(Self {
             ek: EkEvidence::parse(&bundle.ek_public, &bundle.ek_certificates, bundle.device_id)?,
@@ -115,7 +115,7 @@ pub struct SrkEvidence {
 }
 
 impl SrkEvidence {
-    /// Reads both public areas. Certificates are read where they are checked.
+    /// Reads both public areas. Certificates are read where they are checked, but for one that holds the EK.
     pub fn parse(bundle: SrkBundle) -> Result<Self, Rejection> {
         Ok(Self {
             ek: EkEvidence::parse(&bundle.ek_public, &bundle.ek_certificates, bundle.device_id)?,

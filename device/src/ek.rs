@@ -131,3 +131,38 @@ fn kind_of_certificate(certificate: &[u8]) -> Result<EkKind, Error> {
         _ => Err(unusable("is for a kind of key that no EK template has".into())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+    use crate::tpm::PublicKey;
+
+    /// An EK with this key, shown with these certificates.
+    fn shown(kind: EkKind, key: &KeyPair, certificates: Vec<Vec<u8>>) -> EkPublic {
+        let point = key.public_key_raw();
+        let key = PublicKey::P256(point[1..33].try_into().unwrap(), point[33..].try_into().unwrap());
+        let public = PublicArea { bytes: AREA.to_vec(), key };
+        EndorsementKey { kind, public, certificates, certificate_source: "" }.public_area().unwrap()
+    }
+
+    fn certificate_for(key: &KeyPair) -> Vec<u8> {
+        CertificateParams::default().self_signed(key).unwrap().der().to_vec()
+    }
+
+    const AREA: &[u8] = b"area";
+
+    #[test]
+    fn ek_is_shown_in_brief_only_beside_its_own_certificate() {
+        let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let (own, foreign) = (certificate_for(&key), certificate_for(&other));
+        let in_full = EkPublic::try_from(AREA.to_vec()).unwrap();
+        let brief = EkPublic::OfCertificate(0x01C0_000A);
+        assert_eq!(shown(EkKind::P256, &key, vec![own.clone(), foreign.clone()]), brief);
+        for certificates in [vec![], vec![foreign.clone(), own.clone()], vec![vec![0x30, 0]]] {
+            assert_eq!(shown(EkKind::P256, &key, certificates), in_full);
+        }
+        assert_eq!(shown(EkKind::LegacyDps, &key, vec![own]), in_full, "no certificate is for such an EK");
+    }
+}

@@ -225,7 +225,7 @@ fn connection_hint(tcti: &Tcti) -> &'static str {
     if tcti.is_device() { "is the device there, and may this user open it (group tss)?" } else { "is it running?" }
 }
 
-/// The passwords of the hierarchies, empty where there is none. Kept out of logs and wiped on drop.
+/// The passwords of the hierarchies, empty where there is none.
 #[derive(Clone, Debug, Default)]
 pub struct HierarchyPasswords {
     /// Needed to make the IK persistent.
@@ -234,7 +234,8 @@ pub struct HierarchyPasswords {
     pub endorsement: Password,
 }
 
-/// A TPM password: at most [`Password::MAX`] bytes. Kept out of logs and wiped on drop.
+/// A TPM password: at most [`Password::MAX`] bytes. Kept out of logs and wiped on drop; what is copied into a command on its way to the TPM
+/// is not all wiped.
 #[derive(Clone, Default)]
 pub struct Password(Zeroizing<Vec<u8>>);
 
@@ -281,12 +282,12 @@ impl EkKind {
     /// Those with certificates, in the order in which they are tried: elliptic curves are faster on every chip.
     pub const CERTIFIED: [Self; 4] = [Self::P256, Self::P384, Self::Rsa2048, Self::Rsa3072];
 
-    /// The NV index of the certificate for such an EK (TCG EK Credential Profile 2.5, 2.2.1.4).
+    /// The NV index of the certificate for such an EK (TCG EK Credential Profile 2.5, 2.2.1.4 and 2.2.1.5).
     pub(crate) const fn certificate_index(self) -> Option<u32> {
         match self {
             Self::P256 => Some(0x01C0_000A),
             Self::P384 => Some(0x01C0_0016),
-            Self::Rsa2048 => Some(0x01C0_0002),
+            Self::Rsa2048 => Some(RSA_2048_CERTIFICATE),
             Self::Rsa3072 => Some(0x01C0_001C),
             Self::LegacyDps => None,
         }
@@ -302,6 +303,9 @@ impl EkKind {
         }
     }
 }
+
+/// The NV index of the certificate for the EK of template L-1.
+pub(crate) const RSA_2048_CERTIFICATE: u32 = 0x01C0_0002;
 
 /// The kinds of identity key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -60,7 +60,7 @@ impl Tap {
         self.port
     }
 
-    /// How often a client spoke after it had been silent or answered: of a TPM, its commands.
+    /// How often a client spoke first or after the server had answered: to a TPM, its commands.
     pub fn requests(&self) -> usize {
         locked(&self.record).requests
     }

@@ -37,7 +37,7 @@ pub(super) fn run(
                 outbox.reply(job, id, body);
                 _ = writes.send(Write::Audit(audit));
             }
-            Decision::Write(task) => _ = writes.send(Write::Request(Box::new(Pending { job, id, task: *task }))),
+            Decision::Write(task) => _ = writes.send(Write::Request(Box::new(Pending { job, id, task }))),
         }
     }
 }

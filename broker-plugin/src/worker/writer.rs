@@ -24,7 +24,7 @@ pub(super) enum Write {
 pub(super) struct Pending {
     pub(super) job: Job,
     pub(super) id: RequestId,
-    pub(super) task: Task,
+    pub(super) task: Box<Task>,
 }
 
 /// What is left to decide.
@@ -86,7 +86,7 @@ fn commit(ca: &Ca, store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEn
         let answers = tasks
             .into_iter()
             .zip(&envelopes)
-            .map(|(task, (job, _))| answer(ca, transaction, task, job))
+            .map(|(task, (job, _))| answer(ca, transaction, *task, job))
             .collect::<Result<Vec<_>, _>>()?;
         for entry in &audits {
             transaction.audit(entry)?;

@@ -63,8 +63,8 @@ pub fn naming_area(key: &PublicKey) -> Option<PublicArea> {
 
 /// The area of an EK with this key on the default template whose certificates TCG keeps at an NV index.
 pub fn area_of_certificate(index: u32, key: &PublicKey) -> Result<PublicArea, AreaRefused> {
-    let at = EK_CERTIFICATE_INDICES.iter().position(|known| *known == index);
-    let template = at.map(|at| &EK_TEMPLATES[at]).ok_or(AreaRefused::NoSuchIndex(index))?;
+    let template = EK_TEMPLATES.iter().find(|template| template.certificate_index == Some(index));
+    let template = template.ok_or(AreaRefused::NoSuchIndex(index))?;
     template.area(key).ok_or_else(|| AreaRefused::OffTemplate {
         template: template.name,
         field: "key".to_owned(),
@@ -198,6 +198,8 @@ struct Template {
     symmetric: Option<Symmetric>,
     scheme: Option<Scheme>,
     key: KeyShape,
+    /// Where a TPM keeps the certificate for such an EK (TCG EK Credential Profile 2.5, 2.2.1.4 and 2.2.1.5); `None` for other keys.
+    certificate_index: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -385,6 +387,7 @@ static EK_TEMPLATES: &[Template] = &[
         symmetric: aes_cfb(128),
         scheme: None,
         key: KeyShape::Rsa { bits: 2048 },
+        certificate_index: Some(0x01C0_0002),
     },
     Template {
         name: "EK L-2 (P-256)",
@@ -394,6 +397,7 @@ static EK_TEMPLATES: &[Template] = &[
         symmetric: aes_cfb(128),
         scheme: None,
         key: KeyShape::Ecc(Curve::P256),
+        certificate_index: Some(0x01C0_000A),
     },
     Template {
         name: "EK H-1 (RSA-2048)",
@@ -403,6 +407,7 @@ static EK_TEMPLATES: &[Template] = &[
         symmetric: aes_cfb(128),
         scheme: None,
         key: KeyShape::Rsa { bits: 2048 },
+        certificate_index: Some(0x01C0_0012),
     },
     Template {
         name: "EK H-2 (P-256)",
@@ -412,6 +417,7 @@ static EK_TEMPLATES: &[Template] = &[
         symmetric: aes_cfb(128),
         scheme: None,
         key: KeyShape::Ecc(Curve::P256),
+        certificate_index: Some(0x01C0_0014),
     },
     Template {
         name: "EK H-3 (P-384)",
@@ -421,6 +427,7 @@ static EK_TEMPLATES: &[Template] = &[
         symmetric: aes_cfb(256),
         scheme: None,
         key: KeyShape::Ecc(Curve::P384),
+        certificate_index: Some(0x01C0_0016),
     },
     Template {
         name: "EK H-6 (RSA-3072)",
@@ -430,12 +437,9 @@ static EK_TEMPLATES: &[Template] = &[
         symmetric: aes_cfb(256),
         scheme: None,
         key: KeyShape::Rsa { bits: 3072 },
+        certificate_index: Some(0x01C0_001C),
     },
 ];
-
-/// Where the EK certificates of each of these are (TCG EK Credential Profile 2.5, 2.2.1.4 and 2.2.1.5).
-static EK_CERTIFICATE_INDICES: [u32; 6] =
-    [0x01C0_0002, 0x01C0_000A, 0x01C0_0012, 0x01C0_0014, 0x01C0_0016, 0x01C0_001C];
 
 /// A key made in this TPM that never leaves it, signs what it is given, and does nothing else.
 ///
@@ -456,6 +460,7 @@ static IK_TEMPLATES: &[Template] = &[
         symmetric: None,
         scheme: ecdsa(Hash::Sha256),
         key: KeyShape::Ecc(Curve::P256),
+        certificate_index: None,
     },
     Template {
         name: "IK P-384",
@@ -465,6 +470,7 @@ static IK_TEMPLATES: &[Template] = &[
         symmetric: None,
         scheme: ecdsa(Hash::Sha384),
         key: KeyShape::Ecc(Curve::P384),
+        certificate_index: None,
     },
     // Without a scheme, since the CSR takes RSASSA and TLS 1.3 takes RSAPSS.
     Template {
@@ -475,6 +481,7 @@ static IK_TEMPLATES: &[Template] = &[
         symmetric: None,
         scheme: None,
         key: KeyShape::Rsa { bits: 2048 },
+        certificate_index: None,
     },
 ];
 
@@ -497,6 +504,7 @@ static SRK_TEMPLATES: &[Template] = &[
         symmetric: aes_cfb(128),
         scheme: None,
         key: KeyShape::Rsa { bits: 2048 },
+        certificate_index: None,
     },
     Template {
         name: "SRK P-256",
@@ -506,6 +514,7 @@ static SRK_TEMPLATES: &[Template] = &[
         symmetric: aes_cfb(128),
         scheme: None,
         key: KeyShape::Ecc(Curve::P256),
+        certificate_index: None,
     },
 ];
 

@@ -4,7 +4,7 @@ use assay_ca_core::key::PublicKey;
 use assay_ca_core::tpm::public::PublicArea;
 use assay_ca_core::tpm::template::{EkArea, IkArea, SrkArea};
 use assay_ca_core::{BoundKey, EkIdentity, Evidence, Identity, Records, TrustAnchors, TrustedEk};
-use assay_wire::Proof;
+use assay_wire::{Bundle, EkPublic, Proof};
 
 use crate::fixture::*;
 
@@ -43,6 +43,11 @@ fn ek_certificates() {
         device.ek_certificates[0] = bytes.into();
         let verified = TrustedEk::verify(&device.evidence().ek, &anchors, None, now());
         verified.expect_err("every byte is signed, or is the signature");
+        let brief = Bundle { ek_public: EkPublic::OfCertificate(0x01C0_000A), ..device.request() };
+        if let Ok(evidence) = Evidence::parse(brief) {
+            let verified = TrustedEk::verify(&evidence.ek, &anchors, None, now());
+            verified.expect_err("every byte is signed, or is the signature");
+        }
     }
 }
 

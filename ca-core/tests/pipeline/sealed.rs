@@ -104,7 +104,7 @@ fn every_kind_of_ek_opens_its_sealed_certificate() {
 }
 
 #[test]
-fn receipt_is_neither_the_ticket_nor_that_of_another_claim_or_ca() {
+fn receipt_is_neither_the_ticket_nor_that_of_another_claim() {
     let enrolled = [Enrolled::new(), Enrolled::new()];
     let [receipt, other] = enrolled.each_ref().map(|one| one.verify(&one.proof(), now()).unwrap().into_receipt());
     assert_ne!(receipt.as_bytes(), enrolled[0].proof().ticket.as_bytes());

@@ -112,6 +112,8 @@ fn printed_confirm_request_confirms_the_certificate_in_the_box() {
     assert!(confirmation.is_for(&opened.chain[0]));
     let receipt = confirmation.into_receipt();
     assert_eq!(example.value_in("sealed-values", "receipt"), receipt.as_bytes());
+    let claim = example.confirm_request().claim;
+    assert_eq!(Hash::Sha256.hmac(&example.value("ticket key"), &[b"assay receipt v1\0", &claim]), receipt.as_bytes());
     assert_eq!(example.reply("confirmed-reply").body, ReplyBody::Confirmed(ConfirmedReply { receipt }));
 }
 

@@ -134,7 +134,7 @@ fn ticket(secret: &[u8]) -> Result<Ticket, AnswerError> {
     Ok(ticket.into())
 }
 
-/// Only the CA that made the ticket can make its receipt, so who shows it has heard the confirmation.
+/// Of a box that the CA made, only the CA can make the receipt, so who shows it has heard the confirmation.
 fn check_receipt(receipt: &Receipt, sha256: &[u8; 32]) -> Result<(), AnswerError> {
     let found = digest::digest(&digest::SHA256, receipt.as_bytes());
     if found.as_ref() == sha256 { Ok(()) } else { Err(AnswerError::Receipt) }

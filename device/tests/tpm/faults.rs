@@ -5,9 +5,10 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use assay_device::tpm::{EkKind, IkKind, SignatureScheme, Tpm, TpmError, TpmThread};
+use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, SignatureScheme, Tpm, Tpm2, TpmError, TpmThread};
 use assay_tests::Swtpm;
 
+use crate::proxy::Proxy;
 use crate::{IK, a_tpm, assert_nothing_loaded, open, vendor};
 
 #[test]
@@ -65,6 +66,33 @@ fn what_a_killed_process_left_loaded_is_flushed() -> Result<()> {
     let mut tpm = open(&swtpm);
     tpm.create_identity_key(IkKind::P256, IK)?;
     assert_nothing_loaded(&swtpm)
+}
+
+#[test]
+fn what_a_lost_response_left_loaded_is_flushed_by_the_next_call() -> Result<()> {
+    let swtpm = a_tpm();
+    let all = {
+        let proxy = Proxy::with_limit(&swtpm, usize::MAX)?;
+        through(&proxy)?.create_identity_key(IkKind::P256, IK)?;
+        proxy.commands()
+    };
+    swtpm.tpm2(&["evictcontrol", "-c", &format!("{IK:#x}")])?;
+    for lost in 0..all {
+        let proxy = Proxy::losing_response(&swtpm, lost)?;
+        let mut tpm = through(&proxy)?;
+        // Sent once more, what is not to be repeated may be refused.
+        _ = tpm.create_identity_key(IkKind::P256, IK);
+        let made = tpm.identity_key(IkKind::P256, IK)?;
+        assert_nothing_loaded(&swtpm)?;
+        if made.is_some() {
+            swtpm.tpm2(&["evictcontrol", "-c", &format!("{IK:#x}")])?;
+        }
+    }
+    Ok(())
+}
+
+fn through(proxy: &Proxy) -> Result<Tpm2> {
+    Ok(Tpm2::new(proxy.tcti().parse()?, HierarchyPasswords::default()))
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A way to a software TPM that is cut after some commands, as if the process had been killed there.
+//! A way to a software TPM that is cut at some command, as if the process, or the connection, had been killed there.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -18,12 +18,21 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Lets `limit` commands through, each with its response, and drops what comes then.
     pub(crate) fn with_limit(swtpm: &Swtpm, limit: usize) -> Result<Self> {
+        Self::start(swtpm, move |number| if number < limit { Fate::Passed } else { Fate::Lost })
+    }
+
+    /// Loses one response; the command is done.
+    pub(crate) fn losing_response(swtpm: &Swtpm, lost: usize) -> Result<Self> {
+        Self::start(swtpm, move |number| if number == lost { Fate::Unanswered } else { Fate::Passed })
+    }
+
+    fn start(swtpm: &Swtpm, fate: impl Fn(usize) -> Fate + Send + 'static) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let this = Self { port: listener.local_addr()?.port(), commands: Arc::default() };
         let (behind, commands) = (swtpm.port(), Arc::clone(&this.commands));
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                _ = pass_on(client, behind, || commands.fetch_add(1, Ordering::SeqCst) < limit);
+                _ = pass_on(client, behind, || fate(commands.fetch_add(1, Ordering::SeqCst)));
             }
         });
         Ok(this)
@@ -39,18 +48,32 @@ impl Proxy {
     }
 }
 
-/// Passes commands and responses on until the client closes, or a command may not pass.
-fn pass_on(mut client: TcpStream, behind: u16, may_pass: impl Fn() -> bool) -> io::Result<()> {
+/// What becomes of a command.
+#[derive(PartialEq, Eq)]
+enum Fate {
+    Passed,
+    /// Done, but the client does not hear of it.
+    Unanswered,
+    Lost,
+}
+
+/// Passes commands and responses on until the client closes, or a command has another fate.
+fn pass_on(mut client: TcpStream, behind: u16, fate: impl Fn() -> Fate) -> io::Result<()> {
     client.set_nodelay(true)?;
     let mut tpm = TcpStream::connect(("127.0.0.1", behind))?;
     tpm.set_nodelay(true)?;
     loop {
         let command = read_message(&mut client)?;
-        if !may_pass() {
+        let fate = fate();
+        if fate == Fate::Lost {
             return Ok(());
         }
         tpm.write_all(&command)?;
-        client.write_all(&read_message(&mut tpm)?)?;
+        let response = read_message(&mut tpm)?;
+        if fate == Fate::Unanswered {
+            return Ok(());
+        }
+        client.write_all(&response)?;
     }
 }
 

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
-use assay_device::tpm::{HierarchyPasswords, SignatureScheme, Tpm, Tpm2, TpmError, TpmThread};
+use assay_device::tpm::{EkKind, HierarchyPasswords, SignatureScheme, Tpm, Tpm2, TpmError, TpmThread};
 use tempfile::TempDir;
 
 use crate::IK;
@@ -110,6 +110,48 @@ fn handles_without_end_are_not_collected_for_ever() -> Result<()> {
     let error = liar.tpm()?.hmac(IK, b"data").unwrap_err();
     assert!(matches!(error, TpmError::BadResponse { .. }), "{error:?}");
     assert_eq!(liar.heard(), 2);
+    Ok(())
+}
+
+#[test]
+fn ever_more_handles_are_not_collected_for_ever() -> Result<()> {
+    let answer = |first: u32| {
+        let handles: Vec<_> = (first..first + 128).flat_map(u32::to_be_bytes).collect();
+        message(0x8001, 0, &[&[1, 0, 0, 0, 1, 0, 0, 0, 128][..], &handles].concat())
+    };
+    let liar = Liar::flushing(false, (0..100).map(|number| answer(0x8000_0000 + 128 * number)).collect())?;
+    let error = liar.tpm()?.hmac(IK, b"data").unwrap_err();
+    assert!(matches!(error, TpmError::BadResponse { .. }), "{error:?}");
+    assert_eq!(liar.heard(), 4096 / 128 + 1);
+    Ok(())
+}
+
+#[test]
+fn nothing_more_is_sent_after_a_response_that_puts_the_connection_out_of_step() -> Result<()> {
+    let one_object = message(0x8001, 0, &[0, 0, 0, 0, 1, 0, 0, 0, 1, 0x80, 0, 0, 0]);
+    let liar =
+        Liar::flushing(false, vec![one_object, header(0x8001, 4097, 0).to_vec(), header(0x8001, 10, 0).to_vec()])?;
+    let error = liar.tpm()?.hmac(IK, b"data").unwrap_err();
+    assert!(matches!(error, TpmError::Unreachable { .. }), "{error:?}");
+    assert_eq!(liar.heard(), 2);
+    Ok(())
+}
+
+#[test]
+fn nv_index_that_is_read_in_parts_of_no_or_too_many_bytes_is_refused() -> Result<()> {
+    let (index, attributes, size) = (0x01C0_000A_u32.to_be_bytes(), 0x2000_0000_u32.to_be_bytes(), [0, 100]);
+    // TPM2B_NV_PUBLIC without a policy, and an empty TPM2B_NAME.
+    let public = [&[0, 14][..], &index, &[0, 0x0B], &attributes, &[0, 0], &size, &[0, 0]].concat();
+    for part in [0, 101] {
+        let part = [&u16::try_from(part)?.to_be_bytes()[..], &vec![7; part]].concat();
+        let liar = Liar::new(vec![message(0x8001, 0, &public), message(0x8002, 0, &parameters(&part))])?;
+        let error = liar.tpm()?.ek_certificates(EkKind::P256).unwrap_err();
+        assert!(
+            matches!(&error, TpmError::BadResponse { reason, .. } if reason.contains("100 were asked")),
+            "{error:?}"
+        );
+        assert_eq!(liar.heard(), 2);
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::command::{CommandError, Connection};
 use crate::der;
-use crate::tpm::EkKind;
+use crate::tpm::RSA_2048_CERTIFICATE;
 
 /// The EK certificate at an index and the issuers found elsewhere; empty if it is not there.
 pub(super) fn with_issuers(tpm: &mut Connection<'_>, leaf: u32) -> Result<Vec<Vec<u8>>, CommandError> {
@@ -23,8 +23,7 @@ pub(super) fn with_issuers(tpm: &mut Connection<'_>, leaf: u32) -> Result<Vec<Ve
 
 /// The SubjectPublicKeyInfo in the certificate for the EK of template L-1.
 pub(super) fn rsa_2048_key(tpm: &mut Connection<'_>) -> Result<Option<Vec<u8>>, CommandError> {
-    let Some(index) = EkKind::Rsa2048.certificate_index() else { return Ok(None) };
-    let contents = read(tpm, index)?;
+    let contents = read(tpm, RSA_2048_CERTIFICATE)?;
     let certificate = contents.as_deref().and_then(|contents| X509Certificate::from_der(contents).ok());
     Ok(certificate.map(|(_, certificate)| certificate.public_key().raw.to_vec()))
 }

@@ -75,17 +75,19 @@ impl<'a> Connection<'a> {
 
     /// Whether the TPM may hold something that was loaded over this connection.
     pub(super) fn may_leave_something(&self) -> bool {
-        self.has_lost_track || !self.loaded.is_empty()
+        self.has_lost_track || self.transport.has_resent || !self.loaded.is_empty()
     }
 
-    /// Flushes what is still loaded. On a broken connection there is nobody to tell.
+    /// Flushes what is still loaded, all of it even if the TPM refuses some. On a broken connection there is nobody to tell.
     pub(super) fn flush_loaded(&mut self) -> Result<()> {
-        while let Some(&handle) = self.loaded.last()
-            && !self.is_broken
+        let mut outcome = Ok(());
+        while !self.is_broken
+            && let Some(handle) = self.loaded.pop()
         {
-            self.flush_context(handle)?;
+            let flushed = self.flush_context(handle);
+            outcome = outcome.and(flushed);
         }
-        Ok(())
+        outcome
     }
 
     /// TPM2_GetCapability (TPM 2.0 Part 3, 30.2): the handles in use from `first` on, of its type (TPM 2.0 Part 2, 7.2).
@@ -319,6 +321,10 @@ impl<'a> Connection<'a> {
     }
 
     fn exchange<R: TpmUnmarshalBody>(&mut self, command: &[u8], tag: TpmSt) -> Result<R> {
+        if self.is_broken {
+            let reason = "nothing more is sent after a malformed response";
+            return Err(std::io::Error::new(std::io::ErrorKind::NotConnected, reason).into());
+        }
         let response = self.transport.exchange(command);
         self.is_broken |= response.is_err();
         let outcome = response.and_then(|response| unmarshal(&response, tag));
@@ -344,7 +350,7 @@ impl<'a> Connection<'a> {
 }
 
 /// Where a primary key comes from, and who may keep keys.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(super) enum Hierarchy {
     Owner,
     Endorsement,

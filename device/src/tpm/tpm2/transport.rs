@@ -15,6 +15,8 @@ pub(super) struct Transport {
     tcti: Tcti,
     stream: Box<dyn Stream>,
     has_answered: bool,
+    /// Whether a command was sent twice. What the first did, if it was done, nobody heard.
+    pub(super) has_resent: bool,
 }
 
 impl Transport {
@@ -29,15 +31,15 @@ impl Transport {
             }
             Address::Unix(path) => Box::new(UnixStream::connect(path)?),
         };
-        Ok(Self { tcti: tcti.clone(), stream, has_answered: false })
+        Ok(Self { tcti: tcti.clone(), stream, has_answered: false, has_resent: false })
     }
 
     /// Sends one command and waits for the response, whose header gives its size rightly.
     pub(super) fn exchange(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>, CommandError> {
         let response = match self.send_and_receive(command) {
-            // With `--server …,disconnect`, swtpm closes after each response and has not read this command.
+            // With `--server …,disconnect`, swtpm closes after each response and has not read this command. Another might have.
             Err(CommandError::Io(error)) if self.has_answered && !self.tcti.is_device() && is_closed(&error) => {
-                *self = Self::open(&self.tcti)?;
+                *self = Self { has_resent: true, ..Self::open(&self.tcti)? };
                 self.send_and_receive(command)
             }
             outcome => outcome,
