@@ -9,7 +9,6 @@ use crate::Rejection;
 use crate::key::PublicKey;
 use crate::tpm::public::{AreaError, PublicArea};
 use crate::tpm::template::{SrkArea, area_of_certificate, naming_area};
-use crate::trust::EkCertificate;
 
 /// The EK in a request of any flow, parsed.
 ///
@@ -24,7 +23,7 @@ pub struct EkEvidence {
 }
 
 impl EkEvidence {
-    /// Certificates are read where they are checked, but for the key of one that stands for the EK.
+    /// Certificates are read where they are checked; of one that stands for the EK, only the key is read here.
     fn parse(
         ek_public: &EkPublic,
         certificates: &CertificateList<0>,
@@ -37,7 +36,9 @@ impl EkEvidence {
                 let leaf = certificates.first().ok_or_else(|| {
                     Rejection::EkCertificateInvalid("it is missing, and should hold the EK".to_owned())
                 })?;
-                area_of_certificate(*index, EkCertificate::parse(leaf)?.key()).map_err(Rejection::of_ek)?
+                let key = PublicKey::from_certificate(leaf)
+                    .map_err(|reason| Rejection::EkCertificateInvalid(format!("its key cannot be read: {reason}")))?;
+                area_of_certificate(*index, &key).map_err(Rejection::of_ek)?
             }
         };
         let key = area.public_key().map_err(ek)?;
