@@ -46,7 +46,7 @@ impl PublicKey {
         }
     }
 
-    /// The key in a certificate, of which nothing else is read (RFC 5280 §4.1): a tenth of what reading all of it takes.
+    /// The key in a certificate, of which nothing else is read (RFC 5280 §4.1).
     pub(crate) fn from_certificate(der: &[u8]) -> Result<Self, UnreadableKey> {
         let content = |der| Any::from_der(der).map(|(_, element)| element.data);
         let mut rest = content(der).and_then(content).map_err(|_| UnreadableKey)?;

@@ -112,6 +112,22 @@ fn a_certificate_that_nobody_confirms_is_revoked_and_the_device_may_enrol_again(
 }
 
 #[test]
+fn an_active_certificate_is_sealed_and_confirmed_again_however_it_came_and_whenever_that_was() -> Result<()> {
+    let lab = Lab::with_settings("[certificates]\nconfirm_within_seconds = 3")?;
+    for (number, flow) in ["ticket", "sealed"].into_iter().enumerate() {
+        let tpm = trusted_vendor()?.device(EkKind::P256, number)?;
+        let device = Device::new(&tpm)?;
+        let id = lab.provision(&device, &["--flow", flow])?["device_id"].clone();
+        thread::sleep(Duration::from_secs(4));
+        let again = lab.provision(&device, &["--flow", "sealed", "--again"]).context(flow)?;
+        let id = id.as_str().context("an id")?;
+        ensure!(again["device_id"] == *id && lab.statuses(id)? == ["active"], "{flow}: {:?}", lab.statuses(id)?);
+        ensure!(json(&mut device.status()?)?["confirmed"] == true, "{flow}");
+    }
+    Ok(())
+}
+
+#[test]
 fn the_first_connection_confirms_and_a_confirmation_afterwards_is_none_too_many() -> Result<()> {
     let mut lab = Lab::open()?;
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;

@@ -66,8 +66,8 @@ pub struct Bundle {
 pub enum EkPublic {
     /// TPMT_PUBLIC (TPM 2.0 Part 2, 12.2.4), without the size of a TPM2B.
     Area(Bytes<MAX_PUBLIC_AREA>),
-    /// The NV index that TCG reserves for the certificate of an EK of some default template (EK Credential Profile 2.5, 2.2.1.4 and 2.2.1.5): stands
-    /// for that template with the key of the first EK certificate.
+    /// The NV index that TCG reserves for the certificate of an EK of some default template (EK Credential Profile 2.5, 2.2.1.4 and
+    /// 2.2.1.5): stands for that template with the key of the first EK certificate.
     OfCertificate(u32),
 }
 

@@ -58,7 +58,7 @@ pub(crate) enum Enroll {
         #[command(flatten)]
         ek: Which,
     },
-    /// Retire its shared key at once; the device gets the next one when it provisions again
+    /// Retire its shared key at once; the device gets the next one by `assay-device provision --again`
     Rotate {
         #[command(flatten)]
         ek: Which,
@@ -229,7 +229,7 @@ fn rotate(store: &mut Store, ek: &EkId) -> Result<()> {
     if !store.transaction(|transaction| transaction.retire_shared_key(ek))? {
         bail!("EK {ek} never had a shared key; see `assay enroll list`");
     }
-    eprintln!("retired the shared key of EK {ek}; its device gets the next one when it provisions again");
+    eprintln!("retired the shared key of EK {ek}; its device gets the next one by `assay-device provision --again`");
     Ok(())
 }
 

@@ -76,7 +76,8 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// What became of the certificate that a device confirms. One whose time to be confirmed is over has ended.
+    /// What became of the certificate that a device confirms. One whose time to be confirmed is over has ended, unless it is in force:
+    /// an active one is sealed to a device that asks again.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -87,7 +88,8 @@ impl Transaction<'_> {
     ) -> Result<ToConfirm, StoreError> {
         // The newest first, which it most likely is: an EK may have thousands that are over.
         let query = format!(
-            "SELECT {UNCONFIRMED}, status, der FROM certificates WHERE ek_id = ?1 AND confirm_by > ?2 ORDER BY rowid DESC"
+            "SELECT {UNCONFIRMED}, status, der FROM certificates
+             WHERE ek_id = ?1 AND (status = 'active' OR confirm_by > ?2) ORDER BY rowid DESC"
         );
         let mut statement = self.0.prepare_cached(&query)?;
         let mut rows = statement.query(params![confirmation.ek_id().as_bytes(), now.unix_timestamp()])?;

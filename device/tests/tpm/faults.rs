@@ -36,6 +36,17 @@ fn absent_tpm_is_an_error_that_says_where_it_was_looked_for() -> Result<()> {
 }
 
 #[test]
+fn file_in_place_of_a_tpm_is_left_as_it_is() -> Result<()> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), "not a TPM")?;
+    let tcti = format!("device:{}", file.path().display()).parse()?;
+    let error = Tpm2::new(tcti, HierarchyPasswords::default()).endorsement_key(EkKind::P256).unwrap_err();
+    assert!(matches!(error, TpmError::Unreachable { .. }), "{error}");
+    assert_eq!(std::fs::read(file.path())?, b"not a TPM");
+    Ok(())
+}
+
+#[test]
 fn hung_tpm_times_out_and_is_not_asked_again() -> Result<()> {
     let swtpm = a_tpm();
     let limit = Duration::from_millis(500);

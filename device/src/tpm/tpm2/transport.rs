@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 
 use zeroize::Zeroizing;
@@ -22,7 +23,14 @@ pub(super) struct Transport {
 impl Transport {
     pub(super) fn open(tcti: &Tcti) -> io::Result<Self> {
         let stream: Box<dyn Stream> = match tcti.address() {
-            Address::Device(path) => Box::new(OpenOptions::new().read(true).write(true).open(path)?),
+            Address::Device(path) => {
+                let device = OpenOptions::new().read(true).write(true).open(path)?;
+                // A command would overwrite the beginning of a file.
+                if !device.metadata()?.file_type().is_char_device() {
+                    return Err(io::Error::new(ErrorKind::InvalidInput, "it is no device"));
+                }
+                Box::new(device)
+            }
             Address::Tcp(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port))?;
                 // A command is one write, so there is nothing to gather.
