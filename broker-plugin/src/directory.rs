@@ -11,7 +11,7 @@ use assay_ca_core::{Authority, Issuer, KeyAndCertificate, MasterSecret, Profile,
 use assay_wire::{Flow, Scope};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde::Deserialize;
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
@@ -58,6 +58,9 @@ impl Directory {
     pub fn create(path: &Path, name: &str, server_names: &[String]) -> Result<()> {
         if fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
             bail!("{} exists and is not empty; a CA is never overwritten. Choose another directory", path.display());
+        }
+        for name in server_names {
+            ServerName::try_from(name.as_str()).with_context(|| format!("{name:?} names no server"))?;
         }
         let cannot_make = || format!("cannot make {}", path.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(cannot_make)?;

@@ -32,7 +32,7 @@ pub enum Error {
         reason: String,
     },
     /// Broker or CA did not answer, or not with what is needed, before the deadline.
-    #[error("not done within {} s: {reason}", deadline.as_secs())]
+    #[error("gave up (at most {} s are allowed): {reason}", deadline.as_secs())]
     NotReached {
         /// The time there was.
         deadline: Duration,

@@ -35,6 +35,21 @@ fn init_fills_an_empty_directory_that_is_there() -> Result<()> {
 }
 
 #[test]
+fn init_refuses_a_name_that_no_server_has_before_it_makes_anything() -> Result<()> {
+    let place = tempfile::tempdir()?;
+    let init = |name: &str| -> Result<Command> {
+        let mut init = Command::new(assay_bin("assay")?);
+        init.arg("init").arg(place.path()).args(["--server-name", name]);
+        Ok(init)
+    };
+    let output = init("bad name!")?.output()?;
+    ensure!(output.status.code() == Some(1) && String::from_utf8_lossy(&output.stderr).contains("names no server"));
+    ensure!(fs::read_dir(place.path())?.next().is_none());
+    run(init("ca.example")?.args(["--server-name", "192.0.2.7"]))?;
+    Ok(())
+}
+
+#[test]
 fn init_makes_a_chain_that_openssl_accepts() -> Result<()> {
     let dir = AssayDir::init()?;
     for (holder, purpose) in [("server", "sslserver"), ("worker", "sslclient"), ("operator", "sslclient")] {
