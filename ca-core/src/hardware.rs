@@ -80,3 +80,27 @@ impl HardwareIdentity {
 
 /// Keeps a claim and a certificate within their limits: a 20-byte key identifier and serial number (RFC 5280 §4.1.2.2) take 90 bytes.
 const MAX_SERIAL: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use assay_wire::MAX_CLAIM;
+
+    use super::*;
+
+    #[test]
+    fn names_of_any_length_fit_beside_an_rsa_key_in_a_claim() {
+        let long = [0xAB; 4096];
+        for manufacturer in ["id:41434D45".to_owned(), format!("id:{}", "\u{1F512}".repeat(1000))] {
+            for (authority_key, serial) in [(&long[..], &long[..]), (&long[..20], &long[..20]), (&[], &long)] {
+                let identity = HardwareIdentity::of_certificate(&manufacturer, authority_key, serial, b"certificate");
+                assert!(
+                    minicbor::to_vec(&identity).unwrap().len() <= MAX_CLAIM - 512,
+                    "a key of 256 and as much again"
+                );
+                let vendor = &manufacturer[3..];
+                let whole = format!("{vendor}:{}:{}", HEXUPPER.encode(authority_key), HEXUPPER.encode(serial));
+                assert_eq!(identity.serial(), whole.as_bytes()[..whole.len().min(MAX_SERIAL)]);
+            }
+        }
+    }
+}
