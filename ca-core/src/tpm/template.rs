@@ -62,7 +62,7 @@ pub fn naming_area(key: &PublicKey) -> Option<PublicArea> {
 }
 
 /// The area of an EK with this key on the default template whose certificates TCG keeps at an NV index.
-pub fn area_of_certificate(index: u32, key: &PublicKey) -> Result<PublicArea, AreaRefused> {
+pub(crate) fn area_of_certificate(index: u32, key: &PublicKey) -> Result<PublicArea, AreaRefused> {
     let template = EK_TEMPLATES.iter().find(|template| template.certificate_index == Some(index));
     let template = template.ok_or(AreaRefused::NoSuchIndex(index))?;
     template.area(key).ok_or_else(|| AreaRefused::OffTemplate {
