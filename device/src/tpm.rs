@@ -190,6 +190,15 @@ pub enum TpmError {
         /// What the TPM says, or what was wrong before it was asked.
         reason: String,
     },
+    /// The TPM shows another EK than before, or than the CA knows this device by.
+    #[error(
+        "{operation}: the TPM shows another EK than the one by which the CA knows this device: it is another TPM, or somebody \
+         changes what goes over its bus; it was given no password. If the TPM was replaced, use a new state directory (--state)"
+    )]
+    OtherEk {
+        /// What was being done.
+        operation: &'static str,
+    },
     /// This TPM cannot have such keys.
     #[error("this TPM has no {0} keys")]
     Unsupported(String),

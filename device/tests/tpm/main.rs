@@ -4,6 +4,7 @@ mod activation;
 mod fake_ca;
 mod faults;
 mod flows;
+mod interposer;
 mod keys;
 mod provisioning;
 mod proxy;
