@@ -231,7 +231,13 @@ pub enum TpmError {
 }
 
 fn connection_hint(tcti: &Tcti) -> &'static str {
-    if tcti.is_device() { "is the device there, and may this user open it (group tss)?" } else { "is it running?" }
+    if tcti.is_of_library() {
+        "is it running, and is libtss2's module for it installed (libtss2-tcti-…)? TSS2_LOG=all+ERROR says more"
+    } else if tcti.is_device() {
+        "is the device there, and may this user open it (group tss)?"
+    } else {
+        "is it running?"
+    }
 }
 
 /// The passwords of the hierarchies, empty where there is none.
@@ -258,8 +264,10 @@ impl Password {
         (password.len() <= Self::MAX).then_some(Self(password))
     }
 
-    fn as_bytes(&self) -> &[u8] {
-        &self.0
+    /// As a TPM keeps it (TPM 2.0 Part 1, 19.6.4).
+    fn without_zeros(&self) -> &[u8] {
+        let end = self.0.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        &self.0[..end]
     }
 }
 

@@ -80,12 +80,14 @@ fn locate(program: &str) -> Result<PathBuf> {
 fn package_of(program: &str) -> Option<&'static str> {
     Some(match program {
         "certtool" => "gnutls-bin",
+        "dbus-daemon" => "dbus-daemon",
         "mosquitto" => "mosquitto",
         "openssl" => "openssl",
         "setpriv" => "util-linux",
         "swtpm" => "swtpm",
         "swtpm_localca" | "swtpm_setup" => "swtpm-tools",
         "tpm2" => "tpm2-tools",
+        "tpm2-abrmd" => "tpm2-abrmd",
         _ => return None,
     })
 }

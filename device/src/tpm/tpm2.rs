@@ -1,27 +1,28 @@
-//! The TPM over its own commands: what provisioning needs, put together from them.
+//! The TPM over its commands: what provisioning needs, put together from them.
 
 mod certificate;
 mod command;
+mod connection;
 mod hash;
 mod key;
+#[cfg(feature = "tss2")]
+mod library;
 mod response_code;
 mod salt;
 mod session;
 mod template;
 mod transport;
 
-use tpm2_protocol::data::{
-    TpmAlgId, TpmRcBase, TpmsSchemeHash, TpmtPublic, TpmtSigScheme, TpmuSigScheme, TpmuSignature,
-};
+use tpm2_protocol::data::{TpmRcBase, TpmtPublic};
 use zeroize::Zeroizing;
 
-use self::command::{CommandError, Connection, Hierarchy};
+use self::command::{CommandError, Hierarchy};
+use self::connection::Connection;
 use self::key::{Key, Primaries, SRK_PERSISTENT};
 use super::{
     EkKind, HierarchyPasswords, IkKind, OpenedKey, PublicArea, SignatureScheme, SrkKind, Tcti, Tpm, TpmError,
     WrappedKey,
 };
-use crate::der;
 
 /// A TPM 2.0.
 ///
@@ -42,9 +43,9 @@ impl Tpm2 {
         Self { tcti, passwords, primaries: Primaries::default(), identity: None, may_hold_leftovers: true }
     }
 
-    /// Gives passwords to the TPM with this EK alone, by which the CA knows this device: `id` is the SHA-256 of its
-    /// SubjectPublicKeyInfo. An EK that takes a password to make, and is not persistent, cannot be asked for; then passwords are
-    /// only kept from those who listen.
+    /// Gives passwords to the TPM with this EK alone, by which the CA knows this device: `id` is
+    /// the SHA-256 of its SubjectPublicKeyInfo. An EK that takes a password to make, and is not
+    /// persistent, cannot be asked for; then passwords are only kept from those who listen.
     pub fn expect_ek(&mut self, kind: EkKind, id: [u8; 32]) {
         self.primaries.expected = Some((kind, id));
     }
@@ -61,11 +62,12 @@ impl Tpm2 {
         &mut self,
         work: impl FnOnce(&mut Connection<'_>, &mut Primaries) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        let mut tpm = Connection::open(&self.tcti, &self.passwords)?;
+        let mut tpm = connection::open(&self.tcti, &self.passwords)?;
+        let tpm = tpm.as_mut();
         if self.may_hold_leftovers && !self.tcti.has_resource_manager() {
-            flush_leftovers(&mut tpm)?;
+            flush_leftovers(tpm)?;
         }
-        let outcome = work(&mut tpm, &mut self.primaries);
+        let outcome = work(tpm, &mut self.primaries);
         let flushed = tpm.flush_loaded();
         self.may_hold_leftovers = tpm.may_leave_something();
         let value = outcome?;
@@ -121,23 +123,8 @@ impl Tpm for Tpm2 {
     }
 
     fn sign(&mut self, handle: u32, scheme: SignatureScheme, digest: &[u8]) -> Result<Vec<u8>, TpmError> {
-        let (scheme, hash_alg) = match scheme {
-            SignatureScheme::EcdsaSha256 => (TpmAlgId::Ecdsa, TpmAlgId::Sha256),
-            SignatureScheme::EcdsaSha384 => (TpmAlgId::Ecdsa, TpmAlgId::Sha384),
-            SignatureScheme::RsaPkcs1Sha256 => (TpmAlgId::Rsassa, TpmAlgId::Sha256),
-            SignatureScheme::RsaPssSha256 => (TpmAlgId::Rsapss, TpmAlgId::Sha256),
-        };
-        let scheme = TpmtSigScheme { scheme, details: TpmuSigScheme::Hash(TpmsSchemeHash { hash_alg }) };
         self.run("signing", |tpm, _| {
-            let signed = tpm.sign(handle, digest, scheme).map_err(|error| used(handle, IK_HANDLE_OPTION, error))?;
-            match signed.signature {
-                TpmuSignature::Ecdsa(signature) => Ok(der::sequence(&[
-                    &der::unsigned_integer(&signature.signature_r),
-                    &der::unsigned_integer(&signature.signature_s),
-                ])),
-                TpmuSignature::Rsassa(signature) | TpmuSignature::Rsapss(signature) => Ok(signature.sig.to_vec()),
-                _ => Err(CommandError::BadResponse("a signature by another scheme".into()).into()),
-            }
+            tpm.sign(handle, scheme, digest).map_err(|error| used(handle, IK_HANDLE_OPTION, error))
         })
     }
 
@@ -309,8 +296,9 @@ fn used(handle: u32, option: &'static str, error: CommandError) -> Fault {
     if is_wrong_password(&error) { Fault::KeyWithPassword { handle, option } } else { error.into() }
 }
 
-/// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can be reached is another question,
-/// and so is a storage root key with a password, which can only be the persistent one.
+/// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can
+/// be reached is another question, and so is a storage root key with a password, which can only be
+/// the persistent one.
 fn not_opened(fault: Fault) -> Fault {
     match fault {
         Fault::Command(error) if is_wrong_password(&error) => used(SRK_PERSISTENT, SRK_OPTION, error),

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, SrkKind, Tpm, Tpm2, TpmError, WrappedKey};
-use assay_tests::{Swtpm, Tap};
+use assay_tests::{Swtpm, Tap, agent_tcti};
 
 use crate::activation::{SECRET, make_credential};
 use crate::proxy::Proxy;
@@ -15,7 +15,7 @@ fn interposer_reads_no_password_and_no_secret() -> Result<()> {
     for (kind, made_as) in EKS {
         let mut swtpm = vendor().device(made_as, 0)?;
         swtpm.set_passwords(OWNER, ENDORSEMENT)?;
-        let tap = Tap::before(swtpm.port())?;
+        let tap = Tap::before_tpm(swtpm.port())?;
         let mut tpm = at(tap.port(), passwords(OWNER, ENDORSEMENT))?;
         tpm.ek_certificates(kind)?;
         use_every_secret(&swtpm, &mut tpm, kind)?;
@@ -29,7 +29,7 @@ fn interposer_reads_no_password_and_no_secret() -> Result<()> {
 fn interposer_reads_no_secret_where_there_are_no_passwords() -> Result<()> {
     for (kind, made_as) in EKS {
         let swtpm = vendor().device(made_as, 0)?;
-        let tap = Tap::before(swtpm.port())?;
+        let tap = Tap::before_tpm(swtpm.port())?;
         use_every_secret(&swtpm, &mut at(tap.port(), HierarchyPasswords::default())?, kind)?;
         assert_silent_about_secrets(&tap);
         assert_nothing_loaded(&swtpm)?;
@@ -41,7 +41,7 @@ fn interposer_reads_no_secret_where_there_are_no_passwords() -> Result<()> {
 fn wrong_password_is_not_on_the_bus_either() -> Result<()> {
     let mut swtpm = vendor().device(assay_tests::EkKind::P256, 0)?;
     swtpm.set_passwords(OWNER, ENDORSEMENT)?;
-    let tap = Tap::before(swtpm.port())?;
+    let tap = Tap::before_tpm(swtpm.port())?;
     let mut tpm = at(tap.port(), passwords("a wrong guess", "another wrong guess"))?;
     tpm.endorsement_key(EkKind::P256).unwrap_err();
     tpm.create_identity_key(IkKind::P256, IK).unwrap_err();
@@ -59,7 +59,8 @@ fn secret_that_an_interposer_altered_is_refused() -> Result<()> {
             (tpm.endorsement_key(kind)?.unwrap(), tpm.create_identity_key(IkKind::P256, IK)?)
         };
         let (blob, seed) = make_credential(&swtpm, &ek.bytes, &name_of(&ik), SECRET)?;
-        // The first byte of the encrypted secret: behind header, size of the parameters, and size of the secret.
+        // The first byte of the encrypted secret: behind header, size of the parameters, and size
+        // of the secret.
         let proxy = Proxy::altering_response(&swtpm, ACTIVATE_CREDENTIAL, 10 + 4 + 2)?;
         let mut tpm = Tpm2::new(proxy.tcti().parse()?, HierarchyPasswords::default());
         let error = tpm.activate(kind, IK, &blob, &seed).unwrap_err();
@@ -142,12 +143,13 @@ fn assert_silent_about_secrets(tap: &Tap) {
     for secret in [OWNER.as_bytes(), ENDORSEMENT.as_bytes(), SECRET, &INNER_KEY, &KEY] {
         assert_eq!(tap.heard(secret), 0, "{}", String::from_utf8_lossy(secret));
     }
-    // What is HMACed or encrypted with the key of such a session, a listener can compute as well, or try passwords on.
+    // What is HMACed or encrypted with the key of such a session, a listener can compute as well,
+    // or try passwords on.
     assert_eq!(tap.heard(&[&START_AUTH_SESSION[..], &NO_KEY].concat()), 0, "a session without a salt");
 }
 
 fn at(port: u16, passwords: HierarchyPasswords) -> Result<Tpm2> {
-    Ok(Tpm2::new(format!("swtpm:host=127.0.0.1,port={port}").parse()?, passwords))
+    Ok(Tpm2::new(agent_tcti(port).parse()?, passwords))
 }
 
 const EK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|adminwithpolicy|restricted|decrypt";

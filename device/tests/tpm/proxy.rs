@@ -1,13 +1,13 @@
 //! A way to a software TPM that is cut at some command, as if the process, or the connection, had been killed there.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::Result;
-use assay_tests::Swtpm;
+use assay_tests::{Swtpm, agent_tcti};
 
 /// Listens until the process ends.
 pub(crate) struct Proxy {
@@ -32,7 +32,7 @@ impl Proxy {
     }
 
     fn start(swtpm: &Swtpm, fate: impl Fn(usize, &[u8]) -> Fate + Send + 'static) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let (listener, control) = two_ports()?;
         let this = Self { port: listener.local_addr()?.port(), commands: Arc::default() };
         let (behind, commands) = (swtpm.port(), Arc::clone(&this.commands));
         thread::spawn(move || {
@@ -40,11 +40,16 @@ impl Proxy {
                 _ = pass_on(client, behind, |command| fate(commands.fetch_add(1, Ordering::SeqCst), command));
             }
         });
+        thread::spawn(move || {
+            for client in control.incoming().flatten() {
+                _ = pass_control(client, behind + 1);
+            }
+        });
         Ok(this)
     }
 
     pub(crate) fn tcti(&self) -> String {
-        format!("swtpm:host=127.0.0.1,port={}", self.port)
+        agent_tcti(self.port)
     }
 
     /// How many commands were sent, passed on or not.
@@ -86,6 +91,26 @@ fn pass_on(mut client: TcpStream, behind: u16, fate: impl Fn(&[u8]) -> Fate) -> 
         }
         client.write_all(&response)?;
     }
+}
+
+/// libtss2 looks for swtpm's control channel at the port behind that of the TPM.
+fn two_ports() -> io::Result<(TcpListener, TcpListener)> {
+    loop {
+        let first = TcpListener::bind("127.0.0.1:0")?;
+        let next = first.local_addr()?.port().checked_add(1);
+        if let Some(Ok(second)) = next.map(|port| TcpListener::bind(("127.0.0.1", port))) {
+            return Ok((first, second));
+        }
+    }
+}
+
+/// Passes on both ways until the client closes.
+fn pass_control(client: TcpStream, behind: u16) -> io::Result<()> {
+    let tpm = TcpStream::connect(("127.0.0.1", behind))?;
+    let (mut from_tpm, mut to_client) = (tpm.try_clone()?, client.try_clone()?);
+    thread::spawn(move || io::copy(&mut from_tpm, &mut to_client));
+    io::copy(&mut &client, &mut &tpm)?;
+    tpm.shutdown(Shutdown::Both)
 }
 
 /// A whole command or response: both give their size behind a tag of two bytes (TPM 2.0 Part 1, 18).

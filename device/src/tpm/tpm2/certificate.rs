@@ -2,7 +2,8 @@
 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::command::{CommandError, Connection};
+use super::command::CommandError;
+use super::connection::Connection;
 use crate::der;
 use crate::tpm::RSA_2048_CERTIFICATE;
 

@@ -1,4 +1,4 @@
-//! The TPM commands that provisioning uses, each as a function.
+//! The TPM commands that provisioning uses, each as a function, by our own way to the TPM.
 
 use std::thread;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use tpm2_protocol::basic::{TpmHandle, TpmUint16};
 use tpm2_protocol::data::{
     Tpm2bNonce, TpmAlgId, TpmCap, TpmRcBase, TpmRh, TpmSe, TpmSt, TpmaNv, TpmaSession, TpmsAuthCommand,
-    TpmsAuthResponse, TpmsContext, TpmsNvPublic, TpmtPublic, TpmtSigScheme, TpmtSignature, TpmtTkHashcheck,
-    TpmuCapabilities,
+    TpmsAuthResponse, TpmsContext, TpmsNvPublic, TpmsSchemeHash, TpmtPublic, TpmtSigScheme, TpmtTkHashcheck,
+    TpmuCapabilities, TpmuSigScheme, TpmuSignature,
 };
 use tpm2_protocol::frame::{
     TpmActivateCredentialCommand, TpmActivateCredentialResponse, TpmContextLoadCommand, TpmContextLoadResponse,
@@ -22,6 +22,7 @@ use tpm2_protocol::frame::{
 use tpm2_protocol::{TpmError as ProtocolError, TpmMarshal, TpmResult, TpmUnmarshal, TpmWriter};
 use zeroize::Zeroizing;
 
+use super::connection::Commands;
 use super::hash::Hash;
 use super::key::Key;
 use super::response_code::ResponseCode;
@@ -29,10 +30,12 @@ use super::salt::{self, Salt};
 use super::session::{Session, Use};
 use super::template;
 use super::transport::{HEADER_SIZE, MAX_SIZE, Transport};
-use crate::tpm::{HierarchyPasswords, Tcti, WrappedKey};
+use crate::der;
+use crate::tpm::tcti::Wire;
+use crate::tpm::{HierarchyPasswords, SignatureScheme, WrappedKey};
 
-/// A connection to a TPM, and what was loaded over it.
-pub(super) struct Connection<'a> {
+/// A connection on which commands are put together here.
+pub(super) struct Direct<'a> {
     transport: Transport,
     passwords: &'a HierarchyPasswords,
     /// Transient objects and sessions that this connection loaded and has not flushed.
@@ -74,20 +77,20 @@ impl CommandError {
 
 type Result<T> = std::result::Result<T, CommandError>;
 
-impl<'a> Connection<'a> {
-    pub(super) fn open(tcti: &Tcti, passwords: &'a HierarchyPasswords) -> Result<Self> {
-        let transport = Transport::open(tcti)?;
+impl<'a> Direct<'a> {
+    pub(super) fn open(wire: &Wire, passwords: &'a HierarchyPasswords) -> Result<Self> {
+        let transport = Transport::open(wire)?;
         let (loaded, sessions, password_session) = Default::default();
         Ok(Self { transport, passwords, loaded, sessions, password_session, is_broken: false, has_lost_track: false })
     }
+}
 
-    /// Whether the TPM may hold something that was loaded over this connection.
-    pub(super) fn may_leave_something(&self) -> bool {
+impl Commands for Direct<'_> {
+    fn may_leave_something(&self) -> bool {
         self.has_lost_track || self.transport.has_resent || !self.loaded.is_empty()
     }
 
-    /// Flushes what is still loaded, all of it even if the TPM refuses some. On a broken connection there is nobody to tell.
-    pub(super) fn flush_loaded(&mut self) -> Result<()> {
+    fn flush_loaded(&mut self) -> Result<()> {
         let mut outcome = Ok(());
         while !self.is_broken
             && let Some(handle) = self.loaded.pop()
@@ -98,8 +101,7 @@ impl<'a> Connection<'a> {
         outcome
     }
 
-    /// TPM2_GetCapability (TPM 2.0 Part 3, 30.2): the handles in use from `first` on, of its type (TPM 2.0 Part 2, 7.2).
-    pub(super) fn handles(&mut self, first: u32) -> Result<Vec<u32>> {
+    fn handles(&mut self, first: u32) -> Result<Vec<u32>> {
         let mut handles = Vec::new();
         let mut next = first;
         loop {
@@ -126,8 +128,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// TPM2_NV_ReadPublic (TPM 2.0 Part 3, 31.6): how many bytes an index holds; `None` if there is no such index.
-    pub(super) fn nv_size(&mut self, index: u32) -> Result<Option<u16>> {
+    fn nv_size(&mut self, index: u32) -> Result<Option<u16>> {
         let command = TpmNvReadPublicCommand { handles: [index.into()] };
         let Some(TpmNvReadPublicResponse { nv_public, .. }) = there(self.run(&command, &[], &[]))? else {
             return Ok(None);
@@ -136,8 +137,7 @@ impl<'a> Connection<'a> {
         Ok(Some(if attributes.contains(TpmaNv::WRITTEN) { data_size.value() } else { 0 }))
     }
 
-    /// TPM2_NV_Read (TPM 2.0 Part 3, 31.13), authorised by the index's own, empty password.
-    pub(super) fn nv_read(&mut self, index: u32, offset: u16, size: u16) -> Result<Vec<u8>> {
+    fn nv_read(&mut self, index: u32, offset: u16, size: u16) -> Result<Vec<u8>> {
         let command = TpmNvReadCommand {
             handles: [index.into(), index.into()],
             size: TpmUint16::new(size),
@@ -150,8 +150,7 @@ impl<'a> Connection<'a> {
         Ok(data.to_vec())
     }
 
-    /// TPM2_CreatePrimary (TPM 2.0 Part 3, 24.1).
-    pub(super) fn create_primary(
+    fn create_primary(
         &mut self,
         hierarchy: Hierarchy,
         session: Option<u32>,
@@ -169,8 +168,7 @@ impl<'a> Connection<'a> {
         Ok((self.remember(created.handles), created.out_public.inner))
     }
 
-    /// TPM2_Create (TPM 2.0 Part 3, 12.1): the content of a TPM2B_PRIVATE, and the public area.
-    pub(super) fn create(&mut self, parent: u32, template: TpmtPublic) -> Result<(Vec<u8>, TpmtPublic)> {
+    fn create(&mut self, parent: u32, template: TpmtPublic) -> Result<(Vec<u8>, TpmtPublic)> {
         let command = TpmCreateCommand {
             handles: [parent.into()],
             in_sensitive: Default::default(),
@@ -182,8 +180,7 @@ impl<'a> Connection<'a> {
         Ok((created.out_private.to_vec(), created.out_public.inner))
     }
 
-    /// TPM2_Load (TPM 2.0 Part 3, 12.2).
-    pub(super) fn load(&mut self, parent: u32, private: &[u8], public: TpmtPublic) -> Result<u32> {
+    fn load(&mut self, parent: u32, private: &[u8], public: TpmtPublic) -> Result<u32> {
         let command = TpmLoadCommand {
             handles: [parent.into()],
             in_private: sized(private, "an encrypted private area")?,
@@ -193,15 +190,13 @@ impl<'a> Connection<'a> {
         Ok(self.remember(loaded.handles))
     }
 
-    /// TPM2_ReadPublic (TPM 2.0 Part 3, 12.4); `None` if there is no such object.
-    pub(super) fn read_public(&mut self, handle: u32) -> Result<Option<TpmtPublic>> {
+    fn read_public(&mut self, handle: u32) -> Result<Option<TpmtPublic>> {
         let command = TpmReadPublicCommand { handles: [handle.into()] };
         let answer: Option<TpmReadPublicResponse> = there(self.run(&command, &[], &[]))?;
         Ok(answer.map(|answer| answer.out_public.inner))
     }
 
-    /// TPM2_EvictControl (TPM 2.0 Part 3, 28.5): makes a loaded object persistent, or removes a persistent one, which is both.
-    pub(super) fn evict_control(&mut self, object: &Key, session: Option<u32>, persistent: u32) -> Result<()> {
+    fn evict_control(&mut self, object: &Key, session: Option<u32>, persistent: u32) -> Result<()> {
         let command = TpmEvictControlCommand {
             handles: [Hierarchy::Owner.handle(), object.handle.into()],
             persistent_handle: persistent.into(),
@@ -211,29 +206,25 @@ impl<'a> Connection<'a> {
         self.run(&command, &names, &[owner]).map(|TpmEvictControlResponse { .. }| ())
     }
 
-    /// TPM2_FlushContext (TPM 2.0 Part 3, 28.4).
-    pub(super) fn flush_context(&mut self, handle: u32) -> Result<()> {
+    fn flush_context(&mut self, handle: u32) -> Result<()> {
         let command = TpmFlushContextCommand { handles: [], flush_handle: handle.into() };
         let TpmFlushContextResponse { .. } = self.run(&command, &[], &[])?;
         self.forget(handle);
         Ok(())
     }
 
-    /// TPM2_ContextSave (TPM 2.0 Part 3, 28.2).
-    pub(super) fn context_save(&mut self, handle: u32) -> Result<TpmsContext> {
+    fn context_save(&mut self, handle: u32) -> Result<TpmsContext> {
         let command = TpmContextSaveCommand { handles: [handle.into()] };
         self.run(&command, &[], &[]).map(|TpmContextSaveResponse { context, .. }| context)
     }
 
-    /// TPM2_ContextLoad (TPM 2.0 Part 3, 28.3).
-    pub(super) fn context_load(&mut self, context: TpmsContext) -> Result<u32> {
+    fn context_load(&mut self, context: TpmsContext) -> Result<u32> {
         let command = TpmContextLoadCommand { handles: [], context };
         let loaded: TpmContextLoadResponse = self.run(&command, &[], &[])?;
         Ok(self.remember(loaded.handles))
     }
 
-    /// TPM2_StartAuthSession (TPM 2.0 Part 3, 11.1): a session whose salt only the owner of `key` can read.
-    pub(super) fn start_session(&mut self, session_type: TpmSe, hash: TpmAlgId, key: &Key) -> Result<u32> {
+    fn start_session(&mut self, session_type: TpmSe, hash: TpmAlgId, key: &Key) -> Result<u32> {
         let salt = Salt::for_key(&key.public)?;
         let mut nonce_caller = vec![0; NONCE_SIZE];
         salt::random(&mut nonce_caller)?;
@@ -251,19 +242,17 @@ impl<'a> Connection<'a> {
         Ok(handle)
     }
 
-    /// A session that carries passwords for as long as the connection lives.
-    pub(super) fn start_password_session(&mut self, key: &Key) -> Result<u32> {
+    fn start_password_session(&mut self, key: &Key) -> Result<u32> {
         let session = self.start_session(TpmSe::Hmac, TpmAlgId::Sha256, key)?;
         self.password_session = Some(session);
         Ok(session)
     }
 
-    pub(super) fn password_session(&self) -> Option<u32> {
+    fn password_session(&self) -> Option<u32> {
         self.password_session
     }
 
-    /// TPM2_PolicySecret (TPM 2.0 Part 3, 23.4): the endorsement hierarchy's password.
-    pub(super) fn policy_secret(&mut self, policy: u32, session: Option<u32>) -> Result<()> {
+    fn policy_secret(&mut self, policy: u32, session: Option<u32>) -> Result<()> {
         let hierarchy = Hierarchy::Endorsement;
         let command = TpmPolicySecretCommand {
             handles: [hierarchy.handle(), policy.into()],
@@ -278,9 +267,7 @@ impl<'a> Connection<'a> {
         self.run(&command, &names, &[password]).map(|TpmPolicySecretResponse { .. }| ())
     }
 
-    /// TPM2_ActivateCredential (TPM 2.0 Part 3, 12.5); `object` has an empty password. The session authorises the EK, and the
-    /// secret comes back encrypted for it.
-    pub(super) fn activate_credential(
+    fn activate_credential(
         &mut self,
         object: &Key,
         ek: &Key,
@@ -302,21 +289,29 @@ impl<'a> Connection<'a> {
         Ok(Zeroizing::new(activated.cert_info.to_vec()))
     }
 
-    /// TPM2_Sign (TPM 2.0 Part 3, 20.2) over a digest that was not made by the TPM, which unrestricted keys sign all the same.
-    pub(super) fn sign(&mut self, key: u32, digest: &[u8], scheme: TpmtSigScheme) -> Result<TpmtSignature> {
+    fn sign(&mut self, key: u32, scheme: SignatureScheme, digest: &[u8]) -> Result<Vec<u8>> {
+        let (scheme, hash_alg) = match scheme {
+            SignatureScheme::EcdsaSha256 => (TpmAlgId::Ecdsa, TpmAlgId::Sha256),
+            SignatureScheme::EcdsaSha384 => (TpmAlgId::Ecdsa, TpmAlgId::Sha384),
+            SignatureScheme::RsaPkcs1Sha256 => (TpmAlgId::Rsassa, TpmAlgId::Sha256),
+            SignatureScheme::RsaPssSha256 => (TpmAlgId::Rsapss, TpmAlgId::Sha256),
+        };
         let no_ticket = TpmtTkHashcheck { tag: TpmSt::HashCheck, hierarchy: TpmRh::Null, digest: Default::default() };
         let command = TpmSignCommand {
             handles: [key.into()],
             digest: sized(digest, "a digest")?,
-            in_scheme: scheme,
+            in_scheme: TpmtSigScheme { scheme, details: TpmuSigScheme::Hash(TpmsSchemeHash { hash_alg }) },
             validation: no_ticket,
         };
-        self.run(&command, &[], &[Authorisation::EmptyPassword]).map(|TpmSignResponse { signature, .. }| signature)
+        let signed: TpmSignResponse = self.run(&command, &[], &[Authorisation::EmptyPassword])?;
+        match signed.signature.signature {
+            TpmuSignature::Ecdsa(signature) => Ok(signed_by_ecdsa(&signature.signature_r, &signature.signature_s)),
+            TpmuSignature::Rsassa(signature) | TpmuSignature::Rsapss(signature) => Ok(signature.sig.to_vec()),
+            _ => Err(CommandError::BadResponse("a signature by another scheme".into())),
+        }
     }
 
-    /// TPM2_Import (TPM 2.0 Part 3, 13.3) of a key with an inner wrapper, whose key goes to the TPM encrypted for the session,
-    /// which ends: the content of a TPM2B_PRIVATE.
-    pub(super) fn import(
+    fn import(
         &mut self,
         parent: &Key,
         session: u32,
@@ -338,8 +333,7 @@ impl<'a> Connection<'a> {
         Ok(imported.out_private.to_vec())
     }
 
-    /// TPM2_HMAC (TPM 2.0 Part 3, 15.5) with SHA-256.
-    pub(super) fn hmac(&mut self, key: u32, data: &[u8]) -> Result<Vec<u8>> {
+    fn hmac(&mut self, key: u32, data: &[u8]) -> Result<Vec<u8>> {
         let command = TpmHmacCommand {
             handles: [key.into()],
             buffer: sized(data, "the data of an HMAC")?,
@@ -349,7 +343,14 @@ impl<'a> Connection<'a> {
             .map(|TpmHmacResponse { out_hmac, .. }| out_hmac.to_vec())
     }
 
-    /// Sends a command until the TPM has done it or refused it. The Names of its handles matter where sessions authorise it.
+    fn has_password(&self, hierarchy: Hierarchy) -> bool {
+        !hierarchy.password(self.passwords).is_empty()
+    }
+}
+
+impl<'a> Direct<'a> {
+    /// Sends a command until the TPM has done it or refused it. The Names of its handles matter
+    /// where sessions authorise it.
     fn run<R: TpmUnmarshalBody>(
         &mut self,
         command: &impl TpmFrame,
@@ -387,7 +388,8 @@ impl<'a> Connection<'a> {
         response.and_then(done)
     }
 
-    /// A whole command (TPM 2.0 Part 1, 18), with the HMACs of its sessions and encrypted as they say.
+    /// A whole command (TPM 2.0 Part 1, 18), with the HMACs of its sessions and encrypted as they
+    /// say.
     fn marshal(
         &mut self,
         command: &impl TpmFrame,
@@ -463,32 +465,17 @@ impl<'a> Connection<'a> {
         session.ok_or_else(|| CommandError::BadArgument("a session that has ended".into()))
     }
 
-    /// Whether a hierarchy is protected, so that a session must carry its password.
-    pub(super) fn has_password(&self, hierarchy: Hierarchy) -> bool {
-        !self.password_of(hierarchy).is_empty()
-    }
-
-    /// A password is never sent: whoever listens on the bus would read it. It is part of the key of the session's HMAC.
+    /// A password is never sent: whoever listens on the bus would read it. It is part of the key of
+    /// the session's HMAC.
     fn authorisation_of(&self, hierarchy: Hierarchy, session: Option<u32>) -> Authorisation<'a> {
         match session {
             None => Authorisation::EmptyPassword,
             Some(session) => Authorisation::Session(Use {
                 session,
-                auth_value: self.password_of(hierarchy),
+                auth_value: hierarchy.password(self.passwords),
                 attributes: TpmaSession::CONTINUE_SESSION,
             }),
         }
-    }
-
-    /// As a TPM keeps it: without zeros at its end (TPM 2.0 Part 1, 19.6.4).
-    fn password_of(&self, hierarchy: Hierarchy) -> &'a [u8] {
-        let password = match hierarchy {
-            Hierarchy::Owner => self.passwords.owner.as_bytes(),
-            Hierarchy::Endorsement => self.passwords.endorsement.as_bytes(),
-            Hierarchy::Null => &[],
-        };
-        let end = password.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
-        &password[..end]
     }
 
     fn remember(&mut self, [handle]: [TpmHandle; 1]) -> u32 {
@@ -526,6 +513,14 @@ impl Hierarchy {
         self.handle().value().to_be_bytes().to_vec()
     }
 
+    pub(super) fn password(self, passwords: &HierarchyPasswords) -> &[u8] {
+        match self {
+            Self::Owner => passwords.owner.without_zeros(),
+            Self::Endorsement => passwords.endorsement.without_zeros(),
+            Self::Null => &[],
+        }
+    }
+
     /// As the command line's options for its password are called.
     pub(super) fn option(self) -> &'static str {
         match self {
@@ -557,7 +552,8 @@ fn marshalled(write: impl FnOnce(&mut TpmWriter<'_>) -> TpmResult<()>) -> Result
     Ok(bytes)
 }
 
-/// Passes on a response whose size is right if its command was done. A refusal is no more than a header (TPM 2.0 Part 1, 18).
+/// Passes on a response whose size is right if its command was done. A refusal is no more than a
+/// header (TPM 2.0 Part 1, 18).
 fn done(response: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>> {
     let code = response.get(6..HEADER_SIZE).and_then(|code| code.try_into().ok()).map(u32::from_be_bytes);
     match code {
@@ -567,7 +563,8 @@ fn done(response: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>> {
     }
 }
 
-/// Reads the response of a command that was done: it has the command's tag and nothing behind its last field.
+/// Reads the response of a command that was done: it has the command's tag and nothing behind its
+/// last field.
 fn unmarshal<R: TpmUnmarshalBody>(response: &[u8], tag: TpmSt) -> Result<R> {
     let malformed = |error: ProtocolError| CommandError::BadResponse(format!("{error} at byte {}", error.offset()));
     let frame = TpmResponse::cast(response).map_err(malformed)?;
@@ -577,13 +574,18 @@ fn unmarshal<R: TpmUnmarshalBody>(response: &[u8], tag: TpmSt) -> Result<R> {
     frame.unmarshal().map_err(malformed)
 }
 
+/// ECDSA-Sig-Value (RFC 3279 §2.2.3).
+pub(super) fn signed_by_ecdsa(r: &[u8], s: &[u8]) -> Vec<u8> {
+    der::sequence(&[&der::unsigned_integer(r), &der::unsigned_integer(s)])
+}
+
 /// Makes a TPM2B of its content.
 pub(super) fn sized<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], what: &str) -> Result<T> {
     T::try_from(bytes).map_err(|_| CommandError::BadArgument(format!("{} bytes are too many for {what}", bytes.len())))
 }
 
 /// `None` where the TPM says that there is nothing at the command's only handle (TPM 2.0 Part 3, 5.4).
-fn there<R>(outcome: Result<R>) -> Result<Option<R>> {
+pub(super) fn there<R>(outcome: Result<R>) -> Result<Option<R>> {
     match outcome {
         Err(CommandError::Refused(code)) if code.base() == Some(TpmRcBase::Handle) && code.is_about_first_handle() => {
             Ok(None)
@@ -593,9 +595,9 @@ fn there<R>(outcome: Result<R>) -> Result<Option<R>> {
 }
 
 /// As many as one answer may hold for the library (TpmlHandle). TPMs give out 254 at most (TPM 2.0 Part 2, 10.9.3: MAX_CAP_HANDLES).
-const MAX_HANDLES_AT_ONCE: u32 = 128;
+pub(super) const MAX_HANDLES_AT_ONCE: u32 = 128;
 /// Far more than any TPM has of one type; chips have room for some dozen.
-const MAX_HANDLES: usize = 4096;
+pub(super) const MAX_HANDLES: usize = 4096;
 /// The least that a TPM takes (TPM 2.0 Part 3, 11.1.1), and more than ever repeats.
 const NONCE_SIZE: usize = 16;
 /// As often as libtss2 tries (_ESYS_MAX_SUBMISSIONS).

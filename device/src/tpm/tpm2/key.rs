@@ -4,7 +4,8 @@ use tpm2_protocol::data::{TpmAlgId, TpmEccCurve, TpmSe, TpmsContext, TpmtPublic,
 use tpm2_protocol::{TpmMarshal, TpmSized, TpmUnmarshal, TpmWriter};
 use zeroize::Zeroizing;
 
-use super::command::{CommandError, Connection, Hierarchy};
+use super::command::{CommandError, Hierarchy};
+use super::connection::Connection;
 use super::hash::Hash;
 use super::{Fault, authorised, certificate, template, unsupported};
 use crate::tpm::{EkKind, PublicArea, PublicKey, SrkKind};
@@ -186,9 +187,10 @@ fn session_for(
     Ok(Some(session))
 }
 
-/// The key that the salt of a password's session is encrypted to. Whoever substitutes it on the bus can try passwords, so it is the
-/// EK by which the CA knows this device, if there is one and it can be had without a password. Else it is any primary key that was
-/// made before, or one of the null hierarchy, which has no password (TPM 2.0 Part 1, 14.4); these keep out who only listens.
+/// The key that the salt of a password's session is encrypted to. Whoever substitutes it on the bus
+/// can try passwords, so it is the EK by which the CA knows this device, if there is one and it can
+/// be had without a password. Else it is any primary key that was made before, or one of the null
+/// hierarchy, which has no password (TPM 2.0 Part 1, 14.4); these keep out who only listens.
 fn salting_key(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Key, Fault> {
     if let Some((kind, id)) = primaries.expected
         && let Some(ek) = load_ek_without_password(tpm, primaries, kind)?
@@ -277,8 +279,8 @@ impl Primaries {
     }
 }
 
-/// TPM2_ActivateCredential for any key whose ADMIN role takes an empty password. The secret comes over the bus encrypted, for a
-/// session whose salt only the EK can read.
+/// TPM2_ActivateCredential for any key whose ADMIN role takes an empty password. The secret comes
+/// over the bus encrypted, for a session whose salt only the EK can read.
 pub(super) fn activate(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -323,8 +325,9 @@ fn activated(
     Ok((secret, session))
 }
 
-/// A session that authorises the use of an EK (TCG EK Credential Profile 2.5, B.3 and B.4): templates of the high range have
-/// userWithAuth and an empty password, those of the low range only the policy PolicySecret(TPM_RH_ENDORSEMENT).
+/// A session that authorises the use of an EK (TCG EK Credential Profile 2.5, B.3 and B.4):
+/// templates of the high range have userWithAuth and an empty password, those of the low range only
+/// the policy PolicySecret(TPM_RH_ENDORSEMENT).
 fn authorise_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, ek: &Key) -> Result<u32, Fault> {
     if template::has_password(&ek.public) {
         return Ok(tpm.start_session(TpmSe::Hmac, TpmAlgId::Sha256, ek)?);

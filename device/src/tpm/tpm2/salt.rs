@@ -20,7 +20,8 @@ pub(super) struct Salt {
 }
 
 impl Salt {
-    /// A fresh salt, as long as a digest of the key's `nameAlg`, for the owner of a storage key or EK.
+    /// A fresh salt, as long as a digest of the key's `nameAlg`, for the owner of a storage key or
+    /// EK.
     pub(super) fn for_key(public: &TpmtPublic) -> Result<Self, CommandError> {
         let hash = Hash::of(public.name_alg)?;
         match key::public_key(public) {

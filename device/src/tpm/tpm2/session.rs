@@ -22,7 +22,8 @@ pub(super) struct Session {
 #[derive(Clone, Copy)]
 pub(super) struct Use<'a> {
     pub(super) session: u32,
-    /// The authValue of what the session authorises; empty if that has none, or if it only encrypts.
+    /// The authValue of what the session authorises; empty if that has none, or if it only
+    /// encrypts.
     pub(super) auth_value: &'a [u8],
     pub(super) attributes: TpmaSession,
 }
@@ -44,8 +45,8 @@ impl Session {
         Ok(())
     }
 
-    /// Authorises a command (TPM 2.0 Part 1, 18.7 and 19.6.5). No other session of ours encrypts what the first one authorises,
-    /// so no other nonce is in the HMAC.
+    /// Authorises a command (TPM 2.0 Part 1, 18.7 and 19.6.5). No other session of ours encrypts
+    /// what the first one authorises, so no other nonce is in the HMAC.
     pub(super) fn authorise(&self, usage: Use<'_>, command: &[&[u8]]) -> Result<TpmsAuthCommand, CommandError> {
         let digest = self.hash.digest(command);
         let attributes = [usage.attributes.bits()];
@@ -58,8 +59,8 @@ impl Session {
         })
     }
 
-    /// Checks that the TPM made this response to that command (TPM 2.0 Part 1, 18.8 and 19.6.5), and then decrypts its first
-    /// parameter if the use says so.
+    /// Checks that the TPM made this response to that command (TPM 2.0 Part 1, 18.8 and 19.6.5),
+    /// and then decrypts its first parameter if the use says so.
     pub(super) fn end(
         &mut self,
         usage: Use<'_>,
@@ -81,7 +82,8 @@ impl Session {
         Ok(())
     }
 
-    /// Key and initialisation vector of one parameter (TPM 2.0 Part 1, 21.3); the newer nonce comes first.
+    /// Key and initialisation vector of one parameter (TPM 2.0 Part 1, 21.3); the newer nonce comes
+    /// first.
     fn derive(&self, usage: Use<'_>, nonces: [&[u8]; 2]) -> Zeroizing<Vec<u8>> {
         self.hash.derive(&self.key_with(usage), b"CFB\0", nonces, 2 * AES_BLOCK)
     }
