@@ -108,6 +108,7 @@ impl Directory {
     pub fn ca(&self) -> Result<Ca> {
         let key = Zeroizing::new(self.read("issuing.key")?);
         let issuer = Issuer::from_pem(&self.read("issuing.pem")?, &key).context("issuing.pem and issuing.key")?;
+        let issuer = issuer.under(&self.root()?, OffsetDateTime::now_utc()).context("issuing.pem and root.pem")?;
         Ok(Ca {
             scope: self.config.scope.clone(),
             ticket_key: TicketKey::new(*self.secret(TICKET_KEY)?),
