@@ -82,6 +82,20 @@ impl Directory {
         Ok(Self { path: path.to_owned(), config })
     }
 
+    /// The same directory, as its `assay.toml` is now.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn reopen(&self) -> Result<Self> {
+        Self::open(&self.path)
+    }
+
+    /// As if `assay.toml` named this scope.
+    pub fn with_scope(mut self, scope: Scope) -> Self {
+        self.config.scope = scope;
+        self
+    }
+
     /// What `assay.toml` says.
     pub fn config(&self) -> &Config {
         &self.config

@@ -18,7 +18,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::serve::{local_url, read_roots};
+use super::outfit::{local_url, read_roots};
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
