@@ -150,7 +150,7 @@ impl Ping {
 
 /// How long a durable write took.
 async fn store(directory: &Directory) -> Result<Duration> {
-    let database = directory.database();
+    let database = directory.database()?;
     let started = Instant::now();
     match timeout(PATIENCE, tokio::task::spawn_blocking(move || write(&database))).await {
         Ok(written) => written?.map(|()| started.elapsed()),

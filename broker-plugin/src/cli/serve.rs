@@ -35,7 +35,7 @@ impl Serve {
             let read = |directory: &Directory| ServerOutfit::read(directory, [bootstrap, operational]);
             let ServerOutfit { worker, tls } = read(directory)?;
             let (outfit, worn) = watch::channel(worker);
-            let database = directory.database();
+            let database = directory.database()?;
 
             let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
                 bootstrap,

@@ -31,7 +31,7 @@ impl Worker {
             let config = WorkerConfig {
                 broker: self.broker.clone(),
                 outfit: worn,
-                database: directory.database(),
+                database: directory.database()?,
                 pulse: Systemd::watchdog(),
             };
             let (stop, stopping) = watch::channel(None);
