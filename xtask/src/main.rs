@@ -4,6 +4,7 @@ mod bench;
 mod ci;
 mod demo;
 mod install;
+mod screen;
 
 use std::env;
 use std::path::{Path, PathBuf};
