@@ -7,9 +7,14 @@ use anyhow::{Result, bail};
 
 use crate::show;
 
-/// Installs what is missing, and says so first.
+/// Installs what building and testing need.
 pub(crate) fn install() -> Result<()> {
-    let missing: Vec<_> = PACKAGES.iter().filter(|(package, _)| !is_installed(package)).collect();
+    install_packages(PACKAGES)
+}
+
+/// Installs those of `packages` that are missing, and says so first, each with its purpose.
+pub(crate) fn install_packages(packages: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = packages.iter().filter(|(package, _)| !is_installed(package)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -28,13 +33,18 @@ pub(crate) fn install() -> Result<()> {
 }
 
 fn apt_get() -> Result<Command> {
+    let mut command = as_root("env")?;
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    Ok(command)
+}
+
+/// `program`, run by root: by sudo unless we are root.
+pub(crate) fn as_root(program: &str) -> Result<Command> {
     if is_root()? {
-        let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive");
-        return Ok(command);
+        return Ok(Command::new(program));
     }
     let mut command = Command::new("sudo");
-    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    command.arg(program);
     Ok(command)
 }
 

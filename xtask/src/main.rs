@@ -3,6 +3,8 @@
 mod bench;
 mod ci;
 mod demo;
+mod docker;
+mod images;
 mod install;
 mod screen;
 
@@ -26,6 +28,8 @@ enum Task {
     },
     /// Check what a change must pass: format, lints, tests, documentation, dependencies
     Ci,
+    /// Build the container images; base images that cannot be pulled are made on this machine
+    Images(images::Images),
     /// Measure what it can do
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         Task::Demo => install::install().and_then(|()| demo::run()),
         Task::Test { arguments } => install::install().and_then(|()| ci::test(&arguments)),
         Task::Ci => install::install().and_then(|()| ci::run()),
+        Task::Images(images) => images.run(),
         Task::Bench(bench) => install::install().and_then(|()| bench.run()),
         Task::Install => install::install(),
     };
@@ -53,8 +58,12 @@ fn main() -> ExitCode {
 /// A cargo command in the workspace's directory.
 fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(arguments).current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    command.args(arguments).current_dir(workspace());
     command
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// Runs `command` for the user to see; an exit status other than 0 is an error.
