@@ -9,7 +9,7 @@ use std::{env, fs};
 use assay_device::tpm::{HierarchyPasswords, IkKind, Password, SrkKind, Tcti};
 use assay_device::{
     Credential, CredentialStatus, Device, DeviceOptions, EkChoice, Error, Flow, KeyStatus, OwnKey, ProvisionRequest,
-    Provisioned, Status, read_certificates,
+    Provisioned, Status, Validity, read_certificates,
 };
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Scope};
@@ -30,8 +30,8 @@ enum Command {
     /// Gets a certificate for a key in the TPM, or an HMAC key. Safe to run again: with a valid one it does nothing.
     #[command(after_help = PROVISION_EXAMPLES)]
     Provision(ProvisionArgs),
-    /// Shows what the state directory says, without asking the TPM or the CA.
-    #[command(after_help = "Example:\n  assay-device status --state /var/lib/assay --json")]
+    /// Shows what the state directory says, without asking the TPM or the CA. The exit code says whether the device can sign in.
+    #[command(after_help = STATUS_EXAMPLE)]
     Status {
         /// The state directory.
         #[arg(long, value_name = "DIR")]
@@ -43,8 +43,8 @@ enum Command {
     /// Publishes one message: over mutual TLS with the key in the TPM, or with a token of the HMAC key there.
     #[command(after_help = PUBLISH_EXAMPLE)]
     Publish {
-        /// The operational listener of the broker.
-        #[arg(long, value_name = "URL")]
+        /// The operational listener of the broker: mqtts://host[:port], by default port 8884.
+        #[arg(long, value_name = "URL", value_parser = BrokerUrl::operational)]
         broker: BrokerUrl,
         #[command(flatten)]
         device: DeviceArgs,
@@ -132,6 +132,10 @@ struct DeviceArgs {
     /// The CA's root certificate, PEM or DER: what the broker and the device's certificate must lead to.
     #[arg(long, value_name = "FILE")]
     ca_root: PathBuf,
+    /// For a device without a clock: takes the time to be no earlier than the first day of the CA's root, nor of any certificate
+    /// that it signed. An expired certificate may then pass for a good one.
+    #[arg(long)]
+    no_clock: bool,
     #[command(flatten)]
     tpm: TpmArgs,
 }
@@ -155,8 +159,24 @@ struct TpmArgs {
     tpm_timeout: u64,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 unexpected; 2 usage; 3 refused by the CA or the broker; 4 broker or CA not reached before the deadline; 5 TPM \
-failed or timed out; 6 state directory or file; 7 the answer of the CA failed verification.";
+const EXIT_CODES: &str = "Exit codes:
+  0  done
+  1  unexpected
+  2  usage
+  3  refused by the CA or the broker; or set wrongly: broker, root, scope, clock. No retry mends it
+  4  broker or CA not reached before the deadline
+  5  the TPM failed or timed out
+  6  state directory or file
+  7  the answer of the CA failed verification
+  8  not provisioned: no state, or nothing granted yet
+  9  the certificate has expired";
+
+const STATUS_EXAMPLE: &str = "Examples:
+  assay-device status --state /var/lib/assay --json
+  assay-device status --state /var/lib/assay || assay-device provision ...
+
+Exit codes: 0 the device can sign in; 3 the clock is wrong; 6 the state is broken; 8 no state, or nothing granted yet;
+9 the certificate has expired.";
 
 const PROVISION_EXAMPLES: &str = "Examples:
   assay-device provision --broker mqtts://ca.example.com:8883 \\
@@ -246,14 +266,21 @@ fn json_of(provisioned: &Provisioned) -> Value {
 }
 
 fn status(state: &Path, json: bool) -> Result<(), Error> {
-    let status = Status::read(state)?;
-    if json {
-        return print_line(&status.as_ref().map_or(Value::Null, json_of_status).to_string());
-    }
-    let Some(status) = status else {
-        return print_line("not provisioned");
+    let Some(status) = Status::read(state)? else {
+        print_line(if json { r#"{"state":"no-state"}"# } else { "no state" })?;
+        let reason = format!("no state in {}: run `assay-device provision`", state.display());
+        return Err(Error::NotProvisioned(reason));
     };
-    let KeyStatus { scope, flow, ek, ek_id, key } = status.keys;
+    if json {
+        print_line(&json_of_status(&status).to_string())?;
+    } else {
+        print_status(&status)?;
+    }
+    status.usable().map(drop)
+}
+
+fn print_status(status: &Status) -> Result<(), Error> {
+    let KeyStatus { scope, flow, ek, ek_id, key } = &status.keys;
     print_line(&format!("scope         {scope}"))?;
     print_line(&format!("flow          {flow}"))?;
     print_line(&format!("EK            {ek}, id {ek_id}"))?;
@@ -263,20 +290,25 @@ fn status(state: &Path, json: bool) -> Result<(), Error> {
             print_line(&format!("HMAC key      at {hmac_handle:#010x}, sent to storage root key {srk}"))?;
         }
     }
-    match status.credential {
+    match &status.credential {
         None => print_line("granted       nothing yet")?,
         Some(CredentialStatus::SharedKey { device_id }) => print_line(&format!("device id     {device_id}"))?,
         Some(CredentialStatus::Certificate { path, summary, is_confirmed }) => {
             print_line(&format!("device id     {}", summary.common_name))?;
             print_line(&format!("serial        {}", summary.serial))?;
-            print_line(&format!("valid until   {}", summary.not_after))?;
+            let remark = match summary.validity {
+                Validity::Valid => "",
+                Validity::Expired => "  expired",
+                Validity::NotYet => "  not valid yet: the clock is wrong",
+            };
+            print_line(&format!("valid         {} to {}{remark}", summary.not_before, summary.not_after))?;
             print_line(&format!("certificate   {}", path.display()))?;
-            if !is_confirmed {
+            if !*is_confirmed {
                 print_line("unconfirmed   run assay-device provision, or connect, before the CA revokes it")?;
             }
         }
     }
-    match status.attempt {
+    match &status.attempt {
         None => Ok(()),
         Some(KeyStatus { scope, flow, ek, key, .. }) => {
             let key = match key {
@@ -290,20 +322,31 @@ fn status(state: &Path, json: bool) -> Result<(), Error> {
 
 fn json_of_status(status: &Status) -> Value {
     let mut json = json_of_keys(&status.keys);
-    let (mut device_id, mut serial, mut not_after, mut file, mut confirmed) = Default::default();
+    let (mut device_id, mut serial, mut not_before, mut not_after, mut file, mut confirmed) = Default::default();
     match &status.credential {
         None => {}
         Some(CredentialStatus::SharedKey { device_id: id }) => device_id = Some(id),
         Some(CredentialStatus::Certificate { path, summary, is_confirmed }) => {
             device_id = Some(&summary.common_name);
             serial = Some(&summary.serial);
+            not_before = Some(&summary.not_before);
             not_after = Some(&summary.not_after);
             file = Some(path);
             confirmed = Some(is_confirmed);
         }
     }
+    json["state"] = json!(match &status.credential {
+        None => "nothing-granted",
+        Some(CredentialStatus::Certificate { summary, .. }) => match summary.validity {
+            Validity::Valid => "provisioned",
+            Validity::Expired => "expired",
+            Validity::NotYet => "clock-wrong",
+        },
+        Some(CredentialStatus::SharedKey { .. }) => "provisioned",
+    });
     json["device_id"] = json!(device_id);
     json["serial"] = json!(serial);
+    json["not_before"] = json!(not_before);
     json["not_after"] = json!(not_after);
     json["certificate"] = json!(file);
     json["confirmed"] = json!(confirmed);
@@ -358,7 +401,7 @@ fn token(tpm: TpmArgs, lifetime: Duration, json: bool) -> Result<(), Error> {
 
 fn open(args: DeviceArgs) -> Result<Device, Error> {
     let ca_roots = read_certificates(&args.ca_root)?;
-    Device::open(DeviceOptions { ca_roots, ..options(args.tpm)? })
+    Device::open(DeviceOptions { ca_roots, no_clock: args.no_clock, ..options(args.tpm)? })
 }
 
 fn options(args: TpmArgs) -> Result<DeviceOptions, Error> {
@@ -371,6 +414,7 @@ fn options(args: TpmArgs) -> Result<DeviceOptions, Error> {
         tpm_timeout: Duration::from_secs(args.tpm_timeout),
         state: args.state,
         ca_roots: Vec::new(),
+        no_clock: false,
     })
 }
 

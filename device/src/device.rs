@@ -14,8 +14,11 @@ use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::Runtime;
 
+use crate::broker_certificate;
+use crate::clock::Clock;
 use crate::ek::{EkChoice, EndorsementKey};
 use crate::error::Error;
+use crate::key::IdentityKey;
 use crate::provision::{Line, Progress, Step};
 use crate::state::{Grant, Memory, Shown, StateDirectory};
 use crate::token::{DEFAULT_LIFETIME, Token};
@@ -36,6 +39,9 @@ pub struct DeviceOptions {
     pub state: PathBuf,
     /// The CA's root certificates: what both the broker and the device's own certificate must lead to.
     pub ca_roots: Vec<CertificateDer<'static>>,
+    /// Whether the device has no clock to go by. Then the time is taken to be no earlier than the first day of the CA's roots, nor
+    /// of any certificate that they lead to; an expired one may pass for a good one.
+    pub no_clock: bool,
 }
 
 /// What a device asks for, and where.
@@ -141,18 +147,20 @@ pub struct Device {
     tpm: TpmThread,
     state: StateDirectory,
     roots: RootCertStore,
+    clock: Clock,
 }
 
 impl Device {
     /// Takes the state directory. The TPM is not asked anything yet.
     pub fn open(options: DeviceOptions) -> Result<Self, Error> {
+        let clock = Clock::new(!options.no_clock, &options.ca_roots);
         let mut roots = RootCertStore::empty();
         for root in options.ca_roots {
             roots.add(root).map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
         }
         let state = StateDirectory::open(&options.state)?;
         let tpm = TpmThread::start(Tpm2::new(options.tcti, options.passwords), options.tpm_timeout);
-        Ok(Self { tpm, state, roots })
+        Ok(Self { tpm, state, roots, clock })
     }
 
     /// Sees to it that this device can sign in: with a valid certificate for an identity key in its TPM, or with an HMAC key
@@ -168,6 +176,13 @@ impl Device {
     ///
     /// Blocks, and runs an event loop of its own: call it from a thread, not from an async task.
     pub fn provision(&self, request: &ProvisionRequest, progress: Progress<'_>) -> Result<Provisioned, Error> {
+        self.clock.refuse_if_behind()?;
+        if let Some(assumption) = self.clock.assumption() {
+            progress(&assumption, Duration::ZERO);
+        }
+        if let Some(copy) = self.state.set_broken_aside()? {
+            progress(&copy, Duration::ZERO);
+        }
         let memory = self.state.memory()?;
         match request.flow.or_else(|| memory.flow()).unwrap_or(Flow::Ticket) {
             flow @ (Flow::Ticket | Flow::Sealed) => self.provision_certificate(flow, request, &memory, progress),
@@ -183,6 +198,7 @@ impl Device {
         if !broker.is_tls() {
             return Err(Error::Usage("a device signs in over TLS: the broker's URL must begin with mqtts://".into()));
         }
+        self.clock.refuse_if_behind()?;
         let (scope, device_id, tls, password) = match self.state.memory()?.in_use {
             Some(Grant::SharedKey(grant)) => {
                 let Token { device_id, password, .. } = self.token(DEFAULT_LIFETIME)?;
@@ -190,7 +206,7 @@ impl Device {
             }
             _ => {
                 let (key, certificate) = self.identity()?;
-                let tls = key.tls_config(self.roots.clone(), certificate.chain)?;
+                let tls = self.mutual_tls(&key, certificate.chain)?;
                 (certificate.scope, certificate.device_id, tls, None)
             }
         };
@@ -259,7 +275,16 @@ impl Device {
 
     fn server_authenticated_tls(&self) -> Result<ClientConfig, Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        assay_mqtt::tls_config(provider, self.roots.clone(), None).map_err(|error| Error::Internal(error.to_string()))
+        let config = assay_mqtt::tls_config(provider, self.roots.clone(), None);
+        let mut config = config.map_err(|error| Error::Internal(error.to_string()))?;
+        broker_certificate::judge_by(&mut config, self.roots.clone(), self.clock.clone())?;
+        Ok(config)
+    }
+
+    fn mutual_tls(&self, key: &IdentityKey, chain: Vec<CertificateDer<'static>>) -> Result<ClientConfig, Error> {
+        let mut config = key.tls_config(self.roots.clone(), chain)?;
+        broker_certificate::judge_by(&mut config, self.roots.clone(), self.clock.clone())?;
+        Ok(config)
     }
 }
 

@@ -9,6 +9,7 @@ mod fleet;
 mod interoperability;
 mod lab;
 mod matrix;
+mod mistakes;
 mod operators;
 mod raw_client;
 mod refusals;

@@ -45,7 +45,12 @@ impl Device {
 
     /// `assay-device publish` over mTLS.
     pub fn publish(&self, dir: &AssayDir, server: &AssayServer, topic: &str, message: &str) -> Result<Command> {
-        let mut command = self.connecting("publish", &server.operational, &dir.root_pem())?;
+        self.publish_at(&server.operational, &dir.root_pem(), topic, message)
+    }
+
+    /// As [`publish`](Self::publish), at any broker.
+    pub fn publish_at(&self, broker: &str, ca_root: &Path, topic: &str, message: &str) -> Result<Command> {
+        let mut command = self.connecting("publish", broker, ca_root)?;
         command.args(["--topic", topic, "--message", message]);
         Ok(command)
     }

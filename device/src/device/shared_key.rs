@@ -81,7 +81,8 @@ impl Device {
     /// `lifetime` counts in whole seconds, from this device's clock; a CA takes [`Token::MAX_LIFETIME`] at most.
     ///
     /// # Errors
-    /// [`Error::Usage`] if this device has no shared key, or the TPM no longer holds it, or the lifetime is too long.
+    /// [`Error::NotProvisioned`] if this device has no shared key, [`Error::Usage`] if the TPM no longer holds it or the lifetime is
+    /// too long.
     pub fn token(&self, lifetime: Duration) -> Result<Token, Error> {
         if lifetime > Token::MAX_LIFETIME {
             let limit = Token::MAX_LIFETIME.as_secs();
@@ -89,7 +90,7 @@ impl Device {
         }
         let Some(Grant::SharedKey(grant)) = self.state.memory()?.in_use else {
             let reason = "this device has no shared key: run `assay-device provision --flow shared-key`";
-            return Err(Error::Usage(reason.into()));
+            return Err(Error::NotProvisioned(reason.into()));
         };
         let handle = grant.record.hmac_handle;
         let found = self.tpm.call("looking for the HMAC key", move |tpm| tpm.hmac_key(handle))?;
@@ -101,7 +102,7 @@ impl Device {
             )));
         }
         let hmac = |data: Vec<u8>| self.tpm.call("computing an HMAC", move |tpm| tpm.hmac(handle, &data));
-        token::sign(&grant.record.shown.scope, &grant.device_id, token::expiry(lifetime), hmac)
+        token::sign(&grant.record.shown.scope, &grant.device_id, token::expiry(&self.clock, lifetime), hmac)
     }
 }
 
