@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fs};
 
-use assay_device::tpm::{HierarchyPasswords, IkKind, Password, SrkKind, Tcti};
+use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, Password, SrkKind, Tcti};
 use assay_device::{
-    Credential, CredentialStatus, Device, DeviceOptions, EkChoice, Error, Flow, KeyStatus, OwnKey, ProvisionRequest,
-    Provisioned, Status, Validity, read_certificates,
+    Credential, CredentialStatus, Device, DeviceOptions, EkCertificate, EkChoice, EkDescription, Error, Flow,
+    KeyStatus, OwnKey, ProvisionRequest, Provisioned, Status, Validity, endorsement_keys, read_certificates,
 };
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Scope};
@@ -55,9 +55,25 @@ enum Command {
         #[arg(long)]
         message: String,
     },
+    /// Prints the endorsement keys of the TPM, for `assay enroll add`. Asks the TPM only.
+    #[command(after_help = EK_EXAMPLES)]
+    Ek {
+        /// Only this one: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps; auto is the one that provision shows if nobody says
+        /// which. [default: every one that the TPM has]
+        #[arg(long, value_name = "KIND")]
+        kind: Option<EkChoice>,
+        #[command(flatten)]
+        tpm: TpmArgs,
+        /// Print one JSON object a line on stdout.
+        #[arg(long)]
+        json: bool,
+    },
     /// Prints a password for another MQTT client, made with the HMAC key in the TPM. Client id and user name are the device id.
     #[command(after_help = TOKEN_EXAMPLES)]
     Token {
+        /// The state directory.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
         #[command(flatten)]
         tpm: TpmArgs,
         /// How long the password is valid, at most 86400.
@@ -75,7 +91,8 @@ impl Cli {
             Command::Provision(args) => provision(args),
             Command::Status { state, json } => status(&state, json),
             Command::Publish { broker, device, topic, message } => publish(&broker, device, &topic, message),
-            Command::Token { tpm, lifetime, json } => token(tpm, Duration::from_secs(lifetime), json),
+            Command::Ek { kind, tpm, json } => ek(kind, tpm, json),
+            Command::Token { state, tpm, lifetime, json } => token(state, tpm, Duration::from_secs(lifetime), json),
         }
     }
 }
@@ -136,6 +153,9 @@ struct DeviceArgs {
     /// that it signed. An expired certificate may then pass for a good one.
     #[arg(long)]
     no_clock: bool,
+    /// The state directory; made if it is not there.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
     #[command(flatten)]
     tpm: TpmArgs,
 }
@@ -145,9 +165,6 @@ struct TpmArgs {
     /// How to reach the TPM: device:PATH, swtpm:host=H,port=P or swtpm:path=PATH.
     #[arg(long, default_value_t = Tcti::default())]
     tcti: Tcti,
-    /// The state directory; made if it is not there.
-    #[arg(long, value_name = "DIR")]
-    state: PathBuf,
     /// File with the TPM's owner password; a newline at its end does not count. Else the environment's ASSAY_OWNER_AUTH.
     #[arg(long, value_name = "FILE")]
     owner_auth_file: Option<PathBuf>,
@@ -193,6 +210,11 @@ const PUBLISH_EXAMPLE: &str = "Example:
   assay-device publish --broker mqtts://mqtt.example.com:8884 --ca-root root.pem --state /var/lib/assay \\
       --topic telemetry --message '{\"temperature\":21.5}'";
 
+const EK_EXAMPLES: &str = "Examples:
+  assay-device ek
+  assay-device ek --kind auto > ek.pem    # then, at the CA: assay enroll add ek.pem --device-id pump-17
+  assay-device ek --json | jq -r .ek_id";
+
 const TOKEN_EXAMPLES: &str = "Examples:
   assay-device token --state /var/lib/assay --lifetime 600 --json
   mosquitto_pub -V mqttv5 -h mqtt.example.com -p 8884 --cafile root.pem \\
@@ -219,11 +241,7 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
         deadline: Duration::from_secs(args.deadline),
     };
     let device = open(args.device)?;
-    let provisioned = device.provision(&request, &mut |step, took| {
-        // In one piece, for stderr has no buffer.
-        let line = format!("{:>8.1} ms  {step}\n", took.as_secs_f64() * 1e3);
-        _ = io::stderr().write_all(line.as_bytes());
-    })?;
+    let provisioned = device.provision(&request, &mut show_step)?;
     let already = if provisioned.was_provisioned { "already " } else { "" };
     eprintln!("{already}provisioned as {}", provisioned.device_id);
     if args.json {
@@ -233,6 +251,12 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
         Credential::Certificate { path, .. } => print_line(&path.display().to_string()),
         Credential::SharedKey { .. } => print_line(provisioned.device_id.as_str()),
     }
+}
+
+fn show_step(step: &str, took: Duration) {
+    // In one piece, for stderr has no buffer.
+    let line = format!("{:>8.1} ms  {step}\n", took.as_secs_f64() * 1e3);
+    _ = io::stderr().write_all(line.as_bytes());
 }
 
 fn json_of(provisioned: &Provisioned) -> Value {
@@ -384,9 +408,73 @@ fn publish(broker: &BrokerUrl, device: DeviceArgs, topic: &str, message: String)
     Ok(())
 }
 
-fn token(tpm: TpmArgs, lifetime: Duration, json: bool) -> Result<(), Error> {
+fn ek(kind: Option<EkChoice>, tpm: TpmArgs, json: bool) -> Result<(), Error> {
+    let (passwords, timeout) = (passwords(&tpm)?, Duration::from_secs(tpm.tpm_timeout));
+    let eks = endorsement_keys(tpm.tcti, passwords, timeout, kind, &mut show_step)?;
+    for (number, ek) in eks.iter().enumerate() {
+        if json {
+            print_line(&json_of_ek(ek).to_string())?;
+            continue;
+        }
+        if number > 0 {
+            print_line("")?;
+        }
+        print_ek(ek)?;
+    }
+    Ok(())
+}
+
+/// What stands before and between PEM is for people (RFC 7468 §2), so one EK's output is a file for `assay enroll add`.
+fn print_ek(ek: &EkDescription) -> Result<(), Error> {
+    let default = if ek.is_default { "; provision shows this one if nobody says which" } else { "" };
+    print_line(&format!("EK            {}, template {}{default}", ek.kind, ek.kind.template()))?;
+    print_line(&format!("id            {}", ek.ek_id))?;
+    print_line(&format!("device id     {}, unless an enrolment names another", ek.device_id))?;
+    match &ek.certificate {
+        None => print_line("certificate   none in the TPM")?,
+        Some(EkCertificate { subject, issuer, not_after, is_for_this_key, issuers, .. }) => {
+            let subject = if subject.is_empty() { "no subject" } else { subject };
+            print_line(&format!("certificate   {subject}, issued by {issuer}, until {not_after}"))?;
+            if *issuers > 0 {
+                print_line(&format!("issuers       {issuers} in the TPM"))?;
+            }
+            if !is_for_this_key {
+                print_line("              it is for another key than this EK")?;
+            }
+        }
+    }
+    let legacy = if ek.kind == EkKind::LegacyDps { " --legacy-dps-ek" } else { "" };
+    print_line(&format!("to enrol it   assay enroll add FILE{legacy}, where FILE has what follows"))?;
+    let pem = ek.enrolment();
+    print_line(pem.trim_end())
+}
+
+fn json_of_ek(ek: &EkDescription) -> Value {
+    let certificate = ek.certificate.as_ref().map(|certificate| {
+        json!({
+            "subject": certificate.subject,
+            "issuer": certificate.issuer,
+            "not_after": certificate.not_after,
+            "is_for_this_key": certificate.is_for_this_key,
+            "issuers": certificate.issuers,
+            "pem": certificate.pem,
+        })
+    });
+    json!({
+        "ek": ek.kind.to_string(),
+        "template": ek.kind.template(),
+        "default": ek.is_default,
+        "ek_id": ek.ek_id,
+        "device_id": ek.device_id,
+        "public_key": ek.public_key,
+        "certificate": certificate,
+        "enrolment": ek.enrolment(),
+    })
+}
+
+fn token(state: PathBuf, tpm: TpmArgs, lifetime: Duration, json: bool) -> Result<(), Error> {
     // No certificate is verified here, so no root is needed.
-    let token = Device::open(options(tpm)?)?.token(lifetime)?;
+    let token = Device::open(options(state, tpm)?)?.token(lifetime)?;
     if !json {
         return print_line(&token.password);
     }
@@ -401,20 +489,24 @@ fn token(tpm: TpmArgs, lifetime: Duration, json: bool) -> Result<(), Error> {
 
 fn open(args: DeviceArgs) -> Result<Device, Error> {
     let ca_roots = read_certificates(&args.ca_root)?;
-    Device::open(DeviceOptions { ca_roots, no_clock: args.no_clock, ..options(args.tpm)? })
+    Device::open(DeviceOptions { ca_roots, no_clock: args.no_clock, ..options(args.state, args.tpm)? })
 }
 
-fn options(args: TpmArgs) -> Result<DeviceOptions, Error> {
+fn options(state: PathBuf, args: TpmArgs) -> Result<DeviceOptions, Error> {
     Ok(DeviceOptions {
+        passwords: passwords(&args)?,
         tcti: args.tcti,
-        passwords: HierarchyPasswords {
-            owner: password(args.owner_auth_file.as_deref(), "ASSAY_OWNER_AUTH")?,
-            endorsement: password(args.endorsement_auth_file.as_deref(), "ASSAY_ENDORSEMENT_AUTH")?,
-        },
         tpm_timeout: Duration::from_secs(args.tpm_timeout),
-        state: args.state,
+        state,
         ca_roots: Vec::new(),
         no_clock: false,
+    })
+}
+
+fn passwords(args: &TpmArgs) -> Result<HierarchyPasswords, Error> {
+    Ok(HierarchyPasswords {
+        owner: password(args.owner_auth_file.as_deref(), "ASSAY_OWNER_AUTH")?,
+        endorsement: password(args.endorsement_auth_file.as_deref(), "ASSAY_ENDORSEMENT_AUTH")?,
     })
 }
 

@@ -52,7 +52,7 @@ pub use device::{
 };
 
 mod ek;
-pub use ek::EkChoice;
+pub use ek::{EkCertificate, EkChoice, EkDescription, endorsement_keys};
 
 mod status;
 pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};

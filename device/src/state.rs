@@ -228,7 +228,7 @@ impl DeviceRecord {
         }
     }
 
-    fn into_shown(self) -> Shown {
+    pub(crate) fn into_shown(self) -> Shown {
         match self {
             Self::Identity(record) => record.shown,
             Self::Hmac(record) => record.shown,

@@ -4,6 +4,7 @@ mod advice;
 mod commands;
 mod costs;
 mod crash;
+mod eks;
 mod external_brokers;
 mod fleet;
 mod interoperability;

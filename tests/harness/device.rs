@@ -55,6 +55,13 @@ impl Device {
         Ok(command)
     }
 
+    /// `assay-device ek`.
+    pub fn ek(&self) -> Result<Command> {
+        let mut command = Command::new(assay_bin("assay-device")?);
+        command.args(["ek", "--tcti", &self.tcti]);
+        Ok(command)
+    }
+
     /// `assay-device token`.
     pub fn token(&self) -> Result<Command> {
         let mut command = Command::new(assay_bin("assay-device")?);

@@ -10,13 +10,14 @@ use crate::error::Error;
 use crate::key::IdentityKey;
 use crate::provision::{Applicant, Progress, Step};
 use crate::state::{Attempt, CertificateGrant, Confirmation, Grant, IdentityRecord, Memory};
-use crate::tpm::{IkKind, PublicArea, PublicKey};
+use crate::tpm::{EkKind, IkKind, PublicArea, PublicKey};
 use crate::verify::{self, AnswerError, DeviceCertificate};
 
 impl Device {
     pub(super) fn provision_certificate(
         &self,
         flow: Flow,
+        ek: Option<EkKind>,
         request: &ProvisionRequest,
         memory: &Memory,
         progress: Progress<'_>,
@@ -45,7 +46,7 @@ impl Device {
             }
         }
 
-        let (ek, shown) = self.endorsement_key(request, memory, &mut step)?;
+        let (ek, shown) = self.endorsement_key(ek, request, memory, &mut step)?;
         // To the CA another EK is another device, whose certificate this is not.
         let pending = pending
             .filter(|(ek, ..)| *ek == shown.ek)

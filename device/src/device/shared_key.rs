@@ -9,11 +9,12 @@ use crate::error::Error;
 use crate::provision::{Progress, Registrant, Registration, Step};
 use crate::state::{Attempt, Grant, HmacPublic, HmacRecord, Memory, SharedKeyGrant};
 use crate::token::{self, Token};
-use crate::tpm::{SrkKind, TpmError};
+use crate::tpm::{EkKind, SrkKind, TpmError};
 
 impl Device {
     pub(super) fn provision_shared_key(
         &self,
+        ek: Option<EkKind>,
         request: &ProvisionRequest,
         memory: &Memory,
         progress: Progress<'_>,
@@ -40,7 +41,7 @@ impl Device {
             return Ok(provisioned(&grant.record, grant.device_id.clone(), true, &meter));
         }
 
-        let (ek, shown) = self.endorsement_key(request, memory, &mut step)?;
+        let (ek, shown) = self.endorsement_key(ek, request, memory, &mut step)?;
         let srk_public = self.tpm.call("making the storage root key", move |tpm| tpm.storage_root_key(srk))?;
         let srk_public = srk_public.ok_or_else(|| TpmError::Unsupported(format!("{srk} storage root")))?;
         let record = |keys| HmacRecord { shown: shown.clone(), srk, hmac_handle: handle, keys };
