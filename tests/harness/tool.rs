@@ -80,6 +80,7 @@ fn locate(program: &str) -> Result<PathBuf> {
 fn package_of(program: &str) -> Option<&'static str> {
     Some(match program {
         "certtool" => "gnutls-bin",
+        "git" => "git",
         "mosquitto" => "mosquitto",
         "openssl" => "openssl",
         "setpriv" => "util-linux",

@@ -50,6 +50,7 @@ fn is_installed(package: &str) -> bool {
 
 /// Whoever can link a Rust program has the C compiler that SQLite, ring and AWS-LC are built with.
 const PACKAGES: &[(&str, &str)] = &[
+    ("git", "reads the commit that a build names, for tests"),
     ("mosquitto", "a broker that is not ours, for tests"),
     ("openssl", "an independent judge of certificates, for tests and demo"),
     ("swtpm", "software TPMs, for tests and demo"),
