@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 /// Proves this device's TPM to an Assay CA over MQTT, and speaks MQTT with what it gets: a certificate for a key in the TPM, or an
 /// HMAC key that only the TPM can open.
 #[derive(Parser)]
-#[command(version, after_help = EXIT_CODES)]
+#[command(version = env!("ASSAY_VERSION"), after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,

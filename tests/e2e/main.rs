@@ -19,3 +19,4 @@ mod shared_key;
 mod shared_key_tools;
 mod snooping;
 mod tools_device;
+mod version;

@@ -4,6 +4,7 @@ mod bench;
 mod ci;
 mod demo;
 mod install;
+mod packages;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,10 @@ enum Task {
     /// Measure what it can do
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Build the Debian packages assay and assay-device, in target/debian
+    Packages,
+    /// Build the packages, and try them on a fresh Debian machine in a folder; as root
+    PackagesTest,
     /// Install the Debian packages that building and testing need
     Install,
 }
@@ -38,6 +43,8 @@ fn main() -> ExitCode {
         Task::Test { arguments } => install::install().and_then(|()| ci::test(&arguments)),
         Task::Ci => install::install().and_then(|()| ci::run()),
         Task::Bench(bench) => install::install().and_then(|()| bench.run()),
+        Task::Packages => install::install_for_packages().and_then(|()| packages::build()).map(drop),
+        Task::PackagesTest => install::install().and_then(|()| packages::trial::run_trial()),
         Task::Install => install::install(),
     };
     match done {
