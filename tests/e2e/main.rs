@@ -7,6 +7,7 @@ mod crash;
 mod eks;
 mod external_brokers;
 mod fleet;
+mod health;
 mod interoperability;
 mod lab;
 mod matrix;
