@@ -11,7 +11,7 @@ use assay_tests::run;
 use clap::Args;
 
 use crate::docker::{docker, is_successful, output, require_engine};
-use crate::install::{as_root, install_packages};
+use crate::install::{as_root, install_for_images};
 use crate::screen::Screen;
 use crate::{bin_dir, show, workspace};
 
@@ -135,7 +135,7 @@ fn unless_there(name: &str, make: impl FnOnce(&str) -> Result<()>) -> Result<()>
 /// Debian without what its slim images do not have either: documentation, translations, lists of
 /// packages.
 fn make_runtime(name: &str) -> Result<()> {
-    install_packages(&[("debootstrap", "makes a Debian root file system where no registry can be reached")])?;
+    install_for_images()?;
     let root = tempfile::tempdir_in(bin_dir()?)?;
     let tree = root.path().join("debian");
     show(as_root("debootstrap")?.args(["--variant=minbase", RELEASE]).arg(&tree))?;

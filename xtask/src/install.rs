@@ -7,13 +7,23 @@ use anyhow::{Result, bail};
 
 use crate::show;
 
-/// Installs what building and testing need.
+/// Installs what building, demo and tests need.
 pub(crate) fn install() -> Result<()> {
-    install_packages(PACKAGES)
+    install_missing(FOR_TESTS)
 }
 
-/// Installs those of `packages` that are missing, and says so first, each with its purpose.
-pub(crate) fn install_packages(packages: &[(&str, &str)]) -> Result<()> {
+/// Installs what making Debian packages and trying them needs.
+pub(crate) fn install_for_packages() -> Result<()> {
+    install_missing(FOR_PACKAGES)
+}
+
+/// Installs what making stand-ins for base images needs.
+pub(crate) fn install_for_images() -> Result<()> {
+    install_missing(FOR_IMAGES)
+}
+
+/// Says first what it installs.
+fn install_missing(packages: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<_> = packages.iter().filter(|(package, _)| !is_installed(package)).collect();
     if missing.is_empty() {
         return Ok(());
@@ -48,7 +58,8 @@ pub(crate) fn as_root(program: &str) -> Result<Command> {
     Ok(command)
 }
 
-fn is_root() -> Result<bool> {
+/// Whether this process may install packages by itself.
+pub(crate) fn is_root() -> Result<bool> {
     Ok(Command::new("id").arg("-u").output()?.stdout.trim_ascii() == b"0")
 }
 
@@ -59,10 +70,19 @@ fn is_installed(package: &str) -> bool {
 }
 
 /// Whoever can link a Rust program has the C compiler that SQLite, ring and AWS-LC are built with.
-const PACKAGES: &[(&str, &str)] = &[
+const FOR_TESTS: &[(&str, &str)] = &[
+    ("git", "reads the commit that a build names, for tests"),
     ("mosquitto", "a broker that is not ours, for tests"),
     ("openssl", "an independent judge of certificates, for tests and demo"),
     ("swtpm", "software TPMs, for tests and demo"),
     ("swtpm-tools", "makes their endorsement certificates"),
     ("tpm2-tools", "an independent user of TPMs, for tests and demo"),
 ];
+
+const FOR_PACKAGES: &[(&str, &str)] = &[
+    ("debootstrap", "a fresh Debian machine in a folder, to try packages on"),
+    ("dpkg-dev", "finds what packages depend on"),
+    ("systemd-container", "boots that machine"),
+];
+
+const FOR_IMAGES: &[(&str, &str)] = &[("debootstrap", "a Debian root file system, where no registry can be reached")];

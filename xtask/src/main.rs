@@ -6,6 +6,7 @@ mod demo;
 mod docker;
 mod images;
 mod install;
+mod packages;
 mod screen;
 
 use std::env;
@@ -33,6 +34,10 @@ enum Task {
     /// Measure what it can do
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Build the Debian packages assay and assay-device, in target/debian
+    Packages,
+    /// Build the packages, and try them on a fresh Debian machine in a folder; as root
+    PackagesTest,
     /// Install the Debian packages that building and testing need
     Install,
 }
@@ -44,6 +49,8 @@ fn main() -> ExitCode {
         Task::Ci => install::install().and_then(|()| ci::run()),
         Task::Images(images) => images.run(),
         Task::Bench(bench) => install::install().and_then(|()| bench.run()),
+        Task::Packages => install::install_for_packages().and_then(|()| packages::build()).map(drop),
+        Task::PackagesTest => install::install().and_then(|()| packages::trial::run_trial()),
         Task::Install => install::install(),
     };
     match done {

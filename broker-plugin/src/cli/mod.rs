@@ -20,7 +20,7 @@ use clap::{Parser, Subcommand};
 
 /// Turns a TPM's endorsement key into a device certificate, over MQTT.
 #[derive(Parser)]
-#[command(name = "assay", version, after_help = EXAMPLES)]
+#[command(name = "assay", version = env!("ASSAY_VERSION"), after_help = EXAMPLES)]
 pub(crate) struct Cli {
     /// The CA's directory
     #[arg(long, global = true, env = "ASSAY_DIR", default_value = ".")]
