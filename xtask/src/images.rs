@@ -15,7 +15,7 @@ use crate::install::{as_root, install_for_images};
 use crate::screen::Screen;
 use crate::{bin_dir, show, workspace};
 
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct Images {
     /// Make the base images on this machine, even if a registry has them
     #[arg(long)]
@@ -24,15 +24,15 @@ pub(crate) struct Images {
 
 /// Images that can be run; by id where they are ours, since another checkout may use the same
 /// names.
-struct Built {
-    assay: String,
-    assay_device: String,
-    mosquitto: String,
+pub(crate) struct Built {
+    pub(crate) assay: String,
+    pub(crate) assay_device: String,
+    pub(crate) mosquitto: String,
 }
 
 impl Images {
     /// Builds and names them, and says what it took.
-    pub(crate) fn run(&self) -> Result<()> {
+    pub(crate) fn run(&self) -> Result<Built> {
         let began = Instant::now();
         let bases = if self.stand_ins { Bases::stand_ins()? } else { Bases::find()? };
         let (based, screen) = (began.elapsed(), Screen::new());
@@ -55,15 +55,14 @@ impl Images {
         if built.mosquitto != MOSQUITTO_IMAGE {
             screen.say(&format!("and: MOSQUITTO_IMAGE={} docker compose --profile external up", built.mosquitto));
         }
-        Ok(())
+        Ok(built)
     }
 }
 
 fn build(bases: &Bases) -> Result<Built> {
     let commit = run(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(workspace()));
-    // A source archive has no history.
-    let commit =
-        commit.map_or_else(|_| "unknown".into(), |output| String::from_utf8_lossy(&output.stdout).into_owned());
+    // A source archive has no history, and its build says so.
+    let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let build_one = |target: &str| -> Result<String> {
         let mut command = docker(["build", "--file", "deploy/Dockerfile", "--target", target, "--tag", target]);
         command.arg("--build-arg").arg(format!("BUILD_IMAGE={}", bases.build));

@@ -2,6 +2,7 @@
 
 mod bench;
 mod ci;
+mod compose;
 mod demo;
 mod docker;
 mod images;
@@ -31,6 +32,8 @@ enum Task {
     Ci,
     /// Build the container images; base images that cannot be pulled are made on this machine
     Images(images::Images),
+    /// Bring up docker-compose.yml, and see what it survives: kills, cuts, a full disk, wrong clocks
+    ComposeTest(compose::Arguments),
     /// Measure what it can do
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -47,7 +50,8 @@ fn main() -> ExitCode {
         Task::Demo => install::install().and_then(|()| demo::run()),
         Task::Test { arguments } => install::install().and_then(|()| ci::test(&arguments)),
         Task::Ci => install::install().and_then(|()| ci::run()),
-        Task::Images(images) => images.run(),
+        Task::Images(images) => images.run().map(drop),
+        Task::ComposeTest(arguments) => install::install().and_then(|()| compose::run(&arguments)),
         Task::Bench(bench) => install::install().and_then(|()| bench.run()),
         Task::Packages => install::install_for_packages().and_then(|()| packages::build()).map(drop),
         Task::PackagesTest => install::install().and_then(|()| packages::trial::run_trial()),
