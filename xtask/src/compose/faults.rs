@@ -44,25 +44,22 @@ pub(super) fn each_flow(scene: &mut Scene<'_>) -> Result<Outcome> {
 
 /// SIGKILL for broker and CA in one, at any moment of a provisioning.
 pub(super) fn kill_ca(scene: &mut Scene<'_>) -> Result<Outcome> {
-    while_provisioning(scene, KILLS, |scene, window| {
-        thread::sleep(window.mul_f64(scene.rng.f64()));
-        scene.stack.kill(&["ca"])?;
-        let struck = scene.all_struck();
-        thread::sleep(LONGEST_OUTAGE.mul_f64(scene.rng.f64()));
-        scene.stack.start(&["ca"])?;
-        Ok(struck)
-    })
+    kill(scene, |_| "ca")
 }
 
 /// SIGKILL for one of two workers; the other goes on.
 pub(super) fn kill_worker(scene: &mut Scene<'_>) -> Result<Outcome> {
+    kill(scene, |scene| scene.any_worker())
+}
+
+fn kill(scene: &mut Scene<'_>, victim: impl Fn(&mut Scene<'_>) -> &'static str) -> Result<Outcome> {
     while_provisioning(scene, KILLS, |scene, window| {
-        let worker = scene.any_worker();
+        let victim = victim(scene);
         thread::sleep(window.mul_f64(scene.rng.f64()));
-        scene.stack.kill(&[worker])?;
+        scene.stack.kill(&[victim])?;
         let struck = scene.all_struck();
         thread::sleep(LONGEST_OUTAGE.mul_f64(scene.rng.f64()));
-        scene.stack.start(&[worker])?;
+        scene.stack.start(&[victim])?;
         Ok(struck)
     })
 }
@@ -87,33 +84,25 @@ pub(super) fn kill_device(scene: &mut Scene<'_>) -> Result<Outcome> {
     })
 }
 
-/// The network between a device and the broker is cut, at any moment of a provisioning.
+/// The network between devices and broker is cut, at any moment of a provisioning.
 pub(super) fn cut_device(scene: &mut Scene<'_>) -> Result<Outcome> {
-    let mut cuts = CUTS.into_iter();
-    while_provisioning(scene, CUTS.len(), |scene, window| {
-        thread::sleep(window.mul_f64(scene.rng.f64()));
-        for device in scene.stack.profile.devices() {
-            scene.stack.cut(device)?;
-        }
-        let struck = scene.all_struck();
-        thread::sleep(cuts.next().unwrap_or_default());
-        for device in scene.stack.profile.devices() {
-            scene.stack.join(device)?;
-        }
-        Ok(struck)
-    })
+    cut(scene, |scene| scene.stack.profile.devices().into())
 }
 
 /// The network between a worker and the broker is cut; the other worker goes on.
 pub(super) fn cut_worker(scene: &mut Scene<'_>) -> Result<Outcome> {
-    let mut cuts = CUTS.into_iter();
+    cut(scene, |scene| vec![scene.any_worker()])
+}
+
+fn cut(scene: &mut Scene<'_>, victims: impl Fn(&mut Scene<'_>) -> Vec<&'static str>) -> Result<Outcome> {
+    let mut lengths = CUTS.into_iter();
     while_provisioning(scene, CUTS.len(), |scene, window| {
-        let worker = scene.any_worker();
+        let victims = victims(scene);
         thread::sleep(window.mul_f64(scene.rng.f64()));
-        scene.stack.cut(worker)?;
+        victims.iter().try_for_each(|victim| scene.stack.cut(victim))?;
         let struck = scene.all_struck();
-        thread::sleep(cuts.next().unwrap_or_default());
-        scene.stack.join(worker)?;
+        thread::sleep(lengths.next().unwrap_or_default());
+        victims.iter().try_for_each(|victim| scene.stack.join(victim))?;
         Ok(struck)
     })
 }
@@ -378,7 +367,7 @@ fn seconds(time: Duration) -> String {
 const WORKERS: [&str; 2] = ["worker-1", "worker-2"];
 /// As often as is asked of each.
 const KILLS: usize = 10;
-/// Below, at and above the 20 s after which a device gives up waiting for an answer.
+/// Below and above the 20 s after which a device gives up waiting for an answer.
 const CUTS: [Duration; 3] = [Duration::from_secs(2), Duration::from_secs(8), Duration::from_secs(25)];
 /// Half a minute of new devices, as fast as a machine can simulate them beside the rest.
 const FLEET: &str = "600";
@@ -388,6 +377,6 @@ const LONGEST_OUTAGE: Duration = Duration::from_secs(3);
 /// Twice the time between two attempts of a device.
 const WRONG: Duration = Duration::from_secs(10);
 /// As tests/compose/clock.yml has it.
+const CLOCK: &str = "/var/lib/assay/clock";
 /// In what assay-device says of certificates, logins and its own time.
 const CLOCK_IS_BLAMED: &str = "this device's clock";
-const CLOCK: &str = "/var/lib/assay/clock";

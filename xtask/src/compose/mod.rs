@@ -63,9 +63,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Faults that are tried on one stack.
 struct Trial {
+    name: &'static str,
     profile: Profile,
-    /// Files below tests/compose that change it.
-    overrides: &'static [&'static str],
+    /// A file below tests/compose that changes it.
+    changes: Option<&'static str>,
     faults: &'static [Fault],
 }
 
@@ -120,7 +121,7 @@ impl Test {
             if faults.is_empty() {
                 continue;
             }
-            let tried = Stack::with(&self.built, trial.profile, trial.overrides, |stack| {
+            let tried = Stack::with(&self.built, trial, |stack| {
                 settle(stack)?;
                 faults.iter().try_for_each(|fault| {
                     rows.push(self.strike(stack, fault).context(fault.name)?);
@@ -170,8 +171,9 @@ fn settle(stack: &Stack) -> Result<()> {
 /// needs a stack of its own.
 const LANES: [&[Trial]; 3] = [
     &[Trial {
+        name: "default",
         profile: Profile::Default,
-        overrides: &[],
+        changes: None,
         faults: &[
             Fault { name: "each-flow", strike: faults::each_flow },
             Fault { name: "kill-ca", strike: faults::kill_ca },
@@ -180,8 +182,9 @@ const LANES: [&[Trial]; 3] = [
         ],
     }],
     &[Trial {
+        name: "external",
         profile: Profile::External,
-        overrides: &[],
+        changes: None,
         faults: &[
             Fault { name: "kill-worker", strike: faults::kill_worker },
             Fault { name: "cut-worker", strike: faults::cut_worker },
@@ -190,16 +193,18 @@ const LANES: [&[Trial]; 3] = [
     }],
     &[
         Trial {
+            name: "clock",
             profile: Profile::Default,
-            overrides: &["clock.yml"],
+            changes: Some("clock.yml"),
             faults: &[
                 Fault { name: "clock-ahead", strike: faults::clock_ahead },
                 Fault { name: "clock-behind", strike: faults::clock_behind },
             ],
         },
         Trial {
+            name: "small-disk",
             profile: Profile::Default,
-            overrides: &["small-disk.yml"],
+            changes: Some("small-disk.yml"),
             faults: &[Fault { name: "full-disk", strike: faults::full_disk }],
         },
     ],

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use assay_tests::run;
 use serde_json::Value;
 
+use super::Trial;
 use super::record::Record;
 use crate::docker::{docker, is_successful, output};
 use crate::images::Built;
@@ -20,8 +21,8 @@ pub(super) struct Stack {
     compose: &'static [&'static str],
     project: String,
     pub(super) profile: Profile,
-    /// Files below tests/compose.
-    overrides: &'static [&'static str],
+    /// A file below tests/compose.
+    changes: Option<&'static str>,
     variables: Vec<(&'static str, String)>,
 }
 
@@ -46,15 +47,7 @@ impl Profile {
 impl Stack {
     /// Brings up a stack, runs `test` on it, and takes it down with all that it left; shows its log
     /// if the test fails.
-    pub(super) fn with<T>(
-        built: &Built,
-        profile: Profile,
-        overrides: &'static [&'static str],
-        test: impl FnOnce(&Self) -> Result<T>,
-    ) -> Result<T> {
-        let name = overrides.first().map_or(if profile == Profile::Default { "default" } else { "external" }, |file| {
-            file.trim_end_matches(".yml")
-        });
+    pub(super) fn with(built: &Built, trial: &Trial, test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let variables = vec![
             ("ASSAY_IMAGE", built.assay.clone()),
             ("ASSAY_DEVICE_IMAGE", built.assay_device.clone()),
@@ -62,8 +55,8 @@ impl Stack {
             ("ASSAY_BOOTSTRAP_PORT", free_port()?),
             ("ASSAY_OPERATIONAL_PORT", free_port()?),
         ];
-        let project = format!("assay-test-{}-{name}", checkout());
-        let stack = Self { compose: compose()?, project, profile, overrides, variables };
+        let project = format!("assay-test-{}-{}", checkout(), trial.name);
+        let stack = Self { compose: compose()?, project, profile: trial.profile, changes: trial.changes, variables };
         // What an interrupted run left.
         stack.down()?;
         let tested = stack.up().and_then(|()| test(&stack));
@@ -71,14 +64,13 @@ impl Stack {
             stack.show_log();
         }
         let down = stack.down();
-        let tested = tested?;
-        down.map(|()| tested)
+        tested.and(down)
     }
 
     fn compose(&self) -> Command {
         let mut command = Command::new(self.compose[0]);
         command.args(&self.compose[1..]).args(["--project-name", &self.project, "--file", "docker-compose.yml"]);
-        for file in self.overrides {
+        if let Some(file) = self.changes {
             command.args(["--file", &format!("tests/compose/{file}")]);
         }
         if self.profile == Profile::External {
