@@ -14,8 +14,8 @@ use tempfile::NamedTempFile;
 use super::record::Record;
 use super::stack::{Moment, Stack};
 use super::{Outcome, Scene};
+use crate::bin_dir;
 use crate::docker::output;
-use crate::{bin_dir, cargo, show};
 
 /// Which devices were struck, and when.
 type Struck = Vec<(&'static str, Moment)>;
@@ -309,7 +309,6 @@ struct Fleet {
 impl Fleet {
     /// `broker` is the service that publishes its ports.
     fn start(stack: &Stack, broker: &str) -> Result<Self> {
-        show(&mut cargo(&["build", "--quiet", "--package", "assay-fleet"]))?;
         let program = bin_dir()?.join("assay-fleet");
         let vendor = String::from_utf8(run(Command::new(&program).arg("--vendor"))?.stdout)?;
         for file in vendor.lines() {

@@ -16,6 +16,7 @@ use clap::Args;
 use self::stack::{Moment, Profile, Stack};
 use crate::images::{Built, Images};
 use crate::screen::Screen;
+use crate::{cargo, show};
 
 #[derive(Args, Default)]
 #[command(after_help = "Examples:
@@ -30,7 +31,7 @@ pub(crate) struct Arguments {
     seed: Option<u64>,
 }
 
-/// Builds the images, and runs all stacks side by side; an error unless everything held.
+/// Builds what is needed, and runs all stacks side by side; an error unless everything held.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let known = LANES.iter().flat_map(|lane| lane.iter()).flat_map(|trial| trial.faults).map(|fault| fault.name);
     for name in &arguments.only {
@@ -38,6 +39,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         ensure!(known.clone().any(|known| known == name), "no fault is named {name}; there are: {names}");
     }
     let built = Images::default().run()?;
+    show(&mut cargo(&["build", "--package", "assay-fleet"]))?;
     let began = Instant::now();
     let seed =
         arguments.seed.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()));
