@@ -242,6 +242,7 @@ impl OperationalClient {
             tpm_timeout: PATIENCE,
             state: state.to_owned(),
             ca_roots: assay_device::read_certificates(&lab.dir.root_pem())?,
+            no_clock: false,
         })?;
         let tls = Arc::new(device.mqtt_tls_config()?);
         let id = device.certificate()?.device_id.to_string();

@@ -80,12 +80,14 @@ fn locate(program: &str) -> Result<PathBuf> {
 fn package_of(program: &str) -> Option<&'static str> {
     Some(match program {
         "certtool" => "gnutls-bin",
+        "debootstrap" => "debootstrap",
         "git" => "git",
         "mosquitto" => "mosquitto",
         "openssl" => "openssl",
-        "setpriv" => "util-linux",
+        "nsenter" | "setpriv" => "util-linux",
         "swtpm" => "swtpm",
         "swtpm_localca" | "swtpm_setup" => "swtpm-tools",
+        "systemd-nspawn" => "systemd-container",
         "tpm2" => "tpm2-tools",
         _ => return None,
     })

@@ -7,9 +7,24 @@ use anyhow::{Result, bail};
 
 use crate::show;
 
-/// Installs what is missing, and says so first.
+/// Installs what building, demo and tests need.
 pub(crate) fn install() -> Result<()> {
-    let missing: Vec<_> = PACKAGES.iter().filter(|(package, _)| !is_installed(package)).collect();
+    install_missing(FOR_TESTS)
+}
+
+/// Installs what making Debian packages and trying them needs.
+pub(crate) fn install_for_packages() -> Result<()> {
+    install_missing(FOR_PACKAGES)
+}
+
+/// Installs what making stand-ins for base images needs.
+pub(crate) fn install_for_images() -> Result<()> {
+    install_missing(FOR_IMAGES)
+}
+
+/// Says first what it installs.
+fn install_missing(packages: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = packages.iter().filter(|(package, _)| !is_installed(package)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -28,17 +43,23 @@ pub(crate) fn install() -> Result<()> {
 }
 
 fn apt_get() -> Result<Command> {
-    if is_root()? {
-        let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive");
-        return Ok(command);
-    }
-    let mut command = Command::new("sudo");
+    let mut command = as_root("env")?;
     command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
     Ok(command)
 }
 
-fn is_root() -> Result<bool> {
+/// `program`, run by root: by sudo unless we are root.
+pub(crate) fn as_root(program: &str) -> Result<Command> {
+    if is_root()? {
+        return Ok(Command::new(program));
+    }
+    let mut command = Command::new("sudo");
+    command.arg(program);
+    Ok(command)
+}
+
+/// Whether this process may install packages by itself.
+pub(crate) fn is_root() -> Result<bool> {
     Ok(Command::new("id").arg("-u").output()?.stdout.trim_ascii() == b"0")
 }
 
@@ -49,7 +70,7 @@ fn is_installed(package: &str) -> bool {
 }
 
 /// Whoever can link a Rust program has the C compiler that SQLite, ring and AWS-LC are built with.
-const PACKAGES: &[(&str, &str)] = &[
+const FOR_TESTS: &[(&str, &str)] = &[
     ("git", "reads the commit that a build names, for tests"),
     ("mosquitto", "a broker that is not ours, for tests"),
     ("openssl", "an independent judge of certificates, for tests and demo"),
@@ -57,3 +78,11 @@ const PACKAGES: &[(&str, &str)] = &[
     ("swtpm-tools", "makes their endorsement certificates"),
     ("tpm2-tools", "an independent user of TPMs, for tests and demo"),
 ];
+
+const FOR_PACKAGES: &[(&str, &str)] = &[
+    ("debootstrap", "a fresh Debian machine in a folder, to try packages on"),
+    ("dpkg-dev", "finds what packages depend on"),
+    ("systemd-container", "boots that machine"),
+];
+
+const FOR_IMAGES: &[(&str, &str)] = &[("debootstrap", "a Debian root file system, where no registry can be reached")];
