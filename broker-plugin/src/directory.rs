@@ -1,9 +1,9 @@
 //! The CA's directory: keys, certificates, configuration and database, as `assay init` makes it.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -49,15 +49,24 @@ pub struct Credentials {
 }
 
 impl Directory {
-    /// Makes a CA: root, issuing CA, ticket key, master secret, broker, worker and operator certificates, configuration, database.
+    /// Makes a CA: root, issuing CA, ticket key, master secret, broker, worker and operator
+    /// certificates, database, configuration. All of it belongs to the owner of the directory.
     ///
-    /// The configuration is written last, so a half-made CA is never opened.
+    /// A configuration that is there already is kept. The root's certificate is written last, so
+    /// that a half-made CA is never opened.
     ///
     /// # Errors
-    /// The directory exists and is not empty, or it cannot be written.
+    /// The directory holds something else than a valid configuration, or it cannot be written.
     pub fn create(path: &Path, name: &str, server_names: &[String]) -> Result<()> {
-        if fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
-            bail!("{} exists and is not empty; a CA is never overwritten. Choose another directory", path.display());
+        let there = fs::read_dir(path).into_iter().flatten();
+        for entry in there.collect::<io::Result<Vec<_>>>()? {
+            if entry.file_name() != CONFIG {
+                bail!(
+                    "{} exists and is not empty; a CA is never overwritten. Choose another directory",
+                    path.display()
+                );
+            }
+            Config::read(&entry.path())?;
         }
         for name in server_names {
             ServerName::try_from(name.as_str()).with_context(|| format!("{name:?} names no server"))?;
@@ -65,20 +74,19 @@ impl Directory {
         let cannot_make = || format!("cannot make {}", path.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(cannot_make)?;
         fs::set_permissions(path, Permissions::from_mode(0o700)).with_context(cannot_make)?;
-        let half_made = || format!("{} is half made; empty it and try again", path.display());
+        let half_made = || format!("{} is half made; remove all but {CONFIG} from it and try again", path.display());
         fill(path, name, server_names).with_context(half_made)
     }
 
     /// Opens a directory that `create` made.
     ///
     /// # Errors
-    /// It has no readable, valid `assay.toml`.
+    /// It has no readable, valid `assay.toml`, or no CA was made in it.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = path.join(CONFIG);
-        let text = fs::read_to_string(&file).with_context(|| {
-            format!("cannot read {}; `assay init DIR` makes a CA, --dir says where it is", file.display())
-        })?;
-        let config = Config::parse(&text).with_context(|| format!("{} is not valid", file.display()))?;
+        let (file, shown) = (path.join(CONFIG), path.display());
+        ensure!(file.exists(), "{shown} has no {CONFIG}; `assay init DIR` makes a CA, --dir says where it is");
+        let config = Config::read(&file)?;
+        ensure!(path.join(ROOT).exists(), "{shown} holds no CA yet, only its settings; run `assay init {shown}`");
         Ok(Self { path: path.to_owned(), config })
     }
 
@@ -129,7 +137,7 @@ impl Directory {
     /// # Errors
     /// It cannot be read.
     pub fn root(&self) -> Result<CertificateDer<'static>> {
-        let path = self.path.join("root.pem");
+        let path = self.path.join(ROOT);
         CertificateDer::from_pem_file(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
@@ -176,7 +184,6 @@ fn fill(directory: &Path, name: &str, server_names: &[String]) -> Result<()> {
     let worker = issuing.worker(now, rng)?;
     let operator = issuing.operator(now, rng)?;
 
-    write_pair(directory, "root", &root.to_pem(), "")?;
     write_pair(directory, "issuing", &issuing_pem, "")?;
     for (holder, pair) in [("server", server), ("worker", worker), ("operator", operator)] {
         write_pair(directory, holder, &pair, &issuing_pem.certificate)?;
@@ -184,8 +191,25 @@ fn fill(directory: &Path, name: &str, server_names: &[String]) -> Result<()> {
     write_file(&directory.join(TICKET_KEY), TicketKey::generate(rng).secret(), SECRET)?;
     write_file(&directory.join(MASTER_SECRET), MasterSecret::generate(rng).secret(), SECRET)?;
     Store::create(&directory.join(DATABASE))?;
-    write_file(&directory.join(CONFIG), CONFIG_TEXT.as_bytes(), PUBLIC)?;
-    File::open(directory)?.sync_all()?;
+    let config = directory.join(CONFIG);
+    if !config.exists() {
+        write_file(&config, CONFIG_TEXT.as_bytes(), PUBLIC)?;
+    }
+    write_pair(directory, "root", &root.to_pem(), "")?;
+    give_to_owner(directory)?;
+    Ok(File::open(directory)?.sync_all()?)
+}
+
+/// What root makes in the directory of a service's user, that user must be able to read.
+fn give_to_owner(directory: &Path) -> Result<()> {
+    let owner = fs::metadata(directory)?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        // Of a symbolic link this is the link's own: what it leads to is not ours to give away.
+        if entry.metadata()?.uid() != owner.uid() {
+            lchown(entry.path(), Some(owner.uid()), Some(owner.gid()))?;
+        }
+    }
     Ok(())
 }
 
@@ -202,6 +226,11 @@ fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
 }
 
 impl Config {
+    fn read(file: &Path) -> Result<Self> {
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        Self::parse(&text).with_context(|| format!("{} is not valid", file.display()))
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let raw: RawConfig = toml::from_str(text)?;
         let RawCertificates { lifetime_days, confirm_within_seconds } = raw.certificates;
@@ -268,6 +297,7 @@ impl Default for RawCertificates {
 }
 
 const CONFIG: &str = "assay.toml";
+const ROOT: &str = "root.pem";
 const DATABASE: &str = "assay.db";
 const TICKET_KEY: &str = "ticket.key";
 const MASTER_SECRET: &str = "master.key";

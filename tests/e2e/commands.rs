@@ -1,7 +1,7 @@
 //! `assay` at an operator's hands.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -31,6 +31,48 @@ fn init_fills_an_empty_directory_that_is_there() -> Result<()> {
     let place = tempfile::tempdir()?;
     run(Command::new(assay_bin("assay")?).arg("init").arg(place.path()))?;
     run(Command::new(assay_bin("assay")?).arg("--dir").arg(place.path()).arg("devices"))?;
+    Ok(())
+}
+
+#[test]
+fn init_keeps_and_uses_settings_that_are_there() -> Result<()> {
+    let place = tempfile::tempdir()?;
+    let settings = place.path().join("etc.toml");
+    fs::write(&settings, "scope = \"plant-7\"\n")?;
+    let ca = place.path().join("ca");
+    fs::create_dir(&ca)?;
+    symlink(&settings, ca.join("assay.toml"))?;
+    let assay = |arguments: &[&str]| -> Result<Command> {
+        let mut command = Command::new(assay_bin("assay")?);
+        command.arg("--dir").arg(&ca).args(arguments);
+        Ok(command)
+    };
+
+    let early = assay(&["devices"])?.output()?;
+    ensure!(early.status.code() == Some(1));
+    ensure!(String::from_utf8_lossy(&early.stderr).contains("holds no CA yet, only its settings; run `assay init"));
+    run(assay(&["init"])?.arg(&ca))?;
+    ensure!(ca.join("assay.toml").is_symlink() && fs::read_to_string(&settings)? == "scope = \"plant-7\"\n");
+    run(&mut assay(&["devices"])?)?;
+    Ok(())
+}
+
+#[test]
+fn init_refuses_settings_that_are_not_valid_before_it_makes_anything() -> Result<()> {
+    let place = tempfile::tempdir()?;
+    fs::write(place.path().join("assay.toml"), "scoop = \"x\"")?;
+    let output = Command::new(assay_bin("assay")?).arg("init").arg(place.path()).output()?;
+    ensure!(output.status.code() == Some(1) && String::from_utf8_lossy(&output.stderr).contains("scoop"));
+    ensure!(fs::read_dir(place.path())?.count() == 1);
+    Ok(())
+}
+
+#[test]
+fn half_made_ca_is_not_opened() -> Result<()> {
+    let dir = AssayDir::init()?;
+    fs::remove_file(dir.root_pem())?;
+    let output = dir.assay(&["devices"])?.output()?;
+    ensure!(output.status.code() == Some(1) && String::from_utf8_lossy(&output.stderr).contains("holds no CA yet"));
     Ok(())
 }
 
