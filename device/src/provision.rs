@@ -174,6 +174,7 @@ impl Failure {
             ReplyBody::Sealed(_) => "sealed certificate",
             ReplyBody::Confirmed(_) => "confirmation",
             ReplyBody::Activation(_) => "shared key",
+            ReplyBody::Pong => "pong",
         };
         Self::Final(AnswerError::OutOfTurn { wanted, found }.into())
     }

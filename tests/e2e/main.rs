@@ -6,6 +6,7 @@ mod costs;
 mod crash;
 mod external_brokers;
 mod fleet;
+mod health;
 mod interoperability;
 mod lab;
 mod matrix;

@@ -6,7 +6,7 @@ use assay_ca_core::{Confirmation, EkEvidence, Evidence, ProvenDevice, SrkEvidenc
 use assay_wire::{DecodeError, DeviceId, EkId, Flow, Problem, ProblemCode, ReplyBody, Request, RequestBody, Topic};
 use crossbeam_channel::{Receiver, Sender};
 use time::OffsetDateTime;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use super::writer::{Pending, Task, Write};
 use super::{Job, Outbox, Queues, internal};
@@ -37,6 +37,10 @@ pub(super) fn run(
                 outbox.reply(job, id, body);
                 _ = writes.send(Write::Audit(audit));
             }
+            Decision::Pong => {
+                debug!(client = %job.client, "ping answered");
+                outbox.reply(job, id, ReplyBody::Pong);
+            }
             Decision::Write(task) => _ = writes.send(Write::Request(Box::new(Pending { job, id, task }))),
         }
     }
@@ -44,6 +48,8 @@ pub(super) fn run(
 
 enum Decision {
     Reply(ReplyBody),
+    /// Of which nobody wants a record: it says nothing of any device.
+    Pong,
     Write(Box<Task>),
 }
 
@@ -120,6 +126,7 @@ fn decide(
             ca.profile.check_flow(Flow::SharedKey)?;
             Ok(Decision::Write(Box::new(Task::Register(examiner.srk_applicant(&evidence, now)?))))
         }
+        RequestBody::Ping => Ok(Decision::Pong),
     }
 }
 
@@ -131,6 +138,7 @@ fn action(body: &RequestBody) -> &'static str {
         RequestBody::Enroll(_) => "enroll",
         RequestBody::Confirm(_) => "confirm",
         RequestBody::Register(_) => "register",
+        RequestBody::Ping => "ping",
     }
 }
 
