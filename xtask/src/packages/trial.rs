@@ -138,8 +138,9 @@ fn untouched(booted: &Booted<'_>) -> Result<()> {
         ensure!(booted.property(&unit, "UnitFileState")? == "disabled", "{unit} is enabled");
     }
     booted.fails(&["systemctl", "start", "assay"])?;
-    let log = booted.run(&["journalctl", "--no-pager", "--unit=assay"])?;
-    ensure!(log.contains("/var/lib/assay/issuing.key"), "the log does not say what is missing: {log}");
+    let said = booted.fails(&["systemctl", "status", "--no-pager", "assay"])?;
+    ensure!(said.contains("run `assay init /var/lib/assay`"), "it does not say what to do: {said}");
+    booted.run(&["systemctl", "stop", "assay"])?;
     booted.run(&["systemctl", "start", "assay-device"])?;
     ensure!(booted.property("assay-device", "ActiveState")? == "inactive", "assay-device ran without a root");
     Ok(())
