@@ -701,3 +701,39 @@ fn checkpoint_moves_what_is_committed_out_of_the_log() {
     store.checkpoint().unwrap();
     assert!(length() > before);
 }
+
+#[test]
+fn the_check_that_the_file_can_be_written_writes_it_and_changes_nothing() {
+    let (directory, mut store) = store();
+    let log = directory.path().join("assay.db-wal");
+    let dump = |store: &Store| (store.devices().unwrap().len(), store.anchors_version().unwrap());
+    let (before, length) = (dump(&store), log.metadata().unwrap().len());
+    store.check_writable().unwrap();
+    assert!(log.metadata().unwrap().len() > length, "a page went to the log");
+    assert_eq!(dump(&store), before);
+    drop(Store::open(&directory.path().join("assay.db")).expect("the schema version is what it was"));
+    let files: Vec<_> = directory.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(files.iter().all(|name| name.to_string_lossy().starts_with("assay.db")), "{files:?}");
+}
+
+#[test]
+fn the_check_that_the_file_can_be_written_waits_for_whoever_writes() {
+    let (directory, mut store) = store();
+    let mut other = Store::open(&directory.path().join("assay.db")).unwrap();
+    let started = std::time::Instant::now();
+    let held = std::time::Duration::from_millis(300);
+    std::thread::scope(|scope| {
+        let (locked, is_locked) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            let hold = other.transaction(|_| {
+                locked.send(()).unwrap();
+                std::thread::sleep(held);
+                Ok(())
+            });
+            hold.unwrap();
+        });
+        is_locked.recv().unwrap();
+        store.check_writable().unwrap();
+    });
+    assert!(started.elapsed() >= held);
+}

@@ -114,6 +114,11 @@ impl AssayServer {
         Ok(())
     }
 
+    /// Sends the server a signal: "STOP", "CONT", "HUP", "TERM".
+    pub fn signal(&self, name: &str) -> Result<()> {
+        signal(self.pid().context("the server was killed")?, name)
+    }
+
     /// Its process id, unless it was killed.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Child::id)

@@ -4,6 +4,7 @@ mod crl;
 mod ek_list;
 mod enroll;
 mod gate;
+mod health;
 mod import;
 mod init;
 mod list;
@@ -13,6 +14,7 @@ mod trust;
 mod watch;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use assay_broker_plugin::directory::Directory;
@@ -43,6 +45,8 @@ enum Command {
     Serve(serve::Serve),
     /// Run a worker on another MQTT 5 broker
     Worker(serve::Worker),
+    /// Say whether a worker answers and the store can be written
+    Health(health::Health),
     /// List the devices
     Devices(list::Json),
     /// List the certificates
@@ -56,7 +60,7 @@ enum Command {
 }
 
 impl Cli {
-    pub(crate) fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<ExitCode> {
         let directory = || Directory::open(&self.dir);
         match self.command {
             Command::Init(init) => init.run(),
@@ -64,12 +68,14 @@ impl Cli {
             Command::Enroll(enroll) => enroll.run(&directory()?),
             Command::Serve(serve) => serve.run(&directory()?),
             Command::Worker(worker) => worker.run(&directory()?),
+            Command::Health(health) => return health.run(&directory()?),
             Command::Devices(json) => list::devices(&directory()?, json),
             Command::Certs(json) => list::certificates(&directory()?, json),
             Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => list::audit(&directory()?, audit),
             Command::Watch(watch) => watch.run(&directory()?),
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -80,5 +86,6 @@ Examples:
   assay --dir ca enroll add ek.pem --device-id pump-17
   assay --dir ca enroll import eks.csv
   assay --dir ca serve                             serve devices until interrupted
+  assay --dir ca health                            exit status 0 if all is well
   assay --dir ca devices                           who is registered
   assay --dir ca audit                             who was refused, and why";

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use assay_broker_plugin::broker::{self, ClientCertificates, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::worker::{self, WorkerConfig};
@@ -74,7 +74,7 @@ impl Serve {
             let bootstrap = reachable(broker.bootstrap_addr(), &certificate)?;
             let operational = reachable(broker.operational_addr(), &certificate)?;
             let worker_config = WorkerConfig {
-                broker: operational.parse()?,
+                broker: operational.clone(),
                 tls: client_tls(directory, directory.roots()?, "worker")?,
                 database: directory.database(),
             };
@@ -132,7 +132,7 @@ pub(super) fn client_tls(directory: &Directory, roots: RootCertStore, holder: &s
     Ok(Arc::new(assay_mqtt::tls_config(provider, roots, Some(resolver))?))
 }
 
-fn read_roots(file: &PathBuf) -> Result<RootCertStore> {
+pub(super) fn read_roots(file: &PathBuf) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     let certificates = CertificateDer::pem_file_iter(file)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
@@ -143,21 +143,29 @@ fn read_roots(file: &PathBuf) -> Result<RootCertStore> {
     Ok(roots)
 }
 
-/// How to reach a listener from this machine, as the worker does: by an address that the broker's certificate names.
-fn reachable(listener: SocketAddr, certificate: &CertificateDer<'_>) -> Result<String> {
-    let IpAddr::V4(mut ip) = listener.ip() else {
+/// How this machine reaches a listener of its own.
+pub(super) fn local_url(listener: SocketAddr) -> Result<BrokerUrl> {
+    Ok(format!("mqtts://{}:{}", local_address(listener)?, listener.port()).parse()?)
+}
+
+fn local_address(listener: SocketAddr) -> Result<Ipv4Addr> {
+    ensure!(listener.port() != 0, "assay.toml leaves the port of {listener} open; say --broker URL");
+    match listener.ip() {
+        ip if ip.is_unspecified() => Ok(Ipv4Addr::LOCALHOST),
+        IpAddr::V4(ip) => Ok(ip),
         // rumqttc takes no IPv6 address.
-        ensure!(listener.ip().is_unspecified(), "{listener}: listen on an IPv4 address, or on [::] for both");
-        return Ok(format!("mqtts://{}:{}", Ipv4Addr::LOCALHOST, listener.port()));
-    };
-    if ip.is_unspecified() {
-        ip = Ipv4Addr::LOCALHOST;
+        IpAddr::V6(_) => bail!("{listener}: listen on an IPv4 address, or on [::] for both"),
     }
+}
+
+/// The same, by an address that the broker's certificate names: the worker connects there, too.
+fn reachable(listener: SocketAddr, certificate: &CertificateDer<'_>) -> Result<BrokerUrl> {
+    let ip = local_address(listener)?;
     let (_, certificate) = X509Certificate::from_der(certificate)?;
     let names = certificate.subject_alternative_name()?.context("server.pem names no host")?;
     let named = names.value.general_names.iter().any(|name| *name == GeneralName::IPAddress(&ip.octets()));
     ensure!(named, "server.pem does not name {ip}; listen elsewhere, or make the CA with --server-name {ip}");
-    Ok(format!("mqtts://{ip}:{}", listener.port()))
+    local_url(listener)
 }
 
 /// Makes every call but the first do nothing.

@@ -9,7 +9,7 @@ use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, SubscribeReasonCode};
 use assay_mqtt::{BrokerUrl, Client};
 use clap::Args;
 
-use super::serve::client_tls;
+use super::serve::{client_tls, local_url};
 use super::table;
 
 #[derive(Args)]
@@ -33,7 +33,7 @@ impl Watch {
     async fn watch(self, directory: &Directory) -> Result<()> {
         let broker = match self.broker {
             Some(broker) => broker,
-            None => format!("mqtts://localhost:{}", directory.config().operational.port()).parse()?,
+            None => local_url(directory.config().operational)?,
         };
         let tls = client_tls(directory, directory.roots()?, "operator")?;
         let id = format!("{OPERATOR_PREFIX}{:08x}", assay_broker_plugin::random_u32());

@@ -230,7 +230,7 @@ fn internal() -> Problem {
 fn mqtt_client() -> Client {
     Client {
         // Unguessable: another client under the same id would end the worker's connection.
-        id: format!("{WORKER_PREFIX}{:032x}", crate::random_u128()),
+        id: format!("{WORKER_PREFIX}{}", hex::encode(crate::random_bytes::<16>())),
         window: WINDOW,
         receive_maximum: RECEIVE_MAXIMUM,
         manual_acks: true,
