@@ -4,7 +4,7 @@ use assay_ca_core::tpm::template::SrkArea;
 use assay_ca_core::{
     Admitted, AuthenticatedDevice, BoundKey, Confirmation, EkEvidence, Evidence, Fault, Issuer, MasterSecret, Prepared,
     Profile, ProvenDevice, Records, Rejection, SrkEvidence, TicketKey, Token, TokenRefused, TrustAnchors, TrustedEk,
-    Unconfirmed,
+    Unconfirmed, VendorCertificate,
 };
 use assay_wire::{
     ActivationReply, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId, Flow, Scope, SealedReply,
@@ -348,8 +348,8 @@ impl Examiner {
 }
 
 fn read_anchors(store: &Store) -> Result<TrustAnchors, StoreError> {
-    let certificates = store.anchors()?.into_iter().map(|row| row.certificate.into());
-    Ok(TrustAnchors::new(certificates)?)
+    let certificates = store.anchors()?.into_iter().map(|row| VendorCertificate::read(&row.certificate));
+    Ok(TrustAnchors::new(certificates.collect::<Result<Vec<_>, _>>()?))
 }
 
 /// Why a request gets no other answer than a problem.

@@ -12,7 +12,8 @@ use crate::Rejection;
 use crate::key::{PublicKey, WeakKey};
 use crate::tpm::public::PublicArea;
 use crate::tpm::template::{AreaRefused, EkArea, naming_area};
-use crate::trust::{EkCertificate, TpmModel, parse_certificate};
+use crate::trust::{EkCertificate, TpmModel};
+use crate::x509::parse_certificate;
 
 /// The forms in which an EK is recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,13 +113,13 @@ impl EkIdentity {
     fn of_certificate(der: &[u8]) -> Result<Self, EkFileError> {
         let certificate = EkCertificate::parse(der).map_err(EkFileError::Certificate)?;
         let x509 = certificate.x509();
-        if x509.is_ca() {
+        if x509.extensions.is_ca {
             return Err(EkFileError::CaCertificate);
         }
         let summary = CertificateSummary {
-            issuer: x509.issuer().to_string(),
-            serial: crate::hex(x509.raw_serial()),
-            not_after: x509.validity().not_after.to_datetime(),
+            issuer: x509.issuer.to_string(),
+            serial: crate::hex(&x509.serial),
+            not_after: x509.not_after,
             tpm: certificate.tpm_model(),
         };
         Ok(Self { certificate: Some(summary), is_for_azure_sdks: false, ..Self::of_key(certificate.key())? })

@@ -39,10 +39,12 @@ mod evidence;
 pub use evidence::{EkEvidence, Evidence, SrkEvidence};
 
 mod anchors;
-pub use anchors::{AnchorError, TrustAnchors};
+pub use anchors::{
+    Allowances, AnchorError, NoPath, Role, TrustAnchors, UnknownAllowance, VendorCertificate, VendorPath,
+};
 
 mod trust;
-pub use trust::{Assurance, TpmModel, TrustedEk, UnknownAssurance};
+pub use trust::{Assurance, EkCheck, TpmModel, TrustedEk, UnknownAssurance};
 
 mod bound_key;
 pub use bound_key::BoundKey;
@@ -95,6 +97,7 @@ mod der;
 mod hardware;
 mod oid;
 mod secret;
+mod x509;
 
 fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::AnchorRow;
-use assay_ca_core::TrustAnchors;
+use assay_ca_core::VendorCertificate;
 use clap::Subcommand;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -52,7 +52,9 @@ fn add(directory: &Directory, file: &Path) -> Result<()> {
         .with_context(|| format!("cannot read certificates in PEM from {}", file.display()))?;
     ensure!(!certificates.is_empty(), "{} holds no certificate in PEM", file.display());
     // Refuses what can be no anchor, before any of the file is stored.
-    TrustAnchors::new(certificates.iter().cloned()).with_context(|| format!("{}", file.display()))?;
+    for certificate in &certificates {
+        VendorCertificate::read(certificate).with_context(|| format!("{}", file.display()))?;
+    }
     let store = directory.store()?;
     for certificate in certificates {
         let anchor = anchor(&certificate)?;
