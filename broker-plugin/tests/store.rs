@@ -4,7 +4,7 @@ use assay_broker_plugin::ca::confirm_by_use;
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{
     AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, IdInQuestion, NewEnrolment, Removed,
-    RevokedCertificates, SharedKeyHolder, Store, StoreError,
+    RevokedCertificates, SharedKeyHolder, Store, StoreError, Tags,
 };
 use assay_ca_core::{Assurance, IssuedCertificate, Reprovision, RevocationReason, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId, ProblemCode};
@@ -86,6 +86,7 @@ fn enrolment(ek_id: EkId, device_id: Option<&str>) -> NewEnrolment {
         reprovision: None,
         legacy_dps_ek: None,
         disabled: None,
+        tags: Tags::new(),
         added_at: now(),
     }
 }
@@ -253,6 +254,21 @@ fn what_an_enrolment_says_is_kept_and_what_it_leaves_open_is_not_changed() {
     assert!(matches!(error, EnrolError::LegacyDpsEk { found: true, .. }), "{error}");
     let error = refused(NewEnrolment { disabled: Some(false), ..full });
     assert!(matches!(error, EnrolError::Disabled { found: true, .. }), "{error}");
+}
+
+#[test]
+fn tags_are_kept_and_change_with_the_list_that_has_them() {
+    let (_directory, mut store) = store();
+    let tagged = |site: &str| {
+        let tags = Tags::from([("site".to_owned(), site.to_owned())]);
+        NewEnrolment { tags, ..enrolment(ek(1), None) }
+    };
+    let mut enroll = |new: NewEnrolment| store.enroll(&[new]).unwrap().remove(0).unwrap();
+    assert_eq!(enroll(tagged("north")), Enrolled::Added);
+    assert_eq!(enroll(tagged("north")), Enrolled::Unchanged);
+    assert_eq!(enroll(tagged("south")), Enrolled::Retagged);
+    assert_eq!(enroll(enrolment(ek(1), None)), Enrolled::Unchanged, "what says nothing changes nothing");
+    assert_eq!(store.enrolment(&ek(1)).unwrap().unwrap().tags, tagged("south").tags);
 }
 
 #[test]

@@ -87,6 +87,9 @@ pub use authority::{Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIM
 mod identity;
 pub use identity::{Identity, IdentityError};
 
+mod container;
+pub use container::{ContainerError, certificates_in};
+
 mod ek_file;
 pub use ek_file::{CertificateSummary, EkFileError, EkIdentity, RecognisedAs};
 

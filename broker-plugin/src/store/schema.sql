@@ -16,7 +16,8 @@ CREATE TABLE enrolments (
     recognised    TEXT NOT NULL,        -- the encoding that the operator's file had
     reprovision   TEXT NOT NULL CHECK (reprovision IN ('reissue', 'reuse', 'never')),
     legacy_dps_ek INTEGER NOT NULL,     -- an EK of Azure's SDKs, which no vendor certified
-    added_at      INTEGER NOT NULL
+    added_at      INTEGER NOT NULL,
+    tags          TEXT NOT NULL         -- what the operator's list says besides: a JSON object of strings
 ) STRICT;
 
 -- EKs whose TPM proved itself: by a ticket, a confirmation, or a token.
