@@ -4,9 +4,9 @@ use assay_broker_plugin::ca::confirm_by_use;
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{
     AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, IdInQuestion, NewEnrolment, Removed,
-    RevokedCertificates, SharedKeyHolder, Store, StoreError, Tags,
+    RevokedCertificates, SharedKeyHolder, Store, StoreError, Tags, Trusted,
 };
-use assay_ca_core::{Assurance, IssuedCertificate, Reprovision, RevocationReason, SharedKeyOnRecord};
+use assay_ca_core::{Allowances, Assurance, IssuedCertificate, Reprovision, RevocationReason, Role, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId, ProblemCode};
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
@@ -664,21 +664,28 @@ fn a_change_of_anchors_changes_their_version() {
         fingerprint: [n; 32],
         certificate: vec![n],
         subject: "CN=vendor".into(),
-        root: true,
+        role: Role::Root,
         not_after: 0,
         added_at: 0,
     };
     let mut versions = vec![store.anchors_version().unwrap()];
-    assert!(store.add_anchor(&anchor(1)).unwrap());
+    assert_eq!(store.add_anchor(&anchor(1)).unwrap(), Trusted::Added);
     versions.push(store.anchors_version().unwrap());
-    assert!(!store.add_anchor(&anchor(1)).unwrap());
+    assert_eq!(store.add_anchor(&anchor(1)).unwrap(), Trusted::Already);
     assert_eq!(store.anchors_version().unwrap(), versions[1]);
-    assert!(store.add_anchor(&anchor(2)).unwrap());
+    assert_eq!(store.add_anchor(&anchor(2)).unwrap(), Trusted::Added);
     versions.push(store.anchors_version().unwrap());
     assert!(store.remove_anchor(&[1; 32]).unwrap());
     versions.push(store.anchors_version().unwrap());
-    assert!(store.add_anchor(&anchor(3)).unwrap());
+    assert_eq!(store.add_anchor(&anchor(3)).unwrap(), Trusted::Added);
     versions.push(store.anchors_version().unwrap());
+    let allowances = Allowances { ek_usage: true, tpm_attributes: false };
+    let narrow = AnchorRow { role: Role::Anchor(allowances), ..anchor(3) };
+    assert_eq!(store.add_anchor(&narrow).unwrap(), Trusted::Changed);
+    versions.push(store.anchors_version().unwrap());
+    assert_eq!(store.add_anchor(&narrow).unwrap(), Trusted::Already);
+    assert_eq!(store.add_anchor(&anchor(3)).unwrap(), Trusted::Already, "what is more than it was stays");
+    assert_eq!(store.anchors().unwrap().last().unwrap().role, narrow.role);
     for (n, version) in versions.iter().enumerate() {
         assert!(!versions[..n].contains(version), "{n}");
     }

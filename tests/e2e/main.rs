@@ -17,3 +17,4 @@ mod shared_key;
 mod shared_key_tools;
 mod snooping;
 mod tools_device;
+mod trust;

@@ -10,6 +10,8 @@ mod list;
 mod serve;
 mod table;
 mod trust;
+mod trust_add;
+mod vendor_files;
 mod watch;
 
 use std::path::PathBuf;

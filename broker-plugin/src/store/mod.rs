@@ -29,7 +29,7 @@ pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
 pub use enrolments::{EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags};
 pub use revocation::RevokedCertificates;
 pub use shared_keys::SharedKeyHolder;
-pub use trust::{AnchorRow, AnchorsVersion};
+pub use trust::{AnchorRow, AnchorsVersion, Trusted};
 
 /// One connection to the file. Each thread has its own; SQLite lets many read while one writes.
 pub struct Store {

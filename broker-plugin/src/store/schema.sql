@@ -5,7 +5,8 @@ CREATE TABLE anchors (
     fingerprint BLOB NOT NULL UNIQUE,   -- SHA-256 of the certificate
     certificate BLOB NOT NULL,
     subject     TEXT NOT NULL,
-    root        INTEGER NOT NULL,       -- self-signed; others only help to build a path
+    kind        TEXT NOT NULL CHECK (kind IN ('root', 'issuer', 'anchor')),  -- an issuer only helps to build a path
+    allowances  TEXT NOT NULL,          -- what EK certificates under an anchor may lack, with commas in between
     not_after   INTEGER NOT NULL,
     added_at    INTEGER NOT NULL
 ) STRICT;
