@@ -358,12 +358,12 @@ impl<'a> Search<'a> {
     fn climb(&mut self, path: &mut Vec<Node>) -> Option<VendorPath> {
         let top = *path.last()?;
         if let Err(reason) = self.certificate(top).signature_algorithm().clone() {
-            self.fail(false, path.len(), Reason::Unsupported { certificate: self.called(top), reason });
+            self.fail(false, path.len(), |search| Reason::Unsupported { certificate: search.called(top), reason });
             return None;
         }
         let issuers = self.named_as_issuer_of(top);
         if issuers.is_empty() {
-            self.fail(false, path.len(), self.no_issuer(top));
+            self.fail(false, path.len(), |search| search.no_issuer(top));
         }
         for issuer in issuers {
             if path.contains(&issuer) || !self.is_signed_by(top, issuer, path.len()) {
@@ -372,11 +372,11 @@ impl<'a> Search<'a> {
             if let Some(allowances) = self.trust(issuer) {
                 match self.check(issuer, path) {
                     Ok(()) => return Some(self.found(path, issuer, allowances)),
-                    Err(broken) => self.fail(true, path.len(), broken),
+                    Err(broken) => self.fail(true, path.len(), |_| broken),
                 }
             }
             if path.len() > MAX_INTERMEDIATES {
-                self.fail(false, path.len(), Reason::TooLong);
+                self.fail(false, path.len(), |_| Reason::TooLong);
                 continue;
             }
             path.push(issuer);
@@ -405,18 +405,18 @@ impl<'a> Search<'a> {
         }
         let (certificate, by) = (self.certificate(node), self.certificate(issuer));
         if let Err(rule) = by.check_issuer() {
-            self.fail(
-                false,
-                depth,
-                Reason::Broken { certificate: self.called(issuer), is_ek_certificate: false, rule },
-            );
+            self.fail(false, depth, |search| Reason::Broken {
+                certificate: search.called(issuer),
+                is_ek_certificate: false,
+                rule,
+            });
             return false;
         }
         match certificate.can_be_signed_by(by) {
             Ok(true) => {}
             Ok(false) => return false,
             Err(reason) => {
-                self.fail(false, depth, Reason::Unsupported { certificate: self.called(issuer), reason });
+                self.fail(false, depth, |search| Reason::Unsupported { certificate: search.called(issuer), reason });
                 return false;
             }
         }
@@ -424,15 +424,17 @@ impl<'a> Search<'a> {
             return *is_good;
         }
         if self.verified.len() == MAX_SIGNATURES {
-            self.fail(true, 0, Reason::TooMuchWork);
+            self.fail(true, 0, |_| Reason::TooMuchWork);
             return false;
         }
         let is_good = certificate.is_signed_by(by);
+        let key = by.spki.clone();
         if !is_good {
-            let reason = Reason::NotSigned { certificate: self.called(node), issuer: by.subject.to_string() };
-            self.fail(false, depth, reason);
+            self.fail(false, depth, |search| {
+                let issuer = search.certificate(node).issuer.to_string();
+                Reason::NotSigned { certificate: search.called(node), issuer }
+            });
         }
-        let key = self.certificate(issuer).spki.clone();
         self.verified.push((node, key, is_good));
         is_good
     }
@@ -467,10 +469,11 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn fail(&mut self, is_whole_path: bool, depth: usize, reason: Reason) {
+    /// Remembers why something failed, if nothing came closer: text is made for that alone, since strangers choose names.
+    fn fail(&mut self, is_whole_path: bool, depth: usize, reason: impl FnOnce(&Self) -> Reason) {
         let Failure { is_whole_path: was_whole, depth: was, reason: known } = &self.furthest;
         if known.is_none() || (is_whole_path, depth) > (*was_whole, *was) {
-            self.furthest = Failure { is_whole_path, depth, reason: Some(reason) };
+            self.furthest = Failure { is_whole_path, depth, reason: Some(reason(self)) };
         }
     }
 

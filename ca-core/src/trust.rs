@@ -13,7 +13,7 @@ use crate::evidence::EkEvidence;
 use crate::hardware::HardwareIdentity;
 use crate::key::PublicKey;
 use crate::tpm::template::EkArea;
-use crate::x509::{AltName, Certificate, EkUsage};
+use crate::x509::{AltName, Certificate, EkUsage, attribute_of};
 use crate::{Rejection, oid};
 
 /// What makes an EK trusted. Certificates carry it as a policy, so that relying parties can tell.
@@ -256,9 +256,9 @@ impl<'a> EkCertificate<'a> {
         self.certificate.extensions.alt_names.iter().find_map(|name| {
             let AltName::Directory(name) = name else { return None };
             Some(TpmModel {
-                manufacturer: name.attribute(oid::TPM_MANUFACTURER)?,
-                model: name.attribute(oid::TPM_MODEL)?,
-                version: name.attribute(oid::TPM_VERSION)?,
+                manufacturer: attribute_of(name, oid::TPM_MANUFACTURER)?,
+                model: attribute_of(name, oid::TPM_MODEL)?,
+                version: attribute_of(name, oid::TPM_VERSION)?,
             })
         })
     }

@@ -4,6 +4,7 @@ mod bench;
 mod ci;
 mod demo;
 mod install;
+mod real_tpms;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ enum Task {
     /// Measure what it can do
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Show what the CA makes of real vendors' certificates; fails if any of it is wrong
+    RealTpms(real_tpms::Arguments),
     /// Install the Debian packages that building and testing need
     Install,
 }
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Task::Test { arguments } => install::install().and_then(|()| ci::test(&arguments)),
         Task::Ci => install::install().and_then(|()| ci::run()),
         Task::Bench(bench) => install::install().and_then(|()| bench.run()),
+        Task::RealTpms(arguments) => install::install().and_then(|()| real_tpms::run(&arguments)),
         Task::Install => install::install(),
     };
     match done {

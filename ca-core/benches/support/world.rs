@@ -295,7 +295,7 @@ impl World {
 
 impl Kind {
     /// A vendor's key.
-    fn new_key(self) -> KeyPair {
+    pub(crate) fn new_key(self) -> KeyPair {
         match self {
             Self::Rsa2048 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
             Self::P256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),

@@ -70,7 +70,8 @@ pub(crate) enum EkUsage {
 /// A GeneralName (RFC 5280 §4.2.1.6).
 #[derive(Clone, Debug)]
 pub(crate) enum AltName {
-    Directory(Name),
+    /// In DER: a name is read where it is compared, after the signature over it was verified.
+    Directory(Vec<u8>),
     /// Of another form, by its tag.
     Other(u8),
 }
@@ -98,8 +99,8 @@ impl Certificate {
             key: VerifyingKey::read(parsed.public_key()),
             spki: parsed.public_key().raw.to_vec(),
             serial: parsed.raw_serial().to_vec(),
-            issuer: Name::of(parsed.issuer()),
-            subject: Name::of(parsed.subject()),
+            issuer: Name::of(parsed.issuer()).ok_or(Unreadable::LongName)?,
+            subject: Name::of(parsed.subject()).ok_or(Unreadable::LongName)?,
             not_before: parsed.validity().not_before.to_datetime(),
             not_after: parsed.validity().not_after.to_datetime(),
             extensions: Extensions::read(&parsed)?,
@@ -153,7 +154,9 @@ pub(crate) enum Unreadable {
         "somebody changed it on its way: around what its issuer signed it is not as DER wants it, or names another signature algorithm"
     )]
     Changed,
-    #[error("its extension {0} is malformed")]
+    #[error("its subject or issuer is longer than any vendor's name")]
+    LongName,
+    #[error("its extension {0} is malformed, or longer than any vendor's")]
     Extension(String),
     #[error("its extension {0} is there twice")]
     Twice(String),
@@ -265,6 +268,7 @@ impl NameConstraints {
                 // `minimum` is 0 and thus absent, `maximum` is absent (RFC 5280 §4.2.1.10).
                 let mut base = general_names(list.take(tag::SEQUENCE)?)?;
                 bases.push(base.pop().filter(|_| base.is_empty())?);
+                is_short(&bases)?;
             }
             Some(bases)
         };
@@ -294,6 +298,7 @@ fn ek_usage(value: &[u8]) -> Option<EkUsage> {
     let mut usages = vec![list.take(tag::OID)?];
     while !list.is_empty() {
         usages.push(list.take(tag::OID)?);
+        is_short(&usages)?;
     }
     Some(if usages.contains(&oid::EK_CERTIFICATE) {
         EkUsage::Named
@@ -309,19 +314,26 @@ fn general_names(names: &[u8]) -> Option<Vec<AltName>> {
     while !list.is_empty() {
         let Element { tag, content, .. } = list.next()?;
         names.push(match tag {
-            tag::DIRECTORY_NAME => AltName::Directory(Name::read(content)?),
+            tag::DIRECTORY_NAME => AltName::Directory(content.to_vec()),
             other => AltName::Other(other),
         });
+        is_short(&names)?;
     }
     Some(names)
 }
 
 fn policies(value: &[u8]) -> Option<BTreeSet<Vec<u8>>> {
-    let (mut list, mut policies) = (Reader::new(Reader::only(tag::SEQUENCE, value)?), BTreeSet::new());
+    let (mut list, mut policies) = (Reader::new(Reader::only(tag::SEQUENCE, value)?), Vec::new());
     while !list.is_empty() {
-        policies.insert(Reader::new(list.take(tag::SEQUENCE)?).take(tag::OID)?.to_vec());
+        policies.push(Reader::new(list.take(tag::SEQUENCE)?).take(tag::OID)?.to_vec());
+        is_short(&policies)?;
     }
-    Some(policies)
+    Some(policies.into_iter().collect())
+}
+
+/// Bounds what a stranger makes us keep before a signature is verified.
+fn is_short<T>(list: &[T]) -> Option<()> {
+    (list.len() <= MAX_LIST).then_some(())
 }
 
 fn mappings(value: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
@@ -330,6 +342,7 @@ fn mappings(value: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut pair = Reader::new(list.take(tag::SEQUENCE)?);
         let (from, to) = (pair.take(tag::OID)?.to_vec(), pair.take(tag::OID)?.to_vec());
         mappings.push(pair.is_empty().then_some((from, to))?);
+        is_short(&mappings)?;
     }
     Some(mappings)
 }
@@ -383,3 +396,5 @@ fn name_of(id: &[u8]) -> String {
 
 /// `keyCertSign` in the first byte of a keyUsage (RFC 5280 §4.2.1.3).
 const KEY_CERT_SIGN: u8 = 0x04;
+/// Entries of a list in an extension. Vendors' have up to four.
+const MAX_LIST: usize = 64;

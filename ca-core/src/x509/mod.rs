@@ -4,7 +4,7 @@ mod certificate;
 pub(crate) use certificate::{AltName, Certificate, EkUsage, parse_certificate};
 
 mod name;
-pub(crate) use name::Name;
+pub(crate) use name::{Name, attribute_of};
 
 mod path;
 pub(crate) use path::{Broken, Purpose, Rule, check_path};

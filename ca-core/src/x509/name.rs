@@ -17,21 +17,25 @@ pub(crate) struct Name {
 }
 
 impl Name {
-    /// Reads a Name in DER; `None` if it is none.
+    /// Reads a Name in DER; `None` if it is none, or longer than [`MAX_NAME`].
     pub(crate) fn read(raw: &[u8]) -> Option<Self> {
         match X509Name::from_der(raw) {
-            Ok((&[], name)) => Some(Self::of(&name)),
+            Ok((&[], name)) => Self::of(&name),
             _ => None,
         }
     }
 
-    pub(crate) fn of(name: &X509Name<'_>) -> Self {
+    /// The same of a name that is read.
+    pub(crate) fn of(name: &X509Name<'_>) -> Option<Self> {
+        if name.as_raw().len() > MAX_NAME {
+            return None;
+        }
         let relative_names = name.iter_rdn().map(|relative_name| {
             let mut attributes: Vec<_> = relative_name.iter().map(prepare).collect();
             attributes.sort();
             attributes.concat()
         });
-        Self { raw: name.as_raw().to_vec(), prepared: relative_names.collect() }
+        Some(Self { raw: name.as_raw().to_vec(), prepared: relative_names.collect() })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -50,10 +54,9 @@ impl Name {
         name.iter_attributes().all(|attribute| text(attribute).is_some_and(|text| text.is_ascii()))
     }
 
-    /// The text of the first attribute of this type.
-    pub(crate) fn attribute(&self, attribute_type: &[u8]) -> Option<String> {
-        let (_, name) = X509Name::from_der(&self.raw).ok()?;
-        name.iter_attributes().find(|attribute| attribute.attr_type().as_bytes() == attribute_type).and_then(text)
+    /// Whether it has an attribute of this type.
+    pub(crate) fn has(&self, attribute_type: &[u8]) -> bool {
+        attribute_of(&self.raw, attribute_type).is_some()
     }
 }
 
@@ -94,6 +97,12 @@ impl fmt::Display for Name {
     }
 }
 
+/// The text of the first attribute of this type in a Name in DER.
+pub(crate) fn attribute_of(name: &[u8], attribute_type: &[u8]) -> Option<String> {
+    let (_, name) = X509Name::from_der(name).ok()?;
+    name.iter_attributes().find(|attribute| attribute.attr_type().as_bytes() == attribute_type).and_then(text)
+}
+
 /// Text that a stranger chose, escaped and cut for people to read.
 pub(crate) fn printable(text: &str) -> String {
     let is_plain = |c: char| {
@@ -125,6 +134,10 @@ fn prepare(attribute: &AttributeTypeAndValue<'_>) -> Vec<u8> {
 /// RFC 4518 §2, as far as it goes without tables: characters without a meaning go, case is folded, white space is
 /// as much as one space and goes at both ends. Not done is normalisation (NFKC).
 fn prepare_string(text: &str) -> String {
+    if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        let folded = text.to_ascii_lowercase();
+        return folded.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
+    }
     // RFC 4518 §2.2: mapped to nothing.
     let is_nothing = |c: char| {
         matches!(c, '\u{AD}' | '\u{34F}' | '\u{180B}'..='\u{180E}' | '\u{200B}'..='\u{200F}' | '\u{2060}'..='\u{2063}' | '\u{FE00}'..='\u{FE0F}' | '\u{FEFF}')
@@ -181,6 +194,8 @@ const IA5_STRING: u32 = 22;
 const VISIBLE_STRING: u32 = 26;
 const UNIVERSAL_STRING: u32 = 28;
 const BMP_STRING: u32 = 30;
+/// Vendors' names have up to some 300 bytes, and RFC 5280, appendix A.1, ends most attributes at 64 characters.
+const MAX_NAME: usize = 1024;
 /// What a prepared value begins with.
 const IS_TEXT: u8 = 1;
 const IS_OTHER: u8 = 0;

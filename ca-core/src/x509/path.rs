@@ -3,6 +3,7 @@
 use time::OffsetDateTime;
 
 use super::certificate::{AltName, Certificate, EkUsage, NameConstraints};
+use super::name::Name;
 use super::policies::PolicyState;
 use crate::oid;
 
@@ -169,25 +170,25 @@ impl NameConstraints {
             |bases: &[AltName], form: u8| bases.iter().any(|base| matches!(base, AltName::Other(tag) if *tag == form));
         let is_constrained = |form| of_form(&self.permitted, form) || of_form(&self.excluded, form);
         let subject = &certificate.subject;
-        if subject.attribute(oid::EMAIL_ADDRESS).is_some() && is_constrained(RFC822_NAME) {
+        if subject.has(oid::EMAIL_ADDRESS) && is_constrained(RFC822_NAME) {
             return Err(Rule::NameUnclear);
         }
-        let subject = (!subject.is_empty()).then_some(subject);
-        let mut directory_names: Vec<_> = subject.into_iter().collect();
+        let mut directory_names: Vec<_> = (!subject.is_empty()).then(|| subject.clone()).into_iter().collect();
         for name in &certificate.extensions.alt_names {
             match name {
-                AltName::Directory(name) => directory_names.push(name),
+                AltName::Directory(name) => directory_names.push(Name::read(name).ok_or(Rule::NameUnclear)?),
                 AltName::Other(form) if is_constrained(*form) => return Err(Rule::NameUnclear),
                 AltName::Other(_) => {}
             }
         }
-        let [permitted, excluded] = [&self.permitted, &self.excluded].map(|bases| {
-            let directory = bases.iter().filter_map(|base| match base {
-                AltName::Directory(base) => Some(base),
+        let directory = |bases: &[AltName]| {
+            let bases = bases.iter().filter_map(|base| match base {
+                AltName::Directory(base) => Some(Name::read(base).ok_or(Rule::NameUnclear)),
                 AltName::Other(_) => None,
             });
-            directory.collect::<Vec<_>>()
-        });
+            bases.collect::<Result<Vec<_>, _>>()
+        };
+        let (permitted, excluded) = (directory(&self.permitted)?, directory(&self.excluded)?);
         for name in directory_names {
             if !permitted.is_empty() && !permitted.iter().any(|base| name.is_within(base)) {
                 return Err(Rule::NameNotPermitted);

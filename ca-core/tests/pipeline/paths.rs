@@ -337,6 +337,28 @@ mod rules {
         assert!(twice.refused().contains("keyUsage (2.5.29.15) is there twice"));
     }
 
+    /// A stranger may send 4 KiB a certificate, and their signatures are verified only after they are read.
+    #[test]
+    fn names_and_lists_longer_than_any_vendors_are_refused() {
+        let policy: &[u8] = &[0x2A, 3];
+        Chain::new().ek(|ek| ek.with(policies(false, &[policy; 64]))).check().unwrap();
+        let names = |count: usize| extension(17, false, &tlv(0x30, &tlv(0x82, b"x").repeat(count)));
+        for long in [
+            policies(false, &[policy; 65]),
+            extended_key_usage(false, &[EK_USAGE; 65]),
+            names(65),
+            name_constraints(&vec![directory_name(&common_name("x")); 65], &[]),
+            extension(33, true, &tlv(0x30, &tlv(0x30, &[oid(policy), oid(policy)].concat()).repeat(65))),
+        ] {
+            assert!(Chain::new().ek(|ek| ek.with(long)).refused().contains("longer than any vendor's"));
+        }
+        let long_name = |mut ek: Forged| {
+            ek.subject = common_name(&"x".repeat(1024));
+            ek
+        };
+        assert!(Chain::new().ek(long_name).refused().contains("longer than any vendor's name"));
+    }
+
     #[test]
     fn a_policy_that_is_demanded_goes_through_the_whole_path() {
         let demand = |ca: Forged| ca.with(extension(36, true, &tlv(0x30, &tlv(0x80, &[0]))));
