@@ -281,6 +281,8 @@ pub(crate) enum Reason {
     NoIssuer { certificate: String, issuer: String, by_key: bool, found_at: Option<String> },
     #[error("{certificate} calls itself its own issuer, and is not trusted")]
     SelfIssued { certificate: String },
+    #[error("{certificate} was issued by a CA that it leads back to, and no other is known")]
+    Circle { certificate: String },
     #[error("{certificate} names {issuer} as its issuer, which did not sign it with any key that is known")]
     NotSigned { certificate: String, issuer: String },
     #[error("{certificate} {reason}")]
@@ -366,7 +368,11 @@ impl<'a> Search<'a> {
             self.fail(false, path.len(), |search| search.no_issuer(top));
         }
         for issuer in issuers {
-            if path.contains(&issuer) || !self.is_signed_by(top, issuer, path.len()) {
+            if path.contains(&issuer) {
+                self.fail(false, path.len(), |search| Reason::Circle { certificate: search.called(top) });
+                continue;
+            }
+            if !self.is_signed_by(top, issuer, path.len()) {
                 continue;
             }
             if let Some(allowances) = self.trust(issuer) {
@@ -588,9 +594,12 @@ mod tests {
     #[test]
     fn duplicates_and_self_issued_certificates_cost_nothing() {
         let (root, issuer, stranger) = (Ca::new("root"), Ca::new("issuer"), Ca::new("root"));
-        let good = issuer.certified_by(&root, "issuer");
-        let sent = [stranger.root("root"), good.clone(), good.clone(), stranger.root("root"), good];
-        assert!(matches!(search(&trusting([&root.root("root")]), &issuer.leaf(), &sent), (Some(_), 2)));
+        let certified = issuer.certified_by(&stranger, "issuer");
+        let sent =
+            [&stranger.root("root"), &certified, &certified, &stranger.root("root"), &certified].map(Clone::clone);
+        // The leaf's signature, and the issuer's, which the trusted root of that name did not make.
+        assert_eq!(search(&trusting([&root.root("root")]), &issuer.leaf(), &sent), (None, 2));
+        assert!(matches!(search(&trusting([&stranger.root("root")]), &issuer.leaf(), &sent), (Some(_), 2)));
     }
 
     /// Five junk issuers with the name of a trusted root once cost a worker 50 ms.

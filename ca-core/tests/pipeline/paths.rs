@@ -429,6 +429,19 @@ mod rules {
         assert!(said.contains("cannot be compared"), "{said}");
     }
 
+    /// An e-mail address may stand in a subject (RFC 5280 §4.1.2.6).
+    #[test]
+    fn an_e_mail_address_in_a_subject_is_a_name_of_its_form() {
+        let constrained = Chain::new().issuer(|ca| ca.with(name_constraints(&[], &[tlv(0x81, b"other.example")])));
+        constrained.check().unwrap();
+        let email = [oid(&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x09, 0x01]), tlv(0x16, b"tpm@acme.example")];
+        let said = constrained.ek(|mut ek| {
+            ek.subject = tlv(0x30, &tlv(0x31, &tlv(0x30, &email.concat())));
+            ek
+        });
+        assert!(said.refused().contains("cannot be compared"));
+    }
+
     #[test]
     fn expiry_names_the_certificate_and_both_dates() {
         let expired = |mut forged: Forged| {
@@ -505,7 +518,12 @@ mod issuers {
         let (a, b) = (Forger::new("A"), Forger::new("B"));
         let sent =
             [a.certify(&Forged::ek(), &ek_spki()), a.certified_by(&b, Forged::ca()), b.certified_by(&a, Forged::ca())];
-        assert_eq!(check(&sent, &Chain::new().anchors()).unwrap_err().code(), ProblemCode::EkCertificateUntrusted);
+        let error = check(&sent, &Chain::new().anchors()).unwrap_err();
+        assert_eq!(error.code(), ProblemCode::EkCertificateUntrusted);
+        assert!(
+            error.to_string().contains("the certificate of CN=B was issued by a CA that it leads back to"),
+            "{error}"
+        );
     }
 
     #[test]
