@@ -181,7 +181,7 @@ fn what_is_no_ek_and_no_vendor_is_refused_with_a_reason() -> Result<()> {
     };
     refused(&["enroll", "add"], &dir.path().join("ticket.key"), "holds no EK")?;
     refused(&["enroll", "add"], &dir.path().join("nowhere"), "cannot read")?;
-    refused(&["trust", "add"], &dir.path().join("root.key"), "no certificate")?;
+    refused(&["trust", "add"], &dir.path().join("root.key"), "neither a certificate nor a public key")?;
     refused(&["trust", "add"], &dir.path().join("worker.pem"), "not a CA")?;
     refused(&["enroll", "add"], &trusted_vendor()?.root_pem(), "of a CA")?;
     refused(&["trust", "remove"], Path::new(":"), "at least 8 digits")?;
