@@ -1,5 +1,9 @@
 //! What the database promises, whoever calls it.
 
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration as StdDuration;
+
 use assay_broker_plugin::ca::confirm_by_use;
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{
@@ -658,16 +662,29 @@ fn an_offer_without_the_vendors_certificate_does_not_make_it_unseen() {
 }
 
 #[test]
+fn certificate_is_added_though_somebody_else_is_writing() {
+    let (directory, store) = store();
+    let path = directory.path().join("assay.db");
+    let (started, writing) = mpsc::channel();
+    let writer = thread::spawn(move || {
+        let mut other = Store::open(&path).unwrap();
+        other
+            .transaction(|_| {
+                started.send(()).unwrap();
+                thread::sleep(StdDuration::from_millis(300));
+                Ok(())
+            })
+            .unwrap();
+    });
+    writing.recv().unwrap();
+    assert_eq!(store.add_anchor(&vendor_root(1)).unwrap(), Trusted::Added);
+    writer.join().unwrap();
+}
+
+#[test]
 fn a_change_of_anchors_changes_their_version() {
     let (_directory, store) = store();
-    let anchor = |n: u8| AnchorRow {
-        fingerprint: [n; 32],
-        certificate: vec![n],
-        subject: "CN=vendor".into(),
-        role: Role::Root,
-        not_after: 0,
-        added_at: 0,
-    };
+    let anchor = vendor_root;
     let mut versions = vec![store.anchors_version().unwrap()];
     assert_eq!(store.add_anchor(&anchor(1)).unwrap(), Trusted::Added);
     versions.push(store.anchors_version().unwrap());
@@ -688,6 +705,17 @@ fn a_change_of_anchors_changes_their_version() {
     assert_eq!(store.anchors().unwrap().last().unwrap().role, narrow.role);
     for (n, version) in versions.iter().enumerate() {
         assert!(!versions[..n].contains(version), "{n}");
+    }
+}
+
+fn vendor_root(n: u8) -> AnchorRow {
+    AnchorRow {
+        fingerprint: [n; 32],
+        certificate: vec![n],
+        subject: "CN=vendor".into(),
+        role: Role::Root,
+        not_after: 0,
+        added_at: 0,
     }
 }
 
