@@ -602,6 +602,13 @@ mod tests {
         assert!(matches!(search(&trusting([&stranger.root("root")]), &issuer.leaf(), &sent), (Some(_), 2)));
     }
 
+    #[test]
+    fn a_ca_with_several_certificates_costs_one_signature() {
+        let (root, old, issuer) = (Ca::new("root"), Ca::new("old"), Ca::new("issuer"));
+        let sent = [issuer.certified_by(&old, "issuer"), issuer.certified_by(&root, "issuer")];
+        assert!(matches!(search(&trusting([&root.root("root")]), &issuer.leaf(), &sent), (Some(_), 2)));
+    }
+
     /// Five junk issuers with the name of a trusted root once cost a worker 50 ms.
     #[test]
     fn junk_issuers_cost_no_more_signatures_than_the_limit() {

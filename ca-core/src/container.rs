@@ -118,7 +118,7 @@ fn unwrap_pem(text: &str) -> Result<Vec<Unwrapped>, ContainerError> {
                 continue;
             }
             label => {
-                other.get_or_insert(label.chars().take(MAX_LABEL).collect());
+                other.get_or_insert_with(|| label.chars().take(MAX_LABEL).collect());
                 continue;
             }
         };
