@@ -114,7 +114,8 @@ fn params(name: &str) -> CertificateParams {
     params
 }
 
-/// Most of the 4 KiB of a certificate (`assay_wire::MAX_CERTIFICATE`) in directory names that take long to compare.
+/// Most of the 4 KiB of a certificate (`assay_wire::MAX_CERTIFICATE`) in directory names that take
+/// long to compare.
 fn alternative_names() -> Vec<CustomExtension> {
     let text = "Ä".repeat(40);
     let attribute =
