@@ -38,8 +38,10 @@ pub(crate) fn build() -> Result<Vec<PathBuf>> {
 impl Package {
     fn build(&self, target: &Path) -> Result<PathBuf> {
         self.write_manual(&target.join(self.profile).join("package"))?;
+        // cargo-deb would build the whole workspace.
+        show(&mut cargo(&["build", "--package", self.from_crate, "--bin", self.name, "--profile", self.profile]))?;
         let out = target.join("debian");
-        show(cargo(&["deb", "--package", self.from_crate, "--output"]).arg(&out))?;
+        show(cargo(&["deb", "--package", self.from_crate, "--no-build", "--output"]).arg(&out))?;
 
         let file = self.file_in(&out)?;
         let binary = fs::metadata(target.join(self.profile).join(self.name))?.len();

@@ -79,21 +79,17 @@ fn manufacture(work: &Path) -> Result<(VendorCa, Swtpm)> {
 }
 
 fn apt_install(machine: &Machine, files: &[PathBuf]) -> Result<()> {
-    let mut apt = vec!["apt-get".to_owned(), "install".into(), "--yes".into(), "--no-install-recommends".into()];
-    for file in files {
-        let name = file.file_name().context("a package is a file")?.to_string_lossy().into_owned();
-        fs::copy(file, machine.path("srv").join(&name))?;
-        apt.push(format!("/srv/{name}"));
+    let names = on_the_machine(files)?;
+    for (file, name) in files.iter().zip(&names) {
+        fs::copy(file, machine.path(name.trim_start_matches('/')))?;
     }
-    // For `plug_in`.
-    apt.push("socat".into());
     machine.run(&["apt-get", "update"])?;
-    machine.run(
-        &["env", "DEBIAN_FRONTEND=noninteractive"]
-            .into_iter()
-            .chain(apt.iter().map(String::as_str))
-            .collect::<Vec<_>>(),
-    )?;
+    let mut apt = vec!["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install"];
+    apt.extend(["--yes", "--no-install-recommends"]);
+    apt.extend(names.iter().map(String::as_str));
+    // For `plug_in`.
+    apt.push("socat");
+    machine.run(&apt)?;
     Ok(())
 }
 
@@ -138,8 +134,9 @@ fn untouched(booted: &Booted<'_>) -> Result<()> {
         ensure!(booted.property(&unit, "UnitFileState")? == "disabled", "{unit} is enabled");
     }
     booted.fails(&["systemctl", "start", "assay"])?;
-    let log = booted.run(&["journalctl", "--no-pager", "--unit=assay"])?;
-    ensure!(log.contains("/var/lib/assay/issuing.key"), "the log does not say what is missing: {log}");
+    let log = || booted.run(&["journalctl", "--no-pager", "--unit=assay"]);
+    eventually("the log says what to do", || Ok(log()?.contains("run `assay init /var/lib/assay`")))?;
+    booted.run(&["systemctl", "stop", "assay"])?;
     booted.run(&["systemctl", "start", "assay-device"])?;
     ensure!(booted.property("assay-device", "ActiveState")? == "inactive", "assay-device ran without a root");
     Ok(())
@@ -241,11 +238,9 @@ fn watchdog(booted: &Booted<'_>) -> Result<()> {
     ensure!(booted.property("assay", "MainPID")? == before, "restarted although it was well");
 
     booted.run(&["sh", "-c", &format!("kill -STOP {before}")])?;
-    let deadline = Instant::now() + PATIENCE;
-    while booted.property("assay", "NRestarts")? == "0" || booted.property("assay", "ActiveState")? != "active" {
-        ensure!(Instant::now() < deadline, "not restarted after {} s", PATIENCE.as_secs());
-        thread::sleep(Duration::from_millis(200));
-    }
+    eventually("it is restarted", || {
+        Ok(booted.property("assay", "NRestarts")? != "0" && booted.property("assay", "ActiveState")? == "active")
+    })?;
     as_service(booted, &["health"])?;
     booted.run(&["rm", "-r", &format!("/{hasty}")])?;
     booted.run(&["systemctl", "daemon-reload"])?;
@@ -265,7 +260,7 @@ fn upgrade(booted: &Booted<'_>, files: &[PathBuf]) -> Result<()> {
     }
 
     let work = tempfile::tempdir()?;
-    let mut dpkg = vec!["dpkg".to_owned(), "--force-confold".into(), "--install".into()];
+    let mut later = Vec::new();
     for (number, file) in files.iter().enumerate() {
         let tree = work.path().join(number.to_string());
         run(tool("dpkg-deb")?.arg("--raw-extract").arg(file).arg(&tree))?;
@@ -273,7 +268,7 @@ fn upgrade(booted: &Booted<'_>, files: &[PathBuf]) -> Result<()> {
         let text = fs::read_to_string(&control)?;
         let version = text.lines().find(|line| line.starts_with("Version: ")).context("a package has a version")?;
         fs::write(&control, text.replace(version, &format!("{version}+later")))?;
-        // New defaults: dpkg would ask which to take, for both files were edited.
+        // New defaults.
         for conffile in ["etc/assay/assay.toml", "etc/assay-device/provision.env"] {
             if let Ok(text) = fs::read_to_string(tree.join(conffile)) {
                 fs::write(tree.join(conffile), format!("{text}\n# of a later version\n"))?;
@@ -281,9 +276,9 @@ fn upgrade(booted: &Booted<'_>, files: &[PathBuf]) -> Result<()> {
         }
         let name = format!("srv/later-{number}.deb");
         run(tool("dpkg-deb")?.args(["-Znone", "--build"]).arg(&tree).arg(booted.machine.path(&name)))?;
-        dpkg.push(format!("/{name}"));
+        later.push(format!("/{name}"));
     }
-    booted.run(&dpkg.iter().map(String::as_str).collect::<Vec<_>>())?;
+    dpkg_install(booted, &later)?;
 
     ensure!(fs::read_to_string(&settings)? == edited, "assay.toml was overwritten");
     ensure!(fs::read_to_string(&provisioning)? == configured, "provision.env was overwritten");
@@ -311,11 +306,7 @@ fn reinstall(booted: &Booted<'_>, files: &[PathBuf]) -> Result<()> {
     ensure!(!booted.machine.path("usr/bin/assay").exists(), "the program is still there");
     ensure!(state(booted)? == before, "removal changed {STATE}");
 
-    let mut dpkg = vec!["dpkg".to_owned(), "--install".into()];
-    for file in files {
-        dpkg.push(format!("/srv/{}", file.file_name().context("a package is a file")?.display()));
-    }
-    booted.run(&dpkg.iter().map(String::as_str).collect::<Vec<_>>())?;
+    dpkg_install(booted, &on_the_machine(files)?)?;
     ensure!(state(booted)? == before, "installation changed {STATE}");
     let settings = fs::read_to_string(booted.machine.path("etc/assay/assay.toml"))?;
     ensure!(settings.contains("lifetime_days = 30"), "the settings are gone");
@@ -338,6 +329,19 @@ fn purge(booted: &Booted<'_>) -> Result<()> {
     let wanted = booted.run(&["find", "/etc/systemd/system", "-name", "assay*"])?;
     ensure!(wanted.is_empty(), "still there: {wanted}");
     Ok(())
+}
+
+fn dpkg_install(booted: &Booted<'_>, files: &[String]) -> Result<()> {
+    // It would ask which settings to take: those of the package, or those that were edited.
+    let mut dpkg = vec!["dpkg", "--force-confold", "--install"];
+    dpkg.extend(files.iter().map(String::as_str));
+    booted.run(&dpkg).map(drop)
+}
+
+/// Where `apt_install` puts the packages.
+fn on_the_machine(files: &[PathBuf]) -> Result<Vec<String>> {
+    let name = |file: &PathBuf| Ok(format!("/srv/{}", file.file_name().context("a package is a file")?.display()));
+    files.iter().map(name).collect()
 }
 
 /// Everything that must outlive the packages, byte for byte; a link is what it leads to.
@@ -382,10 +386,15 @@ fn plug_in(booted: &Booted<'_>, work: &Path, tpm: &Swtpm) -> Result<()> {
     // As tpm-udev has it: for the group tss.
     let terminal = "PTY,link=/dev/tpmrm0,rawer,group=tss,mode=660";
     booted.run(&["systemd-run", "--quiet", "--collect", "socat", terminal, &format!("UNIX-CONNECT:{SHARED}/tpm")])?;
+    eventually("socat makes a terminal", || Ok(booted.run(&["test", "-c", "/dev/tpmrm0"]).is_ok()))?;
+    Ok(())
+}
+
+fn eventually(what: &str, is_so: impl Fn() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    while booted.run(&["test", "-c", "/dev/tpmrm0"]).is_err() {
-        ensure!(Instant::now() < deadline, "socat makes no terminal");
-        thread::sleep(Duration::from_millis(50));
+    while !is_so()? {
+        ensure!(Instant::now() < deadline, "not after {} s: {what}", PATIENCE.as_secs());
+        thread::sleep(Duration::from_millis(200));
     }
     Ok(())
 }
