@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fs};
 
-use assay_device::tpm::{HierarchyPasswords, IkKind, Password, SrkKind, Tcti};
+use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, Password, SrkKind, Tcti};
 use assay_device::{
-    Credential, CredentialStatus, Device, DeviceOptions, EkChoice, Error, Flow, KeyStatus, OwnKey, ProvisionRequest,
-    Provisioned, Status, read_certificates,
+    Credential, CredentialStatus, Device, DeviceOptions, EkCertificate, EkChoice, EkDescription, Error, Flow,
+    KeyStatus, OwnKey, ProvisionRequest, Provisioned, Status, Validity, endorsement_keys, read_certificates,
 };
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Scope};
@@ -30,8 +30,8 @@ enum Command {
     /// Gets a certificate for a key in the TPM, or an HMAC key. Safe to run again: with a valid one it does nothing.
     #[command(after_help = PROVISION_EXAMPLES)]
     Provision(ProvisionArgs),
-    /// Shows what the state directory says, without asking the TPM or the CA.
-    #[command(after_help = "Example:\n  assay-device status --state /var/lib/assay --json")]
+    /// Shows what the state directory says, without asking the TPM or the CA. The exit code says whether the device can sign in.
+    #[command(after_help = STATUS_EXAMPLE)]
     Status {
         /// The state directory.
         #[arg(long, value_name = "DIR")]
@@ -43,8 +43,8 @@ enum Command {
     /// Publishes one message: over mutual TLS with the key in the TPM, or with a token of the HMAC key there.
     #[command(after_help = PUBLISH_EXAMPLE)]
     Publish {
-        /// The operational listener of the broker.
-        #[arg(long, value_name = "URL")]
+        /// The operational listener of the broker: mqtts://host[:port], by default port 8884.
+        #[arg(long, value_name = "URL", value_parser = BrokerUrl::operational)]
         broker: BrokerUrl,
         #[command(flatten)]
         device: DeviceArgs,
@@ -55,9 +55,25 @@ enum Command {
         #[arg(long)]
         message: String,
     },
+    /// Prints the endorsement keys of the TPM, for `assay enroll add`. Asks the TPM only.
+    #[command(after_help = EK_EXAMPLES)]
+    Ek {
+        /// Only this one: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps; auto is the one that provision shows if nobody says
+        /// which. [default: every one that the TPM has]
+        #[arg(long, value_name = "KIND")]
+        kind: Option<EkChoice>,
+        #[command(flatten)]
+        tpm: TpmArgs,
+        /// Print one JSON object a line on stdout.
+        #[arg(long)]
+        json: bool,
+    },
     /// Prints a password for another MQTT client, made with the HMAC key in the TPM. Client id and user name are the device id.
     #[command(after_help = TOKEN_EXAMPLES)]
     Token {
+        /// The state directory.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
         #[command(flatten)]
         tpm: TpmArgs,
         /// How long the password is valid, at most 86400.
@@ -75,7 +91,8 @@ impl Cli {
             Command::Provision(args) => provision(args),
             Command::Status { state, json } => status(&state, json),
             Command::Publish { broker, device, topic, message } => publish(&broker, device, &topic, message),
-            Command::Token { tpm, lifetime, json } => token(tpm, Duration::from_secs(lifetime), json),
+            Command::Ek { kind, tpm, json } => ek(kind, tpm, json),
+            Command::Token { state, tpm, lifetime, json } => token(state, tpm, Duration::from_secs(lifetime), json),
         }
     }
 }
@@ -132,6 +149,13 @@ struct DeviceArgs {
     /// The CA's root certificate, PEM or DER: what the broker and the device's certificate must lead to.
     #[arg(long, value_name = "FILE")]
     ca_root: PathBuf,
+    /// For a device without a clock: takes the time to be no earlier than the first day of the CA's root, nor of any certificate
+    /// that it signed. An expired certificate may then pass for a good one.
+    #[arg(long)]
+    no_clock: bool,
+    /// The state directory; made if it is not there.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
     #[command(flatten)]
     tpm: TpmArgs,
 }
@@ -141,9 +165,6 @@ struct TpmArgs {
     /// How to reach the TPM: device:PATH, swtpm:host=H,port=P or swtpm:path=PATH.
     #[arg(long, default_value_t = Tcti::default())]
     tcti: Tcti,
-    /// The state directory; made if it is not there.
-    #[arg(long, value_name = "DIR")]
-    state: PathBuf,
     /// File with the TPM's owner password; a newline at its end does not count. Else the environment's ASSAY_OWNER_AUTH.
     #[arg(long, value_name = "FILE")]
     owner_auth_file: Option<PathBuf>,
@@ -155,8 +176,24 @@ struct TpmArgs {
     tpm_timeout: u64,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 unexpected; 2 usage; 3 refused by the CA or the broker; 4 broker or CA not reached before the deadline; 5 TPM \
-failed or timed out; 6 state directory or file; 7 the answer of the CA failed verification.";
+const EXIT_CODES: &str = "Exit codes:
+  0  done
+  1  unexpected
+  2  usage
+  3  refused by the CA or the broker; or set wrongly: broker, root, scope, clock. No retry mends it
+  4  broker or CA not reached before the deadline
+  5  the TPM failed or timed out
+  6  state directory or file
+  7  the answer of the CA failed verification
+  8  not provisioned: no state, or nothing granted yet
+  9  the certificate has expired";
+
+const STATUS_EXAMPLE: &str = "Examples:
+  assay-device status --state /var/lib/assay --json
+  assay-device status --state /var/lib/assay || assay-device provision ...
+
+Exit codes: 0 the device can sign in; 3 the clock is wrong; 6 the state is broken; 8 no state, or nothing granted yet;
+9 the certificate has expired.";
 
 const PROVISION_EXAMPLES: &str = "Examples:
   assay-device provision --broker mqtts://ca.example.com:8883 \\
@@ -172,6 +209,11 @@ const PROVISION_EXAMPLES: &str = "Examples:
 const PUBLISH_EXAMPLE: &str = "Example:
   assay-device publish --broker mqtts://mqtt.example.com:8884 --ca-root root.pem --state /var/lib/assay \\
       --topic telemetry --message '{\"temperature\":21.5}'";
+
+const EK_EXAMPLES: &str = "Examples:
+  assay-device ek
+  assay-device ek --kind auto > ek.pem    # then, at the CA: assay enroll add ek.pem --device-id pump-17
+  assay-device ek --json | jq -r .ek_id";
 
 const TOKEN_EXAMPLES: &str = "Examples:
   assay-device token --state /var/lib/assay --lifetime 600 --json
@@ -199,11 +241,7 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
         deadline: Duration::from_secs(args.deadline),
     };
     let device = open(args.device)?;
-    let provisioned = device.provision(&request, &mut |step, took| {
-        // In one piece, for stderr has no buffer.
-        let line = format!("{:>8.1} ms  {step}\n", took.as_secs_f64() * 1e3);
-        _ = io::stderr().write_all(line.as_bytes());
-    })?;
+    let provisioned = device.provision(&request, &mut show_step)?;
     let already = if provisioned.was_provisioned { "already " } else { "" };
     eprintln!("{already}provisioned as {}", provisioned.device_id);
     if args.json {
@@ -213,6 +251,12 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
         Credential::Certificate { path, .. } => print_line(&path.display().to_string()),
         Credential::SharedKey { .. } => print_line(provisioned.device_id.as_str()),
     }
+}
+
+fn show_step(step: &str, took: Duration) {
+    // In one piece, for stderr has no buffer.
+    let line = format!("{:>8.1} ms  {step}\n", took.as_secs_f64() * 1e3);
+    _ = io::stderr().write_all(line.as_bytes());
 }
 
 fn json_of(provisioned: &Provisioned) -> Value {
@@ -246,14 +290,21 @@ fn json_of(provisioned: &Provisioned) -> Value {
 }
 
 fn status(state: &Path, json: bool) -> Result<(), Error> {
-    let status = Status::read(state)?;
-    if json {
-        return print_line(&status.as_ref().map_or(Value::Null, json_of_status).to_string());
-    }
-    let Some(status) = status else {
-        return print_line("not provisioned");
+    let Some(status) = Status::read(state)? else {
+        print_line(if json { r#"{"state":"no-state"}"# } else { "no state" })?;
+        let reason = format!("no state in {}: run `assay-device provision`", state.display());
+        return Err(Error::NotProvisioned(reason));
     };
-    let KeyStatus { scope, flow, ek, ek_id, key } = status.keys;
+    if json {
+        print_line(&json_of_status(&status).to_string())?;
+    } else {
+        print_status(&status)?;
+    }
+    status.usable().map(drop)
+}
+
+fn print_status(status: &Status) -> Result<(), Error> {
+    let KeyStatus { scope, flow, ek, ek_id, key } = &status.keys;
     print_line(&format!("scope         {scope}"))?;
     print_line(&format!("flow          {flow}"))?;
     print_line(&format!("EK            {ek}, id {ek_id}"))?;
@@ -263,20 +314,25 @@ fn status(state: &Path, json: bool) -> Result<(), Error> {
             print_line(&format!("HMAC key      at {hmac_handle:#010x}, sent to storage root key {srk}"))?;
         }
     }
-    match status.credential {
+    match &status.credential {
         None => print_line("granted       nothing yet")?,
         Some(CredentialStatus::SharedKey { device_id }) => print_line(&format!("device id     {device_id}"))?,
         Some(CredentialStatus::Certificate { path, summary, is_confirmed }) => {
             print_line(&format!("device id     {}", summary.common_name))?;
             print_line(&format!("serial        {}", summary.serial))?;
-            print_line(&format!("valid until   {}", summary.not_after))?;
+            let remark = match summary.validity {
+                Validity::Valid => "",
+                Validity::Expired => "  expired",
+                Validity::NotYet => "  not valid yet: the clock is wrong",
+            };
+            print_line(&format!("valid         {} to {}{remark}", summary.not_before, summary.not_after))?;
             print_line(&format!("certificate   {}", path.display()))?;
-            if !is_confirmed {
+            if !*is_confirmed {
                 print_line("unconfirmed   run assay-device provision, or connect, before the CA revokes it")?;
             }
         }
     }
-    match status.attempt {
+    match &status.attempt {
         None => Ok(()),
         Some(KeyStatus { scope, flow, ek, key, .. }) => {
             let key = match key {
@@ -290,20 +346,31 @@ fn status(state: &Path, json: bool) -> Result<(), Error> {
 
 fn json_of_status(status: &Status) -> Value {
     let mut json = json_of_keys(&status.keys);
-    let (mut device_id, mut serial, mut not_after, mut file, mut confirmed) = Default::default();
+    let (mut device_id, mut serial, mut not_before, mut not_after, mut file, mut confirmed) = Default::default();
     match &status.credential {
         None => {}
         Some(CredentialStatus::SharedKey { device_id: id }) => device_id = Some(id),
         Some(CredentialStatus::Certificate { path, summary, is_confirmed }) => {
             device_id = Some(&summary.common_name);
             serial = Some(&summary.serial);
+            not_before = Some(&summary.not_before);
             not_after = Some(&summary.not_after);
             file = Some(path);
             confirmed = Some(is_confirmed);
         }
     }
+    json["state"] = json!(match &status.credential {
+        None => "nothing-granted",
+        Some(CredentialStatus::Certificate { summary, .. }) => match summary.validity {
+            Validity::Valid => "provisioned",
+            Validity::Expired => "expired",
+            Validity::NotYet => "clock-wrong",
+        },
+        Some(CredentialStatus::SharedKey { .. }) => "provisioned",
+    });
     json["device_id"] = json!(device_id);
     json["serial"] = json!(serial);
+    json["not_before"] = json!(not_before);
     json["not_after"] = json!(not_after);
     json["certificate"] = json!(file);
     json["confirmed"] = json!(confirmed);
@@ -341,9 +408,73 @@ fn publish(broker: &BrokerUrl, device: DeviceArgs, topic: &str, message: String)
     Ok(())
 }
 
-fn token(tpm: TpmArgs, lifetime: Duration, json: bool) -> Result<(), Error> {
+fn ek(kind: Option<EkChoice>, tpm: TpmArgs, json: bool) -> Result<(), Error> {
+    let (passwords, timeout) = (passwords(&tpm)?, Duration::from_secs(tpm.tpm_timeout));
+    let eks = endorsement_keys(tpm.tcti, passwords, timeout, kind, &mut show_step)?;
+    for (number, ek) in eks.iter().enumerate() {
+        if json {
+            print_line(&json_of_ek(ek).to_string())?;
+            continue;
+        }
+        if number > 0 {
+            print_line("")?;
+        }
+        print_ek(ek)?;
+    }
+    Ok(())
+}
+
+/// What stands before and between PEM is for people (RFC 7468 §2), so one EK's output is a file for `assay enroll add`.
+fn print_ek(ek: &EkDescription) -> Result<(), Error> {
+    let default = if ek.is_default { "; provision shows this one if nobody says which" } else { "" };
+    print_line(&format!("EK            {}, template {}{default}", ek.kind, ek.kind.template()))?;
+    print_line(&format!("id            {}", ek.ek_id))?;
+    print_line(&format!("device id     {}, unless an enrolment names another", ek.device_id))?;
+    match &ek.certificate {
+        None => print_line("certificate   none in the TPM")?,
+        Some(EkCertificate { subject, issuer, not_after, is_for_this_key, issuers, .. }) => {
+            let subject = if subject.is_empty() { "no subject" } else { subject };
+            print_line(&format!("certificate   {subject}, issued by {issuer}, until {not_after}"))?;
+            if *issuers > 0 {
+                print_line(&format!("issuers       {issuers} in the TPM"))?;
+            }
+            if !is_for_this_key {
+                print_line("              it is for another key than this EK")?;
+            }
+        }
+    }
+    let legacy = if ek.kind == EkKind::LegacyDps { " --legacy-dps-ek" } else { "" };
+    print_line(&format!("to enrol it   assay enroll add FILE{legacy}, where FILE has what follows"))?;
+    let pem = ek.enrolment();
+    print_line(pem.trim_end())
+}
+
+fn json_of_ek(ek: &EkDescription) -> Value {
+    let certificate = ek.certificate.as_ref().map(|certificate| {
+        json!({
+            "subject": certificate.subject,
+            "issuer": certificate.issuer,
+            "not_after": certificate.not_after,
+            "is_for_this_key": certificate.is_for_this_key,
+            "issuers": certificate.issuers,
+            "pem": certificate.pem,
+        })
+    });
+    json!({
+        "ek": ek.kind.to_string(),
+        "template": ek.kind.template(),
+        "default": ek.is_default,
+        "ek_id": ek.ek_id,
+        "device_id": ek.device_id,
+        "public_key": ek.public_key,
+        "certificate": certificate,
+        "enrolment": ek.enrolment(),
+    })
+}
+
+fn token(state: PathBuf, tpm: TpmArgs, lifetime: Duration, json: bool) -> Result<(), Error> {
     // No certificate is verified here, so no root is needed.
-    let token = Device::open(options(tpm)?)?.token(lifetime)?;
+    let token = Device::open(options(state, tpm)?)?.token(lifetime)?;
     if !json {
         return print_line(&token.password);
     }
@@ -358,19 +489,24 @@ fn token(tpm: TpmArgs, lifetime: Duration, json: bool) -> Result<(), Error> {
 
 fn open(args: DeviceArgs) -> Result<Device, Error> {
     let ca_roots = read_certificates(&args.ca_root)?;
-    Device::open(DeviceOptions { ca_roots, ..options(args.tpm)? })
+    Device::open(DeviceOptions { ca_roots, no_clock: args.no_clock, ..options(args.state, args.tpm)? })
 }
 
-fn options(args: TpmArgs) -> Result<DeviceOptions, Error> {
+fn options(state: PathBuf, args: TpmArgs) -> Result<DeviceOptions, Error> {
     Ok(DeviceOptions {
+        passwords: passwords(&args)?,
         tcti: args.tcti,
-        passwords: HierarchyPasswords {
-            owner: password(args.owner_auth_file.as_deref(), "ASSAY_OWNER_AUTH")?,
-            endorsement: password(args.endorsement_auth_file.as_deref(), "ASSAY_ENDORSEMENT_AUTH")?,
-        },
         tpm_timeout: Duration::from_secs(args.tpm_timeout),
-        state: args.state,
+        state,
         ca_roots: Vec::new(),
+        no_clock: false,
+    })
+}
+
+fn passwords(args: &TpmArgs) -> Result<HierarchyPasswords, Error> {
+    Ok(HierarchyPasswords {
+        owner: password(args.owner_auth_file.as_deref(), "ASSAY_OWNER_AUTH")?,
+        endorsement: password(args.endorsement_auth_file.as_deref(), "ASSAY_ENDORSEMENT_AUTH")?,
     })
 }
 

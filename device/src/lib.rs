@@ -20,6 +20,7 @@
 //!     tpm_timeout: Duration::from_secs(60),
 //!     state: "/var/lib/assay".into(),
 //!     ca_roots: read_certificates("/etc/assay/root.pem".as_ref())?,
+//!     no_clock: false,
 //! })?;
 //! let request = ProvisionRequest {
 //!     broker: "mqtts://bootstrap.example.com".parse()?,
@@ -51,7 +52,7 @@ pub use device::{
 };
 
 mod ek;
-pub use ek::EkChoice;
+pub use ek::{EkCertificate, EkChoice, EkDescription, endorsement_keys};
 
 mod status;
 pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
@@ -63,7 +64,7 @@ mod provision;
 pub use provision::Progress;
 
 mod verify;
-pub use verify::{AnswerError, DeviceCertificate, Summary};
+pub use verify::{AnswerError, DeviceCertificate, Summary, Validity};
 
 mod error;
 pub use error::Error;
@@ -75,8 +76,13 @@ pub use assay_wire::Flow;
 
 pub mod tpm;
 
+mod broker_certificate;
+mod clock;
 mod der;
 mod key;
 mod named;
+mod printable;
+mod probe;
 mod state;
 mod transport;
+mod trouble;

@@ -293,6 +293,17 @@ impl EkKind {
         }
     }
 
+    /// The template's name in the TCG EK Credential Profile 2.5, annex B.
+    pub const fn template(self) -> &'static str {
+        match self {
+            Self::P256 => "L-2",
+            Self::P384 => "H-3",
+            Self::Rsa2048 => "L-1",
+            Self::Rsa3072 => "H-6",
+            Self::LegacyDps => "L-1 with an empty unique",
+        }
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::P256 => "p-256",

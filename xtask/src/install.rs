@@ -17,6 +17,11 @@ pub(crate) fn install_for_packages() -> Result<()> {
     install_missing(FOR_PACKAGES)
 }
 
+/// Installs what making stand-ins for base images needs.
+pub(crate) fn install_for_images() -> Result<()> {
+    install_missing(FOR_IMAGES)
+}
+
 /// Says first what it installs.
 fn install_missing(packages: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<_> = packages.iter().filter(|(package, _)| !is_installed(package)).collect();
@@ -38,13 +43,18 @@ fn install_missing(packages: &[(&str, &str)]) -> Result<()> {
 }
 
 fn apt_get() -> Result<Command> {
+    let mut command = as_root("env")?;
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    Ok(command)
+}
+
+/// `program`, run by root: by sudo unless we are root.
+pub(crate) fn as_root(program: &str) -> Result<Command> {
     if is_root()? {
-        let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive");
-        return Ok(command);
+        return Ok(Command::new(program));
     }
     let mut command = Command::new("sudo");
-    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    command.arg(program);
     Ok(command)
 }
 
@@ -74,3 +84,5 @@ const FOR_PACKAGES: &[(&str, &str)] = &[
     ("dpkg-dev", "finds what packages depend on"),
     ("systemd-container", "boots that machine"),
 ];
+
+const FOR_IMAGES: &[(&str, &str)] = &[("debootstrap", "a Debian root file system, where no registry can be reached")];

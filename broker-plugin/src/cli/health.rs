@@ -18,7 +18,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::serve::{local_url, read_roots};
+use super::outfit::{local_url, read_roots};
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
@@ -150,7 +150,7 @@ impl Ping {
 
 /// How long a durable write took.
 async fn store(directory: &Directory) -> Result<Duration> {
-    let database = directory.database();
+    let database = directory.database()?;
     let started = Instant::now();
     match timeout(PATIENCE, tokio::task::spawn_blocking(move || write(&database))).await {
         Ok(written) => written?.map(|()| started.elapsed()),

@@ -8,10 +8,13 @@ mod health;
 mod import;
 mod init;
 mod list;
+mod outfit;
 mod serve;
+mod service;
 mod table;
 mod trust;
 mod watch;
+mod worker;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,7 +47,7 @@ enum Command {
     /// Run the built-in broker and a worker
     Serve(serve::Serve),
     /// Run a worker on another MQTT 5 broker
-    Worker(serve::Worker),
+    Worker(worker::Worker),
     /// Say whether a worker answers and the store can be written
     Health(health::Health),
     /// List the devices

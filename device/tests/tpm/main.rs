@@ -5,6 +5,7 @@ mod fake_ca;
 mod faults;
 mod flows;
 mod keys;
+mod mistakes;
 mod provisioning;
 mod proxy;
 mod responses;
