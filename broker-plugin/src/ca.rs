@@ -3,8 +3,8 @@
 use assay_ca_core::tpm::template::SrkArea;
 use assay_ca_core::{
     Admitted, AuthenticatedDevice, BoundKey, Confirmation, EkEvidence, Evidence, Fault, Issuer, MasterSecret, Prepared,
-    Profile, ProvenDevice, Records, Rejection, SrkEvidence, TicketKey, Token, TokenRefused, TrustAnchors, TrustedEk,
-    Unconfirmed,
+    Profile, ProvenDevice, Records, Rejection, Role, SrkEvidence, TicketKey, Token, TokenRefused, TrustAnchors,
+    TrustedEk, Unconfirmed, VendorCertificate,
 };
 use assay_wire::{
     ActivationReply, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId, Flow, Scope, SealedReply,
@@ -350,9 +350,16 @@ impl Examiner {
     }
 }
 
-fn read_anchors(store: &Store) -> Result<TrustAnchors, StoreError> {
-    let certificates = store.anchors()?.into_iter().map(|row| row.certificate.into());
-    Ok(TrustAnchors::new(certificates)?)
+/// Reads the vendors' certificates.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn read_anchors(store: &Store) -> Result<TrustAnchors, StoreError> {
+    let certificates = store.anchors()?.into_iter().map(|row| match row.role {
+        Role::Anchor(allowances) => VendorCertificate::read_anchor(&row.certificate, allowances),
+        Role::Root | Role::Issuer => VendorCertificate::read(&row.certificate),
+    });
+    Ok(TrustAnchors::new(certificates.collect::<Result<Vec<_>, _>>()?))
 }
 
 /// Why a request gets no other answer than a problem.

@@ -72,9 +72,12 @@ impl Directory {
     /// Opens a directory that `create` made.
     ///
     /// # Errors
-    /// It has no readable, valid `assay.toml`.
+    /// It has no readable, valid `assay.toml`, or no CA was made in it.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { path: path.to_owned(), config: Config::read(path)? })
+        let config = Config::read(path)?;
+        let shown = path.display();
+        ensure!(path.join(ROOT).exists(), "{shown} holds no CA yet, only its settings; run `assay init {shown}`");
+        Ok(Self { path: path.to_owned(), config })
     }
 
     /// The same directory, as its `assay.toml` is now.
@@ -149,7 +152,7 @@ impl Directory {
     /// # Errors
     /// It cannot be read.
     pub fn root(&self) -> Result<CertificateDer<'static>> {
-        let path = self.path.join("root.pem");
+        let path = self.path.join(ROOT);
         CertificateDer::from_pem_file(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
@@ -352,6 +355,7 @@ impl Default for RawCertificates {
 }
 
 const CONFIG: &str = "assay.toml";
+const ROOT: &str = "root.pem";
 const DATABASE: &str = "assay.db";
 const NEW_DATABASE: &str = "assay.db.new";
 const TICKET_KEY: &str = "ticket.key";

@@ -4,9 +4,9 @@ use assay_broker_plugin::ca::confirm_by_use;
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{
     AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, IdInQuestion, NewEnrolment, Removed,
-    RevokedCertificates, SharedKeyHolder, Store, StoreError,
+    RevokedCertificates, SharedKeyHolder, Store, StoreError, Tags, Trusted,
 };
-use assay_ca_core::{Assurance, IssuedCertificate, Reprovision, RevocationReason, SharedKeyOnRecord};
+use assay_ca_core::{Allowances, Assurance, IssuedCertificate, Reprovision, RevocationReason, Role, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId, ProblemCode};
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
@@ -86,6 +86,7 @@ fn enrolment(ek_id: EkId, device_id: Option<&str>) -> NewEnrolment {
         reprovision: None,
         legacy_dps_ek: None,
         disabled: None,
+        tags: Tags::new(),
         added_at: now(),
     }
 }
@@ -253,6 +254,21 @@ fn what_an_enrolment_says_is_kept_and_what_it_leaves_open_is_not_changed() {
     assert!(matches!(error, EnrolError::LegacyDpsEk { found: true, .. }), "{error}");
     let error = refused(NewEnrolment { disabled: Some(false), ..full });
     assert!(matches!(error, EnrolError::Disabled { found: true, .. }), "{error}");
+}
+
+#[test]
+fn tags_are_kept_and_change_with_the_list_that_has_them() {
+    let (_directory, mut store) = store();
+    let tagged = |site: &str| {
+        let tags = Tags::from([("site".to_owned(), site.to_owned())]);
+        NewEnrolment { tags, ..enrolment(ek(1), None) }
+    };
+    let mut enroll = |new: NewEnrolment| store.enroll(&[new]).unwrap().remove(0).unwrap();
+    assert_eq!(enroll(tagged("north")), Enrolled::Added);
+    assert_eq!(enroll(tagged("north")), Enrolled::Unchanged);
+    assert_eq!(enroll(tagged("south")), Enrolled::Retagged);
+    assert_eq!(enroll(enrolment(ek(1), None)), Enrolled::Unchanged, "what says nothing changes nothing");
+    assert_eq!(store.enrolment(&ek(1)).unwrap().unwrap().tags, tagged("south").tags);
 }
 
 #[test]
@@ -648,21 +664,28 @@ fn a_change_of_anchors_changes_their_version() {
         fingerprint: [n; 32],
         certificate: vec![n],
         subject: "CN=vendor".into(),
-        root: true,
+        role: Role::Root,
         not_after: 0,
         added_at: 0,
     };
     let mut versions = vec![store.anchors_version().unwrap()];
-    assert!(store.add_anchor(&anchor(1)).unwrap());
+    assert_eq!(store.add_anchor(&anchor(1)).unwrap(), Trusted::Added);
     versions.push(store.anchors_version().unwrap());
-    assert!(!store.add_anchor(&anchor(1)).unwrap());
+    assert_eq!(store.add_anchor(&anchor(1)).unwrap(), Trusted::Already);
     assert_eq!(store.anchors_version().unwrap(), versions[1]);
-    assert!(store.add_anchor(&anchor(2)).unwrap());
+    assert_eq!(store.add_anchor(&anchor(2)).unwrap(), Trusted::Added);
     versions.push(store.anchors_version().unwrap());
     assert!(store.remove_anchor(&[1; 32]).unwrap());
     versions.push(store.anchors_version().unwrap());
-    assert!(store.add_anchor(&anchor(3)).unwrap());
+    assert_eq!(store.add_anchor(&anchor(3)).unwrap(), Trusted::Added);
     versions.push(store.anchors_version().unwrap());
+    let allowances = Allowances { ek_usage: true, tpm_attributes: false };
+    let narrow = AnchorRow { role: Role::Anchor(allowances), ..anchor(3) };
+    assert_eq!(store.add_anchor(&narrow).unwrap(), Trusted::Changed);
+    versions.push(store.anchors_version().unwrap());
+    assert_eq!(store.add_anchor(&narrow).unwrap(), Trusted::Already);
+    assert_eq!(store.add_anchor(&anchor(3)).unwrap(), Trusted::Already, "what is more than it was stays");
+    assert_eq!(store.anchors().unwrap().last().unwrap().role, narrow.role);
     for (n, version) in versions.iter().enumerate() {
         assert!(!versions[..n].contains(version), "{n}");
     }

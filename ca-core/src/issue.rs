@@ -22,7 +22,8 @@ use crate::hardware::HardwareIdentity;
 use crate::identity::Identity;
 use crate::profile::Profile;
 use crate::sealed::Candidate;
-use crate::trust::{Assurance, parse_certificate};
+use crate::trust::Assurance;
+use crate::x509::parse_certificate;
 use crate::{Fault, oid};
 
 /// The issuing CA: its certificate, and the key that signs device certificates.

@@ -13,6 +13,15 @@ use crate::clock::{self, Clock, is_more_than_a_day, rfc3339};
 use crate::error::Error;
 use crate::printable::printable;
 
+/// A TLS configuration that trusts `roots` alone and shows no certificate.
+pub(crate) fn server_authenticated_tls(roots: RootCertStore, clock: Clock) -> Result<ClientConfig, Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = assay_mqtt::tls_config(provider, roots.clone(), None);
+    let mut config = config.map_err(|error| Error::Internal(error.to_string()))?;
+    judge_by(&mut config, roots, clock)?;
+    Ok(config)
+}
+
 /// Has `config` judge the broker by `roots` at the time of `clock`.
 pub(crate) fn judge_by(config: &mut ClientConfig, roots: RootCertStore, clock: Clock) -> Result<(), Error> {
     let provider = Arc::clone(config.crypto_provider());

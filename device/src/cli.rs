@@ -1,6 +1,6 @@
 //! The command line: what can be asked for, and what is printed.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,8 +8,9 @@ use std::{env, fs};
 
 use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, Password, SrkKind, Tcti};
 use assay_device::{
-    Credential, CredentialStatus, Device, DeviceOptions, EkCertificate, EkChoice, EkDescription, Error, Flow,
-    KeyStatus, OwnKey, ProvisionRequest, Provisioned, Status, Validity, endorsement_keys, read_certificates,
+    Check, Credential, CredentialStatus, Device, DeviceOptions, DoctorOptions, EkCertificate, EkChoice, EkDescription,
+    Error, Flow, KeyStatus, Outcome, OwnKey, ProvisionRequest, Provisioned, Status, Validity, endorsement_keys,
+    examine, read_certificates,
 };
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Scope};
@@ -55,6 +56,9 @@ enum Command {
         #[arg(long)]
         message: String,
     },
+    /// Looks at all that provisioning needs, and says of each thing how it is and what to do. Changes nothing, and tells no secret.
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor(DoctorArgs),
     /// Prints the endorsement keys of the TPM, for `assay enroll add`. Asks the TPM only.
     #[command(after_help = EK_EXAMPLES)]
     Ek {
@@ -91,6 +95,7 @@ impl Cli {
             Command::Provision(args) => provision(args),
             Command::Status { state, json } => status(&state, json),
             Command::Publish { broker, device, topic, message } => publish(&broker, device, &topic, message),
+            Command::Doctor(args) => doctor(args),
             Command::Ek { kind, tpm, json } => ek(kind, tpm, json),
             Command::Token { state, tpm, lifetime, json } => token(state, tpm, Duration::from_secs(lifetime), json),
         }
@@ -145,6 +150,30 @@ struct ProvisionArgs {
 }
 
 #[derive(Args)]
+struct DoctorArgs {
+    /// The bootstrap listener of the broker. Without it the network is not looked at.
+    #[arg(long, value_name = "URL")]
+    broker: Option<BrokerUrl>,
+    /// The CA's provisioning domain.
+    #[arg(long, default_value = "default")]
+    scope: Scope,
+    /// The CA's root certificate, PEM or DER, to try the broker and the clock by.
+    #[arg(long, value_name = "FILE")]
+    ca_root: Option<PathBuf>,
+    /// The state directory. It is only read.
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// As for provision.
+    #[arg(long)]
+    no_clock: bool,
+    #[command(flatten)]
+    tpm: TpmArgs,
+    /// Print one JSON object a line on stdout: check, outcome, found, advice.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
 struct DeviceArgs {
     /// The CA's root certificate, PEM or DER: what the broker and the device's certificate must lead to.
     #[arg(long, value_name = "FILE")]
@@ -186,7 +215,8 @@ const EXIT_CODES: &str = "Exit codes:
   6  state directory or file
   7  the answer of the CA failed verification
   8  not provisioned: no state, or nothing granted yet
-  9  the certificate has expired";
+  9  the certificate has expired
+  10 doctor: something failed";
 
 const STATUS_EXAMPLE: &str = "Examples:
   assay-device status --state /var/lib/assay --json
@@ -209,6 +239,13 @@ const PROVISION_EXAMPLES: &str = "Examples:
 const PUBLISH_EXAMPLE: &str = "Example:
   assay-device publish --broker mqtts://mqtt.example.com:8884 --ca-root root.pem --state /var/lib/assay \\
       --topic telemetry --message '{\"temperature\":21.5}'";
+
+const DOCTOR_EXAMPLES: &str = "Examples:
+  assay-device doctor
+  assay-device doctor --broker mqtts://ca.example.com:8883 --ca-root root.pem --state /var/lib/assay
+  assay-device doctor --json | jq 'select(.outcome != \"pass\")'
+
+Exit codes: 0 nothing failed; 2 usage; 10 something failed.";
 
 const EK_EXAMPLES: &str = "Examples:
   assay-device ek
@@ -406,6 +443,53 @@ fn publish(broker: &BrokerUrl, device: DeviceArgs, topic: &str, message: String)
     let topic = open(device)?.publish(broker, topic, message.into_bytes())?;
     eprintln!("published to {topic}");
     Ok(())
+}
+
+fn doctor(args: DoctorArgs) -> Result<(), Error> {
+    let options = DoctorOptions {
+        passwords: passwords(&args.tpm)?,
+        tcti: args.tpm.tcti,
+        tpm_timeout: Duration::from_secs(args.tpm.tpm_timeout),
+        state: args.state,
+        ca_roots: args.ca_root.as_deref().map(read_certificates).transpose()?.unwrap_or_default(),
+        no_clock: args.no_clock,
+        broker: args.broker.map(|broker| (broker, args.scope)),
+    };
+    if options.broker.as_ref().is_some_and(|(broker, _)| broker.is_tls()) && options.ca_roots.is_empty() {
+        return Err(Error::Usage("a broker is tried over TLS by its CA's root: give --ca-root".into()));
+    }
+    let mut printed = Ok(());
+    let checks = examine(options, &mut |check| {
+        let line = if args.json { json_of_check(check).to_string() } else { line_of_check(check) };
+        let outcome = print_line(&line);
+        printed = std::mem::replace(&mut printed, Ok(())).and(outcome);
+    });
+    printed?;
+    match checks.iter().filter(|check| check.outcome == Outcome::Fail).count() {
+        0 => Ok(()),
+        failed => Err(Error::Unwell { failed }),
+    }
+}
+
+fn line_of_check(check: &Check) -> String {
+    // Colours are for eyes.
+    let (on, off) = match check.outcome {
+        _ if !io::stdout().is_terminal() || env::var_os("NO_COLOR").is_some() => ("", ""),
+        Outcome::Pass => ("\x1b[32m", "\x1b[0m"),
+        Outcome::Warn => ("\x1b[33m", "\x1b[0m"),
+        Outcome::Fail => ("\x1b[31m", "\x1b[0m"),
+    };
+    let advice = check.advice.as_ref().map(|advice| format!("\n      what to do: {advice}")).unwrap_or_default();
+    format!("{on}{}{off}  {:<17} {}{advice}", check.outcome, check.name, check.found)
+}
+
+fn json_of_check(check: &Check) -> Value {
+    json!({
+        "check": check.name,
+        "outcome": check.outcome.to_string(),
+        "found": check.found,
+        "advice": check.advice,
+    })
 }
 
 fn ek(kind: Option<EkChoice>, tpm: TpmArgs, json: bool) -> Result<(), Error> {

@@ -203,18 +203,16 @@ impl Device {
         request: &ProvisionRequest,
         progress: Progress<'_>,
     ) -> Result<Provisioned, Error> {
+        let mut code = refusal.code;
         let refused = self.state.memory()?.attempt.map(|attempt| attempt.record().into_shown().ek);
         for kind in EkKind::CERTIFIED.into_iter().filter(|kind| Some(*kind) != refused) {
             // Without a certificate it is rarely enrolled, and some chips take minutes to make it.
             if kind == EkKind::Rsa3072 && !self.has_ek_certificate(kind)? {
                 continue;
             }
-            progress(
-                &format!("the CA does not take this EK ({}): trying the one of kind {kind}", refusal.code),
-                Duration::ZERO,
-            );
+            progress(&format!("the CA does not take this EK ({code}): trying the one of kind {kind}"), Duration::ZERO);
             match self.provision_with(Some(kind), request, progress) {
-                Err(Error::Refused { problem }) if is_about_the_ek(problem.code) => {}
+                Err(Error::Refused { problem }) if is_about_the_ek(problem.code) => code = problem.code,
                 Err(Error::Tpm(TpmError::Unsupported(_))) => {}
                 outcome => return outcome,
             }
@@ -332,11 +330,7 @@ impl Device {
     }
 
     fn server_authenticated_tls(&self) -> Result<ClientConfig, Error> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = assay_mqtt::tls_config(provider, self.roots.clone(), None);
-        let mut config = config.map_err(|error| Error::Internal(error.to_string()))?;
-        broker_certificate::judge_by(&mut config, self.roots.clone(), self.clock.clone())?;
-        Ok(config)
+        broker_certificate::server_authenticated_tls(self.roots.clone(), self.clock.clone())
     }
 
     fn mutual_tls(&self, key: &IdentityKey, chain: Vec<CertificateDer<'static>>) -> Result<ClientConfig, Error> {
@@ -402,7 +396,7 @@ fn too_long(limit: Limit) -> Error {
     Error::Usage(format!("this does not fit into a request: {limit}"))
 }
 
-fn runtime() -> Result<Runtime, Error> {
+pub(crate) fn runtime() -> Result<Runtime, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| Error::Internal(format!("event loop: {error}")))
 }

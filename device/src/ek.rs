@@ -11,10 +11,11 @@ use x509_parser::public_key::PublicKey as CertificateKey;
 
 use crate::clock::{rfc3339, since_1970};
 use crate::error::Error;
+use crate::issuers;
 use crate::pem;
 use crate::printable::printable;
 use crate::provision::{Progress, Step};
-use crate::tpm::{EkKind, HierarchyPasswords, PublicArea, Tcti, Tpm2, TpmError, TpmThread};
+use crate::tpm::{EkKind, HierarchyPasswords, PublicArea, Tcti, Tpm2, TpmError, TpmThread, is_of_default_template};
 
 /// Which EK to show to a CA, to which another EK is another device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +117,7 @@ pub fn endorsement_keys(
     }
     let default = match choice {
         Some(EkChoice::Auto) => found.first(),
-        _ => found.iter().find(|ek| !ek.certificates.is_empty()).or(found.first()),
+        _ => found.iter().find(|ek| !ek.certificates.is_empty()).or_else(|| found.first()),
     };
     let default = default.filter(|_| !matches!(choice, Some(EkChoice::Kind(_)))).map(|ek| ek.kind);
     Ok(found.iter().map(|ek| ek.describe(default == Some(ek.kind))).collect())
@@ -143,23 +144,23 @@ impl EndorsementKey {
                 )));
             }
             let kind = wanted.map_or_else(|| kind_of_certificate(leaf), Ok)?;
-            if files.len() > MAX_CERTIFICATES {
-                let count = files.len();
-                return Err(Error::Usage(format!(
-                    "{count} EK certificates given; a CA takes {MAX_CERTIFICATES} at most"
-                )));
-            }
             let public = load(tpm, kind)?.ok_or_else(|| TpmError::Unsupported(kind.to_string()))?;
             let certificates = files.iter().map(|certificate| certificate.to_vec()).collect();
+            let certificates = issuers::that_fit(certificates, MAX_CERTIFICATES);
             return Ok(Self { kind, public, certificates, certificate_source: "with certificate from file" });
         }
         let kinds = wanted.as_ref().map_or(&EkKind::CERTIFIED[..], std::slice::from_ref);
+        let mut without = "without certificate";
         for &kind in kinds {
-            let mut certificates = tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind))?;
-            if certificates.is_empty() {
-                continue;
-            }
-            certificates.truncate(MAX_CERTIFICATES);
+            let certificates = match tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind)) {
+                Ok(certificates) if certificates.is_empty() => continue,
+                // An enrolled EK needs none.
+                Err(TpmError::Unreadable { .. }) => {
+                    without = "without the certificate that the TPM does not let be read (--ek-certificate gives it in a file)";
+                    continue;
+                }
+                certificates => issuers::that_fit(certificates?, MAX_CERTIFICATES),
+            };
             if let Some(public) = load(tpm, kind)? {
                 return Ok(Self { kind, public, certificates, certificate_source: "with certificate from NV memory" });
             }
@@ -167,7 +168,7 @@ impl EndorsementKey {
         let kinds = wanted.as_ref().map_or(&[EkKind::P256, EkKind::Rsa2048][..], std::slice::from_ref);
         for &kind in kinds {
             if let Some(public) = load(tpm, kind)? {
-                return Ok(Self { kind, public, certificates: Vec::new(), certificate_source: "without certificate" });
+                return Ok(Self { kind, public, certificates: Vec::new(), certificate_source: without });
             }
         }
         let kinds: Vec<_> = kinds.iter().map(EkKind::to_string).collect();
@@ -179,7 +180,8 @@ impl EndorsementKey {
         let leaf = self.certificates.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
         let is_in_certificate =
             leaf.is_some_and(|(_, leaf)| leaf.public_key().raw == self.public.key.subject_public_key_info());
-        match self.kind.certificate_index().filter(|_| is_in_certificate) {
+        let is_told = is_in_certificate && is_of_default_template(self.kind, &self.public);
+        match self.kind.certificate_index().filter(|_| is_told) {
             Some(index) => Ok(EkPublic::OfCertificate(index)),
             None => self.public.bytes.clone().try_into(),
         }
@@ -191,7 +193,7 @@ impl EndorsementKey {
         certificates.and_then(CertificateList::try_from)
     }
 
-    fn describe(&self, is_default: bool) -> EkDescription {
+    pub(crate) fn describe(&self, is_default: bool) -> EkDescription {
         let public_key = self.public.key.subject_public_key_info();
         let certificate = self.certificates.first().and_then(|leaf| {
             let (_, certificate) = X509Certificate::from_der(leaf).ok()?;

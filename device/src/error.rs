@@ -68,6 +68,12 @@ pub enum Error {
         /// What the clock says.
         clock: String,
     },
+    /// The doctor found something that provisioning cannot work with.
+    #[error("{failed} of the checks failed; the lines above say what to do")]
+    Unwell {
+        /// How many checks failed.
+        failed: usize,
+    },
     /// Broker or CA did not answer, or not with what is needed, before the deadline.
     #[error("gave up (at most {} s are allowed): {reason}", deadline.as_secs())]
     NotReached {
@@ -97,7 +103,7 @@ pub enum Error {
 
 impl Error {
     /// The exit code of `assay-device`: 1 unexpected, 2 usage, 3 refused by the CA or the broker, or set wrongly, 4 broker or CA not
-    /// reached, 5 TPM, 6 state directory, 7 answer of the CA failed verification, 8 not provisioned, 9 expired.
+    /// reached, 5 TPM, 6 state directory, 7 answer of the CA failed verification, 8 not provisioned, 9 expired, 10 the doctor found a fault.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Internal(_) => 1,
@@ -109,6 +115,7 @@ impl Error {
             Self::Answer(_) => 7,
             Self::NotProvisioned(_) => 8,
             Self::Expired { .. } => 9,
+            Self::Unwell { .. } => 10,
         }
     }
 

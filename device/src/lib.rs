@@ -51,6 +51,9 @@ pub use device::{
     Cost, Credential, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, Device, DeviceOptions, ProvisionRequest, Provisioned,
 };
 
+mod doctor;
+pub use doctor::{Check, DoctorOptions, Outcome, examine};
+
 mod ek;
 pub use ek::{EkCertificate, EkChoice, EkDescription, endorsement_keys};
 
@@ -79,6 +82,7 @@ pub mod tpm;
 mod broker_certificate;
 mod clock;
 mod der;
+mod issuers;
 mod key;
 mod named;
 mod printable;

@@ -48,6 +48,15 @@ impl Trouble {
         }
     }
 
+    /// Why a TLS handshake with the bootstrap listener failed.
+    pub(crate) fn of_handshake(error: &io::Error, broker: &BrokerUrl) -> Self {
+        match find::<rustls::Error>(error) {
+            Some(error) => of_tls(error, broker, Purpose::Bootstrap),
+            None if is_closed(error) => closed(broker),
+            None => Self::Passing(format!("{broker}: {error}")),
+        }
+    }
+
     /// Why the connection for `purpose` failed.
     pub(crate) fn of(error: &ConnectionError, broker: &BrokerUrl, purpose: Purpose) -> Self {
         // rumqttc does not name this one as the cause.

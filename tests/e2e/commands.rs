@@ -55,6 +55,9 @@ fn init_keeps_the_settings_that_are_there_and_uses_them() -> Result<()> {
     let (link, file) = (place.path().join("assay.toml"), settings.path().join("assay.toml"));
     fs::write(&file, "flows = [\"sealed\"]\n[broker]\noperational = \"127.0.0.2:0\"\n")?;
     std::os::unix::fs::symlink(&file, &link)?;
+    let early = Command::new(assay_bin("assay")?).arg("--dir").arg(place.path()).arg("serve").output()?;
+    let advice = format!("holds no CA yet, only its settings; run `assay init {}`", place.path().display());
+    ensure!(early.status.code() == Some(1) && String::from_utf8_lossy(&early.stderr).contains(&advice));
     run(Command::new(assay_bin("assay")?).arg("init").arg(place.path()))?;
     ensure!(fs::read_link(&link)? == file && fs::read_to_string(&file)?.contains("sealed"));
     let server = place.path().join("server.pem");
@@ -178,7 +181,7 @@ fn what_is_no_ek_and_no_vendor_is_refused_with_a_reason() -> Result<()> {
     };
     refused(&["enroll", "add"], &dir.path().join("ticket.key"), "holds no EK")?;
     refused(&["enroll", "add"], &dir.path().join("nowhere"), "cannot read")?;
-    refused(&["trust", "add"], &dir.path().join("root.key"), "no certificate")?;
+    refused(&["trust", "add"], &dir.path().join("root.key"), "neither a certificate nor a public key")?;
     refused(&["trust", "add"], &dir.path().join("worker.pem"), "not a CA")?;
     refused(&["enroll", "add"], &trusted_vendor()?.root_pem(), "of a CA")?;
     refused(&["trust", "remove"], Path::new(":"), "at least 8 digits")?;

@@ -86,9 +86,11 @@ fn ek_that_is_named_or_was_granted_is_the_only_one_that_is_tried() -> Result<()>
     let device = Device::new(&tpm)?;
     enroll_p256(&lab, &tpm, "pump-17")?;
     lab.refused(&device, &["--ek", "p-384"], "ek-certificate-untrusted")?;
-    lab.provision(&device, &[])?;
+    lab.refused(&device, &[], "ek-certificate-untrusted").context("the one named before")?;
+    lab.provision(&device, &["--ek", "auto"])?;
     lab.assay(&["enroll", "remove", "pump-17"])?;
     lab.refused(&device, &["--again"], "ek-not-enrolled")?;
+    lab.audited("ek-not-enrolled")?;
     let eks = lab.dir.list("audit")?;
     ensure!(eks.iter().filter(|row| row["problem"] == "ek-not-enrolled").count() == 1, "{eks:?}");
     Ok(())

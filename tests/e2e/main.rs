@@ -23,4 +23,5 @@ mod snooping;
 mod stopping;
 mod systemd;
 mod tools_device;
+mod trust;
 mod version;

@@ -39,7 +39,7 @@ impl Device {
     /// As [`provision`](Self::provision), against any broker.
     pub fn provision_at(&self, broker: &str, ca_root: &Path) -> Result<Command> {
         let mut command = self.connecting("provision", broker, ca_root)?;
-        command.args(["--scope", "default", "--json"]);
+        command.arg("--json");
         Ok(command)
     }
 

@@ -8,6 +8,7 @@ mod docker;
 mod images;
 mod install;
 mod packages;
+mod real_tpms;
 mod screen;
 
 use std::env;
@@ -41,6 +42,8 @@ enum Task {
     Packages,
     /// Build the packages, and try them on a fresh Debian machine in a folder; as root
     PackagesTest,
+    /// Show what the CA makes of real vendors' certificates; fails if any of it is wrong
+    RealTpms(real_tpms::Arguments),
     /// Install the Debian packages that building and testing need
     Install,
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Task::Bench(bench) => install::install().and_then(|()| bench.run()),
         Task::Packages => install::install_for_packages().and_then(|()| packages::build()).map(drop),
         Task::PackagesTest => install::install().and_then(|()| packages::trial::run_trial()),
+        Task::RealTpms(arguments) => install::install().and_then(|()| real_tpms::run(&arguments)),
         Task::Install => install::install(),
     };
     match done {

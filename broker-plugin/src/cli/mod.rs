@@ -13,6 +13,8 @@ mod serve;
 mod service;
 mod table;
 mod trust;
+mod trust_add;
+mod vendor_files;
 mod watch;
 mod worker;
 

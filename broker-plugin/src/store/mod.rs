@@ -27,10 +27,10 @@ use time::OffsetDateTime;
 
 pub use audit::{AuditEntry, AuditRow};
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
-pub use enrolments::{EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed};
+pub use enrolments::{EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags};
 pub use revocation::RevokedCertificates;
 pub use shared_keys::SharedKeyHolder;
-pub use trust::{AnchorRow, AnchorsVersion};
+pub use trust::{AnchorRow, AnchorsVersion, Trusted};
 
 /// One connection to the file. Each thread has its own; SQLite lets many read while one writes.
 pub struct Store {
@@ -284,7 +284,7 @@ fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'stat
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 /// Per connection, and taken only as it is used: what leads to the leaves of all indexes of a million devices (some 1,300 pages), and as
 /// much for leaves.
 const CACHE_KIB: i64 = 8 * 1024;

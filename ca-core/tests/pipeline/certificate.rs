@@ -220,7 +220,7 @@ fn validity_is_that_of_the_profile() {
 fn certificate_does_not_outlive_the_issuing_ca() {
     let vendor = Vendor::new("Acme");
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
-    let issuing_ends = now() + assay_ca_core::ISSUING_LIFETIME;
+    let issuing_ends = now() + ISSUING_LIFETIME;
     let issued = issue_at(&mut ca, &device, &Records::default(), issuing_ends - Duration::days(1));
     assert_eq!(issued.not_after, issuing_ends);
 

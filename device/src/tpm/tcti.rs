@@ -1,7 +1,7 @@
 //! Where the TPM is: the TCTI strings we accept.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// A TCTI string (TCG TSS 2.0 TCTI Specification): how the TPM is reached. Printed, it is the string itself.
@@ -48,6 +48,14 @@ impl Tcti {
     /// Whether the TPM is a kernel device.
     pub fn is_device(&self) -> bool {
         matches!(self.address, Address::Device(_))
+    }
+
+    /// The path of the kernel device, if the TPM is one.
+    pub(crate) fn device_path(&self) -> Option<&Path> {
+        match &self.address {
+            Address::Device(path) => Some(path),
+            _ => None,
+        }
     }
 
     /// Whether a resource manager keeps the objects and sessions of its users apart, and frees them when a user dies.

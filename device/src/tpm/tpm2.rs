@@ -2,6 +2,7 @@
 
 mod certificate;
 mod command;
+mod health;
 mod key;
 mod response_code;
 mod template;
@@ -13,7 +14,7 @@ use tpm2_protocol::data::{
 use zeroize::Zeroizing;
 
 use self::command::{CommandError, Connection, Hierarchy};
-use self::key::{Key, Primaries, SRK_PERSISTENT};
+use self::key::{Key, Primaries};
 use super::{
     EkKind, HierarchyPasswords, IkKind, OpenedKey, PublicArea, SignatureScheme, SrkKind, Tcti, Tpm, TpmError,
     WrappedKey,
@@ -35,6 +36,11 @@ impl Tpm2 {
     /// A TPM that is not connected to yet.
     pub fn new(tcti: Tcti, passwords: HierarchyPasswords) -> Self {
         Self { tcti, passwords, primaries: Primaries::default(), may_hold_leftovers: true }
+    }
+
+    /// Whether there is something to connect to. What it is, only a command tells.
+    pub(crate) fn reaches(tcti: &Tcti) -> std::io::Result<()> {
+        transport::Transport::open(tcti).map(drop)
     }
 
     fn run<T>(
@@ -65,7 +71,15 @@ impl Tpm2 {
 impl Tpm for Tpm2 {
     fn ek_certificates(&mut self, kind: EkKind) -> Result<Vec<Vec<u8>>, TpmError> {
         let Some(leaf) = kind.certificate_index() else { return Ok(Vec::new()) };
-        self.run("reading the EK certificate", |tpm, _| Ok(certificate::with_issuers(tpm, leaf)?))
+        self.run("reading the EK certificate", |tpm, primaries| {
+            let indices = certificate::indices(tpm)?;
+            let certificates = match indices.contains(&leaf) {
+                true => certificate::with_issuers(tpm, leaf, &indices)?,
+                false => Vec::new(),
+            };
+            primaries.nv_indices = Some(indices);
+            Ok(certificates)
+        })
     }
 
     fn endorsement_key(&mut self, kind: EkKind) -> Result<Option<PublicArea>, TpmError> {
@@ -75,7 +89,8 @@ impl Tpm for Tpm2 {
                 ek => ek?,
             };
             // It is needed again soon, to open what was encrypted to it.
-            primaries.keep(tpm, template::ek(kind), &ek);
+            let template = key::ek_template(tpm, primaries, kind)?;
+            primaries.keep(tpm, template, &ek);
             Ok(Some(ek.public_area()?))
         })
     }
@@ -197,6 +212,14 @@ impl Tpm for Tpm2 {
         })
     }
 
+    fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>, TpmError> {
+        self.run("asking the TPM for its properties", |tpm, _| Ok(health::properties(tpm, first)?))
+    }
+
+    fn self_test(&mut self) -> Result<(), TpmError> {
+        self.run("testing itself", |tpm, _| Ok(health::self_test(tpm)?))
+    }
+
     fn hmac(&mut self, handle: u32, data: &[u8]) -> Result<Vec<u8>, TpmError> {
         self.run("computing an HMAC", |tpm, _| {
             tpm.hmac(handle, data).map_err(|error| used(handle, HMAC_HANDLE_OPTION, error))
@@ -211,6 +234,7 @@ enum Fault {
     KeyWithPassword { handle: u32, option: &'static str },
     Occupied { handle: u32, wanted: String, found: String, option: &'static str },
     NotForThisTpm { reason: String },
+    Unreadable { index: u32 },
     Unsupported(String),
 }
 
@@ -237,9 +261,16 @@ impl Fault {
                 TpmError::HandleOccupied { handle, wanted, found, option }
             }
             Self::NotForThisTpm { reason } => TpmError::NotForThisTpm { operation, reason },
+            Self::Unreadable { index } => TpmError::Unreadable { index },
             Self::Unsupported(what) => TpmError::Unsupported(what),
         }
     }
+}
+
+/// Whether an EK has the shape that TCG's default template for its kind gives, as a CA takes it for granted where it is told the
+/// certificate's NV index alone.
+pub(crate) fn is_of_default_template(kind: EkKind, ek: &PublicArea) -> bool {
+    key::decoded(&ek.bytes).is_none_or(|ek| template::fits(&ek, &template::ek(kind)))
 }
 
 /// Flushes what a process like this one left in the TPM when it was killed: keys with our templates, and sessions, which
@@ -276,11 +307,9 @@ fn used(handle: u32, option: &'static str, error: CommandError) -> Fault {
     if is_wrong_password(&error) { Fault::KeyWithPassword { handle, option } } else { error.into() }
 }
 
-/// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can be reached is another question,
-/// and so is a storage root key with a password, which can only be the persistent one.
+/// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can be reached is another question.
 fn not_opened(fault: Fault) -> Fault {
     match fault {
-        Fault::Command(error) if is_wrong_password(&error) => used(SRK_PERSISTENT, SRK_OPTION, error),
         Fault::Command(error @ (CommandError::Refused(_) | CommandError::BadArgument(_))) => {
             Fault::NotForThisTpm { reason: error.to_string() }
         }
@@ -303,7 +332,6 @@ fn unsupported(error: CommandError, kind: &str) -> Fault {
 /// The command line's options for other keys than those that are in the way.
 const IK_HANDLE_OPTION: &str = "--ik-handle";
 const HMAC_HANDLE_OPTION: &str = "--hmac-handle";
-const SRK_OPTION: &str = "--srk";
 /// The first handles of their types (TPM 2.0 Part 2, 7.2).
 const TRANSIENT_FIRST: u32 = 0x8000_0000;
 const LOADED_SESSION_FIRST: u32 = 0x0200_0000;

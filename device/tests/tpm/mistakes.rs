@@ -82,7 +82,7 @@ fn broker_that_is_not_there_yet_or_busy_is_tried_again() -> Result<()> {
     let closing = format!("mqtts://localhost:{}", listen(b"")?);
     let busy = FakeCa::operational(scene.ca.server(&[&TLS13], false)?, ConnectReturnCode::ServerBusy);
     for broker in ["mqtts://localhost:1", "mqtts://broker.invalid:8883", &closing, &busy.url("mqtts")] {
-        let (outcome, steps) = scene.provision(broker, Duration::from_secs(3))?;
+        let (outcome, steps) = scene.provision(broker, SHORT)?;
         assert_eq!(outcome.unwrap_err().exit_code(), 4, "{broker}");
         assert!(steps.iter().any(|step| step.starts_with("trying again in ")), "{broker}: {steps:?}");
     }
@@ -91,7 +91,7 @@ fn broker_that_is_not_there_yet_or_busy_is_tried_again() -> Result<()> {
 
 #[test]
 fn reason_is_not_printed_twice() -> Result<()> {
-    let (outcome, _) = Scene::new()?.provision("mqtts://localhost:1", Duration::from_secs(1))?;
+    let (outcome, _) = Scene::new()?.provision("mqtts://localhost:1", SHORT)?;
     let error = outcome.unwrap_err().to_string();
     assert_eq!(error.matches("refused").count(), 1, "{error}");
     Ok(())
@@ -118,7 +118,7 @@ fn clock_that_is_less_than_a_day_behind_is_waited_for() -> Result<()> {
     let soon = std::time::SystemTime::now() + Duration::from_hours(3);
     let from = tls::Validity { not_before: soon.into(), ..tls::Validity::default() };
     let broker = FakeCa::operational(scene.ca.server_valid(&[&TLS13], false, from)?, ConnectReturnCode::Success);
-    let (outcome, _) = scene.provision(&broker.url("mqtts"), Duration::from_secs(2))?;
+    let (outcome, _) = scene.provision(&broker.url("mqtts"), SHORT)?;
     let error = outcome.unwrap_err();
     assert_eq!(error.exit_code(), 4, "{error}");
     assert!(error.to_string().contains("this device's clock says"), "{error}");
@@ -219,7 +219,7 @@ fn broken_state_is_set_aside_by_who_provisions_and_reported_by_others() -> Resul
     let error = Status::read(scene.state.path()).unwrap_err();
     assert!(error.exit_code() == 6 && error.to_string().contains(told), "{error}");
 
-    let (outcome, steps) = scene.provision("mqtts://localhost:1", Duration::from_secs(1))?;
+    let (outcome, steps) = scene.provision("mqtts://localhost:1", SHORT)?;
     assert_eq!(outcome.unwrap_err().exit_code(), 4);
     assert!(steps[0].contains("device.json.broken"), "{steps:?}");
     let copy = std::fs::read_to_string(scene.state.path().join("device.json.broken"))?;
@@ -284,5 +284,7 @@ fn listen(answer: &'static [u8]) -> Result<u16> {
     Ok(port)
 }
 
+/// Enough for a first attempt on a crowded machine.
+const SHORT: Duration = Duration::from_secs(10);
 /// As the command line has it: what ends before it ends at once.
 const LONG: Duration = Duration::from_secs(300);

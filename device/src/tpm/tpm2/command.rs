@@ -118,22 +118,33 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// TPM2_NV_ReadPublic (TPM 2.0 Part 3, 31.6): how many bytes an index holds; `None` if there is no such index.
-    pub(super) fn nv_size(&mut self, index: u32) -> Result<Option<u16>> {
+    /// TPM2_NV_ReadPublic (TPM 2.0 Part 3, 31.6); `None` if there is no such index.
+    pub(super) fn nv_index(&mut self, index: u32) -> Result<Option<NvIndex>> {
         let command = TpmNvReadPublicCommand { handles: [index.into()] };
         let Some(TpmNvReadPublicResponse { nv_public, .. }) = there(self.run(&command, &[]))? else { return Ok(None) };
         let TpmsNvPublic { attributes, data_size, .. } = nv_public.inner;
-        Ok(Some(if attributes.contains(TpmaNv::WRITTEN) { data_size.value() } else { 0 }))
+        Ok(Some(NvIndex {
+            size: if attributes.contains(TpmaNv::WRITTEN) { data_size.value() } else { 0 },
+            takes_own_password: attributes.contains(TpmaNv::AUTHREAD),
+            takes_owner_password: attributes.contains(TpmaNv::OWNERREAD),
+        }))
     }
 
-    /// TPM2_NV_Read (TPM 2.0 Part 3, 31.13), authorised by the index's own, empty password.
-    pub(super) fn nv_read(&mut self, index: u32, offset: u16, size: u16) -> Result<Vec<u8>> {
+    /// TPM2_NV_Read (TPM 2.0 Part 3, 31.13), authorised by a hierarchy, or by the index's own, empty password.
+    pub(super) fn nv_read(
+        &mut self,
+        index: u32,
+        hierarchy: Option<Hierarchy>,
+        offset: u16,
+        size: u16,
+    ) -> Result<Vec<u8>> {
+        let authorisation = hierarchy.map_or(EMPTY_PASSWORD, |hierarchy| self.password_of(hierarchy));
         let command = TpmNvReadCommand {
-            handles: [index.into(), index.into()],
+            handles: [hierarchy.map_or_else(|| index.into(), Hierarchy::handle), index.into()],
             size: TpmUint16::new(size),
             offset: TpmUint16::new(offset),
         };
-        let TpmNvReadResponse { data, .. } = self.run(&command, &[EMPTY_PASSWORD])?;
+        let TpmNvReadResponse { data, .. } = self.run(&command, &[authorisation])?;
         if data.is_empty() || data.len() > usize::from(size) {
             return Err(CommandError::BadResponse(format!("{} bytes where {size} were asked for", data.len())));
         }
@@ -306,7 +317,11 @@ impl<'a> Connection<'a> {
     }
 
     /// Sends a command until the TPM has done it or refused it.
-    fn run<R: TpmUnmarshalBody>(&mut self, command: &impl TpmFrame, authorisations: &[Authorisation<'_>]) -> Result<R> {
+    pub(super) fn run<R: TpmUnmarshalBody>(
+        &mut self,
+        command: &impl TpmFrame,
+        authorisations: &[Authorisation<'_>],
+    ) -> Result<R> {
         let tag = if authorisations.is_empty() { TpmSt::NoSessions } else { TpmSt::Sessions };
         let sent = marshal(command, tag, authorisations)?;
         let mut pause = FIRST_PAUSE;
@@ -347,6 +362,14 @@ impl<'a> Connection<'a> {
     fn forget(&mut self, handle: u32) {
         self.loaded.retain(|&loaded| loaded != handle);
     }
+}
+
+/// What an NV index holds, and who may read it.
+pub(super) struct NvIndex {
+    /// In bytes.
+    pub(super) size: u16,
+    pub(super) takes_own_password: bool,
+    pub(super) takes_owner_password: bool,
 }
 
 /// Where a primary key comes from, and who may keep keys.

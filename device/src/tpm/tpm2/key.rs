@@ -5,8 +5,8 @@ use tpm2_protocol::{TpmMarshal, TpmSized, TpmUnmarshal, TpmWriter};
 use zeroize::Zeroizing;
 
 use super::command::{Authorisation, CommandError, Connection, EMPTY_PASSWORD, Hierarchy};
-use super::{Fault, authorised, certificate, template, unsupported};
-use crate::tpm::{EkKind, PublicArea, PublicKey, SrkKind};
+use super::{Fault, authorised, certificate, is_wrong_password, template, unsupported};
+use crate::tpm::{EkKind, IkKind, PublicArea, PublicKey, SrkKind};
 
 /// A key that commands may use.
 pub(super) struct Key {
@@ -55,7 +55,7 @@ impl Key {
 
 /// The EK: one that was made persistent if it equals the template, for creating an RSA key takes real chips seconds.
 pub(super) fn load_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: EkKind) -> Result<Key, Fault> {
-    let template = template::ek(kind);
+    let template = ek_template(tpm, primaries, kind)?;
     if let Some(saved) = primaries.load(tpm, &template)? {
         return Ok(saved);
     }
@@ -71,9 +71,43 @@ pub(super) fn load_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind:
     make_primary(tpm, Hierarchy::Endorsement, template, kind.name())
 }
 
+/// What an EK of a kind is made from: TCG's default template, or the template and the nonce that the manufacturer left in NV memory in
+/// its place (TCG EK Credential Profile 2.5, 2.2.1.4).
+pub(super) fn ek_template(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    kind: EkKind,
+) -> Result<TpmtPublic, Fault> {
+    let default = template::ek(kind);
+    let (nonce_index, template_index) = match kind {
+        EkKind::Rsa2048 => (0x01C0_0003, 0x01C0_0004),
+        EkKind::P256 => (0x01C0_000B, 0x01C0_000C),
+        EkKind::P384 | EkKind::Rsa3072 | EkKind::LegacyDps => return Ok(default),
+    };
+    if let Some((_, known)) = primaries.ek_templates.iter().find(|(known, _)| *known == kind) {
+        return Ok(known.clone());
+    }
+    let indices = match &primaries.nv_indices {
+        Some(indices) => indices.clone(),
+        None => certificate::indices(tpm)?,
+    };
+    let mut left = |index| match indices.contains(&index) {
+        true => certificate::read(tpm, index),
+        false => Ok(None),
+    };
+    let own = left(template_index)?.and_then(|template| decoded(&template));
+    let nonce = left(nonce_index)?;
+    let template = match nonce {
+        Some(nonce) => template::with_nonce(own.unwrap_or(default), &nonce),
+        None => own.unwrap_or(default),
+    };
+    primaries.ek_templates.push((kind, template.clone()));
+    Ok(template)
+}
+
 /// Whether a persistent key of an EK's shape is that EK. The EKs [`EkKind::Rsa2048`] and [`EkKind::LegacyDps`] have one shape; the
 /// manufacturer's certificate tells which of the two a key is. Without one, neither is believed to be there.
-fn is_of_kind(tpm: &mut Connection<'_>, kind: EkKind, ek: &TpmtPublic) -> Result<bool, CommandError> {
+fn is_of_kind(tpm: &mut Connection<'_>, kind: EkKind, ek: &TpmtPublic) -> Result<bool, Fault> {
     if !matches!(kind, EkKind::Rsa2048 | EkKind::LegacyDps) {
         return Ok(true);
     }
@@ -87,6 +121,7 @@ fn is_of_kind(tpm: &mut Connection<'_>, kind: EkKind, ek: &TpmtPublic) -> Result
 pub(super) fn load_parent(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Key, Fault> {
     if let Some(found) = Key::persistent(tpm, SRK_PERSISTENT)?
         && template::is_storage_key(&found.public)
+        && takes_empty_password(tpm, &found)?
     {
         return Ok(found);
     }
@@ -108,10 +143,20 @@ pub(super) fn load_srk(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind
     }
     if let Some(found) = Key::persistent(tpm, SRK_PERSISTENT)?
         && template::fits(&found.public, &template)
+        && takes_empty_password(tpm, &found)?
     {
         return Ok(found);
     }
     make_primary(tpm, Hierarchy::Owner, template, kind.name())
+}
+
+/// Whether a storage key can be used without its password. The TPM looks at the password before it finds that there is nothing to
+/// load (TPM 2.0 Part 1, 19.2), and a wrong one does not count where the key is exempt (noDA).
+fn takes_empty_password(tpm: &mut Connection<'_>, parent: &Key) -> Result<bool, CommandError> {
+    match Key::load(tpm, parent, &[], template::ik(IkKind::P256)) {
+        Err(error @ CommandError::Refused(_)) => Ok(!is_wrong_password(&error)),
+        outcome => outcome.map(|_| true),
+    }
 }
 
 fn make_primary(
@@ -132,7 +177,13 @@ fn make_primary(
 /// Primary keys that were made before, saved as the TPM gives them out: loading one again takes a chip milliseconds, making an RSA key
 /// seconds. Nobody but this TPM can load them, and it only until it is reset.
 #[derive(Default)]
-pub(super) struct Primaries(Vec<SavedPrimary>);
+pub(super) struct Primaries {
+    saved: Vec<SavedPrimary>,
+    /// What EKs are made from, as far as it was looked for.
+    ek_templates: Vec<(EkKind, TpmtPublic)>,
+    /// The NV indices of EK certificates and what goes with them, if they were listed.
+    pub(super) nv_indices: Option<Vec<u32>>,
+}
 
 struct SavedPrimary {
     template: TpmtPublic,
@@ -143,13 +194,13 @@ struct SavedPrimary {
 impl Primaries {
     /// The primary key that a template gave.
     fn load(&mut self, tpm: &mut Connection<'_>, template: &TpmtPublic) -> Result<Option<Key>, CommandError> {
-        let Some(at) = self.0.iter().position(|saved| saved.template == *template) else { return Ok(None) };
-        let SavedPrimary { public, context, .. } = &self.0[at];
+        let Some(at) = self.saved.iter().position(|saved| saved.template == *template) else { return Ok(None) };
+        let SavedPrimary { public, context, .. } = &self.saved[at];
         match tpm.context_load(context.clone()) {
             Ok(handle) => Ok(Some(Key { handle, public: public.clone(), is_persistent: false })),
             // The TPM was reset.
             Err(CommandError::Refused(_)) => {
-                self.0.swap_remove(at);
+                self.saved.swap_remove(at);
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -159,10 +210,10 @@ impl Primaries {
     /// Saves a key that `template` gave, unless it is persistent or was saved before. If the TPM does not, the key is made again.
     pub(super) fn keep(&mut self, tpm: &mut Connection<'_>, template: TpmtPublic, key: &Key) {
         if !key.is_persistent
-            && self.0.iter().all(|saved| saved.template != template)
+            && self.saved.iter().all(|saved| saved.template != template)
             && let Ok(context) = tpm.context_save(key.handle)
         {
-            self.0.push(SavedPrimary { template, public: key.public.clone(), context });
+            self.saved.push(SavedPrimary { template, public: key.public.clone(), context });
         }
     }
 }
@@ -239,4 +290,4 @@ fn padded<const N: usize>(coordinate: &[u8]) -> Option<[u8; N]> {
 const EK_PERSISTENT_FIRST: u32 = 0x8101_0000;
 const EK_PERSISTENT_LAST: u32 = 0x8101_FFFF;
 /// The persistent storage root key (TCG TPM v2.0 Provisioning Guidance, 7.5.1).
-pub(super) const SRK_PERSISTENT: u32 = 0x8100_0001;
+const SRK_PERSISTENT: u32 = 0x8100_0001;
