@@ -184,6 +184,7 @@ fn serve(booted: &Booted<'_>) -> Result<()> {
     for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
         ensure!(status.contains(line), "no {line} in {status}");
     }
+    ensure!(!status.contains("Uid:\t0\t"), "it runs as root");
     let limits = booted.run(&["cat", &format!("/proc/{process}/limits")])?;
     let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap_or_default();
     ensure!(files.contains("16640"), "{files}");
@@ -223,8 +224,8 @@ fn reload(booted: &Booted<'_>) -> Result<()> {
         edit_settings(booted, days)?;
         booted.run(&["systemctl", "reload", "assay"])?;
         eventually(outcome, || Ok(booted.property("assay", "StatusText")?.starts_with(outcome)))?;
-        as_service(booted, &["health"])?;
     }
+    as_service(booted, &["health"])?;
     ensure!(booted.property("assay", "MainPID")? == process, "it was restarted");
     Ok(())
 }
