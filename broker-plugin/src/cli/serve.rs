@@ -30,12 +30,13 @@ impl Serve {
         service::run(async {
             let (mut signals, systemd) = (Signals::listen()?, Systemd::default());
             let config = directory.config();
+            // First, for its error says best what to do where there is no CA yet.
+            let database = directory.database()?;
             let bootstrap = self.bootstrap.unwrap_or(config.bootstrap);
             let operational = self.operational.unwrap_or(config.operational);
             let read = |directory: &Directory| ServerOutfit::read(directory, [bootstrap, operational]);
             let ServerOutfit { worker, tls } = read(directory)?;
             let (outfit, worn) = watch::channel(worker);
-            let database = directory.database()?;
 
             let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
                 bootstrap,

@@ -27,13 +27,11 @@ impl Worker {
     pub(crate) fn run(self, directory: &Directory) -> Result<()> {
         service::run(async {
             let (mut signals, systemd) = (Signals::listen()?, Systemd::default());
+            // First, for its error says best what to do where there is no CA yet.
+            let database = directory.database()?;
             let (outfit, worn) = watch::channel(worker_outfit(directory, self.broker_ca.as_deref())?);
-            let config = WorkerConfig {
-                broker: self.broker.clone(),
-                outfit: worn,
-                database: directory.database()?,
-                pulse: Systemd::watchdog(),
-            };
+            let config =
+                WorkerConfig { broker: self.broker.clone(), outfit: worn, database, pulse: Systemd::watchdog() };
             let (stop, stopping) = watch::channel(None);
             let worker = worker::run(config, stopping, |event| systemd.tell(event, &self.broker, || println!("ready")));
             attend(worker, &mut signals, &systemd, &stop, FINISH, || {

@@ -46,7 +46,7 @@ pub(crate) fn run_trial() -> Result<()> {
     trial.step("assay.service is ready, healthy and confined", || serve(booted))?;
     trial.step("assay-device.service provisions by /dev/tpmrm0", || provision(booted, work.path(), &tpm))?;
     trial.step("assay-worker@ serves beside it", || worker(booted))?;
-    trial.step("a reload keeps the process", || reload(booted))?;
+    trial.step("a reload takes good settings, and refuses bad ones", || reload(booted))?;
     trial.step("the watchdog restarts a server that hangs", || watchdog(booted))?;
     trial.step("an upgrade restarts what runs and keeps the settings", || upgrade(booted, &files))?;
     trial.step("a stop ends in order", || stop(booted))?;
@@ -135,7 +135,7 @@ fn untouched(booted: &Booted<'_>) -> Result<()> {
     }
     booted.fails(&["systemctl", "start", "assay"])?;
     let log = || booted.run(&["journalctl", "--no-pager", "--unit=assay"]);
-    eventually("the log says what to do", || Ok(log()?.contains("run `assay init /var/lib/assay`")))?;
+    eventually("the log says what to do", || Ok(log()?.contains("`assay init")))?;
     booted.run(&["systemctl", "stop", "assay"])?;
     booted.run(&["systemctl", "start", "assay-device"])?;
     ensure!(booted.property("assay-device", "ActiveState")? == "inactive", "assay-device ran without a root");
@@ -184,6 +184,7 @@ fn serve(booted: &Booted<'_>) -> Result<()> {
     for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
         ensure!(status.contains(line), "no {line} in {status}");
     }
+    ensure!(!status.contains("Uid:\t0\t"), "it runs as root");
     let limits = booted.run(&["cat", &format!("/proc/{process}/limits")])?;
     let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap_or_default();
     ensure!(files.contains("16640"), "{files}");
@@ -218,11 +219,23 @@ fn worker(booted: &Booted<'_>) -> Result<()> {
 }
 
 fn reload(booted: &Booted<'_>) -> Result<()> {
-    let before = booted.property("assay", "MainPID")?;
-    booted.run(&["systemctl", "reload", "assay"])?;
+    let process = booted.property("assay", "MainPID")?;
+    for (days, outcome) in [(0, "nothing was reread"), (30, "reread certificates, keys and settings")] {
+        edit_settings(booted, days)?;
+        booted.run(&["systemctl", "reload", "assay"])?;
+        eventually(outcome, || Ok(booted.property("assay", "StatusText")?.starts_with(outcome)))?;
+    }
     as_service(booted, &["health"])?;
-    ensure!(booted.property("assay", "MainPID")? == before, "another process");
+    ensure!(booted.property("assay", "MainPID")? == process, "it was restarted");
     Ok(())
+}
+
+/// Changes `lifetime_days`; 0 is not valid.
+fn edit_settings(booted: &Booted<'_>, days: u32) -> Result<()> {
+    let settings = booted.machine.path("etc/assay/assay.toml");
+    let text = fs::read_to_string(&settings)?;
+    let line = text.lines().find(|line| line.starts_with("lifetime_days")).context("it is a setting")?;
+    Ok(fs::write(&settings, text.replace(line, &format!("lifetime_days = {days}")))?)
 }
 
 fn watchdog(booted: &Booted<'_>) -> Result<()> {
@@ -250,8 +263,7 @@ fn watchdog(booted: &Booted<'_>) -> Result<()> {
 /// The same packages under a later version.
 fn upgrade(booted: &Booted<'_>, files: &[PathBuf]) -> Result<()> {
     let settings = booted.machine.path("etc/assay/assay.toml");
-    let edited = fs::read_to_string(&settings)?.replace("lifetime_days = 90", "lifetime_days = 30");
-    fs::write(&settings, &edited)?;
+    let edited = fs::read_to_string(&settings)?;
     let provisioning = booted.machine.path("etc/assay-device/provision.env");
     let configured = fs::read_to_string(&provisioning)?;
     let mut before = Vec::new();
