@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use assay_broker_plugin::directory::Directory;
-use assay_broker_plugin::store::{NewEnrolment, Store};
+use assay_broker_plugin::store::{NewEnrolment, Store, Tags};
 use assay_ca_core::{Assurance, IssuedCertificate};
 use assay_wire::{DeviceId, EkId};
 use clap::Parser;
@@ -41,6 +41,7 @@ fn add(store: &mut Store, batch: &[u64], now: OffsetDateTime) -> Result<()> {
         reprovision: None,
         legacy_dps_ek: None,
         disabled: None,
+        tags: Tags::new(),
         added_at: now,
     });
     let results = store.enroll(&enrolments.collect::<Vec<_>>())?;

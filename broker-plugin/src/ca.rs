@@ -3,8 +3,8 @@
 use assay_ca_core::tpm::template::SrkArea;
 use assay_ca_core::{
     Admitted, AuthenticatedDevice, BoundKey, Confirmation, EkEvidence, Evidence, Fault, Issuer, MasterSecret, Prepared,
-    Profile, ProvenDevice, Records, Rejection, SrkEvidence, TicketKey, Token, TokenRefused, TrustAnchors, TrustedEk,
-    Unconfirmed,
+    Profile, ProvenDevice, Records, Rejection, Role, SrkEvidence, TicketKey, Token, TokenRefused, TrustAnchors,
+    TrustedEk, Unconfirmed, VendorCertificate,
 };
 use assay_wire::{
     ActivationReply, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId, Flow, Scope, SealedReply,
@@ -34,7 +34,7 @@ impl Ca {
     /// Certifies a proven device inside the store's transaction: what is decided here and what is recorded cannot come apart.
     ///
     /// A device that holds a certificate in force for the same IK gets that one again, so a repeated or resumed request
-    /// issues nothing.
+    /// issues nothing; unless an issuing CA signed it that was replaced since, for then the chain would lead nowhere.
     ///
     /// # Errors
     /// The device is no longer admitted, the store failed, or the signer did.
@@ -47,7 +47,8 @@ impl Ca {
         let records = transaction.records(&device.ek_id(), IdInQuestion::Is(device.device_id()), now)?;
         let device = device.readmit(&records)?;
         let proven = device.device();
-        let leaf = match transaction.active_certificate(&proven.ek_id(), &proven.ik_id(), now)? {
+        let active = transaction.active_certificate(&proven.ek_id(), &proven.ik_id(), now)?;
+        let leaf = match active.filter(|der| self.issuer.has_signed(der)) {
             Some(der) => der,
             None => {
                 let prepared = Prepared::new(device, &self.profile, &self.issuer, now, &mut random())?;
@@ -74,10 +75,12 @@ impl Ca {
         let admitted = Admitted::decide(ek, requested.as_ref(), &records)?;
         let candidate = admitted.candidate(&key, &self.scope, &records, now)?;
         let (ek, ik_id) = (candidate.ek_id(), candidate.ik_id());
-        let mut waiting = transaction.waiting_certificates(&ek, &ik_id)?.into_iter();
+        let waiting = transaction.waiting_certificates(&ek, &ik_id)?.into_iter();
+        let mut waiting = waiting.filter(|(_, der)| self.issuer.has_signed(der));
         let waiting = waiting.find(|(certificate, _)| candidate.may_have(certificate, &records, now));
         let confirm_by = now + self.profile.confirm_within();
-        let (leaf, confirm_by) = if let Some(active) = transaction.active_certificate(&ek, &ik_id, now)? {
+        let active = transaction.active_certificate(&ek, &ik_id, now)?.filter(|der| self.issuer.has_signed(der));
+        let (leaf, confirm_by) = if let Some(active) = active {
             (active, confirm_by)
         } else if let Some((certificate, der)) = waiting {
             (der, certificate.confirm_by)
@@ -347,9 +350,16 @@ impl Examiner {
     }
 }
 
-fn read_anchors(store: &Store) -> Result<TrustAnchors, StoreError> {
-    let certificates = store.anchors()?.into_iter().map(|row| row.certificate.into());
-    Ok(TrustAnchors::new(certificates)?)
+/// Reads the vendors' certificates.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn read_anchors(store: &Store) -> Result<TrustAnchors, StoreError> {
+    let certificates = store.anchors()?.into_iter().map(|row| match row.role {
+        Role::Anchor(allowances) => VendorCertificate::read_anchor(&row.certificate, allowances),
+        Role::Root | Role::Issuer => VendorCertificate::read(&row.certificate),
+    });
+    Ok(TrustAnchors::new(certificates.collect::<Result<Vec<_>, _>>()?))
 }
 
 /// Why a request gets no other answer than a problem.

@@ -1,9 +1,9 @@
 //! The CA's directory: keys, certificates, configuration and database, as `assay init` makes it.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -51,35 +51,47 @@ pub struct Credentials {
 impl Directory {
     /// Makes a CA: root, issuing CA, ticket key, master secret, broker, worker and operator certificates, configuration, database.
     ///
-    /// The configuration is written last, so a half-made CA is never opened.
+    /// The directory may be there if it is empty, or holds nothing but an `assay.toml`, which is kept. Its owner owns what is made. The
+    /// database appears last and at once, so a half-made CA is never opened.
     ///
     /// # Errors
-    /// The directory exists and is not empty, or it cannot be written.
+    /// Something else is in the directory, its `assay.toml` is not valid, or it cannot be written.
     pub fn create(path: &Path, name: &str, server_names: &[String]) -> Result<()> {
-        if fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
-            bail!("{} exists and is not empty; a CA is never overwritten. Choose another directory", path.display());
-        }
+        let settings = settings_in(path)?;
         for name in server_names {
             ServerName::try_from(name.as_str()).with_context(|| format!("{name:?} names no server"))?;
         }
         let cannot_make = || format!("cannot make {}", path.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(cannot_make)?;
         fs::set_permissions(path, Permissions::from_mode(0o700)).with_context(cannot_make)?;
-        let half_made = || format!("{} is half made; empty it and try again", path.display());
-        fill(path, name, server_names).with_context(half_made)
+        let new = NewFiles::of(path).with_context(cannot_make)?;
+        let half_made = || format!("{} is half made; empty it (assay.toml may stay) and try again", path.display());
+        new.fill(name, server_names, settings).with_context(half_made)
     }
 
     /// Opens a directory that `create` made.
     ///
     /// # Errors
-    /// It has no readable, valid `assay.toml`.
+    /// It has no readable, valid `assay.toml`, or no CA was made in it.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = path.join(CONFIG);
-        let text = fs::read_to_string(&file).with_context(|| {
-            format!("cannot read {}; `assay init DIR` makes a CA, --dir says where it is", file.display())
-        })?;
-        let config = Config::parse(&text).with_context(|| format!("{} is not valid", file.display()))?;
+        let config = Config::read(path)?;
+        let shown = path.display();
+        ensure!(path.join(ROOT).exists(), "{shown} holds no CA yet, only its settings; run `assay init {shown}`");
         Ok(Self { path: path.to_owned(), config })
+    }
+
+    /// The same directory, as its `assay.toml` is now.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn reopen(&self) -> Result<Self> {
+        Self::open(&self.path)
+    }
+
+    /// As if `assay.toml` named this scope.
+    pub fn with_scope(mut self, scope: Scope) -> Self {
+        self.config.scope = scope;
+        self
     }
 
     /// What `assay.toml` says.
@@ -88,8 +100,18 @@ impl Directory {
     }
 
     /// The database's place.
-    pub fn database(&self) -> PathBuf {
-        self.path.join(DATABASE)
+    ///
+    /// # Errors
+    /// It is not there: the CA was never made to the end.
+    pub fn database(&self) -> Result<PathBuf> {
+        let path = self.path.join(DATABASE);
+        ensure!(
+            path.exists(),
+            "{} is missing: the CA is half made, or this is only a copy of some of its files. `assay init` makes one in a \
+             directory that is empty but for assay.toml",
+            path.display()
+        );
+        Ok(path)
     }
 
     /// Opens the database.
@@ -97,7 +119,7 @@ impl Directory {
     /// # Errors
     /// It cannot be opened.
     pub fn store(&self) -> Result<Store> {
-        let path = self.database();
+        let path = self.database()?;
         Store::open(&path).with_context(|| format!("cannot open {}", path.display()))
     }
 
@@ -108,6 +130,7 @@ impl Directory {
     pub fn ca(&self) -> Result<Ca> {
         let key = Zeroizing::new(self.read("issuing.key")?);
         let issuer = Issuer::from_pem(&self.read("issuing.pem")?, &key).context("issuing.pem and issuing.key")?;
+        let issuer = issuer.under(&self.root()?, OffsetDateTime::now_utc()).context("issuing.pem and root.pem")?;
         Ok(Ca {
             scope: self.config.scope.clone(),
             ticket_key: TicketKey::new(*self.secret(TICKET_KEY)?),
@@ -129,7 +152,7 @@ impl Directory {
     /// # Errors
     /// It cannot be read.
     pub fn root(&self) -> Result<CertificateDer<'static>> {
-        let path = self.path.join("root.pem");
+        let path = self.path.join(ROOT);
         CertificateDer::from_pem_file(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
@@ -163,45 +186,109 @@ impl Directory {
     }
 }
 
-fn fill(directory: &Path, name: &str, server_names: &[String]) -> Result<()> {
-    let now = OffsetDateTime::now_utc();
-    let rng = &mut random();
-    let root = Authority::root(name, now, rng)?;
-    let issuing = root.issuing(name, now, rng)?;
-    let issuing_pem = issuing.to_pem();
-
-    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-    names.extend_from_slice(server_names);
-    let server = issuing.server(&names, now, rng).with_context(|| format!("broker certificate for {names:?}"))?;
-    let worker = issuing.worker(now, rng)?;
-    let operator = issuing.operator(now, rng)?;
-
-    write_pair(directory, "root", &root.to_pem(), "")?;
-    write_pair(directory, "issuing", &issuing_pem, "")?;
-    for (holder, pair) in [("server", server), ("worker", worker), ("operator", operator)] {
-        write_pair(directory, holder, &pair, &issuing_pem.certificate)?;
+/// The settings that somebody has put into a directory in which a CA is to be made.
+fn settings_in(path: &Path) -> Result<Option<Config>> {
+    let names = match fs::read_dir(path) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => Err(error),
+    };
+    let names = names.with_context(|| format!("cannot read {}", path.display()))?;
+    match &names[..] {
+        [] => Ok(None),
+        [name] if name == CONFIG => Ok(Some(Config::read(path)?)),
+        names if names.iter().any(|name| name == DATABASE) => {
+            bail!("{} holds a CA, and one is never overwritten. Choose another directory", path.display())
+        }
+        _ => bail!("{} is not empty. Empty it (assay.toml may stay), or choose another directory", path.display()),
     }
-    write_file(&directory.join(TICKET_KEY), TicketKey::generate(rng).secret(), SECRET)?;
-    write_file(&directory.join(MASTER_SECRET), MasterSecret::generate(rng).secret(), SECRET)?;
-    Store::create(&directory.join(DATABASE))?;
-    write_file(&directory.join(CONFIG), CONFIG_TEXT.as_bytes(), PUBLIC)?;
-    File::open(directory)?.sync_all()?;
-    Ok(())
 }
 
-fn write_pair(directory: &Path, holder: &str, pair: &KeyAndCertificate, issuers: &str) -> Result<()> {
-    let chain = format!("{}{issuers}", pair.certificate);
-    write_file(&directory.join(format!("{holder}.pem")), chain.as_bytes(), PUBLIC)?;
-    write_file(&directory.join(format!("{holder}.key")), pair.key.as_bytes(), SECRET)
+/// Where a CA is made, and for whom.
+struct NewFiles<'a> {
+    directory: &'a Path,
+    /// User and group of the directory.
+    owner: (u32, u32),
 }
 
-fn write_file(path: &Path, content: &[u8], mode: u32) -> Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    file.write_all(content)?;
-    Ok(file.sync_all()?)
+impl<'a> NewFiles<'a> {
+    fn of(directory: &'a Path) -> io::Result<Self> {
+        let metadata = fs::metadata(directory)?;
+        Ok(Self { directory, owner: (metadata.uid(), metadata.gid()) })
+    }
+
+    fn fill(&self, name: &str, server_names: &[String], settings: Option<Config>) -> Result<()> {
+        let now = OffsetDateTime::now_utc();
+        let rng = &mut random();
+        let root = Authority::root(name, now, rng)?;
+        let issuing = root.issuing(name, now, rng)?;
+        let issuing_pem = issuing.to_pem();
+
+        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+        names.extend_from_slice(server_names);
+        names.extend(settings.iter().flat_map(Config::listener_names));
+        let server = issuing.server(&names, now, rng).with_context(|| format!("broker certificate for {names:?}"))?;
+        let worker = issuing.worker(now, rng)?;
+        let operator = issuing.operator(now, rng)?;
+
+        self.write_pair("root", &root.to_pem(), "")?;
+        self.write_pair("issuing", &issuing_pem, "")?;
+        for (holder, pair) in [("server", server), ("worker", worker), ("operator", operator)] {
+            self.write_pair(holder, &pair, &issuing_pem.certificate)?;
+        }
+        self.write(TICKET_KEY, TicketKey::generate(rng).secret(), SECRET)?;
+        self.write(MASTER_SECRET, MasterSecret::generate(rng).secret(), SECRET)?;
+        if settings.is_none() {
+            self.write(CONFIG, CONFIG_TEXT.as_bytes(), PUBLIC)?;
+        }
+        self.write_database()?;
+        Ok(File::open(self.directory)?.sync_all()?)
+    }
+
+    fn write_pair(&self, holder: &str, pair: &KeyAndCertificate, issuers: &str) -> Result<()> {
+        let chain = format!("{}{issuers}", pair.certificate);
+        self.write(&format!("{holder}.pem"), chain.as_bytes(), PUBLIC)?;
+        self.write(&format!("{holder}.key"), pair.key.as_bytes(), SECRET)
+    }
+
+    /// SQLite makes it elsewhere, for it opens files by name, and in this directory another user may have put any name.
+    fn write_database(&self) -> Result<()> {
+        let elsewhere = tempfile::tempdir().context("cannot make a temporary directory")?;
+        let made = elsewhere.path().join(DATABASE);
+        drop(Store::create(&made)?);
+        self.write(NEW_DATABASE, &fs::read(made)?, SECRET)?;
+        Ok(fs::rename(self.directory.join(NEW_DATABASE), self.directory.join(DATABASE))?)
+    }
+
+    fn write(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
+        let path = self.directory.join(name);
+        // `create_new` follows no link and overwrites nothing.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        file.write_all(content)?;
+        // Whoever is root makes a CA for the user that runs the service.
+        if file.metadata()?.uid() != self.owner.0 {
+            fchown(&file, Some(self.owner.0), Some(self.owner.1))?;
+        }
+        Ok(file.sync_all()?)
+    }
 }
 
 impl Config {
+    /// Reads `assay.toml` of a directory.
+    fn read(directory: &Path) -> Result<Self> {
+        let file = directory.join(CONFIG);
+        let text = fs::read_to_string(&file).with_context(|| {
+            format!("cannot read {}; `assay init DIR` makes a CA, --dir says where it is", file.display())
+        })?;
+        Self::parse(&text).with_context(|| format!("{} is not valid", file.display()))
+    }
+
+    /// Addresses at which the built-in broker is reached, for its certificate.
+    fn listener_names(&self) -> Vec<String> {
+        let addresses = [self.bootstrap.ip(), self.operational.ip()];
+        addresses.iter().filter(|address| !address.is_unspecified()).map(IpAddr::to_string).collect()
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let raw: RawConfig = toml::from_str(text)?;
         let RawCertificates { lifetime_days, confirm_within_seconds } = raw.certificates;
@@ -268,7 +355,9 @@ impl Default for RawCertificates {
 }
 
 const CONFIG: &str = "assay.toml";
+const ROOT: &str = "root.pem";
 const DATABASE: &str = "assay.db";
+const NEW_DATABASE: &str = "assay.db.new";
 const TICKET_KEY: &str = "ticket.key";
 const MASTER_SECRET: &str = "master.key";
 const SECRET: u32 = 0o600;

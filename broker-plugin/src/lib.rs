@@ -11,5 +11,4 @@ pub mod store;
 pub mod worker;
 
 mod random;
-pub use random::random_u32;
-use random::random_u128;
+pub use random::{random_bytes, random_u32};

@@ -9,7 +9,7 @@ use clap::Parser;
 fn main() -> ExitCode {
     let command = cli::Cli::parse();
     match command.run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("assay: {error:#}");
             ExitCode::FAILURE

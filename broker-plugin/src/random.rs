@@ -13,8 +13,8 @@ pub fn random_u32() -> u32 {
 }
 
 /// For names that must be unguessable.
-pub(crate) fn random_u128() -> u128 {
-    let mut bytes = [0; 16];
+pub fn random_bytes<const LEN: usize>() -> [u8; LEN] {
+    let mut bytes = [0; LEN];
     random().fill_bytes(&mut bytes);
-    u128::from_be_bytes(bytes)
+    bytes
 }

@@ -1,12 +1,16 @@
 //! What the database promises, whoever calls it.
 
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration as StdDuration, Instant};
+
 use assay_broker_plugin::ca::confirm_by_use;
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{
     AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, IdInQuestion, NewEnrolment, Removed,
-    RevokedCertificates, SharedKeyHolder, Store, StoreError,
+    RevokedCertificates, SharedKeyHolder, Store, StoreError, Tags, Trusted,
 };
-use assay_ca_core::{Assurance, IssuedCertificate, Reprovision, RevocationReason, SharedKeyOnRecord};
+use assay_ca_core::{Allowances, Assurance, IssuedCertificate, Reprovision, RevocationReason, Role, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId, ProblemCode};
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
@@ -86,6 +90,7 @@ fn enrolment(ek_id: EkId, device_id: Option<&str>) -> NewEnrolment {
         reprovision: None,
         legacy_dps_ek: None,
         disabled: None,
+        tags: Tags::new(),
         added_at: now(),
     }
 }
@@ -155,7 +160,7 @@ fn of_two_eks_racing_for_a_device_id_one_wins() {
         let device = format!("pump-{round}");
         let (device, path) = (&device, &path);
         let begin = &std::sync::Barrier::new(2);
-        let won = std::thread::scope(|scope| {
+        let won = thread::scope(|scope| {
             let race = |n: u8| {
                 scope.spawn(move || {
                     let mut store = Store::open(path).unwrap();
@@ -253,6 +258,21 @@ fn what_an_enrolment_says_is_kept_and_what_it_leaves_open_is_not_changed() {
     assert!(matches!(error, EnrolError::LegacyDpsEk { found: true, .. }), "{error}");
     let error = refused(NewEnrolment { disabled: Some(false), ..full });
     assert!(matches!(error, EnrolError::Disabled { found: true, .. }), "{error}");
+}
+
+#[test]
+fn tags_are_kept_and_change_with_the_list_that_has_them() {
+    let (_directory, mut store) = store();
+    let tagged = |site: &str| {
+        let tags = Tags::from([("site".to_owned(), site.to_owned())]);
+        NewEnrolment { tags, ..enrolment(ek(1), None) }
+    };
+    let mut enroll = |new: NewEnrolment| store.enroll(&[new]).unwrap().remove(0).unwrap();
+    assert_eq!(enroll(tagged("north")), Enrolled::Added);
+    assert_eq!(enroll(tagged("north")), Enrolled::Unchanged);
+    assert_eq!(enroll(tagged("south")), Enrolled::Retagged);
+    assert_eq!(enroll(enrolment(ek(1), None)), Enrolled::Unchanged, "what says nothing changes nothing");
+    assert_eq!(store.enrolment(&ek(1)).unwrap().unwrap().tags, tagged("south").tags);
 }
 
 #[test]
@@ -642,29 +662,48 @@ fn an_offer_without_the_vendors_certificate_does_not_make_it_unseen() {
 }
 
 #[test]
+fn certificate_is_added_though_somebody_else_is_writing() {
+    let (directory, store) = store();
+    while_somebody_writes(&directory, || {
+        assert_eq!(store.add_anchor(&vendor_root(1)).unwrap(), Trusted::Added);
+    });
+}
+
+#[test]
 fn a_change_of_anchors_changes_their_version() {
     let (_directory, store) = store();
-    let anchor = |n: u8| AnchorRow {
-        fingerprint: [n; 32],
-        certificate: vec![n],
-        subject: "CN=vendor".into(),
-        root: true,
-        not_after: 0,
-        added_at: 0,
-    };
+    let anchor = vendor_root;
     let mut versions = vec![store.anchors_version().unwrap()];
-    assert!(store.add_anchor(&anchor(1)).unwrap());
+    assert_eq!(store.add_anchor(&anchor(1)).unwrap(), Trusted::Added);
     versions.push(store.anchors_version().unwrap());
-    assert!(!store.add_anchor(&anchor(1)).unwrap());
+    assert_eq!(store.add_anchor(&anchor(1)).unwrap(), Trusted::Already);
     assert_eq!(store.anchors_version().unwrap(), versions[1]);
-    assert!(store.add_anchor(&anchor(2)).unwrap());
+    assert_eq!(store.add_anchor(&anchor(2)).unwrap(), Trusted::Added);
     versions.push(store.anchors_version().unwrap());
     assert!(store.remove_anchor(&[1; 32]).unwrap());
     versions.push(store.anchors_version().unwrap());
-    assert!(store.add_anchor(&anchor(3)).unwrap());
+    assert_eq!(store.add_anchor(&anchor(3)).unwrap(), Trusted::Added);
     versions.push(store.anchors_version().unwrap());
+    let allowances = Allowances { ek_usage: true, tpm_attributes: false };
+    let narrow = AnchorRow { role: Role::Anchor(allowances), ..anchor(3) };
+    assert_eq!(store.add_anchor(&narrow).unwrap(), Trusted::Changed);
+    versions.push(store.anchors_version().unwrap());
+    assert_eq!(store.add_anchor(&narrow).unwrap(), Trusted::Already);
+    assert_eq!(store.add_anchor(&anchor(3)).unwrap(), Trusted::Already, "what is more than it was stays");
+    assert_eq!(store.anchors().unwrap().last().unwrap().role, narrow.role);
     for (n, version) in versions.iter().enumerate() {
         assert!(!versions[..n].contains(version), "{n}");
+    }
+}
+
+fn vendor_root(n: u8) -> AnchorRow {
+    AnchorRow {
+        fingerprint: [n; 32],
+        certificate: vec![n],
+        subject: "CN=vendor".into(),
+        role: Role::Root,
+        not_after: 0,
+        added_at: 0,
     }
 }
 
@@ -700,4 +739,45 @@ fn checkpoint_moves_what_is_committed_out_of_the_log() {
     assert_eq!(length(), before, "a commit leaves it in the log");
     store.checkpoint().unwrap();
     assert!(length() > before);
+}
+
+#[test]
+fn the_check_that_the_file_can_be_written_writes_it_and_changes_nothing() {
+    let (directory, mut store) = store();
+    let log = directory.path().join("assay.db-wal");
+    let dump = |store: &Store| (store.devices().unwrap().len(), store.anchors_version().unwrap());
+    let (before, length) = (dump(&store), log.metadata().unwrap().len());
+    store.check_writable().unwrap();
+    assert!(log.metadata().unwrap().len() > length, "a page went to the log");
+    assert_eq!(dump(&store), before);
+    drop(Store::open(&directory.path().join("assay.db")).expect("the schema version is what it was"));
+    let files: Vec<_> = directory.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(files.iter().all(|name| name.to_string_lossy().starts_with("assay.db")), "{files:?}");
+}
+
+#[test]
+fn the_check_that_the_file_can_be_written_waits_for_whoever_writes() {
+    let (directory, mut store) = store();
+    while_somebody_writes(&directory, || store.check_writable().unwrap());
+}
+
+/// Does `work`, which has to wait for another process's transaction.
+fn while_somebody_writes(directory: &tempfile::TempDir, work: impl FnOnce()) {
+    let held = StdDuration::from_millis(300);
+    let mut other = Store::open(&directory.path().join("assay.db")).unwrap();
+    let started = Instant::now();
+    thread::scope(|scope| {
+        let (locked, is_locked) = mpsc::channel();
+        scope.spawn(move || {
+            let hold = other.transaction(|_| {
+                locked.send(()).unwrap();
+                thread::sleep(held);
+                Ok(())
+            });
+            hold.unwrap();
+        });
+        is_locked.recv().unwrap();
+        work();
+    });
+    assert!(started.elapsed() >= held);
 }

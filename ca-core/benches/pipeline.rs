@@ -13,13 +13,14 @@ use assay_wire::{CertificateReply, ReplyBody, Request, RequestBody, RequestId};
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion};
 
-use support::{Case, Flow, Primitives, World};
+use support::{Case, Flow, Kind, Primitives, Requests, World};
 
 fn main() {
     let arguments: Vec<_> = env::args().skip(1).collect();
     match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["ratios", pairs, filter] => ratios(pairs.parse().expect("the number of pairs is a number"), filter),
         ["counts", filter] => counts(filter),
+        ["hostile", rounds] => hostile(rounds.parse().expect("the number of rounds is a number")),
         _ => steps_and_primitives(),
     }
 }
@@ -50,6 +51,33 @@ fn ratios(pairs: usize, filter: &str) {
         let [low, middle, high] = [1, 2, 3].map(|quarter| quartile(&mut ratios, quarter));
         println!("{name}\t{whole}\t{bare}\t{low}\t{middle}\t{high}");
     });
+}
+
+/// Times requests that are refused beside honest ones with as many certificates, in turn. A line for each, tab-separated: keys, number
+/// of certificates, what is tried, medians of both in nanoseconds.
+#[expect(clippy::disallowed_methods, reason = "it measures what decides without a clock")]
+fn hostile(rounds: usize) {
+    let median = |mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let time = |run: &dyn Fn() -> usize| {
+        let begin = Instant::now();
+        black_box(run());
+        begin.elapsed().as_secs_f64() * 1e9
+    };
+    for (kind, certificates) in Kind::ALL.into_iter().flat_map(|kind| [1, 2, 3, 6].map(|count| (kind, count))) {
+        let requests = Requests::new(kind, certificates);
+        for (name, run) in requests.hostile() {
+            let (mut honest, mut hostile) = (Vec::new(), Vec::new());
+            for _ in 0..rounds {
+                honest.push(time(&|| requests.honest()));
+                hostile.push(time(&run));
+            }
+            let (honest, hostile) = (median(honest), median(hostile));
+            println!("{}\t{}\t{name}\t{hostile}\t{honest}", kind.name(), requests.certificates);
+        }
+    }
 }
 
 /// For callgrind, which counts from the beginning of each [`measured`] to its end. A line for each, tab-separated: case, whole or

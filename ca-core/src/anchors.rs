@@ -1,278 +1,677 @@
-//! What an operator trusts: TPM vendors' CA certificates, read once for all the EK certificates that are checked against them.
+//! What an operator trusts: TPM vendors' CA certificates, and the way from an EK certificate to one
+//! of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
-use rustls_pki_types::{
-    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, TrustAnchor, UnixTime,
-};
-use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage};
-use x509_parser::prelude::X509Certificate;
+use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
 
-use crate::oid;
-use crate::trust::parse_certificate;
+use crate::x509::{Broken, Certificate, Name, Purpose, Rule, Unsupported, check_path};
 
-/// The TPM vendors' CA certificates an operator trusts.
+/// The TPM vendors' CA certificates an operator trusts, read once for all the EK certificates that
+/// are checked against them.
 #[derive(Clone, Debug, Default)]
 pub struct TrustAnchors {
-    roots: Vec<TrustAnchor<'static>>,
-    intermediates: Intermediates,
-    verified: VerifiedSignatures,
+    known: Vec<Known>,
+    /// Positions in `known`. Vendors have hundreds of certificates, and one path needs few.
+    by_subject: BTreeMap<Name, Vec<usize>>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    vendor: VendorCertificate,
+    /// Positions of those that signed it, which was verified when they were read. Whether a
+    /// signature is good depends on the key, the message and nothing else, so it need not be asked
+    /// again for every EK. All that depends on more is: validity and constraints.
+    issuers: Vec<usize>,
 }
 
 impl TrustAnchors {
-    /// Sorts CA certificates into roots, which are trusted, and intermediates, which only help to build paths.
-    ///
-    /// A root is a certificate that its own key signed. A root's own validity is not checked, neither here nor
-    /// later (RFC 5280 §6.1.1 d): trusting it is the operator's decision, and so is removing it.
-    pub fn new(certificates: impl IntoIterator<Item = CertificateDer<'static>>) -> Result<Self, AnchorError> {
-        let certificates: Vec<_> = certificates.into_iter().collect();
-        let parsed = certificates.iter().map(|der| parse_certificate(der).ok_or(AnchorError::Unreadable));
-        let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+    /// Brings certificates together that were read one by one.
+    pub fn new(certificates: impl IntoIterator<Item = VendorCertificate>) -> Self {
         let mut anchors = Self::default();
-        for (der, certificate) in certificates.iter().zip(&parsed) {
-            let subject = || certificate.subject().to_string();
-            if !certificate.is_ca() {
-                return Err(AnchorError::NotACa { subject: subject() });
-            }
-            if certificate.subject().as_raw() != certificate.issuer().as_raw() {
-                anchors.intermediates.add(der);
-                let is_issuer =
-                    |other: &&X509Certificate<'_>| other.subject().as_raw() == certificate.issuer().as_raw();
-                parsed.iter().filter(is_issuer).for_each(|issuer| anchors.verified.learn(certificate, issuer));
-            } else if certificate.verify_signature(None).is_err() {
-                return Err(AnchorError::NotSelfSigned { subject: subject() });
-            } else {
-                let anchor = webpki::anchor_from_trusted_cert(der).map_err(|_| AnchorError::Unreadable)?.to_owned();
-                anchors.roots.push(anchor);
-            }
+        for vendor in certificates {
+            anchors.by_subject.entry(vendor.certificate.subject.clone()).or_default().push(anchors.known.len());
+            anchors.known.push(Known { vendor, issuers: Vec::new() });
         }
-        Ok(anchors)
+        for at in 0..anchors.known.len() {
+            let certificate = &anchors.known[at].vendor.certificate;
+            let signed =
+                |issuer: &usize| *issuer != at && certificate.is_signed_by(&anchors.known[*issuer].vendor.certificate);
+            anchors.known[at].issuers = anchors.named_as_issuer_of(certificate).filter(signed).collect();
+        }
+        anchors
     }
 
-    /// Checks the path from an EK certificate to a root (RFC 5280 §6.1), by the certificates that came with it and the operator's.
+    /// Finds the path from an EK certificate to an anchor (RFC 5280 §6.1), by the operator's
+    /// certificates and those that came with it.
     ///
-    /// `webpki` bounds the work: six intermediates, a hundred signatures. It takes an EKU to constrain issuers too,
-    /// if they have one, which vendors' intermediates mostly do not.
-    pub(crate) fn check_path(
+    /// A stranger chooses what came, so the work is bounded: certificates are issuers by name and
+    /// key identifier, those that came twice or call themselves their own issuers are dropped,
+    /// signatures come before everything else, and at most [`MAX_SIGNATURES`] are verified.
+    pub(crate) fn find_path(
         &self,
-        leaf: &CertificateDer<'_>,
+        leaf: &Certificate,
         sent: &[CertificateDer<'_>],
-        time: UnixTime,
-    ) -> Result<(), webpki::Error> {
-        let leaf = EndEntityCert::try_from(leaf)?;
-        let algorithms: Vec<_> = (0..ALL_VERIFICATION_ALGS.len()).map(|at| Remembering(at, &self.verified)).collect();
-        let algorithms: Vec<_> = algorithms.iter().map(|algorithm| algorithm as _).collect();
-        leaf.verify_for_usage(
-            &algorithms,
-            &self.roots,
-            &self.intermediates.on_the_way_from(&leaf, sent),
-            time,
-            KeyUsage::required_if_present(oid::EK_CERTIFICATE),
-            None,
-            None,
-        )?;
-        Ok(())
+        now: OffsetDateTime,
+    ) -> Result<VendorPath, NoPath> {
+        Search::new(self, leaf, Purpose::BeEk, sent, now).run()
+    }
+
+    /// Finds the path from a CA's certificate to an anchor, which it may be itself.
+    ///
+    /// # Errors
+    /// It counts for nothing: no path to an EK can use it.
+    pub fn check_ca(&self, vendor: &VendorCertificate, now: OffsetDateTime) -> Result<VendorPath, NoPath> {
+        let is_same = |known: &&Known| known.vendor.certificate.is_same(&vendor.certificate);
+        let mut same = self.known.iter().filter(is_same).filter_map(|known| known.vendor.role.allowances());
+        match same.next() {
+            Some(allowances) => Ok(VendorPath { subjects: vec![vendor.subject()], allowances }),
+            None => Search::new(self, &vendor.certificate, Purpose::Issue, &[], now).run(),
+        }
+    }
+
+    /// Whether any anchor allows what this says is missing.
+    pub(crate) fn may_allow(&self, missing: Allowances) -> bool {
+        self.known
+            .iter()
+            .any(|known| known.vendor.role.allowances().is_some_and(|allowances| allowances.cover(missing)))
+    }
+
+    fn named_as_issuer_of<'a>(&'a self, certificate: &'a Certificate) -> impl Iterator<Item = usize> + 'a {
+        let named = self.by_subject.get(&certificate.issuer).map_or(&[][..], Vec::as_slice);
+        named.iter().copied().filter(|at| certificate.names_as_issuer(&self.known[*at].vendor.certificate))
     }
 }
 
-/// Why a certificate cannot be a TPM vendor's.
+/// A CA's certificate that an operator has, read and fit to issue; that anybody trusts it is the
+/// operator's word.
+#[derive(Clone, Debug)]
+pub struct VendorCertificate {
+    certificate: Certificate,
+    role: Role,
+}
+
+/// What a [`VendorCertificate`] is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It signed itself, and is trusted.
+    Root,
+    /// Another signed it; it helps to build paths, and counts for nothing without its issuer.
+    Issuer,
+    /// Another signed it, and it is trusted all the same: with whatever its EK certificates may
+    /// lack.
+    Anchor(Allowances),
+}
+
+impl Role {
+    /// What an anchor lets EK certificates lack; `None` of an issuer, which is no anchor.
+    fn allowances(self) -> Option<Allowances> {
+        match self {
+            Self::Root => Some(Allowances::default()),
+            Self::Anchor(allowances) => Some(allowances),
+            Self::Issuer => None,
+        }
+    }
+}
+
+impl VendorCertificate {
+    /// Reads a CA's certificate, and finds out whether it is a root: its own key signed it.
+    ///
+    /// # Errors
+    /// No path to an EK could ever use it.
+    pub fn read(der: &[u8]) -> Result<Self, AnchorError> {
+        let certificate = fit_to_issue(der)?;
+        let subject = || certificate.subject.to_string();
+        if let Err(reason) = certificate.signature_algorithm() {
+            return Err(AnchorError::SignatureUnsupported { subject: subject(), reason: reason.to_string() });
+        }
+        let role = match certificate.is_self_issued() {
+            true if !certificate.is_signed_by(&certificate) => {
+                return Err(AnchorError::NotSelfSigned { subject: subject() });
+            }
+            true => Role::Root,
+            false => Role::Issuer,
+        };
+        Ok(Self { certificate, role })
+    }
+
+    /// Reads one that is to be trusted whoever signed it, and with it EK certificates that lack
+    /// what is allowed.
+    ///
+    /// # Errors
+    /// No path to an EK could ever use it.
+    pub fn read_anchor(der: &[u8], allowances: Allowances) -> Result<Self, AnchorError> {
+        Ok(Self { certificate: fit_to_issue(der)?, role: Role::Anchor(allowances) })
+    }
+
+    /// What it is good for.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Its subject, for people.
+    pub fn subject(&self) -> String {
+        self.certificate.subject.to_string()
+    }
+
+    /// Its issuer, for people.
+    pub fn issuer(&self) -> String {
+        self.certificate.issuer.to_string()
+    }
+
+    /// The kind of its key, e.g. `ECC P-521`.
+    pub fn key(&self) -> String {
+        self.certificate.key.as_ref().map_or_else(ToString::to_string, ToString::to_string)
+    }
+
+    /// When it expires. Of an anchor that is not asked.
+    pub fn not_after(&self) -> OffsetDateTime {
+        self.certificate.not_after
+    }
+}
+
+/// Reads a certificate that a path to an EK may use, whoever signed it.
+fn fit_to_issue(der: &[u8]) -> Result<Certificate, AnchorError> {
+    let certificate = Certificate::read(der).map_err(|error| AnchorError::Unreadable { reason: error.to_string() })?;
+    if certificate.subject.is_empty() {
+        return Err(AnchorError::NoName);
+    }
+    let refused = |reason: &dyn fmt::Display| AnchorError::NoIssuer {
+        subject: certificate.subject.to_string(),
+        reason: reason.to_string(),
+    };
+    certificate.check_issuer().map_err(|rule| refused(&rule))?;
+    certificate.key.as_ref().map_err(|unsupported| refused(unsupported))?;
+    Ok(certificate)
+}
+
+/// What EK certificates under an anchor may lack. Nothing in general: each is a promise of who runs
+/// that CA.
+///
+/// Its text reads back as it was written: names with commas in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowances {
+    /// `tcg-kp-EKCertificate` in the extended key usage, if there is none at all.
+    pub ek_usage: bool,
+    /// Manufacturer, model and version of the TPM in the subject alternative name.
+    pub tpm_attributes: bool,
+}
+
+impl Allowances {
+    /// Whether all that is missing is allowed.
+    pub(crate) fn cover(self, missing: Self) -> bool {
+        (self.ek_usage || !missing.ek_usage) && (self.tpm_attributes || !missing.tpm_attributes)
+    }
+}
+
+impl fmt::Display for Allowances {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [(self.ek_usage, EK_USAGE), (self.tpm_attributes, TPM_ATTRIBUTES)];
+        let names: Vec<_> = names.into_iter().filter_map(|(is_allowed, name)| is_allowed.then_some(name)).collect();
+        f.write_str(&names.join(","))
+    }
+}
+
+impl FromStr for Allowances {
+    type Err = UnknownAllowance;
+
+    fn from_str(text: &str) -> Result<Self, UnknownAllowance> {
+        let mut allowances = Self::default();
+        for name in text.split(',').filter(|name| !name.is_empty()) {
+            match name {
+                EK_USAGE => allowances.ek_usage = true,
+                TPM_ATTRIBUTES => allowances.tpm_attributes = true,
+                other => return Err(UnknownAllowance(other.to_owned())),
+            }
+        }
+        Ok(allowances)
+    }
+}
+
+/// A text names no allowance.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither {EK_USAGE} nor {TPM_ATTRIBUTES}")]
+pub struct UnknownAllowance(String);
+
+/// The way from an EK certificate to an anchor: every signature on it was verified, and every rule
+/// holds.
+///
+/// What the EK certificate is for was not looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VendorPath {
+    subjects: Vec<String>,
+    allowances: Allowances,
+}
+
+impl VendorPath {
+    /// Subjects of the issuers, that of the EK certificate first, the anchor last.
+    pub fn issuers(&self) -> &[String] {
+        &self.subjects
+    }
+
+    /// What an EK certificate may lack that ends at this anchor.
+    pub fn allowances(&self) -> Allowances {
+        self.allowances
+    }
+}
+
+/// Why a certificate can be no TPM vendor's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum AnchorError {
-    #[error("not an X.509 certificate")]
-    Unreadable,
-    #[error("{subject} is not a CA")]
-    NotACa { subject: String },
+    #[error("{reason}")]
+    Unreadable { reason: String },
+    #[error("its subject is empty, so no certificate can name it as its issuer")]
+    NoName,
+    #[error("{subject} {reason}")]
+    NoIssuer { subject: String, reason: String },
+    #[error(
+        "{subject} {reason}; if the CA itself deserves trust, `assay trust add --anchor` takes it whoever signed it"
+    )]
+    SignatureUnsupported { subject: String, reason: String },
     #[error("{subject} names itself as its issuer, but its own key did not sign it")]
     NotSelfSigned { subject: String },
 }
 
-/// The operator's intermediates by their subjects: vendors have hundreds of them, and one path needs few.
-#[derive(Clone, Debug, Default)]
-struct Intermediates(BTreeMap<Vec<u8>, Vec<Intermediate>>);
+/// Why no path leads from a certificate to an anchor: of all that was tried, what came closest.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NoPath(pub(crate) Reason);
 
-#[derive(Clone, Debug)]
-struct Intermediate {
-    der: CertificateDer<'static>,
-    issuer: Vec<u8>,
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Reason {
+    #[error(
+        "{certificate} was issued by {issuer}, of which no certificate{} is trusted or was sent{}; `assay trust add` takes it",
+        if *.by_key { " with the key that it names" } else { "" },
+        .found_at.as_ref().map_or_else(String::new, |uri| format!(" (it says that one is at {uri})"))
+    )]
+    NoIssuer { certificate: String, issuer: String, by_key: bool, found_at: Option<String> },
+    #[error("{certificate} calls itself its own issuer, and is not trusted")]
+    SelfIssued { certificate: String },
+    #[error("{certificate} was issued by a CA that it leads back to, and no other is known")]
+    Circle { certificate: String },
+    #[error("{certificate} names {issuer} as its issuer, which did not sign it with any key that is known")]
+    NotSigned { certificate: String, issuer: String },
+    #[error("{certificate} {reason}")]
+    Unsupported { certificate: String, reason: Unsupported },
+    #[error("{certificate} {rule}")]
+    Broken { certificate: String, is_ek_certificate: bool, rule: Rule },
+    #[error("there are more than {MAX_INTERMEDIATES} CAs between the EK certificate and any that is trusted")]
+    TooLong,
+    #[error(
+        "more than {MAX_SIGNATURES} signatures would have to be verified to find a path; send only the issuers that the EK certificate needs"
+    )]
+    TooMuchWork,
 }
 
-impl Intermediates {
-    fn add(&mut self, der: &CertificateDer<'static>) {
-        // What webpki cannot read, it cannot take for a part of a path.
-        if let Ok(certificate) = EndEntityCert::try_from(der) {
-            let intermediate = Intermediate { der: der.clone(), issuer: certificate.issuer().to_vec() };
-            self.0.entry(certificate.subject().to_vec()).or_default().push(intermediate);
-        }
-    }
+/// A certificate that a path may go through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Node {
+    /// Where paths begin.
+    Leaf,
+    /// It came with the leaf.
+    Sent(usize),
+    /// It is the operator's.
+    Known(usize),
+}
 
-    /// What was sent, and all that may follow it or `leaf` on a path.
-    fn on_the_way_from<'a>(
-        &'a self,
-        leaf: &EndEntityCert<'_>,
-        sent: &'a [CertificateDer<'_>],
-    ) -> Vec<CertificateDer<'a>> {
-        let mut found: Vec<_> = sent.iter().map(borrow).collect();
-        if self.0.is_empty() {
-            return found;
-        }
-        let issuers = sent.iter().filter_map(|der| Some(EndEntityCert::try_from(der).ok()?.issuer().to_vec()));
-        let (mut wanted, mut followed) = (vec![leaf.issuer().to_vec()], BTreeSet::new());
-        wanted.extend(issuers);
-        while let Some(subject) = wanted.pop() {
-            let Some((subject, intermediates)) = self.0.get_key_value(&subject) else { continue };
-            if followed.insert(subject) {
-                found.extend(intermediates.iter().map(|intermediate| borrow(&intermediate.der)));
-                wanted.extend(intermediates.iter().map(|intermediate| intermediate.issuer.clone()));
+struct Search<'a> {
+    anchors: &'a TrustAnchors,
+    leaf: &'a Certificate,
+    purpose: Purpose,
+    sent: Vec<Certificate>,
+    now: OffsetDateTime,
+    /// Results of verified signatures: whose, and by which key.
+    verified: Vec<(Node, Vec<u8>, bool)>,
+    furthest: Failure,
+}
+
+/// What came closest to a path: of two, the one that is later in the order of its first two fields.
+struct Failure {
+    is_whole_path: bool,
+    depth: usize,
+    reason: Option<Reason>,
+}
+
+impl<'a> Search<'a> {
+    fn new(
+        anchors: &'a TrustAnchors,
+        leaf: &'a Certificate,
+        purpose: Purpose,
+        sent: &[CertificateDer<'_>],
+        now: OffsetDateTime,
+    ) -> Self {
+        let mut usable: Vec<Certificate> = Vec::new();
+        // What cannot be read, or issues nothing, is no part of a path, and no reason to refuse one
+        // without it.
+        for certificate in sent.iter().filter_map(|der| Certificate::read(der).ok()) {
+            let is_known = |other: &Certificate| other.is_same(&certificate);
+            let mut known = anchors.known.iter().map(|known| &known.vendor.certificate);
+            let is_new = !is_known(leaf) && !usable.iter().any(is_known) && !known.any(is_known);
+            if is_new && !certificate.is_self_issued() {
+                usable.push(certificate);
             }
         }
-        found
+        let furthest = Failure { is_whole_path: false, depth: 0, reason: None };
+        Self { anchors, leaf, purpose, sent: usable, now, verified: Vec::new(), furthest }
     }
-}
 
-fn borrow<'a>(der: &'a CertificateDer<'_>) -> CertificateDer<'a> {
-    CertificateDer::from_slice(der)
-}
+    fn run(mut self) -> Result<VendorPath, NoPath> {
+        self.climb(&mut vec![Node::Leaf]).ok_or_else(|| {
+            let issuer = || self.leaf.issuer.to_string();
+            let nothing = || Reason::NotSigned { certificate: self.called(Node::Leaf), issuer: issuer() };
+            NoPath(self.furthest.reason.clone().unwrap_or_else(nothing))
+        })
+    }
 
-/// Signatures in the operator's certificates that were verified when they were read.
-///
-/// Whether a signature is good depends on the key, the message and nothing else, so that it need not be asked again for every EK. All
-/// that depends on more is: validity, constraints, usage, and which certificate is whose issuer.
-#[derive(Clone, Debug, Default)]
-struct VerifiedSignatures(BTreeMap<Vec<u8>, Signed>);
+    /// Extends a path, whose last certificate is not an anchor, to an anchor.
+    fn climb(&mut self, path: &mut Vec<Node>) -> Option<VendorPath> {
+        let top = *path.last()?;
+        if let Err(reason) = self.certificate(top).signature_algorithm().clone() {
+            self.fail(false, path.len(), |search| Reason::Unsupported { certificate: search.called(top), reason });
+            return None;
+        }
+        let issuers = self.named_as_issuer_of(top);
+        if issuers.is_empty() {
+            self.fail(false, path.len(), |search| search.no_issuer(top));
+        }
+        for issuer in issuers {
+            if path.contains(&issuer) {
+                self.fail(false, path.len(), |search| Reason::Circle { certificate: search.called(top) });
+                continue;
+            }
+            if !self.is_signed_by(top, issuer, path.len()) {
+                continue;
+            }
+            if let Some(allowances) = self.trust(issuer) {
+                match self.check(issuer, path) {
+                    Ok(()) => return Some(self.found(path, issuer, allowances)),
+                    Err(broken) => self.fail(true, path.len(), |_| broken),
+                }
+            }
+            if path.len() > MAX_INTERMEDIATES {
+                self.fail(false, path.len(), |_| Reason::TooLong);
+                continue;
+            }
+            path.push(issuer);
+            if let Some(found) = self.climb(path) {
+                return Some(found);
+            }
+            path.pop();
+        }
+        None
+    }
 
-/// What a signature is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Signed {
-    /// Which of [`ALL_VERIFICATION_ALGS`] found it good.
-    algorithm: usize,
-    /// Content of the `subjectPublicKey`.
-    key: Vec<u8>,
-    /// The TBSCertificate in DER.
-    message: Vec<u8>,
-}
+    /// Anchors first, what came last: the operator's certificates cost no signatures, or lead to
+    /// where they must.
+    fn named_as_issuer_of(&self, node: Node) -> Vec<Node> {
+        let certificate = self.certificate(node);
+        let mut known: Vec<_> = self.anchors.named_as_issuer_of(certificate).map(Node::Known).collect();
+        known.sort_by_key(|node| self.trust(*node).is_none());
+        let sent = (0..self.sent.len()).filter(|at| certificate.names_as_issuer(&self.sent[*at])).map(Node::Sent);
+        known.extend(sent);
+        known
+    }
 
-impl VerifiedSignatures {
-    fn learn(&mut self, certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) {
-        let (message, signature) = (certificate.tbs_certificate.as_ref(), &*certificate.signature_value.data);
-        let issuer_der = CertificateDer::from_slice(issuer.as_raw());
-        let Ok(readable) = EndEntityCert::try_from(&issuer_der) else { return };
-        for (algorithm, verifier) in ALL_VERIFICATION_ALGS.iter().enumerate() {
-            if readable.verify_signature(*verifier, message, signature).is_ok() {
-                let key = issuer.public_key().subject_public_key.data.to_vec();
-                self.0.insert(signature.to_vec(), Signed { algorithm, key, message: message.to_vec() });
-                return;
+    /// Verifies a signature, unless it was verified before or cannot be good.
+    fn is_signed_by(&mut self, node: Node, issuer: Node, depth: usize) -> bool {
+        if let (Node::Known(at), Node::Known(issuer)) = (node, issuer) {
+            return self.anchors.known[at].issuers.contains(&issuer);
+        }
+        let (certificate, by) = (self.certificate(node), self.certificate(issuer));
+        if let Err(rule) = by.check_issuer() {
+            self.fail(false, depth, |search| Reason::Broken {
+                certificate: search.called(issuer),
+                is_ek_certificate: false,
+                rule,
+            });
+            return false;
+        }
+        match certificate.can_be_signed_by(by) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(reason) => {
+                self.fail(false, depth, |search| Reason::Unsupported { certificate: search.called(issuer), reason });
+                return false;
             }
         }
-    }
-
-    fn contain(&self, algorithm: usize, key: &[u8], message: &[u8], signature: &[u8]) -> bool {
-        self.0
-            .get(signature)
-            .is_some_and(|signed| signed.algorithm == algorithm && signed.key == key && signed.message == message)
-    }
-}
-
-/// One of [`ALL_VERIFICATION_ALGS`], which does not verify again what is known to be good.
-#[derive(Debug)]
-struct Remembering<'a>(usize, &'a VerifiedSignatures);
-
-impl Remembering<'_> {
-    fn algorithm(&self) -> &'static dyn SignatureVerificationAlgorithm {
-        ALL_VERIFICATION_ALGS[self.0]
-    }
-}
-
-impl SignatureVerificationAlgorithm for Remembering<'_> {
-    fn verify_signature(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
-        if self.1.contain(self.0, key, message, signature) {
-            return Ok(());
+        if let Some((.., is_good)) = self.verified.iter().find(|(whose, key, _)| *whose == node && *key == by.spki) {
+            return *is_good;
         }
-        self.algorithm().verify_signature(key, message, signature)
+        if self.verified.len() == MAX_SIGNATURES {
+            self.fail(true, 0, |_| Reason::TooMuchWork);
+            return false;
+        }
+        let is_good = certificate.is_signed_by(by);
+        let key = by.spki.clone();
+        if !is_good {
+            self.fail(false, depth, |search| {
+                let issuer = search.certificate(node).issuer.to_string();
+                Reason::NotSigned { certificate: search.called(node), issuer }
+            });
+        }
+        self.verified.push((node, key, is_good));
+        is_good
     }
 
-    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
-        self.algorithm().public_key_alg_id()
+    fn check(&self, anchor: Node, path: &[Node]) -> Result<(), Reason> {
+        let certificates: Vec<_> = path.iter().rev().map(|node| self.certificate(*node)).collect();
+        check_path(self.certificate(anchor), &certificates, self.purpose, self.now).map_err(
+            |Broken { position, rule }| {
+                let whose = position.checked_sub(1).map_or(anchor, |below| path[path.len() - 1 - below]);
+                let is_ek_certificate = whose == Node::Leaf && self.purpose == Purpose::BeEk;
+                Reason::Broken { certificate: self.called(whose), is_ek_certificate, rule }
+            },
+        )
     }
 
-    fn signature_alg_id(&self) -> AlgorithmIdentifier {
-        self.algorithm().signature_alg_id()
+    fn found(&self, path: &[Node], anchor: Node, allowances: Allowances) -> VendorPath {
+        let issuers = path[1..].iter().chain([&anchor]);
+        VendorPath { subjects: issuers.map(|node| self.certificate(*node).subject.to_string()).collect(), allowances }
     }
 
-    fn fips(&self) -> bool {
-        self.algorithm().fips()
+    fn no_issuer(&self, node: Node) -> Reason {
+        let (certificate, called) = (self.certificate(node), self.called(node));
+        if certificate.is_self_issued() {
+            return Reason::SelfIssued { certificate: called };
+        }
+        let others = self.anchors.by_subject.contains_key(&certificate.issuer);
+        Reason::NoIssuer {
+            certificate: called,
+            issuer: certificate.issuer.to_string(),
+            by_key: others || self.sent.iter().any(|sent| sent.subject == certificate.issuer),
+            found_at: certificate.extensions.issuer_at.clone(),
+        }
+    }
+
+    /// Remembers why something failed, if nothing came closer: text is made for that alone, since
+    /// strangers choose names.
+    fn fail(&mut self, is_whole_path: bool, depth: usize, reason: impl FnOnce(&Self) -> Reason) {
+        let Failure { is_whole_path: was_whole, depth: was, reason: known } = &self.furthest;
+        if known.is_none() || (is_whole_path, depth) > (*was_whole, *was) {
+            self.furthest = Failure { is_whole_path, depth, reason: Some(reason(self)) };
+        }
+    }
+
+    fn certificate(&self, node: Node) -> &Certificate {
+        match node {
+            Node::Leaf => self.leaf,
+            Node::Sent(at) => &self.sent[at],
+            Node::Known(at) => &self.anchors.known[at].vendor.certificate,
+        }
+    }
+
+    fn trust(&self, node: Node) -> Option<Allowances> {
+        match node {
+            Node::Known(at) => self.anchors.known[at].vendor.role.allowances(),
+            Node::Leaf | Node::Sent(_) => None,
+        }
+    }
+
+    /// How people are told of a certificate.
+    fn called(&self, node: Node) -> String {
+        match (node, self.purpose) {
+            (Node::Leaf, Purpose::BeEk) => "the EK certificate".to_owned(),
+            _ => format!("the certificate of {}", self.certificate(node).subject),
+        }
     }
 }
+
+const EK_USAGE: &str = "ek-usage";
+const TPM_ATTRIBUTES: &str = "tpm-attributes";
+/// CAs between an EK certificate and an anchor. Vendors have one or two.
+const MAX_INTERMEDIATES: usize = 6;
+/// A path of that length with all its certificates sent takes seven. A stranger gets no more for a
+/// request.
+const MAX_SIGNATURES: usize = 8;
 
 #[cfg(test)]
 mod tests {
-    use std::slice::from_ref;
+    use std::time::Duration;
 
-    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
     use super::*;
 
-    /// A root, an intermediate under it, and a leaf under that.
-    fn chain() -> [CertificateDer<'static>; 3] {
-        let (root, intermediate) = (ca("root"), ca("intermediate"));
-        let leaf = CertificateParams::default().signed_by(&KeyPair::generate().unwrap(), &intermediate).unwrap();
-        let root_der = params("root").self_signed(root.key()).unwrap();
-        let intermediate_der = params("intermediate").signed_by(intermediate.key(), &root).unwrap();
-        [root_der.into(), intermediate_der.into(), leaf.into()]
-    }
+    struct Ca(Issuer<'static, KeyPair>);
 
-    fn ca(name: &str) -> Issuer<'static, KeyPair> {
-        Issuer::new(params(name), KeyPair::generate().unwrap())
+    impl Ca {
+        fn new(name: &str) -> Self {
+            Self(Issuer::new(params(name), KeyPair::generate().unwrap()))
+        }
+
+        fn certified_by(&self, issuer: &Self, name: &str) -> CertificateDer<'static> {
+            params(name).signed_by(self.0.key(), &issuer.0).unwrap().into()
+        }
+
+        fn root(&self, name: &str) -> CertificateDer<'static> {
+            params(name).self_signed(self.0.key()).unwrap().into()
+        }
+
+        fn leaf(&self) -> CertificateDer<'static> {
+            CertificateParams::default().signed_by(&KeyPair::generate().unwrap(), &self.0).unwrap().into()
+        }
     }
 
     fn params(name: &str) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         params
     }
 
-    const TIME: UnixTime = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
+    fn trusting<'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> TrustAnchors {
+        TrustAnchors::new(certificates.into_iter().map(|der| VendorCertificate::read(der).unwrap()))
+    }
 
-    #[test]
-    fn signature_of_a_configured_intermediate_is_not_verified_at_each_use() {
-        let [root, intermediate, leaf] = chain();
-        let mut anchors = TrustAnchors::new([root, intermediate.clone()]).unwrap();
-        anchors.check_path(&leaf, &[], TIME).unwrap();
+    fn now() -> OffsetDateTime {
+        OffsetDateTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
 
-        // One that is wrong, but taken for verified, shows whether it is looked up by what webpki asks for.
-        let mut wrong = intermediate.to_vec();
-        *wrong.last_mut().unwrap() ^= 1;
-        let (mut signature, signed) = anchors.verified.0.pop_first().unwrap();
-        *signature.last_mut().unwrap() ^= 1;
-        anchors.intermediates = Intermediates::default();
-        anchors.intermediates.add(&wrong.into());
-        assert!(anchors.check_path(&leaf, &[], TIME).is_err());
-        anchors.verified.0.insert(signature, signed);
-        anchors.check_path(&leaf, &[], TIME).unwrap();
+    /// What was found, and how many signatures were verified for it.
+    fn search(
+        anchors: &TrustAnchors,
+        leaf: &CertificateDer<'static>,
+        sent: &[CertificateDer<'static>],
+    ) -> (Option<VendorPath>, usize) {
+        let leaf = Certificate::read(leaf).unwrap();
+        let mut search = Search::new(anchors, &leaf, Purpose::BeEk, sent, now());
+        let found = search.climb(&mut vec![Node::Leaf]);
+        (found, search.verified.len())
     }
 
     #[test]
-    fn signature_is_known_for_its_algorithm_key_and_message_alone() {
-        let [root, intermediate, _] = chain();
-        let verified = TrustAnchors::new([root, intermediate]).unwrap().verified;
-        let (signature, Signed { algorithm, key, message }) = verified.0.first_key_value().unwrap();
-        assert!(verified.contain(*algorithm, key, message, signature));
-        assert!(!verified.contain(algorithm + 1, key, message, signature));
-        assert!(!verified.contain(*algorithm, &key[1..], message, signature));
-        assert!(!verified.contain(*algorithm, key, &message[1..], signature));
-        assert!(!verified.contain(*algorithm, key, message, &signature[1..]));
+    fn as_many_signatures_are_verified_as_the_path_has_that_only_the_sender_can_show() {
+        let [root, upper, lower] = ["root", "upper", "lower"].map(Ca::new);
+        let (root_der, upper_der, lower_der) =
+            (root.root("root"), upper.certified_by(&root, "upper"), lower.certified_by(&upper, "lower"));
+        let leaf = lower.leaf();
+        let everything = trusting([&root_der, &lower_der, &upper_der]);
+        assert!(matches!(search(&everything, &leaf, &[]), (Some(_), 1)), "the operator's own are remembered");
+        let sent = [upper_der.clone(), lower_der.clone()];
+        assert!(matches!(search(&trusting([&root_der]), &leaf, &sent), (Some(_), 3)));
+        assert!(matches!(search(&everything, &leaf, &sent), (Some(_), 1)), "what is sent besides costs nothing");
+        assert!(matches!(search(&trusting([&root_der, &upper_der]), &leaf, &sent), (Some(_), 2)));
     }
 
     #[test]
-    fn only_intermediates_that_a_path_may_need_are_looked_at() {
-        let [root, intermediate, leaf] = chain();
-        let [_, stranger, _] = chain();
-        let other = params("other").signed_by(&KeyPair::generate().unwrap(), &ca("root")).unwrap().into();
-        let anchors = TrustAnchors::new([root, other, intermediate.clone()]).unwrap();
-        let leaf = EndEntityCert::try_from(&leaf).unwrap();
-        assert_eq!(anchors.intermediates.on_the_way_from(&leaf, &[]), from_ref(&intermediate));
-        let found = anchors.intermediates.on_the_way_from(&leaf, from_ref(&stranger));
-        assert_eq!(found, [stranger.clone(), intermediate]);
+    fn signature_of_a_configured_issuer_is_verified_when_it_is_read() {
+        let (root, other, issuer) = (Ca::new("root"), Ca::new("root"), Ca::new("issuer"));
+        let anchors = trusting([&root.root("root"), &issuer.certified_by(&other, "issuer")]);
+        assert_eq!(search(&anchors, &issuer.leaf(), &[]).0, None);
+    }
+
+    #[test]
+    fn duplicates_and_self_issued_certificates_cost_nothing() {
+        let (root, issuer, stranger) = (Ca::new("root"), Ca::new("issuer"), Ca::new("root"));
+        let certified = issuer.certified_by(&stranger, "issuer");
+        let sent =
+            [&stranger.root("root"), &certified, &certified, &stranger.root("root"), &certified].map(Clone::clone);
+        // The leaf's signature, and the issuer's, which the trusted root of that name did not make.
+        assert_eq!(search(&trusting([&root.root("root")]), &issuer.leaf(), &sent), (None, 2));
+        assert!(matches!(search(&trusting([&stranger.root("root")]), &issuer.leaf(), &sent), (Some(_), 2)));
+    }
+
+    #[test]
+    fn a_ca_with_several_certificates_costs_one_signature() {
+        let (root, old, issuer) = (Ca::new("root"), Ca::new("old"), Ca::new("issuer"));
+        let sent = [issuer.certified_by(&old, "issuer"), issuer.certified_by(&root, "issuer")];
+        assert!(matches!(search(&trusting([&root.root("root")]), &issuer.leaf(), &sent), (Some(_), 2)));
+    }
+
+    /// Five junk issuers with the name of a trusted root once cost a worker 50 ms.
+    #[test]
+    fn junk_issuers_cost_no_more_signatures_than_the_limit() {
+        let (root, other) = (Ca::new("root"), Ca::new("other"));
+        let anchors = trusting([&root.root("root")]);
+        let junk: Vec<_> = (0..5).map(|_| Ca::new("root").certified_by(&other, "root")).collect();
+        let (found, signatures) = search(&anchors, &Ca::new("root").leaf(), &junk);
+        assert!(found.is_none() && signatures <= 6, "{signatures}");
+
+        // Each level of names with several keys, so that every certificate might be every other
+        // one's issuer.
+        let (a, b): (Vec<_>, Vec<_>) = ((0..3).map(|_| Ca::new("a")).collect(), (0..2).map(|_| Ca::new("b")).collect());
+        let signed_by_b = a.iter().enumerate().map(|(at, ca)| ca.certified_by(&b[at % 2], "a"));
+        let signed_by_a = b.iter().map(|ca| ca.certified_by(&a[2], "b"));
+        let sent: Vec<_> = signed_by_b.chain(signed_by_a).collect();
+        for leaf in [a[0].leaf(), a[2].leaf(), Ca::new("a").leaf()] {
+            let (found, signatures) = search(&anchors, &leaf, &sent);
+            assert!(found.is_none() && signatures <= MAX_SIGNATURES, "{signatures}");
+        }
+    }
+
+    #[test]
+    fn search_ends_at_the_limit_of_signatures_and_says_so() {
+        let same_names: Vec<_> = (0..12).map(|_| Ca::new("root")).collect();
+        let ders: Vec<_> = same_names.iter().map(|ca| ca.root("root")).collect();
+        let anchors = trusting(&ders);
+        let leaf = Ca::new("root").leaf();
+        assert!(matches!(search(&anchors, &leaf, &[]), (None, MAX_SIGNATURES)));
+        let said = anchors.find_path(&Certificate::read(&leaf).unwrap(), &[], now()).unwrap_err();
+        assert_eq!(said.0, Reason::TooMuchWork);
+    }
+
+    /// What a stranger can change in an ECDSA signature makes no other certificate of it.
+    #[test]
+    fn certificates_are_told_apart_by_what_is_signed() {
+        let ca = Ca::new("root");
+        let der = ca.certified_by(&Ca::new("other"), "issuer").to_vec();
+        let mut changed = der.clone();
+        *changed.last_mut().unwrap() ^= 1;
+        let [one, other] = [der, changed].map(|der| Certificate::read(&der).unwrap());
+        assert!(one.is_same(&other));
+    }
+
+    #[test]
+    fn allowances_read_back_as_they_are_written() {
+        for (ek_usage, tpm_attributes) in [(false, false), (true, false), (false, true), (true, true)] {
+            let allowances = Allowances { ek_usage, tpm_attributes };
+            assert_eq!(allowances.to_string().parse(), Ok(allowances));
+        }
+        assert!("everything".parse::<Allowances>().is_err());
     }
 }

@@ -3,16 +3,15 @@
 use std::fmt;
 
 use assay_wire::EkId;
-use data_encoding::BASE64;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use time::OffsetDateTime;
 
 use crate::Rejection;
-use crate::key::{PublicKey, WeakKey};
+use crate::container::{Around, ContainerError, Item, Unwrapped, unwrap};
+use crate::key::{PublicKey, UnreadableKey, WeakKey};
 use crate::tpm::public::PublicArea;
 use crate::tpm::template::{AreaRefused, EkArea, naming_area};
-use crate::trust::{EkCertificate, TpmModel, parse_certificate};
+use crate::trust::{EkCertificate, TpmModel};
+use crate::x509::EkUsage;
 
 /// The forms in which an EK is recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,14 +20,34 @@ pub enum RecognisedAs {
     CertificatePem,
     /// An X.509 certificate in DER.
     CertificateDer,
+    /// An X.509 certificate in PKCS #7, with others or without.
+    CertificatePkcs7,
+    /// An X.509 certificate in the JSON of Intel's service.
+    CertificateJson,
+    /// An X.509 certificate in DER with something after it, as a TPM's NV index has that is longer.
+    CertificatePadded,
     /// A SubjectPublicKeyInfo in PEM.
     PublicKeyPem,
     /// A SubjectPublicKeyInfo in DER.
     PublicKeyDer,
+    /// An RSA key in PKCS #1, in PEM or DER.
+    PublicKeyPkcs1,
     /// A public area after its two-byte size, as `tpm2_createek -u` writes it.
     Tpm2bPublic,
     /// A public area alone, as `tpm2_createek -f tpmt` writes it.
     TpmtPublic,
+}
+
+impl RecognisedAs {
+    fn certificate(around: Around) -> Self {
+        match around {
+            Around::Nothing => Self::CertificateDer,
+            Around::Pem => Self::CertificatePem,
+            Around::Pkcs7 => Self::CertificatePkcs7,
+            Around::Json => Self::CertificateJson,
+            Around::Padding => Self::CertificatePadded,
+        }
+    }
 }
 
 impl fmt::Display for RecognisedAs {
@@ -36,8 +55,12 @@ impl fmt::Display for RecognisedAs {
         f.write_str(match self {
             Self::CertificatePem => "EK certificate in PEM",
             Self::CertificateDer => "EK certificate in DER",
+            Self::CertificatePkcs7 => "EK certificate in PKCS #7",
+            Self::CertificateJson => "EK certificate in Intel's JSON",
+            Self::CertificatePadded => "EK certificate in a padded NV dump",
             Self::PublicKeyPem => "EK public key in PEM",
             Self::PublicKeyDer => "EK public key in DER",
+            Self::PublicKeyPkcs1 => "EK public key in PKCS #1",
             Self::Tpm2bPublic => "TPM2B_PUBLIC of an EK",
             Self::TpmtPublic => "TPMT_PUBLIC of an EK",
         })
@@ -73,59 +96,65 @@ pub struct CertificateSummary {
 }
 
 impl EkIdentity {
-    /// Finds out what an operator's file is, and whose EK it holds. Of a PEM file the first block counts. Anything else may be in base64,
-    /// as Azure's tools print it.
+    /// Finds out what an operator's file is, and whose EK it holds. It may hold the EK certificate's issuers beside it, but not a second EK.
     pub fn recognise(file: &[u8]) -> Result<(RecognisedAs, Self), EkFileError> {
-        if let Ok(text) = std::str::from_utf8(file)
-            && text.contains("-----BEGIN ")
-        {
-            if let Ok(der) = CertificateDer::from_pem_slice(file) {
-                return Ok((RecognisedAs::CertificatePem, Self::of_certificate(&der)?));
+        let items = unwrap(file)?;
+        let (mut eks, mut only_cas) = (Vec::new(), false);
+        for Unwrapped { around, item } in &items {
+            let Item::Certificate(der) = item else { continue };
+            match Self::of_certificate(der) {
+                Err(EkFileError::CaCertificate) => only_cas = true,
+                identity => eks.push((RecognisedAs::certificate(*around), identity?)),
             }
-            if let Ok(der) = SubjectPublicKeyInfoDer::from_pem_slice(file) {
-                return Ok((RecognisedAs::PublicKeyPem, Self::of_spki(&der)?));
-            }
-            return Err(EkFileError::OtherPem);
         }
-        let text: Vec<_> = file.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
-        // No binary form is made of these characters only.
-        match BASE64.decode(&text) {
-            Ok(decoded) => Self::recognise_binary(&decoded),
-            Err(_) => Self::recognise_binary(file),
+        match (eks.len(), items.into_iter().next()) {
+            (0, Some(Unwrapped { around, item })) if !only_cas => Self::of_key_file(around, item),
+            (0, _) => Err(EkFileError::CaCertificate),
+            (1, _) => Ok(eks.remove(0)),
+            (count, _) => Err(EkFileError::SeveralEks { count }),
         }
     }
 
-    fn recognise_binary(file: &[u8]) -> Result<(RecognisedAs, Self), EkFileError> {
-        if parse_certificate(file).is_some() {
-            return Ok((RecognisedAs::CertificateDer, Self::of_certificate(file)?));
-        }
-        match file {
-            [DER_SEQUENCE, ..] => Ok((RecognisedAs::PublicKeyDer, Self::of_spki(file)?)),
-            [0, 0x01 | 0x23, ..] => Ok((RecognisedAs::TpmtPublic, Self::of_area(file)?)),
-            [high, low, area @ ..] if usize::from(u16::from_be_bytes([*high, *low])) == area.len() => {
-                Ok((RecognisedAs::Tpm2bPublic, Self::of_area(area)?))
+    /// A file without a certificate.
+    fn of_key_file(around: Around, item: Item) -> Result<(RecognisedAs, Self), EkFileError> {
+        let form = if around == Around::Pem { RecognisedAs::PublicKeyPem } else { RecognisedAs::PublicKeyDer };
+        match item {
+            Item::PublicKey(der) => Ok((form, Self::of_spki(&der)?)),
+            Item::RsaPublicKey(der) => {
+                let key = PublicKey::from_pkcs1(&der).map_err(EkFileError::Key)?;
+                Ok((RecognisedAs::PublicKeyPkcs1, Self::of_key(&key)?))
             }
-            _ => Err(EkFileError::Unrecognised),
+            Item::Other(file) => match &file[..] {
+                [0, 0x01 | 0x23, ..] => Ok((RecognisedAs::TpmtPublic, Self::of_area(&file)?)),
+                [high, low, area @ ..] if usize::from(u16::from_be_bytes([*high, *low])) == area.len() => {
+                    Ok((RecognisedAs::Tpm2bPublic, Self::of_area(area)?))
+                }
+                _ => Err(EkFileError::Unrecognised),
+            },
+            Item::Certificate(_) => Err(EkFileError::Unrecognised),
         }
     }
 
     fn of_certificate(der: &[u8]) -> Result<Self, EkFileError> {
         let certificate = EkCertificate::parse(der).map_err(EkFileError::Certificate)?;
         let x509 = certificate.x509();
-        if x509.is_ca() {
+        if x509.extensions.is_ca {
             return Err(EkFileError::CaCertificate);
         }
+        if x509.extensions.ek_usage != EkUsage::Named {
+            return Err(EkFileError::OtherUse { subject: x509.subject.to_string() });
+        }
         let summary = CertificateSummary {
-            issuer: x509.issuer().to_string(),
-            serial: crate::hex(x509.raw_serial()),
-            not_after: x509.validity().not_after.to_datetime(),
+            issuer: x509.issuer.to_string(),
+            serial: crate::hex(&x509.serial),
+            not_after: x509.not_after,
             tpm: certificate.tpm_model(),
         };
         Ok(Self { certificate: Some(summary), is_for_azure_sdks: false, ..Self::of_key(certificate.key())? })
     }
 
     fn of_spki(der: &[u8]) -> Result<Self, EkFileError> {
-        Self::of_key(&PublicKey::from_spki(der).map_err(|_| EkFileError::Unrecognised)?)
+        Self::of_key(&PublicKey::from_spki(der).map_err(EkFileError::Key)?)
     }
 
     fn of_area(area: &[u8]) -> Result<Self, EkFileError> {
@@ -160,8 +189,17 @@ impl EkIdentity {
 pub enum EkFileError {
     #[error("neither a certificate, nor a public key, nor a TPM2B_PUBLIC or TPMT_PUBLIC")]
     Unrecognised,
-    #[error("a PEM file that begins with neither a certificate nor a public key")]
-    OtherPem,
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    #[error("neither a certificate, nor a public key, nor a TPM2B_PUBLIC or TPMT_PUBLIC: if it is a key, {0}")]
+    Key(UnreadableKey),
+    #[error(
+        "the certificate of {subject} is not an EK's: its extended key usage lacks tcg-kp-EKCertificate (2.23.133.8.1). If its key is an EK \
+         all the same, enrol the key: `openssl x509 -pubkey -noout` prints it"
+    )]
+    OtherUse { subject: String },
+    #[error("{count} EK certificates; enrol each from a file of its own")]
+    SeveralEks { count: usize },
     #[error("the certificate of a CA, not of an EK; `assay trust add` takes those of vendors")]
     CaCertificate,
     #[error(transparent)]
@@ -178,6 +216,5 @@ pub enum EkFileError {
     CertifiedEk,
 }
 
-const DER_SEQUENCE: u8 = 0x30;
 /// RSA-2048.
 const AZURE_MODULUS_BYTES: usize = 256;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use assay_wire::{DeviceId, Scope};
 use x509_parser::prelude::GeneralName;
 
-use crate::trust::parse_certificate;
+use crate::x509::parse_certificate;
 
 /// The holder of a client certificate.
 ///

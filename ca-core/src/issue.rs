@@ -13,6 +13,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::X509Certificate;
 
 use crate::admission::{Admitted, Readmitted};
 use crate::bound_key::BoundKey;
@@ -21,7 +22,8 @@ use crate::hardware::HardwareIdentity;
 use crate::identity::Identity;
 use crate::profile::Profile;
 use crate::sealed::Candidate;
-use crate::trust::{Assurance, parse_certificate};
+use crate::trust::Assurance;
+use crate::x509::parse_certificate;
 use crate::{Fault, oid};
 
 /// The issuing CA: its certificate, and the key that signs device certificates.
@@ -60,6 +62,27 @@ impl Issuer {
         let certificate = CertificateDer::from_pem_slice(certificate.as_bytes());
         let key = rcgen::KeyPair::from_pem(key).map_err(|_| IssuerError::UnreadableKey)?;
         Self::new(certificate.map_err(|_| IssuerError::UnreadableCertificate)?, Box::new(key))
+    }
+
+    /// The same issuer, if devices that pin this root believe it now: the root's key signed the issuing certificate, under the root's name, and
+    /// that is valid (RFC 5280 §6.1.3).
+    ///
+    /// # Errors
+    /// They do not.
+    pub fn under(self, root: &CertificateDer<'_>, now: OffsetDateTime) -> Result<Self, IssuerError> {
+        let root = parse_certificate(root).ok_or(IssuerError::UnreadableRoot)?;
+        if !is_signed_by(&self.certificate, &root) {
+            return Err(IssuerError::OtherRoot);
+        }
+        if !(self.not_before..=self.not_after).contains(&now) {
+            return Err(IssuerError::NotValid { not_before: self.not_before, not_after: self.not_after });
+        }
+        Ok(self)
+    }
+
+    /// Whether this issuer signed a certificate, so that the [chain](Self::chain) of the two leads anywhere.
+    pub fn has_signed(&self, leaf: &[u8]) -> bool {
+        parse_certificate(&self.certificate).is_some_and(|issuing| is_signed_by(leaf, &issuing))
     }
 
     /// A device's certificate and the issuing one: its chain without the root.
@@ -129,6 +152,19 @@ pub enum IssuerError {
     NotACa,
     #[error("the issuing key is not the one of the issuing certificate")]
     KeyMismatch,
+    #[error("the root certificate is not an X.509 certificate")]
+    UnreadableRoot,
+    #[error("the root did not sign the issuing certificate")]
+    OtherRoot,
+    #[error("the issuing certificate is valid from {not_before} to {not_after}, which is not now")]
+    NotValid { not_before: OffsetDateTime, not_after: OffsetDateTime },
+}
+
+fn is_signed_by(certificate: &[u8], issuer: &X509Certificate<'_>) -> bool {
+    parse_certificate(certificate).is_some_and(|certificate| {
+        certificate.issuer().as_raw() == issuer.subject().as_raw()
+            && certificate.verify_signature(Some(issuer.public_key())).is_ok()
+    })
 }
 
 /// What a certificate joins, as it was verified.

@@ -42,14 +42,14 @@ impl PublicKey {
     pub fn from_spki(spki: &[u8]) -> Result<Self, UnreadableKey> {
         match SubjectPublicKeyInfo::from_der(spki) {
             Ok((&[], spki)) => Self::from_parsed(&spki),
-            _ => Err(UnreadableKey),
+            _ => Err(UnreadableKey::Other),
         }
     }
 
     /// The key in a certificate, of which nothing else is read (RFC 5280 §4.1).
     pub(crate) fn from_certificate(der: &[u8]) -> Result<Self, UnreadableKey> {
         let content = |der| Any::from_der(der).map(|(_, element)| element.data);
-        let mut rest = content(der).and_then(content).map_err(|_| UnreadableKey)?;
+        let mut rest = content(der).and_then(content).map_err(|_| UnreadableKey::Other)?;
         if rest.first() == Some(&tag::CONTEXT_0) {
             rest = skip(rest)?;
         }
@@ -57,7 +57,7 @@ impl PublicKey {
         for _ in 0..5 {
             rest = skip(rest)?;
         }
-        let (_, spki) = SubjectPublicKeyInfo::from_der(rest).map_err(|_| UnreadableKey)?;
+        let (_, spki) = SubjectPublicKeyInfo::from_der(rest).map_err(|_| UnreadableKey::Other)?;
         Self::from_parsed(&spki)
     }
 
@@ -65,29 +65,37 @@ impl PublicKey {
         let algorithm = spki.algorithm.algorithm.as_bytes();
         let key = &*spki.subject_public_key.data;
         if algorithm == oid::EC_PUBLIC_KEY {
-            let parameters = spki.algorithm.parameters.as_ref().ok_or(UnreadableKey)?;
-            let named = parameters.as_oid().map_err(|_| UnreadableKey)?;
-            let curve = Curve::ALL.into_iter().find(|curve| curve.oid() == named.as_bytes()).ok_or(UnreadableKey)?;
-            let (&SEC1_UNCOMPRESSED, coordinates) = key.split_first().ok_or(UnreadableKey)? else {
-                return Err(UnreadableKey);
+            let parameters = spki.algorithm.parameters.as_ref().ok_or(UnreadableKey::Other)?;
+            if parameters.header.raw_tag() != Some(&[tag::OID]) {
+                return Err(UnreadableKey::ExplicitCurve);
+            }
+            let curve = Curve::ALL.into_iter().find(|curve| curve.oid() == parameters.data);
+            let curve = curve.ok_or(UnreadableKey::Other)?;
+            let (&SEC1_UNCOMPRESSED, coordinates) = key.split_first().ok_or(UnreadableKey::Other)? else {
+                return Err(UnreadableKey::Other);
             };
             if coordinates.len() != 2 * curve.field_bytes() {
-                return Err(UnreadableKey);
+                return Err(UnreadableKey::Other);
             }
             let (x, y) = coordinates.split_at(curve.field_bytes());
             Ok(Self::Ecc { curve, x: x.to_vec(), y: y.to_vec() })
         } else if algorithm == oid::RSA_ENCRYPTION || algorithm == oid::RSAES_OAEP {
-            let Ok((&[], rsa)) = RSAPublicKey::from_der(key) else {
-                return Err(UnreadableKey);
-            };
-            let exponent = rsa.try_exponent().map_err(|_| UnreadableKey)?;
-            Ok(Self::Rsa {
-                modulus: strip_leading_zeros(rsa.modulus).to_vec(),
-                exponent: exponent.try_into().map_err(|_| UnreadableKey)?,
-            })
+            Self::from_pkcs1(key)
         } else {
-            Err(UnreadableKey)
+            Err(UnreadableKey::Other)
         }
+    }
+
+    /// Reads an RSAPublicKey (RFC 8017, appendix A.1.1) in DER.
+    pub(crate) fn from_pkcs1(key: &[u8]) -> Result<Self, UnreadableKey> {
+        let Ok((&[], rsa)) = RSAPublicKey::from_der(key) else {
+            return Err(UnreadableKey::Other);
+        };
+        let exponent = rsa.try_exponent().map_err(|_| UnreadableKey::Other)?;
+        Ok(Self::Rsa {
+            modulus: strip_leading_zeros(rsa.modulus).to_vec(),
+            exponent: exponent.try_into().map_err(|_| UnreadableKey::Other)?,
+        })
     }
 
     /// The key as a SubjectPublicKeyInfo in DER: what `openssl pkey -pubin -outform der` prints.
@@ -231,8 +239,14 @@ impl fmt::Display for Curve {
 
 /// Bytes are not an RSA key, nor an uncompressed point of P-256 or P-384.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is neither an RSA key nor an uncompressed point of P-256 or P-384")]
-pub struct UnreadableKey;
+pub enum UnreadableKey {
+    /// It is a point of a curve without a name, which need not be a curve at all (RFC 5480 §2.1.1 forbids it).
+    #[error("it spells out the parameters of its curve instead of naming it, which nobody can rely on")]
+    ExplicitCurve,
+    /// It is anything else.
+    #[error("it is neither an RSA key nor an uncompressed point of P-256 or P-384")]
+    Other,
+}
 
 /// Why a key is not sound.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -251,7 +265,7 @@ pub enum WeakKey {
 }
 
 fn skip(der: &[u8]) -> Result<&[u8], UnreadableKey> {
-    Any::from_der(der).map(|(rest, _)| rest).map_err(|_| UnreadableKey)
+    Any::from_der(der).map(|(rest, _)| rest).map_err(|_| UnreadableKey::Other)
 }
 
 fn bit_length(modulus: &[u8]) -> usize {

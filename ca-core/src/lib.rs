@@ -39,10 +39,12 @@ mod evidence;
 pub use evidence::{EkEvidence, Evidence, SrkEvidence};
 
 mod anchors;
-pub use anchors::{AnchorError, TrustAnchors};
+pub use anchors::{
+    Allowances, AnchorError, NoPath, Role, TrustAnchors, UnknownAllowance, VendorCertificate, VendorPath,
+};
 
 mod trust;
-pub use trust::{Assurance, TpmModel, TrustedEk, UnknownAssurance};
+pub use trust::{Assurance, EkCheck, TpmModel, TrustedEk, UnknownAssurance};
 
 mod bound_key;
 pub use bound_key::BoundKey;
@@ -85,6 +87,9 @@ pub use authority::{Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIM
 mod identity;
 pub use identity::{Identity, IdentityError};
 
+mod container;
+pub use container::{ContainerError, certificates_in};
+
 mod ek_file;
 pub use ek_file::{CertificateSummary, EkFileError, EkIdentity, RecognisedAs};
 
@@ -95,6 +100,7 @@ mod der;
 mod hardware;
 mod oid;
 mod secret;
+mod x509;
 
 fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)

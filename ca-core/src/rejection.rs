@@ -3,9 +3,11 @@
 use assay_wire::{DeviceId, EkId, Flow, Problem, ProblemCode, Scope};
 use time::OffsetDateTime;
 
+use crate::anchors::{NoPath, Reason};
 use crate::key::WeakKey;
 use crate::tpm::public::AreaError;
 use crate::tpm::template::AreaRefused;
+use crate::x509::Rule;
 
 /// A check that a device failed.
 ///
@@ -24,12 +26,10 @@ pub enum Rejection {
     EkNotEnrolled { ek: EkId },
     #[error("the EK certificate is invalid: {0}")]
     EkCertificateInvalid(String),
-    #[error("the EK certificate, issued by {issuer}, leads to no trusted vendor CA: {reason}")]
-    EkCertificateUntrusted { issuer: String, reason: String },
-    #[error("the EK certificate or one of its issuers is valid only until {not_after}; it is {now}")]
-    EkCertificateExpired { not_after: String, now: OffsetDateTime },
-    #[error("the EK certificate or one of its issuers is valid only from {not_before}; it is {now}")]
-    EkCertificateNotYetValid { not_before: String, now: OffsetDateTime },
+    #[error("the EK certificate leads to no CA that is trusted: {reason}")]
+    EkCertificateUntrusted { reason: String },
+    #[error("{0}")]
+    EkCertificateExpired(String),
     #[error("the EK certificate is for the key {certificate}, the EK's public area holds {area}")]
     EkCertificateMismatch { certificate: EkId, area: EkId },
     #[error(
@@ -104,9 +104,7 @@ impl Rejection {
             Self::EkNotEnrolled { .. } => ProblemCode::EkNotEnrolled,
             Self::EkCertificateInvalid(_) => ProblemCode::EkCertificateInvalid,
             Self::EkCertificateUntrusted { .. } => ProblemCode::EkCertificateUntrusted,
-            Self::EkCertificateExpired { .. } | Self::EkCertificateNotYetValid { .. } => {
-                ProblemCode::EkCertificateExpired
-            }
+            Self::EkCertificateExpired(_) => ProblemCode::EkCertificateExpired,
             Self::EkCertificateMismatch { .. } | Self::EkOfAzureSdk { .. } => ProblemCode::EkCertificateMismatch,
             Self::IkOffTemplate(_) => ProblemCode::IkOffTemplate,
             Self::IkWeak(_) => ProblemCode::IkWeak,
@@ -138,6 +136,19 @@ impl Rejection {
         match self {
             Self::QuotaExceeded { .. } | Self::SealedQuotaExceeded { .. } => problem.retry_after(RETRY_AFTER_QUOTA_S),
             _ => problem,
+        }
+    }
+
+    /// Files a failed search for a path under "expired", "invalid" if the EK certificate itself is at fault, or "untrusted".
+    pub(crate) fn of_path(no_path: NoPath) -> Self {
+        match &no_path.0 {
+            Reason::Broken { rule: Rule::Expired { .. } | Rule::NotYetValid { .. }, .. } => {
+                Self::EkCertificateExpired(no_path.to_string())
+            }
+            Reason::Broken {
+                is_ek_certificate: true, rule: rule @ (Rule::EkIsCa | Rule::UnknownCritical(_)), ..
+            } => Self::EkCertificateInvalid(format!("it {rule}")),
+            _ => Self::EkCertificateUntrusted { reason: no_path.to_string() },
         }
     }
 

@@ -4,16 +4,16 @@ use std::fmt;
 use std::str::FromStr;
 
 use assay_wire::{DeviceId, EkId};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 use crate::admission::Enrolment;
-use crate::anchors::TrustAnchors;
+use crate::anchors::{Allowances, TrustAnchors, VendorPath};
 use crate::evidence::EkEvidence;
 use crate::hardware::HardwareIdentity;
 use crate::key::PublicKey;
 use crate::tpm::template::EkArea;
+use crate::x509::{AltName, Certificate, EkUsage, attribute_of};
 use crate::{Rejection, oid};
 
 /// What makes an EK trusted. Certificates carry it as a policy, so that relying parties can tell.
@@ -88,11 +88,8 @@ impl TrustedEk {
                     Err(mismatch) if !is_legacy => return Err(mismatch),
                     matching => matching,
                 }
-                .and_then(|()| certificate.check_use())
-                .and_then(|tpm| {
-                    check_path(leaf, issuers, anchors, now)?;
-                    Ok(certificate.hardware_identity(&tpm))
-                })
+                .and_then(|()| certificate.trust(issuers, anchors, now))
+                .map(|trusted| trusted.hardware)
             }
         };
         let (hardware, assurance) = match (by_certificate, enrolment) {
@@ -135,27 +132,69 @@ pub struct TpmModel {
     pub version: String,
 }
 
+/// What is known of an EK by its certificate alone.
+#[derive(Clone, Debug)]
+pub struct EkCheck {
+    /// The EK's id.
+    pub ek_id: EkId,
+    /// The kind of key, e.g. `RSA-2048`.
+    pub key: String,
+    /// The path to a vendor who is trusted, or why a device with it would be refused, unless it is enrolled.
+    pub path: Result<VendorPath, Rejection>,
+}
+
+impl EkCheck {
+    /// Checks an EK certificate as it would be checked in a request, for an operator who wants to know.
+    ///
+    /// Of several certificates, the first that is no CA's is the EK's, and the others may be its issuers.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn of(
+        certificates: &[CertificateDer<'_>],
+        anchors: &TrustAnchors,
+        now: OffsetDateTime,
+    ) -> Result<Self, Rejection> {
+        let is_ca = |der: &CertificateDer<'_>| Certificate::read(der).is_ok_and(|read| read.extensions.is_ca);
+        let position = certificates.iter().position(|der| !is_ca(der)).unwrap_or_default();
+        let leaf = certificates.get(position).ok_or_else(|| invalid(&"there is none"))?;
+        let others: Vec<_> = certificates.iter().filter(|other| *other != leaf).cloned().collect();
+        let certificate = EkCertificate::parse(leaf)?;
+        let path = certificate.key.check().map_err(Rejection::EkWeak).and_then(|()| {
+            let trusted = certificate.trust(&others, anchors, now)?;
+            Ok(trusted.path)
+        });
+        Ok(Self { ek_id: certificate.key.ek_id(), key: certificate.key.to_string(), path })
+    }
+}
+
 /// An EK certificate, parsed.
 pub(crate) struct EkCertificate<'a> {
     der: &'a [u8],
-    parsed: X509Certificate<'a>,
+    certificate: Certificate,
     key: PublicKey,
+}
+
+/// What a trusted EK certificate proves.
+struct Vouched {
+    path: VendorPath,
+    hardware: HardwareIdentity,
 }
 
 impl<'a> EkCertificate<'a> {
     pub(crate) fn parse(der: &'a [u8]) -> Result<Self, Rejection> {
-        let parsed = parse_certificate(der).ok_or_else(|| invalid("it is not an X.509 certificate"))?;
-        let key = PublicKey::from_parsed(parsed.public_key())
-            .map_err(|reason| Rejection::EkCertificateInvalid(format!("its key cannot be read: {reason}")))?;
-        Ok(Self { der, parsed, key })
+        let certificate = Certificate::read(der).map_err(|reason| invalid(&reason))?;
+        let key = PublicKey::from_spki(&certificate.spki)
+            .map_err(|reason| invalid(&format_args!("its key cannot be read: {reason}")))?;
+        Ok(Self { der, certificate, key })
     }
 
     pub(crate) fn key(&self) -> &PublicKey {
         &self.key
     }
 
-    pub(crate) fn x509(&self) -> &X509Certificate<'a> {
-        &self.parsed
+    pub(crate) fn x509(&self) -> &Certificate {
+        &self.certificate
     }
 
     fn check_key(&self, area: &EkArea) -> Result<(), Rejection> {
@@ -169,97 +208,74 @@ impl<'a> EkCertificate<'a> {
         Err(Rejection::EkCertificateMismatch { certificate, area: ek })
     }
 
-    /// What path building does not check: that this is a certificate for an EK, and of which TPM.
-    fn check_use(&self) -> Result<TpmModel, Rejection> {
-        let usage = self.parsed.extended_key_usage().map_err(|_| invalid("its extended key usage is malformed"))?;
-        let usage = usage.ok_or_else(|| invalid("it has no extended key usage"))?;
-        if !usage.value.other.iter().any(|usage| usage.as_bytes() == oid::EK_CERTIFICATE) {
-            return Err(invalid("its extended key usage lacks tcg-kp-EKCertificate (2.23.133.8.1)"));
+    /// Checks that a trusted vendor certified an EK, and of which TPM.
+    ///
+    /// What a certificate lacks must be allowed by the anchor that it leads to. What no anchor allows is refused before anything
+    /// is computed for it.
+    fn trust(
+        &self,
+        issuers: &[CertificateDer<'_>],
+        anchors: &TrustAnchors,
+        now: OffsetDateTime,
+    ) -> Result<Vouched, Rejection> {
+        let (missing, tpm) = self.check_use()?;
+        if missing != Allowances::default() && !anchors.may_allow(missing) {
+            return Err(lacking(missing));
         }
-        self.tpm_model().ok_or_else(|| {
-            invalid("its subject alternative name lacks the TPM's manufacturer, model or version (2.23.133.2.1 to .3)")
-        })
+        let path = anchors.find_path(&self.certificate, issuers, now).map_err(Rejection::of_path)?;
+        if !path.allowances().cover(missing) {
+            return Err(lacking(missing));
+        }
+        let hardware = match &tpm {
+            Some(tpm) => self.hardware_identity(tpm),
+            None => HardwareIdentity::of_key(&self.key),
+        };
+        Ok(Vouched { path, hardware })
+    }
+
+    /// What the certificate says of its use: what it lacks of an EK certificate (TCG EK Credential Profile 2.5, 3.2), and of which TPM
+    /// it is.
+    ///
+    /// # Errors
+    /// It is for another use.
+    pub(crate) fn check_use(&self) -> Result<(Allowances, Option<TpmModel>), Rejection> {
+        let lacks_usage = match self.certificate.extensions.ek_usage {
+            EkUsage::Named => false,
+            EkUsage::Unsaid => true,
+            EkUsage::Any | EkUsage::Excluded => {
+                return Err(invalid(
+                    &"its extended key usage lacks tcg-kp-EKCertificate (2.23.133.8.1): it is for another use",
+                ));
+            }
+        };
+        let tpm = self.tpm_model();
+        Ok((Allowances { ek_usage: lacks_usage, tpm_attributes: tpm.is_none() }, tpm))
     }
 
     pub(crate) fn tpm_model(&self) -> Option<TpmModel> {
-        let names = self.parsed.subject_alternative_name().ok()??;
-        names.value.general_names.iter().find_map(|name| {
-            let GeneralName::DirectoryName(name) = name else {
-                return None;
-            };
-            let attribute = |oid: &[u8]| {
-                let found = name.iter_attributes().find(|attribute| attribute.attr_type().as_bytes() == oid)?;
-                found.as_str().ok().map(str::to_owned)
-            };
+        self.certificate.extensions.alt_names.iter().find_map(|name| {
+            let AltName::Directory(name) = name else { return None };
             Some(TpmModel {
-                manufacturer: attribute(oid::TPM_MANUFACTURER)?,
-                model: attribute(oid::TPM_MODEL)?,
-                version: attribute(oid::TPM_VERSION)?,
+                manufacturer: attribute_of(name, oid::TPM_MANUFACTURER)?,
+                model: attribute_of(name, oid::TPM_MODEL)?,
+                version: attribute_of(name, oid::TPM_VERSION)?,
             })
         })
     }
 
     fn hardware_identity(&self, tpm: &TpmModel) -> HardwareIdentity {
-        let authority_key = self.parsed.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::AuthorityKeyIdentifier(identifier) => Some(identifier.key_identifier.as_ref()?.0),
-            _ => None,
-        });
-        HardwareIdentity::of_certificate(
-            &tpm.manufacturer,
-            authority_key.unwrap_or_default(),
-            self.parsed.raw_serial(),
-            self.der,
-        )
+        let authority_key = self.certificate.extensions.authority_key_id.as_deref().unwrap_or_default();
+        HardwareIdentity::of_certificate(&tpm.manufacturer, authority_key, &self.certificate.serial, self.der)
     }
 }
 
-pub(crate) fn parse_certificate(der: &[u8]) -> Option<X509Certificate<'_>> {
-    match X509Certificate::from_der(der) {
-        Ok((&[], certificate)) => Some(certificate),
-        _ => None,
+fn invalid(reason: &dyn fmt::Display) -> Rejection {
+    Rejection::EkCertificateInvalid(reason.to_string())
+}
+
+fn lacking(missing: Allowances) -> Rejection {
+    if missing.ek_usage {
+        return invalid(&"it has no extended key usage, which has to name tcg-kp-EKCertificate (2.23.133.8.1)");
     }
-}
-
-fn invalid(reason: &str) -> Rejection {
-    Rejection::EkCertificateInvalid(reason.to_owned())
-}
-
-fn check_path(
-    leaf: &CertificateDer<'_>,
-    issuers: &[CertificateDer<'_>],
-    anchors: &TrustAnchors,
-    now: OffsetDateTime,
-) -> Result<(), Rejection> {
-    let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.unix_timestamp().max(0).unsigned_abs()));
-    anchors.check_path(leaf, issuers, time).map_err(|error| match error {
-        webpki::Error::CertExpired { not_after, .. } => {
-            Rejection::EkCertificateExpired { not_after: show_time(not_after), now }
-        }
-        webpki::Error::CertNotValidYet { not_before, .. } => {
-            Rejection::EkCertificateNotYetValid { not_before: show_time(not_before), now }
-        }
-        webpki::Error::BadDer
-        | webpki::Error::BadDerTime
-        | webpki::Error::CaUsedAsEndEntity
-        | webpki::Error::EmptyEkuExtension
-        | webpki::Error::ExtensionValueInvalid
-        | webpki::Error::InvalidCertValidity
-        | webpki::Error::MalformedExtensions
-        | webpki::Error::RequiredEkuNotFoundContext(_)
-        | webpki::Error::TrailingData(_)
-        | webpki::Error::UnsupportedCertVersion
-        | webpki::Error::UnsupportedCriticalExtension => Rejection::EkCertificateInvalid(error.to_string()),
-        // Every other failure is one of finding or trusting an issuer.
-        other => {
-            let issuer = parse_certificate(leaf).map(|leaf| leaf.issuer().to_string()).unwrap_or_default();
-            Rejection::EkCertificateUntrusted { issuer, reason: other.to_string() }
-        }
-    })
-}
-
-fn show_time(time: UnixTime) -> String {
-    i64::try_from(time.as_secs())
-        .ok()
-        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
-        .map_or_else(|| format!("{} s after 1970", time.as_secs()), |time| time.to_string())
+    invalid(&"its subject alternative name lacks the TPM's manufacturer, model or version (2.23.133.2.1 to .3)")
 }

@@ -52,6 +52,17 @@ pub(crate) fn split_sequence(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     bytes.split_at_checked(2 + length_bytes + content)
 }
 
+/// Whether a SEQUENCE begins here and ends beyond `bytes`.
+pub(crate) fn is_cut_off_sequence(bytes: &[u8]) -> bool {
+    let length_bytes = match bytes.get(1) {
+        None => return bytes == [SEQUENCE],
+        Some(0x81..=0x83) => usize::from(bytes[1] & 0x7F),
+        Some(0..=0x7F) => 0,
+        Some(_) => return false,
+    };
+    bytes[0] == SEQUENCE && (bytes.len() < 2 + length_bytes || split_sequence(bytes).is_none())
+}
+
 fn element(tag: u8, content: &[u8]) -> Vec<u8> {
     let length = content.len().to_be_bytes();
     let first = length.iter().position(|&byte| byte != 0).unwrap_or(length.len() - 1);
@@ -94,6 +105,17 @@ mod tests {
             let padded = [&sequence[..], &[0xFF; 9]].concat();
             assert_eq!(split_sequence(&padded), Some((&sequence[..], &[0xFF; 9][..])));
             assert_eq!(split_sequence(&sequence[..sequence.len() - 1]), None, "{length} bytes, cut short");
+        }
+    }
+
+    #[test]
+    fn a_sequence_that_ends_elsewhere_is_told_from_padding() {
+        let sequence = element(SEQUENCE, &[1; 0x1234]);
+        for length in 1..sequence.len() {
+            assert!(is_cut_off_sequence(&sequence[..length]), "{length}");
+        }
+        for bytes in [&[][..], &sequence, &[0; 9], &[0xFF; 9], &[0x30, 0x80, 0, 0], &[0x30, 0xFF, 0xFF]] {
+            assert!(!is_cut_off_sequence(bytes), "{:x?}", &bytes[..bytes.len().min(4)]);
         }
     }
 

@@ -9,17 +9,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_mqtt::BrokerUrl;
-use assay_wire::{ClientId, DeviceId, Flow, Limit, Scope, Topic};
+use assay_wire::{ClientId, DeviceId, Flow, Limit, Problem, ProblemCode, Scope, Topic};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::Runtime;
 
+use crate::broker_certificate;
+use crate::clock::Clock;
 use crate::ek::{EkChoice, EndorsementKey};
 use crate::error::Error;
+use crate::key::IdentityKey;
 use crate::provision::{Line, Progress, Step};
 use crate::state::{Grant, Memory, Shown, StateDirectory};
 use crate::token::{DEFAULT_LIFETIME, Token};
-use crate::tpm::{EkKind, HierarchyPasswords, IkKind, SrkKind, Tcti, Tpm2, TpmThread};
+use crate::tpm::{EkKind, HierarchyPasswords, IkKind, SrkKind, Tcti, Tpm2, TpmError, TpmThread};
 use crate::transport::{self, Traffic};
 use crate::verify::DeviceCertificate;
 
@@ -36,6 +39,9 @@ pub struct DeviceOptions {
     pub state: PathBuf,
     /// The CA's root certificates: what both the broker and the device's own certificate must lead to.
     pub ca_roots: Vec<CertificateDer<'static>>,
+    /// Whether the device has no clock to go by. Then the time is taken to be no earlier than the first day of the CA's roots, nor
+    /// of any certificate that they lead to; an expired one may pass for a good one.
+    pub no_clock: bool,
 }
 
 /// What a device asks for, and where.
@@ -141,11 +147,13 @@ pub struct Device {
     tpm: TpmThread,
     state: StateDirectory,
     roots: RootCertStore,
+    clock: Clock,
 }
 
 impl Device {
     /// Takes the state directory. The TPM is not asked anything yet.
     pub fn open(options: DeviceOptions) -> Result<Self, Error> {
+        let clock = Clock::new(!options.no_clock, &options.ca_roots);
         let mut roots = RootCertStore::empty();
         for root in options.ca_roots {
             roots.add(root).map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
@@ -157,7 +165,7 @@ impl Device {
             tpm.expect_ek(shown.ek, *shown.ek_id.as_bytes());
         }
         let tpm = TpmThread::start(tpm, options.tpm_timeout);
-        Ok(Self { tpm, state, roots })
+        Ok(Self { tpm, state, roots, clock })
     }
 
     /// Sees to it that this device can sign in: with a valid certificate for an identity key in its TPM, or with an HMAC key
@@ -167,16 +175,77 @@ impl Device {
     /// is needed to go on is kept before anything is sent, and for one key the CA issues one certificate. If the TPM was cleared,
     /// a new key is made or asked for.
     ///
+    /// If nobody says which EK to show and no CA has agreed to one, the others are tried in turn while the CA refuses each for its
+    /// certificate, its enrolment or its device id.
+    ///
     /// Until the CA agrees, what this device has stays in use. Keys that are no longer used are not removed from the TPM, for
     /// others may use them; the progress says where they are. Only a new HMAC key takes the place of this device's old one at the
     /// same handle.
     ///
     /// Blocks, and runs an event loop of its own: call it from a thread, not from an async task.
     pub fn provision(&self, request: &ProvisionRequest, progress: Progress<'_>) -> Result<Provisioned, Error> {
+        self.clock.refuse_if_behind()?;
+        if let Some(assumption) = self.clock.assumption() {
+            progress(&assumption, Duration::ZERO);
+        }
+        if let Some(copy) = self.state.set_broken_aside()? {
+            progress(&copy, Duration::ZERO);
+        }
+        let outcome = self.provision_with(None, request, progress);
+        match outcome {
+            Err(Error::Refused { problem }) if is_about_the_ek(problem.code) && self.may_try_other_eks(request)? => {
+                self.provision_with_another_ek(problem, request, progress)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// A device that lost its state, or never had one, may be registered under another EK than the first with a certificate: the
+    /// operator may have enrolled any of them. The CA says which it does not take.
+    fn provision_with_another_ek(
+        &self,
+        refusal: Problem,
+        request: &ProvisionRequest,
+        progress: Progress<'_>,
+    ) -> Result<Provisioned, Error> {
+        let mut code = refusal.code;
+        let refused = self.state.memory()?.attempt.map(|attempt| attempt.record().into_shown().ek);
+        for kind in EkKind::CERTIFIED.into_iter().filter(|kind| Some(*kind) != refused) {
+            // Without a certificate it is rarely enrolled, and some chips take minutes to make it.
+            if kind == EkKind::Rsa3072 && !self.has_ek_certificate(kind)? {
+                continue;
+            }
+            progress(&format!("the CA does not take this EK ({code}): trying the one of kind {kind}"), Duration::ZERO);
+            match self.provision_with(Some(kind), request, progress) {
+                Err(Error::Refused { problem }) if is_about_the_ek(problem.code) => code = problem.code,
+                Err(Error::Tpm(TpmError::Unsupported(_))) => {}
+                outcome => return outcome,
+            }
+        }
+        Err(Error::Refused { problem: refusal })
+    }
+
+    fn has_ek_certificate(&self, kind: EkKind) -> Result<bool, TpmError> {
+        let certificates = self.tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind))?;
+        Ok(!certificates.is_empty())
+    }
+
+    /// Whether nobody has said which EK it is to be, nor a CA agreed to one.
+    fn may_try_other_eks(&self, request: &ProvisionRequest) -> Result<bool, Error> {
+        let is_open = matches!(request.ek, None | Some(EkChoice::Auto)) && request.ek_certificates.is_empty();
+        Ok(is_open && self.state.memory()?.shown().is_none())
+    }
+
+    fn provision_with(
+        &self,
+        ek: Option<EkKind>,
+        request: &ProvisionRequest,
+        progress: Progress<'_>,
+    ) -> Result<Provisioned, Error> {
         let memory = self.state.memory()?;
         match request.flow.or_else(|| memory.flow()).unwrap_or(Flow::Ticket) {
-            flow @ (Flow::Ticket | Flow::Sealed) => self.provision_certificate(flow, request, &memory, progress),
-            Flow::SharedKey => self.provision_shared_key(request, &memory, progress),
+            flow @ (Flow::Ticket | Flow::Sealed) => self.provision_certificate(flow, ek, request, &memory, progress),
+            Flow::SharedKey => self.provision_shared_key(ek, request, &memory, progress),
         }
     }
 
@@ -188,6 +257,7 @@ impl Device {
         if !broker.is_tls() {
             return Err(Error::Usage("a device signs in over TLS: the broker's URL must begin with mqtts://".into()));
         }
+        self.clock.refuse_if_behind()?;
         let (scope, device_id, tls, password) = match self.state.memory()?.in_use {
             Some(Grant::SharedKey(grant)) => {
                 let Token { device_id, password, .. } = self.token(DEFAULT_LIFETIME)?;
@@ -195,7 +265,7 @@ impl Device {
             }
             _ => {
                 let (key, certificate) = self.identity()?;
-                let tls = key.tls_config(self.roots.clone(), certificate.chain)?;
+                let tls = self.mutual_tls(&key, certificate.chain)?;
                 (certificate.scope, certificate.device_id, tls, None)
             }
         };
@@ -210,15 +280,17 @@ impl Device {
         Ok(topic.to_string())
     }
 
-    /// Looks for the EK that the request or else an earlier run chose.
+    /// Looks for the EK `instead` of others that the CA did not take, or that the request or else an earlier run chose.
     fn endorsement_key(
         &self,
+        instead: Option<EkKind>,
         request: &ProvisionRequest,
         memory: &Memory,
         step: &mut Step<'_>,
     ) -> Result<(EndorsementKey, Shown), Error> {
         let before = memory.shown();
         let (wanted, ek_was_named) = match (request.ek, &before) {
+            _ if instead.is_some() => (instead, false),
             (Some(EkChoice::Kind(kind)), _) => (Some(kind), true),
             // A certificate that is given says which kind of EK it is for.
             (None, Some(before)) if request.ek_certificates.is_empty() => (Some(before.ek), before.ek_was_named),
@@ -263,8 +335,13 @@ impl Device {
     }
 
     fn server_authenticated_tls(&self) -> Result<ClientConfig, Error> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        assay_mqtt::tls_config(provider, self.roots.clone(), None).map_err(|error| Error::Internal(error.to_string()))
+        broker_certificate::server_authenticated_tls(self.roots.clone(), self.clock.clone())
+    }
+
+    fn mutual_tls(&self, key: &IdentityKey, chain: Vec<CertificateDer<'static>>) -> Result<ClientConfig, Error> {
+        let mut config = key.tls_config(self.roots.clone(), chain)?;
+        broker_certificate::judge_by(&mut config, self.roots.clone(), self.clock.clone())?;
+        Ok(config)
     }
 }
 
@@ -305,11 +382,26 @@ impl<'a> Meter<'a> {
     }
 }
 
+/// Whether another EK of the same TPM may be what the CA wants.
+fn is_about_the_ek(code: ProblemCode) -> bool {
+    matches!(
+        code,
+        ProblemCode::EkNotEnrolled
+            | ProblemCode::EkCertificateUntrusted
+            | ProblemCode::EkCertificateInvalid
+            | ProblemCode::EkCertificateExpired
+            | ProblemCode::EkCertificateMismatch
+            | ProblemCode::DeviceIdNotEnrolled
+            | ProblemCode::DeviceIdTaken
+            | ProblemCode::EkRegistered
+    )
+}
+
 fn too_long(limit: Limit) -> Error {
     Error::Usage(format!("this does not fit into a request: {limit}"))
 }
 
-fn runtime() -> Result<Runtime, Error> {
+pub(crate) fn runtime() -> Result<Runtime, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| Error::Internal(format!("event loop: {error}")))
 }

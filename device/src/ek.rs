@@ -2,14 +2,20 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use assay_wire::{Bytes, CertificateList, EkId, EkPublic, Limit, MAX_CERTIFICATES};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey as CertificateKey;
 
+use crate::clock::{rfc3339, since_1970};
 use crate::error::Error;
-use crate::tpm::{EkKind, PublicArea, TpmError, TpmThread};
+use crate::issuers;
+use crate::pem;
+use crate::printable::printable;
+use crate::provision::{Progress, Step};
+use crate::tpm::{EkKind, HierarchyPasswords, PublicArea, Tcti, Tpm2, TpmError, TpmThread, is_of_default_template};
 
 /// Which EK to show to a CA, to which another EK is another device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +45,84 @@ impl fmt::Display for EkChoice {
 
 const AUTO: &str = "auto";
 
+/// An EK of this TPM, as an operator needs to know it.
+#[derive(Clone, Debug)]
+pub struct EkDescription {
+    /// Its kind.
+    pub kind: EkKind,
+    /// Whether [`EkChoice::Auto`] takes this one.
+    pub is_default: bool,
+    /// The id under which an operator enrols it: SHA-256 of its SubjectPublicKeyInfo, in hexadecimal digits.
+    pub ek_id: String,
+    /// The device id that follows from it, if no enrolment names one.
+    pub device_id: String,
+    /// SubjectPublicKeyInfo in PEM.
+    pub public_key: String,
+    /// The certificate in the TPM's NV memory, if there is one.
+    pub certificate: Option<EkCertificate>,
+}
+
+impl EkDescription {
+    /// What `assay enroll add` wants, in PEM: the certificate, if it is for this very key, else the public key.
+    pub fn enrolment(&self) -> &str {
+        match &self.certificate {
+            Some(certificate) if certificate.is_for_this_key => &certificate.pem,
+            _ => &self.public_key,
+        }
+    }
+}
+
+/// An EK certificate. It was not verified.
+#[derive(Clone, Debug)]
+pub struct EkCertificate {
+    /// Whom it is for; often empty (TCG EK Credential Profile 2.5, 3.2.5).
+    pub subject: String,
+    /// Who signed it.
+    pub issuer: String,
+    /// Until when it is valid, e.g. `2027-02-20T20:08:40Z`.
+    pub not_after: String,
+    /// Whether it has the public key of this EK.
+    pub is_for_this_key: bool,
+    /// How many certificates of issuers are in NV memory beside it.
+    pub issuers: usize,
+    /// The certificate in PEM.
+    pub pem: String,
+}
+
+/// The EKs of a TPM: of `choice`, or every one that the TPM can have of a kind that manufacturers certify.
+///
+/// Making an RSA key takes a chip seconds, so `progress` is told each EK.
+pub fn endorsement_keys(
+    tcti: Tcti,
+    passwords: HierarchyPasswords,
+    timeout: Duration,
+    choice: Option<EkChoice>,
+    progress: Progress<'_>,
+) -> Result<Vec<EkDescription>, Error> {
+    let tpm = TpmThread::start(Tpm2::new(tcti, passwords), timeout);
+    let mut step = Step { started: Instant::now(), progress };
+    let mut found = Vec::new();
+    match choice {
+        Some(EkChoice::Auto) => found.push(EndorsementKey::find(&tpm, None, &[])?),
+        Some(EkChoice::Kind(kind)) => found.push(EndorsementKey::find(&tpm, Some(kind), &[])?),
+        None => {
+            for kind in EkKind::CERTIFIED {
+                match EndorsementKey::find(&tpm, Some(kind), &[]) {
+                    Err(Error::Tpm(TpmError::Unsupported(_))) => continue,
+                    ek => found.push(ek?),
+                }
+                step.done(&format!("EK {kind} read"));
+            }
+        }
+    }
+    let default = match choice {
+        Some(EkChoice::Auto) => found.first(),
+        _ => found.iter().find(|ek| !ek.certificates.is_empty()).or_else(|| found.first()),
+    };
+    let default = default.filter(|_| !matches!(choice, Some(EkChoice::Kind(_)))).map(|ek| ek.kind);
+    Ok(found.iter().map(|ek| ek.describe(default == Some(ek.kind))).collect())
+}
+
 /// The EK that the CA gets to see.
 pub(crate) struct EndorsementKey {
     pub(crate) kind: EkKind,
@@ -60,23 +144,23 @@ impl EndorsementKey {
                 )));
             }
             let kind = wanted.map_or_else(|| kind_of_certificate(leaf), Ok)?;
-            if files.len() > MAX_CERTIFICATES {
-                let count = files.len();
-                return Err(Error::Usage(format!(
-                    "{count} EK certificates given; a CA takes {MAX_CERTIFICATES} at most"
-                )));
-            }
             let public = load(tpm, kind)?.ok_or_else(|| TpmError::Unsupported(kind.to_string()))?;
             let certificates = files.iter().map(|certificate| certificate.to_vec()).collect();
+            let certificates = issuers::that_fit(certificates, MAX_CERTIFICATES);
             return Ok(Self { kind, public, certificates, certificate_source: "with certificate from file" });
         }
         let kinds = wanted.as_ref().map_or(&EkKind::CERTIFIED[..], std::slice::from_ref);
+        let mut without = "without certificate";
         for &kind in kinds {
-            let mut certificates = tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind))?;
-            if certificates.is_empty() {
-                continue;
-            }
-            certificates.truncate(MAX_CERTIFICATES);
+            let certificates = match tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind)) {
+                Ok(certificates) if certificates.is_empty() => continue,
+                // An enrolled EK needs none.
+                Err(TpmError::Unreadable { .. }) => {
+                    without = "without the certificate that the TPM does not let be read (--ek-certificate gives it in a file)";
+                    continue;
+                }
+                certificates => issuers::that_fit(certificates?, MAX_CERTIFICATES),
+            };
             if let Some(public) = load(tpm, kind)? {
                 return Ok(Self { kind, public, certificates, certificate_source: "with certificate from NV memory" });
             }
@@ -84,7 +168,7 @@ impl EndorsementKey {
         let kinds = wanted.as_ref().map_or(&[EkKind::P256, EkKind::Rsa2048][..], std::slice::from_ref);
         for &kind in kinds {
             if let Some(public) = load(tpm, kind)? {
-                return Ok(Self { kind, public, certificates: Vec::new(), certificate_source: "without certificate" });
+                return Ok(Self { kind, public, certificates: Vec::new(), certificate_source: without });
             }
         }
         let kinds: Vec<_> = kinds.iter().map(EkKind::to_string).collect();
@@ -96,7 +180,8 @@ impl EndorsementKey {
         let leaf = self.certificates.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
         let is_in_certificate =
             leaf.is_some_and(|(_, leaf)| leaf.public_key().raw == self.public.key.subject_public_key_info());
-        match self.kind.certificate_index().filter(|_| is_in_certificate) {
+        let is_told = is_in_certificate && is_of_default_template(self.kind, &self.public);
+        match self.kind.certificate_index().filter(|_| is_told) {
             Some(index) => Ok(EkPublic::OfCertificate(index)),
             None => self.public.bytes.clone().try_into(),
         }
@@ -108,10 +193,41 @@ impl EndorsementKey {
         certificates.and_then(CertificateList::try_from)
     }
 
+    pub(crate) fn describe(&self, is_default: bool) -> EkDescription {
+        let public_key = self.public.key.subject_public_key_info();
+        let certificate = self.certificates.first().and_then(|leaf| {
+            let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
+            Some(EkCertificate {
+                subject: printable(&certificate.subject().to_string()),
+                issuer: printable(&certificate.issuer().to_string()),
+                not_after: rfc3339(since_1970(certificate.validity().not_after)),
+                is_for_this_key: certificate.public_key().raw == public_key,
+                issuers: self.certificates.len() - 1,
+                pem: pem::certificates(&[leaf.clone().into()]),
+            })
+        });
+        EkDescription {
+            kind: self.kind,
+            is_default,
+            ek_id: self.id().to_string(),
+            device_id: device_id(&self.public),
+            public_key: pem::block("PUBLIC KEY", &public_key),
+            certificate,
+        }
+    }
+
     /// The id under which an operator enrols this EK.
     pub(crate) fn id(&self) -> EkId {
         self.public.key.id().into()
     }
+}
+
+/// As a CA names an EK that no enrolment names: lower-case base32 of the SHA-256 of its TPM2B_PUBLIC, as Azure's tools name it.
+fn device_id(public: &PublicArea) -> String {
+    // A public area is no longer than MAX_PUBLIC_AREA.
+    let size = (public.bytes.len() as u16).to_be_bytes();
+    let digest = ring::digest::digest(&ring::digest::SHA256, &[&size, &public.bytes[..]].concat());
+    data_encoding::BASE32_NOPAD.encode(digest.as_ref()).to_ascii_lowercase()
 }
 
 fn load(tpm: &TpmThread, kind: EkKind) -> Result<Option<PublicArea>, TpmError> {

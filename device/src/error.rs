@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use assay_wire::{Problem, ProblemCode};
 
+use crate::clock::{self, is_more_than_a_day, rfc3339};
 use crate::tpm::TpmError;
 use crate::verify::AnswerError;
 
@@ -31,6 +32,48 @@ pub enum Error {
         /// MQTT's reason.
         reason: String,
     },
+    /// Something is set wrongly, here or at the broker. Trying again would end in the same.
+    #[error("{found}\n  What to do: {advice}")]
+    Misconfigured {
+        /// What was found.
+        found: String,
+        /// What people can change.
+        advice: String,
+    },
+    /// This device's clock is more than a day from what something else says.
+    #[error(
+        "this device's clock is wrong: it says {clock}, but {evidence}\n  What to do: set the clock; a device that has none \
+         starts from the date of its CA's root with --no-clock."
+    )]
+    Clock {
+        /// What the clock says.
+        clock: String,
+        /// What says otherwise, and what it says.
+        evidence: String,
+    },
+    /// The device has nothing to sign in with.
+    #[error("{0}")]
+    NotProvisioned(String),
+    /// The device's certificate has ended.
+    #[error(
+        "{}: the certificate ended on {not_after}; this device's clock says {clock}\n  What to do: run `assay-device \
+         provision`, which gets another one; if that is not the time, set the clock.",
+        path.display()
+    )]
+    Expired {
+        /// The certificate's file.
+        path: PathBuf,
+        /// Its last moment.
+        not_after: String,
+        /// What the clock says.
+        clock: String,
+    },
+    /// The doctor found something that provisioning cannot work with.
+    #[error("{failed} of the checks failed; the lines above say what to do")]
+    Unwell {
+        /// How many checks failed.
+        failed: usize,
+    },
     /// Broker or CA did not answer, or not with what is needed, before the deadline.
     #[error("gave up (at most {} s are allowed): {reason}", deadline.as_secs())]
     NotReached {
@@ -52,29 +95,47 @@ pub enum Error {
     },
     /// What the CA answered failed our checks. Nothing of it was stored.
     #[error("the CA's answer failed verification: {0}")]
-    Answer(#[from] AnswerError),
+    Answer(AnswerError),
     /// A fault of this program or of the TLS library.
     #[error("{0}")]
     Internal(String),
 }
 
 impl Error {
-    /// The exit code of `assay-device`: 1 unexpected, 2 usage, 3 refused by the CA or the broker, 4 broker or CA not reached, 5 TPM, 6 state
-    /// directory, 7 answer of the CA failed verification.
+    /// The exit code of `assay-device`: 1 unexpected, 2 usage, 3 refused by the CA or the broker, or set wrongly, 4 broker or CA not
+    /// reached, 5 TPM, 6 state directory, 7 answer of the CA failed verification, 8 not provisioned, 9 expired, 10 the doctor found a fault.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Internal(_) => 1,
             Self::Usage(_) => 2,
-            Self::Refused { .. } | Self::LoginRefused { .. } => 3,
+            Self::Refused { .. } | Self::LoginRefused { .. } | Self::Misconfigured { .. } | Self::Clock { .. } => 3,
             Self::NotReached { .. } => 4,
             Self::Tpm(_) => 5,
             Self::State { .. } => 6,
             Self::Answer(_) => 7,
+            Self::NotProvisioned(_) => 8,
+            Self::Expired { .. } => 9,
+            Self::Unwell { .. } => 10,
         }
     }
 
     pub(crate) fn state(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         |error| Self::State { path: path.into(), reason: error.to_string() }
+    }
+}
+
+/// A CA certifies from now on, so a certificate that is not valid yet, or no longer, tells what the time is.
+impl From<AnswerError> for Error {
+    fn from(error: AnswerError) -> Self {
+        match error {
+            AnswerError::NotYetValid { clock, not_before } if is_more_than_a_day(clock, not_before) => {
+                clock::wrong(clock, &format!("what the CA answered is valid only from {}", rfc3339(not_before)))
+            }
+            AnswerError::Expired { clock, not_after } if is_more_than_a_day(not_after, clock) => {
+                clock::wrong(clock, &format!("what the CA answered ended on {}", rfc3339(not_after)))
+            }
+            _ => Self::Answer(error),
+        }
     }
 }
 

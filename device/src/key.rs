@@ -2,10 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use assay_wire::DeviceId;
 use ring::digest;
-use ring::signature::{RSA_PSS_2048_8192_SHA256, UnparsedPublicKey};
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256,
+    UnparsedPublicKey, VerificationAlgorithm,
+};
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use rustls::sign::{CertifiedKey, Signer, SigningKey, SingleCertAndKey};
@@ -32,6 +36,22 @@ impl IdentityKey {
         let digest = digest::digest(algorithm, message);
         let handle = self.handle;
         self.tpm.call("signing", move |tpm| tpm.sign(handle, scheme, digest.as_ref()))
+    }
+
+    /// Signs something that nobody else asks for, checks the signature, and tells how long the TPM took.
+    pub(crate) fn test_signature(&self) -> Result<Duration, Error> {
+        let (scheme, algorithm): (_, &'static dyn VerificationAlgorithm) = match self.kind {
+            IkKind::P256 => (SignatureScheme::EcdsaSha256, &ECDSA_P256_SHA256_ASN1),
+            IkKind::P384 => (SignatureScheme::EcdsaSha384, &ECDSA_P384_SHA384_ASN1),
+            IkKind::Rsa2048 => (SignatureScheme::RsaPkcs1Sha256, &RSA_PKCS1_2048_8192_SHA256),
+        };
+        let started = Instant::now();
+        let signature = self.sign(scheme, SALT_PROBE)?;
+        let took = started.elapsed();
+        let verified =
+            UnparsedPublicKey::new(algorithm, self.public.subject_public_key()).verify(SALT_PROBE, &signature);
+        verified.map_err(|_| Error::Internal("the TPM's signature does not verify under its own key".into()))?;
+        Ok(took)
     }
 
     /// A certificate request (RFC 2986, DER). Its only wish is the device id, as common name.
@@ -90,7 +110,7 @@ impl IdentityKey {
 
     /// Whether the TPM's RSAPSS salt is as long as the digest, which TLS demands (RFC 8446 §4.2.3). The TPM chooses: some
     /// chips take the longest that fits (TPM 2.0 Part 1, B.7), so one signature is made to see.
-    fn pss_suits_tls(&self) -> Result<bool, TpmError> {
+    pub(crate) fn pss_suits_tls(&self) -> Result<bool, TpmError> {
         let signature = self.sign(SignatureScheme::RsaPssSha256, SALT_PROBE)?;
         Ok(is_tls_pss_signature(&self.public, SALT_PROBE, &signature))
     }
@@ -191,7 +211,7 @@ impl Signer for TlsSigner {
     }
 }
 
-/// Signed to see how long the salt is.
+/// Signed to see how long the salt is, and whether the TPM signs at all.
 const SALT_PROBE: &[u8] = b"assay: RSAPSS salt length";
 
 #[cfg(test)]

@@ -20,6 +20,7 @@
 //!     tpm_timeout: Duration::from_secs(60),
 //!     state: "/var/lib/assay".into(),
 //!     ca_roots: read_certificates("/etc/assay/root.pem".as_ref())?,
+//!     no_clock: false,
 //! })?;
 //! let request = ProvisionRequest {
 //!     broker: "mqtts://bootstrap.example.com".parse()?,
@@ -50,8 +51,11 @@ pub use device::{
     Cost, Credential, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, Device, DeviceOptions, ProvisionRequest, Provisioned,
 };
 
+mod doctor;
+pub use doctor::{Check, DoctorOptions, Outcome, examine};
+
 mod ek;
-pub use ek::EkChoice;
+pub use ek::{EkCertificate, EkChoice, EkDescription, endorsement_keys};
 
 mod status;
 pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
@@ -63,7 +67,7 @@ mod provision;
 pub use provision::Progress;
 
 mod verify;
-pub use verify::{AnswerError, DeviceCertificate, Summary};
+pub use verify::{AnswerError, DeviceCertificate, Summary, Validity};
 
 mod error;
 pub use error::Error;
@@ -75,8 +79,14 @@ pub use assay_wire::Flow;
 
 pub mod tpm;
 
+mod broker_certificate;
+mod clock;
 mod der;
+mod issuers;
 mod key;
 mod named;
+mod printable;
+mod probe;
 mod state;
 mod transport;
+mod trouble;

@@ -32,16 +32,17 @@ pub(crate) fn parse(contents: &[u8]) -> Result<Vec<CertificateDer<'static>>, Str
 }
 
 pub(crate) fn certificates(chain: &[CertificateDer<'_>]) -> String {
-    let mut text = String::new();
-    for certificate in chain {
-        text += "-----BEGIN CERTIFICATE-----\n";
-        let base64 = data_encoding::BASE64.encode(certificate);
-        for line in base64.as_bytes().chunks(64) {
-            // Unwrap safety: base64 is ASCII.
-            text += str::from_utf8(line).unwrap();
-            text += "\n";
-        }
-        text += "-----END CERTIFICATE-----\n";
+    chain.iter().map(|certificate| block("CERTIFICATE", certificate)).collect()
+}
+
+/// One piece of DER under a label.
+pub(crate) fn block(label: &str, der: &[u8]) -> String {
+    let mut text = format!("-----BEGIN {label}-----\n");
+    let base64 = data_encoding::BASE64.encode(der);
+    for line in base64.as_bytes().chunks(64) {
+        // Unwrap safety: base64 is ASCII.
+        text += str::from_utf8(line).unwrap();
+        text += "\n";
     }
-    text
+    text + &format!("-----END {label}-----\n")
 }

@@ -19,7 +19,10 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout_at};
 
 use crate::error::Error;
-use crate::transport::{Bootstrap, Lost, Traffic, random};
+use crate::printable::printable;
+use crate::probe;
+use crate::transport::{Bootstrap, Traffic, random};
+use crate::trouble::Trouble;
 use crate::verify::AnswerError;
 
 pub(crate) use certificate::Applicant;
@@ -37,7 +40,7 @@ pub(crate) struct Line<'a> {
     pub(crate) deadline: Duration,
     pub(crate) runtime: Runtime,
     /// The connection for the first attempt, or why there is none.
-    pub(crate) first: Cell<Option<Result<Bootstrap, Lost>>>,
+    pub(crate) first: Cell<Option<Result<Bootstrap, Trouble>>>,
     /// How long the first connection took beyond the work beside it.
     pub(crate) waited: Cell<Duration>,
     /// What all attempts said.
@@ -84,7 +87,7 @@ impl Line<'_> {
     /// Connects and makes an attempt, until one succeeds or finds that none can.
     ///
     /// An attempt that failed for want of a connection, or that the CA was too busy for, is repeated with growing, random
-    /// delays. Every attempt asks anew: nothing is lost by it, for the CA answers a repeated request for the same key with what
+    /// delays; one that failed because something is set wrongly is not. Every attempt asks anew: nothing is lost by it, for the CA answers a repeated request for the same key with what
     /// it gave before.
     async fn insist<T>(
         &self,
@@ -94,6 +97,7 @@ impl Line<'_> {
         let (started, deadline, end) = (self.started, self.deadline, self.end());
         let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
         let mut restarts_left = MAX_RESTARTS;
+        let mut is_probed = false;
         let mut last = String::from("no attempt was finished");
         loop {
             let connected_attempt = async {
@@ -115,8 +119,11 @@ impl Line<'_> {
             let advised = match outcome {
                 Ok(value) => return Ok(value),
                 Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Lost(Lost(reason))) => {
-                    last = reason;
+                Err(Failure::Trouble(trouble)) => {
+                    // Once: a broker that is full closes connections too, and need not be asked twice.
+                    let is_first = !std::mem::replace(&mut is_probed, true);
+                    let probe = || if is_first { probe::other_protocol(self.broker, &self.tls) } else { None };
+                    last = trouble.examined(probe)?;
                     Duration::ZERO
                 }
                 Err(Failure::Problem(problem)) => match problem.code {
@@ -142,15 +149,10 @@ impl Line<'_> {
     }
 }
 
-/// Whoever answers may say anything, but not to the terminal it is shown on: control characters are escaped.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect()
-}
-
 /// Why one attempt did not succeed.
 enum Failure {
-    /// Another attempt may.
-    Lost(Lost),
+    /// The broker was not reached, or did not do its part.
+    Trouble(Trouble),
     /// The CA says.
     Problem(Problem),
     /// No other attempt can.
@@ -174,6 +176,7 @@ impl Failure {
             ReplyBody::Sealed(_) => "sealed certificate",
             ReplyBody::Confirmed(_) => "confirmation",
             ReplyBody::Activation(_) => "shared key",
+            ReplyBody::Pong => "pong",
         };
         Self::Final(AnswerError::OutOfTurn { wanted, found }.into())
     }
@@ -183,9 +186,9 @@ fn is_lost_claim(code: ProblemCode) -> bool {
     matches!(code, ProblemCode::ClaimExpired | ProblemCode::TicketRefused)
 }
 
-impl From<Lost> for Failure {
-    fn from(lost: Lost) -> Self {
-        Self::Lost(lost)
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        Self::Trouble(trouble)
     }
 }
 

@@ -19,6 +19,7 @@ use crate::tpm::{EkKind, IkKind, SrkKind};
 /// |---|---|---|
 /// | `device.json` | [`Memory`] | when the IK is persistent, before any request is sent; when a certificate is verified or confirmed; when an HMAC key has come, and when it is persistent |
 /// | `certificate.pem` | a copy of the certificate and its issuers, for other programs; gone with a shared key | after that |
+/// | `device.json.broken` | a `device.json` that could not be made sense of, for people to look at | when the next run begins anew |
 /// | `lock` | nothing | |
 ///
 /// The directory is made with mode 0700, the files with 0600; a directory that is there already must be ours, and nobody else
@@ -232,7 +233,7 @@ impl DeviceRecord {
         }
     }
 
-    fn into_shown(self) -> Shown {
+    pub(crate) fn into_shown(self) -> Shown {
         match self {
             Self::Identity(record) => record.shown,
             Self::Hmac(record) => record.shown,
@@ -302,7 +303,10 @@ impl StateDirectory {
         match lock.try_lock() {
             Ok(()) => {
                 let state = Self { path: path.into(), _lock: lock };
-                state.copy_certificate(&state.memory()?)?;
+                // What is broken is for whoever needs it to complain of.
+                if let Ok(memory) = state.memory() {
+                    state.copy_certificate(&memory)?;
+                }
                 Ok(state)
             }
             Err(TryLockError::WouldBlock) => {
@@ -318,6 +322,19 @@ impl StateDirectory {
 
     pub(crate) fn memory(&self) -> Result<Memory, Error> {
         memory(&self.path)
+    }
+
+    /// Makes room for a new beginning if `device.json` is there and cannot be made sense of: it goes to [`BROKEN`], in place of one
+    /// that broke before. Returns what to tell people.
+    ///
+    /// Nothing is lost by it: for the key in the TPM, the CA gives what it gave before.
+    pub(crate) fn set_broken_aside(&self) -> Result<Option<String>, Error> {
+        let path = self.path.join(DEVICE);
+        let Some(json) = read(&path)? else { return Ok(None) };
+        let Err(error) = parse(&json) else { return Ok(None) };
+        let copy = self.path.join(BROKEN);
+        fs::rename(&path, &copy).map_err(Error::state(&path))?;
+        Ok(Some(format!("{} is broken ({error}): moved to {BROKEN}, beginning anew", path.display())))
     }
 
     pub(crate) fn store(&self, memory: &Memory) -> Result<(), Error> {
@@ -399,10 +416,16 @@ fn refuse_directory_of_others(path: &Path, own_uid: u32) -> Result<(), Error> {
 pub(crate) fn memory(directory: &Path) -> Result<Memory, Error> {
     let path = directory.join(DEVICE);
     let Some(json) = read(&path)? else { return Ok(Memory::default()) };
-    serde_json::from_slice(&json).map_err(|error| {
-        let reason = format!("not written by this program ({error}); move it away to begin anew");
+    parse(&json).map_err(|error| {
+        let reason = format!(
+            "broken ({error})\n  What to do: run `assay-device provision`, which begins anew and keeps a copy."
+        );
         Error::State { path, reason }
     })
+}
+
+fn parse(json: &[u8]) -> serde_json::Result<Memory> {
+    serde_json::from_slice(json)
 }
 
 pub(crate) fn certificate_path(directory: &Path) -> PathBuf {
@@ -481,6 +504,8 @@ mod as_pem {
 
 const DEVICE: &str = "device.json";
 const CERTIFICATE: &str = "certificate.pem";
+/// Where a `device.json` goes that cannot be made sense of.
+const BROKEN: &str = "device.json.broken";
 
 #[cfg(test)]
 mod tests {
@@ -602,19 +627,39 @@ mod tests {
     }
 
     #[test]
-    fn file_of_an_older_shape_is_refused_and_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
+    fn broken_file_is_reported_with_what_to_do_and_left_to_who_begins_anew() {
         let record = r#"{"scope":"default","ek":"p-256","ek_id":"00","ik":"p-256","ik_handle":2164261376}"#;
-        for old in [
+        for broken in [
+            String::new(),
+            "[]".into(),
+            "{\"in_use\": and then the power fai".into(),
+            // Of an older shape.
             format!(r#"{{"in_use":{{"record":{record},"certificate":""}},"attempt":null}}"#),
             format!(r#"{{"in_use":null,"attempt":{record}}}"#),
         ] {
-            fs::write(dir.path().join(DEVICE), &old).unwrap();
-            let error = StateDirectory::open(dir.path()).err().unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join(DEVICE), &broken).unwrap();
+            let state = StateDirectory::open(dir.path()).unwrap();
+            let error = state.memory().unwrap_err();
             assert_eq!(error.exit_code(), 6);
-            assert!(error.to_string().contains("move it away to begin anew"), "{error}");
-            assert_eq!(fs::read_to_string(dir.path().join(DEVICE)).unwrap(), old);
+            assert!(error.to_string().contains("assay-device provision"), "{error}");
+            assert_eq!(fs::read_to_string(dir.path().join(DEVICE)).unwrap(), broken);
+
+            let told = state.set_broken_aside().unwrap().unwrap();
+            assert!(told.contains("device.json.broken"), "{told}");
+            assert_eq!(state.memory().unwrap(), Memory::default());
+            assert_eq!(fs::read_to_string(dir.path().join(BROKEN)).unwrap(), broken);
         }
+    }
+
+    #[test]
+    fn file_that_is_sound_is_not_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(dir.path()).unwrap();
+        assert_eq!(state.set_broken_aside().unwrap(), None);
+        state.store(&a_memory()).unwrap();
+        assert_eq!(state.set_broken_aside().unwrap(), None);
+        assert_eq!(state.memory().unwrap(), a_memory());
     }
 
     #[test]
@@ -700,15 +745,5 @@ mod tests {
         refuse_directory_of_others(dir.path(), owner).unwrap();
         let error = refuse_directory_of_others(dir.path(), owner + 1).unwrap_err();
         assert!(error.to_string().contains("belongs to user"), "{error}");
-    }
-
-    #[test]
-    fn a_file_of_somebody_else_is_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(DEVICE), "[]").unwrap();
-        let error = StateDirectory::open(dir.path()).err().unwrap();
-        assert_eq!(error.exit_code(), 6);
-        assert!(error.to_string().contains("device.json"), "{error}");
-        assert_eq!(fs::read(dir.path().join(DEVICE)).unwrap(), b"[]");
     }
 }

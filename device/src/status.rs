@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use assay_wire::{Flow, Scope};
 
+use crate::clock::{self, Clock, rfc3339};
 use crate::error::Error;
 use crate::state::{
     self, CertificateGrant, DeviceRecord, Grant, HmacRecord, IdentityRecord, Memory, SharedKeyGrant, Shown,
 };
 use crate::tpm::{EkKind, IkKind, SrkKind};
-use crate::verify::{self, Summary};
+use crate::verify::{self, Summary, Validity};
 
 /// What a state directory says, without TPM and unverified.
 #[derive(Clone, Debug)]
@@ -93,12 +94,36 @@ impl Status {
         };
         Ok(Some(Self { keys, credential: Some(credential), attempt }))
     }
+
+    /// What the device can sign in with, as far as its state directory and its clock tell.
+    ///
+    /// # Errors
+    /// [`Error::NotProvisioned`] if nothing was granted, [`Error::Expired`] if its certificate has ended, [`Error::Clock`] if the
+    /// clock is more than a day before the certificate's first moment.
+    pub fn usable(&self) -> Result<&CredentialStatus, Error> {
+        let Some(credential) = &self.credential else {
+            let reason = "the CA has granted nothing yet: run `assay-device provision`";
+            return Err(Error::NotProvisioned(reason.into()));
+        };
+        let CredentialStatus::Certificate { path, summary, .. } = credential else { return Ok(credential) };
+        let now = Clock::new(true, &[]).now().as_secs();
+        match summary.validity {
+            Validity::Valid => Ok(credential),
+            Validity::Expired => {
+                Err(Error::Expired { path: path.clone(), not_after: summary.not_after.clone(), clock: rfc3339(now) })
+            }
+            Validity::NotYet => {
+                let from = format!("the certificate in {} is valid from {}", path.display(), summary.not_before);
+                Err(clock::wrong(now, &from))
+            }
+        }
+    }
 }
 
 fn certificate(state: &Path, grant: &CertificateGrant) -> Result<CredentialStatus, Error> {
     let path = state::certificate_path(state);
     let leaf = grant.chain.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
-    match verify::summary(leaf) {
+    match verify::summary(leaf, Clock::new(true, &[]).now()) {
         Ok(summary) => Ok(CredentialStatus::Certificate { path, summary, is_confirmed: grant.unconfirmed.is_none() }),
         Err(error) => Err(Error::State { path, reason: error.to_string() }),
     }

@@ -1,12 +1,13 @@
 //! Tokens: what a device with a shared key signs in with, in the form of Azure's shared access signatures.
 
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use assay_wire::{DeviceId, Scope};
 use data_encoding::BASE64;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::tpm::TpmError;
 
@@ -33,10 +34,9 @@ impl fmt::Debug for Token {
     }
 }
 
-pub(crate) fn expiry(lifetime: Duration) -> u64 {
-    // A clock before 1970 makes a token that has expired, which the CA says.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (now + lifetime).as_secs()
+/// By a wrong clock, it makes a token that has expired or is valid for too long, which the CA says.
+pub(crate) fn expiry(clock: &Clock, lifetime: Duration) -> u64 {
+    clock.now().as_secs() + lifetime.as_secs()
 }
 
 /// `hmac` is HMAC-SHA-256 under the device's key.

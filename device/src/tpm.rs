@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 pub use tcti::{Tcti, TctiError};
 pub use thread::TpmThread;
 pub use tpm2::Tpm2;
+pub(crate) use tpm2::is_of_default_template;
 
 use crate::der;
 use crate::named::named_kind;
@@ -77,6 +78,15 @@ pub trait Tpm {
         key: &OpenedKey,
         replaced: Option<&[u8]>,
     ) -> Result<(), TpmError>;
+
+    /// TPM2_GetCapability: the TPM's properties from `first` to the end of its group (TPM 2.0 Part 2, 6.13), each a tag and a value.
+    fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>, TpmError>;
+
+    /// Has the TPM test what it has not tested yet.
+    ///
+    /// # Errors
+    /// [`TpmError::Refused`] if something failed, now or before.
+    fn self_test(&mut self) -> Result<(), TpmError>;
 
     /// TPM2_HMAC with the key at a persistent handle: HMAC-SHA-256 of at most [`MAX_HMAC_DATA`] bytes.
     fn hmac(&mut self, handle: u32, data: &[u8]) -> Result<Vec<u8>, TpmError>;
@@ -199,6 +209,15 @@ pub enum TpmError {
         /// What was being done.
         operation: &'static str,
     },
+    /// Nobody whose password is known may read an EK certificate.
+    #[error(
+        "the TPM does not let NV index {index:#010x} be read, where an EK certificate is; give the certificate in a file \
+         (--ek-certificate), or the owner's password if it takes that (--owner-auth-file)"
+    )]
+    Unreadable {
+        /// The NV index.
+        index: u32,
+    },
     /// This TPM cannot have such keys.
     #[error("this TPM has no {0} keys")]
     Unsupported(String),
@@ -307,6 +326,17 @@ impl EkKind {
             Self::Rsa2048 => Some(RSA_2048_CERTIFICATE),
             Self::Rsa3072 => Some(0x01C0_001C),
             Self::LegacyDps => None,
+        }
+    }
+
+    /// The template's name in the TCG EK Credential Profile 2.5, annex B.
+    pub const fn template(self) -> &'static str {
+        match self {
+            Self::P256 => "L-2",
+            Self::P384 => "H-3",
+            Self::Rsa2048 => "L-1",
+            Self::Rsa3072 => "H-6",
+            Self::LegacyDps => "L-1 with an empty unique",
         }
     }
 

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use assay_mqtt::rumqttc::Outgoing;
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
-use assay_mqtt::rumqttc::v5::mqttbytes::v5::{
-    ConnectReturnCode, Packet, PubAckReason, PublishProperties, SubscribeReasonCode,
-};
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, PubAck, PubAckReason, PublishProperties, SubscribeReasonCode};
 use assay_mqtt::rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop};
 use assay_mqtt::{BrokerUrl, Client, Login, connect, connect_with_login};
 use assay_wire::{ClientId, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic};
@@ -17,10 +15,8 @@ use rustls::ClientConfig;
 use tokio::time::timeout;
 
 use crate::error::Error;
-
-/// Broker or CA could not be reached, or fell silent; worth another attempt.
-#[derive(Debug)]
-pub(crate) struct Lost(pub(crate) String);
+use crate::probe;
+use crate::trouble::{Purpose, Trouble, other_listener};
 
 /// What was said, counted as MQTT payloads.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +40,8 @@ impl Add for Traffic {
 
 /// A connection of a device that has no name yet, subscribed to its own reply topic.
 pub(crate) struct Bootstrap {
+    broker: BrokerUrl,
+    scope: Scope,
     client: AsyncClient,
     events: EventLoop,
     request_topic: String,
@@ -53,28 +51,41 @@ pub(crate) struct Bootstrap {
 
 impl Bootstrap {
     /// Connects under a fresh client id that nobody can guess, and waits until the broker granted the subscription.
-    pub(crate) async fn connect(broker: &BrokerUrl, tls: &Arc<ClientConfig>, scope: &Scope) -> Result<Self, Lost> {
+    pub(crate) async fn connect(broker: &BrokerUrl, tls: &Arc<ClientConfig>, scope: &Scope) -> Result<Self, Trouble> {
         let id = ClientId::bootstrap(random());
         let request_topic = Topic::Request(scope.clone(), id.clone()).to_string();
         let reply_topic = Topic::Reply(scope.clone(), id.clone()).to_string();
         let settings = Client { id: id.to_string(), window: WINDOW, receive_maximum: WINDOW, manual_acks: false };
         let (client, events) = connect(broker, tls, settings);
-        let mut this = Self { client, events, request_topic, reply_topic, traffic: Traffic::default() };
-        this.client.try_subscribe(this.reply_topic.clone(), QoS::AtLeastOnce).map_err(lost)?;
+        let (broker, scope, traffic) = (broker.clone(), scope.clone(), Traffic::default());
+        let mut this = Self { broker, scope, client, events, request_topic, reply_topic, traffic };
+        this.client.try_subscribe(this.reply_topic.clone(), QoS::AtLeastOnce).map_err(not_queued)?;
         let granted = this.wait("the broker", CONNECT_LIMIT, |packet| match packet {
             Packet::SubAck(ack) => ack.return_codes.into_iter().next(),
             _ => None,
         });
         match granted.await? {
             SubscribeReasonCode::Success(_) => Ok(this),
-            code => Err(Lost(format!("the broker refuses the subscription to {}: {code:?}", this.reply_topic))),
+            SubscribeReasonCode::NotAuthorized | SubscribeReasonCode::TopicFilterInvalid => Err(this.other_scope()),
+            code => {
+                Err(Trouble::Passing(format!("the broker refuses the subscription to {}: {code:?}", this.reply_topic)))
+            }
         }
+    }
+
+    fn other_scope(&self) -> Trouble {
+        let Self { broker, scope, .. } = self;
+        Trouble::misconfigured(
+            format!("{broker} does not let devices be provisioned in scope {scope}"),
+            "correct --scope, which the CA's assay.toml says, or --broker; on another broker than the built-in one, check its \
+             access list.",
+        )
     }
 
     /// Publishes a request and waits for the reply to it.
     ///
     /// A reply to another request is passed over, as is what cannot be read: the broker may deliver twice.
-    pub(crate) async fn ask(&mut self, body: RequestBody) -> Result<ReplyBody, Lost> {
+    pub(crate) async fn ask(&mut self, body: RequestBody) -> Result<ReplyBody, Trouble> {
         let id = RequestId::from(random());
         let message = Request { id, body }.encode();
         let properties = PublishProperties {
@@ -84,19 +95,33 @@ impl Bootstrap {
         let topic = self.request_topic.clone();
         self.traffic.requests += 1;
         self.traffic.bytes_sent += message.len();
-        self.client.try_publish_with_properties(topic, QoS::AtLeastOnce, false, message, properties).map_err(lost)?;
+        self.client
+            .try_publish_with_properties(topic, QoS::AtLeastOnce, false, message, properties)
+            .map_err(not_queued)?;
         let reply_topic = self.reply_topic.clone();
         let answer = self.wait("the CA", REPLY_LIMIT, |packet| match packet {
+            Packet::PubAck(PubAck { reason: PubAckReason::Success, .. }) => None,
+            Packet::PubAck(ack) => Some(Err(ack.reason)),
             Packet::Publish(publish) if publish.topic == reply_topic.as_bytes() => {
                 let reply = Reply::decode(&publish.payload).ok()?;
                 // The nil id answers a request whose own id the CA could not read; nobody else asks on this topic.
-                (reply.id == id || reply.id == RequestId::NIL).then_some((reply.body, publish.payload.len()))
+                let is_ours = reply.id == id || reply.id == RequestId::NIL;
+                is_ours.then_some(Ok((reply.body, publish.payload.len())))
             }
             _ => None,
         });
-        let (body, length) = answer.await?;
-        self.traffic.bytes_received += length;
-        Ok(body)
+        match answer.await.map_err(Trouble::in_conversation)? {
+            Ok((body, length)) => {
+                self.traffic.bytes_received += length;
+                Ok(body)
+            }
+            Err(PubAckReason::NotAuthorized | PubAckReason::TopicNameInvalid) => Err(self.other_scope()),
+            // A worker that starts subscribes within moments.
+            Err(PubAckReason::NoMatchingSubscribers) => {
+                Err(Trouble::Passing(format!("no CA serves scope {} at {}", self.scope, self.broker)))
+            }
+            Err(reason) => Err(Trouble::Passing(format!("{} does not take the request: {reason:?}", self.broker))),
+        }
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
@@ -115,10 +140,10 @@ impl Bootstrap {
         }
     }
 
-    async fn wait<T>(&mut self, whom: &str, limit: Duration, pick: impl Fn(Packet) -> Option<T>) -> Result<T, Lost> {
+    async fn wait<T>(&mut self, whom: &str, limit: Duration, pick: impl Fn(Packet) -> Option<T>) -> Result<T, Trouble> {
         match timeout(limit, next(&mut self.events, pick)).await {
-            Ok(found) => found.map_err(lost),
-            Err(_) => Err(Lost(format!("{whom} did not answer within {} s", limit.as_secs()))),
+            Ok(found) => found.map_err(|error| Trouble::of(&error, &self.broker, Purpose::Bootstrap)),
+            Err(_) => Err(Trouble::Passing(format!("{whom} did not answer within {} s", limit.as_secs()))),
         }
     }
 }
@@ -140,41 +165,30 @@ pub(crate) async fn publish(
         None => connect(broker, tls, settings),
     };
     let publish = async {
-        client
-            .try_publish(topic.to_string(), QoS::AtLeastOnce, false, message)
-            .map_err(|error| not_reached(lost(error)))?;
+        client.try_publish(topic.to_string(), QoS::AtLeastOnce, false, message).map_err(not_queued)?;
         let acknowledged = |packet| match packet {
             Packet::PubAck(ack) => Some(ack.reason),
             _ => None,
         };
-        match next(&mut events, acknowledged).await.map_err(not_published)? {
+        let reason = next(&mut events, acknowledged).await;
+        match reason.map_err(|error| Trouble::of(&error, broker, Purpose::Operation))? {
             PubAckReason::Success | PubAckReason::NoMatchingSubscribers => {}
-            reason => return Err(not_reached(Lost(format!("the broker refuses to publish on {topic}: {reason:?}")))),
+            PubAckReason::NotAuthorized | PubAckReason::TopicNameInvalid => {
+                let found = format!("{broker} does not let this device publish on {topic}");
+                return Err(Trouble::misconfigured(found, other_listener(Purpose::Operation)));
+            }
+            reason => return Err(Trouble::Passing(format!("{broker} does not take what is published: {reason:?}"))),
         }
-        client.try_disconnect().map_err(|error| not_reached(lost(error)))?;
+        client.try_disconnect().map_err(not_queued)?;
         while events.poll().await.is_ok() {}
         Ok(())
     };
     let outcome = timeout(CONNECT_LIMIT, publish).await;
-    outcome.unwrap_or_else(|_| Err(not_reached(Lost("the broker did not answer".into()))))
-}
-
-fn not_reached(Lost(reason): Lost) -> Error {
-    Error::NotReached { deadline: CONNECT_LIMIT, reason }
-}
-
-/// A broker that knows the device and does not want it gives these reasons (MQTT 5.0, 3.2.2.2).
-fn not_published(error: ConnectionError) -> Error {
-    use ConnectReturnCode::{
-        BadAuthenticationMethod, BadUserNamePassword, Banned, ClientIdentifierNotValid, NotAuthorized,
+    let reason = match outcome.unwrap_or_else(|_| Err(Trouble::Passing(format!("{broker} did not answer")))) {
+        Ok(()) => return Ok(()),
+        Err(trouble) => trouble.examined(|| probe::other_protocol(broker, tls))?,
     };
-    match error {
-        ConnectionError::ConnectionRefused(
-            reason
-            @ (BadAuthenticationMethod | BadUserNamePassword | Banned | ClientIdentifierNotValid | NotAuthorized),
-        ) => Error::LoginRefused { reason: format!("{reason:?}") },
-        error => not_reached(lost(error)),
-    }
+    Err(Error::NotReached { deadline: CONNECT_LIMIT, reason })
 }
 
 /// Random bytes from the operating system.
@@ -195,18 +209,9 @@ async fn next<T>(events: &mut EventLoop, pick: impl Fn(Packet) -> Option<T>) -> 
     }
 }
 
-/// The whole chain of causes: rumqttc's own text often says no more than "TLS".
-fn lost(error: impl std::error::Error) -> Lost {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    Lost(text)
+/// There is always room for what one conversation says at a time.
+fn not_queued(error: impl std::fmt::Display) -> Trouble {
+    Trouble::Passing(format!("nothing more can be sent: {error}"))
 }
 
 /// One request is under way at a time; some room for what rumqttc sends itself.

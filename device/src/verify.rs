@@ -6,6 +6,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::clock::{is_more_than_a_day, rfc3339, since_1970};
 use crate::tpm::{PublicKey, TpmError};
 
 /// The device's certificate and its issuers, found to be good for this device's identity key.
@@ -57,6 +58,22 @@ pub enum AnswerError {
     /// The certificate cannot be read.
     #[error("unreadable certificate: {0}")]
     Unreadable(String),
+    /// A certificate of the chain is not valid yet by this device's clock.
+    #[error("a certificate in it is valid only from {}; this device's clock says {}", rfc3339(*not_before), rfc3339(*clock))]
+    NotYetValid {
+        /// What the clock says, in seconds since 1970.
+        clock: u64,
+        /// The first moment of the certificate, likewise.
+        not_before: u64,
+    },
+    /// A certificate of the chain is no longer valid by this device's clock.
+    #[error("a certificate in it ended on {}; this device's clock says {}", rfc3339(*not_after), rfc3339(*clock))]
+    Expired {
+        /// What the clock says, in seconds since 1970.
+        clock: u64,
+        /// The last moment of the certificate, likewise.
+        not_after: u64,
+    },
     /// There is no valid path from the certificate to our root.
     #[error("no valid path from the certificate to the pinned root: {0}")]
     Path(String),
@@ -92,7 +109,7 @@ pub(crate) fn device_certificate(
     let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
     certificate
         .verify_for_usage(algorithms.all, &roots.roots, issuers, now, KeyUsage::client_auth(), None, None)
-        .map_err(|error| AnswerError::Path(error.to_string()))?;
+        .map_err(no_path)?;
     if certificate.subject_public_key_info().as_ref() != key.subject_public_key_info() {
         return Err(AnswerError::OtherKey);
     }
@@ -102,7 +119,7 @@ pub(crate) fn device_certificate(
     if !matches!(parsed.extended_key_usage(), Ok(Some(usage)) if usage.value.client_auth) {
         return Err(AnswerError::NotForClients);
     }
-    let Summary { common_name, serial, not_after } = summary_of(&parsed);
+    let Summary { common_name, serial, not_after, .. } = summary_of(&parsed, now);
     let Ok(device_id) = common_name.parse::<DeviceId>() else {
         return Err(AnswerError::OtherDevice { wanted: "a device id".into(), found: common_name });
     };
@@ -112,6 +129,18 @@ pub(crate) fn device_certificate(
         return Err(AnswerError::OtherDevice { wanted, found: uris.join(", ") });
     }
     Ok(DeviceCertificate { device_id, scope: scope.clone(), serial, not_after, chain })
+}
+
+fn no_path(error: webpki::Error) -> AnswerError {
+    match error {
+        webpki::Error::CertNotValidYet { time, not_before } => {
+            AnswerError::NotYetValid { clock: time.as_secs(), not_before: not_before.as_secs() }
+        }
+        webpki::Error::CertExpired { time, not_after } => {
+            AnswerError::Expired { clock: time.as_secs(), not_after: not_after.as_secs() }
+        }
+        error => AnswerError::Path(error.to_string()),
+    }
 }
 
 /// Whether the CA speaks of the device that is meant.
@@ -129,20 +158,45 @@ pub struct Summary {
     pub common_name: String,
     /// Its serial number, lower-case hexadecimal, two digits a byte.
     pub serial: String,
-    /// Until when it is valid, e.g. `2027-02-20T20:08:40Z`.
+    /// From when it is valid, e.g. `2026-11-22T20:08:40Z`.
+    pub not_before: String,
+    /// Until when it is valid, likewise.
     pub not_after: String,
+    /// Whether it is now, by this device's clock.
+    pub validity: Validity,
 }
 
-pub(crate) fn summary(certificate: &[u8]) -> Result<Summary, AnswerError> {
-    Ok(summary_of(&parse(certificate)?))
+/// What this device's clock says of a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validity {
+    /// It is more than a day before the certificate's first moment, so the clock is wrong.
+    NotYet,
+    /// The certificate can be used.
+    Valid,
+    /// It is past the certificate's last moment.
+    Expired,
 }
 
-fn summary_of(certificate: &X509Certificate<'_>) -> Summary {
+pub(crate) fn summary(certificate: &[u8], now: UnixTime) -> Result<Summary, AnswerError> {
+    Ok(summary_of(&parse(certificate)?, now))
+}
+
+fn summary_of(certificate: &X509Certificate<'_>, now: UnixTime) -> Summary {
     let common_name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    let [not_before, not_after] = {
+        let validity = certificate.validity();
+        [validity.not_before, validity.not_after].map(since_1970)
+    };
     Summary {
         common_name: common_name.unwrap_or_default().into(),
         serial: data_encoding::HEXLOWER.encode(certificate.raw_serial()),
-        not_after: rfc3339(certificate.validity().not_after),
+        not_before: rfc3339(not_before),
+        not_after: rfc3339(not_after),
+        validity: match now.as_secs() {
+            now if is_more_than_a_day(now, not_before) => Validity::NotYet,
+            now if now > not_after => Validity::Expired,
+            _ => Validity::Valid,
+        },
     }
 }
 
@@ -151,19 +205,6 @@ fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, AnswerError> {
         Ok((_, certificate)) => Ok(certificate),
         Err(error) => Err(AnswerError::Unreadable(error.to_string())),
     }
-}
-
-fn rfc3339(time: x509_parser::time::ASN1Time) -> String {
-    let time = time.to_datetime();
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
-        time.year(),
-        u8::from(time.month()),
-        time.day(),
-        time.hour(),
-        time.minute(),
-        time.second()
-    )
 }
 
 #[cfg(test)]
@@ -242,9 +283,22 @@ mod tests {
     fn expired_certificate_is_refused() {
         let mut case = Case::new();
         case.params.not_after = rcgen::date_time_ymd(2020, 1, 1);
-        assert!(matches!(case.check(), Err(AnswerError::Path(_))));
+        assert!(matches!(case.check(), Err(AnswerError::Expired { not_after: 1_577_836_800, .. })));
         case.now = UnixTime::since_unix_epoch(Duration::from_secs(1_500_000_000));
         case.check().unwrap();
+    }
+
+    #[test]
+    fn certificate_from_the_future_is_refused_and_the_clock_is_named() {
+        let mut case = Case::new();
+        case.params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        for (behind, exit_code) in [(86_400, 7), (86_401, 3)] {
+            case.now = UnixTime::since_unix_epoch(Duration::from_secs(1_577_836_800 - behind));
+            let error = crate::Error::from(case.check().unwrap_err());
+            assert_eq!(error.exit_code(), exit_code, "{error}");
+            assert!(error.to_string().contains("this device's clock"), "{error}");
+            assert!(error.to_string().contains("2020-01-01T00:00:00Z"), "{error}");
+        }
     }
 
     #[test]

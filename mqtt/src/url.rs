@@ -12,6 +12,12 @@ pub struct BrokerUrl {
 }
 
 impl BrokerUrl {
+    /// As [`from_str`](Self::from_str), for whoever speaks to the operational listener: without a port, with TLS it is 8884, where
+    /// `assay serve` has it unless told otherwise.
+    pub fn operational(text: &str) -> Result<Self, BrokerUrlError> {
+        Self::parse(text, OPERATIONAL)
+    }
+
     /// Host name or IPv4 address; also the name that the broker's certificate must carry.
     pub fn host(&self) -> &str {
         &self.host
@@ -37,11 +43,17 @@ impl FromStr for BrokerUrl {
     type Err = BrokerUrlError;
 
     fn from_str(text: &str) -> Result<Self, BrokerUrlError> {
+        Self::parse(text, BOOTSTRAP)
+    }
+}
+
+impl BrokerUrl {
+    fn parse(text: &str, tls_port: u16) -> Result<Self, BrokerUrlError> {
         let error = || BrokerUrlError(text.to_owned());
         let (scheme, authority) = text.split_once("://").ok_or_else(error)?;
         let (tls, default_port) = match scheme {
             "mqtt" => (false, 1883),
-            "mqtts" => (true, 8883),
+            "mqtts" => (true, tls_port),
             _ => return Err(error()),
         };
         let authority = authority.strip_suffix('/').unwrap_or(authority);
@@ -64,9 +76,25 @@ impl fmt::Display for BrokerUrl {
     }
 }
 
+/// secure-mqtt, registered by IANA.
+const BOOTSTRAP: u16 = 8883;
+const OPERATIONAL: u16 = 8884;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_port_that_is_left_out_depends_on_the_listener() {
+        for (text, bootstrap, operational) in [
+            ("mqtts://broker.example", 8883, 8884),
+            ("mqtts://broker.example:443", 443, 443),
+            ("mqtt://broker.example", 1883, 1883),
+        ] {
+            assert_eq!(text.parse::<BrokerUrl>().unwrap().port(), bootstrap);
+            assert_eq!(BrokerUrl::operational(text).unwrap().port(), operational);
+        }
+    }
 
     #[test]
     fn urls_print_with_their_port() {

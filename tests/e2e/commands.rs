@@ -1,7 +1,7 @@
 //! `assay` at an operator's hands.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -46,6 +46,75 @@ fn init_refuses_a_name_that_no_server_has_before_it_makes_anything() -> Result<(
     ensure!(output.status.code() == Some(1) && String::from_utf8_lossy(&output.stderr).contains("names no server"));
     ensure!(fs::read_dir(place.path())?.next().is_none());
     run(init("ca.example")?.args(["--server-name", "192.0.2.7"]))?;
+    Ok(())
+}
+
+#[test]
+fn init_keeps_the_settings_that_are_there_and_uses_them() -> Result<()> {
+    let (place, settings) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let (link, file) = (place.path().join("assay.toml"), settings.path().join("assay.toml"));
+    fs::write(&file, "flows = [\"sealed\"]\n[broker]\noperational = \"127.0.0.2:0\"\n")?;
+    std::os::unix::fs::symlink(&file, &link)?;
+    let early = Command::new(assay_bin("assay")?).arg("--dir").arg(place.path()).arg("serve").output()?;
+    let advice = format!("holds no CA yet, only its settings; run `assay init {}`", place.path().display());
+    ensure!(early.status.code() == Some(1) && String::from_utf8_lossy(&early.stderr).contains(&advice));
+    run(Command::new(assay_bin("assay")?).arg("init").arg(place.path()))?;
+    ensure!(fs::read_link(&link)? == file && fs::read_to_string(&file)?.contains("sealed"));
+    let server = place.path().join("server.pem");
+    let named = run(tool("openssl")?.args(["x509", "-noout", "-checkip", "127.0.0.2", "-in"]).arg(server))?;
+    ensure!(String::from_utf8_lossy(&named.stdout).contains("does match"), "the worker connects there");
+    run(Command::new(assay_bin("assay")?).arg("--dir").arg(place.path()).arg("devices"))?;
+    Ok(())
+}
+
+#[test]
+fn init_refuses_settings_that_are_not_valid_before_it_makes_anything() -> Result<()> {
+    let place = tempfile::tempdir()?;
+    fs::write(place.path().join("assay.toml"), "flows = []")?;
+    let output = Command::new(assay_bin("assay")?).arg("init").arg(place.path()).output()?;
+    ensure!(output.status.code() == Some(1) && String::from_utf8_lossy(&output.stderr).contains("flows"));
+    ensure!(fs::read_dir(place.path())?.count() == 1);
+    Ok(())
+}
+
+#[test]
+fn a_half_made_ca_is_never_opened() -> Result<()> {
+    let place = tempfile::tempdir()?;
+    let assay = assay_bin("assay")?;
+    let init = || -> Result<Command> {
+        let mut init = Command::new(&assay);
+        init.arg("init").arg(place.path());
+        Ok(init)
+    };
+    let fails = |command: &mut Command, reason: &str| -> Result<()> {
+        let output = command.output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(1) && said.contains(reason), "{command:?}: {said}");
+        Ok(())
+    };
+    // Where the database is made before it comes to its place, last of all.
+    fails(init()?.env("TMPDIR", "/nowhere"), "half made")?;
+    ensure!(place.path().join("issuing.key").exists() && !place.path().join("assay.db").exists());
+    for command in ["serve", "devices", "crl"] {
+        fails(Command::new(&assay).arg("--dir").arg(place.path()).arg(command), "half made")?;
+    }
+    fails(&mut init()?, "not empty")
+}
+
+#[test]
+fn what_init_makes_belongs_to_the_owner_of_the_directory() -> Result<()> {
+    let place = tempfile::tempdir()?;
+    let is_root = place.path().metadata()?.uid() == 0;
+    // Root makes a CA for the user that serves; anybody else for himself.
+    let (user, group) =
+        if is_root { (NOBODY, NOBODY) } else { (place.path().metadata()?.uid(), place.path().metadata()?.gid()) };
+    std::os::unix::fs::chown(place.path(), Some(user), Some(group))?;
+    run(Command::new(assay_bin("assay")?).arg("init").arg(place.path()))?;
+    for file in fs::read_dir(place.path())? {
+        let (name, metadata) = file.map(|file| (file.file_name(), file.metadata()))?;
+        let metadata = metadata?;
+        ensure!((metadata.uid(), metadata.gid()) == (user, group), "{name:?}");
+    }
     Ok(())
 }
 
@@ -112,7 +181,7 @@ fn what_is_no_ek_and_no_vendor_is_refused_with_a_reason() -> Result<()> {
     };
     refused(&["enroll", "add"], &dir.path().join("ticket.key"), "holds no EK")?;
     refused(&["enroll", "add"], &dir.path().join("nowhere"), "cannot read")?;
-    refused(&["trust", "add"], &dir.path().join("root.key"), "no certificate")?;
+    refused(&["trust", "add"], &dir.path().join("root.key"), "neither a certificate nor a public key")?;
     refused(&["trust", "add"], &dir.path().join("worker.pem"), "not a CA")?;
     refused(&["enroll", "add"], &trusted_vendor()?.root_pem(), "of a CA")?;
     refused(&["trust", "remove"], Path::new(":"), "at least 8 digits")?;
@@ -133,3 +202,6 @@ fn what_a_device_says_cannot_steer_the_operators_terminal() -> Result<()> {
     ensure!(payload == "\\u{1b}[2J{\"t\": 21.5}", "{payload:?}");
     Ok(())
 }
+
+/// Debian's user and group of nobody in particular.
+const NOBODY: u32 = 65534;

@@ -184,11 +184,37 @@ fn one_bad_line_keeps_all_from_being_imported_and_every_bad_line_is_named() -> R
 }
 
 #[test]
-fn a_column_that_is_misspelt_is_not_ignored() -> Result<()> {
+fn columns_of_azures_names_are_understood_and_all_others_kept_as_tags() -> Result<()> {
     let desk = Desk::new()?;
-    let csv = format!("endorsement_key,registrationId\n{},pump-1\n", Ek::new()?.azure());
-    let said = desk.refused(&["enroll", "import", &desk.write("eks.csv", csv)?])?;
-    ensure!(said.contains("\"registrationId\"") && said.contains("registration_id"), "{said}");
+    let ek = Ek::new()?;
+    let csv = format!("endorsementKey,registrationId,provisioningStatus,site\n{},pump-1,disabled,north\n", ek.azure());
+    let (_, said) = desk.assay(&["enroll", "import", &desk.write("eks.csv", &csv)?])?;
+    ensure!(said.contains("kept as tags: the columns \"site\"") && said.contains("imported 1"), "{said}");
+    let row = desk.show("pump-1")?;
+    ensure!(row["tags"]["site"] == "north" && row["disabled"] == true, "{row}");
+
+    let moved = desk.write("eks.csv", csv.replace("north", "south"))?;
+    let (lines, said) = desk.assay(&["enroll", "import", "--json", &moved])?;
+    ensure!(said.contains("tags updated of 1") && lines.contains("\"updated\""), "{said}{lines}");
+    ensure!(desk.show("pump-1")?["tags"]["site"] == "south");
+
+    let both = format!("endorsement_key,registrationId,deviceId\n{},a,b\n", Ek::new()?.azure());
+    let said = desk.refused(&["enroll", "import", &desk.write("eks.csv", both)?])?;
+    ensure!(said.contains("are different ids"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_list_and_an_ek_are_read_from_standard_input() -> Result<()> {
+    let desk = Desk::new()?;
+    let (first, second) = (Ek::new()?, Ek::new()?);
+    let csv = desk.write("eks.csv", format!("endorsement_key\n{}\n", first.azure()))?;
+    let output = run(desk.dir.assay(&["enroll", "import", "-"])?.stdin(fs::File::open(csv)?))?;
+    ensure!(String::from_utf8(output.stderr)?.contains("imported 1"));
+    let pem = desk.write("ek.pem", second.pem())?;
+    let said = String::from_utf8(run(desk.dir.assay(&["enroll", "add", "-"])?.stdin(fs::File::open(pem)?))?.stderr)?;
+    ensure!(said.contains("you vouch for a key that may be anywhere"), "{said}");
+    ensure!(desk.enrolled()?.len() == 2);
     Ok(())
 }
 

@@ -167,6 +167,7 @@ pub(crate) struct PlainDevice {
     client: AsyncClient,
     events: EventLoop,
     request_topic: String,
+    acknowledged: usize,
 }
 
 impl PlainDevice {
@@ -177,10 +178,12 @@ impl PlainDevice {
         let tls = Arc::new(assay_mqtt::tls_config(provider, RootCertStore::empty(), None)?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let options = Client { id: id.to_string(), window, receive_maximum: window, manual_acks: false };
-        let (client, mut events) = assay_mqtt::connect(&broker.parse()?, &tls, options);
+        let (client, events) = assay_mqtt::connect(&broker.parse()?, &tls, options);
         client.try_subscribe(Topic::Reply(scope(), id.clone()).to_string(), QoS::AtLeastOnce)?;
-        runtime.block_on(next(&mut events, PATIENCE, |packet| matches!(packet, Packet::SubAck(_)).then_some(())))?;
-        Ok(Self { runtime, client, events, request_topic: Topic::Request(scope(), id).to_string() })
+        let request_topic = Topic::Request(scope(), id).to_string();
+        let mut device = Self { runtime, client, events, request_topic, acknowledged: 0 };
+        device.until(|packet, _| matches!(packet, Packet::SubAck(_)).then_some(()))?;
+        Ok(device)
     }
 
     /// Sends a request without waiting for anything; returns its id.
@@ -190,12 +193,36 @@ impl PlainDevice {
         Ok(id)
     }
 
+    /// Sends whatever bytes in the same way.
+    pub(crate) fn send_bytes(&self, message: Vec<u8>) -> Result<()> {
+        Ok(self.client.try_publish(&self.request_topic, QoS::AtLeastOnce, false, message)?)
+    }
+
     pub(crate) fn reply(&mut self) -> Result<Reply> {
-        let payload = self.runtime.block_on(next(&mut self.events, PATIENCE, |packet| match packet {
+        let payload = self.until(|packet, _| match packet {
             Packet::Publish(message) => Some(message.payload),
             _ => None,
-        }))?;
+        })?;
         Ok(Reply::decode(&payload)?)
+    }
+
+    /// Returns when the broker has taken so many requests since the connection was made, each for somebody. Passes over replies.
+    pub(crate) fn wait_until_acknowledged(&mut self, count: usize) -> Result<()> {
+        if self.acknowledged >= count {
+            return Ok(());
+        }
+        self.until(|_, acknowledged| (acknowledged >= count).then_some(()))
+    }
+
+    fn until<T>(&mut self, mut find: impl FnMut(Packet, usize) -> Option<T>) -> Result<T> {
+        let acknowledged = &mut self.acknowledged;
+        let found = next(&mut self.events, PATIENCE, |packet| {
+            if matches!(&packet, Packet::PubAck(ack) if ack.reason == PubAckReason::Success) {
+                *acknowledged += 1;
+            }
+            find(packet, *acknowledged)
+        });
+        self.runtime.block_on(found)
     }
 }
 
@@ -215,6 +242,7 @@ impl OperationalClient {
             tpm_timeout: PATIENCE,
             state: state.to_owned(),
             ca_roots: assay_device::read_certificates(&lab.dir.root_pem())?,
+            no_clock: false,
         })?;
         let tls = Arc::new(device.mqtt_tls_config()?);
         let id = device.certificate()?.device_id.to_string();

@@ -39,14 +39,26 @@ impl Device {
     /// As [`provision`](Self::provision), against any broker.
     pub fn provision_at(&self, broker: &str, ca_root: &Path) -> Result<Command> {
         let mut command = self.connecting("provision", broker, ca_root)?;
-        command.args(["--scope", "default", "--json"]);
+        command.arg("--json");
         Ok(command)
     }
 
     /// `assay-device publish` over mTLS.
     pub fn publish(&self, dir: &AssayDir, server: &AssayServer, topic: &str, message: &str) -> Result<Command> {
-        let mut command = self.connecting("publish", &server.operational, &dir.root_pem())?;
+        self.publish_at(&server.operational, &dir.root_pem(), topic, message)
+    }
+
+    /// As [`publish`](Self::publish), at any broker.
+    pub fn publish_at(&self, broker: &str, ca_root: &Path, topic: &str, message: &str) -> Result<Command> {
+        let mut command = self.connecting("publish", broker, ca_root)?;
         command.args(["--topic", topic, "--message", message]);
+        Ok(command)
+    }
+
+    /// `assay-device ek`.
+    pub fn ek(&self) -> Result<Command> {
+        let mut command = Command::new(assay_bin("assay-device")?);
+        command.args(["ek", "--tcti", &self.tcti]);
         Ok(command)
     }
 

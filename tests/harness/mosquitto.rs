@@ -39,10 +39,16 @@ impl Mosquitto {
         Ok(broker)
     }
 
-    /// Kills the broker and starts it again on the same ports.
-    pub fn restart(&mut self) -> Result<()> {
+    /// Kills the broker.
+    pub fn stop(&mut self) -> Result<()> {
         self.process.kill()?;
         self.process.wait()?;
+        Ok(())
+    }
+
+    /// Kills the broker, if it runs, and starts it again on the same ports.
+    pub fn restart(&mut self) -> Result<()> {
+        self.stop()?;
         self.process = run_on(self.dir.path())?;
         self.wait_until_it_listens()
     }

@@ -1,5 +1,6 @@
 //! The CA: a directory made by `assay init`, and `assay serve` as a process of its own.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -71,6 +72,7 @@ impl AssayDir {
 pub struct AssayServer {
     dir: PathBuf,
     log: PathBuf,
+    environment: Vec<(String, OsString)>,
     process: Option<Child>,
     /// The URLs of the two listeners, which stay the same over restarts.
     pub bootstrap: String,
@@ -80,9 +82,16 @@ pub struct AssayServer {
 impl AssayServer {
     /// Serves `dir` on two free ports of the loopback interface; returns when both listen.
     pub fn start(dir: &AssayDir) -> Result<Self> {
+        Self::start_with(dir, &[])
+    }
+
+    /// The same with more in its environment.
+    pub fn start_with(dir: &AssayDir, environment: &[(&str, &OsStr)]) -> Result<Self> {
         let any = "mqtts://127.0.0.1:0".to_owned();
         let log = dir.temporary.path().join("serve.log");
-        let mut server = Self { dir: dir.path(), log, process: None, bootstrap: any.clone(), operational: any };
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let (dir, bootstrap, operational) = (dir.path(), any.clone(), any);
+        let mut server = Self { dir, log, environment, process: None, bootstrap, operational };
         server.serve()?;
         Ok(server)
     }
@@ -102,6 +111,15 @@ impl AssayServer {
         self.serve()
     }
 
+    /// As [`restart`](Self::restart), but does `meanwhile` while the server starts.
+    pub fn restart_while<T>(&mut self, meanwhile: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        self.kill9()?;
+        let lines = self.spawn()?;
+        let done = meanwhile(self)?;
+        self.wait_until_ready(&lines)?;
+        Ok(done)
+    }
+
     /// Asks the server to end (SIGTERM) and waits until it has.
     pub fn stop(mut self) -> Result<()> {
         if let Some(mut process) = self.process.take() {
@@ -112,6 +130,11 @@ impl AssayServer {
             }
         }
         Ok(())
+    }
+
+    /// Sends the server a signal: "STOP", "CONT", "HUP", "TERM".
+    pub fn signal(&self, name: &str) -> Result<()> {
+        signal(self.pid().context("the server was killed")?, name)
     }
 
     /// Its process id, unless it was killed.
@@ -132,12 +155,20 @@ impl AssayServer {
     }
 
     fn serve(&mut self) -> Result<()> {
+        let lines = self.spawn()?;
+        self.wait_until_ready(&lines)
+    }
+
+    fn spawn(&mut self) -> Result<mpsc::Receiver<String>> {
         let log = fs::File::options().create(true).append(true).open(&self.log)?;
         let mut command = daemon(assay_bin("assay")?)?;
         command.arg("--dir").arg(&self.dir).arg("serve");
         command.args(["--bootstrap", address(&self.bootstrap), "--operational", address(&self.operational)]);
-        let process = self.process.insert(spawn(with_log(command, log))?);
-        let lines = lines_of(process)?;
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        lines_of(self.process.insert(spawn(with_log(command, log))?))
+    }
+
+    fn wait_until_ready(&mut self, lines: &mpsc::Receiver<String>) -> Result<()> {
         let url = |listener: &str| {
             let line = lines.recv_timeout(READY_TIMEOUT).unwrap_or_default();
             let url = line.strip_prefix(listener).map(|url| url.trim().to_owned());

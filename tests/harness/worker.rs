@@ -1,32 +1,60 @@
 //! The CA's worker on somebody else's broker, as a process of its own.
 
+use std::ffi::OsStr;
+use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use tempfile::NamedTempFile;
 
 use crate::server::AssayDir;
-use crate::tool::spawn;
+use crate::tool::{signal, spawn};
 
-/// `assay worker`; killed when dropped.
-pub struct Worker(Child);
+/// `assay worker`. Killed when dropped, and then its log is written to stderr, which the test runner shows if the test failed.
+pub struct Worker {
+    process: Child,
+    log: NamedTempFile,
+}
 
 impl Worker {
     /// Starts a worker; returns when it takes requests.
     pub fn start(dir: &AssayDir, broker: &str) -> Result<Self> {
-        let mut command = dir.assay(&["worker", "--broker", broker])?;
-        command.env("ASSAY_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut worker = Self(spawn(command)?);
+        let mut worker = Self::start_with(dir, broker, &[])?;
         let mut line = String::new();
-        BufReader::new(worker.0.stdout.take().context("stdout is a pipe")?).read_line(&mut line)?;
+        BufReader::new(worker.process.stdout.take().context("stdout is a pipe")?).read_line(&mut line)?;
         ensure!(line == "ready\n", "`assay worker` said {line:?}");
         Ok(worker)
+    }
+
+    /// The same with more in its environment, and without waiting for anything.
+    pub fn start_with(dir: &AssayDir, broker: &str, environment: &[(&str, &OsStr)]) -> Result<Self> {
+        let log = NamedTempFile::new()?;
+        let mut command = dir.assay(&["worker", "--broker", broker])?;
+        command.envs(environment.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.reopen()?);
+        Ok(Self { process: spawn(command)?, log })
+    }
+
+    /// Sends it a signal: "STOP", "CONT", "HUP", "TERM".
+    pub fn signal(&self, name: &str) -> Result<()> {
+        signal(self.process.id(), name)
+    }
+
+    /// How it ended, once it has.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        Ok(self.process.wait()?)
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log.path()).unwrap_or_default()
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
+        _ = self.process.kill();
+        _ = self.process.wait();
+        eprintln!("--- log of `assay worker` ---\n{}", self.log());
     }
 }

@@ -38,6 +38,8 @@ pub enum RequestBody {
     Confirm(Proof),
     /// The shared key flow's only step: asks for a key that nobody but the TPM can load.
     Register(SrkBundle),
+    /// Asks whether a worker answers in this scope; says nothing of any device, and changes nothing.
+    Ping,
 }
 
 /// What the TPM can show for itself and its IK. Nothing in it is believed until the CA checked it.
@@ -197,7 +199,14 @@ pub enum ReplyBody {
     Confirmed(ConfirmedReply),
     /// Answers [`RequestBody::Register`].
     Activation(ActivationReply),
+    /// Answers [`RequestBody::Ping`].
+    Pong,
 }
+
+/// The body of messages that say all by their kind.
+#[derive(Encode, Decode)]
+#[cbor(map)]
+struct Nothing {}
 
 /// A challenge that only the TPM with both the EK and the IK can answer.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -331,6 +340,7 @@ impl Request {
     const ENROLL: u8 = 3;
     const CONFIRM: u8 = 4;
     const REGISTER: u8 = 5;
+    const PING: u8 = 6;
 
     /// The message to publish.
     pub fn encode(&self) -> Vec<u8> {
@@ -340,6 +350,7 @@ impl Request {
             RequestBody::Enroll(body) => encode(Self::ENROLL, self.id, body),
             RequestBody::Confirm(body) => encode(Self::CONFIRM, self.id, body),
             RequestBody::Register(body) => encode(Self::REGISTER, self.id, body),
+            RequestBody::Ping => encode(Self::PING, self.id, &Nothing {}),
         }
     }
 
@@ -355,6 +366,7 @@ impl Request {
             Self::ENROLL => RequestBody::Enroll(d.decode()?),
             Self::CONFIRM => RequestBody::Confirm(d.decode()?),
             Self::REGISTER => RequestBody::Register(d.decode()?),
+            Self::PING => d.decode().map(|Nothing {}| RequestBody::Ping)?,
             kind => return Err(DecodeError::UnknownKind(kind)),
         };
         let request = Self { id, body };
@@ -381,6 +393,7 @@ impl Reply {
     const SEALED: u8 = 3;
     const CONFIRMED: u8 = 4;
     const ACTIVATION: u8 = 5;
+    const PONG: u8 = 6;
 
     /// The message to publish.
     pub fn encode(&self) -> Vec<u8> {
@@ -391,6 +404,7 @@ impl Reply {
             ReplyBody::Sealed(body) => encode(Self::SEALED, self.id, body),
             ReplyBody::Confirmed(body) => encode(Self::CONFIRMED, self.id, body),
             ReplyBody::Activation(body) => encode(Self::ACTIVATION, self.id, body),
+            ReplyBody::Pong => encode(Self::PONG, self.id, &Nothing {}),
         }
     }
 
@@ -407,6 +421,7 @@ impl Reply {
             Self::SEALED => ReplyBody::Sealed(d.decode()?),
             Self::CONFIRMED => ReplyBody::Confirmed(d.decode()?),
             Self::ACTIVATION => ReplyBody::Activation(d.decode()?),
+            Self::PONG => d.decode().map(|Nothing {}| ReplyBody::Pong)?,
             kind => return Err(DecodeError::UnknownKind(kind)),
         };
         let reply = Self { id, body };

@@ -115,6 +115,7 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         (enroll, enroll_bytes),
         (confirm, confirm_bytes),
         (register, register_bytes),
+        (Request { id: id(), body: RequestBody::Ping }, bytes(&["83 06", ID, "a0"])), // an empty map
         (certify, certify_bytes),
     ]
 }
@@ -224,6 +225,7 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
                 "05 67 70756d702d3137", // 5: device id "pump-17"
             ]),
         ),
+        (reply(ReplyBody::Pong), bytes(&["83 06", ID, "a0"])), // kind: pong, an empty map
     ]
 }
 
@@ -305,7 +307,8 @@ fn the_cddl_refuses_what_is_no_message() {
     let certify_without_ticket = bytes(&["83 02", ID, "a1 00 45 636c61696d"]);
     let short_ticket = bytes(&["83 02", ID, "a2 00 45 636c61696d 01 43 aaaaaa"]);
     let unknown_kind = bytes(&["83 09", ID, "a0"]);
-    for message in [certify_without_ticket, short_ticket, unknown_kind] {
+    let ping_that_says_something = bytes(&["83 06", ID, "a1 00 45 636c61696d"]);
+    for message in [certify_without_ticket, short_ticket, unknown_kind, ping_that_says_something] {
         assert!(cddl::validate_cbor_from_slice(cddl, &message, None).is_err(), "{}", hex::encode(&message));
         assert!(Request::decode(&message).is_err(), "{}", hex::encode(&message));
     }

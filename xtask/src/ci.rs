@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{bin_dir, cargo, show};
+use crate::{bin_dir, cargo, compose, packages, show};
 
 /// All tests, on binaries built from the same sources.
 pub(crate) fn test(arguments: &[String]) -> Result<()> {
@@ -20,6 +20,8 @@ pub(crate) fn run() -> Result<()> {
     step("lints", || show(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])))?;
     step("tests", || test(&[]))?;
     step("the TPM through libtss2", through_libtss2)?;
+    step("packages", packages::trial::run_trial)?;
+    step("containers", || compose::run(&compose::Arguments::default()))?;
     step("documentation", || show(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings")))?;
     step("dependencies", dependencies)
 }

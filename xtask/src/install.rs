@@ -7,9 +7,24 @@ use anyhow::{Result, bail};
 
 use crate::show;
 
-/// Installs what is missing, and says so first.
+/// Installs what building, demo and tests need.
 pub(crate) fn install() -> Result<()> {
-    let missing: Vec<_> = PACKAGES.iter().filter(|(package, _)| !is_installed(package)).collect();
+    install_missing(FOR_TESTS)
+}
+
+/// Installs what making Debian packages and trying them needs.
+pub(crate) fn install_for_packages() -> Result<()> {
+    install_missing(FOR_PACKAGES)
+}
+
+/// Installs what making stand-ins for base images needs.
+pub(crate) fn install_for_images() -> Result<()> {
+    install_missing(FOR_IMAGES)
+}
+
+/// Says first what it installs.
+fn install_missing(packages: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = packages.iter().filter(|(package, _)| !is_installed(package)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -28,17 +43,23 @@ pub(crate) fn install() -> Result<()> {
 }
 
 fn apt_get() -> Result<Command> {
-    if is_root()? {
-        let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive");
-        return Ok(command);
-    }
-    let mut command = Command::new("sudo");
+    let mut command = as_root("env")?;
     command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
     Ok(command)
 }
 
-fn is_root() -> Result<bool> {
+/// `program`, run by root: by sudo unless we are root.
+pub(crate) fn as_root(program: &str) -> Result<Command> {
+    if is_root()? {
+        return Ok(Command::new(program));
+    }
+    let mut command = Command::new("sudo");
+    command.arg(program);
+    Ok(command)
+}
+
+/// Whether this process may install packages by itself.
+pub(crate) fn is_root() -> Result<bool> {
     Ok(Command::new("id").arg("-u").output()?.stdout.trim_ascii() == b"0")
 }
 
@@ -49,8 +70,9 @@ fn is_installed(package: &str) -> bool {
 }
 
 /// Whoever can link a Rust program has the C compiler that SQLite, ring and AWS-LC are built with.
-const PACKAGES: &[(&str, &str)] = &[
+const FOR_TESTS: &[(&str, &str)] = &[
     ("dbus-daemon", "what tpm2-abrmd is reached on, for tests"),
+    ("git", "reads the commit that a build names, for tests"),
     ("libtss2-dev", "the agent's second way to a TPM, for tests"),
     ("libtss2-tcti-tabrmd0", "its way to tpm2-abrmd"),
     ("mosquitto", "a broker that is not ours, for tests"),
@@ -61,3 +83,11 @@ const PACKAGES: &[(&str, &str)] = &[
     ("tpm2-abrmd", "a user-space resource manager, for tests"),
     ("tpm2-tools", "an independent user of TPMs, for tests and demo"),
 ];
+
+const FOR_PACKAGES: &[(&str, &str)] = &[
+    ("debootstrap", "a fresh Debian machine in a folder, to try packages on"),
+    ("dpkg-dev", "finds what packages depend on"),
+    ("systemd-container", "boots that machine"),
+];
+
+const FOR_IMAGES: &[(&str, &str)] = &[("debootstrap", "a Debian root file system, where no registry can be reached")];

@@ -2,8 +2,14 @@
 
 mod bench;
 mod ci;
+mod compose;
 mod demo;
+mod docker;
+mod images;
 mod install;
+mod packages;
+mod real_tpms;
+mod screen;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -25,9 +31,19 @@ enum Task {
     },
     /// Check what a change must pass: format, lints, tests, documentation, dependencies
     Ci,
+    /// Build the container images; base images that cannot be pulled are made on this machine
+    Images(images::Images),
+    /// Bring up docker-compose.yml, and see what it survives: kills, cuts, a full disk, wrong clocks
+    ComposeTest(compose::Arguments),
     /// Measure what it can do
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Build the Debian packages assay and assay-device, in target/debian
+    Packages,
+    /// Build the packages, and try them on a fresh Debian machine in a folder; as root
+    PackagesTest,
+    /// Show what the CA makes of real vendors' certificates; fails if any of it is wrong
+    RealTpms(real_tpms::Arguments),
     /// Install the Debian packages that building and testing need
     Install,
 }
@@ -37,7 +53,12 @@ fn main() -> ExitCode {
         Task::Demo => install::install().and_then(|()| demo::run()),
         Task::Test { arguments } => install::install().and_then(|()| ci::test(&arguments)),
         Task::Ci => install::install().and_then(|()| ci::run()),
+        Task::Images(images) => images.run().map(drop),
+        Task::ComposeTest(arguments) => install::install().and_then(|()| compose::run(&arguments)),
         Task::Bench(bench) => install::install().and_then(|()| bench.run()),
+        Task::Packages => install::install_for_packages().and_then(|()| packages::build()).map(drop),
+        Task::PackagesTest => install::install().and_then(|()| packages::trial::run_trial()),
+        Task::RealTpms(arguments) => install::install().and_then(|()| real_tpms::run(&arguments)),
         Task::Install => install::install(),
     };
     match done {
@@ -52,8 +73,12 @@ fn main() -> ExitCode {
 /// A cargo command in the workspace's directory.
 fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(arguments).current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    command.args(arguments).current_dir(workspace());
     command
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// Runs `command` for the user to see; an exit status other than 0 is an error.

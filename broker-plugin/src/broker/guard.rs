@@ -11,7 +11,6 @@ use assay_wire::{Scope, Topic};
 use mqtt5::QoS;
 use mqtt5::broker::auth::{AuthProvider, AuthResult};
 use mqtt5::broker::events::{BrokerEventHandler, ClientConnectEvent, ClientPublishEvent, PublishAction};
-use mqtt5::broker::router::MessageRouter;
 use mqtt5::packet::connect::ConnectPacket;
 use mqtt5::packet::publish::PublishPacket;
 use mqtt5::types::ReasonCode;
@@ -19,7 +18,7 @@ use tokio::sync::{Notify, SetOnce, watch};
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
-use super::listener::{KEEP_ALIVE, REQUEST_PACKET};
+use super::listener::{Core, KEEP_ALIVE, REQUEST_PACKET};
 use super::login::{Credentials, LoginDesk};
 use super::{Admit, Denial, LoggedIn};
 use crate::access::{Access, Identity, Refusal};
@@ -63,7 +62,7 @@ impl Peer {
 pub(super) struct Guard {
     scope: Scope,
     peer: Peer,
-    router: Arc<MessageRouter>,
+    core: Core,
     introduced: Notify,
     access: OnceLock<Access>,
     login: SetOnce<Admission>,
@@ -80,11 +79,11 @@ struct Admission {
 type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 impl Guard {
-    pub(super) fn new(scope: Scope, peer: Peer, router: Arc<MessageRouter>) -> Self {
+    pub(super) fn new(scope: Scope, peer: Peer, core: Core) -> Self {
         Self {
             scope,
             peer,
-            router,
+            core,
             introduced: Notify::new(),
             access: OnceLock::new(),
             login: SetOnce::new(),
@@ -218,7 +217,7 @@ impl Guard {
     /// Ends the connection as soon as the packet at hand is dealt with.
     async fn cut(&self, client_id: &str, reason: &str) {
         debug!(client = client_id, reason, "cutting the connection");
-        self.router.unregister_client(client_id).await;
+        self.core.router.unregister_client(client_id).await;
     }
 }
 
@@ -308,7 +307,12 @@ impl AuthProvider for Guard {
                 self.cut(&client_id, "too many publishes on one connection").await;
                 return false;
             }
-            access.may_publish(topic)
+            let may = access.may_publish(topic);
+            if may && is_request(topic) {
+                // A moment after the start at most; before, nobody would hear it.
+                self.core.opened.wait().await;
+            }
+            may
         })
     }
 

@@ -12,9 +12,8 @@ use mqtt5::broker::sys_topics::BrokerStats;
 use mqtt5::broker::tls_acceptor::TlsStreamWrapper;
 use mqtt5::broker::transport::BrokerTransport;
 use mqtt5::broker::{BrokerConfig, ResourceLimits, ResourceMonitor};
-use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{SetOnce, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
@@ -25,7 +24,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::guard::{Guard, Peer};
 use super::login::LoginDesk;
 use super::slots::{Slot, Slots};
-use super::{Admit, DRAIN, Places};
+use super::{Admit, DRAIN, Places, Tls};
 use crate::access::Identity;
 
 /// A silent client is given up after one and a half times this (MQTT 5 §3.1.2.10); so is one that does not read.
@@ -69,7 +68,7 @@ pub(super) enum Audience {
 pub(super) struct Listener {
     scope: Scope,
     audience: Audience,
-    tls: TlsAcceptor,
+    tls: watch::Receiver<Tls>,
     introduction: Duration,
     slots: Arc<Slots>,
     monitor: Arc<ResourceMonitor>,
@@ -86,13 +85,15 @@ pub(super) struct Core {
     pub(super) closing: broadcast::Sender<()>,
     /// Changes when every certificate and password must be admitted anew.
     pub(super) recheck: watch::Sender<()>,
+    /// Set when a worker is there for requests.
+    pub(super) opened: Arc<SetOnce<()>>,
 }
 
 impl Listener {
     pub(super) fn new(
         scope: Scope,
         audience: Audience,
-        tls: Arc<ServerConfig>,
+        tls: watch::Receiver<Tls>,
         places: Places,
         introduction: Duration,
         core: Core,
@@ -107,16 +108,23 @@ impl Listener {
             })),
             scope,
             audience,
-            tls: tls.into(),
+            tls,
             introduction,
             slots: Slots::new(places),
             core,
         }
     }
 
-    /// Accepts connections until the broker closes, then lets those there are end.
+    /// Accepts connections, strangers' once the broker is open, until it closes; then lets those there are end.
     pub(super) async fn serve(self, tcp: TcpListener, mut closing: broadcast::Receiver<()>) {
         let listener = Arc::new(self);
+        if let Audience::Bootstrapping { .. } = listener.audience {
+            tokio::select! {
+                // The kernel keeps whoever comes before.
+                _ = listener.core.opened.wait() => {}
+                _ = closing.recv() => return,
+            }
+        }
         let mut connections = JoinSet::new();
         let mut failed: Option<Instant> = None;
         loop {
@@ -167,7 +175,7 @@ impl Listener {
         if client.is_worker() {
             config.max_outbound_inflight = WORKER_WINDOW;
         }
-        let guard = Arc::new(Guard::new(self.scope.clone(), client, self.core.router.clone()));
+        let guard = Arc::new(Guard::new(self.scope.clone(), client, self.core.clone()));
         let config = config.with_event_handler(guard.clone());
         let handler = ClientHandler::new(
             BrokerTransport::tls(TlsStreamWrapper::new(stream)),
@@ -204,7 +212,12 @@ impl Listener {
     async fn secure(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         // Without it each reply waits for the peer's delayed acknowledgement: 44 ms instead of 0.2 on loopback.
         stream.set_nodelay(true)?;
-        self.tls.accept(stream).await
+        let tls = self.tls.borrow().clone();
+        let config = match self.audience {
+            Audience::Bootstrapping { .. } => tls.bootstrap,
+            Audience::Identified { .. } => tls.operational,
+        };
+        TlsAcceptor::from(config).accept(stream).await
     }
 
     /// Who is there; nobody if the listener is for identified clients and this one has shown no certificate, even though TLS

@@ -25,7 +25,7 @@ use mqtt5::broker::storage::QueueLimits;
 use mqtt5::broker::sys_topics::BrokerStats;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{SetOnce, broadcast, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 
@@ -54,19 +54,26 @@ pub struct EmbeddedBrokerConfig {
     pub bootstrap: SocketAddr,
     /// Where devices, workers and operators connect.
     pub operational: SocketAddr,
-    /// For the bootstrap listener; see [`bootstrap_tls`].
-    pub bootstrap_tls: Arc<ServerConfig>,
-    /// For the operational listener; see [`operational_tls`].
-    pub operational_tls: Arc<ServerConfig>,
+    /// May be replaced while the broker runs.
+    pub tls: Tls,
     /// The one scope that is served.
     pub scope: Scope,
     /// Consulted at each CONNECT with a client certificate on the operational listener.
     pub admit: Arc<Admit>,
-    /// Consulted at each CONNECT without one, which takes [`ClientCertificates::Optional`] in `operational_tls`; `None` lets
+    /// Consulted at each CONNECT without one, which takes [`ClientCertificates::Optional`] in `tls.operational`; `None` lets
     /// in nobody without a certificate.
     pub login: Option<Arc<Login>>,
     /// How much is held at once.
     pub limits: Limits,
+}
+
+/// How the listeners shake hands.
+#[derive(Clone)]
+pub struct Tls {
+    /// For the bootstrap listener; see [`bootstrap_tls`].
+    pub bootstrap: Arc<ServerConfig>,
+    /// For the operational listener; see [`operational_tls`].
+    pub operational: Arc<ServerConfig>,
 }
 
 /// How many connections each listener holds, and how long they may take and stay.
@@ -142,19 +149,21 @@ const BACKLOG: QueueLimits = QueueLimits { max_messages: 4096, max_bytes: 16 * 1
 const SWEEP: Duration = Duration::from_secs(5);
 
 /// How long connections may take to end by themselves at shutdown.
-const DRAIN: Duration = Duration::from_secs(2);
+pub const DRAIN: Duration = Duration::from_secs(2);
 
 /// A running broker. Dropping it ends both listeners and all connections at once.
 pub struct EmbeddedBroker {
     bootstrap: SocketAddr,
     operational: SocketAddr,
     core: Core,
+    tls: watch::Sender<Tls>,
     listeners: JoinSet<()>,
     sweeper: JoinSet<()>,
 }
 
 impl EmbeddedBroker {
-    /// Binds both listeners and serves them on the current tokio runtime until shutdown. Raises the process's limit of file
+    /// Binds both listeners and serves them on the current tokio runtime until shutdown; the bootstrap listener only once
+    /// it is [opened](Self::open). Raises the process's limit of file
     /// descriptors as far as the system allows, and holds fewer connections than configured if that is not enough.
     pub async fn start(config: EmbeddedBrokerConfig) -> io::Result<Self> {
         let router = Arc::new(MessageRouter::new().with_fallback_queue_limits(BACKLOG));
@@ -163,26 +172,28 @@ impl EmbeddedBroker {
             stats: Arc::new(BrokerStats::new()),
             closing: broadcast::Sender::new(1),
             recheck: watch::Sender::new(()),
+            opened: Arc::new(SetOnce::new()),
         };
+        let tls = watch::Sender::new(config.tls);
         let mut listeners = JoinSet::new();
         let limits = config.limits.within_system()?;
-        let mut listen = |tcp: TcpListener, tls, audience, places| {
+        let mut listen = |tcp: TcpListener, audience, places| {
             let address = tcp.local_addr()?;
             let scope = config.scope.clone();
-            let listener = Listener::new(scope, audience, tls, places, limits.introduction, core.clone());
+            let listener = Listener::new(scope, audience, tls.subscribe(), places, limits.introduction, core.clone());
             listeners.spawn(listener.serve(tcp, core.closing.subscribe()));
             io::Result::Ok(address)
         };
         let bootstrap = TcpListener::bind(config.bootstrap).await?;
         let operational = TcpListener::bind(config.operational).await?;
         let strangers = Audience::Bootstrapping { lifetime: limits.bootstrapping };
-        let bootstrap = listen(bootstrap, config.bootstrap_tls, strangers, limits.bootstrap)?;
+        let bootstrap = listen(bootstrap, strangers, limits.bootstrap)?;
         let known = Audience::Identified { admit: config.admit, desk: config.login.map(LoginDesk::new).map(Arc::new) };
-        let operational = listen(operational, config.operational_tls, known, limits.operational)?;
+        let operational = listen(operational, known, limits.operational)?;
 
         let mut sweeper = JoinSet::new();
         sweeper.spawn(sweep(router));
-        Ok(Self { bootstrap, operational, core, listeners, sweeper })
+        Ok(Self { bootstrap, operational, core, tls, listeners, sweeper })
     }
 
     /// Where the bootstrap listener accepts connections.
@@ -193,6 +204,18 @@ impl EmbeddedBroker {
     /// Where the operational listener accepts connections.
     pub fn operational_addr(&self) -> SocketAddr {
         self.operational
+    }
+
+    /// Lets the bootstrap listener accept connections: those that wait, and all that come. Until then a request would find no worker
+    /// and be lost, though it was acknowledged; for the same reason those of devices with a certificate wait until then.
+    pub fn open(&self) {
+        // It may be open already.
+        _ = self.core.opened.set(());
+    }
+
+    /// Has later connections shake hands in this way; those that are there stay.
+    pub fn replace_tls(&self, tls: Tls) {
+        self.tls.send_replace(tls);
     }
 
     /// Asks `admit` or `login` about every connected device again, and cuts those that it no longer lets in. Returns at once.

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, stdin};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
-use assay_broker_plugin::store::NewEnrolment;
+use anyhow::{Context, Result, ensure};
+use assay_broker_plugin::store::{NewEnrolment, Tags};
 use assay_ca_core::{EkIdentity, RecognisedAs, Reprovision};
 use assay_wire::{DeviceId, EkId};
 use csv::{ByteRecord, ErrorKind, ReaderBuilder, Trim};
@@ -54,6 +54,7 @@ impl Defaults {
             reprovision: self.reprovision,
             legacy_dps_ek: self.legacy_dps_ek,
             disabled: None,
+            tags: Tags::new(),
             added_at: self.added_at,
         };
         Ok((recognised, identity, enrolment))
@@ -65,10 +66,14 @@ impl Defaults {
 /// # Errors
 /// The file or directory cannot be read, or the file has no header that says what its columns are.
 pub(crate) fn read(path: &Path, defaults: Defaults, progress: impl FnMut(usize)) -> Result<Vec<Entry>> {
-    let metadata = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut entries =
-        if metadata.is_dir() { read_directory(path, defaults, progress) } else { read_csv(path, defaults, progress) }
-            .with_context(|| format!("cannot read {}", path.display()))?;
+    let mut entries = if is_standard_input(path) {
+        read_csv(stdin().lock(), defaults, progress)
+    } else if path.is_dir() {
+        read_directory(path, defaults, progress)
+    } else {
+        File::open(path).map_err(Into::into).and_then(|file| read_csv(file, defaults, progress))
+    }
+    .with_context(|| format!("cannot read {}", path.display()))?;
     refuse_repetitions(&mut entries);
     Ok(entries)
 }
@@ -79,9 +84,16 @@ pub(crate) fn read(path: &Path, defaults: Defaults, progress: impl FnMut(usize))
 /// It cannot be read, or is too long.
 pub(crate) fn read_small(file: &Path) -> Result<Vec<u8>> {
     let mut content = Vec::new();
-    File::open(file)?.take(MAX_EK as u64 + 1).read_to_end(&mut content)?;
+    let open: Box<dyn Read> =
+        if is_standard_input(file) { Box::new(stdin().lock()) } else { Box::new(File::open(file)?) };
+    open.take(MAX_EK as u64 + 1).read_to_end(&mut content)?;
     ensure!(content.len() <= MAX_EK, "longer than {MAX_EK} bytes, which no EK is in any form");
     Ok(content)
+}
+
+/// Whether a path stands for standard input.
+fn is_standard_input(path: &Path) -> bool {
+    path == Path::new("-")
 }
 
 fn read_directory(path: &Path, defaults: Defaults, mut progress: impl FnMut(usize)) -> Result<Vec<Entry>> {
@@ -105,17 +117,21 @@ fn file_name(file: &Path) -> String {
     file.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn read_csv(path: &Path, defaults: Defaults, mut progress: impl FnMut(usize)) -> Result<Vec<Entry>> {
-    let file = File::open(path)?;
-    let length = file.metadata()?.len();
-    ensure!(length <= MAX_CSV, "it has {length} bytes; split it into files of at most {MAX_CSV}");
-    let mut reader = ReaderBuilder::new().trim(Trim::All).from_reader(file.take(MAX_CSV));
+fn read_csv(file: impl Read, defaults: Defaults, mut progress: impl FnMut(usize)) -> Result<Vec<Entry>> {
+    let mut reader = ReaderBuilder::new().trim(Trim::All).from_reader(file.take(MAX_CSV + 1));
     let columns = Columns::of(reader.byte_headers()?)?;
+    if !columns.tags.is_empty() {
+        let names: Vec<_> = columns.tags.iter().map(|(_, name)| format!("{name:?}")).collect();
+        eprintln!("kept as tags: the columns {}", names.join(", "));
+    }
     let mut entries = Vec::new();
     let mut record = ByteRecord::new();
     loop {
         let (line, content) = match reader.read_byte_record(&mut record) {
-            Ok(false) => return Ok(entries),
+            Ok(false) => {
+                ensure!(reader.get_ref().limit() > 0, "it has more than {MAX_CSV} bytes; split it");
+                return Ok(entries);
+            }
             Ok(true) => (record.position().map(csv::Position::line), columns.enrolment(&record, defaults)),
             Err(error) => match error.kind() {
                 ErrorKind::UnequalLengths { pos, expected_len, len } => {
@@ -134,10 +150,13 @@ fn read_csv(path: &Path, defaults: Defaults, mut progress: impl FnMut(usize)) ->
 #[derive(Default)]
 struct Columns {
     endorsement_key: usize,
+    registration_id: Option<usize>,
     device_id: Option<usize>,
     reprovision: Option<usize>,
     legacy_dps_ek: Option<usize>,
     status: Option<usize>,
+    /// All others, with their names.
+    tags: Vec<(usize, String)>,
 }
 
 impl Columns {
@@ -146,15 +165,25 @@ impl Columns {
         let mut endorsement_key = None;
         for (position, name) in header.iter().enumerate() {
             let name = String::from_utf8_lossy(name);
-            let column = match &*name {
-                "endorsement_key" => &mut endorsement_key,
-                "registration_id" | "device_id" => &mut columns.device_id,
+            let name = name.trim_start_matches('\u{FEFF}');
+            let column = match &*plain(name) {
+                "endorsementkey" => &mut endorsement_key,
+                "registrationid" => &mut columns.registration_id,
+                "deviceid" => &mut columns.device_id,
                 "reprovision" => &mut columns.reprovision,
-                "legacy_dps_ek" => &mut columns.legacy_dps_ek,
-                "status" => &mut columns.status,
-                _ => bail!("its header names a column {name:?}; there are {COLUMNS}"),
+                "legacydpsek" => &mut columns.legacy_dps_ek,
+                "status" | "provisioningstatus" => &mut columns.status,
+                _ => {
+                    ensure!(!name.is_empty(), "its header has a column without a name");
+                    ensure!(name.len() <= MAX_TAG_NAME, "a column's name is longer than {MAX_TAG_NAME} bytes");
+                    let is_new = columns.tags.iter().all(|(_, other)| other != name);
+                    ensure!(is_new, "its header names the column {name:?} twice");
+                    columns.tags.push((position, name.to_owned()));
+                    ensure!(columns.tags.len() <= MAX_TAGS, "it has more than {MAX_TAGS} columns besides {COLUMNS}");
+                    continue;
+                }
             };
-            ensure!(column.replace(position).is_none(), "its header names the column {name} twice{}", alias(&name));
+            ensure!(column.replace(position).is_none(), "its header names the column {name} twice");
         }
         let missing = || format!("its first line names no column endorsement_key; there are {COLUMNS}");
         Ok(Self { endorsement_key: endorsement_key.with_context(missing)?, ..columns })
@@ -167,7 +196,25 @@ impl Columns {
         let ek = record.get(self.endorsement_key).unwrap_or_default();
         ensure!(!ek.is_empty(), "endorsement_key is empty");
         let (_, identity, enrolment) = defaults.enrolment(ek).context("endorsement_key")?;
-        let device_id = cell(record, self.device_id, |id| Ok(id.parse()?)).context("device id")?;
+        let id = |column| cell(record, column, |id| Ok(id.parse::<DeviceId>()?));
+        let device_id = match (id(self.registration_id), id(self.device_id)) {
+            (Ok(Some(one)), Ok(Some(other))) => {
+                ensure!(
+                    one == other,
+                    "registration_id and device_id are different ids; leave out the one that is not to be granted"
+                );
+                Some(one)
+            }
+            (one, other) => one.context("registration_id")?.or(other.context("device_id")?),
+        };
+        let tags = self.tags.iter().filter_map(|(position, name)| {
+            let value = record.get(*position).filter(|value| !value.is_empty())?;
+            Some(std::str::from_utf8(value).map(|value| (name.clone(), value.to_owned())).context(name.clone()))
+        });
+        let tags: Tags = tags.collect::<Result<_>>()?;
+        for (name, value) in &tags {
+            ensure!(value.len() <= MAX_TAG, "{name:?} is longer than {MAX_TAG} bytes");
+        }
         let reprovision = cell(record, self.reprovision, |policy| Ok(policy.parse()?)).context("reprovision")?;
         let legacy =
             cell(record, self.legacy_dps_ek, |flag| either(flag, ["false", "true"])).context("legacy_dps_ek")?;
@@ -177,14 +224,17 @@ impl Columns {
             reprovision: reprovision.or(enrolment.reprovision),
             legacy_dps_ek: legacy.or(enrolment.legacy_dps_ek),
             disabled,
+            tags,
             ..enrolment
         };
         checked(&identity, enrolment)
     }
 }
 
-fn alias(name: &str) -> &'static str {
-    if matches!(name, "registration_id" | "device_id") { "; registration_id and device_id are the same" } else { "" }
+/// A column's name without what tells its spellings apart: Azure DPS's `attestation.tpm.endorsementKey` and `registrationId` are ours.
+fn plain(name: &str) -> String {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    last.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
 /// The cell of a column that may be missing; an empty one says nothing.
@@ -229,6 +279,12 @@ fn refuse_repetitions(entries: &mut [Entry]) {
 }
 
 const COLUMNS: &str = "endorsement_key, registration_id or device_id, reprovision, legacy_dps_ek, status";
+/// Inventories have some ten columns.
+const MAX_TAGS: usize = 32;
+/// What is to be read in a table's heading.
+const MAX_TAG_NAME: usize = 64;
+/// A line of text.
+const MAX_TAG: usize = 256;
 /// An EK certificate has at most 4 KiB (`assay_wire::MAX_CERTIFICATE`), so 6 KiB in PEM, and what `openssl x509 -text` writes above it.
 const MAX_EK: usize = 16 * 1024;
 /// A million lines of 256 bytes. An open quotation mark makes the rest of the file one cell, which must fit in memory.
@@ -249,16 +305,35 @@ mod tests {
     #[test]
     fn columns_stand_in_any_order() {
         let columns = columns(&["status", "registration_id", "endorsement_key"]).unwrap();
-        assert_eq!((columns.endorsement_key, columns.device_id, columns.status), (2, Some(1), Some(0)));
-        assert_eq!((columns.reprovision, columns.legacy_dps_ek), (None, None));
+        assert_eq!((columns.endorsement_key, columns.registration_id, columns.status), (2, Some(1), Some(0)));
+        assert_eq!((columns.device_id, columns.reprovision, columns.legacy_dps_ek), (None, None, None));
     }
 
     #[test]
-    fn unknown_missing_and_repeated_columns_are_refused_by_name() {
-        assert!(refused(&["endorsement_key", "registrationId"]).contains("\"registrationId\""));
+    fn columns_have_azures_names_too() {
+        let header = ["registrationId", "deviceId", "attestation.tpm.endorsementKey", "provisioningStatus"];
+        let columns = columns(&header).unwrap();
+        assert_eq!((columns.registration_id, columns.device_id), (Some(0), Some(1)));
+        assert_eq!((columns.endorsement_key, columns.status), (2, Some(3)));
+        assert!(columns.tags.is_empty());
+    }
+
+    #[test]
+    fn other_columns_are_tags() {
+        let columns = columns(&["\u{FEFF}endorsement_key", "site", "Rack No."]).unwrap();
+        assert_eq!(columns.tags, [(1, "site".to_owned()), (2, "Rack No.".to_owned())]);
+        assert!(refused(&["endorsement_key", "site", "site"]).contains("\"site\" twice"));
+        assert!(refused(&["endorsement_key", ""]).contains("without a name"));
+        assert!(refused(&["endorsement_key", &"x".repeat(MAX_TAG_NAME + 1)]).contains("longer than"));
+        let names: Vec<_> = (0..=MAX_TAGS).map(|number| number.to_string()).collect();
+        let header: Vec<_> = names.iter().map(String::as_str).chain(["endorsement_key"]).collect();
+        assert!(refused(&header).contains("more than"));
+    }
+
+    #[test]
+    fn missing_and_repeated_columns_are_refused_by_name() {
         assert!(refused(&["registration_id"]).contains("no column endorsement_key"));
-        assert!(refused(&["endorsement_key", "endorsement_key"]).contains("endorsement_key twice"));
-        assert!(refused(&["endorsement_key", "device_id", "registration_id"]).contains("are the same"));
+        assert!(refused(&["endorsement_key", "endorsementKey"]).contains("endorsementKey twice"));
     }
 
     #[test]

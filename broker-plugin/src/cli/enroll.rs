@@ -19,7 +19,8 @@ use super::table;
 pub(crate) enum Enroll {
     /// Put an EK on the list: it is trusted without a vendor's certificate, and may get a device id of your choice
     Add {
-        /// EK certificate or EK public key: PEM, DER, TPM2B_PUBLIC or TPMT_PUBLIC, the binary ones also in base64
+        /// EK certificate or EK public key, - for standard input: PEM, DER, PKCS #7, PKCS #1, TPM2B_PUBLIC, TPMT_PUBLIC, the binary ones
+        /// also in base64 or base64url; a dump of a TPM's NV index, or the answer of Intel's service
         file: PathBuf,
         /// The device id it is to have; without one, the id follows from the EK
         #[arg(long)]
@@ -184,9 +185,14 @@ fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>, policy: &Pol
             eprintln!("  TPM {}", table::printable(&tpm));
         }
     }
+    if ek.certificate.is_none() {
+        eprintln!(
+            "  nothing shows that this key is in a TPM: by enrolling it, you vouch for a key that may be anywhere"
+        );
+    }
     let new = ek_list::checked(&ek, NewEnrolment { device_id, ..enrolment })?;
     for enrolled in store.enroll(&[new])? {
-        let already = if enrolled? == Enrolled::Unchanged { " already" } else { "" };
+        let already = if enrolled? == Enrolled::Added { "" } else { " already" };
         match store.enrolment(&ek.ek_id)? {
             Some(EnrolmentRow { disabled: true, .. }) => eprintln!("enrolled{already}, and disabled as before"),
             Some(EnrolmentRow { device_id: Some(device_id), .. }) => eprintln!("enrolled{already} as {device_id}"),
@@ -300,6 +306,7 @@ fn json(row: &EnrolmentRow) -> serde_json::Value {
         "legacy_dps_ek": row.legacy_dps_ek,
         "shared_key": row.shared_key.map(|key| serde_json::json!({ "generation": key.generation, "used": key.is_used })),
         "added_at": table::time(row.added_at),
+        "tags": row.tags,
     })
 }
 

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use assay_broker_plugin::access::Identity;
 use assay_broker_plugin::broker::{Admit, Denial, LoggedIn, Login};
-use assay_broker_plugin::ca::{Ca, LoginRefused, Refusal, confirm_by_use};
+use assay_broker_plugin::ca::{LoginRefused, Refusal, confirm_by_use};
 use assay_broker_plugin::store::{CertificateStatus, Store, StoreError};
+use assay_broker_plugin::worker::Outfit;
 use assay_ca_core::CLOCK_SKEW;
+use assay_wire::Flow;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use tracing::warn;
 
 /// Asks the store what a device's certificate is worth now, and confirms one that waits for it. Workers and operators are on no list: their
@@ -37,9 +40,10 @@ pub(super) fn admit(records: Records) -> Arc<Admit> {
 }
 
 /// Asks the CA whether a token is good now, and has it record the first use of a key.
-pub(super) fn login(ca: Arc<Ca>, records: Records) -> Arc<Login> {
+pub(super) fn login(outfit: watch::Receiver<Outfit>, records: Records) -> Arc<Login> {
     Arc::new(move |user_name: &str, password: &[u8]| {
-        let now = OffsetDateTime::now_utc();
+        let (ca, now) = (Arc::clone(&outfit.borrow().ca), OffsetDateTime::now_utc());
+        ca.profile.check_flow(Flow::SharedKey).map_err(|rejection| Denial::Refused(rejection.to_string()))?;
         let (device, first_use) = ca.login(&records.read(), user_name, password, now).map_err(denial)?;
         if let Some(first_use) = first_use {
             ca.record_first_use(&mut records.write(), &first_use, now).map_err(denial)?;

@@ -16,12 +16,12 @@ use super::table;
 
 #[derive(Args)]
 pub(crate) struct Import {
-    /// A CSV file, or a directory with a file for each EK
+    /// A CSV file, - for one on standard input, or a directory with a file for each EK
     ///
     /// A CSV file begins with a line that names its columns, in any order: endorsement_key (TPM2B_PUBLIC in base64 as Azure's tools print it;
     /// or TPMT_PUBLIC, SubjectPublicKeyInfo or certificate, each in base64; or PEM in quotation marks), and if you like registration_id
-    /// (or device_id), reprovision (reissue, reuse or never), legacy_dps_ek (true or false), status (enabled or disabled). An empty cell
-    /// leaves its value open.
+    /// (or device_id), reprovision (reissue, reuse or never), legacy_dps_ek (true or false), status (enabled or disabled). Azure DPS's own
+    /// names will do too. All other columns are kept as tags. An empty cell leaves its value open.
     ///
     /// Of a directory every file counts that is not hidden, in any form that `enroll add` takes; its subdirectories do not.
     path: PathBuf,
@@ -54,9 +54,11 @@ impl Import {
             return report(failures);
         }
         write(&done, self.json)?;
-        let added = done.iter().filter(|(enrolled, _)| *enrolled == Enrolled::Added).count();
+        let count = |which| done.iter().filter(|(enrolled, _)| *enrolled == which).count();
+        let (added, retagged) = (count(Enrolled::Added), count(Enrolled::Retagged));
         let imported = if self.dry_run { "would import" } else { "imported" };
-        eprintln!("{imported} {added}, unchanged {}", done.len() - added);
+        let updated = if retagged > 0 { format!(", tags updated of {retagged}") } else { String::new() };
+        eprintln!("{imported} {added}{updated}, unchanged {}", done.len() - added - retagged);
         Ok(())
     }
 }
@@ -109,6 +111,7 @@ fn object(enrolled: Enrolled, new: &NewEnrolment) -> serde_json::Value {
         "device_id": new.device_id.as_ref().map(DeviceId::as_str),
         "result": match enrolled {
             Enrolled::Added => "imported",
+            Enrolled::Retagged => "updated",
             Enrolled::Unchanged => "unchanged",
         },
     })

@@ -8,7 +8,7 @@ use clap::Args;
 
 #[derive(Args)]
 pub(crate) struct Init {
-    /// The directory to make; it must be new or empty
+    /// The directory to make; it must be new, or empty but for assay.toml, which is kept
     directory: PathBuf,
     /// Stands in the CA's certificates as its organisation
     #[arg(long, default_value = "Assay")]

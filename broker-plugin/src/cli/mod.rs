@@ -4,15 +4,22 @@ mod crl;
 mod ek_list;
 mod enroll;
 mod gate;
+mod health;
 mod import;
 mod init;
 mod list;
+mod outfit;
 mod serve;
+mod service;
 mod table;
 mod trust;
+mod trust_add;
+mod vendor_files;
 mod watch;
+mod worker;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use assay_broker_plugin::directory::Directory;
@@ -20,7 +27,7 @@ use clap::{Parser, Subcommand};
 
 /// Turns a TPM's endorsement key into a device certificate, over MQTT.
 #[derive(Parser)]
-#[command(name = "assay", version, after_help = EXAMPLES)]
+#[command(name = "assay", version = env!("ASSAY_VERSION"), after_help = EXAMPLES)]
 pub(crate) struct Cli {
     /// The CA's directory
     #[arg(long, global = true, env = "ASSAY_DIR", default_value = ".")]
@@ -42,7 +49,9 @@ enum Command {
     /// Run the built-in broker and a worker
     Serve(serve::Serve),
     /// Run a worker on another MQTT 5 broker
-    Worker(serve::Worker),
+    Worker(worker::Worker),
+    /// Say whether a worker answers and the store can be written
+    Health(health::Health),
     /// List the devices
     Devices(list::Json),
     /// List the certificates
@@ -56,7 +65,7 @@ enum Command {
 }
 
 impl Cli {
-    pub(crate) fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<ExitCode> {
         let directory = || Directory::open(&self.dir);
         match self.command {
             Command::Init(init) => init.run(),
@@ -64,12 +73,14 @@ impl Cli {
             Command::Enroll(enroll) => enroll.run(&directory()?),
             Command::Serve(serve) => serve.run(&directory()?),
             Command::Worker(worker) => worker.run(&directory()?),
+            Command::Health(health) => return health.run(&directory()?),
             Command::Devices(json) => list::devices(&directory()?, json),
             Command::Certs(json) => list::certificates(&directory()?, json),
             Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => list::audit(&directory()?, audit),
             Command::Watch(watch) => watch.run(&directory()?),
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -80,5 +91,6 @@ Examples:
   assay --dir ca enroll add ek.pem --device-id pump-17
   assay --dir ca enroll import eks.csv
   assay --dir ca serve                             serve devices until interrupted
+  assay --dir ca health                            exit status 0 if all is well
   assay --dir ca devices                           who is registered
   assay --dir ca audit                             who was refused, and why";

@@ -1,26 +1,19 @@
-//! `assay serve` and `assay worker`: the processes that stay.
+//! `assay serve`
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::net::SocketAddr;
 
-use anyhow::{Context, Result, ensure};
-use assay_broker_plugin::broker::{self, ClientCertificates, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
+use anyhow::{Context, Result};
+use assay_broker_plugin::broker::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::worker::{self, WorkerConfig};
-use assay_mqtt::BrokerUrl;
-use assay_wire::Flow;
 use clap::Args;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, RootCertStore};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tracing::info;
-use tracing_subscriber::EnvFilter;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::gate;
+use super::outfit::{ServerOutfit, local_url, reread};
+use super::service::{self, Signals, Systemd, attend};
+use super::worker::FINISH;
 
 #[derive(Args)]
 pub(crate) struct Serve {
@@ -32,145 +25,62 @@ pub(crate) struct Serve {
     operational: Option<SocketAddr>,
 }
 
-#[derive(Args)]
-pub(crate) struct Worker {
-    /// Any MQTT 5 broker: `mqtts://HOST:PORT`, or `mqtt://HOST:PORT` without TLS
-    #[arg(long)]
-    broker: BrokerUrl,
-    /// Root certificate of the broker, if it is not this CA's
-    #[arg(long, value_name = "FILE")]
-    broker_ca: Option<PathBuf>,
-}
-
 impl Serve {
     pub(crate) fn run(self, directory: &Directory) -> Result<()> {
-        start(async {
+        service::run(async {
+            let (mut signals, systemd) = (Signals::listen()?, Systemd::default());
             let config = directory.config();
-            let server = directory.credentials("server")?;
-            let ca = Arc::new(directory.ca()?);
-            let (certificates, login) = if ca.profile.offers(Flow::SharedKey) {
-                (
-                    ClientCertificates::Optional,
-                    Some(gate::login(ca.clone(), gate::Records::open(&directory.database())?)),
-                )
-            } else {
-                (ClientCertificates::Mandatory, None)
-            };
-            let (server_key, certificate) = (server.key.clone_key(), server.chain[0].clone());
+            // First, for its error says best what to do where there is no CA yet.
+            let database = directory.database()?;
+            let bootstrap = self.bootstrap.unwrap_or(config.bootstrap);
+            let operational = self.operational.unwrap_or(config.operational);
+            let read = |directory: &Directory| ServerOutfit::read(directory, [bootstrap, operational]);
+            let ServerOutfit { worker, tls } = read(directory)?;
+            let (outfit, worn) = watch::channel(worker);
+
             let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
-                bootstrap: self.bootstrap.unwrap_or(config.bootstrap),
-                operational: self.operational.unwrap_or(config.operational),
-                bootstrap_tls: broker::bootstrap_tls(server.chain.clone(), server_key)?.into(),
-                operational_tls: broker::operational_tls(server.chain, server.key, directory.root()?, certificates)?
-                    .into(),
+                bootstrap,
+                operational,
+                tls,
                 scope: config.scope.clone(),
-                admit: gate::admit(gate::Records::open(&directory.database())?),
-                login,
+                admit: gate::admit(gate::Records::open(&database)?),
+                login: Some(gate::login(worn.clone(), gate::Records::open(&database)?)),
                 limits: Limits::default(),
             })
             .await
             .context("cannot listen; another process may hold the port, see --bootstrap and --operational")?;
 
-            let bootstrap = reachable(broker.bootstrap_addr(), &certificate)?;
-            let operational = reachable(broker.operational_addr(), &certificate)?;
-            let worker_config = WorkerConfig {
-                broker: operational.parse()?,
-                tls: client_tls(directory, directory.roots()?, "worker")?,
-                database: directory.database(),
+            let bootstrap = local_url(broker.bootstrap_addr())?;
+            let operational = local_url(broker.operational_addr())?;
+            info!(address = %broker.bootstrap_addr(), from_here = %bootstrap, "listening for devices without certificate");
+            info!(address = %broker.operational_addr(), from_here = %operational, "listening for certificates of this CA");
+            let config =
+                WorkerConfig { broker: operational.clone(), outfit: worn, database, pulse: Systemd::watchdog() };
+            let (stop, stopping) = watch::channel(None);
+            let ready = || {
+                broker.open();
+                println!("bootstrap {bootstrap}\noperational {operational}");
             };
-            let ready = once(move || println!("bootstrap {bootstrap}\noperational {operational}"));
-            tokio::select! {
-                stopped = worker::run(ca, worker_config, ready) => stopped?,
-                () = gate::cut_revoked(directory.store()?, || broker.recheck()) => {}
-                () = interrupted() => info!("stopping"),
-            }
-            broker.shutdown().await;
+            let worker = worker::run(config, stopping, |event| systemd.tell(event, &operational, ready));
+            let store = directory.store()?;
+            let served = async {
+                tokio::select! {
+                    ended = worker => ended,
+                    () = gate::cut_revoked(store, || broker.recheck()) => Ok(()),
+                }
+            };
+            attend(served, &mut signals, &systemd, &stop, FINISH - DRAIN, || {
+                let (fresh, waiting) = reread(directory)?;
+                let ServerOutfit { worker, tls } = read(&fresh)?;
+                outfit.send_replace(worker);
+                broker.replace_tls(tls);
+                // A token of a key or a flow that is no more is good no longer.
+                broker.recheck();
+                Ok(waiting)
+            })
+            .await?;
+            signals.finish(broker.shutdown()).await;
             Ok(())
         })
-    }
-}
-
-impl Worker {
-    pub(crate) fn run(self, directory: &Directory) -> Result<()> {
-        start(async {
-            let roots = match &self.broker_ca {
-                Some(file) => read_roots(file)?,
-                None => directory.roots()?,
-            };
-            let config = WorkerConfig {
-                broker: self.broker,
-                tls: client_tls(directory, roots, "worker")?,
-                database: directory.database(),
-            };
-            let ready = once(|| println!("ready"));
-            tokio::select! {
-                stopped = worker::run(Arc::new(directory.ca()?), config, ready) => stopped?,
-                () = interrupted() => info!("stopping"),
-            }
-            Ok(())
-        })
-    }
-}
-
-/// Runs a process that stays, with its log on stderr (`ASSAY_LOG` sets the level).
-fn start(work: impl Future<Output = Result<()>>) -> Result<()> {
-    let filter = EnvFilter::builder().with_env_var("ASSAY_LOG").try_from_env();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info,mqtt5=warn")))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
-}
-
-/// The TLS configuration of a client of ours, with its certificate from the CA's directory.
-pub(super) fn client_tls(directory: &Directory, roots: RootCertStore, holder: &str) -> Result<Arc<ClientConfig>> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let credentials = directory.credentials(holder)?;
-    let certified = CertifiedKey::from_der(credentials.chain, credentials.key, &provider)?;
-    let resolver = Arc::new(SingleCertAndKey::from(certified));
-    Ok(Arc::new(assay_mqtt::tls_config(provider, roots, Some(resolver))?))
-}
-
-fn read_roots(file: &PathBuf) -> Result<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .with_context(|| format!("cannot read certificates in PEM from {}", file.display()))?;
-    for certificate in certificates {
-        roots.add(certificate)?;
-    }
-    Ok(roots)
-}
-
-/// How to reach a listener from this machine, as the worker does: by an address that the broker's certificate names.
-fn reachable(listener: SocketAddr, certificate: &CertificateDer<'_>) -> Result<String> {
-    let IpAddr::V4(mut ip) = listener.ip() else {
-        // rumqttc takes no IPv6 address.
-        ensure!(listener.ip().is_unspecified(), "{listener}: listen on an IPv4 address, or on [::] for both");
-        return Ok(format!("mqtts://{}:{}", Ipv4Addr::LOCALHOST, listener.port()));
-    };
-    if ip.is_unspecified() {
-        ip = Ipv4Addr::LOCALHOST;
-    }
-    let (_, certificate) = X509Certificate::from_der(certificate)?;
-    let names = certificate.subject_alternative_name()?.context("server.pem names no host")?;
-    let named = names.value.general_names.iter().any(|name| *name == GeneralName::IPAddress(&ip.octets()));
-    ensure!(named, "server.pem does not name {ip}; listen elsewhere, or make the CA with --server-name {ip}");
-    Ok(format!("mqtts://{ip}:{}", listener.port()))
-}
-
-/// Makes every call but the first do nothing.
-fn once(work: impl Fn()) -> impl Fn() {
-    let done = std::sync::Once::new();
-    move || done.call_once(&work)
-}
-
-async fn interrupted() {
-    // Unwrap safety: these signals can always be listened for on Unix.
-    let mut terminate = signal(SignalKind::terminate()).unwrap();
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
     }
 }

@@ -2,27 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
+use assay_broker_plugin::ca::read_anchors;
 use assay_broker_plugin::directory::Directory;
-use assay_broker_plugin::store::AnchorRow;
-use assay_ca_core::TrustAnchors;
-use clap::Subcommand;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use sha2::{Digest, Sha256};
+use assay_broker_plugin::store::Store;
+use assay_ca_core::{ContainerError, EkCheck, Role, TrustAnchors, VendorCertificate, certificates_in};
+use clap::{Args, Subcommand};
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::table;
+use super::trust_add::Add;
+use super::vendor_files::read_bounded;
 
 #[derive(Subcommand)]
 pub(crate) enum Trust {
-    /// Add the certificates of PEM files: roots, and the intermediates that devices may not send
-    Add {
-        /// PEM files, each with one certificate or more
-        #[arg(required = true)]
-        files: Vec<PathBuf>,
-    },
+    /// Add vendors' CA certificates: roots, and the issuers below them that devices may not send
+    Add(Add),
+    /// Say whether an EK would be trusted, and through which CAs; or what is missing
+    Check(Check),
     /// List them
     List {
         /// One JSON object a line
@@ -38,54 +35,105 @@ pub(crate) enum Trust {
 
 impl Trust {
     pub(crate) fn run(self, directory: &Directory) -> Result<()> {
+        let store = directory.store()?;
         match self {
-            Self::Add { files } => files.iter().try_for_each(|file| add(directory, file)),
-            Self::List { json } => list(directory, json),
-            Self::Remove { fingerprint } => remove(directory, &fingerprint),
+            Self::Add(add) => add.run(&store),
+            Self::Check(check) => check.run(&store),
+            Self::List { json } => list(&store, json),
+            Self::Remove { fingerprint } => remove(&store, &fingerprint),
         }
     }
 }
 
-fn add(directory: &Directory, file: &Path) -> Result<()> {
-    let certificates: Vec<_> = CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect)
-        .with_context(|| format!("cannot read certificates in PEM from {}", file.display()))?;
-    ensure!(!certificates.is_empty(), "{} holds no certificate in PEM", file.display());
-    // Refuses what can be no anchor, before any of the file is stored.
-    TrustAnchors::new(certificates.iter().cloned()).with_context(|| format!("{}", file.display()))?;
-    let store = directory.store()?;
-    for certificate in certificates {
-        let anchor = anchor(&certificate)?;
-        let subject = table::printable(&anchor.subject);
-        let already = if store.add_anchor(&anchor)? { "" } else { " (it was there)" };
-        if anchor.root {
-            eprintln!("trusted: root {subject}{already}");
-        } else {
-            eprintln!("kept: intermediate {subject}{already}; it counts for nothing without its root");
+#[derive(Args)]
+#[command(after_help = "\
+Exit status: 0 if all of them would be trusted, 1 if one would not.
+
+Examples:
+  assay --dir ca trust check ek.der
+  assay --dir ca trust check --json eks/*.der")]
+pub(crate) struct Check {
+    /// EK certificates, in any form that `enroll add` takes; a file may hold the certificate's issuers too, or one CA's certificate alone
+    #[arg(required = true, value_name = "EK")]
+    files: Vec<PathBuf>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Check {
+    fn run(self, store: &Store) -> Result<()> {
+        let anchors = read_anchors(store)?;
+        let mut refused = 0;
+        for file in &self.files {
+            let name = file.display().to_string();
+            let verdict = judge(store, &anchors, file);
+            refused += usize::from(verdict.is_err());
+            if self.json {
+                let line = match verdict {
+                    Ok(Verdict { key, trusted_by, issuers }) => serde_json::json!({
+                        "file": name, "trusted": true, "key": key, "by": trusted_by, "path": issuers,
+                    }),
+                    Err(reason) => {
+                        serde_json::json!({ "file": name, "trusted": false, "reason": format!("{reason:#}") })
+                    }
+                };
+                println!("{line}");
+                continue;
+            }
+            let line = match verdict {
+                Ok(Verdict { key, trusted_by: "enrolment", .. }) => {
+                    format!("trusted: {name}: {key}, which is enrolled")
+                }
+                Ok(Verdict { key, issuers, .. }) => format!("trusted: {name}: {key}, through {}", issuers.join(" → ")),
+                Err(reason) => format!("not trusted: {name}: {reason:#}"),
+            };
+            println!("{}", table::printable(&line));
+        }
+        match refused {
+            0 => Ok(()),
+            1 => bail!("one EK would not be trusted"),
+            several => bail!("{several} EKs would not be trusted"),
         }
     }
-    Ok(())
 }
 
-fn anchor(certificate: &CertificateDer<'_>) -> Result<AnchorRow> {
-    let (_, parsed) = X509Certificate::from_der(certificate)?;
-    Ok(AnchorRow {
-        fingerprint: Sha256::digest(certificate).into(),
-        certificate: certificate.to_vec(),
-        subject: parsed.subject().to_string(),
-        root: parsed.subject().as_raw() == parsed.issuer().as_raw(),
-        not_after: parsed.validity().not_after.timestamp(),
-        added_at: OffsetDateTime::now_utc().unix_timestamp(),
-    })
+/// Why an EK would be trusted.
+struct Verdict {
+    key: String,
+    trusted_by: &'static str,
+    issuers: Vec<String>,
 }
 
-fn list(directory: &Directory, json: bool) -> Result<()> {
-    let anchors = directory.store()?.anchors()?;
+fn judge(store: &Store, anchors: &TrustAnchors, file: &Path) -> Result<Verdict> {
+    let certificates = match certificates_in(&read_bounded(file)?) {
+        Err(ContainerError::NoCertificate) => {
+            bail!("it holds no certificate; a bare key is trusted only if it is enrolled, see `assay enroll show`")
+        }
+        certificates => certificates?,
+    };
+    if let [only] = &certificates[..]
+        && let Ok(ca) = VendorCertificate::read(only)
+    {
+        let path = anchors.check_ca(&ca, OffsetDateTime::now_utc())?;
+        return Ok(Verdict { key: ca.key(), trusted_by: "certificate", issuers: path.issuers().to_vec() });
+    }
+    let EkCheck { ek_id, key, path } = EkCheck::of(&certificates, anchors, OffsetDateTime::now_utc())?;
+    match path {
+        Ok(path) => Ok(Verdict { key, trusted_by: "certificate", issuers: path.issuers().to_vec() }),
+        Err(_) if store.granted(&ek_id)?.is_some() => Ok(Verdict { key, trusted_by: "enrolment", issuers: Vec::new() }),
+        Err(reason) => Err(reason.into()),
+    }
+}
+
+fn list(store: &Store, json: bool) -> Result<()> {
+    let anchors = store.anchors()?;
     if json {
         for anchor in anchors {
             let line = serde_json::json!({
                 "fingerprint": hex::encode(anchor.fingerprint),
-                "kind": kind(anchor.root),
+                "kind": kind(anchor.role),
+                "allow_missing": allowances(anchor.role),
                 "subject": anchor.subject,
                 "not_after": table::time(anchor.not_after),
                 "added_at": table::time(anchor.added_at),
@@ -96,14 +144,17 @@ fn list(directory: &Directory, json: bool) -> Result<()> {
     }
     let rows = anchors.into_iter().map(|anchor| {
         let fingerprint = hex::encode(anchor.fingerprint);
-        [fingerprint[..16].to_owned(), kind(anchor.root).into(), table::time(anchor.not_after), anchor.subject]
+        let kind = match allowances(anchor.role) {
+            Some(allowances) if !allowances.is_empty() => format!("anchor, without {allowances}"),
+            _ => kind(anchor.role).into(),
+        };
+        [fingerprint[..16].to_owned(), kind, table::time(anchor.not_after), anchor.subject]
     });
     table::print(["FINGERPRINT", "KIND", "NOT AFTER", "SUBJECT"], rows);
     Ok(())
 }
 
-fn remove(directory: &Directory, prefix: &str) -> Result<()> {
-    let store = directory.store()?;
+fn remove(store: &Store, prefix: &str) -> Result<()> {
     let prefix = prefix.to_ascii_lowercase().replace(':', "");
     ensure!(
         prefix.len() >= MIN_PREFIX,
@@ -122,8 +173,20 @@ fn remove(directory: &Directory, prefix: &str) -> Result<()> {
     }
 }
 
-fn kind(root: bool) -> &'static str {
-    if root { "root" } else { "intermediate" }
+/// One word for what a certificate is good for.
+pub(crate) fn kind(role: Role) -> &'static str {
+    match role {
+        Role::Root => "root",
+        Role::Issuer => "issuer",
+        Role::Anchor(_) => "anchor",
+    }
+}
+
+fn allowances(role: Role) -> Option<String> {
+    match role {
+        Role::Anchor(allowances) => Some(allowances.to_string()),
+        Role::Root | Role::Issuer => None,
+    }
 }
 
 /// Enough to name one certificate, and too much to type by accident.

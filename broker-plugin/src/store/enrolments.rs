@@ -1,5 +1,7 @@
 //! The enrolment list: EKs that an operator vouches for, and devices that an operator switched off or removed.
 
+use std::collections::BTreeMap;
+
 use assay_ca_core::{Reprovision, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
@@ -22,15 +24,22 @@ pub struct NewEnrolment {
     pub legacy_dps_ek: Option<bool>,
     /// Whether it is locked out for now; it is not unless given.
     pub disabled: Option<bool>,
+    /// What the operator's list says besides; none leaves open what is on record.
+    pub tags: Tags,
     /// Now.
     pub added_at: OffsetDateTime,
 }
+
+/// What an operator's list says of an EK that means nothing to the CA, by the names of its columns.
+pub type Tags = BTreeMap<String, String>;
 
 /// What became of a [`NewEnrolment`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enrolled {
     /// It was put on the list.
     Added,
+    /// It was on the list with the same values, and has other tags now.
+    Retagged,
     /// It was on the list, with the same values.
     Unchanged,
 }
@@ -57,6 +66,8 @@ pub struct EnrolmentRow {
     pub registered: bool,
     /// The shared key that was last offered to it.
     pub shared_key: Option<SharedKeyOnRecord>,
+    /// What the operator's list says of it besides.
+    pub tags: Tags,
     /// When it was enrolled or, without an enrolment, registered or else disabled; in seconds since 1970.
     pub added_at: i64,
 }
@@ -234,8 +245,15 @@ fn enroll(connection: &Connection, new: &NewEnrolment) -> Result<Result<Enrolled
     if let Some(difference) = known.as_ref().and_then(|known| difference(known, new)) {
         return Ok(Err(difference));
     }
-    if known.is_some_and(|known| known.recognised.is_some()) {
-        return Ok(Ok(Enrolled::Unchanged));
+    let tags = serde_json::to_string(&new.tags).expect("text has a form in JSON");
+    if let Some(known) = known.filter(|known| known.recognised.is_some()) {
+        if new.tags.is_empty() || new.tags == known.tags {
+            return Ok(Ok(Enrolled::Unchanged));
+        }
+        connection
+            .prepare_cached("UPDATE enrolments SET tags = ?2 WHERE ek_id = ?1")?
+            .execute(params![new.ek_id.as_bytes(), tags])?;
+        return Ok(Ok(Enrolled::Retagged));
     }
     if let Some(wanted) = &new.device_id
         && let Some(holder) = super::holder(connection, wanted)?
@@ -245,8 +263,8 @@ fn enroll(connection: &Connection, new: &NewEnrolment) -> Result<Result<Enrolled
     }
     connection
         .prepare_cached(
-            "INSERT INTO enrolments (ek_id, device_id, recognised, reprovision, legacy_dps_ek, added_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO enrolments (ek_id, device_id, recognised, reprovision, legacy_dps_ek, added_at, tags)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
         .execute(params![
             new.ek_id.as_bytes(),
@@ -254,7 +272,8 @@ fn enroll(connection: &Connection, new: &NewEnrolment) -> Result<Result<Enrolled
             new.recognised,
             new.reprovision.unwrap_or_default().name(),
             new.legacy_dps_ek.unwrap_or_default(),
-            new.added_at.unix_timestamp()
+            new.added_at.unix_timestamp(),
+            tags
         ])?;
     if new.disabled == Some(true) {
         set_disabled(connection, &new.ek_id, true, new.added_at)?;
@@ -300,7 +319,7 @@ fn what_is_known_of(eks: &str) -> String {
     format!(
         "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised, e.reprovision, coalesce(e.legacy_dps_ek, 0),
                 l.since IS NOT NULL, d.ek_id IS NOT NULL, s.generation, s.is_used,
-                coalesce(e.added_at, d.registered_at, l.since) AS added_at
+                coalesce(e.added_at, d.registered_at, l.since) AS added_at, e.tags
          FROM ({eks}) k LEFT JOIN enrolments e USING (ek_id) LEFT JOIN devices d USING (ek_id)
               LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)"
     )
@@ -321,5 +340,9 @@ fn enrolment_row(row: &Row<'_>) -> rusqlite::Result<EnrolmentRow> {
         registered: row.get(6)?,
         shared_key,
         added_at: row.get(9)?,
+        tags: match row.get::<_, Option<String>>(10)? {
+            Some(tags) => serde_json::from_str(&tags).map_err(|error| super::unreadable(10, error))?,
+            None => Tags::new(),
+        },
     })
 }

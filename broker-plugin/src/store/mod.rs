@@ -12,6 +12,7 @@ mod shared_keys;
 mod trust;
 
 use std::fs::OpenOptions;
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::str::FromStr;
@@ -26,10 +27,10 @@ use time::OffsetDateTime;
 
 pub use audit::{AuditEntry, AuditRow};
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
-pub use enrolments::{EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed};
+pub use enrolments::{EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags};
 pub use revocation::RevokedCertificates;
 pub use shared_keys::SharedKeyHolder;
-pub use trust::{AnchorRow, AnchorsVersion};
+pub use trust::{AnchorRow, AnchorsVersion, Trusted};
 
 /// One connection to the file. Each thread has its own; SQLite lets many read while one writes.
 pub struct Store {
@@ -105,6 +106,24 @@ impl Store {
         let result = work(&Transaction(&transaction))?;
         transaction.commit()?;
         Ok(result)
+    }
+
+    /// Makes a durable write that changes nothing, and finds room on the disk for what comes next.
+    ///
+    /// The write alone would not notice a full disk: SQLite writes its log anew from the start once it is emptied.
+    ///
+    /// # Errors
+    /// The file cannot be written, or there is no room beside it.
+    pub fn check_writable(&mut self) -> Result<(), StoreError> {
+        self.transaction(|Transaction(connection)| {
+            let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            // SQLite does not look whether it is the same: it writes the page, and the commit waits for the disk.
+            Ok(connection.pragma_update(None, "user_version", version)?)
+        })?;
+        let file = Path::new(self.connection.path().unwrap_or_default());
+        // Has no name where the file system allows it; so nothing is left behind, even by a crash.
+        let mut room = tempfile::tempfile_in(file.parent().unwrap_or(file))?;
+        Ok(room.write_all(&vec![0; ROOM])?)
     }
 
     /// Moves what is committed from the write-ahead log to where it belongs, as far as nobody who reads needs it there, and delays neither
@@ -265,7 +284,7 @@ fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'stat
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 /// Per connection, and taken only as it is used: what leads to the leaves of all indexes of a million devices (some 1,300 pages), and as
 /// much for leaves.
 const CACHE_KIB: i64 = 8 * 1024;
@@ -274,5 +293,7 @@ const CACHE_KIB: i64 = 8 * 1024;
 const WAL_PAGES: i64 = 16 * 1024;
 /// More than the statements there are, so that each is parsed once per connection.
 const PREPARED_STATEMENTS: usize = 64;
+/// What the log grows by in some seconds of a busy CA: some 250 pages.
+const ROOM: usize = 1024 * 1024;
 /// How long one process waits for another's transaction. Ours take milliseconds; an operator's command never holds one open.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);

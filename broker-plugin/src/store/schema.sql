@@ -5,7 +5,8 @@ CREATE TABLE anchors (
     fingerprint BLOB NOT NULL UNIQUE,   -- SHA-256 of the certificate
     certificate BLOB NOT NULL,
     subject     TEXT NOT NULL,
-    root        INTEGER NOT NULL,       -- self-signed; others only help to build a path
+    kind        TEXT NOT NULL CHECK (kind IN ('root', 'issuer', 'anchor')),  -- an issuer only helps to build a path
+    allowances  TEXT NOT NULL,          -- what EK certificates under an anchor may lack, with commas in between
     not_after   INTEGER NOT NULL,
     added_at    INTEGER NOT NULL
 ) STRICT;
@@ -16,7 +17,8 @@ CREATE TABLE enrolments (
     recognised    TEXT NOT NULL,        -- the encoding that the operator's file had
     reprovision   TEXT NOT NULL CHECK (reprovision IN ('reissue', 'reuse', 'never')),
     legacy_dps_ek INTEGER NOT NULL,     -- an EK of Azure's SDKs, which no vendor certified
-    added_at      INTEGER NOT NULL
+    added_at      INTEGER NOT NULL,
+    tags          TEXT NOT NULL         -- what the operator's list says besides: a JSON object of strings
 ) STRICT;
 
 -- EKs whose TPM proved itself: by a ticket, a confirmation, or a token.

@@ -1,31 +1,43 @@
 //! From the queue to a decision, on threads of their own.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use assay_ca_core::{Confirmation, EkEvidence, Evidence, ProvenDevice, SrkEvidence};
 use assay_wire::{DecodeError, DeviceId, EkId, Flow, Problem, ProblemCode, ReplyBody, Request, RequestBody, Topic};
 use crossbeam_channel::{Receiver, Sender};
 use time::OffsetDateTime;
-use tracing::{error, info};
+use tokio::sync::watch;
+use tracing::{debug, error, info};
 
 use super::writer::{Pending, Task, Write};
-use super::{Job, Outbox, Queues, internal};
+use super::{Job, Outbox, Outfit, Pulse, Queues, Work, internal};
 use crate::ca::{Ca, Examiner, Refusal};
 use crate::store::AuditEntry;
 
 /// Examines requests until the queues are closed.
 pub(super) fn run(
-    ca: &Ca,
+    outfit: &watch::Receiver<Outfit>,
     mut examiner: Examiner,
     jobs: &Queues<Receiver<Job>>,
+    pulses: &Receiver<Pulse>,
     writes: &Sender<Write>,
     outbox: &Outbox,
 ) {
     for taken in 0.. {
-        let Some(job) = jobs.take(taken) else { break };
+        let job = match jobs.take(taken, pulses) {
+            Some(Work::Job(job)) => job,
+            Some(Work::Pulse(pulse)) => {
+                _ = writes.send(Write::Pulse(pulse));
+                continue;
+            }
+            None => break,
+        };
+        // The one that this request is decided with to its end, whatever is reread meanwhile.
+        let ca = Arc::clone(&outfit.borrow().ca);
         let id = Request::id_of(&job.message);
         // A panic would be a bug of ours, but one that a stranger's bytes found must not take a thread from everybody else.
-        let outcome = catch_unwind(AssertUnwindSafe(|| examine(ca, &mut examiner, &job)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| examine(&ca, &mut examiner, &job)));
         let (decision, subject) = outcome.unwrap_or_else(|_| {
             error!(client = %job.client, "examining a request panicked");
             (Decision::Reply(ReplyBody::Problem(internal())), Subject::unread())
@@ -37,13 +49,19 @@ pub(super) fn run(
                 outbox.reply(job, id, body);
                 _ = writes.send(Write::Audit(audit));
             }
-            Decision::Write(task) => _ = writes.send(Write::Request(Box::new(Pending { job, id, task }))),
+            Decision::Pong => {
+                debug!(client = %job.client, "ping answered");
+                outbox.reply(job, id, ReplyBody::Pong);
+            }
+            Decision::Write(task) => _ = writes.send(Write::Request(Box::new(Pending { ca, job, id, task }))),
         }
     }
 }
 
 enum Decision {
     Reply(ReplyBody),
+    /// Of which nobody wants a record: it says nothing of any device.
+    Pong,
     Write(Box<Task>),
 }
 
@@ -120,6 +138,7 @@ fn decide(
             ca.profile.check_flow(Flow::SharedKey)?;
             Ok(Decision::Write(Box::new(Task::Register(examiner.srk_applicant(&evidence, now)?))))
         }
+        RequestBody::Ping => Ok(Decision::Pong),
     }
 }
 
@@ -131,6 +150,7 @@ fn action(body: &RequestBody) -> &'static str {
         RequestBody::Enroll(_) => "enroll",
         RequestBody::Confirm(_) => "confirm",
         RequestBody::Register(_) => "register",
+        RequestBody::Ping => "ping",
     }
 }
 

@@ -1,27 +1,33 @@
 //! Publishes the revocation list, retained: when it changes, before it is out of date, and to each broker that is new.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_ca_core::REVOCATION_LIST_LIFETIME;
 use assay_wire::Topic;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use tracing::{error, warn};
 
-use super::Outbox;
+use super::{Outbox, Outfit};
 use crate::ca::{Ca, Refusal};
 use crate::store::Store;
 
 /// Publishes until nobody connects to brokers any more; `arrived` hears of each connection.
-pub(super) fn run(ca: &Ca, mut store: Store, arrived: &Receiver<()>, outbox: &Outbox) {
-    let mut published: Option<(i64, Instant)> = None;
+pub(super) fn run(outfit: &watch::Receiver<Outfit>, mut store: Store, arrived: &Receiver<()>, outbox: &Outbox) {
+    let mut published: Option<Published> = None;
     // Before the first connection there is nobody to publish to.
     if arrived.recv().is_err() {
         return;
     }
     loop {
-        match publish(ca, &mut store, published, outbox) {
-            Ok(now_published) => published = Some(now_published),
+        let ca = Arc::clone(&outfit.borrow().ca);
+        // By another CA it would be another list.
+        let last = published.as_ref().filter(|published| Arc::ptr_eq(&published.ca, &ca));
+        match publish(ca, &mut store, last, outbox) {
+            Ok(Some(now_published)) => published = Some(now_published),
+            Ok(None) => {}
             Err(refusal) => error!(error = %refusal, "the revocation list could not be published; trying again"),
         }
         match arrived.recv_timeout(POLL) {
@@ -32,18 +38,27 @@ pub(super) fn run(ca: &Ca, mut store: Store, arrived: &Receiver<()>, outbox: &Ou
     }
 }
 
+/// The list that subscribers have.
+struct Published {
+    /// Who signed it.
+    ca: Arc<Ca>,
+    changes: i64,
+    at: Instant,
+}
+
+/// `None` if the `last` one will do.
 fn publish(
-    ca: &Ca,
+    ca: Arc<Ca>,
     store: &mut Store,
-    published: Option<(i64, Instant)>,
+    last: Option<&Published>,
     outbox: &Outbox,
-) -> Result<(i64, Instant), Refusal> {
+) -> Result<Option<Published>, Refusal> {
     let changes = store.list_changes()?;
-    if let Some((seen, at)) = published
-        && seen == changes
-        && at.elapsed() < REVOCATION_LIST_LIFETIME.unsigned_abs() / 2
+    if let Some(last) = last
+        && last.changes == changes
+        && last.at.elapsed() < REVOCATION_LIST_LIFETIME.unsigned_abs() / 2
     {
-        return Ok((seen, at));
+        return Ok(None);
     }
     let list = ca.revocation_list(store, MAX_LIST, OffsetDateTime::now_utc())?;
     if list.len() > MAX_LIST {
@@ -53,9 +68,9 @@ fn publish(
             "the revocation list is too long for one message; `assay crl` writes it to a file"
         );
     } else {
-        outbox.proclaim(Topic::Crl(ca.scope.clone()), list);
+        outbox.proclaim(Topic::Crl(outbox.scope.clone()), list);
     }
-    Ok((changes, Instant::now()))
+    Ok(Some(Published { ca, changes, at: Instant::now() }))
 }
 
 /// How late a revocation is published.

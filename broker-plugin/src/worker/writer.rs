@@ -1,5 +1,6 @@
 //! Decides what must be recorded, and records it: one transaction for as many requests as are waiting.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_ca_core::tpm::template::SrkArea;
@@ -10,7 +11,7 @@ use time::OffsetDateTime;
 use tracing::{error, info};
 
 use super::examiner::{Subject, audit_entry, log, problem};
-use super::{Job, Outbox, internal};
+use super::{Job, Outbox, Pulse, internal};
 use crate::ca::{Applicant, Ca, Refusal};
 use crate::store::{AuditEntry, Store, StoreError, Transaction};
 
@@ -18,10 +19,13 @@ use crate::store::{AuditEntry, Store, StoreError, Transaction};
 pub(super) enum Write {
     Audit(AuditEntry),
     Request(Box<Pending>),
+    Pulse(Pulse),
 }
 
 /// A request that was examined and waits for its transaction.
 pub(super) struct Pending {
+    /// What it was examined with.
+    pub(super) ca: Arc<Ca>,
     pub(super) job: Job,
     pub(super) id: RequestId,
     pub(super) task: Box<Task>,
@@ -48,7 +52,7 @@ impl Task {
 }
 
 /// Writes until every examiner is gone.
-pub(super) fn run(ca: &Ca, mut store: Store, writes: &Receiver<Write>, outbox: &Outbox) {
+pub(super) fn run(mut store: Store, writes: &Receiver<Write>, outbox: &Outbox) {
     let mut audits = Vec::new();
     let mut looked = Instant::now();
     loop {
@@ -58,16 +62,18 @@ pub(super) fn run(ca: &Ca, mut store: Store, writes: &Receiver<Write>, outbox: &
             Err(RecvTimeoutError::Disconnected) => break,
         };
         let idle = first.is_none();
-        let mut waiting = Vec::new();
+        let (mut waiting, mut pulses) = (Vec::new(), Vec::new());
         for write in first.into_iter().chain(writes.try_iter().take(BATCH)) {
             match write {
                 Write::Audit(entry) => audits.push(entry),
                 Write::Request(pending) => waiting.push(*pending),
+                Write::Pulse(pulse) => pulses.push(pulse),
             }
         }
         if !waiting.is_empty() || audits.len() >= BATCH || (idle && !audits.is_empty()) {
-            commit(ca, &mut store, waiting, std::mem::take(&mut audits), outbox);
+            commit(&mut store, waiting, std::mem::take(&mut audits), outbox);
         }
+        pulses.into_iter().for_each(Pulse::end);
         if looked.elapsed() >= OVERDUE_POLL {
             looked = Instant::now();
             if let Err(error) = revoke_overdue(&mut store) {
@@ -75,18 +81,18 @@ pub(super) fn run(ca: &Ca, mut store: Store, writes: &Receiver<Write>, outbox: &
             }
         }
     }
-    commit(ca, &mut store, Vec::new(), audits, outbox);
+    commit(&mut store, Vec::new(), audits, outbox);
 }
 
 /// One transaction, and only then the replies. If it fails, nothing of it happened and every device is told to try again.
-fn commit(ca: &Ca, store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEntry>, outbox: &Outbox) {
+fn commit(store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEntry>, outbox: &Outbox) {
     let (envelopes, tasks): (Vec<_>, Vec<_>) =
-        waiting.into_iter().map(|pending| ((pending.job, pending.id), pending.task)).unzip();
+        waiting.into_iter().map(|Pending { ca, job, id, task }| ((job, id), (ca, task))).unzip();
     let answers = store.transaction(|transaction| {
         let answers = tasks
             .into_iter()
             .zip(&envelopes)
-            .map(|(task, (job, _))| answer(ca, transaction, *task, job))
+            .map(|((ca, task), (job, _))| answer(&ca, transaction, *task, job))
             .collect::<Result<Vec<_>, _>>()?;
         for entry in &audits {
             transaction.audit(entry)?;
@@ -99,7 +105,7 @@ fn commit(ca: &Ca, store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEn
                 log(&audit);
                 // A sealed certificate's subject is nobody's business, so there is no event for one.
                 if let (ReplyBody::Certificate(_), Some(device_id)) = (&answer, &audit.device_id) {
-                    outbox.event(Topic::Event(ca.scope.clone(), device_id.clone()), event(device_id));
+                    outbox.event(Topic::Event(outbox.scope.clone(), device_id.clone()), event(device_id));
                 }
                 outbox.reply(job, id, answer);
             }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use assay_broker_plugin::access::Identity;
 use assay_broker_plugin::broker::{
-    Admit, ClientCertificates, Denial, EmbeddedBroker, EmbeddedBrokerConfig, Limits, Login, Places,
+    Admit, ClientCertificates, Denial, EmbeddedBroker, EmbeddedBrokerConfig, Limits, Login, Places, Tls,
 };
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish};
@@ -55,11 +55,23 @@ impl World {
         admit: Arc<Admit>,
         login: Option<Arc<Login>>,
     ) -> Self {
+        let world = Self::closed(pki, operational_tls, limits, admit, login).await;
+        world.broker.open();
+        world
+    }
+
+    /// One whose broker no worker has joined yet.
+    async fn closed(
+        pki: Pki,
+        operational_tls: ServerConfig,
+        limits: Limits,
+        admit: Arc<Admit>,
+        login: Option<Arc<Login>>,
+    ) -> Self {
         let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
             bootstrap: "127.0.0.1:0".parse().unwrap(),
             operational: "127.0.0.1:0".parse().unwrap(),
-            bootstrap_tls: pki.bootstrap_tls().into(),
-            operational_tls: operational_tls.into(),
+            tls: Tls { bootstrap: pki.bootstrap_tls().into(), operational: operational_tls.into() },
             scope: "default".parse().unwrap(),
             admit,
             login,
@@ -350,6 +362,57 @@ async fn operational_listener_refuses_clients_without_a_certificate_even_if_tls_
             assert!(world.operational_connect(None, &connect).await.is_none(), "{client}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_wait_until_the_broker_is_opened_and_are_served_then() {
+    let pki = Pki::new();
+    let operational = pki.operational_tls(ClientCertificates::Mandatory);
+    let world = World::closed(pki, operational, limits(), Arc::new(|_, _| Ok(())), None).await;
+    // The port is there, and the kernel takes the connection.
+    TcpStream::connect(world.bootstrap()).await.unwrap();
+    let mut served = std::pin::pin!(world.stranger());
+    assert!(timeout(SILENCE, &mut served).await.is_err(), "nobody accepts it yet");
+    let _worker = world.worker().await;
+    world.broker.open();
+    assert!(timeout(PATIENCE, served).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn request_of_a_device_waits_until_the_broker_is_opened() {
+    let pki = Pki::new();
+    let operational = pki.operational_tls(ClientCertificates::Mandatory);
+    let world = World::closed(pki, operational, limits(), Arc::new(|_, _| Ok(())), None).await;
+    let mut device = world.device("pump-17").await;
+    device.send_publish("provision/v1/default/pump-17/request", b"early", 0x32).await;
+    tokio::time::sleep(SILENCE).await;
+    let mut worker = world.worker().await;
+    assert!(worker.message(SILENCE).await.is_none());
+    world.broker.open();
+    assert_eq!(worker.message(PATIENCE).await.unwrap().payload, b"early");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replaced_certificates_are_for_new_connections_and_old_ones_stay() {
+    let world = World::new().await;
+    let (mut old, client) = world.stranger().await;
+    let new = Pki::new();
+    let operational = new.operational_tls(ClientCertificates::Mandatory);
+    world.broker.replace_tls(Tls { bootstrap: new.bootstrap_tls().into(), operational: operational.into() });
+    assert!(Raw::open(world.bootstrap(), &world.anonymous).await.is_err(), "the old root does not vouch for it");
+    let anonymous = Arc::new(new.client_tls(None));
+    let mut raw = Raw::open(world.bootstrap(), &anonymous).await.unwrap();
+    assert_eq!(raw.connect(&Connect::new(&fresh_client())).await, Some(SUCCESS));
+    let worker = new.client_tls(Some(&new.client(&["urn:assay:worker"]))).into();
+    let mut raw = Raw::open(world.broker.operational_addr(), &worker).await.unwrap();
+    assert_eq!(raw.connect(&Connect::new("worker@2")).await, Some(SUCCESS));
+    assert!(
+        world
+            .operational_connect(Some(&world.pki.client(&["urn:assay:worker"])), &Connect::new("worker@1"))
+            .await
+            .is_none()
+    );
+    assert_eq!(old.subscribe(&format!("provision/v1/default/{client}/reply")).await, Some(GRANTED_QOS_1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

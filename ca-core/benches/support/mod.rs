@@ -4,9 +4,11 @@
 #[expect(dead_code, reason = "the tests, which it is made for, use the rest")]
 pub(crate) mod fixture;
 
+mod hostile;
 mod primitives;
 mod world;
 
+pub(crate) use hostile::Requests;
 pub(crate) use primitives::Primitives;
 pub(crate) use world::World;
 
@@ -72,7 +74,9 @@ impl Case {
 pub(crate) use assay_wire::Flow;
 
 impl Kind {
-    const fn name(self) -> &'static str {
+    pub(crate) const ALL: [Self; 3] = [Self::P256, Self::P384, Self::Rsa2048];
+
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Rsa2048 => "RSA-2048",
             Self::P256 => "P-256",

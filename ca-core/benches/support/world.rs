@@ -5,7 +5,7 @@ use assay_ca_core::tpm::template::SrkArea;
 use assay_ca_core::{
     Admitted, AuthenticatedDevice, BoundKey, Candidate, Confirmation, EkEvidence, Evidence, FIRST_GENERATION,
     IssuedCertificate, MasterSecret, Prepared, Profile, ProvenDevice, Readmitted, Records, SharedKeyOnRecord,
-    SrkEvidence, Token, TrustAnchors, TrustedEk, Unconfirmed,
+    SrkEvidence, Token, TrustedEk, Unconfirmed,
 };
 use assay_wire::{
     ActivationReply, Bundle, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId, EkPublic, Flow, Proof,
@@ -51,7 +51,7 @@ impl World {
                 let others = (0..OTHER_INTERMEDIATES).map(|at| Vendor::new(&format!("Vendor {at}")).intermediate);
                 let mut trusted: Vec<_> = others.chain([vendor.root.clone()]).collect();
                 trusted.insert(OTHER_INTERMEDIATES / 2, vendor.intermediate.clone());
-                ca.anchors = TrustAnchors::new(trusted).unwrap();
+                ca.anchors = trusting(trusted);
             }
             Path::SentIntermediate => {}
         }
@@ -295,7 +295,7 @@ impl World {
 
 impl Kind {
     /// A vendor's key.
-    fn new_key(self) -> KeyPair {
+    pub(crate) fn new_key(self) -> KeyPair {
         match self {
             Self::Rsa2048 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
             Self::P256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),

@@ -3,9 +3,10 @@
 use std::time::Duration as StdDuration;
 
 use assay_ca_core::{
-    Assurance, Authority, Fault, Identity, IssuedCertificate, Issuer, IssuerError, Prepared, Profile, Readmitted,
-    Records,
+    Assurance, Authority, Fault, ISSUING_LIFETIME, Identity, IssuedCertificate, Issuer, IssuerError, Prepared, Profile,
+    Readmitted, Records,
 };
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::{Duration, OffsetDateTime};
 use webpki::{EndEntityCert, KeyUsage};
@@ -219,7 +220,7 @@ fn validity_is_that_of_the_profile() {
 fn certificate_does_not_outlive_the_issuing_ca() {
     let vendor = Vendor::new("Acme");
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
-    let issuing_ends = now() + assay_ca_core::ISSUING_LIFETIME;
+    let issuing_ends = now() + ISSUING_LIFETIME;
     let issued = issue_at(&mut ca, &device, &Records::default(), issuing_ends - Duration::days(1));
     assert_eq!(issued.not_after, issuing_ends);
 
@@ -251,4 +252,33 @@ fn issuer_is_a_ca_with_its_own_key() {
     assert_eq!(issuer(&leaf.certificate, &leaf.key), Err(IssuerError::NotACa));
     assert_eq!(issuer("", &one.key), Err(IssuerError::UnreadableCertificate));
     assert_eq!(issuer(&one.certificate, ""), Err(IssuerError::UnreadableKey));
+}
+
+#[test]
+fn issuer_is_believed_under_the_root_that_signed_it_while_it_is_valid() {
+    let mut rng = CountingRng::new();
+    let [root, other] = [(); 2].map(|()| Authority::root("Test", now(), &mut rng).unwrap());
+    let issuing = root.issuing("Test", now(), &mut rng).unwrap().to_pem();
+    let der =
+        |authority: &Authority| CertificateDer::from_pem_slice(authority.to_pem().certificate.as_bytes()).unwrap();
+    let issuer = || Issuer::from_pem(&issuing.certificate, &issuing.key).unwrap();
+    issuer().under(&der(&root), now()).unwrap();
+    // Of the same name, but with another key.
+    assert_eq!(issuer().under(&der(&other), now()).unwrap_err(), IssuerError::OtherRoot);
+    assert_eq!(issuer().under(&CertificateDer::from(vec![0x30]), now()).unwrap_err(), IssuerError::UnreadableRoot);
+    for time in [now() - Duration::DAY, now() + ISSUING_LIFETIME + Duration::SECOND] {
+        let refused = issuer().under(&der(&root), time).unwrap_err();
+        assert!(matches!(refused, IssuerError::NotValid { .. }), "{refused}");
+    }
+}
+
+#[test]
+fn issuer_knows_what_it_has_signed() {
+    let (ca, _, issued) = issue();
+    assert!(ca.issuer.has_signed(&issued.der));
+    let mut rng = CountingRng::new();
+    // Of the same name, but with another key.
+    let other = Authority::root("Test", now(), &mut rng).unwrap().issuing("Test", now(), &mut rng).unwrap().to_pem();
+    let other = Issuer::from_pem(&other.certificate, &other.key).unwrap();
+    assert!(!other.has_signed(&issued.der) && !other.has_signed(b"no certificate"));
 }

@@ -7,7 +7,7 @@ use assay_ca_core::tpm::public::{AreaKey, Name, ObjectAttributes, PublicArea};
 use assay_ca_core::tpm::template::{EkArea, SrkArea};
 use assay_ca_core::{
     Admitted, Authority, BoundKey, Enrolment, Evidence, Issuer, ProvenDevice, Records, Rejection, TicketKey,
-    TrustAnchors, TrustedEk,
+    TrustAnchors, TrustedEk, VendorCertificate,
 };
 use assay_wire::{Bundle, ChallengeReply, DeviceId, Proof, Scope, Ticket};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, agree};
@@ -123,7 +123,7 @@ impl Vendor {
     }
 
     pub(crate) fn anchors(&self) -> TrustAnchors {
-        TrustAnchors::new([self.root.clone()]).unwrap()
+        trusting([self.root.clone()])
     }
 
     /// An EK certificate as TCG's profile wants it, after `change`; and its issuer.
@@ -139,6 +139,11 @@ impl Vendor {
     pub(crate) fn certify_by_root(&self, key: &PublicKey) -> Vec<CertificateDer<'static>> {
         vec![certify_ek(key, &self.root_issuer, |_| ())]
     }
+}
+
+/// An operator's trust in these vendors' certificates.
+pub(crate) fn trusting(certificates: impl IntoIterator<Item = CertificateDer<'static>>) -> TrustAnchors {
+    TrustAnchors::new(certificates.into_iter().map(|der| VendorCertificate::read(&der).unwrap()))
 }
 
 fn ca_params(name: &str) -> CertificateParams {
@@ -162,7 +167,7 @@ fn certify_ca(
     (certificate, rcgen::Issuer::new(params, key))
 }
 
-fn certify_ek(
+pub(crate) fn certify_ek(
     key: &PublicKey,
     issuer: &rcgen::Issuer<'static, KeyPair>,
     change: impl FnOnce(&mut CertificateParams),

@@ -5,7 +5,7 @@ use assay_ca_core::tpm::credential::{Credential, make_credential};
 use assay_ca_core::tpm::kdf::Hash;
 use assay_ca_core::tpm::public::{AreaKey, Name, PublicArea};
 use assay_ca_core::tpm::template::{EkArea, IkArea, SrkArea};
-use assay_ca_core::{Assurance, TrustAnchors, TrustedEk};
+use assay_ca_core::{Assurance, TrustedEk};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
@@ -123,7 +123,7 @@ fn coordinates_with_leading_zeros_keep_their_width() {
 #[test]
 fn certificates_of_swtpm_are_trusted() {
     let pem = |file| CertificateDer::from_pem_slice(&golden(file)).unwrap().into_owned();
-    let anchors = TrustAnchors::new([pem("vendor-issuer.pem"), pem("vendor-root.pem")]).unwrap();
+    let anchors = trusting([pem("vendor-issuer.pem"), pem("vendor-root.pem")]);
     for kind in ["rsa2048", "p384"] {
         let mut device = Device::of(&Vendor::new("unused"));
         device.ek.area = golden_area(&format!("ek-{kind}"));

@@ -3,7 +3,7 @@
 use assay_ca_core::key::PublicKey;
 use assay_ca_core::tpm::public::PublicArea;
 use assay_ca_core::tpm::template::{EkArea, IkArea, SrkArea};
-use assay_ca_core::{BoundKey, EkIdentity, Evidence, Identity, Records, TrustAnchors, TrustedEk};
+use assay_ca_core::{BoundKey, EkIdentity, Evidence, Identity, Records, TrustedEk, VendorCertificate};
 use assay_wire::{Bundle, EkPublic, Proof};
 
 use crate::fixture::*;
@@ -57,7 +57,7 @@ fn issuers_and_anchors() {
     let mut device = Device::of(&vendor);
     let intermediate = device.ek_certificates[1].clone();
     for bytes in damaged(&intermediate) {
-        drop(TrustAnchors::new([bytes.clone().into()]));
+        drop(VendorCertificate::read(&bytes));
         device.ek_certificates[1] = bytes.into();
         let verified = TrustedEk::verify(&device.evidence().ek, &vendor.anchors(), None, now());
         verified.expect_err("every byte is signed, or is the signature");

@@ -4,8 +4,8 @@ use assay_ca_core::key::{PublicKey, WeakKey};
 use assay_ca_core::tpm::public::{AlgorithmId, AreaKey, CurveId, ObjectAttributes, PublicArea, Scheme};
 use assay_ca_core::tpm::template::AreaRefused;
 use assay_ca_core::{
-    AnchorError, Assurance, BoundKey, Enrolment, Evidence, Records, Registration, Rejection, TrustAnchors, TrustedEk,
-    device_id_in_question,
+    AnchorError, Assurance, BoundKey, Enrolment, Evidence, Records, Registration, Rejection, TrustedEk,
+    VendorCertificate, device_id_in_question,
 };
 use assay_wire::{Bundle, EkId, EkPublic, ProblemCode};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa};
@@ -195,7 +195,7 @@ mod ek_trust {
         let mut vendor = Vendor::new("Acme");
         let intermediates = vendor.lengthen(6);
         let device = Device::of(&vendor);
-        let anchors = TrustAnchors::new(intermediates.into_iter().chain([vendor.root.clone()])).unwrap();
+        let anchors = trusting(intermediates.into_iter().chain([vendor.root.clone()]));
         let mut ca = Ca::trusting(&vendor);
         ca.anchors = anchors;
         let mut leaf_only = device;
@@ -211,7 +211,7 @@ mod ek_trust {
         device.ek_certificates.truncate(1);
         let mut ca = Ca::trusting(&vendor);
         assert_eq!(code(ca.trust(&device, None)), ProblemCode::EkCertificateUntrusted);
-        ca.anchors = TrustAnchors::new(intermediates.into_iter().chain([vendor.root.clone()])).unwrap();
+        ca.anchors = trusting(intermediates.into_iter().chain([vendor.root.clone()]));
         ca.trust(&device, None).unwrap();
     }
 
@@ -220,7 +220,7 @@ mod ek_trust {
         let vendor = Vendor::new("Acme").with_intermediate(|params| params.not_after = now() + Duration::SECOND);
         let mut device = Device::of(&vendor);
         device.ek_certificates.truncate(1);
-        let anchors = TrustAnchors::new([vendor.root.clone(), vendor.intermediate.clone()]).unwrap();
+        let anchors = trusting([vendor.root.clone(), vendor.intermediate.clone()]);
         let verify_at = |now| TrustedEk::verify(&device.evidence().ek, &anchors, None, now);
         verify_at(now()).unwrap();
         assert_eq!(code(verify_at(now() + Duration::seconds(2))), ProblemCode::EkCertificateExpired);
@@ -241,7 +241,7 @@ mod ek_trust {
         let mut device = Device::of(&forger);
         device.ek_certificates[1] = forged.into();
         let mut ca = Ca::trusting(&vendor);
-        ca.anchors = TrustAnchors::new([vendor.root.clone(), vendor.intermediate.clone()]).unwrap();
+        ca.anchors = trusting([vendor.root.clone(), vendor.intermediate.clone()]);
         assert_eq!(code(ca.trust(&device, None)), ProblemCode::EkCertificateUntrusted);
     }
 
@@ -259,7 +259,7 @@ mod ek_trust {
     #[test]
     fn configured_intermediate_without_its_root_is_trusted_for_nothing() {
         let vendor = Vendor::new("Acme");
-        let anchors = TrustAnchors::new([vendor.intermediate.clone()]).unwrap();
+        let anchors = trusting([vendor.intermediate.clone()]);
         let result = TrustedEk::verify(&Device::of(&vendor).evidence().ek, &anchors, None, now());
         assert_eq!(code(result), ProblemCode::EkCertificateUntrusted);
     }
@@ -268,11 +268,11 @@ mod ek_trust {
     fn anchors_are_ca_certificates_that_signed_themselves() {
         let vendor = Vendor::new("Acme");
         let leaf = Device::of(&vendor).ek_certificates[0].clone();
-        assert!(matches!(TrustAnchors::new([leaf]), Err(AnchorError::NotACa { .. })));
-        assert!(matches!(TrustAnchors::new([b"garbage".to_vec().into()]), Err(AnchorError::Unreadable)));
+        assert!(matches!(VendorCertificate::read(&leaf), Err(AnchorError::NoIssuer { .. } | AnchorError::NoName)));
+        assert!(matches!(VendorCertificate::read(b"garbage"), Err(AnchorError::Unreadable { .. })));
         let mut forged = vendor.root.to_vec();
         *forged.last_mut().unwrap() ^= 1;
-        assert!(matches!(TrustAnchors::new([forged.into()]), Err(AnchorError::NotSelfSigned { .. })));
+        assert!(matches!(VendorCertificate::read(&forged), Err(AnchorError::NotSelfSigned { .. })));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::Name;
 use assay_ca_core::{
     Admitted, Assurance, AuthenticatedDevice, BoundKey, Confirmation, Evidence, FIRST_GENERATION, Identity,
-    MasterSecret, Prepared, Profile, ProvenDevice, Records, SrkEvidence, TicketKey, Token, TrustAnchors, TrustedEk,
+    MasterSecret, Prepared, Profile, ProvenDevice, Records, SrkEvidence, TicketKey, Token, TrustedEk,
 };
 use assay_wire::{
     ActivationReply, Bundle, CertificateList, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId,
@@ -38,7 +38,7 @@ const EK_CERTIFICATE_INDEX: u32 = 0x01C0_000A;
 fn printed_challenge_request_passes_every_check_of_the_ca() {
     let example = Example::read();
     let evidence = Evidence::parse(example.challenge_request()).unwrap();
-    let anchors = TrustAnchors::new([example.block("vendor-root").into()]).unwrap();
+    let anchors = trusting([example.block("vendor-root").into()]);
     let ek = TrustedEk::verify(&evidence.ek, &anchors, None, now()).unwrap();
     assert_eq!((ek.template(), ek.assurance()), ("EK L-2 (P-256)", Assurance::VendorCertificate));
     BoundKey::verify(&evidence).unwrap();
@@ -123,7 +123,7 @@ fn printed_register_request_passes_every_check_of_the_ca() {
     let evidence = SrkEvidence::parse(example.register_request()).unwrap();
     let in_full = Evidence::parse(example.challenge_request()).unwrap();
     assert_eq!(evidence.ek.ek_id(), in_full.ek.ek_id());
-    let anchors = TrustAnchors::new([example.block("vendor-root").into()]).unwrap();
+    let anchors = trusting([example.block("vendor-root").into()]);
     let ek = TrustedEk::verify(&evidence.ek, &anchors, None, now()).unwrap();
     let admitted = Admitted::decide(ek, None, &Records::default()).unwrap();
     assert_eq!(*admitted.device_id(), example.activation_reply().device_id);

@@ -2,21 +2,22 @@
 
 use assay_wire::{Bundle, DeviceId, Flow, Scope};
 use rustls::ClientConfig;
-use rustls::pki_types::UnixTime;
 
 use super::{Credential, DEFAULT_IK_HANDLE, Device, Meter, ProvisionRequest, Provisioned, too_long};
+use crate::clock::{self, is_more_than_a_day, rfc3339};
 use crate::ek::EndorsementKey;
 use crate::error::Error;
 use crate::key::IdentityKey;
 use crate::provision::{Applicant, Progress, Step};
 use crate::state::{Attempt, CertificateGrant, Confirmation, Grant, IdentityRecord, Memory};
-use crate::tpm::{IkKind, PublicArea, PublicKey};
+use crate::tpm::{EkKind, IkKind, PublicArea, PublicKey};
 use crate::verify::{self, AnswerError, DeviceCertificate};
 
 impl Device {
     pub(super) fn provision_certificate(
         &self,
         flow: Flow,
+        ek: Option<EkKind>,
         request: &ProvisionRequest,
         memory: &Memory,
         progress: Progress<'_>,
@@ -45,7 +46,7 @@ impl Device {
             }
         }
 
-        let (ek, shown) = self.endorsement_key(request, memory, &mut step)?;
+        let (ek, shown) = self.endorsement_key(ek, request, memory, &mut step)?;
         // To the CA another EK is another device, whose certificate this is not.
         let pending = pending
             .filter(|(ek, ..)| *ek == shown.ek)
@@ -73,7 +74,15 @@ impl Device {
             step.done("an earlier run stored the certificate: it is still to be confirmed");
         }
 
-        let applicant = Applicant { line: &line, roots: &self.roots, bundle, ek: ek.kind, ek_id: ek.id(), ik: &key };
+        let applicant = Applicant {
+            line: &line,
+            roots: &self.roots,
+            clock: &self.clock,
+            bundle,
+            ek: ek.kind,
+            ek_id: ek.id(),
+            ik: &key,
+        };
         let grant = |certificate: &DeviceCertificate, unconfirmed: Option<&Confirmation>| CertificateGrant {
             record: record.clone(),
             chain: certificate.chain.clone(),
@@ -139,7 +148,8 @@ impl Device {
     /// The stored certificate, verified against the CA's root and the key that the TPM holds now.
     ///
     /// # Errors
-    /// [`Error::Usage`] if this device has to be provisioned first, or has a shared key instead.
+    /// [`Error::NotProvisioned`] if this device has to be provisioned first, [`Error::Usage`] if it has a shared key instead,
+    /// [`Error::Expired`] if the certificate has ended.
     pub fn certificate(&self) -> Result<DeviceCertificate, Error> {
         self.identity().map(|(_, certificate)| certificate)
     }
@@ -150,10 +160,11 @@ impl Device {
     /// milliseconds for it.
     ///
     /// # Errors
-    /// [`Error::Usage`] if this device has to be provisioned first, or has a shared key instead.
+    /// [`Error::NotProvisioned`] if this device has to be provisioned first, [`Error::Usage`] if it has a shared key instead,
+    /// [`Error::Expired`] if the certificate has ended.
     pub fn mqtt_tls_config(&self) -> Result<ClientConfig, Error> {
         let (key, certificate) = self.identity()?;
-        key.tls_config(self.roots.clone(), certificate.chain)
+        self.mutual_tls(&key, certificate.chain)
     }
 
     pub(super) fn identity(&self) -> Result<(IdentityKey, DeviceCertificate), Error> {
@@ -166,7 +177,7 @@ impl Device {
             }
             None => {
                 let reason = "this device has no certificate yet: run `assay-device provision`";
-                return Err(Error::Usage(reason.into()));
+                return Err(Error::NotProvisioned(reason.into()));
             }
         };
         let (kind, handle) = (grant.record.ik, grant.record.ik_handle);
@@ -183,8 +194,17 @@ impl Device {
     }
 
     fn unusable(&self, error: &AnswerError) -> Error {
-        let reason = format!("{error}; run `assay-device provision`");
-        Error::State { path: self.state.certificate_path(), reason }
+        let path = self.state.certificate_path();
+        match *error {
+            AnswerError::NotYetValid { clock, not_before } if is_more_than_a_day(clock, not_before) => clock::wrong(
+                clock,
+                &format!("the certificate in {} is valid from {}", path.display(), rfc3339(not_before)),
+            ),
+            AnswerError::Expired { clock, not_after } => {
+                Error::Expired { path, not_after: rfc3339(not_after), clock: rfc3339(clock) }
+            }
+            _ => Error::State { path, reason: format!("{error}; run `assay-device provision`") },
+        }
     }
 
     fn verify(
@@ -193,7 +213,7 @@ impl Device {
         scope: &Scope,
         key: &PublicKey,
     ) -> Result<DeviceCertificate, AnswerError> {
-        verify::device_certificate(grant.chain.clone(), &self.roots, key, scope, UnixTime::now())
+        verify::device_certificate(grant.chain.clone(), &self.roots, key, scope, self.clock.at(&grant.chain))
     }
 }
 

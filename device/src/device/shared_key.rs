@@ -9,11 +9,12 @@ use crate::error::Error;
 use crate::provision::{Progress, Registrant, Registration, Step};
 use crate::state::{Attempt, Grant, HmacPublic, HmacRecord, Memory, SharedKeyGrant};
 use crate::token::{self, Token};
-use crate::tpm::{SrkKind, TpmError};
+use crate::tpm::{EkKind, SrkKind, TpmError};
 
 impl Device {
     pub(super) fn provision_shared_key(
         &self,
+        ek: Option<EkKind>,
         request: &ProvisionRequest,
         memory: &Memory,
         progress: Progress<'_>,
@@ -40,7 +41,7 @@ impl Device {
             return Ok(provisioned(&grant.record, grant.device_id.clone(), true, &meter));
         }
 
-        let (ek, shown) = self.endorsement_key(request, memory, &mut step)?;
+        let (ek, shown) = self.endorsement_key(ek, request, memory, &mut step)?;
         let srk_public = self.tpm.call("making the storage root key", move |tpm| tpm.storage_root_key(srk))?;
         let srk_public = srk_public.ok_or_else(|| TpmError::Unsupported(format!("{srk} storage root")))?;
         let record = |keys| HmacRecord { shown: shown.clone(), srk, hmac_handle: handle, keys };
@@ -81,7 +82,8 @@ impl Device {
     /// `lifetime` counts in whole seconds, from this device's clock; a CA takes [`Token::MAX_LIFETIME`] at most.
     ///
     /// # Errors
-    /// [`Error::Usage`] if this device has no shared key, or the TPM no longer holds it, or the lifetime is too long.
+    /// [`Error::NotProvisioned`] if this device has no shared key, [`Error::Usage`] if the TPM no longer holds it or the lifetime is
+    /// too long.
     pub fn token(&self, lifetime: Duration) -> Result<Token, Error> {
         if lifetime > Token::MAX_LIFETIME {
             let limit = Token::MAX_LIFETIME.as_secs();
@@ -89,7 +91,7 @@ impl Device {
         }
         let Some(Grant::SharedKey(grant)) = self.state.memory()?.in_use else {
             let reason = "this device has no shared key: run `assay-device provision --flow shared-key`";
-            return Err(Error::Usage(reason.into()));
+            return Err(Error::NotProvisioned(reason.into()));
         };
         let handle = grant.record.hmac_handle;
         let found = self.tpm.call("looking for the HMAC key", move |tpm| tpm.hmac_key(handle))?;
@@ -101,7 +103,7 @@ impl Device {
             )));
         }
         let hmac = |data: Vec<u8>| self.tpm.call("computing an HMAC", move |tpm| tpm.hmac(handle, &data));
-        token::sign(&grant.record.shown.scope, &grant.device_id, token::expiry(lifetime), hmac)
+        token::sign(&grant.record.shown.scope, &grant.device_id, token::expiry(&self.clock, lifetime), hmac)
     }
 }
 

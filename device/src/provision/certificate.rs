@@ -6,10 +6,11 @@ use assay_wire::{
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::digest;
 use rustls::RootCertStore;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use super::{Failure, Line, Progress, Step};
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::key::IdentityKey;
 use crate::state::Confirmation;
@@ -21,6 +22,7 @@ use crate::verify::{self, AnswerError, DeviceCertificate};
 pub(crate) struct Applicant<'a> {
     pub(crate) line: &'a Line<'a>,
     pub(crate) roots: &'a RootCertStore,
+    pub(crate) clock: &'a Clock,
     pub(crate) bundle: Bundle,
     pub(crate) ek: EkKind,
     pub(crate) ek_id: EkId,
@@ -119,9 +121,9 @@ impl Applicant<'_> {
     }
 
     fn verify(&self, chain: &CertificateList<1>) -> Result<DeviceCertificate, AnswerError> {
-        let chain = chain.iter().map(|certificate| CertificateDer::from(certificate.to_vec())).collect();
-        let scope = self.line.scope;
-        let certificate = verify::device_certificate(chain, self.roots, &self.ik.public, scope, UnixTime::now())?;
+        let chain: Vec<_> = chain.iter().map(|certificate| CertificateDer::from(certificate.to_vec())).collect();
+        let (scope, now) = (self.line.scope, self.clock.at(&chain));
+        let certificate = verify::device_certificate(chain, self.roots, &self.ik.public, scope, now)?;
         if let Some(wanted) = &self.bundle.device_id {
             verify::device_id(wanted, &certificate.device_id)?;
         }

@@ -1,7 +1,7 @@
 //! Where the TPM is: the TCTI strings we accept.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// A TCTI string (TCG TSS 2.0 TCTI Specification): how the TPM is reached. Printed, it is the string itself.
@@ -75,6 +75,14 @@ impl Tcti {
             Address::Direct(_) => false,
             #[cfg(feature = "tss2")]
             Address::Library(..) => true,
+        }
+    }
+
+    /// The path of the kernel device, if the TPM is one.
+    pub(crate) fn device_path(&self) -> Option<&Path> {
+        match &self.address {
+            Address::Direct(Wire::Device(path)) => Some(path),
+            _ => None,
         }
     }
 

@@ -4,6 +4,7 @@ mod certificate;
 mod command;
 mod connection;
 mod hash;
+mod health;
 mod key;
 #[cfg(feature = "tss2")]
 mod library;
@@ -18,7 +19,7 @@ use zeroize::Zeroizing;
 
 use self::command::{CommandError, Hierarchy};
 use self::connection::Connection;
-use self::key::{Key, Primaries, SRK_PERSISTENT};
+use self::key::{Key, Primaries};
 use super::{
     EkKind, HierarchyPasswords, IkKind, OpenedKey, PublicArea, SignatureScheme, SrkKind, Tcti, Tpm, TpmError,
     WrappedKey,
@@ -50,6 +51,11 @@ impl Tpm2 {
         self.primaries.expected = Some((kind, id));
     }
 
+    /// Whether there is something to connect to. What it is, only a command tells.
+    pub(crate) fn reaches(tcti: &Tcti) -> std::io::Result<()> {
+        connection::reaches(tcti)
+    }
+
     fn run<T>(
         &mut self,
         operation: &'static str,
@@ -79,7 +85,15 @@ impl Tpm2 {
 impl Tpm for Tpm2 {
     fn ek_certificates(&mut self, kind: EkKind) -> Result<Vec<Vec<u8>>, TpmError> {
         let Some(leaf) = kind.certificate_index() else { return Ok(Vec::new()) };
-        self.run("reading the EK certificate", |tpm, _| Ok(certificate::with_issuers(tpm, leaf)?))
+        self.run("reading the EK certificate", |tpm, primaries| {
+            let indices = certificate::indices(tpm)?;
+            let certificates = match indices.contains(&leaf) {
+                true => certificate::with_issuers(tpm, primaries, leaf, &indices)?,
+                false => Vec::new(),
+            };
+            primaries.nv_indices = Some(indices);
+            Ok(certificates)
+        })
     }
 
     fn endorsement_key(&mut self, kind: EkKind) -> Result<Option<PublicArea>, TpmError> {
@@ -89,7 +103,8 @@ impl Tpm for Tpm2 {
                 ek => ek?,
             };
             // It is needed again soon, to open what was encrypted to it.
-            primaries.keep(tpm, Hierarchy::Endorsement, template::ek(kind), &ek);
+            let template = key::ek_template(tpm, primaries, kind)?;
+            primaries.keep(tpm, Hierarchy::Endorsement, template, &ek);
             primaries.shown = Some((kind, ek.public.clone()));
             Ok(Some(ek.public_area()?))
         })
@@ -211,6 +226,14 @@ impl Tpm for Tpm2 {
         })
     }
 
+    fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>, TpmError> {
+        self.run("asking the TPM for its properties", |tpm, _| Ok(tpm.properties(first)?))
+    }
+
+    fn self_test(&mut self) -> Result<(), TpmError> {
+        self.run("testing itself", |tpm, _| Ok(tpm.self_test()?))
+    }
+
     fn hmac(&mut self, handle: u32, data: &[u8]) -> Result<Vec<u8>, TpmError> {
         self.run("computing an HMAC", |tpm, _| {
             tpm.hmac(handle, data).map_err(|error| used(handle, HMAC_HANDLE_OPTION, error))
@@ -226,6 +249,7 @@ enum Fault {
     Occupied { handle: u32, wanted: String, found: String, option: &'static str },
     NotForThisTpm { reason: String },
     OtherEk,
+    Unreadable { index: u32 },
     Unsupported(String),
 }
 
@@ -253,9 +277,16 @@ impl Fault {
             }
             Self::NotForThisTpm { reason } => TpmError::NotForThisTpm { operation, reason },
             Self::OtherEk => TpmError::OtherEk { operation },
+            Self::Unreadable { index } => TpmError::Unreadable { index },
             Self::Unsupported(what) => TpmError::Unsupported(what),
         }
     }
+}
+
+/// Whether an EK has the shape that TCG's default template for its kind gives, as a CA takes it for granted where it is told the
+/// certificate's NV index alone.
+pub(crate) fn is_of_default_template(kind: EkKind, ek: &PublicArea) -> bool {
+    key::decoded(&ek.bytes).is_none_or(|ek| template::fits(&ek, &template::ek(kind)))
 }
 
 /// Flushes what a process like this one left in the TPM when it was killed: keys with our templates, and sessions, which
@@ -296,12 +327,9 @@ fn used(handle: u32, option: &'static str, error: CommandError) -> Fault {
     if is_wrong_password(&error) { Fault::KeyWithPassword { handle, option } } else { error.into() }
 }
 
-/// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can
-/// be reached is another question, and so is a storage root key with a password, which can only be
-/// the persistent one.
+/// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can be reached is another question.
 fn not_opened(fault: Fault) -> Fault {
     match fault {
-        Fault::Command(error) if is_wrong_password(&error) => used(SRK_PERSISTENT, SRK_OPTION, error),
         Fault::Command(error @ (CommandError::Refused(_) | CommandError::BadArgument(_))) => {
             Fault::NotForThisTpm { reason: error.to_string() }
         }
@@ -324,7 +352,6 @@ fn unsupported(error: CommandError, kind: &str) -> Fault {
 /// The command line's options for other keys than those that are in the way.
 const IK_HANDLE_OPTION: &str = "--ik-handle";
 const HMAC_HANDLE_OPTION: &str = "--hmac-handle";
-const SRK_OPTION: &str = "--srk";
 /// The first handles of their types (TPM 2.0 Part 2, 7.2).
 const TRANSIENT_FIRST: u32 = 0x8000_0000;
 const LOADED_SESSION_FIRST: u32 = 0x0200_0000;

@@ -73,6 +73,7 @@ impl FakeCa {
             RequestBody::Enroll(_) => "enroll",
             RequestBody::Confirm(_) => "confirm",
             RequestBody::Register(_) => "register",
+            RequestBody::Ping => "ping",
         };
         self.heard.lock().unwrap().requests.drain(..).map(kind).collect()
     }

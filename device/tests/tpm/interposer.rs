@@ -5,6 +5,7 @@ use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, SrkKind, Tpm, Tpm2, 
 use assay_tests::{Swtpm, Tap, agent_tcti};
 
 use crate::activation::{SECRET, make_credential};
+use crate::nv::{CERTIFICATE, redefine};
 use crate::proxy::Proxy;
 use crate::shared_key::KEY;
 use crate::wrap::{INNER_KEY, wrap};
@@ -46,6 +47,19 @@ fn wrong_password_is_not_on_the_bus_either() -> Result<()> {
     tpm.endorsement_key(EkKind::P256).unwrap_err();
     tpm.create_identity_key(IkKind::P256, IK).unwrap_err();
     assert_eq!(tap.heard(b"wrong guess"), 0);
+    assert_silent_about_secrets(&tap);
+    assert_nothing_loaded(&swtpm)
+}
+
+#[test]
+fn certificate_that_only_the_owner_may_read_is_read_without_showing_the_password() -> Result<()> {
+    let mut swtpm = vendor().device(assay_tests::EkKind::P256, 0)?;
+    let certificate = swtpm.ek_certificate(assay_tests::EkKind::P256)?;
+    redefine(&swtpm, CERTIFICATE, "ownerread", &certificate)?;
+    swtpm.set_passwords(OWNER, ENDORSEMENT)?;
+    let tap = Tap::before_tpm(swtpm.port())?;
+    let mut tpm = at(tap.port(), passwords(OWNER, ENDORSEMENT))?;
+    assert_eq!(tpm.ek_certificates(EkKind::P256)?, [certificate]);
     assert_silent_about_secrets(&tap);
     assert_nothing_loaded(&swtpm)
 }

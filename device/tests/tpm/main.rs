@@ -1,11 +1,14 @@
 //! A device's TPM layer and library, against software TPMs as manufacturers make them.
 
 mod activation;
+mod doctor;
 mod fake_ca;
 mod faults;
 mod flows;
 mod interposer;
 mod keys;
+mod mistakes;
+mod nv;
 mod provisioning;
 mod proxy;
 mod responses;

@@ -127,6 +127,7 @@ fn device(swtpm: &Swtpm, state: &Path) -> Result<Device> {
         tpm_timeout: Duration::from_secs(30),
         state: state.into(),
         ca_roots: Vec::new(),
+        no_clock: false,
     })?)
 }
 

@@ -139,18 +139,23 @@ fn nothing_more_is_sent_after_a_response_that_puts_the_connection_out_of_step() 
 
 #[test]
 fn nv_index_that_is_read_in_parts_of_no_or_too_many_bytes_is_refused() -> Result<()> {
-    let (index, attributes, size) = (0x01C0_000A_u32.to_be_bytes(), 0x2000_0000_u32.to_be_bytes(), [0, 100]);
+    let (index, attributes, size) = (0x01C0_000A_u32.to_be_bytes(), 0x2004_0000_u32.to_be_bytes(), [0, 100]);
+    let handles =
+        |count: u8, handles: &[u8]| message(0x8001, 0, &[&[0, 0, 0, 0, 1, 0, 0, 0, count][..], handles].concat());
+    let (nothing_loaded, indices) = (handles(0, &[]), handles(1, &index));
     // TPM2B_NV_PUBLIC without a policy, and an empty TPM2B_NAME.
     let public = [&[0, 14][..], &index, &[0, 0x0B], &attributes, &[0, 0], &size, &[0, 0]].concat();
     for part in [0, 101] {
         let part = [&u16::try_from(part)?.to_be_bytes()[..], &vec![7; part]].concat();
-        let liar = Liar::new(vec![message(0x8001, 0, &public), message(0x8002, 0, &parameters(&part))])?;
+        let (public, part) = (message(0x8001, 0, &public), message(0x8002, 0, &parameters(&part)));
+        let responses = vec![nothing_loaded.clone(), nothing_loaded.clone(), indices.clone(), public, part];
+        let liar = Liar::flushing(false, responses)?;
         let error = liar.tpm()?.ek_certificates(EkKind::P256).unwrap_err();
         assert!(
             matches!(&error, TpmError::BadResponse { reason, .. } if reason.contains("100 were asked")),
             "{error:?}"
         );
-        assert_eq!(liar.heard(), 2);
+        assert_eq!(liar.heard(), 5);
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ use rustls::{
     ClientConnection, ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, Stream, SupportedProtocolVersion,
 };
 use serde_json::json;
+use time::OffsetDateTime;
 
 use crate::{IK, a_tpm, assert_nothing_loaded, open};
 
@@ -78,13 +79,21 @@ pub(crate) fn device(swtpm: &Swtpm, state: &Path, ca: &Ca) -> Result<Device> {
 }
 
 pub(crate) fn device_at(tcti: &str, state: &Path, ca: &Ca) -> Result<Device> {
-    let options = DeviceOptions {
+    open_device(options(tcti, state, ca)?)
+}
+
+pub(crate) fn options(tcti: &str, state: &Path, ca: &Ca) -> Result<DeviceOptions> {
+    Ok(DeviceOptions {
         tcti: tcti.parse()?,
         passwords: Default::default(),
         tpm_timeout: Duration::from_secs(30),
         state: state.into(),
         ca_roots: vec![ca.root.der().clone()],
-    };
+        no_clock: false,
+    })
+}
+
+pub(crate) fn open_device(options: DeviceOptions) -> Result<Device> {
     loop {
         match Device::open(options.clone()) {
             // Another test's child process has a copy of the lock file between fork and exec.
@@ -99,9 +108,34 @@ pub(crate) struct Ca {
     root: rcgen::CertifiedIssuer<'static, KeyPair>,
 }
 
+/// The first and the last moment of a certificate.
+#[derive(Clone, Copy)]
+pub(crate) struct Validity {
+    pub(crate) not_before: OffsetDateTime,
+    pub(crate) not_after: OffsetDateTime,
+}
+
+impl Default for Validity {
+    /// All of the time that rcgen gives.
+    fn default() -> Self {
+        let CertificateParams { not_before, not_after, .. } = CertificateParams::default();
+        Self { not_before, not_after }
+    }
+}
+
 impl Ca {
     pub(crate) fn new() -> Result<Self> {
+        Self::from(CertificateParams::default())
+    }
+
+    /// One whose root begins with a year.
+    pub(crate) fn made_in(year: i32) -> Result<Self> {
         let mut params = CertificateParams::default();
+        params.not_before = rcgen::date_time_ymd(year, 1, 1);
+        Self::from(params)
+    }
+
+    fn from(mut params: CertificateParams) -> Result<Self> {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "Test Root");
         Ok(Self { root: rcgen::CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
@@ -109,7 +143,12 @@ impl Ca {
 
     /// A device's certificate, DER.
     pub(crate) fn certify(&self, kind: IkKind, ik: &PublicArea, device_id: &str) -> Result<Vec<u8>> {
+        self.certify_for(kind, ik, device_id, Validity::default())
+    }
+
+    fn certify_for(&self, kind: IkKind, ik: &PublicArea, device_id: &str, validity: Validity) -> Result<Vec<u8>> {
         let mut params = CertificateParams::default();
+        Validity { not_before: params.not_before, not_after: params.not_after } = validity;
         params.distinguished_name.push(DnType::CommonName, device_id);
         params.subject_alt_names = vec![SanType::URI(format!("urn:assay:device:default:{device_id}").try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -119,7 +158,18 @@ impl Ca {
 
     /// Writes the state of a device that was provisioned with this key.
     pub(crate) fn provision(&self, state: &Path, kind: IkKind, ik: &PublicArea) -> Result<()> {
-        let certificate = self.certify(kind, ik, "pump-17")?;
+        self.provision_valid(state, kind, ik, Validity::default())
+    }
+
+    /// As [`provision`](Self::provision), with a certificate for some time.
+    pub(crate) fn provision_valid(
+        &self,
+        state: &Path,
+        kind: IkKind,
+        ik: &PublicArea,
+        validity: Validity,
+    ) -> Result<()> {
+        let certificate = self.certify_for(kind, ik, "pump-17", validity)?;
         let shown = json!({"scope": "default", "ek": "p-256", "ek_id": "00".repeat(32)});
         let record = json!({"shown": shown, "flow": "ticket", "ik": kind.to_string(), "ik_handle": IK});
         let base64 = data_encoding::BASE64.encode(&certificate);
@@ -136,8 +186,20 @@ impl Ca {
         versions: &[&'static SupportedProtocolVersion],
         asks_for_certificate: bool,
     ) -> Result<ServerConfig> {
+        self.server_valid(versions, asks_for_certificate, Validity::default())
+    }
+
+    /// As [`server`](Self::server), with a certificate for some time.
+    pub(crate) fn server_valid(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        asks_for_certificate: bool,
+        validity: Validity,
+    ) -> Result<ServerConfig> {
         let key = KeyPair::generate()?;
-        let certificate = CertificateParams::new(vec!["localhost".into()])?.signed_by(&key, &self.root)?;
+        let mut params = CertificateParams::new(vec!["localhost".into()])?;
+        Validity { not_before: params.not_before, not_after: params.not_after } = validity;
+        let certificate = params.signed_by(&key, &self.root)?;
         let mut roots = RootCertStore::empty();
         roots.add(self.root.der().clone())?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -23,6 +23,7 @@ Examples:
   cargo xtask bench core                  # times, in six minutes
   cargo xtask bench core --quick          # the same in two, for direction
   cargo xtask bench core --filter ticket  # one flow only
+  cargo xtask bench core --hostile        # what strangers can make a CA compute, in a minute
   cargo xtask bench core --instructions   # what no other load disturbs; needs valgrind
   cargo xtask bench core --json > core.json"
 )]
@@ -33,6 +34,9 @@ pub(crate) struct Arguments {
     /// Count instructions and allocations under valgrind instead of time
     #[arg(long, conflicts_with = "quick")]
     instructions: bool,
+    /// Time what strangers send instead: the costliest certificates, beside honest ones; fails if they cost more than twice as much
+    #[arg(long, conflicts_with = "instructions")]
+    hostile: bool,
     /// Print JSON instead of tables: times in nanoseconds
     #[arg(long)]
     json: bool,
@@ -50,12 +54,51 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             print_counts(&counts);
         }
     } else {
+        if arguments.hostile {
+            return hostile(arguments);
+        }
         let times = measure(arguments)?;
         if arguments.json {
             println!("{:#}", Value::from_iter(times.iter().map(Times::to_json)));
         } else {
             print_times(&times);
         }
+    }
+    Ok(())
+}
+
+/// Times hostile requests beside honest ones with as many certificates.
+fn hostile(arguments: &Arguments) -> Result<()> {
+    let rounds = if arguments.quick { QUICK_PAIRS / 10 } else { QUICK_PAIRS };
+    eprintln!("Timing {rounds} requests of each kind, and honest ones in turn with them ...");
+    let lines = output_of(Command::new(executable()?).args(["hostile", &rounds.to_string()]))?;
+    let (mut rows, mut worst) = (Vec::new(), 0.0_f64);
+    for line in lines.lines() {
+        let [keys, certificates, tried, hostile, honest] = line.split('\t').collect::<Vec<_>>()[..] else {
+            bail!("unexpected: {line:?}")
+        };
+        let (hostile, honest): (f64, f64) = (hostile.parse()?, honest.parse()?);
+        worst = worst.max(hostile / honest);
+        rows.push((keys, certificates, tried, hostile, honest));
+    }
+    if arguments.json {
+        let rows = rows.iter().map(|(keys, certificates, tried, hostile, honest)| {
+            json!({ "keys": keys, "certificates": certificates, "tried": tried, "hostile": hostile, "honest": honest })
+        });
+        println!("{:#}", Value::from_iter(rows));
+    } else {
+        println!("{:<8}  {:>5}  {:<34}  {:>10}  {:>10}  ratio", "keys", "certs", "hostile", "hostile µs", "honest µs");
+        for (keys, certificates, tried, hostile, honest) in rows {
+            let (in_us, honest_us) = (hostile / 1000.0, honest / 1000.0);
+            println!(
+                "{keys:<8}  {certificates:>5}  {tried:<34}  {in_us:>10.1}  {honest_us:>10.1}  {:.2}",
+                hostile / honest
+            );
+        }
+    }
+    eprintln!("worst: {worst:.2} times an honest request with as many certificates; target: at most {HOSTILE_TARGET}");
+    if worst > HOSTILE_TARGET {
+        bail!("a stranger can make the CA compute more than that");
     }
     Ok(())
 }
@@ -291,6 +334,8 @@ fn read_json(path: &Path) -> Result<Value> {
 
 /// Devices of a kind whose time is compared with that of the primitives.
 const PAIRS: usize = 5000;
+/// A hostile request to an honest one.
+const HOSTILE_TARGET: f64 = 2.0;
 /// The same for `--quick`.
 const QUICK_PAIRS: usize = 500;
 /// What Rust's and AWS-LC's allocations end in.

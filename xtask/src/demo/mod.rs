@@ -1,7 +1,5 @@
 //! `cargo xtask demo`: the whole story, on software TPMs, with the real binaries over real sockets.
 
-mod screen;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -17,7 +15,7 @@ use assay_tests::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use self::screen::Screen;
+use crate::screen::Screen;
 use crate::{bin_dir, show};
 
 /// Builds, then tells the story; an error unless all of it held.

@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 
 use super::connection::Commands;
 use super::hash::Hash;
+use super::health;
 use super::key::Key;
 use super::response_code::ResponseCode;
 use super::salt::{self, Salt};
@@ -128,22 +129,32 @@ impl Commands for Direct<'_> {
         }
     }
 
-    fn nv_size(&mut self, index: u32) -> Result<Option<u16>> {
+    fn nv_index(&mut self, index: u32) -> Result<Option<NvIndex>> {
         let command = TpmNvReadPublicCommand { handles: [index.into()] };
-        let Some(TpmNvReadPublicResponse { nv_public, .. }) = there(self.run(&command, &[], &[]))? else {
+        let Some(TpmNvReadPublicResponse { nv_public, nv_name, .. }) = there(self.run(&command, &[], &[]))? else {
             return Ok(None);
         };
         let TpmsNvPublic { attributes, data_size, .. } = nv_public.inner;
-        Ok(Some(if attributes.contains(TpmaNv::WRITTEN) { data_size.value() } else { 0 }))
+        Ok(Some(NvIndex {
+            size: if attributes.contains(TpmaNv::WRITTEN) { data_size.value() } else { 0 },
+            name: nv_name.to_vec(),
+            takes_own_password: attributes.contains(TpmaNv::AUTHREAD),
+            takes_owner_password: attributes.contains(TpmaNv::OWNERREAD),
+        }))
     }
 
-    fn nv_read(&mut self, index: u32, offset: u16, size: u16) -> Result<Vec<u8>> {
+    fn nv_read(&mut self, index: u32, nv: &NvIndex, reader: Reader, offset: u16, size: u16) -> Result<Vec<u8>> {
+        let (authority, authorisation) = match reader {
+            Reader::Index => (index.into(), Authorisation::EmptyPassword),
+            Reader::Owner { session } => (Hierarchy::Owner.handle(), self.authorisation_of(Hierarchy::Owner, session)),
+        };
         let command = TpmNvReadCommand {
-            handles: [index.into(), index.into()],
+            handles: [authority, index.into()],
             size: TpmUint16::new(size),
             offset: TpmUint16::new(offset),
         };
-        let TpmNvReadResponse { data, .. } = self.run(&command, &[], &[Authorisation::EmptyPassword])?;
+        let names = [Hierarchy::Owner.name(), nv.name.clone()];
+        let TpmNvReadResponse { data, .. } = self.run(&command, &names, &[authorisation])?;
         if data.is_empty() || data.len() > usize::from(size) {
             return Err(CommandError::BadResponse(format!("{} bytes where {size} were asked for", data.len())));
         }
@@ -346,12 +357,20 @@ impl Commands for Direct<'_> {
     fn has_password(&self, hierarchy: Hierarchy) -> bool {
         !hierarchy.password(self.passwords).is_empty()
     }
+
+    fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>> {
+        health::properties(self, first)
+    }
+
+    fn self_test(&mut self) -> Result<()> {
+        health::self_test(self)
+    }
 }
 
 impl<'a> Direct<'a> {
     /// Sends a command until the TPM has done it or refused it. The Names of its handles matter
     /// where sessions authorise it.
-    fn run<R: TpmUnmarshalBody>(
+    pub(super) fn run<R: TpmUnmarshalBody>(
         &mut self,
         command: &impl TpmFrame,
         names: &[Vec<u8>],
@@ -489,6 +508,25 @@ impl<'a> Direct<'a> {
     }
 }
 
+/// What an NV index holds, and who may read it.
+pub(super) struct NvIndex {
+    /// In bytes.
+    pub(super) size: u16,
+    /// As the TPM says; empty where the library knows it (TPM 2.0 Part 1, 16).
+    pub(super) name: Vec<u8>,
+    pub(super) takes_own_password: bool,
+    pub(super) takes_owner_password: bool,
+}
+
+/// By whose authorisation an NV index is read.
+#[derive(Clone, Copy)]
+pub(super) enum Reader {
+    /// By the index's own, empty password.
+    Index,
+    /// By the owner's password, if there is one, which the session carries.
+    Owner { session: Option<u32> },
+}
+
 /// Where a primary key comes from, and who may keep keys.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hierarchy {
@@ -533,7 +571,7 @@ impl Hierarchy {
 
 /// How the use of a handle is authorised, or what else a session does for a command.
 #[derive(Clone, Copy)]
-enum Authorisation<'a> {
+pub(super) enum Authorisation<'a> {
     EmptyPassword,
     Session(Use<'a>),
 }

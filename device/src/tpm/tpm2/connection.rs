@@ -1,12 +1,15 @@
 //! What is asked of a connection to a TPM: commands, by whichever way they go there.
 
+use std::io;
+
 use tpm2_protocol::data::{TpmAlgId, TpmSe, TpmsContext, TpmtPublic};
 use zeroize::Zeroizing;
 
-use super::command::{CommandError, Direct, Hierarchy};
+use super::command::{CommandError, Direct, Hierarchy, NvIndex, Reader};
 use super::key::Key;
 #[cfg(feature = "tss2")]
 use super::library::Library;
+use super::transport::Transport;
 use crate::tpm::tcti::Address;
 use crate::tpm::{HierarchyPasswords, SignatureScheme, Tcti, WrappedKey};
 
@@ -19,6 +22,19 @@ pub(super) fn open<'a>(tcti: &Tcti, passwords: &'a HierarchyPasswords) -> Result
         #[cfg(feature = "tss2")]
         Address::Library(name, conf) => Ok(Box::new(Library::open(name, conf, passwords)?)),
         Address::Direct(wire) => Ok(Box::new(Direct::open(wire, passwords)?)),
+    }
+}
+
+/// Whether there is something to connect to.
+pub(super) fn reaches(tcti: &Tcti) -> io::Result<()> {
+    match tcti.address() {
+        #[cfg(feature = "tss2")]
+        Address::Library(name, conf) => match Library::open(name, conf, &HierarchyPasswords::default()) {
+            Err(CommandError::Io(error)) => Err(error),
+            Err(error) => Err(io::Error::other(error)),
+            Ok(_) => Ok(()),
+        },
+        Address::Direct(wire) => Transport::open(wire).map(drop),
     }
 }
 
@@ -35,12 +51,18 @@ pub(super) trait Commands {
     /// (TPM 2.0 Part 2, 7.2).
     fn handles(&mut self, first: u32) -> Result<Vec<u32>, CommandError>;
 
-    /// TPM2_NV_ReadPublic (TPM 2.0 Part 3, 31.6): how many bytes an index holds; `None` if there is
-    /// no such index.
-    fn nv_size(&mut self, index: u32) -> Result<Option<u16>, CommandError>;
+    /// TPM2_NV_ReadPublic (TPM 2.0 Part 3, 31.6); `None` if there is no such index.
+    fn nv_index(&mut self, index: u32) -> Result<Option<NvIndex>, CommandError>;
 
-    /// TPM2_NV_Read (TPM 2.0 Part 3, 31.13), authorised by the index's own, empty password.
-    fn nv_read(&mut self, index: u32, offset: u16, size: u16) -> Result<Vec<u8>, CommandError>;
+    /// TPM2_NV_Read (TPM 2.0 Part 3, 31.13).
+    fn nv_read(
+        &mut self,
+        index: u32,
+        nv: &NvIndex,
+        reader: Reader,
+        offset: u16,
+        size: u16,
+    ) -> Result<Vec<u8>, CommandError>;
 
     /// TPM2_CreatePrimary (TPM 2.0 Part 3, 24.1). A session carries the hierarchy's password, if it
     /// has one.
@@ -84,6 +106,12 @@ pub(super) trait Commands {
 
     /// Whether a hierarchy is protected, so that a session must carry its password.
     fn has_password(&self, hierarchy: Hierarchy) -> bool;
+
+    /// TPM2_GetCapability (TPM 2.0 Part 3, 30.2): the properties of one group.
+    fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>, CommandError>;
+
+    /// TPM2_SelfTest (TPM 2.0 Part 3, 10.2) of what was not tested yet, and TPM2_GetTestResult (10.4).
+    fn self_test(&mut self) -> Result<(), CommandError>;
 
     /// TPM2_PolicySecret (TPM 2.0 Part 3, 23.4): the endorsement hierarchy's password.
     fn policy_secret(&mut self, policy: u32, session: Option<u32>) -> Result<(), CommandError>;

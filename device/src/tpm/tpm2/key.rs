@@ -7,8 +7,8 @@ use zeroize::Zeroizing;
 use super::command::{CommandError, Hierarchy};
 use super::connection::Connection;
 use super::hash::Hash;
-use super::{Fault, authorised, certificate, template, unsupported};
-use crate::tpm::{EkKind, PublicArea, PublicKey, SrkKind};
+use super::{Fault, authorised, certificate, is_wrong_password, template, unsupported};
+use crate::tpm::{EkKind, IkKind, PublicArea, PublicKey, SrkKind};
 
 /// A key that commands may use.
 pub(super) struct Key {
@@ -76,7 +76,10 @@ impl Key {
 pub(super) fn load_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: EkKind) -> Result<Key, Fault> {
     match find_ek(tpm, primaries, kind)? {
         Some(ek) => Ok(ek),
-        None => make_primary(tpm, primaries, Hierarchy::Endorsement, template::ek(kind), kind.name()),
+        None => {
+            let template = ek_template(tpm, primaries, kind)?;
+            make_primary(tpm, primaries, Hierarchy::Endorsement, template, kind.name())
+        }
     }
 }
 
@@ -93,7 +96,7 @@ fn load_ek_without_password(
 
 /// The EK, if it need not be made.
 fn find_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: EkKind) -> Result<Option<Key>, Fault> {
-    let template = template::ek(kind);
+    let template = ek_template(tpm, primaries, kind)?;
     if let Some(saved) = primaries.load(tpm, Hierarchy::Endorsement, &template)? {
         return Ok(Some(saved));
     }
@@ -102,20 +105,59 @@ fn find_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: EkKind) ->
             continue;
         }
         let Some(public) = read(tpm, handle)? else { continue };
-        if template::fits(&public, &template) && is_of_kind(tpm, kind, &public)? {
+        if template::fits(&public, &template) && is_of_kind(tpm, primaries, kind, &public)? {
             return Ok(Some(Key::at(handle, public)));
         }
     }
     Ok(None)
 }
 
+/// What an EK of a kind is made from: TCG's default template, or the template and the nonce that the manufacturer left in NV memory in
+/// its place (TCG EK Credential Profile 2.5, 2.2.1.4).
+pub(super) fn ek_template(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    kind: EkKind,
+) -> Result<TpmtPublic, Fault> {
+    let default = template::ek(kind);
+    let (nonce_index, template_index) = match kind {
+        EkKind::Rsa2048 => (0x01C0_0003, 0x01C0_0004),
+        EkKind::P256 => (0x01C0_000B, 0x01C0_000C),
+        EkKind::P384 | EkKind::Rsa3072 | EkKind::LegacyDps => return Ok(default),
+    };
+    if let Some((_, known)) = primaries.ek_templates.iter().find(|(known, _)| *known == kind) {
+        return Ok(known.clone());
+    }
+    let indices = match &primaries.nv_indices {
+        Some(indices) => indices.clone(),
+        None => certificate::indices(tpm)?,
+    };
+    let mut left = |index| match indices.contains(&index) {
+        true => certificate::read(tpm, primaries, index),
+        false => Ok(None),
+    };
+    let own = left(template_index)?.and_then(|template| decoded(&template));
+    let nonce = left(nonce_index)?;
+    let template = match nonce {
+        Some(nonce) => template::with_nonce(own.unwrap_or(default), &nonce),
+        None => own.unwrap_or(default),
+    };
+    primaries.ek_templates.push((kind, template.clone()));
+    Ok(template)
+}
+
 /// Whether a persistent key of an EK's shape is that EK. The EKs [`EkKind::Rsa2048`] and [`EkKind::LegacyDps`] have one shape; the
 /// manufacturer's certificate tells which of the two a key is. Without one, neither is believed to be there.
-fn is_of_kind(tpm: &mut Connection<'_>, kind: EkKind, ek: &TpmtPublic) -> Result<bool, CommandError> {
+fn is_of_kind(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    kind: EkKind,
+    ek: &TpmtPublic,
+) -> Result<bool, Fault> {
     if !matches!(kind, EkKind::Rsa2048 | EkKind::LegacyDps) {
         return Ok(true);
     }
-    let certified = certificate::rsa_2048_key(tpm)?;
+    let certified = certificate::rsa_2048_key(tpm, primaries)?;
     let ek = public_key(ek).map(|key| key.subject_public_key_info());
     Ok(certified.is_some_and(|certified| (Some(certified) == ek) == (kind == EkKind::Rsa2048)))
 }
@@ -125,6 +167,7 @@ fn is_of_kind(tpm: &mut Connection<'_>, kind: EkKind, ek: &TpmtPublic) -> Result
 pub(super) fn load_parent(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Key, Fault> {
     if let Some(found) = Key::persistent(tpm, SRK_PERSISTENT)?
         && template::is_storage_key(&found.public)
+        && takes_empty_password(tpm, &found)?
     {
         return Ok(found);
     }
@@ -146,10 +189,20 @@ pub(super) fn load_srk(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind
     }
     if let Some(found) = Key::persistent(tpm, SRK_PERSISTENT)?
         && template::fits(&found.public, &template)
+        && takes_empty_password(tpm, &found)?
     {
         return Ok(found);
     }
     make_primary(tpm, primaries, Hierarchy::Owner, template, kind.name())
+}
+
+/// Whether a storage key can be used without its password. The TPM looks at the password before it finds that there is nothing to
+/// load (TPM 2.0 Part 1, 19.2), and a wrong one does not count where the key is exempt (noDA).
+fn takes_empty_password(tpm: &mut Connection<'_>, parent: &Key) -> Result<bool, CommandError> {
+    match Key::load(tpm, parent, &[], template::ik(IkKind::P256)) {
+        Err(error @ CommandError::Refused(_)) => Ok(!is_wrong_password(&error)),
+        outcome => outcome.map(|_| true),
+    }
 }
 
 fn make_primary(
@@ -170,7 +223,7 @@ fn make_primary(
 }
 
 /// The session that carries the password of a hierarchy; `None` if there is no password to carry.
-fn session_for(
+pub(super) fn session_for(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
     hierarchy: Hierarchy,
@@ -192,9 +245,11 @@ fn session_for(
 /// be had without a password. Else it is any primary key that was made before, or one of the null
 /// hierarchy, which has no password (TPM 2.0 Part 1, 14.4); these keep out who only listens.
 fn salting_key(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Key, Fault> {
-    if let Some((kind, id)) = primaries.expected
-        && let Some(ek) = load_ek_without_password(tpm, primaries, kind)?
-    {
+    primaries.is_choosing_salt = true;
+    let expected =
+        primaries.expected.map(|(kind, id)| Ok::<_, Fault>((load_ek_without_password(tpm, primaries, kind)?, id)));
+    primaries.is_choosing_salt = false;
+    if let Some((Some(ek), id)) = expected.transpose()? {
         return if public_key(&ek.public).is_some_and(|key| key.id() == id) { Ok(ek) } else { Err(Fault::OtherEk) };
     }
     if let Some(saved) = primaries.load_any(tpm)? {
@@ -219,8 +274,14 @@ pub(super) struct Primaries {
     saved: Vec<SavedPrimary>,
     /// The EK by which the CA knows this device: SHA-256 of its SubjectPublicKeyInfo.
     pub(super) expected: Option<(EkKind, [u8; 32])>,
+    /// Whether that EK is being looked for: then no password is given to the TPM for it.
+    pub(super) is_choosing_salt: bool,
     /// The EK that this process showed last.
     pub(super) shown: Option<(EkKind, TpmtPublic)>,
+    /// What EKs are made from, as far as it was looked for.
+    ek_templates: Vec<(EkKind, TpmtPublic)>,
+    /// The NV indices of EK certificates and what goes with them, if they were listed.
+    pub(super) nv_indices: Option<Vec<u32>>,
 }
 
 struct SavedPrimary {
@@ -383,4 +444,4 @@ fn padded<const N: usize>(coordinate: &[u8]) -> Option<[u8; N]> {
 const EK_PERSISTENT_FIRST: u32 = 0x8101_0000;
 const EK_PERSISTENT_LAST: u32 = 0x8101_FFFF;
 /// The persistent storage root key (TCG TPM v2.0 Provisioning Guidance, 7.5.1).
-pub(super) const SRK_PERSISTENT: u32 = 0x8100_0001;
+const SRK_PERSISTENT: u32 = 0x8100_0001;

@@ -22,8 +22,9 @@ use tss_esapi::tss2_esys::{TPMS_CONTEXT, TPMT_TK_HASHCHECK};
 use tss_esapi::{Context, TctiNameConf, tss2_esys};
 use zeroize::Zeroizing;
 
-use super::command::{CommandError, Hierarchy, MAX_HANDLES, MAX_HANDLES_AT_ONCE, signed_by_ecdsa};
+use super::command::{CommandError, Hierarchy, MAX_HANDLES, MAX_HANDLES_AT_ONCE, NvIndex, Reader, signed_by_ecdsa};
 use super::connection::Commands;
+use super::health::{GROUP, MAX_PROPERTIES};
 use super::key::{self, Key};
 use super::response_code::ResponseCode;
 use crate::tpm::{HierarchyPasswords, SignatureScheme, WrappedKey};
@@ -142,7 +143,8 @@ impl Commands for Library<'_> {
         while !self.is_broken
             && let Some(handle) = self.loaded.pop()
         {
-            outcome = outcome.and(self.flush_context(handle));
+            let flushed = self.flush_context(handle);
+            outcome = outcome.and(flushed);
         }
         outcome
     }
@@ -170,24 +172,52 @@ impl Commands for Library<'_> {
         }
     }
 
-    fn nv_size(&mut self, index: u32) -> Result<Option<u16>> {
+    fn nv_index(&mut self, index: u32) -> Result<Option<NvIndex>> {
         let public = match super::command::there(self.object(index))? {
             Some(object) => self.ask(|context| context.nv_read_public(NvIndexHandle::from(object)))?.0,
             None => return Ok(None),
         };
-        // It fits: TPMS_NV_PUBLIC.dataSize has 16 bits.
-        Ok(Some(if public.attributes().written() { public.data_size() as u16 } else { 0 }))
+        Ok(Some(NvIndex {
+            // It fits: TPMS_NV_PUBLIC.dataSize has 16 bits.
+            size: if public.attributes().written() { public.data_size() as u16 } else { 0 },
+            name: Vec::new(),
+            takes_own_password: public.attributes().auth_read(),
+            takes_owner_password: public.attributes().owner_read(),
+        }))
     }
 
-    fn nv_read(&mut self, index: u32, offset: u16, size: u16) -> Result<Vec<u8>> {
+    fn nv_read(&mut self, index: u32, _: &NvIndex, reader: Reader, offset: u16, size: u16) -> Result<Vec<u8>> {
         let index = NvIndexHandle::from(self.object(index)?);
-        let part = self
-            .ask_with_empty_password(|context| context.nv_read(NvAuth::NvIndex(index), index, size, offset))?
-            .to_vec();
+        let part = match reader {
+            Reader::Index => {
+                self.ask_with_empty_password(|context| context.nv_read(NvAuth::NvIndex(index), index, size, offset))
+            }
+            Reader::Owner { session } => {
+                self.ask_as_owner_of(session, |context| context.nv_read(NvAuth::Owner, index, size, offset))
+            }
+        }?
+        .to_vec();
         if part.is_empty() || part.len() > usize::from(size) {
             return Err(CommandError::BadResponse(format!("{} bytes where {size} were asked for", part.len())));
         }
         Ok(part)
+    }
+
+    fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>> {
+        let (found, _) =
+            self.ask(|context| context.get_capability(CapabilityType::TpmProperties, first, MAX_PROPERTIES))?;
+        let CapabilityData::TpmProperties(found) = found else {
+            return Err(strange("another capability than its properties"));
+        };
+        let properties = found.as_ref().iter().map(|each| (u32::from(each.property()), each.value()));
+        // The TPM goes on with the next group.
+        Ok(properties.filter(|(tag, _)| tag & GROUP == first & GROUP).collect())
+    }
+
+    fn self_test(&mut self) -> Result<()> {
+        self.ask(|context| context.self_test(false))?;
+        let (_, outcome) = self.ask(|context| context.get_test_result())?;
+        outcome.map_err(failed)
     }
 
     fn create_primary(

@@ -32,6 +32,17 @@ pub(super) fn ek(kind: EkKind) -> TpmtPublic {
     }
 }
 
+/// The template with a manufacturer's nonce in the field of the key, padded with zeros: of a point, x (TCG EK Credential Profile
+/// 2.5, B.2).
+pub(super) fn with_nonce(template: TpmtPublic, nonce: &[u8]) -> TpmtPublic {
+    let padded = |size: usize| -> Vec<u8> { nonce.iter().copied().chain(std::iter::repeat(0)).take(size).collect() };
+    let unique = match &template.parameters {
+        TpmuPublicParms::Rsa(_) => TpmuPublicId::Rsa(filled(&padded(256))),
+        _ => TpmuPublicId::Ecc(TpmsEccPoint { x: filled(&padded(32)), y: filled(&[0; 32]) }),
+    };
+    TpmtPublic { unique, ..template }
+}
+
 /// An identity key: made by the TPM and stuck there, signs, is not restricted (a TLS signature covers a digest made outside the TPM), and
 /// without dictionary attack protection, for it has no password.
 pub(super) fn ik(kind: IkKind) -> TpmtPublic {

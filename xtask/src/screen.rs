@@ -1,31 +1,31 @@
-//! What the demo shows: chapters, live lines, tables, and expectations that held or did not.
+//! What the commands show: chapters, live lines, tables, and expectations that held or did not.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Standard output. Colours and lines that change in place are for terminals; elsewhere each line is written once.
-pub(super) struct Screen {
+pub(crate) struct Screen {
     terminal: bool,
     failures: usize,
 }
 
 impl Screen {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let plain = std::env::var_os("NO_COLOR").is_some();
         Self { terminal: io::stdout().is_terminal() && !plain, failures: 0 }
     }
 
-    pub(super) fn chapter(&self, title: &str) {
+    pub(crate) fn chapter(&self, title: &str) {
         println!("\n{}", self.paint(BOLD, title));
     }
 
-    pub(super) fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         println!("  {text}");
     }
 
     /// A command as a user would type it.
-    pub(super) fn command(&self, command: &Command) {
+    pub(crate) fn command(&self, command: &Command) {
         let program = command.get_program().to_string_lossy();
         let name = program.rsplit('/').next().unwrap_or(&program);
         let arguments = command.get_args().map(|argument| argument.to_string_lossy());
@@ -33,19 +33,19 @@ impl Screen {
         println!("  {}", self.paint(DIM, &format!("$ {line}")));
     }
 
-    /// Something that must hold for the demo to succeed.
-    pub(super) fn expect(&mut self, held: bool, what: &str) {
+    /// Something that must hold for the command to succeed.
+    pub(crate) fn expect(&mut self, held: bool, what: &str) {
         let mark = if held { self.paint(GREEN, "✓") } else { self.paint(RED, "✗") };
         println!("  {mark} {what}");
         self.failures += usize::from(!held);
     }
 
-    pub(super) fn failures(&self) -> usize {
+    pub(crate) fn failures(&self) -> usize {
         self.failures
     }
 
     /// Columns as wide as their longest cell.
-    pub(super) fn table<const N: usize>(&self, head: [&str; N], rows: &[[String; N]]) {
+    pub(crate) fn table<const N: usize>(&self, head: [&str; N], rows: &[[String; N]]) {
         let width = |column: usize| {
             let cells = rows.iter().map(|row| row[column].chars().count());
             cells.chain([head[column].len()]).max().unwrap_or(0)
@@ -61,7 +61,7 @@ impl Screen {
     }
 
     /// One line for each of `labels`, which threads change while they work.
-    pub(super) fn live(&self, labels: Vec<String>) -> Live<'_> {
+    pub(crate) fn live(&self, labels: Vec<String>) -> Live<'_> {
         if self.terminal {
             labels.iter().for_each(|label| println!("  {label}"));
         }
@@ -74,7 +74,7 @@ impl Screen {
 }
 
 /// Lines that change in place, at the bottom of the screen.
-pub(super) struct Live<'a> {
+pub(crate) struct Live<'a> {
     screen: &'a Screen,
     labels: Vec<String>,
     drawing: Mutex<()>,
@@ -82,7 +82,7 @@ pub(super) struct Live<'a> {
 
 impl Live<'_> {
     /// What line `index` is about at this moment; cut so that it stays one line on 80 columns.
-    pub(super) fn now(&self, index: usize, state: &str) {
+    pub(crate) fn now(&self, index: usize, state: &str) {
         if self.screen.terminal {
             let room = 78 - self.labels[index].chars().count();
             self.draw(index, &self.screen.paint(DIM, &state.chars().take(room).collect::<String>()));
@@ -90,7 +90,7 @@ impl Live<'_> {
     }
 
     /// How line `index` ended.
-    pub(super) fn end(&self, index: usize, state: &str) {
+    pub(crate) fn end(&self, index: usize, state: &str) {
         if self.screen.terminal {
             self.draw(index, state);
         } else {
@@ -103,7 +103,7 @@ impl Live<'_> {
         let _drawing = self.lock();
         let up = self.labels.len() - index;
         print!("\x1b[{up}A\r\x1b[2K  {}{state}\x1b[{up}B\r", self.labels[index]);
-        // A line that is late is better than none; standard output that is gone ends the demo at the next println.
+        // A line that is late is better than none; standard output that is gone ends the command at the next println.
         let _ = io::stdout().flush();
     }
 

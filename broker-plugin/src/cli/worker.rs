@@ -1,0 +1,48 @@
+//! `assay worker`
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use assay_broker_plugin::directory::Directory;
+use assay_broker_plugin::worker::{self, WorkerConfig};
+use assay_mqtt::BrokerUrl;
+use clap::Args;
+use tokio::sync::watch;
+
+use super::outfit::{reread, worker_outfit};
+use super::service::{self, Signals, Systemd, attend};
+
+#[derive(Args)]
+pub(crate) struct Worker {
+    /// Any MQTT 5 broker: `mqtts://HOST:PORT`, or `mqtt://HOST:PORT` without TLS
+    #[arg(long)]
+    broker: BrokerUrl,
+    /// Root certificate of the broker, if it is not this CA's
+    #[arg(long, value_name = "FILE")]
+    broker_ca: Option<PathBuf>,
+}
+
+impl Worker {
+    pub(crate) fn run(self, directory: &Directory) -> Result<()> {
+        service::run(async {
+            let (mut signals, systemd) = (Signals::listen()?, Systemd::default());
+            // First, for its error says best what to do where there is no CA yet.
+            let database = directory.database()?;
+            let (outfit, worn) = watch::channel(worker_outfit(directory, self.broker_ca.as_deref())?);
+            let config =
+                WorkerConfig { broker: self.broker.clone(), outfit: worn, database, pulse: Systemd::watchdog() };
+            let (stop, stopping) = watch::channel(None);
+            let worker = worker::run(config, stopping, |event| systemd.tell(event, &self.broker, || println!("ready")));
+            attend(worker, &mut signals, &systemd, &stop, FINISH, || {
+                let (fresh, waiting) = reread(directory)?;
+                outfit.send_replace(worker_outfit(&fresh, self.broker_ca.as_deref())?);
+                Ok(waiting)
+            })
+            .await
+        })
+    }
+}
+
+/// What a worker may take to answer what it was given: devices wait 20 s for an answer, systemd 90 s for the end of a service.
+pub(super) const FINISH: Duration = Duration::from_secs(10);

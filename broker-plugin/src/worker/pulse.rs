@@ -1,0 +1,74 @@
+//! A pulse through all threads that a request passes, so that somebody notices when one of them is stuck.
+
+use crossbeam_channel::{self as channel, Receiver, Sender};
+use tokio::sync::mpsc;
+
+/// Sends pulses: one to each examiner, for one that is stuck must not be passed over.
+pub(super) struct Heart {
+    examiners: Vec<Sender<Pulse>>,
+}
+
+/// Goes to an examiner, from there to the writer, and from there back.
+pub(super) struct Pulse(mpsc::Sender<()>);
+
+impl Heart {
+    /// A heart for as many examiners, and the end for each.
+    pub(super) fn new(examiners: usize) -> (Self, Vec<Receiver<Pulse>>) {
+        let (examiners, ends) = (0..examiners).map(|_| channel::bounded(1)).unzip();
+        (Self { examiners }, ends)
+    }
+
+    /// Returns once every examiner and, behind it, the writer has come to its pulse: never, if one is stuck.
+    pub(super) async fn beat(&self) {
+        let (returned, mut returns) = mpsc::channel(self.examiners.len());
+        for examiner in &self.examiners {
+            // There is room, for the pulse before it has returned; an examiner that is gone sends none back.
+            _ = examiner.try_send(Pulse(returned.clone()));
+        }
+        for _ in &self.examiners {
+            // Not `None`: `returned` is still here.
+            returns.recv().await;
+        }
+    }
+}
+
+impl Pulse {
+    /// It has passed both.
+    pub(super) fn end(self) {
+        // There is room for all; and once the worker stops, nobody waits.
+        _ = self.0.try_send(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pulse_is_over_only_when_all_examiners_have_passed_it_on() {
+        let (heart, ends) = Heart::new(3);
+        let mut beat = pin!(heart.beat());
+        for end in &ends {
+            assert!(timeout(SHORT, &mut beat).await.is_err(), "somebody has not passed it on");
+            end.recv().unwrap().end();
+        }
+        assert!(timeout(SHORT, &mut beat).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_pulse_that_an_examiner_lost_is_never_over() {
+        let (heart, ends) = Heart::new(2);
+        let mut beat = pin!(heart.beat());
+        assert!(timeout(SHORT, &mut beat).await.is_err());
+        ends[0].recv().unwrap().end();
+        drop(ends);
+        assert!(timeout(SHORT, &mut beat).await.is_err());
+    }
+
+    const SHORT: Duration = Duration::from_millis(20);
+}

@@ -1,0 +1,648 @@
+//! The command line: what can be asked for, and what is printed.
+
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{env, fs};
+
+use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, Password, SrkKind, Tcti};
+use assay_device::{
+    Check, Credential, CredentialStatus, Device, DeviceOptions, DoctorOptions, EkCertificate, EkChoice, EkDescription,
+    Error, Flow, KeyStatus, Outcome, OwnKey, ProvisionRequest, Provisioned, Status, Validity, endorsement_keys,
+    examine, read_certificates,
+};
+use assay_mqtt::BrokerUrl;
+use assay_wire::{DeviceId, Scope};
+use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
+
+/// Proves this device's TPM to an Assay CA over MQTT, and speaks MQTT with what it gets: a certificate for a key in the TPM, or an
+/// HMAC key that only the TPM can open.
+#[derive(Parser)]
+#[command(version = env!("ASSAY_VERSION"), after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Gets a certificate for a key in the TPM, or an HMAC key. Safe to run again: with a valid one it does nothing.
+    #[command(after_help = PROVISION_EXAMPLES)]
+    Provision(ProvisionArgs),
+    /// Shows what the state directory says, without asking the TPM or the CA. The exit code says whether the device can sign in.
+    #[command(after_help = STATUS_EXAMPLE)]
+    Status {
+        /// The state directory.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+        /// Print one JSON object on stdout.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Publishes one message: over mutual TLS with the key in the TPM, or with a token of the HMAC key there.
+    #[command(after_help = PUBLISH_EXAMPLE)]
+    Publish {
+        /// The operational listener of the broker: mqtts://host[:port], by default port 8884.
+        #[arg(long, value_name = "URL", value_parser = BrokerUrl::operational)]
+        broker: BrokerUrl,
+        #[command(flatten)]
+        device: DeviceArgs,
+        /// Topic below device/v1/{scope}/{device id}/.
+        #[arg(long, value_name = "SUB")]
+        topic: String,
+        /// What to publish.
+        #[arg(long)]
+        message: String,
+    },
+    /// Looks at all that provisioning needs, and says of each thing how it is and what to do. Changes nothing, and tells no secret.
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor(DoctorArgs),
+    /// Prints the endorsement keys of the TPM, for `assay enroll add`. Asks the TPM only.
+    #[command(after_help = EK_EXAMPLES)]
+    Ek {
+        /// Only this one: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps; auto is the one that provision shows if nobody says
+        /// which. [default: every one that the TPM has]
+        #[arg(long, value_name = "KIND")]
+        kind: Option<EkChoice>,
+        #[command(flatten)]
+        tpm: TpmArgs,
+        /// Print one JSON object a line on stdout.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints a password for another MQTT client, made with the HMAC key in the TPM. Client id and user name are the device id.
+    #[command(after_help = TOKEN_EXAMPLES)]
+    Token {
+        /// The state directory.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+        #[command(flatten)]
+        tpm: TpmArgs,
+        /// How long the password is valid, at most 86400.
+        #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+        lifetime: u64,
+        /// Print one JSON object on stdout instead of the password alone.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> Result<(), Error> {
+        match self.command {
+            Command::Provision(args) => provision(args),
+            Command::Status { state, json } => status(&state, json),
+            Command::Publish { broker, device, topic, message } => publish(&broker, device, &topic, message),
+            Command::Doctor(args) => doctor(args),
+            Command::Ek { kind, tpm, json } => ek(kind, tpm, json),
+            Command::Token { state, tpm, lifetime, json } => token(state, tpm, Duration::from_secs(lifetime), json),
+        }
+    }
+}
+
+#[derive(Args)]
+struct ProvisionArgs {
+    /// The bootstrap listener of the broker: mqtts://host[:port], verified against --ca-root, or mqtt://… in laboratories.
+    #[arg(long, value_name = "URL")]
+    broker: BrokerUrl,
+    /// The CA's provisioning domain.
+    #[arg(long, default_value = "default")]
+    scope: Scope,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// How to get what: ticket and sealed get a certificate, in two round trips or in one and a confirmation; shared-key gets an
+    /// HMAC key. [default: the flow used before, or ticket]
+    #[arg(long)]
+    flow: Option<Flow>,
+    /// The endorsement key to show: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps. auto takes the first with a certificate;
+    /// legacy-dps is the one that Azure's C SDK makes, which no certificate is for. [default: the kind used before, or auto]
+    #[arg(long, value_name = "KIND")]
+    ek: Option<EkChoice>,
+    /// The EK certificate, then its issuers, PEM or DER, instead of those in the TPM's NV memory. May be given more than once.
+    #[arg(long, value_name = "FILE")]
+    ek_certificate: Vec<PathBuf>,
+    /// The identity key to make: p-256, p-384 or rsa-2048. [default: the kind used before, or p-256]
+    #[arg(long, value_name = "KIND")]
+    ik: Option<IkKind>,
+    /// The persistent handle of the identity key. [default: the handle used before, or 0x81000200]
+    #[arg(long, value_name = "HANDLE", value_parser = parse_handle)]
+    ik_handle: Option<u32>,
+    /// The storage root key to have an HMAC key sent to: p-256 or rsa-2048. [default: the kind used before, or p-256]
+    #[arg(long, value_name = "KIND")]
+    srk: Option<SrkKind>,
+    /// The persistent handle of the HMAC key. [default: the handle used before, or 0x81000100]
+    #[arg(long, value_name = "HANDLE", value_parser = parse_handle)]
+    hmac_handle: Option<u32>,
+    /// The name to ask for. [default: the one that the CA gives this EK]
+    #[arg(long, value_name = "ID")]
+    device_id: Option<DeviceId>,
+    /// Ask the CA even though there is a valid certificate or an HMAC key here; for a CA that superseded or lost it.
+    #[arg(long)]
+    again: bool,
+    /// How long all of it may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    deadline: u64,
+    /// Print one JSON object on stdout instead of the path of the certificate or, with a shared key, the device id.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct DoctorArgs {
+    /// The bootstrap listener of the broker. Without it the network is not looked at.
+    #[arg(long, value_name = "URL")]
+    broker: Option<BrokerUrl>,
+    /// The CA's provisioning domain.
+    #[arg(long, default_value = "default")]
+    scope: Scope,
+    /// The CA's root certificate, PEM or DER, to try the broker and the clock by.
+    #[arg(long, value_name = "FILE")]
+    ca_root: Option<PathBuf>,
+    /// The state directory. It is only read.
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// As for provision.
+    #[arg(long)]
+    no_clock: bool,
+    #[command(flatten)]
+    tpm: TpmArgs,
+    /// Print one JSON object a line on stdout: check, outcome, found, advice.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct DeviceArgs {
+    /// The CA's root certificate, PEM or DER: what the broker and the device's certificate must lead to.
+    #[arg(long, value_name = "FILE")]
+    ca_root: PathBuf,
+    /// For a device without a clock: takes the time to be no earlier than the first day of the CA's root, nor of any certificate
+    /// that it signed. An expired certificate may then pass for a good one.
+    #[arg(long)]
+    no_clock: bool,
+    /// The state directory; made if it is not there.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    #[command(flatten)]
+    tpm: TpmArgs,
+}
+
+#[derive(Args)]
+struct TpmArgs {
+    /// How to reach the TPM: device:PATH, swtpm:host=H,port=P or swtpm:path=PATH.
+    #[arg(long, default_value_t = Tcti::default())]
+    tcti: Tcti,
+    /// File with the TPM's owner password; a newline at its end does not count. Else the environment's ASSAY_OWNER_AUTH.
+    #[arg(long, value_name = "FILE")]
+    owner_auth_file: Option<PathBuf>,
+    /// File with the TPM's endorsement password. Else the environment's ASSAY_ENDORSEMENT_AUTH.
+    #[arg(long, value_name = "FILE")]
+    endorsement_auth_file: Option<PathBuf>,
+    /// How long one call to the TPM may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    tpm_timeout: u64,
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done
+  1  unexpected
+  2  usage
+  3  refused by the CA or the broker; or set wrongly: broker, root, scope, clock. No retry mends it
+  4  broker or CA not reached before the deadline
+  5  the TPM failed or timed out
+  6  state directory or file
+  7  the answer of the CA failed verification
+  8  not provisioned: no state, or nothing granted yet
+  9  the certificate has expired
+  10 doctor: something failed";
+
+const STATUS_EXAMPLE: &str = "Examples:
+  assay-device status --state /var/lib/assay --json
+  assay-device status --state /var/lib/assay || assay-device provision ...
+
+Exit codes: 0 the device can sign in; 3 the clock is wrong; 6 the state is broken; 8 no state, or nothing granted yet;
+9 the certificate has expired.";
+
+const PROVISION_EXAMPLES: &str = "Examples:
+  assay-device provision --broker mqtts://ca.example.com:8883 \\
+      --ca-root root.pem --state /var/lib/assay
+  assay-device provision --broker mqtts://ca.example.com:8883 \\
+      --ca-root root.pem --state /var/lib/assay --flow sealed
+  assay-device provision --broker mqtts://ca.example.com:8883 \\
+      --ca-root root.pem --state /var/lib/assay --flow shared-key --srk rsa-2048
+  assay-device provision --broker mqtts://localhost:8883 \\
+      --ca-root root.pem --state ./state \\
+      --tcti swtpm:host=127.0.0.1,port=2321 --ek rsa-2048 --json";
+
+const PUBLISH_EXAMPLE: &str = "Example:
+  assay-device publish --broker mqtts://mqtt.example.com:8884 --ca-root root.pem --state /var/lib/assay \\
+      --topic telemetry --message '{\"temperature\":21.5}'";
+
+const DOCTOR_EXAMPLES: &str = "Examples:
+  assay-device doctor
+  assay-device doctor --broker mqtts://ca.example.com:8883 --ca-root root.pem --state /var/lib/assay
+  assay-device doctor --json | jq 'select(.outcome != \"pass\")'
+
+Exit codes: 0 nothing failed; 2 usage; 10 something failed.";
+
+const EK_EXAMPLES: &str = "Examples:
+  assay-device ek
+  assay-device ek --kind auto > ek.pem    # then, at the CA: assay enroll add ek.pem --device-id pump-17
+  assay-device ek --json | jq -r .ek_id";
+
+const TOKEN_EXAMPLES: &str = "Examples:
+  assay-device token --state /var/lib/assay --lifetime 600 --json
+  mosquitto_pub -V mqttv5 -h mqtt.example.com -p 8884 --cafile root.pem \\
+      -i pump-17 -u pump-17 -P \"$(assay-device token --state /var/lib/assay --lifetime 60)\" \\
+      -t device/v1/default/pump-17/telemetry -m 21.5";
+
+fn provision(args: ProvisionArgs) -> Result<(), Error> {
+    let mut ek_certificates = Vec::new();
+    for file in &args.ek_certificate {
+        ek_certificates.extend(read_certificates(file)?);
+    }
+    let request = ProvisionRequest {
+        broker: args.broker,
+        scope: args.scope,
+        flow: args.flow,
+        ek: args.ek,
+        ek_certificates,
+        ik: args.ik,
+        ik_handle: args.ik_handle,
+        srk: args.srk,
+        hmac_handle: args.hmac_handle,
+        device_id: args.device_id,
+        again: args.again,
+        deadline: Duration::from_secs(args.deadline),
+    };
+    let device = open(args.device)?;
+    let provisioned = device.provision(&request, &mut show_step)?;
+    let already = if provisioned.was_provisioned { "already " } else { "" };
+    eprintln!("{already}provisioned as {}", provisioned.device_id);
+    if args.json {
+        return print_line(&json_of(&provisioned).to_string());
+    }
+    match &provisioned.credential {
+        Credential::Certificate { path, .. } => print_line(&path.display().to_string()),
+        Credential::SharedKey { .. } => print_line(provisioned.device_id.as_str()),
+    }
+}
+
+fn show_step(step: &str, took: Duration) {
+    // In one piece, for stderr has no buffer.
+    let line = format!("{:>8.1} ms  {step}\n", took.as_secs_f64() * 1e3);
+    _ = io::stderr().write_all(line.as_bytes());
+}
+
+fn json_of(provisioned: &Provisioned) -> Value {
+    let ms = |time: Duration| (time.as_secs_f64() * 1e4).round() / 10.0;
+    let cost = provisioned.cost;
+    let mut json = json!({
+        "flow": provisioned.flow.to_string(),
+        "device_id": provisioned.device_id.as_str(),
+        "scope": provisioned.scope.as_str(),
+        "ek": provisioned.ek.to_string(),
+        "tpm_ms": ms(cost.tpm_time),
+        "wire_ms": ms(cost.wire_time),
+        "total_ms": ms(cost.total_time),
+        "requests": cost.requests,
+        "bytes_sent": cost.bytes_sent,
+        "bytes_received": cost.bytes_received,
+    });
+    match &provisioned.credential {
+        Credential::Certificate { certificate, path, ik } => {
+            json["ik"] = json!(ik.to_string());
+            json["serial"] = json!(certificate.serial);
+            json["not_after"] = json!(certificate.not_after);
+            json["certificate"] = json!(path);
+        }
+        Credential::SharedKey { srk, hmac_handle } => {
+            json["srk"] = json!(srk.to_string());
+            json["hmac_handle"] = json!(hexadecimal(*hmac_handle));
+        }
+    }
+    json
+}
+
+fn status(state: &Path, json: bool) -> Result<(), Error> {
+    let Some(status) = Status::read(state)? else {
+        print_line(if json { r#"{"state":"no-state"}"# } else { "no state" })?;
+        let reason = format!("no state in {}: run `assay-device provision`", state.display());
+        return Err(Error::NotProvisioned(reason));
+    };
+    if json {
+        print_line(&json_of_status(&status).to_string())?;
+    } else {
+        print_status(&status)?;
+    }
+    status.usable().map(drop)
+}
+
+fn print_status(status: &Status) -> Result<(), Error> {
+    let KeyStatus { scope, flow, ek, ek_id, key } = &status.keys;
+    print_line(&format!("scope         {scope}"))?;
+    print_line(&format!("flow          {flow}"))?;
+    print_line(&format!("EK            {ek}, id {ek_id}"))?;
+    match key {
+        OwnKey::Identity { ik, ik_handle } => print_line(&format!("identity key  {ik} at {ik_handle:#010x}"))?,
+        OwnKey::Hmac { srk, hmac_handle } => {
+            print_line(&format!("HMAC key      at {hmac_handle:#010x}, sent to storage root key {srk}"))?;
+        }
+    }
+    match &status.credential {
+        None => print_line("granted       nothing yet")?,
+        Some(CredentialStatus::SharedKey { device_id }) => print_line(&format!("device id     {device_id}"))?,
+        Some(CredentialStatus::Certificate { path, summary, is_confirmed }) => {
+            print_line(&format!("device id     {}", summary.common_name))?;
+            print_line(&format!("serial        {}", summary.serial))?;
+            let remark = match summary.validity {
+                Validity::Valid => "",
+                Validity::Expired => "  expired",
+                Validity::NotYet => "  not valid yet: the clock is wrong",
+            };
+            print_line(&format!("valid         {} to {}{remark}", summary.not_before, summary.not_after))?;
+            print_line(&format!("certificate   {}", path.display()))?;
+            if !*is_confirmed {
+                print_line("unconfirmed   run assay-device provision, or connect, before the CA revokes it")?;
+            }
+        }
+    }
+    match &status.attempt {
+        None => Ok(()),
+        Some(KeyStatus { scope, flow, ek, key, .. }) => {
+            let key = match key {
+                OwnKey::Identity { ik, ik_handle } => format!("identity key {ik} at {ik_handle:#010x}"),
+                OwnKey::Hmac { srk, hmac_handle } => format!("HMAC key at {hmac_handle:#010x} by {srk}"),
+            };
+            print_line(&format!("not granted   scope {scope}, flow {flow}, EK {ek}, {key}"))
+        }
+    }
+}
+
+fn json_of_status(status: &Status) -> Value {
+    let mut json = json_of_keys(&status.keys);
+    let (mut device_id, mut serial, mut not_before, mut not_after, mut file, mut confirmed) = Default::default();
+    match &status.credential {
+        None => {}
+        Some(CredentialStatus::SharedKey { device_id: id }) => device_id = Some(id),
+        Some(CredentialStatus::Certificate { path, summary, is_confirmed }) => {
+            device_id = Some(&summary.common_name);
+            serial = Some(&summary.serial);
+            not_before = Some(&summary.not_before);
+            not_after = Some(&summary.not_after);
+            file = Some(path);
+            confirmed = Some(is_confirmed);
+        }
+    }
+    json["state"] = json!(match &status.credential {
+        None => "nothing-granted",
+        Some(CredentialStatus::Certificate { summary, .. }) => match summary.validity {
+            Validity::Valid => "provisioned",
+            Validity::Expired => "expired",
+            Validity::NotYet => "clock-wrong",
+        },
+        Some(CredentialStatus::SharedKey { .. }) => "provisioned",
+    });
+    json["device_id"] = json!(device_id);
+    json["serial"] = json!(serial);
+    json["not_before"] = json!(not_before);
+    json["not_after"] = json!(not_after);
+    json["certificate"] = json!(file);
+    json["confirmed"] = json!(confirmed);
+    json["attempt"] = json!(status.attempt.as_ref().map(json_of_keys));
+    json
+}
+
+fn json_of_keys(keys: &KeyStatus) -> Value {
+    let mut json = json!({
+        "scope": keys.scope.as_str(),
+        "flow": keys.flow.to_string(),
+        "ek": keys.ek.to_string(),
+        "ek_id": keys.ek_id,
+    });
+    match keys.key {
+        OwnKey::Identity { ik, ik_handle } => {
+            json["ik"] = json!(ik.to_string());
+            json["ik_handle"] = json!(hexadecimal(ik_handle));
+        }
+        OwnKey::Hmac { srk, hmac_handle } => {
+            json["srk"] = json!(srk.to_string());
+            json["hmac_handle"] = json!(hexadecimal(hmac_handle));
+        }
+    }
+    json
+}
+
+fn hexadecimal(handle: u32) -> String {
+    format!("{handle:#010x}")
+}
+
+fn publish(broker: &BrokerUrl, device: DeviceArgs, topic: &str, message: String) -> Result<(), Error> {
+    let topic = open(device)?.publish(broker, topic, message.into_bytes())?;
+    eprintln!("published to {topic}");
+    Ok(())
+}
+
+fn doctor(args: DoctorArgs) -> Result<(), Error> {
+    let options = DoctorOptions {
+        passwords: passwords(&args.tpm)?,
+        tcti: args.tpm.tcti,
+        tpm_timeout: Duration::from_secs(args.tpm.tpm_timeout),
+        state: args.state,
+        ca_roots: args.ca_root.as_deref().map(read_certificates).transpose()?.unwrap_or_default(),
+        no_clock: args.no_clock,
+        broker: args.broker.map(|broker| (broker, args.scope)),
+    };
+    if options.broker.as_ref().is_some_and(|(broker, _)| broker.is_tls()) && options.ca_roots.is_empty() {
+        return Err(Error::Usage("a broker is tried over TLS by its CA's root: give --ca-root".into()));
+    }
+    let mut printed = Ok(());
+    let checks = examine(options, &mut |check| {
+        let line = if args.json { json_of_check(check).to_string() } else { line_of_check(check) };
+        let outcome = print_line(&line);
+        printed = std::mem::replace(&mut printed, Ok(())).and(outcome);
+    });
+    printed?;
+    match checks.iter().filter(|check| check.outcome == Outcome::Fail).count() {
+        0 => Ok(()),
+        failed => Err(Error::Unwell { failed }),
+    }
+}
+
+fn line_of_check(check: &Check) -> String {
+    // Colours are for eyes.
+    let (on, off) = match check.outcome {
+        _ if !io::stdout().is_terminal() || env::var_os("NO_COLOR").is_some() => ("", ""),
+        Outcome::Pass => ("\x1b[32m", "\x1b[0m"),
+        Outcome::Warn => ("\x1b[33m", "\x1b[0m"),
+        Outcome::Fail => ("\x1b[31m", "\x1b[0m"),
+    };
+    let advice = check.advice.as_ref().map(|advice| format!("\n      what to do: {advice}")).unwrap_or_default();
+    format!("{on}{}{off}  {:<17} {}{advice}", check.outcome, check.name, check.found)
+}
+
+fn json_of_check(check: &Check) -> Value {
+    json!({
+        "check": check.name,
+        "outcome": check.outcome.to_string(),
+        "found": check.found,
+        "advice": check.advice,
+    })
+}
+
+fn ek(kind: Option<EkChoice>, tpm: TpmArgs, json: bool) -> Result<(), Error> {
+    let (passwords, timeout) = (passwords(&tpm)?, Duration::from_secs(tpm.tpm_timeout));
+    let eks = endorsement_keys(tpm.tcti, passwords, timeout, kind, &mut show_step)?;
+    for (number, ek) in eks.iter().enumerate() {
+        if json {
+            print_line(&json_of_ek(ek).to_string())?;
+            continue;
+        }
+        if number > 0 {
+            print_line("")?;
+        }
+        print_ek(ek)?;
+    }
+    Ok(())
+}
+
+/// What stands before and between PEM is for people (RFC 7468 §2), so one EK's output is a file for `assay enroll add`.
+fn print_ek(ek: &EkDescription) -> Result<(), Error> {
+    let default = if ek.is_default { "; provision shows this one if nobody says which" } else { "" };
+    print_line(&format!("EK            {}, template {}{default}", ek.kind, ek.kind.template()))?;
+    print_line(&format!("id            {}", ek.ek_id))?;
+    print_line(&format!("device id     {}, unless an enrolment names another", ek.device_id))?;
+    match &ek.certificate {
+        None => print_line("certificate   none in the TPM")?,
+        Some(EkCertificate { subject, issuer, not_after, is_for_this_key, issuers, .. }) => {
+            let subject = if subject.is_empty() { "no subject" } else { subject };
+            print_line(&format!("certificate   {subject}, issued by {issuer}, until {not_after}"))?;
+            if *issuers > 0 {
+                print_line(&format!("issuers       {issuers} in the TPM"))?;
+            }
+            if !is_for_this_key {
+                print_line("              it is for another key than this EK")?;
+            }
+        }
+    }
+    let legacy = if ek.kind == EkKind::LegacyDps { " --legacy-dps-ek" } else { "" };
+    print_line(&format!("to enrol it   assay enroll add FILE{legacy}, where FILE has what follows"))?;
+    let pem = ek.enrolment();
+    print_line(pem.trim_end())
+}
+
+fn json_of_ek(ek: &EkDescription) -> Value {
+    let certificate = ek.certificate.as_ref().map(|certificate| {
+        json!({
+            "subject": certificate.subject,
+            "issuer": certificate.issuer,
+            "not_after": certificate.not_after,
+            "is_for_this_key": certificate.is_for_this_key,
+            "issuers": certificate.issuers,
+            "pem": certificate.pem,
+        })
+    });
+    json!({
+        "ek": ek.kind.to_string(),
+        "template": ek.kind.template(),
+        "default": ek.is_default,
+        "ek_id": ek.ek_id,
+        "device_id": ek.device_id,
+        "public_key": ek.public_key,
+        "certificate": certificate,
+        "enrolment": ek.enrolment(),
+    })
+}
+
+fn token(state: PathBuf, tpm: TpmArgs, lifetime: Duration, json: bool) -> Result<(), Error> {
+    // No certificate is verified here, so no root is needed.
+    let token = Device::open(options(state, tpm)?)?.token(lifetime)?;
+    if !json {
+        return print_line(&token.password);
+    }
+    let json = json!({
+        "client_id": token.device_id.as_str(),
+        "user_name": token.device_id.as_str(),
+        "password": token.password,
+        "expires_at": token.expires_at,
+    });
+    print_line(&json.to_string())
+}
+
+fn open(args: DeviceArgs) -> Result<Device, Error> {
+    let ca_roots = read_certificates(&args.ca_root)?;
+    Device::open(DeviceOptions { ca_roots, no_clock: args.no_clock, ..options(args.state, args.tpm)? })
+}
+
+fn options(state: PathBuf, args: TpmArgs) -> Result<DeviceOptions, Error> {
+    Ok(DeviceOptions {
+        passwords: passwords(&args)?,
+        tcti: args.tcti,
+        tpm_timeout: Duration::from_secs(args.tpm_timeout),
+        state,
+        ca_roots: Vec::new(),
+        no_clock: false,
+    })
+}
+
+fn passwords(args: &TpmArgs) -> Result<HierarchyPasswords, Error> {
+    Ok(HierarchyPasswords {
+        owner: password(args.owner_auth_file.as_deref(), "ASSAY_OWNER_AUTH")?,
+        endorsement: password(args.endorsement_auth_file.as_deref(), "ASSAY_ENDORSEMENT_AUTH")?,
+    })
+}
+
+/// From a file or the environment, never from the command line, which every user of the machine can read.
+fn password(file: Option<&Path>, variable: &str) -> Result<Password, Error> {
+    let (source, mut password) = match file {
+        Some(file) => {
+            let unreadable = |error: io::Error| Error::Usage(format!("{}: {error}", file.display()));
+            (file.display().to_string(), fs::read(file).map_err(unreadable)?)
+        }
+        None => (variable.into(), env::var_os(variable).unwrap_or_default().into_vec()),
+    };
+    if file.is_some() && password.ends_with(b"\n") {
+        password.pop();
+    }
+    Password::new(password)
+        .ok_or_else(|| Error::Usage(format!("{source}: a TPM password has at most {} bytes", Password::MAX)))
+}
+
+fn parse_handle(text: &str) -> Result<u32, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    match number {
+        Ok(handle) if (0x8100_0000..=0x8100_FFFF).contains(&handle) => Ok(handle),
+        _ => Err("expected a persistent handle of the owner, 0x81000000 to 0x8100ffff".into()),
+    }
+}
+
+/// Like `println!`, but a closed pipe is an error and not a panic.
+fn print_line(line: &str) -> Result<(), Error> {
+    writeln!(io::stdout(), "{line}").map_err(|error| Error::Internal(format!("stdout: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn only_persistent_handles_of_the_owner_are_taken() {
+        assert_eq!(parse_handle("0x81000200"), Ok(0x8100_0200));
+        assert_eq!(parse_handle("2164261120"), Ok(0x8100_0100));
+        for text in ["0x81010001", "0x80000000", "81000200", "0x", ""] {
+            assert!(parse_handle(text).is_err(), "{text}");
+        }
+    }
+}

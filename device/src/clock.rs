@@ -1,0 +1,165 @@
+//! What time it is, as far as this device can tell.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::pki_types::{CertificateDer, UnixTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::time::ASN1Time;
+
+use crate::error::Error;
+
+/// A device's clock, and what is known of the time without one.
+#[derive(Clone, Debug)]
+pub(crate) struct Clock {
+    /// A time that is past for certain, in seconds since 1970.
+    floor: u64,
+    /// What says so.
+    floor_is: &'static str,
+    /// Whether the system has a clock to go by.
+    is_there: bool,
+}
+
+impl Clock {
+    /// `roots` are pinned, so none of them is from the future.
+    pub(crate) fn new(is_there: bool, roots: &[CertificateDer<'_>]) -> Self {
+        // Of several roots, one may have been made for later.
+        let earliest = roots.iter().filter_map(|root| not_before(root)).min();
+        // As those say who build packages (reproducible-builds.org).
+        let built = option_env!("SOURCE_DATE_EPOCH").and_then(|date| date.parse().ok()).unwrap_or_default();
+        match earliest {
+            Some(root) if root > built => Self { floor: root, floor_is: "the pinned root was made", is_there },
+            _ => Self { floor: built, floor_is: "this program was built", is_there },
+        }
+    }
+
+    /// The time now: without a clock, the latest that is known to be past.
+    pub(crate) fn now(&self) -> UnixTime {
+        seconds(if self.is_there { system() } else { system().max(self.floor) })
+    }
+
+    /// The time to judge a chain of certificates at.
+    ///
+    /// Without a clock it is no earlier than any of them: that a trusted issuer signed one says that its first day has come. So an
+    /// expired certificate of a trusted issuer may pass for a good one; that is the price of having no clock.
+    pub(crate) fn at<'a>(&self, chain: impl IntoIterator<Item = &'a CertificateDer<'a>>) -> UnixTime {
+        if self.is_there {
+            return self.now();
+        }
+        let latest = chain.into_iter().filter_map(|certificate| not_before(certificate)).max();
+        seconds(self.now().as_secs().max(latest.unwrap_or_default()))
+    }
+
+    /// What to tell people if there is no clock: the time taken for now.
+    pub(crate) fn assumption(&self) -> Option<String> {
+        let now = self.now().as_secs();
+        let from = if now > self.floor { "the system says so" } else { self.floor_is };
+        (!self.is_there).then(|| format!("without a clock: the time is taken to be {} at least ({from})", rfc3339(now)))
+    }
+
+    /// A clock that is more than a day before a time that is past for certain.
+    pub(crate) fn refuse_if_behind(&self) -> Result<(), Error> {
+        let now = self.now().as_secs();
+        if is_more_than_a_day(now, self.floor) {
+            return Err(wrong(now, &format!("{} on {}", self.floor_is, rfc3339(self.floor))));
+        }
+        Ok(())
+    }
+}
+
+/// Whether `from` is so much before `to` that no time zone explains it.
+pub(crate) fn is_more_than_a_day(from: u64, to: u64) -> bool {
+    to.saturating_sub(from) > TOLERANCE.as_secs()
+}
+
+/// The clock says `now`, and something else says otherwise.
+pub(crate) fn wrong(now: u64, evidence: &str) -> Error {
+    Error::Clock { clock: rfc3339(now), evidence: evidence.into() }
+}
+
+/// When a certificate begins to be valid, in seconds since 1970; `None` if it cannot be read.
+fn not_before(certificate: &[u8]) -> Option<u64> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(since_1970(certificate.validity().not_before))
+}
+
+pub(crate) fn since_1970(time: ASN1Time) -> u64 {
+    time.timestamp().try_into().unwrap_or_default()
+}
+
+/// A time as people read it, e.g. `2027-02-20T20:08:40Z`.
+pub(crate) fn rfc3339(seconds: u64) -> String {
+    let time = i64::try_from(seconds).ok().and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
+    let Some(time) = time.map(|time| time.to_datetime()) else { return format!("{seconds} s after 1970") };
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+        time.year(),
+        u8::from(time.month()),
+        time.day(),
+        time.hour(),
+        time.minute(),
+        time.second()
+    )
+}
+
+fn seconds(seconds: u64) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+}
+
+/// A clock before 1970 stands at 1970.
+fn system() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// What a clock may be wrong by before it is called so: a wrong time zone makes no more than a day.
+const TOLERANCE: Duration = Duration::from_hours(24);
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    fn root_of(year: i32) -> CertificateDer<'static> {
+        let mut params = CertificateParams::default();
+        params.not_before = rcgen::date_time_ymd(year, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2199, 1, 1);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+    }
+
+    #[test]
+    fn clock_before_the_pinned_root_is_called_wrong() {
+        Clock::new(true, &[root_of(2020)]).refuse_if_behind().unwrap();
+        let error = Clock::new(true, &[root_of(2190)]).refuse_if_behind().unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        assert!(error.to_string().contains("the pinned root was made on 2190-01-01T00:00:00Z"), "{error}");
+    }
+
+    #[test]
+    fn earliest_of_several_roots_counts() {
+        Clock::new(true, &[root_of(2190), root_of(2020)]).refuse_if_behind().unwrap();
+    }
+
+    #[test]
+    fn device_without_a_clock_starts_from_its_root_and_says_so() {
+        let clock = Clock::new(false, &[root_of(2190)]);
+        clock.refuse_if_behind().unwrap();
+        assert_eq!(rfc3339(clock.now().as_secs()), "2190-01-01T00:00:00Z");
+        assert!(clock.assumption().unwrap().contains("2190-01-01T00:00:00Z"));
+        assert_eq!(Clock::new(true, &[root_of(2190)]).assumption(), None);
+    }
+
+    #[test]
+    fn device_without_a_clock_is_never_before_a_certificate_that_it_judges() {
+        let chain = [root_of(2191), root_of(2192)];
+        assert_eq!(rfc3339(Clock::new(false, &[]).at(&chain).as_secs()), "2192-01-01T00:00:00Z");
+        assert!(Clock::new(true, &[]).at(&chain).as_secs() < 1_000_000 + Clock::new(true, &[]).now().as_secs());
+    }
+
+    #[test]
+    fn only_more_than_a_day_is_called_a_wrong_clock() {
+        assert!(!is_more_than_a_day(1_000_000, 1_000_000));
+        assert!(!is_more_than_a_day(1_000_000, 1_000_000 + 86_400));
+        assert!(is_more_than_a_day(1_000_000, 1_000_000 + 86_401));
+        assert!(!is_more_than_a_day(1_000_000 + 86_401, 1_000_000));
+    }
+}

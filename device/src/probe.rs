@@ -1,0 +1,55 @@
+//! What a port speaks, where a conversation ended before it began: TLS, or MQTT without it.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use assay_mqtt::BrokerUrl;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
+
+use crate::error::Error;
+
+/// Asks in the other protocol. An answer in it says that the URL is wrong. Blocks for some seconds at most.
+pub(crate) fn other_protocol(broker: &BrokerUrl, tls: &Arc<ClientConfig>) -> Option<Error> {
+    let hello = if broker.is_tls() { CONNECT.to_vec() } else { client_hello(tls)? };
+    let answer = first_bytes(broker, &hello).ok()?;
+    let (found, instead) = match (broker.is_tls(), answer) {
+        // A handshake record or an alert (RFC 8446 §5.1).
+        (false, [0x15 | 0x16, 3, _]) => ("TLS", "mqtts"),
+        // CONNACK (MQTT 5.0, 3.2.1), with a remaining length of one byte.
+        (true, [0x20, 2..0x80, _]) => ("MQTT without TLS", "mqtt"),
+        _ => return None,
+    };
+    let (host, port) = (broker.host(), broker.port());
+    Some(Error::Misconfigured {
+        found: format!("{host}:{port} speaks {found}, and the URL says otherwise"),
+        advice: format!("write --broker {instead}://{host}:{port}, or correct the port."),
+    })
+}
+
+fn first_bytes(broker: &BrokerUrl, hello: &[u8]) -> io::Result<[u8; 3]> {
+    let mut answer = [0; 3];
+    for address in (broker.host(), broker.port()).to_socket_addrs()? {
+        let Ok(mut stream) = TcpStream::connect_timeout(&address, LIMIT) else { continue };
+        stream.set_write_timeout(Some(LIMIT))?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.write_all(hello)?;
+        stream.read_exact(&mut answer)?;
+        break;
+    }
+    Ok(answer)
+}
+
+fn client_hello(tls: &Arc<ClientConfig>) -> Option<Vec<u8>> {
+    let name = ServerName::try_from("localhost").ok()?;
+    let mut hello = Vec::new();
+    ClientConnection::new(Arc::clone(tls), name).ok()?.write_tls(&mut hello).ok()?;
+    Some(hello)
+}
+
+/// MQTT 5.0, 3.1: no client id, clean start, a minute between pings. Whoever speaks MQTT answers with a CONNACK, if only to refuse.
+const CONNECT: &[u8] = &[0x10, 13, 0, 4, b'M', b'Q', b'T', b'T', 5, 2, 0, 60, 0, 0, 0];
+/// A broker that is there answers in milliseconds; one that is far, in some hundreds.
+const LIMIT: Duration = Duration::from_secs(2);

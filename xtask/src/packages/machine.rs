@@ -1,0 +1,153 @@
+//! A Debian machine in a folder, which runs commands and boots with its own systemd.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use assay_tests::{daemon, run, spawn, tool};
+
+/// A fresh Debian, of the release that this machine has: packages built here need its C library.
+pub(crate) struct Machine {
+    root: PathBuf,
+}
+
+impl Machine {
+    /// Makes it at `root`, in place of what was there; removed when dropped.
+    pub(crate) fn make(root: &Path) -> Result<Self> {
+        if root.exists() {
+            fs::remove_dir_all(root).with_context(|| format!("cannot remove {}", root.display()))?;
+        }
+        let machine = Self { root: root.to_path_buf() };
+        let mut debootstrap = tool("debootstrap")?;
+        debootstrap.args(["--variant=minbase", "--include=dbus,systemd", &release()?]);
+        run(debootstrap.arg(root))?;
+        // minbase leaves it out.
+        machine.write("etc/hosts", "127.0.0.1 localhost\n")?;
+        Ok(machine)
+    }
+
+    /// Where `path` of the machine is on ours.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    pub(crate) fn write(&self, path: &str, content: &str) -> Result<()> {
+        fs::write(self.path(path), content).with_context(|| format!("cannot write {path}"))
+    }
+
+    /// Runs a command as root on the machine while it is off, with our network.
+    pub(crate) fn run(&self, command: &[&str]) -> Result<Output> {
+        run(self.nspawn()?.args(["--pipe", "--"]).args(command).stdin(Stdio::null()))
+    }
+
+    /// Starts systemd, in a network of its own that leads nowhere. `shared`, a folder of ours, is seen there at `at`.
+    pub(crate) fn boot(&self, shared: &Path, at: &str) -> Result<Booted<'_>> {
+        let mut nspawn = daemon("systemd-nspawn")?;
+        nspawn.args(self.arguments()).args(["--boot", "--private-network"]);
+        nspawn.arg(format!("--bind={}:{at}", shared.display()));
+        let log = self.root.with_extension("boot.log");
+        let output = fs::File::create(&log)?;
+        let nspawn = nspawn.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let mut booted =
+            Booted { machine: self, process: spawn(std::mem::replace(nspawn, Command::new("")))?, init: 0 };
+        booted.wait().with_context(|| format!("systemd does not start, see {}", log.display()))?;
+        Ok(booted)
+    }
+
+    fn nspawn(&self) -> Result<Command> {
+        let mut nspawn = tool("systemd-nspawn")?;
+        nspawn.args(self.arguments());
+        Ok(nspawn)
+    }
+
+    /// `systemd-nspawn` is to do without a systemd that runs on our side.
+    fn arguments(&self) -> [String; 5] {
+        let directory = format!("--directory={}", self.root.display());
+        ["--quiet", "--register=no", "--keep-unit", "--machine=assay-trial", &directory].map(String::from)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Nothing depends on it; the next run begins by removing it.
+        _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+/// A machine that runs; its power is cut when dropped.
+pub(crate) struct Booted<'a> {
+    pub(crate) machine: &'a Machine,
+    process: Child,
+    /// Its systemd, as a process of ours.
+    init: u32,
+}
+
+impl Booted<'_> {
+    /// Runs a command as root; failure is an error.
+    pub(crate) fn run(&self, command: &[&str]) -> Result<String> {
+        let output = run(self.command(command)?.stdin(Stdio::null()))?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    }
+
+    /// Runs a command that must fail, and returns what it said.
+    pub(crate) fn fails(&self, command: &[&str]) -> Result<String> {
+        let output = self.command(command)?.stdin(Stdio::null()).output()?;
+        ensure!(!output.status.success(), "{command:?} succeeded");
+        Ok(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    }
+
+    /// What systemd says of a property of a unit.
+    pub(crate) fn property(&self, unit: &str, name: &str) -> Result<String> {
+        self.run(&["systemctl", "show", "--value", "--property", name, unit])
+    }
+
+    fn command(&self, command: &[&str]) -> Result<Command> {
+        let mut nsenter = tool("nsenter")?;
+        nsenter.args(["--target", &self.init.to_string()]);
+        nsenter.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"]).args(command);
+        Ok(nsenter)
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        let deadline = Instant::now() + BOOT_TIMEOUT;
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                bail!("systemd-nspawn: {status}");
+            }
+            self.init = self.only_child().unwrap_or_default();
+            // "degraded" would be a fault of some other service.
+            if self.init != 0 && self.run(&["systemctl", "is-system-running"]).is_ok_and(|state| state == "running") {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "not running after {} s", BOOT_TIMEOUT.as_secs());
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Of systemd-nspawn.
+    fn only_child(&self) -> Option<u32> {
+        let process = self.process.id();
+        fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?.trim().parse().ok()
+    }
+}
+
+impl Drop for Booted<'_> {
+    fn drop(&mut self) {
+        // All processes of the machine end with their systemd, and that with systemd-nspawn.
+        _ = self.process.kill();
+        _ = self.process.wait();
+    }
+}
+
+/// As in "bookworm".
+fn release() -> Result<String> {
+    let text = fs::read_to_string("/etc/os-release").context("this is no Debian machine")?;
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name.context("/etc/os-release has no VERSION_CODENAME; this is no Debian machine")?.trim_matches('"').to_owned())
+}
+
+/// A boot takes 3 s; a crowded machine gets time.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
