@@ -51,8 +51,9 @@ pub struct Credentials {
 impl Directory {
     /// Makes a CA: root, issuing CA, ticket key, master secret, broker, worker and operator certificates, configuration, database.
     ///
-    /// The directory may be there if it is empty, or holds nothing but an `assay.toml`, which is kept. Its owner owns what is made. The
-    /// database appears last and at once, so a half-made CA is never opened.
+    /// The directory may be there if it is empty, or holds nothing but an `assay.toml`, which is
+    /// kept. Its owner owns what is made. The database appears last and at once, so a half-made CA
+    /// is never opened.
     ///
     /// # Errors
     /// Something else is in the directory, its `assay.toml` is not valid, or it cannot be written.
@@ -251,7 +252,8 @@ impl<'a> NewFiles<'a> {
         self.write(&format!("{holder}.key"), pair.key.as_bytes(), SECRET)
     }
 
-    /// SQLite makes it elsewhere, for it opens files by name, and in this directory another user may have put any name.
+    /// SQLite makes it elsewhere, for it opens files by name, and in this directory another user
+    /// may have put any name.
     fn write_database(&self) -> Result<()> {
         let elsewhere = tempfile::tempdir().context("cannot make a temporary directory")?;
         let made = elsewhere.path().join(DATABASE);

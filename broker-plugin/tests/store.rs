@@ -1,5 +1,9 @@
 //! What the database promises, whoever calls it.
 
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration as StdDuration, Instant};
+
 use assay_broker_plugin::ca::confirm_by_use;
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{
@@ -156,7 +160,7 @@ fn of_two_eks_racing_for_a_device_id_one_wins() {
         let device = format!("pump-{round}");
         let (device, path) = (&device, &path);
         let begin = &std::sync::Barrier::new(2);
-        let won = std::thread::scope(|scope| {
+        let won = thread::scope(|scope| {
             let race = |n: u8| {
                 scope.spawn(move || {
                     let mut store = Store::open(path).unwrap();
@@ -658,16 +662,17 @@ fn an_offer_without_the_vendors_certificate_does_not_make_it_unseen() {
 }
 
 #[test]
+fn certificate_is_added_though_somebody_else_is_writing() {
+    let (directory, store) = store();
+    while_somebody_writes(&directory, || {
+        assert_eq!(store.add_anchor(&vendor_root(1)).unwrap(), Trusted::Added);
+    });
+}
+
+#[test]
 fn a_change_of_anchors_changes_their_version() {
     let (_directory, store) = store();
-    let anchor = |n: u8| AnchorRow {
-        fingerprint: [n; 32],
-        certificate: vec![n],
-        subject: "CN=vendor".into(),
-        role: Role::Root,
-        not_after: 0,
-        added_at: 0,
-    };
+    let anchor = vendor_root;
     let mut versions = vec![store.anchors_version().unwrap()];
     assert_eq!(store.add_anchor(&anchor(1)).unwrap(), Trusted::Added);
     versions.push(store.anchors_version().unwrap());
@@ -688,6 +693,17 @@ fn a_change_of_anchors_changes_their_version() {
     assert_eq!(store.anchors().unwrap().last().unwrap().role, narrow.role);
     for (n, version) in versions.iter().enumerate() {
         assert!(!versions[..n].contains(version), "{n}");
+    }
+}
+
+fn vendor_root(n: u8) -> AnchorRow {
+    AnchorRow {
+        fingerprint: [n; 32],
+        certificate: vec![n],
+        subject: "CN=vendor".into(),
+        role: Role::Root,
+        not_after: 0,
+        added_at: 0,
     }
 }
 
@@ -742,21 +758,26 @@ fn the_check_that_the_file_can_be_written_writes_it_and_changes_nothing() {
 #[test]
 fn the_check_that_the_file_can_be_written_waits_for_whoever_writes() {
     let (directory, mut store) = store();
+    while_somebody_writes(&directory, || store.check_writable().unwrap());
+}
+
+/// Does `work`, which has to wait for another process's transaction.
+fn while_somebody_writes(directory: &tempfile::TempDir, work: impl FnOnce()) {
+    let held = StdDuration::from_millis(300);
     let mut other = Store::open(&directory.path().join("assay.db")).unwrap();
-    let started = std::time::Instant::now();
-    let held = std::time::Duration::from_millis(300);
-    std::thread::scope(|scope| {
-        let (locked, is_locked) = std::sync::mpsc::channel();
+    let started = Instant::now();
+    thread::scope(|scope| {
+        let (locked, is_locked) = mpsc::channel();
         scope.spawn(move || {
             let hold = other.transaction(|_| {
                 locked.send(()).unwrap();
-                std::thread::sleep(held);
+                thread::sleep(held);
                 Ok(())
             });
             hold.unwrap();
         });
         is_locked.recv().unwrap();
-        store.check_writable().unwrap();
+        work();
     });
     assert!(started.elapsed() >= held);
 }

@@ -1,4 +1,5 @@
-//! What an operator trusts: TPM vendors' CA certificates, and the way from an EK certificate to one of them.
+//! What an operator trusts: TPM vendors' CA certificates, and the way from an EK certificate to one
+//! of them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +10,8 @@ use time::OffsetDateTime;
 
 use crate::x509::{Broken, Certificate, Name, Purpose, Rule, Unsupported, check_path};
 
-/// The TPM vendors' CA certificates an operator trusts, read once for all the EK certificates that are checked against them.
+/// The TPM vendors' CA certificates an operator trusts, read once for all the EK certificates that
+/// are checked against them.
 #[derive(Clone, Debug, Default)]
 pub struct TrustAnchors {
     known: Vec<Known>,
@@ -20,8 +22,9 @@ pub struct TrustAnchors {
 #[derive(Clone, Debug)]
 struct Known {
     vendor: VendorCertificate,
-    /// Positions of those that signed it, which was verified when they were read. Whether a signature is good depends on the key, the
-    /// message and nothing else, so it need not be asked again for every EK. All that depends on more is: validity and constraints.
+    /// Positions of those that signed it, which was verified when they were read. Whether a
+    /// signature is good depends on the key, the message and nothing else, so it need not be asked
+    /// again for every EK. All that depends on more is: validity and constraints.
     issuers: Vec<usize>,
 }
 
@@ -42,10 +45,12 @@ impl TrustAnchors {
         anchors
     }
 
-    /// Finds the path from an EK certificate to an anchor (RFC 5280 §6.1), by the operator's certificates and those that came with it.
+    /// Finds the path from an EK certificate to an anchor (RFC 5280 §6.1), by the operator's
+    /// certificates and those that came with it.
     ///
-    /// A stranger chooses what came, so the work is bounded: certificates are issuers by name and key identifier, those that came twice
-    /// or call themselves their own issuers are dropped, signatures come before everything else, and at most [`MAX_SIGNATURES`] are verified.
+    /// A stranger chooses what came, so the work is bounded: certificates are issuers by name and
+    /// key identifier, those that came twice or call themselves their own issuers are dropped,
+    /// signatures come before everything else, and at most [`MAX_SIGNATURES`] are verified.
     pub(crate) fn find_path(
         &self,
         leaf: &Certificate,
@@ -81,7 +86,8 @@ impl TrustAnchors {
     }
 }
 
-/// A CA's certificate that an operator has, read and fit to issue; that anybody trusts it is the operator's word.
+/// A CA's certificate that an operator has, read and fit to issue; that anybody trusts it is the
+/// operator's word.
 #[derive(Clone, Debug)]
 pub struct VendorCertificate {
     certificate: Certificate,
@@ -95,7 +101,8 @@ pub enum Role {
     Root,
     /// Another signed it; it helps to build paths, and counts for nothing without its issuer.
     Issuer,
-    /// Another signed it, and it is trusted all the same: with whatever its EK certificates may lack.
+    /// Another signed it, and it is trusted all the same: with whatever its EK certificates may
+    /// lack.
     Anchor(Allowances),
 }
 
@@ -131,7 +138,8 @@ impl VendorCertificate {
         Ok(Self { certificate, role })
     }
 
-    /// Reads one that is to be trusted whoever signed it, and with it EK certificates that lack what is allowed.
+    /// Reads one that is to be trusted whoever signed it, and with it EK certificates that lack
+    /// what is allowed.
     ///
     /// # Errors
     /// No path to an EK could ever use it.
@@ -180,7 +188,8 @@ fn fit_to_issue(der: &[u8]) -> Result<Certificate, AnchorError> {
     Ok(certificate)
 }
 
-/// What EK certificates under an anchor may lack. Nothing in general: each is a promise of who runs that CA.
+/// What EK certificates under an anchor may lack. Nothing in general: each is a promise of who runs
+/// that CA.
 ///
 /// Its text reads back as it was written: names with commas in between.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -227,7 +236,8 @@ impl FromStr for Allowances {
 #[error("{0:?} is neither {EK_USAGE} nor {TPM_ATTRIBUTES}")]
 pub struct UnknownAllowance(String);
 
-/// The way from an EK certificate to an anchor: every signature on it was verified, and every rule holds.
+/// The way from an EK certificate to an anchor: every signature on it was verified, and every rule
+/// holds.
 ///
 /// What the EK certificate is for was not looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -335,7 +345,8 @@ impl<'a> Search<'a> {
         now: OffsetDateTime,
     ) -> Self {
         let mut usable: Vec<Certificate> = Vec::new();
-        // What cannot be read, or issues nothing, is no part of a path, and no reason to refuse one without it.
+        // What cannot be read, or issues nothing, is no part of a path, and no reason to refuse one
+        // without it.
         for certificate in sent.iter().filter_map(|der| Certificate::read(der).ok()) {
             let is_known = |other: &Certificate| other.is_same(&certificate);
             let mut known = anchors.known.iter().map(|known| &known.vendor.certificate);
@@ -394,7 +405,8 @@ impl<'a> Search<'a> {
         None
     }
 
-    /// Anchors first, what came last: the operator's certificates cost no signatures, or lead to where they must.
+    /// Anchors first, what came last: the operator's certificates cost no signatures, or lead to
+    /// where they must.
     fn named_as_issuer_of(&self, node: Node) -> Vec<Node> {
         let certificate = self.certificate(node);
         let mut known: Vec<_> = self.anchors.named_as_issuer_of(certificate).map(Node::Known).collect();
@@ -475,7 +487,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Remembers why something failed, if nothing came closer: text is made for that alone, since strangers choose names.
+    /// Remembers why something failed, if nothing came closer: text is made for that alone, since
+    /// strangers choose names.
     fn fail(&mut self, is_whole_path: bool, depth: usize, reason: impl FnOnce(&Self) -> Reason) {
         let Failure { is_whole_path: was_whole, depth: was, reason: known } = &self.furthest;
         if known.is_none() || (is_whole_path, depth) > (*was_whole, *was) {
@@ -511,7 +524,8 @@ const EK_USAGE: &str = "ek-usage";
 const TPM_ATTRIBUTES: &str = "tpm-attributes";
 /// CAs between an EK certificate and an anchor. Vendors have one or two.
 const MAX_INTERMEDIATES: usize = 6;
-/// A path of that length with all its certificates sent takes seven. A stranger gets no more for a request.
+/// A path of that length with all its certificates sent takes seven. A stranger gets no more for a
+/// request.
 const MAX_SIGNATURES: usize = 8;
 
 #[cfg(test)]
@@ -602,6 +616,13 @@ mod tests {
         assert!(matches!(search(&trusting([&stranger.root("root")]), &issuer.leaf(), &sent), (Some(_), 2)));
     }
 
+    #[test]
+    fn a_ca_with_several_certificates_costs_one_signature() {
+        let (root, old, issuer) = (Ca::new("root"), Ca::new("old"), Ca::new("issuer"));
+        let sent = [issuer.certified_by(&old, "issuer"), issuer.certified_by(&root, "issuer")];
+        assert!(matches!(search(&trusting([&root.root("root")]), &issuer.leaf(), &sent), (Some(_), 2)));
+    }
+
     /// Five junk issuers with the name of a trusted root once cost a worker 50 ms.
     #[test]
     fn junk_issuers_cost_no_more_signatures_than_the_limit() {
@@ -611,7 +632,8 @@ mod tests {
         let (found, signatures) = search(&anchors, &Ca::new("root").leaf(), &junk);
         assert!(found.is_none() && signatures <= 6, "{signatures}");
 
-        // Each level of names with several keys, so that every certificate might be every other one's issuer.
+        // Each level of names with several keys, so that every certificate might be every other
+        // one's issuer.
         let (a, b): (Vec<_>, Vec<_>) = ((0..3).map(|_| Ca::new("a")).collect(), (0..2).map(|_| Ca::new("b")).collect());
         let signed_by_b = a.iter().enumerate().map(|(at, ca)| ca.certified_by(&b[at % 2], "a"));
         let signed_by_a = b.iter().map(|ca| ca.certified_by(&a[2], "b"));

@@ -7,7 +7,8 @@ use crate::der::{Reader, tag};
 use crate::oid;
 use crate::x509::parse_certificate;
 
-/// The certificates in a file: PEM, DER, PKCS #7, or one of them in base64; one after the other, or padded.
+/// The certificates in a file: PEM, DER, PKCS #7, or one of them in base64; one after the other, or
+/// padded.
 ///
 /// # Errors
 /// It holds none, or something that claims to be one and is not.
@@ -79,7 +80,8 @@ pub(crate) fn unwrap(file: &[u8]) -> Result<Vec<Unwrapped>, ContainerError> {
     Ok(unwrap_binary(&decode_base64(&text).unwrap_or_else(|| file.to_vec())))
 }
 
-/// The text of a file that is one: in UTF-8, or UTF-16 as Windows writes it; without a byte order mark.
+/// The text of a file that is one: in UTF-8, or UTF-16 as Windows writes it; without a byte order
+/// mark.
 fn text_of(file: &[u8]) -> Option<String> {
     let utf16 = |rest: &[u8], unit: fn([u8; 2]) -> u16| {
         let (units, []) = rest.as_chunks::<2>() else { return None };
@@ -94,7 +96,8 @@ fn text_of(file: &[u8]) -> Option<String> {
     }
 }
 
-/// Every block of a PEM file (RFC 7468, but lenient): indented, on one line, with headers, or with text around.
+/// Every block of a PEM file (RFC 7468, but lenient): indented, on one line, with headers, or with
+/// text around.
 fn unwrap_pem(text: &str) -> Result<Vec<Unwrapped>, ContainerError> {
     let (mut found, mut other, mut rest) = (Vec::new(), None, text);
     while let Some((_, block)) = rest.split_once(PEM_BEGIN) {
@@ -118,7 +121,7 @@ fn unwrap_pem(text: &str) -> Result<Vec<Unwrapped>, ContainerError> {
                 continue;
             }
             label => {
-                other.get_or_insert(label.chars().take(MAX_LABEL).collect());
+                other.get_or_insert_with(|| label.chars().take(MAX_LABEL).collect());
                 continue;
             }
         };
@@ -130,7 +133,8 @@ fn unwrap_pem(text: &str) -> Result<Vec<Unwrapped>, ContainerError> {
     }
 }
 
-/// The answer of Intel's EK certificate service: `certificate` in base64url, whose padding may be percent-encoded.
+/// The answer of Intel's EK certificate service: `certificate` in base64url, whose padding may be
+/// percent-encoded.
 fn unwrap_json(text: &str) -> Result<Vec<Unwrapped>, ContainerError> {
     let value: serde_json::Value = serde_json::from_str(text).map_err(|_| ContainerError::Json)?;
     let certificate = value["certificate"].as_str().ok_or(ContainerError::Json)?;
@@ -162,8 +166,8 @@ fn unwrap_binary(file: &[u8]) -> Vec<Unwrapped> {
     vec![Unwrapped { around: Around::Nothing, item }]
 }
 
-/// Certificates one after the other. What else follows is padding, whatever it is: a TPM's index may be longer than its certificate,
-/// and hold what was there before.
+/// Certificates one after the other. What else follows is padding, whatever it is: a TPM's index
+/// may be longer than its certificate, and hold what was there before.
 fn unwrap_certificates(file: &[u8]) -> Vec<Unwrapped> {
     let (mut found, mut rest) = (Vec::new(), file);
     while !rest.is_empty() {
@@ -211,7 +215,8 @@ fn first_element(bytes: &[u8]) -> &[u8] {
     Reader::new(bytes).next().map_or(bytes, |element| element.whole)
 }
 
-/// Base64 or base64url (RFC 4648 §4 and §5), padded or not, in lines or not. `None` of anything else, and of nothing.
+/// Base64 or base64url (RFC 4648 §4 and §5), padded or not, in lines or not. `None` of anything
+/// else, and of nothing.
 fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let text: String = text.replace("%3D", "=").split_whitespace().collect();
     let text = text.trim_end_matches('=').replace('-', "+").replace('_', "/");

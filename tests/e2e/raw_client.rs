@@ -198,6 +198,11 @@ impl PlainDevice {
         Ok(self.client.try_publish(&self.request_topic, QoS::AtLeastOnce, false, message)?)
     }
 
+    /// Sends whatever bytes to another topic.
+    pub(crate) fn send_to(&self, topic: &str, message: Vec<u8>) -> Result<()> {
+        Ok(self.client.try_publish(topic, QoS::AtLeastOnce, false, message)?)
+    }
+
     pub(crate) fn reply(&mut self) -> Result<Reply> {
         let payload = self.until(|packet, _| match packet {
             Packet::Publish(message) => Some(message.payload),
@@ -206,7 +211,8 @@ impl PlainDevice {
         Ok(Reply::decode(&payload)?)
     }
 
-    /// Returns when the broker has taken so many requests since the connection was made, each for somebody. Passes over replies.
+    /// Returns when the broker has taken so many requests since the connection was made, each for
+    /// somebody. Passes over replies.
     pub(crate) fn wait_until_acknowledged(&mut self, count: usize) -> Result<()> {
         if self.acknowledged >= count {
             return Ok(());

@@ -187,7 +187,8 @@ fn is_for_people(reason: &str) -> bool {
     ["Context", "::", " { ", "UnixTime", "Some("].iter().all(|dump| !reason.contains(dump))
 }
 
-/// OpenSSL's opinion, which knows no policies and no names' constraints better than we do, but was not written by us.
+/// OpenSSL's opinion, which knows no policies and no names' constraints better than we do, but was
+/// not written by us.
 struct OpenSsl {
     work: TempDir,
 }
@@ -213,7 +214,8 @@ impl OpenSsl {
         let leaf = self.work.path().join("leaf.pem");
         fs::write(&leaf, pem_of(&der, self.work.path())?)?;
         let mut verify = tool("openssl")?;
-        // EK certificates have a critical alternative name that OpenSSL does not use, and a directory name in it.
+        // EK certificates have a critical alternative name that OpenSSL does not use, and a
+        // directory name in it.
         verify.args(["verify", "-partial_chain", "-ignore_critical"]);
         verify.arg("-CAfile").arg(self.work.path().join("anchors"));
         verify.arg("-untrusted").arg(self.work.path().join("issuers")).arg(&leaf);
@@ -228,7 +230,8 @@ fn pem_of(der: &[u8], work: &Path) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// The certificate out of Intel's JSON, and without what follows it in an NV dump: OpenSSL reads neither.
+/// The certificate out of Intel's JSON, and without what follows it in an NV dump: OpenSSL reads
+/// neither.
 fn plain(file: &[u8]) -> Result<Vec<u8>> {
     let der = match serde_json::from_slice::<Value>(file) {
         Ok(answer) => base64url(answer["certificate"].as_str().context("an answer has a certificate")?)?,

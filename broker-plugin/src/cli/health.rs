@@ -23,7 +23,8 @@ use super::outfit::{local_url, read_roots};
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Health {
-    /// Ask a worker through this broker, on the listener for unprovisioned devices, instead of the built-in one
+    /// Ask a worker through this broker, on the listener for unprovisioned devices, instead of the
+    /// built-in one
     #[arg(long, value_name = "URL")]
     broker: Option<BrokerUrl>,
     /// Root certificate of the broker, if it is not this CA's
@@ -174,7 +175,8 @@ fn milliseconds(time: Duration) -> Value {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).into()
 }
 
-/// For the worker and for the store, side by side. A device waits 20 s for an answer; a supervisor should know before.
+/// For the worker and for the store, side by side. A device waits 20 s for an answer; a supervisor
+/// should know before.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "\

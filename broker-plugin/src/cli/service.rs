@@ -33,8 +33,9 @@ pub(super) fn run(work: impl Future<Output = Result<()>>) -> Result<()> {
     done
 }
 
-/// Waits for `worker`, and does what signals ask for meanwhile: at SIGHUP `reload` replaces what can be replaced and names the settings
-/// that have to wait for the next start; at SIGTERM and SIGINT the worker is told to `stop` and has until `within` from then.
+/// Waits for `worker`, and does what signals ask for meanwhile: at SIGHUP `reload` replaces what
+/// can be replaced and names the settings that have to wait for the next start; at SIGTERM and
+/// SIGINT the worker is told to `stop` and has until `within` from then.
 ///
 /// # Errors
 /// The worker's, or a second signal asked to stop: then at once.
@@ -155,7 +156,8 @@ impl Systemd {
 
     /// Tells of the beginning and the end of `work`, which returns a status.
     fn reload(&self, work: impl FnOnce() -> String) {
-        // Before it is ready, a service has nothing to reload, and would be taken for ready afterwards.
+        // Before it is ready, a service has nothing to reload, and would be taken for ready
+        // afterwards.
         let ready = self.ready.get();
         match NotifyState::monotonic_usec_now() {
             Ok(now) if ready => notify(&[NotifyState::Reloading, now]),

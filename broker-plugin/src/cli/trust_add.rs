@@ -31,13 +31,16 @@ pub(crate) struct Add {
     /// PEM, DER, PKCS #7, bundles of them, and directories
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// Trust this CA itself, whoever signed it: one that is not self-signed, or one issuing CA instead of a whole vendor
+    /// Trust this CA itself, whoever signed it: one that is not self-signed, or one issuing CA
+    /// instead of a whole vendor
     #[arg(long)]
     anchor: bool,
-    /// What EK certificates under the anchor may lack: ek-usage, tpm-attributes, or both with a comma in between
+    /// What EK certificates under the anchor may lack: ek-usage, tpm-attributes, or both with a
+    /// comma in between
     #[arg(long, value_name = "WHAT", requires = "anchor", default_value = "", hide_default_value = true)]
     allow_missing: Allowances,
-    /// Trust no root or anchor but the one with this SHA-256 fingerprint; may be given several times
+    /// Trust no root or anchor but the one with this SHA-256 fingerprint; may be given several
+    /// times
     #[arg(long = "fingerprint", value_name = "SHA256", value_parser = fingerprint)]
     fingerprints: Vec<[u8; 32]>,
     /// Print one JSON object a certificate on standard output
@@ -53,7 +56,8 @@ impl Add {
         for Found { place, fingerprint, content } in found {
             let (result, vendor) = match content {
                 Ok((vendor, row)) => {
-                    // Shown before it is trusted: whoever waits for the next line can still interrupt.
+                    // Shown before it is trusted: whoever waits for the next line can still
+                    // interrupt.
                     let result = match store.add_anchor(&row)? {
                         Trusted::Added | Trusted::Changed => kind(vendor.role()),
                         Trusted::Already => "already there",

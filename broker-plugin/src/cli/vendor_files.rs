@@ -15,7 +15,8 @@ pub(crate) struct VendorFile {
     pub(crate) certificates: Result<Vec<CertificateDer<'static>>>,
 }
 
-/// Reads files in any form, and all files of directories that hold certificates: those that are not hidden, without subdirectories.
+/// Reads files in any form, and all files of directories that hold certificates: those that are not
+/// hidden, without subdirectories.
 ///
 /// # Errors
 /// A directory cannot be read.

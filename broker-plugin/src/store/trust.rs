@@ -1,7 +1,7 @@
 //! TPM vendors' certificates: which roots an EK certificate may lead to.
 
 use assay_ca_core::Role;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::{Store, StoreError, parsed};
 
@@ -46,7 +46,8 @@ impl Store {
     /// # Errors
     /// The file cannot be written.
     pub fn add_anchor(&self, anchor: &AnchorRow) -> Result<Trusted, StoreError> {
-        let transaction = self.connection.unchecked_transaction()?;
+        // With the write lock from the start: a reader that becomes a writer does not wait for one.
+        let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
         let known = transaction
             .prepare_cached("SELECT kind, allowances FROM anchors WHERE fingerprint = ?1")?
             .query_row(params![anchor.fingerprint], |row| role(row, 0))

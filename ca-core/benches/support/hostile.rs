@@ -80,7 +80,8 @@ impl Requests {
         let cas: Vec<_> = (0..count).map(|at| Ca::new(kind, ["A", "B"][at % 2])).collect();
         let sent = cas.iter().enumerate().map(|(at, ca)| ca.certified_by(&cas[(at + 1) % count], vec![]));
         let sent: Vec<_> = sent.collect();
-        Self::device(cas.last().unwrap_or(&Ca::new(kind, "A")), sent)
+        let nobody = Ca::new(kind, "A");
+        Self::device(cas.last().unwrap_or(&nobody), sent)
     }
 }
 
@@ -113,7 +114,8 @@ fn params(name: &str) -> CertificateParams {
     params
 }
 
-/// Most of the 4 KiB of a certificate (`assay_wire::MAX_CERTIFICATE`) in directory names that take long to compare.
+/// Most of the 4 KiB of a certificate (`assay_wire::MAX_CERTIFICATE`) in directory names that take
+/// long to compare.
 fn alternative_names() -> Vec<CustomExtension> {
     let text = "Ä".repeat(40);
     let attribute =

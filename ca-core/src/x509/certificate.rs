@@ -14,13 +14,14 @@ use crate::der::{Element, Reader, tag};
 use crate::key::NO_UNUSED_BITS;
 use crate::oid::{self, extension};
 
-/// A certificate as its issuer made it: nobody can have changed a byte of what is kept here but for the signature.
+/// A certificate as its issuer made it: nobody can have changed a byte of what is kept here but for
+/// the signature.
 ///
 /// Whether anybody trusted signed it is not established.
 #[derive(Clone, Debug)]
 pub(crate) struct Certificate {
-    /// The TBSCertificate in DER: what is signed. It tells certificates apart; the whole does not, for whoever forwards an ECDSA
-    /// signature can change it.
+    /// The TBSCertificate in DER: what is signed. It tells certificates apart; the whole does not,
+    /// for whoever forwards an ECDSA signature can change it.
     tbs: Vec<u8>,
     signature: Vec<u8>,
     algorithm: Result<SignatureAlgorithm, Unsupported>,
@@ -86,8 +87,8 @@ pub(crate) struct NameConstraints {
 impl Certificate {
     /// Reads an X.509 certificate in DER.
     ///
-    /// Around what is signed, nothing but the signature's value is left to choose: the outer algorithm is the signed one (RFC 5280
-    /// §4.1.1.2), and lengths and padding have one form.
+    /// Around what is signed, nothing but the signature's value is left to choose: the outer
+    /// algorithm is the signed one (RFC 5280 §4.1.1.2), and lengths and padding have one form.
     pub(crate) fn read(der: &[u8]) -> Result<Self, Unreadable> {
         let (tbs, signature) = take_apart(der)?;
         let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
@@ -117,7 +118,8 @@ impl Certificate {
         self.subject == self.issuer
     }
 
-    /// Whether `issuer` may be the issuer of this certificate, by name and by key identifier (RFC 5280 §4.2.1.1). Nothing is proven by it.
+    /// Whether `issuer` may be the issuer of this certificate, by name and by key identifier (RFC
+    /// 5280 §4.2.1.1). Nothing is proven by it.
     pub(crate) fn names_as_issuer(&self, issuer: &Self) -> bool {
         let by_key = match (&self.extensions.authority_key_id, &issuer.extensions.subject_key_id) {
             (Some(authority), Some(subject)) => authority == subject,
@@ -126,7 +128,8 @@ impl Certificate {
         by_key && self.issuer == issuer.subject && !issuer.subject.is_empty()
     }
 
-    /// Whether the issuer's key and the algorithm of the signature are accepted, and fit each other.
+    /// Whether the issuer's key and the algorithm of the signature are accepted, and fit each
+    /// other.
     pub(crate) fn can_be_signed_by(&self, issuer: &Self) -> Result<bool, Unsupported> {
         Ok(issuer.key.clone()?.fits(self.algorithm.clone()?))
     }
@@ -162,7 +165,8 @@ pub(crate) enum Unreadable {
     Twice(String),
 }
 
-/// Reads a certificate that we made ourselves, or that somebody else checks: nothing of it is established.
+/// Reads a certificate that we made ourselves, or that somebody else checks: nothing of it is
+/// established.
 pub(crate) fn parse_certificate(der: &[u8]) -> Option<X509Certificate<'_>> {
     match X509Certificate::from_der(der) {
         Ok((&[], certificate)) => Some(certificate),
@@ -244,7 +248,8 @@ impl Extensions {
                 self.policies.inhibit_any = Some(unsigned(Reader::only(tag::INTEGER, value)?)?);
             }
             extension::NAME_CONSTRAINTS => self.name_constraints = Some(NameConstraints::read(value)?),
-            // Where to ask whether it is revoked: nobody is asked, which is said where it matters. So it changes nothing.
+            // Where to ask whether it is revoked: nobody is asked, which is said where it matters.
+            // So it changes nothing.
             extension::CRL_DISTRIBUTION_POINTS => {}
             oid::AUTHORITY_INFORMATION_ACCESS => {
                 self.issuer_at = issuer_at(value);
@@ -361,7 +366,8 @@ fn issuer_at(value: &[u8]) -> Option<String> {
     None
 }
 
-/// A count of certificates; `None` if it is negative or not minimal. What exceeds the type is as good as its largest number.
+/// A count of certificates; `None` if it is negative or not minimal. What exceeds the type is as
+/// good as its largest number.
 fn unsigned(content: &[u8]) -> Option<u32> {
     match content {
         [] | [0x80..=0xFF, ..] | [0, 0..=0x7F, ..] => None,

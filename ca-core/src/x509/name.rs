@@ -1,4 +1,5 @@
-//! Distinguished names, compared as RFC 5280 §7.1 says: whatever their string types, case and white space.
+//! Distinguished names, compared as RFC 5280 §7.1 says: whatever their string types, case and white
+//! space.
 
 use std::fmt;
 
@@ -8,7 +9,8 @@ use crate::oid;
 
 /// A distinguished name.
 ///
-/// Two are equal if RFC 5280 §7.1 says so: as many relative names, in the same order, each of the same attributes.
+/// Two are equal if RFC 5280 §7.1 says so: as many relative names, in the same order, each of the
+/// same attributes.
 #[derive(Clone, Debug)]
 pub(crate) struct Name {
     raw: Vec<u8>,
@@ -42,13 +44,15 @@ impl Name {
         self.prepared.is_empty()
     }
 
-    /// Whether it is in the subtree below `base` (RFC 5280 §4.2.1.10): the relative names of `base` are its first ones.
+    /// Whether it is in the subtree below `base` (RFC 5280 §4.2.1.10): the relative names of `base`
+    /// are its first ones.
     pub(crate) fn is_within(&self, base: &Self) -> bool {
         self.prepared.starts_with(&base.prepared)
     }
 
-    /// Whether comparing it needs no Unicode normalisation. Names that differ in that alone count as different here, which makes
-    /// a path fail, but must not make a name escape from an exclusion.
+    /// Whether comparing it needs no Unicode normalisation. Names that differ in that alone count
+    /// as different here, which makes a path fail, but must not make a name escape from an
+    /// exclusion.
     pub(crate) fn is_ascii(&self) -> bool {
         let Ok((_, name)) = X509Name::from_der(&self.raw) else { return false };
         name.iter_attributes().all(|attribute| text(attribute).is_some_and(|text| text.is_ascii()))
@@ -81,8 +85,9 @@ impl Ord for Name {
 }
 
 impl fmt::Display for Name {
-    /// For people: as RFC 4514 writes it, but in the order of the certificate. What could steer a terminal or forge a line is
-    /// escaped, and no more than [`MAX_SHOWN`] characters are written, for strangers choose names.
+    /// For people: as RFC 4514 writes it, but in the order of the certificate. What could steer a
+    /// terminal or forge a line is escaped, and no more than [`MAX_SHOWN`] characters are written,
+    /// for strangers choose names.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Ok((_, name)) = X509Name::from_der(&self.raw) else { return f.write_str("(no name)") };
         let attributes = name.iter_attributes().map(|attribute| {
@@ -116,7 +121,8 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
-/// An attribute in a form whose bytes are equal if the attributes match: type, then value, each after its length.
+/// An attribute in a form whose bytes are equal if the attributes match: type, then value, each
+/// after its length.
 fn prepare(attribute: &AttributeTypeAndValue<'_>) -> Vec<u8> {
     let value = match text(attribute) {
         Some(text) => [&[IS_TEXT], prepare_string(&text).as_bytes()].concat(),
@@ -131,8 +137,8 @@ fn prepare(attribute: &AttributeTypeAndValue<'_>) -> Vec<u8> {
     prepared
 }
 
-/// RFC 4518 §2, as far as it goes without tables: characters without a meaning go, case is folded, white space is
-/// as much as one space and goes at both ends. Not done is normalisation (NFKC).
+/// RFC 4518 §2, as far as it goes without tables: characters without a meaning go, case is folded,
+/// white space is as much as one space and goes at both ends. Not done is normalisation (NFKC).
 fn prepare_string(text: &str) -> String {
     if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         let folded = text.to_ascii_lowercase();
@@ -147,7 +153,8 @@ fn prepare_string(text: &str) -> String {
     folded.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The text of a value of any string type; `None` of another type, or of bytes that its type does not have.
+/// The text of a value of any string type; `None` of another type, or of bytes that its type does
+/// not have.
 fn text(attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
     let value = attribute.as_slice();
     match attribute.attr_value().tag().0 {
@@ -194,7 +201,8 @@ const IA5_STRING: u32 = 22;
 const VISIBLE_STRING: u32 = 26;
 const UNIVERSAL_STRING: u32 = 28;
 const BMP_STRING: u32 = 30;
-/// Vendors' names have up to some 300 bytes, and RFC 5280, appendix A.1, ends most attributes at 64 characters.
+/// Vendors' names have up to some 300 bytes, and RFC 5280, appendix A.1, ends most attributes at 64
+/// characters.
 const MAX_NAME: usize = 1024;
 /// What a prepared value begins with.
 const IS_TEXT: u8 = 1;

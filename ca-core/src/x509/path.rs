@@ -1,4 +1,5 @@
-//! Whether certificates that signed each other make a valid path (RFC 5280 §6.1): one pass, from the anchor to the EK certificate.
+//! Whether certificates that signed each other make a valid path (RFC 5280 §6.1): one pass, from
+//! the anchor to the EK certificate.
 
 use time::OffsetDateTime;
 
@@ -12,8 +13,8 @@ use crate::oid;
 /// `path` goes from the certificate that `anchor` signed to the one in question. None of it is self-issued, so that the exceptions
 /// of RFC 5280 for such certificates never apply.
 ///
-/// Of the anchor, whatever constrains those below it holds as well (RFC 5937 §3), but not its validity: trusting it is the operator's
-/// decision, and so is removing it (RFC 5280 §6.1.1 d).
+/// Of the anchor, whatever constrains those below it holds as well (RFC 5937 §3), but not its
+/// validity: trusting it is the operator's decision, and so is removing it (RFC 5280 §6.1.1 d).
 pub(crate) fn check_path(
     anchor: &Certificate,
     path: &[&Certificate],
@@ -45,8 +46,8 @@ pub(crate) enum Purpose {
 }
 
 impl Certificate {
-    /// Whether it may issue certificates for EKs at all: it is a CA (RFC 5280 §6.1.4 k, n), its extended key usage lets it, and nothing
-    /// critical about it is unknown.
+    /// Whether it may issue certificates for EKs at all: it is a CA (RFC 5280 §6.1.4 k, n), its
+    /// extended key usage lets it, and nothing critical about it is unknown.
     pub(crate) fn check_issuer(&self) -> Result<(), Rule> {
         if !self.extensions.is_ca {
             return Err(Rule::NotACa);
@@ -54,8 +55,8 @@ impl Certificate {
         if self.extensions.may_sign_certificates == Some(false) {
             return Err(Rule::MayNotSign);
         }
-        // RFC 5280 has no rule for issuers here. That one for other uses issues no certificate for this one is what everybody
-        // takes it to mean, and why vendors write it.
+        // RFC 5280 has no rule for issuers here. That one for other uses issues no certificate for
+        // this one is what everybody takes it to mean, and why vendors write it.
         if self.extensions.ek_usage == EkUsage::Excluded {
             return Err(Rule::IssuerUsage);
         }
@@ -111,7 +112,8 @@ pub(crate) enum Rule {
     EkIsCa,
 }
 
-/// The state variables of RFC 5280 §6.1.2. The working key and name are left to who verifies signatures.
+/// The state variables of RFC 5280 §6.1.2. The working key and name are left to who verifies
+/// signatures.
 struct State<'a> {
     policies: PolicyState,
     /// How many CAs may follow.
@@ -128,7 +130,8 @@ impl<'a> State<'a> {
         Ok(state)
     }
 
-    /// RFC 5280 §6.1.3, but for the signature and revocation; criticality as well, which the RFC leaves to the end.
+    /// RFC 5280 §6.1.3, but for the signature and revocation; criticality as well, which the RFC
+    /// leaves to the end.
     fn process(&mut self, certificate: &Certificate, now: OffsetDateTime) -> Result<(), Rule> {
         let Certificate { not_before, not_after, .. } = *certificate;
         if now.unix_timestamp() > not_after.unix_timestamp() {
@@ -163,8 +166,9 @@ impl<'a> State<'a> {
 }
 
 impl NameConstraints {
-    /// Checks subject and alternative names, RFC 5280 §6.1.3 (b) and (c). Of the forms of names, directory names are compared; a
-    /// certificate with a name of another form that is constrained must be refused (§4.2.1.10).
+    /// Checks subject and alternative names, RFC 5280 §6.1.3 (b) and (c). Of the forms of names,
+    /// directory names are compared; a certificate with a name of another form that is constrained
+    /// must be refused (§4.2.1.10).
     fn check(&self, certificate: &Certificate) -> Result<(), Rule> {
         let of_form =
             |bases: &[AltName], form: u8| bases.iter().any(|base| matches!(base, AltName::Other(tag) if *tag == form));

@@ -1,7 +1,8 @@
 //! Certificate policies along a path, with *any policy* as what the verifier wants (RFC 5280 §6.1).
 //!
-//! The RFC keeps a tree of policies, which can explode. Whether it is empty is all that matters if any policy will do, and depends on
-//! nothing but the expected policies of its lowest level; so one set is enough.
+//! The RFC keeps a tree of policies, which can explode. Whether it is empty is all that matters if
+//! any policy will do, and depends on nothing but the expected policies of its lowest level; so one
+//! set is enough.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,14 +29,16 @@ pub(crate) type Oid = Vec<u8>;
 /// The state variables of §6.1.2 that concern policies.
 #[derive(Clone, Debug)]
 pub(crate) struct PolicyState {
-    /// Union of the expected policy sets on the lowest level of the valid policy tree; empty if the tree is.
+    /// Union of the expected policy sets on the lowest level of the valid policy tree; empty if the
+    /// tree is.
     expected: BTreeSet<Oid>,
     explicit_policy: u32,
     policy_mapping: u32,
     inhibit_any: u32,
 }
 
-/// No certificate on the path is valid for a policy, though one must be; or a mapping that must not be.
+/// No certificate on the path is valid for a policy, though one must be; or a mapping that must not
+/// be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PolicyBroken;
 

@@ -14,7 +14,8 @@ use crate::oid;
 pub(crate) enum SignatureAlgorithm {
     /// RSASSA-PKCS1-v1_5 (RFC 8017 §8.2).
     RsaPkcs1(Hash),
-    /// RSASSA-PSS with one hash for everything and a salt of its length (RFC 8017 §8.1, RFC 4055 §3.1).
+    /// RSASSA-PSS with one hash for everything and a salt of its length (RFC 8017 §8.1, RFC 4055
+    /// §3.1).
     RsaPss(Hash),
     /// ECDSA (FIPS 186-5 §6).
     Ecdsa(Hash),
@@ -34,7 +35,8 @@ pub(crate) enum VerifyingKey {
         /// An RSAPublicKey in DER (RFC 8017, appendix A.1.1).
         key: Vec<u8>,
         bits: usize,
-        /// Whether it may sign nothing but PSS, as a key of the type `id-RSASSA-PSS` (RFC 4055 §1.2); and with which hash, if it says.
+        /// Whether it may sign nothing but PSS, as a key of the type `id-RSASSA-PSS` (RFC 4055
+        /// §1.2); and with which hash, if it says.
         only_pss: Option<Option<Hash>>,
     },
     Ecc {
@@ -129,7 +131,8 @@ impl VerifyingKey {
         }
     }
 
-    /// Whether this key signed `message`. AWS-LC takes an ECDSA signature in DER alone, and an RSA signature as long as the modulus.
+    /// Whether this key signed `message`. AWS-LC takes an ECDSA signature in DER alone, and an RSA
+    /// signature as long as the modulus.
     pub(crate) fn verifies(&self, algorithm: SignatureAlgorithm, message: &[u8], signature: &[u8]) -> bool {
         let (verifier, key): (&'static dyn VerificationAlgorithm, _) = match (self, algorithm) {
             (Self::Rsa { key, .. }, SignatureAlgorithm::RsaPkcs1(hash)) if self.fits(algorithm) => {
@@ -186,7 +189,8 @@ fn read_rsa(key: &[u8], only_pss: Option<Option<Hash>>) -> Result<VerifyingKey, 
     Ok(VerifyingKey::Rsa { key: key.to_vec(), bits, only_pss })
 }
 
-/// The hash in RSASSA-PSS-params (RFC 4055 §3.1); `None` of any but the accepted parameters. Their defaults are of SHA-1.
+/// The hash in RSASSA-PSS-params (RFC 4055 §3.1); `None` of any but the accepted parameters. Their
+/// defaults are of SHA-1.
 fn pss_hash(algorithm: &AlgorithmIdentifier<'_>) -> Option<Hash> {
     let parameters = algorithm.parameters.as_ref()?;
     if parameters.header.raw_tag() != Some(&[tag::SEQUENCE]) {
@@ -258,7 +262,8 @@ fn ecdsa(curve: Curve, hash: Hash) -> &'static dyn VerificationAlgorithm {
 
 /// NIST SP 800-131A permits no shorter one.
 const MIN_RSA_BITS: usize = 2048;
-/// The longest that vendors use. Longer keys only cost time, and a stranger chooses those that he sends.
+/// The longest that vendors use. Longer keys only cost time, and a stranger chooses those that he
+/// sends.
 const MAX_RSA_BITS: usize = 4096;
 /// F4. Longer exponents only cost time.
 const MAX_RSA_EXPONENT: u64 = 65537;
@@ -270,7 +275,8 @@ const CONTEXT_3: u8 = 0xA3;
 mod tests {
     use super::*;
 
-    /// Made by `openssl dgst -sha384 -sign` and its like: curve, hash, point, signature of `message`.
+    /// Made by `openssl dgst -sha384 -sign` and its like: curve, hash, point, signature of
+    /// `message`.
     const BY_OPENSSL: [(Curve, Hash, &str, &str); 4] = [
         (
             Curve::P256,

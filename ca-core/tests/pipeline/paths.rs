@@ -1,4 +1,5 @@
-//! Which certificate paths lead from an EK to a trusted vendor (RFC 5280 §6.1), and what people are told of the others.
+//! Which certificate paths lead from an EK to a trusted vendor (RFC 5280 §6.1), and what people are
+//! told of the others.
 
 use assay_ca_core::{Allowances, AnchorError, EkCheck, Rejection, TrustAnchors, VendorCertificate, VendorPath};
 use assay_wire::ProblemCode;
@@ -337,7 +338,8 @@ mod rules {
         assert!(twice.refused().contains("keyUsage (2.5.29.15) is there twice"));
     }
 
-    /// A stranger may send 4 KiB a certificate, and their signatures are verified only after they are read.
+    /// A stranger may send 4 KiB a certificate, and their signatures are verified only after they
+    /// are read.
     #[test]
     fn names_and_lists_longer_than_any_vendors_are_refused() {
         let policy: &[u8] = &[0x2A, 3];
@@ -535,7 +537,8 @@ mod issuers {
         let to_be_signed = chain.issuer.to_be_signed(&Forged::ek(), &ek_spki());
         let algorithm = chain.issuer.key.algorithm();
         let signed = chain.issuer.sign(&to_be_signed, &algorithm);
-        // The last bits of a signature are no unused ones; its length and that of the whole have one form; nothing follows.
+        // The last bits of a signature are no unused ones; its length and that of the whole have
+        // one form; nothing follows.
         let bit_string = HEADER + to_be_signed.len() + algorithm.len();
         let mut unused_bits = signed.clone();
         unused_bits[bit_string + 2] = 1;

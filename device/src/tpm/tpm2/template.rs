@@ -32,8 +32,8 @@ pub(super) fn ek(kind: EkKind) -> TpmtPublic {
     }
 }
 
-/// The template with a manufacturer's nonce in the field of the key, padded with zeros (TCG EK Credential Profile 2.5, B.2); as
-/// tpm2-tools do, x of a point.
+/// The template with a manufacturer's nonce in the field of the key, padded with zeros: of a point, x (TCG EK Credential Profile
+/// 2.5, B.2).
 pub(super) fn with_nonce(template: TpmtPublic, nonce: &[u8]) -> TpmtPublic {
     let padded = |size: usize| -> Vec<u8> { nonce.iter().copied().chain(std::iter::repeat(0)).take(size).collect() };
     let unique = match &template.parameters {
