@@ -1,7 +1,8 @@
-//! Build script of the binaries: the text of `--version`, which names the commit they were built from.
+//! Build script of the binaries: `--version` names the commit that they were built from.
 //!
-//! It reads Git's files itself, for not every machine that builds has `git`, and asks for no network.
-//! A modified working tree is not told from a clean one: to know, each edit would have to run this script.
+//! It reads Git's files itself, for not every machine that builds has `git`, and asks for no
+//! network. A modified working tree is not told from a clean one: to know, each edit would have to
+//! run this script.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -20,11 +21,13 @@ fn main() {
     println!("cargo::rustc-env=ASSAY_VERSION={version} ({commit})");
 }
 
-/// The commit of the Git working tree that the workspace is; `None` if it is none, or in a form that is unknown here.
+/// The commit of the Git working tree that the workspace is; `None` if it is none, or in a form
+/// that is unknown here.
 fn checked_out() -> Option<String> {
     // Cargo runs the script in the package's directory.
     let git = git_directory(Path::new("../.git"))?;
-    // Of a linked working tree, what is shared lies elsewhere (gitrepository-layout(5), `commondir`).
+    // Of a linked working tree, what is shared lies elsewhere (gitrepository-layout(5),
+    // `commondir`).
     let common = match fs::read_to_string(git.join("commondir")) {
         Ok(common) => git.join(common.trim_end()),
         Err(_) => git.clone(),
@@ -45,7 +48,8 @@ fn git_directory(git: &Path) -> Option<PathBuf> {
     Some(git.parent()?.join(text.trim_end().strip_prefix("gitdir: ")?))
 }
 
-/// A branch with a file of its own. If it has none, the file's directory is watched, for the next commit makes it.
+/// A branch with a file of its own. If it has none, the file's directory is watched, for the next
+/// commit makes it.
 fn loose(common: &Path, reference: &str) -> Option<String> {
     let file = common.join(reference);
     let commit = read(&file);

@@ -33,8 +33,9 @@ pub struct Ca {
 impl Ca {
     /// Certifies a proven device inside the store's transaction: what is decided here and what is recorded cannot come apart.
     ///
-    /// A device that holds a certificate in force for the same IK gets that one again, so a repeated or resumed request
-    /// issues nothing; unless an issuing CA signed it that was replaced since, for then the chain would lead nowhere.
+    /// A device that holds a certificate in force for the same IK gets that one again, so a
+    /// repeated or resumed request issues nothing; unless an issuing CA signed it that was replaced
+    /// since, for then the chain would lead nowhere.
     ///
     /// # Errors
     /// The device is no longer admitted, the store failed, or the signer did.

@@ -64,8 +64,8 @@ impl Issuer {
         Self::new(certificate.map_err(|_| IssuerError::UnreadableCertificate)?, Box::new(key))
     }
 
-    /// The same issuer, if devices that pin this root believe it now: the root's key signed the issuing certificate, under the root's name, and
-    /// that is valid (RFC 5280 §6.1.3).
+    /// The same issuer, if devices that pin this root believe it now: the root's key signed the
+    /// issuing certificate, under the root's name, and that is valid (RFC 5280 §6.1.3).
     ///
     /// # Errors
     /// They do not.
@@ -80,7 +80,8 @@ impl Issuer {
         Ok(self)
     }
 
-    /// Whether this issuer signed a certificate, so that the [chain](Self::chain) of the two leads anywhere.
+    /// Whether this issuer signed a certificate, so that the [chain](Self::chain) of the two leads
+    /// anywhere.
     pub fn has_signed(&self, leaf: &[u8]) -> bool {
         parse_certificate(&self.certificate).is_some_and(|issuing| is_signed_by(leaf, &issuing))
     }

@@ -4,6 +4,7 @@
 set -eu
 umask 077
 root=/var/lib/assay-public/root.pem tpm=/var/lib/swtpm
+child='' swtpm=''
 
 # In the background and waited for, so that a signal is heard at once.
 run() {
@@ -11,7 +12,7 @@ run() {
     child=$!
     wait "$child"
 }
-trap 'kill $(jobs -p) 2> /dev/null; exit 143' INT TERM
+trap 'kill $child $swtpm 2> /dev/null || true; exit 143' INT TERM
 
 [ -e "$tpm/tpm2-00.permall" ] || echo 'waiting for the manufacturer to make the TPM'
 until [ -e "$tpm/tpm2-00.permall" ]; do run sleep 1; done

@@ -58,6 +58,23 @@ fn a_request_that_nothing_bounds_is_ignored() -> Result<()> {
 }
 
 #[test]
+fn what_is_no_request_holds_up_nobody() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let mosquitto = Mosquitto::start(&["allow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0"])?;
+    let broker = format!("mqtt://127.0.0.1:{}", mosquitto.port(0));
+    let _worker = Worker::start(&dir, &broker)?;
+    let mut device = PlainDevice::connect(&broker, 1200)?;
+    // More than a worker has the broker send before the first is acknowledged.
+    for _ in 0..1100 {
+        // Under a filter of the worker's, but no client has this id.
+        device.send_to("provision/v1/default/no client/request", b"anything".to_vec())?;
+    }
+    let id = device.send(&RequestBody::Ping, QoS::AtLeastOnce)?;
+    ensure!(device.reply()?.id == id);
+    Ok(())
+}
+
+#[test]
 fn a_device_waits_as_long_as_the_ca_advises() -> Result<()> {
     let scene = Scene::set()?;
     let (mut ca, device) = scene.begin()?;

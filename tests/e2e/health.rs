@@ -68,7 +68,7 @@ fn a_ca_that_does_not_answer_is_not_healthy_and_says_so_in_time() -> Result<()> 
     ensure!(going_on.healthy, "{going_on:?}");
     lab.server.stop()?;
     let ended = Health::of(lab.dir.assay(&["health", "--json", "--broker", &broker])?)?;
-    ensure!(!ended.healthy && ended.worker_error().contains("is `assay serve` running"), "{ended:?}");
+    ensure!(!ended.healthy && ended.worker_error().contains("Is the broker running"), "{ended:?}");
     Ok(())
 }
 
@@ -76,7 +76,8 @@ fn a_ca_that_does_not_answer_is_not_healthy_and_says_so_in_time() -> Result<()> 
 fn a_store_that_cannot_be_written_is_not_healthy() -> Result<()> {
     let lab = Lab::open()?;
     let arguments = ["health", "--json", "--broker", &lab.server.bootstrap];
-    // In blocks of 512 bytes (POSIX `ulimit`): no write at all, and none as long as what comes next.
+    // In blocks of 512 bytes (POSIX `ulimit`): no write at all, and none as long as what comes
+    // next.
     for (blocks, reason) in [("0", "database: "), ("1024", "File too large")] {
         let assay = lab.dir.assay(&arguments)?;
         let mut limited = tool("sh")?;

@@ -1,4 +1,4 @@
-//! SIGHUP: certificates, keys and settings are reread, all of them or none, and nobody's connection ends.
+//! SIGHUP: certificates, keys and settings are reread, all or none, and no connection ends.
 
 use std::fs;
 use std::path::Path;
@@ -62,7 +62,13 @@ fn a_new_issuing_ca_certifies_and_no_chain_mixes_the_two() -> Result<()> {
     replace_issuing_ca(&lab.dir, "Second")?;
     lab.reload()?;
     ensure!(!connected.ends_within(Duration::from_millis(500)), "it is connected all the time");
-    // Two have a certificate of the first CA in force; below the second CA's own it would lead nowhere.
+    // The revocation list is published anew, though no certificate was revoked since the last one.
+    wait_for("a list of the second CA", || {
+        let list = lab.assay(&["watch", "--broker", &lab.server.operational, "--count", "1", "ca/v1/default/crl"]);
+        list.is_ok_and(|list| String::from_utf8_lossy(&list.stdout).contains("Second"))
+    })?;
+    // Two have a certificate of the first CA in force; below the second CA's own it would lead
+    // nowhere.
     let asked_again = [&["--again"][..], &["--again", "--flow", "sealed"], &[]];
     for (device, arguments) in devices.iter().zip(asked_again) {
         lab.provision(device, arguments)?;
@@ -134,27 +140,35 @@ fn if_anything_is_invalid_everything_stays_and_the_log_says_why() -> Result<()> 
     let other = AssayDir::init()?;
     let before = shown_certificate(&lab)?;
     let file = |name: &str| lab.dir.path().join(name);
-    let foreign = |name: &str| fs::read(other.path().join(name));
-    let cut = fs::read(file("ticket.key"))?[..31].to_vec();
-    for (name, content, reason) in [
-        ("server.key", foreign("server.key")?, "server.pem and server.key"),
-        ("server.pem", foreign("server.pem")?, "server.pem"),
-        ("worker.key", foreign("worker.key")?, "worker.pem and worker.key"),
-        ("worker.pem", fs::read(file("operator.pem"))?, "worker"),
-        ("issuing.key", foreign("issuing.key")?, "issuing.pem and issuing.key"),
-        ("root.pem", foreign("root.pem")?, "root.pem"),
-        ("ticket.key", cut, "32 bytes"),
-        ("assay.toml", b"flows = []".to_vec(), "flows"),
+    let foreign = |name: &str| Ok::<_, anyhow::Error>((name.to_owned(), fs::read(other.path().join(name))?));
+    let own = |name: &str, from: &str| Ok::<_, anyhow::Error>((name.to_owned(), fs::read(file(from))?));
+    let with = |name: &str, content: &[u8]| (name.to_owned(), content.to_owned());
+    for (replaced, reason) in [
+        (vec![foreign("server.key")?], "server.pem and server.key"),
+        (vec![foreign("server.pem")?, foreign("server.key")?], "server.pem does not vouch for 127.0.0.1"),
+        (vec![own("server.pem", "worker.pem")?, own("server.key", "worker.key")?], "server.pem does not vouch"),
+        (vec![foreign("worker.key")?], "worker.pem and worker.key"),
+        (vec![foreign("worker.pem")?, foreign("worker.key")?], "worker.pem is no client's certificate of root.pem"),
+        (vec![own("worker.pem", "operator.pem")?, own("worker.key", "operator.key")?], "not a worker's certificate"),
+        (vec![foreign("issuing.key")?], "issuing.pem and issuing.key"),
+        (vec![foreign("issuing.pem")?, foreign("issuing.key")?], "the root did not sign the issuing certificate"),
+        (vec![foreign("root.pem")?], "root.pem"),
+        (vec![with("ticket.key", &[7; 31])], "ticket.key must have 32 bytes"),
+        (vec![with("master.key", &[7; 33])], "master.key must have 32 bytes"),
+        (vec![with("assay.toml", b"flows = []")], "assay.toml is not valid"),
     ] {
-        let good = fs::read(file(name))?;
+        let names = ["assay.toml"].into_iter().chain(replaced.iter().map(|(name, _)| name.as_str()));
+        let good = names.map(|name| Ok((file(name), fs::read(file(name))?))).collect::<Result<Vec<_>>>()?;
         // Good in itself, but read together with what is not.
-        let settings = fs::read(file("assay.toml"))?;
         fs::write(file("assay.toml"), "flows = [\"ticket\"]")?;
-        fs::write(file(name), content)?;
+        for (name, content) in &replaced {
+            fs::write(file(name), content)?;
+        }
         let log = lab.reload_refused()?;
-        ensure!(log.contains(reason), "{name}: {log}");
-        fs::write(file(name), good)?;
-        fs::write(file("assay.toml"), settings)?;
+        ensure!(log.contains(reason), "{reason}: {log}");
+        for (file, content) in good {
+            fs::write(file, content)?;
+        }
     }
     ensure!(shown_certificate(&lab)? == before);
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;

@@ -1,4 +1,4 @@
-//! A worker that is told to stop finishes what it was given, within ten seconds, and lets others have the rest.
+//! A worker that is told to stop finishes what it was given, and lets others have the rest.
 
 use std::collections::HashSet;
 use std::process::{Command, Stdio};
@@ -115,7 +115,8 @@ fn a_server_that_is_told_to_stop_records_what_it_decided() -> Result<()> {
     Ok(())
 }
 
-/// A worker on Mosquitto with a request that it cannot answer, because somebody else writes to its database.
+/// A worker on Mosquitto with a request that it cannot answer, because somebody else writes to its
+/// database.
 struct Blocked {
     worker: Worker,
     _mosquitto: Mosquitto,
@@ -136,7 +137,8 @@ impl Blocked {
         let lock = rusqlite::Connection::open(dir.path().join("assay.db"))?;
         lock.execute_batch("BEGIN IMMEDIATE")?;
         let mut device = PlainDevice::connect(&broker, 16)?;
-        // SQLite waits for ten seconds: for the record of this one first, and only then for what the other asks.
+        // SQLite waits for ten seconds: for the record of this one first, and only then for what
+        // the other asks.
         device.send_bytes(b"no request".to_vec())?;
         device.reply()?;
         thread::sleep(Duration::from_millis(500));

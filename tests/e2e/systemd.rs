@@ -1,4 +1,4 @@
-//! A service manager in systemd's place (sd_notify(3)): what a process tells it, when, and when it is silent.
+//! A service manager in systemd's place (sd_notify(3)): what it is told, and when it is not.
 
 use std::ffi::OsStr;
 use std::os::unix::net::UnixDatagram;

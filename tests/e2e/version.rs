@@ -84,7 +84,8 @@ impl Tree {
         Ok(script)
     }
 
-    /// The script gives the compiler this variable, and has cargo watch nothing that is not there: cargo would build anew each time.
+    /// The script gives the compiler this variable, and has cargo watch nothing that is not there:
+    /// cargo would build anew each time.
     fn says(&self, sources: &Path, expected: &str) -> Result<()> {
         let output = String::from_utf8(run(&mut self.script(sources)?)?.stdout)?;
         ensure!(output.lines().any(|line| line == format!("cargo::rustc-env={expected}")), "{expected}: {output}");

@@ -11,7 +11,8 @@ use tempfile::NamedTempFile;
 use crate::server::AssayDir;
 use crate::tool::{signal, spawn};
 
-/// `assay worker`. Killed when dropped, and then its log is written to stderr, which the test runner shows if the test failed.
+/// `assay worker`. Killed when dropped, and then its log is written to stderr, which the test
+/// runner shows if the test failed.
 pub struct Worker {
     process: Child,
     log: NamedTempFile,

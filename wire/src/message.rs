@@ -38,7 +38,8 @@ pub enum RequestBody {
     Confirm(Proof),
     /// The shared key flow's only step: asks for a key that nobody but the TPM can load.
     Register(SrkBundle),
-    /// Asks whether a worker answers in this scope; says nothing of any device, and changes nothing.
+    /// Asks whether a worker answers in this scope; says nothing of any device, and changes
+    /// nothing.
     Ping,
 }
 

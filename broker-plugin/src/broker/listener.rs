@@ -115,7 +115,8 @@ impl Listener {
         }
     }
 
-    /// Accepts connections, strangers' once the broker is open, until it closes; then lets those there are end.
+    /// Accepts connections, strangers' once the broker is open, until it closes; then lets those
+    /// there are end.
     pub(super) async fn serve(self, tcp: TcpListener, mut closing: broadcast::Receiver<()>) {
         let listener = Arc::new(self);
         if let Audience::Bootstrapping { .. } = listener.audience {

@@ -60,8 +60,8 @@ pub struct EmbeddedBrokerConfig {
     pub scope: Scope,
     /// Consulted at each CONNECT with a client certificate on the operational listener.
     pub admit: Arc<Admit>,
-    /// Consulted at each CONNECT without one, which takes [`ClientCertificates::Optional`] in `tls.operational`; `None` lets
-    /// in nobody without a certificate.
+    /// Consulted at each CONNECT without one, which takes [`ClientCertificates::Optional`] in
+    /// `tls.operational`; `None` lets in nobody without a certificate.
     pub login: Option<Arc<Login>>,
     /// How much is held at once.
     pub limits: Limits,
@@ -162,9 +162,10 @@ pub struct EmbeddedBroker {
 }
 
 impl EmbeddedBroker {
-    /// Binds both listeners and serves them on the current tokio runtime until shutdown; the bootstrap listener only once
-    /// it is [opened](Self::open). Raises the process's limit of file
-    /// descriptors as far as the system allows, and holds fewer connections than configured if that is not enough.
+    /// Binds both listeners and serves them on the current tokio runtime until shutdown; the
+    /// bootstrap listener only once it is [opened](Self::open). Raises the process's limit of file
+    /// descriptors as far as the system allows, and holds fewer connections than configured if that
+    /// is not enough.
     pub async fn start(config: EmbeddedBrokerConfig) -> io::Result<Self> {
         let router = Arc::new(MessageRouter::new().with_fallback_queue_limits(BACKLOG));
         let core = Core {
@@ -206,8 +207,9 @@ impl EmbeddedBroker {
         self.operational
     }
 
-    /// Lets the bootstrap listener accept connections: those that wait, and all that come. Until then a request would find no worker
-    /// and be lost, though it was acknowledged; for the same reason those of devices with a certificate wait until then.
+    /// Lets the bootstrap listener accept connections: those that wait, and all that come. Until
+    /// then a request would find no worker and be lost, though it was acknowledged; for the same
+    /// reason those of devices with a certificate wait until then.
     pub fn open(&self) {
         // It may be open already.
         _ = self.core.opened.set(());

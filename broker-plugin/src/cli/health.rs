@@ -23,7 +23,8 @@ use super::outfit::{local_url, read_roots};
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Health {
-    /// Ask a worker through this broker, on the listener for unprovisioned devices, instead of the built-in one
+    /// Ask a worker through this broker, on the listener for unprovisioned devices, instead of the
+    /// built-in one
     #[arg(long, value_name = "URL")]
     broker: Option<BrokerUrl>,
     /// Root certificate of the broker, if it is not this CA's
@@ -100,8 +101,12 @@ impl Ping {
         mqtt.try_subscribe(&reply, QoS::AtLeastOnce)?;
         let mut asked = Instant::now();
         loop {
+            // Its text has its causes in it.
             let event = events.poll().await.map_err(|error| {
-                anyhow!(error).context("no connection; is `assay serve` running, and is this the listener for devices?")
+                anyhow!(
+                    "no connection ({error}). Is the broker running, is this its listener for devices \
+                     (mqtts:// with TLS, mqtt:// without), and does root.pem, or --broker-ca, vouch for it?"
+                )
             })?;
             match event {
                 Event::Incoming(Packet::SubAck(granted)) => {
@@ -174,12 +179,14 @@ fn milliseconds(time: Duration) -> Value {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).into()
 }
 
-/// For the worker and for the store, side by side. A device waits 20 s for an answer; a supervisor should know before.
+/// For the worker and for the store, side by side. A device waits 20 s for an answer; a supervisor
+/// should know before.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "\
-Exit status: 0 when a worker answered and the store could be written, each within 5 s; else 1, and stderr says why.
+Exit status: 0 when a worker answered and the store could be written, each
+within 5 s; else 1, and stderr says why.
 
 Examples:
-  assay --dir ca health                                              the built-in broker, where assay.toml says
-  assay --dir ca health --broker mqtts://mosquitto:8883 --json       a worker on another broker";
+  assay --dir ca health              the built-in broker, where assay.toml says
+  assay --dir ca health --broker mqtts://mosquitto:8883 --json";

@@ -1,4 +1,4 @@
-//! What a server and a worker run with, read from the CA's directory: all of it, fitting together, or nothing.
+//! What a server and a worker run with, read from the CA's directory: all of it, or nothing.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -53,7 +53,8 @@ pub(super) fn worker_outfit(directory: &Directory, broker_ca: Option<&Path>) -> 
     Ok(Outfit { ca: Arc::new(directory.ca()?), tls: client_tls(credentials, roots, "worker")? })
 }
 
-/// The directory as it is now, but with the scope that is served, and the settings that were changed and have to wait for a restart.
+/// The directory as it is now, but with the scope that is served, and the settings that were
+/// changed and have to wait for a restart.
 pub(super) fn reread(directory: &Directory) -> Result<(Directory, Vec<&'static str>)> {
     let fresh = directory.reopen()?;
     let (was, is) = (directory.config(), fresh.config());
@@ -101,8 +102,8 @@ fn local_address(listener: SocketAddr) -> Result<Ipv4Addr> {
     }
 }
 
-/// The built-in broker's certificate: it leads to the root, is valid now, and names each address at which this machine reaches a listener
-/// (RFC 5280 §6.1, RFC 9525 §6.5), as the worker does.
+/// The built-in broker's certificate: it leads to the root, is valid now, and names each address at
+/// which this machine reaches a listener (RFC 5280 §6.1, RFC 9525 §6.5), as the worker does.
 struct ServerCredentials(Credentials);
 
 impl ServerCredentials {
@@ -131,7 +132,8 @@ impl ServerCredentials {
     }
 }
 
-/// A worker's certificate that the built-in broker will take: it leads to the root, is valid now, and names a worker.
+/// A worker's certificate that the built-in broker will take: it leads to the root, is valid now,
+/// and names a worker.
 struct WorkerCredentials(Credentials);
 
 impl WorkerCredentials {

@@ -21,7 +21,7 @@ use super::table;
 pub(super) fn run(work: impl Future<Output = Result<()>>) -> Result<()> {
     let filter = EnvFilter::builder().with_env_var("ASSAY_LOG").try_from_env();
     tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info,mqtt5=warn")))
+        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info,mqtt5=warn,rumqttc=error")))
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();
@@ -33,8 +33,9 @@ pub(super) fn run(work: impl Future<Output = Result<()>>) -> Result<()> {
     done
 }
 
-/// Waits for `worker`, and does what signals ask for meanwhile: at SIGHUP `reload` replaces what can be replaced and names the settings
-/// that have to wait for the next start; at SIGTERM and SIGINT the worker is told to `stop` and has until `within` from then.
+/// Waits for `worker`, and does what signals ask for meanwhile: at SIGHUP `reload` replaces what
+/// can be replaced and names the settings that have to wait for the next start; at SIGTERM and
+/// SIGINT the worker is told to `stop` and has until `within` from then.
 ///
 /// # Errors
 /// The worker's, or a second signal asked to stop: then at once.
@@ -49,7 +50,11 @@ pub(super) async fn attend(
     let mut worker = pin!(worker);
     loop {
         let asked = tokio::select! {
-            ended = &mut worker => return Ok(ended?),
+            ended = &mut worker => {
+                ended?;
+                info!("stopped; everything that was begun is answered");
+                return Ok(());
+            }
             asked = signals.next() => asked,
         };
         let stopping = stop.borrow().is_some();
@@ -155,7 +160,8 @@ impl Systemd {
 
     /// Tells of the beginning and the end of `work`, which returns a status.
     fn reload(&self, work: impl FnOnce() -> String) {
-        // Before it is ready, a service has nothing to reload, and would be taken for ready afterwards.
+        // Before it is ready, a service has nothing to reload, and would be taken for ready
+        // afterwards.
         let ready = self.ready.get();
         match NotifyState::monotonic_usec_now() {
             Ok(now) if ready => notify(&[NotifyState::Reloading, now]),

@@ -44,5 +44,6 @@ impl Worker {
     }
 }
 
-/// What a worker may take to answer what it was given: devices wait 20 s for an answer, systemd 90 s for the end of a service.
+/// What a worker may take to answer what it was given: devices wait 20 s for an answer, systemd 90
+/// s for the end of a service.
 pub(super) const FINISH: Duration = Duration::from_secs(10);

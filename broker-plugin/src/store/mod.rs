@@ -110,14 +110,16 @@ impl Store {
 
     /// Makes a durable write that changes nothing, and finds room on the disk for what comes next.
     ///
-    /// The write alone would not notice a full disk: SQLite writes its log anew from the start once it is emptied.
+    /// The write alone would not notice a full disk: SQLite writes its log anew from the start once
+    /// it is emptied.
     ///
     /// # Errors
     /// The file cannot be written, or there is no room beside it.
     pub fn check_writable(&mut self) -> Result<(), StoreError> {
         self.transaction(|Transaction(connection)| {
             let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-            // SQLite does not look whether it is the same: it writes the page, and the commit waits for the disk.
+            // SQLite does not look whether it is the same: it writes the page, and the commit waits
+            // for the disk.
             Ok(connection.pragma_update(None, "user_version", version)?)
         })?;
         let file = Path::new(self.connection.path().unwrap_or_default());

@@ -35,8 +35,9 @@ enum Stage {
     Gone,
 }
 
-/// MQTT 5 lets a broker send what it has queued for us after it has acknowledged our UNSUBSCRIBE (§3.10.4). So it is sent again, to no
-/// other effect than an answer, once all is answered that came; if nothing came before that answer, nothing is left.
+/// MQTT 5 lets a broker send what it has queued for us after it has acknowledged our UNSUBSCRIBE
+/// (§3.10.4). So it is sent again, to no other effect than an answer, once all is answered that
+/// came; if nothing came before that answer, nothing is left.
 #[derive(Default)]
 struct Leaving {
     /// The first UNSUBSCRIBE was acknowledged.
@@ -48,8 +49,9 @@ struct Leaving {
 }
 
 impl Intake<'_> {
-    /// Runs until the connection fails, or, once it is to `stop`, until all that the broker has for us is answered and the broker was told
-    /// goodbye. Calls `ready` once the broker has granted the subscription.
+    /// Runs until the connection fails, or, once it is to `stop`, until all that the broker has for
+    /// us is answered and the broker was told goodbye. Calls `ready` once the broker has granted
+    /// the subscription.
     pub(super) async fn run(
         &self,
         client: &AsyncClient,
@@ -106,7 +108,8 @@ impl Intake<'_> {
         }
     }
 
-    /// The next step towards the end. What finds no room in the client's queue is tried again at the next tick.
+    /// The next step towards the end. What finds no room in the client's queue is tried again at
+    /// the next tick.
     fn leave(&self, client: &AsyncClient, stage: Stage) -> Stage {
         match stage {
             Stage::Serving => self.leave(client, Stage::Leaving(Leaving::default())),
@@ -128,29 +131,24 @@ impl Intake<'_> {
     }
 
     fn take(&self, publish: Publish, pressure: &mut Pressure) {
-        let topic = str::from_utf8(&publish.topic).ok().and_then(Topic::parse);
-        let Some(Topic::Request(_, client)) = topic else {
-            return debug!(topic = ?publish.topic, "message on a topic that is not for requests");
-        };
-        if publish.retain {
-            return debug!(%client, "retained request ignored: nobody may be waiting for its reply");
-        }
         if publish.qos != QoS::AtLeastOnce {
             // Only what must be acknowledged is bounded by the receive maximum.
-            return debug!(%client, "request ignored: it was not sent at QoS 1");
+            return debug!(topic = ?publish.topic, "request ignored: it was not sent at QoS 1");
         }
         let received = Instant::now();
-        let job = Job {
-            client,
-            message: publish.payload,
-            response_topic: publish.properties.and_then(|properties| properties.response_topic),
-            receipt: Receipt {
-                packet_id: publish.pkid,
-                connection: self.connection,
-                received,
-                _debt: self.outbox.ledger.owe(),
-            },
+        let receipt =
+            Receipt { packet_id: publish.pkid, connection: self.connection, received, _debt: self.outbox.ledger.owe() };
+        let topic = str::from_utf8(&publish.topic).ok().and_then(Topic::parse);
+        let Some(Topic::Request(_, client)) = topic else {
+            debug!(topic = ?publish.topic, "message on a topic that is not for requests");
+            return self.outbox.acknowledge(receipt);
         };
+        if publish.retain {
+            debug!(%client, "retained request ignored: nobody may be waiting for its reply");
+            return self.outbox.acknowledge(receipt);
+        }
+        let response_topic = publish.properties.and_then(|properties| properties.response_topic);
+        let job = Job { client, message: publish.payload, response_topic, receipt };
         match self.queues.put(job) {
             Ok(()) => pressure.take(received),
             Err(TrySendError::Full(job)) => {
@@ -163,5 +161,6 @@ impl Intake<'_> {
     }
 }
 
-/// How often a worker that ends looks whether it is done: a broker in the neighbourhood has then sent what it had.
+/// How often a worker that ends looks whether it is done: a broker in the neighbourhood has then
+/// sent what it had.
 const TICK: Duration = Duration::from_millis(50);

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts the requests that were received and not acknowledged, and the messages that wait for a connection.
+/// Counts the requests that were received and not acknowledged, and the messages that wait for a
+/// connection.
 #[derive(Clone, Default)]
 pub(super) struct Ledger(Arc<AtomicUsize>);
 

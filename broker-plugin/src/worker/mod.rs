@@ -73,10 +73,12 @@ pub enum Event<'a> {
     Pulse,
 }
 
-/// Serves requests until `stop` says by when to end; then it takes no more, finishes what it was given, and returns.
+/// Serves requests until `stop` says by when to end; then it takes no more, finishes what it was
+/// given, and returns.
 ///
 /// # Errors
-/// The store cannot be opened, a thread ended, which is a bug, or something was not finished in time.
+/// The store cannot be opened, a thread ended, which is a bug, or something was not finished in
+/// time.
 pub async fn run(
     config: WorkerConfig,
     mut stop: watch::Receiver<Option<Instant>>,
@@ -235,7 +237,8 @@ impl Threads {
         self.handles.push(thread::Builder::new().name(name).spawn(work).unwrap());
     }
 
-    /// Takes away what they wait at, and returns when they have done what was there, e.g. written the last of the audit.
+    /// Takes away what they wait at, and returns when they have done what was there, e.g. written
+    /// the last of the audit.
     async fn finish(self) {
         let Self { queues, heart, arrivals, running, handles, .. } = self;
         drop((queues, heart, arrivals, running));
@@ -282,8 +285,9 @@ impl Queues<channel::Sender<Job>> {
 }
 
 impl Queues<channel::Receiver<Job>> {
-    /// The next job, or a pulse from `pulses`; `None` when nobody is left to put one there. `taken` counts those before it: now and then it
-    /// is the turn of one that begins, so that nobody can keep new devices out by repeating a good last request without end.
+    /// The next job, or a pulse from `pulses`; `None` when nobody is left to put one there. `taken`
+    /// counts those before it: now and then it is the turn of one that begins, so that nobody can
+    /// keep new devices out by repeating a good last request without end.
     fn take(&self, taken: usize, pulses: &channel::Receiver<Pulse>) -> Option<Work> {
         if taken % LASTS_PER_FIRST == LASTS_PER_FIRST - 1
             && let Ok(job) = self.first.try_recv()
@@ -315,15 +319,20 @@ struct Outbox {
 }
 
 struct Letter {
-    topic: Topic,
-    payload: Vec<u8>,
-    retain: bool,
+    /// None if nothing is to be said, only acknowledged.
+    message: Option<Message>,
     cause: Cause,
 }
 
-/// Why a message is sent.
+struct Message {
+    topic: Topic,
+    payload: Vec<u8>,
+    retain: bool,
+}
+
+/// Why a letter is sent.
 enum Cause {
-    /// It answers a request.
+    /// A request came.
     Request(Receipt),
     /// Of our own accord.
     Own { _debt: Debt },
@@ -333,16 +342,25 @@ impl Outbox {
     fn reply(&self, job: Job, id: RequestId, body: ReplyBody) {
         let topic = Topic::Reply(self.scope.clone(), job.client);
         let payload = Reply { id, body }.encode();
-        self.post(Letter { topic, payload, retain: false, cause: Cause::Request(job.receipt) });
+        self.post(Letter {
+            message: Some(Message { topic, payload, retain: false }),
+            cause: Cause::Request(job.receipt),
+        });
+    }
+
+    /// Tells the broker that something is dealt with which nobody answers. Unacknowledged, it would
+    /// hold a place among those that the broker may send.
+    fn acknowledge(&self, receipt: Receipt) {
+        self.post(Letter { message: None, cause: Cause::Request(receipt) });
     }
 
     fn event(&self, topic: Topic, payload: Vec<u8>) {
-        self.post(Letter { topic, payload, retain: false, cause: self.own() });
+        self.post(Letter { message: Some(Message { topic, payload, retain: false }), cause: self.own() });
     }
 
     /// For everybody, and for those who come later.
     fn proclaim(&self, topic: Topic, payload: Vec<u8>) {
-        self.post(Letter { topic, payload, retain: true, cause: self.own() });
+        self.post(Letter { message: Some(Message { topic, payload, retain: true }), cause: self.own() });
     }
 
     fn own(&self) -> Cause {
@@ -368,7 +386,9 @@ async fn deliver(client: &AsyncClient, connection: u32, posted: &mut mpsc::Recei
 }
 
 async fn publish(client: &AsyncClient, connection: u32, letter: Letter) -> Result<(), ClientError> {
-    client.publish(letter.topic.to_string(), QoS::AtLeastOnce, letter.retain, letter.payload).await?;
+    if let Some(Message { topic, payload, retain }) = letter.message {
+        client.publish(topic.to_string(), QoS::AtLeastOnce, retain, payload).await?;
+    }
     match letter.cause {
         Cause::Request(receipt) if receipt.connection == connection => {
             let mut request = Publish::new("", QoS::AtLeastOnce, Bytes::new(), None);

@@ -1,4 +1,4 @@
-//! A pulse through all threads that a request passes, so that somebody notices when one of them is stuck.
+//! A pulse through all threads that a request passes, to notice when one of them is stuck.
 
 use crossbeam_channel::{self as channel, Receiver, Sender};
 use tokio::sync::mpsc;
@@ -18,11 +18,13 @@ impl Heart {
         (Self { examiners }, ends)
     }
 
-    /// Returns once every examiner and, behind it, the writer has come to its pulse: never, if one is stuck.
+    /// Returns once every examiner and, behind it, the writer has come to its pulse: never, if one
+    /// is stuck.
     pub(super) async fn beat(&self) {
         let (returned, mut returns) = mpsc::channel(self.examiners.len());
         for examiner in &self.examiners {
-            // There is room, for the pulse before it has returned; an examiner that is gone sends none back.
+            // There is room, for the pulse before it has returned; an examiner that is gone sends
+            // none back.
             _ = examiner.try_send(Pulse(returned.clone()));
         }
         for _ in &self.examiners {

@@ -74,9 +74,10 @@ impl Package {
     }
 }
 
-/// clap_mangen puts what comes after the options below "EXTRA" and lets it flow; examples have lines of their own.
+/// clap_mangen lets flow what comes after the options; examples and lists have lines of their own.
 fn readable(page: &str) -> String {
-    page.replace(".SH EXTRA\nExample", ".SH EXAMPLES\n.nf\nExample")
+    let page = page.replace(".SH EXTRA\n", ".SH NOTES\n");
+    page.replace("\nExample", "\n.nf\nExample").replace("\nExit codes:", "\n.nf\nExit codes:")
 }
 
 fn install_cargo_deb() -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -64,8 +64,10 @@ struct Trial {
 impl Trial {
     fn step<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let begin = Instant::now();
+        print!("{name} … ");
+        io::stdout().flush()?;
         let done = work().with_context(|| format!("not so: {name}"))?;
-        println!("ok  {:>5.1} s  {name}", begin.elapsed().as_secs_f64());
+        println!("{:.1} s", begin.elapsed().as_secs_f64());
         self.passed += 1;
         Ok(done)
     }
@@ -150,7 +152,7 @@ fn exposure(booted: &Booted<'_>) -> Result<()> {
         let security = ["systemd-analyze", "security", "--offline=true", "--no-pager"];
         let threshold = format!("--threshold={EXPOSURE}");
         let said = booted.run(&[&security[..], &[threshold.as_str(), &file]].concat())?;
-        println!("    {}", said.lines().last().unwrap_or_default());
+        print!("\n    {}", said.lines().last().unwrap_or_default());
     }
     Ok(())
 }
