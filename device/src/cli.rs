@@ -191,7 +191,8 @@ struct DeviceArgs {
 
 #[derive(Args)]
 struct TpmArgs {
-    /// How to reach the TPM: device:PATH, swtpm:host=H,port=P or swtpm:path=PATH.
+    /// How to reach the TPM: device:PATH, swtpm:host=H,port=P or swtpm:path=PATH; in an agent built
+    /// with libtss2 also tabrmd, mssim:host=H,port=P or tss2: and any of these.
     #[arg(long, default_value_t = Tcti::default())]
     tcti: Tcti,
     /// File with the TPM's owner password; a newline at its end does not count. Else the environment's ASSAY_OWNER_AUTH.
