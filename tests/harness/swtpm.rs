@@ -233,11 +233,16 @@ impl Drop for Swtpm {
     }
 }
 
-/// What to hand to `--tcti` for the software TPM at a port: through libtss2 if `ASSAY_TEST_TSS2` is
-/// in the environment, so that the same tests try both ways.
+/// What to hand to `--tcti` for the software TPM at a port: through libtss2 if the agent under test
+/// has it, so that the same tests try both ways.
 pub fn agent_tcti(port: u16) -> String {
-    let way = if env::var_os("ASSAY_TEST_TSS2").is_some() { "tss2:" } else { "" };
+    let way = if agent_has_libtss2() { "tss2:" } else { "" };
     format!("{way}{}", tcti(port))
+}
+
+/// Whether the agent under test is built with the feature `tss2`: `ASSAY_TEST_TSS2` says so.
+pub fn agent_has_libtss2() -> bool {
+    env::var_os("ASSAY_TEST_TSS2").is_some()
 }
 
 fn tcti(port: u16) -> String {

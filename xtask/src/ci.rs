@@ -46,7 +46,7 @@ fn through_libtss2() -> Result<()> {
     // starts would hold the connection of another test to its own.
     run("test", &["--test", "tpm", "--", "--test-threads=1"])?;
     run("test", &["--test", "e2e", "matrix::"])?;
-    run("test", &["--test", "e2e", "access_broker::", "--", "--include-ignored"])
+    run("test", &["--test", "e2e", "access_broker::"])
 }
 
 /// Licences, sources, bans; and known vulnerabilities, if their database can be reached.
