@@ -1,8 +1,9 @@
 //! The CA's directory: keys, certificates, configuration and database, as `assay init` makes it.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, DirEntry, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
@@ -58,14 +59,17 @@ impl Directory {
     /// # Errors
     /// Something else is in the directory, its `assay.toml` is not valid, or it cannot be written.
     pub fn create(path: &Path, name: &str, server_names: &[String]) -> Result<()> {
-        let settings = settings_in(path)?;
         for name in server_names {
             ServerName::try_from(name.as_str()).with_context(|| format!("{name:?} names no server"))?;
         }
         let cannot_make = || format!("cannot make {}", path.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(cannot_make)?;
-        fs::set_permissions(path, Permissions::from_mode(0o700)).with_context(cannot_make)?;
-        let new = NewFiles::of(path).with_context(cannot_make)?;
+        // One directory from now on, whatever the owner of one above it puts in its place.
+        let held = File::open(path).with_context(cannot_make)?;
+        let directory = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+        let settings = settings_in(&directory, path)?;
+        fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(cannot_make)?;
+        let new = NewFiles::of(&directory).with_context(cannot_make)?;
         let half_made = || format!("{} is half made; empty it (assay.toml may stay) and try again", path.display());
         new.fill(name, server_names, settings).with_context(half_made)
     }
@@ -187,21 +191,20 @@ impl Directory {
     }
 }
 
-/// The settings that somebody has put into a directory in which a CA is to be made.
-fn settings_in(path: &Path) -> Result<Option<Config>> {
-    let names = match fs::read_dir(path) {
-        Ok(entries) => entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => Err(error),
-    };
-    let names = names.with_context(|| format!("cannot read {}", path.display()))?;
+/// The settings that somebody has put into a directory in which a CA is to be made; `shown` is how
+/// people call it.
+fn settings_in(directory: &Path, shown: &Path) -> Result<Option<Config>> {
+    let shown = shown.display();
+    let entries = fs::read_dir(directory).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+    let entries = entries.with_context(|| format!("cannot read {shown}"))?;
+    let names: Vec<_> = entries.iter().map(DirEntry::file_name).collect();
     match &names[..] {
         [] => Ok(None),
-        [name] if name == CONFIG => Ok(Some(Config::read(path)?)),
+        [name] if name == CONFIG => Config::read(directory).with_context(|| format!("in {shown}")).map(Some),
         names if names.iter().any(|name| name == DATABASE) => {
-            bail!("{} holds a CA, and one is never overwritten. Choose another directory", path.display())
+            bail!("{shown} holds a CA, and one is never overwritten. Choose another directory")
         }
-        _ => bail!("{} is not empty. Empty it (assay.toml may stay), or choose another directory", path.display()),
+        _ => bail!("{shown} is not empty. Empty it (assay.toml may stay), or choose another directory"),
     }
 }
 

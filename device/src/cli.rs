@@ -219,30 +219,30 @@ const EXIT_CODES: &str = "Exit codes:
   10 doctor: something failed";
 
 const STATUS_EXAMPLE: &str = "Examples:
-  assay-device status --state /var/lib/assay --json
-  assay-device status --state /var/lib/assay || assay-device provision ...
+  assay-device status --state /var/lib/assay-device --json
+  assay-device status --state /var/lib/assay-device || assay-device provision ...
 
 Exit codes: 0 the device can sign in; 3 the clock is wrong; 6 the state is broken; 8 no state, or nothing granted yet;
 9 the certificate has expired.";
 
 const PROVISION_EXAMPLES: &str = "Examples:
   assay-device provision --broker mqtts://ca.example.com:8883 \\
-      --ca-root root.pem --state /var/lib/assay
+      --ca-root root.pem --state /var/lib/assay-device
   assay-device provision --broker mqtts://ca.example.com:8883 \\
-      --ca-root root.pem --state /var/lib/assay --flow sealed
+      --ca-root root.pem --state /var/lib/assay-device --flow sealed
   assay-device provision --broker mqtts://ca.example.com:8883 \\
-      --ca-root root.pem --state /var/lib/assay --flow shared-key --srk rsa-2048
+      --ca-root root.pem --state /var/lib/assay-device --flow shared-key --srk rsa-2048
   assay-device provision --broker mqtts://localhost:8883 \\
       --ca-root root.pem --state ./state \\
       --tcti swtpm:host=127.0.0.1,port=2321 --ek rsa-2048 --json";
 
 const PUBLISH_EXAMPLE: &str = "Example:
-  assay-device publish --broker mqtts://mqtt.example.com:8884 --ca-root root.pem --state /var/lib/assay \\
+  assay-device publish --broker mqtts://mqtt.example.com:8884 --ca-root root.pem --state /var/lib/assay-device \\
       --topic telemetry --message '{\"temperature\":21.5}'";
 
 const DOCTOR_EXAMPLES: &str = "Examples:
   assay-device doctor
-  assay-device doctor --broker mqtts://ca.example.com:8883 --ca-root root.pem --state /var/lib/assay
+  assay-device doctor --broker mqtts://ca.example.com:8883 --ca-root root.pem --state /var/lib/assay-device
   assay-device doctor --json | jq 'select(.outcome != \"pass\")'
 
 Exit codes: 0 nothing failed; 2 usage; 10 something failed.";
@@ -253,9 +253,9 @@ const EK_EXAMPLES: &str = "Examples:
   assay-device ek --json | jq -r .ek_id";
 
 const TOKEN_EXAMPLES: &str = "Examples:
-  assay-device token --state /var/lib/assay --lifetime 600 --json
+  assay-device token --state /var/lib/assay-device --lifetime 600 --json
   mosquitto_pub -V mqttv5 -h mqtt.example.com -p 8884 --cafile root.pem \\
-      -i pump-17 -u pump-17 -P \"$(assay-device token --state /var/lib/assay --lifetime 60)\" \\
+      -i pump-17 -u pump-17 -P \"$(assay-device token --state /var/lib/assay-device --lifetime 60)\" \\
       -t device/v1/default/pump-17/telemetry -m 21.5";
 
 fn provision(args: ProvisionArgs) -> Result<(), Error> {

@@ -159,7 +159,12 @@ impl Device {
             roots.add(root).map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
         }
         let state = StateDirectory::open(&options.state)?;
-        let tpm = TpmThread::start(Tpm2::new(options.tcti, options.passwords), options.tpm_timeout);
+        let mut tpm = Tpm2::new(options.tcti, options.passwords);
+        // A state that cannot be read is the business of whoever needs it.
+        if let Some(shown) = state.memory().ok().and_then(|memory| memory.granted_for()) {
+            tpm.expect_ek(shown.ek, *shown.ek_id.as_bytes());
+        }
+        let tpm = TpmThread::start(tpm, options.tpm_timeout);
         Ok(Self { tpm, state, roots, clock })
     }
 

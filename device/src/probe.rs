@@ -15,18 +15,18 @@ use crate::error::Error;
 pub(crate) fn other_protocol(broker: &BrokerUrl, tls: &Arc<ClientConfig>) -> Option<Error> {
     let hello = if broker.is_tls() { CONNECT.to_vec() } else { client_hello(tls)? };
     let answer = first_bytes(broker, &hello).ok()?;
-    let (found, instead) = match (broker.is_tls(), answer) {
+    let (host, port) = (broker.host(), broker.port());
+    let (found, advice) = match (broker.is_tls(), answer) {
         // A handshake record or an alert (RFC 8446 §5.1).
-        (false, [0x15 | 0x16, 3, _]) => ("TLS", "mqtts"),
-        // CONNACK (MQTT 5.0, 3.2.1), with a remaining length of one byte.
-        (true, [0x20, 2..0x80, _]) => ("MQTT without TLS", "mqtt"),
+        (false, [0x15 | 0x16, 3, _]) => ("TLS", format!("write --broker mqtts://{host}:{port}, or correct the port.")),
+        // CONNACK (MQTT 5.0, 3.2.1), with a remaining length of one byte. Whoever can answer in the
+        // broker's place can send it, so it must talk nobody into doing without TLS.
+        (true, [0x20, 2..0x80, _]) => {
+            ("MQTT without TLS", "correct the port; without TLS, nothing vouches for the broker.".to_owned())
+        }
         _ => return None,
     };
-    let (host, port) = (broker.host(), broker.port());
-    Some(Error::Misconfigured {
-        found: format!("{host}:{port} speaks {found}, and the URL says otherwise"),
-        advice: format!("write --broker {instead}://{host}:{port}, or correct the port."),
-    })
+    Some(Error::Misconfigured { found: format!("{host}:{port} speaks {found}, and the URL says otherwise"), advice })
 }
 
 fn first_bytes(broker: &BrokerUrl, hello: &[u8]) -> io::Result<[u8; 3]> {

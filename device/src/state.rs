@@ -69,10 +69,15 @@ impl Memory {
     pub(crate) fn shown(&self) -> Option<Shown> {
         let granted = match (&self.attempt, &self.in_use) {
             (Some(Attempt::Unconfirmed(grant)), _) => Some(grant.record.shown.clone()),
-            (_, in_use) => in_use.as_ref().map(|grant| grant.record().into_shown()),
+            _ => self.granted_for(),
         };
         let named = || Some(self.attempt.as_ref()?.record().into_shown()).filter(|shown| shown.ek_was_named);
         granted.or_else(named)
+    }
+
+    /// The EK for which the CA granted something that is in use.
+    pub(crate) fn granted_for(&self) -> Option<Shown> {
+        self.in_use.as_ref().map(|grant| grant.record().into_shown())
     }
 
     /// The identity key that the next run uses if nobody says otherwise.

@@ -200,6 +200,15 @@ pub enum TpmError {
         /// What the TPM says, or what was wrong before it was asked.
         reason: String,
     },
+    /// The TPM shows another EK than before, or than the CA knows this device by.
+    #[error(
+        "{operation}: the TPM shows another EK than the one by which the CA knows this device: it is another TPM, or somebody \
+         changes what goes over its bus; it was given no password. If the TPM was replaced, use a new state directory (--state)"
+    )]
+    OtherEk {
+        /// What was being done.
+        operation: &'static str,
+    },
     /// Nobody whose password is known may read an EK certificate.
     #[error(
         "the TPM does not let NV index {index:#010x} be read, where an EK certificate is; give the certificate in a file \
@@ -241,7 +250,13 @@ pub enum TpmError {
 }
 
 fn connection_hint(tcti: &Tcti) -> &'static str {
-    if tcti.is_device() { "is the device there, and may this user open it (group tss)?" } else { "is it running?" }
+    if tcti.is_of_library() {
+        "is it running, and is libtss2's module for it installed (libtss2-tcti-…)? TSS2_LOG=all+ERROR says more"
+    } else if tcti.is_device() {
+        "is the device there, and may this user open it (group tss)?"
+    } else {
+        "is it running?"
+    }
 }
 
 /// The passwords of the hierarchies, empty where there is none.
@@ -268,8 +283,10 @@ impl Password {
         (password.len() <= Self::MAX).then_some(Self(password))
     }
 
-    fn as_bytes(&self) -> &[u8] {
-        &self.0
+    /// As a TPM keeps it (TPM 2.0 Part 1, 19.6.4).
+    fn without_zeros(&self) -> &[u8] {
+        let end = self.0.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        &self.0[..end]
     }
 }
 

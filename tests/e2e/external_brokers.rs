@@ -1,34 +1,63 @@
 //! The same worker on brokers that are not ours.
 
-use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Worker, json, trusted_vendor};
+use assay_wire::Topic;
+
+use crate::raw_client::RawClient;
 
 #[test]
 fn a_worker_on_mosquitto_provisions_devices_through_its_access_list() -> Result<()> {
     let dir = AssayDir::init()?;
-    let acl = tempfile::NamedTempFile::new()?;
-    fs::write(
-        &acl,
-        "pattern write provision/v1/default/%c/request\npattern read provision/v1/default/%c/reply\n\
-         user worker@\ntopic read provision/v1/default/+/request\ntopic write provision/v1/default/+/reply\n\
-         topic write fleet/v1/default/+/event\ntopic write ca/v1/default/crl\n",
-    )?;
-    let file = |name: &str| dir.path().join(name).display().to_string();
-    let tls =
-        format!("certfile {}\nkeyfile {}\nacl_file {}", file("server.pem"), file("server.key"), acl.path().display());
-    let bootstrap = format!("{tls}\nallow_anonymous true");
-    let operational = format!(
-        "{tls}\nallow_anonymous false\ncafile {}\nrequire_certificate true\nuse_identity_as_username true",
-        file("root.pem")
-    );
-    let mosquitto = Mosquitto::start(&[&bootstrap, &operational])?;
+    let mosquitto = mosquitto_as_deployed(&dir)?;
     let _worker = Worker::start(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(1)))?;
     provisions_on(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(0)))
+}
+
+#[test]
+fn a_stranger_on_mosquitto_is_nobody_else_by_giving_a_name() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let mosquitto = mosquitto_as_deployed(&dir)?;
+    let broker = format!("mqtts://127.0.0.1:{}", mosquitto.port(0));
+    let topics = [
+        "ca/v1/default/crl",
+        "device/v1/default/pump-17/telemetry",
+        "fleet/v1/default/pump-17/event",
+        "provision/v1/default/00112233445566778899aabbccddeeff/reply",
+    ];
+    for user in ["worker@", "operator@", "pump-17"] {
+        let mut stranger = RawClient::connect_as(&broker, &dir.root_pem(), Some(user))?;
+        for topic in topics {
+            ensure!(!stranger.publish(topic, b"forged".to_vec())?, "{user} publishes to {topic}");
+        }
+        // Mosquitto lets anybody subscribe to anything, and delivers what may be read.
+        for filter in ["#", "device/v1/default/pump-17/telemetry"] {
+            stranger.subscribe(filter)?;
+        }
+        let mut device = RawClient::connect_as(&broker, &dir.root_pem(), None)?;
+        let request = Topic::Request("default".parse()?, device.id().clone()).to_string();
+        ensure!(device.publish(&request, b"a request".to_vec())?);
+        ensure!(!stranger.hears_something(Duration::from_millis(300)), "{user} hears a request");
+    }
+    Ok(())
+}
+
+/// With the access lists of deploy/mosquitto.
+fn mosquitto_as_deployed(dir: &AssayDir) -> Result<Mosquitto> {
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let acl = |name: &str| format!("acl_file {}/../deploy/mosquitto/{name}", env!("CARGO_MANIFEST_DIR"));
+    let tls = format!("certfile {}\nkeyfile {}", file("server.pem"), file("server.key"));
+    let bootstrap = format!("{tls}\n{}\nallow_anonymous true", acl("acl-bootstrap"));
+    let operational = format!(
+        "{tls}\n{}\nallow_anonymous false\ncafile {}\nrequire_certificate true\nuse_identity_as_username true",
+        acl("acl-operational"),
+        file("root.pem")
+    );
+    Mosquitto::start(&[&bootstrap, &operational])
 }
 
 #[test]

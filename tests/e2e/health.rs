@@ -68,7 +68,7 @@ fn a_ca_that_does_not_answer_is_not_healthy_and_says_so_in_time() -> Result<()> 
     ensure!(going_on.healthy, "{going_on:?}");
     lab.server.stop()?;
     let ended = Health::of(lab.dir.assay(&["health", "--json", "--broker", &broker])?)?;
-    ensure!(!ended.healthy && ended.worker_error().contains("is `assay serve` running"), "{ended:?}");
+    ensure!(!ended.healthy && ended.worker_error().contains("Is the broker running"), "{ended:?}");
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The product as users have it: real processes, real sockets, software TPMs that came from a manufacturer.
 
+mod access_broker;
 mod advice;
 mod commands;
 mod costs;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, PublishProperties, SubscribeReasonCode};
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
-use assay_mqtt::{BrokerUrl, Client};
+use assay_mqtt::{BrokerUrl, Client, Login};
 use assay_wire::{ClientId, ProblemCode, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -28,6 +28,11 @@ pub(crate) struct RawClient {
 
 impl RawClient {
     pub(crate) fn connect(broker: &str, root: &Path) -> Result<Self> {
+        Self::connect_as(broker, root, None)
+    }
+
+    /// With a user name, and any password.
+    pub(crate) fn connect_as(broker: &str, root: &Path, user_name: Option<&str>) -> Result<Self> {
         let broker: BrokerUrl = broker.parse()?;
         let id = ClientId::bootstrap(random());
         let mut roots = RootCertStore::empty();
@@ -36,7 +41,13 @@ impl RawClient {
         let tls = Arc::new(assay_mqtt::tls_config(provider, roots, None)?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let options = Client { id: id.to_string(), window: 16, receive_maximum: 16, manual_acks: false };
-        let (client, events) = assay_mqtt::connect(&broker, &tls, options);
+        let (client, events) = match user_name {
+            None => assay_mqtt::connect(&broker, &tls, options),
+            Some(name) => {
+                let login = Login { user_name: name.into(), password: "any".into() };
+                assay_mqtt::connect_with_login(&broker, &tls, options, login)
+            }
+        };
         let mut raw = Self { runtime, client, events, id };
         let reply = Topic::Reply(scope(), raw.id.clone()).to_string();
         anyhow::ensure!(raw.subscribe(&reply)?, "the broker refuses {reply}");
@@ -262,7 +273,7 @@ impl OperationalClient {
         roots.add(CertificateDer::from_pem_file(lab.dir.root_pem())?)?;
         let tls = Arc::new(assay_mqtt::tls_config(Arc::new(rustls::crypto::ring::default_provider()), roots, None)?);
         let options = Client { id: client_id.into(), window: 16, receive_maximum: 16, manual_acks: false };
-        let login = assay_mqtt::Login { user_name: user_name.into(), password: password.into() };
+        let login = Login { user_name: user_name.into(), password: password.into() };
         Self::of(assay_mqtt::connect_with_login(&lab.server.operational.parse()?, &tls, options, login))
     }
 

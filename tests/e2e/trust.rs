@@ -182,6 +182,20 @@ fn a_check_says_when_an_enrolment_is_the_reason() -> Result<()> {
 }
 
 #[test]
+fn a_bare_key_is_trusted_once_it_is_enrolled() -> Result<()> {
+    let desk = Desk::new()?;
+    let key = desk.files.path().join("ek.pem");
+    let mut x509 = tool("openssl")?;
+    fs::write(&key, run(x509.args(["x509", "-noout", "-pubkey", "-in"]).arg(&desk.ek))?.stdout)?;
+    let (status, said, _) = desk.trust(&["check"], &[&key])?;
+    ensure!(status == 1 && said.contains("`assay enroll add`"), "{said}");
+    run(desk.dir.assay(&["enroll", "add"])?.arg(&key))?;
+    let (status, said, _) = desk.trust(&["check"], &[&key])?;
+    ensure!(status == 0 && said.contains("P-256, which is enrolled"), "{said}");
+    Ok(())
+}
+
+#[test]
 fn certificates_for_other_uses_are_not_enrolled() -> Result<()> {
     let desk = Desk::new()?;
     for certificate in ["server.pem", "worker.pem"] {

@@ -3,6 +3,7 @@
 //! Everything runs on this machine's loopback interface, below temporary directories, and ends when its owner is dropped
 //! or its process dies. A missing tool is an error that names the Debian package, never a skipped test.
 
+mod abrmd;
 mod binary;
 mod cache;
 mod device;
@@ -15,11 +16,12 @@ mod tool;
 mod vendor;
 mod worker;
 
+pub use abrmd::AccessBroker;
 pub use binary::{assay_bin, build, use_binaries_in};
 pub use device::{Device, json};
 pub use mosquitto::Mosquitto;
 pub use server::{AssayDir, AssayServer};
-pub use swtpm::Swtpm;
+pub use swtpm::{Swtpm, agent_tcti};
 pub use tap::Tap;
 pub use tool::{daemon, run, spawn, tool};
 pub use vendor::{EkCertificate, EkKind, VendorCa, trusted_vendor, untrusted_vendor};

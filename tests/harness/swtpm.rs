@@ -1,5 +1,6 @@
 //! One software TPM: a process of its own on a state directory of its own.
 
+use std::env;
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -65,7 +66,12 @@ impl Swtpm {
 
     /// What to hand to `--tcti`; stays the same over restarts.
     pub fn tcti(&self) -> String {
-        format!("swtpm:host=127.0.0.1,port={}", self.port())
+        agent_tcti(self.port())
+    }
+
+    /// What other users of libtss2 are told.
+    pub(crate) fn tools_tcti(&self) -> String {
+        tcti(self.port())
     }
 
     /// Where it takes commands; its control port is the next.
@@ -82,7 +88,7 @@ impl Swtpm {
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
             .arg(format!("dir={}", self.state.display()))
             .args(["--server", &format!("type=tcp,port={port},bindaddr=127.0.0.1")])
-            // tpm2-tools take the control port to be the next one.
+            // libtss2 takes the control port to be the next one.
             .args(["--ctrl", &format!("type=tcp,port={},bindaddr=127.0.0.1", port + 1)])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -128,7 +134,7 @@ impl Swtpm {
     pub fn tpm2(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = tool("tpm2")?;
         command.args(arguments).current_dir(self.work_dir());
-        command.env("TPM2TOOLS_TCTI", self.tcti()).env("TSS2_LOG", "all+NONE");
+        command.env("TPM2TOOLS_TCTI", self.tools_tcti()).env("TSS2_LOG", "all+NONE");
         run(&mut command)
     }
 
@@ -225,6 +231,17 @@ impl Drop for Swtpm {
         // A paused process dies of SIGKILL as well; nothing is left to do if it is gone already.
         let _ = self.kill();
     }
+}
+
+/// What to hand to `--tcti` for the software TPM at a port: through libtss2 if `ASSAY_TEST_TSS2` is
+/// in the environment, so that the same tests try both ways.
+pub fn agent_tcti(port: u16) -> String {
+    let way = if env::var_os("ASSAY_TEST_TSS2").is_some() { "tss2:" } else { "" };
+    format!("{way}{}", tcti(port))
+}
+
+fn tcti(port: u16) -> String {
+    format!("swtpm:host=127.0.0.1,port={port}")
 }
 
 /// A handle as tpm2-tools read it.

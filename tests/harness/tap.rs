@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 /// Stands in front of a server and keeps what passes.
 pub struct Tap {
@@ -34,9 +34,27 @@ impl Tap {
         Self::slowing(server, Duration::ZERO)
     }
 
+    /// Before a software TPM: as [`before`](Self::before), and whoever looks for its control
+    /// channel at the next port is let through.
+    pub fn before_tpm(server: u16) -> Result<Self> {
+        for _ in 0..100 {
+            let tap = Self::before(server)?;
+            if let Some(next) = tap.port.checked_add(1)
+                && Self::at(next, server + 1, Duration::ZERO).is_ok()
+            {
+                return Ok(tap);
+            }
+        }
+        bail!("no two adjacent ports are free")
+    }
+
     /// Hands each answer on after `delay`, as if a slower server had made it.
     pub fn slowing(server: u16, delay: Duration) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        Self::at(0, server, delay)
+    }
+
+    fn at(port: u16, server: u16, delay: Duration) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
         let tap = Self { port: listener.local_addr()?.port(), record: Arc::default() };
         let record = Arc::clone(&tap.record);
         // Ends with the process.

@@ -80,6 +80,7 @@ fn locate(program: &str) -> Result<PathBuf> {
 fn package_of(program: &str) -> Option<&'static str> {
     Some(match program {
         "certtool" => "gnutls-bin",
+        "dbus-daemon" => "dbus-daemon",
         "debootstrap" => "debootstrap",
         "git" => "git",
         "mosquitto" => "mosquitto",
@@ -89,6 +90,7 @@ fn package_of(program: &str) -> Option<&'static str> {
         "swtpm_localca" | "swtpm_setup" => "swtpm-tools",
         "systemd-nspawn" => "systemd-container",
         "tpm2" => "tpm2-tools",
+        "tpm2-abrmd" => "tpm2-abrmd",
         _ => return None,
     })
 }

@@ -19,10 +19,34 @@ pub(crate) fn run() -> Result<()> {
     step("format", || show(&mut cargo(&["fmt", "--all", "--check"])))?;
     step("lints", || show(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])))?;
     step("tests", || test(&[]))?;
+    step("the TPM through libtss2", through_libtss2)?;
     step("packages", packages::trial::run_trial)?;
     step("containers", || compose::run(&compose::Arguments::default()))?;
     step("documentation", || show(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings")))?;
     step("dependencies", dependencies)
+}
+
+/// The agent with the feature `tss2`: lints, all tests of its TPM layer, and the matrix of the
+/// end-to-end tests, with libtss2 between agent and TPM. Beside the library's crate, only the agent
+/// and its tests are built again.
+fn through_libtss2() -> Result<()> {
+    // All of the workspace, so that what it shares keeps its features and need not be built again.
+    let with_feature = ["--workspace", "--features", "assay-device/tss2"];
+    let run = |command: &str, arguments: &[&str]| {
+        let arguments = [&[command], &with_feature[..], arguments].concat();
+        let mut command = cargo(&arguments);
+        // The library's own lines on stderr are about what the tests provoke.
+        command.env("ASSAY_BIN_DIR", bin_dir()?).env("ASSAY_TEST_TSS2", "1").env("TSS2_LOG", "all+NONE");
+        show(&mut command)
+    };
+    run("clippy", &["--all-targets", "--", "--deny", "warnings"])?;
+    run("build", &["--bins"])?;
+    run("test", &["--lib", "tcti::"])?;
+    // One at a time: libtss2's sockets go to every child process, so a software TPM that one test
+    // starts would hold the connection of another test to its own.
+    run("test", &["--test", "tpm", "--", "--test-threads=1"])?;
+    run("test", &["--test", "e2e", "matrix::"])?;
+    run("test", &["--test", "e2e", "access_broker::", "--", "--include-ignored"])
 }
 
 /// Licences, sources, bans; and known vulnerabilities, if their database can be reached.

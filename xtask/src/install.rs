@@ -30,7 +30,7 @@ fn install_missing(packages: &[(&str, &str)]) -> Result<()> {
     }
     println!("Missing Debian packages:");
     for (package, purpose) in &missing {
-        println!("  {package:<14} {purpose}");
+        println!("  {package:<20} {purpose}");
     }
     let names: Vec<_> = missing.iter().map(|(package, _)| *package).collect();
     let by_hand = format!("apt-get install {}", names.join(" "));
@@ -71,11 +71,16 @@ fn is_installed(package: &str) -> bool {
 
 /// Whoever can link a Rust program has the C compiler that SQLite, ring and AWS-LC are built with.
 const FOR_TESTS: &[(&str, &str)] = &[
+    ("dbus-daemon", "what tpm2-abrmd is reached on, for tests"),
     ("git", "reads the commit that a build names, for tests"),
+    ("libtss2-dev", "the agent's second way to a TPM, for tests"),
+    ("libtss2-tcti-tabrmd0", "its way to tpm2-abrmd"),
     ("mosquitto", "a broker that is not ours, for tests"),
     ("openssl", "an independent judge of certificates, for tests and demo"),
+    ("pkg-config", "finds libtss2 where the agent is built with it"),
     ("swtpm", "software TPMs, for tests and demo"),
     ("swtpm-tools", "makes their endorsement certificates"),
+    ("tpm2-abrmd", "a user-space resource manager, for tests"),
     ("tpm2-tools", "an independent user of TPMs, for tests and demo"),
 ];
 

@@ -101,8 +101,12 @@ impl Ping {
         mqtt.try_subscribe(&reply, QoS::AtLeastOnce)?;
         let mut asked = Instant::now();
         loop {
+            // Its text has its causes in it.
             let event = events.poll().await.map_err(|error| {
-                anyhow!(error).context("no connection; is `assay serve` running, and is this the listener for devices?")
+                anyhow!(
+                    "no connection ({error}). Is the broker running, is this its listener for devices \
+                     (mqtts:// with TLS, mqtt:// without), and does root.pem, or --broker-ca, vouch for it?"
+                )
             })?;
             match event {
                 Event::Incoming(Packet::SubAck(granted)) => {
@@ -180,8 +184,9 @@ fn milliseconds(time: Duration) -> Value {
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "\
-Exit status: 0 when a worker answered and the store could be written, each within 5 s; else 1, and stderr says why.
+Exit status: 0 when a worker answered and the store could be written, each
+within 5 s; else 1, and stderr says why.
 
 Examples:
-  assay --dir ca health                                              the built-in broker, where assay.toml says
-  assay --dir ca health --broker mqtts://mosquitto:8883 --json       a worker on another broker";
+  assay --dir ca health              the built-in broker, where assay.toml says
+  assay --dir ca health --broker mqtts://mosquitto:8883 --json";

@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 use assay_broker_plugin::ca::read_anchors;
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::Store;
-use assay_ca_core::{ContainerError, EkCheck, Role, TrustAnchors, VendorCertificate, certificates_in};
+use assay_ca_core::{ContainerError, EkCheck, EkIdentity, Role, TrustAnchors, VendorCertificate, certificates_in};
 use clap::{Args, Subcommand};
 use time::OffsetDateTime;
 
@@ -106,9 +106,15 @@ struct Verdict {
 }
 
 fn judge(store: &Store, anchors: &TrustAnchors, file: &Path) -> Result<Verdict> {
-    let certificates = match certificates_in(&read_bounded(file)?) {
+    let content = read_bounded(file)?;
+    let certificates = match certificates_in(&content) {
         Err(ContainerError::NoCertificate) => {
-            bail!("it holds no certificate; a bare key is trusted only if it is enrolled, see `assay enroll show`")
+            let (_, ek) = EkIdentity::recognise(&content)?;
+            ensure!(
+                store.granted(&ek.ek_id)?.is_some(),
+                "it holds no certificate; a bare key is trusted only if it is enrolled, see `assay enroll add`"
+            );
+            return Ok(Verdict { key: ek.key, trusted_by: "enrolment", issuers: Vec::new() });
         }
         certificates => certificates?,
     };

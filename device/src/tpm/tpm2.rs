@@ -1,25 +1,29 @@
-//! The TPM over its own commands: what provisioning needs, put together from them.
+//! The TPM over its commands: what provisioning needs, put together from them.
 
 mod certificate;
 mod command;
+mod connection;
+mod hash;
 mod health;
 mod key;
+#[cfg(feature = "tss2")]
+mod library;
 mod response_code;
+mod salt;
+mod session;
 mod template;
 mod transport;
 
-use tpm2_protocol::data::{
-    TpmAlgId, TpmRcBase, TpmsSchemeHash, TpmtPublic, TpmtSigScheme, TpmuSigScheme, TpmuSignature,
-};
+use tpm2_protocol::data::{TpmRcBase, TpmtPublic};
 use zeroize::Zeroizing;
 
-use self::command::{CommandError, Connection, Hierarchy};
+use self::command::{CommandError, Hierarchy};
+use self::connection::Connection;
 use self::key::{Key, Primaries};
 use super::{
     EkKind, HierarchyPasswords, IkKind, OpenedKey, PublicArea, SignatureScheme, SrkKind, Tcti, Tpm, TpmError,
     WrappedKey,
 };
-use crate::der;
 
 /// A TPM 2.0.
 ///
@@ -28,6 +32,8 @@ pub struct Tpm2 {
     tcti: Tcti,
     passwords: HierarchyPasswords,
     primaries: Primaries,
+    /// The identity key that was seen last: its handle and public area.
+    identity: Option<(u32, Vec<u8>)>,
     /// Whether this process, or one before it, may have left something loaded.
     may_hold_leftovers: bool,
 }
@@ -35,12 +41,19 @@ pub struct Tpm2 {
 impl Tpm2 {
     /// A TPM that is not connected to yet.
     pub fn new(tcti: Tcti, passwords: HierarchyPasswords) -> Self {
-        Self { tcti, passwords, primaries: Primaries::default(), may_hold_leftovers: true }
+        Self { tcti, passwords, primaries: Primaries::default(), identity: None, may_hold_leftovers: true }
+    }
+
+    /// Gives passwords to the TPM with this EK alone, by which the CA knows this device: `id` is
+    /// the SHA-256 of its SubjectPublicKeyInfo. An EK that takes a password to make, and is not
+    /// persistent, cannot be asked for; then passwords are only kept from those who listen.
+    pub fn expect_ek(&mut self, kind: EkKind, id: [u8; 32]) {
+        self.primaries.expected = Some((kind, id));
     }
 
     /// Whether there is something to connect to. What it is, only a command tells.
     pub(crate) fn reaches(tcti: &Tcti) -> std::io::Result<()> {
-        transport::Transport::open(tcti).map(drop)
+        connection::reaches(tcti)
     }
 
     fn run<T>(
@@ -55,11 +68,12 @@ impl Tpm2 {
         &mut self,
         work: impl FnOnce(&mut Connection<'_>, &mut Primaries) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        let mut tpm = Connection::open(&self.tcti, &self.passwords)?;
+        let mut tpm = connection::open(&self.tcti, &self.passwords)?;
+        let tpm = tpm.as_mut();
         if self.may_hold_leftovers && !self.tcti.has_resource_manager() {
-            flush_leftovers(&mut tpm)?;
+            flush_leftovers(tpm)?;
         }
-        let outcome = work(&mut tpm, &mut self.primaries);
+        let outcome = work(tpm, &mut self.primaries);
         let flushed = tpm.flush_loaded();
         self.may_hold_leftovers = tpm.may_leave_something();
         let value = outcome?;
@@ -74,7 +88,7 @@ impl Tpm for Tpm2 {
         self.run("reading the EK certificate", |tpm, primaries| {
             let indices = certificate::indices(tpm)?;
             let certificates = match indices.contains(&leaf) {
-                true => certificate::with_issuers(tpm, leaf, &indices)?,
+                true => certificate::with_issuers(tpm, primaries, leaf, &indices)?,
                 false => Vec::new(),
             };
             primaries.nv_indices = Some(indices);
@@ -90,52 +104,42 @@ impl Tpm for Tpm2 {
             };
             // It is needed again soon, to open what was encrypted to it.
             let template = key::ek_template(tpm, primaries, kind)?;
-            primaries.keep(tpm, template, &ek);
+            primaries.keep(tpm, Hierarchy::Endorsement, template, &ek);
+            primaries.shown = Some((kind, ek.public.clone()));
             Ok(Some(ek.public_area()?))
         })
     }
 
     fn identity_key(&mut self, kind: IkKind, handle: u32) -> Result<Option<PublicArea>, TpmError> {
-        self.run("looking for the identity key", |tpm, _| {
+        let found = self.run("looking for the identity key", |tpm, _| {
             let Some(found) = Key::persistent(tpm, handle)? else { return Ok(None) };
             if !template::fits(&found.public, &template::ik(kind)) {
                 let (wanted, found) = (format!("an identity key of kind {kind}"), template::describe(&found.public));
                 return Err(Fault::Occupied { handle, wanted, found, option: IK_HANDLE_OPTION });
             }
             Ok(Some(found.public_area()?))
-        })
+        })?;
+        self.identity = found.as_ref().map(|found| (handle, found.bytes.clone()));
+        Ok(found)
     }
 
     fn create_identity_key(&mut self, kind: IkKind, handle: u32) -> Result<PublicArea, TpmError> {
-        self.run("creating the identity key", |tpm, primaries| {
+        let created = self.run("creating the identity key", |tpm, primaries| {
             let srk = key::load_parent(tpm, primaries)?;
             let (private, public) =
                 tpm.create(srk.handle, template::ik(kind)).map_err(|error| unsupported(error, kind.name()))?;
             let ik = Key::load(tpm, &srk, &private, public)?;
             srk.release(tpm)?;
-            ik.persist(tpm, handle)?;
+            ik.persist(tpm, primaries, handle)?;
             Ok(ik.public_area()?)
-        })
+        })?;
+        self.identity = Some((handle, created.bytes.clone()));
+        Ok(created)
     }
 
     fn sign(&mut self, handle: u32, scheme: SignatureScheme, digest: &[u8]) -> Result<Vec<u8>, TpmError> {
-        let (scheme, hash_alg) = match scheme {
-            SignatureScheme::EcdsaSha256 => (TpmAlgId::Ecdsa, TpmAlgId::Sha256),
-            SignatureScheme::EcdsaSha384 => (TpmAlgId::Ecdsa, TpmAlgId::Sha384),
-            SignatureScheme::RsaPkcs1Sha256 => (TpmAlgId::Rsassa, TpmAlgId::Sha256),
-            SignatureScheme::RsaPssSha256 => (TpmAlgId::Rsapss, TpmAlgId::Sha256),
-        };
-        let scheme = TpmtSigScheme { scheme, details: TpmuSigScheme::Hash(TpmsSchemeHash { hash_alg }) };
         self.run("signing", |tpm, _| {
-            let signed = tpm.sign(handle, digest, scheme).map_err(|error| used(handle, IK_HANDLE_OPTION, error))?;
-            match signed.signature {
-                TpmuSignature::Ecdsa(signature) => Ok(der::sequence(&[
-                    &der::unsigned_integer(&signature.signature_r),
-                    &der::unsigned_integer(&signature.signature_s),
-                ])),
-                TpmuSignature::Rsassa(signature) | TpmuSignature::Rsapss(signature) => Ok(signature.sig.to_vec()),
-                _ => Err(CommandError::BadResponse("a signature by another scheme".into()).into()),
-            }
+            tpm.sign(handle, scheme, digest).map_err(|error| used(handle, IK_HANDLE_OPTION, error))
         })
     }
 
@@ -146,7 +150,15 @@ impl Tpm for Tpm2 {
         blob: &[u8],
         seed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
-        self.run("activating the credential", |tpm, primaries| key::activate(tpm, primaries, kind, handle, blob, seed))
+        let seen = self.identity.as_ref().filter(|(at, _)| *at == handle);
+        let seen = seen.and_then(|(_, public)| key::decoded(public)).map(|public| Key::at(handle, public));
+        self.run("activating the credential", |tpm, primaries| {
+            let ik = match seen {
+                Some(ik) => ik,
+                None => Key::persistent(tpm, handle)?.ok_or_else(|| no_key(handle))?,
+            };
+            key::activate(tpm, primaries, kind, &ik, blob, seed)
+        })
     }
 
     fn storage_root_key(&mut self, kind: SrkKind) -> Result<Option<PublicArea>, TpmError> {
@@ -155,7 +167,7 @@ impl Tpm for Tpm2 {
                 Err(Fault::Unsupported(_)) => return Ok(None),
                 srk => srk?,
             };
-            primaries.keep(tpm, template::srk(kind), &srk);
+            primaries.keep(tpm, Hierarchy::Owner, template::srk(kind), &srk);
             Ok(Some(srk.public_area()?))
         })
     }
@@ -175,9 +187,11 @@ impl Tpm for Tpm2 {
             let public = hmac_public(&key.public)?;
             let parent = key::load_srk(tpm, primaries, srk)?;
             let (blob, seed) = (&key.credential_blob, &key.encrypted_seed);
-            let inner_key = key::activate(tpm, primaries, ek, parent.handle, blob, seed).map_err(not_opened)?;
-            let private =
-                tpm.import(parent.handle, &inner_key, public.clone(), key).map_err(|error| not_opened(error.into()))?;
+            let (inner_key, session) =
+                key::activate_and_go_on(tpm, primaries, ek, &parent, blob, seed).map_err(not_opened)?;
+            let private = tpm
+                .import(&parent, session, &inner_key, public.clone(), key)
+                .map_err(|error| not_opened(error.into()))?;
             // TPM2_Load compares the sensitive area with the public one (TPM 2.0 Part 3, 12.2.1), whether TPM2_Import did or not.
             Key::load(tpm, &parent, &private, public).map_err(|error| not_opened(error.into()))?;
             Ok(OpenedKey { public: key.public.clone(), private })
@@ -206,18 +220,18 @@ impl Tpm for Tpm2 {
             let new = Key::load(tpm, &parent, &key.private, hmac_public(&key.public)?)?;
             parent.release(tpm)?;
             if let Some(old) = old {
-                old.evict(tpm)?;
+                old.evict(tpm, primaries)?;
             }
-            new.persist(tpm, handle)
+            new.persist(tpm, primaries, handle)
         })
     }
 
     fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>, TpmError> {
-        self.run("asking the TPM for its properties", |tpm, _| Ok(health::properties(tpm, first)?))
+        self.run("asking the TPM for its properties", |tpm, _| Ok(tpm.properties(first)?))
     }
 
     fn self_test(&mut self) -> Result<(), TpmError> {
-        self.run("testing itself", |tpm, _| Ok(health::self_test(tpm)?))
+        self.run("testing itself", |tpm, _| Ok(tpm.self_test()?))
     }
 
     fn hmac(&mut self, handle: u32, data: &[u8]) -> Result<Vec<u8>, TpmError> {
@@ -234,6 +248,7 @@ enum Fault {
     KeyWithPassword { handle: u32, option: &'static str },
     Occupied { handle: u32, wanted: String, found: String, option: &'static str },
     NotForThisTpm { reason: String },
+    OtherEk,
     Unreadable { index: u32 },
     Unsupported(String),
 }
@@ -261,6 +276,7 @@ impl Fault {
                 TpmError::HandleOccupied { handle, wanted, found, option }
             }
             Self::NotForThisTpm { reason } => TpmError::NotForThisTpm { operation, reason },
+            Self::OtherEk => TpmError::OtherEk { operation },
             Self::Unreadable { index } => TpmError::Unreadable { index },
             Self::Unsupported(what) => TpmError::Unsupported(what),
         }
@@ -294,13 +310,17 @@ fn hmac_public(bytes: &[u8]) -> Result<TpmtPublic, Fault> {
     public.ok_or_else(|| Fault::NotForThisTpm { reason: reason() })
 }
 
+fn no_key(handle: u32) -> Fault {
+    CommandError::BadArgument(format!("there is no key at {handle:#010x}")).into()
+}
+
 fn no_hmac_key(handle: u32, found: &TpmtPublic) -> Fault {
     let (wanted, found) = ("the HMAC key of this device".into(), template::describe(found));
     Fault::Occupied { handle, wanted, found, option: HMAC_HANDLE_OPTION }
 }
 
 fn authorised(hierarchy: Hierarchy, error: CommandError) -> Fault {
-    if is_wrong_password(&error) { Fault::WrongPassword { hierarchy: hierarchy.name() } } else { error.into() }
+    if is_wrong_password(&error) { Fault::WrongPassword { hierarchy: hierarchy.option() } } else { error.into() }
 }
 
 fn used(handle: u32, option: &'static str, error: CommandError) -> Fault {

@@ -6,7 +6,7 @@ use assay_tests::Swtpm;
 
 use crate::{EKS, IK, assert_nothing_loaded, name_of, open, open_with_passwords, vendor};
 
-const SECRET: &[u8; 32] = b"a ticket, thirty-two bytes long.";
+pub(crate) const SECRET: &[u8; 32] = b"a ticket, thirty-two bytes long.";
 
 #[test]
 fn credential_of_tpm2_makecredential_opens() -> Result<()> {
@@ -15,7 +15,7 @@ fn credential_of_tpm2_makecredential_opens() -> Result<()> {
         let mut tpm = open(&swtpm);
         let ek = tpm.endorsement_key(kind)?.unwrap();
         let ik = tpm.create_identity_key(IkKind::P256, IK)?;
-        let (blob, seed) = make_credential(&swtpm, &ek.bytes, &name_of(&ik))?;
+        let (blob, seed) = make_credential(&swtpm, &ek.bytes, &name_of(&ik), SECRET)?;
         assert_eq!(tpm.activate(kind, IK, &blob, &seed)?.as_slice(), SECRET, "{kind}");
         assert_nothing_loaded(&swtpm)?;
     }
@@ -29,7 +29,7 @@ fn ek_that_was_made_before_the_tpm_was_reset_is_made_again() -> Result<()> {
         let mut tpm = open(&swtpm);
         let ek = tpm.endorsement_key(kind)?.unwrap();
         let ik = tpm.create_identity_key(IkKind::P256, IK)?;
-        let (blob, seed) = make_credential(&swtpm, &ek.bytes, &name_of(&ik))?;
+        let (blob, seed) = make_credential(&swtpm, &ek.bytes, &name_of(&ik), SECRET)?;
         swtpm.restart()?;
         for _ in 0..2 {
             assert_eq!(tpm.activate(kind, IK, &blob, &seed)?.as_slice(), SECRET, "{kind}");
@@ -47,7 +47,7 @@ fn credential_for_another_name_does_not_open() -> Result<()> {
         let ek = tpm.endorsement_key(kind)?.unwrap();
         let mut name = name_of(&tpm.create_identity_key(IkKind::P256, IK)?);
         name[33] ^= 1;
-        let (blob, seed) = make_credential(&swtpm, &ek.bytes, &name)?;
+        let (blob, seed) = make_credential(&swtpm, &ek.bytes, &name, SECRET)?;
         let error = tpm.activate(kind, IK, &blob, &seed).unwrap_err();
         assert!(matches!(error, TpmError::Refused { .. }), "{kind}: {error}");
         assert_nothing_loaded(&swtpm)?;
@@ -62,7 +62,7 @@ fn credential_for_another_tpm_does_not_open() -> Result<()> {
     let mut tpm = open(&swtpm);
     let ik = tpm.create_identity_key(IkKind::P256, IK)?;
     let ek = open(&other).endorsement_key(EkKind::P256)?.unwrap();
-    let (blob, seed) = make_credential(&other, &ek.bytes, &name_of(&ik))?;
+    let (blob, seed) = make_credential(&other, &ek.bytes, &name_of(&ik), SECRET)?;
     assert!(matches!(tpm.activate(EkKind::P256, IK, &blob, &seed), Err(TpmError::Refused { .. })));
     Ok(())
 }
@@ -75,7 +75,7 @@ fn credential_opens_with_an_endorsement_password() -> Result<()> {
         let mut tpm = open_with_passwords(&swtpm, "owner-secret", "endorsement-secret");
         let ek = tpm.endorsement_key(kind)?.unwrap();
         let ik = tpm.create_identity_key(IkKind::P256, IK)?;
-        let (blob, seed) = make_credential(&swtpm, &ek.bytes, &name_of(&ik))?;
+        let (blob, seed) = make_credential(&swtpm, &ek.bytes, &name_of(&ik), SECRET)?;
         assert_eq!(tpm.activate(kind, IK, &blob, &seed)?.as_slice(), SECRET, "{kind}");
     }
     Ok(())
@@ -93,10 +93,15 @@ fn wrong_endorsement_password_is_named_at_activation() -> Result<()> {
 }
 
 /// Contents of the TPM2B_ID_OBJECT and the TPM2B_ENCRYPTED_SECRET that tpm2-tools make for an EK and a Name.
-fn make_credential(swtpm: &Swtpm, ek_public: &[u8], name: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
+pub(crate) fn make_credential(
+    swtpm: &Swtpm,
+    ek_public: &[u8],
+    name: &[u8],
+    secret: &[u8],
+) -> Result<(Vec<u8>, Vec<u8>)> {
     let file = |name: &str| swtpm.work_dir().join(name);
     std::fs::write(file("ek.pub"), [&u16::try_from(ek_public.len())?.to_be_bytes(), ek_public].concat())?;
-    std::fs::write(file("secret"), SECRET)?;
+    std::fs::write(file("secret"), secret)?;
     let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
     swtpm.tpm2(&["makecredential", "-T", "none", "-u", "ek.pub", "-s", "secret", "-n", &name, "-o", "credential"])?;
     // Magic and version, then the two TPM2B (tpm2-tools, lib/files.c).

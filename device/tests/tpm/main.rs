@@ -5,6 +5,7 @@ mod doctor;
 mod fake_ca;
 mod faults;
 mod flows;
+mod interposer;
 mod keys;
 mod mistakes;
 mod nv;

@@ -88,7 +88,8 @@ fn ek_is_made_from_the_template_and_the_nonce_in_nv_memory() -> Result<()> {
         };
         let unique = match kind {
             EkKind::P256 => [field(32, 128, nonce), field(32, 128, &[])].concat(),
-            _ => field(256, 512, nonce),
+            // The tool takes 512 bytes at most.
+            _ => field(256, 256, nonce),
         };
         fs::write(swtpm.work_dir().join("unique"), unique)?;
         fs::write(swtpm.work_dir().join("policy"), crate::keys::POLICY_A_SHA256)?;
@@ -131,7 +132,7 @@ fn an_issuer(name: &str) -> Result<Vec<u8>> {
     Ok(params.self_signed(&KeyPair::generate()?)?.der().to_vec())
 }
 
-fn redefine(swtpm: &Swtpm, index: u32, readers: &str, contents: &[u8]) -> Result<()> {
+pub(crate) fn redefine(swtpm: &Swtpm, index: u32, readers: &str, contents: &[u8]) -> Result<()> {
     swtpm.tpm2(&["nvundefine", "-C", "p", &format!("{index:#x}")])?;
     define(swtpm, index, readers, contents)
 }
@@ -146,4 +147,4 @@ fn define(swtpm: &Swtpm, index: u32, readers: &str, contents: &[u8]) -> Result<(
 }
 
 /// Of the EK of template L-2.
-const CERTIFICATE: u32 = 0x01C0_000A;
+pub(crate) const CERTIFICATE: u32 = 0x01C0_000A;

@@ -1,13 +1,13 @@
 //! A way to a software TPM that is cut at some command, as if the process, or the connection, had been killed there.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::Result;
-use assay_tests::Swtpm;
+use assay_tests::{Swtpm, agent_tcti};
 
 /// Listens until the process ends.
 pub(crate) struct Proxy {
@@ -18,28 +18,38 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Lets `limit` commands through, each with its response, and drops what comes then.
     pub(crate) fn with_limit(swtpm: &Swtpm, limit: usize) -> Result<Self> {
-        Self::start(swtpm, move |number| if number < limit { Fate::Passed } else { Fate::Lost })
+        Self::start(swtpm, move |number, _| if number < limit { Fate::Passed } else { Fate::Lost })
     }
 
     /// Loses one response; the command is done.
     pub(crate) fn losing_response(swtpm: &Swtpm, lost: usize) -> Result<Self> {
-        Self::start(swtpm, move |number| if number == lost { Fate::Unanswered } else { Fate::Passed })
+        Self::start(swtpm, move |number, _| if number == lost { Fate::Unanswered } else { Fate::Passed })
     }
 
-    fn start(swtpm: &Swtpm, fate: impl Fn(usize) -> Fate + Send + 'static) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// Flips a bit in the byte at this place of each response that has it, to a command of this code.
+    pub(crate) fn altering_response(swtpm: &Swtpm, code: [u8; 4], at: usize) -> Result<Self> {
+        Self::start(swtpm, move |_, command| if command[6..10] == code { Fate::Altered(at) } else { Fate::Passed })
+    }
+
+    fn start(swtpm: &Swtpm, fate: impl Fn(usize, &[u8]) -> Fate + Send + 'static) -> Result<Self> {
+        let (listener, control) = two_ports()?;
         let this = Self { port: listener.local_addr()?.port(), commands: Arc::default() };
         let (behind, commands) = (swtpm.port(), Arc::clone(&this.commands));
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                _ = pass_on(client, behind, || fate(commands.fetch_add(1, Ordering::SeqCst)));
+                _ = pass_on(client, behind, |command| fate(commands.fetch_add(1, Ordering::SeqCst), command));
+            }
+        });
+        thread::spawn(move || {
+            for client in control.incoming().flatten() {
+                _ = pass_control(client, behind + 1);
             }
         });
         Ok(this)
     }
 
     pub(crate) fn tcti(&self) -> String {
-        format!("swtpm:host=127.0.0.1,port={}", self.port)
+        agent_tcti(self.port)
     }
 
     /// How many commands were sent, passed on or not.
@@ -52,29 +62,55 @@ impl Proxy {
 #[derive(PartialEq, Eq)]
 enum Fate {
     Passed,
+    Altered(usize),
     /// Done, but the client does not hear of it.
     Unanswered,
     Lost,
 }
 
 /// Passes commands and responses on until the client closes, or a command has another fate.
-fn pass_on(mut client: TcpStream, behind: u16, fate: impl Fn() -> Fate) -> io::Result<()> {
+fn pass_on(mut client: TcpStream, behind: u16, fate: impl Fn(&[u8]) -> Fate) -> io::Result<()> {
     client.set_nodelay(true)?;
     let mut tpm = TcpStream::connect(("127.0.0.1", behind))?;
     tpm.set_nodelay(true)?;
     loop {
         let command = read_message(&mut client)?;
-        let fate = fate();
+        let fate = fate(&command);
         if fate == Fate::Lost {
             return Ok(());
         }
         tpm.write_all(&command)?;
-        let response = read_message(&mut tpm)?;
+        let mut response = read_message(&mut tpm)?;
         if fate == Fate::Unanswered {
             return Ok(());
         }
+        if let Fate::Altered(at) = fate
+            && at < response.len()
+        {
+            response[at] ^= 1;
+        }
         client.write_all(&response)?;
     }
+}
+
+/// libtss2 looks for swtpm's control channel at the port behind that of the TPM.
+fn two_ports() -> io::Result<(TcpListener, TcpListener)> {
+    loop {
+        let first = TcpListener::bind("127.0.0.1:0")?;
+        let next = first.local_addr()?.port().checked_add(1);
+        if let Some(Ok(second)) = next.map(|port| TcpListener::bind(("127.0.0.1", port))) {
+            return Ok((first, second));
+        }
+    }
+}
+
+/// Passes on both ways until the client closes.
+fn pass_control(client: TcpStream, behind: u16) -> io::Result<()> {
+    let tpm = TcpStream::connect(("127.0.0.1", behind))?;
+    let (mut from_tpm, mut to_client) = (tpm.try_clone()?, client.try_clone()?);
+    thread::spawn(move || io::copy(&mut from_tpm, &mut to_client));
+    io::copy(&mut &client, &mut &tpm)?;
+    tpm.shutdown(Shutdown::Both)
 }
 
 /// A whole command or response: both give their size behind a tag of two bytes (TPM 2.0 Part 1, 18).

@@ -8,7 +8,7 @@ use crate::proxy::Proxy;
 use crate::wrap::{hmac, wrap, wrap_as};
 use crate::{HMAC_KEY, a_tpm, assert_nothing_loaded, open, vendor};
 
-const KEY: [u8; 32] = *b"thirty-two bytes of key material";
+pub(crate) const KEY: [u8; 32] = *b"thirty-two bytes of key material";
 const OTHER_KEY: [u8; 32] = [0xA5; 32];
 
 #[test]

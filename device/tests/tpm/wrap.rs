@@ -16,12 +16,11 @@ pub(crate) fn wrap(key: &[u8; 32], ek: &PublicArea, srk: &PublicArea) -> Wrapped
 
 /// Wraps an HMAC key under a public area that need not be its own.
 pub(crate) fn wrap_as(key: &[u8; 32], public: Vec<u8>, ek: &PublicArea, srk: &PublicArea) -> WrappedKey {
-    let inner_key = [0x1E; 16];
     let name = name(&public);
-    let (credential_blob, encrypted_seed) = credential(ek, srk, &inner_key);
+    let (credential_blob, encrypted_seed) = credential(ek, srk, &INNER_KEY);
     let sensitive = sized(&[&[0x00, 0x08], &sized(b"")[..], &sized(&SEED_VALUE), &sized(key)].concat());
     let integrity = Sha256::new().chain_update(&sensitive).chain_update(&name).finalize();
-    let inner = encrypted(&inner_key, [sized(&integrity), sensitive].concat());
+    let inner = encrypted(&INNER_KEY, [sized(&integrity), sensitive].concat());
     let (seed, symmetric_seed) = secret_for(&srk.key, b"DUPLICATE", &[0x22; 32]);
     let duplicate = protected(&seed, &name, inner);
     WrappedKey { credential_blob, encrypted_seed, duplicate, symmetric_seed, public }
@@ -85,6 +84,7 @@ pub(crate) fn hmac(key: &[u8], data: &[u8]) -> Vec<u8> {
     Hmac::<Sha256>::new_from_slice(key).unwrap().chain_update(data).finalize().into_bytes().to_vec()
 }
 
+pub(crate) const INNER_KEY: [u8; 16] = [0x1E; 16];
 const SEED_VALUE: [u8; 32] = [0x5E; 32];
 
 fn sized(bytes: &[u8]) -> Vec<u8> {

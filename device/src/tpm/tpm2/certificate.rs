@@ -4,7 +4,9 @@ use tpm2_protocol::data::TpmRcBase;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Fault;
-use super::command::{CommandError, Connection, Hierarchy, NvIndex};
+use super::command::{CommandError, Hierarchy, NvIndex, Reader};
+use super::connection::Connection;
+use super::key::{self, Primaries};
 use crate::der;
 use crate::tpm::RSA_2048_CERTIFICATE;
 
@@ -16,8 +18,13 @@ pub(super) fn indices(tpm: &mut Connection<'_>) -> Result<Vec<u32>, CommandError
 }
 
 /// The EK certificate at an index, which is there, and the issuers found elsewhere.
-pub(super) fn with_issuers(tpm: &mut Connection<'_>, leaf: u32, indices: &[u32]) -> Result<Vec<Vec<u8>>, Fault> {
-    let Some(contents) = read(tpm, leaf)? else { return Ok(Vec::new()) };
+pub(super) fn with_issuers(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    leaf: u32,
+    indices: &[u32],
+) -> Result<Vec<Vec<u8>>, Fault> {
+    let Some(contents) = read(tpm, primaries, leaf)? else { return Ok(Vec::new()) };
     let (mut certificates, _) = split(&contents);
     certificates.truncate(1);
     if certificates.is_empty() {
@@ -25,7 +32,7 @@ pub(super) fn with_issuers(tpm: &mut Connection<'_>, leaf: u32, indices: &[u32])
     }
     let mut issuers = Issuers::default();
     for &index in indices.iter().filter(|&&index| index >= ISSUERS_FIRST) {
-        match read(tpm, index) {
+        match read(tpm, primaries, index) {
             Ok(contents) => issuers.add(index, &contents.unwrap_or_default()),
             // The CA may know the issuer.
             Err(Fault::Unreadable { .. }) => {}
@@ -37,8 +44,8 @@ pub(super) fn with_issuers(tpm: &mut Connection<'_>, leaf: u32, indices: &[u32])
 }
 
 /// The SubjectPublicKeyInfo in the certificate for the EK of template L-1.
-pub(super) fn rsa_2048_key(tpm: &mut Connection<'_>) -> Result<Option<Vec<u8>>, Fault> {
-    let contents = match read(tpm, RSA_2048_CERTIFICATE) {
+pub(super) fn rsa_2048_key(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Option<Vec<u8>>, Fault> {
+    let contents = match read(tpm, primaries, RSA_2048_CERTIFICATE) {
         Err(Fault::Unreadable { .. }) => None,
         contents => contents?,
     };
@@ -46,14 +53,19 @@ pub(super) fn rsa_2048_key(tpm: &mut Connection<'_>) -> Result<Option<Vec<u8>>, 
     Ok(certificate.map(|(_, certificate)| certificate.public_key().raw.to_vec()))
 }
 
-/// What an index holds; `None` if there is none. By its own, empty password, or the owner's, as the index allows.
-pub(super) fn read(tpm: &mut Connection<'_>, index: u32) -> Result<Option<Vec<u8>>, Fault> {
-    let Some(NvIndex { size, takes_own_password, takes_owner_password }) = tpm.nv_index(index)? else {
-        return Ok(None);
-    };
-    let ways = [(takes_own_password, None), (takes_owner_password, Some(Hierarchy::Owner))];
-    for (_, owner) in ways.into_iter().filter(|(is_allowed, _)| *is_allowed) {
-        match read_by(tpm, index, size, owner) {
+/// What an index holds; `None` if there is none. By its own, empty password, or the owner's, as the
+/// index allows. The owner's password waits until the key that its salt is for has been chosen.
+pub(super) fn read(tpm: &mut Connection<'_>, primaries: &mut Primaries, index: u32) -> Result<Option<Vec<u8>>, Fault> {
+    let Some(nv) = tpm.nv_index(index)? else { return Ok(None) };
+    if nv.takes_own_password {
+        match read_by(tpm, index, &nv, Reader::Index) {
+            Err(error) if is_forbidden(&error) => {}
+            outcome => return Ok(Some(outcome?)),
+        }
+    }
+    if nv.takes_owner_password && !primaries.is_choosing_salt {
+        let session = key::session_for(tpm, primaries, Hierarchy::Owner)?;
+        match read_by(tpm, index, &nv, Reader::Owner { session }) {
             Err(error) if is_forbidden(&error) => {}
             outcome => return Ok(Some(outcome?)),
         }
@@ -61,11 +73,11 @@ pub(super) fn read(tpm: &mut Connection<'_>, index: u32) -> Result<Option<Vec<u8
     Err(Fault::Unreadable { index })
 }
 
-fn read_by(tpm: &mut Connection<'_>, index: u32, size: u16, owner: Option<Hierarchy>) -> Result<Vec<u8>, CommandError> {
-    let mut contents = Vec::with_capacity(size.into());
+fn read_by(tpm: &mut Connection<'_>, index: u32, nv: &NvIndex, reader: Reader) -> Result<Vec<u8>, CommandError> {
+    let mut contents = Vec::with_capacity(nv.size.into());
     let mut offset = 0;
-    while offset < size {
-        let part = tpm.nv_read(index, owner, offset, READ_MAX.min(size - offset))?;
+    while offset < nv.size {
+        let part = tpm.nv_read(index, nv, reader, offset, READ_MAX.min(nv.size - offset))?;
         contents.extend_from_slice(&part);
         // It fits: a part is no longer than what was asked for.
         offset += part.len() as u16;

@@ -1,13 +1,13 @@
-//! The TPM commands that provisioning uses, each as a function.
+//! The TPM commands that provisioning uses, each as a function, by our own way to the TPM.
 
 use std::thread;
 use std::time::Duration;
 
-use ring::rand::{SecureRandom, SystemRandom};
 use tpm2_protocol::basic::{TpmHandle, TpmUint16};
 use tpm2_protocol::data::{
-    Tpm2bNonce, TpmAlgId, TpmCap, TpmRcBase, TpmRh, TpmSe, TpmSt, TpmaNv, TpmaSession, TpmsAuthCommand, TpmsContext,
-    TpmsNvPublic, TpmtPublic, TpmtSigScheme, TpmtSignature, TpmtSymDef, TpmtTkHashcheck, TpmuCapabilities,
+    Tpm2bNonce, TpmAlgId, TpmCap, TpmRcBase, TpmRh, TpmSe, TpmSt, TpmaNv, TpmaSession, TpmsAuthCommand,
+    TpmsAuthResponse, TpmsContext, TpmsNvPublic, TpmsSchemeHash, TpmtPublic, TpmtSigScheme, TpmtTkHashcheck,
+    TpmuCapabilities, TpmuSigScheme, TpmuSignature,
 };
 use tpm2_protocol::frame::{
     TpmActivateCredentialCommand, TpmActivateCredentialResponse, TpmContextLoadCommand, TpmContextLoadResponse,
@@ -17,22 +17,33 @@ use tpm2_protocol::frame::{
     TpmHmacResponse, TpmImportCommand, TpmImportResponse, TpmLoadCommand, TpmLoadResponse, TpmNvReadCommand,
     TpmNvReadPublicCommand, TpmNvReadPublicResponse, TpmNvReadResponse, TpmPolicySecretCommand,
     TpmPolicySecretResponse, TpmReadPublicCommand, TpmReadPublicResponse, TpmResponse, TpmSignCommand, TpmSignResponse,
-    TpmStartAuthSessionCommand, TpmStartAuthSessionResponse, TpmUnmarshalBody, tpm_marshal_command,
+    TpmStartAuthSessionCommand, TpmStartAuthSessionResponse, TpmUnmarshalBody,
 };
-use tpm2_protocol::{TpmError as ProtocolError, TpmWriter};
+use tpm2_protocol::{TpmError as ProtocolError, TpmMarshal, TpmResult, TpmUnmarshal, TpmWriter};
 use zeroize::Zeroizing;
 
+use super::connection::Commands;
+use super::hash::Hash;
+use super::health;
+use super::key::Key;
 use super::response_code::ResponseCode;
+use super::salt::{self, Salt};
+use super::session::{Session, Use};
 use super::template;
 use super::transport::{HEADER_SIZE, MAX_SIZE, Transport};
-use crate::tpm::{HierarchyPasswords, Tcti, WrappedKey};
+use crate::der;
+use crate::tpm::tcti::Wire;
+use crate::tpm::{HierarchyPasswords, SignatureScheme, WrappedKey};
 
-/// A connection to a TPM, and what was loaded over it.
-pub(super) struct Connection<'a> {
+/// A connection on which commands are put together here.
+pub(super) struct Direct<'a> {
     transport: Transport,
     passwords: &'a HierarchyPasswords,
     /// Transient objects and sessions that this connection loaded and has not flushed.
     loaded: Vec<u32>,
+    /// The sessions among them.
+    sessions: Vec<Session>,
+    password_session: Option<u32>,
     /// Whether the connection is gone or out of step.
     is_broken: bool,
     /// Whether a command may have loaded something whose handle never came.
@@ -67,19 +78,20 @@ impl CommandError {
 
 type Result<T> = std::result::Result<T, CommandError>;
 
-impl<'a> Connection<'a> {
-    pub(super) fn open(tcti: &Tcti, passwords: &'a HierarchyPasswords) -> Result<Self> {
-        let transport = Transport::open(tcti)?;
-        Ok(Self { transport, passwords, loaded: Vec::new(), is_broken: false, has_lost_track: false })
+impl<'a> Direct<'a> {
+    pub(super) fn open(wire: &Wire, passwords: &'a HierarchyPasswords) -> Result<Self> {
+        let transport = Transport::open(wire)?;
+        let (loaded, sessions, password_session) = Default::default();
+        Ok(Self { transport, passwords, loaded, sessions, password_session, is_broken: false, has_lost_track: false })
     }
+}
 
-    /// Whether the TPM may hold something that was loaded over this connection.
-    pub(super) fn may_leave_something(&self) -> bool {
+impl Commands for Direct<'_> {
+    fn may_leave_something(&self) -> bool {
         self.has_lost_track || self.transport.has_resent || !self.loaded.is_empty()
     }
 
-    /// Flushes what is still loaded, all of it even if the TPM refuses some. On a broken connection there is nobody to tell.
-    pub(super) fn flush_loaded(&mut self) -> Result<()> {
+    fn flush_loaded(&mut self) -> Result<()> {
         let mut outcome = Ok(());
         while !self.is_broken
             && let Some(handle) = self.loaded.pop()
@@ -90,8 +102,7 @@ impl<'a> Connection<'a> {
         outcome
     }
 
-    /// TPM2_GetCapability (TPM 2.0 Part 3, 30.2): the handles in use from `first` on, of its type (TPM 2.0 Part 2, 7.2).
-    pub(super) fn handles(&mut self, first: u32) -> Result<Vec<u32>> {
+    fn handles(&mut self, first: u32) -> Result<Vec<u32>> {
         let mut handles = Vec::new();
         let mut next = first;
         loop {
@@ -101,7 +112,7 @@ impl<'a> Connection<'a> {
                 property: next.into(),
                 property_count: MAX_HANDLES_AT_ONCE.into(),
             };
-            let answer: TpmGetCapabilityResponse = self.run(&command, &[])?;
+            let answer: TpmGetCapabilityResponse = self.run(&command, &[], &[])?;
             let TpmuCapabilities::Handles(found) = answer.capability_data.data else {
                 return Err(CommandError::BadResponse("another capability than the handles in use".into()));
             };
@@ -118,41 +129,44 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// TPM2_NV_ReadPublic (TPM 2.0 Part 3, 31.6); `None` if there is no such index.
-    pub(super) fn nv_index(&mut self, index: u32) -> Result<Option<NvIndex>> {
+    fn nv_index(&mut self, index: u32) -> Result<Option<NvIndex>> {
         let command = TpmNvReadPublicCommand { handles: [index.into()] };
-        let Some(TpmNvReadPublicResponse { nv_public, .. }) = there(self.run(&command, &[]))? else { return Ok(None) };
+        let Some(TpmNvReadPublicResponse { nv_public, nv_name, .. }) = there(self.run(&command, &[], &[]))? else {
+            return Ok(None);
+        };
         let TpmsNvPublic { attributes, data_size, .. } = nv_public.inner;
         Ok(Some(NvIndex {
             size: if attributes.contains(TpmaNv::WRITTEN) { data_size.value() } else { 0 },
+            name: nv_name.to_vec(),
             takes_own_password: attributes.contains(TpmaNv::AUTHREAD),
             takes_owner_password: attributes.contains(TpmaNv::OWNERREAD),
         }))
     }
 
-    /// TPM2_NV_Read (TPM 2.0 Part 3, 31.13), authorised by a hierarchy, or by the index's own, empty password.
-    pub(super) fn nv_read(
-        &mut self,
-        index: u32,
-        hierarchy: Option<Hierarchy>,
-        offset: u16,
-        size: u16,
-    ) -> Result<Vec<u8>> {
-        let authorisation = hierarchy.map_or(EMPTY_PASSWORD, |hierarchy| self.password_of(hierarchy));
+    fn nv_read(&mut self, index: u32, nv: &NvIndex, reader: Reader, offset: u16, size: u16) -> Result<Vec<u8>> {
+        let (authority, authorisation) = match reader {
+            Reader::Index => (index.into(), Authorisation::EmptyPassword),
+            Reader::Owner { session } => (Hierarchy::Owner.handle(), self.authorisation_of(Hierarchy::Owner, session)),
+        };
         let command = TpmNvReadCommand {
-            handles: [hierarchy.map_or_else(|| index.into(), Hierarchy::handle), index.into()],
+            handles: [authority, index.into()],
             size: TpmUint16::new(size),
             offset: TpmUint16::new(offset),
         };
-        let TpmNvReadResponse { data, .. } = self.run(&command, &[authorisation])?;
+        let names = [Hierarchy::Owner.name(), nv.name.clone()];
+        let TpmNvReadResponse { data, .. } = self.run(&command, &names, &[authorisation])?;
         if data.is_empty() || data.len() > usize::from(size) {
             return Err(CommandError::BadResponse(format!("{} bytes where {size} were asked for", data.len())));
         }
         Ok(data.to_vec())
     }
 
-    /// TPM2_CreatePrimary (TPM 2.0 Part 3, 24.1).
-    pub(super) fn create_primary(&mut self, hierarchy: Hierarchy, template: TpmtPublic) -> Result<(u32, TpmtPublic)> {
+    fn create_primary(
+        &mut self,
+        hierarchy: Hierarchy,
+        session: Option<u32>,
+        template: TpmtPublic,
+    ) -> Result<(u32, TpmtPublic)> {
         let command = TpmCreatePrimaryCommand {
             handles: [hierarchy.handle()],
             in_sensitive: Default::default(),
@@ -160,12 +174,12 @@ impl<'a> Connection<'a> {
             outside_info: Default::default(),
             creation_pcr: Default::default(),
         };
-        let created: TpmCreatePrimaryResponse = self.run(&command, &[self.password_of(hierarchy)])?;
+        let authorisation = self.authorisation_of(hierarchy, session);
+        let created: TpmCreatePrimaryResponse = self.run(&command, &[hierarchy.name()], &[authorisation])?;
         Ok((self.remember(created.handles), created.out_public.inner))
     }
 
-    /// TPM2_Create (TPM 2.0 Part 3, 12.1): the content of a TPM2B_PRIVATE, and the public area.
-    pub(super) fn create(&mut self, parent: u32, template: TpmtPublic) -> Result<(Vec<u8>, TpmtPublic)> {
+    fn create(&mut self, parent: u32, template: TpmtPublic) -> Result<(Vec<u8>, TpmtPublic)> {
         let command = TpmCreateCommand {
             handles: [parent.into()],
             in_sensitive: Default::default(),
@@ -173,185 +187,314 @@ impl<'a> Connection<'a> {
             outside_info: Default::default(),
             creation_pcr: Default::default(),
         };
-        let created: TpmCreateResponse = self.run(&command, &[EMPTY_PASSWORD])?;
+        let created: TpmCreateResponse = self.run(&command, &[], &[Authorisation::EmptyPassword])?;
         Ok((created.out_private.to_vec(), created.out_public.inner))
     }
 
-    /// TPM2_Load (TPM 2.0 Part 3, 12.2).
-    pub(super) fn load(&mut self, parent: u32, private: &[u8], public: TpmtPublic) -> Result<u32> {
+    fn load(&mut self, parent: u32, private: &[u8], public: TpmtPublic) -> Result<u32> {
         let command = TpmLoadCommand {
             handles: [parent.into()],
             in_private: sized(private, "an encrypted private area")?,
             in_public: public.into(),
         };
-        let loaded: TpmLoadResponse = self.run(&command, &[EMPTY_PASSWORD])?;
+        let loaded: TpmLoadResponse = self.run(&command, &[], &[Authorisation::EmptyPassword])?;
         Ok(self.remember(loaded.handles))
     }
 
-    /// TPM2_ReadPublic (TPM 2.0 Part 3, 12.4); `None` if there is no such object.
-    pub(super) fn read_public(&mut self, handle: u32) -> Result<Option<TpmtPublic>> {
+    fn read_public(&mut self, handle: u32) -> Result<Option<TpmtPublic>> {
         let command = TpmReadPublicCommand { handles: [handle.into()] };
-        let answer: Option<TpmReadPublicResponse> = there(self.run(&command, &[]))?;
+        let answer: Option<TpmReadPublicResponse> = there(self.run(&command, &[], &[]))?;
         Ok(answer.map(|answer| answer.out_public.inner))
     }
 
-    /// TPM2_EvictControl (TPM 2.0 Part 3, 28.5): makes a loaded object persistent, or removes a persistent one, which is both.
-    pub(super) fn evict_control(&mut self, object: u32, persistent: u32) -> Result<()> {
+    fn evict_control(&mut self, object: &Key, session: Option<u32>, persistent: u32) -> Result<()> {
         let command = TpmEvictControlCommand {
-            handles: [Hierarchy::Owner.handle(), object.into()],
+            handles: [Hierarchy::Owner.handle(), object.handle.into()],
             persistent_handle: persistent.into(),
         };
-        self.run(&command, &[self.password_of(Hierarchy::Owner)]).map(|TpmEvictControlResponse { .. }| ())
+        let (names, owner) =
+            ([Hierarchy::Owner.name(), object.name()?], self.authorisation_of(Hierarchy::Owner, session));
+        self.run(&command, &names, &[owner]).map(|TpmEvictControlResponse { .. }| ())
     }
 
-    /// TPM2_FlushContext (TPM 2.0 Part 3, 28.4).
-    pub(super) fn flush_context(&mut self, handle: u32) -> Result<()> {
+    fn flush_context(&mut self, handle: u32) -> Result<()> {
         let command = TpmFlushContextCommand { handles: [], flush_handle: handle.into() };
-        let TpmFlushContextResponse { .. } = self.run(&command, &[])?;
+        let TpmFlushContextResponse { .. } = self.run(&command, &[], &[])?;
         self.forget(handle);
         Ok(())
     }
 
-    /// TPM2_ContextSave (TPM 2.0 Part 3, 28.2).
-    pub(super) fn context_save(&mut self, handle: u32) -> Result<TpmsContext> {
+    fn context_save(&mut self, handle: u32) -> Result<TpmsContext> {
         let command = TpmContextSaveCommand { handles: [handle.into()] };
-        self.run(&command, &[]).map(|TpmContextSaveResponse { context, .. }| context)
+        self.run(&command, &[], &[]).map(|TpmContextSaveResponse { context, .. }| context)
     }
 
-    /// TPM2_ContextLoad (TPM 2.0 Part 3, 28.3).
-    pub(super) fn context_load(&mut self, context: TpmsContext) -> Result<u32> {
+    fn context_load(&mut self, context: TpmsContext) -> Result<u32> {
         let command = TpmContextLoadCommand { handles: [], context };
-        let loaded: TpmContextLoadResponse = self.run(&command, &[])?;
+        let loaded: TpmContextLoadResponse = self.run(&command, &[], &[])?;
         Ok(self.remember(loaded.handles))
     }
 
-    /// TPM2_StartAuthSession (TPM 2.0 Part 3, 11.1): a policy session, unbound and unsalted.
-    pub(super) fn start_policy_session(&mut self, hash: TpmAlgId) -> Result<u32> {
-        let mut nonce = [0; NONCE_SIZE];
-        let random = SystemRandom::new().fill(&mut nonce);
-        random.map_err(|_| CommandError::BadArgument("the system gives no random numbers".into()))?;
+    fn start_session(&mut self, session_type: TpmSe, hash: TpmAlgId, key: &Key) -> Result<u32> {
+        let salt = Salt::for_key(&key.public)?;
+        let mut nonce_caller = vec![0; NONCE_SIZE];
+        salt::random(&mut nonce_caller)?;
         let command = TpmStartAuthSessionCommand {
-            handles: [TpmRh::Null.value().into(), TpmRh::Null.value().into()],
-            nonce_caller: sized(&nonce, "a nonce")?,
-            encrypted_salt: Default::default(),
-            session_type: TpmSe::Policy,
-            symmetric: TpmtSymDef::default(),
+            handles: [key.handle.into(), TpmRh::Null.value().into()],
+            nonce_caller: sized(&nonce_caller, "a nonce")?,
+            encrypted_salt: sized(&salt.encrypted, "an encrypted salt")?,
+            session_type,
+            symmetric: template::aes_cfb(128),
             auth_hash: hash,
         };
-        let started: TpmStartAuthSessionResponse = self.run(&command, &[])?;
-        Ok(self.remember(started.handles))
+        let started: TpmStartAuthSessionResponse = self.run(&command, &[], &[])?;
+        let handle = self.remember(started.handles);
+        self.sessions.push(Session::new(handle, Hash::of(hash)?, &salt, nonce_caller, started.nonce_tpm.to_vec()));
+        Ok(handle)
     }
 
-    /// TPM2_PolicySecret (TPM 2.0 Part 3, 23.4): the endorsement hierarchy's password.
-    pub(super) fn policy_secret(&mut self, session: u32) -> Result<()> {
+    fn start_password_session(&mut self, key: &Key) -> Result<u32> {
+        let session = self.start_session(TpmSe::Hmac, TpmAlgId::Sha256, key)?;
+        self.password_session = Some(session);
+        Ok(session)
+    }
+
+    fn password_session(&self) -> Option<u32> {
+        self.password_session
+    }
+
+    fn policy_secret(&mut self, policy: u32, session: Option<u32>) -> Result<()> {
+        let hierarchy = Hierarchy::Endorsement;
         let command = TpmPolicySecretCommand {
-            handles: [Hierarchy::Endorsement.handle(), session.into()],
+            handles: [hierarchy.handle(), policy.into()],
             nonce_tpm: Tpm2bNonce::default(),
             cp_hash_a: Default::default(),
             policy_ref: Tpm2bNonce::default(),
             expiration: 0.into(),
         };
-        self.run(&command, &[self.password_of(Hierarchy::Endorsement)]).map(|TpmPolicySecretResponse { .. }| ())
+        // The Name of a session is its handle (TPM 2.0 Part 1, 16).
+        let (names, password) =
+            ([hierarchy.name(), policy.to_be_bytes().to_vec()], self.authorisation_of(hierarchy, session));
+        self.run(&command, &names, &[password]).map(|TpmPolicySecretResponse { .. }| ())
     }
 
-    /// TPM2_ActivateCredential (TPM 2.0 Part 3, 12.5); `object` has an empty password. Ends a policy session that authorised it.
-    pub(super) fn activate_credential(
+    fn activate_credential(
         &mut self,
-        object: u32,
-        ek: u32,
-        authorisation: Authorisation<'_>,
+        object: &Key,
+        ek: &Key,
+        session: u32,
+        is_session_kept: bool,
         blob: &[u8],
         seed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>> {
         let command = TpmActivateCredentialCommand {
-            handles: [object.into(), ek.into()],
+            handles: [object.handle.into(), ek.handle.into()],
             credential_blob: sized(blob, "a credential")?,
             secret: sized(seed, "an encrypted seed")?,
         };
-        let activated: TpmActivateCredentialResponse = self.run(&command, &[EMPTY_PASSWORD, authorisation])?;
-        if let Authorisation::Policy(session) = authorisation {
-            self.forget(session);
-        }
+        let kept = if is_session_kept { TpmaSession::CONTINUE_SESSION } else { TpmaSession::empty() };
+        let session = Use { session, auth_value: &[], attributes: TpmaSession::ENCRYPT | kept };
+        let authorisations = [Authorisation::EmptyPassword, Authorisation::Session(session)];
+        let activated: TpmActivateCredentialResponse =
+            self.run(&command, &[object.name()?, ek.name()?], &authorisations)?;
         Ok(Zeroizing::new(activated.cert_info.to_vec()))
     }
 
-    /// TPM2_Sign (TPM 2.0 Part 3, 20.2) over a digest that was not made by the TPM, which unrestricted keys sign all the same.
-    pub(super) fn sign(&mut self, key: u32, digest: &[u8], scheme: TpmtSigScheme) -> Result<TpmtSignature> {
+    fn sign(&mut self, key: u32, scheme: SignatureScheme, digest: &[u8]) -> Result<Vec<u8>> {
+        let (scheme, hash_alg) = match scheme {
+            SignatureScheme::EcdsaSha256 => (TpmAlgId::Ecdsa, TpmAlgId::Sha256),
+            SignatureScheme::EcdsaSha384 => (TpmAlgId::Ecdsa, TpmAlgId::Sha384),
+            SignatureScheme::RsaPkcs1Sha256 => (TpmAlgId::Rsassa, TpmAlgId::Sha256),
+            SignatureScheme::RsaPssSha256 => (TpmAlgId::Rsapss, TpmAlgId::Sha256),
+        };
         let no_ticket = TpmtTkHashcheck { tag: TpmSt::HashCheck, hierarchy: TpmRh::Null, digest: Default::default() };
         let command = TpmSignCommand {
             handles: [key.into()],
             digest: sized(digest, "a digest")?,
-            in_scheme: scheme,
+            in_scheme: TpmtSigScheme { scheme, details: TpmuSigScheme::Hash(TpmsSchemeHash { hash_alg }) },
             validation: no_ticket,
         };
-        self.run(&command, &[EMPTY_PASSWORD]).map(|TpmSignResponse { signature, .. }| signature)
+        let signed: TpmSignResponse = self.run(&command, &[], &[Authorisation::EmptyPassword])?;
+        match signed.signature.signature {
+            TpmuSignature::Ecdsa(signature) => Ok(signed_by_ecdsa(&signature.signature_r, &signature.signature_s)),
+            TpmuSignature::Rsassa(signature) | TpmuSignature::Rsapss(signature) => Ok(signature.sig.to_vec()),
+            _ => Err(CommandError::BadResponse("a signature by another scheme".into())),
+        }
     }
 
-    /// TPM2_Import (TPM 2.0 Part 3, 13.3) of a key with an inner wrapper: the content of a TPM2B_PRIVATE.
-    pub(super) fn import(
+    fn import(
         &mut self,
-        parent: u32,
+        parent: &Key,
+        session: u32,
         inner_key: &[u8],
         public: TpmtPublic,
         key: &WrappedKey,
     ) -> Result<Vec<u8>> {
         let command = TpmImportCommand {
-            handles: [parent.into()],
+            handles: [parent.handle.into()],
             encryption_key: sized(inner_key, "an inner wrapper's key")?,
             object_public: public.into(),
             duplicate: sized(&key.duplicate, "a duplicate")?,
             in_sym_seed: sized(&key.symmetric_seed, "an encrypted seed")?,
             symmetric_alg: template::aes_cfb(128),
         };
-        self.run(&command, &[EMPTY_PASSWORD]).map(|TpmImportResponse { out_private, .. }| out_private.to_vec())
+        let session = Use { session, auth_value: &[], attributes: TpmaSession::DECRYPT };
+        let authorisations = [Authorisation::EmptyPassword, Authorisation::Session(session)];
+        let imported: TpmImportResponse = self.run(&command, &[parent.name()?], &authorisations)?;
+        Ok(imported.out_private.to_vec())
     }
 
-    /// TPM2_HMAC (TPM 2.0 Part 3, 15.5) with SHA-256.
-    pub(super) fn hmac(&mut self, key: u32, data: &[u8]) -> Result<Vec<u8>> {
+    fn hmac(&mut self, key: u32, data: &[u8]) -> Result<Vec<u8>> {
         let command = TpmHmacCommand {
             handles: [key.into()],
             buffer: sized(data, "the data of an HMAC")?,
             hash_alg: TpmAlgId::Sha256,
         };
-        self.run(&command, &[EMPTY_PASSWORD]).map(|TpmHmacResponse { out_hmac, .. }| out_hmac.to_vec())
+        self.run(&command, &[], &[Authorisation::EmptyPassword])
+            .map(|TpmHmacResponse { out_hmac, .. }| out_hmac.to_vec())
     }
 
-    /// Sends a command until the TPM has done it or refused it.
+    fn has_password(&self, hierarchy: Hierarchy) -> bool {
+        !hierarchy.password(self.passwords).is_empty()
+    }
+
+    fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>> {
+        health::properties(self, first)
+    }
+
+    fn self_test(&mut self) -> Result<()> {
+        health::self_test(self)
+    }
+}
+
+impl<'a> Direct<'a> {
+    /// Sends a command until the TPM has done it or refused it. The Names of its handles matter
+    /// where sessions authorise it.
     pub(super) fn run<R: TpmUnmarshalBody>(
         &mut self,
         command: &impl TpmFrame,
+        names: &[Vec<u8>],
         authorisations: &[Authorisation<'_>],
     ) -> Result<R> {
-        let tag = if authorisations.is_empty() { TpmSt::NoSessions } else { TpmSt::Sessions };
-        let sent = marshal(command, tag, authorisations)?;
+        let sent = self.marshal(command, names, authorisations)?;
+        let tag = tag_of(authorisations);
+        let mut response = self.exchange(&sent);
         let mut pause = FIRST_PAUSE;
         for _ in 1..MAX_SUBMISSIONS {
-            match self.exchange(&sent, tag) {
+            match response {
                 Err(CommandError::Refused(code)) if code.asks_to_retry() => thread::sleep(pause),
-                outcome => return outcome,
+                _ => break,
             }
             pause *= 2;
+            response = self.exchange(&sent);
         }
-        self.exchange(&sent, tag)
+        let outcome = response.and_then(|mut response| {
+            self.end(R::HANDLES, command, authorisations, &mut response)?;
+            unmarshal(&response, tag)
+        });
+        self.has_lost_track |= matches!(outcome, Err(CommandError::Io(_) | CommandError::BadResponse(_)));
+        outcome
     }
 
-    fn exchange<R: TpmUnmarshalBody>(&mut self, command: &[u8], tag: TpmSt) -> Result<R> {
+    /// Sends a command once. What comes back is the response of a command that was done.
+    fn exchange(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
         if self.is_broken {
             let reason = "nothing more is sent after a malformed response";
             return Err(std::io::Error::new(std::io::ErrorKind::NotConnected, reason).into());
         }
         let response = self.transport.exchange(command);
         self.is_broken |= response.is_err();
-        let outcome = response.and_then(|response| unmarshal(&response, tag));
-        self.has_lost_track |= matches!(outcome, Err(CommandError::Io(_) | CommandError::BadResponse(_)));
-        outcome
+        response.and_then(done)
     }
 
-    fn password_of(&self, hierarchy: Hierarchy) -> Authorisation<'a> {
-        Authorisation::Password(match hierarchy {
-            Hierarchy::Owner => self.passwords.owner.as_bytes(),
-            Hierarchy::Endorsement => self.passwords.endorsement.as_bytes(),
-        })
+    /// A whole command (TPM 2.0 Part 1, 18), with the HMACs of its sessions and encrypted as they
+    /// say.
+    fn marshal(
+        &mut self,
+        command: &impl TpmFrame,
+        names: &[Vec<u8>],
+        authorisations: &[Authorisation<'_>],
+    ) -> Result<Zeroizing<Vec<u8>>> {
+        let handles = marshalled(|writer| command.marshal_handles(writer))?;
+        let mut parameters = marshalled(|writer| command.marshal_parameters(writer))?;
+        for authorisation in authorisations {
+            if let Authorisation::Session(usage) = authorisation {
+                self.session(*usage)?.begin(*usage, &mut parameters)?;
+            }
+        }
+        let code = command.cc().value().to_be_bytes();
+        let hashed: Vec<&[u8]> =
+            std::iter::once(&code[..]).chain(names.iter().map(Vec::as_slice)).chain([&parameters[..]]).collect();
+        let mut authorisation_area = Zeroizing::new(Vec::new());
+        for authorisation in authorisations {
+            let authorised = match authorisation {
+                Authorisation::EmptyPassword => {
+                    TpmsAuthCommand { session_handle: TpmRh::Pw.value().into(), ..TpmsAuthCommand::default() }
+                }
+                Authorisation::Session(usage) => self.session(*usage)?.authorise(*usage, &hashed)?,
+            };
+            authorisation_area.extend_from_slice(&marshalled(|writer| authorised.marshal(writer))?);
+        }
+        if !authorisations.is_empty() {
+            let size = (authorisation_area.len() as u32).to_be_bytes();
+            authorisation_area.splice(..0, size);
+        }
+        let size = HEADER_SIZE + handles.len() + authorisation_area.len() + parameters.len();
+        if size > MAX_SIZE {
+            return Err(CommandError::BadArgument(format!("{size} bytes are too many for a command")));
+        }
+        let (tag, size) = (tag_of(authorisations).value().to_be_bytes(), (size as u32).to_be_bytes());
+        Ok(Zeroizing::new([&tag[..], &size, &code, &handles, &authorisation_area, &parameters].concat()))
+    }
+
+    /// Checks the HMACs of a response with so many handles, and decrypts what is encrypted in it.
+    fn end(
+        &mut self,
+        handles: usize,
+        command: &impl TpmFrame,
+        authorisations: &[Authorisation<'_>],
+        response: &mut [u8],
+    ) -> Result<()> {
+        if !authorisations.iter().any(|authorisation| matches!(authorisation, Authorisation::Session(_))) {
+            return Ok(());
+        }
+        let short = || CommandError::BadResponse("a response without the sessions of its command".into());
+        let body = response.get_mut(HEADER_SIZE + 4 * handles..).ok_or_else(short)?;
+        let (size, body) = body.split_first_chunk_mut().ok_or_else(short)?;
+        let size = u32::from_be_bytes(*size) as usize;
+        let (parameters, answers) = body.split_at_mut_checked(size).ok_or_else(short)?;
+        let mut answers: &[u8] = answers;
+        let mut ended = Vec::new();
+        for authorisation in authorisations {
+            let (answer, rest) = TpmsAuthResponse::unmarshal(answers).map_err(|_| short())?;
+            answers = rest;
+            if let Authorisation::Session(usage) = authorisation {
+                self.session(*usage)?.end(*usage, command.cc().value().to_be_bytes(), parameters, &answer)?;
+                if !usage.attributes.contains(TpmaSession::CONTINUE_SESSION) {
+                    ended.push(usage.session);
+                }
+            }
+        }
+        ended.into_iter().for_each(|session| self.forget(session));
+        Ok(())
+    }
+
+    fn session(&mut self, usage: Use<'_>) -> Result<&mut Session> {
+        let session = self.sessions.iter_mut().find(|session| session.handle == usage.session);
+        session.ok_or_else(|| CommandError::BadArgument("a session that has ended".into()))
+    }
+
+    /// A password is never sent: whoever listens on the bus would read it. It is part of the key of
+    /// the session's HMAC.
+    fn authorisation_of(&self, hierarchy: Hierarchy, session: Option<u32>) -> Authorisation<'a> {
+        match session {
+            None => Authorisation::EmptyPassword,
+            Some(session) => Authorisation::Session(Use {
+                session,
+                auth_value: hierarchy.password(self.passwords),
+                attributes: TpmaSession::CONTINUE_SESSION,
+            }),
+        }
     }
 
     fn remember(&mut self, [handle]: [TpmHandle; 1]) -> u32 {
@@ -361,6 +504,7 @@ impl<'a> Connection<'a> {
 
     fn forget(&mut self, handle: u32) {
         self.loaded.retain(|&loaded| loaded != handle);
+        self.sessions.retain(|session| session.handle != handle);
     }
 }
 
@@ -368,81 +512,98 @@ impl<'a> Connection<'a> {
 pub(super) struct NvIndex {
     /// In bytes.
     pub(super) size: u16,
+    /// As the TPM says; empty where the library knows it (TPM 2.0 Part 1, 16).
+    pub(super) name: Vec<u8>,
     pub(super) takes_own_password: bool,
     pub(super) takes_owner_password: bool,
 }
 
-/// Where a primary key comes from, and who may keep keys.
+/// By whose authorisation an NV index is read.
 #[derive(Clone, Copy)]
+pub(super) enum Reader {
+    /// By the index's own, empty password.
+    Index,
+    /// By the owner's password, if there is one, which the session carries.
+    Owner { session: Option<u32> },
+}
+
+/// Where a primary key comes from, and who may keep keys.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hierarchy {
     Owner,
     Endorsement,
+    /// Anybody's, until the TPM is reset.
+    Null,
 }
 
 impl Hierarchy {
     fn handle(self) -> TpmHandle {
+        let handle = match self {
+            Self::Owner => TpmRh::Owner,
+            Self::Endorsement => TpmRh::Endorsement,
+            Self::Null => TpmRh::Null,
+        };
+        handle.value().into()
+    }
+
+    /// That of a permanent handle is the handle (TPM 2.0 Part 1, 16).
+    fn name(self) -> Vec<u8> {
+        self.handle().value().to_be_bytes().to_vec()
+    }
+
+    pub(super) fn password(self, passwords: &HierarchyPasswords) -> &[u8] {
         match self {
-            Self::Owner => TpmRh::Owner.value().into(),
-            Self::Endorsement => TpmRh::Endorsement.value().into(),
+            Self::Owner => passwords.owner.without_zeros(),
+            Self::Endorsement => passwords.endorsement.without_zeros(),
+            Self::Null => &[],
         }
     }
 
     /// As the command line's options for its password are called.
-    pub(super) fn name(self) -> &'static str {
+    pub(super) fn option(self) -> &'static str {
         match self {
             Self::Owner => "owner",
             Self::Endorsement => "endorsement",
+            Self::Null => "null",
         }
     }
 }
 
-/// How the use of a handle is authorised.
+/// How the use of a handle is authorised, or what else a session does for a command.
 #[derive(Clone, Copy)]
 pub(super) enum Authorisation<'a> {
-    Password(&'a [u8]),
-    /// A policy session that ends with the command.
-    Policy(u32),
+    EmptyPassword,
+    Session(Use<'a>),
 }
 
-pub(super) const EMPTY_PASSWORD: Authorisation<'static> = Authorisation::Password(&[]);
-
-impl Authorisation<'_> {
-    fn marshal(self) -> Result<TpmsAuthCommand> {
-        let (session, hmac) = match self {
-            Self::Password(password) => (TpmRh::Pw.value(), password),
-            // A session that is neither bound nor salted has no key, and then an Empty Buffer is its HMAC, unless the policy asks for
-            // a password (TPM 2.0 Part 1, 19.6).
-            Self::Policy(session) => (session, &[][..]),
-        };
-        Ok(TpmsAuthCommand {
-            session_handle: session.into(),
-            nonce: Tpm2bNonce::default(),
-            session_attributes: TpmaSession::empty(),
-            hmac: sized(hmac, "a password")?,
-        })
-    }
+fn tag_of(authorisations: &[Authorisation<'_>]) -> TpmSt {
+    if authorisations.is_empty() { TpmSt::NoSessions } else { TpmSt::Sessions }
 }
 
-fn marshal(command: &impl TpmFrame, tag: TpmSt, authorisations: &[Authorisation<'_>]) -> Result<Zeroizing<Vec<u8>>> {
-    let authorisations: Vec<_> = authorisations.iter().map(|each| each.marshal()).collect::<Result<_>>()?;
+fn marshalled(write: impl FnOnce(&mut TpmWriter<'_>) -> TpmResult<()>) -> Result<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(vec![0; MAX_SIZE]);
     let mut writer = TpmWriter::new(&mut bytes);
-    let marshalled = tpm_marshal_command(command, tag, &authorisations, &mut writer);
+    let written = write(&mut writer);
     let length = writer.len();
-    marshalled.map_err(|error| CommandError::BadArgument(format!("no command can be made of it: {error}")))?;
+    written.map_err(|error| CommandError::BadArgument(format!("no command can be made of it: {error}")))?;
     bytes.truncate(length);
     Ok(bytes)
 }
 
-/// Reads a response whose size is right (TPM 2.0 Part 1, 18): it has the command's tag and nothing behind its last field, or is no more
-/// than a header if the TPM refused.
-fn unmarshal<R: TpmUnmarshalBody>(response: &[u8], tag: TpmSt) -> Result<R> {
+/// Passes on a response whose size is right if its command was done. A refusal is no more than a
+/// header (TPM 2.0 Part 1, 18).
+fn done(response: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>> {
     let code = response.get(6..HEADER_SIZE).and_then(|code| code.try_into().ok()).map(u32::from_be_bytes);
     match code {
-        Some(0) => {}
-        Some(code) if response.len() == HEADER_SIZE => return Err(CommandError::Refused(ResponseCode(code))),
-        _ => return Err(CommandError::BadResponse("a refusal with something behind it".into())),
+        Some(0) => Ok(response),
+        Some(code) if response.len() == HEADER_SIZE => Err(CommandError::Refused(ResponseCode(code))),
+        _ => Err(CommandError::BadResponse("a refusal with something behind it".into())),
     }
+}
+
+/// Reads the response of a command that was done: it has the command's tag and nothing behind its
+/// last field.
+fn unmarshal<R: TpmUnmarshalBody>(response: &[u8], tag: TpmSt) -> Result<R> {
     let malformed = |error: ProtocolError| CommandError::BadResponse(format!("{error} at byte {}", error.offset()));
     let frame = TpmResponse::cast(response).map_err(malformed)?;
     if frame.tag() != Ok(tag) {
@@ -451,13 +612,18 @@ fn unmarshal<R: TpmUnmarshalBody>(response: &[u8], tag: TpmSt) -> Result<R> {
     frame.unmarshal().map_err(malformed)
 }
 
+/// ECDSA-Sig-Value (RFC 3279 §2.2.3).
+pub(super) fn signed_by_ecdsa(r: &[u8], s: &[u8]) -> Vec<u8> {
+    der::sequence(&[&der::unsigned_integer(r), &der::unsigned_integer(s)])
+}
+
 /// Makes a TPM2B of its content.
-fn sized<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], what: &str) -> Result<T> {
+pub(super) fn sized<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], what: &str) -> Result<T> {
     T::try_from(bytes).map_err(|_| CommandError::BadArgument(format!("{} bytes are too many for {what}", bytes.len())))
 }
 
 /// `None` where the TPM says that there is nothing at the command's only handle (TPM 2.0 Part 3, 5.4).
-fn there<R>(outcome: Result<R>) -> Result<Option<R>> {
+pub(super) fn there<R>(outcome: Result<R>) -> Result<Option<R>> {
     match outcome {
         Err(CommandError::Refused(code)) if code.base() == Some(TpmRcBase::Handle) && code.is_about_first_handle() => {
             Ok(None)
@@ -467,10 +633,10 @@ fn there<R>(outcome: Result<R>) -> Result<Option<R>> {
 }
 
 /// As many as one answer may hold for the library (TpmlHandle). TPMs give out 254 at most (TPM 2.0 Part 2, 10.9.3: MAX_CAP_HANDLES).
-const MAX_HANDLES_AT_ONCE: u32 = 128;
+pub(super) const MAX_HANDLES_AT_ONCE: u32 = 128;
 /// Far more than any TPM has of one type; chips have room for some dozen.
-const MAX_HANDLES: usize = 4096;
-/// The least that a TPM takes (TPM 2.0 Part 3, 11.1.1). Nothing depends on it: the session has no key.
+pub(super) const MAX_HANDLES: usize = 4096;
+/// The least that a TPM takes (TPM 2.0 Part 3, 11.1.1), and more than ever repeats.
 const NONCE_SIZE: usize = 16;
 /// As often as libtss2 tries (_ESYS_MAX_SUBMISSIONS).
 const MAX_SUBMISSIONS: u32 = 5;

@@ -1,10 +1,12 @@
 //! The keys in a TPM: finding them, making them, and keeping them.
 
-use tpm2_protocol::data::{TpmEccCurve, TpmsContext, TpmtPublic, TpmuPublicId, TpmuPublicParms};
+use tpm2_protocol::data::{TpmAlgId, TpmEccCurve, TpmSe, TpmsContext, TpmtPublic, TpmuPublicId, TpmuPublicParms};
 use tpm2_protocol::{TpmMarshal, TpmSized, TpmUnmarshal, TpmWriter};
 use zeroize::Zeroizing;
 
-use super::command::{Authorisation, CommandError, Connection, EMPTY_PASSWORD, Hierarchy};
+use super::command::{CommandError, Hierarchy};
+use super::connection::Connection;
+use super::hash::Hash;
 use super::{Fault, authorised, certificate, is_wrong_password, template, unsupported};
 use crate::tpm::{EkKind, IkKind, PublicArea, PublicKey, SrkKind};
 
@@ -19,7 +21,12 @@ impl Key {
     /// What a persistent handle holds.
     pub(super) fn persistent(tpm: &mut Connection<'_>, handle: u32) -> Result<Option<Self>, CommandError> {
         let public = tpm.read_public(handle)?;
-        Ok(public.map(|public| Self { handle, public, is_persistent: true }))
+        Ok(public.map(|public| Self::at(handle, public)))
+    }
+
+    /// What a persistent handle was seen to hold.
+    pub(super) fn at(handle: u32, public: TpmtPublic) -> Self {
+        Self { handle, public, is_persistent: true }
     }
 
     pub(super) fn load(
@@ -38,13 +45,25 @@ impl Key {
     }
 
     /// Makes a transient key persistent.
-    pub(super) fn persist(&self, tpm: &mut Connection<'_>, handle: u32) -> Result<(), Fault> {
-        tpm.evict_control(self.handle, handle).map_err(|error| authorised(Hierarchy::Owner, error))
+    pub(super) fn persist(
+        &self,
+        tpm: &mut Connection<'_>,
+        primaries: &mut Primaries,
+        handle: u32,
+    ) -> Result<(), Fault> {
+        let session = session_for(tpm, primaries, Hierarchy::Owner)?;
+        tpm.evict_control(self, session, handle).map_err(|error| authorised(Hierarchy::Owner, error))
     }
 
     /// Removes a persistent key from the TPM.
-    pub(super) fn evict(self, tpm: &mut Connection<'_>) -> Result<(), Fault> {
-        self.persist(tpm, self.handle)
+    pub(super) fn evict(self, tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<(), Fault> {
+        self.persist(tpm, primaries, self.handle)
+    }
+
+    /// The Name (TPM 2.0 Part 1, 16).
+    pub(super) fn name(&self) -> Result<Vec<u8>, CommandError> {
+        let digest = Hash::of(self.public.name_alg)?.digest(&[&encoded(&self.public)]);
+        Ok([&self.public.name_alg.value().to_be_bytes()[..], &digest].concat())
     }
 
     pub(super) fn public_area(&self) -> Result<PublicArea, CommandError> {
@@ -55,20 +74,42 @@ impl Key {
 
 /// The EK: one that was made persistent if it equals the template, for creating an RSA key takes real chips seconds.
 pub(super) fn load_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: EkKind) -> Result<Key, Fault> {
+    match find_ek(tpm, primaries, kind)? {
+        Some(ek) => Ok(ek),
+        None => {
+            let template = ek_template(tpm, primaries, kind)?;
+            make_primary(tpm, primaries, Hierarchy::Endorsement, template, kind.name())
+        }
+    }
+}
+
+fn load_ek_without_password(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    kind: EkKind,
+) -> Result<Option<Key>, Fault> {
+    if !tpm.has_password(Hierarchy::Endorsement) {
+        return load_ek(tpm, primaries, kind).map(Some);
+    }
+    find_ek(tpm, primaries, kind)
+}
+
+/// The EK, if it need not be made.
+fn find_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: EkKind) -> Result<Option<Key>, Fault> {
     let template = ek_template(tpm, primaries, kind)?;
-    if let Some(saved) = primaries.load(tpm, &template)? {
-        return Ok(saved);
+    if let Some(saved) = primaries.load(tpm, Hierarchy::Endorsement, &template)? {
+        return Ok(Some(saved));
     }
     for handle in tpm.handles(EK_PERSISTENT_FIRST)? {
         if !(EK_PERSISTENT_FIRST..=EK_PERSISTENT_LAST).contains(&handle) {
             continue;
         }
         let Some(public) = read(tpm, handle)? else { continue };
-        if template::fits(&public, &template) && is_of_kind(tpm, kind, &public)? {
-            return Ok(Key { handle, public, is_persistent: true });
+        if template::fits(&public, &template) && is_of_kind(tpm, primaries, kind, &public)? {
+            return Ok(Some(Key::at(handle, public)));
         }
     }
-    make_primary(tpm, Hierarchy::Endorsement, template, kind.name())
+    Ok(None)
 }
 
 /// What an EK of a kind is made from: TCG's default template, or the template and the nonce that the manufacturer left in NV memory in
@@ -92,7 +133,7 @@ pub(super) fn ek_template(
         None => certificate::indices(tpm)?,
     };
     let mut left = |index| match indices.contains(&index) {
-        true => certificate::read(tpm, index),
+        true => certificate::read(tpm, primaries, index),
         false => Ok(None),
     };
     let own = left(template_index)?.and_then(|template| decoded(&template));
@@ -107,11 +148,16 @@ pub(super) fn ek_template(
 
 /// Whether a persistent key of an EK's shape is that EK. The EKs [`EkKind::Rsa2048`] and [`EkKind::LegacyDps`] have one shape; the
 /// manufacturer's certificate tells which of the two a key is. Without one, neither is believed to be there.
-fn is_of_kind(tpm: &mut Connection<'_>, kind: EkKind, ek: &TpmtPublic) -> Result<bool, Fault> {
+fn is_of_kind(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    kind: EkKind,
+    ek: &TpmtPublic,
+) -> Result<bool, Fault> {
     if !matches!(kind, EkKind::Rsa2048 | EkKind::LegacyDps) {
         return Ok(true);
     }
-    let certified = certificate::rsa_2048_key(tpm)?;
+    let certified = certificate::rsa_2048_key(tpm, primaries)?;
     let ek = public_key(ek).map(|key| key.subject_public_key_info());
     Ok(certified.is_some_and(|certified| (Some(certified) == ek) == (kind == EkKind::Rsa2048)))
 }
@@ -125,10 +171,10 @@ pub(super) fn load_parent(tpm: &mut Connection<'_>, primaries: &mut Primaries) -
     {
         return Ok(found);
     }
-    if let Some(saved) = primaries.load(tpm, &template::srk(SrkKind::P256))? {
+    if let Some(saved) = primaries.load(tpm, Hierarchy::Owner, &template::srk(SrkKind::P256))? {
         return Ok(saved);
     }
-    let mut primary = |kind: SrkKind| make_primary(tpm, Hierarchy::Owner, template::srk(kind), kind.name());
+    let mut primary = |kind: SrkKind| make_primary(tpm, primaries, Hierarchy::Owner, template::srk(kind), kind.name());
     match primary(SrkKind::P256) {
         Err(Fault::Unsupported(_)) => primary(SrkKind::Rsa2048),
         srk => srk,
@@ -138,7 +184,7 @@ pub(super) fn load_parent(tpm: &mut Connection<'_>, primaries: &mut Primaries) -
 /// The storage root key of one kind: the persistent one if it has that shape, else one made for the moment.
 pub(super) fn load_srk(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: SrkKind) -> Result<Key, Fault> {
     let template = template::srk(kind);
-    if let Some(saved) = primaries.load(tpm, &template)? {
+    if let Some(saved) = primaries.load(tpm, Hierarchy::Owner, &template)? {
         return Ok(saved);
     }
     if let Some(found) = Key::persistent(tpm, SRK_PERSISTENT)?
@@ -147,7 +193,7 @@ pub(super) fn load_srk(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind
     {
         return Ok(found);
     }
-    make_primary(tpm, Hierarchy::Owner, template, kind.name())
+    make_primary(tpm, primaries, Hierarchy::Owner, template, kind.name())
 }
 
 /// Whether a storage key can be used without its password. The TPM looks at the password before it finds that there is nothing to
@@ -161,11 +207,13 @@ fn takes_empty_password(tpm: &mut Connection<'_>, parent: &Key) -> Result<bool, 
 
 fn make_primary(
     tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
     hierarchy: Hierarchy,
     template: TpmtPublic,
     kind: &str,
 ) -> Result<Key, Fault> {
-    match tpm.create_primary(hierarchy, template) {
+    let session = session_for(tpm, primaries, hierarchy)?;
+    match tpm.create_primary(hierarchy, session, template) {
         Ok((handle, public)) => Ok(Key { handle, public, is_persistent: false }),
         Err(error) => Err(match authorised(hierarchy, error) {
             Fault::Command(error) => unsupported(error, kind),
@@ -174,11 +222,62 @@ fn make_primary(
     }
 }
 
+/// The session that carries the password of a hierarchy; `None` if there is no password to carry.
+pub(super) fn session_for(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    hierarchy: Hierarchy,
+) -> Result<Option<u32>, Fault> {
+    if !tpm.has_password(hierarchy) {
+        return Ok(None);
+    }
+    if let Some(session) = tpm.password_session() {
+        return Ok(Some(session));
+    }
+    let key = salting_key(tpm, primaries)?;
+    let session = tpm.start_password_session(&key)?;
+    key.release(tpm)?;
+    Ok(Some(session))
+}
+
+/// The key that the salt of a password's session is encrypted to. Whoever substitutes it on the bus
+/// can try passwords, so it is the EK by which the CA knows this device, if there is one and it can
+/// be had without a password. Else it is any primary key that was made before, or one of the null
+/// hierarchy, which has no password (TPM 2.0 Part 1, 14.4); these keep out who only listens.
+fn salting_key(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Key, Fault> {
+    primaries.is_choosing_salt = true;
+    let expected =
+        primaries.expected.map(|(kind, id)| Ok::<_, Fault>((load_ek_without_password(tpm, primaries, kind)?, id)));
+    primaries.is_choosing_salt = false;
+    if let Some((Some(ek), id)) = expected.transpose()? {
+        return if public_key(&ek.public).is_some_and(|key| key.id() == id) { Ok(ek) } else { Err(Fault::OtherEk) };
+    }
+    if let Some(saved) = primaries.load_any(tpm)? {
+        return Ok(saved);
+    }
+    let mut primary = |kind: SrkKind| {
+        let (hierarchy, template) = (Hierarchy::Null, template::srk(kind));
+        let key = make_primary(tpm, primaries, hierarchy, template.clone(), kind.name())?;
+        primaries.keep(tpm, hierarchy, template, &key);
+        Ok(key)
+    };
+    match primary(SrkKind::P256) {
+        Err(Fault::Unsupported(_)) => primary(SrkKind::Rsa2048),
+        key => key,
+    }
+}
+
 /// Primary keys that were made before, saved as the TPM gives them out: loading one again takes a chip milliseconds, making an RSA key
 /// seconds. Nobody but this TPM can load them, and it only until it is reset.
 #[derive(Default)]
 pub(super) struct Primaries {
     saved: Vec<SavedPrimary>,
+    /// The EK by which the CA knows this device: SHA-256 of its SubjectPublicKeyInfo.
+    pub(super) expected: Option<(EkKind, [u8; 32])>,
+    /// Whether that EK is being looked for: then no password is given to the TPM for it.
+    pub(super) is_choosing_salt: bool,
+    /// The EK that this process showed last.
+    pub(super) shown: Option<(EkKind, TpmtPublic)>,
     /// What EKs are made from, as far as it was looked for.
     ek_templates: Vec<(EkKind, TpmtPublic)>,
     /// The NV indices of EK certificates and what goes with them, if they were listed.
@@ -186,6 +285,7 @@ pub(super) struct Primaries {
 }
 
 struct SavedPrimary {
+    hierarchy: Hierarchy,
     template: TpmtPublic,
     public: TpmtPublic,
     context: TpmsContext,
@@ -193,8 +293,30 @@ struct SavedPrimary {
 
 impl Primaries {
     /// The primary key that a template gave.
-    fn load(&mut self, tpm: &mut Connection<'_>, template: &TpmtPublic) -> Result<Option<Key>, CommandError> {
-        let Some(at) = self.saved.iter().position(|saved| saved.template == *template) else { return Ok(None) };
+    fn load(
+        &mut self,
+        tpm: &mut Connection<'_>,
+        hierarchy: Hierarchy,
+        template: &TpmtPublic,
+    ) -> Result<Option<Key>, CommandError> {
+        let is_it = |saved: &SavedPrimary| saved.hierarchy == hierarchy && saved.template == *template;
+        match self.saved.iter().position(is_it) {
+            Some(at) => self.load_at(tpm, at),
+            None => Ok(None),
+        }
+    }
+
+    /// Whichever there is.
+    fn load_any(&mut self, tpm: &mut Connection<'_>) -> Result<Option<Key>, CommandError> {
+        while !self.saved.is_empty() {
+            if let Some(key) = self.load_at(tpm, 0)? {
+                return Ok(Some(key));
+            }
+        }
+        Ok(None)
+    }
+
+    fn load_at(&mut self, tpm: &mut Connection<'_>, at: usize) -> Result<Option<Key>, CommandError> {
         let SavedPrimary { public, context, .. } = &self.saved[at];
         match tpm.context_load(context.clone()) {
             Ok(handle) => Ok(Some(Key { handle, public: public.clone(), is_persistent: false })),
@@ -208,41 +330,73 @@ impl Primaries {
     }
 
     /// Saves a key that `template` gave, unless it is persistent or was saved before. If the TPM does not, the key is made again.
-    pub(super) fn keep(&mut self, tpm: &mut Connection<'_>, template: TpmtPublic, key: &Key) {
+    pub(super) fn keep(&mut self, tpm: &mut Connection<'_>, hierarchy: Hierarchy, template: TpmtPublic, key: &Key) {
         if !key.is_persistent
-            && self.saved.iter().all(|saved| saved.template != template)
+            && self.saved.iter().all(|saved| saved.hierarchy != hierarchy || saved.template != template)
             && let Ok(context) = tpm.context_save(key.handle)
         {
-            self.saved.push(SavedPrimary { template, public: key.public.clone(), context });
+            self.saved.push(SavedPrimary { hierarchy, template, public: key.public.clone(), context });
         }
     }
 }
 
-/// TPM2_ActivateCredential for any key whose ADMIN role takes an empty password.
+/// TPM2_ActivateCredential for any key whose ADMIN role takes an empty password. The secret comes
+/// over the bus encrypted, for a session whose salt only the EK can read.
 pub(super) fn activate(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
     kind: EkKind,
-    object: u32,
+    object: &Key,
     blob: &[u8],
     seed: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, Fault> {
-    let ek = load_ek(tpm, primaries, kind)?;
-    let authorisation = authorise_ek(tpm, &ek.public)?;
-    let secret = tpm.activate_credential(object, ek.handle, authorisation, blob, seed)?;
-    ek.release(tpm)?;
+    let (secret, _) = activated(tpm, primaries, kind, object, false, blob, seed)?;
     Ok(secret)
 }
 
-/// How an EK's use is authorised (TCG EK Credential Profile 2.5, B.3 and B.4): templates of the high range have
-/// userWithAuth and an empty password, those of the low range only the policy PolicySecret(TPM_RH_ENDORSEMENT).
-fn authorise_ek(tpm: &mut Connection<'_>, ek: &TpmtPublic) -> Result<Authorisation<'static>, Fault> {
-    if template::has_password(ek) {
-        return Ok(EMPTY_PASSWORD);
+/// As [`activate`], and the session goes on.
+pub(super) fn activate_and_go_on(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    kind: EkKind,
+    object: &Key,
+    blob: &[u8],
+    seed: &[u8],
+) -> Result<(Zeroizing<Vec<u8>>, u32), Fault> {
+    activated(tpm, primaries, kind, object, true, blob, seed)
+}
+
+fn activated(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    kind: EkKind,
+    object: &Key,
+    is_session_kept: bool,
+    blob: &[u8],
+    seed: &[u8],
+) -> Result<(Zeroizing<Vec<u8>>, u32), Fault> {
+    let ek = load_ek(tpm, primaries, kind)?;
+    // What a CA sent was made for the EK that was shown, and is to be read by nobody else.
+    if primaries.shown.as_ref().is_some_and(|(shown, public)| *shown == kind && *public != ek.public) {
+        return Err(Fault::OtherEk);
     }
-    let session = tpm.start_policy_session(ek.name_alg)?;
-    tpm.policy_secret(session).map_err(|error| authorised(Hierarchy::Endorsement, error))?;
-    Ok(Authorisation::Policy(session))
+    let session = authorise_ek(tpm, primaries, &ek)?;
+    let secret = tpm.activate_credential(object, &ek, session, is_session_kept, blob, seed)?;
+    ek.release(tpm)?;
+    Ok((secret, session))
+}
+
+/// A session that authorises the use of an EK (TCG EK Credential Profile 2.5, B.3 and B.4):
+/// templates of the high range have userWithAuth and an empty password, those of the low range only
+/// the policy PolicySecret(TPM_RH_ENDORSEMENT).
+fn authorise_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, ek: &Key) -> Result<u32, Fault> {
+    if template::has_password(&ek.public) {
+        return Ok(tpm.start_session(TpmSe::Hmac, TpmAlgId::Sha256, ek)?);
+    }
+    let password = session_for(tpm, primaries, Hierarchy::Endorsement)?;
+    let session = tpm.start_session(TpmSe::Policy, ek.public.name_alg, ek)?;
+    tpm.policy_secret(session, password).map_err(|error| authorised(Hierarchy::Endorsement, error))?;
+    Ok(session)
 }
 
 /// The public area of an object; `None` also if its algorithm is newer than this program, for then it is not what is looked for.
@@ -267,7 +421,7 @@ pub(super) fn decoded(bytes: &[u8]) -> Option<TpmtPublic> {
     (rest.is_empty() && encoded(&public) == bytes).then_some(public)
 }
 
-fn public_key(public: &TpmtPublic) -> Option<PublicKey> {
+pub(super) fn public_key(public: &TpmtPublic) -> Option<PublicKey> {
     match (&public.parameters, &public.unique) {
         (_, TpmuPublicId::Rsa(modulus)) => Some(PublicKey::Rsa(modulus.to_vec())),
         (TpmuPublicParms::Ecc(parameters), TpmuPublicId::Ecc(point)) => match parameters.curve_id {

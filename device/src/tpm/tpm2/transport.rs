@@ -9,11 +9,11 @@ use std::os::unix::net::UnixStream;
 use zeroize::Zeroizing;
 
 use super::command::CommandError;
-use crate::tpm::tcti::{Address, Tcti};
+use crate::tpm::tcti::Wire;
 
 /// An open connection to a TPM.
 pub(super) struct Transport {
-    tcti: Tcti,
+    wire: Wire,
     stream: Box<dyn Stream>,
     has_answered: bool,
     /// Whether a command was sent twice. What the first did, if it was done, nobody heard.
@@ -21,9 +21,9 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    pub(super) fn open(tcti: &Tcti) -> io::Result<Self> {
-        let stream: Box<dyn Stream> = match tcti.address() {
-            Address::Device(path) => {
+    pub(super) fn open(wire: &Wire) -> io::Result<Self> {
+        let stream: Box<dyn Stream> = match wire {
+            Wire::Device(path) => {
                 let device = OpenOptions::new().read(true).write(true).open(path)?;
                 // A command would overwrite the beginning of a file.
                 if !device.metadata()?.file_type().is_char_device() {
@@ -31,29 +31,33 @@ impl Transport {
                 }
                 Box::new(device)
             }
-            Address::Tcp(host, port) => {
+            Wire::Tcp(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port))?;
                 // A command is one write, so there is nothing to gather.
                 stream.set_nodelay(true)?;
                 Box::new(stream)
             }
-            Address::Unix(path) => Box::new(UnixStream::connect(path)?),
+            Wire::Unix(path) => Box::new(UnixStream::connect(path)?),
         };
-        Ok(Self { tcti: tcti.clone(), stream, has_answered: false, has_resent: false })
+        Ok(Self { wire: wire.clone(), stream, has_answered: false, has_resent: false })
     }
 
     /// Sends one command and waits for the response, whose header gives its size rightly.
     pub(super) fn exchange(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>, CommandError> {
         let response = match self.send_and_receive(command) {
             // With `--server …,disconnect`, swtpm closes after each response and has not read this command. Another might have.
-            Err(CommandError::Io(error)) if self.has_answered && !self.tcti.is_device() && is_closed(&error) => {
-                *self = Self { has_resent: true, ..Self::open(&self.tcti)? };
+            Err(CommandError::Io(error)) if self.has_answered && !self.is_device() && is_closed(&error) => {
+                *self = Self { has_resent: true, ..Self::open(&self.wire)? };
                 self.send_and_receive(command)
             }
             outcome => outcome,
         }?;
         self.has_answered = true;
         Ok(response)
+    }
+
+    fn is_device(&self) -> bool {
+        matches!(self.wire, Wire::Device(_))
     }
 
     fn send_and_receive(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>, CommandError> {
