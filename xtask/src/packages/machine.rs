@@ -23,7 +23,8 @@ impl Machine {
         let machine = Self { root: root.to_path_buf() };
         let mut debootstrap = tool("debootstrap")?;
         debootstrap.args(["--variant=minbase", "--include=dbus,systemd", &release()?]);
-        run(debootstrap.arg(root))?;
+        // The folder is thrown away, so nothing needs to have reached the disk: half the time.
+        run(debootstrap.arg(root).env("DPKG_FORCE", "unsafe-io"))?;
         // minbase leaves it out.
         machine.write("etc/hosts", "127.0.0.1 localhost\n")?;
         Ok(machine)

@@ -154,6 +154,7 @@ fn exposure(booted: &Booted<'_>) -> Result<()> {
         let said = booted.run(&[&security[..], &[threshold.as_str(), &file]].concat())?;
         print!("\n    {}", said.lines().last().unwrap_or_default());
     }
+    println!();
     Ok(())
 }
 
