@@ -19,17 +19,16 @@ pub(crate) fn run() -> Result<()> {
     step("format", || show(&mut cargo(&["fmt", "--all", "--check"])))?;
     step("lints", || show(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])))?;
     step("tests", || test(&[]))?;
-    step("the TPM through libtss2", through_libtss2)?;
     step("packages", packages::trial::run_trial)?;
     step("containers", || compose::run(&compose::Arguments::default()))?;
     step("documentation", || show(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings")))?;
     step("dependencies", dependencies)
 }
 
-/// The agent with the feature `tss2`: lints, all tests of its TPM layer, and the matrix of the
+/// `cargo xtask tss2-test`, which `ci` leaves out for its time. The agent with the feature `tss2`: lints, all tests of its TPM layer, and the matrix of the
 /// end-to-end tests, with libtss2 between agent and TPM. Beside the library's crate, only the agent
 /// and its tests are built again.
-fn through_libtss2() -> Result<()> {
+pub(crate) fn through_libtss2() -> Result<()> {
     // All of the workspace, so that what it shares keeps its features and need not be built again.
     let with_feature = ["--workspace", "--features", "assay-device/tss2"];
     let run = |command: &str, arguments: &[&str]| {

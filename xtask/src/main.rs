@@ -29,6 +29,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run the tests of the agent through libtss2: feature `tss2`
+    Tss2Test,
     /// Check what a change must pass: format, lints, tests, documentation, dependencies
     Ci,
     /// Build the container images; base images that cannot be pulled are made on this machine
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Demo => install::install().and_then(|()| demo::run()),
         Task::Test { arguments } => install::install().and_then(|()| ci::test(&arguments)),
+        Task::Tss2Test => install::install().and_then(|()| ci::through_libtss2()),
         Task::Ci => install::install().and_then(|()| ci::run()),
         Task::Images(images) => images.run().map(drop),
         Task::ComposeTest(arguments) => install::install().and_then(|()| compose::run(&arguments)),
