@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{bin_dir, cargo, compose, packages, show};
+use crate::{bin_dir, cargo, compose, show};
 
 /// All tests, on binaries built from the same sources.
 pub(crate) fn test(arguments: &[String]) -> Result<()> {
@@ -19,7 +19,6 @@ pub(crate) fn run() -> Result<()> {
     step("format", || show(&mut cargo(&["fmt", "--all", "--check"])))?;
     step("lints", || show(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])))?;
     step("tests", || test(&[]))?;
-    step("packages", packages::trial::run_trial)?;
     step("containers", || compose::run(&compose::Arguments::default()))?;
     step("documentation", || show(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings")))?;
     step("dependencies", dependencies)
