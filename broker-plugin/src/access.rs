@@ -18,6 +18,15 @@ pub const OPERATOR_PREFIX: &str = "operator@";
 /// `provision/v1/{32}/{64}/request`; the rest is room for what a device says below its own tree.
 const MAX_FILTER: usize = 256;
 
+/// The most levels of a topic filter, so that a client's wildcards make little work: four of the protocol, and twelve more.
+const MAX_LEVELS: usize = 16;
+
+/// The last level of the one topic that a device's Will may be for.
+const PRESENCE: &str = "presence";
+
+/// The first level below a device's own tree of what operators say to it.
+const COMMAND: &str = "command";
+
 /// Why a client is not let in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -103,6 +112,9 @@ impl Access {
                 scope == self.scope && client.as_str() == own.as_str()
             }
             (Role::Device(own), Topic::Device(scope, device, _)) => scope == self.scope && device == *own,
+            (Role::Operator, Topic::Device(scope, _, rest)) => {
+                scope == self.scope && rest.split('/').next() == Some(COMMAND)
+            }
             (
                 Role::Worker,
                 Topic::Chain(scope) | Topic::Crl(scope) | Topic::Event(scope, _) | Topic::Reply(scope, _),
@@ -111,9 +123,15 @@ impl Access {
         }
     }
 
-    /// Whether what the client publishes on this topic may be kept for later subscribers: only what the CA says to everyone.
+    /// Whether what the client publishes on this topic may be kept for later subscribers: what the CA says to everyone, and what
+    /// a device says in its own tree.
     pub fn may_retain(&self, topic: &str) -> bool {
-        self.may_publish(topic) && matches!(Topic::parse(topic), Some(Topic::Chain(_) | Topic::Crl(_)))
+        self.may_publish(topic)
+            && match Topic::parse(topic) {
+                Some(Topic::Chain(_) | Topic::Crl(_)) => true,
+                Some(Topic::Device(..)) => matches!(self.role, Role::Device(_)),
+                _ => false,
+            }
     }
 
     /// Whether the client may subscribe to this topic filter (MQTT 5 §4.7, shared subscriptions §4.8.2).
@@ -147,6 +165,11 @@ impl Access {
         matches!(self.role, Role::Bootstrapping(_))
     }
 
+    /// Whether the client is one of the CA's own workers.
+    pub fn is_worker(&self) -> bool {
+        matches!(self.role, Role::Worker)
+    }
+
     /// The client id of a bootstrapping client or a device; others choose theirs in part.
     pub fn client(&self) -> Option<&str> {
         match &self.role {
@@ -155,6 +178,16 @@ impl Access {
             Role::Operator | Role::Worker => None,
         }
     }
+}
+
+/// Whether the broker may publish a Will (MQTT 5 §3.1.2.5) of this client on this topic: a device's, that it is gone. Asked before
+/// the client is admitted, for an admission may cost more; no other role's client id is a device's.
+pub fn may_leave_will(scope: &Scope, client: &str, topic: &str) -> bool {
+    is_plain(topic)
+        && matches!(
+            Topic::parse(topic),
+            Some(Topic::Device(other, device, rest)) if other == *scope && device.as_str() == client && rest == PRESENCE
+        )
 }
 
 impl Refusal {
@@ -170,11 +203,16 @@ fn is_plain(name: &str) -> bool {
         && name.split('/').all(|level| !level.is_empty() && level.bytes().all(|byte| byte.is_ascii_graphic()))
 }
 
-/// Plain, with each wildcard filling its level and `#` only at the end (MQTT 5 §4.7.1).
+/// Plain, in few levels, with sound wildcards.
 fn is_filter(filter: &str) -> bool {
+    is_plain(filter) && filter.split('/').count() <= MAX_LEVELS && has_sound_wildcards(filter)
+}
+
+/// Whether each wildcard fills its level, and `#` stands at the end (MQTT 5 §4.7.1).
+pub(crate) fn has_sound_wildcards(filter: &str) -> bool {
     let mut levels = filter.split('/').rev();
     let last = levels.next();
-    is_plain(filter)
+    !filter.is_empty()
         && last.is_some_and(|level| matches!(level, "#" | "+") || !level.contains(['+', '#']))
         && levels.all(|level| level == "+" || !level.contains(['+', '#']))
 }
@@ -287,6 +325,12 @@ mod tests {
     }
 
     #[test]
+    fn filters_of_too_many_levels_are_refused() {
+        let fits = format!("device/v1/default/pump-17{}", "/+".repeat(MAX_LEVELS - 4));
+        assert!(device().may_subscribe(&fits) && !device().may_subscribe(&(fits + "/+")));
+    }
+
+    #[test]
     fn bootstrapping_client_speaks_on_its_own_two_topics() {
         let access = bootstrapping();
         let request = format!("provision/v1/default/{CLIENT}/request");
@@ -375,7 +419,7 @@ mod tests {
             "provision/v1/default/pump-17/request",
         ] {
             assert!(access.may_publish(topic), "{topic}");
-            assert!(!access.may_retain(topic), "{topic}");
+            assert_eq!(access.may_retain(topic), topic.starts_with("device/"), "{topic}");
         }
         for filter in [
             "device/v1/default/pump-17/#",
@@ -387,6 +431,24 @@ mod tests {
             "ca/v1/default/crl",
         ] {
             assert!(access.may_subscribe(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn will_is_for_the_devices_own_presence_and_nobody_elses() {
+        assert!(may_leave_will(&scope(), "pump-17", "device/v1/default/pump-17/presence"));
+        for (client, topic) in [
+            ("pump-17", "device/v1/default/pump-18/presence"),
+            ("pump-17", "device/v1/other/pump-17/presence"),
+            ("pump-17", "device/v1/default/pump-17/presence/x"),
+            ("pump-17", "device/v1/default/pump-17/telemetry"),
+            ("pump-17", "provision/v1/default/pump-17/request"),
+            (CLIENT, "provision/v1/default/0123456789abcdef0123456789abcdef/request"),
+            (CLIENT, "device/v1/default/0123456789abcdef0123456789abcdef/presence"),
+            ("operator@desk", "device/v1/default/operator@desk/presence"),
+            ("worker@1", "device/v1/default/worker@1/presence"),
+        ] {
+            assert!(!may_leave_will(&scope(), client, topic), "{client} {topic}");
         }
     }
 
@@ -485,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn operator_hears_devices_fleet_and_ca_and_publishes_nothing() {
+    fn operator_hears_devices_fleet_and_ca_and_publishes_nothing_but_commands() {
         let access = operator();
         for filter in [
             "device/#",
@@ -499,8 +561,14 @@ mod tests {
         ] {
             assert!(access.may_subscribe(filter), "{filter}");
         }
+        for topic in ["device/v1/default/pump-17/command", "device/v1/default/pump-17/command/reboot"] {
+            assert!(access.may_publish(topic) && !access.may_retain(topic), "{topic}");
+        }
         for topic in [
-            "device/v1/default/pump-17/command",
+            "device/v1/default/pump-17/commands",
+            "device/v1/default/pump-17/telemetry",
+            "device/v1/default/pump-17/presence",
+            "device/v1/other/pump-17/command",
             "fleet/v1/default/pump-17/event",
             "ca/v1/default/chain",
             "provision/v1/default/pump-17/request",

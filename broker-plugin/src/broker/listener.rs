@@ -1,54 +1,29 @@
-//! Accepts TCP connections, takes each through TLS and CONNECT against the clock, and hands it to the broker core.
+//! Accepts TCP connections and takes each through TLS against the clock.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use assay_wire::{MAX_MESSAGE, Scope};
-use mqtt5::broker::client_handler::ClientHandler;
-use mqtt5::broker::router::MessageRouter;
-use mqtt5::broker::sys_topics::BrokerStats;
-use mqtt5::broker::tls_acceptor::TlsStreamWrapper;
-use mqtt5::broker::transport::BrokerTransport;
-use mqtt5::broker::{BrokerConfig, ResourceLimits, ResourceMonitor};
+use assay_wire::Scope;
+use bytestring::ByteString;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{SetOnce, broadcast, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, error, warn};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::guard::{Guard, Peer};
+use super::admission::Peer;
 use super::login::LoginDesk;
-use super::slots::{Slot, Slots};
-use super::{Admit, DRAIN, Places, Tls};
+use super::meter::Meter;
+use super::places::{Places, Wait, WaitingRoom, network};
+use super::router::Router;
+use super::session::Requests;
+use super::{Admit, DRAIN, Tls};
 use crate::access::Identity;
-
-/// A silent client is given up after one and a half times this (MQTT 5 §3.1.2.10); so is one that does not read.
-pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(60);
-
-/// Messages on their way to one bootstrapping client.
-pub(super) const BOOTSTRAP_LANE: usize = 64;
-
-/// Messages on their way to one device, worker or operator.
-const OPERATIONAL_LANE: usize = 256;
-
-/// Requests that a worker may have unacknowledged, if it takes so many: ours takes as many. What is held back here instead, the worker
-/// cannot answer with *busy*. Everybody else has the broker core's 64.
-const WORKER_WINDOW: u16 = 1024;
-
-/// A message of the protocol, and room for the topic and some MQTT 5 properties; for bootstrapping clients, and for
-/// requests of devices. Less than [`assay_mqtt::MAX_PACKET`], what a worker takes.
-pub(super) const REQUEST_PACKET: usize = MAX_MESSAGE + 1024;
-
-/// What a device sends is its owner's business, up to this.
-const OPERATIONAL_PACKET: usize = 64 * 1024;
-
-/// Topic filters one client may hold at once.
-const SUBSCRIPTIONS: usize = 64;
 
 /// How long to wait after the system refused to accept a connection (out of file descriptors, most likely).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -66,21 +41,29 @@ pub(super) enum Audience {
 
 /// One of the two listeners.
 pub(super) struct Listener {
-    scope: Scope,
+    pub(super) scope: Scope,
     audience: Audience,
     tls: watch::Receiver<Tls>,
     introduction: Duration,
-    slots: Arc<Slots>,
-    monitor: Arc<ResourceMonitor>,
-    config: BrokerConfig,
-    core: Core,
+    waiting: Arc<WaitingRoom>,
+    pub(super) places: Arc<Places>,
+    pub(super) core: Core,
 }
 
 /// What both listeners share.
 #[derive(Clone)]
 pub(super) struct Core {
-    pub(super) router: Arc<MessageRouter>,
-    pub(super) stats: Arc<BrokerStats>,
+    pub(super) router: Arc<Router>,
+    /// Requests of each client id.
+    pub(super) requests: Arc<Requests>,
+    /// Client ids that bootstrapping clients used.
+    pub(super) used_ids: Arc<Meter<ByteString>>,
+    /// Connections that come from each network.
+    pub(super) arrivals: Arc<Meter<IpAddr>>,
+    /// Work that each network's bootstrapping clients make.
+    pub(super) networks: Arc<Meter<IpAddr>>,
+    /// Work that each other client makes.
+    pub(super) clients: Arc<Meter<String>>,
     /// Sends when the broker closes.
     pub(super) closing: broadcast::Sender<()>,
     /// Changes when every certificate and password must be admitted anew.
@@ -94,25 +77,16 @@ impl Listener {
         scope: Scope,
         audience: Audience,
         tls: watch::Receiver<Tls>,
-        places: Places,
         introduction: Duration,
+        waiting: usize,
+        places: Arc<Places>,
         core: Core,
     ) -> Self {
-        Self {
-            config: mqtt_config(&audience),
-            // Rates are not limited here: bootstrapping clients have a budget, a worker must answer them all.
-            monitor: Arc::new(ResourceMonitor::new(ResourceLimits {
-                max_message_rate_per_client: 0,
-                max_bandwidth_per_client: 0,
-                ..ResourceLimits::default()
-            })),
-            scope,
-            audience,
-            tls,
-            introduction,
-            slots: Slots::new(places),
-            core,
-        }
+        Self { scope, audience, tls, introduction, waiting: WaitingRoom::new(waiting), places, core }
+    }
+
+    pub(super) fn is_for_strangers(&self) -> bool {
+        matches!(self.audience, Audience::Bootstrapping { .. })
     }
 
     /// Accepts connections, strangers' once the broker is open, until it closes; then lets those
@@ -131,11 +105,11 @@ impl Listener {
         loop {
             tokio::select! {
                 accepted = tcp.accept() => match accepted {
-                    Ok((stream, peer)) => match listener.slots.take(peer.ip()) {
-                        Some(slot) => {
-                            connections.spawn(listener.clone().attend(stream, peer, slot));
+                    Ok((stream, peer)) => match listener.let_wait(peer) {
+                        Some(wait) => {
+                            connections.spawn(listener.clone().attend(stream, peer, wait));
                         }
-                        None => debug!(%peer, "closed: connections exhausted"),
+                        None => debug!(%peer, "closed: too many connections"),
                     },
                     Err(error) => {
                         if failed.replace(Instant::now()).is_none_or(|last| last.elapsed() > ACCEPT_WARNING) {
@@ -158,56 +132,29 @@ impl Listener {
         let _ = timeout(DRAIN, all_ended).await;
     }
 
+    /// A place to wait in, unless too many come from that network.
+    fn let_wait(&self, peer: SocketAddr) -> Option<Wait> {
+        let network = network(peer.ip());
+        if self.core.arrivals.allows(network, std::time::Instant::now()) { self.waiting.enter(network) } else { None }
+    }
+
     /// One connection, from accept to end.
-    async fn attend(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, _slot: Slot) {
+    async fn attend(self: Arc<Self>, stream: TcpStream, address: SocketAddr, wait: Wait) {
         let deadline = Instant::now() + self.introduction;
-        let closing = self.core.closing.subscribe();
-        // From before the first admission, so that no revocation falls between the two.
-        let recheck = self.core.recheck.subscribe();
-        let stream = match timeout_at(deadline, self.secure(stream)).await {
+        let secured = tokio::select! {
+            secured = timeout_at(deadline, self.secure(stream)) => secured,
+            () = wait.turned_out() => return debug!(%address, "turned out for others"),
+        };
+        let stream = match secured {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return debug!(%peer, %error, "TLS handshake failed"),
-            Err(_) => return debug!(%peer, "TLS handshake took too long"),
+            Ok(Err(error)) => return debug!(%address, %error, "TLS handshake failed"),
+            Err(_) => return debug!(%address, "TLS handshake took too long"),
         };
-        let Some(client) = self.identify(&stream) else {
-            return debug!(%peer, "closed: no usable client certificate");
+        let Some(peer) = self.identify(&stream) else {
+            return debug!(%address, "closed: no usable client certificate");
         };
-        let mut config = self.config.clone();
-        if client.is_worker() {
-            config.max_outbound_inflight = WORKER_WINDOW;
-        }
-        let guard = Arc::new(Guard::new(self.scope.clone(), client, self.core.clone()));
-        let config = config.with_event_handler(guard.clone());
-        let handler = ClientHandler::new(
-            BrokerTransport::tls(TlsStreamWrapper::new(stream)),
-            peer,
-            config.into(),
-            self.core.router.clone(),
-            guard.clone(),
-            None,
-            self.core.stats.clone(),
-            self.monitor.clone(),
-            closing,
-        );
-        let overdue = async {
-            tokio::select! {
-                () = guard.introduced() => std::future::pending().await,
-                () = sleep_until(deadline) => {}
-            }
-        };
-        // The handler ends by itself once its client is cut.
-        let unwelcome = async {
-            guard.end_when_unwelcome(recheck).await;
-            std::future::pending().await
-        };
-        tokio::select! {
-            ended = handler.run() => if let Err(error) = ended {
-                debug!(%peer, %error, "connection ended");
-            },
-            // Nothing is registered in the router before the CONNECT, so the handler may be dropped.
-            () = overdue => debug!(%peer, "no CONNECT in time"),
-            () = unwelcome => {}
-        }
+        let ended = self.talk(stream, peer, network(address.ip()), wait, deadline).await;
+        debug!(%address, reason = ?ended.reason, text = &*ended.text, "connection ended");
     }
 
     async fn secure(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
@@ -240,32 +187,5 @@ impl Listener {
             expires_in: certificate.validity().time_to_expiration()?.unsigned_abs(),
             admit: admit.clone(),
         })
-    }
-}
-
-/// What the broker core enforces and tells clients in the CONNACK.
-fn mqtt_config(audience: &Audience) -> BrokerConfig {
-    let common = BrokerConfig {
-        maximum_qos: 1,
-        max_subscriptions_per_client: SUBSCRIPTIONS,
-        server_keep_alive: Some(KEEP_ALIVE),
-        session_expiry_interval: Duration::ZERO,
-        subscription_identifier_available: false,
-        sys_topics_enabled: false,
-        topic_alias_maximum: 0,
-        ..BrokerConfig::default()
-    };
-    match audience {
-        Audience::Bootstrapping { .. } => BrokerConfig {
-            client_channel_capacity: BOOTSTRAP_LANE,
-            max_packet_size: REQUEST_PACKET,
-            retain_available: false,
-            shared_subscription_available: false,
-            wildcard_subscription_available: false,
-            ..common
-        },
-        Audience::Identified { .. } => {
-            BrokerConfig { client_channel_capacity: OPERATIONAL_LANE, max_packet_size: OPERATIONAL_PACKET, ..common }
-        }
     }
 }

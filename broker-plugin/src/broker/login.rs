@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mqtt5::packet::connect::ConnectPacket;
-use mqtt5::types::ReasonCode;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::Denial;
-use super::guard::NotAdmitted;
+use super::admission::NotAdmitted;
+use super::packet::{Connect, Reason};
 use crate::access::Identity;
 
 /// Asks whether a user name and a password (MQTT 5 §3.1.3.5, §3.1.3.6) are a device's.
@@ -47,14 +46,14 @@ impl LoginDesk {
             login(&credentials.user_name, &credentials.password)
         });
         match asked.await {
-            Ok(answer) => answer.map_err(|denial| NotAdmitted::new(denial, ReasonCode::BadUsernameOrPassword)),
+            Ok(answer) => answer.map_err(|denial| NotAdmitted::new(denial, Reason::BadUserNameOrPassword)),
             Err(panic) => Err(NotAdmitted::unknown(panic.to_string())),
         }
     }
 }
 
-/// What a client logged in with, kept to ask again at each recheck. The password is wiped when dropped; the broker core
-/// wipes neither its own copy of the CONNECT packet, which it drops when the client is in, nor its read buffer.
+/// What a client logged in with, kept to ask again at each recheck. The password is wiped when dropped; the buffer that the CONNECT
+/// packet was read into is dropped when the client is in, but not wiped.
 pub(super) struct Credentials {
     client: String,
     user_name: String,
@@ -62,14 +61,18 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
-    pub(super) fn from_connect(connect: &ConnectPacket) -> Result<Self, NotAdmitted> {
-        let (Some(user_name), Some(password)) = (&connect.username, &connect.password) else {
+    pub(super) fn from_connect(connect: &Connect) -> Result<Self, NotAdmitted> {
+        let (Some(user_name), Some(password)) = (&connect.user_name, &connect.password) else {
             return Err(NotAdmitted::bad_login("neither certificate nor user name and password"));
         };
         if user_name.len() + password.len() > MAX_CREDENTIALS {
             return Err(NotAdmitted::bad_login("user name and password too long"));
         }
-        Ok(Self { client: connect.client_id.clone(), user_name: user_name.clone(), password: password.clone().into() })
+        Ok(Self {
+            client: connect.client.to_string(),
+            user_name: user_name.to_string(),
+            password: password.to_vec().into(),
+        })
     }
 
     /// The client id they came with.
@@ -80,7 +83,7 @@ impl Credentials {
 
 impl NotAdmitted {
     fn bad_login(reason: &str) -> Self {
-        Self { code: ReasonCode::BadUsernameOrPassword, reason: reason.into() }
+        Self::refused(Reason::BadUserNameOrPassword, reason)
     }
 }
 

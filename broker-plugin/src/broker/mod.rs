@@ -1,16 +1,30 @@
 //! The embedded MQTT broker: two TLS listeners in front of one router, for one machine without a broker of its own.
 //!
 //! The *bootstrap* listener asks for no client certificate and lets each client speak on two topics; the *operational*
-//! listener admits certificates of our CA and, if so configured, devices that log in with user name and password. Routing and the MQTT state machine are the `mqtt5` crate's; accepting
-//! connections, TLS, identities and access ([`crate::access`]) are ours, because its own TLS listener awaits each handshake
-//! in the accept loop and tells its policy neither the certificate nor the retain flag.
+//! listener admits certificates of our CA and, if so configured, devices that log in with user name and password. The bytes are the
+//! `rmqtt-codec` crate's; all else is ours, and small because we need little: QoS 0 and 1, sessions that end with their connection,
+//! nothing on disk. Devices retry, and workers publish what is retained anew.
 //!
-//! Sessions end with their connection and nothing is written to disk: devices retry, and workers publish what is retained anew.
+//! | file | knows |
+//! |---|---|
+//! | `packet` | what MQTT 5 and 3.1.1 allow in a packet |
+//! | `filters`, `lane`, `router` | who listens to what, and what waits for whom; nothing in there waits for anybody |
+//! | `session` | what a connected client may do; no I/O |
+//! | `admission`, `login` | who a client is, and whether it is welcome |
+//! | `meter`, `places` | how much each may take |
+//! | `connection`, `listener`, `tls` | bytes and clocks |
 
-mod guard;
+mod admission;
+mod connection;
+mod filters;
+mod lane;
 mod listener;
 mod login;
-mod slots;
+mod meter;
+mod packet;
+mod places;
+mod router;
+mod session;
 mod tls;
 
 use std::io;
@@ -20,9 +34,6 @@ use std::time::Duration;
 
 use assay_ca_core::CLAIM_LIFETIME;
 use assay_wire::Scope;
-use mqtt5::broker::router::MessageRouter;
-use mqtt5::broker::storage::QueueLimits;
-use mqtt5::broker::sys_topics::BrokerStats;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{SetOnce, broadcast, watch};
@@ -33,6 +44,10 @@ use crate::access::Identity;
 use listener::{Audience, Core, Listener};
 use login::LoginDesk;
 pub use login::{LoggedIn, Login};
+use meter::{Meter, Rate};
+use places::Places;
+use router::Router;
+use session::PUBLISHES;
 pub use tls::{ClientCertificates, bootstrap_tls, operational_tls};
 
 /// Asks whether a certificate is still good: its serial number's content octets, and whom it names.
@@ -76,77 +91,83 @@ pub struct Tls {
     pub operational: Arc<ServerConfig>,
 }
 
-/// How many connections each listener holds, and how long they may take and stay.
+/// How many connections there may be, and how long they may take and stay.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Of the bootstrap listener.
-    pub bootstrap: Places,
-    /// Of the operational listener.
-    pub operational: Places,
+    /// Of each listener: connections that have not been let in yet. When there are more, those of the network that has most are closed
+    /// to make room, the oldest first.
+    pub waiting: usize,
+    /// Clients without a certificate.
+    pub bootstrap: usize,
+    /// The same from one network: an IPv4 address, or an IPv6 /64 (what one subscriber is given, RFC 6177).
+    pub bootstrap_per_network: usize,
+    /// Devices and operators; workers are let in besides.
+    pub operational: usize,
+    /// Connections that may come from one network in a second, and [`BURST`] times as many at once.
+    pub arrivals_per_network: u32,
     /// From TCP accept to the end of the TLS handshake and the arrival of the whole CONNECT packet.
     pub introduction: Duration,
     /// How long a client without a certificate may stay.
     pub bootstrapping: Duration,
 }
 
-/// How many connections one listener holds, including those still in the TLS handshake. Beyond it, new ones are closed at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Places {
-    /// From all addresses together.
-    pub total: usize,
-    /// Per IPv4 address or IPv6 /64 network (what one subscriber is given, RFC 6177).
-    pub per_address: usize,
-}
-
 impl Default for Limits {
-    /// 4096 connections without a certificate, which need a second or two each, and 12288 with one, which stay: 10,000 devices and
-    /// room for those that come back before their old connection is given up. From one address (a factory behind one NAT gateway)
-    /// 256 and 1024. 10 s let a device sign its part of the TLS handshake on a slow TPM, and are what the broker core allows a
-    /// CONNECT. A device may want its connection as long as its claim is good, and a minute for the rest.
+    /// 4096 clients without a certificate, which need a second or two each, and 12288 with one, which stay: 10,000 devices and
+    /// room for those that come back before their old connection is given up. Each of these has one place by its client id, so their
+    /// networks are not counted: thousands of devices behind one NAT gateway are normal, and may all come back at once. 10 s let a
+    /// device sign its part of the TLS handshake on a slow TPM. A device may want its connection as long as its claim is good, and a
+    /// minute for the rest.
     fn default() -> Self {
         Self {
-            bootstrap: Places { total: 4096, per_address: 256 },
-            operational: Places { total: 12288, per_address: 1024 },
+            waiting: 1024,
+            bootstrap: 4096,
+            bootstrap_per_network: 2048,
+            operational: 12288,
+            arrivals_per_network: 1000,
             introduction: Duration::from_secs(10),
             bootstrapping: CLAIM_LIFETIME.unsigned_abs() + Duration::from_secs(60),
         }
     }
 }
 
+/// So many seconds' worth of connections may come from one network at once.
+const BURST: u32 = 5;
+
+/// A silent client is given up after one and a half times this (MQTT 5 §3.1.2.10); so is one that does not read.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// Requests of one client id: so many at once, and one more after each interval.
+const REQUESTS: Rate = Rate { interval: Duration::from_secs(10), burst: PUBLISHES };
+
+/// Packets of all bootstrapping clients of one network, and of one other client over all its connections.
+const NETWORK_PACE: Rate = Rate::per_second(16_384, 65_536);
+const CLIENT_PACE: Rate = Rate::per_second(128, 1024);
+
 /// File descriptors for everything but the listeners' connections: the store, the worker's own connection, the runtime.
 const RESERVE: usize = 256;
 
 impl Limits {
-    /// What `descriptors` suffice for, one per connection. Bootstrapping clients come off worse, but keep a quarter.
+    /// What `descriptors` suffice for, one per connection. Bootstrapping clients come off worse, but keep a quarter; an eighth is for
+    /// those that have yet to be let in.
     fn within(self, descriptors: usize) -> Self {
         let available = descriptors.saturating_sub(RESERVE);
-        let operational = self.operational.total.min(available - available / 4);
-        let bootstrap = self.bootstrap.total.min(available - operational);
-        Self {
-            bootstrap: Places { total: bootstrap, ..self.bootstrap },
-            operational: Places { total: operational, ..self.operational },
-            ..self
-        }
+        let waiting = self.waiting.min(available / 16);
+        let available = available - 2 * waiting;
+        let operational = self.operational.min(available - available / 4);
+        Self { waiting, operational, bootstrap: self.bootstrap.min(available - operational), ..self }
     }
 
     /// The same for as many descriptors as the system lets this process have.
     fn within_system(self) -> io::Result<Self> {
         let descriptors = rlimit::increase_nofile_limit(u64::MAX)?;
         let limits = self.within(usize::try_from(descriptors).unwrap_or(usize::MAX));
-        let (bootstrap, operational) = (limits.bootstrap.total, limits.operational.total);
-        if (bootstrap, operational) != (self.bootstrap.total, self.operational.total) {
+        let Self { bootstrap, operational, .. } = limits;
+        if (bootstrap, operational) != (self.bootstrap, self.operational) {
             warn!(descriptors, bootstrap, operational, "fewer connections than planned, for want of file descriptors");
         }
         Ok(limits)
     }
 }
-
-/// What waits for one client whose delivery lane is full: some seconds of requests for a worker that has fallen behind.
-/// Beyond it the oldest is dropped, and its sender tries again.
-const BACKLOG: QueueLimits = QueueLimits { max_messages: 4096, max_bytes: 16 * 1024 * 1024 };
-
-/// How often the router forgets the queues of clients that left. It keeps about 0.5 kB for each until then.
-const SWEEP: Duration = Duration::from_secs(5);
 
 /// How long connections may take to end by themselves at shutdown.
 pub const DRAIN: Duration = Duration::from_secs(2);
@@ -158,7 +179,6 @@ pub struct EmbeddedBroker {
     core: Core,
     tls: watch::Sender<Tls>,
     listeners: JoinSet<()>,
-    sweeper: JoinSet<()>,
 }
 
 impl EmbeddedBroker {
@@ -167,34 +187,37 @@ impl EmbeddedBroker {
     /// descriptors as far as the system allows, and holds fewer connections than configured if that
     /// is not enough.
     pub async fn start(config: EmbeddedBrokerConfig) -> io::Result<Self> {
-        let router = Arc::new(MessageRouter::new().with_fallback_queue_limits(BACKLOG));
+        let limits = config.limits.within_system()?;
+        let arrivals = limits.arrivals_per_network.max(1);
+        let once = Rate { interval: limits.bootstrapping, burst: 1 };
         let core = Core {
-            router: router.clone(),
-            stats: Arc::new(BrokerStats::new()),
+            router: Arc::new(Router::default()),
+            requests: Meter::new(REQUESTS).into(),
+            used_ids: Meter::new(once).into(),
+            arrivals: Meter::new(Rate::per_second(arrivals, arrivals.saturating_mul(BURST))).into(),
+            networks: Meter::new(NETWORK_PACE).into(),
+            clients: Meter::new(CLIENT_PACE).into(),
             closing: broadcast::Sender::new(1),
             recheck: watch::Sender::new(()),
             opened: Arc::new(SetOnce::new()),
         };
         let tls = watch::Sender::new(config.tls);
         let mut listeners = JoinSet::new();
-        let limits = config.limits.within_system()?;
         let mut listen = |tcp: TcpListener, audience, places| {
             let address = tcp.local_addr()?;
-            let scope = config.scope.clone();
-            let listener = Listener::new(scope, audience, tls.subscribe(), places, limits.introduction, core.clone());
-            listeners.spawn(listener.serve(tcp, core.closing.subscribe()));
+            let (scope, tls, core) = (config.scope.clone(), tls.subscribe(), core.clone());
+            let closing = core.closing.subscribe();
+            let listener = Listener::new(scope, audience, tls, limits.introduction, limits.waiting, places, core);
+            listeners.spawn(listener.serve(tcp, closing));
             io::Result::Ok(address)
         };
         let bootstrap = TcpListener::bind(config.bootstrap).await?;
         let operational = TcpListener::bind(config.operational).await?;
         let strangers = Audience::Bootstrapping { lifetime: limits.bootstrapping };
-        let bootstrap = listen(bootstrap, strangers, limits.bootstrap)?;
+        let bootstrap = listen(bootstrap, strangers, Places::new(limits.bootstrap, limits.bootstrap_per_network))?;
         let known = Audience::Identified { admit: config.admit, desk: config.login.map(LoginDesk::new).map(Arc::new) };
-        let operational = listen(operational, known, limits.operational)?;
-
-        let mut sweeper = JoinSet::new();
-        sweeper.spawn(sweep(router));
-        Ok(Self { bootstrap, operational, core, tls, listeners, sweeper })
+        let operational = listen(operational, known, Places::new(limits.operational, limits.operational))?;
+        Ok(Self { bootstrap, operational, core, tls, listeners })
     }
 
     /// Where the bootstrap listener accepts connections.
@@ -227,7 +250,6 @@ impl EmbeddedBroker {
 
     /// Stops accepting, tells MQTT 5 clients that the server is shutting down, and returns when every connection has ended.
     pub async fn shutdown(mut self) {
-        self.sweeper.abort_all();
         // No receiver is left when both listeners have ended already.
         let _ = self.core.closing.send(());
         while let Some(ended) = self.listeners.join_next().await {
@@ -235,14 +257,6 @@ impl EmbeddedBroker {
                 warn!(%error, "listener ended abnormally");
             }
         }
-    }
-}
-
-/// Forgets the queues of clients that left, for ever.
-async fn sweep(router: Arc<MessageRouter>) {
-    loop {
-        tokio::time::sleep(SWEEP).await;
-        router.sweep_sessions().await;
     }
 }
 
@@ -254,27 +268,15 @@ mod tests {
     fn scarce_descriptors_are_missing_from_the_bootstrap_listener_first() {
         for (descriptors, bootstrap, operational) in [
             (usize::MAX, 4096, 12288),
-            (16640, 4096, 12288),
-            (16639, 4095, 12288),
-            (6000, 1436, 4308),
-            (4096, 960, 2880),
-            (1024, 192, 576),
+            (18688, 4096, 12288),
+            (18687, 4095, 12288),
+            (4096, 840, 2520),
+            (1024, 168, 504),
             (256, 0, 0),
             (0, 0, 0),
         ] {
             let limits = Limits::default().within(descriptors);
-            assert_eq!((limits.bootstrap.total, limits.operational.total), (bootstrap, operational), "{descriptors}");
+            assert_eq!((limits.bootstrap, limits.operational), (bootstrap, operational), "{descriptors}");
         }
-    }
-
-    #[tokio::test]
-    async fn queue_of_a_client_that_left_is_forgotten() {
-        let router = Arc::new(MessageRouter::new());
-        let queue = Arc::downgrade(&router.queue_handle("left"));
-        assert_eq!(queue.strong_count(), 1, "the router keeps it for now");
-        let sweeper = tokio::spawn(sweep(router));
-        tokio::time::sleep(SWEEP + Duration::from_secs(1)).await;
-        assert_eq!(queue.strong_count(), 0);
-        sweeper.abort();
     }
 }

@@ -21,7 +21,7 @@ use super::table;
 pub(super) fn run(work: impl Future<Output = Result<()>>) -> Result<()> {
     let filter = EnvFilter::builder().with_env_var("ASSAY_LOG").try_from_env();
     tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info,mqtt5=warn,rumqttc=error")))
+        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info,rumqttc=error")))
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();

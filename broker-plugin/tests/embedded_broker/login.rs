@@ -138,9 +138,10 @@ async fn wrong_or_missing_user_name_or_password_is_refused_and_disturbs_nobody()
         }
     }
     for version in [5, 4] {
-        // Malformed (MQTT 3.1.1 §3.1.2.9); to the broker core also in MQTT 5, which allows it.
         let connect = Connect { version, user_name: None, ..login_as("pump-17") };
-        assert!(world.operational_connect(None, &connect).await.is_none());
+        let answer = world.operational_connect(None, &connect).await.map(|(_, reason)| reason);
+        // Malformed in MQTT 3.1.1 (§3.1.2-22).
+        assert_eq!(answer, (version == 5).then_some(BAD_USER_NAME_OR_PASSWORD));
     }
     assert!(victim.is_alive().await);
 }
@@ -389,9 +390,9 @@ async fn limits_of_devices_hold_for_those_that_log_in() {
     }
     assert_eq!(device.subscribe("device/v1/default/pump-17/64").await, Some(QUOTA_EXCEEDED));
     for _ in 0..100 {
-        assert_eq!(device.publish("device/v1/default/pump-17/telemetry", b"21").await, Some(SUCCESS));
+        assert_eq!(device.publish("device/v1/default/pump-17/telemetry", b"21").await, Some(NO_MATCHING_SUBSCRIBERS));
     }
-    assert_eq!(device.publish("device/v1/default/pump-17/photo", &[7; 60 * 1024]).await, Some(SUCCESS));
+    assert_eq!(device.publish("device/v1/default/pump-17/photo", &[7; 60 * 1024]).await, Some(NO_MATCHING_SUBSCRIBERS));
     for _ in 0..32 {
         assert_eq!(device.publish(&request_topic("pump-17"), b"request").await, Some(SUCCESS));
         assert!(worker.message(PATIENCE).await.is_some());
@@ -404,7 +405,7 @@ async fn limits_of_devices_hold_for_those_that_log_in() {
         (request_topic("pump-17"), &photo[..18 * 1024], 0x32),
         (request_topic("pump-17"), b"at QoS 0", 0x30),
         (request_topic("pump-17"), b"retained", 0x33),
-        ("device/v1/default/pump-17/telemetry".into(), b"retained", 0x33),
+        ("device/v1/default/pump-17/telemetry".into(), &photo[..2000], 0x33),
         ("device/v1/default/pump-17/photo".into(), &photo, 0x32),
     ] {
         let mut device = world.logged_in("pump-17").await;
@@ -451,7 +452,7 @@ async fn long_user_names_and_passwords_are_refused_without_asking() {
         assert_eq!(world.refused_login(&connect).await, BAD_USER_NAME_OR_PASSWORD);
     }
     let beyond_the_packet = Connect { password: Some(&long), ..login_as("pump-17") };
-    assert!(world.operational_connect(None, &beyond_the_packet).await.is_none());
+    assert_eq!(world.refused_login(&beyond_the_packet).await, PACKET_TOO_LARGE);
     assert_eq!(asked.load(Ordering::SeqCst), 0);
     assert!(world.logged_in("pump-17").await.is_alive().await);
 }
@@ -484,8 +485,8 @@ async fn nothing_but_connect_is_heard_before_the_login() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn flood_of_bad_logins_takes_no_more_than_the_places_of_its_address() {
-    let limits = Limits { operational: Places { total: 100, per_address: 4 }, ..limits() };
+async fn flood_of_bad_logins_takes_no_more_than_the_places_of_its_network() {
+    let limits = Limits { waiting: 4, ..limits() };
     let world = World::with_login_and_limits(one_password(), limits).await;
     for _ in 0..100 {
         let connect = Connect { password: Some(b"guess"), ..login_as("pump-17") };

@@ -20,21 +20,26 @@ pub(crate) const SILENCE: Duration = Duration::from_millis(300);
 
 pub(crate) const CONNACK: u8 = 0x20;
 pub(crate) const PUBACK: u8 = 0x40;
-pub(crate) const PUBREC: u8 = 0x50;
 pub(crate) const SUBACK: u8 = 0x90;
 pub(crate) const DISCONNECT: u8 = 0xe0;
 
 /// MQTT 5 §2.4.
 pub(crate) const SUCCESS: u8 = 0;
 pub(crate) const GRANTED_QOS_1: u8 = 1;
+pub(crate) const NO_MATCHING_SUBSCRIBERS: u8 = 0x10;
+pub(crate) const MALFORMED_PACKET: u8 = 0x81;
 pub(crate) const CLIENT_ID_NOT_VALID: u8 = 0x85;
 pub(crate) const BAD_USER_NAME_OR_PASSWORD: u8 = 0x86;
 pub(crate) const NOT_AUTHORIZED: u8 = 0x87;
 pub(crate) const SERVER_UNAVAILABLE: u8 = 0x88;
+pub(crate) const SERVER_BUSY: u8 = 0x89;
 pub(crate) const SERVER_SHUTTING_DOWN: u8 = 0x8b;
 pub(crate) const BAD_AUTHENTICATION_METHOD: u8 = 0x8c;
 pub(crate) const SESSION_TAKEN_OVER: u8 = 0x8e;
 pub(crate) const QUOTA_EXCEEDED: u8 = 0x97;
+pub(crate) const TOPIC_ALIAS_INVALID: u8 = 0x94;
+pub(crate) const PACKET_TOO_LARGE: u8 = 0x95;
+pub(crate) const RETAIN_NOT_SUPPORTED: u8 = 0x9a;
 pub(crate) const QOS_NOT_SUPPORTED: u8 = 0x9b;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +145,11 @@ pub(crate) struct Raw {
 impl Raw {
     /// TCP and TLS, no MQTT yet.
     pub(crate) async fn open(address: SocketAddr, tls: &Arc<ClientConfig>) -> std::io::Result<Self> {
-        let tcp = TcpStream::connect(address).await?;
+        Self::over(TcpStream::connect(address).await?, tls).await
+    }
+
+    /// TLS over a TCP connection that is there.
+    pub(crate) async fn over(tcp: TcpStream, tls: &Arc<ClientConfig>) -> std::io::Result<Self> {
         tcp.set_nodelay(true)?;
         let stream = TlsConnector::from(tls.clone()).connect("localhost".try_into().unwrap(), tcp).await?;
         Ok(Self { stream, connack: Vec::new(), version: 5, inbox: VecDeque::new(), next_id: 1 })

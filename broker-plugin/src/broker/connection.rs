@@ -1,0 +1,445 @@
+//! One connection from its first packet to its last: moves bytes between TLS and the session, against the clock.
+
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::broadcast;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::server::TlsStream;
+use tracing::debug;
+
+use super::admission::{Admitted, NotAdmitted, Peer};
+use super::lane::{Lane, Room};
+use super::listener::Listener;
+use super::meter::{Budget, Rate};
+use super::packet::{Codec, Connect, End, Packet, Reason, Terms, UNSUPPORTED_VERSION, Version};
+use super::places::{Place, Wait};
+use super::router::{Router, Seat};
+use super::session::{REQUEST_PACKET, Session, message};
+use super::{KEEP_ALIVE, session::PUBLISHES};
+use crate::access::Access;
+
+/// What a device sends is its owner's business, up to this.
+const OPERATIONAL_PACKET: usize = 64 * 1024;
+
+/// Requests that a worker may have unacknowledged, if it takes so many: ours takes as many. What is held back here instead, the worker
+/// cannot answer with *busy*.
+const WORKER_WINDOW: u16 = 1024;
+
+/// Messages that anybody else may have unacknowledged.
+const WINDOW: u16 = 64;
+
+/// Bytes that wait to be written before the client is heard again, and before it gets more messages.
+const ENOUGH: usize = 16 * 1024;
+
+/// Bytes that are read at once.
+const READ: usize = 4096;
+
+/// Packets, and each further 4 KiB of them, that a device or a bootstrapping client is heard with; who sends more is heard later.
+const PACE: Rate = Rate::per_second(128, 512);
+
+/// How long a client gets to hear why its connection ends.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+impl Listener {
+    /// Talks MQTT until the connection ends.
+    pub(super) async fn talk(
+        &self,
+        stream: TlsStream<TcpStream>,
+        peer: Peer,
+        network: IpAddr,
+        wait: Wait,
+        deadline: Instant,
+    ) -> End {
+        // From before the first admission, so that no revocation falls between the two.
+        let recheck = self.core.recheck.subscribe();
+        let mut wire = Wire::new(stream);
+        let introduced = tokio::select! {
+            introduced = wire.introduction(self.longest_packet()) => introduced,
+            () = sleep_until(deadline) => return End::new(Reason::MaximumConnectTime, "no CONNECT in time"),
+            () = wait.turned_out() => return End::new(Reason::ServerBusy, "turned out for others"),
+        };
+        let (mut codec, connect) = match introduced {
+            Ok(introduced) => introduced,
+            Err(Refused { codec, end }) => {
+                wire.refuse(codec, &end, &self.terms()).await;
+                return end;
+            }
+        };
+        let version = connect.version;
+        let keep_alive = match version {
+            Version::V3 => Duration::from_secs(connect.keep_alive.into()),
+            Version::V5 => KEEP_ALIVE,
+        };
+        let admitted = tokio::select! {
+            admitted = peer.admit(self.scope.clone(), &connect) => admitted,
+            () = wait.turned_out() => Err(NotAdmitted::refused(Reason::ServerBusy, "turned out for others")),
+        };
+        let entered = match admitted {
+            Ok(admitted) => self.enter(&connect, admitted, network).await,
+            Err(refusal) => Err(refusal),
+        };
+        drop(wait);
+        let Entered { admitted, seat, place: _place } = match entered {
+            Ok(entered) => entered,
+            Err(NotAdmitted { code, reason }) => {
+                let end = End::new(code, reason);
+                wire.refuse(Some(codec), &end, &self.terms()).await;
+                return end;
+            }
+        };
+        // Whatever happens from here on, who takes the client's place learns that it is free.
+        let _leaving = Leaving { router: self.core.router.clone(), seat: seat.clone() };
+        let said = codec.connack(&mut wire.out, Reason::Success, &self.terms());
+        let window = if admitted.access.is_worker() { WORKER_WINDOW } else { WINDOW }.min(connect.receive_maximum);
+        drop(connect);
+        let pace = Pace::of(&admitted.access, network);
+        let (router, requests) = (self.core.router.clone(), self.core.requests.clone());
+        let mut session = Session::new(codec, admitted.access.clone(), seat.clone(), window, router, requests);
+        let ended = if said {
+            self.exchange(&mut wire, &mut session, &seat.lane, pace, keep_alive, admitted.unwelcome(recheck)).await
+        } else {
+            End::new(Reason::PacketTooLarge, "it takes no packet as long as a CONNACK")
+        };
+        session.end(&ended, &mut wire.out);
+        wire.finish().await;
+        ended
+    }
+
+    /// Seats an admitted client, after whoever sat there under its client id is gone.
+    async fn enter(&self, connect: &Connect, admitted: Admitted, network: IpAddr) -> Result<Entered, NotAdmitted> {
+        let access = &admitted.access;
+        let now = std::time::Instant::now();
+        if access.is_bootstrapping() && !self.core.used_ids.allows((&*connect.client).into(), now) {
+            let reason = "its client id was used before; a bootstrapping client makes one for each connection";
+            return Err(NotAdmitted::refused(Reason::ClientIdentifierNotValid, reason));
+        }
+        let lane = Lane::new(room(access));
+        let will = connect.will.clone().map(|will| message(will, false, now));
+        let (seat, previous) = self.core.router.enter((&*connect.client).into(), lane, will);
+        if let Some(previous) = previous
+            && timeout(2 * LAST_WORDS, previous.left()).await.is_err()
+        {
+            debug!(client = &*seat.client, "the connection before this one is slow to end");
+        }
+        // One place is always free for our own workers.
+        let place = if access.is_worker() { None } else { Some(self.places.take(network)) };
+        match place {
+            Some(None) => {
+                self.core.router.leave(&seat, false);
+                seat.lane.leave();
+                Err(NotAdmitted::refused(Reason::ServerBusy, "all places are taken"))
+            }
+            taken => Ok(Entered { admitted, seat, place: taken.flatten() }),
+        }
+    }
+
+    /// Reads, answers and delivers until the connection is to end.
+    async fn exchange(
+        &self,
+        wire: &mut Wire,
+        session: &mut Session,
+        lane: &Lane,
+        mut pace: Pace,
+        keep_alive: Duration,
+        unwelcome: impl Future<Output = End>,
+    ) -> End {
+        let mut closing = self.core.closing.subscribe();
+        let mut unwelcome = pin!(unwelcome);
+        // MQTT 5 §3.1.2-22; and as long for whoever does not read.
+        let patience = keep_alive + keep_alive / 2;
+        let (mut heard, mut written) = (Instant::now(), Instant::now());
+        let mut paused_until: Option<Instant> = None;
+        loop {
+            if let Some(end) = lane.ended() {
+                return end;
+            }
+            if paused_until.is_none() {
+                match self.hear(wire, session, &mut pace, &mut closing).await {
+                    Ok(pause) if pause.is_zero() => {}
+                    Ok(pause) => paused_until = Some(Instant::now() + pause),
+                    Err(end) => return end,
+                }
+            }
+            session.deliver(&mut wire.out, ENOUGH, std::time::Instant::now());
+            let is_writing = !wire.out.is_empty();
+            if !is_writing {
+                written = Instant::now();
+            }
+            let may_read = paused_until.is_none() && wire.out.len() < ENOUGH;
+            let overdue = if is_writing { heard.min(written) } else { heard } + patience;
+            tokio::select! {
+                turn = wire.turn(may_read) => match turn {
+                    Ok(Turn::Read) => heard = Instant::now(),
+                    Ok(Turn::Wrote) => written = Instant::now(),
+                    Ok(Turn::Closed) => return End::new(Reason::Success, "the client closed the connection"),
+                    Err(error) => return End::new(Reason::Success, error.to_string()),
+                },
+                () = lane.changed() => {}
+                () = sleep_until(paused_until.unwrap_or(overdue).min(overdue)) => match paused_until.take() {
+                    // A client that is not heard says nothing.
+                    Some(_) => heard = Instant::now(),
+                    None => return End::new(Reason::KeepAliveTimeout, "silent, or not reading, for too long"),
+                },
+                end = &mut unwelcome => return end,
+                _ = closing.recv() => return shutting_down(),
+            }
+        }
+    }
+
+    /// Does what all packets ask for that are there, as far as answers find room; how long to wait before the client is heard again.
+    async fn hear(
+        &self,
+        wire: &mut Wire,
+        session: &mut Session,
+        pace: &mut Pace,
+        closing: &mut broadcast::Receiver<()>,
+    ) -> Result<Duration, End> {
+        let mut work = 0;
+        while wire.out.len() < ENOUGH {
+            let Some((packet, length)) = session.read(&mut wire.input)? else { break };
+            // A moment after the start at most; before, nobody would hear it.
+            if session.needs_worker(&packet) && self.core.opened.get().is_none() {
+                tokio::select! {
+                    _ = self.core.opened.wait() => {}
+                    _ = closing.recv() => return Err(shutting_down()),
+                }
+            }
+            work += cost(&packet, length);
+            session.receive(packet, &mut wire.out, std::time::Instant::now())?;
+        }
+        wire.spare();
+        Ok(pace.spend(work, self))
+    }
+
+    fn terms(&self) -> Terms {
+        Terms {
+            packet: self.longest_packet(),
+            keep_alive: u16::try_from(KEEP_ALIVE.as_secs()).unwrap_or(u16::MAX),
+            is_for_identified: !self.is_for_strangers(),
+        }
+    }
+
+    fn longest_packet(&self) -> usize {
+        if self.is_for_strangers() { REQUEST_PACKET } else { OPERATIONAL_PACKET }
+    }
+}
+
+fn shutting_down() -> End {
+    End::new(Reason::ServerShuttingDown, "the broker is shutting down")
+}
+
+/// A client that has its seat.
+struct Entered {
+    admitted: Admitted,
+    seat: Seat,
+    place: Option<Place>,
+}
+
+/// Frees a seat, when dropped, if that is not done, and tells that its connection has ended.
+struct Leaving {
+    router: Arc<Router>,
+    seat: Seat,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.router.leave(&self.seat, true);
+        self.seat.lane.leave();
+    }
+}
+
+/// How many messages may wait for a client. A bootstrapping one gets no more replies than it may send requests; a worker that has fallen
+/// behind gets some seconds of them; an operator all that is retained, and what many devices say at once.
+fn room(access: &Access) -> Room {
+    const MIB: usize = 1024 * 1024;
+    if access.is_bootstrapping() {
+        Room { messages: PUBLISHES as usize, bytes: MIB }
+    } else if access.is_worker() {
+        Room { messages: 4096, bytes: 16 * MIB }
+    } else if access.client().is_some() {
+        Room { messages: 256, bytes: MIB }
+    } else {
+        Room { messages: 128 * 1024, bytes: 64 * MIB }
+    }
+}
+
+/// What a packet costs: one, and one for each further 4 KiB or filter.
+fn cost(packet: &Packet, length: usize) -> u32 {
+    let filters = match packet {
+        Packet::Subscribe(_, filters) => filters.len(),
+        Packet::Unsubscribe(_, filters) => filters.len(),
+        _ => 1,
+    };
+    u32::try_from(filters + length / 4096).unwrap_or(u32::MAX)
+}
+
+/// Who pays for the work that a client makes.
+enum Pace {
+    /// Ours, and the operator's.
+    Free,
+    /// The connection; and the network or the client id, over all its connections.
+    Paid { own: Budget, network: Option<IpAddr>, client: String },
+}
+
+impl Pace {
+    fn of(access: &Access, network: IpAddr) -> Self {
+        match access.client() {
+            None => Self::Free,
+            Some(client) => Self::Paid {
+                own: Budget::default(),
+                network: access.is_bootstrapping().then_some(network),
+                client: client.to_owned(),
+            },
+        }
+    }
+
+    fn spend(&mut self, work: u32, listener: &Listener) -> Duration {
+        let now = std::time::Instant::now();
+        match self {
+            Self::Paid { own, network, client } if work > 0 => {
+                let shared = match network {
+                    Some(network) => listener.core.networks.spend(*network, work, now),
+                    None => listener.core.clients.spend(client.clone(), work, now),
+                };
+                own.spend(work, PACE, now).max(shared)
+            }
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+/// What happened on the wire.
+enum Turn {
+    Read,
+    Wrote,
+    Closed,
+}
+
+/// A CONNECT that cannot be accepted, whoever sent it.
+struct Refused {
+    /// If the version is known.
+    codec: Option<Codec>,
+    end: End,
+}
+
+/// TLS, and what was read and is to be written.
+struct Wire {
+    stream: TlsStream<TcpStream>,
+    input: BytesMut,
+    out: BytesMut,
+    is_flushed: bool,
+}
+
+impl Wire {
+    fn new(stream: TlsStream<TcpStream>) -> Self {
+        Self { stream, input: BytesMut::new(), out: BytesMut::new(), is_flushed: true }
+    }
+
+    /// The first packet, which has to be a CONNECT.
+    async fn introduction(&mut self, longest: usize) -> Result<(Codec, Box<Connect>), Refused> {
+        let mut codec = None;
+        loop {
+            if codec.is_none() {
+                codec = Codec::detect(&self.input, longest).map_err(|end| Refused { codec: None, end })?;
+            }
+            if let Some(mut known) = codec.take() {
+                match known.read(&mut self.input) {
+                    Ok(Some((Packet::Connect(connect), _))) => {
+                        self.spare();
+                        return Ok((known, connect));
+                    }
+                    Ok(Some(_)) => {
+                        let end = End::new(Reason::ProtocolError, "the first packet is no CONNECT");
+                        return Err(Refused { codec: None, end });
+                    }
+                    Ok(None) => codec = Some(known),
+                    Err(end) => return Err(Refused { codec: Some(known), end }),
+                }
+            }
+            let closed = match self.turn(true).await {
+                Ok(Turn::Closed) => "closed before a CONNECT".to_owned(),
+                Ok(_) => continue,
+                Err(error) => error.to_string(),
+            };
+            return Err(Refused { codec: None, end: End::new(Reason::Success, closed) });
+        }
+    }
+
+    /// Answers a CONNECT with its refusal, as far as the client can be told.
+    async fn refuse(&mut self, codec: Option<Codec>, end: &End, terms: &Terms) {
+        match codec {
+            Some(mut codec) => _ = codec.connack(&mut self.out, end.reason, terms),
+            None if end.reason == Reason::UnsupportedProtocolVersion => {
+                self.out.extend_from_slice(UNSUPPORTED_VERSION);
+            }
+            None => {}
+        }
+        self.finish().await;
+    }
+
+    /// Writes and, if it `may_read`, reads; returns as soon as anything was done.
+    async fn turn(&mut self, may_read: bool) -> io::Result<Turn> {
+        poll_fn(|context| {
+            let mut stream = Pin::new(&mut self.stream);
+            let mut has_written = false;
+            while !self.out.is_empty() {
+                match stream.as_mut().poll_write(context, &self.out) {
+                    Poll::Ready(written) => {
+                        self.out.advance(written?);
+                        self.is_flushed = false;
+                        has_written = true;
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            if !self.is_flushed
+                && let Poll::Ready(flushed) = stream.as_mut().poll_flush(context)
+            {
+                flushed?;
+                self.is_flushed = true;
+            }
+            if may_read {
+                let mut space = [MaybeUninit::uninit(); READ];
+                let mut read = ReadBuf::uninit(&mut space);
+                if let Poll::Ready(done) = stream.poll_read(context, &mut read) {
+                    done?;
+                    self.input.extend_from_slice(read.filled());
+                    return Poll::Ready(Ok(if read.filled().is_empty() { Turn::Closed } else { Turn::Read }));
+                }
+            }
+            if has_written { Poll::Ready(Ok(Turn::Wrote)) } else { Poll::Pending }
+        })
+        .await
+    }
+
+    /// Gives back buffers that are not in use: most connections are silent most of the time.
+    fn spare(&mut self) {
+        for buffer in [&mut self.input, &mut self.out] {
+            if buffer.is_empty() {
+                *buffer = BytesMut::new();
+            }
+        }
+    }
+
+    /// Writes what is left and ends TLS, if the client takes it in time.
+    async fn finish(&mut self) {
+        let last_words = async {
+            self.stream.write_all(&self.out).await?;
+            self.stream.shutdown().await
+        };
+        tokio::select! {
+            _ = last_words => {}
+            () = sleep(LAST_WORDS) => {}
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What is on its way to one client: bounded, so that a client that does not read costs nobody anything.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use rmqtt_codec::v5::PublishProperties;
+use tokio::sync::{Notify, SetOnce};
+
+use super::packet::{End, QoS, Reason};
+
+/// A message, once for all who get it.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) topic: ByteString,
+    pub(super) payload: Bytes,
+    pub(super) qos: QoS,
+    pub(super) retain: bool,
+    /// Without alias, subscription identifiers and expiry.
+    pub(super) properties: Option<Box<PublishProperties>>,
+    /// Not to be delivered from then on (MQTT 5 §3.3.2.3.3).
+    pub(super) expires: Option<Instant>,
+}
+
+impl Message {
+    /// What it takes in memory, roughly.
+    fn size(&self) -> usize {
+        let properties = self.properties.as_deref().map_or(0, properties_size);
+        self.topic.len() + self.payload.len() + properties + OVERHEAD
+    }
+}
+
+/// What user properties and the like take.
+pub(super) fn properties_size(properties: &PublishProperties) -> usize {
+    let user = properties.user_properties.iter().map(|(name, value)| name.len() + value.len() + OVERHEAD);
+    let texts = [&properties.content_type, &properties.response_topic];
+    let texts = texts.into_iter().flatten().map(|text| text.len());
+    user.chain(texts).sum::<usize>() + properties.correlation_data.as_ref().map_or(0, Bytes::len) + OVERHEAD
+}
+
+/// A message and what is particular to one subscription to it.
+#[derive(Clone, Debug)]
+pub(super) struct Delivery {
+    pub(super) message: Arc<Message>,
+    pub(super) qos: QoS,
+    pub(super) retain: bool,
+}
+
+/// What one client may have waiting.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    pub(super) messages: usize,
+    pub(super) bytes: usize,
+}
+
+/// Messages on their way to one client. Whoever puts one in never waits.
+#[derive(Debug)]
+pub(super) struct Lane {
+    room: Room,
+    queue: Mutex<Queue>,
+    changed: Notify,
+    left: SetOnce<()>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Delivery>,
+    bytes: usize,
+    end: Option<End>,
+}
+
+impl Lane {
+    pub(super) fn new(room: Room) -> Arc<Self> {
+        Arc::new(Self { room, queue: Mutex::default(), changed: Notify::new(), left: SetOnce::new() })
+    }
+
+    /// `false` if there is no room, or the connection is to end.
+    pub(super) fn put(&self, delivery: Delivery) -> bool {
+        let mut queue = self.queue();
+        let bytes = queue.bytes + delivery.message.size();
+        if queue.end.is_some() || queue.waiting.len() >= self.room.messages || bytes > self.room.bytes {
+            return false;
+        }
+        queue.bytes = bytes;
+        queue.waiting.push_back(delivery);
+        // Whoever is awake looks again before it sleeps.
+        if queue.waiting.len() == 1 {
+            self.changed.notify_one();
+        }
+        true
+    }
+
+    /// The next message, if `may_take` it.
+    pub(super) fn take(&self, may_take: impl FnOnce(&Delivery) -> bool) -> Option<Delivery> {
+        let mut queue = self.queue();
+        let delivery = queue.waiting.pop_front_if(|delivery| may_take(delivery))?;
+        queue.bytes -= delivery.message.size();
+        if queue.waiting.is_empty() {
+            queue.waiting.shrink_to(SPARE);
+        }
+        Some(delivery)
+    }
+
+    /// Has the connection end, and lets nothing more in.
+    pub(super) fn end(&self, reason: Reason, text: &'static str) {
+        self.queue().end.get_or_insert_with(|| End::new(reason, text));
+        self.changed.notify_one();
+    }
+
+    /// Why the connection is to end, if it is.
+    pub(super) fn ended(&self) -> Option<End> {
+        self.queue().end.clone()
+    }
+
+    /// Returns when something may have been put in, or the connection is to end.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Returns when the connection has ended.
+    pub(super) async fn left(&self) {
+        self.left.wait().await;
+    }
+
+    /// The connection has ended.
+    pub(super) fn leave(&self) {
+        // Only its own connection says so, and another time does no harm.
+        _ = self.left.set(());
+    }
+
+    /// Counts and queue agree after each statement above, so a panic elsewhere does not spoil them.
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Of an allocation and its bookkeeping, in bytes.
+const OVERHEAD: usize = 64;
+
+/// Places that a lane keeps when it is empty.
+const SPARE: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delivery(payload: &'static [u8]) -> Delivery {
+        let message = Message {
+            topic: "topic".into(),
+            payload: Bytes::from_static(payload),
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            properties: None,
+            expires: None,
+        };
+        Delivery { message: message.into(), qos: QoS::AtLeastOnce, retain: false }
+    }
+
+    #[test]
+    fn lane_holds_as_many_messages_and_bytes_as_it_has_room_for() {
+        let lane = Lane::new(Room { messages: 2, bytes: 1000 });
+        assert!(lane.put(delivery(b"a")) && lane.put(delivery(b"b")) && !lane.put(delivery(b"c")));
+        assert_eq!(lane.take(|_| true).unwrap().message.payload, &b"a"[..]);
+        assert!(!lane.put(delivery(&[0; 1000])), "too long");
+        assert!(lane.put(delivery(b"c")));
+        assert!(lane.take(|_| false).is_none());
+        assert_eq!(lane.take(|_| true).unwrap().message.payload, &b"b"[..]);
+        assert_eq!(lane.take(|_| true).unwrap().message.payload, &b"c"[..]);
+        assert!(lane.take(|_| true).is_none());
+        assert_eq!(lane.queue().bytes, 0);
+    }
+
+    #[test]
+    fn lane_that_is_to_end_takes_nothing_and_keeps_its_first_reason() {
+        let lane = Lane::new(Room { messages: 2, bytes: 1000 });
+        lane.end(Reason::SessionTakenOver, "first");
+        lane.end(Reason::QuotaExceeded, "second");
+        assert!(!lane.put(delivery(b"a")));
+        assert_eq!(lane.ended().unwrap().reason, Reason::SessionTakenOver);
+    }
+}

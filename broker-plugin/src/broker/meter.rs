@@ -1,0 +1,141 @@
+//! Budgets that fill up again with time.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How fast a budget fills up, and how much it holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rate {
+    /// Until another unit is there.
+    pub(super) interval: Duration,
+    pub(super) burst: u32,
+}
+
+impl Rate {
+    pub(super) const fn per_second(units: u32, burst: u32) -> Self {
+        Self { interval: Duration::from_nanos(1_000_000_000 / units as u64), burst }
+    }
+
+    fn allowance(&self) -> Duration {
+        self.interval * self.burst
+    }
+}
+
+/// One budget: when it will be full again (the generic cell rate algorithm, ITU-T I.371).
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Budget {
+    full_at: Option<Instant>,
+}
+
+impl Budget {
+    /// Spends, even what is not there; how long to wait until the debt is paid.
+    pub(super) fn spend(&mut self, units: u32, rate: Rate, now: Instant) -> Duration {
+        let full_at = self.full_at.map_or(now, |full_at| full_at.max(now)) + rate.interval * units;
+        self.full_at = Some(full_at);
+        full_at.duration_since(now).saturating_sub(rate.allowance())
+    }
+
+    /// Spends one unit, if it is there.
+    fn allows(&mut self, rate: Rate, now: Instant) -> bool {
+        let mut after = *self;
+        let is_there = after.spend(1, rate, now).is_zero();
+        if is_there {
+            *self = after;
+        }
+        is_there
+    }
+
+    fn is_full(&self, now: Instant) -> bool {
+        self.full_at.is_none_or(|full_at| full_at <= now)
+    }
+}
+
+/// Budgets of many who come and go, each remembered until it is full again.
+#[derive(Debug)]
+pub(super) struct Meter<K> {
+    rate: Rate,
+    budgets: Mutex<HashMap<K, Budget>>,
+}
+
+impl<K: Eq + Hash> Meter<K> {
+    pub(super) fn new(rate: Rate) -> Self {
+        Self { rate, budgets: Mutex::default() }
+    }
+
+    /// Spends, even what is not there; how long to wait until the debt is paid.
+    pub(super) fn spend(&self, payer: K, units: u32, now: Instant) -> Duration {
+        self.with(payer, now, |budget| budget.spend(units, self.rate, now)).unwrap_or_default()
+    }
+
+    /// Spends one unit, if it is there.
+    pub(super) fn allows(&self, payer: K, now: Instant) -> bool {
+        self.with(payer, now, |budget| budget.allows(self.rate, now)).unwrap_or(true)
+    }
+
+    /// Nothing if there is no room for another payer: strangers invent names faster than budgets fill up. Those who came before
+    /// them keep theirs.
+    fn with<T>(&self, payer: K, now: Instant, pay: impl FnOnce(&mut Budget) -> T) -> Option<T> {
+        let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
+        if budgets.len() >= PAYERS && !budgets.contains_key(&payer) {
+            budgets.retain(|_, budget| !budget.is_full(now));
+            if budgets.len() >= PAYERS {
+                return None;
+            }
+        }
+        Some(pay(budgets.entry(payer).or_default()))
+    }
+}
+
+/// Whose budgets are remembered at once: some MiB.
+const PAYERS: usize = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate::per_second(10, 5);
+
+    #[test]
+    fn budget_is_spent_at_once_and_fills_up_again() {
+        let (mut budget, start) = (Budget::default(), Instant::now());
+        for _ in 0..5 {
+            assert_eq!(budget.spend(1, RATE, start), Duration::ZERO);
+        }
+        assert_eq!(budget.spend(1, RATE, start), Duration::from_millis(100));
+        let later = start + Duration::from_millis(600);
+        assert!(budget.is_full(later) && !budget.is_full(later - Duration::from_millis(1)));
+        assert_eq!(budget.spend(5, RATE, later), Duration::ZERO);
+        assert_eq!(budget.spend(1, RATE, later), Duration::from_millis(100), "no more than the burst is saved up");
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_not_charged() {
+        let (meter, start) = (Meter::new(RATE), Instant::now());
+        assert!((0..5).all(|_| meter.allows("a", start)));
+        assert!((0..100).all(|_| !meter.allows("a", start)));
+        assert!(meter.allows("a", start + Duration::from_millis(100)));
+        assert!(!meter.allows("a", start + Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn everybody_has_a_budget_of_their_own() {
+        let (meter, now) = (Meter::new(RATE), Instant::now());
+        assert_eq!(meter.spend("a", 5, now), Duration::ZERO);
+        assert!(meter.spend("a", 1, now) > Duration::ZERO);
+        assert_eq!(meter.spend("b", 1, now), Duration::ZERO);
+    }
+
+    #[test]
+    fn who_has_paid_is_forgotten_when_many_come() {
+        let (meter, start) = (Meter::new(RATE), Instant::now());
+        for payer in 0..PAYERS {
+            meter.spend(payer, 1, start);
+        }
+        meter.spend(PAYERS, 1, start);
+        assert_eq!(meter.budgets.lock().unwrap().len(), PAYERS);
+        meter.spend(PAYERS, 1, start + Duration::from_secs(1));
+        assert_eq!(meter.budgets.lock().unwrap().len(), 1);
+    }
+}
