@@ -13,7 +13,8 @@ use time::OffsetDateTime;
 
 use crate::random::random;
 use crate::store::{
-    AnchorsVersion, IdInQuestion, RevokedCertificates, SharedKeyHolder, Store, StoreError, ToConfirm, Transaction,
+    AnchorRow, AnchorsVersion, IdInQuestion, RevokedCertificates, SharedKeyHolder, Store, StoreError, ToConfirm,
+    Transaction,
 };
 
 /// The CA's own keys and rules.
@@ -356,11 +357,19 @@ impl Examiner {
 /// # Errors
 /// The store cannot be read.
 pub fn read_anchors(store: &Store) -> Result<TrustAnchors, StoreError> {
-    let certificates = store.anchors()?.into_iter().map(|row| match row.role {
-        Role::Anchor(allowances) => VendorCertificate::read_anchor(&row.certificate, allowances),
-        Role::Root | Role::Issuer => VendorCertificate::read(&row.certificate),
-    });
-    Ok(TrustAnchors::new(certificates.collect::<Result<Vec<_>, _>>()?))
+    let certificates = store.anchors()?;
+    Ok(TrustAnchors::new(certificates.iter().map(read_anchor).collect::<Result<Vec<_>, _>>()?))
+}
+
+/// Reads one vendor's certificate.
+///
+/// # Errors
+/// It was fit to be trusted when it was stored, and is no longer.
+pub fn read_anchor(row: &AnchorRow) -> Result<VendorCertificate, StoreError> {
+    Ok(match row.role {
+        Role::Anchor(allowances) => VendorCertificate::read_anchor(&row.certificate, allowances)?,
+        Role::Root | Role::Issuer => VendorCertificate::read(&row.certificate)?,
+    })
 }
 
 /// Why a request gets no other answer than a problem.

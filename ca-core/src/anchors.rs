@@ -65,7 +65,7 @@ impl TrustAnchors {
     /// # Errors
     /// It counts for nothing: no path to an EK can use it.
     pub fn check_ca(&self, vendor: &VendorCertificate, now: OffsetDateTime) -> Result<VendorPath, NoPath> {
-        let is_same = |known: &&Known| known.vendor.certificate.is_same(&vendor.certificate);
+        let is_same = |known: &&Known| known.vendor.is_same(vendor);
         let mut same = self.known.iter().filter(is_same).filter_map(|known| known.vendor.role.allowances());
         match same.next() {
             Some(allowances) => Ok(VendorPath { subjects: vec![vendor.subject()], allowances }),
@@ -115,6 +115,12 @@ impl Role {
             Self::Issuer => None,
         }
     }
+
+    /// Whether adding a certificate again as `other` makes more of it: what is no anchor becomes
+    /// one, and an anchor gets other allowances.
+    pub fn becomes(self, other: Self) -> bool {
+        self != other && matches!(other, Self::Anchor(_))
+    }
 }
 
 impl VendorCertificate {
@@ -145,6 +151,11 @@ impl VendorCertificate {
     /// No path to an EK could ever use it.
     pub fn read_anchor(der: &[u8], allowances: Allowances) -> Result<Self, AnchorError> {
         Ok(Self { certificate: fit_to_issue(der)?, role: Role::Anchor(allowances) })
+    }
+
+    /// Whether both are the same certificate, whatever was done to the bytes around what was signed.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.certificate.is_same(&other.certificate)
     }
 
     /// What it is good for.

@@ -1,8 +1,9 @@
 //! What an operator's hands do to vendors' certificates: adding, checking, narrowing.
 
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use assay_tests::{AssayDir, EkCertificate, EkKind, VendorCa, run, tool, trusted_vendor, untrusted_vendor};
@@ -121,6 +122,59 @@ fn only_the_fingerprint_that_is_insisted_on_is_trusted() -> Result<()> {
     let listed = String::from_utf8(run(&mut desk.dir.assay(&["trust", "list", "--json"])?)?.stdout)?;
     ensure!(listed.lines().count() == 2, "root and issuer: {listed}");
     Ok(())
+}
+
+#[test]
+fn at_a_terminal_nothing_is_trusted_before_it_is_shown_and_agreed_to() -> Result<()> {
+    let desk = Desk::new()?;
+    let issuer = desk.vendor.intermediate_pem();
+    for (answer, is_added) in [("n", false), ("", false), ("y", true)] {
+        // `script` gives the command a terminal.
+        let add = desk.dir.assay(&["trust", "add"])?;
+        let words =
+            [add.get_program()].into_iter().chain(add.get_args()).map(|word| word.to_string_lossy().into_owned());
+        let files = [desk.vendor.root_pem(), issuer.clone()].map(|file| file.display().to_string());
+        let line = words.chain(files).collect::<Vec<_>>().join(" ");
+        let mut script = tool("script")?;
+        let script = script.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+        let mut script = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        script.stdin.take().context("its input")?.write_all(format!("{answer}\n").as_bytes())?;
+        let output = script.wait_with_output()?;
+        let said = String::from_utf8(output.stdout)?;
+        ensure!(said.contains("root: CN=Test TPM Vendor Root CA") && said.contains("[y/N]"), "{said}");
+        ensure!(output.status.success() == is_added && said.contains("nothing is added") != is_added, "{said}");
+        ensure!(desk.is_trusted()? == is_added, "after {answer:?}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_certificate_with_another_signature_is_the_same() -> Result<()> {
+    let desk = Desk::new()?;
+    let issuer = desk.vendor.intermediate_pem();
+    let mut x509 = tool("openssl")?;
+    let mut altered = run(x509.args(["x509", "-outform", "DER", "-in"]).arg(&issuer))?.stdout;
+    *altered.last_mut().context("a signature")? ^= 1;
+    let twin = desk.files.path().join("twin.der");
+    fs::write(&twin, altered)?;
+    let removed_by = |certificate: &PathBuf| -> Result<()> {
+        ensure!(desk.trust(&["remove", &desk.fingerprint(certificate)?], &[])?.0 == 0);
+        let listed = run(&mut desk.dir.assay(&["trust", "list", "--json"])?)?.stdout;
+        ensure!(listed.is_empty(), "{}", String::from_utf8_lossy(&listed));
+        Ok(())
+    };
+    // Nobody verifies the signature of an anchor.
+    desk.trust(&["add", "--anchor"], &[&issuer])?;
+    let (_, _, said) = desk.trust(&["add", "--anchor"], &[&twin])?;
+    ensure!(said.starts_with("already there"), "{said}");
+    removed_by(&issuer)?;
+    // An issuer's is verified when a path needs it, so a damaged one is no reason to leave the good one out.
+    desk.trust(&["add"], &[&twin])?;
+    desk.trust(&["add"], &[&issuer])?;
+    desk.trust(&["add"], &[&desk.vendor.root_pem()])?;
+    ensure!(desk.is_trusted()?);
+    desk.trust(&["remove", &desk.fingerprint(&desk.vendor.root_pem())?], &[])?;
+    removed_by(&twin)
 }
 
 #[test]

@@ -39,6 +39,12 @@ pub fn build() -> Command {
         command.arg("--release");
     }
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
+    // What cargo told the test about its own package; build scripts would take it for a change.
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

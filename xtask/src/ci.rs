@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{bin_dir, cargo, compose, show};
+use crate::{bin_dir, cargo, compose, packages, show};
 
 /// All tests, on binaries built from the same sources.
 pub(crate) fn test(arguments: &[String]) -> Result<()> {
@@ -19,14 +19,15 @@ pub(crate) fn run() -> Result<()> {
     step("format", || show(&mut cargo(&["fmt", "--all", "--check"])))?;
     step("lints", || show(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])))?;
     step("tests", || test(&[]))?;
+    step("the TPM through libtss2", through_libtss2)?;
+    step("packages", packages::trial::run_trial)?;
     step("containers", || compose::run(&compose::Arguments::default()))?;
     step("documentation", || show(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings")))?;
     step("dependencies", dependencies)
 }
 
-/// `cargo xtask tss2-test`, which `ci` leaves out for its time. The agent with the feature `tss2`: lints, all tests of its TPM layer, and the matrix of the
-/// end-to-end tests, with libtss2 between agent and TPM. Beside the library's crate, only the agent
-/// and its tests are built again.
+/// `cargo xtask tss2-test`. The agent with the feature `tss2`: lints, all tests of its TPM layer, and the matrix of the end-to-end
+/// tests, with libtss2 between agent and TPM. Beside the library's crate, only the agent and its tests are built again.
 pub(crate) fn through_libtss2() -> Result<()> {
     // All of the workspace, so that what it shares keeps its features and need not be built again.
     let with_feature = ["--workspace", "--features", "assay-device/tss2"];

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
-use assay_broker_plugin::ca::read_anchors;
+use assay_broker_plugin::ca::{read_anchor, read_anchors};
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::Store;
 use assay_ca_core::{ContainerError, EkCheck, EkIdentity, Role, TrustAnchors, VendorCertificate, certificates_in};
@@ -170,8 +170,14 @@ fn remove(store: &Store, prefix: &str) -> Result<()> {
     let mut matching = anchors.iter().filter(|anchor| hex::encode(anchor.fingerprint).starts_with(&prefix));
     match (matching.next(), matching.next()) {
         (Some(anchor), None) => {
-            store.remove_anchor(&anchor.fingerprint)?;
-            eprintln!("removed: {}", table::printable(&anchor.subject));
+            let wanted = read_anchor(anchor)?;
+            // The same with another signature would go on to be trusted.
+            for other in &anchors {
+                if read_anchor(other)?.is_same(&wanted) {
+                    store.remove_anchor(&other.fingerprint)?;
+                    eprintln!("removed: {}", table::printable(&other.subject));
+                }
+            }
             Ok(())
         }
         (None, _) => bail!("no certificate with a fingerprint that begins with {prefix}; see `assay trust list`"),

@@ -1,10 +1,11 @@
 //! `assay trust add`: what a vendor's files hold, shown before it is trusted.
 
+use std::io::{IsTerminal, stderr, stdin};
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
-use assay_broker_plugin::ca::read_anchors;
-use assay_broker_plugin::store::{AnchorRow, Store, Trusted};
+use assay_broker_plugin::ca::{read_anchor, read_anchors};
+use assay_broker_plugin::store::{AnchorRow, Store, StoreError};
 use assay_ca_core::{Allowances, Role, VendorCertificate};
 use clap::Args;
 use rustls::pki_types::CertificateDer;
@@ -18,7 +19,8 @@ use super::vendor_files;
 #[derive(Args)]
 #[command(after_help = "\
 Each certificate is reported: root (it signed itself, and is trusted), issuer (it helps to build paths to a root or an anchor), anchor
-(it is trusted whoever signed it), already there, or refused with the reason. What can be added is added.
+(it is trusted whoever signed it), already there, or refused with the reason. Then, at a terminal, you are asked before any is trusted,
+unless you named a fingerprint. What can be added is added.
 Exit status: 1 if a certificate was refused.
 
 Examples:
@@ -50,38 +52,27 @@ pub(crate) struct Add {
 
 impl Add {
     pub(crate) fn run(self, store: &Store) -> Result<()> {
-        let found = self.found()?;
-        let mut refused = 0;
-        let mut issuers = Vec::new();
-        for Found { place, fingerprint, content } in found {
-            let (result, vendor) = match content {
-                Ok((vendor, row)) => {
-                    // Shown before it is trusted: whoever waits for the next line can still
-                    // interrupt.
-                    let result = match store.add_anchor(&row)? {
-                        Trusted::Added | Trusted::Changed => kind(vendor.role()),
-                        Trusted::Already => "already there",
-                    };
-                    (Ok(result), Some(vendor))
-                }
-                Err(reason) => (Err(reason), None),
-            };
-            refused += usize::from(result.is_err());
-            self.report(&place, fingerprint.as_ref(), vendor.as_ref(), &result);
-            issuers.extend(vendor.filter(|vendor| vendor.role() == Role::Issuer && result.is_ok()));
+        let found = self.found(&Known::read(store)?)?;
+        found.iter().for_each(|found| self.report(found));
+        let new = found.iter().filter_map(|found| found.content.as_ref().ok()).filter(|good| good.is_new);
+        let new: Vec<_> = new.collect();
+        self.ask(&new)?;
+        for good in &new {
+            store.add_anchor(&good.row)?;
         }
-        tell_of_incomplete(store, &issuers)?;
+        tell_of_incomplete(store, &found)?;
+        let refused = found.iter().filter(|found| found.content.is_err()).count();
         ensure!(refused == 0, "refused: {refused}; what is reported otherwise is added");
         Ok(())
     }
 
     /// Every certificate, read and judged, before any is trusted.
-    fn found(&self) -> Result<Vec<Found>> {
+    fn found(&self, known: &Known) -> Result<Vec<Found>> {
         let mut found = Vec::new();
         for file in vendor_files::read(&self.files)? {
             let place = file.path.display().to_string();
             match file.certificates {
-                Ok(certificates) => found.extend(certificates.iter().map(|der| self.judge(place.clone(), der))),
+                Ok(certificates) => found.extend(certificates.iter().map(|der| self.judge(place.clone(), der, known))),
                 Err(reason) => found.push(Found { place, fingerprint: None, content: Err(format!("{reason:#}")) }),
             }
         }
@@ -103,7 +94,20 @@ impl Add {
         Ok(found)
     }
 
-    fn judge(&self, place: String, der: &CertificateDer<'_>) -> Found {
+    /// Asks whoever sits at a terminal. A script has read the vendor's fingerprint before, or trusts its files.
+    fn ask(&self, new: &[&Good]) -> Result<()> {
+        let trusted = new.iter().filter(|good| good.vendor.role() != Role::Issuer).count();
+        if trusted == 0 || !self.fingerprints.is_empty() || !stdin().is_terminal() || !stderr().is_terminal() {
+            return Ok(());
+        }
+        eprint!("Every EK that leads to what is named root or anchor above is going to be trusted. Go on? [y/N] ");
+        let mut answer = String::new();
+        stdin().read_line(&mut answer)?;
+        ensure!(matches!(answer.trim(), "y" | "Y" | "yes"), "nothing is added");
+        Ok(())
+    }
+
+    fn judge(&self, place: String, der: &CertificateDer<'_>, known: &Known) -> Found {
         let fingerprint: [u8; 32] = Sha256::digest(der).into();
         let is_named = self.fingerprints.is_empty() || self.fingerprints.contains(&fingerprint);
         let vendor = if self.anchor && is_named {
@@ -115,52 +119,41 @@ impl Add {
             Ok(vendor) if !is_named && vendor.role() != Role::Issuer => {
                 Err(format!("{} has another fingerprint than the one asked for", vendor.subject()))
             }
-            Ok(vendor) => {
-                let row = AnchorRow {
-                    fingerprint,
-                    certificate: der.to_vec(),
-                    subject: vendor.subject(),
-                    role: vendor.role(),
-                    not_after: vendor.not_after().unix_timestamp(),
-                    added_at: OffsetDateTime::now_utc().unix_timestamp(),
-                };
-                Ok((vendor, row))
-            }
+            Ok(vendor) => Ok(known.compare(vendor, fingerprint, der)),
             Err(reason) => Err(reason.to_string()),
         };
         Found { place, fingerprint: Some(fingerprint), content }
     }
 
-    fn report(
-        &self,
-        place: &str,
-        fingerprint: Option<&[u8; 32]>,
-        vendor: Option<&VendorCertificate>,
-        result: &Result<&'static str, String>,
-    ) {
-        let fingerprint = fingerprint.map(hex::encode);
-        let not_after = vendor.map(|vendor| table::time(vendor.not_after().unix_timestamp()));
+    fn report(&self, Found { place, fingerprint, content }: &Found) {
+        let good = content.as_ref().ok();
+        let result = match good {
+            None => "refused",
+            Some(good) if good.is_new => kind(good.vendor.role()),
+            Some(_) => "already there",
+        };
+        let fingerprint = good.map_or(*fingerprint, |good| Some(good.row.fingerprint)).map(hex::encode);
+        let not_after = good.map(|good| table::time(good.row.not_after));
         if self.json {
             let line = serde_json::json!({
                 "file": place,
-                "result": result.as_ref().copied().unwrap_or("refused"),
-                "reason": result.as_ref().err(),
-                "subject": vendor.map(VendorCertificate::subject),
+                "result": result,
+                "reason": content.as_ref().err(),
+                "subject": good.map(|good| good.vendor.subject()),
                 "fingerprint": fingerprint,
                 "not_after": not_after,
-                "key": vendor.map(VendorCertificate::key),
+                "key": good.map(|good| good.vendor.key()),
             });
             println!("{line}");
             return;
         }
-        let line = match (result, vendor) {
-            (Ok(result), Some(vendor)) => {
-                let (subject, key) = (vendor.subject(), vendor.key());
+        let line = match content {
+            Ok(good) => {
+                let (subject, key) = (good.vendor.subject(), good.vendor.key());
                 let (until, sha256) = (not_after.unwrap_or_default(), fingerprint.unwrap_or_default());
                 format!("{result}: {subject}\n  {key}, until {until}, SHA-256 {sha256}")
             }
-            (Err(reason), _) => format!("refused: {place}: {reason}"),
-            (Ok(result), None) => (*result).to_owned(),
+            Err(reason) => format!("refused: {place}: {reason}"),
         };
         line.lines().for_each(|line| eprintln!("{}", table::printable(line)));
     }
@@ -170,11 +163,49 @@ impl Add {
 struct Found {
     place: String,
     fingerprint: Option<[u8; 32]>,
-    content: Result<(VendorCertificate, AnchorRow), String>,
+    content: Result<Good, String>,
+}
+
+struct Good {
+    vendor: VendorCertificate,
+    row: AnchorRow,
+    /// It is not known, or not yet as an anchor.
+    is_new: bool,
+}
+
+/// What is trusted already.
+struct Known(Vec<(VendorCertificate, AnchorRow)>);
+
+impl Known {
+    fn read(store: &Store) -> Result<Self> {
+        let read = |row: AnchorRow| Ok((read_anchor(&row)?, row));
+        Ok(Self(store.anchors()?.into_iter().map(read).collect::<Result<_, StoreError>>()?))
+    }
+
+    /// A root or anchor of which only the signature differs is the one that is known, and keeps its fingerprint.
+    /// Of an issuer nobody has verified the signature yet: the one that is known may be damaged.
+    fn compare(&self, vendor: VendorCertificate, fingerprint: [u8; 32], der: &[u8]) -> Good {
+        let is_known = |known: &VendorCertificate, row: &AnchorRow| {
+            known.is_same(&vendor) && (vendor.role() != Role::Issuer || row.fingerprint == fingerprint)
+        };
+        let known = self.0.iter().find(|(known, row)| is_known(known, row)).map(|(_, row)| row);
+        let row = AnchorRow {
+            fingerprint: known.map_or(fingerprint, |row| row.fingerprint),
+            certificate: known.map_or_else(|| der.to_vec(), |row| row.certificate.clone()),
+            subject: vendor.subject(),
+            role: vendor.role(),
+            not_after: vendor.not_after().unix_timestamp(),
+            added_at: OffsetDateTime::now_utc().unix_timestamp(),
+        };
+        let is_new = known.is_none_or(|known| known.role.becomes(row.role));
+        Good { vendor, row, is_new }
+    }
 }
 
 /// Names the issuers that no path can use yet.
-fn tell_of_incomplete(store: &Store, issuers: &[VendorCertificate]) -> Result<()> {
+fn tell_of_incomplete(store: &Store, found: &[Found]) -> Result<()> {
+    let issuers = found.iter().filter_map(|found| found.content.as_ref().ok()).map(|good| &good.vendor);
+    let issuers: Vec<_> = issuers.filter(|vendor| vendor.role() == Role::Issuer).collect();
     if issuers.is_empty() {
         return Ok(());
     }

@@ -35,8 +35,10 @@ impl Worker {
             let (stop, stopping) = watch::channel(None);
             let worker = worker::run(config, stopping, |event| systemd.tell(event, &self.broker, || println!("ready")));
             attend(worker, &mut signals, &systemd, &stop, FINISH, || {
-                let (fresh, waiting) = reread(directory)?;
+                let (fresh, mut waiting) = reread(directory)?;
                 outfit.send_replace(worker_outfit(&fresh, self.broker_ca.as_deref())?);
+                // It has no listeners of its own.
+                waiting.retain(|setting| *setting == "scope");
                 Ok(waiting)
             })
             .await

@@ -54,7 +54,7 @@ impl Store {
             .optional()?;
         let result = match known {
             None => Trusted::Added,
-            Some(known) if known != anchor.role && matches!(anchor.role, Role::Anchor(_)) => {
+            Some(known) if known.becomes(anchor.role) => {
                 // A new row has a new number, so that whoever watches the version notices.
                 remove(&transaction, &anchor.fingerprint)?;
                 Trusted::Changed

@@ -11,6 +11,7 @@ use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
 use assay_wire::{ReplyBody, Request, Topic};
 use crossbeam_channel::{Sender, TrySendError};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use tracing::debug;
 
 use super::pressure::Pressure;
@@ -62,6 +63,8 @@ impl Intake<'_> {
         let mut pressure = Pressure::new(Instant::now());
         let (mut stage, mut stopping) = (Stage::Connecting, false);
         let mut tick = tokio::time::interval(TICK);
+        // Each step of the end gets its time, though nobody asked before.
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let event = {
                 // Polled to its end: dropped before, it may take a message of ours with it.
