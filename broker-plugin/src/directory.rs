@@ -17,6 +17,7 @@ use serde::Deserialize;
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
+use crate::broker::Limits;
 use crate::ca::Ca;
 use crate::random::random;
 use crate::store::Store;
@@ -37,6 +38,8 @@ pub struct Config {
     pub bootstrap: SocketAddr,
     /// Where provisioned devices, operators and workers connect.
     pub operational: SocketAddr,
+    /// How much the built-in broker holds at once.
+    pub limits: Limits,
     /// What certificates look like, and which flows lead to one.
     pub profile: Profile,
 }
@@ -306,6 +309,7 @@ impl Config {
             scope: raw.scope.parse().context("scope")?,
             bootstrap: raw.broker.bootstrap,
             operational: raw.broker.operational,
+            limits: raw.broker.limits.checked().context("broker.limits")?,
             profile: profile.with_flows(flows).context("flows")?,
         })
     }
@@ -326,6 +330,27 @@ struct RawConfig {
 struct RawBroker {
     bootstrap: SocketAddr,
     operational: SocketAddr,
+    limits: RawLimits,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLimits {
+    waiting: usize,
+    bootstrap: usize,
+    bootstrap_per_network: usize,
+    operational: usize,
+    arrivals_per_network: u32,
+}
+
+impl RawLimits {
+    fn checked(self) -> Result<Limits> {
+        let Self { waiting, bootstrap, bootstrap_per_network, operational, arrivals_per_network } = self;
+        let is_sound = [waiting, bootstrap, bootstrap_per_network, operational].into_iter().all(|places| places > 0)
+            && (1..=1_000_000).contains(&arrivals_per_network);
+        ensure!(is_sound, "each is at least 1, and arrivals_per_network at most 1000000");
+        Ok(Limits { waiting, bootstrap, bootstrap_per_network, operational, arrivals_per_network, ..Limits::default() })
+    }
 }
 
 #[derive(Deserialize)]
@@ -349,7 +374,15 @@ impl Default for RawConfig {
 impl Default for RawBroker {
     fn default() -> Self {
         let everywhere = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        Self { bootstrap: everywhere(8883), operational: everywhere(8884) }
+        Self { bootstrap: everywhere(8883), operational: everywhere(8884), limits: RawLimits::default() }
+    }
+}
+
+impl Default for RawLimits {
+    fn default() -> Self {
+        let Limits { waiting, bootstrap, bootstrap_per_network, operational, arrivals_per_network, .. } =
+            Limits::default();
+        Self { waiting, bootstrap, bootstrap_per_network, operational, arrivals_per_network }
     }
 }
 
@@ -389,6 +422,9 @@ mod tests {
             "flows = []",
             "flows = [\"tickets\"]",
             "[broker]\nbootstrap = \"here\"",
+            "[broker.limits]\noperational = 0",
+            "[broker.limits]\narrivals_per_network = 0",
+            "[broker.limits]\npatience = 1",
             "[certificates]\nlifetime_days = 0",
             "[certificates]\nconfirm_within_seconds = 0",
         ] {

@@ -92,7 +92,7 @@ pub struct Tls {
 }
 
 /// How many connections there may be, and how long they may take and stay.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Of each listener: connections that have not been let in yet. When there are more, those of the network that has most are closed
     /// to make room, the oldest first.

@@ -62,6 +62,7 @@ pub(super) fn reread(directory: &Directory) -> Result<(Directory, Vec<&'static s
         ("scope", was.scope != is.scope),
         ("broker.bootstrap", was.bootstrap != is.bootstrap),
         ("broker.operational", was.operational != is.operational),
+        ("broker.limits", was.limits != is.limits),
     ];
     let waiting = changed.into_iter().filter_map(|(setting, changed)| changed.then_some(setting)).collect();
     let scope = was.scope.clone();

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
-use assay_broker_plugin::broker::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig, Limits};
+use assay_broker_plugin::broker::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig};
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::worker::{self, WorkerConfig};
 use clap::Args;
@@ -45,7 +45,7 @@ impl Serve {
                 scope: config.scope.clone(),
                 admit: gate::admit(gate::Records::open(&database)?),
                 login: Some(gate::login(worn.clone(), gate::Records::open(&database)?)),
-                limits: Limits::default(),
+                limits: config.limits,
             })
             .await
             .context("cannot listen; another process may hold the port, see --bootstrap and --operational")?;

@@ -190,7 +190,7 @@ fn serve(booted: &Booted<'_>) -> Result<()> {
     ensure!(!status.contains("Uid:\t0\t"), "it runs as root");
     let limits = booted.run(&["cat", &format!("/proc/{process}/limits")])?;
     let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap_or_default();
-    ensure!(files.contains("16640"), "{files}");
+    ensure!(files.contains("18688"), "{files}");
     Ok(())
 }
 
