@@ -1,7 +1,7 @@
 //! MQTT packets of both versions, read and written as one set of types.
 //!
-//! The bytes are the `rmqtt-codec` crate's. What it lets pass although the specification forbids it is refused here, so that nothing
-//! behind this file sees it. Clauses are those of MQTT 5; where 3.1.1 differs, both are cited.
+//! The bytes are the `rmqtt-codec` crate's. What a codec leaves to its user is refused here, so that nothing behind this file sees it.
+//! Clauses are those of MQTT 5; where 3.1.1 differs, both are cited.
 
 use std::borrow::Cow;
 use std::num::NonZeroU16;
@@ -509,7 +509,7 @@ fn variable_length(bytes: &[u8]) -> Option<(usize, usize)> {
     Some((value, size))
 }
 
-/// Refuses what the codec would let pass: bytes behind the last field, and reserved bits.
+/// Refuses bytes behind the last field, and reserved bits.
 fn check_body(version: Version, first: u8, body: &[u8]) -> Result<(), End> {
     let is_sound = match (first, version) {
         // 3.1.1 §3.1.2-22: no password without a user name.
