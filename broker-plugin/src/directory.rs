@@ -338,18 +338,17 @@ struct RawBroker {
 struct RawLimits {
     waiting: usize,
     bootstrap: usize,
-    bootstrap_per_network: usize,
     operational: usize,
     arrivals_per_network: u32,
 }
 
 impl RawLimits {
     fn checked(self) -> Result<Limits> {
-        let Self { waiting, bootstrap, bootstrap_per_network, operational, arrivals_per_network } = self;
-        let is_sound = [waiting, bootstrap, bootstrap_per_network, operational].into_iter().all(|places| places > 0)
+        let Self { waiting, bootstrap, operational, arrivals_per_network } = self;
+        let is_sound = [waiting, bootstrap, operational].into_iter().all(|places| places > 0)
             && (1..=1_000_000).contains(&arrivals_per_network);
         ensure!(is_sound, "each is at least 1, and arrivals_per_network at most 1000000");
-        Ok(Limits { waiting, bootstrap, bootstrap_per_network, operational, arrivals_per_network, ..Limits::default() })
+        Ok(Limits { waiting, bootstrap, operational, arrivals_per_network, ..Limits::default() })
     }
 }
 
@@ -380,9 +379,8 @@ impl Default for RawBroker {
 
 impl Default for RawLimits {
     fn default() -> Self {
-        let Limits { waiting, bootstrap, bootstrap_per_network, operational, arrivals_per_network, .. } =
-            Limits::default();
-        Self { waiting, bootstrap, bootstrap_per_network, operational, arrivals_per_network }
+        let Limits { waiting, bootstrap, operational, arrivals_per_network, .. } = Limits::default();
+        Self { waiting, bootstrap, operational, arrivals_per_network }
     }
 }
 

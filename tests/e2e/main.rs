@@ -13,6 +13,7 @@ mod interoperability;
 mod lab;
 mod matrix;
 mod mistakes;
+mod mqtt_clients;
 mod operators;
 mod raw_client;
 mod refusals;

@@ -58,6 +58,11 @@ impl Mosquitto {
         self.ports.first() + number
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     fn wait_until_it_listens(&mut self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port(0))).is_err() {

@@ -1,13 +1,14 @@
 //! Who a connection's client is, whether it is let in, and when it is shown out.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use assay_wire::Scope;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
-use tracing::warn;
+use tracing::{debug, warn};
 
+use super::lane::properties_size;
 use super::login::{Credentials, LoginDesk};
 use super::packet::{Connect, End, Reason, Version};
 use super::session::RETAINED_MESSAGE;
@@ -18,6 +19,9 @@ use crate::access::{Access, Identity, Refusal, may_leave_will};
 /// within that; a device that was revoked is heard for as long at most.
 const RECHECK_TRIES: u32 = 5;
 const RECHECK_RETRY: Duration = Duration::from_secs(1);
+
+/// Warnings about clients that cannot be asked about are this far apart.
+const WARNING: Duration = Duration::from_secs(60);
 
 /// Who is at the other end, as far as TLS has established it.
 pub(super) enum Peer {
@@ -83,10 +87,10 @@ impl Peer {
 impl Admitted {
     /// Returns when the client is to leave: its time is up, its certificate or login has expired, or, asked again at each `recheck`, it
     /// is no longer admitted.
-    pub(super) async fn unwelcome(&self, recheck: watch::Receiver<()>) -> End {
+    pub(super) async fn unwelcome(&self, recheck: watch::Receiver<()>, rechecks: &Semaphore) -> End {
         tokio::select! {
             end = self.overstayed() => end,
-            refused = self.refused(recheck) => End::new(refused.code, refused.reason),
+            refused = self.refused(recheck, rechecks) => End::new(refused.code, refused.reason),
         }
     }
 
@@ -105,10 +109,12 @@ impl Admitted {
     }
 
     /// Returns when a device, asked about again, is no longer admitted, or when that cannot be found out for long.
-    async fn refused(&self, mut recheck: watch::Receiver<()>) -> NotAdmitted {
+    ///
+    /// All are asked about at once; `rechecks` lets those who come be asked about in between.
+    async fn refused(&self, mut recheck: watch::Receiver<()>, rechecks: &Semaphore) -> NotAdmitted {
         while recheck.changed().await.is_ok() {
             let mut tries = 1;
-            while let Err(refusal) = self.check_again().await {
+            while let Err(refusal) = self.check_again(rechecks).await {
                 if !refusal.is_unknown() || tries == RECHECK_TRIES {
                     return refusal;
                 }
@@ -119,7 +125,9 @@ impl Admitted {
         std::future::pending().await
     }
 
-    async fn check_again(&self) -> Result<(), NotAdmitted> {
+    async fn check_again(&self, rechecks: &Semaphore) -> Result<(), NotAdmitted> {
+        // Nobody closes this semaphore.
+        let _turn = rechecks.acquire().await;
         match (&self.peer, &self.login) {
             (Peer::Certified { identity: Identity::Device { .. }, .. }, _) => self.peer.check_certificate().await,
             (Peer::Claimant(desk), Some((credentials, _))) => log_in(&self.scope, desk, credentials).await.map(|_| ()),
@@ -156,7 +164,7 @@ fn check_offer(scope: &Scope, connect: &Connect) -> Result<(), NotAdmitted> {
             "its Will is for a topic that it may not leave one on",
         ));
     }
-    if will.payload.len() > RETAINED_MESSAGE {
+    if will.payload.len() + will.properties.as_ref().map_or(0, properties_size) > RETAINED_MESSAGE {
         return Err(NotAdmitted::refused(Reason::QuotaExceeded, "its Will is too long"));
     }
     Ok(())
@@ -184,9 +192,16 @@ impl NotAdmitted {
         Self { code, reason: reason.into() }
     }
 
-    /// It could not be found out; that is for the operator to know, and for the client to try again.
+    /// It could not be found out; that is for the operator to know, once a minute, and for the client to try again.
     pub(super) fn unknown(reason: String) -> Self {
-        warn!(reason, "cannot find out whether a client may be let in");
+        static TOLD: Mutex<Option<Instant>> = Mutex::new(None);
+        let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= WARNING) {
+            *told = Some(Instant::now());
+            warn!(reason, "cannot find out whether a client may be let in");
+        } else {
+            debug!(reason, "cannot find out whether a client may be let in");
+        }
         Self { code: Reason::ServerUnavailable, reason }
     }
 

@@ -10,19 +10,19 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::broadcast;
+use tokio::sync::{OwnedSemaphorePermit, broadcast};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
 use super::admission::{Admitted, NotAdmitted, Peer};
 use super::lane::{Lane, Room};
-use super::listener::Listener;
+use super::listener::{Listener, Seats};
 use super::meter::{Budget, Rate};
 use super::packet::{Codec, Connect, End, Packet, Reason, Terms, UNSUPPORTED_VERSION, Version};
-use super::places::{Place, Wait};
+use super::places::Place;
 use super::router::{Router, Seat};
 use super::session::{REQUEST_PACKET, Session, message};
 use super::{KEEP_ALIVE, session::PUBLISHES};
@@ -37,6 +37,9 @@ const WORKER_WINDOW: u16 = 1024;
 
 /// Messages that anybody else may have unacknowledged.
 const WINDOW: u16 = 64;
+
+/// The longest CONNECT: a Will and a token have 1 KiB each at most.
+const CONNECT_PACKET: usize = 8 * 1024;
 
 /// Bytes that wait to be written before the client is heard again, and before it gets more messages.
 const ENOUGH: usize = 16 * 1024;
@@ -57,16 +60,18 @@ impl Listener {
         stream: TlsStream<TcpStream>,
         peer: Peer,
         network: IpAddr,
-        wait: Wait,
+        wait: Place,
         deadline: Instant,
+        mut closing: broadcast::Receiver<()>,
     ) -> End {
         // From before the first admission, so that no revocation falls between the two.
         let recheck = self.core.recheck.subscribe();
         let mut wire = Wire::new(stream);
         let introduced = tokio::select! {
-            introduced = wire.introduction(self.longest_packet()) => introduced,
+            introduced = wire.introduction() => introduced,
             () = sleep_until(deadline) => return End::new(Reason::MaximumConnectTime, "no CONNECT in time"),
-            () = wait.turned_out() => return End::new(Reason::ServerBusy, "turned out for others"),
+            () = wait.turned_out() => return turned_out(),
+            _ = closing.recv() => return shutting_down(),
         };
         let (mut codec, connect) = match introduced {
             Ok(introduced) => introduced,
@@ -82,14 +87,15 @@ impl Listener {
         };
         let admitted = tokio::select! {
             admitted = peer.admit(self.scope.clone(), &connect) => admitted,
-            () = wait.turned_out() => Err(NotAdmitted::refused(Reason::ServerBusy, "turned out for others")),
+            () = wait.turned_out() => return turned_out(),
+            _ = closing.recv() => return shutting_down(),
         };
         let entered = match admitted {
             Ok(admitted) => self.enter(&connect, admitted, network).await,
             Err(refusal) => Err(refusal),
         };
         drop(wait);
-        let Entered { admitted, seat, place: _place } = match entered {
+        let Entered { admitted, leaving } = match entered {
             Ok(entered) => entered,
             Err(NotAdmitted { code, reason }) => {
                 let end = End::new(code, reason);
@@ -97,50 +103,56 @@ impl Listener {
                 return end;
             }
         };
-        // Whatever happens from here on, who takes the client's place learns that it is free.
-        let _leaving = Leaving { router: self.core.router.clone(), seat: seat.clone() };
-        let said = codec.connack(&mut wire.out, Reason::Success, &self.terms());
+        codec.connack(&mut wire.out, Reason::Success, &self.terms());
+        codec.take_up_to(self.longest_packet());
+        let (seat, router, requests) = (leaving.seat.clone(), self.core.router.clone(), self.core.requests.clone());
+        if let Some(will) = connect.will {
+            router.keep_will(&seat, message(will, false, std::time::Instant::now()));
+        }
         let window = if admitted.access.is_worker() { WORKER_WINDOW } else { WINDOW }.min(connect.receive_maximum);
-        drop(connect);
         let pace = Pace::of(&admitted.access, network);
-        let (router, requests) = (self.core.router.clone(), self.core.requests.clone());
-        let mut session = Session::new(codec, admitted.access.clone(), seat.clone(), window, router, requests);
-        let ended = if said {
-            self.exchange(&mut wire, &mut session, &seat.lane, pace, keep_alive, admitted.unwelcome(recheck)).await
-        } else {
-            End::new(Reason::PacketTooLarge, "it takes no packet as long as a CONNACK")
+        let mut session = Session::new(codec, admitted.access.clone(), seat, window, router, requests);
+        let unwelcome = async {
+            tokio::select! {
+                end = admitted.unwelcome(recheck, &self.core.rechecks) => end,
+                () = leaving.turned_out() => turned_out(),
+                _ = closing.recv() => shutting_down(),
+            }
         };
+        let ended = self.exchange(&mut wire, &mut session, &leaving.seat.lane, pace, keep_alive, unwelcome).await;
         session.end(&ended, &mut wire.out);
-        wire.finish().await;
+        wire.finish(ended.reason).await;
         ended
     }
 
     /// Seats an admitted client, after whoever sat there under its client id is gone.
     async fn enter(&self, connect: &Connect, admitted: Admitted, network: IpAddr) -> Result<Entered, NotAdmitted> {
         let access = &admitted.access;
+        let busy = || NotAdmitted::refused(Reason::ServerBusy, "all places are taken");
+        let mut place = None;
+        if let Seats::Strangers(lobby) = &self.seats {
+            place = Some(Held::Stranger(lobby.enter(network).ok_or_else(busy)?));
+        }
         let now = std::time::Instant::now();
         if access.is_bootstrapping() && !self.core.used_ids.allows((&*connect.client).into(), now) {
             let reason = "its client id was used before; a bootstrapping client makes one for each connection";
             return Err(NotAdmitted::refused(Reason::ClientIdentifierNotValid, reason));
         }
-        let lane = Lane::new(room(access));
-        let will = connect.will.clone().map(|will| message(will, false, now));
-        let (seat, previous) = self.core.router.enter((&*connect.client).into(), lane, will);
+        let (seat, previous) = self.core.router.enter((&*connect.client).into(), Lane::new(room(access)));
+        // Whatever happens from here on, who takes the client's place learns that it is free.
+        let mut leaving = Leaving { router: self.core.router.clone(), seat, place };
         if let Some(previous) = previous
             && timeout(2 * LAST_WORDS, previous.left()).await.is_err()
         {
-            debug!(client = &*seat.client, "the connection before this one is slow to end");
+            debug!(client = &*leaving.seat.client, "the connection before this one is slow to end");
         }
         // One place is always free for our own workers.
-        let place = if access.is_worker() { None } else { Some(self.places.take(network)) };
-        match place {
-            Some(None) => {
-                self.core.router.leave(&seat, false);
-                seat.lane.leave();
-                Err(NotAdmitted::refused(Reason::ServerBusy, "all places are taken"))
-            }
-            taken => Ok(Entered { admitted, seat, place: taken.flatten() }),
+        if let Seats::Identified(seats) = &self.seats
+            && !access.is_worker()
+        {
+            leaving.place = Some(Held::Identified(seats.clone().try_acquire_owned().map_err(|_| busy())?));
         }
+        Ok(Entered { admitted, leaving })
     }
 
     /// Reads, answers and delivers until the connection is to end.
@@ -153,67 +165,58 @@ impl Listener {
         keep_alive: Duration,
         unwelcome: impl Future<Output = End>,
     ) -> End {
-        let mut closing = self.core.closing.subscribe();
         let mut unwelcome = pin!(unwelcome);
         // MQTT 5 §3.1.2-22; and as long for whoever does not read.
         let patience = keep_alive + keep_alive / 2;
-        let (mut heard, mut written) = (Instant::now(), Instant::now());
-        let mut paused_until: Option<Instant> = None;
+        let mut heard = Instant::now();
+        // For the CONNECT, and what the client owes from earlier connections.
+        let mut paused_until =
+            Some(pace.spend(1, self)).filter(|owed| !owed.is_zero()).map(|owed| Instant::now() + owed);
         loop {
             if let Some(end) = lane.ended() {
                 return end;
             }
-            if paused_until.is_none() {
-                match self.hear(wire, session, &mut pace, &mut closing).await {
-                    Ok(pause) if pause.is_zero() => {}
-                    Ok(pause) => paused_until = Some(Instant::now() + pause),
+            // A moment after the start at most; before, nobody would hear a request.
+            let is_open = session.is_worker() || self.core.opened.get().is_some();
+            if is_open && paused_until.is_none() {
+                match self.hear(wire, session, &mut pace) {
+                    Ok(pause) => paused_until = (!pause.is_zero()).then(|| Instant::now() + pause),
                     Err(end) => return end,
                 }
             }
             session.deliver(&mut wire.out, ENOUGH, std::time::Instant::now());
             let is_writing = !wire.out.is_empty();
-            if !is_writing {
-                written = Instant::now();
-            }
-            let may_read = paused_until.is_none() && wire.out.len() < ENOUGH;
-            let overdue = if is_writing { heard.min(written) } else { heard } + patience;
+            // What a client with a backlog says is read all the same, as far as there is room for it.
+            let has_room = wire.input.len() < READ || is_open && wire.out.len() < ENOUGH;
+            let may_read = paused_until.is_none() && has_room;
+            let unread_until = wire.written + patience;
             tokio::select! {
                 turn = wire.turn(may_read) => match turn {
                     Ok(Turn::Read) => heard = Instant::now(),
-                    Ok(Turn::Wrote) => written = Instant::now(),
+                    Ok(Turn::Wrote) => {}
                     Ok(Turn::Closed) => return End::new(Reason::Success, "the client closed the connection"),
                     Err(error) => return End::new(Reason::Success, error.to_string()),
                 },
                 () = lane.changed() => {}
-                () = sleep_until(paused_until.unwrap_or(overdue).min(overdue)) => match paused_until.take() {
+                () = sleep_until(paused_until.unwrap_or(heard + patience)) => match paused_until.take() {
                     // A client that is not heard says nothing.
                     Some(_) => heard = Instant::now(),
-                    None => return End::new(Reason::KeepAliveTimeout, "silent, or not reading, for too long"),
+                    None => return End::new(Reason::KeepAliveTimeout, "silent for too long"),
                 },
+                () = sleep_until(unread_until), if is_writing => {
+                    return End::new(Reason::KeepAliveTimeout, "it does not read what is sent to it");
+                }
+                _ = self.core.opened.wait(), if !is_open => {}
                 end = &mut unwelcome => return end,
-                _ = closing.recv() => return shutting_down(),
             }
         }
     }
 
     /// Does what all packets ask for that are there, as far as answers find room; how long to wait before the client is heard again.
-    async fn hear(
-        &self,
-        wire: &mut Wire,
-        session: &mut Session,
-        pace: &mut Pace,
-        closing: &mut broadcast::Receiver<()>,
-    ) -> Result<Duration, End> {
+    fn hear(&self, wire: &mut Wire, session: &mut Session, pace: &mut Pace) -> Result<Duration, End> {
         let mut work = 0;
         while wire.out.len() < ENOUGH {
             let Some((packet, length)) = session.read(&mut wire.input)? else { break };
-            // A moment after the start at most; before, nobody would hear it.
-            if session.needs_worker(&packet) && self.core.opened.get().is_none() {
-                tokio::select! {
-                    _ = self.core.opened.wait() => {}
-                    _ = closing.recv() => return Err(shutting_down()),
-                }
-            }
             work += cost(&packet, length);
             session.receive(packet, &mut wire.out, std::time::Instant::now())?;
         }
@@ -234,6 +237,10 @@ impl Listener {
     }
 }
 
+fn turned_out() -> End {
+    End::new(Reason::ServerBusy, "turned out for others")
+}
+
 fn shutting_down() -> End {
     End::new(Reason::ServerShuttingDown, "the broker is shutting down")
 }
@@ -241,19 +248,36 @@ fn shutting_down() -> End {
 /// A client that has its seat.
 struct Entered {
     admitted: Admitted,
-    seat: Seat,
-    place: Option<Place>,
+    leaving: Leaving,
 }
 
-/// Frees a seat, when dropped, if that is not done, and tells that its connection has ended.
+/// What an admitted client takes of what there is; nothing if it is one of our own workers.
+enum Held {
+    Stranger(Place),
+    Identified(#[expect(dead_code, reason = "held until it is dropped")] OwnedSemaphorePermit),
+}
+
+/// Frees what a client has, when dropped, and then tells that its connection has ended.
 struct Leaving {
     router: Arc<Router>,
     seat: Seat,
+    place: Option<Held>,
+}
+
+impl Leaving {
+    /// Returns when somebody else needs the place.
+    async fn turned_out(&self) {
+        match &self.place {
+            Some(Held::Stranger(place)) => place.turned_out().await,
+            _ => std::future::pending().await,
+        }
+    }
 }
 
 impl Drop for Leaving {
     fn drop(&mut self) {
         self.router.leave(&self.seat, true);
+        self.place = None;
         self.seat.lane.leave();
     }
 }
@@ -338,19 +362,21 @@ struct Wire {
     input: BytesMut,
     out: BytesMut,
     is_flushed: bool,
+    /// When something was written last, or there was nothing to write.
+    written: Instant,
 }
 
 impl Wire {
     fn new(stream: TlsStream<TcpStream>) -> Self {
-        Self { stream, input: BytesMut::new(), out: BytesMut::new(), is_flushed: true }
+        Self { stream, input: BytesMut::new(), out: BytesMut::new(), is_flushed: true, written: Instant::now() }
     }
 
     /// The first packet, which has to be a CONNECT.
-    async fn introduction(&mut self, longest: usize) -> Result<(Codec, Box<Connect>), Refused> {
+    async fn introduction(&mut self) -> Result<(Codec, Box<Connect>), Refused> {
         let mut codec = None;
         loop {
             if codec.is_none() {
-                codec = Codec::detect(&self.input, longest).map_err(|end| Refused { codec: None, end })?;
+                codec = Codec::detect(&self.input, CONNECT_PACKET).map_err(|end| Refused { codec: None, end })?;
             }
             if let Some(mut known) = codec.take() {
                 match known.read(&mut self.input) {
@@ -378,17 +404,20 @@ impl Wire {
     /// Answers a CONNECT with its refusal, as far as the client can be told.
     async fn refuse(&mut self, codec: Option<Codec>, end: &End, terms: &Terms) {
         match codec {
-            Some(mut codec) => _ = codec.connack(&mut self.out, end.reason, terms),
+            Some(mut codec) => codec.connack(&mut self.out, end.reason, terms),
             None if end.reason == Reason::UnsupportedProtocolVersion => {
                 self.out.extend_from_slice(UNSUPPORTED_VERSION);
             }
             None => {}
         }
-        self.finish().await;
+        self.finish(end.reason).await;
     }
 
     /// Writes and, if it `may_read`, reads; returns as soon as anything was done.
     async fn turn(&mut self, may_read: bool) -> io::Result<Turn> {
+        if self.out.is_empty() {
+            self.written = Instant::now();
+        }
         poll_fn(|context| {
             let mut stream = Pin::new(&mut self.stream);
             let mut has_written = false;
@@ -397,6 +426,7 @@ impl Wire {
                     Poll::Ready(written) => {
                         self.out.advance(written?);
                         self.is_flushed = false;
+                        self.written = Instant::now();
                         has_written = true;
                     }
                     Poll::Pending => break,
@@ -431,11 +461,15 @@ impl Wire {
         }
     }
 
-    /// Writes what is left and ends TLS, if the client takes it in time.
-    async fn finish(&mut self) {
+    /// Writes what is left and ends TLS, if the client takes it in time. What the client is still sending is read, for otherwise the kernel
+    /// would throw away our last words (RFC 1122 §4.2.2.13); but somebody waits for the place of one that was taken over.
+    async fn finish(&mut self, reason: Reason) {
         let last_words = async {
             self.stream.write_all(&self.out).await?;
-            self.stream.shutdown().await
+            self.stream.shutdown().await?;
+            let mut space = [0; READ];
+            while reason != Reason::SessionTakenOver && self.stream.read(&mut space).await? > 0 {}
+            io::Result::Ok(())
         };
         tokio::select! {
             _ = last_words => {}

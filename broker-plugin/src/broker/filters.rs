@@ -1,8 +1,8 @@
 //! Topic filters in a tree by their levels, so that finding those that match a topic costs the same with ten and with a million.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-/// Values under topic filters (MQTT 5 §4.7).
+/// Values under topic filters (MQTT 5 §4.7), each with a number by which it is found again.
 #[derive(Debug)]
 pub(super) struct Filters<T> {
     root: Node<T>,
@@ -12,9 +12,16 @@ pub(super) struct Filters<T> {
 struct Node<T> {
     children: HashMap<Box<str>, Self>,
     /// Of filters that end here.
-    here: Vec<T>,
+    here: Values<T>,
     /// Of filters that end in `#` one level below.
-    below: Vec<T>,
+    below: Values<T>,
+}
+
+/// Most filters are one client's; a few are everybody's, and then one more or less is to cost little.
+#[derive(Debug)]
+enum Values<T> {
+    Few(Vec<(u64, T)>),
+    Many(BTreeMap<u64, T>),
 }
 
 impl<T> Default for Filters<T> {
@@ -25,16 +32,17 @@ impl<T> Default for Filters<T> {
 
 impl<T> Default for Node<T> {
     fn default() -> Self {
-        Self { children: HashMap::new(), here: Vec::new(), below: Vec::new() }
+        Self { children: HashMap::new(), here: Values::Few(Vec::new()), below: Values::Few(Vec::new()) }
     }
 }
 
 impl<T> Filters<T> {
-    pub(super) fn insert(&mut self, filter: &str, value: T) {
+    /// Puts a value there, in place of any with that number.
+    pub(super) fn insert(&mut self, filter: &str, number: u64, value: T) {
         let mut node = &mut self.root;
         for level in filter.split('/') {
             if level == "#" {
-                return node.below.push(value);
+                return node.below.insert(number, value);
             }
             // Looked up before: most levels are there, and need no copy.
             if !node.children.contains_key(level) {
@@ -43,21 +51,21 @@ impl<T> Filters<T> {
             // Unwrap safety: inserted above.
             node = node.children.get_mut(level).unwrap();
         }
-        node.here.push(value);
+        node.here.insert(number, value);
     }
 
-    /// Removes the values under `filter` that `is_it`; whether there were any.
-    pub(super) fn remove(&mut self, filter: &str, is_it: impl Fn(&T) -> bool) -> bool {
-        self.root.remove(&mut filter.split('/'), &is_it)
+    /// Removes the value under `filter` with that number; whether there was one.
+    pub(super) fn remove(&mut self, filter: &str, number: u64) -> bool {
+        self.root.remove(&mut filter.split('/'), number)
     }
 
     /// Finds the values of all filters that match a topic name.
-    pub(super) fn find<'a>(&'a self, topic: &str, found: &mut impl FnMut(&'a T)) {
+    pub(super) fn find<'a>(&'a self, topic: &str, found: &mut impl FnMut(u64, &'a T)) {
         // §4.7.2: a wildcard at the beginning leaves out topics that begin with `$`.
         let wildcards = !topic.starts_with('$');
         let (level, rest) = split(topic);
         if wildcards {
-            self.root.below.iter().for_each(&mut *found);
+            self.root.below.each(found);
         }
         for name in [Some(level), wildcards.then_some("+")].into_iter().flatten() {
             if let Some(child) = self.root.children.get(name) {
@@ -68,10 +76,10 @@ impl<T> Filters<T> {
 }
 
 impl<T> Node<T> {
-    fn find<'a>(&'a self, rest: Option<&str>, found: &mut impl FnMut(&'a T)) {
+    fn find<'a>(&'a self, rest: Option<&str>, found: &mut impl FnMut(u64, &'a T)) {
         // §4.7.1.2: `#` stands for the level above it too.
-        self.below.iter().for_each(&mut *found);
-        let Some(rest) = rest else { return self.here.iter().for_each(found) };
+        self.below.each(found);
+        let Some(rest) = rest else { return self.here.each(found) };
         let (level, rest) = split(rest);
         for name in [level, "+"] {
             if let Some(child) = self.children.get(name) {
@@ -80,13 +88,13 @@ impl<T> Node<T> {
         }
     }
 
-    fn remove<'a>(&mut self, levels: &mut impl Iterator<Item = &'a str>, is_it: &impl Fn(&T) -> bool) -> bool {
-        let values = match levels.next() {
-            None => &mut self.here,
-            Some("#") => &mut self.below,
+    fn remove<'a>(&mut self, levels: &mut impl Iterator<Item = &'a str>, number: u64) -> bool {
+        match levels.next() {
+            None => self.here.remove(number),
+            Some("#") => self.below.remove(number),
             Some(level) => {
                 let Some(child) = self.children.get_mut(level) else { return false };
-                let was_there = child.remove(levels, is_it);
+                let was_there = child.remove(levels, number);
                 if child.is_empty() {
                     self.children.remove(level);
                     // Memory for as many as ever were at once would stay.
@@ -94,22 +102,63 @@ impl<T> Node<T> {
                         self.children = HashMap::new();
                     }
                 }
-                return was_there;
+                was_there
             }
-        };
-        let before = values.len();
-        values.retain(|value| !is_it(value));
-        let was_there = values.len() < before;
-        if values.is_empty() {
-            *values = Vec::new();
         }
-        was_there
     }
 
     fn is_empty(&self) -> bool {
         self.children.is_empty() && self.here.is_empty() && self.below.is_empty()
     }
 }
+
+impl<T> Values<T> {
+    fn insert(&mut self, number: u64, value: T) {
+        match self {
+            Self::Many(values) => _ = values.insert(number, value),
+            Self::Few(values) => match values.iter_mut().find(|(other, _)| *other == number) {
+                Some((_, there)) => *there = value,
+                None => {
+                    values.push((number, value));
+                    if values.len() > FEW {
+                        *self = Self::Many(std::mem::take(values).into_iter().collect());
+                    }
+                }
+            },
+        }
+    }
+
+    fn remove(&mut self, number: u64) -> bool {
+        let was_there = match self {
+            Self::Many(values) => values.remove(&number).is_some(),
+            Self::Few(values) => {
+                let at = values.iter().position(|(other, _)| *other == number);
+                at.map(|at| values.swap_remove(at)).is_some()
+            }
+        };
+        if self.is_empty() {
+            *self = Self::Few(Vec::new());
+        }
+        was_there
+    }
+
+    fn each<'a>(&'a self, found: &mut impl FnMut(u64, &'a T)) {
+        match self {
+            Self::Few(values) => values.iter().for_each(|(number, value)| found(*number, value)),
+            Self::Many(values) => values.iter().for_each(|(number, value)| found(*number, value)),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Few(values) => values.is_empty(),
+            Self::Many(values) => values.is_empty(),
+        }
+    }
+}
+
+/// As many values as are looked through one by one.
+const FEW: usize = 16;
 
 /// The first level of a topic, and the others.
 fn split(topic: &str) -> (&str, Option<&str>) {
@@ -118,11 +167,19 @@ fn split(topic: &str) -> (&str, Option<&str>) {
 
 /// Whether a filter matches a topic name, for the few filters that are in no tree.
 pub(super) fn matches(filter: &str, topic: &str) -> bool {
-    let mut filters = Filters::default();
-    filters.insert(filter, ());
-    let mut found = false;
-    filters.find(topic, &mut |()| found = true);
-    found
+    if topic.starts_with('$') && filter.starts_with(['+', '#']) {
+        return false;
+    }
+    let mut names = topic.split('/');
+    for level in filter.split('/') {
+        match (level, names.next()) {
+            ("#", _) => return true,
+            ("+", Some(_)) => {}
+            (level, Some(name)) if level == name => {}
+            _ => return false,
+        }
+    }
+    names.next().is_none()
 }
 
 #[cfg(test)]
@@ -161,47 +218,48 @@ mod tests {
         let filters: Vec<_> = texts(&["a", "+", "", "$x"]).into_iter().flat_map(|f| [format!("{f}/#"), f]).collect();
         let mut tree = Filters::default();
         for filter in filters.iter().map(String::as_str).chain(["#"]) {
-            tree.insert(filter, filter);
+            tree.insert(filter, 0, filter);
         }
         for topic in &topics {
             let mut found = Vec::new();
-            tree.find(topic, &mut |filter| found.push(*filter));
+            tree.find(topic, &mut |_, filter| found.push(*filter));
             found.sort_unstable();
             let mut due: Vec<_> = filters.iter().map(String::as_str).chain(["#"]).filter(|f| naive(f, topic)).collect();
             due.sort_unstable();
             assert_eq!(found, due, "{topic}");
+            assert!(filters.iter().all(|filter| matches(filter, topic) == naive(filter, topic)), "{topic}");
         }
     }
 
     #[test]
     fn what_is_removed_leaves_nothing_behind() {
         let mut tree = Filters::default();
-        for filter in ["a/b/c", "a/b/#", "a/+/c", "a/b"] {
-            tree.insert(filter, 1);
-            tree.insert(filter, 2);
+        let filters = ["a/b/c", "a/b/#", "a/+/c", "a/b"];
+        let count = 3 * FEW as u64;
+        for filter in filters {
+            (0..count).for_each(|number| tree.insert(filter, number, "old"));
+            (0..count).for_each(|number| tree.insert(filter, number, "new"));
         }
-        for filter in ["a/b/c", "a/b/#", "a/+/c", "a/b"] {
-            assert!(tree.remove(filter, |value| *value == 1));
-            assert!(!tree.remove(filter, |value| *value == 1), "once");
+        for filter in filters {
+            assert!((1..count).all(|number| tree.remove(filter, number)));
+            assert!(!tree.remove(filter, 1), "once");
         }
         let mut found = Vec::new();
-        tree.find("a/b/c", &mut |value| found.push(*value));
-        assert_eq!(found, [2, 2, 2]);
-        for filter in ["a/b/c", "a/b/#", "a/+/c", "a/b"] {
-            assert!(tree.remove(filter, |value| *value == 2));
-        }
+        tree.find("a/b/c", &mut |number, value| found.push((number, *value)));
+        assert_eq!(found, [(0, "new"); 3]);
+        assert!(filters.iter().all(|filter| tree.remove(filter, 0)));
         assert!(tree.root.is_empty());
-        assert!(!tree.remove("never/there", |_| true));
+        assert!(!tree.remove("never/there", 0));
     }
 
     #[test]
     fn a_topic_touches_no_more_nodes_for_other_devices_filters() {
         let mut tree = Filters::default();
         for device in 0..10_000 {
-            tree.insert(&format!("device/v1/default/{device}/+/set/#"), device);
+            tree.insert(&format!("device/v1/default/{device}/+/set/#"), 0, device);
         }
         let mut found = Vec::new();
-        tree.find("device/v1/default/77/valve/set/now", &mut |device| found.push(*device));
+        tree.find("device/v1/default/77/valve/set/now", &mut |_, device| found.push(*device));
         assert_eq!(found, [77]);
     }
 }

@@ -37,7 +37,7 @@ pub(super) fn properties_size(properties: &PublishProperties) -> usize {
     let user = properties.user_properties.iter().map(|(name, value)| name.len() + value.len() + OVERHEAD);
     let texts = [&properties.content_type, &properties.response_topic];
     let texts = texts.into_iter().flatten().map(|text| text.len());
-    user.chain(texts).sum::<usize>() + properties.correlation_data.as_ref().map_or(0, Bytes::len) + OVERHEAD
+    user.chain(texts).sum::<usize>() + properties.correlation_data.as_ref().map_or(0, Bytes::len)
 }
 
 /// A message and what is particular to one subscription to it.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use assay_wire::Scope;
 use bytestring::ByteString;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{SetOnce, broadcast, watch};
+use tokio::sync::{Semaphore, SetOnce, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
@@ -19,7 +19,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::admission::Peer;
 use super::login::LoginDesk;
 use super::meter::Meter;
-use super::places::{Places, Wait, WaitingRoom, network};
+use super::places::{Lobby, Place, network};
 use super::router::Router;
 use super::session::Requests;
 use super::{Admit, DRAIN, Tls};
@@ -45,16 +45,24 @@ pub(super) struct Listener {
     audience: Audience,
     tls: watch::Receiver<Tls>,
     introduction: Duration,
-    waiting: Arc<WaitingRoom>,
-    pub(super) places: Arc<Places>,
+    waiting: Arc<Lobby>,
+    pub(super) seats: Seats,
     pub(super) core: Core,
+}
+
+/// Where clients that are let in have their place.
+pub(super) enum Seats {
+    /// Strangers, of whom one network must not keep out the others.
+    Strangers(Arc<Lobby>),
+    /// Clients that have one place each, by their client id.
+    Identified(Arc<Semaphore>),
 }
 
 /// What both listeners share.
 #[derive(Clone)]
 pub(super) struct Core {
     pub(super) router: Arc<Router>,
-    /// Requests of each client id.
+    /// Requests of each device.
     pub(super) requests: Arc<Requests>,
     /// Client ids that bootstrapping clients used.
     pub(super) used_ids: Arc<Meter<ByteString>>,
@@ -68,6 +76,8 @@ pub(super) struct Core {
     pub(super) closing: broadcast::Sender<()>,
     /// Changes when every certificate and password must be admitted anew.
     pub(super) recheck: watch::Sender<()>,
+    /// How many are asked about at once then.
+    pub(super) rechecks: Arc<Semaphore>,
     /// Set when a worker is there for requests.
     pub(super) opened: Arc<SetOnce<()>>,
 }
@@ -79,10 +89,10 @@ impl Listener {
         tls: watch::Receiver<Tls>,
         introduction: Duration,
         waiting: usize,
-        places: Arc<Places>,
+        seats: Seats,
         core: Core,
     ) -> Self {
-        Self { scope, audience, tls, introduction, waiting: WaitingRoom::new(waiting), places, core }
+        Self { scope, audience, tls, introduction, waiting: Lobby::new(waiting), seats, core }
     }
 
     pub(super) fn is_for_strangers(&self) -> bool {
@@ -111,6 +121,8 @@ impl Listener {
                         }
                         None => debug!(%peer, "closed: too many connections"),
                     },
+                    // The one that waited has given up.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
                         if failed.replace(Instant::now()).is_none_or(|last| last.elapsed() > ACCEPT_WARNING) {
                             warn!(%error, "cannot accept connections");
@@ -133,17 +145,19 @@ impl Listener {
     }
 
     /// A place to wait in, unless too many come from that network.
-    fn let_wait(&self, peer: SocketAddr) -> Option<Wait> {
+    fn let_wait(&self, peer: SocketAddr) -> Option<Place> {
         let network = network(peer.ip());
         if self.core.arrivals.allows(network, std::time::Instant::now()) { self.waiting.enter(network) } else { None }
     }
 
     /// One connection, from accept to end.
-    async fn attend(self: Arc<Self>, stream: TcpStream, address: SocketAddr, wait: Wait) {
+    async fn attend(self: Arc<Self>, stream: TcpStream, address: SocketAddr, wait: Place) {
         let deadline = Instant::now() + self.introduction;
+        let mut closing = self.core.closing.subscribe();
         let secured = tokio::select! {
             secured = timeout_at(deadline, self.secure(stream)) => secured,
             () = wait.turned_out() => return debug!(%address, "turned out for others"),
+            _ = closing.recv() => return,
         };
         let stream = match secured {
             Ok(Ok(stream)) => stream,
@@ -153,7 +167,7 @@ impl Listener {
         let Some(peer) = self.identify(&stream) else {
             return debug!(%address, "closed: no usable client certificate");
         };
-        let ended = self.talk(stream, peer, network(address.ip()), wait, deadline).await;
+        let ended = self.talk(stream, peer, network(address.ip()), wait, deadline, closing).await;
         debug!(%address, reason = ?ended.reason, text = &*ended.text, "connection ended");
     }
 

@@ -33,6 +33,8 @@ impl Budget {
     /// Spends, even what is not there; how long to wait until the debt is paid.
     pub(super) fn spend(&mut self, units: u32, rate: Rate, now: Instant) -> Duration {
         let full_at = self.full_at.map_or(now, |full_at| full_at.max(now)) + rate.interval * units;
+        // No debt outlives what made it by much: others may have to pay it.
+        let full_at = full_at.min(now + rate.allowance() + MAX_DEBT);
         self.full_at = Some(full_at);
         full_at.duration_since(now).saturating_sub(rate.allowance())
     }
@@ -56,12 +58,18 @@ impl Budget {
 #[derive(Debug)]
 pub(super) struct Meter<K> {
     rate: Rate,
-    budgets: Mutex<HashMap<K, Budget>>,
+    budgets: Mutex<Budgets<K>>,
+}
+
+#[derive(Debug)]
+struct Budgets<K> {
+    by_payer: HashMap<K, Budget>,
+    swept: Option<Instant>,
 }
 
 impl<K: Eq + Hash> Meter<K> {
     pub(super) fn new(rate: Rate) -> Self {
-        Self { rate, budgets: Mutex::default() }
+        Self { rate, budgets: Budgets { by_payer: HashMap::new(), swept: None }.into() }
     }
 
     /// Spends, even what is not there; how long to wait until the debt is paid.
@@ -78,18 +86,27 @@ impl<K: Eq + Hash> Meter<K> {
     /// them keep theirs.
     fn with<T>(&self, payer: K, now: Instant, pay: impl FnOnce(&mut Budget) -> T) -> Option<T> {
         let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
-        if budgets.len() >= PAYERS && !budgets.contains_key(&payer) {
-            budgets.retain(|_, budget| !budget.is_full(now));
-            if budgets.len() >= PAYERS {
+        if budgets.by_payer.len() >= PAYERS && !budgets.by_payer.contains_key(&payer) {
+            if budgets.swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP) {
+                budgets.by_payer.retain(|_, budget| !budget.is_full(now));
+                budgets.swept = Some(now);
+            }
+            if budgets.by_payer.len() >= PAYERS {
                 return None;
             }
         }
-        Some(pay(budgets.entry(payer).or_default()))
+        Some(pay(budgets.by_payer.entry(payer).or_default()))
     }
 }
 
 /// Whose budgets are remembered at once: some MiB.
 const PAYERS: usize = 65_536;
+
+/// How often those are looked for whose budgets are full, when there are too many.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// The longest that anybody waits for a debt to be paid.
+const MAX_DEBT: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
@@ -120,6 +137,14 @@ mod tests {
     }
 
     #[test]
+    fn no_debt_takes_long_to_pay() {
+        let (mut budget, now) = (Budget::default(), Instant::now());
+        assert_eq!(budget.spend(1_000_000, RATE, now), MAX_DEBT);
+        assert_eq!(budget.spend(1, RATE, now), MAX_DEBT);
+        assert_eq!(budget.spend(1, RATE, now + MAX_DEBT), Duration::from_millis(100));
+    }
+
+    #[test]
     fn everybody_has_a_budget_of_their_own() {
         let (meter, now) = (Meter::new(RATE), Instant::now());
         assert_eq!(meter.spend("a", 5, now), Duration::ZERO);
@@ -134,8 +159,8 @@ mod tests {
             meter.spend(payer, 1, start);
         }
         meter.spend(PAYERS, 1, start);
-        assert_eq!(meter.budgets.lock().unwrap().len(), PAYERS);
-        meter.spend(PAYERS, 1, start + Duration::from_secs(1));
-        assert_eq!(meter.budgets.lock().unwrap().len(), 1);
+        assert_eq!(meter.budgets.lock().unwrap().by_payer.len(), PAYERS);
+        meter.spend(PAYERS, 1, start + SWEEP);
+        assert_eq!(meter.budgets.lock().unwrap().by_payer.len(), 1);
     }
 }

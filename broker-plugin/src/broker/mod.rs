@@ -17,6 +17,8 @@
 mod admission;
 mod connection;
 mod filters;
+#[cfg(test)]
+mod fuzz;
 mod lane;
 mod listener;
 mod login;
@@ -36,16 +38,16 @@ use assay_ca_core::CLAIM_LIFETIME;
 use assay_wire::Scope;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::sync::{SetOnce, broadcast, watch};
+use tokio::sync::{Semaphore, SetOnce, broadcast, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::access::Identity;
-use listener::{Audience, Core, Listener};
+use listener::{Audience, Core, Listener, Seats};
 use login::LoginDesk;
 pub use login::{LoggedIn, Login};
 use meter::{Meter, Rate};
-use places::Places;
+use places::Lobby;
 use router::Router;
 use session::PUBLISHES;
 pub use tls::{ClientCertificates, bootstrap_tls, operational_tls};
@@ -95,12 +97,10 @@ pub struct Tls {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Of each listener: connections that have not been let in yet. When there are more, those of the network that has most are closed
-    /// to make room, the oldest first.
+    /// to make room, the oldest first. A network is an IPv4 address, or an IPv6 /64 (what one subscriber is given, RFC 6177).
     pub waiting: usize,
-    /// Clients without a certificate.
+    /// Clients without a certificate. When there are more, room is made in the same way.
     pub bootstrap: usize,
-    /// The same from one network: an IPv4 address, or an IPv6 /64 (what one subscriber is given, RFC 6177).
-    pub bootstrap_per_network: usize,
     /// Devices and operators; workers are let in besides.
     pub operational: usize,
     /// Connections that may come from one network in a second, and [`BURST`] times as many at once.
@@ -121,7 +121,6 @@ impl Default for Limits {
         Self {
             waiting: 1024,
             bootstrap: 4096,
-            bootstrap_per_network: 2048,
             operational: 12288,
             arrivals_per_network: 1000,
             introduction: Duration::from_secs(10),
@@ -138,6 +137,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// Requests of one client id: so many at once, and one more after each interval.
 const REQUESTS: Rate = Rate { interval: Duration::from_secs(10), burst: PUBLISHES };
+
+/// Clients that are asked about again at the same time: few beside the 512 threads that tokio has for what blocks.
+const RECHECKS: usize = 32;
 
 /// Packets of all bootstrapping clients of one network, and of one other client over all its connections.
 const NETWORK_PACE: Rate = Rate::per_second(16_384, 65_536);
@@ -199,24 +201,25 @@ impl EmbeddedBroker {
             clients: Meter::new(CLIENT_PACE).into(),
             closing: broadcast::Sender::new(1),
             recheck: watch::Sender::new(()),
+            rechecks: Semaphore::new(RECHECKS).into(),
             opened: Arc::new(SetOnce::new()),
         };
         let tls = watch::Sender::new(config.tls);
         let mut listeners = JoinSet::new();
-        let mut listen = |tcp: TcpListener, audience, places| {
+        let mut listen = |tcp: TcpListener, audience, seats| {
             let address = tcp.local_addr()?;
             let (scope, tls, core) = (config.scope.clone(), tls.subscribe(), core.clone());
             let closing = core.closing.subscribe();
-            let listener = Listener::new(scope, audience, tls, limits.introduction, limits.waiting, places, core);
+            let listener = Listener::new(scope, audience, tls, limits.introduction, limits.waiting, seats, core);
             listeners.spawn(listener.serve(tcp, closing));
             io::Result::Ok(address)
         };
         let bootstrap = TcpListener::bind(config.bootstrap).await?;
         let operational = TcpListener::bind(config.operational).await?;
         let strangers = Audience::Bootstrapping { lifetime: limits.bootstrapping };
-        let bootstrap = listen(bootstrap, strangers, Places::new(limits.bootstrap, limits.bootstrap_per_network))?;
+        let bootstrap = listen(bootstrap, strangers, Seats::Strangers(Lobby::new(limits.bootstrap)))?;
         let known = Audience::Identified { admit: config.admit, desk: config.login.map(LoginDesk::new).map(Arc::new) };
-        let operational = listen(operational, known, Places::new(limits.operational, limits.operational))?;
+        let operational = listen(operational, known, Seats::Identified(Semaphore::new(limits.operational).into()))?;
         Ok(Self { bootstrap, operational, core, tls, listeners })
     }
 

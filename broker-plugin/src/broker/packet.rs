@@ -143,6 +143,11 @@ impl Codec {
         }))
     }
 
+    /// Packets may have this length from now on.
+    pub(super) fn take_up_to(&mut self, longest: usize) {
+        self.longest = longest;
+    }
+
     /// Takes the next packet out of `buffer`, and its length; `None` until all of it is there.
     pub(super) fn read(&mut self, buffer: &mut BytesMut) -> Result<Option<(Packet, usize)>, End> {
         let Some((header, length)) = frame(buffer)? else { return Ok(None) };
@@ -167,8 +172,8 @@ impl Codec {
         Ok(Some((packet, total)))
     }
 
-    /// `false` if it is longer than the client takes. MQTT 3.1.1 has no answer to a CONNECT that cannot be read (3.1.1 §3.1.4-1).
-    pub(super) fn connack(&mut self, out: &mut BytesMut, reason: Reason, terms: &Terms) -> bool {
+    /// MQTT 3.1.1 has no answer to a CONNECT that cannot be read (3.1.1 §3.1.4-1).
+    pub(super) fn connack(&mut self, out: &mut BytesMut, reason: Reason, terms: &Terms) {
         match self.version {
             Version::V3 => {
                 let return_code = match reason {
@@ -177,10 +182,10 @@ impl Codec {
                     Reason::ClientIdentifierNotValid => v3::ConnectAckReason::IdentifierRejected,
                     Reason::ServerUnavailable | Reason::ServerBusy => v3::ConnectAckReason::ServiceUnavailable,
                     Reason::BadUserNameOrPassword => v3::ConnectAckReason::BadUserNameOrPassword,
-                    Reason::MalformedPacket | Reason::ProtocolError | Reason::PacketTooLarge => return true,
+                    Reason::MalformedPacket | Reason::ProtocolError | Reason::PacketTooLarge => return,
                     _ => v3::ConnectAckReason::NotAuthorized,
                 };
-                self.write_v3(out, v3::Packet::ConnectAck(v3::ConnectAck { return_code, session_present: false }))
+                self.write_v3(out, v3::Packet::ConnectAck(v3::ConnectAck { return_code, session_present: false }));
             }
             Version::V5 => {
                 let reason_code = reason.try_into().unwrap_or(v5::ConnectAckReason::UnspecifiedError);
@@ -199,7 +204,7 @@ impl Codec {
                         ..packet
                     };
                 }
-                self.write_v5(out, v5::Packet::ConnectAck(Box::new(packet)))
+                self.write_v5(out, v5::Packet::ConnectAck(Box::new(packet)));
             }
         }
     }
@@ -284,7 +289,15 @@ impl Codec {
     fn accept_v5(&mut self, packet: v5::Packet) -> Result<Packet, End> {
         Ok(match packet {
             v5::Packet::Connect(connect) => {
+                // §3.1.2.11.10
+                if connect.auth_data.is_some() && connect.auth_method.is_none() {
+                    return Err(End::new(Reason::ProtocolError, "authentication data without a method"));
+                }
                 if let (Some(longest), MqttCodec::V5(codec)) = (connect.max_packet_size, &mut self.inner) {
+                    // Whoever takes less could not be answered.
+                    if longest.get() < SHORTEST {
+                        return Err(End::new(Reason::PacketTooLarge, "it takes no packet as long as our answers"));
+                    }
                     codec.set_max_outbound_size(longest.get());
                 }
                 Packet::Connect(Box::new(Connect {
@@ -419,6 +432,10 @@ fn checked(publish: Publish) -> Result<Publish, End> {
     if publish.dup && publish.qos == QoS::AtMostOnce {
         return Err(End::new(Reason::MalformedPacket, "a repeated message at QoS 0"));
     }
+    if let Some(properties) = properties {
+        let user = properties.user_properties.iter().flat_map(|(name, value)| [name, value]);
+        user.chain(&properties.content_type).try_for_each(|property| text(property.clone()).map(drop))?;
+    }
     let response_topic = properties.and_then(|properties| properties.response_topic.as_ref());
     for topic in [Some(&publish.topic), response_topic].into_iter().flatten() {
         // §3.3.2-2, §3.3.2-14, §4.7.3-1, §4.7.3-2
@@ -492,6 +509,9 @@ pub(super) const UNSUPPORTED_VERSION: &[u8] = b"\x20\x02\0\x01";
 
 const CONNECT: u8 = 0x10;
 
+/// The longest of our own answers, a SUBACK of 64 filters or a CONNACK, and room.
+const SHORTEST: u32 = 128;
+
 /// The lengths of the first packet's fixed header and of what follows it (§2.1); `None` until the header is there.
 fn frame(bytes: &[u8]) -> Result<Option<(usize, usize)>, End> {
     let Some((length, size)) = bytes.get(1..).and_then(variable_length) else {
@@ -512,6 +532,8 @@ fn variable_length(bytes: &[u8]) -> Option<(usize, usize)> {
 /// Refuses bytes behind the last field, and reserved bits.
 fn check_body(version: Version, first: u8, body: &[u8]) -> Result<(), End> {
     let is_sound = match (first, version) {
+        // §3.1.2-11, -13: no flags of a Will that is not there.
+        (CONNECT, _) if body.get(7).is_some_and(|flags| flags & 0x04 == 0 && flags & 0x38 != 0) => false,
         // 3.1.1 §3.1.2-22: no password without a user name.
         (CONNECT, Version::V3) if body.get(7).is_some_and(|flags| flags & 0xc0 == 0x40) => false,
         (CONNECT, _) => end_of_connect(version, body) == Some(body.len()),

@@ -1,4 +1,4 @@
-//! Counts connections and says when there are enough: those that have yet to introduce themselves, and those that have.
+//! Rooms for connections that nobody vouches for: those that have yet to introduce themselves, and clients without a certificate.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
@@ -7,16 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::SetOnce;
 
-/// Where connections wait until their CONNECT is accepted: a few, for a short time. Full, it makes room by turning out the network that
-/// has most of them, so that silent connections keep nobody else out.
+/// So many connections at once. Full, it makes room by turning out one of the network that has most of them, so that no network keeps
+/// the others out.
 #[derive(Debug)]
-pub(super) struct WaitingRoom {
+pub(super) struct Lobby {
     places: usize,
-    waiting: Mutex<Waiting>,
+    guests: Mutex<Guests>,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct Guests {
     total: usize,
     arrivals: u64,
     by_network: HashMap<IpAddr, VecDeque<Arc<Ticket>>>,
@@ -28,38 +28,38 @@ struct Ticket {
     turned_out: SetOnce<()>,
 }
 
-/// One connection's place in the waiting room, given back when dropped.
+/// One connection's place, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Wait {
-    room: Arc<WaitingRoom>,
+pub(super) struct Place {
+    room: Arc<Lobby>,
     network: IpAddr,
     ticket: Arc<Ticket>,
 }
 
-impl WaitingRoom {
+impl Lobby {
     pub(super) fn new(places: usize) -> Arc<Self> {
-        Arc::new(Self { places, waiting: Mutex::default() })
+        Arc::new(Self { places, guests: Mutex::default() })
     }
 
     /// A place for a connection from `network`, unless the room is full of that network's.
-    pub(super) fn enter(self: &Arc<Self>, network: IpAddr) -> Option<Wait> {
-        let mut waiting = self.waiting();
-        if waiting.total >= self.places {
-            waiting.make_room_for(network)?;
+    pub(super) fn enter(self: &Arc<Self>, network: IpAddr) -> Option<Place> {
+        let mut guests = self.guests();
+        if guests.total >= self.places {
+            guests.make_room_for(network)?;
         }
-        waiting.arrivals += 1;
-        let ticket = Arc::new(Ticket { number: waiting.arrivals, turned_out: SetOnce::new() });
-        waiting.total += 1;
-        waiting.by_network.entry(network).or_default().push_back(ticket.clone());
-        Some(Wait { room: self.clone(), network, ticket })
+        guests.arrivals += 1;
+        let ticket = Arc::new(Ticket { number: guests.arrivals, turned_out: SetOnce::new() });
+        guests.total += 1;
+        guests.by_network.entry(network).or_default().push_back(ticket.clone());
+        Some(Place { room: self.clone(), network, ticket })
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn guests(&self) -> MutexGuard<'_, Guests> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waiting {
+impl Guests {
     /// Turns out the oldest connection of the network that has most, which is most likely to have nothing to say.
     fn make_room_for(&mut self, network: IpAddr) -> Option<()> {
         let here = self.by_network.get(&network).map_or(0, VecDeque::len);
@@ -76,82 +76,25 @@ impl Waiting {
     }
 }
 
-impl Wait {
+impl Place {
     /// Returns when somebody else needs the place.
     pub(super) async fn turned_out(&self) {
         self.ticket.turned_out.wait().await;
     }
 }
 
-impl Drop for Wait {
+impl Drop for Place {
     fn drop(&mut self) {
-        let mut waiting = self.room.waiting();
-        let Some(tickets) = waiting.by_network.get_mut(&self.network) else { return };
+        let mut guests = self.room.guests();
+        let Some(tickets) = guests.by_network.get_mut(&self.network) else { return };
         let before = tickets.len();
         tickets.retain(|other| !Arc::ptr_eq(other, &self.ticket));
         let after = tickets.len();
         if after == 0 {
-            waiting.by_network.remove(&self.network);
+            guests.by_network.remove(&self.network);
         }
         // One that was turned out is counted no more.
-        waiting.total -= before - after;
-    }
-}
-
-/// Places for clients that are in: in total, and per network where clients are strangers.
-#[derive(Debug)]
-pub(super) struct Places {
-    total: usize,
-    per_network: usize,
-    taken: Mutex<Taken>,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    total: usize,
-    by_network: HashMap<IpAddr, usize>,
-}
-
-/// One client's place, given back when dropped.
-#[derive(Debug)]
-pub(super) struct Place {
-    places: Arc<Places>,
-    network: IpAddr,
-}
-
-impl Places {
-    pub(super) fn new(total: usize, per_network: usize) -> Arc<Self> {
-        Arc::new(Self { total, per_network, taken: Mutex::default() })
-    }
-
-    /// A place for a client from `network`, unless all or the network's are taken.
-    pub(super) fn take(self: &Arc<Self>, network: IpAddr) -> Option<Place> {
-        let mut taken = self.taken();
-        let here = taken.by_network.get(&network).copied().unwrap_or(0);
-        if taken.total >= self.total || here >= self.per_network {
-            return None;
-        }
-        taken.total += 1;
-        taken.by_network.insert(network, here + 1);
-        Some(Place { places: self.clone(), network })
-    }
-
-    /// The counts are consistent after each statement below, so a panic elsewhere does not spoil them.
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.places.taken();
-        taken.total -= 1;
-        if let Some(here) = taken.by_network.get_mut(&self.network) {
-            *here -= 1;
-            if *here == 0 {
-                taken.by_network.remove(&self.network);
-            }
-        }
+        guests.total -= before - after;
     }
 }
 
@@ -176,47 +119,17 @@ mod tests {
     }
 
     #[test]
-    fn one_network_gets_its_share_and_no_more_until_it_gives_back() {
-        let places = Places::new(10, 2);
-        let first = places.take(ip("192.0.2.1")).unwrap();
-        let _second = places.take(ip("192.0.2.1")).unwrap();
-        assert!(places.take(ip("192.0.2.1")).is_none());
-        assert!(places.take(ip("::ffff:192.0.2.1")).is_none());
-        assert!(places.take(ip("192.0.2.2")).is_some());
-        drop(first);
-        assert!(places.take(ip("192.0.2.1")).is_some());
+    fn networks_are_ipv4_addresses_and_ipv6_prefixes() {
+        assert_eq!(ip("192.0.2.1"), ip("::ffff:192.0.2.1"));
+        assert_ne!(ip("192.0.2.1"), ip("192.0.2.2"));
+        assert_eq!(ip("2001:db8::1"), ip("2001:db8::ffff:2"));
+        assert_ne!(ip("2001:db8::1"), ip("2001:db8:0:1::1"));
     }
 
     #[test]
-    fn addresses_of_one_ipv6_network_share() {
-        let places = Places::new(10, 1);
-        let _first = places.take(ip("2001:db8::1")).unwrap();
-        assert!(places.take(ip("2001:db8::ffff:2")).is_none());
-        assert!(places.take(ip("2001:db8:0:1::1")).is_some());
-    }
-
-    #[test]
-    fn total_is_capped_over_all_networks() {
-        let places = Places::new(2, 2);
-        let first = places.take(ip("192.0.2.1")).unwrap();
-        let _second = places.take(ip("192.0.2.2")).unwrap();
-        assert!(places.take(ip("192.0.2.3")).is_none());
-        drop(first);
-        assert!(places.take(ip("192.0.2.3")).is_some());
-    }
-
-    #[test]
-    fn nothing_is_remembered_of_networks_that_left() {
-        let places = Places::new(10, 2);
-        drop(places.take(ip("192.0.2.1")));
-        assert!(places.taken().by_network.is_empty());
-        assert_eq!(places.taken().total, 0);
-    }
-
-    #[test]
-    fn full_waiting_room_turns_out_the_oldest_of_the_network_that_has_most() {
-        let room = WaitingRoom::new(3);
-        let is_out = |wait: &Wait| wait.ticket.turned_out.get().is_some();
+    fn full_lobby_turns_out_the_oldest_of_the_network_that_has_most() {
+        let room = Lobby::new(3);
+        let is_out = |place: &Place| place.ticket.turned_out.get().is_some();
         let many: Vec<_> = (0..3).map(|_| room.enter(ip("192.0.2.1")).unwrap()).collect();
         assert!(room.enter(ip("192.0.2.1")).is_none(), "the crowd itself gets no more");
         let other = room.enter(ip("192.0.2.2")).unwrap();
@@ -228,14 +141,14 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_the_waiting_room_makes_room_once() {
-        let room = WaitingRoom::new(2);
+    fn who_leaves_makes_room_once() {
+        let room = Lobby::new(2);
         let (first, second) = (room.enter(ip("192.0.2.1")).unwrap(), room.enter(ip("192.0.2.1")).unwrap());
         let third = room.enter(ip("192.0.2.2")).unwrap();
         drop(first);
-        assert_eq!(room.waiting().total, 2, "it had been turned out");
+        assert_eq!(room.guests().total, 2, "it had been turned out");
         drop((second, third));
-        assert_eq!(room.waiting().total, 0);
-        assert!(room.waiting().by_network.is_empty());
+        assert_eq!(room.guests().total, 0);
+        assert!(room.guests().by_network.is_empty());
     }
 }

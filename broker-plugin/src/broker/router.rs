@@ -2,6 +2,7 @@
 //!
 //! Nothing here waits. A message is put into the lanes of those who listen; a lane without room costs its own client the connection.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,7 @@ use super::lane::{Delivery, Lane, Message};
 use super::packet::{QoS, Reason};
 
 /// Topic filters one client may hold at once.
-const SUBSCRIPTIONS: usize = 64;
+pub(super) const SUBSCRIPTIONS: usize = 64;
 
 /// Retained messages in one device's tree.
 const RETAINED_PER_TREE: usize = 4;
@@ -56,7 +57,6 @@ struct Seated {
 
 #[derive(Debug)]
 struct Subscription {
-    seat: u64,
     lane: Arc<Lane>,
     qos: QoS,
     /// MQTT 5 §3.8.3.1
@@ -68,19 +68,14 @@ struct Subscription {
 #[derive(Debug)]
 struct Group {
     filter: ByteString,
-    members: Vec<Subscription>,
+    members: Vec<(u64, Subscription)>,
     next: usize,
 }
 
 impl Router {
     /// Seats a client. Who sat there under the same client id is told to leave, and hears nothing from now on; so does nobody of it
     /// but by its Will. Its lane is returned, for it has yet to be seen off.
-    pub(super) fn enter(
-        &self,
-        client: ByteString,
-        lane: Arc<Lane>,
-        will: Option<Message>,
-    ) -> (Seat, Option<Arc<Lane>>) {
+    pub(super) fn enter(&self, client: ByteString, lane: Arc<Lane>) -> (Seat, Option<Arc<Lane>>) {
         let mut state = self.state();
         let previous = state.seated.remove(&client);
         let lane_of_previous = previous.as_ref().map(|previous| previous.seat.lane.clone());
@@ -90,8 +85,18 @@ impl Router {
         }
         state.last += 1;
         let seat = Seat { client: client.clone(), lane, number: state.last };
-        state.seated.insert(client, Seated { seat: seat.clone(), filters: Vec::new(), will });
+        state.seated.insert(client, Seated { seat: seat.clone(), filters: Vec::new(), will: None });
         (seat, lane_of_previous)
+    }
+
+    /// Keeps a client's Will, to be published when it is gone.
+    pub(super) fn keep_will(&self, seat: &Seat, will: Message) {
+        let mut state = self.state();
+        if state.is_seated(seat)
+            && let Some(seated) = state.seated.get_mut(&seat.client)
+        {
+            seated.will = Some(will);
+        }
     }
 
     /// Frees a seat, and publishes the client's Will unless it took its leave; does nothing if another has taken it over.
@@ -116,13 +121,10 @@ impl Router {
             if seated.filters.len() >= SUBSCRIPTIONS {
                 return Reason::QuotaExceeded;
             }
-            seated.filters.push(filter.clone());
-        } else {
-            // It replaces the old one (§3.8.4-3).
-            state.forget(filter, seat.number);
+            // A copy: the client's packet is longer.
+            seated.filters.push(ByteString::from(&**filter));
         }
         let subscription = Subscription {
-            seat: seat.number,
             lane: seat.lane.clone(),
             qos: options.qos.less_value(QoS::AtLeastOnce),
             retain_as_published: options.retain_as_published,
@@ -130,7 +132,7 @@ impl Router {
         };
         let granted = if subscription.qos == QoS::AtMostOnce { Reason::Success } else { Reason::GrantedQos1 };
         if filter.starts_with(SHARED) {
-            state.join(filter, subscription);
+            state.join(filter, seat.number, subscription);
             return granted;
         }
         let wants_retained = match options.retain_handling {
@@ -141,7 +143,8 @@ impl Router {
         if wants_retained {
             state.deliver_retained(filter, &subscription);
         }
-        state.filters.insert(filter, subscription);
+        // In place of the client's old one (§3.8.4-3).
+        state.filters.insert(filter, seat.number, subscription);
         granted
     }
 
@@ -157,14 +160,10 @@ impl Router {
     }
 
     /// Gives a message to everybody who listens, and to one of each group. What could not be given to anybody of a group, because
-    /// all are busy, is refused.
-    pub(super) fn publish(&self, seat: &Seat, message: Message) -> Reason {
+    /// all are busy, is refused. Nothing of a client that was taken over.
+    pub(super) fn publish(&self, seat: &Seat, message: Message) -> Option<Reason> {
         let mut state = self.state();
-        // Whoever was taken over speaks no more.
-        if !state.is_seated(seat) {
-            return Reason::NotAuthorized;
-        }
-        state.publish(seat.number, message)
+        state.is_seated(seat).then(|| state.publish(seat.number, message))
     }
 
     /// Counts and tables agree after each change below, so a panic elsewhere does not spoil them.
@@ -190,19 +189,23 @@ impl State {
 
     fn forget(&mut self, filter: &ByteString, seat: u64) {
         if !filter.starts_with(SHARED) {
-            self.filters.remove(filter, |subscription| subscription.seat == seat);
+            self.filters.remove(filter, seat);
             return;
         }
         for group in self.groups.iter_mut().filter(|group| group.filter == *filter) {
-            group.members.retain(|member| member.seat != seat);
+            group.members.retain(|(member, _)| *member != seat);
         }
         self.groups.retain(|group| !group.members.is_empty());
     }
 
-    fn join(&mut self, filter: &ByteString, member: Subscription) {
+    fn join(&mut self, filter: &ByteString, seat: u64, member: Subscription) {
+        self.forget(filter, seat);
         match self.groups.iter_mut().find(|group| group.filter == *filter) {
-            Some(group) => group.members.push(member),
-            None => self.groups.push(Group { filter: filter.clone(), members: vec![member], next: 0 }),
+            Some(group) => group.members.push((seat, member)),
+            None => {
+                let filter = ByteString::from(&**filter);
+                self.groups.push(Group { filter, members: vec![(seat, member)], next: 0 });
+            }
         }
     }
 
@@ -212,16 +215,16 @@ impl State {
             return Reason::QuotaExceeded;
         }
         let mut listeners = Vec::new();
-        self.filters.find(&message.topic, &mut |subscription: &Subscription| {
-            if !(subscription.no_local && subscription.seat == from) {
-                listeners.push(subscription);
+        self.filters.find(&message.topic, &mut |seat, subscription: &Subscription| {
+            if !(subscription.no_local && seat == from) {
+                listeners.push((seat, subscription));
             }
         });
         // A client with overlapping subscriptions gets it once, as the best of them says (§3.3.4).
-        listeners.sort_unstable_by_key(|listener| (listener.seat, std::cmp::Reverse(listener.qos)));
-        listeners.dedup_by_key(|listener| listener.seat);
+        listeners.sort_unstable_by_key(|(seat, subscription)| (*seat, Reverse(subscription.qos)));
+        listeners.dedup_by_key(|(seat, _)| *seat);
         let mut reason = if listeners.is_empty() { Reason::NoMatchingSubscribers } else { Reason::Success };
-        for listener in listeners {
+        for (_, listener) in listeners {
             if !listener.lane.put(listener.delivery(&message)) {
                 listener.lane.end(Reason::QuotaExceeded, "it does not read what is sent to it");
             }
@@ -241,10 +244,16 @@ impl State {
             self.retained.remove(&message.topic);
             return true;
         }
-        let tree = tree_of(&message.topic);
+        let (tree, now) = (tree_of(&message.topic), Instant::now());
+        let expired = self.retained_below(tree).filter(|other| !is_alive(other, now)).map(|other| other.topic.clone());
+        for topic in expired.collect::<Vec<_>>() {
+            self.retained.remove(&topic);
+        }
         let others = self.retained_below(tree).filter(|other| other.topic != message.topic).count();
         let is_new = !self.retained.contains_key(&message.topic);
-        if others >= RETAINED_PER_TREE || is_new && self.retained.len() >= RETAINED {
+        // What the CA says to everyone has room whatever devices left behind.
+        let is_full = self.retained.len() >= RETAINED && !message.topic.starts_with("ca/");
+        if others >= RETAINED_PER_TREE || is_new && is_full {
             return false;
         }
         self.retained.insert(message.topic.clone(), message.clone());
@@ -258,10 +267,13 @@ impl State {
     }
 
     fn deliver_retained(&self, filter: &str, subscription: &Subscription) {
-        let literal = &filter[..filter.find(['+', '#']).unwrap_or(filter.len())];
-        // `a/#` stands for `a` too.
-        let literal = literal.trim_end_matches('/');
-        for message in self.retained_below(literal).filter(|message| matches(filter, &message.topic)) {
+        let literal = filter.find(['+', '#']).map(|wildcard| &filter[..wildcard]);
+        // Without a wildcard there is one topic at most; `a/#` stands for `a` too.
+        let exact = if literal.is_none() { Some(filter) } else { filter.strip_suffix("/#") };
+        let exact = exact.filter(|exact| !exact.contains(['+', '#'])).and_then(|exact| self.retained.get(exact));
+        let below = literal.into_iter().flat_map(|literal| self.retained_below(literal));
+        let below = below.filter(|message| matches(filter, &message.topic));
+        for message in exact.into_iter().chain(below) {
             let delivery = Delivery { retain: true, ..subscription.delivery(message) };
             if !subscription.lane.put(delivery) {
                 subscription.lane.end(Reason::QuotaExceeded, "more is retained than it has room for");
@@ -291,7 +303,7 @@ impl Group {
     fn give(&mut self, message: &Arc<Message>) -> bool {
         for _ in 0..self.members.len() {
             self.next = (self.next + 1) % self.members.len();
-            let member = &self.members[self.next];
+            let (_, member) = &self.members[self.next];
             if member.lane.put(member.delivery(message)) {
                 return true;
             }

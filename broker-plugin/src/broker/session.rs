@@ -14,7 +14,7 @@ use rmqtt_codec::v5::{PublishProperties, SubscriptionOptions};
 use super::lane::{Message, properties_size};
 use super::meter::Meter;
 use super::packet::{Codec, End, Packet, QoS, Reason};
-use super::router::{Router, Seat, is_alive};
+use super::router::{Router, SUBSCRIPTIONS, Seat, is_alive};
 use crate::access::{Access, has_sound_wildcards};
 
 /// What a bootstrapping client may publish over one connection. The ticket flow needs 2; the rest is for retries. Its lane has room for
@@ -27,7 +27,7 @@ pub(super) const REQUEST_PACKET: usize = assay_wire::MAX_MESSAGE + 1024;
 /// A message that a device has retained, or left as its Will, in bytes: its payload and properties.
 pub(super) const RETAINED_MESSAGE: usize = 1024;
 
-/// Requests of each client id, over all its connections.
+/// Requests of each device, over all its connections.
 pub(super) type Requests = Meter<ByteString>;
 
 /// A client that is connected.
@@ -86,6 +86,7 @@ impl Session {
             Packet::PubAck(id) if self.unacknowledged.front() == Some(&id) => _ = self.unacknowledged.pop_front(),
             Packet::PubAck(id) => self.unacknowledged.retain(|waiting| *waiting != id),
             Packet::Subscribe(id, filters) => {
+                check_count(filters.len())?;
                 let reasons: Vec<_> = filters
                     .iter()
                     .map(|(filter, options)| self.subscribe(filter, *options))
@@ -93,6 +94,7 @@ impl Session {
                 self.codec.suback(out, id, &reasons);
             }
             Packet::Unsubscribe(id, filters) => {
+                check_count(filters.len())?;
                 let reasons: Vec<_> =
                     filters.iter().map(|filter| self.router.unsubscribe(&self.seat, filter)).collect();
                 self.codec.unsuback(out, id, &reasons);
@@ -132,9 +134,9 @@ impl Session {
         }
     }
 
-    /// Whether this is a request, which is lost if no worker is there yet.
-    pub(super) fn needs_worker(&self, packet: &Packet) -> bool {
-        matches!(packet, Packet::Publish(publish) if is_request(&publish.topic))
+    /// Whether the client is one of the CA's own workers.
+    pub(super) fn is_worker(&self) -> bool {
+        self.access.is_worker()
     }
 
     /// Tells the client why its connection ends, as far as its version can be told, and frees its seat.
@@ -151,7 +153,8 @@ impl Session {
         let packet_id = publish.packet_id;
         let reason = if self.access.may_publish(&publish.topic) {
             self.check(&publish, is_request)?;
-            self.router.publish(&self.seat, message(publish, is_request, now))
+            let published = self.router.publish(&self.seat, message(publish, is_request, now));
+            published.ok_or_else(|| End::new(Reason::SessionTakenOver, "the client connected again"))?
         } else {
             Reason::NotAuthorized
         };
@@ -168,8 +171,7 @@ impl Session {
             if self.published > PUBLISHES {
                 return Err(End::new(Reason::QuotaExceeded, "too many messages on one connection"));
             }
-        }
-        if is_request && !self.requests.allows(self.seat.client.clone(), now) {
+        } else if is_request && !self.requests.allows(self.seat.client.clone(), now) {
             return Err(End::new(Reason::QuotaExceeded, "too many requests"));
         }
         Ok(())
@@ -222,6 +224,14 @@ impl Session {
             }
         }
     }
+}
+
+/// All that a client may hold is enough for one packet.
+fn check_count(filters: usize) -> Result<(), End> {
+    if filters > SUBSCRIPTIONS {
+        return Err(End::new(Reason::QuotaExceeded, "too many filters in one packet"));
+    }
+    Ok(())
 }
 
 fn is_request(topic: &str) -> bool {

@@ -1,6 +1,8 @@
 //! `assay watch`: an operator's subscriber.
 
-use anyhow::{Context, Result, bail};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
 use assay_broker_plugin::access::OPERATOR_PREFIX;
 use assay_broker_plugin::directory::Directory;
 use assay_mqtt::rumqttc::v5::Event;
@@ -8,6 +10,7 @@ use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, SubscribeReasonCode};
 use assay_mqtt::{BrokerUrl, Client};
 use clap::Args;
+use tokio::time::sleep;
 
 use super::outfit::{client_tls, local_url};
 use super::table;
@@ -37,34 +40,56 @@ impl Watch {
         };
         let tls = client_tls(directory.credentials("operator")?, directory.roots()?, "operator")?;
         let id = format!("{OPERATOR_PREFIX}{:08x}", assay_broker_plugin::random_u32());
-        let options = Client { id, window: 16, receive_maximum: 256, manual_acks: false };
-        let (client, mut events) = assay_mqtt::connect(&broker, &tls, options);
-        for filter in &self.filters {
-            client.try_subscribe(filter, QoS::AtLeastOnce)?;
-        }
-        let mut left = self.count.unwrap_or(u64::MAX);
-        let mut refused = 0;
-        while left > 0 {
-            match events.poll().await.with_context(|| format!("{broker}"))? {
-                Event::Incoming(Packet::SubAck(granted)) => {
-                    refused += granted.return_codes.iter().filter(|code| !is_granted(code)).count();
-                    if refused > 0 {
-                        bail!("the broker refused a filter of {:?}", self.filters);
-                    }
-                    eprintln!("watching {} on {broker}", self.filters.join(" "));
-                }
-                Event::Incoming(Packet::Publish(message)) => {
-                    let topic = String::from_utf8_lossy(&message.topic);
-                    println!("{}", table::printable(&format!("{topic} {}", String::from_utf8_lossy(&message.payload))));
-                    left -= 1;
-                }
-                _ => {}
+        let (mut left, mut pause) = (self.count.unwrap_or(u64::MAX), FIRST_PAUSE);
+        let mut has_watched = false;
+        loop {
+            let options = Client { id: id.clone(), window: 16, receive_maximum: 256, manual_acks: false };
+            let (client, mut events) = assay_mqtt::connect(&broker, &tls, options);
+            for filter in &self.filters {
+                client.try_subscribe(filter, QoS::AtLeastOnce)?;
             }
+            let mut is_watching = false;
+            let lost = loop {
+                if left == 0 {
+                    return Ok(());
+                }
+                match events.poll().await {
+                    Ok(Event::Incoming(Packet::SubAck(granted))) => {
+                        if !granted.return_codes.iter().all(is_granted) {
+                            bail!("the broker refused a filter of {:?}", self.filters);
+                        }
+                        eprintln!("watching {} on {broker}", self.filters.join(" "));
+                        is_watching = true;
+                    }
+                    Ok(Event::Incoming(Packet::Publish(message))) => {
+                        let topic = String::from_utf8_lossy(&message.topic);
+                        let payload = String::from_utf8_lossy(&message.payload);
+                        println!("{}", table::printable(&format!("{topic} {payload}")));
+                        left -= 1;
+                    }
+                    Ok(_) => {}
+                    Err(error) => break anyhow::Error::from(error).context(broker.to_string()),
+                }
+            };
+            has_watched |= is_watching;
+            // What is wrong from the beginning is told; what worked once comes back.
+            if !has_watched {
+                return Err(lost);
+            }
+            if is_watching {
+                pause = FIRST_PAUSE;
+            }
+            eprintln!("{}", table::printable(&format!("{lost:#}; connecting again in {} s", pause.as_secs())));
+            sleep(pause).await;
+            pause = (2 * pause).min(LONGEST_PAUSE);
         }
-        Ok(())
     }
 }
 
 fn is_granted(code: &SubscribeReasonCode) -> bool {
     matches!(code, SubscribeReasonCode::Success(_))
 }
+
+/// Before a lost connection is made again, the first time and in the end.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);

@@ -1,5 +1,6 @@
 //! The embedded broker over real sockets: what strangers cannot do to it, and what everybody else still can.
 
+mod conformance;
 mod login;
 mod pki;
 mod raw;
@@ -93,6 +94,13 @@ impl World {
         let mut raw = Raw::open(self.bootstrap(), &self.anonymous).await.unwrap();
         assert_eq!(raw.connect(&Connect::new(&client)).await, Some(SUCCESS));
         (raw, client)
+    }
+
+    /// A TLS connection from an address that no other test uses.
+    async fn over_another_network(&self, address: SocketAddr, tls: &Arc<ClientConfig>) -> Raw {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        Raw::over(socket.connect(address).await.unwrap(), tls).await.unwrap()
     }
 
     /// What a CONNECT on the bootstrap listener is answered with.
@@ -691,12 +699,11 @@ async fn session_does_not_outlive_its_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_beyond_the_share_of_one_network_are_told_to_come_later() {
-    let limits = Limits { bootstrap: 10, bootstrap_per_network: 4, ..limits() };
-    let world = World::with(limits, Arc::new(|_, _| Ok(()))).await;
+async fn full_bootstrap_listener_makes_room_for_other_networks_only() {
+    let world = World::with(Limits { bootstrap: 4, ..limits() }, Arc::new(|_, _| Ok(()))).await;
     let mut inside = Vec::new();
     for _ in 0..4 {
-        inside.push(world.stranger().await);
+        inside.push(world.stranger().await.0);
     }
     assert_eq!(world.bootstrap_connect(&Connect::new(&fresh_client())).await, Some(SERVER_BUSY));
     let client = fresh_client();
@@ -704,13 +711,15 @@ async fn strangers_beyond_the_share_of_one_network_are_told_to_come_later() {
     // MQTT 3.1.1 §3.2.2.3: server unavailable.
     assert_eq!(world.bootstrap_connect(&old).await, Some(3));
     assert!(world.device("pump-17").await.is_alive().await, "the other listener has places of its own");
-    for (raw, _) in &mut inside {
-        assert!(raw.is_alive().await);
-    }
-    drop(inside.pop());
+    assert!(inside[0].is_alive().await);
+    let mut other = world.over_another_network(world.bootstrap(), &world.anonymous).await;
+    assert_eq!(other.connect(&Connect::new(&fresh_client())).await, Some(SUCCESS));
+    assert_eq!(inside[0].end().await, Ok(Some(SERVER_BUSY)), "the oldest of the network that has most");
+    assert!(inside[1].is_alive().await);
+    drop(inside);
     let started = Instant::now();
     while world.bootstrap_connect(&Connect::new(&fresh_client())).await != Some(SUCCESS) {
-        assert!(started.elapsed() < PATIENCE, "the place is not given back");
+        assert!(started.elapsed() < PATIENCE, "the places are not given back");
     }
 }
 
@@ -732,11 +741,8 @@ async fn silent_connections_of_one_network_leave_room_for_those_of_others() {
     for _ in 0..8 {
         silent.push(TcpStream::connect(world.broker.operational_addr()).await.unwrap());
     }
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-    let tcp = socket.connect(world.broker.operational_addr()).await.unwrap();
     let tls = world.pki.client_tls(Some(&world.pki.client(&["urn:assay:device:default:pump-17"]))).into();
-    let mut device = Raw::over(tcp, &tls).await.unwrap();
+    let mut device = world.over_another_network(world.broker.operational_addr(), &tls).await;
     assert_eq!(device.connect(&Connect::new("pump-17")).await, Some(SUCCESS));
     // The oldest went first.
     assert_eq!(timeout(PATIENCE, silent[0].read(&mut [0])).await.unwrap().unwrap_or(0), 0);
@@ -1015,6 +1021,90 @@ async fn client_that_does_not_read_is_cut_and_delays_nobody() {
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     assert_eq!(deaf.end().await, Ok(Some(QUOTA_EXCEEDED)));
     assert_eq!(operator.publish("device/v1/default/pump-17/command", b"command").await, Some(NO_MATCHING_SUBSCRIBERS));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packet_of_more_filters_than_a_client_may_hold_costs_it_the_connection() {
+    let world = World::new().await;
+    for first in [0x82, 0xa2] {
+        let mut device = world.device("pump-17").await;
+        let filter = [string("device/v1/default/pump-17/x"), if first == 0x82 { vec![1] } else { vec![] }].concat();
+        device.send(&packet(first, [&b"\0\x01\0"[..], &filter.repeat(65)].concat())).await;
+        assert_eq!(device.end().await, Ok(Some(QUOTA_EXCEEDED)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn will_of_many_properties_is_refused() {
+    let world = World::new().await;
+    let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
+    // Twenty user properties take 5 bytes each on the wire, and much more in memory.
+    let properties = b"\x26\0\0\0\0".repeat(20);
+    let presence = "device/v1/default/pump-17/presence";
+    let mut connect = Connect { will: Some((presence, true)), ..Connect::new("pump-17") };
+    assert_eq!(world.operational_connect(Some(&credential), &connect).await.unwrap().1, SUCCESS);
+    connect.will_properties = properties;
+    assert_eq!(world.operational_connect(Some(&credential), &connect).await.unwrap().1, QUOTA_EXCEEDED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_that_takes_only_short_packets_is_refused() {
+    let world = World::new().await;
+    let client = fresh_client();
+    // 0x27: Maximum Packet Size (MQTT 5 §3.1.2.11.4).
+    let connect = |size| Connect { properties: vec![0x27, 0, 0, 0, size], ..Connect::new(&client) };
+    assert_eq!(world.bootstrap_connect(&connect(127)).await, Some(PACKET_TOO_LARGE));
+    assert_eq!(world.bootstrap_connect(&connect(128)).await, Some(SUCCESS));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_owes_it_still_owes_when_it_comes_back() {
+    let world = World::new().await;
+    let mut device = world.device("pump-17").await;
+    device.send(&[0xc0, 0].repeat(2000)).await;
+    for _ in 0..512 {
+        device.answer(0xd0).await.unwrap();
+    }
+    let mut device = world.device("pump-17").await;
+    let started = Instant::now();
+    assert!(device.is_alive().await);
+    assert!(started.elapsed() > Duration::from_millis(500), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keep_alive_of_a_second_shortens_no_pause() {
+    let world = World::new().await;
+    let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
+    let connect = Connect { version: 4, keep_alive: 1, ..Connect::new("pump-17") };
+    let (mut device, _) = world.operational_connect(Some(&credential), &connect).await.unwrap();
+    let started = Instant::now();
+    // Three batches, each of which owes the longest pause.
+    for _ in 0..3 {
+        device.send(&[0xc0, 0].repeat(2000)).await;
+    }
+    for _ in 0..6000 {
+        device.answer(0xd0).await.unwrap();
+    }
+    assert!(started.elapsed() > Duration::from_secs(3), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_that_reads_slowly_is_heard_meanwhile() {
+    let world = World::new().await;
+    let credential = world.pki.client(&["urn:assay:operator"]);
+    let connect = Connect { version: 4, keep_alive: 1, ..Connect::new("operator@slow") };
+    let (mut operator, _) = world.operational_connect(Some(&credential), &connect).await.unwrap();
+    assert_eq!(operator.subscribe_with("fleet/#", 0).await, Some(SUCCESS));
+    let mut worker = world.worker().await;
+    for _ in 0..1000 {
+        worker.send_publish("fleet/v1/default/pump-17/event", &[7; 60 * 1024], 0x30).await;
+    }
+    // Its backlog fills all buffers on the way, for longer than one and a half keep-alives.
+    for _ in 0..60 {
+        operator.send(&[0xc0, 0]).await;
+        assert!(operator.message(PATIENCE).await.is_some(), "it is cut as silent");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -56,6 +56,8 @@ pub(crate) struct Connect<'a> {
     pub(crate) keep_alive: u16,
     /// Topic, and whether it is to be retained.
     pub(crate) will: Option<(&'a str, bool)>,
+    /// As they stand on the wire, without their length.
+    pub(crate) will_properties: Vec<u8>,
     pub(crate) user_name: Option<&'a str>,
     pub(crate) password: Option<&'a [u8]>,
     /// As they stand on the wire, without their length.
@@ -70,6 +72,7 @@ impl<'a> Connect<'a> {
             clean_start: true,
             keep_alive: 30,
             will: None,
+            will_properties: Vec::new(),
             user_name: None,
             password: None,
             properties: Vec::new(),
@@ -93,7 +96,8 @@ impl<'a> Connect<'a> {
         body.extend(string(self.client));
         if let Some((topic, _)) = self.will {
             if self.version == 5 {
-                body.push(0);
+                body.push(self.will_properties.len().try_into().unwrap());
+                body.extend(&self.will_properties);
             }
             body.extend(string(topic));
             body.extend(string("last words"));
@@ -123,7 +127,7 @@ pub(crate) fn packet(first: u8, body: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-fn string(text: &str) -> Vec<u8> {
+pub(crate) fn string(text: &str) -> Vec<u8> {
     binary(text.as_bytes())
 }
 
@@ -138,6 +142,8 @@ pub(crate) struct Raw {
     /// The body of the CONNACK.
     pub(crate) connack: Vec<u8>,
     version: u8,
+    /// Whether messages are acknowledged.
+    pub(crate) acknowledges: bool,
     inbox: VecDeque<Message>,
     next_id: u16,
 }
@@ -152,7 +158,7 @@ impl Raw {
     pub(crate) async fn over(tcp: TcpStream, tls: &Arc<ClientConfig>) -> std::io::Result<Self> {
         tcp.set_nodelay(true)?;
         let stream = TlsConnector::from(tls.clone()).connect("localhost".try_into().unwrap(), tcp).await?;
-        Ok(Self { stream, connack: Vec::new(), version: 5, inbox: VecDeque::new(), next_id: 1 })
+        Ok(Self { stream, connack: Vec::new(), version: 5, acknowledges: true, inbox: VecDeque::new(), next_id: 1 })
     }
 
     /// Sends CONNECT; the reason code of the CONNACK.
@@ -167,10 +173,15 @@ impl Raw {
 
     /// Subscribes at QoS 1; the reason code of the SUBACK.
     pub(crate) async fn subscribe(&mut self, filter: &str) -> Option<u8> {
+        self.subscribe_with(filter, 1).await
+    }
+
+    /// Subscribes with these options (MQTT 5 §3.8.3.1); the reason code of the SUBACK.
+    pub(crate) async fn subscribe_with(&mut self, filter: &str, options: u8) -> Option<u8> {
         let mut body = self.fresh_id();
         self.end_properties(&mut body);
         body.extend(string(filter));
-        body.push(1);
+        body.push(options);
         self.send(&packet(0x82, body)).await;
         self.answer(SUBACK).await?.last().copied()
     }
@@ -265,7 +276,7 @@ impl Raw {
     }
 
     /// The next packet's first byte and body; messages are acknowledged and go to the inbox as well. `None` at the end.
-    async fn packet(&mut self) -> Option<(u8, Vec<u8>)> {
+    pub(crate) async fn packet(&mut self) -> Option<(u8, Vec<u8>)> {
         let first = self.stream.read_u8().await.ok()?;
         let (mut length, mut shift) = (0, 0);
         loop {
@@ -287,7 +298,9 @@ impl Raw {
     async fn keep(&mut self, first: u8, body: &[u8]) {
         let (topic, rest) = body[2..].split_at(usize::from(u16::from_be_bytes([body[0], body[1]])));
         let rest = if first & 0x06 != 0 {
-            self.send(&packet(PUBACK, rest[..2].to_vec())).await;
+            if self.acknowledges {
+                self.send(&packet(PUBACK, rest[..2].to_vec())).await;
+            }
             &rest[2..]
         } else {
             rest

@@ -40,8 +40,8 @@ pub(crate) struct Options {
     /// Whether devices share connections, each serving 32 publishes, or make one each
     #[arg(long, value_enum, default_value_t = Reuse::Reused)]
     pub(crate) connection: Reuse,
-    /// How many connections there are at once: at most 256, or 74 that are shared, for the broker takes no more than 256 from
-    /// one address [default: as many as devices at once, 64 in an open loop]
+    /// How many connections there are at once: at most 4096, or 1354 that are shared, for the broker takes no more than 4096 from
+    /// one network [default: as many as devices at once, 64 in an open loop]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) connections: Option<u32>,
     /// Reach concurrency or rate only after this time
@@ -120,7 +120,7 @@ impl Options {
     pub(crate) fn connections(&self) -> Result<usize> {
         let most = match self.connection {
             Reuse::Reused => SHARED,
-            Reuse::PerDevice => PER_ADDRESS,
+            Reuse::PerDevice => PER_NETWORK,
         };
         let wanted = self.connections.unwrap_or_else(|| match self.rate {
             None => self.concurrency.min(most),
@@ -128,7 +128,7 @@ impl Options {
         });
         ensure!(
             wanted <= most,
-            "--connections {wanted}: the broker takes at most {most} from one address in this mode"
+            "--connections {wanted}: the broker takes at most {most} from one network in this mode"
         );
         Ok(wanted as usize)
     }
@@ -148,12 +148,12 @@ fn positive(text: &str) -> Result<f64> {
     }
 }
 
-/// Connections of one IPv4 address on the bootstrap listener (docs/protocol.md, "Bootstrap connection").
+/// Connections of one network on the bootstrap listener (docs/protocol.md, "Bootstrap connection").
 ///
-/// A client cannot stand for more addresses: rumqttc binds none, and the kernel takes 127.0.0.1 for the whole network.
-const PER_ADDRESS: u32 = 256;
+/// A client cannot stand for more networks: rumqttc binds no address, and the kernel takes 127.0.0.1 for all.
+const PER_NETWORK: u32 = 4096;
 /// Shared ones: the next is made before one is used up, and the old one may live for as long as the last request on it.
-const SHARED: u32 = (PER_ADDRESS - CHURNING) / 3;
+const SHARED: u32 = (PER_NETWORK - CHURNING) / 3;
 /// Of devices that drop theirs while others are shared.
 pub(crate) const CHURNING: u32 = 32;
 const DEFAULT_CONNECTIONS: u32 = 64;

@@ -100,7 +100,7 @@ struct Scale {
 const FULL: Scale =
     Scale { p256: 15_000, rsa: 5_000, own: 5_000, half_seconds: 20.0, overload_seconds: 60.0, held: 10_000 };
 const QUICK: Scale = Scale { p256: 60, rsa: 20, own: 40, half_seconds: 0.5, overload_seconds: 0.5, held: 50 };
-/// As many as one address may share: 16 devices on each at once are more than the CA's queue holds.
+/// 16 devices on each at once are more than the CA's queue holds.
 const OVERLOAD_CONNECTIONS: &str = "--connections=74";
 
 struct Bench {

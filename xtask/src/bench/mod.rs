@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measurements, each with the targets beside what was reached.
 
+mod broker;
 mod core;
 mod device;
 mod fleet;
@@ -11,6 +12,8 @@ use clap::Subcommand;
 /// What can be measured.
 #[derive(Subcommand)]
 pub(crate) enum Bench {
+    /// Compare the built-in broker with Mosquitto, and see what hostile clients cost honest devices
+    Broker(broker::Arguments),
     /// Time the CA's decisions for one device, beside the bare cryptography in them
     Core(core::Arguments),
     /// Provision simulated devices against `assay serve`: throughput, latency, memory, and behaviour under overload
@@ -24,6 +27,7 @@ pub(crate) enum Bench {
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
         match self {
+            Self::Broker(arguments) => broker::run(&arguments),
             Self::Core(arguments) => core::run(&arguments),
             Self::Fleet(arguments) => fleet::run(&arguments),
             Self::Scale(arguments) => scale::run(&arguments),

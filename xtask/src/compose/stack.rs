@@ -237,12 +237,20 @@ impl Stack {
 
     /// Waits until a service has said something since then.
     pub(super) fn wait_for_log(&self, service: &str, since: &Moment, what: &str) -> Result<()> {
+        self.wait_for_any(service, since, &[what])
+    }
+
+    /// The same, whichever of these comes first.
+    pub(super) fn wait_for_any(&self, service: &str, since: &Moment, what: &[&str]) -> Result<()> {
         let began = Instant::now();
-        while !self.log(service, since)?.contains(what) {
-            ensure!(began.elapsed() < RECOVERY, "{service} has not said {what:?} for {} s", RECOVERY.as_secs());
+        loop {
+            let log = self.log(service, since)?;
+            if what.iter().any(|what| log.contains(what)) {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < RECOVERY, "{service} has said none of {what:?} for {} s", RECOVERY.as_secs());
             thread::sleep(POLL);
         }
-        Ok(())
     }
 
     /// What a device says of itself.
