@@ -1,6 +1,6 @@
 //! MQTT clients that are not ours, in both versions, on the built-in broker.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -51,7 +51,8 @@ impl Lab {
 fn paho_gets_and_acknowledges_everything_in_both_versions() -> Result<()> {
     let lab = Lab::start()?;
     for version in ["4", "5"] {
-        let mut python = tool("python3")?;
+        // Debian's, which has the library.
+        let mut python = Command::new("/usr/bin/python3");
         python.args(["-c", PAHO, version, lab.port()?]);
         python.args(["root.pem", "operator.pem", "operator.key"].map(|name| lab.file(name)));
         let said = String::from_utf8(run(&mut python)?.stdout)?;
@@ -65,22 +66,35 @@ fn mosquitto_clients_of_both_versions_hear_each_other() -> Result<()> {
     let lab = Lab::start()?;
     for (publisher, subscriber) in [("311", "311"), ("311", "5"), ("5", "311"), ("5", "5")] {
         let mut hears = lab.mosquitto("mosquitto_sub", subscriber, "hears")?;
-        hears.args(["-t", "device/v1/+/pump-17/#", "-C", "1", "-W", "20", "-d"]).stdout(Stdio::piped());
+        hears.args(["-t", "device/v1/+/pump-17/#", "-C", "1", "-W", "20"]).stdout(Stdio::piped());
         let mut hears = hears.spawn()?;
-        let mut output = hears.stdout.take().context("its output")?;
-        let mut said = String::new();
-        // It says `Subscribed` in debug mode.
-        let mut buffer = [0; 256];
-        while !said.contains("Subscribed") {
-            let length = output.read(&mut buffer)?;
-            ensure!(length > 0, "mosquitto_sub ended: {said}");
-            said.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        // It writes only when it ends, so nobody knows when it has subscribed.
+        while hears.try_wait()?.is_none() {
+            let mut says = lab.mosquitto("mosquitto_pub", publisher, "says")?;
+            run(says.args(["-t", "device/v1/default/pump-17/command/stop", "-m", "now"]))?;
         }
-        let mut says = lab.mosquitto("mosquitto_pub", publisher, "says")?;
-        run(says.args(["-t", "device/v1/default/pump-17/command/stop", "-m", "now"]))?;
-        output.read_to_string(&mut said)?;
-        ensure!(hears.wait()?.success() && said.contains("now"), "{publisher} to {subscriber}: {said}");
+        let output = hears.wait_with_output()?;
+        ensure!(output.status.success() && output.stdout == b"now\n", "{publisher} to {subscriber}: {output:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn watch_goes_on_after_the_broker_was_away() -> Result<()> {
+    let mut lab = Lab::start()?;
+    let mut watch = lab.dir.assay(&["watch", "--count", "2", "--broker", &lab.server.operational])?;
+    let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut heard = BufReader::new(watch.stdout.take().context("its output")?).lines();
+    let mut told = BufReader::new(watch.stderr.take().context("its output")?).lines();
+    for round in 0..2 {
+        while !told.next().context("watch ended")??.starts_with("watching") {}
+        let mut says = lab.mosquitto("mosquitto_pub", "5", "says")?;
+        run(says.args(["-t", "device/v1/default/pump-17/command", "-m", &round.to_string()]))?;
+        ensure!(heard.next().context("watch ended")??.ends_with(&round.to_string()));
+        lab.server.kill9()?;
+        lab.server.restart()?;
+    }
+    ensure!(watch.wait()?.success());
     Ok(())
 }
 

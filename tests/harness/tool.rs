@@ -87,7 +87,6 @@ fn package_of(program: &str) -> Option<&'static str> {
         "mosquitto_pub" | "mosquitto_sub" => "mosquitto-clients",
         "openssl" => "openssl",
         "nsenter" | "setpriv" => "util-linux",
-        "python3" => "python3-paho-mqtt",
         "script" => "bsdutils",
         "swtpm" => "swtpm",
         "swtpm_localca" | "swtpm_setup" => "swtpm-tools",
