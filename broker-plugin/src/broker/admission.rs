@@ -87,7 +87,7 @@ impl Peer {
 impl Admitted {
     /// Returns when the client is to leave: its time is up, its certificate or login has expired, or, asked again at each `recheck`, it
     /// is no longer admitted.
-    pub(super) async fn unwelcome(&self, recheck: watch::Receiver<()>, rechecks: &Semaphore) -> End {
+    pub(super) async fn unwelcome(&self, recheck: &mut watch::Receiver<()>, rechecks: &Semaphore) -> End {
         tokio::select! {
             end = self.overstayed() => end,
             refused = self.refused(recheck, rechecks) => End::new(refused.code, refused.reason),
@@ -111,7 +111,7 @@ impl Admitted {
     /// Returns when a device, asked about again, is no longer admitted, or when that cannot be found out for long.
     ///
     /// All are asked about at once; `rechecks` lets those who come be asked about in between.
-    async fn refused(&self, mut recheck: watch::Receiver<()>, rechecks: &Semaphore) -> NotAdmitted {
+    async fn refused(&self, recheck: &mut watch::Receiver<()>, rechecks: &Semaphore) -> NotAdmitted {
         while recheck.changed().await.is_ok() {
             let mut tries = 1;
             while let Err(refusal) = self.check_again(rechecks).await {

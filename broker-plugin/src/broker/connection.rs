@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, broadcast};
+use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
@@ -53,9 +53,24 @@ const PACE: Rate = Rate::per_second(128, 512);
 /// How long a client gets to hear why its connection ends.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// A client that is let in, and all that its connection needs from then on.
+pub(super) struct Guest {
+    wire: Wire,
+    session: Session,
+    admitted: Admitted,
+    leaving: Leaving,
+    pace: Pace,
+    keep_alive: Duration,
+    recheck: watch::Receiver<()>,
+    closing: broadcast::Receiver<()>,
+}
+
 impl Listener {
-    /// Talks MQTT until the connection ends.
-    pub(super) async fn talk(
+    /// CONNECT and admission; the CONNACK is yet to be written.
+    ///
+    /// # Errors
+    /// Why the connection is to end; the client has been told.
+    pub(super) async fn welcome(
         &self,
         stream: TlsStream<TcpStream>,
         peer: Peer,
@@ -63,32 +78,27 @@ impl Listener {
         wait: Place,
         deadline: Instant,
         mut closing: broadcast::Receiver<()>,
-    ) -> End {
+    ) -> Result<Box<Guest>, End> {
         // From before the first admission, so that no revocation falls between the two.
         let recheck = self.core.recheck.subscribe();
         let mut wire = Wire::new(stream);
         let introduced = tokio::select! {
             introduced = wire.introduction() => introduced,
-            () = sleep_until(deadline) => return End::new(Reason::MaximumConnectTime, "no CONNECT in time"),
-            () = wait.turned_out() => return turned_out(),
-            _ = closing.recv() => return shutting_down(),
+            () = sleep_until(deadline) => return Err(End::silent("no CONNECT in time")),
+            () = wait.turned_out() => return Err(End::turned_out()),
+            _ = closing.recv() => return Err(End::shutting_down()),
         };
         let (mut codec, connect) = match introduced {
             Ok(introduced) => introduced,
             Err(Refused { codec, end }) => {
                 wire.refuse(codec, &end, &self.terms()).await;
-                return end;
+                return Err(end);
             }
-        };
-        let version = connect.version;
-        let keep_alive = match version {
-            Version::V3 => Duration::from_secs(connect.keep_alive.into()),
-            Version::V5 => KEEP_ALIVE,
         };
         let admitted = tokio::select! {
             admitted = peer.admit(self.scope.clone(), &connect) => admitted,
-            () = wait.turned_out() => return turned_out(),
-            _ = closing.recv() => return shutting_down(),
+            () = wait.turned_out() => return Err(End::turned_out()),
+            _ = closing.recv() => return Err(End::shutting_down()),
         };
         let entered = match admitted {
             Ok(admitted) => self.enter(&connect, admitted, network).await,
@@ -100,7 +110,7 @@ impl Listener {
             Err(NotAdmitted { code, reason }) => {
                 let end = End::new(code, reason);
                 wire.refuse(Some(codec), &end, &self.terms()).await;
-                return end;
+                return Err(end);
             }
         };
         codec.connack(&mut wire.out, Reason::Success, &self.terms());
@@ -110,16 +120,26 @@ impl Listener {
             router.keep_will(&seat, message(will, false, std::time::Instant::now()));
         }
         let window = if admitted.access.is_worker() { WORKER_WINDOW } else { WINDOW }.min(connect.receive_maximum);
+        let keep_alive = match connect.version {
+            Version::V3 => Duration::from_secs(connect.keep_alive.into()),
+            Version::V5 => KEEP_ALIVE,
+        };
         let pace = Pace::of(&admitted.access, network);
-        let mut session = Session::new(codec, admitted.access.clone(), seat, window, router, requests);
+        let session = Session::new(codec, admitted.access.clone(), seat, window, router, requests);
+        Ok(Box::new(Guest { wire, session, admitted, leaving, pace, keep_alive, recheck, closing }))
+    }
+
+    /// Talks MQTT until the connection ends.
+    pub(super) async fn entertain(&self, mut guest: Box<Guest>) -> End {
+        let Guest { wire, session, admitted, leaving, pace, keep_alive, recheck, closing } = &mut *guest;
         let unwelcome = async {
             tokio::select! {
                 end = admitted.unwelcome(recheck, &self.core.rechecks) => end,
-                () = leaving.turned_out() => turned_out(),
-                _ = closing.recv() => shutting_down(),
+                () = leaving.turned_out() => End::turned_out(),
+                _ = closing.recv() => End::shutting_down(),
             }
         };
-        let ended = self.exchange(&mut wire, &mut session, &leaving.seat.lane, pace, keep_alive, unwelcome).await;
+        let ended = self.exchange(wire, session, &leaving.seat.lane, pace, *keep_alive, unwelcome).await;
         session.end(&ended, &mut wire.out);
         wire.finish(ended.reason).await;
         ended
@@ -161,7 +181,7 @@ impl Listener {
         wire: &mut Wire,
         session: &mut Session,
         lane: &Lane,
-        mut pace: Pace,
+        pace: &mut Pace,
         keep_alive: Duration,
         unwelcome: impl Future<Output = End>,
     ) -> End {
@@ -176,10 +196,14 @@ impl Listener {
             if let Some(end) = lane.ended() {
                 return end;
             }
+            if paused_until.is_some_and(|until| until <= Instant::now()) {
+                // A client that is not heard says nothing.
+                (paused_until, heard) = (None, Instant::now());
+            }
             // A moment after the start at most; before, nobody would hear a request.
             let is_open = session.is_worker() || self.core.opened.get().is_some();
             if is_open && paused_until.is_none() {
-                match self.hear(wire, session, &mut pace) {
+                match self.hear(wire, session, pace) {
                     Ok(pause) => paused_until = (!pause.is_zero()).then(|| Instant::now() + pause),
                     Err(end) => return end,
                 }
@@ -191,6 +215,10 @@ impl Listener {
             let may_read = paused_until.is_none() && has_room;
             let unread_until = wire.written + patience;
             tokio::select! {
+                // In this order, for clocks and wakers cost more than a look at the socket, and nothing below is urgent while
+                // that goes on.
+                biased;
+                end = &mut unwelcome => return end,
                 turn = wire.turn(may_read) => match turn {
                     Ok(Turn::Read) => heard = Instant::now(),
                     Ok(Turn::Wrote) => {}
@@ -198,16 +226,13 @@ impl Listener {
                     Err(error) => return End::new(Reason::Success, error.to_string()),
                 },
                 () = lane.changed() => {}
-                () = sleep_until(paused_until.unwrap_or(heard + patience)) => match paused_until.take() {
-                    // A client that is not heard says nothing.
-                    Some(_) => heard = Instant::now(),
-                    None => return End::new(Reason::KeepAliveTimeout, "silent for too long"),
+                _ = self.core.opened.wait(), if !is_open => {}
+                () = sleep_until(paused_until.unwrap_or(heard + patience)) => if paused_until.is_none() {
+                    return End::new(Reason::KeepAliveTimeout, "silent for too long");
                 },
                 () = sleep_until(unread_until), if is_writing => {
                     return End::new(Reason::KeepAliveTimeout, "it does not read what is sent to it");
                 }
-                _ = self.core.opened.wait(), if !is_open => {}
-                end = &mut unwelcome => return end,
             }
         }
     }
@@ -235,14 +260,6 @@ impl Listener {
     fn longest_packet(&self) -> usize {
         if self.is_for_strangers() { REQUEST_PACKET } else { OPERATIONAL_PACKET }
     }
-}
-
-fn turned_out() -> End {
-    End::new(Reason::ServerBusy, "turned out for others")
-}
-
-fn shutting_down() -> End {
-    End::new(Reason::ServerShuttingDown, "the broker is shutting down")
 }
 
 /// A client that has its seat.

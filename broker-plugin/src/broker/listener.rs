@@ -17,8 +17,10 @@ use tracing::{debug, error, warn};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::admission::Peer;
+use super::connection::Guest;
 use super::login::LoginDesk;
 use super::meter::Meter;
+use super::packet::End;
 use super::places::{Lobby, Place, network};
 use super::router::Router;
 use super::session::Requests;
@@ -152,23 +154,33 @@ impl Listener {
 
     /// One connection, from accept to end.
     async fn attend(self: Arc<Self>, stream: TcpStream, address: SocketAddr, wait: Place) {
+        // In a box, for what it needs is given back before the connection's long life begins.
+        let guest = Box::pin(self.receive(stream, address, wait)).await;
+        let ended = match guest {
+            Ok(guest) => self.entertain(guest).await,
+            Err(end) => end,
+        };
+        debug!(%address, reason = ?ended.reason, text = &*ended.text, "connection ended");
+    }
+
+    /// TLS, CONNECT and admission.
+    async fn receive(&self, stream: TcpStream, address: SocketAddr, wait: Place) -> Result<Box<Guest>, End> {
         let deadline = Instant::now() + self.introduction;
         let mut closing = self.core.closing.subscribe();
         let secured = tokio::select! {
             secured = timeout_at(deadline, self.secure(stream)) => secured,
-            () = wait.turned_out() => return debug!(%address, "turned out for others"),
-            _ = closing.recv() => return,
+            () = wait.turned_out() => return Err(End::turned_out()),
+            _ = closing.recv() => return Err(End::shutting_down()),
         };
         let stream = match secured {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return debug!(%address, %error, "TLS handshake failed"),
-            Err(_) => return debug!(%address, "TLS handshake took too long"),
+            Ok(Err(error)) => return Err(End::silent(format!("TLS handshake failed: {error}"))),
+            Err(_) => return Err(End::silent("TLS handshake took too long")),
         };
         let Some(peer) = self.identify(&stream) else {
-            return debug!(%address, "closed: no usable client certificate");
+            return Err(End::silent("no usable client certificate"));
         };
-        let ended = self.talk(stream, peer, network(address.ip()), wait, deadline, closing).await;
-        debug!(%address, reason = ?ended.reason, text = &*ended.text, "connection ended");
+        self.welcome(stream, peer, network(address.ip()), wait, deadline, closing).await
     }
 
     async fn secure(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {

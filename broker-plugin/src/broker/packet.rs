@@ -66,6 +66,19 @@ impl End {
     pub(super) fn new(reason: Reason, text: impl Into<Cow<'static, str>>) -> Self {
         Self { reason, text: text.into() }
     }
+
+    /// The client is told nothing.
+    pub(super) fn silent(text: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Reason::Success, text)
+    }
+
+    pub(super) fn turned_out() -> Self {
+        Self::new(Reason::ServerBusy, "turned out for others")
+    }
+
+    pub(super) fn shutting_down() -> Self {
+        Self::new(Reason::ServerShuttingDown, "the broker is shutting down")
+    }
 }
 
 impl From<DecodeError> for End {

@@ -52,7 +52,7 @@ struct State {
 struct Seated {
     seat: Seat,
     filters: Vec<ByteString>,
-    will: Option<Message>,
+    will: Option<Box<Message>>,
 }
 
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Router {
         if state.is_seated(seat)
             && let Some(seated) = state.seated.get_mut(&seat.client)
         {
-            seated.will = Some(will);
+            seated.will = Some(will.into());
         }
     }
 
@@ -183,7 +183,7 @@ impl State {
             self.forget(filter, seated.seat.number);
         }
         if let Some(will) = seated.will.filter(|_| publishes_will) {
-            self.publish(seated.seat.number, will);
+            self.publish(seated.seat.number, *will);
         }
     }
 

@@ -140,7 +140,7 @@ impl Session {
     }
 
     /// Tells the client why its connection ends, as far as its version can be told, and frees its seat.
-    pub(super) fn end(mut self, end: &End, out: &mut BytesMut) {
+    pub(super) fn end(&mut self, end: &End, out: &mut BytesMut) {
         self.router.leave(&self.seat, self.publishes_will);
         if end.reason != Reason::Success {
             self.codec.disconnect(out, end.reason);

@@ -87,7 +87,7 @@ impl Brokers {
         fs::write(&settings, text)?;
         let file = |name: &str| dir.path().join(name).display().to_string();
         let listener = format!(
-            "certfile {}\nkeyfile {}\ncafile {}\nrequire_certificate true\nallow_anonymous true",
+            "certfile {}\nkeyfile {}\ncafile {}\nrequire_certificate true\nallow_anonymous true\nset_tcp_nodelay true",
             file("server.pem"),
             file("server.key"),
             file("root.pem")
