@@ -19,12 +19,12 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::admission::Peer;
 use super::connection::Guest;
 use super::login::LoginDesk;
-use super::meter::Meter;
+use super::meter::{Meter, Rate};
 use super::packet::End;
 use super::places::{Lobby, Place, network};
 use super::router::Router;
 use super::session::Requests;
-use super::{Admit, DRAIN, Tls};
+use super::{Admit, BURST, DRAIN, Limits, Tls};
 use crate::access::Identity;
 
 /// How long to wait after the system refused to accept a connection (out of file descriptors, most likely).
@@ -32,6 +32,10 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Failures to accept that are less than this apart are told as one.
 const ACCEPT_WARNING: Duration = Duration::from_secs(60);
+
+/// What a stranger's offence costs its network, in arrivals: who is cut for what it does, and comes back at once, would otherwise have a
+/// TLS handshake each time.
+const OFFENCE: u32 = 100;
 
 /// Whom a listener is for.
 pub(super) enum Audience {
@@ -47,6 +51,8 @@ pub(super) struct Listener {
     audience: Audience,
     tls: watch::Receiver<Tls>,
     introduction: Duration,
+    /// Connections that come from each network.
+    arrivals: Meter<IpAddr>,
     waiting: Arc<Lobby>,
     pub(super) seats: Seats,
     pub(super) core: Core,
@@ -68,8 +74,6 @@ pub(super) struct Core {
     pub(super) requests: Arc<Requests>,
     /// Client ids that bootstrapping clients used.
     pub(super) used_ids: Arc<Meter<ByteString>>,
-    /// Connections that come from each network.
-    pub(super) arrivals: Arc<Meter<IpAddr>>,
     /// Work that each network's bootstrapping clients make.
     pub(super) networks: Arc<Meter<IpAddr>>,
     /// Work that each other client makes.
@@ -89,12 +93,21 @@ impl Listener {
         scope: Scope,
         audience: Audience,
         tls: watch::Receiver<Tls>,
-        introduction: Duration,
-        waiting: usize,
+        limits: &Limits,
         seats: Seats,
         core: Core,
     ) -> Self {
-        Self { scope, audience, tls, introduction, waiting: Lobby::new(waiting), seats, core }
+        let arrivals = limits.arrivals_per_network.max(1);
+        Self {
+            scope,
+            audience,
+            tls,
+            introduction: limits.introduction,
+            arrivals: Meter::new(Rate::per_second(arrivals, arrivals.saturating_mul(BURST))),
+            waiting: Lobby::new(limits.waiting),
+            seats,
+            core,
+        }
     }
 
     pub(super) fn is_for_strangers(&self) -> bool {
@@ -149,7 +162,7 @@ impl Listener {
     /// A place to wait in, unless too many come from that network.
     fn let_wait(&self, peer: SocketAddr) -> Option<Place> {
         let network = network(peer.ip());
-        if self.core.arrivals.allows(network, std::time::Instant::now()) { self.waiting.enter(network) } else { None }
+        if self.arrivals.allows(network, std::time::Instant::now()) { self.waiting.enter(network) } else { None }
     }
 
     /// One connection, from accept to end.
@@ -160,6 +173,9 @@ impl Listener {
             Ok(guest) => self.entertain(guest).await,
             Err(end) => end,
         };
+        if self.is_for_strangers() && ended.is_offence() {
+            self.arrivals.spend(network(address.ip()), OFFENCE, std::time::Instant::now());
+        }
         debug!(%address, reason = ?ended.reason, text = &*ended.text, "connection ended");
     }
 

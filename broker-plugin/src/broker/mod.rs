@@ -103,7 +103,7 @@ pub struct Limits {
     pub bootstrap: usize,
     /// Devices and operators; workers are let in besides.
     pub operational: usize,
-    /// Connections that may come from one network in a second, and [`BURST`] times as many at once.
+    /// Connections to each listener that may come from one network in a second, and five times as many at once.
     pub arrivals_per_network: u32,
     /// From TCP accept to the end of the TLS handshake and the arrival of the whole CONNECT packet.
     pub introduction: Duration,
@@ -190,13 +190,11 @@ impl EmbeddedBroker {
     /// is not enough.
     pub async fn start(config: EmbeddedBrokerConfig) -> io::Result<Self> {
         let limits = config.limits.within_system()?;
-        let arrivals = limits.arrivals_per_network.max(1);
         let once = Rate { interval: limits.bootstrapping, burst: 1 };
         let core = Core {
             router: Arc::new(Router::default()),
             requests: Meter::new(REQUESTS).into(),
             used_ids: Meter::new(once).into(),
-            arrivals: Meter::new(Rate::per_second(arrivals, arrivals.saturating_mul(BURST))).into(),
             networks: Meter::new(NETWORK_PACE).into(),
             clients: Meter::new(CLIENT_PACE).into(),
             closing: broadcast::Sender::new(1),
@@ -210,7 +208,7 @@ impl EmbeddedBroker {
             let address = tcp.local_addr()?;
             let (scope, tls, core) = (config.scope.clone(), tls.subscribe(), core.clone());
             let closing = core.closing.subscribe();
-            let listener = Listener::new(scope, audience, tls, limits.introduction, limits.waiting, seats, core);
+            let listener = Listener::new(scope, audience, tls, &limits, seats, core);
             listeners.spawn(listener.serve(tcp, closing));
             io::Result::Ok(address)
         };

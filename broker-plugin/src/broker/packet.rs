@@ -72,6 +72,19 @@ impl End {
         Self::new(Reason::Success, text)
     }
 
+    /// Whether the client did what no client may do.
+    pub(super) fn is_offence(&self) -> bool {
+        !matches!(
+            self.reason,
+            Reason::Success
+                | Reason::KeepAliveTimeout
+                | Reason::MaximumConnectTime
+                | Reason::ServerBusy
+                | Reason::ServerShuttingDown
+                | Reason::ServerUnavailable
+        )
+    }
+
     pub(super) fn turned_out() -> Self {
         Self::new(Reason::ServerBusy, "turned out for others")
     }

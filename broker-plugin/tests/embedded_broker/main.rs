@@ -1108,6 +1108,28 @@ async fn client_that_reads_slowly_is_heard_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn network_of_strangers_that_are_cut_again_and_again_is_let_in_seldom() {
+    let world = World::with(Limits { arrivals_per_network: 100, ..limits() }, Arc::new(|_, _| Ok(()))).await;
+    let offend = async || {
+        let Ok(mut raw) = Raw::open(world.bootstrap(), &world.anonymous).await else { return false };
+        if raw.connect(&Connect::new(&fresh_client())).await.is_none() {
+            return false;
+        }
+        raw.send(&packet(0xf0, vec![])).await;
+        raw.end().await.is_ok()
+    };
+    let mut times = 0;
+    while offend().await {
+        times += 1;
+        assert!(times < 20);
+    }
+    assert!((4..10).contains(&times), "five seconds' worth of arrivals are five offences: {times}");
+    let mut other = world.over_another_network(world.bootstrap(), &world.anonymous).await;
+    assert_eq!(other.connect(&Connect::new(&fresh_client())).await, Some(SUCCESS));
+    assert!(world.device("pump-17").await.is_alive().await, "the other listener counts for itself");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_of_a_client_id_are_counted_over_all_its_connections() {
     let world = World::new().await;
     let _worker = world.answering_worker(b"reply".to_vec()).await;

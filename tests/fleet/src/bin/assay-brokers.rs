@@ -51,7 +51,8 @@ enum Part {
 fn main() -> Result<()> {
     let options = Options::parse();
     rlimit::increase_nofile_limit(u64::MAX)?;
-    let runtime = Runtime::new()?;
+    // One thread, so that the broker has a processor of two to itself.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let is_wanted = |part| options.parts.is_empty() || options.parts.contains(&part);
     let mut report = serde_json::Map::new();
     if is_wanted(Part::Roundtrip) {
