@@ -478,14 +478,20 @@ impl Wire {
         }
     }
 
-    /// Writes what is left and ends TLS, if the client takes it in time. What the client is still sending is read, for otherwise the kernel
+    /// Writes what is left and ends TLS, if the client takes it in time. Some of what the client is still sending is read, for otherwise the kernel
     /// would throw away our last words (RFC 1122 §4.2.2.13); but somebody waits for the place of one that was taken over.
     async fn finish(&mut self, reason: Reason) {
         let last_words = async {
             self.stream.write_all(&self.out).await?;
             self.stream.shutdown().await?;
             let mut space = [0; READ];
-            while reason != Reason::SessionTakenOver && self.stream.read(&mut space).await? > 0 {}
+            let mut left = if reason == Reason::SessionTakenOver { 0 } else { ENOUGH };
+            while left > 0 {
+                match self.stream.read(&mut space).await? {
+                    0 => break,
+                    read => left = left.saturating_sub(read),
+                }
+            }
             io::Result::Ok(())
         };
         tokio::select! {

@@ -8,6 +8,7 @@ mod fixture;
 mod forge;
 mod golden;
 mod hostile_bytes;
+mod oracle;
 mod paths;
 mod refusals;
 mod sealed;
