@@ -57,5 +57,7 @@ fn builder(provider: Arc<CryptoProvider>) -> Result<ConfigBuilder<ServerConfig, 
 
 fn without_resumption(mut config: ServerConfig) -> ServerConfig {
     config.session_storage = Arc::new(NoServerSessionStorage {});
+    // Nobody could use them.
+    config.send_tls13_tickets = 0;
     config
 }
