@@ -33,10 +33,15 @@ impl Budget {
     /// Spends, even what is not there; how long to wait until the debt is paid.
     pub(super) fn spend(&mut self, units: u32, rate: Rate, now: Instant) -> Duration {
         let full_at = self.full_at.map_or(now, |full_at| full_at.max(now)) + rate.interval * units;
-        // No debt outlives what made it by much: others may have to pay it.
-        let full_at = full_at.min(now + rate.allowance() + MAX_DEBT);
         self.full_at = Some(full_at);
         full_at.duration_since(now).saturating_sub(rate.allowance())
+    }
+
+    /// The same, but no debt outlives what made it by much: others may have to pay it.
+    fn spend_of_others(&mut self, units: u32, rate: Rate, now: Instant) -> Duration {
+        let debt = self.spend(units, rate, now).min(MAX_DEBT);
+        self.full_at = self.full_at.min(Some(now + rate.allowance() + MAX_DEBT));
+        debt
     }
 
     /// Spends one unit, if it is there.
@@ -74,7 +79,7 @@ impl<K: Eq + Hash> Meter<K> {
 
     /// Spends, even what is not there; how long to wait until the debt is paid.
     pub(super) fn spend(&self, payer: K, units: u32, now: Instant) -> Duration {
-        self.with(payer, now, |budget| budget.spend(units, self.rate, now)).unwrap_or_default()
+        self.with(payer, now, |budget| budget.spend_of_others(units, self.rate, now)).unwrap_or_default()
     }
 
     /// Spends one unit, if it is there.
@@ -105,7 +110,7 @@ const PAYERS: usize = 65_536;
 /// How often those are looked for whose budgets are full, when there are too many.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// The longest that anybody waits for a debt to be paid.
+/// The longest that anybody waits for a debt to be paid that may be another's.
 const MAX_DEBT: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
@@ -137,11 +142,12 @@ mod tests {
     }
 
     #[test]
-    fn no_debt_takes_long_to_pay() {
-        let (mut budget, now) = (Budget::default(), Instant::now());
-        assert_eq!(budget.spend(1_000_000, RATE, now), MAX_DEBT);
-        assert_eq!(budget.spend(1, RATE, now), MAX_DEBT);
-        assert_eq!(budget.spend(1, RATE, now + MAX_DEBT), Duration::from_millis(100));
+    fn no_debt_that_others_may_have_to_pay_is_long() {
+        let (meter, now) = (Meter::new(RATE), Instant::now());
+        assert_eq!(meter.spend("a", 1_000_000, now), MAX_DEBT);
+        assert_eq!(meter.spend("a", 1, now), MAX_DEBT);
+        assert_eq!(meter.spend("a", 1, now + MAX_DEBT), Duration::from_millis(100));
+        assert_eq!(Budget::default().spend(1005, RATE, now), Duration::from_secs(100), "one's own is as long as it is");
     }
 
     #[test]

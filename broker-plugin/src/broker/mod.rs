@@ -37,7 +37,7 @@ use std::time::Duration;
 use assay_ca_core::CLAIM_LIFETIME;
 use assay_wire::Scope;
 use rustls::ServerConfig;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, SetOnce, broadcast, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
@@ -212,8 +212,7 @@ impl EmbeddedBroker {
             listeners.spawn(listener.serve(tcp, closing));
             io::Result::Ok(address)
         };
-        let bootstrap = TcpListener::bind(config.bootstrap).await?;
-        let operational = TcpListener::bind(config.operational).await?;
+        let (bootstrap, operational) = (bind(config.bootstrap)?, bind(config.operational)?);
         let strangers = Audience::Bootstrapping { lifetime: limits.bootstrapping };
         let bootstrap = listen(bootstrap, strangers, Seats::Strangers(Lobby::new(limits.bootstrap)))?;
         let known = Audience::Identified { admit: config.admit, desk: config.login.map(LoginDesk::new).map(Arc::new) };
@@ -260,6 +259,21 @@ impl EmbeddedBroker {
         }
     }
 }
+
+/// As `TcpListener::bind`, but with bounded memory for what a client sends before it is heard: the kernel would lend each up to 6 MiB.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_recv_buffer_size(UNHEARD)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Bytes of a client that the kernel keeps until they are read: twice the longest packet.
+const UNHEARD: u32 = 128 * 1024;
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 1024;
 
 #[cfg(test)]
 mod tests {
