@@ -54,6 +54,13 @@ pub(super) enum Reason {
     SubscriptionIdentifiersNotSupported = 0xa1,
 }
 
+impl Reason {
+    /// The same in a packet's own set of codes.
+    fn of<T: TryFrom<u8>>(self, otherwise: T) -> T {
+        T::try_from(self as u8).unwrap_or(otherwise)
+    }
+}
+
 /// Why a connection ends: for the client as far as its version can be told, and for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
@@ -214,7 +221,7 @@ impl Codec {
                 self.write_v3(out, v3::Packet::ConnectAck(v3::ConnectAck { return_code, session_present: false }));
             }
             Version::V5 => {
-                let reason_code = reason.try_into().unwrap_or(v5::ConnectAckReason::UnspecifiedError);
+                let reason_code = reason.of(v5::ConnectAckReason::UnspecifiedError);
                 let mut packet = v5::ConnectAck { reason_code, ..v5::ConnectAck::default() };
                 if reason == Reason::Success {
                     packet = v5::ConnectAck {
@@ -250,7 +257,7 @@ impl Codec {
         match self.version {
             Version::V3 => self.write_v3(out, v3::Packet::PublishAck { packet_id }),
             Version::V5 => {
-                let reason_code = reason.try_into().unwrap_or(v5::PublishAckReason::UnspecifiedError);
+                let reason_code = reason.of(v5::PublishAckReason::UnspecifiedError);
                 let packet = v5::PublishAck { packet_id, reason_code, ..v5::PublishAck::default() };
                 self.write_v5(out, v5::Packet::PublishAck(packet))
             }
@@ -268,8 +275,7 @@ impl Codec {
                 self.write_v3(out, v3::Packet::SubscribeAck { packet_id, status: status.collect() })
             }
             Version::V5 => {
-                let status = reasons.iter().map(|reason| (*reason).try_into());
-                let status = status.map(|reason| reason.unwrap_or(v5::SubscribeAckReason::UnspecifiedError)).collect();
+                let status = reasons.iter().map(|reason| reason.of(v5::SubscribeAckReason::UnspecifiedError)).collect();
                 let packet = v5::SubscribeAck { packet_id, properties: Vec::new(), reason_string: None, status };
                 self.write_v5(out, v5::Packet::SubscribeAck(packet))
             }
@@ -280,9 +286,8 @@ impl Codec {
         match self.version {
             Version::V3 => self.write_v3(out, v3::Packet::UnsubscribeAck { packet_id }),
             Version::V5 => {
-                let status = reasons.iter().map(|reason| (*reason).try_into());
                 let status =
-                    status.map(|reason| reason.unwrap_or(v5::UnsubscribeAckReason::UnspecifiedError)).collect();
+                    reasons.iter().map(|reason| reason.of(v5::UnsubscribeAckReason::UnspecifiedError)).collect();
                 let packet = v5::UnsubscribeAck { packet_id, properties: Vec::new(), reason_string: None, status };
                 self.write_v5(out, v5::Packet::UnsubscribeAck(packet))
             }
@@ -299,7 +304,7 @@ impl Codec {
     /// MQTT 3.1.1 servers have no such packet (3.1.1 §3.14).
     pub(super) fn disconnect(&mut self, out: &mut BytesMut, reason: Reason) {
         if self.version == Version::V5 {
-            let reason = reason.try_into().unwrap_or(v5::DisconnectReasonCode::UnspecifiedError);
+            let reason = reason.of(v5::DisconnectReasonCode::UnspecifiedError);
             self.write_v5(out, v5::Packet::Disconnect(v5::Disconnect::new(reason)));
         }
     }
@@ -360,46 +365,6 @@ impl Codec {
             }
             _ => return Err(unexpected()),
         })
-    }
-}
-
-impl TryFrom<Reason> for v5::ConnectAckReason {
-    type Error = DecodeError;
-
-    fn try_from(reason: Reason) -> Result<Self, DecodeError> {
-        (reason as u8).try_into()
-    }
-}
-
-impl TryFrom<Reason> for v5::PublishAckReason {
-    type Error = DecodeError;
-
-    fn try_from(reason: Reason) -> Result<Self, DecodeError> {
-        (reason as u8).try_into()
-    }
-}
-
-impl TryFrom<Reason> for v5::SubscribeAckReason {
-    type Error = DecodeError;
-
-    fn try_from(reason: Reason) -> Result<Self, DecodeError> {
-        (reason as u8).try_into()
-    }
-}
-
-impl TryFrom<Reason> for v5::UnsubscribeAckReason {
-    type Error = DecodeError;
-
-    fn try_from(reason: Reason) -> Result<Self, DecodeError> {
-        (reason as u8).try_into()
-    }
-}
-
-impl TryFrom<Reason> for v5::DisconnectReasonCode {
-    type Error = DecodeError;
-
-    fn try_from(reason: Reason) -> Result<Self, DecodeError> {
-        (reason as u8).try_into()
     }
 }
 
