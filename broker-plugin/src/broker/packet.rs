@@ -374,7 +374,7 @@ fn accept_v3(packet: v3::Packet) -> Result<Packet, End> {
             version: Version::V3,
             client: text(connect.client_id)?,
             keep_alive: connect.keep_alive,
-            will: connect.last_will.map(will_of_v3).transpose()?,
+            will: connect.last_will.map(|will| will_of_v3(will, None)).transpose()?,
             user_name: connect.username.map(text).transpose()?,
             password: connect.password,
             receive_maximum: u16::MAX,
@@ -447,27 +447,14 @@ fn will_of_v5(will: v5::LastWill) -> Result<Publish, End> {
         response_topic: will.response_topic,
         ..PublishProperties::default()
     };
-    checked(Publish {
-        dup: false,
-        retain: will.retain,
-        qos: will.qos,
-        topic: will.topic,
-        packet_id: None,
-        payload: will.message,
-        properties: Some(properties),
-    })
+    let v5::LastWill { qos, retain, topic, message, .. } = will;
+    will_of_v3(v3::LastWill { qos, retain, topic, message }, Some(properties))
 }
 
-fn will_of_v3(will: v3::LastWill) -> Result<Publish, End> {
-    checked(Publish {
-        dup: false,
-        retain: will.retain,
-        qos: will.qos,
-        topic: will.topic,
-        packet_id: None,
-        payload: will.message,
-        properties: None,
-    })
+/// As the message that it is to become, with the properties that MQTT 5 gives it.
+fn will_of_v3(will: v3::LastWill, properties: Option<PublishProperties>) -> Result<Publish, End> {
+    let v3::LastWill { qos, retain, topic, message: payload } = will;
+    checked(Publish { dup: false, retain, qos, topic, packet_id: None, payload, properties })
 }
 
 /// §1.5.4-2
