@@ -89,6 +89,18 @@ fn cases_of_5() -> Vec<Case> {
             Cut(TOPIC_NAME_INVALID),
         ),
         (
+            "1.5.4-2",
+            "U+0000 in a content type",
+            publish(0x32, &with(&[&own("t"), b"\0\x01\x04\x03\0\x01\0x"])),
+            Cut(MALFORMED_PACKET),
+        ),
+        (
+            "1.5.4-2",
+            "U+0000 in a user property",
+            publish(0x32, &with(&[&own("t"), b"\0\x01\x07\x26\0\x01n\0\x01\0x"])),
+            Cut(MALFORMED_PACKET),
+        ),
+        (
             "2.2.2.2",
             "a property twice",
             publish(0x32, &with(&[&own("t"), b"\0\x01\x04\x01\0\x01\0x"])),
@@ -455,10 +467,22 @@ async fn expired_message_is_not_delivered() {
     let mut device = world.device("pump-17").await;
     // 3.3.2-5: a lifetime of one second, over when somebody subscribes.
     device.send_publish_with(b"\x02\0\0\0\x01", topic, b"stale", 0x33).await;
+    for other in 1..4 {
+        device.send_publish_with(b"\x02\0\0\0\x01", &format!("{topic}{other}"), b"stale", 0x33).await;
+    }
+    let fifth = "device/v1/default/pump-17/fifth";
+    device.send_publish(fifth, b"too many", 0x33).await;
+    assert!(device.is_alive().await);
     tokio::time::sleep(Duration::from_millis(1200)).await;
     let mut operator = world.operator().await;
-    assert_eq!(operator.subscribe(topic).await, Some(GRANTED_QOS_1));
+    assert_eq!(operator.subscribe("device/v1/default/pump-17/#").await, Some(GRANTED_QOS_1));
     assert_eq!(operator.message(SILENCE).await, None);
+    // Nor do they take the room of what is retained now.
+    device.send_publish(fifth, b"fresh", 0x33).await;
+    assert_eq!(operator.message(PATIENCE).await.unwrap().payload, b"fresh");
+    let mut late = world.identified("urn:assay:operator", "operator@late").await;
+    assert_eq!(late.subscribe(fifth).await, Some(GRANTED_QOS_1));
+    assert_eq!(late.message(PATIENCE).await.unwrap().payload, b"fresh");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -180,3 +180,15 @@ fn fleet() -> Result<Command> {
     command.env("ASSAY_BIN_DIR", assay.parent().context("a binary has a directory")?);
     Ok(command)
 }
+
+#[test]
+fn brokers_are_compared_and_takeovers_lose_nothing() -> Result<()> {
+    let mut brokers = Command::new(env!("CARGO_BIN_EXE_assay-brokers"));
+    let output = brokers.args(["--quick", "roundtrip", "memory", "takeover"]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(report["takeover"]["takeovers"] == 40 && report["takeover"]["lost"] == 0, "{report:#}");
+    ensure!(report["roundtrip"].as_array().is_some_and(|rows| rows.len() == 6), "{report:#}");
+    ensure!(report["memory"][0]["kib_each"].as_f64().is_some_and(|each| each > 1.0), "{report:#}");
+    Ok(())
+}
