@@ -71,9 +71,8 @@ impl Ca {
         applicant: Applicant<BoundKey>,
         now: OffsetDateTime,
     ) -> Result<(SealedReply, DeviceId), Refusal> {
-        let Applicant { ek, key, requested } = applicant;
-        let about = IdInQuestion::Due { requested: requested.as_ref(), derived: ek.derived_device_id() };
-        let records = transaction.records(&ek.ek_id(), about, now)?;
+        let records = transaction.records(&applicant.ek_id(), applicant.id_in_question(), now)?;
+        let Applicant { ek, key, requested, .. } = applicant;
         let admitted = Admitted::decide(ek, requested.as_ref(), &records)?;
         let candidate = admitted.candidate(&key, &self.scope, &records, now)?;
         let (ek, ik_id) = (candidate.ek_id(), candidate.ik_id());
@@ -124,10 +123,9 @@ impl Ca {
         applicant: Applicant<SrkArea>,
         now: OffsetDateTime,
     ) -> Result<ActivationReply, Refusal> {
-        let Applicant { ek, key: srk, requested } = applicant;
+        let records = transaction.records(&applicant.ek_id(), applicant.id_in_question(), now)?;
+        let Applicant { ek, key: srk, requested, .. } = applicant;
         let (ek_id, assurance) = (ek.ek_id(), ek.assurance());
-        let about = IdInQuestion::Due { requested: requested.as_ref(), derived: ek.derived_device_id() };
-        let records = transaction.records(&ek_id, about, now)?;
         let admitted = Admitted::decide(ek, requested.as_ref(), &records)?;
         let generation = admitted.generation(&records)?;
         let reply = admitted.activation(&srk, &self.scope, &self.master, generation, &mut random())?;
@@ -265,9 +263,24 @@ pub struct Applicant<K> {
     pub key: K,
     /// As it was sent.
     pub requested: Option<DeviceId>,
+    /// Other EKs that are in the same TPM, as the device says.
+    pub other_eks: Vec<EkId>,
 }
 
 impl<K> Applicant<K> {
+    fn new(ek: TrustedEk, key: K, evidence: &EkEvidence) -> Self {
+        let requested = evidence.requested_device_id().cloned();
+        Self { ek, key, requested, other_eks: evidence.other_eks().to_vec() }
+    }
+
+    fn id_in_question(&self) -> IdInQuestion<'_> {
+        IdInQuestion::Due {
+            requested: self.requested.as_ref(),
+            derived: self.ek.derived_device_id(),
+            other_eks: &self.other_eks,
+        }
+    }
+
     /// The EK's id.
     pub fn ek_id(&self) -> EkId {
         self.ek.ek_id()
@@ -303,9 +316,9 @@ impl Examiner {
         now: OffsetDateTime,
     ) -> Result<(ChallengeReply, DeviceId), Refusal> {
         ca.profile.check_flow(Flow::Ticket)?;
-        let Applicant { ek, key, requested } = self.applicant(&evidence, now)?;
-        let about = IdInQuestion::Due { requested: requested.as_ref(), derived: ek.derived_device_id() };
-        let records = self.store.records(&ek.ek_id(), about, now)?;
+        let applicant = self.applicant(&evidence, now)?;
+        let records = self.store.records(&applicant.ek_id(), applicant.id_in_question(), now)?;
+        let Applicant { ek, key, requested, .. } = applicant;
         let admitted = Admitted::decide(ek, requested.as_ref(), &records)?;
         let device_id = admitted.device_id().clone();
         let reply = admitted.challenge(&key, &ca.scope, &ca.ticket_key, now, &mut random())?;
@@ -319,7 +332,7 @@ impl Examiner {
     pub fn applicant(&mut self, evidence: &Evidence, now: OffsetDateTime) -> Result<Applicant<BoundKey>, Refusal> {
         let ek = self.trust(&evidence.ek, now)?;
         let key = BoundKey::verify(evidence)?;
-        Ok(Applicant { ek, key, requested: evidence.ek.requested_device_id().cloned() })
+        Ok(Applicant::new(ek, key, &evidence.ek))
     }
 
     /// The same for a storage root key; [`Ca::register`] goes on.
@@ -333,7 +346,7 @@ impl Examiner {
     ) -> Result<Applicant<SrkArea>, Refusal> {
         let ek = self.trust(&evidence.ek, now)?;
         let key = evidence.storage_root_key()?;
-        Ok(Applicant { ek, key, requested: evidence.ek.requested_device_id().cloned() })
+        Ok(Applicant::new(ek, key, &evidence.ek))
     }
 
     fn trust(&mut self, evidence: &EkEvidence, now: OffsetDateTime) -> Result<TrustedEk, Refusal> {

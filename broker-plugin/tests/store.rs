@@ -590,6 +590,23 @@ fn what_is_disabled_stays_so_when_it_is_removed_or_enrolled() {
 }
 
 #[test]
+fn other_eks_are_looked_for_among_all_that_an_operator_sees() {
+    let (_directory, mut store) = store();
+    let other_ek = |store: &Store, other_eks: &[EkId]| {
+        let (requested, derived) = (None, &id("derived"));
+        store.records(&ek(9), IdInQuestion::Due { requested, derived, other_eks }, now()).unwrap().other_ek
+    };
+    assert_eq!(other_ek(&store, &[ek(1), ek(2), ek(3)]), None);
+    enroll(&mut store, ek(1), None).unwrap();
+    add(&mut store, &certificate(1, "pump-17", ek(2))).unwrap();
+    store.set_disabled(&ek(3), true, now()).unwrap();
+    for known in [1, 2, 3] {
+        assert_eq!(other_ek(&store, &[ek(4), ek(known)]), Some(ek(known)));
+    }
+    assert_eq!(other_ek(&store, &[ek(4)]), None);
+}
+
+#[test]
 fn disabling_reaches_enrolled_and_registered_eks() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();

@@ -117,6 +117,8 @@ pub struct Records {
     /// The EK that is registered or enrolled under the device id in question: see [`device_id_in_question`], or
     /// [that of a claim](ProvenDevice::device_id), of a certificate or of a token.
     pub id_holder: Option<EkId>,
+    /// One of the [other EKs](crate::EkEvidence::other_eks) that is enrolled, registered or disabled.
+    pub other_ek: Option<EkId>,
 }
 
 /// The device id that a request is about: the one asked for, else the one due to the EK.
@@ -146,6 +148,7 @@ impl Admitted {
         let due = due_device_id(records.enrolment.as_ref(), records.registration.as_ref());
         let due = due.unwrap_or(&ek.derived_device_id).clone();
         check(&ek.ek_id(), requested.unwrap_or(&due), &due, records)?;
+        check_other_eks(&ek.ek_id(), records)?;
         Ok(Self { ek, device_id: due })
     }
 
@@ -256,6 +259,17 @@ fn check_enrolment(ek: &EkId, assurance: Assurance, records: &Records) -> Result
         return Err(Rejection::EkNotEnrolled { ek: *ek });
     }
     Ok(())
+}
+
+/// A device that lost its state should not become a second one because it shows another EK. This protects an honest device from
+/// its own choice, and nobody from a dishonest one, which need not name its other EKs.
+fn check_other_eks(ek: &EkId, records: &Records) -> Result<(), Rejection> {
+    match records.other_ek {
+        Some(other) if records.enrolment.is_none() && records.registration.is_none() => {
+            Err(Rejection::OtherEkOnRecord { ek: *ek, other })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn due_device_id<'a>(enrolment: Option<&'a Enrolment>, registration: Option<&'a Registration>) -> Option<&'a DeviceId> {

@@ -1,6 +1,6 @@
 //! What a device says of its TPM: read, and believed by nobody.
 
-use assay_wire::{Bundle, CertificateList, DeviceId, EkId, EkPublic, SrkBundle};
+use assay_wire::{Bundle, CertificateList, DeviceId, EkId, EkIds, EkPublic, SrkBundle};
 use data_encoding::BASE32_NOPAD;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
@@ -20,6 +20,7 @@ pub struct EkEvidence {
     ek_id: EkId,
     pub(crate) certificates: Vec<CertificateDer<'static>>,
     device_id: Option<DeviceId>,
+    others: Vec<EkId>,
 }
 
 impl EkEvidence {
@@ -28,6 +29,7 @@ impl EkEvidence {
         ek_public: &EkPublic,
         certificates: &CertificateList<0>,
         device_id: Option<DeviceId>,
+        others: Option<EkIds>,
     ) -> Result<Self, Rejection> {
         let ek = |error: AreaError| Rejection::of_ek(error.into());
         let area = match ek_public {
@@ -48,6 +50,7 @@ impl EkEvidence {
             area,
             certificates: certificates.iter().map(|der| der.to_vec().into()).collect(),
             device_id,
+            others: others.map(|others| others.to_vec()).unwrap_or_default(),
         })
     }
 
@@ -59,6 +62,11 @@ impl EkEvidence {
     /// The device id that was asked for.
     pub fn requested_device_id(&self) -> Option<&DeviceId> {
         self.device_id.as_ref()
+    }
+
+    /// Other EKs that the device says are in its TPM. Nothing shows that they are, so nothing is granted for them.
+    pub fn other_eks(&self) -> &[EkId] {
+        &self.others
     }
 
     /// The device id due to an EK that no enrolment names: the lower-case base32 (RFC 4648 §6, unpadded) of
@@ -98,7 +106,7 @@ impl Evidence {
     /// Reads both public areas. The CSR is read where it is checked, and so are certificates, but for one that holds the EK.
     pub fn parse(bundle: Bundle) -> Result<Self, Rejection> {
         Ok(Self {
-            ek: EkEvidence::parse(&bundle.ek_public, &bundle.ek_certificates, bundle.device_id)?,
+            ek: EkEvidence::parse(&bundle.ek_public, &bundle.ek_certificates, bundle.device_id, bundle.other_eks)?,
             ik_area: PublicArea::parse(&bundle.ik_public).map_err(|error| Rejection::of_ik(error.into()))?,
             csr: bundle.csr.into_vec(),
         })
@@ -119,7 +127,7 @@ impl SrkEvidence {
     /// Reads both public areas. Certificates are read where they are checked, but for one that holds the EK.
     pub fn parse(bundle: SrkBundle) -> Result<Self, Rejection> {
         Ok(Self {
-            ek: EkEvidence::parse(&bundle.ek_public, &bundle.ek_certificates, bundle.device_id)?,
+            ek: EkEvidence::parse(&bundle.ek_public, &bundle.ek_certificates, bundle.device_id, bundle.other_eks)?,
             srk_area: PublicArea::parse(&bundle.srk_public).map_err(|error| Rejection::of_srk(error.into()))?,
         })
     }

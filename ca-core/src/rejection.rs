@@ -39,6 +39,12 @@ pub enum Rejection {
     )]
     EkOfAzureSdk { certificate: EkId, area: EkId },
 
+    #[error(
+        "EK {ek} is neither enrolled nor registered, and EK {other}, which the device says is in the same TPM, is; show that one, or \
+         have this one enrolled"
+    )]
+    OtherEkOnRecord { ek: EkId, other: EkId },
+
     #[error("the IK's public area equals no accepted template: {0}")]
     IkOffTemplate(AreaRefused),
     #[error("the IK is weak: {0}")]
@@ -106,6 +112,7 @@ impl Rejection {
             Self::EkCertificateUntrusted { .. } => ProblemCode::EkCertificateUntrusted,
             Self::EkCertificateExpired(_) => ProblemCode::EkCertificateExpired,
             Self::EkCertificateMismatch { .. } | Self::EkOfAzureSdk { .. } => ProblemCode::EkCertificateMismatch,
+            Self::OtherEkOnRecord { .. } => ProblemCode::OtherEkOnRecord,
             Self::IkOffTemplate(_) => ProblemCode::IkOffTemplate,
             Self::IkWeak(_) => ProblemCode::IkWeak,
             Self::SrkOffTemplate(_) => ProblemCode::SrkOffTemplate,

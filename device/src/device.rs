@@ -78,6 +78,11 @@ impl ProvisionRequest {
     fn takes_ek(&self, granted: EkKind) -> bool {
         !matches!(self.ek, Some(EkChoice::Kind(kind)) if kind != granted)
     }
+
+    /// Whether nobody has said which EK it is to be.
+    fn leaves_the_ek_open(&self) -> bool {
+        matches!(self.ek, None | Some(EkChoice::Auto)) && self.ek_certificates.is_empty()
+    }
 }
 
 /// Where the identity key is kept if nobody says otherwise (owner range, TCG Registry of Reserved TPM 2.0 Handles, 2.3.1).
@@ -232,8 +237,7 @@ impl Device {
 
     /// Whether nobody has said which EK it is to be, nor a CA agreed to one.
     fn may_try_other_eks(&self, request: &ProvisionRequest) -> Result<bool, Error> {
-        let is_open = matches!(request.ek, None | Some(EkChoice::Auto)) && request.ek_certificates.is_empty();
-        Ok(is_open && self.state.memory()?.shown().is_none())
+        Ok(request.leaves_the_ek_open() && self.state.memory()?.shown().is_none())
     }
 
     fn provision_with(
@@ -296,7 +300,10 @@ impl Device {
             (None, Some(before)) if request.ek_certificates.is_empty() => (Some(before.ek), before.ek_was_named),
             (Some(EkChoice::Auto) | None, _) => (None, false),
         };
-        let ek = EndorsementKey::find(&self.tpm, wanted, &request.ek_certificates)?;
+        let mut ek = EndorsementKey::find(&self.tpm, wanted, &request.ek_certificates)?;
+        if request.leaves_the_ek_open() && request.device_id.is_none() && before.is_none() {
+            ek.name_others(&self.tpm)?;
+        }
         step.done(&format!("EK {} {}, id {}", ek.kind, ek.certificate_source, ek.id()));
         if let Some(before) = before
             && before.ek != ek.kind
@@ -391,6 +398,7 @@ fn is_about_the_ek(code: ProblemCode) -> bool {
             | ProblemCode::EkCertificateInvalid
             | ProblemCode::EkCertificateExpired
             | ProblemCode::EkCertificateMismatch
+            | ProblemCode::OtherEkOnRecord
             | ProblemCode::DeviceIdNotEnrolled
             | ProblemCode::DeviceIdTaken
             | ProblemCode::EkRegistered

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use assay_wire::{Bytes, CertificateList, EkId, EkPublic, Limit, MAX_CERTIFICATES};
+use assay_wire::{Bytes, CertificateList, EkId, EkIds, EkPublic, Limit, MAX_CERTIFICATES};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey as CertificateKey;
@@ -15,7 +15,9 @@ use crate::issuers;
 use crate::pem;
 use crate::printable::printable;
 use crate::provision::{Progress, Step};
-use crate::tpm::{EkKind, HierarchyPasswords, PublicArea, Tcti, Tpm2, TpmError, TpmThread, is_of_default_template};
+use crate::tpm::{
+    EkKind, HierarchyPasswords, PublicArea, Tcti, Tpm2, TpmError, TpmThread, id_of_key, is_of_default_template,
+};
 
 /// Which EK to show to a CA, to which another EK is another device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +132,8 @@ pub(crate) struct EndorsementKey {
     /// Leaf first; may be empty.
     pub(crate) certificates: Vec<Vec<u8>>,
     pub(crate) certificate_source: &'static str,
+    /// Other EKs of the TPM, for the CA to say that it knows one of them.
+    pub(crate) others: Vec<EkId>,
 }
 
 impl EndorsementKey {
@@ -147,7 +151,13 @@ impl EndorsementKey {
             let public = load(tpm, kind)?.ok_or_else(|| TpmError::Unsupported(kind.to_string()))?;
             let certificates = files.iter().map(|certificate| certificate.to_vec()).collect();
             let certificates = issuers::that_fit(certificates, MAX_CERTIFICATES);
-            return Ok(Self { kind, public, certificates, certificate_source: "with certificate from file" });
+            return Ok(Self {
+                kind,
+                public,
+                certificates,
+                certificate_source: "with certificate from file",
+                others: Vec::new(),
+            });
         }
         let kinds = wanted.as_ref().map_or(&EkKind::CERTIFIED[..], std::slice::from_ref);
         let mut without = "without certificate";
@@ -162,17 +172,49 @@ impl EndorsementKey {
                 certificates => issuers::that_fit(certificates?, MAX_CERTIFICATES),
             };
             if let Some(public) = load(tpm, kind)? {
-                return Ok(Self { kind, public, certificates, certificate_source: "with certificate from NV memory" });
+                let certificate_source = "with certificate from NV memory";
+                return Ok(Self { kind, public, certificates, certificate_source, others: Vec::new() });
             }
         }
         let kinds = wanted.as_ref().map_or(&[EkKind::P256, EkKind::Rsa2048][..], std::slice::from_ref);
         for &kind in kinds {
             if let Some(public) = load(tpm, kind)? {
-                return Ok(Self { kind, public, certificates: Vec::new(), certificate_source: without });
+                let (certificates, others) = Default::default();
+                return Ok(Self { kind, public, certificates, certificate_source: without, others });
             }
         }
         let kinds: Vec<_> = kinds.iter().map(EkKind::to_string).collect();
         Err(TpmError::Unsupported(kinds.join(" or ")).into())
+    }
+
+    /// Has the CA told the other EKs of the TPM, if it could take this one for its certificate alone.
+    ///
+    /// Those are left out that it takes long to find: RSA keys without a certificate, which a chip makes for seconds or minutes.
+    pub(crate) fn name_others(&mut self, tpm: &TpmThread) -> Result<(), TpmError> {
+        if self.certificates.is_empty() {
+            return Ok(());
+        }
+        for kind in EkKind::CERTIFIED.into_iter().filter(|kind| *kind != self.kind) {
+            let certificates = match tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind)) {
+                Err(TpmError::Unreadable { .. }) => Vec::new(),
+                certificates => certificates?,
+            };
+            let certified = certificates.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
+            let id = match certified {
+                Some((_, certificate)) => Some(EkId::from(id_of_key(certificate.public_key().raw))),
+                None if matches!(kind, EkKind::P256 | EkKind::P384) => {
+                    load(tpm, kind)?.map(|public| public.key.id().into())
+                }
+                None => None,
+            };
+            self.others.extend(id);
+        }
+        Ok(())
+    }
+
+    /// The [others](Self::name_others) as a request has them.
+    pub(crate) fn other_ids(&self) -> Result<Option<EkIds>, Limit> {
+        if self.others.is_empty() { Ok(None) } else { self.others.clone().try_into().map(Some) }
     }
 
     /// The public area as a request has it: in brief if the certificate says all but the template.
@@ -260,7 +302,7 @@ mod tests {
         let point = key.public_key_raw();
         let key = PublicKey::P256(point[1..33].try_into().unwrap(), point[33..].try_into().unwrap());
         let public = PublicArea { bytes: AREA.to_vec(), key };
-        EndorsementKey { kind, public, certificates, certificate_source: "" }.public_area().unwrap()
+        EndorsementKey { kind, public, certificates, certificate_source: "", others: Vec::new() }.public_area().unwrap()
     }
 
     fn certificate_for(key: &KeyPair) -> Vec<u8> {

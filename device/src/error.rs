@@ -166,6 +166,10 @@ fn advice(code: ProblemCode) -> &'static str {
         ProblemCode::EkCertificateMismatch => {
             "the EK certificate belongs to another TPM or another of its keys; choose the right one (--ek, --ek-certificate)."
         }
+        ProblemCode::OtherEkOnRecord => {
+            "show the EK that the operator knows; `assay-device ek` prints all with their ids. To be another device with this one, \
+             name it: --ek."
+        }
         ProblemCode::IkOffTemplate | ProblemCode::IkWeak => "use another kind of identity key (--ik, --ik-handle).",
         ProblemCode::CsrInvalid | ProblemCode::CsrSignatureInvalid | ProblemCode::CsrKeyMismatch => {
             "report this as a fault of the device's software."

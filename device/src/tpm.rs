@@ -459,10 +459,14 @@ impl PublicKey {
 
     /// SHA-256 of the SubjectPublicKeyInfo, by which operators and the CA know a key.
     pub fn id(&self) -> [u8; 32] {
-        let digest = ring::digest::digest(&ring::digest::SHA256, &self.subject_public_key_info());
-        // Unwrap safety: SHA-256 has 32 bytes.
-        digest.as_ref().try_into().unwrap()
+        id_of_key(&self.subject_public_key_info())
     }
+}
+
+pub(crate) fn id_of_key(subject_public_key_info: &[u8]) -> [u8; 32] {
+    let digest = ring::digest::digest(&ring::digest::SHA256, subject_public_key_info);
+    // Unwrap safety: SHA-256 has 32 bytes.
+    digest.as_ref().try_into().unwrap()
 }
 
 #[cfg(test)]

@@ -79,6 +79,35 @@ fn device_that_asks_for_its_name_finds_the_ek_of_that_name_though_the_vendor_is_
     Ok(())
 }
 
+/// It would become a second device if it went by the vendor's certificate.
+#[test]
+fn device_without_state_finds_the_ek_that_is_on_record_though_the_vendor_is_trusted() -> Result<()> {
+    let lab = Lab::open()?;
+    for (flow, certified) in [("ticket", EkKind::P384), ("sealed", EkKind::Rsa2048), ("shared-key", EkKind::P384)] {
+        let tpm = trusted_vendor()?.device(certified, 0)?;
+        enroll_p256(&lab, &tpm, flow)?;
+        for _ in 0..2 {
+            let provisioned = lab.provision(&Device::new(&tpm)?, &["--flow", flow]).context(flow)?;
+            ensure!(provisioned["device_id"] == flow && provisioned["ek"] == "p-256", "{provisioned}");
+        }
+        lab.assay(&["enroll", "remove", flow])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn one_tpm_is_two_devices_for_whoever_names_its_eks() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P384, 0)?;
+    enroll_p256(&lab, &tpm, "pump-17")?;
+    lab.provision(&Device::new(&tpm)?, &[])?;
+    let named = lab.provision(&Device::new(&tpm)?, &["--ek", "p-384"])?;
+    ensure!(named["ek"] == "p-384" && named["device_id"] != "pump-17", "{named}");
+    // Now both are on record: what `ek` prints as the default comes first.
+    ensure!(lab.provision(&Device::new(&tpm)?, &[])?["device_id"] == named["device_id"]);
+    Ok(())
+}
+
 #[test]
 fn ek_that_is_named_or_was_granted_is_the_only_one_that_is_tried() -> Result<()> {
     let lab = Lab::open()?;

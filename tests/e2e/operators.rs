@@ -315,6 +315,7 @@ fn a_shared_key_is_listed_rotated_and_never_offered_again_after_removal() -> Res
         ek_public: area("ek.pub")?.try_into()?,
         ek_certificates: vec![tpm.ek_certificate(EkKind::P256)?.try_into()?].try_into()?,
         srk_public: area("srk.pub")?.try_into()?,
+        other_eks: None,
     };
     let register = || -> Result<()> {
         let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;

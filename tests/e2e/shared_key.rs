@@ -302,6 +302,7 @@ fn bundle_of(tpm: &Swtpm, kind: EkKind, srk_attributes: &str) -> Result<SrkBundl
         ek_public: tpmt_public(tpm, "ek.pub")?,
         ek_certificates: vec![tpm.ek_certificate(kind)?.try_into()?].try_into()?,
         srk_public: tpmt_public(tpm, "srk.pub")?,
+        other_eks: None,
     })
 }
 

@@ -82,6 +82,7 @@ impl Ca {
             ek_public: tpmt_public(&ek.tpm, "ek.pub")?,
             ek_certificates: Vec::new().try_into()?,
             srk_public: tpmt_public(&srk.tpm, "srk.pub")?,
+            other_eks: None,
         })?;
         let enrolment = Enrolment::default();
         let now = OffsetDateTime::now_utc();

@@ -50,6 +50,7 @@ impl<'a> ToolsDevice<'a> {
             ek_certificates: vec![self.tpm.ek_certificate(self.kind)?.try_into()?].try_into()?,
             ik_public: tpmt_public(self.tpm, "ik.pub")?,
             csr: csr_by(&self.ik)?,
+            other_eks: None,
         })
     }
 

@@ -67,6 +67,7 @@ impl Impostor {
             ek_certificates: vec![ek_certificate.try_into()?].try_into()?,
             ik_public: software_key(&key)?.try_into()?,
             csr: csr.der().to_vec().try_into()?,
+            other_eks: None,
         };
         let mut id = [0; RequestId::LEN];
         getrandom::fill(&mut id)?;

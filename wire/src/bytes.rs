@@ -6,12 +6,16 @@ use core::ops::Deref;
 
 use minicbor::{Decode, Decoder, Encode, Encoder};
 
+use crate::EkId;
+
 /// TPMT_PUBLIC without its size. The largest we accept, RSA-3072 with a SHA-384 policy, has 458 bytes; RSA-4096 would have 586.
 pub const MAX_PUBLIC_AREA: usize = 640;
 /// One certificate. Measured EK certificates have 0.8 to 1.6 KiB; 4 KiB leaves room for RSA-4096 issuers.
 pub const MAX_CERTIFICATE: usize = 4096;
 /// Certificates of one chain. The longest EK chains in the field (Intel on-die CA) have five.
 pub const MAX_CERTIFICATES: usize = 6;
+/// EKs that a device names beside the one that it shows: TCG has a template for each of six kinds of key.
+pub const MAX_OTHER_EKS: usize = 5;
 /// PKCS#10 request. An RSA-2048 request with a subject has 0.7 KiB.
 pub const MAX_CSR: usize = 2048;
 /// A claim of this CA: identifiers of limited length and one RSA-2048 public key.
@@ -148,13 +152,54 @@ impl<C, const MIN: usize> Encode<C> for CertificateList<MIN> {
 impl<'b, C, const MIN: usize> Decode<'b, C> for CertificateList<MIN> {
     fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
         let at = d.position();
-        let mut list = Vec::new();
-        for certificate in d.array_iter()? {
-            list.push(certificate?);
-            if list.len() > MAX_CERTIFICATES {
-                break;
-            }
-        }
+        let list = decode_at_most(d, MAX_CERTIFICATES)?;
         list.try_into().map_err(|limit: Limit| minicbor::decode::Error::message(limit).at(at))
     }
+}
+
+/// 1 to [`MAX_OTHER_EKS`] EKs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EkIds(Vec<EkId>);
+
+impl TryFrom<Vec<EkId>> for EkIds {
+    type Error = Limit;
+
+    fn try_from(ids: Vec<EkId>) -> Result<Self, Limit> {
+        if (1..=MAX_OTHER_EKS).contains(&ids.len()) {
+            Ok(Self(ids))
+        } else {
+            Err(Limit { length: ids.len(), limit: MAX_OTHER_EKS })
+        }
+    }
+}
+
+impl Deref for EkIds {
+    type Target = [EkId];
+
+    fn deref(&self) -> &[EkId] {
+        &self.0
+    }
+}
+
+impl<C> Encode<C> for EkIds {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut Encoder<W>,
+        context: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        self.0.encode(e, context)
+    }
+}
+
+impl<'b, C> Decode<'b, C> for EkIds {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        let at = d.position();
+        let ids = decode_at_most(d, MAX_OTHER_EKS)?;
+        ids.try_into().map_err(|limit: Limit| minicbor::decode::Error::message(limit).at(at))
+    }
+}
+
+/// Reads an array, and stops after one element too many.
+fn decode_at_most<'b, T: Decode<'b, ()>>(d: &mut Decoder<'b>, most: usize) -> Result<Vec<T>, minicbor::decode::Error> {
+    d.array_iter()?.take(most + 1).collect()
 }

@@ -29,8 +29,8 @@ pub use topic::Topic;
 
 mod bytes;
 pub use bytes::{
-    Bytes, CertificateDer, CertificateList, Limit, MAX_CERTIFICATE, MAX_CERTIFICATES, MAX_CLAIM, MAX_CREDENTIAL_BLOB,
-    MAX_CSR, MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED,
+    Bytes, CertificateDer, CertificateList, EkIds, Limit, MAX_CERTIFICATE, MAX_CERTIFICATES, MAX_CLAIM,
+    MAX_CREDENTIAL_BLOB, MAX_CSR, MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_OTHER_EKS, MAX_PUBLIC_AREA, MAX_SEALED,
 };
 
 mod message;

@@ -9,7 +9,7 @@ use minicbor::data::Type;
 use minicbor::{Decode, Decoder, Encode, Encoder};
 
 use crate::{
-    Bytes, CertificateList, DeviceId, EkId, Limit, MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR, MAX_DUPLICATE,
+    Bytes, CertificateList, DeviceId, EkId, EkIds, Limit, MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR, MAX_DUPLICATE,
     MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED, Problem, RequestId,
 };
 
@@ -62,6 +62,9 @@ pub struct Bundle {
     /// A certificate request (RFC 2986, DER) for the IK, signed by it.
     #[n(4)]
     pub csr: Bytes<MAX_CSR>,
+    /// Other EKs of this TPM, for a device that does not know which of them the CA knows.
+    #[n(5)]
+    pub other_eks: Option<EkIds>,
 }
 
 /// An EK's public area, in full or in brief.
@@ -120,6 +123,9 @@ pub struct SrkBundle {
     /// The storage root key's TPMT_PUBLIC, without the size of a TPM2B.
     #[n(3)]
     pub srk_public: Bytes<MAX_PUBLIC_AREA>,
+    /// Other EKs of this TPM, for a device that does not know which of them the CA knows.
+    #[n(4)]
+    pub other_eks: Option<EkIds>,
 }
 
 /// Shows that a credential was activated: the ticket flow's second step, and the sealed flow's confirmation.

@@ -142,6 +142,7 @@ problem_codes! {
     EkCertificateUntrusted = 14, "ek-certificate-untrusted", "The EK certificate leads to no trusted TPM vendor";
     EkCertificateExpired = 15, "ek-certificate-expired", "The EK certificate is outside its validity";
     EkCertificateMismatch = 16, "ek-certificate-mismatch", "The EK certificate is for another key than the EK's public area";
+    OtherEkOnRecord = 17, "other-ek-on-record", "The CA knows another EK of this TPM, and not this one";
     IkOffTemplate = 20, "ik-off-template", "The IK's public area equals no accepted template";
     IkWeak = 21, "ik-weak", "The IK is not a sound key";
     CsrInvalid = 22, "csr-invalid", "The certificate request cannot be read";

@@ -1,7 +1,7 @@
 //! Every message as annotated bytes, both ways, and everything that is not a message.
 
 use assay_wire::{
-    ActivationReply, Bundle, Bytes, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError, EkPublic,
+    ActivationReply, Bundle, Bytes, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError, EkId, EkPublic,
     MAX_MESSAGE, Problem, ProblemCode, Proof, Receipt, Reply, ReplyBody, Request, RequestBody, RequestId,
     SealedCertificate, SealedReply, SrkBundle, Ticket,
 };
@@ -33,6 +33,7 @@ fn challenge_request() -> (Request, Vec<u8>) {
             ek_certificates: vec![opaque(b"leaf"), opaque(b"ca")].try_into().unwrap(),
             ik_public: opaque(b"ik"),
             csr: opaque(b"csr"),
+            other_eks: None,
         }),
     };
     let annotated = bytes(&[
@@ -60,6 +61,7 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
             ek_certificates: Default::default(),
             ik_public: opaque(b"ik"),
             csr: opaque(b"csr"),
+            other_eks: None,
         }),
     };
     let without_id_bytes = bytes(&[
@@ -98,16 +100,19 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
             ek_public: EkPublic::OfCertificate(0x01C0_000A),
             ek_certificates: vec![opaque(b"leaf")].try_into().unwrap(),
             srk_public: opaque(b"srk"),
+            other_eks: Some(vec![EkId::from([0xbb; 32])].try_into().unwrap()),
         }),
     };
     let register_bytes = bytes(&[
         "83 05", // kind: register
         ID,
-        "a4",                   // map of four
+        "a5",                   // map of five
         "00 67 70756d702d3137", // 0: device id "pump-17"
         "01 1a01c0000a",        // 1: EK public area: that of the certificate, on template L-2
         "02 81 44 6c656166",    // 2: EK certificates, one of them
         "03 43 73726b",         // 3: public area of the storage root key
+        "04 81 5820",           // 4: other EKs, one of them
+        &"bb".repeat(32),
     ]);
     vec![
         challenge_request(),

@@ -173,6 +173,8 @@ pub enum IdInQuestion<'a> {
         requested: Option<&'a DeviceId>,
         /// The device id that follows from the EK.
         derived: &'a DeviceId,
+        /// EKs of which one may be on record instead.
+        other_eks: &'a [EkId],
     },
 }
 
@@ -214,13 +216,38 @@ fn records(
         })
         .optional()?;
     let (shared_key, recent_generations) = shared_key.map_or((None, 0), |(key, recent)| (Some(key), recent));
-    let id_holder = match about {
-        IdInQuestion::Is(device) => holder(connection, device)?,
-        IdInQuestion::Due { requested, derived } => {
-            holder(connection, &device_id_in_question(requested, derived, enrolment.as_ref(), registration.as_ref()))?
+    let (id_holder, other_ek) = match about {
+        IdInQuestion::Is(device) => (holder(connection, device)?, None),
+        IdInQuestion::Due { requested, derived, other_eks } => {
+            let device = device_id_in_question(requested, derived, enrolment.as_ref(), registration.as_ref());
+            (holder(connection, &device)?, first_on_record(connection, other_eks)?)
         }
     };
-    Ok(Records { disabled, enrolment, registration, recent_unconfirmed, shared_key, recent_generations, id_holder })
+    Ok(Records {
+        disabled,
+        enrolment,
+        registration,
+        recent_unconfirmed,
+        shared_key,
+        recent_generations,
+        id_holder,
+        other_ek,
+    })
+}
+
+fn first_on_record(connection: &Connection, eks: &[EkId]) -> Result<Option<EkId>, StoreError> {
+    for ek in eks {
+        let is_on_record: bool = connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM enrolments WHERE ek_id = ?1) OR EXISTS (SELECT 1 FROM devices WHERE ek_id = ?1)
+                     OR EXISTS (SELECT 1 FROM disabled_eks WHERE ek_id = ?1)",
+            )?
+            .query_row(params![ek.as_bytes()], |row| row.get(0))?;
+        if is_on_record {
+            return Ok(Some(*ek));
+        }
+    }
+    Ok(None)
 }
 
 fn granted(connection: &Connection, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {

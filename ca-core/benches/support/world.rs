@@ -92,7 +92,13 @@ impl World {
 
     pub(crate) fn srk_bundle(&self) -> SrkBundle {
         let Bundle { device_id, ek_public, ek_certificates, .. } = self.request();
-        SrkBundle { device_id, ek_public, ek_certificates, srk_public: self.srk.area.encode().try_into().unwrap() }
+        SrkBundle {
+            device_id,
+            ek_public,
+            ek_certificates,
+            srk_public: self.srk.area.encode().try_into().unwrap(),
+            other_eks: None,
+        }
     }
 
     pub(crate) fn trust(&self, evidence: &EkEvidence) -> TrustedEk {

@@ -419,6 +419,7 @@ impl Device {
             ek_certificates: certificates.collect::<Vec<_>>().try_into().unwrap(),
             ik_public: self.ik_area.encode().try_into().unwrap(),
             csr: self.csr.clone().try_into().unwrap(),
+            other_eks: None,
         }
     }
 

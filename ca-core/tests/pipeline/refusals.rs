@@ -817,6 +817,18 @@ mod admission {
     }
 
     #[test]
+    fn ek_that_is_not_on_record_is_refused_if_another_of_its_tpm_is() {
+        let vendor = Vendor::new("Acme");
+        let device = Device::of(&vendor);
+        let admit = |records: Records| Ca::trusting(&vendor).admit(&device, &records);
+        let other = Records { other_ek: Some(EkId::from(OTHER)), ..Records::default() };
+        assert_eq!(code(admit(other.clone())), ProblemCode::OtherEkOnRecord);
+        admit(Records { enrolment: Some(enrolled()), ..other.clone() }).unwrap();
+        admit(Records { registration: registered("pump-1"), ..other.clone() }).unwrap();
+        assert_eq!(code(admit(Records { disabled: true, ..other })), ProblemCode::DeviceDisabled);
+    }
+
+    #[test]
     fn device_id_that_no_enrolment_grants_is_refused() {
         let vendor = Vendor::new("Acme");
         let device = Device::of(&vendor).asking_for("pump-2");

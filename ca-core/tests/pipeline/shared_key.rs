@@ -18,6 +18,7 @@ fn read_srk(area: &[u8]) -> Result<SrkArea, Rejection> {
         ek_public: golden_area("ek-p256").encode().try_into().unwrap(),
         ek_certificates: Default::default(),
         srk_public: area.try_into().unwrap(),
+        other_eks: None,
     })?;
     evidence.storage_root_key()
 }

@@ -338,7 +338,13 @@ fn shared_key_flow_made_anew(ca: &mut Ca, device: &Device, id: RequestId) -> [Bl
 
     let Bundle { device_id, ek_certificates, .. } = device.request();
     let ek_public = EkPublic::OfCertificate(EK_CERTIFICATE_INDEX);
-    let bundle = SrkBundle { device_id, ek_public, ek_certificates, srk_public: srk.area.encode().try_into().unwrap() };
+    let bundle = SrkBundle {
+        device_id,
+        ek_public,
+        ek_certificates,
+        srk_public: srk.area.encode().try_into().unwrap(),
+        other_eks: None,
+    };
     let info = hkdf_info(&ca.scope, admitted.device_id(), &device.ek.key().ek_id());
     let token = token(&ca.scope, admitted.device_id(), &key);
     let request = Request { id, body: RequestBody::Register(bundle) }.encode();

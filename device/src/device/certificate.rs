@@ -230,5 +230,6 @@ fn bundle(
         ek_certificates: ek.certificate_list().map_err(too_long)?,
         ik_public: ik_public.try_into().map_err(too_long)?,
         csr: csr.try_into().map_err(too_long)?,
+        other_eks: ek.other_ids().map_err(too_long)?,
     })
 }

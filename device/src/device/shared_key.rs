@@ -59,6 +59,7 @@ impl Device {
                 ek_public: ek.public_area().map_err(too_long)?,
                 ek_certificates: ek.certificate_list().map_err(too_long)?,
                 srk_public: srk_public.bytes.try_into().map_err(too_long)?,
+                other_eks: ek.other_ids().map_err(too_long)?,
             },
             ek: ek.kind,
             srk,

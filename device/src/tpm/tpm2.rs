@@ -105,7 +105,7 @@ impl Tpm for Tpm2 {
             // It is needed again soon, to open what was encrypted to it.
             let template = key::ek_template(tpm, primaries, kind)?;
             primaries.keep(tpm, Hierarchy::Endorsement, template, &ek);
-            primaries.shown = Some((kind, ek.public.clone()));
+            primaries.note_ek(kind, &ek);
             Ok(Some(ek.public_area()?))
         })
     }

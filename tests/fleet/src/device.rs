@@ -33,6 +33,7 @@ impl Device {
             ek_certificates: vec![self.ek.certificate.as_slice().try_into()?].try_into()?,
             ik_public: self.bound_area().try_into()?,
             csr: ik.csr.as_slice().try_into()?,
+            other_eks: None,
         })
     }
 
@@ -43,6 +44,7 @@ impl Device {
             ek_public: self.ek_public()?,
             ek_certificates: vec![self.ek.certificate.as_slice().try_into()?].try_into()?,
             srk_public: self.bound_area().try_into()?,
+            other_eks: None,
         })
     }
 

@@ -276,8 +276,8 @@ pub(super) struct Primaries {
     pub(super) expected: Option<(EkKind, [u8; 32])>,
     /// Whether that EK is being looked for: then no password is given to the TPM for it.
     pub(super) is_choosing_salt: bool,
-    /// The EK that this process showed last.
-    pub(super) shown: Option<(EkKind, TpmtPublic)>,
+    /// The EKs that this process has seen, of each kind the last.
+    seen_eks: Vec<(EkKind, TpmtPublic)>,
     /// What EKs are made from, as far as it was looked for.
     ek_templates: Vec<(EkKind, TpmtPublic)>,
     /// The NV indices of EK certificates and what goes with them, if they were listed.
@@ -292,6 +292,11 @@ struct SavedPrimary {
 }
 
 impl Primaries {
+    pub(super) fn note_ek(&mut self, kind: EkKind, ek: &Key) {
+        self.seen_eks.retain(|(seen, _)| *seen != kind);
+        self.seen_eks.push((kind, ek.public.clone()));
+    }
+
     /// The primary key that a template gave.
     fn load(
         &mut self,
@@ -377,7 +382,7 @@ fn activated(
 ) -> Result<(Zeroizing<Vec<u8>>, u32), Fault> {
     let ek = load_ek(tpm, primaries, kind)?;
     // What a CA sent was made for the EK that was shown, and is to be read by nobody else.
-    if primaries.shown.as_ref().is_some_and(|(shown, public)| *shown == kind && *public != ek.public) {
+    if primaries.seen_eks.iter().any(|(seen, public)| *seen == kind && *public != ek.public) {
         return Err(Fault::OtherEk);
     }
     let session = authorise_ek(tpm, primaries, &ek)?;
