@@ -14,6 +14,7 @@ mod lab;
 mod matrix;
 mod mistakes;
 mod mqtt_clients;
+mod mqtt_refusals;
 mod operators;
 mod raw_client;
 mod refusals;
