@@ -50,6 +50,15 @@ const READ: usize = 4096;
 /// Packets, and each further 4 KiB of them, that a device or a bootstrapping client is heard with; who sends more is heard later.
 const PACE: Rate = Rate::per_second(128, 512);
 
+/// Those of them that a client is heard with however many others are in haste.
+pub(super) const CALM: Rate = Rate::per_second(8, 128);
+
+/// What a device's CONNECT costs its client id: TLS and a look at the records.
+const CONNECTION: u32 = 16;
+
+/// What is done of one client's packets before it pays.
+const ROUND: u32 = 32;
+
 /// How long a client gets to hear why its connection ends.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -154,11 +163,17 @@ impl Listener {
             place = Some(Held::Stranger(lobby.enter(network).ok_or_else(busy)?));
         }
         let now = std::time::Instant::now();
-        if access.is_bootstrapping() && !self.core.used_ids.allows((&*connect.client).into(), now) {
+        if access.is_bootstrapping() && !self.core.used_ids.allows((&*connect.client).into(), 1, now) {
             let reason = "its client id was used before; a bootstrapping client makes one for each connection";
             return Err(NotAdmitted::refused(Reason::ClientIdentifierNotValid, reason));
         }
-        let (seat, previous) = self.core.router.enter((&*connect.client).into(), Lane::new(room(access)));
+        if let Some(client) = access.client().filter(|_| !access.is_bootstrapping())
+            && !self.core.clients.allows(client.to_owned(), CONNECTION, now)
+        {
+            return Err(NotAdmitted::refused(Reason::ConnectionRateExceeded, "it connects too often"));
+        }
+        let (seat, previous) =
+            self.core.router.enter((&*connect.client).into(), Lane::new(room(access), self.core.backlog.clone()));
         // Whatever happens from here on, who takes the client's place learns that it is free.
         let mut leaving = Leaving { router: self.core.router.clone(), seat, place };
         if let Some(previous) = previous
@@ -239,14 +254,22 @@ impl Listener {
 
     /// Does what all packets ask for that are there, as far as answers find room; how long to wait before the client is heard again.
     fn hear(&self, wire: &mut Wire, session: &mut Session, pace: &mut Pace) -> Result<Duration, End> {
-        let mut work = 0;
-        while wire.out.len() < ENOUGH {
-            let Some((packet, length)) = session.read(&mut wire.input)? else { break };
-            work += cost(&packet, length);
-            session.receive(packet, &mut wire.out, std::time::Instant::now())?;
+        let mut pause = Duration::ZERO;
+        let mut is_all = false;
+        while !is_all && pause.is_zero() {
+            let mut work = 0;
+            while work < ROUND && !is_all {
+                let packet = if wire.out.len() < ENOUGH { session.read(&mut wire.input)? } else { None };
+                is_all = packet.is_none();
+                if let Some((packet, length)) = packet {
+                    work += cost(&packet, length);
+                    session.receive(packet, &mut wire.out, std::time::Instant::now())?;
+                }
+            }
+            pause = pace.spend(work, self);
         }
         wire.spare();
-        Ok(pace.spend(work, self))
+        Ok(pause)
     }
 
     fn terms(&self) -> Terms {
@@ -303,14 +326,15 @@ impl Drop for Leaving {
 /// behind gets some seconds of them; an operator all that is retained, and what many devices say at once.
 fn room(access: &Access) -> Room {
     const MIB: usize = 1024 * 1024;
+    const SHARE: usize = MIB / 16;
     if access.is_bootstrapping() {
-        Room { messages: PUBLISHES as usize, bytes: MIB }
+        Room { messages: PUBLISHES as usize, bytes: MIB, share: SHARE }
     } else if access.is_worker() {
-        Room { messages: 4096, bytes: 16 * MIB }
+        Room { messages: 4096, bytes: 16 * MIB, share: 16 * MIB }
     } else if access.client().is_some() {
-        Room { messages: 256, bytes: MIB }
+        Room { messages: 256, bytes: MIB, share: SHARE }
     } else {
-        Room { messages: 128 * 1024, bytes: 64 * MIB }
+        Room { messages: 128 * 1024, bytes: 64 * MIB, share: MIB }
     }
 }
 
@@ -328,8 +352,8 @@ fn cost(packet: &Packet, length: usize) -> u32 {
 enum Pace {
     /// Ours, and the operator's.
     Free,
-    /// The connection; and the network or the client id, over all its connections.
-    Paid { own: Budget, network: Option<IpAddr>, client: String },
+    /// The connection; the network or the client id, over all its connections; and all that are in haste.
+    Paid { own: Budget, calm: Budget, network: Option<IpAddr>, client: String },
 }
 
 impl Pace {
@@ -338,6 +362,7 @@ impl Pace {
             None => Self::Free,
             Some(client) => Self::Paid {
                 own: Budget::default(),
+                calm: Budget::default(),
                 network: access.is_bootstrapping().then_some(network),
                 client: client.to_owned(),
             },
@@ -347,12 +372,16 @@ impl Pace {
     fn spend(&mut self, work: u32, listener: &Listener) -> Duration {
         let now = std::time::Instant::now();
         match self {
-            Self::Paid { own, network, client } if work > 0 => {
+            Self::Paid { own, calm, network, client } if work > 0 => {
                 let shared = match network {
                     Some(network) => listener.core.networks.spend(*network, work, now),
                     None => listener.core.clients.spend(client.clone(), work, now),
                 };
-                own.spend(work, PACE, now).max(shared)
+                let rush = match calm.allows(work, CALM, now) {
+                    true => Duration::ZERO,
+                    false => listener.core.rush.spend((), work, now),
+                };
+                own.spend(work, PACE, now).max(shared).max(rush)
             }
             _ => Duration::ZERO,
         }

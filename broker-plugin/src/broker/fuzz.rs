@@ -100,7 +100,7 @@ fn no_bytes_make_a_session_panic_or_answer_without_end() {
         let router = Arc::new(Router::default());
         let scope = "default".parse().unwrap();
         let access = Access::bootstrapping(&scope, CLIENT).unwrap();
-        let lane = Lane::new(Room { messages: 8, bytes: 10_000 });
+        let lane = Lane::new(Room { messages: 8, bytes: 10_000, share: 0 }, Arc::default());
         let (seat, _) = router.enter(CLIENT.into(), lane);
         let mut input = BytesMut::from(SEEDS[rng.usize(0..2)]);
         let mut codec = Codec::detect(&input, 1000).unwrap().unwrap();
@@ -137,7 +137,9 @@ fn router_delivers_what_a_slow_model_of_it_does() {
     const TOPICS: &[&str] = &["a", "b", "a/b", "a/b/c", "b/b", "c"];
     for_a_while(|rng| {
         let router = Router::default();
-        let enter = |name: &str| router.enter(name.into(), Lane::new(Room { messages: 1000, bytes: 1 << 20 })).0;
+        let enter = |name: &str| {
+            router.enter(name.into(), Lane::new(Room { messages: 1000, bytes: 1 << 20, share: 0 }, Arc::default())).0
+        };
         let names = ["one", "two", "three"];
         let mut clients =
             names.map(|name| Client { seat: enter(name), filters: BTreeMap::new(), due: Vec::new(), is_there: true });
@@ -217,7 +219,8 @@ fn packet_identifiers_are_never_in_use_twice() {
     for_a_while(|rng| {
         let router = Arc::new(Router::default());
         let access = Access::bootstrapping(&"default".parse().unwrap(), CLIENT).unwrap();
-        let (seat, _) = router.enter(CLIENT.into(), Lane::new(Room { messages: 100, bytes: 1 << 20 }));
+        let (seat, _) =
+            router.enter(CLIENT.into(), Lane::new(Room { messages: 100, bytes: 1 << 20, share: 0 }, Arc::default()));
         let mut input = BytesMut::from(SEEDS[0]);
         let mut codec = Codec::detect(&input, 1000).unwrap().unwrap();
         codec.read(&mut input).unwrap();

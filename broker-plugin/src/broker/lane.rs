@@ -1,6 +1,7 @@
 //! What is on its way to one client: bounded, so that a client that does not read costs nobody anything.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -53,12 +54,19 @@ pub(super) struct Delivery {
 pub(super) struct Room {
     pub(super) messages: usize,
     pub(super) bytes: usize,
+    /// Bytes that it may have whatever waits for others.
+    pub(super) share: usize,
 }
+
+/// Bytes that wait for all clients together; a message counts for each client that it waits for.
+#[derive(Debug, Default)]
+pub(super) struct Backlog(AtomicUsize);
 
 /// Messages on their way to one client. Whoever puts one in never waits.
 #[derive(Debug)]
 pub(super) struct Lane {
     room: Room,
+    backlog: Arc<Backlog>,
     queue: Mutex<Queue>,
     changed: Notify,
     left: SetOnce<()>,
@@ -72,17 +80,21 @@ struct Queue {
 }
 
 impl Lane {
-    pub(super) fn new(room: Room) -> Arc<Self> {
-        Arc::new(Self { room, queue: Mutex::default(), changed: Notify::new(), left: SetOnce::new() })
+    pub(super) fn new(room: Room, backlog: Arc<Backlog>) -> Arc<Self> {
+        Arc::new(Self { room, backlog, queue: Mutex::default(), changed: Notify::new(), left: SetOnce::new() })
     }
 
     /// `false` if there is no room, or the connection is to end.
     pub(super) fn put(&self, delivery: Delivery) -> bool {
         let mut queue = self.queue();
-        let bytes = queue.bytes + delivery.message.size();
-        if queue.end.is_some() || queue.waiting.len() >= self.room.messages || bytes > self.room.bytes {
+        let size = delivery.message.size();
+        let bytes = queue.bytes + size;
+        let is_full = queue.waiting.len() >= self.room.messages || bytes > self.room.bytes;
+        let is_scarce = bytes > self.room.share && self.backlog.0.load(Ordering::Relaxed) > BACKLOG;
+        if queue.end.is_some() || is_full || is_scarce {
             return false;
         }
+        self.backlog.0.fetch_add(size, Ordering::Relaxed);
         queue.bytes = bytes;
         queue.waiting.push_back(delivery);
         // Whoever is awake looks again before it sleeps.
@@ -96,7 +108,9 @@ impl Lane {
     pub(super) fn take(&self, may_take: impl FnOnce(&Delivery) -> bool) -> Option<Delivery> {
         let mut queue = self.queue();
         let delivery = queue.waiting.pop_front_if(|delivery| may_take(delivery))?;
-        queue.bytes -= delivery.message.size();
+        let size = delivery.message.size();
+        queue.bytes -= size;
+        self.backlog.0.fetch_sub(size, Ordering::Relaxed);
         if queue.waiting.is_empty() {
             queue.waiting.shrink_to(SPARE);
         }
@@ -136,6 +150,16 @@ impl Lane {
     }
 }
 
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let bytes = self.queue().bytes;
+        self.backlog.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// When more bytes wait for all clients together, none may have more than its share.
+const BACKLOG: usize = 64 * 1024 * 1024;
+
 /// Of an allocation and its bookkeeping, in bytes.
 const OVERHEAD: usize = 64;
 
@@ -160,7 +184,7 @@ mod tests {
 
     #[test]
     fn lane_holds_as_many_messages_and_bytes_as_it_has_room_for() {
-        let lane = Lane::new(Room { messages: 2, bytes: 1000 });
+        let lane = Lane::new(Room { messages: 2, bytes: 1000, share: 0 }, Arc::default());
         assert!(lane.put(delivery(b"a")) && lane.put(delivery(b"b")) && !lane.put(delivery(b"c")));
         assert_eq!(lane.take(|_| true).unwrap().message.payload, &b"a"[..]);
         assert!(!lane.put(delivery(&[0; 1000])), "too long");
@@ -173,8 +197,23 @@ mod tests {
     }
 
     #[test]
+    fn lane_holds_its_share_alone_while_much_waits_for_others() {
+        let backlog = Arc::new(Backlog::default());
+        let lane = |bytes| Lane::new(Room { messages: 1000, bytes, share: 1000 }, backlog.clone());
+        let (others, own) = (lane(usize::MAX), lane(10_000));
+        static LONG: [u8; 10 * 1024 * 1024] = [0; 10 * 1024 * 1024];
+        while others.put(delivery(&LONG)) {}
+        assert!(backlog.0.load(Ordering::Relaxed) > BACKLOG);
+        assert!(own.put(delivery(&[0; 800])) && !own.put(delivery(&[0; 800])));
+        drop(others);
+        assert!(own.put(delivery(&[0; 800])));
+        drop(own);
+        assert_eq!(backlog.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
     fn lane_that_is_to_end_takes_nothing_and_keeps_its_first_reason() {
-        let lane = Lane::new(Room { messages: 2, bytes: 1000 });
+        let lane = Lane::new(Room { messages: 2, bytes: 1000, share: 0 }, Arc::default());
         lane.end(Reason::SessionTakenOver, "first");
         lane.end(Reason::QuotaExceeded, "second");
         assert!(!lane.put(delivery(b"a")));

@@ -18,9 +18,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::admission::Peer;
 use super::connection::Guest;
+use super::lane::Backlog;
 use super::login::LoginDesk;
 use super::meter::{Meter, Rate};
-use super::packet::End;
+use super::packet::{End, Reason};
 use super::places::{Lobby, Place, network};
 use super::router::Router;
 use super::session::Requests;
@@ -33,8 +34,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Failures to accept that are less than this apart are told as one.
 const ACCEPT_WARNING: Duration = Duration::from_secs(60);
 
-/// What a stranger's offence costs its network, in arrivals: who is cut for what it does, and comes back at once, would otherwise have a
-/// TLS handshake each time.
+/// What an offence costs its network, in arrivals: who is cut for what it does, and comes back at once, would otherwise have a TLS
+/// handshake each time.
 const OFFENCE: u32 = 100;
 
 /// Whom a listener is for.
@@ -70,6 +71,7 @@ pub(super) enum Seats {
 #[derive(Clone)]
 pub(super) struct Core {
     pub(super) router: Arc<Router>,
+    pub(super) backlog: Arc<Backlog>,
     /// Requests of each device.
     pub(super) requests: Arc<Requests>,
     /// Client ids that bootstrapping clients used.
@@ -78,6 +80,8 @@ pub(super) struct Core {
     pub(super) networks: Arc<Meter<IpAddr>>,
     /// Work that each other client makes.
     pub(super) clients: Arc<Meter<String>>,
+    /// What clients do in haste.
+    pub(super) rush: Arc<Meter<()>>,
     /// Sends when the broker closes.
     pub(super) closing: broadcast::Sender<()>,
     /// Changes when every certificate and password must be admitted anew.
@@ -162,7 +166,7 @@ impl Listener {
     /// A place to wait in, unless too many come from that network.
     fn let_wait(&self, peer: SocketAddr) -> Option<Place> {
         let network = network(peer.ip());
-        if self.arrivals.allows(network, std::time::Instant::now()) { self.waiting.enter(network) } else { None }
+        if self.arrivals.allows(network, 1, std::time::Instant::now()) { self.waiting.enter(network) } else { None }
     }
 
     /// One connection, from accept to end.
@@ -173,7 +177,10 @@ impl Listener {
             Ok(guest) => self.entertain(guest).await,
             Err(end) => end,
         };
-        if self.is_for_strangers() && ended.is_offence() {
+        // Many devices may be behind one address, so what else one of them does is not the others' fault.
+        let is_offence =
+            if self.is_for_strangers() { ended.is_offence() } else { ended.reason == Reason::ConnectionRateExceeded };
+        if is_offence {
             self.arrivals.spend(network(address.ip()), OFFENCE, std::time::Instant::now());
         }
         debug!(%address, reason = ?ended.reason, text = &*ended.text, "connection ended");

@@ -44,10 +44,10 @@ impl Budget {
         debt
     }
 
-    /// Spends one unit, if it is there.
-    fn allows(&mut self, rate: Rate, now: Instant) -> bool {
+    /// Spends, if all of it is there.
+    pub(super) fn allows(&mut self, units: u32, rate: Rate, now: Instant) -> bool {
         let mut after = *self;
-        let is_there = after.spend(1, rate, now).is_zero();
+        let is_there = after.spend(units, rate, now).is_zero();
         if is_there {
             *self = after;
         }
@@ -82,9 +82,9 @@ impl<K: Eq + Hash> Meter<K> {
         self.with(payer, now, |budget| budget.spend_of_others(units, self.rate, now)).unwrap_or_default()
     }
 
-    /// Spends one unit, if it is there.
-    pub(super) fn allows(&self, payer: K, now: Instant) -> bool {
-        self.with(payer, now, |budget| budget.allows(self.rate, now)).unwrap_or(true)
+    /// Spends, if all of it is there.
+    pub(super) fn allows(&self, payer: K, units: u32, now: Instant) -> bool {
+        self.with(payer, now, |budget| budget.allows(units, self.rate, now)).unwrap_or(true)
     }
 
     /// Nothing if there is no room for another payer: strangers invent names faster than budgets fill up. Those who came before
@@ -135,10 +135,11 @@ mod tests {
     #[test]
     fn what_is_not_allowed_is_not_charged() {
         let (meter, start) = (Meter::new(RATE), Instant::now());
-        assert!((0..5).all(|_| meter.allows("a", start)));
-        assert!((0..100).all(|_| !meter.allows("a", start)));
-        assert!(meter.allows("a", start + Duration::from_millis(100)));
-        assert!(!meter.allows("a", start + Duration::from_millis(100)));
+        assert!((0..5).all(|_| meter.allows("a", 1, start)));
+        assert!((0..100).all(|_| !meter.allows("a", 1, start)));
+        let later = start + Duration::from_millis(100);
+        assert!(!meter.allows("a", 2, later), "not in part");
+        assert!(meter.allows("a", 1, later) && !meter.allows("a", 1, later));
     }
 
     #[test]

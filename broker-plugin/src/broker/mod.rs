@@ -145,6 +145,12 @@ const RECHECKS: usize = 32;
 const NETWORK_PACE: Rate = Rate::per_second(16_384, 65_536);
 const CLIENT_PACE: Rate = Rate::per_second(128, 1024);
 
+/// Packets of all clients that send more than [`connection::CALM`], by the threads that serve connections: an eighth of what each can.
+fn rush(threads: usize) -> Rate {
+    let packets = 16_384 * u32::try_from(threads).unwrap_or(1).clamp(1, 1024);
+    Rate::per_second(packets, packets)
+}
+
 /// File descriptors for everything but the listeners' connections: the store, the worker's own connection, the runtime.
 const RESERVE: usize = 256;
 
@@ -193,10 +199,12 @@ impl EmbeddedBroker {
         let once = Rate { interval: limits.bootstrapping, burst: 1 };
         let core = Core {
             router: Arc::new(Router::default()),
+            backlog: Arc::default(),
             requests: Meter::new(REQUESTS).into(),
             used_ids: Meter::new(once).into(),
             networks: Meter::new(NETWORK_PACE).into(),
             clients: Meter::new(CLIENT_PACE).into(),
+            rush: Meter::new(rush(tokio::runtime::Handle::current().metrics().num_workers())).into(),
             closing: broadcast::Sender::new(1),
             recheck: watch::Sender::new(()),
             rechecks: Semaphore::new(RECHECKS).into(),

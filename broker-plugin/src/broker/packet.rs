@@ -50,6 +50,7 @@ pub(super) enum Reason {
     QuotaExceeded = 0x97,
     RetainNotSupported = 0x9a,
     QosNotSupported = 0x9b,
+    ConnectionRateExceeded = 0x9f,
     MaximumConnectTime = 0xa0,
     SubscriptionIdentifiersNotSupported = 0xa1,
 }
@@ -213,7 +214,9 @@ impl Codec {
                     Reason::Success => v3::ConnectAckReason::ConnectionAccepted,
                     Reason::UnsupportedProtocolVersion => v3::ConnectAckReason::UnacceptableProtocolVersion,
                     Reason::ClientIdentifierNotValid => v3::ConnectAckReason::IdentifierRejected,
-                    Reason::ServerUnavailable | Reason::ServerBusy => v3::ConnectAckReason::ServiceUnavailable,
+                    Reason::ServerUnavailable | Reason::ServerBusy | Reason::ConnectionRateExceeded => {
+                        v3::ConnectAckReason::ServiceUnavailable
+                    }
                     Reason::BadUserNameOrPassword => v3::ConnectAckReason::BadUserNameOrPassword,
                     Reason::MalformedPacket | Reason::ProtocolError | Reason::PacketTooLarge => return,
                     _ => v3::ConnectAckReason::NotAuthorized,

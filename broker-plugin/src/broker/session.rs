@@ -171,7 +171,7 @@ impl Session {
             if self.published > PUBLISHES {
                 return Err(End::new(Reason::QuotaExceeded, "too many messages on one connection"));
             }
-        } else if is_request && !self.requests.allows(self.seat.client.clone(), now) {
+        } else if is_request && !self.requests.allows(self.seat.client.clone(), 1, now) {
             return Err(End::new(Reason::QuotaExceeded, "too many requests"));
         }
         Ok(())

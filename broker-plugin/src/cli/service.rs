@@ -26,11 +26,17 @@ pub(super) fn run(work: impl Future<Output = Result<()>>) -> Result<()> {
         .with_ansi(io::stderr().is_terminal())
         .init();
     info!(version = env!("ASSAY_VERSION"), "starting");
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads()).enable_all().build()?;
     let done = runtime.block_on(work);
     // A thread that is stuck must not keep the process.
     runtime.shutdown_background();
     done
+}
+
+/// Half of the processors serve connections: deciding and storing have threads of their own, and with more the slowest replies take
+/// twice as long (docs/performance.md).
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2))
 }
 
 /// Waits for `worker`, and does what signals ask for meanwhile: at SIGHUP `reload` replaces what

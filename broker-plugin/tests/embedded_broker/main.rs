@@ -656,13 +656,15 @@ async fn second_connect_of_a_device_ends_the_first() {
 async fn device_that_comes_back_before_its_old_connection_is_given_up_misses_nothing() {
     let world = World::new().await;
     let mut operator = world.operator().await;
-    let mut connections = vec![world.device("pump-17").await];
+    let mut connections = Vec::new();
     for round in 0..200 {
         // The old connection stays open, as after a network drop.
-        let mut device = world.device("pump-17").await;
-        assert_eq!(device.subscribe("device/v1/default/pump-17/command").await, Some(GRANTED_QOS_1));
+        let id = format!("pump-{}", round % 5);
+        let mut device = world.device(&id).await;
+        let command = format!("device/v1/default/{id}/command");
+        assert_eq!(device.subscribe(&command).await, Some(GRANTED_QOS_1));
         let said = format!("{round}").into_bytes();
-        assert_eq!(operator.publish("device/v1/default/pump-17/command", &said).await, Some(SUCCESS));
+        assert_eq!(operator.publish(&command, &said).await, Some(SUCCESS));
         assert_eq!(device.message(PATIENCE).await.expect("the command").payload, said);
         connections.push(device);
     }
@@ -1058,17 +1060,18 @@ async fn client_that_takes_only_short_packets_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_client_owes_it_still_owes_when_it_comes_back() {
+async fn what_a_client_has_used_up_is_used_up_when_it_comes_back() {
     let world = World::new().await;
-    let mut device = world.device("pump-17").await;
-    device.send(&[0xc0, 0].repeat(2000)).await;
-    for _ in 0..512 {
-        device.answer(0xd0).await.unwrap();
+    let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
+    for _ in 0..2 {
+        let mut device = world.connected_with(&credential, "pump-17").await;
+        device.send(&[0xc0, 0].repeat(2000)).await;
+        for _ in 0..512 {
+            device.answer(0xd0).await.unwrap();
+        }
     }
-    let mut device = world.device("pump-17").await;
-    let started = Instant::now();
-    assert!(device.is_alive().await);
-    assert!(started.elapsed() > Duration::from_millis(500), "{:?}", started.elapsed());
+    let (_, told) = world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
+    assert_eq!(told, CONNECTION_RATE_EXCEEDED);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1159,6 +1162,53 @@ async fn client_that_sends_without_end_is_heard_at_its_pace() {
     device.answer(0xd0).await.unwrap();
     let took = started.elapsed();
     assert!((Duration::from_secs(1)..Duration::from_secs(4)).contains(&took), "188 beyond 512, 128 a second: {took:?}");
+}
+
+/// Each connection costs the broker a handshake.
+#[tokio::test(flavor = "multi_thread")]
+async fn device_that_connects_without_end_is_let_in_at_its_pace() {
+    let world = World::new().await;
+    let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
+    let mut answers = Vec::new();
+    while answers.len() < 200 && !answers.contains(&CONNECTION_RATE_EXCEEDED) {
+        let connect = Connect::new("pump-17");
+        answers.push(world.operational_connect(Some(&credential), &connect).await.unwrap().1);
+    }
+    assert!((60..200).contains(&(answers.len() - 1)), "{answers:02x?}");
+    let old = Connect { version: 4, ..Connect::new("pump-17") };
+    assert_eq!(world.operational_connect(Some(&credential), &old).await.unwrap().1, 3, "server unavailable");
+    world.device("pump-18").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    world.device("pump-17").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn devices_in_haste_wait_for_each_other_and_nobody_else_does() {
+    let world = World::new().await;
+    let mut hasty = Vec::new();
+    for number in 0..100 {
+        hasty.push(world.device(&format!("hasty-{number}")).await);
+    }
+    let mut calm = world.device("calm").await;
+    let started = Instant::now();
+    let mut all = tokio::task::JoinSet::new();
+    for mut device in hasty {
+        all.spawn(async move {
+            device.send(&[0xc0, 0].repeat(500)).await;
+            for _ in 0..500 {
+                device.answer(0xd0).await.unwrap();
+            }
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let asked = Instant::now();
+    calm.send(&[0xc0, 0]).await;
+    calm.answer(0xd0).await.unwrap();
+    let (took, busy) = (asked.elapsed(), !all.is_empty());
+    all.join_all().await;
+    assert!(busy && took < Duration::from_millis(300), "{took:?}");
+    let took = started.elapsed();
+    assert!(took > Duration::from_millis(900), "37,200 beyond 128 each, 16,384 at once and in a second: {took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
