@@ -56,6 +56,9 @@ pub(super) const CALM: Rate = Rate::per_second(8, 128);
 /// What a device's CONNECT costs its client id: TLS and a look at the records.
 const CONNECTION: u32 = 16;
 
+/// What an offence costs a device, in packets: two seconds.
+const OFFENCE: u32 = 256;
+
 /// What is done of one client's packets before it pays.
 const ROUND: u32 = 32;
 
@@ -149,6 +152,9 @@ impl Listener {
             }
         };
         let ended = self.exchange(wire, session, &leaving.seat.lane, pace, *keep_alive, unwelcome).await;
+        if ended.is_offence() {
+            pace.charge_offence(self);
+        }
         session.end(&ended, &mut wire.out);
         wire.finish(ended.reason).await;
         ended
@@ -348,12 +354,18 @@ fn cost(packet: &Packet, length: usize) -> u32 {
     u32::try_from(filters + length / 4096).unwrap_or(u32::MAX)
 }
 
+/// Who pays over all its connections.
+enum Payer {
+    Network(IpAddr),
+    Client(String),
+}
+
 /// Who pays for the work that a client makes.
 enum Pace {
     /// Ours, and the operator's.
     Free,
-    /// The connection; the network or the client id, over all its connections; and all that are in haste.
-    Paid { own: Budget, calm: Budget, network: Option<IpAddr>, client: String },
+    /// The connection, and all that are in haste; and the network or the client id, over all its connections.
+    Paid { own: Budget, calm: Budget, payer: Payer },
 }
 
 impl Pace {
@@ -363,8 +375,10 @@ impl Pace {
             Some(client) => Self::Paid {
                 own: Budget::default(),
                 calm: Budget::default(),
-                network: access.is_bootstrapping().then_some(network),
-                client: client.to_owned(),
+                payer: match access.is_bootstrapping() {
+                    true => Payer::Network(network),
+                    false => Payer::Client(client.to_owned()),
+                },
             },
         }
     }
@@ -372,18 +386,27 @@ impl Pace {
     fn spend(&mut self, work: u32, listener: &Listener) -> Duration {
         let now = std::time::Instant::now();
         match self {
-            Self::Paid { own, calm, network, client } if work > 0 => {
-                let shared = match network {
-                    Some(network) => listener.core.networks.spend(*network, work, now),
-                    None => listener.core.clients.spend(client.clone(), work, now),
+            Self::Paid { own, calm, payer } if work > 0 => {
+                let (shared, is_calm) = match payer {
+                    Payer::Network(network) => {
+                        (listener.core.networks.spend(*network, work, now), calm.allows(work, CALM, now))
+                    }
+                    Payer::Client(client) => (
+                        listener.core.clients.spend(client.clone(), work, now),
+                        listener.core.calm.allows(client.clone(), work, now),
+                    ),
                 };
-                let rush = match calm.allows(work, CALM, now) {
-                    true => Duration::ZERO,
-                    false => listener.core.rush.spend((), work, now),
-                };
+                let rush = if is_calm { Duration::ZERO } else { listener.core.rush.spend((), work, now) };
                 own.spend(work, PACE, now).max(shared).max(rush)
             }
             _ => Duration::ZERO,
+        }
+    }
+
+    /// A device that is cut for what it did comes back seldom. Its network is not charged, for many others may be in it.
+    fn charge_offence(&self, listener: &Listener) {
+        if let Self::Paid { payer: Payer::Client(client), .. } = self {
+            listener.core.clients.spend(client.clone(), OFFENCE, std::time::Instant::now());
         }
     }
 }

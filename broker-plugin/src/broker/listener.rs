@@ -81,6 +81,8 @@ pub(super) struct Core {
     /// Work that each other client makes.
     pub(super) clients: Arc<Meter<String>>,
     /// What clients do in haste.
+    /// What each of these is heard with however many others are in haste.
+    pub(super) calm: Arc<Meter<String>>,
     pub(super) rush: Arc<Meter<()>>,
     /// Sends when the broker closes.
     pub(super) closing: broadcast::Sender<()>,

@@ -214,6 +214,7 @@ impl EmbeddedBroker {
         let mut listeners = JoinSet::new();
         let mut listen = |tcp: TcpListener, audience, seats| {
             let address = tcp.local_addr()?;
+            calm: Meter::new(connection::CALM).into(),
             let (scope, tls, core) = (config.scope.clone(), tls.subscribe(), core.clone());
             let closing = core.closing.subscribe();
             let listener = Listener::new(scope, audience, tls, &limits, seats, core);

@@ -90,6 +90,7 @@ impl End {
                 | Reason::ServerBusy
                 | Reason::ServerShuttingDown
                 | Reason::ServerUnavailable
+                | Reason::SessionTakenOver
         )
     }
 

@@ -475,8 +475,8 @@ async fn device_and_stranger_can_never_share_a_client_id() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificate_that_is_not_admitted_is_refused_at_each_connect() {
-    let admit: Arc<Admit> = Arc::new(|identity, serial| {
-        assert!(!serial.is_empty());
+    let admit: Arc<Admit> = Arc::new(|identity, certificate| {
+        assert!(!certificate.serial.is_empty() && certificate.sha256 != [0; 32]);
         match identity {
             Identity::Device { device_id, .. } if device_id.as_str() == "pump-17" => {
                 Err(Denial::Refused("revoked".into()))
@@ -1182,6 +1182,25 @@ async fn device_that_connects_without_end_is_let_in_at_its_pace() {
     world.device("pump-17").await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn device_that_is_cut_again_and_again_is_let_in_seldom() {
+    let world = World::new().await;
+    let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
+    let mut times = 0;
+    loop {
+        let (mut raw, reason) = world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
+        if reason == CONNECTION_RATE_EXCEEDED {
+            break;
+        }
+        raw.send(&packet(0xf0, vec![])).await;
+        raw.end().await.unwrap();
+        times += 1;
+        assert!(times < 10);
+    }
+    assert!((3..6).contains(&times), "{times}");
+    world.device("pump-18").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn devices_in_haste_wait_for_each_other_and_nobody_else_does() {
     let world = World::new().await;
@@ -1500,12 +1519,13 @@ async fn foreign_properties_cost_their_sender_the_connection_and_reach_nobody() 
     let mut worker = world.worker().await;
     let mut operator = world.operator().await;
     assert_eq!(operator.subscribe("device/#").await, Some(GRANTED_QOS_1));
-    for properties in FOREIGN_PROPERTIES {
+    for (number, properties) in FOREIGN_PROPERTIES.into_iter().enumerate() {
         let (mut raw, client) = world.stranger().await;
         raw.send_publish_with(properties, &request_topic(&client), b"request", 0x32).await;
         assert_eq!(raw.end().await, Ok(Some(MALFORMED_PACKET)), "{properties:02x?}");
-        let mut device = world.device("pump-17").await;
-        device.send_publish_with(properties, "device/v1/default/pump-17/telemetry", properties, 0x32).await;
+        let mut device = world.device(&format!("pump-{number}")).await;
+        let telemetry = format!("device/v1/default/pump-{number}/telemetry");
+        device.send_publish_with(properties, &telemetry, properties, 0x32).await;
         assert_eq!(device.end().await, Ok(Some(MALFORMED_PACKET)), "{properties:02x?}");
     }
     assert_eq!(worker.message(SILENCE).await, None);
