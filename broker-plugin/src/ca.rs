@@ -227,22 +227,6 @@ impl Ca {
     }
 }
 
-/// Confirms a sealed certificate whose device has just shown it in a TLS handshake; nothing if it waits no longer.
-///
-/// # Errors
-/// It may not become active, or the store failed.
-pub fn confirm_by_use(store: &mut Store, serial: &[u8], now: OffsetDateTime) -> Result<(), Refusal> {
-    let refused = store.transaction(|transaction| {
-        let Some(certificate) = transaction.unconfirmed(serial)? else { return Ok(None) };
-        match activate(transaction, certificate, now) {
-            Ok(()) => Ok(None),
-            Err(Refusal::Store(error)) => Err(error),
-            Err(refusal) => Ok(Some(refusal)),
-        }
-    })?;
-    refused.map_or(Ok(()), Err)
-}
-
 fn activate(transaction: &Transaction<'_>, certificate: Unconfirmed, now: OffsetDateTime) -> Result<(), Refusal> {
     let records = transaction.records(&certificate.ek_id, IdInQuestion::Is(&certificate.device_id), now)?;
     let confirmed = certificate.confirm(&records, now)?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use assay_ca_core::{Authority, Issuer, KeyAndCertificate, MasterSecret, Profile, TicketKey};
-use assay_wire::{Flow, Scope};
+use assay_wire::{ClientId, Flow, Scope};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 use crate::broker::Limits;
 use crate::ca::Ca;
 use crate::random::random;
-use crate::store::Store;
+use crate::store::{Credential, Store};
 
 /// An existing directory.
 #[derive(Clone, Debug)]
@@ -188,10 +188,48 @@ impl Directory {
         Ok(Credentials { chain, key })
     }
 
+    /// Makes a certificate for an operator or a worker, as [`Role`] says, puts it on record as `name`, and writes it and its key to
+    /// `{name}.pem` and `{name}.key` in `out`.
+    ///
+    /// # Errors
+    /// There is one of that name, on record or in `out`; or the issuing key cannot be read, or the files not be written.
+    pub fn add_credential(&self, role: Role, name: &ClientId, out: &Path) -> Result<()> {
+        let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
+        let issuing = self.read("issuing.pem")?;
+        let authority = Authority::from_pem(&issuing, &Zeroizing::new(self.read("issuing.key")?))?;
+        let pair = match role {
+            Role::Operator => authority.operator(now, rng)?,
+            Role::Worker => authority.worker(now, rng)?,
+        };
+        let files = NewFiles::of(out).with_context(|| format!("cannot write to {}", out.display()))?;
+        let cannot_write = || format!("cannot write {name}.pem and {name}.key to {}", out.display());
+        files.write_pair(name.as_str(), &pair, &issuing).with_context(cannot_write)?;
+        let is_new = self.store()?.add_credential(name.as_str(), &credential(&pair)?, now)?;
+        ensure!(
+            is_new,
+            "{name} is on record already (assay credentials list), so the files just written let nobody in; choose another name"
+        );
+        Ok(())
+    }
+
     fn read(&self, name: &str) -> Result<String> {
         let path = self.path.join(name);
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
     }
+}
+
+/// Whom a credential is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Watches devices, and speaks to them.
+    Operator,
+    /// Answers requests.
+    Worker,
+}
+
+fn credential(pair: &KeyAndCertificate) -> Result<Credential> {
+    let leaf = CertificateDer::from_pem_slice(pair.certificate.as_bytes())?;
+    Credential::read(&leaf).context("a certificate that was just made cannot be read")
 }
 
 /// The settings that somebody has put into a directory in which a CA is to be made; `shown` is how
@@ -235,8 +273,8 @@ impl<'a> NewFiles<'a> {
         names.extend_from_slice(server_names);
         names.extend(settings.iter().flat_map(Config::listener_names));
         let server = issuing.server(&names, now, rng).with_context(|| format!("broker certificate for {names:?}"))?;
-        let worker = issuing.worker(now, rng)?;
-        let operator = issuing.operator(now, rng)?;
+        let (worker, operator) = (issuing.worker(now, rng)?, issuing.operator(now, rng)?);
+        let credentials = [("worker", credential(&worker)?), ("operator", credential(&operator)?)];
 
         self.write_pair("root", &root.to_pem(), "")?;
         self.write_pair("issuing", &issuing_pem, "")?;
@@ -248,7 +286,7 @@ impl<'a> NewFiles<'a> {
         if settings.is_none() {
             self.write(CONFIG, CONFIG_TEXT.as_bytes(), PUBLIC)?;
         }
-        self.write_database()?;
+        self.write_database(&credentials, now)?;
         Ok(File::open(self.directory)?.sync_all()?)
     }
 
@@ -260,10 +298,14 @@ impl<'a> NewFiles<'a> {
 
     /// SQLite makes it elsewhere, for it opens files by name, and in this directory another user
     /// may have put any name.
-    fn write_database(&self) -> Result<()> {
+    fn write_database(&self, credentials: &[(&str, Credential)], now: OffsetDateTime) -> Result<()> {
         let elsewhere = tempfile::tempdir().context("cannot make a temporary directory")?;
         let made = elsewhere.path().join(DATABASE);
-        drop(Store::create(&made)?);
+        let mut store = Store::create(&made)?;
+        for (name, credential) in credentials {
+            store.add_credential(name, credential, now)?;
+        }
+        drop(store);
         self.write(NEW_DATABASE, &fs::read(made)?, SECRET)?;
         Ok(fs::rename(self.directory.join(NEW_DATABASE), self.directory.join(DATABASE))?)
     }

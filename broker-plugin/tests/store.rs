@@ -4,11 +4,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration as StdDuration, Instant};
 
-use assay_broker_plugin::ca::confirm_by_use;
+use assay_broker_plugin::broker::ClientCertificate;
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{
     AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, IdInQuestion, NewEnrolment, Removed,
-    RevokedCertificates, SharedKeyHolder, Store, StoreError, Tags, Trusted,
+    RevokedCertificates, SharedKeyHolder, Store, StoreError, Tags, Transaction, Trusted,
 };
 use assay_ca_core::{Allowances, Assurance, IssuedCertificate, Reprovision, RevocationReason, Role, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId, ProblemCode};
@@ -53,8 +53,15 @@ fn sealed(serial: u8, device: &str, ek_id: EkId) -> IssuedCertificate {
     IssuedCertificate { confirm_by: Some(now() + Duration::minutes(10)), ..certificate(serial, device, ek_id) }
 }
 
+/// Of a certificate whose device shows it.
 fn status(store: &Store, serial: u8) -> CertificateStatus {
-    store.certificate_status(&[serial; 16]).unwrap()
+    let issued = store.certificates().unwrap().into_iter().find(|issued| issued.serial == [serial; 16]);
+    let device = issued.map_or_else(|| id("pump-17"), |issued| issued.device_id);
+    store.certificate_status(&device, &shown(serial, &[serial])).unwrap()
+}
+
+fn shown(serial: u8, der: &[u8]) -> ClientCertificate {
+    ClientCertificate { serial: vec![serial; 16], sha256: Sha256::digest(der).into() }
 }
 
 /// What a revocation list would say.
@@ -76,6 +83,21 @@ fn accept(store: &mut Store, ek_id: EkId, device: &str, generation: u32) -> Resu
 
 fn shared_key(store: &Store, ek_id: EkId) -> Option<SharedKeyOnRecord> {
     store.records(&ek_id, IdInQuestion::Is(&id("nobody")), now()).unwrap().shared_key
+}
+
+/// As *confirm* does with a certificate that waits.
+fn confirm(store: &mut Store, serial: u8, at: OffsetDateTime) {
+    let confirmed = |transaction: &Transaction<'_>| {
+        for (device, ek) in [("pump-1", ek(1)), ("pump-17", ek(1)), ("pump-2", ek(2))] {
+            let waiting = transaction.waiting_certificates(&ek, &Sha256::digest([serial]).into())?;
+            if let Some((certificate, _)) = waiting.into_iter().find(|(found, _)| found.device_id == id(device)) {
+                let records = transaction.records(&ek, IdInQuestion::Is(&certificate.device_id), at)?;
+                transaction.activate(&certificate.confirm(&records, at).unwrap(), at)?;
+            }
+        }
+        Ok(())
+    };
+    store.transaction(confirmed).unwrap();
 }
 
 fn add(store: &mut Store, certificate: &IssuedCertificate) -> Result<(), StoreError> {
@@ -121,17 +143,28 @@ fn a_file_of_another_schema_version_is_refused() {
 fn a_newer_certificate_supersedes_the_older() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
-    assert_eq!(store.certificate_status(&[1; 16]).unwrap(), CertificateStatus::Active);
+    assert_eq!(status(&store, 1), CertificateStatus::Active);
     add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
-    assert_eq!(store.certificate_status(&[1; 16]).unwrap(), CertificateStatus::Superseded);
-    assert_eq!(store.certificate_status(&[2; 16]).unwrap(), CertificateStatus::Active);
+    assert_eq!(status(&store, 1), CertificateStatus::Superseded);
+    assert_eq!(status(&store, 2), CertificateStatus::Active);
     assert_eq!(store.devices().unwrap().len(), 1);
+}
+
+/// As somebody can make it who stole the issuing key.
+#[test]
+fn another_certificate_with_the_serial_number_of_a_good_one_is_unknown() {
+    let (_directory, mut store) = store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    let worth = |device: &str, der: &[u8]| store.certificate_status(&id(device), &shown(1, der)).unwrap();
+    assert_eq!(worth("pump-17", &[1]), CertificateStatus::Active);
+    assert_eq!(worth("pump-17", &[2]), CertificateStatus::Unknown);
+    assert_eq!(worth("pump-18", &[1]), CertificateStatus::Unknown);
 }
 
 #[test]
 fn a_certificate_nobody_issued_is_unknown() {
     let (_directory, store) = store();
-    assert_eq!(store.certificate_status(&[9; 16]).unwrap(), CertificateStatus::Unknown);
+    assert_eq!(status(&store, 9), CertificateStatus::Unknown);
 }
 
 #[test]
@@ -139,7 +172,7 @@ fn another_eks_certificate_under_the_same_device_id_changes_nothing() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
     assert!(add(&mut store, &certificate(2, "pump-17", ek(2))).is_err());
-    assert_eq!(store.certificate_status(&[1; 16]).unwrap(), CertificateStatus::Active);
+    assert_eq!(status(&store, 1), CertificateStatus::Active);
     assert_eq!(store.devices().unwrap()[0].ek_id, ek(1));
 }
 
@@ -296,7 +329,7 @@ fn sealed_certificates_wait_for_their_own_ek_and_ik_until_they_are_confirmed() {
     };
     assert_eq!(waiting(&mut store, ek(1), ik_id), [([1; 16], vec![1])]);
     assert!(waiting(&mut store, ek(2), ik_id).is_empty() && waiting(&mut store, ek(1), [9; 32]).is_empty());
-    confirm_by_use(&mut store, &[1; 16], now()).unwrap();
+    confirm(&mut store, 1, now());
     assert!(waiting(&mut store, ek(1), ik_id).is_empty());
 }
 
@@ -322,7 +355,7 @@ fn a_confirmed_certificate_supersedes_and_registers() {
     add(&mut store, &sealed(3, "pump-2", ek(2))).unwrap();
     let later = now() + Duration::minutes(1);
     for serial in [2, 3, 3] {
-        confirm_by_use(&mut store, &[serial; 16], later).unwrap();
+        confirm(&mut store, serial, later);
         assert_eq!(status(&store, serial), CertificateStatus::Active);
     }
     assert_eq!(status(&store, 1), CertificateStatus::Superseded);
@@ -348,7 +381,7 @@ fn a_certificate_that_was_not_confirmed_in_time_is_revoked() {
     assert!(!store.has_overdue_confirmations(deadline).unwrap());
     assert_eq!(status(&store, 1), CertificateStatus::Revoked);
     assert_eq!(revoked(&mut store), [(1, RevocationReason::CessationOfOperation)]);
-    confirm_by_use(&mut store, &[1; 16], before).unwrap();
+    confirm(&mut store, 1, before);
     assert_eq!(status(&store, 1), CertificateStatus::Revoked, "it does not come back");
 }
 
@@ -377,7 +410,7 @@ fn certificates_that_nobody_confirmed_are_counted_for_a_day() {
     }
     add(&mut store, &sealed(9, "pump-2", ek(2))).unwrap();
     assert_eq!(count(&store, now()), 3);
-    confirm_by_use(&mut store, &[1; 16], now()).unwrap();
+    confirm(&mut store, 1, now());
     assert_eq!(count(&store, now()), 2, "one was confirmed");
     store.transaction(|transaction| transaction.revoke_unconfirmed(now() + Duration::hours(1))).unwrap();
     assert_eq!(count(&store, now() + Duration::hours(1)), 2, "revoked ones count");
@@ -613,10 +646,10 @@ fn disabling_reaches_enrolled_and_registered_eks() {
     enroll(&mut store, ek(2), None).unwrap();
     assert!(store.set_disabled(&ek(1), true, now()).unwrap());
     assert!(store.set_disabled(&ek(2), true, now()).unwrap());
-    assert_eq!(store.certificate_status(&[1; 16]).unwrap(), CertificateStatus::Disabled);
+    assert_eq!(status(&store, 1), CertificateStatus::Disabled);
     assert!(store.enrolments().unwrap().iter().all(|row| row.disabled));
     store.set_disabled(&ek(1), false, now()).unwrap();
-    assert_eq!(store.certificate_status(&[1; 16]).unwrap(), CertificateStatus::Active);
+    assert_eq!(status(&store, 1), CertificateStatus::Active);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::issue::serial_number;
 ///
 /// Keys come from the cryptographic library's own randomness, everything else from `rng`.
 pub struct Authority {
-    certificate: rcgen::Certificate,
+    certificate: String,
     issuer: rcgen::Issuer<'static, KeyPair>,
 }
 
@@ -26,7 +26,7 @@ impl Authority {
     pub fn root(name: &str, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<Self, Fault> {
         let key = new_key()?;
         let params = ca_params(name, "Root CA", BasicConstraints::Unconstrained, ROOT_LIFETIME, now, rng);
-        let certificate = params.self_signed(&key).map_err(fault("signing the root"))?;
+        let certificate = params.self_signed(&key).map_err(fault("signing the root"))?.pem();
         Ok(Self { certificate, issuer: rcgen::Issuer::new(params, key) })
     }
 
@@ -35,8 +35,15 @@ impl Authority {
         let key = new_key()?;
         let mut params = ca_params(name, "Issuing CA", BasicConstraints::Constrained(0), ISSUING_LIFETIME, now, rng);
         params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(fault("signing the issuing CA"))?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(fault("signing the issuing CA"))?.pem();
         Ok(Self { certificate, issuer: rcgen::Issuer::new(params, key) })
+    }
+
+    /// One that was made before, from its PEM files.
+    pub fn from_pem(certificate: &str, key: &str) -> Result<Self, Fault> {
+        let key = KeyPair::from_pem(key).map_err(fault("reading the issuing key"))?;
+        let issuer = rcgen::Issuer::from_ca_cert_pem(certificate, key).map_err(fault("reading the issuing CA"))?;
+        Ok(Self { certificate: certificate.to_owned(), issuer })
     }
 
     /// A certificate for a broker that is reached under `names`: DNS names and IP addresses.
@@ -79,7 +86,7 @@ impl Authority {
 
     /// The CA itself.
     pub fn to_pem(&self) -> KeyAndCertificate {
-        KeyAndCertificate::new(&self.certificate, self.issuer.key())
+        KeyAndCertificate::new(self.certificate.clone(), self.issuer.key())
     }
 
     fn leaf(
@@ -97,7 +104,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         set_times_and_serial(&mut params, LEAF_LIFETIME, now, rng);
         let certificate = params.signed_by(&key, &self.issuer).map_err(fault("signing a leaf"))?;
-        Ok(KeyAndCertificate::new(&certificate, &key))
+        Ok(KeyAndCertificate::new(certificate.pem(), &key))
     }
 }
 
@@ -110,8 +117,8 @@ pub struct KeyAndCertificate {
 }
 
 impl KeyAndCertificate {
-    fn new(certificate: &rcgen::Certificate, key: &KeyPair) -> Self {
-        Self { certificate: certificate.pem(), key: Zeroizing::new(key.serialize_pem()) }
+    fn new(certificate: String, key: &KeyPair) -> Self {
+        Self { certificate, key: Zeroizing::new(key.serialize_pem()) }
     }
 }
 

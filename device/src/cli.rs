@@ -366,7 +366,7 @@ fn print_status(status: &Status) -> Result<(), Error> {
             print_line(&format!("valid         {} to {}{remark}", summary.not_before, summary.not_after))?;
             print_line(&format!("certificate   {}", path.display()))?;
             if !*is_confirmed {
-                print_line("unconfirmed   run assay-device provision, or connect, before the CA revokes it")?;
+                print_line("unconfirmed   run assay-device provision before the CA revokes it")?;
             }
         }
     }

@@ -5,6 +5,7 @@ mod advice;
 mod commands;
 mod costs;
 mod crash;
+mod credentials;
 mod eks;
 mod external_brokers;
 mod fleet;

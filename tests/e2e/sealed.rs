@@ -128,7 +128,7 @@ fn an_active_certificate_is_sealed_and_confirmed_again_however_it_came_and_whene
 }
 
 #[test]
-fn the_first_connection_confirms_and_a_confirmation_afterwards_is_none_too_many() -> Result<()> {
+fn certificate_that_is_not_confirmed_lets_its_device_in_nowhere_until_it_is() -> Result<()> {
     let mut lab = Lab::open()?;
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     let device = Device::new(&tpm)?;
@@ -147,10 +147,14 @@ fn the_first_connection_confirms_and_a_confirmation_afterwards_is_none_too_many(
     let id = status["device_id"].as_str().context("an id")?;
     ensure!(status["confirmed"] == false && lab.statuses(id)? == ["unconfirmed"], "{status}");
 
-    run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?)?;
-    ensure!(lab.statuses(id)? == ["active"]);
+    let publish = || device.publish(&lab.dir, &lab.server, "telemetry", "21.5");
+    let refused = publish()?.output()?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(!refused.status.success() && said.contains("assay-device provision"), "{said}");
+    ensure!(lab.statuses(id)? == ["unconfirmed"], "whoever reads the database could have shown it");
     ensure!(lab.provision(&device, &[])?["device_id"] == id);
     ensure!(json(&mut device.status()?)?["confirmed"] == true && lab.statuses(id)? == ["active"]);
+    run(&mut publish()?)?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use super::lane::properties_size;
 use super::login::{Credentials, LoginDesk};
 use super::packet::{Connect, End, Reason, Version};
 use super::session::RETAINED_MESSAGE;
-use super::{Admit, Denial, KEEP_ALIVE, LoggedIn};
+use super::{Admit, ClientCertificate, Denial, KEEP_ALIVE, LoggedIn};
 use crate::access::{Access, Identity, Refusal, may_leave_will};
 
 /// How often a recheck is tried that finds nothing out, and how long after the last time. A database that is busy or restored is back
@@ -31,8 +31,7 @@ pub(super) enum Peer {
     },
     Certified {
         identity: Identity,
-        /// The content octets of the certificate's serial number (RFC 5280 §4.1.2.2), big-endian.
-        serial: Vec<u8>,
+        certificate: ClientCertificate,
         /// When it expires; TLS has seen to its being valid now.
         expires_in: Duration,
         admit: Arc<Admit>,
@@ -75,9 +74,9 @@ impl Peer {
 
     /// Asks, off the async threads, whether the certificate is good now.
     async fn check_certificate(&self) -> Result<(), NotAdmitted> {
-        let Self::Certified { identity, serial, admit, .. } = self else { return Ok(()) };
-        let (identity, serial, admit) = (identity.clone(), serial.clone(), admit.clone());
-        match tokio::task::spawn_blocking(move || admit(&identity, &serial)).await {
+        let Self::Certified { identity, certificate, admit, .. } = self else { return Ok(()) };
+        let (identity, certificate, admit) = (identity.clone(), certificate.clone(), admit.clone());
+        match tokio::task::spawn_blocking(move || admit(&identity, &certificate)).await {
             Ok(answer) => answer.map_err(|denial| NotAdmitted::new(denial, Reason::NotAuthorized)),
             Err(panic) => Err(NotAdmitted::unknown(panic.to_string())),
         }
@@ -97,18 +96,15 @@ impl Admitted {
     async fn overstayed(&self) -> End {
         let (time, text) = match (&self.peer, &self.login) {
             (Peer::Anonymous { lifetime }, _) => (*lifetime, "connected for too long without a certificate"),
-            (Peer::Certified { identity: Identity::Device { .. }, expires_in, .. }, _) => {
-                (*expires_in, "certificate expired")
-            }
+            (Peer::Certified { expires_in, .. }, _) => (*expires_in, "certificate expired"),
             (_, Some((_, expires_in))) => (*expires_in, "login expired"),
-            // Workers and operators whose certificates expire are noticed when they connect again.
-            _ => return std::future::pending().await,
+            (Peer::Claimant(_), None) => return std::future::pending().await,
         };
         sleep(time).await;
         End::new(Reason::MaximumConnectTime, text)
     }
 
-    /// Returns when a device, asked about again, is no longer admitted, or when that cannot be found out for long.
+    /// Returns when a client, asked about again, is no longer admitted, or when that cannot be found out for long.
     ///
     /// All are asked about at once; `rechecks` lets those who come be asked about in between.
     async fn refused(&self, recheck: &mut watch::Receiver<()>, rechecks: &Semaphore) -> NotAdmitted {
@@ -129,7 +125,7 @@ impl Admitted {
         // Nobody closes this semaphore.
         let _turn = rechecks.acquire().await;
         match (&self.peer, &self.login) {
-            (Peer::Certified { identity: Identity::Device { .. }, .. }, _) => self.peer.check_certificate().await,
+            (Peer::Certified { .. }, _) => self.peer.check_certificate().await,
             (Peer::Claimant(desk), Some((credentials, _))) => log_in(&self.scope, desk, credentials).await.map(|_| ()),
             _ => Ok(()),
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use assay_wire::Scope;
 use bytestring::ByteString;
+use sha2::{Digest, Sha256};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, SetOnce, broadcast, watch};
 use tokio::task::JoinSet;
@@ -25,7 +26,7 @@ use super::packet::{End, Reason};
 use super::places::{Lobby, Place, network};
 use super::router::Router;
 use super::session::Requests;
-use super::{Admit, BURST, DRAIN, Limits, Tls};
+use super::{Admit, BURST, ClientCertificate, DRAIN, Limits, Tls};
 use crate::access::Identity;
 
 /// How long to wait after the system refused to accept a connection (out of file descriptors, most likely).
@@ -80,9 +81,9 @@ pub(super) struct Core {
     pub(super) networks: Arc<Meter<IpAddr>>,
     /// Work that each other client makes.
     pub(super) clients: Arc<Meter<String>>,
-    /// What clients do in haste.
     /// What each of these is heard with however many others are in haste.
     pub(super) calm: Arc<Meter<String>>,
+    /// What clients do in haste.
     pub(super) rush: Arc<Meter<()>>,
     /// Sends when the broker closes.
     pub(super) closing: broadcast::Sender<()>,
@@ -234,7 +235,10 @@ impl Listener {
         let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
         Some(Peer::Certified {
             identity,
-            serial: certificate.raw_serial().to_vec(),
+            certificate: ClientCertificate {
+                serial: certificate.raw_serial().to_vec(),
+                sha256: Sha256::digest(leaf).into(),
+            },
             expires_in: certificate.validity().time_to_expiration()?.unsigned_abs(),
             admit: admit.clone(),
         })

@@ -52,9 +52,19 @@ use router::Router;
 use session::PUBLISHES;
 pub use tls::{ClientCertificates, bootstrap_tls, operational_tls};
 
-/// Asks whether a certificate is still good: its serial number's content octets, and whom it names.
-/// Called on a thread that may block, once per CONNECT with a client certificate, and for devices again at each recheck.
-pub type Admit = dyn Fn(&Identity, &[u8]) -> Result<(), Denial> + Send + Sync;
+/// Asks whether a certificate is still good, and whose it is.
+/// Called on a thread that may block, once per CONNECT with a client certificate, and again at each recheck.
+pub type Admit = dyn Fn(&Identity, &ClientCertificate) -> Result<(), Denial> + Send + Sync;
+
+/// What a client has shown in its TLS handshake: that it leads to the root and is valid is established, and that the client has its
+/// key; not that it is on record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The content octets of its serial number (RFC 5280 §4.1.2.2), big-endian.
+    pub serial: Vec<u8>,
+    /// Of all of it. A stolen issuing key makes other certificates with this serial number, but none with this digest.
+    pub sha256: [u8; 32],
+}
 
 /// Why somebody is not let in; the text is for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,6 +214,7 @@ impl EmbeddedBroker {
             used_ids: Meter::new(once).into(),
             networks: Meter::new(NETWORK_PACE).into(),
             clients: Meter::new(CLIENT_PACE).into(),
+            calm: Meter::new(connection::CALM).into(),
             rush: Meter::new(rush(tokio::runtime::Handle::current().metrics().num_workers())).into(),
             closing: broadcast::Sender::new(1),
             recheck: watch::Sender::new(()),
@@ -214,7 +225,6 @@ impl EmbeddedBroker {
         let mut listeners = JoinSet::new();
         let mut listen = |tcp: TcpListener, audience, seats| {
             let address = tcp.local_addr()?;
-            calm: Meter::new(connection::CALM).into(),
             let (scope, tls, core) = (config.scope.clone(), tls.subscribe(), core.clone());
             let closing = core.closing.subscribe();
             let listener = Listener::new(scope, audience, tls, &limits, seats, core);

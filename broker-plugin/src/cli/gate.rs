@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use assay_broker_plugin::access::Identity;
-use assay_broker_plugin::broker::{Admit, Denial, LoggedIn, Login};
-use assay_broker_plugin::ca::{LoginRefused, Refusal, confirm_by_use};
+use assay_broker_plugin::broker::{Admit, ClientCertificate, Denial, LoggedIn, Login};
+use assay_broker_plugin::ca::LoginRefused;
 use assay_broker_plugin::store::{CertificateStatus, Store, StoreError};
 use assay_broker_plugin::worker::Outfit;
 use assay_ca_core::CLOCK_SKEW;
@@ -15,26 +15,21 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tracing::warn;
 
-/// Asks the store what a device's certificate is worth now, and confirms one that waits for it. Workers and operators are on no list: their
-/// certificates come from the directory itself.
+/// Asks the store what a certificate is worth now: that very one, and only for whom it was made. What a stolen issuing key signs
+/// is on no record, whatever name and number it has.
+///
+/// A device's certificate that waits for its confirmation is worth nothing: whoever reads the database knows it, and only the ticket
+/// of its box shows that its device could open that.
 pub(super) fn admit(records: Records) -> Arc<Admit> {
-    Arc::new(move |identity: &Identity, serial: &[u8]| {
-        let Identity::Device { .. } = identity else { return Ok(()) };
-        let mut status = records.status(serial)?;
-        if status == CertificateStatus::Unconfirmed {
-            // TLS has shown that the device could read what only its TPM can.
-            confirm_by_use(&mut records.write(), serial, OffsetDateTime::now_utc()).map_err(
-                |refusal| match refusal {
-                    Refusal::Rejection(_) => Denial::Refused(format!("its certificate cannot be confirmed: {refusal}")),
-                    Refusal::Fault(_) | Refusal::Store(_) => unknown(refusal),
-                },
-            )?;
-            // It may have been revoked while this waited for the database.
-            status = records.status(serial)?;
-        }
-        match status {
+    Arc::new(move |identity: &Identity, certificate: &ClientCertificate| {
+        let store = records.read();
+        let status = match identity {
+            Identity::Device { device_id, .. } => store.certificate_status(device_id, certificate),
+            Identity::Operator | Identity::Worker => store.credential_status(identity, certificate),
+        };
+        match status.map_err(unknown)? {
             CertificateStatus::Active => Ok(()),
-            status => Err(Denial::Refused(format!("its certificate is {status:?}"))),
+            status => Err(Denial::Refused(format!("its certificate is {status}"))),
         }
     })
 }
@@ -65,10 +60,6 @@ pub(super) struct Records {
 impl Records {
     pub(super) fn open(database: &Path) -> Result<Self, StoreError> {
         Ok(Self { reader: Store::open(database)?.into(), writer: Store::open(database)?.into() })
-    }
-
-    fn status(&self, serial: &[u8]) -> Result<CertificateStatus, Denial> {
-        self.read().certificate_status(serial).map_err(unknown)
     }
 
     fn read(&self) -> MutexGuard<'_, Store> {
@@ -120,47 +111,28 @@ const REVOCATION_POLL: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use std::str::FromStr;
-    use std::sync::mpsc;
-    use std::thread;
-    use std::time::Instant;
 
-    use assay_broker_plugin::store::Transaction;
     use assay_ca_core::{Assurance, IssuedCertificate};
     use assay_wire::{DeviceId, EkId};
+    use sha2::{Digest, Sha256};
 
     use super::*;
 
     #[test]
-    fn confirmation_that_waits_for_the_database_delays_no_other_admission() {
+    fn certificate_that_waits_for_its_confirmation_lets_nobody_in() {
         let desk = Desk::open();
-        let blocked = desk.block(|_| Ok(()));
-        let confirming = desk.admit_aside();
-        thread::sleep(Duration::from_millis(200));
-        let started = Instant::now();
-        assert!(matches!((desk.admit)(&desk.device, &[0x42; 16]), Err(Denial::Refused(_))));
-        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
-        assert!(!confirming.is_finished(), "it needs the database that is locked");
-        blocked.release();
-        assert_eq!(confirming.join().unwrap(), Ok(()));
-    }
-
-    #[test]
-    fn certificate_that_was_revoked_while_it_waited_to_be_confirmed_lets_nobody_in() {
-        let desk = Desk::open();
-        let too_late = OffsetDateTime::now_utc() + 2 * time::Duration::HOUR;
-        let blocked = desk.block(move |transaction| transaction.revoke_unconfirmed(too_late).map(drop));
-        let confirming = desk.admit_aside();
-        thread::sleep(Duration::from_millis(200));
-        assert!(!confirming.is_finished(), "it has seen the certificate as it was before");
-        blocked.release();
-        assert!(matches!(confirming.join().unwrap(), Err(Denial::Refused(_))));
+        let Err(Denial::Refused(reason)) = (desk.admit)(&desk.device, &shown(SERIAL, DER)) else {
+            panic!("it is let in")
+        };
+        assert!(reason.contains("not confirmed"), "{reason}");
+        assert_eq!(Store::open(&desk.database).unwrap().certificates().unwrap()[0].status, "unconfirmed");
     }
 
     #[test]
     fn a_database_that_cannot_be_read_is_no_refusal() {
         let desk = Desk::open();
         desk.destroy();
-        assert!(matches!((desk.admit)(&desk.device, &SERIAL), Err(Denial::Unknown(_))));
+        assert!(matches!((desk.admit)(&desk.device, &shown(SERIAL, DER)), Err(Denial::Unknown(_))));
     }
 
     #[tokio::test]
@@ -182,19 +154,13 @@ mod tests {
         device: Identity,
     }
 
-    /// Somebody who holds the database's write lock.
-    struct Blocker {
-        release: mpsc::Sender<()>,
-        thread: thread::JoinHandle<()>,
-    }
-
     impl Desk {
         fn open() -> Self {
             let directory = tempfile::tempdir().unwrap();
             let database = directory.path().join("assay.db");
             let now = OffsetDateTime::now_utc();
             let sealed = IssuedCertificate {
-                der: vec![0x30, 0x00].into(),
+                der: DER.into(),
                 serial: SERIAL,
                 not_before: now,
                 not_after: now + time::Duration::DAY,
@@ -211,28 +177,6 @@ mod tests {
             Self { directory, database, admit, device }
         }
 
-        /// Does `work` in a transaction that ends when the blocker is released.
-        fn block(&self, work: impl FnOnce(&Transaction<'_>) -> Result<(), StoreError> + Send + 'static) -> Blocker {
-            let mut store = Store::open(&self.database).unwrap();
-            let ((locked, is_locked), (release, released)) = (mpsc::channel(), mpsc::channel());
-            let thread = thread::spawn(move || {
-                let done = store.transaction(|transaction| {
-                    work(transaction)?;
-                    locked.send(()).unwrap();
-                    released.recv().unwrap();
-                    Ok(())
-                });
-                done.unwrap();
-            });
-            is_locked.recv().unwrap();
-            Blocker { release, thread }
-        }
-
-        fn admit_aside(&self) -> thread::JoinHandle<Result<(), Denial>> {
-            let (admit, device) = (self.admit.clone(), self.device.clone());
-            thread::spawn(move || admit(&device, &SERIAL))
-        }
-
         /// What SQLite finds at its next look is no database.
         fn destroy(&self) {
             for file in ["assay.db", "assay.db-wal"] {
@@ -241,12 +185,10 @@ mod tests {
         }
     }
 
-    impl Blocker {
-        fn release(self) {
-            self.release.send(()).unwrap();
-            self.thread.join().unwrap();
-        }
+    fn shown(serial: [u8; 16], der: &[u8]) -> ClientCertificate {
+        ClientCertificate { serial: serial.into(), sha256: Sha256::digest(der).into() }
     }
 
     const SERIAL: [u8; 16] = [0x41; 16];
+    const DER: &[u8] = &[0x30, 0x00];
 }

@@ -11,7 +11,7 @@ use super::table;
 pub(crate) struct Json {
     /// One JSON object a line
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Args)]

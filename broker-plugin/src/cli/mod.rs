@@ -1,5 +1,6 @@
 //! The command line: what can be asked for, and who does it.
 
+mod credentials;
 mod crl;
 mod ek_list;
 mod enroll;
@@ -56,6 +57,9 @@ enum Command {
     Devices(list::Json),
     /// List the certificates
     Certs(list::Json),
+    /// Make and end the certificates of operators and workers
+    #[command(subcommand)]
+    Credentials(credentials::Credentials),
     /// Sign a list of what is revoked, and write it
     Crl(crl::Crl),
     /// List the newest decisions
@@ -76,6 +80,7 @@ impl Cli {
             Command::Health(health) => return health.run(&directory()?),
             Command::Devices(json) => list::devices(&directory()?, json),
             Command::Certs(json) => list::certificates(&directory()?, json),
+            Command::Credentials(credentials) => credentials.run(&directory()?),
             Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => list::audit(&directory()?, audit),
             Command::Watch(watch) => watch.run(&directory()?),

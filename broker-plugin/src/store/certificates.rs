@@ -1,5 +1,7 @@
 //! Devices and their certificates.
 
+use std::fmt;
+
 use assay_ca_core::{Assurance, Confirmation, Confirmed, IssuedCertificate, Unconfirmed};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{OptionalExtension, Row, params};
@@ -7,6 +9,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use super::{Store, StoreError, Transaction, ek_id, parsed, time};
+use crate::broker::ClientCertificate;
 
 impl Transaction<'_> {
     /// The active certificate of an EK, if it is for this IK and still valid.
@@ -103,16 +106,6 @@ impl Transaction<'_> {
             }
         }
         Ok(ToConfirm::Ended)
-    }
-
-    /// The certificate with this serial number, if it waits to be confirmed.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn unconfirmed(&self, serial: &[u8]) -> Result<Option<Unconfirmed>, StoreError> {
-        let query = format!("SELECT {UNCONFIRMED} FROM certificates WHERE serial = ?1 AND status = 'unconfirmed'");
-        let mut statement = self.0.prepare_cached(&query)?;
-        Ok(statement.query_row(params![serial], unconfirmed).optional()?)
     }
 
     /// Makes a confirmed certificate its device's only active one, and registers the device if it is new.
@@ -215,7 +208,7 @@ pub struct CertificateRow {
 pub enum CertificateStatus {
     /// Its device may connect.
     Active,
-    /// Its device may connect once it is confirmed, which connecting does.
+    /// Its device may connect once it has confirmed it.
     Unconfirmed,
     /// An operator disabled the device.
     Disabled,
@@ -227,17 +220,38 @@ pub enum CertificateStatus {
     Unknown,
 }
 
+impl fmt::Display for CertificateStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "good",
+            Self::Unconfirmed => "not confirmed",
+            Self::Disabled => "that of a disabled device",
+            Self::Superseded => "superseded",
+            Self::Revoked => "revoked",
+            Self::Unknown => "not on record",
+        })
+    }
+}
+
 impl Store {
-    /// What a device certificate with this serial number is worth now.
+    /// What a certificate that somebody shows as this device's is worth now.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn certificate_status(&self, serial: &[u8]) -> Result<CertificateStatus, StoreError> {
+    pub fn certificate_status(
+        &self,
+        device: &DeviceId,
+        shown: &ClientCertificate,
+    ) -> Result<CertificateStatus, StoreError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT c.status, l.since IS NOT NULL FROM certificates c LEFT JOIN disabled_eks l USING (ek_id) WHERE c.serial = ?1",
+            "SELECT c.status, l.since IS NOT NULL, c.der FROM certificates c LEFT JOIN disabled_eks l USING (ek_id)
+             WHERE c.serial = ?1 AND c.device_id = ?2",
         )?;
-        let found =
-            statement.query_row(params![serial], |row| Ok((row.get::<_, String>(0)?, row.get(1)?))).optional()?;
+        let found = statement.query_row(params![shown.serial, device.as_str()], |row| {
+            let is_it = Sha256::digest(row.get_ref(2)?.as_blob()?).as_slice() == shown.sha256;
+            Ok(is_it.then_some((row.get::<_, String>(0)?, row.get(1)?)))
+        });
+        let found = found.optional()?.flatten();
         Ok(match found.as_ref().map(|(status, disabled)| (status.as_str(), *disabled)) {
             None => CertificateStatus::Unknown,
             Some((_, true)) => CertificateStatus::Disabled,

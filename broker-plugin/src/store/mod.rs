@@ -6,6 +6,7 @@
 
 mod audit;
 mod certificates;
+mod credentials;
 mod enrolments;
 mod revocation;
 mod shared_keys;
@@ -27,6 +28,7 @@ use time::OffsetDateTime;
 
 pub use audit::{AuditEntry, AuditRow};
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
+pub use credentials::{Credential, CredentialRow};
 pub use enrolments::{EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags};
 pub use revocation::RevokedCertificates;
 pub use shared_keys::SharedKeyHolder;
@@ -313,7 +315,7 @@ fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'stat
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 5;
 /// Per connection, and taken only as it is used: what leads to the leaves of all indexes of a million devices (some 1,300 pages), and as
 /// much for leaves.
 const CACHE_KIB: i64 = 8 * 1024;

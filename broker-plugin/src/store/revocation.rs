@@ -104,7 +104,9 @@ const REVOKED: &str = "SELECT serial, status, ended_at, confirmed_at IS NOT NULL
     UNION ALL
     SELECT c.serial, c.status, l.since, c.confirmed_at IS NOT NULL, c.rowid
     FROM disabled_eks l CROSS JOIN certificates c USING (ek_id)
-    WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > ?1";
+    WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > ?1
+    UNION ALL
+    SELECT serial, 'revoked', revoked_at, 1, -rowid FROM credentials WHERE revoked_at IS NOT NULL AND not_after > ?1";
 
 #[cfg(test)]
 mod tests {

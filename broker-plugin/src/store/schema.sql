@@ -57,6 +57,17 @@ CREATE UNIQUE INDEX one_active_certificate ON certificates (ek_id, iif(status = 
 CREATE INDEX certificates_ended ON certificates (not_after) WHERE status IN ('superseded', 'revoked');
 CREATE INDEX certificates_to_confirm ON certificates (confirm_by) WHERE status = 'unconfirmed';
 
+-- Certificates of operators and workers.
+CREATE TABLE credentials (
+    sha256     BLOB PRIMARY KEY,        -- of the certificate
+    name       TEXT NOT NULL UNIQUE,
+    role       TEXT NOT NULL CHECK (role IN ('operator', 'worker')),
+    serial     BLOB NOT NULL,
+    issued_at  INTEGER NOT NULL,
+    not_after  INTEGER NOT NULL,
+    revoked_at INTEGER
+) STRICT;
+
 -- Outlives device and enrolment, so that a generation that was retired never returns.
 CREATE TABLE shared_keys (
     ek_id      BLOB PRIMARY KEY,
@@ -99,3 +110,5 @@ CREATE TRIGGER certificate_ended AFTER UPDATE OF status ON certificates WHEN new
 BEGIN UPDATE revocations SET connections = connections + (old.status = 'active'), list = list + 1; END;
 CREATE TRIGGER shared_key_retired AFTER UPDATE OF generation ON shared_keys WHEN new.generation <> old.generation
 BEGIN UPDATE revocations SET connections = connections + 1; END;
+CREATE TRIGGER credential_revoked AFTER UPDATE OF revoked_at ON credentials
+BEGIN UPDATE revocations SET connections = connections + 1, list = list + 1; END;

@@ -136,4 +136,3 @@ pub(super) fn tls_builder(dir: &AssayDir) -> Result<ConfigBuilder<ClientConfig, 
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(config.with_root_certificates(roots))
 }
-

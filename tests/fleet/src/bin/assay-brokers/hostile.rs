@@ -341,4 +341,3 @@ fn devices_tls(dir: &AssayDir, count: usize) -> Result<Vec<Arc<ClientConfig>>> {
     }
     Ok(devices)
 }
-
