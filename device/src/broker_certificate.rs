@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use assay_wire::{MAX_SHOWN, printable};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -11,7 +12,6 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::clock::{self, Clock, is_more_than_a_day, rfc3339};
 use crate::error::Error;
-use crate::printable::printable;
 
 /// A TLS configuration that trusts `roots` alone and shows no certificate.
 pub(crate) fn server_authenticated_tls(roots: RootCertStore, clock: Clock) -> Result<ClientConfig, Error> {
@@ -156,11 +156,11 @@ impl fmt::Display for BrokerCertificateFault {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => write!(
                 f,
                 "the broker's certificate ({}, issued by {}) does not lead to the pinned root",
-                printable(subject),
-                printable(issuer)
+                printable(subject, MAX_SHOWN),
+                printable(issuer, MAX_SHOWN)
             ),
             NotValidForNameContext { .. } => {
-                write!(f, "the broker's certificate is for {}, not for {wanted}", printable(names))
+                write!(f, "the broker's certificate is for {}, not for {wanted}", printable(names, MAX_SHOWN))
             }
             rule => write!(f, "the broker's certificate cannot be used: {rule}"),
         }

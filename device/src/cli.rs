@@ -13,7 +13,7 @@ use assay_device::{
     examine, read_certificates,
 };
 use assay_mqtt::BrokerUrl;
-use assay_wire::{DeviceId, Scope};
+use assay_wire::{DeviceId, Scope, printable_json};
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 
@@ -283,7 +283,7 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
     let already = if provisioned.was_provisioned { "already " } else { "" };
     eprintln!("{already}provisioned as {}", provisioned.device_id);
     if args.json {
-        return print_line(&json_of(&provisioned).to_string());
+        return print_json(&json_of(&provisioned));
     }
     match &provisioned.credential {
         Credential::Certificate { path, .. } => print_line(&path.display().to_string()),
@@ -334,7 +334,7 @@ fn status(state: &Path, json: bool) -> Result<(), Error> {
         return Err(Error::NotProvisioned(reason));
     };
     if json {
-        print_line(&json_of_status(&status).to_string())?;
+        print_json(&json_of_status(&status))?;
     } else {
         print_status(&status)?;
     }
@@ -498,7 +498,7 @@ fn ek(kind: Option<EkChoice>, tpm: TpmArgs, json: bool) -> Result<(), Error> {
     let eks = endorsement_keys(tpm.tcti, passwords, timeout, kind, &mut show_step)?;
     for (number, ek) in eks.iter().enumerate() {
         if json {
-            print_line(&json_of_ek(ek).to_string())?;
+            print_json(&json_of_ek(ek))?;
             continue;
         }
         if number > 0 {
@@ -569,7 +569,7 @@ fn token(state: PathBuf, tpm: TpmArgs, lifetime: Duration, json: bool) -> Result
         "password": token.password,
         "expires_at": token.expires_at,
     });
-    print_line(&json.to_string())
+    print_json(&json)
 }
 
 fn open(args: DeviceArgs) -> Result<Device, Error> {
@@ -620,6 +620,11 @@ fn parse_handle(text: &str) -> Result<u32, String> {
         Ok(handle) if (0x8100_0000..=0x8100_FFFF).contains(&handle) => Ok(handle),
         _ => Err("expected a persistent handle of the owner, 0x81000000 to 0x8100ffff".into()),
     }
+}
+
+/// One JSON value a line.
+fn print_json(json: &Value) -> Result<(), Error> {
+    print_line(&printable_json(&json.to_string()))
 }
 
 /// Like `println!`, but a closed pipe is an error and not a panic.

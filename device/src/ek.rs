@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use assay_wire::{Bytes, CertificateList, EkId, EkIds, EkPublic, Limit, MAX_CERTIFICATES};
+use assay_wire::{Bytes, CertificateList, EkId, EkIds, EkPublic, Limit, MAX_CERTIFICATES, MAX_SHOWN, printable};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey as CertificateKey;
@@ -13,7 +13,6 @@ use crate::clock::{rfc3339, since_1970};
 use crate::error::Error;
 use crate::issuers;
 use crate::pem;
-use crate::printable::printable;
 use crate::provision::{Progress, Step};
 use crate::tpm::{
     EkKind, HierarchyPasswords, PublicArea, Tcti, Tpm2, TpmError, TpmThread, id_of_key, is_of_default_template,
@@ -240,8 +239,8 @@ impl EndorsementKey {
         let certificate = self.certificates.first().and_then(|leaf| {
             let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
             Some(EkCertificate {
-                subject: printable(&certificate.subject().to_string()),
-                issuer: printable(&certificate.issuer().to_string()),
+                subject: printable(&certificate.subject().to_string(), MAX_SHOWN),
+                issuer: printable(&certificate.issuer().to_string(), MAX_SHOWN),
                 not_after: rfc3339(since_1970(certificate.validity().not_after)),
                 is_for_this_key: certificate.public_key().raw == public_key,
                 issuers: self.certificates.len() - 1,

@@ -85,7 +85,6 @@ mod der;
 mod issuers;
 mod key;
 mod named;
-mod printable;
 mod probe;
 mod state;
 mod transport;

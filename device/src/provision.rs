@@ -12,14 +12,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use assay_mqtt::{Backoff, BrokerUrl};
-use assay_wire::{Problem, ProblemCode, ReplyBody, Scope};
+use assay_wire::{MAX_SHOWN, Problem, ProblemCode, ReplyBody, Scope, printable};
 use rustls::ClientConfig;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout_at};
 
 use crate::error::Error;
-use crate::printable::printable;
 use crate::probe;
 use crate::transport::{Bootstrap, Traffic, random};
 use crate::trouble::Trouble;
@@ -168,7 +167,7 @@ impl Failure {
     fn out_of_turn(wanted: &'static str, reply: ReplyBody) -> Self {
         let found = match reply {
             ReplyBody::Problem(problem) => {
-                let (title, detail) = (printable(&problem.title), printable(&problem.detail));
+                let (title, detail) = (printable(&problem.title, MAX_SHOWN), printable(&problem.detail, MAX_SHOWN));
                 return Self::Problem(Problem { title, detail, ..problem });
             }
             ReplyBody::Challenge(_) => "challenge",

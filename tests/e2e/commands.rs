@@ -1,9 +1,10 @@
 //! `assay` at an operator's hands.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use assay_tests::{AssayDir, Device, EkKind, assay_bin, run, tool, trusted_vendor};
@@ -196,10 +197,38 @@ fn what_a_device_says_cannot_steer_the_operators_terminal() -> Result<()> {
     let device = Device::new(&tpm)?;
     lab.provision(&device, &[])?;
     let said = watched(&lab, 1, || {
-        run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "\u{1b}[2J{\"t\": 21.5}")?).map(drop)
+        let message = "\u{1b}[2J\u{202e}{\"t\": 21.5}";
+        run(&mut device.publish(&lab.dir, &lab.server, "telemetry", message)?).map(drop)
     })?;
     let payload = said.trim_end().split_once(' ').context("topic and payload")?.1;
-    ensure!(payload == "\\u{1b}[2J{\"t\": 21.5}", "{payload:?}");
+    ensure!(payload == "\\u{1b}[2J\\u{202e}{\"t\": 21.5}", "{payload:?}");
+    Ok(())
+}
+
+#[test]
+fn longest_message_of_a_device_is_heard_whole() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    lab.provision(&device, &[])?;
+    let message = "x".repeat(65_000);
+    let said = watched(&lab, 1, || run(&mut device.publish(&lab.dir, &lab.server, "telemetry", &message)?).map(drop))?;
+    ensure!(said.trim_end().ends_with(&message), "{} bytes", said.len());
+    Ok(())
+}
+
+/// `assay devices | head` has seen enough.
+#[test]
+fn output_that_nobody_reads_any_more_ends_a_command_without_a_word() -> Result<()> {
+    let dir = AssayDir::init()?;
+    for arguments in [&["devices"][..], &["credentials", "list", "--json"], &["trust", "list"], &["health"]] {
+        let (reader, writer) = io::pipe()?;
+        drop(reader);
+        let output = dir.assay(arguments)?.stdout(writer).stderr(Stdio::piped()).spawn()?.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!said.contains("panicked"), "{arguments:?}: {said}");
+        ensure!(arguments[0] == "health" || output.status.code() == Some(141), "{arguments:?}: {}", output.status);
+    }
     Ok(())
 }
 

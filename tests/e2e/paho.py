@@ -4,6 +4,7 @@ import json
 import secrets
 import sys
 import threading
+import time
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.packettypes import PacketTypes
@@ -12,6 +13,7 @@ from paho.mqtt.properties import Properties
 version, port, root, scope, device, token = sys.argv[1:]
 V5 = version == "5"
 WAIT = 20
+TOO_OFTEN = ("connack 0x9f", "connack 0x03")
 
 
 class Client(mqtt.Client):
@@ -99,6 +101,15 @@ def fresh():
     return client(device or secrets.token_hex(16))
 
 
+def opened(**options):
+    """A connection that is let in: a device that was cut has to wait."""
+    while True:
+        c = fresh().open(**options)
+        if c.outcome not in TOO_OFTEN:
+            return c
+        time.sleep(0.5)
+
+
 def outcome(client):
     client.done.wait(WAIT)
     client.close()
@@ -106,7 +117,7 @@ def outcome(client):
 
 
 def publish(topic, payload=b"x", qos=1, retain=False, times=1, open={}, **properties):
-    c = fresh().open(**open)
+    c = opened(**open)
     answers, answered = [], threading.Semaphore(0)
 
     def note(answer):
@@ -126,7 +137,7 @@ def publish(topic, payload=b"x", qos=1, retain=False, times=1, open={}, **proper
 
 
 def subscribe(*filters, qos=1, **properties):
-    c = fresh().open()
+    c = opened()
     topics = [filter.format(client=c.name) for filter in filters]
     if V5:
         options = mqtt.SubscribeOptions(qos=qos)
@@ -156,8 +167,8 @@ def twice():
 
 
 def taken_over():
-    first = client(device).open()
-    second = client(device).open()
+    first = opened()
+    second = opened()
     told = outcome(first)
     second.close()
     return told

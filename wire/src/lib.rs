@@ -39,5 +39,8 @@ pub use message::{
     Proof, Receipt, Reply, ReplyBody, Request, RequestBody, SealedCertificate, SealedReply, SrkBundle, Ticket,
 };
 
+mod printable;
+pub use printable::{MAX_SHOWN, printable, printable_json};
+
 mod problem;
 pub use problem::{Problem, ProblemCode};

@@ -86,7 +86,7 @@ fn list_all(directory: &Directory, json: bool) -> Result<()> {
                 "not_after": table::time(not_after),
                 "revoked_at": revoked_at.map(table::time),
             });
-            println!("{line}");
+            table::print_json(&line);
         }
         return Ok(());
     }

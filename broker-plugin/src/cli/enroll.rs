@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{Enrolled, EnrolmentRow, NewEnrolment, Store};
 use assay_ca_core::{EkIdentity, Reprovision, SharedKeyOnRecord};
-use assay_wire::{DeviceId, EkId};
+use assay_wire::{DeviceId, EkId, printable_json};
 use clap::builder::PossibleValue;
 use clap::{Args, Subcommand, ValueEnum};
 use time::OffsetDateTime;
@@ -199,7 +199,7 @@ fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>, policy: &Pol
             _ => eprintln!("enrolled{already}; its device id follows from the EK"),
         }
     }
-    println!("{}", ek.ek_id);
+    table::print_line(ek.ek_id);
     Ok(())
 }
 
@@ -257,14 +257,14 @@ fn remove(store: &mut Store, ek: &EkId) -> Result<()> {
 }
 
 fn show(row: &EnrolmentRow) -> Result<()> {
-    println!("{:#}", json(row));
+    table::print_line(printable_json(&format!("{:#}", json(row))));
     Ok(())
 }
 
 fn list(store: &Store, as_json: bool) -> Result<()> {
     let rows = store.enrolments()?;
     if as_json {
-        rows.iter().for_each(|row| println!("{}", json(row)));
+        rows.iter().for_each(|row| table::print_json(&json(row)));
         return Ok(());
     }
     let rows = rows.into_iter().map(|row| {

@@ -16,6 +16,8 @@ use assay_mqtt::{BrokerUrl, Client};
 use assay_wire::{ClientId, ProblemCode, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic};
 use clap::Args;
 use serde_json::{Value, json};
+
+use super::table;
 use tokio::time::timeout;
 
 use super::outfit::{local_url, read_roots};
@@ -48,7 +50,7 @@ impl Health {
                 Err(error) => json!({ "error": format!("{error:#}") }),
             };
             let (worker, store) = (part(&worker, "answered_ms"), part(&store, "written_ms"));
-            println!("{}", json!({ "healthy": healthy, "worker": worker, "store": store }));
+            table::print_json(&json!({ "healthy": healthy, "worker": worker, "store": store }));
         } else {
             for (what, outcome, done) in [("worker", worker, "answered in"), ("store", store, "written in")] {
                 match outcome {

@@ -37,7 +37,7 @@ pub(crate) fn devices(directory: &Directory, Json { json }: Json) -> Result<()> 
                 "not_after": device.not_after.map(table::time),
                 "shared_key": device.shared_key,
             });
-            println!("{line}");
+            table::print_json(&line);
         }
         return Ok(());
     }
@@ -70,7 +70,7 @@ pub(crate) fn certificates(directory: &Directory, Json { json }: Json) -> Result
                 "confirm_by": certificate.confirm_by.map(table::time),
                 "der": hex::encode(&certificate.der),
             });
-            println!("{line}");
+            table::print_json(&line);
         }
         return Ok(());
     }
@@ -105,7 +105,7 @@ pub(crate) fn audit(directory: &Directory, Audit { json: Json { json }, count }:
                 "detail": decision.detail,
                 "duration_us": decision.duration_us,
             });
-            println!("{line}");
+            table::print_json(&line);
         }
         return Ok(());
     }

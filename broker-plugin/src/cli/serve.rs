@@ -1,5 +1,6 @@
 //! `assay serve`
 
+use std::io::{self, Write};
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
@@ -59,7 +60,8 @@ impl Serve {
             let (stop, stopping) = watch::channel(None);
             let ready = || {
                 broker.open();
-                println!("bootstrap {bootstrap}\noperational {operational}");
+                // Nobody has to listen.
+                _ = writeln!(io::stdout(), "bootstrap {bootstrap}\noperational {operational}");
             };
             let worker = worker::run(config, stopping, |event| systemd.tell(event, &operational, ready));
             let store = directory.store()?;

@@ -24,6 +24,8 @@ pub(super) fn run(work: impl Future<Output = Result<()>>) -> Result<()> {
         .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info,rumqttc=error")))
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
+        // It would panic where stderr is closed.
+        .log_internal_errors(false)
         .init();
     info!(version = env!("ASSAY_VERSION"), "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads()).enable_all().build()?;

@@ -1,24 +1,50 @@
 //! Text in columns, and times as people write them.
 
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::exit;
+
+use assay_wire::{MAX_SHOWN, printable_json};
+use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 /// Prints rows under a heading, each column as wide as its widest cell.
 pub(crate) fn print<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
-    let rows = rows.into_iter().map(|row| row.map(|cell| printable(&cell)));
+    let rows = rows.into_iter().map(|row| row.map(|cell| assay_wire::printable(&cell, MAX_SHOWN)));
     let rows: Vec<_> = std::iter::once(heading.map(str::to_owned)).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row: &[String; N]| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     for row in &rows {
         let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        println!("{}", cells.join("  ").trim_end());
+        print_line(cells.join("  ").trim_end());
     }
 }
 
-/// Text that a stranger may have written, without what could steer the operator's terminal or forge a line of its own.
+/// Text that a stranger may have written, as it may be shown.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect()
+    assay_wire::printable(text, usize::MAX)
 }
+
+/// One JSON value a line.
+pub(crate) fn print_json(value: &Value) {
+    print_line(printable_json(&value.to_string()));
+}
+
+/// Like `println!`. But whoever closes the pipe, as `head` does, has seen enough: the process ends without a word, as if by SIGPIPE.
+pub(crate) fn print_line(text: impl Display) {
+    match writeln!(io::stdout(), "{text}") {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit(SIGPIPE),
+        Err(error) => {
+            eprintln!("assay: cannot write to standard output: {error}");
+            exit(1)
+        }
+    }
+}
+
+/// The exit status of a process that the signal ended, as a shell tells it.
+const SIGPIPE: i32 = 128 + 13;
 
 /// Seconds since 1970 in RFC 3339.
 pub(crate) fn time(seconds: i64) -> String {
@@ -31,15 +57,4 @@ pub(crate) fn time(seconds: i64) -> String {
 /// `disabled` or `enabled`.
 pub(crate) fn status(disabled: bool) -> &'static str {
     if disabled { "disabled" } else { "enabled" }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn control_characters_are_escaped_and_nothing_else_is() {
-        assert_eq!(printable("21.5 °C {\"t\": 1}"), "21.5 °C {\"t\": 1}");
-        assert_eq!(printable("a\x1b[2J\nforged\u{9b}"), "a\\u{1b}[2J\\nforged\\u{9b}");
-    }
 }

@@ -78,7 +78,7 @@ impl Check {
                         serde_json::json!({ "file": name, "trusted": false, "reason": format!("{reason:#}") })
                     }
                 };
-                println!("{line}");
+                table::print_json(&line);
                 continue;
             }
             let line = match verdict {
@@ -88,7 +88,7 @@ impl Check {
                 Ok(Verdict { key, issuers, .. }) => format!("trusted: {name}: {key}, through {}", issuers.join(" → ")),
                 Err(reason) => format!("not trusted: {name}: {reason:#}"),
             };
-            println!("{}", table::printable(&line));
+            table::print_line(table::printable(&line));
         }
         match refused {
             0 => Ok(()),
@@ -144,7 +144,7 @@ fn list(store: &Store, json: bool) -> Result<()> {
                 "not_after": table::time(anchor.not_after),
                 "added_at": table::time(anchor.added_at),
             });
-            println!("{line}");
+            table::print_json(&line);
         }
         return Ok(());
     }

@@ -144,7 +144,7 @@ impl Add {
                 "not_after": not_after,
                 "key": good.map(|good| good.vendor.key()),
             });
-            println!("{line}");
+            table::print_json(&line);
             return;
         }
         let line = match content {

@@ -28,6 +28,9 @@ pub(crate) struct Watch {
     filters: Vec<String>,
 }
 
+/// The longest packet that is heard, in bytes; a broker drops longer ones. Our own takes 64 KiB from a device.
+const LONGEST: u32 = 1024 * 1024;
+
 impl Watch {
     pub(crate) fn run(self, directory: &Directory) -> Result<()> {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(self.watch(directory))
@@ -45,6 +48,7 @@ impl Watch {
         loop {
             let options = Client { id: id.clone(), window: 16, receive_maximum: 256, manual_acks: false };
             let (client, mut events) = assay_mqtt::connect(&broker, &tls, options);
+            events.options.set_max_packet_size(Some(LONGEST));
             for filter in &self.filters {
                 client.try_subscribe(filter, QoS::AtLeastOnce)?;
             }
@@ -64,7 +68,7 @@ impl Watch {
                     Ok(Event::Incoming(Packet::Publish(message))) => {
                         let topic = String::from_utf8_lossy(&message.topic);
                         let payload = String::from_utf8_lossy(&message.payload);
-                        println!("{}", table::printable(&format!("{topic} {payload}")));
+                        table::print_line(table::printable(&format!("{topic} {payload}")));
                         left -= 1;
                     }
                     Ok(_) => {}

@@ -1,5 +1,6 @@
 //! `assay worker`
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,7 +34,12 @@ impl Worker {
             let config =
                 WorkerConfig { broker: self.broker.clone(), outfit: worn, database, pulse: Systemd::watchdog() };
             let (stop, stopping) = watch::channel(None);
-            let worker = worker::run(config, stopping, |event| systemd.tell(event, &self.broker, || println!("ready")));
+            let worker = worker::run(config, stopping, |event| {
+                systemd.tell(event, &self.broker, || {
+                    // Nobody has to listen.
+                    _ = writeln!(io::stdout(), "ready");
+                })
+            });
             attend(worker, &mut signals, &systemd, &stop, FINISH, || {
                 let (fresh, mut waiting) = reread(directory)?;
                 outfit.send_replace(worker_outfit(&fresh, self.broker_ca.as_deref())?);

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use assay_wire::printable;
 use time::OffsetDateTime;
 use x509_parser::certificate::X509CertificateParser;
 use x509_parser::nom::Parser;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::name::{Name, printable};
+use super::name::{MAX_SHOWN, Name};
 use super::policies::Policies;
 use super::signature::{SignatureAlgorithm, Unsupported, VerifyingKey};
 use crate::der::{Element, Reader, tag};
@@ -360,7 +361,7 @@ fn issuer_at(value: &[u8]) -> Option<String> {
         if description.take(tag::OID)? == oid::CA_ISSUERS
             && let Some(uri) = description.take(tag::URI)
         {
-            return Some(printable(&String::from_utf8_lossy(uri)));
+            return Some(printable(&String::from_utf8_lossy(uri), MAX_SHOWN));
         }
     }
     None

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use assay_wire::printable;
 use x509_parser::prelude::{AttributeTypeAndValue, FromDer, X509Name};
 
 use crate::oid;
@@ -98,7 +99,7 @@ impl fmt::Display for Name {
         if shown.is_empty() {
             return f.write_str("(empty name)");
         }
-        f.write_str(&printable(&shown))
+        f.write_str(&printable(&shown, MAX_SHOWN))
     }
 }
 
@@ -106,19 +107,6 @@ impl fmt::Display for Name {
 pub(crate) fn attribute_of(name: &[u8], attribute_type: &[u8]) -> Option<String> {
     let (_, name) = X509Name::from_der(name).ok()?;
     name.iter_attributes().find(|attribute| attribute.attr_type().as_bytes() == attribute_type).and_then(text)
-}
-
-/// Text that a stranger chose, escaped and cut for people to read.
-pub(crate) fn printable(text: &str) -> String {
-    let is_plain = |c: char| {
-        !c.is_control() && !matches!(c, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
-    };
-    let escaped = |c: char| if is_plain(c) { c.to_string() } else { c.escape_default().to_string() };
-    let mut shown: String = text.chars().take(MAX_SHOWN).map(escaped).collect();
-    if text.chars().nth(MAX_SHOWN).is_some() {
-        shown.push('…');
-    }
-    shown
 }
 
 /// An attribute in a form whose bytes are equal if the attributes match: type, then value, each
@@ -208,7 +196,7 @@ const MAX_NAME: usize = 1024;
 const IS_TEXT: u8 = 1;
 const IS_OTHER: u8 = 0;
 /// Vendors' names have up to some 120 characters.
-const MAX_SHOWN: usize = 160;
+pub(crate) const MAX_SHOWN: usize = 160;
 
 #[cfg(test)]
 mod tests {
