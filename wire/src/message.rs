@@ -342,12 +342,12 @@ pub struct ActivationReply {
 }
 
 impl Request {
-    const CHALLENGE: u8 = 1;
-    const CERTIFY: u8 = 2;
-    const ENROLL: u8 = 3;
-    const CONFIRM: u8 = 4;
-    const REGISTER: u8 = 5;
-    const PING: u8 = 6;
+    const CHALLENGE: u64 = 1;
+    const CERTIFY: u64 = 2;
+    const ENROLL: u64 = 3;
+    const CONFIRM: u64 = 4;
+    const REGISTER: u64 = 5;
+    const PING: u64 = 6;
 
     /// The message to publish.
     pub fn encode(&self) -> Vec<u8> {
@@ -394,13 +394,13 @@ impl Request {
 }
 
 impl Reply {
-    const PROBLEM: u8 = 0;
-    const CHALLENGE: u8 = 1;
-    const CERTIFICATE: u8 = 2;
-    const SEALED: u8 = 3;
-    const CONFIRMED: u8 = 4;
-    const ACTIVATION: u8 = 5;
-    const PONG: u8 = 6;
+    const PROBLEM: u64 = 0;
+    const CHALLENGE: u64 = 1;
+    const CERTIFICATE: u64 = 2;
+    const SEALED: u64 = 3;
+    const CONFIRMED: u64 = 4;
+    const ACTIVATION: u64 = 5;
+    const PONG: u64 = 6;
 
     /// The message to publish.
     pub fn encode(&self) -> Vec<u8> {
@@ -445,7 +445,7 @@ pub enum DecodeError {
     /// Not CBOR, not the right shape, or a field beyond its limit.
     Malformed(String),
     /// A kind of message that this version does not know.
-    UnknownKind(u8),
+    UnknownKind(u64),
     /// Readable, but not the one encoding of what it says: unknown, repeated or unsorted keys, an indefinite or needlessly long
     /// length, or trailing bytes. The number is the first byte that differs.
     NotDeterministic(usize),
@@ -472,19 +472,19 @@ impl From<minicbor::decode::Error> for DecodeError {
     }
 }
 
-fn encode(kind: u8, id: RequestId, body: &impl Encode<()>) -> Vec<u8> {
+fn encode(kind: u64, id: RequestId, body: &impl Encode<()>) -> Vec<u8> {
     let mut message = Vec::new();
     // Unwrap safety: writing to a Vec cannot fail, and no `Encode` of this crate fails by itself.
     Encoder::new(&mut message)
         .array(3)
-        .and_then(|e| e.u8(kind))
+        .and_then(|e| e.u64(kind))
         .and_then(|e| e.encode(id))
         .and_then(|e| e.encode(body))
         .unwrap();
     message
 }
 
-fn decode_head(message: &[u8]) -> Result<(u8, RequestId, Decoder<'_>), DecodeError> {
+fn decode_head(message: &[u8]) -> Result<(u64, RequestId, Decoder<'_>), DecodeError> {
     if message.len() > MAX_MESSAGE {
         return Err(DecodeError::Oversize(Limit { length: message.len(), limit: MAX_MESSAGE }));
     }
@@ -492,7 +492,7 @@ fn decode_head(message: &[u8]) -> Result<(u8, RequestId, Decoder<'_>), DecodeErr
     if d.array()? != Some(3) {
         return Err(DecodeError::Malformed("not an array of three".into()));
     }
-    Ok((d.u8()?, d.decode()?, d))
+    Ok((d.u64()?, d.decode()?, d))
 }
 
 fn only_encoding(message: &[u8], encoded: Vec<u8>) -> Result<(), DecodeError> {

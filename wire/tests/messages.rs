@@ -443,6 +443,8 @@ fn a_problem_of_a_later_version_is_still_a_problem() {
 fn the_id_of_an_unreadable_request_is_found_if_it_is_there() {
     let unknown_kind = bytes(&["83 09", ID, "a0"]);
     assert_eq!(Request::decode(&unknown_kind), Err(DecodeError::UnknownKind(9)));
+    let far = bytes(&["83 19012c", ID, "a0"]);
+    assert_eq!(Request::decode(&far), Err(DecodeError::UnknownKind(300)), "to be answered with `unsupported`");
     assert_eq!(Request::id_of(&unknown_kind), id());
     assert_eq!(Request::id_of(b"\xff"), RequestId::NIL);
 }

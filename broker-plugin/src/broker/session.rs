@@ -130,6 +130,9 @@ impl Session {
             };
             if self.codec.publish(out, publish) {
                 self.unacknowledged.extend(packet_id);
+            } else if self.access.is_bootstrapping() {
+                // It waits for this alone.
+                self.seat.lane.end(Reason::PacketTooLarge, "a reply that is longer than it takes");
             }
         }
     }

@@ -428,6 +428,19 @@ async fn message_longer_than_the_client_takes_is_left_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn stranger_that_cannot_take_its_reply_is_told() {
+    let world = World::new().await;
+    let _worker = world.answering_worker(vec![7; 300]).await;
+    let client = fresh_client();
+    let mut raw = Raw::open(world.bootstrap(), &world.anonymous).await.unwrap();
+    let connect = Connect { properties: b"\x27\0\0\0\xc8".to_vec(), ..Connect::new(&client) };
+    assert_eq!(raw.connect(&connect).await, Some(SUCCESS));
+    assert_eq!(raw.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
+    assert_eq!(raw.publish(&request_topic(&client), b"request").await, Some(SUCCESS));
+    assert_eq!(raw.end().await, Ok(Some(0x95)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn subscription_options_are_kept_to() {
     let world = World::new().await;
     let topic = "device/v1/default/pump-17/t";
