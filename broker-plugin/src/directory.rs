@@ -405,7 +405,7 @@ impl Default for RawConfig {
     fn default() -> Self {
         Self {
             scope: "default".into(),
-            flows: Flow::ALL.iter().map(Flow::to_string).collect(),
+            flows: Profile::default().flows().iter().map(Flow::to_string).collect(),
             broker: RawBroker::default(),
             certificates: RawCertificates::default(),
         }

@@ -45,6 +45,11 @@ impl Profile {
         Ok(Self { confirm_within, ..self })
     }
 
+    /// The flows that are offered.
+    pub fn flows(&self) -> &[Flow] {
+        &self.flows
+    }
+
     /// The same, with these flows alone.
     pub fn with_flows(self, flows: Vec<Flow>) -> Result<Self, ProfileError> {
         if flows.is_empty() {
@@ -84,13 +89,13 @@ impl Profile {
 }
 
 impl Default for Profile {
-    /// 90 days, backdated by five minutes; ten minutes to confirm; every flow.
+    /// 90 days, backdated by five minutes; ten minutes to confirm; the flows that lead to a certificate.
     fn default() -> Self {
         Self {
             validity: Duration::days(90),
             backdate: Duration::minutes(5),
             confirm_within: Duration::minutes(10),
-            flows: Flow::ALL.to_vec(),
+            flows: vec![Flow::Ticket, Flow::Sealed],
         }
     }
 }

@@ -9,6 +9,8 @@ if [ ! -e "$ASSAY_DIR" ]; then
     rm -rf "$ASSAY_DIR.new"
     # What it advises is done below.
     assay init --server-name broker "$ASSAY_DIR.new" 2> /tmp/init || { cat /tmp/init >&2; exit 1; }
+    # One of the devices shows a token in place of a certificate.
+    sed -i 's/^flows = .*/flows = ["ticket", "sealed", "shared-key"]/' "$ASSAY_DIR.new/assay.toml"
     mv "$ASSAY_DIR.new" "$ASSAY_DIR"
     echo "made a CA in $ASSAY_DIR, whose broker is named \"broker\""
 fi

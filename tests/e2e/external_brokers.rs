@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Worker, json, trusted_vendor};
+use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Worker, json, run, tool, trusted_vendor};
 use assay_wire::Topic;
 
 use crate::raw_client::RawClient;
@@ -46,16 +46,41 @@ fn a_stranger_on_mosquitto_is_nobody_else_by_giving_a_name() -> Result<()> {
     Ok(())
 }
 
-/// With the access lists of deploy/mosquitto.
+/// The built-in broker asks the record; this one has only the list.
+#[test]
+fn mosquitto_refuses_what_the_revocation_list_names() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let list = || run(&mut dir.assay(&["crl", "--pem", "--out", &file("crl.pem")])?).map(drop);
+    list()?;
+    run(&mut dir.assay(&["credentials", "add", "operator", "alice", "--out", &file("")])?)?;
+    let mut mosquitto = mosquitto_as_deployed(&dir)?;
+    let is_let_in = |mosquitto: &Mosquitto, name: &str| -> Result<bool> {
+        let mut says = tool("mosquitto_pub")?;
+        says.args(["-h", "127.0.0.1", "-p", &mosquitto.port(1).to_string(), "-t", "x", "-m", "x", "-q", "1"]);
+        says.args(["--cafile", &file("root.pem"), "--cert", &file(&format!("{name}.pem"))]);
+        Ok(says.args(["--key", &file(&format!("{name}.key"))]).output()?.status.success())
+    };
+    ensure!(is_let_in(&mosquitto, "alice")? && is_let_in(&mosquitto, "operator")?);
+    run(&mut dir.assay(&["credentials", "revoke", "alice"])?)?;
+    list()?;
+    mosquitto.restart()?;
+    ensure!(!is_let_in(&mosquitto, "alice")? && is_let_in(&mosquitto, "operator")?);
+    let _worker = Worker::start(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(1)))?;
+    provisions_on(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(0)))
+}
+
+/// With the access lists of deploy/mosquitto, and a revocation list if there is one.
 fn mosquitto_as_deployed(dir: &AssayDir) -> Result<Mosquitto> {
     let file = |name: &str| dir.path().join(name).display().to_string();
     let acl = |name: &str| format!("acl_file {}/../deploy/mosquitto/{name}", env!("CARGO_MANIFEST_DIR"));
     let tls = format!("certfile {}\nkeyfile {}", file("server.pem"), file("server.key"));
     let bootstrap = format!("{tls}\n{}\nallow_anonymous true", acl("acl-bootstrap"));
     let operational = format!(
-        "{tls}\n{}\nallow_anonymous false\ncafile {}\nrequire_certificate true\nuse_identity_as_username true",
+        "{tls}\n{}\nallow_anonymous false\ncafile {}\nrequire_certificate true\nuse_identity_as_username true{}",
         acl("acl-operational"),
-        file("root.pem")
+        file("root.pem"),
+        if dir.path().join("crl.pem").exists() { format!("\ncrlfile {}", file("crl.pem")) } else { String::new() }
     );
     Mosquitto::start(&[&bootstrap, &operational])
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use assay_tests::{AssayDir, AssayServer, Device, EkKind, Swtpm, json, run, tool, trusted_vendor};
+use assay_tests::{AssayDir, AssayServer, Device, EVERY_FLOW, EkKind, Swtpm, json, run, tool, trusted_vendor};
 use serde_json::Value;
 
 /// A served CA that trusts the trusted vendor.
@@ -21,10 +21,11 @@ impl Lab {
         Self::with_settings("")
     }
 
-    /// With these lines in place of assay.toml.
+    /// With these lines in place of assay.toml; with every flow, if they do not say which.
     pub(crate) fn with_settings(settings: &str) -> Result<Self> {
         let dir = AssayDir::init()?;
-        fs::write(dir.path().join("assay.toml"), settings)?;
+        let flows = if settings.contains("flows") { "" } else { EVERY_FLOW };
+        fs::write(dir.path().join("assay.toml"), format!("{flows}\n{settings}"))?;
         dir.trust(&trusted_vendor()?)?;
         Ok(Self { server: AssayServer::start(&dir)?, dir })
     }

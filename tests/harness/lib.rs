@@ -20,7 +20,7 @@ pub use abrmd::AccessBroker;
 pub use binary::{assay_bin, build, use_binaries_in};
 pub use device::{Device, json};
 pub use mosquitto::Mosquitto;
-pub use server::{AssayDir, AssayServer};
+pub use server::{AssayDir, AssayServer, EVERY_FLOW};
 pub use swtpm::{Swtpm, agent_has_libtss2, agent_tcti};
 pub use tap::Tap;
 pub use tool::{daemon, run, spawn, tool};

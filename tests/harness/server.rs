@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -22,11 +22,20 @@ pub struct AssayDir {
     temporary: TempDir,
 }
 
+/// A setting: a new CA offers no shared keys.
+pub const EVERY_FLOW: &str = "flows = [\"ticket\", \"sealed\", \"shared-key\"]";
+
 impl AssayDir {
+    /// A new CA that offers every flow.
     pub fn init() -> Result<Self> {
         let temporary = tempfile::tempdir()?;
         let dir = Self { temporary };
         run(Command::new(assay_bin("assay")?).arg("init").arg(dir.path()))?;
+        let settings = dir.path().join("assay.toml");
+        let text = fs::read_to_string(&settings)?;
+        let offered = text.replace("flows = [\"ticket\", \"sealed\"]", EVERY_FLOW);
+        ensure!(offered != text, "{} offers other flows", settings.display());
+        fs::write(settings, offered)?;
         Ok(dir)
     }
 
