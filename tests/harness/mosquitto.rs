@@ -19,6 +19,7 @@ use crate::tool::{daemon, spawn};
 /// It has nothing to do with the system service that Debian's package starts on port 1883.
 pub struct Mosquitto {
     ports: Ports,
+    listeners: u16,
     process: Child,
     dir: TempDir,
 }
@@ -34,7 +35,8 @@ impl Mosquitto {
             write!(config, "listener {port} 127.0.0.1\n{lines}\n")?;
         }
         fs::write(dir.path().join("mosquitto.conf"), config)?;
-        let mut broker = Self { ports, process: run_on(dir.path())?, dir };
+        let listeners = u16::try_from(listeners.len())?;
+        let mut broker = Self { ports, listeners, process: run_on(dir.path())?, dir };
         broker.wait_until_it_listens()?;
         Ok(broker)
     }
@@ -65,11 +67,12 @@ impl Mosquitto {
 
     fn wait_until_it_listens(&mut self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port(0))).is_err() {
+        let is_closed = |number: u16| TcpStream::connect((Ipv4Addr::LOCALHOST, self.ports.first() + number)).is_err();
+        while (0..self.listeners).any(is_closed) {
             let ended = self.process.try_wait()?;
             if ended.is_some() || Instant::now() > deadline {
                 let log = fs::read_to_string(self.dir.path().join("log"))?;
-                bail!("mosquitto does not listen on port {} ({ended:?}): {log}", self.port(0));
+                bail!("mosquitto does not listen from port {} on ({ended:?}): {log}", self.ports.first());
             }
             thread::sleep(Duration::from_millis(5));
         }
