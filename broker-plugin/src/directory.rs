@@ -14,6 +14,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
@@ -195,21 +196,43 @@ impl Directory {
     /// There is one of that name, on record or in `out`; or the issuing key cannot be read, or the files not be written.
     pub fn add_credential(&self, role: Role, name: &ClientId, out: &Path) -> Result<()> {
         let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
+        // Key and certificate of the issuing CA belong together.
+        self.ca()?;
         let issuing = self.read("issuing.pem")?;
         let authority = Authority::from_pem(&issuing, &Zeroizing::new(self.read("issuing.key")?))?;
         let pair = match role {
             Role::Operator => authority.operator(now, rng)?,
             Role::Worker => authority.worker(now, rng)?,
         };
-        let files = NewFiles::of(out).with_context(|| format!("cannot write to {}", out.display()))?;
         let cannot_write = || format!("cannot write {name}.pem and {name}.key to {}", out.display());
-        files.write_pair(name.as_str(), &pair, &issuing).with_context(cannot_write)?;
-        let is_new = self.store()?.add_credential(name.as_str(), &credential(&pair)?, now)?;
-        ensure!(
-            is_new,
-            "{name} is on record already (assay credentials list), so the files just written let nobody in; choose another name"
-        );
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(out).with_context(cannot_write)?;
+        let files = NewFiles::of(out).with_context(cannot_write)?;
+        // First on record: what is not there cannot be revoked, and other brokers take it.
+        let mut store = self.store()?;
+        let is_new = store.add_credential(name.as_str(), &credential(&pair)?, now)?;
+        ensure!(is_new, "{name} is on record already (assay credentials list); choose another name");
+        files.write_pair(name.as_str(), &pair, &issuing).with_context(cannot_write).inspect_err(|_| {
+            // It is of no use without its files. If this fails too, it stays on record, and can be revoked.
+            _ = store.revoke_credential(name.as_str(), now);
+        })?;
         Ok(())
+    }
+
+    /// Which of the directory's own files, `worker` or `operator`, is the credential of this name, if any.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn holder_of(&self, name: &str) -> Result<Option<&'static str>> {
+        let credentials = self.store()?.credentials()?;
+        let Some(credential) = credentials.into_iter().find(|credential| credential.name == name) else {
+            return Ok(None);
+        };
+        let is_it = |holder: &&str| {
+            // Files that are not there are nobody's.
+            let own = self.credentials(holder).ok().and_then(|own| own.chain.into_iter().next());
+            own.is_some_and(|own| Sha256::digest(own).as_slice() == credential.sha256)
+        };
+        Ok(["worker", "operator"].into_iter().find(is_it))
     }
 
     fn read(&self, name: &str) -> Result<String> {

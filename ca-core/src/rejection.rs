@@ -40,8 +40,8 @@ pub enum Rejection {
     EkOfAzureSdk { certificate: EkId, area: EkId },
 
     #[error(
-        "EK {ek} is neither enrolled nor registered, and EK {other}, which the device says is in the same TPM, is; show that one, or \
-         have this one enrolled"
+        "EK {ek} is neither enrolled nor registered; EK {other}, which the device says is in the same TPM, is enrolled, registered or \
+         disabled: show that one, or have this one enrolled"
     )]
     OtherEkOnRecord { ek: EkId, other: EkId },
 

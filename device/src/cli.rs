@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::process::exit;
 use std::time::Duration;
 use std::{env, fs};
 
@@ -627,9 +628,12 @@ fn print_json(json: &Value) -> Result<(), Error> {
     print_line(&printable_json(&json.to_string()))
 }
 
-/// Like `println!`, but a closed pipe is an error and not a panic.
+/// Like `println!`. But whoever closes the pipe, as `head` does, has seen enough: the process ends without a word, as if by SIGPIPE.
 fn print_line(line: &str) -> Result<(), Error> {
-    writeln!(io::stdout(), "{line}").map_err(|error| Error::Internal(format!("stdout: {error}")))
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit(128 + 13),
+        outcome => outcome.map_err(|error| Error::Internal(format!("stdout: {error}"))),
+    }
 }
 
 #[cfg(test)]

@@ -302,7 +302,7 @@ impl Device {
         };
         let mut ek = EndorsementKey::find(&self.tpm, wanted, &request.ek_certificates)?;
         if request.leaves_the_ek_open() && request.device_id.is_none() && before.is_none() {
-            ek.name_others(&self.tpm)?;
+            ek.name_others(&self.tpm);
         }
         step.done(&format!("EK {} {}, id {}", ek.kind, ek.certificate_source, ek.id()));
         if let Some(before) = before

@@ -189,26 +189,24 @@ impl EndorsementKey {
     /// Has the CA told the other EKs of the TPM, if it could take this one for its certificate alone.
     ///
     /// Those are left out that it takes long to find: RSA keys without a certificate, which a chip makes for seconds or minutes.
-    pub(crate) fn name_others(&mut self, tpm: &TpmThread) -> Result<(), TpmError> {
+    pub(crate) fn name_others(&mut self, tpm: &TpmThread) {
         if self.certificates.is_empty() {
-            return Ok(());
+            return;
         }
         for kind in EkKind::CERTIFIED.into_iter().filter(|kind| *kind != self.kind) {
-            let certificates = match tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind)) {
-                Err(TpmError::Unreadable { .. }) => Vec::new(),
-                certificates => certificates?,
-            };
+            // What is wrong with an EK that is not used must not keep the device from using another.
+            let certificates = tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind));
+            let certificates = certificates.unwrap_or_default();
             let certified = certificates.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
             let id = match certified {
                 Some((_, certificate)) => Some(EkId::from(id_of_key(certificate.public_key().raw))),
                 None if matches!(kind, EkKind::P256 | EkKind::P384) => {
-                    load(tpm, kind)?.map(|public| public.key.id().into())
+                    load(tpm, kind).ok().flatten().map(|public| public.key.id().into())
                 }
                 None => None,
             };
             self.others.extend(id);
         }
-        Ok(())
     }
 
     /// The [others](Self::name_others) as a request has them.

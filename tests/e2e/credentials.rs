@@ -40,8 +40,18 @@ fn operator_is_let_in_until_its_certificate_is_revoked() -> Result<()> {
     let printed = run(tool("openssl")?.args(["crl", "-noout", "-text", "-in"]).arg(&list))?.stdout;
     ensure!(String::from_utf8(printed)?.matches("Serial Number").count() == 1, "other brokers have only the list");
 
-    let again = lab.dir.assay(&add)?.output()?;
-    ensure!(!again.status.success(), "neither name nor file is given twice");
+    for (arguments, reason) in [
+        (&add[..], "on record already"),
+        (&["credentials", "add", "worker", "bob", "--out", "/proc/nowhere"], "cannot write"),
+        (&["credentials", "revoke", "worker"], "worker.pem"),
+        (&["credentials", "revoke", "nobody"], "no credential"),
+    ] {
+        let output = lab.dir.assay(arguments)?.output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success() && said.contains(reason), "{arguments:?}: {said}");
+    }
+    let rows = lab.assay(&["credentials", "list"])?.stdout;
+    ensure!(!String::from_utf8(rows)?.contains("bob"), "nothing is on record that was not made");
     Ok(())
 }
 

@@ -30,8 +30,8 @@ pub fn printable(text: &str, most: usize) -> String {
 pub fn printable_json(json: &str) -> String {
     let mut shown = String::new();
     for c in json.chars() {
-        // Outside strings there is ASCII only.
-        if c.is_ascii() || is_plain(c) {
+        // Outside strings there is ASCII only, white space among it.
+        if c != '\x7f' && c.is_ascii() || is_plain(c) {
             shown.push(c);
         } else {
             for unit in c.encode_utf16(&mut [0; 2]) {
@@ -76,6 +76,6 @@ mod tests {
     #[test]
     fn json_says_the_same() {
         assert_eq!(printable_json("{\"a\":\"é\\n\"}"), "{\"a\":\"é\\n\"}");
-        assert_eq!(printable_json("\"\u{202e}\u{9b}\u{e0041}\""), "\"\\u202e\\u009b\\udb40\\udc41\"");
+        assert_eq!(printable_json("\"\u{202e}\u{9b}\x7f\u{e0041}\""), "\"\\u202e\\u009b\\u007f\\udb40\\udc41\"");
     }
 }

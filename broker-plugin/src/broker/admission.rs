@@ -49,6 +49,14 @@ pub(super) struct Admitted {
 }
 
 impl Peer {
+    /// The digest of a device's certificate. Not its name: whoever stole the issuing key could use up what is another's.
+    pub(super) fn shown_by_a_device(&self) -> Option<[u8; 32]> {
+        match self {
+            Self::Certified { identity: Identity::Device { .. }, certificate, .. } => Some(certificate.sha256),
+            _ => None,
+        }
+    }
+
     /// Lets a client in by its CONNECT, or does not.
     ///
     /// # Errors

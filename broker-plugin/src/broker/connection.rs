@@ -107,10 +107,13 @@ impl Listener {
                 return Err(end);
             }
         };
-        let admitted = tokio::select! {
-            admitted = peer.admit(self.scope.clone(), &connect) => admitted,
-            () = wait.turned_out() => return Err(End::turned_out()),
-            _ = closing.recv() => return Err(End::shutting_down()),
+        let admitted = match peer.shown_by_a_device() {
+            Some(sha256) if !self.shown.allows(sha256, 1, std::time::Instant::now()) => Err(too_often()),
+            _ => tokio::select! {
+                admitted = peer.admit(self.scope.clone(), &connect) => admitted,
+                () = wait.turned_out() => return Err(End::turned_out()),
+                _ = closing.recv() => return Err(End::shutting_down()),
+            },
         };
         let entered = match admitted {
             Ok(admitted) => self.enter(&connect, admitted, network).await,
@@ -176,10 +179,10 @@ impl Listener {
         if let Some(client) = access.client().filter(|_| !access.is_bootstrapping())
             && !self.core.clients.allows(client.to_owned(), CONNECTION, now)
         {
-            return Err(NotAdmitted::refused(Reason::ConnectionRateExceeded, "it connects too often"));
+            return Err(too_often());
         }
         let (seat, previous) =
-            self.core.router.enter((&*connect.client).into(), Lane::new(room(access), self.core.backlog.clone()));
+            self.core.router.enter((&*connect.client).into(), Lane::new(room(access), self.backlog.clone()));
         // Whatever happens from here on, who takes the client's place learns that it is free.
         let mut leaving = Leaving { router: self.core.router.clone(), seat, place };
         if let Some(previous) = previous
@@ -291,6 +294,10 @@ impl Listener {
     }
 }
 
+fn too_often() -> NotAdmitted {
+    NotAdmitted::refused(Reason::ConnectionRateExceeded, "it connects too often")
+}
+
 /// A client that has its seat.
 struct Entered {
     admitted: Admitted,
@@ -396,7 +403,7 @@ impl Pace {
                         listener.core.calm.allows(client.clone(), work, now),
                     ),
                 };
-                let rush = if is_calm { Duration::ZERO } else { listener.core.rush.spend((), work, now) };
+                let rush = if is_calm { Duration::ZERO } else { listener.rush.spend((), work, now) };
                 own.spend(work, PACE, now).max(shared).max(rush)
             }
             _ => Duration::ZERO,

@@ -58,9 +58,28 @@ pub(super) struct Room {
     pub(super) share: usize,
 }
 
-/// Bytes that wait for all clients together; a message counts for each client that it waits for.
+/// Bytes that wait for all clients of a listener together. What waits for many is there once, and counts little for each.
 #[derive(Debug, Default)]
 pub(super) struct Backlog(AtomicUsize);
+
+/// Why a message finds no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    /// The client has more waiting than it may.
+    Own,
+    /// It has more than its share, and all together have too much.
+    Shared,
+}
+
+impl Full {
+    /// What the client's connection ends with. Only the first is its own doing.
+    pub(super) fn reason(self) -> Reason {
+        match self {
+            Self::Own => Reason::QuotaExceeded,
+            Self::Shared => Reason::ServerBusy,
+        }
+    }
+}
 
 /// Messages on their way to one client. Whoever puts one in never waits.
 #[derive(Debug)]
@@ -74,7 +93,8 @@ pub(super) struct Lane {
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<Delivery>,
+    /// Each with what it counts in the backlog.
+    waiting: VecDeque<(Delivery, usize)>,
     bytes: usize,
     end: Option<End>,
 }
@@ -84,33 +104,39 @@ impl Lane {
         Arc::new(Self { room, backlog, queue: Mutex::default(), changed: Notify::new(), left: SetOnce::new() })
     }
 
-    /// `false` if there is no room, or the connection is to end.
-    pub(super) fn put(&self, delivery: Delivery) -> bool {
+    /// Nothing is put in if the connection is to end.
+    ///
+    /// # Errors
+    /// There is no room; nobody waits for any.
+    pub(super) fn put(&self, delivery: Delivery) -> Result<(), Full> {
         let mut queue = self.queue();
         let size = delivery.message.size();
         let bytes = queue.bytes + size;
-        let is_full = queue.waiting.len() >= self.room.messages || bytes > self.room.bytes;
-        let is_scarce = bytes > self.room.share && self.backlog.0.load(Ordering::Relaxed) > BACKLOG;
-        if queue.end.is_some() || is_full || is_scarce {
-            return false;
+        if queue.end.is_some() || queue.waiting.len() >= self.room.messages || bytes > self.room.bytes {
+            return Err(Full::Own);
         }
-        self.backlog.0.fetch_add(size, Ordering::Relaxed);
+        // One message is always taken, however long.
+        let is_beyond_share = bytes > self.room.share && !queue.waiting.is_empty();
+        if is_beyond_share && self.backlog.0.load(Ordering::Relaxed) > BACKLOG {
+            return Err(Full::Shared);
+        }
+        let counted = size / Arc::strong_count(&delivery.message).max(1);
+        self.backlog.0.fetch_add(counted, Ordering::Relaxed);
         queue.bytes = bytes;
-        queue.waiting.push_back(delivery);
+        queue.waiting.push_back((delivery, counted));
         // Whoever is awake looks again before it sleeps.
         if queue.waiting.len() == 1 {
             self.changed.notify_one();
         }
-        true
+        Ok(())
     }
 
     /// The next message, if `may_take` it.
     pub(super) fn take(&self, may_take: impl FnOnce(&Delivery) -> bool) -> Option<Delivery> {
         let mut queue = self.queue();
-        let delivery = queue.waiting.pop_front_if(|delivery| may_take(delivery))?;
-        let size = delivery.message.size();
-        queue.bytes -= size;
-        self.backlog.0.fetch_sub(size, Ordering::Relaxed);
+        let (delivery, counted) = queue.waiting.pop_front_if(|(delivery, _)| may_take(delivery))?;
+        queue.bytes -= delivery.message.size();
+        self.backlog.0.fetch_sub(counted, Ordering::Relaxed);
         if queue.waiting.is_empty() {
             queue.waiting.shrink_to(SPARE);
         }
@@ -152,8 +178,8 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let bytes = self.queue().bytes;
-        self.backlog.0.fetch_sub(bytes, Ordering::Relaxed);
+        let counted = self.queue().waiting.iter().map(|(_, counted)| counted).sum();
+        self.backlog.0.fetch_sub(counted, Ordering::Relaxed);
     }
 }
 
@@ -185,10 +211,10 @@ mod tests {
     #[test]
     fn lane_holds_as_many_messages_and_bytes_as_it_has_room_for() {
         let lane = Lane::new(Room { messages: 2, bytes: 1000, share: 0 }, Arc::default());
-        assert!(lane.put(delivery(b"a")) && lane.put(delivery(b"b")) && !lane.put(delivery(b"c")));
+        let put = |payload| lane.put(delivery(payload));
+        assert_eq!((put(b"a"), put(b"b"), put(b"c")), (Ok(()), Ok(()), Err(Full::Own)));
         assert_eq!(lane.take(|_| true).unwrap().message.payload, &b"a"[..]);
-        assert!(!lane.put(delivery(&[0; 1000])), "too long");
-        assert!(lane.put(delivery(b"c")));
+        assert_eq!((put(&[0; 1000]), put(b"c")), (Err(Full::Own), Ok(())), "the first is too long");
         assert!(lane.take(|_| false).is_none());
         assert_eq!(lane.take(|_| true).unwrap().message.payload, &b"b"[..]);
         assert_eq!(lane.take(|_| true).unwrap().message.payload, &b"c"[..]);
@@ -202,12 +228,25 @@ mod tests {
         let lane = |bytes| Lane::new(Room { messages: 1000, bytes, share: 1000 }, backlog.clone());
         let (others, own) = (lane(usize::MAX), lane(10_000));
         static LONG: [u8; 10 * 1024 * 1024] = [0; 10 * 1024 * 1024];
-        while others.put(delivery(&LONG)) {}
+        while others.put(delivery(&LONG)).is_ok() {}
         assert!(backlog.0.load(Ordering::Relaxed) > BACKLOG);
-        assert!(own.put(delivery(&[0; 800])) && !own.put(delivery(&[0; 800])));
+        assert_eq!(own.put(delivery(&[0; 2000])), Ok(()), "one message is always taken");
+        assert_eq!(own.put(delivery(b"a")), Err(Full::Shared));
         drop(others);
-        assert!(own.put(delivery(&[0; 800])));
+        assert_eq!(own.put(delivery(b"a")), Ok(()));
         drop(own);
+        assert_eq!(backlog.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_waits_for_many_counts_little() {
+        static LONG: [u8; 64 * 1024] = [0; 64 * 1024];
+        let (backlog, all) = (Arc::new(Backlog::default()), delivery(&LONG));
+        let lanes: Vec<_> =
+            (0..5000).map(|_| Lane::new(Room { messages: 9, bytes: 1 << 20, share: 0 }, backlog.clone())).collect();
+        assert!(lanes.iter().all(|lane| lane.put(all.clone()).is_ok()));
+        assert!(backlog.0.load(Ordering::Relaxed) < 1 << 20, "5,000 times 64 KiB would be 312 MiB");
+        lanes.iter().for_each(|lane| _ = lane.take(|_| true));
         assert_eq!(backlog.0.load(Ordering::Relaxed), 0);
     }
 
@@ -216,7 +255,7 @@ mod tests {
         let lane = Lane::new(Room { messages: 2, bytes: 1000, share: 0 }, Arc::default());
         lane.end(Reason::SessionTakenOver, "first");
         lane.end(Reason::QuotaExceeded, "second");
-        assert!(!lane.put(delivery(b"a")));
+        assert_eq!(lane.put(delivery(b"a")), Err(Full::Own));
         assert_eq!(lane.ended().unwrap().reason, Reason::SessionTakenOver);
     }
 }

@@ -26,7 +26,7 @@ use super::packet::{End, Reason};
 use super::places::{Lobby, Place, network};
 use super::router::Router;
 use super::session::Requests;
-use super::{Admit, BURST, ClientCertificate, DRAIN, Limits, Tls};
+use super::{Admit, BURST, ClientCertificate, DRAIN, Limits, SHOWN, Tls, rush};
 use crate::access::Identity;
 
 /// How long to wait after the system refused to accept a connection (out of file descriptors, most likely).
@@ -57,6 +57,11 @@ pub(super) struct Listener {
     arrivals: Meter<IpAddr>,
     waiting: Arc<Lobby>,
     pub(super) seats: Seats,
+    /// What clients do in haste.
+    pub(super) rush: Meter<()>,
+    /// Connections that each device's certificate was shown on.
+    pub(super) shown: Meter<[u8; 32]>,
+    pub(super) backlog: Arc<Backlog>,
     pub(super) core: Core,
 }
 
@@ -72,7 +77,6 @@ pub(super) enum Seats {
 #[derive(Clone)]
 pub(super) struct Core {
     pub(super) router: Arc<Router>,
-    pub(super) backlog: Arc<Backlog>,
     /// Requests of each device.
     pub(super) requests: Arc<Requests>,
     /// Client ids that bootstrapping clients used.
@@ -83,8 +87,6 @@ pub(super) struct Core {
     pub(super) clients: Arc<Meter<String>>,
     /// What each of these is heard with however many others are in haste.
     pub(super) calm: Arc<Meter<String>>,
-    /// What clients do in haste.
-    pub(super) rush: Arc<Meter<()>>,
     /// Sends when the broker closes.
     pub(super) closing: broadcast::Sender<()>,
     /// Changes when every certificate and password must be admitted anew.
@@ -113,6 +115,9 @@ impl Listener {
             arrivals: Meter::new(Rate::per_second(arrivals, arrivals.saturating_mul(BURST))),
             waiting: Lobby::new(limits.waiting),
             seats,
+            rush: Meter::new(rush(tokio::runtime::Handle::current().metrics().num_workers())),
+            shown: Meter::new(SHOWN),
+            backlog: Arc::default(),
             core,
         }
     }
@@ -180,11 +185,13 @@ impl Listener {
             Ok(guest) => self.entertain(guest).await,
             Err(end) => end,
         };
-        // Many devices may be behind one address, so what else one of them does is not the others' fault.
+        // Many devices may be behind one address, so what else one of them does is not the others' fault. Of this one the handshake
+        // was paid for by everybody.
         let is_offence =
             if self.is_for_strangers() { ended.is_offence() } else { ended.reason == Reason::ConnectionRateExceeded };
         if is_offence {
-            self.arrivals.spend(network(address.ip()), OFFENCE, std::time::Instant::now());
+            let cost = if self.is_for_strangers() { OFFENCE } else { OFFENCE / 2 };
+            self.arrivals.spend(network(address.ip()), cost, std::time::Instant::now());
         }
         debug!(%address, reason = ?ended.reason, text = &*ended.text, "connection ended");
     }

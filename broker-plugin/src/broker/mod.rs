@@ -155,7 +155,10 @@ const RECHECKS: usize = 32;
 const NETWORK_PACE: Rate = Rate::per_second(16_384, 65_536);
 const CLIENT_PACE: Rate = Rate::per_second(128, 1024);
 
-/// Packets of all clients that send more than [`connection::CALM`], by the threads that serve connections: an eighth of what each can.
+/// Connections that one device's certificate is shown on, let in or not: each is a TLS handshake.
+const SHOWN: Rate = Rate::per_second(8, 64);
+
+/// Packets of all clients of a listener that send more than [`connection::CALM`], by the threads that serve connections: an eighth of what each can.
 fn rush(threads: usize) -> Rate {
     let packets = 16_384 * u32::try_from(threads).unwrap_or(1).clamp(1, 1024);
     Rate::per_second(packets, packets)
@@ -209,13 +212,11 @@ impl EmbeddedBroker {
         let once = Rate { interval: limits.bootstrapping, burst: 1 };
         let core = Core {
             router: Arc::new(Router::default()),
-            backlog: Arc::default(),
             requests: Meter::new(REQUESTS).into(),
             used_ids: Meter::new(once).into(),
             networks: Meter::new(NETWORK_PACE).into(),
             clients: Meter::new(CLIENT_PACE).into(),
             calm: Meter::new(connection::CALM).into(),
-            rush: Meter::new(rush(tokio::runtime::Handle::current().metrics().num_workers())).into(),
             closing: broadcast::Sender::new(1),
             recheck: watch::Sender::new(()),
             rechecks: Semaphore::new(RECHECKS).into(),

@@ -225,8 +225,8 @@ impl State {
         listeners.dedup_by_key(|(seat, _)| *seat);
         let mut reason = if listeners.is_empty() { Reason::NoMatchingSubscribers } else { Reason::Success };
         for (_, listener) in listeners {
-            if !listener.lane.put(listener.delivery(&message)) {
-                listener.lane.end(Reason::QuotaExceeded, "it does not read what is sent to it");
+            if let Err(full) = listener.lane.put(listener.delivery(&message)) {
+                listener.lane.end(full.reason(), "it does not read what is sent to it");
             }
         }
         for group in &mut self.groups {
@@ -275,8 +275,8 @@ impl State {
         let below = below.filter(|message| matches(filter, &message.topic));
         for message in exact.into_iter().chain(below) {
             let delivery = Delivery { retain: true, ..subscription.delivery(message) };
-            if !subscription.lane.put(delivery) {
-                subscription.lane.end(Reason::QuotaExceeded, "more is retained than it has room for");
+            if let Err(full) = subscription.lane.put(delivery) {
+                subscription.lane.end(full.reason(), "more is retained than it has room for");
                 return;
             }
         }
@@ -304,7 +304,7 @@ impl Group {
         for _ in 0..self.members.len() {
             self.next = (self.next + 1) % self.members.len();
             let (_, member) = &self.members[self.next];
-            if member.lane.put(member.delivery(message)) {
+            if member.lane.put(member.delivery(message)).is_ok() {
                 return true;
             }
         }

@@ -47,6 +47,9 @@ enum RoleName {
 pub(crate) struct Revoke {
     /// What `credentials list` calls it
     name: String,
+    /// Even if the CA's own `worker.pem` or `operator.pem` is that certificate
+    #[arg(long)]
+    force: bool,
 }
 
 impl Credentials {
@@ -62,7 +65,13 @@ impl Credentials {
                 eprintln!("made {name}.pem and {name}.key in {}", out.display());
                 Ok(())
             }
-            Self::Revoke(Revoke { name }) => {
+            Self::Revoke(Revoke { name, force }) => {
+                if !force && let Some(holder) = directory.holder_of(&name)? {
+                    bail!(
+                        "{holder}.pem of this directory is that certificate, so the CA itself would be shut out; put another in \
+                         its place first (assay credentials add, docs/operations.md), or insist with --force"
+                    );
+                }
                 match directory.store()?.revoke_credential(&name, OffsetDateTime::now_utc())? {
                     Some(true) => eprintln!("revoked {name}: its live connections end within seconds"),
                     Some(false) => eprintln!("{name} was revoked before"),

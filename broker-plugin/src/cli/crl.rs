@@ -10,6 +10,8 @@ use clap::Args;
 use pem::{EncodeConfig, LineEnding, Pem};
 use time::OffsetDateTime;
 
+use super::table;
+
 #[derive(Args)]
 pub(crate) struct Crl {
     /// Write PEM instead of DER
@@ -28,7 +30,10 @@ impl Crl {
         let list = if self.pem { pem(list) } else { list };
         match self.out {
             Some(file) => replace(&file, &list).with_context(|| format!("cannot write {}", file.display())),
-            None => Ok(stdout().write_all(&list)?),
+            None => {
+                table::written(stdout().write_all(&list));
+                Ok(())
+            }
         }
     }
 }

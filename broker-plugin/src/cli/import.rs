@@ -100,9 +100,10 @@ fn write(done: &[(Enrolled, &NewEnrolment)], json: bool) -> Result<()> {
     let mut out = BufWriter::new(stdout().lock());
     for (enrolled, new) in done {
         let line: &dyn Display = if json { &object(*enrolled, new) } else { &new.ek_id };
-        writeln!(out, "{line}")?;
+        table::written(writeln!(out, "{line}"));
     }
-    Ok(out.flush()?)
+    table::written(out.flush());
+    Ok(())
 }
 
 fn object(enrolled: Enrolled, new: &NewEnrolment) -> serde_json::Value {

@@ -33,7 +33,12 @@ pub(crate) fn print_json(value: &Value) {
 
 /// Like `println!`. But whoever closes the pipe, as `head` does, has seen enough: the process ends without a word, as if by SIGPIPE.
 pub(crate) fn print_line(text: impl Display) {
-    match writeln!(io::stdout(), "{text}") {
+    written(writeln!(io::stdout(), "{text}"));
+}
+
+/// What became of something written to standard output.
+pub(crate) fn written(outcome: io::Result<()>) {
+    match outcome {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit(SIGPIPE),
         Err(error) => {

@@ -116,10 +116,13 @@ impl Transaction<'_> {
         let certificate = confirmed.certificate();
         self.register(&certificate.device_id, &certificate.ek_id, certificate.assurance, now)?;
         self.supersede(&certificate.ek_id, now)?;
-        self.0
-            .prepare_cached("UPDATE certificates SET status = 'active', confirmed_at = ?2 WHERE serial = ?1")?
+        let rows = self
+            .0
+            .prepare_cached(
+                "UPDATE certificates SET status = 'active', confirmed_at = ?2 WHERE serial = ?1 AND status = 'unconfirmed'",
+            )?
             .execute(params![certificate.serial, now.unix_timestamp()])?;
-        Ok(())
+        if rows == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(rows).into()) }
     }
 
     /// Records that an EK proved itself under a device id.
