@@ -312,6 +312,27 @@ mod rules {
         assert!(said.contains("CN=Lower CA is below a CA whose pathLenConstraint"), "{said}");
     }
 
+    /// cRLDistributionPoints says where to ask, and nobody is asked.
+    #[test]
+    fn critical_distribution_points_change_nothing() {
+        let points = || extension(31, true, &tlv(0x30, &[]));
+        Chain::new().issuer(|ca| ca.with(points())).ek(|ek| ek.with(points())).check().unwrap();
+    }
+
+    #[test]
+    fn a_path_has_six_cas_between_ek_and_anchor_at_most() {
+        for count in [6, 7] {
+            let cas: Vec<_> = (0..=count).map(|number| Forger::new(&format!("CA {number}"))).collect();
+            let below = cas.windows(2).map(|pair| pair[1].certified_by(&pair[0], Forged::ca()));
+            let anchors = trusting([cas[0].root()].into_iter().chain(below));
+            let outcome = check(&[cas[count].certify(&Forged::ek(), &ek_spki())], &anchors);
+            match count {
+                6 => _ = outcome.unwrap(),
+                _ => assert!(outcome.unwrap_err().to_string().contains("more than 6 CAs")),
+            }
+        }
+    }
+
     #[test]
     fn an_unknown_critical_extension_is_refused_wherever_it_is() {
         let unknown = || extension_of(&[0x2A, 3, 4], true, &tlv(5, &[]));
