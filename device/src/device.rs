@@ -303,6 +303,12 @@ impl Device {
         let mut ek = EndorsementKey::find(&self.tpm, wanted, &request.ek_certificates)?;
         if request.leaves_the_ek_open() && request.device_id.is_none() && before.is_none() {
             ek.name_others(&self.tpm);
+            if !ek.others.is_empty() {
+                step.done(&format!(
+                    "{} other EKs of this TPM found, for the CA to say whether it knows one",
+                    ek.others.len()
+                ));
+            }
         }
         step.done(&format!("EK {} {}, id {}", ek.kind, ek.certificate_source, ek.id()));
         if let Some(before) = before

@@ -188,7 +188,7 @@ impl EndorsementKey {
 
     /// Has the CA told the other EKs of the TPM, if it could take this one for its certificate alone.
     ///
-    /// Those are left out that it takes long to find: RSA keys without a certificate, which a chip makes for seconds or minutes.
+    /// An RSA-3072 EK without a certificate is left out: it is rarely enrolled, and some chips take minutes to make it.
     pub(crate) fn name_others(&mut self, tpm: &TpmThread) {
         if self.certificates.is_empty() {
             return;
@@ -200,9 +200,7 @@ impl EndorsementKey {
             let certified = certificates.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
             let id = match certified {
                 Some((_, certificate)) => Some(EkId::from(id_of_key(certificate.public_key().raw))),
-                None if matches!(kind, EkKind::P256 | EkKind::P384) => {
-                    load(tpm, kind).ok().flatten().map(|public| public.key.id().into())
-                }
+                None if kind != EkKind::Rsa3072 => load(tpm, kind).ok().flatten().map(|public| public.key.id().into()),
                 None => None,
             };
             self.others.extend(id);

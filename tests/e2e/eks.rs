@@ -96,6 +96,17 @@ fn device_without_state_finds_the_ek_that_is_on_record_though_the_vendor_is_trus
 }
 
 #[test]
+fn device_without_state_finds_an_rsa_ek_that_is_on_record_without_a_certificate() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let file = ek_file(&tpm, &Device::new(&tpm)?, "rsa-2048")?;
+    lab.assay(&["enroll", "add", &file.to_string_lossy(), "--device-id", "pump-17"])?;
+    let provisioned = lab.provision(&Device::new(&tpm)?, &[])?;
+    ensure!(provisioned["device_id"] == "pump-17" && provisioned["ek"] == "rsa-2048", "{provisioned}");
+    Ok(())
+}
+
+#[test]
 fn one_tpm_is_two_devices_for_whoever_names_its_eks() -> Result<()> {
     let lab = Lab::open()?;
     let tpm = trusted_vendor()?.device(EkKind::P384, 0)?;
