@@ -16,11 +16,10 @@ use assay_mqtt::{BrokerUrl, Client};
 use assay_wire::{ClientId, ProblemCode, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic};
 use clap::Args;
 use serde_json::{Value, json};
-
-use super::table;
 use tokio::time::timeout;
 
 use super::outfit::{local_url, read_roots};
+use super::table;
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
