@@ -116,72 +116,32 @@ impl<'b, C, const MAX: usize> Decode<'b, C> for Bytes<MAX> {
 pub type CertificateDer = Bytes<MAX_CERTIFICATE>;
 
 /// `MIN` to [`MAX_CERTIFICATES`] certificates, leaf first; that each is the issuer of the one before it is not checked here.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct CertificateList<const MIN: usize>(Vec<CertificateDer>);
-
-impl<const MIN: usize> TryFrom<Vec<CertificateDer>> for CertificateList<MIN> {
-    type Error = Limit;
-
-    fn try_from(list: Vec<CertificateDer>) -> Result<Self, Limit> {
-        if (MIN..=MAX_CERTIFICATES).contains(&list.len()) {
-            Ok(Self(list))
-        } else {
-            Err(Limit { length: list.len(), limit: MAX_CERTIFICATES })
-        }
-    }
-}
-
-impl<const MIN: usize> Deref for CertificateList<MIN> {
-    type Target = [CertificateDer];
-
-    fn deref(&self) -> &[CertificateDer] {
-        &self.0
-    }
-}
-
-impl<C, const MIN: usize> Encode<C> for CertificateList<MIN> {
-    fn encode<W: minicbor::encode::Write>(
-        &self,
-        e: &mut Encoder<W>,
-        context: &mut C,
-    ) -> Result<(), minicbor::encode::Error<W::Error>> {
-        self.0.encode(e, context)
-    }
-}
-
-impl<'b, C, const MIN: usize> Decode<'b, C> for CertificateList<MIN> {
-    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
-        let at = d.position();
-        let list = decode_at_most(d, MAX_CERTIFICATES)?;
-        list.try_into().map_err(|limit: Limit| minicbor::decode::Error::message(limit).at(at))
-    }
-}
+pub type CertificateList<const MIN: usize> = List<CertificateDer, MIN, MAX_CERTIFICATES>;
 
 /// 1 to [`MAX_OTHER_EKS`] EKs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EkIds(Vec<EkId>);
+pub type EkIds = List<EkId, 1, MAX_OTHER_EKS>;
 
-impl TryFrom<Vec<EkId>> for EkIds {
+/// `MIN` to `MAX` elements, encoded as a CBOR array.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct List<T, const MIN: usize, const MAX: usize>(Vec<T>);
+
+impl<T, const MIN: usize, const MAX: usize> TryFrom<Vec<T>> for List<T, MIN, MAX> {
     type Error = Limit;
 
-    fn try_from(ids: Vec<EkId>) -> Result<Self, Limit> {
-        if (1..=MAX_OTHER_EKS).contains(&ids.len()) {
-            Ok(Self(ids))
-        } else {
-            Err(Limit { length: ids.len(), limit: MAX_OTHER_EKS })
-        }
+    fn try_from(list: Vec<T>) -> Result<Self, Limit> {
+        if (MIN..=MAX).contains(&list.len()) { Ok(Self(list)) } else { Err(Limit { length: list.len(), limit: MAX }) }
     }
 }
 
-impl Deref for EkIds {
-    type Target = [EkId];
+impl<T, const MIN: usize, const MAX: usize> Deref for List<T, MIN, MAX> {
+    type Target = [T];
 
-    fn deref(&self) -> &[EkId] {
+    fn deref(&self) -> &[T] {
         &self.0
     }
 }
 
-impl<C> Encode<C> for EkIds {
+impl<C, T: Encode<C>, const MIN: usize, const MAX: usize> Encode<C> for List<T, MIN, MAX> {
     fn encode<W: minicbor::encode::Write>(
         &self,
         e: &mut Encoder<W>,
@@ -191,15 +151,11 @@ impl<C> Encode<C> for EkIds {
     }
 }
 
-impl<'b, C> Decode<'b, C> for EkIds {
+impl<'b, C, T: Decode<'b, ()>, const MIN: usize, const MAX: usize> Decode<'b, C> for List<T, MIN, MAX> {
     fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
         let at = d.position();
-        let ids = decode_at_most(d, MAX_OTHER_EKS)?;
-        ids.try_into().map_err(|limit: Limit| minicbor::decode::Error::message(limit).at(at))
+        // One too many is enough to know.
+        let list = d.array_iter()?.take(MAX + 1).collect::<Result<Vec<T>, _>>()?;
+        list.try_into().map_err(|limit: Limit| minicbor::decode::Error::message(limit).at(at))
     }
-}
-
-/// Reads an array, and stops after one element too many.
-fn decode_at_most<'b, T: Decode<'b, ()>>(d: &mut Decoder<'b>, most: usize) -> Result<Vec<T>, minicbor::decode::Error> {
-    d.array_iter()?.take(most + 1).collect()
 }

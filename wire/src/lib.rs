@@ -29,7 +29,7 @@ pub use topic::Topic;
 
 mod bytes;
 pub use bytes::{
-    Bytes, CertificateDer, CertificateList, EkIds, Limit, MAX_CERTIFICATE, MAX_CERTIFICATES, MAX_CLAIM,
+    Bytes, CertificateDer, CertificateList, EkIds, Limit, List, MAX_CERTIFICATE, MAX_CERTIFICATES, MAX_CLAIM,
     MAX_CREDENTIAL_BLOB, MAX_CSR, MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_OTHER_EKS, MAX_PUBLIC_AREA, MAX_SEALED,
 };
 

@@ -465,3 +465,15 @@ fn last_requests_of_a_flow_are_told_apart_by_their_head_alone() {
     }
     assert!(!Request::is_last(&[]));
 }
+
+#[test]
+fn a_device_names_one_to_five_other_eks() {
+    let id_of_ek = ["5820", &"bb".repeat(32)].concat();
+    for (count, is_taken) in [(0, false), (1, true), (5, true), (6, false)] {
+        let others = [format!("04 8{count}"), id_of_ek.repeat(count)].concat();
+        let message = bytes(&["83 05", ID, "a4 01 42 656b 02 80 03 43 73726b", &others]);
+        let decoded = Request::decode(&message);
+        assert_eq!(decoded.is_ok(), is_taken, "{count}: {decoded:?}");
+        assert!(is_taken || matches!(decoded, Err(DecodeError::Malformed(_))), "{count}: {decoded:?}");
+    }
+}
