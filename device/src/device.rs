@@ -301,6 +301,7 @@ impl Device {
             (Some(EkChoice::Auto) | None, _) => (None, false),
         };
         let mut ek = EndorsementKey::find(&self.tpm, wanted, &request.ek_certificates)?;
+        step.done(&format!("EK {} {}, id {}", ek.kind, ek.certificate_source, ek.id()));
         if request.leaves_the_ek_open() && request.device_id.is_none() && before.is_none() {
             ek.name_others(&self.tpm);
             if !ek.others.is_empty() {
@@ -310,7 +311,6 @@ impl Device {
                 ));
             }
         }
-        step.done(&format!("EK {} {}, id {}", ek.kind, ek.certificate_source, ek.id()));
         if let Some(before) = before
             && before.ek != ek.kind
         {
