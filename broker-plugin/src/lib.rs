@@ -10,5 +10,7 @@ pub mod directory;
 pub mod store;
 pub mod worker;
 
+mod meter;
+
 mod random;
 pub use random::{random_bytes, random_u32};

@@ -20,13 +20,13 @@ use tracing::debug;
 use super::admission::{Admitted, NotAdmitted, Peer};
 use super::lane::{Lane, Room};
 use super::listener::{Listener, Seats};
-use super::meter::{Budget, Rate};
 use super::packet::{Codec, Connect, End, Packet, Reason, Terms, UNSUPPORTED_VERSION, Version};
 use super::places::Place;
 use super::router::{Router, Seat};
 use super::session::{REQUEST_PACKET, Session, message};
 use super::{KEEP_ALIVE, session::PUBLISHES};
 use crate::access::Access;
+use crate::meter::{Budget, Rate};
 
 /// What a device sends is its owner's business, up to this.
 const OPERATIONAL_PACKET: usize = 64 * 1024;

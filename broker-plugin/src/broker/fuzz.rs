@@ -13,11 +13,11 @@ use rmqtt_codec::v5::SubscriptionOptions;
 
 use super::filters::matches;
 use super::lane::{Lane, Message, Room};
-use super::meter::{Meter, Rate};
 use super::packet::{Codec, Packet, QoS};
 use super::router::{Router, Seat};
 use super::session::Session;
 use crate::access::Access;
+use crate::meter::{Meter, Rate};
 
 /// Runs `round` with numbers of one seed after another, which a failure names.
 fn for_a_while(round: impl Fn(&mut Rng)) {

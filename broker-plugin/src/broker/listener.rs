@@ -21,13 +21,13 @@ use super::admission::Peer;
 use super::connection::Guest;
 use super::lane::Backlog;
 use super::login::LoginDesk;
-use super::meter::{Meter, Rate};
 use super::packet::{End, Reason};
 use super::places::{Lobby, Place, network};
 use super::router::Router;
 use super::session::Requests;
 use super::{Admit, BURST, ClientCertificate, DRAIN, Limits, SHOWN, Tls, rush};
 use crate::access::Identity;
+use crate::meter::{Meter, Rate};
 
 /// How long to wait after the system refused to accept a connection (out of file descriptors, most likely).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

@@ -11,7 +11,7 @@
 //! | `filters`, `lane`, `router` | who listens to what, and what waits for whom; nothing in there waits for anybody |
 //! | `session` | what a connected client may do; no I/O |
 //! | `admission`, `login` | who a client is, and whether it is welcome |
-//! | `meter`, `places` | how much each may take |
+//! | `places`, and `meter` of this crate | how much each may take |
 //! | `connection`, `listener`, `tls` | bytes and clocks |
 
 mod admission;
@@ -22,7 +22,6 @@ mod fuzz;
 mod lane;
 mod listener;
 mod login;
-mod meter;
 mod packet;
 mod places;
 mod router;
@@ -43,10 +42,10 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::access::Identity;
+use crate::meter::{Meter, Rate};
 use listener::{Audience, Core, Listener, Seats};
 use login::LoginDesk;
 pub use login::{LoggedIn, Login};
-use meter::{Meter, Rate};
 use places::Lobby;
 use router::Router;
 use session::PUBLISHES;

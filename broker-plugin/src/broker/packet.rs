@@ -257,6 +257,11 @@ impl Codec {
         }
     }
 
+    /// Whether a PUBACK can say anything but that the message was received: not in MQTT 3.1.1 (3.1.1 §3.4).
+    pub(super) fn acknowledges_with_a_reason(&self) -> bool {
+        self.version == Version::V5
+    }
+
     pub(super) fn puback(&mut self, out: &mut BytesMut, packet_id: NonZeroU16, reason: Reason) {
         match self.version {
             Version::V3 => self.write_v3(out, v3::Packet::PublishAck { packet_id }),

@@ -12,10 +12,10 @@ use rmqtt_codec::types::Publish;
 use rmqtt_codec::v5::{PublishProperties, SubscriptionOptions};
 
 use super::lane::{Message, properties_size};
-use super::meter::Meter;
 use super::packet::{Codec, End, Packet, QoS, Reason};
 use super::router::{Router, SUBSCRIPTIONS, Seat, is_alive};
 use crate::access::{Access, has_sound_wildcards};
+use crate::meter::Meter;
 
 /// What a bootstrapping client may publish over one connection. The ticket flow needs 2; the rest is for retries. Its lane has room for
 /// as many replies, so it may read them whenever it likes.
@@ -157,7 +157,12 @@ impl Session {
         let reason = if self.access.may_publish(&publish.topic) {
             self.check(&publish, is_request)?;
             let published = self.router.publish(&self.seat, message(publish, is_request, now));
-            published.ok_or_else(|| End::new(Reason::SessionTakenOver, "the client connected again"))?
+            let reason = published.ok_or_else(|| End::new(Reason::SessionTakenOver, "the client connected again"))?;
+            if is_request && reason != Reason::Success && !self.codec.acknowledges_with_a_reason() {
+                // Acknowledged, it would be lost without its sender's knowledge.
+                return Err(End::new(Reason::ServerBusy, "a request that no worker takes"));
+            }
+            reason
         } else {
             Reason::NotAuthorized
         };

@@ -53,10 +53,15 @@ const SIGPIPE: i32 = 128 + 13;
 
 /// Seconds since 1970 in RFC 3339.
 pub(crate) fn time(seconds: i64) -> String {
-    OffsetDateTime::from_unix_timestamp(seconds)
+    time_us(seconds.saturating_mul(1_000_000))
+}
+
+/// Microseconds since 1970 in RFC 3339.
+pub(crate) fn time_us(microseconds: i64) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(microseconds) * 1000)
         .ok()
         .and_then(|time| time.format(&Rfc3339).ok())
-        .unwrap_or_else(|| seconds.to_string())
+        .unwrap_or_else(|| format!("{microseconds} us"))
 }
 
 /// `disabled` or `enabled`.

@@ -3,17 +3,17 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use assay_ca_core::{Confirmation, EkEvidence, Evidence, ProvenDevice, SrkEvidence};
-use assay_wire::{DecodeError, DeviceId, EkId, Flow, Problem, ProblemCode, ReplyBody, Request, RequestBody, Topic};
+use assay_ca_core::{Confirmation, Evidence, ProvenDevice, SrkEvidence};
+use assay_wire::{DecodeError, EkId, Flow, Problem, ProblemCode, ReplyBody, Request, RequestBody, Topic};
 use crossbeam_channel::{Receiver, Sender};
 use time::OffsetDateTime;
 use tokio::sync::watch;
-use tracing::{debug, error, info};
+use tracing::{debug, error};
 
 use super::writer::{Pending, Task, Write};
-use super::{Job, Outbox, Outfit, Pulse, Queues, Work, internal};
+use super::{Job, Journal, Outbox, Outfit, Pulse, Queues, Work, internal};
 use crate::ca::{Ca, Examiner, Refusal};
-use crate::store::AuditEntry;
+use crate::store::{AuditEntry, Whom};
 
 /// Examines requests until the queues are closed.
 pub(super) fn run(
@@ -23,6 +23,7 @@ pub(super) fn run(
     pulses: &Receiver<Pulse>,
     writes: &Sender<Write>,
     outbox: &Outbox,
+    journal: &Journal,
 ) {
     for taken in 0.. {
         let job = match jobs.take(taken, pulses) {
@@ -37,7 +38,7 @@ pub(super) fn run(
         let ca = Arc::clone(&outfit.borrow().ca);
         let id = Request::id_of(&job.message);
         // A panic would be a bug of ours, but one that a stranger's bytes found must not take a thread from everybody else.
-        let outcome = catch_unwind(AssertUnwindSafe(|| examine(&ca, &mut examiner, &job)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| examine(&ca, &mut examiner, &job, journal)));
         let (decision, subject) = outcome.unwrap_or_else(|_| {
             error!(client = %job.client, "examining a request panicked");
             (Decision::Reply(ReplyBody::Problem(internal())), Subject::unread())
@@ -45,7 +46,7 @@ pub(super) fn run(
         match decision {
             Decision::Reply(body) => {
                 let audit = audit_entry(&job, subject, &body);
-                log(&audit);
+                journal.decision(&audit);
                 outbox.reply(job, id, body);
                 _ = writes.send(Write::Audit(audit));
             }
@@ -69,21 +70,16 @@ enum Decision {
 pub(super) struct Subject {
     pub(super) action: &'static str,
     pub(super) ek_id: Option<EkId>,
-    pub(super) device_id: Option<DeviceId>,
+    pub(super) device: Option<Whom>,
 }
 
 impl Subject {
     fn unread() -> Self {
-        Self { action: "unreadable", ek_id: None, device_id: None }
-    }
-
-    fn is_about(&mut self, ek: &EkEvidence) {
-        self.ek_id = Some(ek.ek_id());
-        self.device_id = ek.requested_device_id().cloned();
+        Self { action: "unreadable", ek_id: None, device: None }
     }
 }
 
-fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job) -> (Decision, Subject) {
+fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job, journal: &Journal) -> (Decision, Subject) {
     let now = OffsetDateTime::now_utc();
     if let Some(problem) = response_topic_problem(ca, job) {
         return (Decision::Reply(ReplyBody::Problem(problem)), Subject::unread());
@@ -94,10 +90,10 @@ fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job) -> (Decision, Subject) {
             (Decision::Reply(ReplyBody::Problem(problem)), Subject::unread())
         }
         Ok(Request { body, .. }) => {
-            let mut subject = Subject { action: action(&body), ek_id: None, device_id: None };
+            let mut subject = Subject { action: action(&body), ek_id: None, device: None };
             match decide(ca, examiner, body, &mut subject, now) {
                 Ok(decision) => (decision, subject),
-                Err(refusal) => (Decision::Reply(ReplyBody::Problem(problem(&refusal))), subject),
+                Err(refusal) => (Decision::Reply(ReplyBody::Problem(problem(&refusal, journal))), subject),
             }
         }
     }
@@ -113,9 +109,9 @@ fn decide(
     match body {
         RequestBody::Challenge(bundle) => {
             let evidence = Evidence::parse(bundle)?;
-            subject.is_about(&evidence.ek);
+            subject.ek_id = Some(evidence.ek.ek_id());
             let (reply, device_id) = examiner.challenge(ca, evidence, now)?;
-            subject.device_id = Some(device_id);
+            subject.device = Some(Whom::Due(device_id));
             Ok(Decision::Reply(ReplyBody::Challenge(reply)))
         }
         RequestBody::Certify(proof) => {
@@ -124,7 +120,7 @@ fn decide(
         }
         RequestBody::Enroll(bundle) => {
             let evidence = Evidence::parse(bundle)?;
-            subject.is_about(&evidence.ek);
+            subject.ek_id = Some(evidence.ek.ek_id());
             ca.profile.check_flow(Flow::Sealed)?;
             Ok(Decision::Write(Box::new(Task::Enroll(examiner.applicant(&evidence, now)?))))
         }
@@ -134,7 +130,7 @@ fn decide(
         }
         RequestBody::Register(bundle) => {
             let evidence = SrkEvidence::parse(bundle)?;
-            subject.is_about(&evidence.ek);
+            subject.ek_id = Some(evidence.ek.ek_id());
             ca.profile.check_flow(Flow::SharedKey)?;
             Ok(Decision::Write(Box::new(Task::Register(examiner.srk_applicant(&evidence, now)?))))
         }
@@ -170,11 +166,11 @@ fn decode_problem(error: &DecodeError) -> ProblemCode {
 }
 
 /// What a device is told of a refusal; of our own faults, nothing but that there was one.
-pub(super) fn problem(refusal: &Refusal) -> Problem {
+pub(super) fn problem(refusal: &Refusal, journal: &Journal) -> Problem {
     match refusal {
         Refusal::Rejection(rejection) => rejection.problem(),
         Refusal::Fault(_) | Refusal::Store(_) => {
-            error!(error = %refusal, "the CA failed");
+            journal.fault(refusal);
             internal()
         }
     }
@@ -187,21 +183,12 @@ pub(super) fn audit_entry(job: &Job, subject: Subject, body: &ReplyBody) -> Audi
         _ => None,
     };
     AuditEntry {
-        time: OffsetDateTime::now_utc().unix_timestamp(),
+        time: OffsetDateTime::now_utc(),
         client: job.client.clone(),
         action: subject.action,
         ek_id: subject.ek_id,
-        device_id: subject.device_id,
+        device: subject.device,
         refusal,
         duration_us: job.receipt.received.elapsed().as_micros().try_into().unwrap_or(u32::MAX),
-    }
-}
-
-/// One line a decision; for a certificate, once it is stored.
-pub(super) fn log(entry: &AuditEntry) {
-    let (ek, device) = (entry.ek_id.map(|id| id.to_string()), entry.device_id.as_ref().map(DeviceId::as_str));
-    match &entry.refusal {
-        Some((code, detail)) => info!(client = %entry.client, ek, device, %code, detail, "{} refused", entry.action),
-        None => info!(client = %entry.client, ek, device, "{} granted", entry.action),
     }
 }

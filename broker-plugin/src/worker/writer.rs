@@ -10,10 +10,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use time::OffsetDateTime;
 use tracing::{error, info};
 
-use super::examiner::{Subject, audit_entry, log, problem};
-use super::{Job, Outbox, Pulse, internal};
+use super::examiner::{Subject, audit_entry, problem};
+use super::{Job, Journal, Outbox, Pulse, internal};
 use crate::ca::{Applicant, Ca, Refusal};
-use crate::store::{AuditEntry, Store, StoreError, Transaction};
+use crate::store::{AuditEntry, Store, StoreError, Transaction, Whom};
 
 /// Something to be written.
 pub(super) enum Write {
@@ -41,18 +41,18 @@ pub(super) enum Task {
 
 impl Task {
     fn subject(&self) -> Subject {
-        let (action, ek_id, device_id) = match self {
-            Self::Certify(device) => ("certify", device.ek_id(), Some(device.device_id().clone())),
-            Self::Enroll(applicant) => ("enroll", applicant.ek_id(), applicant.requested.clone()),
+        let (action, ek_id, device) = match self {
+            Self::Certify(device) => ("certify", device.ek_id(), Some(Whom::Proven(device.device_id().clone()))),
+            Self::Enroll(applicant) => ("enroll", applicant.ek_id(), None),
             Self::Confirm(confirmation) => ("confirm", confirmation.ek_id(), None),
-            Self::Register(applicant) => ("register", applicant.ek_id(), applicant.requested.clone()),
+            Self::Register(applicant) => ("register", applicant.ek_id(), None),
         };
-        Subject { action, ek_id: Some(ek_id), device_id }
+        Subject { action, ek_id: Some(ek_id), device }
     }
 }
 
 /// Writes until every examiner is gone.
-pub(super) fn run(mut store: Store, writes: &Receiver<Write>, outbox: &Outbox) {
+pub(super) fn run(mut store: Store, writes: &Receiver<Write>, outbox: &Outbox, journal: &Journal) {
     let mut audits = Vec::new();
     let mut looked = Instant::now();
     loop {
@@ -71,28 +71,30 @@ pub(super) fn run(mut store: Store, writes: &Receiver<Write>, outbox: &Outbox) {
             }
         }
         if !waiting.is_empty() || audits.len() >= BATCH || (idle && !audits.is_empty()) {
-            commit(&mut store, waiting, std::mem::take(&mut audits), outbox);
+            commit(&mut store, waiting, std::mem::take(&mut audits), outbox, journal);
         }
         pulses.into_iter().for_each(Pulse::end);
         if looked.elapsed() >= OVERDUE_POLL {
             looked = Instant::now();
-            if let Err(error) = revoke_overdue(&mut store) {
-                error!(%error, "unconfirmed certificates could not be revoked");
+            journal.tell_left_out();
+            if let Err(error) = tidy(&mut store) {
+                error!(%error, "unconfirmed certificates could not be revoked, nor expired ones be forgotten");
             }
         }
     }
-    commit(&mut store, Vec::new(), audits, outbox);
+    commit(&mut store, Vec::new(), audits, outbox, journal);
+    journal.tell_left_out();
 }
 
 /// One transaction, and only then the replies. If it fails, nothing of it happened and every device is told to try again.
-fn commit(store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEntry>, outbox: &Outbox) {
+fn commit(store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEntry>, outbox: &Outbox, journal: &Journal) {
     let (envelopes, tasks): (Vec<_>, Vec<_>) =
         waiting.into_iter().map(|Pending { ca, job, id, task }| ((job, id), (ca, task))).unzip();
     let answers = store.transaction(|transaction| {
         let answers = tasks
             .into_iter()
             .zip(&envelopes)
-            .map(|((ca, task), (job, _))| answer(&ca, transaction, *task, job))
+            .map(|((ca, task), (job, _))| answer(&ca, transaction, *task, job, journal))
             .collect::<Result<Vec<_>, _>>()?;
         for entry in &audits {
             transaction.audit(entry)?;
@@ -102,9 +104,9 @@ fn commit(store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEntry>, out
     match answers {
         Ok(answers) => {
             for ((job, id), (answer, audit)) in envelopes.into_iter().zip(answers) {
-                log(&audit);
+                journal.decision(&audit);
                 // A sealed certificate's subject is nobody's business, so there is no event for one.
-                if let (ReplyBody::Certificate(_), Some(device_id)) = (&answer, &audit.device_id) {
+                if let (ReplyBody::Certificate(_), Some(device_id)) = (&answer, audit.proven()) {
                     outbox.event(Topic::Event(outbox.scope.clone(), device_id.clone()), event(device_id));
                 }
                 outbox.reply(job, id, answer);
@@ -124,13 +126,14 @@ fn answer(
     transaction: &Transaction<'_>,
     task: Task,
     job: &Job,
+    journal: &Journal,
 ) -> Result<(ReplyBody, AuditEntry), StoreError> {
     let mut subject = task.subject();
     let answer = match perform(ca, transaction, task, &mut subject) {
         Ok(reply) => reply,
         // What the store half did must not be committed, so this ends the transaction.
         Err(Refusal::Store(error)) => return Err(error),
-        Err(refusal) => ReplyBody::Problem(problem(&refusal)),
+        Err(refusal) => ReplyBody::Problem(problem(&refusal, journal)),
     };
     let audit = audit_entry(job, subject, &answer);
     transaction.audit(&audit)?;
@@ -143,23 +146,30 @@ fn perform(ca: &Ca, transaction: &Transaction<'_>, task: Task, subject: &mut Sub
         Task::Certify(device) => ca.certify(transaction, device, now).map(ReplyBody::Certificate),
         Task::Enroll(applicant) => {
             let (reply, device_id) = ca.enroll(transaction, applicant, now)?;
-            subject.device_id = Some(device_id);
+            subject.device = Some(Whom::Due(device_id));
             Ok(ReplyBody::Sealed(reply))
         }
-        Task::Confirm(confirmation) => ca.confirm(transaction, confirmation, now).map(ReplyBody::Confirmed),
+        Task::Confirm(confirmation) => {
+            let (reply, device_id) = ca.confirm(transaction, confirmation, now)?;
+            subject.device = Some(Whom::Proven(device_id));
+            Ok(ReplyBody::Confirmed(reply))
+        }
         Task::Register(applicant) => {
             let reply = ca.register(transaction, applicant, now)?;
-            subject.device_id = Some(reply.device_id.clone());
+            subject.device = Some(Whom::Due(reply.device_id.clone()));
             Ok(ReplyBody::Activation(reply))
         }
     }
 }
 
-fn revoke_overdue(store: &mut Store) -> Result<(), StoreError> {
+fn tidy(store: &mut Store) -> Result<(), StoreError> {
     let now = OffsetDateTime::now_utc();
     if store.has_overdue_confirmations(now)? {
         let count = store.transaction(|transaction| transaction.revoke_unconfirmed(now))?;
         info!(count, "revoked what was not confirmed in time");
+    }
+    if store.has_what_to_forget(now)? {
+        store.transaction(|transaction| transaction.forget_expired(now))?;
     }
     Ok(())
 }

@@ -188,7 +188,8 @@ fn compare_times(screen: &Screen, lab: &Lab, fleet: &[Provisioned]) -> Result<()
 
 /// What the CA decided on a device: to challenge it, and to certify it.
 fn decisions_on<'a>(audit: &'a [Value], done: &Provisioned) -> impl Iterator<Item = &'a Value> {
-    audit.iter().filter(|entry| entry["device_id"] == done.report["device_id"])
+    let device_id = &done.report["device_id"];
+    audit.iter().filter(move |entry| [&entry["device_id"], &entry["due_device_id"]].contains(&device_id))
 }
 
 fn verify_chains(screen: &mut Screen, lab: &Lab, fleet: &[Provisioned]) -> Result<()> {
