@@ -8,6 +8,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::Rejection;
 use crate::challenge::ProvenDevice;
+use crate::evidence::digest_naming;
 use crate::trust::{Assurance, TrustedEk};
 
 /// An entry of the operator's list of EKs.
@@ -114,21 +115,21 @@ pub struct Records {
     pub shared_key: Option<SharedKeyOnRecord>,
     /// How many generations of it the device took into use within the last [`QUOTA_PERIOD`].
     pub recent_generations: u32,
-    /// The EK that is registered or enrolled under the device id in question: see [`device_id_in_question`], or
+    /// The EK that is registered or enrolled under the device id in question: the [one due](due_device_id), or
     /// [that of a claim](ProvenDevice::device_id), of a certificate or of a token.
     pub id_holder: Option<EkId>,
     /// One of the [other EKs](crate::EkEvidence::other_eks) that is enrolled, registered or disabled.
     pub other_ek: Option<EkId>,
 }
 
-/// The device id that a request is about: the one asked for, else the one due to the EK.
-pub fn device_id_in_question(
-    requested: Option<&DeviceId>,
+/// The device id that is due to an EK: an EK keeps the id it is registered under; before that it gets the one its enrolment
+/// names, else the one derived from it.
+pub fn due_device_id(
     derived: &DeviceId,
     enrolment: Option<&Enrolment>,
     registration: Option<&Registration>,
 ) -> DeviceId {
-    requested.or_else(|| due_device_id(enrolment, registration)).unwrap_or(derived).clone()
+    granted_device_id(enrolment, registration).unwrap_or(derived).clone()
 }
 
 /// A trusted EK and the device id it may have.
@@ -139,14 +140,13 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// Gives the EK its device id, or refuses the one that was requested.
+    /// Gives the EK the device id that is [due](due_device_id), or refuses another one that was requested.
     ///
-    /// An EK keeps the id it is registered under. Before that it gets the one its enrolment names, else the one
-    /// derived from it.
+    /// Whether another EK has the requested id makes no difference to the answer, or any TPM of a trusted vendor could find out
+    /// which ids there are and who has them.
     pub fn decide(ek: TrustedEk, requested: Option<&DeviceId>, records: &Records) -> Result<Self, Rejection> {
         check_enrolment(&ek.ek_id(), ek.assurance, records)?;
-        let due = due_device_id(records.enrolment.as_ref(), records.registration.as_ref());
-        let due = due.unwrap_or(&ek.derived_device_id).clone();
+        let due = due_device_id(&ek.derived_device_id, records.enrolment.as_ref(), records.registration.as_ref());
         check(&ek.ek_id(), requested.unwrap_or(&due), &due, records)?;
         check_other_eks(&ek.ek_id(), records)?;
         Ok(Self { ek, device_id: due })
@@ -192,10 +192,15 @@ impl Records {
     }
 
     /// Decides whether a device may still be called `device_id`, at any moment after its EK was trusted.
+    ///
+    /// A name that an operator gave ends with the enrolment and the registration; one that follows from an EK is nobody's gift.
+    /// That it follows from *this* EK was established when it was [decided](Admitted::decide).
     pub fn admit(&self, ek: &EkId, device_id: &DeviceId, assurance: Assurance) -> Result<(), Rejection> {
         check_enrolment(ek, assurance, self)?;
-        let due = due_device_id(self.enrolment.as_ref(), self.registration.as_ref());
-        check(ek, device_id, due.unwrap_or(device_id), self)
+        let granted = granted_device_id(self.enrolment.as_ref(), self.registration.as_ref());
+        let due = granted.or_else(|| digest_naming(device_id).map(|_| device_id));
+        let withdrawn = || Rejection::DeviceIdWithdrawn { ek: *ek, device_id: device_id.clone() };
+        check(ek, device_id, due.ok_or_else(withdrawn)?, self)
     }
 
     /// Decides whether the certificate for an IK, whose issue was decided at `decided_at`, may become the device's active one.
@@ -272,7 +277,10 @@ fn check_other_eks(ek: &EkId, records: &Records) -> Result<(), Rejection> {
     }
 }
 
-fn due_device_id<'a>(enrolment: Option<&'a Enrolment>, registration: Option<&'a Registration>) -> Option<&'a DeviceId> {
+fn granted_device_id<'a>(
+    enrolment: Option<&'a Enrolment>,
+    registration: Option<&'a Registration>,
+) -> Option<&'a DeviceId> {
     let enrolled = enrolment.and_then(|enrolment| enrolment.device_id.as_ref());
     registration.map(|registration| &registration.device_id).or(enrolled)
 }
@@ -281,17 +289,17 @@ fn check(ek: &EkId, requested: &DeviceId, due: &DeviceId, records: &Records) -> 
     if records.disabled {
         return Err(Rejection::DeviceDisabled { ek: *ek });
     }
-    if requested != due
-        && let Some(registration) = &records.registration
-    {
-        let registered = registration.device_id.clone();
-        return Err(Rejection::EkRegistered { ek: *ek, registered, requested: requested.clone() });
-    }
-    if let Some(holder) = records.id_holder.filter(|holder| holder != ek) {
-        return Err(Rejection::DeviceIdTaken { device_id: requested.clone(), holder, ek: *ek });
-    }
     if requested != due {
-        return Err(Rejection::DeviceIdNotEnrolled { ek: *ek, requested: requested.clone(), due: due.clone() });
+        let requested = requested.clone();
+        return Err(match &records.registration {
+            Some(Registration { device_id, .. }) => {
+                Rejection::EkRegistered { ek: *ek, registered: device_id.clone(), requested }
+            }
+            None => Rejection::DeviceIdNotEnrolled { ek: *ek, requested, due: due.clone() },
+        });
     }
-    Ok(())
+    match records.id_holder.filter(|holder| holder != ek) {
+        Some(holder) => Err(Rejection::DeviceIdTaken { device_id: due.clone(), holder, ek: *ek }),
+        None => Ok(()),
+    }
 }

@@ -68,6 +68,10 @@ pub enum Rejection {
     EkRegistered { ek: EkId, registered: DeviceId, requested: DeviceId },
     #[error("device id {requested} is not granted to EK {ek}; due to it is {due}")]
     DeviceIdNotEnrolled { ek: EkId, requested: DeviceId, due: DeviceId },
+    #[error(
+        "EK {ek} was granted device id {device_id} when the claim was made, and no longer is: an operator removed it"
+    )]
+    DeviceIdWithdrawn { ek: EkId, device_id: DeviceId },
 
     #[error("the device got {count} certificates or shared keys within a day, as many as it may")]
     QuotaExceeded { count: u32 },
@@ -129,6 +133,7 @@ impl Rejection {
             Self::FlowNotOffered { .. } => ProblemCode::FlowNotOffered,
             Self::ClaimExpired { .. }
             | Self::ClaimOutdated { .. }
+            | Self::DeviceIdWithdrawn { .. }
             | Self::CertificateEnded { .. }
             | Self::ClaimFromTheFuture { .. } => ProblemCode::ClaimExpired,
             Self::ClaimUnreadable | Self::ClaimOfAnotherKey | Self::TicketWrong | Self::ClaimOfAnotherScope { .. } => {

@@ -151,7 +151,8 @@ fn a_device_id_of_another_ek_is_refused_and_its_record_is_intact() -> Result<()>
     let provisioned = lab.provision(&Device::new(&first)?, &["--device-id", "pump-17"])?;
     let before = lab.dir.list("devices")?;
 
-    lab.refused(&Device::new(&second)?, &["--device-id", "pump-17"], "device-id-taken")?;
+    // The same answer: nobody learns which ids there are.
+    lab.refused(&Device::new(&second)?, &["--device-id", "pump-17"], "device-id-not-enrolled")?;
     lab.refused(&Device::new(&second)?, &["--device-id", "pump-18"], "device-id-not-enrolled")?;
     lab.refused(&Device::new(&first)?, &["--device-id", "pump-18"], "ek-registered")?;
     ensure!(lab.dir.list("devices")? == before);

@@ -160,6 +160,24 @@ mod readmission {
         assert_eq!(readmit(&Records { id_holder, ..Records::default() }), Err(ProblemCode::DeviceIdTaken));
     }
 
+    /// The name is free for the hardware that comes in its place.
+    #[test]
+    fn device_that_was_removed_meanwhile_has_lost_the_name_that_was_given_to_it() {
+        let vendor = Vendor::new("Acme");
+        let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
+        let named = Enrolment { device_id: Some("pump-17".parse().unwrap()), ..Enrolment::default() };
+        let before = Records { enrolment: Some(named), ..Records::default() };
+        let request = device.answer(&ca.challenge(&device, &before).unwrap());
+        let readmit = |records: &Records| ca.prove(&request).unwrap().readmit(records);
+        readmit(&before).unwrap();
+        let refusal = readmit(&Records::default()).unwrap_err();
+        assert!(matches!(refusal, Rejection::DeviceIdWithdrawn { .. }), "{refusal}");
+        assert_eq!(refusal.code(), ProblemCode::ClaimExpired, "it begins again, and learns what is due to it now");
+        let renamed = Enrolment { device_id: Some("pump-18".parse().unwrap()), ..Enrolment::default() };
+        let refusal = readmit(&Records { enrolment: Some(renamed), ..Records::default() }).unwrap_err();
+        assert_eq!(refusal.code(), ProblemCode::DeviceIdNotEnrolled);
+    }
+
     #[test]
     fn device_that_was_registered_under_another_id_meanwhile_is_refused() {
         let registration =

@@ -5,7 +5,7 @@ use assay_ca_core::tpm::public::{AlgorithmId, AreaKey, CurveId, ObjectAttributes
 use assay_ca_core::tpm::template::AreaRefused;
 use assay_ca_core::{
     AnchorError, Assurance, BoundKey, Enrolment, Evidence, Records, Registration, Rejection, TrustedEk,
-    VendorCertificate, device_id_in_question,
+    VendorCertificate, due_device_id,
 };
 use assay_wire::{Bundle, EkId, EkPublic, ProblemCode};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa};
@@ -764,13 +764,9 @@ mod admission {
         assert_eq!(Ca::trusting(&vendor).admit(&device, &records).unwrap().device_id().as_str(), "pump-1");
         records.registration = registered("pump-0");
         assert_eq!(Ca::trusting(&vendor).admit(&device, &records).unwrap().device_id().as_str(), "pump-0");
-        let question = |d: &Device| {
-            let ek = d.evidence().ek;
-            let (enrolment, registration) = (records.enrolment.as_ref(), records.registration.as_ref());
-            device_id_in_question(ek.requested_device_id(), &ek.derived_device_id(), enrolment, registration)
-        };
-        assert_eq!(question(&device).as_str(), "pump-0");
-        assert_eq!(question(&device.asking_for("pump-9")).as_str(), "pump-9");
+        let derived = device.evidence().ek.derived_device_id();
+        let due = due_device_id(&derived, records.enrolment.as_ref(), records.registration.as_ref());
+        assert_eq!(due.as_str(), "pump-0");
     }
 
     #[test]
@@ -789,12 +785,22 @@ mod admission {
     fn device_id_of_another_ek_is_refused() {
         let vendor = Vendor::new("Acme");
         let device = Device::of(&vendor).asking_for("pump-1");
-        let id_holder = Some(EkId::from(OTHER));
-        let records = Records { id_holder, ..Records::default() };
-        assert_eq!(code(Ca::trusting(&vendor).admit(&device, &records)), ProblemCode::DeviceIdTaken);
         // Even if an enrolment grants it.
-        let records = Records { enrolment: named("pump-1"), ..records };
+        let id_holder = Some(EkId::from(OTHER));
+        let records = Records { id_holder, enrolment: named("pump-1"), ..Records::default() };
         assert_eq!(code(Ca::trusting(&vendor).admit(&device, &records)), ProblemCode::DeviceIdTaken);
+    }
+
+    #[test]
+    fn nobody_learns_whether_another_has_a_device_id() {
+        let vendor = Vendor::new("Acme");
+        let device = Device::of(&vendor).asking_for("pump-1");
+        let refusal = |id_holder| {
+            let records = Records { id_holder, ..Records::default() };
+            Ca::trusting(&vendor).admit(&device, &records).unwrap_err()
+        };
+        assert_eq!(refusal(Some(EkId::from(OTHER))), refusal(None));
+        assert_eq!(refusal(None).code(), ProblemCode::DeviceIdNotEnrolled);
     }
 
     #[test]
