@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{NewEnrolment, Store, Tags};
-use assay_ca_core::{Assurance, IssuedCertificate};
+use assay_ca_core::{Assurance, IssuedCertificate, TicketKey};
 use assay_wire::{DeviceId, EkId};
 use clap::Parser;
 use sha2::{Digest, Sha256};
@@ -46,8 +46,10 @@ fn add(store: &mut Store, batch: &[u64], now: OffsetDateTime) -> Result<()> {
     });
     let results = store.enroll(&enrolments.collect::<Vec<_>>())?;
     ensure!(results.iter().all(Result::is_ok), "the directory has such devices already: make a new one");
+    // None of them waits for a confirmation, so it hides nothing.
+    let key = TicketKey::new([0; TicketKey::LEN]);
     store.transaction(|transaction| {
-        batch.iter().try_for_each(|&number| transaction.add_certificate(&certificate(number, now), now))
+        batch.iter().try_for_each(|&number| transaction.add_certificate(&certificate(number, now), &key, now))
     })?;
     Ok(())
 }

@@ -76,7 +76,7 @@ impl Ca {
         let admitted = Admitted::decide(ek, requested.as_ref(), &records)?;
         let candidate = admitted.candidate(&key, &self.scope, &records, now)?;
         let (ek, ik_id) = (candidate.ek_id(), candidate.ik_id());
-        let waiting = transaction.waiting_certificates(&ek, &ik_id)?.into_iter();
+        let waiting = transaction.waiting_certificates(&ek, &ik_id, &self.ticket_key)?.into_iter();
         let mut waiting = waiting.filter(|(_, der)| self.issuer.has_signed(der));
         let waiting = waiting.find(|(certificate, _)| candidate.may_have(certificate, &records, now));
         let confirm_by = now + self.profile.confirm_within();
@@ -95,7 +95,7 @@ impl Ca {
         Ok((reply, admitted.device_id().clone()))
     }
 
-    /// Makes a sealed certificate active that its device could read. Doing so again changes nothing.
+    /// Makes a sealed certificate active that its device could read, and says which device that is. Doing so again changes nothing.
     ///
     /// # Errors
     /// It may not become active, or the store failed.
@@ -104,13 +104,17 @@ impl Ca {
         transaction: &Transaction<'_>,
         confirmation: Confirmation,
         now: OffsetDateTime,
-    ) -> Result<ConfirmedReply, Refusal> {
-        match transaction.certificate_to_confirm(&confirmation, now)? {
-            ToConfirm::Unconfirmed(certificate) => activate(transaction, certificate, now)?,
-            ToConfirm::Active => {}
+    ) -> Result<(ConfirmedReply, DeviceId), Refusal> {
+        let device_id = match transaction.certificate_to_confirm(&confirmation, now)? {
+            ToConfirm::Unconfirmed(certificate) => {
+                let device_id = certificate.device_id.clone();
+                self.activate(transaction, certificate, now)?;
+                device_id
+            }
+            ToConfirm::Active(device_id) => device_id,
             ToConfirm::Ended => return Err(confirmation.outdated().into()),
-        }
-        Ok(ConfirmedReply { receipt: confirmation.into_receipt() })
+        };
+        Ok((ConfirmedReply { receipt: confirmation.into_receipt() }, device_id))
     }
 
     /// Offers an applicant its shared key, in the form that its TPM can load.
@@ -202,7 +206,7 @@ impl Ca {
         now: OffsetDateTime,
     ) -> Result<Vec<u8>, Refusal> {
         let issued = self.issuer.sign(prepared)?;
-        transaction.add_certificate(&issued, now)?;
+        transaction.add_certificate(&issued, &self.ticket_key, now)?;
         Ok(issued.der.to_vec())
     }
 
@@ -214,10 +218,12 @@ impl Ca {
     /// # Errors
     /// The store failed, or the signer did.
     pub fn revocation_list(&self, store: &mut Store, longest: usize, now: OffsetDateTime) -> Result<Vec<u8>, Refusal> {
-        let (RevokedCertificates { once_in_force, never_in_force }, number) = store.transaction(|transaction| {
+        // Before what it names is read: a later number never stands on an older list.
+        let number = store.transaction(|transaction| {
             transaction.revoke_unconfirmed(now)?;
-            Ok((transaction.revoked(now)?, transaction.next_revocation_list()?))
+            transaction.next_revocation_list()
         })?;
+        let RevokedCertificates { once_in_force, never_in_force } = store.revoked(now)?;
         let all = once_in_force.iter().chain(&never_in_force).cloned();
         let list = self.issuer.revocation_list(all, number, now)?;
         if list.len() <= longest {
@@ -225,12 +231,17 @@ impl Ca {
         }
         Ok(self.issuer.revocation_list(once_in_force, number, now)?)
     }
-}
 
-fn activate(transaction: &Transaction<'_>, certificate: Unconfirmed, now: OffsetDateTime) -> Result<(), Refusal> {
-    let records = transaction.records(&certificate.ek_id, IdInQuestion::Is(&certificate.device_id), now)?;
-    let confirmed = certificate.confirm(&records, now)?;
-    Ok(transaction.activate(&confirmed, now)?)
+    fn activate(
+        &self,
+        transaction: &Transaction<'_>,
+        certificate: Unconfirmed,
+        now: OffsetDateTime,
+    ) -> Result<(), Refusal> {
+        let records = transaction.records(&certificate.ek_id, IdInQuestion::Is(&certificate.device_id), now)?;
+        let confirmed = certificate.confirm(&records, now)?;
+        Ok(transaction.activate(&confirmed, &self.ticket_key, now)?)
+    }
 }
 
 /// A good token of a key that was not used before.
@@ -258,11 +269,7 @@ impl<K> Applicant<K> {
     }
 
     fn id_in_question(&self) -> IdInQuestion<'_> {
-        IdInQuestion::Due {
-            requested: self.requested.as_ref(),
-            derived: self.ek.derived_device_id(),
-            other_eks: &self.other_eks,
-        }
+        IdInQuestion::Due { derived: self.ek.derived_device_id(), other_eks: &self.other_eks }
     }
 
     /// The EK's id.

@@ -54,10 +54,12 @@ pub struct Credentials {
 }
 
 impl Directory {
-    /// Makes a CA: root, issuing CA, ticket key, master secret, broker, worker and operator certificates, configuration, database.
+    /// Makes a CA: root, issuing and service CA, ticket key, master secret, broker, worker and operator certificates, configuration,
+    /// database.
     ///
     /// The directory may be there if it is empty, or holds nothing but an `assay.toml`, which is
-    /// kept. Its owner owns what is made. The database appears last and at once, so a half-made CA
+    /// kept. Its owner owns what is made; if that is not who makes it, root must have put the directory
+    /// in its place. The database appears last and at once, so a half-made CA
     /// is never opened.
     ///
     /// # Errors
@@ -74,6 +76,7 @@ impl Directory {
         let settings = settings_in(&directory, path)?;
         fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(cannot_make)?;
         let new = NewFiles::of(&directory).with_context(cannot_make)?;
+        new.check_owner(&fs::canonicalize(&directory)?)?;
         let half_made = || format!("{} is half made; empty it (assay.toml may stay) and try again", path.display());
         new.fill(name, server_names, settings).with_context(half_made)
     }
@@ -135,18 +138,46 @@ impl Directory {
     /// What the worker decides and signs with.
     ///
     /// # Errors
-    /// A key or certificate cannot be read, or they do not belong together.
+    /// A key or certificate cannot be read, they do not belong together, or devices know the CA by another scope.
     pub fn ca(&self) -> Result<Ca> {
-        let key = Zeroizing::new(self.read("issuing.key")?);
-        let issuer = Issuer::from_pem(&self.read("issuing.pem")?, &key).context("issuing.pem and issuing.key")?;
-        let issuer = issuer.under(&self.root()?, OffsetDateTime::now_utc()).context("issuing.pem and root.pem")?;
-        Ok(Ca {
+        let ca = Ca {
             scope: self.config.scope.clone(),
             ticket_key: TicketKey::new(*self.secret(TICKET_KEY)?),
             master: MasterSecret::new(*self.secret(MASTER_SECRET)?),
-            issuer,
+            issuer: self.issuer("issuing")?,
             profile: self.config.profile.clone(),
-        })
+        };
+        self.store()?.settle_scope(&ca.scope)?;
+        Ok(ca)
+    }
+
+    /// Signs the list of operators' and workers' certificates that are no longer good.
+    ///
+    /// # Errors
+    /// The service CA cannot be read, or the store.
+    pub fn service_revocation_list(&self, now: OffsetDateTime) -> Result<Vec<u8>> {
+        let (issuer, mut store) = (self.issuer(SERVICE)?, self.store()?);
+        let number = store.transaction(|transaction| transaction.next_revocation_list())?;
+        Ok(issuer.revocation_list(store.revoked_credentials(now)?, number, now)?)
+    }
+
+    /// The CA whose files are `{name}.pem` and `{name}.key`.
+    fn issuer(&self, name: &str) -> Result<Issuer> {
+        let (certificate, key) = (self.read(&format!("{name}.pem"))?, self.read(&format!("{name}.key"))?);
+        let issuer = Issuer::from_pem(&certificate, &Zeroizing::new(key));
+        let issuer = issuer.with_context(|| format!("{name}.pem and {name}.key"))?;
+        issuer.under(&self.root()?, OffsetDateTime::now_utc()).with_context(|| format!("{name}.pem and root.pem"))
+    }
+
+    /// Files with secrets that every user of this machine can read.
+    pub fn exposed(&self) -> Vec<PathBuf> {
+        let mode = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
+        // Nobody reads what is in a directory that he may not search.
+        if mode(&self.path) & 0o001 == 0 {
+            return Vec::new();
+        }
+        let files = SECRETS.into_iter().map(|name| self.path.join(name));
+        files.filter(|file| mode(file) & 0o004 != 0).collect()
     }
 
     fn secret<const LEN: usize>(&self, name: &str) -> Result<Zeroizing<[u8; LEN]>> {
@@ -193,13 +224,13 @@ impl Directory {
     /// `{name}.pem` and `{name}.key` in `out`.
     ///
     /// # Errors
-    /// There is one of that name, on record or in `out`; or the issuing key cannot be read, or the files not be written.
+    /// There is one of that name, on record or in `out`; or the service CA's key cannot be read, or the files not be written.
     pub fn add_credential(&self, role: Role, name: &ClientId, out: &Path) -> Result<()> {
         let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
-        // Key and certificate of the issuing CA belong together.
-        self.ca()?;
-        let issuing = self.read("issuing.pem")?;
-        let authority = Authority::from_pem(&issuing, &Zeroizing::new(self.read("issuing.key")?))?;
+        // Its key and certificate belong together.
+        self.issuer(SERVICE)?;
+        let service = self.read("service.pem")?;
+        let authority = Authority::from_pem(&service, &Zeroizing::new(self.read("service.key")?))?;
         let pair = match role {
             Role::Operator => authority.operator(now, rng)?,
             Role::Worker => authority.worker(now, rng)?,
@@ -211,7 +242,7 @@ impl Directory {
         let mut store = self.store()?;
         let is_new = store.add_credential(name.as_str(), &credential(&pair)?, now)?;
         ensure!(is_new, "{name} is on record already (assay credentials list); choose another name");
-        files.write_pair(name.as_str(), &pair, &issuing).with_context(cannot_write).inspect_err(|_| {
+        files.write_pair(name.as_str(), &pair, &service).with_context(cannot_write).inspect_err(|_| {
             // It is of no use without its files. If this fails too, it stays on record, and can be revoked.
             _ = store.revoke_credential(name.as_str(), now);
         })?;
@@ -285,24 +316,48 @@ impl<'a> NewFiles<'a> {
         Ok(Self { directory, owner: (metadata.uid(), metadata.gid()) })
     }
 
+    /// Whoever owns the directory owns the CA. Root may make one for the user of a service, but not for somebody who put a
+    /// directory of his own where root was going to make one.
+    fn check_owner(&self, real: &Path) -> Result<()> {
+        let (owner, _) = self.owner;
+        let maker = fs::metadata("/proc/self").context("cannot read /proc/self")?.uid();
+        if owner == maker {
+            return Ok(());
+        }
+        for above in real.ancestors().skip(1) {
+            let metadata = fs::metadata(above)?;
+            // In a sticky directory, as /tmp is, everybody can make one.
+            ensure!(
+                metadata.uid() == maker && metadata.mode() & 0o022 == 0,
+                "{} belongs to user {owner}, who would own the CA, and others than you can put directories into {}. Make the directory \
+                 where only you can, or run assay init as its owner",
+                real.display(),
+                above.display()
+            );
+        }
+        Ok(())
+    }
+
     fn fill(&self, name: &str, server_names: &[String], settings: Option<Config>) -> Result<()> {
         let now = OffsetDateTime::now_utc();
         let rng = &mut random();
         let root = Authority::root(name, now, rng)?;
         let issuing = root.issuing(name, now, rng)?;
-        let issuing_pem = issuing.to_pem();
+        let service = root.service(name, now, rng)?;
+        let service_pem = service.to_pem();
 
         let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
         names.extend_from_slice(server_names);
         names.extend(settings.iter().flat_map(Config::listener_names));
-        let server = issuing.server(&names, now, rng).with_context(|| format!("broker certificate for {names:?}"))?;
-        let (worker, operator) = (issuing.worker(now, rng)?, issuing.operator(now, rng)?);
+        let server = service.server(&names, now, rng).with_context(|| format!("broker certificate for {names:?}"))?;
+        let (worker, operator) = (service.worker(now, rng)?, service.operator(now, rng)?);
         let credentials = [("worker", credential(&worker)?), ("operator", credential(&operator)?)];
 
         self.write_pair("root", &root.to_pem(), "")?;
-        self.write_pair("issuing", &issuing_pem, "")?;
+        self.write_pair("issuing", &issuing.to_pem(), "")?;
+        self.write_pair(SERVICE, &service_pem, "")?;
         for (holder, pair) in [("server", server), ("worker", worker), ("operator", operator)] {
-            self.write_pair(holder, &pair, &issuing_pem.certificate)?;
+            self.write_pair(holder, &pair, &service_pem.certificate)?;
         }
         self.write(TICKET_KEY, TicketKey::generate(rng).secret(), SECRET)?;
         self.write(MASTER_SECRET, MasterSecret::generate(rng).secret(), SECRET)?;
@@ -457,10 +512,24 @@ impl Default for RawCertificates {
 
 const CONFIG: &str = "assay.toml";
 const ROOT: &str = "root.pem";
+/// The CA of brokers, workers and operators: the name of its files.
+const SERVICE: &str = "service";
 const DATABASE: &str = "assay.db";
 const NEW_DATABASE: &str = "assay.db.new";
 const TICKET_KEY: &str = "ticket.key";
 const MASTER_SECRET: &str = "master.key";
+/// The files of mode [`SECRET`].
+const SECRETS: [&str; 9] = [
+    "root.key",
+    "issuing.key",
+    "service.key",
+    "server.key",
+    "worker.key",
+    "operator.key",
+    TICKET_KEY,
+    MASTER_SECRET,
+    DATABASE,
+];
 const SECRET: u32 = 0o600;
 const PUBLIC: u32 = 0o644;
 /// What `assay init` writes: every setting with its default.

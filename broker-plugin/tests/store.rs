@@ -8,9 +8,12 @@ use assay_broker_plugin::broker::ClientCertificate;
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{
     AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, IdInQuestion, NewEnrolment, Removed,
-    RevokedCertificates, SharedKeyHolder, Store, StoreError, Tags, Transaction, Trusted,
+    RevokedCertificates, SharedKeyHolder, Store, StoreError, Tags, Transaction, Trusted, Whom,
 };
-use assay_ca_core::{Allowances, Assurance, IssuedCertificate, Reprovision, RevocationReason, Role, SharedKeyOnRecord};
+use assay_ca_core::{
+    Allowances, Assurance, Enrolment, IssuedCertificate, Records, Reprovision, RevocationReason, Role,
+    SharedKeyOnRecord, TicketKey,
+};
 use assay_wire::{DeviceId, EkId, ProblemCode};
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
@@ -28,6 +31,10 @@ fn now() -> OffsetDateTime {
 
 fn ek(n: u8) -> EkId {
     EkId::from([n; 32])
+}
+
+fn key() -> TicketKey {
+    TicketKey::new([7; TicketKey::LEN])
 }
 
 fn id(text: &str) -> DeviceId {
@@ -64,9 +71,17 @@ fn shown(serial: u8, der: &[u8]) -> ClientCertificate {
     ClientCertificate { serial: vec![serial; 16], sha256: Sha256::digest(der).into() }
 }
 
+/// As the writer does each second.
+fn forget(store: &mut Store, at: OffsetDateTime) {
+    if store.has_what_to_forget(at).unwrap() {
+        store.transaction(|transaction| transaction.forget_expired(at)).unwrap();
+        assert!(!store.has_what_to_forget(at).unwrap());
+    }
+}
+
 /// What a revocation list would say.
 fn revoked(store: &mut Store) -> Vec<(u8, RevocationReason)> {
-    let revoked = store.transaction(|transaction| transaction.revoked(now())).unwrap();
+    let revoked = store.revoked(now()).unwrap();
     let RevokedCertificates { once_in_force, never_in_force } = revoked;
     once_in_force.into_iter().chain(never_in_force).map(|revoked| (revoked.serial[0], revoked.reason)).collect()
 }
@@ -89,10 +104,13 @@ fn shared_key(store: &Store, ek_id: EkId) -> Option<SharedKeyOnRecord> {
 fn confirm(store: &mut Store, serial: u8, at: OffsetDateTime) -> bool {
     let confirmed = |transaction: &Transaction<'_>| {
         for ek in [ek(1), ek(2)] {
-            let waiting = transaction.waiting_certificates(&ek, &Sha256::digest([serial]).into())?;
+            let waiting = transaction.waiting_certificates(&ek, &Sha256::digest([serial]).into(), &key())?;
             if let Some((certificate, _)) = waiting.into_iter().next() {
                 let records = transaction.records(&ek, IdInQuestion::Is(&certificate.device_id), at)?;
-                transaction.activate(&certificate.confirm(&records, at).unwrap(), at)?;
+                // Its name is one that an operator gave.
+                let named = Enrolment { device_id: Some(certificate.device_id.clone()), ..Enrolment::default() };
+                let records = Records { enrolment: Some(named), ..records };
+                transaction.activate(&certificate.confirm(&records, at).unwrap(), &key(), at)?;
                 return Ok(true);
             }
         }
@@ -102,7 +120,7 @@ fn confirm(store: &mut Store, serial: u8, at: OffsetDateTime) -> bool {
 }
 
 fn add(store: &mut Store, certificate: &IssuedCertificate) -> Result<(), StoreError> {
-    store.transaction(|transaction| transaction.add_certificate(certificate, now()))
+    store.transaction(|transaction| transaction.add_certificate(certificate, &key(), now()))
 }
 
 fn enrolment(ek_id: EkId, device_id: Option<&str>) -> NewEnrolment {
@@ -214,7 +232,7 @@ fn of_two_eks_racing_for_a_device_id_one_wins() {
 fn a_failed_transaction_leaves_nothing() {
     let (_directory, mut store) = store();
     let result: Result<(), _> = store.transaction(|transaction| {
-        transaction.add_certificate(&certificate(1, "pump-17", ek(1)), now())?;
+        transaction.add_certificate(&certificate(1, "pump-17", ek(1)), &key(), now())?;
         Err(StoreError::Version(0))
     });
     assert!(result.is_err());
@@ -325,7 +343,7 @@ fn sealed_certificates_wait_for_their_own_ek_and_ik_until_they_are_confirmed() {
     add(&mut store, &sealed(1, "pump-17", ek(1))).unwrap();
     let ik_id: [u8; 32] = Sha256::digest([1]).into();
     let waiting = |store: &mut Store, ek: EkId, ik_id: [u8; 32]| {
-        let found = store.transaction(|transaction| transaction.waiting_certificates(&ek, &ik_id)).unwrap();
+        let found = store.transaction(|transaction| transaction.waiting_certificates(&ek, &ik_id, &key())).unwrap();
         found.into_iter().map(|(certificate, der)| (certificate.serial, der)).collect::<Vec<_>>()
     };
     assert_eq!(waiting(&mut store, ek(1), ik_id), [([1; 16], vec![1])]);
@@ -351,7 +369,7 @@ fn an_unconfirmed_certificate_supersedes_nothing_and_registers_nobody() {
 fn a_confirmed_certificate_supersedes_and_registers() {
     let (_directory, mut store) = store();
     let (first, earlier) = (certificate(1, "pump-1", ek(1)), now() - Duration::hours(1));
-    store.transaction(|transaction| transaction.add_certificate(&first, earlier)).unwrap();
+    store.transaction(|transaction| transaction.add_certificate(&first, &key(), earlier)).unwrap();
     add(&mut store, &sealed(2, "pump-1", ek(1))).unwrap();
     add(&mut store, &sealed(3, "pump-2", ek(2))).unwrap();
     let later = now() + Duration::minutes(1);
@@ -433,7 +451,7 @@ fn the_revocation_list_gives_reasons_and_forgets_what_expired() {
     store.set_disabled(&ek(2), false, now()).unwrap();
     assert_eq!(revoked(&mut store), [superseded, removed]);
     let expired = now() + Duration::days(90);
-    assert!(store.transaction(|transaction| transaction.revoked(expired)).unwrap() == RevokedCertificates::default());
+    assert_eq!(store.revoked(expired).unwrap(), RevokedCertificates::default());
 }
 
 #[test]
@@ -459,6 +477,53 @@ fn a_list_that_is_too_long_leaves_out_what_never_came_into_force() {
     assert_eq!(serials(1024), [1]);
 }
 
+/// Five hundred thousand certificates take a second to find.
+#[test]
+fn what_is_revoked_is_found_while_somebody_writes() {
+    let (directory, mut store) = store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
+    let mut other = Store::open(&directory.path().join("assay.db")).unwrap();
+    let found = other.transaction(|_| store.revoked(now())).unwrap();
+    assert_eq!(found.once_in_force.len(), 1);
+}
+
+#[test]
+fn sealed_certificate_is_not_to_be_found_in_the_file_until_it_is_confirmed() {
+    let (directory, mut store) = store();
+    let der: Vec<u8> = b"only the TPM can read this certificate; ".repeat(20);
+    let certificate = IssuedCertificate { der: der.clone().into(), ..sealed(1, "pump-17", ek(1)) };
+    add(&mut store, &certificate).unwrap();
+    let is_in_a_file = || {
+        directory.path().read_dir().unwrap().any(|file| {
+            let content = std::fs::read(file.unwrap().path()).unwrap();
+            content.windows(40).any(|window| window == &der[..40])
+        })
+    };
+    assert!(!is_in_a_file());
+    assert_eq!(store.certificates().unwrap()[0].der, None);
+    assert!(confirm(&mut store, 1, now()));
+    assert!(is_in_a_file());
+    assert_eq!(store.certificates().unwrap()[0].der, Some(der));
+}
+
+#[test]
+fn certificate_that_waits_under_another_ticket_key_is_never_activated() {
+    let (_directory, mut store) = store();
+    add(&mut store, &sealed(1, "pump-17", ek(1))).unwrap();
+    let other = TicketKey::new([8; TicketKey::LEN]);
+    let ik_id = Sha256::digest([1]).into();
+    let waiting = |store: &mut Store, key: &TicketKey| {
+        store.transaction(|transaction| transaction.waiting_certificates(&ek(1), &ik_id, key)).unwrap()
+    };
+    assert!(waiting(&mut store, &other).is_empty());
+    let (certificate, _) = waiting(&mut store, &key()).pop().unwrap();
+    let named = Enrolment { device_id: Some(id("pump-17")), ..Enrolment::default() };
+    let confirmed = certificate.confirm(&Records { enrolment: Some(named), ..Records::default() }, now()).unwrap();
+    store.transaction(|transaction| transaction.activate(&confirmed, &other, now())).unwrap_err();
+    assert_eq!(store.certificates().unwrap()[0].status, "unconfirmed");
+}
+
 #[test]
 fn what_was_only_offered_to_an_ek_goes_when_it_is_removed() {
     let (_directory, mut store) = store();
@@ -479,6 +544,7 @@ fn what_was_never_confirmed_is_forgotten_when_it_has_expired() {
     add(&mut store, &sealed(3, "pump-18", ek(2))).unwrap();
     let mut left = |at| {
         store.transaction(|transaction| transaction.revoke_unconfirmed(at)).unwrap();
+        forget(&mut store, at);
         store.certificates().unwrap().len()
     };
     assert_eq!(left(now() + Duration::HOUR), 3);
@@ -490,7 +556,7 @@ fn what_expired_is_on_no_list_though_its_device_is_disabled() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
     store.set_disabled(&ek(1), true, now()).unwrap();
-    let mut count = |at| store.transaction(|transaction| transaction.revoked(at)).unwrap().once_in_force.len();
+    let count = |at| store.revoked(at).unwrap().once_in_force.len();
     assert_eq!(count(now()), 1);
     assert_eq!(count(now() + Duration::days(91)), 0);
 }
@@ -506,12 +572,18 @@ fn an_active_certificate_that_has_expired_is_not_given_again() {
 }
 
 #[test]
-fn what_was_once_in_force_stays_on_record_when_it_has_expired() {
+fn what_was_once_in_force_stays_on_record_for_a_month_when_it_has_ended_and_expired() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
-    store.remove(&ek(1), now()).unwrap();
-    store.transaction(|transaction| transaction.revoke_unconfirmed(now() + Duration::days(91))).unwrap();
-    assert_eq!(status(&store, 1), CertificateStatus::Revoked);
+    add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
+    add(&mut store, &certificate(3, "pump-18", ek(2))).unwrap();
+    store.remove(&ek(2), now()).unwrap();
+    let expiry = now() + Duration::days(90);
+    forget(&mut store, expiry + Duration::days(29));
+    assert_eq!((status(&store, 1), status(&store, 3)), (CertificateStatus::Superseded, CertificateStatus::Revoked));
+    forget(&mut store, expiry + Duration::days(31));
+    assert_eq!((status(&store, 1), status(&store, 3)), (CertificateStatus::Unknown, CertificateStatus::Unknown));
+    assert_eq!(status(&store, 2), CertificateStatus::Active, "a device has it until it has another");
 }
 
 #[test]
@@ -627,8 +699,8 @@ fn what_is_disabled_stays_so_when_it_is_removed_or_enrolled() {
 fn other_eks_are_looked_for_among_all_that_an_operator_sees() {
     let (_directory, mut store) = store();
     let other_ek = |store: &Store, other_eks: &[EkId]| {
-        let (requested, derived) = (None, &id("derived"));
-        store.records(&ek(9), IdInQuestion::Due { requested, derived, other_eks }, now()).unwrap().other_ek
+        let derived = &id("derived");
+        store.records(&ek(9), IdInQuestion::Due { derived, other_eks }, now()).unwrap().other_ek
     };
     assert_eq!(other_ek(&store, &[ek(1), ek(2), ek(3)]), None);
     enroll(&mut store, ek(1), None).unwrap();
@@ -760,22 +832,63 @@ fn vendor_root(n: u8) -> AnchorRow {
 
 #[test]
 fn the_audit_forgets_the_oldest_beyond_its_limit() {
-    let (_directory, mut store) = store();
-    let entry = |n: u32| AuditEntry {
-        time: 0,
-        client: "c".parse().unwrap(),
-        action: "challenge",
-        ek_id: Some(ek(1)),
-        device_id: None,
-        refusal: Some((ProblemCode::EkWeak, "weak".into())),
-        duration_us: n,
+    let (directory, mut store) = store();
+    let mut add = |entries: Vec<AuditEntry>| {
+        store.transaction(|transaction| entries.iter().try_for_each(|entry| transaction.audit(entry))).unwrap();
+        store.checkpoint().unwrap();
+        store.audit(u32::MAX).unwrap()
     };
     let over = 5;
-    store.transaction(|transaction| (0..100_000 + over).try_for_each(|n| transaction.audit(&entry(n)))).unwrap();
-    let rows = store.audit(u32::MAX).unwrap();
+    // As long as it can be: a client id of 64 characters and a detail of 512.
+    let longest = (ProblemCode::EkCertificateUntrusted, "x".repeat(512));
+    let refused = |n| AuditEntry { refusal: Some(longest.clone()), ..decision(n, None) };
+    let rows = add((0..100_000 + over).map(refused).collect());
     assert_eq!(rows.len(), 100_000);
     assert_eq!(rows[0].duration_us, over);
-    assert_eq!(rows[0].code, Some(ProblemCode::EkWeak.number()));
+    assert_eq!(rows[0].code, Some(longest.0.number()));
+    let size = std::fs::metadata(directory.path().join("assay.db")).unwrap().len();
+    assert!((60_000_000..75_000_000).contains(&size), "{size}");
+}
+
+/// One host makes 100,000 refusals in 18 s.
+#[test]
+fn what_strangers_ask_pushes_nothing_out_that_was_proven() {
+    let (_directory, mut store) = store();
+    let proven = decision(1, Some(Whom::Proven(id("pump-17"))));
+    let due = decision(2, Some(Whom::Due(id("pump-18"))));
+    let others = (0..100_000).map(|n| decision(n, None));
+    let mut entries = [proven, due].into_iter().chain(others);
+    store.transaction(|transaction| entries.try_for_each(|entry| transaction.audit(&entry))).unwrap();
+    let rows = store.audit(u32::MAX).unwrap();
+    let known: Vec<_> = rows.iter().filter_map(|row| row.proven.as_deref().or(row.due.as_deref())).collect();
+    assert_eq!(known, ["pump-17"], "an EK that somebody shows proves nothing");
+}
+
+#[test]
+fn decisions_are_in_the_order_in_which_they_were_made() {
+    let (_directory, mut store) = store();
+    let at = |microseconds: i64, device: Option<&str>| AuditEntry {
+        time: now() + Duration::microseconds(microseconds),
+        ..decision(microseconds as u32, device.map(|device| Whom::Proven(id(device))))
+    };
+    // Refusals are written later than what is proven, and several at once.
+    let written = [at(2, Some("a")), at(4, Some("b")), at(3, None), at(1, None)];
+    store.transaction(|transaction| written.iter().try_for_each(|entry| transaction.audit(entry))).unwrap();
+    let order = |count| store.audit(count).unwrap().iter().map(|row| row.duration_us).collect::<Vec<_>>();
+    assert_eq!(order(9), [1, 2, 3, 4]);
+    assert_eq!(order(2), [3, 4]);
+}
+
+fn decision(n: u32, device: Option<Whom>) -> AuditEntry {
+    AuditEntry {
+        time: now(),
+        client: "c".repeat(64).parse().unwrap(),
+        action: "challenge",
+        ek_id: Some(ek(1)),
+        device,
+        refusal: None,
+        duration_us: n,
+    }
 }
 
 #[test]

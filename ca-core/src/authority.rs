@@ -1,4 +1,4 @@
-//! The CA's own certificates: root, issuing CA, and the leaves of everybody who is no device.
+//! The CA's own certificates: root, issuing CA for devices, service CA, and the leaves of everybody who is no device.
 
 use rand_core::CryptoRng;
 use rcgen::string::Ia5String;
@@ -30,19 +30,41 @@ impl Authority {
         Ok(Self { certificate, issuer: rcgen::Issuer::new(params, key) })
     }
 
-    /// An issuing CA under this one, valid for [`ISSUING_LIFETIME`], that can certify leaves only.
+    /// The issuing CA for devices under this root, valid for [`ISSUING_LIFETIME`].
+    ///
+    /// It can certify leaves only, and clients only: what it signs passes for no broker. (Not in RFC 5280, where this extension is for
+    /// leaves, but OpenSSL and webpki take it so.)
     pub fn issuing(&self, name: &str, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<Self, Fault> {
+        self.subordinate(name, "Issuing CA", vec![ExtendedKeyUsagePurpose::ClientAuth], now, rng)
+    }
+
+    /// The service CA under this root, for brokers, workers and operators: whoever has the issuing CA's key, which serves
+    /// devices all day, has not this one's.
+    pub fn service(&self, name: &str, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<Self, Fault> {
+        let usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        self.subordinate(name, "Service CA", usages, now, rng)
+    }
+
+    fn subordinate(
+        &self,
+        name: &str,
+        role: &str,
+        usages: Vec<ExtendedKeyUsagePurpose>,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
         let key = new_key()?;
-        let mut params = ca_params(name, "Issuing CA", BasicConstraints::Constrained(0), ISSUING_LIFETIME, now, rng);
+        let mut params = ca_params(name, role, BasicConstraints::Constrained(0), ISSUING_LIFETIME, now, rng);
+        params.extended_key_usages = usages;
         params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(fault("signing the issuing CA"))?.pem();
+        let certificate = params.signed_by(&key, &self.issuer).map_err(fault("signing a CA"))?.pem();
         Ok(Self { certificate, issuer: rcgen::Issuer::new(params, key) })
     }
 
     /// One that was made before, from its PEM files.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, Fault> {
-        let key = KeyPair::from_pem(key).map_err(fault("reading the issuing key"))?;
-        let issuer = rcgen::Issuer::from_ca_cert_pem(certificate, key).map_err(fault("reading the issuing CA"))?;
+        let key = KeyPair::from_pem(key).map_err(fault("reading a CA's key"))?;
+        let issuer = rcgen::Issuer::from_ca_cert_pem(certificate, key).map_err(fault("reading a CA"))?;
         Ok(Self { certificate: certificate.to_owned(), issuer })
     }
 
@@ -124,7 +146,7 @@ impl KeyAndCertificate {
 
 /// How long a root is valid: longer than any device it is pinned in.
 pub const ROOT_LIFETIME: Duration = Duration::days(20 * 365);
-/// How long an issuing CA is valid. No device certificate outlives it.
+/// How long an issuing CA and a service CA are valid. No device certificate outlives the former.
 pub const ISSUING_LIFETIME: Duration = Duration::days(10 * 365);
 /// How long the broker's, workers' and operators' certificates are valid.
 pub const LEAF_LIFETIME: Duration = Duration::days(3 * 365);

@@ -52,7 +52,7 @@ pub use bound_key::BoundKey;
 mod admission;
 pub use admission::{
     Admitted, CertificateOnRecord, Enrolment, FIRST_GENERATION, QUOTA, QUOTA_PERIOD, Readmitted, Records, Registration,
-    Reprovision, SharedKeyOnRecord, UnknownReprovision, device_id_in_question,
+    Reprovision, SharedKeyOnRecord, UnknownReprovision, due_device_id,
 };
 
 mod ticket;
@@ -62,7 +62,7 @@ mod challenge;
 pub use challenge::{CLAIM_LIFETIME, ProvenDevice};
 
 mod sealed;
-pub use sealed::{Candidate, Confirmation, Confirmed, Unconfirmed};
+pub use sealed::{Candidate, Confirmation, Confirmed, Hidden, Unconfirmed};
 
 mod profile;
 pub use profile::{Profile, ProfileError};

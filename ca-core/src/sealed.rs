@@ -124,6 +124,40 @@ impl Candidate {
     }
 }
 
+/// A certificate that waits for its confirmation, as it is stored: encrypted, so that nobody has it who reads the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hidden(Vec<u8>);
+
+impl Hidden {
+    /// Takes it from storage.
+    pub fn new(stored: Vec<u8>) -> Self {
+        Self(stored)
+    }
+
+    /// The bytes, for storage.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl TicketKey {
+    /// Encrypts a certificate for as long as it waits (AES-256-GCM, SP 800-38D, with random nonces: good for 2^32 certificates).
+    /// Who has this key can make tickets, and needs no certificate that waits.
+    pub fn hide(&self, certificate: &[u8], rng: &mut dyn CryptoRng) -> Result<Hidden, Fault> {
+        encrypt(&self.mac(HIDING_LABEL, &[]), &[], certificate, rng).map(Hidden)
+    }
+
+    /// The certificate; `None` if another key hid it, or it was changed since.
+    pub fn reveal(&self, hidden: &Hidden) -> Option<Vec<u8>> {
+        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*self.mac(HIDING_LABEL, &[])).ok()?);
+        let (nonce, ciphertext) = hidden.0.split_first_chunk::<NONCE_LEN>()?;
+        let mut content = ciphertext.to_vec();
+        let length = key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::empty(), &mut content).ok()?.len();
+        content.truncate(length);
+        Some(content)
+    }
+}
+
 impl fmt::Debug for Candidate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Candidate({:?})", self.subject)
@@ -171,9 +205,9 @@ impl Confirmation {
         self.claim.ek_id
     }
 
-    /// Whether this confirms that certificate, in DER.
-    pub fn is_for(&self, certificate: &[u8]) -> bool {
-        self.claim.certificate == *Sha256::digest(certificate)
+    /// SHA-256 of the certificate that it confirms.
+    pub fn certificate_sha256(&self) -> &[u8; 32] {
+        &self.claim.certificate
     }
 
     /// What tells the device that the certificate is active, and that it was the CA that said so. Send it only if it is.
@@ -192,8 +226,7 @@ impl Confirmation {
 
 /// A certificate on record that waits for its device to confirm it.
 ///
-/// Who presents it must have shown that it could read it: by a [`Confirmation`], or by a TLS handshake with the certificate,
-/// which nobody else has seen.
+/// Who presents it must have shown that it could read it, by a [`Confirmation`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unconfirmed {
     /// Its serial number.
@@ -266,6 +299,8 @@ impl Claim {
 
 /// Keeps the tickets of this flow apart from those of the ticket flow.
 const CONFIRMATION_LABEL: &[u8] = b"assay confirmation v1\0";
+/// Keeps the key that certificates wait under apart from what is sent to devices.
+const HIDING_LABEL: &[u8] = b"assay waiting certificate v1\0";
 /// Keeps receipts apart from tickets: a device has its ticket before the CA has it.
 const RECEIPT_LABEL: &[u8] = b"assay receipt v1\0";
 /// AES-256, and as long as the secret of a credential may be for every EK template.

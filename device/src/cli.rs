@@ -256,9 +256,12 @@ const EK_EXAMPLES: &str = "Examples:
 
 const TOKEN_EXAMPLES: &str = "Examples:
   assay-device token --state /var/lib/assay-device --lifetime 600 --json
+  # mosquitto_pub reads options from this file: what is on a command line, every user can see.
+  umask 077; export XDG_CONFIG_HOME=$(mktemp -d)
+  assay-device token --state /var/lib/assay-device --lifetime 60 |
+      sed 's/^/-P /' > $XDG_CONFIG_HOME/mosquitto_pub
   mosquitto_pub -V mqttv5 -h mqtt.example.com -p 8884 --cafile root.pem \\
-      -i pump-17 -u pump-17 -P \"$(assay-device token --state /var/lib/assay-device --lifetime 60)\" \\
-      -t device/v1/default/pump-17/telemetry -m 21.5";
+      -i pump-17 -u pump-17 -t device/v1/default/pump-17/telemetry -m 21.5";
 
 fn provision(args: ProvisionArgs) -> Result<(), Error> {
     let mut ek_certificates = Vec::new();

@@ -16,9 +16,10 @@ fn init_makes_secrets_for_its_owner_alone_and_never_overwrites() -> Result<()> {
     let dir = AssayDir::init()?;
     let mode = |path: &Path| -> Result<u32> { Ok(path.metadata()?.permissions().mode() & 0o777) };
     ensure!(mode(&dir.path())? == 0o700);
-    let secrets = ["root.key", "issuing.key", "server.key", "worker.key", "operator.key", "ticket.key", "assay.db"];
-    for secret in secrets {
-        ensure!(mode(&dir.path().join(secret))? == 0o600, "{secret}");
+    for file in fs::read_dir(dir.path())? {
+        let name = file?.file_name().into_string().unwrap_or_default();
+        let is_secret = name.ends_with(".key") || name.starts_with("assay.db");
+        ensure!(mode(&dir.path().join(&name))? == if is_secret { 0o600 } else { 0o644 }, "{name}");
     }
     let before = fs::read(dir.path().join("root.key"))?;
     let again = dir.assay(&["init"])?.arg(dir.path()).output()?;
@@ -104,7 +105,8 @@ fn a_half_made_ca_is_never_opened() -> Result<()> {
 
 #[test]
 fn what_init_makes_belongs_to_the_owner_of_the_directory() -> Result<()> {
-    let place = tempfile::tempdir()?;
+    // Where nobody else can put directories.
+    let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let is_root = place.path().metadata()?.uid() == 0;
     // Root makes a CA for the user that serves; anybody else for himself.
     let (user, group) =
@@ -115,6 +117,68 @@ fn what_init_makes_belongs_to_the_owner_of_the_directory() -> Result<()> {
         let (name, metadata) = file.map(|file| (file.file_name(), file.metadata()))?;
         let metadata = metadata?;
         ensure!((metadata.uid(), metadata.gid()) == (user, group), "{name:?}");
+    }
+    if is_root {
+        // Anybody could have put that directory there.
+        let place = tempfile::tempdir_in("/tmp")?;
+        std::os::unix::fs::chown(place.path(), Some(user), Some(group))?;
+        let output = Command::new(assay_bin("assay")?).arg("init").arg(place.path()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(1) && said.contains("who would own the CA"), "{said}");
+        ensure!(fs::read_dir(place.path())?.next().is_none());
+    }
+    Ok(())
+}
+
+#[test]
+fn secrets_that_everybody_can_read_are_told_of_at_each_start() -> Result<()> {
+    let lab = Lab::open()?;
+    let dir = lab.dir.path();
+    let warned = |lab: &Lab| -> Result<bool> {
+        let mut serve = lab.dir.assay(&["serve", "--bootstrap", "127.0.0.1:0", "--operational", "127.0.0.1:0"])?;
+        let mut serve = serve.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        io::BufRead::read_line(&mut io::BufReader::new(serve.stdout.take().context("a pipe")?), &mut line)?;
+        serve.kill()?;
+        let said = serve.wait_with_output()?.stderr;
+        Ok(String::from_utf8_lossy(&said).contains("every user of this machine can read a secret"))
+    };
+    fs::set_permissions(dir.join("master.key"), fs::Permissions::from_mode(0o644))?;
+    ensure!(!warned(&lab)?, "nobody else may search the directory");
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
+    ensure!(warned(&lab)?);
+    fs::set_permissions(dir.join("master.key"), fs::Permissions::from_mode(0o640))?;
+    ensure!(!warned(&lab)?);
+    Ok(())
+}
+
+#[test]
+fn scope_cannot_change_once_there_are_devices() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let toml = dir.path().join("assay.toml");
+    let rename = |from: &str, to: &str| -> Result<()> {
+        Ok(fs::write(
+            &toml,
+            fs::read_to_string(&toml)?.replace(&format!("scope = \"{from}\""), &format!("scope = \"{to}\"")),
+        )?)
+    };
+    run(&mut dir.assay(&["crl", "--pem"])?)?;
+    rename("default", "plant-7")?;
+    run(&mut dir.assay(&["crl", "--pem"])?)?;
+    let vendor = trusted_vendor()?;
+    dir.trust(&vendor)?;
+    let server = assay_tests::AssayServer::start(&dir)?;
+    let tpm = vendor.device(EkKind::P256, 0)?;
+    run(Device::new(&tpm)?.provision(&dir, &server)?.args(["--scope", "plant-7"]))?;
+    drop(server);
+    rename("plant-7", "default")?;
+    for command in [&["serve"][..], &["worker", "--broker", "mqtts://127.0.0.1:1"], &["crl", "--pem"]] {
+        let output = dir.assay(command)?.output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.code() == Some(1) && said.contains("put scope = \"plant-7\" back"),
+            "{command:?}: {said}"
+        );
     }
     Ok(())
 }

@@ -37,8 +37,22 @@ fn operator_is_let_in_until_its_certificate_is_revoked() -> Result<()> {
     ensure!(names == [(Some("worker"), true), (Some("operator"), true), (Some("alice"), false)], "{names:?}");
     let list = out.path().join("list.pem");
     lab.assay(&["crl", "--pem", "--out", list.to_str().context("a path")?])?;
-    let printed = run(tool("openssl")?.args(["crl", "-noout", "-text", "-in"]).arg(&list))?.stdout;
-    ensure!(String::from_utf8(printed)?.matches("Serial Number").count() == 1, "other brokers have only the list");
+    // Of the second of two, which is by the CA that issued it.
+    let lists = fs::read_to_string(&list)?;
+    let of_service = lists.rfind("-----BEGIN").context("a list")?;
+    fs::write(&list, &lists[of_service..])?;
+    let service = lab.dir.path().join("service.pem");
+    let mut show = tool("openssl")?;
+    show.args(["crl", "-noout", "-text", "-verify", "-CAfile"]).arg(service).arg("-in").arg(&list);
+    let printed = run(&mut show)?;
+    ensure!(
+        String::from_utf8(printed.stderr)?.contains("verify OK"),
+        "the issuer of a certificate says that it is revoked"
+    );
+    ensure!(
+        String::from_utf8(printed.stdout)?.matches("Serial Number").count() == 1,
+        "other brokers have only the list"
+    );
 
     for (arguments, reason) in [
         (&add[..], "on record already"),

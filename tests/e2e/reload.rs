@@ -263,12 +263,12 @@ fn serial(file: &Path) -> Result<String> {
     Ok(String::from_utf8(run(tool("openssl")?.args(["x509", "-noout", "-serial", "-in"]).arg(file))?.stdout)?)
 }
 
-/// A new certificate and key for the broker, by the issuing CA.
+/// A new certificate and key for the broker, by the service CA.
 fn replace_server_certificate(dir: &AssayDir) -> Result<()> {
     let extensions =
         "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nkeyUsage=critical,digitalSignature\n";
-    let certificate = certify(dir, "server", "/CN=broker", "issuing", extensions)?;
-    fs::write(dir.path().join("server.pem"), certificate + &fs::read_to_string(dir.path().join("issuing.pem"))?)?;
+    let certificate = certify(dir, "server", "/CN=broker", "service", extensions)?;
+    fs::write(dir.path().join("server.pem"), certificate + &fs::read_to_string(dir.path().join("service.pem"))?)?;
     Ok(())
 }
 

@@ -1,7 +1,8 @@
-//! `assay crl`: the revocation list, for brokers that read it from a file.
+//! `assay crl`: the revocation lists, for brokers that read them from a file.
 
-use std::fs;
+use std::fs::Permissions;
 use std::io::{IsTerminal, Write, stdout};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -14,10 +15,11 @@ use super::table;
 
 #[derive(Args)]
 pub(crate) struct Crl {
-    /// Write PEM instead of DER
+    /// Write PEM instead of DER: the list of devices and, after it, that of operators and workers. DER holds
+    /// one list, which is that of devices
     #[arg(long)]
     pem: bool,
-    /// Write to this file instead of standard output; readers see the old list or the new one, never a part
+    /// Write to this file instead of standard output; readers see the old content or the new one, never a part
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -26,12 +28,16 @@ impl Crl {
     pub(crate) fn run(self, directory: &Directory) -> Result<()> {
         let to_terminal = self.out.is_none() && stdout().is_terminal();
         ensure!(self.pem || !to_terminal, "a terminal shows no DER; ask for --pem, or for a file with --out");
-        let list = directory.ca()?.revocation_list(&mut directory.store()?, usize::MAX, OffsetDateTime::now_utc())?;
-        let list = if self.pem { pem(list) } else { list };
+        let now = OffsetDateTime::now_utc();
+        let devices = directory.ca()?.revocation_list(&mut directory.store()?, usize::MAX, now)?;
+        let lists = match self.pem {
+            true => [pem(devices), pem(directory.service_revocation_list(now)?)].concat(),
+            false => devices,
+        };
         match self.out {
-            Some(file) => replace(&file, &list).with_context(|| format!("cannot write {}", file.display())),
+            Some(file) => replace(&file, &lists).with_context(|| format!("cannot write {}", file.display())),
             None => {
-                table::written(stdout().write_all(&list));
+                table::written(stdout().write_all(&lists));
                 Ok(())
             }
         }
@@ -43,8 +49,12 @@ fn pem(der: Vec<u8>) -> Vec<u8> {
     pem::encode_config(&Pem::new("X509 CRL", der), config).into_bytes()
 }
 
+/// The new file has a name that nobody can foresee, and so no link of another user at its place.
 fn replace(file: &Path, content: &[u8]) -> Result<()> {
-    let new = file.with_added_extension("new");
-    fs::write(&new, content)?;
-    Ok(fs::rename(&new, file)?)
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let mut new = tempfile::Builder::new().permissions(Permissions::from_mode(0o644)).tempfile_in(directory)?;
+    new.write_all(content)?;
+    new.as_file().sync_all()?;
+    new.persist(file)?;
+    Ok(())
 }

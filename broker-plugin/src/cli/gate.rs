@@ -112,7 +112,7 @@ const REVOCATION_POLL: Duration = Duration::from_secs(1);
 mod tests {
     use std::str::FromStr;
 
-    use assay_ca_core::{Assurance, IssuedCertificate};
+    use assay_ca_core::{Assurance, IssuedCertificate, TicketKey};
     use assay_wire::{DeviceId, EkId};
     use sha2::{Digest, Sha256};
 
@@ -171,7 +171,11 @@ mod tests {
                 confirm_by: Some(now + time::Duration::HOUR),
             };
             let mut store = Store::create(&database).unwrap();
-            store.transaction(|transaction| transaction.add_certificate(&sealed, now)).unwrap();
+            store
+                .transaction(|transaction| {
+                    transaction.add_certificate(&sealed, &TicketKey::new([7; TicketKey::LEN]), now)
+                })
+                .unwrap();
             let admit = admit(Records::open(&database).unwrap());
             let device = Identity::Device { scope: "default".parse().unwrap(), device_id: sealed.device_id };
             Self { directory, database, admit, device }

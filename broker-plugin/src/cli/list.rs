@@ -68,7 +68,7 @@ pub(crate) fn certificates(directory: &Directory, Json { json }: Json) -> Result
                 "not_after": table::time(certificate.not_after),
                 "issued_at": table::time(certificate.issued_at),
                 "confirm_by": certificate.confirm_by.map(table::time),
-                "der": hex::encode(&certificate.der),
+                "der": certificate.der.map(hex::encode),
             });
             table::print_json(&line);
         }
@@ -95,11 +95,12 @@ pub(crate) fn audit(directory: &Directory, Audit { json: Json { json }, count }:
     if json {
         for decision in decisions {
             let line = serde_json::json!({
-                "time": table::time(decision.time),
+                "time": table::time_us(decision.time_us),
                 "client": decision.client,
                 "action": decision.action,
                 "ek_id": decision.ek_id.as_ref().map(EkId::to_string),
-                "device_id": decision.device_id,
+                "device_id": decision.proven,
+                "due_device_id": decision.due,
                 "code": decision.code,
                 "problem": decision.code.map(code_name),
                 "detail": decision.detail,
@@ -110,12 +111,14 @@ pub(crate) fn audit(directory: &Directory, Audit { json: Json { json }, count }:
         return Ok(());
     }
     let rows = decisions.into_iter().map(|decision| {
-        let subject = decision.device_id.or_else(|| decision.ek_id.map(|ek| ek.to_string()));
-        let outcome = match (decision.code, decision.detail) {
-            (Some(code), Some(detail)) => format!("{}: {detail}", code_name(code)),
+        let subject = decision.proven.or_else(|| decision.ek_id.map(|ek| ek.to_string()));
+        let outcome = match (decision.code, decision.detail, decision.due) {
+            (Some(code), Some(detail), _) => format!("{}: {detail}", code_name(code)),
+            (_, _, Some(due)) => format!("granted; nothing is proven yet, and due is {due}"),
             _ => "granted".into(),
         };
-        [table::time(decision.time), decision.action, subject.unwrap_or(decision.client), outcome]
+        let time = table::time(decision.time_us.div_euclid(1_000_000));
+        [time, decision.action, subject.unwrap_or(decision.client), outcome]
     });
     table::print(["TIME", "ACTION", "DEVICE, EK OR CLIENT", "OUTCOME"], rows);
     Ok(())

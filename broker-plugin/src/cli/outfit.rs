@@ -19,6 +19,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
+use tracing::warn;
 
 /// What `assay serve` runs with.
 pub(super) struct ServerOutfit {
@@ -29,6 +30,7 @@ pub(super) struct ServerOutfit {
 impl ServerOutfit {
     /// Reads it for listeners at these addresses.
     pub(super) fn read(directory: &Directory, listeners: [SocketAddr; 2]) -> Result<Self> {
+        warn_of_exposed(directory);
         let server = ServerCredentials::check(directory, listeners)?;
         let worker = WorkerCredentials::check(directory)?;
         let ca = directory.ca()?;
@@ -44,6 +46,7 @@ impl ServerOutfit {
 
 /// What a worker runs with; `broker_ca` is the root of its broker, if that is not the CA's.
 pub(super) fn worker_outfit(directory: &Directory, broker_ca: Option<&Path>) -> Result<Outfit> {
+    warn_of_exposed(directory);
     let roots = match broker_ca {
         Some(file) => read_roots(file)?,
         None => directory.roots()?,
@@ -67,6 +70,13 @@ pub(super) fn reread(directory: &Directory) -> Result<(Directory, Vec<&'static s
     let waiting = changed.into_iter().filter_map(|(setting, changed)| changed.then_some(setting)).collect();
     let scope = was.scope.clone();
     Ok((fresh.with_scope(scope), waiting))
+}
+
+fn warn_of_exposed(directory: &Directory) {
+    for file in directory.exposed() {
+        let file = file.display();
+        warn!(%file, "every user of this machine can read a secret: chmod o= {file}; if others did, replace it");
+    }
 }
 
 /// The TLS configuration of a client of ours; `holder` says which in an error.

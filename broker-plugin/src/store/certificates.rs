@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use assay_ca_core::{Assurance, Confirmation, Confirmed, IssuedCertificate, Unconfirmed};
+use assay_ca_core::{Assurance, Confirmation, Confirmed, Hidden, IssuedCertificate, TicketKey, Unconfirmed};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{OptionalExtension, Row, params};
 use sha2::{Digest, Sha256};
@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 
 use super::{Store, StoreError, Transaction, ek_id, parsed, time};
 use crate::broker::ClientCertificate;
+use crate::random::random;
 
 impl Transaction<'_> {
     /// The active certificate of an EK, if it is for this IK and still valid.
@@ -29,52 +30,68 @@ impl Transaction<'_> {
         Ok(found.optional()?)
     }
 
-    /// The certificates that were sealed to an EK for this IK and wait to be confirmed, the newest first, each with its DER.
+    /// The certificates that were sealed to an EK for this IK and wait to be confirmed, the newest first, each with its DER. What waits
+    /// under another ticket key can never be confirmed, and is left out.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn waiting_certificates(&self, ek: &EkId, ik_id: &[u8; 32]) -> Result<Vec<(Unconfirmed, Vec<u8>)>, StoreError> {
+    pub fn waiting_certificates(
+        &self,
+        ek: &EkId,
+        ik_id: &[u8; 32],
+        key: &TicketKey,
+    ) -> Result<Vec<(Unconfirmed, Vec<u8>)>, StoreError> {
         let query = format!(
             "SELECT {UNCONFIRMED}, der FROM certificates WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'unconfirmed'
              ORDER BY issued_at DESC"
         );
         let mut statement = self.0.prepare_cached(&query)?;
-        let rows = statement.query_map(params![ek.as_bytes(), ik_id], |row| Ok((unconfirmed(row)?, row.get(7)?)))?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        let rows = statement.query_map(params![ek.as_bytes(), ik_id], |row| {
+            Ok((unconfirmed(row)?, key.reveal(&Hidden::new(row.get(7)?))))
+        })?;
+        let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
+        Ok(rows.into_iter().filter_map(|(certificate, der)| Some((certificate, der?))).collect())
     }
 
-    /// Records a certificate: of a proven device as its only active one, of another as one that waits to be confirmed.
+    /// Records a certificate: of a proven device as its only active one, of another as one that waits to be confirmed, which nobody
+    /// finds here who has not `key`.
     ///
     /// # Errors
     /// The file cannot be written, or the device id and the EK do not belong together.
-    pub fn add_certificate(&self, certificate: &IssuedCertificate, now: OffsetDateTime) -> Result<(), StoreError> {
+    pub fn add_certificate(
+        &self,
+        certificate: &IssuedCertificate,
+        key: &TicketKey,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
         let (device, ek) = (&certificate.device_id, &certificate.ek_id);
-        let confirmed_at = match certificate.confirm_by {
+        let (confirmed_at, stored) = match certificate.confirm_by {
             None => {
                 self.register(device, ek, certificate.assurance, now)?;
                 self.supersede(ek, now)?;
-                Some(now.unix_timestamp())
+                (Some(now.unix_timestamp()), certificate.der.to_vec())
             }
-            Some(_) => None,
+            Some(_) => (None, key.hide(&certificate.der, &mut random())?.as_bytes().to_vec()),
         };
         self.0
             .prepare_cached(
                 "INSERT INTO certificates (serial, device_id, ek_id, ik_id, assurance, status, not_before, not_after, issued_at,
-                                           confirm_by, confirmed_at, der)
-                 VALUES (?1, ?2, ?3, ?4, ?5, iif(?10 IS NULL, 'unconfirmed', 'active'), ?6, ?7, ?8, ?9, ?10, ?11)",
+                                           confirm_by, confirmed_at, sha256, der)
+                 VALUES (?1, ?2, ?3, ?4, ?5, iif(?10 IS NULL, 'unconfirmed', 'active'), ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
             )?
             .execute(params![
                 certificate.serial,
                 device.as_str(),
                 ek.as_bytes(),
-                ik_id(&certificate.ik_spki),
+                sha256(&certificate.ik_spki),
                 certificate.assurance.to_string(),
                 certificate.not_before.unix_timestamp(),
                 certificate.not_after.unix_timestamp(),
                 now.unix_timestamp(),
                 certificate.confirm_by.map(OffsetDateTime::unix_timestamp),
                 confirmed_at,
-                certificate.der.as_ref(),
+                sha256(&certificate.der),
+                stored,
             ])?;
         Ok(())
     }
@@ -91,37 +108,41 @@ impl Transaction<'_> {
     ) -> Result<ToConfirm, StoreError> {
         // The newest first, which it most likely is: an EK may have thousands that are over.
         let query = format!(
-            "SELECT {UNCONFIRMED}, status, der FROM certificates
-             WHERE ek_id = ?1 AND (status = 'active' OR confirm_by > ?2) ORDER BY rowid DESC"
+            "SELECT {UNCONFIRMED}, status FROM certificates
+             WHERE ek_id = ?1 AND sha256 = ?2 AND (status = 'active' OR confirm_by > ?3) ORDER BY rowid DESC"
         );
         let mut statement = self.0.prepare_cached(&query)?;
-        let mut rows = statement.query(params![confirmation.ek_id().as_bytes(), now.unix_timestamp()])?;
-        while let Some(row) = rows.next()? {
-            if confirmation.is_for(row.get_ref(8)?.as_blob().map_err(rusqlite::Error::from)?) {
-                return Ok(match row.get::<_, String>(7)?.as_str() {
-                    "unconfirmed" => ToConfirm::Unconfirmed(unconfirmed(row)?),
-                    "active" => ToConfirm::Active,
-                    _ => ToConfirm::Ended,
-                });
-            }
-        }
-        Ok(ToConfirm::Ended)
+        let (ek, sha256) = (confirmation.ek_id(), confirmation.certificate_sha256());
+        let found = statement.query_row(params![ek.as_bytes(), sha256, now.unix_timestamp()], |row| {
+            Ok(match row.get::<_, String>(7)?.as_str() {
+                "unconfirmed" => ToConfirm::Unconfirmed(unconfirmed(row)?),
+                "active" => ToConfirm::Active(parsed(row, 1)?),
+                _ => ToConfirm::Ended,
+            })
+        });
+        Ok(found.optional()?.unwrap_or(ToConfirm::Ended))
     }
 
-    /// Makes a confirmed certificate its device's only active one, and registers the device if it is new.
+    /// Makes a confirmed certificate its device's only active one, and registers the device if it is new. `key` is the one that it waited
+    /// under.
     ///
     /// # Errors
-    /// The file cannot be written, or the device id and the EK do not belong together.
-    pub fn activate(&self, confirmed: &Confirmed, now: OffsetDateTime) -> Result<(), StoreError> {
+    /// The file cannot be written, the key is another, or the device id and the EK do not belong together.
+    pub fn activate(&self, confirmed: &Confirmed, key: &TicketKey, now: OffsetDateTime) -> Result<(), StoreError> {
         let certificate = confirmed.certificate();
         self.register(&certificate.device_id, &certificate.ek_id, certificate.assurance, now)?;
         self.supersede(&certificate.ek_id, now)?;
+        let waiting = "SELECT der FROM certificates WHERE serial = ?1 AND status = 'unconfirmed'";
+        let hidden =
+            self.0.prepare_cached(waiting)?.query_row([certificate.serial], |row| row.get(0)).map(Hidden::new)?;
+        let der = key.reveal(&hidden).ok_or(StoreError::Hidden)?;
         let rows = self
             .0
             .prepare_cached(
-                "UPDATE certificates SET status = 'active', confirmed_at = ?2 WHERE serial = ?1 AND status = 'unconfirmed'",
+                "UPDATE certificates SET status = 'active', confirmed_at = ?2, der = ?3
+                 WHERE serial = ?1 AND status = 'unconfirmed'",
             )?
-            .execute(params![certificate.serial, now.unix_timestamp()])?;
+            .execute(params![certificate.serial, now.unix_timestamp(), der])?;
         if rows == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(rows).into()) }
     }
 
@@ -158,8 +179,8 @@ impl Transaction<'_> {
 pub enum ToConfirm {
     /// It waits.
     Unconfirmed(Unconfirmed),
-    /// It was confirmed before.
-    Active,
+    /// It was confirmed before, or is what the device had in force; its device.
+    Active(DeviceId),
     /// It was superseded or revoked.
     Ended,
 }
@@ -202,8 +223,8 @@ pub struct CertificateRow {
     pub issued_at: i64,
     /// Until when it must be confirmed, if it was sealed; in seconds since 1970.
     pub confirm_by: Option<i64>,
-    /// The certificate itself.
-    pub der: Vec<u8>,
+    /// The certificate itself; `None` if it was never confirmed, for then it is nobody's to see.
+    pub der: Option<Vec<u8>>,
 }
 
 /// What a certificate that somebody presents is worth now.
@@ -247,14 +268,13 @@ impl Store {
         shown: &ClientCertificate,
     ) -> Result<CertificateStatus, StoreError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT c.status, l.since IS NOT NULL, c.der FROM certificates c LEFT JOIN disabled_eks l USING (ek_id)
-             WHERE c.serial = ?1 AND c.device_id = ?2",
+            "SELECT c.status, l.since IS NOT NULL FROM certificates c LEFT JOIN disabled_eks l USING (ek_id)
+             WHERE c.serial = ?1 AND c.device_id = ?2 AND c.sha256 = ?3",
         )?;
-        let found = statement.query_row(params![shown.serial, device.as_str()], |row| {
-            let is_it = Sha256::digest(row.get_ref(2)?.as_blob()?).as_slice() == shown.sha256;
-            Ok(is_it.then_some((row.get::<_, String>(0)?, row.get(1)?)))
+        let found = statement.query_row(params![shown.serial, device.as_str(), shown.sha256], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?))
         });
-        let found = found.optional()?.flatten();
+        let found = found.optional()?;
         Ok(match found.as_ref().map(|(status, disabled)| (status.as_str(), *disabled)) {
             None => CertificateStatus::Unknown,
             Some((_, true)) => CertificateStatus::Disabled,
@@ -298,7 +318,9 @@ impl Store {
     /// The file cannot be read.
     pub fn certificates(&self) -> Result<Vec<CertificateRow>, StoreError> {
         self.list(
-            "SELECT serial, device_id, status, not_before, not_after, issued_at, confirm_by, der FROM certificates ORDER BY rowid",
+            "SELECT serial, device_id, status, not_before, not_after, issued_at, confirm_by,
+                    iif(confirmed_at IS NULL, NULL, der)
+             FROM certificates ORDER BY rowid",
             &[],
             |row| {
                 Ok(CertificateRow {
@@ -331,6 +353,6 @@ fn unconfirmed(row: &Row<'_>) -> rusqlite::Result<Unconfirmed> {
     })
 }
 
-fn ik_id(spki: &[u8]) -> [u8; 32] {
-    Sha256::digest(spki).into()
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
 }

@@ -20,13 +20,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use assay_ca_core::{
-    CertificateOnRecord, Enrolment, QUOTA_PERIOD, Records, Registration, SharedKeyOnRecord, device_id_in_question,
+    CertificateOnRecord, Enrolment, QUOTA_PERIOD, Records, Registration, SharedKeyOnRecord, due_device_id,
 };
-use assay_wire::{DeviceId, EkId};
+use assay_wire::{DeviceId, EkId, Scope};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, TransactionBehavior, params};
 use time::OffsetDateTime;
 
-pub use audit::{AuditEntry, AuditRow};
+pub use audit::{AuditEntry, AuditRow, Whom};
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
 pub use credentials::{Credential, CredentialRow};
 pub use enrolments::{EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags};
@@ -94,6 +94,33 @@ impl Store {
     /// The file cannot be read.
     pub fn granted(&self, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
         granted(&self.connection, ek)
+    }
+
+    /// Puts the scope on record: that of its devices, once there are any, else this one.
+    ///
+    /// # Errors
+    /// Its devices know it by another, or the file cannot be written.
+    pub fn settle_scope(&mut self, scope: &Scope) -> Result<(), StoreError> {
+        let on_record = |connection: &Connection| {
+            connection.query_row("SELECT name FROM scope", [], |row| parsed(row, 0)).optional()
+        };
+        // Most often, and it keeps nobody from writing.
+        if on_record(&self.connection)?.as_ref() == Some(scope) {
+            return Ok(());
+        }
+        self.transaction(|Transaction(connection)| {
+            let has_devices = "SELECT EXISTS (SELECT 1 FROM devices) OR EXISTS (SELECT 1 FROM certificates)
+                                   OR EXISTS (SELECT 1 FROM shared_keys)";
+            if let Some(was) = on_record(connection)?
+                && was != *scope
+                && connection.query_row(has_devices, [], |row| row.get(0))?
+            {
+                return Err(StoreError::Scope { was, is: scope.clone() });
+            }
+            connection.execute("DELETE FROM scope", [])?;
+            connection.execute("INSERT INTO scope VALUES (?1)", [scope.as_str()])?;
+            Ok(())
+        })
     }
 
     /// Runs `work` in one write transaction; all of it is durable when this returns `Ok`, or none of it happened.
@@ -169,10 +196,8 @@ impl Transaction<'_> {
 pub enum IdInQuestion<'a> {
     /// This one.
     Is(&'a DeviceId),
-    /// The one that is asked for, else the one that is due, which may be the derived one.
+    /// The one that is due, which may be the derived one.
     Due {
-        /// The device id that was asked for.
-        requested: Option<&'a DeviceId>,
         /// The device id that follows from the EK.
         derived: &'a DeviceId,
         /// EKs of which one may be on record instead.
@@ -220,8 +245,8 @@ fn records(
     let (shared_key, recent_generations) = shared_key.map_or((None, 0), |(key, recent)| (Some(key), recent));
     let (id_holder, other_ek) = match about {
         IdInQuestion::Is(device) => (holder(connection, device)?, None),
-        IdInQuestion::Due { requested, derived, other_eks } => {
-            let device = device_id_in_question(requested, derived, enrolment.as_ref(), registration.as_ref());
+        IdInQuestion::Due { derived, other_eks } => {
+            let device = due_device_id(derived, enrolment.as_ref(), registration.as_ref());
             (holder(connection, &device)?, first_on_record(connection, other_eks)?)
         }
     };
@@ -289,6 +314,23 @@ pub enum StoreError {
     /// A vendor's certificate in the file is not one.
     #[error(transparent)]
     Anchors(#[from] assay_ca_core::AnchorError),
+    /// A certificate that waits cannot be encrypted.
+    #[error(transparent)]
+    Hide(#[from] assay_ca_core::Fault),
+    /// A certificate that waits cannot be decrypted.
+    #[error("a certificate that waits for its confirmation is encrypted under another ticket key")]
+    Hidden,
+    /// Devices know the CA by another scope.
+    #[error(
+        "assay.toml says the scope {is}, but this CA has provisioned devices in the scope {was}, which their certificates and topics \
+         name: put scope = \"{was}\" back, or make another CA for {is} (assay init)"
+    )]
+    Scope {
+        /// As it was when there were no devices yet.
+        was: Scope,
+        /// As it is wanted now.
+        is: Scope,
+    },
 }
 
 /// A value that is stored as its text.
@@ -315,7 +357,7 @@ fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'stat
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
-const SCHEMA_VERSION: i64 = 5;
+const SCHEMA_VERSION: i64 = 6;
 /// Per connection, and taken only as it is used: what leads to the leaves of all indexes of a million devices (some 1,300 pages), and as
 /// much for leaves.
 const CACHE_KIB: i64 = 8 * 1024;

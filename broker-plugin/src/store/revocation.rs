@@ -2,19 +2,26 @@
 
 use assay_ca_core::{RevocationReason, Revoked};
 use rusqlite::params;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::{Store, StoreError, Transaction, time};
 
 impl Transaction<'_> {
-    /// Revokes what was sealed and not confirmed in time, and forgets what of it has expired, for anybody can have such certificates
-    /// made. Returns how many were revoked.
+    /// Revokes what was sealed and not confirmed in time. Returns how many.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn revoke_unconfirmed(&self, now: OffsetDateTime) -> Result<usize, StoreError> {
-        self.0.prepare_cached(FORGET)?.execute(params![now.unix_timestamp()])?;
         Ok(self.0.prepare_cached(REVOKE_OVERDUE)?.execute(params![now.unix_timestamp()])?)
+    }
+
+    /// Forgets certificates that ended and have expired: those that were never confirmed at once, for anybody can have such made; the
+    /// others after 30 days. A thousand at a time, for others wait to write. Returns how many.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn forget_expired(&self, now: OffsetDateTime) -> Result<usize, StoreError> {
+        Ok(self.0.prepare_cached(FORGET)?.execute(times(now))?)
     }
 
     /// The number of the next revocation list: each is given once.
@@ -25,14 +32,18 @@ impl Transaction<'_> {
         let query = "UPDATE revocation_lists SET number = number + 1 RETURNING number";
         Ok(self.0.prepare_cached(query)?.query_row([], |row| row.get(0))?)
     }
+}
 
-    /// Every certificate that is no longer good and has not expired, with the reason (RFC 5280 §5.3.1): *superseded*; *certificate hold*
-    /// while its device is disabled; *cessation of operation* if nobody confirmed it or its device was removed.
+impl Store {
+    /// Every certificate of a device that is no longer good and has not expired, with the reason (RFC 5280 §5.3.1): *superseded*;
+    /// *certificate hold* while its device is disabled; *cessation of operation* if nobody confirmed it or its device was removed.
+    ///
+    /// There may be many. It keeps nobody from writing.
     ///
     /// # Errors
     /// The file cannot be read.
     pub fn revoked(&self, now: OffsetDateTime) -> Result<RevokedCertificates, StoreError> {
-        let mut statement = self.0.prepare_cached(REVOKED)?;
+        let mut statement = self.connection.prepare_cached(REVOKED)?;
         let mut rows = statement.query(params![now.unix_timestamp()])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
@@ -53,18 +64,18 @@ impl Transaction<'_> {
         }
         Ok(revoked)
     }
-}
 
-/// What a revocation list names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RevokedCertificates {
-    /// Certificates that relying parties may have seen.
-    pub once_in_force: Vec<Revoked>,
-    /// Certificates that were sealed and never confirmed: nobody but the TPM can have read them.
-    pub never_in_force: Vec<Revoked>,
-}
+    /// The same of operators and workers.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn revoked_credentials(&self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError> {
+        self.list(REVOKED_CREDENTIALS, &[&now.unix_timestamp()], |row| {
+            let reason = RevocationReason::CessationOfOperation;
+            Ok(Revoked { serial: row.get(0)?, since: time(1, row.get(1)?)?, reason })
+        })
+    }
 
-impl Store {
     /// How often something happened that may have made a certificate or token in use worthless. Cheap enough to ask every second.
     ///
     /// # Errors
@@ -81,6 +92,15 @@ impl Store {
         Ok(self.connection.prepare_cached("SELECT list FROM revocations")?.query_row([], |row| row.get(0))?)
     }
 
+    /// Whether something waits for [`Transaction::forget_expired`].
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn has_what_to_forget(&self, now: OffsetDateTime) -> Result<bool, StoreError> {
+        let mut statement = self.connection.prepare_cached(HAS_TO_FORGET)?;
+        Ok(statement.query_row(times(now), |row| row.get(0))?)
+    }
+
     /// Whether something waits for [`Transaction::revoke_unconfirmed`].
     ///
     /// # Errors
@@ -91,10 +111,31 @@ impl Store {
     }
 }
 
+/// What a revocation list of devices names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RevokedCertificates {
+    /// Certificates that relying parties may have seen.
+    pub once_in_force: Vec<Revoked>,
+    /// Certificates that were sealed and never confirmed: nobody but the TPM can have read them.
+    pub never_in_force: Vec<Revoked>,
+}
+
+/// Now, and what is expired for long enough.
+fn times(now: OffsetDateTime) -> [i64; 2] {
+    [now.unix_timestamp(), (now - KEPT).unix_timestamp()]
+}
+
+/// How long a certificate that was in force stays on record after it ended and expired, so that who looks into something that
+/// happened finds whose it was.
+const KEPT: Duration = Duration::days(30);
+
 // All of these find the few certificates that matter by an index, among a million that do not. A partial index is used only if the
 // query says its condition word for word.
-const FORGET: &str = "DELETE FROM certificates
-    WHERE status IN ('superseded', 'revoked') AND status = 'revoked' AND confirmed_at IS NULL AND not_after <= ?1";
+const FORGET: &str = "DELETE FROM certificates WHERE rowid IN (
+    SELECT rowid FROM certificates
+    WHERE status IN ('superseded', 'revoked') AND not_after <= ?1 AND (confirmed_at IS NULL OR not_after <= ?2) LIMIT 1000)";
+const HAS_TO_FORGET: &str = "SELECT EXISTS (SELECT 1 FROM certificates
+    WHERE status IN ('superseded', 'revoked') AND not_after <= ?1 AND (confirmed_at IS NULL OR not_after <= ?2))";
 const HAS_OVERDUE: &str =
     "SELECT EXISTS (SELECT 1 FROM certificates WHERE status = 'unconfirmed' AND confirm_by <= ?1)";
 const REVOKE_OVERDUE: &str =
@@ -104,21 +145,25 @@ const REVOKED: &str = "SELECT serial, status, ended_at, confirmed_at IS NOT NULL
     UNION ALL
     SELECT c.serial, c.status, l.since, c.confirmed_at IS NOT NULL, c.rowid
     FROM disabled_eks l CROSS JOIN certificates c USING (ek_id)
-    WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > ?1
-    UNION ALL
-    SELECT serial, 'revoked', revoked_at, 1, -rowid FROM credentials WHERE revoked_at IS NOT NULL AND not_after > ?1";
+    WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > ?1";
+const REVOKED_CREDENTIALS: &str =
+    "SELECT serial, revoked_at FROM credentials WHERE revoked_at IS NOT NULL AND not_after > ?1 ORDER BY rowid";
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::params_from_iter;
+
     use super::*;
 
     #[test]
     fn what_is_no_longer_good_is_found_without_reading_every_certificate() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::create(&directory.path().join("assay.db")).unwrap();
-        for query in [FORGET, HAS_OVERDUE, REVOKE_OVERDUE, REVOKED] {
+        for query in [FORGET, HAS_TO_FORGET, HAS_OVERDUE, REVOKE_OVERDUE, REVOKED] {
             let mut statement = store.connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
-            let steps = statement.query_map(params![0], |row| row.get::<_, String>("detail")).unwrap();
+            let parameters = vec![0; statement.parameter_count()];
+            let steps =
+                statement.query_map(params_from_iter(parameters), |row| row.get::<_, String>("detail")).unwrap();
             let plan: Vec<_> = steps.map(Result::unwrap).collect();
             let scans = |step: &String| step == "SCAN certificates" || step == "SCAN c";
             assert!(plan.iter().any(|step| step.contains("SEARCH")), "{query}: {plan:?}");

@@ -1,5 +1,8 @@
 -- Times are seconds since 1970-01-01T00:00:00Z. An EK id is SHA-256 of the EK's SubjectPublicKeyInfo.
 
+-- What devices know the CA by, once there are any: their topics and certificates say it.
+CREATE TABLE scope (name TEXT NOT NULL) STRICT;
+
 CREATE TABLE anchors (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     fingerprint BLOB NOT NULL UNIQUE,   -- SHA-256 of the certificate
@@ -48,7 +51,8 @@ CREATE TABLE certificates (
     confirm_by   INTEGER,               -- of a certificate that was sealed
     confirmed_at INTEGER,               -- since when it is its device's
     ended_at     INTEGER,               -- since when it is superseded or revoked
-    der          BLOB NOT NULL
+    sha256       BLOB NOT NULL,         -- of the certificate
+    der          BLOB NOT NULL          -- as long as it was never confirmed: encrypted under the ticket key
 ) STRICT;
 
 -- One active certificate per EK, and so per device, for an EK has one device id; SQLite lets any number of rows share a NULL. It finds an
@@ -81,16 +85,31 @@ CREATE TABLE shared_keys (
 
 CREATE INDEX shared_keys_by_device ON shared_keys (device_id);
 
-CREATE TABLE audit (
+-- Decisions about devices that had proved themselves. Each of these two tables keeps its newest, so that strangers, who fill the other
+-- one, push none of these out.
+CREATE TABLE audit_proven (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    time        INTEGER NOT NULL,
+    time_us     INTEGER NOT NULL,       -- microseconds since 1970: the order within a second counts
     client      TEXT NOT NULL,          -- MQTT client id
     action      TEXT NOT NULL,          -- challenge, certify, enroll, confirm, register, unreadable
     ek_id       BLOB,
-    device_id   TEXT,
+    device_id   TEXT,                   -- proven, or else due to an EK that somebody showed
     code        INTEGER,                -- of the problem, if it was refused
     detail      TEXT,
     duration_us INTEGER NOT NULL        -- from receipt to decision
+) STRICT;
+
+-- Decisions about whoever asked.
+CREATE TABLE audit_unproven (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    time_us     INTEGER NOT NULL,
+    client      TEXT NOT NULL,
+    action      TEXT NOT NULL,
+    ek_id       BLOB,
+    device_id   TEXT,
+    code        INTEGER,
+    detail      TEXT,
+    duration_us INTEGER NOT NULL
 ) STRICT;
 
 -- Counts what may end a live connection, and what changes the revocation list, so that brokers and workers notice without reading the

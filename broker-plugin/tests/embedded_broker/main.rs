@@ -1177,9 +1177,12 @@ async fn device_that_connects_without_end_is_let_in_at_its_pace() {
     assert_eq!(answers.last(), Some(&CONNECTION_RATE_EXCEEDED));
     assert!(answers.len() > 60, "{answers:02x?}");
     let old = Connect { version: 4, ..Connect::new("pump-17") };
+    let mut answers = Vec::new();
     for _ in 0..30 {
-        assert_eq!(world.operational_connect(Some(&credential), &old).await.unwrap().1, 3, "server unavailable");
+        answers.push(world.operational_connect(Some(&credential), &old).await.unwrap().1);
     }
+    // On a slow machine the time for one more passes now and then.
+    assert!(answers.contains(&3) && answers.iter().all(|answer| [SUCCESS, 3].contains(answer)), "{answers:02x?}");
     // Of its network, too.
     world.device("pump-18").await;
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -1264,6 +1267,18 @@ async fn mqtt_3_1_1_client_gets_mqtt_3_1_1_acknowledgements() {
     assert_eq!(raw.subscribe("#").await, Some(0x80));
     raw.send(&packet(0xa2, [&[0, 9][..], &[0, 1], b"#"].concat())).await;
     assert_eq!(raw.answer(0xb0).await.unwrap(), [0, 9]);
+}
+
+/// A PUBACK of MQTT 3.1.1 says "received", whatever became of the message.
+#[tokio::test(flavor = "multi_thread")]
+async fn request_that_no_worker_hears_is_not_acknowledged_in_mqtt_3_1_1() {
+    let world = World::new().await;
+    let client = fresh_client();
+    let mut raw = Raw::open(world.bootstrap(), &world.anonymous).await.unwrap();
+    assert_eq!(raw.connect(&Connect { version: 4, ..Connect::new(&client) }).await, Some(SUCCESS));
+    assert_eq!(raw.publish(&request_topic(&client), b"request").await, None);
+    let (mut raw, client) = world.stranger().await;
+    assert_eq!(raw.publish(&request_topic(&client), b"request").await, Some(NO_MATCHING_SUBSCRIBERS));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,11 +27,11 @@ fn verify(root: &Authority, issuing: &Authority, leaf: &CertificateDer<'_>, usag
 fn server_is_certified_for_its_names() {
     let mut rng = CountingRng::new();
     let root = Authority::root("Test", now(), &mut rng).unwrap();
-    let issuing = root.issuing("Test", now(), &mut rng).unwrap();
+    let service = root.service("Test", now(), &mut rng).unwrap();
     let names = ["broker.example", "127.0.0.1", "::1"].map(str::to_owned);
-    let leaf = der(&issuing.server(&names, now(), &mut rng).unwrap());
-    assert!(verify(&root, &issuing, &leaf, KeyUsage::server_auth()));
-    assert!(!verify(&root, &issuing, &leaf, KeyUsage::client_auth()));
+    let leaf = der(&service.server(&names, now(), &mut rng).unwrap());
+    assert!(verify(&root, &service, &leaf, KeyUsage::server_auth()));
+    assert!(!verify(&root, &service, &leaf, KeyUsage::client_auth()));
     let end_entity = EndEntityCert::try_from(&leaf).unwrap();
     for name in names {
         let name = ServerName::try_from(name).unwrap();
@@ -42,33 +42,44 @@ fn server_is_certified_for_its_names() {
     assert_eq!(Identity::from_certificate(&leaf), Err(IdentityError::None));
 }
 
+/// Whoever steals the key that is at work all day is no broker by it.
+#[test]
+fn what_the_issuing_ca_signs_passes_for_no_server() {
+    let mut rng = CountingRng::new();
+    let root = Authority::root("Test", now(), &mut rng).unwrap();
+    let issuing = root.issuing("Test", now(), &mut rng).unwrap();
+    let leaf = der(&issuing.server(&["broker.example".to_owned()], now(), &mut rng).unwrap());
+    assert!(!verify(&root, &issuing, &leaf, KeyUsage::server_auth()));
+}
+
 #[test]
 fn roles_read_back_from_their_certificates() {
     let mut rng = CountingRng::new();
     let root = Authority::root("Test", now(), &mut rng).unwrap();
-    let issuing = root.issuing("Test", now(), &mut rng).unwrap();
-    let worker = issuing.worker(now(), &mut rng).unwrap();
-    let operator = issuing.operator(now(), &mut rng).unwrap();
+    let service = root.service("Test", now(), &mut rng).unwrap();
+    let worker = service.worker(now(), &mut rng).unwrap();
+    let operator = service.operator(now(), &mut rng).unwrap();
     for (identity, pair) in [(Identity::Worker, worker), (Identity::Operator, operator)] {
         let leaf = der(&pair);
         let (_, parsed) = X509Certificate::from_der(&leaf).unwrap();
         let name = parsed.subject().iter_common_name().next().unwrap().as_str().unwrap();
         assert!(name.parse::<assay_wire::DeviceId>().is_err(), "{name} could be a device");
-        assert!(verify(&root, &issuing, &leaf, KeyUsage::client_auth()));
-        assert!(!verify(&root, &issuing, &leaf, KeyUsage::server_auth()));
+        assert!(verify(&root, &service, &leaf, KeyUsage::client_auth()));
+        assert!(!verify(&root, &service, &leaf, KeyUsage::server_auth()));
         assert_eq!(Identity::from_certificate(&leaf), Ok(identity));
     }
 }
 
 #[test]
-fn issuing_ca_certifies_leaves_only() {
+fn cas_below_the_root_certify_leaves_only() {
     let mut rng = CountingRng::new();
     let root = Authority::root("Test", now(), &mut rng).unwrap();
-    let issuing = root.issuing("Test", now(), &mut rng).unwrap();
-    let certificate = der(&issuing.to_pem());
-    let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();
-    let constraints = parsed.basic_constraints().unwrap().unwrap().value;
-    assert_eq!((constraints.ca, constraints.path_len_constraint), (true, Some(0)));
+    for ca in [root.issuing("Test", now(), &mut rng).unwrap(), root.service("Test", now(), &mut rng).unwrap()] {
+        let certificate = der(&ca.to_pem());
+        let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();
+        let constraints = parsed.basic_constraints().unwrap().unwrap().value;
+        assert_eq!((constraints.ca, constraints.path_len_constraint), (true, Some(0)));
+    }
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::{
-    BoundKey, Candidate, CertificateOnRecord, Confirmation, Enrolment, IssuedCertificate, Prepared, Profile, QUOTA,
-    Records, Registration, Rejection, Reprovision, TicketKey, Unconfirmed,
+    BoundKey, Candidate, CertificateOnRecord, Confirmation, Enrolment, Hidden, IssuedCertificate, Prepared, Profile,
+    QUOTA, Records, Registration, Rejection, Reprovision, TicketKey, Unconfirmed,
 };
 use assay_wire::{EkId, ProblemCode, Proof, SealedCertificate, SealedReply, Ticket};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -97,7 +97,7 @@ fn every_kind_of_ek_opens_its_sealed_certificate() {
         assert_eq!(&*opened.chain[0], &enrolled.issued.der[..], "{kind}");
         let confirmation = enrolled.verify(&enrolled.proof(), now()).unwrap();
         assert_eq!(confirmation.ek_id(), enrolled.issued.ek_id);
-        assert!(confirmation.is_for(&enrolled.issued.der));
+        assert_eq!(confirmation.certificate_sha256()[..], Sha256::digest(&enrolled.issued.der)[..]);
         let receipt = confirmation.into_receipt();
         assert_eq!(Sha256::digest(receipt.as_bytes())[..], opened.receipt_sha256, "{kind}");
     }
@@ -219,7 +219,8 @@ mod confirmation {
         let other = Enrolled::with(ca, Device::of(&vendor));
         let mixed = Proof { claim: other.reply.claim.clone(), ..enrolled.proof() };
         assert_eq!(code(enrolled.verify(&mixed, now())), ProblemCode::TicketRefused);
-        assert!(!enrolled.verify(&enrolled.proof(), now()).unwrap().is_for(&other.issued.der));
+        let confirmation = enrolled.verify(&enrolled.proof(), now()).unwrap();
+        assert_ne!(confirmation.certificate_sha256()[..], Sha256::digest(&other.issued.der)[..]);
     }
 
     /// A ticket that the ticket flow gave must not confirm, nor the other way round, even for the same bytes.
@@ -230,6 +231,25 @@ mod confirmation {
         let answered = enrolled.device.answer(&challenge);
         assert_eq!(code(enrolled.verify(&answered, now())), ProblemCode::TicketRefused);
         assert_eq!(code(enrolled.ca.prove(&enrolled.proof())), ProblemCode::TicketRefused);
+    }
+
+    #[test]
+    fn certificate_that_waits_is_hidden_from_whoever_has_not_the_ticket_key() {
+        let enrolled = Enrolled::new();
+        let (key, der) = (&enrolled.ca.ticket_key, &enrolled.issued.der);
+        let mut rng = CountingRng::new();
+        let (hidden, other) = (key.hide(der, &mut rng).unwrap(), key.hide(der, &mut rng).unwrap());
+        assert_ne!(hidden, other, "each under a fresh nonce");
+        assert_eq!(key.reveal(&hidden).unwrap(), der[..]);
+        let clear: std::collections::HashSet<_> = der.windows(8).collect();
+        assert!(!hidden.as_bytes().windows(8).any(|window| clear.contains(window)));
+        assert_eq!(TicketKey::new([3; TicketKey::LEN]).reveal(&hidden), None);
+        for byte in 0..hidden.as_bytes().len() {
+            let mut changed = hidden.as_bytes().to_vec();
+            changed[byte] ^= 1;
+            assert_eq!(key.reveal(&Hidden::new(changed)), None, "{byte}");
+        }
+        assert_eq!(key.reveal(&Hidden::new(vec![1; 11])), None);
     }
 
     #[test]

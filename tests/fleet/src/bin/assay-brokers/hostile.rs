@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use assay_broker_plugin::store::Store;
-use assay_ca_core::{Assurance, IssuedCertificate};
+use assay_ca_core::{Assurance, IssuedCertificate, TicketKey};
 use assay_tests::{AssayDir, AssayServer};
 use assay_wire::DeviceId;
 use clap::ValueEnum;
@@ -310,6 +310,7 @@ fn devices_tls(dir: &AssayDir, count: usize) -> Result<Vec<Arc<ClientConfig>>> {
     let issuer = Issuer::from_ca_cert_pem(&file("issuing.pem")?, KeyPair::from_pem(&file("issuing.key")?)?)?;
     let issuing = CertificateDer::from_pem_slice(file("issuing.pem")?.as_bytes())?;
     let mut store = Store::open(&dir.path().join("assay.db"))?;
+    let nothing_waits = TicketKey::new([0; TicketKey::LEN]);
     let (key, now) = (KeyPair::generate()?, OffsetDateTime::now_utc());
     let mut devices = Vec::new();
     for number in 0..count {
@@ -335,7 +336,7 @@ fn devices_tls(dir: &AssayDir, count: usize) -> Result<Vec<Arc<ClientConfig>>> {
             assurance: Assurance::EnrolmentList,
             confirm_by: None,
         };
-        store.transaction(|transaction| transaction.add_certificate(&issued, now))?;
+        store.transaction(|transaction| transaction.add_certificate(&issued, &nothing_waits, now))?;
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
         devices.push(tls_builder(dir)?.with_client_auth_cert(vec![der, issuing.clone()], key)?.into());
     }
