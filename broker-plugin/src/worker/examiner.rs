@@ -8,7 +8,7 @@ use assay_wire::{DecodeError, EkId, Flow, Problem, ProblemCode, ReplyBody, Reque
 use crossbeam_channel::{Receiver, Sender};
 use time::OffsetDateTime;
 use tokio::sync::watch;
-use tracing::{debug, error};
+use tracing::debug;
 
 use super::writer::{Pending, Task, Write};
 use super::{Job, Journal, Outbox, Outfit, Pulse, Queues, Work, internal};
@@ -40,7 +40,7 @@ pub(super) fn run(
         // A panic would be a bug of ours, but one that a stranger's bytes found must not take a thread from everybody else.
         let outcome = catch_unwind(AssertUnwindSafe(|| examine(&ca, &mut examiner, &job, journal)));
         let (decision, subject) = outcome.unwrap_or_else(|_| {
-            error!(client = %job.client, "examining a request panicked");
+            journal.fault("examining a request panicked", &job.client);
             (Decision::Reply(ReplyBody::Problem(internal())), Subject::unread())
         });
         match decision {
@@ -170,7 +170,7 @@ pub(super) fn problem(refusal: &Refusal, journal: &Journal) -> Problem {
     match refusal {
         Refusal::Rejection(rejection) => rejection.problem(),
         Refusal::Fault(_) | Refusal::Store(_) => {
-            journal.fault(refusal);
+            journal.fault("the CA failed", refusal);
             internal()
         }
     }

@@ -65,10 +65,10 @@ impl Journal {
         }
     }
 
-    /// The CA could not decide. Whoever asks again and again finds the same fault.
-    pub(super) fn fault(&self, error: &dyn std::fmt::Display) {
+    /// Something of ours failed. Whoever asks again and again finds the same fault.
+    pub(super) fn fault(&self, what: &str, error: &dyn std::fmt::Display) {
         if spend(&self.0.faults, FAULTS, Instant::now()) {
-            error!(%error, "the CA failed");
+            error!(%error, "{what}");
         } else {
             self.leave_out();
         }
@@ -141,7 +141,7 @@ mod tests {
     fn faults_that_strangers_find_are_few_lines() {
         let (journal, log) = (Journal::new(), Log::default());
         with_default(log.subscriber(), || {
-            (0..1000).for_each(|_| journal.fault(&"disk full"));
+            (0..1000).for_each(|_| journal.fault("the CA failed", &"disk full"));
             journal.tell_left_out();
         });
         assert_eq!(log.lines("the CA failed"), 20);

@@ -113,7 +113,7 @@ fn commit(store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEntry>, out
             }
         }
         Err(error) => {
-            error!(%error, "a batch could not be written");
+            journal.fault("a batch could not be written", &error);
             for (job, id) in envelopes {
                 outbox.reply(job, id, ReplyBody::Problem(internal()));
             }
