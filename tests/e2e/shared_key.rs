@@ -1,10 +1,11 @@
 //! The shared key flow with real TPMs: who gets in with which token, until when, and what an operator can do about it.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use assay_tests::{Device, EkKind, Swtpm, json, run, trusted_vendor};
+use assay_tests::{Device, EkKind, Swtpm, assay_bin, json, run, trusted_vendor};
 use assay_wire::{ProblemCode, ReplyBody, RequestBody, SrkBundle};
 use data_encoding::BASE64;
 use time::OffsetDateTime;
@@ -81,6 +82,33 @@ fn only_a_good_token_for_the_same_device_lets_in() -> Result<()> {
     ensure!(OperationalClient::login(&lab, &other.id, &device.id, &token).is_err(), "another client id");
     ensure!(OperationalClient::login(&lab, &other.id, &other.id, &token).is_err(), "another user name");
     ensure!(OperationalClient::login(&lab, &device.id, "", &token).is_err(), "no user name");
+    Ok(())
+}
+
+/// What is on a command line, every user of the machine can read.
+#[test]
+fn the_example_in_help_publishes_with_a_token_that_is_on_no_command_line() -> Result<()> {
+    let lab = Lab::open()?;
+    let device = Registered::new(&lab, 0)?;
+    let help = String::from_utf8(run(Command::new(assay_bin("assay-device")?).args(["token", "--help"]))?.stdout)?;
+    let example: Vec<_> = help.lines().map(str::trim_start).skip_while(|line| !line.starts_with("umask")).collect();
+    let token = device.device.token()?;
+    let words =
+        std::iter::once(token.get_program()).chain(token.get_args()).map(|word| format!("'{}'", word.display()));
+    let port = lab.server.operational.rsplit_once(':').context("the URL has a port")?.1;
+    let script = example.join("\n").replace("mqtt.example.com", "127.0.0.1").replace("8884", port);
+    let script = script.replace("root.pem", &lab.dir.root_pem().display().to_string()).replace("pump-17", &device.id);
+    let script =
+        script.replace("assay-device token --state /var/lib/assay-device", &words.collect::<Vec<_>>().join(" "));
+    let shell = |script: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-euc", script]).env("TMPDIR", device.tpm.work_dir());
+        shell.envs(token.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell
+    };
+    ensure!(!script.contains("-P \"$("), "{script}");
+    run(&mut shell(&script))?;
+    ensure!(!shell(&script.replace("/^/-P /", "/^/-P x/")).output()?.status.success(), "the token is what lets in");
     Ok(())
 }
 
