@@ -45,19 +45,20 @@ impl Ca {
         transaction: &Transaction<'_>,
         device: ProvenDevice,
         now: OffsetDateTime,
-    ) -> Result<CertificateReply, Refusal> {
+    ) -> Result<(CertificateReply, Change), Refusal> {
+        transaction.check_scope(&self.scope)?;
         let records = transaction.records(&device.ek_id(), IdInQuestion::Is(device.device_id()), now)?;
         let device = device.readmit(&records)?;
         let proven = device.device();
         let active = transaction.active_certificate(&proven.ek_id(), &proven.ik_id(), now)?;
-        let leaf = match active.filter(|der| self.issuer.has_signed(der)) {
-            Some(der) => der,
+        let (leaf, change) = match active.filter(|der| self.issuer.has_signed(der)) {
+            Some(der) => (der, Change::None),
             None => {
                 let prepared = Prepared::new(device, &self.profile, &self.issuer, now, &mut random())?;
-                self.issue(transaction, prepared, now)?
+                (self.issue(transaction, prepared, now)?, Change::Made)
             }
         };
-        Ok(CertificateReply { chain: self.issuer.chain(&leaf)? })
+        Ok((CertificateReply { chain: self.issuer.chain(&leaf)? }, change))
     }
 
     /// Seals a certificate to an applicant's TPM: the one that it has for this IK, else a new one that counts for nothing until it is
@@ -71,6 +72,7 @@ impl Ca {
         applicant: Applicant<BoundKey>,
         now: OffsetDateTime,
     ) -> Result<(SealedReply, DeviceId), Refusal> {
+        transaction.check_scope(&self.scope)?;
         let records = transaction.records(&applicant.ek_id(), applicant.id_in_question(), now)?;
         let Applicant { ek, key, requested, .. } = applicant;
         let admitted = Admitted::decide(ek, requested.as_ref(), &records)?;
@@ -104,17 +106,19 @@ impl Ca {
         transaction: &Transaction<'_>,
         confirmation: Confirmation,
         now: OffsetDateTime,
-    ) -> Result<(ConfirmedReply, DeviceId), Refusal> {
-        let device_id = match transaction.certificate_to_confirm(&confirmation, now)? {
+    ) -> Result<(ConfirmedReply, DeviceId, Change), Refusal> {
+        let (device_id, change) = match transaction.certificate_to_confirm(&confirmation, now)? {
             ToConfirm::Unconfirmed(certificate) => {
                 let device_id = certificate.device_id.clone();
-                self.activate(transaction, certificate, now)?;
-                device_id
+                if !self.activate(transaction, certificate, now)? {
+                    return Err(confirmation.outdated().into());
+                }
+                (device_id, Change::Made)
             }
-            ToConfirm::Active(device_id) => device_id,
+            ToConfirm::Active(device_id) => (device_id, Change::None),
             ToConfirm::Ended => return Err(confirmation.outdated().into()),
         };
-        Ok((ConfirmedReply { receipt: confirmation.into_receipt() }, device_id))
+        Ok((ConfirmedReply { receipt: confirmation.into_receipt() }, device_id, change))
     }
 
     /// Offers an applicant its shared key, in the form that its TPM can load.
@@ -127,6 +131,7 @@ impl Ca {
         applicant: Applicant<SrkArea>,
         now: OffsetDateTime,
     ) -> Result<ActivationReply, Refusal> {
+        transaction.check_scope(&self.scope)?;
         let records = transaction.records(&applicant.ek_id(), applicant.id_in_question(), now)?;
         let Applicant { ek, key: srk, requested, .. } = applicant;
         let (ek_id, assurance) = (ek.ek_id(), ek.assurance());
@@ -218,12 +223,7 @@ impl Ca {
     /// # Errors
     /// The store failed, or the signer did.
     pub fn revocation_list(&self, store: &mut Store, longest: usize, now: OffsetDateTime) -> Result<Vec<u8>, Refusal> {
-        // Before what it names is read: a later number never stands on an older list.
-        let number = store.transaction(|transaction| {
-            transaction.revoke_unconfirmed(now)?;
-            transaction.next_revocation_list()
-        })?;
-        let RevokedCertificates { once_in_force, never_in_force } = store.revoked(now)?;
+        let (RevokedCertificates { once_in_force, never_in_force }, number) = store.revocation_list(now)?;
         let all = once_in_force.iter().chain(&never_in_force).cloned();
         let list = self.issuer.revocation_list(all, number, now)?;
         if list.len() <= longest {
@@ -237,11 +237,20 @@ impl Ca {
         transaction: &Transaction<'_>,
         certificate: Unconfirmed,
         now: OffsetDateTime,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let records = transaction.records(&certificate.ek_id, IdInQuestion::Is(&certificate.device_id), now)?;
         let confirmed = certificate.confirm(&records, now)?;
         Ok(transaction.activate(&confirmed, &self.ticket_key, now)?)
     }
+}
+
+/// Whether a decision changed what a device has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It has what it had: it asked again.
+    None,
+    /// A certificate came into force.
+    Made,
 }
 
 /// A good token of a key that was not used before.

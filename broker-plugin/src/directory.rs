@@ -73,10 +73,10 @@ impl Directory {
         // One directory from now on, whatever the owner of one above it puts in its place.
         let held = File::open(path).with_context(cannot_make)?;
         let directory = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+        let new = NewFiles::of(&directory).with_context(cannot_make)?;
+        new.check_owner(path)?;
         let settings = settings_in(&directory, path)?;
         fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(cannot_make)?;
-        let new = NewFiles::of(&directory).with_context(cannot_make)?;
-        new.check_owner(&fs::canonicalize(&directory)?)?;
         let half_made = || format!("{} is half made; empty it (assay.toml may stay) and try again", path.display());
         new.fill(name, server_names, settings).with_context(half_made)
     }
@@ -138,17 +138,15 @@ impl Directory {
     /// What the worker decides and signs with.
     ///
     /// # Errors
-    /// A key or certificate cannot be read, they do not belong together, or devices know the CA by another scope.
+    /// A key or certificate cannot be read, or they do not belong together.
     pub fn ca(&self) -> Result<Ca> {
-        let ca = Ca {
+        Ok(Ca {
             scope: self.config.scope.clone(),
             ticket_key: TicketKey::new(*self.secret(TICKET_KEY)?),
             master: MasterSecret::new(*self.secret(MASTER_SECRET)?),
             issuer: self.issuer("issuing")?,
             profile: self.config.profile.clone(),
-        };
-        self.store()?.settle_scope(&ca.scope)?;
-        Ok(ca)
+        })
     }
 
     /// Signs the list of operators' and workers' certificates that are no longer good.
@@ -163,8 +161,12 @@ impl Directory {
 
     /// The CA whose files are `{name}.pem` and `{name}.key`.
     fn issuer(&self, name: &str) -> Result<Issuer> {
-        let (certificate, key) = (self.read(&format!("{name}.pem"))?, self.read(&format!("{name}.key"))?);
-        let issuer = Issuer::from_pem(&certificate, &Zeroizing::new(key));
+        let key = Zeroizing::new(self.read(&format!("{name}.key"))?);
+        self.issuer_of(name, &self.read(&format!("{name}.pem"))?, &key)
+    }
+
+    fn issuer_of(&self, name: &str, certificate: &str, key: &str) -> Result<Issuer> {
+        let issuer = Issuer::from_pem(certificate, key);
         let issuer = issuer.with_context(|| format!("{name}.pem and {name}.key"))?;
         issuer.under(&self.root()?, OffsetDateTime::now_utc()).with_context(|| format!("{name}.pem and root.pem"))
     }
@@ -227,17 +229,23 @@ impl Directory {
     /// There is one of that name, on record or in `out`; or the service CA's key cannot be read, or the files not be written.
     pub fn add_credential(&self, role: Role, name: &ClientId, out: &Path) -> Result<()> {
         let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
-        // Its key and certificate belong together.
-        self.issuer(SERVICE)?;
-        let service = self.read("service.pem")?;
-        let authority = Authority::from_pem(&service, &Zeroizing::new(self.read("service.key")?))?;
+        let (service, key) = (self.read("service.pem")?, Zeroizing::new(self.read("service.key")?));
+        // They belong together.
+        self.issuer_of(SERVICE, &service, &key)?;
+        let authority = Authority::from_pem(&service, &key)?;
         let pair = match role {
             Role::Operator => authority.operator(now, rng)?,
             Role::Worker => authority.worker(now, rng)?,
         };
         let cannot_write = || format!("cannot write {name}.pem and {name}.key to {}", out.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(out).with_context(cannot_write)?;
-        let files = NewFiles::of(out).with_context(cannot_write)?;
+        // Held, as in `create`. Elsewhere than in the CA's own directory the files are whose who makes them.
+        let held = File::open(out).with_context(cannot_write)?;
+        let place = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+        let mut files = NewFiles::of(&place).with_context(cannot_write)?;
+        if fs::canonicalize(&place)? != fs::canonicalize(&self.path)? {
+            files.owner = ours().with_context(cannot_write)?;
+        }
         // First on record: what is not there cannot be revoked, and other brokers take it.
         let mut store = self.store()?;
         let is_new = store.add_credential(name.as_str(), &credential(&pair)?, now)?;
@@ -286,6 +294,12 @@ fn credential(pair: &KeyAndCertificate) -> Result<Credential> {
     Credential::read(&leaf).context("a certificate that was just made cannot be read")
 }
 
+/// The user and the group that this process acts as.
+fn ours() -> io::Result<(u32, u32)> {
+    let metadata = fs::metadata("/proc/self")?;
+    Ok((metadata.uid(), metadata.gid()))
+}
+
 /// The settings that somebody has put into a directory in which a CA is to be made; `shown` is how
 /// people call it.
 fn settings_in(directory: &Path, shown: &Path) -> Result<Option<Config>> {
@@ -318,20 +332,26 @@ impl<'a> NewFiles<'a> {
 
     /// Whoever owns the directory owns the CA. Root may make one for the user of a service, but not for somebody who put a
     /// directory of his own where root was going to make one.
-    fn check_owner(&self, real: &Path) -> Result<()> {
-        let (owner, _) = self.owner;
-        let maker = fs::metadata("/proc/self").context("cannot read /proc/self")?.uid();
+    fn check_owner(&self, path: &Path) -> Result<()> {
+        let ((owner, _), (maker, _)) = (self.owner, ours()?);
         if owner == maker {
             return Ok(());
         }
+        let (given, real) = (std::path::absolute(path)?, fs::canonicalize(self.directory)?);
+        let shown = path.display();
+        // Whoever made a link says where it leads.
+        ensure!(
+            given == real,
+            "{shown} is {}, which belongs to user {owner}, who would own the CA; name it so",
+            real.display()
+        );
         for above in real.ancestors().skip(1) {
             let metadata = fs::metadata(above)?;
             // In a sticky directory, as /tmp is, everybody can make one.
             ensure!(
                 metadata.uid() == maker && metadata.mode() & 0o022 == 0,
-                "{} belongs to user {owner}, who would own the CA, and others than you can put directories into {}. Make the directory \
-                 where only you can, or run assay init as its owner",
-                real.display(),
+                "{shown} belongs to user {owner}, who would own the CA, and others than you can put directories into {}. Make the \
+                 directory where only you can, or run assay init as its owner",
                 above.display()
             );
         }
@@ -519,7 +539,7 @@ const NEW_DATABASE: &str = "assay.db.new";
 const TICKET_KEY: &str = "ticket.key";
 const MASTER_SECRET: &str = "master.key";
 /// The files of mode [`SECRET`].
-const SECRETS: [&str; 9] = [
+const SECRETS: [&str; 11] = [
     "root.key",
     "issuing.key",
     "service.key",
@@ -529,6 +549,8 @@ const SECRETS: [&str; 9] = [
     TICKET_KEY,
     MASTER_SECRET,
     DATABASE,
+    "assay.db-wal",
+    "assay.db-shm",
 ];
 const SECRET: u32 = 0o600;
 const PUBLIC: u32 = 0o644;

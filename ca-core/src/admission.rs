@@ -196,6 +196,9 @@ impl Records {
     /// A name that an operator gave ends with the enrolment and the registration; one that follows from an EK is nobody's gift.
     /// That it follows from *this* EK was established when it was [decided](Admitted::decide).
     pub fn admit(&self, ek: &EkId, device_id: &DeviceId, assurance: Assurance) -> Result<(), Rejection> {
+        if self.disabled {
+            return Err(Rejection::DeviceDisabled { ek: *ek });
+        }
         check_enrolment(ek, assurance, self)?;
         let granted = granted_device_id(self.enrolment.as_ref(), self.registration.as_ref());
         let due = granted.or_else(|| digest_naming(device_id).map(|_| device_id));
@@ -299,7 +302,7 @@ fn check(ek: &EkId, requested: &DeviceId, due: &DeviceId, records: &Records) -> 
         });
     }
     match records.id_holder.filter(|holder| holder != ek) {
-        Some(holder) => Err(Rejection::DeviceIdTaken { device_id: due.clone(), holder, ek: *ek }),
+        Some(_) => Err(Rejection::DeviceIdTaken { device_id: due.clone(), ek: *ek }),
         None => Ok(()),
     }
 }

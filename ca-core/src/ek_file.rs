@@ -2,11 +2,13 @@
 
 use std::fmt;
 
-use assay_wire::EkId;
+use assay_wire::{DeviceId, EkId};
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use crate::Rejection;
 use crate::container::{Around, ContainerError, Item, Unwrapped, unwrap};
+use crate::evidence::{digest_naming, named_by};
 use crate::key::{PublicKey, UnreadableKey, WeakKey};
 use crate::tpm::public::PublicArea;
 use crate::tpm::template::{AreaRefused, EkArea, naming_area};
@@ -78,6 +80,8 @@ pub struct EkIdentity {
     pub template: Option<&'static str>,
     /// The certificate's summary, if the file is one.
     pub certificate: Option<CertificateSummary>,
+    /// The device id that follows from it.
+    pub derived_device_id: DeviceId,
     /// Whether Azure's SDKs may have made it, as far as the file tells.
     is_for_azure_sdks: bool,
 }
@@ -166,11 +170,28 @@ impl EkIdentity {
 
     fn of_key(key: &PublicKey) -> Result<Self, EkFileError> {
         key.check()?;
-        if naming_area(key).is_none() {
-            return Err(EkFileError::NoTemplate { key: key.to_string() });
-        }
+        let area = naming_area(key).ok_or_else(|| EkFileError::NoTemplate { key: key.to_string() })?;
         let is_for_azure_sdks = matches!(key, PublicKey::Rsa { modulus, .. } if modulus.len() == AZURE_MODULUS_BYTES);
-        Ok(Self { ek_id: key.ek_id(), key: key.to_string(), template: None, certificate: None, is_for_azure_sdks })
+        Ok(Self {
+            ek_id: key.ek_id(),
+            key: key.to_string(),
+            template: None,
+            certificate: None,
+            derived_device_id: named_by(&Sha256::digest(area.encode_sized()).into()),
+            is_for_azure_sdks,
+        })
+    }
+
+    /// Refuses a device id that has the form of those that follow from an EK, and follows from another one: it would be that
+    /// EK's, and would not end with the enrolment.
+    pub fn check_device_id(&self, device_id: &DeviceId) -> Result<(), EkFileError> {
+        if digest_naming(device_id).is_some() && *device_id != self.derived_device_id {
+            return Err(EkFileError::DeviceIdOfAnotherEk {
+                device_id: device_id.clone(),
+                derived: self.derived_device_id.clone(),
+            });
+        }
+        Ok(())
     }
 
     /// Refuses an EK that Azure's SDKs cannot have made: theirs are RSA-2048 keys of TCG's template L-1, and no vendor certified them.
@@ -212,6 +233,11 @@ pub enum EkFileError {
     NoTemplate { key: String },
     #[error("Azure's SDKs make EKs of the template EK L-1 (RSA-2048), and this is {found}")]
     NoAzureSdk { found: String },
+    #[error(
+        "the device id {device_id} has the form of those that follow from an EK (52 letters and digits of base32), and from this EK \
+         follows {derived}: choose another name, or leave it out"
+    )]
+    DeviceIdOfAnotherEk { device_id: DeviceId, derived: DeviceId },
     #[error("a vendor certified this EK, which no vendor does for EKs that Azure's SDKs make")]
     CertifiedEk,
 }

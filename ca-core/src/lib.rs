@@ -62,7 +62,7 @@ mod challenge;
 pub use challenge::{CLAIM_LIFETIME, ProvenDevice};
 
 mod sealed;
-pub use sealed::{Candidate, Confirmation, Confirmed, Hidden, Unconfirmed};
+pub use sealed::{Candidate, Confirmation, Confirmed, EncryptedCertificate, Unconfirmed};
 
 mod profile;
 pub use profile::{Profile, ProfileError};

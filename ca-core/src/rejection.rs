@@ -62,8 +62,8 @@ pub enum Rejection {
 
     #[error("EK {ek} is disabled by the operator")]
     DeviceDisabled { ek: EkId },
-    #[error("device id {device_id} belongs to EK {holder}, not to EK {ek}")]
-    DeviceIdTaken { device_id: DeviceId, holder: EkId, ek: EkId },
+    #[error("device id {device_id} belongs to another EK than {ek}")]
+    DeviceIdTaken { device_id: DeviceId, ek: EkId },
     #[error("EK {ek} is registered as {registered}, not as {requested}")]
     EkRegistered { ek: EkId, registered: DeviceId, requested: DeviceId },
     #[error("device id {requested} is not granted to EK {ek}; due to it is {due}")]

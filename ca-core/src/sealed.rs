@@ -124,11 +124,11 @@ impl Candidate {
     }
 }
 
-/// A certificate that waits for its confirmation, as it is stored: encrypted, so that nobody has it who reads the store.
+/// A certificate that waits for its confirmation, as it is stored, so that nobody has it who reads the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hidden(Vec<u8>);
+pub struct EncryptedCertificate(Vec<u8>);
 
-impl Hidden {
+impl EncryptedCertificate {
     /// Takes it from storage.
     pub fn new(stored: Vec<u8>) -> Self {
         Self(stored)
@@ -143,16 +143,23 @@ impl Hidden {
 impl TicketKey {
     /// Encrypts a certificate for as long as it waits (AES-256-GCM, SP 800-38D, with random nonces: good for 2^32 certificates).
     /// Who has this key can make tickets, and needs no certificate that waits.
-    pub fn hide(&self, certificate: &[u8], rng: &mut dyn CryptoRng) -> Result<Hidden, Fault> {
-        encrypt(&self.mac(HIDING_LABEL, &[]), &[], certificate, rng).map(Hidden)
+    /// It is bound to its serial number, so that no other certificate can be put in its place.
+    pub fn encrypt(
+        &self,
+        certificate: &[u8],
+        serial: &[u8; 16],
+        rng: &mut dyn CryptoRng,
+    ) -> Result<EncryptedCertificate, Fault> {
+        encrypt(&self.mac(WAITING_LABEL, &[]), serial, certificate, rng).map(EncryptedCertificate)
     }
 
-    /// The certificate; `None` if another key hid it, or it was changed since.
-    pub fn reveal(&self, hidden: &Hidden) -> Option<Vec<u8>> {
-        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*self.mac(HIDING_LABEL, &[])).ok()?);
-        let (nonce, ciphertext) = hidden.0.split_first_chunk::<NONCE_LEN>()?;
+    /// The certificate with this serial number; `None` if it was encrypted under another key or for another, or changed since.
+    pub fn decrypt(&self, encrypted: &EncryptedCertificate, serial: &[u8; 16]) -> Option<Vec<u8>> {
+        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*self.mac(WAITING_LABEL, &[])).ok()?);
+        let (nonce, ciphertext) = encrypted.0.split_first_chunk::<NONCE_LEN>()?;
         let mut content = ciphertext.to_vec();
-        let length = key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::empty(), &mut content).ok()?.len();
+        let length =
+            key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(serial), &mut content).ok()?.len();
         content.truncate(length);
         Some(content)
     }
@@ -300,7 +307,7 @@ impl Claim {
 /// Keeps the tickets of this flow apart from those of the ticket flow.
 const CONFIRMATION_LABEL: &[u8] = b"assay confirmation v1\0";
 /// Keeps the key that certificates wait under apart from what is sent to devices.
-const HIDING_LABEL: &[u8] = b"assay waiting certificate v1\0";
+const WAITING_LABEL: &[u8] = b"assay waiting certificate v1\0";
 /// Keeps receipts apart from tickets: a device has its ticket before the CA has it.
 const RECEIPT_LABEL: &[u8] = b"assay receipt v1\0";
 /// AES-256, and as long as the secret of a credential may be for every EK template.

@@ -122,11 +122,72 @@ fn what_init_makes_belongs_to_the_owner_of_the_directory() -> Result<()> {
         // Anybody could have put that directory there.
         let place = tempfile::tempdir_in("/tmp")?;
         std::os::unix::fs::chown(place.path(), Some(user), Some(group))?;
+        let mode = place.path().metadata()?.permissions().mode();
         let output = Command::new(assay_bin("assay")?).arg("init").arg(place.path()).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(1) && said.contains("who would own the CA"), "{said}");
         ensure!(fs::read_dir(place.path())?.next().is_none());
+        ensure!(place.path().metadata()?.permissions().mode() == mode, "it is left as it was");
+        // Whoever put a link there leads root to a directory of his own, wherever that is.
+        let (own, link) = (tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?, place.path().join("ca"));
+        std::os::unix::fs::chown(own.path(), Some(user), Some(group))?;
+        std::os::unix::fs::symlink(own.path(), &link)?;
+        let output = Command::new(assay_bin("assay")?).arg("init").arg(&link).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(1) && said.contains("name it so"), "{said}");
+        ensure!(fs::read_dir(own.path())?.next().is_none());
     }
+    Ok(())
+}
+
+/// A key that root makes for an operator is not for whoever owns the directory.
+#[test]
+fn credentials_outside_of_the_ca_belong_to_whoever_makes_them() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let place = tempfile::tempdir()?;
+    let ours = place.path().metadata()?.uid();
+    if ours == 0 {
+        std::os::unix::fs::chown(place.path(), Some(NOBODY), Some(NOBODY))?;
+    }
+    run(dir.assay(&["credentials", "add", "operator", "alice", "--out"])?.arg(place.path()))?;
+    for file in ["alice.pem", "alice.key"] {
+        ensure!(place.path().join(file).metadata()?.uid() == ours, "{file}");
+    }
+    Ok(())
+}
+
+/// Other users may foresee the name of a list, and put a link in the place of a file that is not there yet.
+#[test]
+fn list_is_written_through_no_link() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let place = tempfile::tempdir()?;
+    let victim = place.path().join("victim");
+    fs::write(&victim, "precious")?;
+    for name in ["crl.pem", "crl.pem.new"] {
+        std::os::unix::fs::symlink(&victim, place.path().join(name))?;
+    }
+    let list = place.path().join("crl.pem");
+    run(dir.assay(&["crl", "--pem", "--out"])?.arg(&list))?;
+    ensure!(fs::read_to_string(&victim)? == "precious");
+    ensure!(!list.is_symlink() && fs::read_to_string(&list)?.matches("BEGIN X509 CRL").count() == 2);
+    ensure!(list.metadata()?.permissions().mode() & 0o777 == 0o644, "brokers read it");
+    Ok(())
+}
+
+/// Another process may have recorded another scope since.
+#[test]
+fn nothing_is_granted_in_a_scope_that_is_not_on_record() -> Result<()> {
+    let lab = Lab::open()?;
+    let record = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute(\"UPDATE scope SET name = 'plant-7'\"); db.commit()";
+    run(tool("python3")?.args(["-c", record]).arg(lab.dir.path().join("assay.db")))?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    for flow in ["ticket", "sealed", "shared-key"] {
+        let device = Device::new(&tpm)?;
+        let output = device.provision(&lab.dir, &lab.server)?.args(["--flow", flow, "--deadline", "2"]).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(4) && said.contains("internal"), "{flow}: {said}");
+    }
+    ensure!(lab.dir.list("devices")?.is_empty() && lab.dir.list("certs")?.is_empty());
     Ok(())
 }
 
@@ -162,9 +223,8 @@ fn scope_cannot_change_once_there_are_devices() -> Result<()> {
             fs::read_to_string(&toml)?.replace(&format!("scope = \"{from}\""), &format!("scope = \"{to}\"")),
         )?)
     };
-    run(&mut dir.assay(&["crl", "--pem"])?)?;
+    drop(assay_tests::AssayServer::start(&dir)?);
     rename("default", "plant-7")?;
-    run(&mut dir.assay(&["crl", "--pem"])?)?;
     let vendor = trusted_vendor()?;
     dir.trust(&vendor)?;
     let server = assay_tests::AssayServer::start(&dir)?;
@@ -172,7 +232,7 @@ fn scope_cannot_change_once_there_are_devices() -> Result<()> {
     run(Device::new(&tpm)?.provision(&dir, &server)?.args(["--scope", "plant-7"]))?;
     drop(server);
     rename("plant-7", "default")?;
-    for command in [&["serve"][..], &["worker", "--broker", "mqtts://127.0.0.1:1"], &["crl", "--pem"]] {
+    for command in [&["serve"][..], &["worker", "--broker", "mqtts://127.0.0.1:1"]] {
         let output = dir.assay(command)?.output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(

@@ -29,10 +29,12 @@ impl Crl {
         let to_terminal = self.out.is_none() && stdout().is_terminal();
         ensure!(self.pem || !to_terminal, "a terminal shows no DER; ask for --pem, or for a file with --out");
         let now = OffsetDateTime::now_utc();
-        let devices = directory.ca()?.revocation_list(&mut directory.store()?, usize::MAX, now)?;
-        let lists = match self.pem {
-            true => [pem(devices), pem(directory.service_revocation_list(now)?)].concat(),
-            false => devices,
+        // First, for this key may be elsewhere, and each list uses a number up.
+        let of_services = self.pem.then(|| directory.service_revocation_list(now)).transpose()?;
+        let of_devices = directory.ca()?.revocation_list(&mut directory.store()?, usize::MAX, now)?;
+        let lists = match of_services {
+            Some(of_services) => [pem(of_devices), pem(of_services)].concat(),
+            None => of_devices,
         };
         match self.out {
             Some(file) => replace(&file, &lists).with_context(|| format!("cannot write {}", file.display())),

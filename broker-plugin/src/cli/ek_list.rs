@@ -255,6 +255,9 @@ pub(crate) fn checked(ek: &EkIdentity, enrolment: NewEnrolment) -> Result<NewEnr
     if enrolment.legacy_dps_ek == Some(true) {
         ek.check_azure_sdk().context("legacy_dps_ek")?;
     }
+    if let Some(device_id) = &enrolment.device_id {
+        ek.check_device_id(device_id)?;
+    }
     Ok(enrolment)
 }
 

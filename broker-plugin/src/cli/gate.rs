@@ -18,8 +18,8 @@ use tracing::warn;
 /// Asks the store what a certificate is worth now: that very one, and only for whom it was made. What a stolen issuing key signs
 /// is on no record, whatever name and number it has.
 ///
-/// A device's certificate that waits for its confirmation is worth nothing: whoever reads the database knows it, and only the ticket
-/// of its box shows that its device could open that.
+/// A device's certificate that waits for its confirmation is worth nothing: only the ticket of its box shows that its device could
+/// open that.
 pub(super) fn admit(records: Records) -> Arc<Admit> {
     Arc::new(move |identity: &Identity, certificate: &ClientCertificate| {
         let store = records.read();

@@ -34,6 +34,7 @@ impl ServerOutfit {
         let server = ServerCredentials::check(directory, listeners)?;
         let worker = WorkerCredentials::check(directory)?;
         let ca = directory.ca()?;
+        directory.store()?.record_scope(&ca.scope)?;
         let certificates = match ca.profile.offers(Flow::SharedKey) {
             true => ClientCertificates::Optional,
             false => ClientCertificates::Mandatory,
@@ -53,7 +54,9 @@ pub(super) fn worker_outfit(directory: &Directory, broker_ca: Option<&Path>) -> 
     };
     // Whether they are good is for the broker to say, which may know another CA.
     let credentials = directory.credentials("worker")?;
-    Ok(Outfit { ca: Arc::new(directory.ca()?), tls: client_tls(credentials, roots, "worker")? })
+    let ca = directory.ca()?;
+    directory.store()?.record_scope(&ca.scope)?;
+    Ok(Outfit { ca: Arc::new(ca), tls: client_tls(credentials, roots, "worker")? })
 }
 
 /// The directory as it is now, but with the scope that is served, and the settings that were

@@ -53,15 +53,16 @@ const SIGPIPE: i32 = 128 + 13;
 
 /// Seconds since 1970 in RFC 3339.
 pub(crate) fn time(seconds: i64) -> String {
-    time_us(seconds.saturating_mul(1_000_000))
-}
-
-/// Microseconds since 1970 in RFC 3339.
-pub(crate) fn time_us(microseconds: i64) -> String {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(microseconds) * 1000)
+    OffsetDateTime::from_unix_timestamp(seconds)
         .ok()
         .and_then(|time| time.format(&Rfc3339).ok())
-        .unwrap_or_else(|| format!("{microseconds} us"))
+        .unwrap_or_else(|| seconds.to_string())
+}
+
+/// Microseconds since 1970 in RFC 3339, always with six digits, so that texts are in the order of times.
+pub(crate) fn time_us(microseconds: i64) -> String {
+    let seconds = time(microseconds.div_euclid(1_000_000));
+    format!("{}.{:06}Z", seconds.trim_end_matches('Z'), microseconds.rem_euclid(1_000_000))
 }
 
 /// `disabled` or `enabled`.

@@ -5,6 +5,7 @@ use rusqlite::{Row, params};
 use time::OffsetDateTime;
 
 use super::{Store, StoreError, Transaction};
+use crate::ca::Change;
 
 /// One decision of the CA.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct AuditEntry {
     pub ek_id: Option<EkId>,
     /// Whom it is about, once that is settled.
     pub device: Option<Whom>,
+    /// Whether it changed what the device has.
+    pub change: Change,
     /// Why it was refused, if it was.
     pub refusal: Option<(ProblemCode, String)>,
     /// From the request's receipt to the decision.
@@ -76,18 +79,17 @@ pub struct AuditRow {
 }
 
 impl Transaction<'_> {
-    /// Appends to the audit. Of decisions about devices that had proved themselves the newest 100,000 are kept, and of all others as
-    /// many.
+    /// Appends to the audit. Of decisions that changed what a device has the newest 100,000 are kept, and of all others as many.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn audit(&self, entry: &AuditEntry) -> Result<(), StoreError> {
-        let table = if entry.proven().is_some() { PROVEN } else { UNPROVEN };
+        let table = if entry.change == Change::Made { CHANGES } else { OTHERS };
         let device_id = entry.proven().or_else(|| entry.due());
         self.0
             .prepare_cached(&format!(
-                "INSERT INTO {table} (time_us, client, action, ek_id, device_id, code, detail, duration_us)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"
+                "INSERT INTO {table} (time_us, client, action, ek_id, device_id, is_proven, code, detail, duration_us)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
             ))?
             .execute(params![
                 microseconds(entry.time),
@@ -95,6 +97,7 @@ impl Transaction<'_> {
                 entry.action,
                 entry.ek_id.as_ref().map(EkId::as_bytes),
                 device_id.map(DeviceId::as_str),
+                entry.proven().is_some(),
                 entry.refusal.as_ref().map(|(code, _)| code.number()),
                 entry.refusal.as_ref().map(|(_, detail)| detail),
                 entry.duration_us
@@ -115,10 +118,10 @@ impl Store {
         let newest =
             |table| format!("SELECT *, '{table}' AS part FROM (SELECT * FROM {table} ORDER BY id DESC LIMIT ?1)");
         let query = format!(
-            "SELECT time_us, client, action, ek_id, device_id, part = '{PROVEN}', code, detail, duration_us
+            "SELECT time_us, client, action, ek_id, device_id, is_proven, code, detail, duration_us
              FROM ({} UNION ALL {}) ORDER BY time_us DESC, part, id DESC LIMIT ?1",
-            newest(PROVEN),
-            newest(UNPROVEN)
+            newest(CHANGES),
+            newest(OTHERS)
         );
         let mut rows = self.list(&query, &[&count], audit_row)?;
         rows.reverse();
@@ -147,8 +150,8 @@ fn microseconds(time: OffsetDateTime) -> i64 {
     (time.unix_timestamp_nanos() / 1000) as i64
 }
 
-const PROVEN: &str = "audit_proven";
-const UNPROVEN: &str = "audit_unproven";
+const CHANGES: &str = "audit_changes";
+const OTHERS: &str = "audit_others";
 /// Of each part. Keeps the file bounded however many requests strangers send: of entries as long as they can be (a detail has 512
 /// bytes at most), 100,000 take 75 MB; of usual ones, with a detail of 100 bytes, 25 MB.
 const AUDIT_LIMIT: i64 = 100_000;

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use assay_ca_core::{Assurance, Confirmation, Confirmed, Hidden, IssuedCertificate, TicketKey, Unconfirmed};
+use assay_ca_core::{
+    Assurance, Confirmation, Confirmed, EncryptedCertificate, IssuedCertificate, TicketKey, Unconfirmed,
+};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{OptionalExtension, Row, params};
 use sha2::{Digest, Sha256};
@@ -47,7 +49,9 @@ impl Transaction<'_> {
         );
         let mut statement = self.0.prepare_cached(&query)?;
         let rows = statement.query_map(params![ek.as_bytes(), ik_id], |row| {
-            Ok((unconfirmed(row)?, key.reveal(&Hidden::new(row.get(7)?))))
+            let certificate = unconfirmed(row)?;
+            let der = key.decrypt(&EncryptedCertificate::new(row.get(7)?), &certificate.serial);
+            Ok((certificate, der))
         })?;
         let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
         Ok(rows.into_iter().filter_map(|(certificate, der)| Some((certificate, der?))).collect())
@@ -71,7 +75,10 @@ impl Transaction<'_> {
                 self.supersede(ek, now)?;
                 (Some(now.unix_timestamp()), certificate.der.to_vec())
             }
-            Some(_) => (None, key.hide(&certificate.der, &mut random())?.as_bytes().to_vec()),
+            Some(_) => {
+                let encrypted = key.encrypt(&certificate.der, &certificate.serial, &mut random());
+                (None, encrypted.map_err(StoreError::Encrypt)?.as_bytes().to_vec())
+            }
         };
         self.0
             .prepare_cached(
@@ -123,19 +130,19 @@ impl Transaction<'_> {
         Ok(found.optional()?.unwrap_or(ToConfirm::Ended))
     }
 
-    /// Makes a confirmed certificate its device's only active one, and registers the device if it is new. `key` is the one that it waited
-    /// under.
+    /// Makes a confirmed certificate its device's only active one, and registers the device if it is new; `false` if it does not wait
+    /// under `key`.
     ///
     /// # Errors
-    /// The file cannot be written, the key is another, or the device id and the EK do not belong together.
-    pub fn activate(&self, confirmed: &Confirmed, key: &TicketKey, now: OffsetDateTime) -> Result<(), StoreError> {
+    /// The file cannot be written, or the device id and the EK do not belong together.
+    pub fn activate(&self, confirmed: &Confirmed, key: &TicketKey, now: OffsetDateTime) -> Result<bool, StoreError> {
         let certificate = confirmed.certificate();
+        let waiting = "SELECT der FROM certificates WHERE serial = ?1 AND status = 'unconfirmed'";
+        let waiting = self.0.prepare_cached(waiting)?.query_row([certificate.serial], |row| row.get(0)).optional()?;
+        let der = waiting.and_then(|waiting| key.decrypt(&EncryptedCertificate::new(waiting), &certificate.serial));
+        let Some(der) = der else { return Ok(false) };
         self.register(&certificate.device_id, &certificate.ek_id, certificate.assurance, now)?;
         self.supersede(&certificate.ek_id, now)?;
-        let waiting = "SELECT der FROM certificates WHERE serial = ?1 AND status = 'unconfirmed'";
-        let hidden =
-            self.0.prepare_cached(waiting)?.query_row([certificate.serial], |row| row.get(0)).map(Hidden::new)?;
-        let der = key.reveal(&hidden).ok_or(StoreError::Hidden)?;
         let rows = self
             .0
             .prepare_cached(
@@ -143,7 +150,7 @@ impl Transaction<'_> {
                  WHERE serial = ?1 AND status = 'unconfirmed'",
             )?
             .execute(params![certificate.serial, now.unix_timestamp(), der])?;
-        if rows == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(rows).into()) }
+        if rows == 1 { Ok(true) } else { Err(rusqlite::Error::StatementChangedRows(rows).into()) }
     }
 
     /// Records that an EK proved itself under a device id.

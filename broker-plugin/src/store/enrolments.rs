@@ -187,7 +187,8 @@ impl Store {
                 rows += transaction.0.execute(&delete, params![ek.as_bytes()])?;
             }
             let certificates = transaction.0.execute(
-                "UPDATE certificates SET status = 'revoked', ended_at = ?2 WHERE ek_id = ?1 AND status IN ('unconfirmed', 'active')",
+                "UPDATE certificates SET der = iif(status = 'active', der, x''), status = 'revoked', ended_at = ?2
+                 WHERE ek_id = ?1 AND status IN ('unconfirmed', 'active')",
                 params![ek.as_bytes(), now.unix_timestamp()],
             )?;
             let removed = Removed { certificates, shared_key: transaction.retire_shared_key(ek)? };

@@ -96,22 +96,19 @@ impl Store {
         granted(&self.connection, ek)
     }
 
-    /// Puts the scope on record: that of its devices, once there are any, else this one.
+    /// Puts the scope on record that a CA is going to serve. It may be another than before as long as there are no devices.
     ///
     /// # Errors
-    /// Its devices know it by another, or the file cannot be written.
-    pub fn settle_scope(&mut self, scope: &Scope) -> Result<(), StoreError> {
-        let on_record = |connection: &Connection| {
-            connection.query_row("SELECT name FROM scope", [], |row| parsed(row, 0)).optional()
-        };
-        // Most often, and it keeps nobody from writing.
-        if on_record(&self.connection)?.as_ref() == Some(scope) {
+    /// There are, and they know the CA by the scope that is on record; or the file cannot be written.
+    pub fn record_scope(&mut self, scope: &Scope) -> Result<(), StoreError> {
+        // Most often; and it keeps nobody from writing.
+        if scope_on_record(&self.connection)?.as_ref() == Some(scope) {
             return Ok(());
         }
         self.transaction(|Transaction(connection)| {
             let has_devices = "SELECT EXISTS (SELECT 1 FROM devices) OR EXISTS (SELECT 1 FROM certificates)
                                    OR EXISTS (SELECT 1 FROM shared_keys)";
-            if let Some(was) = on_record(connection)?
+            if let Some(was) = scope_on_record(connection)?
                 && was != *scope
                 && connection.query_row(has_devices, [], |row| row.get(0))?
             {
@@ -189,6 +186,24 @@ impl Transaction<'_> {
     pub fn records(&self, ek: &EkId, about: IdInQuestion<'_>, now: OffsetDateTime) -> Result<Records, StoreError> {
         records(self.0, ek, about, now)
     }
+
+    /// Refuses to record anything about a device in another scope than the one on record, which another process may have changed
+    /// since this one began to serve.
+    ///
+    /// # Errors
+    /// It is another, or the file cannot be read.
+    pub fn check_scope(&self, scope: &Scope) -> Result<(), StoreError> {
+        match scope_on_record(self.0)? {
+            Some(was) if was != *scope => Err(StoreError::Scope { was, is: scope.clone() }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The scope by which devices know the CA.
+fn scope_on_record(connection: &Connection) -> Result<Option<Scope>, StoreError> {
+    let mut statement = connection.prepare_cached("SELECT name FROM scope")?;
+    Ok(statement.query_row([], |row| parsed(row, 0)).optional()?)
 }
 
 /// Which device id's holder the records name.
@@ -314,21 +329,18 @@ pub enum StoreError {
     /// A vendor's certificate in the file is not one.
     #[error(transparent)]
     Anchors(#[from] assay_ca_core::AnchorError),
-    /// A certificate that waits cannot be encrypted.
+    /// A certificate that is to wait cannot be encrypted.
     #[error(transparent)]
-    Hide(#[from] assay_ca_core::Fault),
-    /// A certificate that waits cannot be decrypted.
-    #[error("a certificate that waits for its confirmation is encrypted under another ticket key")]
-    Hidden,
+    Encrypt(assay_ca_core::Fault),
     /// Devices know the CA by another scope.
     #[error(
-        "assay.toml says the scope {is}, but this CA has provisioned devices in the scope {was}, which their certificates and topics \
-         name: put scope = \"{was}\" back, or make another CA for {is} (assay init)"
+        "the scope is to be {is}, but this CA serves the scope {was}, which the certificates and topics of its devices name: put \
+         scope = \"{was}\" back into assay.toml, or make another CA for {is} (assay init)"
     )]
     Scope {
-        /// As it was when there were no devices yet.
+        /// On record.
         was: Scope,
-        /// As it is wanted now.
+        /// As it is wanted.
         is: Scope,
     },
 }

@@ -1,13 +1,13 @@
 //! What is no longer good, and lists of it.
 
 use assay_ca_core::{RevocationReason, Revoked};
-use rusqlite::params;
+use rusqlite::{Connection, params};
 use time::{Duration, OffsetDateTime};
 
 use super::{Store, StoreError, Transaction, time};
 
 impl Transaction<'_> {
-    /// Revokes what was sealed and not confirmed in time. Returns how many.
+    /// Revokes what was sealed and not confirmed in time, of which nobody needs the certificate any more. Returns how many.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -16,12 +16,12 @@ impl Transaction<'_> {
     }
 
     /// Forgets certificates that ended and have expired: those that were never confirmed at once, for anybody can have such made; the
-    /// others after 30 days. A thousand at a time, for others wait to write. Returns how many.
+    /// others after 30 days. Five hundred of each at a time, for others wait to write. Returns how many.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn forget_expired(&self, now: OffsetDateTime) -> Result<usize, StoreError> {
-        Ok(self.0.prepare_cached(FORGET)?.execute(times(now))?)
+    pub fn prune_expired(&self, now: OffsetDateTime) -> Result<usize, StoreError> {
+        Ok(self.0.prepare_cached(PRUNE)?.execute(expiries(now))?)
     }
 
     /// The number of the next revocation list: each is given once.
@@ -38,31 +38,34 @@ impl Store {
     /// Every certificate of a device that is no longer good and has not expired, with the reason (RFC 5280 §5.3.1): *superseded*;
     /// *certificate hold* while its device is disabled; *cessation of operation* if nobody confirmed it or its device was removed.
     ///
-    /// There may be many. It keeps nobody from writing.
+    /// There may be many, which takes a second for half a million. It keeps nobody from writing.
     ///
     /// # Errors
     /// The file cannot be read.
     pub fn revoked(&self, now: OffsetDateTime) -> Result<RevokedCertificates, StoreError> {
-        let mut statement = self.connection.prepare_cached(REVOKED)?;
-        let mut rows = statement.query(params![now.unix_timestamp()])?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next()? {
-            let reason = match row.get::<_, String>(1)?.as_str() {
-                "superseded" => RevocationReason::Superseded,
-                "revoked" => RevocationReason::CessationOfOperation,
-                _ => RevocationReason::CertificateHold,
-            };
-            let (was_in_force, position): (bool, i64) = (row.get(3)?, row.get(4)?);
-            found.push((position, was_in_force, Revoked { serial: row.get(0)?, since: time(2, row.get(2)?)?, reason }));
+        revoked(&self.connection, now)
+    }
+
+    /// What a list names as things are, with its number: later numbers stand for later states. What is overdue is revoked first.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn revocation_list(&mut self, now: OffsetDateTime) -> Result<(RevokedCertificates, u32), StoreError> {
+        if self.has_overdue_confirmations(now)? {
+            self.transaction(|transaction| transaction.revoke_unconfirmed(now))?;
         }
-        // Not by the query: SQLite would rather read the whole table in that order.
-        found.sort_unstable_by_key(|(position, ..)| *position);
-        let mut revoked = RevokedCertificates::default();
-        for (_, was_in_force, certificate) in found {
-            let part = if was_in_force { &mut revoked.once_in_force } else { &mut revoked.never_in_force };
-            part.push(certificate);
+        for _ in 0..OPTIMISM {
+            let (changes, revoked) = (self.list_changes()?, self.revoked(now)?);
+            let number = self.transaction(|transaction| {
+                let is_as_it_was = list_changes(transaction.0)? == changes;
+                is_as_it_was.then(|| transaction.next_revocation_list()).transpose()
+            })?;
+            if let Some(number) = number {
+                return Ok((revoked, number));
+            }
         }
-        Ok(revoked)
+        // It changes faster than it is read, so nobody may write meanwhile.
+        self.transaction(|transaction| Ok((revoked(transaction.0, now)?, transaction.next_revocation_list()?)))
     }
 
     /// The same of operators and workers.
@@ -84,21 +87,21 @@ impl Store {
         Ok(self.connection.prepare_cached("SELECT connections FROM revocations")?.query_row([], |row| row.get(0))?)
     }
 
-    /// How often something happened that changes the [revocation list](Transaction::revoked). As cheap.
+    /// How often something happened that changes the [revocation list](Self::revoked) of devices. As cheap.
     ///
     /// # Errors
     /// The file cannot be read.
     pub fn list_changes(&self) -> Result<i64, StoreError> {
-        Ok(self.connection.prepare_cached("SELECT list FROM revocations")?.query_row([], |row| row.get(0))?)
+        list_changes(&self.connection)
     }
 
-    /// Whether something waits for [`Transaction::forget_expired`].
+    /// Whether something waits for [`Transaction::prune_expired`].
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn has_what_to_forget(&self, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let mut statement = self.connection.prepare_cached(HAS_TO_FORGET)?;
-        Ok(statement.query_row(times(now), |row| row.get(0))?)
+    pub fn has_what_to_prune(&self, now: OffsetDateTime) -> Result<bool, StoreError> {
+        let mut statement = self.connection.prepare_cached(HAS_TO_PRUNE)?;
+        Ok(statement.query_row(expiries(now), |row| row.get(0))?)
     }
 
     /// Whether something waits for [`Transaction::revoke_unconfirmed`].
@@ -120,26 +123,58 @@ pub struct RevokedCertificates {
     pub never_in_force: Vec<Revoked>,
 }
 
-/// Now, and what is expired for long enough.
-fn times(now: OffsetDateTime) -> [i64; 2] {
+fn revoked(connection: &Connection, now: OffsetDateTime) -> Result<RevokedCertificates, StoreError> {
+    let mut statement = connection.prepare_cached(REVOKED)?;
+    let mut rows = statement.query(params![now.unix_timestamp()])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let reason = match row.get::<_, String>(1)?.as_str() {
+            "superseded" => RevocationReason::Superseded,
+            "revoked" => RevocationReason::CessationOfOperation,
+            _ => RevocationReason::CertificateHold,
+        };
+        let (was_in_force, position): (bool, i64) = (row.get(3)?, row.get(4)?);
+        found.push((position, was_in_force, Revoked { serial: row.get(0)?, since: time(2, row.get(2)?)?, reason }));
+    }
+    // Not by the query: SQLite would rather read the whole table in that order.
+    found.sort_unstable_by_key(|(position, ..)| *position);
+    let mut revoked = RevokedCertificates::default();
+    for (_, was_in_force, certificate) in found {
+        let part = if was_in_force { &mut revoked.once_in_force } else { &mut revoked.never_in_force };
+        part.push(certificate);
+    }
+    Ok(revoked)
+}
+
+fn list_changes(connection: &Connection) -> Result<i64, StoreError> {
+    Ok(connection.prepare_cached("SELECT list FROM revocations")?.query_row([], |row| row.get(0))?)
+}
+
+/// The parameters of [`PRUNE`]: what expired before the first goes if it was never confirmed, before the second whatever it was.
+fn expiries(now: OffsetDateTime) -> [i64; 2] {
     [now.unix_timestamp(), (now - KEPT).unix_timestamp()]
 }
 
+/// How often a list that changes while it is read is read anew, before it is read with everybody else kept from writing.
+const OPTIMISM: usize = 3;
 /// How long a certificate that was in force stays on record after it ended and expired, so that who looks into something that
 /// happened finds whose it was.
 const KEPT: Duration = Duration::days(30);
 
 // All of these find the few certificates that matter by an index, among a million that do not. A partial index is used only if the
 // query says its condition word for word.
-const FORGET: &str = "DELETE FROM certificates WHERE rowid IN (
-    SELECT rowid FROM certificates
-    WHERE status IN ('superseded', 'revoked') AND not_after <= ?1 AND (confirmed_at IS NULL OR not_after <= ?2) LIMIT 1000)";
-const HAS_TO_FORGET: &str = "SELECT EXISTS (SELECT 1 FROM certificates
-    WHERE status IN ('superseded', 'revoked') AND not_after <= ?1 AND (confirmed_at IS NULL OR not_after <= ?2))";
+const PRUNE: &str = "DELETE FROM certificates WHERE rowid IN (
+    SELECT * FROM (SELECT rowid FROM certificates
+                   WHERE status = 'revoked' AND confirmed_at IS NULL AND not_after <= ?1 LIMIT 500)
+    UNION ALL
+    SELECT * FROM (SELECT rowid FROM certificates
+                   WHERE status IN ('superseded', 'revoked') AND not_after <= ?2 LIMIT 500))";
+const HAS_TO_PRUNE: &str = "SELECT
+    EXISTS (SELECT 1 FROM certificates WHERE status = 'revoked' AND confirmed_at IS NULL AND not_after <= ?1)
+    OR EXISTS (SELECT 1 FROM certificates WHERE status IN ('superseded', 'revoked') AND not_after <= ?2)";
 const HAS_OVERDUE: &str =
     "SELECT EXISTS (SELECT 1 FROM certificates WHERE status = 'unconfirmed' AND confirm_by <= ?1)";
-const REVOKE_OVERDUE: &str =
-    "UPDATE certificates SET status = 'revoked', ended_at = ?1 WHERE status = 'unconfirmed' AND confirm_by <= ?1";
+const REVOKE_OVERDUE: &str = "UPDATE certificates SET status = 'revoked', ended_at = ?1, der = x'' WHERE status = 'unconfirmed' AND confirm_by <= ?1";
 const REVOKED: &str = "SELECT serial, status, ended_at, confirmed_at IS NOT NULL, rowid FROM certificates
     WHERE status IN ('superseded', 'revoked') AND not_after > ?1
     UNION ALL
@@ -159,7 +194,7 @@ mod tests {
     fn what_is_no_longer_good_is_found_without_reading_every_certificate() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::create(&directory.path().join("assay.db")).unwrap();
-        for query in [FORGET, HAS_TO_FORGET, HAS_OVERDUE, REVOKE_OVERDUE, REVOKED] {
+        for query in [PRUNE, HAS_TO_PRUNE, HAS_OVERDUE, REVOKE_OVERDUE, REVOKED] {
             let mut statement = store.connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
             let parameters = vec![0; statement.parameter_count()];
             let steps =

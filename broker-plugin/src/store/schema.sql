@@ -52,13 +52,14 @@ CREATE TABLE certificates (
     confirmed_at INTEGER,               -- since when it is its device's
     ended_at     INTEGER,               -- since when it is superseded or revoked
     sha256       BLOB NOT NULL,         -- of the certificate
-    der          BLOB NOT NULL          -- as long as it was never confirmed: encrypted under the ticket key
+    der          BLOB NOT NULL          -- while it waits for its confirmation, encrypted; nothing if it was not confirmed
 ) STRICT;
 
 -- One active certificate per EK, and so per device, for an EK has one device id; SQLite lets any number of rows share a NULL. It finds an
 -- EK's certificates as well: each index over values in no order costs a page that is written anew for every certificate.
 CREATE UNIQUE INDEX one_active_certificate ON certificates (ek_id, iif(status = 'active', 1, NULL));
 CREATE INDEX certificates_ended ON certificates (not_after) WHERE status IN ('superseded', 'revoked');
+CREATE INDEX certificates_never_confirmed ON certificates (not_after) WHERE status = 'revoked' AND confirmed_at IS NULL;
 CREATE INDEX certificates_to_confirm ON certificates (confirm_by) WHERE status = 'unconfirmed';
 
 -- Certificates of operators and workers.
@@ -85,28 +86,29 @@ CREATE TABLE shared_keys (
 
 CREATE INDEX shared_keys_by_device ON shared_keys (device_id);
 
--- Decisions about devices that had proved themselves. Each of these two tables keeps its newest, so that strangers, who fill the other
--- one, push none of these out.
-CREATE TABLE audit_proven (
+-- Decisions that changed what a device has, of which a device gets some a day. Each of these two tables keeps its newest, so that those
+-- who ask without end, which fills the other one, push none of these out.
+CREATE TABLE audit_changes (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     time_us     INTEGER NOT NULL,       -- microseconds since 1970: the order within a second counts
     client      TEXT NOT NULL,          -- MQTT client id
     action      TEXT NOT NULL,          -- challenge, certify, enroll, confirm, register, unreadable
     ek_id       BLOB,
-    device_id   TEXT,                   -- proven, or else due to an EK that somebody showed
+    device_id   TEXT,
+    is_proven   INTEGER NOT NULL,       -- the device had proved itself; else the id is due to an EK that somebody showed
     code        INTEGER,                -- of the problem, if it was refused
     detail      TEXT,
     duration_us INTEGER NOT NULL        -- from receipt to decision
 ) STRICT;
 
--- Decisions about whoever asked.
-CREATE TABLE audit_unproven (
+CREATE TABLE audit_others (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     time_us     INTEGER NOT NULL,
     client      TEXT NOT NULL,
     action      TEXT NOT NULL,
     ek_id       BLOB,
     device_id   TEXT,
+    is_proven   INTEGER NOT NULL,
     code        INTEGER,
     detail      TEXT,
     duration_us INTEGER NOT NULL
@@ -130,4 +132,4 @@ BEGIN UPDATE revocations SET connections = connections + (old.status = 'active')
 CREATE TRIGGER shared_key_retired AFTER UPDATE OF generation ON shared_keys WHEN new.generation <> old.generation
 BEGIN UPDATE revocations SET connections = connections + 1; END;
 CREATE TRIGGER credential_revoked AFTER UPDATE OF revoked_at ON credentials
-BEGIN UPDATE revocations SET connections = connections + 1, list = list + 1; END;
+BEGIN UPDATE revocations SET connections = connections + 1; END;

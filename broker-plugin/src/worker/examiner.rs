@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::writer::{Pending, Task, Write};
-use super::{Job, Journal, Outbox, Outfit, Pulse, Queues, Work, internal};
-use crate::ca::{Ca, Examiner, Refusal};
+use super::{DecisionLog, Job, Outbox, Outfit, Pulse, Queues, Work, internal};
+use crate::ca::{Ca, Change, Examiner, Refusal};
 use crate::store::{AuditEntry, Whom};
 
 /// Examines requests until the queues are closed.
@@ -23,7 +23,7 @@ pub(super) fn run(
     pulses: &Receiver<Pulse>,
     writes: &Sender<Write>,
     outbox: &Outbox,
-    journal: &Journal,
+    log: &DecisionLog,
 ) {
     for taken in 0.. {
         let job = match jobs.take(taken, pulses) {
@@ -38,15 +38,15 @@ pub(super) fn run(
         let ca = Arc::clone(&outfit.borrow().ca);
         let id = Request::id_of(&job.message);
         // A panic would be a bug of ours, but one that a stranger's bytes found must not take a thread from everybody else.
-        let outcome = catch_unwind(AssertUnwindSafe(|| examine(&ca, &mut examiner, &job, journal)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| examine(&ca, &mut examiner, &job, log)));
         let (decision, subject) = outcome.unwrap_or_else(|_| {
-            journal.fault("examining a request panicked", &job.client);
+            log.fault("examining a request panicked", &job.client);
             (Decision::Reply(ReplyBody::Problem(internal())), Subject::unread())
         });
         match decision {
             Decision::Reply(body) => {
                 let audit = audit_entry(&job, subject, &body);
-                journal.decision(&audit);
+                log.decision(&audit);
                 outbox.reply(job, id, body);
                 _ = writes.send(Write::Audit(audit));
             }
@@ -71,15 +71,20 @@ pub(super) struct Subject {
     pub(super) action: &'static str,
     pub(super) ek_id: Option<EkId>,
     pub(super) device: Option<Whom>,
+    pub(super) change: Change,
 }
 
 impl Subject {
+    fn new(action: &'static str) -> Self {
+        Self { action, ek_id: None, device: None, change: Change::None }
+    }
+
     fn unread() -> Self {
-        Self { action: "unreadable", ek_id: None, device: None }
+        Self::new("unreadable")
     }
 }
 
-fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job, journal: &Journal) -> (Decision, Subject) {
+fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job, log: &DecisionLog) -> (Decision, Subject) {
     let now = OffsetDateTime::now_utc();
     if let Some(problem) = response_topic_problem(ca, job) {
         return (Decision::Reply(ReplyBody::Problem(problem)), Subject::unread());
@@ -90,10 +95,10 @@ fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job, journal: &Journal) -> (D
             (Decision::Reply(ReplyBody::Problem(problem)), Subject::unread())
         }
         Ok(Request { body, .. }) => {
-            let mut subject = Subject { action: action(&body), ek_id: None, device: None };
+            let mut subject = Subject::new(action(&body));
             match decide(ca, examiner, body, &mut subject, now) {
                 Ok(decision) => (decision, subject),
-                Err(refusal) => (Decision::Reply(ReplyBody::Problem(problem(&refusal, journal))), subject),
+                Err(refusal) => (Decision::Reply(ReplyBody::Problem(problem(&refusal, log))), subject),
             }
         }
     }
@@ -166,11 +171,11 @@ fn decode_problem(error: &DecodeError) -> ProblemCode {
 }
 
 /// What a device is told of a refusal; of our own faults, nothing but that there was one.
-pub(super) fn problem(refusal: &Refusal, journal: &Journal) -> Problem {
+pub(super) fn problem(refusal: &Refusal, log: &DecisionLog) -> Problem {
     match refusal {
         Refusal::Rejection(rejection) => rejection.problem(),
         Refusal::Fault(_) | Refusal::Store(_) => {
-            journal.fault("the CA failed", refusal);
+            log.fault("the CA failed", refusal);
             internal()
         }
     }
@@ -188,6 +193,7 @@ pub(super) fn audit_entry(job: &Job, subject: Subject, body: &ReplyBody) -> Audi
         action: subject.action,
         ek_id: subject.ek_id,
         device: subject.device,
+        change: subject.change,
         refusal,
         duration_us: job.receipt.received.elapsed().as_micros().try_into().unwrap_or(u32::MAX),
     }

@@ -9,10 +9,10 @@
 //! repeat is answered with what was already issued.
 
 mod checkpointer;
+mod decision_log;
 mod examiner;
 mod herald;
 mod intake;
-mod journal;
 mod ledger;
 mod pressure;
 mod pulse;
@@ -38,8 +38,8 @@ use tracing::warn;
 use crate::access::WORKER_PREFIX;
 use crate::ca::{Ca, Examiner};
 use crate::store::{Store, StoreError};
+use decision_log::DecisionLog;
 use intake::Intake;
-use journal::Journal;
 use ledger::{Debt, Ledger};
 use pulse::{Heart, Pulse};
 
@@ -204,18 +204,18 @@ impl Threads {
         let mut threads =
             Self { queues, heart, arrivals, running, ended: Arc::new(Notify::new()), handles: Vec::new() };
         let store = || Store::open(&config.database);
-        let journal = Journal::new();
+        let log = DecisionLog::new();
 
         for (n, pulses) in pulses.into_iter().enumerate() {
             let examiner = Examiner::new(store()?)?;
             let (jobs, writes, outbox) = (jobs.clone(), writes.clone(), outbox.clone());
-            let (outfit, journal) = (config.outfit.clone(), journal.clone());
+            let (outfit, log) = (config.outfit.clone(), log.clone());
             threads.spawn(format!("examiner-{n}"), move || {
-                examiner::run(&outfit, examiner, &jobs, &pulses, &writes, &outbox, &journal);
+                examiner::run(&outfit, examiner, &jobs, &pulses, &writes, &outbox, &log);
             });
         }
         let (writer_store, writer_outbox) = (store()?, outbox.clone());
-        threads.spawn("writer".into(), move || writer::run(writer_store, &written, &writer_outbox, &journal));
+        threads.spawn("writer".into(), move || writer::run(writer_store, &written, &writer_outbox, &log));
         let (herald_store, outfit, herald_outbox) = (store()?, config.outfit.clone(), outbox.clone());
         threads.spawn("herald".into(), move || herald::run(&outfit, herald_store, &arrived, &herald_outbox));
         let store = store()?;

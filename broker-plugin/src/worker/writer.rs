@@ -11,8 +11,8 @@ use time::OffsetDateTime;
 use tracing::{error, info};
 
 use super::examiner::{Subject, audit_entry, problem};
-use super::{Job, Journal, Outbox, Pulse, internal};
-use crate::ca::{Applicant, Ca, Refusal};
+use super::{DecisionLog, Job, Outbox, Pulse, internal};
+use crate::ca::{Applicant, Ca, Change, Refusal};
 use crate::store::{AuditEntry, Store, StoreError, Transaction, Whom};
 
 /// Something to be written.
@@ -47,12 +47,12 @@ impl Task {
             Self::Confirm(confirmation) => ("confirm", confirmation.ek_id(), None),
             Self::Register(applicant) => ("register", applicant.ek_id(), None),
         };
-        Subject { action, ek_id: Some(ek_id), device }
+        Subject { action, ek_id: Some(ek_id), device, change: Change::None }
     }
 }
 
 /// Writes until every examiner is gone.
-pub(super) fn run(mut store: Store, writes: &Receiver<Write>, outbox: &Outbox, journal: &Journal) {
+pub(super) fn run(mut store: Store, writes: &Receiver<Write>, outbox: &Outbox, log: &DecisionLog) {
     let mut audits = Vec::new();
     let mut looked = Instant::now();
     loop {
@@ -71,30 +71,30 @@ pub(super) fn run(mut store: Store, writes: &Receiver<Write>, outbox: &Outbox, j
             }
         }
         if !waiting.is_empty() || audits.len() >= BATCH || (idle && !audits.is_empty()) {
-            commit(&mut store, waiting, std::mem::take(&mut audits), outbox, journal);
+            commit(&mut store, waiting, std::mem::take(&mut audits), outbox, log);
         }
         pulses.into_iter().for_each(Pulse::end);
         if looked.elapsed() >= OVERDUE_POLL {
             looked = Instant::now();
-            journal.tell_left_out();
-            if let Err(error) = tidy(&mut store) {
+            log.tell_left_out();
+            if let Err(error) = prune(&mut store) {
                 error!(%error, "unconfirmed certificates could not be revoked, nor expired ones be forgotten");
             }
         }
     }
-    commit(&mut store, Vec::new(), audits, outbox, journal);
-    journal.tell_left_out();
+    commit(&mut store, Vec::new(), audits, outbox, log);
+    log.tell_left_out();
 }
 
 /// One transaction, and only then the replies. If it fails, nothing of it happened and every device is told to try again.
-fn commit(store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEntry>, outbox: &Outbox, journal: &Journal) {
+fn commit(store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEntry>, outbox: &Outbox, log: &DecisionLog) {
     let (envelopes, tasks): (Vec<_>, Vec<_>) =
         waiting.into_iter().map(|Pending { ca, job, id, task }| ((job, id), (ca, task))).unzip();
     let answers = store.transaction(|transaction| {
         let answers = tasks
             .into_iter()
             .zip(&envelopes)
-            .map(|((ca, task), (job, _))| answer(&ca, transaction, *task, job, journal))
+            .map(|((ca, task), (job, _))| answer(&ca, transaction, *task, job, log))
             .collect::<Result<Vec<_>, _>>()?;
         for entry in &audits {
             transaction.audit(entry)?;
@@ -104,7 +104,7 @@ fn commit(store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEntry>, out
     match answers {
         Ok(answers) => {
             for ((job, id), (answer, audit)) in envelopes.into_iter().zip(answers) {
-                journal.decision(&audit);
+                log.decision(&audit);
                 // A sealed certificate's subject is nobody's business, so there is no event for one.
                 if let (ReplyBody::Certificate(_), Some(device_id)) = (&answer, audit.proven()) {
                     outbox.event(Topic::Event(outbox.scope.clone(), device_id.clone()), event(device_id));
@@ -113,7 +113,7 @@ fn commit(store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEntry>, out
             }
         }
         Err(error) => {
-            journal.fault("a batch could not be written", &error);
+            log.fault("a batch could not be written", &error);
             for (job, id) in envelopes {
                 outbox.reply(job, id, ReplyBody::Problem(internal()));
             }
@@ -126,14 +126,14 @@ fn answer(
     transaction: &Transaction<'_>,
     task: Task,
     job: &Job,
-    journal: &Journal,
+    log: &DecisionLog,
 ) -> Result<(ReplyBody, AuditEntry), StoreError> {
     let mut subject = task.subject();
     let answer = match perform(ca, transaction, task, &mut subject) {
         Ok(reply) => reply,
         // What the store half did must not be committed, so this ends the transaction.
         Err(Refusal::Store(error)) => return Err(error),
-        Err(refusal) => ReplyBody::Problem(problem(&refusal, journal)),
+        Err(refusal) => ReplyBody::Problem(problem(&refusal, log)),
     };
     let audit = audit_entry(job, subject, &answer);
     transaction.audit(&audit)?;
@@ -143,15 +143,19 @@ fn answer(
 fn perform(ca: &Ca, transaction: &Transaction<'_>, task: Task, subject: &mut Subject) -> Result<ReplyBody, Refusal> {
     let now = OffsetDateTime::now_utc();
     match task {
-        Task::Certify(device) => ca.certify(transaction, device, now).map(ReplyBody::Certificate),
+        Task::Certify(device) => {
+            let (reply, change) = ca.certify(transaction, device, now)?;
+            subject.change = change;
+            Ok(ReplyBody::Certificate(reply))
+        }
         Task::Enroll(applicant) => {
             let (reply, device_id) = ca.enroll(transaction, applicant, now)?;
             subject.device = Some(Whom::Due(device_id));
             Ok(ReplyBody::Sealed(reply))
         }
         Task::Confirm(confirmation) => {
-            let (reply, device_id) = ca.confirm(transaction, confirmation, now)?;
-            subject.device = Some(Whom::Proven(device_id));
+            let (reply, device_id, change) = ca.confirm(transaction, confirmation, now)?;
+            (subject.device, subject.change) = (Some(Whom::Proven(device_id)), change);
             Ok(ReplyBody::Confirmed(reply))
         }
         Task::Register(applicant) => {
@@ -162,14 +166,14 @@ fn perform(ca: &Ca, transaction: &Transaction<'_>, task: Task, subject: &mut Sub
     }
 }
 
-fn tidy(store: &mut Store) -> Result<(), StoreError> {
+fn prune(store: &mut Store) -> Result<(), StoreError> {
     let now = OffsetDateTime::now_utc();
     if store.has_overdue_confirmations(now)? {
         let count = store.transaction(|transaction| transaction.revoke_unconfirmed(now))?;
         info!(count, "revoked what was not confirmed in time");
     }
-    if store.has_what_to_forget(now)? {
-        store.transaction(|transaction| transaction.forget_expired(now))?;
+    if store.has_what_to_prune(now)? {
+        store.transaction(|transaction| transaction.prune_expired(now))?;
     }
     Ok(())
 }

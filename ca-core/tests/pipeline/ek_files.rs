@@ -45,6 +45,22 @@ fn every_form_is_recognised_as_the_same_ek() {
 }
 
 #[test]
+fn device_id_of_the_derived_form_is_only_for_the_ek_that_it_follows_from() {
+    let [own, other] = ["p256", "rsa2048"].map(|kind| {
+        let (_, identity) = EkIdentity::recognise(&SoftwareEk::golden(kind).key().spki()).unwrap();
+        identity
+    });
+    own.check_device_id(&own.derived_device_id).unwrap();
+    own.check_device_id(&"pump-17".parse().unwrap()).unwrap();
+    let refusal = own.check_device_id(&other.derived_device_id).unwrap_err();
+    assert!(matches!(refusal, EkFileError::DeviceIdOfAnotherEk { .. }), "{refusal}");
+    // The one that the device is given, and Azure's tools print.
+    let vendor = Vendor::new("Acme");
+    let device = Device::with_ek(&vendor, SoftwareEk::golden("p256"));
+    assert_eq!(device.evidence().ek.derived_device_id(), own.derived_device_id);
+}
+
+#[test]
 fn certificate_of_swtpm_is_summarised() {
     let (_, identity) = EkIdentity::recognise(&golden("ek-rsa2048.der")).unwrap();
     let summary = identity.certificate.unwrap();

@@ -2,8 +2,8 @@
 
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::{
-    BoundKey, Candidate, CertificateOnRecord, Confirmation, Enrolment, Hidden, IssuedCertificate, Prepared, Profile,
-    QUOTA, Records, Registration, Rejection, Reprovision, TicketKey, Unconfirmed,
+    BoundKey, Candidate, CertificateOnRecord, Confirmation, EncryptedCertificate, Enrolment, IssuedCertificate,
+    Prepared, Profile, QUOTA, Records, Registration, Rejection, Reprovision, TicketKey, Unconfirmed,
 };
 use assay_wire::{EkId, ProblemCode, Proof, SealedCertificate, SealedReply, Ticket};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -115,8 +115,8 @@ fn receipt_is_neither_the_ticket_nor_that_of_another_claim() {
 fn nothing_in_the_reply_tells_of_the_certificate() {
     let Enrolled { issued, reply, .. } = Enrolled::new();
     let seen = [&reply.claim[..], &reply.credential_blob, &reply.encrypted_seed, &reply.sealed].concat();
-    for hidden in [issued.device_id.as_str().as_bytes(), &issued.serial, &issued.der[100..132]] {
-        assert!(!seen.windows(hidden.len()).any(|window| window == hidden));
+    for encrypted in [issued.device_id.as_str().as_bytes(), &issued.serial, &issued.der[100..132]] {
+        assert!(!seen.windows(encrypted.len()).any(|window| window == encrypted));
     }
 }
 
@@ -234,22 +234,24 @@ mod confirmation {
     }
 
     #[test]
-    fn certificate_that_waits_is_hidden_from_whoever_has_not_the_ticket_key() {
+    fn certificate_that_waits_is_kept_from_whoever_has_not_the_ticket_key() {
         let enrolled = Enrolled::new();
-        let (key, der) = (&enrolled.ca.ticket_key, &enrolled.issued.der);
+        let (key, der, serial) = (&enrolled.ca.ticket_key, &enrolled.issued.der, &enrolled.issued.serial);
         let mut rng = CountingRng::new();
-        let (hidden, other) = (key.hide(der, &mut rng).unwrap(), key.hide(der, &mut rng).unwrap());
-        assert_ne!(hidden, other, "each under a fresh nonce");
-        assert_eq!(key.reveal(&hidden).unwrap(), der[..]);
+        let (encrypted, other) =
+            (key.encrypt(der, serial, &mut rng).unwrap(), key.encrypt(der, serial, &mut rng).unwrap());
+        assert_ne!(encrypted, other, "each under a fresh nonce");
+        assert_eq!(key.decrypt(&encrypted, serial).unwrap(), der[..]);
         let clear: std::collections::HashSet<_> = der.windows(8).collect();
-        assert!(!hidden.as_bytes().windows(8).any(|window| clear.contains(window)));
-        assert_eq!(TicketKey::new([3; TicketKey::LEN]).reveal(&hidden), None);
-        for byte in 0..hidden.as_bytes().len() {
-            let mut changed = hidden.as_bytes().to_vec();
+        assert!(!encrypted.as_bytes().windows(8).any(|window| clear.contains(window)));
+        assert_eq!(TicketKey::new([3; TicketKey::LEN]).decrypt(&encrypted, serial), None);
+        assert_eq!(key.decrypt(&encrypted, &[1; 16]), None, "in the place of another");
+        for byte in 0..encrypted.as_bytes().len() {
+            let mut changed = encrypted.as_bytes().to_vec();
             changed[byte] ^= 1;
-            assert_eq!(key.reveal(&Hidden::new(changed)), None, "{byte}");
+            assert_eq!(key.decrypt(&EncryptedCertificate::new(changed), serial), None, "{byte}");
         }
-        assert_eq!(key.reveal(&Hidden::new(vec![1; 11])), None);
+        assert_eq!(key.decrypt(&EncryptedCertificate::new(vec![1; 11]), serial), None);
     }
 
     #[test]

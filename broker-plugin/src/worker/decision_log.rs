@@ -15,7 +15,7 @@ use crate::store::AuditEntry;
 /// Strangers choose what is decided, and how often. So each source has a budget of lines, and all who have proven nothing share
 /// another: names cost nothing. What is left out here is in the audit all the same.
 #[derive(Clone)]
-pub(super) struct Journal(Arc<Budgets>);
+pub(super) struct DecisionLog(Arc<Budgets>);
 
 struct Budgets {
     sources: Meter<Source>,
@@ -32,7 +32,7 @@ enum Source {
     Client(ClientId),
 }
 
-impl Journal {
+impl DecisionLog {
     pub(super) fn new() -> Self {
         Self(Arc::new(Budgets {
             sources: Meter::new(SOURCE),
@@ -78,7 +78,7 @@ impl Journal {
     pub(super) fn tell_left_out(&self) {
         let lines = self.0.left_out.swap(0, Ordering::Relaxed);
         if lines > 0 {
-            warn!(lines, "left out of this log, for there were too many of one kind; see `assay audit`");
+            warn!(lines, "left out of this log, for there were too many of one kind; `assay audit` has the decisions");
         }
     }
 
@@ -93,7 +93,7 @@ fn spend(budget: &Mutex<Budget>, rate: Rate, now: Instant) -> bool {
 
 /// A device that begins again three times, in all flows, stays below.
 const SOURCE: Rate = Rate::per_second(1, 20);
-/// A fleet that arrives at once shows its first five hundred. At 300 bytes a line, strangers write 1.3 GB a day at most.
+/// A fleet that arrives at once shows its first five hundred. A line has 300 bytes, 800 at most: strangers write 3.5 GB a day at most.
 const UNPROVEN: Rate = Rate::per_second(50, 500);
 /// A fault is one for all who find it.
 const FAULTS: Rate = Rate::per_second(1, 20);
@@ -105,16 +105,17 @@ mod tests {
     use tracing::subscriber::with_default;
 
     use super::*;
+    use crate::ca::Change;
     use crate::store::Whom;
 
     #[test]
     fn one_source_gets_few_lines_and_takes_none_from_others() {
-        let (journal, log) = (Journal::new(), Log::default());
+        let (decisions, log) = (DecisionLog::new(), Log::default());
         with_default(log.subscriber(), || {
-            (0..1000).for_each(|_| journal.decision(&refusal("noisy", None)));
-            (0..20).for_each(|_| journal.decision(&refusal("quiet", None)));
-            journal.tell_left_out();
-            journal.tell_left_out();
+            (0..1000).for_each(|_| decisions.decision(&refusal("noisy", None)));
+            (0..20).for_each(|_| decisions.decision(&refusal("quiet", None)));
+            decisions.tell_left_out();
+            decisions.tell_left_out();
         });
         assert_eq!(log.lines("client=noisy"), 20);
         assert_eq!(log.lines("client=quiet"), 20);
@@ -124,11 +125,11 @@ mod tests {
 
     #[test]
     fn names_that_strangers_invent_leave_room_for_devices_that_proved_themselves() {
-        let (journal, log) = (Journal::new(), Log::default());
+        let (decisions, log) = (DecisionLog::new(), Log::default());
         with_default(log.subscriber(), || {
-            (0..2000).for_each(|n| journal.decision(&refusal(&format!("stranger-{n}"), None)));
-            journal.decision(&refusal("c", Some(Whom::Proven("pump-17".parse().unwrap()))));
-            journal.decision(&refusal("c", Some(Whom::Due("pump-18".parse().unwrap()))));
+            (0..2000).for_each(|n| decisions.decision(&refusal(&format!("stranger-{n}"), None)));
+            decisions.decision(&refusal("c", Some(Whom::Proven("pump-17".parse().unwrap()))));
+            decisions.decision(&refusal("c", Some(Whom::Due("pump-18".parse().unwrap()))));
         });
         let strangers = log.lines("client=stranger-");
         // Some of the budget comes back while they are written.
@@ -139,10 +140,10 @@ mod tests {
 
     #[test]
     fn faults_that_strangers_find_are_few_lines() {
-        let (journal, log) = (Journal::new(), Log::default());
+        let (decisions, log) = (DecisionLog::new(), Log::default());
         with_default(log.subscriber(), || {
-            (0..1000).for_each(|_| journal.fault("the CA failed", &"disk full"));
-            journal.tell_left_out();
+            (0..1000).for_each(|_| decisions.fault("the CA failed", &"disk full"));
+            decisions.tell_left_out();
         });
         assert_eq!(log.lines("the CA failed"), 20);
         assert_eq!(log.lines("lines=980"), 1);
@@ -155,6 +156,7 @@ mod tests {
             action: "challenge",
             ek_id: None,
             device,
+            change: Change::None,
             refusal: Some((ProblemCode::EkWeak, "weak".into())),
             duration_us: 0,
         }
