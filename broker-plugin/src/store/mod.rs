@@ -52,17 +52,35 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens the file.
+    /// Opens the file, and brings one of the version before up to date.
     ///
     /// # Errors
     /// There is no such file, or it has another schema version.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let store = Self::connect(path)?;
-        let version = store.connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if version != SCHEMA_VERSION {
-            return Err(StoreError::Version(version));
+        let mut store = Self::connect(path)?;
+        if store.schema_version()? == SCHEMA_VERSION - 1 {
+            store.migrate()?;
         }
-        Ok(store)
+        match store.schema_version()? {
+            SCHEMA_VERSION => Ok(store),
+            version => Err(StoreError::Version(version)),
+        }
+    }
+
+    fn schema_version(&self) -> Result<i64, StoreError> {
+        Ok(self.connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
+    }
+
+    fn migrate(&mut self) -> Result<(), StoreError> {
+        self.transaction(|Transaction(connection)| {
+            // Of processes that open the file together, one is first.
+            let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            if version == SCHEMA_VERSION - 1 {
+                connection.execute_batch(include_str!("schema_5_to_6.sql"))?;
+                connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            }
+            Ok(())
+        })
     }
 
     fn connect(path: &Path) -> Result<Self, StoreError> {
@@ -212,9 +230,12 @@ fn records(
         )?
         .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| row.get(0))?;
     let shared_key = connection
-        .prepare_cached("SELECT generation, is_used, iif(day > ?2, today, 0) FROM shared_keys WHERE ek_id = ?1")?
+        .prepare_cached(
+            "SELECT generation, is_used, plain_srk_generation, iif(day > ?2, today, 0) FROM shared_keys WHERE ek_id = ?1",
+        )?
         .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| {
-            Ok((SharedKeyOnRecord { generation: row.get(0)?, is_used: row.get(1)? }, row.get(2)?))
+            let (generation, is_used, plain_srk_generation) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok((SharedKeyOnRecord { generation, is_used, plain_srk_generation }, row.get(3)?))
         })
         .optional()?;
     let (shared_key, recent_generations) = shared_key.map_or((None, 0), |(key, recent)| (Some(key), recent));
@@ -253,13 +274,14 @@ fn first_on_record(connection: &Connection, eks: &[EkId]) -> Result<Option<EkId>
 }
 
 fn granted(connection: &Connection, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
-    let mut statement =
-        connection.prepare_cached("SELECT device_id, reprovision, legacy_dps_ek FROM enrolments WHERE ek_id = ?1")?;
+    let mut statement = connection
+        .prepare_cached("SELECT device_id, reprovision, legacy_dps_ek, plain_srk FROM enrolments WHERE ek_id = ?1")?;
     let enrolment = statement.query_row(params![ek.as_bytes()], |row| {
         Ok(Enrolment {
             device_id: optional_device_id(row, 0)?,
             reprovision: parsed(row, 1)?,
             legacy_dps_ek: row.get(2)?,
+            plain_srk: row.get(3)?,
         })
     });
     Ok(enrolment.optional()?)
@@ -315,7 +337,7 @@ fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'stat
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
-const SCHEMA_VERSION: i64 = 5;
+const SCHEMA_VERSION: i64 = 6;
 /// Per connection, and taken only as it is used: what leads to the leaves of all indexes of a million devices (some 1,300 pages), and as
 /// much for leaves.
 const CACHE_KIB: i64 = 8 * 1024;
