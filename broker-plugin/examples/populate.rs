@@ -40,6 +40,7 @@ fn add(store: &mut Store, batch: &[u64], now: OffsetDateTime) -> Result<()> {
         recognised: "a certificate in DER".into(),
         reprovision: None,
         legacy_dps_ek: None,
+        plain_srk: None,
         disabled: None,
         tags: Tags::new(),
         added_at: now,

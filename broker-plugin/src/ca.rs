@@ -1,10 +1,10 @@
 //! The decisions of `ca-core`, given what the store knows.
 
-use assay_ca_core::tpm::template::SrkArea;
+use assay_ca_core::tpm::template::ParentArea;
 use assay_ca_core::{
-    Admitted, AuthenticatedDevice, BoundKey, Confirmation, EkEvidence, Evidence, Fault, Issuer, MasterSecret, Prepared,
-    Profile, ProvenDevice, Records, Rejection, Role, SrkEvidence, TicketKey, Token, TokenRefused, TrustAnchors,
-    TrustedEk, Unconfirmed, VendorCertificate,
+    Admitted, AuthenticatedDevice, BoundKey, Confirmation, EkEvidence, Evidence, Fault, Issuer, MasterSecret,
+    ParentEvidence, Prepared, Profile, ProvenDevice, Records, Rejection, Role, TicketKey, Token, TokenRefused,
+    TrustAnchors, TrustedEk, Unconfirmed, VendorCertificate,
 };
 use assay_wire::{
     ActivationReply, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId, Flow, Scope, SealedReply,
@@ -128,17 +128,18 @@ impl Ca {
     pub fn register(
         &self,
         transaction: &Transaction<'_>,
-        applicant: Applicant<SrkArea>,
+        applicant: Applicant<ParentArea>,
         now: OffsetDateTime,
     ) -> Result<ActivationReply, Refusal> {
         transaction.check_scope(&self.scope)?;
         let records = transaction.records(&applicant.ek_id(), applicant.id_in_question(), now)?;
-        let Applicant { ek, key: srk, requested, .. } = applicant;
+        let Applicant { ek, key: parent, requested, .. } = applicant;
         let (ek_id, assurance) = (ek.ek_id(), ek.assurance());
         let admitted = Admitted::decide(ek, requested.as_ref(), &records)?;
-        let generation = admitted.generation(&records)?;
-        let reply = admitted.activation(&srk, &self.scope, &self.master, generation, &mut random())?;
-        transaction.offer_shared_key(&ek_id, admitted.device_id(), assurance, generation)?;
+        let parent = admitted.parent(parent, &records)?;
+        let generation = admitted.generation(&parent, &records)?;
+        let reply = admitted.activation(&parent, &self.scope, &self.master, generation, &mut random())?;
+        transaction.offer_shared_key(&ek_id, admitted.device_id(), assurance, generation, parent.kind())?;
         Ok(reply)
     }
 
@@ -263,7 +264,7 @@ pub struct FirstUse {
 pub struct Applicant<K> {
     /// The EK.
     pub ek: TrustedEk,
-    /// An IK or a storage root key.
+    /// An IK, or the parent of a shared key.
     pub key: K,
     /// As it was sent.
     pub requested: Option<DeviceId>,
@@ -335,17 +336,17 @@ impl Examiner {
         Ok(Applicant::new(ek, key, &evidence.ek))
     }
 
-    /// The same for a storage root key; [`Ca::register`] goes on.
+    /// The same for the parent of a shared key; [`Ca::register`] goes on.
     ///
     /// # Errors
     /// A check failed, or the store did.
-    pub fn srk_applicant(
+    pub fn parent_applicant(
         &mut self,
-        evidence: &SrkEvidence,
+        evidence: &ParentEvidence,
         now: OffsetDateTime,
-    ) -> Result<Applicant<SrkArea>, Refusal> {
+    ) -> Result<Applicant<ParentArea>, Refusal> {
         let ek = self.trust(&evidence.ek, now)?;
-        let key = evidence.storage_root_key()?;
+        let key = evidence.parent()?;
         Ok(Applicant::new(ek, key, &evidence.ek))
     }
 

@@ -11,6 +11,7 @@ use assay_broker_plugin::store::{
     AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, IdInQuestion, NewEnrolment, Removed,
     RevokedCertificates, SharedKeyHolder, Store, StoreError, Tags, Transaction, Trusted, Whom,
 };
+use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{
     Allowances, Assurance, Enrolment, IssuedCertificate, Records, Reprovision, RevocationReason, Role,
     SharedKeyOnRecord, TicketKey,
@@ -88,8 +89,14 @@ fn revoked(store: &mut Store) -> Vec<(u8, RevocationReason)> {
 }
 
 fn offer(store: &mut Store, ek_id: EkId, device: &str, generation: u32) {
-    let assurance = Assurance::VendorCertificate;
-    store.transaction(|transaction| transaction.offer_shared_key(&ek_id, &id(device), assurance, generation)).unwrap();
+    offer_to(store, ParentKind::Import, ek_id, device, generation);
+}
+
+fn offer_to(store: &mut Store, parent: ParentKind, ek_id: EkId, device: &str, generation: u32) {
+    let (device, assurance) = (id(device), Assurance::VendorCertificate);
+    let offer =
+        |transaction: &Transaction<'_>| transaction.offer_shared_key(&ek_id, &device, assurance, generation, parent);
+    store.transaction(offer).unwrap();
 }
 
 fn accept(store: &mut Store, ek_id: EkId, device: &str, generation: u32) -> Result<(), StoreError> {
@@ -130,6 +137,7 @@ fn enrolment(ek_id: EkId, device_id: Option<&str>) -> NewEnrolment {
         recognised: "test".into(),
         reprovision: None,
         legacy_dps_ek: None,
+        plain_srk: None,
         disabled: None,
         tags: Tags::new(),
         added_at: now(),
@@ -291,14 +299,17 @@ fn what_an_enrolment_says_is_kept_and_what_it_leaves_open_is_not_changed() {
     let full = NewEnrolment {
         reprovision: Some(Reprovision::Never),
         legacy_dps_ek: Some(true),
+        plain_srk: Some(true),
         disabled: Some(true),
         ..enrolment(ek(1), Some("pump-1"))
     };
     store.enroll(std::slice::from_ref(&full)).unwrap().remove(0).unwrap();
     let row = store.enrolment(&ek(1)).unwrap().unwrap();
-    assert_eq!((row.reprovision, row.legacy_dps_ek, row.disabled), (Some(Reprovision::Never), true, true));
+    assert_eq!((row.reprovision, row.disabled), (Some(Reprovision::Never), true));
+    assert!(row.legacy_dps_ek && row.plain_srk);
     let records = store.records(&ek(1), IdInQuestion::Is(&id("nobody")), now()).unwrap();
-    assert!(records.disabled && records.enrolment.unwrap().legacy_dps_ek);
+    let granted = records.enrolment.unwrap();
+    assert!(records.disabled && granted.legacy_dps_ek && granted.plain_srk);
     assert_eq!(enroll(&mut store, ek(1), None).unwrap(), Enrolled::Unchanged);
 
     let mut refused = |new: NewEnrolment| store.enroll(&[new]).unwrap().remove(0).unwrap_err();
@@ -308,6 +319,8 @@ fn what_an_enrolment_says_is_kept_and_what_it_leaves_open_is_not_changed() {
     assert!(matches!(error, EnrolError::Reprovision { found: Reprovision::Never, .. }), "{error}");
     let error = refused(NewEnrolment { legacy_dps_ek: Some(false), ..full.clone() });
     assert!(matches!(error, EnrolError::LegacyDpsEk { found: true, .. }), "{error}");
+    let error = refused(NewEnrolment { plain_srk: Some(false), ..full.clone() });
+    assert!(matches!(error, EnrolError::PlainSrk { found: true, .. }), "{error}");
     let error = refused(NewEnrolment { disabled: Some(false), ..full });
     assert!(matches!(error, EnrolError::Disabled { found: true, .. }), "{error}");
 }
@@ -331,10 +344,16 @@ fn tags_are_kept_and_change_with_the_list_that_has_them() {
 fn only_an_enrolment_has_a_policy() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
-    assert!(!store.set_reprovision(&ek(1), Reprovision::Never).unwrap());
+    assert!(!store.update_enrolment(&ek(1), Some(Reprovision::Never), Some(true)).unwrap());
     enroll(&mut store, ek(1), None).unwrap();
-    assert!(store.set_reprovision(&ek(1), Reprovision::Never).unwrap());
-    assert_eq!(store.enrolment(&ek(1)).unwrap().unwrap().reprovision, Some(Reprovision::Never));
+    let mut changed = |reprovision, plain_srk| {
+        assert!(store.update_enrolment(&ek(1), reprovision, plain_srk).unwrap());
+        let row = store.enrolment(&ek(1)).unwrap().unwrap();
+        (row.reprovision.unwrap(), row.plain_srk)
+    };
+    assert_eq!(changed(Some(Reprovision::Never), None), (Reprovision::Never, false));
+    assert_eq!(changed(None, Some(true)), (Reprovision::Never, true));
+    assert_eq!(changed(Some(Reprovision::Reuse), Some(false)), (Reprovision::Reuse, false));
 }
 
 #[test]
@@ -581,7 +600,10 @@ fn what_was_only_offered_to_an_ek_goes_when_it_is_removed() {
     assert_eq!(store.remove(&ek(1), now()).unwrap(), Some(Removed { certificates: 1, shared_key: false }));
     assert_eq!(status(&store, 1), CertificateStatus::Revoked);
     assert_eq!(store.remove(&ek(2), now()).unwrap(), Some(Removed { certificates: 0, shared_key: true }));
-    assert_eq!(shared_key(&store, ek(2)), Some(SharedKeyOnRecord { generation: 3, is_used: false }));
+    assert_eq!(
+        shared_key(&store, ek(2)),
+        Some(SharedKeyOnRecord { generation: 3, is_used: false, plain_srk_generation: 0 })
+    );
 }
 
 #[test]
@@ -662,12 +684,18 @@ fn a_removed_devices_id_is_free_and_its_certificates_are_not_good() {
 fn an_offer_does_not_change_the_generation() {
     let (_directory, mut store) = store();
     offer(&mut store, ek(1), "pump-1", 1);
-    assert_eq!(shared_key(&store, ek(1)), Some(SharedKeyOnRecord { generation: 1, is_used: false }));
+    assert_eq!(
+        shared_key(&store, ek(1)),
+        Some(SharedKeyOnRecord { generation: 1, is_used: false, plain_srk_generation: 0 })
+    );
     assert!(store.devices().unwrap().is_empty(), "nobody is registered by an offer");
     accept(&mut store, ek(1), "pump-1", 1).unwrap();
     let seen = store.revocations().unwrap();
     offer(&mut store, ek(1), "pump-1", 2);
-    assert_eq!(shared_key(&store, ek(1)), Some(SharedKeyOnRecord { generation: 1, is_used: true }));
+    assert_eq!(
+        shared_key(&store, ek(1)),
+        Some(SharedKeyOnRecord { generation: 1, is_used: true, plain_srk_generation: 0 })
+    );
     assert_eq!(store.revocations().unwrap(), seen);
 }
 
@@ -693,7 +721,10 @@ fn of_two_eks_with_a_shared_key_for_one_device_id_one_is_registered() {
     assert_eq!(holders.iter().map(|holder| holder.ek_id).collect::<Vec<_>>(), [ek(1), ek(2)]);
     accept(&mut store, ek(2), "pump-1", 1).unwrap();
     assert!(accept(&mut store, ek(1), "pump-1", 1).is_err());
-    assert_eq!(shared_key(&store, ek(1)), Some(SharedKeyOnRecord { generation: 1, is_used: false }));
+    assert_eq!(
+        shared_key(&store, ek(1)),
+        Some(SharedKeyOnRecord { generation: 1, is_used: false, plain_srk_generation: 0 })
+    );
     assert_eq!(store.devices().unwrap()[0].ek_id, ek(2));
 }
 
@@ -708,14 +739,44 @@ fn a_retired_generation_never_returns() {
     offer(&mut store, ek(1), "pump-1", 2);
     let seen = store.revocations().unwrap();
     assert!(retire(&mut store));
-    assert_eq!(shared_key(&store, ek(1)), Some(SharedKeyOnRecord { generation: 3, is_used: false }));
+    assert_eq!(
+        shared_key(&store, ek(1)),
+        Some(SharedKeyOnRecord { generation: 3, is_used: false, plain_srk_generation: 0 })
+    );
     assert!(store.revocations().unwrap() > seen);
 
     accept(&mut store, ek(1), "pump-1", 3).unwrap();
     assert_eq!(store.remove(&ek(1), now()).unwrap(), Some(Removed { certificates: 0, shared_key: true }));
     enroll(&mut store, ek(1), Some("pump-1")).unwrap();
     offer(&mut store, ek(1), "pump-1", 1);
-    assert_eq!(shared_key(&store, ek(1)), Some(SharedKeyOnRecord { generation: 5, is_used: false }));
+    assert_eq!(
+        shared_key(&store, ek(1)),
+        Some(SharedKeyOnRecord { generation: 5, is_used: false, plain_srk_generation: 0 })
+    );
+}
+
+#[test]
+fn what_a_plain_srk_was_offered_is_remembered_and_retired_with_what_follows_it() {
+    let (_directory, mut store) = store();
+    let retire = |store: &mut Store| store.transaction(|transaction| transaction.retire_shared_key(&ek(1))).unwrap();
+    offer_to(&mut store, ParentKind::PlainSrk, ek(1), "pump-1", 1);
+    let on_record = |store: &Store| {
+        let key = shared_key(store, ek(1)).unwrap();
+        (key.generation, key.plain_srk_generation, key.is_of_plain_srk())
+    };
+    assert_eq!(on_record(&store), (1, 1, true));
+    offer(&mut store, ek(1), "pump-1", 2);
+    assert_eq!(on_record(&store), (1, 1, true));
+    accept(&mut store, ek(1), "pump-1", 2).unwrap();
+    assert_eq!(on_record(&store), (2, 1, false));
+    offer_to(&mut store, ParentKind::PlainSrk, ek(1), "pump-1", 3);
+    assert_eq!(on_record(&store), (2, 3, true), "3 is accepted from now on");
+    offer_to(&mut store, ParentKind::PlainSrk, ek(1), "pump-1", 2);
+    assert_eq!(on_record(&store), (2, 3, true));
+    // An import parent is offered 4, so it is not what comes next.
+    offer(&mut store, ek(1), "pump-1", 4);
+    assert!(retire(&mut store));
+    assert_eq!(on_record(&store), (5, 3, false));
 }
 
 #[test]
@@ -827,7 +888,11 @@ fn an_offer_without_the_vendors_certificate_does_not_make_it_unseen() {
         (Assurance::VendorCertificate, Assurance::VendorCertificate),
         (Assurance::EnrolmentList, Assurance::VendorCertificate),
     ] {
-        store.transaction(|transaction| transaction.offer_shared_key(&ek(1), &id("pump-1"), offered, 1)).unwrap();
+        store
+            .transaction(|transaction| {
+                transaction.offer_shared_key(&ek(1), &id("pump-1"), offered, 1, ParentKind::Import)
+            })
+            .unwrap();
         assert_eq!(store.shared_key_holders(&id("pump-1")).unwrap()[0].assurance, expected);
     }
 }

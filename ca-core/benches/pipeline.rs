@@ -8,7 +8,7 @@ use std::env;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use assay_ca_core::{Admitted, BoundKey, Evidence, SrkEvidence};
+use assay_ca_core::{Admitted, BoundKey, Evidence, ParentEvidence};
 use assay_wire::{CertificateReply, ReplyBody, Request, RequestBody, RequestId};
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion};
@@ -181,15 +181,15 @@ fn sealed(group: &mut BenchmarkGroup<'_, WallTime>, world: &World) {
 }
 
 fn shared_key(group: &mut BenchmarkGroup<'_, WallTime>, world: &World) {
-    let bundle = world.srk_bundle();
-    step_of(group, "evidence parse", || bundle.clone(), SrkEvidence::parse);
-    let evidence = SrkEvidence::parse(bundle.clone()).unwrap();
+    let bundle = world.parent_bundle();
+    step_of(group, "evidence parse", || bundle.clone(), ParentEvidence::parse);
+    let evidence = ParentEvidence::parse(bundle.clone()).unwrap();
     step(group, "trusted EK verify", || world.trust(&evidence.ek));
-    step(group, "storage root key", || evidence.storage_root_key());
+    step(group, "parent", || evidence.parent());
     step_of(group, "admission", || world.trust(&evidence.ek), |ek| world.admit(ek, None));
-    let (admitted, srk) = (world.admit(world.trust(&evidence.ek), None), evidence.storage_root_key().unwrap());
-    step(group, "activation", || world.activate(&admitted, &srk));
-    reply(group, "activation encode", ReplyBody::Activation(world.activate(&admitted, &srk)));
+    let (admitted, parent) = (world.admit(world.trust(&evidence.ek), None), evidence.parent().unwrap());
+    step(group, "activation", || world.activate(&admitted, &parent));
+    reply(group, "activation encode", ReplyBody::Activation(world.activate(&admitted, &parent)));
     let token = world.token();
     step(group, "token verify", || world.login(&token));
 }

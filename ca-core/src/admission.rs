@@ -9,6 +9,7 @@ use time::{Duration, OffsetDateTime};
 use crate::Rejection;
 use crate::challenge::ProvenDevice;
 use crate::evidence::digest_naming;
+use crate::tpm::template::{ParentArea, ParentKind};
 use crate::trust::{Assurance, TrustedEk};
 
 /// An entry of the operator's list of EKs.
@@ -20,6 +21,8 @@ pub struct Enrolment {
     pub reprovision: Reprovision,
     /// Whether the EK may be one of Azure's SDKs, which no vendor certified though the TPM has a certificate.
     pub legacy_dps_ek: bool,
+    /// Whether a shared key may be sent to a plain storage root key, from which the device's software can have it.
+    pub plain_srk: bool,
 }
 
 /// What a device gets that was provisioned before and comes with a new key: its TPM was cleared, or it lost its state.
@@ -87,6 +90,15 @@ pub struct SharedKeyOnRecord {
     pub generation: u32,
     /// Whether the device has used it, which shows that its TPM could load it.
     pub is_used: bool,
+    /// The last generation that was offered to a plain storage root key, and may be known outside of the TPM; 0 if none was.
+    pub plain_srk_generation: u32,
+}
+
+impl SharedKeyOnRecord {
+    /// Whether a plain storage root key was offered it, or one that is accepted after it, so that it may be known outside of the TPM.
+    pub fn is_of_plain_srk(&self) -> bool {
+        self.generation <= self.plain_srk_generation
+    }
 }
 
 /// A device's active certificate, as far as admission depends on it.
@@ -157,22 +169,54 @@ impl Admitted {
         &self.device_id
     }
 
+    /// Lets the shared key be sent to an import parent, and to a plain storage root key only where the EK's enrolment allows it.
+    ///
+    /// This establishes that an operator knows, of a key that may leave its TPM, that it may. That the TPM has the parent is not
+    /// established.
+    pub fn parent(&self, parent: ParentArea, records: &Records) -> Result<AdmittedParent, Rejection> {
+        match (parent.kind(), &records.enrolment) {
+            (ParentKind::Import, _) | (ParentKind::PlainSrk, Some(Enrolment { plain_srk: true, .. })) => {
+                Ok(AdmittedParent(parent))
+            }
+            (ParentKind::PlainSrk, enrolment) => {
+                Err(Rejection::PlainSrk { ek: self.ek.ek_id(), is_enrolled: enrolment.is_some() })
+            }
+        }
+    }
+
     /// The generation of the shared key that the EK gets now.
     ///
     /// A key that was never used is offered again: without a proof that the TPM could load it, nobody can be made to lose one.
     /// That a token of the generation that is offered retires the one in use is for [`Records::accepted_generations`].
-    pub fn generation(&self, records: &Records) -> Result<u32, Rejection> {
-        let Some(SharedKeyOnRecord { generation, is_used }) = records.shared_key else {
+    ///
+    /// No key that was offered to a plain storage root key is offered to an import parent: it may be known outside of the TPM.
+    pub fn generation(&self, parent: &AdmittedParent, records: &Records) -> Result<u32, Rejection> {
+        let Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation }) = records.shared_key else {
             return Ok(FIRST_GENERATION);
         };
         let count = records.recent_generations;
-        match records.reprovision() {
-            Reprovision::Reuse => Ok(generation),
-            _ if !is_used => Ok(generation),
-            Reprovision::Never => Err(Rejection::ReprovisionRefused { ek: self.ek.ek_id() }),
-            Reprovision::Reissue if count >= QUOTA => Err(Rejection::QuotaExceeded { count }),
-            Reprovision::Reissue => Ok(generation.saturating_add(1)),
-        }
+        let generation = match records.reprovision() {
+            Reprovision::Reuse => generation,
+            _ if !is_used => generation,
+            Reprovision::Never => return Err(Rejection::ReprovisionRefused { ek: self.ek.ek_id() }),
+            Reprovision::Reissue if count >= QUOTA => return Err(Rejection::QuotaExceeded { count }),
+            Reprovision::Reissue => generation.saturating_add(1),
+        };
+        Ok(match parent.kind() {
+            ParentKind::Import => generation.max(plain_srk_generation.saturating_add(1)),
+            ParentKind::PlainSrk => generation,
+        })
+    }
+}
+
+/// A parent to which the device's shared key may be sent.
+#[derive(Clone, Debug)]
+pub struct AdmittedParent(pub(crate) ParentArea);
+
+impl AdmittedParent {
+    /// What the TPM does with it.
+    pub fn kind(&self) -> ParentKind {
+        self.0.kind()
     }
 }
 
@@ -181,14 +225,19 @@ impl Records {
         self.enrolment.as_ref().map(|enrolment| enrolment.reprovision).unwrap_or_default()
     }
 
-    /// The generations that a token may be signed with: the one on record and, once that was used, the next, which
-    /// [`Admitted::generation`] may have offered since, under whatever policy held then. A token of the next raises the record to it.
+    /// The generations that a token may be signed with: the one on record and those that [`Admitted::generation`] may have offered
+    /// since, under whatever policy held then: the next, once that on record was used, and the one after the last that was offered
+    /// to a plain storage root key. A token of a later one raises the record to it.
     pub fn accepted_generations(&self) -> Vec<u32> {
-        match self.shared_key {
-            None => Vec::new(),
-            Some(SharedKeyOnRecord { generation, is_used: true }) => vec![generation, generation.saturating_add(1)],
-            Some(SharedKeyOnRecord { generation, .. }) => vec![generation],
-        }
+        let Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation }) = self.shared_key else {
+            return Vec::new();
+        };
+        let next = if is_used { generation.saturating_add(1) } else { generation };
+        let last = match plain_srk_generation {
+            0 => next,
+            plain => next.max(plain.saturating_add(1)),
+        };
+        (generation..=last).collect()
     }
 
     /// Decides whether a device may still be called `device_id`, at any moment after its EK was trusted.

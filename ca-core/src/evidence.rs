@@ -1,6 +1,6 @@
 //! What a device says of its TPM: read, and believed by nobody.
 
-use assay_wire::{Bundle, CertificateList, DeviceId, EkId, EkIds, EkPublic, SrkBundle};
+use assay_wire::{Bundle, CertificateList, DeviceId, EkId, EkIds, EkPublic, ParentBundle};
 use data_encoding::BASE32_NOPAD;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::Rejection;
 use crate::key::PublicKey;
 use crate::tpm::public::{AreaError, PublicArea};
-use crate::tpm::template::{SrkArea, area_of_certificate, naming_area};
+use crate::tpm::template::{ParentArea, area_of_certificate, naming_area};
 
 /// The EK in a request of any flow, parsed.
 ///
@@ -113,30 +113,32 @@ impl Evidence {
     }
 }
 
-/// The bundle of the shared key flow, parsed: an EK, and the storage root key that is to receive the key.
+/// The bundle of the shared key flow, parsed: an EK, and the parent that is to receive the key.
 ///
 /// Everything in it was chosen by whoever sent it.
 #[derive(Clone, Debug)]
-pub struct SrkEvidence {
+pub struct ParentEvidence {
     /// The EK.
     pub ek: EkEvidence,
-    srk_area: PublicArea,
+    parent_area: PublicArea,
 }
 
-impl SrkEvidence {
+impl ParentEvidence {
     /// Reads both public areas. Certificates are read where they are checked, but for one that holds the EK.
-    pub fn parse(bundle: SrkBundle) -> Result<Self, Rejection> {
+    pub fn parse(bundle: ParentBundle) -> Result<Self, Rejection> {
         Ok(Self {
             ek: EkEvidence::parse(&bundle.ek_public, &bundle.ek_certificates, bundle.device_id, bundle.other_eks)?,
-            srk_area: PublicArea::parse(&bundle.srk_public).map_err(|error| Rejection::of_srk(error.into()))?,
+            parent_area: PublicArea::parse(&bundle.parent_public)
+                .map_err(|error| Rejection::of_parent(error.into()))?,
         })
     }
 
-    /// Checks the storage root key: its template and its key.
+    /// Checks the parent: its template and its key.
     ///
-    /// If a TPM holds an object with its Name, then that key was made in it and never leaves it, and so do keys that are encrypted
-    /// to it. That the TPM of the EK at hand holds one is not established: only that TPM can open what is made for both.
-    pub fn storage_root_key(&self) -> Result<SrkArea, Rejection> {
-        SrkArea::recognise(&self.srk_area).map_err(Rejection::of_srk)
+    /// If a TPM holds an object with its Name, then that key was made in it and never leaves it. That the TPM of the EK at hand holds
+    /// one is not established: only that TPM can open what is made for both. Nor is whether the TPM keeps to itself what is
+    /// encrypted to the parent: that is for its kind, and [`Admitted::parent`](crate::Admitted::parent) decides on it.
+    pub fn parent(&self) -> Result<ParentArea, Rejection> {
+        ParentArea::recognise(&self.parent_area).map_err(Rejection::of_parent)
     }
 }

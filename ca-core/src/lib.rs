@@ -36,7 +36,7 @@
 #![warn(missing_docs)]
 
 mod evidence;
-pub use evidence::{EkEvidence, Evidence, SrkEvidence};
+pub use evidence::{EkEvidence, Evidence, ParentEvidence};
 
 mod anchors;
 pub use anchors::{
@@ -51,8 +51,8 @@ pub use bound_key::BoundKey;
 
 mod admission;
 pub use admission::{
-    Admitted, CertificateOnRecord, Enrolment, FIRST_GENERATION, QUOTA, QUOTA_PERIOD, Readmitted, Records, Registration,
-    Reprovision, SharedKeyOnRecord, UnknownReprovision, due_device_id,
+    Admitted, AdmittedParent, CertificateOnRecord, Enrolment, FIRST_GENERATION, QUOTA, QUOTA_PERIOD, Readmitted,
+    Records, Registration, Reprovision, SharedKeyOnRecord, UnknownReprovision, due_device_id,
 };
 
 mod ticket;

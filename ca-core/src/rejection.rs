@@ -49,10 +49,15 @@ pub enum Rejection {
     IkOffTemplate(AreaRefused),
     #[error("the IK is weak: {0}")]
     IkWeak(WeakKey),
-    #[error("the storage root key's public area equals no TCG template: {0}")]
-    SrkOffTemplate(AreaRefused),
-    #[error("the storage root key is weak: {0}")]
-    SrkWeak(WeakKey),
+    #[error("the parent's public area equals no accepted template: {0}")]
+    ParentOffTemplate(AreaRefused),
+    #[error("the parent is weak: {0}")]
+    ParentWeak(WeakKey),
+    #[error(
+        "the parent is a plain storage root key, from which whoever controls the device's software can have the shared key: make an \
+         import parent, or have the operator allow it for EK {ek}: `assay enroll {}`", allow_plain_srk(ek, *.is_enrolled)
+    )]
+    PlainSrk { ek: EkId, is_enrolled: bool },
     #[error("the certificate request is invalid: {0}")]
     CsrInvalid(String),
     #[error("the certificate request is not signed by the IK")]
@@ -119,8 +124,9 @@ impl Rejection {
             Self::OtherEkOnRecord { .. } => ProblemCode::OtherEkOnRecord,
             Self::IkOffTemplate(_) => ProblemCode::IkOffTemplate,
             Self::IkWeak(_) => ProblemCode::IkWeak,
-            Self::SrkOffTemplate(_) => ProblemCode::SrkOffTemplate,
-            Self::SrkWeak(_) => ProblemCode::SrkWeak,
+            Self::ParentOffTemplate(_) => ProblemCode::ParentOffTemplate,
+            Self::ParentWeak(_) => ProblemCode::ParentWeak,
+            Self::PlainSrk { .. } => ProblemCode::PlainSrk,
             Self::CsrInvalid(_) => ProblemCode::CsrInvalid,
             Self::CsrSignatureInvalid => ProblemCode::CsrSignatureInvalid,
             Self::CsrKeyMismatch => ProblemCode::CsrKeyMismatch,
@@ -186,16 +192,21 @@ impl Rejection {
         }
     }
 
-    /// Files an SRK's area under "weak", "off template" or "unreadable".
-    pub(crate) fn of_srk(refused: AreaRefused) -> Self {
+    /// Files a parent's area under "weak", "off template" or "unreadable".
+    pub(crate) fn of_parent(refused: AreaRefused) -> Self {
         match refused {
-            AreaRefused::Weak(weak) => Self::SrkWeak(weak),
+            AreaRefused::Weak(weak) => Self::ParentWeak(weak),
             other => match structural(&other) {
-                Some(reason) => Self::AreaUnreadable { object: "SRK", reason },
-                None => Self::SrkOffTemplate(other),
+                Some(reason) => Self::AreaUnreadable { object: "parent", reason },
+                None => Self::ParentOffTemplate(other),
             },
         }
     }
+}
+
+/// The rest of the operator's command: what is not on the list must be put there first.
+fn allow_plain_srk(ek: &EkId, is_enrolled: bool) -> String {
+    if is_enrolled { format!("update {ek} --plain-srk") } else { "add FILE --plain-srk".to_owned() }
 }
 
 /// The error of an area that is no area at all, as opposed to one that holds what no template has.

@@ -8,12 +8,11 @@ use rand_core::CryptoRng;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::Fault;
-use crate::admission::Admitted;
+use crate::admission::{Admitted, AdmittedParent};
 use crate::secret::secret;
 use crate::tpm::credential::make_credential;
 use crate::tpm::duplicate::{HMAC_KEY_BYTES, HmacObject, INNER_KEY_BYTES, SEED_VALUE_BYTES};
 use crate::tpm::kdf::Hash;
-use crate::tpm::template::SrkArea;
 
 secret!(
     /// The secret from which all shared keys of a CA are derived: who has it can be any device. All workers of a CA have the same.
@@ -77,18 +76,19 @@ impl KeyType for SharedKeyLength {
 impl Admitted {
     /// Makes the shared key of the device in the form that its TPM can load.
     ///
-    /// The duplicate needs `srk` to be opened. The key of its inner wrapper is a credential for `srk`'s Name, which needs
-    /// the EK and `srk` in one TPM. So only the TPM with that EK and that SRK loads the key. Because the SRK is on template,
-    /// it is in no other TPM and decrypts for nobody outside.
+    /// The duplicate needs `parent` to be opened. The key of its inner wrapper is a credential for `parent`'s Name, which needs
+    /// the EK and `parent` in one TPM. So only the TPM with that EK and that parent loads the key. Because the parent is on
+    /// template, it is in no other TPM. An import parent decrypts for nobody outside; a plain storage root key does, for whoever
+    /// controls the device's software, and is admitted only where the operator says so.
     ///
     /// What is not established: that the TPM ever loaded it, for nothing comes back; a later [token](crate::AuthenticatedDevice)
     /// shows that. And the key is no secret of the TPM's alone: the CA knows it, and a token proves to nobody but the CA
-    /// that the device made it.
+    /// that the device made it. Nor does a token say when it was made, only until when it holds.
     ///
     /// Asked again with the same generation, it gives the same key in new wrappers.
     pub fn activation(
         &self,
-        srk: &SrkArea,
+        AdmittedParent(parent): &AdmittedParent,
         scope: &Scope,
         master: &MasterSecret,
         generation: u32,
@@ -97,8 +97,8 @@ impl Admitted {
         let object = master.key(scope, &self.device_id, &self.ek.ek_id(), generation).object();
         let mut inner_key = Zeroizing::new([0; INNER_KEY_BYTES]);
         rng.fill_bytes(&mut *inner_key);
-        let credential = make_credential(&self.ek.area, srk.name(), &*inner_key, rng)?;
-        let duplicate = object.duplicate(srk, &inner_key, rng)?;
+        let credential = make_credential(&self.ek.area, parent.name(), &*inner_key, rng)?;
+        let duplicate = object.duplicate(parent, &inner_key, rng)?;
         let oversize = |field| move |limit: Limit| Fault::Oversize { field, limit };
         Ok(ActivationReply {
             credential_blob: credential.id_object.try_into().map_err(oversize("the credential blob"))?,

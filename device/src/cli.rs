@@ -7,7 +7,7 @@ use std::process::exit;
 use std::time::Duration;
 use std::{env, fs};
 
-use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, Password, SrkKind, Tcti};
+use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Password, Tcti};
 use assay_device::{
     Check, Credential, CredentialStatus, Device, DeviceOptions, DoctorOptions, EkCertificate, EkChoice, EkDescription,
     Error, Flow, KeyStatus, Outcome, OwnKey, ProvisionRequest, Provisioned, Status, Validity, endorsement_keys,
@@ -130,9 +130,10 @@ struct ProvisionArgs {
     /// The persistent handle of the identity key. [default: the handle used before, or 0x81000200]
     #[arg(long, value_name = "HANDLE", value_parser = parse_handle)]
     ik_handle: Option<u32>,
-    /// The storage root key to have an HMAC key sent to: p-256 or rsa-2048. [default: the kind used before, or p-256]
+    /// The parent to have an HMAC key sent to: p-256 or rsa-2048. Or srk-p-256 or srk-rsa-2048, a plain storage root key, from which
+    /// whoever controls this device's software can have the HMAC key; the CA must allow it. [default: p-256 or rsa-2048, as before]
     #[arg(long, value_name = "KIND")]
-    srk: Option<SrkKind>,
+    parent: Option<ParentKind>,
     /// The persistent handle of the HMAC key. [default: the handle used before, or 0x81000100]
     #[arg(long, value_name = "HANDLE", value_parser = parse_handle)]
     hmac_handle: Option<u32>,
@@ -233,7 +234,7 @@ const PROVISION_EXAMPLES: &str = "Examples:
   assay-device provision --broker mqtts://ca.example.com:8883 \\
       --ca-root root.pem --state /var/lib/assay-device --flow sealed
   assay-device provision --broker mqtts://ca.example.com:8883 \\
-      --ca-root root.pem --state /var/lib/assay-device --flow shared-key --srk rsa-2048
+      --ca-root root.pem --state /var/lib/assay-device --flow shared-key --parent rsa-2048
   assay-device provision --broker mqtts://localhost:8883 \\
       --ca-root root.pem --state ./state \\
       --tcti swtpm:host=127.0.0.1,port=2321 --ek rsa-2048 --json";
@@ -276,7 +277,7 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
         ek_certificates,
         ik: args.ik,
         ik_handle: args.ik_handle,
-        srk: args.srk,
+        parent: args.parent,
         hmac_handle: args.hmac_handle,
         device_id: args.device_id,
         again: args.again,
@@ -323,8 +324,8 @@ fn json_of(provisioned: &Provisioned) -> Value {
             json["not_after"] = json!(certificate.not_after);
             json["certificate"] = json!(path);
         }
-        Credential::SharedKey { srk, hmac_handle } => {
-            json["srk"] = json!(srk.to_string());
+        Credential::SharedKey { parent, hmac_handle } => {
+            json["parent"] = json!(parent.to_string());
             json["hmac_handle"] = json!(hexadecimal(*hmac_handle));
         }
     }
@@ -352,8 +353,8 @@ fn print_status(status: &Status) -> Result<(), Error> {
     print_line(&format!("EK            {ek}, id {ek_id}"))?;
     match key {
         OwnKey::Identity { ik, ik_handle } => print_line(&format!("identity key  {ik} at {ik_handle:#010x}"))?,
-        OwnKey::Hmac { srk, hmac_handle } => {
-            print_line(&format!("HMAC key      at {hmac_handle:#010x}, sent to storage root key {srk}"))?;
+        OwnKey::Hmac { parent, hmac_handle } => {
+            print_line(&format!("HMAC key      at {hmac_handle:#010x}, sent to parent {parent}"))?;
         }
     }
     match &status.credential {
@@ -379,7 +380,7 @@ fn print_status(status: &Status) -> Result<(), Error> {
         Some(KeyStatus { scope, flow, ek, key, .. }) => {
             let key = match key {
                 OwnKey::Identity { ik, ik_handle } => format!("identity key {ik} at {ik_handle:#010x}"),
-                OwnKey::Hmac { srk, hmac_handle } => format!("HMAC key at {hmac_handle:#010x} by {srk}"),
+                OwnKey::Hmac { parent, hmac_handle } => format!("HMAC key at {hmac_handle:#010x} by parent {parent}"),
             };
             print_line(&format!("not granted   scope {scope}, flow {flow}, EK {ek}, {key}"))
         }
@@ -432,8 +433,8 @@ fn json_of_keys(keys: &KeyStatus) -> Value {
             json["ik"] = json!(ik.to_string());
             json["ik_handle"] = json!(hexadecimal(ik_handle));
         }
-        OwnKey::Hmac { srk, hmac_handle } => {
-            json["srk"] = json!(srk.to_string());
+        OwnKey::Hmac { parent, hmac_handle } => {
+            json["parent"] = json!(parent.to_string());
             json["hmac_handle"] = json!(hexadecimal(hmac_handle));
         }
     }

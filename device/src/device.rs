@@ -22,7 +22,7 @@ use crate::key::IdentityKey;
 use crate::provision::{Line, Progress, Step};
 use crate::state::{Grant, Memory, Shown, StateDirectory};
 use crate::token::{DEFAULT_LIFETIME, Token};
-use crate::tpm::{EkKind, HierarchyPasswords, IkKind, SrkKind, Tcti, Tpm2, TpmError, TpmThread};
+use crate::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Tcti, Tpm2, TpmError, TpmThread};
 use crate::transport::{self, Traffic};
 use crate::verify::DeviceCertificate;
 
@@ -61,8 +61,9 @@ pub struct ProvisionRequest {
     pub ik: Option<IkKind>,
     /// The persistent handle of the identity key; `None` is the handle used before, or [`DEFAULT_IK_HANDLE`].
     pub ik_handle: Option<u32>,
-    /// The kind of storage root key to have an HMAC key sent to; `None` is the kind used before, or P-256.
-    pub srk: Option<SrkKind>,
+    /// The parent to have an HMAC key sent to; `None` is the one used before, or P-256. A plain storage root key is taken only if it
+    /// is asked for: else it is an import parent of that kind of key.
+    pub parent: Option<ParentKind>,
     /// The persistent handle of the HMAC key; `None` is the handle used before, or [`DEFAULT_HMAC_HANDLE`].
     pub hmac_handle: Option<u32>,
     /// The name to ask for; `None` takes the one that is due to this EK.
@@ -123,8 +124,8 @@ pub enum Credential {
     },
     /// An HMAC key in the TPM.
     SharedKey {
-        /// The kind of storage root key that it was sent to.
-        srk: SrkKind,
+        /// The parent that it was sent to.
+        parent: ParentKind,
         /// Where it is.
         hmac_handle: u32,
     },

@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::key::IdentityKey;
 use crate::probe;
 use crate::status::{OwnKey, Status};
-use crate::tpm::{EkKind, HierarchyPasswords, IkKind, SrkKind, Tcti, Tpm2, TpmThread};
+use crate::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Tcti, Tpm2, TpmThread};
 use crate::transport::Bootstrap;
 use crate::trouble::Trouble;
 
@@ -294,8 +294,8 @@ impl Examination<'_> {
     fn storage_root_key(&mut self, tpm: &TpmThread) {
         const NAME: &str = "SRK";
         let started = Instant::now();
-        for kind in SrkKind::ALL {
-            match tpm.call("making the storage root key", move |tpm| tpm.storage_root_key(kind)) {
+        for kind in ParentKind::SRKS {
+            match tpm.call("making the storage root key", move |tpm| tpm.parent(kind)) {
                 Ok(Some(_)) => return self.pass(NAME, format!("{kind}, {}", ms(started.elapsed()))),
                 Ok(None) => {}
                 Err(error) => return self.error(NAME, &error.into()),

@@ -174,7 +174,10 @@ fn advice(code: ProblemCode) -> &'static str {
         ProblemCode::CsrInvalid | ProblemCode::CsrSignatureInvalid | ProblemCode::CsrKeyMismatch => {
             "report this as a fault of the device's software."
         }
-        ProblemCode::SrkOffTemplate | ProblemCode::SrkWeak => "use another kind of storage root key (--srk).",
+        ProblemCode::ParentOffTemplate | ProblemCode::ParentWeak => "use another kind of parent (--parent).",
+        ProblemCode::PlainSrk => {
+            "leave out --parent srk-…; if this device needs it, have the operator allow it: assay enroll update --plain-srk."
+        }
         ProblemCode::ReprovisionRefused => "ask the operator to permit it: assay enroll update --reprovision reissue.",
         ProblemCode::DeviceDisabled => "ask the operator why; assay enroll enable lets the device in again.",
         ProblemCode::DeviceIdTaken | ProblemCode::DeviceIdNotEnrolled => {

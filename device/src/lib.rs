@@ -30,7 +30,7 @@
 //!     ek_certificates: Vec::new(),
 //!     ik: None,
 //!     ik_handle: None,
-//!     srk: None,
+//!     parent: None,
 //!     hmac_handle: None,
 //!     device_id: None,
 //!     again: false,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::pem;
-use crate::tpm::{EkKind, IkKind, SrkKind};
+use crate::tpm::{EkKind, IkKind, ParentKind};
 
 /// A state directory, held by one process at a time.
 ///
@@ -261,15 +261,36 @@ pub(crate) struct IdentityRecord {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "HmacRecordText")]
 pub(crate) struct HmacRecord {
     pub(crate) shown: Shown,
-    #[serde(with = "as_text")]
-    pub(crate) srk: SrkKind,
+    #[serde(serialize_with = "as_text::serialize")]
+    pub(crate) parent: ParentKind,
     pub(crate) hmac_handle: u32,
     /// The TPMT_PUBLIC of the key that the handle holds or, while one takes the place of another, of either: what tells this
     /// device's keys from those of others.
     pub(crate) keys: Vec<HmacPublic>,
+}
+
+/// An [`HmacRecord`] as it is read: until there were import parents, its parent was a plain storage root key, and called `srk`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HmacRecordText {
+    shown: Shown,
+    parent: Option<String>,
+    srk: Option<String>,
+    hmac_handle: u32,
+    keys: Vec<HmacPublic>,
+}
+
+impl TryFrom<HmacRecordText> for HmacRecord {
+    type Error = String;
+
+    fn try_from(text: HmacRecordText) -> Result<Self, String> {
+        let HmacRecordText { shown, parent, srk, hmac_handle, keys } = text;
+        let parent = parent.or_else(|| Some(format!("srk-{}", srk?))).ok_or("an HMAC key without a parent")?;
+        Ok(Self { shown, parent: parent.parse()?, hmac_handle, keys })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -531,7 +552,7 @@ mod tests {
 
     fn an_hmac_record() -> HmacRecord {
         let keys = vec![HmacPublic(vec![0xAB; 48])];
-        HmacRecord { shown: a_record().shown, srk: SrkKind::Rsa2048, hmac_handle: 0x8100_0100, keys }
+        HmacRecord { shown: a_record().shown, parent: ParentKind::Rsa2048, hmac_handle: 0x8100_0100, keys }
     }
 
     fn a_shared_key() -> Memory {
@@ -553,6 +574,21 @@ mod tests {
             state.store(&memory).unwrap();
             assert_eq!(state.memory().unwrap(), memory);
         }
+    }
+
+    /// As the versions before wrote it.
+    #[test]
+    fn hmac_key_of_a_plain_srk_is_still_known() {
+        let record = HmacRecord { parent: ParentKind::SrkRsa2048, ..an_hmac_record() };
+        let mut written = serde_json::to_value(&record).unwrap();
+        let parent = written.as_object_mut().unwrap().remove("parent").unwrap();
+        assert_eq!(parent, "srk-rsa-2048");
+        written["srk"] = "rsa-2048".into();
+        assert_eq!(serde_json::from_value::<HmacRecord>(written.clone()).unwrap(), record);
+        written["srk"] = "rsa-1024".into();
+        assert!(serde_json::from_value::<HmacRecord>(written.clone()).is_err());
+        written.as_object_mut().unwrap().remove("srk");
+        assert!(serde_json::from_value::<HmacRecord>(written).is_err());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::state::{
     self, CertificateGrant, DeviceRecord, Grant, HmacRecord, IdentityRecord, Memory, SharedKeyGrant, Shown,
 };
-use crate::tpm::{EkKind, IkKind, SrkKind};
+use crate::tpm::{EkKind, IkKind, ParentKind};
 use crate::verify::{self, Summary, Validity};
 
 /// What a state directory says, without TPM and unverified.
@@ -51,8 +51,8 @@ pub enum OwnKey {
     },
     /// The CA sends it in the flow with a shared key.
     Hmac {
-        /// The kind of the storage root key that it was sent to.
-        srk: SrkKind,
+        /// The parent that it was sent to.
+        parent: ParentKind,
         /// Its persistent handle.
         hmac_handle: u32,
     },
@@ -136,8 +136,8 @@ impl From<DeviceRecord> for KeyStatus {
             DeviceRecord::Identity(IdentityRecord { shown, ik, ik_handle, .. }) => {
                 (shown, OwnKey::Identity { ik, ik_handle })
             }
-            DeviceRecord::Hmac(HmacRecord { shown, srk, hmac_handle, .. }) => {
-                (shown, OwnKey::Hmac { srk, hmac_handle })
+            DeviceRecord::Hmac(HmacRecord { shown, parent, hmac_handle, .. }) => {
+                (shown, OwnKey::Hmac { parent, hmac_handle })
             }
         };
         Self { scope, flow, ek, ek_id: ek_id.to_string(), key }

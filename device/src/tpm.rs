@@ -47,9 +47,9 @@ pub trait Tpm {
     fn activate(&mut self, kind: EkKind, handle: u32, blob: &[u8], seed: &[u8])
     -> Result<Zeroizing<Vec<u8>>, TpmError>;
 
-    /// The storage root key of TCG's default template for this kind: the persistent one if it has that shape, else the one that
-    /// the owner hierarchy's seed gives, which is the same at every call. `None` if this TPM cannot have such keys.
-    fn storage_root_key(&mut self, kind: SrkKind) -> Result<Option<PublicArea>, TpmError>;
+    /// The parent of this kind that the owner hierarchy's seed gives, which is the same at every call; of a plain storage root key,
+    /// the persistent one if that has the shape. `None` if this TPM cannot have such keys.
+    fn parent(&mut self, kind: ParentKind) -> Result<Option<PublicArea>, TpmError>;
 
     /// The TPMT_PUBLIC of the HMAC key at a persistent handle; `None` if the handle is free.
     ///
@@ -57,12 +57,12 @@ pub trait Tpm {
     /// [`TpmError::HandleOccupied`] if what is there has not the shape of an HMAC key from a CA.
     fn hmac_key(&mut self, handle: u32) -> Result<Option<Vec<u8>>, TpmError>;
 
-    /// Opens the key that a CA sent to this EK and this storage root key. The TPM checks that whoever sent it knows the secret that
+    /// Opens the key that a CA sent to this EK and this parent. The TPM checks that whoever sent it knows the secret that
     /// belongs to its public area. Nothing is kept yet.
     ///
     /// # Errors
-    /// [`TpmError::NotForThisTpm`] if the key was not made for this EK and this storage root key, or has another shape.
-    fn open_hmac_key(&mut self, ek: EkKind, srk: SrkKind, key: &WrappedKey) -> Result<OpenedKey, TpmError>;
+    /// [`TpmError::NotForThisTpm`] if the key was not made for this EK and this parent, or has another shape.
+    fn open_hmac_key(&mut self, ek: EkKind, parent: ParentKind, key: &WrappedKey) -> Result<OpenedKey, TpmError>;
 
     /// Makes an opened key persistent.
     ///
@@ -73,7 +73,7 @@ pub trait Tpm {
     /// [`TpmError::HandleOccupied`] if the handle holds anything else. It is left alone.
     fn keep_hmac_key(
         &mut self,
-        srk: SrkKind,
+        parent: ParentKind,
         handle: u32,
         key: &OpenedKey,
         replaced: Option<&[u8]>,
@@ -95,10 +95,10 @@ pub trait Tpm {
 /// The most that [`Tpm::hmac`] takes, in bytes: TPM2B_MAX_BUFFER (TPM 2.0 Part 2, 10.4.8) where it is smallest.
 pub const MAX_HMAC_DATA: usize = 1024;
 
-/// An HMAC key as a CA sends it: for one EK and one storage root key. Every field is the content of a TPM2B, without its size.
+/// An HMAC key as a CA sends it: for one EK and one parent. Every field is the content of a TPM2B, without its size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrappedKey {
-    /// TPM2B_ID_OBJECT for the storage root key's Name: the key of the inner wrapper, for AES-128-CFB.
+    /// TPM2B_ID_OBJECT for the parent's Name: the key of the inner wrapper, for AES-128-CFB.
     pub credential_blob: Vec<u8>,
     /// The TPM2B_ENCRYPTED_SECRET of that credential.
     pub encrypted_seed: Vec<u8>,
@@ -115,7 +115,7 @@ pub struct WrappedKey {
 pub struct OpenedKey {
     /// TPMT_PUBLIC.
     public: Vec<u8>,
-    /// The content of a TPM2B_PRIVATE, encrypted by the TPM for the storage root key.
+    /// The content of a TPM2B_PRIVATE, encrypted by the TPM for the parent.
     private: Vec<u8>,
 }
 
@@ -193,7 +193,7 @@ pub enum TpmError {
         option: &'static str,
     },
     /// The TPM cannot open a key that was sent to it.
-    #[error("{operation}: not made for this TPM's EK and storage root key: {reason}")]
+    #[error("{operation}: not made for this TPM's EK and parent: {reason}")]
     NotForThisTpm {
         /// What was being done.
         operation: &'static str,
@@ -378,30 +378,55 @@ impl IkKind {
     }
 }
 
-/// The kinds of storage root key, each with the default template of the TCG TPM v2.0 Provisioning Guidance, 7.5.1.
+/// The kinds of parent that an HMAC key can be sent to.
+///
+/// An *import parent* lets the TPM import keys and load them, and refuses whatever else could be done with them. A plain storage root
+/// key, of the default template of the TCG TPM v2.0 Provisioning Guidance, 7.5.1, refuses nothing: whoever controls this device's software
+/// for a moment has the TPM hand out the HMAC key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SrkKind {
-    /// The default, for it is fast on every chip.
+pub enum ParentKind {
+    /// An import parent: the default, for elliptic curves are fast on every chip.
     P256,
-    /// What Azure's SDKs use.
+    /// An import parent for TPMs without P-256.
     Rsa2048,
+    /// A plain storage root key.
+    SrkP256,
+    /// A plain storage root key, as Azure's SDKs use it.
+    SrkRsa2048,
 }
 
-impl SrkKind {
+impl ParentKind {
     /// Every kind.
-    pub const ALL: [Self; 2] = [Self::P256, Self::Rsa2048];
+    pub const ALL: [Self; 4] = [Self::P256, Self::Rsa2048, Self::SrkP256, Self::SrkRsa2048];
+    /// The storage root keys, in the order in which they are tried.
+    pub const SRKS: [Self; 2] = [Self::SrkP256, Self::SrkRsa2048];
+
+    /// Whether it is a plain storage root key.
+    pub const fn is_plain_srk(self) -> bool {
+        matches!(self, Self::SrkP256 | Self::SrkRsa2048)
+    }
+
+    /// The import parent whose key is of the same kind.
+    pub(crate) const fn import_parent(self) -> Self {
+        match self {
+            Self::P256 | Self::SrkP256 => Self::P256,
+            Self::Rsa2048 | Self::SrkRsa2048 => Self::Rsa2048,
+        }
+    }
 
     const fn name(self) -> &'static str {
         match self {
             Self::P256 => "p-256",
             Self::Rsa2048 => "rsa-2048",
+            Self::SrkP256 => "srk-p-256",
+            Self::SrkRsa2048 => "srk-rsa-2048",
         }
     }
 }
 
 named_kind!(EkKind, "EK");
 named_kind!(IkKind, "IK");
-named_kind!(SrkKind, "storage root key");
+named_kind!(ParentKind, "parent");
 
 /// How an IK signs a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -481,7 +506,7 @@ mod tests {
         for kind in IkKind::ALL {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
-        for kind in SrkKind::ALL {
+        for kind in ParentKind::ALL {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
         assert!("rsa-1024".parse::<EkKind>().unwrap_err().contains("p-256, p-384, rsa-2048, rsa-3072"));

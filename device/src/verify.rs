@@ -44,7 +44,7 @@ pub enum AnswerError {
     /// The confirmation was answered by somebody else than the CA that sealed the certificate.
     #[error("the receipt is not the one of the CA that sealed the certificate: the confirmation did not reach it")]
     Receipt,
-    /// The HMAC key was not made for this TPM's EK and storage root key.
+    /// The HMAC key was not made for this TPM's EK and parent.
     #[error("the TPM cannot load the key: {0}")]
     SharedKey(TpmError),
     /// An answer to another question.

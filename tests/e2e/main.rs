@@ -20,6 +20,7 @@ mod operators;
 mod raw_client;
 mod refusals;
 mod reload;
+mod rewrap;
 mod sealed;
 mod shared_key;
 mod shared_key_tools;

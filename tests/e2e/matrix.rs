@@ -33,20 +33,26 @@ fn every_ek_with_every_ik_gets_a_certificate_and_speaks_mutual_tls() -> Result<(
 }
 
 #[test]
-fn every_flow_with_every_ek_and_storage_root_key_ends_in_a_device_that_speaks() -> Result<()> {
+fn every_flow_with_every_ek_and_parent_ends_in_a_device_that_speaks() -> Result<()> {
     let lab = Lab::open()?;
     let vendor = trusted_vendor()?;
     let flows = [
         &["--flow", "ticket"][..],
         &["--flow", "sealed"],
-        &["--flow", "shared-key", "--srk", "rsa-2048"],
-        &["--flow", "shared-key", "--srk", "p-256"],
+        &["--flow", "shared-key", "--parent", "rsa-2048"],
+        &["--flow", "shared-key", "--parent", "p-256"],
+        &["--flow", "shared-key", "--parent", "srk-rsa-2048"],
+        &["--flow", "shared-key", "--parent", "srk-p-256"],
     ];
     for (number, flow) in flows.into_iter().enumerate() {
         for ek in [EkKind::Rsa2048, EkKind::P256, EkKind::P384] {
             let tpm = vendor.device(ek, number)?;
             let device = Device::new(&tpm)?;
             let arguments = [&["--ek", ek.name()], flow].concat();
+            if flow.last().is_some_and(|parent| parent.starts_with("srk-")) {
+                lab.refused(&device, &arguments, "plain-srk")?;
+                lab.enroll(&tpm, ek, &format!("plain-{}-{number}", ek.name()), &["--plain-srk"])?;
+            }
             let provisioned = lab.provision(&device, &arguments).with_context(|| format!("{ek:?}, {flow:?}"))?;
             ensure!(provisioned["flow"] == flow[1]);
             if let Some(chain) = provisioned["certificate"].as_str() {

@@ -6,7 +6,7 @@ use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
 use assay_tests::{AssayDir, Device, EkKind, Swtpm, run, tool, trusted_vendor};
-use assay_wire::{ReplyBody, RequestBody, SrkBundle};
+use assay_wire::{ParentBundle, ReplyBody, RequestBody};
 use data_encoding::{BASE64, HEXLOWER};
 use rcgen::PublicKeyData;
 use serde_json::Value;
@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::lab::Lab;
 use crate::raw_client::RawClient;
+use crate::shared_key_tools::Parent;
 
 /// A software P-256 key as the EK of a TPM: TCG's template L-2.
 struct Ek(rcgen::KeyPair);
@@ -94,8 +95,9 @@ fn eks_in_every_form_are_imported_from_one_csv_file() -> Result<()> {
     let desk = Desk::new()?;
     let eks = (0..5).map(|_| Ek::new()).collect::<Result<Vec<_>>>()?;
     let csv = format!(
-        "\u{feff}status, registration_id ,endorsement_key,reprovision,legacy_dps_ek\r\n\
-         disabled,pump-0,{},never,false\r\n,pump-1,{},,\r\n\r\nenabled,,{},reuse,\r\n,pump-3,\"{}\",,\r\n,pump-4,{},reissue,\r\n",
+        "\u{feff}status, registration_id ,endorsement_key,reprovision,legacy_dps_ek,plain_srk\r\n\
+         disabled,pump-0,{},never,false,\r\n,pump-1,{},,,\r\n\r\nenabled,,{},reuse,,true\r\n,pump-3,\"{}\",,,false\r\n\
+         ,pump-4,{},reissue,,\r\n",
         eks[0].azure(),
         BASE64.encode(&eks[1].tpmt_public()),
         BASE64.encode(&eks[2].spki()),
@@ -116,6 +118,7 @@ fn eks_in_every_form_are_imported_from_one_csv_file() -> Result<()> {
         ensure!(row["ek_id"] == ek_id && row["disabled"] == (n == 0), "line of EK {n}: {row}");
         ensure!(row["device_id"] == if n == 2 { Value::Null } else { format!("pump-{n}").into() }, "{row}");
         ensure!(row["reprovision"] == ["never", "reuse", "reuse", "reuse", "reissue"][n], "{row}");
+        ensure!(row["plain_srk"] == (n == 2), "{row}");
     }
 
     let (lines, said) = desk.assay(&["enroll", "import", &file, "--json"])?;
@@ -135,23 +138,25 @@ fn one_bad_line_keeps_all_from_being_imported_and_every_bad_line_is_named() -> R
     desk.assay(&["enroll", "add", &file, "--reprovision", "never"])?;
 
     let rows = [
-        format!("{},pump-2,,,", good.azure()),
-        format!("{},pump-3,,,", good.azure()),
-        format!("{},pump-2,,,", Ek::new()?.azure()),
-        format!("{},pump-1,,,", Ek::new()?.azure()),
-        format!("{},pump-9,,,", enrolled.azure()),
-        format!("{},,reuse,,", known.azure()),
-        format!("{},,,,disabled", known.azure()),
-        format!("{},,,true,", Ek::new()?.azure()),
-        format!("{},pump 5,,,", Ek::new()?.azure()),
-        format!("{},,sometimes,,", Ek::new()?.azure()),
-        format!("{},,,,on", Ek::new()?.azure()),
-        "AAAA,,,,".into(),
-        ",pump-6,,,".into(),
+        format!("{},pump-2,,,,", good.azure()),
+        format!("{},pump-3,,,,", good.azure()),
+        format!("{},pump-2,,,,", Ek::new()?.azure()),
+        format!("{},pump-1,,,,", Ek::new()?.azure()),
+        format!("{},pump-9,,,,", enrolled.azure()),
+        format!("{},,reuse,,,", known.azure()),
+        format!("{},,,,disabled,", known.azure()),
+        format!("{},,,true,,", Ek::new()?.azure()),
+        format!("{},pump 5,,,,", Ek::new()?.azure()),
+        format!("{},,sometimes,,,", Ek::new()?.azure()),
+        format!("{},,,,on,", Ek::new()?.azure()),
+        "AAAA,,,,,".into(),
+        ",pump-6,,,,".into(),
         "too,few".into(),
-        format!("{},,,,", "A".repeat(16 * 1024 + 1)),
+        format!("{},,,,,", "A".repeat(16 * 1024 + 1)),
+        format!("{},,,,,yes", Ek::new()?.azure()),
+        format!("{},,,,,true", known.azure()),
     ];
-    let header = "endorsement_key,device_id,reprovision,legacy_dps_ek,status";
+    let header = "endorsement_key,device_id,reprovision,legacy_dps_ek,status,plain_srk";
     let said =
         desk.refused(&["enroll", "import", &desk.write("eks.csv", format!("{header}\n{}\n", rows.join("\n")))?])?;
     let expected = [
@@ -167,14 +172,16 @@ fn one_bad_line_keeps_all_from_being_imported_and_every_bad_line_is_named() -> R
         (12, "neither disabled nor enabled"),
         (13, "neither a certificate"),
         (14, "endorsement_key is empty"),
-        (15, "2 cells and the header 5"),
+        (15, "2 cells and the header 6"),
         (16, "longer than 16384 bytes"),
+        (17, "neither true nor false"),
+        (18, "the same EK as line 7"),
     ];
     for (line, reason) in expected {
         let found = said.lines().find(|said| said.starts_with(&format!("line {line}: ")));
         ensure!(found.is_some_and(|found| found.contains(reason)), "line {line}, {reason}: {said}");
     }
-    ensure!(!said.lines().any(|said| said.starts_with("line 2:")) && said.contains("14 cannot be"), "{said}");
+    ensure!(!said.lines().any(|said| said.starts_with("line 2:")) && said.contains("16 cannot be"), "{said}");
     ensure!(desk.enrolled()?.len() == 2);
 
     let many = format!("endorsement_key\n{}", "AAAA\n".repeat(60));
@@ -304,17 +311,15 @@ fn to_lock_an_ek_out_and_in_again_does_not_enrol_it() -> Result<()> {
 fn a_shared_key_is_listed_rotated_and_never_offered_again_after_removal() -> Result<()> {
     let lab = Lab::open()?;
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
-    let attributes = "restricted|decrypt|fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda";
     tpm.tpm2(&["createek", "-G", "ecc", "-c", "ek.ctx", "-u", "ek.pub"])?;
     tpm.tpm2(&["flushcontext", "-t"])?;
-    tpm.tpm2(&["createprimary", "-C", "o", "-g", "sha256", "-G", "ecc", "-a", attributes, "-c", "srk.ctx"])?;
-    tpm.tpm2(&["readpublic", "-c", "srk.ctx", "-o", "srk.pub"])?;
+    Parent::Import.make(&tpm, "ecc256")?;
     let area = |file: &str| -> Result<Vec<u8>> { Ok(fs::read(tpm.work_dir().join(file))?[2..].to_vec()) };
-    let bundle = SrkBundle {
+    let bundle = ParentBundle {
         device_id: None,
         ek_public: area("ek.pub")?.try_into()?,
         ek_certificates: vec![tpm.ek_certificate(EkKind::P256)?.try_into()?].try_into()?,
-        srk_public: area("srk.pub")?.try_into()?,
+        parent_public: area("parent.pub")?.try_into()?,
         other_eks: None,
     };
     let register = || -> Result<()> {
@@ -329,7 +334,7 @@ fn a_shared_key_is_listed_rotated_and_never_offered_again_after_removal() -> Res
         let row: Value = serde_json::from_slice(&lab.assay(&["enroll", "show", ek])?.stdout)?;
         Ok(row["shared_key"].clone())
     };
-    let unused = |generation: u32| serde_json::json!({ "generation": generation, "used": false });
+    let unused = |generation: u32| serde_json::json!({ "generation": generation, "used": false, "plain_srk": false });
 
     lab.assay(&["enroll", "add", ek, "--device-id", "pump-1"])?;
     register()?;

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use assay_tests::{Device, EkKind, Swtpm, assay_bin, json, run, trusted_vendor};
-use assay_wire::{ProblemCode, ReplyBody, RequestBody, SrkBundle};
+use assay_wire::{ParentBundle, ProblemCode, ReplyBody, RequestBody};
 use data_encoding::BASE64;
 use time::OffsetDateTime;
 
 use crate::lab::Lab;
 use crate::raw_client::{OperationalClient, RawClient};
-use crate::shared_key_tools::SRK_ATTRIBUTES;
+use crate::shared_key_tools::{IMPORT_OR_LOAD, IMPORT_PARENT_ATTRIBUTES, Parent, SRK_ATTRIBUTES, make_parent};
 use crate::tools_device::{make_ek, tpmt_public};
 
 /// A provisioned device, and what it logs in with.
@@ -186,10 +186,10 @@ fn a_stranger_who_registers_for_another_changes_nothing() -> Result<()> {
     let strangers = trusted_vendor()?.device(EkKind::P256, 1)?;
     make_ek(&device.tpm, EkKind::P256)?;
     for _ in 0..3 {
-        let mixed = SrkBundle {
+        let mixed = ParentBundle {
             ek_public: tpmt_public(&device.tpm, "ek.pub")?,
             ek_certificates: vec![device.tpm.ek_certificate(EkKind::P256)?.try_into()?].try_into()?,
-            ..bundle(&strangers, SRK_ATTRIBUTES)?
+            ..bundle(&strangers, Parent::Import)?
         };
         let reply =
             RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?.ask(RequestBody::Register(mixed))?;
@@ -245,19 +245,81 @@ fn a_certificate_is_issued_anew_unless_the_enrolment_forbids_it() -> Result<()> 
 }
 
 #[test]
-fn a_storage_root_key_off_template_is_refused() -> Result<()> {
+fn a_parent_off_template_is_refused() -> Result<()> {
     let lab = Lab::open()?;
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
-    // Without noDA and without fixedTPM, both of which a TPM makes.
-    for attributes in [
-        "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|decrypt",
-        "sensitivedataorigin|userwithauth|noda|restricted|decrypt",
+    make_ek(&tpm, EkKind::P256)?;
+    // All of which a TPM makes: without noDA; without fixedTPM; usable by password as well; by no policy at all.
+    for (attributes, policy) in [
+        ("fixedtpm|fixedparent|sensitivedataorigin|restricted|decrypt", Some(IMPORT_OR_LOAD)),
+        ("sensitivedataorigin|noda|restricted|decrypt", Some(IMPORT_OR_LOAD)),
+        (SRK_ATTRIBUTES, Some(IMPORT_OR_LOAD)),
+        (IMPORT_PARENT_ATTRIBUTES, None),
+        ("fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|decrypt", None),
     ] {
-        mqtt.refused(RequestBody::Register(bundle(&tpm, attributes)?), ProblemCode::SrkOffTemplate)?;
+        make_parent(&tpm, "ecc256", attributes, policy)?;
+        mqtt.refused(RequestBody::Register(shown(&tpm, EkKind::P256)?), ProblemCode::ParentOffTemplate)?;
     }
-    let reply = mqtt.ask(RequestBody::Register(bundle(&tpm, SRK_ATTRIBUTES)?))?;
+    let reply = mqtt.ask(RequestBody::Register(bundle(&tpm, Parent::Import)?))?;
     ensure!(matches!(reply, ReplyBody::Activation(_)), "{reply:?}");
+    Ok(())
+}
+
+#[test]
+fn a_plain_srk_is_refused_until_its_enrolment_allows_it() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    let plain = ["--flow", "shared-key", "--parent", "srk-p-256"];
+    lab.refused(&device, &plain, "plain-srk")?;
+    lab.enroll(&tpm, EkKind::P256, "pump-17", &[])?;
+    lab.refused(&device, &plain, "assay enroll update")?;
+    lab.assay(&["enroll", "update", "pump-17", "--plain-srk"])?;
+    ensure!(lab.provision(&device, &plain)?["parent"] == "srk-p-256");
+    let device = Registered { tpm, device, id: "pump-17".into() };
+    let old = device.token(3600)?;
+    drop(device.login(&lab, &old)?);
+    ensure!(device.device.provision(&lab.dir, &lab.server)?.output()?.status.success(), "it has its key");
+    let listed = String::from_utf8(lab.assay(&["enroll", "list"])?.stdout)?;
+    ensure!(listed.contains("1 (used, plain SRK)"), "{listed}");
+
+    // The permission ends; what was granted by it is the operator's to retire.
+    let said = lab.assay(&["enroll", "update", "pump-17", "--plain-srk=false"])?;
+    ensure!(String::from_utf8(said.stderr)?.contains("assay enroll rotate"));
+    lab.refused(&device.device, &[&plain[..], &["--again"]].concat(), "plain-srk")?;
+    drop(device.login(&lab, &old)?);
+
+    // A device that is not told otherwise asks for the key of an import parent, and gets another than the plain SRK had.
+    let provisioned = lab.provision(&device.device, &["--again"])?;
+    ensure!(provisioned["parent"] == "p-256", "{provisioned}");
+    drop(device.login(&lab, &device.token(3600)?)?);
+    ensure!(device.login(&lab, &old).is_err(), "the key of the plain SRK is retired");
+    let listed = String::from_utf8(lab.assay(&["enroll", "list"])?.stdout)?;
+    ensure!(listed.contains("2 (used)"), "{listed}");
+    Ok(())
+}
+
+/// The same key again, says the policy; but not one that may be known outside of the TPM.
+#[test]
+fn a_key_of_a_plain_srk_is_not_reused_for_an_import_parent() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    lab.enroll(&tpm, EkKind::P256, "pump-17", &["--plain-srk", "--reprovision", "reuse"])?;
+    let device = Device::new(&tpm)?;
+    lab.provision(&device, &["--flow", "shared-key", "--parent", "srk-p-256"])?;
+    let device = Registered { tpm, device, id: "pump-17".into() };
+    let old = device.token(3600)?;
+    drop(device.login(&lab, &old)?);
+    // The first time, another parent than before is enough to ask.
+    for again in [None, Some("--again")] {
+        let arguments: Vec<_> = ["--parent", "p-256"].into_iter().chain(again).collect();
+        ensure!(lab.provision(&device.device, &arguments)?["parent"] == "p-256");
+        drop(device.login(&lab, &device.token(3600)?)?);
+        ensure!(device.login(&lab, &old).is_err(), "the key of the plain SRK is retired");
+    }
+    let listed = String::from_utf8(lab.assay(&["enroll", "list"])?.stdout)?;
+    ensure!(listed.contains("2 (used)"), "{listed}");
     Ok(())
 }
 
@@ -274,10 +336,10 @@ fn an_ek_of_azures_sdk_is_explained_and_let_in_if_its_enrolment_says_so() -> Res
     tpm.tpm2(&["readpublic", "-c", "legacy.ctx", "-o", "legacy.pub"])?;
     tpm.tpm2(&["flushcontext", "-t"])?;
 
-    let bundle = SrkBundle {
+    let bundle = ParentBundle {
         ek_public: tpmt_public(&tpm, "legacy.pub")?,
         ek_certificates: vec![tpm.ek_certificate(EkKind::Rsa2048)?.try_into()?].try_into()?,
-        ..bundle_of(&tpm, EkKind::Rsa2048, SRK_ATTRIBUTES)?
+        ..bundle_of(&tpm, EkKind::Rsa2048, Parent::Import)?
     };
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
     match mqtt.ask(RequestBody::Register(bundle.clone()))? {
@@ -295,7 +357,7 @@ fn an_ek_of_azures_sdk_is_explained_and_let_in_if_its_enrolment_says_so() -> Res
 
     // Our device makes the same EK, and gets in with it.
     let device = Device::new(&tpm)?;
-    let arguments = ["--flow", "shared-key", "--ek", "legacy-dps", "--srk", "rsa-2048"];
+    let arguments = ["--flow", "shared-key", "--ek", "legacy-dps", "--parent", "rsa-2048"];
     ensure!(lab.provision(&device, &arguments)?["device_id"] == "pump-17");
     ensure!(lab.provision(&device, &["--again"])?["ek"] == "legacy-dps", "the kind of EK is remembered");
     run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?).map(drop)
@@ -314,22 +376,24 @@ fn without_the_flow_nobody_connects_without_a_certificate() -> Result<()> {
     Ok(())
 }
 
-fn bundle(tpm: &Swtpm, srk_attributes: &str) -> Result<SrkBundle> {
-    bundle_of(tpm, EkKind::P256, srk_attributes)
+fn bundle(tpm: &Swtpm, parent: Parent) -> Result<ParentBundle> {
+    bundle_of(tpm, EkKind::P256, parent)
 }
 
-/// What a TPM shows in the shared key flow, with a storage root key of tpm2-tools.
-fn bundle_of(tpm: &Swtpm, kind: EkKind, srk_attributes: &str) -> Result<SrkBundle> {
+/// What a TPM shows in the shared key flow, with a parent of tpm2-tools.
+fn bundle_of(tpm: &Swtpm, kind: EkKind, parent: Parent) -> Result<ParentBundle> {
     make_ek(tpm, kind)?;
-    let create = ["createprimary", "-C", "o", "-g", "sha256", "-G", "ecc256:aes128cfb", "-a", srk_attributes];
-    tpm.tpm2(&[&create[..], &["-c", "srk.ctx"]].concat())?;
-    tpm.tpm2(&["readpublic", "-c", "srk.ctx", "-o", "srk.pub"])?;
-    tpm.tpm2(&["flushcontext", "-t"])?;
-    Ok(SrkBundle {
+    parent.make(tpm, "ecc256")?;
+    shown(tpm, kind)
+}
+
+/// The same, with the EK and the parent that are there.
+fn shown(tpm: &Swtpm, kind: EkKind) -> Result<ParentBundle> {
+    Ok(ParentBundle {
         device_id: None,
         ek_public: tpmt_public(tpm, "ek.pub")?,
         ek_certificates: vec![tpm.ek_certificate(kind)?.try_into()?].try_into()?,
-        srk_public: tpmt_public(tpm, "srk.pub")?,
+        parent_public: tpmt_public(tpm, "parent.pub")?,
         other_eks: None,
     })
 }

@@ -3,9 +3,9 @@
 use std::fs;
 
 use anyhow::{Result, bail, ensure};
-use assay_ca_core::{Admitted, Enrolment, MasterSecret, Records, SharedKey, SrkEvidence, TrustAnchors, TrustedEk};
+use assay_ca_core::{Admitted, Enrolment, MasterSecret, ParentEvidence, Records, SharedKey, TrustAnchors, TrustedEk};
 use assay_tests::{EkKind, Swtpm, trusted_vendor};
-use assay_wire::{ActivationReply, Scope, SrkBundle};
+use assay_wire::{ActivationReply, ParentBundle, Scope};
 use rand_core::UnwrapErr;
 use time::OffsetDateTime;
 
@@ -13,49 +13,100 @@ use crate::tools_device::{activate_credential, make_ek, read, sized, tpmt_public
 
 const EKS: [EkKind; 3] = [EkKind::Rsa2048, EkKind::P256, EkKind::P384];
 /// As tpm2_createprimary spells the types of the templates.
-const SRKS: [&str; 2] = ["rsa2048", "ecc256"];
+const ALGORITHMS: [&str; 2] = ["rsa2048", "ecc256"];
+pub(crate) const IMPORT_PARENT_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|noda|restricted|decrypt";
 pub(crate) const SRK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
 
-/// A TPM with an EK and an SRK on template, as tpm2-tools keep them.
-struct Device {
-    tpm: Swtpm,
+/// What shared keys are sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parent {
+    Import,
+    PlainSrk,
+}
+
+impl Parent {
+    pub(crate) const BOTH: [Self; 2] = [Self::Import, Self::PlainSrk];
+
+    /// Makes one by tpm2_createprimary, in `parent.ctx`, and leaves its public area in `parent.pub`.
+    pub(crate) fn make(self, tpm: &Swtpm, algorithm: &str) -> Result<()> {
+        match self {
+            Self::Import => make_parent(tpm, algorithm, IMPORT_PARENT_ATTRIBUTES, Some(IMPORT_OR_LOAD)),
+            Self::PlainSrk => make_parent(tpm, algorithm, SRK_ATTRIBUTES, None),
+        }
+    }
+}
+
+/// Makes a parent of whatever attributes and policy.
+pub(crate) fn make_parent(tpm: &Swtpm, algorithm: &str, attributes: &str, policy: Option<&str>) -> Result<()> {
+    let algorithm = format!("{algorithm}:null:aes128cfb");
+    let mut create = vec!["createprimary", "-C", "o", "-g", "sha256", "-a", attributes, "-G", &algorithm];
+    if let Some(policy) = policy {
+        fs::write(tpm.work_dir().join("parent.policy"), hex::decode(policy)?)?;
+        create.extend(["-L", "parent.policy"]);
+    }
+    tpm.tpm2(&[&create[..], &["-c", "parent.ctx"]].concat())?;
+    tpm.tpm2(&["readpublic", "-c", "parent.ctx", "-o", "parent.pub"])?;
+    tpm.tpm2(&["flushcontext", "-t"])?;
+    Ok(())
+}
+
+/// A TPM with an EK and a parent on template, as tpm2-tools keep them.
+pub(crate) struct Device {
+    pub(crate) tpm: Swtpm,
     kind: EkKind,
+    parent: Parent,
 }
 
 impl Device {
-    fn new(kind: EkKind, number: usize, srk: &str) -> Result<Self> {
+    pub(crate) fn new(kind: EkKind, number: usize, parent: Parent, algorithm: &str) -> Result<Self> {
         let tpm = trusted_vendor()?.device(kind, number)?;
         make_ek(&tpm, kind)?;
-        let create = ["createprimary", "-C", "o", "-g", "sha256", "-a", SRK_ATTRIBUTES, "-c", "srk.ctx"];
-        tpm.tpm2(&[&create[..], &["-G", &format!("{srk}:null:aes128cfb")]].concat())?;
-        tpm.tpm2(&["readpublic", "-c", "srk.ctx", "-o", "srk.pub"])?;
-        tpm.tpm2(&["flushcontext", "-t"])?;
-        Ok(Self { tpm, kind })
+        parent.make(&tpm, algorithm)?;
+        Ok(Self { tpm, kind, parent })
     }
 
     /// The key of the inner wrapper.
-    fn activate(&self, reply: &ActivationReply) -> Result<Vec<u8>> {
-        activate_credential(&self.tpm, self.kind, "srk.ctx", &reply.credential_blob, &reply.encrypted_seed)
+    pub(crate) fn activate(&self, reply: &ActivationReply) -> Result<Vec<u8>> {
+        activate_credential(&self.tpm, self.kind, "parent.ctx", &reply.credential_blob, &reply.encrypted_seed)
     }
 
-    /// Loads the key below the SRK, into `key.ctx`.
-    fn load(&self, reply: &ActivationReply, inner_key: &[u8]) -> Result<()> {
+    /// Loads the key below the parent, into `key.ctx`.
+    pub(crate) fn load(&self, reply: &ActivationReply, inner_key: &[u8]) -> Result<()> {
         let write = |file: &str, bytes: &[u8]| fs::write(self.tpm.work_dir().join(file), bytes);
         write("inner.key", inner_key)?;
         write("key.pub", &sized(&reply.key_public)?)?;
         write("key.duplicate", &sized(&reply.duplicate)?)?;
         write("key.seed", &sized(&reply.symmetric_seed)?)?;
+        let import = ["import", "-C", "parent.ctx", "-u", "key.pub", "-i", "key.duplicate", "-s", "key.seed"];
+        self.by_parent("TPM2_CC_Import", &[&import[..], &["-k", "inner.key", "-r", "key.priv"]].concat())?;
+        self.by_parent(
+            "TPM2_CC_Load",
+            &["load", "-C", "parent.ctx", "-u", "key.pub", "-r", "key.priv", "-c", "key.ctx"],
+        )
+    }
+
+    /// Runs a command that uses the parent, authorised as the parent wants it.
+    fn by_parent(&self, code: &str, command: &[&str]) -> Result<()> {
         // A command that was refused leaves what it loaded.
         self.tpm.tpm2(&["flushcontext", "-t"])?;
-        let import = ["import", "-C", "srk.ctx", "-u", "key.pub", "-i", "key.duplicate", "-s", "key.seed"];
-        self.tpm.tpm2(&[&import[..], &["-k", "inner.key", "-r", "key.priv"]].concat())?;
-        self.tpm.tpm2(&["flushcontext", "-t"])?;
-        self.tpm.tpm2(&["load", "-C", "srk.ctx", "-u", "key.pub", "-r", "key.priv", "-c", "key.ctx"])?;
+        self.tpm.tpm2(&["flushcontext", "-l"])?;
+        if self.parent == Parent::PlainSrk {
+            self.tpm.tpm2(command)?;
+        } else {
+            for (file, branch) in [("import.policy", IMPORT), ("load.policy", LOAD)] {
+                fs::write(self.tpm.work_dir().join(file), hex::decode(branch)?)?;
+            }
+            self.tpm.tpm2(&["startauthsession", "--policy-session", "-S", "parent.session"])?;
+            self.tpm.tpm2(&["policycommandcode", "-S", "parent.session", code])?;
+            self.tpm.tpm2(&["policyor", "-S", "parent.session", "sha256:import.policy,load.policy"])?;
+            self.tpm.tpm2(&[command, &["-P", "session:parent.session"]].concat())?;
+            self.tpm.tpm2(&["flushcontext", "parent.session"])?;
+        }
         self.tpm.tpm2(&["flushcontext", "-t"])?;
         Ok(())
     }
 
-    fn hmac(&self, message: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) fn hmac(&self, message: &[u8]) -> Result<Vec<u8>> {
         fs::write(self.tpm.work_dir().join("message"), message)?;
         self.tpm.tpm2(&["hmac", "-c", "key.ctx", "-o", "mac", "message"])?;
         self.tpm.tpm2(&["flushcontext", "-t"])?;
@@ -63,50 +114,50 @@ impl Device {
     }
 }
 
-/// A CA whose operator enrolled every EK.
-struct Ca {
+/// A CA whose operator enrolled every EK, and allows every parent.
+pub(crate) struct Ca {
     scope: Scope,
     master: MasterSecret,
 }
 
 impl Ca {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let master = MasterSecret::generate(&mut UnwrapErr(getrandom::SysRng));
         Ok(Self { scope: "plant-7".parse()?, master })
     }
 
-    /// What the CA sends to the device with the EK of `ek` and the SRK of `srk`, and the key that it expects to be used.
-    fn activation(&self, ek: &Device, srk: &Device) -> Result<(ActivationReply, SharedKey)> {
-        let evidence = SrkEvidence::parse(SrkBundle {
+    /// What the CA sends to the device with the EK of `ek` and the parent of `parent`, and the key that it expects to be used.
+    pub(crate) fn activation(&self, ek: &Device, parent: &Device) -> Result<(ActivationReply, SharedKey)> {
+        let evidence = ParentEvidence::parse(ParentBundle {
             device_id: None,
             ek_public: tpmt_public(&ek.tpm, "ek.pub")?,
             ek_certificates: Vec::new().try_into()?,
-            srk_public: tpmt_public(&srk.tpm, "srk.pub")?,
+            parent_public: tpmt_public(&parent.tpm, "parent.pub")?,
             other_eks: None,
         })?;
-        let enrolment = Enrolment::default();
+        let enrolment = Enrolment { plain_srk: true, ..Enrolment::default() };
         let now = OffsetDateTime::now_utc();
         let trusted = TrustedEk::verify(&evidence.ek, &TrustAnchors::default(), Some(&enrolment), now)?;
         let records = Records { enrolment: Some(enrolment), ..Records::default() };
         let admitted = Admitted::decide(trusted, None, &records)?;
-        let srk = evidence.storage_root_key()?;
+        let parent = admitted.parent(evidence.parent()?, &records)?;
         let mut rng = UnwrapErr(getrandom::SysRng);
-        let reply = admitted.activation(&srk, &self.scope, &self.master, 1, &mut rng)?;
+        let reply = admitted.activation(&parent, &self.scope, &self.master, 1, &mut rng)?;
         Ok((reply, self.master.key(&self.scope, admitted.device_id(), &evidence.ek.ek_id(), 1)))
     }
 }
 
 #[test]
-fn tpm2_import_loads_our_key_for_every_kind_of_ek_and_srk() -> Result<()> {
+fn tpm2_import_loads_our_key_for_every_kind_of_ek_and_parent() -> Result<()> {
     let ca = Ca::new()?;
     let message = b"plant-7%2Fregistrations%2Fpump-1\n1800000000";
     for kind in EKS {
-        for srk in SRKS {
-            let device = Device::new(kind, 0, srk)?;
+        for (parent, algorithm) in Parent::BOTH.into_iter().flat_map(|parent| ALGORITHMS.map(|one| (parent, one))) {
+            let device = Device::new(kind, 0, parent, algorithm)?;
             let (reply, key) = ca.activation(&device, &device)?;
             let inner_key = device.activate(&reply)?;
             device.load(&reply, &inner_key)?;
-            ensure!(device.hmac(message)? == key.hmac(message), "{kind:?}, {srk}");
+            ensure!(device.hmac(message)? == key.hmac(message), "{kind:?}, {parent:?}, {algorithm}");
         }
     }
     Ok(())
@@ -116,8 +167,9 @@ fn tpm2_import_loads_our_key_for_every_kind_of_ek_and_srk() -> Result<()> {
 fn activation_for_another_tpm_opens_nowhere_else() -> Result<()> {
     let ca = Ca::new()?;
     // For RSA, where OAEP finds no seed, libtpms answers TPM_RC_FAILURE (and works on).
-    for (kind, srk, reason) in [(EkKind::Rsa2048, "rsa2048", "(0x101)"), (EkKind::P256, "ecc256", INTEGRITY)] {
-        let (device, other) = (Device::new(kind, 0, srk)?, Device::new(kind, 1, srk)?);
+    for (kind, algorithm, reason) in [(EkKind::Rsa2048, "rsa2048", "(0x101)"), (EkKind::P256, "ecc256", INTEGRITY)] {
+        let [device, other] = [0, 1].map(|number| Device::new(kind, number, Parent::Import, algorithm));
+        let (device, other) = (device?, other?);
         let (reply, _) = ca.activation(&device, &device)?;
         let inner_key = device.activate(&reply)?;
         refused(other.activate(&reply), reason)?;
@@ -128,28 +180,32 @@ fn activation_for_another_tpm_opens_nowhere_else() -> Result<()> {
     Ok(())
 }
 
-/// Somebody names an SRK of his own beside the EK of another's TPM.
+/// Somebody names a parent of his own beside the EK of another's TPM.
 #[test]
-fn activation_for_an_srk_that_is_not_beside_the_ek_opens_nowhere() -> Result<()> {
+fn activation_for_a_parent_that_is_not_beside_the_ek_opens_nowhere() -> Result<()> {
     let ca = Ca::new()?;
-    let (kind, srk) = (EkKind::P256, "ecc256");
-    let (victim, attacker) = (Device::new(kind, 0, srk)?, Device::new(kind, 1, srk)?);
-    let (reply, _) = ca.activation(&victim, &attacker)?;
-    refused(victim.activate(&reply), INTEGRITY)?;
-    refused(attacker.activate(&reply), INTEGRITY)?;
+    for parent in Parent::BOTH {
+        let [victim, attacker] = [0, 1].map(|number| Device::new(EkKind::P256, number, parent, "ecc256"));
+        let (victim, attacker) = (victim?, attacker?);
+        let (reply, _) = ca.activation(&victim, &attacker)?;
+        refused(victim.activate(&reply), INTEGRITY)?;
+        refused(attacker.activate(&reply), INTEGRITY)?;
 
-    // Nor if the public part of that SRK is loaded beside the EK, which gives an object with its Name (TPM_RC_AUTH_UNAVAILABLE).
-    fs::copy(attacker.tpm.work_dir().join("srk.pub"), victim.tpm.work_dir().join("foreign.pub"))?;
-    victim.tpm.tpm2(&["flushcontext", "-t"])?;
-    victim.tpm.tpm2(&["loadexternal", "-C", "n", "-u", "foreign.pub", "-c", "srk.ctx"])?;
-    victim.tpm.tpm2(&["flushcontext", "-t"])?;
-    refused(victim.activate(&reply), "(0x12F)")
+        // Nor if the public part of that parent is loaded beside the EK, which gives an object with its Name
+        // (TPM_RC_AUTH_UNAVAILABLE).
+        fs::copy(attacker.tpm.work_dir().join("parent.pub"), victim.tpm.work_dir().join("foreign.pub"))?;
+        victim.tpm.tpm2(&["flushcontext", "-t"])?;
+        victim.tpm.tpm2(&["loadexternal", "-C", "n", "-u", "foreign.pub", "-c", "parent.ctx"])?;
+        victim.tpm.tpm2(&["flushcontext", "-t"])?;
+        refused(victim.activate(&reply), "(0x12F)")?;
+    }
+    Ok(())
 }
 
 #[test]
 fn duplicate_without_its_inner_key_or_altered_does_not_load() -> Result<()> {
     let ca = Ca::new()?;
-    let device = Device::new(EkKind::P256, 0, "ecc256")?;
+    let device = Device::new(EkKind::P256, 0, Parent::Import, "ecc256")?;
     let (reply, _) = ca.activation(&device, &device)?;
     let inner_key = device.activate(&reply)?;
     // TPM_RC_SIZE, for what comes out begins with a size; where that is right by chance, TPM_RC_INTEGRITY of the same parameter.
@@ -172,3 +228,8 @@ fn refused<T>(result: Result<T>, reason: &str) -> Result<()> {
 
 /// What tpm2-tools say of TPM_RC_INTEGRITY.
 const INTEGRITY: &str = "integrity check failed";
+/// TPM2_PolicyCommandCode of TPM_CC_Import and of TPM_CC_Load, SHA-256.
+pub(crate) const IMPORT: &str = "e1fdc38a23806dcf62097bcb06740e33ca3690dc21a7000c41e0e81c4b9b365a";
+pub(crate) const LOAD: &str = "430ed9475815deb61c7e4a88eb44fe5a83fa17b97cf6cee4a8420b3ef50b134f";
+/// TPM2_PolicyOR of the two.
+pub(crate) const IMPORT_OR_LOAD: &str = "1e7626a5d4b685cbb04936a0fdcc77b8a3ca3c37f42ad40482bcf27534dd887f";

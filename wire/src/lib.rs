@@ -36,7 +36,7 @@ pub use bytes::{
 mod message;
 pub use message::{
     ActivationReply, Bundle, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError, EkPublic, MAX_MESSAGE,
-    Proof, Receipt, Reply, ReplyBody, Request, RequestBody, SealedCertificate, SealedReply, SrkBundle, Ticket,
+    ParentBundle, Proof, Receipt, Reply, ReplyBody, Request, RequestBody, SealedCertificate, SealedReply, Ticket,
 };
 
 mod printable;

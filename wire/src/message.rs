@@ -37,7 +37,7 @@ pub enum RequestBody {
     /// Tells the CA that a sealed certificate could be read, so that it becomes active.
     Confirm(Proof),
     /// The shared key flow's only step: asks for a key that nobody but the TPM can load.
-    Register(SrkBundle),
+    Register(ParentBundle),
     /// Asks whether a worker answers in this scope; says nothing of any device, and changes
     /// nothing.
     Ping,
@@ -107,10 +107,10 @@ impl<'b, C> Decode<'b, C> for EkPublic {
     }
 }
 
-/// What the TPM can show for itself and its storage root key. Nothing in it is believed until the CA checked it.
+/// What the TPM can show for itself and the parent of the key that it is to get. Nothing in it is believed until the CA checked it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
-pub struct SrkBundle {
+pub struct ParentBundle {
     /// The device id asked for; left out, the CA answers with the one that is due to the EK.
     #[n(0)]
     pub device_id: Option<DeviceId>,
@@ -120,9 +120,9 @@ pub struct SrkBundle {
     /// The EK certificate and its issuers as far as the device knows them, leaf first; may be empty.
     #[n(2)]
     pub ek_certificates: CertificateList<0>,
-    /// The storage root key's TPMT_PUBLIC, without the size of a TPM2B.
+    /// The parent's TPMT_PUBLIC, without the size of a TPM2B: of an import parent, or of a plain storage root key.
     #[n(3)]
-    pub srk_public: Bytes<MAX_PUBLIC_AREA>,
+    pub parent_public: Bytes<MAX_PUBLIC_AREA>,
     /// Other EKs of this TPM, for a device that does not know which of them the CA knows.
     #[n(4)]
     pub other_eks: Option<EkIds>,
@@ -317,11 +317,11 @@ pub struct ConfirmedReply {
     pub receipt: Receipt,
 }
 
-/// An HMAC key that only the TPM with both the EK and the storage root key can load.
+/// An HMAC key that only the TPM with both the EK and the parent can load.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct ActivationReply {
-    /// TPMS_ID_OBJECT for the storage root key's Name, with the key of the inner wrapper: 16 bytes, for AES-128-CFB.
+    /// TPMS_ID_OBJECT for the parent's Name, with the key of the inner wrapper: 16 bytes, for AES-128-CFB.
     #[n(0)]
     pub credential_blob: Bytes<MAX_CREDENTIAL_BLOB>,
     /// What that credential's TPM2B_ENCRYPTED_SECRET holds, without its size.
@@ -330,7 +330,7 @@ pub struct ActivationReply {
     /// What a TPM2B_PRIVATE holds (TPM 2.0 Part 1, 23.3): the HMAC key in its inner and outer wrapper.
     #[n(2)]
     pub duplicate: Bytes<MAX_DUPLICATE>,
-    /// What the TPM2B_ENCRYPTED_SECRET of the outer wrapper holds, without its size: its seed, for the storage root key.
+    /// What the TPM2B_ENCRYPTED_SECRET of the outer wrapper holds, without its size: its seed, for the parent.
     #[n(3)]
     pub symmetric_seed: Bytes<MAX_ENCRYPTED_SEED>,
     /// The HMAC key's TPMT_PUBLIC, without the size of a TPM2B.

@@ -148,8 +148,9 @@ problem_codes! {
     CsrInvalid = 22, "csr-invalid", "The certificate request cannot be read";
     CsrSignatureInvalid = 23, "csr-signature-invalid", "The certificate request is not signed by its own key";
     CsrKeyMismatch = 24, "csr-key-mismatch", "The certificate request is for another key than the IK";
-    SrkOffTemplate = 25, "srk-off-template", "The storage root key's public area equals no accepted template";
-    SrkWeak = 26, "srk-weak", "The storage root key is not a sound key";
+    ParentOffTemplate = 25, "parent-off-template", "The parent's public area equals no accepted template";
+    ParentWeak = 26, "parent-weak", "The parent is not a sound key";
+    PlainSrk = 27, "plain-srk", "The parent is a plain storage root key, and no enrolment of the EK allows that";
     DeviceDisabled = 30, "device-disabled", "An operator disabled this device";
     DeviceIdTaken = 31, "device-id-taken", "The device id belongs to another EK";
     EkRegistered = 32, "ek-registered", "The EK is registered under another device id";

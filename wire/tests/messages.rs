@@ -2,8 +2,8 @@
 
 use assay_wire::{
     ActivationReply, Bundle, Bytes, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError, EkId, EkPublic,
-    MAX_MESSAGE, Problem, ProblemCode, Proof, Receipt, Reply, ReplyBody, Request, RequestBody, RequestId,
-    SealedCertificate, SealedReply, SrkBundle, Ticket,
+    MAX_MESSAGE, ParentBundle, Problem, ProblemCode, Proof, Receipt, Reply, ReplyBody, Request, RequestBody, RequestId,
+    SealedCertificate, SealedReply, Ticket,
 };
 
 const ID: &str = "50 000102030405060708090a0b0c0d0e0f";
@@ -95,11 +95,11 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
     confirm_bytes[1] = 4;
     let register = Request {
         id: id(),
-        body: RequestBody::Register(SrkBundle {
+        body: RequestBody::Register(ParentBundle {
             device_id: Some("pump-17".parse().unwrap()),
             ek_public: EkPublic::OfCertificate(0x01C0_000A),
             ek_certificates: vec![opaque(b"leaf")].try_into().unwrap(),
-            srk_public: opaque(b"srk"),
+            parent_public: opaque(b"parent"),
             other_eks: Some(vec![EkId::from([0xbb; 32])].try_into().unwrap()),
         }),
     };
@@ -110,7 +110,7 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         "00 67 70756d702d3137", // 0: device id "pump-17"
         "01 1a01c0000a",        // 1: EK public area: that of the certificate, on template L-2
         "02 81 44 6c656166",    // 2: EK certificates, one of them
-        "03 43 73726b",         // 3: public area of the storage root key
+        "03 46 706172656e74",   // 3: public area of the parent
         "04 81 5820",           // 4: other EKs, one of them
         &"bb".repeat(32),
     ]);

@@ -40,6 +40,7 @@ impl fmt::Display for Place {
 pub(crate) struct Defaults {
     pub(crate) reprovision: Option<Reprovision>,
     pub(crate) legacy_dps_ek: Option<bool>,
+    pub(crate) plain_srk: Option<bool>,
     pub(crate) added_at: OffsetDateTime,
 }
 
@@ -53,6 +54,7 @@ impl Defaults {
             recognised: recognised.to_string(),
             reprovision: self.reprovision,
             legacy_dps_ek: self.legacy_dps_ek,
+            plain_srk: self.plain_srk,
             disabled: None,
             tags: Tags::new(),
             added_at: self.added_at,
@@ -154,6 +156,7 @@ struct Columns {
     device_id: Option<usize>,
     reprovision: Option<usize>,
     legacy_dps_ek: Option<usize>,
+    plain_srk: Option<usize>,
     status: Option<usize>,
     /// All others, with their names.
     tags: Vec<(usize, String)>,
@@ -172,6 +175,7 @@ impl Columns {
                 "deviceid" => &mut columns.device_id,
                 "reprovision" => &mut columns.reprovision,
                 "legacydpsek" => &mut columns.legacy_dps_ek,
+                "plainsrk" => &mut columns.plain_srk,
                 "status" | "provisioningstatus" => &mut columns.status,
                 _ => {
                     ensure!(!name.is_empty(), "its header has a column without a name");
@@ -216,13 +220,15 @@ impl Columns {
             ensure!(value.len() <= MAX_TAG, "{name:?} is longer than {MAX_TAG} bytes");
         }
         let reprovision = cell(record, self.reprovision, |policy| Ok(policy.parse()?)).context("reprovision")?;
-        let legacy =
-            cell(record, self.legacy_dps_ek, |flag| either(flag, ["false", "true"])).context("legacy_dps_ek")?;
+        let flag = |column| cell(record, column, |flag| either(flag, ["false", "true"]));
+        let legacy = flag(self.legacy_dps_ek).context("legacy_dps_ek")?;
+        let plain_srk = flag(self.plain_srk).context("plain_srk")?;
         let disabled = cell(record, self.status, |status| either(status, ["enabled", "disabled"])).context("status")?;
         let enrolment = NewEnrolment {
             device_id,
             reprovision: reprovision.or(enrolment.reprovision),
             legacy_dps_ek: legacy.or(enrolment.legacy_dps_ek),
+            plain_srk: plain_srk.or(enrolment.plain_srk),
             disabled,
             tags,
             ..enrolment
@@ -281,7 +287,7 @@ fn refuse_repetitions(entries: &mut [Entry]) {
     }
 }
 
-const COLUMNS: &str = "endorsement_key, registration_id or device_id, reprovision, legacy_dps_ek, status";
+const COLUMNS: &str = "endorsement_key, registration_id or device_id, reprovision, legacy_dps_ek, plain_srk, status";
 /// Inventories have some ten columns.
 const MAX_TAGS: usize = 32;
 /// What is to be read in a table's heading.

@@ -8,7 +8,7 @@ use assay_broker_plugin::store::{Enrolled, EnrolmentRow, NewEnrolment, Store};
 use assay_ca_core::{EkIdentity, Reprovision, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId, printable_json};
 use clap::builder::PossibleValue;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use time::OffsetDateTime;
 
 use super::ek_list::{self, Defaults};
@@ -41,13 +41,18 @@ pub(crate) enum Enroll {
         #[command(flatten)]
         ek: Which,
     },
-    /// Change what a device gets that comes with a new key
+    /// Change what its enrolment says
+    #[command(group(ArgGroup::new("change").required(true).multiple(true).args(["reprovision", "plain_srk"])))]
     Update {
         #[command(flatten)]
         ek: Which,
         /// What a device gets that was provisioned before and comes with a new key
         #[arg(long, value_name = "POLICY")]
-        reprovision: ReprovisionArg,
+        reprovision: Option<ReprovisionArg>,
+        /// Whether its shared key may be sent to a plain storage root key, from which whoever controls the device's software
+        /// can have it
+        #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        plain_srk: Option<bool>,
     },
     /// Refuse it from now on, whether the CA knows it or not
     Disable {
@@ -81,6 +86,10 @@ pub(crate) struct Policy {
     /// sends that other EK's certificate. RSA-2048 only
     #[arg(long)]
     legacy_dps_ek: bool,
+    /// Send its shared key to a plain storage root key too, as Azure DPS does: whoever controls the device's software for a moment
+    /// can have that key
+    #[arg(long)]
+    plain_srk: bool,
 }
 
 impl Policy {
@@ -89,6 +98,7 @@ impl Policy {
         Defaults {
             reprovision: self.reprovision.map(|policy| policy.0),
             legacy_dps_ek: self.legacy_dps_ek.then_some(true),
+            plain_srk: self.plain_srk.then_some(true),
             added_at: OffsetDateTime::now_utc(),
         }
     }
@@ -134,7 +144,9 @@ impl Enroll {
             Self::Import(import) => import.run(store),
             Self::List { json } => list(store, json),
             Self::Show { ek } => show(&ek.row(store)?),
-            Self::Update { ek, reprovision } => update(store, &ek.row(store)?, reprovision.0),
+            Self::Update { ek, reprovision, plain_srk } => {
+                update(store, &ek.row(store)?, reprovision.map(|policy| policy.0), plain_srk)
+            }
             Self::Disable { ek } => disable(store, &ek.id(store)?),
             Self::Enable { ek } => enable(store, &ek.id(store)?),
             Self::Rotate { ek } => rotate(store, &ek.id(store)?),
@@ -203,14 +215,33 @@ fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>, policy: &Pol
     Ok(())
 }
 
-fn update(store: &mut Store, row: &EnrolmentRow, reprovision: Reprovision) -> Result<()> {
+fn update(
+    store: &mut Store,
+    row: &EnrolmentRow,
+    reprovision: Option<Reprovision>,
+    plain_srk: Option<bool>,
+) -> Result<()> {
     let ek = row.ek_id;
-    if !store.set_reprovision(&ek, reprovision)? {
+    if !store.update_enrolment(&ek, reprovision, plain_srk)? {
+        let reprovision = reprovision.map_or_else(String::new, |policy| format!(" --reprovision {policy}"));
+        let plain_srk = if plain_srk == Some(true) { " --plain-srk" } else { "" };
         bail!(
-            "EK {ek} is not enrolled, and only an enrolment has a policy; `assay enroll add FILE --reprovision {reprovision}` enrols it"
+            "EK {ek} is not enrolled, and only an enrolment has a policy; `assay enroll add FILE{reprovision}{plain_srk}` enrols it"
         );
     }
-    eprintln!("re-provisioning is {reprovision}: EK {ek}");
+    if let Some(reprovision) = reprovision {
+        eprintln!("re-provisioning is {reprovision}: EK {ek}");
+    }
+    match plain_srk {
+        Some(true) => eprintln!("its shared key may be sent to a plain storage root key: EK {ek}"),
+        Some(false) => {
+            eprintln!("its shared key is sent to an import parent alone: EK {ek}");
+            if row.shared_key.is_some_and(|key| key.is_of_plain_srk()) {
+                eprintln!("  the one that it has went to a plain one; `assay enroll rotate {ek}` retires it");
+            }
+        }
+        None => {}
+    }
     Ok(())
 }
 
@@ -290,9 +321,10 @@ fn list(store: &Store, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-fn shared_key(SharedKeyOnRecord { generation, is_used }: SharedKeyOnRecord) -> String {
-    let state = if is_used { "used" } else { "not used" };
-    format!("{generation} ({state})")
+fn shared_key(key: SharedKeyOnRecord) -> String {
+    let state = if key.is_used { "used" } else { "not used" };
+    let parent = if key.is_of_plain_srk() { ", plain SRK" } else { "" };
+    format!("{} ({state}{parent})", key.generation)
 }
 
 fn json(row: &EnrolmentRow) -> serde_json::Value {
@@ -304,7 +336,12 @@ fn json(row: &EnrolmentRow) -> serde_json::Value {
         "disabled": row.disabled,
         "reprovision": row.reprovision.map(Reprovision::name),
         "legacy_dps_ek": row.legacy_dps_ek,
-        "shared_key": row.shared_key.map(|key| serde_json::json!({ "generation": key.generation, "used": key.is_used })),
+        "plain_srk": row.plain_srk,
+        "shared_key": row.shared_key.map(|key| serde_json::json!({
+            "generation": key.generation,
+            "used": key.is_used,
+            "plain_srk": key.is_of_plain_srk(),
+        })),
         "added_at": table::time(row.added_at),
         "tags": row.tags,
     })

@@ -20,8 +20,8 @@ pub(crate) struct Import {
     ///
     /// A CSV file begins with a line that names its columns, in any order: endorsement_key (TPM2B_PUBLIC in base64 as Azure's tools print it;
     /// or TPMT_PUBLIC, SubjectPublicKeyInfo or certificate, each in base64; or PEM in quotation marks), and if you like registration_id
-    /// (or device_id), reprovision (reissue, reuse or never), legacy_dps_ek (true or false), status (enabled or disabled). Azure DPS's own
-    /// names will do too. All other columns are kept as tags. An empty cell leaves its value open.
+    /// (or device_id), reprovision (reissue, reuse or never), legacy_dps_ek and plain_srk (true or false), status (enabled or disabled).
+    /// Azure DPS's own names will do too. All other columns are kept as tags. An empty cell leaves its value open.
     ///
     /// Of a directory every file counts that is not hidden, in any form that `enroll add` takes; its subdirectories do not.
     path: PathBuf,

@@ -22,6 +22,8 @@ pub struct NewEnrolment {
     pub reprovision: Option<Reprovision>,
     /// Whether it is an EK of Azure's SDKs, which no vendor certified; it is not unless given.
     pub legacy_dps_ek: Option<bool>,
+    /// Whether its shared key may be sent to a plain storage root key; it may not unless given.
+    pub plain_srk: Option<bool>,
     /// Whether it is locked out for now; it is not unless given.
     pub disabled: Option<bool>,
     /// What the operator's list says besides; none leaves open what is on record.
@@ -60,6 +62,8 @@ pub struct EnrolmentRow {
     pub reprovision: Option<Reprovision>,
     /// Whether it was enrolled as an EK of Azure's SDKs.
     pub legacy_dps_ek: bool,
+    /// Whether its shared key may be sent to a plain storage root key.
+    pub plain_srk: bool,
     /// Whether an operator disabled it.
     pub disabled: bool,
     /// Whether a device with this EK proved itself.
@@ -114,6 +118,14 @@ pub enum EnrolError {
         /// As it is enrolled.
         found: bool,
     },
+    /// Its shared key may be sent to a plain storage root key and is not to be, or the other way round.
+    #[error("EK {ek} is enrolled with plain_srk {found}, not {}; `assay enroll update {ek} --plain-srk={}` changes it", !.found, !.found)]
+    PlainSrk {
+        /// The EK.
+        ek: EkId,
+        /// As it is enrolled.
+        found: bool,
+    },
     /// It is disabled and is not to be, or the other way round.
     #[error("EK {ek} is {}; `assay enroll {} {ek}` changes that", if *.found { "disabled" } else { "enabled" }, if *.found { "enable" } else { "disable" })]
     Disabled {
@@ -162,14 +174,21 @@ impl Store {
         Ok((transaction, results))
     }
 
-    /// Changes what happens when a device asks again; `false` if the EK is not on the list.
+    /// Changes what happens when a device asks again, and whether its shared key may be sent to a plain storage root key; what is
+    /// `None` stays as it is. `false` if the EK is not on the list.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn set_reprovision(&mut self, ek: &EkId, reprovision: Reprovision) -> Result<bool, StoreError> {
+    pub fn update_enrolment(
+        &mut self,
+        ek: &EkId,
+        reprovision: Option<Reprovision>,
+        plain_srk: Option<bool>,
+    ) -> Result<bool, StoreError> {
         let changed = self.connection.execute(
-            "UPDATE enrolments SET reprovision = ?2 WHERE ek_id = ?1",
-            params![ek.as_bytes(), reprovision.name()],
+            "UPDATE enrolments SET reprovision = coalesce(?2, reprovision), plain_srk = coalesce(?3, plain_srk)
+             WHERE ek_id = ?1",
+            params![ek.as_bytes(), reprovision.map(Reprovision::name), plain_srk],
         )?;
         Ok(changed == 1)
     }
@@ -264,8 +283,8 @@ fn enroll(connection: &Connection, new: &NewEnrolment) -> Result<Result<Enrolled
     }
     connection
         .prepare_cached(
-            "INSERT INTO enrolments (ek_id, device_id, recognised, reprovision, legacy_dps_ek, added_at, tags)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO enrolments (ek_id, device_id, recognised, reprovision, legacy_dps_ek, added_at, tags, plain_srk)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?
         .execute(params![
             new.ek_id.as_bytes(),
@@ -274,7 +293,8 @@ fn enroll(connection: &Connection, new: &NewEnrolment) -> Result<Result<Enrolled
             new.reprovision.unwrap_or_default().name(),
             new.legacy_dps_ek.unwrap_or_default(),
             new.added_at.unix_timestamp(),
-            tags
+            tags,
+            new.plain_srk.unwrap_or_default()
         ])?;
     if new.disabled == Some(true) {
         set_disabled(connection, &new.ek_id, true, new.added_at)?;
@@ -303,6 +323,9 @@ fn difference(known: &EnrolmentRow, new: &NewEnrolment) -> Option<EnrolError> {
     if enrolled && new.legacy_dps_ek.is_some_and(|wanted| wanted != known.legacy_dps_ek) {
         return Some(EnrolError::LegacyDpsEk { ek, found: known.legacy_dps_ek });
     }
+    if enrolled && new.plain_srk.is_some_and(|wanted| wanted != known.plain_srk) {
+        return Some(EnrolError::PlainSrk { ek, found: known.plain_srk });
+    }
     if new.disabled.is_some_and(|wanted| wanted != known.disabled) {
         return Some(EnrolError::Disabled { ek, found: known.disabled });
     }
@@ -320,15 +343,18 @@ fn what_is_known_of(eks: &str) -> String {
     format!(
         "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised, e.reprovision, coalesce(e.legacy_dps_ek, 0),
                 l.since IS NOT NULL, d.ek_id IS NOT NULL, s.generation, s.is_used,
-                coalesce(e.added_at, d.registered_at, l.since) AS added_at, e.tags
+                coalesce(e.added_at, d.registered_at, l.since) AS added_at, e.tags, coalesce(e.plain_srk, 0),
+                s.plain_srk_generation
          FROM ({eks}) k LEFT JOIN enrolments e USING (ek_id) LEFT JOIN devices d USING (ek_id)
               LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)"
     )
 }
 
 fn enrolment_row(row: &Row<'_>) -> rusqlite::Result<EnrolmentRow> {
-    let shared_key = match (row.get(7)?, row.get(8)?) {
-        (Some(generation), Some(is_used)) => Some(SharedKeyOnRecord { generation, is_used }),
+    let shared_key = match (row.get(7)?, row.get(8)?, row.get(12)?) {
+        (Some(generation), Some(is_used), Some(plain_srk_generation)) => {
+            Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation })
+        }
         _ => None,
     };
     Ok(EnrolmentRow {
@@ -337,6 +363,7 @@ fn enrolment_row(row: &Row<'_>) -> rusqlite::Result<EnrolmentRow> {
         recognised: row.get(2)?,
         reprovision: row.get::<_, Option<String>>(3)?.map(|_| parsed(row, 3)).transpose()?,
         legacy_dps_ek: row.get(4)?,
+        plain_srk: row.get(11)?,
         disabled: row.get(5)?,
         registered: row.get(6)?,
         shared_key,

@@ -252,9 +252,12 @@ fn records(
         )?
         .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| row.get(0))?;
     let shared_key = connection
-        .prepare_cached("SELECT generation, is_used, iif(day > ?2, today, 0) FROM shared_keys WHERE ek_id = ?1")?
+        .prepare_cached(
+            "SELECT generation, is_used, plain_srk_generation, iif(day > ?2, today, 0) FROM shared_keys WHERE ek_id = ?1",
+        )?
         .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| {
-            Ok((SharedKeyOnRecord { generation: row.get(0)?, is_used: row.get(1)? }, row.get(2)?))
+            let (generation, is_used, plain_srk_generation) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok((SharedKeyOnRecord { generation, is_used, plain_srk_generation }, row.get(3)?))
         })
         .optional()?;
     let (shared_key, recent_generations) = shared_key.map_or((None, 0), |(key, recent)| (Some(key), recent));
@@ -293,13 +296,14 @@ fn first_on_record(connection: &Connection, eks: &[EkId]) -> Result<Option<EkId>
 }
 
 fn granted(connection: &Connection, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
-    let mut statement =
-        connection.prepare_cached("SELECT device_id, reprovision, legacy_dps_ek FROM enrolments WHERE ek_id = ?1")?;
+    let mut statement = connection
+        .prepare_cached("SELECT device_id, reprovision, legacy_dps_ek, plain_srk FROM enrolments WHERE ek_id = ?1")?;
     let enrolment = statement.query_row(params![ek.as_bytes()], |row| {
         Ok(Enrolment {
             device_id: optional_device_id(row, 0)?,
             reprovision: parsed(row, 1)?,
             legacy_dps_ek: row.get(2)?,
+            plain_srk: row.get(3)?,
         })
     });
     Ok(enrolment.optional()?)

@@ -21,7 +21,8 @@ CREATE TABLE enrolments (
     reprovision   TEXT NOT NULL CHECK (reprovision IN ('reissue', 'reuse', 'never')),
     legacy_dps_ek INTEGER NOT NULL,     -- an EK of Azure's SDKs, which no vendor certified
     added_at      INTEGER NOT NULL,
-    tags          TEXT NOT NULL         -- what the operator's list says besides: a JSON object of strings
+    tags          TEXT NOT NULL,        -- what the operator's list says besides: a JSON object of strings
+    plain_srk     INTEGER NOT NULL      -- its shared key may be sent to a plain storage root key
 ) STRICT;
 
 -- EKs whose TPM proved itself: by a ticket, a confirmation, or a token.
@@ -81,7 +82,8 @@ CREATE TABLE shared_keys (
     generation INTEGER NOT NULL,
     is_used    INTEGER NOT NULL,        -- a token of this generation was accepted
     day        INTEGER NOT NULL DEFAULT 0,  -- when the first of `today` generations was taken into use
-    today      INTEGER NOT NULL DEFAULT 0
+    today      INTEGER NOT NULL DEFAULT 0,
+    plain_srk_generation INTEGER NOT NULL DEFAULT 0  -- the last that was offered to a plain storage root key, else 0
 ) STRICT;
 
 CREATE INDEX shared_keys_by_device ON shared_keys (device_id);

@@ -1,5 +1,6 @@
 //! Which generation of its shared key an EK has. The keys themselves are nowhere.
 
+use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{Assurance, QUOTA_PERIOD};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::params;
@@ -18,7 +19,8 @@ pub struct SharedKeyHolder {
 
 impl Transaction<'_> {
     /// Records that a shared key was offered to an EK under a device id. The generation on record is only set the first time: that of a
-    /// later offer counts once a token of it is [accepted](Self::accept_shared_key).
+    /// later offer counts once a token of it is [accepted](Self::accept_shared_key). That a plain storage root key was offered it is
+    /// never forgotten.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -28,12 +30,19 @@ impl Transaction<'_> {
         device: &DeviceId,
         assurance: Assurance,
         generation: u32,
+        parent: ParentKind,
     ) -> Result<(), StoreError> {
+        let plain_srk_generation = match parent {
+            ParentKind::Import => 0,
+            ParentKind::PlainSrk => generation,
+        };
         self.0
             .prepare_cached(
-                "INSERT INTO shared_keys (ek_id, device_id, assurance, generation, is_used) VALUES (?1, ?2, ?3, ?4, 0)
+                "INSERT INTO shared_keys (ek_id, device_id, assurance, generation, is_used, plain_srk_generation)
+                 VALUES (?1, ?2, ?3, ?4, 0, ?6)
                  ON CONFLICT (ek_id) DO UPDATE SET device_id = excluded.device_id,
-                   assurance = iif(assurance = ?5, assurance, excluded.assurance)",
+                   assurance = iif(assurance = ?5, assurance, excluded.assurance),
+                   plain_srk_generation = max(plain_srk_generation, excluded.plain_srk_generation)",
             )?
             .execute(params![
                 ek.as_bytes(),
@@ -41,7 +50,8 @@ impl Transaction<'_> {
                 assurance.to_string(),
                 generation,
                 // Once seen, a vendor's word stays: anybody may leave the certificate out of a request.
-                Assurance::VendorCertificate.to_string()
+                Assurance::VendorCertificate.to_string(),
+                plain_srk_generation
             ])?;
         Ok(())
     }
@@ -81,14 +91,15 @@ impl Transaction<'_> {
         holders(self.0, device)
     }
 
-    /// Retires the shared key of an EK, and one that was offered but not used yet; `false` if it never had one.
+    /// Retires the shared key of an EK, and those that were offered but not used yet; `false` if it never had one.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn retire_shared_key(&self, ek: &EkId) -> Result<bool, StoreError> {
-        let mut statement = self
-            .0
-            .prepare_cached("UPDATE shared_keys SET generation = generation + 2, is_used = 0 WHERE ek_id = ?1")?;
+        // None that was offered is later than the next of the one on record, or of the last that a plain SRK was offered.
+        let mut statement = self.0.prepare_cached(
+            "UPDATE shared_keys SET generation = max(generation, plain_srk_generation) + 2, is_used = 0 WHERE ek_id = ?1",
+        )?;
         Ok(statement.execute(params![ek.as_bytes()])? == 1)
     }
 }

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use assay_ca_core::{Confirmation, Evidence, ProvenDevice, SrkEvidence};
+use assay_ca_core::{Confirmation, Evidence, ParentEvidence, ProvenDevice};
 use assay_wire::{DecodeError, EkId, Flow, Problem, ProblemCode, ReplyBody, Request, RequestBody, Topic};
 use crossbeam_channel::{Receiver, Sender};
 use time::OffsetDateTime;
@@ -134,10 +134,10 @@ fn decide(
             Ok(Decision::Write(Box::new(Task::Confirm(confirmation))))
         }
         RequestBody::Register(bundle) => {
-            let evidence = SrkEvidence::parse(bundle)?;
+            let evidence = ParentEvidence::parse(bundle)?;
             subject.ek_id = Some(evidence.ek.ek_id());
             ca.profile.check_flow(Flow::SharedKey)?;
-            Ok(Decision::Write(Box::new(Task::Register(examiner.srk_applicant(&evidence, now)?))))
+            Ok(Decision::Write(Box::new(Task::Register(examiner.parent_applicant(&evidence, now)?))))
         }
         RequestBody::Ping => Ok(Decision::Pong),
     }

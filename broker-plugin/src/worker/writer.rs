@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use assay_ca_core::tpm::template::SrkArea;
+use assay_ca_core::tpm::template::ParentArea;
 use assay_ca_core::{BoundKey, Confirmation, ProvenDevice};
 use assay_wire::{DeviceId, ReplyBody, RequestId, Topic};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -36,7 +36,7 @@ pub(super) enum Task {
     Certify(ProvenDevice),
     Enroll(Applicant<BoundKey>),
     Confirm(Confirmation),
-    Register(Applicant<SrkArea>),
+    Register(Applicant<ParentArea>),
 }
 
 impl Task {

@@ -27,7 +27,7 @@ impl Primitives {
             Flow::Ticket | Flow::Sealed => {
                 all.extend([("CSR verify", verify_csr(world)), ("certificate sign", sign(world))])
             }
-            Flow::SharedKey => all.push(("SRK seed", seed_for(&world.srk.area.public_key().unwrap()))),
+            Flow::SharedKey => all.push(("parent seed", seed_for(&world.parent.area.public_key().unwrap()))),
         }
         Self(all)
     }

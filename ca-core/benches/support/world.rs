@@ -1,15 +1,15 @@
 //! One device's requests, and everything that a CA does with them but for the store.
 
 use assay_ca_core::tpm::credential::Credential;
-use assay_ca_core::tpm::template::SrkArea;
+use assay_ca_core::tpm::template::ParentArea;
 use assay_ca_core::{
     Admitted, AuthenticatedDevice, BoundKey, Candidate, Confirmation, EkEvidence, Evidence, FIRST_GENERATION,
-    IssuedCertificate, MasterSecret, Prepared, Profile, ProvenDevice, Readmitted, Records, SharedKeyOnRecord,
-    SrkEvidence, Token, TrustedEk, Unconfirmed,
+    IssuedCertificate, MasterSecret, ParentEvidence, Prepared, Profile, ProvenDevice, Readmitted, Records,
+    SharedKeyOnRecord, Token, TrustedEk, Unconfirmed,
 };
 use assay_wire::{
-    ActivationReply, Bundle, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId, EkPublic, Flow, Proof,
-    Reply, ReplyBody, Request, RequestBody, RequestId, SealedCertificate, SealedReply, SrkBundle,
+    ActivationReply, Bundle, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId, EkPublic, Flow,
+    ParentBundle, Proof, Reply, ReplyBody, Request, RequestBody, RequestId, SealedCertificate, SealedReply,
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize};
@@ -23,7 +23,7 @@ pub(crate) struct World {
     pub(crate) case: Case,
     pub(crate) vendor: Vendor,
     pub(crate) device: Device,
-    pub(crate) srk: SoftwareSrk,
+    pub(crate) parent: SoftwareParent,
     pub(crate) ca: Ca,
     pub(crate) issuing_key: KeyPair,
     master: MasterSecret,
@@ -61,13 +61,13 @@ impl World {
             Kind::P384 => p384_ik(),
         };
         (device.ik_area, device.csr) = (ik_area, csr(&ik));
-        let srk = match case.ek {
-            Kind::Rsa2048 => SoftwareSrk::fresh_rsa2048(),
-            Kind::P256 | Kind::P384 => SoftwareSrk::fresh_p256(),
+        let parent = match case.ek {
+            Kind::Rsa2048 => SoftwareParent::fresh_rsa2048(),
+            Kind::P256 | Kind::P384 => SoftwareParent::fresh_p256(),
         };
         let issuing_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let (master, profile) = (MasterSecret::generate(&mut CountingRng::new()), Profile::default());
-        Self { case, vendor, device, srk, ca, issuing_key, master, profile, records: Records::default() }
+        Self { case, vendor, device, parent, ca, issuing_key, master, profile, records: Records::default() }
     }
 
     /// A message of the device.
@@ -90,13 +90,13 @@ impl World {
         Bundle { ek_public: EkPublic::OfCertificate(index), ..self.device.request() }
     }
 
-    pub(crate) fn srk_bundle(&self) -> SrkBundle {
+    pub(crate) fn parent_bundle(&self) -> ParentBundle {
         let Bundle { device_id, ek_public, ek_certificates, .. } = self.request();
-        SrkBundle {
+        ParentBundle {
             device_id,
             ek_public,
             ek_certificates,
-            srk_public: self.srk.area.encode().try_into().unwrap(),
+            parent_public: self.parent.area.encode().try_into().unwrap(),
             other_eks: None,
         }
     }
@@ -139,9 +139,10 @@ impl World {
         candidate.seal(chain, confirm_by, &self.ca.ticket_key, now(), &mut CountingRng::new()).unwrap()
     }
 
-    pub(crate) fn activate(&self, admitted: &Admitted, srk: &SrkArea) -> ActivationReply {
-        let generation = admitted.generation(&self.records).unwrap();
-        admitted.activation(srk, &self.ca.scope, &self.master, generation, &mut CountingRng::new()).unwrap()
+    pub(crate) fn activate(&self, admitted: &Admitted, parent: &ParentArea) -> ActivationReply {
+        let parent = admitted.parent(parent.clone(), &self.records).unwrap();
+        let generation = admitted.generation(&parent, &self.records).unwrap();
+        admitted.activation(&parent, &self.ca.scope, &self.master, generation, &mut CountingRng::new()).unwrap()
     }
 
     /// A message that begins a flow.
@@ -149,7 +150,7 @@ impl World {
         Self::message(match flow {
             Flow::Ticket => RequestBody::Challenge(self.request()),
             Flow::Sealed => RequestBody::Enroll(self.request()),
-            Flow::SharedKey => RequestBody::Register(self.srk_bundle()),
+            Flow::SharedKey => RequestBody::Register(self.parent_bundle()),
         })
     }
 
@@ -237,11 +238,11 @@ impl World {
         let Request { id, body: RequestBody::Register(bundle) } = Request::decode(message).unwrap() else {
             unreachable!()
         };
-        let evidence = SrkEvidence::parse(bundle).unwrap();
+        let evidence = ParentEvidence::parse(bundle).unwrap();
         let ek = self.trust(&evidence.ek);
-        let srk = evidence.storage_root_key().unwrap();
+        let parent = evidence.parent().unwrap();
         let admitted = self.admit(ek, evidence.ek.requested_device_id());
-        let reply = self.activate(&admitted, &srk);
+        let reply = self.activate(&admitted, &parent);
         Self::reply(id, ReplyBody::Activation(reply))
     }
 
@@ -268,7 +269,8 @@ impl World {
     /// What the CA does at every connection of a device with a shared key.
     pub(crate) fn login(&self, (user_name, token, ek): &(String, String, EkId)) -> AuthenticatedDevice {
         let token = Token::parse(user_name, token.as_bytes()).unwrap();
-        let shared_key = Some(SharedKeyOnRecord { generation: FIRST_GENERATION, is_used: true });
+        let shared_key =
+            Some(SharedKeyOnRecord { generation: FIRST_GENERATION, is_used: true, plain_srk_generation: 0 });
         let generations = Records { shared_key, ..Records::default() }.accepted_generations();
         AuthenticatedDevice::verify(token, &self.ca.scope, &self.master, *ek, &generations, now()).unwrap()
     }

@@ -1,4 +1,4 @@
-//! TPM2_Duplicate in software: an HMAC key that only the TPM with a given SRK can load, given the key of its inner wrapper.
+//! TPM2_Duplicate in software: an HMAC key that only the TPM with a given parent can load, given the key of its inner wrapper.
 
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 use super::kdf::Hash;
 use super::outer_wrapper::encrypt_cfb;
 use super::public::{AlgorithmId, Name, ObjectAttributes, put_sized, put_u16};
-use super::template::SrkArea;
+use super::template::ParentArea;
 use crate::Fault;
 
 /// Length of an HMAC key in bytes: that of the digest of its scheme, SHA-256.
@@ -46,18 +46,18 @@ impl HmacObject {
         &self.public
     }
 
-    /// Protects the object for the TPM with `srk`, in an inner wrapper and an outer one (Part 1, 23.3).
+    /// Protects the object for the TPM with `parent`, in an inner wrapper and an outer one (Part 1, 23.3).
     ///
     /// The TPM needs `inner_key` to import it. It encrypts once: take a fresh one for every duplicate.
     pub fn duplicate(
         &self,
-        srk: &SrkArea,
+        parent: &ParentArea,
         inner_key: &[u8; INNER_KEY_BYTES],
         rng: &mut dyn CryptoRng,
     ) -> Result<Duplicate, Fault> {
         let name = Name::of(Hash::Sha256, &self.public);
         let inner = self.inner_wrapper(&name, inner_key);
-        let wrapped = srk.storage_key().wrap("DUPLICATE", &name, inner, rng)?;
+        let wrapped = parent.storage_key().wrap("DUPLICATE", &name, inner, rng)?;
         Ok(Duplicate { private: wrapped.content, encrypted_seed: wrapped.encrypted_seed })
     }
 

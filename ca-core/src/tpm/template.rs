@@ -1,4 +1,5 @@
-//! The exact shapes of key the CA accepts: TCG's templates for EKs and storage root keys, and our own for identity keys.
+//! The exact shapes of key the CA accepts: TCG's templates for EKs and storage root keys, and our own
+//! for identity keys and import parents.
 //!
 //! A template leaves nothing open but the key. A device's public area is accepted only if it equals, byte for
 //! byte, the area rebuilt from the template and the key, so there is no attribute that a check could forget.
@@ -105,41 +106,61 @@ impl IkArea {
     }
 }
 
-/// A storage root key that is sound and whose public area equals one of TCG's templates, with its Name.
+/// The key under which a TPM is to keep a shared key: sound, on template, and with its Name.
 ///
-/// On template it is restricted and never leaves its TPM, so what is wrapped for it is read by that TPM only, and is not
-/// given out again: a key duplicated to it stays its child.
+/// On any template it is restricted and never leaves its TPM, so what is wrapped for it is read by that TPM only. Whether the TPM
+/// gives it out again is for its [kind](Self::kind).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SrkArea {
+pub struct ParentArea {
     template: &'static Template,
     key: PublicKey,
     name: Name,
 }
 
-impl SrkArea {
-    /// Finds the SRK template that a public area equals, and computes the Name a TPM gives that area.
+/// What a TPM does for whoever controls its host, with what is wrapped for a parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParentKind {
+    /// Our own template, the *import parent*: its use takes a policy, TPM2_PolicyCommandCode(TPM_CC_Import) or
+    /// TPM2_PolicyCommandCode(TPM_CC_Load), and no password (userWithAuth is clear). TPM2_Rewrap takes USER authorisation of the
+    /// old parent (TPM 2.0 Part 3, 13.2), as does whatever else opens an outer wrapper; so the TPM refuses it.
+    ///
+    /// The TPM cannot be made to use the same key otherwise. All bits of a template go into a primary key (Part 3, 24.1), so another
+    /// one gives another key; and TPM2_Load takes an object under the public area only that it was made with (Part 3, 12.2).
+    Import,
+    /// TCG's template of a storage root key. It has no password, so with the key of the inner wrapper, which passes through the host,
+    /// whoever controls that for a moment has the TPM hand out the shared key: TPM2_Rewrap to TPM_RH_NULL.
+    PlainSrk,
+}
+
+impl ParentArea {
+    /// Finds the template that a public area equals, and computes the Name a TPM gives that area.
     pub fn recognise(area: &PublicArea) -> Result<Self, AreaRefused> {
-        let (template, key) = recognise(area, SRK_TEMPLATES)?;
+        let (template, key) = recognise(area, PARENT_TEMPLATES)?;
         let name = Name::of(template.hash, &area.encode());
         Ok(Self { template, key, name })
     }
 
-    /// Our name of the template, e.g. `SRK P-256`.
+    /// What the TPM does with it.
+    pub fn kind(&self) -> ParentKind {
+        if self.template.auth_policy.is_empty() { ParentKind::PlainSrk } else { ParentKind::Import }
+    }
+
+    /// The template's name, e.g. `import parent P-256`.
     pub fn template(&self) -> &'static str {
         self.template.name
     }
 
-    /// The SRK itself.
+    /// The parent itself.
     pub fn key(&self) -> &PublicKey {
         &self.key
     }
 
-    /// The SRK's Name.
+    /// The parent's Name.
     pub fn name(&self) -> &Name {
         &self.name
     }
 
-    /// The template's `nameAlg`, which also drives what is encrypted to this SRK.
+    /// The template's `nameAlg`, which also drives what is encrypted to this parent.
     pub fn hash(&self) -> Hash {
         self.template.hash
     }
@@ -485,37 +506,45 @@ static IK_TEMPLATES: &[Template] = &[
     },
 ];
 
-/// TCG TPM v2.0 Provisioning Guidance 1.0, 7.5.1: a storage key made in this TPM that never leaves it, for the use of all.
-const SRK_ATTRIBUTES: ObjectAttributes = ObjectAttributes::FIXED_TPM
+/// A storage key made in this TPM that never leaves it, and is used as its policy says, by no password.
+const IMPORT_PARENT_ATTRIBUTES: ObjectAttributes = ObjectAttributes::FIXED_TPM
     .union(ObjectAttributes::FIXED_PARENT)
     .union(ObjectAttributes::SENSITIVE_DATA_ORIGIN)
-    .union(ObjectAttributes::USER_WITH_AUTH)
     .union(ObjectAttributes::NO_DA)
     .union(ObjectAttributes::RESTRICTED)
     .union(ObjectAttributes::DECRYPT);
+/// TCG TPM v2.0 Provisioning Guidance 1.0, 7.5.1: the same, but for the use of all.
+const SRK_ATTRIBUTES: ObjectAttributes = IMPORT_PARENT_ATTRIBUTES.union(ObjectAttributes::USER_WITH_AUTH);
 
-/// TCG TPM v2.0 Provisioning Guidance 1.0, 7.5.1.
-static SRK_TEMPLATES: &[Template] = &[
+/// TPM2_PolicyOR of TPM2_PolicyCommandCode(TPM_CC_Import) and TPM2_PolicyCommandCode(TPM_CC_Load), in this order, for SHA-256.
+const POLICY_IMPORT_OR_LOAD: &[u8] = &[
+    0x1E, 0x76, 0x26, 0xA5, 0xD4, 0xB6, 0x85, 0xCB, 0xB0, 0x49, 0x36, 0xA0, 0xFD, 0xCC, 0x77, 0xB8, 0xA3, 0xCA, 0x3C,
+    0x37, 0xF4, 0x2A, 0xD4, 0x04, 0x82, 0xBC, 0xF2, 0x75, 0x34, 0xDD, 0x88, 0x7F,
+];
+
+const fn parent_template(name: &'static str, kind: ParentKind, key: KeyShape) -> Template {
+    let (attributes, auth_policy): (_, &[u8]) = match kind {
+        ParentKind::Import => (IMPORT_PARENT_ATTRIBUTES, POLICY_IMPORT_OR_LOAD),
+        ParentKind::PlainSrk => (SRK_ATTRIBUTES, &[]),
+    };
     Template {
-        name: "SRK RSA-2048",
+        name,
         hash: Hash::Sha256,
-        attributes: SRK_ATTRIBUTES,
-        auth_policy: &[],
+        attributes,
+        auth_policy,
         symmetric: aes_cfb(128),
         scheme: None,
-        key: KeyShape::Rsa { bits: 2048 },
+        key,
         certificate_index: None,
-    },
-    Template {
-        name: "SRK P-256",
-        hash: Hash::Sha256,
-        attributes: SRK_ATTRIBUTES,
-        auth_policy: &[],
-        symmetric: aes_cfb(128),
-        scheme: None,
-        key: KeyShape::Ecc(Curve::P256),
-        certificate_index: None,
-    },
+    }
+}
+
+/// Of two for one key, that of the import parent comes first, so that a refusal compares with what a device should make.
+static PARENT_TEMPLATES: &[Template] = &[
+    parent_template("import parent RSA-2048", ParentKind::Import, KeyShape::Rsa { bits: 2048 }),
+    parent_template("import parent P-256", ParentKind::Import, KeyShape::Ecc(Curve::P256)),
+    parent_template("SRK RSA-2048", ParentKind::PlainSrk, KeyShape::Rsa { bits: 2048 }),
+    parent_template("SRK P-256", ParentKind::PlainSrk, KeyShape::Ecc(Curve::P256)),
 ];
 
 #[cfg(test)]
@@ -549,11 +578,22 @@ mod tests {
         assert_eq!(b, POLICY_B_SHA384);
     }
 
+    /// TPM 2.0 Part 3, 23.6 and 23.11. That a TPM computes the same is for the golden values.
+    #[test]
+    fn import_parents_policy_is_the_digest_of_its_commands() {
+        const TPM_CC_POLICY_COMMAND_CODE: [u8; 4] = [0, 0, 0x01, 0x6C];
+        const TPM_CC_POLICY_OR: [u8; 4] = [0, 0, 0x01, 0x71];
+        let branch = |code: [u8; 4]| Hash::Sha256.digest(&[&[0; 32], &TPM_CC_POLICY_COMMAND_CODE, &code]);
+        let (import, load) = (branch([0, 0, 0x01, 0x56]), branch([0, 0, 0x01, 0x57]));
+        assert_eq!(Hash::Sha256.digest(&[&[0; 32], &TPM_CC_POLICY_OR, &import, &load]), POLICY_IMPORT_OR_LOAD);
+    }
+
     #[test]
     fn template_attributes_are_those_of_the_specification() {
         assert_eq!(EK_LOW_RANGE.0, 0x0003_00B2);
         assert_eq!(EK_HIGH_RANGE.0, 0x0003_00F2);
         assert_eq!(IK_ATTRIBUTES.0, 0x0004_0472);
         assert_eq!(SRK_ATTRIBUTES.0, 0x0003_0472);
+        assert_eq!(IMPORT_PARENT_ATTRIBUTES.0, 0x0003_0432);
     }
 }

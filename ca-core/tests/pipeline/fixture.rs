@@ -4,10 +4,10 @@ use assay_ca_core::key::{Curve, PublicKey};
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::{AreaKey, Name, ObjectAttributes, PublicArea};
-use assay_ca_core::tpm::template::{EkArea, SrkArea};
+use assay_ca_core::tpm::template::{EkArea, ParentArea};
 use assay_ca_core::{
-    Admitted, Authority, BoundKey, Enrolment, Evidence, Issuer, ProvenDevice, Records, Rejection, TicketKey,
-    TrustAnchors, TrustedEk, VendorCertificate,
+    Admitted, AdmittedParent, Authority, BoundKey, Enrolment, Evidence, Issuer, ProvenDevice, Records, Rejection,
+    TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
 };
 use assay_wire::{Bundle, ChallengeReply, DeviceId, Proof, Scope, Ticket};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, agree};
@@ -255,8 +255,8 @@ impl SoftwareEk {
     }
 }
 
-/// An SRK whose private key is in software.
-pub(crate) struct SoftwareSrk {
+/// A parent whose private key is in software.
+pub(crate) struct SoftwareParent {
     pub(crate) area: PublicArea,
     private: StoragePrivate,
 }
@@ -264,13 +264,13 @@ pub(crate) struct SoftwareSrk {
 /// The sensitive area of an object: authValue, seedValue and the key itself.
 pub(crate) type Sensitive = [Vec<u8>; 3];
 
-impl SoftwareSrk {
+impl SoftwareParent {
     pub(crate) fn fresh_p256() -> Self {
         Self::of_p256(PrivateKey::generate(ecdh(Curve::P256)).unwrap())
     }
 
     pub(crate) fn of_p256(key: PrivateKey) -> Self {
-        let area = with_point(golden_area("srk-p256"), key.compute_public_key().unwrap().as_ref());
+        let area = with_point(golden_area("parent-p256"), key.compute_public_key().unwrap().as_ref());
         Self { area, private: StoragePrivate::Ecc(key) }
     }
 
@@ -278,12 +278,24 @@ impl SoftwareSrk {
         let key = PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap();
         let spki: PublicKeyX509Der<'_> = key.public_key().as_der().unwrap();
         let PublicKey::Rsa { modulus, .. } = PublicKey::from_spki(spki.as_ref()).unwrap() else { unreachable!() };
-        let area = with_modulus(golden_area("srk-rsa2048"), &modulus);
+        let area = with_modulus(golden_area("parent-rsa2048"), &modulus);
         Self { area, private: StoragePrivate::Rsa(OaepPrivateDecryptingKey::new(key).unwrap()) }
     }
 
-    pub(crate) fn recognised(&self) -> SrkArea {
-        SrkArea::recognise(&self.area).unwrap()
+    /// The same key as a plain SRK, as no TPM has it.
+    pub(crate) fn into_plain_srk(self) -> Self {
+        let PublicArea { attributes, auth_policy, .. } = golden_area("srk-p256");
+        Self { area: PublicArea { attributes, auth_policy, ..self.area }, ..self }
+    }
+
+    pub(crate) fn recognised(&self) -> ParentArea {
+        ParentArea::recognise(&self.area).unwrap()
+    }
+
+    /// The same for a device whose operator allows any parent.
+    pub(crate) fn admitted(&self, device: &Admitted) -> AdmittedParent {
+        let enrolment = Some(Enrolment { plain_srk: true, ..Enrolment::default() });
+        device.parent(self.recognised(), &Records { enrolment, ..Records::default() }).unwrap()
     }
 
     /// TPM2_Import (TPM 2.0 Part 3, 13.3) of an object with the public area `public`; `None` where a TPM would say that an

@@ -4,7 +4,7 @@ use assay_ca_core::key::PublicKey;
 use assay_ca_core::tpm::credential::{Credential, make_credential};
 use assay_ca_core::tpm::kdf::Hash;
 use assay_ca_core::tpm::public::{AreaKey, Name, PublicArea};
-use assay_ca_core::tpm::template::{EkArea, IkArea, SrkArea};
+use assay_ca_core::tpm::template::{EkArea, IkArea, ParentArea, ParentKind};
 use assay_ca_core::{Assurance, TrustedEk};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -17,15 +17,20 @@ const EKS: [(&str, &str, Hash, usize); 4] = [
     ("p384", "EK H-3 (P-384)", Hash::Sha384, 32),
     ("rsa3072", "EK H-6 (RSA-3072)", Hash::Sha384, 32),
 ];
-const SRKS: [(&str, &str); 2] = [("rsa2048", "SRK RSA-2048"), ("p256", "SRK P-256")];
+const PARENTS: [(&str, &str, ParentKind); 4] = [
+    ("parent-rsa2048", "import parent RSA-2048", ParentKind::Import),
+    ("parent-p256", "import parent P-256", ParentKind::Import),
+    ("srk-rsa2048", "SRK RSA-2048", ParentKind::PlainSrk),
+    ("srk-p256", "SRK P-256", ParentKind::PlainSrk),
+];
 const IKS: [(&str, &str); 3] = [("p256", "IK P-256"), ("p384", "IK P-384"), ("rsa2048", "IK RSA-2048")];
 
 #[test]
 fn areas_read_and_write_back() {
     let eks = EKS.iter().map(|(kind, ..)| format!("ek-{kind}.tpm2b"));
     let iks = IKS.iter().map(|(kind, _)| format!("ik-{kind}.tpm2b"));
-    let srks = SRKS.iter().map(|(kind, _)| format!("srk-{kind}.tpm2b"));
-    for file in eks.chain(iks).chain(srks) {
+    let parents = PARENTS.iter().map(|(file, ..)| format!("{file}.tpm2b"));
+    for file in eks.chain(iks).chain(parents) {
         let sized = golden(&file);
         let area = PublicArea::parse(&sized[2..]).unwrap();
         assert_eq!(area.encode(), sized[2..], "{file}");
@@ -43,12 +48,13 @@ fn names_are_those_the_tpm_computes() {
 }
 
 #[test]
-fn srks_of_swtpm_are_on_template_and_have_the_names_the_tpm_computes() {
-    for (kind, template) in SRKS {
-        let srk = SrkArea::recognise(&golden_area(&format!("srk-{kind}"))).unwrap();
-        assert_eq!((srk.template(), srk.hash(), srk.aes_key_bytes()), (template, Hash::Sha256, 16));
-        assert_eq!(srk.name().as_ref(), golden(&format!("srk-{kind}.name")));
-        assert_eq!(*srk.key(), golden_area(&format!("srk-{kind}")).public_key().unwrap());
+fn parents_of_swtpm_are_on_template_and_have_the_names_the_tpm_computes() {
+    for (file, template, kind) in PARENTS {
+        let parent = ParentArea::recognise(&golden_area(file)).unwrap();
+        assert_eq!((parent.template(), parent.kind()), (template, kind));
+        assert_eq!((parent.hash(), parent.aes_key_bytes()), (Hash::Sha256, 16));
+        assert_eq!(parent.name().as_ref(), golden(&format!("{file}.name")));
+        assert_eq!(*parent.key(), golden_area(file).public_key().unwrap());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use assay_ca_core::key::PublicKey;
 use assay_ca_core::tpm::public::PublicArea;
-use assay_ca_core::tpm::template::{EkArea, IkArea, SrkArea};
+use assay_ca_core::tpm::template::{EkArea, IkArea, ParentArea};
 use assay_ca_core::{BoundKey, EkIdentity, Evidence, Identity, Records, TrustedEk, VendorCertificate};
 use assay_wire::{Bundle, EkPublic, Proof};
 
@@ -23,11 +23,13 @@ fn damaged(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 
 #[test]
 fn areas() {
-    for file in ["ek-rsa2048", "ek-p384", "ik-p256", "ik-rsa2048", "srk-p256", "srk-rsa2048"] {
+    for file in
+        ["ek-rsa2048", "ek-p384", "ik-p256", "ik-rsa2048", "srk-p256", "srk-rsa2048", "parent-p256", "parent-rsa2048"]
+    {
         for bytes in damaged(&golden(&format!("{file}.tpm2b"))[2..]) {
             if let Ok(area) = PublicArea::parse(&bytes) {
                 assert_eq!(area.encode(), bytes, "there is one spelling of an area");
-                drop((EkArea::recognise(&area), IkArea::recognise(&area), SrkArea::recognise(&area)));
+                drop((EkArea::recognise(&area), IkArea::recognise(&area), ParentArea::recognise(&area)));
             }
         }
     }

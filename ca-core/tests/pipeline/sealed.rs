@@ -331,6 +331,7 @@ fn ek_with_too_many_unconfirmed_certificates_is_told_to_wait_and_may_use_the_tic
 
 mod reprovisioning {
     use super::*;
+    use assay_ca_core::tpm::template::ParentKind;
     use assay_ca_core::{FIRST_GENERATION, SharedKeyOnRecord};
 
     fn with_policy(reprovision: Reprovision) -> Records {
@@ -376,7 +377,7 @@ mod reprovisioning {
     #[test]
     fn generation_follows_policy_and_use() {
         let Enrolled { ca, device, .. } = Enrolled::new();
-        let used = |is_used| Some(SharedKeyOnRecord { generation: 5, is_used });
+        let used = |is_used| Some(SharedKeyOnRecord { generation: 5, is_used, plain_srk_generation: 0 });
         for (policy, shared_key, offered, accepted) in [
             (Reprovision::Reissue, None, Some(FIRST_GENERATION), &[][..]),
             (Reprovision::Reissue, used(false), Some(5), &[5]),
@@ -388,12 +389,47 @@ mod reprovisioning {
             (Reprovision::Never, used(true), None, &[5, 6]),
         ] {
             let records = Records { shared_key, ..with_policy(policy) };
-            let admitted = ca.admit(&device, &records).unwrap();
-            let decided = admitted.generation(&records);
+            let decided = generation(&ca, &device, ParentKind::Import, &records);
             assert_eq!(decided.as_ref().ok().copied(), offered, "{policy} {shared_key:?}");
             if let Err(refusal) = decided {
                 assert_eq!(refusal.code(), ProblemCode::ReprovisionRefused);
             }
+            assert_eq!(records.accepted_generations(), accepted, "{policy} {shared_key:?}");
+        }
+    }
+
+    fn generation(ca: &Ca, device: &Device, to: ParentKind, records: &Records) -> Result<u32, Rejection> {
+        let parent = match to {
+            ParentKind::Import => SoftwareParent::fresh_p256(),
+            ParentKind::PlainSrk => SoftwareParent::fresh_p256().into_plain_srk(),
+        };
+        let admitted = ca.admit(device, records).unwrap();
+        admitted.generation(&parent.admitted(&admitted), records)
+    }
+
+    /// What a plain SRK was offered may be known outside of the TPM, so an import parent is offered another. Each row is what is on
+    /// record, the last generation that a plain SRK was offered first, and what is offered to either.
+    #[test]
+    fn key_that_a_plain_srk_was_offered_is_not_offered_to_an_import_parent() {
+        use ParentKind::{Import, PlainSrk};
+        let Enrolled { ca, device, .. } = Enrolled::new();
+        for (policy, plain_srk_generation, is_used, to_import, to_plain, accepted) in [
+            (Reprovision::Reissue, 5, false, Some(6), Some(5), &[5, 6][..]),
+            (Reprovision::Reissue, 5, true, Some(6), Some(6), &[5, 6]),
+            (Reprovision::Reissue, 6, true, Some(7), Some(6), &[5, 6, 7]),
+            (Reprovision::Reissue, 4, true, Some(6), Some(6), &[5, 6]),
+            (Reprovision::Reissue, 4, false, Some(5), Some(5), &[5]),
+            (Reprovision::Reuse, 5, true, Some(6), Some(5), &[5, 6]),
+            (Reprovision::Reuse, 6, true, Some(7), Some(5), &[5, 6, 7]),
+            (Reprovision::Reuse, 3, true, Some(5), Some(5), &[5, 6]),
+            (Reprovision::Never, 5, false, Some(6), Some(5), &[5, 6]),
+            (Reprovision::Never, 5, true, None, None, &[5, 6]),
+        ] {
+            let shared_key = Some(SharedKeyOnRecord { generation: 5, is_used, plain_srk_generation });
+            let records = Records { shared_key, ..with_policy(policy) };
+            let offered = |to| generation(&ca, &device, to, &records).ok();
+            assert_eq!(offered(Import), to_import, "{policy} {shared_key:?}");
+            assert_eq!(offered(PlainSrk), to_plain, "{policy} {shared_key:?}");
             assert_eq!(records.accepted_generations(), accepted, "{policy} {shared_key:?}");
         }
     }
@@ -403,7 +439,7 @@ mod reprovisioning {
     fn change_of_policy_locks_no_device_out_that_has_its_key() {
         let Enrolled { ca, device, .. } = Enrolled::new();
         let records = |policy, generation, is_used| Records {
-            shared_key: Some(SharedKeyOnRecord { generation, is_used }),
+            shared_key: Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation: 0 }),
             ..with_policy(policy)
         };
         for (before, after) in
@@ -411,7 +447,7 @@ mod reprovisioning {
         {
             for is_used in [false, true] {
                 let on_offer = records(before, 5, is_used);
-                let Ok(offered) = ca.admit(&device, &on_offer).unwrap().generation(&on_offer) else { continue };
+                let Ok(offered) = generation(&ca, &device, ParentKind::Import, &on_offer) else { continue };
                 let accepted = records(after, 5, is_used).accepted_generations();
                 assert!(accepted.contains(&offered), "{before} then {after}: {offered} was offered");
                 assert!(!is_used || accepted.contains(&5), "{before} then {after}: 5 is in use");
@@ -425,9 +461,9 @@ mod reprovisioning {
     fn device_that_used_too_many_generations_is_told_to_wait() {
         let Enrolled { ca, device, .. } = Enrolled::new();
         let generation = |reprovision, is_used, recent_generations| {
-            let shared_key = Some(SharedKeyOnRecord { generation: 5, is_used });
+            let shared_key = Some(SharedKeyOnRecord { generation: 5, is_used, plain_srk_generation: 0 });
             let records = Records { shared_key, recent_generations, ..with_policy(reprovision) };
-            ca.admit(&device, &records).unwrap().generation(&records)
+            generation(&ca, &device, ParentKind::Import, &records)
         };
         let problem = generation(Reprovision::Reissue, true, QUOTA).unwrap_err().problem();
         assert_eq!(problem.code, ProblemCode::QuotaExceeded);

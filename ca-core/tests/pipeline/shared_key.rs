@@ -1,26 +1,26 @@
-//! What the shared key flow gives to whom, and the storage root keys that it refuses.
+//! What the shared key flow gives to whom, and the parents that it refuses.
 
 use assay_ca_core::key::PublicKey;
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::duplicate::HmacObject;
 use assay_ca_core::tpm::kdf::Hash;
 use assay_ca_core::tpm::public::{AlgorithmId, AreaKey, CurveId, ObjectAttributes, PublicArea, Scheme};
-use assay_ca_core::tpm::template::SrkArea;
-use assay_ca_core::{MasterSecret, Records, Rejection, SrkEvidence};
-use assay_wire::{ActivationReply, ProblemCode, SrkBundle};
+use assay_ca_core::tpm::template::{ParentArea, ParentKind};
+use assay_ca_core::{MasterSecret, ParentEvidence, Records, Rejection};
+use assay_wire::{ActivationReply, ParentBundle, ProblemCode};
 
 use crate::fixture::*;
 
-/// The storage root key in a request, checked.
-fn read_srk(area: &[u8]) -> Result<SrkArea, Rejection> {
-    let evidence = SrkEvidence::parse(SrkBundle {
+/// The parent in a request, checked.
+fn read_parent(area: &[u8]) -> Result<ParentArea, Rejection> {
+    let evidence = ParentEvidence::parse(ParentBundle {
         device_id: None,
         ek_public: golden_area("ek-p256").encode().try_into().unwrap(),
         ek_certificates: Default::default(),
-        srk_public: area.try_into().unwrap(),
+        parent_public: area.try_into().unwrap(),
         other_eks: None,
     })?;
-    evidence.storage_root_key()
+    evidence.parent()
 }
 
 fn master() -> MasterSecret {
@@ -28,37 +28,38 @@ fn master() -> MasterSecret {
 }
 
 /// An activation of generation 1 for a device of a trusted vendor.
-fn activate(device: &Device, vendor: &Vendor, srk: &SoftwareSrk) -> ActivationReply {
+fn activate(device: &Device, vendor: &Vendor, parent: &SoftwareParent) -> ActivationReply {
     let mut ca = Ca::trusting(vendor);
     let admitted = ca.admit(device, &Records::default()).unwrap();
-    admitted.activation(&srk.recognised(), &ca.scope, &master(), 1, &mut ca.rng).unwrap()
+    admitted.activation(&parent.admitted(&admitted), &ca.scope, &master(), 1, &mut ca.rng).unwrap()
 }
 
-fn open_credential(device: &Device, srk: &SoftwareSrk, reply: &ActivationReply) -> Option<Vec<u8>> {
+fn open_credential(device: &Device, parent: &SoftwareParent, reply: &ActivationReply) -> Option<Vec<u8>> {
     let credential =
         Credential { id_object: reply.credential_blob.to_vec(), encrypted_seed: reply.encrypted_seed.to_vec() };
-    device.ek.activate(srk.recognised().name(), &credential)
+    device.ek.activate(parent.recognised().name(), &credential)
 }
 
-fn import(srk: &SoftwareSrk, inner_key: &[u8], reply: &ActivationReply) -> Option<Sensitive> {
-    srk.import(inner_key, &reply.key_public, &reply.duplicate, &reply.symmetric_seed)
+fn import(parent: &SoftwareParent, inner_key: &[u8], reply: &ActivationReply) -> Option<Sensitive> {
+    parent.import(inner_key, &reply.key_public, &reply.duplicate, &reply.symmetric_seed)
 }
 
 mod activation {
     use super::*;
 
     #[test]
-    fn every_kind_of_ek_and_srk_opens_to_the_key_the_ca_derives() {
+    fn every_kind_of_ek_and_parent_opens_to_the_key_the_ca_derives() {
         let vendor = Vendor::new("Acme");
         let ca = Ca::trusting(&vendor);
-        for srk in [SoftwareSrk::fresh_rsa2048(), SoftwareSrk::fresh_p256()] {
+        let parents = || [SoftwareParent::fresh_rsa2048(), SoftwareParent::fresh_p256()];
+        for parent in parents().into_iter().chain(parents().map(SoftwareParent::into_plain_srk)) {
             for kind in ["rsa2048", "rsa3072", "p256", "p384"] {
                 let device = Device::with_ek(&vendor, SoftwareEk::golden(kind));
-                let reply = activate(&device, &vendor, &srk);
+                let reply = activate(&device, &vendor, &parent);
                 assert_eq!(reply.device_id, device.evidence().ek.derived_device_id());
 
-                let inner_key = open_credential(&device, &srk, &reply).unwrap();
-                let [auth, seed_value, key] = import(&srk, &inner_key, &reply).unwrap();
+                let inner_key = open_credential(&device, &parent, &reply).unwrap();
+                let [auth, seed_value, key] = import(&parent, &inner_key, &reply).unwrap();
                 let derived = master().key(&ca.scope, &reply.device_id, &device.ek.key().ek_id(), 1);
                 assert_eq!(Hash::Sha256.hmac(&key, &[b"message"]), derived.hmac(b"message"), "{kind}");
                 assert!(auth.is_empty());
@@ -74,14 +75,14 @@ mod activation {
     fn blobs_have_the_lengths_of_those_of_azures_provisioning_service() {
         let vendor = Vendor::new("Acme");
         let device = Device::with_ek(&vendor, SoftwareEk::golden("rsa2048"));
-        let srk = SoftwareSrk::fresh_rsa2048();
-        let reply = activate(&device, &vendor, &srk);
+        let parent = SoftwareParent::fresh_rsa2048();
+        let reply = activate(&device, &vendor, &parent);
         assert_eq!(reply.credential_blob.len(), 2 + 32 + 18);
         assert_eq!(reply.encrypted_seed.len(), 256);
         assert_eq!(reply.duplicate.len(), 142);
         assert_eq!(reply.symmetric_seed.len(), 256);
         assert_eq!(reply.key_public.len(), 48);
-        assert_eq!(open_credential(&device, &srk, &reply).unwrap().len(), 16);
+        assert_eq!(open_credential(&device, &parent, &reply).unwrap().len(), 16);
     }
 
     /// KEYEDHASH, SHA-256, userWithAuth|noDA|sign, no policy, HMAC with SHA-256.
@@ -94,44 +95,44 @@ mod activation {
     }
 
     #[test]
-    fn credential_opens_for_its_srk_in_its_tpm_only() {
+    fn credential_opens_for_its_parent_in_its_tpm_only() {
         let vendor = Vendor::new("Acme");
-        let (device, srk) = (Device::of(&vendor), SoftwareSrk::fresh_p256());
-        let reply = activate(&device, &vendor, &srk);
-        assert!(open_credential(&device, &srk, &reply).is_some());
-        assert!(open_credential(&device, &SoftwareSrk::fresh_p256(), &reply).is_none());
-        assert!(open_credential(&Device::of(&vendor), &srk, &reply).is_none());
+        let (device, parent) = (Device::of(&vendor), SoftwareParent::fresh_p256());
+        let reply = activate(&device, &vendor, &parent);
+        assert!(open_credential(&device, &parent, &reply).is_some());
+        assert!(open_credential(&device, &SoftwareParent::fresh_p256(), &reply).is_none());
+        assert!(open_credential(&Device::of(&vendor), &parent, &reply).is_none());
     }
 
-    /// Neither half is enough: the SRK without the EK lacks the inner key, the EK without the SRK lacks the seed.
+    /// Neither half is enough: the parent without the EK lacks the inner key, the EK without the parent lacks the seed.
     #[test]
-    fn duplicate_opens_with_the_inner_key_and_the_srk_only() {
+    fn duplicate_opens_with_the_inner_key_and_the_parent_only() {
         let vendor = Vendor::new("Acme");
-        let (device, srk) = (Device::of(&vendor), SoftwareSrk::fresh_p256());
-        let reply = activate(&device, &vendor, &srk);
-        let inner_key = open_credential(&device, &srk, &reply).unwrap();
-        assert!(import(&srk, &inner_key, &reply).is_some());
-        assert!(import(&srk, &[0; 16], &reply).is_none());
-        assert!(import(&SoftwareSrk::fresh_p256(), &inner_key, &reply).is_none());
+        let (device, parent) = (Device::of(&vendor), SoftwareParent::fresh_p256());
+        let reply = activate(&device, &vendor, &parent);
+        let inner_key = open_credential(&device, &parent, &reply).unwrap();
+        assert!(import(&parent, &inner_key, &reply).is_some());
+        assert!(import(&parent, &[0; 16], &reply).is_none());
+        assert!(import(&SoftwareParent::fresh_p256(), &inner_key, &reply).is_none());
     }
 
     #[test]
     fn duplicate_altered_in_any_byte_is_refused() {
         let vendor = Vendor::new("Acme");
-        let (device, srk) = (Device::of(&vendor), SoftwareSrk::fresh_p256());
-        let reply = activate(&device, &vendor, &srk);
-        let inner_key = open_credential(&device, &srk, &reply).unwrap();
+        let (device, parent) = (Device::of(&vendor), SoftwareParent::fresh_p256());
+        let reply = activate(&device, &vendor, &parent);
+        let inner_key = open_credential(&device, &parent, &reply).unwrap();
         for byte in 0..reply.duplicate.len() {
             let mut altered = reply.duplicate.to_vec();
             altered[byte] ^= 1;
             let altered = ActivationReply { duplicate: altered.try_into().unwrap(), ..reply.clone() };
-            assert!(import(&srk, &inner_key, &altered).is_none(), "byte {byte}");
+            assert!(import(&parent, &inner_key, &altered).is_none(), "byte {byte}");
         }
         for byte in 0..reply.key_public.len() {
             let mut altered = reply.key_public.to_vec();
             altered[byte] ^= 1;
             let altered = ActivationReply { key_public: altered.try_into().unwrap(), ..reply.clone() };
-            assert!(import(&srk, &inner_key, &altered).is_none(), "byte {byte} of the public area");
+            assert!(import(&parent, &inner_key, &altered).is_none(), "byte {byte} of the public area");
         }
     }
 
@@ -139,17 +140,61 @@ mod activation {
     fn same_generation_is_the_same_key_in_new_wrappers() {
         let vendor = Vendor::new("Acme");
         let mut ca = Ca::trusting(&vendor);
-        let (device, srk) = (Device::of(&vendor), SoftwareSrk::fresh_p256());
+        let (device, parent) = (Device::of(&vendor), SoftwareParent::fresh_p256());
         let admitted = ca.admit(&device, &Records::default()).unwrap();
+        let to = parent.admitted(&admitted);
         let mut activation =
-            |generation| admitted.activation(&srk.recognised(), &ca.scope, &master(), generation, &mut ca.rng).unwrap();
+            |generation| admitted.activation(&to, &ca.scope, &master(), generation, &mut ca.rng).unwrap();
         let (first, again, next) = (activation(1), activation(1), activation(2));
         assert_eq!(first.key_public, again.key_public);
         assert_ne!(first.key_public, next.key_public);
         assert_ne!(first.symmetric_seed, again.symmetric_seed);
         assert_ne!(first.encrypted_seed, again.encrypted_seed);
-        let inner_keys = [first, again].map(|reply| open_credential(&device, &srk, &reply).unwrap());
+        let inner_keys = [first, again].map(|reply| open_credential(&device, &parent, &reply).unwrap());
         assert_ne!(inner_keys[0], inner_keys[1]);
+    }
+}
+
+mod permission {
+    use assay_ca_core::Enrolment;
+
+    use super::*;
+
+    fn ask(parent: &SoftwareParent, enrolment: Option<Enrolment>) -> Result<ParentKind, Rejection> {
+        let vendor = Vendor::new("Acme");
+        let ca = Ca::trusting(&vendor);
+        let records = Records { enrolment, ..Records::default() };
+        let admitted = ca.admit(&Device::of(&vendor), &records).unwrap();
+        admitted.parent(parent.recognised(), &records).map(|parent| parent.kind())
+    }
+
+    #[test]
+    fn plain_srk_takes_an_enrolment_that_allows_it() {
+        for srk in [SoftwareParent::fresh_rsa2048(), SoftwareParent::fresh_p256()].map(SoftwareParent::into_plain_srk) {
+            for (enrolment, command) in [(None, "enroll add"), (Some(Enrolment::default()), "enroll update")] {
+                let problem = ask(&srk, enrolment).unwrap_err().problem();
+                assert_eq!((problem.code, problem.retry_after), (ProblemCode::PlainSrk, None));
+                for part in ["import parent", command, "--plain-srk"] {
+                    assert!(problem.detail.contains(part), "{problem}");
+                }
+            }
+            // What else an operator may say of an EK is about something else.
+            let other = Enrolment { legacy_dps_ek: true, ..Enrolment::default() };
+            assert_eq!(ask(&srk, Some(other)).unwrap_err().code(), ProblemCode::PlainSrk);
+            let allowed = Enrolment { plain_srk: true, ..Enrolment::default() };
+            assert_eq!(ask(&srk, Some(allowed)), Ok(ParentKind::PlainSrk));
+        }
+    }
+
+    #[test]
+    fn import_parent_takes_no_enrolment() {
+        for parent in [SoftwareParent::fresh_rsa2048(), SoftwareParent::fresh_p256()] {
+            for plain_srk in [false, true] {
+                let enrolment = Some(Enrolment { plain_srk, ..Enrolment::default() });
+                assert_eq!(ask(&parent, enrolment), Ok(ParentKind::Import));
+            }
+            assert_eq!(ask(&parent, None), Ok(ParentKind::Import));
+        }
     }
 }
 
@@ -191,34 +236,77 @@ mod derivation {
     }
 }
 
-mod srk_template {
+mod parent_template {
     use super::*;
 
-    const KINDS: [&str; 2] = ["rsa2048", "p256"];
+    const PARENTS: [&str; 4] = ["parent-rsa2048", "parent-p256", "srk-rsa2048", "srk-p256"];
 
     fn code(area: &PublicArea) -> ProblemCode {
-        read_srk(&area.encode()).unwrap_err().problem().code
-    }
-
-    fn srk(kind: &str) -> PublicArea {
-        golden_area(&format!("srk-{kind}"))
+        read_parent(&area.encode()).unwrap_err().problem().code
     }
 
     #[test]
-    fn srk_on_template_is_read() {
-        for kind in KINDS {
-            assert_eq!(read_srk(&srk(kind).encode()), Ok(SrkArea::recognise(&srk(kind)).unwrap()));
+    fn parent_on_template_is_read() {
+        for parent in PARENTS {
+            let area = golden_area(parent);
+            assert_eq!(read_parent(&area.encode()), Ok(ParentArea::recognise(&area).unwrap()));
         }
     }
 
     #[test]
-    fn srk_off_template_in_any_attribute_is_refused() {
-        for kind in KINDS {
+    fn parent_off_template_in_any_attribute_is_refused() {
+        for parent in PARENTS {
             for bit in 0..32 {
-                let mut area = srk(kind);
+                let mut area = golden_area(parent);
                 area.attributes.0 ^= 1 << bit;
-                assert_eq!(code(&area), ProblemCode::SrkOffTemplate, "{kind}, bit {bit}");
+                assert_eq!(code(&area), ProblemCode::ParentOffTemplate, "{parent}, bit {bit}");
             }
+        }
+    }
+
+    /// TPM2_Rewrap could be authorised by a policy with any other branch.
+    #[test]
+    fn parent_with_another_policy_is_refused() {
+        for parent in ["parent-rsa2048", "parent-p256"] {
+            let golden = golden_area(parent);
+            let refused = |auth_policy: Vec<u8>| {
+                assert_ne!(auth_policy, golden.auth_policy);
+                let area = PublicArea { auth_policy, ..golden.clone() };
+                assert_eq!(code(&area), ProblemCode::ParentOffTemplate, "{parent}");
+            };
+            for bit in 0..256 {
+                let mut changed = golden.auth_policy.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                refused(changed);
+            }
+            let cc = |code: u8| Hash::Sha256.digest(&[&[0; 32], &[0, 0, 0x01, 0x6C], &[0, 0, 0x01, code]]);
+            let or = |branches: &[Vec<u8>]| Hash::Sha256.digest(&[&[0; 32], &[0, 0, 0x01, 0x71], &branches.concat()]);
+            const IMPORT: u8 = 0x56;
+            const LOAD: u8 = 0x57;
+            const REWRAP: u8 = 0x52;
+            assert_eq!(or(&[cc(IMPORT), cc(LOAD)]), golden.auth_policy);
+            refused(or(&[cc(LOAD), cc(IMPORT)]));
+            refused(or(&[cc(IMPORT), cc(LOAD), cc(REWRAP)]));
+            refused(or(&[cc(IMPORT), cc(REWRAP)]));
+            refused(cc(IMPORT));
+            refused(golden.auth_policy[..31].to_vec());
+            refused(Vec::new());
+        }
+    }
+
+    /// Between the two templates, there is nothing.
+    #[test]
+    fn attributes_of_one_template_with_the_policy_of_the_other_are_refused() {
+        for (import, srk) in [("parent-rsa2048", "srk-rsa2048"), ("parent-p256", "srk-p256")] {
+            let (import, srk) = (golden_area(import), golden_area(srk));
+            let refused = |area: PublicArea, field: &str| {
+                let refusal = read_parent(&area.encode()).unwrap_err();
+                assert_eq!(refusal.code(), ProblemCode::ParentOffTemplate);
+                let refusal = refusal.to_string();
+                assert!(refusal.contains(field) && refusal.contains("import parent"), "{refusal}");
+            };
+            refused(PublicArea { attributes: srk.attributes, ..import.clone() }, "objectAttributes (userWithAuth)");
+            refused(PublicArea { attributes: import.attributes, ..srk }, "authPolicy");
         }
     }
 
@@ -226,14 +314,14 @@ mod srk_template {
     #[test]
     fn other_objects_of_the_tpm_are_refused() {
         for other in ["ek-rsa2048", "ek-rsa3072", "ek-p256", "ek-p384", "ik-rsa2048", "ik-p256", "ik-p384"] {
-            assert_eq!(code(&golden_area(other)), ProblemCode::SrkOffTemplate, "{other}");
+            assert_eq!(code(&golden_area(other)), ProblemCode::ParentOffTemplate, "{other}");
         }
     }
 
     #[test]
-    fn srk_area_changed_in_any_bit_is_refused() {
-        for kind in KINDS {
-            let golden = srk(kind);
+    fn parent_area_changed_in_any_bit_is_refused() {
+        for parent in PARENTS {
+            let golden = golden_area(parent);
             let unique = match &golden.key {
                 AreaKey::Rsa { modulus, .. } => modulus.len(),
                 AreaKey::Ecc { x, y, .. } => x.len() + 2 + y.len(),
@@ -242,17 +330,17 @@ mod srk_template {
             for bit in 0..8 * (encoded.len() - unique) {
                 let mut changed = encoded.clone();
                 changed[bit / 8] ^= 1 << (bit % 8);
-                let refusal = read_srk(&changed).unwrap_err().code();
-                let expected = [ProblemCode::SrkOffTemplate, ProblemCode::SrkWeak, ProblemCode::Malformed];
-                assert!(expected.contains(&refusal), "{kind}, bit {bit}: {refusal}");
+                let refusal = read_parent(&changed).unwrap_err().code();
+                let expected = [ProblemCode::ParentOffTemplate, ProblemCode::ParentWeak, ProblemCode::Malformed];
+                assert!(expected.contains(&refusal), "{parent}, bit {bit}: {refusal}");
             }
         }
     }
 
     #[test]
-    fn srk_with_a_policy_or_another_hash_symmetric_or_scheme_is_refused() {
-        for kind in KINDS {
-            let golden = srk(kind);
+    fn parent_with_another_hash_symmetric_or_scheme_is_refused() {
+        for parent in PARENTS {
+            let golden = golden_area(parent);
             let changed = |change: fn(&mut PublicArea)| {
                 let mut area = golden.clone();
                 change(&mut area);
@@ -274,63 +362,63 @@ mod srk_template {
                 },
             ];
             for change in changes {
-                assert_eq!(changed(change), ProblemCode::SrkOffTemplate, "{kind}");
+                assert_eq!(changed(change), ProblemCode::ParentOffTemplate, "{parent}");
             }
         }
     }
 
     #[test]
-    fn srk_that_spells_out_the_default_exponent_is_refused() {
-        let mut area = srk("rsa2048");
+    fn parent_that_spells_out_the_default_exponent_is_refused() {
+        let mut area = golden_area("parent-rsa2048");
         let AreaKey::Rsa { exponent, .. } = &mut area.key else { unreachable!() };
         *exponent = 65537;
-        assert_eq!(code(&area), ProblemCode::SrkOffTemplate);
+        assert_eq!(code(&area), ProblemCode::ParentOffTemplate);
     }
 
     #[test]
-    fn srk_of_another_size_or_curve_is_refused() {
+    fn parent_of_another_size_or_curve_is_refused() {
         let PublicKey::Rsa { modulus, .. } = golden_area("ek-rsa3072").public_key().unwrap() else { unreachable!() };
-        let mut longer = with_modulus(srk("rsa2048"), &modulus);
-        assert_eq!(code(&longer), ProblemCode::SrkOffTemplate);
+        let mut longer = with_modulus(golden_area("parent-rsa2048"), &modulus);
+        assert_eq!(code(&longer), ProblemCode::ParentOffTemplate);
         let AreaKey::Rsa { key_bits, .. } = &mut longer.key else { unreachable!() };
         *key_bits = 3072;
-        assert_eq!(code(&longer), ProblemCode::SrkOffTemplate);
+        assert_eq!(code(&longer), ProblemCode::ParentOffTemplate);
 
         let (x, y) = match golden_area("ek-p384").key {
             AreaKey::Ecc { x, y, .. } => (x, y),
             AreaKey::Rsa { .. } => unreachable!(),
         };
         let key = AreaKey::Ecc { curve: CurveId::NIST_P384, kdf: None, x, y };
-        assert_eq!(code(&PublicArea { key, ..srk("p256") }), ProblemCode::SrkOffTemplate);
+        assert_eq!(code(&PublicArea { key, ..golden_area("parent-p256") }), ProblemCode::ParentOffTemplate);
     }
 
     #[test]
-    fn srk_that_is_weak_is_refused() {
+    fn parent_that_is_weak_is_refused() {
         let roca = data_encoding::HEXLOWER.decode(golden("roca-rsa2048.hex").trim_ascii()).unwrap();
-        assert_eq!(code(&with_modulus(srk("rsa2048"), &roca)), ProblemCode::SrkWeak);
-        let mut area = srk("rsa2048");
+        assert_eq!(code(&with_modulus(golden_area("parent-rsa2048"), &roca)), ProblemCode::ParentWeak);
+        let mut area = golden_area("parent-rsa2048");
         let AreaKey::Rsa { exponent, .. } = &mut area.key else { unreachable!() };
         *exponent = 3;
-        assert_eq!(code(&area), ProblemCode::SrkWeak);
-        assert_eq!(code(&with_point(srk("p256"), &[4; 65])), ProblemCode::SrkWeak);
+        assert_eq!(code(&area), ProblemCode::ParentWeak);
+        assert_eq!(code(&with_point(golden_area("parent-p256"), &[4; 65])), ProblemCode::ParentWeak);
     }
 
     #[test]
-    fn srk_area_that_cannot_be_read_is_malformed() {
-        let area = srk("rsa2048").encode();
+    fn parent_area_that_cannot_be_read_is_malformed() {
+        let area = golden_area("parent-rsa2048").encode();
         for bytes in [&b"public area"[..], &area[..100], &[&area[..], &[0]].concat()] {
-            let refusal = read_srk(bytes).unwrap_err();
-            assert!(matches!(refusal, Rejection::AreaUnreadable { object: "SRK", .. }), "{refusal}");
+            let refusal = read_parent(bytes).unwrap_err();
+            assert!(matches!(refusal, Rejection::AreaUnreadable { object: "parent", .. }), "{refusal}");
             assert_eq!(refusal.code(), ProblemCode::Malformed);
         }
     }
 
     #[test]
     fn refusal_names_the_attribute_and_both_values() {
-        let mut area = srk("p256");
+        let mut area = golden_area("parent-p256");
         area.attributes.0 ^= ObjectAttributes::RESTRICTED.0;
-        let refusal = read_srk(&area.encode()).unwrap_err().to_string();
-        for part in ["storage root key", "objectAttributes (restricted)", "0x00020472", "0x00030472", "SRK P-256"] {
+        let refusal = read_parent(&area.encode()).unwrap_err().to_string();
+        for part in ["parent", "objectAttributes (restricted)", "0x00020432", "0x00030432", "import parent P-256"] {
             assert!(refusal.contains(part), "{refusal}");
         }
     }

@@ -9,12 +9,12 @@ use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::Name;
 use assay_ca_core::{
     Admitted, Assurance, AuthenticatedDevice, BoundKey, Confirmation, Evidence, FIRST_GENERATION, Identity,
-    MasterSecret, Prepared, Profile, ProvenDevice, Records, SrkEvidence, TicketKey, Token, TrustedEk,
+    MasterSecret, ParentEvidence, Prepared, Profile, ProvenDevice, Records, TicketKey, Token, TrustedEk,
 };
 use assay_wire::{
     ActivationReply, Bundle, CertificateList, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId,
-    EkPublic, ProblemCode, Proof, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, SealedCertificate,
-    SealedReply, SrkBundle,
+    EkPublic, ParentBundle, ProblemCode, Proof, Reply, ReplyBody, Request, RequestBody, RequestId, Scope,
+    SealedCertificate, SealedReply,
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey, UnparsedPublicKey, agree};
@@ -120,16 +120,18 @@ fn printed_confirm_request_confirms_the_certificate_in_the_box() {
 #[test]
 fn printed_register_request_passes_every_check_of_the_ca() {
     let example = Example::read();
-    let evidence = SrkEvidence::parse(example.register_request()).unwrap();
+    let evidence = ParentEvidence::parse(example.register_request()).unwrap();
     let in_full = Evidence::parse(example.challenge_request()).unwrap();
     assert_eq!(evidence.ek.ek_id(), in_full.ek.ek_id());
     let anchors = trusting([example.block("vendor-root").into()]);
     let ek = TrustedEk::verify(&evidence.ek, &anchors, None, now()).unwrap();
     let admitted = Admitted::decide(ek, None, &Records::default()).unwrap();
     assert_eq!(*admitted.device_id(), example.activation_reply().device_id);
-    assert_eq!(admitted.generation(&Records::default()).unwrap(), FIRST_GENERATION);
-    let srk = evidence.storage_root_key().unwrap();
-    assert_eq!(example.value_in("shared-key-values", "SRK Name"), srk.name().as_ref());
+    let parent = evidence.parent().unwrap();
+    assert_eq!(parent.template(), "import parent P-256");
+    assert_eq!(example.value_in("shared-key-values", "parent Name"), parent.name().as_ref());
+    let parent = admitted.parent(parent, &Records::default()).unwrap();
+    assert_eq!(admitted.generation(&parent, &Records::default()).unwrap(), FIRST_GENERATION);
 }
 
 #[test]
@@ -137,20 +139,20 @@ fn printed_activation_opens_to_the_printed_key() {
     let example = Example::read();
     let activation = example.activation_reply();
     let device = device_of(&example.challenge_request());
-    let srk = SoftwareSrk::of_p256(example.srk_key());
-    assert_eq!(example.register_request().srk_public[..], srk.area.encode());
-    let srk_name = srk.recognised().name().clone();
+    let parent = SoftwareParent::of_p256(example.parent_key());
+    assert_eq!(example.register_request().parent_public[..], parent.area.encode());
+    let parent_name = parent.recognised().name().clone();
 
-    let inner_key = activate(&device, &srk_name, &activation.credential_blob, &activation.encrypted_seed);
+    let inner_key = activate(&device, &parent_name, &activation.credential_blob, &activation.encrypted_seed);
     let value = |name: &str| example.value_in("shared-key-values", name);
     assert_eq!(value("inner key"), inner_key);
-    example.has_steps("shared-key-values", "EK ", &Steps::to_the_ek(&activation.encrypted_seed, &srk_name));
+    example.has_steps("shared-key-values", "EK ", &Steps::to_the_ek(&activation.encrypted_seed, &parent_name));
     let key_name = Name::of(Hash::Sha256, &activation.key_public);
     assert_eq!(value("HMAC key Name"), key_name.as_ref());
-    let to_srk = Steps::of(&example.srk_key(), "DUPLICATE", &key_name, &activation.symmetric_seed);
-    example.has_steps("shared-key-values", "SRK ", &to_srk);
+    let to_parent = Steps::of(&example.parent_key(), "DUPLICATE", &key_name, &activation.symmetric_seed);
+    example.has_steps("shared-key-values", "parent ", &to_parent);
 
-    let imported = srk.import(&inner_key, &activation.key_public, &activation.duplicate, &activation.symmetric_seed);
+    let imported = parent.import(&inner_key, &activation.key_public, &activation.duplicate, &activation.symmetric_seed);
     let [auth, seed_value, key] = imported.unwrap();
     assert_eq!((auth, seed_value, key), (vec![], value("seedValue"), value("HMAC key")));
     assert_eq!(example.block("sensitive"), sensitive(&value("seedValue"), &value("HMAC key")));
@@ -314,35 +316,36 @@ fn sealed_flow_made_anew(ca: &mut Ca, device: &Device, enroll: RequestId, confir
 fn shared_key_flow_made_anew(ca: &mut Ca, device: &Device, id: RequestId) -> [Block; 6] {
     let mut scalar = [0; 32];
     ca.rng.fill_bytes(&mut scalar);
-    let srk_key = p256_key(&scalar);
-    let srk = SoftwareSrk::of_p256(p256_key(&scalar));
+    let parent_key = p256_key(&scalar);
+    let parent = SoftwareParent::of_p256(p256_key(&scalar));
     let master = MasterSecret::generate(&mut ca.rng);
     let admitted = ca.admit(device, &Records::default()).unwrap();
-    let activation = admitted.activation(&srk.recognised(), &ca.scope, &master, FIRST_GENERATION, &mut ca.rng).unwrap();
+    let to = parent.admitted(&admitted);
+    let activation = admitted.activation(&to, &ca.scope, &master, FIRST_GENERATION, &mut ca.rng).unwrap();
 
-    let srk_name = srk.recognised().name().clone();
+    let parent_name = parent.recognised().name().clone();
     let key_name = Name::of(Hash::Sha256, &activation.key_public);
-    let inner_key = activate(device, &srk_name, &activation.credential_blob, &activation.encrypted_seed);
-    let imported = srk.import(&inner_key, &activation.key_public, &activation.duplicate, &activation.symmetric_seed);
+    let inner_key = activate(device, &parent_name, &activation.credential_blob, &activation.encrypted_seed);
+    let imported = parent.import(&inner_key, &activation.key_public, &activation.duplicate, &activation.symmetric_seed);
     let [_, seed_value, key] = imported.unwrap();
     let values = Values::default()
-        .bytes("SRK private key", &scalar)
-        .bytes("SRK Name", srk_name.as_ref())
+        .bytes("parent private key", &scalar)
+        .bytes("parent Name", parent_name.as_ref())
         .bytes("master secret", master.secret())
         .bytes("HMAC key", &key)
         .bytes("seedValue", &seed_value)
         .bytes("HMAC key Name", key_name.as_ref())
         .bytes("inner key", &inner_key)
-        .steps("EK ", &Steps::to_the_ek(&activation.encrypted_seed, &srk_name))
-        .steps("SRK ", &Steps::of(&srk_key, "DUPLICATE", &key_name, &activation.symmetric_seed));
+        .steps("EK ", &Steps::to_the_ek(&activation.encrypted_seed, &parent_name))
+        .steps("parent ", &Steps::of(&parent_key, "DUPLICATE", &key_name, &activation.symmetric_seed));
 
     let Bundle { device_id, ek_certificates, .. } = device.request();
     let ek_public = EkPublic::OfCertificate(EK_CERTIFICATE_INDEX);
-    let bundle = SrkBundle {
+    let bundle = ParentBundle {
         device_id,
         ek_public,
         ek_certificates,
-        srk_public: srk.area.encode().try_into().unwrap(),
+        parent_public: parent.area.encode().try_into().unwrap(),
         other_eks: None,
     };
     let info = hkdf_info(&ca.scope, admitted.device_id(), &device.ek.key().ek_id());
@@ -399,7 +402,7 @@ struct Values(String);
 
 impl Values {
     fn text(mut self, name: &str, value: &str) -> Self {
-        writeln!(self.0, "{name:19}{value}").unwrap();
+        writeln!(self.0, "{name:22}{value}").unwrap();
         self
     }
 
@@ -421,7 +424,7 @@ const SEALED_REPLY: &[&str] = &["claim", "credential blob, TPMS_ID_OBJECT", "enc
 const SEALED_CERTIFICATE: &[&str] = &["chain", "ticket", "SHA-256 of the receipt"];
 const CONFIRMED: &[&str] = &["receipt"];
 const REGISTER_REQUEST: &[&str] =
-    &["EK public area: template L-2 with the key of the certificate", "EK certificates", "SRK public area"];
+    &["EK public area: template L-2 with the key of the certificate", "EK certificates", "parent public area"];
 const ACTIVATION_REPLY: &[&str] = &[
     "credential blob, TPMS_ID_OBJECT",
     "encrypted seed, TPMS_ECC_POINT",
@@ -471,8 +474,8 @@ impl Example {
         }
     }
 
-    fn srk_key(&self) -> PrivateKey {
-        p256_key(&self.value_in("shared-key-values", "SRK private key"))
+    fn parent_key(&self) -> PrivateKey {
+        p256_key(&self.value_in("shared-key-values", "parent private key"))
     }
 
     fn is_for_the_ik(&self, chain: &CertificateList<1>) {
@@ -520,7 +523,7 @@ impl Example {
         }
     }
 
-    fn register_request(&self) -> SrkBundle {
+    fn register_request(&self) -> ParentBundle {
         match self.request("register-request").body {
             RequestBody::Register(body) => body,
             other => panic!("{other:?}"),
@@ -670,7 +673,7 @@ impl Listing<'_> {
         self.take(depth, 1 + length, &format!("{key} => {field}, {size} bytes:"));
         let depth = depth + 1;
         match field {
-            "EK public area" | "IK public area" | "SRK public area" => self.take_area(),
+            "EK public area" | "IK public area" | "parent public area" => self.take_area(),
             "key public area" => self.take_hmac_area(),
             "credential blob, TPMS_ID_OBJECT" => {
                 self.take_sized(depth, "integrityHMAC");
@@ -736,7 +739,7 @@ impl Listing<'_> {
         self.take_sized(3, "unique");
     }
 
-    /// TPMT_PUBLIC of a P-256 key on the EK, SRK or IK template.
+    /// TPMT_PUBLIC of a P-256 key on the EK, parent or IK template.
     fn take_area(&mut self) {
         self.take(3, 2, "type: TPM_ALG_ECC");
         self.take(3, 2, "nameAlg: TPM_ALG_SHA256");

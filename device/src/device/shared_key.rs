@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use assay_wire::{DeviceId, Flow, SrkBundle};
+use assay_wire::{DeviceId, Flow, ParentBundle};
 
 use super::{Credential, DEFAULT_HMAC_HANDLE, Device, Meter, ProvisionRequest, Provisioned, too_long};
 use crate::error::Error;
 use crate::provision::{Progress, Registrant, Registration, Step};
 use crate::state::{Attempt, Grant, HmacPublic, HmacRecord, Memory, SharedKeyGrant};
 use crate::token::{self, Token};
-use crate::tpm::{EkKind, SrkKind, TpmError};
+use crate::tpm::{EkKind, ParentKind, TpmError};
 
 impl Device {
     pub(super) fn provision_shared_key(
@@ -21,7 +21,9 @@ impl Device {
     ) -> Result<Provisioned, Error> {
         let mut meter = Meter::start(&self.tpm);
         let before = memory.hmac();
-        let srk = request.srk.or_else(|| Some(before.as_ref()?.srk)).unwrap_or(SrkKind::P256);
+        // A plain SRK is an exception, for which somebody asks each time.
+        let parent = request.parent.or_else(|| Some(before.as_ref()?.parent.import_parent()));
+        let parent = parent.unwrap_or(ParentKind::P256);
         let handle = request.hmac_handle.or_else(|| Some(before.as_ref()?.hmac_handle)).unwrap_or(DEFAULT_HMAC_HANDLE);
         let mut step = Step { started: meter.started, progress };
 
@@ -33,7 +35,8 @@ impl Device {
             && grant.record.keys.as_slice() == own.as_slice()
             && own.is_some()
             && grant.record.shown.scope == request.scope
-            && (grant.record.srk, grant.record.hmac_handle) == (srk, handle)
+            && request.parent.is_none_or(|wanted| wanted == grant.record.parent)
+            && grant.record.hmac_handle == handle
             && request.takes_ek(grant.record.shown.ek)
             && request.device_id.as_ref().is_none_or(|wanted| *wanted == grant.device_id)
         {
@@ -42,27 +45,27 @@ impl Device {
         }
 
         let (ek, shown) = self.endorsement_key(ek, request, memory, &mut step)?;
-        let srk_public = self.tpm.call("making the storage root key", move |tpm| tpm.storage_root_key(srk))?;
-        let srk_public = srk_public.ok_or_else(|| TpmError::Unsupported(format!("{srk} storage root")))?;
-        let record = |keys| HmacRecord { shown: shown.clone(), srk, hmac_handle: handle, keys };
+        let parent_public = self.tpm.call("making the parent", move |tpm| tpm.parent(parent))?;
+        let parent_public = parent_public.ok_or_else(|| TpmError::Unsupported(format!("{parent} storage")))?;
+        let record = |keys| HmacRecord { shown: shown.clone(), parent, hmac_handle: handle, keys };
         let asking = |keys| Memory { in_use: memory.in_use.clone(), attempt: Some(Attempt::Hmac(record(keys))) };
         let asked = asking(own.iter().cloned().collect());
         let line = self.line(request, meter.started)?;
         line.connect_during(|| self.remember(memory, &asked, &mut step))?;
-        step.done(&format!("storage root key {srk} ready"));
+        step.done(&format!("parent {parent} ready"));
 
         let registrant = Registrant {
             line: &line,
             tpm: &self.tpm,
-            bundle: SrkBundle {
+            bundle: ParentBundle {
                 device_id: request.device_id.clone(),
                 ek_public: ek.public_area().map_err(too_long)?,
                 ek_certificates: ek.certificate_list().map_err(too_long)?,
-                srk_public: srk_public.bytes.try_into().map_err(too_long)?,
+                parent_public: parent_public.bytes.try_into().map_err(too_long)?,
                 other_eks: ek.other_ids().map_err(too_long)?,
             },
             ek: ek.kind,
-            srk,
+            parent,
             handle,
             replaced: own.clone().map(|HmacPublic(public)| public),
         };
@@ -114,7 +117,7 @@ fn provisioned(record: &HmacRecord, device_id: DeviceId, was_provisioned: bool, 
         scope: record.shown.scope.clone(),
         device_id,
         ek: record.shown.ek,
-        credential: Credential::SharedKey { srk: record.srk, hmac_handle: record.hmac_handle },
+        credential: Credential::SharedKey { parent: record.parent, hmac_handle: record.hmac_handle },
         was_provisioned,
         cost: meter.cost(),
     }

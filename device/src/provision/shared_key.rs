@@ -1,10 +1,10 @@
 //! The flow that gives an HMAC key.
 
-use assay_wire::{ActivationReply, DeviceId, ReplyBody, RequestBody, SrkBundle};
+use assay_wire::{ActivationReply, DeviceId, ParentBundle, ReplyBody, RequestBody};
 
 use super::{Failure, Line, Progress, Step};
 use crate::error::Error;
-use crate::tpm::{EkKind, OpenedKey, SrkKind, TpmError, TpmThread, WrappedKey};
+use crate::tpm::{EkKind, OpenedKey, ParentKind, TpmError, TpmThread, WrappedKey};
 use crate::transport::Bootstrap;
 use crate::verify::{self, AnswerError};
 
@@ -12,9 +12,9 @@ use crate::verify::{self, AnswerError};
 pub(crate) struct Registrant<'a> {
     pub(crate) line: &'a Line<'a>,
     pub(crate) tpm: &'a TpmThread,
-    pub(crate) bundle: SrkBundle,
+    pub(crate) bundle: ParentBundle,
     pub(crate) ek: EkKind,
-    pub(crate) srk: SrkKind,
+    pub(crate) parent: ParentKind,
     pub(crate) handle: u32,
     /// The TPMT_PUBLIC of the device's own key at that handle, which the new one takes the place of.
     pub(crate) replaced: Option<Vec<u8>>,
@@ -51,7 +51,7 @@ impl Registrant<'_> {
             ReplyBody::Activation(reply) => reply,
             other => return Err(Failure::out_of_turn("shared key", other)),
         };
-        step.done("key received: the CA accepts the EK and the storage root key");
+        step.done("key received: the CA accepts the EK and the parent");
         let ActivationReply { credential_blob, encrypted_seed, duplicate, symmetric_seed, key_public, device_id } =
             reply;
         if let Some(wanted) = &self.bundle.device_id {
@@ -74,8 +74,8 @@ impl Registrant<'_> {
     }
 
     fn open(&self, key: WrappedKey) -> Result<OpenedKey, Error> {
-        let (ek, srk) = (self.ek, self.srk);
-        let opened = self.tpm.call("opening the HMAC key", move |tpm| tpm.open_hmac_key(ek, srk, &key));
+        let (ek, parent) = (self.ek, self.parent);
+        let opened = self.tpm.call("opening the HMAC key", move |tpm| tpm.open_hmac_key(ek, parent, &key));
         opened.map_err(|error| match error {
             TpmError::NotForThisTpm { .. } => AnswerError::SharedKey(error).into(),
             error => error.into(),
@@ -83,7 +83,7 @@ impl Registrant<'_> {
     }
 
     fn keep(&self, key: OpenedKey) -> Result<(), TpmError> {
-        let (srk, handle, replaced) = (self.srk, self.handle, self.replaced.clone());
-        self.tpm.call("loading the HMAC key", move |tpm| tpm.keep_hmac_key(srk, handle, &key, replaced.as_deref()))
+        let (parent, handle, replaced) = (self.parent, self.handle, self.replaced.clone());
+        self.tpm.call("loading the HMAC key", move |tpm| tpm.keep_hmac_key(parent, handle, &key, replaced.as_deref()))
     }
 }

@@ -14,14 +14,14 @@ mod session;
 mod template;
 mod transport;
 
-use tpm2_protocol::data::{TpmRcBase, TpmtPublic};
+use tpm2_protocol::data::{TpmCc, TpmRcBase, TpmtPublic};
 use zeroize::Zeroizing;
 
 use self::command::{CommandError, Hierarchy};
 use self::connection::Connection;
 use self::key::{Key, Primaries};
 use super::{
-    EkKind, HierarchyPasswords, IkKind, OpenedKey, PublicArea, SignatureScheme, SrkKind, Tcti, Tpm, TpmError,
+    EkKind, HierarchyPasswords, IkKind, OpenedKey, ParentKind, PublicArea, SignatureScheme, Tcti, Tpm, TpmError,
     WrappedKey,
 };
 
@@ -125,7 +125,7 @@ impl Tpm for Tpm2 {
 
     fn create_identity_key(&mut self, kind: IkKind, handle: u32) -> Result<PublicArea, TpmError> {
         let created = self.run("creating the identity key", |tpm, primaries| {
-            let srk = key::load_parent(tpm, primaries)?;
+            let srk = key::load_ik_parent(tpm, primaries)?;
             let (private, public) =
                 tpm.create(srk.handle, template::ik(kind)).map_err(|error| unsupported(error, kind.name()))?;
             let ik = Key::load(tpm, &srk, &private, public)?;
@@ -161,14 +161,14 @@ impl Tpm for Tpm2 {
         })
     }
 
-    fn storage_root_key(&mut self, kind: SrkKind) -> Result<Option<PublicArea>, TpmError> {
-        self.run("making the storage root key", |tpm, primaries| {
-            let srk = match key::load_srk(tpm, primaries, kind) {
+    fn parent(&mut self, kind: ParentKind) -> Result<Option<PublicArea>, TpmError> {
+        self.run("making the parent", |tpm, primaries| {
+            let parent = match key::load_parent(tpm, primaries, kind) {
                 Err(Fault::Unsupported(_)) => return Ok(None),
-                srk => srk?,
+                parent => parent?,
             };
-            primaries.keep(tpm, Hierarchy::Owner, template::srk(kind), &srk);
-            Ok(Some(srk.public_area()?))
+            primaries.keep(tpm, Hierarchy::Owner, template::parent(kind), &parent);
+            Ok(Some(parent.public_area()?))
         })
     }
 
@@ -182,15 +182,16 @@ impl Tpm for Tpm2 {
         })
     }
 
-    fn open_hmac_key(&mut self, ek: EkKind, srk: SrkKind, key: &WrappedKey) -> Result<OpenedKey, TpmError> {
+    fn open_hmac_key(&mut self, ek: EkKind, parent: ParentKind, key: &WrappedKey) -> Result<OpenedKey, TpmError> {
         self.run("opening the HMAC key", |tpm, primaries| {
             let public = hmac_public(&key.public)?;
-            let parent = key::load_srk(tpm, primaries, srk)?;
+            let parent = key::load_parent(tpm, primaries, parent)?;
             let (blob, seed) = (&key.credential_blob, &key.encrypted_seed);
             let (inner_key, session) =
                 key::activate_and_go_on(tpm, primaries, ek, &parent, blob, seed).map_err(not_opened)?;
+            let policy = key::authorise_parent(tpm, &parent, TpmCc::Import)?;
             let private = tpm
-                .import(&parent, session, &inner_key, public.clone(), key)
+                .import(&parent, policy, session, &inner_key, public.clone(), key)
                 .map_err(|error| not_opened(error.into()))?;
             // TPM2_Load compares the sensitive area with the public one (TPM 2.0 Part 3, 12.2.1), whether TPM2_Import did or not.
             Key::load(tpm, &parent, &private, public).map_err(|error| not_opened(error.into()))?;
@@ -200,7 +201,7 @@ impl Tpm for Tpm2 {
 
     fn keep_hmac_key(
         &mut self,
-        srk: SrkKind,
+        parent: ParentKind,
         handle: u32,
         key: &OpenedKey,
         replaced: Option<&[u8]>,
@@ -216,7 +217,7 @@ impl Tpm for Tpm2 {
                     return Err(no_hmac_key(handle, &old.public));
                 }
             }
-            let parent = key::load_srk(tpm, primaries, srk)?;
+            let parent = key::load_parent(tpm, primaries, parent)?;
             let new = Key::load(tpm, &parent, &key.private, hmac_public(&key.public)?)?;
             parent.release(tpm)?;
             if let Some(old) = old {

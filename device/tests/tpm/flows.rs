@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Result;
-use assay_device::tpm::{EkKind, IkKind, PublicArea, SrkKind, Tpm, WrappedKey};
+use assay_device::tpm::{EkKind, IkKind, ParentKind, PublicArea, Tpm, WrappedKey};
 use assay_device::{
     AnswerError, Credential, CredentialStatus, Device, EkChoice, Error, Flow, OwnKey, ProvisionRequest, Provisioned,
     Status,
@@ -256,7 +256,7 @@ fn shared_key_is_asked_for_once_and_signs_tokens() -> Result<()> {
     let ca = lab.key_server(&KEY)?;
     let provisioned = lab.provision(&ca, Some(Flow::SharedKey))?;
     assert_eq!(provisioned.device_id.as_str(), "pump-17");
-    let expected = Credential::SharedKey { srk: SrkKind::P256, hmac_handle: HMAC_KEY };
+    let expected = Credential::SharedKey { parent: ParentKind::P256, hmac_handle: HMAC_KEY };
     assert_eq!(format!("{:?}", provisioned.credential), format!("{expected:?}"));
     assert_eq!(ca.take_requests(), ["register"]);
 
@@ -278,7 +278,7 @@ fn shared_key_is_asked_for_once_and_signs_tokens() -> Result<()> {
 
     let status = Status::read(lab.state.path())?.unwrap();
     assert_eq!(status.keys.flow, Flow::SharedKey);
-    assert_eq!(status.keys.key, OwnKey::Hmac { srk: SrkKind::P256, hmac_handle: HMAC_KEY });
+    assert_eq!(status.keys.key, OwnKey::Hmac { parent: ParentKind::P256, hmac_handle: HMAC_KEY });
     assert!(matches!(status.credential, Some(CredentialStatus::SharedKey { device_id }) if device_id == "pump-17"));
     assert_nothing_loaded(&lab.swtpm)
 }
@@ -314,12 +314,12 @@ fn device_cut_off_at_any_tpm_command_registers_the_next_time_though_every_key_is
     let lab = Lab::new()?;
     let mut tpm = open(&lab.swtpm);
     let ek = tpm.endorsement_key(EkKind::P256)?.unwrap();
-    let srk = tpm.storage_root_key(SrkKind::P256)?.unwrap();
+    let parent = tpm.parent(ParentKind::P256)?.unwrap();
     drop(tpm);
     let mut generation = 0;
     let ca = FakeCa::start(move |_| {
         generation += 1;
-        Some(ReplyBody::Activation(activation(wrap(&[generation; 32], &ek, &srk)).unwrap()))
+        Some(ReplyBody::Activation(activation(wrap(&[generation; 32], &ek, &parent)).unwrap()))
     });
     let request = ProvisionRequest { flow: Some(Flow::SharedKey), again: true, ..lab.request(&ca) };
     let silent = ProvisionRequest { deadline: Duration::from_secs(1), ..provisioning::request() };
@@ -640,7 +640,7 @@ impl Lab {
     fn wrapped(&self, key: &[u8; 32]) -> Result<WrappedKey> {
         let mut tpm = open(&self.swtpm);
         let ek = tpm.endorsement_key(EkKind::P256)?.unwrap();
-        Ok(wrap(key, &ek, &tpm.storage_root_key(SrkKind::P256)?.unwrap()))
+        Ok(wrap(key, &ek, &tpm.parent(ParentKind::P256)?.unwrap()))
     }
 
     fn activation(&self, key: &[u8; 32]) -> Result<ActivationReply> {

@@ -1,7 +1,7 @@
 //! Somebody between CPU and TPM, who reads and changes what they say.
 
 use anyhow::Result;
-use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, SrkKind, Tpm, Tpm2, TpmError, WrappedKey};
+use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Tpm, Tpm2, TpmError, WrappedKey};
 use assay_tests::{Swtpm, Tap, agent_tcti};
 
 use crate::activation::{SECRET, make_credential};
@@ -137,18 +137,18 @@ fn use_every_secret(swtpm: &Swtpm, tpm: &mut Tpm2, kind: EkKind) -> Result<()> {
     let (blob, seed) = make_credential(swtpm, &ek.bytes, &name_of(&ik), SECRET)?;
     assert_eq!(tpm.activate(kind, IK, &blob, &seed)?.as_slice(), SECRET);
 
-    let srk = tpm.storage_root_key(SrkKind::P256)?.unwrap();
+    let parent = tpm.parent(ParentKind::P256)?.unwrap();
     let wrapped = match kind {
-        EkKind::P256 => wrap(&KEY, &ek, &srk),
+        EkKind::P256 => wrap(&KEY, &ek, &parent),
         // The credential for other kinds of EK is made by tpm2-tools.
         _ => {
-            let (credential_blob, encrypted_seed) = make_credential(swtpm, &ek.bytes, &name_of(&srk), &INNER_KEY)?;
+            let (credential_blob, encrypted_seed) = make_credential(swtpm, &ek.bytes, &name_of(&parent), &INNER_KEY)?;
             let ek = tpm.endorsement_key(EkKind::P256)?.unwrap();
-            WrappedKey { credential_blob, encrypted_seed, ..wrap(&KEY, &ek, &srk) }
+            WrappedKey { credential_blob, encrypted_seed, ..wrap(&KEY, &ek, &parent) }
         }
     };
-    let opened = tpm.open_hmac_key(kind, SrkKind::P256, &wrapped)?;
-    tpm.keep_hmac_key(SrkKind::P256, crate::HMAC_KEY, &opened, None)?;
+    let opened = tpm.open_hmac_key(kind, ParentKind::P256, &wrapped)?;
+    tpm.keep_hmac_key(ParentKind::P256, crate::HMAC_KEY, &opened, None)?;
     Ok(())
 }
 
@@ -159,7 +159,8 @@ fn assert_silent_about_secrets(tap: &Tap) {
     }
     // What is HMACed or encrypted with the key of such a session, a listener can compute as well,
     // or try passwords on.
-    assert_eq!(tap.heard(&[&START_AUTH_SESSION[..], &NO_KEY].concat()), 0, "a session without a salt");
+    let unsalted = tap.heard(&[&START_AUTH_SESSION[..], &NO_KEY].concat());
+    assert_eq!(unsalted, tap.heard(&BARE_POLICY), "a session without a salt that is not for a policy alone");
 }
 
 fn at(port: u16, passwords: HierarchyPasswords) -> Result<Tpm2> {
@@ -178,5 +179,7 @@ const ENDORSEMENT: &str = "battery staple";
 /// TPM_CC (TPM 2.0 Part 2, 6.5.2).
 const START_AUTH_SESSION: [u8; 4] = [0, 0, 0x01, 0x76];
 const ACTIVATE_CREDENTIAL: [u8; 4] = [0, 0, 0x01, 0x47];
+/// The end of TPM2_StartAuthSession's parameters (TPM 2.0 Part 3, 11.1): no salt, TPM_SE_POLICY, nothing to encrypt with, SHA-256.
+const BARE_POLICY: [u8; 7] = [0, 0, 0x01, 0x00, 0x10, 0x00, 0x0B];
 /// TPM_RH_NULL.
 const NO_KEY: [u8; 4] = [0x40, 0, 0, 0x07];

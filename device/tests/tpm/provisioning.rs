@@ -141,7 +141,7 @@ pub(crate) fn request() -> ProvisionRequest {
         ek_certificates: Vec::new(),
         ik: None,
         ik_handle: None,
-        srk: None,
+        parent: None,
         hmac_handle: None,
         device_id: None,
         again: false,

@@ -1,7 +1,9 @@
 //! HMAC keys from a CA, wrapped by software that shares nothing with ours.
 
 use anyhow::Result;
-use assay_device::tpm::{EkKind, HierarchyPasswords, MAX_HMAC_DATA, SrkKind, Tpm, Tpm2, TpmError, WrappedKey};
+use assay_device::tpm::{
+    EkKind, HierarchyPasswords, MAX_HMAC_DATA, ParentKind, PublicKey, Tpm, Tpm2, TpmError, WrappedKey,
+};
 use assay_tests::Swtpm;
 
 use crate::proxy::Proxy;
@@ -46,29 +48,29 @@ fn imported_key_survives_a_power_cycle_and_is_gone_from_a_cleared_tpm() -> Resul
     swtpm.clear()?;
     assert_eq!(open(&swtpm).hmac_key(HMAC_KEY)?, None);
     let error = import(&mut open(&swtpm), &wrapped, None).unwrap_err();
-    assert!(matches!(error, TpmError::NotForThisTpm { .. }), "the storage root key is another one: {error}");
+    assert!(matches!(error, TpmError::NotForThisTpm { .. }), "the parent is another one: {error}");
     let wrapped = wrapped_for(&swtpm, &KEY)?;
     import(&mut open(&swtpm), &wrapped, None)?;
     assert_nothing_loaded(&swtpm)
 }
 
 #[test]
-fn key_for_another_ek_or_storage_root_key_or_altered_is_refused_and_leaves_nothing() -> Result<()> {
+fn key_for_another_ek_or_parent_or_altered_is_refused_and_leaves_nothing() -> Result<()> {
     let swtpm = a_tpm();
     let other = vendor().device(assay_tests::EkKind::P256, 1)?;
     let (mut tpm, mut other) = (open(&swtpm), open(&other));
     let before = swtpm.persistent_handles()?;
     let ek = tpm.endorsement_key(EkKind::P256)?.unwrap();
-    let srk = tpm.storage_root_key(SrkKind::P256)?.unwrap();
-    let good = wrap(&KEY, &ek, &srk);
+    let parent = tpm.parent(ParentKind::P256)?.unwrap();
+    let good = wrap(&KEY, &ek, &parent);
     let altered = |bytes: &[u8]| {
         let mut bytes = bytes.to_vec();
         *bytes.last_mut().unwrap() ^= 1;
         bytes
     };
     let cases = [
-        ("another EK", wrap(&KEY, &other.endorsement_key(EkKind::P256)?.unwrap(), &srk)),
-        ("another storage root key", wrap(&KEY, &ek, &other.storage_root_key(SrkKind::P256)?.unwrap())),
+        ("another EK", wrap(&KEY, &other.endorsement_key(EkKind::P256)?.unwrap(), &parent)),
+        ("another parent", wrap(&KEY, &ek, &other.parent(ParentKind::P256)?.unwrap())),
         ("altered credential", WrappedKey { credential_blob: altered(&good.credential_blob), ..good.clone() }),
         ("altered seed", WrappedKey { encrypted_seed: altered(&good.encrypted_seed), ..good.clone() }),
         ("altered key", WrappedKey { duplicate: altered(&good.duplicate), ..good.clone() }),
@@ -144,7 +146,7 @@ fn key_with_the_public_area_of_another_is_not_opened() -> Result<()> {
     import(&mut tpm, &theirs, None)?;
     let mut forged = rewrapped(&swtpm, &KEY, &theirs.public)?;
     for _ in 0..2 {
-        let error = tpm.open_hmac_key(EkKind::P256, SrkKind::P256, &forged).unwrap_err();
+        let error = tpm.open_hmac_key(EkKind::P256, ParentKind::P256, &forged).unwrap_err();
         assert!(matches!(error, TpmError::NotForThisTpm { .. }), "{error}");
         assert_nothing_loaded(&swtpm)?;
         forged = WrappedKey { public: theirs.public.clone(), ..ours.clone() };
@@ -198,17 +200,42 @@ fn whoever_is_cut_off_at_any_command_of_a_replacement_finishes_it_the_next_time(
 }
 
 #[test]
+fn key_is_imported_by_a_parent_of_every_kind_and_each_is_another_key() -> Result<()> {
+    let swtpm = a_tpm();
+    let mut seen = Vec::new();
+    for kind in ParentKind::ALL {
+        let mut tpm = open(&swtpm);
+        let parent = tpm.parent(kind)?.unwrap();
+        assert!(!seen.contains(&parent.key), "{kind}");
+        if matches!(parent.key, PublicKey::P256(..)) {
+            let wrapped = wrap(&KEY, &tpm.endorsement_key(EkKind::P256)?.unwrap(), &parent);
+            let opened = tpm.open_hmac_key(EkKind::P256, kind, &wrapped)?;
+            tpm.keep_hmac_key(kind, HMAC_KEY, &opened, None)?;
+            assert_eq!(tpm.hmac(HMAC_KEY, b"data")?, hmac(&KEY, b"data"));
+            swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "0x81000100"])?;
+        }
+        seen.push(parent.key);
+        assert_nothing_loaded(&swtpm)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn persistent_storage_root_key_is_used_if_it_has_the_shape_wanted() -> Result<()> {
     let swtpm = a_tpm();
-    let made = open(&swtpm).storage_root_key(SrkKind::P256)?.unwrap();
+    let made = [ParentKind::SrkP256, ParentKind::P256].map(|kind| open(&swtpm).parent(kind).unwrap().unwrap());
     swtpm.tpm2(&["createprimary", "-C", "o", "-G", "ecc", "-c", "srk.ctx", "-a", SRK_ATTRIBUTES])?;
     swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "srk.ctx", "0x81000001"])?;
     swtpm.tpm2(&["flushcontext", "-t"])?;
     let mut tpm = open(&swtpm);
     // tpm2-tools leave `unique` empty, so theirs is another key.
-    assert_ne!(tpm.storage_root_key(SrkKind::P256)?.unwrap(), made);
-    assert!(tpm.storage_root_key(SrkKind::Rsa2048)?.is_some());
-    import(&mut tpm, &wrapped_for(&swtpm, &KEY)?, None)?;
+    let persistent = tpm.parent(ParentKind::SrkP256)?.unwrap();
+    assert_ne!(persistent, made[0]);
+    assert_eq!(tpm.parent(ParentKind::P256)?.unwrap(), made[1], "an import parent is made");
+    assert!(tpm.parent(ParentKind::SrkRsa2048)?.is_some());
+    let wrapped = wrap(&KEY, &tpm.endorsement_key(EkKind::P256)?.unwrap(), &persistent);
+    let opened = tpm.open_hmac_key(EkKind::P256, ParentKind::SrkP256, &wrapped)?;
+    tpm.keep_hmac_key(ParentKind::SrkP256, HMAC_KEY, &opened, None)?;
     assert_nothing_loaded(&swtpm)
 }
 
@@ -228,26 +255,29 @@ fn persistent_storage_root_key_with_a_password_is_passed_over() -> Result<()> {
     swtpm.tpm2(&["createprimary", "-C", "o", "-G", "ecc", "-c", "srk.ctx", "-a", SRK_ATTRIBUTES, "-p", "secret"])?;
     swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "srk.ctx", "0x81000001"])?;
     swtpm.tpm2(&["flushcontext", "-t"])?;
-    import(&mut open(&swtpm), &wrapped_for(&swtpm, &KEY)?, None)?;
+    let mut tpm = open(&swtpm);
+    let made = tpm.parent(ParentKind::SrkP256)?.unwrap();
+    let wrapped = wrap(&KEY, &tpm.endorsement_key(EkKind::P256)?.unwrap(), &made);
+    tpm.open_hmac_key(EkKind::P256, ParentKind::SrkP256, &wrapped)?;
     assert_nothing_loaded(&swtpm)
 }
 
 pub(crate) fn import(tpm: &mut Tpm2, key: &WrappedKey, replaced: Option<&[u8]>) -> Result<(), TpmError> {
-    let opened = tpm.open_hmac_key(EkKind::P256, SrkKind::P256, key)?;
-    tpm.keep_hmac_key(SrkKind::P256, HMAC_KEY, &opened, replaced)
+    let opened = tpm.open_hmac_key(EkKind::P256, ParentKind::P256, key)?;
+    tpm.keep_hmac_key(ParentKind::P256, HMAC_KEY, &opened, replaced)
 }
 
 /// Wrapped as it should be, but under the Name of another public area.
 fn rewrapped(swtpm: &Swtpm, key: &[u8; 32], public: &[u8]) -> Result<WrappedKey> {
     let mut tpm = open(swtpm);
     let ek = tpm.endorsement_key(EkKind::P256)?.unwrap();
-    Ok(wrap_as(key, public.to_vec(), &ek, &tpm.storage_root_key(SrkKind::P256)?.unwrap()))
+    Ok(wrap_as(key, public.to_vec(), &ek, &tpm.parent(ParentKind::P256)?.unwrap()))
 }
 
 fn wrapped_for(swtpm: &Swtpm, key: &[u8; 32]) -> Result<WrappedKey> {
     let mut tpm = open(swtpm);
     let ek = tpm.endorsement_key(EkKind::P256)?.unwrap();
-    Ok(wrap(key, &ek, &tpm.storage_root_key(SrkKind::P256)?.unwrap()))
+    Ok(wrap(key, &ek, &tpm.parent(ParentKind::P256)?.unwrap()))
 }
 
 const SRK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";

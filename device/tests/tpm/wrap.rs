@@ -9,19 +9,19 @@ use sha2::{Digest, Sha256};
 
 use crate::name_of;
 
-/// Wraps an HMAC key for an EK and a storage root key, both on P-256.
-pub(crate) fn wrap(key: &[u8; 32], ek: &PublicArea, srk: &PublicArea) -> WrappedKey {
-    wrap_as(key, hmac_public(key, &SEED_VALUE), ek, srk)
+/// Wraps an HMAC key for an EK and a parent, both on P-256.
+pub(crate) fn wrap(key: &[u8; 32], ek: &PublicArea, parent: &PublicArea) -> WrappedKey {
+    wrap_as(key, hmac_public(key, &SEED_VALUE), ek, parent)
 }
 
 /// Wraps an HMAC key under a public area that need not be its own.
-pub(crate) fn wrap_as(key: &[u8; 32], public: Vec<u8>, ek: &PublicArea, srk: &PublicArea) -> WrappedKey {
+pub(crate) fn wrap_as(key: &[u8; 32], public: Vec<u8>, ek: &PublicArea, parent: &PublicArea) -> WrappedKey {
     let name = name(&public);
-    let (credential_blob, encrypted_seed) = credential(ek, srk, &INNER_KEY);
+    let (credential_blob, encrypted_seed) = credential(ek, parent, &INNER_KEY);
     let sensitive = sized(&[&[0x00, 0x08], &sized(b"")[..], &sized(&SEED_VALUE), &sized(key)].concat());
     let integrity = Sha256::new().chain_update(&sensitive).chain_update(&name).finalize();
     let inner = encrypted(&INNER_KEY, [sized(&integrity), sensitive].concat());
-    let (seed, symmetric_seed) = secret_for(&srk.key, b"DUPLICATE", &[0x22; 32]);
+    let (seed, symmetric_seed) = secret_for(&parent.key, b"DUPLICATE", &[0x22; 32]);
     let duplicate = protected(&seed, &name, inner);
     WrappedKey { credential_blob, encrypted_seed, duplicate, symmetric_seed, public }
 }

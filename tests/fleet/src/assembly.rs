@@ -7,7 +7,7 @@ use crate::bad::{Bad, BadShare, spread};
 use crate::device::{Bound, Device};
 use crate::factory::{Ek, Factory, Used};
 use crate::options::Options;
-use crate::tpm::area::SrkKind;
+use crate::tpm::area::ParentKind;
 use crate::vendor::Vendor;
 
 /// The devices of a run, of keys that are not `used` yet.
@@ -16,7 +16,7 @@ pub(crate) fn assemble(factory: &Factory, options: &Options, used: &mut Used) ->
     // All pairs of kinds occur.
     let ek_kind = |turn: usize| options.ek[turn % options.ek.len()];
     let ik_kind = |turn: usize| options.ik[turn / options.ek.len() % options.ik.len()];
-    let srk_kind = |turn: usize| if ek_kind(turn).is_rsa() { SrkKind::Rsa2048 } else { SrkKind::P256 };
+    let parent_kind = |turn: usize| if ek_kind(turn).is_rsa() { ParentKind::Rsa2048 } else { ParentKind::P256 };
 
     let eks = deal(count, ek_kind, |kind, count| factory.eks(kind, used.take("ek", kind.name(), count)))?;
     let bounds: Vec<_> = match options.flow {
@@ -25,8 +25,9 @@ pub(crate) fn assemble(factory: &Factory, options: &Options, used: &mut Used) ->
             iks.into_iter().map(Bound::Ik).collect()
         }
         Flow::SharedKey => {
-            let srks = deal(count, srk_kind, |kind, count| factory.srks(kind, used.take("srk", kind.name(), count)))?;
-            srks.into_iter().map(Bound::Srk).collect()
+            let take = |used: &mut Used, kind: ParentKind, count| used.take("parent", kind.name(), count);
+            let parents = deal(count, parent_kind, |kind, count| factory.parents(kind, take(used, kind, count)))?;
+            parents.into_iter().map(Bound::Parent).collect()
         }
     };
     let mut devices: Vec<_> =
@@ -95,6 +96,6 @@ fn spoil(devices: &mut [Device], options: &Options) -> Result<()> {
 fn csr(device: &Device) -> Vec<u8> {
     match &device.bound {
         Bound::Ik(ik) => ik.csr.clone(),
-        Bound::Srk(_) => Vec::new(),
+        Bound::Parent(_) => Vec::new(),
     }
 }

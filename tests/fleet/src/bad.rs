@@ -17,8 +17,10 @@ pub(crate) enum Bad {
     UntrustedVendor,
     /// Its EK certificate is another device's.
     ForeignCertificate,
-    /// Its IK, or its SRK in the shared key flow, could leave the TPM.
+    /// Its IK, or its parent in the shared key flow, could leave the TPM.
     NotFixedTpm,
+    /// Its parent is a plain storage root key.
+    PlainSrk,
     /// Its certificate request is for another IK, and signed by that.
     ForeignCsr,
     /// It has one bit of the ticket wrong.
@@ -36,6 +38,7 @@ impl Bad {
             Self::UntrustedVendor => "untrusted-vendor",
             Self::ForeignCertificate => "foreign-certificate",
             Self::NotFixedTpm => "not-fixed-tpm",
+            Self::PlainSrk => "plain-srk",
             Self::ForeignCsr => "foreign-csr",
             Self::WrongTicket => "wrong-ticket",
             Self::ForeignResponseTopic => "foreign-response-topic",
@@ -50,10 +53,13 @@ impl Bad {
             (Self::UntrustedVendor, _) => Some(ProblemCode::EkCertificateUntrusted),
             (Self::ForeignCertificate, _) => Some(ProblemCode::EkCertificateMismatch),
             (Self::NotFixedTpm, Flow::Ticket | Flow::Sealed) => Some(ProblemCode::IkOffTemplate),
-            (Self::NotFixedTpm, Flow::SharedKey) => Some(ProblemCode::SrkOffTemplate),
+            (Self::NotFixedTpm, Flow::SharedKey) => Some(ProblemCode::ParentOffTemplate),
+            (Self::PlainSrk, Flow::SharedKey) => Some(ProblemCode::PlainSrk),
             (Self::ForeignCsr, Flow::Ticket | Flow::Sealed) => Some(ProblemCode::CsrKeyMismatch),
             (Self::WrongTicket, Flow::Ticket | Flow::Sealed) => Some(ProblemCode::TicketRefused),
-            (Self::ForeignCsr | Self::WrongTicket, Flow::SharedKey) => None,
+            (Self::ForeignCsr | Self::WrongTicket, Flow::SharedKey) | (Self::PlainSrk, Flow::Ticket | Flow::Sealed) => {
+                None
+            }
         }
     }
 }

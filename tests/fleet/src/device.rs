@@ -1,11 +1,11 @@
 //! A simulated device: its keys, and what it makes of them.
 
 use anyhow::{Context, Result};
-use assay_wire::{ActivationReply, Bundle, EkId, EkPublic, SealedCertificate, SealedReply, SrkBundle};
+use assay_wire::{ActivationReply, Bundle, EkId, EkPublic, ParentBundle, SealedCertificate, SealedReply};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
 use crate::bad::Bad;
-use crate::factory::{Ek, Ik, Srk};
+use crate::factory::{Ek, Ik, Parent};
 use crate::tpm::hash::Hash;
 use crate::tpm::wrapper::{self, Protection};
 
@@ -21,7 +21,7 @@ pub(crate) struct Device {
 /// The key that the CA binds to the EK.
 pub(crate) enum Bound {
     Ik(Ik),
-    Srk(Srk),
+    Parent(Parent),
 }
 
 impl Device {
@@ -38,17 +38,17 @@ impl Device {
     }
 
     /// The request of the shared key flow.
-    pub(crate) fn srk_bundle(&self) -> Result<SrkBundle> {
-        Ok(SrkBundle {
+    pub(crate) fn parent_bundle(&self) -> Result<ParentBundle> {
+        Ok(ParentBundle {
             device_id: None,
             ek_public: self.ek_public()?,
             ek_certificates: vec![self.ek.certificate.as_slice().try_into()?].try_into()?,
-            srk_public: self.bound_area().try_into()?,
+            parent_public: self.bound_area().try_into()?,
             other_eks: None,
         })
     }
 
-    /// TPM2_ActivateCredential for the IK or the SRK.
+    /// TPM2_ActivateCredential for the IK or the parent.
     pub(crate) fn activate(&self, credential_blob: &[u8], encrypted_seed: &[u8]) -> Result<Vec<u8>> {
         let name = Hash::sha256_name(&self.bound_area());
         let protection = Protection { hash: self.ek.kind.hash(), aes_key_size: self.ek.kind.aes_key_size() };
@@ -69,9 +69,9 @@ impl Device {
     }
 
     /// The HMAC key of an activation.
-    pub(crate) fn import(&self, srk: &Srk, reply: &ActivationReply) -> Result<Vec<u8>> {
+    pub(crate) fn import(&self, parent: &Parent, reply: &ActivationReply) -> Result<Vec<u8>> {
         let inner_key = self.activate(&reply.credential_blob, &reply.encrypted_seed)?;
-        wrapper::import_hmac_key(&srk.key, &inner_key, &reply.key_public, &reply.duplicate, &reply.symmetric_seed)
+        wrapper::import_hmac_key(&parent.key, &inner_key, &reply.key_public, &reply.duplicate, &reply.symmetric_seed)
     }
 
     fn ek_public(&self) -> Result<EkPublic> {
@@ -85,8 +85,9 @@ impl Device {
         match (&self.bound, self.bad) {
             (Bound::Ik(ik), Some(Bad::NotFixedTpm)) => ik.kind.area_without_fixed_tpm(&ik.unique),
             (Bound::Ik(ik), _) => ik.kind.area(&ik.unique),
-            (Bound::Srk(srk), Some(Bad::NotFixedTpm)) => srk.kind.area_without_fixed_tpm(srk.key.unique()),
-            (Bound::Srk(srk), _) => srk.kind.area(srk.key.unique()),
+            (Bound::Parent(parent), Some(Bad::NotFixedTpm)) => parent.kind.area_without_fixed_tpm(parent.key.unique()),
+            (Bound::Parent(parent), Some(Bad::PlainSrk)) => parent.kind.area_of_plain_srk(parent.key.unique()),
+            (Bound::Parent(parent), _) => parent.kind.area(parent.key.unique()),
         }
     }
 }

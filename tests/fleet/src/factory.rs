@@ -21,7 +21,7 @@ use rcgen::{
 };
 
 use crate::progress;
-use crate::tpm::area::{EkKind, IkKind, SrkKind, unique_modulus, unique_point};
+use crate::tpm::area::{EkKind, IkKind, ParentKind, unique_modulus, unique_point};
 use crate::tpm::hash::Hash;
 use crate::tpm::storage_key::{StorageKey, modulus};
 use crate::vendor::Vendor;
@@ -50,9 +50,9 @@ pub(crate) struct Ik {
     pub(crate) pkcs8: Vec<u8>,
 }
 
-/// A storage root key.
-pub(crate) struct Srk {
-    pub(crate) kind: SrkKind,
+/// An import parent.
+pub(crate) struct Parent {
+    pub(crate) kind: ParentKind,
     pub(crate) key: StorageKey,
 }
 
@@ -77,7 +77,7 @@ struct IkRecord {
 }
 
 #[derive(Encode, Decode)]
-struct SrkRecord {
+struct ParentRecord {
     #[cbor(n(0), with = "minicbor::bytes")]
     pkcs8: Vec<u8>,
 }
@@ -118,13 +118,13 @@ impl Factory {
         Ok(records.map(|IkRecord { unique, spki, csr, pkcs8 }| Ik { kind, unique, spki, csr, pkcs8 }).collect())
     }
 
-    /// The SRKs of this kind with these numbers.
-    pub(crate) fn srks(&self, kind: SrkKind, numbers: Range<usize>) -> Result<Vec<Srk>> {
-        let make = || Ok(SrkRecord { pkcs8: StorageKey::generate(kind.into())? });
-        let records = self.records("srk", kind.name(), numbers, make)?;
-        let bar = progress::bar(records.len(), &format!("reading srk-{}", kind.name()));
-        parallel(&records, &bar, |SrkRecord { pkcs8 }| {
-            Ok(Srk { kind, key: StorageKey::from_pkcs8(kind.into(), pkcs8)? })
+    /// The parents of this kind with these numbers.
+    pub(crate) fn parents(&self, kind: ParentKind, numbers: Range<usize>) -> Result<Vec<Parent>> {
+        let make = || Ok(ParentRecord { pkcs8: StorageKey::generate(kind.into())? });
+        let records = self.records("parent", kind.name(), numbers, make)?;
+        let bar = progress::bar(records.len(), &format!("reading parent-{}", kind.name()));
+        parallel(&records, &bar, |ParentRecord { pkcs8 }| {
+            Ok(Parent { kind, key: StorageKey::from_pkcs8(kind.into(), pkcs8)? })
         })
     }
 

@@ -88,8 +88,8 @@ impl Attempt<'_> {
                 Ok(Some(Granted { device_id, chain: sealed.chain }))
             }
             ReplyBody::Activation(reply) => {
-                let Bound::Srk(srk) = &self.device.bound else { return Err(unexpected()) };
-                self.device.import(srk, &reply)?;
+                let Bound::Parent(parent) = &self.device.bound else { return Err(unexpected()) };
+                self.device.import(parent, &reply)?;
                 Ok(None)
             }
             _ => Err(unexpected()),
@@ -101,7 +101,7 @@ impl Attempt<'_> {
         let (kind, body) = match flow {
             Flow::Ticket => ("challenge", RequestBody::Challenge(self.device.bundle(self.ik()?)?)),
             Flow::Sealed => ("enroll", RequestBody::Enroll(self.device.bundle(self.ik()?)?)),
-            Flow::SharedKey => ("register", RequestBody::Register(self.device.srk_bundle()?)),
+            Flow::SharedKey => ("register", RequestBody::Register(self.device.parent_bundle()?)),
         };
         let mut question = question(body);
         match self.device.bad {
@@ -123,7 +123,7 @@ impl Attempt<'_> {
     fn ik(&self) -> Result<&crate::factory::Ik> {
         match &self.device.bound {
             Bound::Ik(ik) => Ok(ik),
-            Bound::Srk(_) => Err(anyhow!("a device of the shared key flow has no IK")),
+            Bound::Parent(_) => Err(anyhow!("a device of the shared key flow has no IK")),
         }
     }
 

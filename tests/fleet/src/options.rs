@@ -51,7 +51,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share_of_one)]
     pub(crate) churn: f64,
     /// Share of devices that are bad in this way, and must be refused with the problem that is due; may be repeated. Kinds: truncated,
-    /// oversize, untrusted-vendor, foreign-certificate, not-fixed-tpm, foreign-csr, wrong-ticket, foreign-response-topic
+    /// oversize, untrusted-vendor, foreign-certificate, not-fixed-tpm, plain-srk, foreign-csr, wrong-ticket, foreign-response-topic
     #[arg(long, value_name = "KIND=SHARE")]
     pub(crate) bad: Vec<BadShare>,
     /// The bootstrap listener of a broker that runs already, whose CA trusts the vendor in --cache

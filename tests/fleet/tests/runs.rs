@@ -38,7 +38,7 @@ fn bad_requests_are_refused_for_what_is_wrong_with_them_while_others_pass() -> R
     for (flow, kinds) in [
         ("ticket", &[&EVERYWHERE[..], &["foreign-csr", "wrong-ticket"]].concat()),
         ("sealed", &[&EVERYWHERE[..], &["foreign-csr", "wrong-ticket"]].concat()),
-        ("shared-key", &EVERYWHERE.to_vec()),
+        ("shared-key", &[&EVERYWHERE[..], &["plain-srk"]].concat()),
     ] {
         let shares: Vec<_> = kinds.iter().map(|kind| format!("--bad={kind}=0.1")).collect();
         let mut arguments = vec!["--devices", "40", "--flow", flow];

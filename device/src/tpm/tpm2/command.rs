@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tpm2_protocol::basic::{TpmHandle, TpmUint16};
 use tpm2_protocol::data::{
-    Tpm2bNonce, TpmAlgId, TpmCap, TpmRcBase, TpmRh, TpmSe, TpmSt, TpmaNv, TpmaSession, TpmsAuthCommand,
-    TpmsAuthResponse, TpmsContext, TpmsNvPublic, TpmsSchemeHash, TpmtPublic, TpmtSigScheme, TpmtTkHashcheck,
-    TpmuCapabilities, TpmuSigScheme, TpmuSignature,
+    Tpm2bNonce, TpmAlgId, TpmCap, TpmCc, TpmRcBase, TpmRh, TpmSe, TpmSt, TpmaNv, TpmaSession, TpmlDigest,
+    TpmsAuthCommand, TpmsAuthResponse, TpmsContext, TpmsNvPublic, TpmsSchemeHash, TpmtPublic, TpmtSigScheme,
+    TpmtTkHashcheck, TpmuCapabilities, TpmuSigScheme, TpmuSignature,
 };
 use tpm2_protocol::frame::{
     TpmActivateCredentialCommand, TpmActivateCredentialResponse, TpmContextLoadCommand, TpmContextLoadResponse,
@@ -15,7 +15,8 @@ use tpm2_protocol::frame::{
     TpmCreateResponse, TpmEvictControlCommand, TpmEvictControlResponse, TpmFlushContextCommand,
     TpmFlushContextResponse, TpmFrame, TpmGetCapabilityCommand, TpmGetCapabilityResponse, TpmHmacCommand,
     TpmHmacResponse, TpmImportCommand, TpmImportResponse, TpmLoadCommand, TpmLoadResponse, TpmNvReadCommand,
-    TpmNvReadPublicCommand, TpmNvReadPublicResponse, TpmNvReadResponse, TpmPolicySecretCommand,
+    TpmNvReadPublicCommand, TpmNvReadPublicResponse, TpmNvReadResponse, TpmPolicyCommandCodeCommand,
+    TpmPolicyCommandCodeResponse, TpmPolicyOrCommand, TpmPolicyOrResponse, TpmPolicySecretCommand,
     TpmPolicySecretResponse, TpmReadPublicCommand, TpmReadPublicResponse, TpmResponse, TpmSignCommand, TpmSignResponse,
     TpmStartAuthSessionCommand, TpmStartAuthSessionResponse, TpmUnmarshalBody,
 };
@@ -191,13 +192,13 @@ impl Commands for Direct<'_> {
         Ok((created.out_private.to_vec(), created.out_public.inner))
     }
 
-    fn load(&mut self, parent: u32, private: &[u8], public: TpmtPublic) -> Result<u32> {
+    fn load(&mut self, parent: u32, policy: Option<u32>, private: &[u8], public: TpmtPublic) -> Result<u32> {
         let command = TpmLoadCommand {
             handles: [parent.into()],
             in_private: sized(private, "an encrypted private area")?,
             in_public: public.into(),
         };
-        let loaded: TpmLoadResponse = self.run(&command, &[], &[Authorisation::EmptyPassword])?;
+        let loaded: TpmLoadResponse = self.run(&command, &[], &[Authorisation::by(policy)])?;
         Ok(self.remember(loaded.handles))
     }
 
@@ -251,6 +252,36 @@ impl Commands for Direct<'_> {
         let handle = self.remember(started.handles);
         self.sessions.push(Session::new(handle, Hash::of(hash)?, &salt, nonce_caller, started.nonce_tpm.to_vec()));
         Ok(handle)
+    }
+
+    fn start_policy(&mut self, hash: TpmAlgId) -> Result<u32> {
+        let mut nonce_caller = vec![0; NONCE_SIZE];
+        salt::random(&mut nonce_caller)?;
+        let command = TpmStartAuthSessionCommand {
+            handles: [TpmRh::Null.value().into(), TpmRh::Null.value().into()],
+            nonce_caller: sized(&nonce_caller, "a nonce")?,
+            encrypted_salt: Default::default(),
+            session_type: TpmSe::Policy,
+            symmetric: Default::default(),
+            auth_hash: hash,
+        };
+        let started: TpmStartAuthSessionResponse = self.run(&command, &[], &[])?;
+        Ok(self.remember(started.handles))
+    }
+
+    fn policy_command_code(&mut self, policy: u32, code: TpmCc) -> Result<()> {
+        let command = TpmPolicyCommandCodeCommand { handles: [policy.into()], code };
+        self.run(&command, &[], &[]).map(|TpmPolicyCommandCodeResponse { .. }| ())
+    }
+
+    fn policy_or(&mut self, policy: u32, branches: &[[u8; 32]]) -> Result<()> {
+        let mut p_hash_list = TpmlDigest::new();
+        for branch in branches {
+            let too_many = |_| CommandError::BadArgument("more branches than a policy has".into());
+            p_hash_list.try_push(sized(branch, "a digest")?).map_err(too_many)?;
+        }
+        let command = TpmPolicyOrCommand { handles: [policy.into()], p_hash_list };
+        self.run(&command, &[], &[]).map(|TpmPolicyOrResponse { .. }| ())
     }
 
     fn start_password_session(&mut self, key: &Key) -> Result<u32> {
@@ -325,6 +356,7 @@ impl Commands for Direct<'_> {
     fn import(
         &mut self,
         parent: &Key,
+        policy: Option<u32>,
         session: u32,
         inner_key: &[u8],
         public: TpmtPublic,
@@ -339,7 +371,7 @@ impl Commands for Direct<'_> {
             symmetric_alg: template::aes_cfb(128),
         };
         let session = Use { session, auth_value: &[], attributes: TpmaSession::DECRYPT };
-        let authorisations = [Authorisation::EmptyPassword, Authorisation::Session(session)];
+        let authorisations = [Authorisation::by(policy), Authorisation::Session(session)];
         let imported: TpmImportResponse = self.run(&command, &[parent.name()?], &authorisations)?;
         Ok(imported.out_private.to_vec())
     }
@@ -431,6 +463,10 @@ impl<'a> Direct<'a> {
                 Authorisation::EmptyPassword => {
                     TpmsAuthCommand { session_handle: TpmRh::Pw.value().into(), ..TpmsAuthCommand::default() }
                 }
+                // Its HMAC has no key, and may be empty then (TPM 2.0 Part 1, 19.6.5).
+                Authorisation::Policy(policy) => {
+                    TpmsAuthCommand { session_handle: (*policy).into(), ..TpmsAuthCommand::default() }
+                }
                 Authorisation::Session(usage) => self.session(*usage)?.authorise(*usage, &hashed)?,
             };
             authorisation_area.extend_from_slice(&marshalled(|writer| authorised.marshal(writer))?);
@@ -455,7 +491,7 @@ impl<'a> Direct<'a> {
         authorisations: &[Authorisation<'_>],
         response: &mut [u8],
     ) -> Result<()> {
-        if !authorisations.iter().any(|authorisation| matches!(authorisation, Authorisation::Session(_))) {
+        if authorisations.iter().all(|authorisation| matches!(authorisation, Authorisation::EmptyPassword)) {
             return Ok(());
         }
         let short = || CommandError::BadResponse("a response without the sessions of its command".into());
@@ -468,10 +504,14 @@ impl<'a> Direct<'a> {
         for authorisation in authorisations {
             let (answer, rest) = TpmsAuthResponse::unmarshal(answers).map_err(|_| short())?;
             answers = rest;
-            if let Authorisation::Session(usage) = authorisation {
-                self.session(*usage)?.end(*usage, command.cc().value().to_be_bytes(), parameters, &answer)?;
-                if !usage.attributes.contains(TpmaSession::CONTINUE_SESSION) {
-                    ended.push(usage.session);
+            match authorisation {
+                Authorisation::EmptyPassword => {}
+                Authorisation::Policy(policy) => ended.push(*policy),
+                Authorisation::Session(usage) => {
+                    self.session(*usage)?.end(*usage, command.cc().value().to_be_bytes(), parameters, &answer)?;
+                    if !usage.attributes.contains(TpmaSession::CONTINUE_SESSION) {
+                        ended.push(usage.session);
+                    }
                 }
             }
         }
@@ -573,7 +613,15 @@ impl Hierarchy {
 #[derive(Clone, Copy)]
 pub(super) enum Authorisation<'a> {
     EmptyPassword,
+    /// A session without a key, in which the policy is satisfied. It ends with the command.
+    Policy(u32),
     Session(Use<'a>),
+}
+
+impl Authorisation<'_> {
+    fn by(policy: Option<u32>) -> Self {
+        policy.map_or(Self::EmptyPassword, Self::Policy)
+    }
 }
 
 fn tag_of(authorisations: &[Authorisation<'_>]) -> TpmSt {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use tpm2_protocol::data::{TpmAlgId, TpmSe, TpmsContext, TpmtPublic};
+use tpm2_protocol::data::{TpmAlgId, TpmCc, TpmSe, TpmsContext, TpmtPublic};
 use zeroize::Zeroizing;
 
 use super::command::{CommandError, Direct, Hierarchy, NvIndex, Reader};
@@ -76,8 +76,14 @@ pub(super) trait Commands {
     /// TPM2_Create (TPM 2.0 Part 3, 12.1): the content of a TPM2B_PRIVATE, and the public area.
     fn create(&mut self, parent: u32, template: TpmtPublic) -> Result<(Vec<u8>, TpmtPublic), CommandError>;
 
-    /// TPM2_Load (TPM 2.0 Part 3, 12.2).
-    fn load(&mut self, parent: u32, private: &[u8], public: TpmtPublic) -> Result<u32, CommandError>;
+    /// TPM2_Load (TPM 2.0 Part 3, 12.2). The policy session authorises the parent, which else takes an empty password, and ends.
+    fn load(
+        &mut self,
+        parent: u32,
+        policy: Option<u32>,
+        private: &[u8],
+        public: TpmtPublic,
+    ) -> Result<u32, CommandError>;
 
     /// TPM2_ReadPublic (TPM 2.0 Part 3, 12.4); `None` if there is no such object.
     fn read_public(&mut self, handle: u32) -> Result<Option<TpmtPublic>, CommandError>;
@@ -98,6 +104,15 @@ pub(super) trait Commands {
     /// TPM2_StartAuthSession (TPM 2.0 Part 3, 11.1): a session whose salt only the owner of `key`
     /// can read.
     fn start_session(&mut self, session_type: TpmSe, hash: TpmAlgId, key: &Key) -> Result<u32, CommandError>;
+
+    /// A policy session without a salt, which authorises, and can encrypt nothing.
+    fn start_policy(&mut self, hash: TpmAlgId) -> Result<u32, CommandError>;
+
+    /// TPM2_PolicyCommandCode (TPM 2.0 Part 3, 23.11).
+    fn policy_command_code(&mut self, policy: u32, code: TpmCc) -> Result<(), CommandError>;
+
+    /// TPM2_PolicyOR (TPM 2.0 Part 3, 23.6).
+    fn policy_or(&mut self, policy: u32, branches: &[[u8; 32]]) -> Result<(), CommandError>;
 
     /// A session that carries passwords for as long as the connection lives.
     fn start_password_session(&mut self, key: &Key) -> Result<u32, CommandError>;
@@ -133,10 +148,11 @@ pub(super) trait Commands {
     fn sign(&mut self, key: u32, scheme: SignatureScheme, digest: &[u8]) -> Result<Vec<u8>, CommandError>;
 
     /// TPM2_Import (TPM 2.0 Part 3, 13.3) of a key with an inner wrapper, whose key goes to the TPM
-    /// encrypted for the session, which ends: the content of a TPM2B_PRIVATE.
+    /// encrypted for the session: the content of a TPM2B_PRIVATE. The policy session is as for [`load`](Self::load). Both end.
     fn import(
         &mut self,
         parent: &Key,
+        policy: Option<u32>,
         session: u32,
         inner_key: &[u8],
         public: TpmtPublic,

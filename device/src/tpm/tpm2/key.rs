@@ -1,6 +1,8 @@
 //! The keys in a TPM: finding them, making them, and keeping them.
 
-use tpm2_protocol::data::{TpmAlgId, TpmEccCurve, TpmSe, TpmsContext, TpmtPublic, TpmuPublicId, TpmuPublicParms};
+use tpm2_protocol::data::{
+    TpmAlgId, TpmCc, TpmEccCurve, TpmSe, TpmsContext, TpmtPublic, TpmuPublicId, TpmuPublicParms,
+};
 use tpm2_protocol::{TpmMarshal, TpmSized, TpmUnmarshal, TpmWriter};
 use zeroize::Zeroizing;
 
@@ -8,7 +10,7 @@ use super::command::{CommandError, Hierarchy};
 use super::connection::Connection;
 use super::hash::Hash;
 use super::{Fault, authorised, certificate, is_wrong_password, template, unsupported};
-use crate::tpm::{EkKind, IkKind, PublicArea, PublicKey, SrkKind};
+use crate::tpm::{EkKind, IkKind, ParentKind, PublicArea, PublicKey};
 
 /// A key that commands may use.
 pub(super) struct Key {
@@ -35,7 +37,8 @@ impl Key {
         private: &[u8],
         public: TpmtPublic,
     ) -> Result<Self, CommandError> {
-        let handle = tpm.load(parent.handle, private, public.clone())?;
+        let policy = authorise_parent(tpm, parent, TpmCc::Load)?;
+        let handle = tpm.load(parent.handle, policy, private, public.clone())?;
         Ok(Self { handle, public, is_persistent: false })
     }
 
@@ -164,36 +167,54 @@ fn is_of_kind(
 
 /// The parent of identity keys: the persistent storage root key if the platform's owner left one, of whatever kind, else one made
 /// for the moment.
-pub(super) fn load_parent(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Key, Fault> {
+pub(super) fn load_ik_parent(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Key, Fault> {
     if let Some(found) = Key::persistent(tpm, SRK_PERSISTENT)?
         && template::is_storage_key(&found.public)
         && takes_empty_password(tpm, &found)?
     {
         return Ok(found);
     }
-    if let Some(saved) = primaries.load(tpm, Hierarchy::Owner, &template::srk(SrkKind::P256))? {
+    if let Some(saved) = primaries.load(tpm, Hierarchy::Owner, &template::parent(ParentKind::SrkP256))? {
         return Ok(saved);
     }
-    let mut primary = |kind: SrkKind| make_primary(tpm, primaries, Hierarchy::Owner, template::srk(kind), kind.name());
-    match primary(SrkKind::P256) {
-        Err(Fault::Unsupported(_)) => primary(SrkKind::Rsa2048),
+    let mut primary =
+        |kind: ParentKind| make_primary(tpm, primaries, Hierarchy::Owner, template::parent(kind), kind.name());
+    match primary(ParentKind::SrkP256) {
+        Err(Fault::Unsupported(_)) => primary(ParentKind::SrkRsa2048),
         srk => srk,
     }
 }
 
-/// The storage root key of one kind: the persistent one if it has that shape, else one made for the moment.
-pub(super) fn load_srk(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: SrkKind) -> Result<Key, Fault> {
-    let template = template::srk(kind);
+/// The parent of shared keys of one kind. It is made for the moment, but for a plain storage root key that is persistent and has that
+/// shape.
+pub(super) fn load_parent(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: ParentKind) -> Result<Key, Fault> {
+    let template = template::parent(kind);
     if let Some(saved) = primaries.load(tpm, Hierarchy::Owner, &template)? {
         return Ok(saved);
     }
-    if let Some(found) = Key::persistent(tpm, SRK_PERSISTENT)?
+    if kind.is_plain_srk()
+        && let Some(found) = Key::persistent(tpm, SRK_PERSISTENT)?
         && template::fits(&found.public, &template)
         && takes_empty_password(tpm, &found)?
     {
         return Ok(found);
     }
     make_primary(tpm, primaries, Hierarchy::Owner, template, kind.name())
+}
+
+/// The policy session that authorises one command on an import parent. `None` for other parents, which take an empty password.
+pub(super) fn authorise_parent(
+    tpm: &mut Connection<'_>,
+    parent: &Key,
+    command: TpmCc,
+) -> Result<Option<u32>, CommandError> {
+    if template::has_password(&parent.public) {
+        return Ok(None);
+    }
+    let policy = tpm.start_policy(parent.public.name_alg)?;
+    tpm.policy_command_code(policy, command)?;
+    tpm.policy_or(policy, &template::IMPORT_PARENT_BRANCHES)?;
+    Ok(Some(policy))
 }
 
 /// Whether a storage key can be used without its password. The TPM looks at the password before it finds that there is nothing to
@@ -255,14 +276,14 @@ fn salting_key(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Ke
     if let Some(saved) = primaries.load_any(tpm)? {
         return Ok(saved);
     }
-    let mut primary = |kind: SrkKind| {
-        let (hierarchy, template) = (Hierarchy::Null, template::srk(kind));
+    let mut primary = |kind: ParentKind| {
+        let (hierarchy, template) = (Hierarchy::Null, template::parent(kind));
         let key = make_primary(tpm, primaries, hierarchy, template.clone(), kind.name())?;
         primaries.keep(tpm, hierarchy, template, &key);
         Ok(key)
     };
-    match primary(SrkKind::P256) {
-        Err(Fault::Unsupported(_)) => primary(SrkKind::Rsa2048),
+    match primary(ParentKind::SrkP256) {
+        Err(Fault::Unsupported(_)) => primary(ParentKind::SrkRsa2048),
         key => key,
     }
 }

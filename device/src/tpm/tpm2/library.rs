@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::io;
 
-use tpm2_protocol::data::{TpmAlgId, TpmRh, TpmSe, TpmsContext, TpmtPublic};
+use tpm2_protocol::data::{TpmAlgId, TpmCc, TpmRh, TpmSe, TpmsContext, TpmtPublic};
 
 use tss_esapi::attributes::SessionAttributesBuilder;
 use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
@@ -14,8 +14,9 @@ use tss_esapi::interface_types::dynamic_handles::Persistent;
 use tss_esapi::interface_types::resource_handles::{Hierarchy as TssHierarchy, NvAuth, Provision};
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
 use tss_esapi::structures::{
-    Auth, CapabilityData, Data, Digest, EncryptedSecret, HashScheme, HashcheckTicket, IdObject, MaxBuffer, Nonce,
-    Private, Public, Signature, SignatureScheme as TssSignatureScheme, SymmetricDefinition, SymmetricDefinitionObject,
+    Auth, CapabilityData, Data, Digest, DigestList, EncryptedSecret, HashScheme, HashcheckTicket, IdObject, MaxBuffer,
+    Nonce, Private, Public, Signature, SignatureScheme as TssSignatureScheme, SymmetricDefinition,
+    SymmetricDefinitionObject,
 };
 use tss_esapi::traits::{Marshall, UnMarshall};
 use tss_esapi::tss2_esys::{TPMS_CONTEXT, TPMT_TK_HASHCHECK};
@@ -124,6 +125,18 @@ impl<'a> Library<'a> {
         let handle = tss2_esys::ESYS_TR::from(object.into());
         self.loaded.push(handle);
         handle
+    }
+
+    fn remember_session(&mut self, session: Option<AuthSession>) -> Result<u32> {
+        let session = session.ok_or_else(|| strange("no session"))?;
+        let handle = self.remember(SessionHandle::from(session));
+        self.sessions.push((handle, session));
+        Ok(handle)
+    }
+
+    /// What authorises the use of a key: a policy session, or an empty password.
+    fn by(&mut self, policy: Option<u32>) -> Result<AuthSession> {
+        policy.map_or(Ok(AuthSession::Password), |policy| self.session(policy, false, false))
     }
 
     fn forget(&mut self, handle: u32) {
@@ -244,11 +257,17 @@ impl Commands for Library<'_> {
         Ok((created.out_private.to_vec(), from_tss(&created.out_public)?))
     }
 
-    fn load(&mut self, parent: u32, private: &[u8], public: TpmtPublic) -> Result<u32> {
+    fn load(&mut self, parent: u32, policy: Option<u32>, private: &[u8], public: TpmtPublic) -> Result<u32> {
         let (parent, public) = (self.key(parent)?, to_tss(&public)?);
-        let loaded =
-            self.ask_with_empty_password(|context| context.load(parent, Private::try_from(private)?, public))?;
-        Ok(self.remember(loaded))
+        let session = self.by(policy)?;
+        let loaded = self.ask(|context| {
+            context.execute_with_session(Some(session), |context| {
+                context.load(parent, Private::try_from(private)?, public)
+            })
+        })?;
+        let loaded = self.remember(loaded);
+        policy.map_or(Ok(()), |policy| self.flush_context(policy))?;
+        Ok(loaded)
     }
 
     fn read_public(&mut self, handle: u32) -> Result<Option<TpmtPublic>> {
@@ -320,10 +339,31 @@ impl Commands for Library<'_> {
             let hash = HashingAlgorithm::try_from(hash.value())?;
             context.start_auth_session(Some(key), None, None, session_type, SymmetricDefinition::AES_128_CFB, hash)
         })?;
-        let session = session.ok_or_else(|| strange("no session"))?;
-        let handle = self.remember(SessionHandle::from(session));
-        self.sessions.push((handle, session));
-        Ok(handle)
+        self.remember_session(session)
+    }
+
+    fn start_policy(&mut self, hash: TpmAlgId) -> Result<u32> {
+        let session = self.ask(|context| {
+            let hash = HashingAlgorithm::try_from(hash.value())?;
+            context.start_auth_session(None, None, None, SessionType::Policy, SymmetricDefinition::Null, hash)
+        })?;
+        self.remember_session(session)
+    }
+
+    fn policy_command_code(&mut self, policy: u32, code: TpmCc) -> Result<()> {
+        let policy = self.session(policy, false, false)?;
+        self.ask(|context| context.policy_command_code(policy.try_into()?, code.value().try_into()?))
+    }
+
+    fn policy_or(&mut self, policy: u32, branches: &[[u8; 32]]) -> Result<()> {
+        let policy = self.session(policy, false, false)?;
+        self.ask(|context| {
+            let mut digests = DigestList::new();
+            for branch in branches {
+                digests.add(Digest::try_from(branch.as_slice())?)?;
+            }
+            context.policy_or(policy.try_into()?, digests)
+        })
     }
 
     fn start_password_session(&mut self, key: &Key) -> Result<u32> {
@@ -397,13 +437,14 @@ impl Commands for Library<'_> {
     fn import(
         &mut self,
         parent: &Key,
+        policy: Option<u32>,
         session: u32,
         inner_key: &[u8],
         public: TpmtPublic,
         key: &WrappedKey,
     ) -> Result<Vec<u8>> {
         let (parent, public) = (self.object(parent.handle)?, to_tss(&public)?);
-        let sessions = (Some(AuthSession::Password), Some(self.session(session, false, true)?), None);
+        let sessions = (Some(self.by(policy)?), Some(self.session(session, false, true)?), None);
         let imported = self.ask(|context| {
             context.execute_with_sessions(sessions, |context| {
                 context.import(
@@ -416,7 +457,9 @@ impl Commands for Library<'_> {
                 )
             })
         })?;
-        self.flush_context(session)?;
+        for session in policy.into_iter().chain([session]) {
+            self.flush_context(session)?;
+        }
         Ok(imported.to_vec())
     }
 

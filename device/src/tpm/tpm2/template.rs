@@ -7,7 +7,7 @@ use tpm2_protocol::data::{
     TpmuPublicId, TpmuPublicParms, TpmuSymKeyBits, TpmuSymMode,
 };
 
-use crate::tpm::{EkKind, IkKind, SrkKind};
+use crate::tpm::{EkKind, IkKind, ParentKind};
 
 /// TCG EK Credential Profile 2.5, annexes B.3 and B.4: L-1, L-2, H-3 and H-6, and what Azure's C SDK made of L-1.
 pub(super) fn ek(kind: EkKind) -> TpmtPublic {
@@ -57,15 +57,34 @@ pub(super) fn ik(kind: IkKind) -> TpmtPublic {
     TpmtPublic { name_alg: TpmAlgId::Sha256, object_attributes, ..key }
 }
 
-/// TCG TPM v2.0 Provisioning Guidance, 7.5.1.
-pub(super) fn srk(kind: SrkKind) -> TpmtPublic {
+/// A storage root key as in TCG TPM v2.0 Provisioning Guidance, 7.5.1; or an import parent, which differs in that it takes a policy and
+/// no password.
+pub(super) fn parent(kind: ParentKind) -> TpmtPublic {
     let key = match kind {
-        SrkKind::P256 => ecc(TpmEccCurve::NistP256, TpmtEccScheme::default(), aes_cfb(128), &[0; 32]),
-        SrkKind::Rsa2048 => rsa(2048, aes_cfb(128), &[0; 256]),
+        ParentKind::P256 | ParentKind::SrkP256 => {
+            ecc(TpmEccCurve::NistP256, TpmtEccScheme::default(), aes_cfb(128), &[0; 32])
+        }
+        ParentKind::Rsa2048 | ParentKind::SrkRsa2048 => rsa(2048, aes_cfb(128), &[0; 256]),
     };
-    let object_attributes = MADE_HERE | TpmaObject::USER_WITH_AUTH | TpmaObject::NO_DA | DECRYPTS_ONLY_FOR_THE_TPM;
-    TpmtPublic { name_alg: TpmAlgId::Sha256, object_attributes, ..key }
+    let (authorisation, auth_policy) = match kind.is_plain_srk() {
+        true => (TpmaObject::USER_WITH_AUTH, Tpm2bDigest::default()),
+        false => (TpmaObject::empty(), filled(&POLICY_IMPORT_OR_LOAD)),
+    };
+    let object_attributes = MADE_HERE | authorisation | TpmaObject::NO_DA | DECRYPTS_ONLY_FOR_THE_TPM;
+    TpmtPublic { name_alg: TpmAlgId::Sha256, object_attributes, auth_policy, ..key }
 }
+
+/// The branches of an import parent's policy, for TPM2_PolicyOR: TPM2_PolicyCommandCode of TPM_CC_Import, and of TPM_CC_Load.
+pub(super) const IMPORT_PARENT_BRANCHES: [[u8; 32]; 2] = [
+    [
+        0xE1, 0xFD, 0xC3, 0x8A, 0x23, 0x80, 0x6D, 0xCF, 0x62, 0x09, 0x7B, 0xCB, 0x06, 0x74, 0x0E, 0x33, 0xCA, 0x36,
+        0x90, 0xDC, 0x21, 0xA7, 0x00, 0x0C, 0x41, 0xE0, 0xE8, 0x1C, 0x4B, 0x9B, 0x36, 0x5A,
+    ],
+    [
+        0x43, 0x0E, 0xD9, 0x47, 0x58, 0x15, 0xDE, 0xB6, 0x1C, 0x7E, 0x4A, 0x88, 0xEB, 0x44, 0xFE, 0x5A, 0x83, 0xFA,
+        0x17, 0xB9, 0x7C, 0xF6, 0xCE, 0xE4, 0xA8, 0x42, 0x0B, 0x3E, 0xF5, 0x0B, 0x13, 0x4F,
+    ],
+];
 
 /// An HMAC key from a CA: made outside the TPM, without a password, and for HMAC-SHA-256 alone.
 pub(super) fn hmac_key() -> TpmtPublic {
@@ -97,7 +116,7 @@ pub(super) fn fits(public: &TpmtPublic, template: &TpmtPublic) -> bool {
 
 /// Whether a key has one of the shapes that this module gives.
 pub(super) fn is_ours(public: &TpmtPublic) -> bool {
-    let templates = SrkKind::ALL.map(srk).into_iter().chain(EkKind::ALL.map(ek)).chain(IkKind::ALL.map(ik));
+    let templates = ParentKind::ALL.map(parent).into_iter().chain(EkKind::ALL.map(ek)).chain(IkKind::ALL.map(ik));
     templates.chain([hmac_key()]).any(|template| fits(public, &template))
 }
 
@@ -187,6 +206,11 @@ const DECRYPTS_ONLY_FOR_THE_TPM: TpmaObject =
 const EK_LOW_RANGE: TpmaObject = TpmaObject::from_bits_truncate(
     MADE_HERE.bits() | TpmaObject::ADMIN_WITH_POLICY.bits() | DECRYPTS_ONLY_FOR_THE_TPM.bits(),
 );
+/// TPM2_PolicyOR of [`IMPORT_PARENT_BRANCHES`].
+const POLICY_IMPORT_OR_LOAD: [u8; 32] = [
+    0x1E, 0x76, 0x26, 0xA5, 0xD4, 0xB6, 0x85, 0xCB, 0xB0, 0x49, 0x36, 0xA0, 0xFD, 0xCC, 0x77, 0xB8, 0xA3, 0xCA, 0x3C,
+    0x37, 0xF4, 0x2A, 0xD4, 0x04, 0x82, 0xBC, 0xF2, 0x75, 0x34, 0xDD, 0x88, 0x7F,
+];
 /// TCG EK Credential Profile 2.5, B.6.2: PolicySecret(TPM_RH_ENDORSEMENT).
 const POLICY_A_SHA256: [u8; 32] = [
     0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xB3, 0xF8, 0x1A, 0x90, 0xCC, 0x8D, 0x46, 0xA5, 0xD7, 0x24, 0xFD, 0x52, 0xD7,

@@ -32,9 +32,9 @@ pub(crate) enum IkKind {
     Rsa2048,
 }
 
-/// Storage root keys.
+/// Import parents: the storage keys that shared keys are sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum SrkKind {
+pub(crate) enum ParentKind {
     P256,
     Rsa2048,
 }
@@ -126,7 +126,7 @@ impl IkKind {
     }
 }
 
-impl SrkKind {
+impl ParentKind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::P256 => "p-256",
@@ -135,20 +135,25 @@ impl SrkKind {
     }
 
     pub(crate) fn area(self, unique: &[u8]) -> Vec<u8> {
-        self.area_with_attributes(SRK, unique)
+        self.area_with(IMPORT_PARENT, &IMPORT_OR_LOAD, unique)
     }
 
     /// One that a CA must refuse.
     pub(crate) fn area_without_fixed_tpm(self, unique: &[u8]) -> Vec<u8> {
-        self.area_with_attributes(without_fixed_tpm(SRK), unique)
+        self.area_with(without_fixed_tpm(IMPORT_PARENT), &IMPORT_OR_LOAD, unique)
     }
 
-    fn area_with_attributes(self, attributes: [u8; 4], unique: &[u8]) -> Vec<u8> {
+    /// A plain storage root key, which a CA must refuse unless an operator allows it.
+    pub(crate) fn area_of_plain_srk(self, unique: &[u8]) -> Vec<u8> {
+        self.area_with(SRK, &[], unique)
+    }
+
+    fn area_with(self, attributes: [u8; 4], policy: &[u8], unique: &[u8]) -> Vec<u8> {
         let (algorithm, parameters) = match self {
             Self::P256 => (ECC, [&AES_128_CFB[..], &NULL, &P256, &NULL].concat()),
             Self::Rsa2048 => (RSA, [&AES_128_CFB[..], &NULL, &BITS_2048, &DEFAULT_EXPONENT].concat()),
         };
-        [&algorithm[..], &SHA256, &attributes, &sized(&[]), &parameters, unique].concat()
+        [&algorithm[..], &SHA256, &attributes, &sized(policy), &parameters, unique].concat()
     }
 }
 
@@ -199,9 +204,15 @@ const DEFAULT_EXPONENT: [u8; 4] = [0; 4];
 const EK_LOW_RANGE: [u8; 4] = [0x00, 0x03, 0x00, 0xb2];
 const EK_HIGH_RANGE: [u8; 4] = [0x00, 0x03, 0x00, 0xf2];
 const IK: [u8; 4] = [0x00, 0x04, 0x04, 0x72];
+const IMPORT_PARENT: [u8; 4] = [0x00, 0x03, 0x04, 0x32];
 const SRK: [u8; 4] = [0x00, 0x03, 0x04, 0x72];
 const HMAC_KEY: [u8; 4] = [0x00, 0x04, 0x04, 0x40];
 
+/// TPM2_PolicyOR of TPM2_PolicyCommandCode(TPM_CC_Import) and TPM2_PolicyCommandCode(TPM_CC_Load).
+const IMPORT_OR_LOAD: [u8; 32] = [
+    0x1e, 0x76, 0x26, 0xa5, 0xd4, 0xb6, 0x85, 0xcb, 0xb0, 0x49, 0x36, 0xa0, 0xfd, 0xcc, 0x77, 0xb8, 0xa3, 0xca, 0x3c,
+    0x37, 0xf4, 0x2a, 0xd4, 0x04, 0x82, 0xbc, 0xf2, 0x75, 0x34, 0xdd, 0x88, 0x7f,
+];
 /// PolicyA and PolicyB of the TCG EK Credential Profile 2.5, annex B.6.
 const POLICY_A_SHA256: [u8; 32] = [
     0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xb3, 0xf8, 0x1a, 0x90, 0xcc, 0x8d, 0x46, 0xa5, 0xd7, 0x24, 0xfd, 0x52, 0xd7,

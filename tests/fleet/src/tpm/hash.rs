@@ -50,7 +50,7 @@ impl Hash {
         self.digest(&[&1u32.to_be_bytes(), z, label.as_bytes(), &[0], party_u, party_v])
     }
 
-    /// The Name of the object with this public area, whose nameAlg must be SHA-256, as that of every IK, SRK and HMAC key.
+    /// The Name of the object with this public area, whose nameAlg must be SHA-256, as that of every IK, parent and HMAC key.
     pub(crate) fn sha256_name(area: &[u8]) -> Vec<u8> {
         [&TPM_ALG_SHA256[..], &Self::Sha256.digest(&[area])].concat()
     }

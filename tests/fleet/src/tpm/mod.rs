@@ -23,7 +23,7 @@ fn take_sized(bytes: &[u8]) -> Result<(&[u8], &[u8])> {
 
 #[cfg(test)]
 mod tests {
-    use super::area::{EkKind, IkKind, SrkKind};
+    use super::area::{EkKind, IkKind, ParentKind};
     use super::hash::Hash;
     use super::storage_key::{KeyKind, StorageKey};
     use super::wrapper::{Protection, activate_credential, import_hmac_key};
@@ -40,7 +40,8 @@ mod tests {
     ];
     const IKS: [(IkKind, &str, usize); 3] =
         [(IkKind::P256, "p256", 68), (IkKind::P384, "p384", 100), (IkKind::Rsa2048, "rsa2048", 258)];
-    const SRKS: [(SrkKind, &str, usize); 2] = [(SrkKind::P256, "p256", 68), (SrkKind::Rsa2048, "rsa2048", 258)];
+    const PARENTS: [(ParentKind, &str, usize); 2] =
+        [(ParentKind::P256, "p256", 68), (ParentKind::Rsa2048, "rsa2048", 258)];
 
     /// A file that swtpm, tpm2-tools and OpenSSL made; see the README beside it.
     fn golden(file: &str) -> Vec<u8> {
@@ -66,8 +67,9 @@ mod tests {
         for (kind, name, length) in IKS {
             is_area(&format!("ik-{name}.tpm2b"), length, |unique| kind.area(unique));
         }
-        for (kind, name, length) in SRKS {
-            is_area(&format!("srk-{name}.tpm2b"), length, |unique| kind.area(unique));
+        for (kind, name, length) in PARENTS {
+            is_area(&format!("parent-{name}.tpm2b"), length, |unique| kind.area(unique));
+            is_area(&format!("srk-{name}.tpm2b"), length, |unique| kind.area_of_plain_srk(unique));
         }
     }
 
@@ -85,9 +87,9 @@ mod tests {
             let area = golden(&format!("ik-{name}.tpm2b"));
             assert_eq!(Hash::sha256_name(&area[2..]), golden(&format!("ik-{name}.name")));
         }
-        for (_, name, _) in SRKS {
-            let area = golden(&format!("srk-{name}.tpm2b"));
-            assert_eq!(Hash::sha256_name(&area[2..]), golden(&format!("srk-{name}.name")));
+        for (_, name, _) in PARENTS {
+            let area = golden(&format!("parent-{name}.tpm2b"));
+            assert_eq!(Hash::sha256_name(&area[2..]), golden(&format!("parent-{name}.name")));
         }
     }
 
@@ -117,16 +119,16 @@ mod tests {
             hex::decode(example("shared-key-values").lines().find_map(|l| l.strip_prefix(name)).unwrap().trim())
                 .unwrap()
         };
-        let private = PrivateKey::from_private_key(&ECDH_P256, &value("SRK private key")).unwrap();
+        let private = PrivateKey::from_private_key(&ECDH_P256, &value("parent private key")).unwrap();
         let pkcs8: Pkcs8V1Der<'_> = private.as_der().unwrap();
-        let srk = StorageKey::from_pkcs8(KeyKind::P256, pkcs8.as_ref()).unwrap();
-        assert_eq!(Hash::sha256_name(&SrkKind::P256.area(srk.unique())), value("SRK Name"));
+        let parent = StorageKey::from_pkcs8(KeyKind::P256, pkcs8.as_ref()).unwrap();
+        assert_eq!(Hash::sha256_name(&ParentKind::P256.area(parent.unique())), value("parent Name"));
 
         let message: String = example("activation-reply").lines().map(|line| line.split('#').next().unwrap()).collect();
         let message = hex::decode(message.replace(char::is_whitespace, "")).unwrap();
         let ReplyBody::Activation(reply) = Reply::decode(&message).unwrap().body else { panic!("an activation") };
         let import = |inner: &[u8], area: &[u8], duplicate: &[u8]| {
-            import_hmac_key(&srk, inner, area, duplicate, &reply.symmetric_seed).ok()
+            import_hmac_key(&parent, inner, area, duplicate, &reply.symmetric_seed).ok()
         };
         let (inner, area, duplicate) = (value("inner key"), &reply.key_public, &reply.duplicate);
         assert_eq!(import(&inner, area, duplicate), Some(value("HMAC key  ")));

@@ -1,4 +1,4 @@
-//! The private half of a key that others encrypt seeds for: an EK or an SRK.
+//! The private half of a key that others encrypt seeds for: an EK or a parent.
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_lc_rs::agreement::{self, PrivateKey, UnparsedPublicKey, agree};
@@ -10,7 +10,7 @@ use aws_lc_rs::rsa::{
 use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo};
 use x509_parser::public_key::PublicKey;
 
-use super::area::{EkKind, SrkKind, unique_modulus, unique_point};
+use super::area::{EkKind, ParentKind, unique_modulus, unique_point};
 use super::hash::Hash;
 use super::take_sized;
 
@@ -34,11 +34,11 @@ impl From<EkKind> for KeyKind {
     }
 }
 
-impl From<SrkKind> for KeyKind {
-    fn from(kind: SrkKind) -> Self {
+impl From<ParentKind> for KeyKind {
+    fn from(kind: ParentKind) -> Self {
         match kind {
-            SrkKind::P256 => Self::P256,
-            SrkKind::Rsa2048 => Self::Rsa2048,
+            ParentKind::P256 => Self::P256,
+            ParentKind::Rsa2048 => Self::Rsa2048,
         }
     }
 }

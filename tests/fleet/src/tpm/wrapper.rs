@@ -10,7 +10,7 @@ use super::hash::Hash;
 use super::storage_key::StorageKey;
 use super::take_sized;
 
-/// How an EK or SRK protects what is under it: nameAlg and AES key length of its area.
+/// How an EK or parent protects what is under it: nameAlg and AES key length of its area.
 #[derive(Clone, Copy)]
 pub(crate) struct Protection {
     pub(crate) hash: Hash,
@@ -32,17 +32,17 @@ pub(crate) fn activate_credential(
     Ok(secret.to_vec())
 }
 
-/// TPM2_Import (TPM 2.0 Part 1, 23.3; Part 3, 13.3) of an HMAC key for the SRK; the key itself, which no TPM would show.
+/// TPM2_Import (TPM 2.0 Part 1, 23.3; Part 3, 13.3) of an HMAC key for the parent; the key itself, which no TPM would show.
 pub(crate) fn import_hmac_key(
-    srk: &StorageKey,
+    parent: &StorageKey,
     inner_key: &[u8],
     area: &[u8],
     duplicate: &[u8],
     symmetric_seed: &[u8],
 ) -> Result<Vec<u8>> {
     let name = Hash::sha256_name(area);
-    let seed = srk.seed(SRK_PROTECTION.hash, "DUPLICATE", symmetric_seed)?;
-    let inner = open_outer_wrapper(SRK_PROTECTION, &seed, &name, duplicate)?;
+    let seed = parent.seed(PARENT_PROTECTION.hash, "DUPLICATE", symmetric_seed)?;
+    let inner = open_outer_wrapper(PARENT_PROTECTION, &seed, &name, duplicate)?;
     let inner = decrypt_cfb(inner_key, inner)?;
     let (digest, sensitive) = take_sized(&inner)?;
     ensure!(digest == Hash::Sha256.digest(&[sensitive, &name]), "the inner wrapper's digest is wrong");
@@ -78,6 +78,6 @@ fn decrypt_cfb(key: &[u8], mut data: Vec<u8>) -> Result<Vec<u8>> {
     Ok(data)
 }
 
-/// Both SRK templates have it.
-const SRK_PROTECTION: Protection = Protection { hash: Hash::Sha256, aes_key_size: 16 };
+/// Both templates of parents have it.
+const PARENT_PROTECTION: Protection = Protection { hash: Hash::Sha256, aes_key_size: 16 };
 const KEYEDHASH: [u8; 2] = [0x00, 0x08];
