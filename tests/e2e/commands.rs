@@ -214,6 +214,26 @@ fn secrets_that_everybody_can_read_are_told_of_at_each_start() -> Result<()> {
 }
 
 #[test]
+fn a_server_goes_on_when_nobody_reads_its_log_any_more() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let vendor = trusted_vendor()?;
+    dir.trust(&vendor)?;
+    let mut serve = dir.assay(&["serve", "--bootstrap", "127.0.0.1:0", "--operational", "127.0.0.1:0"])?;
+    let mut serve = serve.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    io::BufRead::read_line(&mut io::BufReader::new(serve.stdout.take().context("a pipe")?), &mut line)?;
+    let broker = line.trim().strip_prefix("bootstrap ").context("where it listens")?;
+    drop(serve.stderr.take());
+    let provisioned = [0, 1].map(|number| -> Result<()> {
+        let tpm = vendor.device(EkKind::P256, number)?;
+        run(&mut Device::new(&tpm)?.provision_at(broker, &dir.root_pem())?).map(drop)
+    });
+    serve.kill()?;
+    serve.wait()?;
+    provisioned.into_iter().collect()
+}
+
+#[test]
 fn scope_cannot_change_once_there_are_devices() -> Result<()> {
     let dir = AssayDir::init()?;
     let toml = dir.path().join("assay.toml");

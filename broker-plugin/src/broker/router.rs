@@ -324,3 +324,32 @@ const SHARED: &str = "$share/";
 pub(super) fn is_alive(message: &Message, now: Instant) -> bool {
     message.expires.is_none_or(|expires| now < expires)
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::broker::lane::Room;
+
+    #[test]
+    fn what_devices_left_behind_takes_no_room_from_what_the_ca_says_to_everybody() {
+        let router = Router::default();
+        let lane = Lane::new(Room { messages: 8, bytes: 10_000, share: 0 }, Arc::default());
+        let (seat, _) = router.enter("worker@1".into(), lane);
+        let keep = |topic: String| {
+            let payload = Bytes::from_static(b"x");
+            let (topic, expires) = (topic.into(), None);
+            let message = Message { topic, payload, qos: QoS::AtLeastOnce, retain: true, expires, properties: None };
+            router.publish(&seat, message).unwrap()
+        };
+        for device in 0..RETAINED / RETAINED_PER_TREE {
+            for n in 0..RETAINED_PER_TREE {
+                assert_eq!(keep(format!("device/v1/default/{device}/{n}")), Reason::NoMatchingSubscribers);
+            }
+        }
+        assert_eq!(keep("device/v1/default/late/0".into()), Reason::QuotaExceeded);
+        assert_eq!(keep("ca/v1/default/crl".into()), Reason::NoMatchingSubscribers);
+        assert_eq!(keep("device/v1/default/0/0".into()), Reason::NoMatchingSubscribers, "in place of its own");
+    }
+}

@@ -291,3 +291,44 @@ fn properties(message: &Message, now: Instant) -> Option<PublishProperties> {
     }
     properties
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::lane::{Lane, Room};
+    use crate::meter::Rate;
+
+    /// Its sender would take an acknowledgement for the word of the broker, which has forgotten it.
+    #[test]
+    fn message_of_a_client_that_was_taken_over_is_neither_routed_nor_acknowledged() {
+        const CLIENT: &str = "0123456789abcdef0123456789abcdef";
+        let router = Arc::new(Router::default());
+        let lane = || Lane::new(Room { messages: 8, bytes: 10_000, share: 0 }, Arc::default());
+        let listener = lane();
+        let (listening, _) = router.enter("worker@1".into(), listener.clone());
+        let options = SubscriptionOptions { qos: QoS::AtLeastOnce, ..SubscriptionOptions::default() };
+        router.subscribe(&listening, &"provision/#".into(), options);
+
+        let access = Access::bootstrapping(&"default".parse().unwrap(), CLIENT).unwrap();
+        let (seat, _) = router.enter(CLIENT.into(), lane());
+        let mut input =
+            BytesMut::from(&b"\x10\x2d\0\x04MQTT\x05\x02\0\x1e\0\0\x200123456789abcdef0123456789abcdef"[..]);
+        let mut codec = Codec::detect(&input, 1000).unwrap().unwrap();
+        codec.read(&mut input).unwrap().expect("a CONNECT");
+        let requests = Meter::new(Rate::per_second(1, 1)).into();
+        let mut session = Session::new(codec, access, seat, 2, router.clone(), requests);
+        let mut publish = || {
+            let topic = format!("provision/v1/default/{CLIENT}/request");
+            let packet = [&[0x32, 67, 0, 61], topic.as_bytes(), &[0, 1, 0, b'x']].concat();
+            let mut input = BytesMut::from(&packet[..]);
+            let (packet, _) = session.read(&mut input).unwrap().expect("a PUBLISH");
+            let mut out = BytesMut::new();
+            (session.receive(packet, &mut out, Instant::now()).map_err(|end| end.reason), out.len())
+        };
+        assert_eq!(publish(), (Ok(()), 6), "acknowledged");
+        assert!(listener.take(|_| true).is_some());
+        router.enter(CLIENT.into(), lane());
+        assert_eq!(publish(), (Err(Reason::SessionTakenOver), 0));
+        assert!(listener.take(|_| true).is_none());
+    }
+}

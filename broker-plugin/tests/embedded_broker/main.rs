@@ -22,7 +22,7 @@ use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
 use assay_wire::ClientId;
 use pki::{Credential, Pki};
 use raw::*;
-use rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
+use rustls::{CipherSuite, ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -1304,6 +1304,38 @@ async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
     assert!(other.is_alive().await);
 }
 
+/// The threads that may block are not all for those who are in already.
+#[tokio::test(flavor = "multi_thread")]
+async fn recheck_asks_for_a_few_connections_at_a_time() {
+    let (at_once, most, asked) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let counts = Arc::new((at_once, most, asked));
+    let admit: Arc<Admit> = Arc::new({
+        let counts = counts.clone();
+        move |_, _| {
+            let (at_once, most, asked) = &*counts;
+            most.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(20));
+            at_once.fetch_sub(1, Ordering::SeqCst);
+            asked.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    });
+    let world = World::with(limits(), admit).await;
+    let mut devices = Vec::new();
+    for n in 0..40 {
+        devices.push(world.device(&format!("pump-{n}")).await);
+    }
+    let (_, most, asked) = &*counts;
+    assert_eq!(asked.swap(0, Ordering::SeqCst), 40);
+    most.store(0, Ordering::SeqCst);
+    world.broker.recheck();
+    while asked.load(Ordering::SeqCst) < 40 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let most = most.load(Ordering::SeqCst);
+    assert!((8..=32).contains(&most), "{most}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn device_whose_certificate_cannot_be_checked_is_told_to_try_again() {
     let admit: Arc<Admit> = Arc::new(|_, _| Err(Denial::Unknown("the disk is gone".into())));
@@ -1480,10 +1512,28 @@ async fn tls_sessions_are_never_resumed() {
                 let mut raw = Raw::open(address, &tls).await.unwrap();
                 // The answer to a CONNECT is read after any ticket.
                 raw.connect(&Connect::new("pump-17")).await;
-                assert_eq!(raw.stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+                let (_, connection) = raw.stream.get_ref();
+                assert_eq!(connection.handshake_kind(), Some(HandshakeKind::Full));
+                assert_eq!(connection.tls13_tickets_received(), 0, "nobody could use one");
             }
         }
     }
+}
+
+/// Most processors have instructions for SHA-256, and few for SHA-384.
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_takes_the_suite_that_costs_least_whatever_the_client_prefers() {
+    let world = World::new().await;
+    let mut provider = (**world.anonymous.crypto_provider()).clone();
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() == CipherSuite::TLS13_AES_128_GCM_SHA256);
+    assert_ne!(provider.cipher_suites[0].suite(), CipherSuite::TLS13_AES_128_GCM_SHA256);
+    let mut roots = RootCertStore::empty();
+    roots.add(world.pki.root()).unwrap();
+    let tls = ClientConfig::builder_with_provider(provider.into()).with_safe_default_protocol_versions().unwrap();
+    let tls = Arc::new(tls.with_root_certificates(roots).with_no_client_auth());
+    let raw = Raw::open(world.bootstrap(), &tls).await.unwrap();
+    let suite = raw.stream.get_ref().1.negotiated_cipher_suite().unwrap().suite();
+    assert_eq!(suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
 }
 
 #[tokio::test(flavor = "multi_thread")]
