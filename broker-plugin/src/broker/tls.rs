@@ -59,9 +59,8 @@ fn builder(provider: Arc<CryptoProvider>) -> Result<ConfigBuilder<ServerConfig, 
 }
 
 fn without_resumption(mut config: ServerConfig) -> ServerConfig {
+    // Without it no tickets are sent either.
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    // Nobody could use them.
-    config.send_tls13_tickets = 0;
     config.ignore_client_order = true;
     config
 }
