@@ -7,9 +7,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use assay_ca_core::{Authority, Issuer, KeyAndCertificate, MasterSecret, Profile, TicketKey};
-use assay_wire::{ClientId, Flow, Scope};
+use assay_wire::{ClientId, DeviceId, Flow, Scope};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -196,10 +196,7 @@ impl Directory {
     /// There is one of that name, on record or in `out`; or the issuing key cannot be read, or the files not be written.
     pub fn add_credential(&self, role: Role, name: &ClientId, out: &Path) -> Result<()> {
         let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
-        // Key and certificate of the issuing CA belong together.
-        self.ca()?;
-        let issuing = self.read("issuing.pem")?;
-        let authority = Authority::from_pem(&issuing, &Zeroizing::new(self.read("issuing.key")?))?;
+        let (authority, issuing) = self.authority()?;
         let pair = match role {
             Role::Operator => authority.operator(now, rng)?,
             Role::Worker => authority.worker(now, rng)?,
@@ -216,6 +213,31 @@ impl Directory {
             _ = store.revoke_credential(name.as_str(), now);
         })?;
         Ok(())
+    }
+
+    /// Certificates for devices that do not exist, to try a broker with, each for ten minutes `from` some time; see
+    /// [`Authority::throw_away_device`]. They are on no record yet.
+    ///
+    /// # Errors
+    /// The issuing key cannot be read.
+    pub fn throw_away_devices<const N: usize>(&self, from: [OffsetDateTime; N]) -> Result<[ThrowAwayDevice; N]> {
+        let (authority, issuing) = self.authority()?;
+        let scope = &self.config.scope;
+        let devices = from.map(|from| {
+            let (id, pair) = authority.throw_away_device(scope, from, &mut random())?;
+            Ok(ThrowAwayDevice { id, credentials: Credentials::from_pem(&pair, &issuing)? })
+        });
+        let devices = devices.into_iter().collect::<Result<Vec<_>>>()?;
+        devices.try_into().map_err(|_| anyhow!("there are not as many as there were"))
+    }
+
+    /// The issuing CA for whoever is no device, and its certificate in PEM.
+    fn authority(&self) -> Result<(Authority, String)> {
+        // Key and certificate of the issuing CA belong together.
+        self.ca()?;
+        let issuing = self.read("issuing.pem")?;
+        let authority = Authority::from_pem(&issuing, &Zeroizing::new(self.read("issuing.key")?))?;
+        Ok((authority, issuing))
     }
 
     /// Which of the directory's own files, `worker` or `operator`, is the credential of this name, if any.
@@ -238,6 +260,38 @@ impl Directory {
     fn read(&self, name: &str) -> Result<String> {
         let path = self.path.join(name);
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+}
+
+/// A device that does not exist, and its certificate.
+pub struct ThrowAwayDevice {
+    /// Its id, which begins with [`THROW_AWAY_PREFIX`](assay_ca_core::THROW_AWAY_PREFIX).
+    pub id: DeviceId,
+    /// What it shows.
+    pub credentials: Credentials,
+}
+
+impl Clone for Credentials {
+    fn clone(&self) -> Self {
+        Self { chain: self.chain.clone(), key: self.key.clone_key() }
+    }
+}
+
+impl Credentials {
+    /// The certificate of a worker that another CA made, which nobody should take for one of ours.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn of_another_ca() -> Result<Self> {
+        let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
+        let issuing = Authority::root("another CA", now, rng)?.issuing("another CA", now, rng)?;
+        Self::from_pem(&issuing.worker(now, rng)?, &issuing.to_pem().certificate)
+    }
+
+    fn from_pem(pair: &KeyAndCertificate, issuers: &str) -> Result<Self> {
+        let chain = format!("{}{issuers}", pair.certificate);
+        let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>()?;
+        Ok(Self { chain, key: PrivateKeyDer::from_pem_slice(pair.key.as_bytes())? })
     }
 }
 

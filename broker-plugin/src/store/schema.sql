@@ -85,7 +85,7 @@ CREATE TABLE audit (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     time        INTEGER NOT NULL,
     client      TEXT NOT NULL,          -- MQTT client id
-    action      TEXT NOT NULL,          -- challenge, certify, enroll, confirm, register, unreadable
+    action      TEXT NOT NULL,          -- challenge, certify, enroll, confirm, register, check, unreadable
     ek_id       BLOB,
     device_id   TEXT,
     code        INTEGER,                -- of the problem, if it was refused
