@@ -37,6 +37,7 @@ use tracing::warn;
 use crate::access::WORKER_PREFIX;
 use crate::ca::{Ca, Examiner};
 use crate::store::{Store, StoreError};
+pub use herald::MAX_LIST;
 use intake::Intake;
 use ledger::{Debt, Ledger};
 use pulse::{Heart, Pulse};
