@@ -98,8 +98,17 @@ fn mosquitto_without_rules_breaks_them() -> Result<()> {
     let tls =
         format!("certfile {}\nkeyfile {}\nallow_anonymous true", file(&dir, "server.pem"), file(&dir, "server.key"));
     let mosquitto = Mosquitto::start(&[&tls])?;
-    let _worker = Worker::start(&dir, &bootstrap(&mosquitto))?;
-    let (found, is_good) = check(&dir, &bootstrap(&mosquitto), Some(&bootstrap(&mosquitto)), &[])?;
+    let open = bootstrap(&mosquitto);
+    // A list that somebody planted is none.
+    let mut plants = tool("mosquitto_pub")?;
+    plants.args(["-h", "127.0.0.1", "-p", &mosquitto.port(0).to_string(), "--cafile", &file(&dir, "root.pem")]);
+    run(plants.args(["-r", "-t", "ca/v1/default/crl", "-m", "a list"]))?;
+    let (found, is_good) = check(&dir, &open, Some(&open), &[])?;
+    ensure!(found["list"].1.contains("not of this CA") && with(&found, "kept") == ["asks"] && !is_good, "{found:#?}");
+    // A worker's takes its place.
+    let worker = Worker::start(&dir, &open)?;
+    log_with(&worker, "tried rules")?;
+    let (found, is_good) = check(&dir, &open, Some(&open), &[])?;
     let kept = with(&found, "kept");
     ensure!(kept == ["asks", "list"] && not_tried(&found).is_empty() && !is_good, "{found:#?}");
     Ok(())

@@ -5,15 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assay_broker_plugin::access::{OPERATOR_PREFIX, WORKER_PREFIX};
+use assay_broker_plugin::ca::Ca;
 use assay_mqtt::BrokerUrl;
 use assay_wire::{ClientId, DeviceId, Scope, Topic};
 use rustls::{ClientConfig, RootCertStore};
+use time::OffsetDateTime;
 
 use super::party::{Party, Persona, Stay, ping, words};
 use super::rules::{Found, Report, Rule, Tried};
 
 /// The listeners, and what clients show there.
 pub(super) struct Stage {
+    pub(super) ca: Ca,
     pub(super) scope: Scope,
     pub(super) operational: BrokerUrl,
     pub(super) bootstrap: Option<BrokerUrl>,
@@ -76,7 +79,7 @@ pub(super) struct Cast<'a> {
     worker: Result<Party, String>,
     operator: Result<Party, String>,
     device: Result<Party, String>,
-    /// The revocation list that waits at the broker.
+    /// The revocation list that waits at the broker, if it is good.
     pub(super) list: Option<Vec<u8>>,
     /// Somebody who may not has published it.
     pub(super) planted: Cell<bool>,
@@ -95,13 +98,8 @@ impl<'a> Cast<'a> {
         let mut cast = Self { stage, stranger, worker, operator, device, list: None, planted: Cell::new(false) };
         let (asked, listed, device) = tokio::join!(cast.asks(), cast.waiting_list(), cast.device_hears_itself());
         report.add(Rule::Asks, asked);
-        cast.list = listed.as_ref().ok().cloned().flatten();
-        let topic = stage.list();
-        let listed = listed.map(|list| match list {
-            Some(list) => Found::Kept(format!("{} bytes wait on {topic}", list.len())),
-            None => Found::Broken(format!("none waits on {topic}; a worker publishes one when it connects")),
-        });
-        report.add(Rule::List, listed);
+        cast.list = listed.as_ref().ok().and_then(|(_, list)| list.clone());
+        report.add(Rule::List, listed.map(|(found, _)| found));
         if let Err(why) = device {
             cast.device = Err(why);
         }
@@ -154,9 +152,17 @@ impl<'a> Cast<'a> {
         })
     }
 
-    async fn waiting_list(&self) -> Result<Option<Vec<u8>>, String> {
-        let operator = self.operator()?;
-        Ok(operator.hears_what_waited(PATIENCE).await.map(|list| list.to_vec()))
+    /// With the list, if it is good.
+    async fn waiting_list(&self) -> Result<(Found, Option<Vec<u8>>), String> {
+        let (operator, topic) = (self.operator()?, self.stage.list());
+        let Some(list) = operator.hears_what_waited(PATIENCE).await else {
+            let how = format!("none waits on {topic}; a worker publishes one when it connects");
+            return Ok((Found::Broken(how), None));
+        };
+        Ok(match self.stage.ca.issuer.believes_until(&list, OffsetDateTime::now_utc()) {
+            Some(until) => (Found::Kept(format!("it waits on {topic}, good until {until}")), Some(list.to_vec())),
+            None => (Found::Broken(format!("what waits on {topic} is out of date, or not of this CA")), None),
+        })
     }
 
     /// Else nobody else could be expected to hear it, or to be heard by it.

@@ -55,7 +55,7 @@ pub(crate) struct Check {
     #[arg(long, value_name = "NAME")]
     revoked: Option<String>,
     /// Be content with this rule as it is; may be repeated
-    #[arg(long, value_name = "RULE", value_enum, hide_possible_values = true)]
+    #[arg(long, value_name = "RULE", value_enum)]
     accept: Vec<Rule>,
     /// Print one JSON object a line
     #[arg(long)]
@@ -134,6 +134,7 @@ fn stage(
         foreign: shows(Credentials::of_another_ca()?, "another CA's worker")?,
     };
     Ok(Stage {
+        ca: directory.ca()?,
         scope: directory.config().scope.clone(),
         operational,
         bootstrap,
@@ -185,7 +186,7 @@ async fn revoked(cast: &Cast<'_>, devices: &mut Devices, known: Option<Revoked>)
 /// Publishes the list as it is now, in case that one was planted which had changed meanwhile.
 async fn put_right(directory: &Directory, cast: &Cast<'_>) -> Result<()> {
     let worker = cast.worker().map_err(anyhow::Error::msg)?;
-    let list = directory.ca()?.revocation_list(&mut directory.store()?, worker::MAX_LIST, OffsetDateTime::now_utc())?;
+    let list = cast.stage.ca.revocation_list(&mut directory.store()?, worker::MAX_LIST, OffsetDateTime::now_utc())?;
     worker.publish(&cast.stage.list(), &list, Stay::Yes).await;
     Ok(())
 }
