@@ -111,6 +111,33 @@ fn mosquitto_without_rules_breaks_them() -> Result<()> {
     let (found, is_good) = check(&dir, &open, Some(&open), &[])?;
     let kept = with(&found, "kept");
     ensure!(kept == ["asks", "list"] && not_tried(&found).is_empty() && !is_good, "{found:#?}");
+    let heard = "hears another's request; hears another's reply; hears what a device says";
+    let said = "publishes a reply; publishes a request of another; publishes what a device says; \
+                publishes a command to a device; publishes a revocation list that stays";
+    for (rule, how) in [
+        ("stranger-hears", heard),
+        ("stranger-speaks", said),
+        ("device-hears", heard),
+        ("device-speaks", said),
+        ("user-name", "as operator@: hears another's request"),
+        ("user-name", "as assay-check-"),
+        ("will", "a stranger's, on another's reply topic, is published; a device's"),
+        ("no-certificate", "a stranger is let in; whoever says worker@ is let in"),
+    ] {
+        ensure!(found[rule].1.contains(how), "{rule} {found:#?}");
+    }
+    Ok(())
+}
+
+/// A refusal means something only where somebody is let in, and silence where somebody hears.
+#[test]
+fn check_with_certificates_that_the_broker_does_not_know_shows_hardly_anything() -> Result<()> {
+    let (dir, stranger) = (AssayDir::init()?, AssayDir::init()?);
+    let server = AssayServer::start(&dir)?;
+    let root = file(&dir, "root.pem");
+    let options = ["--broker-ca", &root];
+    let (found, is_good) = check(&stranger, &server.operational, Some(&server.bootstrap), &options)?;
+    ensure!(with(&found, "kept") == ["packet", "silent"] && broken(&found).is_empty() && !is_good, "{found:#?}");
     Ok(())
 }
 

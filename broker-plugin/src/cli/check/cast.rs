@@ -97,6 +97,9 @@ impl<'a> Cast<'a> {
         );
         let mut cast = Self { stage, stranger, worker, operator, device, list: None, planted: Cell::new(false) };
         let (asked, listed, device) = tokio::join!(cast.asks(), cast.waiting_list(), cast.device_hears_itself());
+        if !matches!(asked, Ok(Found::Kept(_))) {
+            cast.stranger = Err("a stranger and a worker do not hear each other".into());
+        }
         report.add(Rule::Asks, asked);
         cast.list = listed.as_ref().ok().and_then(|(_, list)| list.clone());
         report.add(Rule::List, listed.map(|(found, _)| found));
