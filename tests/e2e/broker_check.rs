@@ -80,7 +80,9 @@ fn one_access_list_for_both_listeners_makes_a_stranger_a_worker() -> Result<()> 
     let (found, is_good) = check(&dir, &operational(&mosquitto), Some(&bootstrap(&mosquitto)), &[])?;
     let (verdict, how) = &found["user-name"];
     ensure!(verdict == "broken" && !is_good, "{found:#?}");
-    for told in ["as worker@: hears another's request", "publishes a reply", "publishes a revocation list that stays"] {
+    for told in
+        ["as worker@: hears another's request", "publishes another's reply", "publishes a revocation list that stays"]
+    {
         ensure!(how.contains(told), "{how}");
     }
     ensure!(found["stranger-hears"].0 == "kept" && found["stranger-speaks"].0 == "kept", "{found:#?}");
@@ -112,7 +114,7 @@ fn mosquitto_without_rules_breaks_them() -> Result<()> {
     let kept = with(&found, "kept");
     ensure!(kept == ["asks", "list"] && not_tried(&found).is_empty() && !is_good, "{found:#?}");
     let heard = "hears another's request; hears another's reply; hears what a device says";
-    let said = "publishes a reply; publishes a request of another; publishes what a device says; \
+    let said = "publishes another's reply; publishes another's request; publishes what a device says; \
                 publishes a command to a device; publishes a revocation list that stays";
     for (rule, how) in [
         ("stranger-hears", heard),

@@ -13,41 +13,43 @@ pub(super) async fn all(cast: &Cast<'_>, report: &Report) {
     let device = cast.stage.persona(&cast.stage.tls.other_device, cast.stage.other_device.as_str());
     let named = |name: &str| cast.stage.stranger().map(|stranger| Persona { user_name: Some(name.into()), ..stranger });
     let names = ["worker@", "operator@", cast.stage.device.as_str()];
-    let heard =
-        hear(cast, [cast.stage.stranger(), Ok(device.clone())].into_iter().chain(names.map(named)).collect()).await;
+    let mut personas = vec![(cast.stage.stranger(), REPLY), (Ok(device.clone()), WORD)];
+    personas.extend(names.map(|name| (named(name), REPLY)));
+    let heard = hear(cast, personas).await;
     let [stranger_hears, device_hears, named_hear @ ..] = &heard[..] else { unreachable!("as many as were asked for") };
     report.add(Rule::StrangerHears, stranger_hears.clone());
     report.add(Rule::DeviceHears, device_hears.clone());
-    report.add(Rule::StrangerSpeaks, speak(cast, cast.stage.stranger()).await);
-    report.add(Rule::DeviceSpeaks, speak(cast, Ok(device)).await);
+    report.add(Rule::StrangerSpeaks, speak(cast, cast.stage.stranger(), REPLY).await);
+    report.add(Rule::DeviceSpeaks, speak(cast, Ok(device), WORD).await);
     let mut by_name = Vec::new();
     for (name, hears) in names.iter().zip(named_hear) {
-        let speaks = speak(cast, named(name)).await;
+        let speaks = speak(cast, named(name), REPLY).await;
         by_name.push((*name, hears.clone()));
         by_name.push((*name, speaks));
     }
     report.add(Rule::UserName, together(by_name));
 }
 
-/// Each listens wherever it can; then those who may speak do. What each heard that it should not have.
-async fn hear(cast: &Cast<'_>, personas: Vec<Result<Persona, String>>) -> Vec<Tried> {
+/// Each listens wherever it can, for one thing above all; then those who may speak do. What each heard that it should not have.
+async fn hear(cast: &Cast<'_>, personas: Vec<(Result<Persona, String>, &str)>) -> Vec<Tried> {
     let mut listeners = Vec::new();
-    for (number, persona) in personas.into_iter().enumerate() {
-        listeners.push(match persona {
+    for (number, (persona, most)) in personas.into_iter().enumerate() {
+        let listener = match persona {
             Ok(persona) => listen(cast, &persona, number).await.map_err(|not_in| outside(&persona, not_in)),
             Err(why) => Err(Err(why)),
-        });
+        };
+        listeners.push((listener, most));
     }
     let (mut said, mut silent) = (Vec::new(), Vec::new());
     match (cast.stranger(), cast.worker()) {
         (Ok((id, stranger)), Ok(worker)) => {
-            said.push(("another's request", ping(), stranger, cast.request_topic(id), worker));
-            said.push(("another's reply", words(), worker, cast.reply_topic(id), stranger));
+            said.push((REQUEST, ping(), stranger, cast.request_topic(id), worker));
+            said.push((REPLY, words(), worker, cast.reply_topic(id), stranger));
         }
         (Err(why), _) | (_, Err(why)) => silent.push(why),
     }
     match cast.device() {
-        Ok(device) => said.push(("what a device says", words(), device, cast.stage.of_device("check"), device)),
+        Ok(device) => said.push((WORD, words(), device, cast.stage.of_device("check"), device)),
         Err(why) => silent.push(why),
     }
     let mut arrived = Vec::new();
@@ -60,17 +62,34 @@ async fn hear(cast: &Cast<'_>, personas: Vec<Result<Persona, String>>) -> Vec<Tr
         }
     }
     tokio::time::sleep(SETTLE).await;
-    let verdict = |listener: Result<Party, Tried>| match listener {
-        Ok(_) if arrived.is_empty() => Err(silent.join("; ")),
-        Ok(party) => {
-            let heard = arrived.iter().filter(|(_, payload)| party.times_heard(payload) > 0);
-            let heard: Vec<_> = heard.map(|(what, _)| format!("hears {what}")).collect();
-            let arrived: Vec<_> = arrived.iter().map(|(what, _)| *what).collect();
-            Ok(Found::against(&heard, format!("does not hear {}", arrived.join(", "))))
-        }
-        Err(tried) => tried,
-    };
-    listeners.into_iter().map(verdict).collect()
+    let mut verdicts = Vec::new();
+    for (listener, most) in listeners {
+        verdicts.push(match listener {
+            Ok(party) => overheard(&party, most, &arrived, &silent).await,
+            Err(tried) => tried,
+        });
+    }
+    verdicts
+}
+
+/// What one heard of what arrived. It shows nothing if `most` of it did not, which this listener is about.
+async fn overheard(party: &Party, most: &str, arrived: &[(&str, Vec<u8>)], silent: &[String]) -> Tried {
+    let heard = arrived.iter().filter(|(_, payload)| party.times_heard(payload) > 0);
+    let heard: Vec<_> = heard.map(|(what, _)| format!("hears {what}")).collect();
+    if heard.is_empty() && !arrived.iter().any(|(what, _)| *what == most) {
+        return Err(silent.join("; "));
+    }
+    if heard.is_empty() && party.is_cut(Duration::ZERO).await {
+        return Err("the broker ended the connection of the one that listened".into());
+    }
+    Ok(Found::against(&heard, in_vain("does not hear", arrived.iter().map(|(what, _)| *what), silent)))
+}
+
+/// What was tried in vain; and what could not be tried, and why.
+fn in_vain<'a>(how: &str, what: impl Iterator<Item = &'a str>, untried: &[String]) -> String {
+    let what: Vec<_> = what.collect();
+    let untried = if untried.is_empty() { String::new() } else { format!("; not tried: {}", untried.join(", ")) };
+    format!("{how} {}{untried}", what.join(", "))
 }
 
 /// Subscribes to whatever may carry something, and begins anew without a filter that costs it the connection.
@@ -97,19 +116,23 @@ async fn listen(cast: &Cast<'_>, persona: &Persona, number: usize) -> Result<Par
                 continue 'anew;
             }
         }
+        if party.is_cut(SETTLE).await && filters.pop().is_some() {
+            tokio::time::sleep(BREATH).await;
+            continue 'anew;
+        }
         return Ok(party);
     }
 }
 
 /// Publishes where it may not, each over a connection of its own, for brokers cut those that try. Who hears it?
-async fn speak(cast: &Cast<'_>, persona: Result<Persona, String>) -> Tried {
+async fn speak(cast: &Cast<'_>, persona: Result<Persona, String>, most: &str) -> Tried {
     let persona = persona?;
     let (mut targets, mut deaf) = (Vec::new(), Vec::new());
     match cast.stranger() {
         Ok((id, stranger)) => {
-            targets.push(("a reply", cast.reply_topic(id), words(), stranger));
+            targets.push((REPLY, cast.reply_topic(id), words(), stranger));
             match cast.worker() {
-                Ok(worker) => targets.push(("a request of another", cast.request_topic(id), ping(), worker)),
+                Ok(worker) => targets.push((REQUEST, cast.request_topic(id), ping(), worker)),
                 Err(why) => deaf.push(why),
             }
         }
@@ -117,7 +140,7 @@ async fn speak(cast: &Cast<'_>, persona: Result<Persona, String>) -> Tried {
     }
     match cast.device() {
         Ok(device) => {
-            targets.push(("what a device says", cast.stage.of_device("check"), words(), device));
+            targets.push((WORD, cast.stage.of_device("check"), words(), device));
             targets.push(("a command to a device", cast.stage.of_device("command"), words(), device));
         }
         Err(why) => deaf.push(why),
@@ -125,15 +148,20 @@ async fn speak(cast: &Cast<'_>, persona: Result<Persona, String>) -> Tried {
     if let (Ok(operator), Some(list)) = (cast.operator(), &cast.list) {
         // The very list that is there: whoever takes it from a stranger takes nothing false.
         targets.push(("a revocation list that stays", cast.stage.list(), list.clone(), operator));
+    } else {
+        deaf.push("there is no good revocation list to plant".into());
     }
-    if targets.is_empty() {
-        return Err(format!("nobody would hear it: {}", deaf.join("; ")));
+    if !targets.iter().any(|(what, ..)| *what == most) {
+        return Err(deaf.join("; "));
     }
-    let mut ears = Vec::new();
+    let (mut ears, mut barred) = (Vec::new(), None);
     for (what, topic, payload, ear) in &targets {
         let party = match persona.again().enter().await {
             Ok(party) => party,
-            Err(not_in) => return outside(&persona, not_in),
+            Err(not_in) => {
+                barred = Some(outside(&persona, not_in));
+                break;
+            }
         };
         let before = ear.times_heard(payload);
         party.publish(topic, payload, if *topic == cast.stage.list() { Stay::Yes } else { Stay::No }).await;
@@ -146,8 +174,13 @@ async fn speak(cast: &Cast<'_>, persona: Result<Persona, String>) -> Tried {
         cast.planted.set(true);
     }
     let forged: Vec<_> = forged.iter().map(|(what, ..)| format!("publishes {what}")).collect();
-    let tried: Vec<_> = targets.iter().map(|(what, ..)| *what).collect();
-    Ok(Found::against(&forged, format!("nobody hears it publish {}", tried.join(", "))))
+    match barred {
+        Some(tried) if forged.is_empty() => tried,
+        _ => Ok(Found::against(
+            &forged,
+            in_vain("nobody hears it publish", targets.iter().map(|(what, ..)| *what), &deaf),
+        )),
+    }
 }
 
 /// One verdict for all names. One that was not tried leaves the rule untried, unless another breaks it.
@@ -174,6 +207,10 @@ fn outside(persona: &Persona, not_in: NotIn) -> Tried {
     }
 }
 
+/// What is heard and said, the first above all for strangers, the last for devices.
+const REPLY: &str = "another's reply";
+const REQUEST: &str = "another's request";
+const WORD: &str = "what a device says";
 /// For what is to arrive.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// For what is not: by then it would have come.

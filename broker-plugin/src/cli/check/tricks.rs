@@ -42,10 +42,8 @@ async fn will(cast: &Cast<'_>) -> Tried {
             broken.push(format!("{what}, is published"));
         }
     }
-    Ok(Found::against(
-        &broken,
-        if device.is_ok() { "a stranger's and a device's were not heard" } else { "a stranger's was not heard" },
-    ))
+    let device = if device.is_ok() { "a device's neither" } else { "a device's was not tried" };
+    Ok(Found::against(&broken, format!("a stranger's is not heard, {device}")))
 }
 
 /// A request that is to stay. It is a ping, which troubles no worker, and expires in a minute (§3.3.2.3.3).
