@@ -158,7 +158,13 @@ impl<'a> Cast<'a> {
     /// With the list, if it is good.
     async fn waiting_list(&self) -> Result<(Found, Option<Vec<u8>>), String> {
         let (operator, topic) = (self.operator()?, self.stage.list());
-        let Some(list) = operator.hears_what_waited(PATIENCE).await else {
+        let mut list = operator.hears_what_waited(PATIENCE).await;
+        if list.is_none() {
+            // It may have come meanwhile.
+            operator.subscribe(&topic).await;
+            list = operator.hears_what_waited(PATIENCE).await;
+        }
+        let Some(list) = list else {
             let how = format!("none waits on {topic}; a worker publishes one when it connects");
             return Ok((Found::Broken(how), None));
         };

@@ -1,6 +1,6 @@
 //! What clients may try besides speaking and listening out of turn: Wills, retained messages, groups, and each other's client ids.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use assay_broker_plugin::access::WORKER_PREFIX;
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
@@ -78,7 +78,10 @@ async fn group(cast: &Cast<'_>) -> Tried {
     for request in &requests {
         stranger.publish(&cast.request_topic(id), request, Stay::No).await;
     }
-    tokio::time::sleep(SETTLE).await;
+    let end = Instant::now() + PATIENCE;
+    for request in &requests {
+        worker.hears(request, end.saturating_duration_since(Instant::now())).await;
+    }
     let lost = requests.iter().filter(|request| worker.times_heard(request) == 0).count();
     if lost == SHARED {
         return Err("no request reaches a worker".into());
@@ -106,5 +109,7 @@ async fn takeover(cast: &Cast<'_>, persona: Result<Persona, String>) -> Tried {
 
 /// Requests, enough that each member of a group gets some in turn.
 const SHARED: usize = 8;
+/// For what is to arrive.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// For what should not come: by then it would have.
 const SETTLE: Duration = Duration::from_millis(700);
