@@ -69,6 +69,24 @@ fn mosquitto_as_deployed_keeps_all_that_it_can() -> Result<()> {
     Ok(())
 }
 
+/// On a broker that would give a stranger in the workers' group every second request, and lose it.
+#[test]
+fn check_takes_no_request_from_a_worker_that_serves() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let mosquitto = mosquitto_as_deployed(&dir)?;
+    let (operational, bootstrap) = (operational(&mosquitto), bootstrap(&mosquitto));
+    let _worker = Worker::start(&dir, &operational)?;
+    let mut command = dir.assay(&["broker", "check", &operational, "--bootstrap", &bootstrap])?;
+    let mut check = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let mut asked = 0;
+    while check.try_wait()?.is_none() {
+        run(&mut dir.assay(&["health", "--broker", &bootstrap])?)?;
+        asked += 1;
+    }
+    ensure!(asked > 20, "{asked}");
+    Ok(())
+}
+
 #[test]
 fn one_access_list_for_both_listeners_makes_a_stranger_a_worker() -> Result<()> {
     let dir = AssayDir::init()?;
