@@ -7,9 +7,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use assay_ca_core::{Authority, Issuer, KeyAndCertificate, MasterSecret, Profile, TicketKey};
-use assay_wire::{ClientId, Flow, Scope};
+use assay_wire::{ClientId, DeviceId, Flow, Scope};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -144,7 +144,7 @@ impl Directory {
             scope: self.config.scope.clone(),
             ticket_key: TicketKey::new(*self.secret(TICKET_KEY)?),
             master: MasterSecret::new(*self.secret(MASTER_SECRET)?),
-            issuer: self.issuer("issuing")?,
+            issuer: self.issuer(ISSUING)?,
             profile: self.config.profile.clone(),
         })
     }
@@ -159,10 +159,14 @@ impl Directory {
         Ok(issuer.revocation_list(store.revoked_credentials(now)?, number, now)?)
     }
 
-    /// The CA whose files are `{name}.pem` and `{name}.key`.
+    /// The same, to sign with.
     fn issuer(&self, name: &str) -> Result<Issuer> {
-        let key = Zeroizing::new(self.read(&format!("{name}.key"))?);
-        self.issuer_of(name, &self.read(&format!("{name}.pem"))?, &key)
+        let (certificate, key) = self.pair(name)?;
+        self.issuer_of(name, &certificate, &key)
+    }
+
+    fn pair(&self, name: &str) -> Result<(String, Zeroizing<String>)> {
+        Ok((self.read(&format!("{name}.pem"))?, Zeroizing::new(self.read(&format!("{name}.key"))?)))
     }
 
     fn issuer_of(&self, name: &str, certificate: &str, key: &str) -> Result<Issuer> {
@@ -229,10 +233,7 @@ impl Directory {
     /// There is one of that name, on record or in `out`; or the service CA's key cannot be read, or the files not be written.
     pub fn add_credential(&self, role: Role, name: &ClientId, out: &Path) -> Result<()> {
         let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
-        let (service, key) = (self.read("service.pem")?, Zeroizing::new(self.read("service.key")?));
-        // They belong together.
-        self.issuer_of(SERVICE, &service, &key)?;
-        let authority = Authority::from_pem(&service, &key)?;
+        let (authority, service) = self.authority(SERVICE)?;
         let pair = match role {
             Role::Operator => authority.operator(now, rng)?,
             Role::Worker => authority.worker(now, rng)?,
@@ -257,6 +258,30 @@ impl Directory {
         Ok(())
     }
 
+    /// Certificates for devices that do not exist, to try a broker with, each for ten minutes `from` some time; see
+    /// [`Authority::throw_away_device`]. They are on no record yet.
+    ///
+    /// # Errors
+    /// The issuing key cannot be read.
+    pub fn throw_away_devices<const N: usize>(&self, from: [OffsetDateTime; N]) -> Result<[ThrowAwayDevice; N]> {
+        let (authority, issuing) = self.authority(ISSUING)?;
+        let scope = &self.config.scope;
+        let devices = from.map(|from| {
+            let (id, pair) = authority.throw_away_device(scope, from, &mut random())?;
+            Ok(ThrowAwayDevice { id, credentials: Credentials::from_pem(&pair, &issuing)? })
+        });
+        let devices = devices.into_iter().collect::<Result<Vec<_>>>()?;
+        devices.try_into().map_err(|_| anyhow!("there are not as many as there were"))
+    }
+
+    /// The CA whose files are `{name}.pem` and `{name}.key`, to certify with, and its certificate in PEM.
+    fn authority(&self, name: &str) -> Result<(Authority, String)> {
+        let (certificate, key) = self.pair(name)?;
+        // They belong together.
+        self.issuer_of(name, &certificate, &key)?;
+        Ok((Authority::from_pem(&certificate, &key)?, certificate))
+    }
+
     /// Which of the directory's own files, `worker` or `operator`, is the credential of this name, if any.
     ///
     /// # Errors
@@ -277,6 +302,38 @@ impl Directory {
     fn read(&self, name: &str) -> Result<String> {
         let path = self.path.join(name);
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+}
+
+/// A device that does not exist, and its certificate.
+pub struct ThrowAwayDevice {
+    /// Its id, which begins with [`THROW_AWAY_PREFIX`](assay_ca_core::THROW_AWAY_PREFIX).
+    pub id: DeviceId,
+    /// What it shows.
+    pub credentials: Credentials,
+}
+
+impl Clone for Credentials {
+    fn clone(&self) -> Self {
+        Self { chain: self.chain.clone(), key: self.key.clone_key() }
+    }
+}
+
+impl Credentials {
+    /// The certificate of a worker that another CA made, which nobody should take for one of ours.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn of_another_ca() -> Result<Self> {
+        let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
+        let service = Authority::root("another CA", now, rng)?.service("another CA", now, rng)?;
+        Self::from_pem(&service.worker(now, rng)?, &service.to_pem().certificate)
+    }
+
+    fn from_pem(pair: &KeyAndCertificate, issuers: &str) -> Result<Self> {
+        let chain = format!("{}{issuers}", pair.certificate);
+        let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>()?;
+        Ok(Self { chain, key: PrivateKeyDer::from_pem_slice(pair.key.as_bytes())? })
     }
 }
 
@@ -374,7 +431,7 @@ impl<'a> NewFiles<'a> {
         let credentials = [("worker", credential(&worker)?), ("operator", credential(&operator)?)];
 
         self.write_pair("root", &root.to_pem(), "")?;
-        self.write_pair("issuing", &issuing.to_pem(), "")?;
+        self.write_pair(ISSUING, &issuing.to_pem(), "")?;
         self.write_pair(SERVICE, &service_pem, "")?;
         for (holder, pair) in [("server", server), ("worker", worker), ("operator", operator)] {
             self.write_pair(holder, &pair, &service_pem.certificate)?;
@@ -532,7 +589,9 @@ impl Default for RawCertificates {
 
 const CONFIG: &str = "assay.toml";
 const ROOT: &str = "root.pem";
-/// The CA of brokers, workers and operators: the name of its files.
+/// The CA of devices: the name of its files.
+const ISSUING: &str = "issuing";
+/// The CA of brokers, workers and operators.
 const SERVICE: &str = "service";
 const DATABASE: &str = "assay.db";
 const NEW_DATABASE: &str = "assay.db.new";

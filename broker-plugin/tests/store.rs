@@ -622,6 +622,35 @@ fn what_was_never_confirmed_is_forgotten_when_it_has_expired() {
 }
 
 #[test]
+fn device_that_does_not_exist_is_let_in_until_its_certificate_is_revoked_and_then_forgotten() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("ca");
+    Directory::create(&path, "Test", &[]).unwrap();
+    let directory = Directory::open(&path).unwrap();
+    let now = OffsetDateTime::now_utc();
+    let [device] = directory.throw_away_devices([now]).unwrap();
+    let der = &device.credentials.chain[0][..];
+    let mut store = directory.store().unwrap();
+    store.add_throw_away(&device.id, der, now).unwrap();
+
+    let serial = store.certificates().unwrap()[0].serial.clone();
+    let shown = ClientCertificate { serial, sha256: Sha256::digest(der).into() };
+    let status = |store: &Store| store.certificate_status(&device.id, &shown).unwrap();
+    assert_eq!(status(&store), CertificateStatus::Active);
+    assert!(store.devices().unwrap().is_empty());
+    assert_eq!(store.audit(9).unwrap()[0].action, "check");
+
+    let before = store.revocations().unwrap();
+    store.revoke_throw_away([der], now).unwrap();
+    assert_eq!(status(&store), CertificateStatus::Revoked);
+    assert!(store.revocations().unwrap() > before, "who is connected with it is not cut");
+    let revoked = store.revoked(now).unwrap();
+    assert_eq!((revoked.once_in_force.len(), revoked.never_in_force.len()), (0, 1));
+    prune(&mut store, now + Duration::HOUR);
+    assert_eq!(status(&store), CertificateStatus::Unknown);
+}
+
+#[test]
 fn what_expired_is_on_no_list_though_its_device_is_disabled() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();

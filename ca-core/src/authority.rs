@@ -1,5 +1,6 @@
 //! The CA's own certificates: root, issuing CA for devices, service CA, and the leaves of everybody who is no device.
 
+use assay_wire::{DeviceId, Scope};
 use rand_core::CryptoRng;
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -77,7 +78,7 @@ impl Authority {
     ) -> Result<KeyAndCertificate, Fault> {
         let mut params = CertificateParams::new(names).map_err(fault("reading a server name"))?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.leaf(params, "broker", now, rng)
+        self.leaf(params, "broker", LEAF_LIFETIME, now, rng)
     }
 
     /// A certificate for a worker's connections to the broker.
@@ -90,6 +91,26 @@ impl Authority {
         self.client(&Identity::Operator, "operator@", now, rng)
     }
 
+    /// A certificate for a device that does not exist, to try a broker with, for [`THROW_AWAY_LIFETIME`] from `from`, which may be
+    /// long ago.
+    ///
+    /// A real device's certificate is earned, by a TPM. This one is for an id of 128 random bits that nobody has, names neither a
+    /// TPM nor an assurance policy, and so says nothing to a relying party that looks for either; a broker takes it for a device's.
+    pub fn throw_away_device(
+        &self,
+        scope: &Scope,
+        from: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(DeviceId, KeyAndCertificate), Fault> {
+        let mut unique = [0; 16];
+        rng.fill_bytes(&mut unique);
+        let id: DeviceId = format!("{THROW_AWAY_PREFIX}{}", crate::hex(&unique)).parse().expect("a device id");
+        let identity = Identity::Device { scope: scope.clone(), device_id: id.clone() };
+        let params = self.client_params(&identity)?;
+        let pair = self.leaf(params, id.as_str(), THROW_AWAY_LIFETIME, from, rng)?;
+        Ok((id, pair))
+    }
+
     /// Never for a device, whose certificate is earned. Brokers that know clients by their common name must not take a device
     /// for one of these: no device id has an `@`.
     fn client(
@@ -99,11 +120,15 @@ impl Authority {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<KeyAndCertificate, Fault> {
+        self.leaf(self.client_params(identity)?, common_name, LEAF_LIFETIME, now, rng)
+    }
+
+    fn client_params(&self, identity: &Identity) -> Result<CertificateParams, Fault> {
         let uri = Ia5String::try_from(identity.to_string()).map_err(fault("writing an identity"))?;
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(uri)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.leaf(params, common_name, now, rng)
+        Ok(params)
     }
 
     /// The CA itself.
@@ -115,6 +140,7 @@ impl Authority {
         &self,
         mut params: CertificateParams,
         common_name: &str,
+        lifetime: Duration,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<KeyAndCertificate, Fault> {
@@ -124,7 +150,7 @@ impl Authority {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
-        set_times_and_serial(&mut params, LEAF_LIFETIME, now, rng);
+        set_times_and_serial(&mut params, lifetime, now, rng);
         let certificate = params.signed_by(&key, &self.issuer).map_err(fault("signing a leaf"))?;
         Ok(KeyAndCertificate::new(certificate.pem(), &key))
     }
@@ -150,6 +176,10 @@ pub const ROOT_LIFETIME: Duration = Duration::days(20 * 365);
 pub const ISSUING_LIFETIME: Duration = Duration::days(10 * 365);
 /// How long the broker's, workers' and operators' certificates are valid.
 pub const LEAF_LIFETIME: Duration = Duration::days(3 * 365);
+/// How long a certificate to try a broker with is valid.
+pub const THROW_AWAY_LIFETIME: Duration = Duration::minutes(10);
+/// How the ids of devices that do not exist begin.
+pub const THROW_AWAY_PREFIX: &str = "assay-check-";
 /// How slow the clock of a device may be that verifies a fresh certificate.
 const BACKDATE: Duration = Duration::hours(1);
 

@@ -13,7 +13,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
-use x509_parser::prelude::X509Certificate;
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use crate::admission::{Admitted, Readmitted};
 use crate::bound_key::BoundKey;
@@ -123,6 +123,17 @@ impl Issuer {
             reason: error.to_string(),
         })?;
         Ok(list.der().to_vec())
+    }
+
+    /// Until when a revocation list may be believed (RFC 5280 §5.1.2.5), if it is this issuer's and that time is to come. Whether
+    /// there is a newer one, it does not say.
+    pub fn believes_until(&self, list: &[u8], now: OffsetDateTime) -> Option<OffsetDateTime> {
+        let (rest, list) = CertificateRevocationList::from_der(list).ok()?;
+        let issuing = parse_certificate(&self.certificate)?;
+        let is_ours = rest.is_empty()
+            && list.issuer().as_raw() == issuing.subject().as_raw()
+            && list.verify_signature(issuing.public_key()).is_ok();
+        list.next_update().map(|until| until.to_datetime()).filter(|until| is_ours && *until > now)
     }
 
     /// Signs a certificate. This may be slow if the key is in hardware.

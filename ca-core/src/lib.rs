@@ -82,7 +82,10 @@ mod rejection;
 pub use rejection::{Fault, Rejection};
 
 mod authority;
-pub use authority::{Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, ROOT_LIFETIME};
+pub use authority::{
+    Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, ROOT_LIFETIME, THROW_AWAY_LIFETIME,
+    THROW_AWAY_PREFIX,
+};
 
 mod identity;
 pub use identity::{Identity, IdentityError};

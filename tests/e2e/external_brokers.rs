@@ -1,10 +1,11 @@
 //! The same worker on brokers that are not ours.
 
+use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Worker, json, run, tool, trusted_vendor};
 use assay_wire::Topic;
 
@@ -70,19 +71,21 @@ fn mosquitto_refuses_what_the_revocation_list_names() -> Result<()> {
     provisions_on(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(0)))
 }
 
-/// With the access lists of deploy/mosquitto, and a revocation list if there is one.
-fn mosquitto_as_deployed(dir: &AssayDir) -> Result<Mosquitto> {
-    let file = |name: &str| dir.path().join(name).display().to_string();
-    let acl = |name: &str| format!("acl_file {}/../deploy/mosquitto/{name}", env!("CARGO_MANIFEST_DIR"));
-    let tls = format!("certfile {}\nkeyfile {}", file("server.pem"), file("server.key"));
-    let bootstrap = format!("{tls}\n{}\nallow_anonymous true", acl("acl-bootstrap"));
-    let operational = format!(
-        "{tls}\n{}\nallow_anonymous false\ncafile {}\nrequire_certificate true\nuse_identity_as_username true{}",
-        acl("acl-operational"),
-        file("root.pem"),
-        if dir.path().join("crl.pem").exists() { format!("\ncrlfile {}", file("crl.pem")) } else { String::new() }
-    );
-    Mosquitto::start(&[&bootstrap, &operational])
+/// As deploy/mosquitto configures it, and with a revocation list if there is one.
+pub(crate) fn mosquitto_as_deployed(dir: &AssayDir) -> Result<Mosquitto> {
+    let deployed = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/mosquitto");
+    let config = fs::read_to_string(format!("{deployed}/mosquitto.conf"))?;
+    let config = config.replace("/mosquitto/certs", &dir.path().display().to_string());
+    let config = config.replace("/mosquitto/config", deployed);
+    // The harness has ports of its own, and says first that listeners differ.
+    let [general, bootstrap, operational] = config.splitn(3, "\nlistener ").collect::<Vec<_>>()[..] else {
+        bail!("two listeners: {config}");
+    };
+    let below = |listener: &str| listener.split_once('\n').map(|(_, lines)| lines.to_owned()).unwrap_or_default();
+    let general = general.replace("per_listener_settings true", "");
+    let list = dir.path().join("crl.pem");
+    let list = if list.exists() { format!("\ncrlfile {}", list.display()) } else { String::new() };
+    Mosquitto::start(&[&format!("{}\n{general}", below(bootstrap)), &format!("{}{list}", below(operational))])
 }
 
 #[test]
@@ -115,7 +118,7 @@ fn provisions_on(dir: &AssayDir, broker: &str) -> Result<()> {
 }
 
 /// A broker in this process, on the port returned; it cannot be stopped.
-fn start_rumqttd() -> Result<u16> {
+pub(crate) fn start_rumqttd() -> Result<u16> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
     let connections = rumqttd::ConnectionSettings {
         connection_timeout_ms: 5000,

@@ -2,6 +2,7 @@
 
 mod access_broker;
 mod advice;
+mod broker_check;
 mod commands;
 mod costs;
 mod crash;

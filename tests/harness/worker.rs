@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::NamedTempFile;
@@ -21,18 +21,30 @@ pub struct Worker {
 impl Worker {
     /// Starts a worker; returns when it takes requests.
     pub fn start(dir: &AssayDir, broker: &str) -> Result<Self> {
-        let mut worker = Self::start_with(dir, broker, &[])?;
+        Self::start_with(dir, broker, &[])?.until_ready()
+    }
+
+    /// One that tries whether it hears what is said on another listener of the broker.
+    pub fn start_beside(dir: &AssayDir, broker: &str, bootstrap: &str) -> Result<Self> {
+        Self::spawn(dir.assay(&["worker", "--broker", broker, "--bootstrap", bootstrap])?)?.until_ready()
+    }
+
+    fn until_ready(mut self) -> Result<Self> {
         let mut line = String::new();
-        BufReader::new(worker.process.stdout.take().context("stdout is a pipe")?).read_line(&mut line)?;
+        BufReader::new(self.process.stdout.take().context("stdout is a pipe")?).read_line(&mut line)?;
         ensure!(line == "ready\n", "`assay worker` said {line:?}");
-        Ok(worker)
+        Ok(self)
     }
 
     /// The same with more in its environment, and without waiting for anything.
     pub fn start_with(dir: &AssayDir, broker: &str, environment: &[(&str, &OsStr)]) -> Result<Self> {
-        let log = NamedTempFile::new()?;
         let mut command = dir.assay(&["worker", "--broker", broker])?;
         command.envs(environment.iter().copied());
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Result<Self> {
+        let log = NamedTempFile::new()?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.reopen()?);
         Ok(Self { process: spawn(command)?, log })
     }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -18,7 +17,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::outfit::{local_url, read_roots};
+use super::outfit::{broker_roots, local_url, nobodys_tls};
 use super::table;
 
 #[derive(Args)]
@@ -68,12 +67,7 @@ impl Health {
             Some(broker) => broker.clone(),
             None => local_url(directory.config().bootstrap)?,
         };
-        let roots = match &self.broker_ca {
-            Some(file) => read_roots(file)?,
-            None => directory.roots()?,
-        };
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = Arc::new(assay_mqtt::tls_config(provider, roots, None)?);
+        let tls = nobodys_tls(broker_roots(directory, self.broker_ca.as_deref())?)?;
         // As a device that is to be provisioned: nobody can guess the id and end this connection.
         let client = ClientId::bootstrap(random_bytes());
         let options = Client { id: client.to_string(), window: 4, receive_maximum: 4, manual_acks: false };

@@ -1,5 +1,6 @@
 //! The command line: what can be asked for, and who does it.
 
+mod check;
 mod credentials;
 mod crl;
 mod ek_list;
@@ -53,6 +54,9 @@ enum Command {
     Worker(worker::Worker),
     /// Say whether a worker answers and the store can be written
     Health(health::Health),
+    /// Say whether a broker keeps the rules
+    #[command(subcommand)]
+    Broker(check::Broker),
     /// List the devices
     Devices(list::Json),
     /// List the certificates
@@ -78,6 +82,7 @@ impl Cli {
             Command::Serve(serve) => serve.run(&directory()?),
             Command::Worker(worker) => worker.run(&directory()?),
             Command::Health(health) => return health.run(&directory()?),
+            Command::Broker(check::Broker::Check(check)) => return check.run(&directory()?),
             Command::Devices(json) => list::devices(&directory()?, json),
             Command::Certs(json) => list::certificates(&directory()?, json),
             Command::Credentials(credentials) => credentials.run(&directory()?),

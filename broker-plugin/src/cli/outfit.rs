@@ -48,15 +48,20 @@ impl ServerOutfit {
 /// What a worker runs with; `broker_ca` is the root of its broker, if that is not the CA's.
 pub(super) fn worker_outfit(directory: &Directory, broker_ca: Option<&Path>) -> Result<Outfit> {
     warn_of_exposed(directory);
-    let roots = match broker_ca {
-        Some(file) => read_roots(file)?,
-        None => directory.roots()?,
-    };
+    let roots = broker_roots(directory, broker_ca)?;
     // Whether they are good is for the broker to say, which may know another CA.
     let credentials = directory.credentials("worker")?;
     let ca = directory.ca()?;
     directory.store()?.record_scope(&ca.scope)?;
     Ok(Outfit { ca: Arc::new(ca), tls: client_tls(credentials, roots, "worker")? })
+}
+
+/// What vouches for a broker: `broker_ca`, or else the CA's own root.
+pub(super) fn broker_roots(directory: &Directory, broker_ca: Option<&Path>) -> Result<RootCertStore> {
+    match broker_ca {
+        Some(file) => read_roots(file),
+        None => directory.roots(),
+    }
 }
 
 /// The directory as it is now, but with the scope that is served, and the settings that were
@@ -90,7 +95,12 @@ pub(super) fn client_tls(credentials: Credentials, roots: RootCertStore, holder:
     Ok(Arc::new(assay_mqtt::tls_config(provider(), roots, Some(resolver))?))
 }
 
-pub(super) fn read_roots(file: &Path) -> Result<RootCertStore> {
+/// That of one who shows no certificate.
+pub(super) fn nobodys_tls(roots: RootCertStore) -> Result<Arc<ClientConfig>> {
+    Ok(Arc::new(assay_mqtt::tls_config(provider(), roots, None)?))
+}
+
+fn read_roots(file: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     let certificates = CertificateDer::pem_file_iter(file)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)

@@ -1,5 +1,6 @@
 //! `assay worker`
 
+use std::cell::Cell;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use assay_mqtt::BrokerUrl;
 use clap::Args;
 use tokio::sync::watch;
 
-use super::outfit::{reread, worker_outfit};
+use super::check::quick::Quick;
+use super::outfit::{broker_roots, reread, worker_outfit};
 use super::service::{self, Signals, Systemd, attend};
 
 #[derive(Args)]
@@ -22,6 +24,9 @@ pub(crate) struct Worker {
     /// Root certificate of the broker, if it is not this CA's
     #[arg(long, value_name = "FILE")]
     broker_ca: Option<PathBuf>,
+    /// Where its devices connect without a certificate: at its start the worker tries whether it hears them
+    #[arg(long, value_name = "URL")]
+    bootstrap: Option<BrokerUrl>,
 }
 
 impl Worker {
@@ -33,11 +38,18 @@ impl Worker {
             let (outfit, worn) = watch::channel(worker_outfit(directory, self.broker_ca.as_deref())?);
             let config =
                 WorkerConfig { broker: self.broker.clone(), outfit: worn, database, pulse: Systemd::watchdog() };
+            let roots = broker_roots(directory, self.broker_ca.as_deref())?;
+            let scope = directory.config().scope.clone();
+            let quick = Cell::new(Some(Quick::new(scope, self.broker.clone(), self.bootstrap.clone(), roots)?));
             let (stop, stopping) = watch::channel(None);
             let worker = worker::run(config, stopping, |event| {
                 systemd.tell(event, &self.broker, || {
                     // Nobody has to listen.
                     _ = writeln!(io::stdout(), "ready");
+                    // Beside its work, and once.
+                    if let Some(quick) = quick.take() {
+                        tokio::spawn(quick.look());
+                    }
                 })
             });
             attend(worker, &mut signals, &systemd, &stop, FINISH, || {

@@ -10,6 +10,7 @@ mod credentials;
 mod enrolments;
 mod revocation;
 mod shared_keys;
+mod throw_away;
 mod trust;
 
 use std::fs::OpenOptions;

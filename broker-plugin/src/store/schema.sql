@@ -94,7 +94,7 @@ CREATE TABLE audit_changes (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     time_us     INTEGER NOT NULL,       -- microseconds since 1970: the order within a second counts
     client      TEXT NOT NULL,          -- MQTT client id
-    action      TEXT NOT NULL,          -- challenge, certify, enroll, confirm, register, unreadable
+    action      TEXT NOT NULL,          -- challenge, certify, enroll, confirm, register, check, unreadable
     ek_id       BLOB,
     device_id   TEXT,
     is_proven   INTEGER NOT NULL,       -- the device had proved itself; else the id is due to an EK that somebody showed

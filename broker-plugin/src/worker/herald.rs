@@ -76,4 +76,4 @@ fn publish(
 /// How late a revocation is published.
 const POLL: Duration = Duration::from_secs(1);
 /// Brokers take 64 KiB in one packet, with some room for its head: about 1,300 certificates.
-const MAX_LIST: usize = 63 * 1024;
+pub const MAX_LIST: usize = 63 * 1024;

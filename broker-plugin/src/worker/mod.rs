@@ -39,6 +39,7 @@ use crate::access::WORKER_PREFIX;
 use crate::ca::{Ca, Examiner};
 use crate::store::{Store, StoreError};
 use decision_log::DecisionLog;
+pub use herald::MAX_LIST;
 use intake::Intake;
 use ledger::{Debt, Ledger};
 use pulse::{Heart, Pulse};

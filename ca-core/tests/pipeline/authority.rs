@@ -1,10 +1,10 @@
 //! The certificates that set a CA up.
 
-use assay_ca_core::{Authority, Identity, IdentityError, KeyAndCertificate};
+use assay_ca_core::{Authority, Identity, IdentityError, KeyAndCertificate, THROW_AWAY_PREFIX};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Extension};
 
 use crate::fixture::*;
 
@@ -68,6 +68,28 @@ fn roles_read_back_from_their_certificates() {
         assert!(!verify(&root, &service, &leaf, KeyUsage::server_auth()));
         assert_eq!(Identity::from_certificate(&leaf), Ok(identity));
     }
+}
+
+#[test]
+fn device_that_does_not_exist_is_one_for_ten_minutes_and_no_relying_party_takes_it_for_proven() {
+    let mut rng = CountingRng::new();
+    let root = Authority::root("Test", now(), &mut rng).unwrap();
+    let issuing = root.issuing("Test", now(), &mut rng).unwrap();
+    let scope: assay_wire::Scope = "default".parse().unwrap();
+    let (id, pair) = issuing.throw_away_device(&scope, now(), &mut rng).unwrap();
+    assert!(id.as_str().starts_with(THROW_AWAY_PREFIX));
+    let leaf = der(&pair);
+    assert!(verify(&root, &issuing, &leaf, KeyUsage::client_auth()));
+    assert_eq!(Identity::from_certificate(&leaf), Ok(Identity::Device { scope: scope.clone(), device_id: id.clone() }));
+    let (_, parsed) = X509Certificate::from_der(&leaf).unwrap();
+    assert_eq!(parsed.validity().not_after.timestamp(), (now() + time::Duration::minutes(10)).unix_timestamp());
+    let policies =
+        |extension: &X509Extension<'_>| matches!(extension.parsed_extension(), ParsedExtension::CertificatePolicies(_));
+    assert!(!parsed.extensions().iter().any(policies));
+    assert_eq!(parsed.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 1);
+
+    let (other, ended) = issuing.throw_away_device(&scope, now() - time::Duration::DAY, &mut rng).unwrap();
+    assert!(other != id && !verify(&root, &issuing, &der(&ended), KeyUsage::client_auth()));
 }
 
 #[test]

@@ -558,6 +558,21 @@ mod revocation_list {
     }
 
     #[test]
+    fn is_believed_for_a_day_if_the_issuer_signed_it() {
+        let (ca, later) = (Enrolled::new().ca, REVOCATION_LIST_LIFETIME - Duration::SECOND);
+        let list = ca.issuer.revocation_list([], 1, now()).unwrap();
+        assert_eq!(ca.issuer.believes_until(&list, now() + later), Some(now() + REVOCATION_LIST_LIFETIME));
+        assert_eq!(ca.issuer.believes_until(&list, now() + REVOCATION_LIST_LIFETIME), None);
+        for at in [list.len() / 3, list.len() - 1] {
+            let mut altered = list.clone();
+            altered[at] ^= 1;
+            assert_eq!(ca.issuer.believes_until(&altered, now()), None, "byte {at}");
+        }
+        assert_eq!(ca.issuer.believes_until(&[&list[..], b"x"].concat(), now()), None);
+        assert_eq!(ca.issuer.believes_until(b"a list", now()), None);
+    }
+
+    #[test]
     fn may_be_empty() {
         let list = Enrolled::new().ca.issuer.revocation_list([], 1, now()).unwrap();
         let (_, list) = CertificateRevocationList::from_der(&list).unwrap();
