@@ -23,7 +23,7 @@ fn built_in_broker_keeps_every_rule_and_nothing_is_left_behind() -> Result<()> {
     ensure!(certificates.len() == 4 && certificates.iter().all(|certificate| certificate["status"] == "revoked"));
     let audit = dir.list("audit")?;
     let told = |entry: &Value| {
-        entry["action"] == "check" && entry["device_id"].as_str().is_some_and(|id| id.starts_with("assay-check-"))
+        entry["action"] == "check" && entry["client"].as_str().is_some_and(|id| id.starts_with("assay-check-"))
     };
     ensure!(audit.len() == 4 && audit.iter().all(told), "{audit:?}");
     Ok(())

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{AuditEntry, Store, StoreError, Whom};
+use super::{AuditEntry, Store, StoreError};
 use crate::ca::Change;
 use crate::random_bytes;
 
@@ -26,7 +26,7 @@ impl Store {
             client: ClientId::from(device),
             action: "check",
             ek_id: None,
-            device: Some(Whom::Due(device.clone())),
+            device: None,
             change: Change::Made,
             refusal: None,
             duration_us: 0,
