@@ -217,12 +217,12 @@ impl Directory {
     /// # Errors
     /// They cannot be read.
     pub fn credentials(&self, holder: &str) -> Result<Credentials> {
-        let chain: Vec<_> = CertificateDer::pem_file_iter(self.path.join(format!("{holder}.pem")))
+        let [certificate, key] = ["pem", "key"].map(|kind| self.path.join(format!("{holder}.{kind}")));
+        let chain: Vec<_> = CertificateDer::pem_file_iter(&certificate)
             .and_then(Iterator::collect)
-            .with_context(|| format!("cannot read {holder}.pem"))?;
-        ensure!(!chain.is_empty(), "{holder}.pem holds no certificate");
-        let key = PrivateKeyDer::from_pem_file(self.path.join(format!("{holder}.key")))
-            .with_context(|| format!("cannot read {holder}.key"))?;
+            .with_context(|| format!("cannot read {}", certificate.display()))?;
+        ensure!(!chain.is_empty(), "{} holds no certificate", certificate.display());
+        let key = PrivateKeyDer::from_pem_file(&key).with_context(|| format!("cannot read {}", key.display()))?;
         Ok(Credentials { chain, key })
     }
 

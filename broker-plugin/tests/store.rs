@@ -537,6 +537,10 @@ fn scope_is_the_devices_once_there_are_any() {
     let [a, b] = ["plant-a", "plant-b"].map(|scope| scope.parse::<Scope>().unwrap());
     let serves = |store: &mut Store, scope| store.transaction(|transaction| transaction.check_scope(scope)).is_ok();
     store.record_scope(&a).unwrap();
+    let parent = tempfile::tempdir().unwrap();
+    Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+    let [check] = Directory::open(&parent.path().join("ca")).unwrap().throw_away_devices([now()]).unwrap();
+    store.add_throw_away(&check.id, &check.credentials.chain[0], now()).unwrap();
     store.record_scope(&b).unwrap();
     assert!(!serves(&mut store, &a) && serves(&mut store, &b), "who began to serve before notices");
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();

@@ -26,7 +26,9 @@ impl Authority {
     /// A self-signed root, valid for [`ROOT_LIFETIME`]. `name` becomes its organisation.
     pub fn root(name: &str, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<Self, Fault> {
         let key = new_key()?;
-        let params = ca_params(name, "Root CA", BasicConstraints::Unconstrained, ROOT_LIFETIME, now, rng);
+        let mut params = ca_params(name, "Root CA", BasicConstraints::Unconstrained, ROOT_LIFETIME, now, rng);
+        // Of the root alone: the names of the issuing CA travel with each certificate, twice.
+        params.distinguished_name.push(DnType::OrganizationName, name);
         let certificate = params.self_signed(&key).map_err(fault("signing the root"))?.pem();
         Ok(Self { certificate, issuer: rcgen::Issuer::new(params, key) })
     }
@@ -197,7 +199,6 @@ fn ca_params(
 ) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, name);
     params.distinguished_name.push(DnType::CommonName, format!("{name} {role}"));
     params.is_ca = IsCa::Ca(constraints);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

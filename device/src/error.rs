@@ -26,7 +26,7 @@ pub enum Error {
     #[error(
         "the broker refused the login: {reason}\n  What to do: check this device's clock, then run `assay-device provision \
          --again`, whose answer says whether the CA still knows this device; a key or certificate may be superseded, revoked \
-         or disabled."
+         or disabled. Tokens of a shared key are for the CA's built-in broker alone."
     )]
     LoginRefused {
         /// MQTT's reason.
@@ -176,7 +176,7 @@ fn advice(code: ProblemCode) -> &'static str {
         }
         ProblemCode::ParentOffTemplate | ProblemCode::ParentWeak => "use another kind of parent (--parent).",
         ProblemCode::PlainSrk => {
-            "leave out --parent srk-…; if this device needs it, have the operator allow it: assay enroll update --plain-srk."
+            "leave out --parent srk-…; if this device needs it, have the operator allow it, as said above."
         }
         ProblemCode::ReprovisionRefused => "ask the operator to permit it: assay enroll update --reprovision reissue.",
         ProblemCode::DeviceDisabled => "ask the operator why; assay enroll enable lets the device in again.",

@@ -25,7 +25,7 @@ pub struct Status {
 }
 
 /// The keys that a credential is for, or is to be for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyStatus {
     /// The provisioning domain.
     pub scope: Scope,
@@ -92,6 +92,8 @@ impl Status {
                 CredentialStatus::SharedKey { device_id: device_id.to_string() }
             }
         };
+        // One that asked for what is in use has nothing left to say.
+        let attempt = attempt.filter(|attempt| *attempt != keys);
         Ok(Some(Self { keys, credential: Some(credential), attempt }))
     }
 

@@ -155,7 +155,8 @@ impl Listener {
             }
         };
         let ended = self.exchange(wire, session, &leaving.seat.lane, pace, *keep_alive, unwelcome).await;
-        if ended.is_offence() {
+        // Whoever is cut because too much waits for all had more than its share of it, and took a handshake of everybody's.
+        if ended.is_offence() || ended.reason == Reason::ServerBusy {
             pace.charge_offence(self);
         }
         session.end(&ended, &mut wire.out);

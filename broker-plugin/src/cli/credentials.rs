@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use assay_broker_plugin::access::{OPERATOR_PREFIX, WORKER_PREFIX};
 use assay_broker_plugin::directory::{Directory, Role};
 use assay_broker_plugin::store::CredentialRow;
 use assay_wire::ClientId;
@@ -62,7 +63,15 @@ impl Credentials {
                     RoleName::Worker => Role::Worker,
                 };
                 directory.add_credential(role, &name, &out)?;
+                let who = match role {
+                    Role::Operator => OPERATOR_PREFIX,
+                    Role::Worker => WORKER_PREFIX,
+                };
                 eprintln!("made {name}.pem and {name}.key in {}", out.display());
+                eprintln!(
+                    "  they open the operational listener under a client id that begins with {who}, e.g. {who}{name};"
+                );
+                eprintln!("  whoever uses them needs root.pem, too");
                 Ok(())
             }
             Self::Revoke(Revoke { name, force }) => {

@@ -10,7 +10,7 @@ use clap::Args;
 pub(crate) struct Init {
     /// The directory to make; it must be new, or empty but for assay.toml, which is kept
     directory: PathBuf,
-    /// Stands in the CA's certificates as its organisation
+    /// What the CA is called in its certificates
     #[arg(long, default_value = "Assay")]
     name: String,
     /// A DNS name or IP address under which devices reach the broker, besides localhost; may be repeated

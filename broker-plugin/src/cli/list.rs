@@ -52,7 +52,7 @@ pub(crate) fn devices(directory: &Directory, Json { json }: Json) -> Result<()> 
             device.shared_key.map_or_else(|| "-".into(), |generation| generation.to_string()),
         ]
     });
-    table::print(["DEVICE", "EK", "TRUSTED BY", "STATE", "CERTIFICATE", "NOT AFTER", "SHARED KEY"], rows);
+    table::print(["DEVICE", "EK", "TRUSTED BY", "STATUS", "CERTIFICATE", "NOT AFTER", "SHARED KEY"], rows);
     Ok(())
 }
 
@@ -113,8 +113,8 @@ pub(crate) fn audit(directory: &Directory, Audit { json: Json { json }, count }:
     let rows = decisions.into_iter().map(|decision| {
         let subject = decision.proven.or_else(|| decision.ek_id.map(|ek| ek.to_string()));
         let outcome = match (decision.code, decision.detail, decision.due) {
-            (Some(code), Some(detail), _) => format!("{}: {detail}", code_name(code)),
-            (_, _, Some(due)) => format!("granted; nothing is proven yet, and due is {due}"),
+            (Some(code), Some(detail), _) => format!("refused: {}: {detail}", code_name(code)),
+            (_, _, Some(due)) => format!("granted, for this EK's TPM to prove that it is {due}"),
             _ => "granted".into(),
         };
         let time = table::time(decision.time_us.div_euclid(1_000_000));

@@ -69,6 +69,8 @@ pub(super) fn broker_roots(directory: &Directory, broker_ca: Option<&Path>) -> R
 pub(super) fn reread(directory: &Directory) -> Result<(Directory, Vec<&'static str>)> {
     let fresh = directory.reopen()?;
     let (was, is) = (directory.config(), fresh.config());
+    // Else a restart would be advised that fails.
+    fresh.store()?.may_serve(&is.scope)?;
     let changed = [
         ("scope", was.scope != is.scope),
         ("broker.bootstrap", was.bootstrap != is.bootstrap),

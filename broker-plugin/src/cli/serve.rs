@@ -49,7 +49,12 @@ impl Serve {
                 limits: config.limits,
             })
             .await
-            .context("cannot listen; another process may hold the port, see --bootstrap and --operational")?;
+            .with_context(|| {
+                format!(
+                    "cannot listen at {bootstrap} and {operational}: another process may hold a port, or both are one; see \
+                     --bootstrap and --operational, or [broker] in assay.toml"
+                )
+            })?;
 
             let bootstrap = local_url(broker.bootstrap_addr())?;
             let operational = local_url(broker.operational_addr())?;

@@ -138,7 +138,7 @@ pub enum EnrolError {
     #[error("EK {0} is registered as {1}; enrol it under that id or leave the device id out")]
     Registered(EkId, DeviceId),
     /// The id is another EK's.
-    #[error("device id {0} belongs to EK {1}")]
+    #[error("device id {0} belongs to EK {1}; if this EK is to take its place: `assay enroll remove {0}` first")]
     DeviceIdTaken(DeviceId, EkId),
 }
 

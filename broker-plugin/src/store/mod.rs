@@ -107,18 +107,19 @@ impl Store {
             return Ok(());
         }
         self.transaction(|Transaction(connection)| {
-            let has_devices = "SELECT EXISTS (SELECT 1 FROM devices) OR EXISTS (SELECT 1 FROM certificates)
-                                   OR EXISTS (SELECT 1 FROM shared_keys)";
-            if let Some(was) = scope_on_record(connection)?
-                && was != *scope
-                && connection.query_row(has_devices, [], |row| row.get(0))?
-            {
-                return Err(StoreError::Scope { was, is: scope.clone() });
-            }
+            may_serve(connection, scope)?;
             connection.execute("DELETE FROM scope", [])?;
             connection.execute("INSERT INTO scope VALUES (?1)", [scope.as_str()])?;
             Ok(())
         })
+    }
+
+    /// Whether [`record_scope`](Self::record_scope) would take this scope.
+    ///
+    /// # Errors
+    /// It would not, or the file cannot be read.
+    pub fn may_serve(&self, scope: &Scope) -> Result<(), StoreError> {
+        may_serve(&self.connection, scope)
     }
 
     /// Runs `work` in one write transaction; all of it is durable when this returns `Ok`, or none of it happened.
@@ -198,6 +199,18 @@ impl Transaction<'_> {
             Some(was) if was != *scope => Err(StoreError::Scope { was, is: scope.clone() }),
             _ => Ok(()),
         }
+    }
+}
+
+/// Refuses another scope than the one on record, once something was granted in that; what was made to try brokers does not count.
+fn may_serve(connection: &Connection, scope: &Scope) -> Result<(), StoreError> {
+    let has_granted = "SELECT EXISTS (SELECT 1 FROM devices) OR EXISTS (SELECT 1 FROM shared_keys)
+                           OR EXISTS (SELECT 1 FROM certificates WHERE assurance <> 'none')";
+    match scope_on_record(connection)? {
+        Some(was) if was != *scope && connection.query_row(has_granted, [], |row| row.get(0))? => {
+            Err(StoreError::Scope { was, is: scope.clone() })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 use super::party::{Party, Persona, Stay, ping, words};
 use super::rules::{Found, Report, Rule, Tried};
+use crate::cli::table;
 
 /// The listeners, and what clients show there.
 pub(super) struct Stage {
@@ -76,6 +77,8 @@ impl Stage {
 pub(super) struct Cast<'a> {
     pub(super) stage: &'a Stage,
     stranger: Result<(ClientId, Party), String>,
+    /// Whether one is let in, whoever hears it.
+    stranger_is_in: Result<(), String>,
     worker: Result<Party, String>,
     operator: Result<Party, String>,
     device: Result<Party, String>,
@@ -95,9 +98,11 @@ impl<'a> Cast<'a> {
             enter("operator.pem", stage.persona(&tls.operator, id(OPERATOR_PREFIX)), stage.list()),
             enter("a device", stage.persona(&tls.device, stage.device.as_str()), stage.of_device("#")),
         );
-        let mut cast = Self { stage, stranger, worker, operator, device, list: None, planted: Cell::new(false) };
+        let stranger_is_in = stranger.as_ref().map(drop).map_err(String::clone);
+        let (list, planted) = (None, Cell::new(false));
+        let mut cast = Self { stage, stranger, stranger_is_in, worker, operator, device, list, planted };
         let (asked, listed, device) = tokio::join!(cast.asks(), cast.waiting_list(), cast.device_hears_itself());
-        if !matches!(asked, Ok(Found::Kept(_))) {
+        if cast.stranger.is_ok() && !matches!(asked, Ok(Found::Kept(_))) {
             cast.stranger = Err("a stranger and a worker do not hear each other".into());
         }
         report.add(Rule::Asks, asked);
@@ -111,6 +116,11 @@ impl<'a> Cast<'a> {
 
     pub(super) fn stranger(&self) -> Result<(&ClientId, &Party), String> {
         self.stranger.as_ref().map(|(id, party)| (id, party)).map_err(String::clone)
+    }
+
+    /// Whether a stranger is let in, so that it means something if one is cut.
+    pub(super) fn stranger_is_in(&self) -> Result<(), String> {
+        self.stranger_is_in.clone()
     }
 
     pub(super) fn worker(&self) -> Result<&Party, String> {
@@ -146,7 +156,10 @@ impl<'a> Cast<'a> {
         let (request, reply) = (ping(), words());
         stranger.publish(&self.request_topic(id), &request, Stay::No).await;
         if !worker.hears(&request, PATIENCE).await {
-            return Ok(Found::Broken("a request reached no worker: it is deaf there, or the stranger dumb".into()));
+            return Ok(Found::Broken(
+                "a request reached no worker: the worker receives nothing there, or the stranger's message was dropped"
+                    .into(),
+            ));
         }
         worker.publish(&self.reply_topic(id), &reply, Stay::No).await;
         Ok(match stranger.hears(&reply, PATIENCE).await {
@@ -169,7 +182,10 @@ impl<'a> Cast<'a> {
             return Ok((Found::Broken(how), None));
         };
         Ok(match self.stage.ca.issuer.believes_until(&list, OffsetDateTime::now_utc()) {
-            Some(until) => (Found::Kept(format!("it waits on {topic}, good until {until}")), Some(list.to_vec())),
+            Some(until) => {
+                let until = table::time(until.unix_timestamp());
+                (Found::Kept(format!("it waits on {topic}, good until {until}")), Some(list.to_vec()))
+            }
             None => (Found::Broken(format!("what waits on {topic} is out of date, or not of this CA")), None),
         })
     }

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use assay_broker_plugin::access::{Identity, OPERATOR_PREFIX, WORKER_PREFIX};
 use assay_broker_plugin::directory::{Credentials, Directory};
 use assay_broker_plugin::{random_bytes, worker};
@@ -29,7 +29,7 @@ use super::outfit::{broker_roots, client_tls, local_url, nobodys_tls};
 use super::service::Signals;
 use super::table;
 use cast::{Cast, Stage, Wardrobe};
-use party::Stay;
+use party::{NotIn, Persona, Stay};
 use rules::{Report, Rule, Tried};
 use throw_away::Devices;
 
@@ -77,7 +77,10 @@ impl Check {
         if self.json {
             report.objects().for_each(|object| table::print_json(&object));
         } else {
-            table::print(["RULE", "VERDICT", "HOW"], report.rows());
+            table::print(["RULE", "VERDICT", "HOW"], report.rows(&self.accept));
+        }
+        for (verdict, rules) in report.amiss(&self.accept) {
+            eprintln!("{verdict}: {}", rules.join(", "));
         }
         Ok(if report.is_good(&self.accept) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -90,13 +93,25 @@ impl Check {
         };
         let roots = broker_roots(directory, self.broker_ca.as_deref())?;
         let known = self.revoked.as_deref().map(|name| Revoked::read(directory, name, &roots)).transpose()?;
+        // Before anything is made for a listener that is not there.
+        let worker = client_tls(directory.credentials("worker")?, roots.clone(), "worker")?;
+        let worker =
+            Persona { broker: operational.clone(), tls: worker, id: format!("{WORKER_PREFIX}check"), user_name: None };
+        if let Err(NotIn::Unreachable(why)) = worker.enter().await {
+            bail!(
+                "{operational} is not reached: {why}. URL is the listener for certificates of this CA, as assay worker's --broker"
+            );
+        }
         let mut devices = Devices::make(directory)?;
         let stage = stage(directory, &devices, &roots, operational, bootstrap)?;
         eprintln!("trying the rules at {}, for {} s at most", stage.operational, TIME.as_secs());
 
         let (report, end) = (Report::default(), Instant::now() + TIME);
         let cast = Cast::enter(&stage, &report).await;
-        let slow = async { report.add(Rule::Silent, raw::silent(stage.stranger()).await) };
+        let slow = async {
+            let silent = raw::silent(stage.stranger()).await;
+            report.add(Rule::Silent, cast.stranger_is_in().and(silent));
+        };
         let others = async {
             report.add(Rule::Packet, raw::oversize(stage.stranger()).await);
             out_of_turn::all(&cast, &report).await;

@@ -82,14 +82,16 @@ async fn overheard(party: &Party, most: &str, arrived: &[(&str, Vec<u8>)], silen
     if heard.is_empty() && party.is_cut(Duration::ZERO).await {
         return Err("the broker ended the connection of the one that listened".into());
     }
-    Ok(Found::against(&heard, in_vain("does not hear", arrived.iter().map(|(what, _)| *what), silent)))
+    in_vain(&heard, "does not hear", arrived.iter().map(|(what, _)| *what), silent)
 }
 
-/// What was tried in vain; and what could not be tried, and why.
-fn in_vain<'a>(how: &str, what: impl Iterator<Item = &'a str>, untried: &[String]) -> String {
-    let what: Vec<_> = what.collect();
-    let untried = if untried.is_empty() { String::new() } else { format!("; not tried: {}", untried.join(", ")) };
-    format!("{how} {}{untried}", what.join(", "))
+/// The verdict on what was tried. Nothing is kept of which a part could not be tried.
+fn in_vain<'a>(broken: &[String], how: &str, what: impl Iterator<Item = &'a str>, untried: &[String]) -> Tried {
+    let kept = format!("{how} {}", what.collect::<Vec<_>>().join(", "));
+    match broken {
+        [] if !untried.is_empty() => Err(format!("{kept}; but {}", untried.join(", "))),
+        broken => Ok(Found::against(broken, kept)),
+    }
 }
 
 /// Subscribes to whatever may carry something, and begins anew without a filter that costs it the connection.
@@ -176,10 +178,7 @@ async fn speak(cast: &Cast<'_>, persona: Result<Persona, String>, most: &str) ->
     let forged: Vec<_> = forged.iter().map(|(what, ..)| format!("publishes {what}")).collect();
     match barred {
         Some(tried) if forged.is_empty() => tried,
-        _ => Ok(Found::against(
-            &forged,
-            in_vain("nobody hears it publish", targets.iter().map(|(what, ..)| *what), &deaf),
-        )),
+        _ => in_vain(&forged, "nobody hears it publish", targets.iter().map(|(what, ..)| *what), &deaf),
     }
 }
 

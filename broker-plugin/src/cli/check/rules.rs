@@ -89,16 +89,27 @@ impl Report {
 
     /// Whether every rule was tried and kept, but those that are `accepted` as they are.
     pub(crate) fn is_good(&self, accepted: &[Rule]) -> bool {
-        let found = self.0.borrow();
-        let is_good = |rule: &Rule| accepted.contains(rule) || matches!(found.get(rule), Some(Ok(Found::Kept(_))));
-        Rule::value_variants().iter().all(is_good)
+        self.amiss(accepted).is_empty()
+    }
+
+    /// The names of the rules that keep it from being good, by their verdict.
+    pub(crate) fn amiss(&self, accepted: &[Rule]) -> BTreeMap<&'static str, Vec<String>> {
+        let mut amiss: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for rule in Rule::value_variants().iter().filter(|rule| !accepted.contains(rule)) {
+            match self.verdict(*rule) {
+                ("kept", _) => {}
+                (verdict, _) => amiss.entry(verdict).or_default().push(rule.name()),
+            }
+        }
+        amiss
     }
 
     /// A row for each rule: name, verdict, how.
-    pub(crate) fn rows(&self) -> impl Iterator<Item = [String; 3]> {
+    pub(crate) fn rows(&self, accepted: &[Rule]) -> impl Iterator<Item = [String; 3]> {
         Rule::value_variants().iter().map(|rule| {
             let (verdict, how) = self.verdict(*rule);
-            [rule.name(), verdict.to_owned(), how]
+            let is_accepted = accepted.contains(rule) && verdict != "kept";
+            [rule.name(), if is_accepted { format!("{verdict}, accepted") } else { verdict.to_owned() }, how]
         })
     }
 
@@ -148,10 +159,15 @@ mod tests {
     fn what_nobody_looked_at_is_not_tried() {
         let report = Report::default();
         report.add(Rule::Will, Ok(Found::Kept("seen".into())));
-        let verdicts: Vec<_> = report.rows().map(|[name, verdict, _]| (name, verdict)).collect();
+        let verdicts: Vec<_> = report.rows(&[Rule::Retain]).map(|[name, verdict, _]| (name, verdict)).collect();
         assert_eq!(verdicts.len(), Rule::value_variants().len());
         for (name, verdict) in verdicts {
-            assert_eq!(verdict, if name == "will" { "kept" } else { "not tried" }, "{name}");
+            let due = match &*name {
+                "will" => "kept",
+                "retain" => "not tried, accepted",
+                _ => "not tried",
+            };
+            assert_eq!(verdict, due, "{name}");
         }
     }
 

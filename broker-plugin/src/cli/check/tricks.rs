@@ -42,8 +42,10 @@ async fn will(cast: &Cast<'_>) -> Tried {
             broken.push(format!("{what}, is published"));
         }
     }
-    let device = if device.is_ok() { "a device's neither" } else { "a device's was not tried" };
-    Ok(Found::against(&broken, format!("a stranger's is not heard, {device}")))
+    match device {
+        Err(why) if broken.is_empty() => Err(format!("a stranger's is not heard; but {why}")),
+        _ => Ok(Found::against(&broken, "a stranger's is not heard, a device's neither")),
+    }
 }
 
 /// A request that is to stay. It is a ping, which troubles no worker, and expires in a minute (§3.3.2.3.3).

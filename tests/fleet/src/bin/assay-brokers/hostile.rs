@@ -35,7 +35,7 @@ use super::client::{connect_packet, host, publish_packet, read_packet, subscribe
 
 /// A kind of hostile client: a stranger on the bootstrap listener, or one that does not get as far, or one with a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Kind {
+pub(super) enum Kind {
     None,
     SilentTcp,
     SilentTls,
@@ -64,13 +64,15 @@ impl Kind {
     }
 }
 
-pub(super) fn hostile(runtime: &Runtime, quick: bool) -> Result<Value> {
+/// Of all kinds, or of these.
+pub(super) fn hostile(runtime: &Runtime, kinds: &[Kind], quick: bool) -> Result<Value> {
     let bin = std::env::current_exe()?.parent().context("a program is in a directory")?.to_path_buf();
     let fleet = bin.join("assay-fleet");
     let (clients, devices) = if quick { (20, 60) } else { (1000, 10_000) };
     let mut rows = Vec::new();
     let mut best = 0.0;
-    for kind in Kind::value_variants() {
+    let is_wanted = |kind: &&Kind| kinds.is_empty() || **kind == Kind::None || kinds.contains(kind);
+    for kind in Kind::value_variants().iter().filter(is_wanted) {
         let dir = AssayDir::init()?;
         for file in String::from_utf8(Command::new(&fleet).arg("--vendor").output()?.stdout)?.lines() {
             ensure!(dir.assay(&["trust", "add", file])?.output()?.status.success(), "{file}");

@@ -28,6 +28,9 @@ struct Options {
     /// Run only these; all by default
     #[arg(value_enum)]
     parts: Vec<Part>,
+    /// Of hostile clients only this kind, beside none; may be repeated
+    #[arg(long, value_enum, value_name = "KIND")]
+    kind: Vec<hostile::Kind>,
     /// Few clients and short runs: whether it works
     #[arg(long)]
     quick: bool,
@@ -62,7 +65,7 @@ fn main() -> Result<()> {
         report.insert("takeover".into(), takeovers(&runtime, options.quick)?);
     }
     if is_wanted(Part::Hostile) {
-        report.insert("hostile".into(), hostile::hostile(&runtime, options.quick)?);
+        report.insert("hostile".into(), hostile::hostile(&runtime, &options.kind, options.quick)?);
     }
     println!("{:#}", Value::Object(report));
     Ok(())
