@@ -155,8 +155,7 @@ impl Listener {
             }
         };
         let ended = self.exchange(wire, session, &leaving.seat.lane, pace, *keep_alive, unwelcome).await;
-        // Whoever is cut because too much waits for all had more than its share of it, and took a handshake of everybody's.
-        if ended.is_offence() || ended.reason == Reason::ServerBusy {
+        if ended.is_offence() {
             pace.charge_offence(self);
         }
         session.end(&ended, &mut wire.out);
