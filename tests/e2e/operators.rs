@@ -340,6 +340,10 @@ fn a_shared_key_is_listed_rotated_and_never_offered_again_after_removal() -> Res
     register()?;
     ensure!(generation()? == unused(1));
     ensure!(String::from_utf8(lab.assay(&["enroll", "list"])?.stdout)?.contains("1 (not used)"));
+    let row: Value = serde_json::from_slice(&lab.assay(&["enroll", "show", ek])?.stdout)?;
+    let id = row["ek_id"].as_str().context("an id")?;
+    ensure!(lab.assay(&["enroll", "show", &id[..16]])?.stdout == lab.assay(&["enroll", "show", id])?.stdout);
+    ensure!(!lab.dir.assay(&["enroll", "show", &id[..15]])?.output()?.status.success(), "as short as a name may be");
     lab.assay(&["enroll", "rotate", "pump-1"])?;
     ensure!(generation()? == unused(3));
     let removed = lab.assay(&["enroll", "remove", "pump-1"])?;

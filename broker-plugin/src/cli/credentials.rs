@@ -112,7 +112,7 @@ fn list_all(directory: &Directory, json: bool) -> Result<()> {
         [
             row.name,
             row.role,
-            hex::encode(row.sha256)[..16].to_owned(),
+            hex::encode(row.sha256)[..table::SHORT_ID].to_owned(),
             table::time(row.issued_at),
             table::time(row.not_after),
             row.revoked_at.map_or_else(|| "good".into(), |since| format!("revoked {}", table::time(since))),

@@ -132,7 +132,7 @@ impl ValueEnum for ReprovisionArg {
 
 #[derive(Args)]
 pub(crate) struct Which {
-    /// EK id, device id, or a file that `add` takes
+    /// EK id or its first 16 digits, device id, or a file that `add` takes
     which: String,
 }
 
@@ -176,7 +176,19 @@ impl Which {
             let ek = EkIdentity::recognise(&read(file)?).with_context(|| format!("{} holds no EK", file.display()))?;
             return Ok(ek.1.ek_id);
         }
-        bail!("{which} is neither an EK id, nor a device id that the CA knows, nor a file; see `assay enroll list`")
+        // As `assay devices` shows it.
+        if which.len() >= table::SHORT_ID {
+            let (eks, prefix) = (store.enrolments()?, which.to_ascii_lowercase());
+            let mut matching = eks.iter().map(|row| row.ek_id).filter(|ek| ek.to_string().starts_with(&prefix));
+            if let (Some(ek), None) = (matching.next(), matching.next()) {
+                return Ok(ek);
+            }
+        }
+        bail!(
+            "{which} is neither an EK id, nor its first {} digits, nor a device id that the CA knows, nor a file; see \
+             `assay enroll list`",
+            table::SHORT_ID
+        )
     }
 }
 

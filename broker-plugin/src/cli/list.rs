@@ -44,7 +44,7 @@ pub(crate) fn devices(directory: &Directory, Json { json }: Json) -> Result<()> 
     let rows = devices.into_iter().map(|device| {
         [
             device.device_id.to_string(),
-            device.ek_id.to_string()[..16].to_owned(),
+            device.ek_id.to_string()[..table::SHORT_ID].to_owned(),
             device.assurance,
             table::status(device.disabled).into(),
             device.serial.map_or_else(|| "-".into(), hex::encode),

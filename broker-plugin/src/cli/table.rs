@@ -21,6 +21,9 @@ pub(crate) fn print<const N: usize>(heading: [&str; N], rows: impl IntoIterator<
     }
 }
 
+/// Digits of an id or a fingerprint in hexadecimal that are shown where space is scarce: no two are alike.
+pub(crate) const SHORT_ID: usize = 16;
+
 /// Text that a stranger may have written, as it may be shown.
 pub(crate) fn printable(text: &str) -> String {
     assay_wire::printable(text, usize::MAX)

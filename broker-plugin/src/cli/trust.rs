@@ -154,7 +154,7 @@ fn list(store: &Store, json: bool) -> Result<()> {
             Some(allowances) if !allowances.is_empty() => format!("anchor, without {allowances}"),
             _ => kind(anchor.role).into(),
         };
-        [fingerprint[..16].to_owned(), kind, table::time(anchor.not_after), anchor.subject]
+        [fingerprint[..table::SHORT_ID].to_owned(), kind, table::time(anchor.not_after), anchor.subject]
     });
     table::print(["FINGERPRINT", "KIND", "NOT AFTER", "SUBJECT"], rows);
     Ok(())
