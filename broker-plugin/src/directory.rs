@@ -159,7 +159,7 @@ impl Directory {
         Ok(issuer.revocation_list(store.revoked_credentials(now)?, number, now)?)
     }
 
-    /// The same, to sign with.
+    /// The CA whose files are `{name}.pem` and `{name}.key`, to sign with.
     fn issuer(&self, name: &str) -> Result<Issuer> {
         let (certificate, key) = self.pair(name)?;
         self.issuer_of(name, &certificate, &key)
@@ -274,7 +274,7 @@ impl Directory {
         devices.try_into().map_err(|_| anyhow!("there are not as many as there were"))
     }
 
-    /// The CA whose files are `{name}.pem` and `{name}.key`, to certify with, and its certificate in PEM.
+    /// The same, to certify whoever is no device with, and its certificate in PEM.
     fn authority(&self, name: &str) -> Result<(Authority, String)> {
         let (certificate, key) = self.pair(name)?;
         // They belong together.
