@@ -20,6 +20,9 @@ fn each_flow_takes_the_round_trips_it_promises() -> Result<()> {
             let mut provision = device.provision_at(&broker, &dir.root_pem())?;
             let cost = json(provision.args(["--flow", flow, "--ek", ek.name()])).with_context(|| flow.to_owned())?;
             ensure!(cost["requests"] == round_trips, "{cost}");
+            // What a device on a slow network has to expect: docs/performance.md.
+            let most = if ek == EkKind::P256 { 3500 } else { 3900 };
+            ensure!(wire.bytes() <= most, "{ek:?} {flow}: {} bytes", wire.bytes());
             println!(
                 "{:9} {flow:11} {round_trips:11}  {:>12} / {:<7}  {:10}  {:12}  {:6}",
                 ek.name(),
