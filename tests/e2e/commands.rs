@@ -184,7 +184,7 @@ fn nothing_is_granted_in_a_scope_that_is_not_on_record() -> Result<()> {
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     for flow in ["ticket", "sealed", "shared-key"] {
         let device = Device::new(&tpm)?;
-        let output = device.provision(&lab.dir, &lab.server)?.args(["--flow", flow, "--deadline", "2"]).output()?;
+        let output = device.provision(&lab.dir, &lab.server)?.args(["--flow", flow, "--deadline", "6"]).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(4) && said.contains("internal"), "{flow}: {said}");
     }

@@ -1333,7 +1333,7 @@ async fn recheck_asks_for_a_few_connections_at_a_time() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let most = most.load(Ordering::SeqCst);
-    assert!((8..=32).contains(&most), "{most}");
+    assert!((2..=32).contains(&most), "{most}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
