@@ -157,7 +157,7 @@ impl Admitted {
     /// Whether another EK has the requested id makes no difference to the answer, or any TPM of a trusted vendor could find out
     /// which ids there are and who has them.
     pub fn decide(ek: TrustedEk, requested: Option<&DeviceId>, records: &Records) -> Result<Self, Rejection> {
-        check_enrolment(&ek.ek_id(), ek.assurance, records)?;
+        check_ek(&ek.ek_id(), ek.assurance, records)?;
         let due = due_device_id(&ek.derived_device_id, records.enrolment.as_ref(), records.registration.as_ref());
         check(&ek.ek_id(), requested.unwrap_or(&due), &due, records)?;
         check_other_eks(&ek.ek_id(), records)?;
@@ -245,10 +245,7 @@ impl Records {
     /// A name that an operator gave ends with the enrolment and the registration; one that follows from an EK is nobody's gift.
     /// That it follows from *this* EK was established when it was [decided](Admitted::decide).
     pub fn admit(&self, ek: &EkId, device_id: &DeviceId, assurance: Assurance) -> Result<(), Rejection> {
-        if self.disabled {
-            return Err(Rejection::DeviceDisabled { ek: *ek });
-        }
-        check_enrolment(ek, assurance, self)?;
+        check_ek(ek, assurance, self)?;
         let granted = granted_device_id(self.enrolment.as_ref(), self.registration.as_ref());
         let due = granted.or_else(|| digest_naming(device_id).map(|_| device_id));
         let withdrawn = || Rejection::DeviceIdWithdrawn { ek: *ek, device_id: device_id.clone() };
@@ -310,8 +307,12 @@ impl Readmitted {
     }
 }
 
-/// Who is trusted for being on the list must be on it.
-fn check_enrolment(ek: &EkId, assurance: Assurance, records: &Records) -> Result<(), Rejection> {
+/// Nobody is admitted whom an operator disabled, before anything else is said; and who is trusted for being on the list must be on
+/// it.
+fn check_ek(ek: &EkId, assurance: Assurance, records: &Records) -> Result<(), Rejection> {
+    if records.disabled {
+        return Err(Rejection::DeviceDisabled { ek: *ek });
+    }
     if assurance == Assurance::EnrolmentList && records.enrolment.is_none() {
         return Err(Rejection::EkNotEnrolled { ek: *ek });
     }
@@ -338,9 +339,6 @@ fn granted_device_id<'a>(
 }
 
 fn check(ek: &EkId, requested: &DeviceId, due: &DeviceId, records: &Records) -> Result<(), Rejection> {
-    if records.disabled {
-        return Err(Rejection::DeviceDisabled { ek: *ek });
-    }
     if requested != due {
         let requested = requested.clone();
         return Err(match &records.registration {

@@ -173,6 +173,8 @@ mod readmission {
         let refusal = readmit(&Records::default()).unwrap_err();
         assert!(matches!(refusal, Rejection::DeviceIdWithdrawn { .. }), "{refusal}");
         assert_eq!(refusal.code(), ProblemCode::ClaimExpired, "it begins again, and learns what is due to it now");
+        let disabled = readmit(&Records { disabled: true, ..Records::default() }).unwrap_err();
+        assert_eq!(disabled.code(), ProblemCode::DeviceDisabled, "it is not to begin again");
         let renamed = Enrolment { device_id: Some("pump-18".parse().unwrap()), ..Enrolment::default() };
         let refusal = readmit(&Records { enrolment: Some(renamed), ..Records::default() }).unwrap_err();
         assert_eq!(refusal.code(), ProblemCode::DeviceIdNotEnrolled);
