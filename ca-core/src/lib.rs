@@ -17,6 +17,7 @@
 //! | [`Candidate`] | [`Admitted::candidate`] | the EK and the IK may be certified, if what is issued is [sealed](Candidate::seal) to them | whether they are in one TPM |
 //! | [`Confirmation`] | [`Confirmation::verify`] | they are, and the sender has it: only there could the box be opened that held the ticket | whether the certificate may become active |
 //! | [`Confirmed`] | [`Unconfirmed::confirm`] | it may | |
+//! | [`AdmittedParent`] | [`Admitted::parent`] | the shared key may be sent to this parent: a TPM that holds it gives the key to nobody, or the operator accepts that it may | whether the TPM of the EK holds it |
 //! | activation | [`Admitted::activation`] | | |
 //! | [`AuthenticatedDevice`] | [`AuthenticatedDevice::verify`] | somebody has what the device's shared key signed within a day | whether the device is still welcome |
 //!
