@@ -54,6 +54,17 @@ impl Registered {
     fn login(&self, lab: &Lab, token: &str) -> Result<OperationalClient> {
         OperationalClient::login(lab, &self.id, &self.id, token)
     }
+
+    /// Gets the key of an import parent, which is another than the plain SRK had; `old` is a token of that.
+    fn takes_an_import_parent(&self, lab: &Lab, arguments: &[&str], old: &str) -> Result<()> {
+        let provisioned = lab.provision(&self.device, arguments)?;
+        ensure!(provisioned["parent"] == "p-256", "{provisioned}");
+        drop(self.login(lab, &self.token(3600)?)?);
+        ensure!(self.login(lab, old).is_err(), "the key of the plain SRK is retired");
+        let listed = String::from_utf8(lab.assay(&["enroll", "list"])?.stdout)?;
+        ensure!(listed.contains("2 (used)"), "{listed}");
+        Ok(())
+    }
 }
 
 #[test]
@@ -291,13 +302,7 @@ fn a_plain_srk_is_refused_until_its_enrolment_allows_it() -> Result<()> {
     drop(device.login(&lab, &old)?);
 
     // A device that is not told otherwise asks for the key of an import parent, and gets another than the plain SRK had.
-    let provisioned = lab.provision(&device.device, &["--again"])?;
-    ensure!(provisioned["parent"] == "p-256", "{provisioned}");
-    drop(device.login(&lab, &device.token(3600)?)?);
-    ensure!(device.login(&lab, &old).is_err(), "the key of the plain SRK is retired");
-    let listed = String::from_utf8(lab.assay(&["enroll", "list"])?.stdout)?;
-    ensure!(listed.contains("2 (used)"), "{listed}");
-    Ok(())
+    device.takes_an_import_parent(&lab, &["--again"], &old)
 }
 
 /// The same key again, says the policy; but not one that may be known outside of the TPM.
@@ -314,12 +319,8 @@ fn a_key_of_a_plain_srk_is_not_reused_for_an_import_parent() -> Result<()> {
     // The first time, another parent than before is enough to ask.
     for again in [None, Some("--again")] {
         let arguments: Vec<_> = ["--parent", "p-256"].into_iter().chain(again).collect();
-        ensure!(lab.provision(&device.device, &arguments)?["parent"] == "p-256");
-        drop(device.login(&lab, &device.token(3600)?)?);
-        ensure!(device.login(&lab, &old).is_err(), "the key of the plain SRK is retired");
+        device.takes_an_import_parent(&lab, &arguments, &old)?;
     }
-    let listed = String::from_utf8(lab.assay(&["enroll", "list"])?.stdout)?;
-    ensure!(listed.contains("2 (used)"), "{listed}");
     Ok(())
 }
 
