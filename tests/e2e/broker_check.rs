@@ -178,6 +178,29 @@ fn where_a_worker_is_deaf_no_request_is_answered_and_little_can_be_tried() -> Re
 }
 
 #[test]
+fn nothing_is_made_for_a_broker_that_is_not_there() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let output = dir.assay(&["broker", "check", "mqtts://127.0.0.1:1"])?.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1) && said.contains("is not reached"), "{said}");
+    ensure!(dir.list("certs")?.is_empty() && dir.list("audit")?.is_empty());
+    Ok(())
+}
+
+/// Whoever is not let in is cut, and that shows nothing.
+#[test]
+fn rules_for_strangers_are_not_tried_where_no_stranger_is_let_in() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let server = AssayServer::start(&dir)?;
+    let (found, is_good) = check(&dir, &server.operational, Some(&server.operational), &[])?;
+    for rule in ["asks", "silent", "packet", "stranger-hears", "device-hears", "will"] {
+        ensure!(found[rule].0 == "not tried", "{rule}: {found:#?}");
+    }
+    ensure!(found["no-certificate"].0 == "kept" && !is_good, "{found:#?}");
+    Ok(())
+}
+
+#[test]
 fn rumqttd_lets_anybody_hear_and_say_everything() -> Result<()> {
     let dir = AssayDir::init()?;
     let broker = format!("mqtt://127.0.0.1:{}", start_rumqttd()?);

@@ -47,6 +47,22 @@ fn a_stranger_on_mosquitto_is_nobody_else_by_giving_a_name() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn operator_on_mosquitto_gives_commands_and_says_nothing_else() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let mosquitto = mosquitto_as_deployed(&dir)?;
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    for (topic, is_granted) in [("command", true), ("command/reboot", true), ("telemetry", false)] {
+        let mut says = tool("mosquitto_pub")?;
+        says.args(["-d", "-V", "5", "-q", "1", "-h", "127.0.0.1", "-p", &mosquitto.port(1).to_string(), "-m", "x"]);
+        says.args(["-t", &format!("device/v1/default/pump-17/{topic}"), "--cafile", &file("root.pem")]);
+        let output = says.args(["--cert", &file("operator.pem"), "--key", &file("operator.key")]).output()?;
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        ensure!(said.contains("RC:135") != is_granted && said.contains("PUBACK"), "{topic}: {said}");
+    }
+    Ok(())
+}
+
 /// The built-in broker asks the record; this one has only the list.
 #[test]
 fn mosquitto_refuses_what_the_revocation_list_names() -> Result<()> {

@@ -176,6 +176,18 @@ fn if_anything_is_invalid_everything_stays_and_the_log_says_why() -> Result<()> 
     Ok(())
 }
 
+/// Else the log would advise a restart, and the CA would not start again.
+#[test]
+fn scope_that_no_restart_would_take_is_refused_at_the_reload() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    lab.provision(&Device::new(&tpm)?, &[])?;
+    fs::write(lab.dir.path().join("assay.toml"), "scope = \"plant-7\"")?;
+    let log = lab.reload_refused()?;
+    ensure!(log.contains("put scope = \"default\" back"), "{log}");
+    Ok(())
+}
+
 #[test]
 fn a_worker_rereads_too() -> Result<()> {
     let dir = AssayDir::init()?;
