@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use assay_tests::{Device, EkCertificate, EkKind, Swtpm, trusted_vendor, untrusted_vendor};
+use assay_tests::{Device, EkCertificate, EkKind, Swtpm, json, trusted_vendor, untrusted_vendor};
 use assay_wire::{
     Bundle, ChallengeReply, MAX_MESSAGE, ProblemCode, Proof, ReplyBody, Request, RequestBody, RequestId, Ticket,
 };
@@ -139,6 +139,23 @@ fn disabled_device_is_cut_off_while_it_is_connected() -> Result<()> {
     ensure!(!connected.ends_within(Duration::from_secs(2)));
     lab.assay(&["enroll", "disable", id])?;
     ensure!(connected.ends_within(Duration::from_secs(5)), "the connection outlived the device's rights");
+    Ok(())
+}
+
+/// What was asked for is what is in use, so there is nothing that was not granted.
+#[test]
+fn status_tells_of_no_attempt_that_asked_for_what_is_in_use() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    let provisioned = lab.provision(&device, &[])?;
+    let id = provisioned["device_id"].as_str().context("an id")?;
+    let tells_of_one = || -> Result<bool> { Ok(!json(&mut device.status()?)?["attempt"].is_null()) };
+    lab.assay(&["enroll", "disable", id])?;
+    lab.refused(&device, &["--again"], "device-disabled")?;
+    ensure!(!tells_of_one()?);
+    lab.refused(&device, &["--again", "--ik", "p-384", "--ik-handle", "0x81000300"], "device-disabled")?;
+    ensure!(tells_of_one()?, "another key was asked for");
     Ok(())
 }
 
