@@ -1,4 +1,5 @@
-//! Writes the manual pages and shell completions of `assay` for its package: they come from the same definition as the command line.
+//! Writes the manual pages and shell completions of `assay` for its package: they come from the
+//! same definition as the command line.
 
 #[expect(dead_code, reason = "only the definition is needed, not what it starts")]
 #[path = "../src/cli/mod.rs"]

@@ -1,5 +1,5 @@
-//! Fills a CA's database with devices that do not exist: enrolled, registered and certified. `cargo xtask bench scale` measures what their
-//! number costs.
+//! Fills a CA's database with devices that do not exist: enrolled, registered and certified. `cargo
+//! xtask bench scale` measures what their number costs.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -46,11 +46,16 @@ fn add(store: &mut Store, batch: &[u64], now: OffsetDateTime) -> Result<()> {
         added_at: now,
     });
     let results = store.enroll(&enrolments.collect::<Vec<_>>())?;
-    ensure!(results.iter().all(Result::is_ok), "the directory has such devices already: make a new one");
+    ensure!(
+        results.iter().all(Result::is_ok),
+        "the directory has such devices already: make a new one"
+    );
     // None of them waits for a confirmation, so it hides nothing.
     let key = TicketKey::new([0; TicketKey::LEN]);
     store.transaction(|transaction| {
-        batch.iter().try_for_each(|&number| transaction.add_certificate(&certificate(number, now), &key, now))
+        batch.iter().try_for_each(|&number| {
+            transaction.add_certificate(&certificate(number, now), &key, now)
+        })
     })?;
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! Who may connect under which client id, and which topics they may then speak and hear on.
 //!
-//! Three disjoint sets of client ids keep one role from taking over another's MQTT session (a second CONNECT under the same
-//! client id ends the first, MQTT 5 §3.1.4-3): 32 lower-case hex digits, which a [`DeviceId`] cannot be, belong to
-//! bootstrapping clients; a device id belongs to that device; and ids with an `@`, which no device id contains, belong
-//! to workers ([`WORKER_PREFIX`]) and operators ([`OPERATOR_PREFIX`]).
+//! Three disjoint sets of client ids keep one role from taking over another's MQTT session (a
+//! second CONNECT under the same client id ends the first, MQTT 5 §3.1.4-3): 32 lower-case hex
+//! digits, which a [`DeviceId`] cannot be, belong to bootstrapping clients; a device id belongs to
+//! that device; and ids with an `@`, which no device id contains, belong to workers
+//! ([`WORKER_PREFIX`]) and operators ([`OPERATOR_PREFIX`]).
 
 pub use assay_ca_core::Identity;
 use assay_wire::{ClientId, DeviceId, Scope, Topic};
@@ -14,11 +15,13 @@ pub const WORKER_PREFIX: &str = "worker@";
 /// How an operator's client id begins; its own name follows.
 pub const OPERATOR_PREFIX: &str = "operator@";
 
-/// The longest topic filter that is looked at, in bytes. The longest topic name of the protocol proper is
-/// `provision/v1/{32}/{64}/request`; the rest is room for what a device says below its own tree.
+/// The longest topic filter that is looked at, in bytes. The longest topic name of the protocol
+/// proper is `provision/v1/{32}/{64}/request`; the rest is room for what a device says below its
+/// own tree.
 const MAX_FILTER: usize = 256;
 
-/// The most levels of a topic filter, so that a client's wildcards make little work: four of the protocol, and twelve more.
+/// The most levels of a topic filter, so that a client's wildcards make little work: four of the
+/// protocol, and twelve more.
 const MAX_LEVELS: usize = 16;
 
 /// The last level of the one topic that a device's Will may be for.
@@ -73,20 +76,28 @@ impl Access {
     /// The access of a client whose certificate names `identity`.
     pub fn identified(scope: &Scope, identity: &Identity, client: &str) -> Result<Self, Refusal> {
         match identity {
-            Identity::Device { scope: other, .. } if other != scope => Err(Refusal::OtherScope(other.clone())),
+            Identity::Device { scope: other, .. } if other != scope => {
+                Err(Refusal::OtherScope(other.clone()))
+            }
             Identity::Device { device_id: device, .. } if client == device.as_str() => {
                 Ok(Self::new(scope, Role::Device(device.clone())))
             }
-            Identity::Device { device_id: device, .. } => Err(Refusal::client_id(client, device.as_str())),
-            Identity::Operator if client.starts_with(OPERATOR_PREFIX) => Ok(Self::new(scope, Role::Operator)),
+            Identity::Device { device_id: device, .. } => {
+                Err(Refusal::client_id(client, device.as_str()))
+            }
+            Identity::Operator if client.starts_with(OPERATOR_PREFIX) => {
+                Ok(Self::new(scope, Role::Operator))
+            }
             Identity::Operator => Err(Refusal::client_id(client, "operator@…")),
-            Identity::Worker if client.starts_with(WORKER_PREFIX) => Ok(Self::new(scope, Role::Worker)),
+            Identity::Worker if client.starts_with(WORKER_PREFIX) => {
+                Ok(Self::new(scope, Role::Worker))
+            }
             Identity::Worker => Err(Refusal::client_id(client, "worker@…")),
         }
     }
 
-    /// The access of a client that has shown no certificate but whose password is that of `identity`: a device's own, and
-    /// nobody else's.
+    /// The access of a client that has shown no certificate but whose password is that of
+    /// `identity`: a device's own, and nobody else's.
     pub fn logged_in(scope: &Scope, identity: &Identity, client: &str) -> Result<Self, Refusal> {
         match identity {
             Identity::Device { .. } => Self::identified(scope, identity, client),
@@ -107,24 +118,31 @@ impl Access {
             return false;
         };
         match (&self.role, topic) {
-            (Role::Bootstrapping(own), Topic::Request(scope, client)) => scope == self.scope && client == *own,
+            (Role::Bootstrapping(own), Topic::Request(scope, client)) => {
+                scope == self.scope && client == *own
+            }
             (Role::Device(own), Topic::Request(scope, client)) => {
                 scope == self.scope && client.as_str() == own.as_str()
             }
-            (Role::Device(own), Topic::Device(scope, device, _)) => scope == self.scope && device == *own,
+            (Role::Device(own), Topic::Device(scope, device, _)) => {
+                scope == self.scope && device == *own
+            }
             (Role::Operator, Topic::Device(scope, _, rest)) => {
                 scope == self.scope && rest.split('/').next() == Some(COMMAND)
             }
             (
                 Role::Worker,
-                Topic::Chain(scope) | Topic::Crl(scope) | Topic::Event(scope, _) | Topic::Reply(scope, _),
+                Topic::Chain(scope)
+                | Topic::Crl(scope)
+                | Topic::Event(scope, _)
+                | Topic::Reply(scope, _),
             ) => scope == self.scope,
             _ => false,
         }
     }
 
-    /// Whether what the client publishes on this topic may be kept for later subscribers: what the CA says to everyone, and what
-    /// a device says in its own tree.
+    /// Whether what the client publishes on this topic may be kept for later subscribers: what the
+    /// CA says to everyone, and what a device says in its own tree.
     pub fn may_retain(&self, topic: &str) -> bool {
         self.may_publish(topic)
             && match Topic::parse(topic) {
@@ -134,28 +152,35 @@ impl Access {
             }
     }
 
-    /// Whether the client may subscribe to this topic filter (MQTT 5 §4.7, shared subscriptions §4.8.2).
+    /// Whether the client may subscribe to this topic filter (MQTT 5 §4.7, shared subscriptions
+    /// §4.8.2).
     pub fn may_subscribe(&self, filter: &str) -> bool {
         if !is_filter(filter) {
             return false;
         }
         let scope = &self.scope;
         match &self.role {
-            Role::Bootstrapping(own) => filter == Topic::Reply(scope.clone(), own.clone()).to_string(),
+            Role::Bootstrapping(own) => {
+                filter == Topic::Reply(scope.clone(), own.clone()).to_string()
+            }
             Role::Device(own) => {
                 filter.starts_with(&format!("device/v1/{scope}/{own}/"))
                     || filter == Topic::Reply(scope.clone(), own.into()).to_string()
                     || filter == Topic::Chain(scope.clone()).to_string()
                     || filter == Topic::Crl(scope.clone()).to_string()
             }
-            Role::Operator => ["device/", "fleet/", "ca/"].iter().any(|tree| filter.starts_with(tree)),
+            Role::Operator => {
+                ["device/", "fleet/", "ca/"].iter().any(|tree| filter.starts_with(tree))
+            }
             Role::Worker => {
                 let requests = Topic::requests(scope);
                 filter == requests
                     || filter
                         .strip_prefix("$share/")
                         .and_then(|shared| shared.split_once('/'))
-                        .is_some_and(|(group, filter)| !group.contains(['+', '#']) && filter == requests)
+                        .is_some_and(|(group, filter)| {
+                            !group.contains(['+', '#']) && filter == requests
+                        })
             }
         }
     }
@@ -180,8 +205,9 @@ impl Access {
     }
 }
 
-/// Whether the broker may publish a Will (MQTT 5 §3.1.2.5) of this client on this topic: a device's, that it is gone. Asked before
-/// the client is admitted, for an admission may cost more; no other role's client id is a device's.
+/// Whether the broker may publish a Will (MQTT 5 §3.1.2.5) of this client on this topic: a
+/// device's, that it is gone. Asked before the client is admitted, for an admission may cost more;
+/// no other role's client id is a device's.
 pub fn may_leave_will(scope: &Scope, client: &str, topic: &str) -> bool {
     is_plain(topic)
         && matches!(
@@ -196,11 +222,14 @@ impl Refusal {
     }
 }
 
-/// Printable ASCII in levels that are not empty: narrower than MQTT allows, so that no topic can hide from an access
-/// list by looking like another or carry control sequences to an operator's terminal.
+/// Printable ASCII in levels that are not empty: narrower than MQTT allows, so that no topic can
+/// hide from an access list by looking like another or carry control sequences to an operator's
+/// terminal.
 fn is_plain(name: &str) -> bool {
     name.len() <= MAX_FILTER
-        && name.split('/').all(|level| !level.is_empty() && level.bytes().all(|byte| byte.is_ascii_graphic()))
+        && name
+            .split('/')
+            .all(|level| !level.is_empty() && level.bytes().all(|byte| byte.is_ascii_graphic()))
 }
 
 /// Plain, in few levels, with sound wildcards.
@@ -406,7 +435,10 @@ mod tests {
             "0123456789abcdef0123456789abcdeg",
             "0123456789abcdef/123456789abcdef",
         ] {
-            assert!(matches!(Access::bootstrapping(&scope(), client), Err(Refusal::ClientId { .. })), "{client}");
+            assert!(
+                matches!(Access::bootstrapping(&scope(), client), Err(Refusal::ClientId { .. })),
+                "{client}"
+            );
         }
     }
 
@@ -484,7 +516,9 @@ mod tests {
             assert!(!access.may_publish(topic), "publishes {topic}");
             assert!(!access.may_subscribe(topic), "hears {topic}");
         }
-        for topic in ["ca/v1/default/chain", "ca/v1/default/crl", "provision/v1/default/pump-17/reply"] {
+        for topic in
+            ["ca/v1/default/chain", "ca/v1/default/crl", "provision/v1/default/pump-17/reply"]
+        {
             assert!(!access.may_publish(topic), "publishes {topic}");
         }
         assert!(!access.may_subscribe("provision/v1/default/pump-17/request"));
@@ -493,9 +527,13 @@ mod tests {
     #[test]
     fn device_client_id_other_than_the_certificates_is_refused() {
         let identity = device_identity("default", "pump-17");
-        for client in ["", "pump-18", "Pump-17", "pump-17 ", "+", CLIENT, "worker@1", "operator@1"] {
+        for client in ["", "pump-18", "Pump-17", "pump-17 ", "+", CLIENT, "worker@1", "operator@1"]
+        {
             assert!(
-                matches!(Access::identified(&scope(), &identity, client), Err(Refusal::ClientId { .. })),
+                matches!(
+                    Access::identified(&scope(), &identity, client),
+                    Err(Refusal::ClientId { .. })
+                ),
                 "{client}"
             );
         }
@@ -514,14 +552,22 @@ mod tests {
     fn device_that_logs_in_may_do_what_its_certificate_would_let_it() {
         let identity = device_identity("default", "pump-17");
         assert_eq!(Access::logged_in(&scope(), &identity, "pump-17"), Ok(device()));
-        assert!(matches!(Access::logged_in(&scope(), &identity, "pump-18"), Err(Refusal::ClientId { .. })));
+        assert!(matches!(
+            Access::logged_in(&scope(), &identity, "pump-18"),
+            Err(Refusal::ClientId { .. })
+        ));
         let stranger = device_identity("other", "pump-17");
-        assert!(matches!(Access::logged_in(&scope(), &stranger, "pump-17"), Err(Refusal::OtherScope(_))));
+        assert!(matches!(
+            Access::logged_in(&scope(), &stranger, "pump-17"),
+            Err(Refusal::OtherScope(_))
+        ));
     }
 
     #[test]
     fn neither_operator_nor_worker_may_log_in() {
-        for (identity, client) in [(Identity::Operator, "operator@desk"), (Identity::Worker, "worker@1")] {
+        for (identity, client) in
+            [(Identity::Operator, "operator@desk"), (Identity::Worker, "worker@1")]
+        {
             assert_eq!(Access::logged_in(&scope(), &identity, client), Err(Refusal::NoDevice));
         }
     }
@@ -539,7 +585,10 @@ mod tests {
         ] {
             for client in wrong {
                 assert!(
-                    matches!(Access::identified(&scope(), &identity, client), Err(Refusal::ClientId { .. })),
+                    matches!(
+                        Access::identified(&scope(), &identity, client),
+                        Err(Refusal::ClientId { .. })
+                    ),
                     "{identity:?} as {client}"
                 );
             }
@@ -561,7 +610,9 @@ mod tests {
         ] {
             assert!(access.may_subscribe(filter), "{filter}");
         }
-        for topic in ["device/v1/default/pump-17/command", "device/v1/default/pump-17/command/reboot"] {
+        for topic in
+            ["device/v1/default/pump-17/command", "device/v1/default/pump-17/command/reboot"]
+        {
             assert!(access.may_publish(topic) && !access.may_retain(topic), "{topic}");
         }
         for topic in [

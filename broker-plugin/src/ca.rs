@@ -2,19 +2,20 @@
 
 use assay_ca_core::tpm::template::ParentArea;
 use assay_ca_core::{
-    Admitted, AuthenticatedDevice, BoundKey, Confirmation, EkEvidence, Evidence, Fault, Issuer, MasterSecret,
-    ParentEvidence, Prepared, Profile, ProvenDevice, Records, Rejection, Role, TicketKey, Token, TokenRefused,
-    TrustAnchors, TrustedEk, Unconfirmed, VendorCertificate,
+    Admitted, AuthenticatedDevice, BoundKey, Confirmation, EkEvidence, Evidence, Fault, Issuer,
+    MasterSecret, ParentEvidence, Prepared, Profile, ProvenDevice, Records, Rejection, Role,
+    TicketKey, Token, TokenRefused, TrustAnchors, TrustedEk, Unconfirmed, VendorCertificate,
 };
 use assay_wire::{
-    ActivationReply, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId, Flow, Scope, SealedReply,
+    ActivationReply, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId, Flow, Scope,
+    SealedReply,
 };
 use time::OffsetDateTime;
 
 use crate::random::random;
 use crate::store::{
-    AnchorRow, AnchorsVersion, IdInQuestion, RevokedCertificates, SharedKeyHolder, Store, StoreError, ToConfirm,
-    Transaction,
+    AnchorRow, AnchorsVersion, IdInQuestion, RevokedCertificates, SharedKeyHolder, Store,
+    StoreError, ToConfirm, Transaction,
 };
 
 /// The CA's own keys and rules.
@@ -32,7 +33,8 @@ pub struct Ca {
 }
 
 impl Ca {
-    /// Certifies a proven device inside the store's transaction: what is decided here and what is recorded cannot come apart.
+    /// Certifies a proven device inside the store's transaction: what is decided here and what is
+    /// recorded cannot come apart.
     ///
     /// A device that holds a certificate in force for the same IK gets that one again, so a
     /// repeated or resumed request issues nothing; unless an issuing CA signed it that was replaced
@@ -47,22 +49,24 @@ impl Ca {
         now: OffsetDateTime,
     ) -> Result<(CertificateReply, Change), Refusal> {
         transaction.check_scope(&self.scope)?;
-        let records = transaction.records(&device.ek_id(), IdInQuestion::Is(device.device_id()), now)?;
+        let records =
+            transaction.records(&device.ek_id(), IdInQuestion::Is(device.device_id()), now)?;
         let device = device.readmit(&records)?;
         let proven = device.device();
         let active = transaction.active_certificate(&proven.ek_id(), &proven.ik_id(), now)?;
         let (leaf, change) = match active.filter(|der| self.issuer.has_signed(der)) {
             Some(der) => (der, Change::None),
             None => {
-                let prepared = Prepared::new(device, &self.profile, &self.issuer, now, &mut random())?;
+                let prepared =
+                    Prepared::new(device, &self.profile, &self.issuer, now, &mut random())?;
                 (self.issue(transaction, prepared, now)?, Change::Made)
             }
         };
         Ok((CertificateReply { chain: self.issuer.chain(&leaf)? }, change))
     }
 
-    /// Seals a certificate to an applicant's TPM: the one that it has for this IK, else a new one that counts for nothing until it is
-    /// confirmed.
+    /// Seals a certificate to an applicant's TPM: the one that it has for this IK, else a new one
+    /// that counts for nothing until it is confirmed.
     ///
     /// # Errors
     /// The device is not admitted, the store failed, or the signer did.
@@ -80,16 +84,20 @@ impl Ca {
         let (ek, ik_id) = (candidate.ek_id(), candidate.ik_id());
         let waiting = transaction.waiting_certificates(&ek, &ik_id, &self.ticket_key)?.into_iter();
         let mut waiting = waiting.filter(|(_, der)| self.issuer.has_signed(der));
-        let waiting = waiting.find(|(certificate, _)| candidate.may_have(certificate, &records, now));
+        let waiting =
+            waiting.find(|(certificate, _)| candidate.may_have(certificate, &records, now));
         let confirm_by = now + self.profile.confirm_within();
-        let active = transaction.active_certificate(&ek, &ik_id, now)?.filter(|der| self.issuer.has_signed(der));
+        let active = transaction
+            .active_certificate(&ek, &ik_id, now)?
+            .filter(|der| self.issuer.has_signed(der));
         let (leaf, confirm_by) = if let Some(active) = active {
             (active, confirm_by)
         } else if let Some((certificate, der)) = waiting {
             (der, certificate.confirm_by)
         } else {
             candidate.check_quota(&records)?;
-            let prepared = Prepared::unproven(&candidate, &self.profile, &self.issuer, now, &mut random())?;
+            let prepared =
+                Prepared::unproven(&candidate, &self.profile, &self.issuer, now, &mut random())?;
             (self.issue(transaction, prepared, now)?, confirm_by)
         };
         let chain = self.issuer.chain(&leaf)?;
@@ -97,7 +105,8 @@ impl Ca {
         Ok((reply, admitted.device_id().clone()))
     }
 
-    /// Makes a sealed certificate active that its device could read, and says which device that is. Doing so again changes nothing.
+    /// Makes a sealed certificate active that its device could read, and says which device that is.
+    /// Doing so again changes nothing.
     ///
     /// # Errors
     /// It may not become active, or the store failed.
@@ -138,12 +147,20 @@ impl Ca {
         let admitted = Admitted::decide(ek, requested.as_ref(), &records)?;
         let parent = admitted.parent(parent, &records)?;
         let generation = admitted.generation(&parent, &records)?;
-        let reply = admitted.activation(&parent, &self.scope, &self.master, generation, &mut random())?;
-        transaction.offer_shared_key(&ek_id, admitted.device_id(), assurance, generation, parent.kind())?;
+        let reply =
+            admitted.activation(&parent, &self.scope, &self.master, generation, &mut random())?;
+        transaction.offer_shared_key(
+            &ek_id,
+            admitted.device_id(),
+            assurance,
+            generation,
+            parent.kind(),
+        )?;
         Ok(reply)
     }
 
-    /// Lets a device in that shows a token; the first use of a key counts once it is [recorded](Self::record_first_use).
+    /// Lets a device in that shows a token; the first use of a key counts once it is
+    /// [recorded](Self::record_first_use).
     ///
     /// # Errors
     /// The token is not good, its device is not admitted, or the store failed.
@@ -160,8 +177,10 @@ impl Ca {
             let records = store.records(&holder.ek_id, IdInQuestion::Is(token.device_id()), now)?;
             match self.check_login(&token, &holder, &records, now) {
                 Ok(device) => {
-                    let used = records.shared_key.filter(|key| key.is_used).map(|key| key.generation);
-                    let is_first = used != Some(device.generation()) || records.registration.is_none();
+                    let used =
+                        records.shared_key.filter(|key| key.is_used).map(|key| key.generation);
+                    let is_first =
+                        used != Some(device.generation()) || records.registration.is_none();
                     return Ok((device, is_first.then_some(FirstUse { token, holder })));
                 }
                 Err(refused) => refusal = refused,
@@ -170,7 +189,8 @@ impl Ca {
         Err(refusal)
     }
 
-    /// Registers a device with its key and retires older keys, if what is on record in the transaction still lets it in.
+    /// Registers a device with its key and retires older keys, if what is on record in the
+    /// transaction still lets it in.
     ///
     /// # Errors
     /// It no longer does, or the store failed.
@@ -181,10 +201,16 @@ impl Ca {
         now: OffsetDateTime,
     ) -> Result<(), LoginRefused> {
         let refused = store.transaction(|transaction| {
-            let records = transaction.records(&holder.ek_id, IdInQuestion::Is(token.device_id()), now)?;
+            let records =
+                transaction.records(&holder.ek_id, IdInQuestion::Is(token.device_id()), now)?;
             match self.check_login(token, holder, &records, now) {
                 Ok(device) => {
-                    transaction.accept_shared_key(holder, token.device_id(), device.generation(), now)?;
+                    transaction.accept_shared_key(
+                        holder,
+                        token.device_id(),
+                        device.generation(),
+                        now,
+                    )?;
                     Ok(None)
                 }
                 Err(refused) => Ok(Some(refused)),
@@ -202,7 +228,14 @@ impl Ca {
     ) -> Result<AuthenticatedDevice, LoginRefused> {
         records.admit(&holder.ek_id, token.device_id(), holder.assurance)?;
         let generations = records.accepted_generations();
-        Ok(AuthenticatedDevice::verify(token.clone(), &self.scope, &self.master, holder.ek_id, &generations, now)?)
+        Ok(AuthenticatedDevice::verify(
+            token.clone(),
+            &self.scope,
+            &self.master,
+            holder.ek_id,
+            &generations,
+            now,
+        )?)
     }
 
     fn issue(
@@ -218,13 +251,19 @@ impl Ca {
 
     /// Signs a list of what is no longer good, with a number of its own.
     ///
-    /// If it has more than `longest` bytes, certificates that never came into force are left out: strangers can fill a list with them,
-    /// and nobody but their TPMs can show them.
+    /// If it has more than `longest` bytes, certificates that never came into force are left out:
+    /// strangers can fill a list with them, and nobody but their TPMs can show them.
     ///
     /// # Errors
     /// The store failed, or the signer did.
-    pub fn revocation_list(&self, store: &mut Store, longest: usize, now: OffsetDateTime) -> Result<Vec<u8>, Refusal> {
-        let (RevokedCertificates { once_in_force, never_in_force }, number) = store.revocation_list(now)?;
+    pub fn revocation_list(
+        &self,
+        store: &mut Store,
+        longest: usize,
+        now: OffsetDateTime,
+    ) -> Result<Vec<u8>, Refusal> {
+        let (RevokedCertificates { once_in_force, never_in_force }, number) =
+            store.revocation_list(now)?;
         let all = once_in_force.iter().chain(&never_in_force).cloned();
         let list = self.issuer.revocation_list(all, number, now)?;
         if list.len() <= longest {
@@ -239,7 +278,11 @@ impl Ca {
         certificate: Unconfirmed,
         now: OffsetDateTime,
     ) -> Result<bool, Refusal> {
-        let records = transaction.records(&certificate.ek_id, IdInQuestion::Is(&certificate.device_id), now)?;
+        let records = transaction.records(
+            &certificate.ek_id,
+            IdInQuestion::Is(&certificate.device_id),
+            now,
+        )?;
         let confirmed = certificate.confirm(&records, now)?;
         Ok(transaction.activate(&confirmed, &self.ticket_key, now)?)
     }
@@ -260,7 +303,8 @@ pub struct FirstUse {
     holder: SharedKeyHolder,
 }
 
-/// A trusted EK with the key it is to be joined to, both checked, and the device id that was asked for.
+/// A trusted EK with the key it is to be joined to, both checked, and the device id that was asked
+/// for.
 pub struct Applicant<K> {
     /// The EK.
     pub ek: TrustedEk,
@@ -306,7 +350,8 @@ impl Examiner {
         Ok(Self { store, anchors, anchors_version })
     }
 
-    /// Answers a device's evidence with a challenge, once every check that needs no answer has passed.
+    /// Answers a device's evidence with a challenge, once every check that needs no answer has
+    /// passed.
     ///
     /// # Errors
     /// A check failed, or the store did.
@@ -330,7 +375,11 @@ impl Examiner {
     ///
     /// # Errors
     /// A check failed, or the store did.
-    pub fn applicant(&mut self, evidence: &Evidence, now: OffsetDateTime) -> Result<Applicant<BoundKey>, Refusal> {
+    pub fn applicant(
+        &mut self,
+        evidence: &Evidence,
+        now: OffsetDateTime,
+    ) -> Result<Applicant<BoundKey>, Refusal> {
         let ek = self.trust(&evidence.ek, now)?;
         let key = BoundKey::verify(evidence)?;
         Ok(Applicant::new(ek, key, &evidence.ek))

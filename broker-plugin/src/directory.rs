@@ -54,19 +54,20 @@ pub struct Credentials {
 }
 
 impl Directory {
-    /// Makes a CA: root, issuing and service CA, ticket key, master secret, broker, worker and operator certificates, configuration,
-    /// database.
+    /// Makes a CA: root, issuing and service CA, ticket key, master secret, broker, worker and
+    /// operator certificates, configuration, database.
     ///
     /// The directory may be there if it is empty, or holds nothing but an `assay.toml`, which is
-    /// kept. Its owner owns what is made; if that is not who makes it, root must have put the directory
-    /// in its place. The database appears last and at once, so a half-made CA
-    /// is never opened.
+    /// kept. Its owner owns what is made; if that is not who makes it, root must have put the
+    /// directory in its place. The database appears last and at once, so a half-made CA is never
+    /// opened.
     ///
     /// # Errors
     /// Something else is in the directory, its `assay.toml` is not valid, or it cannot be written.
     pub fn create(path: &Path, name: &str, server_names: &[String]) -> Result<()> {
         for name in server_names {
-            ServerName::try_from(name.as_str()).with_context(|| format!("{name:?} names no server"))?;
+            ServerName::try_from(name.as_str())
+                .with_context(|| format!("{name:?} names no server"))?;
         }
         let cannot_make = || format!("cannot make {}", path.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(cannot_make)?;
@@ -77,7 +78,9 @@ impl Directory {
         new.check_owner(path)?;
         let settings = settings_in(&directory, path)?;
         fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(cannot_make)?;
-        let half_made = || format!("{} is half made; empty it (assay.toml may stay) and try again", path.display());
+        let half_made = || {
+            format!("{} is half made; empty it (assay.toml may stay) and try again", path.display())
+        };
         new.fill(name, server_names, settings).with_context(half_made)
     }
 
@@ -88,7 +91,10 @@ impl Directory {
     pub fn open(path: &Path) -> Result<Self> {
         let config = Config::read(path)?;
         let shown = path.display();
-        ensure!(path.join(ROOT).exists(), "{shown} holds no CA yet, only its settings; run `assay init {shown}`");
+        ensure!(
+            path.join(ROOT).exists(),
+            "{shown} holds no CA yet, only its settings; run `assay init {shown}`"
+        );
         Ok(Self { path: path.to_owned(), config })
     }
 
@@ -172,12 +178,15 @@ impl Directory {
     fn issuer_of(&self, name: &str, certificate: &str, key: &str) -> Result<Issuer> {
         let issuer = Issuer::from_pem(certificate, key);
         let issuer = issuer.with_context(|| format!("{name}.pem and {name}.key"))?;
-        issuer.under(&self.root()?, OffsetDateTime::now_utc()).with_context(|| format!("{name}.pem and root.pem"))
+        issuer
+            .under(&self.root()?, OffsetDateTime::now_utc())
+            .with_context(|| format!("{name}.pem and root.pem"))
     }
 
     /// Files with secrets that every user of this machine can read.
     pub fn exposed(&self) -> Vec<PathBuf> {
-        let mode = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
+        let mode =
+            |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
         // Nobody reads what is in a directory that he may not search.
         if mode(&self.path) & 0o001 == 0 {
             return Vec::new();
@@ -188,7 +197,9 @@ impl Directory {
 
     fn secret<const LEN: usize>(&self, name: &str) -> Result<Zeroizing<[u8; LEN]>> {
         let path = self.path.join(name);
-        let secret = Zeroizing::new(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+        let secret = Zeroizing::new(
+            fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?,
+        );
         let secret = secret.as_slice().try_into().map(Zeroizing::new);
         secret.with_context(|| format!("{} must have {LEN} bytes", path.display()))
     }
@@ -199,7 +210,8 @@ impl Directory {
     /// It cannot be read.
     pub fn root(&self) -> Result<CertificateDer<'static>> {
         let path = self.path.join(ROOT);
-        CertificateDer::from_pem_file(&path).with_context(|| format!("cannot read {}", path.display()))
+        CertificateDer::from_pem_file(&path)
+            .with_context(|| format!("cannot read {}", path.display()))
     }
 
     /// The root, as TLS clients take it.
@@ -217,20 +229,23 @@ impl Directory {
     /// # Errors
     /// They cannot be read.
     pub fn credentials(&self, holder: &str) -> Result<Credentials> {
-        let [certificate, key] = ["pem", "key"].map(|kind| self.path.join(format!("{holder}.{kind}")));
+        let [certificate, key] =
+            ["pem", "key"].map(|kind| self.path.join(format!("{holder}.{kind}")));
         let chain: Vec<_> = CertificateDer::pem_file_iter(&certificate)
             .and_then(Iterator::collect)
             .with_context(|| format!("cannot read {}", certificate.display()))?;
         ensure!(!chain.is_empty(), "{} holds no certificate", certificate.display());
-        let key = PrivateKeyDer::from_pem_file(&key).with_context(|| format!("cannot read {}", key.display()))?;
+        let key = PrivateKeyDer::from_pem_file(&key)
+            .with_context(|| format!("cannot read {}", key.display()))?;
         Ok(Credentials { chain, key })
     }
 
-    /// Makes a certificate for an operator or a worker, as [`Role`] says, puts it on record as `name`, and writes it and its key to
-    /// `{name}.pem` and `{name}.key` in `out`.
+    /// Makes a certificate for an operator or a worker, as [`Role`] says, puts it on record as
+    /// `name`, and writes it and its key to `{name}.pem` and `{name}.key` in `out`.
     ///
     /// # Errors
-    /// There is one of that name, on record or in `out`; or the service CA's key cannot be read, or the files not be written.
+    /// There is one of that name, on record or in `out`; or the service CA's key cannot be read, or
+    /// the files not be written.
     pub fn add_credential(&self, role: Role, name: &ClientId, out: &Path) -> Result<()> {
         let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
         let (authority, service) = self.authority(SERVICE)?;
@@ -238,9 +253,11 @@ impl Directory {
             Role::Operator => authority.operator(now, rng)?,
             Role::Worker => authority.worker(now, rng)?,
         };
-        let cannot_write = || format!("cannot write {name}.pem and {name}.key to {}", out.display());
+        let cannot_write =
+            || format!("cannot write {name}.pem and {name}.key to {}", out.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(out).with_context(cannot_write)?;
-        // Held, as in `create`. Elsewhere than in the CA's own directory the files are whose who makes them.
+        // Held, as in `create`. Elsewhere than in the CA's own directory the files are whose who
+        // makes them.
         let held = File::open(out).with_context(cannot_write)?;
         let place = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
         let mut files = NewFiles::of(&place).with_context(cannot_write)?;
@@ -250,20 +267,29 @@ impl Directory {
         // First on record: what is not there cannot be revoked, and other brokers take it.
         let mut store = self.store()?;
         let is_new = store.add_credential(name.as_str(), &credential(&pair)?, now)?;
-        ensure!(is_new, "{name} is on record already (assay credentials list); choose another name");
-        files.write_pair(name.as_str(), &pair, &service).with_context(cannot_write).inspect_err(|_| {
-            // It is of no use without its files. If this fails too, it stays on record, and can be revoked.
-            _ = store.revoke_credential(name.as_str(), now);
-        })?;
+        ensure!(
+            is_new,
+            "{name} is on record already (assay credentials list); choose another name"
+        );
+        files.write_pair(name.as_str(), &pair, &service).with_context(cannot_write).inspect_err(
+            |_| {
+                // It is of no use without its files. If this fails too, it stays on record, and can
+                // be revoked.
+                _ = store.revoke_credential(name.as_str(), now);
+            },
+        )?;
         Ok(())
     }
 
-    /// Certificates for devices that do not exist, to try a broker with, each for ten minutes `from` some time; see
-    /// [`Authority::throw_away_device`]. They are on no record yet.
+    /// Certificates for devices that do not exist, to try a broker with, each for ten minutes
+    /// `from` some time; see [`Authority::throw_away_device`]. They are on no record yet.
     ///
     /// # Errors
     /// The issuing key cannot be read.
-    pub fn throw_away_devices<const N: usize>(&self, from: [OffsetDateTime; N]) -> Result<[ThrowAwayDevice; N]> {
+    pub fn throw_away_devices<const N: usize>(
+        &self,
+        from: [OffsetDateTime; N],
+    ) -> Result<[ThrowAwayDevice; N]> {
         let (authority, issuing) = self.authority(ISSUING)?;
         let scope = &self.config.scope;
         let devices = from.map(|from| {
@@ -282,13 +308,15 @@ impl Directory {
         Ok((Authority::from_pem(&certificate, &key)?, certificate))
     }
 
-    /// Which of the directory's own files, `worker` or `operator`, is the credential of this name, if any.
+    /// Which of the directory's own files, `worker` or `operator`, is the credential of this name,
+    /// if any.
     ///
     /// # Errors
     /// The store cannot be read.
     pub fn holder_of(&self, name: &str) -> Result<Option<&'static str>> {
         let credentials = self.store()?.credentials()?;
-        let Some(credential) = credentials.into_iter().find(|credential| credential.name == name) else {
+        let Some(credential) = credentials.into_iter().find(|credential| credential.name == name)
+        else {
             return Ok(None);
         };
         let is_it = |holder: &&str| {
@@ -361,16 +389,21 @@ fn ours() -> io::Result<(u32, u32)> {
 /// people call it.
 fn settings_in(directory: &Path, shown: &Path) -> Result<Option<Config>> {
     let shown = shown.display();
-    let entries = fs::read_dir(directory).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+    let entries =
+        fs::read_dir(directory).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
     let entries = entries.with_context(|| format!("cannot read {shown}"))?;
     let names: Vec<_> = entries.iter().map(DirEntry::file_name).collect();
     match &names[..] {
         [] => Ok(None),
-        [name] if name == CONFIG => Config::read(directory).with_context(|| format!("in {shown}")).map(Some),
+        [name] if name == CONFIG => {
+            Config::read(directory).with_context(|| format!("in {shown}")).map(Some)
+        }
         names if names.iter().any(|name| name == DATABASE) => {
             bail!("{shown} holds a CA, and one is never overwritten. Choose another directory")
         }
-        _ => bail!("{shown} is not empty. Empty it (assay.toml may stay), or choose another directory"),
+        _ => bail!(
+            "{shown} is not empty. Empty it (assay.toml may stay), or choose another directory"
+        ),
     }
 }
 
@@ -387,8 +420,8 @@ impl<'a> NewFiles<'a> {
         Ok(Self { directory, owner: (metadata.uid(), metadata.gid()) })
     }
 
-    /// Whoever owns the directory owns the CA. Root may make one for the user of a service, but not for somebody who put a
-    /// directory of his own where root was going to make one.
+    /// Whoever owns the directory owns the CA. Root may make one for the user of a service, but not
+    /// for somebody who put a directory of his own where root was going to make one.
     fn check_owner(&self, path: &Path) -> Result<()> {
         let ((owner, _), (maker, _)) = (self.owner, ours()?);
         if owner == maker {
@@ -426,7 +459,9 @@ impl<'a> NewFiles<'a> {
         let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
         names.extend_from_slice(server_names);
         names.extend(settings.iter().flat_map(Config::listener_names));
-        let server = service.server(&names, now, rng).with_context(|| format!("broker certificate for {names:?}"))?;
+        let server = service
+            .server(&names, now, rng)
+            .with_context(|| format!("broker certificate for {names:?}"))?;
         let (worker, operator) = (service.worker(now, rng)?, service.operator(now, rng)?);
         let credentials = [("worker", credential(&worker)?), ("operator", credential(&operator)?)];
 
@@ -453,7 +488,11 @@ impl<'a> NewFiles<'a> {
 
     /// SQLite makes it elsewhere, for it opens files by name, and in this directory another user
     /// may have put any name.
-    fn write_database(&self, credentials: &[(&str, Credential)], now: OffsetDateTime) -> Result<()> {
+    fn write_database(
+        &self,
+        credentials: &[(&str, Credential)],
+        now: OffsetDateTime,
+    ) -> Result<()> {
         let elsewhere = tempfile::tempdir().context("cannot make a temporary directory")?;
         let made = elsewhere.path().join(DATABASE);
         let mut store = Store::create(&made)?;
@@ -483,7 +522,10 @@ impl Config {
     fn read(directory: &Path) -> Result<Self> {
         let file = directory.join(CONFIG);
         let text = fs::read_to_string(&file).with_context(|| {
-            format!("cannot read {}; `assay init DIR` makes a CA, --dir says where it is", file.display())
+            format!(
+                "cannot read {}; `assay init DIR` makes a CA, --dir says where it is",
+                file.display()
+            )
         })?;
         Self::parse(&text).with_context(|| format!("{} is not valid", file.display()))
     }
@@ -491,17 +533,27 @@ impl Config {
     /// Addresses at which the built-in broker is reached, for its certificate.
     fn listener_names(&self) -> Vec<String> {
         let addresses = [self.bootstrap.ip(), self.operational.ip()];
-        addresses.iter().filter(|address| !address.is_unspecified()).map(IpAddr::to_string).collect()
+        addresses
+            .iter()
+            .filter(|address| !address.is_unspecified())
+            .map(IpAddr::to_string)
+            .collect()
     }
 
     fn parse(text: &str) -> Result<Self> {
         let raw: RawConfig = toml::from_str(text)?;
         let RawCertificates { lifetime_days, confirm_within_seconds } = raw.certificates;
-        let profile = Profile::new(Duration::days(lifetime_days.into()), Profile::default().backdate());
+        let profile =
+            Profile::new(Duration::days(lifetime_days.into()), Profile::default().backdate());
         let profile = profile.context("certificates.lifetime_days")?;
         let profile = profile.with_confirmation(Duration::seconds(confirm_within_seconds.into()));
         let profile = profile.context("certificates.confirm_within_seconds")?;
-        let flows = raw.flows.iter().map(|flow| flow.parse()).collect::<Result<Vec<Flow>, _>>().context("flows")?;
+        let flows = raw
+            .flows
+            .iter()
+            .map(|flow| flow.parse())
+            .collect::<Result<Vec<Flow>, _>>()
+            .context("flows")?;
         Ok(Self {
             scope: raw.scope.parse().context("scope")?,
             bootstrap: raw.broker.bootstrap,
@@ -570,13 +622,18 @@ impl Default for RawConfig {
 impl Default for RawBroker {
     fn default() -> Self {
         let everywhere = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        Self { bootstrap: everywhere(8883), operational: everywhere(8884), limits: RawLimits::default() }
+        Self {
+            bootstrap: everywhere(8883),
+            operational: everywhere(8884),
+            limits: RawLimits::default(),
+        }
     }
 }
 
 impl Default for RawLimits {
     fn default() -> Self {
-        let Limits { waiting, bootstrap, operational, arrivals_per_network, .. } = Limits::default();
+        let Limits { waiting, bootstrap, operational, arrivals_per_network, .. } =
+            Limits::default();
         Self { waiting, bootstrap, operational, arrivals_per_network }
     }
 }

@@ -79,7 +79,8 @@ impl<K: Eq + Hash> Meter<K> {
 
     /// Spends, even what is not there; how long to wait until the debt is paid.
     pub(crate) fn spend(&self, payer: K, units: u32, now: Instant) -> Duration {
-        self.with(payer, now, |budget| budget.spend_of_others(units, self.rate, now)).unwrap_or_default()
+        self.with(payer, now, |budget| budget.spend_of_others(units, self.rate, now))
+            .unwrap_or_default()
     }
 
     /// Spends, if all of it is there.
@@ -87,8 +88,8 @@ impl<K: Eq + Hash> Meter<K> {
         self.with(payer, now, |budget| budget.allows(units, self.rate, now)).unwrap_or(true)
     }
 
-    /// Nothing if there is no room for another payer: strangers invent names faster than budgets fill up. Those who came before
-    /// them keep theirs.
+    /// Nothing if there is no room for another payer: strangers invent names faster than budgets
+    /// fill up. Those who came before them keep theirs.
     fn with<T>(&self, payer: K, now: Instant, pay: impl FnOnce(&mut Budget) -> T) -> Option<T> {
         let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
         if budgets.by_payer.len() >= PAYERS && !budgets.by_payer.contains_key(&payer) {
@@ -129,7 +130,11 @@ mod tests {
         let later = start + Duration::from_millis(600);
         assert!(budget.is_full(later) && !budget.is_full(later - Duration::from_millis(1)));
         assert_eq!(budget.spend(5, RATE, later), Duration::ZERO);
-        assert_eq!(budget.spend(1, RATE, later), Duration::from_millis(100), "no more than the burst is saved up");
+        assert_eq!(
+            budget.spend(1, RATE, later),
+            Duration::from_millis(100),
+            "no more than the burst is saved up"
+        );
     }
 
     #[test]
@@ -148,7 +153,11 @@ mod tests {
         assert_eq!(meter.spend("a", 1_000_000, now), MAX_DEBT);
         assert_eq!(meter.spend("a", 1, now), MAX_DEBT);
         assert_eq!(meter.spend("a", 1, now + MAX_DEBT), Duration::from_millis(100));
-        assert_eq!(Budget::default().spend(1005, RATE, now), Duration::from_secs(100), "one's own is as long as it is");
+        assert_eq!(
+            Budget::default().spend(1005, RATE, now),
+            Duration::from_secs(100),
+            "one's own is as long as it is"
+        );
     }
 
     #[test]

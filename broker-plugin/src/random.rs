@@ -2,7 +2,8 @@
 
 use rand_core::{Rng, UnwrapErr};
 
-/// A cryptographic generator that draws every byte from the kernel, and panics if the kernel cannot give any.
+/// A cryptographic generator that draws every byte from the kernel, and panics if the kernel cannot
+/// give any.
 pub(crate) fn random() -> impl rand_core::CryptoRng {
     UnwrapErr(getrandom::SysRng)
 }

@@ -8,13 +8,14 @@ use assay_broker_plugin::broker::ClientCertificate;
 use assay_broker_plugin::ca::Change;
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::{
-    AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, IdInQuestion, NewEnrolment, Removed,
-    RevokedCertificates, SharedKeyHolder, Store, StoreError, Tags, Transaction, Trusted, Whom,
+    AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, IdInQuestion, NewEnrolment,
+    Removed, RevokedCertificates, SharedKeyHolder, Store, StoreError, Tags, Transaction, Trusted,
+    Whom,
 };
 use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{
-    Allowances, Assurance, Enrolment, IssuedCertificate, Records, Reprovision, RevocationReason, Role,
-    SharedKeyOnRecord, TicketKey,
+    Allowances, Assurance, Enrolment, IssuedCertificate, Records, Reprovision, RevocationReason,
+    Role, SharedKeyOnRecord, TicketKey,
 };
 use assay_wire::{DeviceId, EkId, ProblemCode, Scope};
 use sha2::{Digest, Sha256};
@@ -59,12 +60,16 @@ fn certificate(serial: u8, device: &str, ek_id: EkId) -> IssuedCertificate {
 
 /// One that waits for ten minutes to be confirmed.
 fn sealed(serial: u8, device: &str, ek_id: EkId) -> IssuedCertificate {
-    IssuedCertificate { confirm_by: Some(now() + Duration::minutes(10)), ..certificate(serial, device, ek_id) }
+    IssuedCertificate {
+        confirm_by: Some(now() + Duration::minutes(10)),
+        ..certificate(serial, device, ek_id)
+    }
 }
 
 /// Of a certificate whose device shows it.
 fn status(store: &Store, serial: u8) -> CertificateStatus {
-    let issued = store.certificates().unwrap().into_iter().find(|issued| issued.serial == [serial; 16]);
+    let issued =
+        store.certificates().unwrap().into_iter().find(|issued| issued.serial == [serial; 16]);
     let device = issued.map_or_else(|| id("pump-17"), |issued| issued.device_id);
     store.certificate_status(&device, &shown(serial, &[serial])).unwrap()
 }
@@ -85,7 +90,11 @@ fn prune(store: &mut Store, at: OffsetDateTime) {
 fn revoked(store: &mut Store) -> Vec<(u8, RevocationReason)> {
     let revoked = store.revoked(now()).unwrap();
     let RevokedCertificates { once_in_force, never_in_force } = revoked;
-    once_in_force.into_iter().chain(never_in_force).map(|revoked| (revoked.serial[0], revoked.reason)).collect()
+    once_in_force
+        .into_iter()
+        .chain(never_in_force)
+        .map(|revoked| (revoked.serial[0], revoked.reason))
+        .collect()
 }
 
 fn offer(store: &mut Store, ek_id: EkId, device: &str, generation: u32) {
@@ -94,14 +103,17 @@ fn offer(store: &mut Store, ek_id: EkId, device: &str, generation: u32) {
 
 fn offer_to(store: &mut Store, parent: ParentKind, ek_id: EkId, device: &str, generation: u32) {
     let (device, assurance) = (id(device), Assurance::VendorCertificate);
-    let offer =
-        |transaction: &Transaction<'_>| transaction.offer_shared_key(&ek_id, &device, assurance, generation, parent);
+    let offer = |transaction: &Transaction<'_>| {
+        transaction.offer_shared_key(&ek_id, &device, assurance, generation, parent)
+    };
     store.transaction(offer).unwrap();
 }
 
 fn accept(store: &mut Store, ek_id: EkId, device: &str, generation: u32) -> Result<(), StoreError> {
     let holder = SharedKeyHolder { ek_id, assurance: Assurance::VendorCertificate };
-    store.transaction(|transaction| transaction.accept_shared_key(&holder, &id(device), generation, now()))
+    store.transaction(|transaction| {
+        transaction.accept_shared_key(&holder, &id(device), generation, now())
+    })
 }
 
 fn shared_key(store: &Store, ek_id: EkId) -> Option<SharedKeyOnRecord> {
@@ -112,13 +124,22 @@ fn shared_key(store: &Store, ek_id: EkId) -> Option<SharedKeyOnRecord> {
 fn confirm(store: &mut Store, serial: u8, at: OffsetDateTime) -> bool {
     let confirmed = |transaction: &Transaction<'_>| {
         for ek in [ek(1), ek(2)] {
-            let waiting = transaction.waiting_certificates(&ek, &Sha256::digest([serial]).into(), &key())?;
+            let waiting =
+                transaction.waiting_certificates(&ek, &Sha256::digest([serial]).into(), &key())?;
             if let Some((certificate, _)) = waiting.into_iter().next() {
-                let records = transaction.records(&ek, IdInQuestion::Is(&certificate.device_id), at)?;
+                let records =
+                    transaction.records(&ek, IdInQuestion::Is(&certificate.device_id), at)?;
                 // Its name is one that an operator gave.
-                let named = Enrolment { device_id: Some(certificate.device_id.clone()), ..Enrolment::default() };
+                let named = Enrolment {
+                    device_id: Some(certificate.device_id.clone()),
+                    ..Enrolment::default()
+                };
                 let records = Records { enrolment: Some(named), ..records };
-                return transaction.activate(&certificate.confirm(&records, at).unwrap(), &key(), at);
+                return transaction.activate(
+                    &certificate.confirm(&records, at).unwrap(),
+                    &key(),
+                    at,
+                );
             }
         }
         Ok(false)
@@ -182,7 +203,8 @@ fn a_newer_certificate_supersedes_the_older() {
 fn another_certificate_with_the_serial_number_of_a_good_one_is_unknown() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
-    let worth = |device: &str, der: &[u8]| store.certificate_status(&id(device), &shown(1, der)).unwrap();
+    let worth =
+        |device: &str, der: &[u8]| store.certificate_status(&id(device), &shown(1, der)).unwrap();
     assert_eq!(worth("pump-17", &[1]), CertificateStatus::Active);
     assert_eq!(worth("pump-17", &[2]), CertificateStatus::Unknown);
     assert_eq!(worth("pump-18", &[1]), CertificateStatus::Unknown);
@@ -265,8 +287,14 @@ fn an_ek_is_enrolled_once_and_an_id_is_granted_once() {
 fn a_registered_ek_keeps_its_id_when_it_is_enrolled() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
-    assert!(matches!(enroll(&mut store, ek(1), Some("pump-18")), Err(EnrolError::Registered(_, _))));
-    assert!(matches!(enroll(&mut store, ek(2), Some("pump-17")), Err(EnrolError::DeviceIdTaken(_, _))));
+    assert!(matches!(
+        enroll(&mut store, ek(1), Some("pump-18")),
+        Err(EnrolError::Registered(_, _))
+    ));
+    assert!(matches!(
+        enroll(&mut store, ek(2), Some("pump-17")),
+        Err(EnrolError::DeviceIdTaken(_, _))
+    ));
     enroll(&mut store, ek(1), Some("pump-17")).unwrap();
 }
 
@@ -284,7 +312,10 @@ fn many_are_enrolled_or_none() {
     for results in [store.rehearse_enroll(&new).unwrap(), store.enroll(&new).unwrap()] {
         let failed: Vec<_> = (0..5).filter(|n| results[*n].is_err()).collect();
         assert_eq!(failed, [2, 4], "each where it stands");
-        assert!(matches!(results[0], Ok(Enrolled::Unchanged)) && matches!(results[1], Ok(Enrolled::Added)));
+        assert!(
+            matches!(results[0], Ok(Enrolled::Unchanged))
+                && matches!(results[1], Ok(Enrolled::Added))
+        );
         assert_eq!(store.enrolments().unwrap().len(), 1);
     }
     assert!(store.rehearse_enroll(&new[..2]).unwrap().iter().all(Result::is_ok));
@@ -336,7 +367,11 @@ fn tags_are_kept_and_change_with_the_list_that_has_them() {
     assert_eq!(enroll(tagged("north")), Enrolled::Added);
     assert_eq!(enroll(tagged("north")), Enrolled::Unchanged);
     assert_eq!(enroll(tagged("south")), Enrolled::Retagged);
-    assert_eq!(enroll(enrolment(ek(1), None)), Enrolled::Unchanged, "what says nothing changes nothing");
+    assert_eq!(
+        enroll(enrolment(ek(1), None)),
+        Enrolled::Unchanged,
+        "what says nothing changes nothing"
+    );
     assert_eq!(store.enrolment(&ek(1)).unwrap().unwrap().tags, tagged("south").tags);
 }
 
@@ -362,11 +397,16 @@ fn sealed_certificates_wait_for_their_own_ek_and_ik_until_they_are_confirmed() {
     add(&mut store, &sealed(1, "pump-17", ek(1))).unwrap();
     let ik_id: [u8; 32] = Sha256::digest([1]).into();
     let waiting = |store: &mut Store, ek: EkId, ik_id: [u8; 32]| {
-        let found = store.transaction(|transaction| transaction.waiting_certificates(&ek, &ik_id, &key())).unwrap();
+        let found = store
+            .transaction(|transaction| transaction.waiting_certificates(&ek, &ik_id, &key()))
+            .unwrap();
         found.into_iter().map(|(certificate, der)| (certificate.serial, der)).collect::<Vec<_>>()
     };
     assert_eq!(waiting(&mut store, ek(1), ik_id), [([1; 16], vec![1])]);
-    assert!(waiting(&mut store, ek(2), ik_id).is_empty() && waiting(&mut store, ek(1), [9; 32]).is_empty());
+    assert!(
+        waiting(&mut store, ek(2), ik_id).is_empty()
+            && waiting(&mut store, ek(1), [9; 32]).is_empty()
+    );
     assert!(confirm(&mut store, 1, now()));
     assert!(waiting(&mut store, ek(1), ik_id).is_empty());
 }
@@ -378,7 +418,10 @@ fn an_unconfirmed_certificate_supersedes_nothing_and_registers_nobody() {
     let seen = store.revocations().unwrap();
     add(&mut store, &sealed(2, "pump-1", ek(1))).unwrap();
     add(&mut store, &sealed(3, "pump-2", ek(2))).unwrap();
-    assert_eq!((status(&store, 1), status(&store, 2)), (CertificateStatus::Active, CertificateStatus::Unconfirmed));
+    assert_eq!(
+        (status(&store, 1), status(&store, 2)),
+        (CertificateStatus::Active, CertificateStatus::Unconfirmed)
+    );
     assert_eq!(store.devices().unwrap().len(), 1);
     assert!(store.enrolment(&ek(2)).unwrap().is_none());
     assert_eq!(store.revocations().unwrap(), seen);
@@ -398,7 +441,10 @@ fn a_confirmed_certificate_supersedes_and_registers() {
     }
     assert_eq!(status(&store, 1), CertificateStatus::Superseded);
     let devices = store.devices().unwrap();
-    assert_eq!(devices.iter().map(|device| device.serial.as_ref().unwrap()[0]).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(
+        devices.iter().map(|device| device.serial.as_ref().unwrap()[0]).collect::<Vec<_>>(),
+        [2, 3]
+    );
     assert_eq!(revoked(&mut store), [(1, RevocationReason::Superseded)]);
 }
 
@@ -408,7 +454,9 @@ fn a_certificate_that_was_not_confirmed_in_time_is_revoked() {
     add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
     let deadline = now() + Duration::minutes(10);
     let before = deadline - Duration::seconds(1);
-    let revoke = |store: &mut Store, now| store.transaction(|transaction| transaction.revoke_unconfirmed(now)).unwrap();
+    let revoke = |store: &mut Store, now| {
+        store.transaction(|transaction| transaction.revoke_unconfirmed(now)).unwrap()
+    };
     assert!(!store.has_overdue_confirmations(before).unwrap());
     assert_eq!(revoke(&mut store, before), 0);
     assert!(store.has_overdue_confirmations(deadline).unwrap());
@@ -441,8 +489,9 @@ fn certificates_of_a_device_are_counted_for_a_day() {
 #[test]
 fn certificates_that_nobody_confirmed_are_counted_for_a_day() {
     let (_directory, mut store) = store();
-    let count =
-        |store: &Store, now| store.records(&ek(1), IdInQuestion::Is(&id("nobody")), now).unwrap().recent_unconfirmed;
+    let count = |store: &Store, now| {
+        store.records(&ek(1), IdInQuestion::Is(&id("nobody")), now).unwrap().recent_unconfirmed
+    };
     for serial in 1..=3 {
         add(&mut store, &sealed(serial, "pump-1", ek(1))).unwrap();
     }
@@ -450,7 +499,9 @@ fn certificates_that_nobody_confirmed_are_counted_for_a_day() {
     assert_eq!(count(&store, now()), 3);
     assert!(confirm(&mut store, 1, now()));
     assert_eq!(count(&store, now()), 2, "one was confirmed");
-    store.transaction(|transaction| transaction.revoke_unconfirmed(now() + Duration::hours(1))).unwrap();
+    store
+        .transaction(|transaction| transaction.revoke_unconfirmed(now() + Duration::hours(1)))
+        .unwrap();
     assert_eq!(count(&store, now() + Duration::hours(1)), 2, "revoked ones count");
     assert_eq!(count(&store, now() + Duration::days(1)), 0);
 }
@@ -465,7 +516,8 @@ fn the_revocation_list_gives_reasons_and_forgets_what_expired() {
     add(&mut store, &certificate(5, "pump-4", ek(4))).unwrap();
     store.set_disabled(&ek(2), true, now()).unwrap();
     store.remove(&ek(3), now()).unwrap();
-    let (superseded, removed) = ((1, RevocationReason::Superseded), (4, RevocationReason::CessationOfOperation));
+    let (superseded, removed) =
+        ((1, RevocationReason::Superseded), (4, RevocationReason::CessationOfOperation));
     assert_eq!(revoked(&mut store), [superseded, (3, RevocationReason::CertificateHold), removed]);
     store.set_disabled(&ek(2), false, now()).unwrap();
     assert_eq!(revoked(&mut store), [superseded, removed]);
@@ -502,13 +554,18 @@ fn numbers_of_revocation_lists_stand_for_states_one_after_the_other() {
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
     add(&mut store, &sealed(2, "pump-18", ek(2))).unwrap();
     let list = |store: &mut Store, at| {
-        let (RevokedCertificates { once_in_force, never_in_force }, number) = store.revocation_list(at).unwrap();
+        let (RevokedCertificates { once_in_force, never_in_force }, number) =
+            store.revocation_list(at).unwrap();
         (once_in_force.len(), never_in_force.len(), number)
     };
     assert_eq!(list(&mut store, now()), (0, 0, 1));
     add(&mut store, &certificate(3, "pump-17", ek(1))).unwrap();
     assert_eq!(list(&mut store, now()), (1, 0, 2));
-    assert_eq!(list(&mut store, now() + Duration::HOUR), (1, 1, 3), "what is overdue is revoked first");
+    assert_eq!(
+        list(&mut store, now() + Duration::HOUR),
+        (1, 1, 3),
+        "what is overdue is revoked first"
+    );
 }
 
 #[test]
@@ -524,7 +581,8 @@ fn pruning_is_done_bit_by_bit() {
     });
     added.unwrap();
     let at = now() + Duration::days(121);
-    let prune = |store: &mut Store| store.transaction(|transaction| transaction.prune_expired(at)).unwrap();
+    let prune =
+        |store: &mut Store| store.transaction(|transaction| transaction.prune_expired(at)).unwrap();
     assert_eq!(prune(&mut store), 500);
     assert!(store.has_what_to_prune(at).unwrap());
     assert_eq!(prune(&mut store), 1);
@@ -535,11 +593,14 @@ fn pruning_is_done_bit_by_bit() {
 fn scope_is_the_devices_once_there_are_any() {
     let (_directory, mut store) = store();
     let [a, b] = ["plant-a", "plant-b"].map(|scope| scope.parse::<Scope>().unwrap());
-    let serves = |store: &mut Store, scope| store.transaction(|transaction| transaction.check_scope(scope)).is_ok();
+    let serves = |store: &mut Store, scope| {
+        store.transaction(|transaction| transaction.check_scope(scope)).is_ok()
+    };
     store.record_scope(&a).unwrap();
     let parent = tempfile::tempdir().unwrap();
     Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
-    let [check] = Directory::open(&parent.path().join("ca")).unwrap().throw_away_devices([now()]).unwrap();
+    let [check] =
+        Directory::open(&parent.path().join("ca")).unwrap().throw_away_devices([now()]).unwrap();
     store.add_throw_away(&check.id, &check.credentials.chain[0], now()).unwrap();
     store.record_scope(&b).unwrap();
     assert!(!serves(&mut store, &a) && serves(&mut store, &b), "who began to serve before notices");
@@ -585,13 +646,19 @@ fn certificate_that_waits_under_another_ticket_key_is_never_activated() {
     let other = TicketKey::new([8; TicketKey::LEN]);
     let ik_id = Sha256::digest([1]).into();
     let waiting = |store: &mut Store, key: &TicketKey| {
-        store.transaction(|transaction| transaction.waiting_certificates(&ek(1), &ik_id, key)).unwrap()
+        store
+            .transaction(|transaction| transaction.waiting_certificates(&ek(1), &ik_id, key))
+            .unwrap()
     };
     assert!(waiting(&mut store, &other).is_empty());
     let (certificate, _) = waiting(&mut store, &key()).pop().unwrap();
     let named = Enrolment { device_id: Some(id("pump-17")), ..Enrolment::default() };
-    let confirmed = certificate.confirm(&Records { enrolment: Some(named), ..Records::default() }, now()).unwrap();
-    assert!(!store.transaction(|transaction| transaction.activate(&confirmed, &other, now())).unwrap());
+    let confirmed = certificate
+        .confirm(&Records { enrolment: Some(named), ..Records::default() }, now())
+        .unwrap();
+    assert!(
+        !store.transaction(|transaction| transaction.activate(&confirmed, &other, now())).unwrap()
+    );
     assert_eq!(store.certificates().unwrap()[0].status, "unconfirmed");
 }
 
@@ -601,9 +668,15 @@ fn what_was_only_offered_to_an_ek_goes_when_it_is_removed() {
     assert_eq!(store.remove(&ek(1), now()).unwrap(), None);
     add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
     offer(&mut store, ek(2), "pump-2", 1);
-    assert_eq!(store.remove(&ek(1), now()).unwrap(), Some(Removed { certificates: 1, shared_key: false }));
+    assert_eq!(
+        store.remove(&ek(1), now()).unwrap(),
+        Some(Removed { certificates: 1, shared_key: false })
+    );
     assert_eq!(status(&store, 1), CertificateStatus::Revoked);
-    assert_eq!(store.remove(&ek(2), now()).unwrap(), Some(Removed { certificates: 0, shared_key: true }));
+    assert_eq!(
+        store.remove(&ek(2), now()).unwrap(),
+        Some(Removed { certificates: 0, shared_key: true })
+    );
     assert_eq!(
         shared_key(&store, ek(2)),
         Some(SharedKeyOnRecord { generation: 3, is_used: false, plain_srk_generation: 0 })
@@ -669,7 +742,9 @@ fn an_active_certificate_that_has_expired_is_not_given_again() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
     let ik_id = Sha256::digest([1]).into();
-    let mut again = |at| store.transaction(|transaction| transaction.active_certificate(&ek(1), &ik_id, at)).unwrap();
+    let mut again = |at| {
+        store.transaction(|transaction| transaction.active_certificate(&ek(1), &ik_id, at)).unwrap()
+    };
     assert_eq!(again(now()), Some(vec![1]));
     assert_eq!(again(now() + Duration::days(91)), None);
 }
@@ -683,10 +758,20 @@ fn what_was_once_in_force_stays_on_record_for_a_month_when_it_has_ended_and_expi
     store.remove(&ek(2), now()).unwrap();
     let expiry = now() + Duration::days(90);
     prune(&mut store, expiry + Duration::days(29));
-    assert_eq!((status(&store, 1), status(&store, 3)), (CertificateStatus::Superseded, CertificateStatus::Revoked));
+    assert_eq!(
+        (status(&store, 1), status(&store, 3)),
+        (CertificateStatus::Superseded, CertificateStatus::Revoked)
+    );
     prune(&mut store, expiry + Duration::days(31));
-    assert_eq!((status(&store, 1), status(&store, 3)), (CertificateStatus::Unknown, CertificateStatus::Unknown));
-    assert_eq!(status(&store, 2), CertificateStatus::Active, "a device has it until it has another");
+    assert_eq!(
+        (status(&store, 1), status(&store, 3)),
+        (CertificateStatus::Unknown, CertificateStatus::Unknown)
+    );
+    assert_eq!(
+        status(&store, 2),
+        CertificateStatus::Active,
+        "a device has it until it has another"
+    );
 }
 
 #[test]
@@ -703,10 +788,16 @@ fn a_removed_devices_id_is_free_and_its_certificates_are_not_good() {
     add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
     add(&mut store, &sealed(2, "pump-1", ek(1))).unwrap();
     let seen = store.revocations().unwrap();
-    assert_eq!(store.remove(&ek(1), now()).unwrap(), Some(Removed { certificates: 2, shared_key: false }));
+    assert_eq!(
+        store.remove(&ek(1), now()).unwrap(),
+        Some(Removed { certificates: 2, shared_key: false })
+    );
     assert!(store.revocations().unwrap() > seen);
     assert_eq!(store.remove(&ek(1), now()).unwrap(), None);
-    assert_eq!((status(&store, 1), status(&store, 2)), (CertificateStatus::Revoked, CertificateStatus::Revoked));
+    assert_eq!(
+        (status(&store, 1), status(&store, 2)),
+        (CertificateStatus::Revoked, CertificateStatus::Revoked)
+    );
     assert_eq!(store.ek_of_device(&id("pump-1")).unwrap(), None);
     assert!(store.devices().unwrap().is_empty() && store.enrolments().unwrap().is_empty());
     enroll(&mut store, ek(2), Some("pump-1")).unwrap();
@@ -764,7 +855,9 @@ fn of_two_eks_with_a_shared_key_for_one_device_id_one_is_registered() {
 #[test]
 fn a_retired_generation_never_returns() {
     let (_directory, mut store) = store();
-    let retire = |store: &mut Store| store.transaction(|transaction| transaction.retire_shared_key(&ek(1))).unwrap();
+    let retire = |store: &mut Store| {
+        store.transaction(|transaction| transaction.retire_shared_key(&ek(1))).unwrap()
+    };
     assert!(!retire(&mut store), "there is none");
     offer(&mut store, ek(1), "pump-1", 1);
     accept(&mut store, ek(1), "pump-1", 1).unwrap();
@@ -779,7 +872,10 @@ fn a_retired_generation_never_returns() {
     assert!(store.revocations().unwrap() > seen);
 
     accept(&mut store, ek(1), "pump-1", 3).unwrap();
-    assert_eq!(store.remove(&ek(1), now()).unwrap(), Some(Removed { certificates: 0, shared_key: true }));
+    assert_eq!(
+        store.remove(&ek(1), now()).unwrap(),
+        Some(Removed { certificates: 0, shared_key: true })
+    );
     enroll(&mut store, ek(1), Some("pump-1")).unwrap();
     offer(&mut store, ek(1), "pump-1", 1);
     assert_eq!(
@@ -791,7 +887,9 @@ fn a_retired_generation_never_returns() {
 #[test]
 fn what_a_plain_srk_was_offered_is_remembered_and_retired_with_what_follows_it() {
     let (_directory, mut store) = store();
-    let retire = |store: &mut Store| store.transaction(|transaction| transaction.retire_shared_key(&ek(1))).unwrap();
+    let retire = |store: &mut Store| {
+        store.transaction(|transaction| transaction.retire_shared_key(&ek(1))).unwrap()
+    };
     offer_to(&mut store, ParentKind::PlainSrk, ek(1), "pump-1", 1);
     let on_record = |store: &Store| {
         let key = shared_key(store, ek(1)).unwrap();
@@ -817,7 +915,8 @@ fn an_ek_that_the_ca_does_not_know_can_be_disabled_and_is_trusted_no_more_for_it
     let (_directory, mut store) = store();
     assert!(store.set_disabled(&ek(1), true, now()).unwrap());
     assert!(!store.set_disabled(&ek(1), true, now()).unwrap());
-    let records = |store: &Store| store.records(&ek(1), IdInQuestion::Is(&id("nobody")), now()).unwrap();
+    let records =
+        |store: &Store| store.records(&ek(1), IdInQuestion::Is(&id("nobody")), now()).unwrap();
     assert!(records(&store).disabled && records(&store).enrolment.is_none());
     let row = store.enrolment(&ek(1)).unwrap().unwrap();
     assert!(row.disabled && !row.registered && row.recognised.is_none());
@@ -902,8 +1001,9 @@ fn whatever_revokes_is_counted_and_only_that() {
 #[test]
 fn generations_taken_into_use_are_counted_for_a_day() {
     let (_directory, mut store) = store();
-    let recent =
-        |store: &Store, at| store.records(&ek(1), IdInQuestion::Is(&id("nobody")), at).unwrap().recent_generations;
+    let recent = |store: &Store, at| {
+        store.records(&ek(1), IdInQuestion::Is(&id("nobody")), at).unwrap().recent_generations
+    };
     offer(&mut store, ek(1), "pump-1", 1);
     for generation in 1..=3 {
         accept(&mut store, ek(1), "pump-1", generation).unwrap();
@@ -958,7 +1058,11 @@ fn a_change_of_anchors_changes_their_version() {
     assert_eq!(store.add_anchor(&narrow).unwrap(), Trusted::Changed);
     versions.push(store.anchors_version().unwrap());
     assert_eq!(store.add_anchor(&narrow).unwrap(), Trusted::Already);
-    assert_eq!(store.add_anchor(&anchor(3)).unwrap(), Trusted::Already, "what is more than it was stays");
+    assert_eq!(
+        store.add_anchor(&anchor(3)).unwrap(),
+        Trusted::Already,
+        "what is more than it was stays"
+    );
     assert_eq!(store.anchors().unwrap().last().unwrap().role, narrow.role);
     for (n, version) in versions.iter().enumerate() {
         assert!(!versions[..n].contains(version), "{n}");
@@ -980,7 +1084,11 @@ fn vendor_root(n: u8) -> AnchorRow {
 fn the_audit_forgets_the_oldest_beyond_its_limit() {
     let (directory, mut store) = store();
     let mut add = |entries: Vec<AuditEntry>| {
-        store.transaction(|transaction| entries.iter().try_for_each(|entry| transaction.audit(entry))).unwrap();
+        store
+            .transaction(|transaction| {
+                entries.iter().try_for_each(|entry| transaction.audit(entry))
+            })
+            .unwrap();
         store.checkpoint().unwrap();
         store.audit(u32::MAX).unwrap()
     };
@@ -1000,11 +1108,14 @@ fn the_audit_forgets_the_oldest_beyond_its_limit() {
 #[test]
 fn whoever_asks_without_end_pushes_nothing_out_that_changed_what_a_device_has() {
     let (_directory, mut store) = store();
-    let certified = AuditEntry { change: Change::Made, ..decision(1, Some(Whom::Proven(id("pump-17")))) };
+    let certified =
+        AuditEntry { change: Change::Made, ..decision(1, Some(Whom::Proven(id("pump-17")))) };
     let repeated = decision(2, Some(Whom::Proven(id("pump-18"))));
     let others = (0..100_000).map(|n| decision(n, Some(Whom::Due(id("pump-19")))));
     let mut entries = [certified, repeated].into_iter().chain(others);
-    store.transaction(|transaction| entries.try_for_each(|entry| transaction.audit(&entry))).unwrap();
+    store
+        .transaction(|transaction| entries.try_for_each(|entry| transaction.audit(&entry)))
+        .unwrap();
     let rows = store.audit(u32::MAX).unwrap();
     assert!(rows.iter().filter_map(|row| row.proven.as_deref()).eq(["pump-17"]));
     assert_eq!(rows.iter().filter(|row| row.due.as_deref() == Some("pump-19")).count(), 100_000);
@@ -1020,8 +1131,11 @@ fn decisions_are_in_the_order_in_which_they_were_made() {
     };
     // Refusals are written later than what is proven, and several at once.
     let written = [at(2, Some("a")), at(4, Some("b")), at(3, None), at(1, None)];
-    store.transaction(|transaction| written.iter().try_for_each(|entry| transaction.audit(entry))).unwrap();
-    let order = |count| store.audit(count).unwrap().iter().map(|row| row.duration_us).collect::<Vec<_>>();
+    store
+        .transaction(|transaction| written.iter().try_for_each(|entry| transaction.audit(entry)))
+        .unwrap();
+    let order =
+        |count| store.audit(count).unwrap().iter().map(|row| row.duration_us).collect::<Vec<_>>();
     assert_eq!(order(9), [1, 2, 3, 4]);
     assert_eq!(order(2), [3, 4]);
 }
@@ -1046,7 +1160,8 @@ fn checkpoint_moves_what_is_committed_out_of_the_log() {
     let length = || std::fs::metadata(&file).unwrap().len();
     store.checkpoint().unwrap();
     let before = length();
-    let large = IssuedCertificate { der: vec![1; 100_000].into(), ..certificate(1, "pump-17", ek(1)) };
+    let large =
+        IssuedCertificate { der: vec![1; 100_000].into(), ..certificate(1, "pump-17", ek(1)) };
     add(&mut store, &large).unwrap();
     assert_eq!(length(), before, "a commit leaves it in the log");
     store.checkpoint().unwrap();
@@ -1062,8 +1177,11 @@ fn the_check_that_the_file_can_be_written_writes_it_and_changes_nothing() {
     store.check_writable().unwrap();
     assert!(log.metadata().unwrap().len() > length, "a page went to the log");
     assert_eq!(dump(&store), before);
-    drop(Store::open(&directory.path().join("assay.db")).expect("the schema version is what it was"));
-    let files: Vec<_> = directory.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    drop(
+        Store::open(&directory.path().join("assay.db")).expect("the schema version is what it was"),
+    );
+    let files: Vec<_> =
+        directory.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(files.iter().all(|name| name.to_string_lossy().starts_with("assay.db")), "{files:?}");
 }
 

@@ -1,4 +1,5 @@
-//! What the CA's decisions cost for one device, step by step and as a whole, beside the bare cryptography in them.
+//! What the CA's decisions cost for one device, step by step and as a whole, beside the bare
+//! cryptography in them.
 //!
 //! `cargo xtask bench core` runs this and prints the ratios.
 
@@ -18,15 +19,18 @@ use support::{Case, Flow, Kind, Primitives, Requests, World};
 fn main() {
     let arguments: Vec<_> = env::args().skip(1).collect();
     match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["ratios", pairs, filter] => ratios(pairs.parse().expect("the number of pairs is a number"), filter),
+        ["ratios", pairs, filter] => {
+            ratios(pairs.parse().expect("the number of pairs is a number"), filter)
+        }
         ["counts", filter] => counts(filter),
         ["hostile", rounds] => hostile(rounds.parse().expect("the number of rounds is a number")),
         _ => steps_and_primitives(),
     }
 }
 
-/// Times whole and primitives in turn, one device each, so that what else the machine does weighs on both alike. A line for each case,
-/// tab-separated: medians of both in nanoseconds, then the quartiles of their ratio.
+/// Times whole and primitives in turn, one device each, so that what else the machine does weighs
+/// on both alike. A line for each case, tab-separated: medians of both in nanoseconds, then the
+/// quartiles of their ratio.
 #[expect(clippy::disallowed_methods, reason = "it measures what decides without a clock")]
 fn ratios(pairs: usize, filter: &str) {
     for_each_case(filter, |name, whole, primitives| {
@@ -53,8 +57,9 @@ fn ratios(pairs: usize, filter: &str) {
     });
 }
 
-/// Times requests that are refused beside honest ones with as many certificates, in turn. A line for each, tab-separated: keys, number
-/// of certificates, what is tried, medians of both in nanoseconds.
+/// Times requests that are refused beside honest ones with as many certificates, in turn. A line
+/// for each, tab-separated: keys, number of certificates, what is tried, medians of both in
+/// nanoseconds.
 #[expect(clippy::disallowed_methods, reason = "it measures what decides without a clock")]
 fn hostile(rounds: usize) {
     let median = |mut times: Vec<f64>| {
@@ -66,7 +71,9 @@ fn hostile(rounds: usize) {
         black_box(run());
         begin.elapsed().as_secs_f64() * 1e9
     };
-    for (kind, certificates) in Kind::ALL.into_iter().flat_map(|kind| [1, 2, 3, 6].map(|count| (kind, count))) {
+    for (kind, certificates) in
+        Kind::ALL.into_iter().flat_map(|kind| [1, 2, 3, 6].map(|count| (kind, count)))
+    {
         let requests = Requests::new(kind, certificates);
         for (name, run) in requests.hostile() {
             let (mut honest, mut hostile) = (Vec::new(), Vec::new());
@@ -80,8 +87,8 @@ fn hostile(rounds: usize) {
     }
 }
 
-/// For callgrind, which counts from the beginning of each [`measured`] to its end. A line for each, tab-separated: case, whole or
-/// primitives, number of devices.
+/// For callgrind, which counts from the beginning of each [`measured`] to its end. A line for each,
+/// tab-separated: case, whole or primitives, number of devices.
 fn counts(filter: &str) {
     for_each_case(filter, |name, whole, primitives| {
         for (what, run) in [("whole", whole), ("primitives", primitives)] {
@@ -155,7 +162,12 @@ fn ticket(group: &mut BenchmarkGroup<'_, WallTime>, world: &World) {
     step_of(group, "readmit", || world.prove(&proof), |device| world.readmit(device));
     let readmitted = || world.readmit(world.prove(&proof));
     step_of(group, "prepare", readmitted, |device| world.prepare(device));
-    step_of(group, "sign", || world.prepare(readmitted()), |prepared| world.ca.issuer.sign(prepared));
+    step_of(
+        group,
+        "sign",
+        || world.prepare(readmitted()),
+        |prepared| world.ca.issuer.sign(prepared),
+    );
     let certificate = world.ca.issuer.sign(world.prepare(readmitted())).unwrap();
     step(group, "certificate encode", || {
         let chain = world.ca.issuer.chain(&certificate.der).unwrap();
@@ -168,7 +180,12 @@ fn sealed(group: &mut BenchmarkGroup<'_, WallTime>, world: &World) {
     step(group, "candidate", || world.candidate(&admitted, &ik));
     let candidate = world.candidate(&admitted, &ik);
     step(group, "prepare", || world.prepare_unproven(&candidate));
-    step_of(group, "sign", || world.prepare_unproven(&candidate), |prepared| world.ca.issuer.sign(prepared));
+    step_of(
+        group,
+        "sign",
+        || world.prepare_unproven(&candidate),
+        |prepared| world.ca.issuer.sign(prepared),
+    );
     let certificate = world.ca.issuer.sign(world.prepare_unproven(&candidate)).unwrap();
     step(group, "seal", || world.seal(&candidate, &certificate.der));
     let body = ReplyBody::Sealed(world.seal(&candidate, &certificate.der));
@@ -187,7 +204,8 @@ fn shared_key(group: &mut BenchmarkGroup<'_, WallTime>, world: &World) {
     step(group, "trusted EK verify", || world.trust(&evidence.ek));
     step(group, "parent", || evidence.parent());
     step_of(group, "admission", || world.trust(&evidence.ek), |ek| world.admit(ek, None));
-    let (admitted, parent) = (world.admit(world.trust(&evidence.ek), None), evidence.parent().unwrap());
+    let (admitted, parent) =
+        (world.admit(world.trust(&evidence.ek), None), evidence.parent().unwrap());
     step(group, "activation", || world.activate(&admitted, &parent));
     reply(group, "activation encode", ReplyBody::Activation(world.activate(&admitted, &parent)));
     let token = world.token();
@@ -208,8 +226,15 @@ fn step<T>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, run: impl Fn() 
     group.bench_function(format!("step, {name}"), |b| b.iter(&run));
 }
 
-fn step_of<I, T>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, input: impl Fn() -> I, run: impl Fn(I) -> T) {
-    group.bench_function(format!("step, {name}"), |b| b.iter_batched(&input, &run, BatchSize::SmallInput));
+fn step_of<I, T>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    input: impl Fn() -> I,
+    run: impl Fn(I) -> T,
+) {
+    group.bench_function(format!("step, {name}"), |b| {
+        b.iter_batched(&input, &run, BatchSize::SmallInput)
+    });
 }
 
 fn reply(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, body: ReplyBody) {
@@ -217,7 +242,8 @@ fn reply(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, body: ReplyBody) 
 }
 
 const ID: RequestId = RequestId::NIL;
-/// Devices whose instructions are counted together: signatures take a little more or less each time.
+/// Devices whose instructions are counted together: signatures take a little more or less each
+/// time.
 const DEVICES: usize = 20;
 /// One in this many pairs more is made before the first that counts.
 const WARM_UP: usize = 10;

@@ -19,18 +19,23 @@ pub struct Enrolment {
     pub device_id: Option<DeviceId>,
     /// What happens when the device asks again.
     pub reprovision: Reprovision,
-    /// Whether the EK may be one of Azure's SDKs, which no vendor certified though the TPM has a certificate.
+    /// Whether the EK may be one of Azure's SDKs, which no vendor certified though the TPM has a
+    /// certificate.
     pub legacy_dps_ek: bool,
-    /// Whether a shared key may be sent to a plain storage root key, from which the device's software can have it.
+    /// Whether a shared key may be sent to a plain storage root key, from which the device's
+    /// software can have it.
     pub plain_srk: bool,
 }
 
-/// What a device gets that was provisioned before and comes with a new key: its TPM was cleared, or it lost its state.
+/// What a device gets that was provisioned before and comes with a new key: its TPM was cleared, or
+/// it lost its state.
 ///
-/// A request for the key that it has already is a repetition, which is answered with what it has under any policy.
+/// A request for the key that it has already is a repetition, which is answered with what it has
+/// under any policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reprovision {
-    /// `reissue`: a new certificate, or a shared key of the next generation; the old one ends when the new one is first used.
+    /// `reissue`: a new certificate, or a shared key of the next generation; the old one ends when
+    /// the new one is first used.
     #[default]
     Reissue,
     /// `reuse`: the same shared key. A new IK needs a new certificate, for no certificate fits it.
@@ -90,12 +95,14 @@ pub struct SharedKeyOnRecord {
     pub generation: u32,
     /// Whether the device has used it, which shows that its TPM could load it.
     pub is_used: bool,
-    /// The last generation that was offered to a plain storage root key, and may be known outside of the TPM; 0 if none was.
+    /// The last generation that was offered to a plain storage root key, and may be known outside
+    /// of the TPM; 0 if none was.
     pub plain_srk_generation: u32,
 }
 
 impl SharedKeyOnRecord {
-    /// Whether a plain storage root key was offered it, or one that is accepted after it, so that it may be known outside of the TPM.
+    /// Whether a plain storage root key was offered it, or one that is accepted after it, so that
+    /// it may be known outside of the TPM.
     pub fn is_of_plain_srk(&self) -> bool {
         self.generation <= self.plain_srk_generation
     }
@@ -112,7 +119,8 @@ pub struct CertificateOnRecord {
 
 /// What is on record about an EK and the device id in question.
 ///
-/// What was true before the challenge need not be true after it: read them again in the transaction that stores a certificate.
+/// What was true before the challenge need not be true after it: read them again in the transaction
+/// that stores a certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Records {
     /// Whether the operator locked the EK out, which needs neither enrolment nor registration.
@@ -121,21 +129,24 @@ pub struct Records {
     pub enrolment: Option<Enrolment>,
     /// The device that the EK is registered as.
     pub registration: Option<Registration>,
-    /// How many certificates were sealed to the EK within the last [`QUOTA_PERIOD`] and not confirmed: anybody can ask for them.
+    /// How many certificates were sealed to the EK within the last [`QUOTA_PERIOD`] and not
+    /// confirmed: anybody can ask for them.
     pub recent_unconfirmed: u32,
     /// The shared key that was last offered to the EK.
     pub shared_key: Option<SharedKeyOnRecord>,
     /// How many generations of it the device took into use within the last [`QUOTA_PERIOD`].
     pub recent_generations: u32,
-    /// The EK that is registered or enrolled under the device id in question: the [one due](due_device_id), or
-    /// [that of a claim](ProvenDevice::device_id), of a certificate or of a token.
+    /// The EK that is registered or enrolled under the device id in question: the [one
+    /// due](due_device_id), or [that of a claim](ProvenDevice::device_id), of a certificate or of a
+    /// token.
     pub id_holder: Option<EkId>,
-    /// One of the [other EKs](crate::EkEvidence::other_eks) that is enrolled, registered or disabled.
+    /// One of the [other EKs](crate::EkEvidence::other_eks) that is enrolled, registered or
+    /// disabled.
     pub other_ek: Option<EkId>,
 }
 
-/// The device id that is due to an EK: an EK keeps the id it is registered under; before that it gets the one its enrolment
-/// names, else the one derived from it.
+/// The device id that is due to an EK: an EK keeps the id it is registered under; before that it
+/// gets the one its enrolment names, else the one derived from it.
 pub fn due_device_id(
     derived: &DeviceId,
     enrolment: Option<&Enrolment>,
@@ -152,13 +163,22 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// Gives the EK the device id that is [due](due_device_id), or refuses another one that was requested.
+    /// Gives the EK the device id that is [due](due_device_id), or refuses another one that was
+    /// requested.
     ///
-    /// Whether another EK has the requested id makes no difference to the answer, or any TPM of a trusted vendor could find out
-    /// which ids there are and who has them.
-    pub fn decide(ek: TrustedEk, requested: Option<&DeviceId>, records: &Records) -> Result<Self, Rejection> {
+    /// Whether another EK has the requested id makes no difference to the answer, or any TPM of a
+    /// trusted vendor could find out which ids there are and who has them.
+    pub fn decide(
+        ek: TrustedEk,
+        requested: Option<&DeviceId>,
+        records: &Records,
+    ) -> Result<Self, Rejection> {
         check_ek(&ek.ek_id(), ek.assurance, records)?;
-        let due = due_device_id(&ek.derived_device_id, records.enrolment.as_ref(), records.registration.as_ref());
+        let due = due_device_id(
+            &ek.derived_device_id,
+            records.enrolment.as_ref(),
+            records.registration.as_ref(),
+        );
         check(&ek.ek_id(), requested.unwrap_or(&due), &due, records)?;
         check_other_eks(&ek.ek_id(), records)?;
         Ok(Self { ek, device_id: due })
@@ -169,13 +189,19 @@ impl Admitted {
         &self.device_id
     }
 
-    /// Lets the shared key be sent to an import parent, and to a plain storage root key only where the EK's enrolment allows it.
+    /// Lets the shared key be sent to an import parent, and to a plain storage root key only where
+    /// the EK's enrolment allows it.
     ///
-    /// This establishes that an operator knows, of a key that may leave its TPM, that it may. That the TPM has the parent is not
-    /// established.
-    pub fn parent(&self, parent: ParentArea, records: &Records) -> Result<AdmittedParent, Rejection> {
+    /// This establishes that an operator knows, of a key that may leave its TPM, that it may. That
+    /// the TPM has the parent is not established.
+    pub fn parent(
+        &self,
+        parent: ParentArea,
+        records: &Records,
+    ) -> Result<AdmittedParent, Rejection> {
         match (parent.kind(), &records.enrolment) {
-            (ParentKind::Import, _) | (ParentKind::PlainSrk, Some(Enrolment { plain_srk: true, .. })) => {
+            (ParentKind::Import, _)
+            | (ParentKind::PlainSrk, Some(Enrolment { plain_srk: true, .. })) => {
                 Ok(AdmittedParent(parent))
             }
             (ParentKind::PlainSrk, enrolment) => {
@@ -186,20 +212,28 @@ impl Admitted {
 
     /// The generation of the shared key that the EK gets now.
     ///
-    /// A key that was never used is offered again: without a proof that the TPM could load it, nobody can be made to lose one.
-    /// That a token of the generation that is offered retires the one in use is for [`Records::accepted_generations`].
+    /// A key that was never used is offered again: without a proof that the TPM could load it,
+    /// nobody can be made to lose one. That a token of the generation that is offered retires the
+    /// one in use is for [`Records::accepted_generations`].
     ///
-    /// No key that was offered to a plain storage root key is offered to an import parent: it may be known outside of the TPM.
+    /// No key that was offered to a plain storage root key is offered to an import parent: it may
+    /// be known outside of the TPM.
     pub fn generation(&self, parent: &AdmittedParent, records: &Records) -> Result<u32, Rejection> {
-        let Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation }) = records.shared_key else {
+        let Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation }) =
+            records.shared_key
+        else {
             return Ok(FIRST_GENERATION);
         };
         let count = records.recent_generations;
         let generation = match records.reprovision() {
             Reprovision::Reuse => generation,
             _ if !is_used => generation,
-            Reprovision::Never => return Err(Rejection::ReprovisionRefused { ek: self.ek.ek_id() }),
-            Reprovision::Reissue if count >= QUOTA => return Err(Rejection::QuotaExceeded { count }),
+            Reprovision::Never => {
+                return Err(Rejection::ReprovisionRefused { ek: self.ek.ek_id() });
+            }
+            Reprovision::Reissue if count >= QUOTA => {
+                return Err(Rejection::QuotaExceeded { count });
+            }
             Reprovision::Reissue => generation.saturating_add(1),
         };
         Ok(match parent.kind() {
@@ -225,11 +259,13 @@ impl Records {
         self.enrolment.as_ref().map(|enrolment| enrolment.reprovision).unwrap_or_default()
     }
 
-    /// The generations that a token may be signed with: the one on record and those that [`Admitted::generation`] may have offered
-    /// since, under whatever policy held then: the next, once that on record was used, and the one after the last that was offered
-    /// to a plain storage root key. A token of a later one raises the record to it.
+    /// The generations that a token may be signed with: the one on record and those that
+    /// [`Admitted::generation`] may have offered since, under whatever policy held then: the next,
+    /// once that on record was used, and the one after the last that was offered to a plain storage
+    /// root key. A token of a later one raises the record to it.
     pub fn accepted_generations(&self) -> Vec<u32> {
-        let Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation }) = self.shared_key else {
+        let Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation }) = self.shared_key
+        else {
             return Vec::new();
         };
         let next = if is_used { generation.saturating_add(1) } else { generation };
@@ -240,11 +276,18 @@ impl Records {
         (generation..=last).collect()
     }
 
-    /// Decides whether a device may still be called `device_id`, at any moment after its EK was trusted.
+    /// Decides whether a device may still be called `device_id`, at any moment after its EK was
+    /// trusted.
     ///
-    /// A name that an operator gave ends with the enrolment and the registration; one that follows from an EK is nobody's gift.
-    /// That it follows from *this* EK was established when it was [decided](Admitted::decide).
-    pub fn admit(&self, ek: &EkId, device_id: &DeviceId, assurance: Assurance) -> Result<(), Rejection> {
+    /// A name that an operator gave ends with the enrolment and the registration; one that follows
+    /// from an EK is nobody's gift. That it follows from *this* EK was established when it was
+    /// [decided](Admitted::decide).
+    pub fn admit(
+        &self,
+        ek: &EkId,
+        device_id: &DeviceId,
+        assurance: Assurance,
+    ) -> Result<(), Rejection> {
         check_ek(ek, assurance, self)?;
         let granted = granted_device_id(self.enrolment.as_ref(), self.registration.as_ref());
         let due = granted.or_else(|| digest_naming(device_id).map(|_| device_id));
@@ -252,13 +295,21 @@ impl Records {
         check(ek, device_id, due.ok_or_else(withdrawn)?, self)
     }
 
-    /// Decides whether the certificate for an IK, whose issue was decided at `decided_at`, may become the device's active one.
+    /// Decides whether the certificate for an IK, whose issue was decided at `decided_at`, may
+    /// become the device's active one.
     ///
-    /// A device that has a certificate for this IK keeps it. For another IK the decision must be younger than the
-    /// certificate, or two could take turns for as long as they are valid; and there are a policy and a quota.
-    pub(crate) fn check_rekey(&self, ek: &EkId, ik_id: &[u8; 32], decided_at: OffsetDateTime) -> Result<(), Rejection> {
+    /// A device that has a certificate for this IK keeps it. For another IK the decision must be
+    /// younger than the certificate, or two could take turns for as long as they are valid; and
+    /// there are a policy and a quota.
+    pub(crate) fn check_rekey(
+        &self,
+        ek: &EkId,
+        ik_id: &[u8; 32],
+        decided_at: OffsetDateTime,
+    ) -> Result<(), Rejection> {
         let Some(registration) = &self.registration else { return Ok(()) };
-        let Some(certificate) = registration.certificate.as_ref().filter(|certificate| certificate.ik_id != *ik_id)
+        let Some(certificate) =
+            registration.certificate.as_ref().filter(|certificate| certificate.ik_id != *ik_id)
         else {
             return Ok(());
         };
@@ -281,8 +332,9 @@ impl Records {
 pub struct Readmitted(pub(crate) ProvenDevice);
 
 impl ProvenDevice {
-    /// Decides once more, with what is on record now: an operator may have acted since the challenge, another
-    /// device may have taken the id, or this device may have moved on to another IK, to which an old claim must not bring it back.
+    /// Decides once more, with what is on record now: an operator may have acted since the
+    /// challenge, another device may have taken the id, or this device may have moved on to another
+    /// IK, to which an old claim must not bring it back.
     pub fn readmit(self, records: &Records) -> Result<Readmitted, Rejection> {
         records.check_rekey(&self.ek_id(), &self.ik_id(), self.issued_at())?;
         records.admit(&self.ek_id(), self.device_id(), self.assurance())?;
@@ -290,8 +342,9 @@ impl ProvenDevice {
     }
 }
 
-/// Certificates that a device may get for new IKs within [`QUOTA_PERIOD`], and generations of its shared key. A device needs them when
-/// its TPM was cleared; what needs more is a fault or an attempt to fill the store and the revocation list.
+/// Certificates that a device may get for new IKs within [`QUOTA_PERIOD`], and generations of its
+/// shared key. A device needs them when its TPM was cleared; what needs more is a fault or an
+/// attempt to fill the store and the revocation list.
 pub const QUOTA: u32 = 24;
 
 /// The generation of an EK's first shared key.
@@ -307,8 +360,8 @@ impl Readmitted {
     }
 }
 
-/// Nobody is admitted whom an operator disabled, before anything else is said; and who is trusted for being on the list must be on
-/// it.
+/// Nobody is admitted whom an operator disabled, before anything else is said; and who is trusted
+/// for being on the list must be on it.
 fn check_ek(ek: &EkId, assurance: Assurance, records: &Records) -> Result<(), Rejection> {
     if records.disabled {
         return Err(Rejection::DeviceDisabled { ek: *ek });
@@ -319,8 +372,9 @@ fn check_ek(ek: &EkId, assurance: Assurance, records: &Records) -> Result<(), Re
     Ok(())
 }
 
-/// A device that lost its state should not become a second one because it shows another EK. This protects an honest device from
-/// its own choice, and nobody from a dishonest one, which need not name its other EKs.
+/// A device that lost its state should not become a second one because it shows another EK. This
+/// protects an honest device from its own choice, and nobody from a dishonest one, which need not
+/// name its other EKs.
 fn check_other_eks(ek: &EkId, records: &Records) -> Result<(), Rejection> {
     match records.other_ek {
         Some(other) if records.enrolment.is_none() && records.registration.is_none() => {
@@ -338,7 +392,12 @@ fn granted_device_id<'a>(
     registration.map(|registration| &registration.device_id).or(enrolled)
 }
 
-fn check(ek: &EkId, requested: &DeviceId, due: &DeviceId, records: &Records) -> Result<(), Rejection> {
+fn check(
+    ek: &EkId,
+    requested: &DeviceId,
+    due: &DeviceId,
+    records: &Records,
+) -> Result<(), Rejection> {
     if requested != due {
         let requested = requested.clone();
         return Err(match &records.registration {

@@ -33,14 +33,21 @@ impl TrustAnchors {
     pub fn new(certificates: impl IntoIterator<Item = VendorCertificate>) -> Self {
         let mut anchors = Self::default();
         for vendor in certificates {
-            anchors.by_subject.entry(vendor.certificate.subject.clone()).or_default().push(anchors.known.len());
+            anchors
+                .by_subject
+                .entry(vendor.certificate.subject.clone())
+                .or_default()
+                .push(anchors.known.len());
             anchors.known.push(Known { vendor, issuers: Vec::new() });
         }
         for at in 0..anchors.known.len() {
             let certificate = &anchors.known[at].vendor.certificate;
-            let signed =
-                |issuer: &usize| *issuer != at && certificate.is_signed_by(&anchors.known[*issuer].vendor.certificate);
-            anchors.known[at].issuers = anchors.named_as_issuer_of(certificate).filter(signed).collect();
+            let signed = |issuer: &usize| {
+                *issuer != at
+                    && certificate.is_signed_by(&anchors.known[*issuer].vendor.certificate)
+            };
+            anchors.known[at].issuers =
+                anchors.named_as_issuer_of(certificate).filter(signed).collect();
         }
         anchors
     }
@@ -64,9 +71,14 @@ impl TrustAnchors {
     ///
     /// # Errors
     /// It counts for nothing: no path to an EK can use it.
-    pub fn check_ca(&self, vendor: &VendorCertificate, now: OffsetDateTime) -> Result<VendorPath, NoPath> {
+    pub fn check_ca(
+        &self,
+        vendor: &VendorCertificate,
+        now: OffsetDateTime,
+    ) -> Result<VendorPath, NoPath> {
         let is_same = |known: &&Known| known.vendor.is_same(vendor);
-        let mut same = self.known.iter().filter(is_same).filter_map(|known| known.vendor.role.allowances());
+        let mut same =
+            self.known.iter().filter(is_same).filter_map(|known| known.vendor.role.allowances());
         match same.next() {
             Some(allowances) => Ok(VendorPath { subjects: vec![vendor.subject()], allowances }),
             None => Search::new(self, &vendor.certificate, Purpose::Issue, &[], now).run(),
@@ -75,14 +87,20 @@ impl TrustAnchors {
 
     /// Whether any anchor allows what this says is missing.
     pub(crate) fn may_allow(&self, missing: Allowances) -> bool {
-        self.known
-            .iter()
-            .any(|known| known.vendor.role.allowances().is_some_and(|allowances| allowances.cover(missing)))
+        self.known.iter().any(|known| {
+            known.vendor.role.allowances().is_some_and(|allowances| allowances.cover(missing))
+        })
     }
 
-    fn named_as_issuer_of<'a>(&'a self, certificate: &'a Certificate) -> impl Iterator<Item = usize> + 'a {
+    fn named_as_issuer_of<'a>(
+        &'a self,
+        certificate: &'a Certificate,
+    ) -> impl Iterator<Item = usize> + 'a {
         let named = self.by_subject.get(&certificate.issuer).map_or(&[][..], Vec::as_slice);
-        named.iter().copied().filter(|at| certificate.names_as_issuer(&self.known[*at].vendor.certificate))
+        named
+            .iter()
+            .copied()
+            .filter(|at| certificate.names_as_issuer(&self.known[*at].vendor.certificate))
     }
 }
 
@@ -132,7 +150,10 @@ impl VendorCertificate {
         let certificate = fit_to_issue(der)?;
         let subject = || certificate.subject.to_string();
         if let Err(reason) = certificate.signature_algorithm() {
-            return Err(AnchorError::SignatureUnsupported { subject: subject(), reason: reason.to_string() });
+            return Err(AnchorError::SignatureUnsupported {
+                subject: subject(),
+                reason: reason.to_string(),
+            });
         }
         let role = match certificate.is_self_issued() {
             true if !certificate.is_signed_by(&certificate) => {
@@ -153,7 +174,8 @@ impl VendorCertificate {
         Ok(Self { certificate: fit_to_issue(der)?, role: Role::Anchor(allowances) })
     }
 
-    /// Whether both are the same certificate, whatever was done to the bytes around what was signed.
+    /// Whether both are the same certificate, whatever was done to the bytes around what was
+    /// signed.
     pub fn is_same(&self, other: &Self) -> bool {
         self.certificate.is_same(&other.certificate)
     }
@@ -186,7 +208,8 @@ impl VendorCertificate {
 
 /// Reads a certificate that a path to an EK may use, whoever signed it.
 fn fit_to_issue(der: &[u8]) -> Result<Certificate, AnchorError> {
-    let certificate = Certificate::read(der).map_err(|error| AnchorError::Unreadable { reason: error.to_string() })?;
+    let certificate = Certificate::read(der)
+        .map_err(|error| AnchorError::Unreadable { reason: error.to_string() })?;
     if certificate.subject.is_empty() {
         return Err(AnchorError::NoName);
     }
@@ -221,7 +244,8 @@ impl Allowances {
 impl fmt::Display for Allowances {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = [(self.ek_usage, EK_USAGE), (self.tpm_attributes, TPM_ATTRIBUTES)];
-        let names: Vec<_> = names.into_iter().filter_map(|(is_allowed, name)| is_allowed.then_some(name)).collect();
+        let names: Vec<_> =
+            names.into_iter().filter_map(|(is_allowed, name)| is_allowed.then_some(name)).collect();
         f.write_str(&names.join(","))
     }
 }
@@ -304,13 +328,17 @@ pub(crate) enum Reason {
     SelfIssued { certificate: String },
     #[error("{certificate} was issued by a CA that it leads back to, and no other is known")]
     Circle { certificate: String },
-    #[error("{certificate} names {issuer} as its issuer, which did not sign it with any key that is known")]
+    #[error(
+        "{certificate} names {issuer} as its issuer, which did not sign it with any key that is known"
+    )]
     NotSigned { certificate: String, issuer: String },
     #[error("{certificate} {reason}")]
     Unsupported { certificate: String, reason: Unsupported },
     #[error("{certificate} {rule}")]
     Broken { certificate: String, is_ek_certificate: bool, rule: Rule },
-    #[error("there are more than {MAX_INTERMEDIATES} CAs between the EK certificate and any that is trusted")]
+    #[error(
+        "there are more than {MAX_INTERMEDIATES} CAs between the EK certificate and any that is trusted"
+    )]
     TooLong,
     #[error(
         "more than {MAX_SIGNATURES} signatures would have to be verified to find a path; send only the issuers that the EK certificate needs"
@@ -373,7 +401,8 @@ impl<'a> Search<'a> {
     fn run(mut self) -> Result<VendorPath, NoPath> {
         self.climb(&mut vec![Node::Leaf]).ok_or_else(|| {
             let issuer = || self.leaf.issuer.to_string();
-            let nothing = || Reason::NotSigned { certificate: self.called(Node::Leaf), issuer: issuer() };
+            let nothing =
+                || Reason::NotSigned { certificate: self.called(Node::Leaf), issuer: issuer() };
             NoPath(self.furthest.reason.clone().unwrap_or_else(nothing))
         })
     }
@@ -382,7 +411,10 @@ impl<'a> Search<'a> {
     fn climb(&mut self, path: &mut Vec<Node>) -> Option<VendorPath> {
         let top = *path.last()?;
         if let Err(reason) = self.certificate(top).signature_algorithm().clone() {
-            self.fail(false, path.len(), |search| Reason::Unsupported { certificate: search.called(top), reason });
+            self.fail(false, path.len(), |search| Reason::Unsupported {
+                certificate: search.called(top),
+                reason,
+            });
             return None;
         }
         let issuers = self.named_as_issuer_of(top);
@@ -391,7 +423,9 @@ impl<'a> Search<'a> {
         }
         for issuer in issuers {
             if path.contains(&issuer) {
-                self.fail(false, path.len(), |search| Reason::Circle { certificate: search.called(top) });
+                self.fail(false, path.len(), |search| Reason::Circle {
+                    certificate: search.called(top),
+                });
                 continue;
             }
             if !self.is_signed_by(top, issuer, path.len()) {
@@ -420,9 +454,12 @@ impl<'a> Search<'a> {
     /// where they must.
     fn named_as_issuer_of(&self, node: Node) -> Vec<Node> {
         let certificate = self.certificate(node);
-        let mut known: Vec<_> = self.anchors.named_as_issuer_of(certificate).map(Node::Known).collect();
+        let mut known: Vec<_> =
+            self.anchors.named_as_issuer_of(certificate).map(Node::Known).collect();
         known.sort_by_key(|node| self.trust(*node).is_none());
-        let sent = (0..self.sent.len()).filter(|at| certificate.names_as_issuer(&self.sent[*at])).map(Node::Sent);
+        let sent = (0..self.sent.len())
+            .filter(|at| certificate.names_as_issuer(&self.sent[*at]))
+            .map(Node::Sent);
         known.extend(sent);
         known
     }
@@ -445,11 +482,16 @@ impl<'a> Search<'a> {
             Ok(true) => {}
             Ok(false) => return false,
             Err(reason) => {
-                self.fail(false, depth, |search| Reason::Unsupported { certificate: search.called(issuer), reason });
+                self.fail(false, depth, |search| Reason::Unsupported {
+                    certificate: search.called(issuer),
+                    reason,
+                });
                 return false;
             }
         }
-        if let Some((.., is_good)) = self.verified.iter().find(|(whose, key, _)| *whose == node && *key == by.spki) {
+        if let Some((.., is_good)) =
+            self.verified.iter().find(|(whose, key, _)| *whose == node && *key == by.spki)
+        {
             return *is_good;
         }
         if self.verified.len() == MAX_SIGNATURES {
@@ -472,7 +514,8 @@ impl<'a> Search<'a> {
         let certificates: Vec<_> = path.iter().rev().map(|node| self.certificate(*node)).collect();
         check_path(self.certificate(anchor), &certificates, self.purpose, self.now).map_err(
             |Broken { position, rule }| {
-                let whose = position.checked_sub(1).map_or(anchor, |below| path[path.len() - 1 - below]);
+                let whose =
+                    position.checked_sub(1).map_or(anchor, |below| path[path.len() - 1 - below]);
                 let is_ek_certificate = whose == Node::Leaf && self.purpose == Purpose::BeEk;
                 Reason::Broken { certificate: self.called(whose), is_ek_certificate, rule }
             },
@@ -481,7 +524,10 @@ impl<'a> Search<'a> {
 
     fn found(&self, path: &[Node], anchor: Node, allowances: Allowances) -> VendorPath {
         let issuers = path[1..].iter().chain([&anchor]);
-        VendorPath { subjects: issuers.map(|node| self.certificate(*node).subject.to_string()).collect(), allowances }
+        VendorPath {
+            subjects: issuers.map(|node| self.certificate(*node).subject.to_string()).collect(),
+            allowances,
+        }
     }
 
     fn no_issuer(&self, node: Node) -> Reason {
@@ -543,7 +589,9 @@ const MAX_SIGNATURES: usize = 8;
 mod tests {
     use std::time::Duration;
 
-    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+    use rcgen::{
+        BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    };
 
     use super::*;
 
@@ -563,7 +611,10 @@ mod tests {
         }
 
         fn leaf(&self) -> CertificateDer<'static> {
-            CertificateParams::default().signed_by(&KeyPair::generate().unwrap(), &self.0).unwrap().into()
+            CertificateParams::default()
+                .signed_by(&KeyPair::generate().unwrap(), &self.0)
+                .unwrap()
+                .into()
         }
     }
 
@@ -575,7 +626,9 @@ mod tests {
         params
     }
 
-    fn trusting<'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> TrustAnchors {
+    fn trusting<'a>(
+        certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>,
+    ) -> TrustAnchors {
         TrustAnchors::new(certificates.into_iter().map(|der| VendorCertificate::read(der).unwrap()))
     }
 
@@ -598,14 +651,23 @@ mod tests {
     #[test]
     fn as_many_signatures_are_verified_as_the_path_has_that_only_the_sender_can_show() {
         let [root, upper, lower] = ["root", "upper", "lower"].map(Ca::new);
-        let (root_der, upper_der, lower_der) =
-            (root.root("root"), upper.certified_by(&root, "upper"), lower.certified_by(&upper, "lower"));
+        let (root_der, upper_der, lower_der) = (
+            root.root("root"),
+            upper.certified_by(&root, "upper"),
+            lower.certified_by(&upper, "lower"),
+        );
         let leaf = lower.leaf();
         let everything = trusting([&root_der, &lower_der, &upper_der]);
-        assert!(matches!(search(&everything, &leaf, &[]), (Some(_), 1)), "the operator's own are remembered");
+        assert!(
+            matches!(search(&everything, &leaf, &[]), (Some(_), 1)),
+            "the operator's own are remembered"
+        );
         let sent = [upper_der.clone(), lower_der.clone()];
         assert!(matches!(search(&trusting([&root_der]), &leaf, &sent), (Some(_), 3)));
-        assert!(matches!(search(&everything, &leaf, &sent), (Some(_), 1)), "what is sent besides costs nothing");
+        assert!(
+            matches!(search(&everything, &leaf, &sent), (Some(_), 1)),
+            "what is sent besides costs nothing"
+        );
         assert!(matches!(search(&trusting([&root_der, &upper_der]), &leaf, &sent), (Some(_), 2)));
     }
 
@@ -621,17 +683,24 @@ mod tests {
         let (root, issuer, stranger) = (Ca::new("root"), Ca::new("issuer"), Ca::new("root"));
         let certified = issuer.certified_by(&stranger, "issuer");
         let sent =
-            [&stranger.root("root"), &certified, &certified, &stranger.root("root"), &certified].map(Clone::clone);
+            [&stranger.root("root"), &certified, &certified, &stranger.root("root"), &certified]
+                .map(Clone::clone);
         // The leaf's signature, and the issuer's, which the trusted root of that name did not make.
         assert_eq!(search(&trusting([&root.root("root")]), &issuer.leaf(), &sent), (None, 2));
-        assert!(matches!(search(&trusting([&stranger.root("root")]), &issuer.leaf(), &sent), (Some(_), 2)));
+        assert!(matches!(
+            search(&trusting([&stranger.root("root")]), &issuer.leaf(), &sent),
+            (Some(_), 2)
+        ));
     }
 
     #[test]
     fn a_ca_with_several_certificates_costs_one_signature() {
         let (root, old, issuer) = (Ca::new("root"), Ca::new("old"), Ca::new("issuer"));
         let sent = [issuer.certified_by(&old, "issuer"), issuer.certified_by(&root, "issuer")];
-        assert!(matches!(search(&trusting([&root.root("root")]), &issuer.leaf(), &sent), (Some(_), 2)));
+        assert!(matches!(
+            search(&trusting([&root.root("root")]), &issuer.leaf(), &sent),
+            (Some(_), 2)
+        ));
     }
 
     /// Five junk issuers with the name of a trusted root once cost a worker 50 ms.
@@ -645,7 +714,8 @@ mod tests {
 
         // Each level of names with several keys, so that every certificate might be every other
         // one's issuer.
-        let (a, b): (Vec<_>, Vec<_>) = ((0..3).map(|_| Ca::new("a")).collect(), (0..2).map(|_| Ca::new("b")).collect());
+        let (a, b): (Vec<_>, Vec<_>) =
+            ((0..3).map(|_| Ca::new("a")).collect(), (0..2).map(|_| Ca::new("b")).collect());
         let signed_by_b = a.iter().enumerate().map(|(at, ca)| ca.certified_by(&b[at % 2], "a"));
         let signed_by_a = b.iter().map(|ca| ca.certified_by(&a[2], "b"));
         let sent: Vec<_> = signed_by_b.chain(signed_by_a).collect();
@@ -679,7 +749,9 @@ mod tests {
 
     #[test]
     fn allowances_read_back_as_they_are_written() {
-        for (ek_usage, tpm_attributes) in [(false, false), (true, false), (false, true), (true, true)] {
+        for (ek_usage, tpm_attributes) in
+            [(false, false), (true, false), (false, true), (true, true)]
+        {
             let allowances = Allowances { ek_usage, tpm_attributes };
             assert_eq!(allowances.to_string().parse(), Ok(allowances));
         }

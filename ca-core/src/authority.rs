@@ -1,11 +1,12 @@
-//! The CA's own certificates: root, issuing CA for devices, service CA, and the leaves of everybody who is no device.
+//! The CA's own certificates: root, issuing CA for devices, service CA, and the leaves of everybody
+//! who is no device.
 
 use assay_wire::{DeviceId, Scope};
 use rand_core::CryptoRng;
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
@@ -26,7 +27,8 @@ impl Authority {
     /// A self-signed root, valid for [`ROOT_LIFETIME`]. `name` becomes its organisation.
     pub fn root(name: &str, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<Self, Fault> {
         let key = new_key()?;
-        let mut params = ca_params(name, "Root CA", BasicConstraints::Unconstrained, ROOT_LIFETIME, now, rng);
+        let mut params =
+            ca_params(name, "Root CA", BasicConstraints::Unconstrained, ROOT_LIFETIME, now, rng);
         // Of the root alone: the names of the issuing CA travel with each certificate, twice.
         params.distinguished_name.push(DnType::OrganizationName, name);
         let certificate = params.self_signed(&key).map_err(fault("signing the root"))?.pem();
@@ -35,15 +37,25 @@ impl Authority {
 
     /// The issuing CA for devices under this root, valid for [`ISSUING_LIFETIME`].
     ///
-    /// It can certify leaves only, and clients only: what it signs passes for no broker. (Not in RFC 5280, where this extension is for
-    /// leaves, but OpenSSL and webpki take it so.)
-    pub fn issuing(&self, name: &str, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<Self, Fault> {
+    /// It can certify leaves only, and clients only: what it signs passes for no broker. (Not in
+    /// RFC 5280, where this extension is for leaves, but OpenSSL and webpki take it so.)
+    pub fn issuing(
+        &self,
+        name: &str,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
         self.subordinate(name, "Issuing CA", vec![ExtendedKeyUsagePurpose::ClientAuth], now, rng)
     }
 
-    /// The service CA under this root, for brokers, workers and operators: whoever has the issuing CA's key, which serves
-    /// devices all day, has not this one's.
-    pub fn service(&self, name: &str, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<Self, Fault> {
+    /// The service CA under this root, for brokers, workers and operators: whoever has the issuing
+    /// CA's key, which serves devices all day, has not this one's.
+    pub fn service(
+        &self,
+        name: &str,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
         let usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         self.subordinate(name, "Service CA", usages, now, rng)
     }
@@ -57,17 +69,20 @@ impl Authority {
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
         let key = new_key()?;
-        let mut params = ca_params(name, role, BasicConstraints::Constrained(0), ISSUING_LIFETIME, now, rng);
+        let mut params =
+            ca_params(name, role, BasicConstraints::Constrained(0), ISSUING_LIFETIME, now, rng);
         params.extended_key_usages = usages;
         params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(fault("signing a CA"))?.pem();
+        let certificate =
+            params.signed_by(&key, &self.issuer).map_err(fault("signing a CA"))?.pem();
         Ok(Self { certificate, issuer: rcgen::Issuer::new(params, key) })
     }
 
     /// One that was made before, from its PEM files.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, Fault> {
         let key = KeyPair::from_pem(key).map_err(fault("reading a CA's key"))?;
-        let issuer = rcgen::Issuer::from_ca_cert_pem(certificate, key).map_err(fault("reading a CA"))?;
+        let issuer =
+            rcgen::Issuer::from_ca_cert_pem(certificate, key).map_err(fault("reading a CA"))?;
         Ok(Self { certificate: certificate.to_owned(), issuer })
     }
 
@@ -84,20 +99,29 @@ impl Authority {
     }
 
     /// A certificate for a worker's connections to the broker.
-    pub fn worker(&self, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<KeyAndCertificate, Fault> {
+    pub fn worker(
+        &self,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<KeyAndCertificate, Fault> {
         self.client(&Identity::Worker, "worker@", now, rng)
     }
 
     /// A certificate for an operator's.
-    pub fn operator(&self, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<KeyAndCertificate, Fault> {
+    pub fn operator(
+        &self,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<KeyAndCertificate, Fault> {
         self.client(&Identity::Operator, "operator@", now, rng)
     }
 
-    /// A certificate for a device that does not exist, to try a broker with, for [`THROW_AWAY_LIFETIME`] from `from`, which may be
-    /// long ago.
+    /// A certificate for a device that does not exist, to try a broker with, for
+    /// [`THROW_AWAY_LIFETIME`] from `from`, which may be long ago.
     ///
-    /// A real device's certificate is earned, by a TPM. This one is for an id of 128 random bits that nobody has, names neither a
-    /// TPM nor an assurance policy, and so says nothing to a relying party that looks for either; a broker takes it for a device's.
+    /// A real device's certificate is earned, by a TPM. This one is for an id of 128 random bits
+    /// that nobody has, names neither a TPM nor an assurance policy, and so says nothing to a
+    /// relying party that looks for either; a broker takes it for a device's.
     pub fn throw_away_device(
         &self,
         scope: &Scope,
@@ -106,15 +130,16 @@ impl Authority {
     ) -> Result<(DeviceId, KeyAndCertificate), Fault> {
         let mut unique = [0; 16];
         rng.fill_bytes(&mut unique);
-        let id: DeviceId = format!("{THROW_AWAY_PREFIX}{}", crate::hex(&unique)).parse().expect("a device id");
+        let id: DeviceId =
+            format!("{THROW_AWAY_PREFIX}{}", crate::hex(&unique)).parse().expect("a device id");
         let identity = Identity::Device { scope: scope.clone(), device_id: id.clone() };
         let params = self.client_params(&identity)?;
         let pair = self.leaf(params, id.as_str(), THROW_AWAY_LIFETIME, from, rng)?;
         Ok((id, pair))
     }
 
-    /// Never for a device, whose certificate is earned. Brokers that know clients by their common name must not take a device
-    /// for one of these: no device id has an `@`.
+    /// Never for a device, whose certificate is earned. Brokers that know clients by their common
+    /// name must not take a device for one of these: no device id has an `@`.
     fn client(
         &self,
         identity: &Identity,
@@ -126,7 +151,8 @@ impl Authority {
     }
 
     fn client_params(&self, identity: &Identity) -> Result<CertificateParams, Fault> {
-        let uri = Ia5String::try_from(identity.to_string()).map_err(fault("writing an identity"))?;
+        let uri =
+            Ia5String::try_from(identity.to_string()).map_err(fault("writing an identity"))?;
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(uri)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];

@@ -1,8 +1,9 @@
 //! The ticket flow's two ends: a claim that only the right TPM can prove, and the proof.
 //!
-//! Nothing is kept between the two: the claim, which says what was verified, goes to the device and comes back, and
-//! its ticket, a MAC of the claim, travels only inside a credential. Who shows the ticket has activated the
-//! credential, so the EK and the IK of the claim are in one TPM, and it is at the other end of this exchange.
+//! Nothing is kept between the two: the claim, which says what was verified, goes to the device and
+//! comes back, and its ticket, a MAC of the claim, travels only inside a credential. Who shows the
+//! ticket has activated the credential, so the EK and the IK of the claim are in one TPM, and it is
+//! at the other end of this exchange.
 
 use assay_wire::{ChallengeReply, DeviceId, EkId, Limit, Proof, Scope};
 use minicbor::bytes::ByteArray;
@@ -23,7 +24,8 @@ use crate::tpm::credential::make_credential;
 use crate::trust::Assurance;
 use crate::{Fault, Rejection};
 
-/// How long a device has to answer a challenge. RSA keys take a slow TPM seconds; bad networks take minutes.
+/// How long a device has to answer a challenge. RSA keys take a slow TPM seconds; bad networks take
+/// minutes.
 pub const CLAIM_LIFETIME: Duration = Duration::seconds(300);
 
 impl Admitted {
@@ -51,17 +53,25 @@ impl Admitted {
             issued_at,
         };
         let claim = minicbor::to_vec(claim).expect("writing to memory does not fail");
-        let credential = make_credential(&self.ek.area, ik.area.name(), &*key.mac(TICKET_LABEL, &claim), rng)?;
+        let credential =
+            make_credential(&self.ek.area, ik.area.name(), &*key.mac(TICKET_LABEL, &claim), rng)?;
         let oversize = |field| move |limit: Limit| Fault::Oversize { field, limit };
         Ok(ChallengeReply {
             claim: claim.try_into().map_err(oversize("the claim"))?,
-            credential_blob: credential.id_object.try_into().map_err(oversize("the credential blob"))?,
-            encrypted_seed: credential.encrypted_seed.try_into().map_err(oversize("the encrypted seed"))?,
+            credential_blob: credential
+                .id_object
+                .try_into()
+                .map_err(oversize("the credential blob"))?,
+            encrypted_seed: credential
+                .encrypted_seed
+                .try_into()
+                .map_err(oversize("the encrypted seed"))?,
         })
     }
 }
 
-/// A device that activated its credential: the EK and the IK of its claim are in one TPM, and it has that TPM.
+/// A device that activated its credential: the EK and the IK of its claim are in one TPM, and it
+/// has that TPM.
 ///
 /// That it may still have its device id is not established: see [`Readmitted`](crate::Readmitted).
 #[derive(Debug)]
@@ -72,13 +82,23 @@ pub struct ProvenDevice {
 
 impl ProvenDevice {
     /// Checks a claim and its ticket.
-    pub fn verify(request: &Proof, scope: &Scope, key: &TicketKey, now: OffsetDateTime) -> Result<Self, Rejection> {
+    pub fn verify(
+        request: &Proof,
+        scope: &Scope,
+        key: &TicketKey,
+        now: OffsetDateTime,
+    ) -> Result<Self, Rejection> {
         // Until its MAC is checked, the claim is only looked at for its terms.
-        let claim: Claim = minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
+        let claim: Claim =
+            minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
         let issued_at = claim.terms().check(request, TICKET_LABEL, scope, key, now)?;
-        let Claim { scope, device_id: BriefId(device_id), ek_id, ik, assurance, hardware, .. } = claim;
+        let Claim { scope, device_id: BriefId(device_id), ek_id, ik, assurance, hardware, .. } =
+            claim;
         let ik_spki = PublicKey::from_brief(&ik).spki();
-        Ok(Self { subject: Subject { scope, device_id, ek_id, ik_spki, assurance, hardware }, issued_at })
+        Ok(Self {
+            subject: Subject { scope, device_id, ek_id, ik_spki, assurance, hardware },
+            issued_at,
+        })
     }
 
     /// The EK's id.

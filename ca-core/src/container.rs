@@ -117,7 +117,9 @@ fn unwrap_pem(text: &str) -> Result<Vec<Unwrapped>, ContainerError> {
             "RSA PUBLIC KEY" => Item::RsaPublicKey(content()?),
             "PKCS7" | "CMS" | "PKCS #7 SIGNED DATA" => {
                 let certificates = pkcs7(&content()?).ok_or(ContainerError::BrokenPem)?;
-                found.extend(certificates.into_iter().map(|item| Unwrapped { around: Around::Pkcs7, item }));
+                found.extend(
+                    certificates.into_iter().map(|item| Unwrapped { around: Around::Pkcs7, item }),
+                );
                 continue;
             }
             label => {
@@ -147,7 +149,10 @@ fn unwrap_json(text: &str) -> Result<Vec<Unwrapped>, ContainerError> {
     if found.is_empty() {
         return Err(ContainerError::Json);
     }
-    Ok(found.into_iter().map(|Unwrapped { item, .. }| Unwrapped { around: Around::Json, item }).collect())
+    Ok(found
+        .into_iter()
+        .map(|Unwrapped { item, .. }| Unwrapped { around: Around::Json, item })
+        .collect())
 }
 
 fn unwrap_binary(file: &[u8]) -> Vec<Unwrapped> {
@@ -156,7 +161,10 @@ fn unwrap_binary(file: &[u8]) -> Vec<Unwrapped> {
         return unwrap_certificates(file);
     }
     if let Some(certificates) = pkcs7(first) {
-        return certificates.into_iter().map(|item| Unwrapped { around: Around::Pkcs7, item }).collect();
+        return certificates
+            .into_iter()
+            .map(|item| Unwrapped { around: Around::Pkcs7, item })
+            .collect();
     }
     let item = match file {
         [tag::SEQUENCE, ..] if is_rsa_public_key(file) => Item::RsaPublicKey(file.to_vec()),

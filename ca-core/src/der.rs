@@ -1,4 +1,5 @@
-//! Just enough DER (X.690) to write what no library writes for us, and to read strictly what libraries read leniently.
+//! Just enough DER (X.690) to write what no library writes for us, and to read strictly what
+//! libraries read leniently.
 
 /// Universal and context-specific tags, one byte each.
 pub(crate) mod tag {
@@ -57,7 +58,8 @@ pub(crate) fn strip_leading_zeros(bytes: &[u8]) -> &[u8] {
     &bytes[zeros..]
 }
 
-/// Reads elements one after the other. Lengths must be definite and take their shortest form (X.690 §10.1); tags have one byte.
+/// Reads elements one after the other. Lengths must be definite and take their shortest form (X.690
+/// §10.1); tags have one byte.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reader<'a>(&'a [u8]);
 
@@ -92,10 +94,13 @@ impl<'a> Reader<'a> {
         let (length, header) = match usize::from(*first) {
             short if short < 0x80 => (short, 2),
             form => {
-                let digits =
-                    rest.get(..form - 0x80).filter(|digits| (1..=MAX_LENGTH_DIGITS).contains(&digits.len()))?;
-                let length = digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit));
-                // The shortest form has no leading zero, and is not for what fits into the short one.
+                let digits = rest
+                    .get(..form - 0x80)
+                    .filter(|digits| (1..=MAX_LENGTH_DIGITS).contains(&digits.len()))?;
+                let length =
+                    digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit));
+                // The shortest form has no leading zero, and is not for what fits into the short
+                // one.
                 if digits[0] == 0 || length < 0x80 {
                     return None;
                 }
@@ -147,7 +152,9 @@ mod tests {
             assert_eq!(Reader::only(tag::OCTET_STRING, &whole[..whole.len() - 1]), None);
             assert_eq!(Reader::only(tag::OCTET_STRING, &[&whole[..], &[0]].concat()), None);
         }
-        for lax in [&[4, 0x81, 1, 7][..], &[4, 0x82, 0, 1, 7], &[4, 0x80, 7, 0, 0], &[0x1F, 4, 1, 7], &[4]] {
+        for lax in
+            [&[4, 0x81, 1, 7][..], &[4, 0x82, 0, 1, 7], &[4, 0x80, 7, 0, 0], &[0x1F, 4, 1, 7], &[4]]
+        {
             assert!(Reader::new(lax).next().is_none(), "{lax:?}");
         }
     }

@@ -69,7 +69,8 @@ impl fmt::Display for RecognisedAs {
     }
 }
 
-/// What a file says of an EK. None of it is verified beyond the key being a sound one that some EK template fits.
+/// What a file says of an EK. None of it is verified beyond the key being a sound one that some EK
+/// template fits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EkIdentity {
     /// The EK's id.
@@ -100,7 +101,8 @@ pub struct CertificateSummary {
 }
 
 impl EkIdentity {
-    /// Finds out what an operator's file is, and whose EK it holds. It may hold the EK certificate's issuers beside it, but not a second EK.
+    /// Finds out what an operator's file is, and whose EK it holds. It may hold the EK
+    /// certificate's issuers beside it, but not a second EK.
     pub fn recognise(file: &[u8]) -> Result<(RecognisedAs, Self), EkFileError> {
         let items = unwrap(file)?;
         let (mut eks, mut only_cas) = (Vec::new(), false);
@@ -121,7 +123,11 @@ impl EkIdentity {
 
     /// A file without a certificate.
     fn of_key_file(around: Around, item: Item) -> Result<(RecognisedAs, Self), EkFileError> {
-        let form = if around == Around::Pem { RecognisedAs::PublicKeyPem } else { RecognisedAs::PublicKeyDer };
+        let form = if around == Around::Pem {
+            RecognisedAs::PublicKeyPem
+        } else {
+            RecognisedAs::PublicKeyDer
+        };
         match item {
             Item::PublicKey(der) => Ok((form, Self::of_spki(&der)?)),
             Item::RsaPublicKey(der) => {
@@ -130,7 +136,9 @@ impl EkIdentity {
             }
             Item::Other(file) => match &file[..] {
                 [0, 0x01 | 0x23, ..] => Ok((RecognisedAs::TpmtPublic, Self::of_area(&file)?)),
-                [high, low, area @ ..] if usize::from(u16::from_be_bytes([*high, *low])) == area.len() => {
+                [high, low, area @ ..]
+                    if usize::from(u16::from_be_bytes([*high, *low])) == area.len() =>
+                {
                     Ok((RecognisedAs::Tpm2bPublic, Self::of_area(area)?))
                 }
                 _ => Err(EkFileError::Unrecognised),
@@ -154,7 +162,11 @@ impl EkIdentity {
             not_after: x509.not_after,
             tpm: certificate.tpm_model(),
         };
-        Ok(Self { certificate: Some(summary), is_for_azure_sdks: false, ..Self::of_key(certificate.key())? })
+        Ok(Self {
+            certificate: Some(summary),
+            is_for_azure_sdks: false,
+            ..Self::of_key(certificate.key())?
+        })
     }
 
     fn of_spki(der: &[u8]) -> Result<Self, EkFileError> {
@@ -170,8 +182,10 @@ impl EkIdentity {
 
     fn of_key(key: &PublicKey) -> Result<Self, EkFileError> {
         key.check()?;
-        let area = naming_area(key).ok_or_else(|| EkFileError::NoTemplate { key: key.to_string() })?;
-        let is_for_azure_sdks = matches!(key, PublicKey::Rsa { modulus, .. } if modulus.len() == AZURE_MODULUS_BYTES);
+        let area =
+            naming_area(key).ok_or_else(|| EkFileError::NoTemplate { key: key.to_string() })?;
+        let is_for_azure_sdks =
+            matches!(key, PublicKey::Rsa { modulus, .. } if modulus.len() == AZURE_MODULUS_BYTES);
         Ok(Self {
             ek_id: key.ek_id(),
             key: key.to_string(),
@@ -182,8 +196,8 @@ impl EkIdentity {
         })
     }
 
-    /// Refuses a device id that has the form of those that follow from an EK, and follows from another one: it would be that
-    /// EK's, and would not end with the enrolment.
+    /// Refuses a device id that has the form of those that follow from an EK, and follows from
+    /// another one: it would be that EK's, and would not end with the enrolment.
     pub fn check_device_id(&self, device_id: &DeviceId) -> Result<(), EkFileError> {
         if digest_naming(device_id).is_some() && *device_id != self.derived_device_id {
             return Err(EkFileError::DeviceIdOfAnotherEk {
@@ -194,12 +208,15 @@ impl EkIdentity {
         Ok(())
     }
 
-    /// Refuses an EK that Azure's SDKs cannot have made: theirs are RSA-2048 keys of TCG's template L-1, and no vendor certified them.
+    /// Refuses an EK that Azure's SDKs cannot have made: theirs are RSA-2048 keys of TCG's template
+    /// L-1, and no vendor certified them.
     pub fn check_azure_sdk(&self) -> Result<(), EkFileError> {
         match (&self.certificate, self.is_for_azure_sdks) {
             (Some(_), _) => Err(EkFileError::CertifiedEk),
             (None, true) => Ok(()),
-            (None, false) => Err(EkFileError::NoAzureSdk { found: self.template.unwrap_or(&self.key).to_owned() }),
+            (None, false) => Err(EkFileError::NoAzureSdk {
+                found: self.template.unwrap_or(&self.key).to_owned(),
+            }),
         }
     }
 }
@@ -212,7 +229,9 @@ pub enum EkFileError {
     Unrecognised,
     #[error(transparent)]
     Container(#[from] ContainerError),
-    #[error("neither a certificate, nor a public key, nor a TPM2B_PUBLIC or TPMT_PUBLIC: if it is a key, {0}")]
+    #[error(
+        "neither a certificate, nor a public key, nor a TPM2B_PUBLIC or TPMT_PUBLIC: if it is a key, {0}"
+    )]
     Key(UnreadableKey),
     #[error(
         "the certificate of {subject} is not an EK's: its extended key usage lacks tcg-kp-EKCertificate (2.23.133.8.1). If its key is an EK \

@@ -24,7 +24,8 @@ pub struct EkEvidence {
 }
 
 impl EkEvidence {
-    /// Certificates are read where they are checked; of one that stands for the EK, only the key is read here.
+    /// Certificates are read where they are checked; of one that stands for the EK, only the key is
+    /// read here.
     fn parse(
         ek_public: &EkPublic,
         certificates: &CertificateList<0>,
@@ -36,10 +37,13 @@ impl EkEvidence {
             EkPublic::Area(area) => PublicArea::parse(area).map_err(ek)?,
             EkPublic::OfCertificate(index) => {
                 let leaf = certificates.first().ok_or_else(|| {
-                    Rejection::EkCertificateInvalid("it is missing, and should hold the EK".to_owned())
+                    Rejection::EkCertificateInvalid(
+                        "it is missing, and should hold the EK".to_owned(),
+                    )
                 })?;
-                let key = PublicKey::from_certificate(leaf)
-                    .map_err(|reason| Rejection::EkCertificateInvalid(format!("its key cannot be read: {reason}")))?;
+                let key = PublicKey::from_certificate(leaf).map_err(|reason| {
+                    Rejection::EkCertificateInvalid(format!("its key cannot be read: {reason}"))
+                })?;
                 area_of_certificate(*index, &key).map_err(Rejection::of_ek)?
             }
         };
@@ -64,16 +68,19 @@ impl EkEvidence {
         self.device_id.as_ref()
     }
 
-    /// Other EKs that the device says are in its TPM. Nothing shows that they are, so nothing is granted for them.
+    /// Other EKs that the device says are in its TPM. Nothing shows that they are, so nothing is
+    /// granted for them.
     pub fn other_eks(&self) -> &[EkId] {
         &self.others
     }
 
-    /// The device id due to an EK that no enrolment names: the lower-case base32 (RFC 4648 §6, unpadded) of
-    /// the SHA-256 of its `TPM2B_PUBLIC`, on the template of the low range if that fits its key. So one EK has one id, and
-    /// nobody can have it named otherwise by showing it on another template.
+    /// The device id due to an EK that no enrolment names: the lower-case base32 (RFC 4648 §6,
+    /// unpadded) of the SHA-256 of its `TPM2B_PUBLIC`, on the template of the low range if that
+    /// fits its key. So one EK has one id, and nobody can have it named otherwise by showing it on
+    /// another template.
     pub fn derived_device_id(&self) -> DeviceId {
-        let digest = Sha256::digest(naming_area(&self.key).as_ref().unwrap_or(&self.area).encode_sized());
+        let digest =
+            Sha256::digest(naming_area(&self.key).as_ref().unwrap_or(&self.area).encode_sized());
         named_by(&digest.into())
     }
 }
@@ -103,11 +110,18 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// Reads both public areas. The CSR is read where it is checked, and so are certificates, but for one that holds the EK.
+    /// Reads both public areas. The CSR is read where it is checked, and so are certificates, but
+    /// for one that holds the EK.
     pub fn parse(bundle: Bundle) -> Result<Self, Rejection> {
         Ok(Self {
-            ek: EkEvidence::parse(&bundle.ek_public, &bundle.ek_certificates, bundle.device_id, bundle.other_eks)?,
-            ik_area: PublicArea::parse(&bundle.ik_public).map_err(|error| Rejection::of_ik(error.into()))?,
+            ek: EkEvidence::parse(
+                &bundle.ek_public,
+                &bundle.ek_certificates,
+                bundle.device_id,
+                bundle.other_eks,
+            )?,
+            ik_area: PublicArea::parse(&bundle.ik_public)
+                .map_err(|error| Rejection::of_ik(error.into()))?,
             csr: bundle.csr.into_vec(),
         })
     }
@@ -124,10 +138,16 @@ pub struct ParentEvidence {
 }
 
 impl ParentEvidence {
-    /// Reads both public areas. Certificates are read where they are checked, but for one that holds the EK.
+    /// Reads both public areas. Certificates are read where they are checked, but for one that
+    /// holds the EK.
     pub fn parse(bundle: ParentBundle) -> Result<Self, Rejection> {
         Ok(Self {
-            ek: EkEvidence::parse(&bundle.ek_public, &bundle.ek_certificates, bundle.device_id, bundle.other_eks)?,
+            ek: EkEvidence::parse(
+                &bundle.ek_public,
+                &bundle.ek_certificates,
+                bundle.device_id,
+                bundle.other_eks,
+            )?,
             parent_area: PublicArea::parse(&bundle.parent_public)
                 .map_err(|error| Rejection::of_parent(error.into()))?,
         })
@@ -135,9 +155,10 @@ impl ParentEvidence {
 
     /// Checks the parent: its template and its key.
     ///
-    /// If a TPM holds an object with its Name, then that key was made in it and never leaves it. That the TPM of the EK at hand holds
-    /// one is not established: only that TPM can open what is made for both. Nor is whether the TPM keeps to itself what is
-    /// encrypted to the parent: that is for its kind, and [`Admitted::parent`](crate::Admitted::parent) decides on it.
+    /// If a TPM holds an object with its Name, then that key was made in it and never leaves it.
+    /// That the TPM of the EK at hand holds one is not established: only that TPM can open what is
+    /// made for both. Nor is whether the TPM keeps to itself what is encrypted to the parent: that
+    /// is for its kind, and [`Admitted::parent`](crate::Admitted::parent) decides on it.
     pub fn parent(&self) -> Result<ParentArea, Rejection> {
         ParentArea::recognise(&self.parent_area).map_err(Rejection::of_parent)
     }

@@ -1,13 +1,16 @@
-//! How a certificate names the TPM behind it: RFC 4108's HardwareModuleName and RFC 4043's PermanentIdentifier.
+//! How a certificate names the TPM behind it: RFC 4108's HardwareModuleName and RFC 4043's
+//! PermanentIdentifier.
 
 use data_encoding::HEXUPPER;
 use sha2::{Digest, Sha256};
 
 use crate::key::PublicKey;
 
-/// The two names of a TPM that TCG derives from its EK (TPM 2.0 Keys for Device Identity and Attestation 1.0, 8).
+/// The two names of a TPM that TCG derives from its EK (TPM 2.0 Keys for Device Identity and
+/// Attestation 1.0, 8).
 ///
-/// Made only of what was checked: from the certificate if that is what the EK is trusted for, else from the key.
+/// Made only of what was checked: from the certificate if that is what the EK is trusted for, else
+/// from the key.
 #[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
 #[cbor(flat)]
 pub(crate) enum HardwareIdentity {
@@ -37,7 +40,12 @@ pub(crate) enum HardwareIdentity {
 }
 
 impl HardwareIdentity {
-    pub(crate) fn of_certificate(manufacturer: &str, authority_key: &[u8], serial: &[u8], der: &[u8]) -> Self {
+    pub(crate) fn of_certificate(
+        manufacturer: &str,
+        authority_key: &[u8],
+        serial: &[u8],
+        der: &[u8],
+    ) -> Self {
         let vendor = manufacturer.strip_prefix("id:").unwrap_or(manufacturer);
         let beginning = |bytes: &[u8]| bytes[..bytes.len().min(MAX_SERIAL)].to_vec();
         Self::Certificate {
@@ -51,16 +59,18 @@ impl HardwareIdentity {
 
     pub(crate) fn of_key(key: &PublicKey) -> Self {
         let spki = key.spki();
-        let prefixed_sha256 = Sha256::new_with_prefix("EkPubkey").chain_update(&spki).finalize().into();
+        let prefixed_sha256 =
+            Sha256::new_with_prefix("EkPubkey").chain_update(&spki).finalize().into();
         Self::Key { sha256: Sha256::digest(&spki).into(), prefixed_sha256 }
     }
 
-    /// `hwSerialNum` of a HardwareModuleName: vendor, authority key identifier and serial number of the EK certificate, in upper-case
-    /// hexadecimal; or the SHA-256 of the key.
+    /// `hwSerialNum` of a HardwareModuleName: vendor, authority key identifier and serial number of
+    /// the EK certificate, in upper-case hexadecimal; or the SHA-256 of the key.
     pub(crate) fn serial(&self) -> Vec<u8> {
         match self {
             Self::Certificate { vendor, authority_key, serial, .. } => {
-                let (authority_key, serial) = (HEXUPPER.encode(authority_key), HEXUPPER.encode(serial));
+                let (authority_key, serial) =
+                    (HEXUPPER.encode(authority_key), HEXUPPER.encode(serial));
                 let mut text = format!("{vendor}:{authority_key}:{serial}").into_bytes();
                 text.truncate(MAX_SERIAL);
                 text
@@ -69,7 +79,8 @@ impl HardwareIdentity {
         }
     }
 
-    /// `identifierValue` of a PermanentIdentifier: the SHA-256 of the certificate; or of the key after the text `EkPubkey`.
+    /// `identifierValue` of a PermanentIdentifier: the SHA-256 of the certificate; or of the key
+    /// after the text `EkPubkey`.
     pub(crate) fn permanent_id(&self) -> String {
         match self {
             Self::Certificate { sha256, .. } => HEXUPPER.encode(sha256),
@@ -78,7 +89,8 @@ impl HardwareIdentity {
     }
 }
 
-/// Keeps a claim and a certificate within their limits: a 20-byte key identifier and serial number (RFC 5280 §4.1.2.2) take 90 bytes.
+/// Keeps a claim and a certificate within their limits: a 20-byte key identifier and serial number
+/// (RFC 5280 §4.1.2.2) take 90 bytes.
 const MAX_SERIAL: usize = 128;
 
 #[cfg(test)]
@@ -91,14 +103,25 @@ mod tests {
     fn names_of_any_length_fit_beside_an_rsa_key_in_a_claim() {
         let long = [0xAB; 4096];
         for manufacturer in ["id:41434D45".to_owned(), format!("id:{}", "\u{1F512}".repeat(1000))] {
-            for (authority_key, serial) in [(&long[..], &long[..]), (&long[..20], &long[..20]), (&[], &long)] {
-                let identity = HardwareIdentity::of_certificate(&manufacturer, authority_key, serial, b"certificate");
+            for (authority_key, serial) in
+                [(&long[..], &long[..]), (&long[..20], &long[..20]), (&[], &long)]
+            {
+                let identity = HardwareIdentity::of_certificate(
+                    &manufacturer,
+                    authority_key,
+                    serial,
+                    b"certificate",
+                );
                 assert!(
                     minicbor::to_vec(&identity).unwrap().len() <= MAX_CLAIM - 512,
                     "a key of 256 and as much again"
                 );
                 let vendor = &manufacturer[3..];
-                let whole = format!("{vendor}:{}:{}", HEXUPPER.encode(authority_key), HEXUPPER.encode(serial));
+                let whole = format!(
+                    "{vendor}:{}:{}",
+                    HEXUPPER.encode(authority_key),
+                    HEXUPPER.encode(serial)
+                );
                 assert_eq!(identity.serial(), whole.as_bytes()[..whole.len().min(MAX_SERIAL)]);
             }
         }

@@ -10,7 +10,8 @@ use crate::x509::parse_certificate;
 
 /// The holder of a client certificate.
 ///
-/// Its text is the URI in the certificate's subject alternative name, e.g. `urn:assay:device:plant-7:pump-1`.
+/// Its text is the URI in the certificate's subject alternative name, e.g.
+/// `urn:assay:device:plant-7:pump-1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
     /// A device, provisioned in a scope.
@@ -32,7 +33,8 @@ impl Identity {
     /// A certificate with several URIs of ours speaks for nobody.
     pub fn from_certificate(der: &[u8]) -> Result<Self, IdentityError> {
         let certificate = parse_certificate(der).ok_or(IdentityError::Unreadable)?;
-        let names = certificate.subject_alternative_name().map_err(|_| IdentityError::Unreadable)?;
+        let names =
+            certificate.subject_alternative_name().map_err(|_| IdentityError::Unreadable)?;
         let names = names.map_or(&[][..], |names| &names.value.general_names);
         let mut ours = names.iter().filter_map(|name| match name {
             GeneralName::URI(uri) if uri.starts_with(PREFIX) => Some(*uri),
@@ -107,9 +109,14 @@ mod tests {
 
     #[test]
     fn other_uris_name_nobody() {
-        for uri in
-            ["", "urn:assay:", "urn:assay:admin", "urn:assay:device:x", "urn:assay:device:X:y", "urn:other:worker"]
-        {
+        for uri in [
+            "",
+            "urn:assay:",
+            "urn:assay:admin",
+            "urn:assay:device:x",
+            "urn:assay:device:X:y",
+            "urn:other:worker",
+        ] {
             assert!(uri.parse::<Identity>().is_err(), "{uri}");
         }
     }

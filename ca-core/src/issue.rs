@@ -7,8 +7,8 @@ use rand_core::CryptoRng;
 pub use rcgen::RevocationReason;
 use rcgen::{
     CertificateParams, CertificateRevocationListParams, CustomExtension, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyUsagePurpose, PublicKeyData, RevokedCertParams, SerialNumber,
-    SignatureAlgorithm, SigningKey, SubjectPublicKeyInfo,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyUsagePurpose, PublicKeyData, RevokedCertParams,
+    SerialNumber, SignatureAlgorithm, SigningKey, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -69,13 +69,20 @@ impl Issuer {
     ///
     /// # Errors
     /// They do not.
-    pub fn under(self, root: &CertificateDer<'_>, now: OffsetDateTime) -> Result<Self, IssuerError> {
+    pub fn under(
+        self,
+        root: &CertificateDer<'_>,
+        now: OffsetDateTime,
+    ) -> Result<Self, IssuerError> {
         let root = parse_certificate(root).ok_or(IssuerError::UnreadableRoot)?;
         if !is_signed_by(&self.certificate, &root) {
             return Err(IssuerError::OtherRoot);
         }
         if !(self.not_before..=self.not_after).contains(&now) {
-            return Err(IssuerError::NotValid { not_before: self.not_before, not_after: self.not_after });
+            return Err(IssuerError::NotValid {
+                not_before: self.not_before,
+                not_after: self.not_after,
+            });
         }
         Ok(self)
     }
@@ -96,8 +103,8 @@ impl Issuer {
 
     /// Signs a list of the certificates that are no longer good (RFC 5280 §5), in DER.
     ///
-    /// `number` must grow from list to list (§5.2.3). Serial numbers reveal nothing of their certificates, so those that were sealed
-    /// and never confirmed may stand there too.
+    /// `number` must grow from list to list (§5.2.3). Serial numbers reveal nothing of their
+    /// certificates, so those that were sealed and never confirmed may stand there too.
     pub fn revocation_list(
         &self,
         revoked: impl IntoIterator<Item = Revoked>,
@@ -125,8 +132,8 @@ impl Issuer {
         Ok(list.der().to_vec())
     }
 
-    /// Until when a revocation list may be believed (RFC 5280 §5.1.2.5), if it is this issuer's and that time is to come. Whether
-    /// there is a newer one, it does not say.
+    /// Until when a revocation list may be believed (RFC 5280 §5.1.2.5), if it is this issuer's and
+    /// that time is to come. Whether there is a newer one, it does not say.
     pub fn believes_until(&self, list: &[u8], now: OffsetDateTime) -> Option<OffsetDateTime> {
         let (rest, list) = CertificateRevocationList::from_der(list).ok()?;
         let issuing = parse_certificate(&self.certificate)?;
@@ -139,9 +146,9 @@ impl Issuer {
     /// Signs a certificate. This may be slow if the key is in hardware.
     pub fn sign(&self, prepared: Prepared) -> Result<IssuedCertificate, Fault> {
         let Prepared { params, public_key, record } = prepared;
-        let certificate = params
-            .signed_by(&public_key, &self.signer)
-            .map_err(|error| Fault::Certificate { operation: "signing a certificate", reason: error.to_string() })?;
+        let certificate = params.signed_by(&public_key, &self.signer).map_err(|error| {
+            Fault::Certificate { operation: "signing a certificate", reason: error.to_string() }
+        })?;
         Ok(IssuedCertificate { der: certificate.into(), ..record })
     }
 }
@@ -225,8 +232,8 @@ impl Prepared {
         Self::fill(device.0.into_subject(), None, profile, issuer, now, rng)
     }
 
-    /// The same for a device that has not proven itself: nobody may see this certificate but [sealed](Candidate::seal), and
-    /// it is revoked unless the device confirms it in time.
+    /// The same for a device that has not proven itself: nobody may see this certificate but
+    /// [sealed](Candidate::seal), and it is revoked unless the device confirms it in time.
     pub fn unproven(
         candidate: &Candidate,
         profile: &Profile,
@@ -250,7 +257,8 @@ impl Prepared {
         if now >= issuer.not_after {
             return Err(Fault::IssuerExpired { not_after: issuer.not_after, now });
         }
-        let identity = Identity::Device { scope: subject.scope, device_id: subject.device_id.clone() };
+        let identity =
+            Identity::Device { scope: subject.scope, device_id: subject.device_id.clone() };
         let record = IssuedCertificate {
             der: CertificateDer::from(Vec::new()),
             serial: serial_number(now, rng),
@@ -274,11 +282,18 @@ impl Prepared {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         params.custom_extensions = vec![
-            CustomExtension::from_oid_content(oid::SUBJECT_ALT_NAME, alt_names(&subject.hardware, &identity)),
-            CustomExtension::from_oid_content(oid::CERTIFICATE_POLICIES, policies(record.assurance)),
+            CustomExtension::from_oid_content(
+                oid::SUBJECT_ALT_NAME,
+                alt_names(&subject.hardware, &identity),
+            ),
+            CustomExtension::from_oid_content(
+                oid::CERTIFICATE_POLICIES,
+                policies(record.assurance),
+            ),
         ];
-        let public_key = SubjectPublicKeyInfo::from_der(&record.ik_spki)
-            .map_err(|error| Fault::Certificate { operation: "reading an IK", reason: error.to_string() })?;
+        let public_key = SubjectPublicKeyInfo::from_der(&record.ik_spki).map_err(|error| {
+            Fault::Certificate { operation: "reading an IK", reason: error.to_string() }
+        })?;
         Ok(Self { params, public_key, record })
     }
 
@@ -307,7 +322,8 @@ pub struct IssuedCertificate {
     pub ik_spki: Vec<u8>,
     /// Why the EK was trusted.
     pub assurance: Assurance,
-    /// Until when the device must confirm that it can read the certificate; `None` if it proved itself before.
+    /// Until when the device must confirm that it can read the certificate; `None` if it proved
+    /// itself before.
     pub confirm_by: Option<OffsetDateTime>,
 }
 
@@ -322,12 +338,14 @@ pub struct Revoked {
     pub reason: RevocationReason,
 }
 
-/// How long a revocation list may be believed: devices and brokers that miss one for a day learn that they did.
+/// How long a revocation list may be believed: devices and brokers that miss one for a day learn
+/// that they did.
 pub const REVOCATION_LIST_LIFETIME: Duration = Duration::days(1);
 
-/// A serial number that sorts by time, so that an index over a million of them is written at one end: 0x40, which makes it positive and
-/// always of the same length; 5 bytes of seconds since 1970; 80 random bits, more than the 64 that RFC 5280's readers expect of a CA (CA/B
-/// Baseline Requirements §7.1).
+/// A serial number that sorts by time, so that an index over a million of them is written at one
+/// end: 0x40, which makes it positive and always of the same length; 5 bytes of seconds since 1970;
+/// 80 random bits, more than the 64 that RFC 5280's readers expect of a CA (CA/B Baseline
+/// Requirements §7.1).
 pub(crate) fn serial_number(now: OffsetDateTime, rng: &mut dyn CryptoRng) -> [u8; 16] {
     let mut serial = [0; 16];
     serial[0] = 0x40;
@@ -343,17 +361,23 @@ fn alt_names(hardware: &HardwareIdentity, identity: &Identity) -> Vec<u8> {
         let value = element(tag::SEQUENCE, value);
         element(tag::CONTEXT_0, &[&oid(kind), &element(tag::CONTEXT_0, &[&value])])
     };
-    let hardware_module_name =
-        other_name(oid::HARDWARE_MODULE_NAME, &[&oid(oid::TPM_20), &element(tag::OCTET_STRING, &[&hardware.serial()])]);
+    let hardware_module_name = other_name(
+        oid::HARDWARE_MODULE_NAME,
+        &[&oid(oid::TPM_20), &element(tag::OCTET_STRING, &[&hardware.serial()])],
+    );
     let permanent_identifier = other_name(
         oid::PERMANENT_IDENTIFIER,
-        &[&element(tag::UTF8_STRING, &[hardware.permanent_id().as_bytes()]), &oid(oid::EK_PERM_ID_SHA256)],
+        &[
+            &element(tag::UTF8_STRING, &[hardware.permanent_id().as_bytes()]),
+            &oid(oid::EK_PERM_ID_SHA256),
+        ],
     );
     let uri = element(tag::URI, &[identity.to_string().as_bytes()]);
     element(tag::SEQUENCE, &[&hardware_module_name, &permanent_identifier, &uri])
 }
 
-/// CertificatePolicies (RFC 5280 §4.2.1.4) with one policy; written by hand, for its OID has an arc above 64 bits.
+/// CertificatePolicies (RFC 5280 §4.2.1.4) with one policy; written by hand, for its OID has an arc
+/// above 64 bits.
 fn policies(assurance: Assurance) -> Vec<u8> {
     let policy = match assurance {
         Assurance::VendorCertificate => oid::ASSURANCE_VENDOR_CERTIFICATE,

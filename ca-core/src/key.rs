@@ -1,4 +1,5 @@
-//! Public keys as TPMs, certificates and CSRs name them, brought to one form and checked for soundness.
+//! Public keys as TPMs, certificates and CSRs name them, brought to one form and checked for
+//! soundness.
 
 use std::fmt;
 
@@ -36,7 +37,8 @@ pub enum PublicKey {
 }
 
 impl PublicKey {
-    /// Reads a SubjectPublicKeyInfo (RFC 5280 §4.1.2.7) in DER, with an uncompressed point if it is one.
+    /// Reads a SubjectPublicKeyInfo (RFC 5280 §4.1.2.7) in DER, with an uncompressed point if it is
+    /// one.
     ///
     /// `id-RSAES-OAEP` keys count as RSA keys, since TPM vendors use that for EKs.
     pub fn from_spki(spki: &[u8]) -> Result<Self, UnreadableKey> {
@@ -71,7 +73,9 @@ impl PublicKey {
             }
             let curve = Curve::ALL.into_iter().find(|curve| curve.oid() == parameters.data);
             let curve = curve.ok_or(UnreadableKey::Other)?;
-            let (&SEC1_UNCOMPRESSED, coordinates) = key.split_first().ok_or(UnreadableKey::Other)? else {
+            let (&SEC1_UNCOMPRESSED, coordinates) =
+                key.split_first().ok_or(UnreadableKey::Other)?
+            else {
                 return Err(UnreadableKey::Other);
             };
             if coordinates.len() != 2 * curve.field_bytes() {
@@ -106,15 +110,18 @@ impl PublicKey {
                 element(tag::NULL, &[]),
                 element(tag::SEQUENCE, &[&unsigned(modulus), &unsigned(&exponent.to_be_bytes())]),
             ),
-            Self::Ecc { curve, x, y } => {
-                (oid::EC_PUBLIC_KEY, element(tag::OID, &[curve.oid()]), [&[SEC1_UNCOMPRESSED], &x[..], &y[..]].concat())
-            }
+            Self::Ecc { curve, x, y } => (
+                oid::EC_PUBLIC_KEY,
+                element(tag::OID, &[curve.oid()]),
+                [&[SEC1_UNCOMPRESSED], &x[..], &y[..]].concat(),
+            ),
         };
         let algorithm = element(tag::SEQUENCE, &[&element(tag::OID, &[algorithm]), &parameters]);
         element(tag::SEQUENCE, &[&algorithm, &element(tag::BIT_STRING, &[&[NO_UNUSED_BITS], &key])])
     }
 
-    /// The modulus, or both coordinates: all there is to say of a [sound](Self::check) key of an accepted template.
+    /// The modulus, or both coordinates: all there is to say of a [sound](Self::check) key of an
+    /// accepted template.
     pub(crate) fn brief(&self) -> Vec<u8> {
         match self {
             Self::Rsa { modulus, .. } => modulus.clone(),
@@ -122,7 +129,8 @@ impl PublicKey {
         }
     }
 
-    /// The key that [`brief`](Self::brief) stands for. Its length tells its kind, for moduli are longer than coordinates.
+    /// The key that [`brief`](Self::brief) stands for. Its length tells its kind, for moduli are
+    /// longer than coordinates.
     pub(crate) fn from_brief(brief: &[u8]) -> Self {
         match Curve::ALL.into_iter().find(|curve| 2 * curve.field_bytes() == brief.len()) {
             Some(curve) => {
@@ -144,7 +152,8 @@ impl PublicKey {
         EkId::from(digest)
     }
 
-    /// Refuses keys whose private part may be had without the TPM, and points that are no keys at all.
+    /// Refuses keys whose private part may be had without the TPM, and points that are no keys at
+    /// all.
     pub fn check(&self) -> Result<(), WeakKey> {
         match self {
             Self::Rsa { modulus, exponent } => {
@@ -240,8 +249,11 @@ impl fmt::Display for Curve {
 /// Bytes are not an RSA key, nor an uncompressed point of P-256 or P-384.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnreadableKey {
-    /// It is a point of a curve without a name, which need not be a curve at all (RFC 5480 §2.1.1 forbids it).
-    #[error("it spells out the parameters of its curve instead of naming it, which nobody can rely on")]
+    /// It is a point of a curve without a name, which need not be a curve at all (RFC 5480 §2.1.1
+    /// forbids it).
+    #[error(
+        "it spells out the parameters of its curve instead of naming it, which nobody can rely on"
+    )]
     ExplicitCurve,
     /// It is anything else.
     #[error("it is neither an RSA key nor an uncompressed point of P-256 or P-384")]
@@ -273,17 +285,22 @@ fn bit_length(modulus: &[u8]) -> usize {
     significant.first().map_or(0, |first| 8 * significant.len() - first.leading_zeros() as usize)
 }
 
-/// Whether a modulus has the fingerprint of Infineon's RSALib: modulo each small prime it is a power of 65537.
+/// Whether a modulus has the fingerprint of Infineon's RSALib: modulo each small prime it is a
+/// power of 65537.
 ///
-/// Nemec et al., "The Return of Coppersmith's Attack", CCS 2017, §2.3. A random modulus passes for one
-/// with a probability of about 2^-27.
+/// Nemec et al., "The Return of Coppersmith's Attack", CCS 2017, §2.3. A random modulus passes for
+/// one with a probability of about 2^-27.
 fn is_roca(modulus: &[u8]) -> bool {
-    ROCA_PRIMES.iter().zip(&ROCA_POWERS).all(|(prime, powers)| powers.contain(residue(modulus, *prime)))
+    ROCA_PRIMES
+        .iter()
+        .zip(&ROCA_POWERS)
+        .all(|(prime, powers)| powers.contain(residue(modulus, *prime)))
 }
 
 /// A big-endian number modulo a prime.
 fn residue(number: &[u8], prime: u32) -> u64 {
-    // Four bytes at a time: the divisions, each of which waits for the one before, are what takes time here.
+    // Four bytes at a time: the divisions, each of which waits for the one before, are what takes
+    // time here.
     number.chunks(4).fold(0, |residue, chunk| {
         let shifted = chunk.iter().fold(residue, |number, byte| number << 8 | u64::from(*byte));
         shifted % u64::from(prime)
@@ -310,14 +327,16 @@ impl Powers {
     }
 }
 
-/// The shortest RSA key of the TCG EK Credential Profile (2.5, B.3.3), and what NIST SP 800-131A still permits.
+/// The shortest RSA key of the TCG EK Credential Profile (2.5, B.3.3), and what NIST SP 800-131A
+/// still permits.
 const MIN_RSA_BITS: usize = 2048;
 /// The exponent of every RSA key of the TCG EK Credential Profile (2.5, B.3.3).
 const EXPONENT: u32 = 65537;
-/// The primes of the ROCA fingerprint, those first of whose residues the fewest are powers of 65537: most moduli fail at the first.
+/// The primes of the ROCA fingerprint, those first of whose residues the fewest are powers of
+/// 65537: most moduli fail at the first.
 const ROCA_PRIMES: [u32; 38] = [
-    97, 37, 79, 11, 61, 73, 127, 151, 13, 17, 19, 53, 71, 103, 107, 109, 157, 3, 5, 7, 23, 29, 31, 41, 43, 47, 59, 67,
-    83, 89, 101, 113, 131, 137, 139, 149, 163, 167,
+    97, 37, 79, 11, 61, 73, 127, 151, 13, 17, 19, 53, 71, 103, 107, 109, 157, 3, 5, 7, 23, 29, 31,
+    41, 43, 47, 59, 67, 83, 89, 101, 113, 131, 137, 139, 149, 163, 167,
 ];
 /// The residues that each of them may leave.
 static ROCA_POWERS: [Powers; ROCA_PRIMES.len()] = {
@@ -341,9 +360,13 @@ mod tests {
     #[test]
     fn keys_read_back_from_what_stands_for_them() {
         let coordinate = |curve: Curve, byte| vec![byte; curve.field_bytes()];
-        let mut keys: Vec<_> =
-            Curve::ALL.map(|curve| PublicKey::Ecc { curve, x: coordinate(curve, 1), y: coordinate(curve, 2) }).into();
-        keys.extend([2048, 3072].map(|bits| PublicKey::Rsa { modulus: vec![0x81; bits / 8], exponent: EXPONENT }));
+        let mut keys: Vec<_> = Curve::ALL
+            .map(|curve| PublicKey::Ecc { curve, x: coordinate(curve, 1), y: coordinate(curve, 2) })
+            .into();
+        keys.extend(
+            [2048, 3072]
+                .map(|bits| PublicKey::Rsa { modulus: vec![0x81; bits / 8], exponent: EXPONENT }),
+        );
         for key in keys {
             assert_eq!(PublicKey::from_brief(&key.brief()), key);
         }
@@ -352,9 +375,12 @@ mod tests {
     #[test]
     fn residues_are_those_of_long_division() {
         let number: Vec<u8> = (0..=255u8).map(|at| at.wrapping_mul(167).wrapping_add(5)).collect();
-        for (length, prime) in (1..=number.len()).flat_map(|length| ROCA_PRIMES.map(|prime| (length, prime))) {
-            let long_division =
-                number[..length].iter().fold(0, |rest, byte| (rest * 256 + u64::from(*byte)) % u64::from(prime));
+        for (length, prime) in
+            (1..=number.len()).flat_map(|length| ROCA_PRIMES.map(|prime| (length, prime)))
+        {
+            let long_division = number[..length]
+                .iter()
+                .fold(0, |rest, byte| (rest * 256 + u64::from(*byte)) % u64::from(prime));
             assert_eq!(residue(&number[..length], prime), long_division, "{length} {prime}");
         }
     }
@@ -370,7 +396,11 @@ mod tests {
             .take(*prime as usize)
             .collect();
             for residue in 0..u64::from(*prime) {
-                assert_eq!(powers.contain(residue), expected.contains(&residue), "{residue} modulo {prime}");
+                assert_eq!(
+                    powers.contain(residue),
+                    expected.contains(&residue),
+                    "{residue} modulo {prime}"
+                );
             }
         }
     }

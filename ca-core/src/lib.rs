@@ -1,7 +1,8 @@
 //! What the CA decides, and nothing else: no sockets, files, threads or clock.
 //!
-//! Time and randomness are arguments. What a device sends goes through a chain of types; each can only be made by
-//! the check before it, so a certificate in force was earned, and the chain reads as the argument for it.
+//! Time and randomness are arguments. What a device sends goes through a chain of types; each can
+//! only be made by the check before it, so a certificate in force was earned, and the chain reads
+//! as the argument for it.
 //!
 //! | value | made by | establishes | leaves open |
 //! |---|---|---|---|
@@ -23,14 +24,14 @@
 //!
 //! What must be established elsewhere:
 //!
-//! - *One EK, one device, one active certificate.* [`Records`] must be read, and the certificate stored, in one
-//!   transaction; a certificate is stored before it is sent.
-//! - *A claim may come back more than once* while it is valid. The store answers a repeated one with the certificate
-//!   already issued.
-//! - *What is issued before proof ends nothing.* An unconfirmed certificate supersedes nothing, and the generation of a shared key on
-//!   record moves only with an accepted token.
-//! - *The device stands where the operator thinks.* An EK names a TPM, not a box: an honest TPM elsewhere can answer
-//!   for this one. Only an inventory that ties EKs to serial numbers helps.
+//! - *One EK, one device, one active certificate.* [`Records`] must be read, and the certificate
+//!   stored, in one transaction; a certificate is stored before it is sent.
+//! - *A claim may come back more than once* while it is valid. The store answers a repeated one
+//!   with the certificate already issued.
+//! - *What is issued before proof ends nothing.* An unconfirmed certificate supersedes nothing, and
+//!   the generation of a shared key on record moves only with an accepted token.
+//! - *The device stands where the operator thinks.* An EK names a TPM, not a box: an honest TPM
+//!   elsewhere can answer for this one. Only an inventory that ties EKs to serial numbers helps.
 //! - *The device runs what it should.* Nothing here speaks of its software.
 //! - *Vendors revoke EK certificates.* Remove the vendor's root, or disable the EK.
 
@@ -41,7 +42,8 @@ pub use evidence::{EkEvidence, Evidence, ParentEvidence};
 
 mod anchors;
 pub use anchors::{
-    Allowances, AnchorError, NoPath, Role, TrustAnchors, UnknownAllowance, VendorCertificate, VendorPath,
+    Allowances, AnchorError, NoPath, Role, TrustAnchors, UnknownAllowance, VendorCertificate,
+    VendorPath,
 };
 
 mod trust;
@@ -52,8 +54,9 @@ pub use bound_key::BoundKey;
 
 mod admission;
 pub use admission::{
-    Admitted, AdmittedParent, CertificateOnRecord, Enrolment, FIRST_GENERATION, QUOTA, QUOTA_PERIOD, Readmitted,
-    Records, Registration, Reprovision, SharedKeyOnRecord, UnknownReprovision, due_device_id,
+    Admitted, AdmittedParent, CertificateOnRecord, Enrolment, FIRST_GENERATION, QUOTA,
+    QUOTA_PERIOD, Readmitted, Records, Registration, Reprovision, SharedKeyOnRecord,
+    UnknownReprovision, due_device_id,
 };
 
 mod ticket;
@@ -70,7 +73,8 @@ pub use profile::{Profile, ProfileError};
 
 mod issue;
 pub use issue::{
-    IssuedCertificate, Issuer, IssuerError, Prepared, REVOCATION_LIST_LIFETIME, RevocationReason, Revoked,
+    IssuedCertificate, Issuer, IssuerError, Prepared, REVOCATION_LIST_LIFETIME, RevocationReason,
+    Revoked,
 };
 
 mod shared_key;
@@ -84,8 +88,8 @@ pub use rejection::{Fault, Rejection};
 
 mod authority;
 pub use authority::{
-    Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, ROOT_LIFETIME, THROW_AWAY_LIFETIME,
-    THROW_AWAY_PREFIX,
+    Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, ROOT_LIFETIME,
+    THROW_AWAY_LIFETIME, THROW_AWAY_PREFIX,
 };
 
 mod identity;

@@ -49,7 +49,8 @@ pub(crate) const EMAIL_ADDRESS: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x
 /// `id-ad-caIssuers`, 1.3.6.1.5.5.7.48.2 (RFC 5280 §4.2.2.1).
 pub(crate) const CA_ISSUERS: &[u8] = &[0x2B, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x02];
 /// `id-pe-authorityInfoAccess`, 1.3.6.1.5.5.7.1.1 (RFC 5280 §4.2.2.1).
-pub(crate) const AUTHORITY_INFORMATION_ACCESS: &[u8] = &[0x2B, 0x06, 0x01, 0x05, 0x05, 0x07, 0x01, 0x01];
+pub(crate) const AUTHORITY_INFORMATION_ACCESS: &[u8] =
+    &[0x2B, 0x06, 0x01, 0x05, 0x05, 0x07, 0x01, 0x01];
 /// `anyExtendedKeyUsage`, 2.5.29.37.0 (RFC 5280 §4.2.1.12).
 pub(crate) const ANY_EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1D, 0x25, 0x00];
 /// `id-signedData`, 1.2.840.113549.1.7.2 (RFC 5652 §5.1).
@@ -75,27 +76,30 @@ pub(crate) const CERTIFICATE_POLICIES: &[u64] = &[2, 5, 29, 32];
 pub(crate) const HARDWARE_MODULE_NAME: &[u8] = &[0x2B, 0x06, 0x01, 0x05, 0x05, 0x07, 0x08, 0x04];
 /// `id-on-permanentIdentifier`, 1.3.6.1.5.5.7.8.3 (RFC 4043 §2).
 pub(crate) const PERMANENT_IDENTIFIER: &[u8] = &[0x2B, 0x06, 0x01, 0x05, 0x05, 0x07, 0x08, 0x03];
-/// `tcg-tpm20`, 2.23.133.1.2: the hardware type of a TPM 2.0 (TCG TPM 2.0 Keys for Device Identity and
-/// Attestation 1.0, 8).
+/// `tcg-tpm20`, 2.23.133.1.2: the hardware type of a TPM 2.0 (TCG TPM 2.0 Keys for Device Identity
+/// and Attestation 1.0, 8).
 pub(crate) const TPM_20: &[u8] = &[0x67, 0x81, 0x05, 0x01, 0x02];
-/// `tcg-on-ekPermIdSha256`, 2.23.133.12.1: assigns permanent identifiers that are a SHA-256 of the EK
-/// certificate or EK (TCG TPM 2.0 Keys for Device Identity and Attestation 1.0, 8).
+/// `tcg-on-ekPermIdSha256`, 2.23.133.12.1: assigns permanent identifiers that are a SHA-256 of the
+/// EK certificate or EK (TCG TPM 2.0 Keys for Device Identity and Attestation 1.0, 8).
 pub(crate) const EK_PERM_ID_SHA256: &[u8] = &[0x67, 0x81, 0x05, 0x0C, 0x01];
 
-/// 2.25.17810284399213771715162782413901505794.1: this EK's certificate leads to a trusted TPM vendor.
+/// 2.25.17810284399213771715162782413901505794.1: this EK's certificate leads to a trusted TPM
+/// vendor.
 ///
-/// The arc is the UUID 0d6622d1-2cad-47b9-a1d6-e2a7c173a502 (ITU-T X.667), which stands for Assay's assurance policies.
+/// The arc is the UUID 0d6622d1-2cad-47b9-a1d6-e2a7c173a502 (ITU-T X.667), which stands for Assay's
+/// assurance policies.
 pub(crate) const ASSURANCE_VENDOR_CERTIFICATE: &[u8] = &[
-    0x69, 0x9A, 0xE6, 0x91, 0xB4, 0xA5, 0xCA, 0xEA, 0x9E, 0xF3, 0xA1, 0xEB, 0xB8, 0xD4, 0xFC, 0x8B, 0xCE, 0xCA, 0x02,
-    0x01,
+    0x69, 0x9A, 0xE6, 0x91, 0xB4, 0xA5, 0xCA, 0xEA, 0x9E, 0xF3, 0xA1, 0xEB, 0xB8, 0xD4, 0xFC, 0x8B,
+    0xCE, 0xCA, 0x02, 0x01,
 ];
 /// 2.25.17810284399213771715162782413901505794.2: this EK is on the operator's enrolment list.
 pub(crate) const ASSURANCE_ENROLMENT_LIST: &[u8] = &[
-    0x69, 0x9A, 0xE6, 0x91, 0xB4, 0xA5, 0xCA, 0xEA, 0x9E, 0xF3, 0xA1, 0xEB, 0xB8, 0xD4, 0xFC, 0x8B, 0xCE, 0xCA, 0x02,
-    0x02,
+    0x69, 0x9A, 0xE6, 0x91, 0xB4, 0xA5, 0xCA, 0xEA, 0x9E, 0xF3, 0xA1, 0xEB, 0xB8, 0xD4, 0xFC, 0x8B,
+    0xCE, 0xCA, 0x02, 0x02,
 ];
 
-/// The extensions of RFC 5280 §4.2.1, below `id-ce`, 2.5.29; each is explained in the section beside it.
+/// The extensions of RFC 5280 §4.2.1, below `id-ce`, 2.5.29; each is explained in the section
+/// beside it.
 pub(crate) mod extension {
     /// 2.5.29.14, §4.2.1.2.
     pub(crate) const SUBJECT_KEY_IDENTIFIER: &[u8] = &[0x55, 0x1D, 14];
@@ -129,7 +133,9 @@ pub(crate) fn dotted(content: &[u8]) -> String {
     let mut arc: u128 = 0;
     for byte in content {
         // An arc below 2.25 may take 128 bits (ITU-T X.667).
-        let Some(shifted) = arc.checked_mul(128) else { return format!("(object identifier {})", crate::hex(content)) };
+        let Some(shifted) = arc.checked_mul(128) else {
+            return format!("(object identifier {})", crate::hex(content));
+        };
         arc = shifted | u128::from(byte & 0x7F);
         if byte & 0x80 == 0 {
             arcs.push(std::mem::take(&mut arc));
@@ -150,7 +156,10 @@ mod tests {
     fn object_identifiers_are_written_arc_by_arc() {
         assert_eq!(dotted(EK_CERTIFICATE), "2.23.133.8.1");
         assert_eq!(dotted(ECDSA_WITH_SHA512), "1.2.840.10045.4.3.4");
-        assert_eq!(dotted(ASSURANCE_VENDOR_CERTIFICATE), "2.25.17810284399213771715162782413901505794.1");
+        assert_eq!(
+            dotted(ASSURANCE_VENDOR_CERTIFICATE),
+            "2.25.17810284399213771715162782413901505794.1"
+        );
         assert_eq!(dotted(&[0x88, 0x37]), "2.999");
         assert_eq!(dotted(&[0xFF; 40]), format!("(object identifier {})", "ff".repeat(40)));
         assert_eq!(dotted(&[]), "(no object identifier)");

@@ -5,8 +5,8 @@ use time::Duration;
 
 use crate::Rejection;
 
-/// The times of a device certificate, and the flows that a scope offers. Everything else in a certificate is fixed, and nothing
-/// in it is the device's choice.
+/// The times of a device certificate, and the flows that a scope offers. Everything else in a
+/// certificate is fixed, and nothing in it is the device's choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
     validity: Duration,
@@ -23,10 +23,12 @@ impl Profile {
     /// The longest backdate.
     pub const MAX_BACKDATE: Duration = Duration::hours(24);
 
-    /// The longest time for a confirmation: an unconfirmed certificate that nobody can use is a burden on every list.
+    /// The longest time for a confirmation: an unconfirmed certificate that nobody can use is a
+    /// burden on every list.
     pub const MAX_CONFIRM_WITHIN: Duration = Duration::hours(24);
 
-    /// Certificates valid for `validity` from now, and from `backdate` before now for devices whose clocks are slow.
+    /// Certificates valid for `validity` from now, and from `backdate` before now for devices whose
+    /// clocks are slow.
     pub fn new(validity: Duration, backdate: Duration) -> Result<Self, ProfileError> {
         if !(Self::MIN_VALIDITY..=Self::MAX_VALIDITY).contains(&validity) {
             return Err(ProfileError::Validity { found: validity });
@@ -89,7 +91,8 @@ impl Profile {
 }
 
 impl Default for Profile {
-    /// 90 days, backdated by five minutes; ten minutes to confirm; the flows that lead to a certificate.
+    /// 90 days, backdated by five minutes; ten minutes to confirm; the flows that lead to a
+    /// certificate.
     fn default() -> Self {
         Self {
             validity: Duration::days(90),
@@ -123,7 +126,10 @@ mod tests {
         let profile = Profile::default().with_flows(vec![Flow::Ticket, Flow::SharedKey]).unwrap();
         profile.check_flow(Flow::Ticket).unwrap();
         let refusal = profile.check_flow(Flow::Sealed).unwrap_err();
-        assert_eq!(refusal.to_string(), "the flow sealed is not offered; offered are: ticket, shared-key");
+        assert_eq!(
+            refusal.to_string(),
+            "the flow sealed is not offered; offered are: ticket, shared-key"
+        );
         assert_eq!(Profile::default().with_flows(vec![]), Err(ProfileError::NoFlow));
         let offered = Flow::ALL.map(|flow| Profile::default().offers(flow));
         assert_eq!(offered, [true, true, false], "shared keys are the operator's decision");
@@ -145,11 +151,19 @@ mod tests {
         for good in [Profile::MIN_VALIDITY, Profile::MAX_VALIDITY] {
             Profile::new(good, Profile::MAX_BACKDATE).unwrap();
         }
-        for bad in [Profile::MIN_VALIDITY - Duration::SECOND, Profile::MAX_VALIDITY + Duration::SECOND] {
-            assert_eq!(Profile::new(bad, Duration::ZERO), Err(ProfileError::Validity { found: bad }));
+        for bad in
+            [Profile::MIN_VALIDITY - Duration::SECOND, Profile::MAX_VALIDITY + Duration::SECOND]
+        {
+            assert_eq!(
+                Profile::new(bad, Duration::ZERO),
+                Err(ProfileError::Validity { found: bad })
+            );
         }
         for bad in [-Duration::SECOND, Profile::MAX_BACKDATE + Duration::SECOND] {
-            assert_eq!(Profile::new(Duration::days(1), bad), Err(ProfileError::Backdate { found: bad }));
+            assert_eq!(
+                Profile::new(Duration::days(1), bad),
+                Err(ProfileError::Backdate { found: bad })
+            );
         }
     }
 }

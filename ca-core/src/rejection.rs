@@ -11,7 +11,8 @@ use crate::x509::Rule;
 
 /// A check that a device failed.
 ///
-/// Its text names the check and the values compared, and holds nothing secret: it travels to the device.
+/// Its text names the check and the values compared, and holds nothing secret: it travels to the
+/// device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum Rejection {
@@ -91,7 +92,9 @@ pub enum Rejection {
 
     #[error("the claim expired at {expired_at}; it is {now}")]
     ClaimExpired { expired_at: OffsetDateTime, now: OffsetDateTime },
-    #[error("since the claim was made, at {issued_at}, the device got a certificate for another IK")]
+    #[error(
+        "since the claim was made, at {issued_at}, the device got a certificate for another IK"
+    )]
     ClaimOutdated { issued_at: OffsetDateTime },
     #[error(
         "the certificate of this claim, issued before {issued_at}, is no longer good: superseded, revoked or never confirmed in time"
@@ -120,7 +123,9 @@ impl Rejection {
             Self::EkCertificateInvalid(_) => ProblemCode::EkCertificateInvalid,
             Self::EkCertificateUntrusted { .. } => ProblemCode::EkCertificateUntrusted,
             Self::EkCertificateExpired(_) => ProblemCode::EkCertificateExpired,
-            Self::EkCertificateMismatch { .. } | Self::EkOfAzureSdk { .. } => ProblemCode::EkCertificateMismatch,
+            Self::EkCertificateMismatch { .. } | Self::EkOfAzureSdk { .. } => {
+                ProblemCode::EkCertificateMismatch
+            }
             Self::OtherEkOnRecord { .. } => ProblemCode::OtherEkOnRecord,
             Self::IkOffTemplate(_) => ProblemCode::IkOffTemplate,
             Self::IkWeak(_) => ProblemCode::IkWeak,
@@ -134,7 +139,9 @@ impl Rejection {
             Self::DeviceIdTaken { .. } => ProblemCode::DeviceIdTaken,
             Self::EkRegistered { .. } => ProblemCode::EkRegistered,
             Self::DeviceIdNotEnrolled { .. } => ProblemCode::DeviceIdNotEnrolled,
-            Self::QuotaExceeded { .. } | Self::SealedQuotaExceeded { .. } => ProblemCode::QuotaExceeded,
+            Self::QuotaExceeded { .. } | Self::SealedQuotaExceeded { .. } => {
+                ProblemCode::QuotaExceeded
+            }
             Self::ReprovisionRefused { .. } => ProblemCode::ReprovisionRefused,
             Self::FlowNotOffered { .. } => ProblemCode::FlowNotOffered,
             Self::ClaimExpired { .. }
@@ -142,9 +149,10 @@ impl Rejection {
             | Self::DeviceIdWithdrawn { .. }
             | Self::CertificateEnded { .. }
             | Self::ClaimFromTheFuture { .. } => ProblemCode::ClaimExpired,
-            Self::ClaimUnreadable | Self::ClaimOfAnotherKey | Self::TicketWrong | Self::ClaimOfAnotherScope { .. } => {
-                ProblemCode::TicketRefused
-            }
+            Self::ClaimUnreadable
+            | Self::ClaimOfAnotherKey
+            | Self::TicketWrong
+            | Self::ClaimOfAnotherScope { .. } => ProblemCode::TicketRefused,
         }
     }
 
@@ -152,19 +160,24 @@ impl Rejection {
     pub fn problem(&self) -> Problem {
         let problem = Problem::new(self.code(), self.to_string());
         match self {
-            Self::QuotaExceeded { .. } | Self::SealedQuotaExceeded { .. } => problem.retry_after(RETRY_AFTER_QUOTA_S),
+            Self::QuotaExceeded { .. } | Self::SealedQuotaExceeded { .. } => {
+                problem.retry_after(RETRY_AFTER_QUOTA_S)
+            }
             _ => problem,
         }
     }
 
-    /// Files a failed search for a path under "expired", "invalid" if the EK certificate itself is at fault, or "untrusted".
+    /// Files a failed search for a path under "expired", "invalid" if the EK certificate itself is
+    /// at fault, or "untrusted".
     pub(crate) fn of_path(no_path: NoPath) -> Self {
         match &no_path.0 {
             Reason::Broken { rule: Rule::Expired { .. } | Rule::NotYetValid { .. }, .. } => {
                 Self::EkCertificateExpired(no_path.to_string())
             }
             Reason::Broken {
-                is_ek_certificate: true, rule: rule @ (Rule::EkIsCa | Rule::UnknownCritical(_)), ..
+                is_ek_certificate: true,
+                rule: rule @ (Rule::EkIsCa | Rule::UnknownCritical(_)),
+                ..
             } => Self::EkCertificateInvalid(format!("it {rule}")),
             _ => Self::EkCertificateUntrusted { reason: no_path.to_string() },
         }
@@ -213,7 +226,9 @@ fn allow_plain_srk(ek: &EkId, is_enrolled: bool) -> String {
 fn structural(refused: &AreaRefused) -> Option<AreaError> {
     match refused {
         AreaRefused::Area(error) => match error {
-            AreaError::Truncated | AreaError::TrailingBytes(_) | AreaError::Oversize { .. } => Some(error.clone()),
+            AreaError::Truncated | AreaError::TrailingBytes(_) | AreaError::Oversize { .. } => {
+                Some(error.clone())
+            }
             AreaError::Unsupported { .. } | AreaError::UnsupportedCurve(_) => None,
         },
         AreaRefused::Weak(_)

@@ -1,12 +1,15 @@
-//! The sealed flow: a certificate that only the right TPM can read, and the confirmation that it did.
+//! The sealed flow: a certificate that only the right TPM can read, and the confirmation that it
+//! did.
 //!
-//! The certificate exists before anybody proved anything. Until it is confirmed it counts for nothing: it leaves the CA only
-//! encrypted under a key that travels inside a credential, it supersedes nothing, and past its time it is revoked.
+//! The certificate exists before anybody proved anything. Until it is confirmed it counts for
+//! nothing: it leaves the CA only encrypted under a key that travels inside a credential, it
+//! supersedes nothing, and past its time it is revoked.
 
 use std::fmt;
 
 use assay_wire::{
-    CertificateList, DeviceId, EkId, Limit, Proof, Receipt, Scope, SealedCertificate, SealedReply, Ticket,
+    CertificateList, DeviceId, EkId, Limit, Proof, Receipt, Scope, SealedCertificate, SealedReply,
+    Ticket,
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use minicbor::{Decode, Encode};
@@ -27,7 +30,8 @@ use crate::{Fault, Rejection};
 
 /// An EK with its device id and an IK, which may get a certificate if it is sealed.
 ///
-/// That the two are in one TPM is not established, nor that whoever asks has it: anybody can send public keys.
+/// That the two are in one TPM is not established, nor that whoever asks has it: anybody can send
+/// public keys.
 pub struct Candidate {
     subject: Subject,
     ek_area: EkArea,
@@ -37,8 +41,9 @@ pub struct Candidate {
 impl Admitted {
     /// Decides whether a certificate may be issued for this IK before the device proved itself.
     ///
-    /// There is a quota of certificates that nobody confirmed, for who knows an EK certificate, which is no secret, can ask for
-    /// them. It says nothing about the ticket flow, whose quota counts what was proven.
+    /// There is a quota of certificates that nobody confirmed, for who knows an EK certificate,
+    /// which is no secret, can ask for them. It says nothing about the ticket flow, whose quota
+    /// counts what was proven.
     pub fn candidate(
         &self,
         ik: &BoundKey,
@@ -46,7 +51,8 @@ impl Admitted {
         records: &Records,
         now: OffsetDateTime,
     ) -> Result<Candidate, Rejection> {
-        // The times on record have no fractions either, and it is those that a confirmation is judged by.
+        // The times on record have no fractions either, and it is those that a confirmation is
+        // judged by.
         let decided_at = now.replace_nanosecond(0).expect("0 is a nanosecond");
         records.check_rekey(&self.ek.ek_id(), &ik.ik_id(), decided_at)?;
         Ok(Candidate {
@@ -77,8 +83,9 @@ impl Candidate {
         Sha256::digest(&self.subject.ik_spki).into()
     }
 
-    /// Whether a certificate that waits for this EK and IK says what a new one would, and can still be confirmed. An operator may have
-    /// granted another device id meanwhile, or a certificate for another IK become active.
+    /// Whether a certificate that waits for this EK and IK says what a new one would, and can still
+    /// be confirmed. An operator may have granted another device id meanwhile, or a certificate for
+    /// another IK become active.
     pub fn may_have(&self, waiting: &Unconfirmed, records: &Records, now: OffsetDateTime) -> bool {
         let Subject { ek_id, device_id, assurance, .. } = &self.subject;
         (&waiting.ek_id, &waiting.device_id, &waiting.assurance) == (ek_id, device_id, assurance)
@@ -90,10 +97,12 @@ impl Candidate {
         &self.subject
     }
 
-    /// Encrypts a chain to the TPM that has the EK and the IK, with what it takes to confirm until `confirm_by`.
+    /// Encrypts a chain to the TPM that has the EK and the IK, with what it takes to confirm until
+    /// `confirm_by`.
     ///
-    /// The key is fresh and travels as the secret of a credential (TPM 2.0 Part 1, 24) for the Name of the IK. The box opens only
-    /// beside its claim, for this EK and this IK (SP 800-38D, associated data).
+    /// The key is fresh and travels as the secret of a credential (TPM 2.0 Part 1, 24) for the Name
+    /// of the IK. The box opens only beside its claim, for this EK and this IK (SP 800-38D,
+    /// associated data).
     pub fn seal(
         &self,
         chain: CertificateList<1>,
@@ -102,9 +111,11 @@ impl Candidate {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<SealedReply, Fault> {
-        let Terms { scope, key_id, issued_at, expires_at } = key.terms(&self.subject.scope, now, confirm_by);
+        let Terms { scope, key_id, issued_at, expires_at } =
+            key.terms(&self.subject.scope, now, confirm_by);
         let certificate = Sha256::digest(&*chain[0]).into();
-        let claim = Claim { scope, ek_id: self.subject.ek_id, certificate, key_id, issued_at, expires_at };
+        let claim =
+            Claim { scope, ek_id: self.subject.ek_id, certificate, key_id, issued_at, expires_at };
         let claim = minicbor::to_vec(claim).expect("writing to memory does not fail");
         let ticket = Ticket::from(*key.mac(CONFIRMATION_LABEL, &claim));
         let receipt_sha256 = Sha256::digest(*key.mac(RECEIPT_LABEL, &claim)).into();
@@ -117,14 +128,23 @@ impl Candidate {
         let oversize = |field| move |limit: Limit| Fault::Oversize { field, limit };
         Ok(SealedReply {
             claim: claim.try_into().map_err(oversize("the claim"))?,
-            credential_blob: credential.id_object.try_into().map_err(oversize("the credential blob"))?,
-            encrypted_seed: credential.encrypted_seed.try_into().map_err(oversize("the encrypted seed"))?,
-            sealed: encrypt(&secret, &data, &content, rng)?.try_into().map_err(oversize("the sealed certificate"))?,
+            credential_blob: credential
+                .id_object
+                .try_into()
+                .map_err(oversize("the credential blob"))?,
+            encrypted_seed: credential
+                .encrypted_seed
+                .try_into()
+                .map_err(oversize("the encrypted seed"))?,
+            sealed: encrypt(&secret, &data, &content, rng)?
+                .try_into()
+                .map_err(oversize("the sealed certificate"))?,
         })
     }
 }
 
-/// A certificate that waits for its confirmation, as it is stored, so that nobody has it who reads the store.
+/// A certificate that waits for its confirmation, as it is stored, so that nobody has it who reads
+/// the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncryptedCertificate(Vec<u8>);
 
@@ -141,9 +161,10 @@ impl EncryptedCertificate {
 }
 
 impl TicketKey {
-    /// Encrypts a certificate for as long as it waits (AES-256-GCM, SP 800-38D, with random nonces: good for 2^32 certificates).
-    /// Who has this key can make tickets, and needs no certificate that waits.
-    /// It is bound to its serial number, so that no other certificate can be put in its place.
+    /// Encrypts a certificate for as long as it waits (AES-256-GCM, SP 800-38D, with random nonces:
+    /// good for 2^32 certificates). Who has this key can make tickets, and needs no certificate
+    /// that waits. It is bound to its serial number, so that no other certificate can be put in its
+    /// place.
     pub fn encrypt(
         &self,
         certificate: &[u8],
@@ -153,13 +174,17 @@ impl TicketKey {
         encrypt(&self.mac(WAITING_LABEL, &[]), serial, certificate, rng).map(EncryptedCertificate)
     }
 
-    /// The certificate with this serial number; `None` if it was encrypted under another key or for another, or changed since.
+    /// The certificate with this serial number; `None` if it was encrypted under another key or for
+    /// another, or changed since.
     pub fn decrypt(&self, encrypted: &EncryptedCertificate, serial: &[u8; 16]) -> Option<Vec<u8>> {
-        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*self.mac(WAITING_LABEL, &[])).ok()?);
+        let key =
+            LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*self.mac(WAITING_LABEL, &[])).ok()?);
         let (nonce, ciphertext) = encrypted.0.split_first_chunk::<NONCE_LEN>()?;
         let mut content = ciphertext.to_vec();
-        let length =
-            key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(serial), &mut content).ok()?.len();
+        let length = key
+            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(serial), &mut content)
+            .ok()?
+            .len();
         content.truncate(length);
         Some(content)
     }
@@ -184,13 +209,18 @@ fn encrypt(
     rng.fill_bytes(&mut nonce);
     let mut out = [&nonce, content].concat();
     let tag = key
-        .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(data), &mut out[NONCE_LEN..])
+        .seal_in_place_separate_tag(
+            Nonce::assume_unique_for_key(nonce),
+            Aad::from(data),
+            &mut out[NONCE_LEN..],
+        )
         .map_err(failed)?;
     out.extend_from_slice(tag.as_ref());
     Ok(out)
 }
 
-/// A device that could read its sealed certificate: the EK and the IK are in one TPM, and it has that TPM.
+/// A device that could read its sealed certificate: the EK and the IK are in one TPM, and it has
+/// that TPM.
 ///
 /// That the certificate may become active is not established: see [`Unconfirmed::confirm`].
 #[derive(Debug)]
@@ -201,8 +231,14 @@ pub struct Confirmation {
 
 impl Confirmation {
     /// Checks a claim and its ticket, which was nowhere but in the box beside the claim.
-    pub fn verify(request: &Proof, scope: &Scope, key: &TicketKey, now: OffsetDateTime) -> Result<Self, Rejection> {
-        let claim: Claim = minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
+    pub fn verify(
+        request: &Proof,
+        scope: &Scope,
+        key: &TicketKey,
+        now: OffsetDateTime,
+    ) -> Result<Self, Rejection> {
+        let claim: Claim =
+            minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
         claim.terms().check(request, CONFIRMATION_LABEL, scope, key, now)?;
         Ok(Self { claim, receipt: Receipt::from(*key.mac(RECEIPT_LABEL, &request.claim)) })
     }
@@ -217,7 +253,8 @@ impl Confirmation {
         &self.claim.certificate
     }
 
-    /// What tells the device that the certificate is active, and that it was the CA that said so. Send it only if it is.
+    /// What tells the device that the certificate is active, and that it was the CA that said so.
+    /// Send it only if it is.
     pub fn into_receipt(self) -> Receipt {
         self.receipt
     }
@@ -253,7 +290,8 @@ pub struct Unconfirmed {
 }
 
 impl Unconfirmed {
-    /// Decides with what is on record now, as [`ProvenDevice::readmit`](crate::ProvenDevice::readmit) does.
+    /// Decides with what is on record now, as
+    /// [`ProvenDevice::readmit`](crate::ProvenDevice::readmit) does.
     pub fn confirm(self, records: &Records, now: OffsetDateTime) -> Result<Confirmed, Rejection> {
         if now >= self.confirm_by {
             return Err(Rejection::ClaimExpired { expired_at: self.confirm_by, now });
@@ -275,8 +313,9 @@ impl Confirmed {
     }
 }
 
-/// What the CA verified and issued, as CBOR. It travels in clear, so it names neither the device nor the
-/// serial number; the hash of a certificate with 80 random bits and a signature tells nothing of it.
+/// What the CA verified and issued, as CBOR. It travels in clear, so it names neither the device
+/// nor the serial number; the hash of a certificate with 80 random bits and a signature tells
+/// nothing of it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 struct Claim {
@@ -300,7 +339,12 @@ struct Claim {
 impl Claim {
     fn terms(&self) -> Terms {
         let Self { scope, key_id, issued_at, expires_at, .. } = self;
-        Terms { scope: scope.clone(), key_id: *key_id, issued_at: *issued_at, expires_at: *expires_at }
+        Terms {
+            scope: scope.clone(),
+            key_id: *key_id,
+            issued_at: *issued_at,
+            expires_at: *expires_at,
+        }
     }
 }
 

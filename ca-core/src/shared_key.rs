@@ -15,18 +15,27 @@ use crate::tpm::duplicate::{HMAC_KEY_BYTES, HmacObject, INNER_KEY_BYTES, SEED_VA
 use crate::tpm::kdf::Hash;
 
 secret!(
-    /// The secret from which all shared keys of a CA are derived: who has it can be any device. All workers of a CA have the same.
+    /// The secret from which all shared keys of a CA are derived: who has it can be any device. All
+    /// workers of a CA have the same.
     MasterSecret
 );
 
 impl MasterSecret {
-    /// The key of a device: of its id in this scope, of its TPM, and of a generation, which the operator raises to retire it.
+    /// The key of a device: of its id in this scope, of its TPM, and of a generation, which the
+    /// operator raises to retire it.
     ///
-    /// HKDF-SHA-256 (RFC 5869) without salt. Its info is a CBOR array of the text `assay shared key v1`, the scope, the device
-    /// id, the EK's id and the generation, in the deterministic encoding (RFC 8949 §4.2): no two devices' infos are equal.
-    pub fn key(&self, scope: &Scope, device_id: &DeviceId, ek: &EkId, generation: u32) -> SharedKey {
-        let info =
-            minicbor::to_vec((KEY_LABEL, scope, device_id, ek, generation)).expect("writing to memory does not fail");
+    /// HKDF-SHA-256 (RFC 5869) without salt. Its info is a CBOR array of the text `assay shared key
+    /// v1`, the scope, the device id, the EK's id and the generation, in the deterministic encoding
+    /// (RFC 8949 §4.2): no two devices' infos are equal.
+    pub fn key(
+        &self,
+        scope: &Scope,
+        device_id: &DeviceId,
+        ek: &EkId,
+        generation: u32,
+    ) -> SharedKey {
+        let info = minicbor::to_vec((KEY_LABEL, scope, device_id, ek, generation))
+            .expect("writing to memory does not fail");
         let prk = Salt::new(HKDF_SHA256, &[]).extract(&self.0);
         let mut key = SharedKey([0; SharedKey::LEN]);
         prk.expand(&[&info], SharedKeyLength)
@@ -36,7 +45,8 @@ impl MasterSecret {
     }
 }
 
-/// What a device and the CA share: a key for HMAC-SHA-256, and the `seedValue` of its object in the TPM.
+/// What a device and the CA share: a key for HMAC-SHA-256, and the `seedValue` of its object in the
+/// TPM.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct SharedKey([u8; Self::LEN]);
 
@@ -76,14 +86,16 @@ impl KeyType for SharedKeyLength {
 impl Admitted {
     /// Makes the shared key of the device in the form that its TPM can load.
     ///
-    /// The duplicate needs `parent` to be opened. The key of its inner wrapper is a credential for `parent`'s Name, which needs
-    /// the EK and `parent` in one TPM. So only the TPM with that EK and that parent loads the key. Because the parent is on
-    /// template, it is in no other TPM. An import parent decrypts for nobody outside; a plain storage root key does, for whoever
+    /// The duplicate needs `parent` to be opened. The key of its inner wrapper is a credential for
+    /// `parent`'s Name, which needs the EK and `parent` in one TPM. So only the TPM with that EK
+    /// and that parent loads the key. Because the parent is on template, it is in no other TPM. An
+    /// import parent decrypts for nobody outside; a plain storage root key does, for whoever
     /// controls the device's software, and is admitted only where the operator says so.
     ///
-    /// What is not established: that the TPM ever loaded it, for nothing comes back; a later [token](crate::AuthenticatedDevice)
-    /// shows that. And the key is no secret of the TPM's alone: the CA knows it, and a token proves to nobody but the CA
-    /// that the device made it. Nor does a token say when it was made, only until when it holds.
+    /// What is not established: that the TPM ever loaded it, for nothing comes back; a later
+    /// [token](crate::AuthenticatedDevice) shows that. And the key is no secret of the TPM's alone:
+    /// the CA knows it, and a token proves to nobody but the CA that the device made it. Nor does a
+    /// token say when it was made, only until when it holds.
     ///
     /// Asked again with the same generation, it gives the same key in new wrappers.
     pub fn activation(
@@ -101,10 +113,19 @@ impl Admitted {
         let duplicate = object.duplicate(parent, &inner_key, rng)?;
         let oversize = |field| move |limit: Limit| Fault::Oversize { field, limit };
         Ok(ActivationReply {
-            credential_blob: credential.id_object.try_into().map_err(oversize("the credential blob"))?,
-            encrypted_seed: credential.encrypted_seed.try_into().map_err(oversize("the encrypted seed"))?,
+            credential_blob: credential
+                .id_object
+                .try_into()
+                .map_err(oversize("the credential blob"))?,
+            encrypted_seed: credential
+                .encrypted_seed
+                .try_into()
+                .map_err(oversize("the encrypted seed"))?,
             duplicate: duplicate.private.try_into().map_err(oversize("the duplicate"))?,
-            symmetric_seed: duplicate.encrypted_seed.try_into().map_err(oversize("the symmetric seed"))?,
+            symmetric_seed: duplicate
+                .encrypted_seed
+                .try_into()
+                .map_err(oversize("the symmetric seed"))?,
             key_public: object.public().try_into().map_err(oversize("the key's public area"))?,
             device_id: self.device_id.clone(),
         })
@@ -118,8 +139,8 @@ const KEY_LABEL: &str = "assay shared key v1";
 mod tests {
     use super::*;
 
-    /// Another derivation would lock out every device. The value was computed by Python's hmac, from the words of
-    /// [`MasterSecret::key`].
+    /// Another derivation would lock out every device. The value was computed by Python's hmac,
+    /// from the words of [`MasterSecret::key`].
     #[test]
     fn keys_are_derived_as_ever() {
         let master = MasterSecret::new(std::array::from_fn(|at| u8::try_from(at).unwrap()));

@@ -25,15 +25,22 @@ impl TicketKey {
         *digest.first_chunk().expect("SHA-256 is longer than a key id")
     }
 
-    /// The MAC of a claim. `label` keeps the claims of one flow apart from those of another, and tickets from receipts.
+    /// The MAC of a claim. `label` keeps the claims of one flow apart from those of another, and
+    /// tickets from receipts.
     pub(crate) fn mac(&self, label: &[u8], claim: &[u8]) -> Zeroizing<[u8; Ticket::LEN]> {
-        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&self.0).expect("HMAC takes any key length");
+        let mut mac =
+            <Hmac<Sha256> as KeyInit>::new_from_slice(&self.0).expect("HMAC takes any key length");
         mac.update(label);
         mac.update(claim);
         Zeroizing::new(mac.finalize().into_bytes().into())
     }
 
-    pub(crate) fn terms(&self, scope: &Scope, issued_at: OffsetDateTime, expires_at: OffsetDateTime) -> Terms {
+    pub(crate) fn terms(
+        &self,
+        scope: &Scope,
+        issued_at: OffsetDateTime,
+        expires_at: OffsetDateTime,
+    ) -> Terms {
         let (issued_at, expires_at) = (issued_at.unix_timestamp(), expires_at.unix_timestamp());
         Terms { scope: scope.clone(), key_id: self.id(), issued_at, expires_at }
     }
@@ -50,7 +57,8 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    /// Checks that `proof` proves its claim, whose terms these are, here and now. Says when the claim was made.
+    /// Checks that `proof` proves its claim, whose terms these are, here and now. Says when the
+    /// claim was made.
     pub(crate) fn check(
         self,
         proof: &Proof,
@@ -66,7 +74,10 @@ impl Terms {
             return Err(Rejection::TicketWrong);
         }
         if self.scope != *scope {
-            return Err(Rejection::ClaimOfAnotherScope { claimed: self.scope, scope: scope.clone() });
+            return Err(Rejection::ClaimOfAnotherScope {
+                claimed: self.scope,
+                scope: scope.clone(),
+            });
         }
         let (issued_at, expired_at) = (time(self.issued_at)?, time(self.expires_at)?);
         if now >= expired_at {

@@ -1,8 +1,10 @@
-//! What a device with a shared key shows when it connects: a token of the form that Azure calls a shared access signature.
+//! What a device with a shared key shows when it connects: a token of the form that Azure calls a
+//! shared access signature.
 //!
-//! `SharedAccessSignature sr={resource}&sig={signature}&se={expiry}&skn=registration`, with the fields in any order. The
-//! resource is `{scope}/registrations/{device id}`, percent-encoded; the expiry is in seconds since 1970, in decimal; the
-//! signature is the percent-encoded base64 of the HMAC-SHA-256 of the resource as it was sent, a line feed, and the expiry.
+//! `SharedAccessSignature sr={resource}&sig={signature}&se={expiry}&skn=registration`, with the
+//! fields in any order. The resource is `{scope}/registrations/{device id}`, percent-encoded; the
+//! expiry is in seconds since 1970, in decimal; the signature is the percent-encoded base64 of the
+//! HMAC-SHA-256 of the resource as it was sent, a line feed, and the expiry.
 
 use std::fmt;
 
@@ -15,8 +17,8 @@ use time::{Duration, OffsetDateTime};
 use crate::shared_key::MasterSecret;
 use crate::ticket::CLOCK_SKEW;
 
-/// For how long a token may be valid when it is shown. Short, since who sees it can use it; a device makes one for every
-/// connection.
+/// For how long a token may be valid when it is shown. Short, since who sees it can use it; a
+/// device makes one for every connection.
 pub const TOKEN_LIFETIME: Duration = Duration::days(1);
 
 /// A token that can be read. Whether anything in it is true is open.
@@ -55,7 +57,8 @@ impl Token {
         })
     }
 
-    /// The device that the token says it is for: what to look up before the token is [verified](AuthenticatedDevice::verify).
+    /// The device that the token says it is for: what to look up before the token is
+    /// [verified](AuthenticatedDevice::verify).
     pub fn device_id(&self) -> &DeviceId {
         &self.device_id
     }
@@ -69,11 +72,13 @@ impl fmt::Debug for Token {
     }
 }
 
-/// A device that has its shared key: the token is of this CA, for this device, in time, and signed by that key.
+/// A device that has its shared key: the token is of this CA, for this device, in time, and signed
+/// by that key.
 ///
-/// The key is in the TPM with the EK, or in the CA. Open is who sends it: a token can be shown again until it expires,
-/// so it must travel over TLS only, to us only. Whether the device is still welcome is open too: the caller reads that
-/// from [`Records`](crate::Records), as for every other request, and ends the connection once the operator disables the device.
+/// The key is in the TPM with the EK, or in the CA. Open is who sends it: a token can be shown
+/// again until it expires, so it must travel over TLS only, to us only. Whether the device is still
+/// welcome is open too: the caller reads that from [`Records`](crate::Records), as for every other
+/// request, and ends the connection once the operator disables the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthenticatedDevice {
     device_id: DeviceId,
@@ -85,8 +90,9 @@ pub struct AuthenticatedDevice {
 impl AuthenticatedDevice {
     /// Checks a token: its scope, its lifetime, its expiry, its signature.
     ///
-    /// `ek` is the one that the token's device is registered with. `generations` are those of its key that are
-    /// [accepted](crate::Records::accepted_generations). A generation left out is retired.
+    /// `ek` is the one that the token's device is registered with. `generations` are those of its
+    /// key that are [accepted](crate::Records::accepted_generations). A generation left out is
+    /// retired.
     pub fn verify(
         token: Token,
         scope: &Scope,
@@ -112,7 +118,9 @@ impl AuthenticatedDevice {
         };
         match generations.iter().copied().find(signs) {
             Some(generation) => Ok(Self { device_id, ek_id: ek, generation, expires_at }),
-            None => Err(TokenRefused::SignatureWrong { device_id, generations: generations.to_vec() }),
+            None => {
+                Err(TokenRefused::SignatureWrong { device_id, generations: generations.to_vec() })
+            }
         }
     }
 
@@ -139,8 +147,8 @@ impl AuthenticatedDevice {
 
 /// Why a token lets nobody in.
 ///
-/// Its text names the check and the values compared, and holds nothing secret: neither a signature, nor what may be another
-/// password.
+/// Its text names the check and the values compared, and holds nothing secret: neither a signature,
+/// nor what may be another password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum TokenRefused {
@@ -201,7 +209,8 @@ impl<'a> Fields<'a> {
                 return Err(TokenRefused::FieldRepeated { field });
             }
         }
-        let required = |field, value: Option<&'a str>| value.ok_or(TokenRefused::FieldMissing { field });
+        let required =
+            |field, value: Option<&'a str>| value.ok_or(TokenRefused::FieldMissing { field });
         Ok(Self {
             resource: required("sr", resource)?,
             signature: required("sig", signature)?,
@@ -242,6 +251,7 @@ const KEY_NAME: &str = "registration";
 const RESOURCE_INFIX: &str = "/registrations/";
 /// The digest of HMAC-SHA-256.
 const SIGNATURE_BYTES: usize = 32;
-/// The longest token that encodes only what it must has 434 bytes: its scope and device id are the longest, every character of
-/// the device id is a colon, and the signature's base64 is of `+` and `/`.
+/// The longest token that encodes only what it must has 434 bytes: its scope and device id are the
+/// longest, every character of the device id is a colon, and the signature's base64 is of `+` and
+/// `/`.
 const MAX_TOKEN: usize = 512;

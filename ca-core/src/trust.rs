@@ -68,10 +68,11 @@ pub struct TrustedEk {
 impl TrustedEk {
     /// Checks the EK of `evidence`: its template, its key, its certificate.
     ///
-    /// A vendor's certificate counts for more than an enrolment, so an enrolled EK whose certificate leads to a
-    /// trusted root has [`Assurance::VendorCertificate`]. Without an enrolment, the certificate must.
-    /// A certificate for another key is refused even if the EK is enrolled, unless the enrolment says that Azure's SDKs made
-    /// the EK: then it never has a certificate of its own, but the TPM has one for another key, and that counts for nothing.
+    /// A vendor's certificate counts for more than an enrolment, so an enrolled EK whose
+    /// certificate leads to a trusted root has [`Assurance::VendorCertificate`]. Without an
+    /// enrolment, the certificate must. A certificate for another key is refused even if the EK is
+    /// enrolled, unless the enrolment says that Azure's SDKs made the EK: then it never has a
+    /// certificate of its own, but the TPM has one for another key, and that counts for nothing.
     pub fn verify(
         evidence: &EkEvidence,
         anchors: &TrustAnchors,
@@ -97,7 +98,13 @@ impl TrustedEk {
             (Err(_), Some(_)) => (HardwareIdentity::of_key(area.key()), Assurance::EnrolmentList),
             (Err(rejection), None) => return Err(rejection),
         };
-        Ok(Self { area, ek_id: evidence.ek_id(), hardware, assurance, derived_device_id: evidence.derived_device_id() })
+        Ok(Self {
+            area,
+            ek_id: evidence.ek_id(),
+            hardware,
+            assurance,
+            derived_device_id: evidence.derived_device_id(),
+        })
     }
 
     /// The EK's id.
@@ -139,14 +146,17 @@ pub struct EkCheck {
     pub ek_id: EkId,
     /// The kind of key, e.g. `RSA-2048`.
     pub key: String,
-    /// The path to a vendor who is trusted, or why a device with it would be refused, unless it is enrolled.
+    /// The path to a vendor who is trusted, or why a device with it would be refused, unless it is
+    /// enrolled.
     pub path: Result<VendorPath, Rejection>,
 }
 
 impl EkCheck {
-    /// Checks an EK certificate as it would be checked in a request, for an operator who wants to know.
+    /// Checks an EK certificate as it would be checked in a request, for an operator who wants to
+    /// know.
     ///
-    /// Of several certificates, the first that is no CA's is the EK's, and the others may be its issuers.
+    /// Of several certificates, the first that is no CA's is the EK's, and the others may be its
+    /// issuers.
     ///
     /// # Errors
     /// It cannot be read.
@@ -155,7 +165,9 @@ impl EkCheck {
         anchors: &TrustAnchors,
         now: OffsetDateTime,
     ) -> Result<Self, Rejection> {
-        let is_ca = |der: &CertificateDer<'_>| Certificate::read(der).is_ok_and(|read| read.extensions.is_ca);
+        let is_ca = |der: &CertificateDer<'_>| {
+            Certificate::read(der).is_ok_and(|read| read.extensions.is_ca)
+        };
         let position = certificates.iter().position(|der| !is_ca(der)).unwrap_or_default();
         let leaf = certificates.get(position).ok_or_else(|| invalid(&"there is none"))?;
         let others: Vec<_> = certificates.iter().filter(|other| *other != leaf).cloned().collect();
@@ -210,8 +222,8 @@ impl<'a> EkCertificate<'a> {
 
     /// Checks that a trusted vendor certified an EK, and of which TPM.
     ///
-    /// What a certificate lacks must be allowed by the anchor that it leads to. What no anchor allows is refused before anything
-    /// is computed for it.
+    /// What a certificate lacks must be allowed by the anchor that it leads to. What no anchor
+    /// allows is refused before anything is computed for it.
     fn trust(
         &self,
         issuers: &[CertificateDer<'_>],
@@ -222,7 +234,8 @@ impl<'a> EkCertificate<'a> {
         if missing != Allowances::default() && !anchors.may_allow(missing) {
             return Err(lacking(missing));
         }
-        let path = anchors.find_path(&self.certificate, issuers, now).map_err(Rejection::of_path)?;
+        let path =
+            anchors.find_path(&self.certificate, issuers, now).map_err(Rejection::of_path)?;
         if !path.allowances().cover(missing) {
             return Err(lacking(missing));
         }
@@ -233,8 +246,8 @@ impl<'a> EkCertificate<'a> {
         Ok(Vouched { path, hardware })
     }
 
-    /// What the certificate says of its use: what it lacks of an EK certificate (TCG EK Credential Profile 2.5, 3.2), and of which TPM
-    /// it is.
+    /// What the certificate says of its use: what it lacks of an EK certificate (TCG EK Credential
+    /// Profile 2.5, 3.2), and of which TPM it is.
     ///
     /// # Errors
     /// It is for another use.
@@ -264,8 +277,14 @@ impl<'a> EkCertificate<'a> {
     }
 
     fn hardware_identity(&self, tpm: &TpmModel) -> HardwareIdentity {
-        let authority_key = self.certificate.extensions.authority_key_id.as_deref().unwrap_or_default();
-        HardwareIdentity::of_certificate(&tpm.manufacturer, authority_key, &self.certificate.serial, self.der)
+        let authority_key =
+            self.certificate.extensions.authority_key_id.as_deref().unwrap_or_default();
+        HardwareIdentity::of_certificate(
+            &tpm.manufacturer,
+            authority_key,
+            &self.certificate.serial,
+            self.der,
+        )
     }
 }
 
@@ -275,7 +294,11 @@ fn invalid(reason: &dyn fmt::Display) -> Rejection {
 
 fn lacking(missing: Allowances) -> Rejection {
     if missing.ek_usage {
-        return invalid(&"it has no extended key usage, which has to name tcg-kp-EKCertificate (2.23.133.8.1)");
+        return invalid(
+            &"it has no extended key usage, which has to name tcg-kp-EKCertificate (2.23.133.8.1)",
+        );
     }
-    invalid(&"its subject alternative name lacks the TPM's manufacturer, model or version (2.23.133.2.1 to .3)")
+    invalid(
+        &"its subject alternative name lacks the TPM's manufacturer, model or version (2.23.133.2.1 to .3)",
+    )
 }

@@ -1,5 +1,5 @@
-//! Writes the manual pages and shell completions of `assay-device` for its package: they come from the same definition as the command
-//! line.
+//! Writes the manual pages and shell completions of `assay-device` for its package: they come from
+//! the same definition as the command line.
 
 #[expect(dead_code, reason = "only the definition is needed, not what it starts")]
 #[path = "../src/cli.rs"]
@@ -13,7 +13,8 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 fn main() -> Result<()> {
-    let directory: PathBuf = env::args_os().nth(1).context("usage: assay-device-manual DIR")?.into();
+    let directory: PathBuf =
+        env::args_os().nth(1).context("usage: assay-device-manual DIR")?.into();
     clap_mangen::generate_to(cli::Cli::command(), &directory)?;
     for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
         clap_complete::generate_to(shell, &mut cli::Cli::command(), "assay-device", &directory)?;

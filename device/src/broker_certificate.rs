@@ -7,14 +7,20 @@ use assay_wire::{MAX_SHOWN, printable};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore,
+    SignatureScheme,
+};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::clock::{self, Clock, is_more_than_a_day, rfc3339};
 use crate::error::Error;
 
 /// A TLS configuration that trusts `roots` alone and shows no certificate.
-pub(crate) fn server_authenticated_tls(roots: RootCertStore, clock: Clock) -> Result<ClientConfig, Error> {
+pub(crate) fn server_authenticated_tls(
+    roots: RootCertStore,
+    clock: Clock,
+) -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = assay_mqtt::tls_config(provider, roots.clone(), None);
     let mut config = config.map_err(|error| Error::Internal(error.to_string()))?;
@@ -23,7 +29,11 @@ pub(crate) fn server_authenticated_tls(roots: RootCertStore, clock: Clock) -> Re
 }
 
 /// Has `config` judge the broker by `roots` at the time of `clock`.
-pub(crate) fn judge_by(config: &mut ClientConfig, roots: RootCertStore, clock: Clock) -> Result<(), Error> {
+pub(crate) fn judge_by(
+    config: &mut ClientConfig,
+    roots: RootCertStore,
+    clock: Clock,
+) -> Result<(), Error> {
     let provider = Arc::clone(config.crypto_provider());
     let rules: Arc<dyn ServerCertVerifier> =
         match WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build() {
@@ -52,15 +62,15 @@ impl ServerCertVerifier for Judge {
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let now = self.clock.at([end_entity].into_iter().chain(intermediates));
-        self.rules.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now).map_err(|error| {
-            match error {
+        self.rules
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+            .map_err(|error| match error {
                 rustls::Error::InvalidCertificate(rule) => {
                     let fault = BrokerCertificateFault::new(rule, end_entity, server_name);
                     CertificateError::Other(OtherError(Arc::new(fault))).into()
                 }
                 error => error,
-            }
-        })
+            })
     }
 
     fn verify_tls12_signature(
@@ -98,8 +108,11 @@ pub(crate) struct BrokerCertificateFault {
 
 impl BrokerCertificateFault {
     fn new(rule: CertificateError, certificate: &[u8], wanted: &ServerName<'_>) -> Self {
-        let certificate = X509Certificate::from_der(certificate).ok().map(|(_, certificate)| certificate);
-        let of = |name: fn(&X509Certificate<'_>) -> String| certificate.as_ref().map(name).unwrap_or_default();
+        let certificate =
+            X509Certificate::from_der(certificate).ok().map(|(_, certificate)| certificate);
+        let of = |name: fn(&X509Certificate<'_>) -> String| {
+            certificate.as_ref().map(name).unwrap_or_default()
+        };
         Self {
             rule,
             wanted: wanted.to_str().into_owned(),
@@ -112,13 +125,17 @@ impl BrokerCertificateFault {
     /// What people can do about it; `None` if it mends itself.
     pub(crate) fn lasting(&self) -> Option<Error> {
         use CertificateError::{ExpiredContext, NotValidForNameContext, NotValidYetContext};
-        let misconfigured =
-            |advice: &str| Some(Error::Misconfigured { found: self.to_string(), advice: advice.to_owned() });
+        let misconfigured = |advice: &str| {
+            Some(Error::Misconfigured { found: self.to_string(), advice: advice.to_owned() })
+        };
         match &self.rule {
             NotValidYetContext { time, not_before } => {
                 is_more_than_a_day(time.as_secs(), not_before.as_secs()).then(|| {
                     let from = rfc3339(not_before.as_secs());
-                    clock::wrong(time.as_secs(), &format!("the broker's certificate is valid only from {from}"))
+                    clock::wrong(
+                        time.as_secs(),
+                        &format!("the broker's certificate is valid only from {from}"),
+                    )
                 })
             }
             ExpiredContext { .. } => misconfigured(
@@ -160,7 +177,11 @@ impl fmt::Display for BrokerCertificateFault {
                 printable(issuer, MAX_SHOWN)
             ),
             NotValidForNameContext { .. } => {
-                write!(f, "the broker's certificate is for {}, not for {wanted}", printable(names, MAX_SHOWN))
+                write!(
+                    f,
+                    "the broker's certificate is for {}, not for {wanted}",
+                    printable(names, MAX_SHOWN)
+                )
             }
             rule => write!(f, "the broker's certificate cannot be used: {rule}"),
         }
@@ -188,7 +209,9 @@ fn name(name: &GeneralName<'_>) -> Option<String> {
         GeneralName::DNSName(name) => Some((*name).to_owned()),
         GeneralName::IPAddress(address) => match *address {
             [a, b, c, d] => Some(std::net::Ipv4Addr::new(*a, *b, *c, *d).to_string()),
-            address => Some(std::net::Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?).to_string()),
+            address => {
+                Some(std::net::Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?).to_string())
+            }
         },
         _ => None,
     }

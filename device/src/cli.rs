@@ -9,17 +9,17 @@ use std::{env, fs};
 
 use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Password, Tcti};
 use assay_device::{
-    Check, Credential, CredentialStatus, Device, DeviceOptions, DoctorOptions, EkCertificate, EkChoice, EkDescription,
-    Error, Flow, KeyStatus, Outcome, OwnKey, ProvisionRequest, Provisioned, Status, Validity, endorsement_keys,
-    examine, read_certificates,
+    Check, Credential, CredentialStatus, Device, DeviceOptions, DoctorOptions, EkCertificate,
+    EkChoice, EkDescription, Error, Flow, KeyStatus, Outcome, OwnKey, ProvisionRequest,
+    Provisioned, Status, Validity, endorsement_keys, examine, read_certificates,
 };
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Scope, printable_json};
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 
-/// Proves this device's TPM to an Assay CA over MQTT, and speaks MQTT with what it gets: a certificate for a key in the TPM, or an
-/// HMAC key that only the TPM can open.
+/// Proves this device's TPM to an Assay CA over MQTT, and speaks MQTT with what it gets: a
+/// certificate for a key in the TPM, or an HMAC key that only the TPM can open.
 #[derive(Parser)]
 #[command(version = env!("ASSAY_VERSION"), after_help = EXIT_CODES)]
 pub(crate) struct Cli {
@@ -29,10 +29,12 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Gets a certificate for a key in the TPM, or an HMAC key. Safe to run again: with a valid one it does nothing.
+    /// Gets a certificate for a key in the TPM, or an HMAC key. Safe to run again: with a valid one
+    /// it does nothing.
     #[command(after_help = PROVISION_EXAMPLES)]
     Provision(ProvisionArgs),
-    /// Shows what the state directory says, without asking the TPM or the CA. The exit code says whether the device can sign in.
+    /// Shows what the state directory says, without asking the TPM or the CA. The exit code says
+    /// whether the device can sign in.
     #[command(after_help = STATUS_EXAMPLE)]
     Status {
         /// The state directory.
@@ -42,7 +44,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Publishes one message: over mutual TLS with the key in the TPM, or with a token of the HMAC key there.
+    /// Publishes one message: over mutual TLS with the key in the TPM, or with a token of the HMAC
+    /// key there.
     #[command(after_help = PUBLISH_EXAMPLE)]
     Publish {
         /// The operational listener of the broker: mqtts://host[:port], by default port 8884.
@@ -57,14 +60,15 @@ enum Command {
         #[arg(long)]
         message: String,
     },
-    /// Looks at all that provisioning needs, and says of each thing how it is and what to do. Changes nothing, and tells no secret.
+    /// Looks at all that provisioning needs, and says of each thing how it is and what to do.
+    /// Changes nothing, and tells no secret.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(DoctorArgs),
     /// Prints the endorsement keys of the TPM, for `assay enroll add`. Asks the TPM only.
     #[command(after_help = EK_EXAMPLES)]
     Ek {
-        /// Only this one: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps; auto is the one that provision shows if nobody says
-        /// which. [default: every one that the TPM has]
+        /// Only this one: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps; auto is the one
+        /// that provision shows if nobody says which. [default: every one that the TPM has]
         #[arg(long, value_name = "KIND")]
         kind: Option<EkChoice>,
         #[command(flatten)]
@@ -73,7 +77,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Prints a password for another MQTT client, made with the HMAC key in the TPM. Client id and user name are the device id.
+    /// Prints a password for another MQTT client, made with the HMAC key in the TPM. Client id and
+    /// user name are the device id.
     #[command(after_help = TOKEN_EXAMPLES)]
     Token {
         /// The state directory.
@@ -95,17 +100,22 @@ impl Cli {
         match self.command {
             Command::Provision(args) => provision(args),
             Command::Status { state, json } => status(&state, json),
-            Command::Publish { broker, device, topic, message } => publish(&broker, device, &topic, message),
+            Command::Publish { broker, device, topic, message } => {
+                publish(&broker, device, &topic, message)
+            }
             Command::Doctor(args) => doctor(args),
             Command::Ek { kind, tpm, json } => ek(kind, tpm, json),
-            Command::Token { state, tpm, lifetime, json } => token(state, tpm, Duration::from_secs(lifetime), json),
+            Command::Token { state, tpm, lifetime, json } => {
+                token(state, tpm, Duration::from_secs(lifetime), json)
+            }
         }
     }
 }
 
 #[derive(Args)]
 struct ProvisionArgs {
-    /// The bootstrap listener of the broker: mqtts://host[:port], verified against --ca-root, or mqtt://… in laboratories.
+    /// The bootstrap listener of the broker: mqtts://host[:port], verified against --ca-root, or
+    /// mqtt://… in laboratories.
     #[arg(long, value_name = "URL")]
     broker: BrokerUrl,
     /// The CA's provisioning domain.
@@ -113,25 +123,29 @@ struct ProvisionArgs {
     scope: Scope,
     #[command(flatten)]
     device: DeviceArgs,
-    /// How to get what: ticket and sealed get a certificate, in two round trips or in one and a confirmation; shared-key gets an
-    /// HMAC key. [default: the flow used before, or ticket]
+    /// How to get what: ticket and sealed get a certificate, in two round trips or in one and a
+    /// confirmation; shared-key gets an HMAC key. [default: the flow used before, or ticket]
     #[arg(long)]
     flow: Option<Flow>,
-    /// The endorsement key to show: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps. auto takes the first with a certificate;
-    /// legacy-dps is the one that Azure's C SDK makes, which no certificate is for. [default: the kind used before, or auto]
+    /// The endorsement key to show: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps. auto
+    /// takes the first with a certificate; legacy-dps is the one that Azure's C SDK makes, which no
+    /// certificate is for. [default: the kind used before, or auto]
     #[arg(long, value_name = "KIND")]
     ek: Option<EkChoice>,
-    /// The EK certificate, then its issuers, PEM or DER, instead of those in the TPM's NV memory. May be given more than once.
+    /// The EK certificate, then its issuers, PEM or DER, instead of those in the TPM's NV memory.
+    /// May be given more than once.
     #[arg(long, value_name = "FILE")]
     ek_certificate: Vec<PathBuf>,
-    /// The identity key to make: p-256, p-384 or rsa-2048. [default: the kind used before, or p-256]
+    /// The identity key to make: p-256, p-384 or rsa-2048. [default: the kind used before, or
+    /// p-256]
     #[arg(long, value_name = "KIND")]
     ik: Option<IkKind>,
     /// The persistent handle of the identity key. [default: the handle used before, or 0x81000200]
     #[arg(long, value_name = "HANDLE", value_parser = parse_handle)]
     ik_handle: Option<u32>,
-    /// The parent to have an HMAC key sent to: p-256 or rsa-2048. Or srk-p-256 or srk-rsa-2048, a plain storage root key, from which
-    /// whoever controls this device's software can have the HMAC key; the CA must allow it. [default: p-256 or rsa-2048, as before]
+    /// The parent to have an HMAC key sent to: p-256 or rsa-2048. Or srk-p-256 or srk-rsa-2048, a
+    /// plain storage root key, from which whoever controls this device's software can have the HMAC
+    /// key; the CA must allow it. [default: p-256 or rsa-2048, as before]
     #[arg(long, value_name = "KIND")]
     parent: Option<ParentKind>,
     /// The persistent handle of the HMAC key. [default: the handle used before, or 0x81000100]
@@ -140,13 +154,15 @@ struct ProvisionArgs {
     /// The name to ask for. [default: the one that the CA gives this EK]
     #[arg(long, value_name = "ID")]
     device_id: Option<DeviceId>,
-    /// Ask the CA even though there is a valid certificate or an HMAC key here; for a CA that superseded or lost it.
+    /// Ask the CA even though there is a valid certificate or an HMAC key here; for a CA that
+    /// superseded or lost it.
     #[arg(long)]
     again: bool,
     /// How long all of it may take.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     deadline: u64,
-    /// Print one JSON object on stdout instead of the path of the certificate or, with a shared key, the device id.
+    /// Print one JSON object on stdout instead of the path of the certificate or, with a shared
+    /// key, the device id.
     #[arg(long)]
     json: bool,
 }
@@ -177,11 +193,13 @@ struct DoctorArgs {
 
 #[derive(Args)]
 struct DeviceArgs {
-    /// The CA's root certificate, PEM or DER: what the broker and the device's certificate must lead to.
+    /// The CA's root certificate, PEM or DER: what the broker and the device's certificate must
+    /// lead to.
     #[arg(long, value_name = "FILE")]
     ca_root: PathBuf,
-    /// For a device without a clock: takes the time to be no earlier than the first day of the CA's root, nor of any certificate
-    /// that it signed. An expired certificate may then pass for a good one.
+    /// For a device without a clock: takes the time to be no earlier than the first day of the CA's
+    /// root, nor of any certificate that it signed. An expired certificate may then pass for a good
+    /// one.
     #[arg(long)]
     no_clock: bool,
     /// The state directory; made if it is not there.
@@ -197,7 +215,8 @@ struct TpmArgs {
     /// with libtss2 also tabrmd, mssim:host=H,port=P or tss2: and any of these.
     #[arg(long, default_value_t = Tcti::default())]
     tcti: Tcti,
-    /// File with the TPM's owner password; a newline at its end does not count. Else the environment's ASSAY_OWNER_AUTH.
+    /// File with the TPM's owner password; a newline at its end does not count. Else the
+    /// environment's ASSAY_OWNER_AUTH.
     #[arg(long, value_name = "FILE")]
     owner_auth_file: Option<PathBuf>,
     /// File with the TPM's endorsement password. Else the environment's ASSAY_ENDORSEMENT_AUTH.
@@ -352,14 +371,18 @@ fn print_status(status: &Status) -> Result<(), Error> {
     print_line(&format!("flow          {flow}"))?;
     print_line(&format!("EK            {ek}, id {ek_id}"))?;
     match key {
-        OwnKey::Identity { ik, ik_handle } => print_line(&format!("identity key  {ik} at {ik_handle:#010x}"))?,
+        OwnKey::Identity { ik, ik_handle } => {
+            print_line(&format!("identity key  {ik} at {ik_handle:#010x}"))?
+        }
         OwnKey::Hmac { parent, hmac_handle } => {
             print_line(&format!("HMAC key      at {hmac_handle:#010x}, sent to parent {parent}"))?;
         }
     }
     match &status.credential {
         None => print_line("granted       nothing yet")?,
-        Some(CredentialStatus::SharedKey { device_id }) => print_line(&format!("device id     {device_id}"))?,
+        Some(CredentialStatus::SharedKey { device_id }) => {
+            print_line(&format!("device id     {device_id}"))?
+        }
         Some(CredentialStatus::Certificate { path, summary, is_confirmed }) => {
             print_line(&format!("device id     {}", summary.common_name))?;
             print_line(&format!("serial        {}", summary.serial))?;
@@ -368,7 +391,10 @@ fn print_status(status: &Status) -> Result<(), Error> {
                 Validity::Expired => "  expired",
                 Validity::NotYet => "  not valid yet: the clock is wrong",
             };
-            print_line(&format!("valid         {} to {}{remark}", summary.not_before, summary.not_after))?;
+            print_line(&format!(
+                "valid         {} to {}{remark}",
+                summary.not_before, summary.not_after
+            ))?;
             print_line(&format!("certificate   {}", path.display()))?;
             if !*is_confirmed {
                 print_line("unconfirmed   run assay-device provision before the CA revokes it")?;
@@ -379,8 +405,12 @@ fn print_status(status: &Status) -> Result<(), Error> {
         None => Ok(()),
         Some(KeyStatus { scope, flow, ek, key, .. }) => {
             let key = match key {
-                OwnKey::Identity { ik, ik_handle } => format!("identity key {ik} at {ik_handle:#010x}"),
-                OwnKey::Hmac { parent, hmac_handle } => format!("HMAC key at {hmac_handle:#010x} by parent {parent}"),
+                OwnKey::Identity { ik, ik_handle } => {
+                    format!("identity key {ik} at {ik_handle:#010x}")
+                }
+                OwnKey::Hmac { parent, hmac_handle } => {
+                    format!("HMAC key at {hmac_handle:#010x} by parent {parent}")
+                }
             };
             print_line(&format!("not granted   scope {scope}, flow {flow}, EK {ek}, {key}"))
         }
@@ -389,7 +419,8 @@ fn print_status(status: &Status) -> Result<(), Error> {
 
 fn json_of_status(status: &Status) -> Value {
     let mut json = json_of_keys(&status.keys);
-    let (mut device_id, mut serial, mut not_before, mut not_after, mut file, mut confirmed) = Default::default();
+    let (mut device_id, mut serial, mut not_before, mut not_after, mut file, mut confirmed) =
+        Default::default();
     match &status.credential {
         None => {}
         Some(CredentialStatus::SharedKey { device_id: id }) => device_id = Some(id),
@@ -445,7 +476,12 @@ fn hexadecimal(handle: u32) -> String {
     format!("{handle:#010x}")
 }
 
-fn publish(broker: &BrokerUrl, device: DeviceArgs, topic: &str, message: String) -> Result<(), Error> {
+fn publish(
+    broker: &BrokerUrl,
+    device: DeviceArgs,
+    topic: &str,
+    message: String,
+) -> Result<(), Error> {
     let topic = open(device)?.publish(broker, topic, message.into_bytes())?;
     eprintln!("published to {topic}");
     Ok(())
@@ -461,8 +497,12 @@ fn doctor(args: DoctorArgs) -> Result<(), Error> {
         no_clock: args.no_clock,
         broker: args.broker.map(|broker| (broker, args.scope)),
     };
-    if options.broker.as_ref().is_some_and(|(broker, _)| broker.is_tls()) && options.ca_roots.is_empty() {
-        return Err(Error::Usage("a broker is tried over TLS by its CA's root: give --ca-root".into()));
+    if options.broker.as_ref().is_some_and(|(broker, _)| broker.is_tls())
+        && options.ca_roots.is_empty()
+    {
+        return Err(Error::Usage(
+            "a broker is tried over TLS by its CA's root: give --ca-root".into(),
+        ));
     }
     let mut printed = Ok(());
     let checks = examine(options, &mut |check| {
@@ -485,7 +525,11 @@ fn line_of_check(check: &Check) -> String {
         Outcome::Warn => ("\x1b[33m", "\x1b[0m"),
         Outcome::Fail => ("\x1b[31m", "\x1b[0m"),
     };
-    let advice = check.advice.as_ref().map(|advice| format!("\n      what to do: {advice}")).unwrap_or_default();
+    let advice = check
+        .advice
+        .as_ref()
+        .map(|advice| format!("\n      what to do: {advice}"))
+        .unwrap_or_default();
     format!("{on}{}{off}  {:<17} {}{advice}", check.outcome, check.name, check.found)
 }
 
@@ -514,9 +558,11 @@ fn ek(kind: Option<EkChoice>, tpm: TpmArgs, json: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// What stands before and between PEM is for people (RFC 7468 §2), so one EK's output is a file for `assay enroll add`.
+/// What stands before and between PEM is for people (RFC 7468 §2), so one EK's output is a file for
+/// `assay enroll add`.
 fn print_ek(ek: &EkDescription) -> Result<(), Error> {
-    let default = if ek.is_default { "; provision shows this one if nobody says which" } else { "" };
+    let default =
+        if ek.is_default { "; provision shows this one if nobody says which" } else { "" };
     print_line(&format!("EK            {}, template {}{default}", ek.kind, ek.kind.template()))?;
     print_line(&format!("id            {}", ek.ek_id))?;
     print_line(&format!("device id     {}, unless an enrolment names another", ek.device_id))?;
@@ -534,7 +580,9 @@ fn print_ek(ek: &EkDescription) -> Result<(), Error> {
         }
     }
     let legacy = if ek.kind == EkKind::LegacyDps { " --legacy-dps-ek" } else { "" };
-    print_line(&format!("to enrol it   assay enroll add FILE{legacy}, where FILE has what follows"))?;
+    print_line(&format!(
+        "to enrol it   assay enroll add FILE{legacy}, where FILE has what follows"
+    ))?;
     let pem = ek.enrolment();
     print_line(pem.trim_end())
 }
@@ -579,7 +627,11 @@ fn token(state: PathBuf, tpm: TpmArgs, lifetime: Duration, json: bool) -> Result
 
 fn open(args: DeviceArgs) -> Result<Device, Error> {
     let ca_roots = read_certificates(&args.ca_root)?;
-    Device::open(DeviceOptions { ca_roots, no_clock: args.no_clock, ..options(args.state, args.tpm)? })
+    Device::open(DeviceOptions {
+        ca_roots,
+        no_clock: args.no_clock,
+        ..options(args.state, args.tpm)?
+    })
 }
 
 fn options(state: PathBuf, args: TpmArgs) -> Result<DeviceOptions, Error> {
@@ -600,11 +652,13 @@ fn passwords(args: &TpmArgs) -> Result<HierarchyPasswords, Error> {
     })
 }
 
-/// From a file or the environment, never from the command line, which every user of the machine can read.
+/// From a file or the environment, never from the command line, which every user of the machine can
+/// read.
 fn password(file: Option<&Path>, variable: &str) -> Result<Password, Error> {
     let (source, mut password) = match file {
         Some(file) => {
-            let unreadable = |error: io::Error| Error::Usage(format!("{}: {error}", file.display()));
+            let unreadable =
+                |error: io::Error| Error::Usage(format!("{}: {error}", file.display()));
             (file.display().to_string(), fs::read(file).map_err(unreadable)?)
         }
         None => (variable.into(), env::var_os(variable).unwrap_or_default().into_vec()),
@@ -612,8 +666,9 @@ fn password(file: Option<&Path>, variable: &str) -> Result<Password, Error> {
     if file.is_some() && password.ends_with(b"\n") {
         password.pop();
     }
-    Password::new(password)
-        .ok_or_else(|| Error::Usage(format!("{source}: a TPM password has at most {} bytes", Password::MAX)))
+    Password::new(password).ok_or_else(|| {
+        Error::Usage(format!("{source}: a TPM password has at most {} bytes", Password::MAX))
+    })
 }
 
 fn parse_handle(text: &str) -> Result<u32, String> {
@@ -632,7 +687,8 @@ fn print_json(json: &Value) -> Result<(), Error> {
     print_line(&printable_json(&json.to_string()))
 }
 
-/// Like `println!`. But whoever closes the pipe, as `head` does, has seen enough: the process ends without a word, as if by SIGPIPE.
+/// Like `println!`. But whoever closes the pipe, as `head` does, has seen enough: the process ends
+/// without a word, as if by SIGPIPE.
 fn print_line(line: &str) -> Result<(), Error> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit(128 + 13),

@@ -25,9 +25,12 @@ impl Clock {
         // Of several roots, one may have been made for later.
         let earliest = roots.iter().filter_map(|root| not_before(root)).min();
         // As those say who build packages (reproducible-builds.org).
-        let built = option_env!("SOURCE_DATE_EPOCH").and_then(|date| date.parse().ok()).unwrap_or_default();
+        let built =
+            option_env!("SOURCE_DATE_EPOCH").and_then(|date| date.parse().ok()).unwrap_or_default();
         match earliest {
-            Some(root) if root > built => Self { floor: root, floor_is: "the pinned root was made", is_there },
+            Some(root) if root > built => {
+                Self { floor: root, floor_is: "the pinned root was made", is_there }
+            }
             _ => Self { floor: built, floor_is: "this program was built", is_there },
         }
     }
@@ -39,9 +42,13 @@ impl Clock {
 
     /// The time to judge a chain of certificates at.
     ///
-    /// Without a clock it is no earlier than any of them: that a trusted issuer signed one says that its first day has come. So an
-    /// expired certificate of a trusted issuer may pass for a good one; that is the price of having no clock.
-    pub(crate) fn at<'a>(&self, chain: impl IntoIterator<Item = &'a CertificateDer<'a>>) -> UnixTime {
+    /// Without a clock it is no earlier than any of them: that a trusted issuer signed one says
+    /// that its first day has come. So an expired certificate of a trusted issuer may pass for a
+    /// good one; that is the price of having no clock.
+    pub(crate) fn at<'a>(
+        &self,
+        chain: impl IntoIterator<Item = &'a CertificateDer<'a>>,
+    ) -> UnixTime {
         if self.is_there {
             return self.now();
         }
@@ -53,7 +60,9 @@ impl Clock {
     pub(crate) fn assumption(&self) -> Option<String> {
         let now = self.now().as_secs();
         let from = if now > self.floor { "the system says so" } else { self.floor_is };
-        (!self.is_there).then(|| format!("without a clock: the time is taken to be {} at least ({from})", rfc3339(now)))
+        (!self.is_there).then(|| {
+            format!("without a clock: the time is taken to be {} at least ({from})", rfc3339(now))
+        })
     }
 
     /// A clock that is more than a day before a time that is past for certain.
@@ -88,8 +97,11 @@ pub(crate) fn since_1970(time: ASN1Time) -> u64 {
 
 /// A time as people read it, e.g. `2027-02-20T20:08:40Z`.
 pub(crate) fn rfc3339(seconds: u64) -> String {
-    let time = i64::try_from(seconds).ok().and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
-    let Some(time) = time.map(|time| time.to_datetime()) else { return format!("{seconds} s after 1970") };
+    let time =
+        i64::try_from(seconds).ok().and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
+    let Some(time) = time.map(|time| time.to_datetime()) else {
+        return format!("{seconds} s after 1970");
+    };
     format!(
         "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
         time.year(),
@@ -131,7 +143,10 @@ mod tests {
         Clock::new(true, &[root_of(2020)]).refuse_if_behind().unwrap();
         let error = Clock::new(true, &[root_of(2190)]).refuse_if_behind().unwrap_err();
         assert_eq!(error.exit_code(), 3);
-        assert!(error.to_string().contains("the pinned root was made on 2190-01-01T00:00:00Z"), "{error}");
+        assert!(
+            error.to_string().contains("the pinned root was made on 2190-01-01T00:00:00Z"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -152,7 +167,10 @@ mod tests {
     fn device_without_a_clock_is_never_before_a_certificate_that_it_judges() {
         let chain = [root_of(2191), root_of(2192)];
         assert_eq!(rfc3339(Clock::new(false, &[]).at(&chain).as_secs()), "2192-01-01T00:00:00Z");
-        assert!(Clock::new(true, &[]).at(&chain).as_secs() < 1_000_000 + Clock::new(true, &[]).now().as_secs());
+        assert!(
+            Clock::new(true, &[]).at(&chain).as_secs()
+                < 1_000_000 + Clock::new(true, &[]).now().as_secs()
+        );
     }
 
     #[test]

@@ -7,7 +7,8 @@ pub(crate) const OID_P256: &[u8] = &[0x06, 8, 0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x03
 /// secp384r1 (RFC 5480 §2.1.1.1), with tag and length.
 pub(crate) const OID_P384: &[u8] = &[0x06, 5, 0x2B, 0x81, 0x04, 0x00, 0x22];
 /// rsaEncryption (RFC 3279 §2.3.1), with tag and length.
-pub(crate) const OID_RSA_ENCRYPTION: &[u8] = &[0x06, 9, 0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x01];
+pub(crate) const OID_RSA_ENCRYPTION: &[u8] =
+    &[0x06, 9, 0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x01];
 /// NULL.
 pub(crate) const NULL: &[u8] = &[0x05, 0];
 
@@ -25,8 +26,8 @@ pub(crate) fn bit_string(bytes: &[u8]) -> Vec<u8> {
     element(BIT_STRING, &[&[0], bytes].concat())
 }
 
-/// A non-negative INTEGER from big-endian bytes of any length: shortest form, with a zero byte where the sign would show
-/// (X.690 §8.3).
+/// A non-negative INTEGER from big-endian bytes of any length: shortest form, with a zero byte
+/// where the sign would show (X.690 §8.3).
 pub(crate) fn unsigned_integer(bytes: &[u8]) -> Vec<u8> {
     let first = bytes.iter().position(|&byte| byte != 0).unwrap_or(bytes.len());
     let magnitude = &bytes[first..];
@@ -37,7 +38,8 @@ pub(crate) fn unsigned_integer(bytes: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The SEQUENCE at the start of `bytes`, with its head, and what follows it; `None` if there is no whole one.
+/// The SEQUENCE at the start of `bytes`, with its head, and what follows it; `None` if there is no
+/// whole one.
 pub(crate) fn split_sequence(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (&[tag, length], rest) = bytes.split_first_chunk()?;
     if tag != SEQUENCE {
@@ -46,7 +48,9 @@ pub(crate) fn split_sequence(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let length_bytes = if length < 0x80 { 0 } else { usize::from(length & 0x7F) };
     let content = match length_bytes {
         0 => usize::from(length),
-        1..=3 => rest.get(..length_bytes)?.iter().fold(0, |sum, &byte| sum << 8 | usize::from(byte)),
+        1..=3 => {
+            rest.get(..length_bytes)?.iter().fold(0, |sum, &byte| sum << 8 | usize::from(byte))
+        }
         _ => return None,
     };
     bytes.split_at_checked(2 + length_bytes + content)
@@ -104,7 +108,11 @@ mod tests {
             let sequence = element(SEQUENCE, &vec![1; length]);
             let padded = [&sequence[..], &[0xFF; 9]].concat();
             assert_eq!(split_sequence(&padded), Some((&sequence[..], &[0xFF; 9][..])));
-            assert_eq!(split_sequence(&sequence[..sequence.len() - 1]), None, "{length} bytes, cut short");
+            assert_eq!(
+                split_sequence(&sequence[..sequence.len() - 1]),
+                None,
+                "{length} bytes, cut short"
+            );
         }
     }
 
@@ -114,14 +122,17 @@ mod tests {
         for length in 1..sequence.len() {
             assert!(is_cut_off_sequence(&sequence[..length]), "{length}");
         }
-        for bytes in [&[][..], &sequence, &[0; 9], &[0xFF; 9], &[0x30, 0x80, 0, 0], &[0x30, 0xFF, 0xFF]] {
+        for bytes in
+            [&[][..], &sequence, &[0; 9], &[0xFF; 9], &[0x30, 0x80, 0, 0], &[0x30, 0xFF, 0xFF]]
+        {
             assert!(!is_cut_off_sequence(bytes), "{:x?}", &bytes[..bytes.len().min(4)]);
         }
     }
 
     #[test]
     fn what_is_no_sequence_is_not_cut() {
-        for bytes in [&[][..], &[0x30], &[0xFF; 20], &[0x30, 0x84, 1, 0, 0, 0], &[0x30, 0x80, 0, 0]] {
+        for bytes in [&[][..], &[0x30], &[0xFF; 20], &[0x30, 0x84, 1, 0, 0, 0], &[0x30, 0x80, 0, 0]]
+        {
             let cut = split_sequence(bytes);
             assert!(cut.is_none() || bytes == [0x30, 0x80, 0, 0], "{bytes:x?}");
         }

@@ -33,14 +33,17 @@ pub struct DeviceOptions {
     pub tcti: Tcti,
     /// The passwords of the TPM's hierarchies; empty ones where none is set.
     pub passwords: HierarchyPasswords,
-    /// How long one call to the TPM may take. Real chips take up to half a minute to make an RSA key.
+    /// How long one call to the TPM may take. Real chips take up to half a minute to make an RSA
+    /// key.
     pub tpm_timeout: Duration,
     /// The state directory; made if it is not there.
     pub state: PathBuf,
-    /// The CA's root certificates: what both the broker and the device's own certificate must lead to.
+    /// The CA's root certificates: what both the broker and the device's own certificate must lead
+    /// to.
     pub ca_roots: Vec<CertificateDer<'static>>,
-    /// Whether the device has no clock to go by. Then the time is taken to be no earlier than the first day of the CA's roots, nor
-    /// of any certificate that they lead to; an expired one may pass for a good one.
+    /// Whether the device has no clock to go by. Then the time is taken to be no earlier than the
+    /// first day of the CA's roots, nor of any certificate that they lead to; an expired one may
+    /// pass for a good one.
     pub no_clock: bool,
 }
 
@@ -55,20 +58,25 @@ pub struct ProvisionRequest {
     pub flow: Option<Flow>,
     /// The EK to show; `None` is the kind used before, or [`EkChoice::Auto`].
     pub ek: Option<EkChoice>,
-    /// The EK certificate and its issuers, leaf first; if empty, those in the TPM's NV memory are used.
+    /// The EK certificate and its issuers, leaf first; if empty, those in the TPM's NV memory are
+    /// used.
     pub ek_certificates: Vec<CertificateDer<'static>>,
     /// The kind of identity key; `None` is the kind used before, or P-256.
     pub ik: Option<IkKind>,
-    /// The persistent handle of the identity key; `None` is the handle used before, or [`DEFAULT_IK_HANDLE`].
+    /// The persistent handle of the identity key; `None` is the handle used before, or
+    /// [`DEFAULT_IK_HANDLE`].
     pub ik_handle: Option<u32>,
-    /// The parent to have an HMAC key sent to; `None` is the one used before, or P-256. A plain storage root key is taken only if it
-    /// is asked for: else it is an import parent of that kind of key.
+    /// The parent to have an HMAC key sent to; `None` is the one used before, or P-256. A plain
+    /// storage root key is taken only if it is asked for: else it is an import parent of that kind
+    /// of key.
     pub parent: Option<ParentKind>,
-    /// The persistent handle of the HMAC key; `None` is the handle used before, or [`DEFAULT_HMAC_HANDLE`].
+    /// The persistent handle of the HMAC key; `None` is the handle used before, or
+    /// [`DEFAULT_HMAC_HANDLE`].
     pub hmac_handle: Option<u32>,
     /// The name to ask for; `None` takes the one that is due to this EK.
     pub device_id: Option<DeviceId>,
-    /// Whether to ask the CA even if there is a valid certificate or an HMAC key: it may have superseded or lost that one.
+    /// Whether to ask the CA even if there is a valid certificate or an HMAC key: it may have
+    /// superseded or lost that one.
     pub again: bool,
     /// How long all of it may take.
     pub deadline: Duration,
@@ -86,9 +94,11 @@ impl ProvisionRequest {
     }
 }
 
-/// Where the identity key is kept if nobody says otherwise (owner range, TCG Registry of Reserved TPM 2.0 Handles, 2.3.1).
+/// Where the identity key is kept if nobody says otherwise (owner range, TCG Registry of Reserved
+/// TPM 2.0 Handles, 2.3.1).
 pub const DEFAULT_IK_HANDLE: u32 = 0x8100_0200;
-/// Where the HMAC key is kept if nobody says otherwise: where Azure's SDKs for device provisioning keep theirs.
+/// Where the HMAC key is kept if nobody says otherwise: where Azure's SDKs for device provisioning
+/// keep theirs.
 pub const DEFAULT_HMAC_HANDLE: u32 = 0x8100_0100;
 
 /// A provisioned device, and what it took.
@@ -136,7 +146,8 @@ pub enum Credential {
 pub struct Cost {
     /// Time spent in the TPM.
     pub tpm_time: Duration,
-    /// Time spent connecting, as far as nothing else was done meanwhile, and waiting for broker and CA.
+    /// Time spent connecting, as far as nothing else was done meanwhile, and waiting for broker and
+    /// CA.
     pub wire_time: Duration,
     /// Time spent altogether.
     pub total_time: Duration,
@@ -162,7 +173,9 @@ impl Device {
         let clock = Clock::new(!options.no_clock, &options.ca_roots);
         let mut roots = RootCertStore::empty();
         for root in options.ca_roots {
-            roots.add(root).map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
+            roots
+                .add(root)
+                .map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
         }
         let state = StateDirectory::open(&options.state)?;
         let mut tpm = Tpm2::new(options.tcti, options.passwords);
@@ -174,22 +187,27 @@ impl Device {
         Ok(Self { tpm, state, roots, clock })
     }
 
-    /// Sees to it that this device can sign in: with a valid certificate for an identity key in its TPM, or with an HMAC key
-    /// there.
+    /// Sees to it that this device can sign in: with a valid certificate for an identity key in its
+    /// TPM, or with an HMAC key there.
     ///
-    /// If it can already, the CA is not asked, unless the request says so. It may be killed at any moment and called again: what
-    /// is needed to go on is kept before anything is sent, and for one key the CA issues one certificate. If the TPM was cleared,
-    /// a new key is made or asked for.
+    /// If it can already, the CA is not asked, unless the request says so. It may be killed at any
+    /// moment and called again: what is needed to go on is kept before anything is sent, and for
+    /// one key the CA issues one certificate. If the TPM was cleared, a new key is made or asked
+    /// for.
     ///
-    /// If nobody says which EK to show and no CA has agreed to one, the others are tried in turn while the CA refuses each for its
-    /// certificate, its enrolment or its device id.
+    /// If nobody says which EK to show and no CA has agreed to one, the others are tried in turn
+    /// while the CA refuses each for its certificate, its enrolment or its device id.
     ///
-    /// Until the CA agrees, what this device has stays in use. Keys that are no longer used are not removed from the TPM, for
-    /// others may use them; the progress says where they are. Only a new HMAC key takes the place of this device's old one at the
-    /// same handle.
+    /// Until the CA agrees, what this device has stays in use. Keys that are no longer used are not
+    /// removed from the TPM, for others may use them; the progress says where they are. Only a new
+    /// HMAC key takes the place of this device's old one at the same handle.
     ///
     /// Blocks, and runs an event loop of its own: call it from a thread, not from an async task.
-    pub fn provision(&self, request: &ProvisionRequest, progress: Progress<'_>) -> Result<Provisioned, Error> {
+    pub fn provision(
+        &self,
+        request: &ProvisionRequest,
+        progress: Progress<'_>,
+    ) -> Result<Provisioned, Error> {
         self.clock.refuse_if_behind()?;
         if let Some(assumption) = self.clock.assumption() {
             progress(&assumption, Duration::ZERO);
@@ -199,15 +217,18 @@ impl Device {
         }
         let outcome = self.provision_with(None, request, progress);
         match outcome {
-            Err(Error::Refused { problem }) if is_about_the_ek(problem.code) && self.may_try_other_eks(request)? => {
+            Err(Error::Refused { problem })
+                if is_about_the_ek(problem.code) && self.may_try_other_eks(request)? =>
+            {
                 self.provision_with_another_ek(problem, request, progress)
             }
             outcome => outcome,
         }
     }
 
-    /// A device that lost its state, or never had one, may be registered under another EK than the first with a certificate: the
-    /// operator may have enrolled any of them. The CA says which it does not take.
+    /// A device that lost its state, or never had one, may be registered under another EK than the
+    /// first with a certificate: the operator may have enrolled any of them. The CA says which it
+    /// does not take.
     fn provision_with_another_ek(
         &self,
         refusal: Problem,
@@ -221,9 +242,14 @@ impl Device {
             if kind == EkKind::Rsa3072 && !self.has_ek_certificate(kind)? {
                 continue;
             }
-            progress(&format!("the CA does not take this EK ({code}): trying the one of kind {kind}"), Duration::ZERO);
+            progress(
+                &format!("the CA does not take this EK ({code}): trying the one of kind {kind}"),
+                Duration::ZERO,
+            );
             match self.provision_with(Some(kind), request, progress) {
-                Err(Error::Refused { problem }) if is_about_the_ek(problem.code) => code = problem.code,
+                Err(Error::Refused { problem }) if is_about_the_ek(problem.code) => {
+                    code = problem.code
+                }
                 Err(Error::Tpm(TpmError::Unsupported(_))) => {}
                 outcome => return outcome,
             }
@@ -232,7 +258,8 @@ impl Device {
     }
 
     fn has_ek_certificate(&self, kind: EkKind) -> Result<bool, TpmError> {
-        let certificates = self.tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind))?;
+        let certificates =
+            self.tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind))?;
         Ok(!certificates.is_empty())
     }
 
@@ -249,24 +276,38 @@ impl Device {
     ) -> Result<Provisioned, Error> {
         let memory = self.state.memory()?;
         match request.flow.or_else(|| memory.flow()).unwrap_or(Flow::Ticket) {
-            flow @ (Flow::Ticket | Flow::Sealed) => self.provision_certificate(flow, ek, request, &memory, progress),
+            flow @ (Flow::Ticket | Flow::Sealed) => {
+                self.provision_certificate(flow, ek, request, &memory, progress)
+            }
             Flow::SharedKey => self.provision_shared_key(ek, request, &memory, progress),
         }
     }
 
-    /// Publishes one message, QoS 1, on a topic below `device/v1/{scope}/{device id}/`: over mutual TLS with the certificate, or
-    /// over TLS with a fresh token of the shared key.
+    /// Publishes one message, QoS 1, on a topic below `device/v1/{scope}/{device id}/`: over mutual
+    /// TLS with the certificate, or over TLS with a fresh token of the shared key.
     ///
     /// Blocks, and runs an event loop of its own: call it from a thread, not from an async task.
-    pub fn publish(&self, broker: &BrokerUrl, sub_topic: &str, message: Vec<u8>) -> Result<String, Error> {
+    pub fn publish(
+        &self,
+        broker: &BrokerUrl,
+        sub_topic: &str,
+        message: Vec<u8>,
+    ) -> Result<String, Error> {
         if !broker.is_tls() {
-            return Err(Error::Usage("a device signs in over TLS: the broker's URL must begin with mqtts://".into()));
+            return Err(Error::Usage(
+                "a device signs in over TLS: the broker's URL must begin with mqtts://".into(),
+            ));
         }
         self.clock.refuse_if_behind()?;
         let (scope, device_id, tls, password) = match self.state.memory()?.in_use {
             Some(Grant::SharedKey(grant)) => {
                 let Token { device_id, password, .. } = self.token(DEFAULT_LIFETIME)?;
-                (grant.record.shown.scope, device_id, self.server_authenticated_tls()?, Some(password))
+                (
+                    grant.record.shown.scope,
+                    device_id,
+                    self.server_authenticated_tls()?,
+                    Some(password),
+                )
             }
             _ => {
                 let (key, certificate) = self.identity()?;
@@ -281,11 +322,19 @@ impl Device {
             )));
         }
         let client = ClientId::from(&device_id);
-        runtime()?.block_on(transport::publish(broker, &Arc::new(tls), &topic, &client, password, message))?;
+        runtime()?.block_on(transport::publish(
+            broker,
+            &Arc::new(tls),
+            &topic,
+            &client,
+            password,
+            message,
+        ))?;
         Ok(topic.to_string())
     }
 
-    /// Looks for the EK `instead` of others that the CA did not take, or that the request or else an earlier run chose.
+    /// Looks for the EK `instead` of others that the CA did not take, or that the request or else
+    /// an earlier run chose.
     fn endorsement_key(
         &self,
         instead: Option<EkKind>,
@@ -298,7 +347,9 @@ impl Device {
             _ if instead.is_some() => (instead, false),
             (Some(EkChoice::Kind(kind)), _) => (Some(kind), true),
             // A certificate that is given says which kind of EK it is for.
-            (None, Some(before)) if request.ek_certificates.is_empty() => (Some(before.ek), before.ek_was_named),
+            (None, Some(before)) if request.ek_certificates.is_empty() => {
+                (Some(before.ek), before.ek_was_named)
+            }
             (Some(EkChoice::Auto) | None, _) => (None, false),
         };
         let mut ek = EndorsementKey::find(&self.tpm, wanted, &request.ek_certificates)?;
@@ -320,7 +371,8 @@ impl Device {
                 before.ek
             ));
         }
-        let shown = Shown { scope: request.scope.clone(), ek: ek.kind, ek_was_named, ek_id: ek.id() };
+        let shown =
+            Shown { scope: request.scope.clone(), ek: ek.kind, ek_was_named, ek_id: ek.id() };
         Ok((ek, shown))
     }
 
@@ -352,7 +404,11 @@ impl Device {
         broker_certificate::server_authenticated_tls(self.roots.clone(), self.clock.clone())
     }
 
-    fn mutual_tls(&self, key: &IdentityKey, chain: Vec<CertificateDer<'static>>) -> Result<ClientConfig, Error> {
+    fn mutual_tls(
+        &self,
+        key: &IdentityKey,
+        chain: Vec<CertificateDer<'static>>,
+    ) -> Result<ClientConfig, Error> {
         let mut config = key.tls_config(self.roots.clone(), chain)?;
         broker_certificate::judge_by(&mut config, self.roots.clone(), self.clock.clone())?;
         Ok(config)
@@ -371,14 +427,25 @@ struct Meter<'a> {
 impl<'a> Meter<'a> {
     fn start(tpm: &'a TpmThread) -> Self {
         let tpm_before = tpm.spent();
-        Self { tpm, started: Instant::now(), tpm_before, wire_time: Duration::ZERO, traffic: Traffic::default() }
+        Self {
+            tpm,
+            started: Instant::now(),
+            tpm_before,
+            wire_time: Duration::ZERO,
+            traffic: Traffic::default(),
+        }
     }
 
     /// Waits for a conversation on `line`.
-    fn talk<T>(&mut self, line: &Line<'_>, conversation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    fn talk<T>(
+        &mut self,
+        line: &Line<'_>,
+        conversation: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         let (started, tpm_before) = (Instant::now(), self.tpm.spent());
         let outcome = line.runtime.block_on(conversation);
-        self.wire_time += line.waited.take() + started.elapsed().saturating_sub(self.tpm.spent() - tpm_before);
+        self.wire_time +=
+            line.waited.take() + started.elapsed().saturating_sub(self.tpm.spent() - tpm_before);
         self.traffic = line.traffic.get();
         outcome
     }

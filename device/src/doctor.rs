@@ -81,8 +81,8 @@ impl fmt::Display for Outcome {
 
 /// Looks at everything, and tells `hear` of each check once it is done.
 ///
-/// No password and no key is among what is found, and the broker is sent nothing but a ping. What it tells is ids and certificates'
-/// names, by which the device can be known.
+/// No password and no key is among what is found, and the broker is sent nothing but a ping. What
+/// it tells is ids and certificates' names, by which the device can be known.
 pub fn examine(options: DoctorOptions, hear: &mut dyn FnMut(&Check)) -> Vec<Check> {
     let status = options.state.as_deref().map(Status::read);
     let mut examination = Examination { checks: Vec::new(), hear };
@@ -105,7 +105,13 @@ struct Examination<'a> {
 }
 
 impl Examination<'_> {
-    fn add(&mut self, name: &'static str, outcome: Outcome, found: impl Into<String>, advice: Option<&str>) {
+    fn add(
+        &mut self,
+        name: &'static str,
+        outcome: Outcome,
+        found: impl Into<String>,
+        advice: Option<&str>,
+    ) {
         let check = Check { name, outcome, found: found.into(), advice: advice.map(str::to_owned) };
         (self.hear)(&check);
         self.checks.push(check);
@@ -138,7 +144,9 @@ impl Examination<'_> {
         let Some(path) = tcti.device_path() else {
             match Tpm2::reaches(tcti) {
                 Ok(()) => self.pass(NAME, format!("{tcti}")),
-                Err(error) => self.fail(NAME, format!("{tcti}: {error}"), "start the TPM, or correct --tcti."),
+                Err(error) => {
+                    self.fail(NAME, format!("{tcti}: {error}"), "start the TPM, or correct --tcti.")
+                }
             }
             return self.checks.last().is_some_and(|check| check.outcome == Outcome::Pass);
         };
@@ -170,7 +178,11 @@ impl Examination<'_> {
         if tcti.has_resource_manager() {
             self.pass(NAME, "the kernel's");
         } else if tcti.is_device() {
-            self.warn(NAME, "none: one user at a time", "use the kernel's: --tcti device:/dev/tpmrm0.");
+            self.warn(
+                NAME,
+                "none: one user at a time",
+                "use the kernel's: --tcti device:/dev/tpmrm0.",
+            );
         } else {
             self.pass(NAME, "none, and a software TPM needs none with one user");
         }
@@ -201,15 +213,18 @@ impl Examination<'_> {
         let started = Instant::now();
         match tpm.call("testing itself", |tpm| tpm.self_test()) {
             Ok(()) => self.pass("self-test", format!("passed, {}", ms(started.elapsed()))),
-            Err(error) => {
-                self.fail("self-test", error.to_string(), "take the power from the machine; else replace the TPM.")
-            }
+            Err(error) => self.fail(
+                "self-test",
+                error.to_string(),
+                "take the power from the machine; else replace the TPM.",
+            ),
         }
     }
 
     fn lockout(&mut self, properties: &Properties) {
         const NAME: &str = "lockout";
-        let (counter, limit) = (properties.get(PT_LOCKOUT_COUNTER), properties.get(PT_MAX_AUTH_FAIL));
+        let (counter, limit) =
+            (properties.get(PT_LOCKOUT_COUNTER), properties.get(PT_MAX_AUTH_FAIL));
         let found = format!("{counter} of {limit} wrong passwords");
         if properties.get(PT_PERMANENT) & IN_LOCKOUT != 0 {
             let recovery = properties.get(PT_LOCKOUT_INTERVAL);
@@ -217,7 +232,11 @@ impl Examination<'_> {
             // Keys of this program are exempt (noDA), EKs of some vendors are not.
             self.warn(NAME, found, "wait, or clear it: tpm2_dictionarylockout --clear-lockout.");
         } else if counter > 0 {
-            self.warn(NAME, found, "find out who gives wrong passwords; at the limit the TPM refuses for a while.");
+            self.warn(
+                NAME,
+                found,
+                "find out who gives wrong passwords; at the limit the TPM refuses for a while.",
+            );
         } else {
             self.pass(NAME, found);
         }
@@ -226,14 +245,24 @@ impl Examination<'_> {
     fn hierarchies(&mut self, properties: &Properties) {
         const NAME: &str = "hierarchies";
         let (permanent, startup) = (properties.get(PT_PERMANENT), properties.get(PT_STARTUP_CLEAR));
-        let password = |bit| if permanent & bit != 0 { "has a password" } else { "has no password" };
-        let found = format!("owner {}, endorsement {}", password(OWNER_AUTH_SET), password(ENDORSEMENT_AUTH_SET));
+        let password =
+            |bit| if permanent & bit != 0 { "has a password" } else { "has no password" };
+        let found = format!(
+            "owner {}, endorsement {}",
+            password(OWNER_AUTH_SET),
+            password(ENDORSEMENT_AUTH_SET)
+        );
         match (startup & SH_ENABLE != 0, startup & EH_ENABLE != 0) {
             (true, true) => self.pass(NAME, found),
             (owner, endorsement) => {
                 let off = |is_on| if is_on { "on" } else { "off" };
-                let found = format!("{found}; owner {}, endorsement {}", off(owner), off(endorsement));
-                self.fail(NAME, found, "switch the hierarchies on in the firmware, and restart the machine.");
+                let found =
+                    format!("{found}; owner {}, endorsement {}", off(owner), off(endorsement));
+                self.fail(
+                    NAME,
+                    found,
+                    "switch the hierarchies on in the firmware, and restart the machine.",
+                );
             }
         }
     }
@@ -242,7 +271,8 @@ impl Examination<'_> {
         const NAME: &str = "EK";
         let mut has_certificate = false;
         for kind in EkKind::CERTIFIED {
-            let certificates = tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind));
+            let certificates =
+                tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind));
             match certificates {
                 Ok(certificates) if certificates.is_empty() => continue,
                 Err(error) => {
@@ -285,8 +315,7 @@ impl Examination<'_> {
         if certificate.is_for_this_key {
             self.pass(NAME, found);
         } else {
-            let advice =
-                "another template made this EK: report the TPM's model, and enrol what assay-device ek prints.";
+            let advice = "another template made this EK: report the TPM's model, and enrol what assay-device ek prints.";
             self.warn(NAME, format!("{found}; it is for another key"), advice);
         }
     }
@@ -296,22 +325,31 @@ impl Examination<'_> {
         let started = Instant::now();
         for kind in ParentKind::SRKS {
             match tpm.call("making the storage root key", move |tpm| tpm.parent(kind)) {
-                Ok(Some(_)) => return self.pass(NAME, format!("{kind}, {}", ms(started.elapsed()))),
+                Ok(Some(_)) => {
+                    return self.pass(NAME, format!("{kind}, {}", ms(started.elapsed())));
+                }
                 Ok(None) => {}
                 Err(error) => return self.error(NAME, &error.into()),
             }
         }
-        self.fail(NAME, "this TPM has no storage root key of a known kind", "report the TPM's model.");
+        self.fail(
+            NAME,
+            "this TPM has no storage root key of a known kind",
+            "report the TPM's model.",
+        );
     }
 
     fn identity_key(&mut self, tpm: &TpmThread, status: Option<&Status>) {
         const NAME: &str = "identity key";
         let (kind, handle) = match status.map(|status| status.keys.key) {
-            Some(OwnKey::Hmac { .. }) => return self.pass(NAME, "none: this device has a shared key"),
+            Some(OwnKey::Hmac { .. }) => {
+                return self.pass(NAME, "none: this device has a shared key");
+            }
             Some(OwnKey::Identity { ik, ik_handle }) => (ik, ik_handle),
             None => (IkKind::P256, DEFAULT_IK_HANDLE),
         };
-        let found = tpm.call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle));
+        let found =
+            tpm.call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle));
         let public = match found {
             Ok(Some(public)) => public.key,
             Ok(None) if status.is_some_and(|status| status.credential.is_some()) => {
@@ -321,7 +359,9 @@ impl Examination<'_> {
                     "run assay-device provision.",
                 );
             }
-            Ok(None) => return self.pass(NAME, format!("none yet at {handle:#010x}; provision makes one")),
+            Ok(None) => {
+                return self.pass(NAME, format!("none yet at {handle:#010x}; provision makes one"));
+            }
             Err(error) => return self.error(NAME, &error.into()),
         };
         let key = IdentityKey { tpm: tpm.clone(), handle, kind, public };
@@ -342,15 +382,28 @@ impl Examination<'_> {
         }
     }
 
-    fn clock(&mut self, clock: &Clock, roots: &[CertificateDer<'_>], status: Option<Result<Option<Status>, Error>>) {
+    fn clock(
+        &mut self,
+        clock: &Clock,
+        roots: &[CertificateDer<'_>],
+        status: Option<Result<Option<Status>, Error>>,
+    ) {
         let now = rfc3339(clock.now().as_secs());
         match (clock.refuse_if_behind(), clock.assumption()) {
             (Err(error), _) => self.error("clock", &error),
             (Ok(()), Some(assumption)) => {
-                self.warn("clock", assumption, "set the clock if it can be: expired certificates pass unnoticed.");
+                self.warn(
+                    "clock",
+                    assumption,
+                    "set the clock if it can be: expired certificates pass unnoticed.",
+                );
             }
             (Ok(()), None) if roots.is_empty() => {
-                self.warn("clock", format!("{now}, compared with nothing"), "give the CA's root: --ca-root.");
+                self.warn(
+                    "clock",
+                    format!("{now}, compared with nothing"),
+                    "give the CA's root: --ca-root.",
+                );
             }
             (Ok(()), None) => self.pass("clock", format!("{now}, not before the pinned root")),
         }
@@ -368,7 +421,13 @@ impl Examination<'_> {
         }
     }
 
-    fn network(&mut self, broker: &BrokerUrl, scope: &Scope, roots: &[CertificateDer<'static>], clock: &Clock) {
+    fn network(
+        &mut self,
+        broker: &BrokerUrl,
+        scope: &Scope,
+        roots: &[CertificateDer<'static>],
+        clock: &Clock,
+    ) {
         let Some(stream) = self.broker(broker) else { return };
         let tls = match tls_config(roots, clock) {
             Ok(tls) => Arc::new(tls),
@@ -377,13 +436,19 @@ impl Examination<'_> {
         if !broker.is_tls() {
             // A broker need not serve two at a time.
             drop(stream);
-            self.warn("TLS", "none: anybody on the way reads and alters", "use mqtts:// but in laboratories.");
+            self.warn(
+                "TLS",
+                "none: anybody on the way reads and alters",
+                "use mqtts:// but in laboratories.",
+            );
         } else if !self.tls(broker, &tls, stream) {
             return;
         }
         let asked = runtime().and_then(|runtime| runtime.block_on(ping(broker, &tls, scope)));
         match asked {
-            Ok(took) => self.pass("scope", format!("a CA answers for scope {scope} in {}", ms(took))),
+            Ok(took) => {
+                self.pass("scope", format!("a CA answers for scope {scope} in {}", ms(took)))
+            }
             Err(error) => self.error("scope", &error),
         }
     }
@@ -398,8 +463,7 @@ impl Examination<'_> {
                 Some(stream)
             }
             Err(error) => {
-                let advice =
-                    "check the name, the port and the network; the broker may be down, or a firewall in between.";
+                let advice = "check the name, the port and the network; the broker may be down, or a firewall in between.";
                 self.fail(NAME, format!("{broker}: {error}"), advice);
                 None
             }
@@ -412,12 +476,17 @@ impl Examination<'_> {
         let name = match ServerName::try_from(broker.host().to_owned()) {
             Ok(name) => name,
             Err(error) => {
-                self.fail(NAME, format!("{}: {error}", broker.host()), "use a DNS name or an address in --broker.");
+                self.fail(
+                    NAME,
+                    format!("{}: {error}", broker.host()),
+                    "use a DNS name or an address in --broker.",
+                );
                 return false;
             }
         };
-        let shaken =
-            ClientConnection::new(Arc::clone(tls), name).map_err(io::Error::other).and_then(|mut connection| {
+        let shaken = ClientConnection::new(Arc::clone(tls), name)
+            .map_err(io::Error::other)
+            .and_then(|mut connection| {
                 while connection.is_handshaking() {
                     connection.complete_io(&mut stream)?;
                 }
@@ -426,13 +495,21 @@ impl Examination<'_> {
         match shaken {
             Ok(version) => {
                 let version = version.map(|version| format!("{version:?}")).unwrap_or_default();
-                self.pass(NAME, format!("{version}, broker's certificate verified, {}", ms(started.elapsed())));
+                self.pass(
+                    NAME,
+                    format!("{version}, broker's certificate verified, {}", ms(started.elapsed())),
+                );
                 true
             }
             Err(error) => {
-                let reason = Trouble::of_handshake(&error, broker).examined(|| probe::other_protocol(broker, tls));
+                let reason = Trouble::of_handshake(&error, broker)
+                    .examined(|| probe::other_protocol(broker, tls));
                 match reason {
-                    Ok(reason) => self.fail(NAME, reason, "try again; if it stays so, look at the broker's log."),
+                    Ok(reason) => self.fail(
+                        NAME,
+                        reason,
+                        "try again; if it stays so, look at the broker's log.",
+                    ),
                     Err(error) => self.error(NAME, &error),
                 }
                 false
@@ -441,14 +518,19 @@ impl Examination<'_> {
     }
 }
 
-async fn ping(broker: &BrokerUrl, tls: &Arc<ClientConfig>, scope: &Scope) -> Result<Duration, Error> {
+async fn ping(
+    broker: &BrokerUrl,
+    tls: &Arc<ClientConfig>,
+    scope: &Scope,
+) -> Result<Duration, Error> {
     let not_reached = |trouble: Trouble| match trouble.examined(|| None) {
         Ok(reason) => Error::NotReached { deadline: NETWORK_LIMIT, reason },
         Err(error) => error,
     };
     let mut ca = Bootstrap::connect(broker, tls, scope).await.map_err(not_reached)?;
     let asked = Instant::now();
-    // Whatever it says: a CA that is older than this program does not know the question, but answers.
+    // Whatever it says: a CA that is older than this program does not know the question, but
+    // answers.
     ca.ask(RequestBody::Ping).await.map_err(not_reached)?;
     let took = asked.elapsed();
     ca.close().await;
@@ -473,7 +555,9 @@ fn connect(broker: &BrokerUrl) -> io::Result<TcpStream> {
 fn tls_config(roots: &[CertificateDer<'static>], clock: &Clock) -> Result<ClientConfig, Error> {
     let mut store = RootCertStore::empty();
     for root in roots {
-        store.add(root.clone()).map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
+        store
+            .add(root.clone())
+            .map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
     }
     broker_certificate::server_authenticated_tls(store, clock.clone())
 }
@@ -502,7 +586,8 @@ impl Properties {
     }
 
     fn model(&self) -> String {
-        let [major, minor] = [PT_FIRMWARE_VERSION_1, PT_FIRMWARE_VERSION_1 + 1].map(|tag| self.get(tag));
+        let [major, minor] =
+            [PT_FIRMWARE_VERSION_1, PT_FIRMWARE_VERSION_1 + 1].map(|tag| self.get(tag));
         let revision = self.get(PT_REVISION);
         format!(
             "{} {}, firmware {}.{}.{}.{}, specification 2.0 revision {}.{:02} of day {} of {}",

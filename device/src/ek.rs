@@ -4,7 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use assay_wire::{Bytes, CertificateList, EkId, EkIds, EkPublic, Limit, MAX_CERTIFICATES, MAX_SHOWN, printable};
+use assay_wire::{
+    Bytes, CertificateList, EkId, EkIds, EkPublic, Limit, MAX_CERTIFICATES, MAX_SHOWN, printable,
+};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey as CertificateKey;
@@ -15,7 +17,8 @@ use crate::issuers;
 use crate::pem;
 use crate::provision::{Progress, Step};
 use crate::tpm::{
-    EkKind, HierarchyPasswords, PublicArea, Tcti, Tpm2, TpmError, TpmThread, id_of_key, is_of_default_template,
+    EkKind, HierarchyPasswords, PublicArea, Tcti, Tpm2, TpmError, TpmThread, id_of_key,
+    is_of_default_template,
 };
 
 /// Which EK to show to a CA, to which another EK is another device.
@@ -53,7 +56,8 @@ pub struct EkDescription {
     pub kind: EkKind,
     /// Whether [`EkChoice::Auto`] takes this one.
     pub is_default: bool,
-    /// The id under which an operator enrols it: SHA-256 of its SubjectPublicKeyInfo, in hexadecimal digits.
+    /// The id under which an operator enrols it: SHA-256 of its SubjectPublicKeyInfo, in
+    /// hexadecimal digits.
     pub ek_id: String,
     /// The device id that follows from it, if no enrolment names one.
     pub device_id: String,
@@ -64,7 +68,8 @@ pub struct EkDescription {
 }
 
 impl EkDescription {
-    /// What `assay enroll add` wants, in PEM: the certificate, if it is for this very key, else the public key.
+    /// What `assay enroll add` wants, in PEM: the certificate, if it is for this very key, else the
+    /// public key.
     pub fn enrolment(&self) -> &str {
         match &self.certificate {
             Some(certificate) if certificate.is_for_this_key => &certificate.pem,
@@ -90,7 +95,8 @@ pub struct EkCertificate {
     pub pem: String,
 }
 
-/// The EKs of a TPM: of `choice`, or every one that the TPM can have of a kind that manufacturers certify.
+/// The EKs of a TPM: of `choice`, or every one that the TPM can have of a kind that manufacturers
+/// certify.
 ///
 /// Making an RSA key takes a chip seconds, so `progress` is told each EK.
 pub fn endorsement_keys(
@@ -136,9 +142,13 @@ pub(crate) struct EndorsementKey {
 }
 
 impl EndorsementKey {
-    /// Takes the kind wanted; else the one that the certificate in `files` is for; else the first with a certificate in NV memory;
-    /// else P-256 or RSA-2048, without a certificate.
-    pub(crate) fn find(tpm: &TpmThread, wanted: Option<EkKind>, files: &[CertificateDer<'_>]) -> Result<Self, Error> {
+    /// Takes the kind wanted; else the one that the certificate in `files` is for; else the first
+    /// with a certificate in NV memory; else P-256 or RSA-2048, without a certificate.
+    pub(crate) fn find(
+        tpm: &TpmThread,
+        wanted: Option<EkKind>,
+        files: &[CertificateDer<'_>],
+    ) -> Result<Self, Error> {
         if let Some(leaf) = files.first() {
             if wanted == Some(EkKind::LegacyDps) {
                 return Err(Error::Usage(format!(
@@ -161,7 +171,9 @@ impl EndorsementKey {
         let kinds = wanted.as_ref().map_or(&EkKind::CERTIFIED[..], std::slice::from_ref);
         let mut without = "without certificate";
         for &kind in kinds {
-            let certificates = match tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind)) {
+            let certificates = match tpm
+                .call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind))
+            {
                 Ok(certificates) if certificates.is_empty() => continue,
                 // An enrolled EK needs none.
                 Err(TpmError::Unreadable { .. }) => {
@@ -172,35 +184,55 @@ impl EndorsementKey {
             };
             if let Some(public) = load(tpm, kind)? {
                 let certificate_source = "with certificate from NV memory";
-                return Ok(Self { kind, public, certificates, certificate_source, others: Vec::new() });
+                return Ok(Self {
+                    kind,
+                    public,
+                    certificates,
+                    certificate_source,
+                    others: Vec::new(),
+                });
             }
         }
-        let kinds = wanted.as_ref().map_or(&[EkKind::P256, EkKind::Rsa2048][..], std::slice::from_ref);
+        let kinds =
+            wanted.as_ref().map_or(&[EkKind::P256, EkKind::Rsa2048][..], std::slice::from_ref);
         for &kind in kinds {
             if let Some(public) = load(tpm, kind)? {
                 let (certificates, others) = Default::default();
-                return Ok(Self { kind, public, certificates, certificate_source: without, others });
+                return Ok(Self {
+                    kind,
+                    public,
+                    certificates,
+                    certificate_source: without,
+                    others,
+                });
             }
         }
         let kinds: Vec<_> = kinds.iter().map(EkKind::to_string).collect();
         Err(TpmError::Unsupported(kinds.join(" or ")).into())
     }
 
-    /// Has the CA told the other EKs of the TPM, if it could take this one for its certificate alone.
+    /// Has the CA told the other EKs of the TPM, if it could take this one for its certificate
+    /// alone.
     ///
-    /// An RSA-3072 EK without a certificate is left out: it is rarely enrolled, and some chips take minutes to make it.
+    /// An RSA-3072 EK without a certificate is left out: it is rarely enrolled, and some chips take
+    /// minutes to make it.
     pub(crate) fn name_others(&mut self, tpm: &TpmThread) {
         if self.certificates.is_empty() {
             return;
         }
         for kind in EkKind::CERTIFIED.into_iter().filter(|kind| *kind != self.kind) {
-            // What is wrong with an EK that is not used must not keep the device from using another.
-            let certificates = tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind));
+            // What is wrong with an EK that is not used must not keep the device from using
+            // another.
+            let certificates =
+                tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind));
             let certificates = certificates.unwrap_or_default();
-            let certified = certificates.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
+            let certified =
+                certificates.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
             let id = match certified {
                 Some((_, certificate)) => Some(EkId::from(id_of_key(certificate.public_key().raw))),
-                None if kind != EkKind::Rsa3072 => load(tpm, kind).ok().flatten().map(|public| public.key.id().into()),
+                None if kind != EkKind::Rsa3072 => {
+                    load(tpm, kind).ok().flatten().map(|public| public.key.id().into())
+                }
                 None => None,
             };
             self.others.extend(id);
@@ -215,8 +247,9 @@ impl EndorsementKey {
     /// The public area as a request has it: in brief if the certificate says all but the template.
     pub(crate) fn public_area(&self) -> Result<EkPublic, Limit> {
         let leaf = self.certificates.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
-        let is_in_certificate =
-            leaf.is_some_and(|(_, leaf)| leaf.public_key().raw == self.public.key.subject_public_key_info());
+        let is_in_certificate = leaf.is_some_and(|(_, leaf)| {
+            leaf.public_key().raw == self.public.key.subject_public_key_info()
+        });
         let is_told = is_in_certificate && is_of_default_template(self.kind, &self.public);
         match self.kind.certificate_index().filter(|_| is_told) {
             Some(index) => Ok(EkPublic::OfCertificate(index)),
@@ -226,7 +259,8 @@ impl EndorsementKey {
 
     /// The certificates as a request has them.
     pub(crate) fn certificate_list(&self) -> Result<CertificateList<0>, Limit> {
-        let certificates: Result<Vec<_>, _> = self.certificates.iter().cloned().map(Bytes::try_from).collect();
+        let certificates: Result<Vec<_>, _> =
+            self.certificates.iter().cloned().map(Bytes::try_from).collect();
         certificates.and_then(CertificateList::try_from)
     }
 
@@ -259,7 +293,8 @@ impl EndorsementKey {
     }
 }
 
-/// As a CA names an EK that no enrolment names: lower-case base32 of the SHA-256 of its TPM2B_PUBLIC, as Azure's tools name it.
+/// As a CA names an EK that no enrolment names: lower-case base32 of the SHA-256 of its
+/// TPM2B_PUBLIC, as Azure's tools name it.
 fn device_id(public: &PublicArea) -> String {
     // A public area is no longer than MAX_PUBLIC_AREA.
     let size = (public.bytes.len() as u16).to_be_bytes();
@@ -272,10 +307,11 @@ fn load(tpm: &TpmThread, kind: EkKind) -> Result<Option<PublicArea>, TpmError> {
 }
 
 fn kind_of_certificate(certificate: &[u8]) -> Result<EkKind, Error> {
-    let unusable =
-        |what: String| Error::Usage(format!("the EK certificate given {what}; say the kind of EK with --ek"));
-    let (_, certificate) =
-        X509Certificate::from_der(certificate).map_err(|error| unusable(format!("cannot be read ({error})")))?;
+    let unusable = |what: String| {
+        Error::Usage(format!("the EK certificate given {what}; say the kind of EK with --ek"))
+    };
+    let (_, certificate) = X509Certificate::from_der(certificate)
+        .map_err(|error| unusable(format!("cannot be read ({error})")))?;
     match certificate.public_key().parsed() {
         Ok(CertificateKey::EC(point)) if point.key_size() == 256 => Ok(EkKind::P256),
         Ok(CertificateKey::EC(point)) if point.key_size() == 384 => Ok(EkKind::P384),
@@ -295,9 +331,12 @@ mod tests {
     /// An EK with this key, shown with these certificates.
     fn shown(kind: EkKind, key: &KeyPair, certificates: Vec<Vec<u8>>) -> EkPublic {
         let point = key.public_key_raw();
-        let key = PublicKey::P256(point[1..33].try_into().unwrap(), point[33..].try_into().unwrap());
+        let key =
+            PublicKey::P256(point[1..33].try_into().unwrap(), point[33..].try_into().unwrap());
         let public = PublicArea { bytes: AREA.to_vec(), key };
-        EndorsementKey { kind, public, certificates, certificate_source: "", others: Vec::new() }.public_area().unwrap()
+        EndorsementKey { kind, public, certificates, certificate_source: "", others: Vec::new() }
+            .public_area()
+            .unwrap()
     }
 
     fn certificate_for(key: &KeyPair) -> Vec<u8> {
@@ -316,6 +355,10 @@ mod tests {
         for certificates in [vec![], vec![foreign.clone(), own.clone()], vec![vec![0x30, 0]]] {
             assert_eq!(shown(EkKind::P256, &key, certificates), in_full);
         }
-        assert_eq!(shown(EkKind::LegacyDps, &key, vec![own]), in_full, "no certificate is for such an EK");
+        assert_eq!(
+            shown(EkKind::LegacyDps, &key, vec![own]),
+            in_full,
+            "no certificate is for such an EK"
+        );
     }
 }

@@ -102,13 +102,17 @@ pub enum Error {
 }
 
 impl Error {
-    /// The exit code of `assay-device`: 1 unexpected, 2 usage, 3 refused by the CA or the broker, or set wrongly, 4 broker or CA not
-    /// reached, 5 TPM, 6 state directory, 7 answer of the CA failed verification, 8 not provisioned, 9 expired, 10 the doctor found a fault.
+    /// The exit code of `assay-device`: 1 unexpected, 2 usage, 3 refused by the CA or the broker,
+    /// or set wrongly, 4 broker or CA not reached, 5 TPM, 6 state directory, 7 answer of the CA
+    /// failed verification, 8 not provisioned, 9 expired, 10 the doctor found a fault.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Internal(_) => 1,
             Self::Usage(_) => 2,
-            Self::Refused { .. } | Self::LoginRefused { .. } | Self::Misconfigured { .. } | Self::Clock { .. } => 3,
+            Self::Refused { .. }
+            | Self::LoginRefused { .. }
+            | Self::Misconfigured { .. }
+            | Self::Clock { .. } => 3,
             Self::NotReached { .. } => 4,
             Self::Tpm(_) => 5,
             Self::State { .. } => 6,
@@ -124,15 +128,24 @@ impl Error {
     }
 }
 
-/// A CA certifies from now on, so a certificate that is not valid yet, or no longer, tells what the time is.
+/// A CA certifies from now on, so a certificate that is not valid yet, or no longer, tells what the
+/// time is.
 impl From<AnswerError> for Error {
     fn from(error: AnswerError) -> Self {
         match error {
-            AnswerError::NotYetValid { clock, not_before } if is_more_than_a_day(clock, not_before) => {
-                clock::wrong(clock, &format!("what the CA answered is valid only from {}", rfc3339(not_before)))
+            AnswerError::NotYetValid { clock, not_before }
+                if is_more_than_a_day(clock, not_before) =>
+            {
+                clock::wrong(
+                    clock,
+                    &format!("what the CA answered is valid only from {}", rfc3339(not_before)),
+                )
             }
             AnswerError::Expired { clock, not_after } if is_more_than_a_day(not_after, clock) => {
-                clock::wrong(clock, &format!("what the CA answered ended on {}", rfc3339(not_after)))
+                clock::wrong(
+                    clock,
+                    &format!("what the CA answered ended on {}", rfc3339(not_after)),
+                )
             }
             _ => Self::Answer(error),
         }
@@ -149,8 +162,12 @@ fn advice(code: ProblemCode) -> &'static str {
         ProblemCode::FlowNotOffered => {
             "choose another flow (--flow), or ask the operator to offer this one: flows in assay.toml."
         }
-        ProblemCode::EkOffTemplate => "report this TPM's model: its EK has a shape that the CA does not know.",
-        ProblemCode::EkWeak => "this TPM's EK must not be trusted; update its firmware or replace it.",
+        ProblemCode::EkOffTemplate => {
+            "report this TPM's model: its EK has a shape that the CA does not know."
+        }
+        ProblemCode::EkWeak => {
+            "this TPM's EK must not be trusted; update its firmware or replace it."
+        }
         ProblemCode::EkNotEnrolled => {
             "give the EK certificate in a file (--ek-certificate), or ask the operator to enrol the EK: assay enroll add."
         }
@@ -170,20 +187,30 @@ fn advice(code: ProblemCode) -> &'static str {
             "show the EK that the operator knows; `assay-device ek` prints all with their ids. To be another device with this one, \
              name it: --ek."
         }
-        ProblemCode::IkOffTemplate | ProblemCode::IkWeak => "use another kind of identity key (--ik, --ik-handle).",
-        ProblemCode::CsrInvalid | ProblemCode::CsrSignatureInvalid | ProblemCode::CsrKeyMismatch => {
-            "report this as a fault of the device's software."
+        ProblemCode::IkOffTemplate | ProblemCode::IkWeak => {
+            "use another kind of identity key (--ik, --ik-handle)."
         }
-        ProblemCode::ParentOffTemplate | ProblemCode::ParentWeak => "use another kind of parent (--parent).",
+        ProblemCode::CsrInvalid
+        | ProblemCode::CsrSignatureInvalid
+        | ProblemCode::CsrKeyMismatch => "report this as a fault of the device's software.",
+        ProblemCode::ParentOffTemplate | ProblemCode::ParentWeak => {
+            "use another kind of parent (--parent)."
+        }
         ProblemCode::PlainSrk => {
             "leave out --parent srk-…; if this device needs it, have the operator allow it, as said above."
         }
-        ProblemCode::ReprovisionRefused => "ask the operator to permit it: assay enroll update --reprovision reissue.",
-        ProblemCode::DeviceDisabled => "ask the operator why; assay enroll enable lets the device in again.",
+        ProblemCode::ReprovisionRefused => {
+            "ask the operator to permit it: assay enroll update --reprovision reissue."
+        }
+        ProblemCode::DeviceDisabled => {
+            "ask the operator why; assay enroll enable lets the device in again."
+        }
         ProblemCode::DeviceIdTaken | ProblemCode::DeviceIdNotEnrolled => {
             "ask for no device id, or have the operator enrol this EK with it: assay enroll add --device-id."
         }
-        ProblemCode::EkRegistered => "ask for the device id that this TPM is registered under, or for none.",
+        ProblemCode::EkRegistered => {
+            "ask for the device id that this TPM is registered under, or for none."
+        }
         ProblemCode::ClaimExpired | ProblemCode::TicketRefused => {
             "try again; if it stays so, check the CA's clock, and that all its workers share one ticket key."
         }

@@ -3,10 +3,11 @@
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The first certificate, and as many others as fit: those that lead upwards from it, nearest first, then the rest in their order.
+/// The first certificate, and as many others as fit: those that lead upwards from it, nearest
+/// first, then the rest in their order.
 ///
-/// Nothing is proven of them; the CA looks for a path. Links are by key identifier or by name (RFC 5280 §4.2.1.1, §4.1.2.4), for some
-/// vendors' names differ in form between issuer and subject.
+/// Nothing is proven of them; the CA looks for a path. Links are by key identifier or by name (RFC
+/// 5280 §4.2.1.1, §4.1.2.4), for some vendors' names differ in form between issuer and subject.
 pub(crate) fn that_fit(certificates: Vec<Vec<u8>>, limit: usize) -> Vec<Vec<u8>> {
     if certificates.len() <= limit {
         return certificates;
@@ -19,7 +20,8 @@ pub(crate) fn that_fit(certificates: Vec<Vec<u8>>, limit: usize) -> Vec<Vec<u8>>
     let mut at = 0;
     while at < chosen.len() {
         for (candidate, issuer) in parsed.iter().enumerate() {
-            let is_new = !chosen.iter().any(|&known| certificates[known] == certificates[candidate]);
+            let is_new =
+                !chosen.iter().any(|&known| certificates[known] == certificates[candidate]);
             let (Some(subject), Some(issuer)) = (&parsed[chosen[at]], issuer) else { continue };
             // A root is known to whoever trusts it.
             if is_new && is_issued_by(subject, issuer) && !is_issued_by(issuer, issuer) {
@@ -33,10 +35,13 @@ pub(crate) fn that_fit(certificates: Vec<Vec<u8>>, limit: usize) -> Vec<Vec<u8>>
 }
 
 fn is_issued_by(subject: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
-    let authority = subject.iter_extensions().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0),
-        _ => None,
-    });
+    let authority =
+        subject.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                id.key_identifier.as_ref().map(|id| id.0)
+            }
+            _ => None,
+        });
     let own = issuer.iter_extensions().find_map(|extension| match extension.parsed_extension() {
         ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
         _ => None,
@@ -68,10 +73,13 @@ mod tests {
         let upper = CertifiedIssuer::signed_by(params("upper"), key(), &root).unwrap();
         let lower = CertifiedIssuer::signed_by(params("lower"), key(), &upper).unwrap();
         let leaf = params("leaf").signed_by(&key(), &lower).unwrap().der().to_vec();
-        let strangers: Vec<_> = (0..8).map(|_| params("lower").self_signed(&key()).unwrap().der().to_vec()).collect();
+        let strangers: Vec<_> =
+            (0..8).map(|_| params("lower").self_signed(&key()).unwrap().der().to_vec()).collect();
         let (upper, lower) = (upper.der().to_vec(), lower.der().to_vec());
         let root = root.der().to_vec();
-        let all = [&[leaf.clone()][..], &strangers, &[root, upper.clone(), upper.clone(), lower.clone()]].concat();
+        let all =
+            [&[leaf.clone()][..], &strangers, &[root, upper.clone(), upper.clone(), lower.clone()]]
+                .concat();
         let fitting = that_fit(all.clone(), 6);
         assert_eq!(fitting[..3], [leaf, lower, upper]);
         assert_eq!(fitting[3..], strangers[..3]);

@@ -1,4 +1,5 @@
-//! The identity key as CSRs and TLS handshakes use it: they ask for signatures over messages, the TPM signs digests.
+//! The identity key as CSRs and TLS handshakes use it: they ask for signatures over messages, the
+//! TPM signs digests.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,8 +8,8 @@ use std::time::{Duration, Instant};
 use assay_wire::DeviceId;
 use ring::digest;
 use ring::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256,
-    UnparsedPublicKey, VerificationAlgorithm,
+    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256,
+    RSA_PSS_2048_8192_SHA256, UnparsedPublicKey, VerificationAlgorithm,
 };
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
@@ -38,7 +39,8 @@ impl IdentityKey {
         self.tpm.call("signing", move |tpm| tpm.sign(handle, scheme, digest.as_ref()))
     }
 
-    /// Signs something that nobody else asks for, checks the signature, and tells how long the TPM took.
+    /// Signs something that nobody else asks for, checks the signature, and tells how long the TPM
+    /// took.
     pub(crate) fn test_signature(&self) -> Result<Duration, Error> {
         let (scheme, algorithm): (_, &'static dyn VerificationAlgorithm) = match self.kind {
             IkKind::P256 => (SignatureScheme::EcdsaSha256, &ECDSA_P256_SHA256_ASN1),
@@ -48,21 +50,29 @@ impl IdentityKey {
         let started = Instant::now();
         let signature = self.sign(scheme, SALT_PROBE)?;
         let took = started.elapsed();
-        let verified =
-            UnparsedPublicKey::new(algorithm, self.public.subject_public_key()).verify(SALT_PROBE, &signature);
-        verified.map_err(|_| Error::Internal("the TPM's signature does not verify under its own key".into()))?;
+        let verified = UnparsedPublicKey::new(algorithm, self.public.subject_public_key())
+            .verify(SALT_PROBE, &signature);
+        verified.map_err(|_| {
+            Error::Internal("the TPM's signature does not verify under its own key".into())
+        })?;
         Ok(took)
     }
 
     /// A certificate request (RFC 2986, DER). Its only wish is the device id, as common name.
-    pub(crate) fn certificate_request(&self, device_id: Option<&DeviceId>) -> Result<Vec<u8>, Error> {
+    pub(crate) fn certificate_request(
+        &self,
+        device_id: Option<&DeviceId>,
+    ) -> Result<Vec<u8>, Error> {
         let mut request = rcgen::CertificateParams::default();
         request.distinguished_name = rcgen::DistinguishedName::new();
         if let Some(device_id) = device_id {
             request.distinguished_name.push(rcgen::DnType::CommonName, device_id.as_str());
         }
-        let key =
-            CsrKey { key: self, subject_public_key: self.public.subject_public_key(), failure: Default::default() };
+        let key = CsrKey {
+            key: self,
+            subject_public_key: self.public.subject_public_key(),
+            failure: Default::default(),
+        };
         match request.serialize_request(&key) {
             Ok(csr) => Ok(csr.der().to_vec()),
             Err(error) => Err(match key.failure.take() {
@@ -72,7 +82,8 @@ impl IdentityKey {
         }
     }
 
-    /// A TLS client configuration that trusts `roots` alone and authenticates with this key and its certificate.
+    /// A TLS client configuration that trusts `roots` alone and authenticates with this key and its
+    /// certificate.
     pub(crate) fn tls_config(
         &self,
         roots: RootCertStore,
@@ -80,11 +91,12 @@ impl IdentityKey {
     ) -> Result<ClientConfig, Error> {
         let key = TlsKey { schemes: self.tls_schemes()?, key: self.clone() };
         // TLS 1.3 knows no other RSA signature than PSS (RFC 8446 §4.2.3).
-        let versions: &[_] = if key.schemes.iter().all(|&(scheme, _)| scheme == TlsScheme::RSA_PKCS1_SHA256) {
-            &[&rustls::version::TLS12]
-        } else {
-            rustls::DEFAULT_VERSIONS
-        };
+        let versions: &[_] =
+            if key.schemes.iter().all(|&(scheme, _)| scheme == TlsScheme::RSA_PKCS1_SHA256) {
+                &[&rustls::version::TLS12]
+            } else {
+                rustls::DEFAULT_VERSIONS
+            };
         let certified = CertifiedKey::new(chain, Arc::new(key));
         certified.keys_match().map_err(tls_fault)?;
         let resolver: Arc<dyn ResolvesClientCert> = Arc::new(SingleCertAndKey::from(certified));
@@ -108,8 +120,9 @@ impl IdentityKey {
         })
     }
 
-    /// Whether the TPM's RSAPSS salt is as long as the digest, which TLS demands (RFC 8446 §4.2.3). The TPM chooses: some
-    /// chips take the longest that fits (TPM 2.0 Part 1, B.7), so one signature is made to see.
+    /// Whether the TPM's RSAPSS salt is as long as the digest, which TLS demands (RFC 8446 §4.2.3).
+    /// The TPM chooses: some chips take the longest that fits (TPM 2.0 Part 1, B.7), so one
+    /// signature is made to see.
     pub(crate) fn pss_suits_tls(&self) -> Result<bool, TpmError> {
         let signature = self.sign(SignatureScheme::RsaPssSha256, SALT_PROBE)?;
         Ok(is_tls_pss_signature(&self.public, SALT_PROBE, &signature))
@@ -117,7 +130,9 @@ impl IdentityKey {
 }
 
 fn is_tls_pss_signature(key: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
-    UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA256, key.subject_public_key()).verify(message, signature).is_ok()
+    UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA256, key.subject_public_key())
+        .verify(message, signature)
+        .is_ok()
 }
 
 fn tls_fault(error: rustls::Error) -> Error {
@@ -173,7 +188,8 @@ impl fmt::Debug for TlsKey {
 
 impl SigningKey for TlsKey {
     fn choose_scheme(&self, offered: &[TlsScheme]) -> Option<Box<dyn Signer>> {
-        let &(tls_scheme, scheme) = self.schemes.iter().find(|(scheme, _)| offered.contains(scheme))?;
+        let &(tls_scheme, scheme) =
+            self.schemes.iter().find(|(scheme, _)| offered.contains(scheme))?;
         Some(Box::new(TlsSigner { key: self.key.clone(), tls_scheme, scheme }))
     }
 
@@ -203,7 +219,9 @@ impl fmt::Debug for TlsSigner {
 
 impl Signer for TlsSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
-        self.key.sign(self.scheme, message).map_err(|error| rustls::Error::General(error.to_string()))
+        self.key
+            .sign(self.scheme, message)
+            .map_err(|error| rustls::Error::General(error.to_string()))
     }
 
     fn scheme(&self) -> TlsScheme {
@@ -229,7 +247,8 @@ mod tests {
         assert!(!is_tls_pss_signature(&key, SALT_PROBE, &bytes(SALT_OF_MAXIMAL_LENGTH)));
     }
 
-    // openssl genrsa 2048; openssl dgst -sha256 -sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:digest (or max) -sign
+    // openssl genrsa 2048; openssl dgst -sha256 -sigopt rsa_padding_mode:pss -sigopt
+    // rsa_pss_saltlen:digest (or max) -sign
     const MODULUS: &str = "\
         aa3264812f85fc841c2488f36318ebf84385ce1a79093548c4f8abecced8157fb3ca644bb74feb4ea69a4352d41e8ca0\
         06686e5e93d74a10fa9be6478237ba8677ed579267580e41c8fb594aefc8c278a4e30fdd87b153d3a9716e051896755e\

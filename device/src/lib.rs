@@ -1,12 +1,16 @@
-//! The device's side of Assay: proves a TPM to a CA over MQTT, and uses the certificate it gets for it.
+//! The device's side of Assay: proves a TPM to a CA over MQTT, and uses the certificate it gets for
+//! it.
 //!
-//! The private key is made in the TPM and never leaves it; an HMAC key from the CA is opened in the TPM alone. What this crate
-//! keeps on disk opens no door: which key is the device's, its certificate, and until the CA has confirmed a sealed certificate,
-//! the ticket that confirms it. It checks that a certificate leads to the pinned root and is for its own key before it uses it; it trusts
-//! neither the broker nor whoever else writes to its reply topic. It does not measure what software a device runs.
+//! The private key is made in the TPM and never leaves it; an HMAC key from the CA is opened in the
+//! TPM alone. What this crate keeps on disk opens no door: which key is the device's, its
+//! certificate, and until the CA has confirmed a sealed certificate, the ticket that confirms it.
+//! It checks that a certificate leads to the pinned root and is for its own key before it uses it;
+//! it trusts neither the broker nor whoever else writes to its reply topic. It does not measure
+//! what software a device runs.
 //!
-//! [`Device`] is the whole interface: [`Device::provision`] gets a certificate or an HMAC key, as the [`Flow`] says, and
-//! [`Device::mqtt_tls_config`] or [`Device::token`] is what an MQTT client needs to use it.
+//! [`Device`] is the whole interface: [`Device::provision`] gets a certificate or an HMAC key, as
+//! the [`Flow`] says, and [`Device::mqtt_tls_config`] or [`Device::token`] is what an MQTT client
+//! needs to use it.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -48,7 +52,8 @@
 
 mod device;
 pub use device::{
-    Cost, Credential, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, Device, DeviceOptions, ProvisionRequest, Provisioned,
+    Cost, Credential, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, Device, DeviceOptions,
+    ProvisionRequest, Provisioned,
 };
 
 mod doctor;

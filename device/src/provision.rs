@@ -1,4 +1,5 @@
-//! Conversations with the CA, repeated until they succeed, are refused, or time is up. Each flow has its own.
+//! Conversations with the CA, repeated until they succeed, are refused, or time is up. Each flow
+//! has its own.
 
 mod certificate;
 mod shared_key;
@@ -47,10 +48,14 @@ pub(crate) struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// Connects while `work` is done, which is to be short: a broker has not many places for strangers.
+    /// Connects while `work` is done, which is to be short: a broker has not many places for
+    /// strangers.
     ///
     /// If the work fails, nobody waits for the connection.
-    pub(crate) fn connect_during<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn connect_during<T>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let (runtime, end) = (&self.runtime, self.end());
         let (broker, tls, scope) = (self.broker, &self.tls, self.scope);
         let (cancel, mut cancelled) = oneshot::channel::<()>();
@@ -58,7 +63,8 @@ impl Line<'_> {
         let (done, first) = thread::scope(|threads| {
             let connecting = threads.spawn(move || {
                 runtime.block_on(async {
-                    let mut connecting = pin!(timeout_at(end, Bootstrap::connect(broker, tls, scope)));
+                    let mut connecting =
+                        pin!(timeout_at(end, Bootstrap::connect(broker, tls, scope)));
                     poll_fn(|context| match Pin::new(&mut cancelled).poll(context) {
                         Poll::Ready(_) => Poll::Ready(None),
                         Poll::Pending => connecting.as_mut().poll(context).map(Result::ok),
@@ -85,9 +91,10 @@ impl Line<'_> {
 
     /// Connects and makes an attempt, until one succeeds or finds that none can.
     ///
-    /// An attempt that failed for want of a connection, or that the CA was too busy for, is repeated with growing, random
-    /// delays; one that failed because something is set wrongly is not. Every attempt asks anew: nothing is lost by it, for the CA answers a repeated request for the same key with what
-    /// it gave before.
+    /// An attempt that failed for want of a connection, or that the CA was too busy for, is
+    /// repeated with growing, random delays; one that failed because something is set wrongly is
+    /// not. Every attempt asks anew: nothing is lost by it, for the CA answers a repeated request
+    /// for the same key with what it gave before.
     async fn insist<T>(
         &self,
         progress: Progress<'_>,
@@ -119,9 +126,12 @@ impl Line<'_> {
                 Ok(value) => return Ok(value),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Trouble(trouble)) => {
-                    // Once: a broker that is full closes connections too, and need not be asked twice.
+                    // Once: a broker that is full closes connections too, and need not be asked
+                    // twice.
                     let is_first = !std::mem::replace(&mut is_probed, true);
-                    let probe = || if is_first { probe::other_protocol(self.broker, &self.tls) } else { None };
+                    let probe = || {
+                        if is_first { probe::other_protocol(self.broker, &self.tls) } else { None }
+                    };
                     last = trouble.examined(probe)?;
                     Duration::ZERO
                 }
@@ -142,7 +152,10 @@ impl Line<'_> {
             if tokio::time::Instant::now() + delay >= end {
                 return Err(Error::NotReached { deadline, reason: last });
             }
-            progress(&format!("trying again in {:.1} s: {last}", delay.as_secs_f64()), started.elapsed());
+            progress(
+                &format!("trying again in {:.1} s: {last}", delay.as_secs_f64()),
+                started.elapsed(),
+            );
             sleep(delay).await;
         }
     }
@@ -167,7 +180,8 @@ impl Failure {
     fn out_of_turn(wanted: &'static str, reply: ReplyBody) -> Self {
         let found = match reply {
             ReplyBody::Problem(problem) => {
-                let (title, detail) = (printable(&problem.title, MAX_SHOWN), printable(&problem.detail, MAX_SHOWN));
+                let (title, detail) =
+                    (printable(&problem.title, MAX_SHOWN), printable(&problem.detail, MAX_SHOWN));
                 return Self::Problem(Problem { title, detail, ..problem });
             }
             ReplyBody::Challenge(_) => "challenge",
@@ -216,11 +230,12 @@ impl Step<'_> {
     }
 }
 
-/// Delays grow from one second, so that a CA that restarts is met soon, to one minute, so that one that is down for hours is not
-/// drowned when it comes back.
+/// Delays grow from one second, so that a CA that restarts is met soon, to one minute, so that one
+/// that is down for hours is not drowned when it comes back.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
-/// How often a ticket may be refused or come too late. Between two honest sides it happens when the CA's ticket key changes.
+/// How often a ticket may be refused or come too late. Between two honest sides it happens when the
+/// CA's ticket key changes.
 const MAX_RESTARTS: u32 = 3;
 
 #[cfg(test)]
@@ -232,7 +247,8 @@ mod tests {
     /// A broker that accepts connections and says nothing.
     fn at_a_silent_broker<T>(deadline: Duration, test: impl FnOnce(&Line<'_>) -> T) -> T {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let broker = format!("mqtt://127.0.0.1:{}", listener.local_addr().unwrap().port()).parse().unwrap();
+        let broker =
+            format!("mqtt://127.0.0.1:{}", listener.local_addr().unwrap().port()).parse().unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = assay_mqtt::tls_config(provider, rustls::RootCertStore::empty(), None).unwrap();
         test(&Line {
@@ -272,12 +288,15 @@ mod tests {
             credential_blob: vec![2].try_into().unwrap(),
             encrypted_seed: vec![3].try_into().unwrap(),
         });
-        let certificate =
-            ReplyBody::Certificate(CertificateReply { chain: vec![vec![1].try_into().unwrap()].try_into().unwrap() });
+        let certificate = ReplyBody::Certificate(CertificateReply {
+            chain: vec![vec![1].try_into().unwrap()].try_into().unwrap(),
+        });
         for (wanted, reply, came) in
             [("certificate", challenge, "challenge"), ("challenge", certificate, "certificate")]
         {
-            let Failure::Final(Error::Answer(error)) = Failure::out_of_turn(wanted, reply) else { panic!("{wanted}") };
+            let Failure::Final(Error::Answer(error)) = Failure::out_of_turn(wanted, reply) else {
+                panic!("{wanted}")
+            };
             assert_eq!(error, AnswerError::OutOfTurn { wanted, found: came });
         }
     }
@@ -286,9 +305,14 @@ mod tests {
     fn control_characters_in_a_problem_do_not_reach_the_terminal() {
         let (title, detail) = ("\x1b[2Jx\nWhat to do: é".into(), "\r\u{9b}31m".into());
         let problem = Problem { code: ProblemCode::Internal, retry_after: None, title, detail };
-        let Failure::Problem(problem) = Failure::out_of_turn("challenge", ReplyBody::Problem(problem)) else {
+        let Failure::Problem(problem) =
+            Failure::out_of_turn("challenge", ReplyBody::Problem(problem))
+        else {
             panic!()
         };
-        assert_eq!((problem.title.as_str(), problem.detail.as_str()), ("\\u{1b}[2Jx\\nWhat to do: é", "\\r\\u{9b}31m"));
+        assert_eq!(
+            (problem.title.as_str(), problem.detail.as_str()),
+            ("\\u{1b}[2Jx\\nWhat to do: é", "\\r\\u{9b}31m")
+        );
     }
 }

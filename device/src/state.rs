@@ -1,4 +1,5 @@
-//! What a device remembers: which keys are its own, and what the CA gave for them. No key is among it; those stay in the TPM.
+//! What a device remembers: which keys are its own, and what the CA gave for them. No key is among
+//! it; those stay in the TPM.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
@@ -22,15 +23,17 @@ use crate::tpm::{EkKind, IkKind, ParentKind};
 /// | `device.json.broken` | a `device.json` that could not be made sense of, for people to look at | when the next run begins anew |
 /// | `lock` | nothing | |
 ///
-/// The directory is made with mode 0700, the files with 0600; a directory that is there already must be ours, and nobody else
-/// may write to it. A file is replaced as a whole, so that a reader sees the old or the new one whenever the power fails.
+/// The directory is made with mode 0700, the files with 0600; a directory that is there already
+/// must be ours, and nobody else may write to it. A file is replaced as a whole, so that a reader
+/// sees the old or the new one whenever the power fails.
 pub(crate) struct StateDirectory {
     path: PathBuf,
     _lock: File,
 }
 
-/// What `device.json` holds. An attempt becomes what is in use by one replacement of that file, together with its certificate,
-/// so that the two never disagree; an attempt that fails leaves what is in use alone.
+/// What `device.json` holds. An attempt becomes what is in use by one replacement of that file,
+/// together with its certificate, so that the two never disagree; an attempt that fails leaves what
+/// is in use alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Memory {
@@ -40,17 +43,20 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// With a certificate that is still to be confirmed. It can be used at once if there is nothing else to use; what is in use
-    /// stays so until the confirmation, for whoever carries the messages can forge that it is refused.
+    /// With a certificate that is still to be confirmed. It can be used at once if there is nothing
+    /// else to use; what is in use stays so until the confirmation, for whoever carries the
+    /// messages can forge that it is refused.
     pub(crate) fn with_unconfirmed(&self, grant: CertificateGrant) -> Self {
         match &self.in_use {
             None => Self { in_use: Some(Grant::Certificate(grant)), attempt: None },
-            Some(_) => Self { in_use: self.in_use.clone(), attempt: Some(Attempt::Unconfirmed(grant)) },
+            Some(_) => {
+                Self { in_use: self.in_use.clone(), attempt: Some(Attempt::Unconfirmed(grant)) }
+            }
         }
     }
 
-    /// Asking for what `record` says. A certificate for the same that is still to be confirmed is kept until another takes its
-    /// place.
+    /// Asking for what `record` says. A certificate for the same that is still to be confirmed is
+    /// kept until another takes its place.
     pub(crate) fn asking_for(&self, record: &IdentityRecord) -> Self {
         let attempt = match &self.attempt {
             Some(Attempt::Unconfirmed(grant)) if grant.record == *record => self.attempt.clone(),
@@ -64,14 +70,17 @@ impl Memory {
         self.records().next().map(|record| record.flow())
     }
 
-    /// Where the next run takes the kind of EK from if nobody says otherwise: from what the CA granted, for to it another EK is
-    /// another device; else from an attempt, if somebody named the kind.
+    /// Where the next run takes the kind of EK from if nobody says otherwise: from what the CA
+    /// granted, for to it another EK is another device; else from an attempt, if somebody named the
+    /// kind.
     pub(crate) fn shown(&self) -> Option<Shown> {
         let granted = match (&self.attempt, &self.in_use) {
             (Some(Attempt::Unconfirmed(grant)), _) => Some(grant.record.shown.clone()),
             _ => self.granted_for(),
         };
-        let named = || Some(self.attempt.as_ref()?.record().into_shown()).filter(|shown| shown.ek_was_named);
+        let named = || {
+            Some(self.attempt.as_ref()?.record().into_shown()).filter(|shown| shown.ek_was_named)
+        };
         granted.or_else(named)
     }
 
@@ -113,7 +122,8 @@ impl Memory {
         dropped
     }
 
-    /// What the next run is to go on with comes first: what only waits for its confirmation, then what is in use.
+    /// What the next run is to go on with comes first: what only waits for its confirmation, then
+    /// what is in use.
     fn records(&self) -> impl Iterator<Item = DeviceRecord> {
         let in_use = self.in_use.as_ref().map(Grant::record);
         let attempt = self.attempt.as_ref().map(Attempt::record);
@@ -168,7 +178,8 @@ pub(crate) struct CertificateGrant {
     /// The certificate, then its issuers.
     #[serde(rename = "certificate", with = "as_pem")]
     pub(crate) chain: Vec<CertificateDer<'static>>,
-    /// What is still to be sent to the CA, before it revokes a sealed certificate. It can be used meanwhile.
+    /// What is still to be sent to the CA, before it revokes a sealed certificate. It can be used
+    /// meanwhile.
     pub(crate) unconfirmed: Option<Confirmation>,
 }
 
@@ -194,16 +205,23 @@ struct ConfirmationText {
 
 impl From<Confirmation> for ConfirmationText {
     fn from(Confirmation { proof: Proof { claim, ticket }, receipt_sha256 }: Confirmation) -> Self {
-        Self { claim: claim.into_vec(), ticket: ticket.as_bytes().into(), receipt_sha256: receipt_sha256.into() }
+        Self {
+            claim: claim.into_vec(),
+            ticket: ticket.as_bytes().into(),
+            receipt_sha256: receipt_sha256.into(),
+        }
     }
 }
 
 impl TryFrom<ConfirmationText> for Confirmation {
     type Error = &'static str;
 
-    fn try_from(ConfirmationText { claim, ticket, receipt_sha256 }: ConfirmationText) -> Result<Self, Self::Error> {
+    fn try_from(
+        ConfirmationText { claim, ticket, receipt_sha256 }: ConfirmationText,
+    ) -> Result<Self, Self::Error> {
         let claim = claim.try_into().map_err(|_| "a claim that is too long")?;
-        let ticket: [u8; Ticket::LEN] = ticket.try_into().map_err(|_| "a ticket of another length")?;
+        let ticket: [u8; Ticket::LEN] =
+            ticket.try_into().map_err(|_| "a ticket of another length")?;
         let receipt_sha256 = receipt_sha256.try_into().map_err(|_| "a hash of another length")?;
         Ok(Self { proof: Proof { claim, ticket: ticket.into() }, receipt_sha256 })
     }
@@ -267,12 +285,13 @@ pub(crate) struct HmacRecord {
     #[serde(serialize_with = "as_text::serialize")]
     pub(crate) parent: ParentKind,
     pub(crate) hmac_handle: u32,
-    /// The TPMT_PUBLIC of the key that the handle holds or, while one takes the place of another, of either: what tells this
-    /// device's keys from those of others.
+    /// The TPMT_PUBLIC of the key that the handle holds or, while one takes the place of another,
+    /// of either: what tells this device's keys from those of others.
     pub(crate) keys: Vec<HmacPublic>,
 }
 
-/// An [`HmacRecord`] as it is read: until there were import parents, its parent was a plain storage root key, and called `srk`.
+/// An [`HmacRecord`] as it is read: until there were import parents, its parent was a plain storage
+/// root key, and called `srk`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct HmacRecordText {
@@ -288,7 +307,9 @@ impl TryFrom<HmacRecordText> for HmacRecord {
 
     fn try_from(text: HmacRecordText) -> Result<Self, String> {
         let HmacRecordText { shown, parent, srk, hmac_handle, keys } = text;
-        let parent = parent.or_else(|| Some(format!("srk-{}", srk?))).ok_or("an HMAC key without a parent")?;
+        let parent = parent
+            .or_else(|| Some(format!("srk-{}", srk?)))
+            .ok_or("an HMAC key without a parent")?;
         Ok(Self { shown, parent: parent.parse()?, hmac_handle, keys })
     }
 }
@@ -313,14 +334,17 @@ pub(crate) struct Shown {
 }
 
 impl StateDirectory {
-    /// Makes the directory if it is not there, and locks it until the value is dropped or the process ends.
+    /// Makes the directory if it is not there, and locks it until the value is dropped or the
+    /// process ends.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::state(path))?;
         // The kernel gives this directory to the effective user (proc_pid(5)).
         let own_uid = fs::metadata("/proc/self").map_err(Error::state("/proc/self"))?.uid();
         refuse_directory_of_others(path, own_uid)?;
         let lock_path = path.join("lock");
-        let lock = private(OpenOptions::new().create(true)).open(&lock_path).map_err(Error::state(&lock_path))?;
+        let lock = private(OpenOptions::new().create(true))
+            .open(&lock_path)
+            .map_err(Error::state(&lock_path))?;
         match lock.try_lock() {
             Ok(()) => {
                 let state = Self { path: path.into(), _lock: lock };
@@ -330,9 +354,10 @@ impl StateDirectory {
                 }
                 Ok(state)
             }
-            Err(TryLockError::WouldBlock) => {
-                Err(Error::State { path: path.into(), reason: "in use by another assay-device".into() })
-            }
+            Err(TryLockError::WouldBlock) => Err(Error::State {
+                path: path.into(),
+                reason: "in use by another assay-device".into(),
+            }),
             Err(TryLockError::Error(error)) => Err(Error::state(&lock_path)(error)),
         }
     }
@@ -345,8 +370,8 @@ impl StateDirectory {
         memory(&self.path)
     }
 
-    /// Makes room for a new beginning if `device.json` is there and cannot be made sense of: it goes to [`BROKEN`], in place of one
-    /// that broke before. Returns what to tell people.
+    /// Makes room for a new beginning if `device.json` is there and cannot be made sense of: it
+    /// goes to [`BROKEN`], in place of one that broke before. Returns what to tell people.
     ///
     /// Nothing is lost by it: for the key in the TPM, the CA gives what it gave before.
     pub(crate) fn set_broken_aside(&self) -> Result<Option<String>, Error> {
@@ -355,11 +380,15 @@ impl StateDirectory {
         let Err(error) = parse(&json) else { return Ok(None) };
         let copy = self.path.join(BROKEN);
         fs::rename(&path, &copy).map_err(Error::state(&path))?;
-        Ok(Some(format!("{} is broken ({error}): moved to {BROKEN}, beginning anew", path.display())))
+        Ok(Some(format!(
+            "{} is broken ({error}): moved to {BROKEN}, beginning anew",
+            path.display()
+        )))
     }
 
     pub(crate) fn store(&self, memory: &Memory) -> Result<(), Error> {
-        let json = serde_json::to_string_pretty(memory).map_err(|error| Error::Internal(error.to_string()))?;
+        let json = serde_json::to_string_pretty(memory)
+            .map_err(|error| Error::Internal(error.to_string()))?;
         let mut files = vec![(DEVICE, (json + "\n").into_bytes())];
         files.extend(self.certificate_to_copy(memory)?.map(|pem| (CERTIFICATE, pem)));
         self.replace(&files)?;
@@ -390,7 +419,8 @@ impl StateDirectory {
         remove(&path).map_err(Error::state(path))
     }
 
-    /// Replaces files together, for each wait for the disk takes longer than most of what a device does.
+    /// Replaces files together, for each wait for the disk takes longer than most of what a device
+    /// does.
     fn replace(&self, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
         let mut written = Vec::new();
         for (name, contents) in files {
@@ -413,7 +443,9 @@ impl StateDirectory {
         for (_, new, path) in &written {
             fs::rename(new, path).map_err(Error::state(path))?;
         }
-        File::open(&self.path).and_then(|directory| directory.sync_all()).map_err(Error::state(&self.path))
+        File::open(&self.path)
+            .and_then(|directory| directory.sync_all())
+            .map_err(Error::state(&self.path))
     }
 }
 
@@ -433,7 +465,8 @@ fn refuse_directory_of_others(path: &Path, own_uid: u32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Reads what is remembered without taking the directory; safe at any time, since files are replaced as a whole.
+/// Reads what is remembered without taking the directory; safe at any time, since files are
+/// replaced as a whole.
 pub(crate) fn memory(directory: &Path) -> Result<Memory, Error> {
     let path = directory.join(DEVICE);
     let Some(json) = read(&path)? else { return Ok(Memory::default()) };
@@ -479,7 +512,10 @@ mod as_text {
 
     use serde::{Deserialize, Deserializer, Serializer, de};
 
-    pub(super) fn serialize<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        value: &impl Display,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.collect_str(value)
     }
 
@@ -500,7 +536,9 @@ mod as_hex {
         serializer.serialize_str(&HEXLOWER.encode(bytes))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<u8>, D::Error> {
         HEXLOWER.decode(String::deserialize(deserializer)?.as_bytes()).map_err(de::Error::custom)
     }
 }
@@ -512,7 +550,10 @@ mod as_pem {
 
     use crate::pem;
 
-    pub(super) fn serialize<S: Serializer>(chain: &[CertificateDer<'_>], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        chain: &[CertificateDer<'_>],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&pem::certificates(chain))
     }
 
@@ -547,17 +588,29 @@ mod tests {
 
     fn a_memory() -> Memory {
         let attempt = IdentityRecord { ik_handle: 0x8100_0201, ..a_record() };
-        Memory { in_use: Some(Grant::Certificate(a_certificate())), attempt: Some(Attempt::Identity(attempt)) }
+        Memory {
+            in_use: Some(Grant::Certificate(a_certificate())),
+            attempt: Some(Attempt::Identity(attempt)),
+        }
     }
 
     fn an_hmac_record() -> HmacRecord {
         let keys = vec![HmacPublic(vec![0xAB; 48])];
-        HmacRecord { shown: a_record().shown, parent: ParentKind::Rsa2048, hmac_handle: 0x8100_0100, keys }
+        HmacRecord {
+            shown: a_record().shown,
+            parent: ParentKind::Rsa2048,
+            hmac_handle: 0x8100_0100,
+            keys,
+        }
     }
 
     fn a_shared_key() -> Memory {
-        let grant = SharedKeyGrant { record: an_hmac_record(), device_id: "pump-17".parse().unwrap() };
-        Memory { in_use: Some(Grant::SharedKey(grant)), attempt: Some(Attempt::Hmac(an_hmac_record())) }
+        let grant =
+            SharedKeyGrant { record: an_hmac_record(), device_id: "pump-17".parse().unwrap() };
+        Memory {
+            in_use: Some(Grant::SharedKey(grant)),
+            attempt: Some(Attempt::Hmac(an_hmac_record())),
+        }
     }
 
     #[test]
@@ -614,13 +667,17 @@ mod tests {
     }
 
     #[test]
-    fn certificate_that_waits_for_its_confirmation_leaves_what_is_in_use_alone_and_comes_first_in_the_next_run() {
+    fn certificate_that_waits_for_its_confirmation_leaves_what_is_in_use_alone_and_comes_first_in_the_next_run()
+     {
         let record = IdentityRecord { flow: Flow::Sealed, ik_handle: 0x8100_0207, ..a_record() };
         let waiting = CertificateGrant { record: record.clone(), ..a_certificate() };
         for before in [a_memory(), a_shared_key()] {
             let after = before.with_unconfirmed(waiting.clone());
             assert_eq!(after.in_use, before.in_use);
-            assert_eq!((after.flow(), after.identity()), (Some(Flow::Sealed), Some(record.clone())));
+            assert_eq!(
+                (after.flow(), after.identity()),
+                (Some(Flow::Sealed), Some(record.clone()))
+            );
             assert_eq!(after.asking_for(&record), after);
             assert_eq!(after.asking_for(&a_record()).attempt, Some(Attempt::Identity(a_record())));
         }
@@ -633,8 +690,14 @@ mod tests {
         let found = shown(EkKind::Rsa2048, false);
         let named = shown(EkKind::LegacyDps, true);
         assert_eq!(Memory { in_use: None, attempt: attempt(found) }.shown(), None);
-        assert_eq!(Memory { in_use: None, attempt: attempt(named.clone()) }.shown(), Some(named.clone()));
-        assert_eq!(Memory { attempt: attempt(named.clone()), ..a_memory() }.shown(), Some(a_record().shown));
+        assert_eq!(
+            Memory { in_use: None, attempt: attempt(named.clone()) }.shown(),
+            Some(named.clone())
+        );
+        assert_eq!(
+            Memory { attempt: attempt(named.clone()), ..a_memory() }.shown(),
+            Some(a_record().shown)
+        );
         let record = IdentityRecord { shown: named.clone(), ..a_record() };
         let waiting = a_memory().with_unconfirmed(CertificateGrant { record, ..a_certificate() });
         assert_eq!(waiting.shown(), Some(named));
@@ -642,9 +705,12 @@ mod tests {
 
     #[test]
     fn hmac_keys_of_what_is_in_use_and_of_an_attempt_are_known() {
-        let attempt = HmacRecord { keys: vec![HmacPublic(vec![1]), HmacPublic(vec![2])], ..an_hmac_record() };
+        let attempt =
+            HmacRecord { keys: vec![HmacPublic(vec![1]), HmacPublic(vec![2])], ..an_hmac_record() };
         let memory = Memory { attempt: Some(Attempt::Hmac(attempt)), ..a_shared_key() };
-        for (key, is_known) in [(vec![0xAB; 48], true), (vec![1], true), (vec![2], true), (vec![3], false)] {
+        for (key, is_known) in
+            [(vec![0xAB; 48], true), (vec![1], true), (vec![2], true), (vec![3], false)]
+        {
             assert_eq!(memory.knows(&HmacPublic(key)), is_known);
         }
         assert!(!a_memory().knows(&HmacPublic(vec![1])));
@@ -664,7 +730,8 @@ mod tests {
 
     #[test]
     fn broken_file_is_reported_with_what_to_do_and_left_to_who_begins_anew() {
-        let record = r#"{"scope":"default","ek":"p-256","ek_id":"00","ik":"p-256","ik_handle":2164261376}"#;
+        let record =
+            r#"{"scope":"default","ek":"p-256","ek_id":"00","ik":"p-256","ik_handle":2164261376}"#;
         for broken in [
             String::new(),
             "[]".into(),
@@ -702,8 +769,9 @@ mod tests {
     fn handle_of_a_key_that_is_no_longer_known_is_reported() {
         let at = |ik_handle| IdentityRecord { ik_handle, ..a_record() };
         let attempt = |ik_handle| Some(Attempt::Identity(at(ik_handle)));
-        let in_use =
-            |ik_handle| Some(Grant::Certificate(CertificateGrant { record: at(ik_handle), ..a_certificate() }));
+        let in_use = |ik_handle| {
+            Some(Grant::Certificate(CertificateGrant { record: at(ik_handle), ..a_certificate() }))
+        };
         let before = Memory { in_use: in_use(1), attempt: attempt(2) };
         let other_attempt = Memory { attempt: attempt(3), ..before.clone() };
         let granted = Memory { in_use: in_use(2), attempt: None };
@@ -742,7 +810,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDirectory::open(dir.path()).unwrap();
         state.store(&a_memory()).unwrap();
-        fs::write(dir.path().join("device.json.new"), "{\"in_use\": and then the power fai").unwrap();
+        fs::write(dir.path().join("device.json.new"), "{\"in_use\": and then the power fai")
+            .unwrap();
         assert_eq!(state.memory().unwrap(), a_memory());
         let other = Memory { attempt: None, ..a_memory() };
         state.store(&other).unwrap();

@@ -7,7 +7,8 @@ use assay_wire::{Flow, Scope};
 use crate::clock::{self, Clock, rfc3339};
 use crate::error::Error;
 use crate::state::{
-    self, CertificateGrant, DeviceRecord, Grant, HmacRecord, IdentityRecord, Memory, SharedKeyGrant, Shown,
+    self, CertificateGrant, DeviceRecord, Grant, HmacRecord, IdentityRecord, Memory,
+    SharedKeyGrant, Shown,
 };
 use crate::tpm::{EkKind, IkKind, ParentKind};
 use crate::verify::{self, Summary, Validity};
@@ -19,8 +20,8 @@ pub struct Status {
     pub keys: KeyStatus,
     /// What the device signs in with, if it has it.
     pub credential: Option<CredentialStatus>,
-    /// What was asked for since and the CA has not agreed to, or a sealed certificate that it has not confirmed. The credential
-    /// stays in use.
+    /// What was asked for since and the CA has not agreed to, or a sealed certificate that it has
+    /// not confirmed. The credential stays in use.
     pub attempt: Option<KeyStatus>,
 }
 
@@ -67,7 +68,8 @@ pub enum CredentialStatus {
         path: PathBuf,
         /// What is in it.
         summary: Summary,
-        /// Whether the CA is known to have heard that a sealed certificate arrived. If not, `provision` tells it.
+        /// Whether the CA is known to have heard that a sealed certificate arrived. If not,
+        /// `provision` tells it.
         is_confirmed: bool,
     },
     /// The HMAC key that the status names.
@@ -100,22 +102,31 @@ impl Status {
     /// What the device can sign in with, as far as its state directory and its clock tell.
     ///
     /// # Errors
-    /// [`Error::NotProvisioned`] if nothing was granted, [`Error::Expired`] if its certificate has ended, [`Error::Clock`] if the
-    /// clock is more than a day before the certificate's first moment.
+    /// [`Error::NotProvisioned`] if nothing was granted, [`Error::Expired`] if its certificate has
+    /// ended, [`Error::Clock`] if the clock is more than a day before the certificate's first
+    /// moment.
     pub fn usable(&self) -> Result<&CredentialStatus, Error> {
         let Some(credential) = &self.credential else {
             let reason = "the CA has granted nothing yet: run `assay-device provision`";
             return Err(Error::NotProvisioned(reason.into()));
         };
-        let CredentialStatus::Certificate { path, summary, .. } = credential else { return Ok(credential) };
+        let CredentialStatus::Certificate { path, summary, .. } = credential else {
+            return Ok(credential);
+        };
         let now = Clock::new(true, &[]).now().as_secs();
         match summary.validity {
             Validity::Valid => Ok(credential),
-            Validity::Expired => {
-                Err(Error::Expired { path: path.clone(), not_after: summary.not_after.clone(), clock: rfc3339(now) })
-            }
+            Validity::Expired => Err(Error::Expired {
+                path: path.clone(),
+                not_after: summary.not_after.clone(),
+                clock: rfc3339(now),
+            }),
             Validity::NotYet => {
-                let from = format!("the certificate in {} is valid from {}", path.display(), summary.not_before);
+                let from = format!(
+                    "the certificate in {} is valid from {}",
+                    path.display(),
+                    summary.not_before
+                );
                 Err(clock::wrong(now, &from))
             }
         }
@@ -126,7 +137,11 @@ fn certificate(state: &Path, grant: &CertificateGrant) -> Result<CredentialStatu
     let path = state::certificate_path(state);
     let leaf = grant.chain.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
     match verify::summary(leaf, Clock::new(true, &[]).now()) {
-        Ok(summary) => Ok(CredentialStatus::Certificate { path, summary, is_confirmed: grant.unconfirmed.is_none() }),
+        Ok(summary) => Ok(CredentialStatus::Certificate {
+            path,
+            summary,
+            is_confirmed: grant.unconfirmed.is_none(),
+        }),
         Err(error) => Err(Error::State { path, reason: error.to_string() }),
     }
 }

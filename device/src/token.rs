@@ -1,4 +1,5 @@
-//! Tokens: what a device with a shared key signs in with, in the form of Azure's shared access signatures.
+//! Tokens: what a device with a shared key signs in with, in the form of Azure's shared access
+//! signatures.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,8 +12,8 @@ use crate::clock::Clock;
 use crate::error::Error;
 use crate::tpm::TpmError;
 
-/// User name and password for MQTT. Whoever has it can sign in as the device until it expires; printed, it does not show the
-/// password.
+/// User name and password for MQTT. Whoever has it can sign in as the device until it expires;
+/// printed, it does not show the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     /// MQTT client id and user name.
@@ -47,8 +48,11 @@ pub(crate) fn sign(
     hmac: impl FnOnce(Vec<u8>) -> Result<Vec<u8>, TpmError>,
 ) -> Result<Token, Error> {
     let resource = encode(&format!("{scope}/registrations/{device_id}"));
-    let signature = encode(&BASE64.encode(&hmac(format!("{resource}\n{expires_at}").into_bytes())?));
-    let password = format!("SharedAccessSignature sr={resource}&sig={signature}&se={expires_at}&skn=registration");
+    let signature =
+        encode(&BASE64.encode(&hmac(format!("{resource}\n{expires_at}").into_bytes())?));
+    let password = format!(
+        "SharedAccessSignature sr={resource}&sig={signature}&se={expires_at}&skn=registration"
+    );
     Ok(Token { device_id: device_id.clone(), password, expires_at })
 }
 
@@ -58,7 +62,8 @@ fn encode(text: &str) -> String {
 
 /// All but the unreserved characters (RFC 3986 §2.3).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// Of a token that nobody asked for in particular: one connection, with some room for clocks that disagree.
+/// Of a token that nobody asked for in particular: one connection, with some room for clocks that
+/// disagree.
 pub(crate) const DEFAULT_LIFETIME: Duration = Duration::from_hours(1);
 
 #[cfg(test)]
@@ -66,7 +71,8 @@ mod tests {
     use super::*;
 
     fn token(device_id: &str) -> Token {
-        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"thirty-two bytes of key material");
+        let key =
+            ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"thirty-two bytes of key material");
         let hmac = |data: Vec<u8>| Ok(ring::hmac::sign(&key, &data).as_ref().to_vec());
         sign(&"default".parse().unwrap(), &device_id.parse().unwrap(), 1_790_000_000, hmac).unwrap()
     }
@@ -81,7 +87,9 @@ mod tests {
 
     #[test]
     fn everything_but_unreserved_characters_is_encoded() {
-        assert!(token("a-b.c_d:E9").password.contains("sr=default%2Fregistrations%2Fa-b.c_d%3AE9&"));
+        assert!(
+            token("a-b.c_d:E9").password.contains("sr=default%2Fregistrations%2Fa-b.c_d%3AE9&")
+        );
         assert_eq!(encode("~+/= &%"), "~%2B%2F%3D%20%26%25");
     }
 

@@ -17,16 +17,19 @@ pub(crate) use tpm2::is_of_default_template;
 use crate::der;
 use crate::named::named_kind;
 
-/// One TPM. Every call leaves it as it was found, but for the keys that [`create_identity_key`](Tpm::create_identity_key) makes
-/// and [`keep_hmac_key`](Tpm::keep_hmac_key) brings: no transient object and no session stays behind.
+/// One TPM. Every call leaves it as it was found, but for the keys that
+/// [`create_identity_key`](Tpm::create_identity_key) makes and
+/// [`keep_hmac_key`](Tpm::keep_hmac_key) brings: no transient object and no session stays behind.
 ///
-/// All calls block, some for many seconds on real chips; [`TpmThread`] gives them a thread and a deadline.
+/// All calls block, some for many seconds on real chips; [`TpmThread`] gives them a thread and a
+/// deadline.
 pub trait Tpm {
-    /// The EK certificate that the manufacturer left in NV memory, in DER, followed by the issuers found there.
-    /// Empty if there is none for this kind of EK.
+    /// The EK certificate that the manufacturer left in NV memory, in DER, followed by the issuers
+    /// found there. Empty if there is none for this kind of EK.
     fn ek_certificates(&mut self, kind: EkKind) -> Result<Vec<Vec<u8>>, TpmError>;
 
-    /// The EK that TCG's default template for this kind gives; `None` if this TPM cannot have such keys.
+    /// The EK that TCG's default template for this kind gives; `None` if this TPM cannot have such
+    /// keys.
     fn endorsement_key(&mut self, kind: EkKind) -> Result<Option<PublicArea>, TpmError>;
 
     /// The IK at a persistent handle; `None` if the handle is free.
@@ -38,17 +41,31 @@ pub trait Tpm {
     /// Creates an IK under the storage root key and makes it persistent. The handle must be free.
     fn create_identity_key(&mut self, kind: IkKind, handle: u32) -> Result<PublicArea, TpmError>;
 
-    /// TPM2_Sign with the IK at a persistent handle: ECDSA as the DER of RFC 3279 §2.2.3, RSA as it is.
-    fn sign(&mut self, handle: u32, scheme: SignatureScheme, digest: &[u8]) -> Result<Vec<u8>, TpmError>;
+    /// TPM2_Sign with the IK at a persistent handle: ECDSA as the DER of RFC 3279 §2.2.3, RSA as it
+    /// is.
+    fn sign(
+        &mut self,
+        handle: u32,
+        scheme: SignatureScheme,
+        digest: &[u8],
+    ) -> Result<Vec<u8>, TpmError>;
 
-    /// TPM2_ActivateCredential: the secret that was encrypted to the EK for the Name of the IK at a persistent handle.
+    /// TPM2_ActivateCredential: the secret that was encrypted to the EK for the Name of the IK at a
+    /// persistent handle.
     ///
-    /// `blob` and `seed` are the contents of a TPM2B_ID_OBJECT and a TPM2B_ENCRYPTED_SECRET, without their sizes.
-    fn activate(&mut self, kind: EkKind, handle: u32, blob: &[u8], seed: &[u8])
-    -> Result<Zeroizing<Vec<u8>>, TpmError>;
+    /// `blob` and `seed` are the contents of a TPM2B_ID_OBJECT and a TPM2B_ENCRYPTED_SECRET,
+    /// without their sizes.
+    fn activate(
+        &mut self,
+        kind: EkKind,
+        handle: u32,
+        blob: &[u8],
+        seed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, TpmError>;
 
-    /// The parent of this kind that the owner hierarchy's seed gives, which is the same at every call; of a plain storage root key,
-    /// the persistent one if that has the shape. `None` if this TPM cannot have such keys.
+    /// The parent of this kind that the owner hierarchy's seed gives, which is the same at every
+    /// call; of a plain storage root key, the persistent one if that has the shape. `None` if this
+    /// TPM cannot have such keys.
     fn parent(&mut self, kind: ParentKind) -> Result<Option<PublicArea>, TpmError>;
 
     /// The TPMT_PUBLIC of the HMAC key at a persistent handle; `None` if the handle is free.
@@ -57,17 +74,24 @@ pub trait Tpm {
     /// [`TpmError::HandleOccupied`] if what is there has not the shape of an HMAC key from a CA.
     fn hmac_key(&mut self, handle: u32) -> Result<Option<Vec<u8>>, TpmError>;
 
-    /// Opens the key that a CA sent to this EK and this parent. The TPM checks that whoever sent it knows the secret that
-    /// belongs to its public area. Nothing is kept yet.
+    /// Opens the key that a CA sent to this EK and this parent. The TPM checks that whoever sent it
+    /// knows the secret that belongs to its public area. Nothing is kept yet.
     ///
     /// # Errors
-    /// [`TpmError::NotForThisTpm`] if the key was not made for this EK and this parent, or has another shape.
-    fn open_hmac_key(&mut self, ek: EkKind, parent: ParentKind, key: &WrappedKey) -> Result<OpenedKey, TpmError>;
+    /// [`TpmError::NotForThisTpm`] if the key was not made for this EK and this parent, or has
+    /// another shape.
+    fn open_hmac_key(
+        &mut self,
+        ek: EkKind,
+        parent: ParentKind,
+        key: &WrappedKey,
+    ) -> Result<OpenedKey, TpmError>;
 
     /// Makes an opened key persistent.
     ///
-    /// If the handle holds this very key already, nothing is done. If it holds the key `replaced` (a TPMT_PUBLIC), that one is
-    /// removed once the new one is loaded; whoever is killed before the new one is persistent finds the handle free.
+    /// If the handle holds this very key already, nothing is done. If it holds the key `replaced`
+    /// (a TPMT_PUBLIC), that one is removed once the new one is loaded; whoever is killed before
+    /// the new one is persistent finds the handle free.
     ///
     /// # Errors
     /// [`TpmError::HandleOccupied`] if the handle holds anything else. It is left alone.
@@ -79,7 +103,8 @@ pub trait Tpm {
         replaced: Option<&[u8]>,
     ) -> Result<(), TpmError>;
 
-    /// TPM2_GetCapability: the TPM's properties from `first` to the end of its group (TPM 2.0 Part 2, 6.13), each a tag and a value.
+    /// TPM2_GetCapability: the TPM's properties from `first` to the end of its group (TPM 2.0 Part
+    /// 2, 6.13), each a tag and a value.
     fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>, TpmError>;
 
     /// Has the TPM test what it has not tested yet.
@@ -88,14 +113,17 @@ pub trait Tpm {
     /// [`TpmError::Refused`] if something failed, now or before.
     fn self_test(&mut self) -> Result<(), TpmError>;
 
-    /// TPM2_HMAC with the key at a persistent handle: HMAC-SHA-256 of at most [`MAX_HMAC_DATA`] bytes.
+    /// TPM2_HMAC with the key at a persistent handle: HMAC-SHA-256 of at most [`MAX_HMAC_DATA`]
+    /// bytes.
     fn hmac(&mut self, handle: u32, data: &[u8]) -> Result<Vec<u8>, TpmError>;
 }
 
-/// The most that [`Tpm::hmac`] takes, in bytes: TPM2B_MAX_BUFFER (TPM 2.0 Part 2, 10.4.8) where it is smallest.
+/// The most that [`Tpm::hmac`] takes, in bytes: TPM2B_MAX_BUFFER (TPM 2.0 Part 2, 10.4.8) where it
+/// is smallest.
 pub const MAX_HMAC_DATA: usize = 1024;
 
-/// An HMAC key as a CA sends it: for one EK and one parent. Every field is the content of a TPM2B, without its size.
+/// An HMAC key as a CA sends it: for one EK and one parent. Every field is the content of a TPM2B,
+/// without its size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrappedKey {
     /// TPM2B_ID_OBJECT for the parent's Name: the key of the inner wrapper, for AES-128-CFB.
@@ -139,7 +167,8 @@ pub enum TpmError {
         /// What the system says.
         reason: String,
     },
-    /// The TPM did not answer in time. It is not asked again: a second command would only wait behind the first.
+    /// The TPM did not answer in time. It is not asked again: a second command would only wait
+    /// behind the first.
     #[error(
         "the TPM was still {operation} after {} s; check that nothing else holds it, or allow more time (--tpm-timeout)",
         limit.as_secs()
@@ -268,13 +297,14 @@ pub struct HierarchyPasswords {
     pub endorsement: Password,
 }
 
-/// A TPM password: at most [`Password::MAX`] bytes. Kept out of logs and wiped on drop; what is copied into a command on its way to the TPM
-/// is not all wiped.
+/// A TPM password: at most [`Password::MAX`] bytes. Kept out of logs and wiped on drop; what is
+/// copied into a command on its way to the TPM is not all wiped.
 #[derive(Clone, Default)]
 pub struct Password(Zeroizing<Vec<u8>>);
 
 impl Password {
-    /// The longest, in bytes: a TPM2B_AUTH holds one digest (TPM 2.0 Part 2, 10.4.5), SHA-512 at most.
+    /// The longest, in bytes: a TPM2B_AUTH holds one digest (TPM 2.0 Part 2, 10.4.5), SHA-512 at
+    /// most.
     pub const MAX: usize = 64;
 
     /// Takes the password over; `None` if it is too long.
@@ -296,7 +326,8 @@ impl fmt::Debug for Password {
     }
 }
 
-/// The kinds of EK we use, each with one template; those of TCG are from the EK Credential Profile 2.5.
+/// The kinds of EK we use, each with one template; those of TCG are from the EK Credential Profile
+/// 2.5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EkKind {
     /// Template L-2.
@@ -307,18 +338,22 @@ pub enum EkKind {
     Rsa2048,
     /// Template H-6.
     Rsa3072,
-    /// Template L-1, but with an empty `unique`: the EK that Azure's C SDK for device provisioning makes, by mistake. It is
-    /// another key than the one that the manufacturer certified, so there is no certificate for it.
+    /// Template L-1, but with an empty `unique`: the EK that Azure's C SDK for device provisioning
+    /// makes, by mistake. It is another key than the one that the manufacturer certified, so there
+    /// is no certificate for it.
     LegacyDps,
 }
 
 impl EkKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::P256, Self::P384, Self::Rsa2048, Self::Rsa3072, Self::LegacyDps];
-    /// Those with certificates, in the order in which they are tried: elliptic curves are faster on every chip.
+    pub const ALL: [Self; 5] =
+        [Self::P256, Self::P384, Self::Rsa2048, Self::Rsa3072, Self::LegacyDps];
+    /// Those with certificates, in the order in which they are tried: elliptic curves are faster on
+    /// every chip.
     pub const CERTIFIED: [Self; 4] = [Self::P256, Self::P384, Self::Rsa2048, Self::Rsa3072];
 
-    /// The NV index of the certificate for such an EK (TCG EK Credential Profile 2.5, 2.2.1.4 and 2.2.1.5).
+    /// The NV index of the certificate for such an EK (TCG EK Credential Profile 2.5, 2.2.1.4 and
+    /// 2.2.1.5).
     pub(crate) const fn certificate_index(self) -> Option<u32> {
         match self {
             Self::P256 => Some(0x01C0_000A),
@@ -357,7 +392,8 @@ pub(crate) const RSA_2048_CERTIFICATE: u32 = 0x01C0_0002;
 /// The kinds of identity key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IkKind {
-    /// ECDSA with SHA-256: the default, for it is fast on every chip and its signatures suit every TLS version.
+    /// ECDSA with SHA-256: the default, for it is fast on every chip and its signatures suit every
+    /// TLS version.
     P256,
     /// ECDSA with SHA-384.
     P384,
@@ -380,9 +416,10 @@ impl IkKind {
 
 /// The kinds of parent that an HMAC key can be sent to.
 ///
-/// An *import parent* lets the TPM import keys and load them, and refuses whatever else could be done with them. A plain storage root
-/// key, of the default template of the TCG TPM v2.0 Provisioning Guidance, 7.5.1, refuses nothing: whoever controls this device's software
-/// for a moment has the TPM hand out the HMAC key.
+/// An *import parent* lets the TPM import keys and load them, and refuses whatever else could be
+/// done with them. A plain storage root key, of the default template of the TCG TPM v2.0
+/// Provisioning Guidance, 7.5.1, refuses nothing: whoever controls this device's software for a
+/// moment has the TPM hand out the HMAC key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParentKind {
     /// An import parent: the default, for elliptic curves are fast on every chip.
@@ -462,13 +499,16 @@ pub enum PublicKey {
 }
 
 impl PublicKey {
-    /// What the BIT STRING of a SubjectPublicKeyInfo holds: an uncompressed point (SEC 1 §2.3.3) or an RSAPublicKey (RFC 8017
-    /// A.1.1).
+    /// What the BIT STRING of a SubjectPublicKeyInfo holds: an uncompressed point (SEC 1 §2.3.3) or
+    /// an RSAPublicKey (RFC 8017 A.1.1).
     pub fn subject_public_key(&self) -> Vec<u8> {
         match self {
             Self::P256(x, y) => [&[4], &x[..], y].concat(),
             Self::P384(x, y) => [&[4], &x[..], y].concat(),
-            Self::Rsa(modulus) => der::sequence(&[&der::unsigned_integer(modulus), &der::unsigned_integer(&[1, 0, 1])]),
+            Self::Rsa(modulus) => der::sequence(&[
+                &der::unsigned_integer(modulus),
+                &der::unsigned_integer(&[1, 0, 1]),
+            ]),
         }
     }
 
@@ -509,7 +549,9 @@ mod tests {
         for kind in ParentKind::ALL {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
-        assert!("rsa-1024".parse::<EkKind>().unwrap_err().contains("p-256, p-384, rsa-2048, rsa-3072"));
+        assert!(
+            "rsa-1024".parse::<EkKind>().unwrap_err().contains("p-256, p-384, rsa-2048, rsa-3072")
+        );
     }
 
     #[test]
@@ -531,9 +573,11 @@ mod tests {
         let random = ring::rand::SystemRandom::new();
         let algorithm = &ring::signature::ECDSA_P256_SHA256_ASN1_SIGNING;
         let pkcs8 = ring::signature::EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
-        let pair = ring::signature::EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).unwrap();
+        let pair =
+            ring::signature::EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).unwrap();
         let point = pair.public_key().as_ref();
-        let key = PublicKey::P256(point[1..33].try_into().unwrap(), point[33..].try_into().unwrap());
+        let key =
+            PublicKey::P256(point[1..33].try_into().unwrap(), point[33..].try_into().unwrap());
         assert_eq!(key.subject_public_key(), point);
         let head = "3059301306072a8648ce3d020106082a8648ce3d030107034200";
         let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);

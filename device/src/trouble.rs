@@ -29,7 +29,8 @@ impl Trouble {
         Self::Lasting(Error::Misconfigured { found: found.into(), advice: advice.into() })
     }
 
-    /// What may mend itself, once `probe` has asked in the other protocol where that may be the reason.
+    /// What may mend itself, once `probe` has asked in the other protocol where that may be the
+    /// reason.
     pub(crate) fn examined(self, probe: impl FnOnce() -> Option<Error>) -> Result<String, Error> {
         match self {
             Self::Passing(reason) => Ok(reason),
@@ -70,7 +71,8 @@ impl Trouble {
         match (error, find::<io::Error>(cause)) {
             (ConnectionError::MqttState(StateError::ConnectionAborted), _) => closed(broker),
             (_, Some(error)) if is_closed(error) => closed(broker),
-            // What tokio's codec says of half a packet at the end: something else began with bytes that look like one.
+            // What tokio's codec says of half a packet at the end: something else began with bytes
+            // that look like one.
             (ConnectionError::MqttState(StateError::Deserialization(_)), Some(error))
                 if error.kind() == ErrorKind::Other =>
             {
@@ -79,9 +81,11 @@ impl Trouble {
             (_, Some(error)) => Self::Passing(format!("{broker}: {error}")),
             (ConnectionError::ConnectionRefused(code), _) => of_refusal(*code, broker, purpose),
             (ConnectionError::Timeout(_), _) => Self::Passing(format!("{broker} did not answer")),
-            (ConnectionError::MqttState(StateError::Deserialization(_)) | ConnectionError::NotConnAck(_), _) => {
-                foreign(broker, "MQTT 5")
-            }
+            (
+                ConnectionError::MqttState(StateError::Deserialization(_))
+                | ConnectionError::NotConnAck(_),
+                _,
+            ) => foreign(broker, "MQTT 5"),
             _ => Self::Passing(format!("{broker}: {error}")),
         }
     }
@@ -113,7 +117,9 @@ fn of_tls(error: &rustls::Error, broker: &BrokerUrl, purpose: Purpose) -> Troubl
     match error {
         rustls::Error::InvalidCertificate(CertificateError::Other(fault)) => {
             match fault.0.downcast_ref::<BrokerCertificateFault>() {
-                Some(fault) => fault.lasting().map_or_else(|| Trouble::Passing(fault.to_string()), Trouble::Lasting),
+                Some(fault) => fault
+                    .lasting()
+                    .map_or_else(|| Trouble::Passing(fault.to_string()), Trouble::Lasting),
                 None => Trouble::Passing(error.to_string()),
             }
         }
@@ -130,12 +136,15 @@ fn of_tls(error: &rustls::Error, broker: &BrokerUrl, purpose: Purpose) -> Troubl
 /// What the broker says of the device's certificate, or of there being none (RFC 8446 §6.2).
 fn of_alert(alert: AlertDescription, broker: &BrokerUrl, purpose: Purpose) -> Trouble {
     use AlertDescription::{
-        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked, CertificateUnknown,
-        HandshakeFailure, UnknownCA, UnsupportedCertificate,
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked,
+        CertificateUnknown, HandshakeFailure, UnknownCA, UnsupportedCertificate,
     };
     match (alert, purpose) {
         (CertificateRequired | HandshakeFailure | BadCertificate, Purpose::Bootstrap) => {
-            Trouble::misconfigured(format!("{broker} asks for a certificate"), other_listener(purpose))
+            Trouble::misconfigured(
+                format!("{broker} asks for a certificate"),
+                other_listener(purpose),
+            )
         }
         (
             AccessDenied
@@ -156,8 +165,9 @@ fn of_alert(alert: AlertDescription, broker: &BrokerUrl, purpose: Purpose) -> Tr
 /// MQTT 5.0, 3.2.2.2.
 fn of_refusal(code: ConnectReturnCode, broker: &BrokerUrl, purpose: Purpose) -> Trouble {
     use ConnectReturnCode::{
-        BadAuthenticationMethod, BadClientId, BadUserNamePassword, Banned, ClientIdentifierNotValid, NotAuthorized,
-        RefusedProtocolVersion, UnsupportedProtocolVersion,
+        BadAuthenticationMethod, BadClientId, BadUserNamePassword, Banned,
+        ClientIdentifierNotValid, NotAuthorized, RefusedProtocolVersion,
+        UnsupportedProtocolVersion,
     };
     match (code, purpose) {
         (RefusedProtocolVersion | UnsupportedProtocolVersion, _) => Trouble::misconfigured(
@@ -182,9 +192,10 @@ fn of_refusal(code: ConnectReturnCode, broker: &BrokerUrl, purpose: Purpose) -> 
             ),
             other_listener(purpose),
         ),
-        (BadAuthenticationMethod | BadUserNamePassword | Banned | NotAuthorized, Purpose::Operation) => {
-            Trouble::Lasting(Error::LoginRefused { reason: format!("{code:?}") })
-        }
+        (
+            BadAuthenticationMethod | BadUserNamePassword | Banned | NotAuthorized,
+            Purpose::Operation,
+        ) => Trouble::Lasting(Error::LoginRefused { reason: format!("{code:?}") }),
         (code, _) => Trouble::Passing(format!("{broker} refuses the connection for now: {code:?}")),
     }
 }
@@ -203,11 +214,15 @@ fn foreign(broker: &BrokerUrl, protocol: &str) -> Trouble {
 fn is_closed(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe
+        ErrorKind::UnexpectedEof
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
     )
 }
 
-/// The first error of a type in a chain of causes; `io::Error` does not count what it wraps as its cause.
+/// The first error of a type in a chain of causes; `io::Error` does not count what it wraps as its
+/// cause.
 fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
     let mut next = Some(error);
     while let Some(error) = next {

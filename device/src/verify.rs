@@ -42,7 +42,9 @@ pub enum AnswerError {
     )]
     Seal,
     /// The confirmation was answered by somebody else than the CA that sealed the certificate.
-    #[error("the receipt is not the one of the CA that sealed the certificate: the confirmation did not reach it")]
+    #[error(
+        "the receipt is not the one of the CA that sealed the certificate: the confirmation did not reach it"
+    )]
     Receipt,
     /// The HMAC key was not made for this TPM's EK and parent.
     #[error("the TPM cannot load the key: {0}")]
@@ -93,8 +95,8 @@ pub enum AnswerError {
     },
 }
 
-/// Checks a chain, leaf first: path to a pinned root, validity at `now`, usable for TLS clients, issued for `key`, and naming one
-/// device of `scope` in common name and URI.
+/// Checks a chain, leaf first: path to a pinned root, validity at `now`, usable for TLS clients,
+/// issued for `key`, and naming one device of `scope` in common name and URI.
 ///
 /// It does not ask whether the certificate was revoked; the broker does, at every connection.
 pub(crate) fn device_certificate(
@@ -104,11 +106,21 @@ pub(crate) fn device_certificate(
     scope: &Scope,
     now: UnixTime,
 ) -> Result<DeviceCertificate, AnswerError> {
-    let (leaf, issuers) = chain.split_first().ok_or_else(|| AnswerError::Unreadable("there is none".into()))?;
-    let certificate = EndEntityCert::try_from(leaf).map_err(|error| AnswerError::Unreadable(error.to_string()))?;
+    let (leaf, issuers) =
+        chain.split_first().ok_or_else(|| AnswerError::Unreadable("there is none".into()))?;
+    let certificate = EndEntityCert::try_from(leaf)
+        .map_err(|error| AnswerError::Unreadable(error.to_string()))?;
     let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
     certificate
-        .verify_for_usage(algorithms.all, &roots.roots, issuers, now, KeyUsage::client_auth(), None, None)
+        .verify_for_usage(
+            algorithms.all,
+            &roots.roots,
+            issuers,
+            now,
+            KeyUsage::client_auth(),
+            None,
+            None,
+        )
         .map_err(no_path)?;
     if certificate.subject_public_key_info().as_ref() != key.subject_public_key_info() {
         return Err(AnswerError::OtherKey);
@@ -182,7 +194,8 @@ pub(crate) fn summary(certificate: &[u8], now: UnixTime) -> Result<Summary, Answ
 }
 
 fn summary_of(certificate: &X509Certificate<'_>, now: UnixTime) -> Summary {
-    let common_name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    let common_name =
+        certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
     let [not_before, not_after] = {
         let validity = certificate.validity();
         [validity.not_before, validity.not_after].map(since_1970)
@@ -211,7 +224,9 @@ fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, AnswerError> {
 mod tests {
     use std::time::Duration;
 
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType,
+    };
     use rcgen::{DistinguishedName, ExtendedKeyUsagePurpose as Usage};
 
     use super::*;
@@ -270,7 +285,10 @@ mod tests {
         case.params.not_after = rcgen::date_time_ymd(2099, 2, 3);
         let certificate = case.check().unwrap();
         assert_eq!(certificate.device_id.as_str(), "pump-17");
-        assert_eq!((certificate.serial.as_str(), certificate.not_after.as_str()), ("0aff", "2099-02-03T00:00:00Z"));
+        assert_eq!(
+            (certificate.serial.as_str(), certificate.not_after.as_str()),
+            ("0aff", "2099-02-03T00:00:00Z")
+        );
     }
 
     #[test]
@@ -315,7 +333,8 @@ mod tests {
         let case = Case::new();
         let certificate = case.params.signed_by(&KeyPair::generate().unwrap(), &case.ca).unwrap();
         let chain = vec![certificate.der().clone()];
-        let outcome = device_certificate(chain, &case.roots, &public(&case.key), &case.scope, case.now);
+        let outcome =
+            device_certificate(chain, &case.roots, &public(&case.key), &case.scope, case.now);
         assert_eq!(outcome.unwrap_err(), AnswerError::OtherKey);
     }
 
@@ -342,7 +361,8 @@ mod tests {
     fn empty_chain_and_garbage_are_refused() {
         let case = Case::new();
         for chain in [vec![], vec![vec![0x30, 0].into()]] {
-            let outcome = device_certificate(chain, &case.roots, &public(&case.key), &case.scope, case.now);
+            let outcome =
+                device_certificate(chain, &case.roots, &public(&case.key), &case.scope, case.now);
             assert!(matches!(outcome, Err(AnswerError::Unreadable(_))), "{outcome:?}");
         }
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Exponential delays with full jitter: each is drawn between zero and a ceiling that doubles from `first` to `limit`, so
-/// that a fleet cut off together does not come back together.
+/// Exponential delays with full jitter: each is drawn between zero and a ceiling that doubles from
+/// `first` to `limit`, so that a fleet cut off together does not come back together.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -17,7 +17,8 @@ impl Backoff {
         Self { first, limit, ceiling: first }
     }
 
-    /// The next delay, at least `floor` (a peer's advice) and random above it. `random` is uniform over all values of its type.
+    /// The next delay, at least `floor` (a peer's advice) and random above it. `random` is uniform
+    /// over all values of its type.
     pub fn next(&mut self, floor: Duration, random: u32) -> Duration {
         let delay = self.ceiling.mul_f64(f64::from(random) / f64::from(u32::MAX));
         self.ceiling = (self.ceiling * 2).min(self.limit);
@@ -37,7 +38,8 @@ mod tests {
     #[test]
     fn ceiling_doubles_up_to_the_limit_and_resets() {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
-        let ceilings: Vec<_> = (0..5).map(|_| backoff.next(Duration::ZERO, u32::MAX).as_secs()).collect();
+        let ceilings: Vec<_> =
+            (0..5).map(|_| backoff.next(Duration::ZERO, u32::MAX).as_secs()).collect();
         assert_eq!(ceilings, [1, 2, 4, 5, 5]);
         backoff.reset();
         assert_eq!(backoff.next(Duration::ZERO, u32::MAX).as_secs(), 1);

@@ -12,8 +12,8 @@ pub struct BrokerUrl {
 }
 
 impl BrokerUrl {
-    /// As [`from_str`](Self::from_str), for whoever speaks to the operational listener: without a port, with TLS it is 8884, where
-    /// `assay serve` has it unless told otherwise.
+    /// As [`from_str`](Self::from_str), for whoever speaks to the operational listener: without a
+    /// port, with TLS it is 8884, where `assay serve` has it unless told otherwise.
     pub fn operational(text: &str) -> Result<Self, BrokerUrlError> {
         Self::parse(text, OPERATIONAL)
     }
@@ -109,9 +109,15 @@ mod tests {
 
     #[test]
     fn other_texts_are_not_broker_urls() {
-        for text in
-            ["", "localhost", "http://localhost", "mqtts://", "mqtt://host:99999", "mqtt://user@host", "mqtt://h/x"]
-        {
+        for text in [
+            "",
+            "localhost",
+            "http://localhost",
+            "mqtts://",
+            "mqtt://host:99999",
+            "mqtt://user@host",
+            "mqtt://h/x",
+        ] {
             assert!(text.parse::<BrokerUrl>().is_err(), "{text}");
         }
     }

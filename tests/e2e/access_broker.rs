@@ -6,7 +6,8 @@ use assay_tests::{AccessBroker, Device, EkKind, agent_has_libtss2, json, run, tr
 use crate::lab::Lab;
 
 #[test]
-fn a_tpm_behind_tabrmd_takes_an_agent_with_libtss2_and_is_provisioned_in_every_flow() -> Result<()> {
+fn a_tpm_behind_tabrmd_takes_an_agent_with_libtss2_and_is_provisioned_in_every_flow() -> Result<()>
+{
     let lab = Lab::open()?;
     if !agent_has_libtss2() {
         let refused = Device::at("tabrmd:")?.provision(&lab.dir, &lab.server)?.output()?;
@@ -20,7 +21,8 @@ fn a_tpm_behind_tabrmd_takes_an_agent_with_libtss2_and_is_provisioned_in_every_f
         let broker = AccessBroker::before(&tpm)?;
         let device = Device::at(broker.tcti())?;
         let mut provision = device.provision(&lab.dir, &lab.server)?;
-        let provisioned = json(broker.reachable_for(provision.args(["--flow", flow]))).context(flow)?;
+        let provisioned =
+            json(broker.reachable_for(provision.args(["--flow", flow]))).context(flow)?;
         ensure!(provisioned["flow"] == flow);
         let mut publish = device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?;
         run(broker.reachable_for(&mut publish)).context(flow)?;

@@ -28,14 +28,18 @@ fn a_full_queue_is_answered_with_busy_and_nobody_goes_unanswered() -> Result<()>
 
     let mut device = PlainDevice::connect(&broker, 900)?;
     let request = RequestBody::Challenge(evidence);
-    let mut open = (0..900).map(|_| device.send(&request, QoS::AtLeastOnce)).collect::<Result<HashSet<_>>>()?;
+    let mut open = (0..900)
+        .map(|_| device.send(&request, QoS::AtLeastOnce))
+        .collect::<Result<HashSet<_>>>()?;
     let (mut challenges, mut busy) = (0, 0);
     while !open.is_empty() {
         let reply = device.reply().with_context(|| format!("{} are unanswered", open.len()))?;
         ensure!(open.remove(&reply.id), "a second reply to {}", reply.id);
         match reply.body {
             ReplyBody::Challenge(_) => challenges += 1,
-            ReplyBody::Problem(Problem { code: ProblemCode::Busy, retry_after: Some(1..), .. }) => busy += 1,
+            ReplyBody::Problem(Problem {
+                code: ProblemCode::Busy, retry_after: Some(1..), ..
+            }) => busy += 1,
             other => bail!("{other:?}"),
         }
     }
@@ -50,7 +54,8 @@ fn a_request_that_nothing_bounds_is_ignored() -> Result<()> {
     let broker = format!("mqtt://127.0.0.1:{}", mosquitto.port(0));
     let _worker = Worker::start(&dir, &broker)?;
     let mut device = PlainDevice::connect(&broker, 16)?;
-    let request = RequestBody::Certify(Proof { claim: Default::default(), ticket: Ticket::from([0; 32]) });
+    let request =
+        RequestBody::Certify(Proof { claim: Default::default(), ticket: Ticket::from([0; 32]) });
     device.send(&request, QoS::AtMostOnce)?;
     let bounded = device.send(&request, QoS::AtLeastOnce)?;
     ensure!(device.reply()?.id == bounded);
@@ -60,7 +65,9 @@ fn a_request_that_nothing_bounds_is_ignored() -> Result<()> {
 #[test]
 fn what_is_no_request_holds_up_nobody() -> Result<()> {
     let dir = AssayDir::init()?;
-    let mosquitto = Mosquitto::start(&["allow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0"])?;
+    let mosquitto = Mosquitto::start(&[
+        "allow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0",
+    ])?;
     let broker = format!("mqtt://127.0.0.1:{}", mosquitto.port(0));
     let _worker = Worker::start(&dir, &broker)?;
     let mut device = PlainDevice::connect(&broker, 1200)?;
@@ -94,7 +101,13 @@ fn a_device_passes_over_replies_that_are_not_for_it() -> Result<()> {
     let (mut ca, device) = scene.begin()?;
     let (client, request) = ca.request()?;
     ca.reply(&client, b"no message".to_vec())?;
-    ca.reply(&client, problem(RequestId::from([9; 16]), Problem::new(ProblemCode::DeviceDisabled, "forged".into())))?;
+    ca.reply(
+        &client,
+        problem(
+            RequestId::from([9; 16]),
+            Problem::new(ProblemCode::DeviceDisabled, "forged".into()),
+        ),
+    )?;
     ca.reply(&client, problem(request.id, final_problem()))?;
     refused_with(&device.wait_with_output()?, "ek-weak")
 }
@@ -108,7 +121,10 @@ fn a_device_whose_ticket_is_refused_begins_again_but_not_for_ever() -> Result<()
     while device.try_wait()?.is_none() {
         let Ok((client, request)) = ca.request() else { break };
         attempts += 1;
-        ca.reply(&client, problem(request.id, Problem::new(ProblemCode::TicketRefused, "again".into())))?;
+        ca.reply(
+            &client,
+            problem(request.id, Problem::new(ProblemCode::TicketRefused, "again".into())),
+        )?;
     }
     ensure!(attempts == 4, "{attempts} attempts");
     refused_with(&device.wait_with_output()?, "ticket-refused")

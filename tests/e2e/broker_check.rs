@@ -20,10 +20,14 @@ fn built_in_broker_keeps_every_rule_and_nothing_is_left_behind() -> Result<()> {
     ensure!(is_good && broken(&found).is_empty() && not_tried(&found).is_empty(), "{found:#?}");
     ensure!(dir.list("devices")?.is_empty());
     let certificates = dir.list("certs")?;
-    ensure!(certificates.len() == 4 && certificates.iter().all(|certificate| certificate["status"] == "revoked"));
+    ensure!(
+        certificates.len() == 4
+            && certificates.iter().all(|certificate| certificate["status"] == "revoked")
+    );
     let audit = dir.list("audit")?;
     let told = |entry: &Value| {
-        entry["action"] == "check" && entry["client"].as_str().is_some_and(|id| id.starts_with("assay-check-"))
+        entry["action"] == "check"
+            && entry["client"].as_str().is_some_and(|id| id.starts_with("assay-check-"))
     };
     ensure!(audit.len() == 4 && audit.iter().all(told), "{audit:?}");
     Ok(())
@@ -33,7 +37,8 @@ fn built_in_broker_keeps_every_rule_and_nothing_is_left_behind() -> Result<()> {
 fn interrupted_check_leaves_no_good_certificate() -> Result<()> {
     let dir = AssayDir::init()?;
     let server = AssayServer::start(&dir)?;
-    let mut command = dir.assay(&["broker", "check", &server.operational, "--bootstrap", &server.bootstrap])?;
+    let mut command =
+        dir.assay(&["broker", "check", &server.operational, "--bootstrap", &server.bootstrap])?;
     let mut check = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     let until = Instant::now() + Duration::from_secs(5);
     while dir.list("certs")?.len() < 4 {
@@ -58,7 +63,8 @@ fn mosquitto_as_deployed_keeps_all_that_it_can() -> Result<()> {
     let cannot = ["device-takeover", "group", "retain", "silent", "takeover"];
     let mut options = vec!["--revoked", "gone"];
     options.extend(cannot.iter().flat_map(|rule| ["--accept", rule]));
-    let (found, is_good) = check(&dir, &operational(&mosquitto), Some(&bootstrap(&mosquitto)), &options)?;
+    let (found, is_good) =
+        check(&dir, &operational(&mosquitto), Some(&bootstrap(&mosquitto)), &options)?;
     ensure!(broken(&found) == cannot && not_tried(&found).is_empty(), "{found:#?}");
     ensure!(is_good, "what is accepted counts");
     // It cannot know what was revoked since.
@@ -66,8 +72,12 @@ fn mosquitto_as_deployed_keeps_all_that_it_can() -> Result<()> {
     ensure!(broken(&found) == ["device-takeover", "revoked"] && !is_good, "{found:#?}");
     // A device may hear and say nothing of a device's, but of a stranger's nothing is known.
     let devices = ["device-hears", "device-speaks"];
-    let strangers = ["group", "packet", "retain", "silent", "stranger-hears", "stranger-speaks", "takeover"];
-    ensure!(not_tried(&found) == [&["asks"], &devices[..], &strangers, &["user-name", "will"]].concat(), "{found:#?}");
+    let strangers =
+        ["group", "packet", "retain", "silent", "stranger-hears", "stranger-speaks", "takeover"];
+    ensure!(
+        not_tried(&found) == [&["asks"], &devices[..], &strangers, &["user-name", "will"]].concat(),
+        "{found:#?}"
+    );
     Ok(())
 }
 
@@ -97,36 +107,57 @@ fn one_access_list_for_both_listeners_makes_a_stranger_a_worker() -> Result<()> 
     let worker = Worker::start(&dir, &operational(&mosquitto))?;
     let before = waiting_list(&dir, &mosquitto)?;
     drop(worker);
-    let (found, is_good) = check(&dir, &operational(&mosquitto), Some(&bootstrap(&mosquitto)), &[])?;
+    let (found, is_good) =
+        check(&dir, &operational(&mosquitto), Some(&bootstrap(&mosquitto)), &[])?;
     let (verdict, how) = &found["user-name"];
     ensure!(verdict == "broken" && !is_good, "{found:#?}");
-    for told in
-        ["as worker@: hears another's request", "publishes another's reply", "publishes a revocation list that stays"]
-    {
+    for told in [
+        "as worker@: hears another's request",
+        "publishes another's reply",
+        "publishes a revocation list that stays",
+    ] {
         ensure!(how.contains(told), "{how}");
     }
-    ensure!(found["stranger-hears"].0 == "kept" && found["stranger-speaks"].0 == "kept", "{found:#?}");
-    // What was planted is the CA's own; and in its place is the newest, which names what was revoked meanwhile.
+    ensure!(
+        found["stranger-hears"].0 == "kept" && found["stranger-speaks"].0 == "kept",
+        "{found:#?}"
+    );
+    // What was planted is the CA's own; and in its place is the newest, which names what was
+    // revoked meanwhile.
     ensure!(!before.contains("Serial Number"), "{before}");
     let after = waiting_list(&dir, &mosquitto)?;
     ensure!(after.contains("Serial Number"), "{after}");
     Ok(())
 }
 
-/// Each rule that a listener without an access list and without certificates breaks, which are all but two.
+/// Each rule that a listener without an access list and without certificates breaks, which are all
+/// but two.
 #[test]
 fn mosquitto_without_rules_breaks_them() -> Result<()> {
     let dir = AssayDir::init()?;
-    let tls =
-        format!("certfile {}\nkeyfile {}\nallow_anonymous true", file(&dir, "server.pem"), file(&dir, "server.key"));
+    let tls = format!(
+        "certfile {}\nkeyfile {}\nallow_anonymous true",
+        file(&dir, "server.pem"),
+        file(&dir, "server.key")
+    );
     let mosquitto = Mosquitto::start(&[&tls])?;
     let open = bootstrap(&mosquitto);
     // A list that somebody planted is none.
     let mut plants = tool("mosquitto_pub")?;
-    plants.args(["-h", "127.0.0.1", "-p", &mosquitto.port(0).to_string(), "--cafile", &file(&dir, "root.pem")]);
+    plants.args([
+        "-h",
+        "127.0.0.1",
+        "-p",
+        &mosquitto.port(0).to_string(),
+        "--cafile",
+        &file(&dir, "root.pem"),
+    ]);
     run(plants.args(["-r", "-t", "ca/v1/default/crl", "-m", "a list"]))?;
     let (found, is_good) = check(&dir, &open, Some(&open), &[])?;
-    ensure!(found["list"].1.contains("not of this CA") && with(&found, "kept") == ["asks"] && !is_good, "{found:#?}");
+    ensure!(
+        found["list"].1.contains("not of this CA") && with(&found, "kept") == ["asks"] && !is_good,
+        "{found:#?}"
+    );
     // A worker's takes its place.
     let worker = Worker::start(&dir, &open)?;
     log_with(&worker, "tried rules")?;
@@ -158,8 +189,12 @@ fn check_with_certificates_that_the_broker_does_not_know_shows_hardly_anything()
     let server = AssayServer::start(&dir)?;
     let root = file(&dir, "root.pem");
     let options = ["--broker-ca", &root];
-    let (found, is_good) = check(&stranger, &server.operational, Some(&server.bootstrap), &options)?;
-    ensure!(with(&found, "kept") == ["packet", "silent"] && broken(&found).is_empty() && !is_good, "{found:#?}");
+    let (found, is_good) =
+        check(&stranger, &server.operational, Some(&server.bootstrap), &options)?;
+    ensure!(
+        with(&found, "kept") == ["packet", "silent"] && broken(&found).is_empty() && !is_good,
+        "{found:#?}"
+    );
     Ok(())
 }
 
@@ -220,7 +255,9 @@ fn worker_says_at_its_start_what_is_open_and_serves_all_the_same() -> Result<()>
     let log = log_with(&deaf, "tried rules")?;
     for rule in ["asks", "no-certificate", "foreign"] {
         ensure!(
-            log.contains(&format!("the broker breaks a rule; `assay broker check` tries them all rule={rule} ")),
+            log.contains(&format!(
+                "the broker breaks a rule; `assay broker check` tries them all rule={rule} "
+            )),
             "{log}"
         );
     }
@@ -260,15 +297,18 @@ fn waiting_list(dir: &AssayDir, mosquitto: &Mosquitto) -> Result<String> {
     let list = run(subscriber.args(["--key", &file(dir, "operator.key"), "-W", "10"]))?.stdout;
     let path = file(dir, "list.der");
     fs::write(&path, list)?;
-    let text = run(tool("openssl")?.args(["crl", "-inform", "DER", "-noout", "-text", "-in", &path]))?.stdout;
+    let text =
+        run(tool("openssl")?.args(["crl", "-inform", "DER", "-noout", "-text", "-in", &path]))?
+            .stdout;
     Ok(String::from_utf8(text)?)
 }
 
 /// The recipe that this project once had: whoever says `worker@` was one.
 fn mosquitto_as_once(dir: &AssayDir) -> Result<Mosquitto> {
     let acl = dir.path().join("acl");
-    let deployed =
-        |name: &str| fs::read_to_string(format!("{}/../deploy/mosquitto/{name}", env!("CARGO_MANIFEST_DIR")));
+    let deployed = |name: &str| {
+        fs::read_to_string(format!("{}/../deploy/mosquitto/{name}", env!("CARGO_MANIFEST_DIR")))
+    };
     fs::write(&acl, format!("{}\n{}", deployed("acl-bootstrap")?, deployed("acl-operational")?))?;
     let (certificate, key) = (file(dir, "server.pem"), file(dir, "server.key"));
     let tls = format!("certfile {certificate}\nkeyfile {key}\nacl_file {}", acl.display());
@@ -295,7 +335,12 @@ fn operational(mosquitto: &Mosquitto) -> String {
 type Found = BTreeMap<String, (String, String)>;
 
 /// What the command finds, and whether it is content.
-fn check(dir: &AssayDir, operational: &str, bootstrap: Option<&str>, options: &[&str]) -> Result<(Found, bool)> {
+fn check(
+    dir: &AssayDir,
+    operational: &str,
+    bootstrap: Option<&str>,
+    options: &[&str],
+) -> Result<(Found, bool)> {
     let mut command = dir.assay(&["broker", "check", "--json", operational])?;
     command.args(bootstrap.iter().flat_map(|url| ["--bootstrap", url])).args(options);
     let started = Instant::now();
@@ -308,7 +353,10 @@ fn check(dir: &AssayDir, operational: &str, bootstrap: Option<&str>, options: &[
         .context(said.clone())?;
     ensure!(rows.len() == 18, "{} rules: {said}", rows.len());
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
-    let found = rows.iter().map(|row| (text(row, "rule"), (text(row, "verdict"), text(row, "how")))).collect();
+    let found = rows
+        .iter()
+        .map(|row| (text(row, "rule"), (text(row, "verdict"), text(row, "how"))))
+        .collect();
     Ok((found, output.status.success()))
 }
 

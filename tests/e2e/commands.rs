@@ -23,7 +23,10 @@ fn init_makes_secrets_for_its_owner_alone_and_never_overwrites() -> Result<()> {
     }
     let before = fs::read(dir.path().join("root.key"))?;
     let again = dir.assay(&["init"])?.arg(dir.path()).output()?;
-    ensure!(again.status.code() == Some(1) && String::from_utf8_lossy(&again.stderr).contains("never overwritten"));
+    ensure!(
+        again.status.code() == Some(1)
+            && String::from_utf8_lossy(&again.stderr).contains("never overwritten")
+    );
     ensure!(fs::read(dir.path().join("root.key"))? == before);
     Ok(())
 }
@@ -45,7 +48,10 @@ fn init_refuses_a_name_that_no_server_has_before_it_makes_anything() -> Result<(
         Ok(init)
     };
     let output = init("bad name!")?.output()?;
-    ensure!(output.status.code() == Some(1) && String::from_utf8_lossy(&output.stderr).contains("names no server"));
+    ensure!(
+        output.status.code() == Some(1)
+            && String::from_utf8_lossy(&output.stderr).contains("names no server")
+    );
     ensure!(fs::read_dir(place.path())?.next().is_none());
     run(init("ca.example")?.args(["--server-name", "192.0.2.7"]))?;
     Ok(())
@@ -57,14 +63,22 @@ fn init_keeps_the_settings_that_are_there_and_uses_them() -> Result<()> {
     let (link, file) = (place.path().join("assay.toml"), settings.path().join("assay.toml"));
     fs::write(&file, "flows = [\"sealed\"]\n[broker]\noperational = \"127.0.0.2:0\"\n")?;
     std::os::unix::fs::symlink(&file, &link)?;
-    let early = Command::new(assay_bin("assay")?).arg("--dir").arg(place.path()).arg("serve").output()?;
-    let advice = format!("holds no CA yet, only its settings; run `assay init {}`", place.path().display());
-    ensure!(early.status.code() == Some(1) && String::from_utf8_lossy(&early.stderr).contains(&advice));
+    let early =
+        Command::new(assay_bin("assay")?).arg("--dir").arg(place.path()).arg("serve").output()?;
+    let advice =
+        format!("holds no CA yet, only its settings; run `assay init {}`", place.path().display());
+    ensure!(
+        early.status.code() == Some(1) && String::from_utf8_lossy(&early.stderr).contains(&advice)
+    );
     run(Command::new(assay_bin("assay")?).arg("init").arg(place.path()))?;
     ensure!(fs::read_link(&link)? == file && fs::read_to_string(&file)?.contains("sealed"));
     let server = place.path().join("server.pem");
-    let named = run(tool("openssl")?.args(["x509", "-noout", "-checkip", "127.0.0.2", "-in"]).arg(server))?;
-    ensure!(String::from_utf8_lossy(&named.stdout).contains("does match"), "the worker connects there");
+    let named =
+        run(tool("openssl")?.args(["x509", "-noout", "-checkip", "127.0.0.2", "-in"]).arg(server))?;
+    ensure!(
+        String::from_utf8_lossy(&named.stdout).contains("does match"),
+        "the worker connects there"
+    );
     run(Command::new(assay_bin("assay")?).arg("--dir").arg(place.path()).arg("devices"))?;
     Ok(())
 }
@@ -74,7 +88,10 @@ fn init_refuses_settings_that_are_not_valid_before_it_makes_anything() -> Result
     let place = tempfile::tempdir()?;
     fs::write(place.path().join("assay.toml"), "flows = []")?;
     let output = Command::new(assay_bin("assay")?).arg("init").arg(place.path()).output()?;
-    ensure!(output.status.code() == Some(1) && String::from_utf8_lossy(&output.stderr).contains("flows"));
+    ensure!(
+        output.status.code() == Some(1)
+            && String::from_utf8_lossy(&output.stderr).contains("flows")
+    );
     ensure!(fs::read_dir(place.path())?.count() == 1);
     Ok(())
 }
@@ -110,8 +127,11 @@ fn what_init_makes_belongs_to_the_owner_of_the_directory() -> Result<()> {
     let roots_own = || if is_root { tempfile::tempdir_in("/var/lib") } else { tempfile::tempdir() };
     let place = roots_own()?;
     // Root makes a CA for the user that serves; anybody else for himself.
-    let (user, group) =
-        if is_root { (NOBODY, NOBODY) } else { (place.path().metadata()?.uid(), place.path().metadata()?.gid()) };
+    let (user, group) = if is_root {
+        (NOBODY, NOBODY)
+    } else {
+        (place.path().metadata()?.uid(), place.path().metadata()?.gid())
+    };
     std::os::unix::fs::chown(place.path(), Some(user), Some(group))?;
     run(Command::new(assay_bin("assay")?).arg("init").arg(place.path()))?;
     for file in fs::read_dir(place.path())? {
@@ -157,7 +177,8 @@ fn credentials_outside_of_the_ca_belong_to_whoever_makes_them() -> Result<()> {
     Ok(())
 }
 
-/// Other users may foresee the name of a list, and put a link in the place of a file that is not there yet.
+/// Other users may foresee the name of a list, and put a link in the place of a file that is not
+/// there yet.
 #[test]
 fn list_is_written_through_no_link() -> Result<()> {
     let dir = AssayDir::init()?;
@@ -170,7 +191,9 @@ fn list_is_written_through_no_link() -> Result<()> {
     let list = place.path().join("crl.pem");
     run(dir.assay(&["crl", "--pem", "--out"])?.arg(&list))?;
     ensure!(fs::read_to_string(&victim)? == "precious");
-    ensure!(!list.is_symlink() && fs::read_to_string(&list)?.matches("BEGIN X509 CRL").count() == 2);
+    ensure!(
+        !list.is_symlink() && fs::read_to_string(&list)?.matches("BEGIN X509 CRL").count() == 2
+    );
     ensure!(list.metadata()?.permissions().mode() & 0o777 == 0o644, "brokers read it");
     Ok(())
 }
@@ -184,7 +207,10 @@ fn nothing_is_granted_in_a_scope_that_is_not_on_record() -> Result<()> {
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     for flow in ["ticket", "sealed", "shared-key"] {
         let device = Device::new(&tpm)?;
-        let output = device.provision(&lab.dir, &lab.server)?.args(["--flow", flow, "--deadline", "6"]).output()?;
+        let output = device
+            .provision(&lab.dir, &lab.server)?
+            .args(["--flow", flow, "--deadline", "6"])
+            .output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(4) && said.contains("internal"), "{flow}: {said}");
     }
@@ -197,10 +223,19 @@ fn secrets_that_everybody_can_read_are_told_of_at_each_start() -> Result<()> {
     let lab = Lab::open()?;
     let dir = lab.dir.path();
     let warned = |lab: &Lab| -> Result<bool> {
-        let mut serve = lab.dir.assay(&["serve", "--bootstrap", "127.0.0.1:0", "--operational", "127.0.0.1:0"])?;
+        let mut serve = lab.dir.assay(&[
+            "serve",
+            "--bootstrap",
+            "127.0.0.1:0",
+            "--operational",
+            "127.0.0.1:0",
+        ])?;
         let mut serve = serve.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let mut line = String::new();
-        io::BufRead::read_line(&mut io::BufReader::new(serve.stdout.take().context("a pipe")?), &mut line)?;
+        io::BufRead::read_line(
+            &mut io::BufReader::new(serve.stdout.take().context("a pipe")?),
+            &mut line,
+        )?;
         serve.kill()?;
         let said = serve.wait_with_output()?.stderr;
         Ok(String::from_utf8_lossy(&said).contains("every user of this machine can read a secret"))
@@ -219,10 +254,14 @@ fn a_server_goes_on_when_nobody_reads_its_log_any_more() -> Result<()> {
     let dir = AssayDir::init()?;
     let vendor = trusted_vendor()?;
     dir.trust(&vendor)?;
-    let mut serve = dir.assay(&["serve", "--bootstrap", "127.0.0.1:0", "--operational", "127.0.0.1:0"])?;
+    let mut serve =
+        dir.assay(&["serve", "--bootstrap", "127.0.0.1:0", "--operational", "127.0.0.1:0"])?;
     let mut serve = serve.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let mut line = String::new();
-    io::BufRead::read_line(&mut io::BufReader::new(serve.stdout.take().context("a pipe")?), &mut line)?;
+    io::BufRead::read_line(
+        &mut io::BufReader::new(serve.stdout.take().context("a pipe")?),
+        &mut line,
+    )?;
     let broker = line.trim().strip_prefix("bootstrap ").context("where it listens")?;
     drop(serve.stderr.take());
     let provisioned = [0, 1].map(|number| -> Result<()> {
@@ -241,7 +280,8 @@ fn scope_cannot_change_once_there_are_devices() -> Result<()> {
     let rename = |from: &str, to: &str| -> Result<()> {
         Ok(fs::write(
             &toml,
-            fs::read_to_string(&toml)?.replace(&format!("scope = \"{from}\""), &format!("scope = \"{to}\"")),
+            fs::read_to_string(&toml)?
+                .replace(&format!("scope = \"{from}\""), &format!("scope = \"{to}\"")),
         )?)
     };
     drop(assay_tests::AssayServer::start(&dir)?);
@@ -267,7 +307,9 @@ fn scope_cannot_change_once_there_are_devices() -> Result<()> {
 #[test]
 fn init_makes_a_chain_that_openssl_accepts() -> Result<()> {
     let dir = AssayDir::init()?;
-    for (holder, purpose) in [("server", "sslserver"), ("worker", "sslclient"), ("operator", "sslclient")] {
+    for (holder, purpose) in
+        [("server", "sslserver"), ("worker", "sslclient"), ("operator", "sslclient")]
+    {
         let chain = dir.path().join(format!("{holder}.pem"));
         let mut verify = tool("openssl")?;
         verify.args(["verify", "-x509_strict", "-purpose", purpose, "-CAfile"]).arg(dir.root_pem());
@@ -312,7 +354,10 @@ fn an_ek_is_recognised_in_every_form_and_is_the_same_ek_in_all() -> Result<()> {
     }
     ensure!(eks.iter().all(|ek| *ek == eks[0]), "{eks:?}");
     let digest = run(tool("openssl")?.args(["dgst", "-sha256", "-r"]).arg(file("public.der")))?;
-    ensure!(String::from_utf8(digest.stdout)?.starts_with(eks[0].trim()), "the EK id is what openssl computes");
+    ensure!(
+        String::from_utf8(digest.stdout)?.starts_with(eks[0].trim()),
+        "the EK id is what openssl computes"
+    );
     Ok(())
 }
 
@@ -322,12 +367,20 @@ fn what_is_no_ek_and_no_vendor_is_refused_with_a_reason() -> Result<()> {
     let refused = |arguments: &[&str], file: &Path, reason: &str| -> Result<()> {
         let output = dir.assay(arguments)?.arg(file).output()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(output.status.code() == Some(1) && said.contains(reason), "{arguments:?} {}: {said}", file.display());
+        ensure!(
+            output.status.code() == Some(1) && said.contains(reason),
+            "{arguments:?} {}: {said}",
+            file.display()
+        );
         Ok(())
     };
     refused(&["enroll", "add"], &dir.path().join("ticket.key"), "holds no EK")?;
     refused(&["enroll", "add"], &dir.path().join("nowhere"), "cannot read")?;
-    refused(&["trust", "add"], &dir.path().join("root.key"), "neither a certificate nor a public key")?;
+    refused(
+        &["trust", "add"],
+        &dir.path().join("root.key"),
+        "neither a certificate nor a public key",
+    )?;
     refused(&["trust", "add"], &dir.path().join("worker.pem"), "not a CA")?;
     refused(&["enroll", "add"], &trusted_vendor()?.root_pem(), "of a CA")?;
     refused(&["trust", "remove"], Path::new(":"), "at least 8 digits")?;
@@ -357,7 +410,9 @@ fn longest_message_of_a_device_is_heard_whole() -> Result<()> {
     let device = Device::new(&tpm)?;
     lab.provision(&device, &[])?;
     let message = "x".repeat(65_000);
-    let said = watched(&lab, 1, || run(&mut device.publish(&lab.dir, &lab.server, "telemetry", &message)?).map(drop))?;
+    let said = watched(&lab, 1, || {
+        run(&mut device.publish(&lab.dir, &lab.server, "telemetry", &message)?).map(drop)
+    })?;
     ensure!(said.trim_end().ends_with(&message), "{} bytes", said.len());
     Ok(())
 }
@@ -366,14 +421,29 @@ fn longest_message_of_a_device_is_heard_whole() -> Result<()> {
 #[test]
 fn output_that_nobody_reads_any_more_ends_a_command_without_a_word() -> Result<()> {
     let dir = AssayDir::init()?;
-    for arguments in [&["devices"][..], &["credentials", "list", "--json"], &["trust", "list"], &["crl"], &["health"]] {
+    for arguments in [
+        &["devices"][..],
+        &["credentials", "list", "--json"],
+        &["trust", "list"],
+        &["crl"],
+        &["health"],
+    ] {
         let (reader, writer) = io::pipe()?;
         drop(reader);
-        let output = dir.assay(arguments)?.stdout(writer).stderr(Stdio::piped()).spawn()?.wait_with_output()?;
+        let output = dir
+            .assay(arguments)?
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()?
+            .wait_with_output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(arguments[0] == "health" || said.is_empty(), "{arguments:?}: {said}");
         ensure!(!said.contains("panicked"), "{arguments:?}: {said}");
-        ensure!(arguments[0] == "health" || output.status.code() == Some(141), "{arguments:?}: {}", output.status);
+        ensure!(
+            arguments[0] == "health" || output.status.code() == Some(141),
+            "{arguments:?}: {}",
+            output.status
+        );
     }
     Ok(())
 }

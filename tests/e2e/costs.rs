@@ -1,4 +1,5 @@
-//! What each flow costs a device: round trips, bytes on the wire, TPM commands. README's table is printed here.
+//! What each flow costs a device: round trips, bytes on the wire, TPM commands. README's table is
+//! printed here.
 
 use anyhow::{Context, Result, ensure};
 use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Tap, Worker, json, trusted_vendor};
@@ -10,15 +11,20 @@ fn each_flow_takes_the_round_trips_it_promises() -> Result<()> {
     dir.trust(&vendor)?;
     let mosquitto = Mosquitto::start(&["allow_anonymous true"])?;
     let _worker = Worker::start(&dir, &format!("mqtt://127.0.0.1:{}", mosquitto.port(0)))?;
-    println!("EK        flow        round trips  payload sent/received  MQTT bytes  TPM commands  TPM ms");
+    println!(
+        "EK        flow        round trips  payload sent/received  MQTT bytes  TPM commands  TPM ms"
+    );
     for ek in [EkKind::P256, EkKind::Rsa2048] {
-        for (number, (flow, round_trips)) in [("ticket", 2), ("sealed", 2), ("shared-key", 1)].into_iter().enumerate() {
+        for (number, (flow, round_trips)) in
+            [("ticket", 2), ("sealed", 2), ("shared-key", 1)].into_iter().enumerate()
+        {
             let tpm = vendor.device(ek, number)?;
             let (wire, commands) = (Tap::before(mosquitto.port(0))?, Tap::before(tpm.port())?);
             let device = Device::at(&format!("swtpm:host=127.0.0.1,port={}", commands.port()))?;
             let broker = format!("mqtt://127.0.0.1:{}", wire.port());
             let mut provision = device.provision_at(&broker, &dir.root_pem())?;
-            let cost = json(provision.args(["--flow", flow, "--ek", ek.name()])).with_context(|| flow.to_owned())?;
+            let cost = json(provision.args(["--flow", flow, "--ek", ek.name()]))
+                .with_context(|| flow.to_owned())?;
             ensure!(cost["requests"] == round_trips, "{cost}");
             // What a device on a slow network has to expect: docs/performance.md.
             let most = if ek == EkKind::P256 { 3500 } else { 3900 };

@@ -1,4 +1,5 @@
-//! `kill -9` at every step, on either side: afterwards each device has exactly one valid certificate.
+//! `kill -9` at every step, on either side: afterwards each device has exactly one valid
+//! certificate.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};

@@ -15,14 +15,22 @@ use crate::lab::Lab;
 fn operator_is_let_in_until_its_certificate_is_revoked() -> Result<()> {
     let lab = Lab::open()?;
     let out = tempfile::tempdir()?;
-    let add = ["credentials", "add", "operator", "alice", "--out", out.path().to_str().context("a path")?];
+    let add = [
+        "credentials",
+        "add",
+        "operator",
+        "alice",
+        "--out",
+        out.path().to_str().context("a path")?,
+    ];
     lab.assay(&add)?;
     let alice = Holder { client: "operator@alice".into(), files: out.path().join("alice") };
     let mut hears = alice.hears(&lab)?.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     // It writes nothing before it ends, so wait until somebody is heard.
     while hears.try_wait()?.is_none()
         && run(&mut alice.says(&lab, "-says")?)?.stdout.windows(6).any(|said| said == b"RC:16)")
-    {}
+    {
+    }
 
     let revoked_at = Instant::now();
     lab.assay(&["credentials", "revoke", "alice"])?;
@@ -32,9 +40,14 @@ fn operator_is_let_in_until_its_certificate_is_revoked() -> Result<()> {
     }
     ensure!(alice.is_refused(&lab)?);
     let rows = lab.assay(&["credentials", "list", "--json"])?.stdout;
-    let rows: Vec<Value> = serde_json::Deserializer::from_slice(&rows).into_iter().collect::<Result<_, _>>()?;
-    let names: Vec<_> = rows.iter().map(|row| (row["name"].as_str(), row["revoked_at"].is_null())).collect();
-    ensure!(names == [(Some("worker"), true), (Some("operator"), true), (Some("alice"), false)], "{names:?}");
+    let rows: Vec<Value> =
+        serde_json::Deserializer::from_slice(&rows).into_iter().collect::<Result<_, _>>()?;
+    let names: Vec<_> =
+        rows.iter().map(|row| (row["name"].as_str(), row["revoked_at"].is_null())).collect();
+    ensure!(
+        names == [(Some("worker"), true), (Some("operator"), true), (Some("alice"), false)],
+        "{names:?}"
+    );
     let list = out.path().join("list.pem");
     lab.assay(&["crl", "--pem", "--out", list.to_str().context("a path")?])?;
     // Of the second of two, which is by the CA that issued it.
@@ -76,14 +89,20 @@ fn certificate_that_is_on_no_record_lets_nobody_in() -> Result<()> {
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     let device = Device::new(&tpm)?;
     let provisioned = lab.provision(&device, &[])?;
-    let [id, serial] = ["device_id", "serial"].map(|name| provisioned[name].as_str().unwrap_or_default());
-    let operator =
-        run(tool("openssl")?.args(["x509", "-noout", "-serial", "-in"]).arg(lab.dir.path().join("operator.pem")))?;
+    let [id, serial] =
+        ["device_id", "serial"].map(|name| provisioned[name].as_str().unwrap_or_default());
+    let operator = run(tool("openssl")?
+        .args(["x509", "-noout", "-serial", "-in"])
+        .arg(lab.dir.path().join("operator.pem")))?;
     let operators = String::from_utf8(operator.stdout)?.trim().replace("serial=", "");
     run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?)?;
     for (client, uri, serial) in [
         (id.to_owned(), format!("urn:assay:device:default:{id}"), serial),
-        (id.to_owned(), format!("urn:assay:device:default:{id}"), "7f00000000000000000000000000000a"),
+        (
+            id.to_owned(),
+            format!("urn:assay:device:default:{id}"),
+            "7f00000000000000000000000000000a",
+        ),
         ("operator@forged".to_owned(), "urn:assay:operator".to_owned(), &operators),
         ("worker@forged".to_owned(), "urn:assay:worker".to_owned(), &operators),
     ] {
@@ -91,7 +110,8 @@ fn certificate_that_is_on_no_record_lets_nobody_in() -> Result<()> {
         ensure!(forged.is_refused(&lab)?, "{uri} {serial}");
     }
     // The same by the directory's own files is let in.
-    let operator = Holder { client: "operator@desk".into(), files: lab.dir.path().join("operator") };
+    let operator =
+        Holder { client: "operator@desk".into(), files: lab.dir.path().join("operator") };
     ensure!(!operator.is_refused(&lab)?);
     run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?)?;
     Ok(())
@@ -108,7 +128,20 @@ impl Holder {
     fn mosquitto(&self, lab: &Lab, program: &str) -> Result<Command> {
         let port = lab.server.operational.rsplit_once(':').context("the URL has a port")?.1;
         let mut command = tool(program)?;
-        command.args(["-d", "-V", "5", "-h", "127.0.0.1", "-p", port, "-i", &self.client, "-q", "1", "--cafile"]);
+        command.args([
+            "-d",
+            "-V",
+            "5",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            port,
+            "-i",
+            &self.client,
+            "-q",
+            "1",
+            "--cafile",
+        ]);
         command.arg(lab.dir.root_pem()).arg("--cert").arg(self.files.with_extension("pem"));
         command.arg("--key").arg(self.files.with_extension("key"));
         Ok(command)
@@ -139,7 +172,8 @@ impl Holder {
 /// A certificate that leads to the root.
 fn forge(lab: &Lab, uri: &str, serial: &str) -> Result<PathBuf> {
     let files = lab.dir.path().join("forged");
-    let [key, request, extensions, leaf] = ["key", "csr", "ext", "crt"].map(|name| files.with_extension(name));
+    let [key, request, extensions, leaf] =
+        ["key", "csr", "ext", "crt"].map(|name| files.with_extension(name));
     let name = "/CN=forged";
     run(tool("openssl")?
         .args(["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
@@ -153,7 +187,8 @@ fn forge(lab: &Lab, uri: &str, serial: &str) -> Result<PathBuf> {
     fs::write(&extensions, usages)?;
     let issuing = lab.dir.path().join("issuing");
     let mut sign = tool("openssl")?;
-    sign.args(["x509", "-req", "-days", "1", "-set_serial", &format!("0x{serial}"), "-extfile"]).arg(&extensions);
+    sign.args(["x509", "-req", "-days", "1", "-set_serial", &format!("0x{serial}"), "-extfile"])
+        .arg(&extensions);
     sign.arg("-in").arg(&request).arg("-CA").arg(issuing.with_extension("pem"));
     run(sign.arg("-CAkey").arg(issuing.with_extension("key")).arg("-out").arg(&leaf))?;
     let chain = [read(&leaf)?, read(&issuing.with_extension("pem"))?].concat();

@@ -16,19 +16,28 @@ fn what_ek_prints_is_what_enroll_add_wants_and_names_the_device_as_the_ca_does()
         let tpm = trusted_vendor()?.device(kind, 0)?;
         let device = Device::new(&tpm)?;
         let eks = run(device.ek()?.arg("--json"))?.stdout;
-        let eks: Vec<Value> = serde_json::Deserializer::from_slice(&eks).into_iter().collect::<Result<_, _>>()?;
+        let eks: Vec<Value> =
+            serde_json::Deserializer::from_slice(&eks).into_iter().collect::<Result<_, _>>()?;
         let names: Vec<_> = eks.iter().map(|ek| ek["ek"].as_str().unwrap_or_default()).collect();
         ensure!(names == ["p-256", "p-384", "rsa-2048", "rsa-3072"], "{names:?}");
         for ek in &eks {
             let is_certified = ek["ek"] == kind.name();
-            ensure!(ek["default"] == is_certified && ek["certificate"].is_null() != is_certified, "{ek}");
+            ensure!(
+                ek["default"] == is_certified && ek["certificate"].is_null() != is_certified,
+                "{ek}"
+            );
             let file = ek_file(&tpm, &device, ek["ek"].as_str().context("a kind")?)?;
             let printed = lab.assay(&["enroll", "add", &file.to_string_lossy()])?.stdout;
             ensure!(ek["ek_id"] == String::from_utf8(printed)?.trim(), "{ek}");
             lab.assay(&["enroll", "remove", ek["ek_id"].as_str().context("an id")?])?;
         }
-        let certified = eks.iter().find(|ek| ek["default"] == true).context("one is the default")?;
-        ensure!(certified["certificate"]["issuer"].as_str().is_some_and(|issuer| issuer.contains("Test TPM Vendor")));
+        let certified =
+            eks.iter().find(|ek| ek["default"] == true).context("one is the default")?;
+        ensure!(
+            certified["certificate"]["issuer"]
+                .as_str()
+                .is_some_and(|issuer| issuer.contains("Test TPM Vendor"))
+        );
         ensure!(lab.provision(&device, &[])?["device_id"] == certified["device_id"]);
         ensure!(tpm.transient_handles()?.is_empty() && tpm.loaded_sessions()?.is_empty());
     }
@@ -37,7 +46,8 @@ fn what_ek_prints_is_what_enroll_add_wants_and_names_the_device_as_the_ca_does()
 
 /// README.md's recipe for a device without a vendor's certificate.
 #[test]
-fn ek_that_is_printed_as_the_default_is_the_one_that_is_shown_and_found_again_without_its_state() -> Result<()> {
+fn ek_that_is_printed_as_the_default_is_the_one_that_is_shown_and_found_again_without_its_state()
+-> Result<()> {
     let lab = Lab::open()?;
     for (number, vendor) in [untrusted_vendor()?, trusted_vendor()?].into_iter().enumerate() {
         let tpm = vendor.device(EkKind::P384, 0)?;
@@ -52,18 +62,24 @@ fn ek_that_is_printed_as_the_default_is_the_one_that_is_shown_and_found_again_wi
     Ok(())
 }
 
-/// Of a vendor that is not trusted the first EK is refused for its certificate. Of a trusted one, the device would become a second device
-/// if it went by that.
+/// Of a vendor that is not trusted the first EK is refused for its certificate. Of a trusted one,
+/// the device would become a second device if it went by that.
 #[test]
 fn device_without_state_finds_the_ek_that_is_on_record_among_others() -> Result<()> {
     let lab = Lab::open()?;
     for vendor in [untrusted_vendor()?, trusted_vendor()?] {
-        for (flow, certified) in [("ticket", EkKind::P384), ("sealed", EkKind::Rsa2048), ("shared-key", EkKind::P384)] {
+        for (flow, certified) in
+            [("ticket", EkKind::P384), ("sealed", EkKind::Rsa2048), ("shared-key", EkKind::P384)]
+        {
             let tpm = vendor.device(certified, 0)?;
             enroll_p256(&lab, &tpm, flow)?;
             for _ in 0..2 {
-                let provisioned = lab.provision(&Device::new(&tpm)?, &["--flow", flow]).context(flow)?;
-                ensure!(provisioned["device_id"] == flow && provisioned["ek"] == "p-256", "{provisioned}");
+                let provisioned =
+                    lab.provision(&Device::new(&tpm)?, &["--flow", flow]).context(flow)?;
+                ensure!(
+                    provisioned["device_id"] == flow && provisioned["ek"] == "p-256",
+                    "{provisioned}"
+                );
             }
             lab.assay(&["enroll", "remove", flow])?;
         }
@@ -72,13 +88,17 @@ fn device_without_state_finds_the_ek_that_is_on_record_among_others() -> Result<
 }
 
 #[test]
-fn device_that_asks_for_its_name_finds_the_ek_of_that_name_though_the_vendor_is_trusted() -> Result<()> {
+fn device_that_asks_for_its_name_finds_the_ek_of_that_name_though_the_vendor_is_trusted()
+-> Result<()> {
     let lab = Lab::open()?;
     let tpm = trusted_vendor()?.device(EkKind::P384, 0)?;
     enroll_p256(&lab, &tpm, "pump-17")?;
     for _ in 0..2 {
         let provisioned = lab.provision(&Device::new(&tpm)?, &["--device-id", "pump-17"])?;
-        ensure!(provisioned["device_id"] == "pump-17" && provisioned["ek"] == "p-256", "{provisioned}");
+        ensure!(
+            provisioned["device_id"] == "pump-17" && provisioned["ek"] == "p-256",
+            "{provisioned}"
+        );
     }
     Ok(())
 }
@@ -90,7 +110,10 @@ fn device_without_state_finds_an_rsa_ek_that_is_on_record_without_a_certificate(
     let file = ek_file(&tpm, &Device::new(&tpm)?, "rsa-2048")?;
     lab.assay(&["enroll", "add", &file.to_string_lossy(), "--device-id", "pump-17"])?;
     let provisioned = lab.provision(&Device::new(&tpm)?, &[])?;
-    ensure!(provisioned["device_id"] == "pump-17" && provisioned["ek"] == "rsa-2048", "{provisioned}");
+    ensure!(
+        provisioned["device_id"] == "pump-17" && provisioned["ek"] == "rsa-2048",
+        "{provisioned}"
+    );
     Ok(())
 }
 

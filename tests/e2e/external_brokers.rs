@@ -54,11 +54,33 @@ fn operator_on_mosquitto_gives_commands_and_says_nothing_else() -> Result<()> {
     let file = |name: &str| dir.path().join(name).display().to_string();
     for (topic, is_granted) in [("command", true), ("command/reboot", true), ("telemetry", false)] {
         let mut says = tool("mosquitto_pub")?;
-        says.args(["-d", "-V", "5", "-q", "1", "-h", "127.0.0.1", "-p", &mosquitto.port(1).to_string(), "-m", "x"]);
-        says.args(["-t", &format!("device/v1/default/pump-17/{topic}"), "--cafile", &file("root.pem")]);
-        let output = says.args(["--cert", &file("operator.pem"), "--key", &file("operator.key")]).output()?;
+        says.args([
+            "-d",
+            "-V",
+            "5",
+            "-q",
+            "1",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &mosquitto.port(1).to_string(),
+            "-m",
+            "x",
+        ]);
+        says.args([
+            "-t",
+            &format!("device/v1/default/pump-17/{topic}"),
+            "--cafile",
+            &file("root.pem"),
+        ]);
+        let output = says
+            .args(["--cert", &file("operator.pem"), "--key", &file("operator.key")])
+            .output()?;
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        ensure!(said.contains("RC:135") != is_granted && said.contains("PUBACK"), "{topic}: {said}");
+        ensure!(
+            said.contains("RC:135") != is_granted && said.contains("PUBACK"),
+            "{topic}: {said}"
+        );
     }
     Ok(())
 }
@@ -74,7 +96,18 @@ fn mosquitto_refuses_what_the_revocation_list_names() -> Result<()> {
     let mut mosquitto = mosquitto_as_deployed(&dir)?;
     let is_let_in = |mosquitto: &Mosquitto, name: &str| -> Result<bool> {
         let mut says = tool("mosquitto_pub")?;
-        says.args(["-h", "127.0.0.1", "-p", &mosquitto.port(1).to_string(), "-t", "x", "-m", "x", "-q", "1"]);
+        says.args([
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &mosquitto.port(1).to_string(),
+            "-t",
+            "x",
+            "-m",
+            "x",
+            "-q",
+            "1",
+        ]);
         says.args(["--cafile", &file("root.pem"), "--cert", &file(&format!("{name}.pem"))]);
         Ok(says.args(["--key", &file(&format!("{name}.key"))]).output()?.status.success())
     };
@@ -94,14 +127,20 @@ pub(crate) fn mosquitto_as_deployed(dir: &AssayDir) -> Result<Mosquitto> {
     let config = config.replace("/mosquitto/certs", &dir.path().display().to_string());
     let config = config.replace("/mosquitto/config", deployed);
     // The harness has ports of its own, and says first that listeners differ.
-    let [general, bootstrap, operational] = config.splitn(3, "\nlistener ").collect::<Vec<_>>()[..] else {
+    let [general, bootstrap, operational] = config.splitn(3, "\nlistener ").collect::<Vec<_>>()[..]
+    else {
         bail!("two listeners: {config}");
     };
-    let below = |listener: &str| listener.split_once('\n').map(|(_, lines)| lines.to_owned()).unwrap_or_default();
+    let below = |listener: &str| {
+        listener.split_once('\n').map(|(_, lines)| lines.to_owned()).unwrap_or_default()
+    };
     let general = general.replace("per_listener_settings true", "");
     let list = dir.path().join("crl.pem");
     let list = if list.exists() { format!("\ncrlfile {}", list.display()) } else { String::new() };
-    Mosquitto::start(&[&format!("{}\n{general}", below(bootstrap)), &format!("{}{list}", below(operational))])
+    Mosquitto::start(&[
+        &format!("{}\n{general}", below(bootstrap)),
+        &format!("{}{list}", below(operational)),
+    ])
 }
 
 #[test]
@@ -128,7 +167,11 @@ fn provisions_on(dir: &AssayDir, broker: &str) -> Result<()> {
     for (number, kind) in [EkKind::P256, EkKind::Rsa2048].into_iter().enumerate() {
         let tpm = vendor.device(kind, number)?;
         let provisioned = json(&mut Device::new(&tpm)?.provision_at(broker, &dir.root_pem())?)?;
-        ensure!(dir.list("devices")?.iter().any(|device| device["device_id"] == provisioned["device_id"]));
+        ensure!(
+            dir.list("devices")?
+                .iter()
+                .any(|device| device["device_id"] == provisioned["device_id"])
+        );
     }
     Ok(())
 }

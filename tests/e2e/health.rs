@@ -27,9 +27,13 @@ fn a_ping_is_answered_and_leaves_no_trace() -> Result<()> {
 #[test]
 fn a_ca_that_answers_and_can_write_is_healthy() -> Result<()> {
     let lab = Lab::open()?;
-    let health = Health::of(lab.dir.assay(&["health", "--json", "--broker", &lab.server.bootstrap])?)?;
+    let health =
+        Health::of(lab.dir.assay(&["health", "--json", "--broker", &lab.server.bootstrap])?)?;
     ensure!(health.healthy && health.report["healthy"] == true, "{health:?}");
-    ensure!(health.report["worker"]["answered_ms"].is_u64() && health.report["store"]["written_ms"].is_u64());
+    ensure!(
+        health.report["worker"]["answered_ms"].is_u64()
+            && health.report["store"]["written_ms"].is_u64()
+    );
     ensure!(lab.dir.list("audit")?.is_empty(), "it leaves no trace");
     Ok(())
 }
@@ -46,7 +50,10 @@ fn a_worker_on_another_broker_is_asked_there() -> Result<()> {
     let broker = format!("mqtts://127.0.0.1:{}", mosquitto.port(1));
     let ask = || Health::of(dir.assay(&["health", "--json", "--broker", &broker])?);
     let without = ask()?;
-    ensure!(!without.healthy && without.worker_error().contains("no worker is subscribed"), "{without:?}");
+    ensure!(
+        !without.healthy && without.worker_error().contains("no worker is subscribed"),
+        "{without:?}"
+    );
     ensure!(without.report["store"]["written_ms"].is_u64(), "each part speaks for itself");
     let _worker = Worker::start(&dir, &plain)?;
     let with = ask()?;
@@ -86,7 +93,10 @@ fn a_store_that_cannot_be_written_is_not_healthy() -> Result<()> {
         limited.arg(assay.get_program()).args(assay.get_args());
         let health = Health::of(limited)?;
         let error = health.report["store"]["error"].as_str().unwrap_or_default().to_owned();
-        ensure!(!health.healthy && error.contains(reason) && error.contains("free space"), "{health:?}");
+        ensure!(
+            !health.healthy && error.contains(reason) && error.contains("free space"),
+            "{health:?}"
+        );
         ensure!(health.report["worker"]["answered_ms"].is_u64(), "each part speaks for itself");
     }
     ensure!(Health::of(lab.dir.assay(&arguments)?)?.healthy, "nothing is left behind");
@@ -105,8 +115,9 @@ impl Health {
     fn of(mut command: Command) -> Result<Self> {
         let started = Instant::now();
         let output = command.output()?;
-        let report = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("no JSON; on stderr: {}", String::from_utf8_lossy(&output.stderr)))?;
+        let report = serde_json::from_slice(&output.stdout).with_context(|| {
+            format!("no JSON; on stderr: {}", String::from_utf8_lossy(&output.stderr))
+        })?;
         Ok(Self { healthy: output.status.success(), report, took: started.elapsed() })
     }
 

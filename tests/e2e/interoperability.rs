@@ -23,14 +23,17 @@ fn tpm2_activatecredential_opens_our_credentials_for_every_kind_of_ek() -> Resul
             other => anyhow::bail!("{kind:?}: {other:?}"),
         };
         let ticket = device.activate(&challenge).with_context(|| format!("{kind:?}"))?;
-        let granted = match mqtt.ask(RequestBody::Certify(Proof { claim: challenge.claim, ticket }))? {
-            ReplyBody::Certificate(granted) => granted,
-            other => anyhow::bail!("{kind:?}: {other:?}"),
-        };
+        let granted =
+            match mqtt.ask(RequestBody::Certify(Proof { claim: challenge.claim, ticket }))? {
+                ReplyBody::Certificate(granted) => granted,
+                other => anyhow::bail!("{kind:?}: {other:?}"),
+            };
 
         let file = tpm.work_dir().join("certificate.der");
         fs::write(&file, &granted.chain[0][..])?;
-        let text = run(tool("openssl")?.args(["x509", "-inform", "DER", "-noout", "-subject", "-in"]).arg(&file))?;
+        let text = run(tool("openssl")?
+            .args(["x509", "-inform", "DER", "-noout", "-subject", "-in"])
+            .arg(&file))?;
         let subject = String::from_utf8(text.stdout)?;
         ensure!(subject.contains(&named(&granted.chain)?), "{kind:?}: {subject}");
     }

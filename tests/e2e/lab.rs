@@ -7,7 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use assay_tests::{AssayDir, AssayServer, Device, EVERY_FLOW, EkKind, Swtpm, json, run, tool, trusted_vendor};
+use assay_tests::{
+    AssayDir, AssayServer, Device, EVERY_FLOW, EkKind, Swtpm, json, run, tool, trusted_vendor,
+};
 use serde_json::Value;
 
 /// A served CA that trusts the trusted vendor.
@@ -44,7 +46,9 @@ impl Lab {
     /// The device's certificate leads to the root by OpenSSL's judgement too.
     pub(crate) fn openssl_verifies(&self, chain: &Path) -> Result<()> {
         let mut verify = tool("openssl")?;
-        verify.args(["verify", "-x509_strict", "-purpose", "sslclient", "-CAfile"]).arg(self.dir.root_pem());
+        verify
+            .args(["verify", "-x509_strict", "-purpose", "sslclient", "-CAfile"])
+            .arg(self.dir.root_pem());
         verify.arg("-untrusted").arg(chain).arg(chain);
         run(&mut verify).map(drop)
     }
@@ -54,8 +58,15 @@ impl Lab {
         run(&mut self.dir.assay(arguments)?)
     }
 
-    /// The EK certificate of a TPM, put on the enrolment list under a device id; more arguments of `enroll add` come last.
-    pub(crate) fn enroll(&self, tpm: &Swtpm, kind: EkKind, device_id: &str, arguments: &[&str]) -> Result<()> {
+    /// The EK certificate of a TPM, put on the enrolment list under a device id; more arguments of
+    /// `enroll add` come last.
+    pub(crate) fn enroll(
+        &self,
+        tpm: &Swtpm,
+        kind: EkKind,
+        device_id: &str,
+        arguments: &[&str],
+    ) -> Result<()> {
         let file = tpm.work_dir().join("ek.der");
         fs::write(&file, tpm.ek_certificate(kind)?)?;
         let add = ["enroll", "add", file.to_str().context("a path")?, "--device-id", device_id];
@@ -64,17 +75,22 @@ impl Lab {
 
     /// The statuses of all certificates of a device, in the order of issuance.
     pub(crate) fn statuses(&self, device_id: &str) -> Result<Vec<String>> {
-        let certificates = self.dir.list("certs")?.into_iter().filter(|row| row["device_id"] == device_id);
+        let certificates =
+            self.dir.list("certs")?.into_iter().filter(|row| row["device_id"] == device_id);
         certificates.map(|row| Ok(row["status"].as_str().context("a status")?.to_owned())).collect()
     }
 
     /// How many certificates of a device are active.
     pub(crate) fn active_certificates(&self, device_id: &str) -> Result<usize> {
         let certificates = self.dir.list("certs")?;
-        Ok(certificates.iter().filter(|row| row["device_id"] == device_id && row["status"] == "active").count())
+        Ok(certificates
+            .iter()
+            .filter(|row| row["device_id"] == device_id && row["status"] == "active")
+            .count())
     }
 
-    /// Waits until the audit has a decision with this problem; refusals are written within a tenth of a second.
+    /// Waits until the audit has a decision with this problem; refusals are written within a tenth
+    /// of a second.
     pub(crate) fn audited(&self, problem: &str) -> Result<Value> {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
@@ -101,9 +117,15 @@ pub(crate) fn refused_with(output: &Output, problem: &str) -> Result<()> {
 
 /// Runs `watch` until it has printed `count` lines while `talk` runs; returns the lines.
 pub(crate) fn watched(lab: &Lab, count: u32, talk: impl FnOnce() -> Result<()>) -> Result<String> {
-    let mut watch: Command =
-        lab.dir.assay(&["watch", "--broker", &lab.server.operational, "--count", &count.to_string()])?;
-    let mut watch = watch.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn()?;
+    let mut watch: Command = lab.dir.assay(&[
+        "watch",
+        "--broker",
+        &lab.server.operational,
+        "--count",
+        &count.to_string(),
+    ])?;
+    let mut watch =
+        watch.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn()?;
     // It says so on stderr once its subscription is granted.
     let mut said = std::io::BufReader::new(watch.stderr.take().context("stderr is a pipe")?);
     let mut line = String::new();

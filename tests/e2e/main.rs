@@ -1,4 +1,5 @@
-//! The product as users have it: real processes, real sockets, software TPMs that came from a manufacturer.
+//! The product as users have it: real processes, real sockets, software TPMs that came from a
+//! manufacturer.
 
 mod access_broker;
 mod advice;

@@ -16,8 +16,9 @@ fn every_ek_with_every_ik_gets_a_certificate_and_speaks_mutual_tls() -> Result<(
         for ek in EkKind::ALL {
             let tpm = vendor.device(ek, number)?;
             let device = Device::new(&tpm)?;
-            let provisioned =
-                lab.provision(&device, &["--ek", ek.name(), "--ik", ik]).with_context(|| format!("{ek:?} × {ik}"))?;
+            let provisioned = lab
+                .provision(&device, &["--ek", ek.name(), "--ik", ik])
+                .with_context(|| format!("{ek:?} × {ik}"))?;
             let chain = provisioned["certificate"].as_str().context("a path")?;
             lab.openssl_verifies(Path::new(chain))?;
 
@@ -25,7 +26,10 @@ fn every_ek_with_every_ik_gets_a_certificate_and_speaks_mutual_tls() -> Result<(
                 run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5 °C")?).map(drop)
             })?;
             let id = provisioned["device_id"].as_str().context("an id")?;
-            ensure!(said == format!("device/v1/default/{id}/telemetry 21.5 °C\n"), "{ek:?} × {ik}: {said}");
+            ensure!(
+                said == format!("device/v1/default/{id}/telemetry 21.5 °C\n"),
+                "{ek:?} × {ik}: {said}"
+            );
         }
     }
     ensure!(lab.dir.list("certs")?.len() == 3 * EkKind::ALL.len());
@@ -53,7 +57,8 @@ fn every_flow_with_every_ek_and_parent_ends_in_a_device_that_speaks() -> Result<
                 lab.refused(&device, &arguments, "plain-srk")?;
                 lab.enroll(&tpm, ek, &format!("plain-{}-{number}", ek.name()), &["--plain-srk"])?;
             }
-            let provisioned = lab.provision(&device, &arguments).with_context(|| format!("{ek:?}, {flow:?}"))?;
+            let provisioned =
+                lab.provision(&device, &arguments).with_context(|| format!("{ek:?}, {flow:?}"))?;
             ensure!(provisioned["flow"] == flow[1]);
             if let Some(chain) = provisioned["certificate"].as_str() {
                 lab.openssl_verifies(Path::new(chain))?;
@@ -62,8 +67,14 @@ fn every_flow_with_every_ek_and_parent_ends_in_a_device_that_speaks() -> Result<
                 run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5 °C")?).map(drop)
             })?;
             let id = provisioned["device_id"].as_str().context("an id")?;
-            ensure!(said == format!("device/v1/default/{id}/telemetry 21.5 °C\n"), "{ek:?}, {flow:?}: {said}");
-            ensure!(tpm.transient_handles()?.is_empty() && tpm.loaded_sessions()?.is_empty(), "{ek:?}, {flow:?}");
+            ensure!(
+                said == format!("device/v1/default/{id}/telemetry 21.5 °C\n"),
+                "{ek:?}, {flow:?}: {said}"
+            );
+            ensure!(
+                tpm.transient_handles()?.is_empty() && tpm.loaded_sessions()?.is_empty(),
+                "{ek:?}, {flow:?}"
+            );
         }
     }
     Ok(())
@@ -79,7 +90,10 @@ fn a_cleared_tpm_recovers_by_itself_in_every_flow() -> Result<()> {
         let first = lab.provision(&device, &["--flow", flow])?;
         run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?)?;
         tpm.clear()?;
-        ensure!(!device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?.output()?.status.success(), "{flow}");
+        ensure!(
+            !device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?.output()?.status.success(),
+            "{flow}"
+        );
         let second = lab.provision(&device, &[]).context(flow)?;
         ensure!(second["flow"] == flow, "the device knows its flow");
         ensure!(first["device_id"] == second["device_id"] && !first["device_id"].is_null());
@@ -111,7 +125,10 @@ fn a_device_asks_again_when_told_and_a_ca_that_lost_its_records_certifies_it_ane
     let backup = lab.dir.path().join("backup.db");
     fs::copy(lab.dir.path().join("assay.db"), &backup)?;
     let first = lab.provision(&device, &[])?;
-    ensure!(lab.provision(&device, &["--again"])?["serial"] == first["serial"], "nothing new is issued");
+    ensure!(
+        lab.provision(&device, &["--again"])?["serial"] == first["serial"],
+        "nothing new is issued"
+    );
 
     lab.server.kill9()?;
     for file in ["assay.db-wal", "assay.db-shm"] {
@@ -120,8 +137,13 @@ fn a_device_asks_again_when_told_and_a_ca_that_lost_its_records_certifies_it_ane
     fs::copy(&backup, lab.dir.path().join("assay.db"))?;
     lab.dir.trust(&trusted_vendor()?)?;
     lab.server.restart()?;
-    ensure!(lab.provision(&device, &[])?["serial"] == first["serial"], "the device knows of nothing");
-    ensure!(!device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?.output()?.status.success());
+    ensure!(
+        lab.provision(&device, &[])?["serial"] == first["serial"],
+        "the device knows of nothing"
+    );
+    ensure!(
+        !device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?.output()?.status.success()
+    );
     ensure!(lab.provision(&device, &["--again"])?["serial"] != first["serial"]);
     ensure!(device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?.output()?.status.success());
     Ok(())
@@ -143,7 +165,8 @@ fn a_tpm_with_passwords_and_its_certificate_in_a_file_is_provisioned() -> Result
     let lab = Lab::open()?;
     let vendor = trusted_vendor()?;
     let mut tpm = Swtpm::without_ek_certificate()?;
-    let certificate = vendor.certify(&tpm.ek_public_pem(EkKind::P256)?, &EkCertificate::default())?;
+    let certificate =
+        vendor.certify(&tpm.ek_public_pem(EkKind::P256)?, &EkCertificate::default())?;
     let file = tpm.work_dir().join("ek.der");
     fs::write(&file, certificate)?;
     tpm.set_passwords("owner's", "endorsement's")?;

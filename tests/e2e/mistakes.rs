@@ -15,8 +15,14 @@ fn wrong_scope_or_listener_is_told_in_seconds_and_not_tried_again() -> Result<()
     let lab = Lab::open()?;
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     let device = Device::new(&tpm)?;
-    told(device.provision(&lab.dir, &lab.server)?.args(["--scope", "other"]), "provisioned in scope other")?;
-    told(&mut device.provision_at(&lab.server.operational, &lab.dir.root_pem())?, "bootstrap listener")?;
+    told(
+        device.provision(&lab.dir, &lab.server)?.args(["--scope", "other"]),
+        "provisioned in scope other",
+    )?;
+    told(
+        &mut device.provision_at(&lab.server.operational, &lab.dir.root_pem())?,
+        "bootstrap listener",
+    )?;
     let without_tls = lab.server.bootstrap.replace("mqtts", "mqtt");
     told(&mut device.provision_at(&without_tls, &lab.dir.root_pem())?, &lab.server.bootstrap)?;
     let other = AssayDir::init()?;
@@ -31,7 +37,8 @@ fn publishing_at_the_bootstrap_listener_is_told_with_the_right_one() -> Result<(
         let tpm = vendor.device(EkKind::P256, number)?;
         let device = Device::new(&tpm)?;
         lab.provision(&device, &["--flow", flow])?;
-        let mut publish = device.publish_at(&lab.server.bootstrap, &lab.dir.root_pem(), "telemetry", "21.5")?;
+        let mut publish =
+            device.publish_at(&lab.server.bootstrap, &lab.dir.root_pem(), "telemetry", "21.5")?;
         told(&mut publish, "operational listener").context(flow)?;
         run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?)?;
     }
@@ -54,7 +61,10 @@ fn device_that_is_there_before_the_worker_is_provisioned_once_it_comes() -> Resu
     let Output { status, stderr, .. } = device.wait_with_output()?;
     let said = String::from_utf8_lossy(&stderr);
     ensure!(status.success() && said.contains("no CA serves scope default"), "{said}");
-    ensure!(started.elapsed() < Duration::from_secs(15), "it waits for a reply that cannot come: {said}");
+    ensure!(
+        started.elapsed() < Duration::from_secs(15),
+        "it waits for a reply that cannot come: {said}"
+    );
     Ok(())
 }
 
@@ -90,7 +100,10 @@ fn device_with_a_broken_state_file_gets_what_it_had() -> Result<()> {
         ensure!(publish.status.code() == Some(6), "{publish:?}");
 
         let second = lab.provision(&device, &["--flow", flow]).context(flow)?;
-        ensure!(second["device_id"] == first["device_id"] && second["serial"] == first["serial"], "{flow}: {second}");
+        ensure!(
+            second["device_id"] == first["device_id"] && second["serial"] == first["serial"],
+            "{flow}: {second}"
+        );
         ensure!(tpm.persistent_handles()? == before, "{flow}");
         ensure!(device.state().join("device.json.broken").exists());
         run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?)?;
@@ -103,7 +116,11 @@ fn told(command: &mut Command, what: &str) -> Result<()> {
     let started = Instant::now();
     let output = command.output()?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.code() == Some(3) && said.contains(what), "{command:?}: {}: {said}", output.status);
+    ensure!(
+        output.status.code() == Some(3) && said.contains(what),
+        "{command:?}: {}: {said}",
+        output.status
+    );
     ensure!(said.contains("What to do: ") && !said.contains("trying again"), "{said}");
     ensure!(started.elapsed() < Duration::from_secs(20), "after {:?}", started.elapsed());
     Ok(())

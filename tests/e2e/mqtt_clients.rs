@@ -74,7 +74,10 @@ fn mosquitto_clients_of_both_versions_hear_each_other() -> Result<()> {
             run(says.args(["-t", "device/v1/default/pump-17/command/stop", "-m", "now"]))?;
         }
         let output = hears.wait_with_output()?;
-        ensure!(output.status.success() && output.stdout == b"now\n", "{publisher} to {subscriber}: {output:?}");
+        ensure!(
+            output.status.success() && output.stdout == b"now\n",
+            "{publisher} to {subscriber}: {output:?}"
+        );
     }
     Ok(())
 }
@@ -82,7 +85,8 @@ fn mosquitto_clients_of_both_versions_hear_each_other() -> Result<()> {
 #[test]
 fn watch_goes_on_after_the_broker_was_away() -> Result<()> {
     let mut lab = Lab::start()?;
-    let mut watch = lab.dir.assay(&["watch", "--count", "2", "--broker", &lab.server.operational])?;
+    let mut watch =
+        lab.dir.assay(&["watch", "--count", "2", "--broker", &lab.server.operational])?;
     let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let mut heard = BufReader::new(watch.stdout.take().context("its output")?).lines();
     let mut told = BufReader::new(watch.stderr.take().context("its output")?).lines();

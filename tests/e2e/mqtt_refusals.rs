@@ -9,7 +9,8 @@ use assay_wire::ClientId;
 use crate::lab::Lab;
 use crate::raw_client::random;
 
-/// A rule that is broken, and what becomes of it for MQTT 3.1.1 and for MQTT 5. paho tells of a connection that ends no more than that.
+/// A rule that is broken, and what becomes of it for MQTT 3.1.1 and for MQTT 5. paho tells of a
+/// connection that ends no more than that.
 type Row = (&'static str, &'static str, &'static str);
 
 const STRANGER: &[Row] = &[
@@ -81,13 +82,22 @@ fn paho_is_told_what_the_protocol_says_of_a_device() -> Result<()> {
     // First the one that tells more: the device's requests are counted over all its connections.
     for version in ["5", "4"] {
         let token = String::from_utf8(run(&mut device.token()?)?.stdout)?;
-        compare(DEVICE, version, &told(&lab, version, &lab.server.operational, [name, token.trim()])?)?;
+        compare(
+            DEVICE,
+            version,
+            &told(&lab, version, &lab.server.operational, [name, token.trim()])?,
+        )?;
     }
     Ok(())
 }
 
 /// Each rule that paho broke, and what it heard.
-fn told(lab: &Lab, version: &str, broker: &str, device: [&str; 2]) -> Result<Vec<(String, String)>> {
+fn told(
+    lab: &Lab,
+    version: &str,
+    broker: &str,
+    device: [&str; 2],
+) -> Result<Vec<(String, String)>> {
     // Debian's, which has the library.
     let mut python = Command::new("/usr/bin/python3");
     python
@@ -111,21 +121,55 @@ fn compare(rows: &[Row], version: &str, told: &[(String, String)]) -> Result<()>
 #[test]
 fn mosquitto_clients_say_what_is_wrong() -> Result<()> {
     let lab = Lab::open()?;
-    let (own, another) = ("provision/v1/default/{client}/request", "provision/v1/default/another/request");
+    let (own, another) =
+        ("provision/v1/default/{client}/request", "provision/v1/default/another/request");
     for (program, version, options, said) in [
         ("mosquitto_sub", "311", &["-t", "#"][..], "Subscribed (mid: 1): 128"),
         ("mosquitto_sub", "5", &["-t", "#"], "Subscribed (mid: 1): 135"),
-        ("mosquitto_sub", "311", &["-t", "#", "-i", "pump-17"], "Connection Refused: identifier rejected"),
+        (
+            "mosquitto_sub",
+            "311",
+            &["-t", "#", "-i", "pump-17"],
+            "Connection Refused: identifier rejected",
+        ),
         ("mosquitto_sub", "5", &["-t", "#", "-i", "pump-17"], "Client Identifier not valid"),
-        ("mosquitto_pub", "5", &["-m", "x", "-q", "1", "-t", another], "Publish 1 failed: Not authorized"),
+        (
+            "mosquitto_pub",
+            "5",
+            &["-m", "x", "-q", "1", "-t", another],
+            "Publish 1 failed: Not authorized",
+        ),
         ("mosquitto_pub", "311", &["-m", "x", "-q", "2", "-t", own], "The connection was lost"),
-        ("mosquitto_pub", "5", &["-m", "x", "-q", "2", "-t", own], "Message QoS not supported on broker"),
-        ("mosquitto_pub", "311", &["-m", "x", "-q", "1", "-t", own, "-r"], "The connection was lost"),
+        (
+            "mosquitto_pub",
+            "5",
+            &["-m", "x", "-q", "2", "-t", own],
+            "Message QoS not supported on broker",
+        ),
+        (
+            "mosquitto_pub",
+            "311",
+            &["-m", "x", "-q", "1", "-t", own, "-r"],
+            "The connection was lost",
+        ),
     ] {
         let client = ClientId::bootstrap(random()).to_string();
         let mut command = tool(program)?;
-        command.args(["-d", "-h", "127.0.0.1", "-p", port_of(&lab.server.bootstrap)?, "-V", version, "-i", &client]);
-        command.arg("--cafile").arg(lab.dir.root_pem()).args(options.iter().map(|o| o.replace("{client}", &client)));
+        command.args([
+            "-d",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            port_of(&lab.server.bootstrap)?,
+            "-V",
+            version,
+            "-i",
+            &client,
+        ]);
+        command
+            .arg("--cafile")
+            .arg(lab.dir.root_pem())
+            .args(options.iter().map(|o| o.replace("{client}", &client)));
         let Output { stdout, stderr, .. } = command.output()?;
         let heard = String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned();
         ensure!(heard.contains(said), "{program} {version} {options:?}: {heard}");

@@ -1,4 +1,5 @@
-//! What operators do to many devices and to one: import, policies, rotation, removal, revocation lists.
+//! What operators do to many devices and to one: import, policies, rotation, removal, revocation
+//! lists.
 
 use std::fs;
 use std::path::PathBuf;
@@ -30,7 +31,10 @@ impl Ek {
 
     /// As `openssl pkey -pubout` writes it.
     fn pem(&self) -> String {
-        format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", BASE64.encode(&self.spki()))
+        format!(
+            "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+            BASE64.encode(&self.spki())
+        )
     }
 
     fn tpmt_public(&self) -> Vec<u8> {
@@ -106,7 +110,8 @@ fn eks_in_every_form_are_imported_from_one_csv_file() -> Result<()> {
     );
     let file = desk.write("eks.csv", csv)?;
 
-    let (ids, said) = desk.assay(&["enroll", "import", &file, "--dry-run", "--reprovision", "reuse"])?;
+    let (ids, said) =
+        desk.assay(&["enroll", "import", &file, "--dry-run", "--reprovision", "reuse"])?;
     ensure!(said.contains("would import 5, unchanged 0") && ids.lines().count() == 5, "{said}");
     ensure!(desk.enrolled()?.is_empty(), "a dry run leaves nothing");
 
@@ -116,7 +121,10 @@ fn eks_in_every_form_are_imported_from_one_csv_file() -> Result<()> {
         let ek = desk.write("ek.pem", eks[n].pem())?;
         let row = desk.show(&ek)?;
         ensure!(row["ek_id"] == ek_id && row["disabled"] == (n == 0), "line of EK {n}: {row}");
-        ensure!(row["device_id"] == if n == 2 { Value::Null } else { format!("pump-{n}").into() }, "{row}");
+        ensure!(
+            row["device_id"] == if n == 2 { Value::Null } else { format!("pump-{n}").into() },
+            "{row}"
+        );
         ensure!(row["reprovision"] == ["never", "reuse", "reuse", "reuse", "reissue"][n], "{row}");
         ensure!(row["plain_srk"] == (n == 2), "{row}");
     }
@@ -157,8 +165,11 @@ fn one_bad_line_keeps_all_from_being_imported_and_every_bad_line_is_named() -> R
         format!("{},,,,,true", known.azure()),
     ];
     let header = "endorsement_key,device_id,reprovision,legacy_dps_ek,status,plain_srk";
-    let said =
-        desk.refused(&["enroll", "import", &desk.write("eks.csv", format!("{header}\n{}\n", rows.join("\n")))?])?;
+    let said = desk.refused(&[
+        "enroll",
+        "import",
+        &desk.write("eks.csv", format!("{header}\n{}\n", rows.join("\n")))?,
+    ])?;
     let expected = [
         (3, "the same EK as line 2"),
         (4, "the same device id as line 2: pump-2"),
@@ -181,12 +192,18 @@ fn one_bad_line_keeps_all_from_being_imported_and_every_bad_line_is_named() -> R
         let found = said.lines().find(|said| said.starts_with(&format!("line {line}: ")));
         ensure!(found.is_some_and(|found| found.contains(reason)), "line {line}, {reason}: {said}");
     }
-    ensure!(!said.lines().any(|said| said.starts_with("line 2:")) && said.contains("16 cannot be"), "{said}");
+    ensure!(
+        !said.lines().any(|said| said.starts_with("line 2:")) && said.contains("16 cannot be"),
+        "{said}"
+    );
     ensure!(desk.enrolled()?.len() == 2);
 
     let many = format!("endorsement_key\n{}", "AAAA\n".repeat(60));
     let said = desk.refused(&["enroll", "import", &desk.write("many.csv", many)?])?;
-    ensure!(said.contains("line 51: ") && !said.contains("line 52: ") && said.contains("and 10 more"), "{said}");
+    ensure!(
+        said.contains("line 51: ") && !said.contains("line 52: ") && said.contains("and 10 more"),
+        "{said}"
+    );
     Ok(())
 }
 
@@ -194,9 +211,15 @@ fn one_bad_line_keeps_all_from_being_imported_and_every_bad_line_is_named() -> R
 fn columns_of_azures_names_are_understood_and_all_others_kept_as_tags() -> Result<()> {
     let desk = Desk::new()?;
     let ek = Ek::new()?;
-    let csv = format!("endorsementKey,registrationId,provisioningStatus,site\n{},pump-1,disabled,north\n", ek.azure());
+    let csv = format!(
+        "endorsementKey,registrationId,provisioningStatus,site\n{},pump-1,disabled,north\n",
+        ek.azure()
+    );
     let (_, said) = desk.assay(&["enroll", "import", &desk.write("eks.csv", &csv)?])?;
-    ensure!(said.contains("kept as tags: the columns \"site\"") && said.contains("imported 1"), "{said}");
+    ensure!(
+        said.contains("kept as tags: the columns \"site\"") && said.contains("imported 1"),
+        "{said}"
+    );
     let row = desk.show("pump-1")?;
     ensure!(row["tags"]["site"] == "north" && row["disabled"] == true, "{row}");
 
@@ -219,7 +242,9 @@ fn a_list_and_an_ek_are_read_from_standard_input() -> Result<()> {
     let output = run(desk.dir.assay(&["enroll", "import", "-"])?.stdin(fs::File::open(csv)?))?;
     ensure!(String::from_utf8(output.stderr)?.contains("imported 1"));
     let pem = desk.write("ek.pem", second.pem())?;
-    let said = String::from_utf8(run(desk.dir.assay(&["enroll", "add", "-"])?.stdin(fs::File::open(pem)?))?.stderr)?;
+    let said = String::from_utf8(
+        run(desk.dir.assay(&["enroll", "add", "-"])?.stdin(fs::File::open(pem)?))?.stderr,
+    )?;
     ensure!(said.contains("you vouch for a key that may be anywhere"), "{said}");
     ensure!(desk.enrolled()?.len() == 2);
     Ok(())
@@ -256,7 +281,9 @@ fn a_policy_is_given_shown_and_changed() -> Result<()> {
     let desk = Desk::new()?;
     let ek = desk.write("ek.pem", Ek::new()?.pem())?;
     ensure!(desk.refused(&["enroll", "add", &ek, "--legacy-dps-ek"])?.contains("RSA-2048"));
-    ensure!(desk.refused(&["enroll", "update", &ek, "--reprovision", "reuse"])?.contains("enroll list"));
+    ensure!(
+        desk.refused(&["enroll", "update", &ek, "--reprovision", "reuse"])?.contains("enroll list")
+    );
     desk.assay(&["enroll", "add", &ek, "--device-id", "pump-1", "--reprovision", "never"])?;
     ensure!(desk.show("pump-1")?["reprovision"] == "never");
     desk.assay(&["enroll", "update", "pump-1", "--reprovision", "reuse"])?;
@@ -272,7 +299,10 @@ fn an_rsa_2048_ek_may_be_one_of_azures_sdks() -> Result<()> {
     let desk = Desk::new()?;
     let tpm = trusted_vendor()?.device(EkKind::Rsa2048, 0)?;
     let certified = desk.write("ek.der", tpm.ek_certificate(EkKind::Rsa2048)?)?;
-    ensure!(desk.refused(&["enroll", "add", &certified, "--legacy-dps-ek"])?.contains("vendor certified"));
+    ensure!(
+        desk.refused(&["enroll", "add", &certified, "--legacy-dps-ek"])?
+            .contains("vendor certified")
+    );
     let ek = desk.write("ek.pem", tpm.ek_public_pem(EkKind::Rsa2048)?)?;
     desk.assay(&["enroll", "add", &ek, "--legacy-dps-ek"])?;
     ensure!(desk.show(&ek)?["legacy_dps_ek"] == true);
@@ -314,7 +344,8 @@ fn a_shared_key_is_listed_rotated_and_never_offered_again_after_removal() -> Res
     tpm.tpm2(&["createek", "-G", "ecc", "-c", "ek.ctx", "-u", "ek.pub"])?;
     tpm.tpm2(&["flushcontext", "-t"])?;
     Parent::Import.make(&tpm, "ecc256")?;
-    let area = |file: &str| -> Result<Vec<u8>> { Ok(fs::read(tpm.work_dir().join(file))?[2..].to_vec()) };
+    let area =
+        |file: &str| -> Result<Vec<u8>> { Ok(fs::read(tpm.work_dir().join(file))?[2..].to_vec()) };
     let bundle = ParentBundle {
         device_id: None,
         ek_public: area("ek.pub")?.try_into()?,
@@ -342,8 +373,14 @@ fn a_shared_key_is_listed_rotated_and_never_offered_again_after_removal() -> Res
     ensure!(String::from_utf8(lab.assay(&["enroll", "list"])?.stdout)?.contains("1 (not used)"));
     let row: Value = serde_json::from_slice(&lab.assay(&["enroll", "show", ek])?.stdout)?;
     let id = row["ek_id"].as_str().context("an id")?;
-    ensure!(lab.assay(&["enroll", "show", &id[..16]])?.stdout == lab.assay(&["enroll", "show", id])?.stdout);
-    ensure!(!lab.dir.assay(&["enroll", "show", &id[..15]])?.output()?.status.success(), "as short as a name may be");
+    ensure!(
+        lab.assay(&["enroll", "show", &id[..16]])?.stdout
+            == lab.assay(&["enroll", "show", id])?.stdout
+    );
+    ensure!(
+        !lab.dir.assay(&["enroll", "show", &id[..15]])?.output()?.status.success(),
+        "as short as a name may be"
+    );
     lab.assay(&["enroll", "rotate", "pump-1"])?;
     ensure!(generation()? == unused(3));
     let removed = lab.assay(&["enroll", "remove", "pump-1"])?;
@@ -358,8 +395,11 @@ fn a_shared_key_is_listed_rotated_and_never_offered_again_after_removal() -> Res
 fn the_revocation_list_holds_what_openssl_must_refuse() -> Result<()> {
     let lab = Lab::open()?;
     let vendor = trusted_vendor()?;
-    let (mut cleared, disabled, removed) =
-        (vendor.device(EkKind::P256, 0)?, vendor.device(EkKind::P256, 1)?, vendor.device(EkKind::P256, 2)?);
+    let (mut cleared, disabled, removed) = (
+        vendor.device(EkKind::P256, 0)?,
+        vendor.device(EkKind::P256, 1)?,
+        vendor.device(EkKind::P256, 2)?,
+    );
     let openssl = Judge { lab: &lab, files: tempfile::tempdir()? };
     let provision = |tpm: &Swtpm| lab.provision(&Device::new(tpm)?, &[]);
     let first = provision(&cleared)?;
@@ -370,7 +410,9 @@ fn the_revocation_list_holds_what_openssl_must_refuse() -> Result<()> {
 
     cleared.clear()?;
     let second = provision(&cleared)?;
-    let id = |row: &Value| -> Result<String> { Ok(row["device_id"].as_str().context("an id")?.to_owned()) };
+    let id = |row: &Value| -> Result<String> {
+        Ok(row["device_id"].as_str().context("an id")?.to_owned())
+    };
     lab.assay(&["enroll", "disable", &id(&disabled)?])?;
     let said = lab.assay(&["enroll", "remove", &id(&removed)?])?;
     ensure!(String::from_utf8(said.stderr)?.contains("revoked certificates: 1"));
@@ -415,12 +457,22 @@ impl Judge<'_> {
     /// Whether the certificate of a device is good, of which `provision` printed this.
     fn verifies(&self, provisioned: &Value) -> Result<bool> {
         let certificates = self.lab.dir.list("certs")?;
-        let row = certificates.iter().find(|row| row["serial"] == provisioned["serial"]).context("it is on record")?;
+        let row = certificates
+            .iter()
+            .find(|row| row["serial"] == provisioned["serial"])
+            .context("it is on record")?;
         let leaf = self.files.path().join("leaf.der");
         fs::write(&leaf, HEXLOWER.decode(row["der"].as_str().context("hexadecimal")?.as_bytes())?)?;
         let mut verify = tool("openssl")?;
-        verify.args(["verify", "-crl_check", "-CAfile"]).arg(self.lab.dir.root_pem()).arg("-untrusted");
-        verify.arg(self.lab.dir.path().join("issuing.pem")).arg("-CRLfile").arg(self.write_list()?).arg(leaf);
+        verify
+            .args(["verify", "-crl_check", "-CAfile"])
+            .arg(self.lab.dir.root_pem())
+            .arg("-untrusted");
+        verify
+            .arg(self.lab.dir.path().join("issuing.pem"))
+            .arg("-CRLfile")
+            .arg(self.write_list()?)
+            .arg(leaf);
         let output = verify.output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success() || said.contains("certificate revoked"), "{said}");

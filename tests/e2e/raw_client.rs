@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
-use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, PublishProperties, SubscribeReasonCode};
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::{
+    Packet, PubAckReason, PublishProperties, SubscribeReasonCode,
+};
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
 use assay_mqtt::{BrokerUrl, Client, Login};
-use assay_wire::{ClientId, ProblemCode, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic};
+use assay_wire::{
+    ClientId, ProblemCode, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic,
+};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -40,7 +44,8 @@ impl RawClient {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = Arc::new(assay_mqtt::tls_config(provider, roots, None)?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let options = Client { id: id.to_string(), window: 16, receive_maximum: 16, manual_acks: false };
+        let options =
+            Client { id: id.to_string(), window: 16, receive_maximum: 16, manual_acks: false };
         let (client, events) = match user_name {
             None => assay_mqtt::connect(&broker, &tls, options),
             Some(name) => {
@@ -73,9 +78,10 @@ impl RawClient {
     pub(crate) fn publish(&mut self, topic: &str, payload: Vec<u8>) -> Result<bool> {
         self.client.try_publish(topic, QoS::AtLeastOnce, false, payload)?;
         self.until(|packet| match packet {
-            Packet::PubAck(ack) => {
-                Some(matches!(ack.reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers))
-            }
+            Packet::PubAck(ack) => Some(matches!(
+                ack.reason,
+                PubAckReason::Success | PubAckReason::NoMatchingSubscribers
+            )),
             _ => None,
         })
     }
@@ -102,14 +108,31 @@ impl RawClient {
     }
 
     /// As [`ask_bytes`](Self::ask_bytes), and asks for the reply to be sent elsewhere.
-    pub(crate) fn ask_with_response_topic(&mut self, message: Vec<u8>, topic: &str) -> Result<Reply> {
-        let properties = PublishProperties { response_topic: Some(topic.into()), ..PublishProperties::default() };
+    pub(crate) fn ask_with_response_topic(
+        &mut self,
+        message: Vec<u8>,
+        topic: &str,
+    ) -> Result<Reply> {
+        let properties = PublishProperties {
+            response_topic: Some(topic.into()),
+            ..PublishProperties::default()
+        };
         self.ask_with_properties(message, properties)
     }
 
-    fn ask_with_properties(&mut self, message: Vec<u8>, properties: PublishProperties) -> Result<Reply> {
+    fn ask_with_properties(
+        &mut self,
+        message: Vec<u8>,
+        properties: PublishProperties,
+    ) -> Result<Reply> {
         let request = Topic::Request(scope(), self.id.clone()).to_string();
-        self.client.try_publish_with_properties(request, QoS::AtLeastOnce, false, message, properties)?;
+        self.client.try_publish_with_properties(
+            request,
+            QoS::AtLeastOnce,
+            false,
+            message,
+            properties,
+        )?;
         let payload = self.until(|packet| match packet {
             Packet::Publish(message) => Some(message.payload.to_vec()),
             _ => None,
@@ -144,19 +167,23 @@ impl FakeCa {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = Arc::new(assay_mqtt::tls_config(provider, RootCertStore::empty(), None)?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let options = Client { id: "fake-ca".into(), window: 16, receive_maximum: 16, manual_acks: false };
+        let options =
+            Client { id: "fake-ca".into(), window: 16, receive_maximum: 16, manual_acks: false };
         let (client, mut events) = assay_mqtt::connect(&broker.parse()?, &tls, options);
         client.try_subscribe(Topic::requests(&scope()), QoS::AtLeastOnce)?;
-        runtime.block_on(next(&mut events, PATIENCE, |packet| matches!(packet, Packet::SubAck(_)).then_some(())))?;
+        runtime.block_on(next(&mut events, PATIENCE, |packet| {
+            matches!(packet, Packet::SubAck(_)).then_some(())
+        }))?;
         Ok(Self { runtime, client, events })
     }
 
     /// The next request, and who sent it.
     pub(crate) fn request(&mut self) -> Result<(ClientId, Request)> {
-        let (topic, payload) = self.runtime.block_on(next(&mut self.events, PATIENCE, |packet| match packet {
-            Packet::Publish(message) => Some((message.topic, message.payload)),
-            _ => None,
-        }))?;
+        let (topic, payload) =
+            self.runtime.block_on(next(&mut self.events, PATIENCE, |packet| match packet {
+                Packet::Publish(message) => Some((message.topic, message.payload)),
+                _ => None,
+            }))?;
         let Some(Topic::Request(_, client)) = Topic::parse(std::str::from_utf8(&topic)?) else {
             bail!("a request on {topic:?}");
         };
@@ -167,7 +194,9 @@ impl FakeCa {
     pub(crate) fn reply(&mut self, client: &ClientId, payload: Vec<u8>) -> Result<()> {
         let topic = Topic::Reply(scope(), client.clone()).to_string();
         self.client.try_publish(topic, QoS::AtLeastOnce, false, payload)?;
-        let acknowledged = next(&mut self.events, PATIENCE, |packet| matches!(packet, Packet::PubAck(_)).then_some(()));
+        let acknowledged = next(&mut self.events, PATIENCE, |packet| {
+            matches!(packet, Packet::PubAck(_)).then_some(())
+        });
         self.runtime.block_on(acknowledged)
     }
 }
@@ -188,7 +217,8 @@ impl PlainDevice {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = Arc::new(assay_mqtt::tls_config(provider, RootCertStore::empty(), None)?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let options = Client { id: id.to_string(), window, receive_maximum: window, manual_acks: false };
+        let options =
+            Client { id: id.to_string(), window, receive_maximum: window, manual_acks: false };
         let (client, events) = assay_mqtt::connect(&broker.parse()?, &tls, options);
         client.try_subscribe(Topic::Reply(scope(), id.clone()).to_string(), QoS::AtLeastOnce)?;
         let request_topic = Topic::Request(scope(), id).to_string();
@@ -200,7 +230,12 @@ impl PlainDevice {
     /// Sends a request without waiting for anything; returns its id.
     pub(crate) fn send(&self, body: &RequestBody, qos: QoS) -> Result<RequestId> {
         let id = RequestId::from(random());
-        self.client.try_publish(&self.request_topic, qos, false, Request { id, body: body.clone() }.encode())?;
+        self.client.try_publish(
+            &self.request_topic,
+            qos,
+            false,
+            Request { id, body: body.clone() }.encode(),
+        )?;
         Ok(id)
     }
 
@@ -243,7 +278,8 @@ impl PlainDevice {
     }
 }
 
-/// A provisioned device's connection over mutual TLS with its TPM key, or with a token, which stays open.
+/// A provisioned device's connection over mutual TLS with its TPM key, or with a token, which stays
+/// open.
 pub(crate) struct OperationalClient {
     runtime: Runtime,
     events: EventLoop,
@@ -268,18 +304,35 @@ impl OperationalClient {
     }
 
     /// Without a certificate; an error if the broker refuses the login.
-    pub(crate) fn login(lab: &Lab, client_id: &str, user_name: &str, password: &str) -> Result<Self> {
+    pub(crate) fn login(
+        lab: &Lab,
+        client_id: &str,
+        user_name: &str,
+        password: &str,
+    ) -> Result<Self> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(lab.dir.root_pem())?)?;
-        let tls = Arc::new(assay_mqtt::tls_config(Arc::new(rustls::crypto::ring::default_provider()), roots, None)?);
-        let options = Client { id: client_id.into(), window: 16, receive_maximum: 16, manual_acks: false };
+        let tls = Arc::new(assay_mqtt::tls_config(
+            Arc::new(rustls::crypto::ring::default_provider()),
+            roots,
+            None,
+        )?);
+        let options =
+            Client { id: client_id.into(), window: 16, receive_maximum: 16, manual_acks: false };
         let login = Login { user_name: user_name.into(), password: password.into() };
-        Self::of(assay_mqtt::connect_with_login(&lab.server.operational.parse()?, &tls, options, login))
+        Self::of(assay_mqtt::connect_with_login(
+            &lab.server.operational.parse()?,
+            &tls,
+            options,
+            login,
+        ))
     }
 
     fn of((client, mut events): (AsyncClient, EventLoop)) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(next(&mut events, PATIENCE, |packet| matches!(packet, Packet::ConnAck(_)).then_some(())))?;
+        runtime.block_on(next(&mut events, PATIENCE, |packet| {
+            matches!(packet, Packet::ConnAck(_)).then_some(())
+        }))?;
         Ok(Self { runtime, events, _client: client })
     }
 
@@ -291,7 +344,11 @@ impl OperationalClient {
     }
 }
 
-async fn next<T>(events: &mut EventLoop, patience: Duration, mut find: impl FnMut(Packet) -> Option<T>) -> Result<T> {
+async fn next<T>(
+    events: &mut EventLoop,
+    patience: Duration,
+    mut find: impl FnMut(Packet) -> Option<T>,
+) -> Result<T> {
     let found = async {
         loop {
             if let Event::Incoming(packet) = events.poll().await?

@@ -1,5 +1,6 @@
-//! Who is refused, and with which problem. `ca-core` tests each check; here stand those that a device can reach with a real TPM,
-//! the real binaries and a real connection, and that a refusal leaves what was healthy as it was.
+//! Who is refused, and with which problem. `ca-core` tests each check; here stand those that a
+//! device can reach with a real TPM, the real binaries and a real connection, and that a refusal
+//! leaves what was healthy as it was.
 
 use std::fs;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use assay_tests::{Device, EkCertificate, EkKind, Swtpm, json, trusted_vendor, untrusted_vendor};
 use assay_wire::{
-    Bundle, ChallengeReply, MAX_MESSAGE, ProblemCode, Proof, ReplyBody, Request, RequestBody, RequestId, Ticket,
+    Bundle, ChallengeReply, MAX_MESSAGE, ProblemCode, Proof, ReplyBody, Request, RequestBody,
+    RequestId, Ticket,
 };
 
 use crate::lab::Lab;
@@ -24,7 +26,8 @@ fn ek_without_certificate_is_refused_until_it_is_enrolled() -> Result<()> {
 
     let file = tpm.work_dir().join("ek.pem");
     fs::write(&file, tpm.ek_public_pem(EkKind::P256)?)?;
-    let enrolled = lab.assay(&["enroll", "add", file.to_str().context("a path")?, "--device-id", "pump-17"])?;
+    let enrolled =
+        lab.assay(&["enroll", "add", file.to_str().context("a path")?, "--device-id", "pump-17"])?;
     ensure!(decision["ek_id"] == String::from_utf8(enrolled.stdout)?.trim());
     ensure!(lab.provision(&device, &["--ek", "p-256"])?["device_id"] == "pump-17");
     Ok(())
@@ -53,8 +56,12 @@ fn expired_ek_certificate_is_refused() -> Result<()> {
     let lab = Lab::open()?;
     let vendor = trusted_vendor()?;
     let tpm = vendor.device(EkKind::P256, 0)?;
-    let expired = EkCertificate { not_after: "2021-01-01 00:00:00 UTC", ..EkCertificate::default() };
-    tpm.write_ek_certificate(EkKind::P256, &vendor.certify(&tpm.ek_public_pem(EkKind::P256)?, &expired)?)?;
+    let expired =
+        EkCertificate { not_after: "2021-01-01 00:00:00 UTC", ..EkCertificate::default() };
+    tpm.write_ek_certificate(
+        EkKind::P256,
+        &vendor.certify(&tpm.ek_public_pem(EkKind::P256)?, &expired)?,
+    )?;
     lab.refused(&Device::new(&tpm)?, &[], "ek-certificate-expired")
 }
 
@@ -64,7 +71,8 @@ fn ek_certificate_without_its_key_usage_or_its_tpm_is_refused() -> Result<()> {
     let vendor = trusted_vendor()?;
     let tpm = vendor.device(EkKind::P256, 0)?;
     let public = tpm.ek_public_pem(EkKind::P256)?;
-    let for_servers = EkCertificate { usage: Some("1.3.6.1.5.5.7.3.1"), ..EkCertificate::default() };
+    let for_servers =
+        EkCertificate { usage: Some("1.3.6.1.5.5.7.3.1"), ..EkCertificate::default() };
     let without_usage = EkCertificate { usage: None, ..EkCertificate::default() };
     let of_no_tpm = EkCertificate { names_tpm: false, ..EkCertificate::default() };
     for certificate in [for_servers, without_usage, of_no_tpm] {
@@ -82,7 +90,8 @@ fn evidence_that_does_not_belong_together_is_refused() -> Result<()> {
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
 
     let other_ek = trusted_vendor()?.device(EkKind::P256, 1)?.ek_certificate(EkKind::P256)?;
-    let of_another_ek = Bundle { ek_certificates: vec![other_ek.try_into()?].try_into()?, ..genuine.clone() };
+    let of_another_ek =
+        Bundle { ek_certificates: vec![other_ek.try_into()?].try_into()?, ..genuine.clone() };
     mqtt.refused(RequestBody::Challenge(of_another_ek), ProblemCode::EkCertificateMismatch)?;
 
     let software_key = rcgen::KeyPair::generate()?;
@@ -138,7 +147,10 @@ fn disabled_device_is_cut_off_while_it_is_connected() -> Result<()> {
     let mut connected = OperationalClient::connect(&lab, &tpm.tcti(), &device.state())?;
     ensure!(!connected.ends_within(Duration::from_secs(2)));
     lab.assay(&["enroll", "disable", id])?;
-    ensure!(connected.ends_within(Duration::from_secs(5)), "the connection outlived the device's rights");
+    ensure!(
+        connected.ends_within(Duration::from_secs(5)),
+        "the connection outlived the device's rights"
+    );
     Ok(())
 }
 
@@ -150,11 +162,16 @@ fn status_tells_of_no_attempt_that_asked_for_what_is_in_use() -> Result<()> {
     let device = Device::new(&tpm)?;
     let provisioned = lab.provision(&device, &[])?;
     let id = provisioned["device_id"].as_str().context("an id")?;
-    let tells_of_one = || -> Result<bool> { Ok(!json(&mut device.status()?)?["attempt"].is_null()) };
+    let tells_of_one =
+        || -> Result<bool> { Ok(!json(&mut device.status()?)?["attempt"].is_null()) };
     lab.assay(&["enroll", "disable", id])?;
     lab.refused(&device, &["--again"], "device-disabled")?;
     ensure!(!tells_of_one()?);
-    lab.refused(&device, &["--again", "--ik", "p-384", "--ik-handle", "0x81000300"], "device-disabled")?;
+    lab.refused(
+        &device,
+        &["--again", "--ik", "p-384", "--ik-handle", "0x81000300"],
+        "device-disabled",
+    )?;
     ensure!(tells_of_one()?, "another key was asked for");
     Ok(())
 }
@@ -201,13 +218,17 @@ fn wrong_tickets_and_strange_claims_are_refused_and_harm_nobody() -> Result<()> 
         let altered = Proof { claim: claim.try_into()?, ..genuine.clone() };
         // A connection may ask a few times only.
         let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
-        mqtt.refused(refused(altered), ProblemCode::TicketRefused).with_context(|| format!("byte {at}"))?;
+        mqtt.refused(refused(altered), ProblemCode::TicketRefused)
+            .with_context(|| format!("byte {at}"))?;
     }
     let challenge = challenged(&mut other_mqtt, &device)?;
     let ticket = device.activate(&challenge)?;
     mqtt.refused(refused(Proof { claim: challenge.claim, ticket }), ProblemCode::TicketRefused)?;
 
-    ensure!(certified(&mut mqtt, &genuine)? == granted, "a repeated certify gets the same certificate");
+    ensure!(
+        certified(&mut mqtt, &genuine)? == granted,
+        "a repeated certify gets the same certificate"
+    );
     ensure!(lab.dir.list("devices")? == before && lab.dir.list("certs")?.len() == 1);
     Ok(())
 }
@@ -235,14 +256,20 @@ fn bytes_that_are_no_request_are_answered_with_why() -> Result<()> {
         ("nested", nested),
     ] {
         let reply = mqtt.ask_bytes(message).context(name)?;
-        ensure!(reply.id == id && has_code(&reply.body, ProblemCode::Malformed), "{name}: {reply:?}");
+        ensure!(
+            reply.id == id && has_code(&reply.body, ProblemCode::Malformed),
+            "{name}: {reply:?}"
+        );
     }
 
     let unknown_kind = [&[0x83, 0x18, 0x63], &head[2..], &[0xa0]].concat();
     let reply = mqtt.ask_bytes(unknown_kind)?;
     ensure!(reply.id == id && has_code(&reply.body, ProblemCode::Unsupported), "{reply:?}");
     let reply = mqtt.ask_bytes(vec![0xff; MAX_MESSAGE + 1])?;
-    ensure!(reply.id == RequestId::NIL && has_code(&reply.body, ProblemCode::Oversize), "{reply:?}");
+    ensure!(
+        reply.id == RequestId::NIL && has_code(&reply.body, ProblemCode::Oversize),
+        "{reply:?}"
+    );
     let reply = mqtt.ask_bytes(good)?;
     ensure!(reply.id == id && has_code(&reply.body, ProblemCode::TicketRefused), "{reply:?}");
     Ok(())
@@ -253,9 +280,11 @@ fn a_response_topic_of_somebody_else_is_refused() -> Result<()> {
     let lab = Lab::open()?;
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
     let certify = Proof { claim: Default::default(), ticket: Ticket::from([0; 32]) };
-    let request = Request { id: RequestId::from([7; 16]), body: RequestBody::Certify(certify) }.encode();
+    let request =
+        Request { id: RequestId::from([7; 16]), body: RequestBody::Certify(certify) }.encode();
     let own = format!("provision/v1/default/{}/reply", mqtt.id());
-    let reply = mqtt.ask_with_response_topic(request.clone(), "provision/v1/default/pump-17/reply")?;
+    let reply =
+        mqtt.ask_with_response_topic(request.clone(), "provision/v1/default/pump-17/reply")?;
     ensure!(has_code(&reply.body, ProblemCode::Malformed), "{reply:?}");
     let reply = mqtt.ask_with_response_topic(request, &own)?;
     ensure!(has_code(&reply.body, ProblemCode::TicketRefused), "{reply:?}");

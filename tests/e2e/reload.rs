@@ -7,7 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Worker, assay_bin, json, run, tool, trusted_vendor};
+use assay_tests::{
+    AssayDir, Device, EkKind, Mosquitto, Worker, assay_bin, json, run, tool, trusted_vendor,
+};
 use assay_wire::{ProblemCode, Proof, ReplyBody, RequestBody};
 use serde_json::Value;
 
@@ -35,7 +37,10 @@ fn flows_and_lifetimes_change_while_devices_are_served() -> Result<()> {
     let lab = Lab::open()?;
     let vendor = trusted_vendor()?;
     let (first, second) = (vendor.device(EkKind::P256, 0)?, vendor.device(EkKind::P256, 1)?);
-    fs::write(lab.dir.path().join("assay.toml"), "flows = [\"ticket\"]\n[certificates]\nlifetime_days = 7\n")?;
+    fs::write(
+        lab.dir.path().join("assay.toml"),
+        "flows = [\"ticket\"]\n[certificates]\nlifetime_days = 7\n",
+    )?;
     lab.reload()?;
     lab.refused(&Device::new(&first)?, &["--flow", "sealed"], "flow-not-offered")?;
     let device = Device::new(&second)?;
@@ -64,7 +69,14 @@ fn a_new_issuing_ca_certifies_and_no_chain_mixes_the_two() -> Result<()> {
     ensure!(!connected.ends_within(Duration::from_millis(500)), "it is connected all the time");
     // The revocation list is published anew, though no certificate was revoked since the last one.
     wait_for("a list of the second CA", || {
-        let list = lab.assay(&["watch", "--broker", &lab.server.operational, "--count", "1", "ca/v1/default/crl"]);
+        let list = lab.assay(&[
+            "watch",
+            "--broker",
+            &lab.server.operational,
+            "--count",
+            "1",
+            "ca/v1/default/crl",
+        ]);
         list.is_ok_and(|list| String::from_utf8_lossy(&list.stdout).contains("Second"))
     })?;
     // Two have a certificate of the first CA in force; below the second CA's own it would lead
@@ -74,7 +86,8 @@ fn a_new_issuing_ca_certifies_and_no_chain_mixes_the_two() -> Result<()> {
         lab.provision(device, arguments)?;
         let chain = device.state().join("certificate.pem");
         lab.openssl_verifies(&chain)?;
-        let issuer = run(tool("openssl")?.args(["x509", "-noout", "-issuer", "-in"]).arg(&chain))?.stdout;
+        let issuer =
+            run(tool("openssl")?.args(["x509", "-noout", "-issuer", "-in"]).arg(&chain))?.stdout;
         ensure!(String::from_utf8(issuer)?.contains("Second"), "{arguments:?}");
     }
     Ok(())
@@ -87,7 +100,8 @@ fn a_new_ticket_key_refuses_old_tickets_and_devices_begin_again() -> Result<()> 
     let tpm = vendor.device(EkKind::P256, 0)?;
     let device = ToolsDevice::new(&tpm, EkKind::P256)?;
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
-    let ReplyBody::Challenge(challenge) = mqtt.ask(RequestBody::Challenge(device.evidence()?))? else {
+    let ReplyBody::Challenge(challenge) = mqtt.ask(RequestBody::Challenge(device.evidence()?))?
+    else {
         bail!("no challenge")
     };
     fs::write(lab.dir.path().join("ticket.key"), [7; 32])?;
@@ -105,7 +119,8 @@ fn a_new_master_key_voids_all_tokens() -> Result<()> {
     lab.provision(&device, &["--flow", "shared-key"])?;
     let login = || -> Result<OperationalClient> {
         let token: Value = json(device.token()?.arg("--json"))?;
-        let text = |key: &str| Ok::<_, anyhow::Error>(token[key].as_str().context("a text")?.to_owned());
+        let text =
+            |key: &str| Ok::<_, anyhow::Error>(token[key].as_str().context("a text")?.to_owned());
         OperationalClient::login(&lab, &text("client_id")?, &text("user_name")?, &text("password")?)
     };
     let mut connected = login()?;
@@ -119,12 +134,16 @@ fn a_new_master_key_voids_all_tokens() -> Result<()> {
 #[test]
 fn what_needs_a_restart_is_named_and_the_rest_is_taken() -> Result<()> {
     let lab = Lab::open()?;
-    let settings = "scope = \"other\"\nflows = [\"ticket\"]\n[broker]\nbootstrap = \"127.0.0.1:1\"\n";
+    let settings =
+        "scope = \"other\"\nflows = [\"ticket\"]\n[broker]\nbootstrap = \"127.0.0.1:1\"\n";
     fs::write(lab.dir.path().join("assay.toml"), settings)?;
     lab.reload()?;
     let log = lab.server.log();
     for setting in ["\"scope\"", "\"broker.bootstrap\""] {
-        ensure!(log.lines().any(|line| line.contains(setting) && line.contains("needs a restart")), "{setting}: {log}");
+        ensure!(
+            log.lines().any(|line| line.contains(setting) && line.contains("needs a restart")),
+            "{setting}: {log}"
+        );
     }
     ensure!(!log.contains("\"broker.operational\""));
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
@@ -140,25 +159,45 @@ fn if_anything_is_invalid_everything_stays_and_the_log_says_why() -> Result<()> 
     let other = AssayDir::init()?;
     let before = shown_certificate(&lab)?;
     let file = |name: &str| lab.dir.path().join(name);
-    let foreign = |name: &str| Ok::<_, anyhow::Error>((name.to_owned(), fs::read(other.path().join(name))?));
-    let own = |name: &str, from: &str| Ok::<_, anyhow::Error>((name.to_owned(), fs::read(file(from))?));
+    let foreign =
+        |name: &str| Ok::<_, anyhow::Error>((name.to_owned(), fs::read(other.path().join(name))?));
+    let own =
+        |name: &str, from: &str| Ok::<_, anyhow::Error>((name.to_owned(), fs::read(file(from))?));
     let with = |name: &str, content: &[u8]| (name.to_owned(), content.to_owned());
     for (replaced, reason) in [
         (vec![foreign("server.key")?], "server.pem and server.key"),
-        (vec![foreign("server.pem")?, foreign("server.key")?], "server.pem does not vouch for 127.0.0.1"),
-        (vec![own("server.pem", "worker.pem")?, own("server.key", "worker.key")?], "server.pem does not vouch"),
+        (
+            vec![foreign("server.pem")?, foreign("server.key")?],
+            "server.pem does not vouch for 127.0.0.1",
+        ),
+        (
+            vec![own("server.pem", "worker.pem")?, own("server.key", "worker.key")?],
+            "server.pem does not vouch",
+        ),
         (vec![foreign("worker.key")?], "worker.pem and worker.key"),
-        (vec![foreign("worker.pem")?, foreign("worker.key")?], "worker.pem is no client's certificate of root.pem"),
-        (vec![own("worker.pem", "operator.pem")?, own("worker.key", "operator.key")?], "not a worker's certificate"),
+        (
+            vec![foreign("worker.pem")?, foreign("worker.key")?],
+            "worker.pem is no client's certificate of root.pem",
+        ),
+        (
+            vec![own("worker.pem", "operator.pem")?, own("worker.key", "operator.key")?],
+            "not a worker's certificate",
+        ),
         (vec![foreign("issuing.key")?], "issuing.pem and issuing.key"),
-        (vec![foreign("issuing.pem")?, foreign("issuing.key")?], "the root did not sign the issuing certificate"),
+        (
+            vec![foreign("issuing.pem")?, foreign("issuing.key")?],
+            "the root did not sign the issuing certificate",
+        ),
         (vec![foreign("root.pem")?], "root.pem"),
         (vec![with("ticket.key", &[7; 31])], "ticket.key must have 32 bytes"),
         (vec![with("master.key", &[7; 33])], "master.key must have 32 bytes"),
         (vec![with("assay.toml", b"flows = []")], "assay.toml is not valid"),
     ] {
-        let names = ["assay.toml"].into_iter().chain(replaced.iter().map(|(name, _)| name.as_str()));
-        let good = names.map(|name| Ok((file(name), fs::read(file(name))?))).collect::<Result<Vec<_>>>()?;
+        let names =
+            ["assay.toml"].into_iter().chain(replaced.iter().map(|(name, _)| name.as_str()));
+        let good = names
+            .map(|name| Ok((file(name), fs::read(file(name))?)))
+            .collect::<Result<Vec<_>>>()?;
         // Good in itself, but read together with what is not.
         fs::write(file("assay.toml"), "flows = [\"ticket\"]")?;
         for (name, content) in &replaced {
@@ -200,7 +239,8 @@ fn a_worker_rereads_too() -> Result<()> {
     wait_for("the settings are reread", || worker.log().contains("reread certificates"))?;
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     let device = Device::new(&tpm)?;
-    let refused = device.provision_at(&broker, &dir.root_pem())?.args(["--flow", "sealed"]).output()?;
+    let refused =
+        device.provision_at(&broker, &dir.root_pem())?.args(["--flow", "sealed"]).output()?;
     refused_with(&refused, "flow-not-offered")?;
     json(device.provision_at(&broker, &dir.root_pem())?.args(["--flow", "ticket"]))?;
     Ok(())
@@ -219,7 +259,8 @@ fn issuing_cas_that_change_under_load_fail_no_device() -> Result<()> {
     run(lab.dir.assay(&["trust", "add"])?.args(vendor.lines()))?;
     let mut fleet = fleet()?;
     fleet.args(["--json", "--broker", &lab.server.bootstrap, "--ca-root"]).arg(lab.dir.root_pem());
-    let mut running = fleet.args(["--devices", "300", "--rate", "60"]).stdout(Stdio::piped()).spawn()?;
+    let mut running =
+        fleet.args(["--devices", "300", "--rate", "60"]).stdout(Stdio::piped()).spawn()?;
     let mut changes = 0;
     while running.try_wait()?.is_none() {
         replace_issuing_ca(&lab.dir, if changes % 2 == 0 { "Even" } else { "Odd" })?;
@@ -227,7 +268,10 @@ fn issuing_cas_that_change_under_load_fail_no_device() -> Result<()> {
         changes += 1;
     }
     let report: Value = serde_json::from_slice(&running.wait_with_output()?.stdout)?;
-    ensure!(report["devices"]["done"] == 300 && report["lost"] == serde_json::json!({}), "{report:#}");
+    ensure!(
+        report["devices"]["done"] == 300 && report["lost"] == serde_json::json!({}),
+        "{report:#}"
+    );
     ensure!(changes > 3, "{changes} changes");
     Ok(())
 }
@@ -272,15 +316,19 @@ fn shown_certificate(lab: &Lab) -> Result<String> {
 }
 
 fn serial(file: &Path) -> Result<String> {
-    Ok(String::from_utf8(run(tool("openssl")?.args(["x509", "-noout", "-serial", "-in"]).arg(file))?.stdout)?)
+    Ok(String::from_utf8(
+        run(tool("openssl")?.args(["x509", "-noout", "-serial", "-in"]).arg(file))?.stdout,
+    )?)
 }
 
 /// A new certificate and key for the broker, by the service CA.
 fn replace_server_certificate(dir: &AssayDir) -> Result<()> {
-    let extensions =
-        "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nkeyUsage=critical,digitalSignature\n";
+    let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nkeyUsage=critical,digitalSignature\n";
     let certificate = certify(dir, "server", "/CN=broker", "service", extensions)?;
-    fs::write(dir.path().join("server.pem"), certificate + &fs::read_to_string(dir.path().join("service.pem"))?)?;
+    fs::write(
+        dir.path().join("server.pem"),
+        certificate + &fs::read_to_string(dir.path().join("service.pem"))?,
+    )?;
     Ok(())
 }
 
@@ -294,13 +342,33 @@ fn replace_issuing_ca(dir: &AssayDir, name: &str) -> Result<()> {
 }
 
 /// Replaces the key of `holder`, and returns a certificate for it.
-fn certify(dir: &AssayDir, holder: &str, subject: &str, issuer: &str, extensions: &str) -> Result<String> {
+fn certify(
+    dir: &AssayDir,
+    holder: &str,
+    subject: &str,
+    issuer: &str,
+    extensions: &str,
+) -> Result<String> {
     let work = tempfile::tempdir()?;
     let (request, config) = (work.path().join("request.pem"), work.path().join("extensions"));
     fs::write(&config, extensions)?;
     let mut ask = tool("openssl")?;
-    ask.args(["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", subject]);
-    run(ask.arg("-keyout").arg(dir.path().join(format!("{holder}.key"))).arg("-out").arg(&request))?;
+    ask.args([
+        "req",
+        "-new",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        subject,
+    ]);
+    run(ask
+        .arg("-keyout")
+        .arg(dir.path().join(format!("{holder}.key")))
+        .arg("-out")
+        .arg(&request))?;
     let mut sign = tool("openssl")?;
     sign.args(["x509", "-req", "-days", "30", "-in"]).arg(&request).arg("-extfile").arg(&config);
     sign.arg("-CA").arg(dir.path().join(format!("{issuer}.pem")));

@@ -1,5 +1,5 @@
-//! What a TPM does with an activation for whoever controls the device's software: he has everything that the device has, and sends
-//! the TPM what commands he likes.
+//! What a TPM does with an activation for whoever controls the device's software: he has everything
+//! that the device has, and sends the TPM what commands he likes.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,7 +15,8 @@ use crate::tools_device::sized;
 
 const MESSAGE: &[u8] = b"plant-7%2Fregistrations%2Fpump-1\n1800000000";
 
-/// Why a plain SRK takes an operator's permission: with it, the key that signs tokens is in the open.
+/// Why a plain SRK takes an operator's permission: with it, the key that signs tokens is in the
+/// open.
 #[test]
 fn tpm_gives_the_shared_key_of_a_plain_srk_to_whoever_asks() -> Result<()> {
     let ca = Ca::new()?;
@@ -32,7 +33,17 @@ fn tpm_gives_the_shared_key_of_a_plain_srk_to_whoever_asks() -> Result<()> {
     let inner = take_sized(answer.parameters()?)?.0;
     fs::write(directory.join("inner"), inner)?;
     let mut decrypt = tool("openssl")?;
-    decrypt.args(["enc", "-d", "-aes-128-cfb", "-iv", &"0".repeat(32), "-K", &hex::encode(&inner_key), "-in", "inner"]);
+    decrypt.args([
+        "enc",
+        "-d",
+        "-aes-128-cfb",
+        "-iv",
+        &"0".repeat(32),
+        "-K",
+        &hex::encode(&inner_key),
+        "-in",
+        "inner",
+    ]);
     let opened = run(decrypt.current_dir(directory))?.stdout;
     let (integrity, sensitive) = take_sized(&opened)?;
     ensure!(integrity == digest(&SHA256, &[sensitive, &name_of(&reply)].concat()).as_ref());
@@ -42,7 +53,15 @@ fn tpm_gives_the_shared_key_of_a_plain_srk_to_whoever_asks() -> Result<()> {
     let (stolen, _) = take_sized(rest)?;
     fs::write(directory.join("message"), MESSAGE)?;
     let mut sign = tool("openssl")?;
-    sign.args(["dgst", "-sha256", "-mac", "HMAC", "-binary", "-macopt", &format!("hexkey:{}", hex::encode(stolen))]);
+    sign.args([
+        "dgst",
+        "-sha256",
+        "-mac",
+        "HMAC",
+        "-binary",
+        "-macopt",
+        &format!("hexkey:{}", hex::encode(stolen)),
+    ]);
     let signed = run(sign.arg("message").current_dir(directory))?.stdout;
     ensure!(signed == key.hmac(MESSAGE), "what OpenSSL signs is what the CA expects of the TPM");
     Ok(())
@@ -71,9 +90,15 @@ fn tpm_gives_the_shared_key_of_an_import_parent_to_nobody() -> Result<()> {
         tpm.flush(policy)?;
         for code in [IMPORT_CODE, LOAD_CODE] {
             let policy = tpm.start_session(POLICY_SESSION)?;
-            ensure!(tpm.policy_command_code(policy, code)? == SUCCESS && tpm.policy_or(policy)? == SUCCESS);
+            ensure!(
+                tpm.policy_command_code(policy, code)? == SUCCESS
+                    && tpm.policy_or(policy)? == SUCCESS
+            );
             refused(&keyless(policy), POLICY_CC, "the policy of another command")?;
-            ensure!(tpm.policy_command_code(policy, REWRAP)? == VALUE_1, "the command of a policy does not change");
+            ensure!(
+                tpm.policy_command_code(policy, REWRAP)? == VALUE_1,
+                "the command of a policy does not change"
+            );
             refused(&keyless(policy), POLICY_CC, "the same")?;
             tpm.flush(policy)?;
         }
@@ -83,8 +108,11 @@ fn tpm_gives_the_shared_key_of_an_import_parent_to_nobody() -> Result<()> {
         refused(&keyless(policy), POLICY_FAIL, "its own command code")?;
         tpm.flush(policy)?;
 
-        // Nor can the parent be used otherwise, or given another authorisation, or be taken elsewhere.
-        let create = [&sized(&[0, 0, 0, 0])?[..], &sized(&template_of_an_srk()?)?, &[0, 0], &[0, 0, 0, 0]].concat();
+        // Nor can the parent be used otherwise, or given another authorisation, or be taken
+        // elsewhere.
+        let create =
+            [&sized(&[0, 0, 0, 0])?[..], &sized(&template_of_an_srk()?)?, &[0, 0], &[0, 0, 0, 0]]
+                .concat();
         for (command, handles, parameters, code) in [
             (CREATE, &[PARENT][..], create, AUTH_UNAVAILABLE),
             (UNSEAL, &[PARENT], Vec::new(), AUTH_UNAVAILABLE),
@@ -111,7 +139,8 @@ fn tpm_gives_the_shared_key_of_an_import_parent_to_nobody() -> Result<()> {
     Ok(())
 }
 
-/// A TPM makes another key of each template (TPM 2.0 Part 3, 24.1): nobody has an import parent's key with another's freedom.
+/// A TPM makes another key of each template (TPM 2.0 Part 3, 24.1): nobody has an import parent's
+/// key with another's freedom.
 #[test]
 fn another_template_gives_another_key() -> Result<()> {
     let device = Device::new(EkKind::P256, 0, Parent::Import, "ecc256")?;
@@ -126,7 +155,8 @@ fn another_template_gives_another_key() -> Result<()> {
         (0x0003_0432, &[]),
     ] {
         let parameters =
-            [&sized(&[0, 0, 0, 0])?[..], &sized(&template(attributes, policy)?)?, &[0, 0], &[0; 4]].concat();
+            [&sized(&[0, 0, 0, 0])?[..], &sized(&template(attributes, policy)?)?, &[0, 0], &[0; 4]]
+                .concat();
         let answer = tpm.run(CREATE_PRIMARY, &[OWNER], Some(&PASSWORD), &parameters)?;
         ensure!(answer.code == SUCCESS, "{attributes:#x}: {:#x}", answer.code);
         let (handle, rest) = answer.body.split_first_chunk().context("a handle")?;
@@ -149,14 +179,23 @@ struct Answer {
 
 impl<'a> Commands<'a> {
     fn of(device: &'a Device) -> Result<Self> {
-        device.tpm.tpm2(&["evictcontrol", "-C", "o", "-c", "parent.ctx", &format!("{PARENT:#x}")])?;
+        device.tpm.tpm2(&[
+            "evictcontrol",
+            "-C",
+            "o",
+            "-c",
+            "parent.ctx",
+            &format!("{PARENT:#x}"),
+        ])?;
         device.tpm.tpm2(&["flushcontext", "-t"])?;
         Ok(Self(&device.tpm))
     }
 
     /// TPM2_Rewrap of what the CA sent, from the parent to none.
     fn rewrap(&self, authorisation: &[u8], reply: &ActivationReply) -> Result<Answer> {
-        let parameters = [sized(&reply.duplicate)?, sized(&name_of(reply))?, sized(&reply.symmetric_seed)?].concat();
+        let parameters =
+            [sized(&reply.duplicate)?, sized(&name_of(reply))?, sized(&reply.symmetric_seed)?]
+                .concat();
         self.run(REWRAP, &[PARENT, NULL], Some(authorisation), &parameters)
     }
 
@@ -173,7 +212,9 @@ impl<'a> Commands<'a> {
 
     /// TPM2_PolicyOR of the import parent's branches.
     fn policy_or(&self, policy: u32) -> Result<u32> {
-        let parameters = [&[0, 0, 0, 2][..], &sized(&hex::decode(IMPORT)?)?, &sized(&hex::decode(LOAD)?)?].concat();
+        let parameters =
+            [&[0, 0, 0, 2][..], &sized(&hex::decode(IMPORT)?)?, &sized(&hex::decode(LOAD)?)?]
+                .concat();
         Ok(self.run(POLICY_OR, &[policy], None, &parameters)?.code)
     }
 
@@ -183,7 +224,13 @@ impl<'a> Commands<'a> {
         Ok(())
     }
 
-    fn run(&self, code: u32, handles: &[u32], authorisation: Option<&[u8]>, parameters: &[u8]) -> Result<Answer> {
+    fn run(
+        &self,
+        code: u32,
+        handles: &[u32],
+        authorisation: Option<&[u8]>,
+        parameters: &[u8],
+    ) -> Result<Answer> {
         let tag = if authorisation.is_some() { SESSIONS } else { NO_SESSIONS };
         let mut body: Vec<u8> = handles.iter().flat_map(|handle| handle.to_be_bytes()).collect();
         if let Some(authorisation) = authorisation {
@@ -196,7 +243,9 @@ impl<'a> Commands<'a> {
         stream.write_all(&[&tag.to_be_bytes()[..], &size, &code.to_be_bytes(), &body].concat())?;
         let mut header = [0; 10];
         stream.read_exact(&mut header)?;
-        let number = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let number = |at: usize| {
+            u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
         let mut body = vec![0; usize::try_from(number(2))? - header.len()];
         stream.read_exact(&mut body)?;
         Ok(Answer { code: number(6), body })

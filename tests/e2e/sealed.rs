@@ -1,4 +1,5 @@
-//! The sealed flow with real TPMs and brokers: what is secret, what counts when, and what a stranger cannot do with it.
+//! The sealed flow with real TPMs and brokers: what is secret, what counts when, and what a
+//! stranger cannot do with it.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -8,7 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Tap, Worker, json, run, tool, trusted_vendor};
+use assay_tests::{
+    AssayDir, Device, EkKind, Mosquitto, Tap, Worker, json, run, tool, trusted_vendor,
+};
 use assay_wire::{Bundle, ProblemCode, Proof, ReplyBody, RequestBody, SealedReply};
 use ring::digest::{SHA256, digest};
 
@@ -47,8 +50,10 @@ fn nothing_on_an_open_wire_tells_of_a_sealed_certificate() -> Result<()> {
         ensure!(tap.heard(hidden) == 0, "the {name} was on the wire");
     }
 
-    // The ticket flow on the same wire shows all of it, so what was looked for is what would have been there.
-    let ticket = json(device.provision_at(&broker, &dir.root_pem())?.args(["--flow", "ticket", "--again"]))?;
+    // The ticket flow on the same wire shows all of it, so what was looked for is what would have
+    // been there.
+    let ticket =
+        json(device.provision_at(&broker, &dir.root_pem())?.args(["--flow", "ticket", "--again"]))?;
     ensure!(ticket["serial"] == sealed["serial"], "the device has one certificate for this key");
     for shown in [&b"secret-pump-17"[..], &serial, &leaf[..64], signature] {
         ensure!(tap.heard(shown) > 0);
@@ -112,7 +117,8 @@ fn a_certificate_that_nobody_confirms_is_revoked_and_the_device_may_enrol_again(
 }
 
 #[test]
-fn an_active_certificate_is_sealed_and_confirmed_again_however_it_came_and_whenever_that_was() -> Result<()> {
+fn an_active_certificate_is_sealed_and_confirmed_again_however_it_came_and_whenever_that_was()
+-> Result<()> {
     let lab = Lab::with_settings("[certificates]\nconfirm_within_seconds = 3")?;
     for (number, flow) in ["ticket", "sealed"].into_iter().enumerate() {
         let tpm = trusted_vendor()?.device(EkKind::P256, number)?;
@@ -121,7 +127,11 @@ fn an_active_certificate_is_sealed_and_confirmed_again_however_it_came_and_whene
         thread::sleep(Duration::from_secs(4));
         let again = lab.provision(&device, &["--flow", "sealed", "--again"]).context(flow)?;
         let id = id.as_str().context("an id")?;
-        ensure!(again["device_id"] == *id && lab.statuses(id)? == ["active"], "{flow}: {:?}", lab.statuses(id)?);
+        ensure!(
+            again["device_id"] == *id && lab.statuses(id)? == ["active"],
+            "{flow}: {:?}",
+            lab.statuses(id)?
+        );
         ensure!(json(&mut device.status()?)?["confirmed"] == true, "{flow}");
     }
     Ok(())
@@ -162,8 +172,9 @@ fn certificate_that_is_not_confirmed_lets_its_device_in_nowhere_until_it_is() ->
 fn a_device_killed_at_any_step_of_the_sealed_flow_ends_with_one_active_certificate() -> Result<()> {
     let lab = Lab::open()?;
     let vendor = trusted_vendor()?;
-    for (number, step) in
-        ["connected", "received", "activated", "opened and verified", "confirmed"].into_iter().enumerate()
+    for (number, step) in ["connected", "received", "activated", "opened and verified", "confirmed"]
+        .into_iter()
+        .enumerate()
     {
         let tpm = vendor.device(EkKind::P256, number)?;
         let device = Device::new(&tpm)?;
@@ -194,9 +205,11 @@ fn nobody_confirms_the_certificate_of_another_device() -> Result<()> {
     let lab = Lab::open()?;
     let vendor = trusted_vendor()?;
     let (tpm, other_tpm) = (vendor.device(EkKind::P256, 0)?, vendor.device(EkKind::P256, 1)?);
-    let (device, other) = (ToolsDevice::new(&tpm, EkKind::P256)?, ToolsDevice::new(&other_tpm, EkKind::P256)?);
+    let (device, other) =
+        (ToolsDevice::new(&tpm, EkKind::P256)?, ToolsDevice::new(&other_tpm, EkKind::P256)?);
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
-    let (reply, others) = (enrolled(&mut mqtt, device.evidence()?)?, enrolled(&mut mqtt, other.evidence()?)?);
+    let (reply, others) =
+        (enrolled(&mut mqtt, device.evidence()?)?, enrolled(&mut mqtt, other.evidence()?)?);
     ensure!(device.open(&others).is_err() && other.open(&reply).is_err(), "each TPM opens its own");
     let ticket = device.open(&reply)?.ticket;
     let mixed = Proof { claim: others.claim, ticket };
@@ -205,7 +218,8 @@ fn nobody_confirms_the_certificate_of_another_device() -> Result<()> {
     Ok(())
 }
 
-/// A stranger who knows the EK certificate of a healthy device, which is no secret, and has a TPM of the same vendor.
+/// A stranger who knows the EK certificate of a healthy device, which is no secret, and has a TPM
+/// of the same vendor.
 #[test]
 fn a_stranger_with_anothers_ek_certificate_changes_nothing_and_meets_the_quota() -> Result<()> {
     let lab = Lab::open()?;
@@ -219,13 +233,16 @@ fn a_stranger_with_anothers_ek_certificate_changes_nothing_and_meets_the_quota()
     let mut refused = None;
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
     for number in 0..30 {
-        // A new IK each time, or the certificate of the first would do. The claim must be younger than the victim's certificate.
+        // A new IK each time, or the certificate of the first would do. The claim must be younger
+        // than the victim's certificate.
         thread::sleep(Duration::from_millis(if number == 0 { 1100 } else { 0 }));
         let stranger = ToolsDevice::new(&strangers_tpm, EkKind::P256)?;
         let evidence = stranger.evidence()?;
         let mixed = Bundle { ik_public: evidence.ik_public, csr: evidence.csr, ..victims.clone() };
         match mqtt.ask(RequestBody::Enroll(mixed))? {
-            ReplyBody::Sealed(reply) => ensure!(stranger.open(&reply).is_err(), "the stranger's TPM opens it"),
+            ReplyBody::Sealed(reply) => {
+                ensure!(stranger.open(&reply).is_err(), "the stranger's TPM opens it")
+            }
             ReplyBody::Problem(problem) if problem.code == ProblemCode::QuotaExceeded => {
                 ensure!(problem.retry_after.is_some());
                 refused = Some(number);
@@ -237,7 +254,10 @@ fn a_stranger_with_anothers_ek_certificate_changes_nothing_and_meets_the_quota()
     ensure!(refused == Some(24), "{refused:?}");
     ensure!(lab.active_certificates(id)? == 1);
     run(&mut victim.publish(&lab.dir, &lab.server, "telemetry", "21.5")?)?;
-    ensure!(lab.provision(&victim, &["--again"])?["serial"] == provisioned["serial"], "what it has is not counted");
+    ensure!(
+        lab.provision(&victim, &["--again"])?["serial"] == provisioned["serial"],
+        "what it has is not counted"
+    );
     Ok(())
 }
 

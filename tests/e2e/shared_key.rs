@@ -1,4 +1,5 @@
-//! The shared key flow with real TPMs: who gets in with which token, until when, and what an operator can do about it.
+//! The shared key flow with real TPMs: who gets in with which token, until when, and what an
+//! operator can do about it.
 
 use std::fs;
 use std::process::Command;
@@ -12,7 +13,9 @@ use time::OffsetDateTime;
 
 use crate::lab::Lab;
 use crate::raw_client::{OperationalClient, RawClient};
-use crate::shared_key_tools::{IMPORT_OR_LOAD, IMPORT_PARENT_ATTRIBUTES, Parent, SRK_ATTRIBUTES, make_parent};
+use crate::shared_key_tools::{
+    IMPORT_OR_LOAD, IMPORT_PARENT_ATTRIBUTES, Parent, SRK_ATTRIBUTES, make_parent,
+};
 use crate::tools_device::{make_ek, tpmt_public};
 
 /// A provisioned device, and what it logs in with.
@@ -36,7 +39,8 @@ impl Registered {
 
     /// A fresh token for the next `seconds`.
     fn token(&self, seconds: u32) -> Result<String> {
-        let token = json(self.device.token()?.args(["--json", "--lifetime", &seconds.to_string()]))?;
+        let token =
+            json(self.device.token()?.args(["--json", "--lifetime", &seconds.to_string()]))?;
         ensure!(token["client_id"] == self.id && token["user_name"] == self.id);
         Ok(token["password"].as_str().context("a password")?.to_owned())
     }
@@ -48,14 +52,17 @@ impl Registered {
         self.tpm.tpm2(&["hmac", "-c", "0x81000100", "-o", "mac", "message"])?;
         let signature = BASE64.encode(&fs::read(self.tpm.work_dir().join("mac"))?);
         let signature = signature.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
-        Ok(format!("SharedAccessSignature sr={resource}&sig={signature}&se={expires_at}&skn=registration"))
+        Ok(format!(
+            "SharedAccessSignature sr={resource}&sig={signature}&se={expires_at}&skn=registration"
+        ))
     }
 
     fn login(&self, lab: &Lab, token: &str) -> Result<OperationalClient> {
         OperationalClient::login(lab, &self.id, &self.id, token)
     }
 
-    /// Gets the key of an import parent, which is another than the plain SRK had; `old` is a token of that.
+    /// Gets the key of an import parent, which is another than the plain SRK had; `old` is a token
+    /// of that.
     fn takes_an_import_parent(&self, lab: &Lab, arguments: &[&str], old: &str) -> Result<()> {
         let provisioned = lab.provision(&self.device, arguments)?;
         ensure!(provisioned["parent"] == "p-256", "{provisioned}");
@@ -90,8 +97,14 @@ fn only_a_good_token_for_the_same_device_lets_in() -> Result<()> {
     ] {
         ensure!(device.login(&lab, password).is_err(), "{name} lets in");
     }
-    ensure!(OperationalClient::login(&lab, &other.id, &device.id, &token).is_err(), "another client id");
-    ensure!(OperationalClient::login(&lab, &other.id, &other.id, &token).is_err(), "another user name");
+    ensure!(
+        OperationalClient::login(&lab, &other.id, &device.id, &token).is_err(),
+        "another client id"
+    );
+    ensure!(
+        OperationalClient::login(&lab, &other.id, &other.id, &token).is_err(),
+        "another user name"
+    );
     ensure!(OperationalClient::login(&lab, &device.id, "", &token).is_err(), "no user name");
     Ok(())
 }
@@ -101,16 +114,24 @@ fn only_a_good_token_for_the_same_device_lets_in() -> Result<()> {
 fn the_example_in_help_publishes_with_a_token_that_is_on_no_command_line() -> Result<()> {
     let lab = Lab::open()?;
     let device = Registered::new(&lab, 0)?;
-    let help = String::from_utf8(run(Command::new(assay_bin("assay-device")?).args(["token", "--help"]))?.stdout)?;
-    let example: Vec<_> = help.lines().map(str::trim_start).skip_while(|line| !line.starts_with("umask")).collect();
+    let help = String::from_utf8(
+        run(Command::new(assay_bin("assay-device")?).args(["token", "--help"]))?.stdout,
+    )?;
+    let example: Vec<_> =
+        help.lines().map(str::trim_start).skip_while(|line| !line.starts_with("umask")).collect();
     let token = device.device.token()?;
-    let words =
-        std::iter::once(token.get_program()).chain(token.get_args()).map(|word| format!("'{}'", word.display()));
+    let words = std::iter::once(token.get_program())
+        .chain(token.get_args())
+        .map(|word| format!("'{}'", word.display()));
     let port = lab.server.operational.rsplit_once(':').context("the URL has a port")?.1;
     let script = example.join("\n").replace("mqtt.example.com", "127.0.0.1").replace("8884", port);
-    let script = script.replace("root.pem", &lab.dir.root_pem().display().to_string()).replace("pump-17", &device.id);
-    let script =
-        script.replace("assay-device token --state /var/lib/assay-device", &words.collect::<Vec<_>>().join(" "));
+    let script = script
+        .replace("root.pem", &lab.dir.root_pem().display().to_string())
+        .replace("pump-17", &device.id);
+    let script = script.replace(
+        "assay-device token --state /var/lib/assay-device",
+        &words.collect::<Vec<_>>().join(" "),
+    );
     let shell = |script: &str| {
         let mut shell = Command::new("sh");
         shell.args(["-euc", script]).env("TMPDIR", device.tpm.work_dir());
@@ -119,7 +140,10 @@ fn the_example_in_help_publishes_with_a_token_that_is_on_no_command_line() -> Re
     };
     ensure!(!script.contains("-P \"$("), "{script}");
     run(&mut shell(&script))?;
-    ensure!(!shell(&script.replace("/^/-P /", "/^/-P x/")).output()?.status.success(), "the token is what lets in");
+    ensure!(
+        !shell(&script.replace("/^/-P /", "/^/-P x/")).output()?.status.success(),
+        "the token is what lets in"
+    );
     Ok(())
 }
 
@@ -131,11 +155,14 @@ fn a_token_is_good_for_a_day_at_most_and_for_the_skew_of_clocks_after_its_end() 
     ensure!(refused.status.code() == Some(2), "{refused:?}");
     let now = OffsetDateTime::now_utc().unix_timestamp();
     // The broker allows for clocks that differ by a minute; some seconds are for this test.
-    for (expires_in, is_good) in [(-120, false), (-62, false), (-40, true), (86_450, true), (86_520, false)] {
+    for (expires_in, is_good) in
+        [(-120, false), (-62, false), (-40, true), (86_450, true), (86_520, false)]
+    {
         let token = device.token_until(now + expires_in)?;
         ensure!(device.login(&lab, &token).is_ok() == is_good, "expires in {expires_in} s");
     }
-    let mut connected = device.login(&lab, &device.token_until(OffsetDateTime::now_utc().unix_timestamp() - 56)?)?;
+    let mut connected = device
+        .login(&lab, &device.token_until(OffsetDateTime::now_utc().unix_timestamp() - 56)?)?;
     ensure!(connected.ends_within(Duration::from_secs(20)), "the connection outlives its token");
     Ok(())
 }
@@ -199,11 +226,12 @@ fn a_stranger_who_registers_for_another_changes_nothing() -> Result<()> {
     for _ in 0..3 {
         let mixed = ParentBundle {
             ek_public: tpmt_public(&device.tpm, "ek.pub")?,
-            ek_certificates: vec![device.tpm.ek_certificate(EkKind::P256)?.try_into()?].try_into()?,
+            ek_certificates: vec![device.tpm.ek_certificate(EkKind::P256)?.try_into()?]
+                .try_into()?,
             ..bundle(&strangers, Parent::Import)?
         };
-        let reply =
-            RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?.ask(RequestBody::Register(mixed))?;
+        let reply = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?
+            .ask(RequestBody::Register(mixed))?;
         ensure!(matches!(reply, ReplyBody::Activation(_)), "{reply:?}");
     }
     device.login(&lab, &token).map(drop)
@@ -228,7 +256,10 @@ fn policies_of_re_provisioning_hold() -> Result<()> {
         lab.provision(&device.device, &[]).context(policy)?;
         drop(device.login(&lab, &device.token(3600)?)?);
         let old_is_good = device.login(&lab, &old).is_ok();
-        ensure!(old_is_good == (policy == "reuse"), "{policy}: the old token is good: {old_is_good}");
+        ensure!(
+            old_is_good == (policy == "reuse"),
+            "{policy}: the old token is good: {old_is_good}"
+        );
     }
     Ok(())
 }
@@ -237,7 +268,9 @@ fn policies_of_re_provisioning_hold() -> Result<()> {
 fn a_certificate_is_issued_anew_unless_the_enrolment_forbids_it() -> Result<()> {
     let lab = Lab::open()?;
     let vendor = trusted_vendor()?;
-    for (number, policy, flow) in [(0, "reissue", "ticket"), (1, "never", "ticket"), (2, "never", "sealed")] {
+    for (number, policy, flow) in
+        [(0, "reissue", "ticket"), (1, "never", "ticket"), (2, "never", "sealed")]
+    {
         let mut tpm = vendor.device(EkKind::P256, number)?;
         let id = format!("{policy}-{flow}");
         lab.enroll(&tpm, EkKind::P256, &id, &["--reprovision", policy])?;
@@ -261,7 +294,8 @@ fn a_parent_off_template_is_refused() -> Result<()> {
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
     make_ek(&tpm, EkKind::P256)?;
-    // All of which a TPM makes: without noDA; without fixedTPM; usable by password as well; by no policy at all.
+    // All of which a TPM makes: without noDA; without fixedTPM; usable by password as well; by no
+    // policy at all.
     for (attributes, policy) in [
         ("fixedtpm|fixedparent|sensitivedataorigin|restricted|decrypt", Some(IMPORT_OR_LOAD)),
         ("sensitivedataorigin|noda|restricted|decrypt", Some(IMPORT_OR_LOAD)),
@@ -270,7 +304,10 @@ fn a_parent_off_template_is_refused() -> Result<()> {
         ("fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|decrypt", None),
     ] {
         make_parent(&tpm, "ecc256", attributes, policy)?;
-        mqtt.refused(RequestBody::Register(shown(&tpm, EkKind::P256)?), ProblemCode::ParentOffTemplate)?;
+        mqtt.refused(
+            RequestBody::Register(shown(&tpm, EkKind::P256)?),
+            ProblemCode::ParentOffTemplate,
+        )?;
     }
     let reply = mqtt.ask(RequestBody::Register(bundle(&tpm, Parent::Import)?))?;
     ensure!(matches!(reply, ReplyBody::Activation(_)), "{reply:?}");
@@ -291,7 +328,10 @@ fn a_plain_srk_is_refused_until_its_enrolment_allows_it() -> Result<()> {
     let device = Registered { tpm, device, id: "pump-17".into() };
     let old = device.token(3600)?;
     drop(device.login(&lab, &old)?);
-    ensure!(device.device.provision(&lab.dir, &lab.server)?.output()?.status.success(), "it has its key");
+    ensure!(
+        device.device.provision(&lab.dir, &lab.server)?.output()?.status.success(),
+        "it has its key"
+    );
     let listed = String::from_utf8(lab.assay(&["enroll", "list"])?.stdout)?;
     ensure!(listed.contains("1 (used, plain SRK)"), "{listed}");
 
@@ -301,7 +341,8 @@ fn a_plain_srk_is_refused_until_its_enrolment_allows_it() -> Result<()> {
     lab.refused(&device.device, &[&plain[..], &["--again"]].concat(), "plain-srk")?;
     drop(device.login(&lab, &old)?);
 
-    // A device that is not told otherwise asks for the key of an import parent, and gets another than the plain SRK had.
+    // A device that is not told otherwise asks for the key of an import parent, and gets another
+    // than the plain SRK had.
     device.takes_an_import_parent(&lab, &["--again"], &old)
 }
 
@@ -324,7 +365,8 @@ fn a_key_of_a_plain_srk_is_not_reused_for_an_import_parent() -> Result<()> {
     Ok(())
 }
 
-/// Azure's C SDK leaves `unique` empty, so that the TPM derives another EK than the one its vendor certified.
+/// Azure's C SDK leaves `unique` empty, so that the TPM derives another EK than the one its vendor
+/// certified.
 #[test]
 fn an_ek_of_azures_sdk_is_explained_and_let_in_if_its_enrolment_says_so() -> Result<()> {
     let lab = Lab::open()?;
@@ -332,7 +374,8 @@ fn an_ek_of_azures_sdk_is_explained_and_let_in_if_its_enrolment_says_so() -> Res
     let policy = "policy.digest";
     fs::write(tpm.work_dir().join(policy), hex::decode(POLICY_A)?)?;
     let attributes = "fixedtpm|fixedparent|sensitivedataorigin|adminwithpolicy|restricted|decrypt";
-    let create = ["createprimary", "-C", "e", "-g", "sha256", "-G", "rsa2048:aes128cfb", "-a", attributes];
+    let create =
+        ["createprimary", "-C", "e", "-g", "sha256", "-G", "rsa2048:aes128cfb", "-a", attributes];
     tpm.tpm2(&[&create[..], &["-L", policy, "-c", "legacy.ctx"]].concat())?;
     tpm.tpm2(&["readpublic", "-c", "legacy.ctx", "-o", "legacy.pub"])?;
     tpm.tpm2(&["flushcontext", "-t"])?;
@@ -346,21 +389,36 @@ fn an_ek_of_azures_sdk_is_explained_and_let_in_if_its_enrolment_says_so() -> Res
     match mqtt.ask(RequestBody::Register(bundle.clone()))? {
         ReplyBody::Problem(problem) => {
             ensure!(problem.code == ProblemCode::EkCertificateMismatch, "{problem}");
-            ensure!(problem.detail.contains("Azure") && problem.detail.contains("--legacy-dps-ek"), "{problem}");
+            ensure!(
+                problem.detail.contains("Azure") && problem.detail.contains("--legacy-dps-ek"),
+                "{problem}"
+            );
         }
         other => bail!("{other:?}"),
     }
     let file = tpm.work_dir().join("legacy.pub");
-    let add = ["enroll", "add", file.to_str().context("a path")?, "--device-id", "pump-17", "--legacy-dps-ek"];
+    let add = [
+        "enroll",
+        "add",
+        file.to_str().context("a path")?,
+        "--device-id",
+        "pump-17",
+        "--legacy-dps-ek",
+    ];
     lab.assay(&add)?;
     let reply = mqtt.ask(RequestBody::Register(bundle))?;
-    ensure!(matches!(&reply, ReplyBody::Activation(activation) if activation.device_id.as_str() == "pump-17"));
+    ensure!(
+        matches!(&reply, ReplyBody::Activation(activation) if activation.device_id.as_str() == "pump-17")
+    );
 
     // Our device makes the same EK, and gets in with it.
     let device = Device::new(&tpm)?;
     let arguments = ["--flow", "shared-key", "--ek", "legacy-dps", "--parent", "rsa-2048"];
     ensure!(lab.provision(&device, &arguments)?["device_id"] == "pump-17");
-    ensure!(lab.provision(&device, &["--again"])?["ek"] == "legacy-dps", "the kind of EK is remembered");
+    ensure!(
+        lab.provision(&device, &["--again"])?["ek"] == "legacy-dps",
+        "the kind of EK is remembered"
+    );
     run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?).map(drop)
 }
 

@@ -3,7 +3,9 @@
 use std::fs;
 
 use anyhow::{Result, bail, ensure};
-use assay_ca_core::{Admitted, Enrolment, MasterSecret, ParentEvidence, Records, SharedKey, TrustAnchors, TrustedEk};
+use assay_ca_core::{
+    Admitted, Enrolment, MasterSecret, ParentEvidence, Records, SharedKey, TrustAnchors, TrustedEk,
+};
 use assay_tests::{EkKind, Swtpm, trusted_vendor};
 use assay_wire::{ActivationReply, ParentBundle, Scope};
 use rand_core::UnwrapErr;
@@ -14,8 +16,10 @@ use crate::tools_device::{activate_credential, make_ek, read, sized, tpmt_public
 const EKS: [EkKind; 3] = [EkKind::Rsa2048, EkKind::P256, EkKind::P384];
 /// As tpm2_createprimary spells the types of the templates.
 const ALGORITHMS: [&str; 2] = ["rsa2048", "ecc256"];
-pub(crate) const IMPORT_PARENT_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|noda|restricted|decrypt";
-pub(crate) const SRK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
+pub(crate) const IMPORT_PARENT_ATTRIBUTES: &str =
+    "fixedtpm|fixedparent|sensitivedataorigin|noda|restricted|decrypt";
+pub(crate) const SRK_ATTRIBUTES: &str =
+    "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
 
 /// What shared keys are sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,19 +31,28 @@ pub(crate) enum Parent {
 impl Parent {
     pub(crate) const BOTH: [Self; 2] = [Self::Import, Self::PlainSrk];
 
-    /// Makes one by tpm2_createprimary, in `parent.ctx`, and leaves its public area in `parent.pub`.
+    /// Makes one by tpm2_createprimary, in `parent.ctx`, and leaves its public area in
+    /// `parent.pub`.
     pub(crate) fn make(self, tpm: &Swtpm, algorithm: &str) -> Result<()> {
         match self {
-            Self::Import => make_parent(tpm, algorithm, IMPORT_PARENT_ATTRIBUTES, Some(IMPORT_OR_LOAD)),
+            Self::Import => {
+                make_parent(tpm, algorithm, IMPORT_PARENT_ATTRIBUTES, Some(IMPORT_OR_LOAD))
+            }
             Self::PlainSrk => make_parent(tpm, algorithm, SRK_ATTRIBUTES, None),
         }
     }
 }
 
 /// Makes a parent of whatever attributes and policy.
-pub(crate) fn make_parent(tpm: &Swtpm, algorithm: &str, attributes: &str, policy: Option<&str>) -> Result<()> {
+pub(crate) fn make_parent(
+    tpm: &Swtpm,
+    algorithm: &str,
+    attributes: &str,
+    policy: Option<&str>,
+) -> Result<()> {
     let algorithm = format!("{algorithm}:null:aes128cfb");
-    let mut create = vec!["createprimary", "-C", "o", "-g", "sha256", "-a", attributes, "-G", &algorithm];
+    let mut create =
+        vec!["createprimary", "-C", "o", "-g", "sha256", "-a", attributes, "-G", &algorithm];
     if let Some(policy) = policy {
         fs::write(tpm.work_dir().join("parent.policy"), hex::decode(policy)?)?;
         create.extend(["-L", "parent.policy"]);
@@ -58,7 +71,12 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    pub(crate) fn new(kind: EkKind, number: usize, parent: Parent, algorithm: &str) -> Result<Self> {
+    pub(crate) fn new(
+        kind: EkKind,
+        number: usize,
+        parent: Parent,
+        algorithm: &str,
+    ) -> Result<Self> {
         let tpm = trusted_vendor()?.device(kind, number)?;
         make_ek(&tpm, kind)?;
         parent.make(&tpm, algorithm)?;
@@ -67,7 +85,13 @@ impl Device {
 
     /// The key of the inner wrapper.
     pub(crate) fn activate(&self, reply: &ActivationReply) -> Result<Vec<u8>> {
-        activate_credential(&self.tpm, self.kind, "parent.ctx", &reply.credential_blob, &reply.encrypted_seed)
+        activate_credential(
+            &self.tpm,
+            self.kind,
+            "parent.ctx",
+            &reply.credential_blob,
+            &reply.encrypted_seed,
+        )
     }
 
     /// Loads the key below the parent, into `key.ctx`.
@@ -77,8 +101,21 @@ impl Device {
         write("key.pub", &sized(&reply.key_public)?)?;
         write("key.duplicate", &sized(&reply.duplicate)?)?;
         write("key.seed", &sized(&reply.symmetric_seed)?)?;
-        let import = ["import", "-C", "parent.ctx", "-u", "key.pub", "-i", "key.duplicate", "-s", "key.seed"];
-        self.by_parent("TPM2_CC_Import", &[&import[..], &["-k", "inner.key", "-r", "key.priv"]].concat())?;
+        let import = [
+            "import",
+            "-C",
+            "parent.ctx",
+            "-u",
+            "key.pub",
+            "-i",
+            "key.duplicate",
+            "-s",
+            "key.seed",
+        ];
+        self.by_parent(
+            "TPM2_CC_Import",
+            &[&import[..], &["-k", "inner.key", "-r", "key.priv"]].concat(),
+        )?;
         self.by_parent(
             "TPM2_CC_Load",
             &["load", "-C", "parent.ctx", "-u", "key.pub", "-r", "key.priv", "-c", "key.ctx"],
@@ -98,7 +135,12 @@ impl Device {
             }
             self.tpm.tpm2(&["startauthsession", "--policy-session", "-S", "parent.session"])?;
             self.tpm.tpm2(&["policycommandcode", "-S", "parent.session", code])?;
-            self.tpm.tpm2(&["policyor", "-S", "parent.session", "sha256:import.policy,load.policy"])?;
+            self.tpm.tpm2(&[
+                "policyor",
+                "-S",
+                "parent.session",
+                "sha256:import.policy,load.policy",
+            ])?;
             self.tpm.tpm2(&[command, &["-P", "session:parent.session"]].concat())?;
             self.tpm.tpm2(&["flushcontext", "parent.session"])?;
         }
@@ -126,8 +168,13 @@ impl Ca {
         Ok(Self { scope: "plant-7".parse()?, master })
     }
 
-    /// What the CA sends to the device with the EK of `ek` and the parent of `parent`, and the key that it expects to be used.
-    pub(crate) fn activation(&self, ek: &Device, parent: &Device) -> Result<(ActivationReply, SharedKey)> {
+    /// What the CA sends to the device with the EK of `ek` and the parent of `parent`, and the key
+    /// that it expects to be used.
+    pub(crate) fn activation(
+        &self,
+        ek: &Device,
+        parent: &Device,
+    ) -> Result<(ActivationReply, SharedKey)> {
         let evidence = ParentEvidence::parse(ParentBundle {
             device_id: None,
             ek_public: tpmt_public(&ek.tpm, "ek.pub")?,
@@ -137,7 +184,8 @@ impl Ca {
         })?;
         let enrolment = Enrolment { plain_srk: true, ..Enrolment::default() };
         let now = OffsetDateTime::now_utc();
-        let trusted = TrustedEk::verify(&evidence.ek, &TrustAnchors::default(), Some(&enrolment), now)?;
+        let trusted =
+            TrustedEk::verify(&evidence.ek, &TrustAnchors::default(), Some(&enrolment), now)?;
         let records = Records { enrolment: Some(enrolment), ..Records::default() };
         let admitted = Admitted::decide(trusted, None, &records)?;
         let parent = admitted.parent(evidence.parent()?, &records)?;
@@ -152,12 +200,17 @@ fn tpm2_import_loads_our_key_for_every_kind_of_ek_and_parent() -> Result<()> {
     let ca = Ca::new()?;
     let message = b"plant-7%2Fregistrations%2Fpump-1\n1800000000";
     for kind in EKS {
-        for (parent, algorithm) in Parent::BOTH.into_iter().flat_map(|parent| ALGORITHMS.map(|one| (parent, one))) {
+        for (parent, algorithm) in
+            Parent::BOTH.into_iter().flat_map(|parent| ALGORITHMS.map(|one| (parent, one)))
+        {
             let device = Device::new(kind, 0, parent, algorithm)?;
             let (reply, key) = ca.activation(&device, &device)?;
             let inner_key = device.activate(&reply)?;
             device.load(&reply, &inner_key)?;
-            ensure!(device.hmac(message)? == key.hmac(message), "{kind:?}, {parent:?}, {algorithm}");
+            ensure!(
+                device.hmac(message)? == key.hmac(message),
+                "{kind:?}, {parent:?}, {algorithm}"
+            );
         }
     }
     Ok(())
@@ -167,8 +220,11 @@ fn tpm2_import_loads_our_key_for_every_kind_of_ek_and_parent() -> Result<()> {
 fn activation_for_another_tpm_opens_nowhere_else() -> Result<()> {
     let ca = Ca::new()?;
     // For RSA, where OAEP finds no seed, libtpms answers TPM_RC_FAILURE (and works on).
-    for (kind, algorithm, reason) in [(EkKind::Rsa2048, "rsa2048", "(0x101)"), (EkKind::P256, "ecc256", INTEGRITY)] {
-        let [device, other] = [0, 1].map(|number| Device::new(kind, number, Parent::Import, algorithm));
+    for (kind, algorithm, reason) in
+        [(EkKind::Rsa2048, "rsa2048", "(0x101)"), (EkKind::P256, "ecc256", INTEGRITY)]
+    {
+        let [device, other] =
+            [0, 1].map(|number| Device::new(kind, number, Parent::Import, algorithm));
         let (device, other) = (device?, other?);
         let (reply, _) = ca.activation(&device, &device)?;
         let inner_key = device.activate(&reply)?;
@@ -185,15 +241,19 @@ fn activation_for_another_tpm_opens_nowhere_else() -> Result<()> {
 fn activation_for_a_parent_that_is_not_beside_the_ek_opens_nowhere() -> Result<()> {
     let ca = Ca::new()?;
     for parent in Parent::BOTH {
-        let [victim, attacker] = [0, 1].map(|number| Device::new(EkKind::P256, number, parent, "ecc256"));
+        let [victim, attacker] =
+            [0, 1].map(|number| Device::new(EkKind::P256, number, parent, "ecc256"));
         let (victim, attacker) = (victim?, attacker?);
         let (reply, _) = ca.activation(&victim, &attacker)?;
         refused(victim.activate(&reply), INTEGRITY)?;
         refused(attacker.activate(&reply), INTEGRITY)?;
 
-        // Nor if the public part of that parent is loaded beside the EK, which gives an object with its Name
-        // (TPM_RC_AUTH_UNAVAILABLE).
-        fs::copy(attacker.tpm.work_dir().join("parent.pub"), victim.tpm.work_dir().join("foreign.pub"))?;
+        // Nor if the public part of that parent is loaded beside the EK, which gives an object with
+        // its Name (TPM_RC_AUTH_UNAVAILABLE).
+        fs::copy(
+            attacker.tpm.work_dir().join("parent.pub"),
+            victim.tpm.work_dir().join("foreign.pub"),
+        )?;
         victim.tpm.tpm2(&["flushcontext", "-t"])?;
         victim.tpm.tpm2(&["loadexternal", "-C", "n", "-u", "foreign.pub", "-c", "parent.ctx"])?;
         victim.tpm.tpm2(&["flushcontext", "-t"])?;
@@ -208,7 +268,8 @@ fn duplicate_without_its_inner_key_or_altered_does_not_load() -> Result<()> {
     let device = Device::new(EkKind::P256, 0, Parent::Import, "ecc256")?;
     let (reply, _) = ca.activation(&device, &device)?;
     let inner_key = device.activate(&reply)?;
-    // TPM_RC_SIZE, for what comes out begins with a size; where that is right by chance, TPM_RC_INTEGRITY of the same parameter.
+    // TPM_RC_SIZE, for what comes out begins with a size; where that is right by chance,
+    // TPM_RC_INTEGRITY of the same parameter.
     let other_key = [0; 16];
     refused(device.load(&reply, &other_key), "tpm:parameter(3)")?;
     let mut altered = reply.duplicate.to_vec();
@@ -232,4 +293,5 @@ const INTEGRITY: &str = "integrity check failed";
 pub(crate) const IMPORT: &str = "e1fdc38a23806dcf62097bcb06740e33ca3690dc21a7000c41e0e81c4b9b365a";
 pub(crate) const LOAD: &str = "430ed9475815deb61c7e4a88eb44fe5a83fa17b97cf6cee4a8420b3ef50b134f";
 /// TPM2_PolicyOR of the two.
-pub(crate) const IMPORT_OR_LOAD: &str = "1e7626a5d4b685cbb04936a0fdcc77b8a3ca3c37f42ad40482bcf27534dd887f";
+pub(crate) const IMPORT_OR_LOAD: &str =
+    "1e7626a5d4b685cbb04936a0fdcc77b8a3ca3c37f42ad40482bcf27534dd887f";

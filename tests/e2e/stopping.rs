@@ -24,8 +24,9 @@ fn a_worker_that_is_told_to_stop_answers_all_that_the_broker_holds_for_it() -> R
     let mut device = PlainDevice::connect(&broker, 200)?;
     // Stopped, it takes nothing. Mosquitto sends it 20 and queues the rest.
     worker.signal("STOP")?;
-    let mut open =
-        (0..200).map(|_| device.send(&RequestBody::Ping, QoS::AtLeastOnce)).collect::<Result<HashSet<_>>>()?;
+    let mut open = (0..200)
+        .map(|_| device.send(&RequestBody::Ping, QoS::AtLeastOnce))
+        .collect::<Result<HashSet<_>>>()?;
     device.wait_until_acknowledged(200)?;
     worker.signal("TERM")?;
     worker.signal("CONT")?;
@@ -54,7 +55,11 @@ fn two_workers_are_restarted_in_turn_under_load_and_no_device_notices() -> Resul
 
     let mut workers = [Worker::start(&dir, &broker)?, Worker::start(&dir, &broker)?];
     let mut fleet = Command::new(assay_bin("assay-fleet")?);
-    fleet.arg("--cache").arg(cache.path()).args(["--json", "--broker", &broker, "--ca-root"]).arg(dir.root_pem());
+    fleet
+        .arg("--cache")
+        .arg(cache.path())
+        .args(["--json", "--broker", &broker, "--ca-root"])
+        .arg(dir.root_pem());
     fleet.args(["--devices", "600", "--rate", "60"]).stdout(Stdio::piped());
     let running = fleet.spawn()?;
     // Devices come while keys are made, and afterwards for ten seconds.
@@ -69,7 +74,10 @@ fn two_workers_are_restarted_in_turn_under_load_and_no_device_notices() -> Resul
     let known = dir.list("devices")?.len();
     let output = running.wait_with_output()?;
     let report: Value = serde_json::from_slice(&output.stdout)?;
-    ensure!(report["devices"]["done"] == 600 && report["lost"] == serde_json::json!({}), "{report:#}");
+    ensure!(
+        report["devices"]["done"] == 600 && report["lost"] == serde_json::json!({}),
+        "{report:#}"
+    );
     ensure!(known < 600, "the load was over before the workers were restarted");
     Ok(())
 }
@@ -81,7 +89,10 @@ fn a_worker_that_cannot_finish_ends_after_ten_seconds_and_says_what_is_left() ->
     blocked.worker.signal("TERM")?;
     let (status, took) = (blocked.worker.wait()?, told.elapsed());
     let log = blocked.worker.log();
-    ensure!(status.code() == Some(1) && log.contains("1 requests and messages are left"), "{status}: {log}");
+    ensure!(
+        status.code() == Some(1) && log.contains("1 requests and messages are left"),
+        "{status}: {log}"
+    );
     ensure!((9.5..12.0).contains(&took.as_secs_f64()), "{took:?}");
     Ok(())
 }

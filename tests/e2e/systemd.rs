@@ -53,12 +53,16 @@ fn a_server_says_that_it_is_ready_reloads_and_stops() -> Result<()> {
     manager.hears("READY=1\nSTATUS=nothing was reread")?;
     server.signal("TERM")?;
     manager.hears("STOPPING=1")?;
-    ensure!(!manager.heard.borrow().iter().any(|message| message.contains("WATCHDOG")), "nobody asked for it");
+    ensure!(
+        !manager.heard.borrow().iter().any(|message| message.contains("WATCHDOG")),
+        "nobody asked for it"
+    );
     Ok(())
 }
 
 #[test]
-fn a_watchdog_hears_from_a_worker_while_its_broker_is_gone_but_not_that_it_is_ready() -> Result<()> {
+fn a_watchdog_hears_from_a_worker_while_its_broker_is_gone_but_not_that_it_is_ready() -> Result<()>
+{
     let manager = Manager::new()?;
     let dir = AssayDir::init()?;
     let mut mosquitto = Mosquitto::start(&["allow_anonymous true"])?;
@@ -91,7 +95,10 @@ fn a_watchdog_hears_nothing_while_the_writer_is_stuck() -> Result<()> {
     thread::sleep(WATCHDOG);
     manager.forget()?;
     thread::sleep(3 * WATCHDOG);
-    ensure!(manager.forget()? == 0, "something is stuck, and the watchdog is told that all is well");
+    ensure!(
+        manager.forget()? == 0,
+        "something is stuck, and the watchdog is told that all is well"
+    );
     lock.rollback()?;
     manager.hears("WATCHDOG=1")
 }

@@ -1,11 +1,14 @@
-//! A device made of tpm2-tools alone: an implementation of the protocol that shares nothing with ours but `wire`.
+//! A device made of tpm2-tools alone: an implementation of the protocol that shares nothing with
+//! ours but `wire`.
 
 use std::fs;
 
 use anyhow::{Context, Result, bail};
 use assay_ca_core::Identity;
 use assay_tests::{EkKind, Swtpm};
-use assay_wire::{Bundle, Bytes, CertificateList, ChallengeReply, Limit, SealedCertificate, SealedReply, Ticket};
+use assay_wire::{
+    Bundle, Bytes, CertificateList, ChallengeReply, Limit, SealedCertificate, SealedReply, Ticket,
+};
 use rcgen::{CertificateParams, PublicKeyData, SignatureAlgorithm, SigningKey};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::digest::{SHA256, digest};
@@ -19,18 +22,33 @@ pub(crate) struct ToolsDevice<'a> {
 }
 
 /// What an accepted IK is; a test may ask for another.
-pub(crate) const IK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign";
+pub(crate) const IK_ATTRIBUTES: &str =
+    "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign";
 
 impl<'a> ToolsDevice<'a> {
     pub(crate) fn new(tpm: &'a Swtpm, kind: EkKind) -> Result<Self> {
         Self::with_ik_attributes(tpm, kind, IK_ATTRIBUTES)
     }
 
-    pub(crate) fn with_ik_attributes(tpm: &'a Swtpm, kind: EkKind, attributes: &str) -> Result<Self> {
+    pub(crate) fn with_ik_attributes(
+        tpm: &'a Swtpm,
+        kind: EkKind,
+        attributes: &str,
+    ) -> Result<Self> {
         make_ek(tpm, kind)?;
         tpm.tpm2(&["createprimary", "-C", "o", "-g", "sha256", "-G", "ecc", "-c", "srk.ctx"])?;
         tpm.tpm2(&["flushcontext", "-t"])?;
-        let create = ["create", "-C", "srk.ctx", "-G", "ecc256:ecdsa-sha256", "-g", "sha256", "-a", attributes];
+        let create = [
+            "create",
+            "-C",
+            "srk.ctx",
+            "-G",
+            "ecc256:ecdsa-sha256",
+            "-g",
+            "sha256",
+            "-a",
+            attributes,
+        ];
         tpm.tpm2(&[&create[..], &["-u", "ik.pub", "-r", "ik.priv"]].concat())?;
         tpm.tpm2(&["flushcontext", "-t"])?;
         tpm.tpm2(&["load", "-C", "srk.ctx", "-u", "ik.pub", "-r", "ik.priv", "-c", "ik.ctx"])?;
@@ -56,8 +74,13 @@ impl<'a> ToolsDevice<'a> {
 
     /// What tpm2_activatecredential makes of a challenge.
     pub(crate) fn activate(&self, challenge: &ChallengeReply) -> Result<Ticket> {
-        let secret =
-            activate_credential(self.tpm, self.kind, "ik.ctx", &challenge.credential_blob, &challenge.encrypted_seed)?;
+        let secret = activate_credential(
+            self.tpm,
+            self.kind,
+            "ik.ctx",
+            &challenge.credential_blob,
+            &challenge.encrypted_seed,
+        )?;
         Ok(<[u8; Ticket::LEN]>::try_from(secret).ok().context("32 bytes")?.into())
     }
 }
@@ -66,11 +89,17 @@ impl ToolsDevice<'_> {
     /// What tpm2_activatecredential and AES-256-GCM make of a sealed certificate.
     pub(crate) fn open(&self, reply: &SealedReply) -> Result<SealedCertificate> {
         self.tpm.tpm2(&["flushcontext", "-t"])?;
-        let activated =
-            activate_credential(self.tpm, self.kind, "ik.ctx", &reply.credential_blob, &reply.encrypted_seed);
+        let activated = activate_credential(
+            self.tpm,
+            self.kind,
+            "ik.ctx",
+            &reply.credential_blob,
+            &reply.encrypted_seed,
+        );
         self.tpm.tpm2(&["flushcontext", "-t"])?;
         let key = activated?;
-        let key = UnboundKey::new(&AES_256_GCM, &key).map_err(|_| anyhow::anyhow!("a key has 32 bytes"))?;
+        let key = UnboundKey::new(&AES_256_GCM, &key)
+            .map_err(|_| anyhow::anyhow!("a key has 32 bytes"))?;
         let ek = ek_id(&self.tpm.ek_public_pem(self.kind)?)?;
         let ik = digest(&SHA256, &self.ik.subject_public_key_info()).as_ref().try_into()?;
         let data = SealedReply::associated_data(&reply.claim, &ek.into(), &ik);
@@ -78,7 +107,9 @@ impl ToolsDevice<'_> {
         let (nonce, mut sealed) = (Nonce::try_assume_unique_for_key(nonce), sealed.to_vec());
         let nonce = nonce.map_err(|_| anyhow::anyhow!("a nonce has 12 bytes"))?;
         let opened = LessSafeKey::new(key).open_in_place(nonce, Aad::from(data), &mut sealed);
-        Ok(SealedCertificate::decode(opened.map_err(|_| anyhow::anyhow!("the box does not open"))?)?)
+        Ok(SealedCertificate::decode(
+            opened.map_err(|_| anyhow::anyhow!("the box does not open"))?,
+        )?)
     }
 }
 
@@ -88,7 +119,8 @@ fn ek_id(pem: &str) -> Result<[u8; 32]> {
     Ok(digest(&SHA256, &der).as_ref().try_into()?)
 }
 
-/// Leaves the public area of the TPM's EK in `ek.pub`, and the EK itself where [`activate_credential`] finds it.
+/// Leaves the public area of the TPM's EK in `ek.pub`, and the EK itself where
+/// [`activate_credential`] finds it.
 pub(crate) fn make_ek(tpm: &Swtpm, kind: EkKind) -> Result<()> {
     match kind {
         EkKind::P384 => tpm.tpm2(&["readpublic", "-c", "0x81010016", "-o", "ek.pub"])?,
@@ -101,7 +133,8 @@ pub(crate) fn make_ek(tpm: &Swtpm, kind: EkKind) -> Result<()> {
     Ok(())
 }
 
-/// The secret that tpm2_activatecredential gets out of a credential for the object in the file `object`.
+/// The secret that tpm2_activatecredential gets out of a credential for the object in the file
+/// `object`.
 pub(crate) fn activate_credential(
     tpm: &Swtpm,
     kind: EkKind,
@@ -157,7 +190,18 @@ impl SigningKey for ToolsKey<'_> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         let sign = || -> Result<Vec<u8>> {
             fs::write(self.tpm.work_dir().join("message"), message)?;
-            self.tpm.tpm2(&["sign", "-c", "ik.ctx", "-g", "sha256", "-f", "plain", "-o", "signature", "message"])?;
+            self.tpm.tpm2(&[
+                "sign",
+                "-c",
+                "ik.ctx",
+                "-g",
+                "sha256",
+                "-f",
+                "plain",
+                "-o",
+                "signature",
+                "message",
+            ])?;
             self.tpm.tpm2(&["flushcontext", "-t"])?;
             read(self.tpm, "signature")
         };
@@ -166,7 +210,10 @@ impl SigningKey for ToolsKey<'_> {
 }
 
 /// A TPM2B_PUBLIC file without its size.
-pub(crate) fn tpmt_public<T: TryFrom<Vec<u8>, Error = Limit>>(tpm: &Swtpm, file: &str) -> Result<T> {
+pub(crate) fn tpmt_public<T: TryFrom<Vec<u8>, Error = Limit>>(
+    tpm: &Swtpm,
+    file: &str,
+) -> Result<T> {
     Ok(read(tpm, file)?[2..].to_vec().try_into()?)
 }
 

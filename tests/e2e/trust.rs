@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use assay_tests::{AssayDir, EkCertificate, EkKind, VendorCa, run, tool, trusted_vendor, untrusted_vendor};
+use assay_tests::{
+    AssayDir, EkCertificate, EkKind, VendorCa, run, tool, trusted_vendor, untrusted_vendor,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -48,7 +50,9 @@ impl Desk {
 
     fn fingerprint(&self, certificate: &PathBuf) -> Result<String> {
         let mut x509 = tool("openssl")?;
-        let printed = run(x509.args(["x509", "-noout", "-fingerprint", "-sha256", "-in"]).arg(certificate))?.stdout;
+        let printed =
+            run(x509.args(["x509", "-noout", "-fingerprint", "-sha256", "-in"]).arg(certificate))?
+                .stdout;
         let printed = String::from_utf8(printed)?;
         Ok(printed.trim().split_once('=').context("a fingerprint")?.1.to_owned())
     }
@@ -77,14 +81,20 @@ fn vendors_files_are_added_in_every_form_and_each_certificate_reported() -> Resu
         ensure!(!desk.is_trusted()?);
         let (status, _, said) = desk.trust(&["add"], &[&files[form]])?;
         ensure!(status == 0 && said.contains("root: CN=Test TPM Vendor Root CA"), "{said}");
-        ensure!(said.contains("issuer: CN=Test TPM Vendor EK CA") && said.contains("RSA-3072"), "{said}");
+        ensure!(
+            said.contains("issuer: CN=Test TPM Vendor EK CA") && said.contains("RSA-3072"),
+            "{said}"
+        );
         ensure!(!said.contains("counts for nothing"), "whatever their order: {said}");
         let sha256 = desk.fingerprint(&root)?.replace(':', "").to_ascii_lowercase();
         ensure!(said.contains(&sha256), "{said}");
         ensure!(desk.is_trusted()?);
         let (status, lines, _) = desk.trust(&["add", "--json"], &[&root])?;
         let again: Value = serde_json::from_str(&lines)?;
-        ensure!(status == 0 && again["result"] == "already there" && again["fingerprint"] == *sha256, "{lines}");
+        ensure!(
+            status == 0 && again["result"] == "already there" && again["fingerprint"] == *sha256,
+            "{lines}"
+        );
     }
     Ok(())
 }
@@ -95,7 +105,9 @@ fn what_can_be_added_is_and_what_is_refused_says_why() -> Result<()> {
     let worker = desk.dir.path().join("worker.pem");
     let (status, _, said) = desk.trust(&["add"], &[&desk.vendor.root_pem(), &worker])?;
     ensure!(status == 1 && said.contains("root: ") && said.contains("is not a CA's"), "{said}");
-    ensure!(desk.dir.assay(&["trust", "list"])?.output()?.stdout.windows(4).any(|part| part == b"root"));
+    ensure!(
+        desk.dir.assay(&["trust", "list"])?.output()?.stdout.windows(4).any(|part| part == b"root")
+    );
     Ok(())
 }
 
@@ -103,7 +115,10 @@ fn what_can_be_added_is_and_what_is_refused_says_why() -> Result<()> {
 fn an_issuer_without_its_root_is_said_to_count_for_nothing() -> Result<()> {
     let desk = Desk::new()?;
     let (status, _, said) = desk.trust(&["add"], &[&desk.vendor.intermediate_pem()])?;
-    ensure!(status == 0 && said.contains("counts for nothing yet") && said.contains("Root CA"), "{said}");
+    ensure!(
+        status == 0 && said.contains("counts for nothing yet") && said.contains("Root CA"),
+        "{said}"
+    );
     let (status, said, _) = desk.trust(&["check"], &[&desk.ek])?;
     ensure!(status == 1 && said.contains("was issued by CN=Test TPM Vendor Root CA"), "{said}");
     Ok(())
@@ -117,9 +132,14 @@ fn only_the_fingerprint_that_is_insisted_on_is_trusted() -> Result<()> {
     let insist = ["add", "--fingerprint", &fingerprint];
     let (status, _, said) = desk.trust(&insist, &[&wrong])?;
     ensure!(status == 1 && said.contains("nothing is added"), "{said}");
-    let (status, _, said) = desk.trust(&insist, &[&wrong, &right, &desk.vendor.intermediate_pem()])?;
-    ensure!(status == 1 && said.contains("another fingerprint"), "the other vendor's root is refused: {said}");
-    let listed = String::from_utf8(run(&mut desk.dir.assay(&["trust", "list", "--json"])?)?.stdout)?;
+    let (status, _, said) =
+        desk.trust(&insist, &[&wrong, &right, &desk.vendor.intermediate_pem()])?;
+    ensure!(
+        status == 1 && said.contains("another fingerprint"),
+        "the other vendor's root is refused: {said}"
+    );
+    let listed =
+        String::from_utf8(run(&mut desk.dir.assay(&["trust", "list", "--json"])?)?.stdout)?;
     ensure!(listed.lines().count() == 2, "root and issuer: {listed}");
     Ok(())
 }
@@ -131,8 +151,10 @@ fn at_a_terminal_nothing_is_trusted_before_it_is_shown_and_agreed_to() -> Result
     for (answer, is_added) in [("n", false), ("", false), ("y", true)] {
         // `script` gives the command a terminal.
         let add = desk.dir.assay(&["trust", "add"])?;
-        let words =
-            [add.get_program()].into_iter().chain(add.get_args()).map(|word| word.to_string_lossy().into_owned());
+        let words = [add.get_program()]
+            .into_iter()
+            .chain(add.get_args())
+            .map(|word| word.to_string_lossy().into_owned());
         let files = [desk.vendor.root_pem(), issuer.clone()].map(|file| file.display().to_string());
         let line = words.chain(files).collect::<Vec<_>>().join(" ");
         let mut script = tool("script")?;
@@ -141,8 +163,14 @@ fn at_a_terminal_nothing_is_trusted_before_it_is_shown_and_agreed_to() -> Result
         script.stdin.take().context("its input")?.write_all(format!("{answer}\n").as_bytes())?;
         let output = script.wait_with_output()?;
         let said = String::from_utf8(output.stdout)?;
-        ensure!(said.contains("root: CN=Test TPM Vendor Root CA") && said.contains("[y/N]"), "{said}");
-        ensure!(output.status.success() == is_added && said.contains("nothing is added") != is_added, "{said}");
+        ensure!(
+            said.contains("root: CN=Test TPM Vendor Root CA") && said.contains("[y/N]"),
+            "{said}"
+        );
+        ensure!(
+            output.status.success() == is_added && said.contains("nothing is added") != is_added,
+            "{said}"
+        );
         ensure!(desk.is_trusted()? == is_added, "after {answer:?}: {said}");
     }
     Ok(())
@@ -168,7 +196,8 @@ fn a_certificate_with_another_signature_is_the_same() -> Result<()> {
     let (_, _, said) = desk.trust(&["add", "--anchor"], &[&twin])?;
     ensure!(said.starts_with("already there"), "{said}");
     removed_by(&issuer)?;
-    // An issuer's is verified when a path needs it, so a damaged one is no reason to leave the good one out.
+    // An issuer's is verified when a path needs it, so a damaged one is no reason to leave the good
+    // one out.
     desk.trust(&["add"], &[&twin])?;
     desk.trust(&["add"], &[&issuer])?;
     desk.trust(&["add"], &[&desk.vendor.root_pem()])?;
@@ -200,7 +229,10 @@ fn what_ek_certificates_lack_is_allowed_with_the_anchor() -> Result<()> {
     let issuer = desk.vendor.intermediate_pem();
     desk.trust(&["add", "--anchor", "--allow-missing", "ek-usage"], &[&issuer])?;
     let (_, said, _) = desk.trust(&["check"], &[&desk.ek])?;
-    ensure!(said.contains("lacks the TPM's manufacturer") || said.contains("has no extended key usage"), "{said}");
+    ensure!(
+        said.contains("lacks the TPM's manufacturer") || said.contains("has no extended key usage"),
+        "{said}"
+    );
     desk.trust(&["add", "--anchor", "--allow-missing", "ek-usage,tpm-attributes"], &[&issuer])?;
     ensure!(desk.is_trusted()?);
     let listed = String::from_utf8(run(&mut desk.dir.assay(&["trust", "list"])?)?.stdout)?;
@@ -218,7 +250,10 @@ fn a_check_names_the_path_or_what_is_missing() -> Result<()> {
     desk.dir.trust(&desk.vendor)?;
     let (_, said, _) = desk.trust(&["check", "--json"], &[&desk.ek])?;
     let verdict: Value = serde_json::from_str(&said)?;
-    ensure!(verdict["trusted"] == true && verdict["path"][1] == "CN=Test TPM Vendor Root CA", "{said}");
+    ensure!(
+        verdict["trusted"] == true && verdict["path"][1] == "CN=Test TPM Vendor Root CA",
+        "{said}"
+    );
     // Another vendor of the same names.
     let other = Desk { dir: desk.dir, vendor: untrusted_vendor()?, ..Desk::new()? };
     fs::write(&other.ek, other.vendor.device(EkKind::P256, 0)?.ek_certificate(EkKind::P256)?)?;
@@ -253,9 +288,13 @@ fn a_bare_key_is_trusted_once_it_is_enrolled() -> Result<()> {
 fn certificates_for_other_uses_are_not_enrolled() -> Result<()> {
     let desk = Desk::new()?;
     for certificate in ["server.pem", "worker.pem"] {
-        let output = desk.dir.assay(&["enroll", "add"])?.arg(desk.dir.path().join(certificate)).output()?;
+        let output =
+            desk.dir.assay(&["enroll", "add"])?.arg(desk.dir.path().join(certificate)).output()?;
         let said = String::from_utf8(output.stderr)?;
-        ensure!(output.status.code() == Some(1) && said.contains("is not an EK's"), "{certificate}: {said}");
+        ensure!(
+            output.status.code() == Some(1) && said.contains("is not an EK's"),
+            "{certificate}: {said}"
+        );
     }
     Ok(())
 }

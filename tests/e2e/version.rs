@@ -11,10 +11,14 @@ use tempfile::TempDir;
 
 #[test]
 fn both_binaries_name_the_commit_they_were_built_from() -> Result<()> {
-    let commit = if sources().join(".git").exists() { head(&sources())? } else { "unknown commit".into() };
+    let commit =
+        if sources().join(".git").exists() { head(&sources())? } else { "unknown commit".into() };
     for binary in ["assay", "assay-device"] {
         let said = run(Command::new(assay_bin(binary)?).arg("--version"))?.stdout;
-        ensure!(String::from_utf8(said)? == format!("{binary} {} ({commit})\n", env!("CARGO_PKG_VERSION")));
+        ensure!(
+            String::from_utf8(said)?
+                == format!("{binary} {} ({commit})\n", env!("CARGO_PKG_VERSION"))
+        );
     }
     Ok(())
 }
@@ -23,7 +27,16 @@ fn both_binaries_name_the_commit_they_were_built_from() -> Result<()> {
 fn the_commit_is_found_in_branches_packed_branches_linked_trees_and_detached_heads() -> Result<()> {
     let tree = Tree::new()?;
     tree.git(&["init", "--quiet"])?;
-    tree.git(&["-c", "user.name=A", "-c", "user.email=a@example.com", "commit", "--quiet", "--allow-empty", "-mA"])?;
+    tree.git(&[
+        "-c",
+        "user.name=A",
+        "-c",
+        "user.email=a@example.com",
+        "commit",
+        "--quiet",
+        "--allow-empty",
+        "-mA",
+    ])?;
     let commit = head(&tree.path())?;
     let expected = format!("ASSAY_VERSION=1.2.3 ({commit})");
     tree.says(&tree.path(), &expected)?;
@@ -40,7 +53,9 @@ fn the_commit_is_found_in_branches_packed_branches_linked_trees_and_detached_hea
 fn sources_without_git_build_and_take_the_commit_from_the_environment() -> Result<()> {
     let tree = Tree::new()?;
     tree.says(&tree.path(), "ASSAY_VERSION=1.2.3 (unknown commit)")?;
-    let named = |commit: &str| tree.script(&tree.path()).map(|mut script| script.env("ASSAY_COMMIT", commit).output());
+    let named = |commit: &str| {
+        tree.script(&tree.path()).map(|mut script| script.env("ASSAY_COMMIT", commit).output())
+    };
     let output = named("0123456789ABCDEF0123456789abcdef01234567")??;
     ensure!(String::from_utf8(output.stdout)?.contains("ASSAY_VERSION=1.2.3 (0123456789ab)\n"));
     let output = named("main")??;
@@ -58,7 +73,10 @@ impl Tree {
         let tree = Self { directory: tempfile::tempdir()? };
         let compiler = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
         let script = sources().join("build/version.rs");
-        run(Command::new(compiler).args(["--edition=2024", "-o"]).arg(tree.compiled()).arg(script))?;
+        run(Command::new(compiler)
+            .args(["--edition=2024", "-o"])
+            .arg(tree.compiled())
+            .arg(script))?;
         fs::create_dir(tree.path())?;
         Ok(tree)
     }
@@ -88,8 +106,12 @@ impl Tree {
     /// cargo would build anew each time.
     fn says(&self, sources: &Path, expected: &str) -> Result<()> {
         let output = String::from_utf8(run(&mut self.script(sources)?)?.stdout)?;
-        ensure!(output.lines().any(|line| line == format!("cargo::rustc-env={expected}")), "{expected}: {output}");
-        let watched = output.lines().filter_map(|line| line.strip_prefix("cargo::rerun-if-changed="));
+        ensure!(
+            output.lines().any(|line| line == format!("cargo::rustc-env={expected}")),
+            "{expected}: {output}"
+        );
+        let watched =
+            output.lines().filter_map(|line| line.strip_prefix("cargo::rerun-if-changed="));
         for path in watched.filter(|path| !path.ends_with("version.rs")) {
             ensure!(sources.join("package").join(path).exists(), "{path} is watched");
         }

@@ -1,7 +1,9 @@
-//! A dishonest device: it has a genuine EK, and asks for a certificate for a key that it keeps in a file.
+//! A dishonest device: it has a genuine EK, and asks for a certificate for a key that it keeps in a
+//! file.
 //!
-//! It says the truth about the key, which is not fixed to a TPM, because the lie would help no more: a CA wraps its challenge
-//! for the Name of the claimed key, and no TPM opens it without holding that key.
+//! It says the truth about the key, which is not fixed to a TPM, because the lie would help no
+//! more: a CA wraps its challenge for the Name of the claimed key, and no TPM opens it without
+//! holding that key.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,14 +16,17 @@ use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::Packet;
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
 use assay_mqtt::{BrokerUrl, Client, connect, tls_config};
-use assay_wire::{Bundle, ClientId, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic};
+use assay_wire::{
+    Bundle, ClientId, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic,
+};
 use clap::Parser;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-/// Asks for a certificate for a key outside any TPM; ends with 3 when the CA refuses, as assay-device does.
+/// Asks for a certificate for a key outside any TPM; ends with 3 when the CA refuses, as
+/// assay-device does.
 #[derive(Parser)]
 struct Impostor {
     /// The bootstrap listener
@@ -46,7 +51,12 @@ async fn main() -> Result<ExitCode> {
     let request = impostor.request()?;
     match tokio::time::timeout(Duration::from_secs(20), impostor.ask(request)).await?? {
         ReplyBody::Problem(problem) => {
-            eprintln!("impostor: refused: {} ({}): {}", problem.code, problem.code.number(), problem.detail);
+            eprintln!(
+                "impostor: refused: {} ({}): {}",
+                problem.code,
+                problem.code.number(),
+                problem.detail
+            );
             Ok(ExitCode::from(3))
         }
         ReplyBody::Challenge(_) => bail!("the CA challenges a TPM about a key that no TPM holds"),
@@ -63,7 +73,11 @@ impl Impostor {
         let body = Bundle {
             device_id: None,
             // TPM2B_PUBLIC is TPMT_PUBLIC behind a length of two bytes.
-            ek_public: ek_public.get(2..).context("the EK's public area is empty")?.to_vec().try_into()?,
+            ek_public: ek_public
+                .get(2..)
+                .context("the EK's public area is empty")?
+                .to_vec()
+                .try_into()?,
             ek_certificates: vec![ek_certificate.try_into()?].try_into()?,
             ik_public: software_key(&key)?.try_into()?,
             csr: csr.der().to_vec().try_into()?,
@@ -85,9 +99,16 @@ impl Impostor {
         loop {
             match events.poll().await? {
                 Event::Incoming(Packet::SubAck(_)) => {
-                    client.try_publish(&request_topic, QoS::AtLeastOnce, false, request.encode())?;
+                    client.try_publish(
+                        &request_topic,
+                        QoS::AtLeastOnce,
+                        false,
+                        request.encode(),
+                    )?;
                 }
-                Event::Incoming(Packet::Publish(reply)) => return Ok(Reply::decode(&reply.payload)?.body),
+                Event::Incoming(Packet::Publish(reply)) => {
+                    return Ok(Reply::decode(&reply.payload)?.body);
+                }
                 _ => {}
             }
         }
@@ -99,14 +120,18 @@ impl Impostor {
             roots.add(root?)?;
         }
         let tls = tls_config(Arc::new(rustls::crypto::ring::default_provider()), roots, None)?;
-        let settings = Client { id: id.to_string(), window: 10, receive_maximum: 10, manual_acks: false };
+        let settings =
+            Client { id: id.to_string(), window: 10, receive_maximum: 10, manual_acks: false };
         Ok(connect(&self.broker, &Arc::new(tls), settings))
     }
 }
 
-/// TPMT_PUBLIC (TPM 2.0 Library part 2 section 12.2.4) of a P-256 signing key that may leave the TPM it is in.
+/// TPMT_PUBLIC (TPM 2.0 Library part 2 section 12.2.4) of a P-256 signing key that may leave the
+/// TPM it is in.
 fn software_key(key: &KeyPair) -> Result<Vec<u8>> {
-    let Some([4, point @ ..]) = key.der_bytes().first_chunk::<65>() else { bail!("not an uncompressed P-256 point") };
+    let Some([4, point @ ..]) = key.der_bytes().first_chunk::<65>() else {
+        bail!("not an uncompressed P-256 point")
+    };
     let coordinate = |bytes: &[u8]| [&[0, 32], bytes].concat();
     Ok([
         &[0x00, 0x23][..],         // type: ECC

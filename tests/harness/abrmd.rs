@@ -21,7 +21,10 @@ impl AccessBroker {
     /// Starts both; returns when the TPM answers.
     pub fn before(tpm: &Swtpm) -> Result<Self> {
         let mut command = daemon("dbus-daemon")?;
-        command.args(["--session", "--nofork", "--print-address"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+            .args(["--session", "--nofork", "--print-address"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
         let mut bus = spawn(command)?;
         let mut address = String::new();
         BufReader::new(bus.stdout.take().context("stdout is a pipe")?).read_line(&mut address)?;
@@ -52,7 +55,10 @@ impl AccessBroker {
 
     fn is_answering(&self) -> Result<bool> {
         let mut command = tool("tpm2")?;
-        command.args(["getrandom", "--hex", "8"]).env("TPM2TOOLS_TCTI", TCTI).env("TSS2_LOG", "all+NONE");
+        command
+            .args(["getrandom", "--hex", "8"])
+            .env("TPM2TOOLS_TCTI", TCTI)
+            .env("TSS2_LOG", "all+NONE");
         Ok(self.reachable_for(&mut command).output()?.status.success())
     }
 }

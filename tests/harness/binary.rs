@@ -10,17 +10,22 @@ use anyhow::{Context, Result, anyhow};
 use crate::cache::profile_dir;
 use crate::tool::run;
 
-/// The path of `assay`, `assay-device`, `assay-fleet`, `examples/impostor` or `examples/populate`, built from the sources as they are now.
+/// The path of `assay`, `assay-device`, `assay-fleet`, `examples/impostor` or `examples/populate`,
+/// built from the sources as they are now.
 ///
-/// Cargo builds no binaries of other packages for a test, so the first call of a process does; unless somebody has built
-/// them already and says where, by [`use_binaries_in`] or in the environment's `ASSAY_BIN_DIR`.
+/// Cargo builds no binaries of other packages for a test, so the first call of a process does;
+/// unless somebody has built them already and says where, by [`use_binaries_in`] or in the
+/// environment's `ASSAY_BIN_DIR`.
 pub fn assay_bin(name: &str) -> Result<PathBuf> {
     let dir = BIN_DIR.get_or_init(|| match env::var_os("ASSAY_BIN_DIR") {
         Some(dir) => Ok(dir.into()),
         None => run(build().args(["--quiet", "--package", "assay-fleet", "--example", "populate"]))
             .and_then(|_| profile_dir()),
     });
-    let dir = dir.as_ref().map_err(|error| anyhow!("{error:#}")).context("cannot build the binaries under test")?;
+    let dir = dir
+        .as_ref()
+        .map_err(|error| anyhow!("{error:#}"))
+        .context("cannot build the binaries under test")?;
     Ok(dir.join(name))
 }
 
@@ -32,7 +37,14 @@ pub fn use_binaries_in(dir: PathBuf) {
 /// The command that builds what [`assay_bin`] finds.
 pub fn build() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["build", "--package", "assay-broker-plugin", "--package", "assay-device", "--bins"]);
+    command.args([
+        "build",
+        "--package",
+        "assay-broker-plugin",
+        "--package",
+        "assay-device",
+        "--bins",
+    ]);
     command.args(["--package", "assay-tests", "--example", "impostor"]);
     // Where `assay_bin` looks: in the profile that this library was built in.
     if !cfg!(debug_assertions) {
@@ -41,7 +53,9 @@ pub fn build() -> Command {
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
     // What cargo told the test about its own package; build scripts would take it for a change.
     for (name, _) in env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+        if name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        }) {
             command.env_remove(name);
         }
     }

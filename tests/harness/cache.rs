@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 
 /// Makes `path` with `make` unless it exists.
 ///
-/// `make` fills a fresh directory beside `path`, which is then renamed: nobody sees half a directory, and of two processes
-/// that make the same one at once, the later discards its own.
+/// `make` fills a fresh directory beside `path`, which is then renamed: nobody sees half a
+/// directory, and of two processes that make the same one at once, the later discards its own.
 pub(crate) fn ensure(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if path.exists() {
         return Ok(());
@@ -29,9 +29,15 @@ pub(crate) fn root() -> Result<PathBuf> {
     Ok(profile_dir()?.parent().context("a profile directory has a parent")?.join("swtpm-cache"))
 }
 
-/// Where cargo put the running executable: `target/debug`, whether it is a test, an example or a binary.
+/// Where cargo put the running executable: `target/debug`, whether it is a test, an example or a
+/// binary.
 pub(crate) fn profile_dir() -> Result<PathBuf> {
     let executable = env::current_exe()?;
     let dir = executable.parent().context("an executable has a directory")?;
-    Ok(if dir.ends_with("deps") || dir.ends_with("examples") { dir.parent().unwrap_or(dir) } else { dir }.to_path_buf())
+    Ok(if dir.ends_with("deps") || dir.ends_with("examples") {
+        dir.parent().unwrap_or(dir)
+    } else {
+        dir
+    }
+    .to_path_buf())
 }

@@ -31,7 +31,8 @@ impl Device {
         self.state.path().join("state")
     }
 
-    /// `assay-device provision --json` against `server`, for the caller to complete or to run with [`json`].
+    /// `assay-device provision --json` against `server`, for the caller to complete or to run with
+    /// [`json`].
     pub fn provision(&self, dir: &AssayDir, server: &AssayServer) -> Result<Command> {
         self.provision_at(&server.bootstrap, &dir.root_pem())
     }
@@ -44,12 +45,24 @@ impl Device {
     }
 
     /// `assay-device publish` over mTLS.
-    pub fn publish(&self, dir: &AssayDir, server: &AssayServer, topic: &str, message: &str) -> Result<Command> {
+    pub fn publish(
+        &self,
+        dir: &AssayDir,
+        server: &AssayServer,
+        topic: &str,
+        message: &str,
+    ) -> Result<Command> {
         self.publish_at(&server.operational, &dir.root_pem(), topic, message)
     }
 
     /// As [`publish`](Self::publish), at any broker.
-    pub fn publish_at(&self, broker: &str, ca_root: &Path, topic: &str, message: &str) -> Result<Command> {
+    pub fn publish_at(
+        &self,
+        broker: &str,
+        ca_root: &Path,
+        topic: &str,
+        message: &str,
+    ) -> Result<Command> {
         let mut command = self.connecting("publish", broker, ca_root)?;
         command.args(["--topic", topic, "--message", message]);
         Ok(command)

@@ -67,12 +67,17 @@ impl Mosquitto {
 
     fn wait_until_it_listens(&mut self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
-        let is_closed = |number: u16| TcpStream::connect((Ipv4Addr::LOCALHOST, self.ports.first() + number)).is_err();
+        let is_closed = |number: u16| {
+            TcpStream::connect((Ipv4Addr::LOCALHOST, self.ports.first() + number)).is_err()
+        };
         while (0..self.listeners).any(is_closed) {
             let ended = self.process.try_wait()?;
             if ended.is_some() || Instant::now() > deadline {
                 let log = fs::read_to_string(self.dir.path().join("log"))?;
-                bail!("mosquitto does not listen from port {} on ({ended:?}): {log}", self.ports.first());
+                bail!(
+                    "mosquitto does not listen from port {} on ({ended:?}): {log}",
+                    self.ports.first()
+                );
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -83,7 +88,12 @@ impl Mosquitto {
 fn run_on(dir: &Path) -> Result<Child> {
     let log = fs::File::options().create(true).append(true).open(dir.join("log"))?;
     let mut command = daemon("mosquitto")?;
-    command.arg("-c").arg(dir.join("mosquitto.conf")).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command
+        .arg("-c")
+        .arg(dir.join("mosquitto.conf"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
     Ok(spawn(command)?)
 }
 

@@ -7,8 +7,9 @@ use anyhow::{Result, bail};
 
 /// A block of `SIZE` consecutive ports.
 ///
-/// The last port of a block is the token: it stays bound for as long as the block is held, so the kernel itself keeps others
-/// away and frees the block when its holder dies. The ports before it are for the servers.
+/// The last port of a block is the token: it stays bound for as long as the block is held, so the
+/// kernel itself keeps others away and frees the block when its holder dies. The ports before it
+/// are for the servers.
 pub(crate) struct Ports {
     first: u16,
     _token: TcpListener,
@@ -18,7 +19,8 @@ impl Ports {
     pub(crate) fn claim() -> Result<Self> {
         let start = RandomState::new().hash_one(()) as usize;
         for attempt in 0..BLOCKS {
-            let first = LOWEST + ((start.wrapping_add(attempt) % BLOCKS) * usize::from(SIZE)) as u16;
+            let first =
+                LOWEST + ((start.wrapping_add(attempt) % BLOCKS) * usize::from(SIZE)) as u16;
             let Ok(token) = bind(first + SIZE - 1) else { continue };
             // Ours among the harness's users; but a stranger's server may sit on it.
             if (first..first + SIZE - 1).all(|port| bind(port).is_ok()) {
@@ -38,7 +40,8 @@ fn bind(port: u16) -> std::io::Result<TcpListener> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port))
 }
 
-/// Below Linux's range for outgoing connections (32768 up), where any port may be taken at any moment.
+/// Below Linux's range for outgoing connections (32768 up), where any port may be taken at any
+/// moment.
 const LOWEST: u16 = 20_000;
 const BLOCKS: usize = 4_000;
 /// swtpm wants two adjacent ports; the third is the token.

@@ -71,13 +71,15 @@ impl AssayDir {
     pub fn list(&self, table: &str) -> Result<Vec<Value>> {
         let listed = run(&mut self.assay(&[table, "--json"])?)?.stdout;
         let rows = serde_json::Deserializer::from_slice(&listed).into_iter();
-        rows.collect::<Result<_, _>>().with_context(|| format!("`assay {table} --json` writes JSON"))
+        rows.collect::<Result<_, _>>()
+            .with_context(|| format!("`assay {table} --json` writes JSON"))
     }
 }
 
 /// A running `assay serve`: embedded broker and worker.
 ///
-/// Killed when dropped, and then its log is written to stderr, which the test runner shows if the test failed.
+/// Killed when dropped, and then its log is written to stderr, which the test runner shows if the
+/// test failed.
 pub struct AssayServer {
     dir: PathBuf,
     log: PathBuf,
@@ -98,7 +100,10 @@ impl AssayServer {
     pub fn start_with(dir: &AssayDir, environment: &[(&str, &OsStr)]) -> Result<Self> {
         let any = "mqtts://127.0.0.1:0".to_owned();
         let log = dir.temporary.path().join("serve.log");
-        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let environment = environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
         let (dir, bootstrap, operational) = (dir.path(), any.clone(), any);
         let mut server = Self { dir, log, environment, process: None, bootstrap, operational };
         server.serve()?;
@@ -155,7 +160,8 @@ impl AssayServer {
     pub fn rss_kib(&self) -> Result<u64> {
         let pid = self.pid().context("the server was killed")?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let size = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        let size =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
         Ok(size.context("/proc/PID/status has no VmRSS")?.parse()?)
     }
 
@@ -172,7 +178,12 @@ impl AssayServer {
         let log = fs::File::options().create(true).append(true).open(&self.log)?;
         let mut command = daemon(assay_bin("assay")?)?;
         command.arg("--dir").arg(&self.dir).arg("serve");
-        command.args(["--bootstrap", address(&self.bootstrap), "--operational", address(&self.operational)]);
+        command.args([
+            "--bootstrap",
+            address(&self.bootstrap),
+            "--operational",
+            address(&self.operational),
+        ]);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         lines_of(self.process.insert(spawn(with_log(command, log))?))
     }
@@ -181,7 +192,9 @@ impl AssayServer {
         let url = |listener: &str| {
             let line = lines.recv_timeout(READY_TIMEOUT).unwrap_or_default();
             let url = line.strip_prefix(listener).map(|url| url.trim().to_owned());
-            url.with_context(|| format!("`assay serve` said {line:?} instead of its {listener} URL"))
+            url.with_context(|| {
+                format!("`assay serve` said {line:?} instead of its {listener} URL")
+            })
         };
         (self.bootstrap, self.operational) = (url("bootstrap")?, url("operational")?);
         Ok(())
@@ -203,7 +216,10 @@ pub(crate) fn lines_of(process: &mut Child) -> Result<mpsc::Receiver<String>> {
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
         // Reading on when nobody listens any more keeps the process from blocking on a full pipe.
-        BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)));
+        BufReader::new(stdout)
+            .lines()
+            .map_while(Result::ok)
+            .for_each(|line| drop(sender.send(line)));
     });
     Ok(lines)
 }
@@ -218,5 +234,6 @@ fn address(url: &str) -> &str {
     url.trim_start_matches("mqtts://")
 }
 
-/// Opening the store and binding two sockets takes well under a second; a crowded machine gets time.
+/// Opening the store and binding two sockets takes well under a second; a crowded machine gets
+/// time.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);

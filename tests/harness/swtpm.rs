@@ -17,10 +17,12 @@ use crate::vendor::EkKind;
 
 /// A running software TPM; killed when dropped.
 ///
-/// Its NV memory survives [`kill`](Self::kill) and [`restart`](Self::restart), as a TPM's survives loss of power.
+/// Its NV memory survives [`kill`](Self::kill) and [`restart`](Self::restart), as a TPM's survives
+/// loss of power.
 pub struct Swtpm {
     state: PathBuf,
-    /// Files of the tpm2 commands; also holds `state` unless the TPM works on somebody else's directory.
+    /// Files of the tpm2 commands; also holds `state` unless the TPM works on somebody else's
+    /// directory.
     work: TempDir,
     ports: Ports,
     process: Option<Child>,
@@ -130,7 +132,8 @@ impl Swtpm {
         signal(self.process_id()?, "CONT")
     }
 
-    /// Runs the tpm2-tools command `arguments` on this TPM, in [`work_dir`](Self::work_dir); failure is an error.
+    /// Runs the tpm2-tools command `arguments` on this TPM, in [`work_dir`](Self::work_dir);
+    /// failure is an error.
     pub fn tpm2(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = tool("tpm2")?;
         command.args(arguments).current_dir(self.work_dir());
@@ -156,7 +159,9 @@ impl Swtpm {
     fn read_ek_public(&self, kind: EkKind, format: &str) -> Result<Vec<u8>> {
         let output = ["-f", format, "-o", "ek.public"];
         match kind.persistent_handle() {
-            Some(handle) => self.tpm2(&[&["readpublic", "-c", &argument(handle)], &output[..]].concat())?,
+            Some(handle) => {
+                self.tpm2(&[&["readpublic", "-c", &argument(handle)], &output[..]].concat())?
+            }
             None => {
                 self.tpm2(&["createek", "-G", "ecc", "-P", &self.endorsement, "-c", "ek.ctx"])?;
                 self.tpm2(&[&["readpublic", "-c", "ek.ctx"], &output[..]].concat())?;
@@ -172,7 +177,8 @@ impl Swtpm {
         Ok(self.tpm2(&["nvread", index, "-C", index])?.stdout)
     }
 
-    /// Puts `der` where a manufacturer puts the EK certificate of this `kind`, in place of one that is there.
+    /// Puts `der` where a manufacturer puts the EK certificate of this `kind`, in place of one that
+    /// is there.
     pub fn write_ek_certificate(&self, kind: EkKind, der: &[u8]) -> Result<()> {
         let index = &argument(kind.certificate_index());
         if self.handles("nv-index")?.contains(&kind.certificate_index()) {
@@ -194,7 +200,8 @@ impl Swtpm {
         Ok(())
     }
 
-    /// TPM2_Clear: all persistent objects go and the passwords with them, a new SRK; the EK's seed and certificate stay.
+    /// TPM2_Clear: all persistent objects go and the passwords with them, a new SRK; the EK's seed
+    /// and certificate stay.
     pub fn clear(&mut self) -> Result<()> {
         self.tpm2(&["clear", "-c", "p"])?;
         self.owner.clear();
@@ -218,7 +225,11 @@ impl Swtpm {
         let listed = self.tpm2(&["getcap", &format!("handles-{range}")])?.stdout;
         let listed = String::from_utf8(listed)?;
         let handles = listed.lines().filter_map(|line| line.trim().strip_prefix("- 0x"));
-        handles.map(|handle| u32::from_str_radix(handle, 16).context("tpm2_getcap lists hexadecimal handles")).collect()
+        handles
+            .map(|handle| {
+                u32::from_str_radix(handle, 16).context("tpm2_getcap lists hexadecimal handles")
+            })
+            .collect()
     }
 
     fn process_id(&self) -> Result<u32> {
@@ -258,15 +269,20 @@ pub(crate) fn argument(handle: u32) -> String {
 pub(crate) fn version() -> Result<String> {
     let said = run(tool("swtpm")?.arg("--version"))?.stdout;
     let said = String::from_utf8(said)?;
-    let version =
-        said.split_whitespace().map(|word| word.trim_end_matches(',')).find(|word| word.starts_with(char::is_numeric));
-    version.map(str::to_owned).with_context(|| format!("cannot read the version of swtpm from {said:?}"))
+    let version = said
+        .split_whitespace()
+        .map(|word| word.trim_end_matches(','))
+        .find(|word| word.starts_with(char::is_numeric));
+    version
+        .map(str::to_owned)
+        .with_context(|| format!("cannot read the version of swtpm from {said:?}"))
 }
 
 /// The file of swtpm that holds the seeds and NV memory, and so the TPM's identity.
 const PERMANENT_STATE: &str = "tpm2-00.permall";
 /// As swtpm_setup defines the index of an EK certificate.
-const CERTIFICATE_ATTRIBUTES: &str = "ppwrite|writedefine|ppread|ownerread|authread|no_da|platformcreate";
+const CERTIFICATE_ATTRIBUTES: &str =
+    "ppwrite|writedefine|ppread|ownerread|authread|no_da|platformcreate";
 /// A start takes 4 ms; a crowded machine gets time.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -324,7 +340,8 @@ mod tests {
 
     #[test]
     fn fifty_tpms_run_at_once() -> Result<()> {
-        let tpms: Vec<_> = (0..50).map(|_| Swtpm::without_ek_certificate()).collect::<Result<_>>()?;
+        let tpms: Vec<_> =
+            (0..50).map(|_| Swtpm::without_ek_certificate()).collect::<Result<_>>()?;
         let mut tctis: Vec<_> = tpms.iter().map(Swtpm::tcti).collect();
         tctis.sort();
         tctis.dedup();

@@ -1,4 +1,5 @@
-//! A wire tap: everything that goes over a TCP port, in both directions, byte for byte, and how long it took.
+//! A wire tap: everything that goes over a TCP port, in both directions, byte for byte, and how
+//! long it took.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -60,11 +61,18 @@ impl Tap {
         // Ends with the process.
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)) else { continue };
+                let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)) else {
+                    continue;
+                };
                 _ = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
-                let (Ok(client_side), Ok(server_side)) = (client.try_clone(), server.try_clone()) else { continue };
+                let (Ok(client_side), Ok(server_side)) = (client.try_clone(), server.try_clone())
+                else {
+                    continue;
+                };
                 let turn = Arc::new(Mutex::new(Turn::default()));
-                for (from, to, is_answer) in [(client, server, false), (server_side, client_side, true)] {
+                for (from, to, is_answer) in
+                    [(client, server, false), (server_side, client_side, true)]
+                {
                     let (record, turn) = (Arc::clone(&record), Arc::clone(&turn));
                     let delay = if is_answer { delay } else { Duration::ZERO };
                     thread::spawn(move || pass(from, to, &record, &turn, is_answer, delay));
@@ -88,13 +96,14 @@ impl Tap {
         locked(&self.record).heard.len()
     }
 
-    /// How long the server took for its answers, together: from the last byte that it was sent to the last that it sent back.
+    /// How long the server took for its answers, together: from the last byte that it was sent to
+    /// the last that it sent back.
     pub fn waited(&self) -> Duration {
         locked(&self.record).waited
     }
 
-    /// How often `needle` went over the wire. Each direction of a connection is written in pieces, so look for what is shorter than
-    /// one TCP segment.
+    /// How often `needle` went over the wire. Each direction of a connection is written in pieces,
+    /// so look for what is shorter than one TCP segment.
     pub fn heard(&self, needle: &[u8]) -> usize {
         locked(&self.record).heard.windows(needle.len()).filter(|window| *window == needle).count()
     }

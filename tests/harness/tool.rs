@@ -1,4 +1,5 @@
-//! Other people's programs: started so that none outlives us, and blamed by name when missing or failing.
+//! Other people's programs: started so that none outlives us, and blamed by name when missing or
+//! failing.
 
 use std::env;
 use std::io;
@@ -9,12 +10,14 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-/// A command for `program`, found in PATH or where Debian keeps daemons; when absent, the error names its package.
+/// A command for `program`, found in PATH or where Debian keeps daemons; when absent, the error
+/// names its package.
 pub fn tool(program: &str) -> Result<Command> {
     locate(program).map(Command::new)
 }
 
-/// As [`tool`], for a program that keeps running: the kernel kills it when this process dies, however it dies.
+/// As [`tool`], for a program that keeps running: the kernel kills it when this process dies,
+/// however it dies.
 ///
 /// Start it with [`spawn`].
 pub fn daemon(program: impl AsRef<Path>) -> Result<Command> {
@@ -29,8 +32,8 @@ pub fn daemon(program: impl AsRef<Path>) -> Result<Command> {
 
 /// Starts a [`daemon`].
 ///
-/// Linux sends the parent-death signal when the *thread* that started the child ends (prctl(2), PR_SET_PDEATHSIG), so one
-/// thread that never ends starts them all.
+/// Linux sends the parent-death signal when the *thread* that started the child ends (prctl(2),
+/// PR_SET_PDEATHSIG), so one thread that never ends starts them all.
 pub fn spawn(command: Command) -> io::Result<Child> {
     type Request = (Command, mpsc::Sender<io::Result<Child>>);
     static STARTER: LazyLock<mpsc::Sender<Request>> = LazyLock::new(|| {
@@ -72,7 +75,9 @@ fn locate(program: &str) -> Result<PathBuf> {
         .map(|directory| directory.join(program))
         .find(|candidate| candidate.is_file())
         .ok_or_else(|| match package_of(program) {
-            Some(package) => anyhow!("`{program}` is not installed: run `apt-get install {package}`"),
+            Some(package) => {
+                anyhow!("`{program}` is not installed: run `apt-get install {package}`")
+            }
             None => anyhow!("`{program}` is not installed"),
         })
 }

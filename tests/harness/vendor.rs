@@ -1,4 +1,5 @@
-//! A TPM manufacturer: a root and an intermediate CA, and TPMs that leave it with an EK certificate in NV memory.
+//! A TPM manufacturer: a root and an intermediate CA, and TPMs that leave it with an EK certificate
+//! in NV memory.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,12 +17,14 @@ pub fn trusted_vendor() -> Result<VendorCa> {
     VendorCa::open(&cache::root()?.join(swtpm::version()?).join("trusted"), "Test TPM Vendor")
 }
 
-/// Another manufacturer, with its own keys and the *same* names: only signatures tell it from [`trusted_vendor`].
+/// Another manufacturer, with its own keys and the *same* names: only signatures tell it from
+/// [`trusted_vendor`].
 pub fn untrusted_vendor() -> Result<VendorCa> {
     VendorCa::open(&cache::root()?.join(swtpm::version()?).join("untrusted"), "Test TPM Vendor")
 }
 
-/// The kinds of EK that a TPM may come with, by the TCG EK Credential Profile 2.5's template and NV index.
+/// The kinds of EK that a TPM may come with, by the TCG EK Credential Profile 2.5's template and NV
+/// index.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum EkKind {
     /// Template L-1, certificate at 0x01C00002.
@@ -71,14 +74,16 @@ impl EkKind {
 /// A manufacturer's CA, in a directory of its own.
 pub struct VendorCa {
     dir: PathBuf,
-    /// The configuration of swtpm_setup, which names `dir` absolutely and so cannot live in a directory that is renamed.
+    /// The configuration of swtpm_setup, which names `dir` absolutely and so cannot live in a
+    /// directory that is renamed.
     config: TempDir,
 }
 
 impl VendorCa {
     /// The manufacturer `name` that lives in `dir`; founded now if `dir` does not exist.
     pub fn open(dir: &Path, name: &str) -> Result<Self> {
-        cache::ensure(dir, |dir| found(dir, name)).with_context(|| format!("cannot found the TPM vendor {name}"))?;
+        cache::ensure(dir, |dir| found(dir, name))
+            .with_context(|| format!("cannot found the TPM vendor {name}"))?;
         let config = tempfile::tempdir()?;
         let dir = std::path::absolute(dir)?;
         let (ca, conf) = (dir.display(), config.path().display());
@@ -112,21 +117,28 @@ impl VendorCa {
         self.dir.join("intermediate.pem")
     }
 
-    /// The `number`th TPM of this `kind`, running: the same number is the same EK in every run, another number another EK.
+    /// The `number`th TPM of this `kind`, running: the same number is the same EK in every run,
+    /// another number another EK.
     ///
-    /// It works on a copy of the state it left the factory with, so users of one number do not meet.
+    /// It works on a copy of the state it left the factory with, so users of one number do not
+    /// meet.
     pub fn device(&self, kind: EkKind, number: usize) -> Result<Swtpm> {
         let factory = self.dir.join("devices").join(format!("{}-{number}", kind.name()));
-        cache::ensure(&factory, |state| self.manufacture(kind, state))
-            .with_context(|| format!("cannot manufacture TPM {number} with an EK of kind {}", kind.name()))?;
+        cache::ensure(&factory, |state| self.manufacture(kind, state)).with_context(|| {
+            format!("cannot manufacture TPM {number} with an EK of kind {}", kind.name())
+        })?;
         Swtpm::copy_of(&factory)
     }
 
     /// TPMs 0 to `count` of this `kind`, manufactured side by side.
     pub fn devices(&self, kind: EkKind, count: usize) -> Result<Vec<Swtpm>> {
         std::thread::scope(|scope| {
-            let started: Vec<_> = (0..count).map(|number| scope.spawn(move || self.device(kind, number))).collect();
-            started.into_iter().map(|thread| thread.join().expect("no panic while manufacturing")).collect()
+            let started: Vec<_> =
+                (0..count).map(|number| scope.spawn(move || self.device(kind, number))).collect();
+            started
+                .into_iter()
+                .map(|thread| thread.join().expect("no panic while manufacturing"))
+                .collect()
         })
     }
 
@@ -154,7 +166,9 @@ impl VendorCa {
     fn manufacture(&self, kind: EkKind, state: &Path) -> Result<()> {
         let rsa = if kind == EkKind::Rsa3072 { EkKind::Rsa3072 } else { EkKind::Rsa2048 };
         let mut setup = tool("swtpm_setup")?;
-        setup.args(["--tpm2", "--create-ek-cert", "--overwrite", "--vmid", "assay", "--tpm-state"]).arg(state);
+        setup
+            .args(["--tpm2", "--create-ek-cert", "--overwrite", "--vmid", "assay", "--tpm-state"])
+            .arg(state);
         setup.arg("--config").arg(self.config.path().join("setup.conf"));
         if rsa == EkKind::Rsa3072 {
             setup.args(["--rsa-keysize", "3072"]);
@@ -180,14 +194,38 @@ impl VendorCa {
         let work = tempfile::tempdir()?;
         let pem = work.path().join("ek.pem");
         fs::write(&pem, public)?;
-        let spki = run(tool("openssl")?.args(["pkey", "-pubin", "-outform", "DER", "-in"]).arg(pem))?.stdout;
+        let spki =
+            run(tool("openssl")?.args(["pkey", "-pubin", "-outform", "DER", "-in"]).arg(pem))?
+                .stdout;
         // SubjectPublicKeyInfo ends with the uncompressed point: 04, x, y (RFC 5480 section 2.2).
         let point = spki.last_chunk::<64>().context("the public key is not a P-256 point")?;
         let (x, y) = (hex(&point[..32]), hex(&point[32..]));
         run(tool("swtpm_localca")?
-            .args(["--type", "ek", "--tpm2", "--vmid", "assay", "--ek", &format!("x={x},y={y},id=secp256r1")])
-            .args(["--tpm-spec-family", "2.0", "--tpm-spec-level", "0", "--tpm-spec-revision", "164"])
-            .args(["--tpm-manufacturer", "id:00001014", "--tpm-model", "swtpm", "--tpm-version", "id:20191023"])
+            .args([
+                "--type",
+                "ek",
+                "--tpm2",
+                "--vmid",
+                "assay",
+                "--ek",
+                &format!("x={x},y={y},id=secp256r1"),
+            ])
+            .args([
+                "--tpm-spec-family",
+                "2.0",
+                "--tpm-spec-level",
+                "0",
+                "--tpm-spec-revision",
+                "164",
+            ])
+            .args([
+                "--tpm-manufacturer",
+                "id:00001014",
+                "--tpm-model",
+                "swtpm",
+                "--tpm-version",
+                "id:20191023",
+            ])
             .arg("--dir")
             .arg(work.path())
             .arg("--configfile")
@@ -249,7 +287,11 @@ fn found(dir: &Path, name: &str) -> Result<()> {
         let mut request = tool("openssl")?;
         request.args(["req", "-x509", "-newkey", "rsa:3072", "-nodes", "-days", "7300", "-config"]);
         request.arg(path("openssl.cnf")).arg("-subj").arg(format!("/CN={name} {role}"));
-        request.arg("-keyout").arg(path(&format!("{file}.key"))).arg("-out").arg(path(&format!("{file}.pem")));
+        request
+            .arg("-keyout")
+            .arg(path(&format!("{file}.key")))
+            .arg("-out")
+            .arg(path(&format!("{file}.pem")));
         Ok(request)
     };
     run(&mut request("Root CA", "root")?)?;
@@ -262,8 +304,9 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// GeneralNames with one directoryName: TPM manufacturer id:00001014, model swtpm, version id:20191023; the very bytes that
-/// swtpm_localca writes (TCG EK Credential Profile 2.5 section 3.1.2, measured from swtpm 0.7.1).
+/// GeneralNames with one directoryName: TPM manufacturer id:00001014, model swtpm, version
+/// id:20191023; the very bytes that swtpm_localca writes (TCG EK Credential Profile 2.5 section
+/// 3.1.2, measured from swtpm 0.7.1).
 const TPM_NAME: &str = "3046A444304231163014060567810502010C0B69643A30303030313031343110300E060567810502020C05737774706D\
                         31163014060567810502030C0B69643A3230313931303233";
 
@@ -277,9 +320,17 @@ mod tests {
         for kind in EkKind::ALL {
             let tpm = vendor.device(kind, 0)?;
             for other in EkKind::ALL {
-                assert_eq!(tpm.ek_certificate(other).is_ok(), other == kind, "{other:?} on a TPM of {kind:?}");
+                assert_eq!(
+                    tpm.ek_certificate(other).is_ok(),
+                    other == kind,
+                    "{other:?} on a TPM of {kind:?}"
+                );
             }
-            assert_eq!(public_key_of(&tpm.ek_certificate(kind)?)?, tpm.ek_public_pem(kind)?, "{kind:?}");
+            assert_eq!(
+                public_key_of(&tpm.ek_certificate(kind)?)?,
+                tpm.ek_public_pem(kind)?,
+                "{kind:?}"
+            );
             assert!(verifies(&vendor, &tpm.ek_certificate(kind)?)?, "{kind:?}");
             assert!(!verifies(&untrusted_vendor()?, &tpm.ek_certificate(kind)?)?, "{kind:?}");
         }
@@ -300,7 +351,8 @@ mod tests {
         let vendor = trusted_vendor()?;
         let tpm = vendor.device(EkKind::Rsa2048, 0)?;
         let public = tpm.ek_public_pem(EkKind::Rsa2048)?;
-        let expired = EkCertificate { not_after: "2021-01-01 00:00:00 UTC", ..EkCertificate::default() };
+        let expired =
+            EkCertificate { not_after: "2021-01-01 00:00:00 UTC", ..EkCertificate::default() };
         for (certificate, valid) in [(EkCertificate::default(), true), (expired, false)] {
             tpm.write_ek_certificate(EkKind::Rsa2048, &vendor.certify(&public, &certificate)?)?;
             assert_eq!(verifies(&vendor, &tpm.ek_certificate(EkKind::Rsa2048)?)?, valid);
@@ -320,7 +372,12 @@ mod tests {
         let file = tempfile::NamedTempFile::new()?;
         fs::write(&file, certificate)?;
         let mut verify = tool("openssl")?;
-        verify.arg("verify").arg("-CAfile").arg(vendor.root_pem()).arg("-untrusted").arg(vendor.intermediate_pem());
+        verify
+            .arg("verify")
+            .arg("-CAfile")
+            .arg(vendor.root_pem())
+            .arg("-untrusted")
+            .arg(vendor.intermediate_pem());
         Ok(verify.arg(file.path()).output()?.status.success())
     }
 }

@@ -26,18 +26,24 @@ impl Worker {
 
     /// One that tries whether it hears what is said on another listener of the broker.
     pub fn start_beside(dir: &AssayDir, broker: &str, bootstrap: &str) -> Result<Self> {
-        Self::spawn(dir.assay(&["worker", "--broker", broker, "--bootstrap", bootstrap])?)?.until_ready()
+        Self::spawn(dir.assay(&["worker", "--broker", broker, "--bootstrap", bootstrap])?)?
+            .until_ready()
     }
 
     fn until_ready(mut self) -> Result<Self> {
         let mut line = String::new();
-        BufReader::new(self.process.stdout.take().context("stdout is a pipe")?).read_line(&mut line)?;
+        BufReader::new(self.process.stdout.take().context("stdout is a pipe")?)
+            .read_line(&mut line)?;
         ensure!(line == "ready\n", "`assay worker` said {line:?}");
         Ok(self)
     }
 
     /// The same with more in its environment, and without waiting for anything.
-    pub fn start_with(dir: &AssayDir, broker: &str, environment: &[(&str, &OsStr)]) -> Result<Self> {
+    pub fn start_with(
+        dir: &AssayDir,
+        broker: &str,
+        environment: &[(&str, &OsStr)],
+    ) -> Result<Self> {
         let mut command = dir.assay(&["worker", "--broker", broker])?;
         command.envs(environment.iter().copied());
         Self::spawn(command)

@@ -8,19 +8,23 @@ use minicbor::{Decode, Decoder, Encode, Encoder};
 
 use crate::EkId;
 
-/// TPMT_PUBLIC without its size. The largest we accept, RSA-3072 with a SHA-384 policy, has 458 bytes; RSA-4096 would have 586.
+/// TPMT_PUBLIC without its size. The largest we accept, RSA-3072 with a SHA-384 policy, has 458
+/// bytes; RSA-4096 would have 586.
 pub const MAX_PUBLIC_AREA: usize = 640;
-/// One certificate. Measured EK certificates have 0.8 to 1.6 KiB; 4 KiB leaves room for RSA-4096 issuers.
+/// One certificate. Measured EK certificates have 0.8 to 1.6 KiB; 4 KiB leaves room for RSA-4096
+/// issuers.
 pub const MAX_CERTIFICATE: usize = 4096;
 /// Certificates of one chain. The longest EK chains in the field (Intel on-die CA) have five.
 pub const MAX_CERTIFICATES: usize = 6;
-/// EKs that a device names beside the one that it shows: TCG has a template for each of six kinds of key.
+/// EKs that a device names beside the one that it shows: TCG has a template for each of six kinds
+/// of key.
 pub const MAX_OTHER_EKS: usize = 5;
 /// PKCS#10 request. An RSA-2048 request with a subject has 0.7 KiB.
 pub const MAX_CSR: usize = 2048;
 /// A claim of this CA: identifiers of limited length and one RSA-2048 public key.
 pub const MAX_CLAIM: usize = 1024;
-/// TPMS_ID_OBJECT: an HMAC and an encrypted TPM2B of at most one SHA-512 digest each (TPM 2.0 Part 2, 12.4.2).
+/// TPMS_ID_OBJECT: an HMAC and an encrypted TPM2B of at most one SHA-512 digest each (TPM 2.0 Part
+/// 2, 12.4.2).
 pub const MAX_CREDENTIAL_BLOB: usize = 2 + 64 + 2 + 64;
 /// TPMU_ENCRYPTED_SECRET: an RSA-4096 ciphertext, or an ECC point (TPM 2.0 Part 2, 11.4.3).
 pub const MAX_ENCRYPTED_SEED: usize = 512;
@@ -115,7 +119,8 @@ impl<'b, C, const MAX: usize> Decode<'b, C> for Bytes<MAX> {
 /// One X.509 certificate in DER, unparsed.
 pub type CertificateDer = Bytes<MAX_CERTIFICATE>;
 
-/// `MIN` to [`MAX_CERTIFICATES`] certificates, leaf first; that each is the issuer of the one before it is not checked here.
+/// `MIN` to [`MAX_CERTIFICATES`] certificates, leaf first; that each is the issuer of the one
+/// before it is not checked here.
 pub type CertificateList<const MIN: usize> = List<CertificateDer, MIN, MAX_CERTIFICATES>;
 
 /// 1 to [`MAX_OTHER_EKS`] EKs.
@@ -129,7 +134,11 @@ impl<T, const MIN: usize, const MAX: usize> TryFrom<Vec<T>> for List<T, MIN, MAX
     type Error = Limit;
 
     fn try_from(list: Vec<T>) -> Result<Self, Limit> {
-        if (MIN..=MAX).contains(&list.len()) { Ok(Self(list)) } else { Err(Limit { length: list.len(), limit: MAX }) }
+        if (MIN..=MAX).contains(&list.len()) {
+            Ok(Self(list))
+        } else {
+            Err(Limit { length: list.len(), limit: MAX })
+        }
     }
 }
 
@@ -151,7 +160,9 @@ impl<C, T: Encode<C>, const MIN: usize, const MAX: usize> Encode<C> for List<T, 
     }
 }
 
-impl<'b, C, T: Decode<'b, ()>, const MIN: usize, const MAX: usize> Decode<'b, C> for List<T, MIN, MAX> {
+impl<'b, C, T: Decode<'b, ()>, const MIN: usize, const MAX: usize> Decode<'b, C>
+    for List<T, MIN, MAX>
+{
     fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
         let at = d.position();
         // One too many is enough to know.

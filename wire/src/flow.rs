@@ -8,11 +8,11 @@ use crate::IdError;
 /// How a device talks with the CA, and what it is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Flow {
-    /// `ticket`: a certificate for an identity key in two round trips. The CA keeps nothing in between and issues nothing before
-    /// the TPM has proved itself.
+    /// `ticket`: a certificate for an identity key in two round trips. The CA keeps nothing in
+    /// between and issues nothing before the TPM has proved itself.
     Ticket,
-    /// `sealed`: a certificate for an identity key in one round trip, readable for the TPM alone, and a confirmation that it could
-    /// be read.
+    /// `sealed`: a certificate for an identity key in one round trip, readable for the TPM alone,
+    /// and a confirmation that it could be read.
     Sealed,
     /// `shared-key`: an HMAC key for the TPM, and no certificate. The device signs in with tokens.
     SharedKey,

@@ -100,10 +100,12 @@ text_id!(
 );
 
 text_id!(
-    /// The name of a device: the common name of its certificate, its MQTT client id once it has one.
+    /// The name of a device: the common name of its certificate, its MQTT client id once it has
+    /// one.
     ///
-    /// The characters are those of an Azure DPS registration id, so existing inventories fit. The form of a
-    /// [bootstrapping client id](ClientId::is_bootstrap) is reserved: a stranger under that client id would end the device's connection.
+    /// The characters are those of an Azure DPS registration id, so existing inventories fit. The
+    /// form of a [bootstrapping client id](ClientId::is_bootstrap) is reserved: a stranger under
+    /// that client id would end the device's connection.
     DeviceId,
     "device id",
     "1 to 64 of A-Z, a-z, 0-9, - . _ :, but not 32 hexadecimal digits",
@@ -125,14 +127,16 @@ text_id!(
 impl ClientId {
     /// The client id of one bootstrapping connection, from 128 fresh random bits.
     ///
-    /// It must be unguessable: a second CONNECT under the same client id ends the first (MQTT 5 §3.1.4-3).
+    /// It must be unguessable: a second CONNECT under the same client id ends the first (MQTT 5
+    /// §3.1.4-3).
     pub fn bootstrap(random: [u8; 16]) -> Self {
         let mut text = String::with_capacity(32);
         push_hex(&mut text, &random);
         Self(text)
     }
 
-    /// Whether this has the form of a bootstrapping connection's client id: 32 lower-case hexadecimal digits.
+    /// Whether this has the form of a bootstrapping connection's client id: 32 lower-case
+    /// hexadecimal digits.
     pub fn is_bootstrap(&self) -> bool {
         is_bootstrap(&self.0)
     }
@@ -270,7 +274,9 @@ mod tests {
         let client = ClientId::bootstrap([0xab; 16]);
         assert_eq!(client.as_str(), "abababababababababababababababab");
         assert!(client.is_bootstrap());
-        for other in ["ABABABABABABABABABABABABABABABAB", "ababababababababababababababababa", "pump-17"] {
+        for other in
+            ["ABABABABABABABABABABABABABABABAB", "ababababababababababababababababa", "pump-17"]
+        {
             assert!(!other.parse::<ClientId>().unwrap().is_bootstrap(), "{other}");
         }
     }

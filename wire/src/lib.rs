@@ -1,9 +1,10 @@
 //! The bytes that Assay's devices and certificate authority exchange over MQTT.
 //!
-//! This crate knows topics, identifiers, messages and problem codes, and turns each into bytes and back.
-//! It does no input or output, no cryptography, and reads no clock; it trusts nothing it decodes. The
-//! TPM structures, certificates and certificate requests inside a message stay opaque, size-capped bytes:
-//! `assay-ca-core` parses what a device sent, `assay-device` what the CA answered.
+//! This crate knows topics, identifiers, messages and problem codes, and turns each into bytes and
+//! back. It does no input or output, no cryptography, and reads no clock; it trusts nothing it
+//! decodes. The TPM structures, certificates and certificate requests inside a message stay opaque,
+//! size-capped bytes: `assay-ca-core` parses what a device sent, `assay-device` what the CA
+//! answered.
 //!
 //! | message | type | topic |
 //! |---|---|---|
@@ -11,8 +12,8 @@
 //! | reply | [`Reply`] | `provision/v1/{scope}/{client}/reply` |
 //!
 //! Messages are deterministic CBOR (RFC 8949 §4.2.1), described in `wire/assay.cddl` (RFC 8610).
-//! [`Request::decode`] accepts exactly the bytes that [`Request::encode`] makes: a message is decoded, encoded again, and
-//! refused unless both are equal, so one value has one encoding.
+//! [`Request::decode`] accepts exactly the bytes that [`Request::encode`] makes: a message is
+//! decoded, encoded again, and refused unless both are equal, so one value has one encoding.
 #![no_std]
 #![warn(missing_docs)]
 
@@ -29,14 +30,16 @@ pub use topic::Topic;
 
 mod bytes;
 pub use bytes::{
-    Bytes, CertificateDer, CertificateList, EkIds, Limit, List, MAX_CERTIFICATE, MAX_CERTIFICATES, MAX_CLAIM,
-    MAX_CREDENTIAL_BLOB, MAX_CSR, MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_OTHER_EKS, MAX_PUBLIC_AREA, MAX_SEALED,
+    Bytes, CertificateDer, CertificateList, EkIds, Limit, List, MAX_CERTIFICATE, MAX_CERTIFICATES,
+    MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR, MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_OTHER_EKS,
+    MAX_PUBLIC_AREA, MAX_SEALED,
 };
 
 mod message;
 pub use message::{
-    ActivationReply, Bundle, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError, EkPublic, MAX_MESSAGE,
-    ParentBundle, Proof, Receipt, Reply, ReplyBody, Request, RequestBody, SealedCertificate, SealedReply, Ticket,
+    ActivationReply, Bundle, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError,
+    EkPublic, MAX_MESSAGE, ParentBundle, Proof, Receipt, Reply, ReplyBody, Request, RequestBody,
+    SealedCertificate, SealedReply, Ticket,
 };
 
 mod printable;

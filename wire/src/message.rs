@@ -9,11 +9,12 @@ use minicbor::data::Type;
 use minicbor::{Decode, Decoder, Encode, Encoder};
 
 use crate::{
-    Bytes, CertificateList, DeviceId, EkId, EkIds, Limit, MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR, MAX_DUPLICATE,
-    MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED, Problem, RequestId,
+    Bytes, CertificateList, DeviceId, EkId, EkIds, Limit, MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR,
+    MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED, Problem, RequestId,
 };
 
-/// The longest message, in bytes: a full EK chain of RSA-4096 certificates, a CSR and two public areas fit.
+/// The longest message, in bytes: a full EK chain of RSA-4096 certificates, a CSR and two public
+/// areas fit.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
 /// What a device asks of the CA.
@@ -53,7 +54,8 @@ pub struct Bundle {
     /// The EK's public area.
     #[n(1)]
     pub ek_public: EkPublic,
-    /// The EK certificate and its issuers as far as the device knows them, leaf first; may be empty.
+    /// The EK certificate and its issuers as far as the device knows them, leaf first; may be
+    /// empty.
     #[n(2)]
     pub ek_certificates: CertificateList<0>,
     /// The IK's TPMT_PUBLIC, without the size of a TPM2B.
@@ -72,8 +74,9 @@ pub struct Bundle {
 pub enum EkPublic {
     /// TPMT_PUBLIC (TPM 2.0 Part 2, 12.2.4), without the size of a TPM2B.
     Area(Bytes<MAX_PUBLIC_AREA>),
-    /// The NV index that TCG reserves for the certificate of an EK of some default template (EK Credential Profile 2.5, 2.2.1.4 and
-    /// 2.2.1.5): stands for that template with the key of the first EK certificate.
+    /// The NV index that TCG reserves for the certificate of an EK of some default template (EK
+    /// Credential Profile 2.5, 2.2.1.4 and 2.2.1.5): stands for that template with the key of the
+    /// first EK certificate.
     OfCertificate(u32),
 }
 
@@ -107,7 +110,8 @@ impl<'b, C> Decode<'b, C> for EkPublic {
     }
 }
 
-/// What the TPM can show for itself and the parent of the key that it is to get. Nothing in it is believed until the CA checked it.
+/// What the TPM can show for itself and the parent of the key that it is to get. Nothing in it is
+/// believed until the CA checked it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct ParentBundle {
@@ -117,10 +121,12 @@ pub struct ParentBundle {
     /// The EK's public area.
     #[n(1)]
     pub ek_public: EkPublic,
-    /// The EK certificate and its issuers as far as the device knows them, leaf first; may be empty.
+    /// The EK certificate and its issuers as far as the device knows them, leaf first; may be
+    /// empty.
     #[n(2)]
     pub ek_certificates: CertificateList<0>,
-    /// The parent's TPMT_PUBLIC, without the size of a TPM2B: of an import parent, or of a plain storage root key.
+    /// The parent's TPMT_PUBLIC, without the size of a TPM2B: of an import parent, or of a plain
+    /// storage root key.
     #[n(3)]
     pub parent_public: Bytes<MAX_PUBLIC_AREA>,
     /// Other EKs of this TPM, for a device that does not know which of them the CA knows.
@@ -128,7 +134,8 @@ pub struct ParentBundle {
     pub other_eks: Option<EkIds>,
 }
 
-/// Shows that a credential was activated: the ticket flow's second step, and the sealed flow's confirmation.
+/// Shows that a credential was activated: the ticket flow's second step, and the sealed flow's
+/// confirmation.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Proof {
@@ -172,13 +179,15 @@ macro_rules! claim_mac {
 }
 
 claim_mac!(
-    /// The secret that proves a claim: HMAC-SHA-256 of it under the CA's ticket key. Printed, it shows nothing.
+    /// The secret that proves a claim: HMAC-SHA-256 of it under the CA's ticket key. Printed, it
+    /// shows nothing.
     Ticket
 );
 
 claim_mac!(
-    /// The CA's word that it took a confirmation: HMAC-SHA-256 of the claim under its ticket key, but with another label. Nobody else can
-    /// make it, and nobody sees it before. Printed, it shows nothing.
+    /// The CA's word that it took a confirmation: HMAC-SHA-256 of the claim under its ticket key,
+    /// but with another label. Nobody else can make it, and nobody sees it before. Printed, it
+    /// shows nothing.
     Receipt
 );
 
@@ -252,15 +261,18 @@ pub struct SealedReply {
     /// What a TPM2B_ENCRYPTED_SECRET holds, without its size.
     #[n(2)]
     pub encrypted_seed: Bytes<MAX_ENCRYPTED_SEED>,
-    /// A nonce of 12 bytes, then a [`SealedCertificate`] encrypted with AES-256-GCM (SP 800-38D), then the tag of 16 bytes.
+    /// A nonce of 12 bytes, then a [`SealedCertificate`] encrypted with AES-256-GCM (SP 800-38D),
+    /// then the tag of 16 bytes.
     #[n(3)]
     pub sealed: Bytes<MAX_SEALED>,
 }
 
 impl SealedReply {
-    /// The associated data of [`sealed`](Self::sealed): it opens only beside its claim, for this EK and for this IK.
+    /// The associated data of [`sealed`](Self::sealed): it opens only beside its claim, for this EK
+    /// and for this IK.
     ///
-    /// A CBOR array of the text `assay sealed v1`, the claim, the EK's id, and SHA-256 of the IK's SubjectPublicKeyInfo.
+    /// A CBOR array of the text `assay sealed v1`, the claim, the EK's id, and SHA-256 of the IK's
+    /// SubjectPublicKeyInfo.
     pub fn associated_data(claim: &[u8], ek_id: &EkId, ik_id: &[u8; 32]) -> Vec<u8> {
         let mut data = Vec::new();
         // Unwrap safety: writing to a Vec cannot fail.
@@ -293,7 +305,8 @@ pub struct SealedCertificate {
 impl SealedCertificate {
     /// The bytes to encrypt.
     pub fn encode(&self) -> Vec<u8> {
-        // Unwrap safety: writing to a Vec cannot fail, and no `Encode` of this crate fails by itself.
+        // Unwrap safety: writing to a Vec cannot fail, and no `Encode` of this crate fails by
+        // itself.
         minicbor::to_vec(self).unwrap()
     }
 
@@ -321,16 +334,19 @@ pub struct ConfirmedReply {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct ActivationReply {
-    /// TPMS_ID_OBJECT for the parent's Name, with the key of the inner wrapper: 16 bytes, for AES-128-CFB.
+    /// TPMS_ID_OBJECT for the parent's Name, with the key of the inner wrapper: 16 bytes, for
+    /// AES-128-CFB.
     #[n(0)]
     pub credential_blob: Bytes<MAX_CREDENTIAL_BLOB>,
     /// What that credential's TPM2B_ENCRYPTED_SECRET holds, without its size.
     #[n(1)]
     pub encrypted_seed: Bytes<MAX_ENCRYPTED_SEED>,
-    /// What a TPM2B_PRIVATE holds (TPM 2.0 Part 1, 23.3): the HMAC key in its inner and outer wrapper.
+    /// What a TPM2B_PRIVATE holds (TPM 2.0 Part 1, 23.3): the HMAC key in its inner and outer
+    /// wrapper.
     #[n(2)]
     pub duplicate: Bytes<MAX_DUPLICATE>,
-    /// What the TPM2B_ENCRYPTED_SECRET of the outer wrapper holds, without its size: its seed, for the parent.
+    /// What the TPM2B_ENCRYPTED_SECRET of the outer wrapper holds, without its size: its seed, for
+    /// the parent.
     #[n(3)]
     pub symmetric_seed: Bytes<MAX_ENCRYPTED_SEED>,
     /// The HMAC key's TPMT_PUBLIC, without the size of a TPM2B.
@@ -381,13 +397,14 @@ impl Request {
         Ok(request)
     }
 
-    /// Whether a request says that it is the last of its flow (*certify*, *confirm*), of which the CA has to decide less than of a first
-    /// one. It may be unreadable all the same.
+    /// Whether a request says that it is the last of its flow (*certify*, *confirm*), of which the
+    /// CA has to decide less than of a first one. It may be unreadable all the same.
     pub fn is_last(message: &[u8]) -> bool {
         matches!(decode_head(message), Ok((Self::CERTIFY | Self::CONFIRM, ..)))
     }
 
-    /// The id of a request that may be otherwise unreadable, so that its sender learns what is wrong.
+    /// The id of a request that may be otherwise unreadable, so that its sender learns what is
+    /// wrong.
     pub fn id_of(message: &[u8]) -> RequestId {
         decode_head(message).map_or(RequestId::NIL, |(_, id, _)| id)
     }
@@ -446,8 +463,9 @@ pub enum DecodeError {
     Malformed(String),
     /// A kind of message that this version does not know.
     UnknownKind(u64),
-    /// Readable, but not the one encoding of what it says: unknown, repeated or unsorted keys, an indefinite or needlessly long
-    /// length, or trailing bytes. The number is the first byte that differs.
+    /// Readable, but not the one encoding of what it says: unknown, repeated or unsorted keys, an
+    /// indefinite or needlessly long length, or trailing bytes. The number is the first byte that
+    /// differs.
     NotDeterministic(usize),
 }
 

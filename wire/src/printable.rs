@@ -3,13 +3,13 @@
 use alloc::string::String;
 use core::fmt::Write;
 
-/// The longest text of a stranger that is shown in a line, in characters. The longest of our own messages is shorter
-/// ([`Problem::MAX_DETAIL`](crate::Problem::MAX_DETAIL)).
+/// The longest text of a stranger that is shown in a line, in characters. The longest of our own
+/// messages is shorter ([`Problem::MAX_DETAIL`](crate::Problem::MAX_DETAIL)).
 pub const MAX_SHOWN: usize = 600;
 
-/// The text, cut after `most` characters, with everything escaped that could steer a terminal, forge a line, or reorder or hide
-/// what stands beside it: control characters, line separators, bidirectional and zero-width characters, and whatever else Rust
-/// does not print as it is.
+/// The text, cut after `most` characters, with everything escaped that could steer a terminal,
+/// forge a line, or reorder or hide what stands beside it: control characters, line separators,
+/// bidirectional and zero-width characters, and whatever else Rust does not print as it is.
 pub fn printable(text: &str, most: usize) -> String {
     let mut shown = String::new();
     for c in text.chars().take(most) {
@@ -25,8 +25,8 @@ pub fn printable(text: &str, most: usize) -> String {
     shown
 }
 
-/// JSON that says the same, with the same characters escaped: JSON's own rules let most of them stand, and JSON is shown on terminals
-/// too.
+/// JSON that says the same, with the same characters escaped: JSON's own rules let most of them
+/// stand, and JSON is shown on terminals too.
 pub fn printable_json(json: &str) -> String {
     let mut shown = String::new();
     for c in json.chars() {
@@ -76,6 +76,9 @@ mod tests {
     #[test]
     fn json_says_the_same() {
         assert_eq!(printable_json("{\"a\":\"é\\n\"}"), "{\"a\":\"é\\n\"}");
-        assert_eq!(printable_json("\"\u{202e}\u{9b}\x7f\u{e0041}\""), "\"\\u202e\\u009b\\u007f\\udb40\\udc41\"");
+        assert_eq!(
+            printable_json("\"\u{202e}\u{9b}\x7f\u{e0041}\""),
+            "\"\\u202e\\u009b\\u007f\\udb40\\udc41\""
+        );
     }
 }

@@ -5,18 +5,19 @@ use core::fmt;
 
 use minicbor::{Decode, Decoder, Encode, Encoder};
 
-/// The CA's answer to a request that it does not grant, in the shape of RFC 9290 (concise problem details): its
-/// standard keys -1 (title) and -2 (detail), and two of our own.
+/// The CA's answer to a request that it does not grant, in the shape of RFC 9290 (concise problem
+/// details): its standard keys -1 (title) and -2 (detail), and two of our own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// What failed.
     pub code: ProblemCode,
-    /// How many seconds to wait before the same request may succeed. Without it, repeating the request is pointless until
-    /// somebody changed something.
+    /// How many seconds to wait before the same request may succeed. Without it, repeating the
+    /// request is pointless until somebody changed something.
     pub retry_after: Option<u32>,
     /// One sentence on the code, for a device that does not know it.
     pub title: String,
-    /// The check that failed and the values compared, for people. At most [`Problem::MAX_DETAIL`] bytes.
+    /// The check that failed and the values compared, for people. At most [`Problem::MAX_DETAIL`]
+    /// bytes.
     pub detail: String,
 }
 
@@ -24,7 +25,8 @@ impl Problem {
     /// The longest detail, in bytes: a few lines on a terminal.
     pub const MAX_DETAIL: usize = 512;
 
-    /// A problem that only a change on one of the two sides can mend. A detail over its limit is cut.
+    /// A problem that only a change on one of the two sides can mend. A detail over its limit is
+    /// cut.
     pub fn new(code: ProblemCode, mut detail: String) -> Self {
         if detail.len() > Self::MAX_DETAIL {
             detail.truncate(detail.floor_char_boundary(Self::MAX_DETAIL));
@@ -94,7 +96,8 @@ macro_rules! problem_codes {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum ProblemCode {
             $(#[doc = concat!("`", $name, "` (", $number, "): ", $title, ".")] $(#[$doc])* $variant,)*
-            /// A code that this version does not know. It is final: repeating the request is pointless, unless the problem says when.
+            /// A code that this version does not know. It is final: repeating the request is
+            /// pointless, unless the problem says when.
             Other(u16),
         }
 

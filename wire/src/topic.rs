@@ -6,8 +6,8 @@ use core::fmt;
 
 use crate::{ClientId, DeviceId, Scope};
 
-/// A topic of the protocol. A client speaks on exactly two while it is being provisioned, so an access list is
-/// two lines on any broker.
+/// A topic of the protocol. A client speaks on exactly two while it is being provisioned, so an
+/// access list is two lines on any broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Topic {
     /// `ca/v1/{scope}/chain`: the CA's certificates, retained.
@@ -25,7 +25,8 @@ pub enum Topic {
 }
 
 impl Topic {
-    /// Reads a topic name; anything that is not a topic of the protocol (a topic filter, say) is `None`.
+    /// Reads a topic name; anything that is not a topic of the protocol (a topic filter, say) is
+    /// `None`.
     pub fn parse(name: &str) -> Option<Self> {
         let mut levels = name.splitn(5, '/');
         let mut level = || levels.next();
@@ -43,7 +44,9 @@ impl Topic {
             }
             ("fleet", device, Some("event")) => Some(Self::Event(scope, device.parse().ok()?)),
             ("provision", client, Some("reply")) => Some(Self::Reply(scope, client.parse().ok()?)),
-            ("provision", client, Some("request")) => Some(Self::Request(scope, client.parse().ok()?)),
+            ("provision", client, Some("request")) => {
+                Some(Self::Request(scope, client.parse().ok()?))
+            }
             _ => None,
         }
     }
@@ -53,7 +56,8 @@ impl Topic {
         format!("provision/v1/{scope}/+/request")
     }
 
-    /// The same filter as a shared subscription (MQTT 5 §4.8.2), so that each request reaches one worker of the group `ca`.
+    /// The same filter as a shared subscription (MQTT 5 §4.8.2), so that each request reaches one
+    /// worker of the group `ca`.
     pub fn shared_requests(scope: &Scope) -> String {
         format!("$share/ca/{}", Self::requests(scope))
     }

@@ -1,9 +1,9 @@
 //! Every message as annotated bytes, both ways, and everything that is not a message.
 
 use assay_wire::{
-    ActivationReply, Bundle, Bytes, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError, EkId, EkPublic,
-    MAX_MESSAGE, ParentBundle, Problem, ProblemCode, Proof, Receipt, Reply, ReplyBody, Request, RequestBody, RequestId,
-    SealedCertificate, SealedReply, Ticket,
+    ActivationReply, Bundle, Bytes, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError,
+    EkId, EkPublic, MAX_MESSAGE, ParentBundle, Problem, ProblemCode, Proof, Receipt, Reply,
+    ReplyBody, Request, RequestBody, RequestId, SealedCertificate, SealedReply, Ticket,
 };
 
 const ID: &str = "50 000102030405060708090a0b0c0d0e0f";
@@ -75,7 +75,10 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
     ]);
     let certify = Request {
         id: id(),
-        body: RequestBody::Certify(Proof { claim: opaque(b"claim"), ticket: Ticket::from([0xaa; 32]) }),
+        body: RequestBody::Certify(Proof {
+            claim: opaque(b"claim"),
+            ticket: Ticket::from([0xaa; 32]),
+        }),
     };
     let certify_bytes = bytes(&[
         "83 02", // kind: certify
@@ -257,9 +260,15 @@ fn what_is_sealed_is_these_bytes_both_ways_and_no_others() {
     assert_eq!(hex::encode(sealed.encode()), hex::encode(&bytes));
     assert_eq!(SealedCertificate::decode(&bytes), Ok(sealed));
     let trailing = [&bytes[..], &[0]].concat();
-    assert_eq!(SealedCertificate::decode(&trailing), Err(DecodeError::NotDeterministic(bytes.len())));
+    assert_eq!(
+        SealedCertificate::decode(&trailing),
+        Err(DecodeError::NotDeterministic(bytes.len()))
+    );
     for length in 0..bytes.len() {
-        assert!(matches!(SealedCertificate::decode(&bytes[..length]), Err(DecodeError::Malformed(_))), "{length}");
+        assert!(
+            matches!(SealedCertificate::decode(&bytes[..length]), Err(DecodeError::Malformed(_))),
+            "{length}"
+        );
     }
 }
 
@@ -295,11 +304,18 @@ fn messages_match_the_cddl() {
     let cddl = include_str!("../assay.cddl");
     let rule = |name: &str, bytes: &[u8]| {
         let cddl = format!("start = {name}\n{cddl}");
-        cddl::validate_cbor_from_slice(&cddl, bytes, None).unwrap_or_else(|error| panic!("{name}: {error}"));
+        cddl::validate_cbor_from_slice(&cddl, bytes, None)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
     };
     rule("sealed-certificate", &sealed_certificate().1);
-    rule("sealed-associated-data", &SealedReply::associated_data(b"claim", &[0xee; 32].into(), &[0x11; 32]));
-    let messages = requests().into_iter().map(|(_, bytes)| bytes).chain(replies().into_iter().map(|(_, bytes)| bytes));
+    rule(
+        "sealed-associated-data",
+        &SealedReply::associated_data(b"claim", &[0xee; 32].into(), &[0x11; 32]),
+    );
+    let messages = requests()
+        .into_iter()
+        .map(|(_, bytes)| bytes)
+        .chain(replies().into_iter().map(|(_, bytes)| bytes));
     for message in messages {
         cddl::validate_cbor_from_slice(cddl, &message, None)
             .unwrap_or_else(|error| panic!("{}: {error}", hex::encode(&message)));
@@ -314,7 +330,11 @@ fn the_cddl_refuses_what_is_no_message() {
     let unknown_kind = bytes(&["83 09", ID, "a0"]);
     let ping_that_says_something = bytes(&["83 06", ID, "a1 00 45 636c61696d"]);
     for message in [certify_without_ticket, short_ticket, unknown_kind, ping_that_says_something] {
-        assert!(cddl::validate_cbor_from_slice(cddl, &message, None).is_err(), "{}", hex::encode(&message));
+        assert!(
+            cddl::validate_cbor_from_slice(cddl, &message, None).is_err(),
+            "{}",
+            hex::encode(&message)
+        );
         assert!(Request::decode(&message).is_err(), "{}", hex::encode(&message));
     }
 }
@@ -352,7 +372,10 @@ fn no_single_byte_change_makes_a_panic_or_a_second_encoding() {
 #[test]
 fn oversize_message_is_refused_before_it_is_read() {
     let error = Request::decode(&vec![0xff; MAX_MESSAGE + 1]).unwrap_err();
-    assert!(matches!(error, DecodeError::Oversize(limit) if limit.length == MAX_MESSAGE + 1), "{error}");
+    assert!(
+        matches!(error, DecodeError::Oversize(limit) if limit.length == MAX_MESSAGE + 1),
+        "{error}"
+    );
 }
 
 #[test]
@@ -365,7 +388,8 @@ fn trailing_bytes_are_refused() {
 
 #[test]
 fn duplicate_and_unknown_keys_are_refused() {
-    let duplicate = bytes(&["83 02", ID, "a3 00 45 636c61696d 00 45 636c61696d 01 5820", &"aa".repeat(32)]);
+    let duplicate =
+        bytes(&["83 02", ID, "a3 00 45 636c61696d 00 45 636c61696d 01 5820", &"aa".repeat(32)]);
     let unknown = bytes(&["83 02", ID, "a3 00 45 636c61696d 01 5820", &"aa".repeat(32), "02 00"]);
     let unsorted = bytes(&["83 02", ID, "a2 01 5820", &"aa".repeat(32), "00 45 636c61696d"]);
     for message in [duplicate, unknown, unsorted] {
@@ -376,9 +400,12 @@ fn duplicate_and_unknown_keys_are_refused() {
 #[test]
 fn indefinite_and_needlessly_long_lengths_are_refused() {
     let (_, canonical) = requests().pop().unwrap();
-    let indefinite_map = bytes(&["83 02", ID, "bf 00 45 636c61696d 01 5820", &"aa".repeat(32), "ff"]);
-    let indefinite_array = bytes(&["9f 02", ID, "a2 00 45 636c61696d 01 5820", &"aa".repeat(32), "ff"]);
-    let chunked_bytes = bytes(&["83 02", ID, "a2 00 5f 45 636c61696d ff 01 5820", &"aa".repeat(32)]);
+    let indefinite_map =
+        bytes(&["83 02", ID, "bf 00 45 636c61696d 01 5820", &"aa".repeat(32), "ff"]);
+    let indefinite_array =
+        bytes(&["9f 02", ID, "a2 00 45 636c61696d 01 5820", &"aa".repeat(32), "ff"]);
+    let chunked_bytes =
+        bytes(&["83 02", ID, "a2 00 5f 45 636c61696d ff 01 5820", &"aa".repeat(32)]);
     let long_kind = bytes(&["83 1802", ID, "a2 00 45 636c61696d 01 5820", &"aa".repeat(32)]);
     let long_length = bytes(&["83 02", ID, "a2 00 5805 636c61696d 01 5820", &"aa".repeat(32)]);
     assert!(Request::decode(&canonical).is_ok());
@@ -390,7 +417,8 @@ fn indefinite_and_needlessly_long_lengths_are_refused() {
 #[test]
 fn deep_nesting_is_refused_without_recursion() {
     let nested = "81".repeat(MAX_MESSAGE - 100);
-    let in_an_unknown_key = bytes(&["83 02", ID, "a3 00 45 636c61696d 01 5820", &"aa".repeat(32), "02", &nested, "00"]);
+    let in_an_unknown_key =
+        bytes(&["83 02", ID, "a3 00 45 636c61696d 01 5820", &"aa".repeat(32), "02", &nested, "00"]);
     let as_the_body = bytes(&["83 02", ID, &nested]);
     for message in [in_an_unknown_key, as_the_body] {
         assert!(message.len() <= MAX_MESSAGE);
@@ -409,8 +437,10 @@ fn lengths_that_promise_more_than_there_is_allocate_nothing() {
 
 #[test]
 fn fields_beyond_their_limit_are_refused() {
-    let seven_certificates = bytes(&["83 01", ID, "a4 01 40 02 87", &"40".repeat(7), "03 40 04 40"]);
-    let long_public_area = bytes(&["83 01", ID, "a4 01 590281", &"00".repeat(641), "02 80 03 40 04 40"]);
+    let seven_certificates =
+        bytes(&["83 01", ID, "a4 01 40 02 87", &"40".repeat(7), "03 40 04 40"]);
+    let long_public_area =
+        bytes(&["83 01", ID, "a4 01 590281", &"00".repeat(641), "02 80 03 40 04 40"]);
     let empty_chain = bytes(&["83 02", ID, "a1 00 80"]);
     let long_index = bytes(&["83 01", ID, "a4 01 1b 0000000100000000 02 80 03 40 04 40"]);
     assert!(matches!(Request::decode(&seven_certificates), Err(DecodeError::Malformed(_))));
@@ -426,7 +456,11 @@ fn wrong_types_are_refused() {
     let bad_utf8 = bytes(&["83 01", ID, "a5 00 61 ff 01 40 02 80 03 40 04 40"]);
     let slash_in_id = bytes(&["83 01", ID, "a5 00 61 2f 01 40 02 80 03 40 04 40"]);
     for message in [float_kind, tagged, bad_utf8, slash_in_id] {
-        assert!(matches!(Request::decode(&message), Err(DecodeError::Malformed(_))), "{}", hex::encode(&message));
+        assert!(
+            matches!(Request::decode(&message), Err(DecodeError::Malformed(_))),
+            "{}",
+            hex::encode(&message)
+        );
     }
 }
 
@@ -444,7 +478,11 @@ fn the_id_of_an_unreadable_request_is_found_if_it_is_there() {
     let unknown_kind = bytes(&["83 09", ID, "a0"]);
     assert_eq!(Request::decode(&unknown_kind), Err(DecodeError::UnknownKind(9)));
     let far = bytes(&["83 19012c", ID, "a0"]);
-    assert_eq!(Request::decode(&far), Err(DecodeError::UnknownKind(300)), "to be answered with `unsupported`");
+    assert_eq!(
+        Request::decode(&far),
+        Err(DecodeError::UnknownKind(300)),
+        "to be answered with `unsupported`"
+    );
     assert_eq!(Request::id_of(&unknown_kind), id());
     assert_eq!(Request::id_of(b"\xff"), RequestId::NIL);
 }
@@ -474,6 +512,9 @@ fn a_device_names_one_to_five_other_eks() {
         let message = bytes(&["83 05", ID, "a4 01 42 656b 02 80 03 43 73726b", &others]);
         let decoded = Request::decode(&message);
         assert_eq!(decoded.is_ok(), is_taken, "{count}: {decoded:?}");
-        assert!(is_taken || matches!(decoded, Err(DecodeError::Malformed(_))), "{count}: {decoded:?}");
+        assert!(
+            is_taken || matches!(decoded, Err(DecodeError::Malformed(_))),
+            "{count}: {decoded:?}"
+        );
     }
 }

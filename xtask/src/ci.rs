@@ -17,17 +17,22 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
 /// Everything that a change must pass; the cheapest check first.
 pub(crate) fn run() -> Result<()> {
     step("format", || show(&mut cargo(&["fmt", "--all", "--check"])))?;
-    step("lints", || show(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])))?;
+    step("lints", || {
+        show(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))
+    })?;
     step("tests", || test(&[]))?;
     step("the TPM through libtss2", through_libtss2)?;
     step("packages", packages::trial::run_trial)?;
     step("containers", || compose::run(&compose::Arguments::default()))?;
-    step("documentation", || show(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings")))?;
+    step("documentation", || {
+        show(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings"))
+    })?;
     step("dependencies", dependencies)
 }
 
-/// `cargo xtask tss2-test`. The agent with the feature `tss2`: lints, all tests of its TPM layer, and the matrix of the end-to-end
-/// tests, with libtss2 between agent and TPM. Beside the library's crate, only the agent and its tests are built again.
+/// `cargo xtask tss2-test`. The agent with the feature `tss2`: lints, all tests of its TPM layer,
+/// and the matrix of the end-to-end tests, with libtss2 between agent and TPM. Beside the library's
+/// crate, only the agent and its tests are built again.
 pub(crate) fn through_libtss2() -> Result<()> {
     // All of the workspace, so that what it shares keeps its features and need not be built again.
     let with_feature = ["--workspace", "--features", "assay-device/tss2"];
@@ -35,7 +40,10 @@ pub(crate) fn through_libtss2() -> Result<()> {
         let arguments = [&[command], &with_feature[..], arguments].concat();
         let mut command = cargo(&arguments);
         // The library's own lines on stderr are about what the tests provoke.
-        command.env("ASSAY_BIN_DIR", bin_dir()?).env("ASSAY_TEST_TSS2", "1").env("TSS2_LOG", "all+NONE");
+        command
+            .env("ASSAY_BIN_DIR", bin_dir()?)
+            .env("ASSAY_TEST_TSS2", "1")
+            .env("TSS2_LOG", "all+NONE");
         show(&mut command)
     };
     run("clippy", &["--all-targets", "--", "--deny", "warnings"])?;
@@ -54,7 +62,9 @@ fn dependencies() -> Result<()> {
     show(&mut cargo(&["deny", "check", "bans", "licenses", "sources"]))?;
     let fetched: &mut Command = &mut cargo(&["deny", "fetch", "db"]);
     if show(fetched).is_err() {
-        println!("NOT CHECKED: known vulnerabilities; the RustSec advisory database cannot be fetched from here");
+        println!(
+            "NOT CHECKED: known vulnerabilities; the RustSec advisory database cannot be fetched from here"
+        );
         return Ok(());
     }
     show(&mut cargo(&["deny", "check", "--disable-fetch", "advisories"]))

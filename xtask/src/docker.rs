@@ -30,5 +30,9 @@ pub(crate) fn require_engine() -> Result<()> {
 
 /// Whether a command can be run and ends well, whatever it prints.
 pub(crate) fn is_successful(command: &mut Command) -> bool {
-    command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }

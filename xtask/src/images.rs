@@ -53,25 +53,36 @@ impl Images {
         screen.table(["IMAGE", "SIZE", "TIME"], &rows.into_iter().collect::<Result<Vec<_>>>()?);
         screen.say("next: docker compose up (or docker-compose up)");
         if built.mosquitto != MOSQUITTO_IMAGE {
-            screen.say(&format!("and: MOSQUITTO_IMAGE={} docker compose --profile external up", built.mosquitto));
+            screen.say(&format!(
+                "and: MOSQUITTO_IMAGE={} docker compose --profile external up",
+                built.mosquitto
+            ));
         }
         Ok(built)
     }
 }
 
 fn build(bases: &Bases) -> Result<Built> {
-    let commit = run(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(workspace()));
+    let commit =
+        run(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(workspace()));
     // A source archive has no history, and its build says so.
-    let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let commit = commit
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default();
     let build_one = |target: &str| -> Result<String> {
-        let mut command = docker(["build", "--file", "deploy/Dockerfile", "--target", target, "--tag", target]);
+        let mut command =
+            docker(["build", "--file", "deploy/Dockerfile", "--target", target, "--tag", target]);
         command.arg("--build-arg").arg(format!("BUILD_IMAGE={}", bases.build));
         command.arg("--build-arg").arg(format!("RUNTIME_IMAGE={}", bases.runtime));
         command.arg("--build-arg").arg(format!("ASSAY_COMMIT={}", commit.trim()));
         show(command.arg(".").current_dir(workspace()))?;
         output(["image", "inspect", "--format", "{{.Id}}", target])
     };
-    Ok(Built { assay: build_one(ASSAY)?, assay_device: build_one(ASSAY_DEVICE)?, mosquitto: bases.mosquitto.clone() })
+    Ok(Built {
+        assay: build_one(ASSAY)?,
+        assay_device: build_one(ASSAY_DEVICE)?,
+        mosquitto: bases.mosquitto.clone(),
+    })
 }
 
 /// What our images are built on, and the broker that is not ours.
@@ -93,11 +104,15 @@ impl Bases {
             !is_here && !docker(["pull", name]).status().is_ok_and(|status| status.success())
         });
         match missing {
-            None => {
-                Ok(Self { build: BUILD_IMAGE.into(), runtime: RUNTIME_IMAGE.into(), mosquitto: MOSQUITTO_IMAGE.into() })
-            }
+            None => Ok(Self {
+                build: BUILD_IMAGE.into(),
+                runtime: RUNTIME_IMAGE.into(),
+                mosquitto: MOSQUITTO_IMAGE.into(),
+            }),
             Some(name) => {
-                println!("{name} is not here and cannot be pulled: stand-ins for the base images are made instead");
+                println!(
+                    "{name} is not here and cannot be pulled: stand-ins for the base images are made instead"
+                );
                 Self::stand_ins()
             }
         }
@@ -138,7 +153,8 @@ fn make_runtime(name: &str) -> Result<()> {
     let root = tempfile::tempdir_in(bin_dir()?)?;
     let tree = root.path().join("debian");
     show(as_root("debootstrap")?.args(["--variant=minbase", RELEASE]).arg(&tree))?;
-    let imported = import(as_root("tar")?.args(NOT_IN_SLIM).arg("-C").arg(&tree).args(["-c", "."]), name);
+    let imported =
+        import(as_root("tar")?.args(NOT_IN_SLIM).arg("-C").arg(&tree).args(["-c", "."]), name);
     show(as_root("rm")?.args(["-rf", "--one-file-system"]).arg(&tree))?;
     imported
 }
@@ -158,7 +174,8 @@ fn make_build(name: &str, runtime: &str) -> Result<()> {
 
 /// Makes an image of the files that `tar` writes to its standard output.
 fn import(tar: &mut Command, name: &str) -> Result<()> {
-    let mut archive = tar.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {tar:?}"))?;
+    let mut archive =
+        tar.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {tar:?}"))?;
     let files = archive.stdout.take().context("standard output is a pipe")?;
     let imported = run(docker(["import", "-", name]).stdin(files)).map(drop);
     ensure!(archive.wait()?.success(), "{tar:?} failed");

@@ -65,7 +65,9 @@ pub(crate) fn is_root() -> Result<bool> {
 
 fn is_installed(package: &str) -> bool {
     // No dpkg: the programs may be there all the same, and the harness names each one that is not.
-    let status = Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]).output();
+    let status = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}", package])
+        .output();
     status.is_ok_and(|output| output.stdout == b"installed")
 }
 
@@ -92,4 +94,5 @@ const FOR_PACKAGES: &[(&str, &str)] = &[
     ("systemd-container", "boots that machine"),
 ];
 
-const FOR_IMAGES: &[(&str, &str)] = &[("debootstrap", "a Debian root file system, where no registry can be reached")];
+const FOR_IMAGES: &[(&str, &str)] =
+    &[("debootstrap", "a Debian root file system, where no registry can be reached")];

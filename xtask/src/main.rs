@@ -35,7 +35,8 @@ enum Task {
     Ci,
     /// Build the container images; base images that cannot be pulled are made on this machine
     Images(images::Images),
-    /// Bring up docker-compose.yml, and see what it survives: kills, cuts, a full disk, wrong clocks
+    /// Bring up docker-compose.yml, and see what it survives: kills, cuts, a full disk, wrong
+    /// clocks
     ComposeTest(compose::Arguments),
     /// Measure what it can do
     #[command(subcommand)]
@@ -59,7 +60,9 @@ fn main() -> ExitCode {
         Task::Images(images) => images.run().map(drop),
         Task::ComposeTest(arguments) => install::install().and_then(|()| compose::run(&arguments)),
         Task::Bench(bench) => install::install().and_then(|()| bench.run()),
-        Task::Packages => install::install_for_packages().and_then(|()| packages::build()).map(drop),
+        Task::Packages => {
+            install::install_for_packages().and_then(|()| packages::build()).map(drop)
+        }
         Task::PackagesTest => install::install().and_then(|()| packages::trial::run_trial()),
         Task::RealTpms(arguments) => install::install().and_then(|()| real_tpms::run(&arguments)),
         Task::Install => install::install(),

@@ -49,7 +49,11 @@ pub(crate) fn run(Arguments { dir }: &Arguments) -> Result<()> {
         rows.push(judge_form(&ca, file)?);
         rows.push(judge_ek(&ca, &files, &oracle, file)?);
     }
-    ensure!(!rows.is_empty(), "{} holds no file whose name begins with root-, ica-, anchor- or ek-", dir.display());
+    ensure!(
+        !rows.is_empty(),
+        "{} holds no file whose name begins with root-, ica-, anchor- or ek-",
+        dir.display()
+    );
     print(&rows);
     let wrong = rows.iter().filter(|row| !row.is_right).count();
     ensure!(wrong == 0, "wrong outcomes: {wrong} of {}", rows.len());
@@ -69,10 +73,15 @@ struct Row {
 fn print(rows: &[Row]) {
     let file = rows.iter().map(|row| row.file.len()).max().unwrap_or_default();
     let kind = rows.iter().map(|row| row.kind.len()).max().unwrap_or_default().max(4);
-    println!("{:<file$}  {:<kind$}  {:<11}  {:<12}  {:<5}  outcome", "file", "kind", "asked", "expected", "");
+    println!(
+        "{:<file$}  {:<kind$}  {:<11}  {:<12}  {:<5}  outcome",
+        "file", "kind", "asked", "expected", ""
+    );
     for Row { file: name, kind: of_kind, asked, expected, outcome, is_right } in rows {
         let verdict = if *is_right { "ok" } else { "WRONG" };
-        println!("{name:<file$}  {of_kind:<kind$}  {asked:<11}  {expected:<12}  {verdict:<5}  {outcome}");
+        println!(
+            "{name:<file$}  {of_kind:<kind$}  {asked:<11}  {expected:<12}  {verdict:<5}  {outcome}"
+        );
     }
 }
 
@@ -84,20 +93,27 @@ struct Files {
 
 impl Files {
     fn read(dir: &Path) -> Result<Self> {
-        let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+        let entries =
+            fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
         let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
         paths.sort();
         let index = fs::read_to_string(dir.join("index.md")).unwrap_or_default();
         // | file | bytes | source | kind |
         let kinds = index.lines().filter_map(|line| {
-            let [_, file, .., kind, _] = line.split('|').map(str::trim).collect::<Vec<_>>()[..] else { return None };
+            let [_, file, .., kind, _] = line.split('|').map(str::trim).collect::<Vec<_>>()[..]
+            else {
+                return None;
+            };
             Some((file.to_owned(), kind.to_owned()))
         });
         Ok(Self { paths, kinds: kinds.collect() })
     }
 
     fn of(&self, prefix: &str) -> impl Iterator<Item = &Path> {
-        self.paths.iter().map(PathBuf::as_path).filter(move |path| name_of(path).starts_with(prefix))
+        self.paths
+            .iter()
+            .map(PathBuf::as_path)
+            .filter(move |path| name_of(path).starts_with(prefix))
     }
 
     fn kind(&self, file: &Path) -> String {
@@ -114,7 +130,13 @@ fn name_of(file: &Path) -> String {
     file.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn judge_ca(ca: &AssayDir, files: &Files, file: &Path, options: &[&str], expected: &str) -> Result<Row> {
+fn judge_ca(
+    ca: &AssayDir,
+    files: &Files,
+    file: &Path,
+    options: &[&str],
+    expected: &str,
+) -> Result<Row> {
     let output = ca.assay(&["trust", "add", "--json"])?.args(options).arg(file).output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let line = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -167,11 +189,17 @@ fn judge_ek(ca: &AssayDir, files: &Files, oracle: &OpenSsl, file: &Path) -> Resu
 }
 
 fn verdict_row(line: &[u8], file: &Path, kind: String, expected: bool) -> Result<Row> {
-    let verdict: Value = serde_json::from_slice(line).with_context(|| format!("{}: no verdict", file.display()))?;
+    let verdict: Value =
+        serde_json::from_slice(line).with_context(|| format!("{}: no verdict", file.display()))?;
     let word = |trusted| if trusted { "trusted" } else { "not trusted" };
     let is_trusted = verdict["trusted"].as_bool().context("a verdict")?;
     let reason = verdict["reason"].as_str().unwrap_or_default();
-    let path = verdict["path"].as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>();
+    let path = verdict["path"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect::<Vec<_>>();
     Ok(Row {
         file: name_of(file),
         kind,
@@ -226,7 +254,8 @@ impl OpenSsl {
 fn pem_of(der: &[u8], work: &Path) -> Result<String> {
     let file = work.join("one.der");
     fs::write(&file, der)?;
-    let output = assay_tests::run(tool("openssl")?.args(["x509", "-inform", "DER", "-in"]).arg(&file))?;
+    let output =
+        assay_tests::run(tool("openssl")?.args(["x509", "-inform", "DER", "-in"]).arg(&file))?;
     Ok(String::from_utf8(output.stdout)?)
 }
 
@@ -234,7 +263,9 @@ fn pem_of(der: &[u8], work: &Path) -> Result<String> {
 /// neither.
 fn plain(file: &[u8]) -> Result<Vec<u8>> {
     let der = match serde_json::from_slice::<Value>(file) {
-        Ok(answer) => base64url(answer["certificate"].as_str().context("an answer has a certificate")?)?,
+        Ok(answer) => {
+            base64url(answer["certificate"].as_str().context("an answer has a certificate")?)?
+        }
         Err(_) => file.to_vec(),
     };
     match der[..] {
@@ -250,7 +281,8 @@ fn base64url(text: &str) -> Result<Vec<u8>> {
     let text = text.trim_end_matches("%3D").trim_end_matches('=');
     let (mut bytes, mut bits, mut count) = (Vec::new(), 0u32, 0);
     for c in text.bytes() {
-        let value = BASE64URL.iter().position(|known| *known == c).context("it is not base64url")?;
+        let value =
+            BASE64URL.iter().position(|known| *known == c).context("it is not base64url")?;
         (bits, count) = (bits << 6 | value as u32, count + 6);
         if count >= 8 {
             count -= 8;

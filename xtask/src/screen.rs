@@ -4,7 +4,8 @@ use std::io::{self, IsTerminal, Write};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Standard output. Colours and lines that change in place are for terminals; elsewhere each line is written once.
+/// Standard output. Colours and lines that change in place are for terminals; elsewhere each line
+/// is written once.
 pub(crate) struct Screen {
     terminal: bool,
     failures: usize,
@@ -51,7 +52,8 @@ impl Screen {
             cells.chain([head[column].len()]).max().unwrap_or(0)
         };
         let line = |cells: [&str; N]| -> String {
-            let padded = cells.iter().enumerate().map(|(column, cell)| format!("{cell:<0$}", width(column)));
+            let padded =
+                cells.iter().enumerate().map(|(column, cell)| format!("{cell:<0$}", width(column)));
             padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         };
         println!("  {}", self.paint(DIM, &line(head)));
@@ -85,7 +87,10 @@ impl Live<'_> {
     pub(crate) fn now(&self, index: usize, state: &str) {
         if self.screen.terminal {
             let room = 78 - self.labels[index].chars().count();
-            self.draw(index, &self.screen.paint(DIM, &state.chars().take(room).collect::<String>()));
+            self.draw(
+                index,
+                &self.screen.paint(DIM, &state.chars().take(room).collect::<String>()),
+            );
         }
     }
 
@@ -103,7 +108,8 @@ impl Live<'_> {
         let _drawing = self.lock();
         let up = self.labels.len() - index;
         print!("\x1b[{up}A\r\x1b[2K  {}{state}\x1b[{up}B\r", self.labels[index]);
-        // A line that is late is better than none; standard output that is gone ends the command at the next println.
+        // A line that is late is better than none; standard output that is gone ends the command at
+        // the next println.
         let _ = io::stdout().flush();
     }
 

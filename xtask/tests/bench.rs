@@ -1,4 +1,5 @@
-//! The benches run: their figures are for quiet machines, but what makes them has to work everywhere.
+//! The benches run: their figures are for quiet machines, but what makes them has to work
+//! everywhere.
 
 use std::fs;
 use std::process::Command;
@@ -13,13 +14,19 @@ fn bench_fleet_measures_every_target_and_keeps_the_reports() -> Result<()> {
     let out = dir.path().join("fleet.json");
     let mut bench = Command::new(env!("CARGO_BIN_EXE_xtask"));
     bench.args(["bench", "fleet", "--quick", "--out"]).arg(&out);
-    bench.env("ASSAY_BIN_DIR", assay_bin("assay-fleet")?.parent().context("a binary has a directory")?);
+    bench.env(
+        "ASSAY_BIN_DIR",
+        assay_bin("assay-fleet")?.parent().context("a binary has a directory")?,
+    );
     let table = String::from_utf8(run(&mut bench)?.stdout)?;
     ensure!(table.contains("reached") && table.contains("≥ 1000"), "{table}");
 
     let written: Value = serde_json::from_slice(&fs::read(out)?)?;
     let results = written["results"].as_array().context("results")?;
-    ensure!(results.len() == 8 && results.iter().all(|result| result["reached"].is_number()), "{written:#}");
+    ensure!(
+        results.len() == 8 && results.iter().all(|result| result["reached"].is_number()),
+        "{written:#}"
+    );
     let loads = written["loads"].as_array().context("loads")?;
     for load in loads {
         let devices = &load["reports"][0]["devices"];
@@ -33,10 +40,16 @@ fn bench_fleet_measures_every_target_and_keeps_the_reports() -> Result<()> {
 fn bench_scale_measures_with_each_database() -> Result<()> {
     let mut bench = Command::new(env!("CARGO_BIN_EXE_xtask"));
     bench.args(["bench", "scale", "--quick", "--json"]);
-    bench.env("ASSAY_BIN_DIR", assay_bin("assay-fleet")?.parent().context("a binary has a directory")?);
+    bench.env(
+        "ASSAY_BIN_DIR",
+        assay_bin("assay-fleet")?.parent().context("a binary has a directory")?,
+    );
     let figures: Value = serde_json::from_slice(&run(&mut bench)?.stdout)?;
     let costs = figures["costs"].as_array().context("costs")?;
-    ensure!(costs.iter().map(|cost| &cost["known"]).eq([&Value::from(10), &Value::from(100)]), "{figures:#}");
+    ensure!(
+        costs.iter().map(|cost| &cost["known"]).eq([&Value::from(10), &Value::from(100)]),
+        "{figures:#}"
+    );
     ensure!(costs.iter().all(|cost| cost["server_cpu_us_per_device"].is_number()), "{figures:#}");
     Ok(())
 }

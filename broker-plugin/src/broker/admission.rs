@@ -15,8 +15,9 @@ use super::session::RETAINED_MESSAGE;
 use super::{Admit, ClientCertificate, Denial, KEEP_ALIVE, LoggedIn};
 use crate::access::{Access, Identity, Refusal, may_leave_will};
 
-/// How often a recheck is tried that finds nothing out, and how long after the last time. A database that is busy or restored is back
-/// within that; a device that was revoked is heard for as long at most.
+/// How often a recheck is tried that finds nothing out, and how long after the last time. A
+/// database that is busy or restored is back within that; a device that was revoked is heard for as
+/// long at most.
 const RECHECK_TRIES: u32 = 5;
 const RECHECK_RETRY: Duration = Duration::from_secs(1);
 
@@ -49,10 +50,13 @@ pub(super) struct Admitted {
 }
 
 impl Peer {
-    /// The digest of a device's certificate. Not its name: whoever stole the issuing key could use up what is another's.
+    /// The digest of a device's certificate. Not its name: whoever stole the issuing key could use
+    /// up what is another's.
     pub(super) fn shown_by_a_device(&self) -> Option<[u8; 32]> {
         match self {
-            Self::Certified { identity: Identity::Device { .. }, certificate, .. } => Some(certificate.sha256),
+            Self::Certified { identity: Identity::Device { .. }, certificate, .. } => {
+                Some(certificate.sha256)
+            }
             _ => None,
         }
     }
@@ -61,7 +65,11 @@ impl Peer {
     ///
     /// # Errors
     /// It is told why.
-    pub(super) async fn admit(self, scope: Scope, connect: &Connect) -> Result<Admitted, NotAdmitted> {
+    pub(super) async fn admit(
+        self,
+        scope: Scope,
+        connect: &Connect,
+    ) -> Result<Admitted, NotAdmitted> {
         check_offer(&scope, connect)?;
         let client = &*connect.client;
         let (access, login) = match &self {
@@ -92,9 +100,13 @@ impl Peer {
 }
 
 impl Admitted {
-    /// Returns when the client is to leave: its time is up, its certificate or login has expired, or, asked again at each `recheck`, it
-    /// is no longer admitted.
-    pub(super) async fn unwelcome(&self, recheck: &mut watch::Receiver<()>, rechecks: &Semaphore) -> End {
+    /// Returns when the client is to leave: its time is up, its certificate or login has expired,
+    /// or, asked again at each `recheck`, it is no longer admitted.
+    pub(super) async fn unwelcome(
+        &self,
+        recheck: &mut watch::Receiver<()>,
+        rechecks: &Semaphore,
+    ) -> End {
         tokio::select! {
             end = self.overstayed() => end,
             refused = self.refused(recheck, rechecks) => End::new(refused.code, refused.reason),
@@ -103,7 +115,9 @@ impl Admitted {
 
     async fn overstayed(&self) -> End {
         let (time, text) = match (&self.peer, &self.login) {
-            (Peer::Anonymous { lifetime }, _) => (*lifetime, "connected for too long without a certificate"),
+            (Peer::Anonymous { lifetime }, _) => {
+                (*lifetime, "connected for too long without a certificate")
+            }
             (Peer::Certified { expires_in, .. }, _) => (*expires_in, "certificate expired"),
             (_, Some((_, expires_in))) => (*expires_in, "login expired"),
             (Peer::Claimant(_), None) => return std::future::pending().await,
@@ -112,10 +126,15 @@ impl Admitted {
         End::new(Reason::MaximumConnectTime, text)
     }
 
-    /// Returns when a client, asked about again, is no longer admitted, or when that cannot be found out for long.
+    /// Returns when a client, asked about again, is no longer admitted, or when that cannot be
+    /// found out for long.
     ///
     /// All are asked about at once; `rechecks` lets those who come be asked about in between.
-    async fn refused(&self, recheck: &mut watch::Receiver<()>, rechecks: &Semaphore) -> NotAdmitted {
+    async fn refused(
+        &self,
+        recheck: &mut watch::Receiver<()>,
+        rechecks: &Semaphore,
+    ) -> NotAdmitted {
         while recheck.changed().await.is_ok() {
             let mut tries = 1;
             while let Err(refusal) = self.check_again(rechecks).await {
@@ -134,7 +153,9 @@ impl Admitted {
         let _turn = rechecks.acquire().await;
         match (&self.peer, &self.login) {
             (Peer::Certified { .. }, _) => self.peer.check_certificate().await,
-            (Peer::Claimant(desk), Some((credentials, _))) => log_in(&self.scope, desk, credentials).await.map(|_| ()),
+            (Peer::Claimant(desk), Some((credentials, _))) => {
+                log_in(&self.scope, desk, credentials).await.map(|_| ())
+            }
             _ => Ok(()),
         }
     }
@@ -153,11 +174,16 @@ async fn log_in(
 /// Refuses what nobody may ask for, whoever it is.
 fn check_offer(scope: &Scope, connect: &Connect) -> Result<(), NotAdmitted> {
     if connect.has_authentication_method {
-        return Err(NotAdmitted::refused(Reason::BadAuthenticationMethod, "no authentication method is known"));
+        return Err(NotAdmitted::refused(
+            Reason::BadAuthenticationMethod,
+            "no authentication method is known",
+        ));
     }
-    // MQTT 5 clients are told the broker's keep-alive; for MQTT 3.1.1 there is only this way to bound it.
-    // 0 stands for no keep-alive at all (MQTT 3.1.1 §3.1.2.10).
-    if connect.version == Version::V3 && !(1..=KEEP_ALIVE.as_secs()).contains(&connect.keep_alive.into()) {
+    // MQTT 5 clients are told the broker's keep-alive; for MQTT 3.1.1 there is only this way to
+    // bound it. 0 stands for no keep-alive at all (MQTT 3.1.1 §3.1.2.10).
+    if connect.version == Version::V3
+        && !(1..=KEEP_ALIVE.as_secs()).contains(&connect.keep_alive.into())
+    {
         let reason = format!("its keep-alive of {} s is too long", connect.keep_alive);
         return Err(NotAdmitted::refused(Reason::NotAuthorized, reason));
     }
@@ -196,7 +222,8 @@ impl NotAdmitted {
         Self { code, reason: reason.into() }
     }
 
-    /// It could not be found out; that is for the operator to know, once a minute, and for the client to try again.
+    /// It could not be found out; that is for the operator to know, once a minute, and for the
+    /// client to try again.
     pub(super) fn unknown(reason: String) -> Self {
         static TOLD: Mutex<Option<Instant>> = Mutex::new(None);
         let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);

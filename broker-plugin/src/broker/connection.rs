@@ -1,4 +1,5 @@
-//! One connection from its first packet to its last: moves bytes between TLS and the session, against the clock.
+//! One connection from its first packet to its last: moves bytes between TLS and the session,
+//! against the clock.
 
 use std::future::poll_fn;
 use std::io;
@@ -31,8 +32,8 @@ use crate::meter::{Budget, Rate};
 /// What a device sends is its owner's business, up to this.
 const OPERATIONAL_PACKET: usize = 64 * 1024;
 
-/// Requests that a worker may have unacknowledged, if it takes so many: ours takes as many. What is held back here instead, the worker
-/// cannot answer with *busy*.
+/// Requests that a worker may have unacknowledged, if it takes so many: ours takes as many. What is
+/// held back here instead, the worker cannot answer with *busy*.
 const WORKER_WINDOW: u16 = 1024;
 
 /// Messages that anybody else may have unacknowledged.
@@ -41,13 +42,15 @@ const WINDOW: u16 = 64;
 /// The longest CONNECT: a Will and a token have 1 KiB each at most.
 const CONNECT_PACKET: usize = 8 * 1024;
 
-/// Bytes that wait to be written before the client is heard again, and before it gets more messages.
+/// Bytes that wait to be written before the client is heard again, and before it gets more
+/// messages.
 const ENOUGH: usize = 16 * 1024;
 
 /// Bytes that are read at once.
 const READ: usize = 4096;
 
-/// Packets, and each further 4 KiB of them, that a device or a bootstrapping client is heard with; who sends more is heard later.
+/// Packets, and each further 4 KiB of them, that a device or a bootstrapping client is heard with;
+/// who sends more is heard later.
 const PACE: Rate = Rate::per_second(128, 512);
 
 /// Those of them that a client is heard with however many others are in haste.
@@ -108,7 +111,9 @@ impl Listener {
             }
         };
         let admitted = match peer.shown_by_a_device() {
-            Some(sha256) if !self.shown.allows(sha256, 1, std::time::Instant::now()) => Err(too_often()),
+            Some(sha256) if !self.shown.allows(sha256, 1, std::time::Instant::now()) => {
+                Err(too_often())
+            }
             _ => tokio::select! {
                 admitted = peer.admit(self.scope.clone(), &connect) => admitted,
                 () = wait.turned_out() => return Err(End::turned_out()),
@@ -130,11 +135,13 @@ impl Listener {
         };
         codec.connack(&mut wire.out, Reason::Success, &self.terms());
         codec.take_up_to(self.longest_packet());
-        let (seat, router, requests) = (leaving.seat.clone(), self.core.router.clone(), self.core.requests.clone());
+        let (seat, router, requests) =
+            (leaving.seat.clone(), self.core.router.clone(), self.core.requests.clone());
         if let Some(will) = connect.will {
             router.keep_will(&seat, message(will, false, std::time::Instant::now()));
         }
-        let window = if admitted.access.is_worker() { WORKER_WINDOW } else { WINDOW }.min(connect.receive_maximum);
+        let window = if admitted.access.is_worker() { WORKER_WINDOW } else { WINDOW }
+            .min(connect.receive_maximum);
         let keep_alive = match connect.version {
             Version::V3 => Duration::from_secs(connect.keep_alive.into()),
             Version::V5 => KEEP_ALIVE,
@@ -146,7 +153,8 @@ impl Listener {
 
     /// Talks MQTT until the connection ends.
     pub(super) async fn entertain(&self, mut guest: Box<Guest>) -> End {
-        let Guest { wire, session, admitted, leaving, pace, keep_alive, recheck, closing } = &mut *guest;
+        let Guest { wire, session, admitted, leaving, pace, keep_alive, recheck, closing } =
+            &mut *guest;
         let unwelcome = async {
             tokio::select! {
                 end = admitted.unwelcome(recheck, &self.core.rechecks) => end,
@@ -154,7 +162,8 @@ impl Listener {
                 _ = closing.recv() => End::shutting_down(),
             }
         };
-        let ended = self.exchange(wire, session, &leaving.seat.lane, pace, *keep_alive, unwelcome).await;
+        let ended =
+            self.exchange(wire, session, &leaving.seat.lane, pace, *keep_alive, unwelcome).await;
         if ended.is_offence() {
             pace.charge_offence(self);
         }
@@ -164,7 +173,12 @@ impl Listener {
     }
 
     /// Seats an admitted client, after whoever sat there under its client id is gone.
-    async fn enter(&self, connect: &Connect, admitted: Admitted, network: IpAddr) -> Result<Entered, NotAdmitted> {
+    async fn enter(
+        &self,
+        connect: &Connect,
+        admitted: Admitted,
+        network: IpAddr,
+    ) -> Result<Entered, NotAdmitted> {
         let access = &admitted.access;
         let busy = || NotAdmitted::refused(Reason::ServerBusy, "all places are taken");
         let mut place = None;
@@ -172,7 +186,9 @@ impl Listener {
             place = Some(Held::Stranger(lobby.enter(network).ok_or_else(busy)?));
         }
         let now = std::time::Instant::now();
-        if access.is_bootstrapping() && !self.core.used_ids.allows((&*connect.client).into(), 1, now) {
+        if access.is_bootstrapping()
+            && !self.core.used_ids.allows((&*connect.client).into(), 1, now)
+        {
             let reason = "its client id was used before; a bootstrapping client makes one for each connection";
             return Err(NotAdmitted::refused(Reason::ClientIdentifierNotValid, reason));
         }
@@ -181,8 +197,10 @@ impl Listener {
         {
             return Err(too_often());
         }
-        let (seat, previous) =
-            self.core.router.enter((&*connect.client).into(), Lane::new(room(access), self.backlog.clone()));
+        let (seat, previous) = self
+            .core
+            .router
+            .enter((&*connect.client).into(), Lane::new(room(access), self.backlog.clone()));
         // Whatever happens from here on, who takes the client's place learns that it is free.
         let mut leaving = Leaving { router: self.core.router.clone(), seat, place };
         if let Some(previous) = previous
@@ -194,7 +212,8 @@ impl Listener {
         if let Seats::Identified(seats) = &self.seats
             && !access.is_worker()
         {
-            leaving.place = Some(Held::Identified(seats.clone().try_acquire_owned().map_err(|_| busy())?));
+            leaving.place =
+                Some(Held::Identified(seats.clone().try_acquire_owned().map_err(|_| busy())?));
         }
         Ok(Entered { admitted, leaving })
     }
@@ -214,8 +233,9 @@ impl Listener {
         let patience = keep_alive + keep_alive / 2;
         let mut heard = Instant::now();
         // For the CONNECT, and what the client owes from earlier connections.
-        let mut paused_until =
-            Some(pace.spend(1, self)).filter(|owed| !owed.is_zero()).map(|owed| Instant::now() + owed);
+        let mut paused_until = Some(pace.spend(1, self))
+            .filter(|owed| !owed.is_zero())
+            .map(|owed| Instant::now() + owed);
         loop {
             if let Some(end) = lane.ended() {
                 return end;
@@ -234,13 +254,14 @@ impl Listener {
             }
             session.deliver(&mut wire.out, ENOUGH, std::time::Instant::now());
             let is_writing = !wire.out.is_empty();
-            // What a client with a backlog says is read all the same, as far as there is room for it.
+            // What a client with a backlog says is read all the same, as far as there is room for
+            // it.
             let has_room = wire.input.len() < READ || is_open && wire.out.len() < ENOUGH;
             let may_read = paused_until.is_none() && has_room;
             let unread_until = wire.written + patience;
             tokio::select! {
-                // In this order, for clocks and wakers cost more than a look at the socket, and nothing below is urgent while
-                // that goes on.
+                // In this order, for clocks and wakers cost more than a look at the socket, and
+                // nothing below is urgent while that goes on.
                 biased;
                 end = &mut unwelcome => return end,
                 turn = wire.turn(may_read) => match turn {
@@ -261,14 +282,21 @@ impl Listener {
         }
     }
 
-    /// Does what all packets ask for that are there, as far as answers find room; how long to wait before the client is heard again.
-    fn hear(&self, wire: &mut Wire, session: &mut Session, pace: &mut Pace) -> Result<Duration, End> {
+    /// Does what all packets ask for that are there, as far as answers find room; how long to wait
+    /// before the client is heard again.
+    fn hear(
+        &self,
+        wire: &mut Wire,
+        session: &mut Session,
+        pace: &mut Pace,
+    ) -> Result<Duration, End> {
         let mut pause = Duration::ZERO;
         let mut is_all = false;
         while !is_all && pause.is_zero() {
             let mut work = 0;
             while work < ROUND && !is_all {
-                let packet = if wire.out.len() < ENOUGH { session.read(&mut wire.input)? } else { None };
+                let packet =
+                    if wire.out.len() < ENOUGH { session.read(&mut wire.input)? } else { None };
                 is_all = packet.is_none();
                 if let Some((packet, length)) = packet {
                     work += cost(&packet, length);
@@ -335,8 +363,9 @@ impl Drop for Leaving {
     }
 }
 
-/// How many messages may wait for a client. A bootstrapping one gets no more replies than it may send requests; a worker that has fallen
-/// behind gets some seconds of them; an operator all that is retained, and what many devices say at once.
+/// How many messages may wait for a client. A bootstrapping one gets no more replies than it may
+/// send requests; a worker that has fallen behind gets some seconds of them; an operator all that
+/// is retained, and what many devices say at once.
 fn room(access: &Access) -> Room {
     const MIB: usize = 1024 * 1024;
     const SHARE: usize = MIB / 16;
@@ -371,7 +400,8 @@ enum Payer {
 enum Pace {
     /// Ours, and the operator's.
     Free,
-    /// The connection, and all that are in haste; and the network or the client id, over all its connections.
+    /// The connection, and all that are in haste; and the network or the client id, over all its
+    /// connections.
     Paid { own: Budget, calm: Budget, payer: Payer },
 }
 
@@ -395,22 +425,25 @@ impl Pace {
         match self {
             Self::Paid { own, calm, payer } if work > 0 => {
                 let (shared, is_calm) = match payer {
-                    Payer::Network(network) => {
-                        (listener.core.networks.spend(*network, work, now), calm.allows(work, CALM, now))
-                    }
+                    Payer::Network(network) => (
+                        listener.core.networks.spend(*network, work, now),
+                        calm.allows(work, CALM, now),
+                    ),
                     Payer::Client(client) => (
                         listener.core.clients.spend(client.clone(), work, now),
                         listener.core.calm.allows(client.clone(), work, now),
                     ),
                 };
-                let rush = if is_calm { Duration::ZERO } else { listener.rush.spend((), work, now) };
+                let rush =
+                    if is_calm { Duration::ZERO } else { listener.rush.spend((), work, now) };
                 own.spend(work, PACE, now).max(shared).max(rush)
             }
             _ => Duration::ZERO,
         }
     }
 
-    /// A device that is cut for what it did comes back seldom. Its network is not charged, for many others may be in it.
+    /// A device that is cut for what it did comes back seldom. Its network is not charged, for many
+    /// others may be in it.
     fn charge_offence(&self, listener: &Listener) {
         if let Self::Paid { payer: Payer::Client(client), .. } = self {
             listener.core.clients.spend(client.clone(), OFFENCE, std::time::Instant::now());
@@ -444,7 +477,13 @@ struct Wire {
 
 impl Wire {
     fn new(stream: TlsStream<TcpStream>) -> Self {
-        Self { stream, input: BytesMut::new(), out: BytesMut::new(), is_flushed: true, written: Instant::now() }
+        Self {
+            stream,
+            input: BytesMut::new(),
+            out: BytesMut::new(),
+            is_flushed: true,
+            written: Instant::now(),
+        }
     }
 
     /// The first packet, which has to be a CONNECT.
@@ -452,7 +491,8 @@ impl Wire {
         let mut codec = None;
         loop {
             if codec.is_none() {
-                codec = Codec::detect(&self.input, CONNECT_PACKET).map_err(|end| Refused { codec: None, end })?;
+                codec = Codec::detect(&self.input, CONNECT_PACKET)
+                    .map_err(|end| Refused { codec: None, end })?;
             }
             if let Some(mut known) = codec.take() {
                 match known.read(&mut self.input) {
@@ -520,7 +560,11 @@ impl Wire {
                 if let Poll::Ready(done) = stream.poll_read(context, &mut read) {
                     done?;
                     self.input.extend_from_slice(read.filled());
-                    return Poll::Ready(Ok(if read.filled().is_empty() { Turn::Closed } else { Turn::Read }));
+                    return Poll::Ready(Ok(if read.filled().is_empty() {
+                        Turn::Closed
+                    } else {
+                        Turn::Read
+                    }));
                 }
             }
             if has_written { Poll::Ready(Ok(Turn::Wrote)) } else { Poll::Pending }
@@ -537,8 +581,9 @@ impl Wire {
         }
     }
 
-    /// Writes what is left and ends TLS, if the client takes it in time. Some of what the client is still sending is read, for otherwise the kernel
-    /// would throw away our last words (RFC 1122 §4.2.2.13); but somebody waits for the place of one that was taken over.
+    /// Writes what is left and ends TLS, if the client takes it in time. Some of what the client is
+    /// still sending is read, for otherwise the kernel would throw away our last words (RFC 1122
+    /// §4.2.2.13); but somebody waits for the place of one that was taken over.
     async fn finish(&mut self, reason: Reason) {
         let last_words = async {
             self.stream.write_all(&self.out).await?;

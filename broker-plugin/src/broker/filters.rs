@@ -1,4 +1,5 @@
-//! Topic filters in a tree by their levels, so that finding those that match a topic costs the same with ten and with a million.
+//! Topic filters in a tree by their levels, so that finding those that match a topic costs the same
+//! with ten and with a million.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,7 +18,8 @@ struct Node<T> {
     below: Values<T>,
 }
 
-/// Most filters are one client's; a few are everybody's, and then one more or less is to cost little.
+/// Most filters are one client's; a few are everybody's, and then one more or less is to cost
+/// little.
 #[derive(Debug)]
 enum Values<T> {
     Few(Vec<(u64, T)>),
@@ -32,7 +34,11 @@ impl<T> Default for Filters<T> {
 
 impl<T> Default for Node<T> {
     fn default() -> Self {
-        Self { children: HashMap::new(), here: Values::Few(Vec::new()), below: Values::Few(Vec::new()) }
+        Self {
+            children: HashMap::new(),
+            here: Values::Few(Vec::new()),
+            below: Values::Few(Vec::new()),
+        }
     }
 }
 
@@ -191,7 +197,8 @@ mod tests {
         if topic.starts_with('$') && filter.starts_with(['+', '#']) {
             return false;
         }
-        let (filter, topic): (Vec<_>, Vec<_>) = (filter.split('/').collect(), topic.split('/').collect());
+        let (filter, topic): (Vec<_>, Vec<_>) =
+            (filter.split('/').collect(), topic.split('/').collect());
         let is_below = filter.last() == Some(&"#");
         let fixed = &filter[..filter.len() - usize::from(is_below)];
         let fits = fixed.iter().zip(&topic).all(|(level, name)| *level == "+" || level == name);
@@ -205,7 +212,9 @@ mod tests {
         for _ in 0..4 {
             all = all
                 .iter()
-                .flat_map(|text: &Vec<&str>| levels.iter().map(move |level| [&text[..], &[*level]].concat()))
+                .flat_map(|text: &Vec<&str>| {
+                    levels.iter().map(move |level| [&text[..], &[*level]].concat())
+                })
                 .collect();
             done.extend(all.iter().map(|text| text.join("/")));
         }
@@ -215,7 +224,8 @@ mod tests {
     #[test]
     fn every_filter_matches_what_the_specification_says() {
         let topics = texts(&["a", "b", "", "$x"]);
-        let filters: Vec<_> = texts(&["a", "+", "", "$x"]).into_iter().flat_map(|f| [format!("{f}/#"), f]).collect();
+        let filters: Vec<_> =
+            texts(&["a", "+", "", "$x"]).into_iter().flat_map(|f| [format!("{f}/#"), f]).collect();
         let mut tree = Filters::default();
         for filter in filters.iter().map(String::as_str).chain(["#"]) {
             tree.insert(filter, 0, filter);
@@ -224,10 +234,18 @@ mod tests {
             let mut found = Vec::new();
             tree.find(topic, &mut |_, filter| found.push(*filter));
             found.sort_unstable();
-            let mut due: Vec<_> = filters.iter().map(String::as_str).chain(["#"]).filter(|f| naive(f, topic)).collect();
+            let mut due: Vec<_> = filters
+                .iter()
+                .map(String::as_str)
+                .chain(["#"])
+                .filter(|f| naive(f, topic))
+                .collect();
             due.sort_unstable();
             assert_eq!(found, due, "{topic}");
-            assert!(filters.iter().all(|filter| matches(filter, topic) == naive(filter, topic)), "{topic}");
+            assert!(
+                filters.iter().all(|filter| matches(filter, topic) == naive(filter, topic)),
+                "{topic}"
+            );
         }
     }
 

@@ -1,5 +1,5 @@
-//! Random input for codec, session and router, beside what a slow model of them expects. For a second each, or as long as the
-//! environment's `ASSAY_FUZZ_SECONDS` says.
+//! Random input for codec, session and router, beside what a slow model of them expects. For a
+//! second each, or as long as the environment's `ASSAY_FUZZ_SECONDS` says.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
@@ -21,10 +21,13 @@ use crate::meter::{Meter, Rate};
 
 /// Runs `round` with numbers of one seed after another, which a failure names.
 fn for_a_while(round: impl Fn(&mut Rng)) {
-    let seconds = std::env::var("ASSAY_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let seconds =
+        std::env::var("ASSAY_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let (start, mut seed) = (Instant::now(), 0);
     while start.elapsed() < Duration::from_secs(seconds) {
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| round(&mut Rng::with_seed(seed))));
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            round(&mut Rng::with_seed(seed))
+        }));
         assert!(outcome.is_ok(), "seed {seed}");
         seed += 1;
     }
@@ -76,7 +79,11 @@ fn no_bytes_make_the_codec_panic_or_let_bad_names_pass() {
         let (mut input, mut codec) = (BytesMut::new(), None);
         for _ in 0..20 {
             input.extend_from_slice(&mutated(rng));
-            let Some(mut known) = codec.take().or_else(|| Codec::detect(&input, 1000).ok().flatten()) else { break };
+            let Some(mut known) =
+                codec.take().or_else(|| Codec::detect(&input, 1000).ok().flatten())
+            else {
+                break;
+            };
             while let Ok(Some((packet, length))) = known.read(&mut input) {
                 assert!(length <= 1000);
                 if let Packet::Publish(publish) = packet {
@@ -138,11 +145,20 @@ fn router_delivers_what_a_slow_model_of_it_does() {
     for_a_while(|rng| {
         let router = Router::default();
         let enter = |name: &str| {
-            router.enter(name.into(), Lane::new(Room { messages: 1000, bytes: 1 << 20, share: 0 }, Arc::default())).0
+            router
+                .enter(
+                    name.into(),
+                    Lane::new(Room { messages: 1000, bytes: 1 << 20, share: 0 }, Arc::default()),
+                )
+                .0
         };
         let names = ["one", "two", "three"];
-        let mut clients =
-            names.map(|name| Client { seat: enter(name), filters: BTreeMap::new(), due: Vec::new(), is_there: true });
+        let mut clients = names.map(|name| Client {
+            seat: enter(name),
+            filters: BTreeMap::new(),
+            due: Vec::new(),
+            is_there: true,
+        });
         let mut retained: BTreeMap<&str, (Bytes, QoS)> = BTreeMap::new();
         for step in 0..60_u8 {
             let which = rng.usize(0..3);
@@ -150,7 +166,11 @@ fn router_delivers_what_a_slow_model_of_it_does() {
             let qos = if rng.bool() { QoS::AtLeastOnce } else { QoS::AtMostOnce };
             match rng.u8(0..10) {
                 0..4 => {
-                    router.subscribe(&clients[which].seat, &filter, SubscriptionOptions { qos, ..Default::default() });
+                    router.subscribe(
+                        &clients[which].seat,
+                        &filter,
+                        SubscriptionOptions { qos, ..Default::default() },
+                    );
                     let client = &mut clients[which];
                     if client.is_there {
                         client.filters.insert(filter.clone(), qos);
@@ -171,12 +191,17 @@ fn router_delivers_what_a_slow_model_of_it_does() {
                 }
                 6 => {
                     let seat = enter(names[which]);
-                    clients[which] = Client { seat, filters: BTreeMap::new(), due: Vec::new(), is_there: true };
+                    clients[which] =
+                        Client { seat, filters: BTreeMap::new(), due: Vec::new(), is_there: true };
                 }
                 _ => {
                     let topic = TOPICS[rng.usize(0..TOPICS.len())];
                     let retain = rng.u8(0..4) == 0;
-                    let payload = if rng.u8(0..5) == 0 { Bytes::new() } else { Bytes::copy_from_slice(&[step]) };
+                    let payload = if rng.u8(0..5) == 0 {
+                        Bytes::new()
+                    } else {
+                        Bytes::copy_from_slice(&[step])
+                    };
                     let message = Message {
                         topic: topic.into(),
                         payload: payload.clone(),
@@ -195,9 +220,15 @@ fn router_delivers_what_a_slow_model_of_it_does() {
                         (false, _) => {}
                     }
                     for client in &mut clients {
-                        let fits = client.filters.iter().filter(|(filter, _)| matches(filter, topic));
+                        let fits =
+                            client.filters.iter().filter(|(filter, _)| matches(filter, topic));
                         if let Some(best) = fits.map(|(_, qos)| *qos).max() {
-                            client.due.push((topic.into(), payload.clone(), best.less_value(qos), false));
+                            client.due.push((
+                                topic.into(),
+                                payload.clone(),
+                                best.less_value(qos),
+                                false,
+                            ));
                         }
                     }
                 }
@@ -207,7 +238,12 @@ fn router_delivers_what_a_slow_model_of_it_does() {
             let mut got = Vec::new();
             while let Some(delivery) = client.seat.lane.take(|_| true) {
                 let message = &delivery.message;
-                got.push((message.topic.clone(), message.payload.clone(), delivery.qos, delivery.retain));
+                got.push((
+                    message.topic.clone(),
+                    message.payload.clone(),
+                    delivery.qos,
+                    delivery.retain,
+                ));
             }
             assert_eq!(got, client.due);
         }
@@ -219,13 +255,20 @@ fn packet_identifiers_are_never_in_use_twice() {
     for_a_while(|rng| {
         let router = Arc::new(Router::default());
         let access = Access::bootstrapping(&"default".parse().unwrap(), CLIENT).unwrap();
-        let (seat, _) =
-            router.enter(CLIENT.into(), Lane::new(Room { messages: 100, bytes: 1 << 20, share: 0 }, Arc::default()));
+        let (seat, _) = router.enter(
+            CLIENT.into(),
+            Lane::new(Room { messages: 100, bytes: 1 << 20, share: 0 }, Arc::default()),
+        );
         let mut input = BytesMut::from(SEEDS[0]);
         let mut codec = Codec::detect(&input, 1000).unwrap().unwrap();
         codec.read(&mut input).unwrap();
-        router.subscribe(&seat, &"t".into(), SubscriptionOptions { qos: QoS::AtLeastOnce, ..Default::default() });
-        let mut session = Session::new(codec, access, seat.clone(), 5, router.clone(), meter().into());
+        router.subscribe(
+            &seat,
+            &"t".into(),
+            SubscriptionOptions { qos: QoS::AtLeastOnce, ..Default::default() },
+        );
+        let mut session =
+            Session::new(codec, access, seat.clone(), 5, router.clone(), meter().into());
         let mut open: Vec<u16> = Vec::new();
         for _ in 0..200 {
             let message = Message {
@@ -248,7 +291,9 @@ fn packet_identifiers_are_never_in_use_twice() {
             assert!(open.len() <= 5);
             if !open.is_empty() {
                 let id = open.swap_remove(rng.usize(0..open.len()));
-                session.receive(Packet::PubAck(NonZeroU16::new(id).unwrap()), &mut out, Instant::now()).unwrap();
+                session
+                    .receive(Packet::PubAck(NonZeroU16::new(id).unwrap()), &mut out, Instant::now())
+                    .unwrap();
             }
         }
     });

@@ -1,4 +1,5 @@
-//! What is on its way to one client: bounded, so that a client that does not read costs nobody anything.
+//! What is on its way to one client: bounded, so that a client that does not read costs nobody
+//! anything.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,7 +36,8 @@ impl Message {
 
 /// What user properties and the like take.
 pub(super) fn properties_size(properties: &PublishProperties) -> usize {
-    let user = properties.user_properties.iter().map(|(name, value)| name.len() + value.len() + OVERHEAD);
+    let user =
+        properties.user_properties.iter().map(|(name, value)| name.len() + value.len() + OVERHEAD);
     let texts = [&properties.content_type, &properties.response_topic];
     let texts = texts.into_iter().flatten().map(|text| text.len());
     user.chain(texts).sum::<usize>() + properties.correlation_data.as_ref().map_or(0, Bytes::len)
@@ -58,7 +60,8 @@ pub(super) struct Room {
     pub(super) share: usize,
 }
 
-/// Bytes that wait for all clients of a listener together. What waits for many is there once, and counts little for each.
+/// Bytes that wait for all clients of a listener together. What waits for many is there once, and
+/// counts little for each.
 #[derive(Debug, Default)]
 pub(super) struct Backlog(AtomicUsize);
 
@@ -101,7 +104,13 @@ struct Queue {
 
 impl Lane {
     pub(super) fn new(room: Room, backlog: Arc<Backlog>) -> Arc<Self> {
-        Arc::new(Self { room, backlog, queue: Mutex::default(), changed: Notify::new(), left: SetOnce::new() })
+        Arc::new(Self {
+            room,
+            backlog,
+            queue: Mutex::default(),
+            changed: Notify::new(),
+            left: SetOnce::new(),
+        })
     }
 
     /// Nothing is put in if the connection is to end.
@@ -112,7 +121,10 @@ impl Lane {
         let mut queue = self.queue();
         let size = delivery.message.size();
         let bytes = queue.bytes + size;
-        if queue.end.is_some() || queue.waiting.len() >= self.room.messages || bytes > self.room.bytes {
+        if queue.end.is_some()
+            || queue.waiting.len() >= self.room.messages
+            || bytes > self.room.bytes
+        {
             return Err(Full::Own);
         }
         // One message is always taken, however long.
@@ -242,8 +254,9 @@ mod tests {
     fn what_waits_for_many_counts_little() {
         static LONG: [u8; 64 * 1024] = [0; 64 * 1024];
         let (backlog, all) = (Arc::new(Backlog::default()), delivery(&LONG));
-        let lanes: Vec<_> =
-            (0..5000).map(|_| Lane::new(Room { messages: 9, bytes: 1 << 20, share: 0 }, backlog.clone())).collect();
+        let lanes: Vec<_> = (0..5000)
+            .map(|_| Lane::new(Room { messages: 9, bytes: 1 << 20, share: 0 }, backlog.clone()))
+            .collect();
         assert!(lanes.iter().all(|lane| lane.put(all.clone()).is_ok()));
         assert!(backlog.0.load(Ordering::Relaxed) < 1 << 20, "5,000 times 64 KiB would be 312 MiB");
         lanes.iter().for_each(|lane| _ = lane.take(|_| true));

@@ -29,21 +29,23 @@ use super::{Admit, BURST, ClientCertificate, DRAIN, Limits, SHOWN, Tls, rush};
 use crate::access::Identity;
 use crate::meter::{Meter, Rate};
 
-/// How long to wait after the system refused to accept a connection (out of file descriptors, most likely).
+/// How long to wait after the system refused to accept a connection (out of file descriptors, most
+/// likely).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Failures to accept that are less than this apart are told as one.
 const ACCEPT_WARNING: Duration = Duration::from_secs(60);
 
-/// What an offence costs its network, in arrivals: who is cut for what it does, and comes back at once, would otherwise have a TLS
-/// handshake each time.
+/// What an offence costs its network, in arrivals: who is cut for what it does, and comes back at
+/// once, would otherwise have a TLS handshake each time.
 const OFFENCE: u32 = 100;
 
 /// Whom a listener is for.
 pub(super) enum Audience {
     /// Clients without a certificate, each for this long.
     Bootstrapping { lifetime: Duration },
-    /// Clients with a certificate of our CA that is admitted at each CONNECT and, where there is a desk, devices that log in.
+    /// Clients with a certificate of our CA that is admitted at each CONNECT and, where there is a
+    /// desk, devices that log in.
     Identified { admit: Arc<Admit>, desk: Option<Arc<LoginDesk>> },
 }
 
@@ -174,7 +176,11 @@ impl Listener {
     /// A place to wait in, unless too many come from that network.
     fn let_wait(&self, peer: SocketAddr) -> Option<Place> {
         let network = network(peer.ip());
-        if self.arrivals.allows(network, 1, std::time::Instant::now()) { self.waiting.enter(network) } else { None }
+        if self.arrivals.allows(network, 1, std::time::Instant::now()) {
+            self.waiting.enter(network)
+        } else {
+            None
+        }
     }
 
     /// One connection, from accept to end.
@@ -185,10 +191,13 @@ impl Listener {
             Ok(guest) => self.entertain(guest).await,
             Err(end) => end,
         };
-        // Many devices may be behind one address, so what else one of them does is not the others' fault. Of this one the handshake
-        // was paid for by everybody.
-        let is_offence =
-            if self.is_for_strangers() { ended.is_offence() } else { ended.reason == Reason::ConnectionRateExceeded };
+        // Many devices may be behind one address, so what else one of them does is not the others'
+        // fault. Of this one the handshake was paid for by everybody.
+        let is_offence = if self.is_for_strangers() {
+            ended.is_offence()
+        } else {
+            ended.reason == Reason::ConnectionRateExceeded
+        };
         if is_offence {
             let cost = if self.is_for_strangers() { OFFENCE } else { OFFENCE / 2 };
             self.arrivals.spend(network(address.ip()), cost, std::time::Instant::now());
@@ -197,7 +206,12 @@ impl Listener {
     }
 
     /// TLS, CONNECT and admission.
-    async fn receive(&self, stream: TcpStream, address: SocketAddr, wait: Place) -> Result<Box<Guest>, End> {
+    async fn receive(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        wait: Place,
+    ) -> Result<Box<Guest>, End> {
         let deadline = Instant::now() + self.introduction;
         let mut closing = self.core.closing.subscribe();
         let secured = tokio::select! {
@@ -217,7 +231,8 @@ impl Listener {
     }
 
     async fn secure(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        // Without it each reply waits for the peer's delayed acknowledgement: 44 ms instead of 0.2 on loopback.
+        // Without it each reply waits for the peer's delayed acknowledgement: 44 ms instead of 0.2
+        // on loopback.
         stream.set_nodelay(true)?;
         let tls = self.tls.borrow().clone();
         let config = match self.audience {
@@ -227,18 +242,22 @@ impl Listener {
         TlsAcceptor::from(config).accept(stream).await
     }
 
-    /// Who is there; nobody if the listener is for identified clients and this one has shown no certificate, even though TLS
-    /// should have seen to that, unless it may log in. A certificate that does not name its holder properly opens no other way.
+    /// Who is there; nobody if the listener is for identified clients and this one has shown no
+    /// certificate, even though TLS should have seen to that, unless it may log in. A certificate
+    /// that does not name its holder properly opens no other way.
     fn identify(&self, stream: &TlsStream<TcpStream>) -> Option<Peer> {
         let (admit, desk) = match &self.audience {
-            Audience::Bootstrapping { lifetime } => return Some(Peer::Anonymous { lifetime: *lifetime }),
+            Audience::Bootstrapping { lifetime } => {
+                return Some(Peer::Anonymous { lifetime: *lifetime });
+            }
             Audience::Identified { admit, desk } => (admit, desk),
         };
         let Some(leaf) = stream.get_ref().1.peer_certificates().and_then(<[_]>::first) else {
             return desk.clone().map(Peer::Claimant);
         };
         let identity = Identity::from_certificate(leaf);
-        let identity = identity.inspect_err(|error| debug!(%error, "client certificate refused")).ok()?;
+        let identity =
+            identity.inspect_err(|error| debug!(%error, "client certificate refused")).ok()?;
         let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
         Some(Peer::Certified {
             identity,

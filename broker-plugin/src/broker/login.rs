@@ -1,4 +1,5 @@
-//! User names and passwords: how the broker asks about them off the async threads, and keeps them until the connection ends.
+//! User names and passwords: how the broker asks about them off the async threads, and keeps them
+//! until the connection ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +12,8 @@ use super::admission::NotAdmitted;
 use super::packet::{Connect, Reason};
 use crate::access::Identity;
 
-/// Asks whether a user name and a password (MQTT 5 §3.1.3.5, §3.1.3.6) are a device's.
-/// Called on a thread that may block, once per CONNECT without a client certificate, and again at each recheck.
+/// Asks whether a user name and a password (MQTT 5 §3.1.3.5, §3.1.3.6) are a device's. Called on a
+/// thread that may block, once per CONNECT without a client certificate, and again at each recheck.
 pub type Login = dyn Fn(&str, &[u8]) -> Result<LoggedIn, Denial> + Send + Sync;
 
 /// Whom a password is good for, and how long.
@@ -36,7 +37,10 @@ impl LoginDesk {
     }
 
     /// Whose `credentials` are; may wait for its turn.
-    pub(super) async fn ask(&self, credentials: &Arc<Credentials>) -> Result<LoggedIn, NotAdmitted> {
+    pub(super) async fn ask(
+        &self,
+        credentials: &Arc<Credentials>,
+    ) -> Result<LoggedIn, NotAdmitted> {
         // Unwrap safety: nobody closes this semaphore.
         let counter = self.counters.clone().acquire_owned().await.unwrap();
         let (login, credentials) = (self.login.clone(), credentials.clone());
@@ -46,14 +50,17 @@ impl LoginDesk {
             login(&credentials.user_name, &credentials.password)
         });
         match asked.await {
-            Ok(answer) => answer.map_err(|denial| NotAdmitted::new(denial, Reason::BadUserNameOrPassword)),
+            Ok(answer) => {
+                answer.map_err(|denial| NotAdmitted::new(denial, Reason::BadUserNameOrPassword))
+            }
             Err(panic) => Err(NotAdmitted::unknown(panic.to_string())),
         }
     }
 }
 
-/// What a client logged in with, kept to ask again at each recheck. The password is wiped when dropped; the buffer that the CONNECT
-/// packet was read into is dropped when the client is in, but not wiped.
+/// What a client logged in with, kept to ask again at each recheck. The password is wiped when
+/// dropped; the buffer that the CONNECT packet was read into is dropped when the client is in, but
+/// not wiped.
 pub(super) struct Credentials {
     client: String,
     user_name: String,
@@ -87,10 +94,11 @@ impl NotAdmitted {
     }
 }
 
-/// Logins that are asked about at once. Anybody may send one, so they must leave the admission of certificates most of the
-/// 512 threads that tokio has for what blocks.
+/// Logins that are asked about at once. Anybody may send one, so they must leave the admission of
+/// certificates most of the 512 threads that tokio has for what blocks.
 const COUNTERS: usize = 64;
 
-/// User name and password together, in bytes. A shared access signature for the longest scope and device id is 330 at most
-/// with every octet percent-encoded, its other fields 200; and this much is kept for each client that has logged in.
+/// User name and password together, in bytes. A shared access signature for the longest scope and
+/// device id is 330 at most with every octet percent-encoded, its other fields 200; and this much
+/// is kept for each client that has logged in.
 const MAX_CREDENTIALS: usize = 1024;

@@ -1,8 +1,10 @@
-//! The embedded MQTT broker: two TLS listeners in front of one router, for one machine without a broker of its own.
+//! The embedded MQTT broker: two TLS listeners in front of one router, for one machine without a
+//! broker of its own.
 //!
-//! The *bootstrap* listener asks for no client certificate and lets each client speak on two topics; the *operational*
-//! listener admits certificates of our CA and, if so configured, devices that log in with user name and password. The bytes are the
-//! `rmqtt-codec` crate's; all else is ours, and small because we need little: QoS 0 and 1, sessions that end with their connection,
+//! The *bootstrap* listener asks for no client certificate and lets each client speak on two
+//! topics; the *operational* listener admits certificates of our CA and, if so configured, devices
+//! that log in with user name and password. The bytes are the `rmqtt-codec` crate's; all else is
+//! ours, and small because we need little: QoS 0 and 1, sessions that end with their connection,
 //! nothing on disk. Devices retry, and workers publish what is retained anew.
 //!
 //! | file | knows |
@@ -51,17 +53,18 @@ use router::Router;
 use session::PUBLISHES;
 pub use tls::{ClientCertificates, bootstrap_tls, operational_tls};
 
-/// Asks whether a certificate is still good, and whose it is.
-/// Called on a thread that may block, once per CONNECT with a client certificate, and again at each recheck.
+/// Asks whether a certificate is still good, and whose it is. Called on a thread that may block,
+/// once per CONNECT with a client certificate, and again at each recheck.
 pub type Admit = dyn Fn(&Identity, &ClientCertificate) -> Result<(), Denial> + Send + Sync;
 
-/// What a client has shown in its TLS handshake: that it leads to the root and is valid is established, and that the client has its
-/// key; not that it is on record.
+/// What a client has shown in its TLS handshake: that it leads to the root and is valid is
+/// established, and that the client has its key; not that it is on record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
     /// The content octets of its serial number (RFC 5280 §4.1.2.2), big-endian.
     pub serial: Vec<u8>,
-    /// Of all of it. A stolen issuing key makes other certificates with this serial number, but none with this digest.
+    /// Of all of it. A stolen issuing key makes other certificates with this serial number, but
+    /// none with this digest.
     pub sha256: [u8; 32],
 }
 
@@ -105,14 +108,16 @@ pub struct Tls {
 /// How many connections there may be, and how long they may take and stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Of each listener: connections that have not been let in yet. When there are more, those of the network that has most are closed
-    /// to make room, the oldest first. A network is an IPv4 address, or an IPv6 /64 (what one subscriber is given, RFC 6177).
+    /// Of each listener: connections that have not been let in yet. When there are more, those of
+    /// the network that has most are closed to make room, the oldest first. A network is an IPv4
+    /// address, or an IPv6 /64 (what one subscriber is given, RFC 6177).
     pub waiting: usize,
     /// Clients without a certificate. When there are more, room is made in the same way.
     pub bootstrap: usize,
     /// Devices and operators; workers are let in besides.
     pub operational: usize,
-    /// Connections to each listener that may come from one network in a second, and five times as many at once.
+    /// Connections to each listener that may come from one network in a second, and five times as
+    /// many at once.
     pub arrivals_per_network: u32,
     /// From TCP accept to the end of the TLS handshake and the arrival of the whole CONNECT packet.
     pub introduction: Duration,
@@ -121,11 +126,12 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 4096 clients without a certificate, which need a second or two each, and 12288 with one, which stay: 10,000 devices and
-    /// room for those that come back before their old connection is given up. Each of these has one place by its client id, so their
-    /// networks are not counted: thousands of devices behind one NAT gateway are normal, and may all come back at once. 10 s let a
-    /// device sign its part of the TLS handshake on a slow TPM. A device may want its connection as long as its claim is good, and a
-    /// minute for the rest.
+    /// 4096 clients without a certificate, which need a second or two each, and 12288 with one,
+    /// which stay: 10,000 devices and room for those that come back before their old connection is
+    /// given up. Each of these has one place by its client id, so their networks are not counted:
+    /// thousands of devices behind one NAT gateway are normal, and may all come back at once. 10 s
+    /// let a device sign its part of the TLS handshake on a slow TPM. A device may want its
+    /// connection as long as its claim is good, and a minute for the rest.
     fn default() -> Self {
         Self {
             waiting: 1024,
@@ -141,40 +147,50 @@ impl Default for Limits {
 /// So many seconds' worth of connections may come from one network at once.
 const BURST: u32 = 5;
 
-/// A silent client is given up after one and a half times this (MQTT 5 §3.1.2.10); so is one that does not read.
+/// A silent client is given up after one and a half times this (MQTT 5 §3.1.2.10); so is one that
+/// does not read.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// Requests of one client id: so many at once, and one more after each interval.
 const REQUESTS: Rate = Rate { interval: Duration::from_secs(10), burst: PUBLISHES };
 
-/// Clients that are asked about again at the same time: few beside the 512 threads that tokio has for what blocks.
+/// Clients that are asked about again at the same time: few beside the 512 threads that tokio has
+/// for what blocks.
 const RECHECKS: usize = 32;
 
-/// Packets of all bootstrapping clients of one network, and of one other client over all its connections.
+/// Packets of all bootstrapping clients of one network, and of one other client over all its
+/// connections.
 const NETWORK_PACE: Rate = Rate::per_second(16_384, 65_536);
 const CLIENT_PACE: Rate = Rate::per_second(128, 1024);
 
 /// Connections that one device's certificate is shown on, let in or not: each is a TLS handshake.
 const SHOWN: Rate = Rate::per_second(8, 64);
 
-/// Packets of all clients of a listener that send more than [`connection::CALM`], by the threads that serve connections: an eighth of what each can.
+/// Packets of all clients of a listener that send more than [`connection::CALM`], by the threads
+/// that serve connections: an eighth of what each can.
 fn rush(threads: usize) -> Rate {
     let packets = 16_384 * u32::try_from(threads).unwrap_or(1).clamp(1, 1024);
     Rate::per_second(packets, packets)
 }
 
-/// File descriptors for everything but the listeners' connections: the store, the worker's own connection, the runtime.
+/// File descriptors for everything but the listeners' connections: the store, the worker's own
+/// connection, the runtime.
 const RESERVE: usize = 256;
 
 impl Limits {
-    /// What `descriptors` suffice for, one per connection. Bootstrapping clients come off worse, but keep a quarter; an eighth is for
-    /// those that have yet to be let in.
+    /// What `descriptors` suffice for, one per connection. Bootstrapping clients come off worse,
+    /// but keep a quarter; an eighth is for those that have yet to be let in.
     fn within(self, descriptors: usize) -> Self {
         let available = descriptors.saturating_sub(RESERVE);
         let waiting = self.waiting.min(available / 16);
         let available = available - 2 * waiting;
         let operational = self.operational.min(available - available / 4);
-        Self { waiting, operational, bootstrap: self.bootstrap.min(available - operational), ..self }
+        Self {
+            waiting,
+            operational,
+            bootstrap: self.bootstrap.min(available - operational),
+            ..self
+        }
     }
 
     /// The same for as many descriptors as the system lets this process have.
@@ -183,7 +199,12 @@ impl Limits {
         let limits = self.within(usize::try_from(descriptors).unwrap_or(usize::MAX));
         let Self { bootstrap, operational, .. } = limits;
         if (bootstrap, operational) != (self.bootstrap, self.operational) {
-            warn!(descriptors, bootstrap, operational, "fewer connections than planned, for want of file descriptors");
+            warn!(
+                descriptors,
+                bootstrap,
+                operational,
+                "fewer connections than planned, for want of file descriptors"
+            );
         }
         Ok(limits)
     }
@@ -233,9 +254,17 @@ impl EmbeddedBroker {
         };
         let (bootstrap, operational) = (bind(config.bootstrap)?, bind(config.operational)?);
         let strangers = Audience::Bootstrapping { lifetime: limits.bootstrapping };
-        let bootstrap = listen(bootstrap, strangers, Seats::Strangers(Lobby::new(limits.bootstrap)))?;
-        let known = Audience::Identified { admit: config.admit, desk: config.login.map(LoginDesk::new).map(Arc::new) };
-        let operational = listen(operational, known, Seats::Identified(Semaphore::new(limits.operational).into()))?;
+        let bootstrap =
+            listen(bootstrap, strangers, Seats::Strangers(Lobby::new(limits.bootstrap)))?;
+        let known = Audience::Identified {
+            admit: config.admit,
+            desk: config.login.map(LoginDesk::new).map(Arc::new),
+        };
+        let operational = listen(
+            operational,
+            known,
+            Seats::Identified(Semaphore::new(limits.operational).into()),
+        )?;
         Ok(Self { bootstrap, operational, core, tls, listeners })
     }
 
@@ -262,12 +291,14 @@ impl EmbeddedBroker {
         self.tls.send_replace(tls);
     }
 
-    /// Asks `admit` or `login` about every connected device again, and cuts those that it no longer lets in. Returns at once.
+    /// Asks `admit` or `login` about every connected device again, and cuts those that it no longer
+    /// lets in. Returns at once.
     pub fn recheck(&self) {
         self.core.recheck.send_replace(());
     }
 
-    /// Stops accepting, tells MQTT 5 clients that the server is shutting down, and returns when every connection has ended.
+    /// Stops accepting, tells MQTT 5 clients that the server is shutting down, and returns when
+    /// every connection has ended.
     pub async fn shutdown(mut self) {
         // No receiver is left when both listeners have ended already.
         let _ = self.core.closing.send(());
@@ -279,7 +310,8 @@ impl EmbeddedBroker {
     }
 }
 
-/// As `TcpListener::bind`, but with bounded memory for what a client sends before it is heard: the kernel would lend each up to 6 MiB.
+/// As `TcpListener::bind`, but with bounded memory for what a client sends before it is heard: the
+/// kernel would lend each up to 6 MiB.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
@@ -310,7 +342,11 @@ mod tests {
             (0, 0, 0),
         ] {
             let limits = Limits::default().within(descriptors);
-            assert_eq!((limits.bootstrap, limits.operational), (bootstrap, operational), "{descriptors}");
+            assert_eq!(
+                (limits.bootstrap, limits.operational),
+                (bootstrap, operational),
+                "{descriptors}"
+            );
         }
     }
 }

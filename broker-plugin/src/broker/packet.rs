@@ -1,7 +1,8 @@
 //! MQTT packets of both versions, read and written as one set of types.
 //!
-//! The bytes are the `rmqtt-codec` crate's. What a codec leaves to its user is refused here, so that nothing behind this file sees it.
-//! Clauses are those of MQTT 5; where 3.1.1 differs, both are cited.
+//! The bytes are the `rmqtt-codec` crate's. What a codec leaves to its user is refused here, so
+//! that nothing behind this file sees it. Clauses are those of MQTT 5; where 3.1.1 differs, both
+//! are cited.
 
 use std::borrow::Cow;
 use std::num::NonZeroU16;
@@ -108,7 +109,9 @@ impl From<DecodeError> for End {
         let reason = match error {
             DecodeError::MaxSizeExceeded { .. } => Reason::PacketTooLarge,
             DecodeError::InvalidClientId => Reason::ClientIdentifierNotValid,
-            DecodeError::InvalidProtocol | DecodeError::UnsupportedProtocolLevel => Reason::UnsupportedProtocolVersion,
+            DecodeError::InvalidProtocol | DecodeError::UnsupportedProtocolLevel => {
+                Reason::UnsupportedProtocolVersion
+            }
             _ => Reason::MalformedPacket,
         };
         Self::new(reason, error.to_string())
@@ -166,7 +169,8 @@ pub(super) struct Codec {
 }
 
 impl Codec {
-    /// One for the version that the first bytes of a connection announce; `None` until they are there.
+    /// One for the version that the first bytes of a connection announce; `None` until they are
+    /// there.
     pub(super) fn detect(start: &[u8], longest: usize) -> Result<Option<Self>, End> {
         Ok(version(start)?.map(|version| {
             let inner = match version {
@@ -213,16 +217,23 @@ impl Codec {
             Version::V3 => {
                 let return_code = match reason {
                     Reason::Success => v3::ConnectAckReason::ConnectionAccepted,
-                    Reason::UnsupportedProtocolVersion => v3::ConnectAckReason::UnacceptableProtocolVersion,
-                    Reason::ClientIdentifierNotValid => v3::ConnectAckReason::IdentifierRejected,
-                    Reason::ServerUnavailable | Reason::ServerBusy | Reason::ConnectionRateExceeded => {
-                        v3::ConnectAckReason::ServiceUnavailable
+                    Reason::UnsupportedProtocolVersion => {
+                        v3::ConnectAckReason::UnacceptableProtocolVersion
                     }
+                    Reason::ClientIdentifierNotValid => v3::ConnectAckReason::IdentifierRejected,
+                    Reason::ServerUnavailable
+                    | Reason::ServerBusy
+                    | Reason::ConnectionRateExceeded => v3::ConnectAckReason::ServiceUnavailable,
                     Reason::BadUserNameOrPassword => v3::ConnectAckReason::BadUserNameOrPassword,
-                    Reason::MalformedPacket | Reason::ProtocolError | Reason::PacketTooLarge => return,
+                    Reason::MalformedPacket | Reason::ProtocolError | Reason::PacketTooLarge => {
+                        return;
+                    }
                     _ => v3::ConnectAckReason::NotAuthorized,
                 };
-                self.write_v3(out, v3::Packet::ConnectAck(v3::ConnectAck { return_code, session_present: false }));
+                self.write_v3(
+                    out,
+                    v3::Packet::ConnectAck(v3::ConnectAck { return_code, session_present: false }),
+                );
             }
             Version::V5 => {
                 let reason_code = reason.of(v5::ConnectAckReason::UnspecifiedError);
@@ -246,7 +257,8 @@ impl Codec {
         }
     }
 
-    /// A message for the client; `false` if it is longer than the client takes, and is to be taken for delivered (§3.1.2.11.4).
+    /// A message for the client; `false` if it is longer than the client takes, and is to be taken
+    /// for delivered (§3.1.2.11.4).
     pub(super) fn publish(&mut self, out: &mut BytesMut, mut publish: Publish) -> bool {
         match self.version {
             Version::V3 => {
@@ -257,7 +269,8 @@ impl Codec {
         }
     }
 
-    /// Whether a PUBACK can say anything but that the message was received: not in MQTT 3.1.1 (3.1.1 §3.4).
+    /// Whether a PUBACK can say anything but that the message was received: not in MQTT 3.1.1
+    /// (3.1.1 §3.4).
     pub(super) fn acknowledges_with_a_reason(&self) -> bool {
         self.version == Version::V5
     }
@@ -284,20 +297,40 @@ impl Codec {
                 self.write_v3(out, v3::Packet::SubscribeAck { packet_id, status: status.collect() })
             }
             Version::V5 => {
-                let status = reasons.iter().map(|reason| reason.of(v5::SubscribeAckReason::UnspecifiedError)).collect();
-                let packet = v5::SubscribeAck { packet_id, properties: Vec::new(), reason_string: None, status };
+                let status = reasons
+                    .iter()
+                    .map(|reason| reason.of(v5::SubscribeAckReason::UnspecifiedError))
+                    .collect();
+                let packet = v5::SubscribeAck {
+                    packet_id,
+                    properties: Vec::new(),
+                    reason_string: None,
+                    status,
+                };
                 self.write_v5(out, v5::Packet::SubscribeAck(packet))
             }
         };
     }
 
-    pub(super) fn unsuback(&mut self, out: &mut BytesMut, packet_id: NonZeroU16, reasons: &[Reason]) {
+    pub(super) fn unsuback(
+        &mut self,
+        out: &mut BytesMut,
+        packet_id: NonZeroU16,
+        reasons: &[Reason],
+    ) {
         match self.version {
             Version::V3 => self.write_v3(out, v3::Packet::UnsubscribeAck { packet_id }),
             Version::V5 => {
-                let status =
-                    reasons.iter().map(|reason| reason.of(v5::UnsubscribeAckReason::UnspecifiedError)).collect();
-                let packet = v5::UnsubscribeAck { packet_id, properties: Vec::new(), reason_string: None, status };
+                let status = reasons
+                    .iter()
+                    .map(|reason| reason.of(v5::UnsubscribeAckReason::UnspecifiedError))
+                    .collect();
+                let packet = v5::UnsubscribeAck {
+                    packet_id,
+                    properties: Vec::new(),
+                    reason_string: None,
+                    status,
+                };
                 self.write_v5(out, v5::Packet::UnsubscribeAck(packet))
             }
         };
@@ -331,12 +364,20 @@ impl Codec {
             v5::Packet::Connect(connect) => {
                 // §3.1.2.11.10
                 if connect.auth_data.is_some() && connect.auth_method.is_none() {
-                    return Err(End::new(Reason::ProtocolError, "authentication data without a method"));
+                    return Err(End::new(
+                        Reason::ProtocolError,
+                        "authentication data without a method",
+                    ));
                 }
-                if let (Some(longest), MqttCodec::V5(codec)) = (connect.max_packet_size, &mut self.inner) {
+                if let (Some(longest), MqttCodec::V5(codec)) =
+                    (connect.max_packet_size, &mut self.inner)
+                {
                     // Whoever takes less could not be answered.
                     if longest.get() < SHORTEST {
-                        return Err(End::new(Reason::PacketTooLarge, "it takes no packet as long as our answers"));
+                        return Err(End::new(
+                            Reason::PacketTooLarge,
+                            "it takes no packet as long as our answers",
+                        ));
                     }
                     codec.set_max_outbound_size(longest.get());
                 }
@@ -356,20 +397,31 @@ impl Codec {
             v5::Packet::Subscribe(subscribe) => {
                 if subscribe.id.is_some() {
                     let reason = Reason::SubscriptionIdentifiersNotSupported;
-                    return Err(End::new(reason, "a subscription identifier, which the CONNACK ruled out"));
+                    return Err(End::new(
+                        reason,
+                        "a subscription identifier, which the CONNACK ruled out",
+                    ));
                 }
-                Packet::Subscribe(subscribe.packet_id, filters(subscribe.topic_filters, |(filter, _)| filter)?)
+                Packet::Subscribe(
+                    subscribe.packet_id,
+                    filters(subscribe.topic_filters, |(filter, _)| filter)?,
+                )
             }
-            v5::Packet::Unsubscribe(unsubscribe) => {
-                Packet::Unsubscribe(unsubscribe.packet_id, filters(unsubscribe.topic_filters, |filter| filter)?)
-            }
+            v5::Packet::Unsubscribe(unsubscribe) => Packet::Unsubscribe(
+                unsubscribe.packet_id,
+                filters(unsubscribe.topic_filters, |filter| filter)?,
+            ),
             v5::Packet::PingRequest => Packet::Ping,
             v5::Packet::Disconnect(disconnect) => {
                 // §3.14.2.2.2: it was 0 at CONNECT, as far as we are concerned.
                 if disconnect.session_expiry_interval_secs.is_some_and(|seconds| seconds != 0) {
-                    return Err(End::new(Reason::ProtocolError, "a session that outlives its connection"));
+                    return Err(End::new(
+                        Reason::ProtocolError,
+                        "a session that outlives its connection",
+                    ));
                 }
-                let publishes_will = disconnect.reason_code != v5::DisconnectReasonCode::NormalDisconnection;
+                let publishes_will =
+                    disconnect.reason_code != v5::DisconnectReasonCode::NormalDisconnection;
                 Packet::Disconnect { publishes_will }
             }
             _ => return Err(unexpected()),
@@ -393,8 +445,11 @@ fn accept_v3(packet: v3::Packet) -> Result<Packet, End> {
         v3::Packet::PublishAck { packet_id } => Packet::PubAck(packet_id),
         v3::Packet::Subscribe { packet_id, topic_filters } => {
             let with_options = topic_filters.into_iter().map(|(filter, qos)| {
-                let options =
-                    SubscriptionOptions { qos, retain_handling: RetainHandling::AtSubscribe, ..Default::default() };
+                let options = SubscriptionOptions {
+                    qos,
+                    retain_handling: RetainHandling::AtSubscribe,
+                    ..Default::default()
+                };
                 (filter, options)
             });
             Packet::Subscribe(packet_id, filters(with_options.collect(), |(filter, _)| filter)?)
@@ -408,7 +463,8 @@ fn accept_v3(packet: v3::Packet) -> Result<Packet, End> {
     })
 }
 
-/// What a server never gets, QoS 2 and enhanced authentication, which the CONNACK ruled out, among it.
+/// What a server never gets, QoS 2 and enhanced authentication, which the CONNACK ruled out, among
+/// it.
 fn unexpected() -> End {
     End::new(Reason::ProtocolError, "a packet that no client may send")
 }
@@ -434,13 +490,17 @@ fn checked(publish: Publish) -> Result<Publish, End> {
     }
     if let Some(properties) = properties {
         let user = properties.user_properties.iter().flat_map(|(name, value)| [name, value]);
-        user.chain(&properties.content_type).try_for_each(|property| text(property.clone()).map(drop))?;
+        user.chain(&properties.content_type)
+            .try_for_each(|property| text(property.clone()).map(drop))?;
     }
     let response_topic = properties.and_then(|properties| properties.response_topic.as_ref());
     for topic in [Some(&publish.topic), response_topic].into_iter().flatten() {
         // §3.3.2-2, §3.3.2-14, §4.7.3-1, §4.7.3-2
         if topic.is_empty() || topic.contains(['+', '#', '\0']) {
-            return Err(End::new(Reason::TopicNameInvalid, "a topic name that is empty or has wildcards or U+0000"));
+            return Err(End::new(
+                Reason::TopicNameInvalid,
+                "a topic name that is empty or has wildcards or U+0000",
+            ));
         }
     }
     Ok(publish)
@@ -468,7 +528,11 @@ fn will_of_v3(will: v3::LastWill, properties: Option<PublishProperties>) -> Resu
 
 /// §1.5.4-2
 fn text(text: ByteString) -> Result<ByteString, End> {
-    if text.contains('\0') { Err(End::new(Reason::MalformedPacket, "U+0000 in a text")) } else { Ok(text) }
+    if text.contains('\0') {
+        Err(End::new(Reason::MalformedPacket, "U+0000 in a text"))
+    } else {
+        Ok(text)
+    }
 }
 
 fn filters<T>(filters: Vec<T>, filter: impl Fn(&T) -> &ByteString) -> Result<Vec<T>, End> {
@@ -476,7 +540,8 @@ fn filters<T>(filters: Vec<T>, filter: impl Fn(&T) -> &ByteString) -> Result<Vec
     Ok(filters)
 }
 
-/// What the first bytes of a connection say of the version (§3.1.2.1, §3.1.2.2); `None` until they are there.
+/// What the first bytes of a connection say of the version (§3.1.2.1, §3.1.2.2); `None` until they
+/// are there.
 fn version(start: &[u8]) -> Result<Option<Version>, End> {
     let Some((header, _)) = frame(start)? else { return Ok(None) };
     if start[0] != CONNECT {
@@ -490,8 +555,8 @@ fn version(start: &[u8]) -> Result<Option<Version>, End> {
     }
 }
 
-/// What is sent to a client whose version is not spoken: 3.1.1 §3.1.2.2 wants this one answer of a server. A client of a later version
-/// reads no more of it than that.
+/// What is sent to a client whose version is not spoken: 3.1.1 §3.1.2.2 wants this one answer of a
+/// server. A client of a later version reads no more of it than that.
 pub(super) const UNSUPPORTED_VERSION: &[u8] = b"\x20\x02\0\x01";
 
 const CONNECT: u8 = 0x10;
@@ -499,12 +564,17 @@ const CONNECT: u8 = 0x10;
 /// The longest of our own answers, a SUBACK of 64 filters or a CONNACK, and room.
 const SHORTEST: u32 = 128;
 
-/// The lengths of the first packet's fixed header and of what follows it (§2.1); `None` until the header is there.
+/// The lengths of the first packet's fixed header and of what follows it (§2.1); `None` until the
+/// header is there.
 fn frame(bytes: &[u8]) -> Result<Option<(usize, usize)>, End> {
     let Some((length, size)) = bytes.get(1..).and_then(variable_length) else {
         // A Variable Byte Integer has four bytes at most (§1.5.5).
         let is_endless = bytes.len() > 4;
-        return if is_endless { Err(End::new(Reason::MalformedPacket, "a length of five bytes")) } else { Ok(None) };
+        return if is_endless {
+            Err(End::new(Reason::MalformedPacket, "a length of five bytes"))
+        } else {
+            Ok(None)
+        };
     };
     Ok(Some((1 + size, length)))
 }
@@ -512,7 +582,8 @@ fn frame(bytes: &[u8]) -> Result<Option<(usize, usize)>, End> {
 /// A Variable Byte Integer (§1.5.5) and its size.
 fn variable_length(bytes: &[u8]) -> Option<(usize, usize)> {
     let size = 1 + bytes.iter().take(4).position(|byte| byte & 0x80 == 0)?;
-    let value = bytes[..size].iter().rev().fold(0, |value, byte| value << 7 | usize::from(byte & 0x7f));
+    let value =
+        bytes[..size].iter().rev().fold(0, |value, byte| value << 7 | usize::from(byte & 0x7f));
     Some((value, size))
 }
 
@@ -520,7 +591,9 @@ fn variable_length(bytes: &[u8]) -> Option<(usize, usize)> {
 fn check_body(version: Version, first: u8, body: &[u8]) -> Result<(), End> {
     let is_sound = match (first, version) {
         // §3.1.2-11, -13: no flags of a Will that is not there.
-        (CONNECT, _) if body.get(7).is_some_and(|flags| flags & 0x04 == 0 && flags & 0x38 != 0) => false,
+        (CONNECT, _) if body.get(7).is_some_and(|flags| flags & 0x04 == 0 && flags & 0x38 != 0) => {
+            false
+        }
         // 3.1.1 §3.1.2-22: no password without a user name.
         (CONNECT, Version::V3) if body.get(7).is_some_and(|flags| flags & 0xc0 == 0x40) => false,
         (CONNECT, _) => end_of_connect(version, body) == Some(body.len()),
@@ -530,7 +603,11 @@ fn check_body(version: Version, first: u8, body: &[u8]) -> Result<(), End> {
         (0x82, _) => has_sound_options(version, body),
         _ => true,
     };
-    if is_sound { Ok(()) } else { Err(End::new(Reason::MalformedPacket, "bytes or bits that have no meaning")) }
+    if is_sound {
+        Ok(())
+    } else {
+        Err(End::new(Reason::MalformedPacket, "bytes or bits that have no meaning"))
+    }
 }
 
 /// Where the last field of a CONNECT ends (§3.1), if all are there.
@@ -541,7 +618,9 @@ fn end_of_connect(version: Version, body: &[u8]) -> Option<usize> {
         Version::V3 => Some(at),
         Version::V5 => variable_length(body.get(at..)?).map(|(length, size)| at + size + length),
     };
-    let field = |at: usize| Some(at + 2 + usize::from(u16::from_be_bytes(body.get(at..at + 2)?.try_into().ok()?)));
+    let field = |at: usize| {
+        Some(at + 2 + usize::from(u16::from_be_bytes(body.get(at..at + 2)?.try_into().ok()?)))
+    };
     at = field(properties(at)?)?;
     if flags & 0x04 != 0 {
         at = field(field(properties(at)?)?)?;

@@ -1,4 +1,5 @@
-//! Rooms for connections that nobody vouches for: those that have yet to introduce themselves, and clients without a certificate.
+//! Rooms for connections that nobody vouches for: those that have yet to introduce themselves, and
+//! clients without a certificate.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
@@ -7,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::SetOnce;
 
-/// So many connections at once. Full, it makes room by turning out one of the network that has most of them, so that no network keeps
-/// the others out.
+/// So many connections at once. Full, it makes room by turning out one of the network that has most
+/// of them, so that no network keeps the others out.
 #[derive(Debug)]
 pub(super) struct Lobby {
     places: usize,
@@ -60,11 +61,14 @@ impl Lobby {
 }
 
 impl Guests {
-    /// Turns out the oldest connection of the network that has most, which is most likely to have nothing to say.
+    /// Turns out the oldest connection of the network that has most, which is most likely to have
+    /// nothing to say.
     fn make_room_for(&mut self, network: IpAddr) -> Option<()> {
         let here = self.by_network.get(&network).map_or(0, VecDeque::len);
-        let age = |tickets: &VecDeque<Arc<Ticket>>| tickets.front().map(|oldest| Reverse(oldest.number));
-        let (_, most) = self.by_network.iter_mut().max_by_key(|(_, tickets)| (tickets.len(), age(tickets)))?;
+        let age =
+            |tickets: &VecDeque<Arc<Ticket>>| tickets.front().map(|oldest| Reverse(oldest.number));
+        let (_, most) =
+            self.by_network.iter_mut().max_by_key(|(_, tickets)| (tickets.len(), age(tickets)))?;
         if here >= most.len() {
             return None;
         }
@@ -98,8 +102,8 @@ impl Drop for Place {
     }
 }
 
-/// Whom an address belongs to: the address itself for IPv4 (also when mapped into IPv6), the /64 network for IPv6 (what one subscriber
-/// is given, RFC 6177).
+/// Whom an address belongs to: the address itself for IPv4 (also when mapped into IPv6), the /64
+/// network for IPv6 (what one subscriber is given, RFC 6177).
 pub(super) fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => {
@@ -137,13 +141,17 @@ mod tests {
         let _third = room.enter(ip("192.0.2.3")).unwrap();
         assert!(is_out(&many[1]) && !is_out(&many[2]));
         let _fourth = room.enter(ip("192.0.2.4")).unwrap();
-        assert!(is_out(&many[2]) && !is_out(&other), "of equal networks, the one that has waited longest");
+        assert!(
+            is_out(&many[2]) && !is_out(&other),
+            "of equal networks, the one that has waited longest"
+        );
     }
 
     #[test]
     fn who_leaves_makes_room_once() {
         let room = Lobby::new(2);
-        let (first, second) = (room.enter(ip("192.0.2.1")).unwrap(), room.enter(ip("192.0.2.1")).unwrap());
+        let (first, second) =
+            (room.enter(ip("192.0.2.1")).unwrap(), room.enter(ip("192.0.2.1")).unwrap());
         let third = room.enter(ip("192.0.2.2")).unwrap();
         drop(first);
         assert_eq!(room.guests().total, 2, "it had been turned out");

@@ -1,6 +1,8 @@
-//! Who is connected and listens to what, and what is retained: all that connections share, in memory.
+//! Who is connected and listens to what, and what is retained: all that connections share, in
+//! memory.
 //!
-//! Nothing here waits. A message is put into the lanes of those who listen; a lane without room costs its own client the connection.
+//! Nothing here waits. A message is put into the lanes of those who listen; a lane without room
+//! costs its own client the connection.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -73,8 +75,9 @@ struct Group {
 }
 
 impl Router {
-    /// Seats a client. Who sat there under the same client id is told to leave, and hears nothing from now on; so does nobody of it
-    /// but by its Will. Its lane is returned, for it has yet to be seen off.
+    /// Seats a client. Who sat there under the same client id is told to leave, and hears nothing
+    /// from now on; so does nobody of it but by its Will. Its lane is returned, for it has yet to
+    /// be seen off.
     pub(super) fn enter(&self, client: ByteString, lane: Arc<Lane>) -> (Seat, Option<Arc<Lane>>) {
         let mut state = self.state();
         let previous = state.seated.remove(&client);
@@ -99,7 +102,8 @@ impl Router {
         }
     }
 
-    /// Frees a seat, and publishes the client's Will unless it took its leave; does nothing if another has taken it over.
+    /// Frees a seat, and publishes the client's Will unless it took its leave; does nothing if
+    /// another has taken it over.
     pub(super) fn leave(&self, seat: &Seat, publishes_will: bool) {
         let mut state = self.state();
         if state.is_seated(seat)
@@ -110,7 +114,12 @@ impl Router {
     }
 
     /// Subscribes; what is retained is in the lane when this returns, before anything newer.
-    pub(super) fn subscribe(&self, seat: &Seat, filter: &ByteString, options: SubscriptionOptions) -> Reason {
+    pub(super) fn subscribe(
+        &self,
+        seat: &Seat,
+        filter: &ByteString,
+        options: SubscriptionOptions,
+    ) -> Reason {
         let mut state = self.state();
         if !state.is_seated(seat) {
             return Reason::NotAuthorized;
@@ -130,7 +139,8 @@ impl Router {
             retain_as_published: options.retain_as_published,
             no_local: options.no_local,
         };
-        let granted = if subscription.qos == QoS::AtMostOnce { Reason::Success } else { Reason::GrantedQos1 };
+        let granted =
+            if subscription.qos == QoS::AtMostOnce { Reason::Success } else { Reason::GrantedQos1 };
         if filter.starts_with(SHARED) {
             state.join(filter, seat.number, subscription);
             return granted;
@@ -150,7 +160,9 @@ impl Router {
 
     pub(super) fn unsubscribe(&self, seat: &Seat, filter: &ByteString) -> Reason {
         let mut state = self.state();
-        let Some(seated) = state.seated.get_mut(&seat.client) else { return Reason::NoSubscriptionExisted };
+        let Some(seated) = state.seated.get_mut(&seat.client) else {
+            return Reason::NoSubscriptionExisted;
+        };
         if seated.seat.number != seat.number || !seated.filters.contains(filter) {
             return Reason::NoSubscriptionExisted;
         }
@@ -159,8 +171,9 @@ impl Router {
         Reason::Success
     }
 
-    /// Gives a message to everybody who listens, and to one of each group. What could not be given to anybody of a group, because
-    /// all are busy, is refused. Nothing of a client that was taken over.
+    /// Gives a message to everybody who listens, and to one of each group. What could not be given
+    /// to anybody of a group, because all are busy, is refused. Nothing of a client that was taken
+    /// over.
     pub(super) fn publish(&self, seat: &Seat, message: Message) -> Option<Reason> {
         let mut state = self.state();
         state.is_seated(seat).then(|| state.publish(seat.number, message))
@@ -223,7 +236,8 @@ impl State {
         // A client with overlapping subscriptions gets it once, as the best of them says (§3.3.4).
         listeners.sort_unstable_by_key(|(seat, subscription)| (*seat, Reverse(subscription.qos)));
         listeners.dedup_by_key(|(seat, _)| *seat);
-        let mut reason = if listeners.is_empty() { Reason::NoMatchingSubscribers } else { Reason::Success };
+        let mut reason =
+            if listeners.is_empty() { Reason::NoMatchingSubscribers } else { Reason::Success };
         for (_, listener) in listeners {
             if let Err(full) = listener.lane.put(listener.delivery(&message)) {
                 listener.lane.end(full.reason(), "it does not read what is sent to it");
@@ -238,14 +252,18 @@ impl State {
         reason
     }
 
-    /// Keeps a message, or forgets the one that is kept if it is empty (§3.3.1-6, -7); `false` if there is no room.
+    /// Keeps a message, or forgets the one that is kept if it is empty (§3.3.1-6, -7); `false` if
+    /// there is no room.
     fn retain(&mut self, message: &Arc<Message>) -> bool {
         if message.payload.is_empty() {
             self.retained.remove(&message.topic);
             return true;
         }
         let (tree, now) = (tree_of(&message.topic), Instant::now());
-        let expired = self.retained_below(tree).filter(|other| !is_alive(other, now)).map(|other| other.topic.clone());
+        let expired = self
+            .retained_below(tree)
+            .filter(|other| !is_alive(other, now))
+            .map(|other| other.topic.clone());
         for topic in expired.collect::<Vec<_>>() {
             self.retained.remove(&topic);
         }
@@ -270,7 +288,9 @@ impl State {
         let literal = filter.find(['+', '#']).map(|wildcard| &filter[..wildcard]);
         // Without a wildcard there is one topic at most; `a/#` stands for `a` too.
         let exact = if literal.is_none() { Some(filter) } else { filter.strip_suffix("/#") };
-        let exact = exact.filter(|exact| !exact.contains(['+', '#'])).and_then(|exact| self.retained.get(exact));
+        let exact = exact
+            .filter(|exact| !exact.contains(['+', '#']))
+            .and_then(|exact| self.retained.get(exact));
         let below = literal.into_iter().flat_map(|literal| self.retained_below(literal));
         let below = below.filter(|message| matches(filter, &message.topic));
         for message in exact.into_iter().chain(below) {
@@ -312,7 +332,8 @@ impl Group {
     }
 }
 
-/// The first four levels of a topic and the slash behind them, which are a device's own tree; of a shorter one, all.
+/// The first four levels of a topic and the slash behind them, which are a device's own tree; of a
+/// shorter one, all.
 fn tree_of(topic: &str) -> &str {
     topic.match_indices('/').nth(3).map_or(topic, |(at, _)| &topic[..=at])
 }
@@ -340,16 +361,30 @@ mod tests {
         let keep = |topic: String| {
             let payload = Bytes::from_static(b"x");
             let (topic, expires) = (topic.into(), None);
-            let message = Message { topic, payload, qos: QoS::AtLeastOnce, retain: true, expires, properties: None };
+            let message = Message {
+                topic,
+                payload,
+                qos: QoS::AtLeastOnce,
+                retain: true,
+                expires,
+                properties: None,
+            };
             router.publish(&seat, message).unwrap()
         };
         for device in 0..RETAINED / RETAINED_PER_TREE {
             for n in 0..RETAINED_PER_TREE {
-                assert_eq!(keep(format!("device/v1/default/{device}/{n}")), Reason::NoMatchingSubscribers);
+                assert_eq!(
+                    keep(format!("device/v1/default/{device}/{n}")),
+                    Reason::NoMatchingSubscribers
+                );
             }
         }
         assert_eq!(keep("device/v1/default/late/0".into()), Reason::QuotaExceeded);
         assert_eq!(keep("ca/v1/default/crl".into()), Reason::NoMatchingSubscribers);
-        assert_eq!(keep("device/v1/default/0/0".into()), Reason::NoMatchingSubscribers, "in place of its own");
+        assert_eq!(
+            keep("device/v1/default/0/0".into()),
+            Reason::NoMatchingSubscribers,
+            "in place of its own"
+        );
     }
 }

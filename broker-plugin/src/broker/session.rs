@@ -1,4 +1,5 @@
-//! What one connected client may do and is answered: MQTT's state machine after the CONNACK, without any I/O.
+//! What one connected client may do and is answered: MQTT's state machine after the CONNACK,
+//! without any I/O.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
@@ -17,8 +18,8 @@ use super::router::{Router, SUBSCRIPTIONS, Seat, is_alive};
 use crate::access::{Access, has_sound_wildcards};
 use crate::meter::Meter;
 
-/// What a bootstrapping client may publish over one connection. The ticket flow needs 2; the rest is for retries. Its lane has room for
-/// as many replies, so it may read them whenever it likes.
+/// What a bootstrapping client may publish over one connection. The ticket flow needs 2; the rest
+/// is for retries. Its lane has room for as many replies, so it may read them whenever it likes.
 pub(super) const PUBLISHES: u32 = 32;
 
 /// A message of the protocol, and room for the topic and some MQTT 5 properties.
@@ -77,13 +78,20 @@ impl Session {
     ///
     /// # Errors
     /// The connection is to end: by the client's fault, or because it took its leave.
-    pub(super) fn receive(&mut self, packet: Packet, out: &mut BytesMut, now: Instant) -> Result<(), End> {
+    pub(super) fn receive(
+        &mut self,
+        packet: Packet,
+        out: &mut BytesMut,
+        now: Instant,
+    ) -> Result<(), End> {
         match packet {
             // §3.1.0-2
             Packet::Connect(_) => return Err(End::new(Reason::ProtocolError, "a second CONNECT")),
             Packet::Publish(publish) => return self.publish(*publish, out, now),
             // Most come in order. One that nobody waits for is a repetition at worst.
-            Packet::PubAck(id) if self.unacknowledged.front() == Some(&id) => _ = self.unacknowledged.pop_front(),
+            Packet::PubAck(id) if self.unacknowledged.front() == Some(&id) => {
+                _ = self.unacknowledged.pop_front()
+            }
             Packet::PubAck(id) => self.unacknowledged.retain(|waiting| *waiting != id),
             Packet::Subscribe(id, filters) => {
                 check_count(filters.len())?;
@@ -95,8 +103,10 @@ impl Session {
             }
             Packet::Unsubscribe(id, filters) => {
                 check_count(filters.len())?;
-                let reasons: Vec<_> =
-                    filters.iter().map(|filter| self.router.unsubscribe(&self.seat, filter)).collect();
+                let reasons: Vec<_> = filters
+                    .iter()
+                    .map(|filter| self.router.unsubscribe(&self.seat, filter))
+                    .collect();
                 self.codec.unsuback(out, id, &reasons);
             }
             Packet::Ping => self.codec.pong(out),
@@ -142,7 +152,8 @@ impl Session {
         self.access.is_worker()
     }
 
-    /// Tells the client why its connection ends, as far as its version can be told, and frees its seat.
+    /// Tells the client why its connection ends, as far as its version can be told, and frees its
+    /// seat.
     pub(super) fn end(&mut self, end: &End, out: &mut BytesMut) {
         self.router.leave(&self.seat, self.publishes_will);
         if end.reason != Reason::Success {
@@ -157,7 +168,8 @@ impl Session {
         let reason = if self.access.may_publish(&publish.topic) {
             self.check(&publish, is_request)?;
             let published = self.router.publish(&self.seat, message(publish, is_request, now));
-            let reason = published.ok_or_else(|| End::new(Reason::SessionTakenOver, "the client connected again"))?;
+            let reason = published
+                .ok_or_else(|| End::new(Reason::SessionTakenOver, "the client connected again"))?;
             if is_request && reason != Reason::Success && !self.codec.acknowledges_with_a_reason() {
                 // Acknowledged, it would be lost without its sender's knowledge.
                 return Err(End::new(Reason::ServerBusy, "a request that no worker takes"));
@@ -191,7 +203,10 @@ impl Session {
         if publish.retain {
             // §3.2.2.3.5: a bootstrapping client was told so in the CONNACK.
             if !self.access.may_retain(&publish.topic) {
-                return Err(End::new(Reason::RetainNotSupported, "a message that may not be retained"));
+                return Err(End::new(
+                    Reason::RetainNotSupported,
+                    "a message that may not be retained",
+                ));
             }
             if self.access.client().is_some() && size > RETAINED_MESSAGE {
                 return Err(End::new(Reason::QuotaExceeded, "a message too long to be retained"));
@@ -246,7 +261,8 @@ fn is_request(topic: &str) -> bool {
     matches!(Topic::parse(topic), Some(Topic::Request(..)))
 }
 
-/// The message of a PUBLISH. Of a request's properties, the worker examines the Response Topic and no other, so it gets no other.
+/// The message of a PUBLISH. Of a request's properties, the worker examines the Response Topic and
+/// no other, so it gets no other.
 pub(super) fn message(publish: Publish, is_request: bool, now: Instant) -> Message {
     let mut properties = publish.properties.unwrap_or_default();
     if is_request {
@@ -254,14 +270,17 @@ pub(super) fn message(publish: Publish, is_request: bool, now: Instant) -> Messa
         properties = PublishProperties { response_topic, ..PublishProperties::default() };
     }
     let lifetime = properties.message_expiry_interval.take();
-    // Copies: the client's buffer is longer, and is not to live as long as the slowest reader takes.
+    // Copies: the client's buffer is longer, and is not to live as long as the slowest reader
+    // takes.
     Message {
         topic: ByteString::from(&*publish.topic),
         payload: Bytes::copy_from_slice(&publish.payload),
         qos: publish.qos,
         retain: publish.retain,
-        expires: lifetime.and_then(|seconds| now.checked_add(Duration::from_secs(seconds.get().into()))),
-        properties: (properties != PublishProperties::default()).then(|| detached(properties).into()),
+        expires: lifetime
+            .and_then(|seconds| now.checked_add(Duration::from_secs(seconds.get().into()))),
+        properties: (properties != PublishProperties::default())
+            .then(|| detached(properties).into()),
     }
 }
 
@@ -281,9 +300,11 @@ fn detached(properties: PublishProperties) -> PublishProperties {
     }
 }
 
-/// The properties that a message is delivered with; what is left of its lifetime among them (§3.3.2-6).
+/// The properties that a message is delivered with; what is left of its lifetime among them
+/// (§3.3.2-6).
 fn properties(message: &Message, now: Instant) -> Option<PublishProperties> {
-    let left = message.expires.map(|expires| expires.saturating_duration_since(now).as_secs().max(1));
+    let left =
+        message.expires.map(|expires| expires.saturating_duration_since(now).as_secs().max(1));
     let mut properties = message.properties.as_deref().cloned();
     if let Some(left) = left {
         let left = u32::try_from(left).ok().and_then(std::num::NonZeroU32::new);
@@ -306,13 +327,15 @@ mod tests {
         let lane = || Lane::new(Room { messages: 8, bytes: 10_000, share: 0 }, Arc::default());
         let listener = lane();
         let (listening, _) = router.enter("worker@1".into(), listener.clone());
-        let options = SubscriptionOptions { qos: QoS::AtLeastOnce, ..SubscriptionOptions::default() };
+        let options =
+            SubscriptionOptions { qos: QoS::AtLeastOnce, ..SubscriptionOptions::default() };
         router.subscribe(&listening, &"provision/#".into(), options);
 
         let access = Access::bootstrapping(&"default".parse().unwrap(), CLIENT).unwrap();
         let (seat, _) = router.enter(CLIENT.into(), lane());
-        let mut input =
-            BytesMut::from(&b"\x10\x2d\0\x04MQTT\x05\x02\0\x1e\0\0\x200123456789abcdef0123456789abcdef"[..]);
+        let mut input = BytesMut::from(
+            &b"\x10\x2d\0\x04MQTT\x05\x02\0\x1e\0\0\x200123456789abcdef0123456789abcdef"[..],
+        );
         let mut codec = Codec::detect(&input, 1000).unwrap().unwrap();
         codec.read(&mut input).unwrap().expect("a CONNECT");
         let requests = Meter::new(Rate::per_second(1, 1)).into();

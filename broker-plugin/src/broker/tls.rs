@@ -1,7 +1,8 @@
 //! The TLS configurations of the two listeners.
 //!
-//! Neither resumes sessions: each connection shows its certificate anew, so an expired one is noticed at the next
-//! connect, there is no early data to replay, and anonymous clients leave nothing behind in a session cache.
+//! Neither resumes sessions: each connection shows its certificate anew, so an expired one is
+//! noticed at the next connect, there is no early data to replay, and anonymous clients leave
+//! nothing behind in a session cache.
 
 use std::sync::Arc;
 
@@ -11,7 +12,10 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{CipherSuite, ConfigBuilder, Error, RootCertStore, ServerConfig, WantsVerifier};
 
 /// For the bootstrap listener: the server shows `chain` (leaf first), clients show nothing.
-pub fn bootstrap_tls(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<ServerConfig, Error> {
+pub fn bootstrap_tls(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, Error> {
     let config = builder(provider())?.with_no_client_auth().with_single_cert(chain, key)?;
     Ok(without_resumption(config))
 }
@@ -21,12 +25,14 @@ pub fn bootstrap_tls(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'st
 pub enum ClientCertificates {
     /// The TLS handshake fails without one.
     Mandatory,
-    /// A client that shows none may log in with user name and password. A certificate that is shown is verified all the same.
+    /// A client that shows none may log in with user name and password. A certificate that is shown
+    /// is verified all the same.
     Optional,
 }
 
-/// For the operational listener: what clients show must be a certificate for client authentication that chains to `root`
-/// and is valid now. Whether it has been revoked is asked later, at each CONNECT.
+/// For the operational listener: what clients show must be a certificate for client authentication
+/// that chains to `root` and is valid now. Whether it has been revoked is asked later, at each
+/// CONNECT.
 pub fn operational_tls(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -42,19 +48,25 @@ pub fn operational_tls(
         ClientCertificates::Optional => clients.allow_unauthenticated(),
     };
     let clients = clients.build().map_err(|error| Error::General(error.to_string()))?;
-    let config = builder(provider)?.with_client_cert_verifier(clients).with_single_cert(chain, key)?;
+    let config =
+        builder(provider)?.with_client_cert_verifier(clients).with_single_cert(chain, key)?;
     Ok(without_resumption(config))
 }
 
-/// AES-128-GCM with SHA-256 first: most processors have instructions for SHA-256, and none for SHA-384 (docs/performance.md).
+/// AES-128-GCM with SHA-256 first: most processors have instructions for SHA-256, and none for
+/// SHA-384 (docs/performance.md).
 fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
-    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
     provider.into()
 }
 
 /// TLS 1.3 and 1.2; nothing older exists in rustls.
-fn builder(provider: Arc<CryptoProvider>) -> Result<ConfigBuilder<ServerConfig, WantsVerifier>, Error> {
+fn builder(
+    provider: Arc<CryptoProvider>,
+) -> Result<ConfigBuilder<ServerConfig, WantsVerifier>, Error> {
     ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()
 }
 

@@ -82,9 +82,13 @@ impl Credentials {
                     );
                 }
                 match directory.store()?.revoke_credential(&name, OffsetDateTime::now_utc())? {
-                    Some(true) => eprintln!("revoked {name}: its live connections end within seconds"),
+                    Some(true) => {
+                        eprintln!("revoked {name}: its live connections end within seconds")
+                    }
                     Some(false) => eprintln!("{name} was revoked before"),
-                    None => bail!("there is no credential {name}; `assay credentials list` names them"),
+                    None => {
+                        bail!("there is no credential {name}; `assay credentials list` names them")
+                    }
                 }
                 Ok(())
             }
@@ -115,7 +119,8 @@ fn list_all(directory: &Directory, json: bool) -> Result<()> {
             hex::encode(row.sha256)[..table::SHORT_ID].to_owned(),
             table::time(row.issued_at),
             table::time(row.not_after),
-            row.revoked_at.map_or_else(|| "good".into(), |since| format!("revoked {}", table::time(since))),
+            row.revoked_at
+                .map_or_else(|| "good".into(), |since| format!("revoked {}", table::time(since))),
         ]
     });
     table::print(["NAME", "ROLE", "FINGERPRINT", "ISSUED", "NOT AFTER", "STATE"], rows);

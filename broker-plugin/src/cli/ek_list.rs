@@ -63,11 +63,16 @@ impl Defaults {
     }
 }
 
-/// Reads every entry, in the order of the file or of the names, and refuses what stands there twice. `progress` hears how many are read.
+/// Reads every entry, in the order of the file or of the names, and refuses what stands there
+/// twice. `progress` hears how many are read.
 ///
 /// # Errors
 /// The file or directory cannot be read, or the file has no header that says what its columns are.
-pub(crate) fn read(path: &Path, defaults: Defaults, progress: impl FnMut(usize)) -> Result<Vec<Entry>> {
+pub(crate) fn read(
+    path: &Path,
+    defaults: Defaults,
+    progress: impl FnMut(usize),
+) -> Result<Vec<Entry>> {
     let mut entries = if is_standard_input(path) {
         read_csv(stdin().lock(), defaults, progress)
     } else if path.is_dir() {
@@ -86,8 +91,11 @@ pub(crate) fn read(path: &Path, defaults: Defaults, progress: impl FnMut(usize))
 /// It cannot be read, or is too long.
 pub(crate) fn read_small(file: &Path) -> Result<Vec<u8>> {
     let mut content = Vec::new();
-    let open: Box<dyn Read> =
-        if is_standard_input(file) { Box::new(stdin().lock()) } else { Box::new(File::open(file)?) };
+    let open: Box<dyn Read> = if is_standard_input(file) {
+        Box::new(stdin().lock())
+    } else {
+        Box::new(File::open(file)?)
+    };
     open.take(MAX_EK as u64 + 1).read_to_end(&mut content)?;
     ensure!(content.len() <= MAX_EK, "longer than {MAX_EK} bytes, which no EK is in any form");
     Ok(content)
@@ -98,9 +106,14 @@ fn is_standard_input(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-fn read_directory(path: &Path, defaults: Defaults, mut progress: impl FnMut(usize)) -> Result<Vec<Entry>> {
-    let mut files: Vec<_> =
-        fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<Result<_, std::io::Error>>()?;
+fn read_directory(
+    path: &Path,
+    defaults: Defaults,
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<Entry>> {
+    let mut files: Vec<_> = fs::read_dir(path)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_, std::io::Error>>()?;
     files.retain(|file| file.is_file() && !file_name(file).starts_with('.'));
     files.sort();
     let mut entries = Vec::with_capacity(files.len());
@@ -119,7 +132,11 @@ fn file_name(file: &Path) -> String {
     file.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn read_csv(file: impl Read, defaults: Defaults, mut progress: impl FnMut(usize)) -> Result<Vec<Entry>> {
+fn read_csv(
+    file: impl Read,
+    defaults: Defaults,
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<Entry>> {
     let mut reader = ReaderBuilder::new().trim(Trim::All).from_reader(file.take(MAX_CSV + 1));
     let columns = Columns::of(reader.byte_headers()?)?;
     if !columns.tags.is_empty() {
@@ -134,10 +151,13 @@ fn read_csv(file: impl Read, defaults: Defaults, mut progress: impl FnMut(usize)
                 ensure!(reader.get_ref().limit() > 0, "it has more than {MAX_CSV} bytes; split it");
                 return Ok(entries);
             }
-            Ok(true) => (record.position().map(csv::Position::line), columns.enrolment(&record, defaults)),
+            Ok(true) => {
+                (record.position().map(csv::Position::line), columns.enrolment(&record, defaults))
+            }
             Err(error) => match error.kind() {
                 ErrorKind::UnequalLengths { pos, expected_len, len } => {
-                    let reason = anyhow::anyhow!("it has {len} cells and the header {expected_len}");
+                    let reason =
+                        anyhow::anyhow!("it has {len} cells and the header {expected_len}");
                     (pos.as_ref().map(csv::Position::line), Err(reason))
                 }
                 _ => return Err(error.into()),
@@ -179,17 +199,24 @@ impl Columns {
                 "status" | "provisioningstatus" => &mut columns.status,
                 _ => {
                     ensure!(!name.is_empty(), "its header has a column without a name");
-                    ensure!(name.len() <= MAX_TAG_NAME, "a column's name is longer than {MAX_TAG_NAME} bytes");
+                    ensure!(
+                        name.len() <= MAX_TAG_NAME,
+                        "a column's name is longer than {MAX_TAG_NAME} bytes"
+                    );
                     let is_new = columns.tags.iter().all(|(_, other)| other != name);
                     ensure!(is_new, "its header names the column {name:?} twice");
                     columns.tags.push((position, name.to_owned()));
-                    ensure!(columns.tags.len() <= MAX_TAGS, "it has more than {MAX_TAGS} columns besides {COLUMNS}");
+                    ensure!(
+                        columns.tags.len() <= MAX_TAGS,
+                        "it has more than {MAX_TAGS} columns besides {COLUMNS}"
+                    );
                     continue;
                 }
             };
             ensure!(column.replace(position).is_none(), "its header names the column {name} twice");
         }
-        let missing = || format!("its first line names no column endorsement_key; there are {COLUMNS}");
+        let missing =
+            || format!("its first line names no column endorsement_key; there are {COLUMNS}");
         Ok(Self { endorsement_key: endorsement_key.with_context(missing)?, ..columns })
     }
 
@@ -213,17 +240,23 @@ impl Columns {
         };
         let tags = self.tags.iter().filter_map(|(position, name)| {
             let value = record.get(*position).filter(|value| !value.is_empty())?;
-            Some(std::str::from_utf8(value).map(|value| (name.clone(), value.to_owned())).context(name.clone()))
+            Some(
+                std::str::from_utf8(value)
+                    .map(|value| (name.clone(), value.to_owned()))
+                    .context(name.clone()),
+            )
         });
         let tags: Tags = tags.collect::<Result<_>>()?;
         for (name, value) in &tags {
             ensure!(value.len() <= MAX_TAG, "{name:?} is longer than {MAX_TAG} bytes");
         }
-        let reprovision = cell(record, self.reprovision, |policy| Ok(policy.parse()?)).context("reprovision")?;
+        let reprovision =
+            cell(record, self.reprovision, |policy| Ok(policy.parse()?)).context("reprovision")?;
         let flag = |column| cell(record, column, |flag| either(flag, ["false", "true"]));
         let legacy = flag(self.legacy_dps_ek).context("legacy_dps_ek")?;
         let plain_srk = flag(self.plain_srk).context("plain_srk")?;
-        let disabled = cell(record, self.status, |status| either(status, ["enabled", "disabled"])).context("status")?;
+        let disabled = cell(record, self.status, |status| either(status, ["enabled", "disabled"]))
+            .context("status")?;
         let enrolment = NewEnrolment {
             device_id,
             reprovision: reprovision.or(enrolment.reprovision),
@@ -237,14 +270,19 @@ impl Columns {
     }
 }
 
-/// A column's name without what tells its spellings apart: Azure DPS's `attestation.tpm.endorsementKey` and `registrationId` are ours.
+/// A column's name without what tells its spellings apart: Azure DPS's
+/// `attestation.tpm.endorsementKey` and `registrationId` are ours.
 fn plain(name: &str) -> String {
     let last = name.rsplit('.').next().unwrap_or_default();
     last.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
 /// The cell of a column that may be missing; an empty one says nothing.
-fn cell<T>(record: &ByteRecord, column: Option<usize>, read: impl Fn(&str) -> Result<T>) -> Result<Option<T>> {
+fn cell<T>(
+    record: &ByteRecord,
+    column: Option<usize>,
+    read: impl Fn(&str) -> Result<T>,
+) -> Result<Option<T>> {
     match column.and_then(|column| record.get(column)) {
         None | Some(b"") => Ok(None),
         Some(text) => Ok(Some(read(std::str::from_utf8(text)?)?)),
@@ -287,16 +325,19 @@ fn refuse_repetitions(entries: &mut [Entry]) {
     }
 }
 
-const COLUMNS: &str = "endorsement_key, registration_id or device_id, reprovision, legacy_dps_ek, plain_srk, status";
+const COLUMNS: &str =
+    "endorsement_key, registration_id or device_id, reprovision, legacy_dps_ek, plain_srk, status";
 /// Inventories have some ten columns.
 const MAX_TAGS: usize = 32;
 /// What is to be read in a table's heading.
 const MAX_TAG_NAME: usize = 64;
 /// A line of text.
 const MAX_TAG: usize = 256;
-/// An EK certificate has at most 4 KiB (`assay_wire::MAX_CERTIFICATE`), so 6 KiB in PEM, and what `openssl x509 -text` writes above it.
+/// An EK certificate has at most 4 KiB (`assay_wire::MAX_CERTIFICATE`), so 6 KiB in PEM, and what
+/// `openssl x509 -text` writes above it.
 const MAX_EK: usize = 16 * 1024;
-/// A million lines of 256 bytes. An open quotation mark makes the rest of the file one cell, which must fit in memory.
+/// A million lines of 256 bytes. An open quotation mark makes the rest of the file one cell, which
+/// must fit in memory.
 const MAX_CSV: u64 = 256 * 1024 * 1024;
 
 #[cfg(test)]
@@ -314,13 +355,20 @@ mod tests {
     #[test]
     fn columns_stand_in_any_order() {
         let columns = columns(&["status", "registration_id", "endorsement_key"]).unwrap();
-        assert_eq!((columns.endorsement_key, columns.registration_id, columns.status), (2, Some(1), Some(0)));
-        assert_eq!((columns.device_id, columns.reprovision, columns.legacy_dps_ek), (None, None, None));
+        assert_eq!(
+            (columns.endorsement_key, columns.registration_id, columns.status),
+            (2, Some(1), Some(0))
+        );
+        assert_eq!(
+            (columns.device_id, columns.reprovision, columns.legacy_dps_ek),
+            (None, None, None)
+        );
     }
 
     #[test]
     fn columns_have_azures_names_too() {
-        let header = ["registrationId", "deviceId", "attestation.tpm.endorsementKey", "provisioningStatus"];
+        let header =
+            ["registrationId", "deviceId", "attestation.tpm.endorsementKey", "provisioningStatus"];
         let columns = columns(&header).unwrap();
         assert_eq!((columns.registration_id, columns.device_id), (Some(0), Some(1)));
         assert_eq!((columns.endorsement_key, columns.status), (2, Some(3)));
@@ -333,7 +381,9 @@ mod tests {
         assert_eq!(columns.tags, [(1, "site".to_owned()), (2, "Rack No.".to_owned())]);
         assert!(refused(&["endorsement_key", "site", "site"]).contains("\"site\" twice"));
         assert!(refused(&["endorsement_key", ""]).contains("without a name"));
-        assert!(refused(&["endorsement_key", &"x".repeat(MAX_TAG_NAME + 1)]).contains("longer than"));
+        assert!(
+            refused(&["endorsement_key", &"x".repeat(MAX_TAG_NAME + 1)]).contains("longer than")
+        );
         let names: Vec<_> = (0..=MAX_TAGS).map(|number| number.to_string()).collect();
         let header: Vec<_> = names.iter().map(String::as_str).chain(["endorsement_key"]).collect();
         assert!(refused(&header).contains("more than"));

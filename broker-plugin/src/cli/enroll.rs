@@ -17,10 +17,12 @@ use super::table;
 
 #[derive(Subcommand)]
 pub(crate) enum Enroll {
-    /// Put an EK on the list: it is trusted without a vendor's certificate, and may get a device id of your choice
+    /// Put an EK on the list: it is trusted without a vendor's certificate, and may get a device id
+    /// of your choice
     Add {
-        /// EK certificate or EK public key, - for standard input: PEM, DER, PKCS #7, PKCS #1, TPM2B_PUBLIC, TPMT_PUBLIC, the binary ones
-        /// also in base64 or base64url; a dump of a TPM's NV index, or the answer of Intel's service
+        /// EK certificate or EK public key, - for standard input: PEM, DER, PKCS #7, PKCS #1,
+        /// TPM2B_PUBLIC, TPMT_PUBLIC, the binary ones also in base64 or base64url; a dump of a
+        /// TPM's NV index, or the answer of Intel's service
         file: PathBuf,
         /// The device id it is to have; without one, the id follows from the EK
         #[arg(long)]
@@ -49,8 +51,8 @@ pub(crate) enum Enroll {
         /// What a device gets that was provisioned before and comes with a new key
         #[arg(long, value_name = "POLICY")]
         reprovision: Option<ReprovisionArg>,
-        /// Whether its shared key may be sent to a plain storage root key, from which whoever controls the device's software
-        /// can have it
+        /// Whether its shared key may be sent to a plain storage root key, from which whoever
+        /// controls the device's software can have it
         #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         plain_srk: Option<bool>,
     },
@@ -64,12 +66,14 @@ pub(crate) enum Enroll {
         #[command(flatten)]
         ek: Which,
     },
-    /// Retire its shared key at once; the device gets the next one by `assay-device provision --again`
+    /// Retire its shared key at once; the device gets the next one by `assay-device provision
+    /// --again`
     Rotate {
         #[command(flatten)]
         ek: Which,
     },
-    /// Forget it: revoke its certificates, retire its shared key, free its device id for other hardware
+    /// Forget it: revoke its certificates, retire its shared key, free its device id for other
+    /// hardware
     Remove {
         #[command(flatten)]
         ek: Which,
@@ -82,12 +86,12 @@ pub(crate) struct Policy {
     /// What a device gets that was provisioned before and comes with a new key [default: reissue]
     #[arg(long, value_name = "POLICY")]
     reprovision: Option<ReprovisionArg>,
-    /// Made by an SDK of Azure, with another template than the EK that the TPM's vendor certified: trust it though the device
-    /// sends that other EK's certificate. RSA-2048 only
+    /// Made by an SDK of Azure, with another template than the EK that the TPM's vendor certified:
+    /// trust it though the device sends that other EK's certificate. RSA-2048 only
     #[arg(long)]
     legacy_dps_ek: bool,
-    /// Send its shared key to a plain storage root key too, as Azure DPS does: whoever controls the device's software for a moment
-    /// can have that key
+    /// Send its shared key to a plain storage root key too, as Azure DPS does: whoever controls the
+    /// device's software for a moment can have that key
     #[arg(long)]
     plain_srk: bool,
 }
@@ -173,13 +177,15 @@ impl Which {
         }
         let file = Path::new(which);
         if file.exists() {
-            let ek = EkIdentity::recognise(&read(file)?).with_context(|| format!("{} holds no EK", file.display()))?;
+            let ek = EkIdentity::recognise(&read(file)?)
+                .with_context(|| format!("{} holds no EK", file.display()))?;
             return Ok(ek.1.ek_id);
         }
         // As `assay devices` shows it.
         if which.len() >= table::SHORT_ID {
             let (eks, prefix) = (store.enrolments()?, which.to_ascii_lowercase());
-            let mut matching = eks.iter().map(|row| row.ek_id).filter(|ek| ek.to_string().starts_with(&prefix));
+            let mut matching =
+                eks.iter().map(|row| row.ek_id).filter(|ek| ek.to_string().starts_with(&prefix));
             if let (Some(ek), None) = (matching.next(), matching.next()) {
                 return Ok(ek);
             }
@@ -198,14 +204,18 @@ fn read(file: &Path) -> Result<Vec<u8>> {
 
 fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>, policy: &Policy) -> Result<()> {
     let enrolment = policy.defaults().enrolment(&read(file)?);
-    let (recognised, ek, enrolment) = enrolment.with_context(|| format!("{} holds no EK", file.display()))?;
+    let (recognised, ek, enrolment) =
+        enrolment.with_context(|| format!("{} holds no EK", file.display()))?;
     eprintln!("recognised: {recognised}, {}", ek.key);
     if let Some(certificate) = &ek.certificate {
         let until = table::time(certificate.not_after.unix_timestamp());
         eprintln!("  issuer {}", table::printable(&certificate.issuer));
         eprintln!("  serial {}, valid until {until}", certificate.serial);
         if let Some(tpm) = &certificate.tpm {
-            let tpm = format!("manufacturer {}, model {}, version {}", tpm.manufacturer, tpm.model, tpm.version);
+            let tpm = format!(
+                "manufacturer {}, model {}, version {}",
+                tpm.manufacturer, tpm.model, tpm.version
+            );
             eprintln!("  TPM {}", table::printable(&tpm));
         }
     }
@@ -218,8 +228,12 @@ fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>, policy: &Pol
     for enrolled in store.enroll(&[new])? {
         let already = if enrolled? == Enrolled::Added { "" } else { " already" };
         match store.enrolment(&ek.ek_id)? {
-            Some(EnrolmentRow { disabled: true, .. }) => eprintln!("enrolled{already}, and disabled as before"),
-            Some(EnrolmentRow { device_id: Some(device_id), .. }) => eprintln!("enrolled{already} as {device_id}"),
+            Some(EnrolmentRow { disabled: true, .. }) => {
+                eprintln!("enrolled{already}, and disabled as before")
+            }
+            Some(EnrolmentRow { device_id: Some(device_id), .. }) => {
+                eprintln!("enrolled{already} as {device_id}")
+            }
             _ => eprintln!("enrolled{already}; its device id follows from the EK"),
         }
     }
@@ -235,7 +249,8 @@ fn update(
 ) -> Result<()> {
     let ek = row.ek_id;
     if !store.update_enrolment(&ek, reprovision, plain_srk)? {
-        let reprovision = reprovision.map_or_else(String::new, |policy| format!(" --reprovision {policy}"));
+        let reprovision =
+            reprovision.map_or_else(String::new, |policy| format!(" --reprovision {policy}"));
         let plain_srk = if plain_srk == Some(true) { " --plain-srk" } else { "" };
         bail!(
             "EK {ek} is not enrolled, and only an enrolment has a policy; `assay enroll add FILE{reprovision}{plain_srk}` enrols it"
@@ -249,7 +264,9 @@ fn update(
         Some(false) => {
             eprintln!("its shared key is sent to an import parent alone: EK {ek}");
             if row.shared_key.is_some_and(|key| key.is_of_plain_srk()) {
-                eprintln!("  the one that it has went to a plain one; `assay enroll rotate {ek}` retires it");
+                eprintln!(
+                    "  the one that it has went to a plain one; `assay enroll rotate {ek}` retires it"
+                );
             }
         }
         None => {}
@@ -269,7 +286,8 @@ fn enable(store: &mut Store, ek: &EkId) -> Result<()> {
     let row = store.enrolment(ek)?.with_context(|| format!("EK {ek} is {UNKNOWN}"))?;
     store.set_disabled(ek, false, OffsetDateTime::now_utc())?;
     let known = row.registered || row.recognised.is_some();
-    let note = if known { "" } else { ", which needs a trusted vendor's certificate or an enrolment" };
+    let note =
+        if known { "" } else { ", which needs a trusted vendor's certificate or an enrolment" };
     eprintln!("enabled: EK {ek}{note}");
     Ok(())
 }
@@ -278,23 +296,31 @@ fn rotate(store: &mut Store, ek: &EkId) -> Result<()> {
     if !store.transaction(|transaction| transaction.retire_shared_key(ek))? {
         bail!("EK {ek} never had a shared key; see `assay enroll list`");
     }
-    eprintln!("retired the shared key of EK {ek}; its device gets the next one by `assay-device provision --again`");
+    eprintln!(
+        "retired the shared key of EK {ek}; its device gets the next one by `assay-device provision --again`"
+    );
     Ok(())
 }
 
 fn remove(store: &mut Store, ek: &EkId) -> Result<()> {
     let row = store.enrolment(ek)?;
     let removed = store.remove(ek, OffsetDateTime::now_utc())?;
-    let removed = removed.with_context(|| format!("the CA knows nothing of EK {ek}; see `assay enroll list`"))?;
+    let removed = removed
+        .with_context(|| format!("the CA knows nothing of EK {ek}; see `assay enroll list`"))?;
     let is_disabled = row.as_ref().is_some_and(|row| row.disabled);
-    let name = row.and_then(|row| row.device_id).map_or_else(String::new, |id| format!(", which was {id}"));
-    let retired = if removed.shared_key { "retired its shared key" } else { "it had no shared key" };
+    let name = row
+        .and_then(|row| row.device_id)
+        .map_or_else(String::new, |id| format!(", which was {id}"));
+    let retired =
+        if removed.shared_key { "retired its shared key" } else { "it had no shared key" };
     eprintln!("removed: EK {ek}{name}");
     eprintln!("  revoked certificates: {}; {retired}", removed.certificates);
     if is_disabled {
         eprintln!("  it stays disabled until `assay enroll enable {ek}`");
     } else {
-        eprintln!("  a trusted vendor's certificate may bring it back; `assay enroll disable {ek}` keeps it out");
+        eprintln!(
+            "  a trusted vendor's certificate may bring it back; `assay enroll disable {ek}` keeps it out"
+        );
     }
     Ok(())
 }
@@ -325,11 +351,16 @@ fn list(store: &Store, as_json: bool) -> Result<()> {
             table::status(row.disabled).into(),
             row.reprovision.map_or_else(|| "-".into(), |policy| policy.to_string()),
             row.shared_key.map_or_else(|| "-".into(), shared_key),
-            row.recognised
-                .map_or_else(|| source.into(), |form| if row.legacy_dps_ek { form + ", of Azure's SDK" } else { form }),
+            row.recognised.map_or_else(
+                || source.into(),
+                |form| if row.legacy_dps_ek { form + ", of Azure's SDK" } else { form },
+            ),
         ]
     });
-    table::print(["EK", "DEVICE", "STATE", "STATUS", "REPROVISION", "SHARED KEY", "KNOWN BY"], rows);
+    table::print(
+        ["EK", "DEVICE", "STATE", "STATUS", "REPROVISION", "SHARED KEY", "KNOWN BY"],
+        rows,
+    );
     Ok(())
 }
 

@@ -15,11 +15,11 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tracing::warn;
 
-/// Asks the store what a certificate is worth now: that very one, and only for whom it was made. What a stolen issuing key signs
-/// is on no record, whatever name and number it has.
+/// Asks the store what a certificate is worth now: that very one, and only for whom it was made.
+/// What a stolen issuing key signs is on no record, whatever name and number it has.
 ///
-/// A device's certificate that waits for its confirmation is worth nothing: only the ticket of its box shows that its device could
-/// open that.
+/// A device's certificate that waits for its confirmation is worth nothing: only the ticket of its
+/// box shows that its device could open that.
 pub(super) fn admit(records: Records) -> Arc<Admit> {
     Arc::new(move |identity: &Identity, certificate: &ClientCertificate| {
         let store = records.read();
@@ -38,20 +38,27 @@ pub(super) fn admit(records: Records) -> Arc<Admit> {
 pub(super) fn login(outfit: watch::Receiver<Outfit>, records: Records) -> Arc<Login> {
     Arc::new(move |user_name: &str, password: &[u8]| {
         let (ca, now) = (Arc::clone(&outfit.borrow().ca), OffsetDateTime::now_utc());
-        ca.profile.check_flow(Flow::SharedKey).map_err(|rejection| Denial::Refused(rejection.to_string()))?;
-        let (device, first_use) = ca.login(&records.read(), user_name, password, now).map_err(denial)?;
+        ca.profile
+            .check_flow(Flow::SharedKey)
+            .map_err(|rejection| Denial::Refused(rejection.to_string()))?;
+        let (device, first_use) =
+            ca.login(&records.read(), user_name, password, now).map_err(denial)?;
         if let Some(first_use) = first_use {
             ca.record_first_use(&mut records.write(), &first_use, now).map_err(denial)?;
         }
-        let identity = Identity::Device { scope: ca.scope.clone(), device_id: device.device_id().clone() };
+        let identity =
+            Identity::Device { scope: ca.scope.clone(), device_id: device.device_id().clone() };
         Ok(LoggedIn {
             identity,
-            expires_in: (device.expires_at() + CLOCK_SKEW - now).max(time::Duration::ZERO).unsigned_abs(),
+            expires_in: (device.expires_at() + CLOCK_SKEW - now)
+                .max(time::Duration::ZERO)
+                .unsigned_abs(),
         })
     })
 }
 
-/// Two ways to the store: who only reads never waits for one who writes, who may have to wait for another process.
+/// Two ways to the store: who only reads never waits for one who writes, who may have to wait for
+/// another process.
 pub(super) struct Records {
     reader: Mutex<Store>,
     writer: Mutex<Store>,
@@ -63,7 +70,8 @@ impl Records {
     }
 
     fn read(&self) -> MutexGuard<'_, Store> {
-        // A panic elsewhere leaves the connection as good as it was: a transaction that was open is rolled back.
+        // A panic elsewhere leaves the connection as good as it was: a transaction that was open is
+        // rolled back.
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -85,7 +93,8 @@ fn unknown(error: impl ToString) -> Denial {
     Denial::Unknown(error.to_string())
 }
 
-/// Has the broker look at its connections again, by `recheck`, soon after each revocation by whatever process; never returns.
+/// Has the broker look at its connections again, by `recheck`, soon after each revocation by
+/// whatever process; never returns.
 pub(super) async fn cut_revoked(store: Store, recheck: impl Fn()) {
     let mut seen = None;
     loop {
@@ -97,7 +106,8 @@ pub(super) async fn cut_revoked(store: Store, recheck: impl Fn()) {
             }
             Err(error) => {
                 warn!(%error, "cannot look for revocations; trying again");
-                // What cannot be looked up for long is not to stay connected, so let each connection find that out.
+                // What cannot be looked up for long is not to stay connected, so let each
+                // connection find that out.
                 recheck();
             }
         }
@@ -125,7 +135,10 @@ mod tests {
             panic!("it is let in")
         };
         assert!(reason.contains("not confirmed"), "{reason}");
-        assert_eq!(Store::open(&desk.database).unwrap().certificates().unwrap()[0].status, "unconfirmed");
+        assert_eq!(
+            Store::open(&desk.database).unwrap().certificates().unwrap()[0].status,
+            "unconfirmed"
+        );
     }
 
     #[test]
@@ -142,7 +155,10 @@ mod tests {
         desk.destroy();
         let looked = std::cell::Cell::new(0);
         let cutting = cut_revoked(store, || looked.set(looked.get() + 1));
-        assert!(tokio::time::timeout(2 * REVOCATION_POLL, cutting).await.is_err(), "it never returns");
+        assert!(
+            tokio::time::timeout(2 * REVOCATION_POLL, cutting).await.is_err(),
+            "it never returns"
+        );
         assert!(looked.get() > 1, "{}", looked.get());
     }
 
@@ -177,7 +193,8 @@ mod tests {
                 })
                 .unwrap();
             let admit = admit(Records::open(&database).unwrap());
-            let device = Identity::Device { scope: "default".parse().unwrap(), device_id: sealed.device_id };
+            let device =
+                Identity::Device { scope: "default".parse().unwrap(), device_id: sealed.device_id };
             Self { directory, database, admit, device }
         }
 

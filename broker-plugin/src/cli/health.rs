@@ -12,7 +12,9 @@ use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, SubscribeReasonCode};
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
 use assay_mqtt::{BrokerUrl, Client};
-use assay_wire::{ClientId, ProblemCode, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic};
+use assay_wire::{
+    ClientId, ProblemCode, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic,
+};
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -37,8 +39,10 @@ pub(crate) struct Health {
 
 impl Health {
     pub(crate) fn run(self, directory: &Directory) -> Result<ExitCode> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let (worker, store) = runtime.block_on(async { tokio::join!(self.worker(directory), store(directory)) });
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let (worker, store) =
+            runtime.block_on(async { tokio::join!(self.worker(directory), store(directory)) });
         // Whatever still waits for a name server or the database is not waited for.
         runtime.shutdown_background();
         let healthy = worker.is_ok() && store.is_ok();
@@ -50,7 +54,9 @@ impl Health {
             let (worker, store) = (part(&worker, "answered_ms"), part(&store, "written_ms"));
             table::print_json(&json!({ "healthy": healthy, "worker": worker, "store": store }));
         } else {
-            for (what, outcome, done) in [("worker", worker, "answered in"), ("store", store, "written in")] {
+            for (what, outcome, done) in
+                [("worker", worker, "answered in"), ("store", store, "written in")]
+            {
                 match outcome {
                     Ok(took) => eprintln!("{what}: {done} {} ms", milliseconds(took)),
                     Err(error) => eprintln!("{what}: {error:#}"),
@@ -70,9 +76,14 @@ impl Health {
         let tls = nobodys_tls(broker_roots(directory, self.broker_ca.as_deref())?)?;
         // As a device that is to be provisioned: nobody can guess the id and end this connection.
         let client = ClientId::bootstrap(random_bytes());
-        let options = Client { id: client.to_string(), window: 4, receive_maximum: 4, manual_acks: false };
+        let options =
+            Client { id: client.to_string(), window: 4, receive_maximum: 4, manual_acks: false };
         let (mqtt, events) = assay_mqtt::connect(&broker, &tls, options);
-        let ping = Ping { client, scope: directory.config().scope.clone(), id: RequestId::from(random_bytes()) };
+        let ping = Ping {
+            client,
+            scope: directory.config().scope.clone(),
+            id: RequestId::from(random_bytes()),
+        };
         match timeout(PATIENCE, ping.ask(&mqtt, events)).await {
             Ok(answered) => answered.with_context(|| format!("at {broker}")),
             Err(_) => Err(anyhow!(
@@ -122,10 +133,13 @@ impl Ping {
                         "no worker is subscribed in scope {}; start `assay worker --broker …` or look at its log",
                         self.scope
                     ),
-                    reason => bail!("the broker refuses the request: {reason:?}; look at its access list"),
+                    reason => {
+                        bail!("the broker refuses the request: {reason:?}; look at its access list")
+                    }
                 },
                 Event::Incoming(Packet::Publish(message))
-                    if message.topic == reply.as_bytes() && self.is_answered_by(&message.payload)? =>
+                    if message.topic == reply.as_bytes()
+                        && self.is_answered_by(&message.payload)? =>
                 {
                     return Ok(asked.elapsed());
                 }
@@ -139,7 +153,11 @@ impl Ping {
         match Reply::decode(message) {
             Ok(Reply { id, .. }) if id != self.id => Ok(false),
             Ok(Reply { body: ReplyBody::Pong, .. }) => Ok(true),
-            Ok(Reply { body: ReplyBody::Problem(problem), .. }) if problem.code == ProblemCode::Busy => Ok(true),
+            Ok(Reply { body: ReplyBody::Problem(problem), .. })
+                if problem.code == ProblemCode::Busy =>
+            {
+                Ok(true)
+            }
             Ok(Reply { body: ReplyBody::Problem(problem), .. }) => {
                 bail!("a worker answered {:?}; it may be of an older version", problem.to_string())
             }
@@ -164,7 +182,11 @@ async fn store(directory: &Directory) -> Result<Duration> {
 fn write(database: &Path) -> Result<()> {
     let advice = || {
         let place = database.parent().unwrap_or(database);
-        format!("{} cannot be written; look at free space and permissions of {}", database.display(), place.display())
+        format!(
+            "{} cannot be written; look at free space and permissions of {}",
+            database.display(),
+            place.display()
+        )
     };
     Store::open(database).and_then(|mut store| store.check_writable()).with_context(advice)
 }

@@ -18,12 +18,15 @@ use super::table;
 pub(crate) struct Import {
     /// A CSV file, - for one on standard input, or a directory with a file for each EK
     ///
-    /// A CSV file begins with a line that names its columns, in any order: endorsement_key (TPM2B_PUBLIC in base64 as Azure's tools print it;
-    /// or TPMT_PUBLIC, SubjectPublicKeyInfo or certificate, each in base64; or PEM in quotation marks), and if you like registration_id
-    /// (or device_id), reprovision (reissue, reuse or never), legacy_dps_ek and plain_srk (true or false), status (enabled or disabled).
-    /// Azure DPS's own names will do too. All other columns are kept as tags. An empty cell leaves its value open.
+    /// A CSV file begins with a line that names its columns, in any order: endorsement_key
+    /// (TPM2B_PUBLIC in base64 as Azure's tools print it; or TPMT_PUBLIC, SubjectPublicKeyInfo or
+    /// certificate, each in base64; or PEM in quotation marks), and if you like registration_id (or
+    /// device_id), reprovision (reissue, reuse or never), legacy_dps_ek and plain_srk (true or
+    /// false), status (enabled or disabled). Azure DPS's own names will do too. All other columns
+    /// are kept as tags. An empty cell leaves its value open.
     ///
-    /// Of a directory every file counts that is not hidden, in any form that `enroll add` takes; its subdirectories do not.
+    /// Of a directory every file counts that is not hidden, in any form that `enroll add` takes;
+    /// its subdirectories do not.
     path: PathBuf,
     #[command(flatten)]
     policy: Policy,
@@ -38,10 +41,14 @@ pub(crate) struct Import {
 impl Import {
     pub(crate) fn run(self, store: &mut Store) -> Result<()> {
         let mut progress = Progress::default();
-        let entries = ek_list::read(&self.path, self.policy.defaults(), |count| progress.tell(count))?;
+        let entries =
+            ek_list::read(&self.path, self.policy.defaults(), |count| progress.tell(count))?;
         let (places, new, mut failures) = sort(entries);
-        let results =
-            if self.dry_run || !failures.is_empty() { store.rehearse_enroll(&new)? } else { store.enroll(&new)? };
+        let results = if self.dry_run || !failures.is_empty() {
+            store.rehearse_enroll(&new)?
+        } else {
+            store.enroll(&new)?
+        };
 
         let mut done = Vec::with_capacity(new.len());
         for ((result, place), new) in results.into_iter().zip(places).zip(&new) {
@@ -57,7 +64,8 @@ impl Import {
         let count = |which| done.iter().filter(|(enrolled, _)| *enrolled == which).count();
         let (added, retagged) = (count(Enrolled::Added), count(Enrolled::Retagged));
         let imported = if self.dry_run { "would import" } else { "imported" };
-        let updated = if retagged > 0 { format!(", tags updated of {retagged}") } else { String::new() };
+        let updated =
+            if retagged > 0 { format!(", tags updated of {retagged}") } else { String::new() };
         eprintln!("{imported} {added}{updated}, unchanged {}", done.len() - added - retagged);
         Ok(())
     }

@@ -13,7 +13,8 @@ pub(crate) struct Init {
     /// What the CA is called in its certificates
     #[arg(long, default_value = "Assay")]
     name: String,
-    /// A DNS name or IP address under which devices reach the broker, besides localhost; may be repeated
+    /// A DNS name or IP address under which devices reach the broker, besides localhost; may be
+    /// repeated
     #[arg(long = "server-name", value_name = "HOST")]
     server_names: Vec<String>,
 }
@@ -29,7 +30,9 @@ impl Init {
             "  service.key certifies operators and workers: `credentials add` and `crl --pem` need it, serving does not"
         );
         eprintln!("  assay.toml settings");
-        eprintln!("next: assay --dir {directory} trust add VENDOR-ROOT.pem, then assay --dir {directory} serve");
+        eprintln!(
+            "next: assay --dir {directory} trust add VENDOR-ROOT.pem, then assay --dir {directory} serve"
+        );
         Ok(())
     }
 }

@@ -52,7 +52,10 @@ pub(crate) fn devices(directory: &Directory, Json { json }: Json) -> Result<()> 
             device.shared_key.map_or_else(|| "-".into(), |generation| generation.to_string()),
         ]
     });
-    table::print(["DEVICE", "EK", "TRUSTED BY", "STATUS", "CERTIFICATE", "NOT AFTER", "SHARED KEY"], rows);
+    table::print(
+        ["DEVICE", "EK", "TRUSTED BY", "STATUS", "CERTIFICATE", "NOT AFTER", "SHARED KEY"],
+        rows,
+    );
     Ok(())
 }
 
@@ -89,7 +92,10 @@ pub(crate) fn certificates(directory: &Directory, Json { json }: Json) -> Result
     Ok(())
 }
 
-pub(crate) fn audit(directory: &Directory, Audit { json: Json { json }, count }: Audit) -> Result<()> {
+pub(crate) fn audit(
+    directory: &Directory,
+    Audit { json: Json { json }, count }: Audit,
+) -> Result<()> {
     let decisions = directory.store()?.audit(count)?;
     let code_name = |number: u16| ProblemCode::from_number(number).name();
     if json {

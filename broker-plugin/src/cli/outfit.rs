@@ -39,8 +39,10 @@ impl ServerOutfit {
             true => ClientCertificates::Optional,
             false => ClientCertificates::Mandatory,
         };
-        let tls = server.tls(directory.root()?, certificates).context("server.pem and server.key")?;
-        let worker = Outfit { ca: Arc::new(ca), tls: client_tls(worker.0, directory.roots()?, "worker")? };
+        let tls =
+            server.tls(directory.root()?, certificates).context("server.pem and server.key")?;
+        let worker =
+            Outfit { ca: Arc::new(ca), tls: client_tls(worker.0, directory.roots()?, "worker")? };
         Ok(Self { worker, tls })
     }
 }
@@ -57,7 +59,10 @@ pub(super) fn worker_outfit(directory: &Directory, broker_ca: Option<&Path>) -> 
 }
 
 /// What vouches for a broker: `broker_ca`, or else the CA's own root.
-pub(super) fn broker_roots(directory: &Directory, broker_ca: Option<&Path>) -> Result<RootCertStore> {
+pub(super) fn broker_roots(
+    directory: &Directory,
+    broker_ca: Option<&Path>,
+) -> Result<RootCertStore> {
     match broker_ca {
         Some(file) => read_roots(file),
         None => directory.roots(),
@@ -77,7 +82,8 @@ pub(super) fn reread(directory: &Directory) -> Result<(Directory, Vec<&'static s
         ("broker.operational", was.operational != is.operational),
         ("broker.limits", was.limits != is.limits),
     ];
-    let waiting = changed.into_iter().filter_map(|(setting, changed)| changed.then_some(setting)).collect();
+    let waiting =
+        changed.into_iter().filter_map(|(setting, changed)| changed.then_some(setting)).collect();
     let scope = was.scope.clone();
     Ok((fresh.with_scope(scope), waiting))
 }
@@ -90,7 +96,11 @@ fn warn_of_exposed(directory: &Directory) {
 }
 
 /// The TLS configuration of a client of ours; `holder` says which in an error.
-pub(super) fn client_tls(credentials: Credentials, roots: RootCertStore, holder: &str) -> Result<Arc<ClientConfig>> {
+pub(super) fn client_tls(
+    credentials: Credentials,
+    roots: RootCertStore,
+    holder: &str,
+) -> Result<Arc<ClientConfig>> {
     let certified = CertifiedKey::from_der(credentials.chain, credentials.key, &provider())
         .with_context(|| format!("{holder}.pem and {holder}.key"))?;
     let resolver = Arc::new(SingleCertAndKey::from(certified));
@@ -115,7 +125,10 @@ fn read_roots(file: &Path) -> Result<RootCertStore> {
 
 /// How this machine reaches a listener of its own.
 pub(super) fn local_url(listener: SocketAddr) -> Result<BrokerUrl> {
-    ensure!(listener.port() != 0, "assay.toml leaves the port of {listener} open; say --broker URL");
+    ensure!(
+        listener.port() != 0,
+        "assay.toml leaves the port of {listener} open; say --broker URL"
+    );
     Ok(format!("mqtts://{}:{}", local_address(listener)?, listener.port()).parse()?)
 }
 
@@ -135,11 +148,14 @@ struct ServerCredentials(Credentials);
 impl ServerCredentials {
     fn check(directory: &Directory, listeners: [SocketAddr; 2]) -> Result<Self> {
         let server = directory.credentials("server")?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(directory.roots()?.into(), provider()).build()?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(directory.roots()?.into(), provider())
+                .build()?;
         for listener in listeners {
             let address = local_address(listener)?;
             let name = ServerName::from(IpAddr::from(address));
-            let (leaf, issuers) = server.chain.split_first().context("server.pem holds no certificate")?;
+            let (leaf, issuers) =
+                server.chain.split_first().context("server.pem holds no certificate")?;
             verifier.verify_server_cert(leaf, issuers, &name, &[], UnixTime::now()).with_context(|| {
                 format!(
                     "server.pem does not vouch for {address} by root.pem; listen elsewhere, or make the CA with \
@@ -150,7 +166,11 @@ impl ServerCredentials {
         Ok(Self(server))
     }
 
-    fn tls(self, root: CertificateDer<'static>, certificates: ClientCertificates) -> Result<Tls, rustls::Error> {
+    fn tls(
+        self,
+        root: CertificateDer<'static>,
+        certificates: ClientCertificates,
+    ) -> Result<Tls, rustls::Error> {
         let Credentials { chain, key } = self.0;
         let bootstrap = bootstrap_tls(chain.clone(), key.clone_key())?.into();
         let operational = operational_tls(chain, key, root, certificates)?.into();
@@ -165,12 +185,18 @@ struct WorkerCredentials(Credentials);
 impl WorkerCredentials {
     fn check(directory: &Directory) -> Result<Self> {
         let worker = directory.credentials("worker")?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(directory.roots()?.into(), provider()).build()?;
-        let (leaf, issuers) = worker.chain.split_first().context("worker.pem holds no certificate")?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(directory.roots()?.into(), provider())
+                .build()?;
+        let (leaf, issuers) =
+            worker.chain.split_first().context("worker.pem holds no certificate")?;
         let verified = verifier.verify_client_cert(leaf, issuers, UnixTime::now());
         verified.context("worker.pem is no client's certificate of root.pem")?;
         let identity = Identity::from_certificate(leaf);
-        ensure!(matches!(identity, Ok(Identity::Worker)), "worker.pem is not a worker's certificate: {identity:?}");
+        ensure!(
+            matches!(identity, Ok(Identity::Worker)),
+            "worker.pem is not a worker's certificate: {identity:?}"
+        );
         Ok(Self(worker))
     }
 }

@@ -18,10 +18,12 @@ use super::worker::FINISH;
 
 #[derive(Args)]
 pub(crate) struct Serve {
-    /// Listen here for unprovisioned devices, instead of what assay.toml says; port 0 takes a free one
+    /// Listen here for unprovisioned devices, instead of what assay.toml says; port 0 takes a free
+    /// one
     #[arg(long, value_name = "ADDR")]
     bootstrap: Option<SocketAddr>,
-    /// Listen here for certificates of this CA, instead of what assay.toml says; port 0 takes a free one
+    /// Listen here for certificates of this CA, instead of what assay.toml says; port 0 takes a
+    /// free one
     #[arg(long, value_name = "ADDR")]
     operational: Option<SocketAddr>,
 }
@@ -35,7 +37,8 @@ impl Serve {
             let database = directory.database()?;
             let bootstrap = self.bootstrap.unwrap_or(config.bootstrap);
             let operational = self.operational.unwrap_or(config.operational);
-            let read = |directory: &Directory| ServerOutfit::read(directory, [bootstrap, operational]);
+            let read =
+                |directory: &Directory| ServerOutfit::read(directory, [bootstrap, operational]);
             let ServerOutfit { worker, tls } = read(directory)?;
             let (outfit, worn) = watch::channel(worker);
 
@@ -60,15 +63,20 @@ impl Serve {
             let operational = local_url(broker.operational_addr())?;
             info!(address = %broker.bootstrap_addr(), from_here = %bootstrap, "listening for devices without certificate");
             info!(address = %broker.operational_addr(), from_here = %operational, "listening for certificates of this CA");
-            let config =
-                WorkerConfig { broker: operational.clone(), outfit: worn, database, pulse: Systemd::watchdog() };
+            let config = WorkerConfig {
+                broker: operational.clone(),
+                outfit: worn,
+                database,
+                pulse: Systemd::watchdog(),
+            };
             let (stop, stopping) = watch::channel(None);
             let ready = || {
                 broker.open();
                 // Nobody has to listen.
                 _ = writeln!(io::stdout(), "bootstrap {bootstrap}\noperational {operational}");
             };
-            let worker = worker::run(config, stopping, |event| systemd.tell(event, &operational, ready));
+            let worker =
+                worker::run(config, stopping, |event| systemd.tell(event, &operational, ready));
             let store = directory.store()?;
             let served = async {
                 tokio::select! {

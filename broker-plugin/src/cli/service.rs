@@ -28,15 +28,18 @@ pub(super) fn run(work: impl Future<Output = Result<()>>) -> Result<()> {
         .log_internal_errors(false)
         .init();
     info!(version = env!("ASSAY_VERSION"), "starting");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads()).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads())
+        .enable_all()
+        .build()?;
     let done = runtime.block_on(work);
     // A thread that is stuck must not keep the process.
     runtime.shutdown_background();
     done
 }
 
-/// Half of the processors serve connections: deciding and storing have threads of their own, and with more the slowest replies take
-/// twice as long (docs/performance.md).
+/// Half of the processors serve connections: deciding and storing have threads of their own, and
+/// with more the slowest replies take twice as long (docs/performance.md).
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2))
 }
@@ -156,7 +159,10 @@ impl Systemd {
                 if !self.ready.replace(true) {
                     first();
                 }
-                notify(&[NotifyState::Ready, NotifyState::Status(&format!("taking requests at {broker}"))]);
+                notify(&[
+                    NotifyState::Ready,
+                    NotifyState::Status(&format!("taking requests at {broker}")),
+                ]);
             }
             Event::Disconnected(error) => {
                 let status = format!("no connection to {broker}: {error:#}");

@@ -10,18 +10,25 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 /// Prints rows under a heading, each column as wide as its widest cell.
-pub(crate) fn print<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
+pub(crate) fn print<const N: usize>(
+    heading: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) {
     let rows = rows.into_iter().map(|row| row.map(|cell| assay_wire::printable(&cell, MAX_SHOWN)));
     let rows: Vec<_> = std::iter::once(heading.map(str::to_owned)).chain(rows).collect();
-    let width = |column: usize| rows.iter().map(|row: &[String; N]| row[column].chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().map(|row: &[String; N]| row[column].chars().count()).max().unwrap_or(0)
+    };
     let widths: [usize; N] = std::array::from_fn(width);
     for row in &rows {
-        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<_> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         print_line(cells.join("  ").trim_end());
     }
 }
 
-/// Digits of an id or a fingerprint in hexadecimal that are shown where space is scarce: no two are alike.
+/// Digits of an id or a fingerprint in hexadecimal that are shown where space is scarce: no two are
+/// alike.
 pub(crate) const SHORT_ID: usize = 16;
 
 /// Text that a stranger may have written, as it may be shown.
@@ -34,7 +41,8 @@ pub(crate) fn print_json(value: &Value) {
     print_line(printable_json(&value.to_string()));
 }
 
-/// Like `println!`. But whoever closes the pipe, as `head` does, has seen enough: the process ends without a word, as if by SIGPIPE.
+/// Like `println!`. But whoever closes the pipe, as `head` does, has seen enough: the process ends
+/// without a word, as if by SIGPIPE.
 pub(crate) fn print_line(text: impl Display) {
     written(writeln!(io::stdout(), "{text}"));
 }
@@ -62,7 +70,8 @@ pub(crate) fn time(seconds: i64) -> String {
         .unwrap_or_else(|| seconds.to_string())
 }
 
-/// Microseconds since 1970 in RFC 3339, always with six digits, so that texts are in the order of times.
+/// Microseconds since 1970 in RFC 3339, always with six digits, so that texts are in the order of
+/// times.
 pub(crate) fn time_us(microseconds: i64) -> String {
     let seconds = time(microseconds.div_euclid(1_000_000));
     format!("{}.{:06}Z", seconds.trim_end_matches('Z'), microseconds.rem_euclid(1_000_000))

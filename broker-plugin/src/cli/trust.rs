@@ -6,7 +6,9 @@ use anyhow::{Result, bail, ensure};
 use assay_broker_plugin::ca::{read_anchor, read_anchors};
 use assay_broker_plugin::directory::Directory;
 use assay_broker_plugin::store::Store;
-use assay_ca_core::{ContainerError, EkCheck, EkIdentity, Role, TrustAnchors, VendorCertificate, certificates_in};
+use assay_ca_core::{
+    ContainerError, EkCheck, EkIdentity, Role, TrustAnchors, VendorCertificate, certificates_in,
+};
 use clap::{Args, Subcommand};
 use time::OffsetDateTime;
 
@@ -53,7 +55,8 @@ Examples:
   assay --dir ca trust check ek.der
   assay --dir ca trust check --json eks/*.der")]
 pub(crate) struct Check {
-    /// EK certificates, in any form that `enroll add` takes; a file may hold the certificate's issuers too, or one CA's certificate alone
+    /// EK certificates, in any form that `enroll add` takes; a file may hold the certificate's
+    /// issuers too, or one CA's certificate alone
     #[arg(required = true, value_name = "EK")]
     files: Vec<PathBuf>,
     /// One JSON object a line
@@ -85,7 +88,9 @@ impl Check {
                 Ok(Verdict { key, trusted_by: "enrolment", .. }) => {
                     format!("trusted: {name}: {key}, which is enrolled")
                 }
-                Ok(Verdict { key, issuers, .. }) => format!("trusted: {name}: {key}, through {}", issuers.join(" → ")),
+                Ok(Verdict { key, issuers, .. }) => {
+                    format!("trusted: {name}: {key}, through {}", issuers.join(" → "))
+                }
                 Err(reason) => format!("not trusted: {name}: {reason:#}"),
             };
             table::print_line(table::printable(&line));
@@ -122,12 +127,21 @@ fn judge(store: &Store, anchors: &TrustAnchors, file: &Path) -> Result<Verdict> 
         && let Ok(ca) = VendorCertificate::read(only)
     {
         let path = anchors.check_ca(&ca, OffsetDateTime::now_utc())?;
-        return Ok(Verdict { key: ca.key(), trusted_by: "certificate", issuers: path.issuers().to_vec() });
+        return Ok(Verdict {
+            key: ca.key(),
+            trusted_by: "certificate",
+            issuers: path.issuers().to_vec(),
+        });
     }
-    let EkCheck { ek_id, key, path } = EkCheck::of(&certificates, anchors, OffsetDateTime::now_utc())?;
+    let EkCheck { ek_id, key, path } =
+        EkCheck::of(&certificates, anchors, OffsetDateTime::now_utc())?;
     match path {
-        Ok(path) => Ok(Verdict { key, trusted_by: "certificate", issuers: path.issuers().to_vec() }),
-        Err(_) if store.granted(&ek_id)?.is_some() => Ok(Verdict { key, trusted_by: "enrolment", issuers: Vec::new() }),
+        Ok(path) => {
+            Ok(Verdict { key, trusted_by: "certificate", issuers: path.issuers().to_vec() })
+        }
+        Err(_) if store.granted(&ek_id)?.is_some() => {
+            Ok(Verdict { key, trusted_by: "enrolment", issuers: Vec::new() })
+        }
         Err(reason) => Err(reason.into()),
     }
 }
@@ -154,7 +168,12 @@ fn list(store: &Store, json: bool) -> Result<()> {
             Some(allowances) if !allowances.is_empty() => format!("anchor, without {allowances}"),
             _ => kind(anchor.role).into(),
         };
-        [fingerprint[..table::SHORT_ID].to_owned(), kind, table::time(anchor.not_after), anchor.subject]
+        [
+            fingerprint[..table::SHORT_ID].to_owned(),
+            kind,
+            table::time(anchor.not_after),
+            anchor.subject,
+        ]
     });
     table::print(["FINGERPRINT", "KIND", "NOT AFTER", "SUBJECT"], rows);
     Ok(())
@@ -167,7 +186,8 @@ fn remove(store: &Store, prefix: &str) -> Result<()> {
         "give at least {MIN_PREFIX} digits of the fingerprint, as `assay trust list` shows it"
     );
     let anchors = store.anchors()?;
-    let mut matching = anchors.iter().filter(|anchor| hex::encode(anchor.fingerprint).starts_with(&prefix));
+    let mut matching =
+        anchors.iter().filter(|anchor| hex::encode(anchor.fingerprint).starts_with(&prefix));
     match (matching.next(), matching.next()) {
         (Some(anchor), None) => {
             let wanted = read_anchor(anchor)?;
@@ -180,7 +200,9 @@ fn remove(store: &Store, prefix: &str) -> Result<()> {
             }
             Ok(())
         }
-        (None, _) => bail!("no certificate with a fingerprint that begins with {prefix}; see `assay trust list`"),
+        (None, _) => bail!(
+            "no certificate with a fingerprint that begins with {prefix}; see `assay trust list`"
+        ),
         (Some(_), Some(_)) => bail!("several fingerprints begin with {prefix}; give more of it"),
     }
 }

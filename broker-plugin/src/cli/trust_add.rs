@@ -39,7 +39,13 @@ pub(crate) struct Add {
     anchor: bool,
     /// What EK certificates under the anchor may lack: ek-usage, tpm-attributes, or both with a
     /// comma in between
-    #[arg(long, value_name = "WHAT", requires = "anchor", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "WHAT",
+        requires = "anchor",
+        default_value = "",
+        hide_default_value = true
+    )]
     allow_missing: Allowances,
     /// Trust no root or anchor but the one with this SHA-256 fingerprint; may be given several
     /// times
@@ -54,7 +60,8 @@ impl Add {
     pub(crate) fn run(self, store: &Store) -> Result<()> {
         let found = self.found(&Known::read(store)?)?;
         found.iter().for_each(|found| self.report(found));
-        let new = found.iter().filter_map(|found| found.content.as_ref().ok()).filter(|good| good.is_new);
+        let new =
+            found.iter().filter_map(|found| found.content.as_ref().ok()).filter(|good| good.is_new);
         let new: Vec<_> = new.collect();
         self.ask(&new)?;
         for good in &new {
@@ -72,8 +79,13 @@ impl Add {
         for file in vendor_files::read(&self.files)? {
             let place = file.path.display().to_string();
             match file.certificates {
-                Ok(certificates) => found.extend(certificates.iter().map(|der| self.judge(place.clone(), der, known))),
-                Err(reason) => found.push(Found { place, fingerprint: None, content: Err(format!("{reason:#}")) }),
+                Ok(certificates) => found
+                    .extend(certificates.iter().map(|der| self.judge(place.clone(), der, known))),
+                Err(reason) => found.push(Found {
+                    place,
+                    fingerprint: None,
+                    content: Err(format!("{reason:#}")),
+                }),
             }
         }
         // The same certificate may stand in several files.
@@ -84,23 +96,36 @@ impl Add {
             is_new
         });
         if self.anchor && self.fingerprints.is_empty() && found.len() > 1 {
-            bail!("--anchor trusts one CA, and here are {} certificates; say with --fingerprint which", found.len());
+            bail!(
+                "--anchor trusts one CA, and here are {} certificates; say with --fingerprint which",
+                found.len()
+            );
         }
         for wanted in &self.fingerprints {
             if !seen.contains(wanted) {
-                bail!("no certificate here has the fingerprint {}; nothing is added", hex::encode(wanted));
+                bail!(
+                    "no certificate here has the fingerprint {}; nothing is added",
+                    hex::encode(wanted)
+                );
             }
         }
         Ok(found)
     }
 
-    /// Asks whoever sits at a terminal. A script has read the vendor's fingerprint before, or trusts its files.
+    /// Asks whoever sits at a terminal. A script has read the vendor's fingerprint before, or
+    /// trusts its files.
     fn ask(&self, new: &[&Good]) -> Result<()> {
         let trusted = new.iter().filter(|good| good.vendor.role() != Role::Issuer).count();
-        if trusted == 0 || !self.fingerprints.is_empty() || !stdin().is_terminal() || !stderr().is_terminal() {
+        if trusted == 0
+            || !self.fingerprints.is_empty()
+            || !stdin().is_terminal()
+            || !stderr().is_terminal()
+        {
             return Ok(());
         }
-        eprint!("Every EK that leads to what is named root or anchor above is going to be trusted. Go on? [y/N] ");
+        eprint!(
+            "Every EK that leads to what is named root or anchor above is going to be trusted. Go on? [y/N] "
+        );
         let mut answer = String::new();
         stdin().read_line(&mut answer)?;
         ensure!(matches!(answer.trim(), "y" | "Y" | "yes"), "nothing is added");
@@ -132,7 +157,8 @@ impl Add {
             Some(good) if good.is_new => kind(good.vendor.role()),
             Some(_) => "already there",
         };
-        let fingerprint = good.map_or(*fingerprint, |good| Some(good.row.fingerprint)).map(hex::encode);
+        let fingerprint =
+            good.map_or(*fingerprint, |good| Some(good.row.fingerprint)).map(hex::encode);
         let not_after = good.map(|good| table::time(good.row.not_after));
         if self.json {
             let line = serde_json::json!({
@@ -150,7 +176,8 @@ impl Add {
         let line = match content {
             Ok(good) => {
                 let (subject, key) = (good.vendor.subject(), good.vendor.key());
-                let (until, sha256) = (not_after.unwrap_or_default(), fingerprint.unwrap_or_default());
+                let (until, sha256) =
+                    (not_after.unwrap_or_default(), fingerprint.unwrap_or_default());
                 format!("{result}: {subject}\n  {key}, until {until}, SHA-256 {sha256}")
             }
             Err(reason) => format!("refused: {place}: {reason}"),
@@ -182,11 +209,13 @@ impl Known {
         Ok(Self(store.anchors()?.into_iter().map(read).collect::<Result<_, StoreError>>()?))
     }
 
-    /// A root or anchor of which only the signature differs is the one that is known, and keeps its fingerprint.
-    /// Of an issuer nobody has verified the signature yet: the one that is known may be damaged.
+    /// A root or anchor of which only the signature differs is the one that is known, and keeps its
+    /// fingerprint. Of an issuer nobody has verified the signature yet: the one that is known may
+    /// be damaged.
     fn compare(&self, vendor: VendorCertificate, fingerprint: [u8; 32], der: &[u8]) -> Good {
         let is_known = |known: &VendorCertificate, row: &AnchorRow| {
-            known.is_same(&vendor) && (vendor.role() != Role::Issuer || row.fingerprint == fingerprint)
+            known.is_same(&vendor)
+                && (vendor.role() != Role::Issuer || row.fingerprint == fingerprint)
         };
         let known = self.0.iter().find(|(known, row)| is_known(known, row)).map(|(_, row)| row);
         let row = AnchorRow {
@@ -204,7 +233,8 @@ impl Known {
 
 /// Names the issuers that no path can use yet.
 fn tell_of_incomplete(store: &Store, found: &[Found]) -> Result<()> {
-    let issuers = found.iter().filter_map(|found| found.content.as_ref().ok()).map(|good| &good.vendor);
+    let issuers =
+        found.iter().filter_map(|found| found.content.as_ref().ok()).map(|good| &good.vendor);
     let issuers: Vec<_> = issuers.filter(|vendor| vendor.role() == Role::Issuer).collect();
     if issuers.is_empty() {
         return Ok(());
@@ -222,5 +252,8 @@ fn tell_of_incomplete(store: &Store, found: &[Found]) -> Result<()> {
 fn fingerprint(text: &str) -> Result<[u8; 32], String> {
     let digits: String = text.chars().filter(|c| *c != ':').collect();
     let bytes = hex::decode(digits).ok().and_then(|bytes| bytes.try_into().ok());
-    bytes.ok_or_else(|| "a SHA-256 fingerprint has 64 hexadecimal digits, with colons in between or without".to_owned())
+    bytes.ok_or_else(|| {
+        "a SHA-256 fingerprint has 64 hexadecimal digits, with colons in between or without"
+            .to_owned()
+    })
 }

@@ -27,12 +27,16 @@ pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<VendorFile>> {
             found.push(VendorFile { path: path.clone(), certificates: certificates_of(path) });
             continue;
         }
-        let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let entries =
+            fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-        let is_hidden = |file: &Path| file.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        let is_hidden = |file: &Path| {
+            file.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'))
+        };
         files.retain(|file| file.is_file() && !is_hidden(file));
         files.sort();
-        let files = files.into_iter().map(|path| VendorFile { certificates: certificates_of(&path), path });
+        let files =
+            files.into_iter().map(|path| VendorFile { certificates: certificates_of(&path), path });
         found.extend(files.filter(|file| file.certificates.is_ok()));
     }
     Ok(found)
@@ -49,8 +53,13 @@ fn certificates_of(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
 pub(crate) fn read_bounded(file: &Path) -> Result<Vec<u8>> {
     let mut content = Vec::new();
     let open = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-    open.take(MAX_FILE + 1).read_to_end(&mut content).with_context(|| format!("cannot read {}", file.display()))?;
-    ensure!(content.len() as u64 <= MAX_FILE, "longer than {MAX_FILE} bytes, which no vendor's bundle is");
+    open.take(MAX_FILE + 1)
+        .read_to_end(&mut content)
+        .with_context(|| format!("cannot read {}", file.display()))?;
+    ensure!(
+        content.len() as u64 <= MAX_FILE,
+        "longer than {MAX_FILE} bytes, which no vendor's bundle is"
+    );
     Ok(content)
 }
 

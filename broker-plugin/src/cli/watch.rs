@@ -28,12 +28,16 @@ pub(crate) struct Watch {
     filters: Vec<String>,
 }
 
-/// The longest packet that is heard, in bytes; a broker drops longer ones. Our own takes 64 KiB from a device.
+/// The longest packet that is heard, in bytes; a broker drops longer ones. Our own takes 64 KiB
+/// from a device.
 const LONGEST: u32 = 1024 * 1024;
 
 impl Watch {
     pub(crate) fn run(self, directory: &Directory) -> Result<()> {
-        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(self.watch(directory))
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(self.watch(directory))
     }
 
     async fn watch(self, directory: &Directory) -> Result<()> {
@@ -46,7 +50,8 @@ impl Watch {
         let (mut left, mut pause) = (self.count.unwrap_or(u64::MAX), FIRST_PAUSE);
         let mut has_watched = false;
         loop {
-            let options = Client { id: id.clone(), window: 16, receive_maximum: 256, manual_acks: false };
+            let options =
+                Client { id: id.clone(), window: 16, receive_maximum: 256, manual_acks: false };
             let (client, mut events) = assay_mqtt::connect(&broker, &tls, options);
             events.options.set_max_packet_size(Some(LONGEST));
             for filter in &self.filters {
@@ -83,7 +88,10 @@ impl Watch {
             if is_watching {
                 pause = FIRST_PAUSE;
             }
-            eprintln!("{}", table::printable(&format!("{lost:#}; connecting again in {} s", pause.as_secs())));
+            eprintln!(
+                "{}",
+                table::printable(&format!("{lost:#}; connecting again in {} s", pause.as_secs()))
+            );
             sleep(pause).await;
             pause = (2 * pause).min(LONGEST_PAUSE);
         }

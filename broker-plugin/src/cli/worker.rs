@@ -24,7 +24,8 @@ pub(crate) struct Worker {
     /// Root certificate of the broker, if it is not this CA's
     #[arg(long, value_name = "FILE")]
     broker_ca: Option<PathBuf>,
-    /// Where its devices connect without a certificate: at its start the worker tries whether it hears them
+    /// Where its devices connect without a certificate: at its start the worker tries whether it
+    /// hears them
     #[arg(long, value_name = "URL")]
     bootstrap: Option<BrokerUrl>,
 }
@@ -35,12 +36,22 @@ impl Worker {
             let (mut signals, systemd) = (Signals::listen()?, Systemd::default());
             // First, for its error says best what to do where there is no CA yet.
             let database = directory.database()?;
-            let (outfit, worn) = watch::channel(worker_outfit(directory, self.broker_ca.as_deref())?);
-            let config =
-                WorkerConfig { broker: self.broker.clone(), outfit: worn, database, pulse: Systemd::watchdog() };
+            let (outfit, worn) =
+                watch::channel(worker_outfit(directory, self.broker_ca.as_deref())?);
+            let config = WorkerConfig {
+                broker: self.broker.clone(),
+                outfit: worn,
+                database,
+                pulse: Systemd::watchdog(),
+            };
             let roots = broker_roots(directory, self.broker_ca.as_deref())?;
             let scope = directory.config().scope.clone();
-            let quick = Cell::new(Some(Quick::new(scope, self.broker.clone(), self.bootstrap.clone(), roots)?));
+            let quick = Cell::new(Some(Quick::new(
+                scope,
+                self.broker.clone(),
+                self.bootstrap.clone(),
+                roots,
+            )?));
             let (stop, stopping) = watch::channel(None);
             let worker = worker::run(config, stopping, |event| {
                 systemd.tell(event, &self.broker, || {

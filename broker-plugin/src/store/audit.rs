@@ -79,7 +79,8 @@ pub struct AuditRow {
 }
 
 impl Transaction<'_> {
-    /// Appends to the audit. Of decisions that changed what a device has the newest 100,000 are kept, and of all others as many.
+    /// Appends to the audit. Of decisions that changed what a device has the newest 100,000 are
+    /// kept, and of all others as many.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -115,8 +116,11 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn audit(&self, count: u32) -> Result<Vec<AuditRow>, StoreError> {
-        let newest =
-            |table| format!("SELECT *, '{table}' AS part FROM (SELECT * FROM {table} ORDER BY id DESC LIMIT ?1)");
+        let newest = |table| {
+            format!(
+                "SELECT *, '{table}' AS part FROM (SELECT * FROM {table} ORDER BY id DESC LIMIT ?1)"
+            )
+        };
         let query = format!(
             "SELECT time_us, client, action, ek_id, device_id, is_proven, code, detail, duration_us
              FROM ({} UNION ALL {}) ORDER BY time_us DESC, part, id DESC LIMIT ?1",
@@ -152,6 +156,7 @@ fn microseconds(time: OffsetDateTime) -> i64 {
 
 const CHANGES: &str = "audit_changes";
 const OTHERS: &str = "audit_others";
-/// Of each part. Keeps the file bounded however many requests strangers send: of entries as long as they can be (a detail has 512
-/// bytes at most), 100,000 take 75 MB; of usual ones, with a detail of 100 bytes, 25 MB.
+/// Of each part. Keeps the file bounded however many requests strangers send: of entries as long as
+/// they can be (a detail has 512 bytes at most), 100,000 take 75 MB; of usual ones, with a detail
+/// of 100 bytes, 25 MB.
 const AUDIT_LIMIT: i64 = 100_000;

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use assay_ca_core::{
-    Assurance, Confirmation, Confirmed, EncryptedCertificate, IssuedCertificate, TicketKey, Unconfirmed,
+    Assurance, Confirmation, Confirmed, EncryptedCertificate, IssuedCertificate, TicketKey,
+    Unconfirmed,
 };
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{OptionalExtension, Row, params};
@@ -28,12 +29,14 @@ impl Transaction<'_> {
         let mut statement = self.0.prepare_cached(
             "SELECT der FROM certificates WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'active' AND not_after > ?3",
         )?;
-        let found = statement.query_row(params![ek.as_bytes(), ik_id, now.unix_timestamp()], |row| row.get(0));
+        let found = statement
+            .query_row(params![ek.as_bytes(), ik_id, now.unix_timestamp()], |row| row.get(0));
         Ok(found.optional()?)
     }
 
-    /// The certificates that were sealed to an EK for this IK and wait to be confirmed, the newest first, each with its DER. What waits
-    /// under another ticket key can never be confirmed, and is left out.
+    /// The certificates that were sealed to an EK for this IK and wait to be confirmed, the newest
+    /// first, each with its DER. What waits under another ticket key can never be confirmed, and is
+    /// left out.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -57,8 +60,8 @@ impl Transaction<'_> {
         Ok(rows.into_iter().filter_map(|(certificate, der)| Some((certificate, der?))).collect())
     }
 
-    /// Records a certificate: of a proven device as its only active one, of another as one that waits to be confirmed, which nobody
-    /// finds here who has not `key`.
+    /// Records a certificate: of a proven device as its only active one, of another as one that
+    /// waits to be confirmed, which nobody finds here who has not `key`.
     ///
     /// # Errors
     /// The file cannot be written, or the device id and the EK do not belong together.
@@ -103,8 +106,8 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// What became of the certificate that a device confirms. One whose time to be confirmed is over has ended, unless it is in force:
-    /// an active one is sealed to a device that asks again.
+    /// What became of the certificate that a device confirms. One whose time to be confirmed is
+    /// over has ended, unless it is in force: an active one is sealed to a device that asks again.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -120,26 +123,38 @@ impl Transaction<'_> {
         );
         let mut statement = self.0.prepare_cached(&query)?;
         let (ek, sha256) = (confirmation.ek_id(), confirmation.certificate_sha256());
-        let found = statement.query_row(params![ek.as_bytes(), sha256, now.unix_timestamp()], |row| {
-            Ok(match row.get::<_, String>(7)?.as_str() {
-                "unconfirmed" => ToConfirm::Unconfirmed(unconfirmed(row)?),
-                "active" => ToConfirm::Active(parsed(row, 1)?),
-                _ => ToConfirm::Ended,
-            })
-        });
+        let found =
+            statement.query_row(params![ek.as_bytes(), sha256, now.unix_timestamp()], |row| {
+                Ok(match row.get::<_, String>(7)?.as_str() {
+                    "unconfirmed" => ToConfirm::Unconfirmed(unconfirmed(row)?),
+                    "active" => ToConfirm::Active(parsed(row, 1)?),
+                    _ => ToConfirm::Ended,
+                })
+            });
         Ok(found.optional()?.unwrap_or(ToConfirm::Ended))
     }
 
-    /// Makes a confirmed certificate its device's only active one, and registers the device if it is new; `false` if it does not wait
-    /// under `key`.
+    /// Makes a confirmed certificate its device's only active one, and registers the device if it
+    /// is new; `false` if it does not wait under `key`.
     ///
     /// # Errors
     /// The file cannot be written, or the device id and the EK do not belong together.
-    pub fn activate(&self, confirmed: &Confirmed, key: &TicketKey, now: OffsetDateTime) -> Result<bool, StoreError> {
+    pub fn activate(
+        &self,
+        confirmed: &Confirmed,
+        key: &TicketKey,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
         let certificate = confirmed.certificate();
         let waiting = "SELECT der FROM certificates WHERE serial = ?1 AND status = 'unconfirmed'";
-        let waiting = self.0.prepare_cached(waiting)?.query_row([certificate.serial], |row| row.get(0)).optional()?;
-        let der = waiting.and_then(|waiting| key.decrypt(&EncryptedCertificate::new(waiting), &certificate.serial));
+        let waiting = self
+            .0
+            .prepare_cached(waiting)?
+            .query_row([certificate.serial], |row| row.get(0))
+            .optional()?;
+        let der = waiting.and_then(|waiting| {
+            key.decrypt(&EncryptedCertificate::new(waiting), &certificate.serial)
+        });
         let Some(der) = der else { return Ok(false) };
         self.register(&certificate.device_id, &certificate.ek_id, certificate.assurance, now)?;
         self.supersede(&certificate.ek_id, now)?;
@@ -278,9 +293,10 @@ impl Store {
             "SELECT c.status, l.since IS NOT NULL FROM certificates c LEFT JOIN disabled_eks l USING (ek_id)
              WHERE c.serial = ?1 AND c.device_id = ?2 AND c.sha256 = ?3",
         )?;
-        let found = statement.query_row(params![shown.serial, device.as_str(), shown.sha256], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?))
-        });
+        let found = statement
+            .query_row(params![shown.serial, device.as_str(), shown.sha256], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?))
+            });
         let found = found.optional()?;
         Ok(match found.as_ref().map(|(status, disabled)| (status.as_str(), *disabled)) {
             None => CertificateStatus::Unknown,

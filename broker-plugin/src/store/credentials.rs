@@ -21,7 +21,9 @@ pub struct Credential {
 impl Credential {
     /// Reads it in DER; `None` if it is a device's, or no certificate of ours.
     pub fn read(der: &[u8]) -> Option<Self> {
-        let role = Identity::from_certificate(der).ok().filter(|role| !matches!(role, Identity::Device { .. }))?;
+        let role = Identity::from_certificate(der)
+            .ok()
+            .filter(|role| !matches!(role, Identity::Device { .. }))?;
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         Some(Self {
             role,
@@ -50,7 +52,8 @@ pub struct CredentialRow {
 }
 
 impl Store {
-    /// Puts a certificate on record, without which it lets nobody in; `false` if there is one of this name.
+    /// Puts a certificate on record, without which it lets nobody in; `false` if there is one of
+    /// this name.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -96,16 +99,22 @@ impl Store {
         )
     }
 
-    /// Revokes the certificate of this name; `None` if there is none, `false` if it was revoked before.
+    /// Revokes the certificate of this name; `None` if there is none, `false` if it was revoked
+    /// before.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn revoke_credential(&mut self, name: &str, now: OffsetDateTime) -> Result<Option<bool>, StoreError> {
+    pub fn revoke_credential(
+        &mut self,
+        name: &str,
+        now: OffsetDateTime,
+    ) -> Result<Option<bool>, StoreError> {
         self.transaction(|transaction| {
-            let revoked_at =
-                transaction.0.query_row("SELECT revoked_at FROM credentials WHERE name = ?1", params![name], |row| {
-                    row.get::<_, Option<i64>>(0)
-                });
+            let revoked_at = transaction.0.query_row(
+                "SELECT revoked_at FROM credentials WHERE name = ?1",
+                params![name],
+                |row| row.get::<_, Option<i64>>(0),
+            );
             let Some(revoked_at) = revoked_at.optional()? else { return Ok(None) };
             if revoked_at.is_none() {
                 transaction.0.execute(
@@ -126,9 +135,11 @@ impl Store {
         identity: &Identity,
         shown: &ClientCertificate,
     ) -> Result<CertificateStatus, StoreError> {
-        let mut statement =
-            self.connection.prepare_cached("SELECT revoked_at FROM credentials WHERE sha256 = ?1 AND role = ?2")?;
-        let found = statement.query_row(params![shown.sha256, role(identity)], |row| row.get::<_, Option<i64>>(0));
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT revoked_at FROM credentials WHERE sha256 = ?1 AND role = ?2")?;
+        let found = statement
+            .query_row(params![shown.sha256, role(identity)], |row| row.get::<_, Option<i64>>(0));
         Ok(match found.optional()? {
             None => CertificateStatus::Unknown,
             Some(None) => CertificateStatus::Active,

@@ -1,4 +1,5 @@
-//! The enrolment list: EKs that an operator vouches for, and devices that an operator switched off or removed.
+//! The enrolment list: EKs that an operator vouches for, and devices that an operator switched off
+//! or removed.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,8 @@ use time::OffsetDateTime;
 
 use super::{Store, StoreError, ek_id, optional_device_id, parsed};
 
-/// An EK to put on the list. What is `None` is left open: for an EK that is on the list, nothing is to change.
+/// An EK to put on the list. What is `None` is left open: for an EK that is on the list, nothing is
+/// to change.
 #[derive(Clone, Debug)]
 pub struct NewEnrolment {
     /// The EK.
@@ -58,7 +60,8 @@ pub struct EnrolmentRow {
     pub device_id: Option<DeviceId>,
     /// The encoding that the operator's file had; `None` without an enrolment.
     pub recognised: Option<String>,
-    /// What happens when the device asks again; `None` without an enrolment, which is [`Reprovision::Reissue`].
+    /// What happens when the device asks again; `None` without an enrolment, which is
+    /// [`Reprovision::Reissue`].
     pub reprovision: Option<Reprovision>,
     /// Whether it was enrolled as an EK of Azure's SDKs.
     pub legacy_dps_ek: bool,
@@ -72,7 +75,8 @@ pub struct EnrolmentRow {
     pub shared_key: Option<SharedKeyOnRecord>,
     /// What the operator's list says of it besides.
     pub tags: Tags,
-    /// When it was enrolled or, without an enrolment, registered or else disabled; in seconds since 1970.
+    /// When it was enrolled or, without an enrolment, registered or else disabled; in seconds since
+    /// 1970.
     pub added_at: i64,
 }
 
@@ -118,7 +122,8 @@ pub enum EnrolError {
         /// As it is enrolled.
         found: bool,
     },
-    /// Its shared key may be sent to a plain storage root key and is not to be, or the other way round.
+    /// Its shared key may be sent to a plain storage root key and is not to be, or the other way
+    /// round.
     #[error("EK {ek} is enrolled with plain_srk {found}, not {}; `assay enroll update {ek} --plain-srk={}` changes it", !.found, !.found)]
     PlainSrk {
         /// The EK.
@@ -138,7 +143,9 @@ pub enum EnrolError {
     #[error("EK {0} is registered as {1}; enrol it under that id or leave the device id out")]
     Registered(EkId, DeviceId),
     /// The id is another EK's.
-    #[error("device id {0} belongs to EK {1}; if this EK is to take its place: `assay enroll remove {0}` first")]
+    #[error(
+        "device id {0} belongs to EK {1}; if this EK is to take its place: `assay enroll remove {0}` first"
+    )]
     DeviceIdTaken(DeviceId, EkId),
 }
 
@@ -147,7 +154,8 @@ fn known_as(device_id: &Option<DeviceId>) -> String {
 }
 
 impl Store {
-    /// Puts EKs on the list: all of them, or none if one cannot be. Each result stands where its EK does.
+    /// Puts EKs on the list: all of them, or none if one cannot be. Each result stands where its EK
+    /// does.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -168,14 +176,18 @@ impl Store {
         self.try_enroll(new).map(|(_, results)| results)
     }
 
-    fn try_enroll(&mut self, new: &[NewEnrolment]) -> Result<(rusqlite::Transaction<'_>, EnrolResults), StoreError> {
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    fn try_enroll(
+        &mut self,
+        new: &[NewEnrolment],
+    ) -> Result<(rusqlite::Transaction<'_>, EnrolResults), StoreError> {
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let results = new.iter().map(|new| enroll(&transaction, new)).collect::<Result<_, _>>()?;
         Ok((transaction, results))
     }
 
-    /// Changes what happens when a device asks again, and whether its shared key may be sent to a plain storage root key; what is
-    /// `None` stays as it is. `false` if the EK is not on the list.
+    /// Changes what happens when a device asks again, and whether its shared key may be sent to a
+    /// plain storage root key; what is `None` stays as it is. `false` if the EK is not on the list.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -193,12 +205,17 @@ impl Store {
         Ok(changed == 1)
     }
 
-    /// Forgets an EK: its enrolment and its registration go, its certificates are revoked, its shared key is retired, and its device id
-    /// is free. If it is disabled it remains so. What was only offered to it is withdrawn too. `None` if there is nothing to forget.
+    /// Forgets an EK: its enrolment and its registration go, its certificates are revoked, its
+    /// shared key is retired, and its device id is free. If it is disabled it remains so. What was
+    /// only offered to it is withdrawn too. `None` if there is nothing to forget.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn remove(&mut self, ek: &EkId, now: OffsetDateTime) -> Result<Option<Removed>, StoreError> {
+    pub fn remove(
+        &mut self,
+        ek: &EkId,
+        now: OffsetDateTime,
+    ) -> Result<Option<Removed>, StoreError> {
         self.transaction(|transaction| {
             let mut rows = 0;
             for table in ["enrolments", "devices"] {
@@ -221,7 +238,11 @@ impl Store {
     /// The file cannot be read.
     pub fn enrolments(&self) -> Result<Vec<EnrolmentRow>, StoreError> {
         let all = "SELECT ek_id FROM enrolments UNION SELECT ek_id FROM devices UNION SELECT ek_id FROM disabled_eks";
-        self.list(&format!("{} ORDER BY added_at, k.ek_id", what_is_known_of(all)), &[], enrolment_row)
+        self.list(
+            &format!("{} ORDER BY added_at, k.ek_id", what_is_known_of(all)),
+            &[],
+            enrolment_row,
+        )
     }
 
     /// The EK with this id, if the CA knows it.
@@ -244,23 +265,38 @@ impl Store {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn set_disabled(&mut self, ek: &EkId, disabled: bool, now: OffsetDateTime) -> Result<bool, StoreError> {
+    pub fn set_disabled(
+        &mut self,
+        ek: &EkId,
+        disabled: bool,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
         Ok(set_disabled(&self.connection, ek, disabled, now)?)
     }
 }
 
-fn set_disabled(connection: &Connection, ek: &EkId, disabled: bool, now: OffsetDateTime) -> rusqlite::Result<bool> {
+fn set_disabled(
+    connection: &Connection,
+    ek: &EkId,
+    disabled: bool,
+    now: OffsetDateTime,
+) -> rusqlite::Result<bool> {
     let changed = if disabled {
         connection
             .prepare_cached("INSERT OR IGNORE INTO disabled_eks (ek_id, since) VALUES (?1, ?2)")?
             .execute(params![ek.as_bytes(), now.unix_timestamp()])?
     } else {
-        connection.prepare_cached("DELETE FROM disabled_eks WHERE ek_id = ?1")?.execute(params![ek.as_bytes()])?
+        connection
+            .prepare_cached("DELETE FROM disabled_eks WHERE ek_id = ?1")?
+            .execute(params![ek.as_bytes()])?
     };
     Ok(changed == 1)
 }
 
-fn enroll(connection: &Connection, new: &NewEnrolment) -> Result<Result<Enrolled, EnrolError>, StoreError> {
+fn enroll(
+    connection: &Connection,
+    new: &NewEnrolment,
+) -> Result<Result<Enrolled, EnrolError>, StoreError> {
     let known = enrolment(connection, &new.ek_id)?;
     if let Some(difference) = known.as_ref().and_then(|known| difference(known, new)) {
         return Ok(Err(difference));
@@ -310,7 +346,9 @@ fn difference(known: &EnrolmentRow, new: &NewEnrolment) -> Option<EnrolError> {
         && known.device_id.as_ref() != Some(&wanted)
     {
         match known.device_id.clone() {
-            Some(device_id) if known.registered => return Some(EnrolError::Registered(ek, device_id)),
+            Some(device_id) if known.registered => {
+                return Some(EnrolError::Registered(ek, device_id));
+            }
             found if enrolled => return Some(EnrolError::EnrolledAs { ek, found, wanted }),
             _ => {}
         }
@@ -334,8 +372,14 @@ fn difference(known: &EnrolmentRow, new: &NewEnrolment) -> Option<EnrolError> {
 
 fn enrolment(connection: &Connection, ek: &EkId) -> Result<Option<EnrolmentRow>, StoreError> {
     let this_one = "SELECT ?1 AS ek_id";
-    let query = format!("{} WHERE coalesce(e.ek_id, d.ek_id, l.ek_id) IS NOT NULL", what_is_known_of(this_one));
-    Ok(connection.prepare_cached(&query)?.query_row(params![ek.as_bytes()], enrolment_row).optional()?)
+    let query = format!(
+        "{} WHERE coalesce(e.ek_id, d.ek_id, l.ek_id) IS NOT NULL",
+        what_is_known_of(this_one)
+    );
+    Ok(connection
+        .prepare_cached(&query)?
+        .query_row(params![ek.as_bytes()], enrolment_row)
+        .optional()?)
 }
 
 /// The query for what [`enrolment_row`] reads, of the EKs that another query names.
@@ -369,7 +413,9 @@ fn enrolment_row(row: &Row<'_>) -> rusqlite::Result<EnrolmentRow> {
         shared_key,
         added_at: row.get(9)?,
         tags: match row.get::<_, Option<String>>(10)? {
-            Some(tags) => serde_json::from_str(&tags).map_err(|error| super::unreadable(10, error))?,
+            Some(tags) => {
+                serde_json::from_str(&tags).map_err(|error| super::unreadable(10, error))?
+            }
             None => Tags::new(),
         },
     })

@@ -1,8 +1,10 @@
-//! The SQLite file: trust anchors, enrolments, devices, certificates, generations of shared keys, audit.
+//! The SQLite file: trust anchors, enrolments, devices, certificates, generations of shared keys,
+//! audit.
 //!
-//! What it promises: a committed transaction survives a crash of the process and of the machine (write-ahead log, `synchronous=FULL`);
-//! an EK has at most one device id and a device id at most one EK; an EK has at most one active certificate. The last three
-//! are constraints of the schema, so that no race between processes can break them.
+//! What it promises: a committed transaction survives a crash of the process and of the machine
+//! (write-ahead log, `synchronous=FULL`); an EK has at most one device id and a device id at most
+//! one EK; an EK has at most one active certificate. The last three are constraints of the schema,
+//! so that no race between processes can break them.
 
 mod audit;
 mod certificates;
@@ -21,7 +23,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use assay_ca_core::{
-    CertificateOnRecord, Enrolment, QUOTA_PERIOD, Records, Registration, SharedKeyOnRecord, due_device_id,
+    CertificateOnRecord, Enrolment, QUOTA_PERIOD, Records, Registration, SharedKeyOnRecord,
+    due_device_id,
 };
 use assay_wire::{DeviceId, EkId, Scope};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, TransactionBehavior, params};
@@ -30,7 +33,9 @@ use time::OffsetDateTime;
 pub use audit::{AuditEntry, AuditRow, Whom};
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
 pub use credentials::{Credential, CredentialRow};
-pub use enrolments::{EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags};
+pub use enrolments::{
+    EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags,
+};
 pub use revocation::RevokedCertificates;
 pub use shared_keys::SharedKeyHolder;
 pub use trust::{AnchorRow, AnchorsVersion, Trusted};
@@ -59,7 +64,8 @@ impl Store {
     /// There is no such file, or it has another schema version.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let store = Self::connect(path)?;
-        let version = store.connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let version =
+            store.connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if version != SCHEMA_VERSION {
             return Err(StoreError::Version(version));
         }
@@ -79,11 +85,17 @@ impl Store {
         Ok(Self { connection })
     }
 
-    /// What is known of an EK, and of the device id in question: the input of `ca-core`'s admission rules.
+    /// What is known of an EK, and of the device id in question: the input of `ca-core`'s admission
+    /// rules.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn records(&self, ek: &EkId, about: IdInQuestion<'_>, now: OffsetDateTime) -> Result<Records, StoreError> {
+    pub fn records(
+        &self,
+        ek: &EkId,
+        about: IdInQuestion<'_>,
+        now: OffsetDateTime,
+    ) -> Result<Records, StoreError> {
         // Of one moment, and with one lock for all of it.
         let moment = self.connection.unchecked_transaction()?;
         records(&moment, ek, about, now)
@@ -97,10 +109,12 @@ impl Store {
         granted(&self.connection, ek)
     }
 
-    /// Puts the scope on record that a CA is going to serve. It may be another than before as long as there are no devices.
+    /// Puts the scope on record that a CA is going to serve. It may be another than before as long
+    /// as there are no devices.
     ///
     /// # Errors
-    /// There are, and they know the CA by the scope that is on record; or the file cannot be written.
+    /// There are, and they know the CA by the scope that is on record; or the file cannot be
+    /// written.
     pub fn record_scope(&mut self, scope: &Scope) -> Result<(), StoreError> {
         // Most often; and it keeps nobody from writing.
         if scope_on_record(&self.connection)?.as_ref() == Some(scope) {
@@ -122,7 +136,8 @@ impl Store {
         may_serve(&self.connection, scope)
     }
 
-    /// Runs `work` in one write transaction; all of it is durable when this returns `Ok`, or none of it happened.
+    /// Runs `work` in one write transaction; all of it is durable when this returns `Ok`, or none
+    /// of it happened.
     ///
     /// # Errors
     /// What `work` returned, or the commit failed.
@@ -130,7 +145,8 @@ impl Store {
         &mut self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let result = work(&Transaction(&transaction))?;
         transaction.commit()?;
         Ok(result)
@@ -145,7 +161,8 @@ impl Store {
     /// The file cannot be written, or there is no room beside it.
     pub fn check_writable(&mut self) -> Result<(), StoreError> {
         self.transaction(|Transaction(connection)| {
-            let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            let version: i64 =
+                connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
             // SQLite does not look whether it is the same: it writes the page, and the commit waits
             // for the disk.
             Ok(connection.pragma_update(None, "user_version", version)?)
@@ -156,8 +173,9 @@ impl Store {
         Ok(room.write_all(&vec![0; ROOM])?)
     }
 
-    /// Moves what is committed from the write-ahead log to where it belongs, as far as nobody who reads needs it there, and delays neither
-    /// readers nor writers. Nothing is lost without it: the log grows until a commit has to do it.
+    /// Moves what is committed from the write-ahead log to where it belongs, as far as nobody who
+    /// reads needs it there, and delays neither readers nor writers. Nothing is lost without it:
+    /// the log grows until a commit has to do it.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -181,16 +199,22 @@ impl Store {
 pub struct Transaction<'t>(&'t Connection);
 
 impl Transaction<'_> {
-    /// What is known of an EK, and of the device id in question; nothing can change it before this transaction commits.
+    /// What is known of an EK, and of the device id in question; nothing can change it before this
+    /// transaction commits.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn records(&self, ek: &EkId, about: IdInQuestion<'_>, now: OffsetDateTime) -> Result<Records, StoreError> {
+    pub fn records(
+        &self,
+        ek: &EkId,
+        about: IdInQuestion<'_>,
+        now: OffsetDateTime,
+    ) -> Result<Records, StoreError> {
         records(self.0, ek, about, now)
     }
 
-    /// Refuses to record anything about a device in another scope than the one on record, which another process may have changed
-    /// since this one began to serve.
+    /// Refuses to record anything about a device in another scope than the one on record, which
+    /// another process may have changed since this one began to serve.
     ///
     /// # Errors
     /// It is another, or the file cannot be read.
@@ -202,12 +226,15 @@ impl Transaction<'_> {
     }
 }
 
-/// Refuses another scope than the one on record, once something was granted in that; what was made to try brokers does not count.
+/// Refuses another scope than the one on record, once something was granted in that; what was made
+/// to try brokers does not count.
 fn may_serve(connection: &Connection, scope: &Scope) -> Result<(), StoreError> {
     let has_granted = "SELECT EXISTS (SELECT 1 FROM devices) OR EXISTS (SELECT 1 FROM shared_keys)
                            OR EXISTS (SELECT 1 FROM certificates WHERE assurance <> 'none')";
     match scope_on_record(connection)? {
-        Some(was) if was != *scope && connection.query_row(has_granted, [], |row| row.get(0))? => {
+        Some(was)
+            if was != *scope && connection.query_row(has_granted, [], |row| row.get(0))? =>
+        {
             Err(StoreError::Scope { was, is: scope.clone() })
         }
         _ => Ok(()),
@@ -274,7 +301,8 @@ fn records(
             Ok((SharedKeyOnRecord { generation, is_used, plain_srk_generation }, row.get(3)?))
         })
         .optional()?;
-    let (shared_key, recent_generations) = shared_key.map_or((None, 0), |(key, recent)| (Some(key), recent));
+    let (shared_key, recent_generations) =
+        shared_key.map_or((None, 0), |(key, recent)| (Some(key), recent));
     let (id_holder, other_ek) = match about {
         IdInQuestion::Is(device) => (holder(connection, device)?, None),
         IdInQuestion::Due { derived, other_eks } => {
@@ -310,8 +338,9 @@ fn first_on_record(connection: &Connection, eks: &[EkId]) -> Result<Option<EkId>
 }
 
 fn granted(connection: &Connection, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
-    let mut statement = connection
-        .prepare_cached("SELECT device_id, reprovision, legacy_dps_ek, plain_srk FROM enrolments WHERE ek_id = ?1")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT device_id, reprovision, legacy_dps_ek, plain_srk FROM enrolments WHERE ek_id = ?1",
+    )?;
     let enrolment = statement.query_row(params![ek.as_bytes()], |row| {
         Ok(Enrolment {
             device_id: optional_device_id(row, 0)?,
@@ -372,7 +401,9 @@ fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
 }
 
 fn optional_device_id(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<DeviceId>> {
-    row.get::<_, Option<String>>(column)?.map(|id| id.parse().map_err(|error| unreadable(column, error))).transpose()
+    row.get::<_, Option<String>>(column)?
+        .map(|id| id.parse().map_err(|error| unreadable(column, error)))
+        .transpose()
 }
 
 fn ek_id(row: &Row<'_>, column: usize) -> rusqlite::Result<EkId> {
@@ -383,20 +414,25 @@ fn time(column: usize, seconds: i64) -> rusqlite::Result<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp(seconds).map_err(|error| unreadable(column, error))
 }
 
-fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+fn unreadable(
+    column: usize,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
 const SCHEMA_VERSION: i64 = 6;
-/// Per connection, and taken only as it is used: what leads to the leaves of all indexes of a million devices (some 1,300 pages), and as
-/// much for leaves.
+/// Per connection, and taken only as it is used: what leads to the leaves of all indexes of a
+/// million devices (some 1,300 pages), and as much for leaves.
 const CACHE_KIB: i64 = 8 * 1024;
-/// The length of the write-ahead log, in pages of 4 KiB, at which a commit does a checkpoint itself. Long, because such a commit waits for
-/// the disk for a second if it has to write that many pages all over a large file; a worker does it in the background.
+/// The length of the write-ahead log, in pages of 4 KiB, at which a commit does a checkpoint
+/// itself. Long, because such a commit waits for the disk for a second if it has to write that many
+/// pages all over a large file; a worker does it in the background.
 const WAL_PAGES: i64 = 16 * 1024;
 /// More than the statements there are, so that each is parsed once per connection.
 const PREPARED_STATEMENTS: usize = 64;
 /// What the log grows by in some seconds of a busy CA: some 250 pages.
 const ROOM: usize = 1024 * 1024;
-/// How long one process waits for another's transaction. Ours take milliseconds; an operator's command never holds one open.
+/// How long one process waits for another's transaction. Ours take milliseconds; an operator's
+/// command never holds one open.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -18,9 +18,10 @@ pub struct SharedKeyHolder {
 }
 
 impl Transaction<'_> {
-    /// Records that a shared key was offered to an EK under a device id. The generation on record is only set the first time: that of a
-    /// later offer counts once a token of it is [accepted](Self::accept_shared_key). That a plain storage root key was offered it is
-    /// never forgotten.
+    /// Records that a shared key was offered to an EK under a device id. The generation on record
+    /// is only set the first time: that of a later offer counts once a token of it is
+    /// [accepted](Self::accept_shared_key). That a plain storage root key was offered it is never
+    /// forgotten.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -49,14 +50,16 @@ impl Transaction<'_> {
                 device.as_str(),
                 assurance.to_string(),
                 generation,
-                // Once seen, a vendor's word stays: anybody may leave the certificate out of a request.
+                // Once seen, a vendor's word stays: anybody may leave the certificate out of a
+                // request.
                 Assurance::VendorCertificate.to_string(),
                 plain_srk_generation
             ])?;
         Ok(())
     }
 
-    /// Records that a device connected with a token of this generation: earlier ones are retired, and the device is registered.
+    /// Records that a device connected with a token of this generation: earlier ones are retired,
+    /// and the device is registered.
     ///
     /// # Errors
     /// The file cannot be written, or the device id and the EK do not belong together.
@@ -82,21 +85,26 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// The EKs to which a shared key was offered under this device id. More than one only if the id changed hands; admission
-    /// knows whose it is now.
+    /// The EKs to which a shared key was offered under this device id. More than one only if the id
+    /// changed hands; admission knows whose it is now.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn shared_key_holders(&self, device: &DeviceId) -> Result<Vec<SharedKeyHolder>, StoreError> {
+    pub fn shared_key_holders(
+        &self,
+        device: &DeviceId,
+    ) -> Result<Vec<SharedKeyHolder>, StoreError> {
         holders(self.0, device)
     }
 
-    /// Retires the shared key of an EK, and those that were offered but not used yet; `false` if it never had one.
+    /// Retires the shared key of an EK, and those that were offered but not used yet; `false` if it
+    /// never had one.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn retire_shared_key(&self, ek: &EkId) -> Result<bool, StoreError> {
-        // None that was offered is later than the next of the one on record, or of the last that a plain SRK was offered.
+        // None that was offered is later than the next of the one on record, or of the last that a
+        // plain SRK was offered.
         let mut statement = self.0.prepare_cached(
             "UPDATE shared_keys SET generation = max(generation, plain_srk_generation) + 2, is_used = 0 WHERE ek_id = ?1",
         )?;
@@ -109,13 +117,20 @@ impl Store {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn shared_key_holders(&self, device: &DeviceId) -> Result<Vec<SharedKeyHolder>, StoreError> {
+    pub fn shared_key_holders(
+        &self,
+        device: &DeviceId,
+    ) -> Result<Vec<SharedKeyHolder>, StoreError> {
         holders(&self.connection, device)
     }
 }
 
-fn holders(connection: &rusqlite::Connection, device: &DeviceId) -> Result<Vec<SharedKeyHolder>, StoreError> {
-    let mut statement = connection.prepare_cached("SELECT ek_id, assurance FROM shared_keys WHERE device_id = ?1")?;
+fn holders(
+    connection: &rusqlite::Connection,
+    device: &DeviceId,
+) -> Result<Vec<SharedKeyHolder>, StoreError> {
+    let mut statement = connection
+        .prepare_cached("SELECT ek_id, assurance FROM shared_keys WHERE device_id = ?1")?;
     let rows = statement.query_map(params![device.as_str()], |row| {
         Ok(SharedKeyHolder { ek_id: ek_id(row, 0)?, assurance: parsed(row, 1)? })
     })?;

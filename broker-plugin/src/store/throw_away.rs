@@ -11,15 +11,21 @@ use crate::ca::Change;
 use crate::random_bytes;
 
 impl Store {
-    /// Puts the certificate of a device that does not exist on record, without which it lets nobody in; and in the audit. The device
-    /// is not registered, and the certificate counts as one that never came into force: [forgotten](super::Transaction::prune_expired)
-    /// when it has been revoked and has expired.
+    /// Puts the certificate of a device that does not exist on record, without which it lets nobody
+    /// in; and in the audit. The device is not registered, and the certificate counts as one that
+    /// never came into force: [forgotten](super::Transaction::prune_expired) when it has been
+    /// revoked and has expired.
     ///
     /// # Errors
     /// The file cannot be written, or the certificate not be read.
-    pub fn add_throw_away(&mut self, device: &DeviceId, der: &[u8], now: OffsetDateTime) -> Result<(), StoreError> {
-        let (_, certificate) =
-            X509Certificate::from_der(der).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    pub fn add_throw_away(
+        &mut self,
+        device: &DeviceId,
+        der: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let (_, certificate) = X509Certificate::from_der(der)
+            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
         let validity = certificate.validity();
         let audit = AuditEntry {
             time: now,

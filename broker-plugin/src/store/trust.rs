@@ -47,7 +47,8 @@ impl Store {
     /// The file cannot be written.
     pub fn add_anchor(&self, anchor: &AnchorRow) -> Result<Trusted, StoreError> {
         // With the write lock from the start: a reader that becomes a writer does not wait for one.
-        let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+        let transaction =
+            Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
         let known = transaction
             .prepare_cached("SELECT kind, allowances FROM anchors WHERE fingerprint = ?1")?
             .query_row(params![anchor.fingerprint], |row| role(row, 0))
@@ -96,8 +97,7 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn anchors(&self) -> Result<Vec<AnchorRow>, StoreError> {
-        let query =
-            "SELECT fingerprint, certificate, subject, kind, allowances, not_after, added_at FROM anchors ORDER BY id";
+        let query = "SELECT fingerprint, certificate, subject, kind, allowances, not_after, added_at FROM anchors ORDER BY id";
         self.list(query, &[], |row| {
             Ok(AnchorRow {
                 fingerprint: row.get(0)?,
@@ -115,8 +115,10 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn anchors_version(&self) -> Result<AnchorsVersion, StoreError> {
-        let mut statement = self.connection.prepare_cached("SELECT coalesce(max(id), 0), count(*) FROM anchors")?;
-        Ok(statement.query_row([], |row| Ok(AnchorsVersion { newest: row.get(0)?, count: row.get(1)? }))?)
+        let mut statement =
+            self.connection.prepare_cached("SELECT coalesce(max(id), 0), count(*) FROM anchors")?;
+        Ok(statement
+            .query_row([], |row| Ok(AnchorsVersion { newest: row.get(0)?, count: row.get(1)? }))?)
     }
 }
 

@@ -12,8 +12,9 @@ use crate::store::AuditEntry;
 
 /// Writes lines about decisions, and counts those that it leaves out.
 ///
-/// Strangers choose what is decided, and how often. So each source has a budget of lines, and all who have proven nothing share
-/// another: names cost nothing. What is left out here is in the audit all the same.
+/// Strangers choose what is decided, and how often. So each source has a budget of lines, and all
+/// who have proven nothing share another: names cost nothing. What is left out here is in the audit
+/// all the same.
 #[derive(Clone)]
 pub(super) struct DecisionLog(Arc<Budgets>);
 
@@ -50,13 +51,15 @@ impl DecisionLog {
             (None, None) => Source::Client(entry.client.clone()),
         };
         let now = Instant::now();
-        if !self.0.sources.allows(source, 1, now) || entry.proven().is_none() && !spend(&self.0.unproven, UNPROVEN, now)
+        if !self.0.sources.allows(source, 1, now)
+            || entry.proven().is_none() && !spend(&self.0.unproven, UNPROVEN, now)
         {
             self.leave_out();
             return;
         }
         let ek = entry.ek_id.map(|id| id.to_string());
-        let (device, due) = (entry.proven().map(DeviceId::as_str), entry.due().map(DeviceId::as_str));
+        let (device, due) =
+            (entry.proven().map(DeviceId::as_str), entry.due().map(DeviceId::as_str));
         match &entry.refusal {
             Some((code, detail)) => {
                 info!(client = %entry.client, ek, device, due, %code, detail, "{} refused", entry.action);
@@ -78,7 +81,10 @@ impl DecisionLog {
     pub(super) fn tell_left_out(&self) {
         let lines = self.0.left_out.swap(0, Ordering::Relaxed);
         if lines > 0 {
-            warn!(lines, "left out of this log, for there were too many of one kind; `assay audit` has the decisions");
+            warn!(
+                lines,
+                "left out of this log, for there were too many of one kind; `assay audit` has the decisions"
+            );
         }
     }
 
@@ -93,7 +99,8 @@ fn spend(budget: &Mutex<Budget>, rate: Rate, now: Instant) -> bool {
 
 /// A device that begins again three times, in all flows, stays below.
 const SOURCE: Rate = Rate::per_second(1, 20);
-/// A fleet that arrives at once shows its first five hundred. A line has 300 bytes, 800 at most: strangers write 3.5 GB a day at most.
+/// A fleet that arrives at once shows its first five hundred. A line has 300 bytes, 800 at most:
+/// strangers write 3.5 GB a day at most.
 const UNPROVEN: Rate = Rate::per_second(50, 500);
 /// A fault is one for all who find it.
 const FAULTS: Rate = Rate::per_second(1, 20);

@@ -4,7 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use assay_ca_core::{Confirmation, Evidence, ParentEvidence, ProvenDevice};
-use assay_wire::{DecodeError, EkId, Flow, Problem, ProblemCode, ReplyBody, Request, RequestBody, Topic};
+use assay_wire::{
+    DecodeError, EkId, Flow, Problem, ProblemCode, ReplyBody, Request, RequestBody, Topic,
+};
 use crossbeam_channel::{Receiver, Sender};
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -37,7 +39,8 @@ pub(super) fn run(
         // The one that this request is decided with to its end, whatever is reread meanwhile.
         let ca = Arc::clone(&outfit.borrow().ca);
         let id = Request::id_of(&job.message);
-        // A panic would be a bug of ours, but one that a stranger's bytes found must not take a thread from everybody else.
+        // A panic would be a bug of ours, but one that a stranger's bytes found must not take a
+        // thread from everybody else.
         let outcome = catch_unwind(AssertUnwindSafe(|| examine(&ca, &mut examiner, &job, log)));
         let (decision, subject) = outcome.unwrap_or_else(|_| {
             log.fault("examining a request panicked", &job.client);
@@ -54,7 +57,9 @@ pub(super) fn run(
                 debug!(client = %job.client, "ping answered");
                 outbox.reply(job, id, ReplyBody::Pong);
             }
-            Decision::Write(task) => _ = writes.send(Write::Request(Box::new(Pending { ca, job, id, task }))),
+            Decision::Write(task) => {
+                _ = writes.send(Write::Request(Box::new(Pending { ca, job, id, task })))
+            }
         }
     }
 }
@@ -98,7 +103,9 @@ fn examine(ca: &Ca, examiner: &mut Examiner, job: &Job, log: &DecisionLog) -> (D
             let mut subject = Subject::new(action(&body));
             match decide(ca, examiner, body, &mut subject, now) {
                 Ok(decision) => (decision, subject),
-                Err(refusal) => (Decision::Reply(ReplyBody::Problem(problem(&refusal, log))), subject),
+                Err(refusal) => {
+                    (Decision::Reply(ReplyBody::Problem(problem(&refusal, log))), subject)
+                }
             }
         }
     }
@@ -137,7 +144,9 @@ fn decide(
             let evidence = ParentEvidence::parse(bundle)?;
             subject.ek_id = Some(evidence.ek.ek_id());
             ca.profile.check_flow(Flow::SharedKey)?;
-            Ok(Decision::Write(Box::new(Task::Register(examiner.parent_applicant(&evidence, now)?))))
+            Ok(Decision::Write(Box::new(Task::Register(
+                examiner.parent_applicant(&evidence, now)?,
+            ))))
         }
         RequestBody::Ping => Ok(Decision::Pong),
     }
@@ -155,11 +164,14 @@ fn action(body: &RequestBody) -> &'static str {
     }
 }
 
-/// Replies go where the client's own topic leads and nowhere else, so that nobody can have one sent to somebody else.
+/// Replies go where the client's own topic leads and nowhere else, so that nobody can have one sent
+/// to somebody else.
 fn response_topic_problem(ca: &Ca, job: &Job) -> Option<Problem> {
     let asked = job.response_topic.as_ref()?;
     let due = Topic::Reply(ca.scope.clone(), job.client.clone()).to_string();
-    (*asked != due).then(|| Problem::new(ProblemCode::Malformed, format!("the Response Topic must be absent or {due}")))
+    (*asked != due).then(|| {
+        Problem::new(ProblemCode::Malformed, format!("the Response Topic must be absent or {due}"))
+    })
 }
 
 fn decode_problem(error: &DecodeError) -> ProblemCode {

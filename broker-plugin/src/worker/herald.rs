@@ -1,4 +1,5 @@
-//! Publishes the revocation list, retained: when it changes, before it is out of date, and to each broker that is new.
+//! Publishes the revocation list, retained: when it changes, before it is out of date, and to each
+//! broker that is new.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,12 @@ use crate::ca::{Ca, Refusal};
 use crate::store::Store;
 
 /// Publishes until nobody connects to brokers any more; `arrived` hears of each connection.
-pub(super) fn run(outfit: &watch::Receiver<Outfit>, mut store: Store, arrived: &Receiver<()>, outbox: &Outbox) {
+pub(super) fn run(
+    outfit: &watch::Receiver<Outfit>,
+    mut store: Store,
+    arrived: &Receiver<()>,
+    outbox: &Outbox,
+) {
     let mut published: Option<Published> = None;
     // Before the first connection there is nobody to publish to.
     if arrived.recv().is_err() {
@@ -28,7 +34,9 @@ pub(super) fn run(outfit: &watch::Receiver<Outfit>, mut store: Store, arrived: &
         match publish(ca, &mut store, last, outbox) {
             Ok(Some(now_published)) => published = Some(now_published),
             Ok(None) => {}
-            Err(refusal) => error!(error = %refusal, "the revocation list could not be published; trying again"),
+            Err(refusal) => {
+                error!(error = %refusal, "the revocation list could not be published; trying again")
+            }
         }
         match arrived.recv_timeout(POLL) {
             Ok(()) => published = None,

@@ -88,7 +88,10 @@ impl Intake<'_> {
                 }
                 Event::Incoming(Packet::SubAck(granted)) => match granted.return_codes.first() {
                     Some(SubscribeReasonCode::Success(_)) => ready(),
-                    refused => bail!("the broker refused the subscription to {}: {refused:?}", self.filter()),
+                    refused => bail!(
+                        "the broker refused the subscription to {}: {refused:?}",
+                        self.filter()
+                    ),
                 },
                 Event::Incoming(Packet::Publish(publish)) => {
                     if let Stage::Leaving(leaving) = &mut stage {
@@ -116,7 +119,9 @@ impl Intake<'_> {
     fn leave(&self, client: &AsyncClient, stage: Stage) -> Stage {
         match stage {
             Stage::Serving => self.leave(client, Stage::Leaving(Leaving::default())),
-            Stage::Leaving(leaving) if !leaving.asked && (!leaving.released || self.owed() == 0) => {
+            Stage::Leaving(leaving)
+                if !leaving.asked && (!leaving.released || self.owed() == 0) =>
+            {
                 let asked = client.try_unsubscribe(self.filter()).is_ok();
                 Stage::Leaving(Leaving { asked, quiet: true, ..leaving })
             }
@@ -139,8 +144,12 @@ impl Intake<'_> {
             return debug!(topic = ?publish.topic, "request ignored: it was not sent at QoS 1");
         }
         let received = Instant::now();
-        let receipt =
-            Receipt { packet_id: publish.pkid, connection: self.connection, received, _debt: self.outbox.ledger.owe() };
+        let receipt = Receipt {
+            packet_id: publish.pkid,
+            connection: self.connection,
+            received,
+            _debt: self.outbox.ledger.owe(),
+        };
         let topic = str::from_utf8(&publish.topic).ok().and_then(Topic::parse);
         let Some(Topic::Request(_, client)) = topic else {
             debug!(topic = ?publish.topic, "message on a topic that is not for requests");

@@ -3,10 +3,11 @@
 //! ```text
 //! broker → intake (async) → queues → examiners (threads) → writer (thread, one transaction a batch) → outbox → broker
 //! ```
-//! The intake never blocks: when a queue is full it answers *busy* at once. What was begun goes before what begins.
-//! Examiners check evidence and make challenges. The writer certifies; a certificate leaves it only after the commit. A request is acknowledged to the broker once its reply
-//! was handed over, but no broker gives a dead worker's messages to a living one: devices repeat what stays unanswered, and a
-//! repeat is answered with what was already issued.
+//! The intake never blocks: when a queue is full it answers *busy* at once. What was begun goes
+//! before what begins. Examiners check evidence and make challenges. The writer certifies; a
+//! certificate leaves it only after the commit. A request is acknowledged to the broker once its
+//! reply was handed over, but no broker gives a dead worker's messages to a living one: devices
+//! repeat what stays unanswered, and a repeat is answered with what was already issued.
 
 mod checkpointer;
 mod decision_log;
@@ -27,7 +28,9 @@ use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::Publish;
 use assay_mqtt::rumqttc::v5::{AsyncClient, ClientError};
 use assay_mqtt::{Backoff, BrokerUrl, Client};
-use assay_wire::{ClientId, Problem, ProblemCode, Reply, ReplyBody, Request, RequestId, Scope, Topic};
+use assay_wire::{
+    ClientId, Problem, ProblemCode, Reply, ReplyBody, Request, RequestId, Scope, Topic,
+};
 use bytes::Bytes;
 use crossbeam_channel as channel;
 use rustls::ClientConfig;
@@ -175,7 +178,9 @@ pub enum WorkerError {
     #[error("a thread of the worker ended; its log says why")]
     ThreadEnded,
     /// There was no time left.
-    #[error("not finished in time: {owed} requests and messages are left; their devices will ask again")]
+    #[error(
+        "not finished in time: {owed} requests and messages are left; their devices will ask again"
+    )]
     Unfinished {
         /// Requests and messages.
         owed: usize,
@@ -202,8 +207,14 @@ impl Threads {
         let (arrivals, arrived) = channel::bounded(1);
         let (running, stopped) = channel::bounded(0);
         let (heart, pulses) = Heart::new(thread::available_parallelism().map_or(1, usize::from));
-        let mut threads =
-            Self { queues, heart, arrivals, running, ended: Arc::new(Notify::new()), handles: Vec::new() };
+        let mut threads = Self {
+            queues,
+            heart,
+            arrivals,
+            running,
+            ended: Arc::new(Notify::new()),
+            handles: Vec::new(),
+        };
         let store = || Store::open(&config.database);
         let log = DecisionLog::new();
 
@@ -216,9 +227,14 @@ impl Threads {
             });
         }
         let (writer_store, writer_outbox) = (store()?, outbox.clone());
-        threads.spawn("writer".into(), move || writer::run(writer_store, &written, &writer_outbox, &log));
-        let (herald_store, outfit, herald_outbox) = (store()?, config.outfit.clone(), outbox.clone());
-        threads.spawn("herald".into(), move || herald::run(&outfit, herald_store, &arrived, &herald_outbox));
+        threads.spawn("writer".into(), move || {
+            writer::run(writer_store, &written, &writer_outbox, &log)
+        });
+        let (herald_store, outfit, herald_outbox) =
+            (store()?, config.outfit.clone(), outbox.clone());
+        threads.spawn("herald".into(), move || {
+            herald::run(&outfit, herald_store, &arrived, &herald_outbox)
+        });
         let store = store()?;
         threads.spawn("checkpointer".into(), move || checkpointer::run(&store, &stopped));
         Ok(threads)
@@ -246,7 +262,9 @@ impl Threads {
     async fn finish(self) {
         let Self { queues, heart, arrivals, running, handles, .. } = self;
         drop((queues, heart, arrivals, running));
-        let joined = tokio::task::spawn_blocking(|| handles.into_iter().for_each(|thread| _ = thread.join()));
+        let joined = tokio::task::spawn_blocking(|| {
+            handles.into_iter().for_each(|thread| _ = thread.join())
+        });
         _ = joined.await;
     }
 }
@@ -271,7 +289,8 @@ enum Work {
 struct Queues<End> {
     /// That begin something.
     first: End,
-    /// That finish what another began. They go first, for it would be begun again if they found no place.
+    /// That finish what another began. They go first, for it would be begun again if they found no
+    /// place.
     last: End,
 }
 
@@ -359,12 +378,18 @@ impl Outbox {
     }
 
     fn event(&self, topic: Topic, payload: Vec<u8>) {
-        self.post(Letter { message: Some(Message { topic, payload, retain: false }), cause: self.own() });
+        self.post(Letter {
+            message: Some(Message { topic, payload, retain: false }),
+            cause: self.own(),
+        });
     }
 
     /// For everybody, and for those who come later.
     fn proclaim(&self, topic: Topic, payload: Vec<u8>) {
-        self.post(Letter { message: Some(Message { topic, payload, retain: true }), cause: self.own() });
+        self.post(Letter {
+            message: Some(Message { topic, payload, retain: true }),
+            cause: self.own(),
+        });
     }
 
     fn own(&self) -> Cause {
@@ -380,7 +405,11 @@ impl Outbox {
 }
 
 /// Publishes letters and acknowledges the requests they answer, until the connection fails.
-async fn deliver(client: &AsyncClient, connection: u32, posted: &mut mpsc::Receiver<Letter>) -> anyhow::Error {
+async fn deliver(
+    client: &AsyncClient,
+    connection: u32,
+    posted: &mut mpsc::Receiver<Letter>,
+) -> anyhow::Error {
     while let Some(letter) = posted.recv().await {
         if let Err(error) = publish(client, connection, letter).await {
             return error.into();
@@ -424,14 +453,16 @@ fn mqtt_client() -> Client {
 
 /// Requests that wait in either queue: at some thousands a second, a tenth of a second's work.
 const QUEUE: usize = 256;
-/// Of as many jobs one may begin something while there is something to finish. Without anybody's doing both are as many.
+/// Of as many jobs one may begin something while there is something to finish. Without anybody's
+/// doing both are as many.
 const LASTS_PER_FIRST: usize = 8;
-/// Requests that the broker may send unacknowledged; more than both queues hold, so that a full queue is answered with *busy*.
+/// Requests that the broker may send unacknowledged; more than both queues hold, so that a full
+/// queue is answered with *busy*.
 const RECEIVE_MAXIMUM: u16 = 1024;
 /// Replies on their way to the broker.
 const WINDOW: u16 = 256;
-/// Messages that wait for a connection: all that the broker may have sent unacknowledged before and after a reconnect, and as
-/// many events.
+/// Messages that wait for a connection: all that the broker may have sent unacknowledged before and
+/// after a reconnect, and as many events.
 const OUTBOX: usize = 4 * RECEIVE_MAXIMUM as usize;
 /// A full disk or a stopped signer does not mend itself faster.
 const RETRY_AFTER_INTERNAL_S: u32 = 10;
@@ -444,8 +475,14 @@ mod tests {
 
     fn job(message: Vec<u8>) -> Job {
         let _debt = Ledger::default().owe();
-        let receipt = Receipt { packet_id: 1, connection: 0, received: std::time::Instant::now(), _debt };
-        Job { client: ClientId::bootstrap([0; 16]), message: message.into(), response_topic: None, receipt }
+        let receipt =
+            Receipt { packet_id: 1, connection: 0, received: std::time::Instant::now(), _debt };
+        Job {
+            client: ClientId::bootstrap([0; 16]),
+            message: message.into(),
+            response_topic: None,
+            receipt,
+        }
     }
 
     #[test]

@@ -23,8 +23,9 @@ impl Pressure {
         self.taken += 1;
     }
 
-    /// A request did not. Returns the seconds after which its sender should try again, different for each, so that those who were sent
-    /// away together do not come back together. `random` is uniform over all values of its type.
+    /// A request did not. Returns the seconds after which its sender should try again, different
+    /// for each, so that those who were sent away together do not come back together. `random` is
+    /// uniform over all values of its type.
     pub(super) fn send_away(&mut self, now: Instant, random: u32) -> u32 {
         self.look(now);
         self.sent_away += 1;
@@ -33,8 +34,9 @@ impl Pressure {
         self.advice / 2 + random % (self.advice + 1) + u32::from(self.advice == SHORTEST)
     }
 
-    /// Doubles the advice while more are sent away than are taken, and that nearly all the time, not in one burst: those who wait come back
-    /// once in that time, and nothing else can make them fewer. Halves it when there is room again.
+    /// Doubles the advice while more are sent away than are taken, and that nearly all the time,
+    /// not in one burst: those who wait come back once in that time, and nothing else can make them
+    /// fewer. Halves it when there is room again.
     fn look(&mut self, now: Instant) {
         let periods = (now - self.since).as_secs_f64() / PERIOD.as_secs_f64();
         if periods < 1.0 {
@@ -62,7 +64,8 @@ const PARTS: u32 = 10;
 const MOST_PARTS: u32 = 8;
 /// Seconds. A full queue is worked off in well under one.
 const SHORTEST: u32 = 1;
-/// Seconds. Whoever waits for two minutes costs next to nothing; longer waits would only be idle time once the rush is over.
+/// Seconds. Whoever waits for two minutes costs next to nothing; longer waits would only be idle
+/// time once the rush is over.
 const LONGEST: u32 = 128;
 
 #[cfg(test)]
@@ -70,9 +73,17 @@ mod tests {
     use super::*;
 
     /// The advice after so many seconds in each of which some were taken and some sent away.
-    fn advice_after(seconds: u64, taken: u32, sent_away: u32, pressure: &mut Pressure, start: Instant) -> u32 {
+    fn advice_after(
+        seconds: u64,
+        taken: u32,
+        sent_away: u32,
+        pressure: &mut Pressure,
+        start: Instant,
+    ) -> u32 {
         for second in 0..seconds {
-            let at = |number, of| start + Duration::from_secs_f64(second as f64 + f64::from(number) / f64::from(of));
+            let at = |number, of| {
+                start + Duration::from_secs_f64(second as f64 + f64::from(number) / f64::from(of))
+            };
             (0..taken).for_each(|number| pressure.take(at(number, taken)));
             (0..sent_away).for_each(|number| _ = pressure.send_away(at(number, sent_away), 0));
         }
@@ -86,8 +97,14 @@ mod tests {
         let mut pressure = Pressure::new(start);
         assert_eq!(advice_after(3, 10, 20, &mut pressure, start), 8);
         assert_eq!(advice_after(3, 10, 8, &mut pressure, start + Duration::from_secs(3)), 8);
-        assert_eq!(advice_after(20, 10, 20, &mut pressure, start + Duration::from_secs(6)), LONGEST);
-        assert_eq!(advice_after(20, 10, 1, &mut pressure, start + Duration::from_secs(26)), SHORTEST);
+        assert_eq!(
+            advice_after(20, 10, 20, &mut pressure, start + Duration::from_secs(6)),
+            LONGEST
+        );
+        assert_eq!(
+            advice_after(20, 10, 1, &mut pressure, start + Duration::from_secs(26)),
+            SHORTEST
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Decides what must be recorded, and records it: one transaction for as many requests as are waiting.
+//! Decides what must be recorded, and records it: one transaction for as many requests as are
+//! waiting.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,7 +43,9 @@ pub(super) enum Task {
 impl Task {
     fn subject(&self) -> Subject {
         let (action, ek_id, device) = match self {
-            Self::Certify(device) => ("certify", device.ek_id(), Some(Whom::Proven(device.device_id().clone()))),
+            Self::Certify(device) => {
+                ("certify", device.ek_id(), Some(Whom::Proven(device.device_id().clone())))
+            }
             Self::Enroll(applicant) => ("enroll", applicant.ek_id(), None),
             Self::Confirm(confirmation) => ("confirm", confirmation.ek_id(), None),
             Self::Register(applicant) => ("register", applicant.ek_id(), None),
@@ -86,8 +89,15 @@ pub(super) fn run(mut store: Store, writes: &Receiver<Write>, outbox: &Outbox, l
     log.tell_left_out();
 }
 
-/// One transaction, and only then the replies. If it fails, nothing of it happened and every device is told to try again.
-fn commit(store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEntry>, outbox: &Outbox, log: &DecisionLog) {
+/// One transaction, and only then the replies. If it fails, nothing of it happened and every device
+/// is told to try again.
+fn commit(
+    store: &mut Store,
+    waiting: Vec<Pending>,
+    audits: Vec<AuditEntry>,
+    outbox: &Outbox,
+    log: &DecisionLog,
+) {
     let (envelopes, tasks): (Vec<_>, Vec<_>) =
         waiting.into_iter().map(|Pending { ca, job, id, task }| ((job, id), (ca, task))).unzip();
     let answers = store.transaction(|transaction| {
@@ -105,9 +115,13 @@ fn commit(store: &mut Store, waiting: Vec<Pending>, audits: Vec<AuditEntry>, out
         Ok(answers) => {
             for ((job, id), (answer, audit)) in envelopes.into_iter().zip(answers) {
                 log.decision(&audit);
-                // A sealed certificate's subject is nobody's business, so there is no event for one.
+                // A sealed certificate's subject is nobody's business, so there is no event for
+                // one.
                 if let (ReplyBody::Certificate(_), Some(device_id)) = (&answer, audit.proven()) {
-                    outbox.event(Topic::Event(outbox.scope.clone(), device_id.clone()), event(device_id));
+                    outbox.event(
+                        Topic::Event(outbox.scope.clone(), device_id.clone()),
+                        event(device_id),
+                    );
                 }
                 outbox.reply(job, id, answer);
             }
@@ -140,7 +154,12 @@ fn answer(
     Ok((answer, audit))
 }
 
-fn perform(ca: &Ca, transaction: &Transaction<'_>, task: Task, subject: &mut Subject) -> Result<ReplyBody, Refusal> {
+fn perform(
+    ca: &Ca,
+    transaction: &Transaction<'_>,
+    task: Task,
+    subject: &mut Subject,
+) -> Result<ReplyBody, Refusal> {
     let now = OffsetDateTime::now_utc();
     match task {
         Task::Certify(device) => {
@@ -180,12 +199,16 @@ fn prune(store: &mut Store) -> Result<(), StoreError> {
 
 /// What operators hear of a certificate.
 fn event(device_id: &DeviceId) -> Vec<u8> {
-    serde_json::json!({ "event": "certified", "device_id": device_id.as_str() }).to_string().into_bytes()
+    serde_json::json!({ "event": "certified", "device_id": device_id.as_str() })
+        .to_string()
+        .into_bytes()
 }
 
-/// Requests in one transaction: past this, a longer batch gains nothing and only delays the first in it.
+/// Requests in one transaction: past this, a longer batch gains nothing and only delays the first
+/// in it.
 const BATCH: usize = 256;
 /// How long a refusal may wait for company before it is written; certificates never wait.
 const AUDIT_DELAY: Duration = Duration::from_millis(100);
-/// How late a certificate is revoked that nobody confirmed. Until then it is refused all the same, for its time is looked at.
+/// How late a certificate is revoked that nobody confirmed. Until then it is refused all the same,
+/// for its time is looked at.
 const OVERDUE_POLL: Duration = Duration::from_secs(1);

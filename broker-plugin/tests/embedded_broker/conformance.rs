@@ -1,4 +1,5 @@
-//! What MQTT 5 and 3.1.1 demand of a server, packet by packet: `docs/mqtt.md` says which clause is shown where.
+//! What MQTT 5 and 3.1.1 demand of a server, packet by packet: `docs/mqtt.md` says which clause is
+//! shown where.
 
 use super::*;
 
@@ -24,24 +25,59 @@ type Case = (&'static str, &'static str, Vec<u8>, Due);
 fn cases_of_both() -> Vec<Case> {
     let cut = |code| Cut(code);
     vec![
-        ("2.1.3-1", "reserved flags of PUBACK", packet(0x41, b"\0\x01".to_vec()), cut(MALFORMED_PACKET)),
+        (
+            "2.1.3-1",
+            "reserved flags of PUBACK",
+            packet(0x41, b"\0\x01".to_vec()),
+            cut(MALFORMED_PACKET),
+        ),
         ("2.1.3-1", "reserved flags of PINGREQ", packet(0xc1, vec![]), cut(MALFORMED_PACKET)),
         ("2.1.3-1", "reserved flags of DISCONNECT", packet(0xe1, vec![]), cut(MALFORMED_PACKET)),
-        ("3.8.1-1", "reserved flags of SUBSCRIBE", packet(0x80, b"\0\x01\0\0\x01x\0".to_vec()), cut(MALFORMED_PACKET)),
-        ("3.10.1-1", "reserved flags of UNSUBSCRIBE", packet(0xa0, b"\0\x01\0\0\x01x".to_vec()), cut(MALFORMED_PACKET)),
+        (
+            "3.8.1-1",
+            "reserved flags of SUBSCRIBE",
+            packet(0x80, b"\0\x01\0\0\x01x\0".to_vec()),
+            cut(MALFORMED_PACKET),
+        ),
+        (
+            "3.10.1-1",
+            "reserved flags of UNSUBSCRIBE",
+            packet(0xa0, b"\0\x01\0\0\x01x".to_vec()),
+            cut(MALFORMED_PACKET),
+        ),
         ("2.1.2", "type 0", packet(0x00, vec![]), cut(MALFORMED_PACKET)),
-        ("1.5.5", "a length of five bytes", vec![0x30, 0xff, 0xff, 0xff, 0xff, 0x01], cut(MALFORMED_PACKET)),
+        (
+            "1.5.5",
+            "a length of five bytes",
+            vec![0x30, 0xff, 0xff, 0xff, 0xff, 0x01],
+            cut(MALFORMED_PACKET),
+        ),
         ("3.1.0-2", "a second CONNECT", Connect::new("pump-17").packet(), cut(PROTOCOL_ERROR)),
         ("3.2", "CONNACK from a client", packet(0x20, b"\0\0\0".to_vec()), cut(PROTOCOL_ERROR)),
         ("3.9", "SUBACK from a client", packet(0x90, b"\0\x01\0\0".to_vec()), cut(PROTOCOL_ERROR)),
         ("3.13", "PINGRESP from a client", packet(0xd0, vec![]), cut(PROTOCOL_ERROR)),
-        ("3.5", "PUBREC for a message that was never at QoS 2", packet(0x50, b"\0\x01".to_vec()), cut(PROTOCOL_ERROR)),
+        (
+            "3.5",
+            "PUBREC for a message that was never at QoS 2",
+            packet(0x50, b"\0\x01".to_vec()),
+            cut(PROTOCOL_ERROR),
+        ),
         ("3.6", "PUBREL", packet(0x62, b"\0\x01".to_vec()), cut(PROTOCOL_ERROR)),
         ("3.7", "PUBCOMP", packet(0x70, b"\0\x01".to_vec()), cut(PROTOCOL_ERROR)),
         ("3.12.4-1", "PINGREQ", packet(0xc0, vec![]), Answer(&[0xd0, 0])),
         ("3.12", "PINGREQ with a body", packet(0xc0, vec![0]), cut(MALFORMED_PACKET)),
-        ("2.2.1-3", "PUBACK of packet identifier 0", packet(0x40, b"\0\0".to_vec()), cut(MALFORMED_PACKET)),
-        ("3.4", "PUBACK without an identifier", packet(0x40, b"\0".to_vec()), cut(MALFORMED_PACKET)),
+        (
+            "2.2.1-3",
+            "PUBACK of packet identifier 0",
+            packet(0x40, b"\0\0".to_vec()),
+            cut(MALFORMED_PACKET),
+        ),
+        (
+            "3.4",
+            "PUBACK without an identifier",
+            packet(0x40, b"\0".to_vec()),
+            cut(MALFORMED_PACKET),
+        ),
     ]
 }
 
@@ -53,13 +89,48 @@ fn cases_of_5() -> Vec<Case> {
     let own = |rest: &str| string(&format!("device/v1/default/pump-17/{rest}"));
     let with = |parts: &[&[u8]]| parts.concat();
     vec![
-        ("3.3.1-4", "QoS 3", publish(0x36, &with(&[&own("t"), b"\0\x01\0x"])), Cut(MALFORMED_PACKET)),
-        ("3.2.2-11", "QoS 2", publish(0x34, &with(&[&own("t"), b"\0\x01\0x"])), Cut(QOS_NOT_SUPPORTED)),
-        ("3.3.1-2", "DUP at QoS 0", publish(0x38, &with(&[&own("t"), b"\0x"])), Cut(MALFORMED_PACKET)),
-        ("3.3.1", "DUP at QoS 1", publish(0x3a, &with(&[&own("t"), b"\0\x01\0x"])), Answer(&[0x40])),
-        ("2.2.1-3", "packet identifier 0", publish(0x32, &with(&[&own("t"), b"\0\0\0x"])), Cut(MALFORMED_PACKET)),
-        ("3.3.2-2", "`#` in a topic name", publish(0x32, &with(&[&own("#"), b"\0\x01\0"])), Cut(TOPIC_NAME_INVALID)),
-        ("3.3.2-2", "`+` in a topic name", publish(0x32, &with(&[&own("+/a"), b"\0\x01\0"])), Cut(TOPIC_NAME_INVALID)),
+        (
+            "3.3.1-4",
+            "QoS 3",
+            publish(0x36, &with(&[&own("t"), b"\0\x01\0x"])),
+            Cut(MALFORMED_PACKET),
+        ),
+        (
+            "3.2.2-11",
+            "QoS 2",
+            publish(0x34, &with(&[&own("t"), b"\0\x01\0x"])),
+            Cut(QOS_NOT_SUPPORTED),
+        ),
+        (
+            "3.3.1-2",
+            "DUP at QoS 0",
+            publish(0x38, &with(&[&own("t"), b"\0x"])),
+            Cut(MALFORMED_PACKET),
+        ),
+        (
+            "3.3.1",
+            "DUP at QoS 1",
+            publish(0x3a, &with(&[&own("t"), b"\0\x01\0x"])),
+            Answer(&[0x40]),
+        ),
+        (
+            "2.2.1-3",
+            "packet identifier 0",
+            publish(0x32, &with(&[&own("t"), b"\0\0\0x"])),
+            Cut(MALFORMED_PACKET),
+        ),
+        (
+            "3.3.2-2",
+            "`#` in a topic name",
+            publish(0x32, &with(&[&own("#"), b"\0\x01\0"])),
+            Cut(TOPIC_NAME_INVALID),
+        ),
+        (
+            "3.3.2-2",
+            "`+` in a topic name",
+            publish(0x32, &with(&[&own("+/a"), b"\0\x01\0"])),
+            Cut(TOPIC_NAME_INVALID),
+        ),
         ("4.7.3-1", "an empty topic name", publish(0x32, b"\0\0\0\x01\0"), Cut(TOPIC_NAME_INVALID)),
         (
             "4.7.3-2",
@@ -67,15 +138,30 @@ fn cases_of_5() -> Vec<Case> {
             publish(0x32, &with(&[&own("a\0"), b"\0\x01\0"])),
             Cut(TOPIC_NAME_INVALID),
         ),
-        ("1.5.4-1", "a topic name that is no UTF-8", publish(0x32, b"\0\x02\xc3\x28\0\x01\0"), Cut(MALFORMED_PACKET)),
-        ("1.5.4-1", "a surrogate in a topic name", publish(0x32, b"\0\x03\xed\xa0\x80\0\x01\0"), Cut(MALFORMED_PACKET)),
+        (
+            "1.5.4-1",
+            "a topic name that is no UTF-8",
+            publish(0x32, b"\0\x02\xc3\x28\0\x01\0"),
+            Cut(MALFORMED_PACKET),
+        ),
+        (
+            "1.5.4-1",
+            "a surrogate in a topic name",
+            publish(0x32, b"\0\x03\xed\xa0\x80\0\x01\0"),
+            Cut(MALFORMED_PACKET),
+        ),
         (
             "3.2.2-18",
             "a topic alias",
             publish(0x32, &with(&[&own("t"), b"\0\x01\x03\x23\0\x01x"])),
             Cut(TOPIC_ALIAS_INVALID),
         ),
-        ("3.3.2-8", "topic alias 0", publish(0x32, &with(&[&own("t"), b"\0\x01\x03\x23\0\0x"])), Cut(MALFORMED_PACKET)),
+        (
+            "3.3.2-8",
+            "topic alias 0",
+            publish(0x32, &with(&[&own("t"), b"\0\x01\x03\x23\0\0x"])),
+            Cut(MALFORMED_PACKET),
+        ),
         (
             "3.3.4-6",
             "a subscription identifier",
@@ -149,7 +235,12 @@ fn cases_of_5() -> Vec<Case> {
             subscribe(&with(&[b"\0\x01\0", &own("t"), b"\x03"])),
             Cut(MALFORMED_PACKET),
         ),
-        ("3.8.3-1", "retain handling 3", subscribe(&with(&[b"\0\x01\0", &own("t"), b"\x30"])), Cut(MALFORMED_PACKET)),
+        (
+            "3.8.3-1",
+            "retain handling 3",
+            subscribe(&with(&[b"\0\x01\0", &own("t"), b"\x30"])),
+            Cut(MALFORMED_PACKET),
+        ),
         (
             "3.8.3-4",
             "No Local on a shared subscription",
@@ -162,7 +253,12 @@ fn cases_of_5() -> Vec<Case> {
             subscribe(&with(&[b"\0\x01\x02\x0b\x01", &own("t"), b"\0"])),
             Cut(SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED),
         ),
-        ("4.7.3-2", "U+0000 in a filter", subscribe(&with(&[b"\0\x01\0", &own("a\0"), b"\0"])), Cut(MALFORMED_PACKET)),
+        (
+            "4.7.3-2",
+            "U+0000 in a filter",
+            subscribe(&with(&[b"\0\x01\0", &own("a\0"), b"\0"])),
+            Cut(MALFORMED_PACKET),
+        ),
         (
             "4.7.1-1",
             "`#` before the last level",
@@ -181,7 +277,12 @@ fn cases_of_5() -> Vec<Case> {
             subscribe(&with(&[b"\0\x01\0", &own("a+"), b"\0"])),
             Answer(&[0x90, 4, 0, 1, 0, 0x8f]),
         ),
-        ("4.7.3-1", "an empty filter", subscribe(b"\0\x01\0\0\0\0"), Answer(&[0x90, 4, 0, 1, 0, 0x8f])),
+        (
+            "4.7.3-1",
+            "an empty filter",
+            subscribe(b"\0\x01\0\0\0\0"),
+            Answer(&[0x90, 4, 0, 1, 0, 0x8f]),
+        ),
         (
             "3.8.4-6",
             "two filters, one of them another's",
@@ -194,14 +295,24 @@ fn cases_of_5() -> Vec<Case> {
             subscribe(&with(&[b"\0\x01\0", &own("t"), b"\x02"])),
             Answer(&[0x90, 4, 0, 1, 0, 1]),
         ),
-        ("3.10.3-2", "UNSUBSCRIBE without a filter", unsubscribe(b"\0\x01\0"), Cut(MALFORMED_PACKET)),
+        (
+            "3.10.3-2",
+            "UNSUBSCRIBE without a filter",
+            unsubscribe(b"\0\x01\0"),
+            Cut(MALFORMED_PACKET),
+        ),
         (
             "3.11.3-1",
             "UNSUBSCRIBE of what is not subscribed",
             unsubscribe(b"\0\x09\0\0\x01x"),
             Answer(&[0xb0, 4, 0, 9, 0, 0x11]),
         ),
-        ("3.14.1-1", "DISCONNECT with an unknown reason", packet(0xe0, vec![0x7f]), Cut(MALFORMED_PACKET)),
+        (
+            "3.14.1-1",
+            "DISCONNECT with an unknown reason",
+            packet(0xe0, vec![0x7f]),
+            Cut(MALFORMED_PACKET),
+        ),
         (
             "3.14.2.2.2",
             "DISCONNECT with a session that outlives it",
@@ -209,8 +320,18 @@ fn cases_of_5() -> Vec<Case> {
             Cut(PROTOCOL_ERROR),
         ),
         ("4.12.0-7", "AUTH", packet(0xf0, b"\x18\0".to_vec()), Cut(PROTOCOL_ERROR)),
-        ("3.4.2.1", "PUBACK with an unknown reason", packet(0x40, b"\0\x01\x7f".to_vec()), Cut(MALFORMED_PACKET)),
-        ("3.4", "PUBACK with bytes behind it", packet(0x40, b"\0\x01\0\0\0".to_vec()), Cut(MALFORMED_PACKET)),
+        (
+            "3.4.2.1",
+            "PUBACK with an unknown reason",
+            packet(0x40, b"\0\x01\x7f".to_vec()),
+            Cut(MALFORMED_PACKET),
+        ),
+        (
+            "3.4",
+            "PUBACK with bytes behind it",
+            packet(0x40, b"\0\x01\0\0\0".to_vec()),
+            Cut(MALFORMED_PACKET),
+        ),
     ]
 }
 
@@ -224,9 +345,19 @@ fn cases_of_311() -> Vec<Case> {
         ("2.3.1-1", "packet identifier 0", with(0x32, &[&own("t"), b"\0\0x"]), Cut(0)),
         ("3.3.2-2", "`#` in a topic name", with(0x32, &[&own("#"), b"\0\x01"]), Cut(0)),
         ("4.7.3-1", "an empty topic name", with(0x32, &[b"\0\0\0\x01"]), Cut(0)),
-        ("1.5.3-1", "a topic name that is no UTF-8", with(0x32, &[b"\0\x02\xc3\x28\0\x01"]), Cut(0)),
+        (
+            "1.5.3-1",
+            "a topic name that is no UTF-8",
+            with(0x32, &[b"\0\x02\xc3\x28\0\x01"]),
+            Cut(0),
+        ),
         ("1.5.3-2", "U+0000 in a topic name", with(0x32, &[&own("a\0"), b"\0\x01"]), Cut(0)),
-        ("4.3.2-2", "a message at QoS 1", with(0x32, &[&own("t"), b"\x12\x34x"]), Answer(&[0x40, 2, 0x12, 0x34])),
+        (
+            "4.3.2-2",
+            "a message at QoS 1",
+            with(0x32, &[&own("t"), b"\x12\x34x"]),
+            Answer(&[0x40, 2, 0x12, 0x34]),
+        ),
         (
             "3.3.5-2",
             "a message that is not allowed",
@@ -234,7 +365,12 @@ fn cases_of_311() -> Vec<Case> {
             Answer(&[0x40, 2, 0x12, 0x34]),
         ),
         ("3.8.3-3", "SUBSCRIBE without a filter", with(0x82, &[b"\0\x01"]), Cut(0)),
-        ("3.8.3-4", "reserved bits of a requested QoS", with(0x82, &[b"\0\x01", &own("t"), b"\x04"]), Cut(0)),
+        (
+            "3.8.3-4",
+            "reserved bits of a requested QoS",
+            with(0x82, &[b"\0\x01", &own("t"), b"\x04"]),
+            Cut(0),
+        ),
         ("3.8.3-4", "a requested QoS 3", with(0x82, &[b"\0\x01", &own("t"), b"\x03"]), Cut(0)),
         (
             "3.8.4-5",
@@ -242,7 +378,12 @@ fn cases_of_311() -> Vec<Case> {
             with(0x82, &[b"\0\x07", &own("t"), b"\x01\0\x01x\0"]),
             Answer(&[0x90, 4, 0, 7, 1, 0x80]),
         ),
-        ("3.9.3-2", "a subscription at QoS 0", with(0x82, &[b"\0\x07", &own("t"), b"\0"]), Answer(&[0x90, 3, 0, 7, 0])),
+        (
+            "3.9.3-2",
+            "a subscription at QoS 0",
+            with(0x82, &[b"\0\x07", &own("t"), b"\0"]),
+            Answer(&[0x90, 3, 0, 7, 0]),
+        ),
         ("3.10.3-2", "UNSUBSCRIBE without a filter", with(0xa2, &[b"\0\x01"]), Cut(0)),
         (
             "3.10.4-5",
@@ -295,7 +436,11 @@ async fn every_packet_of_a_connected_mqtt_3_1_1_client_gets_what_is_due() {
 
 /// A CONNECT in parts, so that one of them may be wrong.
 fn connect(name: &[u8], version: u8, flags: u8, properties: &[u8], payload: &[u8]) -> Vec<u8> {
-    let properties = if version == 5 { [&[properties.len() as u8][..], properties].concat() } else { Vec::new() };
+    let properties = if version == 5 {
+        [&[properties.len() as u8][..], properties].concat()
+    } else {
+        Vec::new()
+    };
     packet(0x10, [name, &[version, flags, 0, 30], &properties, payload].concat())
 }
 
@@ -305,48 +450,149 @@ async fn every_connect_gets_the_connack_that_is_due() {
     let world = World::new().await;
     let malformed = Some(vec![0, MALFORMED_PACKET]);
     let client = string(&fresh_client());
-    let field = |bytes: &[u8]| [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
+    let field =
+        |bytes: &[u8]| [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
     let and = |more: &[u8]| [&client[..], more].concat();
     let cases = [
-        ("3.1.2-1", "another protocol's name", connect(b"\0\x04MQTX", 5, 2, &[], &client), Some(vec![0, 1])),
-        ("3.1.2-1", "MQTT 3.1's name and level", connect(b"\0\x06MQIsdp", 3, 2, &[], &client), Some(vec![0, 1])),
+        (
+            "3.1.2-1",
+            "another protocol's name",
+            connect(b"\0\x04MQTX", 5, 2, &[], &client),
+            Some(vec![0, 1]),
+        ),
+        (
+            "3.1.2-1",
+            "MQTT 3.1's name and level",
+            connect(b"\0\x06MQIsdp", 3, 2, &[], &client),
+            Some(vec![0, 1]),
+        ),
         ("3.1.2-2", "level 6", connect(NAME, 6, 2, &[], &client), Some(vec![0, 1])),
         ("3.1.2-2", "level 3", connect(NAME, 3, 2, &[], &client), Some(vec![0, 1])),
         ("3.1.0-1", "PINGREQ first", vec![0xc0, 0], None),
         ("3.1.0-1", "PUBLISH first", packet(0x30, b"\0\x01xy".to_vec()), None),
         ("3.1.2-3", "the reserved flag, 5", connect(NAME, 5, 3, &[], &client), malformed.clone()),
         ("3.1.2-3", "the reserved flag, 3.1.1", connect(NAME, 4, 3, &[], &client), None),
-        ("3.1.2-11", "QoS of a Will that is not there, 5", connect(NAME, 5, 0x0a, &[], &client), malformed.clone()),
-        ("3.1.2-13", "QoS of a Will that is not there, 3.1.1", connect(NAME, 4, 0x0a, &[], &client), None),
-        ("3.1.2-13", "retain of a Will that is not there, 5", connect(NAME, 5, 0x22, &[], &client), malformed.clone()),
-        ("3.1.2-15", "retain of a Will that is not there, 3.1.1", connect(NAME, 4, 0x22, &[], &client), None),
-        ("3.1.2-12", "a Will at QoS 3, 5", connect(NAME, 5, 0x1e, &[], &and(b"\0\0\x01x\0\0")), malformed.clone()),
-        ("3.1.2-14", "a Will at QoS 3, 3.1.1", connect(NAME, 4, 0x1e, &[], &and(b"\0\x01x\0\0")), None),
-        ("3.1.2-22", "a password without a user name, 3.1.1", connect(NAME, 4, 0x42, &[], &and(b"\0\x01x")), None),
-        ("3.1.3-1", "bytes behind the last field, 5", connect(NAME, 5, 2, &[], &and(b"x")), malformed.clone()),
-        ("3.1.3-1", "bytes behind the last field, 3.1.1", connect(NAME, 4, 2, &[], &and(b"x")), None),
-        ("3.1.2-16", "a user name that is not there, 5", connect(NAME, 5, 0x82, &[], &client), malformed.clone()),
-        ("3.1.2-18", "a user name that is not there, 3.1.1", connect(NAME, 4, 0x82, &[], &client), None),
+        (
+            "3.1.2-11",
+            "QoS of a Will that is not there, 5",
+            connect(NAME, 5, 0x0a, &[], &client),
+            malformed.clone(),
+        ),
+        (
+            "3.1.2-13",
+            "QoS of a Will that is not there, 3.1.1",
+            connect(NAME, 4, 0x0a, &[], &client),
+            None,
+        ),
+        (
+            "3.1.2-13",
+            "retain of a Will that is not there, 5",
+            connect(NAME, 5, 0x22, &[], &client),
+            malformed.clone(),
+        ),
+        (
+            "3.1.2-15",
+            "retain of a Will that is not there, 3.1.1",
+            connect(NAME, 4, 0x22, &[], &client),
+            None,
+        ),
+        (
+            "3.1.2-12",
+            "a Will at QoS 3, 5",
+            connect(NAME, 5, 0x1e, &[], &and(b"\0\0\x01x\0\0")),
+            malformed.clone(),
+        ),
+        (
+            "3.1.2-14",
+            "a Will at QoS 3, 3.1.1",
+            connect(NAME, 4, 0x1e, &[], &and(b"\0\x01x\0\0")),
+            None,
+        ),
+        (
+            "3.1.2-22",
+            "a password without a user name, 3.1.1",
+            connect(NAME, 4, 0x42, &[], &and(b"\0\x01x")),
+            None,
+        ),
+        (
+            "3.1.3-1",
+            "bytes behind the last field, 5",
+            connect(NAME, 5, 2, &[], &and(b"x")),
+            malformed.clone(),
+        ),
+        (
+            "3.1.3-1",
+            "bytes behind the last field, 3.1.1",
+            connect(NAME, 4, 2, &[], &and(b"x")),
+            None,
+        ),
+        (
+            "3.1.2-16",
+            "a user name that is not there, 5",
+            connect(NAME, 5, 0x82, &[], &client),
+            malformed.clone(),
+        ),
+        (
+            "3.1.2-18",
+            "a user name that is not there, 3.1.1",
+            connect(NAME, 4, 0x82, &[], &client),
+            None,
+        ),
         (
             "3.1.3-4",
             "a client id that is no UTF-8, 5",
             connect(NAME, 5, 2, &[], &field(b"\xc3\x28")),
             malformed.clone(),
         ),
-        ("1.5.4-2", "U+0000 in a client id, 5", connect(NAME, 5, 2, &[], &field(b"a\0")), malformed.clone()),
+        (
+            "1.5.4-2",
+            "U+0000 in a client id, 5",
+            connect(NAME, 5, 2, &[], &field(b"a\0")),
+            malformed.clone(),
+        ),
         ("1.5.3-2", "U+0000 in a client id, 3.1.1", connect(NAME, 4, 2, &[], &field(b"a\0")), None),
-        ("3.1.3-8", "an empty client id, 5", connect(NAME, 5, 2, &[], &field(b"")), Some(vec![0, CLIENT_ID_NOT_VALID])),
+        (
+            "3.1.3-8",
+            "an empty client id, 5",
+            connect(NAME, 5, 2, &[], &field(b"")),
+            Some(vec![0, CLIENT_ID_NOT_VALID]),
+        ),
         (
             "3.1.3-8",
             "an empty client id that wants a session, 3.1.1",
             connect(NAME, 4, 0, &[], &field(b"")),
             Some(vec![0, 2]),
         ),
-        ("3.1.2.11.3", "Receive Maximum 0", connect(NAME, 5, 2, b"\x21\0\0", &client), malformed.clone()),
-        ("3.1.2.11.4", "Maximum Packet Size 0", connect(NAME, 5, 2, b"\x27\0\0\0\0", &client), malformed.clone()),
-        ("3.1.2.11", "a property twice", connect(NAME, 5, 2, b"\x21\0\x01\x21\0\x01", &client), malformed.clone()),
-        ("3.1.2.11", "a property of PUBLISH", connect(NAME, 5, 2, b"\x08\0\x01x", &client), malformed.clone()),
-        ("3.1.2.11.7", "neither 0 nor 1", connect(NAME, 5, 2, b"\x17\x02", &client), malformed.clone()),
+        (
+            "3.1.2.11.3",
+            "Receive Maximum 0",
+            connect(NAME, 5, 2, b"\x21\0\0", &client),
+            malformed.clone(),
+        ),
+        (
+            "3.1.2.11.4",
+            "Maximum Packet Size 0",
+            connect(NAME, 5, 2, b"\x27\0\0\0\0", &client),
+            malformed.clone(),
+        ),
+        (
+            "3.1.2.11",
+            "a property twice",
+            connect(NAME, 5, 2, b"\x21\0\x01\x21\0\x01", &client),
+            malformed.clone(),
+        ),
+        (
+            "3.1.2.11",
+            "a property of PUBLISH",
+            connect(NAME, 5, 2, b"\x08\0\x01x", &client),
+            malformed.clone(),
+        ),
+        (
+            "3.1.2.11.7",
+            "neither 0 nor 1",
+            connect(NAME, 5, 2, b"\x17\x02", &client),
+            malformed.clone(),
+        ),
         (
             "3.1.2.11.10",
             "authentication data without a method",
@@ -384,7 +630,13 @@ async fn messages_are_delivered_at_the_lower_qos_in_order_and_once() {
         assert_eq!(operator.subscribe(filter).await, Some(GRANTED_QOS_1));
     }
     for number in 0..50_u8 {
-        device.send_publish("device/v1/default/pump-17/t", &[number], if number % 2 == 0 { 0x30 } else { 0x32 }).await;
+        device
+            .send_publish(
+                "device/v1/default/pump-17/t",
+                &[number],
+                if number % 2 == 0 { 0x30 } else { 0x32 },
+            )
+            .await;
     }
     for number in 0..50_u8 {
         assert_eq!(operator.message(PATIENCE).await.unwrap().payload, [number]);
@@ -402,7 +654,10 @@ async fn no_more_than_the_receive_maximum_is_under_way() {
     assert_eq!(device.subscribe("device/v1/default/pump-17/command").await, Some(GRANTED_QOS_1));
     device.acknowledges = false;
     for _ in 0..5 {
-        assert_eq!(operator.publish("device/v1/default/pump-17/command", b"x").await, Some(SUCCESS));
+        assert_eq!(
+            operator.publish("device/v1/default/pump-17/command", b"x").await,
+            Some(SUCCESS)
+        );
     }
     assert!(device.message(PATIENCE).await.is_some() && device.message(PATIENCE).await.is_some());
     assert_eq!(device.message(SILENCE).await, None, "3.3.4-9");
@@ -463,15 +718,24 @@ async fn subscription_options_are_kept_to() {
         assert_eq!(operator.message(PATIENCE).await.unwrap().retain, retain);
     }
     // 3.8.3-3: No Local.
-    assert_eq!(device.subscribe_with("device/v1/default/pump-17/#", 0x25).await, Some(GRANTED_QOS_1));
+    assert_eq!(
+        device.subscribe_with("device/v1/default/pump-17/#", 0x25).await,
+        Some(GRANTED_QOS_1)
+    );
     device.publish(topic, b"to others").await;
     assert_eq!(device.message(SILENCE).await, None);
-    // 3.8.4-3: another subscription to the same filter takes its place; 3.10.4-1: it ends by its name.
-    assert_eq!(device.subscribe_with("device/v1/default/pump-17/#", 0x21).await, Some(GRANTED_QOS_1));
+    // 3.8.4-3: another subscription to the same filter takes its place; 3.10.4-1: it ends by its
+    // name.
+    assert_eq!(
+        device.subscribe_with("device/v1/default/pump-17/#", 0x21).await,
+        Some(GRANTED_QOS_1)
+    );
     device.publish(topic, b"to all").await;
     assert_eq!(device.message(PATIENCE).await.unwrap().payload, b"to all");
     assert_eq!(device.message(SILENCE).await, None, "once");
-    device.send(&packet(0xa2, [&b"\0\x63\0"[..], &string("device/v1/default/pump-17/#")].concat())).await;
+    device
+        .send(&packet(0xa2, [&b"\0\x63\0"[..], &string("device/v1/default/pump-17/#")].concat()))
+        .await;
     assert_eq!(device.answer(0xb0).await.unwrap(), [0, 0x63, 0, 0]);
     device.publish(topic, b"to nobody").await;
     assert_eq!(device.message(SILENCE).await, None);
@@ -485,7 +749,9 @@ async fn expired_message_is_not_delivered() {
     // 3.3.2-5: a lifetime of one second, over when somebody subscribes.
     device.send_publish_with(b"\x02\0\0\0\x01", topic, b"stale", 0x33).await;
     for other in 1..4 {
-        device.send_publish_with(b"\x02\0\0\0\x01", &format!("{topic}{other}"), b"stale", 0x33).await;
+        device
+            .send_publish_with(b"\x02\0\0\0\x01", &format!("{topic}{other}"), b"stale", 0x33)
+            .await;
     }
     let fifth = "device/v1/default/pump-17/fifth";
     device.send_publish(fifth, b"too many", 0x33).await;
@@ -522,14 +788,19 @@ async fn strangers_write_nothing_to_the_log() {
     }
     let log = login::Log::default();
     let writer = log.clone();
-    tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(move || writer.clone()).init();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .with_writer(move || writer.clone())
+        .init();
     let world = World::new().await;
     let (mut raw, _) = world.stranger().await;
     for filter in ["a\nforged: certify granted", "\u{1b}[2J", "#/#", "+a"] {
         raw.subscribe(filter).await;
         raw.publish(&filter.replace(['#', '+'], "x"), b"x").await;
     }
-    for bytes in [b"GET / HTTP/1.1\r\n\r\n".to_vec(), packet(0x10, b"\0\x04MQTT".to_vec()), vec![0; 100]] {
+    for bytes in
+        [b"GET / HTTP/1.1\r\n\r\n".to_vec(), packet(0x10, b"\0\x04MQTT".to_vec()), vec![0; 100]]
+    {
         let mut raw = Raw::open(world.bootstrap(), &world.anonymous).await.unwrap();
         raw.send(&bytes).await;
     }
@@ -540,13 +811,13 @@ async fn strangers_write_nothing_to_the_log() {
 #[test]
 fn the_page_names_tests_that_exist() {
     let page = include_str!("../../../docs/mqtt.md");
-    let sources = [include_str!("main.rs"), include_str!("login.rs"), include_str!("conformance.rs")].concat()
-        + include_str!("../../src/broker/filters.rs");
-    let names = page
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .filter(|name| name.contains('_') && !name.contains(['/', '.', ' ']) && !name.starts_with("mosquitto_"));
+    let sources =
+        [include_str!("main.rs"), include_str!("login.rs"), include_str!("conformance.rs")]
+            .concat()
+            + include_str!("../../src/broker/filters.rs");
+    let names = page.split('`').skip(1).step_by(2).filter(|name| {
+        name.contains('_') && !name.contains(['/', '.', ' ']) && !name.starts_with("mosquitto_")
+    });
     let names: Vec<_> = names.collect();
     assert!(names.len() > 20, "{names:?}");
     for name in names {

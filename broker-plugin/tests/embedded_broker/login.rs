@@ -1,4 +1,5 @@
-//! Devices without a certificate on the operational listener: what user name and password open, and what they do not.
+//! Devices without a certificate on the operational listener: what user name and password open, and
+//! what they do not.
 
 use std::io::Write;
 use std::sync::Mutex;
@@ -48,7 +49,8 @@ fn login_as(id: &str) -> Connect<'_> {
     Connect { user_name: Some(id), password: Some(PASSWORD), ..Connect::new(id) }
 }
 
-/// One password for all: `operator` and `worker` are what they say, `guest` is of another scope, the rest are devices.
+/// One password for all: `operator` and `worker` are what they say, `guest` is of another scope,
+/// the rest are devices.
 fn one_password() -> Arc<Login> {
     one_password_for(DAY)
 }
@@ -67,7 +69,9 @@ fn identity(user_name: &str) -> Identity {
     match user_name {
         "operator" => Identity::Operator,
         "worker" => Identity::Worker,
-        device => Identity::Device { scope: scope.parse().unwrap(), device_id: device.parse().unwrap() },
+        device => {
+            Identity::Device { scope: scope.parse().unwrap(), device_id: device.parse().unwrap() }
+        }
     }
 }
 
@@ -92,10 +96,14 @@ async fn device_that_logs_in_speaks_on_its_own_tree_and_nothing_else() {
     let _worker = world.answering_worker(b"reply".to_vec()).await;
     let mut device = world.logged_in("pump-17").await;
 
-    for filter in ["#", "device/#", "device/v1/default/pump-18/#", "fleet/#", SHARED_REQUESTS, "$SYS/#"] {
+    for filter in
+        ["#", "device/#", "device/v1/default/pump-18/#", "fleet/#", SHARED_REQUESTS, "$SYS/#"]
+    {
         assert_eq!(device.subscribe(filter).await, Some(NOT_AUTHORIZED), "{filter}");
     }
-    for topic in ["device/v1/default/pump-18/x", "ca/v1/default/crl", "fleet/v1/default/pump-17/event", "x"] {
+    for topic in
+        ["device/v1/default/pump-18/x", "ca/v1/default/crl", "fleet/v1/default/pump-17/event", "x"]
+    {
         assert_eq!(device.publish(topic, b"forged").await, Some(NOT_AUTHORIZED), "{topic}");
     }
     assert_eq!(device.publish("device/v1/default/pump-17/telemetry", b"21").await, Some(SUCCESS));
@@ -134,7 +142,11 @@ async fn wrong_or_missing_user_name_or_password_is_refused_and_disturbs_nobody()
             (None, None),
         ] {
             let connect = Connect { version, user_name, password, ..Connect::new("pump-17") };
-            assert_eq!(world.refused_login(&connect).await, due, "{version} {user_name:?} {password:?}");
+            assert_eq!(
+                world.refused_login(&connect).await,
+                due,
+                "{version} {user_name:?} {password:?}"
+            );
         }
     }
     for version in [5, 4] {
@@ -163,7 +175,9 @@ async fn client_id_other_than_the_logged_in_devices_is_refused() {
 async fn only_devices_of_the_scope_may_log_in() {
     let world = World::with_login(one_password()).await;
     for (version, due) in [(5, NOT_AUTHORIZED), (4, V3_NOT_AUTHORIZED)] {
-        for (user_name, client) in [("operator", "operator@desk"), ("worker", "worker@1"), ("guest", "guest")] {
+        for (user_name, client) in
+            [("operator", "operator@desk"), ("worker", "worker@1"), ("guest", "guest")]
+        {
             let connect = Connect { version, client, ..login_as(user_name) };
             assert_eq!(world.refused_login(&connect).await, due, "{user_name}");
         }
@@ -181,10 +195,16 @@ async fn unfit_certificates_are_refused_whatever_the_password() {
         ("without a name", world.pki.client(&[])),
         ("with a stranger's name", world.pki.client(&["urn:example:pump-17"])),
     ] {
-        assert!(world.operational_connect(Some(&credential), &login_as("pump-17")).await.is_none(), "{what}");
+        assert!(
+            world.operational_connect(Some(&credential), &login_as("pump-17")).await.is_none(),
+            "{what}"
+        );
     }
     let good = world.pki.client(&[device]);
-    assert_eq!(world.operational_connect(Some(&good), &login_as("pump-17")).await.unwrap().1, SUCCESS);
+    assert_eq!(
+        world.operational_connect(Some(&good), &login_as("pump-17")).await.unwrap().1,
+        SUCCESS
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,7 +221,8 @@ async fn revoked_certificate_is_refused_whatever_the_password() {
     )
     .await;
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
-    let (_, reason) = world.operational_connect(Some(&credential), &login_as("pump-17")).await.unwrap();
+    let (_, reason) =
+        world.operational_connect(Some(&credential), &login_as("pump-17")).await.unwrap();
     assert_eq!(reason, NOT_AUTHORIZED);
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
@@ -213,7 +234,10 @@ async fn clients_with_a_certificate_are_never_asked_for_a_password() {
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
     for password in [None, Some(&b"wrong"[..]), Some(PASSWORD)] {
         let connect = Connect { user_name: Some("pump-18"), password, ..Connect::new("pump-17") };
-        assert_eq!(world.operational_connect(Some(&credential), &connect).await.unwrap().1, SUCCESS);
+        assert_eq!(
+            world.operational_connect(Some(&credential), &connect).await.unwrap().1,
+            SUCCESS
+        );
     }
     let as_other = world.operational_connect(Some(&credential), &login_as("pump-18")).await;
     assert_eq!(as_other.unwrap().1, CLIENT_ID_NOT_VALID);
@@ -237,7 +261,8 @@ async fn nobody_logs_in_where_tls_demands_a_certificate() {
     let (login, asked) = counting();
     let pki = Pki::new();
     let operational = pki.operational_tls(ClientCertificates::Mandatory);
-    let world = World::with_tls(pki, operational, limits(), Arc::new(|_, _| Ok(())), Some(login)).await;
+    let world =
+        World::with_tls(pki, operational, limits(), Arc::new(|_, _| Ok(())), Some(login)).await;
     assert!(world.operational_connect(None, &login_as("pump-17")).await.is_none());
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
@@ -309,7 +334,8 @@ async fn device_whose_login_is_disabled_while_it_connects_is_cut() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn device_whose_login_cannot_be_checked_is_told_to_try_again() {
-    let world = World::with_login(Arc::new(|_, _| Err(Denial::Unknown("the disk is gone".into())))).await;
+    let world =
+        World::with_login(Arc::new(|_, _| Err(Denial::Unknown("the disk is gone".into())))).await;
     assert_eq!(world.refused_login(&login_as("pump-17")).await, SERVER_UNAVAILABLE);
 }
 
@@ -390,9 +416,15 @@ async fn limits_of_devices_hold_for_those_that_log_in() {
     }
     assert_eq!(device.subscribe("device/v1/default/pump-17/64").await, Some(QUOTA_EXCEEDED));
     for _ in 0..100 {
-        assert_eq!(device.publish("device/v1/default/pump-17/telemetry", b"21").await, Some(NO_MATCHING_SUBSCRIBERS));
+        assert_eq!(
+            device.publish("device/v1/default/pump-17/telemetry", b"21").await,
+            Some(NO_MATCHING_SUBSCRIBERS)
+        );
     }
-    assert_eq!(device.publish("device/v1/default/pump-17/photo", &[7; 60 * 1024]).await, Some(NO_MATCHING_SUBSCRIBERS));
+    assert_eq!(
+        device.publish("device/v1/default/pump-17/photo", &[7; 60 * 1024]).await,
+        Some(NO_MATCHING_SUBSCRIBERS)
+    );
     for _ in 0..32 {
         assert_eq!(device.publish(&request_topic("pump-17"), b"request").await, Some(SUCCESS));
         assert!(worker.message(PATIENCE).await.is_some());
@@ -439,7 +471,8 @@ async fn long_user_names_and_passwords_are_refused_without_asking() {
     let (login, asked) = counting();
     let world = World::with_login(login).await;
     let long = [b'x'; u16::MAX as usize];
-    let fits = Connect { password: Some(&long[.."pump-17".len() + 1].repeat(127)), ..login_as("pump-17") };
+    let fits =
+        Connect { password: Some(&long[.."pump-17".len() + 1].repeat(127)), ..login_as("pump-17") };
     assert_eq!(fits.password.unwrap().len() + "pump-17".len(), 1023);
     assert_eq!(world.operational_connect(None, &fits).await.unwrap().1, SUCCESS);
     let fits = Connect { password: Some(&long[..1017]), ..login_as("pump-17") };
@@ -556,7 +589,11 @@ async fn login_that_hangs_holds_up_nobody_else() {
 #[test]
 fn logins_that_hang_leave_threads_for_the_admission_of_certificates() {
     // Fewer than logins that hang, and more than may be asked about at once.
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(80).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(80)
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let world = World::with_login(hanging()).await;
         let _hanging = begin_logins(&world, 120).await;
@@ -574,7 +611,10 @@ async fn password_is_in_no_log() {
     }
     let log = Log::default();
     let writer = log.clone();
-    tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone()).init();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .init();
     let world = World::with_login(one_password()).await;
     let mut device = world.logged_in("pump-17").await;
     world.broker.recheck();
@@ -589,7 +629,11 @@ async fn password_is_in_no_log() {
     let log = log.0.lock().unwrap();
     let text = String::from_utf8_lossy(&log);
     assert!(text.contains("wrong password"), "the reason is there: {text}");
-    for password in ["sesame".to_owned(), format!("{:?}", b"sesame").replace(['[', ']'], ""), hex::encode(b"sesame")] {
+    for password in [
+        "sesame".to_owned(),
+        format!("{:?}", b"sesame").replace(['[', ']'], ""),
+        hex::encode(b"sesame"),
+    ] {
         assert!(!text.contains(&password), "{password}");
     }
 }

@@ -1,4 +1,5 @@
-//! The embedded broker over real sockets: what strangers cannot do to it, and what everybody else still can.
+//! The embedded broker over real sockets: what strangers cannot do to it, and what everybody else
+//! still can.
 
 mod conformance;
 mod login;
@@ -108,9 +109,13 @@ impl World {
         Raw::open(self.bootstrap(), &self.anonymous).await.unwrap().connect(connect).await
     }
 
-    /// Shows `credential` on the operational listener and sends CONNECT. A TLS 1.3 client learns that its certificate
-    /// was refused only when it reads.
-    async fn operational_connect(&self, credential: Option<&Credential>, connect: &Connect<'_>) -> Option<(Raw, u8)> {
+    /// Shows `credential` on the operational listener and sends CONNECT. A TLS 1.3 client learns
+    /// that its certificate was refused only when it reads.
+    async fn operational_connect(
+        &self,
+        credential: Option<&Credential>,
+        connect: &Connect<'_>,
+    ) -> Option<(Raw, u8)> {
         let tls = self.pki.client_tls(credential).into();
         let mut raw = Raw::open(self.broker.operational_addr(), &tls).await.ok()?;
         let reason = raw.connect(connect).await?;
@@ -122,7 +127,8 @@ impl World {
     }
 
     async fn connected_with(&self, credential: &Credential, client: &str) -> Raw {
-        let (raw, reason) = self.operational_connect(Some(credential), &Connect::new(client)).await.unwrap();
+        let (raw, reason) =
+            self.operational_connect(Some(credential), &Connect::new(client)).await.unwrap();
         assert_eq!(reason, SUCCESS);
         raw
     }
@@ -161,7 +167,9 @@ impl World {
         tokio::spawn(async move {
             loop {
                 let request = next_message(&mut events).await;
-                let topic = String::from_utf8(request.topic.to_vec()).unwrap().replace("/request", "/reply");
+                let topic = String::from_utf8(request.topic.to_vec())
+                    .unwrap()
+                    .replace("/request", "/reply");
                 worker.try_publish(topic, QoS::AtLeastOnce, false, request.payload).unwrap();
             }
         })
@@ -206,7 +214,10 @@ async fn request_reaches_a_sharing_worker_and_its_reply_the_client() {
     assert_eq!(raw.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
     assert_eq!(raw.publish(&request_topic(&client), b"request").await, Some(SUCCESS));
     let reply = raw.message(PATIENCE).await.unwrap();
-    assert_eq!(reply, Message { topic: reply_topic(&client), payload: b"reply".to_vec(), retain: false });
+    assert_eq!(
+        reply,
+        Message { topic: reply_topic(&client), payload: b"reply".to_vec(), retain: false }
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,10 +236,16 @@ async fn mqtt_3_1_1_client_is_served_on_the_same_topics() {
 #[tokio::test(flavor = "multi_thread")]
 async fn mqtt_3_1_1_keep_alive_beyond_the_brokers_is_refused() {
     let world = World::new().await;
-    for (keep_alive, accepted) in [(1, true), (60, true), (61, false), (u16::MAX, false), (0, false)] {
+    for (keep_alive, accepted) in
+        [(1, true), (60, true), (61, false), (u16::MAX, false), (0, false)]
+    {
         let client = fresh_client();
         let connect = Connect { version: 4, keep_alive, ..Connect::new(&client) };
-        assert_eq!(world.bootstrap_connect(&connect).await == Some(SUCCESS), accepted, "{keep_alive}");
+        assert_eq!(
+            world.bootstrap_connect(&connect).await == Some(SUCCESS),
+            accepted,
+            "{keep_alive}"
+        );
     }
 }
 
@@ -308,7 +325,11 @@ async fn will_of_a_stranger_is_refused_at_connect_and_never_published() {
     for version in [4, 5] {
         let client = fresh_client();
         let topic = request_topic(&client);
-        for will in [(topic.as_str(), false), (topic.as_str(), true), ("device/v1/default/pump-17/x", false)] {
+        for will in [
+            (topic.as_str(), false),
+            (topic.as_str(), true),
+            ("device/v1/default/pump-17/x", false),
+        ] {
             let connect = Connect { version, will: Some(will), ..Connect::new(&client) };
             let reason = world.bootstrap_connect(&connect).await;
             // MQTT 3.1.1 §3.2.2.3 has 5 for "not authorized".
@@ -338,7 +359,11 @@ async fn client_id_of_another_form_is_refused_on_the_bootstrap_listener() {
     let upper = fresh_client().replace('0', "A");
     let device = "5bkq5qaoj3xv4l6ys3nkxd3qpl3h3d6rgxqkkmlqeplggmljlfia";
     for client in ["", "+", "#", "pump-17", "worker@1", "operator@desk", &upper, device, "é"] {
-        assert_eq!(world.bootstrap_connect(&Connect::new(client)).await, Some(CLIENT_ID_NOT_VALID), "{client}");
+        assert_eq!(
+            world.bootstrap_connect(&Connect::new(client)).await,
+            Some(CLIENT_ID_NOT_VALID),
+            "{client}"
+        );
     }
 }
 
@@ -361,12 +386,15 @@ async fn client_without_a_certificate_is_refused_on_the_operational_listener() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operational_listener_refuses_clients_without_a_certificate_even_if_tls_lets_them_in() {
-    for careless in [Pki::bootstrap_tls, |pki: &Pki| pki.operational_tls(ClientCertificates::Optional)] {
+    for careless in
+        [Pki::bootstrap_tls, |pki: &Pki| pki.operational_tls(ClientCertificates::Optional)]
+    {
         let pki = Pki::new();
         let careless = careless(&pki);
         let world = World::with_tls(pki, careless, limits(), Arc::new(|_, _| Ok(())), None).await;
         for client in [fresh_client().as_str(), "pump-17", "worker@1"] {
-            let connect = Connect { user_name: Some(client), password: Some(b"x"), ..Connect::new(client) };
+            let connect =
+                Connect { user_name: Some(client), password: Some(b"x"), ..Connect::new(client) };
             assert!(world.operational_connect(None, &connect).await.is_none(), "{client}");
         }
     }
@@ -406,8 +434,14 @@ async fn replaced_certificates_are_for_new_connections_and_old_ones_stay() {
     let (mut old, client) = world.stranger().await;
     let new = Pki::new();
     let operational = new.operational_tls(ClientCertificates::Mandatory);
-    world.broker.replace_tls(Tls { bootstrap: new.bootstrap_tls().into(), operational: operational.into() });
-    assert!(Raw::open(world.bootstrap(), &world.anonymous).await.is_err(), "the old root does not vouch for it");
+    world.broker.replace_tls(Tls {
+        bootstrap: new.bootstrap_tls().into(),
+        operational: operational.into(),
+    });
+    assert!(
+        Raw::open(world.bootstrap(), &world.anonymous).await.is_err(),
+        "the old root does not vouch for it"
+    );
     let anonymous = Arc::new(new.client_tls(None));
     let mut raw = Raw::open(world.bootstrap(), &anonymous).await.unwrap();
     assert_eq!(raw.connect(&Connect::new(&fresh_client())).await, Some(SUCCESS));
@@ -416,11 +450,17 @@ async fn replaced_certificates_are_for_new_connections_and_old_ones_stay() {
     assert_eq!(raw.connect(&Connect::new("worker@2")).await, Some(SUCCESS));
     assert!(
         world
-            .operational_connect(Some(&world.pki.client(&["urn:assay:worker"])), &Connect::new("worker@1"))
+            .operational_connect(
+                Some(&world.pki.client(&["urn:assay:worker"])),
+                &Connect::new("worker@1")
+            )
             .await
             .is_none()
     );
-    assert_eq!(old.subscribe(&format!("provision/v1/default/{client}/reply")).await, Some(GRANTED_QOS_1));
+    assert_eq!(
+        old.subscribe(&format!("provision/v1/default/{client}/reply")).await,
+        Some(GRANTED_QOS_1)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -451,7 +491,8 @@ async fn client_id_other_than_the_certificates_is_refused() {
     ] {
         let credential = world.pki.client(&[name]);
         for client in clients {
-            let (_, reason) = world.operational_connect(Some(&credential), &Connect::new(client)).await.unwrap();
+            let (_, reason) =
+                world.operational_connect(Some(&credential), &Connect::new(client)).await.unwrap();
             assert_eq!(reason, CLIENT_ID_NOT_VALID, "{name} as {client}");
         }
     }
@@ -461,7 +502,8 @@ async fn client_id_other_than_the_certificates_is_refused() {
 async fn device_of_another_scope_is_refused() {
     let world = World::new().await;
     let credential = world.pki.client(&["urn:assay:device:other:pump-17"]);
-    let (_, reason) = world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
+    let (_, reason) =
+        world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
     assert_eq!(reason, NOT_AUTHORIZED);
 }
 
@@ -487,7 +529,8 @@ async fn certificate_that_is_not_admitted_is_refused_at_each_connect() {
     let world = World::with(limits(), admit).await;
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
     for _ in 0..2 {
-        let (_, reason) = world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
+        let (_, reason) =
+            world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
         assert_eq!(reason, NOT_AUTHORIZED);
     }
     assert!(world.device("pump-18").await.is_alive().await);
@@ -502,7 +545,8 @@ async fn panic_in_one_connection_leaves_the_others_served() {
     let world = World::with(limits(), admit).await;
     let _worker = world.answering_worker(b"reply".to_vec()).await;
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
-    let (_, reason) = world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
+    let (_, reason) =
+        world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
     assert_eq!(reason, SERVER_UNAVAILABLE);
     world.exchange().await;
 }
@@ -517,7 +561,9 @@ async fn slow_admission_of_one_client_does_not_delay_others() {
     });
     let world = World::with(limits(), admit).await;
     let _worker = world.answering_worker(b"reply".to_vec()).await;
-    let tls = Arc::new(world.pki.client_tls(Some(&world.pki.client(&["urn:assay:device:default:pump-17"]))));
+    let tls = Arc::new(
+        world.pki.client_tls(Some(&world.pki.client(&["urn:assay:device:default:pump-17"]))),
+    );
     let mut slow = Vec::new();
     for _ in 0..8 {
         let mut raw = Raw::open(world.broker.operational_addr(), &tls).await.unwrap();
@@ -687,14 +733,20 @@ async fn session_does_not_outlive_its_connection() {
     let mut worker = world.worker().await;
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
     // 0x11: Session Expiry Interval (MQTT 5 §3.1.2.11.2), here for ever.
-    let persistent =
-        Connect { clean_start: false, properties: b"\x11\xff\xff\xff\xff".to_vec(), ..Connect::new("pump-17") };
+    let persistent = Connect {
+        clean_start: false,
+        properties: b"\x11\xff\xff\xff\xff".to_vec(),
+        ..Connect::new("pump-17")
+    };
     let (mut device, _) = world.operational_connect(Some(&credential), &persistent).await.unwrap();
     assert!(device.connack.windows(5).any(|property| property == b"\x11\0\0\0\0"), "it is told so");
     assert_eq!(device.subscribe(&reply_topic("pump-17")).await, Some(GRANTED_QOS_1));
     drop(device);
     tokio::time::sleep(SILENCE).await;
-    assert_eq!(worker.publish(&reply_topic("pump-17"), b"late").await, Some(NO_MATCHING_SUBSCRIBERS));
+    assert_eq!(
+        worker.publish(&reply_topic("pump-17"), b"late").await,
+        Some(NO_MATCHING_SUBSCRIBERS)
+    );
     let (mut device, _) = world.operational_connect(Some(&credential), &persistent).await.unwrap();
     assert_eq!(device.connack[0], 0, "no session is present");
     assert_eq!(device.message(SILENCE).await, None);
@@ -712,11 +764,18 @@ async fn full_bootstrap_listener_makes_room_for_other_networks_only() {
     let old = Connect { version: 4, ..Connect::new(&client) };
     // MQTT 3.1.1 §3.2.2.3: server unavailable.
     assert_eq!(world.bootstrap_connect(&old).await, Some(3));
-    assert!(world.device("pump-17").await.is_alive().await, "the other listener has places of its own");
+    assert!(
+        world.device("pump-17").await.is_alive().await,
+        "the other listener has places of its own"
+    );
     assert!(inside[0].is_alive().await);
     let mut other = world.over_another_network(world.bootstrap(), &world.anonymous).await;
     assert_eq!(other.connect(&Connect::new(&fresh_client())).await, Some(SUCCESS));
-    assert_eq!(inside[0].end().await, Ok(Some(SERVER_BUSY)), "the oldest of the network that has most");
+    assert_eq!(
+        inside[0].end().await,
+        Ok(Some(SERVER_BUSY)),
+        "the oldest of the network that has most"
+    );
     assert!(inside[1].is_alive().await);
     drop(inside);
     let started = Instant::now();
@@ -730,7 +789,8 @@ async fn devices_beyond_the_total_are_told_to_come_later_and_a_worker_has_a_plac
     let world = World::with(Limits { operational: 2, ..limits() }, Arc::new(|_, _| Ok(()))).await;
     let _inside = [world.device("pump-1").await, world.device("pump-2").await];
     let credential = world.pki.client(&["urn:assay:device:default:pump-3"]);
-    let refused = world.operational_connect(Some(&credential), &Connect::new("pump-3")).await.unwrap();
+    let refused =
+        world.operational_connect(Some(&credential), &Connect::new("pump-3")).await.unwrap();
     assert_eq!(refused.1, SERVER_BUSY);
     assert!(world.device("pump-1").await.is_alive().await, "who is in may come back");
     world.worker().await;
@@ -743,7 +803,8 @@ async fn silent_connections_of_one_network_leave_room_for_those_of_others() {
     for _ in 0..8 {
         silent.push(TcpStream::connect(world.broker.operational_addr()).await.unwrap());
     }
-    let tls = world.pki.client_tls(Some(&world.pki.client(&["urn:assay:device:default:pump-17"]))).into();
+    let tls =
+        world.pki.client_tls(Some(&world.pki.client(&["urn:assay:device:default:pump-17"]))).into();
     let mut device = world.over_another_network(world.broker.operational_addr(), &tls).await;
     assert_eq!(device.connect(&Connect::new("pump-17")).await, Some(SUCCESS));
     // The oldest went first.
@@ -775,7 +836,10 @@ async fn device_that_requests_without_end_is_cut() {
     let mut worker = world.worker().await;
     let mut device = world.device("pump-17").await;
     for _ in 0..100 {
-        assert_eq!(device.publish("device/v1/default/pump-17/telemetry", b"21").await, Some(NO_MATCHING_SUBSCRIBERS));
+        assert_eq!(
+            device.publish("device/v1/default/pump-17/telemetry", b"21").await,
+            Some(NO_MATCHING_SUBSCRIBERS)
+        );
     }
     let mut accepted = 0;
     while device.publish(&request_topic("pump-17"), b"request").await == Some(SUCCESS) {
@@ -795,7 +859,10 @@ async fn oversize_request_of_a_device_is_not_delivered_and_its_sender_cut() {
     let world = World::new().await;
     let mut worker = world.worker().await;
     let mut device = world.device("pump-17").await;
-    assert_eq!(device.publish("device/v1/default/pump-17/photo", &[7; 60 * 1024]).await, Some(NO_MATCHING_SUBSCRIBERS));
+    assert_eq!(
+        device.publish("device/v1/default/pump-17/photo", &[7; 60 * 1024]).await,
+        Some(NO_MATCHING_SUBSCRIBERS)
+    );
     assert_eq!(device.publish(&request_topic("pump-17"), &[7; 16 * 1024]).await, Some(SUCCESS));
     assert_eq!(worker.message(PATIENCE).await.unwrap().payload.len(), 16 * 1024);
     device.publish(&request_topic("pump-17"), &[7; 18 * 1024]).await;
@@ -824,7 +891,8 @@ async fn strangers_that_never_read_their_replies_do_not_hold_up_the_worker() {
     for _ in 0..4 {
         let client = fresh_client();
         let mut raw = Raw::open(world.bootstrap(), &world.anonymous).await.unwrap();
-        // 0x21: Receive Maximum (MQTT 5 §3.1.2.11.3), so that the broker must hold all but one reply.
+        // 0x21: Receive Maximum (MQTT 5 §3.1.2.11.3), so that the broker must hold all but one
+        // reply.
         let connect = Connect { properties: b"\x21\0\x01".to_vec(), ..Connect::new(&client) };
         assert_eq!(raw.connect(&connect).await, Some(SUCCESS));
         assert_eq!(raw.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
@@ -853,7 +921,8 @@ async fn worker_that_comes_back_is_given_requests_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_are_shared_among_the_workers_of_a_group() {
     let world = World::new().await;
-    let mut workers = [world.worker().await, world.identified("urn:assay:worker", "worker@2").await];
+    let mut workers =
+        [world.worker().await, world.identified("urn:assay:worker", "worker@2").await];
     assert_eq!(workers[1].subscribe(SHARED_REQUESTS).await, Some(GRANTED_QOS_1));
     let (mut raw, client) = world.stranger().await;
     for _ in 0..10 {
@@ -871,8 +940,14 @@ async fn requests_are_shared_among_the_workers_of_a_group() {
 async fn worker_is_given_as_many_requests_as_it_takes_before_it_acknowledges_any() {
     let world = World::new().await;
     let tls = world.pki.client_tls(Some(&world.pki.client(&["urn:assay:worker"])));
-    let options = assay_mqtt::Client { id: "worker@1".into(), window: 16, receive_maximum: 1024, manual_acks: true };
-    let url = format!("mqtts://localhost:{}", world.broker.operational_addr().port()).parse().unwrap();
+    let options = assay_mqtt::Client {
+        id: "worker@1".into(),
+        window: 16,
+        receive_maximum: 1024,
+        manual_acks: true,
+    };
+    let url =
+        format!("mqtts://localhost:{}", world.broker.operational_addr().port()).parse().unwrap();
     let (worker, mut events) = assay_mqtt::connect(&url, &Arc::new(tls), options);
     worker.try_subscribe(SHARED_REQUESTS, QoS::AtLeastOnce).unwrap();
     until_subscribed(&mut events).await;
@@ -905,10 +980,19 @@ async fn device_and_operator_talk_below_the_devices_tree_only() {
     assert_eq!(other.subscribe("device/v1/default/pump-18/#").await, Some(GRANTED_QOS_1));
 
     assert_eq!(device.publish("device/v1/default/pump-17/telemetry", b"21").await, Some(SUCCESS));
-    assert_eq!(device.publish("device/v1/default/pump-18/telemetry", b"22").await, Some(NOT_AUTHORIZED));
-    assert_eq!(operator.publish("device/v1/default/pump-17/setting", b"stop").await, Some(NOT_AUTHORIZED));
+    assert_eq!(
+        device.publish("device/v1/default/pump-18/telemetry", b"22").await,
+        Some(NOT_AUTHORIZED)
+    );
+    assert_eq!(
+        operator.publish("device/v1/default/pump-17/setting", b"stop").await,
+        Some(NOT_AUTHORIZED)
+    );
     let heard = operator.message(PATIENCE).await.unwrap();
-    assert_eq!((heard.topic.as_str(), heard.payload.as_slice()), ("device/v1/default/pump-17/telemetry", &b"21"[..]));
+    assert_eq!(
+        (heard.topic.as_str(), heard.payload.as_slice()),
+        ("device/v1/default/pump-17/telemetry", &b"21"[..])
+    );
     assert_eq!(operator.message(SILENCE).await, None);
     let command = "device/v1/default/pump-17/command/stop";
     assert_eq!(device.subscribe("device/v1/default/pump-17/command/#").await, Some(GRANTED_QOS_1));
@@ -926,11 +1010,15 @@ async fn device_leaves_a_will_for_its_own_presence() {
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
     for version in [4, 5] {
         let connect = Connect { version, will: Some((presence, true)), ..Connect::new("pump-17") };
-        let (device, reason) = world.operational_connect(Some(&credential), &connect).await.unwrap();
+        let (device, reason) =
+            world.operational_connect(Some(&credential), &connect).await.unwrap();
         assert_eq!(reason, SUCCESS);
         drop(device);
         let heard = operator.message(PATIENCE).await.unwrap();
-        assert_eq!((heard.topic.as_str(), heard.payload.as_slice()), (presence, &b"last words"[..]));
+        assert_eq!(
+            (heard.topic.as_str(), heard.payload.as_slice()),
+            (presence, &b"last words"[..])
+        );
         // Who takes its leave has none.
         let (mut device, _) = world.operational_connect(Some(&credential), &connect).await.unwrap();
         device.send(&[0xe0, 0]).await;
@@ -963,7 +1051,11 @@ async fn will_for_any_other_topic_is_refused() {
     ] {
         let credential = world.pki.client(&[name]);
         let connect = Connect { will, ..Connect::new(client) };
-        assert_eq!(world.operational_connect(Some(&credential), &connect).await.unwrap().1, NOT_AUTHORIZED, "{name}");
+        assert_eq!(
+            world.operational_connect(Some(&credential), &connect).await.unwrap().1,
+            NOT_AUTHORIZED,
+            "{name}"
+        );
     }
     assert_eq!(operator.message(SILENCE).await, None);
 }
@@ -976,7 +1068,10 @@ async fn what_the_ca_says_to_everyone_is_retained_and_no_reply_is() {
     let mut device = world.device("pump-17").await;
     assert_eq!(device.subscribe("ca/v1/default/chain").await, Some(GRANTED_QOS_1));
     let chain = device.message(PATIENCE).await.unwrap();
-    assert_eq!(chain, Message { topic: "ca/v1/default/chain".into(), payload: b"chain".to_vec(), retain: true });
+    assert_eq!(
+        chain,
+        Message { topic: "ca/v1/default/chain".into(), payload: b"chain".to_vec(), retain: true }
+    );
 
     worker.send_publish("provision/v1/default/pump-17/reply", b"reply", 0x33).await;
     assert_eq!(worker.end().await, Ok(Some(RETAIN_NOT_SUPPORTED)));
@@ -991,9 +1086,15 @@ async fn device_retains_a_few_short_messages_in_its_own_tree() {
     for number in 0..4 {
         let topic = format!("device/v1/default/pump-17/{number}");
         assert_eq!(device.publish_retained(&topic, b"old").await, Some(NO_MATCHING_SUBSCRIBERS));
-        assert_eq!(device.publish_retained(&topic, topic.as_bytes()).await, Some(NO_MATCHING_SUBSCRIBERS));
+        assert_eq!(
+            device.publish_retained(&topic, topic.as_bytes()).await,
+            Some(NO_MATCHING_SUBSCRIBERS)
+        );
     }
-    assert_eq!(device.publish_retained("device/v1/default/pump-17/5", b"5").await, Some(QUOTA_EXCEEDED));
+    assert_eq!(
+        device.publish_retained("device/v1/default/pump-17/5", b"5").await,
+        Some(QUOTA_EXCEEDED)
+    );
     // An empty one forgets (MQTT 5 §3.3.1-6).
     device.publish_retained("device/v1/default/pump-17/0", b"").await;
     let mut operator = world.operator().await;
@@ -1022,7 +1123,10 @@ async fn client_that_does_not_read_is_cut_and_delays_nobody() {
     }
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     assert_eq!(deaf.end().await, Ok(Some(QUOTA_EXCEEDED)));
-    assert_eq!(operator.publish("device/v1/default/pump-17/command", b"command").await, Some(NO_MATCHING_SUBSCRIBERS));
+    assert_eq!(
+        operator.publish("device/v1/default/pump-17/command", b"command").await,
+        Some(NO_MATCHING_SUBSCRIBERS)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1030,7 +1134,9 @@ async fn packet_of_more_filters_than_a_client_may_hold_costs_it_the_connection()
     let world = World::new().await;
     for first in [0x82, 0xa2] {
         let mut device = world.device("pump-17").await;
-        let filter = [string("device/v1/default/pump-17/x"), if first == 0x82 { vec![1] } else { vec![] }].concat();
+        let filter =
+            [string("device/v1/default/pump-17/x"), if first == 0x82 { vec![1] } else { vec![] }]
+                .concat();
         device.send(&packet(first, [&b"\0\x01\0"[..], &filter.repeat(65)].concat())).await;
         assert_eq!(device.end().await, Ok(Some(QUOTA_EXCEEDED)));
     }
@@ -1046,7 +1152,10 @@ async fn will_of_many_properties_is_refused() {
     let mut connect = Connect { will: Some((presence, true)), ..Connect::new("pump-17") };
     assert_eq!(world.operational_connect(Some(&credential), &connect).await.unwrap().1, SUCCESS);
     connect.will_properties = properties;
-    assert_eq!(world.operational_connect(Some(&credential), &connect).await.unwrap().1, QUOTA_EXCEEDED);
+    assert_eq!(
+        world.operational_connect(Some(&credential), &connect).await.unwrap().1,
+        QUOTA_EXCEEDED
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1070,7 +1179,8 @@ async fn what_a_client_has_used_up_is_used_up_when_it_comes_back() {
             device.answer(0xd0).await.unwrap();
         }
     }
-    let (_, told) = world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
+    let (_, told) =
+        world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
     assert_eq!(told, CONNECTION_RATE_EXCEEDED);
 }
 
@@ -1111,9 +1221,13 @@ async fn client_that_reads_slowly_is_heard_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn network_of_strangers_that_are_cut_again_and_again_is_let_in_seldom() {
-    let world = World::with(Limits { arrivals_per_network: 100, ..limits() }, Arc::new(|_, _| Ok(()))).await;
+    let world =
+        World::with(Limits { arrivals_per_network: 100, ..limits() }, Arc::new(|_, _| Ok(())))
+            .await;
     let offend = async || {
-        let Ok(mut raw) = Raw::open(world.bootstrap(), &world.anonymous).await else { return false };
+        let Ok(mut raw) = Raw::open(world.bootstrap(), &world.anonymous).await else {
+            return false;
+        };
         if raw.connect(&Connect::new(&fresh_client())).await.is_none() {
             return false;
         }
@@ -1161,7 +1275,10 @@ async fn client_that_sends_without_end_is_heard_at_its_pace() {
     device.send(&[0xc0, 0]).await;
     device.answer(0xd0).await.unwrap();
     let took = started.elapsed();
-    assert!((Duration::from_secs(1)..Duration::from_secs(4)).contains(&took), "188 beyond 512, 128 a second: {took:?}");
+    assert!(
+        (Duration::from_secs(1)..Duration::from_secs(4)).contains(&took),
+        "188 beyond 512, 128 a second: {took:?}"
+    );
 }
 
 /// Each connection costs the broker a handshake.
@@ -1182,7 +1299,10 @@ async fn device_that_connects_without_end_is_let_in_at_its_pace() {
         answers.push(world.operational_connect(Some(&credential), &old).await.unwrap().1);
     }
     // On a slow machine the time for one more passes now and then.
-    assert!(answers.contains(&3) && answers.iter().all(|answer| [SUCCESS, 3].contains(answer)), "{answers:02x?}");
+    assert!(
+        answers.contains(&3) && answers.iter().all(|answer| [SUCCESS, 3].contains(answer)),
+        "{answers:02x?}"
+    );
     // Of its network, too.
     world.device("pump-18").await;
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -1195,7 +1315,9 @@ async fn certificate_that_is_shown_without_end_counts_though_it_lets_nobody_in()
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
     let mut answers = Vec::new();
     while answers.len() < 200 && !answers.contains(&CONNECTION_RATE_EXCEEDED) {
-        answers.push(world.operational_connect(Some(&credential), &Connect::new("another")).await.unwrap().1);
+        answers.push(
+            world.operational_connect(Some(&credential), &Connect::new("another")).await.unwrap().1,
+        );
     }
     assert_eq!(answers.last(), Some(&CONNECTION_RATE_EXCEEDED));
     assert!(answers.len() > 64, "{answers:02x?}");
@@ -1209,7 +1331,8 @@ async fn device_that_is_cut_again_and_again_is_let_in_seldom() {
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
     let mut times = 0;
     loop {
-        let (mut raw, reason) = world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
+        let (mut raw, reason) =
+            world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
         if reason == CONNECTION_RATE_EXCEEDED {
             break;
         }
@@ -1248,7 +1371,10 @@ async fn devices_in_haste_wait_for_each_other_and_nobody_else_does() {
     all.join_all().await;
     assert!(busy && took < Duration::from_millis(300), "{took:?}");
     let took = started.elapsed();
-    assert!(took > Duration::from_millis(900), "37,200 beyond 128 each, 16,384 at once and in a second: {took:?}");
+    assert!(
+        took > Duration::from_millis(900),
+        "37,200 beyond 128 each, 16,384 at once and in a second: {took:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1278,7 +1404,10 @@ async fn request_that_no_worker_hears_is_not_acknowledged_in_mqtt_3_1_1() {
     assert_eq!(raw.connect(&Connect { version: 4, ..Connect::new(&client) }).await, Some(SUCCESS));
     assert_eq!(raw.publish(&request_topic(&client), b"request").await, None);
     let (mut raw, client) = world.stranger().await;
-    assert_eq!(raw.publish(&request_topic(&client), b"request").await, Some(NO_MATCHING_SUBSCRIBERS));
+    assert_eq!(
+        raw.publish(&request_topic(&client), b"request").await,
+        Some(NO_MATCHING_SUBSCRIBERS)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1287,7 +1416,9 @@ async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
     let admit: Arc<Admit> = Arc::new({
         let revoked = revoked.clone();
         move |identity, _| match identity {
-            Identity::Device { device_id, .. } if device_id.as_str() == "pump-17" && revoked.load(Ordering::SeqCst) => {
+            Identity::Device { device_id, .. }
+                if device_id.as_str() == "pump-17" && revoked.load(Ordering::SeqCst) =>
+            {
                 Err(Denial::Refused("revoked".into()))
             }
             _ => Ok(()),
@@ -1341,11 +1472,13 @@ async fn device_whose_certificate_cannot_be_checked_is_told_to_try_again() {
     let admit: Arc<Admit> = Arc::new(|_, _| Err(Denial::Unknown("the disk is gone".into())));
     let world = World::with(limits(), admit).await;
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
-    let (_, reason) = world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
+    let (_, reason) =
+        world.operational_connect(Some(&credential), &Connect::new("pump-17")).await.unwrap();
     assert_eq!(reason, SERVER_UNAVAILABLE);
 }
 
-/// What the store says of pump-17 at its CONNECT, and then at each look after a recheck; the last for ever.
+/// What the store says of pump-17 at its CONNECT, and then at each look after a recheck; the last
+/// for ever.
 async fn world_where_checks_say(answers: Vec<Result<(), Denial>>) -> (World, Arc<AtomicU64>) {
     let asked = Arc::new(AtomicU64::new(0));
     let admit: Arc<Admit> = Arc::new({
@@ -1364,7 +1497,8 @@ async fn world_where_checks_say(answers: Vec<Result<(), Denial>>) -> (World, Arc
 #[tokio::test(flavor = "multi_thread")]
 async fn device_stays_while_a_recheck_finds_nothing_out_and_is_asked_about_again() {
     let unknown = Err(Denial::Unknown("locked".into()));
-    let (world, asked) = world_where_checks_say(vec![Ok(()), unknown.clone(), unknown, Ok(())]).await;
+    let (world, asked) =
+        world_where_checks_say(vec![Ok(()), unknown.clone(), unknown, Ok(())]).await;
     let mut device = world.device("pump-17").await;
     world.broker.recheck();
     let started = Instant::now();
@@ -1378,7 +1512,8 @@ async fn device_stays_while_a_recheck_finds_nothing_out_and_is_asked_about_again
 
 #[tokio::test(flavor = "multi_thread")]
 async fn revocation_is_found_at_the_recheck_after_one_that_finds_nothing_out() {
-    let (unknown, revoked) = (Err(Denial::Unknown("locked".into())), Err(Denial::Refused("revoked".into())));
+    let (unknown, revoked) =
+        (Err(Denial::Unknown("locked".into())), Err(Denial::Refused("revoked".into())));
     let (world, _) = world_where_checks_say(vec![Ok(()), unknown, revoked]).await;
     let mut device = world.device("pump-17").await;
     world.broker.recheck();
@@ -1387,7 +1522,8 @@ async fn revocation_is_found_at_the_recheck_after_one_that_finds_nothing_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn device_that_cannot_be_checked_for_long_is_cut() {
-    let (world, asked) = world_where_checks_say(vec![Ok(()), Err(Denial::Unknown("locked".into()))]).await;
+    let (world, asked) =
+        world_where_checks_say(vec![Ok(()), Err(Denial::Unknown("locked".into()))]).await;
     let mut device = world.device("pump-17").await;
     world.broker.recheck();
     device.end().await.unwrap();
@@ -1424,7 +1560,8 @@ async fn device_whose_certificate_is_revoked_while_it_connects_is_cut() {
 #[tokio::test(flavor = "multi_thread")]
 async fn device_whose_certificate_expires_is_cut() {
     let world = World::new().await;
-    let credential = world.pki.client_expiring_in("urn:assay:device:default:pump-17", Duration::from_secs(3));
+    let credential =
+        world.pki.client_expiring_in("urn:assay:device:default:pump-17", Duration::from_secs(3));
     let mut device = world.connected_with(&credential, "pump-17").await;
     assert!(device.is_alive().await);
     device.end().await.unwrap();
@@ -1443,7 +1580,11 @@ async fn mqtt_5_stranger_is_told_the_limits() {
         ("no wildcards", b"\x28\0"),
         ("no shared subscriptions", b"\x2a\0"),
     ] {
-        assert!(raw.connack.windows(property.len()).any(|bytes| bytes == property), "{limit}: {:02x?}", raw.connack);
+        assert!(
+            raw.connack.windows(property.len()).any(|bytes| bytes == property),
+            "{limit}: {:02x?}",
+            raw.connack
+        );
     }
 }
 
@@ -1525,11 +1666,15 @@ async fn tls_sessions_are_never_resumed() {
 async fn tls_takes_the_suite_that_costs_least_whatever_the_client_prefers() {
     let world = World::new().await;
     let mut provider = (**world.anonymous.crypto_provider()).clone();
-    provider.cipher_suites.sort_by_key(|suite| suite.suite() == CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| suite.suite() == CipherSuite::TLS13_AES_128_GCM_SHA256);
     assert_ne!(provider.cipher_suites[0].suite(), CipherSuite::TLS13_AES_128_GCM_SHA256);
     let mut roots = RootCertStore::empty();
     roots.add(world.pki.root()).unwrap();
-    let tls = ClientConfig::builder_with_provider(provider.into()).with_safe_default_protocol_versions().unwrap();
+    let tls = ClientConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()
+        .unwrap();
     let tls = Arc::new(tls.with_root_certificates(roots).with_no_client_auth());
     let raw = Raw::open(world.bootstrap(), &tls).await.unwrap();
     let suite = raw.stream.get_ref().1.negotiated_cipher_suite().unwrap().suite();
@@ -1567,7 +1712,9 @@ async fn our_own_client_and_worker_exchange_a_request_and_a_reply() {
     device.try_subscribe(reply_topic(&client), QoS::AtLeastOnce).unwrap();
     until_subscribed(&mut device_events).await;
     let started = Instant::now();
-    device.try_publish(request_topic(&client), QoS::AtLeastOnce, false, vec![7; 16 * 1024]).unwrap();
+    device
+        .try_publish(request_topic(&client), QoS::AtLeastOnce, false, vec![7; 16 * 1024])
+        .unwrap();
     let reply = timeout(PATIENCE, next_message(&mut device_events)).await.unwrap();
     assert_eq!(reply.payload, vec![7; 16 * 1024]);
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
@@ -1623,7 +1770,8 @@ async fn operator_gets_a_devices_properties_as_they_were() {
     operator.try_subscribe("device/#", QoS::AtLeastOnce).unwrap();
     until_subscribed(&mut events).await;
     let mut device = world.device("pump-17").await;
-    // MQTT 5 §3.3.2.3: format, expiry, content type, response topic, correlation data, user property.
+    // MQTT 5 §3.3.2.3: format, expiry, content type, response topic, correlation data, user
+    // property.
     let properties = b"\x01\x01\x02\0\0\x0e\x10\x03\0\x01t\x08\0\x01r\x09\0\x01c\x26\0\x01n\0\x01v";
     device.send_publish_with(properties, "device/v1/default/pump-17/telemetry", b"21", 0x32).await;
     let heard = timeout(PATIENCE, next_message(&mut events)).await.unwrap().properties.unwrap();
@@ -1650,7 +1798,8 @@ async fn worker_sees_the_response_topic_of_a_request() {
 
 fn polite(address: SocketAddr, tls: ClientConfig, id: &str) -> (AsyncClient, EventLoop) {
     let url = format!("mqtts://localhost:{}", address.port()).parse().unwrap();
-    let client = assay_mqtt::Client { id: id.into(), window: 16, receive_maximum: 16, manual_acks: false };
+    let client =
+        assay_mqtt::Client { id: id.into(), window: 16, receive_maximum: 16, manual_acks: false };
     assay_mqtt::connect(&url, &Arc::new(tls), client)
 }
 
@@ -1717,7 +1866,8 @@ async fn listener_survives_running_out_of_file_descriptors() {
         hoard.push(stream);
         assert!(hoard.len() < 1000, "the limit does not hold");
     }
-    // One more connection waits to be accepted and cannot be: the descriptor it would need is this client's.
+    // One more connection waits to be accepted and cannot be: the descriptor it would need is this
+    // client's.
     drop(hoard.pop());
     let waiting = TcpStream::connect(world.bootstrap()).await;
     tokio::time::sleep(SILENCE).await;
@@ -1731,7 +1881,8 @@ async fn both_listeners_keep_to_the_file_descriptors_there_are() {
     if !in_own_process("both_listeners_keep_to_the_file_descriptors_there_are") {
         return;
     }
-    // 256 are reserved; of the other 44, four are for those that wait, and strangers get a quarter of the rest.
+    // 256 are reserved; of the other 44, four are for those that wait, and strangers get a quarter
+    // of the rest.
     limit_descriptors("64:300");
     let world = World::new().await;
     let mut inside = Vec::new();
@@ -1742,15 +1893,18 @@ async fn both_listeners_keep_to_the_file_descriptors_there_are() {
     assert!(world.device("pump-17").await.is_alive().await);
 }
 
-/// Whether this is a process that runs `test` alone, where no other test uses memory or file descriptors. If not, runs it
-/// in one that is.
+/// Whether this is a process that runs `test` alone, where no other test uses memory or file
+/// descriptors. If not, runs it in one that is.
 fn in_own_process(test: &str) -> bool {
     const MARK: &str = "ASSAY_TEST_ALONE";
     if std::env::var_os(MARK).is_some() {
         return true;
     }
-    let status =
-        Command::new(std::env::current_exe().unwrap()).args([test, "--exact"]).env(MARK, "1").status().unwrap();
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact"])
+        .env(MARK, "1")
+        .status()
+        .unwrap();
     assert!(status.success(), "{test} failed in its own process");
     false
 }
@@ -1761,7 +1915,8 @@ fn resident_kib() -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Sets this process's limits, `soft:hard` (prlimit is in util-linux, which Debian marks essential).
+/// Sets this process's limits, `soft:hard` (prlimit is in util-linux, which Debian marks
+/// essential).
 fn limit_descriptors(limits: &str) {
     let process = std::process::id().to_string();
     let limit = format!("--nofile={limits}");

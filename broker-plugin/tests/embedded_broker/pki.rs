@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use assay_broker_plugin::broker::{ClientCertificates, bootstrap_tls, operational_tls};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -66,7 +66,8 @@ impl Pki {
 
     fn client_params(names: &[&str]) -> CertificateParams {
         let mut params = CertificateParams::new([]).unwrap();
-        params.subject_alt_names = names.iter().map(|name| SanType::URI((*name).try_into().unwrap())).collect();
+        params.subject_alt_names =
+            names.iter().map(|name| SanType::URI((*name).try_into().unwrap())).collect();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params
     }
@@ -99,7 +100,9 @@ impl Pki {
             .unwrap()
             .with_root_certificates(roots);
         match credential {
-            Some(Credential { chain, key }) => config.with_client_auth_cert(chain.clone(), key.clone_key()).unwrap(),
+            Some(Credential { chain, key }) => {
+                config.with_client_auth_cert(chain.clone(), key.clone_key()).unwrap()
+            }
             None => config.with_no_client_auth(),
         }
     }

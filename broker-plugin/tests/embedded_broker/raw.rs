@@ -1,4 +1,5 @@
-//! A rude MQTT 5 client (3.1.1 on request): sends what it is told, byte for byte, and reads what comes.
+//! A rude MQTT 5 client (3.1.1 on request): sends what it is told, byte for byte, and reads what
+//! comes.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -151,15 +152,26 @@ pub(crate) struct Raw {
 
 impl Raw {
     /// TCP and TLS, no MQTT yet.
-    pub(crate) async fn open(address: SocketAddr, tls: &Arc<ClientConfig>) -> std::io::Result<Self> {
+    pub(crate) async fn open(
+        address: SocketAddr,
+        tls: &Arc<ClientConfig>,
+    ) -> std::io::Result<Self> {
         Self::over(TcpStream::connect(address).await?, tls).await
     }
 
     /// TLS over a TCP connection that is there.
     pub(crate) async fn over(tcp: TcpStream, tls: &Arc<ClientConfig>) -> std::io::Result<Self> {
         tcp.set_nodelay(true)?;
-        let stream = TlsConnector::from(tls.clone()).connect("localhost".try_into().unwrap(), tcp).await?;
-        Ok(Self { stream, connack: Vec::new(), version: 5, acknowledges: true, inbox: VecDeque::new(), next_id: 1 })
+        let stream =
+            TlsConnector::from(tls.clone()).connect("localhost".try_into().unwrap(), tcp).await?;
+        Ok(Self {
+            stream,
+            connack: Vec::new(),
+            version: 5,
+            acknowledges: true,
+            inbox: VecDeque::new(),
+            next_id: 1,
+        })
     }
 
     /// Sends CONNECT; the reason code of the CONNACK.
@@ -208,7 +220,13 @@ impl Raw {
     }
 
     /// The same with properties as they stand on the wire, without their length.
-    pub(crate) async fn send_publish_with(&mut self, properties: &[u8], topic: &str, payload: &[u8], first: u8) {
+    pub(crate) async fn send_publish_with(
+        &mut self,
+        properties: &[u8],
+        topic: &str,
+        payload: &[u8],
+        first: u8,
+    ) {
         let mut body = string(topic);
         if first & 0x06 != 0 {
             body.extend(self.fresh_id());
@@ -236,7 +254,8 @@ impl Raw {
         .ok()?
     }
 
-    /// Reads on until the broker ends the connection; the reason code of its DISCONNECT, if it sent one.
+    /// Reads on until the broker ends the connection; the reason code of its DISCONNECT, if it sent
+    /// one.
     pub(crate) async fn end(&mut self) -> Result<Option<u8>, tokio::time::error::Elapsed> {
         timeout(PATIENCE, async {
             let mut reason = None;
@@ -276,7 +295,8 @@ impl Raw {
         .ok()?
     }
 
-    /// The next packet's first byte and body; messages are acknowledged and go to the inbox as well. `None` at the end.
+    /// The next packet's first byte and body; messages are acknowledged and go to the inbox as
+    /// well. `None` at the end.
     pub(crate) async fn packet(&mut self) -> Option<(u8, Vec<u8>)> {
         let first = self.stream.read_u8().await.ok()?;
         let (mut length, mut shift) = (0, 0);

@@ -1,4 +1,5 @@
-//! A CA and a device that meet in memory, and the bare cryptography without which no CA could answer that device.
+//! A CA and a device that meet in memory, and the bare cryptography without which no CA could
+//! answer that device.
 
 #[path = "../../tests/pipeline/fixture.rs"]
 #[expect(dead_code, reason = "the tests, which it is made for, use the rest")]
@@ -54,10 +55,13 @@ impl Case {
         Self { ek, ik, path }
     }
 
-    /// The flows that are worth a measurement of their own: what they share with the ticket flow costs the same in all cases.
+    /// The flows that are worth a measurement of their own: what they share with the ticket flow
+    /// costs the same in all cases.
     pub(crate) fn flows(self) -> &'static [Flow] {
         match self {
-            Self { ik: Kind::P256, path: Path::Root, .. } => &[Flow::Ticket, Flow::Sealed, Flow::SharedKey],
+            Self { ik: Kind::P256, path: Path::Root, .. } => {
+                &[Flow::Ticket, Flow::Sealed, Flow::SharedKey]
+            }
             _ => &[Flow::Ticket],
         }
     }

@@ -21,13 +21,17 @@ type Primitive = Box<dyn Fn() -> usize>;
 
 impl Primitives {
     pub(crate) fn new(world: &World, flow: Flow) -> Self {
-        let mut all =
-            vec![("EK certificate verify", verify_path(world)), ("EK seed", seed_for(&world.device.ek.key()))];
+        let mut all = vec![
+            ("EK certificate verify", verify_path(world)),
+            ("EK seed", seed_for(&world.device.ek.key())),
+        ];
         match flow {
             Flow::Ticket | Flow::Sealed => {
                 all.extend([("CSR verify", verify_csr(world)), ("certificate sign", sign(world))])
             }
-            Flow::SharedKey => all.push(("parent seed", seed_for(&world.parent.area.public_key().unwrap()))),
+            Flow::SharedKey => {
+                all.push(("parent seed", seed_for(&world.parent.area.public_key().unwrap())))
+            }
         }
         Self(all)
     }
@@ -43,7 +47,8 @@ impl Primitives {
     }
 }
 
-/// The signatures on the way to the root that nobody can have verified before: those in certificates that the device sends.
+/// The signatures on the way to the root that nobody can have verified before: those in
+/// certificates that the device sends.
 fn verify_path(world: &World) -> Primitive {
     let sent = &world.device.ek_certificates;
     let issuers = match world.case.path {
@@ -57,7 +62,11 @@ fn verify_path(world: &World) -> Primitive {
         let (_, certificate) = X509Certificate::from_der(certificate).unwrap();
         let (_, issuer) = X509Certificate::from_der(issuer).unwrap();
         let key = issuer.public_key().subject_public_key.data.to_vec();
-        (key, certificate.tbs_certificate.as_ref().to_vec(), certificate.signature_value.data.to_vec())
+        (
+            key,
+            certificate.tbs_certificate.as_ref().to_vec(),
+            certificate.signature_value.data.to_vec(),
+        )
     });
     let signed: Vec<_> = signed.collect();
     Box::new(move || {
@@ -80,15 +89,20 @@ fn verify_csr(world: &World) -> Primitive {
     })
 }
 
-/// A secret that only the holder of `key` can have: OAEP to an RSA key, ECDH with a fresh key to a point.
+/// A secret that only the holder of `key` can have: OAEP to an RSA key, ECDH with a fresh key to a
+/// point.
 fn seed_for(key: &PublicKey) -> Primitive {
     match key {
         PublicKey::Rsa { .. } => {
             let spki = key.spki();
             Box::new(move || {
-                let key = OaepPublicEncryptingKey::new(PublicEncryptingKey::from_der(&spki).unwrap()).unwrap();
+                let key =
+                    OaepPublicEncryptingKey::new(PublicEncryptingKey::from_der(&spki).unwrap())
+                        .unwrap();
                 let mut encrypted = [0; 256];
-                key.encrypt(&OAEP_SHA256_MGF1SHA256, &[7; 32], &mut encrypted, Some(b"IDENTITY\0")).unwrap().len()
+                key.encrypt(&OAEP_SHA256_MGF1SHA256, &[7; 32], &mut encrypted, Some(b"IDENTITY\0"))
+                    .unwrap()
+                    .len()
             })
         }
         PublicKey::Ecc { curve, x, y } => {
@@ -108,7 +122,11 @@ fn seed_for(key: &PublicKey) -> Primitive {
 }
 
 fn sign(world: &World) -> Primitive {
-    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &world.issuing_key.serialize_der()).unwrap();
+    let key = EcdsaKeyPair::from_pkcs8(
+        &ECDSA_P256_SHA256_ASN1_SIGNING,
+        &world.issuing_key.serialize_der(),
+    )
+    .unwrap();
     // About as long as what is signed of a device certificate.
     let message = [7; 700];
     Box::new(move || key.sign(&SystemRandom::new(), &message).unwrap().as_ref().len())

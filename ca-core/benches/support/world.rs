@@ -3,13 +3,14 @@
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::template::ParentArea;
 use assay_ca_core::{
-    Admitted, AuthenticatedDevice, BoundKey, Candidate, Confirmation, EkEvidence, Evidence, FIRST_GENERATION,
-    IssuedCertificate, MasterSecret, ParentEvidence, Prepared, Profile, ProvenDevice, Readmitted, Records,
-    SharedKeyOnRecord, Token, TrustedEk, Unconfirmed,
+    Admitted, AuthenticatedDevice, BoundKey, Candidate, Confirmation, EkEvidence, Evidence,
+    FIRST_GENERATION, IssuedCertificate, MasterSecret, ParentEvidence, Prepared, Profile,
+    ProvenDevice, Readmitted, Records, SharedKeyOnRecord, Token, TrustedEk, Unconfirmed,
 };
 use assay_wire::{
-    ActivationReply, Bundle, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId, EkPublic, Flow,
-    ParentBundle, Proof, Reply, ReplyBody, Request, RequestBody, RequestId, SealedCertificate, SealedReply,
+    ActivationReply, Bundle, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId,
+    EkPublic, Flow, ParentBundle, Proof, Reply, ReplyBody, Request, RequestBody, RequestId,
+    SealedCertificate, SealedReply,
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize};
@@ -48,7 +49,8 @@ impl World {
             Path::Root => device.ek_certificates = vendor.certify_by_root(&device.ek.key()),
             Path::KnownIntermediate => {
                 device.ek_certificates.truncate(1);
-                let others = (0..OTHER_INTERMEDIATES).map(|at| Vendor::new(&format!("Vendor {at}")).intermediate);
+                let others = (0..OTHER_INTERMEDIATES)
+                    .map(|at| Vendor::new(&format!("Vendor {at}")).intermediate);
                 let mut trusted: Vec<_> = others.chain([vendor.root.clone()]).collect();
                 trusted.insert(OTHER_INTERMEDIATES / 2, vendor.intermediate.clone());
                 ca.anchors = trusting(trusted);
@@ -66,8 +68,19 @@ impl World {
             Kind::P256 | Kind::P384 => SoftwareParent::fresh_p256(),
         };
         let issuing_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let (master, profile) = (MasterSecret::generate(&mut CountingRng::new()), Profile::default());
-        Self { case, vendor, device, parent, ca, issuing_key, master, profile, records: Records::default() }
+        let (master, profile) =
+            (MasterSecret::generate(&mut CountingRng::new()), Profile::default());
+        Self {
+            case,
+            vendor,
+            device,
+            parent,
+            ca,
+            issuing_key,
+            master,
+            profile,
+            records: Records::default(),
+        }
     }
 
     /// A message of the device.
@@ -110,7 +123,9 @@ impl World {
     }
 
     pub(crate) fn challenge(&self, admitted: &Admitted, ik: &BoundKey) -> ChallengeReply {
-        admitted.challenge(ik, &self.ca.scope, &self.ca.ticket_key, now(), &mut CountingRng::new()).unwrap()
+        admitted
+            .challenge(ik, &self.ca.scope, &self.ca.ticket_key, now(), &mut CountingRng::new())
+            .unwrap()
     }
 
     pub(crate) fn prove(&self, proof: &Proof) -> ProvenDevice {
@@ -122,11 +137,19 @@ impl World {
     }
 
     pub(crate) fn prepare(&self, device: Readmitted) -> Prepared {
-        Prepared::new(device, &self.profile, &self.ca.issuer, now(), &mut CountingRng::new()).unwrap()
+        Prepared::new(device, &self.profile, &self.ca.issuer, now(), &mut CountingRng::new())
+            .unwrap()
     }
 
     pub(crate) fn prepare_unproven(&self, candidate: &Candidate) -> Prepared {
-        Prepared::unproven(candidate, &self.profile, &self.ca.issuer, now(), &mut CountingRng::new()).unwrap()
+        Prepared::unproven(
+            candidate,
+            &self.profile,
+            &self.ca.issuer,
+            now(),
+            &mut CountingRng::new(),
+        )
+        .unwrap()
     }
 
     pub(crate) fn candidate(&self, admitted: &Admitted, ik: &BoundKey) -> Candidate {
@@ -136,13 +159,17 @@ impl World {
     pub(crate) fn seal(&self, candidate: &Candidate, certificate: &[u8]) -> SealedReply {
         let chain = self.ca.issuer.chain(certificate).unwrap();
         let confirm_by = now() + self.profile.confirm_within();
-        candidate.seal(chain, confirm_by, &self.ca.ticket_key, now(), &mut CountingRng::new()).unwrap()
+        candidate
+            .seal(chain, confirm_by, &self.ca.ticket_key, now(), &mut CountingRng::new())
+            .unwrap()
     }
 
     pub(crate) fn activate(&self, admitted: &Admitted, parent: &ParentArea) -> ActivationReply {
         let parent = admitted.parent(parent.clone(), &self.records).unwrap();
         let generation = admitted.generation(&parent, &self.records).unwrap();
-        admitted.activation(&parent, &self.ca.scope, &self.master, generation, &mut CountingRng::new()).unwrap()
+        admitted
+            .activation(&parent, &self.ca.scope, &self.master, generation, &mut CountingRng::new())
+            .unwrap()
     }
 
     /// A message that begins a flow.
@@ -154,8 +181,8 @@ impl World {
         })
     }
 
-    /// What the CA does for one device in this flow, from each message's bytes to its reply's. What the device does in between is
-    /// done beforehand.
+    /// What the CA does for one device in this flow, from each message's bytes to its reply's. What
+    /// the device does in between is done beforehand.
     pub(crate) fn whole(self, flow: Flow) -> Box<dyn Fn() -> usize> {
         let first = self.first_message(flow);
         match flow {
@@ -163,24 +190,32 @@ impl World {
                 let reply = Reply::decode(&self.answer_challenge(&first)).unwrap();
                 let ReplyBody::Challenge(challenge) = reply.body else { unreachable!() };
                 let second = Self::message(RequestBody::Certify(self.device.answer(&challenge)));
-                Box::new(move || self.answer_challenge(&first).len() + self.answer_certify(&second).len())
+                Box::new(move || {
+                    self.answer_challenge(&first).len() + self.answer_certify(&second).len()
+                })
             }
             Flow::Sealed => {
                 let (reply, unconfirmed) = self.answer_enroll(&first);
                 let second = Self::message(RequestBody::Confirm(self.open(&reply)));
-                Box::new(move || self.answer_enroll(&first).0.len() + self.answer_confirm(&second, &unconfirmed).len())
+                Box::new(move || {
+                    self.answer_enroll(&first).0.len()
+                        + self.answer_confirm(&second, &unconfirmed).len()
+                })
             }
             Flow::SharedKey => {
                 let token = self.token();
                 Box::new(move || {
-                    self.answer_register(&first).len() + usize::from(self.login(&token).device_id().as_str().is_empty())
+                    self.answer_register(&first).len()
+                        + usize::from(self.login(&token).device_id().as_str().is_empty())
                 })
             }
         }
     }
 
     fn answer_challenge(&self, message: &[u8]) -> Vec<u8> {
-        let Request { id, body: RequestBody::Challenge(bundle) } = Request::decode(message).unwrap() else {
+        let Request { id, body: RequestBody::Challenge(bundle) } =
+            Request::decode(message).unwrap()
+        else {
             unreachable!()
         };
         let (admitted, ik) = self.apply(bundle);
@@ -189,7 +224,8 @@ impl World {
     }
 
     fn answer_certify(&self, message: &[u8]) -> Vec<u8> {
-        let Request { id, body: RequestBody::Certify(proof) } = Request::decode(message).unwrap() else {
+        let Request { id, body: RequestBody::Certify(proof) } = Request::decode(message).unwrap()
+        else {
             unreachable!()
         };
         let prepared = self.prepare(self.readmit(self.prove(&proof)));
@@ -199,7 +235,8 @@ impl World {
     }
 
     fn answer_enroll(&self, message: &[u8]) -> (Vec<u8>, Unconfirmed) {
-        let Request { id, body: RequestBody::Enroll(bundle) } = Request::decode(message).unwrap() else {
+        let Request { id, body: RequestBody::Enroll(bundle) } = Request::decode(message).unwrap()
+        else {
             unreachable!()
         };
         let (admitted, ik) = self.apply(bundle);
@@ -226,16 +263,22 @@ impl World {
     }
 
     pub(crate) fn answer_confirm(&self, message: &[u8], unconfirmed: &Unconfirmed) -> Vec<u8> {
-        let Request { id, body: RequestBody::Confirm(proof) } = Request::decode(message).unwrap() else {
+        let Request { id, body: RequestBody::Confirm(proof) } = Request::decode(message).unwrap()
+        else {
             unreachable!()
         };
-        let confirmation = Confirmation::verify(&proof, &self.ca.scope, &self.ca.ticket_key, now()).unwrap();
+        let confirmation =
+            Confirmation::verify(&proof, &self.ca.scope, &self.ca.ticket_key, now()).unwrap();
         unconfirmed.clone().confirm(&self.records, now()).unwrap();
-        Self::reply(id, ReplyBody::Confirmed(ConfirmedReply { receipt: confirmation.into_receipt() }))
+        Self::reply(
+            id,
+            ReplyBody::Confirmed(ConfirmedReply { receipt: confirmation.into_receipt() }),
+        )
     }
 
     fn answer_register(&self, message: &[u8]) -> Vec<u8> {
-        let Request { id, body: RequestBody::Register(bundle) } = Request::decode(message).unwrap() else {
+        let Request { id, body: RequestBody::Register(bundle) } = Request::decode(message).unwrap()
+        else {
             unreachable!()
         };
         let evidence = ParentEvidence::parse(bundle).unwrap();
@@ -260,33 +303,46 @@ impl World {
         let key = self.master.key(scope, &device_id, &evidence.ek_id(), FIRST_GENERATION);
         let resource = format!("{scope}%2Fregistrations%2F{device_id}");
         let expiry = (now() + Duration::HOUR).unix_timestamp();
-        let mac = data_encoding::BASE64.encode(&key.hmac(format!("{resource}\n{expiry}").as_bytes()));
-        let mac = percent_encoding::percent_encode(mac.as_bytes(), percent_encoding::NON_ALPHANUMERIC);
-        let token = format!("SharedAccessSignature sr={resource}&sig={mac}&se={expiry}&skn=registration");
+        let mac =
+            data_encoding::BASE64.encode(&key.hmac(format!("{resource}\n{expiry}").as_bytes()));
+        let mac =
+            percent_encoding::percent_encode(mac.as_bytes(), percent_encoding::NON_ALPHANUMERIC);
+        let token =
+            format!("SharedAccessSignature sr={resource}&sig={mac}&se={expiry}&skn=registration");
         (device_id.to_string(), token, evidence.ek_id())
     }
 
     /// What the CA does at every connection of a device with a shared key.
-    pub(crate) fn login(&self, (user_name, token, ek): &(String, String, EkId)) -> AuthenticatedDevice {
+    pub(crate) fn login(
+        &self,
+        (user_name, token, ek): &(String, String, EkId),
+    ) -> AuthenticatedDevice {
         let token = Token::parse(user_name, token.as_bytes()).unwrap();
-        let shared_key =
-            Some(SharedKeyOnRecord { generation: FIRST_GENERATION, is_used: true, plain_srk_generation: 0 });
+        let shared_key = Some(SharedKeyOnRecord {
+            generation: FIRST_GENERATION,
+            is_used: true,
+            plain_srk_generation: 0,
+        });
         let generations = Records { shared_key, ..Records::default() }.accepted_generations();
-        AuthenticatedDevice::verify(token, &self.ca.scope, &self.master, *ek, &generations, now()).unwrap()
+        AuthenticatedDevice::verify(token, &self.ca.scope, &self.master, *ek, &generations, now())
+            .unwrap()
     }
 
     /// Does what the TPM of a device does with a sealed certificate.
     pub(crate) fn open(&self, reply: &[u8]) -> Proof {
         let ReplyBody::Sealed(reply) = Reply::decode(reply).unwrap().body else { unreachable!() };
-        let credential =
-            Credential { id_object: reply.credential_blob.to_vec(), encrypted_seed: reply.encrypted_seed.to_vec() };
+        let credential = Credential {
+            id_object: reply.credential_blob.to_vec(),
+            encrypted_seed: reply.encrypted_seed.to_vec(),
+        };
         let key = self.device.ek.activate(&self.device.ik_name(), &credential).unwrap();
         let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).unwrap());
         let evidence = self.device.evidence();
         let ik = BoundKey::verify(&evidence).unwrap();
         let data = SealedReply::associated_data(&reply.claim, &evidence.ek.ek_id(), &ik.ik_id());
         let (nonce, content) = reply.sealed.split_at(NONCE_LEN);
-        let (nonce, mut content) = (Nonce::try_assume_unique_for_key(nonce).unwrap(), content.to_vec());
+        let (nonce, mut content) =
+            (Nonce::try_assume_unique_for_key(nonce).unwrap(), content.to_vec());
         let content = key.open_in_place(nonce, Aad::from(data), &mut content).unwrap();
         Proof { claim: reply.claim, ticket: SealedCertificate::decode(content).unwrap().ticket }
     }
@@ -313,5 +369,6 @@ impl Kind {
     }
 }
 
-/// Beside the one in question: Microsoft's collection of TPM vendors' certificates has some hundreds.
+/// Beside the one in question: Microsoft's collection of TPM vendors' certificates has some
+/// hundreds.
 const OTHER_INTERMEDIATES: usize = 300;

@@ -1,7 +1,9 @@
-//! TPM2_MakeCredential in software: a secret that only the TPM holding both an EK and a named object can read.
+//! TPM2_MakeCredential in software: a secret that only the TPM holding both an EK and a named
+//! object can read.
 //!
-//! Activating the credential proves that the EK's private key and an object with exactly that Name are in one
-//! TPM. It says nothing of what the object is: that is what [templates](super::template) are for.
+//! Activating the credential proves that the EK's private key and an object with exactly that Name
+//! are in one TPM. It says nothing of what the object is: that is what [templates](super::template)
+//! are for.
 
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
@@ -21,10 +23,19 @@ pub struct Credential {
 
 /// Encrypts `secret` to an EK and the object called `name` (Part 1, 24).
 ///
-/// `secret` may be as long as the digest of the EK's `nameAlg`: 32 bytes for every template.
-/// For RSA EKs the padding's randomness comes from the cryptographic library, everything else from `rng`.
-pub fn make_credential(ek: &EkArea, name: &Name, secret: &[u8], rng: &mut dyn CryptoRng) -> Result<Credential, Fault> {
-    assert!(secret.len() <= ek.hash().digest_bytes(), "TPM2_ActivateCredential refuses a longer secret");
+/// `secret` may be as long as the digest of the EK's `nameAlg`: 32 bytes for every template. For
+/// RSA EKs the padding's randomness comes from the cryptographic library, everything else from
+/// `rng`.
+pub fn make_credential(
+    ek: &EkArea,
+    name: &Name,
+    secret: &[u8],
+    rng: &mut dyn CryptoRng,
+) -> Result<Credential, Fault> {
+    assert!(
+        secret.len() <= ek.hash().digest_bytes(),
+        "TPM2_ActivateCredential refuses a longer secret"
+    );
     let mut identity = Zeroizing::new(Vec::new());
     put_sized(&mut identity, secret);
     let wrapped = ek.storage_key().wrap("IDENTITY", name, identity, rng)?;

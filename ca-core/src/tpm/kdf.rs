@@ -70,13 +70,22 @@ pub fn kdfa(
     context_v: &[u8],
     bytes: usize,
 ) -> Zeroizing<Vec<u8>> {
-    derive(bytes, |counter| hash.hmac(key, &[counter, label.as_bytes(), &[0], context_u, context_v, &bits(bytes)]))
+    derive(bytes, |counter| {
+        hash.hmac(key, &[counter, label.as_bytes(), &[0], context_u, context_v, &bits(bytes)])
+    })
 }
 
 /// KDFe: the concatenation KDF of SP 800-56A (Part 1, 11.4.10.3).
 ///
 /// `z` and both party infos are x coordinates padded to the width of the curve's field.
-pub fn kdfe(hash: Hash, z: &[u8], label: &str, party_u: &[u8], party_v: &[u8], bytes: usize) -> Zeroizing<Vec<u8>> {
+pub fn kdfe(
+    hash: Hash,
+    z: &[u8],
+    label: &str,
+    party_u: &[u8],
+    party_v: &[u8],
+    bytes: usize,
+) -> Zeroizing<Vec<u8>> {
     derive(bytes, |counter| hash.digest(&[counter, z, label.as_bytes(), &[0], party_u, party_v]))
 }
 

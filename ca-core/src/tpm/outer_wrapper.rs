@@ -1,11 +1,15 @@
-//! What protects something on its way into a TPM: a seed that only a storage key of that TPM can read, and what is made of it.
+//! What protects something on its way into a TPM: a seed that only a storage key of that TPM can
+//! read, and what is made of it.
 //!
-//! Credentials (Part 1, 24) and duplicates (Part 1, 23.3) have it in common; only the label of the seed tells them apart.
+//! Credentials (Part 1, 24) and duplicates (Part 1, 23.3) have it in common; only the label of the
+//! seed tells them apart.
 
 use aes::cipher::KeyIvInit;
 use aes::{Aes128, Aes256};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, agree};
-use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OAEP_SHA384_MGF1SHA384, OaepPublicEncryptingKey, PublicEncryptingKey};
+use aws_lc_rs::rsa::{
+    OAEP_SHA256_MGF1SHA256, OAEP_SHA384_MGF1SHA384, OaepPublicEncryptingKey, PublicEncryptingKey,
+};
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 
@@ -23,7 +27,8 @@ pub(super) struct StorageKey<'a> {
     pub(super) aes_key_bytes: usize,
 }
 
-/// What only the TPM with the storage key can read, and only together with the object that was named.
+/// What only the TPM with the storage key can read, and only together with the object that was
+/// named.
 pub(super) struct Wrapped {
     /// `TPM2B` of the HMAC, and what it protects, encrypted.
     pub(super) content: Vec<u8>,
@@ -34,7 +39,8 @@ pub(super) struct Wrapped {
 impl StorageKey<'_> {
     /// Puts `content` in an outer wrapper for the object called `name`, under a fresh seed.
     ///
-    /// For RSA keys the padding's randomness comes from the cryptographic library, everything else from `rng`.
+    /// For RSA keys the padding's randomness comes from the cryptographic library, everything else
+    /// from `rng`.
     pub(super) fn wrap(
         &self,
         label: &str,
@@ -57,7 +63,11 @@ impl StorageKey<'_> {
     }
 
     /// RSA: a random seed under OAEP (Part 1, B.10.4).
-    fn encrypt_seed(&self, label: &str, rng: &mut dyn CryptoRng) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), Fault> {
+    fn encrypt_seed(
+        &self,
+        label: &str,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), Fault> {
         let mut seed = Zeroizing::new(vec![0; self.hash.digest_bytes()]);
         rng.fill_bytes(&mut seed);
         let oaep = match self.hash {
@@ -65,7 +75,8 @@ impl StorageKey<'_> {
             Hash::Sha384 => &OAEP_SHA384_MGF1SHA384,
         };
         let failed = |_| Fault::Crypto("encrypting a seed to an RSA key");
-        let key = PublicEncryptingKey::from_der(&self.key.spki()).map_err(|_| Fault::Crypto("loading an RSA key"))?;
+        let key = PublicEncryptingKey::from_der(&self.key.spki())
+            .map_err(|_| Fault::Crypto("loading an RSA key"))?;
         let key = OaepPublicEncryptingKey::new(key).map_err(failed)?;
         let mut encrypted = vec![0; key.ciphertext_size()];
         // The terminating zero is part of the label.
@@ -117,7 +128,11 @@ pub(super) fn encrypt_cfb(key: &[u8], data: &mut [u8]) {
     const UNSUITABLE: &str = "templates have AES-128 or AES-256";
     let iv = [0; 16];
     match key.len() {
-        16 => cfb_mode::Encryptor::<Aes128>::new_from_slices(key, &iv).expect(UNSUITABLE).encrypt(data),
-        _ => cfb_mode::Encryptor::<Aes256>::new_from_slices(key, &iv).expect(UNSUITABLE).encrypt(data),
+        16 => cfb_mode::Encryptor::<Aes128>::new_from_slices(key, &iv)
+            .expect(UNSUITABLE)
+            .encrypt(data),
+        _ => cfb_mode::Encryptor::<Aes256>::new_from_slices(key, &iv)
+            .expect(UNSUITABLE)
+            .encrypt(data),
     }
 }

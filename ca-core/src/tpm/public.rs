@@ -324,12 +324,13 @@ impl ObjectAttributes {
     /// Names of the attributes in which the two differ, e.g. `fixedTPM|restricted`.
     pub(crate) fn difference_names(self, other: Self) -> String {
         let differing = self.0 ^ other.0;
-        let names = (0..u32::BITS).filter(|bit| differing & (1 << bit) != 0).map(|bit| {
-            match ATTRIBUTE_NAMES.iter().find(|(named, _)| *named == bit) {
-                Some((_, name)) => (*name).to_owned(),
-                None => format!("reserved bit {bit}"),
-            }
-        });
+        let names =
+            (0..u32::BITS).filter(|bit| differing & (1 << bit) != 0).map(
+                |bit| match ATTRIBUTE_NAMES.iter().find(|(named, _)| *named == bit) {
+                    Some((_, name)) => (*name).to_owned(),
+                    None => format!("reserved bit {bit}"),
+                },
+            );
         names.collect::<Vec<_>>().join("|")
     }
 }
@@ -386,14 +387,20 @@ impl Reader<'_> {
     fn symmetric(&mut self) -> Result<Option<Symmetric>, AreaError> {
         match AlgorithmId(self.u16()?) {
             AlgorithmId::NULL => Ok(None),
-            algorithm @ AlgorithmId::AES => {
-                Ok(Some(Symmetric { algorithm, key_bits: self.u16()?, mode: AlgorithmId(self.u16()?) }))
-            }
+            algorithm @ AlgorithmId::AES => Ok(Some(Symmetric {
+                algorithm,
+                key_bits: self.u16()?,
+                mode: AlgorithmId(self.u16()?),
+            })),
             found => Err(AreaError::Unsupported { field: "symmetric", found }),
         }
     }
 
-    fn scheme(&mut self, field: &'static str, with_hash: &[AlgorithmId]) -> Result<Option<Scheme>, AreaError> {
+    fn scheme(
+        &mut self,
+        field: &'static str,
+        with_hash: &[AlgorithmId],
+    ) -> Result<Option<Scheme>, AreaError> {
         match AlgorithmId(self.u16()?) {
             AlgorithmId::NULL => Ok(None),
             algorithm @ AlgorithmId::RSAES => Ok(Some(Scheme { algorithm, hash: None })),
@@ -438,8 +445,12 @@ const MAX_COORDINATE_BYTES: usize = 66;
 
 const RSA_SCHEMES: &[AlgorithmId] = &[AlgorithmId::RSASSA, AlgorithmId::RSAPSS, AlgorithmId::OAEP];
 const ECC_SCHEMES: &[AlgorithmId] = &[AlgorithmId::ECDSA, AlgorithmId::ECDH];
-const KDF_SCHEMES: &[AlgorithmId] =
-    &[AlgorithmId::MGF1, AlgorithmId::KDF1_SP800_56A, AlgorithmId::KDF2, AlgorithmId::KDF1_SP800_108];
+const KDF_SCHEMES: &[AlgorithmId] = &[
+    AlgorithmId::MGF1,
+    AlgorithmId::KDF1_SP800_56A,
+    AlgorithmId::KDF2,
+    AlgorithmId::KDF1_SP800_108,
+];
 
 /// Bit numbers and names of `TPMA_OBJECT` (Part 2, table 31).
 const ATTRIBUTE_NAMES: &[(u32, &str)] = &[

@@ -1,14 +1,17 @@
-//! The exact shapes of key the CA accepts: TCG's templates for EKs and storage root keys, and our own
-//! for identity keys and import parents.
+//! The exact shapes of key the CA accepts: TCG's templates for EKs and storage root keys, and our
+//! own for identity keys and import parents.
 //!
-//! A template leaves nothing open but the key. A device's public area is accepted only if it equals, byte for
-//! byte, the area rebuilt from the template and the key, so there is no attribute that a check could forget.
+//! A template leaves nothing open but the key. A device's public area is accepted only if it
+//! equals, byte for byte, the area rebuilt from the template and the key, so there is no attribute
+//! that a check could forget.
 
 use std::fmt;
 
 use super::kdf::Hash;
 use super::outer_wrapper::StorageKey;
-use super::public::{AlgorithmId, AreaError, AreaKey, Name, ObjectAttributes, PublicArea, Scheme, Symmetric};
+use super::public::{
+    AlgorithmId, AreaError, AreaKey, Name, ObjectAttributes, PublicArea, Scheme, Symmetric,
+};
 use crate::key::{Curve, PublicKey, WeakKey};
 
 /// An EK whose key is sound and whose public area equals one of TCG's templates.
@@ -49,20 +52,23 @@ impl EkArea {
         StorageKey { key: &self.key, hash: self.hash(), aes_key_bytes: self.aes_key_bytes() }
     }
 
-    /// Whether Azure's device SDKs make EKs of this template. Some leave its `unique` empty, where TCG's L-1 has 256 zero bytes,
-    /// so that the TPM derives another key than the one its vendor certified. The public area does not tell the two apart.
+    /// Whether Azure's device SDKs make EKs of this template. Some leave its `unique` empty, where
+    /// TCG's L-1 has 256 zero bytes, so that the TPM derives another key than the one its vendor
+    /// certified. The public area does not tell the two apart.
     pub(crate) fn is_for_azure_sdks(&self) -> bool {
         std::ptr::eq(self.template, &EK_TEMPLATES[0])
     }
 }
 
-/// The area by which the EK with this key is named, whichever template it is shown on: two fit an RSA-2048 and a P-256 key, and the
-/// EK certificate vouches for the key only. `None` if no EK can have such a key.
+/// The area by which the EK with this key is named, whichever template it is shown on: two fit an
+/// RSA-2048 and a P-256 key, and the EK certificate vouches for the key only. `None` if no EK can
+/// have such a key.
 pub fn naming_area(key: &PublicKey) -> Option<PublicArea> {
     EK_TEMPLATES.iter().find_map(|template| template.area(key))
 }
 
-/// The area of an EK with this key on the default template whose certificates TCG keeps at an NV index.
+/// The area of an EK with this key on the default template whose certificates TCG keeps at an NV
+/// index.
 pub(crate) fn area_of_certificate(index: u32, key: &PublicKey) -> Result<PublicArea, AreaRefused> {
     let template = EK_TEMPLATES.iter().find(|template| template.certificate_index == Some(index));
     let template = template.ok_or(AreaRefused::NoSuchIndex(index))?;
@@ -83,7 +89,8 @@ pub struct IkArea {
 }
 
 impl IkArea {
-    /// Finds the IK template that a public area equals, and computes the Name a TPM gives that area.
+    /// Finds the IK template that a public area equals, and computes the Name a TPM gives that
+    /// area.
     pub fn recognise(area: &PublicArea) -> Result<Self, AreaRefused> {
         let (template, key) = recognise(area, IK_TEMPLATES)?;
         let name = Name::of(template.hash, &area.encode());
@@ -108,8 +115,8 @@ impl IkArea {
 
 /// The key under which a TPM is to keep a shared key: sound, on template, and with its Name.
 ///
-/// On any template it is restricted and never leaves its TPM, so what is wrapped for it is read by that TPM only. Whether the TPM
-/// gives it out again is for its [kind](Self::kind).
+/// On any template it is restricted and never leaves its TPM, so what is wrapped for it is read by
+/// that TPM only. Whether the TPM gives it out again is for its [kind](Self::kind).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParentArea {
     template: &'static Template,
@@ -120,15 +127,18 @@ pub struct ParentArea {
 /// What a TPM does for whoever controls its host, with what is wrapped for a parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParentKind {
-    /// Our own template, the *import parent*: its use takes a policy, TPM2_PolicyCommandCode(TPM_CC_Import) or
-    /// TPM2_PolicyCommandCode(TPM_CC_Load), and no password (userWithAuth is clear). TPM2_Rewrap takes USER authorisation of the
-    /// old parent (TPM 2.0 Part 3, 13.2), as does whatever else opens an outer wrapper; so the TPM refuses it.
+    /// Our own template, the *import parent*: its use takes a policy,
+    /// TPM2_PolicyCommandCode(TPM_CC_Import) or TPM2_PolicyCommandCode(TPM_CC_Load), and no
+    /// password (userWithAuth is clear). TPM2_Rewrap takes USER authorisation of the old parent
+    /// (TPM 2.0 Part 3, 13.2), as does whatever else opens an outer wrapper; so the TPM refuses it.
     ///
-    /// The TPM cannot be made to use the same key otherwise. All bits of a template go into a primary key (Part 3, 24.1), so another
-    /// one gives another key; and TPM2_Load takes an object under the public area only that it was made with (Part 3, 12.2).
+    /// The TPM cannot be made to use the same key otherwise. All bits of a template go into a
+    /// primary key (Part 3, 24.1), so another one gives another key; and TPM2_Load takes an object
+    /// under the public area only that it was made with (Part 3, 12.2).
     Import,
-    /// TCG's template of a storage root key. It has no password, so with the key of the inner wrapper, which passes through the host,
-    /// whoever controls that for a moment has the TPM hand out the shared key: TPM2_Rewrap to TPM_RH_NULL.
+    /// TCG's template of a storage root key. It has no password, so with the key of the inner
+    /// wrapper, which passes through the host, whoever controls that for a moment has the TPM hand
+    /// out the shared key: TPM2_Rewrap to TPM_RH_NULL.
     PlainSrk,
 }
 
@@ -219,7 +229,8 @@ struct Template {
     symmetric: Option<Symmetric>,
     scheme: Option<Scheme>,
     key: KeyShape,
-    /// Where a TPM keeps the certificate for such an EK (TCG EK Credential Profile 2.5, 2.2.1.4 and 2.2.1.5); `None` for other keys.
+    /// Where a TPM keeps the certificate for such an EK (TCG EK Credential Profile 2.5, 2.2.1.4 and
+    /// 2.2.1.5); `None` for other keys.
     certificate_index: Option<u32>,
 }
 
@@ -244,7 +255,8 @@ impl Template {
         usize::from(symmetric.key_bits / 8)
     }
 
-    /// The public area a TPM makes of this template and `key`; `None` if the key has another kind or width.
+    /// The public area a TPM makes of this template and `key`; `None` if the key has another kind
+    /// or width.
     fn area(&self, key: &PublicKey) -> Option<PublicArea> {
         let key = match (self.key, key) {
             (KeyShape::Rsa { bits }, PublicKey::Rsa { modulus, .. })
@@ -318,12 +330,17 @@ impl Template {
 }
 
 /// Finds the template among `templates` that `area` equals, once its key is found sound.
-fn recognise(area: &PublicArea, templates: &'static [Template]) -> Result<(&'static Template, PublicKey), AreaRefused> {
+fn recognise(
+    area: &PublicArea,
+    templates: &'static [Template],
+) -> Result<(&'static Template, PublicKey), AreaRefused> {
     let key = area.public_key()?;
     key.check()?;
     let candidates = || templates.iter().filter(|template| template.is_for(&area.key));
     let encoded = area.encode();
-    if let Some(equal) = candidates().find(|t| t.area(&key).is_some_and(|rebuilt| rebuilt.encode() == encoded)) {
+    if let Some(equal) =
+        candidates().find(|t| t.area(&key).is_some_and(|rebuilt| rebuilt.encode() == encoded))
+    {
         return Ok((equal, key));
     }
     let closest = candidates().map(|template| (template, template.differences(area)));
@@ -381,24 +398,27 @@ const EK_LOW_RANGE: ObjectAttributes = ObjectAttributes::FIXED_TPM
 /// TCG EK Credential Profile 2.5, B.4.2: EKs whose use takes their auth value or their policy.
 const EK_HIGH_RANGE: ObjectAttributes = EK_LOW_RANGE.union(ObjectAttributes::USER_WITH_AUTH);
 
-/// PolicyA for SHA-256 (TCG EK Credential Profile 2.5, B.6.2): TPM2_PolicySecret(TPM_RH_ENDORSEMENT).
+/// PolicyA for SHA-256 (TCG EK Credential Profile 2.5, B.6.2):
+/// TPM2_PolicySecret(TPM_RH_ENDORSEMENT).
 const POLICY_A_SHA256: &[u8] = &[
-    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xB3, 0xF8, 0x1A, 0x90, 0xCC, 0x8D, 0x46, 0xA5, 0xD7, 0x24, 0xFD, 0x52, 0xD7,
-    0x6E, 0x06, 0x52, 0x0B, 0x64, 0xF2, 0xA1, 0xDA, 0x1B, 0x33, 0x14, 0x69, 0xAA,
+    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xB3, 0xF8, 0x1A, 0x90, 0xCC, 0x8D, 0x46, 0xA5, 0xD7, 0x24,
+    0xFD, 0x52, 0xD7, 0x6E, 0x06, 0x52, 0x0B, 0x64, 0xF2, 0xA1, 0xDA, 0x1B, 0x33, 0x14, 0x69, 0xAA,
 ];
-/// PolicyB for SHA-256 (TCG EK Credential Profile 2.5, B.6.4): PolicyA or an authorised policy in NV.
+/// PolicyB for SHA-256 (TCG EK Credential Profile 2.5, B.6.4): PolicyA or an authorised policy in
+/// NV.
 const POLICY_B_SHA256: &[u8] = &[
-    0xCA, 0x3D, 0x0A, 0x99, 0xA2, 0xB9, 0x39, 0x06, 0xF7, 0xA3, 0x34, 0x24, 0x14, 0xEF, 0xCF, 0xB3, 0xA3, 0x85, 0xD4,
-    0x4C, 0xD1, 0xFD, 0x45, 0x90, 0x89, 0xD1, 0x9B, 0x50, 0x71, 0xC0, 0xB7, 0xA0,
+    0xCA, 0x3D, 0x0A, 0x99, 0xA2, 0xB9, 0x39, 0x06, 0xF7, 0xA3, 0x34, 0x24, 0x14, 0xEF, 0xCF, 0xB3,
+    0xA3, 0x85, 0xD4, 0x4C, 0xD1, 0xFD, 0x45, 0x90, 0x89, 0xD1, 0x9B, 0x50, 0x71, 0xC0, 0xB7, 0xA0,
 ];
 /// PolicyB for SHA-384 (TCG EK Credential Profile 2.5, B.6.4).
 const POLICY_B_SHA384: &[u8] = &[
-    0xB2, 0x6E, 0x7D, 0x28, 0xD1, 0x1A, 0x50, 0xBC, 0x53, 0xD8, 0x82, 0xBC, 0xF5, 0xFD, 0x3A, 0x1A, 0x07, 0x41, 0x48,
-    0xBB, 0x35, 0xD3, 0xB4, 0xE4, 0xCB, 0x1C, 0x0A, 0xD9, 0xBD, 0xE4, 0x19, 0xCA, 0xCB, 0x47, 0xBA, 0x09, 0x69, 0x96,
-    0x46, 0x15, 0x0F, 0x9F, 0xC0, 0x00, 0xF3, 0xF8, 0x0E, 0x12,
+    0xB2, 0x6E, 0x7D, 0x28, 0xD1, 0x1A, 0x50, 0xBC, 0x53, 0xD8, 0x82, 0xBC, 0xF5, 0xFD, 0x3A, 0x1A,
+    0x07, 0x41, 0x48, 0xBB, 0x35, 0xD3, 0xB4, 0xE4, 0xCB, 0x1C, 0x0A, 0xD9, 0xBD, 0xE4, 0x19, 0xCA,
+    0xCB, 0x47, 0xBA, 0x09, 0x69, 0x96, 0x46, 0x15, 0x0F, 0x9F, 0xC0, 0x00, 0xF3, 0xF8, 0x0E, 0x12,
 ];
 
-/// TCG EK Credential Profile 2.5, B.3.3, B.3.4, B.4.4 to B.4.6 and B.4.9. Of two for one key, that of the low range comes first.
+/// TCG EK Credential Profile 2.5, B.3.3, B.3.4, B.4.4 to B.4.6 and B.4.9. Of two for one key, that
+/// of the low range comes first.
 static EK_TEMPLATES: &[Template] = &[
     Template {
         name: "EK L-1 (RSA-2048)",
@@ -506,7 +526,8 @@ static IK_TEMPLATES: &[Template] = &[
     },
 ];
 
-/// A storage key made in this TPM that never leaves it, and is used as its policy says, by no password.
+/// A storage key made in this TPM that never leaves it, and is used as its policy says, by no
+/// password.
 const IMPORT_PARENT_ATTRIBUTES: ObjectAttributes = ObjectAttributes::FIXED_TPM
     .union(ObjectAttributes::FIXED_PARENT)
     .union(ObjectAttributes::SENSITIVE_DATA_ORIGIN)
@@ -514,12 +535,14 @@ const IMPORT_PARENT_ATTRIBUTES: ObjectAttributes = ObjectAttributes::FIXED_TPM
     .union(ObjectAttributes::RESTRICTED)
     .union(ObjectAttributes::DECRYPT);
 /// TCG TPM v2.0 Provisioning Guidance 1.0, 7.5.1: the same, but for the use of all.
-const SRK_ATTRIBUTES: ObjectAttributes = IMPORT_PARENT_ATTRIBUTES.union(ObjectAttributes::USER_WITH_AUTH);
+const SRK_ATTRIBUTES: ObjectAttributes =
+    IMPORT_PARENT_ATTRIBUTES.union(ObjectAttributes::USER_WITH_AUTH);
 
-/// TPM2_PolicyOR of TPM2_PolicyCommandCode(TPM_CC_Import) and TPM2_PolicyCommandCode(TPM_CC_Load), in this order, for SHA-256.
+/// TPM2_PolicyOR of TPM2_PolicyCommandCode(TPM_CC_Import) and TPM2_PolicyCommandCode(TPM_CC_Load),
+/// in this order, for SHA-256.
 const POLICY_IMPORT_OR_LOAD: &[u8] = &[
-    0x1E, 0x76, 0x26, 0xA5, 0xD4, 0xB6, 0x85, 0xCB, 0xB0, 0x49, 0x36, 0xA0, 0xFD, 0xCC, 0x77, 0xB8, 0xA3, 0xCA, 0x3C,
-    0x37, 0xF4, 0x2A, 0xD4, 0x04, 0x82, 0xBC, 0xF2, 0x75, 0x34, 0xDD, 0x88, 0x7F,
+    0x1E, 0x76, 0x26, 0xA5, 0xD4, 0xB6, 0x85, 0xCB, 0xB0, 0x49, 0x36, 0xA0, 0xFD, 0xCC, 0x77, 0xB8,
+    0xA3, 0xCA, 0x3C, 0x37, 0xF4, 0x2A, 0xD4, 0x04, 0x82, 0xBC, 0xF2, 0x75, 0x34, 0xDD, 0x88, 0x7F,
 ];
 
 const fn parent_template(name: &'static str, kind: ParentKind, key: KeyShape) -> Template {
@@ -539,7 +562,8 @@ const fn parent_template(name: &'static str, kind: ParentKind, key: KeyShape) ->
     }
 }
 
-/// Of two for one key, that of the import parent comes first, so that a refusal compares with what a device should make.
+/// Of two for one key, that of the import parent comes first, so that a refusal compares with what
+/// a device should make.
 static PARENT_TEMPLATES: &[Template] = &[
     parent_template("import parent RSA-2048", ParentKind::Import, KeyShape::Rsa { bits: 2048 }),
     parent_template("import parent P-256", ParentKind::Import, KeyShape::Ecc(Curve::P256)),
@@ -552,7 +576,8 @@ mod tests {
     use super::super::public::put_sized;
     use super::*;
 
-    /// TCG EK Credential Profile 2.5, B.6: the policies are digests of their commands, so a wrong byte would show.
+    /// TCG EK Credential Profile 2.5, B.6: the policies are digests of their commands, so a wrong
+    /// byte would show.
     #[test]
     fn ek_policies_are_the_digests_of_their_commands() {
         const TPM_CC_POLICY_SECRET: [u8; 4] = [0, 0, 0x01, 0x51];
@@ -561,9 +586,12 @@ mod tests {
         const TPM_RH_ENDORSEMENT: [u8; 4] = [0x40, 0, 0, 0x0B];
         let policies = |hash: Hash, index: [u8; 4]| {
             let zero = vec![0; hash.digest_bytes()];
-            let policy_a = hash.digest(&[&hash.digest(&[&zero, &TPM_CC_POLICY_SECRET, &TPM_RH_ENDORSEMENT])]);
-            // TPMS_NV_PUBLIC of the index that holds an authorised policy (B.6.3): a digest and its algorithm.
-            let mut nv_public = [&index[..], &hash.tpm_id().0.to_be_bytes(), &[0x22, 0x0F, 0x10, 0x08]].concat();
+            let policy_a =
+                hash.digest(&[&hash.digest(&[&zero, &TPM_CC_POLICY_SECRET, &TPM_RH_ENDORSEMENT])]);
+            // TPMS_NV_PUBLIC of the index that holds an authorised policy (B.6.3): a digest and its
+            // algorithm.
+            let mut nv_public =
+                [&index[..], &hash.tpm_id().0.to_be_bytes(), &[0x22, 0x0F, 0x10, 0x08]].concat();
             put_sized(&mut nv_public, &policy_a);
             nv_public.extend(u16::try_from(hash.digest_bytes() + 2).unwrap().to_be_bytes());
             let nv_name = Name::of(hash, &nv_public);
@@ -583,9 +611,13 @@ mod tests {
     fn import_parents_policy_is_the_digest_of_its_commands() {
         const TPM_CC_POLICY_COMMAND_CODE: [u8; 4] = [0, 0, 0x01, 0x6C];
         const TPM_CC_POLICY_OR: [u8; 4] = [0, 0, 0x01, 0x71];
-        let branch = |code: [u8; 4]| Hash::Sha256.digest(&[&[0; 32], &TPM_CC_POLICY_COMMAND_CODE, &code]);
+        let branch =
+            |code: [u8; 4]| Hash::Sha256.digest(&[&[0; 32], &TPM_CC_POLICY_COMMAND_CODE, &code]);
         let (import, load) = (branch([0, 0, 0x01, 0x56]), branch([0, 0, 0x01, 0x57]));
-        assert_eq!(Hash::Sha256.digest(&[&[0; 32], &TPM_CC_POLICY_OR, &import, &load]), POLICY_IMPORT_OR_LOAD);
+        assert_eq!(
+            Hash::Sha256.digest(&[&[0; 32], &TPM_CC_POLICY_OR, &import, &load]),
+            POLICY_IMPORT_OR_LOAD
+        );
     }
 
     #[test]

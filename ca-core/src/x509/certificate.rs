@@ -204,8 +204,9 @@ impl Extensions {
             if !seen.insert(id) {
                 return Err(Unreadable::Twice(name_of(id)));
             }
-            let is_understood =
-                extensions.take(id, extension.value).ok_or_else(|| Unreadable::Extension(name_of(id)))?;
+            let is_understood = extensions
+                .take(id, extension.value)
+                .ok_or_else(|| Unreadable::Extension(name_of(id)))?;
             if extension.critical && !is_understood && extensions.unknown_critical.is_none() {
                 extensions.unknown_critical = Some(name_of(id));
             }
@@ -228,19 +229,29 @@ impl Extensions {
                     None
                 };
             }
-            extension::BASIC_CONSTRAINTS => (self.is_ca, self.path_length) = basic_constraints(value)?,
+            extension::BASIC_CONSTRAINTS => {
+                (self.is_ca, self.path_length) = basic_constraints(value)?
+            }
             extension::KEY_USAGE => {
                 let (_, bits) = Reader::only(tag::BIT_STRING, value)?.split_first()?;
-                self.may_sign_certificates = Some(bits.first().is_some_and(|bits| bits & KEY_CERT_SIGN != 0));
+                self.may_sign_certificates =
+                    Some(bits.first().is_some_and(|bits| bits & KEY_CERT_SIGN != 0));
             }
             extension::EXTENDED_KEY_USAGE => self.ek_usage = ek_usage(value)?,
-            extension::SUBJECT_ALT_NAME => self.alt_names = general_names(Reader::only(tag::SEQUENCE, value)?)?,
+            extension::SUBJECT_ALT_NAME => {
+                self.alt_names = general_names(Reader::only(tag::SEQUENCE, value)?)?
+            }
             extension::CERTIFICATE_POLICIES => self.policies.policies = Some(policies(value)?),
             extension::POLICY_MAPPINGS => self.policies.mappings = mappings(value)?,
             extension::POLICY_CONSTRAINTS => {
                 let mut fields = Reader::new(Reader::only(tag::SEQUENCE, value)?);
-                let mut field =
-                    |tag| if fields.is_at(tag) { Some(Some(unsigned(fields.take(tag)?)?)) } else { Some(None) };
+                let mut field = |tag| {
+                    if fields.is_at(tag) {
+                        Some(Some(unsigned(fields.take(tag)?)?))
+                    } else {
+                        Some(None)
+                    }
+                };
                 self.policies.require_explicit = field(tag::PRIMITIVE_0)?;
                 self.policies.inhibit_mapping = field(tag::PRIMITIVE_1)?;
                 fields.is_empty().then_some(())?;
@@ -248,7 +259,9 @@ impl Extensions {
             extension::INHIBIT_ANY_POLICY => {
                 self.policies.inhibit_any = Some(unsigned(Reader::only(tag::INTEGER, value)?)?);
             }
-            extension::NAME_CONSTRAINTS => self.name_constraints = Some(NameConstraints::read(value)?),
+            extension::NAME_CONSTRAINTS => {
+                self.name_constraints = Some(NameConstraints::read(value)?)
+            }
             // Where to ask whether it is revoked: nobody is asked, which is said where it matters.
             // So it changes nothing.
             extension::CRL_DISTRIBUTION_POINTS => {}
@@ -278,13 +291,15 @@ impl NameConstraints {
             }
             Some(bases)
         };
-        let constraints = Self { permitted: subtrees(tag::CONTEXT_0)?, excluded: subtrees(tag::CONTEXT_1)? };
+        let constraints =
+            Self { permitted: subtrees(tag::CONTEXT_0)?, excluded: subtrees(tag::CONTEXT_1)? };
         let is_empty = constraints.permitted.is_empty() && constraints.excluded.is_empty();
         (fields.is_empty() && !is_empty).then_some(constraints)
     }
 }
 
-/// `cA` and `pathLenConstraint` (RFC 5280 §4.2.1.9). Some vendors write the default of the first, FALSE.
+/// `cA` and `pathLenConstraint` (RFC 5280 §4.2.1.9). Some vendors write the default of the first,
+/// FALSE.
 fn basic_constraints(value: &[u8]) -> Option<(bool, Option<u32>)> {
     let mut fields = Reader::new(Reader::only(tag::SEQUENCE, value)?);
     let is_ca = match fields.is_at(tag::BOOLEAN) {
@@ -295,7 +310,8 @@ fn basic_constraints(value: &[u8]) -> Option<(bool, Option<u32>)> {
         },
         false => false,
     };
-    let path_length = if fields.is_empty() { None } else { Some(unsigned(fields.take(tag::INTEGER)?)?) };
+    let path_length =
+        if fields.is_empty() { None } else { Some(unsigned(fields.take(tag::INTEGER)?)?) };
     fields.is_empty().then_some((is_ca, path_length))
 }
 
@@ -373,8 +389,9 @@ fn unsigned(content: &[u8]) -> Option<u32> {
     match content {
         [] | [0x80..=0xFF, ..] | [0, 0..=0x7F, ..] => None,
         [0, rest @ ..] | rest => {
-            let number =
-                rest.iter().try_fold(0u32, |number, byte| number.checked_mul(256)?.checked_add(u32::from(*byte)));
+            let number = rest.iter().try_fold(0u32, |number, byte| {
+                number.checked_mul(256)?.checked_add(u32::from(*byte))
+            });
             Some(number.unwrap_or(u32::MAX))
         }
     }

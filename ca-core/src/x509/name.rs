@@ -92,7 +92,8 @@ impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Ok((_, name)) = X509Name::from_der(&self.raw) else { return f.write_str("(no name)") };
         let attributes = name.iter_attributes().map(|attribute| {
-            let value = text(attribute).unwrap_or_else(|| format!("#{}", crate::hex(attribute.as_slice())));
+            let value =
+                text(attribute).unwrap_or_else(|| format!("#{}", crate::hex(attribute.as_slice())));
             format!("{}={value}", short_name(attribute.attr_type().as_bytes()))
         });
         let shown = attributes.collect::<Vec<_>>().join(", ");
@@ -106,7 +107,9 @@ impl fmt::Display for Name {
 /// The text of the first attribute of this type in a Name in DER.
 pub(crate) fn attribute_of(name: &[u8], attribute_type: &[u8]) -> Option<String> {
     let (_, name) = X509Name::from_der(name).ok()?;
-    name.iter_attributes().find(|attribute| attribute.attr_type().as_bytes() == attribute_type).and_then(text)
+    name.iter_attributes()
+        .find(|attribute| attribute.attr_type().as_bytes() == attribute_type)
+        .and_then(text)
 }
 
 /// An attribute in a form whose bytes are equal if the attributes match: type, then value, each
@@ -115,7 +118,10 @@ fn prepare(attribute: &AttributeTypeAndValue<'_>) -> Vec<u8> {
     let value = match text(attribute) {
         Some(text) => [&[IS_TEXT], prepare_string(&text).as_bytes()].concat(),
         // Of other types of values nothing but the encoding is known.
-        None => [&[IS_OTHER, attribute.attr_value().tag().0.to_be_bytes()[3]], attribute.as_slice()].concat(),
+        None => {
+            [&[IS_OTHER, attribute.attr_value().tag().0.to_be_bytes()[3]], attribute.as_slice()]
+                .concat()
+        }
     };
     let mut prepared = Vec::new();
     for part in [attribute.attr_type().as_bytes(), &value] {
@@ -137,7 +143,8 @@ fn prepare_string(text: &str) -> String {
         matches!(c, '\u{AD}' | '\u{34F}' | '\u{180B}'..='\u{180E}' | '\u{200B}'..='\u{200F}' | '\u{2060}'..='\u{2063}' | '\u{FE00}'..='\u{FE0F}' | '\u{FEFF}')
             || c.is_control() && !c.is_whitespace()
     };
-    let folded: String = text.chars().filter(|c| !is_nothing(*c)).flat_map(char::to_lowercase).collect();
+    let folded: String =
+        text.chars().filter(|c| !is_nothing(*c)).flat_map(char::to_lowercase).collect();
     folded.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -205,7 +212,8 @@ mod tests {
 
     /// A name of attributes: the last byte of an id-at type, a string tag, content.
     fn name(attributes: &[(u8, u8, &[u8])]) -> Name {
-        let relative_names: Vec<_> = attributes.iter().map(|attribute| element(SET, &[&one(*attribute)])).collect();
+        let relative_names: Vec<_> =
+            attributes.iter().map(|attribute| element(SET, &[&one(*attribute)])).collect();
         of_relative_names(&relative_names)
     }
 
@@ -226,7 +234,8 @@ mod tests {
     fn string_type_case_and_white_space_make_no_difference() {
         let reference = name(&[(CN, 0x13, b"Acme TPM CA")]);
         let utf16: Vec<u8> = "Acme TPM CA".encode_utf16().flat_map(u16::to_be_bytes).collect();
-        let utf32: Vec<u8> = "Acme TPM CA".chars().flat_map(|c| u32::from(c).to_be_bytes()).collect();
+        let utf32: Vec<u8> =
+            "Acme TPM CA".chars().flat_map(|c| u32::from(c).to_be_bytes()).collect();
         let same: [(u8, &[u8]); 7] = [
             (0x0C, b"Acme TPM CA"),
             (0x0C, b"ACME tpm ca"),

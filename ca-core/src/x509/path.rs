@@ -10,8 +10,8 @@ use crate::oid;
 
 /// Checks everything about a path but its signatures, which the caller has verified.
 ///
-/// `path` goes from the certificate that `anchor` signed to the one in question. None of it is self-issued, so that the exceptions
-/// of RFC 5280 for such certificates never apply.
+/// `path` goes from the certificate that `anchor` signed to the one in question. None of it is
+/// self-issued, so that the exceptions of RFC 5280 for such certificates never apply.
 ///
 /// Of the anchor, whatever constrains those below it holds as well (RFC 5937 §3), but not its
 /// validity: trusting it is the operator's decision, and so is removing it (RFC 5280 §6.1.1 d).
@@ -96,7 +96,9 @@ pub(crate) enum Rule {
     IssuerUsage,
     #[error("is below a CA whose pathLenConstraint allows fewer CAs below it (RFC 5280, 4.2.1.9)")]
     PathLength,
-    #[error("has the critical extension {0}, which is not understood, so it must be refused (RFC 5280, 4.2)")]
+    #[error(
+        "has the critical extension {0}, which is not understood, so it must be refused (RFC 5280, 4.2)"
+    )]
     UnknownCritical(String),
     #[error("has a name that an issuer's name constraints do not permit (RFC 5280, 4.2.1.10)")]
     NameNotPermitted,
@@ -125,7 +127,11 @@ struct State<'a> {
 impl<'a> State<'a> {
     fn below(anchor: &'a Certificate) -> Result<Self, Broken> {
         // One more than the anchor itself takes.
-        let mut state = Self { policies: PolicyState::new(), path_length: u32::MAX, name_constraints: Vec::new() };
+        let mut state = Self {
+            policies: PolicyState::new(),
+            path_length: u32::MAX,
+            name_constraints: Vec::new(),
+        };
         state.prepare_for_next(anchor).map_err(|rule| Broken { position: 0, rule })?;
         Ok(state)
     }
@@ -151,8 +157,10 @@ impl<'a> State<'a> {
         self.policies.prepare_for_next(&issuer.extensions.policies).map_err(|_| Rule::Policy)?;
         self.name_constraints.extend(&issuer.extensions.name_constraints);
         self.path_length = self.path_length.checked_sub(1).ok_or(Rule::PathLength)?;
-        self.path_length =
-            issuer.extensions.path_length.map_or(self.path_length, |length| length.min(self.path_length));
+        self.path_length = issuer
+            .extensions
+            .path_length
+            .map_or(self.path_length, |length| length.min(self.path_length));
         Ok(())
     }
 
@@ -170,17 +178,21 @@ impl NameConstraints {
     /// directory names are compared; a certificate with a name of another form that is constrained
     /// must be refused (§4.2.1.10).
     fn check(&self, certificate: &Certificate) -> Result<(), Rule> {
-        let of_form =
-            |bases: &[AltName], form: u8| bases.iter().any(|base| matches!(base, AltName::Other(tag) if *tag == form));
+        let of_form = |bases: &[AltName], form: u8| {
+            bases.iter().any(|base| matches!(base, AltName::Other(tag) if *tag == form))
+        };
         let is_constrained = |form| of_form(&self.permitted, form) || of_form(&self.excluded, form);
         let subject = &certificate.subject;
         if subject.has(oid::EMAIL_ADDRESS) && is_constrained(RFC822_NAME) {
             return Err(Rule::NameUnclear);
         }
-        let mut directory_names: Vec<_> = (!subject.is_empty()).then(|| subject.clone()).into_iter().collect();
+        let mut directory_names: Vec<_> =
+            (!subject.is_empty()).then(|| subject.clone()).into_iter().collect();
         for name in &certificate.extensions.alt_names {
             match name {
-                AltName::Directory(name) => directory_names.push(Name::read(name).ok_or(Rule::NameUnclear)?),
+                AltName::Directory(name) => {
+                    directory_names.push(Name::read(name).ok_or(Rule::NameUnclear)?)
+                }
                 AltName::Other(form) if is_constrained(*form) => return Err(Rule::NameUnclear),
                 AltName::Other(_) => {}
             }
@@ -200,7 +212,9 @@ impl NameConstraints {
             if excluded.iter().any(|base| name.is_within(base)) {
                 return Err(Rule::NameExcluded);
             }
-            if excluded.iter().any(|base| !base.is_ascii()) || !excluded.is_empty() && !name.is_ascii() {
+            if excluded.iter().any(|base| !base.is_ascii())
+                || !excluded.is_empty() && !name.is_ascii()
+            {
                 return Err(Rule::NameUnclear);
             }
         }
@@ -208,5 +222,6 @@ impl NameConstraints {
     }
 }
 
-/// `[1] IMPLICIT` of a string: an e-mail address among GeneralNames (RFC 5280 §4.2.1.6), which a subject may hold as an attribute.
+/// `[1] IMPLICIT` of a string: an e-mail address among GeneralNames (RFC 5280 §4.2.1.6), which a
+/// subject may hold as an attribute.
 const RFC822_NAME: u8 = 0x81;

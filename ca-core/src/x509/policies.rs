@@ -46,7 +46,12 @@ impl PolicyState {
     /// Nothing is demanded but what certificates demand.
     pub(crate) fn new() -> Self {
         let expected = [oid::ANY_POLICY.to_vec()].into();
-        Self { expected, explicit_policy: u32::MAX, policy_mapping: u32::MAX, inhibit_any: u32::MAX }
+        Self {
+            expected,
+            explicit_policy: u32::MAX,
+            policy_mapping: u32::MAX,
+            inhibit_any: u32::MAX,
+        }
     }
 
     /// §6.1.3 (d) to (f).
@@ -58,7 +63,9 @@ impl PolicyState {
             Some(policies) => {
                 let mut valid: BTreeSet<_> = policies
                     .iter()
-                    .filter(|policy| !is_any(policy) && (was_any || self.expected.contains(*policy)))
+                    .filter(|policy| {
+                        !is_any(policy) && (was_any || self.expected.contains(*policy))
+                    })
                     .cloned()
                     .collect();
                 if policies.iter().any(is_any) && self.inhibit_any > 0 {
@@ -88,11 +95,13 @@ impl PolicyState {
         }
         self.expected.extend(mapped);
 
-        for counter in [&mut self.explicit_policy, &mut self.policy_mapping, &mut self.inhibit_any] {
+        for counter in [&mut self.explicit_policy, &mut self.policy_mapping, &mut self.inhibit_any]
+        {
             *counter = counter.saturating_sub(1);
         }
-        let limit =
-            |counter: &mut u32, limit: Option<u32>| *counter = limit.map_or(*counter, |limit| limit.min(*counter));
+        let limit = |counter: &mut u32, limit: Option<u32>| {
+            *counter = limit.map_or(*counter, |limit| limit.min(*counter))
+        };
         limit(&mut self.explicit_policy, certificate.require_explicit);
         limit(&mut self.policy_mapping, certificate.inhibit_mapping);
         limit(&mut self.inhibit_any, certificate.inhibit_any);
@@ -109,7 +118,11 @@ impl PolicyState {
     }
 
     fn check(&self) -> Result<(), PolicyBroken> {
-        if self.explicit_policy == 0 && self.expected.is_empty() { Err(PolicyBroken) } else { Ok(()) }
+        if self.explicit_policy == 0 && self.expected.is_empty() {
+            Err(PolicyBroken)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -118,7 +131,10 @@ mod tests {
     use super::*;
 
     fn policies(list: &[&str]) -> Policies {
-        Policies { policies: Some(list.iter().map(|policy| named(policy)).collect()), ..Policies::default() }
+        Policies {
+            policies: Some(list.iter().map(|policy| named(policy)).collect()),
+            ..Policies::default()
+        }
     }
 
     fn named(policy: &str) -> Oid {
@@ -145,7 +161,8 @@ mod tests {
 
     #[test]
     fn without_a_demand_any_policies_will_do_and_none_too() {
-        for path in [[policies(&["a"]), policies(&["b"])], [Policies::default(), policies(&["b"])]] {
+        for path in [[policies(&["a"]), policies(&["b"])], [Policies::default(), policies(&["b"])]]
+        {
             assert_eq!(run(None, &path), Ok(()));
         }
     }
@@ -186,7 +203,10 @@ mod tests {
         let inhibiting = Policies { inhibit_mapping: Some(0), ..policies(&["a"]) };
         assert_eq!(run(Some(0), &[inhibiting, mapped, policies(&["b"])]), Err(PolicyBroken));
         for forbidden in [("any", "a"), ("a", "any")] {
-            assert_eq!(run(None, &[mapping(policies(&["a"]), &[forbidden]), policies(&["a"])]), Err(PolicyBroken));
+            assert_eq!(
+                run(None, &[mapping(policies(&["a"]), &[forbidden]), policies(&["a"])]),
+                Err(PolicyBroken)
+            );
         }
     }
 

@@ -92,7 +92,9 @@ impl SignatureAlgorithm {
             oid::ECDSA_WITH_SHA256 => Ok(Self::Ecdsa(Hash::Sha256)),
             oid::ECDSA_WITH_SHA384 => Ok(Self::Ecdsa(Hash::Sha384)),
             oid::ECDSA_WITH_SHA512 => Ok(Self::Ecdsa(Hash::Sha512)),
-            oid::RSASSA_PSS => pss_hash(algorithm).map(Self::RsaPss).ok_or(Unsupported::PssParameters),
+            oid::RSASSA_PSS => {
+                pss_hash(algorithm).map(Self::RsaPss).ok_or(Unsupported::PssParameters)
+            }
             oid::SHA1_WITH_RSA | oid::ECDSA_WITH_SHA1 => Err(Unsupported::BrokenHash("SHA-1")),
             oid::MD5_WITH_RSA => Err(Unsupported::BrokenHash("MD5")),
             other => Err(Unsupported::Algorithm(oid::dotted(other))),
@@ -123,23 +125,37 @@ impl VerifyingKey {
     /// Whether signatures of this kind can be this key's.
     pub(crate) fn fits(&self, algorithm: SignatureAlgorithm) -> bool {
         match (self, algorithm) {
-            (Self::Rsa { only_pss: None, .. }, SignatureAlgorithm::RsaPkcs1(_) | SignatureAlgorithm::RsaPss(_))
+            (
+                Self::Rsa { only_pss: None, .. },
+                SignatureAlgorithm::RsaPkcs1(_) | SignatureAlgorithm::RsaPss(_),
+            )
             | (Self::Rsa { only_pss: Some(None), .. }, SignatureAlgorithm::RsaPss(_))
             | (Self::Ecc { .. }, SignatureAlgorithm::Ecdsa(_)) => true,
-            (Self::Rsa { only_pss: Some(Some(only)), .. }, SignatureAlgorithm::RsaPss(hash)) => *only == hash,
+            (Self::Rsa { only_pss: Some(Some(only)), .. }, SignatureAlgorithm::RsaPss(hash)) => {
+                *only == hash
+            }
             _ => false,
         }
     }
 
     /// Whether this key signed `message`. AWS-LC takes an ECDSA signature in DER alone, and an RSA
     /// signature as long as the modulus.
-    pub(crate) fn verifies(&self, algorithm: SignatureAlgorithm, message: &[u8], signature: &[u8]) -> bool {
+    pub(crate) fn verifies(
+        &self,
+        algorithm: SignatureAlgorithm,
+        message: &[u8],
+        signature: &[u8],
+    ) -> bool {
         let (verifier, key): (&'static dyn VerificationAlgorithm, _) = match (self, algorithm) {
             (Self::Rsa { key, .. }, SignatureAlgorithm::RsaPkcs1(hash)) if self.fits(algorithm) => {
                 (rsa_pkcs1(hash), key)
             }
-            (Self::Rsa { key, .. }, SignatureAlgorithm::RsaPss(hash)) if self.fits(algorithm) => (rsa_pss(hash), key),
-            (Self::Ecc { curve, point }, SignatureAlgorithm::Ecdsa(hash)) => (ecdsa(*curve, hash), point),
+            (Self::Rsa { key, .. }, SignatureAlgorithm::RsaPss(hash)) if self.fits(algorithm) => {
+                (rsa_pss(hash), key)
+            }
+            (Self::Ecc { curve, point }, SignatureAlgorithm::Ecdsa(hash)) => {
+                (ecdsa(*curve, hash), point)
+            }
             _ => return false,
         };
         UnparsedPublicKey::new(verifier, key).verify(message, signature).is_ok()
@@ -176,9 +192,12 @@ fn read_ecc(algorithm: &AlgorithmIdentifier<'_>, key: &[u8]) -> Result<Verifying
 }
 
 fn read_rsa(key: &[u8], only_pss: Option<Option<Hash>>) -> Result<VerifyingKey, Unsupported> {
-    let Ok((&[], rsa)) = RSAPublicKey::from_der(key) else { return Err(Unsupported::UnreadableKey) };
+    let Ok((&[], rsa)) = RSAPublicKey::from_der(key) else {
+        return Err(Unsupported::UnreadableKey);
+    };
     let modulus = strip_leading_zeros(rsa.modulus);
-    let bits = modulus.first().map_or(0, |first| 8 * modulus.len() - first.leading_zeros() as usize);
+    let bits =
+        modulus.first().map_or(0, |first| 8 * modulus.len() - first.leading_zeros() as usize);
     if !(MIN_RSA_BITS..=MAX_RSA_BITS).contains(&bits) {
         return Err(Unsupported::RsaLength { bits });
     }
@@ -204,7 +223,11 @@ fn pss_hash(algorithm: &AlgorithmIdentifier<'_>) -> Option<Hash> {
         return None;
     }
     let salt = Reader::only(tag::INTEGER, fields.take(CONTEXT_2)?)?;
-    let trailer = if fields.is_at(CONTEXT_3) { Reader::only(tag::INTEGER, fields.take(CONTEXT_3)?)? } else { &[1] };
+    let trailer = if fields.is_at(CONTEXT_3) {
+        Reader::only(tag::INTEGER, fields.take(CONTEXT_3)?)?
+    } else {
+        &[1]
+    };
     (salt == [hash.bytes()] && trailer == [1] && fields.is_empty()).then_some(hash)
 }
 
@@ -321,11 +344,17 @@ mod tests {
         for (curve, hash, point, signature) in BY_OPENSSL {
             let bytes = |hex: &str| data_encoding::HEXLOWER.decode(hex.as_bytes()).unwrap();
             let key = VerifyingKey::Ecc { curve, point: bytes(point) };
-            let verifies = |hash, message| key.verifies(SignatureAlgorithm::Ecdsa(hash), message, &bytes(signature));
+            let verifies = |hash, message| {
+                key.verifies(SignatureAlgorithm::Ecdsa(hash), message, &bytes(signature))
+            };
             assert!(verifies(hash, b"message"), "{curve:?} {hash:?}");
             assert!(!verifies(hash, b"massage"));
             for other in [Hash::Sha256, Hash::Sha384, Hash::Sha512] {
-                assert_eq!(verifies(other, b"message"), other == hash, "{curve:?} {hash:?} {other:?}");
+                assert_eq!(
+                    verifies(other, b"message"),
+                    other == hash,
+                    "{curve:?} {hash:?} {other:?}"
+                );
             }
         }
     }

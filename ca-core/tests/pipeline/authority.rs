@@ -12,14 +12,29 @@ fn der(pair: &KeyAndCertificate) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap()
 }
 
-fn verify(root: &Authority, issuing: &Authority, leaf: &CertificateDer<'_>, usage: KeyUsage) -> bool {
+fn verify(
+    root: &Authority,
+    issuing: &Authority,
+    leaf: &CertificateDer<'_>,
+    usage: KeyUsage,
+) -> bool {
     let root = der(&root.to_pem());
     let anchor = webpki::anchor_from_trusted_cert(&root).unwrap();
-    let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now().unix_timestamp().unsigned_abs()));
+    let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+        now().unix_timestamp().unsigned_abs(),
+    ));
     let intermediates = [der(&issuing.to_pem())];
     EndEntityCert::try_from(leaf)
         .unwrap()
-        .verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &[anchor], &intermediates, time, usage, None, None)
+        .verify_for_usage(
+            webpki::ALL_VERIFICATION_ALGS,
+            &[anchor],
+            &intermediates,
+            time,
+            usage,
+            None,
+            None,
+        )
         .is_ok()
 }
 
@@ -80,15 +95,23 @@ fn device_that_does_not_exist_is_one_for_ten_minutes_and_no_relying_party_takes_
     assert!(id.as_str().starts_with(THROW_AWAY_PREFIX));
     let leaf = der(&pair);
     assert!(verify(&root, &issuing, &leaf, KeyUsage::client_auth()));
-    assert_eq!(Identity::from_certificate(&leaf), Ok(Identity::Device { scope: scope.clone(), device_id: id.clone() }));
+    assert_eq!(
+        Identity::from_certificate(&leaf),
+        Ok(Identity::Device { scope: scope.clone(), device_id: id.clone() })
+    );
     let (_, parsed) = X509Certificate::from_der(&leaf).unwrap();
-    assert_eq!(parsed.validity().not_after.timestamp(), (now() + time::Duration::minutes(10)).unix_timestamp());
-    let policies =
-        |extension: &X509Extension<'_>| matches!(extension.parsed_extension(), ParsedExtension::CertificatePolicies(_));
+    assert_eq!(
+        parsed.validity().not_after.timestamp(),
+        (now() + time::Duration::minutes(10)).unix_timestamp()
+    );
+    let policies = |extension: &X509Extension<'_>| {
+        matches!(extension.parsed_extension(), ParsedExtension::CertificatePolicies(_))
+    };
     assert!(!parsed.extensions().iter().any(policies));
     assert_eq!(parsed.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 1);
 
-    let (other, ended) = issuing.throw_away_device(&scope, now() - time::Duration::DAY, &mut rng).unwrap();
+    let (other, ended) =
+        issuing.throw_away_device(&scope, now() - time::Duration::DAY, &mut rng).unwrap();
     assert!(other != id && !verify(&root, &issuing, &der(&ended), KeyUsage::client_auth()));
 }
 
@@ -96,7 +119,10 @@ fn device_that_does_not_exist_is_one_for_ten_minutes_and_no_relying_party_takes_
 fn cas_below_the_root_certify_leaves_only() {
     let mut rng = CountingRng::new();
     let root = Authority::root("Test", now(), &mut rng).unwrap();
-    for ca in [root.issuing("Test", now(), &mut rng).unwrap(), root.service("Test", now(), &mut rng).unwrap()] {
+    for ca in [
+        root.issuing("Test", now(), &mut rng).unwrap(),
+        root.service("Test", now(), &mut rng).unwrap(),
+    ] {
         let certificate = der(&ca.to_pem());
         let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();
         let constraints = parsed.basic_constraints().unwrap().unwrap().value;
@@ -113,8 +139,9 @@ fn garbage_speaks_for_nobody() {
 #[test]
 fn certificate_with_two_identities_speaks_for_nobody() {
     let mut params = rcgen::CertificateParams::default();
-    params.subject_alt_names =
-        ["urn:assay:worker", "urn:assay:operator"].map(|uri| rcgen::SanType::URI(uri.try_into().unwrap())).to_vec();
+    params.subject_alt_names = ["urn:assay:worker", "urn:assay:operator"]
+        .map(|uri| rcgen::SanType::URI(uri.try_into().unwrap()))
+        .to_vec();
     let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
     assert_eq!(Identity::from_certificate(certificate.der()), Err(IdentityError::Several));
 }

@@ -3,8 +3,8 @@
 use std::time::Duration as StdDuration;
 
 use assay_ca_core::{
-    Assurance, Authority, Fault, ISSUING_LIFETIME, Identity, IssuedCertificate, Issuer, IssuerError, Prepared, Profile,
-    Readmitted, Records,
+    Assurance, Authority, Fault, ISSUING_LIFETIME, Identity, IssuedCertificate, Issuer,
+    IssuerError, Prepared, Profile, Readmitted, Records,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -19,9 +19,15 @@ fn readmitted(ca: &mut Ca, device: &Device, records: &Records) -> Readmitted {
     ca.prove(&device.answer(&challenge)).unwrap().readmit(records).unwrap()
 }
 
-fn issue_at(ca: &mut Ca, device: &Device, records: &Records, time: OffsetDateTime) -> IssuedCertificate {
+fn issue_at(
+    ca: &mut Ca,
+    device: &Device,
+    records: &Records,
+    time: OffsetDateTime,
+) -> IssuedCertificate {
     let readmitted = readmitted(ca, device, records);
-    let prepared = Prepared::new(readmitted, &Profile::default(), &ca.issuer, time, &mut ca.rng).unwrap();
+    let prepared =
+        Prepared::new(readmitted, &Profile::default(), &ca.issuer, time, &mut ca.rng).unwrap();
     ca.issuer.sign(prepared).unwrap()
 }
 
@@ -32,14 +38,29 @@ fn issue() -> (Ca, Device, IssuedCertificate) {
     (ca, device, issued)
 }
 
-fn verify(ca: &Ca, leaf: &CertificateDer<'_>, usage: KeyUsage, time: OffsetDateTime) -> Result<(), webpki::Error> {
+fn verify(
+    ca: &Ca,
+    leaf: &CertificateDer<'_>,
+    usage: KeyUsage,
+    time: OffsetDateTime,
+) -> Result<(), webpki::Error> {
     let anchor = webpki::anchor_from_trusted_cert(&ca.root)?;
     let chain = ca.issuer.chain(leaf).unwrap();
-    let intermediates: Vec<_> = chain[1..].iter().map(|der| CertificateDer::from(der.to_vec())).collect();
-    let time = UnixTime::since_unix_epoch(StdDuration::from_secs(time.unix_timestamp().unsigned_abs()));
+    let intermediates: Vec<_> =
+        chain[1..].iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+    let time =
+        UnixTime::since_unix_epoch(StdDuration::from_secs(time.unix_timestamp().unsigned_abs()));
     let end_entity = EndEntityCert::try_from(leaf)?;
     end_entity
-        .verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &[anchor], &intermediates, time, usage, None, None)
+        .verify_for_usage(
+            webpki::ALL_VERIFICATION_ALGS,
+            &[anchor],
+            &intermediates,
+            time,
+            usage,
+            None,
+            None,
+        )
         .map(drop)
 }
 
@@ -59,7 +80,10 @@ fn every_kind_of_ik_is_certified() {
         (device.ik_area, device.csr) = (area, csr(&ik));
         let issued = issue_at(&mut ca, &device, &Records::default(), now());
         let (_, certificate) = X509Certificate::from_der(&issued.der).unwrap();
-        assert_eq!(certificate.public_key().raw, rcgen::PublicKeyData::subject_public_key_info(&ik));
+        assert_eq!(
+            certificate.public_key().raw,
+            rcgen::PublicKeyData::subject_public_key_info(&ik)
+        );
         verify(&ca, &issued.der, KeyUsage::client_auth(), now()).unwrap();
     }
 }
@@ -82,7 +106,10 @@ fn profile_decides_and_the_csr_does_not() {
     assert!(!names.iter().any(|name| matches!(name, GeneralName::DNSName(_))));
     let identifiers = certificate.extensions().iter().filter(|extension| {
         let parsed = extension.parsed_extension();
-        matches!(parsed, ParsedExtension::AuthorityKeyIdentifier(_) | ParsedExtension::SubjectKeyIdentifier(_))
+        matches!(
+            parsed,
+            ParsedExtension::AuthorityKeyIdentifier(_) | ParsedExtension::SubjectKeyIdentifier(_)
+        )
     });
     assert_eq!(identifiers.count(), 2);
 }
@@ -111,15 +138,19 @@ fn hardware_is_named_after_the_ek_certificate() {
     let (_, device, issued) = issue();
     let ek_certificate = &device.ek_certificates[0];
     let (_, ek) = X509Certificate::from_der(ek_certificate).unwrap();
-    let authority = ek.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::AuthorityKeyIdentifier(identifier) => identifier.key_identifier.as_ref(),
-        _ => None,
-    });
+    let authority =
+        ek.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(identifier) => {
+                identifier.key_identifier.as_ref()
+            }
+            _ => None,
+        });
     let upper = |bytes: &[u8]| data_encoding::HEXUPPER.encode(bytes);
     let serial = format!("41434D45:{}:{}", upper(authority.unwrap().0), upper(ek.raw_serial()));
     let digest = upper(&<sha2::Sha256 as sha2::Digest>::digest(ek_certificate));
     let [hardware, permanent] = other_names(&issued);
-    // HardwareModuleName { hwType tcg-tpm20, hwSerialNum }; PermanentIdentifier { value, assigner ekPermIdSha256 }.
+    // HardwareModuleName { hwType tcg-tpm20, hwSerialNum }; PermanentIdentifier { value, assigner
+    // ekPermIdSha256 }.
     assert!(hardware.starts_with(&[0x30, hardware.len() as u8 - 2, 6, 5, 0x67, 0x81, 5, 1, 2, 4]));
     assert!(hardware.ends_with(serial.as_bytes()));
     assert_eq!(permanent[2..4], [0x0C, 64]);
@@ -137,7 +168,8 @@ fn hardware_of_an_enrolled_ek_is_named_after_the_key() {
     assert_eq!(issued.assurance, Assurance::EnrolmentList);
     let [hardware, permanent] = other_names(&issued);
     assert!(hardware.ends_with(device.ek.key().ek_id().as_bytes()));
-    let digest = <sha2::Sha256 as sha2::Digest>::digest([b"EkPubkey", &device.ek.key().spki()[..]].concat());
+    let digest =
+        <sha2::Sha256 as sha2::Digest>::digest([b"EkPubkey", &device.ek.key().spki()[..]].concat());
     assert_eq!(permanent[4..68], *data_encoding::HEXUPPER.encode(&digest).as_bytes());
 }
 
@@ -183,7 +215,9 @@ fn policy(issued: &IssuedCertificate) -> Vec<u8> {
         .extensions()
         .iter()
         .find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::CertificatePolicies(policies) => Some(policies[0].policy_id.as_bytes().to_vec()),
+            ParsedExtension::CertificatePolicies(policies) => {
+                Some(policies[0].policy_id.as_bytes().to_vec())
+            }
             _ => None,
         })
         .unwrap()
@@ -196,7 +230,8 @@ fn serials_are_positive_sort_by_time_and_differ() {
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..50 {
         let readmitted = readmitted(&mut ca, &device, &Records::default());
-        let prepared = Prepared::new(readmitted, &Profile::default(), &ca.issuer, now(), &mut ca.rng).unwrap();
+        let prepared =
+            Prepared::new(readmitted, &Profile::default(), &ca.issuer, now(), &mut ca.rng).unwrap();
         let serial = prepared.record().serial;
         assert_eq!(serial[..6], [&[0x40], &now().unix_timestamp().to_be_bytes()[3..]].concat());
         assert!(seen.insert(serial));
@@ -225,7 +260,8 @@ fn certificate_does_not_outlive_the_issuing_ca() {
     assert_eq!(issued.not_after, issuing_ends);
 
     let readmitted = readmitted(&mut ca, &device, &Records::default());
-    let late = Prepared::new(readmitted, &Profile::default(), &ca.issuer, issuing_ends, &mut ca.rng);
+    let late =
+        Prepared::new(readmitted, &Profile::default(), &ca.issuer, issuing_ends, &mut ca.rng);
     assert!(matches!(late, Err(Fault::IssuerExpired { .. })));
 }
 
@@ -243,7 +279,10 @@ fn certificate_is_not_older_than_the_issuing_ca() {
 fn issuer_is_a_ca_with_its_own_key() {
     let mut rng = CountingRng::new();
     let root = Authority::root("Test", now(), &mut rng).unwrap();
-    let (one, two) = (root.issuing("Test", now(), &mut rng).unwrap(), root.issuing("Test", now(), &mut rng).unwrap());
+    let (one, two) = (
+        root.issuing("Test", now(), &mut rng).unwrap(),
+        root.issuing("Test", now(), &mut rng).unwrap(),
+    );
     let leaf = one.worker(now(), &mut rng).unwrap();
     let issuer = |certificate: &str, key: &str| Issuer::from_pem(certificate, key).map(drop);
     let (one, two) = (one.to_pem(), two.to_pem());
@@ -259,13 +298,17 @@ fn issuer_is_believed_under_the_root_that_signed_it_while_it_is_valid() {
     let mut rng = CountingRng::new();
     let [root, other] = [(); 2].map(|()| Authority::root("Test", now(), &mut rng).unwrap());
     let issuing = root.issuing("Test", now(), &mut rng).unwrap().to_pem();
-    let der =
-        |authority: &Authority| CertificateDer::from_pem_slice(authority.to_pem().certificate.as_bytes()).unwrap();
+    let der = |authority: &Authority| {
+        CertificateDer::from_pem_slice(authority.to_pem().certificate.as_bytes()).unwrap()
+    };
     let issuer = || Issuer::from_pem(&issuing.certificate, &issuing.key).unwrap();
     issuer().under(&der(&root), now()).unwrap();
     // Of the same name, but with another key.
     assert_eq!(issuer().under(&der(&other), now()).unwrap_err(), IssuerError::OtherRoot);
-    assert_eq!(issuer().under(&CertificateDer::from(vec![0x30]), now()).unwrap_err(), IssuerError::UnreadableRoot);
+    assert_eq!(
+        issuer().under(&CertificateDer::from(vec![0x30]), now()).unwrap_err(),
+        IssuerError::UnreadableRoot
+    );
     for time in [now() - Duration::DAY, now() + ISSUING_LIFETIME + Duration::SECOND] {
         let refused = issuer().under(&der(&root), time).unwrap_err();
         assert!(matches!(refused, IssuerError::NotValid { .. }), "{refused}");
@@ -278,7 +321,11 @@ fn issuer_knows_what_it_has_signed() {
     assert!(ca.issuer.has_signed(&issued.der));
     let mut rng = CountingRng::new();
     // Of the same name, but with another key.
-    let other = Authority::root("Test", now(), &mut rng).unwrap().issuing("Test", now(), &mut rng).unwrap().to_pem();
+    let other = Authority::root("Test", now(), &mut rng)
+        .unwrap()
+        .issuing("Test", now(), &mut rng)
+        .unwrap()
+        .to_pem();
     let other = Issuer::from_pem(&other.certificate, &other.key).unwrap();
     assert!(!other.has_signed(&issued.der) && !other.has_signed(b"no certificate"));
 }

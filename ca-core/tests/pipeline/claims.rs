@@ -1,8 +1,8 @@
 //! What a claim and its ticket are good for, and for how long.
 
 use assay_ca_core::{
-    CLAIM_LIFETIME, CLOCK_SKEW, CertificateOnRecord, Enrolment, ProvenDevice, QUOTA, Records, Registration, Rejection,
-    TicketKey,
+    CLAIM_LIFETIME, CLOCK_SKEW, CertificateOnRecord, Enrolment, ProvenDevice, QUOTA, Records,
+    Registration, Rejection, TicketKey,
 };
 use assay_wire::{EkId, ProblemCode, Proof, Ticket};
 use time::Duration;
@@ -65,7 +65,8 @@ fn claim_altered_in_any_byte_is_refused() {
         for change in [0x01, 0x80, 0xFF] {
             let mut claim = request.claim.to_vec();
             claim[byte] ^= change;
-            let altered = Proof { claim: claim.try_into().unwrap(), ticket: request.ticket.clone() };
+            let altered =
+                Proof { claim: claim.try_into().unwrap(), ticket: request.ticket.clone() };
             assert_eq!(code(ca.prove(&altered)), ProblemCode::TicketRefused, "byte {byte}");
         }
     }
@@ -112,7 +113,10 @@ fn claim_from_the_future_is_refused_beyond_the_skew_of_clocks() {
     let (ca, _, request) = answered();
     let at = |time| ProvenDevice::verify(&request, &ca.scope, &ca.ticket_key, time);
     at(now() - CLOCK_SKEW).unwrap();
-    assert!(matches!(at(now() - CLOCK_SKEW - Duration::SECOND), Err(Rejection::ClaimFromTheFuture { .. })));
+    assert!(matches!(
+        at(now() - CLOCK_SKEW - Duration::SECOND),
+        Err(Rejection::ClaimFromTheFuture { .. })
+    ));
 }
 
 /// The credential opens for the IK that was checked, and for no other object in the same TPM.
@@ -132,7 +136,8 @@ fn credential_is_bound_to_the_name_of_the_ik() {
 fn ticket_key_shows_nothing_when_printed() {
     assert_eq!(format!("{:?}", TicketKey::new([7; 32])), "TicketKey(..)");
     let (ca, _, request) = answered();
-    let key_in_claim = request.claim.windows(4).any(|window| window == &ca.ticket_key.secret()[..4]);
+    let key_in_claim =
+        request.claim.windows(4).any(|window| window == &ca.ticket_key.secret()[..4]);
     assert!(!key_in_claim);
 }
 
@@ -151,13 +156,19 @@ mod readmission {
 
     #[test]
     fn device_that_was_disabled_meanwhile_is_refused() {
-        assert_eq!(readmit(&Records { disabled: true, ..Records::default() }), Err(ProblemCode::DeviceDisabled));
+        assert_eq!(
+            readmit(&Records { disabled: true, ..Records::default() }),
+            Err(ProblemCode::DeviceDisabled)
+        );
     }
 
     #[test]
     fn device_whose_id_was_taken_meanwhile_is_refused() {
         let id_holder = Some(EkId::from([7; 32]));
-        assert_eq!(readmit(&Records { id_holder, ..Records::default() }), Err(ProblemCode::DeviceIdTaken));
+        assert_eq!(
+            readmit(&Records { id_holder, ..Records::default() }),
+            Err(ProblemCode::DeviceIdTaken)
+        );
     }
 
     /// The name is free for the hardware that comes in its place.
@@ -165,26 +176,39 @@ mod readmission {
     fn device_that_was_removed_meanwhile_has_lost_the_name_that_was_given_to_it() {
         let vendor = Vendor::new("Acme");
         let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
-        let named = Enrolment { device_id: Some("pump-17".parse().unwrap()), ..Enrolment::default() };
+        let named =
+            Enrolment { device_id: Some("pump-17".parse().unwrap()), ..Enrolment::default() };
         let before = Records { enrolment: Some(named), ..Records::default() };
         let request = device.answer(&ca.challenge(&device, &before).unwrap());
         let readmit = |records: &Records| ca.prove(&request).unwrap().readmit(records);
         readmit(&before).unwrap();
         let refusal = readmit(&Records::default()).unwrap_err();
         assert!(matches!(refusal, Rejection::DeviceIdWithdrawn { .. }), "{refusal}");
-        assert_eq!(refusal.code(), ProblemCode::ClaimExpired, "it begins again, and learns what is due to it now");
+        assert_eq!(
+            refusal.code(),
+            ProblemCode::ClaimExpired,
+            "it begins again, and learns what is due to it now"
+        );
         let disabled = readmit(&Records { disabled: true, ..Records::default() }).unwrap_err();
         assert_eq!(disabled.code(), ProblemCode::DeviceDisabled, "it is not to begin again");
-        let renamed = Enrolment { device_id: Some("pump-18".parse().unwrap()), ..Enrolment::default() };
-        let refusal = readmit(&Records { enrolment: Some(renamed), ..Records::default() }).unwrap_err();
+        let renamed =
+            Enrolment { device_id: Some("pump-18".parse().unwrap()), ..Enrolment::default() };
+        let refusal =
+            readmit(&Records { enrolment: Some(renamed), ..Records::default() }).unwrap_err();
         assert_eq!(refusal.code(), ProblemCode::DeviceIdNotEnrolled);
     }
 
     #[test]
     fn device_that_was_registered_under_another_id_meanwhile_is_refused() {
-        let registration =
-            Some(Registration { device_id: "pump-1".parse().unwrap(), certificate: None, recent_certificates: 1 });
-        assert_eq!(readmit(&Records { registration, ..Records::default() }), Err(ProblemCode::EkRegistered));
+        let registration = Some(Registration {
+            device_id: "pump-1".parse().unwrap(),
+            certificate: None,
+            recent_certificates: 1,
+        });
+        assert_eq!(
+            readmit(&Records { registration, ..Records::default() }),
+            Err(ProblemCode::EkRegistered)
+        );
     }
 
     #[test]
@@ -194,8 +218,11 @@ mod readmission {
         let recent_certificates = 1;
         let registered = |ik_id, issued_at| {
             let certificate = Some(CertificateOnRecord { ik_id, issued_at });
-            let registration =
-                Registration { device_id: proven().device_id().clone(), certificate, recent_certificates };
+            let registration = Registration {
+                device_id: proven().device_id().clone(),
+                certificate,
+                recent_certificates,
+            };
             Records { registration: Some(registration), ..Records::default() }
         };
         let (other_ik, this_ik) = ([7; 32], proven().ik_id());
@@ -203,7 +230,10 @@ mod readmission {
         let refusal = proven().readmit(&registered(other_ik, later)).unwrap_err();
         assert!(matches!(refusal, Rejection::ClaimOutdated { .. }), "{refusal}");
         assert_eq!(refusal.code(), ProblemCode::ClaimExpired);
-        assert!(proven().readmit(&registered(other_ik, now())).is_err(), "as old as the certificate");
+        assert!(
+            proven().readmit(&registered(other_ik, now())).is_err(),
+            "as old as the certificate"
+        );
         proven().readmit(&registered(other_ik, earlier)).unwrap();
         proven().readmit(&registered(this_ik, later)).unwrap();
     }
@@ -213,7 +243,8 @@ mod readmission {
         let (ca, _, request) = answered();
         let readmit = |ik_id, recent_certificates| {
             let proven = ca.prove(&request).unwrap();
-            let certificate = Some(CertificateOnRecord { ik_id, issued_at: now() - Duration::hours(1) });
+            let certificate =
+                Some(CertificateOnRecord { ik_id, issued_at: now() - Duration::hours(1) });
             let device_id = proven.device_id().clone();
             let registration = Some(Registration { device_id, certificate, recent_certificates });
             proven.readmit(&Records { registration, ..Records::default() }).map(drop)
@@ -227,8 +258,12 @@ mod readmission {
 
     #[test]
     fn device_that_was_enrolled_under_another_id_meanwhile_is_refused() {
-        let enrolment = Some(Enrolment { device_id: Some("pump-1".parse().unwrap()), ..Enrolment::default() });
-        assert_eq!(readmit(&Records { enrolment, ..Records::default() }), Err(ProblemCode::DeviceIdNotEnrolled));
+        let enrolment =
+            Some(Enrolment { device_id: Some("pump-1".parse().unwrap()), ..Enrolment::default() });
+        assert_eq!(
+            readmit(&Records { enrolment, ..Records::default() }),
+            Err(ProblemCode::DeviceIdNotEnrolled)
+        );
     }
 
     #[test]

@@ -33,10 +33,15 @@ fn every_form_is_recognised_as_the_same_ek() {
             if !file.starts_with(b"-----BEGIN") {
                 let broken_in_two = format!("{}\r\n{}\n", &in_base64[..64], &in_base64[64..]);
                 for text in [in_base64, broken_in_two] {
-                    assert_eq!(EkIdentity::recognise(text.as_bytes()).unwrap(), (form, identity.clone()), "{kind}");
+                    assert_eq!(
+                        EkIdentity::recognise(text.as_bytes()).unwrap(),
+                        (form, identity.clone()),
+                        "{kind}"
+                    );
                 }
             }
-            let is_certificate = matches!(form, RecognisedAs::CertificatePem | RecognisedAs::CertificateDer);
+            let is_certificate =
+                matches!(form, RecognisedAs::CertificatePem | RecognisedAs::CertificateDer);
             assert_eq!(identity.certificate.is_some(), is_certificate);
             let is_area = matches!(form, RecognisedAs::Tpm2bPublic | RecognisedAs::TpmtPublic);
             assert_eq!(identity.template.is_some(), is_area);
@@ -127,12 +132,16 @@ fn a_certificate_is_found_whatever_is_around_it() {
     let chain = vendor.certify(&ek.key(), |_| ());
     let certificate = chain[0].to_vec();
     let text = String::from_utf8(pem("CERTIFICATE", &certificate)).unwrap();
-    let utf16 = |unit: fn(u16) -> [u8; 2], text: &str| text.encode_utf16().flat_map(unit).collect::<Vec<u8>>();
+    let utf16 = |unit: fn(u16) -> [u8; 2], text: &str| {
+        text.encode_utf16().flat_map(unit).collect::<Vec<u8>>()
+    };
     let base64 = BASE64.encode(&certificate);
     let base64url = base64.replace('+', "-").replace('/', "_");
     let unpadded = base64url.trim_end_matches('=');
     let padded = |filler: &[u8]| [&certificate[..], filler].concat();
-    let json = |certificate: &str| format!("{{\"pubhash\":\"x\",\"certificate\":\"{certificate}\"}}").into_bytes();
+    let json = |certificate: &str| {
+        format!("{{\"pubhash\":\"x\",\"certificate\":\"{certificate}\"}}").into_bytes()
+    };
     let mut trusted = certificate.clone();
     trusted.extend(tlv(0x30, &tlv(0x0C, b"what OpenSSL trusts it for")));
     let as_pem = [
@@ -164,12 +173,17 @@ fn a_certificate_is_found_whatever_is_around_it() {
         (RecognisedAs::CertificateJson, json(&text.replace('\n', "\\n"))),
     ]);
     for (position, (form, file)) in forms.enumerate() {
-        let (recognised, identity) = EkIdentity::recognise(&file).unwrap_or_else(|error| panic!("{position}: {error}"));
+        let (recognised, identity) =
+            EkIdentity::recognise(&file).unwrap_or_else(|error| panic!("{position}: {error}"));
         assert_eq!((recognised, identity.ek_id), (form, ek.key().ek_id()), "{position}");
     }
-    for broken in
-        [&b"{}"[..], b"{\"certificate\":7}", &json("AAAA"), b"-----BEGIN CERTIFICATE-----\nAAAA", b"-----BEGIN "]
-    {
+    for broken in [
+        &b"{}"[..],
+        b"{\"certificate\":7}",
+        &json("AAAA"),
+        b"-----BEGIN CERTIFICATE-----\nAAAA",
+        b"-----BEGIN ",
+    ] {
         assert!(EkIdentity::recognise(broken).is_err());
     }
 }
@@ -190,7 +204,9 @@ fn rsa_keys_in_pkcs1_are_recognised() {
 fn certificates_for_other_uses_are_no_eks() {
     let vendor = Vendor::new("Acme");
     let key = SoftwareEk::golden("p256").key();
-    for usages in [vec![], vec![ExtendedKeyUsagePurpose::ServerAuth], vec![ExtendedKeyUsagePurpose::Any]] {
+    for usages in
+        [vec![], vec![ExtendedKeyUsagePurpose::ServerAuth], vec![ExtendedKeyUsagePurpose::Any]]
+    {
         let certificate = &vendor.certify(&key, |params| params.extended_key_usages = usages)[0];
         let error = EkIdentity::recognise(certificate).unwrap_err();
         assert!(matches!(error, EkFileError::OtherUse { .. }), "{error}");
@@ -200,8 +216,9 @@ fn certificates_for_other_uses_are_no_eks() {
 #[test]
 fn a_file_with_two_eks_is_refused_rather_than_half_read() {
     let vendor = Vendor::new("Acme");
-    let both =
-        ["p256", "rsa2048"].map(|kind| pem("CERTIFICATE", &vendor.certify(&SoftwareEk::golden(kind).key(), |_| ())[0]));
+    let both = ["p256", "rsa2048"].map(|kind| {
+        pem("CERTIFICATE", &vendor.certify(&SoftwareEk::golden(kind).key(), |_| ())[0])
+    });
     assert_eq!(EkIdentity::recognise(&both.concat()), Err(EkFileError::SeveralEks { count: 2 }));
 }
 
@@ -209,10 +226,16 @@ fn a_file_with_two_eks_is_refused_rather_than_half_read() {
 fn a_bundle_gives_all_its_certificates() {
     let vendor = Vendor::new("Acme");
     let both = [vendor.root.to_vec(), vendor.intermediate.to_vec()];
-    for file in
-        [both.concat(), pkcs7(&both), pem("PKCS7", &pkcs7(&both)), both.map(|der| pem("CERTIFICATE", &der)).concat()]
-    {
-        assert_eq!(certificates_in(&file).unwrap(), [vendor.root.clone(), vendor.intermediate.clone()]);
+    for file in [
+        both.concat(),
+        pkcs7(&both),
+        pem("PKCS7", &pkcs7(&both)),
+        both.map(|der| pem("CERTIFICATE", &der)).concat(),
+    ] {
+        assert_eq!(
+            certificates_in(&file).unwrap(),
+            [vendor.root.clone(), vendor.intermediate.clone()]
+        );
     }
     assert_eq!(certificates_in(b"nothing"), Err(ContainerError::NoCertificate));
     let hundreds: Vec<_> = (0..300).map(|_| vendor.root.to_vec()).collect();
@@ -222,7 +245,13 @@ fn a_bundle_gives_all_its_certificates() {
 /// What `openssl crl2pkcs7 -nocrl` makes of certificates.
 fn pkcs7(certificates: &[Vec<u8>]) -> Vec<u8> {
     let data = oid(&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x07, 0x01]);
-    let signed = [tlv(2, &[1]), tlv(0x31, &[]), tlv(0x30, &data), tlv(0xA0, &certificates.concat()), tlv(0x31, &[])];
+    let signed = [
+        tlv(2, &[1]),
+        tlv(0x31, &[]),
+        tlv(0x30, &data),
+        tlv(0xA0, &certificates.concat()),
+        tlv(0x31, &[]),
+    ];
     let signed_data = oid(&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x07, 0x02]);
     tlv(0x30, &[signed_data, tlv(0xA0, &tlv(0x30, &signed.concat()))].concat())
 }

@@ -6,20 +6,22 @@ use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::{AreaKey, Name, ObjectAttributes, PublicArea};
 use assay_ca_core::tpm::template::{EkArea, ParentArea};
 use assay_ca_core::{
-    Admitted, AdmittedParent, Authority, BoundKey, Enrolment, Evidence, Issuer, ProvenDevice, Records, Rejection,
-    TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
+    Admitted, AdmittedParent, Authority, BoundKey, Enrolment, Evidence, Issuer, ProvenDevice,
+    Records, Rejection, TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
 };
 use assay_wire::{Bundle, ChallengeReply, DeviceId, Proof, Scope, Ticket};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, agree};
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rsa::{
-    KeySize, OAEP_SHA256_MGF1SHA256, OAEP_SHA384_MGF1SHA384, OaepPrivateDecryptingKey, PrivateDecryptingKey,
+    KeySize, OAEP_SHA256_MGF1SHA256, OAEP_SHA384_MGF1SHA384, OaepPrivateDecryptingKey,
+    PrivateDecryptingKey,
 };
 use cfb_mode::cipher::KeyIvInit;
 use rand_core::{TryCryptoRng, TryRng};
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PKCS_ECDSA_P384_SHA384, PublicKeyData, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -101,21 +103,25 @@ impl Vendor {
         let root_params = ca_params(&format!("{name} Root"));
         let root = root_params.self_signed(&root_key).unwrap().into();
         let root_issuer = rcgen::Issuer::new(root_params, root_key);
-        let (intermediate, issuer) = certify_ca(key, &root_issuer, &format!("{name} EK CA"), |_| ());
+        let (intermediate, issuer) =
+            certify_ca(key, &root_issuer, &format!("{name} EK CA"), |_| ());
         Self { root, intermediate, root_issuer, issuer }
     }
 
     /// The same vendor, with its intermediate changed.
     pub(crate) fn with_intermediate(mut self, change: impl FnOnce(&mut CertificateParams)) -> Self {
-        (self.intermediate, self.issuer) = certify_ca(p256_key(), &self.root_issuer, "Changed EK CA", change);
+        (self.intermediate, self.issuer) =
+            certify_ca(p256_key(), &self.root_issuer, "Changed EK CA", change);
         self
     }
 
-    /// Puts `length` more intermediates between the root and EK certificates, and returns all of them.
+    /// Puts `length` more intermediates between the root and EK certificates, and returns all of
+    /// them.
     pub(crate) fn lengthen(&mut self, length: usize) -> Vec<CertificateDer<'static>> {
         let mut chain = vec![self.intermediate.clone()];
         for level in 0..length {
-            let (certificate, issuer) = certify_ca(p256_key(), &self.issuer, &format!("EK CA level {level}"), |_| ());
+            let (certificate, issuer) =
+                certify_ca(p256_key(), &self.issuer, &format!("EK CA level {level}"), |_| ());
             self.issuer = issuer;
             chain.insert(0, certificate);
         }
@@ -142,7 +148,9 @@ impl Vendor {
 }
 
 /// An operator's trust in these vendors' certificates.
-pub(crate) fn trusting(certificates: impl IntoIterator<Item = CertificateDer<'static>>) -> TrustAnchors {
+pub(crate) fn trusting(
+    certificates: impl IntoIterator<Item = CertificateDer<'static>>,
+) -> TrustAnchors {
     TrustAnchors::new(certificates.into_iter().map(|der| VendorCertificate::read(&der).unwrap()))
 }
 
@@ -180,7 +188,8 @@ pub(crate) fn certify_ek(
     params.key_usages = vec![KeyUsagePurpose::KeyEncipherment];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(vec![2, 23, 133, 8, 1])];
     params.use_authority_key_identifier_extension = true;
-    params.custom_extensions = vec![tpm_alt_name(&[(1, "id:41434D45"), (2, "Model 7"), (3, "id:00010002")])];
+    params.custom_extensions =
+        vec![tpm_alt_name(&[(1, "id:41434D45"), (2, "Model 7"), (3, "id:00010002")])];
     change(&mut params);
     let key = SubjectPublicKeyInfo::from_der(&key.spki()).unwrap();
     params.signed_by(&key, issuer).unwrap().into()
@@ -226,9 +235,9 @@ impl SoftwareEk {
                 let key = PrivateDecryptingKey::from_pkcs8(pkcs8.secret_pkcs8_der()).unwrap();
                 StoragePrivate::Rsa(OaepPrivateDecryptingKey::new(key).unwrap())
             }
-            PublicKey::Ecc { curve, .. } => {
-                StoragePrivate::Ecc(PrivateKey::from_private_key_der(ecdh(curve), pkcs8.secret_pkcs8_der()).unwrap())
-            }
+            PublicKey::Ecc { curve, .. } => StoragePrivate::Ecc(
+                PrivateKey::from_private_key_der(ecdh(curve), pkcs8.secret_pkcs8_der()).unwrap(),
+            ),
         };
         Self { area, private }
     }
@@ -244,8 +253,8 @@ impl SoftwareEk {
         self.area.public_key().unwrap()
     }
 
-    /// TPM2_ActivateCredential (TPM 2.0 Part 1, 24) for an object called `name`; `None` where a TPM would say that
-    /// the integrity check failed.
+    /// TPM2_ActivateCredential (TPM 2.0 Part 1, 24) for an object called `name`; `None` where a TPM
+    /// would say that the integrity check failed.
     pub(crate) fn activate(&self, name: &Name, credential: &Credential) -> Option<Vec<u8>> {
         let ek = EkArea::recognise(&self.area).unwrap();
         let Credential { id_object, encrypted_seed } = credential;
@@ -270,14 +279,17 @@ impl SoftwareParent {
     }
 
     pub(crate) fn of_p256(key: PrivateKey) -> Self {
-        let area = with_point(golden_area("parent-p256"), key.compute_public_key().unwrap().as_ref());
+        let area =
+            with_point(golden_area("parent-p256"), key.compute_public_key().unwrap().as_ref());
         Self { area, private: StoragePrivate::Ecc(key) }
     }
 
     pub(crate) fn fresh_rsa2048() -> Self {
         let key = PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap();
         let spki: PublicKeyX509Der<'_> = key.public_key().as_der().unwrap();
-        let PublicKey::Rsa { modulus, .. } = PublicKey::from_spki(spki.as_ref()).unwrap() else { unreachable!() };
+        let PublicKey::Rsa { modulus, .. } = PublicKey::from_spki(spki.as_ref()).unwrap() else {
+            unreachable!()
+        };
         let area = with_modulus(golden_area("parent-rsa2048"), &modulus);
         Self { area, private: StoragePrivate::Rsa(OaepPrivateDecryptingKey::new(key).unwrap()) }
     }
@@ -298,9 +310,15 @@ impl SoftwareParent {
         device.parent(self.recognised(), &Records { enrolment, ..Records::default() }).unwrap()
     }
 
-    /// TPM2_Import (TPM 2.0 Part 3, 13.3) of an object with the public area `public`; `None` where a TPM would say that an
-    /// integrity check failed.
-    pub(crate) fn import(&self, inner_key: &[u8], public: &[u8], private: &[u8], seed: &[u8]) -> Option<Sensitive> {
+    /// TPM2_Import (TPM 2.0 Part 3, 13.3) of an object with the public area `public`; `None` where
+    /// a TPM would say that an integrity check failed.
+    pub(crate) fn import(
+        &self,
+        inner_key: &[u8],
+        public: &[u8],
+        private: &[u8],
+        seed: &[u8],
+    ) -> Option<Sensitive> {
         let (key, name) = (self.area.public_key().unwrap(), Name::of(Hash::Sha256, public));
         let seed = self.private.seed(&key, Hash::Sha256, "DUPLICATE", seed);
         let mut inner = open_outer_wrapper(Hash::Sha256, &seed, 16, &name, private)?;
@@ -347,14 +365,23 @@ impl StoragePrivate {
                 assert_eq!(encrypted.len(), 2 * (2 + width));
                 let (peer_x, peer_y) = (&encrypted[2..2 + width], &encrypted[4 + width..]);
                 let peer = UnparsedPublicKey::new(ecdh(*curve), [&[4], peer_x, peer_y].concat());
-                agree(key, &peer, (), |z| Ok(kdfe(hash, z, label, peer_x, x, hash.digest_bytes()).to_vec())).unwrap()
+                agree(key, &peer, (), |z| {
+                    Ok(kdfe(hash, z, label, peer_x, x, hash.digest_bytes()).to_vec())
+                })
+                .unwrap()
             }
         }
     }
 }
 
 /// Checks and decrypts what is protected under `seed` for the object called `name`.
-fn open_outer_wrapper(hash: Hash, seed: &[u8], aes_key_bytes: usize, name: &Name, wrapped: &[u8]) -> Option<Vec<u8>> {
+fn open_outer_wrapper(
+    hash: Hash,
+    seed: &[u8],
+    aes_key_bytes: usize,
+    name: &Name,
+    wrapped: &[u8],
+) -> Option<Vec<u8>> {
     let size = hash.digest_bytes();
     let (mac, encrypted) = wrapped[2..].split_at(size);
     let integrity_key = kdfa(hash, seed, "INTEGRITY", &[], &[], size);
@@ -370,8 +397,12 @@ fn open_outer_wrapper(hash: Hash, seed: &[u8], aes_key_bytes: usize, name: &Name
 
 fn decrypt_cfb(key: &[u8], data: &mut [u8]) {
     match key.len() {
-        16 => cfb_mode::Decryptor::<aes::Aes128>::new_from_slices(key, &[0; 16]).unwrap().decrypt(data),
-        _ => cfb_mode::Decryptor::<aes::Aes256>::new_from_slices(key, &[0; 16]).unwrap().decrypt(data),
+        16 => cfb_mode::Decryptor::<aes::Aes128>::new_from_slices(key, &[0; 16])
+            .unwrap()
+            .decrypt(data),
+        _ => cfb_mode::Decryptor::<aes::Aes256>::new_from_slices(key, &[0; 16])
+            .unwrap()
+            .decrypt(data),
     }
 }
 
@@ -469,8 +500,11 @@ pub(crate) fn p384_ik() -> (PublicArea, KeyPair) {
 
 /// An identity key on our RSA-2048 template.
 pub(crate) fn rsa_ik() -> (PublicArea, KeyPair) {
-    let key = KeyPair::from_pem(std::str::from_utf8(&golden("software-rsa2048.pem")).unwrap()).unwrap();
-    let PublicKey::Rsa { modulus, .. } = PublicKey::from_spki(&key.subject_public_key_info()).unwrap() else {
+    let key =
+        KeyPair::from_pem(std::str::from_utf8(&golden("software-rsa2048.pem")).unwrap()).unwrap();
+    let PublicKey::Rsa { modulus, .. } =
+        PublicKey::from_spki(&key.subject_public_key_info()).unwrap()
+    else {
         unreachable!()
     };
     (with_modulus(golden_area("ik-rsa2048"), &modulus), key)
@@ -510,7 +544,11 @@ impl Ca {
         }
     }
 
-    pub(crate) fn trust(&self, device: &Device, enrolment: Option<&Enrolment>) -> Result<TrustedEk, Rejection> {
+    pub(crate) fn trust(
+        &self,
+        device: &Device,
+        enrolment: Option<&Enrolment>,
+    ) -> Result<TrustedEk, Rejection> {
         TrustedEk::verify(&Evidence::parse(device.request())?.ek, &self.anchors, enrolment, now())
     }
 
@@ -520,7 +558,11 @@ impl Ca {
     }
 
     /// Everything up to the challenge.
-    pub(crate) fn challenge(&mut self, device: &Device, records: &Records) -> Result<ChallengeReply, Rejection> {
+    pub(crate) fn challenge(
+        &mut self,
+        device: &Device,
+        records: &Records,
+    ) -> Result<ChallengeReply, Rejection> {
         let admitted = self.admit(device, records)?;
         let ik = BoundKey::verify(&device.evidence())?;
         Ok(admitted.challenge(&ik, &self.scope, &self.ticket_key, now(), &mut self.rng).unwrap())

@@ -48,7 +48,11 @@ impl Forger {
     }
 
     /// The same with another CA's certificate for this CA's key.
-    pub(crate) fn certified_by(&self, issuer: &Self, certificate: Forged) -> CertificateDer<'static> {
+    pub(crate) fn certified_by(
+        &self,
+        issuer: &Self,
+        certificate: Forged,
+    ) -> CertificateDer<'static> {
         issuer.certify(&Forged { subject: self.name.clone(), ..certificate }, &self.key.spki())
     }
 
@@ -58,7 +62,8 @@ impl Forger {
     }
 
     pub(crate) fn to_be_signed(&self, certificate: &Forged, spki: &[u8]) -> Vec<u8> {
-        let Forged { subject, validity: [not_before, not_after], extensions, algorithm } = certificate;
+        let Forged { subject, validity: [not_before, not_after], extensions, algorithm } =
+            certificate;
         let time = |time: &str| tlv(if time.len() == 13 { 0x17 } else { 0x18 }, time.as_bytes());
         let parts = [
             tlv(0xA0, &tlv(2, &[2])),
@@ -68,7 +73,11 @@ impl Forger {
             tlv(0x30, &[time(not_before), time(not_after)].concat()),
             subject.clone(),
             spki.to_vec(),
-            if extensions.is_empty() { vec![] } else { tlv(0xA3, &tlv(0x30, &extensions.concat())) },
+            if extensions.is_empty() {
+                vec![]
+            } else {
+                tlv(0xA3, &tlv(0x30, &extensions.concat()))
+            },
         ];
         tlv(0x30, &parts.concat())
     }
@@ -132,7 +141,11 @@ impl Key {
             Algorithm::Rsa(padding, hash) => {
                 let pem = golden("software-rsa2048.pem");
                 let pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(&pem).unwrap();
-                Self::Rsa(Box::new(RsaKeyPair::from_pkcs8(pkcs8.secret_pkcs8_der()).unwrap()), padding, hash)
+                Self::Rsa(
+                    Box::new(RsaKeyPair::from_pkcs8(pkcs8.secret_pkcs8_der()).unwrap()),
+                    padding,
+                    hash,
+                )
             }
             Algorithm::Ecdsa(curve, hash) => {
                 let algorithm = match (curve, hash) {
@@ -163,7 +176,9 @@ impl Key {
                 key.sign(encoding, &SystemRandom::new(), message, &mut signature).unwrap();
                 signature
             }
-            Self::Ecdsa(key, ..) => key.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec(),
+            Self::Ecdsa(key, ..) => {
+                key.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec()
+            }
         }
     }
 
@@ -202,7 +217,10 @@ impl Key {
                     384 => &[0x2B, 0x81, 0x04, 0x00, 0x22],
                     _ => &[0x2B, 0x81, 0x04, 0x00, 0x23],
                 };
-                spki(&tlv(0x30, &[oid(EC_PUBLIC_KEY), oid(curve)].concat()), key.public_key().as_ref())
+                spki(
+                    &tlv(0x30, &[oid(EC_PUBLIC_KEY), oid(curve)].concat()),
+                    key.public_key().as_ref(),
+                )
             }
         }
     }
@@ -215,7 +233,8 @@ pub(crate) fn spki(algorithm: &[u8], key: &[u8]) -> Vec<u8> {
 /// RSASSA-PSS with these parameters (RFC 4055 §3.1).
 pub(crate) fn pss(hash: u16, mask_hash: u16, salt: u8) -> Vec<u8> {
     let mask = tlv(0x30, &[oid(&[&RSA[..], &[8]].concat()), hash_algorithm(mask_hash)].concat());
-    let parameters = [tlv(0xA0, &hash_algorithm(hash)), tlv(0xA1, &mask), tlv(0xA2, &tlv(2, &[salt]))];
+    let parameters =
+        [tlv(0xA0, &hash_algorithm(hash)), tlv(0xA1, &mask), tlv(0xA2, &tlv(2, &[salt]))];
     tlv(0x30, &[oid(&[&RSA[..], &[10]].concat()), tlv(0x30, &parameters.concat())].concat())
 }
 
@@ -236,7 +255,10 @@ pub(crate) fn common_name(name: &str) -> Vec<u8> {
 /// A Name: for each attribute the last byte of its type, the tag of its string, and its text.
 pub(crate) fn name_of(attributes: &[(u8, u8, &str)]) -> Vec<u8> {
     let relative_names = attributes.iter().flat_map(|(attribute_type, string, text)| {
-        tlv(0x31, &tlv(0x30, &[oid(&[0x55, 4, *attribute_type]), tlv(*string, text.as_bytes())].concat()))
+        tlv(
+            0x31,
+            &tlv(0x30, &[oid(&[0x55, 4, *attribute_type]), tlv(*string, text.as_bytes())].concat()),
+        )
     });
     tlv(0x30, &relative_names.collect::<Vec<_>>())
 }
@@ -270,7 +292,11 @@ pub(crate) fn key_usage(bits: u8) -> Vec<u8> {
 }
 
 pub(crate) fn extended_key_usage(critical: bool, usages: &[&[u8]]) -> Vec<u8> {
-    extension(37, critical, &tlv(0x30, &usages.iter().flat_map(|usage| oid(usage)).collect::<Vec<_>>()))
+    extension(
+        37,
+        critical,
+        &tlv(0x30, &usages.iter().flat_map(|usage| oid(usage)).collect::<Vec<_>>()),
+    )
 }
 
 pub(crate) fn policies(critical: bool, policies: &[&[u8]]) -> Vec<u8> {
@@ -302,7 +328,13 @@ pub(crate) fn authority_key_id(id: &[u8]) -> Vec<u8> {
 fn tpm_alt_name() -> Vec<u8> {
     let attributes = [(1, "id:41434D45"), (2, "Model 7"), (3, "id:00010002")];
     let attributes = attributes.iter().flat_map(|(arc, text)| {
-        tlv(0x31, &tlv(0x30, &[oid(&[0x67, 0x81, 0x05, 0x02, *arc]), tlv(UTF8, text.as_bytes())].concat()))
+        tlv(
+            0x31,
+            &tlv(
+                0x30,
+                &[oid(&[0x67, 0x81, 0x05, 0x02, *arc]), tlv(UTF8, text.as_bytes())].concat(),
+            ),
+        )
     });
     extension(17, true, &tlv(0x30, &directory_name(&tlv(0x30, &attributes.collect::<Vec<_>>()))))
 }

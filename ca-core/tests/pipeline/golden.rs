@@ -23,7 +23,8 @@ const PARENTS: [(&str, &str, ParentKind); 4] = [
     ("srk-rsa2048", "SRK RSA-2048", ParentKind::PlainSrk),
     ("srk-p256", "SRK P-256", ParentKind::PlainSrk),
 ];
-const IKS: [(&str, &str); 3] = [("p256", "IK P-256"), ("p384", "IK P-384"), ("rsa2048", "IK RSA-2048")];
+const IKS: [(&str, &str); 3] =
+    [("p256", "IK P-256"), ("p384", "IK P-384"), ("rsa2048", "IK RSA-2048")];
 
 #[test]
 fn areas_read_and_write_back() {
@@ -63,7 +64,10 @@ fn eks_of_swtpm_are_on_template() {
     for (kind, template, hash, aes_key_bytes) in EKS {
         for origin in ["ek", "software"] {
             let ek = EkArea::recognise(&golden_area(&format!("{origin}-{kind}"))).unwrap();
-            assert_eq!((ek.template(), ek.hash(), ek.aes_key_bytes()), (template, hash, aes_key_bytes));
+            assert_eq!(
+                (ek.template(), ek.hash(), ek.aes_key_bytes()),
+                (template, hash, aes_key_bytes)
+            );
         }
     }
 }
@@ -83,9 +87,15 @@ fn credentials_of_tpm2_tools_open() {
         let file = golden(&format!("software-{kind}.credential"));
         let (header, body) = file.split_at(8);
         assert_eq!(header, [0xBA, 0xDC, 0xC0, 0xDE, 0, 0, 0, 1]);
-        let (id_object, seed) = body[2..].split_at(usize::from(u16::from_be_bytes([body[0], body[1]])));
-        let credential = Credential { id_object: id_object.to_vec(), encrypted_seed: seed[2..].to_vec() };
-        assert_eq!(SoftwareEk::golden(kind).activate(&name, &credential), Some(golden("secret")), "{kind}");
+        let (id_object, seed) =
+            body[2..].split_at(usize::from(u16::from_be_bytes([body[0], body[1]])));
+        let credential =
+            Credential { id_object: id_object.to_vec(), encrypted_seed: seed[2..].to_vec() };
+        assert_eq!(
+            SoftwareEk::golden(kind).activate(&name, &credential),
+            Some(golden("secret")),
+            "{kind}"
+        );
     }
 }
 
@@ -101,7 +111,11 @@ fn our_credentials_open_for_their_name_only() {
         let ek = EkArea::recognise(&software.area).unwrap();
         let credential = make_credential(&ek, &name, &secret, &mut rng).unwrap();
         let theirs = golden(&format!("software-{kind}.credential")).len();
-        assert_eq!(12 + credential.id_object.len() + credential.encrypted_seed.len(), theirs, "{kind}");
+        assert_eq!(
+            12 + credential.id_object.len() + credential.encrypted_seed.len(),
+            theirs,
+            "{kind}"
+        );
         assert_eq!(software.activate(&name, &credential).as_ref(), Some(&secret), "{kind}");
         assert_eq!(software.activate(&other, &credential), None, "{kind}");
         let again = make_credential(&ek, &name, &secret, &mut rng).unwrap();
@@ -139,7 +153,8 @@ fn certificates_of_swtpm_are_trusted() {
     }
 }
 
-/// `openssl pkey -in software-p256.pem -pubout -outform der | sha256sum`, and the same of the others.
+/// `openssl pkey -in software-p256.pem -pubout -outform der | sha256sum`, and the same of the
+/// others.
 #[test]
 fn ek_ids_are_what_openssl_hashes() {
     for (kind, ..) in EKS {

@@ -1,9 +1,12 @@
-//! Nothing that reads a device's or an operator's bytes panics, and none takes a changed area for another spelling.
+//! Nothing that reads a device's or an operator's bytes panics, and none takes a changed area for
+//! another spelling.
 
 use assay_ca_core::key::PublicKey;
 use assay_ca_core::tpm::public::PublicArea;
 use assay_ca_core::tpm::template::{EkArea, IkArea, ParentArea};
-use assay_ca_core::{BoundKey, EkIdentity, Evidence, Identity, Records, TrustedEk, VendorCertificate};
+use assay_ca_core::{
+    BoundKey, EkIdentity, Evidence, Identity, Records, TrustedEk, VendorCertificate,
+};
 use assay_wire::{Bundle, EkPublic, Proof};
 
 use crate::fixture::*;
@@ -23,13 +26,24 @@ fn damaged(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 
 #[test]
 fn areas() {
-    for file in
-        ["ek-rsa2048", "ek-p384", "ik-p256", "ik-rsa2048", "srk-p256", "srk-rsa2048", "parent-p256", "parent-rsa2048"]
-    {
+    for file in [
+        "ek-rsa2048",
+        "ek-p384",
+        "ik-p256",
+        "ik-rsa2048",
+        "srk-p256",
+        "srk-rsa2048",
+        "parent-p256",
+        "parent-rsa2048",
+    ] {
         for bytes in damaged(&golden(&format!("{file}.tpm2b"))[2..]) {
             if let Ok(area) = PublicArea::parse(&bytes) {
                 assert_eq!(area.encode(), bytes, "there is one spelling of an area");
-                drop((EkArea::recognise(&area), IkArea::recognise(&area), ParentArea::recognise(&area)));
+                drop((
+                    EkArea::recognise(&area),
+                    IkArea::recognise(&area),
+                    ParentArea::recognise(&area),
+                ));
             }
         }
     }
@@ -94,7 +108,11 @@ fn operators_files() {
     let certificate = Vendor::new("Acme").certify(&ek.key(), |_| ())[0].to_vec();
     for file in [certificate, ek.key().spki(), ek.area.encode(), ek.area.encode_sized()] {
         for bytes in damaged(&file) {
-            drop((EkIdentity::recognise(&bytes), Identity::from_certificate(&bytes), PublicKey::from_spki(&bytes)));
+            drop((
+                EkIdentity::recognise(&bytes),
+                Identity::from_certificate(&bytes),
+                PublicKey::from_spki(&bytes),
+            ));
         }
     }
 }

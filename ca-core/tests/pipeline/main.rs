@@ -1,4 +1,5 @@
-//! The pipeline from evidence to certificate, against golden values and against everything that must be refused.
+//! The pipeline from evidence to certificate, against golden values and against everything that
+//! must be refused.
 
 mod authority;
 mod certificate;

@@ -1,7 +1,8 @@
 //! Random certificate paths, judged by us and by OpenSSL, which must agree.
 //!
-//! Each path is honest but for up to three oddities at random places. RFC 5280 §6.1 leaves no choice about those, so a path that one
-//! takes and the other refuses is a fault of one of them. `ASSAY_FUZZ_PATHS` says how many are tried.
+//! Each path is honest but for up to three oddities at random places. RFC 5280 §6.1 leaves no
+//! choice about those, so a path that one takes and the other refuses is a fault of one of them.
+//! `ASSAY_FUZZ_PATHS` says how many are tried.
 
 use std::fs;
 use std::path::Path;
@@ -80,7 +81,9 @@ impl Oddity {
             Self::NoUsage => certificate.without(&[0x55, 0x1D, 15]),
             Self::Policy(number) => certificate.with(policies(false, &[&[0x2A, number]])),
             Self::AnyPolicy => certificate.with(policies(true, &[ANY_POLICY])),
-            Self::RequirePolicy(skip) => certificate.with(extension(36, true, &tlv(0x30, &tlv(0x80, &[skip])))),
+            Self::RequirePolicy(skip) => {
+                certificate.with(extension(36, true, &tlv(0x30, &tlv(0x80, &[skip]))))
+            }
             Self::InhibitAny(skip) => certificate.with(extension(54, true, &tlv(2, &[skip]))),
             Self::Permitted(name) => certificate.with(name_constraints(&constraint(name), &[])),
             Self::Excluded(name) => certificate.with(name_constraints(&[], &constraint(name))),
@@ -88,9 +91,9 @@ impl Oddity {
             Self::UnknownUncritical => certificate.with(extension(99, false, &tlv(5, &[]))),
             Self::Expired => Forged { validity: ["200101000000Z", "210101000000Z"], ..certificate },
             Self::ToCome => Forged { validity: ["400101000000Z", "450101000000Z"], ..certificate },
-            Self::KeyIds => {
-                certificate.with(subject_key_id(&[level])).with(authority_key_id(&[level.saturating_sub(1)]))
-            }
+            Self::KeyIds => certificate
+                .with(subject_key_id(&[level]))
+                .with(authority_key_id(&[level.saturating_sub(1)])),
             Self::WrongKeyId => certificate.with(authority_key_id(&[0x77])),
         }
     }
@@ -100,7 +103,8 @@ impl Oddity {
 fn random_path(rng: &mut CountingRng) -> (Vec<(usize, Oddity)>, Vec<CertificateDer<'static>>) {
     let issuers = below(rng, 4);
     let cas: Vec<_> = (0..=issuers).map(|level| Forger::new(&format!("Level {level}"))).collect();
-    let oddities: Vec<_> = (0..below(rng, 4)).map(|_| (below(rng, issuers + 2), oddity(rng))).collect();
+    let oddities: Vec<_> =
+        (0..below(rng, 4)).map(|_| (below(rng, issuers + 2), oddity(rng))).collect();
     let odd = |level: usize, honest: Forged| {
         let here = oddities.iter().filter(|(at, _)| *at == level);
         here.fold(honest, |certificate, (_, oddity)| oddity.of(certificate, level as u8))
@@ -115,7 +119,8 @@ fn random_path(rng: &mut CountingRng) -> (Vec<(usize, Oddity)>, Vec<CertificateD
 }
 
 fn we_take(path: &[CertificateDer<'static>]) -> Result<(), String> {
-    let root = assay_ca_core::VendorCertificate::read(&path[0]).map_err(|error| error.to_string())?;
+    let root =
+        assay_ca_core::VendorCertificate::read(&path[0]).map_err(|error| error.to_string())?;
     let anchors = assay_ca_core::TrustAnchors::new([root]);
     let sent: Vec<_> = path[1..].iter().rev().cloned().collect();
     let check = EkCheck::of(&sent, &anchors, now()).map_err(|error| error.to_string())?;
@@ -126,8 +131,12 @@ fn openssl_takes(path: &[CertificateDer<'static>], dir: &Path) -> Result<(), Str
     let pem = |certificates: &[CertificateDer<'_>]| {
         let lines = certificates.iter().map(|der| {
             let text = data_encoding::BASE64.encode(der);
-            let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
-            format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+            let lines: Vec<_> =
+                text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+            format!(
+                "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+                lines.join("\n")
+            )
         });
         lines.collect::<String>()
     };
@@ -154,7 +163,10 @@ fn openssl_takes(path: &[CertificateDer<'static>], dir: &Path) -> Result<(), Str
     if path.len() > 2 {
         verify.arg("-untrusted").arg(issuers);
     }
-    let output = verify.arg(last).output().expect("`openssl` is not installed: run `apt-get install openssl`");
+    let output = verify
+        .arg(last)
+        .output()
+        .expect("`openssl` is not installed: run `apt-get install openssl`");
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     if output.status.success() { Ok(()) } else { Err(said) }
 }
@@ -164,7 +176,8 @@ fn may_differ(oddities: &[(usize, Oddity)], last: usize) -> bool {
     oddities.iter().any(|(level, oddity)| match oddity {
         // An anchor's validity is the operator's business (RFC 5280 §6.1.1 d); OpenSSL asks.
         Oddity::Expired | Oddity::ToCome => *level == 0,
-        // What an anchor demands of policies holds (RFC 5937 §3); OpenSSL looks at those below it only.
+        // What an anchor demands of policies holds (RFC 5937 §3); OpenSSL looks at those below it
+        // only.
         Oddity::RequirePolicy(_) | Oddity::InhibitAny(_) => *level == 0,
         // Nor does it matter who may have issued an anchor.
         Oddity::WrongKeyId => *level == 0,
@@ -180,7 +193,8 @@ fn may_differ(oddities: &[(usize, Oddity)], last: usize) -> bool {
 
 #[test]
 fn openssl_agrees_about_every_random_path() {
-    let count = std::env::var("ASSAY_FUZZ_PATHS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
+    let count =
+        std::env::var("ASSAY_FUZZ_PATHS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
     let dir = std::env::temp_dir().join(format!("assay-oracle-{}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
     let mut rng = CountingRng::new();
@@ -194,7 +208,10 @@ fn openssl_agrees_about_every_random_path() {
         let (ours, theirs) = (we_take(&path), openssl_takes(&path, &dir));
         taken += usize::from(ours.is_ok());
         if ours.is_ok() != theirs.is_ok() {
-            differ.push(format!("{number}: {oddities:?} of {}: we {ours:?}, OpenSSL {theirs:?}", path.len()));
+            differ.push(format!(
+                "{number}: {oddities:?} of {}: we {ours:?}, OpenSSL {theirs:?}",
+                path.len()
+            ));
         }
     }
     fs::remove_dir_all(&dir).unwrap();

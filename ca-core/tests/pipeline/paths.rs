@@ -1,7 +1,9 @@
 //! Which certificate paths lead from an EK to a trusted vendor (RFC 5280 §6.1), and what people are
 //! told of the others.
 
-use assay_ca_core::{Allowances, AnchorError, EkCheck, Rejection, TrustAnchors, VendorCertificate, VendorPath};
+use assay_ca_core::{
+    Allowances, AnchorError, EkCheck, Rejection, TrustAnchors, VendorCertificate, VendorPath,
+};
 use assay_wire::ProblemCode;
 use rustls_pki_types::CertificateDer;
 
@@ -73,7 +75,10 @@ fn ek_spki() -> Vec<u8> {
     SoftwareEk::golden("p256").key().spki()
 }
 
-fn check(certificates: &[CertificateDer<'static>], anchors: &TrustAnchors) -> Result<VendorPath, Rejection> {
+fn check(
+    certificates: &[CertificateDer<'static>],
+    anchors: &TrustAnchors,
+) -> Result<VendorPath, Rejection> {
     EkCheck::of(certificates, anchors, now())?.path
 }
 
@@ -100,9 +105,13 @@ mod kinds {
             .flat_map(|padding| [256, 384, 512].map(|hash| Algorithm::Rsa(padding, hash)));
         for algorithm in ecdsa.into_iter().chain(rsa) {
             let root = Forger::with_key("Acme Root", algorithm);
-            Chain { root, ..Chain::new() }.check().unwrap_or_else(|error| panic!("{algorithm:?}: {error}"));
+            Chain { root, ..Chain::new() }
+                .check()
+                .unwrap_or_else(|error| panic!("{algorithm:?}: {error}"));
             let issuer = Forger::with_key("Acme EK CA", algorithm);
-            Chain { issuer, ..Chain::new() }.check().unwrap_or_else(|error| panic!("{algorithm:?}: {error}"));
+            Chain { issuer, ..Chain::new() }
+                .check()
+                .unwrap_or_else(|error| panic!("{algorithm:?}: {error}"));
         }
     }
 
@@ -111,7 +120,9 @@ mod kinds {
     fn an_issuer_may_have_critical_policies_and_a_critical_usage_for_eks() {
         for policy in [ANY_POLICY, &[0x2A, 3]] {
             for usage in [EK_USAGE, ANY_USAGE] {
-                let change = |ca: Forged| ca.with(policies(true, &[policy])).with(extended_key_usage(true, &[usage]));
+                let change = |ca: Forged| {
+                    ca.with(policies(true, &[policy])).with(extended_key_usage(true, &[usage]))
+                };
                 Chain::new().issuer(change).check().unwrap();
             }
         }
@@ -121,11 +132,16 @@ mod kinds {
     #[test]
     fn an_issuers_name_may_be_of_another_string_type_case_and_spacing() {
         let chain = Chain::new();
-        for other in [name_of(&[(3, PRINTABLE, "Acme EK CA")]), name_of(&[(3, UTF8, "ACME  EK CA ")])] {
+        for other in
+            [name_of(&[(3, PRINTABLE, "Acme EK CA")]), name_of(&[(3, UTF8, "ACME  EK CA ")])]
+        {
             let issuer = Forger { name: other, key: Key::of(Algorithm::Ecdsa(256, 256)) };
-            let certified =
-                chain.root.certify(&Forged { subject: common_name("Acme EK CA"), ..Forged::ca() }, &issuer.key.spki());
-            check(&[issuer.certify(&Forged::ek(), &ek_spki()), certified], &chain.anchors()).unwrap();
+            let certified = chain.root.certify(
+                &Forged { subject: common_name("Acme EK CA"), ..Forged::ca() },
+                &issuer.key.spki(),
+            );
+            check(&[issuer.certify(&Forged::ek(), &ek_spki()), certified], &chain.anchors())
+                .unwrap();
         }
     }
 
@@ -140,9 +156,14 @@ mod kinds {
         let issuer = chain.issuer.certified_by(&chain.root, Forged::ca());
         let anchor = |allowances: &str| {
             let root = VendorCertificate::read(&chain.root.root()).unwrap();
-            TrustAnchors::new([root, VendorCertificate::read_anchor(&issuer, allowances.parse().unwrap()).unwrap()])
+            TrustAnchors::new([
+                root,
+                VendorCertificate::read_anchor(&issuer, allowances.parse().unwrap()).unwrap(),
+            ])
         };
-        for (certificate, needed) in [(&bare, "ek-usage,tpm-attributes"), (&without_attributes, "tpm-attributes")] {
+        for (certificate, needed) in
+            [(&bare, "ek-usage,tpm-attributes"), (&without_attributes, "tpm-attributes")]
+        {
             let certificate = [chain.issuer.certify(certificate, &ek_spki())];
             for allowed in ["", "ek-usage", "tpm-attributes", "ek-usage,tpm-attributes"] {
                 let checked = check(&certificate, &anchor(allowed));
@@ -166,10 +187,16 @@ mod kinds {
     fn an_allowance_does_not_make_a_server_certificate_an_eks() {
         let chain = Chain::new();
         let all = Allowances { ek_usage: true, tpm_attributes: true };
-        let anchors = TrustAnchors::new([VendorCertificate::read_anchor(&chain.root.root(), all).unwrap()]);
+        let anchors =
+            TrustAnchors::new([VendorCertificate::read_anchor(&chain.root.root(), all).unwrap()]);
         for usage in [SERVER_AUTH, ANY_USAGE] {
-            let server = chain.root.certify(&Forged::ek().with(extended_key_usage(false, &[usage])), &ek_spki());
-            assert_eq!(check(&[server], &anchors).unwrap_err().code(), ProblemCode::EkCertificateInvalid);
+            let server = chain
+                .root
+                .certify(&Forged::ek().with(extended_key_usage(false, &[usage])), &ek_spki());
+            assert_eq!(
+                check(&[server], &anchors).unwrap_err().code(),
+                ProblemCode::EkCertificateInvalid
+            );
         }
     }
 
@@ -181,12 +208,21 @@ mod kinds {
         let ek = [chain.issuer.certify(&Forged::ek(), &ek_spki())];
         let as_issuer = TrustAnchors::new([VendorCertificate::read(&issuer).unwrap()]);
         assert_eq!(check(&ek, &as_issuer).unwrap_err().code(), ProblemCode::EkCertificateUntrusted);
-        let as_anchor = TrustAnchors::new([VendorCertificate::read_anchor(&issuer, Allowances::default()).unwrap()]);
+        let as_anchor =
+            TrustAnchors::new([
+                VendorCertificate::read_anchor(&issuer, Allowances::default()).unwrap()
+            ]);
         assert_eq!(check(&ek, &as_anchor).unwrap().issuers(), ["CN=Acme EK CA"]);
         // It is a narrow one: what its own issuer signed otherwise is not trusted.
         let sibling = Forger::new("Acme other CA");
-        let others = [sibling.certify(&Forged::ek(), &ek_spki()), sibling.certified_by(&chain.root, Forged::ca())];
-        assert_eq!(check(&others, &as_anchor).unwrap_err().code(), ProblemCode::EkCertificateUntrusted);
+        let others = [
+            sibling.certify(&Forged::ek(), &ek_spki()),
+            sibling.certified_by(&chain.root, Forged::ca()),
+        ];
+        assert_eq!(
+            check(&others, &as_anchor).unwrap_err().code(),
+            ProblemCode::EkCertificateUntrusted
+        );
     }
 
     /// Kind G: Nuvoton's NPCT6xx, and certificates of the time.
@@ -198,16 +234,25 @@ mod kinds {
         for (algorithm, name) in [(sha1, "SHA-1"), (md5, "MD5"), (ecdsa_sha1, "SHA-1")] {
             let chain = Chain::new();
             let forged = Forged { algorithm: Some(algorithm.clone()), ..Forged::ek() };
-            let leaf = chain.issuer.sign(&chain.issuer.to_be_signed(&forged, &ek_spki()), &algorithm);
+            let leaf =
+                chain.issuer.sign(&chain.issuer.to_be_signed(&forged, &ek_spki()), &algorithm);
             let mut certificates = chain.certificates();
             certificates[0] = leaf.into();
             let said = check(&certificates, &chain.anchors()).unwrap_err().to_string();
             assert_is_for_people(&said);
-            assert!(said.contains("the EK certificate is signed with") && said.contains(name), "{said}");
+            assert!(
+                said.contains("the EK certificate is signed with") && said.contains(name),
+                "{said}"
+            );
 
-            let forged =
-                Forged { algorithm: Some(algorithm.clone()), subject: chain.root.name.clone(), ..Forged::ca() };
-            let root = chain.root.sign(&chain.root.to_be_signed(&forged, &chain.root.key.spki()), &algorithm);
+            let forged = Forged {
+                algorithm: Some(algorithm.clone()),
+                subject: chain.root.name.clone(),
+                ..Forged::ca()
+            };
+            let root = chain
+                .root
+                .sign(&chain.root.to_be_signed(&forged, &chain.root.key.spki()), &algorithm);
             let said = VendorCertificate::read(&root).unwrap_err().to_string();
             assert!(said.contains("CN=Acme Root is signed with") && said.contains(name), "{said}");
         }
@@ -231,28 +276,39 @@ mod kinds {
             (rsa(2048, &[1, 0, 0, 0, 1]), "public exponent"),
             (rsa(2048, &[1]), "public exponent"),
         ] {
-            let certificate = chain.root.certify(&Forged { subject: common_name("Odd"), ..Forged::ca() }, &key);
+            let certificate =
+                chain.root.certify(&Forged { subject: common_name("Odd"), ..Forged::ca() }, &key);
             let said = VendorCertificate::read(&certificate).unwrap_err().to_string();
             assert!(
-                said.starts_with("CN=Odd has") | said.starts_with("CN=Odd spells") && said.contains(reason),
+                said.starts_with("CN=Odd has") | said.starts_with("CN=Odd spells")
+                    && said.contains(reason),
                 "{said}"
             );
             assert_is_for_people(&said);
             // Sent by a device, it is no more of an issuer.
             let odd = Forger { name: common_name("Odd"), key: Key::of(Algorithm::Ecdsa(256, 256)) };
-            let said = check(&[odd.certify(&Forged::ek(), &ek_spki()), certificate], &chain.anchors()).unwrap_err();
+            let said =
+                check(&[odd.certify(&Forged::ek(), &ek_spki()), certificate], &chain.anchors())
+                    .unwrap_err();
             assert!(said.to_string().contains(reason), "{said}");
         }
     }
 
     #[test]
     fn pss_with_other_parameters_than_one_hash_and_its_length_is_refused() {
-        let chain = Chain { issuer: Forger::with_key("Acme EK CA", Algorithm::Rsa(Padding::Pss, 256)), ..Chain::new() };
+        let chain = Chain {
+            issuer: Forger::with_key("Acme EK CA", Algorithm::Rsa(Padding::Pss, 256)),
+            ..Chain::new()
+        };
         for odd in [pss(256, 384, 32), pss(256, 256, 20), pss(384, 384, 32)] {
             let forged = Forged { algorithm: Some(odd.clone()), ..Forged::ek() };
             let mut certificates = chain.certificates();
-            certificates[0] = chain.issuer.sign(&chain.issuer.to_be_signed(&forged, &ek_spki()), &odd).into();
-            assert_eq!(check(&certificates, &chain.anchors()).unwrap_err().code(), ProblemCode::EkCertificateUntrusted);
+            certificates[0] =
+                chain.issuer.sign(&chain.issuer.to_be_signed(&forged, &ek_spki()), &odd).into();
+            assert_eq!(
+                check(&certificates, &chain.anchors()).unwrap_err().code(),
+                ProblemCode::EkCertificateUntrusted
+            );
         }
     }
 }
@@ -279,9 +335,14 @@ mod rules {
     #[test]
     fn a_root_must_be_a_ca_that_signs_certificates() {
         let root = Forger::new("Acme Root");
-        for odd in [Forged::ca().with(key_usage(0x02)), Forged::ca().with(basic_constraints(false, None))] {
+        for odd in
+            [Forged::ca().with(key_usage(0x02)), Forged::ca().with(basic_constraints(false, None))]
+        {
             let certificate = root.certified_by(&root, odd);
-            assert!(matches!(VendorCertificate::read(&certificate), Err(AnchorError::NoIssuer { .. })));
+            assert!(matches!(
+                VendorCertificate::read(&certificate),
+                Err(AnchorError::NoIssuer { .. })
+            ));
             assert!(VendorCertificate::read_anchor(&certificate, Allowances::default()).is_err());
         }
     }
@@ -289,7 +350,9 @@ mod rules {
     #[test]
     fn an_issuer_for_other_uses_issues_no_ek_certificate() {
         for critical in [false, true] {
-            let said = Chain::new().issuer(|ca| ca.with(extended_key_usage(critical, &[SERVER_AUTH]))).refused();
+            let said = Chain::new()
+                .issuer(|ca| ca.with(extended_key_usage(critical, &[SERVER_AUTH])))
+                .refused();
             assert!(said.contains("CN=Acme EK CA is for other uses"), "{said}");
         }
     }
@@ -322,7 +385,8 @@ mod rules {
     #[test]
     fn a_path_has_six_cas_between_ek_and_anchor_at_most() {
         for count in [6, 7] {
-            let cas: Vec<_> = (0..=count).map(|number| Forger::new(&format!("CA {number}"))).collect();
+            let cas: Vec<_> =
+                (0..=count).map(|number| Forger::new(&format!("CA {number}"))).collect();
             let below = cas.windows(2).map(|pair| pair[1].certified_by(&pair[0], Forged::ca()));
             let anchors = trusting([cas[0].root()].into_iter().chain(below));
             let outcome = check(&[cas[count].certify(&Forged::ek(), &ek_spki())], &anchors);
@@ -340,15 +404,25 @@ mod rules {
         assert!(said.contains("CN=Acme EK CA has the critical extension 1.2.3.4"), "{said}");
         let said = Chain::new().ek(|ek| ek.with(unknown())).refused();
         assert!(said.contains("critical extension 1.2.3.4"), "{said}");
-        Chain::new().issuer(|ca| ca.with(extension_of(&[0x2A, 3, 4], false, &tlv(5, &[])))).check().unwrap();
+        Chain::new()
+            .issuer(|ca| ca.with(extension_of(&[0x2A, 3, 4], false, &tlv(5, &[]))))
+            .check()
+            .unwrap();
         let root = Forger::new("Acme Root");
-        let said = VendorCertificate::read(&root.certified_by(&root, Forged::ca().with(unknown()))).unwrap_err();
+        let said = VendorCertificate::read(&root.certified_by(&root, Forged::ca().with(unknown())))
+            .unwrap_err();
         assert!(said.to_string().contains("1.2.3.4"), "{said}");
     }
 
     #[test]
     fn extensions_that_are_malformed_or_there_twice_are_refused() {
-        for (id, value) in [(19, &[0x30, 0x80][..]), (15, &[3, 0]), (37, &[0x30, 0]), (30, &[0x30, 0]), (32, &[5, 0])] {
+        for (id, value) in [
+            (19, &[0x30, 0x80][..]),
+            (15, &[3, 0]),
+            (37, &[0x30, 0]),
+            (30, &[0x30, 0]),
+            (32, &[5, 0]),
+        ] {
             let refused = Chain::new().ek(|ek| ek.with(extension(id, true, value))).refused();
             assert!(refused.contains("is malformed"), "{id}: {refused}");
         }
@@ -371,9 +445,15 @@ mod rules {
             extended_key_usage(false, &[EK_USAGE; 65]),
             names(65),
             name_constraints(&vec![directory_name(&common_name("x")); 65], &[]),
-            extension(33, true, &tlv(0x30, &tlv(0x30, &[oid(policy), oid(policy)].concat()).repeat(65))),
+            extension(
+                33,
+                true,
+                &tlv(0x30, &tlv(0x30, &[oid(policy), oid(policy)].concat()).repeat(65)),
+            ),
         ] {
-            assert!(Chain::new().ek(|ek| ek.with(long)).refused().contains("longer than any vendor's"));
+            assert!(
+                Chain::new().ek(|ek| ek.with(long)).refused().contains("longer than any vendor's")
+            );
         }
         let long_name = |mut ek: Forged| {
             ek.subject = common_name(&"x".repeat(1024));
@@ -440,7 +520,8 @@ mod rules {
     #[test]
     fn names_of_a_form_that_is_constrained_and_not_compared_are_refused() {
         let dns = tlv(0x82, b"example.com");
-        let chain = Chain::new().issuer(|ca| ca.with(name_constraints(&[], &[tlv(0x82, b"other.example")])));
+        let chain = Chain::new()
+            .issuer(|ca| ca.with(name_constraints(&[], &[tlv(0x82, b"other.example")])));
         chain.check().unwrap();
         let chain = chain.ek(|ek| {
             let names = [directory_name(&name_of(&[(3, UTF8, "x")])), dns].concat();
@@ -448,16 +529,21 @@ mod rules {
         });
         let all = Allowances { ek_usage: false, tpm_attributes: true };
         let root = VendorCertificate::read_anchor(&chain.root.root(), all).unwrap();
-        let said = check(&chain.certificates(), &TrustAnchors::new([root])).unwrap_err().to_string();
+        let said =
+            check(&chain.certificates(), &TrustAnchors::new([root])).unwrap_err().to_string();
         assert!(said.contains("cannot be compared"), "{said}");
     }
 
     /// An e-mail address may stand in a subject (RFC 5280 §4.1.2.6).
     #[test]
     fn an_e_mail_address_in_a_subject_is_a_name_of_its_form() {
-        let constrained = Chain::new().issuer(|ca| ca.with(name_constraints(&[], &[tlv(0x81, b"other.example")])));
+        let constrained = Chain::new()
+            .issuer(|ca| ca.with(name_constraints(&[], &[tlv(0x81, b"other.example")])));
         constrained.check().unwrap();
-        let email = [oid(&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x09, 0x01]), tlv(0x16, b"tpm@acme.example")];
+        let email = [
+            oid(&[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x09, 0x01]),
+            tlv(0x16, b"tpm@acme.example"),
+        ];
         let said = constrained.ek(|mut ek| {
             ek.subject = tlv(0x30, &tlv(0x31, &tlv(0x30, &email.concat())));
             ek
@@ -477,14 +563,21 @@ mod rules {
         };
         let said = Chain::new().ek(expired).refused();
         assert!(
-            said.contains("the EK certificate is valid only from 2010-01-01") && said.contains("2021-02-03"),
+            said.contains("the EK certificate is valid only from 2010-01-01")
+                && said.contains("2021-02-03"),
             "{said}"
         );
         assert!(said.contains("2027-01-15"), "{said}");
         let said = Chain::new().issuer(expired).refused();
-        assert!(said.contains("the certificate of CN=Acme EK CA is valid only from 2010-01-01"), "{said}");
+        assert!(
+            said.contains("the certificate of CN=Acme EK CA is valid only from 2010-01-01"),
+            "{said}"
+        );
         let said = Chain::new().issuer(early).refused();
-        assert!(said.contains("2055-01-01") && said.contains("2056-01-01") && said.contains("to come"), "{said}");
+        assert!(
+            said.contains("2055-01-01") && said.contains("2056-01-01") && said.contains("to come"),
+            "{said}"
+        );
         for chain in [Chain::new().ek(expired), Chain::new().issuer(early)] {
             assert_eq!(chain.check().unwrap_err().code(), ProblemCode::EkCertificateExpired);
         }
@@ -504,17 +597,24 @@ mod issuers {
         let chain = Chain::new().ek(|ek| ek.with(aia));
         let said = check(&chain.certificates()[..1], &chain.anchors()).unwrap_err().to_string();
         assert_is_for_people(&said);
-        assert!(said.contains("CN=Acme EK CA") && said.contains("http://acme.example/ek-ca.crt"), "{said}");
+        assert!(
+            said.contains("CN=Acme EK CA") && said.contains("http://acme.example/ek-ca.crt"),
+            "{said}"
+        );
         assert!(said.contains("assay trust add"), "{said}");
         // One further up is named as well.
         let said = check(&chain.certificates(), &trusting([])).unwrap_err().to_string();
-        assert!(said.contains("the certificate of CN=Acme EK CA was issued by CN=Acme Root"), "{said}");
+        assert!(
+            said.contains("the certificate of CN=Acme EK CA was issued by CN=Acme Root"),
+            "{said}"
+        );
     }
 
     #[test]
     fn key_identifiers_tell_issuers_of_one_name_apart() {
-        let chain =
-            Chain::new().ek(|ek| ek.with(authority_key_id(b"right"))).issuer(|ca| ca.with(subject_key_id(b"wrong")));
+        let chain = Chain::new()
+            .ek(|ek| ek.with(authority_key_id(b"right")))
+            .issuer(|ca| ca.with(subject_key_id(b"wrong")));
         let said = chain.refused();
         assert!(said.contains("no certificate with the key that it names"), "{said}");
         chain.issuer(|ca| ca.with(subject_key_id(b"right"))).check().unwrap();
@@ -525,9 +625,10 @@ mod issuers {
         let (chain, other) = (Chain::new(), Forger::new("Other Root"));
         let cross = chain.issuer.certified_by(&other, Forged::ca());
         let good = chain.certificates();
-        for sent in
-            [[good[0].clone(), cross.clone(), good[1].clone()], [good[0].clone(), good[1].clone(), cross.clone()]]
-        {
+        for sent in [
+            [good[0].clone(), cross.clone(), good[1].clone()],
+            [good[0].clone(), good[1].clone(), cross.clone()],
+        ] {
             check(&sent, &chain.anchors()).unwrap();
             check(&sent, &trusting([other.root()])).unwrap();
         }
@@ -539,12 +640,17 @@ mod issuers {
     #[test]
     fn issuers_that_know_each_other_do_not_go_in_circles() {
         let (a, b) = (Forger::new("A"), Forger::new("B"));
-        let sent =
-            [a.certify(&Forged::ek(), &ek_spki()), a.certified_by(&b, Forged::ca()), b.certified_by(&a, Forged::ca())];
+        let sent = [
+            a.certify(&Forged::ek(), &ek_spki()),
+            a.certified_by(&b, Forged::ca()),
+            b.certified_by(&a, Forged::ca()),
+        ];
         let error = check(&sent, &Chain::new().anchors()).unwrap_err();
         assert_eq!(error.code(), ProblemCode::EkCertificateUntrusted);
         assert!(
-            error.to_string().contains("the certificate of CN=B was issued by a CA that it leads back to"),
+            error
+                .to_string()
+                .contains("the certificate of CN=B was issued by a CA that it leads back to"),
             "{error}"
         );
     }
@@ -566,9 +672,12 @@ mod issuers {
         let signature = &signed[bit_string + 2..];
         let long = [&[3, 0x81, signature.len() as u8][..], signature].concat();
         let long = tlv(0x30, &[&to_be_signed[..], &algorithm, &long].concat());
-        let other_algorithm =
-            chain.issuer.sign(&to_be_signed, &Forger::with_key("x", Algorithm::Ecdsa(384, 384)).key.algorithm());
-        let null_added = chain.issuer.sign(&to_be_signed, &tlv(0x30, &[&algorithm[2..], &[5, 0]].concat()));
+        let other_algorithm = chain.issuer.sign(
+            &to_be_signed,
+            &Forger::with_key("x", Algorithm::Ecdsa(384, 384)).key.algorithm(),
+        );
+        let null_added =
+            chain.issuer.sign(&to_be_signed, &tlv(0x30, &[&algorithm[2..], &[5, 0]].concat()));
         let trailing = tlv(0x30, &[&signed[HEADER..], &[5, 0]].concat());
         for changed in [unused_bits, long, other_algorithm, null_added, trailing] {
             let sent = [changed.into(), good[1].clone()];

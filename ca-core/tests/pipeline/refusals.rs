@@ -1,11 +1,13 @@
 //! Every check, and the problem a device gets that fails it.
 
 use assay_ca_core::key::{PublicKey, WeakKey};
-use assay_ca_core::tpm::public::{AlgorithmId, AreaKey, CurveId, ObjectAttributes, PublicArea, Scheme};
+use assay_ca_core::tpm::public::{
+    AlgorithmId, AreaKey, CurveId, ObjectAttributes, PublicArea, Scheme,
+};
 use assay_ca_core::tpm::template::AreaRefused;
 use assay_ca_core::{
-    AnchorError, Assurance, BoundKey, Enrolment, Evidence, Records, Registration, Rejection, TrustedEk,
-    VendorCertificate, due_device_id,
+    AnchorError, Assurance, BoundKey, Enrolment, Evidence, Records, Registration, Rejection,
+    TrustedEk, VendorCertificate, due_device_id,
 };
 use assay_wire::{Bundle, EkId, EkPublic, ProblemCode};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa};
@@ -27,7 +29,8 @@ fn code_for_certificate(change: impl FnOnce(&mut CertificateParams)) -> ProblemC
     code(Ca::trusting(&vendor).trust(&device, None))
 }
 
-/// The code for a device of a trusted vendor, with a certificate for its EK, whose EK area is this one.
+/// The code for a device of a trusted vendor, with a certificate for its EK, whose EK area is this
+/// one.
 fn code_for_ek(area: PublicArea) -> ProblemCode {
     let vendor = Vendor::new("Acme");
     let mut device = Device::of(&vendor);
@@ -98,9 +101,13 @@ mod ek_trust {
 
     #[test]
     fn ek_certificate_of_an_expired_intermediate_is_refused() {
-        let vendor = Vendor::new("Acme").with_intermediate(|params| params.not_after = now() - Duration::SECOND);
+        let vendor = Vendor::new("Acme")
+            .with_intermediate(|params| params.not_after = now() - Duration::SECOND);
         let device = Device::of(&vendor);
-        assert_eq!(code(Ca::trusting(&vendor).trust(&device, None)), ProblemCode::EkCertificateExpired);
+        assert_eq!(
+            code(Ca::trusting(&vendor).trust(&device, None)),
+            ProblemCode::EkCertificateExpired
+        );
     }
 
     #[test]
@@ -109,7 +116,10 @@ mod ek_trust {
         let mut device = Device::of(&vendor);
         device.ek_certificates = Device::of(&vendor).ek_certificates;
         for enrolment in [None, Some(&enrolled())] {
-            assert_eq!(code(Ca::trusting(&vendor).trust(&device, enrolment)), ProblemCode::EkCertificateMismatch);
+            assert_eq!(
+                code(Ca::trusting(&vendor).trust(&device, enrolment)),
+                ProblemCode::EkCertificateMismatch
+            );
         }
     }
 
@@ -120,12 +130,16 @@ mod ek_trust {
         let mut forged = device.ek_certificates[0].to_vec();
         *forged.last_mut().unwrap() ^= 1;
         device.ek_certificates[0] = forged.into();
-        assert_eq!(code(Ca::trusting(&vendor).trust(&device, None)), ProblemCode::EkCertificateUntrusted);
+        assert_eq!(
+            code(Ca::trusting(&vendor).trust(&device, None)),
+            ProblemCode::EkCertificateUntrusted
+        );
     }
 
     #[test]
     fn ek_certificate_that_is_a_ca_is_refused() {
-        let code = code_for_certificate(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+        let code =
+            code_for_certificate(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
         assert_eq!(code, ProblemCode::EkCertificateInvalid);
     }
 
@@ -139,7 +153,9 @@ mod ek_trust {
     fn ek_certificate_with_empty_extended_key_usage_is_refused() {
         let code = code_for_certificate(|params| {
             params.extended_key_usages.clear();
-            params.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 37], vec![0x30, 0]));
+            params
+                .custom_extensions
+                .push(CustomExtension::from_oid_content(&[2, 5, 29, 37], vec![0x30, 0]));
         });
         assert_eq!(code, ProblemCode::EkCertificateInvalid);
     }
@@ -165,8 +181,15 @@ mod ek_trust {
         for missing in 0..all.len() {
             let mut attributes = all.to_vec();
             attributes.remove(missing);
-            let code = code_for_certificate(|params| params.custom_extensions = vec![tpm_alt_name(&attributes)]);
-            assert_eq!(code, ProblemCode::EkCertificateInvalid, "without attribute {}", missing + 1);
+            let code = code_for_certificate(|params| {
+                params.custom_extensions = vec![tpm_alt_name(&attributes)]
+            });
+            assert_eq!(
+                code,
+                ProblemCode::EkCertificateInvalid,
+                "without attribute {}",
+                missing + 1
+            );
         }
     }
 
@@ -184,9 +207,13 @@ mod ek_trust {
     fn ek_certificate_that_is_none_is_refused() {
         let vendor = Vendor::new("Acme");
         let mut device = Device::of(&vendor);
-        for garbage in [&b""[..], b"certificate", &[&device.ek_certificates[0][..], &[0]].concat()] {
+        for garbage in [&b""[..], b"certificate", &[&device.ek_certificates[0][..], &[0]].concat()]
+        {
             device.ek_certificates[0] = garbage.to_vec().into();
-            assert_eq!(code(Ca::trusting(&vendor).trust(&device, None)), ProblemCode::EkCertificateInvalid);
+            assert_eq!(
+                code(Ca::trusting(&vendor).trust(&device, None)),
+                ProblemCode::EkCertificateInvalid
+            );
         }
     }
 
@@ -217,13 +244,17 @@ mod ek_trust {
 
     #[test]
     fn configured_intermediate_must_be_valid_whenever_it_is_used() {
-        let vendor = Vendor::new("Acme").with_intermediate(|params| params.not_after = now() + Duration::SECOND);
+        let vendor = Vendor::new("Acme")
+            .with_intermediate(|params| params.not_after = now() + Duration::SECOND);
         let mut device = Device::of(&vendor);
         device.ek_certificates.truncate(1);
         let anchors = trusting([vendor.root.clone(), vendor.intermediate.clone()]);
         let verify_at = |now| TrustedEk::verify(&device.evidence().ek, &anchors, None, now);
         verify_at(now()).unwrap();
-        assert_eq!(code(verify_at(now() + Duration::seconds(2))), ProblemCode::EkCertificateExpired);
+        assert_eq!(
+            code(verify_at(now() + Duration::seconds(2))),
+            ProblemCode::EkCertificateExpired
+        );
     }
 
     /// The signature over a configured intermediate is remembered, but only for what it signs.
@@ -268,7 +299,10 @@ mod ek_trust {
     fn anchors_are_ca_certificates_that_signed_themselves() {
         let vendor = Vendor::new("Acme");
         let leaf = Device::of(&vendor).ek_certificates[0].clone();
-        assert!(matches!(VendorCertificate::read(&leaf), Err(AnchorError::NoIssuer { .. } | AnchorError::NoName)));
+        assert!(matches!(
+            VendorCertificate::read(&leaf),
+            Err(AnchorError::NoIssuer { .. } | AnchorError::NoName)
+        ));
         assert!(matches!(VendorCertificate::read(b"garbage"), Err(AnchorError::Unreadable { .. })));
         let mut forged = vendor.root.to_vec();
         *forged.last_mut().unwrap() ^= 1;
@@ -280,11 +314,20 @@ mod ek_trust {
         let vendor = Vendor::new("Acme");
         let mut device = Device::of(&Vendor::new("Impostor"));
         let ca = Ca::trusting(&vendor);
-        assert_eq!(ca.trust(&device, Some(&enrolled())).unwrap().assurance(), Assurance::EnrolmentList);
+        assert_eq!(
+            ca.trust(&device, Some(&enrolled())).unwrap().assurance(),
+            Assurance::EnrolmentList
+        );
         device.ek_certificates.clear();
-        assert_eq!(ca.trust(&device, Some(&enrolled())).unwrap().assurance(), Assurance::EnrolmentList);
+        assert_eq!(
+            ca.trust(&device, Some(&enrolled())).unwrap().assurance(),
+            Assurance::EnrolmentList
+        );
         let certified = Device::of(&vendor);
-        assert_eq!(ca.trust(&certified, Some(&enrolled())).unwrap().assurance(), Assurance::VendorCertificate);
+        assert_eq!(
+            ca.trust(&certified, Some(&enrolled())).unwrap().assurance(),
+            Assurance::VendorCertificate
+        );
     }
 }
 
@@ -313,14 +356,19 @@ mod ek_template {
                 area.auth_policy[byte] ^= 1;
                 assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate, "{kind}, byte {byte}");
             }
-            assert_eq!(code_for_ek(PublicArea { auth_policy: vec![], ..golden }), ProblemCode::EkOffTemplate);
+            assert_eq!(
+                code_for_ek(PublicArea { auth_policy: vec![], ..golden }),
+                ProblemCode::EkOffTemplate
+            );
         }
     }
 
     #[test]
     fn ek_off_template_in_its_hash_is_refused() {
         for kind in KINDS {
-            for hash in [AlgorithmId::SHA1, AlgorithmId::SHA256, AlgorithmId::SHA384, AlgorithmId::SHA512] {
+            for hash in
+                [AlgorithmId::SHA1, AlgorithmId::SHA256, AlgorithmId::SHA384, AlgorithmId::SHA512]
+            {
                 let golden = golden_area(&format!("ek-{kind}"));
                 if hash != golden.name_alg {
                     let area = PublicArea { name_alg: hash, ..golden };
@@ -355,7 +403,11 @@ mod ek_template {
                 AreaKey::Ecc { .. } => AlgorithmId::ECDH,
             };
             let scheme = Some(Scheme { algorithm, hash: Some(golden.name_alg) });
-            assert_eq!(code_for_ek(PublicArea { scheme, ..golden }), ProblemCode::EkOffTemplate, "{kind}");
+            assert_eq!(
+                code_for_ek(PublicArea { scheme, ..golden }),
+                ProblemCode::EkOffTemplate,
+                "{kind}"
+            );
         }
     }
 
@@ -363,7 +415,10 @@ mod ek_template {
     fn ek_off_template_in_its_kdf_is_refused() {
         let mut area = golden_area("ek-p256");
         let AreaKey::Ecc { kdf, .. } = &mut area.key else { unreachable!() };
-        *kdf = Some(Scheme { algorithm: AlgorithmId::KDF1_SP800_56A, hash: Some(AlgorithmId::SHA256) });
+        *kdf = Some(Scheme {
+            algorithm: AlgorithmId::KDF1_SP800_56A,
+            hash: Some(AlgorithmId::SHA256),
+        });
         assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate);
     }
 
@@ -384,8 +439,13 @@ mod ek_template {
         let AreaKey::Rsa { modulus, .. } = &mut area.key else { unreachable!() };
         modulus[0] &= 0x7F;
         assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate);
-        let PublicKey::Rsa { modulus, .. } = golden_area("ek-rsa3072").public_key().unwrap() else { unreachable!() };
-        assert_eq!(code_for_ek(with_modulus(golden_area("ek-rsa2048"), &modulus)), ProblemCode::EkOffTemplate);
+        let PublicKey::Rsa { modulus, .. } = golden_area("ek-rsa3072").public_key().unwrap() else {
+            unreachable!()
+        };
+        assert_eq!(
+            code_for_ek(with_modulus(golden_area("ek-rsa2048"), &modulus)),
+            ProblemCode::EkOffTemplate
+        );
     }
 
     #[test]
@@ -413,7 +473,10 @@ mod ek_template {
                     Ok(area) => code_for_ek(area),
                     Err(_) => continue,
                 };
-                assert!(matches!(refusal, ProblemCode::EkOffTemplate | ProblemCode::EkWeak), "{kind}, bit {bit}");
+                assert!(
+                    matches!(refusal, ProblemCode::EkOffTemplate | ProblemCode::EkWeak),
+                    "{kind}, bit {bit}"
+                );
             }
         }
     }
@@ -423,7 +486,8 @@ mod ek_template {
         let device = Device::of(&Vendor::new("Acme"));
         let area = device.ek.area.encode();
         for bytes in [&b"public area"[..], &area[..100], &[&area[..], &[0]].concat()] {
-            let request = Bundle { ek_public: bytes.to_vec().try_into().unwrap(), ..device.request() };
+            let request =
+                Bundle { ek_public: bytes.to_vec().try_into().unwrap(), ..device.request() };
             assert_eq!(code(Evidence::parse(request)), ProblemCode::Malformed);
         }
     }
@@ -445,9 +509,12 @@ mod ek_template {
     #[test]
     fn ek_in_brief_is_that_of_its_certificate_on_the_template_of_the_index() {
         let vendor = Vendor::new("Acme");
-        for (kind, index) in
-            [("rsa2048", 0x01C0_0002), ("p256", 0x01C0_000A), ("p384", 0x01C0_0016), ("rsa3072", 0x01C0_001C)]
-        {
+        for (kind, index) in [
+            ("rsa2048", 0x01C0_0002),
+            ("p256", 0x01C0_000A),
+            ("p384", 0x01C0_0016),
+            ("rsa3072", 0x01C0_001C),
+        ] {
             let device = Device::with_ek(&vendor, SoftwareEk::golden(kind));
             let (brief, full) = (in_brief(&device, index).unwrap(), device.evidence());
             assert_eq!(format!("{:?}", brief.ek), format!("{:?}", full.ek), "{kind}");
@@ -456,7 +523,11 @@ mod ek_template {
             let mut device = Device::with_ek(&vendor, SoftwareEk::golden(kind));
             let brief = in_brief(&device, index).unwrap();
             device.ek.area = on_high_range(device.ek.area);
-            assert_eq!(format!("{:?}", brief.ek), format!("{:?}", device.evidence().ek), "{kind}, high range");
+            assert_eq!(
+                format!("{:?}", brief.ek),
+                format!("{:?}", device.evidence().ek),
+                "{kind}, high range"
+            );
         }
     }
 
@@ -509,12 +580,18 @@ mod weak_keys {
     }
 
     fn moduli() -> [(Vec<u8>, WeakKey); 3] {
-        let PublicKey::Rsa { modulus, .. } = golden_area("ek-rsa2048").public_key().unwrap() else { unreachable!() };
+        let PublicKey::Rsa { modulus, .. } = golden_area("ek-rsa2048").public_key().unwrap() else {
+            unreachable!()
+        };
         let (mut even, mut short) = (modulus.clone(), modulus);
         *even.last_mut().unwrap() &= 0xFE;
         short[0] &= 0x7F;
         let bits = 2048 - short[0].leading_zeros() as usize;
-        [(roca(), WeakKey::Roca), (even, WeakKey::EvenModulus), (short, WeakKey::ShortModulus { bits })]
+        [
+            (roca(), WeakKey::Roca),
+            (even, WeakKey::EvenModulus),
+            (short, WeakKey::ShortModulus { bits }),
+        ]
     }
 
     #[test]
@@ -561,7 +638,8 @@ mod weak_keys {
         }
     }
 
-    /// A point of P-256 whose coordinates lack their leading zeros, or have one too many, is no canonical area.
+    /// A point of P-256 whose coordinates lack their leading zeros, or have one too many, is no
+    /// canonical area.
     #[test]
     fn ek_with_coordinates_of_another_width_is_refused() {
         let golden = golden_area("ek-p256");
@@ -621,8 +699,9 @@ mod ik {
     fn ik_without_fixed_tpm_is_refused_by_name() {
         let (mut area, ik) = p256_ik();
         area.attributes.0 ^= ObjectAttributes::FIXED_TPM.0;
-        let Err(Rejection::IkOffTemplate(AreaRefused::OffTemplate { field, expected, found, .. })) =
-            check_ik(area, csr(&ik))
+        let Err(Rejection::IkOffTemplate(AreaRefused::OffTemplate {
+            field, expected, found, ..
+        })) = check_ik(area, csr(&ik))
         else {
             panic!("accepted, or refused for another reason");
         };
@@ -652,7 +731,9 @@ mod ik {
             assert_eq!(code(check_ik(area, csr(&ik))), ProblemCode::IkOffTemplate);
             let scheme = match golden.scheme {
                 Some(_) => None,
-                None => Some(Scheme { algorithm: AlgorithmId::RSAPSS, hash: Some(AlgorithmId::SHA256) }),
+                None => {
+                    Some(Scheme { algorithm: AlgorithmId::RSAPSS, hash: Some(AlgorithmId::SHA256) })
+                }
             };
             let area = PublicArea { scheme, ..golden };
             assert_eq!(code(check_ik(area, csr(&ik))), ProblemCode::IkOffTemplate);
@@ -686,7 +767,10 @@ mod ik {
         csr[at..at + sha1.len()].copy_from_slice(&sha1);
         let refusal = check_ik(area, csr).unwrap_err();
         assert_eq!(refusal.code(), ProblemCode::CsrInvalid);
-        assert!(refusal.to_string().contains("its signature algorithm 1.2.840.10045.4.1"), "{refusal}");
+        assert!(
+            refusal.to_string().contains("its signature algorithm 1.2.840.10045.4.1"),
+            "{refusal}"
+        );
     }
 
     fn data(hex: &[u8]) -> Vec<u8> {
@@ -720,7 +804,11 @@ mod admission {
     const OTHER: [u8; 32] = [7; 32];
 
     fn registered(device_id: &str) -> Option<Registration> {
-        Some(Registration { device_id: device_id.parse().unwrap(), certificate: None, recent_certificates: 0 })
+        Some(Registration {
+            device_id: device_id.parse().unwrap(),
+            certificate: None,
+            recent_certificates: 0,
+        })
     }
 
     fn named(device_id: &str) -> Option<Enrolment> {
@@ -742,7 +830,8 @@ mod admission {
         Ca::trusting(&vendor).admit(&device.asking_for(&expected), &Records::default()).unwrap();
     }
 
-    /// An EK certificate is no secret and vouches for the key only, so another template must not make another device of it.
+    /// An EK certificate is no secret and vouches for the key only, so another template must not
+    /// make another device of it.
     #[test]
     fn ek_has_one_derived_id_whichever_template_it_is_shown_on() {
         let vendor = Vendor::new("Acme");
@@ -761,11 +850,18 @@ mod admission {
         let vendor = Vendor::new("Acme");
         let device = Device::of(&vendor);
         let mut records = Records { enrolment: named("pump-1"), ..Records::default() };
-        assert_eq!(Ca::trusting(&vendor).admit(&device, &records).unwrap().device_id().as_str(), "pump-1");
+        assert_eq!(
+            Ca::trusting(&vendor).admit(&device, &records).unwrap().device_id().as_str(),
+            "pump-1"
+        );
         records.registration = registered("pump-0");
-        assert_eq!(Ca::trusting(&vendor).admit(&device, &records).unwrap().device_id().as_str(), "pump-0");
+        assert_eq!(
+            Ca::trusting(&vendor).admit(&device, &records).unwrap().device_id().as_str(),
+            "pump-0"
+        );
         let derived = device.evidence().ek.derived_device_id();
-        let due = due_device_id(&derived, records.enrolment.as_ref(), records.registration.as_ref());
+        let due =
+            due_device_id(&derived, records.enrolment.as_ref(), records.registration.as_ref());
         assert_eq!(due.as_str(), "pump-0");
     }
 
@@ -777,7 +873,10 @@ mod admission {
         let enrolled = Records { enrolment: Some(enrolled()), ..stranger.clone() };
         let registered = Records { registration: registered("pump-1"), ..stranger.clone() };
         for records in [stranger, enrolled, registered] {
-            assert_eq!(code(Ca::trusting(&vendor).admit(&device, &records)), ProblemCode::DeviceDisabled);
+            assert_eq!(
+                code(Ca::trusting(&vendor).admit(&device, &records)),
+                ProblemCode::DeviceDisabled
+            );
         }
     }
 
@@ -788,7 +887,10 @@ mod admission {
         // Even if an enrolment grants it.
         let id_holder = Some(EkId::from(OTHER));
         let records = Records { id_holder, enrolment: named("pump-1"), ..Records::default() };
-        assert_eq!(code(Ca::trusting(&vendor).admit(&device, &records)), ProblemCode::DeviceIdTaken);
+        assert_eq!(
+            code(Ca::trusting(&vendor).admit(&device, &records)),
+            ProblemCode::DeviceIdTaken
+        );
     }
 
     #[test]
@@ -808,7 +910,8 @@ mod admission {
         let vendor = Vendor::new("Acme");
         let device = Device::of(&vendor).asking_for("pump-1");
         let id_holder = Some(device.evidence().ek.ek_id());
-        let records = Records { registration: registered("pump-1"), id_holder, ..Records::default() };
+        let records =
+            Records { registration: registered("pump-1"), id_holder, ..Records::default() };
         Ca::trusting(&vendor).admit(&device, &records).unwrap();
     }
 
@@ -817,8 +920,12 @@ mod admission {
         let vendor = Vendor::new("Acme");
         let device = Device::of(&vendor).asking_for("pump-2");
         for id_holder in [None, Some(EkId::from(OTHER))] {
-            let records = Records { registration: registered("pump-1"), id_holder, ..Records::default() };
-            assert_eq!(code(Ca::trusting(&vendor).admit(&device, &records)), ProblemCode::EkRegistered);
+            let records =
+                Records { registration: registered("pump-1"), id_holder, ..Records::default() };
+            assert_eq!(
+                code(Ca::trusting(&vendor).admit(&device, &records)),
+                ProblemCode::EkRegistered
+            );
         }
     }
 
@@ -840,7 +947,10 @@ mod admission {
         let device = Device::of(&vendor).asking_for("pump-2");
         for enrolment in [None, Some(enrolled()), named("pump-1")] {
             let records = Records { enrolment, ..Records::default() };
-            assert_eq!(code(Ca::trusting(&vendor).admit(&device, &records)), ProblemCode::DeviceIdNotEnrolled);
+            assert_eq!(
+                code(Ca::trusting(&vendor).admit(&device, &records)),
+                ProblemCode::DeviceIdNotEnrolled
+            );
         }
     }
 }

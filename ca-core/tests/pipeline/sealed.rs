@@ -2,8 +2,9 @@
 
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::{
-    BoundKey, Candidate, CertificateOnRecord, Confirmation, EncryptedCertificate, Enrolment, IssuedCertificate,
-    Prepared, Profile, QUOTA, Records, Registration, Rejection, Reprovision, TicketKey, Unconfirmed,
+    BoundKey, Candidate, CertificateOnRecord, Confirmation, EncryptedCertificate, Enrolment,
+    IssuedCertificate, Prepared, Profile, QUOTA, Records, Registration, Rejection, Reprovision,
+    TicketKey, Unconfirmed,
 };
 use assay_wire::{EkId, ProblemCode, Proof, SealedCertificate, SealedReply, Ticket};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -28,10 +29,14 @@ impl Enrolled {
 
     fn with(mut ca: Ca, device: Device) -> Self {
         let candidate = candidate(&ca, &device, &Records::default()).unwrap();
-        let prepared = Prepared::unproven(&candidate, &Profile::default(), &ca.issuer, now(), &mut ca.rng).unwrap();
+        let prepared =
+            Prepared::unproven(&candidate, &Profile::default(), &ca.issuer, now(), &mut ca.rng)
+                .unwrap();
         let issued = ca.issuer.sign(prepared).unwrap();
         let chain = ca.issuer.chain(&issued.der).unwrap();
-        let reply = candidate.seal(chain, issued.confirm_by.unwrap(), &ca.ticket_key, now(), &mut ca.rng).unwrap();
+        let reply = candidate
+            .seal(chain, issued.confirm_by.unwrap(), &ca.ticket_key, now(), &mut ca.rng)
+            .unwrap();
         Self { ca, device, issued, reply }
     }
 
@@ -65,10 +70,13 @@ fn candidate(ca: &Ca, device: &Device, records: &Records) -> Result<Candidate, R
     ca.admit(device, records)?.candidate(&key, &ca.scope, records, now())
 }
 
-/// Opens a reply as a device with the TPM of `tpm` does that believes to have the EK and the IK of the other two.
+/// Opens a reply as a device with the TPM of `tpm` does that believes to have the EK and the IK of
+/// the other two.
 fn open(tpm: &Device, ek: &Device, ik: &Device, reply: &SealedReply) -> Option<SealedCertificate> {
-    let credential =
-        Credential { id_object: reply.credential_blob.to_vec(), encrypted_seed: reply.encrypted_seed.to_vec() };
+    let credential = Credential {
+        id_object: reply.credential_blob.to_vec(),
+        encrypted_seed: reply.encrypted_seed.to_vec(),
+    };
     let secret = tpm.ek.activate(&tpm.ik_name(), &credential)?;
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &secret).unwrap());
     let ik_id = BoundKey::verify(&ik.evidence()).unwrap().ik_id();
@@ -106,7 +114,8 @@ fn every_kind_of_ek_opens_its_sealed_certificate() {
 #[test]
 fn receipt_is_neither_the_ticket_nor_that_of_another_claim() {
     let enrolled = [Enrolled::new(), Enrolled::new()];
-    let [receipt, other] = enrolled.each_ref().map(|one| one.verify(&one.proof(), now()).unwrap().into_receipt());
+    let [receipt, other] =
+        enrolled.each_ref().map(|one| one.verify(&one.proof(), now()).unwrap().into_receipt());
     assert_ne!(receipt.as_bytes(), enrolled[0].proof().ticket.as_bytes());
     assert_ne!(receipt, other);
 }
@@ -114,7 +123,8 @@ fn receipt_is_neither_the_ticket_nor_that_of_another_claim() {
 #[test]
 fn nothing_in_the_reply_tells_of_the_certificate() {
     let Enrolled { issued, reply, .. } = Enrolled::new();
-    let seen = [&reply.claim[..], &reply.credential_blob, &reply.encrypted_seed, &reply.sealed].concat();
+    let seen =
+        [&reply.claim[..], &reply.credential_blob, &reply.encrypted_seed, &reply.sealed].concat();
     for encrypted in [issued.device_id.as_str().as_bytes(), &issued.serial, &issued.der[100..132]] {
         assert!(!seen.windows(encrypted.len()).any(|window| window == encrypted));
     }
@@ -138,17 +148,23 @@ fn sealed_reply_altered_in_any_byte_does_not_open() {
     let enrolled = Enrolled::new();
     let reply = &enrolled.reply;
     for at in 0..reply.claim.len() {
-        let altered = SealedReply { claim: flipped(&reply.claim, at).try_into().unwrap(), ..reply.clone() };
+        let altered =
+            SealedReply { claim: flipped(&reply.claim, at).try_into().unwrap(), ..reply.clone() };
         assert!(enrolled.open(&altered).is_none(), "claim, byte {at}");
     }
     for at in 0..reply.sealed.len() {
-        let altered = SealedReply { sealed: flipped(&reply.sealed, at).try_into().unwrap(), ..reply.clone() };
+        let altered =
+            SealedReply { sealed: flipped(&reply.sealed, at).try_into().unwrap(), ..reply.clone() };
         assert!(enrolled.open(&altered).is_none(), "box, byte {at}");
     }
-    // The first two bytes of the blob are the size of the HMAC, which a TPM reads and this test's does not.
+    // The first two bytes of the blob are the size of the HMAC, which a TPM reads and this test's
+    // does not.
     for at in 2..reply.credential_blob.len() {
         let blob = flipped(&reply.credential_blob, at).try_into().unwrap();
-        assert!(enrolled.open(&SealedReply { credential_blob: blob, ..reply.clone() }).is_none(), "blob, byte {at}");
+        assert!(
+            enrolled.open(&SealedReply { credential_blob: blob, ..reply.clone() }).is_none(),
+            "blob, byte {at}"
+        );
     }
 }
 
@@ -163,7 +179,9 @@ fn two_replies_for_one_certificate_have_nothing_in_common_that_is_encrypted() {
     let Enrolled { mut ca, device, issued, reply } = Enrolled::new();
     let candidate = candidate(&ca, &device, &Records::default()).unwrap();
     let chain = ca.issuer.chain(&issued.der).unwrap();
-    let again = candidate.seal(chain, issued.confirm_by.unwrap(), &ca.ticket_key, now(), &mut ca.rng).unwrap();
+    let again = candidate
+        .seal(chain, issued.confirm_by.unwrap(), &ca.ticket_key, now(), &mut ca.rng)
+        .unwrap();
     assert_eq!(again.claim, reply.claim);
     assert_ne!(again.credential_blob, reply.credential_blob);
     assert_ne!(again.sealed[..NONCE_LEN], reply.sealed[..NONCE_LEN]);
@@ -175,7 +193,10 @@ fn waiting_certificate_is_given_again_only_if_it_says_what_a_new_one_would_and_c
     let enrolled = Enrolled::new();
     let named = |device_id: &str| {
         let device_id = Some(device_id.parse().unwrap());
-        Records { enrolment: Some(Enrolment { device_id, ..Enrolment::default() }), ..Records::default() }
+        Records {
+            enrolment: Some(Enrolment { device_id, ..Enrolment::default() }),
+            ..Records::default()
+        }
     };
     let may_have = |waiting: &Unconfirmed, records: &Records, at| {
         candidate(&enrolled.ca, &enrolled.device, records).unwrap().may_have(waiting, records, at)
@@ -186,9 +207,16 @@ fn waiting_certificate_is_given_again_only_if_it_says_what_a_new_one_would_and_c
     assert!(!may_have(&waiting, &records, waiting.confirm_by), "too late");
     let newer = has_certificate(&enrolled, [7; 32], now() - Duration::SECOND);
     let older = Unconfirmed { issued_at: now() - Duration::SECOND, ..waiting.clone() };
-    assert!(may_have(&waiting, &newer, now()) && !may_have(&older, &newer, now()), "older than the active one");
-    let by_list = Unconfirmed { assurance: assay_ca_core::Assurance::EnrolmentList, ..waiting.clone() };
-    assert!(!may_have(&by_list, &named(waiting.device_id.as_str()), now()), "trusted for another reason");
+    assert!(
+        may_have(&waiting, &newer, now()) && !may_have(&older, &newer, now()),
+        "older than the active one"
+    );
+    let by_list =
+        Unconfirmed { assurance: assay_ca_core::Assurance::EnrolmentList, ..waiting.clone() };
+    assert!(
+        !may_have(&by_list, &named(waiting.device_id.as_str()), now()),
+        "trusted for another reason"
+    );
     assert!(!may_have(&Unconfirmed { ik_id: [7; 32], ..waiting }, &records, now()), "another IK");
 }
 
@@ -205,8 +233,13 @@ mod confirmation {
             assert_eq!(code(enrolled.verify(&wrong, now())), ProblemCode::TicketRefused);
         }
         for at in 0..good.claim.len() {
-            let altered = Proof { claim: flipped(&good.claim, at).try_into().unwrap(), ..good.clone() };
-            assert_eq!(code(enrolled.verify(&altered, now())), ProblemCode::TicketRefused, "byte {at}");
+            let altered =
+                Proof { claim: flipped(&good.claim, at).try_into().unwrap(), ..good.clone() };
+            assert_eq!(
+                code(enrolled.verify(&altered, now())),
+                ProblemCode::TicketRefused,
+                "byte {at}"
+            );
         }
     }
 
@@ -223,7 +256,8 @@ mod confirmation {
         assert_ne!(confirmation.certificate_sha256()[..], Sha256::digest(&other.issued.der)[..]);
     }
 
-    /// A ticket that the ticket flow gave must not confirm, nor the other way round, even for the same bytes.
+    /// A ticket that the ticket flow gave must not confirm, nor the other way round, even for the
+    /// same bytes.
     #[test]
     fn claims_of_one_flow_prove_nothing_in_the_other() {
         let mut enrolled = Enrolled::new();
@@ -236,10 +270,13 @@ mod confirmation {
     #[test]
     fn certificate_that_waits_is_kept_from_whoever_has_not_the_ticket_key() {
         let enrolled = Enrolled::new();
-        let (key, der, serial) = (&enrolled.ca.ticket_key, &enrolled.issued.der, &enrolled.issued.serial);
+        let (key, der, serial) =
+            (&enrolled.ca.ticket_key, &enrolled.issued.der, &enrolled.issued.serial);
         let mut rng = CountingRng::new();
-        let (encrypted, other) =
-            (key.encrypt(der, serial, &mut rng).unwrap(), key.encrypt(der, serial, &mut rng).unwrap());
+        let (encrypted, other) = (
+            key.encrypt(der, serial, &mut rng).unwrap(),
+            key.encrypt(der, serial, &mut rng).unwrap(),
+        );
         assert_ne!(encrypted, other, "each under a fresh nonce");
         assert_eq!(key.decrypt(&encrypted, serial).unwrap(), der[..]);
         let clear: std::collections::HashSet<_> = der.windows(8).collect();
@@ -259,7 +296,10 @@ mod confirmation {
         let mut enrolled = Enrolled::new();
         let proof = enrolled.proof();
         enrolled.ca.scope = "plant-8".parse().unwrap();
-        assert!(matches!(enrolled.verify(&proof, now()), Err(Rejection::ClaimOfAnotherScope { .. })));
+        assert!(matches!(
+            enrolled.verify(&proof, now()),
+            Err(Rejection::ClaimOfAnotherScope { .. })
+        ));
         enrolled.ca.ticket_key = TicketKey::new([3; TicketKey::LEN]);
         assert_eq!(enrolled.verify(&proof, now()).unwrap_err(), Rejection::ClaimOfAnotherKey);
     }
@@ -271,17 +311,29 @@ mod confirmation {
         enrolled.verify(&enrolled.proof(), deadline - Duration::SECOND).unwrap();
         assert_eq!(code(enrolled.verify(&enrolled.proof(), deadline)), ProblemCode::ClaimExpired);
         enrolled.unconfirmed().confirm(&Records::default(), deadline - Duration::SECOND).unwrap();
-        assert_eq!(code(enrolled.unconfirmed().confirm(&Records::default(), deadline)), ProblemCode::ClaimExpired);
+        assert_eq!(
+            code(enrolled.unconfirmed().confirm(&Records::default(), deadline)),
+            ProblemCode::ClaimExpired
+        );
     }
 
     #[test]
     fn device_that_is_no_longer_admitted_confirms_nothing() {
         let enrolled = Enrolled::new();
         let confirm = |records: Records| code(enrolled.unconfirmed().confirm(&records, now()));
-        assert_eq!(confirm(Records { disabled: true, ..Records::default() }), ProblemCode::DeviceDisabled);
+        assert_eq!(
+            confirm(Records { disabled: true, ..Records::default() }),
+            ProblemCode::DeviceDisabled
+        );
         let id_holder = Some(EkId::from([7; 32]));
-        assert_eq!(confirm(Records { id_holder, ..Records::default() }), ProblemCode::DeviceIdTaken);
-        let of_list = Unconfirmed { assurance: assay_ca_core::Assurance::EnrolmentList, ..enrolled.unconfirmed() };
+        assert_eq!(
+            confirm(Records { id_holder, ..Records::default() }),
+            ProblemCode::DeviceIdTaken
+        );
+        let of_list = Unconfirmed {
+            assurance: assay_ca_core::Assurance::EnrolmentList,
+            ..enrolled.unconfirmed()
+        };
         assert_eq!(code(of_list.confirm(&Records::default(), now())), ProblemCode::EkNotEnrolled);
     }
 
@@ -294,7 +346,8 @@ mod confirmation {
         enrolled.unconfirmed().confirm(&with_active(now() - Duration::SECOND), now()).unwrap();
     }
 
-    /// Times on record have no fractions: what is issued in the same second could never be confirmed.
+    /// Times on record have no fractions: what is issued in the same second could never be
+    /// confirmed.
     #[test]
     fn nothing_is_sealed_that_could_not_be_confirmed() {
         let enrolled = Enrolled::new();
@@ -323,7 +376,8 @@ fn ek_with_too_many_unconfirmed_certificates_is_told_to_wait_and_may_use_the_tic
     let Enrolled { mut ca, device, .. } = Enrolled::new();
     let records = |recent_unconfirmed| Records { recent_unconfirmed, ..Records::default() };
     candidate(&ca, &device, &records(QUOTA - 1)).unwrap().check_quota(&records(QUOTA - 1)).unwrap();
-    let refusal = candidate(&ca, &device, &records(QUOTA)).unwrap().check_quota(&records(QUOTA)).unwrap_err();
+    let refusal =
+        candidate(&ca, &device, &records(QUOTA)).unwrap().check_quota(&records(QUOTA)).unwrap_err();
     assert_eq!(refusal.code(), ProblemCode::QuotaExceeded);
     assert!(refusal.problem().retry_after.is_some());
     ca.challenge(&device, &records(QUOTA)).unwrap();
@@ -335,7 +389,10 @@ mod reprovisioning {
     use assay_ca_core::{FIRST_GENERATION, SharedKeyOnRecord};
 
     fn with_policy(reprovision: Reprovision) -> Records {
-        Records { enrolment: Some(Enrolment { reprovision, ..Enrolment::default() }), ..Records::default() }
+        Records {
+            enrolment: Some(Enrolment { reprovision, ..Enrolment::default() }),
+            ..Records::default()
+        }
     }
 
     #[test]
@@ -377,7 +434,8 @@ mod reprovisioning {
     #[test]
     fn generation_follows_policy_and_use() {
         let Enrolled { ca, device, .. } = Enrolled::new();
-        let used = |is_used| Some(SharedKeyOnRecord { generation: 5, is_used, plain_srk_generation: 0 });
+        let used =
+            |is_used| Some(SharedKeyOnRecord { generation: 5, is_used, plain_srk_generation: 0 });
         for (policy, shared_key, offered, accepted) in [
             (Reprovision::Reissue, None, Some(FIRST_GENERATION), &[][..]),
             (Reprovision::Reissue, used(false), Some(5), &[5]),
@@ -398,7 +456,12 @@ mod reprovisioning {
         }
     }
 
-    fn generation(ca: &Ca, device: &Device, to: ParentKind, records: &Records) -> Result<u32, Rejection> {
+    fn generation(
+        ca: &Ca,
+        device: &Device,
+        to: ParentKind,
+        records: &Records,
+    ) -> Result<u32, Rejection> {
         let parent = match to {
             ParentKind::Import => SoftwareParent::fresh_p256(),
             ParentKind::PlainSrk => SoftwareParent::fresh_p256().into_plain_srk(),
@@ -407,8 +470,9 @@ mod reprovisioning {
         admitted.generation(&parent.admitted(&admitted), records)
     }
 
-    /// What a plain SRK was offered may be known outside of the TPM, so an import parent is offered another. Each row is what is on
-    /// record, the last generation that a plain SRK was offered first, and what is offered to either.
+    /// What a plain SRK was offered may be known outside of the TPM, so an import parent is offered
+    /// another. Each row is what is on record, the last generation that a plain SRK was offered
+    /// first, and what is offered to either.
     #[test]
     fn key_that_a_plain_srk_was_offered_is_not_offered_to_an_import_parent() {
         use ParentKind::{Import, PlainSrk};
@@ -425,7 +489,8 @@ mod reprovisioning {
             (Reprovision::Never, 5, false, Some(6), Some(5), &[5, 6]),
             (Reprovision::Never, 5, true, None, None, &[5, 6]),
         ] {
-            let shared_key = Some(SharedKeyOnRecord { generation: 5, is_used, plain_srk_generation });
+            let shared_key =
+                Some(SharedKeyOnRecord { generation: 5, is_used, plain_srk_generation });
             let records = Records { shared_key, ..with_policy(policy) };
             let offered = |to| generation(&ca, &device, to, &records).ok();
             assert_eq!(offered(Import), to_import, "{policy} {shared_key:?}");
@@ -434,7 +499,8 @@ mod reprovisioning {
         }
     }
 
-    /// Between an offer and its first use, an operator may change the policy; the device has the old key or the new one.
+    /// Between an offer and its first use, an operator may change the policy; the device has the
+    /// old key or the new one.
     #[test]
     fn change_of_policy_locks_no_device_out_that_has_its_key() {
         let Enrolled { ca, device, .. } = Enrolled::new();
@@ -442,14 +508,20 @@ mod reprovisioning {
             shared_key: Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation: 0 }),
             ..with_policy(policy)
         };
-        for (before, after) in
-            Reprovision::ALL.into_iter().flat_map(|before| Reprovision::ALL.map(|after| (before, after)))
+        for (before, after) in Reprovision::ALL
+            .into_iter()
+            .flat_map(|before| Reprovision::ALL.map(|after| (before, after)))
         {
             for is_used in [false, true] {
                 let on_offer = records(before, 5, is_used);
-                let Ok(offered) = generation(&ca, &device, ParentKind::Import, &on_offer) else { continue };
+                let Ok(offered) = generation(&ca, &device, ParentKind::Import, &on_offer) else {
+                    continue;
+                };
                 let accepted = records(after, 5, is_used).accepted_generations();
-                assert!(accepted.contains(&offered), "{before} then {after}: {offered} was offered");
+                assert!(
+                    accepted.contains(&offered),
+                    "{before} then {after}: {offered} was offered"
+                );
                 assert!(!is_used || accepted.contains(&5), "{before} then {after}: 5 is in use");
                 let accepted = records(after, offered, true).accepted_generations();
                 assert!(accepted.contains(&offered), "{before} then {after}: {offered} is in use");
@@ -461,7 +533,8 @@ mod reprovisioning {
     fn device_that_used_too_many_generations_is_told_to_wait() {
         let Enrolled { ca, device, .. } = Enrolled::new();
         let generation = |reprovision, is_used, recent_generations| {
-            let shared_key = Some(SharedKeyOnRecord { generation: 5, is_used, plain_srk_generation: 0 });
+            let shared_key =
+                Some(SharedKeyOnRecord { generation: 5, is_used, plain_srk_generation: 0 });
             let records = Records { shared_key, recent_generations, ..with_policy(reprovision) };
             generation(&ca, &device, ParentKind::Import, &records)
         };
@@ -486,11 +559,13 @@ mod legacy_ek {
     use super::*;
     use assay_ca_core::Assurance;
 
-    /// A TPM's EK as Azure's C SDK makes it, shown with the certificate of the EK that the vendor knows.
+    /// A TPM's EK as Azure's C SDK makes it, shown with the certificate of the EK that the vendor
+    /// knows.
     fn legacy_device() -> (Ca, Device) {
         let vendor = Vendor::new("Acme");
         let mut device = Device::with_ek(&vendor, SoftwareEk::golden("rsa2048"));
-        device.ek_certificates = vendor.certify(&golden_area("ek-rsa2048").public_key().unwrap(), |_| ());
+        device.ek_certificates =
+            vendor.certify(&golden_area("ek-rsa2048").public_key().unwrap(), |_| ());
         (Ca::trusting(&vendor), device)
     }
 
@@ -509,9 +584,15 @@ mod legacy_ek {
     fn ek_of_azures_sdk_is_trusted_for_its_enrolment_alone_if_that_says_so() {
         let (ca, mut device) = legacy_device();
         let enrolment = Enrolment { legacy_dps_ek: true, ..Enrolment::default() };
-        assert_eq!(ca.trust(&device, Some(&enrolment)).unwrap().assurance(), Assurance::EnrolmentList);
+        assert_eq!(
+            ca.trust(&device, Some(&enrolment)).unwrap().assurance(),
+            Assurance::EnrolmentList
+        );
         device.ek_certificates.clear();
-        assert_eq!(ca.trust(&device, Some(&enrolment)).unwrap().assurance(), Assurance::EnrolmentList);
+        assert_eq!(
+            ca.trust(&device, Some(&enrolment)).unwrap().assurance(),
+            Assurance::EnrolmentList
+        );
     }
 
     #[test]
@@ -533,7 +614,11 @@ mod revocation_list {
     #[test]
     fn names_what_it_was_given_and_is_signed_by_the_issuing_ca() {
         let Enrolled { ca, issued, .. } = Enrolled::new();
-        let revoked = |serial, reason| Revoked { serial: [serial; 16], since: now() - Duration::HOUR, reason };
+        let revoked = |serial, reason| Revoked {
+            serial: [serial; 16],
+            since: now() - Duration::HOUR,
+            reason,
+        };
         let revoked = [
             revoked(0x41, RevocationReason::Superseded),
             revoked(0x42, RevocationReason::CertificateHold),
@@ -561,7 +646,10 @@ mod revocation_list {
     fn is_believed_for_a_day_if_the_issuer_signed_it() {
         let (ca, later) = (Enrolled::new().ca, REVOCATION_LIST_LIFETIME - Duration::SECOND);
         let list = ca.issuer.revocation_list([], 1, now()).unwrap();
-        assert_eq!(ca.issuer.believes_until(&list, now() + later), Some(now() + REVOCATION_LIST_LIFETIME));
+        assert_eq!(
+            ca.issuer.believes_until(&list, now() + later),
+            Some(now() + REVOCATION_LIST_LIFETIME)
+        );
         assert_eq!(ca.issuer.believes_until(&list, now() + REVOCATION_LIST_LIFETIME), None);
         for at in [list.len() / 3, list.len() - 1] {
             let mut altered = list.clone();

@@ -4,7 +4,9 @@ use assay_ca_core::key::PublicKey;
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::duplicate::HmacObject;
 use assay_ca_core::tpm::kdf::Hash;
-use assay_ca_core::tpm::public::{AlgorithmId, AreaKey, CurveId, ObjectAttributes, PublicArea, Scheme};
+use assay_ca_core::tpm::public::{
+    AlgorithmId, AreaKey, CurveId, ObjectAttributes, PublicArea, Scheme,
+};
 use assay_ca_core::tpm::template::{ParentArea, ParentKind};
 use assay_ca_core::{MasterSecret, ParentEvidence, Records, Rejection};
 use assay_wire::{ActivationReply, ParentBundle, ProblemCode};
@@ -34,9 +36,15 @@ fn activate(device: &Device, vendor: &Vendor, parent: &SoftwareParent) -> Activa
     admitted.activation(&parent.admitted(&admitted), &ca.scope, &master(), 1, &mut ca.rng).unwrap()
 }
 
-fn open_credential(device: &Device, parent: &SoftwareParent, reply: &ActivationReply) -> Option<Vec<u8>> {
-    let credential =
-        Credential { id_object: reply.credential_blob.to_vec(), encrypted_seed: reply.encrypted_seed.to_vec() };
+fn open_credential(
+    device: &Device,
+    parent: &SoftwareParent,
+    reply: &ActivationReply,
+) -> Option<Vec<u8>> {
+    let credential = Credential {
+        id_object: reply.credential_blob.to_vec(),
+        encrypted_seed: reply.encrypted_seed.to_vec(),
+    };
     device.ek.activate(parent.recognised().name(), &credential)
 }
 
@@ -60,8 +68,13 @@ mod activation {
 
                 let inner_key = open_credential(&device, &parent, &reply).unwrap();
                 let [auth, seed_value, key] = import(&parent, &inner_key, &reply).unwrap();
-                let derived = master().key(&ca.scope, &reply.device_id, &device.ek.key().ek_id(), 1);
-                assert_eq!(Hash::Sha256.hmac(&key, &[b"message"]), derived.hmac(b"message"), "{kind}");
+                let derived =
+                    master().key(&ca.scope, &reply.device_id, &device.ek.key().ek_id(), 1);
+                assert_eq!(
+                    Hash::Sha256.hmac(&key, &[b"message"]),
+                    derived.hmac(b"message"),
+                    "{kind}"
+                );
                 assert!(auth.is_empty());
                 assert_ne!(seed_value, key);
                 let unique = Hash::Sha256.digest(&[&seed_value, &key]);
@@ -104,7 +117,8 @@ mod activation {
         assert!(open_credential(&Device::of(&vendor), &parent, &reply).is_none());
     }
 
-    /// Neither half is enough: the parent without the EK lacks the inner key, the EK without the parent lacks the seed.
+    /// Neither half is enough: the parent without the EK lacks the inner key, the EK without the
+    /// parent lacks the seed.
     #[test]
     fn duplicate_opens_with_the_inner_key_and_the_parent_only() {
         let vendor = Vendor::new("Acme");
@@ -125,14 +139,19 @@ mod activation {
         for byte in 0..reply.duplicate.len() {
             let mut altered = reply.duplicate.to_vec();
             altered[byte] ^= 1;
-            let altered = ActivationReply { duplicate: altered.try_into().unwrap(), ..reply.clone() };
+            let altered =
+                ActivationReply { duplicate: altered.try_into().unwrap(), ..reply.clone() };
             assert!(import(&parent, &inner_key, &altered).is_none(), "byte {byte}");
         }
         for byte in 0..reply.key_public.len() {
             let mut altered = reply.key_public.to_vec();
             altered[byte] ^= 1;
-            let altered = ActivationReply { key_public: altered.try_into().unwrap(), ..reply.clone() };
-            assert!(import(&parent, &inner_key, &altered).is_none(), "byte {byte} of the public area");
+            let altered =
+                ActivationReply { key_public: altered.try_into().unwrap(), ..reply.clone() };
+            assert!(
+                import(&parent, &inner_key, &altered).is_none(),
+                "byte {byte} of the public area"
+            );
         }
     }
 
@@ -143,14 +162,16 @@ mod activation {
         let (device, parent) = (Device::of(&vendor), SoftwareParent::fresh_p256());
         let admitted = ca.admit(&device, &Records::default()).unwrap();
         let to = parent.admitted(&admitted);
-        let mut activation =
-            |generation| admitted.activation(&to, &ca.scope, &master(), generation, &mut ca.rng).unwrap();
+        let mut activation = |generation| {
+            admitted.activation(&to, &ca.scope, &master(), generation, &mut ca.rng).unwrap()
+        };
         let (first, again, next) = (activation(1), activation(1), activation(2));
         assert_eq!(first.key_public, again.key_public);
         assert_ne!(first.key_public, next.key_public);
         assert_ne!(first.symmetric_seed, again.symmetric_seed);
         assert_ne!(first.encrypted_seed, again.encrypted_seed);
-        let inner_keys = [first, again].map(|reply| open_credential(&device, &parent, &reply).unwrap());
+        let inner_keys =
+            [first, again].map(|reply| open_credential(&device, &parent, &reply).unwrap());
         assert_ne!(inner_keys[0], inner_keys[1]);
     }
 }
@@ -170,8 +191,12 @@ mod permission {
 
     #[test]
     fn plain_srk_takes_an_enrolment_that_allows_it() {
-        for srk in [SoftwareParent::fresh_rsa2048(), SoftwareParent::fresh_p256()].map(SoftwareParent::into_plain_srk) {
-            for (enrolment, command) in [(None, "enroll add"), (Some(Enrolment::default()), "enroll update")] {
+        for srk in [SoftwareParent::fresh_rsa2048(), SoftwareParent::fresh_p256()]
+            .map(SoftwareParent::into_plain_srk)
+        {
+            for (enrolment, command) in
+                [(None, "enroll add"), (Some(Enrolment::default()), "enroll update")]
+            {
                 let problem = ask(&srk, enrolment).unwrap_err().problem();
                 assert_eq!((problem.code, problem.retry_after), (ProblemCode::PlainSrk, None));
                 for part in ["import parent", command, "--plain-srk"] {
@@ -231,7 +256,12 @@ mod derivation {
         let (one, other) = (MasterSecret::generate(&mut rng), MasterSecret::generate(&mut rng));
         assert_ne!(one.secret(), other.secret());
         assert_eq!(MasterSecret::new(*one.secret()).secret(), one.secret());
-        let key = one.key(&"plant-7".parse().unwrap(), &"pump-1".parse().unwrap(), &EkId::from([7; 32]), 1);
+        let key = one.key(
+            &"plant-7".parse().unwrap(),
+            &"pump-1".parse().unwrap(),
+            &EkId::from([7; 32]),
+            1,
+        );
         assert_eq!(format!("{one:?} {key:?}"), "MasterSecret(..) SharedKey(..)");
     }
 }
@@ -279,8 +309,12 @@ mod parent_template {
                 changed[bit / 8] ^= 1 << (bit % 8);
                 refused(changed);
             }
-            let cc = |code: u8| Hash::Sha256.digest(&[&[0; 32], &[0, 0, 0x01, 0x6C], &[0, 0, 0x01, code]]);
-            let or = |branches: &[Vec<u8>]| Hash::Sha256.digest(&[&[0; 32], &[0, 0, 0x01, 0x71], &branches.concat()]);
+            let cc = |code: u8| {
+                Hash::Sha256.digest(&[&[0; 32], &[0, 0, 0x01, 0x6C], &[0, 0, 0x01, code]])
+            };
+            let or = |branches: &[Vec<u8>]| {
+                Hash::Sha256.digest(&[&[0; 32], &[0, 0, 0x01, 0x71], &branches.concat()])
+            };
             const IMPORT: u8 = 0x56;
             const LOAD: u8 = 0x57;
             const REWRAP: u8 = 0x52;
@@ -305,15 +339,21 @@ mod parent_template {
                 let refusal = refusal.to_string();
                 assert!(refusal.contains(field) && refusal.contains("import parent"), "{refusal}");
             };
-            refused(PublicArea { attributes: srk.attributes, ..import.clone() }, "objectAttributes (userWithAuth)");
+            refused(
+                PublicArea { attributes: srk.attributes, ..import.clone() },
+                "objectAttributes (userWithAuth)",
+            );
             refused(PublicArea { attributes: import.attributes, ..srk }, "authPolicy");
         }
     }
 
-    /// One that is not restricted decrypts what it is given; one with sign instead is an identity key.
+    /// One that is not restricted decrypts what it is given; one with sign instead is an identity
+    /// key.
     #[test]
     fn other_objects_of_the_tpm_are_refused() {
-        for other in ["ek-rsa2048", "ek-rsa3072", "ek-p256", "ek-p384", "ik-rsa2048", "ik-p256", "ik-p384"] {
+        for other in
+            ["ek-rsa2048", "ek-rsa3072", "ek-p256", "ek-p384", "ik-rsa2048", "ik-p256", "ik-p384"]
+        {
             assert_eq!(code(&golden_area(other)), ProblemCode::ParentOffTemplate, "{other}");
         }
     }
@@ -331,7 +371,11 @@ mod parent_template {
                 let mut changed = encoded.clone();
                 changed[bit / 8] ^= 1 << (bit % 8);
                 let refusal = read_parent(&changed).unwrap_err().code();
-                let expected = [ProblemCode::ParentOffTemplate, ProblemCode::ParentWeak, ProblemCode::Malformed];
+                let expected = [
+                    ProblemCode::ParentOffTemplate,
+                    ProblemCode::ParentWeak,
+                    ProblemCode::Malformed,
+                ];
                 assert!(expected.contains(&refusal), "{parent}, bit {bit}: {refusal}");
             }
         }
@@ -377,7 +421,9 @@ mod parent_template {
 
     #[test]
     fn parent_of_another_size_or_curve_is_refused() {
-        let PublicKey::Rsa { modulus, .. } = golden_area("ek-rsa3072").public_key().unwrap() else { unreachable!() };
+        let PublicKey::Rsa { modulus, .. } = golden_area("ek-rsa3072").public_key().unwrap() else {
+            unreachable!()
+        };
         let mut longer = with_modulus(golden_area("parent-rsa2048"), &modulus);
         assert_eq!(code(&longer), ProblemCode::ParentOffTemplate);
         let AreaKey::Rsa { key_bits, .. } = &mut longer.key else { unreachable!() };
@@ -389,18 +435,27 @@ mod parent_template {
             AreaKey::Rsa { .. } => unreachable!(),
         };
         let key = AreaKey::Ecc { curve: CurveId::NIST_P384, kdf: None, x, y };
-        assert_eq!(code(&PublicArea { key, ..golden_area("parent-p256") }), ProblemCode::ParentOffTemplate);
+        assert_eq!(
+            code(&PublicArea { key, ..golden_area("parent-p256") }),
+            ProblemCode::ParentOffTemplate
+        );
     }
 
     #[test]
     fn parent_that_is_weak_is_refused() {
         let roca = data_encoding::HEXLOWER.decode(golden("roca-rsa2048.hex").trim_ascii()).unwrap();
-        assert_eq!(code(&with_modulus(golden_area("parent-rsa2048"), &roca)), ProblemCode::ParentWeak);
+        assert_eq!(
+            code(&with_modulus(golden_area("parent-rsa2048"), &roca)),
+            ProblemCode::ParentWeak
+        );
         let mut area = golden_area("parent-rsa2048");
         let AreaKey::Rsa { exponent, .. } = &mut area.key else { unreachable!() };
         *exponent = 3;
         assert_eq!(code(&area), ProblemCode::ParentWeak);
-        assert_eq!(code(&with_point(golden_area("parent-p256"), &[4; 65])), ProblemCode::ParentWeak);
+        assert_eq!(
+            code(&with_point(golden_area("parent-p256"), &[4; 65])),
+            ProblemCode::ParentWeak
+        );
     }
 
     #[test]
@@ -408,7 +463,10 @@ mod parent_template {
         let area = golden_area("parent-rsa2048").encode();
         for bytes in [&b"public area"[..], &area[..100], &[&area[..], &[0]].concat()] {
             let refusal = read_parent(bytes).unwrap_err();
-            assert!(matches!(refusal, Rejection::AreaUnreadable { object: "parent", .. }), "{refusal}");
+            assert!(
+                matches!(refusal, Rejection::AreaUnreadable { object: "parent", .. }),
+                "{refusal}"
+            );
             assert_eq!(refusal.code(), ProblemCode::Malformed);
         }
     }
@@ -418,7 +476,13 @@ mod parent_template {
         let mut area = golden_area("parent-p256");
         area.attributes.0 ^= ObjectAttributes::RESTRICTED.0;
         let refusal = read_parent(&area.encode()).unwrap_err().to_string();
-        for part in ["parent", "objectAttributes (restricted)", "0x00020432", "0x00030432", "import parent P-256"] {
+        for part in [
+            "parent",
+            "objectAttributes (restricted)",
+            "0x00020432",
+            "0x00030432",
+            "import parent P-256",
+        ] {
             assert!(refusal.contains(part), "{refusal}");
         }
     }

@@ -1,6 +1,8 @@
 //! Which tokens let a device in, and everything that must not.
 
-use assay_ca_core::{AuthenticatedDevice, CLOCK_SKEW, MasterSecret, TOKEN_LIFETIME, Token, TokenRefused};
+use assay_ca_core::{
+    AuthenticatedDevice, CLOCK_SKEW, MasterSecret, TOKEN_LIFETIME, Token, TokenRefused,
+};
 use assay_wire::{EkId, Scope};
 use data_encoding::BASE64;
 use time::{Duration, OffsetDateTime};
@@ -108,13 +110,17 @@ fn fields_may_come_in_any_order() {
 #[test]
 fn resource_is_signed_as_it_was_sent() {
     let expiry = (now() + Duration::HOUR).unix_timestamp().to_string();
-    let spellings =
-        ["plant-7/registrations/pump:1", "plant-7%2Fregistrations%2Fpump%3A1", "plant-7%2fregistrations%2fpump%3a1"];
+    let spellings = [
+        "plant-7/registrations/pump:1",
+        "plant-7%2Fregistrations%2Fpump%3A1",
+        "plant-7%2fregistrations%2fpump%3a1",
+    ];
     for spelling in spellings {
         let fields = signed_by(DEVICE, 3, spelling, &expiry);
         verify(&fields.text()).unwrap();
         for other in spellings.into_iter().filter(|other| *other != spelling) {
-            let respelled = Fields { resource: other.to_owned(), ..signed_by(DEVICE, 3, spelling, &expiry) };
+            let respelled =
+                Fields { resource: other.to_owned(), ..signed_by(DEVICE, 3, spelling, &expiry) };
             assert!(matches!(refusal(&respelled.text()), TokenRefused::SignatureWrong { .. }));
         }
     }
@@ -123,7 +129,8 @@ fn resource_is_signed_as_it_was_sent() {
 #[test]
 fn signature_may_be_encoded_or_not() {
     let fields = good();
-    let decoded = percent_encoding::percent_decode_str(&fields.signature).decode_utf8().unwrap().into_owned();
+    let decoded =
+        percent_encoding::percent_decode_str(&fields.signature).decode_utf8().unwrap().into_owned();
     assert_ne!(fields.signature, decoded);
     verify(&Fields { signature: decoded, ..good() }.text()).unwrap();
 }
@@ -140,12 +147,20 @@ mod form {
                 let mut altered = text.clone().into_bytes();
                 altered[at] ^= change;
                 // The case of a hexadecimal digit in the signature's percent-encoding says nothing.
-                let spelling = signature.contains(&at) && text.as_bytes()[at - 2..at].contains(&b'%');
+                let spelling =
+                    signature.contains(&at) && text.as_bytes()[at - 2..at].contains(&b'%');
                 if spelling && altered[at].eq_ignore_ascii_case(&text.as_bytes()[at]) {
                     continue;
                 }
                 let verified = Token::parse(DEVICE, &altered).and_then(|token| {
-                    AuthenticatedDevice::verify(token, &scope(), &master(), EkId::from(EK), &[3], now())
+                    AuthenticatedDevice::verify(
+                        token,
+                        &scope(),
+                        &master(),
+                        EkId::from(EK),
+                        &[3],
+                        now(),
+                    )
                 });
                 assert!(verified.is_err(), "byte {at}: {}", String::from_utf8_lossy(&altered));
             }
@@ -160,10 +175,16 @@ mod form {
     fn longest(letters: usize) -> Result<Token, TokenRefused> {
         let (scope, device_id) = ("s".repeat(32), ":".repeat(64));
         let encoded = format!("{}{}", "%73".repeat(letters), &scope[letters..]);
-        let resource = format!("{encoded}{}", encode(format!("/registrations/{device_id}").as_bytes()));
+        let resource =
+            format!("{encoded}{}", encode(format!("/registrations/{device_id}").as_bytes()));
         let signature = encode(BASE64.encode(&[0xFB, 0xEF, 0xBE].repeat(11)[..32]).as_bytes());
         assert_eq!(signature.len(), 42 * 3 + 1 + 3, "all but one digit are encoded");
-        let fields = Fields { resource, signature, expiry: "9999999999".to_owned(), key_name: "registration" };
+        let fields = Fields {
+            resource,
+            signature,
+            expiry: "9999999999".to_owned(),
+            key_name: "registration",
+        };
         assert_eq!(fields.text().len(), 434 + 2 * letters);
         Token::parse(&device_id, fields.text().as_bytes())
     }
@@ -214,8 +235,14 @@ mod form {
         let text = good().text();
         for (at, name) in ["sr", "sig", "se", "skn"].into_iter().enumerate() {
             let again = text.split_once(' ').unwrap().1.split('&').nth(at).unwrap();
-            assert_eq!(refusal(&format!("{text}&{again}")), TokenRefused::FieldRepeated { field: name });
-            assert_eq!(refusal(&format!("{text}&{name}=")), TokenRefused::FieldRepeated { field: name });
+            assert_eq!(
+                refusal(&format!("{text}&{again}")),
+                TokenRefused::FieldRepeated { field: name }
+            );
+            assert_eq!(
+                refusal(&format!("{text}&{name}=")),
+                TokenRefused::FieldRepeated { field: name }
+            );
         }
     }
 
@@ -223,7 +250,11 @@ mod form {
     fn token_with_an_unknown_field_is_refused() {
         let text = good().text();
         for unknown in ["x=1", "SR=1", "", "=", "sr", "api-version=1", " se=1"] {
-            assert_eq!(refusal(&format!("{text}&{unknown}")), TokenRefused::FieldUnknown { position: 5 }, "{unknown}");
+            assert_eq!(
+                refusal(&format!("{text}&{unknown}")),
+                TokenRefused::FieldUnknown { position: 5 },
+                "{unknown}"
+            );
         }
     }
 
@@ -263,9 +294,15 @@ mod form {
     fn token_whose_expiry_has_another_spelling_is_refused() {
         let good = good();
         let expiry = &good.expiry;
-        let spelled = [format!("+{expiry}"), format!("0{expiry}"), format!("{expiry}.0"), format!("{expiry} ")];
+        let spelled = [
+            format!("+{expiry}"),
+            format!("0{expiry}"),
+            format!("{expiry}.0"),
+            format!("{expiry} "),
+        ];
         let others =
-            ["", "-1", "-0", "00", "0x6B49D200", "1e9", "253402300800", "9223372036854775808"].map(str::to_owned);
+            ["", "-1", "-0", "00", "0x6B49D200", "1e9", "253402300800", "9223372036854775808"]
+                .map(str::to_owned);
         for expiry in spelled.into_iter().chain(others) {
             let refused = refusal(&signed_by(DEVICE, 3, &good.resource, &expiry).text());
             assert_eq!(refused, TokenRefused::Expiry { found: expiry });
@@ -304,10 +341,14 @@ mod form {
     #[test]
     fn token_is_printed_without_its_signature() {
         let token = Token::parse(DEVICE, good().text().as_bytes()).unwrap();
-        assert_eq!(format!("{token:?}"), format!("Token(plant-7, pump:1, until {}, ..)", now() + Duration::HOUR));
+        assert_eq!(
+            format!("{token:?}"),
+            format!("Token(plant-7, pump:1, until {}, ..)", now() + Duration::HOUR)
+        );
     }
 
-    /// What stands where a field should is not repeated: it may be another password, or a signature that lost its name.
+    /// What stands where a field should is not repeated: it may be another password, or a signature
+    /// that lost its name.
     #[test]
     fn refusals_repeat_neither_passwords_nor_signatures() {
         let (text, fields) = (good().text(), good());
@@ -323,7 +364,10 @@ mod form {
         ] {
             let refused = refusal(&altered);
             for printed in [refused.to_string(), format!("{refused:?}")] {
-                assert!(!printed.contains("hunter2") && !printed.contains(&fields.signature[..8]), "{printed}");
+                assert!(
+                    !printed.contains("hunter2") && !printed.contains(&fields.signature[..8]),
+                    "{printed}"
+                );
             }
         }
     }
@@ -339,8 +383,12 @@ mod checks {
         let (resource, expiry) = ("plant-8/registrations/pump:1", good().expiry);
         let key = master().key(&other, &DEVICE.parse().unwrap(), &EkId::from(EK), 3);
         let signature = BASE64.encode(&key.hmac(format!("{resource}\n{expiry}").as_bytes()));
-        let fields = Fields { resource: resource.to_owned(), signature, expiry, key_name: "registration" };
-        assert_eq!(refusal(&fields.text()), TokenRefused::AnotherScope { claimed: other, scope: scope() });
+        let fields =
+            Fields { resource: resource.to_owned(), signature, expiry, key_name: "registration" };
+        assert_eq!(
+            refusal(&fields.text()),
+            TokenRefused::AnotherScope { claimed: other, scope: scope() }
+        );
         // Signed with this scope's key.
         let fields = signed_by(DEVICE, 3, resource, &good().expiry);
         assert!(matches!(refusal(&fields.text()), TokenRefused::AnotherScope { .. }));
@@ -353,7 +401,10 @@ mod checks {
         assert_eq!(CLOCK_SKEW, Duration::seconds(60));
         verify(&until(latest).text()).unwrap();
         let expires_at = latest + Duration::SECOND;
-        assert_eq!(refusal(&until(expires_at).text()), TokenRefused::TooLongLived { expires_at, now: now() });
+        assert_eq!(
+            refusal(&until(expires_at).text()),
+            TokenRefused::TooLongLived { expires_at, now: now() }
+        );
     }
 
     #[test]
@@ -361,7 +412,10 @@ mod checks {
         verify(&until(now()).text()).unwrap();
         verify(&until(now() - CLOCK_SKEW + Duration::SECOND).text()).unwrap();
         let expires_at = now() - CLOCK_SKEW;
-        assert_eq!(refusal(&until(expires_at).text()), TokenRefused::Expired { expires_at, now: now() });
+        assert_eq!(
+            refusal(&until(expires_at).text()),
+            TokenRefused::Expired { expires_at, now: now() }
+        );
         verify_at(&good().text(), now() + Duration::HOUR + CLOCK_SKEW).unwrap_err();
     }
 
@@ -378,16 +432,30 @@ mod checks {
         let good = good();
         let fields = signed_by("pump:2", 3, &good.resource, &good.expiry);
         let refused = refusal(&fields.text());
-        assert_eq!(refused, TokenRefused::SignatureWrong { device_id: DEVICE.parse().unwrap(), generations: vec![3] });
+        assert_eq!(
+            refused,
+            TokenRefused::SignatureWrong {
+                device_id: DEVICE.parse().unwrap(),
+                generations: vec![3]
+            }
+        );
     }
 
     #[test]
     fn token_signed_with_the_key_of_another_ek_or_secret_is_refused() {
         let parse = || Token::parse(DEVICE, good().text().as_bytes()).unwrap();
-        let refused = AuthenticatedDevice::verify(parse(), &scope(), &master(), EkId::from([8; 32]), &[3], now());
+        let refused = AuthenticatedDevice::verify(
+            parse(),
+            &scope(),
+            &master(),
+            EkId::from([8; 32]),
+            &[3],
+            now(),
+        );
         assert!(matches!(refused, Err(TokenRefused::SignatureWrong { .. })));
         let other = MasterSecret::new([10; MasterSecret::LEN]);
-        let refused = AuthenticatedDevice::verify(parse(), &scope(), &other, EkId::from(EK), &[3], now());
+        let refused =
+            AuthenticatedDevice::verify(parse(), &scope(), &other, EkId::from(EK), &[3], now());
         assert!(matches!(refused, Err(TokenRefused::SignatureWrong { .. })));
     }
 
@@ -397,8 +465,15 @@ mod checks {
         for generation in [3, 4] {
             let text = signed_by(DEVICE, generation, &fields.resource, &fields.expiry).text();
             let token = Token::parse(DEVICE, text.as_bytes()).unwrap();
-            let device =
-                AuthenticatedDevice::verify(token, &scope(), &master(), EkId::from(EK), &[3, 4], now()).unwrap();
+            let device = AuthenticatedDevice::verify(
+                token,
+                &scope(),
+                &master(),
+                EkId::from(EK),
+                &[3, 4],
+                now(),
+            )
+            .unwrap();
             assert_eq!(device.generation(), generation);
         }
     }
@@ -407,10 +482,20 @@ mod checks {
     fn token_of_a_retired_generation_is_refused() {
         let verify = |generations: &[u32]| {
             let token = Token::parse(DEVICE, good().text().as_bytes()).unwrap();
-            AuthenticatedDevice::verify(token, &scope(), &master(), EkId::from(EK), generations, now())
+            AuthenticatedDevice::verify(
+                token,
+                &scope(),
+                &master(),
+                EkId::from(EK),
+                generations,
+                now(),
+            )
         };
         for generations in [&[4][..], &[4, 5], &[2], &[]] {
-            assert!(matches!(verify(generations), Err(TokenRefused::SignatureWrong { .. })), "{generations:?}");
+            assert!(
+                matches!(verify(generations), Err(TokenRefused::SignatureWrong { .. })),
+                "{generations:?}"
+            );
         }
     }
 
@@ -418,7 +503,10 @@ mod checks {
     #[test]
     fn token_with_another_expiry_is_refused() {
         let expiry = (now() + Duration::HOUR + Duration::SECOND).unix_timestamp().to_string();
-        assert!(matches!(refusal(&Fields { expiry, ..good() }.text()), TokenRefused::SignatureWrong { .. }));
+        assert!(matches!(
+            refusal(&Fields { expiry, ..good() }.text()),
+            TokenRefused::SignatureWrong { .. }
+        ));
     }
 
     #[test]
@@ -427,10 +515,21 @@ mod checks {
         let unsigned = |resource: &str, expires_at: OffsetDateTime| {
             let signature = BASE64.encode(&[0; 32]);
             let expiry = expires_at.unix_timestamp().to_string();
-            refusal(&Fields { resource: resource.to_owned(), signature, expiry, key_name: "registration" }.text())
+            refusal(
+                &Fields {
+                    resource: resource.to_owned(),
+                    signature,
+                    expiry,
+                    key_name: "registration",
+                }
+                .text(),
+            )
         };
         let here = "plant-7/registrations/pump:1";
-        assert!(matches!(unsigned("plant-8/registrations/pump:1", far), TokenRefused::AnotherScope { .. }));
+        assert!(matches!(
+            unsigned("plant-8/registrations/pump:1", far),
+            TokenRefused::AnotherScope { .. }
+        ));
         assert!(matches!(unsigned(here, far), TokenRefused::TooLongLived { .. }));
         assert!(matches!(unsigned(here, past), TokenRefused::Expired { .. }));
         assert!(matches!(unsigned(here, now()), TokenRefused::SignatureWrong { .. }));
@@ -441,7 +540,8 @@ mod checks {
         let expires_at = now() - Duration::HOUR;
         let text = refusal(&until(expires_at).text()).to_string();
         assert_eq!(text, format!("the token expired at {expires_at}; it is {}", now()));
-        let text = refusal(&signed_by(DEVICE, 2, &good().resource, &good().expiry).text()).to_string();
+        let text =
+            refusal(&signed_by(DEVICE, 2, &good().resource, &good().expiry).text()).to_string();
         assert!(text.contains(DEVICE) && text.contains("[3]"), "{text}");
     }
 }

@@ -8,13 +8,14 @@ use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::Name;
 use assay_ca_core::{
-    Admitted, Assurance, AuthenticatedDevice, BoundKey, Confirmation, Evidence, FIRST_GENERATION, Identity,
-    MasterSecret, ParentEvidence, Prepared, Profile, ProvenDevice, Records, TicketKey, Token, TrustedEk,
+    Admitted, Assurance, AuthenticatedDevice, BoundKey, Confirmation, Evidence, FIRST_GENERATION,
+    Identity, MasterSecret, ParentEvidence, Prepared, Profile, ProvenDevice, Records, TicketKey,
+    Token, TrustedEk,
 };
 use assay_wire::{
-    ActivationReply, Bundle, CertificateList, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId,
-    EkPublic, ParentBundle, ProblemCode, Proof, Reply, ReplyBody, Request, RequestBody, RequestId, Scope,
-    SealedCertificate, SealedReply,
+    ActivationReply, Bundle, CertificateList, CertificateReply, ChallengeReply, ConfirmedReply,
+    DeviceId, EkId, EkPublic, ParentBundle, ProblemCode, Proof, Reply, ReplyBody, Request,
+    RequestBody, RequestId, Scope, SealedCertificate, SealedReply,
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey, UnparsedPublicKey, agree};
@@ -42,7 +43,8 @@ fn printed_challenge_request_passes_every_check_of_the_ca() {
     let ek = TrustedEk::verify(&evidence.ek, &anchors, None, now()).unwrap();
     assert_eq!((ek.template(), ek.assurance()), ("EK L-2 (P-256)", Assurance::VendorCertificate));
     BoundKey::verify(&evidence).unwrap();
-    let admitted = Admitted::decide(ek, evidence.ek.requested_device_id(), &Records::default()).unwrap();
+    let admitted =
+        Admitted::decide(ek, evidence.ek.requested_device_id(), &Records::default()).unwrap();
     assert_eq!(*admitted.device_id(), example.device_id());
     assert_eq!(example.printed("EK id"), evidence.ek.ek_id().to_string());
 }
@@ -58,7 +60,11 @@ fn printed_credential_opens_to_the_printed_ticket() {
     assert_eq!(answer.ticket.as_bytes()[..], example.value("ticket"));
     assert_eq!(device.ik_name().as_ref(), example.value("IK Name"));
 
-    example.has_steps("values", "", &Steps::to_the_ek(&challenge.encrypted_seed, &device.ik_name()));
+    example.has_steps(
+        "values",
+        "",
+        &Steps::to_the_ek(&challenge.encrypted_seed, &device.ik_name()),
+    );
     let pem = golden(&format!("software-{EK}.pem"));
     let pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(&pem).unwrap();
     let scalar = example.value("EK private key");
@@ -69,10 +75,14 @@ fn printed_credential_opens_to_the_printed_ticket() {
 fn printed_certify_request_proves_the_device() {
     let example = Example::read();
     let key = TicketKey::new(example.value("ticket key").try_into().unwrap());
-    let proven = ProvenDevice::verify(&example.certify_request(), &example.scope(), &key, now()).unwrap();
+    let proven =
+        ProvenDevice::verify(&example.certify_request(), &example.scope(), &key, now()).unwrap();
     assert_eq!(proven.ek_id().to_string(), example.printed("EK id"));
     assert_eq!(*proven.device_id(), example.device_id());
-    assert_eq!(proven.ik_spki(), device_of(&example.challenge_request()).ik_area.public_key().unwrap().spki());
+    assert_eq!(
+        proven.ik_spki(),
+        device_of(&example.challenge_request()).ik_area.public_key().unwrap().spki()
+    );
 }
 
 #[test]
@@ -86,11 +96,19 @@ fn printed_box_opens_to_the_printed_certificate() {
     let example = Example::read();
     let (sealed, request) = (example.sealed_reply(), example.challenge_request());
     let device = device_of(&request);
-    let secret = activate(&device, &device.ik_name(), &sealed.credential_blob, &sealed.encrypted_seed);
+    let secret =
+        activate(&device, &device.ik_name(), &sealed.credential_blob, &sealed.encrypted_seed);
     assert_eq!(example.value_in("sealed-values", "box key"), secret);
-    example.has_steps("sealed-values", "", &Steps::to_the_ek(&sealed.encrypted_seed, &device.ik_name()));
+    example.has_steps(
+        "sealed-values",
+        "",
+        &Steps::to_the_ek(&sealed.encrypted_seed, &device.ik_name()),
+    );
 
-    let (ek_id, ik_id) = (device.ek.key().ek_id(), Sha256::digest(device.ik_area.public_key().unwrap().spki()).into());
+    let (ek_id, ik_id) = (
+        device.ek.key().ek_id(),
+        Sha256::digest(device.ik_area.public_key().unwrap().spki()).into(),
+    );
     let beside = SealedReply::associated_data(&sealed.claim, &ek_id, &ik_id);
     assert_eq!(example.block("associated-data"), beside);
     let content = open(&secret, &beside, &sealed);
@@ -98,7 +116,10 @@ fn printed_box_opens_to_the_printed_certificate() {
     let opened = SealedCertificate::decode(&content).unwrap();
     example.is_for_the_ik(&opened.chain);
     assert_eq!(example.value_in("sealed-values", "ticket"), opened.ticket.as_bytes());
-    assert_eq!(Sha256::digest(example.value_in("sealed-values", "receipt"))[..], opened.receipt_sha256);
+    assert_eq!(
+        Sha256::digest(example.value_in("sealed-values", "receipt"))[..],
+        opened.receipt_sha256
+    );
     assert_eq!(example.confirm_request(), Proof { claim: sealed.claim, ticket: opened.ticket });
 }
 
@@ -106,15 +127,22 @@ fn printed_box_opens_to_the_printed_certificate() {
 fn printed_confirm_request_confirms_the_certificate_in_the_box() {
     let example = Example::read();
     let key = TicketKey::new(example.value("ticket key").try_into().unwrap());
-    let confirmation = Confirmation::verify(&example.confirm_request(), &example.scope(), &key, now()).unwrap();
+    let confirmation =
+        Confirmation::verify(&example.confirm_request(), &example.scope(), &key, now()).unwrap();
     assert_eq!(confirmation.ek_id().to_string(), example.printed("EK id"));
     let opened = SealedCertificate::decode(&example.block("sealed-certificate")).unwrap();
     assert_eq!(confirmation.certificate_sha256()[..], Sha256::digest(&*opened.chain[0])[..]);
     let receipt = confirmation.into_receipt();
     assert_eq!(example.value_in("sealed-values", "receipt"), receipt.as_bytes());
     let claim = example.confirm_request().claim;
-    assert_eq!(Hash::Sha256.hmac(&example.value("ticket key"), &[b"assay receipt v1\0", &claim]), receipt.as_bytes());
-    assert_eq!(example.reply("confirmed-reply").body, ReplyBody::Confirmed(ConfirmedReply { receipt }));
+    assert_eq!(
+        Hash::Sha256.hmac(&example.value("ticket key"), &[b"assay receipt v1\0", &claim]),
+        receipt.as_bytes()
+    );
+    assert_eq!(
+        example.reply("confirmed-reply").body,
+        ReplyBody::Confirmed(ConfirmedReply { receipt })
+    );
 }
 
 #[test]
@@ -143,16 +171,27 @@ fn printed_activation_opens_to_the_printed_key() {
     assert_eq!(example.register_request().parent_public[..], parent.area.encode());
     let parent_name = parent.recognised().name().clone();
 
-    let inner_key = activate(&device, &parent_name, &activation.credential_blob, &activation.encrypted_seed);
+    let inner_key =
+        activate(&device, &parent_name, &activation.credential_blob, &activation.encrypted_seed);
     let value = |name: &str| example.value_in("shared-key-values", name);
     assert_eq!(value("inner key"), inner_key);
-    example.has_steps("shared-key-values", "EK ", &Steps::to_the_ek(&activation.encrypted_seed, &parent_name));
+    example.has_steps(
+        "shared-key-values",
+        "EK ",
+        &Steps::to_the_ek(&activation.encrypted_seed, &parent_name),
+    );
     let key_name = Name::of(Hash::Sha256, &activation.key_public);
     assert_eq!(value("HMAC key Name"), key_name.as_ref());
-    let to_parent = Steps::of(&example.parent_key(), "DUPLICATE", &key_name, &activation.symmetric_seed);
+    let to_parent =
+        Steps::of(&example.parent_key(), "DUPLICATE", &key_name, &activation.symmetric_seed);
     example.has_steps("shared-key-values", "parent ", &to_parent);
 
-    let imported = parent.import(&inner_key, &activation.key_public, &activation.duplicate, &activation.symmetric_seed);
+    let imported = parent.import(
+        &inner_key,
+        &activation.key_public,
+        &activation.duplicate,
+        &activation.symmetric_seed,
+    );
     let [auth, seed_value, key] = imported.unwrap();
     assert_eq!((auth, seed_value, key), (vec![], value("seedValue"), value("HMAC key")));
     assert_eq!(example.block("sensitive"), sensitive(&value("seedValue"), &value("HMAC key")));
@@ -184,7 +223,15 @@ fn printed_token_authenticates_the_device() {
     let ek_id = device_of(&example.challenge_request()).ek.key().ek_id();
     let master = MasterSecret::new(value("master secret").try_into().unwrap());
     let token = Token::parse(device_id.as_str(), token.trim_end().as_bytes()).unwrap();
-    AuthenticatedDevice::verify(token, &example.scope(), &master, ek_id, &[FIRST_GENERATION], now()).unwrap();
+    AuthenticatedDevice::verify(
+        token,
+        &example.scope(),
+        &master,
+        ek_id,
+        &[FIRST_GENERATION],
+        now(),
+    )
+    .unwrap();
 }
 
 #[test]
@@ -209,8 +256,8 @@ fn every_problem_code_is_in_the_table() {
     }
 }
 
-/// Signatures are random, so each run makes another example.
-/// `UPDATE_EXAMPLE=1 cargo test -p assay-ca-core --test pipeline example_made_anew` writes it into the document.
+/// Signatures are random, so each run makes another example. `UPDATE_EXAMPLE=1 cargo test -p
+/// assay-ca-core --test pipeline example_made_anew` writes it into the document.
 #[test]
 fn example_made_anew_reads_like_the_printed_one() {
     let vendor = Vendor::new("Example Vendor");
@@ -225,7 +272,8 @@ fn example_made_anew_reads_like_the_printed_one() {
     let certify = device.answer(&challenge);
     let readmitted = ca.prove(&certify).unwrap().readmit(&Records::default()).unwrap();
     let device_id = readmitted.device().device_id().clone();
-    let prepared = Prepared::new(readmitted, &Profile::default(), &ca.issuer, now(), &mut ca.rng).unwrap();
+    let prepared =
+        Prepared::new(readmitted, &Profile::default(), &ca.issuer, now(), &mut ca.rng).unwrap();
     let chain = ca.issuer.chain(&ca.issuer.sign(prepared).unwrap().der).unwrap();
 
     let mut ids = [[0; RequestId::LEN]; 5];
@@ -243,8 +291,10 @@ fn example_made_anew_reads_like_the_printed_one() {
 
     let request = |id, body| Request { id, body }.encode();
     let reply = |id, body| Reply { id, body }.encode();
-    let requests =
-        [request(first, RequestBody::Challenge(device.request())), request(second, RequestBody::Certify(certify))];
+    let requests = [
+        request(first, RequestBody::Challenge(device.request())),
+        request(second, RequestBody::Certify(certify)),
+    ];
     let replies = [
         reply(first, ReplyBody::Challenge(challenge)),
         reply(second, ReplyBody::Certificate(CertificateReply { chain })),
@@ -279,16 +329,28 @@ fn example_made_anew_reads_like_the_printed_one() {
 /// A block of the document: its name and its content.
 type Block = (&'static str, String);
 
-fn sealed_flow_made_anew(ca: &mut Ca, device: &Device, enroll: RequestId, confirm: RequestId) -> [Block; 6] {
+fn sealed_flow_made_anew(
+    ca: &mut Ca,
+    device: &Device,
+    enroll: RequestId,
+    confirm: RequestId,
+) -> [Block; 6] {
     let (records, ik) = (Records::default(), BoundKey::verify(&device.evidence()).unwrap());
-    let candidate = ca.admit(device, &records).unwrap().candidate(&ik, &ca.scope, &records, now()).unwrap();
-    let prepared = Prepared::unproven(&candidate, &Profile::default(), &ca.issuer, now(), &mut ca.rng).unwrap();
+    let candidate =
+        ca.admit(device, &records).unwrap().candidate(&ik, &ca.scope, &records, now()).unwrap();
+    let prepared =
+        Prepared::unproven(&candidate, &Profile::default(), &ca.issuer, now(), &mut ca.rng)
+            .unwrap();
     let issued = ca.issuer.sign(prepared).unwrap();
     let chain = ca.issuer.chain(&issued.der).unwrap();
-    let sealed = candidate.seal(chain, issued.confirm_by.unwrap(), &ca.ticket_key, now(), &mut ca.rng).unwrap();
+    let sealed = candidate
+        .seal(chain, issued.confirm_by.unwrap(), &ca.ticket_key, now(), &mut ca.rng)
+        .unwrap();
 
-    let secret = activate(device, &device.ik_name(), &sealed.credential_blob, &sealed.encrypted_seed);
-    let beside = SealedReply::associated_data(&sealed.claim, &candidate.ek_id(), &candidate.ik_id());
+    let secret =
+        activate(device, &device.ik_name(), &sealed.credential_blob, &sealed.encrypted_seed);
+    let beside =
+        SealedReply::associated_data(&sealed.claim, &candidate.ek_id(), &candidate.ik_id());
     let content = open(&secret, &beside, &sealed);
     let ticket = SealedCertificate::decode(&content).unwrap().ticket;
     let proof = Proof { claim: sealed.claim.clone(), ticket };
@@ -302,7 +364,8 @@ fn sealed_flow_made_anew(ca: &mut Ca, device: &Device, enroll: RequestId, confir
 
     let reply = Reply { id: enroll, body: ReplyBody::Sealed(sealed) }.encode();
     let request = Request { id: confirm, body: RequestBody::Confirm(proof) }.encode();
-    let confirmed = Reply { id: confirm, body: ReplyBody::Confirmed(ConfirmedReply { receipt }) }.encode();
+    let confirmed =
+        Reply { id: confirm, body: ReplyBody::Confirmed(ConfirmedReply { receipt }) }.encode();
     [
         ("sealed-values", values.0),
         ("sealed-reply", annotated(&reply, "sealed reply", SEALED_REPLY)),
@@ -321,12 +384,19 @@ fn shared_key_flow_made_anew(ca: &mut Ca, device: &Device, id: RequestId) -> [Bl
     let master = MasterSecret::generate(&mut ca.rng);
     let admitted = ca.admit(device, &Records::default()).unwrap();
     let to = parent.admitted(&admitted);
-    let activation = admitted.activation(&to, &ca.scope, &master, FIRST_GENERATION, &mut ca.rng).unwrap();
+    let activation =
+        admitted.activation(&to, &ca.scope, &master, FIRST_GENERATION, &mut ca.rng).unwrap();
 
     let parent_name = parent.recognised().name().clone();
     let key_name = Name::of(Hash::Sha256, &activation.key_public);
-    let inner_key = activate(device, &parent_name, &activation.credential_blob, &activation.encrypted_seed);
-    let imported = parent.import(&inner_key, &activation.key_public, &activation.duplicate, &activation.symmetric_seed);
+    let inner_key =
+        activate(device, &parent_name, &activation.credential_blob, &activation.encrypted_seed);
+    let imported = parent.import(
+        &inner_key,
+        &activation.key_public,
+        &activation.duplicate,
+        &activation.symmetric_seed,
+    );
     let [_, seed_value, key] = imported.unwrap();
     let values = Values::default()
         .bytes("parent private key", &scalar)
@@ -337,7 +407,10 @@ fn shared_key_flow_made_anew(ca: &mut Ca, device: &Device, id: RequestId) -> [Bl
         .bytes("HMAC key Name", key_name.as_ref())
         .bytes("inner key", &inner_key)
         .steps("EK ", &Steps::to_the_ek(&activation.encrypted_seed, &parent_name))
-        .steps("parent ", &Steps::of(&parent_key, "DUPLICATE", &key_name, &activation.symmetric_seed));
+        .steps(
+            "parent ",
+            &Steps::of(&parent_key, "DUPLICATE", &key_name, &activation.symmetric_seed),
+        );
 
     let Bundle { device_id, ek_certificates, .. } = device.request();
     let ek_public = EkPublic::OfCertificate(EK_CERTIFICATE_INDEX);
@@ -364,7 +437,8 @@ fn shared_key_flow_made_anew(ca: &mut Ca, device: &Device, id: RequestId) -> [Bl
 
 /// What TPM2_ActivateCredential gives for the object called `name`.
 fn activate(device: &Device, name: &Name, id_object: &[u8], encrypted_seed: &[u8]) -> Vec<u8> {
-    let credential = Credential { id_object: id_object.to_vec(), encrypted_seed: encrypted_seed.to_vec() };
+    let credential =
+        Credential { id_object: id_object.to_vec(), encrypted_seed: encrypted_seed.to_vec() };
     device.ek.activate(name, &credential).unwrap()
 }
 
@@ -372,7 +446,9 @@ fn open(key: &[u8], beside: &[u8], reply: &SealedReply) -> Vec<u8> {
     let (nonce, sealed) = reply.sealed.split_first_chunk::<NONCE_LEN>().unwrap();
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).unwrap());
     let mut content = sealed.to_vec();
-    key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(beside), &mut content).unwrap().to_vec()
+    key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(beside), &mut content)
+        .unwrap()
+        .to_vec()
 }
 
 fn hkdf_info(scope: &Scope, device_id: &DeviceId, ek: &EkId) -> Vec<u8> {
@@ -386,9 +462,12 @@ fn sensitive(seed_value: &[u8], key: &[u8]) -> Vec<u8> {
 
 /// A token that is good for an hour.
 fn token(scope: &Scope, device_id: &DeviceId, key: &[u8]) -> String {
-    let (resource, expiry) = (format!("{scope}%2Fregistrations%2F{device_id}"), now().unix_timestamp() + 3600);
-    let signature = BASE64.encode(&Hash::Sha256.hmac(key, &[format!("{resource}\n{expiry}").as_bytes()]));
-    let signature = percent_encoding::percent_encode(signature.as_bytes(), percent_encoding::NON_ALPHANUMERIC);
+    let (resource, expiry) =
+        (format!("{scope}%2Fregistrations%2F{device_id}"), now().unix_timestamp() + 3600);
+    let signature =
+        BASE64.encode(&Hash::Sha256.hmac(key, &[format!("{resource}\n{expiry}").as_bytes()]));
+    let signature =
+        percent_encoding::percent_encode(signature.as_bytes(), percent_encoding::NON_ALPHANUMERIC);
     format!("SharedAccessSignature sr={resource}&sig={signature}&se={expiry}&skn=registration")
 }
 
@@ -411,20 +490,28 @@ impl Values {
     }
 
     fn steps(self, whose: &str, steps: &Steps) -> Self {
-        steps.named().into_iter().fold(self, |values, (name, value)| values.bytes(&format!("{whose}{name}"), value))
+        steps
+            .named()
+            .into_iter()
+            .fold(self, |values, (name, value)| values.bytes(&format!("{whose}{name}"), value))
     }
 }
 
 const CHALLENGE_REQUEST: &[&str] =
     &["EK public area", "EK certificates", "IK public area", "certificate request, PKCS#10 in DER"];
-const CHALLENGE_REPLY: &[&str] = &["claim", "credential blob, TPMS_ID_OBJECT", "encrypted seed, TPMS_ECC_POINT"];
+const CHALLENGE_REPLY: &[&str] =
+    &["claim", "credential blob, TPMS_ID_OBJECT", "encrypted seed, TPMS_ECC_POINT"];
 const PROOF: &[&str] = &["claim, as it came", "ticket"];
 const CERTIFICATE_REPLY: &[&str] = &["chain"];
-const SEALED_REPLY: &[&str] = &["claim", "credential blob, TPMS_ID_OBJECT", "encrypted seed, TPMS_ECC_POINT", "box"];
+const SEALED_REPLY: &[&str] =
+    &["claim", "credential blob, TPMS_ID_OBJECT", "encrypted seed, TPMS_ECC_POINT", "box"];
 const SEALED_CERTIFICATE: &[&str] = &["chain", "ticket", "SHA-256 of the receipt"];
 const CONFIRMED: &[&str] = &["receipt"];
-const REGISTER_REQUEST: &[&str] =
-    &["EK public area: template L-2 with the key of the certificate", "EK certificates", "parent public area"];
+const REGISTER_REQUEST: &[&str] = &[
+    "EK public area: template L-2 with the key of the certificate",
+    "EK certificates",
+    "parent public area",
+];
 const ACTIVATION_REPLY: &[&str] = &[
     "credential blob, TPMS_ID_OBJECT",
     "encrypted seed, TPMS_ECC_POINT",
@@ -470,7 +557,11 @@ impl Example {
 
     fn has_steps(&self, block: &str, whose: &str, steps: &Steps) {
         for (name, value) in steps.named() {
-            assert_eq!(self.value_in(block, &format!("{whose}{name}")), value, "{whose}{name} in {block}");
+            assert_eq!(
+                self.value_in(block, &format!("{whose}{name}")),
+                value,
+                "{whose}{name} in {block}"
+            );
         }
     }
 
@@ -483,13 +574,18 @@ impl Example {
         let identity = Identity::Device { scope: self.scope(), device_id: self.device_id() };
         assert_eq!(Identity::from_certificate(leaf).unwrap(), identity);
 
-        let (root, leaf) = (CertificateDer::from(self.block("ca-root")), CertificateDer::from(leaf.to_vec()));
-        let issuers: Vec<_> = issuers.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
-        let time = UnixTime::since_unix_epoch(Duration::from_secs(now().unix_timestamp().unsigned_abs()));
+        let (root, leaf) =
+            (CertificateDer::from(self.block("ca-root")), CertificateDer::from(leaf.to_vec()));
+        let issuers: Vec<_> =
+            issuers.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+        let time =
+            UnixTime::since_unix_epoch(Duration::from_secs(now().unix_timestamp().unsigned_abs()));
         let certificate = EndEntityCert::try_from(&leaf).unwrap();
         let (algorithms, usage) = (webpki::ALL_VERIFICATION_ALGS, KeyUsage::client_auth());
         let anchors = [webpki::anchor_from_trusted_cert(&root).unwrap()];
-        certificate.verify_for_usage(algorithms, &anchors, &issuers, time, usage, None, None).unwrap();
+        certificate
+            .verify_for_usage(algorithms, &anchors, &issuers, time, usage, None, None)
+            .unwrap();
         let ik = device_of(&self.challenge_request()).ik_area.public_key().unwrap();
         assert_eq!(certificate.subject_public_key_info().as_ref(), ik.spki());
     }
@@ -578,7 +674,13 @@ fn split_at_block<'a>(text: &'a str, name: &str) -> (&'a str, &'a str, &'a str) 
 /// The device of the example, with the EK in software and the IK of the request.
 fn device_of(request: &Bundle) -> Device {
     let ik_area = assay_ca_core::tpm::public::PublicArea::parse(&request.ik_public).unwrap();
-    Device { ek: SoftwareEk::golden(EK), ek_certificates: vec![], ik_area, csr: request.csr.to_vec(), device_id: None }
+    Device {
+        ek: SoftwareEk::golden(EK),
+        ek_certificates: vec![],
+        ik_area,
+        csr: request.csr.to_vec(),
+        device_id: None,
+    }
 }
 
 /// What a TPM computes on the way from a credential to its secret.
@@ -681,7 +783,11 @@ impl Listing<'_> {
             }
             "duplicate, content of a TPM2B_PRIVATE" => {
                 self.take_sized(depth, "HMAC of the outer wrapper");
-                self.take(depth, size - 34, "digest and sensitive area, in the inner wrapper, encrypted");
+                self.take(
+                    depth,
+                    size - 34,
+                    "digest and sensitive area, in the inner wrapper, encrypted",
+                );
             }
             "encrypted seed, TPMS_ECC_POINT" | "symmetric seed, TPMS_ECC_POINT" => {
                 self.take_sized(depth, "x of the CA's ephemeral key");
@@ -725,7 +831,11 @@ impl Listing<'_> {
     /// A TPM2B: its size, then its bytes.
     fn take_sized(&mut self, depth: usize, comment: &str) {
         let size = usize::from(u16::from_be_bytes([self.rest[0], self.rest[1]]));
-        self.take(depth, 2, &format!("{comment}, {size} bytes{}", if size == 0 { "" } else { ":" }));
+        self.take(
+            depth,
+            2,
+            &format!("{comment}, {size} bytes{}", if size == 0 { "" } else { ":" }),
+        );
         self.take(depth + 1, size, "");
     }
 

@@ -3,7 +3,9 @@
 use assay_wire::{Bundle, DeviceId, Flow, Scope};
 use rustls::ClientConfig;
 
-use super::{Credential, DEFAULT_IK_HANDLE, Device, Meter, ProvisionRequest, Provisioned, too_long};
+use super::{
+    Credential, DEFAULT_IK_HANDLE, Device, Meter, ProvisionRequest, Provisioned, too_long,
+};
 use crate::clock::{self, is_more_than_a_day, rfc3339};
 use crate::ek::EndorsementKey;
 use crate::error::Error;
@@ -25,17 +27,25 @@ impl Device {
         let mut meter = Meter::start(&self.tpm);
         let before = memory.identity();
         let kind = request.ik.or_else(|| Some(before.as_ref()?.ik)).unwrap_or(IkKind::P256);
-        let handle = request.ik_handle.or_else(|| Some(before.as_ref()?.ik_handle)).unwrap_or(DEFAULT_IK_HANDLE);
+        let handle = request
+            .ik_handle
+            .or_else(|| Some(before.as_ref()?.ik_handle))
+            .unwrap_or(DEFAULT_IK_HANDLE);
         let mut step = Step { started: meter.started, progress };
 
-        let found = self.tpm.call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
+        let found = self
+            .tpm
+            .call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
         let mut pending = None;
         if !request.again
-            && let Some((grant, certificate)) = self.granted_certificate(flow, memory, request, found.as_ref())
+            && let Some((grant, certificate)) =
+                self.granted_certificate(flow, memory, request, found.as_ref())
         {
             match &grant.unconfirmed {
                 None => {
-                    step.done("provisioned already: the certificate is valid and the TPM holds its key");
+                    step.done(
+                        "provisioned already: the certificate is valid and the TPM holds its key",
+                    );
                     return Ok(self.provisioned(&grant.record, certificate, true, &meter));
                 }
                 Some(confirmation) if flow == Flow::Sealed => {
@@ -54,8 +64,9 @@ impl Device {
         let (ik, origin) = match found {
             Some(public) => (public, "found"),
             None => {
-                let create =
-                    self.tpm.call("creating the identity key", move |tpm| tpm.create_identity_key(kind, handle));
+                let create = self.tpm.call("creating the identity key", move |tpm| {
+                    tpm.create_identity_key(kind, handle)
+                });
                 (create?, "created")
             }
         };
@@ -83,10 +94,12 @@ impl Device {
             ek_id: ek.id(),
             ik: &key,
         };
-        let grant = |certificate: &DeviceCertificate, unconfirmed: Option<&Confirmation>| CertificateGrant {
-            record: record.clone(),
-            chain: certificate.chain.clone(),
-            unconfirmed: unconfirmed.cloned(),
+        let grant = |certificate: &DeviceCertificate, unconfirmed: Option<&Confirmation>| {
+            CertificateGrant {
+                record: record.clone(),
+                chain: certificate.chain.clone(),
+                unconfirmed: unconfirmed.cloned(),
+            }
         };
         let mut known = asked;
         let certificate = if flow == Flow::Sealed {
@@ -98,13 +111,14 @@ impl Device {
         } else {
             meter.talk(&line, applicant.obtain(&mut *step.progress))?
         };
-        let granted = Memory { in_use: Some(Grant::Certificate(grant(&certificate, None))), attempt: None };
+        let granted =
+            Memory { in_use: Some(Grant::Certificate(grant(&certificate, None))), attempt: None };
         self.remember(&known, &granted, &mut step)?;
         Ok(self.provisioned(&record, certificate, false, &meter))
     }
 
-    /// The stored certificate, if it is what the request asks for and good for the key that was found in the TPM. In the sealed
-    /// flow, one that waits for its confirmation comes first.
+    /// The stored certificate, if it is what the request asks for and good for the key that was
+    /// found in the TPM. In the sealed flow, one that waits for its confirmation comes first.
     fn granted_certificate<'a>(
         &self,
         flow: Flow,
@@ -122,7 +136,8 @@ impl Device {
         };
         waiting.into_iter().chain(in_use).find_map(|grant| {
             let certificate = self.verify(grant, &request.scope, &found?.key).ok()?;
-            let is_wanted = request.device_id.as_ref().is_none_or(|wanted| *wanted == certificate.device_id);
+            let is_wanted =
+                request.device_id.as_ref().is_none_or(|wanted| *wanted == certificate.device_id);
             (is_wanted && request.takes_ek(grant.record.shown.ek)).then_some((grant, certificate))
         })
     }
@@ -139,7 +154,11 @@ impl Device {
             scope: certificate.scope.clone(),
             device_id: certificate.device_id.clone(),
             ek: record.shown.ek,
-            credential: Credential::Certificate { certificate, path: self.state.certificate_path(), ik: record.ik },
+            credential: Credential::Certificate {
+                certificate,
+                path: self.state.certificate_path(),
+                ik: record.ik,
+            },
             was_provisioned,
             cost: meter.cost(),
         }
@@ -148,20 +167,21 @@ impl Device {
     /// The stored certificate, verified against the CA's root and the key that the TPM holds now.
     ///
     /// # Errors
-    /// [`Error::NotProvisioned`] if this device has to be provisioned first, [`Error::Usage`] if it has a shared key instead,
-    /// [`Error::Expired`] if the certificate has ended.
+    /// [`Error::NotProvisioned`] if this device has to be provisioned first, [`Error::Usage`] if it
+    /// has a shared key instead, [`Error::Expired`] if the certificate has ended.
     pub fn certificate(&self) -> Result<DeviceCertificate, Error> {
         self.identity().map(|(_, certificate)| certificate)
     }
 
-    /// A TLS configuration for MQTT over mutual TLS with the key in the TPM, for rumqttc or whatever else takes rustls.
+    /// A TLS configuration for MQTT over mutual TLS with the key in the TPM, for rumqttc or
+    /// whatever else takes rustls.
     ///
-    /// Each handshake makes the TPM sign, in the thread that polls the connection; a chip takes up to some hundred
-    /// milliseconds for it.
+    /// Each handshake makes the TPM sign, in the thread that polls the connection; a chip takes up
+    /// to some hundred milliseconds for it.
     ///
     /// # Errors
-    /// [`Error::NotProvisioned`] if this device has to be provisioned first, [`Error::Usage`] if it has a shared key instead,
-    /// [`Error::Expired`] if the certificate has ended.
+    /// [`Error::NotProvisioned`] if this device has to be provisioned first, [`Error::Usage`] if it
+    /// has a shared key instead, [`Error::Expired`] if the certificate has ended.
     pub fn mqtt_tls_config(&self) -> Result<ClientConfig, Error> {
         let (key, certificate) = self.identity()?;
         self.mutual_tls(&key, certificate.chain)
@@ -181,25 +201,36 @@ impl Device {
             }
         };
         let (kind, handle) = (grant.record.ik, grant.record.ik_handle);
-        let found = self.tpm.call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
+        let found = self
+            .tpm
+            .call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
         let public = found.ok_or_else(|| {
             Error::Usage(format!(
                 "the TPM no longer holds an identity key at {handle:#010x}: it was cleared, or it is another TPM; run \
                  `assay-device provision`"
             ))
         })?;
-        let certificate =
-            self.verify(&grant, &grant.record.shown.scope, &public.key).map_err(|error| self.unusable(&error))?;
+        let certificate = self
+            .verify(&grant, &grant.record.shown.scope, &public.key)
+            .map_err(|error| self.unusable(&error))?;
         Ok((IdentityKey { tpm: self.tpm.clone(), handle, kind, public: public.key }, certificate))
     }
 
     fn unusable(&self, error: &AnswerError) -> Error {
         let path = self.state.certificate_path();
         match *error {
-            AnswerError::NotYetValid { clock, not_before } if is_more_than_a_day(clock, not_before) => clock::wrong(
-                clock,
-                &format!("the certificate in {} is valid from {}", path.display(), rfc3339(not_before)),
-            ),
+            AnswerError::NotYetValid { clock, not_before }
+                if is_more_than_a_day(clock, not_before) =>
+            {
+                clock::wrong(
+                    clock,
+                    &format!(
+                        "the certificate in {} is valid from {}",
+                        path.display(),
+                        rfc3339(not_before)
+                    ),
+                )
+            }
             AnswerError::Expired { clock, not_after } => {
                 Error::Expired { path, not_after: rfc3339(not_after), clock: rfc3339(clock) }
             }
@@ -213,7 +244,13 @@ impl Device {
         scope: &Scope,
         key: &PublicKey,
     ) -> Result<DeviceCertificate, AnswerError> {
-        verify::device_certificate(grant.chain.clone(), &self.roots, key, scope, self.clock.at(&grant.chain))
+        verify::device_certificate(
+            grant.chain.clone(),
+            &self.roots,
+            key,
+            scope,
+            self.clock.at(&grant.chain),
+        )
     }
 }
 

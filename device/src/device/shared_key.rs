@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use assay_wire::{DeviceId, Flow, ParentBundle};
 
-use super::{Credential, DEFAULT_HMAC_HANDLE, Device, Meter, ProvisionRequest, Provisioned, too_long};
+use super::{
+    Credential, DEFAULT_HMAC_HANDLE, Device, Meter, ProvisionRequest, Provisioned, too_long,
+};
 use crate::error::Error;
 use crate::provision::{Progress, Registrant, Registration, Step};
 use crate::state::{Attempt, Grant, HmacPublic, HmacRecord, Memory, SharedKeyGrant};
@@ -24,7 +26,10 @@ impl Device {
         // A plain SRK is an exception, for which somebody asks each time.
         let parent = request.parent.or_else(|| Some(before.as_ref()?.parent.import_parent()));
         let parent = parent.unwrap_or(ParentKind::P256);
-        let handle = request.hmac_handle.or_else(|| Some(before.as_ref()?.hmac_handle)).unwrap_or(DEFAULT_HMAC_HANDLE);
+        let handle = request
+            .hmac_handle
+            .or_else(|| Some(before.as_ref()?.hmac_handle))
+            .unwrap_or(DEFAULT_HMAC_HANDLE);
         let mut step = Step { started: meter.started, progress };
 
         let found = self.tpm.call("looking for the HMAC key", move |tpm| tpm.hmac_key(handle))?;
@@ -46,9 +51,13 @@ impl Device {
 
         let (ek, shown) = self.endorsement_key(ek, request, memory, &mut step)?;
         let parent_public = self.tpm.call("making the parent", move |tpm| tpm.parent(parent))?;
-        let parent_public = parent_public.ok_or_else(|| TpmError::Unsupported(format!("{parent} storage")))?;
+        let parent_public =
+            parent_public.ok_or_else(|| TpmError::Unsupported(format!("{parent} storage")))?;
         let record = |keys| HmacRecord { shown: shown.clone(), parent, hmac_handle: handle, keys };
-        let asking = |keys| Memory { in_use: memory.in_use.clone(), attempt: Some(Attempt::Hmac(record(keys))) };
+        let asking = |keys| Memory {
+            in_use: memory.in_use.clone(),
+            attempt: Some(Attempt::Hmac(record(keys))),
+        };
         let asked = asking(own.iter().cloned().collect());
         let line = self.line(request, meter.started)?;
         line.connect_during(|| self.remember(memory, &asked, &mut step))?;
@@ -73,7 +82,8 @@ impl Device {
             let keys = own.iter().cloned().chain([HmacPublic(new.into())]);
             self.state.store(&asking(keys.collect()))
         };
-        let Registration { device_id, public } = meter.talk(&line, registrant.obtain(remember, &mut *step.progress))?;
+        let Registration { device_id, public } =
+            meter.talk(&line, registrant.obtain(remember, &mut *step.progress))?;
         let record = record(vec![HmacPublic(public)]);
         let grant = SharedKeyGrant { record: record.clone(), device_id: device_id.clone() };
         let granted = Memory { in_use: Some(Grant::SharedKey(grant)), attempt: None };
@@ -83,18 +93,20 @@ impl Device {
 
     /// A token with which any MQTT client signs in as this device for a while.
     ///
-    /// `lifetime` counts in whole seconds, from this device's clock; a CA takes [`Token::MAX_LIFETIME`] at most.
+    /// `lifetime` counts in whole seconds, from this device's clock; a CA takes
+    /// [`Token::MAX_LIFETIME`] at most.
     ///
     /// # Errors
-    /// [`Error::NotProvisioned`] if this device has no shared key, [`Error::Usage`] if the TPM no longer holds it or the lifetime is
-    /// too long.
+    /// [`Error::NotProvisioned`] if this device has no shared key, [`Error::Usage`] if the TPM no
+    /// longer holds it or the lifetime is too long.
     pub fn token(&self, lifetime: Duration) -> Result<Token, Error> {
         if lifetime > Token::MAX_LIFETIME {
             let limit = Token::MAX_LIFETIME.as_secs();
             return Err(Error::Usage(format!("a token is valid for {limit} s at most")));
         }
         let Some(Grant::SharedKey(grant)) = self.state.memory()?.in_use else {
-            let reason = "this device has no shared key: run `assay-device provision --flow shared-key`";
+            let reason =
+                "this device has no shared key: run `assay-device provision --flow shared-key`";
             return Err(Error::NotProvisioned(reason.into()));
         };
         let handle = grant.record.hmac_handle;
@@ -106,18 +118,32 @@ impl Device {
                  `assay-device provision`"
             )));
         }
-        let hmac = |data: Vec<u8>| self.tpm.call("computing an HMAC", move |tpm| tpm.hmac(handle, &data));
-        token::sign(&grant.record.shown.scope, &grant.device_id, token::expiry(&self.clock, lifetime), hmac)
+        let hmac =
+            |data: Vec<u8>| self.tpm.call("computing an HMAC", move |tpm| tpm.hmac(handle, &data));
+        token::sign(
+            &grant.record.shown.scope,
+            &grant.device_id,
+            token::expiry(&self.clock, lifetime),
+            hmac,
+        )
     }
 }
 
-fn provisioned(record: &HmacRecord, device_id: DeviceId, was_provisioned: bool, meter: &Meter<'_>) -> Provisioned {
+fn provisioned(
+    record: &HmacRecord,
+    device_id: DeviceId,
+    was_provisioned: bool,
+    meter: &Meter<'_>,
+) -> Provisioned {
     Provisioned {
         flow: Flow::SharedKey,
         scope: record.shown.scope.clone(),
         device_id,
         ek: record.shown.ek,
-        credential: Credential::SharedKey { parent: record.parent, hmac_handle: record.hmac_handle },
+        credential: Credential::SharedKey {
+            parent: record.parent,
+            hmac_handle: record.hmac_handle,
+        },
         was_provisioned,
         cost: meter.cost(),
     }

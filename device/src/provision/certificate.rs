@@ -1,7 +1,8 @@
 //! The flows that give a certificate: ticket and sealed.
 
 use assay_wire::{
-    Bundle, CertificateList, EkId, Proof, Receipt, ReplyBody, RequestBody, SealedCertificate, SealedReply, Ticket,
+    Bundle, CertificateList, EkId, Proof, Receipt, ReplyBody, RequestBody, SealedCertificate,
+    SealedReply, Ticket,
 };
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::digest;
@@ -35,13 +36,18 @@ impl Applicant<'_> {
         self.line.insist(progress, async |ca, step| self.prove_and_certify(ca, step).await).await
     }
 
-    async fn prove_and_certify(&self, ca: &mut Bootstrap, step: &mut Step<'_>) -> Result<DeviceCertificate, Failure> {
+    async fn prove_and_certify(
+        &self,
+        ca: &mut Bootstrap,
+        step: &mut Step<'_>,
+    ) -> Result<DeviceCertificate, Failure> {
         let challenge = match ca.ask(RequestBody::Challenge(self.bundle.clone())).await? {
             ReplyBody::Challenge(challenge) => challenge,
             other => return Err(Failure::out_of_turn("challenge", other)),
         };
         step.done("challenge received: the CA accepts the EK and the identity key");
-        let secret = self.activate(challenge.credential_blob.into_vec(), challenge.encrypted_seed.into_vec())?;
+        let secret = self
+            .activate(challenge.credential_blob.into_vec(), challenge.encrypted_seed.into_vec())?;
         let ticket = ticket(&secret)?;
         step.done("credential activated by the TPM");
 
@@ -55,11 +61,13 @@ impl Applicant<'_> {
         Ok(certificate)
     }
 
-    /// The sealed flow: talks to the CA until it has confirmed a certificate that passes our checks.
+    /// The sealed flow: talks to the CA until it has confirmed a certificate that passes our
+    /// checks.
     ///
-    /// `pending` is a certificate that an earlier run verified and did not see confirmed. `remember` is called with one that is
-    /// verified, before the confirmation is sent. If the CA does not take the confirmation, another one is asked for; that it
-    /// does not is no reason to forget anything, for the answer may be forged.
+    /// `pending` is a certificate that an earlier run verified and did not see confirmed.
+    /// `remember` is called with one that is verified, before the confirmation is sent. If the CA
+    /// does not take the confirmation, another one is asked for; that it does not is no reason to
+    /// forget anything, for the answer may be forged.
     pub(crate) async fn obtain_sealed(
         &self,
         mut pending: Option<(DeviceCertificate, Confirmation)>,
@@ -83,7 +91,9 @@ impl Applicant<'_> {
                 other => Err(Failure::out_of_turn("confirmation", other)),
             };
             match &confirmed {
-                Ok(certificate) => step.done(&format!("certificate {} confirmed", certificate.serial)),
+                Ok(certificate) => {
+                    step.done(&format!("certificate {} confirmed", certificate.serial))
+                }
                 Err(failure) if failure.is_lost_claim() => pending = None,
                 Err(_) => {}
             }
@@ -108,22 +118,32 @@ impl Applicant<'_> {
             open(&reply, &key, &self.ek_id, &self.ik.public.id())?;
         let certificate = self.verify(&chain)?;
         step.done(&format!("certificate {} opened and verified", certificate.serial));
-        Ok((certificate, Confirmation { proof: Proof { claim: reply.claim, ticket }, receipt_sha256 }))
+        Ok((
+            certificate,
+            Confirmation { proof: Proof { claim: reply.claim, ticket }, receipt_sha256 },
+        ))
     }
 
     fn activate(&self, blob: Vec<u8>, seed: Vec<u8>) -> Result<Zeroizing<Vec<u8>>, Error> {
         let (ek, ik) = (self.ek, self.ik.handle);
-        let secret = self.ik.tpm.call("activating the credential", move |tpm| tpm.activate(ek, ik, &blob, &seed));
+        let secret = self
+            .ik
+            .tpm
+            .call("activating the credential", move |tpm| tpm.activate(ek, ik, &blob, &seed));
         secret.map_err(|error| match error {
-            TpmError::Refused { .. } | TpmError::BadArgument { .. } => AnswerError::Challenge(error).into(),
+            TpmError::Refused { .. } | TpmError::BadArgument { .. } => {
+                AnswerError::Challenge(error).into()
+            }
             error => error.into(),
         })
     }
 
     fn verify(&self, chain: &CertificateList<1>) -> Result<DeviceCertificate, AnswerError> {
-        let chain: Vec<_> = chain.iter().map(|certificate| CertificateDer::from(certificate.to_vec())).collect();
+        let chain: Vec<_> =
+            chain.iter().map(|certificate| CertificateDer::from(certificate.to_vec())).collect();
         let (scope, now) = (self.line.scope, self.clock.at(&chain));
-        let certificate = verify::device_certificate(chain, self.roots, &self.ik.public, scope, now)?;
+        let certificate =
+            verify::device_certificate(chain, self.roots, &self.ik.public, scope, now)?;
         if let Some(wanted) = &self.bundle.device_id {
             verify::device_id(wanted, &certificate.device_id)?;
         }
@@ -132,24 +152,34 @@ impl Applicant<'_> {
 }
 
 fn ticket(secret: &[u8]) -> Result<Ticket, AnswerError> {
-    let ticket = <[u8; Ticket::LEN]>::try_from(secret).map_err(|_| AnswerError::TicketLength(secret.len()))?;
+    let ticket = <[u8; Ticket::LEN]>::try_from(secret)
+        .map_err(|_| AnswerError::TicketLength(secret.len()))?;
     Ok(ticket.into())
 }
 
-/// Of a box that the CA made, only the CA can make the receipt, so who shows it has heard the confirmation.
+/// Of a box that the CA made, only the CA can make the receipt, so who shows it has heard the
+/// confirmation.
 fn check_receipt(receipt: &Receipt, sha256: &[u8; 32]) -> Result<(), AnswerError> {
     let found = digest::digest(&digest::SHA256, receipt.as_bytes());
     if found.as_ref() == sha256 { Ok(()) } else { Err(AnswerError::Receipt) }
 }
 
 /// Opens what was sealed for this EK, this IK and the claim beside it (SP 800-38D).
-fn open(reply: &SealedReply, key: &[u8], ek_id: &EkId, ik_id: &[u8; 32]) -> Result<SealedCertificate, AnswerError> {
-    let key = UnboundKey::new(&AES_256_GCM, key).map_err(|_| AnswerError::SealKeyLength(key.len()))?;
+fn open(
+    reply: &SealedReply,
+    key: &[u8],
+    ek_id: &EkId,
+    ik_id: &[u8; 32],
+) -> Result<SealedCertificate, AnswerError> {
+    let key =
+        UnboundKey::new(&AES_256_GCM, key).map_err(|_| AnswerError::SealKeyLength(key.len()))?;
     let (nonce, sealed) = reply.sealed.split_first_chunk::<NONCE_LEN>().ok_or(AnswerError::Seal)?;
     let nonce = Nonce::assume_unique_for_key(*nonce);
     let beside = Aad::from(SealedReply::associated_data(&reply.claim, ek_id, ik_id));
     let mut contents = Zeroizing::new(sealed.to_vec());
-    let contents = LessSafeKey::new(key).open_in_place(nonce, beside, &mut contents).map_err(|_| AnswerError::Seal)?;
+    let contents = LessSafeKey::new(key)
+        .open_in_place(nonce, beside, &mut contents)
+        .map_err(|_| AnswerError::Seal)?;
     SealedCertificate::decode(contents).map_err(|error| AnswerError::Unreadable(error.to_string()))
 }
 
@@ -168,14 +198,19 @@ mod tests {
     #[test]
     fn receipt_of_another_claim_or_ca_is_refused() {
         let receipt = Receipt::from([9; 32]);
-        let sha256: [u8; 32] = digest::digest(&digest::SHA256, &[9; 32]).as_ref().try_into().unwrap();
+        let sha256: [u8; 32] =
+            digest::digest(&digest::SHA256, &[9; 32]).as_ref().try_into().unwrap();
         assert_eq!(check_receipt(&receipt, &sha256), Ok(()));
         for at in 0..sha256.len() {
             let mut other = sha256;
             other[at] ^= 1;
             assert_eq!(check_receipt(&receipt, &other), Err(AnswerError::Receipt));
         }
-        assert_eq!(check_receipt(&sha256.into(), &sha256), Err(AnswerError::Receipt), "what is in the box");
+        assert_eq!(
+            check_receipt(&sha256.into(), &sha256),
+            Err(AnswerError::Receipt),
+            "what is in the box"
+        );
     }
 
     const KEY: [u8; 32] = [0x42; 32];
@@ -198,7 +233,8 @@ mod tests {
         let beside = Aad::from(SealedReply::associated_data(&claim, &ek_id(), &IK_ID));
         let mut sealed = contents.to_vec();
         let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &KEY).unwrap());
-        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), beside, &mut sealed).unwrap();
+        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), beside, &mut sealed)
+            .unwrap();
         SealedReply {
             claim: claim.try_into().unwrap(),
             credential_blob: vec![1].try_into().unwrap(),
@@ -223,8 +259,13 @@ mod tests {
             assert_eq!(open(&altered, &KEY, &ek_id(), &IK_ID), Err(AnswerError::Seal), "byte {at}");
         }
         for length in 0..reply.sealed.len() {
-            let cut = SealedReply { sealed: reply.sealed[..length].try_into().unwrap(), ..reply.clone() };
-            assert_eq!(open(&cut, &KEY, &ek_id(), &IK_ID), Err(AnswerError::Seal), "{length} bytes");
+            let cut =
+                SealedReply { sealed: reply.sealed[..length].try_into().unwrap(), ..reply.clone() };
+            assert_eq!(
+                open(&cut, &KEY, &ek_id(), &IK_ID),
+                Err(AnswerError::Seal),
+                "{length} bytes"
+            );
         }
     }
 

@@ -16,7 +16,8 @@ pub(crate) struct Registrant<'a> {
     pub(crate) ek: EkKind,
     pub(crate) parent: ParentKind,
     pub(crate) handle: u32,
-    /// The TPMT_PUBLIC of the device's own key at that handle, which the new one takes the place of.
+    /// The TPMT_PUBLIC of the device's own key at that handle, which the new one takes the place
+    /// of.
     pub(crate) replaced: Option<Vec<u8>>,
 }
 
@@ -30,15 +31,18 @@ pub(crate) struct Registration {
 impl Registrant<'_> {
     /// Talks to the CA until it grants a key that the TPM can open, and makes that key persistent.
     ///
-    /// `remember` is told the key's TPMT_PUBLIC once the TPM has opened the key, and before the TPM keeps it: whoever is killed in
-    /// between must know it again, for the CA may send another key the next time. A key that a reply only names is not
-    /// remembered, for it may be somebody else's.
+    /// `remember` is told the key's TPMT_PUBLIC once the TPM has opened the key, and before the TPM
+    /// keeps it: whoever is killed in between must know it again, for the CA may send another key
+    /// the next time. A key that a reply only names is not remembered, for it may be somebody
+    /// else's.
     pub(crate) async fn obtain(
         &self,
         mut remember: impl FnMut(&[u8]) -> Result<(), Error>,
         progress: Progress<'_>,
     ) -> Result<Registration, Error> {
-        self.line.insist(progress, async |ca, step| self.register(ca, &mut remember, step).await).await
+        self.line
+            .insist(progress, async |ca, step| self.register(ca, &mut remember, step).await)
+            .await
     }
 
     async fn register(
@@ -52,8 +56,14 @@ impl Registrant<'_> {
             other => return Err(Failure::out_of_turn("shared key", other)),
         };
         step.done("key received: the CA accepts the EK and the parent");
-        let ActivationReply { credential_blob, encrypted_seed, duplicate, symmetric_seed, key_public, device_id } =
-            reply;
+        let ActivationReply {
+            credential_blob,
+            encrypted_seed,
+            duplicate,
+            symmetric_seed,
+            key_public,
+            device_id,
+        } = reply;
         if let Some(wanted) = &self.bundle.device_id {
             verify::device_id(wanted, &device_id)?;
         }
@@ -75,7 +85,8 @@ impl Registrant<'_> {
 
     fn open(&self, key: WrappedKey) -> Result<OpenedKey, Error> {
         let (ek, parent) = (self.ek, self.parent);
-        let opened = self.tpm.call("opening the HMAC key", move |tpm| tpm.open_hmac_key(ek, parent, &key));
+        let opened =
+            self.tpm.call("opening the HMAC key", move |tpm| tpm.open_hmac_key(ek, parent, &key));
         opened.map_err(|error| match error {
             TpmError::NotForThisTpm { .. } => AnswerError::SharedKey(error).into(),
             error => error.into(),
@@ -84,6 +95,8 @@ impl Registrant<'_> {
 
     fn keep(&self, key: OpenedKey) -> Result<(), TpmError> {
         let (parent, handle, replaced) = (self.parent, self.handle, self.replaced.clone());
-        self.tpm.call("loading the HMAC key", move |tpm| tpm.keep_hmac_key(parent, handle, &key, replaced.as_deref()))
+        self.tpm.call("loading the HMAC key", move |tpm| {
+            tpm.keep_hmac_key(parent, handle, &key, replaced.as_deref())
+        })
     }
 }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// A TCTI string (TCG TSS 2.0 TCTI Specification): how the TPM is reached. Printed, it is the string itself.
+/// A TCTI string (TCG TSS 2.0 TCTI Specification): how the TPM is reached. Printed, it is the
+/// string itself.
 ///
 /// | string | TPM |
 /// |---|---|
@@ -86,13 +87,16 @@ impl Tcti {
         }
     }
 
-    /// Whether a resource manager keeps the objects and sessions of its users apart, and frees them when a user dies.
+    /// Whether a resource manager keeps the objects and sessions of its users apart, and frees them
+    /// when a user dies.
     pub fn has_resource_manager(&self) -> bool {
         match &self.address {
             Address::Direct(Wire::Device(path)) => path.to_string_lossy().contains("tpmrm"),
             Address::Direct(Wire::Tcp(..) | Wire::Unix(_)) => false,
             #[cfg(feature = "tss2")]
-            Address::Library(name, conf) => *name == "tabrmd" || *name == "device" && conf.contains("tpmrm"),
+            Address::Library(name, conf) => {
+                *name == "tabrmd" || *name == "device" && conf.contains("tpmrm")
+            }
         }
     }
 
@@ -103,7 +107,10 @@ impl Tcti {
 
 impl Default for Tcti {
     fn default() -> Self {
-        Self { text: format!("device:{DEFAULT_DEVICE}"), address: Address::Direct(Wire::Device(DEFAULT_DEVICE.into())) }
+        Self {
+            text: format!("device:{DEFAULT_DEVICE}"),
+            address: Address::Direct(Wire::Device(DEFAULT_DEVICE.into())),
+        }
     }
 }
 
@@ -128,7 +135,8 @@ fn swtpm(conf: &str) -> Result<Wire, String> {
     if let Some(path) = conf.strip_prefix("path=").filter(|path| !path.is_empty()) {
         return Ok(Wire::Unix(path.into()));
     }
-    let value = |key: &str| conf.split(',').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+    let value =
+        |key: &str| conf.split(',').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
     match (value("host"), value("port")) {
         (Some(host), Some(port)) if !host.is_empty() && conf.split(',').count() == 2 => {
             let port = port.parse().map_err(|_| format!("`{conf}` has no port number"))?;
@@ -153,7 +161,8 @@ fn library(text: &str) -> Result<Address, TctiError> {
             if name == "swtpm" { "swtpm" } else { "mssim" }
         }
         "tabrmd" => {
-            let is_known = |pair: &str| pair.starts_with("bus_name=") || pair.starts_with("bus_type=");
+            let is_known =
+                |pair: &str| pair.starts_with("bus_name=") || pair.starts_with("bus_type=");
             if !conf.is_empty() && !conf.split(',').all(is_known) {
                 return malformed("has something else than bus_name=N,bus_type=T");
             }
@@ -180,7 +189,8 @@ impl fmt::Display for Tcti {
     }
 }
 
-const LIBRARY_FORMS: &str = "device:PATH, swtpm:host=H,port=P, mssim:host=H,port=P and tabrmd[:bus_name=N,bus_type=T]";
+const LIBRARY_FORMS: &str =
+    "device:PATH, swtpm:host=H,port=P, mssim:host=H,port=P and tabrmd[:bus_name=N,bus_type=T]";
 const DEFAULT_DEVICE: &str = "/dev/tpmrm0";
 
 #[cfg(test)]
@@ -234,7 +244,10 @@ mod tests {
     fn what_goes_through_libtss2_is_refused_without_it_and_the_feature_named() {
         for text in OF_LIBRARY {
             let error = text.parse::<Tcti>().unwrap_err().to_string();
-            assert!(error.contains("--features tss2") && error.contains("device:/dev/tpmrm0"), "{error}");
+            assert!(
+                error.contains("--features tss2") && error.contains("device:/dev/tpmrm0"),
+                "{error}"
+            );
         }
     }
 
@@ -250,7 +263,10 @@ mod tests {
             "tss2:",
             "tss2",
         ] {
-            assert!(matches!(text.parse::<Tcti>(), Err(TctiError::MalformedForLibrary(_))), "{text}");
+            assert!(
+                matches!(text.parse::<Tcti>(), Err(TctiError::MalformedForLibrary(_))),
+                "{text}"
+            );
         }
     }
 

@@ -9,8 +9,9 @@ use super::{Tpm, TpmError};
 
 /// A TPM on its own thread. Clones share it; calls are made one after the other.
 ///
-/// A call that takes longer than the limit fails with [`TpmError::TimedOut`], and every later one with
-/// [`TpmError::Abandoned`]: there is no way to take a command back, so its thread may wait for ever.
+/// A call that takes longer than the limit fails with [`TpmError::TimedOut`], and every later one
+/// with [`TpmError::Abandoned`]: there is no way to take a command back, so its thread may wait for
+/// ever.
 #[derive(Clone)]
 pub struct TpmThread {
     worker: Arc<Mutex<Worker>>,

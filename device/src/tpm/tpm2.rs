@@ -21,13 +21,14 @@ use self::command::{CommandError, Hierarchy};
 use self::connection::Connection;
 use self::key::{Key, Primaries};
 use super::{
-    EkKind, HierarchyPasswords, IkKind, OpenedKey, ParentKind, PublicArea, SignatureScheme, Tcti, Tpm, TpmError,
-    WrappedKey,
+    EkKind, HierarchyPasswords, IkKind, OpenedKey, ParentKind, PublicArea, SignatureScheme, Tcti,
+    Tpm, TpmError, WrappedKey,
 };
 
 /// A TPM 2.0.
 ///
-/// A connection lives as long as one call: others may use the TPM in between, and an I/O error ends with its call.
+/// A connection lives as long as one call: others may use the TPM in between, and an I/O error ends
+/// with its call.
 pub struct Tpm2 {
     tcti: Tcti,
     passwords: HierarchyPasswords,
@@ -41,7 +42,13 @@ pub struct Tpm2 {
 impl Tpm2 {
     /// A TPM that is not connected to yet.
     pub fn new(tcti: Tcti, passwords: HierarchyPasswords) -> Self {
-        Self { tcti, passwords, primaries: Primaries::default(), identity: None, may_hold_leftovers: true }
+        Self {
+            tcti,
+            passwords,
+            primaries: Primaries::default(),
+            identity: None,
+            may_hold_leftovers: true,
+        }
     }
 
     /// Gives passwords to the TPM with this EK alone, by which the CA knows this device: `id` is
@@ -114,7 +121,8 @@ impl Tpm for Tpm2 {
         let found = self.run("looking for the identity key", |tpm, _| {
             let Some(found) = Key::persistent(tpm, handle)? else { return Ok(None) };
             if !template::fits(&found.public, &template::ik(kind)) {
-                let (wanted, found) = (format!("an identity key of kind {kind}"), template::describe(&found.public));
+                let (wanted, found) =
+                    (format!("an identity key of kind {kind}"), template::describe(&found.public));
                 return Err(Fault::Occupied { handle, wanted, found, option: IK_HANDLE_OPTION });
             }
             Ok(Some(found.public_area()?))
@@ -126,8 +134,9 @@ impl Tpm for Tpm2 {
     fn create_identity_key(&mut self, kind: IkKind, handle: u32) -> Result<PublicArea, TpmError> {
         let created = self.run("creating the identity key", |tpm, primaries| {
             let srk = key::load_ik_parent(tpm, primaries)?;
-            let (private, public) =
-                tpm.create(srk.handle, template::ik(kind)).map_err(|error| unsupported(error, kind.name()))?;
+            let (private, public) = tpm
+                .create(srk.handle, template::ik(kind))
+                .map_err(|error| unsupported(error, kind.name()))?;
             let ik = Key::load(tpm, &srk, &private, public)?;
             srk.release(tpm)?;
             ik.persist(tpm, primaries, handle)?;
@@ -137,7 +146,12 @@ impl Tpm for Tpm2 {
         Ok(created)
     }
 
-    fn sign(&mut self, handle: u32, scheme: SignatureScheme, digest: &[u8]) -> Result<Vec<u8>, TpmError> {
+    fn sign(
+        &mut self,
+        handle: u32,
+        scheme: SignatureScheme,
+        digest: &[u8],
+    ) -> Result<Vec<u8>, TpmError> {
         self.run("signing", |tpm, _| {
             tpm.sign(handle, scheme, digest).map_err(|error| used(handle, IK_HANDLE_OPTION, error))
         })
@@ -151,7 +165,8 @@ impl Tpm for Tpm2 {
         seed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
         let seen = self.identity.as_ref().filter(|(at, _)| *at == handle);
-        let seen = seen.and_then(|(_, public)| key::decoded(public)).map(|public| Key::at(handle, public));
+        let seen =
+            seen.and_then(|(_, public)| key::decoded(public)).map(|public| Key::at(handle, public));
         self.run("activating the credential", |tpm, primaries| {
             let ik = match seen {
                 Some(ik) => ik,
@@ -182,18 +197,25 @@ impl Tpm for Tpm2 {
         })
     }
 
-    fn open_hmac_key(&mut self, ek: EkKind, parent: ParentKind, key: &WrappedKey) -> Result<OpenedKey, TpmError> {
+    fn open_hmac_key(
+        &mut self,
+        ek: EkKind,
+        parent: ParentKind,
+        key: &WrappedKey,
+    ) -> Result<OpenedKey, TpmError> {
         self.run("opening the HMAC key", |tpm, primaries| {
             let public = hmac_public(&key.public)?;
             let parent = key::load_parent(tpm, primaries, parent)?;
             let (blob, seed) = (&key.credential_blob, &key.encrypted_seed);
             let (inner_key, session) =
-                key::activate_and_go_on(tpm, primaries, ek, &parent, blob, seed).map_err(not_opened)?;
+                key::activate_and_go_on(tpm, primaries, ek, &parent, blob, seed)
+                    .map_err(not_opened)?;
             let policy = key::authorise_parent(tpm, &parent, TpmCc::Import)?;
             let private = tpm
                 .import(&parent, policy, session, &inner_key, public.clone(), key)
                 .map_err(|error| not_opened(error.into()))?;
-            // TPM2_Load compares the sensitive area with the public one (TPM 2.0 Part 3, 12.2.1), whether TPM2_Import did or not.
+            // TPM2_Load compares the sensitive area with the public one (TPM 2.0 Part 3, 12.2.1),
+            // whether TPM2_Import did or not.
             Key::load(tpm, &parent, &private, public).map_err(|error| not_opened(error.into()))?;
             Ok(OpenedKey { public: key.public.clone(), private })
         })
@@ -266,13 +288,19 @@ impl Fault {
             Self::Command(CommandError::Io(error)) => {
                 TpmError::Unreachable { operation, tcti: tcti.clone(), reason: error.to_string() }
             }
-            Self::Command(CommandError::BadResponse(reason)) => TpmError::BadResponse { operation, reason },
-            Self::Command(CommandError::BadArgument(reason)) => TpmError::BadArgument { operation, reason },
+            Self::Command(CommandError::BadResponse(reason)) => {
+                TpmError::BadResponse { operation, reason }
+            }
+            Self::Command(CommandError::BadArgument(reason)) => {
+                TpmError::BadArgument { operation, reason }
+            }
             Self::Command(CommandError::Refused(code)) => {
                 TpmError::Refused { operation, code: code.0, reason: code.to_string() }
             }
             Self::WrongPassword { hierarchy } => TpmError::WrongPassword { operation, hierarchy },
-            Self::KeyWithPassword { handle, option } => TpmError::KeyWithPassword { operation, handle, option },
+            Self::KeyWithPassword { handle, option } => {
+                TpmError::KeyWithPassword { operation, handle, option }
+            }
             Self::Occupied { handle, wanted, found, option } => {
                 TpmError::HandleOccupied { handle, wanted, found, option }
             }
@@ -284,14 +312,15 @@ impl Fault {
     }
 }
 
-/// Whether an EK has the shape that TCG's default template for its kind gives, as a CA takes it for granted where it is told the
-/// certificate's NV index alone.
+/// Whether an EK has the shape that TCG's default template for its kind gives, as a CA takes it for
+/// granted where it is told the certificate's NV index alone.
 pub(crate) fn is_of_default_template(kind: EkKind, ek: &PublicArea) -> bool {
     key::decoded(&ek.bytes).is_none_or(|ek| template::fits(&ek, &template::ek(kind)))
 }
 
-/// Flushes what a process like this one left in the TPM when it was killed: keys with our templates, and sessions, which
-/// nothing tells apart. Without a resource manager at most three of each fit, and there can be no second user.
+/// Flushes what a process like this one left in the TPM when it was killed: keys with our
+/// templates, and sessions, which nothing tells apart. Without a resource manager at most three of
+/// each fit, and there can be no second user.
 fn flush_leftovers(tpm: &mut Connection<'_>) -> Result<(), CommandError> {
     for handle in tpm.handles(TRANSIENT_FIRST)? {
         if key::read(tpm, handle)?.is_some_and(|public| template::is_ours(&public)) {
@@ -321,14 +350,19 @@ fn no_hmac_key(handle: u32, found: &TpmtPublic) -> Fault {
 }
 
 fn authorised(hierarchy: Hierarchy, error: CommandError) -> Fault {
-    if is_wrong_password(&error) { Fault::WrongPassword { hierarchy: hierarchy.option() } } else { error.into() }
+    if is_wrong_password(&error) {
+        Fault::WrongPassword { hierarchy: hierarchy.option() }
+    } else {
+        error.into()
+    }
 }
 
 fn used(handle: u32, option: &'static str, error: CommandError) -> Fault {
     if is_wrong_password(&error) { Fault::KeyWithPassword { handle, option } } else { error.into() }
 }
 
-/// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can be reached is another question.
+/// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can
+/// be reached is another question.
 fn not_opened(fault: Fault) -> Fault {
     match fault {
         Fault::Command(error @ (CommandError::Refused(_) | CommandError::BadArgument(_))) => {
@@ -345,7 +379,9 @@ fn is_wrong_password(error: &CommandError) -> bool {
 fn unsupported(error: CommandError, kind: &str) -> Fault {
     use TpmRcBase::{Asymmetric, Curve, Hash, KeySize, Symmetric, Value};
     match error.code() {
-        Some(Asymmetric | Curve | Hash | KeySize | Symmetric | Value) => Fault::Unsupported(kind.into()),
+        Some(Asymmetric | Curve | Hash | KeySize | Symmetric | Value) => {
+            Fault::Unsupported(kind.into())
+        }
         _ => error.into(),
     }
 }

@@ -92,7 +92,8 @@ fn wrong_endorsement_password_is_named_at_activation() -> Result<()> {
     assert_nothing_loaded(&swtpm)
 }
 
-/// Contents of the TPM2B_ID_OBJECT and the TPM2B_ENCRYPTED_SECRET that tpm2-tools make for an EK and a Name.
+/// Contents of the TPM2B_ID_OBJECT and the TPM2B_ENCRYPTED_SECRET that tpm2-tools make for an EK
+/// and a Name.
 pub(crate) fn make_credential(
     swtpm: &Swtpm,
     ek_public: &[u8],
@@ -100,13 +101,31 @@ pub(crate) fn make_credential(
     secret: &[u8],
 ) -> Result<(Vec<u8>, Vec<u8>)> {
     let file = |name: &str| swtpm.work_dir().join(name);
-    std::fs::write(file("ek.pub"), [&u16::try_from(ek_public.len())?.to_be_bytes(), ek_public].concat())?;
+    std::fs::write(
+        file("ek.pub"),
+        [&u16::try_from(ek_public.len())?.to_be_bytes(), ek_public].concat(),
+    )?;
     std::fs::write(file("secret"), secret)?;
     let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
-    swtpm.tpm2(&["makecredential", "-T", "none", "-u", "ek.pub", "-s", "secret", "-n", &name, "-o", "credential"])?;
+    swtpm.tpm2(&[
+        "makecredential",
+        "-T",
+        "none",
+        "-u",
+        "ek.pub",
+        "-s",
+        "secret",
+        "-n",
+        &name,
+        "-o",
+        "credential",
+    ])?;
     // Magic and version, then the two TPM2B (tpm2-tools, lib/files.c).
     let contents = std::fs::read(file("credential"))?;
     let sized = |at: usize| usize::from(u16::from_be_bytes([contents[at], contents[at + 1]]));
     let (blob, seed) = (8, 8 + 2 + sized(8));
-    Ok((contents[blob + 2..blob + 2 + sized(blob)].to_vec(), contents[seed + 2..seed + 2 + sized(seed)].to_vec()))
+    Ok((
+        contents[blob + 2..blob + 2 + sized(blob)].to_vec(),
+        contents[seed + 2..seed + 2 + sized(seed)].to_vec(),
+    ))
 }

@@ -21,7 +21,8 @@ fn device_that_is_well_passes_every_check_and_is_left_as_it_was() -> Result<()> 
     let ik = open(&swtpm).create_identity_key(IkKind::P256, IK)?;
     ca.provision(state.path(), IkKind::P256, &ik)?;
     let before = (swtpm.persistent_handles()?, std::fs::read(state.path().join("device.json"))?);
-    let broker = FakeCa::start(|request| matches!(request, RequestBody::Ping).then_some(ReplyBody::Pong));
+    let broker =
+        FakeCa::start(|request| matches!(request, RequestBody::Ping).then_some(ReplyBody::Pong));
     let options = DoctorOptions {
         state: Some(state.path().into()),
         ca_roots: tls::options(&swtpm.tcti(), state.path(), &ca)?.ca_roots,
@@ -49,7 +50,10 @@ fn device_that_is_well_passes_every_check_and_is_left_as_it_was() -> Result<()> 
     assert_eq!(find(&checks, "TLS").outcome, Outcome::Warn, "without TLS");
     assert!(find(&checks, "TPM").found.starts_with("IBM SW"), "{}", find(&checks, "TPM").found);
     assert!(find(&checks, "identity key").found.contains("signs in"), "{checks:?}");
-    assert_eq!((swtpm.persistent_handles()?, std::fs::read(state.path().join("device.json"))?), before);
+    assert_eq!(
+        (swtpm.persistent_handles()?, std::fs::read(state.path().join("device.json"))?),
+        before
+    );
     assert_nothing_loaded(&swtpm)
 }
 
@@ -80,7 +84,11 @@ fn tpm_that_is_not_there_is_one_failure_with_advice() -> Result<()> {
         let checks = examine(options, &mut |_| ());
         assert_eq!((checks[0].name, checks[0].outcome), ("TPM reached", Outcome::Fail));
         assert!(checks[0].advice.as_ref().is_some_and(|text| text.contains(advice)), "{checks:?}");
-        assert_eq!(checks.iter().filter(|check| check.outcome == Outcome::Fail).count(), 1, "{checks:?}");
+        assert_eq!(
+            checks.iter().filter(|check| check.outcome == Outcome::Fail).count(),
+            1,
+            "{checks:?}"
+        );
     }
     Ok(())
 }
@@ -96,9 +104,13 @@ fn tpm_without_certificate_or_with_passwords_or_wrong_attempts_is_told() -> Resu
     swtpm.set_passwords("own-secret", "endorse-secret")?;
     let checks = examine(options(&swtpm)?, &mut |_| ());
     let advice = find(&checks, "EK").found.clone();
-    assert!(find(&checks, "EK").outcome == Outcome::Fail && advice.contains("--endorsement-auth-file"), "{advice}");
+    assert!(
+        find(&checks, "EK").outcome == Outcome::Fail && advice.contains("--endorsement-auth-file"),
+        "{advice}"
+    );
     assert!(find(&checks, "hierarchies").found.contains("owner has a password"));
-    let known = DoctorOptions { passwords: passwords("own-secret", "endorse-secret"), ..options(&swtpm)? };
+    let known =
+        DoctorOptions { passwords: passwords("own-secret", "endorse-secret"), ..options(&swtpm)? };
     let checks = examine(known, &mut |_| ());
     assert!(!checks.iter().any(|check| check.outcome == Outcome::Fail), "{checks:?}");
     let said = format!("{checks:?}");
@@ -134,7 +146,10 @@ fn broken_state_is_a_failure_and_left_alone() -> Result<()> {
 }
 
 fn find<'a>(checks: &'a [Check], name: &str) -> &'a Check {
-    checks.iter().find(|check| check.name == name).unwrap_or_else(|| panic!("no {name} among {checks:?}"))
+    checks
+        .iter()
+        .find(|check| check.name == name)
+        .unwrap_or_else(|| panic!("no {name} among {checks:?}"))
 }
 
 fn options(swtpm: &Swtpm) -> Result<DoctorOptions> {

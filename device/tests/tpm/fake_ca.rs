@@ -31,8 +31,12 @@ pub(crate) struct Heard {
 
 impl FakeCa {
     /// Answers requests without TLS; a request without an answer ends the connection.
-    pub(crate) fn start(mut answer: impl FnMut(&RequestBody) -> Option<ReplyBody> + Send + 'static) -> Self {
-        Self::listen(move |socket, heard| _ = serve(socket, heard, ConnectReturnCode::Success, &mut answer))
+    pub(crate) fn start(
+        mut answer: impl FnMut(&RequestBody) -> Option<ReplyBody> + Send + 'static,
+    ) -> Self {
+        Self::listen(move |socket, heard| {
+            _ = serve(socket, heard, ConnectReturnCode::Success, &mut answer)
+        })
     }
 
     /// Answers CONNECT over TLS, and acknowledges what is published.
@@ -91,11 +95,17 @@ fn serve(
             Packet::Connect(connect, _, login) => {
                 let login = login.map(|Login { username, password }| (username, password));
                 heard.lock().unwrap().logins.push((connect.client_id, login));
-                write(&mut client, Packet::ConnAck(ConnAck { session_present: false, code, properties: None }))?;
+                write(
+                    &mut client,
+                    Packet::ConnAck(ConnAck { session_present: false, code, properties: None }),
+                )?;
             }
             Packet::Subscribe(subscribe) => {
                 let return_codes = vec![SubscribeReasonCode::Success(QoS::AtLeastOnce)];
-                write(&mut client, Packet::SubAck(SubAck { pkid: subscribe.pkid, return_codes, properties: None }))?;
+                write(
+                    &mut client,
+                    Packet::SubAck(SubAck { pkid: subscribe.pkid, return_codes, properties: None }),
+                )?;
             }
             Packet::Publish(publish) => {
                 write(&mut client, Packet::PubAck(PubAck::new(publish.pkid, None)))?;
@@ -108,7 +118,10 @@ fn serve(
                 heard.lock().unwrap().requests.push(request.body.clone());
                 let reply = Reply { id: request.id, body: answer(&request.body)? }.encode();
                 let topic = Topic::Reply(scope, id).to_string();
-                write(&mut client, Packet::Publish(Publish::new(topic, QoS::AtMostOnce, reply, None)))?;
+                write(
+                    &mut client,
+                    Packet::Publish(Publish::new(topic, QoS::AtMostOnce, reply, None)),
+                )?;
             }
             _ => {}
         }

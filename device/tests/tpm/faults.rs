@@ -5,7 +5,9 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, SignatureScheme, Tpm, Tpm2, TpmError, TpmThread};
+use assay_device::tpm::{
+    EkKind, HierarchyPasswords, IkKind, SignatureScheme, Tpm, Tpm2, TpmError, TpmThread,
+};
 use assay_tests::Swtpm;
 
 use crate::proxy::Proxy;
@@ -40,7 +42,8 @@ fn file_in_place_of_a_tpm_is_left_as_it_is() -> Result<()> {
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), "not a TPM")?;
     let tcti = format!("device:{}", file.path().display()).parse()?;
-    let error = Tpm2::new(tcti, HierarchyPasswords::default()).endorsement_key(EkKind::P256).unwrap_err();
+    let error =
+        Tpm2::new(tcti, HierarchyPasswords::default()).endorsement_key(EkKind::P256).unwrap_err();
     assert!(matches!(error, TpmError::Unreachable { .. }), "{error}");
     assert_eq!(std::fs::read(file.path())?, b"not a TPM");
     Ok(())
@@ -57,7 +60,8 @@ fn hung_tpm_times_out_and_is_not_asked_again() -> Result<()> {
     let error = tpm.call("making the EK", |tpm| tpm.endorsement_key(EkKind::P256)).unwrap_err();
     assert_eq!(error, TpmError::TimedOut { operation: "making the EK", limit });
     assert!(started.elapsed() < limit * 4);
-    let error = tpm.clone().call("making the EK", |tpm| tpm.endorsement_key(EkKind::P256)).unwrap_err();
+    let error =
+        tpm.clone().call("making the EK", |tpm| tpm.endorsement_key(EkKind::P256)).unwrap_err();
     assert_eq!(error, TpmError::Abandoned);
     swtpm.resume()?;
     Ok(())

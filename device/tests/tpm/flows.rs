@@ -6,14 +6,14 @@ use std::time::Duration;
 use anyhow::Result;
 use assay_device::tpm::{EkKind, IkKind, ParentKind, PublicArea, Tpm, WrappedKey};
 use assay_device::{
-    AnswerError, Credential, CredentialStatus, Device, EkChoice, Error, Flow, OwnKey, ProvisionRequest, Provisioned,
-    Status,
+    AnswerError, Credential, CredentialStatus, Device, EkChoice, Error, Flow, OwnKey,
+    ProvisionRequest, Provisioned, Status,
 };
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::ConnectReturnCode;
 use assay_tests::Swtpm;
 use assay_wire::{
-    ActivationReply, ConfirmedReply, Problem, ProblemCode, Receipt, ReplyBody, RequestBody, SealedCertificate,
-    SealedReply, Ticket,
+    ActivationReply, ConfirmedReply, Problem, ProblemCode, Receipt, ReplyBody, RequestBody,
+    SealedCertificate, SealedReply, Ticket,
 };
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::version::{TLS12, TLS13};
@@ -55,7 +55,8 @@ fn sealed_certificate_is_confirmed_with_the_ticket_in_it() -> Result<()> {
 }
 
 #[test]
-fn sealed_certificate_is_stored_before_it_is_confirmed_and_only_confirmed_by_the_next_run() -> Result<()> {
+fn sealed_certificate_is_stored_before_it_is_confirmed_and_only_confirmed_by_the_next_run()
+-> Result<()> {
     let lab = Lab::new()?;
     let reply = lab.sealed("pump-17")?;
     let answers = Arc::new(Mutex::new(false));
@@ -67,7 +68,11 @@ fn sealed_certificate_is_stored_before_it_is_confirmed_and_only_confirmed_by_the
             _ => None,
         }
     });
-    let request = ProvisionRequest { flow: Some(Flow::Sealed), deadline: Duration::from_secs(5), ..lab.request(&ca) };
+    let request = ProvisionRequest {
+        flow: Some(Flow::Sealed),
+        deadline: Duration::from_secs(5),
+        ..lab.request(&ca)
+    };
     let error = lab.device()?.provision(&request, &mut |_, _| ()).unwrap_err();
     assert_eq!(error.exit_code(), 4, "{error}");
     let requests = ca.take_requests();
@@ -175,15 +180,26 @@ fn problem_in_answer_to_a_confirmation_ends_nothing_that_works() -> Result<()> {
             let request = ProvisionRequest { flow: Some(Flow::Sealed), again, ..lab.request(&ca) };
             let error = lab.device()?.provision(&request, &mut |_, _| ()).unwrap_err();
             assert_eq!(error.exit_code(), 3, "{code:?}: {error}");
-            assert_eq!((lab.device()?.certificate()?.chain, std::fs::read(&copy)?), before, "{code:?}");
+            assert_eq!(
+                (lab.device()?.certificate()?.chain, std::fs::read(&copy)?),
+                before,
+                "{code:?}"
+            );
             lab.device()?.mqtt_tls_config()?;
             assert_eq!(lab.is_confirmed()?, Some(true));
-            assert_eq!(Status::read(lab.state.path())?.unwrap().attempt.unwrap().flow, Flow::Sealed);
+            assert_eq!(
+                Status::read(lab.state.path())?.unwrap().attempt.unwrap().flow,
+                Flow::Sealed
+            );
         }
         *is_hostile.lock().unwrap() = false;
         ca.take_requests();
         assert!(!lab.provision(&ca, None)?.was_provisioned);
-        assert_eq!(ca.take_requests(), ["confirm"], "{code:?}: the certificate that waits is confirmed");
+        assert_eq!(
+            ca.take_requests(),
+            ["confirm"],
+            "{code:?}: the certificate that waits is confirmed"
+        );
         assert_ne!(lab.device()?.certificate()?.chain, before.0);
         assert!(Status::read(lab.state.path())?.unwrap().attempt.is_none());
     }
@@ -192,7 +208,8 @@ fn problem_in_answer_to_a_confirmation_ends_nothing_that_works() -> Result<()> {
 
 /// The device may have signed in with it, which confirms it as well.
 #[test]
-fn problem_in_answer_to_the_first_confirmation_leaves_the_certificate_that_has_come() -> Result<()> {
+fn problem_in_answer_to_the_first_confirmation_leaves_the_certificate_that_has_come() -> Result<()>
+{
     let lab = Lab::new()?;
     let reply = lab.sealed("pump-17")?;
     let ca = FakeCa::start(move |request| match request {
@@ -209,7 +226,8 @@ fn problem_in_answer_to_the_first_confirmation_leaves_the_certificate_that_has_c
 }
 
 #[test]
-fn sealed_reply_that_was_altered_or_is_for_another_device_is_refused_and_not_stored() -> Result<()> {
+fn sealed_reply_that_was_altered_or_is_for_another_device_is_refused_and_not_stored() -> Result<()>
+{
     let lab = Lab::new()?;
     let good = lab.sealed("pump-17")?;
     let other_ik = open(&lab.swtpm).create_identity_key(IkKind::P256, IK + 1)?;
@@ -234,7 +252,10 @@ fn sealed_reply_that_was_altered_or_is_for_another_device_is_refused_and_not_sto
         cases.push(("seed", SealedReply { encrypted_seed, ..good.clone() }));
     }
     for at in [0, 11, 12, good.sealed.len() - 1] {
-        cases.push(("sealed", SealedReply { sealed: flipped(&good.sealed, at).try_into()?, ..good.clone() }));
+        cases.push((
+            "sealed",
+            SealedReply { sealed: flipped(&good.sealed, at).try_into()?, ..good.clone() },
+        ));
     }
     let device = lab.device()?;
     for (case, reply) in cases {
@@ -263,7 +284,8 @@ fn shared_key_is_asked_for_once_and_signs_tokens() -> Result<()> {
     let again = lab.provision(&ca, None)?;
     assert!(again.was_provisioned);
     assert_eq!((again.flow, ca.take_requests()), (Flow::SharedKey, vec![]));
-    lab.device()?.provision(&ProvisionRequest { again: true, ..lab.request(&ca) }, &mut |_, _| ())?;
+    lab.device()?
+        .provision(&ProvisionRequest { again: true, ..lab.request(&ca) }, &mut |_, _| ())?;
     assert_eq!(ca.take_requests(), ["register"]);
 
     let device = lab.device()?;
@@ -271,7 +293,11 @@ fn shared_key_is_asked_for_once_and_signs_tokens() -> Result<()> {
     let signed = format!("default%2Fregistrations%2Fpump-17\n{}", token.expires_at);
     let base64 = data_encoding::BASE64.encode(&hmac(&KEY, signed.as_bytes()));
     let signature = base64.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
-    assert!(token.password.contains(&format!("&sig={signature}&se={}&", token.expires_at)), "{}", token.password);
+    assert!(
+        token.password.contains(&format!("&sig={signature}&se={}&", token.expires_at)),
+        "{}",
+        token.password
+    );
     assert_eq!(device.token(Duration::from_secs(86_401)).unwrap_err().exit_code(), 2);
     let error = device.mqtt_tls_config().unwrap_err();
     assert!(error.to_string().contains("shared key"), "{error}");
@@ -279,7 +305,9 @@ fn shared_key_is_asked_for_once_and_signs_tokens() -> Result<()> {
     let status = Status::read(lab.state.path())?.unwrap();
     assert_eq!(status.keys.flow, Flow::SharedKey);
     assert_eq!(status.keys.key, OwnKey::Hmac { parent: ParentKind::P256, hmac_handle: HMAC_KEY });
-    assert!(matches!(status.credential, Some(CredentialStatus::SharedKey { device_id }) if device_id == "pump-17"));
+    assert!(
+        matches!(status.credential, Some(CredentialStatus::SharedKey { device_id }) if device_id == "pump-17")
+    );
     assert_nothing_loaded(&lab.swtpm)
 }
 
@@ -304,13 +332,15 @@ fn rotated_key_takes_the_old_ones_place() -> Result<()> {
     lab.provision(&lab.key_server(&OTHER_KEY)?, Some(Flow::SharedKey))?;
     let ca = lab.key_server(&KEY)?;
     assert!(lab.provision(&ca, None)?.was_provisioned);
-    lab.device()?.provision(&ProvisionRequest { again: true, ..lab.request(&ca) }, &mut |_, _| ())?;
+    lab.device()?
+        .provision(&ProvisionRequest { again: true, ..lab.request(&ca) }, &mut |_, _| ())?;
     assert_eq!(open(&lab.swtpm).hmac(HMAC_KEY, b"data")?, hmac(&KEY, b"data"));
     Ok(())
 }
 
 #[test]
-fn device_cut_off_at_any_tpm_command_registers_the_next_time_though_every_key_is_another() -> Result<()> {
+fn device_cut_off_at_any_tpm_command_registers_the_next_time_though_every_key_is_another()
+-> Result<()> {
     let lab = Lab::new()?;
     let mut tpm = open(&lab.swtpm);
     let ek = tpm.endorsement_key(EkKind::P256)?.unwrap();
@@ -346,7 +376,10 @@ fn device_cut_off_at_any_tpm_command_registers_the_next_time_though_every_key_is
         lab.device()?.token(Duration::from_secs(60))?;
         assert_nothing_loaded(&lab.swtpm)?;
         if outcome.is_ok() {
-            assert!(was_orphaned, "no cut fell between the new key's persistence and the memory of it");
+            assert!(
+                was_orphaned,
+                "no cut fell between the new key's persistence and the memory of it"
+            );
             return Ok(());
         }
     }
@@ -376,8 +409,11 @@ fn hmac_key_of_somebody_else_stays_however_often_one_tries() -> Result<()> {
         assert!(error.to_string().contains("--hmac-handle"), "{error}");
     }
     assert_eq!(open(&lab.swtpm).hmac(HMAC_KEY, b"data")?, hmac(&OTHER_KEY, b"data"));
-    let elsewhere =
-        ProvisionRequest { flow: Some(Flow::SharedKey), hmac_handle: Some(HMAC_KEY + 1), ..lab.request(&ca) };
+    let elsewhere = ProvisionRequest {
+        flow: Some(Flow::SharedKey),
+        hmac_handle: Some(HMAC_KEY + 1),
+        ..lab.request(&ca)
+    };
     lab.device()?.provision(&elsewhere, &mut |_, _| ())?;
     assert!(lab.provision(&ca, None)?.was_provisioned, "the handle is remembered");
     Ok(())
@@ -416,7 +452,8 @@ fn key_for_another_tpm_or_another_name_is_refused_and_not_stored() -> Result<()>
     ] {
         let ca = FakeCa::start(move |_| Some(ReplyBody::Activation(reply.clone())));
         let device_id = Some("pump-17".parse()?);
-        let request = ProvisionRequest { flow: Some(Flow::SharedKey), device_id, ..lab.request(&ca) };
+        let request =
+            ProvisionRequest { flow: Some(Flow::SharedKey), device_id, ..lab.request(&ca) };
         let error = lab.device()?.provision(&request, &mut |_, _| ()).unwrap_err();
         assert_eq!(error.exit_code(), 7, "{case}: {error}");
         assert!(Status::read(lab.state.path())?.unwrap().credential.is_none(), "{case}");
@@ -441,7 +478,8 @@ fn ek_of_the_first_run_is_the_next_runs_until_another_is_named() -> Result<()> {
     let broker: assay_mqtt::BrokerUrl = server.url("mqtt").parse()?;
     let mut said = Vec::new();
     let mut run = |ek| -> Result<String> {
-        let request = ProvisionRequest { broker: broker.clone(), ek, again: true, ..provisioning::request() };
+        let request =
+            ProvisionRequest { broker: broker.clone(), ek, again: true, ..provisioning::request() };
         let request = ProvisionRequest { flow: Some(Flow::SharedKey), ..request };
         said.clear();
         let mut hear = |step: &str, _| said.push(step.to_owned());
@@ -469,13 +507,16 @@ fn certificate_that_waits_is_confirmed_for_the_ek_that_it_was_sealed_to_alone() 
     let lab = Lab { swtpm, state: tempfile::tempdir()?, ca: tls::Ca::new()?, ik };
     let reply = lab.sealed("pump-17")?;
     let ca = FakeCa::start(move |request| match request {
-        RequestBody::Enroll(bundle) if bundle.ek_certificates.is_empty() => Some(ReplyBody::Sealed(reply.clone())),
+        RequestBody::Enroll(bundle) if bundle.ek_certificates.is_empty() => {
+            Some(ReplyBody::Sealed(reply.clone()))
+        }
         RequestBody::Confirm(_) => None,
         _ => Some(ReplyBody::Problem(Problem::new(ProblemCode::EkNotEnrolled, "test".into()))),
     });
     let run = |ek, deadline| -> Result<Error> {
         let (ek, deadline) = (Some(ek), Duration::from_secs(deadline));
-        let request = ProvisionRequest { flow: Some(Flow::Sealed), ek, deadline, ..lab.request(&ca) };
+        let request =
+            ProvisionRequest { flow: Some(Flow::Sealed), ek, deadline, ..lab.request(&ca) };
         Ok(lab.device()?.provision(&request, &mut |_, _| ()).unwrap_err())
     };
     assert_eq!(run(EkChoice::Kind(EkKind::P256), 5)?.exit_code(), 4);
@@ -491,9 +532,11 @@ fn ek_that_is_named_is_asked_for_though_there_is_a_credential_for_another() -> R
     let ca = lab.key_server(&KEY)?;
     lab.provision(&ca, Some(Flow::SharedKey))?;
     ca.take_requests();
-    for (ek, asks) in
-        [(EkChoice::Auto, false), (EkChoice::Kind(EkKind::P256), false), (EkChoice::Kind(EkKind::P384), true)]
-    {
+    for (ek, asks) in [
+        (EkChoice::Auto, false),
+        (EkChoice::Kind(EkKind::P256), false),
+        (EkChoice::Kind(EkKind::P384), true),
+    ] {
         let request = ProvisionRequest { ek: Some(ek), ..lab.request(&ca) };
         _ = lab.device()?.provision(&request, &mut |_, _| ());
         assert_eq!(!ca.take_requests().is_empty(), asks, "{ek}");
@@ -527,13 +570,20 @@ fn other_flow_takes_the_place_of_what_was_in_use() -> Result<()> {
 fn shared_key_publishes_with_a_token_and_without_a_certificate() -> Result<()> {
     let lab = Lab::new()?;
     lab.provision(&lab.key_server(&KEY)?, Some(Flow::SharedKey))?;
-    let broker = FakeCa::operational(lab.ca.server(&[&TLS13, &TLS12], false)?, ConnectReturnCode::Success);
-    let topic = lab.device()?.publish(&broker.url("mqtts").parse()?, "telemetry", b"21.5".to_vec())?;
+    let broker =
+        FakeCa::operational(lab.ca.server(&[&TLS13, &TLS12], false)?, ConnectReturnCode::Success);
+    let topic =
+        lab.device()?.publish(&broker.url("mqtts").parse()?, "telemetry", b"21.5".to_vec())?;
     let heard = broker.heard();
     assert_eq!(heard.published, [(topic, b"21.5".to_vec())]);
-    let [(client_id, Some((user_name, password)))] = &heard.logins[..] else { panic!("{:?}", heard.logins) };
+    let [(client_id, Some((user_name, password)))] = &heard.logins[..] else {
+        panic!("{:?}", heard.logins)
+    };
     assert_eq!((client_id.as_str(), user_name.as_str()), ("pump-17", "pump-17"));
-    assert!(password.starts_with("SharedAccessSignature sr=default%2Fregistrations%2Fpump-17&sig="), "{password}");
+    assert!(
+        password.starts_with("SharedAccessSignature sr=default%2Fregistrations%2Fpump-17&sig="),
+        "{password}"
+    );
     Ok(())
 }
 
@@ -556,7 +606,10 @@ fn refused_login_says_what_to_do_and_is_not_repeated() -> Result<()> {
     lab.provision(&lab.key_server(&KEY)?, Some(Flow::SharedKey))?;
     for code in [ConnectReturnCode::NotAuthorized, ConnectReturnCode::BadUserNamePassword] {
         let broker = FakeCa::operational(lab.ca.server(&[&TLS13], false)?, code);
-        let error = lab.device()?.publish(&broker.url("mqtts").parse()?, "telemetry", Vec::new()).unwrap_err();
+        let error = lab
+            .device()?
+            .publish(&broker.url("mqtts").parse()?, "telemetry", Vec::new())
+            .unwrap_err();
         assert_eq!(error.exit_code(), 3, "{error}");
         assert!(error.to_string().contains("assay-device provision --again"), "{error}");
         assert_eq!(broker.heard().logins.len(), 1);
@@ -625,9 +678,12 @@ impl Lab {
             receipt_sha256: sha256(&RECEIPT),
         }
         .encode();
-        let beside = Aad::from(SealedReply::associated_data(&claim, &ek.key.id().into(), &ik.key.id()));
+        let beside =
+            Aad::from(SealedReply::associated_data(&claim, &ek.key.id().into(), &ik.key.id()));
         let cipher = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).unwrap());
-        cipher.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), beside, &mut sealed).unwrap();
+        cipher
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), beside, &mut sealed)
+            .unwrap();
         let (credential_blob, encrypted_seed) = credential(&ek, ik, &key);
         Ok(SealedReply {
             claim: claim.try_into()?,
@@ -650,7 +706,8 @@ impl Lab {
     fn key_server(&self, key: &[u8; 32]) -> Result<FakeCa> {
         let reply = self.activation(key)?;
         Ok(FakeCa::start(move |request| {
-            matches!(request, RequestBody::Register(_)).then(|| ReplyBody::Activation(reply.clone()))
+            matches!(request, RequestBody::Register(_))
+                .then(|| ReplyBody::Activation(reply.clone()))
         }))
     }
 }

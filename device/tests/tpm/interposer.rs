@@ -1,7 +1,9 @@
 //! Somebody between CPU and TPM, who reads and changes what they say.
 
 use anyhow::Result;
-use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Tpm, Tpm2, TpmError, WrappedKey};
+use assay_device::tpm::{
+    EkKind, HierarchyPasswords, IkKind, ParentKind, Tpm, Tpm2, TpmError, WrappedKey,
+};
 use assay_tests::{Swtpm, Tap, agent_tcti};
 
 use crate::activation::{SECRET, make_credential};
@@ -9,7 +11,9 @@ use crate::nv::{CERTIFICATE, redefine};
 use crate::proxy::Proxy;
 use crate::shared_key::KEY;
 use crate::wrap::{INNER_KEY, wrap};
-use crate::{EKS, IK, assert_nothing_loaded, name_of, open, open_with_passwords, passwords, vendor};
+use crate::{
+    EKS, IK, assert_nothing_loaded, name_of, open, open_with_passwords, passwords, vendor,
+};
 
 #[test]
 fn interposer_reads_no_password_and_no_secret() -> Result<()> {
@@ -117,7 +121,8 @@ fn credential_is_opened_with_the_ek_that_was_shown_and_no_other() -> Result<()> 
     let shown = tpm.endorsement_key(EkKind::P384)?.unwrap();
     let ik = tpm.create_identity_key(IkKind::P256, IK)?;
     std::fs::write(swtpm.work_dir().join("policy"), POLICY_B_SHA384)?;
-    let create = ["createprimary", "-C", "o", "-G", "ecc384:aes256cfb", "-g", "sha384", "-a", EK_ATTRIBUTES];
+    let create =
+        ["createprimary", "-C", "o", "-G", "ecc384:aes256cfb", "-g", "sha384", "-a", EK_ATTRIBUTES];
     swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "0x81010016"])?;
     swtpm.tpm2(&[&create[..], &["-L", "policy", "-c", "other.ctx"]].concat())?;
     swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "other.ctx", "0x81010016"])?;
@@ -142,7 +147,8 @@ fn use_every_secret(swtpm: &Swtpm, tpm: &mut Tpm2, kind: EkKind) -> Result<()> {
         EkKind::P256 => wrap(&KEY, &ek, &parent),
         // The credential for other kinds of EK is made by tpm2-tools.
         _ => {
-            let (credential_blob, encrypted_seed) = make_credential(swtpm, &ek.bytes, &name_of(&parent), &INNER_KEY)?;
+            let (credential_blob, encrypted_seed) =
+                make_credential(swtpm, &ek.bytes, &name_of(&parent), &INNER_KEY)?;
             let ek = tpm.endorsement_key(EkKind::P256)?.unwrap();
             WrappedKey { credential_blob, encrypted_seed, ..wrap(&KEY, &ek, &parent) }
         }
@@ -160,26 +166,32 @@ fn assert_silent_about_secrets(tap: &Tap) {
     // What is HMACed or encrypted with the key of such a session, a listener can compute as well,
     // or try passwords on.
     let unsalted = tap.heard(&[&START_AUTH_SESSION[..], &NO_KEY].concat());
-    assert_eq!(unsalted, tap.heard(&BARE_POLICY), "a session without a salt that is not for a policy alone");
+    assert_eq!(
+        unsalted,
+        tap.heard(&BARE_POLICY),
+        "a session without a salt that is not for a policy alone"
+    );
 }
 
 fn at(port: u16, passwords: HierarchyPasswords) -> Result<Tpm2> {
     Ok(Tpm2::new(agent_tcti(port).parse()?, passwords))
 }
 
-const EK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|adminwithpolicy|restricted|decrypt";
+const EK_ATTRIBUTES: &str =
+    "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|adminwithpolicy|restricted|decrypt";
 /// TCG EK Credential Profile 2.5, B.6.4.
 const POLICY_B_SHA384: [u8; 48] = [
-    0xB2, 0x6E, 0x7D, 0x28, 0xD1, 0x1A, 0x50, 0xBC, 0x53, 0xD8, 0x82, 0xBC, 0xF5, 0xFD, 0x3A, 0x1A, 0x07, 0x41, 0x48,
-    0xBB, 0x35, 0xD3, 0xB4, 0xE4, 0xCB, 0x1C, 0x0A, 0xD9, 0xBD, 0xE4, 0x19, 0xCA, 0xCB, 0x47, 0xBA, 0x09, 0x69, 0x96,
-    0x46, 0x15, 0x0F, 0x9F, 0xC0, 0x00, 0xF3, 0xF8, 0x0E, 0x12,
+    0xB2, 0x6E, 0x7D, 0x28, 0xD1, 0x1A, 0x50, 0xBC, 0x53, 0xD8, 0x82, 0xBC, 0xF5, 0xFD, 0x3A, 0x1A,
+    0x07, 0x41, 0x48, 0xBB, 0x35, 0xD3, 0xB4, 0xE4, 0xCB, 0x1C, 0x0A, 0xD9, 0xBD, 0xE4, 0x19, 0xCA,
+    0xCB, 0x47, 0xBA, 0x09, 0x69, 0x96, 0x46, 0x15, 0x0F, 0x9F, 0xC0, 0x00, 0xF3, 0xF8, 0x0E, 0x12,
 ];
 const OWNER: &str = "correct horse";
 const ENDORSEMENT: &str = "battery staple";
 /// TPM_CC (TPM 2.0 Part 2, 6.5.2).
 const START_AUTH_SESSION: [u8; 4] = [0, 0, 0x01, 0x76];
 const ACTIVATE_CREDENTIAL: [u8; 4] = [0, 0, 0x01, 0x47];
-/// The end of TPM2_StartAuthSession's parameters (TPM 2.0 Part 3, 11.1): no salt, TPM_SE_POLICY, nothing to encrypt with, SHA-256.
+/// The end of TPM2_StartAuthSession's parameters (TPM 2.0 Part 3, 11.1): no salt, TPM_SE_POLICY,
+/// nothing to encrypt with, SHA-256.
 const BARE_POLICY: [u8; 7] = [0, 0, 0x01, 0x00, 0x10, 0x00, 0x0B];
 /// TPM_RH_NULL.
 const NO_KEY: [u8; 4] = [0x40, 0, 0, 0x07];

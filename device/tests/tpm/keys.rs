@@ -74,14 +74,27 @@ fn persistent_legacy_ek_is_used_where_the_certificate_tells_it_apart() -> Result
     // No key can be made any more, but the persistent one is there.
     swtpm.set_passwords("owner-secret", "endorsement-secret")?;
     assert_eq!(open(&swtpm).endorsement_key(EkKind::LegacyDps)?, legacy);
-    assert!(matches!(open(&swtpm).endorsement_key(EkKind::Rsa2048), Err(TpmError::WrongPassword { .. })));
+    assert!(matches!(
+        open(&swtpm).endorsement_key(EkKind::Rsa2048),
+        Err(TpmError::WrongPassword { .. })
+    ));
     Ok(())
 }
 
 /// As Azure's C SDK makes it: tpm2_createprimary leaves `unique` empty.
 fn persist_legacy_ek(swtpm: &assay_tests::Swtpm) -> Result<()> {
     std::fs::write(swtpm.work_dir().join("policy"), POLICY_A_SHA256)?;
-    let create = ["createprimary", "-C", "e", "-G", "rsa2048:aes128cfb", "-g", "sha256", "-a", EK_ATTRIBUTES];
+    let create = [
+        "createprimary",
+        "-C",
+        "e",
+        "-G",
+        "rsa2048:aes128cfb",
+        "-g",
+        "sha256",
+        "-a",
+        EK_ATTRIBUTES,
+    ];
     swtpm.tpm2(&[&create[..], &["-L", "policy", "-c", "ek.ctx"]].concat())?;
     swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "ek.ctx", "0x81010001"])?;
     swtpm.tpm2(&["flushcontext", "-t"])?;
@@ -157,7 +170,17 @@ fn key_with_a_password_at_the_handle_is_refused_with_advice() -> Result<()> {
     let swtpm = a_tpm();
     swtpm.tpm2(&["createprimary", "-C", "o", "-G", "ecc", "-c", "srk.ctx"])?;
     swtpm.tpm2(&["flushcontext", "-t"])?;
-    let create = ["create", "-C", "srk.ctx", "-G", "ecc256:ecdsa-sha256", "-a", SIGNER_ATTRIBUTES, "-p", "secret"];
+    let create = [
+        "create",
+        "-C",
+        "srk.ctx",
+        "-G",
+        "ecc256:ecdsa-sha256",
+        "-a",
+        SIGNER_ATTRIBUTES,
+        "-p",
+        "secret",
+    ];
     swtpm.tpm2(&[&create[..], &["-u", "ik.pub", "-r", "ik.priv"]].concat())?;
     swtpm.tpm2(&["flushcontext", "-t"])?;
     swtpm.tpm2(&["load", "-C", "srk.ctx", "-u", "ik.pub", "-r", "ik.priv", "-c", "ik.ctx"])?;
@@ -165,7 +188,10 @@ fn key_with_a_password_at_the_handle_is_refused_with_advice() -> Result<()> {
     swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "ik.ctx", "0x81000200"])?;
     swtpm.tpm2(&["flushcontext", "-t"])?;
     let mut tpm = open(&swtpm);
-    assert!(tpm.identity_key(IkKind::P256, IK)?.is_some(), "nothing but its password tells it from an identity key");
+    assert!(
+        tpm.identity_key(IkKind::P256, IK)?.is_some(),
+        "nothing but its password tells it from an identity key"
+    );
     let error = tpm.sign(IK, SignatureScheme::EcdsaSha256, &[7; 32]).unwrap_err();
     assert!(matches!(error, TpmError::KeyWithPassword { handle: IK, .. }), "{error}");
     assert!(error.to_string().contains("--ik-handle"), "{error}");
@@ -185,13 +211,24 @@ fn ik_of_another_kind_is_not_taken() -> Result<()> {
 #[test]
 fn ik_is_made_under_the_persistent_srk_if_there_is_one() -> Result<()> {
     let swtpm = a_tpm();
-    swtpm.tpm2(&["createprimary", "-C", "o", "-G", "rsa2048", "-c", "srk.ctx", "-a", SRK_ATTRIBUTES])?;
+    swtpm.tpm2(&[
+        "createprimary",
+        "-C",
+        "o",
+        "-G",
+        "rsa2048",
+        "-c",
+        "srk.ctx",
+        "-a",
+        SRK_ATTRIBUTES,
+    ])?;
     swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "srk.ctx", "0x81000001"])?;
     swtpm.tpm2(&["flushcontext", "-t"])?;
     let mut tpm = open(&swtpm);
     tpm.create_identity_key(IkKind::P256, IK)?;
     swtpm.tpm2(&["readpublic", "-c", "0x81000001", "-q", "srk.qname"])?;
-    // The qualified name of a key is the hash of its parent's and its own name (TPM 2.0 Part 1, 16).
+    // The qualified name of a key is the hash of its parent's and its own name (TPM 2.0 Part 1,
+    // 16).
     swtpm.tpm2(&["readpublic", "-c", "0x81000200", "-q", "ik.qname", "-n", "ik.name"])?;
     let read = |file: &str| std::fs::read(swtpm.work_dir().join(file));
     let hash = digest(&SHA256, &[read("srk.qname")?, read("ik.name")?].concat());
@@ -202,7 +239,17 @@ fn ik_is_made_under_the_persistent_srk_if_there_is_one() -> Result<()> {
 #[test]
 fn unusable_persistent_srk_is_passed_over() -> Result<()> {
     let swtpm = a_tpm();
-    swtpm.tpm2(&["createprimary", "-C", "o", "-G", "ecc:ecdsa", "-c", "signer.ctx", "-a", SIGNER_ATTRIBUTES])?;
+    swtpm.tpm2(&[
+        "createprimary",
+        "-C",
+        "o",
+        "-G",
+        "ecc:ecdsa",
+        "-c",
+        "signer.ctx",
+        "-a",
+        SIGNER_ATTRIBUTES,
+    ])?;
     swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "signer.ctx", "0x81000001"])?;
     swtpm.tpm2(&["flushcontext", "-t"])?;
     open(&swtpm).create_identity_key(IkKind::P256, IK)?;
@@ -223,7 +270,8 @@ fn signatures_verify_with_other_software() -> Result<()> {
         let mut tpm = open(&swtpm);
         let key = tpm.create_identity_key(kind, IK)?.key;
         let hash = if scheme == SignatureScheme::EcdsaSha384 { &SHA384 } else { &SHA256 };
-        // Often enough to meet an r or s with a leading zero byte, and ones with the highest bit set.
+        // Often enough to meet an r or s with a leading zero byte, and ones with the highest bit
+        // set.
         let rounds = if matches!(key, PublicKey::Rsa(_)) { 3 } else { 300 };
         for round in 0..rounds {
             let message = [&message[..], &[(round % 256) as u8, (round / 256) as u8]].concat();
@@ -282,17 +330,22 @@ fn wrong_password_is_named_and_not_printed() -> Result<()> {
         ("owner", tpm.create_identity_key(IkKind::P256, IK).unwrap_err()),
     ];
     for (expected, error) in errors {
-        assert!(matches!(error, TpmError::WrongPassword { hierarchy, .. } if hierarchy == expected), "{error}");
+        assert!(
+            matches!(error, TpmError::WrongPassword { hierarchy, .. } if hierarchy == expected),
+            "{error}"
+        );
         assert!(!error.to_string().contains("wrong-guess"), "{error}");
     }
     assert_nothing_loaded(&swtpm)
 }
 
-const SRK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
+const SRK_ATTRIBUTES: &str =
+    "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
 const SIGNER_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign";
-pub(crate) const EK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|adminwithpolicy|restricted|decrypt";
+pub(crate) const EK_ATTRIBUTES: &str =
+    "fixedtpm|fixedparent|sensitivedataorigin|adminwithpolicy|restricted|decrypt";
 /// PolicySecret(TPM_RH_ENDORSEMENT) (TCG EK Credential Profile 2.5, B.6.2).
 pub(crate) const POLICY_A_SHA256: [u8; 32] = [
-    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xB3, 0xF8, 0x1A, 0x90, 0xCC, 0x8D, 0x46, 0xA5, 0xD7, 0x24, 0xFD, 0x52, 0xD7,
-    0x6E, 0x06, 0x52, 0x0B, 0x64, 0xF2, 0xA1, 0xDA, 0x1B, 0x33, 0x14, 0x69, 0xAA,
+    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xB3, 0xF8, 0x1A, 0x90, 0xCC, 0x8D, 0x46, 0xA5, 0xD7, 0x24,
+    0xFD, 0x52, 0xD7, 0x6E, 0x06, 0x52, 0x0B, 0x64, 0xF2, 0xA1, 0xDA, 0x1B, 0x33, 0x14, 0x69, 0xAA,
 ];

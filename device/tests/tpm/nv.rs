@@ -1,4 +1,5 @@
-//! Every way in which a manufacturer leaves EK certificates in NV memory, and keys with passwords in between.
+//! Every way in which a manufacturer leaves EK certificates in NV memory, and keys with passwords
+//! in between.
 
 use std::fs;
 
@@ -17,7 +18,9 @@ fn issuers_that_continue_over_successive_indices_are_read_whole() -> Result<()> 
     let all = [&issuers.concat()[..], &[0xFF; 40]].concat();
     // In three indices, cut within the first and within the second certificate.
     let third = all.len() / 3;
-    for (number, part) in [&all[..third], &all[third..2 * third], &all[2 * third..]].into_iter().enumerate() {
+    for (number, part) in
+        [&all[..third], &all[third..2 * third], &all[2 * third..]].into_iter().enumerate()
+    {
         define(&swtpm, 0x01C0_0100 + number as u32, "authread", part)?;
     }
     let certificates = open(&swtpm).ek_certificates(EkKind::P256)?;
@@ -32,7 +35,10 @@ fn certificate_that_only_the_owner_may_read_is_read_with_the_owners_password() -
     redefine(&swtpm, CERTIFICATE, "ownerread", &certificate)?;
     assert_eq!(open(&swtpm).ek_certificates(EkKind::P256)?, std::slice::from_ref(&certificate));
     swtpm.set_passwords("owner-secret", "")?;
-    assert_eq!(open_with_passwords(&swtpm, "owner-secret", "").ek_certificates(EkKind::P256)?, [certificate]);
+    assert_eq!(
+        open_with_passwords(&swtpm, "owner-secret", "").ek_certificates(EkKind::P256)?,
+        [certificate]
+    );
     let error = open(&swtpm).ek_certificates(EkKind::P256).unwrap_err();
     assert!(matches!(error, TpmError::Unreadable { index: CERTIFICATE }), "{error}");
     assert!(error.to_string().contains("--owner-auth-file"), "{error}");
@@ -69,18 +75,24 @@ fn issuer_that_nobody_may_read_is_done_without() -> Result<()> {
 #[test]
 fn ek_is_made_from_the_template_and_the_nonce_in_nv_memory() -> Result<()> {
     let nonce = b"a nonce of a manufacturer";
-    for (kind, algorithm, nonce_index) in
-        [(EkKind::P256, "ecc256:aes128cfb", 0x01C0_000B), (EkKind::Rsa2048, "rsa2048:aes128cfb", 0x01C0_0003)]
-    {
+    for (kind, algorithm, nonce_index) in [
+        (EkKind::P256, "ecc256:aes128cfb", 0x01C0_000B),
+        (EkKind::Rsa2048, "rsa2048:aes128cfb", 0x01C0_0003),
+    ] {
         let swtpm = a_tpm();
         let usual = open(&swtpm).endorsement_key(kind)?.unwrap();
         define(&swtpm, nonce_index + 1, "authread", &template(&usual.bytes, kind))?;
-        assert_eq!(open(&swtpm).endorsement_key(kind)?.unwrap(), usual, "{kind}: the default template");
+        assert_eq!(
+            open(&swtpm).endorsement_key(kind)?.unwrap(),
+            usual,
+            "{kind}: the default template"
+        );
         define(&swtpm, nonce_index, "authread", nonce)?;
         let made = open(&swtpm).endorsement_key(kind)?.unwrap();
         assert_ne!(made, usual, "{kind}");
 
-        // TPMU_PUBLIC_ID as tpm2-tss has it in memory: each size beside a buffer of the longest key.
+        // TPMU_PUBLIC_ID as tpm2-tss has it in memory: each size beside a buffer of the longest
+        // key.
         let field = |size: u16, room: usize, contents: &[u8]| {
             let mut buffer = contents.to_vec();
             buffer.resize(room, 0);
@@ -93,7 +105,8 @@ fn ek_is_made_from_the_template_and_the_nonce_in_nv_memory() -> Result<()> {
         };
         fs::write(swtpm.work_dir().join("unique"), unique)?;
         fs::write(swtpm.work_dir().join("policy"), crate::keys::POLICY_A_SHA256)?;
-        let create = ["createprimary", "-C", "e", "-G", algorithm, "-a", crate::keys::EK_ATTRIBUTES];
+        let create =
+            ["createprimary", "-C", "e", "-G", algorithm, "-a", crate::keys::EK_ATTRIBUTES];
         swtpm.tpm2(&[&create[..], &["-L", "policy", "-u", "unique", "-c", "ek.ctx"]].concat())?;
         swtpm.tpm2(&["readpublic", "-c", "ek.ctx", "-f", "tss", "-o", "ek.pub"])?;
         assert_eq!(fs::read(swtpm.work_dir().join("ek.pub"))?[2..], made.bytes, "{kind}");
@@ -104,8 +117,21 @@ fn ek_is_made_from_the_template_and_the_nonce_in_nv_memory() -> Result<()> {
 #[test]
 fn ik_is_made_though_the_persistent_srk_has_a_password() -> Result<()> {
     let swtpm = a_tpm();
-    let attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
-    swtpm.tpm2(&["createprimary", "-C", "o", "-G", "ecc", "-c", "srk.ctx", "-a", attributes, "-p", "secret"])?;
+    let attributes =
+        "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
+    swtpm.tpm2(&[
+        "createprimary",
+        "-C",
+        "o",
+        "-G",
+        "ecc",
+        "-c",
+        "srk.ctx",
+        "-a",
+        attributes,
+        "-p",
+        "secret",
+    ])?;
     swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "srk.ctx", "0x81000001"])?;
     swtpm.tpm2(&["flushcontext", "-t"])?;
     let ik = open(&swtpm).create_identity_key(IkKind::P256, IK)?;

@@ -16,7 +16,8 @@ fn silent_broker_is_given_up_at_the_deadline() -> Result<()> {
     let state = tempfile::tempdir()?;
     let device = device(&swtpm, state.path())?;
     let mut steps = Vec::new();
-    let error = device.provision(&request(), &mut |step, _| steps.push(step.to_owned())).unwrap_err();
+    let error =
+        device.provision(&request(), &mut |step, _| steps.push(step.to_owned())).unwrap_err();
     assert_eq!(error.exit_code(), 4, "{error}");
     assert!(steps[0].starts_with("EK p-256 with certificate from NV memory, id "), "{steps:?}");
     assert!(steps.iter().any(|step| step.starts_with("trying again in ")), "{steps:?}");
@@ -75,7 +76,12 @@ fn failed_attempt_leaves_a_working_device_alone_and_its_key_is_found_again() -> 
     let ik = open(&swtpm).create_identity_key(IkKind::P256, IK)?;
     ca.provision(state.path(), IkKind::P256, &ik)?;
     let other = "other".parse().unwrap();
-    let attempt = ProvisionRequest { scope: other, ik: Some(IkKind::P384), ik_handle: Some(IK + 1), ..request() };
+    let attempt = ProvisionRequest {
+        scope: other,
+        ik: Some(IkKind::P384),
+        ik_handle: Some(IK + 1),
+        ..request()
+    };
     let mut handles = Vec::new();
     for _ in 0..2 {
         let device = tls::device(&swtpm, state.path(), &ca)?;

@@ -1,4 +1,5 @@
-//! A way to a software TPM that is cut at some command, as if the process, or the connection, had been killed there.
+//! A way to a software TPM that is cut at some command, as if the process, or the connection, had
+//! been killed there.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -23,12 +24,19 @@ impl Proxy {
 
     /// Loses one response; the command is done.
     pub(crate) fn losing_response(swtpm: &Swtpm, lost: usize) -> Result<Self> {
-        Self::start(swtpm, move |number, _| if number == lost { Fate::Unanswered } else { Fate::Passed })
+        Self::start(
+            swtpm,
+            move |number, _| if number == lost { Fate::Unanswered } else { Fate::Passed },
+        )
     }
 
-    /// Flips a bit in the byte at this place of each response that has it, to a command of this code.
+    /// Flips a bit in the byte at this place of each response that has it, to a command of this
+    /// code.
     pub(crate) fn altering_response(swtpm: &Swtpm, code: [u8; 4], at: usize) -> Result<Self> {
-        Self::start(swtpm, move |_, command| if command[6..10] == code { Fate::Altered(at) } else { Fate::Passed })
+        Self::start(
+            swtpm,
+            move |_, command| if command[6..10] == code { Fate::Altered(at) } else { Fate::Passed },
+        )
     }
 
     fn start(swtpm: &Swtpm, fate: impl Fn(usize, &[u8]) -> Fate + Send + 'static) -> Result<Self> {
@@ -37,7 +45,9 @@ impl Proxy {
         let (behind, commands) = (swtpm.port(), Arc::clone(&this.commands));
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                _ = pass_on(client, behind, |command| fate(commands.fetch_add(1, Ordering::SeqCst), command));
+                _ = pass_on(client, behind, |command| {
+                    fate(commands.fetch_add(1, Ordering::SeqCst), command)
+                });
             }
         });
         thread::spawn(move || {
@@ -113,7 +123,8 @@ fn pass_control(client: TcpStream, behind: u16) -> io::Result<()> {
     tpm.shutdown(Shutdown::Both)
 }
 
-/// A whole command or response: both give their size behind a tag of two bytes (TPM 2.0 Part 1, 18).
+/// A whole command or response: both give their size behind a tag of two bytes (TPM 2.0 Part 1,
+/// 18).
 pub(crate) fn read_message(from: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut message = vec![0; 6];
     from.read_exact(&mut message)?;

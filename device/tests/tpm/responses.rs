@@ -8,7 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
-use assay_device::tpm::{EkKind, HierarchyPasswords, SignatureScheme, Tpm, Tpm2, TpmError, TpmThread};
+use assay_device::tpm::{
+    EkKind, HierarchyPasswords, SignatureScheme, Tpm, Tpm2, TpmError, TpmThread,
+};
 use tempfile::TempDir;
 
 use crate::IK;
@@ -36,15 +38,27 @@ fn response_that_is_none_to_the_command_is_refused() {
     let signature = signature();
     for (case, tag, body) in [
         ("no parameters", 0x8002, vec![]),
-        ("fewer bytes of parameters than said", 0x8002, [&[0, 0, 1, 0][..], &signature, AUTHORISED].concat()),
+        (
+            "fewer bytes of parameters than said",
+            0x8002,
+            [&[0, 0, 1, 0][..], &signature, AUTHORISED].concat(),
+        ),
         ("parameters that end early", 0x8002, parameters(&signature[..signature.len() - 1])),
         ("something behind the parameters", 0x8002, parameters(&[&signature[..], &[0]].concat())),
         ("something behind the sessions", 0x8002, [&parameters(&signature)[..], &[0]].concat()),
         ("no sessions where some were sent", 0x8001, signature.clone()),
         ("a tag that is none", 0x1234, parameters(&signature)),
         ("the tag of a ticket", 0x8024, parameters(&signature)),
-        ("an algorithm that is none", 0x8002, parameters(&[&[0xFF, 0xFF][..], &signature[2..]].concat())),
-        ("a number longer than any", 0x8002, parameters(&[&signature[..4], &[0xFF, 0xFF], &signature[6..]].concat())),
+        (
+            "an algorithm that is none",
+            0x8002,
+            parameters(&[&[0xFF, 0xFF][..], &signature[2..]].concat()),
+        ),
+        (
+            "a number longer than any",
+            0x8002,
+            parameters(&[&signature[..4], &[0xFF, 0xFF], &signature[6..]].concat()),
+        ),
     ] {
         let (error, _) = answered_with(&[message(tag, 0, &body)]);
         assert!(matches!(error, TpmError::BadResponse { .. }), "{case}: {error:?}");
@@ -64,7 +78,11 @@ fn code_that_nobody_knows_is_a_refusal_that_shows_it() {
 fn command_that_the_tpm_could_not_start_is_sent_again() -> Result<()> {
     for code in [RETRY, YIELDED, TESTING] {
         let refusal = message(0x8001, code, &[]);
-        let liar = Liar::new(vec![refusal.clone(), refusal, message(0x8002, 0, &parameters(&signature()))])?;
+        let liar = Liar::new(vec![
+            refusal.clone(),
+            refusal,
+            message(0x8002, 0, &parameters(&signature())),
+        ])?;
         let signed = liar.tpm()?.sign(IK, SignatureScheme::EcdsaSha256, &[7; 32])?;
         assert_eq!(signed, [0x30, 6, 2, 1, 1, 2, 1, 2], "SEQUENCE {{ INTEGER 1, INTEGER 2 }}");
         assert_eq!(liar.heard(), 3);
@@ -119,7 +137,8 @@ fn ever_more_handles_are_not_collected_for_ever() -> Result<()> {
         let handles: Vec<_> = (first..first + 128).flat_map(u32::to_be_bytes).collect();
         message(0x8001, 0, &[&[1, 0, 0, 0, 1, 0, 0, 0, 128][..], &handles].concat())
     };
-    let liar = Liar::flushing(false, (0..100).map(|number| answer(0x8000_0000 + 128 * number)).collect())?;
+    let liar =
+        Liar::flushing(false, (0..100).map(|number| answer(0x8000_0000 + 128 * number)).collect())?;
     let error = liar.tpm()?.hmac(IK, b"data").unwrap_err();
     assert!(matches!(error, TpmError::BadResponse { .. }), "{error:?}");
     assert_eq!(liar.heard(), 4096 / 128 + 1);
@@ -129,8 +148,10 @@ fn ever_more_handles_are_not_collected_for_ever() -> Result<()> {
 #[test]
 fn nothing_more_is_sent_after_a_response_that_puts_the_connection_out_of_step() -> Result<()> {
     let one_object = message(0x8001, 0, &[0, 0, 0, 0, 1, 0, 0, 0, 1, 0x80, 0, 0, 0]);
-    let liar =
-        Liar::flushing(false, vec![one_object, header(0x8001, 4097, 0).to_vec(), header(0x8001, 10, 0).to_vec()])?;
+    let liar = Liar::flushing(
+        false,
+        vec![one_object, header(0x8001, 4097, 0).to_vec(), header(0x8001, 10, 0).to_vec()],
+    )?;
     let error = liar.tpm()?.hmac(IK, b"data").unwrap_err();
     assert!(matches!(error, TpmError::Unreachable { .. }), "{error:?}");
     assert_eq!(liar.heard(), 2);
@@ -139,16 +160,19 @@ fn nothing_more_is_sent_after_a_response_that_puts_the_connection_out_of_step() 
 
 #[test]
 fn nv_index_that_is_read_in_parts_of_no_or_too_many_bytes_is_refused() -> Result<()> {
-    let (index, attributes, size) = (0x01C0_000A_u32.to_be_bytes(), 0x2004_0000_u32.to_be_bytes(), [0, 100]);
-    let handles =
-        |count: u8, handles: &[u8]| message(0x8001, 0, &[&[0, 0, 0, 0, 1, 0, 0, 0, count][..], handles].concat());
+    let (index, attributes, size) =
+        (0x01C0_000A_u32.to_be_bytes(), 0x2004_0000_u32.to_be_bytes(), [0, 100]);
+    let handles = |count: u8, handles: &[u8]| {
+        message(0x8001, 0, &[&[0, 0, 0, 0, 1, 0, 0, 0, count][..], handles].concat())
+    };
     let (nothing_loaded, indices) = (handles(0, &[]), handles(1, &index));
     // TPM2B_NV_PUBLIC without a policy, and an empty TPM2B_NAME.
     let public = [&[0, 14][..], &index, &[0, 0x0B], &attributes, &[0, 0], &size, &[0, 0]].concat();
     for part in [0, 101] {
         let part = [&u16::try_from(part)?.to_be_bytes()[..], &vec![7; part]].concat();
         let (public, part) = (message(0x8001, 0, &public), message(0x8002, 0, &parameters(&part)));
-        let responses = vec![nothing_loaded.clone(), nothing_loaded.clone(), indices.clone(), public, part];
+        let responses =
+            vec![nothing_loaded.clone(), nothing_loaded.clone(), indices.clone(), public, part];
         let liar = Liar::flushing(false, responses)?;
         let error = liar.tpm()?.ek_certificates(EkKind::P256).unwrap_err();
         assert!(
@@ -164,11 +188,14 @@ fn nv_index_that_is_read_in_parts_of_no_or_too_many_bytes_is_refused() -> Result
 fn answered_with(responses: &[Vec<u8>]) -> (TpmError, usize) {
     let liar = Liar::new(responses.to_vec()).unwrap();
     let tpm = TpmThread::start(liar.tpm().unwrap(), Duration::from_secs(5));
-    let error = tpm.call("signing", |tpm| tpm.sign(IK, SignatureScheme::EcdsaSha256, &[7; 32])).unwrap_err();
+    let error = tpm
+        .call("signing", |tpm| tpm.sign(IK, SignatureScheme::EcdsaSha256, &[7; 32]))
+        .unwrap_err();
     (error, liar.heard())
 }
 
-/// Answers commands with what it was given, one after the other, over all connections. Listens until the process ends.
+/// Answers commands with what it was given, one after the other, over all connections. Listens
+/// until the process ends.
 struct Liar {
     directory: TempDir,
     heard: Arc<AtomicUsize>,
@@ -221,9 +248,12 @@ fn answer(
         heard.fetch_add(1, Ordering::SeqCst);
         let Some(response) = responses.next() else { return Ok(()) };
         client.write_all(&response)?;
-        let size = response.get(2..6).map(|size| u32::from_be_bytes(size.try_into().unwrap()) as usize);
-        // Whoever waits for more than a TPM sends, or goes on although there was too much, waits for ever.
-        if size.is_none_or(|size| (response.len()..=4096).contains(&size) && size != response.len()) {
+        let size =
+            response.get(2..6).map(|size| u32::from_be_bytes(size.try_into().unwrap()) as usize);
+        // Whoever waits for more than a TPM sends, or goes on although there was too much, waits
+        // for ever.
+        if size.is_none_or(|size| (response.len()..=4096).contains(&size) && size != response.len())
+        {
             return Ok(());
         }
     }

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use assay_device::tpm::{
-    EkKind, HierarchyPasswords, MAX_HMAC_DATA, ParentKind, PublicKey, Tpm, Tpm2, TpmError, WrappedKey,
+    EkKind, HierarchyPasswords, MAX_HMAC_DATA, ParentKind, PublicKey, Tpm, Tpm2, TpmError,
+    WrappedKey,
 };
 use assay_tests::Swtpm;
 
@@ -71,12 +72,24 @@ fn key_for_another_ek_or_parent_or_altered_is_refused_and_leaves_nothing() -> Re
     let cases = [
         ("another EK", wrap(&KEY, &other.endorsement_key(EkKind::P256)?.unwrap(), &parent)),
         ("another parent", wrap(&KEY, &ek, &other.parent(ParentKind::P256)?.unwrap())),
-        ("altered credential", WrappedKey { credential_blob: altered(&good.credential_blob), ..good.clone() }),
-        ("altered seed", WrappedKey { encrypted_seed: altered(&good.encrypted_seed), ..good.clone() }),
+        (
+            "altered credential",
+            WrappedKey { credential_blob: altered(&good.credential_blob), ..good.clone() },
+        ),
+        (
+            "altered seed",
+            WrappedKey { encrypted_seed: altered(&good.encrypted_seed), ..good.clone() },
+        ),
         ("altered key", WrappedKey { duplicate: altered(&good.duplicate), ..good.clone() }),
-        ("altered outer seed", WrappedKey { symmetric_seed: altered(&good.symmetric_seed), ..good.clone() }),
+        (
+            "altered outer seed",
+            WrappedKey { symmetric_seed: altered(&good.symmetric_seed), ..good.clone() },
+        ),
         ("altered public area", WrappedKey { public: altered(&good.public), ..good.clone() }),
-        ("longer public area", WrappedKey { public: [&good.public[..], &[0]].concat(), ..good.clone() }),
+        (
+            "longer public area",
+            WrappedKey { public: [&good.public[..], &[0]].concat(), ..good.clone() },
+        ),
         ("over-long seed", WrappedKey { symmetric_seed: vec![0; 4096], ..good.clone() }),
         ("nothing", WrappedKey { duplicate: Vec::new(), ..good.clone() }),
     ];
@@ -98,7 +111,8 @@ fn key_of_another_shape_is_refused_before_the_tpm_sees_it() -> Result<()> {
     for (at, value) in [(7, 0x00), (6, 0x00), (5, 0x00), (3, 0x04), (11, 0x10), (13, 0x04)] {
         let mut public = good.public.clone();
         public[at] = value;
-        let error = import(&mut open(&swtpm), &WrappedKey { public, ..good.clone() }, None).unwrap_err();
+        let error =
+            import(&mut open(&swtpm), &WrappedKey { public, ..good.clone() }, None).unwrap_err();
         assert!(error.to_string().contains("agreed shape"), "{at}: {error}");
     }
     Ok(())
@@ -113,7 +127,9 @@ fn handle_that_holds_something_else_is_refused_and_left_alone() -> Result<()> {
     let before = swtpm.tpm2(&["readpublic", "-c", "0x81000100"])?.stdout;
     let mut tpm = open(&swtpm);
     let wrapped = wrapped_for(&swtpm, &KEY)?;
-    for error in [tpm.hmac_key(HMAC_KEY).unwrap_err(), import(&mut tpm, &wrapped, None).unwrap_err()] {
+    for error in
+        [tpm.hmac_key(HMAC_KEY).unwrap_err(), import(&mut tpm, &wrapped, None).unwrap_err()]
+    {
         assert!(matches!(error, TpmError::HandleOccupied { handle: HMAC_KEY, .. }), "{error}");
         assert!(error.to_string().contains("--hmac-handle"), "{error}");
         assert!(error.to_string().contains("tpm2_evictcontrol -c 0x81000100"), "{error}");
@@ -223,8 +239,19 @@ fn key_is_imported_by_a_parent_of_every_kind_and_each_is_another_key() -> Result
 #[test]
 fn persistent_storage_root_key_is_used_if_it_has_the_shape_wanted() -> Result<()> {
     let swtpm = a_tpm();
-    let made = [ParentKind::SrkP256, ParentKind::P256].map(|kind| open(&swtpm).parent(kind).unwrap().unwrap());
-    swtpm.tpm2(&["createprimary", "-C", "o", "-G", "ecc", "-c", "srk.ctx", "-a", SRK_ATTRIBUTES])?;
+    let made = [ParentKind::SrkP256, ParentKind::P256]
+        .map(|kind| open(&swtpm).parent(kind).unwrap().unwrap());
+    swtpm.tpm2(&[
+        "createprimary",
+        "-C",
+        "o",
+        "-G",
+        "ecc",
+        "-c",
+        "srk.ctx",
+        "-a",
+        SRK_ATTRIBUTES,
+    ])?;
     swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "srk.ctx", "0x81000001"])?;
     swtpm.tpm2(&["flushcontext", "-t"])?;
     let mut tpm = open(&swtpm);
@@ -252,7 +279,19 @@ fn wrong_owner_password_is_named_at_the_import() -> Result<()> {
 #[test]
 fn persistent_storage_root_key_with_a_password_is_passed_over() -> Result<()> {
     let swtpm = a_tpm();
-    swtpm.tpm2(&["createprimary", "-C", "o", "-G", "ecc", "-c", "srk.ctx", "-a", SRK_ATTRIBUTES, "-p", "secret"])?;
+    swtpm.tpm2(&[
+        "createprimary",
+        "-C",
+        "o",
+        "-G",
+        "ecc",
+        "-c",
+        "srk.ctx",
+        "-a",
+        SRK_ATTRIBUTES,
+        "-p",
+        "secret",
+    ])?;
     swtpm.tpm2(&["evictcontrol", "-C", "o", "-c", "srk.ctx", "0x81000001"])?;
     swtpm.tpm2(&["flushcontext", "-t"])?;
     let mut tpm = open(&swtpm);
@@ -262,7 +301,11 @@ fn persistent_storage_root_key_with_a_password_is_passed_over() -> Result<()> {
     assert_nothing_loaded(&swtpm)
 }
 
-pub(crate) fn import(tpm: &mut Tpm2, key: &WrappedKey, replaced: Option<&[u8]>) -> Result<(), TpmError> {
+pub(crate) fn import(
+    tpm: &mut Tpm2,
+    key: &WrappedKey,
+    replaced: Option<&[u8]>,
+) -> Result<(), TpmError> {
     let opened = tpm.open_hmac_key(EkKind::P256, ParentKind::P256, key)?;
     tpm.keep_hmac_key(ParentKind::P256, HMAC_KEY, &opened, replaced)
 }
@@ -280,4 +323,5 @@ fn wrapped_for(swtpm: &Swtpm, key: &[u8; 32]) -> Result<WrappedKey> {
     Ok(wrap(key, &ek, &tpm.parent(ParentKind::P256)?.unwrap()))
 }
 
-const SRK_ATTRIBUTES: &str = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
+const SRK_ATTRIBUTES: &str =
+    "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";

@@ -29,7 +29,8 @@ fn tpm_on_a_unix_socket_is_used() -> Result<()> {
 #[test]
 fn tpm_that_closes_after_each_response_is_used() -> Result<()> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let emulator = Emulator::start(tempfile::tempdir()?, &format!("type=tcp,port={port},disconnect"))?;
+    let emulator =
+        Emulator::start(tempfile::tempdir()?, &format!("type=tcp,port={port},disconnect"))?;
     emulator.assert_usable(&format!("swtpm:host=127.0.0.1,port={port}"))
 }
 
@@ -55,7 +56,14 @@ struct Emulator {
 impl Emulator {
     fn start(directory: TempDir, server: &str) -> Result<Self> {
         let mut command = daemon("swtpm")?;
-        command.args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--server", server]);
+        command.args([
+            "socket",
+            "--tpm2",
+            "--flags",
+            "not-need-init,startup-clear",
+            "--server",
+            server,
+        ]);
         command.arg("--tpmstate").arg(format!("dir={}", directory.path().display()));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Self { process: spawn(command)?, _directory: directory })

@@ -11,12 +11,15 @@ use anyhow::Result;
 use assay_device::tpm::{IkKind, PublicArea, Tpm};
 use assay_device::{Device, DeviceOptions};
 use assay_tests::Swtpm;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::version::{TLS12, TLS13};
 use rustls::{
-    ClientConnection, ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, Stream, SupportedProtocolVersion,
+    ClientConnection, ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, Stream,
+    SupportedProtocolVersion,
 };
 use serde_json::json;
 use time::OffsetDateTime;
@@ -97,7 +100,9 @@ pub(crate) fn open_device(options: DeviceOptions) -> Result<Device> {
     loop {
         match Device::open(options.clone()) {
             // Another test's child process has a copy of the lock file between fork and exec.
-            Err(error) if error.to_string().contains("in use by another") => thread::sleep(Duration::from_millis(10)),
+            Err(error) if error.to_string().contains("in use by another") => {
+                thread::sleep(Duration::from_millis(10))
+            }
             outcome => return Ok(outcome?),
         }
     }
@@ -142,17 +147,30 @@ impl Ca {
     }
 
     /// A device's certificate, DER.
-    pub(crate) fn certify(&self, kind: IkKind, ik: &PublicArea, device_id: &str) -> Result<Vec<u8>> {
+    pub(crate) fn certify(
+        &self,
+        kind: IkKind,
+        ik: &PublicArea,
+        device_id: &str,
+    ) -> Result<Vec<u8>> {
         self.certify_for(kind, ik, device_id, Validity::default())
     }
 
-    fn certify_for(&self, kind: IkKind, ik: &PublicArea, device_id: &str, validity: Validity) -> Result<Vec<u8>> {
+    fn certify_for(
+        &self,
+        kind: IkKind,
+        ik: &PublicArea,
+        device_id: &str,
+        validity: Validity,
+    ) -> Result<Vec<u8>> {
         let mut params = CertificateParams::default();
         Validity { not_before: params.not_before, not_after: params.not_after } = validity;
         params.distinguished_name.push(DnType::CommonName, device_id);
-        params.subject_alt_names = vec![SanType::URI(format!("urn:assay:device:default:{device_id}").try_into()?)];
+        params.subject_alt_names =
+            vec![SanType::URI(format!("urn:assay:device:default:{device_id}").try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let certificate = params.signed_by(&Key { kind, der: ik.key.subject_public_key() }, &self.root)?;
+        let certificate =
+            params.signed_by(&Key { kind, der: ik.key.subject_public_key() }, &self.root)?;
         Ok(certificate.der().to_vec())
     }
 
@@ -171,7 +189,8 @@ impl Ca {
     ) -> Result<()> {
         let certificate = self.certify_for(kind, ik, "pump-17", validity)?;
         let shown = json!({"scope": "default", "ek": "p-256", "ek_id": "00".repeat(32)});
-        let record = json!({"shown": shown, "flow": "ticket", "ik": kind.to_string(), "ik_handle": IK});
+        let record =
+            json!({"shown": shown, "flow": "ticket", "ik": kind.to_string(), "ik_handle": IK});
         let base64 = data_encoding::BASE64.encode(&certificate);
         let pem = format!("-----BEGIN CERTIFICATE-----\n{base64}\n-----END CERTIFICATE-----\n");
         let grant = json!({"record": record, "certificate": pem, "unconfirmed": null});
@@ -180,7 +199,8 @@ impl Ca {
         Ok(())
     }
 
-    /// What a server at `localhost` uses, with or without asking for a client's certificate of this CA.
+    /// What a server at `localhost` uses, with or without asking for a client's certificate of this
+    /// CA.
     pub(crate) fn server(
         &self,
         versions: &[&'static SupportedProtocolVersion],
@@ -204,7 +224,8 @@ impl Ca {
         roots.add(self.root.der().clone())?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = if asks_for_certificate {
-            WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(&provider)).build()?
+            WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(&provider))
+                .build()?
         } else {
             WebPkiClientVerifier::no_client_auth()
         };
@@ -217,7 +238,8 @@ impl Ca {
             )?)
     }
 
-    /// Lets a client in if it has a certificate of this CA, echoes what it says, and tells which version was spoken.
+    /// Lets a client in if it has a certificate of this CA, echoes what it says, and tells which
+    /// version was spoken.
     fn serve_once(
         &self,
         version: &'static SupportedProtocolVersion,

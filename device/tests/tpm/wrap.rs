@@ -1,4 +1,5 @@
-//! The CA's side of an HMAC key, written anew from TPM 2.0 Part 1, 11.4.10, 23.3 and 24, and C.6, for P-256 and SHA-256.
+//! The CA's side of an HMAC key, written anew from TPM 2.0 Part 1, 11.4.10, 23.3 and 24, and C.6,
+//! for P-256 and SHA-256.
 
 use aes::Aes128;
 use aes::cipher::KeyIvInit;
@@ -15,10 +16,16 @@ pub(crate) fn wrap(key: &[u8; 32], ek: &PublicArea, parent: &PublicArea) -> Wrap
 }
 
 /// Wraps an HMAC key under a public area that need not be its own.
-pub(crate) fn wrap_as(key: &[u8; 32], public: Vec<u8>, ek: &PublicArea, parent: &PublicArea) -> WrappedKey {
+pub(crate) fn wrap_as(
+    key: &[u8; 32],
+    public: Vec<u8>,
+    ek: &PublicArea,
+    parent: &PublicArea,
+) -> WrappedKey {
     let name = name(&public);
     let (credential_blob, encrypted_seed) = credential(ek, parent, &INNER_KEY);
-    let sensitive = sized(&[&[0x00, 0x08], &sized(b"")[..], &sized(&SEED_VALUE), &sized(key)].concat());
+    let sensitive =
+        sized(&[&[0x00, 0x08], &sized(b"")[..], &sized(&SEED_VALUE), &sized(key)].concat());
     let integrity = Sha256::new().chain_update(&sensitive).chain_update(&name).finalize();
     let inner = encrypted(&INNER_KEY, [sized(&integrity), sensitive].concat());
     let (seed, symmetric_seed) = secret_for(&parent.key, b"DUPLICATE", &[0x22; 32]);
@@ -26,8 +33,13 @@ pub(crate) fn wrap_as(key: &[u8; 32], public: Vec<u8>, ek: &PublicArea, parent: 
     WrappedKey { credential_blob, encrypted_seed, duplicate, symmetric_seed, public }
 }
 
-/// TPMS_ID_OBJECT and encrypted seed of a credential with this secret, for an EK on P-256 and another key (Part 1, 24).
-pub(crate) fn credential(ek: &PublicArea, object: &PublicArea, secret: &[u8]) -> (Vec<u8>, Vec<u8>) {
+/// TPMS_ID_OBJECT and encrypted seed of a credential with this secret, for an EK on P-256 and
+/// another key (Part 1, 24).
+pub(crate) fn credential(
+    ek: &PublicArea,
+    object: &PublicArea,
+    secret: &[u8],
+) -> (Vec<u8>, Vec<u8>) {
     let (seed, encrypted_seed) = secret_for(&ek.key, b"IDENTITY", &[0x11; 32]);
     (protected(&seed, &name_of(object), sized(secret)), encrypted_seed)
 }
@@ -35,8 +47,11 @@ pub(crate) fn credential(ek: &PublicArea, object: &PublicArea, secret: &[u8]) ->
 /// TPMT_PUBLIC: KEYEDHASH, SHA-256, userWithAuth | noDA | sign, no policy, HMAC with SHA-256.
 fn hmac_public(key: &[u8], seed_value: &[u8]) -> Vec<u8> {
     let unique = Sha256::new().chain_update(seed_value).chain_update(key).finalize();
-    [&[0x00, 0x08, 0x00, 0x0B, 0x00, 0x04, 0x04, 0x40, 0x00, 0x00, 0x00, 0x05, 0x00, 0x0B][..], &sized(&unique)]
-        .concat()
+    [
+        &[0x00, 0x08, 0x00, 0x0B, 0x00, 0x04, 0x04, 0x40, 0x00, 0x00, 0x00, 0x05, 0x00, 0x0B][..],
+        &sized(&unique),
+    ]
+    .concat()
 }
 
 fn name(public: &[u8]) -> Vec<u8> {
@@ -63,7 +78,8 @@ fn secret_for(key: &PublicKey, label: &[u8], ephemeral: &[u8; 32]) -> (Vec<u8>, 
     (seed.to_vec(), [sized(our_x), sized(our_y)].concat())
 }
 
-/// Encrypted and with an integrity value in front, as credentials (Part 1, 24) and duplicates (23.3.2.3) are.
+/// Encrypted and with an integrity value in front, as credentials (Part 1, 24) and duplicates
+/// (23.3.2.3) are.
 fn protected(seed: &[u8], name: &[u8], contents: Vec<u8>) -> Vec<u8> {
     let encrypted = encrypted(&kdfa(seed, b"STORAGE", name, 128)[..16], contents);
     let integrity = hmac(&kdfa(seed, b"INTEGRITY", b"", 256), &[&encrypted, name].concat());

@@ -11,27 +11,41 @@ use crate::tpm::area::ParentKind;
 use crate::vendor::Vendor;
 
 /// The devices of a run, of keys that are not `used` yet.
-pub(crate) fn assemble(factory: &Factory, options: &Options, used: &mut Used) -> Result<Vec<Device>> {
+pub(crate) fn assemble(
+    factory: &Factory,
+    options: &Options,
+    used: &mut Used,
+) -> Result<Vec<Device>> {
     let count = options.devices as usize;
     // All pairs of kinds occur.
     let ek_kind = |turn: usize| options.ek[turn % options.ek.len()];
     let ik_kind = |turn: usize| options.ik[turn / options.ek.len() % options.ik.len()];
-    let parent_kind = |turn: usize| if ek_kind(turn).is_rsa() { ParentKind::Rsa2048 } else { ParentKind::P256 };
+    let parent_kind =
+        |turn: usize| if ek_kind(turn).is_rsa() { ParentKind::Rsa2048 } else { ParentKind::P256 };
 
-    let eks = deal(count, ek_kind, |kind, count| factory.eks(kind, used.take("ek", kind.name(), count)))?;
+    let eks =
+        deal(count, ek_kind, |kind, count| factory.eks(kind, used.take("ek", kind.name(), count)))?;
     let bounds: Vec<_> = match options.flow {
         Flow::Ticket | Flow::Sealed => {
-            let iks = deal(count, ik_kind, |kind, count| factory.iks(kind, used.take("ik", kind.name(), count)))?;
+            let iks = deal(count, ik_kind, |kind, count| {
+                factory.iks(kind, used.take("ik", kind.name(), count))
+            })?;
             iks.into_iter().map(Bound::Ik).collect()
         }
         Flow::SharedKey => {
-            let take = |used: &mut Used, kind: ParentKind, count| used.take("parent", kind.name(), count);
-            let parents = deal(count, parent_kind, |kind, count| factory.parents(kind, take(used, kind, count)))?;
+            let take =
+                |used: &mut Used, kind: ParentKind, count| used.take("parent", kind.name(), count);
+            let parents = deal(count, parent_kind, |kind, count| {
+                factory.parents(kind, take(used, kind, count))
+            })?;
             parents.into_iter().map(Bound::Parent).collect()
         }
     };
-    let mut devices: Vec<_> =
-        eks.into_iter().zip(bounds).map(|(ek, bound)| Device { ek, bound, bad: None, churns: false }).collect();
+    let mut devices: Vec<_> = eks
+        .into_iter()
+        .zip(bounds)
+        .map(|(ek, bound)| Device { ek, bound, bad: None, churns: false })
+        .collect();
     spoil(&mut devices, options)?;
     Ok(devices)
 }
@@ -53,7 +67,9 @@ fn deal<K: Copy + PartialEq, T>(
     for (kind, count) in counts {
         made.push((kind, make(kind, count)?.into_iter()));
     }
-    let turn = |turn| made.iter_mut().find(|(known, _)| *known == kind(turn)).and_then(|(_, keys)| keys.next());
+    let turn = |turn| {
+        made.iter_mut().find(|(known, _)| *known == kind(turn)).and_then(|(_, keys)| keys.next())
+    };
     Ok((0..turns).filter_map(turn).collect())
 }
 
@@ -70,10 +86,16 @@ fn spoil(devices: &mut [Device], options: &Options) -> Result<()> {
         victims.map(|number| (number, (number + 1) % devices.len())).collect::<Vec<_>>()
     };
     let (certificates, csrs) = (foreign(Bad::ForeignCertificate), foreign(Bad::ForeignCsr));
-    ensure!(devices.len() > 1 || certificates.len() + csrs.len() == 0, "what is foreign takes a second device");
-    let certificates: Vec<_> =
-        certificates.into_iter().map(|(number, other)| (number, devices[other].ek.certificate.clone())).collect();
-    let csrs: Vec<_> = csrs.into_iter().map(|(number, other)| (number, csr(&devices[other]))).collect();
+    ensure!(
+        devices.len() > 1 || certificates.len() + csrs.len() == 0,
+        "what is foreign takes a second device"
+    );
+    let certificates: Vec<_> = certificates
+        .into_iter()
+        .map(|(number, other)| (number, devices[other].ek.certificate.clone()))
+        .collect();
+    let csrs: Vec<_> =
+        csrs.into_iter().map(|(number, other)| (number, csr(&devices[other]))).collect();
     for (number, certificate) in certificates {
         devices[number].ek.certificate = certificate;
     }

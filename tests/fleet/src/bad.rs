@@ -57,9 +57,8 @@ impl Bad {
             (Self::PlainSrk, Flow::SharedKey) => Some(ProblemCode::PlainSrk),
             (Self::ForeignCsr, Flow::Ticket | Flow::Sealed) => Some(ProblemCode::CsrKeyMismatch),
             (Self::WrongTicket, Flow::Ticket | Flow::Sealed) => Some(ProblemCode::TicketRefused),
-            (Self::ForeignCsr | Self::WrongTicket, Flow::SharedKey) | (Self::PlainSrk, Flow::Ticket | Flow::Sealed) => {
-                None
-            }
+            (Self::ForeignCsr | Self::WrongTicket, Flow::SharedKey)
+            | (Self::PlainSrk, Flow::Ticket | Flow::Sealed) => None,
         }
     }
 }

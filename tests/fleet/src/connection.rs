@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use assay_mqtt::rumqttc::Outgoing;
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
-use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, PublishProperties, SubscribeReasonCode};
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::{
+    Packet, PubAckReason, PublishProperties, SubscribeReasonCode,
+};
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
 use assay_mqtt::{BrokerUrl, Client};
 use assay_wire::{ClientId, Reply, ReplyBody, RequestId, Scope, Topic};
@@ -58,7 +60,8 @@ struct Waiting {
 }
 
 impl Connection {
-    /// Connects under a fresh client id and returns when the subscription to the reply topic is granted.
+    /// Connects under a fresh client id and returns when the subscription to the reply topic is
+    /// granted.
     pub(crate) async fn open(broker: &Broker, tally: &Tally) -> Result<Self, Lost> {
         let began = Instant::now();
         let id = ClientId::bootstrap(random());
@@ -83,9 +86,11 @@ impl Connection {
         Ok(Self { client, request_topic, waiting, publishes: AtomicUsize::new(0), events })
     }
 
-    /// Takes one of the publishes that the broker allows, unless all are taken or the connection is lost.
+    /// Takes one of the publishes that the broker allows, unless all are taken or the connection is
+    /// lost.
     pub(crate) fn take_publish(&self) -> bool {
-        lock(&self.waiting).lost.is_none() && self.publishes.fetch_add(1, Ordering::Relaxed) < PUBLISHES
+        lock(&self.waiting).lost.is_none()
+            && self.publishes.fetch_add(1, Ordering::Relaxed) < PUBLISHES
     }
 
     /// Publishes that nobody has taken.
@@ -93,7 +98,8 @@ impl Connection {
         PUBLISHES.saturating_sub(self.publishes.load(Ordering::Relaxed))
     }
 
-    /// Publishes, and waits for the reply. It takes a publish, which must have been [taken](Self::take_publish) before.
+    /// Publishes, and waits for the reply. It takes a publish, which must have been
+    /// [taken](Self::take_publish) before.
     pub(crate) async fn ask(&self, question: Question) -> Result<ReplyBody, Lost> {
         let (sender, reply) = oneshot::channel();
         {
@@ -109,8 +115,10 @@ impl Connection {
             ..PublishProperties::default()
         };
         let topic = self.request_topic.clone();
-        let sent =
-            self.client.publish_with_properties(topic, QoS::AtLeastOnce, false, question.message, properties).await;
+        let sent = self
+            .client
+            .publish_with_properties(topic, QoS::AtLeastOnce, false, question.message, properties)
+            .await;
         sent.map_err(lost)?;
         match timeout(REPLY_LIMIT, reply).await {
             Ok(Ok(reply)) => Ok(reply),
@@ -130,7 +138,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // The task that listens ends once it is sent; if there is no room for it, that of the last publish tells it to end.
+        // The task that listens ends once it is sent; if there is no room for it, that of the last
+        // publish tells it to end.
         if self.client.try_disconnect().is_err() {
             self.events.abort();
         }
@@ -152,18 +161,24 @@ async fn subscribed(events: &mut EventLoop) -> Result<(), Lost> {
 async fn listen(mut events: EventLoop, reply_topic: String, waiting: Arc<Mutex<Waiting>>) {
     let reason = loop {
         match events.poll().await {
-            Ok(Event::Incoming(Packet::Publish(publish))) if publish.topic == reply_topic.as_bytes() => {
+            Ok(Event::Incoming(Packet::Publish(publish)))
+                if publish.topic == reply_topic.as_bytes() =>
+            {
                 // What cannot be read leaves its request unanswered, and that is told.
                 if let Ok(Reply { id, body }) = Reply::decode(&publish.payload) {
                     let mut waiting = lock(&waiting);
-                    if let Some(place) = waiting.replies.iter().position(|(asked, _)| *asked == id) {
+                    if let Some(place) = waiting.replies.iter().position(|(asked, _)| *asked == id)
+                    {
                         let (_, sender) = waiting.replies.swap_remove(place);
                         _ = sender.send(body);
                     }
                 }
             }
             Ok(Event::Incoming(Packet::PubAck(ack)))
-                if !matches!(ack.reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) =>
+                if !matches!(
+                    ack.reason,
+                    PubAckReason::Success | PubAckReason::NoMatchingSubscribers
+                ) =>
             {
                 break format!("the broker refuses a publish: {:?}", ack.reason);
             }

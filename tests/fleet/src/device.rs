@@ -1,7 +1,9 @@
 //! A simulated device: its keys, and what it makes of them.
 
 use anyhow::{Context, Result};
-use assay_wire::{ActivationReply, Bundle, EkId, EkPublic, ParentBundle, SealedCertificate, SealedReply};
+use assay_wire::{
+    ActivationReply, Bundle, EkId, EkPublic, ParentBundle, SealedCertificate, SealedReply,
+};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
 use crate::bad::Bad;
@@ -49,29 +51,56 @@ impl Device {
     }
 
     /// TPM2_ActivateCredential for the IK or the parent.
-    pub(crate) fn activate(&self, credential_blob: &[u8], encrypted_seed: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) fn activate(
+        &self,
+        credential_blob: &[u8],
+        encrypted_seed: &[u8],
+    ) -> Result<Vec<u8>> {
         let name = Hash::sha256_name(&self.bound_area());
-        let protection = Protection { hash: self.ek.kind.hash(), aes_key_size: self.ek.kind.aes_key_size() };
-        wrapper::activate_credential(&self.ek.key, protection, &name, credential_blob, encrypted_seed)
+        let protection =
+            Protection { hash: self.ek.kind.hash(), aes_key_size: self.ek.kind.aes_key_size() };
+        wrapper::activate_credential(
+            &self.ek.key,
+            protection,
+            &name,
+            credential_blob,
+            encrypted_seed,
+        )
     }
 
     /// What the box of a sealed reply holds.
     pub(crate) fn open(&self, ik: &Ik, reply: &SealedReply) -> Result<SealedCertificate> {
         let key = self.activate(&reply.credential_blob, &reply.encrypted_seed)?;
-        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).context("a box has a key of 32 bytes")?);
-        let [ek_id, ik_id] = [self.ek.key.spki(), &ik.spki].map(|spki| Hash::Sha256.digest(&[spki]));
+        let key = LessSafeKey::new(
+            UnboundKey::new(&AES_256_GCM, &key).context("a box has a key of 32 bytes")?,
+        );
+        let [ek_id, ik_id] =
+            [self.ek.key.spki(), &ik.spki].map(|spki| Hash::Sha256.digest(&[spki]));
         let ek_id: [u8; 32] = ek_id.as_slice().try_into()?;
-        let data = SealedReply::associated_data(&reply.claim, &EkId::from(ek_id), &ik_id.as_slice().try_into()?);
-        let (nonce, sealed) = reply.sealed.split_at_checked(NONCE_LEN).context("the box has no nonce")?;
+        let data = SealedReply::associated_data(
+            &reply.claim,
+            &EkId::from(ek_id),
+            &ik_id.as_slice().try_into()?,
+        );
+        let (nonce, sealed) =
+            reply.sealed.split_at_checked(NONCE_LEN).context("the box has no nonce")?;
         let (nonce, mut sealed) = (Nonce::try_assume_unique_for_key(nonce)?, sealed.to_vec());
-        let opened = key.open_in_place(nonce, Aad::from(data), &mut sealed).context("the box does not open")?;
+        let opened = key
+            .open_in_place(nonce, Aad::from(data), &mut sealed)
+            .context("the box does not open")?;
         Ok(SealedCertificate::decode(opened)?)
     }
 
     /// The HMAC key of an activation.
     pub(crate) fn import(&self, parent: &Parent, reply: &ActivationReply) -> Result<Vec<u8>> {
         let inner_key = self.activate(&reply.credential_blob, &reply.encrypted_seed)?;
-        wrapper::import_hmac_key(&parent.key, &inner_key, &reply.key_public, &reply.duplicate, &reply.symmetric_seed)
+        wrapper::import_hmac_key(
+            &parent.key,
+            &inner_key,
+            &reply.key_public,
+            &reply.duplicate,
+            &reply.symmetric_seed,
+        )
     }
 
     fn ek_public(&self) -> Result<EkPublic> {
@@ -85,8 +114,12 @@ impl Device {
         match (&self.bound, self.bad) {
             (Bound::Ik(ik), Some(Bad::NotFixedTpm)) => ik.kind.area_without_fixed_tpm(&ik.unique),
             (Bound::Ik(ik), _) => ik.kind.area(&ik.unique),
-            (Bound::Parent(parent), Some(Bad::NotFixedTpm)) => parent.kind.area_without_fixed_tpm(parent.key.unique()),
-            (Bound::Parent(parent), Some(Bad::PlainSrk)) => parent.kind.area_of_plain_srk(parent.key.unique()),
+            (Bound::Parent(parent), Some(Bad::NotFixedTpm)) => {
+                parent.kind.area_without_fixed_tpm(parent.key.unique())
+            }
+            (Bound::Parent(parent), Some(Bad::PlainSrk)) => {
+                parent.kind.area_of_plain_srk(parent.key.unique())
+            }
             (Bound::Parent(parent), _) => parent.kind.area(parent.key.unique()),
         }
     }

@@ -1,6 +1,7 @@
 //! Makes the keys of simulated devices once, and keeps them in files.
 //!
-//! An RSA key costs a tenth of a second, so a fleet of thousands would take longer to make than to provision.
+//! An RSA key costs a tenth of a second, so a fleet of thousands would take longer to make than to
+//! provision.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,8 +17,8 @@ use assay_wire::EkId;
 use indicatif::ProgressBar;
 use minicbor::{Decode, Encode};
 use rcgen::{
-    CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256,
-    PublicKeyData,
+    CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
+    PKCS_RSA_SHA256, PublicKeyData,
 };
 
 use crate::progress;
@@ -87,8 +88,9 @@ impl Factory {
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         let dir = dir.join(FORMAT);
         let lock = fs::create_dir_all(&dir).and_then(|()| File::create(dir.join("lock")));
-        let lock =
-            lock.with_context(|| format!("cannot write to {}; name another directory with --cache", dir.display()))?;
+        let lock = lock.with_context(|| {
+            format!("cannot write to {}; name another directory with --cache", dir.display())
+        })?;
         lock.lock()?;
         let vendor = Vendor::open(&dir)?;
         Ok(Self { dir, vendor, _lock: lock })
@@ -103,19 +105,26 @@ impl Factory {
     pub(crate) fn eks(&self, kind: EkKind, numbers: Range<usize>) -> Result<Vec<Ek>> {
         let records = self.records("ek", kind.name(), numbers, || {
             let pkcs8 = StorageKey::generate(kind.into())?;
-            let certificate = self.vendor.certify(kind, StorageKey::from_pkcs8(kind.into(), &pkcs8)?.spki())?;
+            let certificate =
+                self.vendor.certify(kind, StorageKey::from_pkcs8(kind.into(), &pkcs8)?.spki())?;
             Ok(EkRecord { pkcs8, certificate })
         })?;
         let bar = progress::bar(records.len(), &format!("reading ek-{}", kind.name()));
         parallel(&records, &bar, |EkRecord { pkcs8, certificate }| {
-            Ok(Ek { kind, key: StorageKey::from_pkcs8(kind.into(), pkcs8)?, certificate: certificate.clone() })
+            Ok(Ek {
+                kind,
+                key: StorageKey::from_pkcs8(kind.into(), pkcs8)?,
+                certificate: certificate.clone(),
+            })
         })
     }
 
     /// The IKs of this kind with these numbers.
     pub(crate) fn iks(&self, kind: IkKind, numbers: Range<usize>) -> Result<Vec<Ik>> {
         let records = self.records("ik", kind.name(), numbers, || make_ik(kind))?.into_iter();
-        Ok(records.map(|IkRecord { unique, spki, csr, pkcs8 }| Ik { kind, unique, spki, csr, pkcs8 }).collect())
+        Ok(records
+            .map(|IkRecord { unique, spki, csr, pkcs8 }| Ik { kind, unique, spki, csr, pkcs8 })
+            .collect())
     }
 
     /// The parents of this kind with these numbers.
@@ -141,10 +150,13 @@ impl Factory {
     {
         let path = self.dir.join(format!("{what}-{kind}.cbor"));
         let mut records: Vec<T> = match fs::read(&path) {
-            Ok(bytes) => minicbor::decode(&bytes)
-                .with_context(|| format!("{} is damaged; remove {}", path.display(), self.dir.display()))?,
+            Ok(bytes) => minicbor::decode(&bytes).with_context(|| {
+                format!("{} is damaged; remove {}", path.display(), self.dir.display())
+            })?,
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
         };
         if records.len() < numbers.end {
             let missing = vec![(); numbers.end - records.len()];
@@ -160,16 +172,19 @@ impl Factory {
     pub(crate) fn used_by(&self, root: &[u8]) -> Result<Used> {
         let path = self.dir.join(format!("used-{}.json", EkId::from(sha256(root))));
         let counts = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?,
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .with_context(|| format!("{} is damaged", path.display()))?,
             Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
         };
         Ok(Used { path: Some(path), counts })
     }
 }
 
-/// How many keys of each kind a CA has seen. A device that it knows gets the certificate that it has, without a transaction that
-/// writes anything, and would spoil the measurement.
+/// How many keys of each kind a CA has seen. A device that it knows gets the certificate that it
+/// has, without a transaction that writes anything, and would spoil the measurement.
 #[derive(Default)]
 pub(crate) struct Used {
     path: Option<PathBuf>,
@@ -222,7 +237,11 @@ fn make_ik(kind: IkKind) -> Result<IkRecord> {
 }
 
 /// `work` on each of `items`, on all processors, in their order.
-fn parallel<T: Sync, R: Send>(items: &[T], bar: &ProgressBar, work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+fn parallel<T: Sync, R: Send>(
+    items: &[T],
+    bar: &ProgressBar,
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(items.len())));
     let take_turns = || -> Result<()> {
         let mut mine = Vec::new();
@@ -237,8 +256,9 @@ fn parallel<T: Sync, R: Send>(items: &[T], bar: &ProgressBar, work: impl Fn(&T) 
         Ok(())
     };
     thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..thread::available_parallelism().map_or(1, usize::from)).map(|_| scope.spawn(take_turns)).collect();
+        let threads: Vec<_> = (0..thread::available_parallelism().map_or(1, usize::from))
+            .map(|_| scope.spawn(take_turns))
+            .collect();
         // Unwrap safety: a panic there is passed on here.
         threads.into_iter().try_for_each(|thread| thread.join().unwrap())
     })?;

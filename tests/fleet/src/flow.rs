@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use assay_wire::{
-    Bytes, CertificateList, ClientId, DeviceId, Flow, MAX_CLAIM, MAX_MESSAGE, Problem, Proof, Receipt, ReplyBody,
-    Request, RequestBody, RequestId, Ticket, Topic,
+    Bytes, CertificateList, ClientId, DeviceId, Flow, MAX_CLAIM, MAX_MESSAGE, Problem, Proof,
+    Receipt, ReplyBody, Request, RequestBody, RequestId, Ticket, Topic,
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -63,11 +63,13 @@ pub(crate) struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// The whole flow; what comes back is verified. Returns what a device connects with, if that is a certificate.
+    /// The whole flow; what comes back is verified. Returns what a device connects with, if that is
+    /// a certificate.
     pub(crate) async fn provision(&mut self, flow: Flow) -> Result<Option<Granted>, Stop> {
         match self.first_reply(flow).await? {
             ReplyBody::Challenge(challenge) => {
-                let ticket = self.device.activate(&challenge.credential_blob, &challenge.encrypted_seed)?;
+                let ticket =
+                    self.device.activate(&challenge.credential_blob, &challenge.encrypted_seed)?;
                 let ticket = ticket.try_into().map_err(|_| anyhow!("a ticket has 32 bytes"))?;
                 let certify = RequestBody::Certify(self.proof(challenge.claim, ticket));
                 let ReplyBody::Certificate(reply) = self.ask("certify", certify).await? else {
@@ -80,7 +82,8 @@ impl Attempt<'_> {
                 let ik = self.ik()?;
                 let sealed = self.device.open(ik, &reply)?;
                 let device_id = check_chain(&sealed.chain, &ik.spki)?;
-                let confirm = RequestBody::Confirm(self.proof(reply.claim, *sealed.ticket.as_bytes()));
+                let confirm =
+                    RequestBody::Confirm(self.proof(reply.claim, *sealed.ticket.as_bytes()));
                 let ReplyBody::Confirmed(reply) = self.ask("confirm", confirm).await? else {
                     return Err(unexpected());
                 };
@@ -112,7 +115,8 @@ impl Attempt<'_> {
                 question.id = RequestId::NIL;
             }
             Some(Bad::ForeignResponseTopic) => {
-                let somebody = Topic::Reply(self.broker.scope.clone(), ClientId::bootstrap(random()));
+                let somebody =
+                    Topic::Reply(self.broker.scope.clone(), ClientId::bootstrap(random()));
                 question.response_topic = Some(somebody.to_string());
             }
             _ => {}
@@ -181,12 +185,17 @@ fn check_receipt(receipt: &Receipt, sha256: &[u8; 32]) -> Result<()> {
 
 /// The certificate is for this key, and its issuer comes with it. Says whose it is.
 ///
-/// Signatures are left to the end-to-end tests of the device: verifying them would cost more than the CA spends on making them.
+/// Signatures are left to the end-to-end tests of the device: verifying them would cost more than
+/// the CA spends on making them.
 fn check_chain(chain: &CertificateList<1>, spki: &[u8]) -> Result<DeviceId> {
     let (_, leaf) = X509Certificate::from_der(&chain[0]).context("not a certificate")?;
     ensure!(leaf.public_key().raw == spki, "the certificate is for another key");
     let name = leaf.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-    let (_, issuer) = X509Certificate::from_der(chain.get(1).context("no issuer")?).context("not a certificate")?;
-    ensure!(leaf.issuer().as_raw() == issuer.subject().as_raw(), "the second certificate is not the issuer's");
+    let (_, issuer) = X509Certificate::from_der(chain.get(1).context("no issuer")?)
+        .context("not a certificate")?;
+    ensure!(
+        leaf.issuer().as_raw() == issuer.subject().as_raw(),
+        "the second certificate is not the issuer's"
+    );
     Ok(name.context("the certificate names nobody")?.parse()?)
 }

@@ -1,4 +1,5 @@
-//! Provisioned devices that connect with their certificates and stay, to see what a connection costs a server.
+//! Provisioned devices that connect with their certificates and stay, to see what a connection
+//! costs a server.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -24,7 +25,8 @@ pub(crate) struct Member {
     pub(crate) key: Vec<u8>,
 }
 
-/// An MQTT connection on which nothing is said. The clients of this program's other modes take more memory than ten thousand may.
+/// An MQTT connection on which nothing is said. The clients of this program's other modes take more
+/// memory than ten thousand may.
 pub(crate) struct Held(TlsStream<TcpStream>);
 
 /// Connects all of `members` to the operational listener, each under its own device id.
@@ -52,13 +54,19 @@ pub(crate) async fn connect(
 }
 
 impl Held {
-    async fn open(number: usize, member: &Member, listener: SocketAddr, roots: &RootCertStore) -> Result<Self> {
+    async fn open(
+        number: usize,
+        member: &Member,
+        listener: SocketAddr,
+        roots: &RootCertStore,
+    ) -> Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.bind(SocketAddr::new(home(number).into(), 0))?;
         let tcp = socket.connect(listener).await?;
         tcp.set_nodelay(true)?;
         let name = ServerName::IpAddress(IpAddr::from(listener.ip()));
-        let mut stream = TlsConnector::from(Arc::new(tls(member, roots)?)).connect(name, tcp).await?;
+        let mut stream =
+            TlsConnector::from(Arc::new(tls(member, roots)?)).connect(name, tcp).await?;
         stream.write_all(&connect_packet(member.device_id.as_str())?).await?;
         let [kind, length] = read(&mut stream).await?;
         ensure!(kind == CONNACK, "the broker answers CONNECT with {kind:#04x}");
@@ -85,7 +93,8 @@ async fn read(stream: &mut TlsStream<TcpStream>) -> Result<[u8; 2]> {
 
 fn tls(member: &Member, roots: &RootCertStore) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let chain = member.chain.iter().map(|certificate| CertificateDer::from(certificate.to_vec())).collect();
+    let chain =
+        member.chain.iter().map(|certificate| CertificateDer::from(certificate.to_vec())).collect();
     let key = PrivatePkcs8KeyDer::from(member.key.clone()).into();
     let certified = CertifiedKey::from_der(chain, key, &provider)?;
     let resolver = Arc::new(SingleCertAndKey::from(certified));
@@ -104,7 +113,8 @@ fn connect_packet(client: &str) -> Result<Vec<u8>> {
     Ok([vec![CONNECT, length], body].concat())
 }
 
-/// The address from which a device connects: the operational listener takes no more than 1024 from one.
+/// The address from which a device connects: the operational listener takes no more than 1024 from
+/// one.
 fn home(number: usize) -> Ipv4Addr {
     let network = u32::from(Ipv4Addr::LOCALHOST);
     Ipv4Addr::from(network + (number / PER_ADDRESS) as u32)

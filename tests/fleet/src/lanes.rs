@@ -17,7 +17,8 @@ pub(crate) struct Lane {
 #[derive(Default)]
 struct Connections {
     current: Option<Arc<Connection>>,
-    /// Made while there are publishes left, for nobody is to wait for a connection who uses another's.
+    /// Made while there are publishes left, for nobody is to wait for a connection who uses
+    /// another's.
     next: Option<JoinHandle<Result<Connection, Lost>>>,
 }
 
@@ -26,14 +27,20 @@ impl Lane {
         Self { seats: Semaphore::new(SEATS), connections: Mutex::default() }
     }
 
-    /// Waits for a seat: as many devices use a lane at once as one connection can serve from beginning to end.
+    /// Waits for a seat: as many devices use a lane at once as one connection can serve from
+    /// beginning to end.
     pub(crate) async fn seat(&self) -> SemaphorePermit<'_> {
         // Unwrap safety: the semaphore is never closed.
         self.seats.acquire().await.unwrap()
     }
 
-    /// A connection with one publish taken. The one before it lives on until the last reply on it is there.
-    pub(crate) async fn connection(&self, broker: &Arc<Broker>, tally: &Arc<Tally>) -> Result<Arc<Connection>, Lost> {
+    /// A connection with one publish taken. The one before it lives on until the last reply on it
+    /// is there.
+    pub(crate) async fn connection(
+        &self,
+        broker: &Arc<Broker>,
+        tally: &Arc<Tally>,
+    ) -> Result<Arc<Connection>, Lost> {
         let mut connections = self.connections.lock().await;
         let Connections { current, next } = &mut *connections;
         if current.as_ref().is_none_or(|connection| !connection.take_publish()) {

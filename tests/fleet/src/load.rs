@@ -47,7 +47,11 @@ impl Fleet {
     /// Runs every device to its end. The pace is reached at the end of `ramp`.
     ///
     /// In an open loop, returns how long devices arrived and how many were done by then.
-    pub(crate) async fn run(self: &Arc<Self>, pace: Pace, ramp: Duration) -> Option<(Duration, usize)> {
+    pub(crate) async fn run(
+        self: &Arc<Self>,
+        pace: Pace,
+        ramp: Duration,
+    ) -> Option<(Duration, usize)> {
         match pace {
             Pace::Closed { concurrency } => {
                 self.run_closed(concurrency, ramp).await;
@@ -123,7 +127,9 @@ impl Fleet {
                 Err(Stop::Wrong(error)) => break self.tally.failed(format!("{error:#}")),
             };
             if started.elapsed() > PATIENCE {
-                break self.tally.failed(format!("not provisioned within {} s", PATIENCE.as_secs()));
+                break self
+                    .tally
+                    .failed(format!("not provisioned within {} s", PATIENCE.as_secs()));
             }
             sleep(backoff.next(wait, u32::from_ne_bytes(random()))).await;
         }
@@ -142,7 +148,12 @@ impl Fleet {
         device.bad.is_some_and(|bad| bad.problem(self.flow) == Some(problem.code))
     }
 
-    async fn attempt(&self, device: &Device, place: usize, began: &mut Option<Instant>) -> Result<(), Stop> {
+    async fn attempt(
+        &self,
+        device: &Device,
+        place: usize,
+        began: &mut Option<Instant>,
+    ) -> Result<(), Stop> {
         let granted = if let Some(lane) = self.lanes.get(place % self.lanes.len().max(1)) {
             let _seat = lane.seat().await;
             self.on(&Line::Shared(lane), device, began).provision(self.flow).await?
@@ -175,7 +186,12 @@ impl Fleet {
         Ok((permit, Line::Own(Connection::open(&self.broker, &self.tally).await?)))
     }
 
-    fn on<'a>(&'a self, line: &'a Line<'a>, device: &'a Device, began: &'a mut Option<Instant>) -> Attempt<'a> {
+    fn on<'a>(
+        &'a self,
+        line: &'a Line<'a>,
+        device: &'a Device,
+        began: &'a mut Option<Instant>,
+    ) -> Attempt<'a> {
         Attempt { device, line, broker: &self.broker, tally: &self.tally, began }
     }
 }
@@ -195,9 +211,14 @@ fn advice(problem: &Problem, restarts: &mut u32) -> Option<Duration> {
 /// When the device of this number is due: the rate rises evenly during `ramp`, and stays then.
 fn arrival(number: usize, rate: f64, ramp: Duration) -> Duration {
     let (number, ramp) = (number as f64, ramp.as_secs_f64());
-    // During the ramp rate · t² / 2·ramp devices have begun at t; those are rate · ramp / 2 at its end.
+    // During the ramp rate · t² / 2·ramp devices have begun at t; those are rate · ramp / 2 at its
+    // end.
     let in_ramp = rate * ramp / 2.0;
-    let seconds = if number < in_ramp { (2.0 * ramp * number / rate).sqrt() } else { ramp + (number - in_ramp) / rate };
+    let seconds = if number < in_ramp {
+        (2.0 * ramp * number / rate).sqrt()
+    } else {
+        ramp + (number - in_ramp) / rate
+    };
     Duration::from_secs_f64(seconds)
 }
 
@@ -235,7 +256,10 @@ mod tests {
         let busy = Problem::new(ProblemCode::Busy, String::new()).retry_after(7);
         assert_eq!(advice(&busy, &mut restarts), Some(Duration::from_secs(7)));
         let expired = Problem::new(ProblemCode::ClaimExpired, String::new());
-        assert_eq!([(); 4].map(|()| advice(&expired, &mut restarts).is_some()), [true, true, true, false]);
+        assert_eq!(
+            [(); 4].map(|()| advice(&expired, &mut restarts).is_some()),
+            [true, true, true, false]
+        );
         assert_eq!(advice(&Problem::new(ProblemCode::EkWeak, String::new()), &mut 0), None);
     }
 }

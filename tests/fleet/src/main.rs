@@ -1,4 +1,5 @@
-//! `assay-fleet`: simulated devices that provision themselves against a CA as fast as asked, and tell how that went.
+//! `assay-fleet`: simulated devices that provision themselves against a CA as fast as asked, and
+//! tell how that went.
 
 mod assembly;
 mod bad;
@@ -93,13 +94,22 @@ fn against_own_server(options: &Options, factory: &Factory) -> Result<Report> {
 }
 
 /// Against one that runs already: with devices that its CA has not seen, by this program's books.
-fn against_known_broker(options: &Options, factory: &Factory, url: &BrokerUrl, root: &Path) -> Result<Report> {
+fn against_known_broker(
+    options: &Options,
+    factory: &Factory,
+    url: &BrokerUrl,
+    root: &Path,
+) -> Result<Report> {
     let pem = fs::read(root).with_context(|| format!("cannot read {}", root.display()))?;
     let mut used = factory.used_by(&pem)?;
     let devices = assembly::assemble(factory, options, &mut used)?;
     used.save()?;
     let report = measure(options, devices, broker(options, url.clone(), root)?, None)?;
-    if report.failures.keys().any(|reason| reason.starts_with(ProblemCode::EkCertificateUntrusted.name())) {
+    if report
+        .failures
+        .keys()
+        .any(|reason| reason.starts_with(ProblemCode::EkCertificateUntrusted.name()))
+    {
         let files = Vendor::trust_files(factory.dir()).map(|file| file.display().to_string());
         eprintln!("The CA must trust the vendor: assay trust add {}", files.join(" "));
     }
@@ -115,11 +125,15 @@ fn broker(options: &Options, url: BrokerUrl, root: &Path) -> Result<Broker> {
 
 fn roots(root: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(root).with_context(|| format!("cannot read {}", root.display()))?)?;
+    roots.add(
+        CertificateDer::from_pem_file(root)
+            .with_context(|| format!("cannot read {}", root.display()))?,
+    )?;
     Ok(roots)
 }
 
-/// Runs all devices to their end; `server` is the process that serves them, and its operational listener.
+/// Runs all devices to their end; `server` is the process that serves them, and its operational
+/// listener.
 fn measure(
     options: &Options,
     devices: Vec<device::Device>,
@@ -153,13 +167,18 @@ fn measure(
     let usage = Usage {
         took: began.elapsed(),
         arriving,
-        server: pid.map(ServerUsage::of).transpose()?.zip(server_before).map(|(after, before)| after.since(&before)),
+        server: pid
+            .map(ServerUsage::of)
+            .transpose()?
+            .zip(server_before)
+            .map(|(after, before)| after.since(&before)),
         own: server::own_time()? - own_before,
     };
     fleet.bar.finish_and_clear();
     let held = match (&fleet.members, server) {
         (Some(members), Some((pid, operational))) => {
-            let members = std::mem::take(&mut *members.lock().unwrap_or_else(PoisonError::into_inner));
+            let members =
+                std::mem::take(&mut *members.lock().unwrap_or_else(PoisonError::into_inner));
             Some(runtime.block_on(hold(members, operational.parse()?, &fleet.broker.roots, pid))?)
         }
         _ => None,
@@ -194,7 +213,10 @@ async fn hold(
 fn cache(options: &Options) -> Result<PathBuf> {
     match &options.cache {
         Some(dir) => Ok(dir.clone()),
-        None => Ok(bin_dir()?.parent().context("the directory of this program has no parent")?.join("fleet-cache")),
+        None => Ok(bin_dir()?
+            .parent()
+            .context("the directory of this program has no parent")?
+            .join("fleet-cache")),
     }
 }
 
@@ -220,7 +242,8 @@ fn bin_dir() -> Result<PathBuf> {
 /// Random bytes from the operating system.
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // Unwrap safety: getrandom(2) does not fail on the kernels that Rust's standard library supports.
+    // Unwrap safety: getrandom(2) does not fail on the kernels that Rust's standard library
+    // supports.
     getrandom::fill(&mut bytes).unwrap();
     bytes
 }

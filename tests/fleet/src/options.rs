@@ -11,11 +11,13 @@ use clap::{Parser, ValueEnum};
 use crate::bad::{BadShare, share_of_one};
 use crate::tpm::area::{EkKind, IkKind};
 
-/// Provisions simulated devices against `assay serve` over real MQTT connections, and reports how fast that went.
+/// Provisions simulated devices against `assay serve` over real MQTT connections, and reports how
+/// fast that went.
 ///
-/// Each device has a software TPM: an EK that a test vendor certified, an IK with its request, and the computations of
-/// TPM2_ActivateCredential. Keys are made once and kept. Unless --broker names another one, a CA of its own is made for the run
-/// and served by the `assay` beside this program, so no device of a run is known to its CA.
+/// Each device has a software TPM: an EK that a test vendor certified, an IK with its request, and
+/// the computations of TPM2_ActivateCredential. Keys are made once and kept. Unless --broker names
+/// another one, a CA of its own is made for the run and served by the `assay` beside this program,
+/// so no device of a run is known to its CA.
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES)]
 pub(crate) struct Options {
@@ -34,24 +36,28 @@ pub(crate) struct Options {
     /// Closed loop: as many devices at once, the next begins when one is done
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) concurrency: u32,
-    /// Open loop: as many devices a second begin, whether or not others are done; latencies count from when they were due
+    /// Open loop: as many devices a second begin, whether or not others are done; latencies count
+    /// from when they were due
     #[arg(long, value_name = "PER_SECOND", conflicts_with = "concurrency", value_parser = positive)]
     pub(crate) rate: Option<f64>,
     /// Whether devices share connections, each serving 32 publishes, or make one each
     #[arg(long, value_enum, default_value_t = Reuse::Reused)]
     pub(crate) connection: Reuse,
-    /// How many connections there are at once: at most 4096, or 1354 that are shared, for the broker takes no more than 4096 from
-    /// one network [default: as many as devices at once, 64 in an open loop]
+    /// How many connections there are at once: at most 4096, or 1354 that are shared, for the
+    /// broker takes no more than 4096 from one network [default: as many as devices at once, 64 in
+    /// an open loop]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) connections: Option<u32>,
     /// Reach concurrency or rate only after this time
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0, value_parser = not_negative)]
     pub(crate) ramp: f64,
-    /// Share of devices that drop their connection after the first reply, and begin again on another
+    /// Share of devices that drop their connection after the first reply, and begin again on
+    /// another
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share_of_one)]
     pub(crate) churn: f64,
-    /// Share of devices that are bad in this way, and must be refused with the problem that is due; may be repeated. Kinds: truncated,
-    /// oversize, untrusted-vendor, foreign-certificate, not-fixed-tpm, plain-srk, foreign-csr, wrong-ticket, foreign-response-topic
+    /// Share of devices that are bad in this way, and must be refused with the problem that is due;
+    /// may be repeated. Kinds: truncated, oversize, untrusted-vendor, foreign-certificate,
+    /// not-fixed-tpm, plain-srk, foreign-csr, wrong-ticket, foreign-response-topic
     #[arg(long, value_name = "KIND=SHARE")]
     pub(crate) bad: Vec<BadShare>,
     /// The bootstrap listener of a broker that runs already, whose CA trusts the vendor in --cache
@@ -63,10 +69,12 @@ pub(crate) struct Options {
     /// The scope of that CA
     #[arg(long, default_value = "default")]
     pub(crate) scope: Scope,
-    /// When all are done, connect each with its certificate, and report the server's memory with all of them connected
+    /// When all are done, connect each with its certificate, and report the server's memory with
+    /// all of them connected
     #[arg(long, conflicts_with = "broker")]
     pub(crate) hold: bool,
-    /// Print only the files of the test vendor's certificates, for `assay trust add` in the CA of --broker
+    /// Print only the files of the test vendor's certificates, for `assay trust add` in the CA of
+    /// --broker
     #[arg(long)]
     pub(crate) vendor: bool,
     /// Print the report as one JSON object on stdout instead of a table on stderr
@@ -75,7 +83,8 @@ pub(crate) struct Options {
     /// Draw the latencies by percentile
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,
-    /// Where keys are kept from run to run [default: fleet-cache beside the directory of this program]
+    /// Where keys are kept from run to run [default: fleet-cache beside the directory of this
+    /// program]
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
 }
@@ -91,12 +100,22 @@ impl Options {
     /// Refuses what does not fit together.
     pub(crate) fn check(&self) -> Result<()> {
         self.connections()?;
-        ensure!(!self.hold || self.flow != Flow::SharedKey, "--hold: devices of flow shared-key get no certificate");
+        ensure!(
+            !self.hold || self.flow != Flow::SharedKey,
+            "--hold: devices of flow shared-key get no certificate"
+        );
         let bad: f64 = self.bad.iter().map(|bad| bad.share).sum();
-        ensure!(bad + self.churn <= 1.0, "--bad and --churn: the shares come to more than all devices");
+        ensure!(
+            bad + self.churn <= 1.0,
+            "--bad and --churn: the shares come to more than all devices"
+        );
         for BadShare { kind, .. } in &self.bad {
             let name = kind.name();
-            ensure!(kind.problem(self.flow).is_some(), "--bad {name}: flow {} has no such request", self.flow);
+            ensure!(
+                kind.problem(self.flow).is_some(),
+                "--bad {name}: flow {} has no such request",
+                self.flow
+            );
         }
         Ok(())
     }
@@ -150,9 +169,11 @@ fn positive(text: &str) -> Result<f64> {
 
 /// Connections of one network on the bootstrap listener (docs/protocol.md, "Bootstrap connection").
 ///
-/// A client cannot stand for more networks: rumqttc binds no address, and the kernel takes 127.0.0.1 for all.
+/// A client cannot stand for more networks: rumqttc binds no address, and the kernel takes
+/// 127.0.0.1 for all.
 const PER_NETWORK: u32 = 4096;
-/// Shared ones: the next is made before one is used up, and the old one may live for as long as the last request on it.
+/// Shared ones: the next is made before one is used up, and the old one may live for as long as the
+/// last request on it.
 const SHARED: u32 = (PER_NETWORK - CHURNING) / 3;
 /// Of devices that drop theirs while others are shared.
 pub(crate) const CHURNING: u32 = 32;

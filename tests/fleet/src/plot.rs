@@ -8,14 +8,16 @@ use plotters::prelude::*;
 
 /// Draws one line for each histogram, of microseconds.
 ///
-/// The percentiles are on a scale that gives each further nine the same width, and so are the latencies' powers of ten: a tail
-/// that is ten times as rare or ten times as long is as easily seen.
+/// The percentiles are on a scale that gives each further nine the same width, and so are the
+/// latencies' powers of ten: a tail that is ten times as rare or ten times as long is as easily
+/// seen.
 pub(crate) fn draw(file: &Path, title: &str, lines: &[(&str, &Histogram<u64>)]) -> Result<()> {
     let longest = lines.iter().map(|(_, line)| line.len()).max().unwrap_or(1).max(10);
     let nines = (longest as f64).log10();
     let shortest = lines.iter().map(|(_, line)| line.min()).min().unwrap_or(1).max(1) as f64 / 1e3;
     let slowest = lines.iter().map(|(_, line)| line.max()).max().unwrap_or(1).max(1) as f64 / 1e3;
-    let latencies = 10f64.powf(shortest.log10().floor())..10f64.powf(slowest.log10().ceil().max(1.0));
+    let latencies =
+        10f64.powf(shortest.log10().floor())..10f64.powf(slowest.log10().ceil().max(1.0));
 
     let root = SVGBackend::new(file, SIZE).into_drawing_area();
     root.fill(&WHITE).map_err(failed)?;
@@ -39,7 +41,8 @@ pub(crate) fn draw(file: &Path, title: &str, lines: &[(&str, &Histogram<u64>)]) 
         .map_err(failed)?;
     for (number, (name, histogram)) in lines.iter().enumerate() {
         let style = ShapeStyle::from(&Palette99::pick(number)).stroke_width(2);
-        let series = chart.draw_series(LineSeries::new(points(histogram), style)).map_err(failed)?;
+        let series =
+            chart.draw_series(LineSeries::new(points(histogram), style)).map_err(failed)?;
         series.label(*name).legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], style));
     }
     chart
@@ -54,7 +57,8 @@ pub(crate) fn draw(file: &Path, title: &str, lines: &[(&str, &Histogram<u64>)]) 
     root.present().map_err(failed)
 }
 
-/// As many points of a line as can be told apart, up to the percentile that its last value stands for.
+/// As many points of a line as can be told apart, up to the percentile that its last value stands
+/// for.
 fn points(histogram: &Histogram<u64>) -> impl Iterator<Item = (f64, f64)> {
     let end = (histogram.len() as f64).log10();
     (0..=POINTS).map(move |point| {

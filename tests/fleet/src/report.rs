@@ -156,7 +156,9 @@ impl Report {
                 done,
                 devices_per_second: rate(done, time),
             }),
-            latency_ms: latencies(counts).map(|(name, histogram)| (name, Latency::of(histogram))).collect(),
+            latency_ms: latencies(counts)
+                .map(|(name, histogram)| (name, Latency::of(histogram)))
+                .collect(),
             problems: counts.problems.clone(),
             refused: counts.refused.clone(),
             lost: counts.lost.clone(),
@@ -185,33 +187,55 @@ impl Report {
             // Writing to a String cannot fail.
             _ = writeln!(text, "{label:<22}{value}");
         };
-        line("devices", format!("{all}: {done} done, {refused} refused, {failed} failed; {churned} churned"));
+        line(
+            "devices",
+            format!("{all}: {done} done, {refused} refused, {failed} failed; {churned} churned"),
+        );
         line("time", format!("{:.1} s", self.seconds));
         line("throughput", format!("{:.0} devices/s", self.devices_per_second));
         if let Some(Arriving { seconds, done, devices_per_second }) = &self.while_arriving {
-            line("  while arriving", format!("{devices_per_second:.0} devices/s ({done} in {seconds:.1} s)"));
+            line(
+                "  while arriving",
+                format!("{devices_per_second:.0} devices/s ({done} in {seconds:.1} s)"),
+            );
         }
         line("connections", self.connections.to_string());
         let Cpu { ca, broker, fleet } = &self.cpu_us_per_device;
         let micros = |time: &Option<f64>| time.map_or("?".into(), |time| format!("{time:.0}"));
-        line("processor, µs/device", format!("CA {}, broker {}, fleet {fleet:.0}", micros(ca), micros(broker)));
+        line(
+            "processor, µs/device",
+            format!("CA {}, broker {}, fleet {fleet:.0}", micros(ca), micros(broker)),
+        );
         if let Some(Memory { now, peak }) = self.server_memory_kib {
-            line("server memory", format!("{:.1} MiB, {:.1} MiB at most", now as f64 / 1024.0, peak as f64 / 1024.0));
+            line(
+                "server memory",
+                format!("{:.1} MiB, {:.1} MiB at most", now as f64 / 1024.0, peak as f64 / 1024.0),
+            );
         }
-        if let Some(Held { connections, seconds, server_memory_kib: Memory { now, .. } }) = &self.held {
+        if let Some(Held { connections, seconds, server_memory_kib: Memory { now, .. } }) =
+            &self.held
+        {
             line(
                 "connected afterwards",
-                format!("{connections} in {seconds:.1} s; server memory {:.1} MiB", *now as f64 / 1024.0),
+                format!(
+                    "{connections} in {seconds:.1} s; server memory {:.1} MiB",
+                    *now as f64 / 1024.0
+                ),
             );
         }
         let columns = |cells: [&str; 6]| cells.map(|cell| format!("{cell:>9}")).concat();
-        line("\nlatency, ms", columns(["p50", "p90", "p99", "p99.9", "max", "count"])[1..].to_owned());
+        line(
+            "\nlatency, ms",
+            columns(["p50", "p90", "p99", "p99.9", "max", "count"])[1..].to_owned(),
+        );
         for (name, latency) in &self.latency_ms {
             let Latency { count, p50, p90, p99, p999, max, .. } = latency;
             let cells = [p50, p90, p99, p999, max].map(|value| format!("{value:>9.2}")).concat();
             line(&format!("  {name}"), format!("{cells}{count:>9}"));
         }
-        for (title, counts) in [("problems", &self.problems), ("bad requests refused", &self.refused)] {
+        for (title, counts) in
+            [("problems", &self.problems), ("bad requests refused", &self.refused)]
+        {
             counts.iter().for_each(|(name, count)| line(title, format!("{count:>9}  {name}")));
         }
         for (title, counts) in [("lost, tried again", &self.lost), ("FAILED", &self.failures)] {
@@ -239,7 +263,8 @@ impl Latency {
 /// Every histogram that has something in it, by its name.
 pub(crate) fn latencies(counts: &Counts) -> impl Iterator<Item = (&'static str, &Histogram<u64>)> {
     let requests = counts.requests.iter().map(|(name, histogram)| (*name, histogram));
-    let all = [("device", &counts.device), ("connect", &counts.connect)].into_iter().chain(requests);
+    let all =
+        [("device", &counts.device), ("connect", &counts.connect)].into_iter().chain(requests);
     all.filter(|(_, histogram)| !histogram.is_empty())
 }
 

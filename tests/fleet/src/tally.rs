@@ -22,7 +22,8 @@ pub(crate) struct Counts {
     pub(crate) problems: BTreeMap<&'static str, usize>,
     pub(crate) lost: BTreeMap<String, usize>,
     pub(crate) connections: usize,
-    /// From the first publish of a device, or from when it was due in an open loop, to its last verified reply.
+    /// From the first publish of a device, or from when it was due in an open loop, to its last
+    /// verified reply.
     pub(crate) device: Histogram<u64>,
     /// From publish to reply, by request.
     pub(crate) requests: BTreeMap<&'static str, Histogram<u64>>,

@@ -1,13 +1,14 @@
-//! The TPM vendor of the fleet: an RSA chain that certifies RSA EKs and an ECC chain for the others, as real vendors have them.
+//! The TPM vendor of the fleet: an RSA chain that certifies RSA EKs and an ECC chain for the
+//! others, as real vendors have them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, SignatureAlgorithm,
-    SubjectPublicKeyInfo, date_time_ymd,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PKCS_RSA_SHA256, SignatureAlgorithm, SubjectPublicKeyInfo, date_time_ymd,
 };
 
 use crate::tpm::area::EkKind;
@@ -28,7 +29,10 @@ struct Chain {
 impl Vendor {
     /// A vendor with new keys; its names are the same for all.
     pub(crate) fn found() -> Result<Self> {
-        Ok(Self { ecc: Chain::found("ECC", &PKCS_ECDSA_P256_SHA256)?, rsa: Chain::found("RSA", &PKCS_RSA_SHA256)? })
+        Ok(Self {
+            ecc: Chain::found("ECC", &PKCS_ECDSA_P256_SHA256)?,
+            rsa: Chain::found("RSA", &PKCS_RSA_SHA256)?,
+        })
     }
 
     /// The vendor that was kept in `dir`; founded now if there is none.
@@ -42,10 +46,11 @@ impl Vendor {
         Ok(Self { ecc: Chain::load(&ecc)?, rsa: Chain::load(&rsa)? })
     }
 
-    /// What an operator gives to `assay trust add`: both roots and both issuers, for devices send their own certificate only, as
-    /// most TPMs hold no other.
+    /// What an operator gives to `assay trust add`: both roots and both issuers, for devices send
+    /// their own certificate only, as most TPMs hold no other.
     pub(crate) fn trust_files(dir: &Path) -> [PathBuf; 4] {
-        ["ecc/root", "ecc/issuer", "rsa/root", "rsa/issuer"].map(|file| dir.join(format!("vendor-{file}.pem")))
+        ["ecc/root", "ecc/issuer", "rsa/root", "rsa/issuer"]
+            .map(|file| dir.join(format!("vendor-{file}.pem")))
     }
 
     /// An EK certificate (DER) in the form of TCG's EK Credential Profile 2.5, section 3.
@@ -57,10 +62,12 @@ impl Vendor {
         };
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2060, 1, 1));
+        (params.not_before, params.not_after) =
+            (date_time_ymd(2020, 1, 1), date_time_ymd(2060, 1, 1));
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![usage];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(TCG_KP_EK_CERTIFICATE.to_vec())];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::Other(TCG_KP_EK_CERTIFICATE.to_vec())];
         params.use_authority_key_identifier_extension = true;
         params.custom_extensions = vec![tpm_name()];
         let key = SubjectPublicKeyInfo::from_der(spki)?;
@@ -70,9 +77,11 @@ impl Vendor {
 
 impl Chain {
     fn found(family: &str, algorithm: &'static SignatureAlgorithm) -> Result<Self> {
-        let (root_key, root) = (KeyPair::generate_for(algorithm)?, ca(&format!("Fleet TPM Vendor {family} Root CA")));
+        let (root_key, root) =
+            (KeyPair::generate_for(algorithm)?, ca(&format!("Fleet TPM Vendor {family} Root CA")));
         let root_certificate = root.self_signed(&root_key)?.pem();
-        let (key, params) = (KeyPair::generate_for(algorithm)?, ca(&format!("Fleet TPM Vendor {family} EK CA")));
+        let (key, params) =
+            (KeyPair::generate_for(algorithm)?, ca(&format!("Fleet TPM Vendor {family} EK CA")));
         let certificate = params.signed_by(&key, &Issuer::new(root, root_key))?.pem();
         Ok(Self { root: root_certificate, certificate, issuer: Issuer::new(params, key) })
     }
@@ -108,7 +117,8 @@ fn ca(name: &str) -> CertificateParams {
     params
 }
 
-/// A critical subject alternative name, a directoryName of TPM manufacturer, model and version (section 3.2.9).
+/// A critical subject alternative name, a directoryName of TPM manufacturer, model and version
+/// (section 3.2.9).
 fn tpm_name() -> CustomExtension {
     let attributes: Vec<u8> = [(1, "id:464C4545"), (2, "Fleet"), (3, "id:00010000")]
         .into_iter()
@@ -117,8 +127,10 @@ fn tpm_name() -> CustomExtension {
             tlv(0x31, &tlv(0x30, &[oid, tlv(0x0C, value.as_bytes())].concat()))
         })
         .collect();
-    let mut extension =
-        CustomExtension::from_oid_content(&[2, 5, 29, 17], tlv(0x30, &tlv(0xA4, &tlv(0x30, &attributes))));
+    let mut extension = CustomExtension::from_oid_content(
+        &[2, 5, 29, 17],
+        tlv(0x30, &tlv(0xA4, &tlv(0x30, &attributes))),
+    );
     extension.set_criticality(true);
     extension
 }

@@ -12,7 +12,8 @@ const EVERY_EK: [&str; 4] = ["--devices", "14", "--ek", "p-256,p-384,rsa-2048,rs
 
 #[test]
 fn every_ek_is_provisioned_in_the_ticket_flow_with_every_ik() -> Result<()> {
-    let report = report(&[&EVERY_EK[..], &["--ik", "p-256,p-384,rsa-2048", "--concurrency", "4"]].concat())?;
+    let report =
+        report(&[&EVERY_EK[..], &["--ik", "p-256,p-384,rsa-2048", "--concurrency", "4"]].concat())?;
     assert_eq!(report["devices"]["done"], 14, "{report:#}");
     assert_eq!(report["latency_ms"]["certify"]["count"], 14, "{report:#}");
     Ok(())
@@ -20,9 +21,13 @@ fn every_ek_is_provisioned_in_the_ticket_flow_with_every_ik() -> Result<()> {
 
 #[test]
 fn every_ek_is_provisioned_in_the_sealed_flow() -> Result<()> {
-    let report = report(&[&EVERY_EK[..], &["--flow", "sealed", "--connection", "per-device"]].concat())?;
+    let report =
+        report(&[&EVERY_EK[..], &["--flow", "sealed", "--connection", "per-device"]].concat())?;
     assert_eq!(report["devices"]["done"], 14, "{report:#}");
-    assert_eq!((&report["connections"], &report["latency_ms"]["confirm"]["count"]), (&14.into(), &14.into()));
+    assert_eq!(
+        (&report["connections"], &report["latency_ms"]["confirm"]["count"]),
+        (&14.into(), &14.into())
+    );
     Ok(())
 }
 
@@ -53,13 +58,23 @@ fn bad_requests_are_refused_for_what_is_wrong_with_them_while_others_pass() -> R
 }
 
 /// Kinds of bad requests that every flow has.
-const EVERYWHERE: [&str; 6] =
-    ["truncated", "oversize", "untrusted-vendor", "foreign-certificate", "not-fixed-tpm", "foreign-response-topic"];
+const EVERYWHERE: [&str; 6] = [
+    "truncated",
+    "oversize",
+    "untrusted-vendor",
+    "foreign-certificate",
+    "not-fixed-tpm",
+    "foreign-response-topic",
+];
 
 #[test]
 fn devices_that_break_off_come_back_and_are_provisioned() -> Result<()> {
     let report = report(&["--devices", "20", "--churn", "0.5"])?;
-    assert_eq!((&report["devices"]["done"], &report["devices"]["churned"]), (&20.into(), &10.into()), "{report:#}");
+    assert_eq!(
+        (&report["devices"]["done"], &report["devices"]["churned"]),
+        (&20.into(), &10.into()),
+        "{report:#}"
+    );
     Ok(())
 }
 
@@ -67,7 +82,11 @@ fn devices_that_break_off_come_back_and_are_provisioned() -> Result<()> {
 fn a_shared_connection_serves_32_publishes_and_is_replaced() -> Result<()> {
     let report = report(&["--devices", "40", "--concurrency", "1"])?;
     assert_eq!(report["connections"], 3, "80 publishes: {report:#}");
-    assert_eq!(report["lost"], serde_json::json!({}), "the broker cuts a connection at its 33rd publish");
+    assert_eq!(
+        report["lost"],
+        serde_json::json!({}),
+        "the broker cuts a connection at its 33rd publish"
+    );
     Ok(())
 }
 
@@ -82,7 +101,8 @@ fn devices_whose_connection_is_lost_try_again() -> Result<()> {
     trust_vendor(&dir, &mut known)?;
     let report: Value = serde_json::from_slice(&assay_tests::run(known.arg("5"))?.stdout)?;
     assert_eq!(report["devices"]["done"], 5, "{report:#}");
-    let lost: u64 = report["lost"].as_object().context("an object")?.values().filter_map(Value::as_u64).sum();
+    let lost: u64 =
+        report["lost"].as_object().context("an object")?.values().filter_map(Value::as_u64).sum();
     // One of the three was the device's whom the CA did not trust yet.
     assert_eq!(lost, 2, "{report:#}");
     server.stop()
@@ -100,7 +120,8 @@ fn unreliable_proxy(server: &assay_tests::AssayServer, count: usize) -> Result<u
                 continue;
             }
             let server = TcpStream::connect(&broker)?;
-            for (mut from, mut to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
+            for (mut from, mut to) in [(client.try_clone()?, server.try_clone()?), (server, client)]
+            {
                 thread::spawn(move || {
                     _ = std::io::copy(&mut from, &mut to);
                     to.shutdown(Shutdown::Both)
@@ -116,7 +137,8 @@ fn unreliable_proxy(server: &assay_tests::AssayServer, count: usize) -> Result<u
 fn an_open_loop_keeps_its_rate() -> Result<()> {
     let report = report(&["--devices", "40", "--rate", "100", "--ramp", "0.2"])?;
     assert_eq!(report["devices"]["done"], 40, "{report:#}");
-    // 10 devices in the ramp, and the other 30 at the full rate; the last is due 10 ms before the end.
+    // 10 devices in the ramp, and the other 30 at the full rate; the last is due 10 ms before the
+    // end.
     let seconds = report["while_arriving"]["seconds"].as_f64().context("a number")?;
     ensure!((0.48..1.5).contains(&seconds), "40 devices arrived in {seconds} s");
     Ok(())
@@ -132,7 +154,10 @@ fn a_run_uses_processor_and_memory_and_draws_its_latencies() -> Result<()> {
     }
     ensure!(report["server_memory_kib"]["peak"].as_u64() > Some(1024), "{report:#}");
     let drawn = std::fs::read_to_string(plot)?;
-    ensure!(drawn.starts_with("<svg") && drawn.contains("certify") && drawn.contains("99"), "{drawn}");
+    ensure!(
+        drawn.starts_with("<svg") && drawn.contains("certify") && drawn.contains("99"),
+        "{drawn}"
+    );
     Ok(())
 }
 
@@ -148,7 +173,11 @@ fn a_device_that_is_not_provisioned_fails_the_run_and_each_run_has_new_devices()
     for run in 1..=2 {
         let report: Value = serde_json::from_slice(&assay_tests::run(&mut known)?.stdout)?;
         assert_eq!(report["devices"]["done"], 3, "{report:#}");
-        assert_eq!(dir.list("devices")?.len(), 3 * run, "a CA that knows a device gives it what it has");
+        assert_eq!(
+            dir.list("devices")?.len(),
+            3 * run,
+            "a CA that knows a device gives it what it has"
+        );
     }
     server.stop()
 }
@@ -160,10 +189,15 @@ fn trust_vendor(dir: &assay_tests::AssayDir, known: &mut Command) -> Result<()> 
     untrusted.envs(known.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let output = untrusted.output()?;
     let report: Value = serde_json::from_slice(&output.stdout)?;
-    assert_eq!((output.status.code(), &report["devices"]["failed"]), (Some(1), &1.into()), "{report:#}");
+    assert_eq!(
+        (output.status.code(), &report["devices"]["failed"]),
+        (Some(1), &1.into()),
+        "{report:#}"
+    );
     ensure!(report["failures"].to_string().contains("ek-certificate-untrusted"), "{report:#}");
     let said = String::from_utf8(output.stderr)?;
-    let advice = said.trim().strip_prefix("The CA must trust the vendor: assay ").context(said.clone())?;
+    let advice =
+        said.trim().strip_prefix("The CA must trust the vendor: assay ").context(said.clone())?;
     assay_tests::run(&mut dir.assay(&advice.split(' ').collect::<Vec<_>>())?).map(drop)
 }
 

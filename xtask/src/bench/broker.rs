@@ -25,5 +25,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     install::install()?;
     let bin = binaries()?;
-    show(Command::new(bin.join("assay-brokers")).args(&arguments.arguments).env("ASSAY_BIN_DIR", &bin))
+    show(
+        Command::new(bin.join("assay-brokers"))
+            .args(&arguments.arguments)
+            .env("ASSAY_BIN_DIR", &bin),
+    )
 }

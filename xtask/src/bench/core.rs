@@ -1,4 +1,5 @@
-//! `cargo xtask bench core`: what one device costs the CA, as a multiple of the cryptography that no CA could leave out.
+//! `cargo xtask bench core`: what one device costs the CA, as a multiple of the cryptography that
+//! no CA could leave out.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,7 +35,8 @@ pub(crate) struct Arguments {
     /// Count instructions and allocations under valgrind instead of time
     #[arg(long, conflicts_with = "quick")]
     instructions: bool,
-    /// Time what strangers send instead: the costliest certificates, beside honest ones; fails if they cost more than twice as much
+    /// Time what strangers send instead: the costliest certificates, beside honest ones; fails if
+    /// they cost more than twice as much
     #[arg(long, conflicts_with = "instructions")]
     hostile: bool,
     /// Print JSON instead of tables: times in nanoseconds
@@ -74,7 +76,8 @@ fn hostile(arguments: &Arguments) -> Result<()> {
     let lines = output_of(Command::new(executable()?).args(["hostile", &rounds.to_string()]))?;
     let (mut rows, mut worst) = (Vec::new(), 0.0_f64);
     for line in lines.lines() {
-        let [keys, certificates, tried, hostile, honest] = line.split('\t').collect::<Vec<_>>()[..] else {
+        let [keys, certificates, tried, hostile, honest] = line.split('\t').collect::<Vec<_>>()[..]
+        else {
             bail!("unexpected: {line:?}")
         };
         let (hostile, honest): (f64, f64) = (hostile.parse()?, honest.parse()?);
@@ -87,7 +90,10 @@ fn hostile(arguments: &Arguments) -> Result<()> {
         });
         println!("{:#}", Value::from_iter(rows));
     } else {
-        println!("{:<8}  {:>5}  {:<34}  {:>10}  {:>10}  ratio", "keys", "certs", "hostile", "hostile µs", "honest µs");
+        println!(
+            "{:<8}  {:>5}  {:<34}  {:>10}  {:>10}  ratio",
+            "keys", "certs", "hostile", "hostile µs", "honest µs"
+        );
         for (keys, certificates, tried, hostile, honest) in rows {
             let (in_us, honest_us) = (hostile / 1000.0, honest / 1000.0);
             println!(
@@ -96,7 +102,9 @@ fn hostile(arguments: &Arguments) -> Result<()> {
             );
         }
     }
-    eprintln!("worst: {worst:.2} times an honest request with as many certificates; target: at most {HOSTILE_TARGET}");
+    eprintln!(
+        "worst: {worst:.2} times an honest request with as many certificates; target: at most {HOSTILE_TARGET}"
+    );
     if worst > HOSTILE_TARGET {
         bail!("a stranger can make the CA compute more than that");
     }
@@ -136,10 +144,21 @@ fn measure(arguments: &Arguments) -> Result<Vec<Times>> {
     let pairs = if arguments.quick { QUICK_PAIRS } else { PAIRS };
     let mut all = Vec::new();
     eprintln!("Timing {pairs} devices of each kind, and the primitives in turn with them ...");
-    for line in output_of(Command::new(&executable).args(["ratios", &pairs.to_string(), &arguments.filter]))?.lines() {
-        let [case, numbers @ ..] = &line.split('\t').collect::<Vec<_>>()[..] else { bail!("unexpected: {line:?}") };
-        let numbers = numbers.iter().map(|number| Ok(number.parse()?)).collect::<Result<Vec<f64>>>()?;
-        let [whole, primitives, low, middle, high] = numbers[..] else { bail!("unexpected: {line:?}") };
+    for line in output_of(Command::new(&executable).args([
+        "ratios",
+        &pairs.to_string(),
+        &arguments.filter,
+    ]))?
+    .lines()
+    {
+        let [case, numbers @ ..] = &line.split('\t').collect::<Vec<_>>()[..] else {
+            bail!("unexpected: {line:?}")
+        };
+        let numbers =
+            numbers.iter().map(|number| Ok(number.parse()?)).collect::<Result<Vec<f64>>>()?;
+        let [whole, primitives, low, middle, high] = numbers[..] else {
+            bail!("unexpected: {line:?}")
+        };
         let ratio = [low, middle, high];
         all.push(Times { case: (*case).to_owned(), whole, primitives, ratio, parts: Parts::new() });
     }
@@ -157,19 +176,36 @@ fn measure(arguments: &Arguments) -> Result<Vec<Times>> {
 fn criterion(executable: &Path, arguments: &Arguments) -> Result<BTreeMap<String, Parts>> {
     let results = TempDir::new()?;
     let mut command = Command::new(executable);
-    command.args(["--bench", "--quiet"]).arg(regex_of(&arguments.filter)).env("CRITERION_HOME", results.path());
+    command
+        .args(["--bench", "--quiet"])
+        .arg(regex_of(&arguments.filter))
+        .env("CRITERION_HOME", results.path());
     if arguments.quick {
-        command.args(["--sample-size", "20", "--warm-up-time", "0.05", "--measurement-time", "0.1"]);
+        command.args([
+            "--sample-size",
+            "20",
+            "--warm-up-time",
+            "0.05",
+            "--measurement-time",
+            "0.1",
+        ]);
     }
     // What criterion has to say on the way is no result of ours.
     show(command.stdout(stderr().as_fd().try_clone_to_owned()?))?;
     let mut parts = BTreeMap::<_, Parts>::new();
     for file in files_named("benchmark.json", results.path())? {
         let about = read_json(&file)?;
-        let text = |key: &str| about[key].as_str().with_context(|| format!("{} lacks {key}", file.display()));
+        let text = |key: &str| {
+            about[key].as_str().with_context(|| format!("{} lacks {key}", file.display()))
+        };
         let estimates = read_json(&file.with_file_name("estimates.json"))?;
-        let time = estimates["median"]["point_estimate"].as_f64().context("estimates.json lacks the median")?;
-        parts.entry(text("group_id")?.to_owned()).or_default().insert(text("function_id")?.to_owned(), time);
+        let time = estimates["median"]["point_estimate"]
+            .as_f64()
+            .context("estimates.json lacks the median")?;
+        parts
+            .entry(text("group_id")?.to_owned())
+            .or_default()
+            .insert(text("function_id")?.to_owned(), time);
     }
     Ok(parts)
 }
@@ -184,10 +220,15 @@ fn print_times(all: &[Times]) {
         }
         println!();
     }
-    println!("{:<60}  {:>8}  {:>10}  {:>5}  quartiles", "time per device (µs)", "whole", "primitives", "ratio");
+    println!(
+        "{:<60}  {:>8}  {:>10}  {:>5}  quartiles",
+        "time per device (µs)", "whole", "primitives", "ratio"
+    );
     for Times { case, whole, primitives, ratio: [low, middle, high], .. } in all {
         let (whole, primitives) = (whole / 1000.0, primitives / 1000.0);
-        println!("{case:<60}  {whole:>8.1}  {primitives:>10.1}  {middle:>5.2}  {low:.2} to {high:.2}");
+        println!(
+            "{case:<60}  {whole:>8.1}  {primitives:>10.1}  {middle:>5.2}  {low:.2} to {high:.2}"
+        );
     }
 }
 
@@ -220,7 +261,8 @@ impl Counts {
     }
 }
 
-/// Runs the benchmark under callgrind, which writes one file for each line that the benchmark prints.
+/// Runs the benchmark under callgrind, which writes one file for each line that the benchmark
+/// prints.
 fn count(filter: &str) -> Result<Vec<Counts>> {
     if Command::new("valgrind").arg("--version").output().is_err() {
         bail!("counting instructions needs valgrind: apt-get install valgrind");
@@ -229,7 +271,8 @@ fn count(filter: &str) -> Result<Vec<Counts>> {
     let mut command = Command::new("valgrind");
     command
         .args(["--quiet", "--tool=callgrind"])
-        // Two spellings of one function: valgrind 3.19 forgets the first option of a pattern when it reads the second.
+        // Two spellings of one function: valgrind 3.19 forgets the first option of a pattern when
+        // it reads the second.
         .args(["--zero-before=*::measured", "--dump-after=pipeline::measured"])
         .arg(format!("--callgrind-out-file={}/counts", results.path().display()))
         .arg(executable()?)
@@ -238,7 +281,9 @@ fn count(filter: &str) -> Result<Vec<Counts>> {
     let lines = output_of(&mut command)?;
     let mut costs = Vec::new();
     for (line, number) in lines.lines().zip(1..) {
-        let [case, _, devices] = line.split('\t').collect::<Vec<_>>()[..] else { bail!("unexpected: {line:?}") };
+        let [case, _, devices] = line.split('\t').collect::<Vec<_>>()[..] else {
+            bail!("unexpected: {line:?}")
+        };
         let profile = fs::read_to_string(results.path().join(format!("counts.{number}")))?;
         costs.push((case, cost(&profile, devices.parse()?)?));
     }
@@ -249,8 +294,8 @@ fn count(filter: &str) -> Result<Vec<Counts>> {
     Ok(pairs.collect())
 }
 
-/// Reads a profile in callgrind's format: `totals:`, and `calls=` after the `cfn=` of who is called. A name is spelt out once, and
-/// stands for its number from then on.
+/// Reads a profile in callgrind's format: `totals:`, and `calls=` after the `cfn=` of who is
+/// called. A name is spelt out once, and stands for its number from then on.
 fn cost(profile: &str, devices: f64) -> Result<Cost> {
     let totals = profile.lines().find_map(|line| line.strip_prefix("totals: "));
     let instructions: f64 = totals.context("a profile without totals")?.trim().parse()?;
@@ -273,7 +318,10 @@ fn cost(profile: &str, devices: f64) -> Result<Cost> {
 
 fn print_counts(counts: &[Counts]) {
     let heads = ["instructions", "primitives", "allocations", "primitives"];
-    println!("{:<60}  {:>12}  {:>10}  ratio  {:>11}  {:>10}", "per device", heads[0], heads[1], heads[2], heads[3]);
+    println!(
+        "{:<60}  {:>12}  {:>10}  ratio  {:>11}  {:>10}",
+        "per device", heads[0], heads[1], heads[2], heads[3]
+    );
     for count in counts {
         let Counts { case, whole, primitives } = count;
         println!(
@@ -285,12 +333,22 @@ fn print_counts(counts: &[Counts]) {
             primitives.allocations,
         );
     }
-    eprintln!("Hashing counts for more than it takes: valgrind's processor has no instructions for SHA-256.");
+    eprintln!(
+        "Hashing counts for more than it takes: valgrind's processor has no instructions for SHA-256."
+    );
 }
 
 /// Builds the benchmark and asks cargo where it is.
 fn executable() -> Result<PathBuf> {
-    let arguments = ["bench", "--package", "assay-ca-core", "--bench", "pipeline", "--no-run", "--message-format=json"];
+    let arguments = [
+        "bench",
+        "--package",
+        "assay-ca-core",
+        "--bench",
+        "pipeline",
+        "--no-run",
+        "--message-format=json",
+    ];
     let messages = output_of(&mut cargo(&arguments))?;
     let mut messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let path = messages.find_map(|message| {
@@ -302,7 +360,10 @@ fn executable() -> Result<PathBuf> {
 
 /// What a command writes to standard output.
 fn output_of(command: &mut Command) -> Result<String> {
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot run {command:?}"))?;
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
     if !output.status.success() {
         bail!("{command:?}: {}", output.status);
     }
@@ -311,7 +372,9 @@ fn output_of(command: &mut Command) -> Result<String> {
 
 /// Benchmarks take a regular expression.
 fn regex_of(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_ascii_alphanumeric() { vec![c] } else { vec!['\\', c] }).collect()
+    text.chars()
+        .flat_map(|c| if c.is_ascii_alphanumeric() { vec![c] } else { vec!['\\', c] })
+        .collect()
 }
 
 fn files_named(name: &str, directory: &Path) -> Result<Vec<PathBuf>> {
@@ -329,7 +392,8 @@ fn files_named(name: &str, directory: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn read_json(path: &Path) -> Result<Value> {
-    serde_json::from_str(&fs::read_to_string(path)?).with_context(|| format!("cannot read {}", path.display()))
+    serde_json::from_str(&fs::read_to_string(path)?)
+        .with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// Devices of a kind whose time is compared with that of the primitives.

@@ -1,4 +1,5 @@
-//! `cargo xtask bench device`: what provisioning costs a device, with optimised builds on software TPMs.
+//! `cargo xtask bench device`: what provisioning costs a device, with optimised builds on software
+//! TPMs.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use assay_tests::{
-    AssayDir, AssayServer, Device, EkKind, Mosquitto, Tap, VendorCa, Worker, assay_bin, json, trusted_vendor,
-    use_binaries_in,
+    AssayDir, AssayServer, Device, EkKind, Mosquitto, Tap, VendorCa, Worker, assay_bin, json,
+    trusted_vendor, use_binaries_in,
 };
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
@@ -31,10 +32,13 @@ pub(crate) struct Args {
 ///
 /// Each run has a fresh TPM, a fresh state directory and a CA that has never seen the device:
 ///
-/// 1. straight to TPM and broker, for the wall time, from before the process is started until it has ended;
-/// 2. with a tap before TPM and broker, for the times of the TPM's commands, and the bytes over TLS;
+/// 1. straight to TPM and broker, for the wall time, from before the process is started until it
+///    has ended;
+/// 2. with a tap before TPM and broker, for the times of the TPM's commands, and the bytes over
+///    TLS;
 /// 3. with a tap that slows the TPM down to the pace of a chip;
-/// 4. with a tap before a broker without TLS, for the bytes of MQTT; and with the end of the process held up, for its memory.
+/// 4. with a tap before a broker without TLS, for the bytes of MQTT; and with the end of the
+///    process held up, for its memory.
 pub(crate) fn run(args: Args) -> Result<()> {
     let binaries = build()?;
     use_binaries_in(binaries.path().into());
@@ -56,7 +60,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
             "stripped_bytes": MAX_STRIPPED_BYTES,
             "peak_rss_kib": MAX_PEAK_RSS_KIB,
         });
-        println!("{:#}", json!({ "runs": runs, "stripped_bytes": stripped_bytes, "rows": rows, "targets": targets }));
+        println!(
+            "{:#}",
+            json!({ "runs": runs, "stripped_bytes": stripped_bytes, "rows": rows, "targets": targets })
+        );
     } else {
         print_table(&rows, stripped_bytes, runs);
     }
@@ -69,10 +76,12 @@ struct Row {
     flow: &'static str,
     /// One process from start to end, milliseconds.
     wall_ms: f64,
-    /// The answers of the TPM, from the last byte of a command to the last of its answer, milliseconds together.
+    /// The answers of the TPM, from the last byte of a command to the last of its answer,
+    /// milliseconds together.
     tpm_ms: f64,
     tpm_commands: f64,
-    /// The broker's and the CA's answers, likewise, with what TLS and TCP need; beside the TPM in part.
+    /// The broker's and the CA's answers, likewise, with what TLS and TCP need; beside the TPM in
+    /// part.
     wire_ms: f64,
     /// Wall time by TPM time if the TPM takes as long as a fast chip.
     slowed_wall_by_tpm: f64,
@@ -92,7 +101,8 @@ impl Row {
         let mosquitto = Mosquitto::start(&["allow_anonymous true"])?;
         let _worker = Worker::start(&elsewhere, &plain(mosquitto.port(0)))?;
 
-        let (mut straight, mut tapped, mut slowed, mut held) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut straight, mut tapped, mut slowed, mut held) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         // One more, first, so that no run pays for a cold cache.
         for number in 0..=runs {
             let tpm = vendor.device(ek, number)?;
@@ -164,11 +174,23 @@ impl Row {
     }
 }
 
-fn provision(device: &Device, flow: &str, ek: EkKind, broker: &str, ca: &AssayDir) -> Result<Value> {
+fn provision(
+    device: &Device,
+    flow: &str,
+    ek: EkKind,
+    broker: &str,
+    ca: &AssayDir,
+) -> Result<Value> {
     json(&mut command(device, flow, ek, broker, ca)?)
 }
 
-fn command(device: &Device, flow: &str, ek: EkKind, broker: &str, ca: &AssayDir) -> Result<Command> {
+fn command(
+    device: &Device,
+    flow: &str,
+    ek: EkKind,
+    broker: &str,
+    ca: &AssayDir,
+) -> Result<Command> {
     let mut command = device.provision_at(broker, &ca.root_pem())?;
     command.args(["--flow", flow, "--ek", ek.name()]);
     Ok(command)
@@ -176,7 +198,8 @@ fn command(device: &Device, flow: &str, ek: EkKind, broker: &str, ca: &AssayDir)
 
 /// The largest resident set of a process, in KiB, and the JSON that it wrote.
 ///
-/// The kernel forgets the former with the process, so its last step, writing to stdout, is held up by a pipe that is full.
+/// The kernel forgets the former with the process, so its last step, writing to stdout, is held up
+/// by a pipe that is full.
 fn held_up(mut command: Command) -> Result<(f64, Value)> {
     let (mut output, mut input) = std::io::pipe()?;
     input.write_all(&FILLING)?;
@@ -200,7 +223,9 @@ fn peak_rss_kib(process: &mut Child) -> Result<f64> {
         if last.starts_with("provisioned as ") {
             thread::sleep(UNTIL_IT_WRITES);
             let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
-            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+            let peak = status
+                .lines()
+                .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
             return Ok(peak.context("/proc/PID/status has no VmHWM")?.parse()?);
         }
     }
@@ -229,12 +254,20 @@ fn print_table(rows: &[Row], stripped_bytes: u64, runs: usize) {
         );
     }
     let of = |name: &str, value: String, target: String, is_met: bool| {
-        println!("{name:46} {value:>12}   target {target:>12}   {}", if is_met { "met" } else { "MISSED" });
+        println!(
+            "{name:46} {value:>12}   target {target:>12}   {}",
+            if is_met { "met" } else { "MISSED" }
+        );
     };
     println!();
     let largest = |of: fn(&Row) -> f64| rows.iter().map(of).fold(0.0, f64::max);
     let ratio = largest(|row| row.wall_ms / row.tpm_ms);
-    of("wall ÷ TPM, largest", format!("{ratio:.2}"), format!("{MAX_WALL_BY_TPM:.2}"), ratio <= MAX_WALL_BY_TPM);
+    of(
+        "wall ÷ TPM, largest",
+        format!("{ratio:.2}"),
+        format!("{MAX_WALL_BY_TPM:.2}"),
+        ratio <= MAX_WALL_BY_TPM,
+    );
     let slowed = largest(|row| row.slowed_wall_by_tpm);
     of(
         "wall ÷ TPM, largest, at the pace of a chip",
@@ -244,14 +277,33 @@ fn print_table(rows: &[Row], stripped_bytes: u64, runs: usize) {
     );
     let ticket = rows.iter().find(|row| row.ek == EkKind::P256 && row.flow == "ticket");
     let bytes = ticket.map_or(f64::NAN, |row| row.mqtt_bytes);
-    of("MQTT bytes, ticket flow, P-256", bytes.to_string(), MAX_MQTT_BYTES.to_string(), bytes <= MAX_MQTT_BYTES);
+    of(
+        "MQTT bytes, ticket flow, P-256",
+        bytes.to_string(),
+        MAX_MQTT_BYTES.to_string(),
+        bytes <= MAX_MQTT_BYTES,
+    );
     let is_met = stripped_bytes <= MAX_STRIPPED_BYTES;
-    of("stripped executable, bytes", stripped_bytes.to_string(), MAX_STRIPPED_BYTES.to_string(), is_met);
+    of(
+        "stripped executable, bytes",
+        stripped_bytes.to_string(),
+        MAX_STRIPPED_BYTES.to_string(),
+        is_met,
+    );
     let rss = largest(|row| row.peak_rss_kib);
-    of("peak RSS, largest, KiB", rss.to_string(), MAX_PEAK_RSS_KIB.to_string(), rss <= MAX_PEAK_RSS_KIB);
-    println!("\nMedians of {runs}. TPM: swtpm, from the last byte of each command to the last of its answer.");
+    of(
+        "peak RSS, largest, KiB",
+        rss.to_string(),
+        MAX_PEAK_RSS_KIB.to_string(),
+        rss <= MAX_PEAK_RSS_KIB,
+    );
+    println!(
+        "\nMedians of {runs}. TPM: swtpm, from the last byte of each command to the last of its answer."
+    );
     println!("Of a chip: each answer {} ms later.", CHIP_COMMAND.as_millis());
-    println!("MQTT: CONNECT to DISCONNECT, both directions, payload included, without TLS and TCP.");
+    println!(
+        "MQTT: CONNECT to DISCONNECT, both directions, payload included, without TLS and TCP."
+    );
 }
 
 fn medians<const N: usize>(samples: &[[f64; N]]) -> [f64; N] {
@@ -292,8 +344,9 @@ fn build() -> Result<TempDir> {
 const FLOWS: [&str; 3] = ["ticket", "sealed", "shared-key"];
 /// Enough for a median that one disturbed run does not move.
 const RUNS: usize = 5;
-/// What swtpm is slowed down by, to show what becomes of the ratio when a command takes longer than a function call. Chips take
-/// milliseconds for the quickest commands, and much longer for those that use keys.
+/// What swtpm is slowed down by, to show what becomes of the ratio when a command takes longer than
+/// a function call. Chips take milliseconds for the quickest commands, and much longer for those
+/// that use keys.
 const CHIP_COMMAND: Duration = Duration::from_millis(10);
 /// The capacity of a pipe on Linux (pipe(7)).
 static FILLING: [u8; 65_536] = [b' '; 65_536];

@@ -30,36 +30,72 @@ pub(crate) struct Arguments {
 
 /// Measures, prints a table, and writes the reports.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let bench = Bench { bin: binaries()?, runs: if arguments.quick { 1 } else { arguments.runs.max(1) } };
+    let bench =
+        Bench { bin: binaries()?, runs: if arguments.quick { 1 } else { arguments.runs.max(1) } };
     let scale = if arguments.quick { QUICK } else { FULL };
 
-    let p256 = bench.load("P-256 EK, reused connections", bench.runs, &["--ek=p-256"], scale.p256)?;
-    let rsa = bench.load("RSA-2048 EK, reused connections", bench.runs, &["--ek=rsa-2048"], scale.rsa)?;
+    let p256 =
+        bench.load("P-256 EK, reused connections", bench.runs, &["--ek=p-256"], scale.p256)?;
+    let rsa =
+        bench.load("RSA-2048 EK, reused connections", bench.runs, &["--ek=rsa-2048"], scale.rsa)?;
     let own = ["--ek=p-256", "--connection=per-device"];
     let own = bench.load("P-256 EK, a TLS connection each", bench.runs, &own, scale.own)?;
 
     let capacity = p256.median("/devices_per_second")?;
     let half = format!("--rate={:.1}", capacity / 2.0);
     let devices = (capacity / 2.0 * scale.half_seconds) as usize;
-    let half = bench.load("P-256 EK, half of that rate", bench.runs, &["--ek=p-256", &half, "--ramp=1"], devices)?;
+    let half = bench.load(
+        "P-256 EK, half of that rate",
+        bench.runs,
+        &["--ek=p-256", &half, "--ramp=1"],
+        devices,
+    )?;
     let thrice = format!("--rate={:.1}", capacity * 3.0);
     let devices = (capacity * 3.0 * scale.overload_seconds) as usize;
-    let over =
-        bench.load("P-256 EK, three times that rate", 1, &["--ek=p-256", &thrice, OVERLOAD_CONNECTIONS], devices)?;
+    let over = bench.load(
+        "P-256 EK, three times that rate",
+        1,
+        &["--ek=p-256", &thrice, OVERLOAD_CONNECTIONS],
+        devices,
+    )?;
 
-    let held = bench.load("P-256 EK, all connected afterwards", 1, &["--ek=p-256", "--hold"], scale.held)?;
+    let held = bench.load(
+        "P-256 EK, all connected afterwards",
+        1,
+        &["--ek=p-256", "--hold"],
+        scale.held,
+    )?;
     let connected = held.median("/held/server_memory_kib/now")? / 1024.0;
 
     let goodput = over.median("/while_arriving/devices_per_second")?;
     let loads = [p256, rsa, own, half, over, held];
-    let memory = loads[..5].iter().map(|load| load.median("/server_memory_kib/peak")).collect::<Result<Vec<_>>>()?;
+    let memory = loads[..5]
+        .iter()
+        .map(|load| load.median("/server_memory_kib/peak"))
+        .collect::<Result<Vec<_>>>()?;
     let memory = memory.into_iter().fold(0.0, f64::max) / 1024.0;
     let [p256, rsa, own, half, over, _] = &loads;
     let results = [
-        at_least(1000.0, "P-256 EK, reused connections, devices/s", p256.median("/devices_per_second")?),
-        at_least(1000.0, "RSA-2048 EK, reused connections, devices/s", rsa.median("/devices_per_second")?),
-        at_least(300.0, "P-256 EK, a TLS connection each, devices/s", own.median("/devices_per_second")?),
-        at_most(20.0, "p99 of a device at half of the first rate, ms", half.median("/latency_ms/device/p99")?),
+        at_least(
+            1000.0,
+            "P-256 EK, reused connections, devices/s",
+            p256.median("/devices_per_second")?,
+        ),
+        at_least(
+            1000.0,
+            "RSA-2048 EK, reused connections, devices/s",
+            rsa.median("/devices_per_second")?,
+        ),
+        at_least(
+            300.0,
+            "P-256 EK, a TLS connection each, devices/s",
+            own.median("/devices_per_second")?,
+        ),
+        at_most(
+            20.0,
+            "p99 of a device at half of the first rate, ms",
+            half.median("/latency_ms/device/p99")?,
+        ),
         at_least(0.8, "goodput at three times that rate, share of it", goodput / capacity),
         at_most(0.0, "devices that failed then or afterwards", over.median("/devices/failed")?),
         at_most(64.0, "resident memory of `assay serve` at most, MiB", memory),
@@ -70,11 +106,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     for Outcome { what, reached, target, met } in &results {
         println!("{what:<50}{reached:>10.2}{target:>12}{}", if *met { "" } else { "  MISSED" });
     }
-    println!("{:<50}{:>10}", "`busy` replies at three times that rate", over.median("/problems/busy").unwrap_or(0.0));
+    println!(
+        "{:<50}{:>10}",
+        "`busy` replies at three times that rate",
+        over.median("/problems/busy").unwrap_or(0.0)
+    );
     println!("\n{:<34}{:>10}{:>10}{:>10}", "processor time, µs a device", "CA", "broker", "fleet");
     for load in &loads {
-        let [ca, broker, fleet] =
-            ["ca", "broker", "fleet"].map(|part| load.median(&format!("/cpu_us_per_device/{part}")));
+        let [ca, broker, fleet] = ["ca", "broker", "fleet"]
+            .map(|part| load.median(&format!("/cpu_us_per_device/{part}")));
         println!("{:<34}{:>10.0}{:>10.0}{:>10.0}", load.name, ca?, broker?, fleet?);
     }
     let file = match &arguments.out {
@@ -97,9 +137,16 @@ struct Scale {
 }
 
 /// Ten seconds for what is slowest; an overload of a minute; ten thousand connections.
-const FULL: Scale =
-    Scale { p256: 15_000, rsa: 5_000, own: 5_000, half_seconds: 20.0, overload_seconds: 60.0, held: 10_000 };
-const QUICK: Scale = Scale { p256: 60, rsa: 20, own: 40, half_seconds: 0.5, overload_seconds: 0.5, held: 50 };
+const FULL: Scale = Scale {
+    p256: 15_000,
+    rsa: 5_000,
+    own: 5_000,
+    half_seconds: 20.0,
+    overload_seconds: 60.0,
+    held: 10_000,
+};
+const QUICK: Scale =
+    Scale { p256: 60, rsa: 20, own: 40, half_seconds: 0.5, overload_seconds: 0.5, held: 50 };
 /// 16 devices on each at once are more than the CA's queue holds.
 const OVERLOAD_CONNECTIONS: &str = "--connections=74";
 
@@ -115,7 +162,13 @@ struct Load {
 }
 
 impl Bench {
-    fn load(&self, name: &'static str, runs: usize, arguments: &[&str], devices: usize) -> Result<Load> {
+    fn load(
+        &self,
+        name: &'static str,
+        runs: usize,
+        arguments: &[&str],
+        devices: usize,
+    ) -> Result<Load> {
         let mut reports = Vec::new();
         for run in 1..=runs {
             print!("{name}, run {run} of {runs}: ");
@@ -129,9 +182,16 @@ impl Bench {
     /// One run of `assay-fleet`, whose progress and complaints the user sees.
     fn fleet(&self, arguments: &[&str], devices: usize) -> Result<Value> {
         let mut fleet = Command::new(self.bin.join("assay-fleet"));
-        fleet.args(arguments).args(["--json", "--devices", &devices.to_string()]).stderr(Stdio::inherit());
-        let output = fleet.env("ASSAY_BIN_DIR", &self.bin).output().with_context(|| format!("cannot run {fleet:?}"))?;
-        let report: Value = serde_json::from_slice(&output.stdout).with_context(|| format!("{fleet:?}: no report"))?;
+        fleet
+            .args(arguments)
+            .args(["--json", "--devices", &devices.to_string()])
+            .stderr(Stdio::inherit());
+        let output = fleet
+            .env("ASSAY_BIN_DIR", &self.bin)
+            .output()
+            .with_context(|| format!("cannot run {fleet:?}"))?;
+        let report: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{fleet:?}: no report"))?;
         if !output.status.success() {
             bail!("{fleet:?}: devices failed: {:#}", report["failures"]);
         }
@@ -142,8 +202,11 @@ impl Bench {
 impl Load {
     /// The median of a number in the reports, by its JSON pointer (RFC 6901).
     fn median(&self, pointer: &str) -> Result<f64> {
-        let numbers = self.reports.iter().map(|report| report.pointer(pointer).and_then(Value::as_f64));
-        let numbers = numbers.collect::<Option<Vec<_>>>().with_context(|| format!("a report has no {pointer}"))?;
+        let numbers =
+            self.reports.iter().map(|report| report.pointer(pointer).and_then(Value::as_f64));
+        let numbers = numbers
+            .collect::<Option<Vec<_>>>()
+            .with_context(|| format!("a report has no {pointer}"))?;
         Ok(median(&numbers))
     }
 }
@@ -153,7 +216,11 @@ pub(super) fn median(numbers: &[f64]) -> f64 {
     let mut numbers = numbers.to_vec();
     numbers.sort_by(f64::total_cmp);
     let middle = numbers.len() / 2;
-    if numbers.len() % 2 == 1 { numbers[middle] } else { (numbers[middle - 1] + numbers[middle]) / 2.0 }
+    if numbers.len() % 2 == 1 {
+        numbers[middle]
+    } else {
+        (numbers[middle - 1] + numbers[middle]) / 2.0
+    }
 }
 
 /// A line of the table.
@@ -172,7 +239,8 @@ fn at_most(target: f64, what: &'static str, reached: f64) -> Outcome {
     Outcome { what, reached, target: format!("≤ {target}"), met: reached <= target }
 }
 
-/// Where `assay`, `assay-fleet` and `examples/populate` are: built now with optimisation, unless the environment's ASSAY_BIN_DIR says.
+/// Where `assay`, `assay-fleet` and `examples/populate` are: built now with optimisation, unless
+/// the environment's ASSAY_BIN_DIR says.
 pub(super) fn binaries() -> Result<PathBuf> {
     if let Some(dir) = env::var_os("ASSAY_BIN_DIR") {
         return Ok(dir.into());
@@ -195,13 +263,15 @@ fn write(file: &Path, loads: &[Load], results: &[Outcome]) -> Result<()> {
     let results = results.iter().map(|Outcome { what, reached, target, met }| {
         json!({ "what": what, "reached": reached, "target": target, "met": met })
     });
-    let loads = loads.iter().map(|Load { name, reports }| json!({ "name": name, "reports": reports }));
+    let loads =
+        loads.iter().map(|Load { name, reports }| json!({ "name": name, "reports": reports }));
     let all = json!({
         "processors": std::thread::available_parallelism()?.get(),
         "results": results.collect::<Vec<_>>(),
         "loads": loads.collect::<Vec<_>>(),
     });
-    fs::write(file, format!("{all:#}\n")).with_context(|| format!("cannot write {}", file.display()))
+    fs::write(file, format!("{all:#}\n"))
+        .with_context(|| format!("cannot write {}", file.display()))
 }
 
 #[cfg(test)]
@@ -210,8 +280,10 @@ mod tests {
 
     #[test]
     fn median_of_an_even_number_of_runs_lies_between_the_middle_two() {
-        let load =
-            |numbers: &[u64]| Load { name: "", reports: numbers.iter().map(|n| json!({ "a": { "b": n } })).collect() };
+        let load = |numbers: &[u64]| Load {
+            name: "",
+            reports: numbers.iter().map(|n| json!({ "a": { "b": n } })).collect(),
+        };
         assert_eq!(load(&[5, 1, 9]).median("/a/b").unwrap(), 5.0);
         assert_eq!(load(&[5, 1, 9, 7]).median("/a/b").unwrap(), 6.0);
         assert!(load(&[5]).median("/a/c").is_err());

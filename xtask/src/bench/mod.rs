@@ -16,9 +16,11 @@ pub(crate) enum Bench {
     Broker(broker::Arguments),
     /// Time the CA's decisions for one device, beside the bare cryptography in them
     Core(core::Arguments),
-    /// Provision simulated devices against `assay serve`: throughput, latency, memory, and behaviour under overload
+    /// Provision simulated devices against `assay serve`: throughput, latency, memory, and
+    /// behaviour under overload
     Fleet(fleet::Arguments),
-    /// Compare what a device costs a CA that knows a thousand others with what it costs one that knows a million
+    /// Compare what a device costs a CA that knows a thousand others with what it costs one that
+    /// knows a million
     Scale(scale::Arguments),
     /// What provisioning costs a device: time beyond its TPM's, bytes, size and memory of the agent
     Device(device::Args),

@@ -29,13 +29,15 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// Fills a database of each size, then provisions devices with one after the other, again and again.
+/// Fills a database of each size, then provisions devices with one after the other, again and
+/// again.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let bin = binaries()?;
     use_binaries_in(bin.clone());
     let known: &[u64] = if arguments.quick { &QUICK } else { &KNOWN };
     let (devices, runs) = if arguments.quick { (20, 1) } else { (DEVICES, arguments.runs.max(1)) };
-    let mut sizes = known.iter().map(|known| Size::prepare(&bin, *known)).collect::<Result<Vec<_>>>()?;
+    let mut sizes =
+        known.iter().map(|known| Size::prepare(&bin, *known)).collect::<Result<Vec<_>>>()?;
     for run in 1..=runs {
         for size in &mut sizes {
             let cost = size.provision(&bin, devices)?;
@@ -50,8 +52,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (_, first) = costs[0];
     let (_, last) = costs[costs.len() - 1];
     if arguments.json {
-        let costs = costs.iter().map(|(known, cost)| json!({ "known": known, "server_cpu_us_per_device": cost }));
-        println!("{:#}", json!({ "costs": costs.collect::<Vec<_>>(), "last_to_first": last / first }));
+        let costs = costs
+            .iter()
+            .map(|(known, cost)| json!({ "known": known, "server_cpu_us_per_device": cost }));
+        println!(
+            "{:#}",
+            json!({ "costs": costs.collect::<Vec<_>>(), "last_to_first": last / first })
+        );
         return Ok(());
     }
     println!("\n{:>10}{:>28}{:>10}", "known", "µs of assay serve a device", "ratio");
@@ -75,22 +82,37 @@ impl Size {
     fn prepare(bin: &Path, known: u64) -> Result<Self> {
         let dir = AssayDir::init()?;
         show(Command::new(bin.join("examples/populate")).arg(dir.path()).arg(known.to_string()))?;
-        let vendor = String::from_utf8(quietly(Command::new(bin.join("assay-fleet")).arg("--vendor"))?.stdout)?;
+        let vendor = String::from_utf8(
+            quietly(Command::new(bin.join("assay-fleet")).arg("--vendor"))?.stdout,
+        )?;
         quietly(dir.assay(&["trust", "add"])?.args(vendor.lines()))?;
         // What was written is to be on the disk before anything is measured.
         quietly(Command::new("sync").arg(dir.path()))?;
         Ok(Self { known, server: AssayServer::start(&dir)?, dir, costs: Vec::new() })
     }
 
-    /// Provisions devices that the CA has not seen. Returns the server's processor time for each, in microseconds.
+    /// Provisions devices that the CA has not seen. Returns the server's processor time for each,
+    /// in microseconds.
     fn provision(&self, bin: &Path, devices: usize) -> Result<f64> {
         let pid = self.server.pid().context("the server runs")?;
         let before = processor_time(pid)?;
         let mut fleet = Command::new(bin.join("assay-fleet"));
-        fleet.args(["--json", "--devices", &devices.to_string(), "--broker", &self.server.bootstrap]);
-        let output = fleet.arg("--ca-root").arg(self.dir.root_pem()).stderr(Stdio::inherit()).output()?;
-        let report: Value = serde_json::from_slice(&output.stdout).with_context(|| format!("{fleet:?}: no report"))?;
-        ensure!(report["devices"]["done"] == devices, "{fleet:?}: devices failed: {:#}", report["failures"]);
+        fleet.args([
+            "--json",
+            "--devices",
+            &devices.to_string(),
+            "--broker",
+            &self.server.bootstrap,
+        ]);
+        let output =
+            fleet.arg("--ca-root").arg(self.dir.root_pem()).stderr(Stdio::inherit()).output()?;
+        let report: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{fleet:?}: no report"))?;
+        ensure!(
+            report["devices"]["done"] == devices,
+            "{fleet:?}: devices failed: {:#}",
+            report["failures"]
+        );
         Ok((processor_time(pid)? - before) * 1e6 / devices as f64)
     }
 }
@@ -98,7 +120,8 @@ impl Size {
 /// Of a process up to now, in seconds.
 fn processor_time(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field, a name in parentheses, may hold spaces; utime and stime are the 14th and 15th (proc_pid_stat(5)).
+    // The second field, a name in parentheses, may hold spaces; utime and stime are the 14th and
+    // 15th (proc_pid_stat(5)).
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
     let ticks = fields.skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
     Ok(ticks / TICKS_PER_SECOND)

@@ -94,7 +94,10 @@ pub(super) fn cut_worker(scene: &mut Scene<'_>) -> Result<Outcome> {
     cut(scene, |scene| vec![scene.any_worker()])
 }
 
-fn cut(scene: &mut Scene<'_>, victims: impl Fn(&mut Scene<'_>) -> Vec<&'static str>) -> Result<Outcome> {
+fn cut(
+    scene: &mut Scene<'_>,
+    victims: impl Fn(&mut Scene<'_>) -> Vec<&'static str>,
+) -> Result<Outcome> {
     let mut lengths = CUTS.into_iter();
     while_provisioning(scene, CUTS.len(), |scene, window| {
         let victims = victims(scene);
@@ -210,7 +213,10 @@ fn wrong_clock(scene: &mut Scene<'_>, offset: &str) -> Result<Outcome> {
     let now = stack.record()?;
     for device in devices {
         let id = stack.device_id(device).context("it is provisioned")?;
-        ensure!(now.active(&id) == before.active(&id), "{device} has another certificate than before");
+        ensure!(
+            now.active(&id) == before.active(&id),
+            "{device} has another certificate than before"
+        );
     }
     outcome.count(Some(0), kept, took);
     Ok(outcome)
@@ -227,13 +233,19 @@ fn until_right(scene: &Scene<'_>, began: &Moment) -> Result<Duration> {
     let heard = stack.log("watch", &wrong)?;
     for device in devices {
         let id = stack.device_id(device);
-        ensure!(id.is_none_or(|id| !heard.contains(&id)), "{device} is heard although its clock is wrong");
+        ensure!(
+            id.is_none_or(|id| !heard.contains(&id)),
+            "{device} is heard although its clock is wrong"
+        );
     }
     for device in devices {
         stack.exec(device, &["rm", CLOCK])?;
     }
     let took = stack.wait_for_devices(&Moment::now())?;
-    scene.say(&format!("each device blames its clock; once it is right, all heard after {}", seconds(took)));
+    scene.say(&format!(
+        "each device blames its clock; once it is right, all heard after {}",
+        seconds(took)
+    ));
     Ok(took)
 }
 
@@ -297,7 +309,9 @@ pub(super) fn rolling_restart(scene: &mut Scene<'_>) -> Result<Outcome> {
     ensure!(restarts > WORKERS.len(), "the load ended before each worker was restarted");
     let report = fleet.finish()?;
     let (done, lost) = (&report["devices"]["done"], &report["lost"]);
-    scene.say(&format!("{restarts} restarts while {done} devices were provisioned; repeated: {lost}"));
+    scene.say(&format!(
+        "{restarts} restarts while {done} devices were provisioned; repeated: {lost}"
+    ));
     Ok(Outcome { times: restarts, struck: None, kept: holds(stack, &before)?, longest })
 }
 
@@ -317,7 +331,9 @@ impl Fleet {
             stack.exec_with(stack.profile.ca(), &trust, File::open(file)?.into())?;
         }
         let mut ca_root = NamedTempFile::new()?;
-        ca_root.write_all(stack.exec(stack.profile.ca(), &["cat", "/var/lib/assay-public/root.pem"])?.as_bytes())?;
+        ca_root.write_all(
+            stack.exec(stack.profile.ca(), &["cat", "/var/lib/assay-public/root.pem"])?.as_bytes(),
+        )?;
         let broker = format!("mqtts://{}", output(["port", &stack.container(broker)?, "8883"])?);
         let mut command = Command::new(program);
         command.args(["--broker", &broker, "--ca-root"]).arg(ca_root.path());
@@ -333,7 +349,8 @@ impl Fleet {
     /// Its report, once all devices are done; an error if one of them failed.
     fn finish(self) -> Result<Value> {
         let output = self.process.wait_with_output()?;
-        let report: Value = serde_json::from_slice(&output.stdout).context("the report of assay-fleet")?;
+        let report: Value =
+            serde_json::from_slice(&output.stdout).context("the report of assay-fleet")?;
         ensure!(output.status.success(), "devices failed: {}", report["failures"]);
         Ok(report)
     }
@@ -368,7 +385,8 @@ const WORKERS: [&str; 2] = ["worker-1", "worker-2"];
 /// As often as is asked of each.
 const KILLS: usize = 10;
 /// Below and above the 20 s after which a device gives up waiting for an answer.
-const CUTS: [Duration; 3] = [Duration::from_secs(2), Duration::from_secs(8), Duration::from_secs(25)];
+const CUTS: [Duration; 3] =
+    [Duration::from_secs(2), Duration::from_secs(8), Duration::from_secs(25)];
 /// Half a minute of new devices, as fast as a machine can simulate them beside the rest.
 const FLEET: &str = "600";
 const FLEET_RATE: &str = "20";

@@ -33,18 +33,28 @@ pub(crate) struct Arguments {
 
 /// Builds what is needed, and runs all stacks side by side; an error unless everything held.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let known = LANES.iter().flat_map(|lane| lane.iter()).flat_map(|trial| trial.faults).map(|fault| fault.name);
+    let known = LANES
+        .iter()
+        .flat_map(|lane| lane.iter())
+        .flat_map(|trial| trial.faults)
+        .map(|fault| fault.name);
     for name in &arguments.only {
         let names = known.clone().collect::<Vec<_>>().join(", ");
-        ensure!(known.clone().any(|known| known == name), "no fault is named {name}; there are: {names}");
+        ensure!(
+            known.clone().any(|known| known == name),
+            "no fault is named {name}; there are: {names}"
+        );
     }
     let built = Images::default().run()?;
     show(&mut cargo(&["build", "--package", "assay-fleet"]))?;
     let began = Instant::now();
-    let seed =
-        arguments.seed.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()));
+    let seed = arguments.seed.unwrap_or_else(|| {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+    });
     let screen = Screen::new();
-    screen.chapter(&format!("Faults; the same moments again: cargo xtask compose-test --seed {seed}"));
+    screen.chapter(&format!(
+        "Faults; the same moments again: cargo xtask compose-test --seed {seed}"
+    ));
 
     let test = Test { built, seed, only: arguments.only.clone(), screen };
     let lanes: Vec<_> = thread::scope(|scope| {
@@ -54,7 +64,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (rows, held): (Vec<_>, Vec<_>) = lanes.into_iter().unzip();
     test.screen.chapter(&format!("What it survived, in {} s", began.elapsed().as_secs()));
     test.screen.table(
-        ["FAULT", "TIMES", "DEVICES STRUCK UNDER WAY", "LOST OF WHAT WAS ON RECORD", "LONGEST RECOVERY"],
+        [
+            "FAULT",
+            "TIMES",
+            "DEVICES STRUCK UNDER WAY",
+            "LOST OF WHAT WAS ON RECORD",
+            "LONGEST RECOVERY",
+        ],
         &rows.concat(),
     );
     match held.iter().filter(|held| !**held).count() {
@@ -118,7 +134,9 @@ impl Test {
     fn lane(&self, trials: &[Trial]) -> (Vec<[String; 5]>, bool) {
         let mut rows = Vec::new();
         for trial in trials {
-            let wanted = |fault: &&Fault| self.only.is_empty() || self.only.iter().any(|name| name == fault.name);
+            let wanted = |fault: &&Fault| {
+                self.only.is_empty() || self.only.iter().any(|name| name == fault.name)
+            };
             let faults: Vec<_> = trial.faults.iter().filter(wanted).collect();
             if faults.is_empty() {
                 continue;
@@ -141,14 +159,22 @@ impl Test {
     fn strike(&self, stack: &Stack, fault: &Fault) -> Result<[String; 5]> {
         let name = fault.name;
         // Of its own for each, so that one alone has the same moments.
-        let seed = name.bytes().fold(self.seed, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
+        let seed = name
+            .bytes()
+            .fold(self.seed, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
         let rng = fastrand::Rng::with_seed(seed);
         let outcome = (fault.strike)(&mut Scene { stack, rng, name, screen: &self.screen })?;
         let Outcome { times, struck, kept, longest } = outcome;
         let struck = struck.map_or_else(|| "-".into(), |struck| struck.to_string());
         // More than none is an error.
         let lost = format!("0 of {kept}");
-        Ok([name.into(), times.to_string(), struck, lost, format!("{:.1} s", longest.as_secs_f64())])
+        Ok([
+            name.into(),
+            times.to_string(),
+            struck,
+            lost,
+            format!("{:.1} s", longest.as_secs_f64()),
+        ])
     }
 }
 
@@ -159,7 +185,11 @@ fn settle(stack: &Stack) -> Result<()> {
     // An EK that nobody has.
     let mut key = tool("openssl")?;
     key.args(["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]);
-    let mut public = tool("openssl")?.args(["pkey", "-pubout"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut public = tool("openssl")?
+        .args(["pkey", "-pubout"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
     let key = assay_tests::run(&mut key)?.stdout;
     public.stdin.take().context("standard input is a pipe")?.write_all(&key)?;
     let pem = public.stdout.take().context("standard output is a pipe")?;

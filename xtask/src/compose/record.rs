@@ -24,15 +24,20 @@ struct Device {
 impl Record {
     pub(super) fn parse(devices: &str, certificates: &str, enrolments: &str) -> Result<Self> {
         let device = |row: &Value| -> Result<_> {
-            let device = Device { ek_id: text(row, "ek_id")?, has_shared_key: !row["shared_key"].is_null() };
+            let device =
+                Device { ek_id: text(row, "ek_id")?, has_shared_key: !row["shared_key"].is_null() };
             Ok((text(row, "device_id")?, device))
         };
-        let certificate =
-            |row: &Value| -> Result<_> { Ok((text(row, "serial")?, (text(row, "status")?, text(row, "device_id")?))) };
+        let certificate = |row: &Value| -> Result<_> {
+            Ok((text(row, "serial")?, (text(row, "status")?, text(row, "device_id")?)))
+        };
         Ok(Self {
             devices: rows(devices)?.iter().map(device).collect::<Result<_>>()?,
             certificates: rows(certificates)?.iter().map(certificate).collect::<Result<_>>()?,
-            enrolments: rows(enrolments)?.iter().map(|row| text(row, "ek_id")).collect::<Result<_>>()?,
+            enrolments: rows(enrolments)?
+                .iter()
+                .map(|row| text(row, "ek_id"))
+                .collect::<Result<_>>()?,
         })
     }
 
@@ -70,14 +75,18 @@ impl Record {
 
     /// The serial numbers of a device's active certificates.
     pub(super) fn active(&self, device_id: &str) -> Vec<&str> {
-        let of_device =
-            |(_, (status, device)): &(&String, &(String, String))| device == device_id && status == "active";
+        let of_device = |(_, (status, device)): &(&String, &(String, String))| {
+            device == device_id && status == "active"
+        };
         self.certificates.iter().filter(of_device).map(|(serial, _)| serial.as_str()).collect()
     }
 }
 
 fn rows(lines: &str) -> Result<Vec<Value>> {
-    lines.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line:?}"))).collect()
+    lines
+        .lines()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line:?}")))
+        .collect()
 }
 
 fn text(row: &Value, name: &str) -> Result<String> {

@@ -47,7 +47,11 @@ impl Profile {
 impl Stack {
     /// Brings up a stack, runs `test` on it, and takes it down with all that it left; shows its log
     /// if the test fails.
-    pub(super) fn with(built: &Built, trial: &Trial, test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+    pub(super) fn with(
+        built: &Built,
+        trial: &Trial,
+        test: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<()> {
         let variables = vec![
             ("ASSAY_IMAGE", built.assay.clone()),
             ("ASSAY_DEVICE_IMAGE", built.assay_device.clone()),
@@ -56,7 +60,13 @@ impl Stack {
             ("ASSAY_OPERATIONAL_PORT", free_port()?),
         ];
         let project = format!("assay-test-{}-{}", checkout(), trial.name);
-        let stack = Self { compose: compose()?, project, profile: trial.profile, changes: trial.changes, variables };
+        let stack = Self {
+            compose: compose()?,
+            project,
+            profile: trial.profile,
+            changes: trial.changes,
+            variables,
+        };
         // What an interrupted run left.
         stack.down()?;
         let tested = stack.up().and_then(|()| test(&stack));
@@ -69,7 +79,12 @@ impl Stack {
 
     fn compose(&self) -> Command {
         let mut command = Command::new(self.compose[0]);
-        command.args(&self.compose[1..]).args(["--project-name", &self.project, "--file", "docker-compose.yml"]);
+        command.args(&self.compose[1..]).args([
+            "--project-name",
+            &self.project,
+            "--file",
+            "docker-compose.yml",
+        ]);
         if let Some(file) = self.changes {
             command.args(["--file", &format!("tests/compose/{file}")]);
         }
@@ -87,22 +102,39 @@ impl Stack {
     }
 
     fn down(&self) -> Result<()> {
-        run(self.compose().args(["down", "--volumes", "--remove-orphans", "--timeout", "2"])).map(drop)
+        run(self.compose().args(["down", "--volumes", "--remove-orphans", "--timeout", "2"]))
+            .map(drop)
     }
 
     fn show_log(&self) {
         println!("--- log of {}", self.project);
         // Their failure must not hide the one that is being told.
         _ = self.compose().args(["ps"]).status();
-        _ = self.compose().args(["logs", "--no-color", "--timestamps", "--tail", LOG_LINES]).status();
+        _ = self
+            .compose()
+            .args(["logs", "--no-color", "--timestamps", "--tail", LOG_LINES])
+            .status();
     }
 
     /// The id of the container of a service.
     pub(super) fn container(&self, service: &str) -> Result<String> {
         let of = |label: &str, value: &str| format!("label=com.docker.compose.{label}={value}");
         let (project, of_service) = (of("project", &self.project), of("service", service));
-        let id = output(["ps", "--all", "--quiet", "--no-trunc", "--filter", &project, "--filter", &of_service])?;
-        ensure!(!id.is_empty() && !id.contains('\n'), "{} has no container {service}: {id:?}", self.project);
+        let id = output([
+            "ps",
+            "--all",
+            "--quiet",
+            "--no-trunc",
+            "--filter",
+            &project,
+            "--filter",
+            &of_service,
+        ])?;
+        ensure!(
+            !id.is_empty() && !id.contains('\n'),
+            "{} has no container {service}: {id:?}",
+            self.project
+        );
         Ok(id)
     }
 
@@ -118,7 +150,8 @@ impl Stack {
     /// The same with something to read on standard input.
     pub(super) fn exec_with(&self, service: &str, command: &[&str], input: Stdio) -> Result<()> {
         let container = self.container(service)?;
-        let words = ["exec", "--interactive", &container].into_iter().chain(command.iter().copied());
+        let words =
+            ["exec", "--interactive", &container].into_iter().chain(command.iter().copied());
         run(docker(words).stdin(input)).map(drop)
     }
 
@@ -195,12 +228,16 @@ impl Stack {
         let mut words = vec!["run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp"];
         words.extend(["--volumes-from", &manufacturer, "--entrypoint", "sh"]);
         let numbers = devices.iter().map(|device| &device["device-".len()..][..1]);
-        let volumes: Vec<_> =
-            numbers.clone().map(|number| format!("{}_state-{number}:/var/lib/state-{number}", self.project)).collect();
+        let volumes: Vec<_> = numbers
+            .clone()
+            .map(|number| format!("{}_state-{number}:/var/lib/state-{number}", self.project))
+            .collect();
         words.extend(volumes.iter().flat_map(|volume| ["--volume", volume]));
-        let emptied = numbers.map(|number| format!("/var/lib/tpm-{number}/* /var/lib/state-{number}/*"));
+        let emptied =
+            numbers.map(|number| format!("/var/lib/tpm-{number}/* /var/lib/state-{number}/*"));
         let emptied = emptied.collect::<Vec<_>>().join(" ");
-        let script = format!("rm -rf {emptied} && {then} && exec /usr/local/lib/assay/manufacturer.sh");
+        let script =
+            format!("rm -rf {emptied} && {then} && exec /usr/local/lib/assay/manufacturer.sh");
         let image = output(["inspect", "--format", "{{.Image}}", &manufacturer])?;
         words.extend([&image, "-c", &script]);
         output(words).map(drop)
@@ -224,11 +261,16 @@ impl Stack {
         let began = Instant::now();
         loop {
             let heard = self.log("watch", since)?;
-            let silent = |device: &&&str| !self.device_id(device).is_some_and(|id| heard.contains(&format!("/{id}/")));
+            let silent = |device: &&&str| {
+                !self.device_id(device).is_some_and(|id| heard.contains(&format!("/{id}/")))
+            };
             match devices.iter().find(silent) {
                 None => return Ok(began.elapsed()),
                 Some(device) if began.elapsed() > RECOVERY => {
-                    bail!("{device} has not been heard for {} s: it needs a hand", RECOVERY.as_secs())
+                    bail!(
+                        "{device} has not been heard for {} s: it needs a hand",
+                        RECOVERY.as_secs()
+                    )
                 }
                 Some(_) => thread::sleep(POLL),
             }
@@ -248,7 +290,11 @@ impl Stack {
             if what.iter().any(|what| log.contains(what)) {
                 return Ok(());
             }
-            ensure!(began.elapsed() < RECOVERY, "{service} has said none of {what:?} for {} s", RECOVERY.as_secs());
+            ensure!(
+                began.elapsed() < RECOVERY,
+                "{service} has said none of {what:?} for {} s",
+                RECOVERY.as_secs()
+            );
             thread::sleep(POLL);
         }
     }
@@ -265,13 +311,20 @@ impl Stack {
     }
 
     /// Whether a device had nothing to sign in with at that moment, of those since it was started.
-    pub(super) fn was_provisioning(&self, device: &str, since: &Moment, then: &Moment) -> Result<bool> {
+    pub(super) fn was_provisioning(
+        &self,
+        device: &str,
+        since: &Moment,
+        then: &Moment,
+    ) -> Result<bool> {
         Ok(!self.log_between(device, since, Some(then))?.contains("provisioned as"))
     }
 
     /// What the CA knows.
     pub(super) fn record(&self) -> Result<Record> {
-        let list = |command: &[&str]| self.exec(self.profile.ca(), &[&["assay"], command, &["--json"]].concat());
+        let list = |command: &[&str]| {
+            self.exec(self.profile.ca(), &[&["assay"], command, &["--json"]].concat())
+        };
         Record::parse(&list(&["devices"])?, &list(&["certs"])?, &list(&["enroll", "list"])?)
     }
 
@@ -281,7 +334,8 @@ impl Stack {
         let label = format!("label=com.docker.compose.project={}", self.project);
         loop {
             let states = output(["ps", "--filter", &label, "--format", "{{.Names}} {{.Status}}"])?;
-            let unhealthy = |line: &&str| line.contains("(unhealthy)") || line.contains("(health: starting)");
+            let unhealthy =
+                |line: &&str| line.contains("(unhealthy)") || line.contains("(health: starting)");
             match states.lines().find(unhealthy) {
                 None => return Ok(()),
                 Some(line) if began.elapsed() > RECOVERY => bail!("not healthy: {line}"),

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use assay_tests::{
-    AssayDir, AssayServer, Device, EkKind, Swtpm, VendorCa, assay_bin, build, json, run as run_tool, tool,
-    use_binaries_in,
+    AssayDir, AssayServer, Device, EkKind, Swtpm, VendorCa, assay_bin, build, json,
+    run as run_tool, tool, use_binaries_in,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -65,13 +65,19 @@ impl Lab {
         screen.command(&ca.trust_command(&vendor)?);
         let server = AssayServer::start(&ca)?;
         screen.command(&ca.assay(&["serve"])?);
-        screen.say(&format!("bootstrap   {}   for devices that have nothing but a TPM", server.bootstrap));
-        screen.say(&format!("operational {}   for devices with a certificate of this CA", server.operational));
+        screen.say(&format!(
+            "bootstrap   {}   for devices that have nothing but a TPM",
+            server.bootstrap
+        ));
+        screen.say(&format!(
+            "operational {}   for devices with a certificate of this CA",
+            server.operational
+        ));
         Ok(Self { vendor, ca, server, work })
     }
 
-    /// The CA's audit once it is as `expected`, or as it is when patience ends: decisions without a certificate are written
-    /// a moment after the reply.
+    /// The CA's audit once it is as `expected`, or as it is when patience ends: decisions without a
+    /// certificate are written a moment after the reply.
     fn audit_with(&self, expected: impl Fn(&[Value]) -> bool) -> Result<Vec<Value>> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -95,16 +101,22 @@ struct Provisioned {
 impl Provisioned {
     /// What `assay-device provision --json` says of itself.
     fn text(&self, name: &str) -> Result<&str> {
-        self.report[name].as_str().with_context(|| format!("`assay-device provision --json` has no {name}"))
+        self.report[name]
+            .as_str()
+            .with_context(|| format!("`assay-device provision --json` has no {name}"))
     }
 
     fn ms(&self, name: &str) -> Result<f64> {
-        self.report[name].as_f64().with_context(|| format!("`assay-device provision --json` has no {name}"))
+        self.report[name]
+            .as_f64()
+            .with_context(|| format!("`assay-device provision --json` has no {name}"))
     }
 }
 
 fn provision(screen: &Screen, lab: &Lab) -> Result<Vec<Provisioned>> {
-    screen.chapter("3. Six devices, each with a TPM and nothing else, ask for certificates side by side");
+    screen.chapter(
+        "3. Six devices, each with a TPM and nothing else, ask for certificates side by side",
+    );
     let mut typical = Command::new("assay-device");
     typical.args([
         "provision",
@@ -132,22 +144,35 @@ fn provision(screen: &Screen, lab: &Lab) -> Result<Vec<Provisioned>> {
                     live.now(index, "being manufactured");
                     let done = provision_one(lab, index, *ek, ik, |step| live.now(index, step));
                     match &done {
-                        Ok(done) => live.end(index, &format!("certificate after {} ms", done.report["total_ms"])),
+                        Ok(done) => live.end(
+                            index,
+                            &format!("certificate after {} ms", done.report["total_ms"]),
+                        ),
                         Err(_) => live.end(index, "FAILED"),
                     }
                     done
                 })
             })
             .collect();
-        started.into_iter().map(|thread| thread.join().expect("no panic while provisioning")).collect()
+        started
+            .into_iter()
+            .map(|thread| thread.join().expect("no panic while provisioning"))
+            .collect()
     })
 }
 
-fn provision_one(lab: &Lab, number: usize, ek: EkKind, ik: &str, progress: impl Fn(&str)) -> Result<Provisioned> {
+fn provision_one(
+    lab: &Lab,
+    number: usize,
+    ek: EkKind,
+    ik: &str,
+    progress: impl Fn(&str),
+) -> Result<Provisioned> {
     let tpm = lab.vendor.device(ek, number)?;
     let device = Device::new(&tpm)?;
     let mut command = device.provision(&lab.ca, &lab.server)?;
-    let mut child = command.args(["--ik", ik]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child =
+        command.args(["--ik", ik]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let mut said = String::new();
     for line in BufReader::new(child.stderr.take().context("standard error is a pipe")?).lines() {
         let line = line?;
@@ -158,7 +183,8 @@ fn provision_one(lab: &Lab, number: usize, ek: EkKind, ik: &str, progress: impl 
     if !output.status.success() {
         bail!("device {} was not provisioned ({}): {said}", number + 1, output.status);
     }
-    let report = serde_json::from_slice(&output.stdout).context("`assay-device provision --json` writes JSON")?;
+    let report = serde_json::from_slice(&output.stdout)
+        .context("`assay-device provision --json` writes JSON")?;
     Ok(Provisioned { _tpm: tpm, device, report })
 }
 
@@ -170,7 +196,10 @@ fn compare_times(screen: &Screen, lab: &Lab, fleet: &[Provisioned]) -> Result<()
     })?;
     let mut rows = Vec::new();
     for done in fleet {
-        let ca = decisions_on(&audit, done).filter_map(|entry| entry["duration_us"].as_f64()).sum::<f64>() / 1000.0;
+        let ca = decisions_on(&audit, done)
+            .filter_map(|entry| entry["duration_us"].as_f64())
+            .sum::<f64>()
+            / 1000.0;
         rows.push([
             shortened(done.text("device_id")?),
             done.text("ek")?.to_owned(),
@@ -189,7 +218,9 @@ fn compare_times(screen: &Screen, lab: &Lab, fleet: &[Provisioned]) -> Result<()
 /// What the CA decided on a device: to challenge it, and to certify it.
 fn decisions_on<'a>(audit: &'a [Value], done: &Provisioned) -> impl Iterator<Item = &'a Value> {
     let device_id = &done.report["device_id"];
-    audit.iter().filter(move |entry| [&entry["device_id"], &entry["due_device_id"]].contains(&device_id))
+    audit
+        .iter()
+        .filter(move |entry| [&entry["device_id"], &entry["due_device_id"]].contains(&device_id))
 }
 
 fn verify_chains(screen: &mut Screen, lab: &Lab, fleet: &[Provisioned]) -> Result<()> {
@@ -197,9 +228,16 @@ fn verify_chains(screen: &mut Screen, lab: &Lab, fleet: &[Provisioned]) -> Resul
     for done in fleet {
         let chain = done.text("certificate")?;
         let mut verify = tool("openssl")?;
-        verify.args(["verify", "-CAfile"]).arg(lab.ca.root_pem()).args(["-untrusted", chain, chain]);
+        verify.args(["verify", "-CAfile"]).arg(lab.ca.root_pem()).args([
+            "-untrusted",
+            chain,
+            chain,
+        ]);
         let verified = verify.output()?.status.success();
-        screen.expect(verified, &format!("{} leads to the CA's root", shortened(done.text("device_id")?)));
+        screen.expect(
+            verified,
+            &format!("{} leads to the CA's root", shortened(done.text("device_id")?)),
+        );
     }
     let certificates = lab.ca.list("certs")?;
     screen.expect(certificates.len() == fleet.len(), "each device has exactly one certificate");
@@ -207,9 +245,12 @@ fn verify_chains(screen: &mut Screen, lab: &Lab, fleet: &[Provisioned]) -> Resul
 }
 
 fn publish(screen: &mut Screen, lab: &Lab, done: &Provisioned) -> Result<()> {
-    screen.chapter("6. A device publishes over mutual TLS with the key in its TPM; an operator listens");
+    screen.chapter(
+        "6. A device publishes over mutual TLS with the key in its TPM; an operator listens",
+    );
     let device_id = done.text("device_id")?;
-    let mut watch = lab.ca.assay(&["watch", "--broker", &lab.server.operational, "--count", "3"])?;
+    let mut watch =
+        lab.ca.assay(&["watch", "--broker", &lab.server.operational, "--count", "3"])?;
     screen.command(&watch);
     let mut watching = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let errors = lines(watching.stderr.take().context("standard error is a pipe")?);
@@ -218,12 +259,22 @@ fn publish(screen: &mut Screen, lab: &Lab, done: &Provisioned) -> Result<()> {
     screen.expect(subscribed.starts_with("watching"), &subscribed);
 
     let mut typical = Command::new("assay-device");
-    typical.args(["publish", "--broker", &lab.server.operational, "--topic", "telemetry", "--message", "…", "…"]);
+    typical.args([
+        "publish",
+        "--broker",
+        &lab.server.operational,
+        "--topic",
+        "telemetry",
+        "--message",
+        "…",
+        "…",
+    ]);
     screen.command(&typical);
     for message in ["power on", "21.4 °C", "21.6 °C"] {
         run_tool(&mut done.device.publish(&lab.ca, &lab.server, "telemetry", message)?)?;
         let heard = messages.recv_timeout(PATIENCE).unwrap_or_default();
-        screen.expect(heard == format!("device/v1/default/{device_id}/telemetry {message}"), &heard);
+        screen
+            .expect(heard == format!("device/v1/default/{device_id}/telemetry {message}"), &heard);
     }
     watching.kill()?;
     watching.wait()?;
@@ -231,7 +282,8 @@ fn publish(screen: &mut Screen, lab: &Lab, done: &Provisioned) -> Result<()> {
 }
 
 fn other_flows(screen: &mut Screen, lab: &Lab) -> Result<()> {
-    screen.chapter("7. Two more devices: one gets its certificate sealed, one a shared key instead");
+    screen
+        .chapter("7. Two more devices: one gets its certificate sealed, one a shared key instead");
     for (number, flow) in ["sealed", "shared-key"].into_iter().enumerate() {
         let tpm = lab.vendor.device(EkKind::P256, FLEET.len() + number)?;
         let device = Device::new(&tpm)?;
@@ -239,7 +291,8 @@ fn other_flows(screen: &mut Screen, lab: &Lab) -> Result<()> {
         let provisioned = json(provision.args(["--flow", flow]))?;
         let published = device.publish(&lab.ca, &lab.server, "telemetry", "power on")?.output()?;
         let id = shortened(provisioned["device_id"].as_str().context("a device id")?);
-        let how = if flow == "sealed" { "over mutual TLS" } else { "with a token that its TPM signed" };
+        let how =
+            if flow == "sealed" { "over mutual TLS" } else { "with a token that its TPM signed" };
         screen.expect(published.status.success(), &format!("{flow:10}  {id} publishes {how}"));
     }
     Ok(())
@@ -259,7 +312,12 @@ fn refuse_impostors(screen: &mut Screen, lab: &Lab) -> Result<()> {
     let stranger = VendorCa::open(&lab.work.path().join("stranger"), "Example TPM Vendor")?;
     let tpm = stranger.device(EkKind::P256, 0)?;
     let device = Device::new(&tpm)?;
-    expect_refusal(screen, lab, &mut device.provision(&lab.ca, &lab.server)?, "ek-certificate-untrusted")?;
+    expect_refusal(
+        screen,
+        lab,
+        &mut device.provision(&lab.ca, &lab.server)?,
+        "ek-certificate-untrusted",
+    )?;
 
     screen.say("A genuine TPM, with an identity key (IK) that lies in a file instead:");
     let tpm = lab.vendor.device(EkKind::Rsa2048, FLEET.len())?;
@@ -282,10 +340,16 @@ fn impostor(lab: &Lab, tpm: &Swtpm, kind: EkKind) -> Result<Command> {
 }
 
 /// The CA must refuse for the reason `problem`, tell the device so, and record it.
-fn expect_refusal(screen: &mut Screen, lab: &Lab, command: &mut Command, problem: &str) -> Result<()> {
+fn expect_refusal(
+    screen: &mut Screen,
+    lab: &Lab,
+    command: &mut Command,
+    problem: &str,
+) -> Result<()> {
     let output = command.output()?;
     let said = String::from_utf8_lossy(&output.stderr);
-    let reason: Vec<_> = said.lines().filter(|line| !line.contains(" ms  ")).map(str::trim).collect();
+    let reason: Vec<_> =
+        said.lines().filter(|line| !line.contains(" ms  ")).map(str::trim).collect();
     let is_recorded = |audit: &[Value]| audit.iter().any(|entry| entry["problem"] == problem);
     let recorded = is_recorded(&lab.audit_with(is_recorded)?);
     let refused = output.status.code() == Some(REFUSED) && said.contains(problem) && recorded;
@@ -296,7 +360,9 @@ fn expect_refusal(screen: &mut Screen, lab: &Lab, command: &mut Command, problem
 /// The lines of `pipe`, as they come.
 fn lines(pipe: impl std::io::Read + Send + 'static) -> mpsc::Receiver<String> {
     let (sender, lines) = mpsc::channel();
-    thread::spawn(move || BufReader::new(pipe).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    thread::spawn(move || {
+        BufReader::new(pipe).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
     lines
 }
 

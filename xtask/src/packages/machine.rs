@@ -18,7 +18,8 @@ impl Machine {
     /// Makes it at `root`, in place of what was there; removed when dropped.
     pub(crate) fn make(root: &Path) -> Result<Self> {
         if root.exists() {
-            fs::remove_dir_all(root).with_context(|| format!("cannot remove {}", root.display()))?;
+            fs::remove_dir_all(root)
+                .with_context(|| format!("cannot remove {}", root.display()))?;
         }
         let machine = Self { root: root.to_path_buf() };
         let mut debootstrap = tool("debootstrap")?;
@@ -44,7 +45,8 @@ impl Machine {
         run(self.nspawn()?.args(["--pipe", "--"]).args(command).stdin(Stdio::null()))
     }
 
-    /// Starts systemd, in a network of its own that leads nowhere. `shared`, a folder of ours, is seen there at `at`.
+    /// Starts systemd, in a network of its own that leads nowhere. `shared`, a folder of ours, is
+    /// seen there at `at`.
     pub(crate) fn boot(&self, shared: &Path, at: &str) -> Result<Booted<'_>> {
         let mut nspawn = daemon("systemd-nspawn")?;
         nspawn.args(self.arguments()).args(["--boot", "--private-network"]);
@@ -52,8 +54,11 @@ impl Machine {
         let log = self.root.with_extension("boot.log");
         let output = fs::File::create(&log)?;
         let nspawn = nspawn.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let mut booted =
-            Booted { machine: self, process: spawn(std::mem::replace(nspawn, Command::new("")))?, init: 0 };
+        let mut booted = Booted {
+            machine: self,
+            process: spawn(std::mem::replace(nspawn, Command::new("")))?,
+            init: 0,
+        };
         booted.wait().with_context(|| format!("systemd does not start, see {}", log.display()))?;
         Ok(booted)
     }
@@ -67,7 +72,8 @@ impl Machine {
     /// `systemd-nspawn` is to do without a systemd that runs on our side.
     fn arguments(&self) -> [String; 5] {
         let directory = format!("--directory={}", self.root.display());
-        ["--quiet", "--register=no", "--keep-unit", "--machine=assay-trial", &directory].map(String::from)
+        ["--quiet", "--register=no", "--keep-unit", "--machine=assay-trial", &directory]
+            .map(String::from)
     }
 }
 
@@ -108,7 +114,9 @@ impl Booted<'_> {
     fn command(&self, command: &[&str]) -> Result<Command> {
         let mut nsenter = tool("nsenter")?;
         nsenter.args(["--target", &self.init.to_string()]);
-        nsenter.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"]).args(command);
+        nsenter
+            .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"])
+            .args(command);
         Ok(nsenter)
     }
 
@@ -120,7 +128,11 @@ impl Booted<'_> {
             }
             self.init = self.only_child().unwrap_or_default();
             // "degraded" would be a fault of some other service.
-            if self.init != 0 && self.run(&["systemctl", "is-system-running"]).is_ok_and(|state| state == "running") {
+            if self.init != 0
+                && self
+                    .run(&["systemctl", "is-system-running"])
+                    .is_ok_and(|state| state == "running")
+            {
                 return Ok(());
             }
             ensure!(Instant::now() < deadline, "not running after {} s", BOOT_TIMEOUT.as_secs());
@@ -131,7 +143,11 @@ impl Booted<'_> {
     /// Of systemd-nspawn.
     fn only_child(&self) -> Option<u32> {
         let process = self.process.id();
-        fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?.trim().parse().ok()
+        fs::read_to_string(format!("/proc/{process}/task/{process}/children"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
     }
 }
 
@@ -147,7 +163,10 @@ impl Drop for Booted<'_> {
 fn release() -> Result<String> {
     let text = fs::read_to_string("/etc/os-release").context("this is no Debian machine")?;
     let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    Ok(name.context("/etc/os-release has no VERSION_CODENAME; this is no Debian machine")?.trim_matches('"').to_owned())
+    Ok(name
+        .context("/etc/os-release has no VERSION_CODENAME; this is no Debian machine")?
+        .trim_matches('"')
+        .to_owned())
 }
 
 /// A boot takes 3 s; a crowded machine gets time.

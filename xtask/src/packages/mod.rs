@@ -29,7 +29,10 @@ pub(crate) fn build() -> Result<Vec<PathBuf>> {
     // With the features that the tests are built with, so that nothing is compiled twice.
     let mut manuals = cargo(&["build", "--workspace"]);
     show(manuals.args(PACKAGES.iter().flat_map(|package| ["--example", package.manual])))?;
-    let target = bin_dir()?.parent().context("a profile's directory is in the target directory")?.to_path_buf();
+    let target = bin_dir()?
+        .parent()
+        .context("a profile's directory is in the target directory")?
+        .to_path_buf();
     // Not a package of an older version beside the new one.
     _ = fs::remove_dir_all(target.join("debian"));
     PACKAGES.iter().map(|package| package.build(&target)).collect()
@@ -39,7 +42,15 @@ impl Package {
     fn build(&self, target: &Path) -> Result<PathBuf> {
         self.write_manual(&target.join(self.profile).join("package"))?;
         // cargo-deb would build the whole workspace.
-        show(&mut cargo(&["build", "--package", self.from_crate, "--bin", self.name, "--profile", self.profile]))?;
+        show(&mut cargo(&[
+            "build",
+            "--package",
+            self.from_crate,
+            "--bin",
+            self.name,
+            "--profile",
+            self.profile,
+        ]))?;
         let out = target.join("debian");
         show(cargo(&["deb", "--package", self.from_crate, "--no-build", "--output"]).arg(&out))?;
 
@@ -69,8 +80,11 @@ impl Package {
     fn file_in(&self, directory: &Path) -> Result<PathBuf> {
         let prefix = format!("{}_", self.name);
         let entries = fs::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
-        let mine = entries.iter().find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-        Ok(mine.with_context(|| format!("cargo-deb left no {prefix}….deb in {}", directory.display()))?.path())
+        let mine =
+            entries.iter().find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+        Ok(mine
+            .with_context(|| format!("cargo-deb left no {prefix}….deb in {}", directory.display()))?
+            .path())
     }
 }
 
@@ -81,7 +95,8 @@ fn readable(page: &str) -> String {
 }
 
 fn install_cargo_deb() -> Result<()> {
-    let version = cargo(&["deb", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    let version =
+        cargo(&["deb", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
     if version.success() {
         return Ok(());
     }
@@ -90,6 +105,16 @@ fn install_cargo_deb() -> Result<()> {
 }
 
 pub(crate) const PACKAGES: [Package; 2] = [
-    Package { name: "assay", from_crate: "assay-broker-plugin", profile: "release", manual: "assay-manual" },
-    Package { name: "assay-device", from_crate: "assay-device", profile: "device", manual: "assay-device-manual" },
+    Package {
+        name: "assay",
+        from_crate: "assay-broker-plugin",
+        profile: "release",
+        manual: "assay-manual",
+    },
+    Package {
+        name: "assay-device",
+        from_crate: "assay-device",
+        profile: "device",
+        manual: "assay-device-manual",
+    },
 ];

@@ -1,4 +1,5 @@
-//! `cargo xtask packages-test`: both packages on a fresh Debian machine, from installation to purge.
+//! `cargo xtask packages-test`: both packages on a fresh Debian machine, from installation to
+//! purge.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,33 +25,44 @@ pub(crate) fn run_trial() -> Result<()> {
     install::install_for_packages()?;
     let files = build()?;
 
-    let target = bin_dir()?.parent().context("a profile's directory is in the target directory")?.to_path_buf();
+    let target = bin_dir()?
+        .parent()
+        .context("a profile's directory is in the target directory")?
+        .to_path_buf();
     let work = tempfile::tempdir()?;
     let mut trial = Trial::default();
-    let machine = trial.step("a fresh Debian in a folder", || Machine::make(&target.join("packages-test")))?;
+    let machine = trial
+        .step("a fresh Debian in a folder", || Machine::make(&target.join("packages-test")))?;
     trial.step("apt installs both, with what they depend on", || apt_install(&machine, &files))?;
     trial.step("programs, manual pages and completions are there", || contents(&machine))?;
     trial.step("users and directories are made", || accounts(&machine))?;
 
     let (vendor, tpm) = manufacture(work.path())?;
     for certificate in [vendor.root_pem(), vendor.intermediate_pem()] {
-        let name = certificate.file_name().context("a file has a name")?.to_string_lossy().into_owned();
+        let name =
+            certificate.file_name().context("a file has a name")?.to_string_lossy().into_owned();
         fs::copy(&certificate, machine.path("srv").join(name))?;
     }
-    let booted = trial.step("the machine boots with systemd", || machine.boot(work.path(), SHARED))?;
+    let booted =
+        trial.step("the machine boots with systemd", || machine.boot(work.path(), SHARED))?;
     let booted = &booted;
     trial.step("nothing starts before it is configured", || untouched(booted))?;
     trial.step("units are valid and their exposure is low", || exposure(booted))?;
     trial.step("assay init leaves all files to the user of the service", || init(booted))?;
     trial.step("operators' commands work as that user and as root", || operate(booted))?;
     trial.step("assay.service is ready, healthy and confined", || serve(booted))?;
-    trial.step("assay-device.service provisions by /dev/tpmrm0", || provision(booted, work.path(), &tpm))?;
+    trial.step("assay-device.service provisions by /dev/tpmrm0", || {
+        provision(booted, work.path(), &tpm)
+    })?;
     trial.step("assay-worker@ serves beside it", || worker(booted))?;
     trial.step("a reload takes good settings, and refuses bad ones", || reload(booted))?;
     trial.step("the watchdog restarts a server that hangs", || watchdog(booted))?;
-    trial.step("an upgrade restarts what runs and keeps the settings", || upgrade(booted, &files))?;
+    trial
+        .step("an upgrade restarts what runs and keeps the settings", || upgrade(booted, &files))?;
     trial.step("a stop ends in order", || stop(booted))?;
-    trial.step("removed and installed again, it goes on with its keys", || reinstall(booted, &files))?;
+    trial.step("removed and installed again, it goes on with its keys", || {
+        reinstall(booted, &files)
+    })?;
     trial.step("purged, it leaves the keys and says where", || purge(booted))?;
     println!("{} steps passed", trial.passed);
     Ok(())
@@ -96,16 +108,28 @@ fn apt_install(machine: &Machine, files: &[PathBuf]) -> Result<()> {
 }
 
 fn contents(machine: &Machine) -> Result<()> {
-    for (program, page) in [("assay", "assay-enroll-add"), ("assay-device", "assay-device-provision")] {
+    for (program, page) in
+        [("assay", "assay-enroll-add"), ("assay-device", "assay-device-provision")]
+    {
         let version = String::from_utf8(machine.run(&[program, "--version"])?.stdout)?;
-        ensure!(version.starts_with(&format!("{program} {}", env!("CARGO_PKG_VERSION"))), "{version}");
+        ensure!(
+            version.starts_with(&format!("{program} {}", env!("CARGO_PKG_VERSION"))),
+            "{version}"
+        );
         for page in [program, page] {
             let page = machine.path(&format!("usr/share/man/man1/{page}.1.gz"));
-            let text = String::from_utf8(run(tool("gzip")?.args(["--decompress", "--stdout"]).arg(&page))?.stdout)?;
-            ensure!(text.contains(".SH SYNOPSIS") && text.contains(".SH OPTIONS"), "{}: {text}", page.display());
+            let text = String::from_utf8(
+                run(tool("gzip")?.args(["--decompress", "--stdout"]).arg(&page))?.stdout,
+            )?;
+            ensure!(
+                text.contains(".SH SYNOPSIS") && text.contains(".SH OPTIONS"),
+                "{}: {text}",
+                page.display()
+            );
         }
         // Bash takes the file and then completes the command by it.
-        let bash = format!(". /usr/share/bash-completion/completions/{program} && complete -p {program}");
+        let bash =
+            format!(". /usr/share/bash-completion/completions/{program} && complete -p {program}");
         machine.run(&["bash", "-c", &bash])?;
         for other in ["zsh/vendor-completions/_", "fish/vendor_completions.d/"] {
             let suffix = if other.ends_with('/') { ".fish" } else { "" };
@@ -140,7 +164,10 @@ fn untouched(booted: &Booted<'_>) -> Result<()> {
     eventually("the log says what to do", || Ok(log()?.contains("`assay init")))?;
     booted.run(&["systemctl", "stop", "assay"])?;
     booted.run(&["systemctl", "start", "assay-device"])?;
-    ensure!(booted.property("assay-device", "ActiveState")? == "inactive", "assay-device ran without a root");
+    ensure!(
+        booted.property("assay-device", "ActiveState")? == "inactive",
+        "assay-device ran without a root"
+    );
     Ok(())
 }
 
@@ -161,12 +188,16 @@ fn exposure(booted: &Booted<'_>) -> Result<()> {
 fn init(booted: &Booted<'_>) -> Result<()> {
     booted.run(&["assay", "init", STATE])?;
     // The settings stay root's.
-    let others = booted.run(&["find", STATE, "-not", "-user", "assay", "-not", "-name", "assay.toml"])?;
+    let others =
+        booted.run(&["find", STATE, "-not", "-user", "assay", "-not", "-name", "assay.toml"])?;
     ensure!(others.is_empty(), "not the service's: {others}");
     let readable = booted.run(&["find", STATE, "-name", "*.key", "-not", "-perm", "600"])?;
     ensure!(readable.is_empty(), "not of mode 600: {readable}");
     ensure!(booted.run(&["stat", "--format=%a", STATE])? == "700", "{STATE} is open");
-    ensure!(booted.machine.path("var/lib/assay/assay.toml").is_symlink(), "the settings were replaced");
+    ensure!(
+        booted.machine.path("var/lib/assay/assay.toml").is_symlink(),
+        "the settings were replaced"
+    );
     Ok(())
 }
 
@@ -174,7 +205,10 @@ fn operate(booted: &Booted<'_>) -> Result<()> {
     booted.run(&["assay", "--dir", STATE, "trust", "add", "/srv/root.pem"])?;
     // What root touched is still the service's.
     as_service(booted, &["trust", "add", "/srv/intermediate.pem"])?;
-    ensure!(as_service(booted, &["trust", "list"])?.lines().count() >= 2, "both certificates are listed");
+    ensure!(
+        as_service(booted, &["trust", "list"])?.lines().count() >= 2,
+        "both certificates are listed"
+    );
     as_service(booted, &["devices"])?;
     Ok(())
 }
@@ -184,7 +218,9 @@ fn serve(booted: &Booted<'_>) -> Result<()> {
     as_service(booted, &["health"])?;
     let process = booted.property("assay", "MainPID")?;
     let status = booted.run(&["cat", &format!("/proc/{process}/status")])?;
-    for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+    for line in
+        ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"]
+    {
         ensure!(status.contains(line), "no {line} in {status}");
     }
     ensure!(!status.contains("Uid:\t0\t"), "it runs as root");
@@ -201,15 +237,22 @@ fn provision(booted: &Booted<'_>, work: &Path, tpm: &Swtpm) -> Result<()> {
     let text = fs::read_to_string(&settings)?;
     fs::write(settings, text.replace("mqtts://ca.example:8883", "mqtts://localhost:8883"))?;
     // The unit is of the kind that is started when its program has ended.
-    booted
-        .run(&["systemctl", "start", "assay-device"])
-        .or_else(|error| bail!("{error:#}\n{}", booted.run(&["journalctl", "--no-pager", "--unit=assay-device"])?))?;
-    ensure!(booted.property("assay-device", "ActiveState")? == "active", "assay-device is not active");
+    booted.run(&["systemctl", "start", "assay-device"]).or_else(|error| {
+        bail!("{error:#}\n{}", booted.run(&["journalctl", "--no-pager", "--unit=assay-device"])?)
+    })?;
+    ensure!(
+        booted.property("assay-device", "ActiveState")? == "active",
+        "assay-device is not active"
+    );
     let status = ["runuser", "-u", "assay-device", "--", "assay-device", "status", "--json"];
-    let status: Value =
-        serde_json::from_str(&booted.run(&[&status[..], &["--state", "/var/lib/assay-device"]].concat())?)?;
+    let status: Value = serde_json::from_str(
+        &booted.run(&[&status[..], &["--state", "/var/lib/assay-device"]].concat())?,
+    )?;
     let device: Value = serde_json::from_str(&as_service(booted, &["devices", "--json"])?)?;
-    ensure!(status["device_id"].is_string() && status["device_id"] == device["device_id"], "{status} {device}");
+    ensure!(
+        status["device_id"].is_string() && status["device_id"] == device["device_id"],
+        "{status} {device}"
+    );
     Ok(())
 }
 
@@ -217,13 +260,18 @@ fn worker(booted: &Booted<'_>) -> Result<()> {
     booted.fails(&["systemctl", "start", "assay-worker@second"])?;
     booted.machine.write("etc/assay/worker-second.env", "BROKER=mqtts://127.0.0.1:8884\n")?;
     booted.run(&["systemctl", "enable", "--now", "assay-worker@second"])?;
-    ensure!(booted.property("assay-worker@second", "ActiveState")? == "active", "the worker is not active");
+    ensure!(
+        booted.property("assay-worker@second", "ActiveState")? == "active",
+        "the worker is not active"
+    );
     Ok(())
 }
 
 fn reload(booted: &Booted<'_>) -> Result<()> {
     let process = booted.property("assay", "MainPID")?;
-    for (days, outcome) in [(0, "nothing was reread"), (30, "reread certificates, keys and settings")] {
+    for (days, outcome) in
+        [(0, "nothing was reread"), (30, "reread certificates, keys and settings")]
+    {
         edit_settings(booted, days)?;
         booted.run(&["systemctl", "reload", "assay"])?;
         eventually(outcome, || Ok(booted.property("assay", "StatusText")?.starts_with(outcome)))?;
@@ -237,7 +285,8 @@ fn reload(booted: &Booted<'_>) -> Result<()> {
 fn edit_settings(booted: &Booted<'_>, days: u32) -> Result<()> {
     let settings = booted.machine.path("etc/assay/assay.toml");
     let text = fs::read_to_string(&settings)?;
-    let line = text.lines().find(|line| line.starts_with("lifetime_days")).context("it is a setting")?;
+    let line =
+        text.lines().find(|line| line.starts_with("lifetime_days")).context("it is a setting")?;
     Ok(fs::write(&settings, text.replace(line, &format!("lifetime_days = {days}")))?)
 }
 
@@ -245,7 +294,11 @@ fn watchdog(booted: &Booted<'_>) -> Result<()> {
     // The unit waits longer than a test should.
     let hasty = "run/systemd/system/assay.service.d";
     booted.run(&["mkdir", "-p", &format!("/{hasty}")])?;
-    booted.run(&["sh", "-c", &format!("printf '[Service]\\nWatchdogSec=4\\n' > /{hasty}/hasty.conf")])?;
+    booted.run(&[
+        "sh",
+        "-c",
+        &format!("printf '[Service]\\nWatchdogSec=4\\n' > /{hasty}/hasty.conf"),
+    ])?;
     booted.run(&["systemctl", "daemon-reload"])?;
     booted.run(&["systemctl", "restart", "assay"])?;
     // A server that is well is left alone.
@@ -255,7 +308,8 @@ fn watchdog(booted: &Booted<'_>) -> Result<()> {
 
     booted.run(&["sh", "-c", &format!("kill -STOP {before}")])?;
     eventually("it is restarted", || {
-        Ok(booted.property("assay", "NRestarts")? != "0" && booted.property("assay", "ActiveState")? == "active")
+        Ok(booted.property("assay", "NRestarts")? != "0"
+            && booted.property("assay", "ActiveState")? == "active")
     })?;
     as_service(booted, &["health"])?;
     booted.run(&["rm", "-r", &format!("/{hasty}")])?;
@@ -281,7 +335,10 @@ fn upgrade(booted: &Booted<'_>, files: &[PathBuf]) -> Result<()> {
         run(tool("dpkg-deb")?.arg("--raw-extract").arg(file).arg(&tree))?;
         let control = tree.join("DEBIAN/control");
         let text = fs::read_to_string(&control)?;
-        let version = text.lines().find(|line| line.starts_with("Version: ")).context("a package has a version")?;
+        let version = text
+            .lines()
+            .find(|line| line.starts_with("Version: "))
+            .context("a package has a version")?;
         fs::write(&control, text.replace(version, &format!("{version}+later")))?;
         // New defaults.
         for conffile in ["etc/assay/assay.toml", "etc/assay-device/provision.env"] {
@@ -290,7 +347,10 @@ fn upgrade(booted: &Booted<'_>, files: &[PathBuf]) -> Result<()> {
             }
         }
         let name = format!("srv/later-{number}.deb");
-        run(tool("dpkg-deb")?.args(["-Znone", "--build"]).arg(&tree).arg(booted.machine.path(&name)))?;
+        run(tool("dpkg-deb")?
+            .args(["-Znone", "--build"])
+            .arg(&tree)
+            .arg(booted.machine.path(&name)))?;
         later.push(format!("/{name}"));
     }
     dpkg_install(booted, &later)?;
@@ -336,7 +396,10 @@ fn purge(booted: &Booted<'_>) -> Result<()> {
     let mut before = state(booted)?;
     let said = booted.run(&["sh", "-c", "dpkg --purge assay assay-device 2>&1"])?;
     for place in [STATE, "/var/lib/assay-device"] {
-        ensure!(said.contains(&format!("in {place}\n")) || said.ends_with(&format!("in {place}")), "{said}");
+        ensure!(
+            said.contains(&format!("in {place}\n")) || said.ends_with(&format!("in {place}")),
+            "{said}"
+        );
     }
     ensure!(!booted.machine.path("etc/assay/assay.toml").exists(), "the settings are still there");
     before.remove(Path::new("var/lib/assay/assay.toml"));
@@ -355,7 +418,9 @@ fn dpkg_install(booted: &Booted<'_>, files: &[String]) -> Result<()> {
 
 /// Where `apt_install` puts the packages.
 fn on_the_machine(files: &[PathBuf]) -> Result<Vec<String>> {
-    let name = |file: &PathBuf| Ok(format!("/srv/{}", file.file_name().context("a package is a file")?.display()));
+    let name = |file: &PathBuf| {
+        Ok(format!("/srv/{}", file.file_name().context("a package is a file")?.display()))
+    };
     files.iter().map(name).collect()
 }
 
@@ -374,7 +439,10 @@ fn state(booted: &Booted<'_>) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
         }
     }
     ensure!(found.contains_key(Path::new("var/lib/assay/issuing.key")), "there is no CA");
-    ensure!(found.contains_key(Path::new("var/lib/assay-device/device.json")), "there is no device");
+    ensure!(
+        found.contains_key(Path::new("var/lib/assay-device/device.json")),
+        "there is no device"
+    );
     Ok(found)
 }
 
@@ -383,7 +451,8 @@ fn as_service(booted: &Booted<'_>, arguments: &[&str]) -> Result<String> {
     booted.run(&[&["runuser", "-u", "assay", "--", "assay", "--dir", STATE], arguments].concat())
 }
 
-/// Gives the machine a TPM that commands reach as the kernel's: a terminal in raw mode hands on bytes as they are.
+/// Gives the machine a TPM that commands reach as the kernel's: a terminal in raw mode hands on
+/// bytes as they are.
 fn plug_in(booted: &Booted<'_>, work: &Path, tpm: &Swtpm) -> Result<()> {
     let (socket, port) = (work.join("tpm"), tpm.port());
     let listener = UnixListener::bind(&socket)?;
@@ -392,7 +461,10 @@ fn plug_in(booted: &Booted<'_>, work: &Path, tpm: &Swtpm) -> Result<()> {
     thread::spawn(move || {
         for client in listener.incoming().map_while(Result::ok) {
             let Ok(tpm) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { continue };
-            let (Ok(mut to_client), Ok(mut from_tpm)) = (client.try_clone(), tpm.try_clone()) else { continue };
+            let (Ok(mut to_client), Ok(mut from_tpm)) = (client.try_clone(), tpm.try_clone())
+            else {
+                continue;
+            };
             thread::spawn(move || io::copy(&mut from_tpm, &mut to_client));
             let (mut from_client, mut to_tpm) = (client, tpm);
             thread::spawn(move || io::copy(&mut from_client, &mut to_tpm));
@@ -400,8 +472,17 @@ fn plug_in(booted: &Booted<'_>, work: &Path, tpm: &Swtpm) -> Result<()> {
     });
     // As tpm-udev has it: for the group tss.
     let terminal = "PTY,link=/dev/tpmrm0,rawer,group=tss,mode=660";
-    booted.run(&["systemd-run", "--quiet", "--collect", "socat", terminal, &format!("UNIX-CONNECT:{SHARED}/tpm")])?;
-    eventually("socat makes a terminal", || Ok(booted.run(&["test", "-c", "/dev/tpmrm0"]).is_ok()))?;
+    booted.run(&[
+        "systemd-run",
+        "--quiet",
+        "--collect",
+        "socat",
+        terminal,
+        &format!("UNIX-CONNECT:{SHARED}/tpm"),
+    ])?;
+    eventually("socat makes a terminal", || {
+        Ok(booted.run(&["test", "-c", "/dev/tpmrm0"]).is_ok())
+    })?;
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! Who takes part in a check: clients that are what they say, who speak by the rules and hear what they should.
+//! Who takes part in a check: clients that are what they say, who speak by the rules and hear what
+//! they should.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -46,20 +47,27 @@ pub(super) struct Wardrobe {
 
 impl Stage {
     pub(super) fn stranger(&self) -> Result<Persona, String> {
-        let bootstrap = self.bootstrap.as_ref().ok_or("say where strangers connect: --bootstrap URL")?;
+        let bootstrap =
+            self.bootstrap.as_ref().ok_or("say where strangers connect: --bootstrap URL")?;
         Ok(Persona::stranger(bootstrap, &self.tls.nobody))
     }
 
     /// On the operational listener.
     pub(super) fn persona(&self, tls: &Arc<ClientConfig>, id: impl Into<String>) -> Persona {
-        Persona { broker: self.operational.clone(), tls: tls.clone(), id: id.into(), user_name: None }
+        Persona {
+            broker: self.operational.clone(),
+            tls: tls.clone(),
+            id: id.into(),
+            user_name: None,
+        }
     }
 
     pub(super) fn requests(&self) -> String {
         Topic::requests(&self.scope)
     }
 
-    /// As a worker subscribes, in another group than the workers': what it hears is taken from nobody.
+    /// As a worker subscribes, in another group than the workers': what it hears is taken from
+    /// nobody.
     pub(super) fn shared_requests(&self, group: &str) -> String {
         format!("$share/{group}/{}", self.requests())
     }
@@ -94,14 +102,24 @@ impl<'a> Cast<'a> {
         let (tls, id) = (&stage.tls, |prefix: &str| format!("{prefix}{}", stage.group));
         let (stranger, worker, operator, device) = tokio::join!(
             enter_stranger(stage),
-            enter("worker.pem", stage.persona(&tls.worker, id(WORKER_PREFIX)), stage.shared_requests(&stage.group)),
+            enter(
+                "worker.pem",
+                stage.persona(&tls.worker, id(WORKER_PREFIX)),
+                stage.shared_requests(&stage.group)
+            ),
             enter("operator.pem", stage.persona(&tls.operator, id(OPERATOR_PREFIX)), stage.list()),
-            enter("a device", stage.persona(&tls.device, stage.device.as_str()), stage.of_device("#")),
+            enter(
+                "a device",
+                stage.persona(&tls.device, stage.device.as_str()),
+                stage.of_device("#")
+            ),
         );
         let stranger_is_in = stranger.as_ref().map(drop).map_err(String::clone);
         let (list, planted) = (None, Cell::new(false));
-        let mut cast = Self { stage, stranger, stranger_is_in, worker, operator, device, list, planted };
-        let (asked, listed, device) = tokio::join!(cast.asks(), cast.waiting_list(), cast.device_hears_itself());
+        let mut cast =
+            Self { stage, stranger, stranger_is_in, worker, operator, device, list, planted };
+        let (asked, listed, device) =
+            tokio::join!(cast.asks(), cast.waiting_list(), cast.device_hears_itself());
         if cast.stranger.is_ok() && !matches!(asked, Ok(Found::Kept(_))) {
             cast.stranger = Err("a stranger and a worker do not hear each other".into());
         }
@@ -184,9 +202,15 @@ impl<'a> Cast<'a> {
         Ok(match self.stage.ca.issuer.believes_until(&list, OffsetDateTime::now_utc()) {
             Some(until) => {
                 let until = table::time(until.unix_timestamp());
-                (Found::Kept(format!("it waits on {topic}, good until {until}")), Some(list.to_vec()))
+                (
+                    Found::Kept(format!("it waits on {topic}, good until {until}")),
+                    Some(list.to_vec()),
+                )
             }
-            None => (Found::Broken(format!("what waits on {topic} is out of date, or not of this CA")), None),
+            None => (
+                Found::Broken(format!("what waits on {topic} is out of date, or not of this CA")),
+                None,
+            ),
         })
     }
 
@@ -196,21 +220,30 @@ impl<'a> Cast<'a> {
         device.publish(&self.stage.of_device("check"), &said, Stay::No).await;
         match device.hears(&said, PATIENCE).await {
             true => Ok(()),
-            false => Err(format!("a device does not hear what it says on {}", self.stage.of_device("check"))),
+            false => Err(format!(
+                "a device does not hear what it says on {}",
+                self.stage.of_device("check")
+            )),
         }
     }
 }
 
 async fn enter_stranger(stage: &Stage) -> Result<(ClientId, Party), String> {
     let persona = stage.stranger()?;
-    let party = persona.enter().await.map_err(|not_in| format!("a stranger is not let in: {}", not_in.reason()))?;
+    let party = persona
+        .enter()
+        .await
+        .map_err(|not_in| format!("a stranger is not let in: {}", not_in.reason()))?;
     let id: ClientId = persona.id.parse().map_err(|_| "no client id".to_owned())?;
     party.subscribe(&Topic::Reply(stage.scope.clone(), id.clone()).to_string()).await;
     Ok((id, party))
 }
 
 async fn enter(who: &str, persona: Persona, filter: String) -> Result<Party, String> {
-    let party = persona.enter().await.map_err(|not_in| format!("{who} is not let in: {}", not_in.reason()))?;
+    let party = persona
+        .enter()
+        .await
+        .map_err(|not_in| format!("{who} is not let in: {}", not_in.reason()))?;
     // What is not granted is not heard, and that is what counts.
     party.subscribe(&filter).await;
     Ok(party)

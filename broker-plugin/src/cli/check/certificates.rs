@@ -39,10 +39,15 @@ pub(super) async fn all(cast: &Cast<'_>, report: &Report) {
 /// As a stranger, and by the name of a worker.
 pub(super) async fn no_certificate(operational: &BrokerUrl, nobody: &Arc<ClientConfig>) -> Tried {
     let stranger = Persona::stranger(operational, nobody);
-    let named =
-        Persona { id: format!("worker@{}", stranger.id), user_name: Some("worker@".into()), ..stranger.clone() };
+    let named = Persona {
+        id: format!("worker@{}", stranger.id),
+        user_name: Some("worker@".into()),
+        ..stranger.clone()
+    };
     let mut broken = Vec::new();
-    for (persona, what) in [(stranger, "a stranger is let in"), (named, "whoever says worker@ is let in")] {
+    for (persona, what) in
+        [(stranger, "a stranger is let in"), (named, "whoever says worker@ is let in")]
+    {
         match persona.enter().await {
             Ok(_) => broken.push(what.to_owned()),
             Err(NotIn::Refused(_)) => {}
@@ -86,7 +91,9 @@ pub(super) async fn revoked(
             "let in {} s after it was revoked; if the broker reads a list from a file, try one that the list names: --revoked",
             PUBLISHED.as_secs()
         ))),
-        Err(NotIn::Refused(_)) => Ok(Found::Kept("let in before it was revoked, refused after".into())),
+        Err(NotIn::Refused(_)) => {
+            Ok(Found::Kept("let in before it was revoked, refused after".into()))
+        }
         Err(NotIn::Unreachable(why)) => Err(why),
     }
 }

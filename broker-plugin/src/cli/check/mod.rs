@@ -1,4 +1,5 @@
-//! `assay broker check`: a stranger, devices, an operator and a worker try the rules that a broker must keep.
+//! `assay broker check`: a stranger, devices, an operator and a worker try the rules that a broker
+//! must keep.
 
 mod cast;
 mod certificates;
@@ -45,13 +46,15 @@ pub(crate) struct Check {
     /// The listener for certificates of this CA [default: both listeners of the built-in broker]
     #[arg(value_name = "URL", value_parser = BrokerUrl::operational)]
     operational: Option<BrokerUrl>,
-    /// The listener for devices without a certificate; without it, the rules for strangers are not tried
+    /// The listener for devices without a certificate; without it, the rules for strangers are not
+    /// tried
     #[arg(long, value_name = "URL", requires = "operational")]
     bootstrap: Option<BrokerUrl>,
     /// Root certificate of the broker, if it is not this CA's
     #[arg(long, value_name = "FILE")]
     broker_ca: Option<PathBuf>,
-    /// NAME.pem and NAME.key, in the CA's directory or a path: a certificate that the broker's revocation list names already
+    /// NAME.pem and NAME.key, in the CA's directory or a path: a certificate that the broker's
+    /// revocation list names already
     #[arg(long, value_name = "NAME")]
     revoked: Option<String>,
     /// Be content with this rule as it is; may be repeated
@@ -64,10 +67,12 @@ pub(crate) struct Check {
 
 impl Check {
     pub(crate) fn run(self, directory: &Directory) -> Result<ExitCode> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let report = runtime.block_on(async {
             let mut signals = Signals::listen()?;
-            let mut report = Err(anyhow::anyhow!("interrupted; the certificates of this check are revoked"));
+            let mut report =
+                Err(anyhow::anyhow!("interrupted; the certificates of this check are revoked"));
             // Dropped at a signal, it puts everything back as at its end.
             signals.finish(async { report = self.check(directory).await }).await;
             report
@@ -92,11 +97,19 @@ impl Check {
             None => (local_url(config.operational)?, Some(local_url(config.bootstrap)?)),
         };
         let roots = broker_roots(directory, self.broker_ca.as_deref())?;
-        let known = self.revoked.as_deref().map(|name| Revoked::read(directory, name, &roots)).transpose()?;
+        let known = self
+            .revoked
+            .as_deref()
+            .map(|name| Revoked::read(directory, name, &roots))
+            .transpose()?;
         // Before anything is made for a listener that is not there.
         let worker = client_tls(directory.credentials("worker")?, roots.clone(), "worker")?;
-        let worker =
-            Persona { broker: operational.clone(), tls: worker, id: format!("{WORKER_PREFIX}check"), user_name: None };
+        let worker = Persona {
+            broker: operational.clone(),
+            tls: worker,
+            id: format!("{WORKER_PREFIX}check"),
+            user_name: None,
+        };
         if let Err(NotIn::Unreachable(why)) = worker.enter().await {
             bail!(
                 "{operational} is not reached: {why}. URL is the listener for certificates of this CA, as assay worker's --broker"
@@ -125,7 +138,9 @@ impl Check {
         if cast.planted.get()
             && let Err(error) = put_right(directory, &cast).await
         {
-            eprintln!("the revocation list was not published anew, as a worker will at its next start: {error:#}");
+            eprintln!(
+                "the revocation list was not published anew, as a worker will at its next start: {error:#}"
+            );
         }
         Ok(report)
     }
@@ -172,7 +187,8 @@ struct Revoked {
 impl Revoked {
     fn read(directory: &Directory, name: &str, roots: &RootCertStore) -> Result<Self> {
         let credentials = directory.credentials(name)?;
-        let identity = Identity::from_certificate(&credentials.chain[0]).with_context(|| format!("{name}.pem"))?;
+        let identity = Identity::from_certificate(&credentials.chain[0])
+            .with_context(|| format!("{name}.pem"))?;
         let id = match identity {
             Identity::Device { device_id, .. } => device_id.to_string(),
             Identity::Operator => format!("{OPERATOR_PREFIX}check"),
@@ -187,10 +203,15 @@ async fn revoked(cast: &Cast<'_>, devices: &mut Devices, known: Option<Revoked>)
     cast.is_let_in()?;
     match known {
         Some(Revoked { tls, id }) => {
-            certificates::shown(&stage.persona(&tls, id), "with the certificate that --revoked names").await
+            certificates::shown(
+                &stage.persona(&tls, id),
+                "with the certificate that --revoked names",
+            )
+            .await
         }
         None => {
-            let tls = client_tls(devices.revoked.credentials.clone(), stage.roots.clone(), "device");
+            let tls =
+                client_tls(devices.revoked.credentials.clone(), stage.roots.clone(), "device");
             let tls = tls.map_err(|error| error.to_string())?;
             let id = devices.revoked.id.to_string();
             certificates::revoked(stage, &tls, id, || Ok(devices.revoke_one()?)).await
@@ -201,7 +222,11 @@ async fn revoked(cast: &Cast<'_>, devices: &mut Devices, known: Option<Revoked>)
 /// Publishes the list as it is now, in case that one was planted which had changed meanwhile.
 async fn put_right(directory: &Directory, cast: &Cast<'_>) -> Result<()> {
     let worker = cast.worker().map_err(anyhow::Error::msg)?;
-    let list = cast.stage.ca.revocation_list(&mut directory.store()?, worker::MAX_LIST, OffsetDateTime::now_utc())?;
+    let list = cast.stage.ca.revocation_list(
+        &mut directory.store()?,
+        worker::MAX_LIST,
+        OffsetDateTime::now_utc(),
+    )?;
     worker.publish(&cast.stage.list(), &list, Stay::Yes).await;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Listening and speaking where one may not, as a stranger under several names and as a device.
 //!
-//! Brokers refuse, filter what they deliver, or cut the connection. So what counts is who hears what.
+//! Brokers refuse, filter what they deliver, or cut the connection. So what counts is who hears
+//! what.
 
 use std::time::Duration;
 
@@ -11,12 +12,16 @@ use super::rules::{Found, Report, Rule, Tried};
 /// Tries the rules of who hears and says what.
 pub(super) async fn all(cast: &Cast<'_>, report: &Report) {
     let device = cast.stage.persona(&cast.stage.tls.other_device, cast.stage.other_device.as_str());
-    let named = |name: &str| cast.stage.stranger().map(|stranger| Persona { user_name: Some(name.into()), ..stranger });
+    let named = |name: &str| {
+        cast.stage.stranger().map(|stranger| Persona { user_name: Some(name.into()), ..stranger })
+    };
     let names = ["worker@", "operator@", cast.stage.device.as_str()];
     let mut personas = vec![(cast.stage.stranger(), REPLY), (Ok(device.clone()), WORD)];
     personas.extend(names.map(|name| (named(name), REPLY)));
     let heard = hear(cast, personas).await;
-    let [stranger_hears, device_hears, named_hear @ ..] = &heard[..] else { unreachable!("as many as were asked for") };
+    let [stranger_hears, device_hears, named_hear @ ..] = &heard[..] else {
+        unreachable!("as many as were asked for")
+    };
     report.add(Rule::StrangerHears, stranger_hears.clone());
     report.add(Rule::DeviceHears, device_hears.clone());
     report.add(Rule::StrangerSpeaks, speak(cast, cast.stage.stranger(), REPLY).await);
@@ -30,12 +35,15 @@ pub(super) async fn all(cast: &Cast<'_>, report: &Report) {
     report.add(Rule::UserName, together(by_name));
 }
 
-/// Each listens wherever it can, for one thing above all; then those who may speak do. What each heard that it should not have.
+/// Each listens wherever it can, for one thing above all; then those who may speak do. What each
+/// heard that it should not have.
 async fn hear(cast: &Cast<'_>, personas: Vec<(Result<Persona, String>, &str)>) -> Vec<Tried> {
     let mut listeners = Vec::new();
     for (number, (persona, most)) in personas.into_iter().enumerate() {
         let listener = match persona {
-            Ok(persona) => listen(cast, &persona, number).await.map_err(|not_in| outside(&persona, not_in)),
+            Ok(persona) => {
+                listen(cast, &persona, number).await.map_err(|not_in| outside(&persona, not_in))
+            }
             Err(why) => Err(Err(why)),
         };
         listeners.push((listener, most));
@@ -72,8 +80,14 @@ async fn hear(cast: &Cast<'_>, personas: Vec<(Result<Persona, String>, &str)>) -
     verdicts
 }
 
-/// What one heard of what arrived. It shows nothing if `most` of it did not, which this listener is about.
-async fn overheard(party: &Party, most: &str, arrived: &[(&str, Vec<u8>)], silent: &[String]) -> Tried {
+/// What one heard of what arrived. It shows nothing if `most` of it did not, which this listener is
+/// about.
+async fn overheard(
+    party: &Party,
+    most: &str,
+    arrived: &[(&str, Vec<u8>)],
+    silent: &[String],
+) -> Tried {
     let heard = arrived.iter().filter(|(_, payload)| party.times_heard(payload) > 0);
     let heard: Vec<_> = heard.map(|(what, _)| format!("hears {what}")).collect();
     if heard.is_empty() && !arrived.iter().any(|(what, _)| *what == most) {
@@ -86,7 +100,12 @@ async fn overheard(party: &Party, most: &str, arrived: &[(&str, Vec<u8>)], silen
 }
 
 /// The verdict on what was tried. Nothing is kept of which a part could not be tried.
-fn in_vain<'a>(broken: &[String], how: &str, what: impl Iterator<Item = &'a str>, untried: &[String]) -> Tried {
+fn in_vain<'a>(
+    broken: &[String],
+    how: &str,
+    what: impl Iterator<Item = &'a str>,
+    untried: &[String],
+) -> Tried {
     let kept = format!("{how} {}", what.collect::<Vec<_>>().join(", "));
     match broken {
         [] if !untried.is_empty() => Err(format!("{kept}; but {}", untried.join(", "))),
@@ -94,7 +113,8 @@ fn in_vain<'a>(broken: &[String], how: &str, what: impl Iterator<Item = &'a str>
     }
 }
 
-/// Subscribes to whatever may carry something, and begins anew without a filter that costs it the connection.
+/// Subscribes to whatever may carry something, and begins anew without a filter that costs it the
+/// connection.
 async fn listen(cast: &Cast<'_>, persona: &Persona, number: usize) -> Result<Party, NotIn> {
     let (stage, scope) = (cast.stage, &cast.stage.scope);
     let mut filters = vec![
@@ -126,7 +146,8 @@ async fn listen(cast: &Cast<'_>, persona: &Persona, number: usize) -> Result<Par
     }
 }
 
-/// Publishes where it may not, each over a connection of its own, for brokers cut those that try. Who hears it?
+/// Publishes where it may not, each over a connection of its own, for brokers cut those that try.
+/// Who hears it?
 async fn speak(cast: &Cast<'_>, persona: Result<Persona, String>, most: &str) -> Tried {
     let persona = persona?;
     let (mut targets, mut deaf) = (Vec::new(), Vec::new());
@@ -143,7 +164,12 @@ async fn speak(cast: &Cast<'_>, persona: Result<Persona, String>, most: &str) ->
     match cast.device() {
         Ok(device) => {
             targets.push((WORD, cast.stage.of_device("check"), words(), device));
-            targets.push(("a command to a device", cast.stage.of_device("command"), words(), device));
+            targets.push((
+                "a command to a device",
+                cast.stage.of_device("command"),
+                words(),
+                device,
+            ));
         }
         Err(why) => deaf.push(why),
     }
@@ -166,23 +192,34 @@ async fn speak(cast: &Cast<'_>, persona: Result<Persona, String>, most: &str) ->
             }
         };
         let before = ear.times_heard(payload);
-        party.publish(topic, payload, if *topic == cast.stage.list() { Stay::Yes } else { Stay::No }).await;
+        party
+            .publish(topic, payload, if *topic == cast.stage.list() { Stay::Yes } else { Stay::No })
+            .await;
         ears.push((what, payload, ear, before));
         tokio::time::sleep(BREATH).await;
     }
     tokio::time::sleep(SETTLE).await;
-    let forged: Vec<_> = ears.iter().filter(|(_, payload, ear, before)| ear.times_heard(payload) > *before).collect();
+    let forged: Vec<_> = ears
+        .iter()
+        .filter(|(_, payload, ear, before)| ear.times_heard(payload) > *before)
+        .collect();
     if forged.iter().any(|(_, payload, ..)| Some(*payload) == cast.list.as_ref()) {
         cast.planted.set(true);
     }
     let forged: Vec<_> = forged.iter().map(|(what, ..)| format!("publishes {what}")).collect();
     match barred {
         Some(tried) if forged.is_empty() => tried,
-        _ => in_vain(&forged, "nobody hears it publish", targets.iter().map(|(what, ..)| *what), &deaf),
+        _ => in_vain(
+            &forged,
+            "nobody hears it publish",
+            targets.iter().map(|(what, ..)| *what),
+            &deaf,
+        ),
     }
 }
 
-/// One verdict for all names. One that was not tried leaves the rule untried, unless another breaks it.
+/// One verdict for all names. One that was not tried leaves the rule untried, unless another breaks
+/// it.
 fn together(tried: Vec<(&str, Tried)>) -> Tried {
     let (mut broken, mut untried) = (Vec::new(), None);
     for (name, tried) in tried {
@@ -194,14 +231,20 @@ fn together(tried: Vec<(&str, Tried)>) -> Tried {
     }
     match untried {
         Some(why) if broken.is_empty() => Err(why),
-        _ => Ok(Found::against(&broken, "as worker@, operator@ or a device it hears and says no more than without")),
+        _ => Ok(Found::against(
+            &broken,
+            "as worker@, operator@ or a device it hears and says no more than without",
+        )),
     }
 }
 
-/// A client that should be let in shows nothing if it is not; one under a false name need not be let in.
+/// A client that should be let in shows nothing if it is not; one under a false name need not be
+/// let in.
 fn outside(persona: &Persona, not_in: NotIn) -> Tried {
     match not_in {
-        NotIn::Refused(reason) if persona.user_name.is_some() => Ok(Found::Kept(format!("not let in: {reason}"))),
+        NotIn::Refused(reason) if persona.user_name.is_some() => {
+            Ok(Found::Kept(format!("not let in: {reason}")))
+        }
         not_in => Err(format!("{} is not let in: {}", persona.id, not_in.reason())),
     }
 }

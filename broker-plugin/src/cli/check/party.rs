@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use assay_broker_plugin::random_bytes;
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
-use assay_mqtt::rumqttc::v5::mqttbytes::v5::{LastWill, Packet, PublishProperties, SubscribeReasonCode};
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::{
+    LastWill, Packet, PublishProperties, SubscribeReasonCode,
+};
 use assay_mqtt::rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop};
 use assay_mqtt::{BrokerUrl, Client, Login};
 use assay_wire::{ClientId, Reply, Request, RequestBody, RequestId, printable};
@@ -51,7 +53,11 @@ impl Persona {
     /// The same, after it was there: a stranger comes back under another id.
     pub(super) fn again(&self) -> Self {
         let is_stranger = self.id.parse::<ClientId>().is_ok_and(|id| id.is_bootstrap());
-        let id = if is_stranger { ClientId::bootstrap(random_bytes()).to_string() } else { self.id.clone() };
+        let id = if is_stranger {
+            ClientId::bootstrap(random_bytes()).to_string()
+        } else {
+            self.id.clone()
+        };
         Self { id, ..self.clone() }
     }
 
@@ -61,7 +67,8 @@ impl Persona {
 
     /// The broker may refuse the Will, and the client for it.
     pub(super) async fn enter_with(&self, will: Option<LastWill>) -> Result<Party, NotIn> {
-        let options = Client { id: self.id.clone(), window: 64, receive_maximum: 256, manual_acks: false };
+        let options =
+            Client { id: self.id.clone(), window: 64, receive_maximum: 256, manual_acks: false };
         let (client, mut events) = match &self.user_name {
             None => assay_mqtt::connect(&self.broker, &self.tls, options),
             Some(name) => {
@@ -89,7 +96,12 @@ impl Persona {
         };
         match timeout(CONNECT, connected).await {
             Ok(connected) => connected?,
-            Err(_) => return Err(NotIn::Unreachable(format!("no answer within {} s", CONNECT.as_secs()))),
+            Err(_) => {
+                return Err(NotIn::Unreachable(format!(
+                    "no answer within {} s",
+                    CONNECT.as_secs()
+                )));
+            }
         }
         let (state, seen) = watch::channel(State::default());
         Ok(Party { client, seen, pump: tokio::spawn(pump(events, state)) })
@@ -97,7 +109,9 @@ impl Persona {
 }
 
 fn not_in(error: &ConnectionError) -> NotIn {
-    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, NotFound, TimedOut};
+    use std::io::ErrorKind::{
+        ConnectionRefused, HostUnreachable, NetworkUnreachable, NotFound, TimedOut,
+    };
     let reason = printable(&error.to_string(), 200);
     match error {
         ConnectionError::Timeout(_) => NotIn::Unreachable(reason),
@@ -156,13 +170,21 @@ impl Party {
         self.seen.borrow().granted.get(before).copied()
     }
 
-    /// Publishes, and waits for what the broker says to it. Whether it was taken is seen by who hears it.
+    /// Publishes, and waits for what the broker says to it. Whether it was taken is seen by who
+    /// hears it.
     pub(super) async fn publish(&self, topic: &str, payload: &[u8], stay: Stay) {
         let before = self.seen.borrow().acknowledged;
         let expiry = (stay == Stay::Minute).then_some(60);
-        let properties = PublishProperties { message_expiry_interval: expiry, ..PublishProperties::default() };
+        let properties =
+            PublishProperties { message_expiry_interval: expiry, ..PublishProperties::default() };
         let (retain, payload) = (stay != Stay::No, payload.to_vec());
-        let sent = self.client.try_publish_with_properties(topic, QoS::AtLeastOnce, retain, payload, properties);
+        let sent = self.client.try_publish_with_properties(
+            topic,
+            QoS::AtLeastOnce,
+            retain,
+            payload,
+            properties,
+        );
         if sent.is_ok() {
             self.until(ANSWER, |state| state.acknowledged > before || state.has_ended).await;
         }
@@ -175,7 +197,9 @@ impl Party {
 
     /// Whether it has heard something that had waited, or does within `patience`.
     pub(super) async fn hears_what_waited(&self, patience: Duration) -> Option<Bytes> {
-        let waited = |state: &State| state.heard.iter().find(|heard| heard.retained).map(|heard| heard.payload.clone());
+        let waited = |state: &State| {
+            state.heard.iter().find(|heard| heard.retained).map(|heard| heard.payload.clone())
+        };
         self.until(patience, |state| waited(state).is_some()).await;
         waited(&self.seen.borrow())
     }
@@ -183,13 +207,17 @@ impl Party {
     /// Whether it hears an answer to a [`ping`], be it that a worker is busy.
     pub(super) async fn hears_answer_to(&self, ping: &[u8], patience: Duration) -> bool {
         let id = Request::id_of(ping);
-        let answers = |heard: &Heard| Reply::decode(&heard.payload).is_ok_and(|reply| reply.id == id);
+        let answers =
+            |heard: &Heard| Reply::decode(&heard.payload).is_ok_and(|reply| reply.id == id);
         self.until(patience, |state| state.heard.iter().any(answers)).await
     }
 
     /// Whether it hears the message as one that had waited.
     pub(super) async fn hears_retained(&self, payload: &[u8], patience: Duration) -> bool {
-        self.until(patience, |state| state.heard.iter().any(|heard| heard.retained && heard.payload == payload)).await
+        self.until(patience, |state| {
+            state.heard.iter().any(|heard| heard.retained && heard.payload == payload)
+        })
+        .await
     }
 
     /// How often it has heard the message.
@@ -219,13 +247,15 @@ async fn pump(mut events: EventLoop, state: watch::Sender<State>) {
         let Event::Incoming(packet) = event else { continue };
         state.send_modify(|state| match packet {
             Packet::SubAck(granted) => {
-                let is_granted = |code: &SubscribeReasonCode| matches!(code, SubscribeReasonCode::Success(_));
+                let is_granted =
+                    |code: &SubscribeReasonCode| matches!(code, SubscribeReasonCode::Success(_));
                 state.granted.push(granted.return_codes.first().is_some_and(is_granted));
             }
             Packet::PubAck(_) => state.acknowledged += 1,
             // Live requests of others are none of our business, and may be many.
             Packet::Publish(message)
-                if state.heard.len() < MAX_HEARD && (is_ours(&message.payload) || message.topic.ends_with(b"/crl")) =>
+                if state.heard.len() < MAX_HEARD
+                    && (is_ours(&message.payload) || message.topic.ends_with(b"/crl")) =>
             {
                 state.heard.push(Heard { payload: message.payload, retained: message.retain });
             }
@@ -235,7 +265,8 @@ async fn pump(mut events: EventLoop, state: watch::Sender<State>) {
     state.send_modify(|state| state.has_ended = true);
 }
 
-/// A request that costs nobody anything: a worker that hears it answers it without a trace. No two are alike.
+/// A request that costs nobody anything: a worker that hears it answers it without a trace. No two
+/// are alike.
 pub(super) fn ping() -> Vec<u8> {
     let [mut id, random] = [[0; 16], random_bytes::<16>()];
     id[..8].copy_from_slice(&OURS);

@@ -1,4 +1,5 @@
-//! What a worker tries of its broker once it has subscribed, beside its work and without the CA's record.
+//! What a worker tries of its broker once it has subscribed, beside its work and without the CA's
+//! record.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +34,8 @@ impl Quick {
         bootstrap: Option<BrokerUrl>,
         roots: RootCertStore,
     ) -> anyhow::Result<Self> {
-        let foreign = client_tls(Credentials::of_another_ca()?, roots.clone(), "another CA's worker")?;
+        let foreign =
+            client_tls(Credentials::of_another_ca()?, roots.clone(), "another CA's worker")?;
         Ok(Self { scope, broker, bootstrap, nobody: nobodys_tls(roots)?, foreign })
     }
 
@@ -56,7 +58,9 @@ impl Quick {
             return warn!(within = ?TIME, "the broker's rules could not be tried in time");
         };
         let mut kept = Vec::new();
-        for (rule, tried) in [(Rule::Asks, asks), (Rule::NoCertificate, no_certificate), (Rule::Foreign, foreign)] {
+        for (rule, tried) in
+            [(Rule::Asks, asks), (Rule::NoCertificate, no_certificate), (Rule::Foreign, foreign)]
+        {
             let rule = rule.name();
             match tried {
                 Ok(Found::Kept(_)) => kept.push(rule),
@@ -80,12 +84,19 @@ impl Quick {
                     "who shows no certificate is refused here; say where devices connect: --bootstrap URL".into()
                 );
             }
-            Err(not_in) => return Err(format!("a stranger is not let in at {strangers}: {}", not_in.reason())),
+            Err(not_in) => {
+                return Err(format!(
+                    "a stranger is not let in at {strangers}: {}",
+                    not_in.reason()
+                ));
+            }
         };
         let client: ClientId = persona.id.parse().map_err(|_| "no client id".to_owned())?;
         party.subscribe(&Topic::Reply(self.scope.clone(), client.clone()).to_string()).await;
         let request = ping();
-        party.publish(&Topic::Request(self.scope.clone(), client).to_string(), &request, Stay::No).await;
+        party
+            .publish(&Topic::Request(self.scope.clone(), client).to_string(), &request, Stay::No)
+            .await;
         Ok(match party.hears_answer_to(&request, ANSWER).await {
             true => Found::Kept("answered".into()),
             false => Found::Broken(format!(

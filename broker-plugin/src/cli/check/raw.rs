@@ -13,7 +13,8 @@ use tokio_rustls::TlsConnector;
 use super::party::Persona;
 use super::rules::{Found, Tried};
 
-/// One that has connected, with TLS if the broker speaks it, and never sends its CONNECT (MQTT 5 §3.1.4 leaves the time open).
+/// One that has connected, with TLS if the broker speaks it, and never sends its CONNECT (MQTT 5
+/// §3.1.4 leaves the time open).
 pub(super) async fn silent(stranger: Result<Persona, String>) -> Tried {
     let mut stream = open(&stranger?).await?;
     let cut = async { while stream.read_u8().await.is_ok() {} };
@@ -24,8 +25,9 @@ pub(super) async fn silent(stranger: Result<Persona, String>) -> Tried {
     })
 }
 
-/// One that publishes 128 KiB, where no worker hears it: to take that from a stranger costs the broker, and cuts a worker off if it gets
-/// it. Refused is what ends the connection, or is answered with *packet too large*.
+/// One that publishes 128 KiB, where no worker hears it: to take that from a stranger costs the
+/// broker, and cuts a worker off if it gets it. Refused is what ends the connection, or is answered
+/// with *packet too large*.
 pub(super) async fn oversize(stranger: Result<Persona, String>) -> Tried {
     let persona = stranger?;
     let mut stream = open(&persona).await?;
@@ -43,7 +45,9 @@ pub(super) async fn oversize(stranger: Result<Persona, String>) -> Tried {
             Err(error) => Err(error),
         };
         Ok::<_, io::Error>(match answer.as_deref() {
-            Ok([DISCONNECT, ..] | [PUBACK, _, _, TOO_LARGE, ..]) => Ok(Found::Kept("refused".into())),
+            Ok([DISCONNECT, ..] | [PUBACK, _, _, TOO_LARGE, ..]) => {
+                Ok(Found::Kept("refused".into()))
+            }
             Ok([PUBACK, ..]) => Ok(Found::Broken("it is read to the end".into())),
             Ok(packet) => Err(format!("an odd answer: {packet:02x?}")),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(error.to_string()),
@@ -106,7 +110,8 @@ fn packet(first: u8, body: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// The type and what comes after the length; of a packet that is not longer than what a broker answers.
+/// The type and what comes after the length; of a packet that is not longer than what a broker
+/// answers.
 async fn read_packet(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut packet = vec![stream.read_u8().await?];
     let (mut length, mut shift) = (0, 0);

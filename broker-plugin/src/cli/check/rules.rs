@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-/// What docs/operations.md asks of a broker. The names, in kebab case, stay as they are: scripts use them.
+/// What docs/operations.md asks of a broker. The names, in kebab case, stay as they are: scripts
+/// use them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Rule {
     /// A stranger's request reaches a worker, and the reply reaches the stranger
@@ -78,7 +79,8 @@ impl Found {
     }
 }
 
-/// All that was found so far, by several who look side by side. What nobody looked at was not tried.
+/// All that was found so far, by several who look side by side. What nobody looked at was not
+/// tried.
 #[derive(Debug, Default)]
 pub(crate) struct Report(RefCell<BTreeMap<Rule, Tried>>);
 
@@ -109,7 +111,11 @@ impl Report {
         Rule::value_variants().iter().map(|rule| {
             let (verdict, how) = self.verdict(*rule);
             let is_accepted = accepted.contains(rule) && verdict != "kept";
-            [rule.name(), if is_accepted { format!("{verdict}, accepted") } else { verdict.to_owned() }, how]
+            [
+                rule.name(),
+                if is_accepted { format!("{verdict}, accepted") } else { verdict.to_owned() },
+                how,
+            ]
         })
     }
 
@@ -159,7 +165,8 @@ mod tests {
     fn what_nobody_looked_at_is_not_tried() {
         let report = Report::default();
         report.add(Rule::Will, Ok(Found::Kept("seen".into())));
-        let verdicts: Vec<_> = report.rows(&[Rule::Retain]).map(|[name, verdict, _]| (name, verdict)).collect();
+        let verdicts: Vec<_> =
+            report.rows(&[Rule::Retain]).map(|[name, verdict, _]| (name, verdict)).collect();
         assert_eq!(verdicts.len(), Rule::value_variants().len());
         for (name, verdict) in verdicts {
             let due = match &*name {

@@ -19,7 +19,8 @@ impl Devices {
     pub(super) fn make(directory: &Directory) -> anyhow::Result<Self> {
         let now = OffsetDateTime::now_utc();
         let store = directory.store()?;
-        let [device, other, expired, revoked] = directory.throw_away_devices([now, now, now - Duration::DAY, now])?;
+        let [device, other, expired, revoked] =
+            directory.throw_away_devices([now, now, now - Duration::DAY, now])?;
         let mut devices = Self { store, device, other, expired, revoked };
         for device in [&devices.device, &devices.other, &devices.expired, &devices.revoked] {
             // If this fails half way, those that are on record are revoked.
@@ -30,7 +31,8 @@ impl Devices {
 
     /// Ends the certificate that is there for that.
     pub(super) fn revoke_one(&mut self) -> Result<(), StoreError> {
-        self.store.revoke_throw_away([&self.revoked.credentials.chain[0][..]], OffsetDateTime::now_utc())
+        self.store
+            .revoke_throw_away([&self.revoked.credentials.chain[0][..]], OffsetDateTime::now_utc())
     }
 }
 

@@ -1,4 +1,5 @@
-//! What clients may try besides speaking and listening out of turn: Wills, retained messages, groups, and each other's client ids.
+//! What clients may try besides speaking and listening out of turn: Wills, retained messages,
+//! groups, and each other's client ids.
 
 use std::time::{Duration, Instant};
 
@@ -20,19 +21,32 @@ pub(super) async fn all(cast: &Cast<'_>, report: &Report) {
     report.add(Rule::DeviceTakeover, takeover(cast, Ok(device)).await);
 }
 
-/// A stranger's on another's reply topic, and a device's on another device's topic (MQTT 5 §3.1.2.5).
+/// A stranger's on another's reply topic, and a device's on another device's topic (MQTT 5
+/// §3.1.2.5).
 async fn will(cast: &Cast<'_>) -> Tried {
     let ((id, stranger), device) = (cast.stranger()?, cast.device());
     let other = cast.stage.persona(&cast.stage.tls.other_device, cast.stage.other_device.as_str());
-    let mut tries =
-        vec![("a stranger's, on another's reply topic", cast.stage.stranger()?, cast.reply_topic(id), stranger)];
+    let mut tries = vec![(
+        "a stranger's, on another's reply topic",
+        cast.stage.stranger()?,
+        cast.reply_topic(id),
+        stranger,
+    )];
     if let Ok(device) = device {
-        tries.push(("a device's, on another device's topic", other, cast.stage.of_device("presence"), device));
+        tries.push((
+            "a device's, on another device's topic",
+            other,
+            cast.stage.of_device("presence"),
+            device,
+        ));
     }
     let mut broken = Vec::new();
     for (what, persona, topic, ear) in tries {
         let payload = words();
-        match persona.enter_with(Some(LastWill::new(topic, payload.clone(), QoS::AtLeastOnce, false, None))).await {
+        match persona
+            .enter_with(Some(LastWill::new(topic, payload.clone(), QoS::AtLeastOnce, false, None)))
+            .await
+        {
             // It ends without taking its leave.
             Ok(party) => drop(party),
             Err(NotIn::Refused(_)) => continue,
@@ -48,16 +62,21 @@ async fn will(cast: &Cast<'_>) -> Tried {
     }
 }
 
-/// A request that is to stay. It is a ping, which troubles no worker, and expires in a minute (§3.3.2.3.3).
+/// A request that is to stay. It is a ping, which troubles no worker, and expires in a minute
+/// (§3.3.2.3.3).
 async fn retain(cast: &Cast<'_>) -> Tried {
     let (stage, persona) = (cast.stage, cast.stage.stranger()?);
     let id = persona.id.parse().map_err(|_| "no client id".to_owned())?;
     let (request, topic) = (ping(), cast.request_topic(&id));
     let party = persona.enter().await.map_err(NotIn::reason)?;
     party.publish(&topic, &request, Stay::Minute).await;
-    // A worker that comes later, and not by a shared subscription, which gets nothing that waited (§4.8.2).
+    // A worker that comes later, and not by a shared subscription, which gets nothing that waited
+    // (§4.8.2).
     let late = stage.persona(&stage.tls.worker, format!("{WORKER_PREFIX}{}-late", stage.group));
-    let late = late.enter().await.map_err(|not_in| format!("worker.pem is not let in: {}", not_in.reason()))?;
+    let late = late
+        .enter()
+        .await
+        .map_err(|not_in| format!("worker.pem is not let in: {}", not_in.reason()))?;
     if late.subscribe(&stage.requests()).await != Some(true) {
         return Err(format!("worker.pem may not subscribe to {}", stage.requests()));
     }
@@ -67,11 +86,14 @@ async fn retain(cast: &Cast<'_>) -> Tried {
         party.publish(&topic, &[], Stay::Yes).await;
     }
     let broken = waited.then(|| "a stranger's request is kept for whoever subscribes".to_owned());
-    Ok(Found::against(broken.as_slice(), "a stranger's request does not wait for who subscribes later"))
+    Ok(Found::against(
+        broken.as_slice(),
+        "a stranger's request does not wait for who subscribes later",
+    ))
 }
 
-/// A stranger joins a group of which our worker is the only other member. Some brokers hand it what it may not read, and count that
-/// as delivered: then the worker misses some.
+/// A stranger joins a group of which our worker is the only other member. Some brokers hand it what
+/// it may not read, and count that as delivered: then the worker misses some.
 async fn group(cast: &Cast<'_>) -> Tried {
     let ((id, stranger), worker) = (cast.stranger()?, cast.worker()?);
     let party = cast.stage.stranger()?.enter().await.map_err(NotIn::reason)?;
@@ -88,8 +110,9 @@ async fn group(cast: &Cast<'_>) -> Tried {
     if lost == SHARED {
         return Err("no request reaches a worker".into());
     }
-    let broken = (lost > 0)
-        .then(|| format!("of {SHARED} requests {lost} are lost to a stranger that joined a group of workers"));
+    let broken = (lost > 0).then(|| {
+        format!("of {SHARED} requests {lost} are lost to a stranger that joined a group of workers")
+    });
     Ok(Found::against(broken.as_slice(), format!("all of {SHARED} requests reached the worker")))
 }
 
@@ -98,7 +121,11 @@ async fn takeover(cast: &Cast<'_>, persona: Result<Persona, String>) -> Tried {
     let (persona, stage) = (persona?, cast.stage);
     cast.device()?;
     // Not the one that others listen with.
-    let victim = stage.persona(&stage.tls.device, stage.device.as_str()).enter().await.map_err(NotIn::reason)?;
+    let victim = stage
+        .persona(&stage.tls.device, stage.device.as_str())
+        .enter()
+        .await
+        .map_err(NotIn::reason)?;
     let taken = Persona { id: stage.device.to_string(), ..persona }.enter().await;
     let is_cut = victim.is_cut(SETTLE).await;
     Ok(match taken {

@@ -1,4 +1,5 @@
-//! What the manufacturer left in NV memory: EK certificates and their issuers, and what their EKs are made from.
+//! What the manufacturer left in NV memory: EK certificates and their issuers, and what their EKs
+//! are made from.
 
 use tpm2_protocol::data::TpmRcBase;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -44,18 +45,26 @@ pub(super) fn with_issuers(
 }
 
 /// The SubjectPublicKeyInfo in the certificate for the EK of template L-1.
-pub(super) fn rsa_2048_key(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Option<Vec<u8>>, Fault> {
+pub(super) fn rsa_2048_key(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+) -> Result<Option<Vec<u8>>, Fault> {
     let contents = match read(tpm, primaries, RSA_2048_CERTIFICATE) {
         Err(Fault::Unreadable { .. }) => None,
         contents => contents?,
     };
-    let certificate = contents.as_deref().and_then(|contents| X509Certificate::from_der(contents).ok());
+    let certificate =
+        contents.as_deref().and_then(|contents| X509Certificate::from_der(contents).ok());
     Ok(certificate.map(|(_, certificate)| certificate.public_key().raw.to_vec()))
 }
 
 /// What an index holds; `None` if there is none. By its own, empty password, or the owner's, as the
 /// index allows. The owner's password waits until the key that its salt is for has been chosen.
-pub(super) fn read(tpm: &mut Connection<'_>, primaries: &mut Primaries, index: u32) -> Result<Option<Vec<u8>>, Fault> {
+pub(super) fn read(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    index: u32,
+) -> Result<Option<Vec<u8>>, Fault> {
     let Some(nv) = tpm.nv_index(index)? else { return Ok(None) };
     if nv.takes_own_password {
         match read_by(tpm, index, &nv, Reader::Index) {
@@ -73,7 +82,12 @@ pub(super) fn read(tpm: &mut Connection<'_>, primaries: &mut Primaries, index: u
     Err(Fault::Unreadable { index })
 }
 
-fn read_by(tpm: &mut Connection<'_>, index: u32, nv: &NvIndex, reader: Reader) -> Result<Vec<u8>, CommandError> {
+fn read_by(
+    tpm: &mut Connection<'_>,
+    index: u32,
+    nv: &NvIndex,
+    reader: Reader,
+) -> Result<Vec<u8>, CommandError> {
     let mut contents = Vec::with_capacity(nv.size.into());
     let mut offset = 0;
     while offset < nv.size {
@@ -90,8 +104,8 @@ fn is_forbidden(error: &CommandError) -> bool {
     matches!(error.code(), Some(AuthFail | AuthUnavailable | BadAuth | NvAuthorization | NvLocked))
 }
 
-/// Certificates of issuers, as index after index is added. One that does not fit into an index goes on in the next (TCG EK
-/// Credential Profile 2.5, 2.2.1.5).
+/// Certificates of issuers, as index after index is added. One that does not fit into an index goes
+/// on in the next (TCG EK Credential Profile 2.5, 2.2.1.5).
 #[derive(Default)]
 struct Issuers {
     certificates: Vec<Vec<u8>>,
@@ -101,7 +115,12 @@ struct Issuers {
 
 impl Issuers {
     fn add(&mut self, index: u32, contents: &[u8]) {
-        let begun = self.cut_off.take().filter(|(next, _)| *next == index).map(|(_, begun)| begun).unwrap_or_default();
+        let begun = self
+            .cut_off
+            .take()
+            .filter(|(next, _)| *next == index)
+            .map(|(_, begun)| begun)
+            .unwrap_or_default();
         let contents = [&begun, contents].concat();
         let (found, rest) = split(&contents);
         self.certificates.extend(found);
@@ -111,7 +130,8 @@ impl Issuers {
     }
 }
 
-/// The certificates that stand one behind the other, and what follows them: padding of the NV area, or half a certificate.
+/// The certificates that stand one behind the other, and what follows them: padding of the NV area,
+/// or half a certificate.
 fn split(mut contents: &[u8]) -> (Vec<Vec<u8>>, &[u8]) {
     let mut certificates = Vec::new();
     while let Some((certificate, rest)) = der::split_sequence(contents) {
@@ -121,15 +141,16 @@ fn split(mut contents: &[u8]) -> (Vec<Vec<u8>>, &[u8]) {
     (certificates, contents)
 }
 
-/// EK certificates, and what EKs of the low range are made from (TCG EK Credential Profile 2.5, 2.2.1.4).
+/// EK certificates, and what EKs of the low range are made from (TCG EK Credential Profile 2.5,
+/// 2.2.1.4).
 const FIRST: u32 = 0x01C0_0000;
 /// Certificates of the EK's issuers (TCG EK Credential Profile 2.5, 2.2.1.5).
 const ISSUERS_FIRST: u32 = 0x01C0_0100;
 const ISSUERS_LAST: u32 = 0x01C0_01FF;
 /// As the protocol has it (`assay_wire::MAX_CERTIFICATE`).
 const MAX_CERTIFICATE: usize = assay_wire::MAX_CERTIFICATE;
-/// What every TPM reads at once (PC Client Platform TPM Profile: TPM_PT_NV_BUFFER_MAX of at least 512). Asking for more costs the
-/// command that a larger buffer would save.
+/// What every TPM reads at once (PC Client Platform TPM Profile: TPM_PT_NV_BUFFER_MAX of at least
+/// 512). Asking for more costs the command that a larger buffer would save.
 const READ_MAX: u16 = 512;
 
 #[cfg(test)]
@@ -147,7 +168,11 @@ mod tests {
             let mut issuers = Issuers::default();
             issuers.add(ISSUERS_FIRST, &all[..cut]);
             issuers.add(ISSUERS_FIRST + 1, &[&all[cut..], &[0xFF; 20]].concat());
-            assert_eq!(issuers.certificates, [certificate(0x80), certificate(0xF0), certificate(0x90)], "{cut}");
+            assert_eq!(
+                issuers.certificates,
+                [certificate(0x80), certificate(0xF0), certificate(0x90)],
+                "{cut}"
+            );
         }
     }
 

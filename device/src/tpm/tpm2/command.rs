@@ -5,19 +5,21 @@ use std::time::Duration;
 
 use tpm2_protocol::basic::{TpmHandle, TpmUint16};
 use tpm2_protocol::data::{
-    Tpm2bNonce, TpmAlgId, TpmCap, TpmCc, TpmRcBase, TpmRh, TpmSe, TpmSt, TpmaNv, TpmaSession, TpmlDigest,
-    TpmsAuthCommand, TpmsAuthResponse, TpmsContext, TpmsNvPublic, TpmsSchemeHash, TpmtPublic, TpmtSigScheme,
-    TpmtTkHashcheck, TpmuCapabilities, TpmuSigScheme, TpmuSignature,
+    Tpm2bNonce, TpmAlgId, TpmCap, TpmCc, TpmRcBase, TpmRh, TpmSe, TpmSt, TpmaNv, TpmaSession,
+    TpmlDigest, TpmsAuthCommand, TpmsAuthResponse, TpmsContext, TpmsNvPublic, TpmsSchemeHash,
+    TpmtPublic, TpmtSigScheme, TpmtTkHashcheck, TpmuCapabilities, TpmuSigScheme, TpmuSignature,
 };
 use tpm2_protocol::frame::{
-    TpmActivateCredentialCommand, TpmActivateCredentialResponse, TpmContextLoadCommand, TpmContextLoadResponse,
-    TpmContextSaveCommand, TpmContextSaveResponse, TpmCreateCommand, TpmCreatePrimaryCommand, TpmCreatePrimaryResponse,
-    TpmCreateResponse, TpmEvictControlCommand, TpmEvictControlResponse, TpmFlushContextCommand,
-    TpmFlushContextResponse, TpmFrame, TpmGetCapabilityCommand, TpmGetCapabilityResponse, TpmHmacCommand,
-    TpmHmacResponse, TpmImportCommand, TpmImportResponse, TpmLoadCommand, TpmLoadResponse, TpmNvReadCommand,
-    TpmNvReadPublicCommand, TpmNvReadPublicResponse, TpmNvReadResponse, TpmPolicyCommandCodeCommand,
-    TpmPolicyCommandCodeResponse, TpmPolicyOrCommand, TpmPolicyOrResponse, TpmPolicySecretCommand,
-    TpmPolicySecretResponse, TpmReadPublicCommand, TpmReadPublicResponse, TpmResponse, TpmSignCommand, TpmSignResponse,
+    TpmActivateCredentialCommand, TpmActivateCredentialResponse, TpmContextLoadCommand,
+    TpmContextLoadResponse, TpmContextSaveCommand, TpmContextSaveResponse, TpmCreateCommand,
+    TpmCreatePrimaryCommand, TpmCreatePrimaryResponse, TpmCreateResponse, TpmEvictControlCommand,
+    TpmEvictControlResponse, TpmFlushContextCommand, TpmFlushContextResponse, TpmFrame,
+    TpmGetCapabilityCommand, TpmGetCapabilityResponse, TpmHmacCommand, TpmHmacResponse,
+    TpmImportCommand, TpmImportResponse, TpmLoadCommand, TpmLoadResponse, TpmNvReadCommand,
+    TpmNvReadPublicCommand, TpmNvReadPublicResponse, TpmNvReadResponse,
+    TpmPolicyCommandCodeCommand, TpmPolicyCommandCodeResponse, TpmPolicyOrCommand,
+    TpmPolicyOrResponse, TpmPolicySecretCommand, TpmPolicySecretResponse, TpmReadPublicCommand,
+    TpmReadPublicResponse, TpmResponse, TpmSignCommand, TpmSignResponse,
     TpmStartAuthSessionCommand, TpmStartAuthSessionResponse, TpmUnmarshalBody,
 };
 use tpm2_protocol::{TpmError as ProtocolError, TpmMarshal, TpmResult, TpmUnmarshal, TpmWriter};
@@ -83,7 +85,15 @@ impl<'a> Direct<'a> {
     pub(super) fn open(wire: &Wire, passwords: &'a HierarchyPasswords) -> Result<Self> {
         let transport = Transport::open(wire)?;
         let (loaded, sessions, password_session) = Default::default();
-        Ok(Self { transport, passwords, loaded, sessions, password_session, is_broken: false, has_lost_track: false })
+        Ok(Self {
+            transport,
+            passwords,
+            loaded,
+            sessions,
+            password_session,
+            is_broken: false,
+            has_lost_track: false,
+        })
     }
 }
 
@@ -115,11 +125,15 @@ impl Commands for Direct<'_> {
             };
             let answer: TpmGetCapabilityResponse = self.run(&command, &[], &[])?;
             let TpmuCapabilities::Handles(found) = answer.capability_data.data else {
-                return Err(CommandError::BadResponse("another capability than the handles in use".into()));
+                return Err(CommandError::BadResponse(
+                    "another capability than the handles in use".into(),
+                ));
             };
             for handle in found.iter().map(|handle| handle.value()) {
                 if handle < next || handles.len() == MAX_HANDLES {
-                    return Err(CommandError::BadResponse("handles out of order, or more than a TPM has".into()));
+                    return Err(CommandError::BadResponse(
+                        "handles out of order, or more than a TPM has".into(),
+                    ));
                 }
                 handles.push(handle);
                 next = handle.saturating_add(1);
@@ -132,7 +146,9 @@ impl Commands for Direct<'_> {
 
     fn nv_index(&mut self, index: u32) -> Result<Option<NvIndex>> {
         let command = TpmNvReadPublicCommand { handles: [index.into()] };
-        let Some(TpmNvReadPublicResponse { nv_public, nv_name, .. }) = there(self.run(&command, &[], &[]))? else {
+        let Some(TpmNvReadPublicResponse { nv_public, nv_name, .. }) =
+            there(self.run(&command, &[], &[]))?
+        else {
             return Ok(None);
         };
         let TpmsNvPublic { attributes, data_size, .. } = nv_public.inner;
@@ -144,10 +160,19 @@ impl Commands for Direct<'_> {
         }))
     }
 
-    fn nv_read(&mut self, index: u32, nv: &NvIndex, reader: Reader, offset: u16, size: u16) -> Result<Vec<u8>> {
+    fn nv_read(
+        &mut self,
+        index: u32,
+        nv: &NvIndex,
+        reader: Reader,
+        offset: u16,
+        size: u16,
+    ) -> Result<Vec<u8>> {
         let (authority, authorisation) = match reader {
             Reader::Index => (index.into(), Authorisation::EmptyPassword),
-            Reader::Owner { session } => (Hierarchy::Owner.handle(), self.authorisation_of(Hierarchy::Owner, session)),
+            Reader::Owner { session } => {
+                (Hierarchy::Owner.handle(), self.authorisation_of(Hierarchy::Owner, session))
+            }
         };
         let command = TpmNvReadCommand {
             handles: [authority, index.into()],
@@ -157,7 +182,10 @@ impl Commands for Direct<'_> {
         let names = [Hierarchy::Owner.name(), nv.name.clone()];
         let TpmNvReadResponse { data, .. } = self.run(&command, &names, &[authorisation])?;
         if data.is_empty() || data.len() > usize::from(size) {
-            return Err(CommandError::BadResponse(format!("{} bytes where {size} were asked for", data.len())));
+            return Err(CommandError::BadResponse(format!(
+                "{} bytes where {size} were asked for",
+                data.len()
+            )));
         }
         Ok(data.to_vec())
     }
@@ -176,7 +204,8 @@ impl Commands for Direct<'_> {
             creation_pcr: Default::default(),
         };
         let authorisation = self.authorisation_of(hierarchy, session);
-        let created: TpmCreatePrimaryResponse = self.run(&command, &[hierarchy.name()], &[authorisation])?;
+        let created: TpmCreatePrimaryResponse =
+            self.run(&command, &[hierarchy.name()], &[authorisation])?;
         Ok((self.remember(created.handles), created.out_public.inner))
     }
 
@@ -188,11 +217,18 @@ impl Commands for Direct<'_> {
             outside_info: Default::default(),
             creation_pcr: Default::default(),
         };
-        let created: TpmCreateResponse = self.run(&command, &[], &[Authorisation::EmptyPassword])?;
+        let created: TpmCreateResponse =
+            self.run(&command, &[], &[Authorisation::EmptyPassword])?;
         Ok((created.out_private.to_vec(), created.out_public.inner))
     }
 
-    fn load(&mut self, parent: u32, policy: Option<u32>, private: &[u8], public: TpmtPublic) -> Result<u32> {
+    fn load(
+        &mut self,
+        parent: u32,
+        policy: Option<u32>,
+        private: &[u8],
+        public: TpmtPublic,
+    ) -> Result<u32> {
         let command = TpmLoadCommand {
             handles: [parent.into()],
             in_private: sized(private, "an encrypted private area")?,
@@ -213,8 +249,10 @@ impl Commands for Direct<'_> {
             handles: [Hierarchy::Owner.handle(), object.handle.into()],
             persistent_handle: persistent.into(),
         };
-        let (names, owner) =
-            ([Hierarchy::Owner.name(), object.name()?], self.authorisation_of(Hierarchy::Owner, session));
+        let (names, owner) = (
+            [Hierarchy::Owner.name(), object.name()?],
+            self.authorisation_of(Hierarchy::Owner, session),
+        );
         self.run(&command, &names, &[owner]).map(|TpmEvictControlResponse { .. }| ())
     }
 
@@ -250,7 +288,13 @@ impl Commands for Direct<'_> {
         };
         let started: TpmStartAuthSessionResponse = self.run(&command, &[], &[])?;
         let handle = self.remember(started.handles);
-        self.sessions.push(Session::new(handle, Hash::of(hash)?, &salt, nonce_caller, started.nonce_tpm.to_vec()));
+        self.sessions.push(Session::new(
+            handle,
+            Hash::of(hash)?,
+            &salt,
+            nonce_caller,
+            started.nonce_tpm.to_vec(),
+        ));
         Ok(handle)
     }
 
@@ -304,8 +348,10 @@ impl Commands for Direct<'_> {
             expiration: 0.into(),
         };
         // The Name of a session is its handle (TPM 2.0 Part 1, 16).
-        let (names, password) =
-            ([hierarchy.name(), policy.to_be_bytes().to_vec()], self.authorisation_of(hierarchy, session));
+        let (names, password) = (
+            [hierarchy.name(), policy.to_be_bytes().to_vec()],
+            self.authorisation_of(hierarchy, session),
+        );
         self.run(&command, &names, &[password]).map(|TpmPolicySecretResponse { .. }| ())
     }
 
@@ -323,7 +369,8 @@ impl Commands for Direct<'_> {
             credential_blob: sized(blob, "a credential")?,
             secret: sized(seed, "an encrypted seed")?,
         };
-        let kept = if is_session_kept { TpmaSession::CONTINUE_SESSION } else { TpmaSession::empty() };
+        let kept =
+            if is_session_kept { TpmaSession::CONTINUE_SESSION } else { TpmaSession::empty() };
         let session = Use { session, auth_value: &[], attributes: TpmaSession::ENCRYPT | kept };
         let authorisations = [Authorisation::EmptyPassword, Authorisation::Session(session)];
         let activated: TpmActivateCredentialResponse =
@@ -338,17 +385,28 @@ impl Commands for Direct<'_> {
             SignatureScheme::RsaPkcs1Sha256 => (TpmAlgId::Rsassa, TpmAlgId::Sha256),
             SignatureScheme::RsaPssSha256 => (TpmAlgId::Rsapss, TpmAlgId::Sha256),
         };
-        let no_ticket = TpmtTkHashcheck { tag: TpmSt::HashCheck, hierarchy: TpmRh::Null, digest: Default::default() };
+        let no_ticket = TpmtTkHashcheck {
+            tag: TpmSt::HashCheck,
+            hierarchy: TpmRh::Null,
+            digest: Default::default(),
+        };
         let command = TpmSignCommand {
             handles: [key.into()],
             digest: sized(digest, "a digest")?,
-            in_scheme: TpmtSigScheme { scheme, details: TpmuSigScheme::Hash(TpmsSchemeHash { hash_alg }) },
+            in_scheme: TpmtSigScheme {
+                scheme,
+                details: TpmuSigScheme::Hash(TpmsSchemeHash { hash_alg }),
+            },
             validation: no_ticket,
         };
         let signed: TpmSignResponse = self.run(&command, &[], &[Authorisation::EmptyPassword])?;
         match signed.signature.signature {
-            TpmuSignature::Ecdsa(signature) => Ok(signed_by_ecdsa(&signature.signature_r, &signature.signature_s)),
-            TpmuSignature::Rsassa(signature) | TpmuSignature::Rsapss(signature) => Ok(signature.sig.to_vec()),
+            TpmuSignature::Ecdsa(signature) => {
+                Ok(signed_by_ecdsa(&signature.signature_r, &signature.signature_s))
+            }
+            TpmuSignature::Rsassa(signature) | TpmuSignature::Rsapss(signature) => {
+                Ok(signature.sig.to_vec())
+            }
             _ => Err(CommandError::BadResponse("a signature by another scheme".into())),
         }
     }
@@ -424,7 +482,8 @@ impl<'a> Direct<'a> {
             self.end(R::HANDLES, command, authorisations, &mut response)?;
             unmarshal(&response, tag)
         });
-        self.has_lost_track |= matches!(outcome, Err(CommandError::Io(_) | CommandError::BadResponse(_)));
+        self.has_lost_track |=
+            matches!(outcome, Err(CommandError::Io(_) | CommandError::BadResponse(_)));
         outcome
     }
 
@@ -455,19 +514,25 @@ impl<'a> Direct<'a> {
             }
         }
         let code = command.cc().value().to_be_bytes();
-        let hashed: Vec<&[u8]> =
-            std::iter::once(&code[..]).chain(names.iter().map(Vec::as_slice)).chain([&parameters[..]]).collect();
+        let hashed: Vec<&[u8]> = std::iter::once(&code[..])
+            .chain(names.iter().map(Vec::as_slice))
+            .chain([&parameters[..]])
+            .collect();
         let mut authorisation_area = Zeroizing::new(Vec::new());
         for authorisation in authorisations {
             let authorised = match authorisation {
-                Authorisation::EmptyPassword => {
-                    TpmsAuthCommand { session_handle: TpmRh::Pw.value().into(), ..TpmsAuthCommand::default() }
-                }
+                Authorisation::EmptyPassword => TpmsAuthCommand {
+                    session_handle: TpmRh::Pw.value().into(),
+                    ..TpmsAuthCommand::default()
+                },
                 // Its HMAC has no key, and may be empty then (TPM 2.0 Part 1, 19.6.5).
-                Authorisation::Policy(policy) => {
-                    TpmsAuthCommand { session_handle: (*policy).into(), ..TpmsAuthCommand::default() }
+                Authorisation::Policy(policy) => TpmsAuthCommand {
+                    session_handle: (*policy).into(),
+                    ..TpmsAuthCommand::default()
+                },
+                Authorisation::Session(usage) => {
+                    self.session(*usage)?.authorise(*usage, &hashed)?
                 }
-                Authorisation::Session(usage) => self.session(*usage)?.authorise(*usage, &hashed)?,
             };
             authorisation_area.extend_from_slice(&marshalled(|writer| authorised.marshal(writer))?);
         }
@@ -477,10 +542,15 @@ impl<'a> Direct<'a> {
         }
         let size = HEADER_SIZE + handles.len() + authorisation_area.len() + parameters.len();
         if size > MAX_SIZE {
-            return Err(CommandError::BadArgument(format!("{size} bytes are too many for a command")));
+            return Err(CommandError::BadArgument(format!(
+                "{size} bytes are too many for a command"
+            )));
         }
-        let (tag, size) = (tag_of(authorisations).value().to_be_bytes(), (size as u32).to_be_bytes());
-        Ok(Zeroizing::new([&tag[..], &size, &code, &handles, &authorisation_area, &parameters].concat()))
+        let (tag, size) =
+            (tag_of(authorisations).value().to_be_bytes(), (size as u32).to_be_bytes());
+        Ok(Zeroizing::new(
+            [&tag[..], &size, &code, &handles, &authorisation_area, &parameters].concat(),
+        ))
     }
 
     /// Checks the HMACs of a response with so many handles, and decrypts what is encrypted in it.
@@ -491,10 +561,14 @@ impl<'a> Direct<'a> {
         authorisations: &[Authorisation<'_>],
         response: &mut [u8],
     ) -> Result<()> {
-        if authorisations.iter().all(|authorisation| matches!(authorisation, Authorisation::EmptyPassword)) {
+        if authorisations
+            .iter()
+            .all(|authorisation| matches!(authorisation, Authorisation::EmptyPassword))
+        {
             return Ok(());
         }
-        let short = || CommandError::BadResponse("a response without the sessions of its command".into());
+        let short =
+            || CommandError::BadResponse("a response without the sessions of its command".into());
         let body = response.get_mut(HEADER_SIZE + 4 * handles..).ok_or_else(short)?;
         let (size, body) = body.split_first_chunk_mut().ok_or_else(short)?;
         let size = u32::from_be_bytes(*size) as usize;
@@ -508,7 +582,12 @@ impl<'a> Direct<'a> {
                 Authorisation::EmptyPassword => {}
                 Authorisation::Policy(policy) => ended.push(*policy),
                 Authorisation::Session(usage) => {
-                    self.session(*usage)?.end(*usage, command.cc().value().to_be_bytes(), parameters, &answer)?;
+                    self.session(*usage)?.end(
+                        *usage,
+                        command.cc().value().to_be_bytes(),
+                        parameters,
+                        &answer,
+                    )?;
                     if !usage.attributes.contains(TpmaSession::CONTINUE_SESSION) {
                         ended.push(usage.session);
                     }
@@ -628,12 +707,16 @@ fn tag_of(authorisations: &[Authorisation<'_>]) -> TpmSt {
     if authorisations.is_empty() { TpmSt::NoSessions } else { TpmSt::Sessions }
 }
 
-fn marshalled(write: impl FnOnce(&mut TpmWriter<'_>) -> TpmResult<()>) -> Result<Zeroizing<Vec<u8>>> {
+fn marshalled(
+    write: impl FnOnce(&mut TpmWriter<'_>) -> TpmResult<()>,
+) -> Result<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(vec![0; MAX_SIZE]);
     let mut writer = TpmWriter::new(&mut bytes);
     let written = write(&mut writer);
     let length = writer.len();
-    written.map_err(|error| CommandError::BadArgument(format!("no command can be made of it: {error}")))?;
+    written.map_err(|error| {
+        CommandError::BadArgument(format!("no command can be made of it: {error}"))
+    })?;
     bytes.truncate(length);
     Ok(bytes)
 }
@@ -641,10 +724,13 @@ fn marshalled(write: impl FnOnce(&mut TpmWriter<'_>) -> TpmResult<()>) -> Result
 /// Passes on a response whose size is right if its command was done. A refusal is no more than a
 /// header (TPM 2.0 Part 1, 18).
 fn done(response: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>> {
-    let code = response.get(6..HEADER_SIZE).and_then(|code| code.try_into().ok()).map(u32::from_be_bytes);
+    let code =
+        response.get(6..HEADER_SIZE).and_then(|code| code.try_into().ok()).map(u32::from_be_bytes);
     match code {
         Some(0) => Ok(response),
-        Some(code) if response.len() == HEADER_SIZE => Err(CommandError::Refused(ResponseCode(code))),
+        Some(code) if response.len() == HEADER_SIZE => {
+            Err(CommandError::Refused(ResponseCode(code)))
+        }
         _ => Err(CommandError::BadResponse("a refusal with something behind it".into())),
     }
 }
@@ -652,7 +738,9 @@ fn done(response: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>> {
 /// Reads the response of a command that was done: it has the command's tag and nothing behind its
 /// last field.
 fn unmarshal<R: TpmUnmarshalBody>(response: &[u8], tag: TpmSt) -> Result<R> {
-    let malformed = |error: ProtocolError| CommandError::BadResponse(format!("{error} at byte {}", error.offset()));
+    let malformed = |error: ProtocolError| {
+        CommandError::BadResponse(format!("{error} at byte {}", error.offset()))
+    };
     let frame = TpmResponse::cast(response).map_err(malformed)?;
     if frame.tag() != Ok(tag) {
         return Err(CommandError::BadResponse("a response to another kind of command".into()));
@@ -667,20 +755,26 @@ pub(super) fn signed_by_ecdsa(r: &[u8], s: &[u8]) -> Vec<u8> {
 
 /// Makes a TPM2B of its content.
 pub(super) fn sized<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], what: &str) -> Result<T> {
-    T::try_from(bytes).map_err(|_| CommandError::BadArgument(format!("{} bytes are too many for {what}", bytes.len())))
+    T::try_from(bytes).map_err(|_| {
+        CommandError::BadArgument(format!("{} bytes are too many for {what}", bytes.len()))
+    })
 }
 
-/// `None` where the TPM says that there is nothing at the command's only handle (TPM 2.0 Part 3, 5.4).
+/// `None` where the TPM says that there is nothing at the command's only handle (TPM 2.0 Part 3,
+/// 5.4).
 pub(super) fn there<R>(outcome: Result<R>) -> Result<Option<R>> {
     match outcome {
-        Err(CommandError::Refused(code)) if code.base() == Some(TpmRcBase::Handle) && code.is_about_first_handle() => {
+        Err(CommandError::Refused(code))
+            if code.base() == Some(TpmRcBase::Handle) && code.is_about_first_handle() =>
+        {
             Ok(None)
         }
         outcome => outcome.map(Some),
     }
 }
 
-/// As many as one answer may hold for the library (TpmlHandle). TPMs give out 254 at most (TPM 2.0 Part 2, 10.9.3: MAX_CAP_HANDLES).
+/// As many as one answer may hold for the library (TpmlHandle). TPMs give out 254 at most (TPM 2.0
+/// Part 2, 10.9.3: MAX_CAP_HANDLES).
 pub(super) const MAX_HANDLES_AT_ONCE: u32 = 128;
 /// Far more than any TPM has of one type; chips have room for some dozen.
 pub(super) const MAX_HANDLES: usize = 4096;
@@ -688,5 +782,6 @@ pub(super) const MAX_HANDLES: usize = 4096;
 const NONCE_SIZE: usize = 16;
 /// As often as libtss2 tries (_ESYS_MAX_SUBMISSIONS).
 const MAX_SUBMISSIONS: u32 = 5;
-/// Doubled each time, so that a TPM that tests itself has three quarters of a second. The kernel starts with 20 ms, and has tried before us.
+/// Doubled each time, so that a TPM that tests itself has three quarters of a second. The kernel
+/// starts with 20 ms, and has tried before us.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);

@@ -17,7 +17,10 @@ use crate::tpm::{HierarchyPasswords, SignatureScheme, Tcti, WrappedKey};
 pub(super) type Connection<'a> = dyn Commands + 'a;
 
 /// Opens the way that the TCTI string says.
-pub(super) fn open<'a>(tcti: &Tcti, passwords: &'a HierarchyPasswords) -> Result<Box<Connection<'a>>, CommandError> {
+pub(super) fn open<'a>(
+    tcti: &Tcti,
+    passwords: &'a HierarchyPasswords,
+) -> Result<Box<Connection<'a>>, CommandError> {
     match tcti.address() {
         #[cfg(feature = "tss2")]
         Address::Library(name, conf) => Ok(Box::new(Library::open(name, conf, passwords)?)),
@@ -29,11 +32,13 @@ pub(super) fn open<'a>(tcti: &Tcti, passwords: &'a HierarchyPasswords) -> Result
 pub(super) fn reaches(tcti: &Tcti) -> io::Result<()> {
     match tcti.address() {
         #[cfg(feature = "tss2")]
-        Address::Library(name, conf) => match Library::open(name, conf, &HierarchyPasswords::default()) {
-            Err(CommandError::Io(error)) => Err(error),
-            Err(error) => Err(io::Error::other(error)),
-            Ok(_) => Ok(()),
-        },
+        Address::Library(name, conf) => {
+            match Library::open(name, conf, &HierarchyPasswords::default()) {
+                Err(CommandError::Io(error)) => Err(error),
+                Err(error) => Err(io::Error::other(error)),
+                Ok(_) => Ok(()),
+            }
+        }
         Address::Direct(wire) => Transport::open(wire).map(drop),
     }
 }
@@ -74,9 +79,14 @@ pub(super) trait Commands {
     ) -> Result<(u32, TpmtPublic), CommandError>;
 
     /// TPM2_Create (TPM 2.0 Part 3, 12.1): the content of a TPM2B_PRIVATE, and the public area.
-    fn create(&mut self, parent: u32, template: TpmtPublic) -> Result<(Vec<u8>, TpmtPublic), CommandError>;
+    fn create(
+        &mut self,
+        parent: u32,
+        template: TpmtPublic,
+    ) -> Result<(Vec<u8>, TpmtPublic), CommandError>;
 
-    /// TPM2_Load (TPM 2.0 Part 3, 12.2). The policy session authorises the parent, which else takes an empty password, and ends.
+    /// TPM2_Load (TPM 2.0 Part 3, 12.2). The policy session authorises the parent, which else takes
+    /// an empty password, and ends.
     fn load(
         &mut self,
         parent: u32,
@@ -90,7 +100,12 @@ pub(super) trait Commands {
 
     /// TPM2_EvictControl (TPM 2.0 Part 3, 28.5): makes a loaded object persistent, or removes a
     /// persistent one, which is both.
-    fn evict_control(&mut self, object: &Key, session: Option<u32>, persistent: u32) -> Result<(), CommandError>;
+    fn evict_control(
+        &mut self,
+        object: &Key,
+        session: Option<u32>,
+        persistent: u32,
+    ) -> Result<(), CommandError>;
 
     /// TPM2_FlushContext (TPM 2.0 Part 3, 28.4).
     fn flush_context(&mut self, handle: u32) -> Result<(), CommandError>;
@@ -103,7 +118,12 @@ pub(super) trait Commands {
 
     /// TPM2_StartAuthSession (TPM 2.0 Part 3, 11.1): a session whose salt only the owner of `key`
     /// can read.
-    fn start_session(&mut self, session_type: TpmSe, hash: TpmAlgId, key: &Key) -> Result<u32, CommandError>;
+    fn start_session(
+        &mut self,
+        session_type: TpmSe,
+        hash: TpmAlgId,
+        key: &Key,
+    ) -> Result<u32, CommandError>;
 
     /// A policy session without a salt, which authorises, and can encrypt nothing.
     fn start_policy(&mut self, hash: TpmAlgId) -> Result<u32, CommandError>;
@@ -125,7 +145,8 @@ pub(super) trait Commands {
     /// TPM2_GetCapability (TPM 2.0 Part 3, 30.2): the properties of one group.
     fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>, CommandError>;
 
-    /// TPM2_SelfTest (TPM 2.0 Part 3, 10.2) of what was not tested yet, and TPM2_GetTestResult (10.4).
+    /// TPM2_SelfTest (TPM 2.0 Part 3, 10.2) of what was not tested yet, and TPM2_GetTestResult
+    /// (10.4).
     fn self_test(&mut self) -> Result<(), CommandError>;
 
     /// TPM2_PolicySecret (TPM 2.0 Part 3, 23.4): the endorsement hierarchy's password.
@@ -145,10 +166,16 @@ pub(super) trait Commands {
 
     /// TPM2_Sign (TPM 2.0 Part 3, 20.2) over a digest that was not made by the TPM, which
     /// unrestricted keys sign all the same: ECDSA as the DER of RFC 3279 §2.2.3, RSA as it is.
-    fn sign(&mut self, key: u32, scheme: SignatureScheme, digest: &[u8]) -> Result<Vec<u8>, CommandError>;
+    fn sign(
+        &mut self,
+        key: u32,
+        scheme: SignatureScheme,
+        digest: &[u8],
+    ) -> Result<Vec<u8>, CommandError>;
 
     /// TPM2_Import (TPM 2.0 Part 3, 13.3) of a key with an inner wrapper, whose key goes to the TPM
-    /// encrypted for the session: the content of a TPM2B_PRIVATE. The policy session is as for [`load`](Self::load). Both end.
+    /// encrypted for the session: the content of a TPM2B_PRIVATE. The policy session is as for
+    /// [`load`](Self::load). Both end.
     fn import(
         &mut self,
         parent: &Key,

@@ -46,14 +46,21 @@ impl Hash {
     }
 
     /// KDFa (TPM 2.0 Part 1, 11.4.10.2); `label` ends with a zero.
-    pub(super) fn derive(self, key: &[u8], label: &[u8], contexts: [&[u8]; 2], length: usize) -> Zeroizing<Vec<u8>> {
+    pub(super) fn derive(
+        self,
+        key: &[u8],
+        label: &[u8],
+        contexts: [&[u8]; 2],
+        length: usize,
+    ) -> Zeroizing<Vec<u8>> {
         let bits = (8 * length as u32).to_be_bytes();
         let mut derived = Zeroizing::new(Vec::with_capacity(length));
         for counter in 1_u32.. {
             if derived.len() >= length {
                 break;
             }
-            let block = self.hmac(key, &[&counter.to_be_bytes(), label, contexts[0], contexts[1], &bits]);
+            let block =
+                self.hmac(key, &[&counter.to_be_bytes(), label, contexts[0], contexts[1], &bits]);
             let wanted = block.as_ref().len().min(length - derived.len());
             derived.extend_from_slice(&block.as_ref()[..wanted]);
         }

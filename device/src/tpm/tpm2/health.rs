@@ -2,15 +2,18 @@
 
 use tpm2_protocol::data::{TpmCap, TpmRc, TpmuCapabilities};
 use tpm2_protocol::frame::{
-    TpmGetCapabilityCommand, TpmGetCapabilityResponse, TpmGetTestResultCommand, TpmGetTestResultResponse,
-    TpmSelfTestCommand, TpmSelfTestResponse,
+    TpmGetCapabilityCommand, TpmGetCapabilityResponse, TpmGetTestResultCommand,
+    TpmGetTestResultResponse, TpmSelfTestCommand, TpmSelfTestResponse,
 };
 
 use super::command::{CommandError, Direct};
 use super::response_code::ResponseCode;
 
 /// TPM2_GetCapability (TPM 2.0 Part 3, 30.2).
-pub(super) fn properties(tpm: &mut Direct<'_>, first: u32) -> Result<Vec<(u32, u32)>, CommandError> {
+pub(super) fn properties(
+    tpm: &mut Direct<'_>,
+    first: u32,
+) -> Result<Vec<(u32, u32)>, CommandError> {
     let command = TpmGetCapabilityCommand {
         handles: [],
         cap: TpmCap::TpmProperties,
@@ -28,8 +31,10 @@ pub(super) fn properties(tpm: &mut Direct<'_>, first: u32) -> Result<Vec<(u32, u
 
 /// TPM2_SelfTest (TPM 2.0 Part 3, 10.2) of what was not tested yet, and TPM2_GetTestResult (10.4).
 pub(super) fn self_test(tpm: &mut Direct<'_>) -> Result<(), CommandError> {
-    let TpmSelfTestResponse { .. } = tpm.run(&TpmSelfTestCommand { handles: [], full_test: false.into() }, &[], &[])?;
-    let TpmGetTestResultResponse { test_result, .. } = tpm.run(&TpmGetTestResultCommand { handles: [] }, &[], &[])?;
+    let TpmSelfTestResponse { .. } =
+        tpm.run(&TpmSelfTestCommand { handles: [], full_test: false.into() }, &[], &[])?;
+    let TpmGetTestResultResponse { test_result, .. } =
+        tpm.run(&TpmGetTestResultCommand { handles: [] }, &[], &[])?;
     match test_result {
         TpmRc::Fmt0(base) if base.value() == 0 => Ok(()),
         failed => Err(CommandError::Refused(ResponseCode(failed.value()))),

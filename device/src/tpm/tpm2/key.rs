@@ -21,7 +21,10 @@ pub(super) struct Key {
 
 impl Key {
     /// What a persistent handle holds.
-    pub(super) fn persistent(tpm: &mut Connection<'_>, handle: u32) -> Result<Option<Self>, CommandError> {
+    pub(super) fn persistent(
+        tpm: &mut Connection<'_>,
+        handle: u32,
+    ) -> Result<Option<Self>, CommandError> {
         let public = tpm.read_public(handle)?;
         Ok(public.map(|public| Self::at(handle, public)))
     }
@@ -42,7 +45,8 @@ impl Key {
         Ok(Self { handle, public, is_persistent: false })
     }
 
-    /// Makes room for others where that is scarce: the TPM's users share three places or more (TPM_PT_HR_TRANSIENT_MIN).
+    /// Makes room for others where that is scarce: the TPM's users share three places or more
+    /// (TPM_PT_HR_TRANSIENT_MIN).
     pub(super) fn release(&self, tpm: &mut Connection<'_>) -> Result<(), CommandError> {
         if self.is_persistent { Ok(()) } else { tpm.flush_context(self.handle) }
     }
@@ -55,11 +59,16 @@ impl Key {
         handle: u32,
     ) -> Result<(), Fault> {
         let session = session_for(tpm, primaries, Hierarchy::Owner)?;
-        tpm.evict_control(self, session, handle).map_err(|error| authorised(Hierarchy::Owner, error))
+        tpm.evict_control(self, session, handle)
+            .map_err(|error| authorised(Hierarchy::Owner, error))
     }
 
     /// Removes a persistent key from the TPM.
-    pub(super) fn evict(self, tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<(), Fault> {
+    pub(super) fn evict(
+        self,
+        tpm: &mut Connection<'_>,
+        primaries: &mut Primaries,
+    ) -> Result<(), Fault> {
         self.persist(tpm, primaries, self.handle)
     }
 
@@ -70,13 +79,19 @@ impl Key {
     }
 
     pub(super) fn public_area(&self) -> Result<PublicArea, CommandError> {
-        let key = public_key(&self.public).ok_or_else(|| CommandError::BadResponse("a key of no known kind".into()))?;
+        let key = public_key(&self.public)
+            .ok_or_else(|| CommandError::BadResponse("a key of no known kind".into()))?;
         Ok(PublicArea { bytes: encoded(&self.public), key })
     }
 }
 
-/// The EK: one that was made persistent if it equals the template, for creating an RSA key takes real chips seconds.
-pub(super) fn load_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: EkKind) -> Result<Key, Fault> {
+/// The EK: one that was made persistent if it equals the template, for creating an RSA key takes
+/// real chips seconds.
+pub(super) fn load_ek(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    kind: EkKind,
+) -> Result<Key, Fault> {
     match find_ek(tpm, primaries, kind)? {
         Some(ek) => Ok(ek),
         None => {
@@ -98,7 +113,11 @@ fn load_ek_without_password(
 }
 
 /// The EK, if it need not be made.
-fn find_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: EkKind) -> Result<Option<Key>, Fault> {
+fn find_ek(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    kind: EkKind,
+) -> Result<Option<Key>, Fault> {
     let template = ek_template(tpm, primaries, kind)?;
     if let Some(saved) = primaries.load(tpm, Hierarchy::Endorsement, &template)? {
         return Ok(Some(saved));
@@ -115,8 +134,8 @@ fn find_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: EkKind) ->
     Ok(None)
 }
 
-/// What an EK of a kind is made from: TCG's default template, or the template and the nonce that the manufacturer left in NV memory in
-/// its place (TCG EK Credential Profile 2.5, 2.2.1.4).
+/// What an EK of a kind is made from: TCG's default template, or the template and the nonce that
+/// the manufacturer left in NV memory in its place (TCG EK Credential Profile 2.5, 2.2.1.4).
 pub(super) fn ek_template(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -149,8 +168,9 @@ pub(super) fn ek_template(
     Ok(template)
 }
 
-/// Whether a persistent key of an EK's shape is that EK. The EKs [`EkKind::Rsa2048`] and [`EkKind::LegacyDps`] have one shape; the
-/// manufacturer's certificate tells which of the two a key is. Without one, neither is believed to be there.
+/// Whether a persistent key of an EK's shape is that EK. The EKs [`EkKind::Rsa2048`] and
+/// [`EkKind::LegacyDps`] have one shape; the manufacturer's certificate tells which of the two a
+/// key is. Without one, neither is believed to be there.
 fn is_of_kind(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -165,29 +185,39 @@ fn is_of_kind(
     Ok(certified.is_some_and(|certified| (Some(certified) == ek) == (kind == EkKind::Rsa2048)))
 }
 
-/// The parent of identity keys: the persistent storage root key if the platform's owner left one, of whatever kind, else one made
-/// for the moment.
-pub(super) fn load_ik_parent(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Key, Fault> {
+/// The parent of identity keys: the persistent storage root key if the platform's owner left one,
+/// of whatever kind, else one made for the moment.
+pub(super) fn load_ik_parent(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+) -> Result<Key, Fault> {
     if let Some(found) = Key::persistent(tpm, SRK_PERSISTENT)?
         && template::is_storage_key(&found.public)
         && takes_empty_password(tpm, &found)?
     {
         return Ok(found);
     }
-    if let Some(saved) = primaries.load(tpm, Hierarchy::Owner, &template::parent(ParentKind::SrkP256))? {
+    if let Some(saved) =
+        primaries.load(tpm, Hierarchy::Owner, &template::parent(ParentKind::SrkP256))?
+    {
         return Ok(saved);
     }
-    let mut primary =
-        |kind: ParentKind| make_primary(tpm, primaries, Hierarchy::Owner, template::parent(kind), kind.name());
+    let mut primary = |kind: ParentKind| {
+        make_primary(tpm, primaries, Hierarchy::Owner, template::parent(kind), kind.name())
+    };
     match primary(ParentKind::SrkP256) {
         Err(Fault::Unsupported(_)) => primary(ParentKind::SrkRsa2048),
         srk => srk,
     }
 }
 
-/// The parent of shared keys of one kind. It is made for the moment, but for a plain storage root key that is persistent and has that
-/// shape.
-pub(super) fn load_parent(tpm: &mut Connection<'_>, primaries: &mut Primaries, kind: ParentKind) -> Result<Key, Fault> {
+/// The parent of shared keys of one kind. It is made for the moment, but for a plain storage root
+/// key that is persistent and has that shape.
+pub(super) fn load_parent(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    kind: ParentKind,
+) -> Result<Key, Fault> {
     let template = template::parent(kind);
     if let Some(saved) = primaries.load(tpm, Hierarchy::Owner, &template)? {
         return Ok(saved);
@@ -202,7 +232,8 @@ pub(super) fn load_parent(tpm: &mut Connection<'_>, primaries: &mut Primaries, k
     make_primary(tpm, primaries, Hierarchy::Owner, template, kind.name())
 }
 
-/// The policy session that authorises one command on an import parent. `None` for other parents, which take an empty password.
+/// The policy session that authorises one command on an import parent. `None` for other parents,
+/// which take an empty password.
 pub(super) fn authorise_parent(
     tpm: &mut Connection<'_>,
     parent: &Key,
@@ -217,8 +248,9 @@ pub(super) fn authorise_parent(
     Ok(Some(policy))
 }
 
-/// Whether a storage key can be used without its password. The TPM looks at the password before it finds that there is nothing to
-/// load (TPM 2.0 Part 1, 19.2), and a wrong one does not count where the key is exempt (noDA).
+/// Whether a storage key can be used without its password. The TPM looks at the password before it
+/// finds that there is nothing to load (TPM 2.0 Part 1, 19.2), and a wrong one does not count where
+/// the key is exempt (noDA).
 fn takes_empty_password(tpm: &mut Connection<'_>, parent: &Key) -> Result<bool, CommandError> {
     match Key::load(tpm, parent, &[], template::ik(IkKind::P256)) {
         Err(error @ CommandError::Refused(_)) => Ok(!is_wrong_password(&error)),
@@ -267,11 +299,16 @@ pub(super) fn session_for(
 /// hierarchy, which has no password (TPM 2.0 Part 1, 14.4); these keep out who only listens.
 fn salting_key(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Key, Fault> {
     primaries.is_choosing_salt = true;
-    let expected =
-        primaries.expected.map(|(kind, id)| Ok::<_, Fault>((load_ek_without_password(tpm, primaries, kind)?, id)));
+    let expected = primaries
+        .expected
+        .map(|(kind, id)| Ok::<_, Fault>((load_ek_without_password(tpm, primaries, kind)?, id)));
     primaries.is_choosing_salt = false;
     if let Some((Some(ek), id)) = expected.transpose()? {
-        return if public_key(&ek.public).is_some_and(|key| key.id() == id) { Ok(ek) } else { Err(Fault::OtherEk) };
+        return if public_key(&ek.public).is_some_and(|key| key.id() == id) {
+            Ok(ek)
+        } else {
+            Err(Fault::OtherEk)
+        };
     }
     if let Some(saved) = primaries.load_any(tpm)? {
         return Ok(saved);
@@ -288,8 +325,9 @@ fn salting_key(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Ke
     }
 }
 
-/// Primary keys that were made before, saved as the TPM gives them out: loading one again takes a chip milliseconds, making an RSA key
-/// seconds. Nobody but this TPM can load them, and it only until it is reset.
+/// Primary keys that were made before, saved as the TPM gives them out: loading one again takes a
+/// chip milliseconds, making an RSA key seconds. Nobody but this TPM can load them, and it only
+/// until it is reset.
 #[derive(Default)]
 pub(super) struct Primaries {
     saved: Vec<SavedPrimary>,
@@ -325,7 +363,8 @@ impl Primaries {
         hierarchy: Hierarchy,
         template: &TpmtPublic,
     ) -> Result<Option<Key>, CommandError> {
-        let is_it = |saved: &SavedPrimary| saved.hierarchy == hierarchy && saved.template == *template;
+        let is_it =
+            |saved: &SavedPrimary| saved.hierarchy == hierarchy && saved.template == *template;
         match self.saved.iter().position(is_it) {
             Some(at) => self.load_at(tpm, at),
             None => Ok(None),
@@ -342,7 +381,11 @@ impl Primaries {
         Ok(None)
     }
 
-    fn load_at(&mut self, tpm: &mut Connection<'_>, at: usize) -> Result<Option<Key>, CommandError> {
+    fn load_at(
+        &mut self,
+        tpm: &mut Connection<'_>,
+        at: usize,
+    ) -> Result<Option<Key>, CommandError> {
         let SavedPrimary { public, context, .. } = &self.saved[at];
         match tpm.context_load(context.clone()) {
             Ok(handle) => Ok(Some(Key { handle, public: public.clone(), is_persistent: false })),
@@ -355,13 +398,28 @@ impl Primaries {
         }
     }
 
-    /// Saves a key that `template` gave, unless it is persistent or was saved before. If the TPM does not, the key is made again.
-    pub(super) fn keep(&mut self, tpm: &mut Connection<'_>, hierarchy: Hierarchy, template: TpmtPublic, key: &Key) {
+    /// Saves a key that `template` gave, unless it is persistent or was saved before. If the TPM
+    /// does not, the key is made again.
+    pub(super) fn keep(
+        &mut self,
+        tpm: &mut Connection<'_>,
+        hierarchy: Hierarchy,
+        template: TpmtPublic,
+        key: &Key,
+    ) {
         if !key.is_persistent
-            && self.saved.iter().all(|saved| saved.hierarchy != hierarchy || saved.template != template)
+            && self
+                .saved
+                .iter()
+                .all(|saved| saved.hierarchy != hierarchy || saved.template != template)
             && let Ok(context) = tpm.context_save(key.handle)
         {
-            self.saved.push(SavedPrimary { hierarchy, template, public: key.public.clone(), context });
+            self.saved.push(SavedPrimary {
+                hierarchy,
+                template,
+                public: key.public.clone(),
+                context,
+            });
         }
     }
 }
@@ -415,18 +473,27 @@ fn activated(
 /// A session that authorises the use of an EK (TCG EK Credential Profile 2.5, B.3 and B.4):
 /// templates of the high range have userWithAuth and an empty password, those of the low range only
 /// the policy PolicySecret(TPM_RH_ENDORSEMENT).
-fn authorise_ek(tpm: &mut Connection<'_>, primaries: &mut Primaries, ek: &Key) -> Result<u32, Fault> {
+fn authorise_ek(
+    tpm: &mut Connection<'_>,
+    primaries: &mut Primaries,
+    ek: &Key,
+) -> Result<u32, Fault> {
     if template::has_password(&ek.public) {
         return Ok(tpm.start_session(TpmSe::Hmac, TpmAlgId::Sha256, ek)?);
     }
     let password = session_for(tpm, primaries, Hierarchy::Endorsement)?;
     let session = tpm.start_session(TpmSe::Policy, ek.public.name_alg, ek)?;
-    tpm.policy_secret(session, password).map_err(|error| authorised(Hierarchy::Endorsement, error))?;
+    tpm.policy_secret(session, password)
+        .map_err(|error| authorised(Hierarchy::Endorsement, error))?;
     Ok(session)
 }
 
-/// The public area of an object; `None` also if its algorithm is newer than this program, for then it is not what is looked for.
-pub(super) fn read(tpm: &mut Connection<'_>, handle: u32) -> Result<Option<TpmtPublic>, CommandError> {
+/// The public area of an object; `None` also if its algorithm is newer than this program, for then
+/// it is not what is looked for.
+pub(super) fn read(
+    tpm: &mut Connection<'_>,
+    handle: u32,
+) -> Result<Option<TpmtPublic>, CommandError> {
     match tpm.read_public(handle) {
         Err(CommandError::BadResponse(_)) => Ok(None),
         outcome => outcome,
@@ -436,7 +503,8 @@ pub(super) fn read(tpm: &mut Connection<'_>, handle: u32) -> Result<Option<TpmtP
 /// TPMT_PUBLIC.
 pub(super) fn encoded(public: &TpmtPublic) -> Vec<u8> {
     let mut bytes = vec![0; public.len()];
-    // Unwrap safety: there is room, and the parameters are of the type that the area says, or it would not have been read.
+    // Unwrap safety: there is room, and the parameters are of the type that the area says, or it
+    // would not have been read.
     public.marshal(&mut TpmWriter::new(&mut bytes)).unwrap();
     bytes
 }

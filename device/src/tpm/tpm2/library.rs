@@ -8,22 +8,26 @@ use tpm2_protocol::data::{TpmAlgId, TpmCc, TpmRh, TpmSe, TpmsContext, TpmtPublic
 use tss_esapi::attributes::SessionAttributesBuilder;
 use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
 use tss_esapi::constants::{CapabilityType, SessionType};
-use tss_esapi::handles::{AuthHandle, KeyHandle, NvIndexHandle, ObjectHandle, PersistentTpmHandle, SessionHandle};
+use tss_esapi::handles::{
+    AuthHandle, KeyHandle, NvIndexHandle, ObjectHandle, PersistentTpmHandle, SessionHandle,
+};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::dynamic_handles::Persistent;
 use tss_esapi::interface_types::resource_handles::{Hierarchy as TssHierarchy, NvAuth, Provision};
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
 use tss_esapi::structures::{
-    Auth, CapabilityData, Data, Digest, DigestList, EncryptedSecret, HashScheme, HashcheckTicket, IdObject, MaxBuffer,
-    Nonce, Private, Public, Signature, SignatureScheme as TssSignatureScheme, SymmetricDefinition,
-    SymmetricDefinitionObject,
+    Auth, CapabilityData, Data, Digest, DigestList, EncryptedSecret, HashScheme, HashcheckTicket,
+    IdObject, MaxBuffer, Nonce, Private, Public, Signature, SignatureScheme as TssSignatureScheme,
+    SymmetricDefinition, SymmetricDefinitionObject,
 };
 use tss_esapi::traits::{Marshall, UnMarshall};
 use tss_esapi::tss2_esys::{TPMS_CONTEXT, TPMT_TK_HASHCHECK};
 use tss_esapi::{Context, TctiNameConf, tss2_esys};
 use zeroize::Zeroizing;
 
-use super::command::{CommandError, Hierarchy, MAX_HANDLES, MAX_HANDLES_AT_ONCE, NvIndex, Reader, signed_by_ecdsa};
+use super::command::{
+    CommandError, Hierarchy, MAX_HANDLES, MAX_HANDLES_AT_ONCE, NvIndex, Reader, signed_by_ecdsa,
+};
 use super::connection::Commands;
 use super::health::{GROUP, MAX_PROPERTIES};
 use super::key::{self, Key};
@@ -51,9 +55,10 @@ type Result<T> = std::result::Result<T, CommandError>;
 impl<'a> Library<'a> {
     pub(super) fn open(name: &str, conf: &str, passwords: &'a HierarchyPasswords) -> Result<Self> {
         let mut context = name_conf(name, conf).and_then(Context::new).map_err(failed)?;
-        for (hierarchy, password) in
-            [(ObjectHandle::Owner, &passwords.owner), (ObjectHandle::Endorsement, &passwords.endorsement)]
-        {
+        for (hierarchy, password) in [
+            (ObjectHandle::Owner, &passwords.owner),
+            (ObjectHandle::Endorsement, &passwords.endorsement),
+        ] {
             let auth = Auth::try_from(password.without_zeros()).map_err(failed)?;
             context.tr_set_auth(hierarchy, auth).map_err(failed)?;
         }
@@ -77,7 +82,10 @@ impl<'a> Library<'a> {
         outcome
     }
 
-    fn ask_with_empty_password<T>(&mut self, command: impl FnOnce(&mut Context) -> tss_esapi::Result<T>) -> Result<T> {
+    fn ask_with_empty_password<T>(
+        &mut self,
+        command: impl FnOnce(&mut Context) -> tss_esapi::Result<T>,
+    ) -> Result<T> {
         self.ask(|context| context.execute_with_session(Some(AuthSession::Password), command))
     }
 
@@ -97,8 +105,10 @@ impl<'a> Library<'a> {
     /// A session, set to encrypt the first parameter of the next response, or to decrypt that of
     /// the next command.
     fn session(&mut self, handle: u32, encrypt: bool, decrypt: bool) -> Result<AuthSession> {
-        let session = self.sessions.iter().find(|(known, _)| *known == handle).map(|(_, session)| *session);
-        let session = session.ok_or_else(|| CommandError::BadArgument("a session that has ended".into()))?;
+        let session =
+            self.sessions.iter().find(|(known, _)| *known == handle).map(|(_, session)| *session);
+        let session =
+            session.ok_or_else(|| CommandError::BadArgument("a session that has ended".into()))?;
         let builder = SessionAttributesBuilder::new().with_continue_session(true);
         let (attributes, mask) = builder.with_encrypt(encrypt).with_decrypt(decrypt).build();
         self.ask(|context| context.tr_sess_set_attributes(session, attributes, mask))?;
@@ -166,15 +176,20 @@ impl Commands for Library<'_> {
         let mut handles: Vec<u32> = Vec::new();
         let mut next = first;
         loop {
-            let (found, more) =
-                self.ask(|context| context.get_capability(CapabilityType::Handles, next, MAX_HANDLES_AT_ONCE))?;
+            let (found, more) = self.ask(|context| {
+                context.get_capability(CapabilityType::Handles, next, MAX_HANDLES_AT_ONCE)
+            })?;
             let CapabilityData::Handles(found) = found else {
-                return Err(CommandError::BadResponse("another capability than the handles in use".into()));
+                return Err(CommandError::BadResponse(
+                    "another capability than the handles in use".into(),
+                ));
             };
             let before = handles.len();
             for handle in found.as_ref().iter().map(|&handle| u32::from(handle)) {
                 if handle < next || handles.len() == MAX_HANDLES {
-                    return Err(CommandError::BadResponse("handles out of order, or more than a TPM has".into()));
+                    return Err(CommandError::BadResponse(
+                        "handles out of order, or more than a TPM has".into(),
+                    ));
                 }
                 handles.push(handle);
                 next = handle.saturating_add(1);
@@ -187,7 +202,9 @@ impl Commands for Library<'_> {
 
     fn nv_index(&mut self, index: u32) -> Result<Option<NvIndex>> {
         let public = match super::command::there(self.object(index))? {
-            Some(object) => self.ask(|context| context.nv_read_public(NvIndexHandle::from(object)))?.0,
+            Some(object) => {
+                self.ask(|context| context.nv_read_public(NvIndexHandle::from(object)))?.0
+            }
             None => return Ok(None),
         };
         Ok(Some(NvIndex {
@@ -199,30 +216,42 @@ impl Commands for Library<'_> {
         }))
     }
 
-    fn nv_read(&mut self, index: u32, _: &NvIndex, reader: Reader, offset: u16, size: u16) -> Result<Vec<u8>> {
+    fn nv_read(
+        &mut self,
+        index: u32,
+        _: &NvIndex,
+        reader: Reader,
+        offset: u16,
+        size: u16,
+    ) -> Result<Vec<u8>> {
         let index = NvIndexHandle::from(self.object(index)?);
         let part = match reader {
-            Reader::Index => {
-                self.ask_with_empty_password(|context| context.nv_read(NvAuth::NvIndex(index), index, size, offset))
-            }
-            Reader::Owner { session } => {
-                self.ask_as_owner_of(session, |context| context.nv_read(NvAuth::Owner, index, size, offset))
-            }
+            Reader::Index => self.ask_with_empty_password(|context| {
+                context.nv_read(NvAuth::NvIndex(index), index, size, offset)
+            }),
+            Reader::Owner { session } => self.ask_as_owner_of(session, |context| {
+                context.nv_read(NvAuth::Owner, index, size, offset)
+            }),
         }?
         .to_vec();
         if part.is_empty() || part.len() > usize::from(size) {
-            return Err(CommandError::BadResponse(format!("{} bytes where {size} were asked for", part.len())));
+            return Err(CommandError::BadResponse(format!(
+                "{} bytes where {size} were asked for",
+                part.len()
+            )));
         }
         Ok(part)
     }
 
     fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>> {
-        let (found, _) =
-            self.ask(|context| context.get_capability(CapabilityType::TpmProperties, first, MAX_PROPERTIES))?;
+        let (found, _) = self.ask(|context| {
+            context.get_capability(CapabilityType::TpmProperties, first, MAX_PROPERTIES)
+        })?;
         let CapabilityData::TpmProperties(found) = found else {
             return Err(strange("another capability than its properties"));
         };
-        let properties = found.as_ref().iter().map(|each| (u32::from(each.property()), each.value()));
+        let properties =
+            found.as_ref().iter().map(|each| (u32::from(each.property()), each.value()));
         // The TPM goes on with the next group.
         Ok(properties.filter(|(tag, _)| tag & GROUP == first & GROUP).collect())
     }
@@ -245,19 +274,27 @@ impl Commands for Library<'_> {
             Hierarchy::Null => TssHierarchy::Null,
         };
         let template = to_tss(&template)?;
-        let created = self
-            .ask_as_owner_of(session, |context| context.create_primary(hierarchy, template, None, None, None, None))?;
+        let created = self.ask_as_owner_of(session, |context| {
+            context.create_primary(hierarchy, template, None, None, None, None)
+        })?;
         Ok((self.remember(created.key_handle), from_tss(&created.out_public)?))
     }
 
     fn create(&mut self, parent: u32, template: TpmtPublic) -> Result<(Vec<u8>, TpmtPublic)> {
         let (parent, template) = (self.key(parent)?, to_tss(&template)?);
-        let created =
-            self.ask_with_empty_password(|context| context.create(parent, template, None, None, None, None))?;
+        let created = self.ask_with_empty_password(|context| {
+            context.create(parent, template, None, None, None, None)
+        })?;
         Ok((created.out_private.to_vec(), from_tss(&created.out_public)?))
     }
 
-    fn load(&mut self, parent: u32, policy: Option<u32>, private: &[u8], public: TpmtPublic) -> Result<u32> {
+    fn load(
+        &mut self,
+        parent: u32,
+        policy: Option<u32>,
+        private: &[u8],
+        public: TpmtPublic,
+    ) -> Result<u32> {
         let (parent, public) = (self.key(parent)?, to_tss(&public)?);
         let session = self.by(policy)?;
         let loaded = self.ask(|context| {
@@ -306,12 +343,14 @@ impl Commands for Library<'_> {
     fn context_save(&mut self, handle: u32) -> Result<TpmsContext> {
         let object = self.object(handle)?;
         let saved = self.ask(|context| TPMS_CONTEXT::try_from(context.context_save(object)?))?;
-        let blob = saved.contextBlob.buffer.get(..saved.contextBlob.size.into()).unwrap_or_default();
+        let blob =
+            saved.contextBlob.buffer.get(..saved.contextBlob.size.into()).unwrap_or_default();
         let context_blob = blob.try_into();
         Ok(TpmsContext {
             sequence: saved.sequence.into(),
             saved_handle: saved.savedHandle.into(),
-            hierarchy: TpmRh::try_from(saved.hierarchy).map_err(|_| strange("a context of no hierarchy"))?,
+            hierarchy: TpmRh::try_from(saved.hierarchy)
+                .map_err(|_| strange("a context of no hierarchy"))?,
             context_blob: context_blob.map_err(|_| strange("a context that is too long"))?,
         })
     }
@@ -334,10 +373,18 @@ impl Commands for Library<'_> {
 
     fn start_session(&mut self, session_type: TpmSe, hash: TpmAlgId, key: &Key) -> Result<u32> {
         let key = self.key(key.handle)?;
-        let session_type = if session_type == TpmSe::Policy { SessionType::Policy } else { SessionType::Hmac };
+        let session_type =
+            if session_type == TpmSe::Policy { SessionType::Policy } else { SessionType::Hmac };
         let session = self.ask(|context| {
             let hash = HashingAlgorithm::try_from(hash.value())?;
-            context.start_auth_session(Some(key), None, None, session_type, SymmetricDefinition::AES_128_CFB, hash)
+            context.start_auth_session(
+                Some(key),
+                None,
+                None,
+                session_type,
+                SymmetricDefinition::AES_128_CFB,
+                hash,
+            )
         })?;
         self.remember_session(session)
     }
@@ -345,14 +392,23 @@ impl Commands for Library<'_> {
     fn start_policy(&mut self, hash: TpmAlgId) -> Result<u32> {
         let session = self.ask(|context| {
             let hash = HashingAlgorithm::try_from(hash.value())?;
-            context.start_auth_session(None, None, None, SessionType::Policy, SymmetricDefinition::Null, hash)
+            context.start_auth_session(
+                None,
+                None,
+                None,
+                SessionType::Policy,
+                SymmetricDefinition::Null,
+                hash,
+            )
         })?;
         self.remember_session(session)
     }
 
     fn policy_command_code(&mut self, policy: u32, code: TpmCc) -> Result<()> {
         let policy = self.session(policy, false, false)?;
-        self.ask(|context| context.policy_command_code(policy.try_into()?, code.value().try_into()?))
+        self.ask(|context| {
+            context.policy_command_code(policy.try_into()?, code.value().try_into()?)
+        })
     }
 
     fn policy_or(&mut self, policy: u32, branches: &[[u8; 32]]) -> Result<()> {
@@ -384,7 +440,14 @@ impl Commands for Library<'_> {
         let policy = self.session(policy, false, false)?;
         self.ask_as_owner_of(session, |context| {
             let (policy, endorsement) = (PolicySession::try_from(policy)?, AuthHandle::Endorsement);
-            context.policy_secret(policy, endorsement, Nonce::default(), Digest::default(), Nonce::default(), None)
+            context.policy_secret(
+                policy,
+                endorsement,
+                Nonce::default(),
+                Digest::default(),
+                Nonce::default(),
+                None,
+            )
         })?;
         Ok(())
     }
@@ -399,10 +462,16 @@ impl Commands for Library<'_> {
         seed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>> {
         let (object, ek) = (self.key(object.handle)?, self.key(ek.handle)?);
-        let sessions = (Some(AuthSession::Password), Some(self.session(session, true, false)?), None);
+        let sessions =
+            (Some(AuthSession::Password), Some(self.session(session, true, false)?), None);
         let secret = self.ask(|context| {
             context.execute_with_sessions(sessions, |context| {
-                context.activate_credential(object, ek, IdObject::try_from(blob)?, EncryptedSecret::try_from(seed)?)
+                context.activate_credential(
+                    object,
+                    ek,
+                    IdObject::try_from(blob)?,
+                    EncryptedSecret::try_from(seed)?,
+                )
             })
         })?;
         if !is_session_kept {
@@ -423,13 +492,20 @@ impl Commands for Library<'_> {
         };
         let key = self.key(key)?;
         let signature = self.ask_with_empty_password(|context| {
-            let ticket =
-                TPMT_TK_HASHCHECK { tag: TPM2_ST_HASHCHECK, hierarchy: TPM2_RH_NULL, digest: Default::default() };
+            let ticket = TPMT_TK_HASHCHECK {
+                tag: TPM2_ST_HASHCHECK,
+                hierarchy: TPM2_RH_NULL,
+                digest: Default::default(),
+            };
             context.sign(key, Digest::try_from(digest)?, scheme, HashcheckTicket::try_from(ticket)?)
         })?;
         match signature {
-            Signature::EcDsa(signature) => Ok(signed_by_ecdsa(signature.signature_r(), signature.signature_s())),
-            Signature::RsaSsa(signature) | Signature::RsaPss(signature) => Ok(signature.signature().to_vec()),
+            Signature::EcDsa(signature) => {
+                Ok(signed_by_ecdsa(signature.signature_r(), signature.signature_s()))
+            }
+            Signature::RsaSsa(signature) | Signature::RsaPss(signature) => {
+                Ok(signature.signature().to_vec())
+            }
             _ => Err(strange("a signature by another scheme")),
         }
     }
@@ -514,9 +590,13 @@ fn is_of_tpm(handle: u32) -> bool {
 
 /// What a TSS2_RC says (TCG TSS 2.0 Overview, 2.3): its third byte is who says it.
 fn failed(error: tss_esapi::Error) -> CommandError {
-    let Some(code) = response_code(&error) else { return CommandError::BadArgument(error.to_string()) };
+    let Some(code) = response_code(&error) else {
+        return CommandError::BadArgument(error.to_string());
+    };
     match (code >> 16 & 0xFF, code & 0xFFFF) {
-        (TPM | RESOURCE_MANAGER | TPM_BEHIND_RESOURCE_MANAGER, _) => CommandError::Refused(ResponseCode(code)),
+        (TPM | RESOURCE_MANAGER | TPM_BEHIND_RESOURCE_MANAGER, _) => {
+            CommandError::Refused(ResponseCode(code))
+        }
         (_, MALFORMED_RESPONSE | INSUFFICIENT_RESPONSE | RESPONSE_HMAC) => {
             CommandError::BadResponse(format!("libtss2 says {code:#x}"))
         }

@@ -9,19 +9,24 @@ use tpm2_protocol::data::{TpmRc, TpmRcBase, TpmRcFmt1, TpmRcIndex};
 pub(super) struct ResponseCode(pub(super) u32);
 
 impl ResponseCode {
-    /// The code without what it is about; `None` for those of vendors, and of specifications newer than this program.
+    /// The code without what it is about; `None` for those of vendors, and of specifications newer
+    /// than this program.
     pub(super) fn base(self) -> Option<TpmRcBase> {
         self.parse().map(|code| code.base())
     }
 
-    /// Whether the same command may succeed a moment later (TPM 2.0 Part 2, 6.6.3): nothing of it was done.
+    /// Whether the same command may succeed a moment later (TPM 2.0 Part 2, 6.6.3): nothing of it
+    /// was done.
     pub(super) fn asks_to_retry(self) -> bool {
         matches!(self.base(), Some(TpmRcBase::Retry | TpmRcBase::Yielded | TpmRcBase::Testing))
     }
 
     /// Whether it is about the first handle of the command.
     pub(super) fn is_about_first_handle(self) -> bool {
-        matches!(self.parse(), Some(TpmRc::Fmt1(TpmRcFmt1 { index: Some(TpmRcIndex::Handle(1)), .. })))
+        matches!(
+            self.parse(),
+            Some(TpmRc::Fmt1(TpmRcFmt1 { index: Some(TpmRcIndex::Handle(1)), .. }))
+        )
     }
 
     fn parse(self) -> Option<TpmRc> {
@@ -29,8 +34,8 @@ impl ResponseCode {
         TpmRc::try_from(code).ok()
     }
 
-    /// The kernel's resource manager answers some commands itself, and says so in the layer of the code (TCG TSS 2.0 Overview, 2.3:
-    /// TSS2_RESMGR_RC_LAYER and TSS2_RESMGR_TPM_RC_LAYER).
+    /// The kernel's resource manager answers some commands itself, and says so in the layer of the
+    /// code (TCG TSS 2.0 Overview, 2.3: TSS2_RESMGR_RC_LAYER and TSS2_RESMGR_TPM_RC_LAYER).
     fn is_of_resource_manager(self) -> bool {
         matches!(self.0 >> 16, 11 | 12)
     }
@@ -38,7 +43,9 @@ impl ResponseCode {
 
 impl fmt::Display for ResponseCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(code) = self.parse() else { return f.write_str("a code of its vendor, or a new one") };
+        let Some(code) = self.parse() else {
+            return f.write_str("a code of its vendor, or a new one");
+        };
         write!(f, "{}", code.base())?;
         if let TpmRc::Fmt1(TpmRcFmt1 { index: Some(index), .. }) = code {
             match index {
@@ -57,10 +64,14 @@ impl fmt::Display for ResponseCode {
 /// Of the codes that come up where a device is provisioned; the names of the others have to do.
 fn meaning(code: TpmRcBase) -> Option<&'static str> {
     Some(match code {
-        TpmRcBase::Asymmetric | TpmRcBase::Curve | TpmRcBase::Hash | TpmRcBase::KeySize | TpmRcBase::Symmetric => {
-            "this TPM has no such algorithm"
+        TpmRcBase::Asymmetric
+        | TpmRcBase::Curve
+        | TpmRcBase::Hash
+        | TpmRcBase::KeySize
+        | TpmRcBase::Symmetric => "this TPM has no such algorithm",
+        TpmRcBase::AuthFail => {
+            "the password or the policy does not authorise this, and the failure counts"
         }
-        TpmRcBase::AuthFail => "the password or the policy does not authorise this, and the failure counts",
         TpmRcBase::BadAuth => "the password is wrong",
         TpmRcBase::CommandCode => "this TPM does not have the command, or it is disabled",
         TpmRcBase::Disabled => "the command is disabled",
@@ -69,7 +80,9 @@ fn meaning(code: TpmRcBase) -> Option<&'static str> {
         TpmRcBase::Hierarchy => "the hierarchy is disabled",
         TpmRcBase::Initialize => "the TPM has not been started (TPM2_Startup)",
         TpmRcBase::Integrity => "what was sent was made for another key, or altered",
-        TpmRcBase::Lockout => "too many wrong passwords; the TPM refuses for a while (tpm2_dictionarylockout)",
+        TpmRcBase::Lockout => {
+            "too many wrong passwords; the TPM refuses for a while (tpm2_dictionarylockout)"
+        }
         TpmRcBase::NvSpace => "the TPM has no room for another persistent object",
         TpmRcBase::ObjectMemory => {
             "the TPM has no room for another object; somebody else's are loaded (tpm2_flushcontext -t)"
@@ -93,7 +106,10 @@ mod tests {
     #[test]
     fn code_is_explained_by_name_position_and_meaning() {
         for (code, text) in [
-            (0x1DF, "TPM_RC_INTEGRITY for parameter 1: what was sent was made for another key, or altered"),
+            (
+                0x1DF,
+                "TPM_RC_INTEGRITY for parameter 1: what was sent was made for another key, or altered",
+            ),
             (0x9A2, "TPM_RC_BAD_AUTH for session 1: the password is wrong"),
             (0x18B, "TPM_RC_HANDLE for handle 1: there is nothing at this handle"),
             (0x922, "TPM_RC_RETRY: the TPM is busy"),
@@ -111,7 +127,9 @@ mod tests {
 
     #[test]
     fn only_warnings_that_say_so_are_tried_again() {
-        for (code, is_retried) in [(0x922, true), (0x908, true), (0x90A, true), (0x902, false), (0x101, false)] {
+        for (code, is_retried) in
+            [(0x922, true), (0x908, true), (0x90A, true), (0x902, false), (0x101, false)]
+        {
             assert_eq!(ResponseCode(code).asks_to_retry(), is_retried, "{code:#x}");
         }
     }

@@ -39,8 +39,14 @@ pub(super) fn random(bytes: &mut [u8]) -> Result<(), CommandError> {
 }
 
 /// ECDH with a key that is used once, and KDFe (TPM 2.0 Part 1, 11.4.10.3 and C.6.1).
-fn agreed(curve: &'static agreement::Algorithm, hash: Hash, x: &[u8], y: &[u8]) -> Result<Salt, CommandError> {
-    let ours = EphemeralPrivateKey::generate(curve, &SystemRandom::new()).map_err(|_| unusable())?;
+fn agreed(
+    curve: &'static agreement::Algorithm,
+    hash: Hash,
+    x: &[u8],
+    y: &[u8],
+) -> Result<Salt, CommandError> {
+    let ours =
+        EphemeralPrivateKey::generate(curve, &SystemRandom::new()).map_err(|_| unusable())?;
     let public = ours.compute_public_key().map_err(|_| unusable())?;
     // An uncompressed point (SEC 1 §2.3.3).
     let (our_x, our_y) = public.as_ref()[1..].split_at(x.len());
@@ -49,7 +55,8 @@ fn agreed(curve: &'static agreement::Algorithm, hash: Hash, x: &[u8], y: &[u8]) 
         // One round is enough: the salt is as long as the digest.
         Zeroizing::new(hash.digest(&[&1_u32.to_be_bytes(), shared, LABEL, our_x, x]))
     });
-    let encrypted = [our_x, our_y].map(|coordinate| [&(coordinate.len() as u16).to_be_bytes(), coordinate].concat());
+    let encrypted = [our_x, our_y]
+        .map(|coordinate| [&(coordinate.len() as u16).to_be_bytes(), coordinate].concat());
     Ok(Salt { value: value.map_err(|_| unusable())?, encrypted: encrypted.concat() })
 }
 
@@ -87,7 +94,8 @@ fn rsa(modulus: &[u8], message: &[u8]) -> Option<Vec<u8>> {
     let number = |bytes| BoxedUint::from_be_slice(bytes, bits).ok();
     let modulus: Option<_> = Odd::new(number(modulus)?).into();
     let parameters = BoxedMontyParams::new(modulus?);
-    let power = BoxedMontyForm::new(number(message)?, &parameters).pow(&BoxedUint::from(65_537_u32));
+    let power =
+        BoxedMontyForm::new(number(message)?, &parameters).pow(&BoxedUint::from(65_537_u32));
     Some(power.retrieve().to_be_bytes().into_vec())
 }
 

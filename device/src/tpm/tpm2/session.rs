@@ -30,13 +30,23 @@ pub(super) struct Use<'a> {
 
 impl Session {
     /// The session that TPM2_StartAuthSession gave for this salt and these nonces.
-    pub(super) fn new(handle: u32, hash: Hash, salt: &Salt, nonce_caller: Vec<u8>, nonce_tpm: Vec<u8>) -> Self {
+    pub(super) fn new(
+        handle: u32,
+        hash: Hash,
+        salt: &Salt,
+        nonce_caller: Vec<u8>,
+        nonce_tpm: Vec<u8>,
+    ) -> Self {
         let key = hash.derive(&salt.value, b"ATH\0", [&nonce_tpm, &nonce_caller], hash.len());
         Self { handle, hash, key, nonce_caller, nonce_tpm }
     }
 
     /// Begins a command: a fresh nonce, and the first parameter encrypted if the use says so.
-    pub(super) fn begin(&mut self, usage: Use<'_>, parameters: &mut [u8]) -> Result<(), CommandError> {
+    pub(super) fn begin(
+        &mut self,
+        usage: Use<'_>,
+        parameters: &mut [u8],
+    ) -> Result<(), CommandError> {
         salt::random(&mut self.nonce_caller)?;
         if usage.attributes.contains(TpmaSession::DECRYPT) {
             let derived = self.derive(usage, [&self.nonce_caller, &self.nonce_tpm]);
@@ -47,7 +57,11 @@ impl Session {
 
     /// Authorises a command (TPM 2.0 Part 1, 18.7 and 19.6.5). No other session of ours encrypts
     /// what the first one authorises, so no other nonce is in the HMAC.
-    pub(super) fn authorise(&self, usage: Use<'_>, command: &[&[u8]]) -> Result<TpmsAuthCommand, CommandError> {
+    pub(super) fn authorise(
+        &self,
+        usage: Use<'_>,
+        command: &[&[u8]],
+    ) -> Result<TpmsAuthCommand, CommandError> {
         let digest = self.hash.digest(command);
         let attributes = [usage.attributes.bits()];
         let message = [&digest, &self.nonce_caller, &self.nonce_tpm, &attributes[..]];
@@ -72,7 +86,9 @@ impl Session {
         let attributes = [answer.session_attributes.bits()];
         let message = [&digest, &answer.nonce[..], &self.nonce_caller, &attributes].concat();
         if !self.hash.is_hmac(&self.key_with(usage), &message, &answer.hmac) {
-            return Err(CommandError::BadResponse("its HMAC is wrong: somebody altered it, or another key".into()));
+            return Err(CommandError::BadResponse(
+                "its HMAC is wrong: somebody altered it, or another key".into(),
+            ));
         }
         self.nonce_tpm = answer.nonce.to_vec();
         if usage.attributes.contains(TpmaSession::ENCRYPT) {
@@ -102,7 +118,8 @@ fn cipher<C: KeyIvInit>(derived: &[u8]) -> C {
 fn first(parameters: &mut [u8]) -> Result<&mut [u8], CommandError> {
     let size = parameters.first_chunk().map(|size| usize::from(u16::from_be_bytes(*size)));
     let content = size.and_then(|size| parameters.get_mut(2..2 + size));
-    content.ok_or_else(|| CommandError::BadResponse("an encrypted parameter that ends early".into()))
+    content
+        .ok_or_else(|| CommandError::BadResponse("an encrypted parameter that ends early".into()))
 }
 
 /// In bytes. AES-128 has a key of the same length.

@@ -2,14 +2,16 @@
 
 use tpm2_protocol::basic::{TpmBuffer, TpmUint16};
 use tpm2_protocol::data::{
-    Tpm2bDigest, TpmAlgId, TpmEccCurve, TpmaObject, TpmsEccParms, TpmsEccPoint, TpmsKeyedhashParms, TpmsRsaParms,
-    TpmsSchemeHash, TpmtEccScheme, TpmtKeyedhashScheme, TpmtPublic, TpmtSymDef, TpmuAsymScheme, TpmuKeyedhashScheme,
-    TpmuPublicId, TpmuPublicParms, TpmuSymKeyBits, TpmuSymMode,
+    Tpm2bDigest, TpmAlgId, TpmEccCurve, TpmaObject, TpmsEccParms, TpmsEccPoint, TpmsKeyedhashParms,
+    TpmsRsaParms, TpmsSchemeHash, TpmtEccScheme, TpmtKeyedhashScheme, TpmtPublic, TpmtSymDef,
+    TpmuAsymScheme, TpmuKeyedhashScheme, TpmuPublicId, TpmuPublicParms, TpmuSymKeyBits,
+    TpmuSymMode,
 };
 
 use crate::tpm::{EkKind, IkKind, ParentKind};
 
-/// TCG EK Credential Profile 2.5, annexes B.3 and B.4: L-1, L-2, H-3 and H-6, and what Azure's C SDK made of L-1.
+/// TCG EK Credential Profile 2.5, annexes B.3 and B.4: L-1, L-2, H-3 and H-6, and what Azure's C
+/// SDK made of L-1.
 pub(super) fn ek(kind: EkKind) -> TpmtPublic {
     let low = |key| TpmtPublic {
         name_alg: TpmAlgId::Sha256,
@@ -24,18 +26,24 @@ pub(super) fn ek(kind: EkKind) -> TpmtPublic {
         ..key
     };
     match kind {
-        EkKind::P256 => low(ecc(TpmEccCurve::NistP256, TpmtEccScheme::default(), aes_cfb(128), &[0; 32])),
-        EkKind::P384 => high(ecc(TpmEccCurve::NistP384, TpmtEccScheme::default(), aes_cfb(256), &[])),
+        EkKind::P256 => {
+            low(ecc(TpmEccCurve::NistP256, TpmtEccScheme::default(), aes_cfb(128), &[0; 32]))
+        }
+        EkKind::P384 => {
+            high(ecc(TpmEccCurve::NistP384, TpmtEccScheme::default(), aes_cfb(256), &[]))
+        }
         EkKind::Rsa2048 => low(rsa(2048, aes_cfb(128), &[0; 256])),
         EkKind::Rsa3072 => high(rsa(3072, aes_cfb(256), &[])),
         EkKind::LegacyDps => without_key(&ek(EkKind::Rsa2048)),
     }
 }
 
-/// The template with a manufacturer's nonce in the field of the key, padded with zeros: of a point, x (TCG EK Credential Profile
-/// 2.5, B.2).
+/// The template with a manufacturer's nonce in the field of the key, padded with zeros: of a point,
+/// x (TCG EK Credential Profile 2.5, B.2).
 pub(super) fn with_nonce(template: TpmtPublic, nonce: &[u8]) -> TpmtPublic {
-    let padded = |size: usize| -> Vec<u8> { nonce.iter().copied().chain(std::iter::repeat(0)).take(size).collect() };
+    let padded = |size: usize| -> Vec<u8> {
+        nonce.iter().copied().chain(std::iter::repeat(0)).take(size).collect()
+    };
     let unique = match &template.parameters {
         TpmuPublicParms::Rsa(_) => TpmuPublicId::Rsa(filled(&padded(256))),
         _ => TpmuPublicId::Ecc(TpmsEccPoint { x: filled(&padded(32)), y: filled(&[0; 32]) }),
@@ -43,8 +51,9 @@ pub(super) fn with_nonce(template: TpmtPublic, nonce: &[u8]) -> TpmtPublic {
     TpmtPublic { unique, ..template }
 }
 
-/// An identity key: made by the TPM and stuck there, signs, is not restricted (a TLS signature covers a digest made outside the TPM), and
-/// without dictionary attack protection, for it has no password.
+/// An identity key: made by the TPM and stuck there, signs, is not restricted (a TLS signature
+/// covers a digest made outside the TPM), and without dictionary attack protection, for it has no
+/// password.
 pub(super) fn ik(kind: IkKind) -> TpmtPublic {
     let none = TpmtSymDef::default();
     let key = match kind {
@@ -53,12 +62,13 @@ pub(super) fn ik(kind: IkKind) -> TpmtPublic {
         // Without a scheme, since the CSR takes RSASSA and TLS 1.3 takes RSAPSS.
         IkKind::Rsa2048 => rsa(2048, none, &[]),
     };
-    let object_attributes = MADE_HERE | TpmaObject::USER_WITH_AUTH | TpmaObject::NO_DA | TpmaObject::SIGN_ENCRYPT;
+    let object_attributes =
+        MADE_HERE | TpmaObject::USER_WITH_AUTH | TpmaObject::NO_DA | TpmaObject::SIGN_ENCRYPT;
     TpmtPublic { name_alg: TpmAlgId::Sha256, object_attributes, ..key }
 }
 
-/// A storage root key as in TCG TPM v2.0 Provisioning Guidance, 7.5.1; or an import parent, which differs in that it takes a policy and
-/// no password.
+/// A storage root key as in TCG TPM v2.0 Provisioning Guidance, 7.5.1; or an import parent, which
+/// differs in that it takes a policy and no password.
 pub(super) fn parent(kind: ParentKind) -> TpmtPublic {
     let key = match kind {
         ParentKind::P256 | ParentKind::SrkP256 => {
@@ -70,19 +80,23 @@ pub(super) fn parent(kind: ParentKind) -> TpmtPublic {
         true => (TpmaObject::USER_WITH_AUTH, Tpm2bDigest::default()),
         false => (TpmaObject::empty(), filled(&POLICY_IMPORT_OR_LOAD)),
     };
-    let object_attributes = MADE_HERE | authorisation | TpmaObject::NO_DA | DECRYPTS_ONLY_FOR_THE_TPM;
+    let object_attributes =
+        MADE_HERE | authorisation | TpmaObject::NO_DA | DECRYPTS_ONLY_FOR_THE_TPM;
     TpmtPublic { name_alg: TpmAlgId::Sha256, object_attributes, auth_policy, ..key }
 }
 
-/// The branches of an import parent's policy, for TPM2_PolicyOR: TPM2_PolicyCommandCode of TPM_CC_Import, and of TPM_CC_Load.
+/// The branches of an import parent's policy, for TPM2_PolicyOR: TPM2_PolicyCommandCode of
+/// TPM_CC_Import, and of TPM_CC_Load.
 pub(super) const IMPORT_PARENT_BRANCHES: [[u8; 32]; 2] = [
     [
-        0xE1, 0xFD, 0xC3, 0x8A, 0x23, 0x80, 0x6D, 0xCF, 0x62, 0x09, 0x7B, 0xCB, 0x06, 0x74, 0x0E, 0x33, 0xCA, 0x36,
-        0x90, 0xDC, 0x21, 0xA7, 0x00, 0x0C, 0x41, 0xE0, 0xE8, 0x1C, 0x4B, 0x9B, 0x36, 0x5A,
+        0xE1, 0xFD, 0xC3, 0x8A, 0x23, 0x80, 0x6D, 0xCF, 0x62, 0x09, 0x7B, 0xCB, 0x06, 0x74, 0x0E,
+        0x33, 0xCA, 0x36, 0x90, 0xDC, 0x21, 0xA7, 0x00, 0x0C, 0x41, 0xE0, 0xE8, 0x1C, 0x4B, 0x9B,
+        0x36, 0x5A,
     ],
     [
-        0x43, 0x0E, 0xD9, 0x47, 0x58, 0x15, 0xDE, 0xB6, 0x1C, 0x7E, 0x4A, 0x88, 0xEB, 0x44, 0xFE, 0x5A, 0x83, 0xFA,
-        0x17, 0xB9, 0x7C, 0xF6, 0xCE, 0xE4, 0xA8, 0x42, 0x0B, 0x3E, 0xF5, 0x0B, 0x13, 0x4F,
+        0x43, 0x0E, 0xD9, 0x47, 0x58, 0x15, 0xDE, 0xB6, 0x1C, 0x7E, 0x4A, 0x88, 0xEB, 0x44, 0xFE,
+        0x5A, 0x83, 0xFA, 0x17, 0xB9, 0x7C, 0xF6, 0xCE, 0xE4, 0xA8, 0x42, 0x0B, 0x3E, 0xF5, 0x0B,
+        0x13, 0x4F,
     ],
 ];
 
@@ -93,7 +107,9 @@ pub(super) fn hmac_key() -> TpmtPublic {
     TpmtPublic {
         object_type: TpmAlgId::KeyedHash,
         name_alg: TpmAlgId::Sha256,
-        object_attributes: TpmaObject::USER_WITH_AUTH | TpmaObject::NO_DA | TpmaObject::SIGN_ENCRYPT,
+        object_attributes: TpmaObject::USER_WITH_AUTH
+            | TpmaObject::NO_DA
+            | TpmaObject::SIGN_ENCRYPT,
         auth_policy: Tpm2bDigest::default(),
         parameters: TpmuPublicParms::KeyedHash(TpmsKeyedhashParms { scheme }),
         unique: TpmuPublicId::KeyedHash(Tpm2bDigest::default()),
@@ -116,12 +132,16 @@ pub(super) fn fits(public: &TpmtPublic, template: &TpmtPublic) -> bool {
 
 /// Whether a key has one of the shapes that this module gives.
 pub(super) fn is_ours(public: &TpmtPublic) -> bool {
-    let templates = ParentKind::ALL.map(parent).into_iter().chain(EkKind::ALL.map(ek)).chain(IkKind::ALL.map(ik));
+    let templates = ParentKind::ALL
+        .map(parent)
+        .into_iter()
+        .chain(EkKind::ALL.map(ek))
+        .chain(IkKind::ALL.map(ik));
     templates.chain([hmac_key()]).any(|template| fits(public, &template))
 }
 
-/// Whether a key can be the parent of an IK: itself stuck in the TPM (TPM 2.0 Part 1, 25.2), and usable with an empty password
-/// that nobody can lock out.
+/// Whether a key can be the parent of an IK: itself stuck in the TPM (TPM 2.0 Part 1, 25.2), and
+/// usable with an empty password that nobody can lock out.
 pub(super) fn is_storage_key(public: &TpmtPublic) -> bool {
     let required = TpmaObject::FIXED_TPM
         | TpmaObject::FIXED_PARENT
@@ -153,10 +173,20 @@ pub(super) fn describe(public: &TpmtPublic) -> String {
     format!("{algorithm} with attributes {:#010x}", public.object_attributes.bits())
 }
 
-fn ecc(curve: TpmEccCurve, scheme: TpmtEccScheme, symmetric: TpmtSymDef, coordinate: &[u8]) -> TpmtPublic {
+fn ecc(
+    curve: TpmEccCurve,
+    scheme: TpmtEccScheme,
+    symmetric: TpmtSymDef,
+    coordinate: &[u8],
+) -> TpmtPublic {
     TpmtPublic {
         object_type: TpmAlgId::Ecc,
-        parameters: TpmuPublicParms::Ecc(TpmsEccParms { symmetric, scheme, curve_id: curve, kdf: Default::default() }),
+        parameters: TpmuPublicParms::Ecc(TpmsEccParms {
+            symmetric,
+            scheme,
+            curve_id: curve,
+            kdf: Default::default(),
+        }),
         unique: TpmuPublicId::Ecc(TpmsEccPoint { x: filled(coordinate), y: filled(coordinate) }),
         ..TpmtPublic::default()
     }
@@ -178,7 +208,10 @@ fn rsa(key_bits: u16, symmetric: TpmtSymDef, modulus: &[u8]) -> TpmtPublic {
 }
 
 fn ecdsa(hash_alg: TpmAlgId) -> TpmtEccScheme {
-    TpmtEccScheme { scheme: TpmAlgId::Ecdsa, details: TpmuAsymScheme::Hash(TpmsSchemeHash { hash_alg }) }
+    TpmtEccScheme {
+        scheme: TpmAlgId::Ecdsa,
+        details: TpmuAsymScheme::Hash(TpmsSchemeHash { hash_alg }),
+    }
 }
 
 fn without_key(public: &TpmtPublic) -> TpmtPublic {
@@ -193,12 +226,15 @@ fn without_key(public: &TpmtPublic) -> TpmtPublic {
 }
 
 fn filled<const CAPACITY: usize>(bytes: &[u8]) -> TpmBuffer<CAPACITY> {
-    // Unwrap safety: the templates' policies and keys are no longer than the longest digest and key.
+    // Unwrap safety: the templates' policies and keys are no longer than the longest digest and
+    // key.
     TpmBuffer::try_from(bytes).unwrap()
 }
 
 const MADE_HERE: TpmaObject = TpmaObject::from_bits_truncate(
-    TpmaObject::FIXED_TPM.bits() | TpmaObject::FIXED_PARENT.bits() | TpmaObject::SENSITIVE_DATA_ORIGIN.bits(),
+    TpmaObject::FIXED_TPM.bits()
+        | TpmaObject::FIXED_PARENT.bits()
+        | TpmaObject::SENSITIVE_DATA_ORIGIN.bits(),
 );
 const DECRYPTS_ONLY_FOR_THE_TPM: TpmaObject =
     TpmaObject::from_bits_truncate(TpmaObject::RESTRICTED.bits() | TpmaObject::DECRYPT.bits());
@@ -208,17 +244,17 @@ const EK_LOW_RANGE: TpmaObject = TpmaObject::from_bits_truncate(
 );
 /// TPM2_PolicyOR of [`IMPORT_PARENT_BRANCHES`].
 const POLICY_IMPORT_OR_LOAD: [u8; 32] = [
-    0x1E, 0x76, 0x26, 0xA5, 0xD4, 0xB6, 0x85, 0xCB, 0xB0, 0x49, 0x36, 0xA0, 0xFD, 0xCC, 0x77, 0xB8, 0xA3, 0xCA, 0x3C,
-    0x37, 0xF4, 0x2A, 0xD4, 0x04, 0x82, 0xBC, 0xF2, 0x75, 0x34, 0xDD, 0x88, 0x7F,
+    0x1E, 0x76, 0x26, 0xA5, 0xD4, 0xB6, 0x85, 0xCB, 0xB0, 0x49, 0x36, 0xA0, 0xFD, 0xCC, 0x77, 0xB8,
+    0xA3, 0xCA, 0x3C, 0x37, 0xF4, 0x2A, 0xD4, 0x04, 0x82, 0xBC, 0xF2, 0x75, 0x34, 0xDD, 0x88, 0x7F,
 ];
 /// TCG EK Credential Profile 2.5, B.6.2: PolicySecret(TPM_RH_ENDORSEMENT).
 const POLICY_A_SHA256: [u8; 32] = [
-    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xB3, 0xF8, 0x1A, 0x90, 0xCC, 0x8D, 0x46, 0xA5, 0xD7, 0x24, 0xFD, 0x52, 0xD7,
-    0x6E, 0x06, 0x52, 0x0B, 0x64, 0xF2, 0xA1, 0xDA, 0x1B, 0x33, 0x14, 0x69, 0xAA,
+    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xB3, 0xF8, 0x1A, 0x90, 0xCC, 0x8D, 0x46, 0xA5, 0xD7, 0x24,
+    0xFD, 0x52, 0xD7, 0x6E, 0x06, 0x52, 0x0B, 0x64, 0xF2, 0xA1, 0xDA, 0x1B, 0x33, 0x14, 0x69, 0xAA,
 ];
 /// TCG EK Credential Profile 2.5, B.6.4: PolicyA, or a policy in NV memory.
 const POLICY_B_SHA384: [u8; 48] = [
-    0xB2, 0x6E, 0x7D, 0x28, 0xD1, 0x1A, 0x50, 0xBC, 0x53, 0xD8, 0x82, 0xBC, 0xF5, 0xFD, 0x3A, 0x1A, 0x07, 0x41, 0x48,
-    0xBB, 0x35, 0xD3, 0xB4, 0xE4, 0xCB, 0x1C, 0x0A, 0xD9, 0xBD, 0xE4, 0x19, 0xCA, 0xCB, 0x47, 0xBA, 0x09, 0x69, 0x96,
-    0x46, 0x15, 0x0F, 0x9F, 0xC0, 0x00, 0xF3, 0xF8, 0x0E, 0x12,
+    0xB2, 0x6E, 0x7D, 0x28, 0xD1, 0x1A, 0x50, 0xBC, 0x53, 0xD8, 0x82, 0xBC, 0xF5, 0xFD, 0x3A, 0x1A,
+    0x07, 0x41, 0x48, 0xBB, 0x35, 0xD3, 0xB4, 0xE4, 0xCB, 0x1C, 0x0A, 0xD9, 0xBD, 0xE4, 0x19, 0xCA,
+    0xCB, 0x47, 0xBA, 0x09, 0x69, 0x96, 0x46, 0x15, 0x0F, 0x9F, 0xC0, 0x00, 0xF3, 0xF8, 0x0E, 0x12,
 ];

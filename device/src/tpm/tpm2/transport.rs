@@ -45,8 +45,11 @@ impl Transport {
     /// Sends one command and waits for the response, whose header gives its size rightly.
     pub(super) fn exchange(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>, CommandError> {
         let response = match self.send_and_receive(command) {
-            // With `--server …,disconnect`, swtpm closes after each response and has not read this command. Another might have.
-            Err(CommandError::Io(error)) if self.has_answered && !self.is_device() && is_closed(&error) => {
+            // With `--server …,disconnect`, swtpm closes after each response and has not read this
+            // command. Another might have.
+            Err(CommandError::Io(error))
+                if self.has_answered && !self.is_device() && is_closed(&error) =>
+            {
                 *self = Self { has_resent: true, ..Self::open(&self.wire)? };
                 self.send_and_receive(command)
             }
@@ -72,7 +75,9 @@ impl Transport {
                     return Err(CommandError::BadResponse(format!("a response of {size} bytes")));
                 }
                 Some(size) if arrived > size => {
-                    return Err(CommandError::BadResponse(format!("{arrived} bytes for a response of {size}")));
+                    return Err(CommandError::BadResponse(format!(
+                        "{arrived} bytes for a response of {size}"
+                    )));
                 }
                 Some(size) if arrived == size => {
                     response.truncate(size);
@@ -82,9 +87,17 @@ impl Transport {
             }
             match self.stream.read(&mut response[arrived..]) {
                 Ok(0) if arrived == 0 => {
-                    return Err(io::Error::new(ErrorKind::UnexpectedEof, "closed without a response").into());
+                    return Err(io::Error::new(
+                        ErrorKind::UnexpectedEof,
+                        "closed without a response",
+                    )
+                    .into());
                 }
-                Ok(0) => return Err(CommandError::BadResponse(format!("a response cut off after {arrived} bytes"))),
+                Ok(0) => {
+                    return Err(CommandError::BadResponse(format!(
+                        "a response cut off after {arrived} bytes"
+                    )));
+                }
                 Ok(read) => arrived += read,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if arrived == 0 => return Err(error.into()),
@@ -110,11 +123,14 @@ fn size_in_header(arrived: &[u8]) -> Option<usize> {
 }
 
 fn is_closed(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+    matches!(
+        error.kind(),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+    )
 }
 
 /// A tag, a size and a code (TPM 2.0 Part 1, 18).
 pub(super) const HEADER_SIZE: usize = 10;
-/// The largest command and response: what the Linux kernel passes on (TPM_BUFSIZE), and what every TPM's
-/// TPM_PT_MAX_COMMAND_SIZE and TPM_PT_MAX_RESPONSE_SIZE stay within.
+/// The largest command and response: what the Linux kernel passes on (TPM_BUFSIZE), and what every
+/// TPM's TPM_PT_MAX_COMMAND_SIZE and TPM_PT_MAX_RESPONSE_SIZE stay within.
 pub(super) const MAX_SIZE: usize = 4096;

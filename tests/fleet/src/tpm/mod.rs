@@ -1,8 +1,9 @@
-//! What a TPM would compute, in software: areas, Names, credentials and duplicates, written anew so that the CA is not checked
-//! by its own code.
+//! What a TPM would compute, in software: areas, Names, credentials and duplicates, written anew so
+//! that the CA is not checked by its own code.
 //!
-//! All of the cryptography is AWS-LC's. Private operations of RSA and ECDH are most of what a simulated device costs, and this
-//! process shares the processors with the server that it measures: RustCrypto's are five to twelve times slower.
+//! All of the cryptography is AWS-LC's. Private operations of RSA and ECDH are most of what a
+//! simulated device costs, and this process shares the processors with the server that it measures:
+//! RustCrypto's are five to twelve times slower.
 
 pub(crate) mod area;
 pub(crate) mod hash;
@@ -38,17 +39,22 @@ mod tests {
         (EkKind::Rsa2048, "rsa2048", 258),
         (EkKind::Rsa3072, "rsa3072", 386),
     ];
-    const IKS: [(IkKind, &str, usize); 3] =
-        [(IkKind::P256, "p256", 68), (IkKind::P384, "p384", 100), (IkKind::Rsa2048, "rsa2048", 258)];
+    const IKS: [(IkKind, &str, usize); 3] = [
+        (IkKind::P256, "p256", 68),
+        (IkKind::P384, "p384", 100),
+        (IkKind::Rsa2048, "rsa2048", 258),
+    ];
     const PARENTS: [(ParentKind, &str, usize); 2] =
         [(ParentKind::P256, "p256", 68), (ParentKind::Rsa2048, "rsa2048", 258)];
 
     /// A file that swtpm, tpm2-tools and OpenSSL made; see the README beside it.
     fn golden(file: &str) -> Vec<u8> {
-        std::fs::read(format!("{}/../../ca-core/tests/golden/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+        std::fs::read(format!("{}/../../ca-core/tests/golden/{file}", env!("CARGO_MANIFEST_DIR")))
+            .unwrap()
     }
 
-    /// Checks that the area in a golden file is the one around its own `unique`, which has this length.
+    /// Checks that the area in a golden file is the one around its own `unique`, which has this
+    /// length.
     fn is_area(file: &str, length: usize, area: impl Fn(&[u8]) -> Vec<u8>) {
         let golden = golden(file);
         assert_eq!(area(&golden[golden.len() - length..]), golden[2..], "{file}");
@@ -103,44 +109,74 @@ mod tests {
             let credential = golden(&format!("software-{file}.credential"));
             let (blob, rest) = super::take_sized(&credential[8..]).unwrap();
             let (seed, _) = super::take_sized(rest).unwrap();
-            assert_eq!(activate_credential(&ek, protection, &name, blob, seed).unwrap(), golden("secret"), "{file}");
+            assert_eq!(
+                activate_credential(&ek, protection, &name, blob, seed).unwrap(),
+                golden("secret"),
+                "{file}"
+            );
 
             let other = golden("ik-p384.name");
-            assert!(activate_credential(&ek, protection, &other, blob, seed).is_err(), "{file}: another object");
+            assert!(
+                activate_credential(&ek, protection, &other, blob, seed).is_err(),
+                "{file}: another object"
+            );
             let mut altered = blob.to_vec();
             *altered.last_mut().unwrap() ^= 1;
-            assert!(activate_credential(&ek, protection, &name, &altered, seed).is_err(), "{file}: an altered blob");
+            assert!(
+                activate_credential(&ek, protection, &name, &altered, seed).is_err(),
+                "{file}: an altered blob"
+            );
         }
     }
 
     #[test]
     fn hmac_key_of_the_worked_example_is_imported_and_no_altered_one() {
         let value = |name| {
-            hex::decode(example("shared-key-values").lines().find_map(|l| l.strip_prefix(name)).unwrap().trim())
-                .unwrap()
+            hex::decode(
+                example("shared-key-values")
+                    .lines()
+                    .find_map(|l| l.strip_prefix(name))
+                    .unwrap()
+                    .trim(),
+            )
+            .unwrap()
         };
-        let private = PrivateKey::from_private_key(&ECDH_P256, &value("parent private key")).unwrap();
+        let private =
+            PrivateKey::from_private_key(&ECDH_P256, &value("parent private key")).unwrap();
         let pkcs8: Pkcs8V1Der<'_> = private.as_der().unwrap();
         let parent = StorageKey::from_pkcs8(KeyKind::P256, pkcs8.as_ref()).unwrap();
-        assert_eq!(Hash::sha256_name(&ParentKind::P256.area(parent.unique())), value("parent Name"));
+        assert_eq!(
+            Hash::sha256_name(&ParentKind::P256.area(parent.unique())),
+            value("parent Name")
+        );
 
-        let message: String = example("activation-reply").lines().map(|line| line.split('#').next().unwrap()).collect();
+        let message: String = example("activation-reply")
+            .lines()
+            .map(|line| line.split('#').next().unwrap())
+            .collect();
         let message = hex::decode(message.replace(char::is_whitespace, "")).unwrap();
-        let ReplyBody::Activation(reply) = Reply::decode(&message).unwrap().body else { panic!("an activation") };
+        let ReplyBody::Activation(reply) = Reply::decode(&message).unwrap().body else {
+            panic!("an activation")
+        };
         let import = |inner: &[u8], area: &[u8], duplicate: &[u8]| {
             import_hmac_key(&parent, inner, area, duplicate, &reply.symmetric_seed).ok()
         };
         let (inner, area, duplicate) = (value("inner key"), &reply.key_public, &reply.duplicate);
         assert_eq!(import(&inner, area, duplicate), Some(value("HMAC key  ")));
         assert_eq!(import(&[0; 16], area, duplicate), None, "another inner key");
-        let altered = |bytes: &[u8]| [&bytes[..bytes.len() - 1], &[bytes[bytes.len() - 1] ^ 1]].concat();
+        let altered =
+            |bytes: &[u8]| [&bytes[..bytes.len() - 1], &[bytes[bytes.len() - 1] ^ 1]].concat();
         assert_eq!(import(&inner, &altered(area), duplicate), None, "another public area");
         assert_eq!(import(&inner, area, &altered(duplicate)), None, "another duplicate");
     }
 
     /// A block of the worked example of docs/protocol.md.
     fn example(name: &str) -> String {
-        let page = std::fs::read_to_string(format!("{}/../../docs/protocol.md", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let page = std::fs::read_to_string(format!(
+            "{}/../../docs/protocol.md",
+            env!("CARGO_MANIFEST_DIR")
+        ))
+        .unwrap();
         let (_, block) = page.split_once(&format!("```text {name}\n")).unwrap();
         block.split_once("```").unwrap().0.to_owned()
     }

@@ -2,10 +2,13 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_lc_rs::agreement::{self, PrivateKey, UnparsedPublicKey, agree};
-use aws_lc_rs::encoding::{AsBigEndian, AsDer, EcPublicKeyUncompressedBin, Pkcs8V1Der, PublicKeyX509Der};
+use aws_lc_rs::encoding::{
+    AsBigEndian, AsDer, EcPublicKeyUncompressedBin, Pkcs8V1Der, PublicKeyX509Der,
+};
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::rsa::{
-    KeySize, OAEP_SHA256_MGF1SHA256, OAEP_SHA384_MGF1SHA384, OaepPrivateDecryptingKey, PrivateDecryptingKey,
+    KeySize, OAEP_SHA256_MGF1SHA256, OAEP_SHA384_MGF1SHA384, OaepPrivateDecryptingKey,
+    PrivateDecryptingKey,
 };
 use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo};
 use x509_parser::public_key::PublicKey;
@@ -59,8 +62,12 @@ enum Private {
 impl StorageKey {
     /// A fresh key in PKCS #8; RSA takes a tenth of a second and more.
     pub(crate) fn generate(kind: KeyKind) -> Result<Vec<u8>> {
-        let rsa = |size| -> Result<Pkcs8V1Der<'static>, Unspecified> { PrivateDecryptingKey::generate(size)?.as_der() };
-        let ecc = |curve| -> Result<Pkcs8V1Der<'static>, Unspecified> { PrivateKey::generate(curve)?.as_der() };
+        let rsa = |size| -> Result<Pkcs8V1Der<'static>, Unspecified> {
+            PrivateDecryptingKey::generate(size)?.as_der()
+        };
+        let ecc = |curve| -> Result<Pkcs8V1Der<'static>, Unspecified> {
+            PrivateKey::generate(curve)?.as_der()
+        };
         let der = match kind {
             KeyKind::P256 => ecc(&agreement::ECDH_P256),
             KeyKind::P384 => ecc(&agreement::ECDH_P384),
@@ -79,7 +86,8 @@ impl StorageKey {
     }
 
     fn ecc(curve: &'static agreement::Algorithm, der: &[u8]) -> Result<Self> {
-        let key = PrivateKey::from_private_key_der(curve, der).context("not a private key of this curve")?;
+        let key = PrivateKey::from_private_key_der(curve, der)
+            .context("not a private key of this curve")?;
         let public = key.compute_public_key()?;
         let point: EcPublicKeyUncompressedBin<'_> = public.as_be_bytes()?;
         let spki: PublicKeyX509Der<'_> = public.as_der()?;
@@ -93,8 +101,9 @@ impl StorageKey {
         let spki = spki.as_ref().to_vec();
         let unique = unique_modulus(&modulus(&spki)?);
         let key = OaepPrivateDecryptingKey::new(key)?;
-        // AWS-LC derives blinding and Montgomery values when a key is first used, which costs as much as the use. A device uses
-        // its key once, while others are measured, so that is done now. What decrypts is no ciphertext, so the error is due.
+        // AWS-LC derives blinding and Montgomery values when a key is first used, which costs as
+        // much as the use. A device uses its key once, while others are measured, so that is done
+        // now. What decrypts is no ciphertext, so the error is due.
         _ = key.decrypt(
             &OAEP_SHA256_MGF1SHA256,
             &vec![2; key.key_size_bytes()],
@@ -114,7 +123,8 @@ impl StorageKey {
         &self.spki
     }
 
-    /// The seed that was encrypted for this key, whose area has nameAlg `hash` (TPM 2.0 Part 1, B.10.3, B.10.4, C.6.1).
+    /// The seed that was encrypted for this key, whose area has nameAlg `hash` (TPM 2.0 Part 1,
+    /// B.10.3, B.10.4, C.6.1).
     pub(crate) fn seed(&self, hash: Hash, label: &str, encrypted: &[u8]) -> Result<Vec<u8>> {
         match &self.private {
             Private::Rsa(key) => {
@@ -124,7 +134,9 @@ impl StorageKey {
                 };
                 let label = [label.as_bytes(), &[0]].concat();
                 let mut seed = vec![0; key.min_output_size()];
-                let seed = key.decrypt(oaep, encrypted, &mut seed, Some(&label)).context("OAEP does not open")?;
+                let seed = key
+                    .decrypt(oaep, encrypted, &mut seed, Some(&label))
+                    .context("OAEP does not open")?;
                 ensure!(seed.len() == hash.size(), "the seed has {} bytes", seed.len());
                 Ok(seed.to_vec())
             }
@@ -147,7 +159,9 @@ impl StorageKey {
 pub(crate) fn modulus(spki: &[u8]) -> Result<Vec<u8>> {
     let (_, parsed) = SubjectPublicKeyInfo::from_der(spki).context("not a SubjectPublicKeyInfo")?;
     match parsed.parsed() {
-        Ok(PublicKey::RSA(key)) => Ok(key.modulus.strip_prefix(&[0]).unwrap_or(key.modulus).to_vec()),
+        Ok(PublicKey::RSA(key)) => {
+            Ok(key.modulus.strip_prefix(&[0]).unwrap_or(key.modulus).to_vec())
+        }
         _ => bail!("not an RSA key"),
     }
 }

@@ -32,7 +32,8 @@ pub(crate) fn activate_credential(
     Ok(secret.to_vec())
 }
 
-/// TPM2_Import (TPM 2.0 Part 1, 23.3; Part 3, 13.3) of an HMAC key for the parent; the key itself, which no TPM would show.
+/// TPM2_Import (TPM 2.0 Part 1, 23.3; Part 3, 13.3) of an HMAC key for the parent; the key itself,
+/// which no TPM would show.
 pub(crate) fn import_hmac_key(
     parent: &StorageKey,
     inner_key: &[u8],
@@ -45,27 +46,41 @@ pub(crate) fn import_hmac_key(
     let inner = open_outer_wrapper(PARENT_PROTECTION, &seed, &name, duplicate)?;
     let inner = decrypt_cfb(inner_key, inner)?;
     let (digest, sensitive) = take_sized(&inner)?;
-    ensure!(digest == Hash::Sha256.digest(&[sensitive, &name]), "the inner wrapper's digest is wrong");
+    ensure!(
+        digest == Hash::Sha256.digest(&[sensitive, &name]),
+        "the inner wrapper's digest is wrong"
+    );
 
     let (sensitive, rest) = take_sized(sensitive)?;
-    let (auth, fields) =
-        take_sized(sensitive.strip_prefix(&KEYEDHASH).context("not the sensitive area of an HMAC key")?)?;
+    let (auth, fields) = take_sized(
+        sensitive.strip_prefix(&KEYEDHASH).context("not the sensitive area of an HMAC key")?,
+    )?;
     let (seed_value, fields) = take_sized(fields)?;
     let (key, end) = take_sized(fields)?;
-    ensure!(rest.is_empty() && end.is_empty() && auth.is_empty(), "the sensitive area is not an HMAC key's");
+    ensure!(
+        rest.is_empty() && end.is_empty() && auth.is_empty(),
+        "the sensitive area is not an HMAC key's"
+    );
     // What TPM2_Load checks (Part 1, 27.5.3.3): the public area is this key's.
     let unique = Hash::Sha256.digest(&[seed_value, key]);
     ensure!(area == hmac_key_area(&unique), "the public area is not this HMAC key's");
     Ok(key.to_vec())
 }
 
-/// Checks and decrypts what is protected under `seed` for the object called `name` (TPM 2.0 Part 1, 22.4 and 24.4).
-fn open_outer_wrapper(protection: Protection, seed: &[u8], name: &[u8], wrapped: &[u8]) -> Result<Vec<u8>> {
+/// Checks and decrypts what is protected under `seed` for the object called `name` (TPM 2.0 Part 1,
+/// 22.4 and 24.4).
+fn open_outer_wrapper(
+    protection: Protection,
+    seed: &[u8],
+    name: &[u8],
+    wrapped: &[u8],
+) -> Result<Vec<u8>> {
     let Protection { hash, aes_key_size } = protection;
     let (mac, encrypted) = take_sized(wrapped)?;
     let integrity_key = hash.kdfa(seed, "INTEGRITY", &[], hash.size());
     let expected = hash.hmac(&integrity_key, &[encrypted, name]);
-    verify_slices_are_equal(mac, &expected).context("TPM_RC_INTEGRITY: made for another seed or Name")?;
+    verify_slices_are_equal(mac, &expected)
+        .context("TPM_RC_INTEGRITY: made for another seed or Name")?;
     decrypt_cfb(&hash.kdfa(seed, "STORAGE", name, aes_key_size), encrypted.to_vec())
 }
 

@@ -20,7 +20,12 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) async fn connect(address: SocketAddr, tls: &Arc<ClientConfig>, id: &str, home: u8) -> Result<Self> {
+    pub(super) async fn connect(
+        address: SocketAddr,
+        tls: &Arc<ClientConfig>,
+        id: &str,
+        home: u8,
+    ) -> Result<Self> {
         let socket = TcpSocket::new_v4()?;
         if home > 0 {
             socket.bind((Ipv4Addr::new(127, 0, 0, home), 0).into())?;
@@ -55,7 +60,9 @@ impl Client {
                 ensure!(packet[0] == 0x40, "{packet:02x?}");
                 continue;
             }
-            let body = &packet[1 + packet[1..].iter().position(|byte| byte & 0x80 == 0).context("a length")? + 1..];
+            let body = &packet[1
+                + packet[1..].iter().position(|byte| byte & 0x80 == 0).context("a length")?
+                + 1..];
             let length = usize::from(u16::from_be_bytes([body[0], body[1]]));
             let topic = std::str::from_utf8(&body[2..2 + length])?.to_owned();
             let id = &body[2 + length..4 + length];
@@ -95,7 +102,9 @@ pub(super) fn packet(first: u8, body: &[u8]) -> Vec<u8> {
     packet
 }
 
-pub(super) async fn read_packet(stream: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<Vec<u8>> {
+pub(super) async fn read_packet(
+    stream: &mut (impl AsyncReadExt + Unpin),
+) -> std::io::Result<Vec<u8>> {
     let mut packet = vec![stream.read_u8().await?];
     let (mut length, mut shift) = (0, 0);
     loop {
@@ -124,7 +133,8 @@ pub(super) fn operator_tls(dir: &AssayDir) -> Result<Arc<ClientConfig>> {
 pub(super) fn tls(dir: &AssayDir, who: Option<&str>) -> Result<Arc<ClientConfig>> {
     let config = tls_builder(dir)?;
     let Some(who) = who else { return Ok(config.with_no_client_auth().into()) };
-    let chain = CertificateDer::pem_file_iter(dir.path().join(format!("{who}.pem")))?.collect::<Result<Vec<_>, _>>()?;
+    let chain = CertificateDer::pem_file_iter(dir.path().join(format!("{who}.pem")))?
+        .collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_file(dir.path().join(format!("{who}.key")))?;
     Ok(config.with_client_auth_cert(chain, key)?.into())
 }
@@ -133,6 +143,7 @@ pub(super) fn tls_builder(dir: &AssayDir) -> Result<ConfigBuilder<ClientConfig, 
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(dir.root_pem())?)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let config =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(config.with_root_certificates(roots))
 }

@@ -16,8 +16,8 @@ use assay_tests::{AssayDir, AssayServer};
 use assay_wire::DeviceId;
 use clap::ValueEnum;
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, PublicKeyData, SanType,
-    SerialNumber,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair,
+    PublicKeyData, SanType, SerialNumber,
 };
 use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
@@ -31,9 +31,12 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
 use super::address;
-use super::client::{connect_packet, host, publish_packet, read_packet, subscribe_packet, tls, tls_builder};
+use super::client::{
+    connect_packet, host, publish_packet, read_packet, subscribe_packet, tls, tls_builder,
+};
 
-/// A kind of hostile client: a stranger on the bootstrap listener, or one that does not get as far, or one with a certificate.
+/// A kind of hostile client: a stranger on the bootstrap listener, or one that does not get as far,
+/// or one with a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Kind {
     None,
@@ -59,14 +62,19 @@ impl Kind {
         use Kind::*;
         matches!(
             self,
-            CertifiedNeverReads | CertifiedFilters | CertifiedSameClientId | CertifiedForeignTopics | CertifiedPings
+            CertifiedNeverReads
+                | CertifiedFilters
+                | CertifiedSameClientId
+                | CertifiedForeignTopics
+                | CertifiedPings
         )
     }
 }
 
 /// Of all kinds, or of these.
 pub(super) fn hostile(runtime: &Runtime, kinds: &[Kind], quick: bool) -> Result<Value> {
-    let bin = std::env::current_exe()?.parent().context("a program is in a directory")?.to_path_buf();
+    let bin =
+        std::env::current_exe()?.parent().context("a program is in a directory")?.to_path_buf();
     let fleet = bin.join("assay-fleet");
     let (clients, devices) = if quick { (20, 60) } else { (1000, 10_000) };
     let mut rows = Vec::new();
@@ -74,7 +82,9 @@ pub(super) fn hostile(runtime: &Runtime, kinds: &[Kind], quick: bool) -> Result<
     let is_wanted = |kind: &&Kind| kinds.is_empty() || **kind == Kind::None || kinds.contains(kind);
     for kind in Kind::value_variants().iter().filter(is_wanted) {
         let dir = AssayDir::init()?;
-        for file in String::from_utf8(Command::new(&fleet).arg("--vendor").output()?.stdout)?.lines() {
+        for file in
+            String::from_utf8(Command::new(&fleet).arg("--vendor").output()?.stdout)?.lines()
+        {
             ensure!(dir.assay(&["trust", "add", file])?.output()?.status.success(), "{file}");
         }
         let server = AssayServer::start(&dir)?;
@@ -90,7 +100,9 @@ pub(super) fn hostile(runtime: &Runtime, kinds: &[Kind], quick: bool) -> Result<
         std::thread::sleep(Duration::from_secs(if quick { 1 } else { 5 }));
         let report = honest(&fleet, &server, dir.root_pem(), devices)?;
         attack.abort();
-        let number = |pointer: &str| report.pointer(pointer).and_then(Value::as_f64).context("a number in the report");
+        let number = |pointer: &str| {
+            report.pointer(pointer).and_then(Value::as_f64).context("a number in the report")
+        };
         let (rate, p99) = (number("/devices_per_second")?, number("/latency_ms/device/p99")?);
         if *kind == Kind::None {
             best = rate;
@@ -112,9 +124,19 @@ pub(super) fn hostile(runtime: &Runtime, kinds: &[Kind], quick: bool) -> Result<
 /// Provisions devices beside the attack.
 fn honest(fleet: &PathBuf, server: &AssayServer, root: PathBuf, devices: usize) -> Result<Value> {
     let mut command = Command::new(fleet);
-    command.args(["--json", "--devices", &devices.to_string(), "--broker", &server.bootstrap, "--ca-root"]).arg(root);
+    command
+        .args([
+            "--json",
+            "--devices",
+            &devices.to_string(),
+            "--broker",
+            &server.bootstrap,
+            "--ca-root",
+        ])
+        .arg(root);
     let output = command.stderr(Stdio::null()).output()?;
-    serde_json::from_slice(&output.stdout).with_context(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// What hostile clients sent and heard.
@@ -136,12 +158,18 @@ impl Told {
             [0x40, _, _, _, code, ..] if *code != 0 => format!("PUBACK {code:#04x}"),
             _ => return,
         };
-        *self.codes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).entry(code).or_default() += 1;
+        *self
+            .codes
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .entry(code)
+            .or_default() += 1;
     }
 
     fn summary(&self) -> (u64, String) {
         let codes = self.codes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        let mut texts: Vec<_> = codes.into_iter().map(|(code, count)| format!("{code} ×{count}")).collect();
+        let mut texts: Vec<_> =
+            codes.into_iter().map(|(code, count)| format!("{code} ×{count}")).collect();
         texts.push(format!("closed ×{}", self.closed.load(Ordering::Relaxed)));
         texts.push(format!("not let in ×{}", self.refused.load(Ordering::Relaxed)));
         (self.packets.load(Ordering::Relaxed), texts.join(", "))
@@ -229,25 +257,29 @@ async fn harm(
     let request = format!("provision/v1/default/{id}/request");
     let reply = format!("provision/v1/default/{id}/reply");
     let burst: Vec<u8> = match kind {
-        Kind::InvalidFilters => (0..64).flat_map(|_| subscribe_packet("a\u{1b}[2J\nforged/#/x")).collect(),
-        Kind::ForeignTopics | Kind::CertifiedForeignTopics => {
-            (0..8).flat_map(|_| publish_packet("device/v1/default/pump/x", &[7; 1000], 0x32)).collect()
+        Kind::InvalidFilters => {
+            (0..64).flat_map(|_| subscribe_packet("a\u{1b}[2J\nforged/#/x")).collect()
         }
+        Kind::ForeignTopics | Kind::CertifiedForeignTopics => (0..8)
+            .flat_map(|_| publish_packet("device/v1/default/pump/x", &[7; 1000], 0x32))
+            .collect(),
         Kind::Pings | Kind::CertifiedPings => [0xc0, 0].repeat(512),
         Kind::Pubacks => [0x40, 2, 0, 1].repeat(512),
         Kind::Retained => publish_packet(&request, b"retained", 0x33),
         Kind::NeverReads => {
-            let requests = (0..32).flat_map(|_| publish_packet(&request, &[number as u8; 1000], 0x32));
+            let requests =
+                (0..32).flat_map(|_| publish_packet(&request, &[number as u8; 1000], 0x32));
             [subscribe_packet(&reply), requests.collect()].concat()
         }
         Kind::CertifiedNeverReads => {
             let own = format!("device/v1/default/{id}/x");
-            let to_itself = (0..512).flat_map(|_| publish_packet(&own, &[number as u8; 1000], 0x32));
+            let to_itself =
+                (0..512).flat_map(|_| publish_packet(&own, &[number as u8; 1000], 0x32));
             [subscribe_packet(&own), to_itself.collect()].concat()
         }
-        Kind::CertifiedFilters => {
-            (0..64).flat_map(|filter| subscribe_packet(&format!("device/v1/default/{id}/+/{filter}/#"))).collect()
-        }
+        Kind::CertifiedFilters => (0..64)
+            .flat_map(|filter| subscribe_packet(&format!("device/v1/default/{id}/+/{filter}/#")))
+            .collect(),
         _ => [0xc0, 0].to_vec(),
     };
     if kind == Kind::CertifiedFilters {
@@ -309,7 +341,8 @@ async fn harm(
 /// Devices with certificates that are on record.
 fn devices_tls(dir: &AssayDir, count: usize) -> Result<Vec<Arc<ClientConfig>>> {
     let file = |name: &str| fs::read_to_string(dir.path().join(name));
-    let issuer = Issuer::from_ca_cert_pem(&file("issuing.pem")?, KeyPair::from_pem(&file("issuing.key")?)?)?;
+    let issuer =
+        Issuer::from_ca_cert_pem(&file("issuing.pem")?, KeyPair::from_pem(&file("issuing.key")?)?)?;
     let issuing = CertificateDer::from_pem_slice(file("issuing.pem")?.as_bytes())?;
     let mut store = Store::open(&dir.path().join("assay.db"))?;
     let nothing_waits = TicketKey::new([0; TicketKey::LEN]);
@@ -323,7 +356,8 @@ fn devices_tls(dir: &AssayDir, count: usize) -> Result<Vec<Arc<ClientConfig>>> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, device_id.as_str());
-        params.subject_alt_names = vec![SanType::URI(format!("urn:assay:device:default:{device_id}").try_into()?)];
+        params.subject_alt_names =
+            vec![SanType::URI(format!("urn:assay:device:default:{device_id}").try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         let der = params.signed_by(&key, &issuer)?.der().clone();
@@ -338,9 +372,11 @@ fn devices_tls(dir: &AssayDir, count: usize) -> Result<Vec<Arc<ClientConfig>>> {
             assurance: Assurance::EnrolmentList,
             confirm_by: None,
         };
-        store.transaction(|transaction| transaction.add_certificate(&issued, &nothing_waits, now))?;
+        store
+            .transaction(|transaction| transaction.add_certificate(&issued, &nothing_waits, now))?;
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
-        devices.push(tls_builder(dir)?.with_client_auth_cert(vec![der, issuing.clone()], key)?.into());
+        devices
+            .push(tls_builder(dir)?.with_client_auth_cert(vec![der, issuing.clone()], key)?.into());
     }
     Ok(devices)
 }

@@ -1,4 +1,5 @@
-//! `assay-brokers`: round trips and memory of the built-in broker beside Mosquitto, and what hostile clients cost honest devices.
+//! `assay-brokers`: round trips and memory of the built-in broker beside Mosquitto, and what
+//! hostile clients cost honest devices.
 
 mod client;
 mod hostile;
@@ -22,7 +23,8 @@ use tokio::task::JoinSet;
 
 use client::{Client, operator_tls};
 
-/// Measures brokers on this machine: `assay serve` beside Mosquitto, each with mutual TLS, and `assay serve` under attack.
+/// Measures brokers on this machine: `assay serve` beside Mosquitto, each with mutual TLS, and
+/// `assay serve` under attack.
 #[derive(Parser)]
 struct Options {
     /// Run only these; all by default
@@ -42,7 +44,8 @@ enum Part {
     Roundtrip,
     /// Connected clients with one subscription each
     Memory,
-    /// Clients that come back under load before their old connection is given up, and what they miss
+    /// Clients that come back under load before their old connection is given up, and what they
+    /// miss
     Takeover,
     /// Provisioning while a thousand clients of each kind do their worst
     Hostile,
@@ -52,7 +55,8 @@ fn main() -> Result<()> {
     let options = Options::parse();
     rlimit::increase_nofile_limit(u64::MAX)?;
     // One thread, so that the broker has a processor of two to itself.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let is_wanted = |part| options.parts.is_empty() || options.parts.contains(&part);
     let mut report = serde_json::Map::new();
     if is_wanted(Part::Roundtrip) {
@@ -83,8 +87,8 @@ impl Brokers {
         let dir = AssayDir::init()?;
         let settings = dir.path().join("assay.toml");
         // All clients are on this machine.
-        let text =
-            fs::read_to_string(&settings)?.replace("arrivals_per_network = 1000", "arrivals_per_network = 100000");
+        let text = fs::read_to_string(&settings)?
+            .replace("arrivals_per_network = 1000", "arrivals_per_network = 100000");
         fs::write(&settings, text)?;
         let file = |name: &str| dir.path().join(name).display().to_string();
         let listener = format!(
@@ -125,7 +129,8 @@ const NAMES: [&str; 2] = ["assay", "mosquitto"];
 fn roundtrips(runtime: &Runtime, quick: bool) -> Result<Value> {
     let brokers = Brokers::start()?;
     let tls = operator_tls(&brokers.dir)?;
-    let (runs, time) = if quick { (1, Duration::from_millis(300)) } else { (5, Duration::from_secs(4)) };
+    let (runs, time) =
+        if quick { (1, Duration::from_millis(300)) } else { (5, Duration::from_secs(4)) };
     let mut rows = Vec::new();
     for clients in [1, 16, 64] {
         let mut results: BTreeMap<&str, Vec<[f64; 3]>> = BTreeMap::new();
@@ -139,7 +144,9 @@ fn roundtrips(runtime: &Runtime, quick: bool) -> Result<Value> {
         for name in NAMES {
             let column = |at: usize| median(results[name].iter().map(|run| run[at]).collect());
             let (rate, p50, p99) = (column(0), column(1), column(2));
-            eprintln!("{name:<10} {clients:>3} clients: {rate:>8.0} requests/s, p50 {p50:.2} ms, p99 {p99:.2} ms");
+            eprintln!(
+                "{name:<10} {clients:>3} clients: {rate:>8.0} requests/s, p50 {p50:.2} ms, p99 {p99:.2} ms"
+            );
             rows.push(json!({"broker": name, "clients": clients, "per_second": rate, "p50_ms": p50, "p99_ms": p99}));
         }
     }
@@ -147,7 +154,12 @@ fn roundtrips(runtime: &Runtime, quick: bool) -> Result<Value> {
 }
 
 /// Requests a second; median and 99th percentile of their times in milliseconds.
-async fn roundtrip(address: SocketAddr, tls: Arc<ClientConfig>, clients: usize, time: Duration) -> Result<[f64; 3]> {
+async fn roundtrip(
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+    clients: usize,
+    time: Duration,
+) -> Result<[f64; 3]> {
     let mut answerer = Client::connect(address, &tls, "operator@answers", 0).await?;
     answerer.subscribe("device/v1/default/+/command/ask").await?;
     let mut tasks = JoinSet::new();
@@ -202,8 +214,13 @@ fn memory(runtime: &Runtime, quick: bool) -> Result<Value> {
             let after = brokers.memory(name)?;
             drop(held);
             let each = (after.saturating_sub(before)) as f64 / count as f64;
-            eprintln!("{name:<10} {count:>6} clients: {each:.1} KiB each, {} MiB in all", after / 1024);
-            rows.push(json!({"broker": name, "clients": count, "kib_each": each, "mib": after / 1024}));
+            eprintln!(
+                "{name:<10} {count:>6} clients: {each:.1} KiB each, {} MiB in all",
+                after / 1024
+            );
+            rows.push(
+                json!({"broker": name, "clients": count, "kib_each": each, "mib": after / 1024}),
+            );
         }
     }
     Ok(rows.into())
@@ -217,7 +234,8 @@ async fn hold(address: SocketAddr, tls: &Arc<ClientConfig>, count: usize) -> Res
         connecting.spawn(async move {
             // One address has ports for so many connections.
             let home = u8::try_from(1 + number / 5000)?;
-            let mut client = Client::connect(address, &tls, &format!("operator@{number}"), home).await?;
+            let mut client =
+                Client::connect(address, &tls, &format!("operator@{number}"), home).await?;
             client.subscribe(&format!("device/v1/default/{number}/telemetry")).await?;
             anyhow::Ok(client)
         });
@@ -231,7 +249,8 @@ async fn hold(address: SocketAddr, tls: &Arc<ClientConfig>, count: usize) -> Res
     Ok(held)
 }
 
-/// Takeovers under load: the old connection stays open, as after a network drop, and the first message after the SUBACK must come.
+/// Takeovers under load: the old connection stays open, as after a network drop, and the first
+/// message after the SUBACK must come.
 fn takeovers(runtime: &Runtime, quick: bool) -> Result<Value> {
     let brokers = Brokers::start()?;
     let tls = operator_tls(&brokers.dir)?;
@@ -257,7 +276,12 @@ fn takeovers(runtime: &Runtime, quick: bool) -> Result<Value> {
 /// Client ids that are taken over at the same time.
 const TAKEN_OVER: usize = 8;
 
-async fn take_over(address: SocketAddr, tls: Arc<ClientConfig>, id: usize, rounds: usize) -> Result<usize> {
+async fn take_over(
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+    id: usize,
+    rounds: usize,
+) -> Result<usize> {
     let topic = format!("device/v1/default/taken-{id}/command");
     let mut speaker = Client::connect(address, &tls, &format!("operator@speaks-{id}"), 0).await?;
     let (mut old, mut lost) = (None, 0);
@@ -265,7 +289,9 @@ async fn take_over(address: SocketAddr, tls: Arc<ClientConfig>, id: usize, round
         let mut client = Client::connect(address, &tls, &format!("operator@taken-{id}"), 0).await?;
         client.subscribe(&topic).await?;
         speaker.publish(&topic, b"first").await?;
-        lost += usize::from(tokio::time::timeout(Duration::from_secs(5), client.message()).await.is_err());
+        lost += usize::from(
+            tokio::time::timeout(Duration::from_secs(5), client.message()).await.is_err(),
+        );
         // What came before is dropped only now.
         drop(old.replace(client));
     }
