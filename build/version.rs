@@ -13,7 +13,10 @@ fn main() {
     let version = env::var("CARGO_PKG_VERSION").expect("cargo says the version");
     let commit = match env::var(COMMIT) {
         Ok(commit) if !commit.is_empty() => Some(named(&commit).unwrap_or_else(|| {
-            panic!("{COMMIT} is {commit:?}; set it to a commit in 12 or more hexadecimal digits, or leave it unset")
+            panic!(
+                "{COMMIT} is {commit:?}; set it to a commit in 12 or more hexadecimal digits, or \
+                 leave it unset"
+            )
         })),
         _ => checked_out(),
     };

@@ -125,8 +125,8 @@ impl Directory {
         let path = self.path.join(DATABASE);
         ensure!(
             path.exists(),
-            "{} is missing: the CA is half made, or this is only a copy of some of its files. `assay init` makes one in a \
-             directory that is empty but for assay.toml",
+            "{} is missing: the CA is half made, or this is only a copy of some of its files. \
+             `assay init` makes one in a directory that is empty but for assay.toml",
             path.display()
         );
         Ok(path)
@@ -440,8 +440,9 @@ impl<'a> NewFiles<'a> {
             // In a sticky directory, as /tmp is, everybody can make one.
             ensure!(
                 metadata.uid() == maker && metadata.mode() & 0o022 == 0,
-                "{shown} belongs to user {owner}, who would own the CA, and others than you can put directories into {}. Make the \
-                 directory where only you can, or run assay init as its owner",
+                "{shown} belongs to user {owner}, who would own the CA, and others than you can \
+                 put directories into {}. Make the directory where only you can, or run assay \
+                 init as its owner",
                 above.display()
             );
         }

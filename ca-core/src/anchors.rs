@@ -304,7 +304,8 @@ pub enum AnchorError {
     #[error("{subject} {reason}")]
     NoIssuer { subject: String, reason: String },
     #[error(
-        "{subject} {reason}; if the CA itself deserves trust, `assay trust add --anchor` takes it whoever signed it"
+        "{subject} {reason}; if the CA itself deserves trust, `assay trust add --anchor` takes it \
+         whoever signed it"
     )]
     SignatureUnsupported { subject: String, reason: String },
     #[error("{subject} names itself as its issuer, but its own key did not sign it")]
@@ -329,7 +330,8 @@ pub(crate) enum Reason {
     #[error("{certificate} was issued by a CA that it leads back to, and no other is known")]
     Circle { certificate: String },
     #[error(
-        "{certificate} names {issuer} as its issuer, which did not sign it with any key that is known"
+        "{certificate} names {issuer} as its issuer, which did not sign it with any key that is \
+         known"
     )]
     NotSigned { certificate: String, issuer: String },
     #[error("{certificate} {reason}")]
@@ -337,11 +339,13 @@ pub(crate) enum Reason {
     #[error("{certificate} {rule}")]
     Broken { certificate: String, is_ek_certificate: bool, rule: Rule },
     #[error(
-        "there are more than {MAX_INTERMEDIATES} CAs between the EK certificate and any that is trusted"
+        "there are more than {MAX_INTERMEDIATES} CAs between the EK certificate and any that is \
+         trusted"
     )]
     TooLong,
     #[error(
-        "more than {MAX_SIGNATURES} signatures would have to be verified to find a path; send only the issuers that the EK certificate needs"
+        "more than {MAX_SIGNATURES} signatures would have to be verified to find a path; send \
+         only the issuers that the EK certificate needs"
     )]
     TooMuchWork,
 }

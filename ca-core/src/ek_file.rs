@@ -230,12 +230,14 @@ pub enum EkFileError {
     #[error(transparent)]
     Container(#[from] ContainerError),
     #[error(
-        "neither a certificate, nor a public key, nor a TPM2B_PUBLIC or TPMT_PUBLIC: if it is a key, {0}"
+        "neither a certificate, nor a public key, nor a TPM2B_PUBLIC or TPMT_PUBLIC: if it is a \
+         key, {0}"
     )]
     Key(UnreadableKey),
     #[error(
-        "the certificate of {subject} is not an EK's: its extended key usage lacks tcg-kp-EKCertificate (2.23.133.8.1). If its key is an EK \
-         all the same, enrol the key: `openssl x509 -pubkey -noout` prints it"
+        "the certificate of {subject} is not an EK's: its extended key usage lacks \
+         tcg-kp-EKCertificate (2.23.133.8.1). If its key is an EK all the same, enrol the key: \
+         `openssl x509 -pubkey -noout` prints it"
     )]
     OtherUse { subject: String },
     #[error("{count} EK certificates; enrol each from a file of its own")]
@@ -253,8 +255,9 @@ pub enum EkFileError {
     #[error("Azure's SDKs make EKs of the template EK L-1 (RSA-2048), and this is {found}")]
     NoAzureSdk { found: String },
     #[error(
-        "the device id {device_id} has the form of those that follow from an EK (52 letters and digits of base32), and from this EK \
-         follows {derived}: choose another name, or leave it out"
+        "the device id {device_id} has the form of those that follow from an EK (52 letters and \
+         digits of base32), and from this EK follows {derived}: choose another name, or leave it \
+         out"
     )]
     DeviceIdOfAnotherEk { device_id: DeviceId, derived: DeviceId },
     #[error("a vendor certified this EK, which no vendor does for EKs that Azure's SDKs make")]

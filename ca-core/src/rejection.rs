@@ -34,15 +34,16 @@ pub enum Rejection {
     #[error("the EK certificate is for the key {certificate}, the EK's public area holds {area}")]
     EkCertificateMismatch { certificate: EkId, area: EkId },
     #[error(
-        "the EK certificate is for the key {certificate}, the EK's public area holds {area}; it may be an EK as Azure's device SDKs \
-         make it, with an empty `unique`, which no vendor certifies: show the EK of TCG's template L-1, or have this one enrolled \
-         with --legacy-dps-ek"
+        "the EK certificate is for the key {certificate}, the EK's public area holds {area}; it \
+         may be an EK as Azure's device SDKs make it, with an empty `unique`, which no vendor \
+         certifies: show the EK of TCG's template L-1, or have this one enrolled with \
+         --legacy-dps-ek"
     )]
     EkOfAzureSdk { certificate: EkId, area: EkId },
 
     #[error(
-        "EK {ek} is neither enrolled nor registered; EK {other}, which the device says is in the same TPM, is enrolled, registered or \
-         disabled: show that one, or have this one enrolled"
+        "EK {ek} is neither enrolled nor registered; EK {other}, which the device says is in the \
+         same TPM, is enrolled, registered or disabled: show that one, or have this one enrolled"
     )]
     OtherEkOnRecord { ek: EkId, other: EkId },
 
@@ -75,14 +76,16 @@ pub enum Rejection {
     #[error("device id {requested} is not granted to EK {ek}; due to it is {due}")]
     DeviceIdNotEnrolled { ek: EkId, requested: DeviceId, due: DeviceId },
     #[error(
-        "EK {ek} was granted device id {device_id} when the claim was made, and no longer is: an operator removed it"
+        "EK {ek} was granted device id {device_id} when the claim was made, and no longer is: an \
+         operator removed it"
     )]
     DeviceIdWithdrawn { ek: EkId, device_id: DeviceId },
 
     #[error("the device got {count} certificates or shared keys within a day, as many as it may")]
     QuotaExceeded { count: u32 },
     #[error(
-        "{count} certificates were sealed to EK {ek} within a day and not confirmed, as many as may; the ticket flow does not count them"
+        "{count} certificates were sealed to EK {ek} within a day and not confirmed, as many as \
+         may; the ticket flow does not count them"
     )]
     SealedQuotaExceeded { ek: EkId, count: u32 },
     #[error("EK {ek} is provisioned already, and its enrolment says never to do it again")]
@@ -97,7 +100,8 @@ pub enum Rejection {
     )]
     ClaimOutdated { issued_at: OffsetDateTime },
     #[error(
-        "the certificate of this claim, issued before {issued_at}, is no longer good: superseded, revoked or never confirmed in time"
+        "the certificate of this claim, issued before {issued_at}, is no longer good: superseded, \
+         revoked or never confirmed in time"
     )]
     CertificateEnded { issued_at: OffsetDateTime },
     #[error("the claim was issued at {issued_at}, which is still to come: it is {now}")]

@@ -165,7 +165,8 @@ pub enum TokenRefused {
     #[error("the token's skn is {found:?}, not {KEY_NAME:?}")]
     KeyName { found: String },
     #[error(
-        "the token's sr is {found:?}, which is not the percent-encoding of a scope, {RESOURCE_INFIX} and a device id"
+        "the token's sr is {found:?}, which is not the percent-encoding of a scope, \
+         {RESOURCE_INFIX} and a device id"
     )]
     Resource { found: String },
     #[error("the token is for device {device_id}, the user name is another")]
@@ -181,7 +182,8 @@ pub enum TokenRefused {
     #[error("the token expired at {expires_at}; it is {now}")]
     Expired { expires_at: OffsetDateTime, now: OffsetDateTime },
     #[error(
-        "the token is not signed by the key of device {device_id}, of which generations {generations:?} are in force"
+        "the token is not signed by the key of device {device_id}, of which generations \
+         {generations:?} are in force"
     )]
     SignatureWrong { device_id: DeviceId, generations: Vec<u32> },
 }

@@ -257,7 +257,8 @@ impl<'a> EkCertificate<'a> {
             EkUsage::Unsaid => true,
             EkUsage::Any | EkUsage::Excluded => {
                 return Err(invalid(
-                    &"its extended key usage lacks tcg-kp-EKCertificate (2.23.133.8.1): it is for another use",
+                    &"its extended key usage lacks tcg-kp-EKCertificate (2.23.133.8.1): it is for \
+                      another use",
                 ));
             }
         };
@@ -299,6 +300,7 @@ fn lacking(missing: Allowances) -> Rejection {
         );
     }
     invalid(
-        &"its subject alternative name lacks the TPM's manufacturer, model or version (2.23.133.2.1 to .3)",
+        &"its subject alternative name lacks the TPM's manufacturer, model or version \
+          (2.23.133.2.1 to .3)",
     )
 }

@@ -139,14 +139,16 @@ impl BrokerCertificateFault {
                 })
             }
             ExpiredContext { .. } => misconfigured(
-                "set this device's clock if that is not the time; else the operator has to renew the broker's certificate.",
+                "set this device's clock if that is not the time; else the operator has to renew \
+                 the broker's certificate.",
             ),
             CertificateError::UnknownIssuer | CertificateError::BadSignature => misconfigured(
-                "give the root of the CA that runs this broker (--ca-root), its root.pem; or correct --broker.",
+                "give the root of the CA that runs this broker (--ca-root), its root.pem; or \
+                 correct --broker.",
             ),
             NotValidForNameContext { .. } => misconfigured(
-                "use a name that the certificate has (--broker), or have the operator make one for this name: assay init \
-                 --server-name.",
+                "use a name that the certificate has (--broker), or have the operator make one \
+                 for this name: assay init --server-name.",
             ),
             _ => misconfigured("have the operator replace the broker's certificate."),
         }

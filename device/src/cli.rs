@@ -244,7 +244,8 @@ const STATUS_EXAMPLE: &str = "Examples:
   assay-device status --state /var/lib/assay-device --json
   assay-device status --state /var/lib/assay-device || assay-device provision ...
 
-Exit codes: 0 the device can sign in; 3 the clock is wrong; 6 the state is broken; 8 no state, or nothing granted yet;
+Exit codes: 0 the device can sign in; 3 the clock is wrong; 6 the state is broken; 8 no state, or \
+                              nothing granted yet;
 9 the certificate has expired.";
 
 const PROVISION_EXAMPLES: &str = "Examples:
@@ -259,19 +260,22 @@ const PROVISION_EXAMPLES: &str = "Examples:
       --tcti swtpm:host=127.0.0.1,port=2321 --ek rsa-2048 --json";
 
 const PUBLISH_EXAMPLE: &str = "Example:
-  assay-device publish --broker mqtts://mqtt.example.com:8884 --ca-root root.pem --state /var/lib/assay-device \\
+  assay-device publish --broker mqtts://mqtt.example.com:8884 --ca-root root.pem --state \
+                               /var/lib/assay-device \\
       --topic telemetry --message '{\"temperature\":21.5}'";
 
 const DOCTOR_EXAMPLES: &str = "Examples:
   assay-device doctor
-  assay-device doctor --broker mqtts://ca.example.com:8883 --ca-root root.pem --state /var/lib/assay-device
+  assay-device doctor --broker mqtts://ca.example.com:8883 --ca-root root.pem --state \
+                               /var/lib/assay-device
   assay-device doctor --json | jq 'select(.outcome != \"pass\")'
 
 Exit codes: 0 nothing failed; 2 usage; 10 something failed.";
 
 const EK_EXAMPLES: &str = "Examples:
   assay-device ek
-  assay-device ek --kind auto > ek.pem    # then, at the CA: assay enroll add ek.pem --device-id pump-17
+  assay-device ek --kind auto > ek.pem    # then, at the CA: assay enroll add ek.pem --device-id \
+                           pump-17
   assay-device ek --json | jq -r .ek_id";
 
 const TOKEN_EXAMPLES: &str = "Examples:

@@ -367,7 +367,8 @@ impl Device {
             && before.ek != ek.kind
         {
             step.done(&format!(
-                "this is another EK than the one of kind {} shown before: to the CA it is another device",
+                "this is another EK than the one of kind {} shown before: to the CA it is another \
+                 device",
                 before.ek
             ));
         }
@@ -394,7 +395,8 @@ impl Device {
         self.state.store(now)?;
         for (what, handle) in before.keys_dropped_by(now) {
             step.done(&format!(
-                "the {what} at {handle:#010x} is no longer used; if nobody else uses it: tpm2_evictcontrol -c {handle:#010x}"
+                "the {what} at {handle:#010x} is no longer used; if nobody else uses it: \
+                 tpm2_evictcontrol -c {handle:#010x}"
             ));
         }
         Ok(())

@@ -159,16 +159,20 @@ impl Examination<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.fail(
                 NAME,
                 format!("{path_text} is not there"),
-                "switch the TPM on in the firmware, load its driver (tpm_tis, tpm_crb), or correct --tcti.",
+                "switch the TPM on in the firmware, load its driver (tpm_tis, tpm_crb), or \
+                 correct --tcti.",
             ),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.fail(
                 NAME,
                 format!("{path_text} may not be opened by this user"),
-                "add the user to the group that owns it, on most systems tss: usermod -aG tss USER.",
+                "add the user to the group that owns it, on most systems tss: usermod -aG tss \
+                 USER.",
             ),
-            Err(error) => {
-                self.fail(NAME, format!("{path_text}: {error}"), "end whoever else uses it, or correct --tcti.")
-            }
+            Err(error) => self.fail(
+                NAME,
+                format!("{path_text}: {error}"),
+                "end whoever else uses it, or correct --tcti.",
+            ),
         }
         false
     }
@@ -293,7 +297,8 @@ impl Examination<'_> {
             Ok(ek) => self.warn(
                 NAME,
                 format!("{}, id {}; no certificate in NV memory", ek.kind, ek.id()),
-                "give the certificate in a file (--ek-certificate), or have the operator enrol the EK: assay-device ek.",
+                "give the certificate in a file (--ek-certificate), or have the operator enrol \
+                 the EK: assay-device ek.",
             ),
             Err(error) => self.error(NAME, &error),
         }
@@ -315,7 +320,8 @@ impl Examination<'_> {
         if certificate.is_for_this_key {
             self.pass(NAME, found);
         } else {
-            let advice = "another template made this EK: report the TPM's model, and enrol what assay-device ek prints.";
+            let advice = "another template made this EK: report the TPM's model, and enrol what \
+                          assay-device ek prints.";
             self.warn(NAME, format!("{found}; it is for another key"), advice);
         }
     }
@@ -355,7 +361,10 @@ impl Examination<'_> {
             Ok(None) if status.is_some_and(|status| status.credential.is_some()) => {
                 return self.fail(
                     NAME,
-                    format!("the TPM no longer holds the one at {handle:#010x}: it was cleared, or it is another TPM"),
+                    format!(
+                        "the TPM no longer holds the one at {handle:#010x}: it was cleared, or it \
+                         is another TPM"
+                    ),
                     "run assay-device provision.",
                 );
             }
@@ -463,7 +472,8 @@ impl Examination<'_> {
                 Some(stream)
             }
             Err(error) => {
-                let advice = "check the name, the port and the network; the broker may be down, or a firewall in between.";
+                let advice = "check the name, the port and the network; the broker may be down, \
+                              or a firewall in between.";
                 self.fail(NAME, format!("{broker}: {error}"), advice);
                 None
             }

@@ -177,7 +177,8 @@ impl EndorsementKey {
                 Ok(certificates) if certificates.is_empty() => continue,
                 // An enrolled EK needs none.
                 Err(TpmError::Unreadable { .. }) => {
-                    without = "without the certificate that the TPM does not let be read (--ek-certificate gives it in a file)";
+                    without = "without the certificate that the TPM does not let be read \
+                               (--ek-certificate gives it in a file)";
                     continue;
                 }
                 certificates => issuers::that_fit(certificates?, MAX_CERTIFICATES),

@@ -24,9 +24,10 @@ pub enum Error {
     },
     /// The broker does not let the device in.
     #[error(
-        "the broker refused the login: {reason}\n  What to do: check this device's clock, then run `assay-device provision \
-         --again`, whose answer says whether the CA still knows this device; a key or certificate may be superseded, revoked \
-         or disabled. Tokens of a shared key are for the CA's built-in broker alone."
+        "the broker refused the login: {reason}\n  What to do: check this device's clock, then \
+         run `assay-device provision --again`, whose answer says whether the CA still knows this \
+         device; a key or certificate may be superseded, revoked or disabled. Tokens of a shared \
+         key are for the CA's built-in broker alone."
     )]
     LoginRefused {
         /// MQTT's reason.
@@ -42,8 +43,8 @@ pub enum Error {
     },
     /// This device's clock is more than a day from what something else says.
     #[error(
-        "this device's clock is wrong: it says {clock}, but {evidence}\n  What to do: set the clock; a device that has none \
-         starts from the date of its CA's root with --no-clock."
+        "this device's clock is wrong: it says {clock}, but {evidence}\n  What to do: set the \
+         clock; a device that has none starts from the date of its CA's root with --no-clock."
     )]
     Clock {
         /// What the clock says.
@@ -160,7 +161,8 @@ fn advice(code: ProblemCode) -> &'static str {
         }
         ProblemCode::Busy | ProblemCode::Internal => "try again later.",
         ProblemCode::FlowNotOffered => {
-            "choose another flow (--flow), or ask the operator to offer this one: flows in assay.toml."
+            "choose another flow (--flow), or ask the operator to offer this one: flows in \
+             assay.toml."
         }
         ProblemCode::EkOffTemplate => {
             "report this TPM's model: its EK has a shape that the CA does not know."
@@ -169,23 +171,26 @@ fn advice(code: ProblemCode) -> &'static str {
             "this TPM's EK must not be trusted; update its firmware or replace it."
         }
         ProblemCode::EkNotEnrolled => {
-            "give the EK certificate in a file (--ek-certificate), or ask the operator to enrol the EK: assay enroll add."
+            "give the EK certificate in a file (--ek-certificate), or ask the operator to enrol \
+             the EK: assay enroll add."
         }
         ProblemCode::EkCertificateInvalid => {
             "check that the file is the EK certificate of this TPM (--ek-certificate)."
         }
         ProblemCode::EkCertificateUntrusted => {
-            "ask the operator to trust the TPM's vendor (assay trust add), and give missing issuers with --ek-certificate."
+            "ask the operator to trust the TPM's vendor (assay trust add), and give missing \
+             issuers with --ek-certificate."
         }
         ProblemCode::EkCertificateExpired => {
             "check the clocks; else ask the operator to enrol the EK itself: assay enroll add."
         }
         ProblemCode::EkCertificateMismatch => {
-            "the EK certificate belongs to another TPM or another of its keys; choose the right one (--ek, --ek-certificate)."
+            "the EK certificate belongs to another TPM or another of its keys; choose the right \
+             one (--ek, --ek-certificate)."
         }
         ProblemCode::OtherEkOnRecord => {
-            "show the EK that the operator knows; `assay-device ek` prints all with their ids. To be another device with this one, \
-             name it: --ek."
+            "show the EK that the operator knows; `assay-device ek` prints all with their ids. To \
+             be another device with this one, name it: --ek."
         }
         ProblemCode::IkOffTemplate | ProblemCode::IkWeak => {
             "use another kind of identity key (--ik, --ik-handle)."
@@ -197,7 +202,8 @@ fn advice(code: ProblemCode) -> &'static str {
             "use another kind of parent (--parent)."
         }
         ProblemCode::PlainSrk => {
-            "leave out --parent srk-…; if this device needs it, have the operator allow it, as said above."
+            "leave out --parent srk-…; if this device needs it, have the operator allow it, as \
+             said above."
         }
         ProblemCode::ReprovisionRefused => {
             "ask the operator to permit it: assay enroll update --reprovision reissue."
@@ -206,13 +212,15 @@ fn advice(code: ProblemCode) -> &'static str {
             "ask the operator why; assay enroll enable lets the device in again."
         }
         ProblemCode::DeviceIdTaken | ProblemCode::DeviceIdNotEnrolled => {
-            "ask for no device id, or have the operator enrol this EK with it: assay enroll add --device-id."
+            "ask for no device id, or have the operator enrol this EK with it: assay enroll add \
+             --device-id."
         }
         ProblemCode::EkRegistered => {
             "ask for the device id that this TPM is registered under, or for none."
         }
         ProblemCode::ClaimExpired | ProblemCode::TicketRefused => {
-            "try again; if it stays so, check the CA's clock, and that all its workers share one ticket key."
+            "try again; if it stays so, check the CA's clock, and that all its workers share one \
+             ticket key."
         }
         ProblemCode::QuotaExceeded => {
             "find out why this device makes new identity keys so often; it may try again later."

@@ -472,7 +472,8 @@ pub(crate) fn memory(directory: &Path) -> Result<Memory, Error> {
     let Some(json) = read(&path)? else { return Ok(Memory::default()) };
     parse(&json).map_err(|error| {
         let reason = format!(
-            "broken ({error})\n  What to do: run `assay-device provision`, which begins anew and keeps a copy."
+            "broken ({error})\n  What to do: run `assay-device provision`, which begins anew and \
+             keeps a copy."
         );
         Error::State { path, reason }
     })

@@ -80,8 +80,10 @@ mod tests {
     /// By Python's hmac, base64 and urllib.parse.quote(safe='').
     #[test]
     fn token_is_that_of_other_software() {
-        let expected = "SharedAccessSignature sr=default%2Fregistrations%2Fpump-17\
-            &sig=xsIhYc1X04t4Y5U0tJF6BjGAmmOuFTA7PHIRTnLYx8Q%3D&se=1790000000&skn=registration";
+        let expected = "SharedAccessSignature \
+                        sr=default%2Fregistrations%2Fpump-17&\
+                        sig=xsIhYc1X04t4Y5U0tJF6BjGAmmOuFTA7PHIRTnLYx8Q%3D&se=1790000000&\
+                        skn=registration";
         assert_eq!(token("pump-17").password, expected);
     }
 

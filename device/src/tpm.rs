@@ -184,8 +184,8 @@ pub enum TpmError {
     Abandoned,
     /// A hierarchy is protected by another password.
     #[error(
-        "{operation}: the TPM refused the {hierarchy} password; give the right one in a file (--{hierarchy}-auth-file) or the \
-         environment"
+        "{operation}: the TPM refused the {hierarchy} password; give the right one in a file \
+         (--{hierarchy}-auth-file) or the environment"
     )]
     WrongPassword {
         /// What was being done.
@@ -195,8 +195,8 @@ pub enum TpmError {
     },
     /// The handle of the IK or of the HMAC key holds something else, which is left alone.
     #[error(
-        "persistent handle {handle:#010x} holds {found}, not {wanted}; choose another handle ({option}), or remove the object \
-         if nobody needs it: tpm2_evictcontrol -c {handle:#010x}"
+        "persistent handle {handle:#010x} holds {found}, not {wanted}; choose another handle \
+         ({option}), or remove the object if nobody needs it: tpm2_evictcontrol -c {handle:#010x}"
     )]
     HandleOccupied {
         /// The handle.
@@ -210,8 +210,8 @@ pub enum TpmError {
     },
     /// A key has a password, so this program did not make it.
     #[error(
-        "{operation}: the key at persistent handle {handle:#010x} has a password, so it is not this device's; choose another \
-         one ({option})"
+        "{operation}: the key at persistent handle {handle:#010x} has a password, so it is not \
+         this device's; choose another one ({option})"
     )]
     KeyWithPassword {
         /// What was being done.
@@ -231,8 +231,9 @@ pub enum TpmError {
     },
     /// The TPM shows another EK than before, or than the CA knows this device by.
     #[error(
-        "{operation}: the TPM shows another EK than the one by which the CA knows this device: it is another TPM, or somebody \
-         changes what goes over its bus; it was given no password. If the TPM was replaced, use a new state directory (--state)"
+        "{operation}: the TPM shows another EK than the one by which the CA knows this device: it \
+         is another TPM, or somebody changes what goes over its bus; it was given no password. If \
+         the TPM was replaced, use a new state directory (--state)"
     )]
     OtherEk {
         /// What was being done.
@@ -240,8 +241,9 @@ pub enum TpmError {
     },
     /// Nobody whose password is known may read an EK certificate.
     #[error(
-        "the TPM does not let NV index {index:#010x} be read, where an EK certificate is; give the certificate in a file \
-         (--ek-certificate), or the owner's password if it takes that (--owner-auth-file)"
+        "the TPM does not let NV index {index:#010x} be read, where an EK certificate is; give \
+         the certificate in a file (--ek-certificate), or the owner's password if it takes that \
+         (--owner-auth-file)"
     )]
     Unreadable {
         /// The NV index.
@@ -280,7 +282,8 @@ pub enum TpmError {
 
 fn connection_hint(tcti: &Tcti) -> &'static str {
     if tcti.is_of_library() {
-        "is it running, and is libtss2's module for it installed (libtss2-tcti-…)? TSS2_LOG=all+ERROR says more"
+        "is it running, and is libtss2's module for it installed (libtss2-tcti-…)? \
+         TSS2_LOG=all+ERROR says more"
     } else if tcti.is_device() {
         "is the device there, and may this user open it (group tss)?"
     } else {

@@ -94,8 +94,8 @@ impl Bootstrap {
         let Self { broker, scope, .. } = self;
         Trouble::misconfigured(
             format!("{broker} does not let devices be provisioned in scope {scope}"),
-            "correct --scope, which the CA's assay.toml says, or --broker; on another broker than the built-in one, check its \
-             access list.",
+            "correct --scope, which the CA's assay.toml says, or --broker; on another broker than \
+             the built-in one, check its access list.",
         )
     }
 

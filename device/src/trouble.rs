@@ -104,11 +104,12 @@ pub(crate) enum Purpose {
 pub(crate) fn other_listener(purpose: Purpose) -> &'static str {
     match purpose {
         Purpose::Bootstrap => {
-            "devices are provisioned at the bootstrap listener (port 8883 by default), which asks for no certificate; \
-             correct the port in --broker."
+            "devices are provisioned at the bootstrap listener (port 8883 by default), which asks \
+             for no certificate; correct the port in --broker."
         }
         Purpose::Operation => {
-            "provisioned devices speak at the operational listener (port 8884 by default); correct the port in --broker."
+            "provisioned devices speak at the operational listener (port 8884 by default); correct \
+             the port in --broker."
         }
     }
 }
@@ -188,7 +189,8 @@ fn of_refusal(code: ConnectReturnCode, broker: &BrokerUrl, purpose: Purpose) -> 
         ),
         (BadClientId | ClientIdentifierNotValid, Purpose::Operation) => Trouble::misconfigured(
             format!(
-                "{broker} takes no device by its name ({code:?}): it is the bootstrap listener, or of another scope"
+                "{broker} takes no device by its name ({code:?}): it is the bootstrap listener, \
+                 or of another scope"
             ),
             other_listener(purpose),
         ),

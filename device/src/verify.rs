@@ -38,12 +38,14 @@ pub enum AnswerError {
     SealKeyLength(usize),
     /// The sealed certificate was made for another claim, EK or IK, or altered.
     #[error(
-        "the sealed certificate cannot be opened: it was made for another device or request, or altered on its way"
+        "the sealed certificate cannot be opened: it was made for another device or request, or \
+         altered on its way"
     )]
     Seal,
     /// The confirmation was answered by somebody else than the CA that sealed the certificate.
     #[error(
-        "the receipt is not the one of the CA that sealed the certificate: the confirmation did not reach it"
+        "the receipt is not the one of the CA that sealed the certificate: the confirmation did \
+         not reach it"
     )]
     Receipt,
     /// The HMAC key was not made for this TPM's EK and parent.

@@ -18,9 +18,8 @@ fn a_full_queue_is_answered_with_busy_and_nobody_goes_unanswered() -> Result<()>
     let dir = AssayDir::init()?;
     let vendor = trusted_vendor()?;
     dir.trust(&vendor)?;
-    let mosquitto = Mosquitto::start(&[
-        "allow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0\nset_tcp_nodelay true",
-    ])?;
+    let mosquitto = Mosquitto::start(&["allow_anonymous true\nmax_inflight_messages \
+                                        0\nmax_queued_messages 0\nset_tcp_nodelay true"])?;
     let broker = format!("mqtt://127.0.0.1:{}", mosquitto.port(0));
     let _worker = Worker::start(&dir, &broker)?;
     let tpm = vendor.device(EkKind::Rsa2048, 0)?;

@@ -165,8 +165,8 @@ fn mosquitto_without_rules_breaks_them() -> Result<()> {
     let kept = with(&found, "kept");
     ensure!(kept == ["asks", "list"] && not_tried(&found).is_empty() && !is_good, "{found:#?}");
     let heard = "hears another's request; hears another's reply; hears what a device says";
-    let said = "publishes another's reply; publishes another's request; publishes what a device says; \
-                publishes a command to a device; publishes a revocation list that stays";
+    let said = "publishes another's reply; publishes another's request; publishes what a device \
+                says; publishes a command to a device; publishes a revocation list that stays";
     for (rule, how) in [
         ("stranger-hears", heard),
         ("stranger-speaks", said),
@@ -313,7 +313,8 @@ fn mosquitto_as_once(dir: &AssayDir) -> Result<Mosquitto> {
     let (certificate, key) = (file(dir, "server.pem"), file(dir, "server.key"));
     let tls = format!("certfile {certificate}\nkeyfile {key}\nacl_file {}", acl.display());
     let operational = format!(
-        "{tls}\nallow_anonymous false\ncafile {}\nrequire_certificate true\nuse_identity_as_username true",
+        "{tls}\nallow_anonymous false\ncafile {}\nrequire_certificate \
+         true\nuse_identity_as_username true",
         file(dir, "root.pem")
     );
     Mosquitto::start(&[&format!("{tls}\nallow_anonymous true"), &operational])

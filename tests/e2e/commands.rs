@@ -202,7 +202,8 @@ fn list_is_written_through_no_link() -> Result<()> {
 #[test]
 fn nothing_is_granted_in_a_scope_that_is_not_on_record() -> Result<()> {
     let lab = Lab::open()?;
-    let record = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute(\"UPDATE scope SET name = 'plant-7'\"); db.commit()";
+    let record = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute(\"UPDATE \
+                  scope SET name = 'plant-7'\"); db.commit()";
     run(tool("python3")?.args(["-c", record]).arg(lab.dir.path().join("assay.db")))?;
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     for flow in ["ticket", "sealed", "shared-key"] {

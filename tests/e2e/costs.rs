@@ -12,7 +12,8 @@ fn each_flow_takes_the_round_trips_it_promises() -> Result<()> {
     let mosquitto = Mosquitto::start(&["allow_anonymous true"])?;
     let _worker = Worker::start(&dir, &format!("mqtt://127.0.0.1:{}", mosquitto.port(0)))?;
     println!(
-        "EK        flow        round trips  payload sent/received  MQTT bytes  TPM commands  TPM ms"
+        "EK        flow        round trips  payload sent/received  MQTT bytes  TPM commands  TPM \
+         ms"
     );
     for ek in [EkKind::P256, EkKind::Rsa2048] {
         for (number, (flow, round_trips)) in

@@ -42,7 +42,8 @@ fn a_ca_that_answers_and_can_write_is_healthy() -> Result<()> {
 fn a_worker_on_another_broker_is_asked_there() -> Result<()> {
     let dir = AssayDir::init()?;
     let tls = format!(
-        "allow_anonymous true\ncertfile {0}/server.pem\nkeyfile {0}/server.key\nset_tcp_nodelay true",
+        "allow_anonymous true\ncertfile {0}/server.pem\nkeyfile {0}/server.key\nset_tcp_nodelay \
+         true",
         dir.path().display()
     );
     let mosquitto = Mosquitto::start(&["allow_anonymous true", &tls])?;

@@ -323,7 +323,8 @@ fn serial(file: &Path) -> Result<String> {
 
 /// A new certificate and key for the broker, by the service CA.
 fn replace_server_certificate(dir: &AssayDir) -> Result<()> {
-    let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nkeyUsage=critical,digitalSignature\n";
+    let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\\
+                      nkeyUsage=critical,digitalSignature\n";
     let certificate = certify(dir, "server", "/CN=broker", "service", extensions)?;
     fs::write(
         dir.path().join("server.pem"),
@@ -334,8 +335,8 @@ fn replace_server_certificate(dir: &AssayDir) -> Result<()> {
 
 /// A new issuing CA of this name, by the root.
 fn replace_issuing_ca(dir: &AssayDir, name: &str) -> Result<()> {
-    let extensions = "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\n\
-                      subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n";
+    let extensions = "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,\
+                      cRLSign\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n";
     let certificate = certify(dir, "issuing", &format!("/CN={name}"), "root", extensions)?;
     fs::write(dir.path().join("issuing.pem"), certificate)?;
     Ok(())

@@ -43,9 +43,8 @@ fn a_worker_that_is_told_to_stop_answers_all_that_the_broker_holds_for_it() -> R
 #[test]
 fn two_workers_are_restarted_in_turn_under_load_and_no_device_notices() -> Result<()> {
     let dir = AssayDir::init()?;
-    let mosquitto = Mosquitto::start(&[
-        "allow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0\nset_tcp_nodelay true",
-    ])?;
+    let mosquitto = Mosquitto::start(&["allow_anonymous true\nmax_inflight_messages \
+                                        0\nmax_queued_messages 0\nset_tcp_nodelay true"])?;
     let broker = format!("mqtt://127.0.0.1:{}", mosquitto.port(0));
     let cache = tempfile::tempdir()?;
     let mut fleet = Command::new(assay_bin("assay-fleet")?);

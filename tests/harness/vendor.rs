@@ -90,8 +90,8 @@ impl VendorCa {
         fs::write(
             config.path().join("localca.conf"),
             format!(
-                "statedir = {ca}\nsigningkey = {ca}/intermediate.key\nissuercert = {ca}/intermediate.pem\n\
-                 certserial = {ca}/serial\n"
+                "statedir = {ca}\nsigningkey = {ca}/intermediate.key\nissuercert = \
+                 {ca}/intermediate.pem\ncertserial = {ca}/serial\n"
             ),
         )?;
         fs::write(
@@ -101,8 +101,9 @@ impl VendorCa {
         fs::write(
             config.path().join("setup.conf"),
             format!(
-                "create_certs_tool = {}\ncreate_certs_tool_config = {conf}/localca.conf\n\
-                 create_certs_tool_options = {conf}/localca.options\nactive_pcr_banks = sha256\n",
+                "create_certs_tool = {}\ncreate_certs_tool_config = \
+                 {conf}/localca.conf\ncreate_certs_tool_options = \
+                 {conf}/localca.options\nactive_pcr_banks = sha256\n",
                 tool("swtpm_localca")?.get_program().display()
             ),
         )?;
@@ -280,8 +281,9 @@ fn found(dir: &Path, name: &str) -> Result<()> {
     let path = |file: &str| dir.join(file);
     fs::write(
         path("openssl.cnf"),
-        "[req]\ndistinguished_name = name\nx509_extensions = ca\n[name]\n[ca]\nbasicConstraints = critical, CA:TRUE\n\
-         keyUsage = critical, keyCertSign, cRLSign\nsubjectKeyIdentifier = hash\nauthorityKeyIdentifier = keyid\n",
+        "[req]\ndistinguished_name = name\nx509_extensions = ca\n[name]\n[ca]\nbasicConstraints = \
+         critical, CA:TRUE\nkeyUsage = critical, keyCertSign, cRLSign\nsubjectKeyIdentifier = \
+         hash\nauthorityKeyIdentifier = keyid\n",
     )?;
     let request = |role: &str, file: &str| -> Result<_> {
         let mut request = tool("openssl")?;

@@ -63,7 +63,8 @@ fn dependencies() -> Result<()> {
     let fetched: &mut Command = &mut cargo(&["deny", "fetch", "db"]);
     if show(fetched).is_err() {
         println!(
-            "NOT CHECKED: known vulnerabilities; the RustSec advisory database cannot be fetched from here"
+            "NOT CHECKED: known vulnerabilities; the RustSec advisory database cannot be fetched \
+             from here"
         );
         return Ok(());
     }

@@ -23,8 +23,8 @@ pub(crate) fn require_engine() -> Result<()> {
         return Ok(());
     }
     bail!(
-        "no Docker engine answers. On Debian: `apt-get install docker.io docker-compose`, see that the service docker runs \
-         and that you may use it (`docker version`), and try again"
+        "no Docker engine answers. On Debian: `apt-get install docker.io docker-compose`, see \
+         that the service docker runs and that you may use it (`docker version`), and try again"
     )
 }
 

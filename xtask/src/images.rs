@@ -111,7 +111,8 @@ impl Bases {
             }),
             Some(name) => {
                 println!(
-                    "{name} is not here and cannot be pulled: stand-ins for the base images are made instead"
+                    "{name} is not here and cannot be pulled: stand-ins for the base images are \
+                     made instead"
                 );
                 Self::stand_ins()
             }

@@ -12,11 +12,13 @@ use tempfile::TempDir;
 
 #[derive(Args)]
 #[command(after_help = "\
-What a file should be follows from its name, and from the column `kind` of DIR/index.md if there is one:
+What a file should be follows from its name, and from the column `kind` of DIR/index.md if there \
+                        is one:
   root-*    a root: `assay trust add` takes it as one
   ica-*     an issuer, which must lead to a root or an anchor of DIR if OpenSSL says so
   anchor-*  a CA that `assay trust add --anchor` takes, and no root
-  ek-*      an EK certificate: `assay enroll add` reads it, and `assay trust check` trusts it if and only if OpenSSL does
+  ek-*      an EK certificate: `assay enroll add` reads it, and `assay trust check` trusts it if \
+                        and only if OpenSSL does
 Of the kind G, signed with what can be forged, everything must be refused with a sentence.
 
 Example:

@@ -189,7 +189,8 @@ impl Listener {
         if access.is_bootstrapping()
             && !self.core.used_ids.allows((&*connect.client).into(), 1, now)
         {
-            let reason = "its client id was used before; a bootstrapping client makes one for each connection";
+            let reason = "its client id was used before; a bootstrapping client makes one for \
+                          each connection";
             return Err(NotAdmitted::refused(Reason::ClientIdentifierNotValid, reason));
         }
         if let Some(client) = access.client().filter(|_| !access.is_bootstrapping())

@@ -69,7 +69,8 @@ impl Credentials {
                 };
                 eprintln!("made {name}.pem and {name}.key in {}", out.display());
                 eprintln!(
-                    "  they open the operational listener under a client id that begins with {who}, e.g. {who}{name};"
+                    "  they open the operational listener under a client id that begins with \
+                     {who}, e.g. {who}{name};"
                 );
                 eprintln!("  whoever uses them needs root.pem, too");
                 Ok(())
@@ -77,8 +78,9 @@ impl Credentials {
             Self::Revoke(Revoke { name, force }) => {
                 if !force && let Some(holder) = directory.holder_of(&name)? {
                     bail!(
-                        "{holder}.pem of this directory is that certificate, so the CA itself would be shut out; put another in \
-                         its place first (assay credentials add, docs/operations.md), or insist with --force"
+                        "{holder}.pem of this directory is that certificate, so the CA itself \
+                         would be shut out; put another in its place first (assay credentials \
+                         add, docs/operations.md), or insist with --force"
                     );
                 }
                 match directory.store()?.revoke_credential(&name, OffsetDateTime::now_utc())? {

@@ -232,7 +232,8 @@ impl Columns {
             (Ok(Some(one)), Ok(Some(other))) => {
                 ensure!(
                     one == other,
-                    "registration_id and device_id are different ids; leave out the one that is not to be granted"
+                    "registration_id and device_id are different ids; leave out the one that is \
+                     not to be granted"
                 );
                 Some(one)
             }

@@ -124,10 +124,12 @@ impl ValueEnum for ReprovisionArg {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(PossibleValue::new(self.0.name()).help(match self.0 {
             Reprovision::Reissue => {
-                "a new certificate or the next shared key; the old one ends when the new one is first used"
+                "a new certificate or the next shared key; the old one ends when the new one is \
+                 first used"
             }
             Reprovision::Reuse => {
-                "the same shared key again; a new identity key gets a new certificate, for none fits it"
+                "the same shared key again; a new identity key gets a new certificate, for none \
+                 fits it"
             }
             Reprovision::Never => "nothing: it is refused until an operator acts",
         }))
@@ -191,8 +193,8 @@ impl Which {
             }
         }
         bail!(
-            "{which} is neither an EK id, nor its first {} digits, nor a device id that the CA knows, nor a file; see \
-             `assay enroll list`",
+            "{which} is neither an EK id, nor its first {} digits, nor a device id that the CA \
+             knows, nor a file; see `assay enroll list`",
             table::SHORT_ID
         )
     }
@@ -221,7 +223,8 @@ fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>, policy: &Pol
     }
     if ek.certificate.is_none() {
         eprintln!(
-            "  nothing shows that this key is in a TPM: by enrolling it, you vouch for a key that may be anywhere"
+            "  nothing shows that this key is in a TPM: by enrolling it, you vouch for a key that \
+             may be anywhere"
         );
     }
     let new = ek_list::checked(&ek, NewEnrolment { device_id, ..enrolment })?;
@@ -253,7 +256,8 @@ fn update(
             reprovision.map_or_else(String::new, |policy| format!(" --reprovision {policy}"));
         let plain_srk = if plain_srk == Some(true) { " --plain-srk" } else { "" };
         bail!(
-            "EK {ek} is not enrolled, and only an enrolment has a policy; `assay enroll add FILE{reprovision}{plain_srk}` enrols it"
+            "EK {ek} is not enrolled, and only an enrolment has a policy; `assay enroll add \
+             FILE{reprovision}{plain_srk}` enrols it"
         );
     }
     if let Some(reprovision) = reprovision {
@@ -265,7 +269,8 @@ fn update(
             eprintln!("its shared key is sent to an import parent alone: EK {ek}");
             if row.shared_key.is_some_and(|key| key.is_of_plain_srk()) {
                 eprintln!(
-                    "  the one that it has went to a plain one; `assay enroll rotate {ek}` retires it"
+                    "  the one that it has went to a plain one; `assay enroll rotate {ek}` \
+                     retires it"
                 );
             }
         }
@@ -297,7 +302,8 @@ fn rotate(store: &mut Store, ek: &EkId) -> Result<()> {
         bail!("EK {ek} never had a shared key; see `assay enroll list`");
     }
     eprintln!(
-        "retired the shared key of EK {ek}; its device gets the next one by `assay-device provision --again`"
+        "retired the shared key of EK {ek}; its device gets the next one by `assay-device \
+         provision --again`"
     );
     Ok(())
 }
@@ -319,7 +325,8 @@ fn remove(store: &mut Store, ek: &EkId) -> Result<()> {
         eprintln!("  it stays disabled until `assay enroll enable {ek}`");
     } else {
         eprintln!(
-            "  a trusted vendor's certificate may bring it back; `assay enroll disable {ek}` keeps it out"
+            "  a trusted vendor's certificate may bring it back; `assay enroll disable {ek}` \
+             keeps it out"
         );
     }
     Ok(())

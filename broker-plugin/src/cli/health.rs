@@ -87,7 +87,8 @@ impl Health {
         match timeout(PATIENCE, ping.ask(&mqtt, events)).await {
             Ok(answered) => answered.with_context(|| format!("at {broker}")),
             Err(_) => Err(anyhow!(
-                "no answer at {broker} within {} s; the log of `assay serve` or `assay worker` says what it is doing",
+                "no answer at {broker} within {} s; the log of `assay serve` or `assay worker` \
+                 says what it is doing",
                 PATIENCE.as_secs()
             )),
         }
@@ -110,8 +111,9 @@ impl Ping {
             // Its text has its causes in it.
             let event = events.poll().await.map_err(|error| {
                 anyhow!(
-                    "no connection ({error}). Is the broker running, is this its listener for devices \
-                     (mqtts:// with TLS, mqtt:// without), and does root.pem, or --broker-ca, vouch for it?"
+                    "no connection ({error}). Is the broker running, is this its listener for \
+                     devices (mqtts:// with TLS, mqtt:// without), and does root.pem, or \
+                     --broker-ca, vouch for it?"
                 )
             })?;
             match event {
@@ -119,8 +121,8 @@ impl Ping {
                     let granted = granted.return_codes.first();
                     ensure!(
                         matches!(granted, Some(SubscribeReasonCode::Success(_))),
-                        "the broker refuses the subscription to {reply}: {granted:?}; see docs/operations.md, \
-                         \"Other brokers\", for its access list"
+                        "the broker refuses the subscription to {reply}: {granted:?}; see \
+                         docs/operations.md, \"Other brokers\", for its access list"
                     );
                     let topic = Topic::Request(self.scope.clone(), self.client.clone()).to_string();
                     let message = Request { id: self.id, body: RequestBody::Ping }.encode();
@@ -130,7 +132,8 @@ impl Ping {
                 Event::Incoming(Packet::PubAck(ack)) => match ack.reason {
                     PubAckReason::Success => {}
                     PubAckReason::NoMatchingSubscribers => bail!(
-                        "no worker is subscribed in scope {}; start `assay worker --broker …` or look at its log",
+                        "no worker is subscribed in scope {}; start `assay worker --broker …` or \
+                         look at its log",
                         self.scope
                     ),
                     reason => {
@@ -173,7 +176,8 @@ async fn store(directory: &Directory) -> Result<Duration> {
     match timeout(PATIENCE, tokio::task::spawn_blocking(move || write(&database))).await {
         Ok(written) => written?.map(|()| started.elapsed()),
         Err(_) => Err(anyhow!(
-            "the database cannot be written within {} s; another process holds it, or the disk hangs",
+            "the database cannot be written within {} s; another process holds it, or the disk \
+             hangs",
             PATIENCE.as_secs()
         )),
     }

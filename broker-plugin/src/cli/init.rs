@@ -27,11 +27,13 @@ impl Init {
         eprintln!("  root.pem   for devices to pin");
         eprintln!("  root.key   move it to a safe place offline: serving does not need it");
         eprintln!(
-            "  service.key certifies operators and workers: `credentials add` and `crl --pem` need it, serving does not"
+            "  service.key certifies operators and workers: `credentials add` and `crl --pem` \
+             need it, serving does not"
         );
         eprintln!("  assay.toml settings");
         eprintln!(
-            "next: assay --dir {directory} trust add VENDOR-ROOT.pem, then assay --dir {directory} serve"
+            "next: assay --dir {directory} trust add VENDOR-ROOT.pem, then assay --dir \
+             {directory} serve"
         );
         Ok(())
     }

@@ -156,12 +156,14 @@ impl ServerCredentials {
             let name = ServerName::from(IpAddr::from(address));
             let (leaf, issuers) =
                 server.chain.split_first().context("server.pem holds no certificate")?;
-            verifier.verify_server_cert(leaf, issuers, &name, &[], UnixTime::now()).with_context(|| {
-                format!(
-                    "server.pem does not vouch for {address} by root.pem; listen elsewhere, or make the CA with \
-                     --server-name {address}"
-                )
-            })?;
+            verifier.verify_server_cert(leaf, issuers, &name, &[], UnixTime::now()).with_context(
+                || {
+                    format!(
+                        "server.pem does not vouch for {address} by root.pem; listen elsewhere, \
+                         or make the CA with --server-name {address}"
+                    )
+                },
+            )?;
         }
         Ok(Self(server))
     }

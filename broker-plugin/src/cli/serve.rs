@@ -54,8 +54,9 @@ impl Serve {
             .await
             .with_context(|| {
                 format!(
-                    "cannot listen at {bootstrap} and {operational}: another process may hold a port, or both are one; see \
-                     --bootstrap and --operational, or [broker] in assay.toml"
+                    "cannot listen at {bootstrap} and {operational}: another process may hold a \
+                     port, or both are one; see --bootstrap and --operational, or [broker] in \
+                     assay.toml"
                 )
             })?;
 

@@ -117,7 +117,8 @@ fn judge(store: &Store, anchors: &TrustAnchors, file: &Path) -> Result<Verdict> 
             let (_, ek) = EkIdentity::recognise(&content)?;
             ensure!(
                 store.granted(&ek.ek_id)?.is_some(),
-                "it holds no certificate; a bare key is trusted only if it is enrolled, see `assay enroll add`"
+                "it holds no certificate; a bare key is trusted only if it is enrolled, see \
+                 `assay enroll add`"
             );
             return Ok(Verdict { key: ek.key, trusted_by: "enrolment", issuers: Vec::new() });
         }

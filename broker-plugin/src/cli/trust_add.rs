@@ -18,8 +18,10 @@ use super::vendor_files;
 
 #[derive(Args)]
 #[command(after_help = "\
-Each certificate is reported: root (it signed itself, and is trusted), issuer (it helps to build paths to a root or an anchor), anchor
-(it is trusted whoever signed it), already there, or refused with the reason. Then, at a terminal, you are asked before any is trusted,
+Each certificate is reported: root (it signed itself, and is trusted), issuer (it helps to build \
+                        paths to a root or an anchor), anchor
+(it is trusted whoever signed it), already there, or refused with the reason. Then, at a terminal, \
+                        you are asked before any is trusted,
 unless you named a fingerprint. What can be added is added.
 Exit status: 1 if a certificate was refused.
 
@@ -97,7 +99,8 @@ impl Add {
         });
         if self.anchor && self.fingerprints.is_empty() && found.len() > 1 {
             bail!(
-                "--anchor trusts one CA, and here are {} certificates; say with --fingerprint which",
+                "--anchor trusts one CA, and here are {} certificates; say with --fingerprint \
+                 which",
                 found.len()
             );
         }
@@ -124,7 +127,8 @@ impl Add {
             return Ok(());
         }
         eprint!(
-            "Every EK that leads to what is named root or anchor above is going to be trusted. Go on? [y/N] "
+            "Every EK that leads to what is named root or anchor above is going to be trusted. Go \
+             on? [y/N] "
         );
         let mut answer = String::new();
         stdin().read_line(&mut answer)?;

@@ -89,7 +89,8 @@ impl Transaction<'_> {
         let device_id = entry.proven().or_else(|| entry.due());
         self.0
             .prepare_cached(&format!(
-                "INSERT INTO {table} (time_us, client, action, ek_id, device_id, is_proven, code, detail, duration_us)
+                "INSERT INTO {table} (time_us, client, action, ek_id, device_id, is_proven, code, \
+                 detail, duration_us)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
             ))?
             .execute(params![
@@ -118,11 +119,13 @@ impl Store {
     pub fn audit(&self, count: u32) -> Result<Vec<AuditRow>, StoreError> {
         let newest = |table| {
             format!(
-                "SELECT *, '{table}' AS part FROM (SELECT * FROM {table} ORDER BY id DESC LIMIT ?1)"
+                "SELECT *, '{table}' AS part FROM (SELECT * FROM {table} ORDER BY id DESC LIMIT \
+                 ?1)"
             )
         };
         let query = format!(
-            "SELECT time_us, client, action, ek_id, device_id, is_proven, code, detail, duration_us
+            "SELECT time_us, client, action, ek_id, device_id, is_proven, code, detail, \
+             duration_us
              FROM ({} UNION ALL {}) ORDER BY time_us DESC, part, id DESC LIMIT ?1",
             newest(CHANGES),
             newest(OTHERS)

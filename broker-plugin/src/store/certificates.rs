@@ -27,7 +27,8 @@ impl Transaction<'_> {
         now: OffsetDateTime,
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let mut statement = self.0.prepare_cached(
-            "SELECT der FROM certificates WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'active' AND not_after > ?3",
+            "SELECT der FROM certificates WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'active' \
+             AND not_after > ?3",
         )?;
         let found = statement
             .query_row(params![ek.as_bytes(), ik_id, now.unix_timestamp()], |row| row.get(0));
@@ -47,7 +48,8 @@ impl Transaction<'_> {
         key: &TicketKey,
     ) -> Result<Vec<(Unconfirmed, Vec<u8>)>, StoreError> {
         let query = format!(
-            "SELECT {UNCONFIRMED}, der FROM certificates WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'unconfirmed'
+            "SELECT {UNCONFIRMED}, der FROM certificates WHERE ek_id = ?1 AND ik_id = ?2 AND \
+             status = 'unconfirmed'
              ORDER BY issued_at DESC"
         );
         let mut statement = self.0.prepare_cached(&query)?;
@@ -85,9 +87,11 @@ impl Transaction<'_> {
         };
         self.0
             .prepare_cached(
-                "INSERT INTO certificates (serial, device_id, ek_id, ik_id, assurance, status, not_before, not_after, issued_at,
+                "INSERT INTO certificates (serial, device_id, ek_id, ik_id, assurance, status, \
+                 not_before, not_after, issued_at,
                                            confirm_by, confirmed_at, sha256, der)
-                 VALUES (?1, ?2, ?3, ?4, ?5, iif(?10 IS NULL, 'unconfirmed', 'active'), ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                 VALUES (?1, ?2, ?3, ?4, ?5, iif(?10 IS NULL, 'unconfirmed', 'active'), ?6, ?7, \
+                 ?8, ?9, ?10, ?11, ?12)",
             )?
             .execute(params![
                 certificate.serial,
@@ -119,7 +123,8 @@ impl Transaction<'_> {
         // The newest first, which it most likely is: an EK may have thousands that are over.
         let query = format!(
             "SELECT {UNCONFIRMED}, status FROM certificates
-             WHERE ek_id = ?1 AND sha256 = ?2 AND (status = 'active' OR confirm_by > ?3) ORDER BY rowid DESC"
+             WHERE ek_id = ?1 AND sha256 = ?2 AND (status = 'active' OR confirm_by > ?3) ORDER BY \
+             rowid DESC"
         );
         let mut statement = self.0.prepare_cached(&query)?;
         let (ek, sha256) = (confirmation.ek_id(), confirmation.certificate_sha256());
@@ -179,17 +184,25 @@ impl Transaction<'_> {
         let rows = self
             .0
             .prepare_cached(
-                "INSERT INTO devices (device_id, ek_id, assurance, registered_at) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (device_id) DO UPDATE SET assurance = excluded.assurance WHERE ek_id = excluded.ek_id",
+                "INSERT INTO devices (device_id, ek_id, assurance, registered_at) VALUES (?1, ?2, \
+                 ?3, ?4)
+                 ON CONFLICT (device_id) DO UPDATE SET assurance = excluded.assurance WHERE ek_id \
+                 = excluded.ek_id",
             )?
-            .execute(params![device.as_str(), ek.as_bytes(), assurance.to_string(), now.unix_timestamp()])?;
+            .execute(params![
+                device.as_str(),
+                ek.as_bytes(),
+                assurance.to_string(),
+                now.unix_timestamp()
+            ])?;
         if rows == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(rows).into()) }
     }
 
     fn supersede(&self, ek: &EkId, now: OffsetDateTime) -> Result<(), StoreError> {
         self.0
             .prepare_cached(
-                "UPDATE certificates SET status = 'superseded', ended_at = ?2 WHERE ek_id = ?1 AND status = 'active'",
+                "UPDATE certificates SET status = 'superseded', ended_at = ?2 WHERE ek_id = ?1 \
+                 AND status = 'active'",
             )?
             .execute(params![ek.as_bytes(), now.unix_timestamp()])?;
         Ok(())
@@ -290,7 +303,8 @@ impl Store {
         shown: &ClientCertificate,
     ) -> Result<CertificateStatus, StoreError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT c.status, l.since IS NOT NULL FROM certificates c LEFT JOIN disabled_eks l USING (ek_id)
+            "SELECT c.status, l.since IS NOT NULL FROM certificates c LEFT JOIN disabled_eks l \
+             USING (ek_id)
              WHERE c.serial = ?1 AND c.device_id = ?2 AND c.sha256 = ?3",
         )?;
         let found = statement
@@ -314,9 +328,11 @@ impl Store {
     /// The file cannot be read.
     pub fn devices(&self) -> Result<Vec<DeviceRow>, StoreError> {
         self.list(
-            "SELECT d.device_id, d.ek_id, d.assurance, l.since IS NOT NULL, d.registered_at, c.serial, c.not_after,
+            "SELECT d.device_id, d.ek_id, d.assurance, l.since IS NOT NULL, d.registered_at, \
+             c.serial, c.not_after,
                     iif(s.is_used, s.generation, NULL)
-             FROM devices d LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)
+             FROM devices d LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING \
+             (ek_id)
                   LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active'
              ORDER BY d.registered_at, d.device_id",
             &[],

@@ -64,7 +64,8 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
         let rows = self.connection.execute(
-            "INSERT INTO credentials (sha256, name, role, serial, issued_at, not_after) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+            "INSERT INTO credentials (sha256, name, role, serial, issued_at, not_after) VALUES \
+             (?1, ?2, ?3, ?4, ?5, ?6)
              ON CONFLICT (name) DO NOTHING",
             params![
                 credential.sha256,
@@ -84,7 +85,8 @@ impl Store {
     /// The file cannot be read.
     pub fn credentials(&self) -> Result<Vec<CredentialRow>, StoreError> {
         self.list(
-            "SELECT name, role, sha256, issued_at, not_after, revoked_at FROM credentials ORDER BY rowid",
+            "SELECT name, role, sha256, issued_at, not_after, revoked_at FROM credentials ORDER \
+             BY rowid",
             &[],
             |row: &Row<'_>| {
                 Ok(CredentialRow {

@@ -104,7 +104,8 @@ pub enum EnrolError {
     },
     /// It is on the list with another policy.
     #[error(
-        "EK {ek} is enrolled with re-provisioning {found}, not {wanted}; `assay enroll update {ek} --reprovision {wanted}` changes it"
+        "EK {ek} is enrolled with re-provisioning {found}, not {wanted}; `assay enroll update \
+         {ek} --reprovision {wanted}` changes it"
     )]
     Reprovision {
         /// The EK.
@@ -144,7 +145,8 @@ pub enum EnrolError {
     Registered(EkId, DeviceId),
     /// The id is another EK's.
     #[error(
-        "device id {0} belongs to EK {1}; if this EK is to take its place: `assay enroll remove {0}` first"
+        "device id {0} belongs to EK {1}; if this EK is to take its place: `assay enroll remove \
+         {0}` first"
     )]
     DeviceIdTaken(DeviceId, EkId),
 }
@@ -198,7 +200,8 @@ impl Store {
         plain_srk: Option<bool>,
     ) -> Result<bool, StoreError> {
         let changed = self.connection.execute(
-            "UPDATE enrolments SET reprovision = coalesce(?2, reprovision), plain_srk = coalesce(?3, plain_srk)
+            "UPDATE enrolments SET reprovision = coalesce(?2, reprovision), plain_srk = \
+             coalesce(?3, plain_srk)
              WHERE ek_id = ?1",
             params![ek.as_bytes(), reprovision.map(Reprovision::name), plain_srk],
         )?;
@@ -223,7 +226,8 @@ impl Store {
                 rows += transaction.0.execute(&delete, params![ek.as_bytes()])?;
             }
             let certificates = transaction.0.execute(
-                "UPDATE certificates SET der = iif(status = 'active', der, x''), status = 'revoked', ended_at = ?2
+                "UPDATE certificates SET der = iif(status = 'active', der, x''), status = \
+                 'revoked', ended_at = ?2
                  WHERE ek_id = ?1 AND status IN ('unconfirmed', 'active')",
                 params![ek.as_bytes(), now.unix_timestamp()],
             )?;
@@ -237,7 +241,8 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn enrolments(&self) -> Result<Vec<EnrolmentRow>, StoreError> {
-        let all = "SELECT ek_id FROM enrolments UNION SELECT ek_id FROM devices UNION SELECT ek_id FROM disabled_eks";
+        let all = "SELECT ek_id FROM enrolments UNION SELECT ek_id FROM devices UNION SELECT \
+                   ek_id FROM disabled_eks";
         self.list(
             &format!("{} ORDER BY added_at, k.ek_id", what_is_known_of(all)),
             &[],
@@ -319,7 +324,8 @@ fn enroll(
     }
     connection
         .prepare_cached(
-            "INSERT INTO enrolments (ek_id, device_id, recognised, reprovision, legacy_dps_ek, added_at, tags, plain_srk)
+            "INSERT INTO enrolments (ek_id, device_id, recognised, reprovision, legacy_dps_ek, \
+             added_at, tags, plain_srk)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?
         .execute(params![
@@ -385,9 +391,11 @@ fn enrolment(connection: &Connection, ek: &EkId) -> Result<Option<EnrolmentRow>,
 /// The query for what [`enrolment_row`] reads, of the EKs that another query names.
 fn what_is_known_of(eks: &str) -> String {
     format!(
-        "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised, e.reprovision, coalesce(e.legacy_dps_ek, 0),
+        "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised, e.reprovision, \
+         coalesce(e.legacy_dps_ek, 0),
                 l.since IS NOT NULL, d.ek_id IS NOT NULL, s.generation, s.is_used,
-                coalesce(e.added_at, d.registered_at, l.since) AS added_at, e.tags, coalesce(e.plain_srk, 0),
+                coalesce(e.added_at, d.registered_at, l.since) AS added_at, e.tags, \
+         coalesce(e.plain_srk, 0),
                 s.plain_srk_generation
          FROM ({eks}) k LEFT JOIN enrolments e USING (ek_id) LEFT JOIN devices d USING (ek_id)
               LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)"

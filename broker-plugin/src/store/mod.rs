@@ -276,28 +276,39 @@ fn records(
     let registration = connection
         .prepare_cached(
             "SELECT d.device_id, c.ik_id, c.issued_at,
-                    (SELECT count(*) FROM certificates r WHERE r.ek_id = d.ek_id AND r.confirmed_at > ?2)
-             FROM devices d LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active' WHERE d.ek_id = ?1",
+                    (SELECT count(*) FROM certificates r WHERE r.ek_id = d.ek_id AND \
+             r.confirmed_at > ?2)
+             FROM devices d LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active' \
+             WHERE d.ek_id = ?1",
         )?
         .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| {
             let certificate = match (row.get(1)?, row.get(2)?) {
-                (Some(ik_id), Some(issued_at)) => Some(CertificateOnRecord { ik_id, issued_at: time(2, issued_at)? }),
+                (Some(ik_id), Some(issued_at)) => {
+                    Some(CertificateOnRecord { ik_id, issued_at: time(2, issued_at)? })
+                }
                 _ => None,
             };
-            Ok(Registration { device_id: parsed(row, 0)?, certificate, recent_certificates: row.get(3)? })
+            Ok(Registration {
+                device_id: parsed(row, 0)?,
+                certificate,
+                recent_certificates: row.get(3)?,
+            })
         })
         .optional()?;
     let recent_unconfirmed = connection
         .prepare_cached(
-            "SELECT count(*) FROM certificates WHERE ek_id = ?1 AND confirmed_at IS NULL AND issued_at > ?2",
+            "SELECT count(*) FROM certificates WHERE ek_id = ?1 AND confirmed_at IS NULL AND \
+             issued_at > ?2",
         )?
         .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| row.get(0))?;
     let shared_key = connection
         .prepare_cached(
-            "SELECT generation, is_used, plain_srk_generation, iif(day > ?2, today, 0) FROM shared_keys WHERE ek_id = ?1",
+            "SELECT generation, is_used, plain_srk_generation, iif(day > ?2, today, 0) FROM \
+             shared_keys WHERE ek_id = ?1",
         )?
         .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| {
-            let (generation, is_used, plain_srk_generation) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let (generation, is_used, plain_srk_generation) =
+                (row.get(0)?, row.get(1)?, row.get(2)?);
             Ok((SharedKeyOnRecord { generation, is_used, plain_srk_generation }, row.get(3)?))
         })
         .optional()?;
@@ -326,7 +337,8 @@ fn first_on_record(connection: &Connection, eks: &[EkId]) -> Result<Option<EkId>
     for ek in eks {
         let is_on_record: bool = connection
             .prepare_cached(
-                "SELECT EXISTS (SELECT 1 FROM enrolments WHERE ek_id = ?1) OR EXISTS (SELECT 1 FROM devices WHERE ek_id = ?1)
+                "SELECT EXISTS (SELECT 1 FROM enrolments WHERE ek_id = ?1) OR EXISTS (SELECT 1 \
+                 FROM devices WHERE ek_id = ?1)
                      OR EXISTS (SELECT 1 FROM disabled_eks WHERE ek_id = ?1)",
             )?
             .query_row(params![ek.as_bytes()], |row| row.get(0))?;
@@ -381,8 +393,9 @@ pub enum StoreError {
     Encrypt(assay_ca_core::Fault),
     /// Devices know the CA by another scope.
     #[error(
-        "the scope is to be {is}, but this CA serves the scope {was}, which the certificates and topics of its devices name: put \
-         scope = \"{was}\" back into assay.toml, or make another CA for {is} (assay init)"
+        "the scope is to be {is}, but this CA serves the scope {was}, which the certificates and \
+         topics of its devices name: put scope = \"{was}\" back into assay.toml, or make another \
+         CA for {is} (assay init)"
     )]
     Scope {
         /// On record.

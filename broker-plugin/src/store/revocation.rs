@@ -196,19 +196,23 @@ const PRUNE: &str = "DELETE FROM certificates WHERE rowid IN (
     SELECT * FROM (SELECT rowid FROM certificates
                    WHERE status IN ('superseded', 'revoked') AND not_after <= ?2 LIMIT 500))";
 const HAS_TO_PRUNE: &str = "SELECT
-    EXISTS (SELECT 1 FROM certificates WHERE status = 'revoked' AND confirmed_at IS NULL AND not_after <= ?1)
-    OR EXISTS (SELECT 1 FROM certificates WHERE status IN ('superseded', 'revoked') AND not_after <= ?2)";
+    EXISTS (SELECT 1 FROM certificates WHERE status = 'revoked' AND confirmed_at IS NULL AND \
+                            not_after <= ?1)
+    OR EXISTS (SELECT 1 FROM certificates WHERE status IN ('superseded', 'revoked') AND not_after \
+                            <= ?2)";
 const HAS_OVERDUE: &str =
     "SELECT EXISTS (SELECT 1 FROM certificates WHERE status = 'unconfirmed' AND confirm_by <= ?1)";
-const REVOKE_OVERDUE: &str = "UPDATE certificates SET status = 'revoked', ended_at = ?1, der = x'' WHERE status = 'unconfirmed' AND confirm_by <= ?1";
-const REVOKED: &str =
-    "SELECT serial, status, ended_at, confirmed_at IS NOT NULL, rowid FROM certificates
+const REVOKE_OVERDUE: &str = "UPDATE certificates SET status = 'revoked', ended_at = ?1, der = \
+                              x'' WHERE status = 'unconfirmed' AND confirm_by <= ?1";
+const REVOKED: &str = "SELECT serial, status, ended_at, confirmed_at IS NOT NULL, rowid FROM \
+                       certificates
     WHERE status IN ('superseded', 'revoked') AND not_after > ?1
     UNION ALL
     SELECT c.serial, c.status, l.since, c.confirmed_at IS NOT NULL, c.rowid
     FROM disabled_eks l CROSS JOIN certificates c USING (ek_id)
     WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > ?1";
-const REVOKED_CREDENTIALS: &str = "SELECT serial, revoked_at FROM credentials WHERE revoked_at IS NOT NULL AND not_after > ?1 ORDER BY rowid";
+const REVOKED_CREDENTIALS: &str = "SELECT serial, revoked_at FROM credentials WHERE revoked_at IS \
+                                   NOT NULL AND not_after > ?1 ORDER BY rowid";
 
 #[cfg(test)]
 mod tests {

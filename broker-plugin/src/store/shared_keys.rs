@@ -39,7 +39,8 @@ impl Transaction<'_> {
         };
         self.0
             .prepare_cached(
-                "INSERT INTO shared_keys (ek_id, device_id, assurance, generation, is_used, plain_srk_generation)
+                "INSERT INTO shared_keys (ek_id, device_id, assurance, generation, is_used, \
+                 plain_srk_generation)
                  VALUES (?1, ?2, ?3, ?4, 0, ?6)
                  ON CONFLICT (ek_id) DO UPDATE SET device_id = excluded.device_id,
                    assurance = iif(assurance = ?5, assurance, excluded.assurance),
@@ -74,7 +75,8 @@ impl Transaction<'_> {
         self.0
             .prepare_cached(
                 "UPDATE shared_keys SET generation = ?2, is_used = 1,
-                        day = iif(day > ?4, day, ?3), today = iif(day > ?4, today, 0) + 1 WHERE ek_id = ?1",
+                        day = iif(day > ?4, day, ?3), today = iif(day > ?4, today, 0) + 1 WHERE \
+                 ek_id = ?1",
             )?
             .execute(params![
                 holder.ek_id.as_bytes(),
@@ -106,7 +108,8 @@ impl Transaction<'_> {
         // None that was offered is later than the next of the one on record, or of the last that a
         // plain SRK was offered.
         let mut statement = self.0.prepare_cached(
-            "UPDATE shared_keys SET generation = max(generation, plain_srk_generation) + 2, is_used = 0 WHERE ek_id = ?1",
+            "UPDATE shared_keys SET generation = max(generation, plain_srk_generation) + 2, \
+             is_used = 0 WHERE ek_id = ?1",
         )?;
         Ok(statement.execute(params![ek.as_bytes()])? == 1)
     }

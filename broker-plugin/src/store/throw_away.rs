@@ -39,7 +39,8 @@ impl Store {
         };
         self.transaction(|transaction| {
             transaction.0.execute(
-                "INSERT INTO certificates (serial, device_id, ek_id, ik_id, assurance, status, not_before, not_after, issued_at,
+                "INSERT INTO certificates (serial, device_id, ek_id, ik_id, assurance, status, \
+                 not_before, not_after, issued_at,
                                            sha256, der)
                  VALUES (?1, ?2, ?3, ?4, 'none', 'active', ?5, ?6, ?7, ?8, ?9)",
                 params![

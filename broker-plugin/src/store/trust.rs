@@ -68,7 +68,8 @@ impl Store {
             Role::Anchor(allowances) => ("anchor", allowances.to_string()),
         };
         transaction.execute(
-            "INSERT INTO anchors (fingerprint, certificate, subject, kind, allowances, not_after, added_at)
+            "INSERT INTO anchors (fingerprint, certificate, subject, kind, allowances, not_after, \
+             added_at)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             params![
                 anchor.fingerprint,
@@ -97,7 +98,8 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn anchors(&self) -> Result<Vec<AnchorRow>, StoreError> {
-        let query = "SELECT fingerprint, certificate, subject, kind, allowances, not_after, added_at FROM anchors ORDER BY id";
+        let query = "SELECT fingerprint, certificate, subject, kind, allowances, not_after, \
+                     added_at FROM anchors ORDER BY id";
         self.list(query, &[], |row| {
             Ok(AnchorRow {
                 fingerprint: row.get(0)?,

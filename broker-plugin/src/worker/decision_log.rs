@@ -83,7 +83,8 @@ impl DecisionLog {
         if lines > 0 {
             warn!(
                 lines,
-                "left out of this log, for there were too many of one kind; `assay audit` has the decisions"
+                "left out of this log, for there were too many of one kind; `assay audit` has the \
+                 decisions"
             );
         }
     }

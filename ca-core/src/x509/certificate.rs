@@ -155,7 +155,8 @@ pub(crate) enum Unreadable {
     #[error("it is not an X.509 certificate in DER")]
     NoCertificate,
     #[error(
-        "somebody changed it on its way: around what its issuer signed it is not as DER wants it, or names another signature algorithm"
+        "somebody changed it on its way: around what its issuer signed it is not as DER wants it, \
+         or names another signature algorithm"
     )]
     Changed,
     #[error("its subject or issuer is longer than any vendor's name")]

@@ -91,13 +91,15 @@ pub(crate) enum Rule {
     #[error("may not sign certificates: its keyUsage lacks keyCertSign (RFC 5280, 4.2.1.3)")]
     MayNotSign,
     #[error(
-        "is for other uses: its extendedKeyUsage has neither tcg-kp-EKCertificate (2.23.133.8.1) nor anyExtendedKeyUsage"
+        "is for other uses: its extendedKeyUsage has neither tcg-kp-EKCertificate (2.23.133.8.1) \
+         nor anyExtendedKeyUsage"
     )]
     IssuerUsage,
     #[error("is below a CA whose pathLenConstraint allows fewer CAs below it (RFC 5280, 4.2.1.9)")]
     PathLength,
     #[error(
-        "has the critical extension {0}, which is not understood, so it must be refused (RFC 5280, 4.2)"
+        "has the critical extension {0}, which is not understood, so it must be refused (RFC \
+         5280, 4.2)"
     )]
     UnknownCritical(String),
     #[error("has a name that an issuer's name constraints do not permit (RFC 5280, 4.2.1.10)")]
@@ -105,7 +107,8 @@ pub(crate) enum Rule {
     #[error("has a name that an issuer's name constraints exclude (RFC 5280, 4.2.1.10)")]
     NameExcluded,
     #[error(
-        "has a name that cannot be compared with an issuer's name constraints, which must be refused then (RFC 5280, 4.2.1.10)"
+        "has a name that cannot be compared with an issuer's name constraints, which must be \
+         refused then (RFC 5280, 4.2.1.10)"
     )]
     NameUnclear,
     #[error("is not issued under the certificate policies that the path demands (RFC 5280, 6.1)")]

@@ -90,8 +90,9 @@ fn token_of_the_device_authenticates_it() {
 /// Computed by Python's hmac, base64 and urllib from the words of the module's documentation.
 #[test]
 fn token_made_by_others_authenticates() {
-    const TOKEN: &str = "SharedAccessSignature sr=plant-7%2Fregistrations%2Fpump%3A1\
-        &sig=1JfTQz6O7mySBA0N%2BQ5e0KKaXTBtr6zUaT2VoKV4O7U%3D&se=1800003600&skn=registration";
+    const TOKEN: &str = "SharedAccessSignature \
+                         sr=plant-7%2Fregistrations%2Fpump%3A1&sig=1JfTQz6O7mySBA0N%\
+                         2BQ5e0KKaXTBtr6zUaT2VoKV4O7U%3D&se=1800003600&skn=registration";
     assert_eq!(verify(TOKEN).unwrap().generation(), 3);
 }
 

@@ -191,8 +191,8 @@ impl Device {
         let grant = match self.state.memory()?.in_use {
             Some(Grant::Certificate(grant)) => grant,
             Some(Grant::SharedKey(_)) => {
-                let reason = "this device has a shared key and no certificate: use a token, or run `assay-device \
-                              provision` with another --flow";
+                let reason = "this device has a shared key and no certificate: use a token, or \
+                              run `assay-device provision` with another --flow";
                 return Err(Error::Usage(reason.into()));
             }
             None => {
@@ -206,8 +206,8 @@ impl Device {
             .call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
         let public = found.ok_or_else(|| {
             Error::Usage(format!(
-                "the TPM no longer holds an identity key at {handle:#010x}: it was cleared, or it is another TPM; run \
-                 `assay-device provision`"
+                "the TPM no longer holds an identity key at {handle:#010x}: it was cleared, or it \
+                 is another TPM; run `assay-device provision`"
             ))
         })?;
         let certificate = self

@@ -114,8 +114,8 @@ impl Device {
         let found = found.map(HmacPublic);
         if found.is_none() || grant.record.keys.as_slice() != found.as_slice() {
             return Err(Error::Usage(format!(
-                "the TPM no longer holds this device's HMAC key at {handle:#010x}: it was cleared, or it is another TPM; run \
-                 `assay-device provision`"
+                "the TPM no longer holds this device's HMAC key at {handle:#010x}: it was \
+                 cleared, or it is another TPM; run `assay-device provision`"
             )));
         }
         let hmac =

@@ -45,8 +45,9 @@ pub(super) enum Wire {
 pub enum TctiError {
     /// libtss2 was asked for, and is not there.
     #[error(
-        "{0} goes through libtss2, which this build does without; build the agent with the cargo feature tss2 \
-         (cargo build --release -p assay-device --features tss2), or use device:/dev/tpmrm0"
+        "{0} goes through libtss2, which this build does without; build the agent with the cargo \
+         feature tss2 (cargo build --release -p assay-device --features tss2), or use \
+         device:/dev/tpmrm0"
     )]
     WithoutLibrary(String),
     /// libtss2 was asked for with what it does not take.
@@ -54,7 +55,8 @@ pub enum TctiError {
     MalformedForLibrary(String),
     /// Anything else.
     #[error(
-        "expected device:PATH, swtpm:host=H,port=P, swtpm:path=PATH, tabrmd, mssim:host=H,port=P or tss2:…, but {0}"
+        "expected device:PATH, swtpm:host=H,port=P, swtpm:path=PATH, tabrmd, mssim:host=H,port=P \
+         or tss2:…, but {0}"
     )]
     Malformed(String),
 }

@@ -226,7 +226,8 @@ fn use_assay_beside() -> Result<()> {
         let dir = bin_dir()?;
         if !dir.join("assay").exists() {
             bail!(
-                "no `assay` in {}; build it there: cargo build --release --package assay-broker-plugin",
+                "no `assay` in {}; build it there: cargo build --release --package \
+                 assay-broker-plugin",
                 dir.display()
             );
         }

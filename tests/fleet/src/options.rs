@@ -181,7 +181,10 @@ const DEFAULT_CONNECTIONS: u32 = 64;
 
 const EXAMPLES: &str = "\
 Examples:
-  assay-fleet --devices 5000 --ek p-256                             as fast as 64 devices at once can be provisioned
+  assay-fleet --devices 5000 --ek p-256                             as fast as 64 devices at once \
+                        can be provisioned
   assay-fleet --devices 2000 --ek rsa-2048 --connection per-device  with a TLS handshake each
-  assay-fleet --devices 10000 --rate 500                            500 new devices a second, whatever happens
-  assay-fleet --devices 10000 --hold                                what ten thousand connected devices cost a server";
+  assay-fleet --devices 10000 --rate 500                            500 new devices a second, \
+                        whatever happens
+  assay-fleet --devices 10000 --hold                                what ten thousand connected \
+                        devices cost a server";

@@ -15,10 +15,12 @@ use tempfile::TempDir;
 use crate::{cargo, show};
 
 #[derive(clap::Args)]
-#[command(
-    after_help = "The whole is what the CA does for one device in a flow, from each message's bytes to its reply's, but for MQTT, store and TPM. \
-Its primitives are what no CA can leave out, by the same library: the signatures of the EK certificate's path that only this \
-device can show, the CSR's signature, OAEP or ECDH with a fresh key for each secret, and the certificate's signature.
+#[command(after_help = "The whole is what the CA does for one device in a flow, from each \
+                        message's bytes to its reply's, but for MQTT, store and TPM. Its \
+                        primitives are what no CA can leave out, by the same library: the \
+                        signatures of the EK certificate's path that only this device can show, \
+                        the CSR's signature, OAEP or ECDH with a fresh key for each secret, and \
+                        the certificate's signature.
 
 Examples:
   cargo xtask bench core                  # times, in six minutes
@@ -26,8 +28,7 @@ Examples:
   cargo xtask bench core --filter ticket  # one flow only
   cargo xtask bench core --hostile        # what strangers can make a CA compute, in a minute
   cargo xtask bench core --instructions   # what no other load disturbs; needs valgrind
-  cargo xtask bench core --json > core.json"
-)]
+  cargo xtask bench core --json > core.json")]
 pub(crate) struct Arguments {
     /// Measure less often
     #[arg(long)]
@@ -97,13 +98,15 @@ fn hostile(arguments: &Arguments) -> Result<()> {
         for (keys, certificates, tried, hostile, honest) in rows {
             let (in_us, honest_us) = (hostile / 1000.0, honest / 1000.0);
             println!(
-                "{keys:<8}  {certificates:>5}  {tried:<34}  {in_us:>10.1}  {honest_us:>10.1}  {:.2}",
+                "{keys:<8}  {certificates:>5}  {tried:<34}  {in_us:>10.1}  {honest_us:>10.1}  \
+                 {:.2}",
                 hostile / honest
             );
         }
     }
     eprintln!(
-        "worst: {worst:.2} times an honest request with as many certificates; target: at most {HOSTILE_TARGET}"
+        "worst: {worst:.2} times an honest request with as many certificates; target: at most \
+         {HOSTILE_TARGET}"
     );
     if worst > HOSTILE_TARGET {
         bail!("a stranger can make the CA compute more than that");
@@ -334,7 +337,8 @@ fn print_counts(counts: &[Counts]) {
         );
     }
     eprintln!(
-        "Hashing counts for more than it takes: valgrind's processor has no instructions for SHA-256."
+        "Hashing counts for more than it takes: valgrind's processor has no instructions for \
+         SHA-256."
     );
 }
 
@@ -411,8 +415,8 @@ mod tests {
 
     #[test]
     fn allocations_are_counted_by_who_is_called() {
-        let profile = "fn=(1) run\ncfn=(2) malloc\ncalls=3 0\n1 2\ncfn=(3) free\ncalls=3 0\n1 2\nfn=(4) other\n\
-                       cfn=(2)\ncalls=5 +4\n1 2\ntotals: 100\n";
+        let profile = "fn=(1) run\ncfn=(2) malloc\ncalls=3 0\n1 2\ncfn=(3) free\ncalls=3 0\n1 \
+                       2\nfn=(4) other\ncfn=(2)\ncalls=5 +4\n1 2\ntotals: 100\n";
         let cost = cost(profile, 2.0).unwrap();
         assert_eq!((cost.instructions, cost.allocations), (50.0, 4.0));
     }

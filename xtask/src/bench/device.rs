@@ -234,7 +234,8 @@ fn peak_rss_kib(process: &mut Child) -> Result<f64> {
 
 fn print_table(rows: &[Row], stripped_bytes: u64, runs: usize) {
     println!(
-        "EK        flow         wall ms  TPM ms  wall ÷ TPM  …of a chip  TPM commands  CA + wire ms  payload B  MQTT B  TLS B  peak RSS KiB"
+        "EK        flow         wall ms  TPM ms  wall ÷ TPM  …of a chip  TPM commands  CA + wire \
+         ms  payload B  MQTT B  TLS B  peak RSS KiB"
     );
     for row in rows {
         println!(
@@ -298,7 +299,8 @@ fn print_table(rows: &[Row], stripped_bytes: u64, runs: usize) {
         rss <= MAX_PEAK_RSS_KIB,
     );
     println!(
-        "\nMedians of {runs}. TPM: swtpm, from the last byte of each command to the last of its answer."
+        "\nMedians of {runs}. TPM: swtpm, from the last byte of each command to the last of its \
+         answer."
     );
     println!("Of a chip: each answer {} ms later.", CHIP_COMMAND.as_millis());
     println!(

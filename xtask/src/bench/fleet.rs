@@ -14,7 +14,8 @@ use crate::{bin_dir, cargo, show};
 /// How to measure.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  cargo xtask bench fleet             everything, in about a quarter of an hour, and more the first time, when keys are made
+  cargo xtask bench fleet             everything, in about a quarter of an hour, and more the \
+                        first time, when keys are made
   cargo xtask bench fleet --quick     whether it works")]
 pub(crate) struct Arguments {
     /// One run of few devices each; what it shows of speed means little

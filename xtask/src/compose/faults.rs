@@ -258,8 +258,8 @@ pub(super) fn full_disk(scene: &mut Scene<'_>) -> Result<Outcome> {
     let before = stack.record()?;
     let (full, began) = (Moment::now(), Instant::now());
     // In ever smaller pieces, for dd writes no part of one.
-    let fill = "for size in 64k 512 1; do \
-                dd if=/dev/zero bs=$size of=/var/lib/assay/ballast-$size 2> /dev/null || true; done";
+    let fill = "for size in 64k 512 1; do dd if=/dev/zero bs=$size \
+                of=/var/lib/assay/ballast-$size 2> /dev/null || true; done";
     stack.exec("keeper", &["sh", "-c", fill])?;
     // The database's log has room in it from before, which many devices soon use up.
     let fleet = Fleet::start(stack, "ca")?;

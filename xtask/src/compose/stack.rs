@@ -377,7 +377,10 @@ fn compose() -> Result<&'static [&'static str]> {
     let ways: [&[&str]; 2] = [&["docker", "compose"], &["docker-compose"]];
     let mut ways = ways.into_iter();
     let found = ways.find(|way| is_successful(Command::new(way[0]).args(&way[1..]).arg("version")));
-    found.context("neither `docker compose` nor `docker-compose` is here; on Debian: `apt-get install docker-compose`")
+    found.context(
+        "neither `docker compose` nor `docker-compose` is here; on Debian: `apt-get install \
+         docker-compose`",
+    )
 }
 
 /// How long a device may take to be back by itself. An answer that never comes costs it 20 s, and

@@ -55,7 +55,10 @@ impl Lab {
         let work = tempfile::tempdir()?;
         screen.chapter("1. A TPM manufacturer");
         let vendor = VendorCa::open(&work.path().join("vendor"), "Example TPM Vendor")?;
-        screen.say("Its root signs an intermediate, which signs the endorsement key (EK) of every TPM it makes.");
+        screen.say(
+            "Its root signs an intermediate, which signs the endorsement key (EK) of every TPM it \
+             makes.",
+        );
 
         screen.chapter("2. A certification authority that trusts the manufacturer, and a broker");
         let ca = AssayDir::init()?;

@@ -175,7 +175,8 @@ impl<'a> Cast<'a> {
         stranger.publish(&self.request_topic(id), &request, Stay::No).await;
         if !worker.hears(&request, PATIENCE).await {
             return Ok(Found::Broken(
-                "a request reached no worker: the worker receives nothing there, or the stranger's message was dropped"
+                "a request reached no worker: the worker receives nothing there, or the \
+                 stranger's message was dropped"
                     .into(),
             ));
         }

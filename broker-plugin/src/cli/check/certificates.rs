@@ -88,7 +88,8 @@ pub(super) async fn revoked(
     sleep(PUBLISHED).await;
     match persona.enter().await {
         Ok(_) => Ok(Found::Broken(format!(
-            "let in {} s after it was revoked; if the broker reads a list from a file, try one that the list names: --revoked",
+            "let in {} s after it was revoked; if the broker reads a list from a file, try one \
+             that the list names: --revoked",
             PUBLISHED.as_secs()
         ))),
         Err(NotIn::Refused(_)) => {

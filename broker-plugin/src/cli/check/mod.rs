@@ -112,7 +112,8 @@ impl Check {
         };
         if let Err(NotIn::Unreachable(why)) = worker.enter().await {
             bail!(
-                "{operational} is not reached: {why}. URL is the listener for certificates of this CA, as assay worker's --broker"
+                "{operational} is not reached: {why}. URL is the listener for certificates of \
+                 this CA, as assay worker's --broker"
             );
         }
         let mut devices = Devices::make(directory)?;
@@ -139,7 +140,8 @@ impl Check {
             && let Err(error) = put_right(directory, &cast).await
         {
             eprintln!(
-                "the revocation list was not published anew, as a worker will at its next start: {error:#}"
+                "the revocation list was not published anew, as a worker will at its next start: \
+                 {error:#}"
             );
         }
         Ok(report)

@@ -42,7 +42,8 @@ impl Drop for Devices {
         let all = all.map(|device| &device.credentials.chain[0][..]);
         if let Err(error) = self.store.revoke_throw_away(all, OffsetDateTime::now_utc()) {
             eprintln!(
-                "the certificates of this check could not be revoked ({error}); they end by themselves in ten minutes"
+                "the certificates of this check could not be revoked ({error}); they end by \
+                 themselves in ten minutes"
             );
         }
     }

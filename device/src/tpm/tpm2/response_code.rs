@@ -85,10 +85,12 @@ fn meaning(code: TpmRcBase) -> Option<&'static str> {
         }
         TpmRcBase::NvSpace => "the TPM has no room for another persistent object",
         TpmRcBase::ObjectMemory => {
-            "the TPM has no room for another object; somebody else's are loaded (tpm2_flushcontext -t)"
+            "the TPM has no room for another object; somebody else's are loaded (tpm2_flushcontext \
+             -t)"
         }
         TpmRcBase::SessionMemory => {
-            "the TPM has no room for another session; somebody else's are loaded (tpm2_flushcontext -l)"
+            "the TPM has no room for another session; somebody else's are loaded \
+             (tpm2_flushcontext -l)"
         }
         TpmRcBase::PolicyFail => "the policy of the key is not fulfilled",
         TpmRcBase::Retry | TpmRcBase::Yielded => "the TPM is busy",
@@ -108,7 +110,8 @@ mod tests {
         for (code, text) in [
             (
                 0x1DF,
-                "TPM_RC_INTEGRITY for parameter 1: what was sent was made for another key, or altered",
+                "TPM_RC_INTEGRITY for parameter 1: what was sent was made for another key, or \
+                 altered",
             ),
             (0x9A2, "TPM_RC_BAD_AUTH for session 1: the password is wrong"),
             (0x18B, "TPM_RC_HANDLE for handle 1: there is nothing at this handle"),
@@ -116,7 +119,8 @@ mod tests {
             (0x125, "TPM_RC_AUTH_MISSING"),
             (
                 0xB_0143,
-                "TPM_RC_COMMAND_CODE from the resource manager: this TPM does not have the command, or it is disabled",
+                "TPM_RC_COMMAND_CODE from the resource manager: this TPM does not have the \
+                 command, or it is disabled",
             ),
             (0x57F, "a code of its vendor, or a new one"),
             (0x7_0007, "a code of its vendor, or a new one"),

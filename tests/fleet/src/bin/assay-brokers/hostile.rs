@@ -110,7 +110,8 @@ pub(super) fn hostile(runtime: &Runtime, kinds: &[Kind], quick: bool) -> Result<
         let (packets, codes) = told.summary();
         let mib = server.rss_kib()? / 1024;
         eprintln!(
-            "{kind:?}: {rate:.0} devices/s ({:.2}), p99 {p99:.0} ms, {mib} MiB; sent {packets}; {codes}",
+            "{kind:?}: {rate:.0} devices/s ({:.2}), p99 {p99:.0} ms, {mib} MiB; sent {packets}; \
+             {codes}",
             rate / best
         );
         rows.push(json!({

@@ -92,7 +92,8 @@ impl Brokers {
         fs::write(&settings, text)?;
         let file = |name: &str| dir.path().join(name).display().to_string();
         let listener = format!(
-            "certfile {}\nkeyfile {}\ncafile {}\nrequire_certificate true\nallow_anonymous true\nset_tcp_nodelay true",
+            "certfile {}\nkeyfile {}\ncafile {}\nrequire_certificate true\nallow_anonymous \
+             true\nset_tcp_nodelay true",
             file("server.pem"),
             file("server.key"),
             file("root.pem")
@@ -145,7 +146,8 @@ fn roundtrips(runtime: &Runtime, quick: bool) -> Result<Value> {
             let column = |at: usize| median(results[name].iter().map(|run| run[at]).collect());
             let (rate, p50, p99) = (column(0), column(1), column(2));
             eprintln!(
-                "{name:<10} {clients:>3} clients: {rate:>8.0} requests/s, p50 {p50:.2} ms, p99 {p99:.2} ms"
+                "{name:<10} {clients:>3} clients: {rate:>8.0} requests/s, p50 {p50:.2} ms, p99 \
+                 {p99:.2} ms"
             );
             rows.push(json!({"broker": name, "clients": clients, "per_second": rate, "p50_ms": p50, "p99_ms": p99}));
         }
