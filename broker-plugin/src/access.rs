@@ -6,7 +6,7 @@
 //! that device; and ids with an `@`, which no device id contains, belong to workers
 //! ([`WORKER_PREFIX`]) and operators ([`OPERATOR_PREFIX`]).
 
-pub use assay_ca_core::Identity;
+pub use assay_wire::Identity;
 use assay_wire::{ClientId, DeviceId, Scope, Topic};
 
 /// How a worker's client id begins; its own name follows.

@@ -1,17 +1,13 @@
-//! Everything on the server that blocks: broker, worker, store, files, commands.
+//! What any broker asks or links: who may connect as what, and who may say and hear what.
 //!
-//! The decisions are `assay-ca-core`'s. This crate brings requests to them and carries what they
-//! decide: the worker ([`worker`]) speaks to any MQTT 5 broker, of which one is built in
-//! ([`broker`]) with its access rules ([`access`]).
+//! | module | knows |
+//! |---|---|
+//! | [`access`] | which client ids and topics belong to which role |
+//! | [`certificate`] | whom a certificate speaks for |
+//! | [`embedded`] | the broker of our own, the first that asks |
+//! | [`meter`] | how much of something a payer may have in a time |
 
 pub mod access;
-pub mod broker;
-pub mod ca;
-pub mod directory;
-pub mod store;
-pub mod worker;
-
-mod meter;
-
-mod random;
-pub use random::{random_bytes, random_u32};
+pub mod certificate;
+pub mod embedded;
+pub mod meter;

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 /// How fast a budget fills up, and how much it holds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rate {
+pub struct Rate {
     /// Until another unit is there.
-    pub(crate) interval: Duration,
-    pub(crate) burst: u32,
+    pub interval: Duration,
+    pub burst: u32,
 }
 
 impl Rate {
-    pub(crate) const fn per_second(units: u32, burst: u32) -> Self {
+    pub const fn per_second(units: u32, burst: u32) -> Self {
         Self { interval: Duration::from_nanos(1_000_000_000 / units as u64), burst }
     }
 
@@ -25,13 +25,13 @@ impl Rate {
 
 /// One budget: when it will be full again (the generic cell rate algorithm, ITU-T I.371).
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Budget {
+pub struct Budget {
     full_at: Option<Instant>,
 }
 
 impl Budget {
     /// Spends, even what is not there; how long to wait until the debt is paid.
-    pub(crate) fn spend(&mut self, units: u32, rate: Rate, now: Instant) -> Duration {
+    pub fn spend(&mut self, units: u32, rate: Rate, now: Instant) -> Duration {
         let full_at = self.full_at.map_or(now, |full_at| full_at.max(now)) + rate.interval * units;
         self.full_at = Some(full_at);
         full_at.duration_since(now).saturating_sub(rate.allowance())
@@ -45,7 +45,7 @@ impl Budget {
     }
 
     /// Spends, if all of it is there.
-    pub(crate) fn allows(&mut self, units: u32, rate: Rate, now: Instant) -> bool {
+    pub fn allows(&mut self, units: u32, rate: Rate, now: Instant) -> bool {
         let mut after = *self;
         let is_there = after.spend(units, rate, now).is_zero();
         if is_there {
@@ -61,7 +61,7 @@ impl Budget {
 
 /// Budgets of many who come and go, each remembered until it is full again.
 #[derive(Debug)]
-pub(crate) struct Meter<K> {
+pub struct Meter<K> {
     rate: Rate,
     budgets: Mutex<Budgets<K>>,
 }
@@ -73,18 +73,18 @@ struct Budgets<K> {
 }
 
 impl<K: Eq + Hash> Meter<K> {
-    pub(crate) fn new(rate: Rate) -> Self {
+    pub fn new(rate: Rate) -> Self {
         Self { rate, budgets: Budgets { by_payer: HashMap::new(), swept: None }.into() }
     }
 
     /// Spends, even what is not there; how long to wait until the debt is paid.
-    pub(crate) fn spend(&self, payer: K, units: u32, now: Instant) -> Duration {
+    pub fn spend(&self, payer: K, units: u32, now: Instant) -> Duration {
         self.with(payer, now, |budget| budget.spend_of_others(units, self.rate, now))
             .unwrap_or_default()
     }
 
     /// Spends, if all of it is there.
-    pub(crate) fn allows(&self, payer: K, units: u32, now: Instant) -> bool {
+    pub fn allows(&self, payer: K, units: u32, now: Instant) -> bool {
         self.with(payer, now, |budget| budget.allows(units, self.rate, now)).unwrap_or(true)
     }
 

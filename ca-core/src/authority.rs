@@ -1,7 +1,7 @@
 //! The CA's own certificates: root, issuing CA for devices, service CA, and the leaves of everybody
 //! who is no device.
 
-use assay_wire::{DeviceId, Scope};
+use assay_wire::{DeviceId, Identity, Scope};
 use rand_core::CryptoRng;
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -12,7 +12,6 @@ use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use crate::Fault;
-use crate::identity::Identity;
 use crate::issue::serial_number;
 
 /// A CA certificate and its P-256 key, freshly made.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use assay_wire::{CertificateList, DeviceId, EkId, Scope};
+use assay_wire::{CertificateList, DeviceId, EkId, Identity, Scope};
 use rand_core::CryptoRng;
 pub use rcgen::RevocationReason;
 use rcgen::{
@@ -19,7 +19,6 @@ use crate::admission::{Admitted, Readmitted};
 use crate::bound_key::BoundKey;
 use crate::der::{element, tag};
 use crate::hardware::HardwareIdentity;
-use crate::identity::Identity;
 use crate::profile::Profile;
 use crate::sealed::Candidate;
 use crate::trust::Assurance;

@@ -92,9 +92,6 @@ pub use authority::{
     THROW_AWAY_LIFETIME, THROW_AWAY_PREFIX,
 };
 
-mod identity;
-pub use identity::{Identity, IdentityError};
-
 mod container;
 pub use container::{ContainerError, certificates_in};
 

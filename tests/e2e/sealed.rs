@@ -270,7 +270,7 @@ fn a_flow_that_the_scope_does_not_offer_is_refused() -> Result<()> {
     lab.refused(&device, &["--flow", "shared-key"], "flow-not-offered")?;
     lab.provision(&device, &["--flow", "ticket"])?;
     // As `assay init` has it.
-    let lab = Lab::with_settings(include_str!("../../broker-plugin/src/assay.toml"))?;
+    let lab = Lab::with_settings(include_str!("../../server/src/assay.toml"))?;
     lab.refused(&Device::new(&tpm)?, &["--flow", "shared-key"], "flow-not-offered")?;
     let lab = Lab::with_settings("flows = [\"sealed\"]")?;
     lab.refused(&Device::new(&tpm)?, &["--flow", "ticket"], "flow-not-offered")

@@ -4,10 +4,11 @@
 use std::fs;
 
 use anyhow::{Context, Result, bail};
-use assay_ca_core::Identity;
+use assay_broker_plugin::certificate;
 use assay_tests::{EkKind, Swtpm};
 use assay_wire::{
-    Bundle, Bytes, CertificateList, ChallengeReply, Limit, SealedCertificate, SealedReply, Ticket,
+    Bundle, Bytes, CertificateList, ChallengeReply, Identity, Limit, SealedCertificate,
+    SealedReply, Ticket,
 };
 use rcgen::{CertificateParams, PublicKeyData, SignatureAlgorithm, SigningKey};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -219,7 +220,7 @@ pub(crate) fn tpmt_public<T: TryFrom<Vec<u8>, Error = Limit>>(
 
 /// Whom a certificate is for.
 pub(crate) fn named(chain: &CertificateList<1>) -> Result<String> {
-    match Identity::from_certificate(&chain[0])? {
+    match certificate::identity(&chain[0])? {
         Identity::Device { device_id, .. } => Ok(device_id.to_string()),
         other => bail!("{other} is no device"),
     }

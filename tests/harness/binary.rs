@@ -37,14 +37,7 @@ pub fn use_binaries_in(dir: PathBuf) {
 /// The command that builds what [`assay_bin`] finds.
 pub fn build() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args([
-        "build",
-        "--package",
-        "assay-broker-plugin",
-        "--package",
-        "assay-device",
-        "--bins",
-    ]);
+    command.args(["build", "--package", "assay-server", "--package", "assay-device", "--bins"]);
     command.args(["--package", "assay-tests", "--example", "impostor"]);
     // Where `assay_bin` looks: in the profile that this library was built in.
     if !cfg!(debug_assertions) {

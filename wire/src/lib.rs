@@ -22,6 +22,9 @@ extern crate alloc;
 mod ids;
 pub use ids::{ClientId, DeviceId, EkId, IdError, RequestId, Scope};
 
+mod identity;
+pub use identity::{Identity, IdentityError};
+
 mod flow;
 pub use flow::Flow;
 

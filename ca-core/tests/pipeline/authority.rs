@@ -1,11 +1,13 @@
 //! The certificates that set a CA up.
 
-use assay_ca_core::{Authority, Identity, IdentityError, KeyAndCertificate, THROW_AWAY_PREFIX};
+use assay_ca_core::{Authority, KeyAndCertificate, THROW_AWAY_PREFIX};
+use assay_wire::Identity;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Extension};
 
+use crate::certificate::identity_in;
 use crate::fixture::*;
 
 fn der(pair: &KeyAndCertificate) -> CertificateDer<'static> {
@@ -54,7 +56,6 @@ fn server_is_certified_for_its_names() {
     }
     let other = ServerName::try_from("other.example").unwrap();
     end_entity.verify_is_valid_for_subject_name(&other).unwrap_err();
-    assert_eq!(Identity::from_certificate(&leaf), Err(IdentityError::None));
 }
 
 /// Whoever steals the key that is at work all day is no broker by it.
@@ -81,7 +82,7 @@ fn roles_read_back_from_their_certificates() {
         assert!(name.parse::<assay_wire::DeviceId>().is_err(), "{name} could be a device");
         assert!(verify(&root, &service, &leaf, KeyUsage::client_auth()));
         assert!(!verify(&root, &service, &leaf, KeyUsage::server_auth()));
-        assert_eq!(Identity::from_certificate(&leaf), Ok(identity));
+        assert_eq!(identity_in(&leaf), identity);
     }
 }
 
@@ -96,8 +97,8 @@ fn device_that_does_not_exist_is_one_for_ten_minutes_and_no_relying_party_takes_
     let leaf = der(&pair);
     assert!(verify(&root, &issuing, &leaf, KeyUsage::client_auth()));
     assert_eq!(
-        Identity::from_certificate(&leaf),
-        Ok(Identity::Device { scope: scope.clone(), device_id: id.clone() })
+        identity_in(&leaf),
+        Identity::Device { scope: scope.clone(), device_id: id.clone() }
     );
     let (_, parsed) = X509Certificate::from_der(&leaf).unwrap();
     assert_eq!(
@@ -128,20 +129,4 @@ fn cas_below_the_root_certify_leaves_only() {
         let constraints = parsed.basic_constraints().unwrap().unwrap().value;
         assert_eq!((constraints.ca, constraints.path_len_constraint), (true, Some(0)));
     }
-}
-
-#[test]
-fn garbage_speaks_for_nobody() {
-    assert_eq!(Identity::from_certificate(b"garbage"), Err(IdentityError::Unreadable));
-}
-
-/// Two URIs could be read as one identity by one reader and as another by the next.
-#[test]
-fn certificate_with_two_identities_speaks_for_nobody() {
-    let mut params = rcgen::CertificateParams::default();
-    params.subject_alt_names = ["urn:assay:worker", "urn:assay:operator"]
-        .map(|uri| rcgen::SanType::URI(uri.try_into().unwrap()))
-        .to_vec();
-    let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
-    assert_eq!(Identity::from_certificate(certificate.der()), Err(IdentityError::Several));
 }

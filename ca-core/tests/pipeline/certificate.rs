@@ -3,9 +3,10 @@
 use std::time::Duration as StdDuration;
 
 use assay_ca_core::{
-    Assurance, Authority, Fault, ISSUING_LIFETIME, Identity, IssuedCertificate, Issuer,
-    IssuerError, Prepared, Profile, Readmitted, Records,
+    Assurance, Authority, Fault, ISSUING_LIFETIME, IssuedCertificate, Issuer, IssuerError,
+    Prepared, Profile, Readmitted, Records,
 };
+use assay_wire::Identity;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::{Duration, OffsetDateTime};
@@ -129,7 +130,7 @@ fn record_agrees_with_the_certificate() {
 fn identity_reads_back() {
     let (ca, _, issued) = issue();
     let expected = Identity::Device { scope: ca.scope, device_id: issued.device_id };
-    assert_eq!(Identity::from_certificate(&issued.der).unwrap(), expected);
+    assert_eq!(identity_in(&issued.der), expected);
 }
 
 /// TCG TPM 2.0 Keys for Device Identity and Attestation 1.0, 8.
@@ -328,4 +329,17 @@ fn issuer_knows_what_it_has_signed() {
         .to_pem();
     let other = Issuer::from_pem(&other.certificate, &other.key).unwrap();
     assert!(!other.has_signed(&issued.der) && !other.has_signed(b"no certificate"));
+}
+
+/// Whom a certificate names in its one URI.
+pub(crate) fn identity_in(leaf: &[u8]) -> Identity {
+    let (_, leaf) = X509Certificate::from_der(leaf).unwrap();
+    let names = leaf.subject_alternative_name().unwrap().unwrap().value;
+    let mut uris = names.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let uri = uris.next().unwrap();
+    assert_eq!(uris.next(), None);
+    uri.parse().unwrap()
 }

@@ -9,13 +9,13 @@ use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::Name;
 use assay_ca_core::{
     Admitted, Assurance, AuthenticatedDevice, BoundKey, Confirmation, Evidence, FIRST_GENERATION,
-    Identity, MasterSecret, ParentEvidence, Prepared, Profile, ProvenDevice, Records, TicketKey,
-    Token, TrustedEk,
+    MasterSecret, ParentEvidence, Prepared, Profile, ProvenDevice, Records, TicketKey, Token,
+    TrustedEk,
 };
 use assay_wire::{
     ActivationReply, Bundle, CertificateList, CertificateReply, ChallengeReply, ConfirmedReply,
-    DeviceId, EkId, EkPublic, ParentBundle, ProblemCode, Proof, Reply, ReplyBody, Request,
-    RequestBody, RequestId, Scope, SealedCertificate, SealedReply,
+    DeviceId, EkId, EkPublic, Identity, ParentBundle, ProblemCode, Proof, Reply, ReplyBody,
+    Request, RequestBody, RequestId, Scope, SealedCertificate, SealedReply,
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey, UnparsedPublicKey, agree};
@@ -27,6 +27,7 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
 use sha2::{Digest, Sha256};
 use webpki::{EndEntityCert, KeyUsage};
 
+use crate::certificate::identity_in;
 use crate::fixture::*;
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/protocol.md");
@@ -572,7 +573,7 @@ impl Example {
     fn is_for_the_ik(&self, chain: &CertificateList<1>) {
         let [leaf, issuers @ ..] = &chain[..] else { unreachable!("a chain has a leaf") };
         let identity = Identity::Device { scope: self.scope(), device_id: self.device_id() };
-        assert_eq!(Identity::from_certificate(leaf).unwrap(), identity);
+        assert_eq!(identity_in(leaf), identity);
 
         let (root, leaf) =
             (CertificateDer::from(self.block("ca-root")), CertificateDer::from(leaf.to_vec()));

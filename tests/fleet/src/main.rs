@@ -227,7 +227,7 @@ fn use_assay_beside() -> Result<()> {
         if !dir.join("assay").exists() {
             bail!(
                 "no `assay` in {}; build it there: cargo build --release --package \
-                 assay-broker-plugin",
+                 assay-server",
                 dir.display()
             );
         }

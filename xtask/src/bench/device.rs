@@ -334,7 +334,7 @@ fn build() -> Result<TempDir> {
     let target = bin_dir()?.parent().context("a profile directory has a parent")?.to_path_buf();
     // One by one: built together, each would have the features of the other's dependencies too.
     for (package, binary, profile) in
-        [("assay-device", "assay-device", "device"), ("assay-broker-plugin", "assay", "release")]
+        [("assay-device", "assay-device", "device"), ("assay-server", "assay", "release")]
     {
         eprintln!("Building {binary}, profile {profile}");
         show(&mut cargo(&["build", "--profile", profile, "--package", package, "--bin", binary]))?;

@@ -250,7 +250,7 @@ pub(super) fn binaries() -> Result<PathBuf> {
         "build",
         "--release",
         "--package",
-        "assay-broker-plugin",
+        "assay-server",
         "--package",
         "assay-fleet",
         "--bins",

@@ -107,7 +107,7 @@ fn install_cargo_deb() -> Result<()> {
 pub(crate) const PACKAGES: [Package; 2] = [
     Package {
         name: "assay",
-        from_crate: "assay-broker-plugin",
+        from_crate: "assay-server",
         profile: "release",
         manual: "assay-manual",
     },

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use assay_broker_plugin::store::Store;
 use assay_ca_core::{Assurance, IssuedCertificate, TicketKey};
+use assay_store::Store;
 use assay_tests::{AssayDir, AssayServer};
 use assay_wire::DeviceId;
 use clap::ValueEnum;

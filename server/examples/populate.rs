@@ -1,0 +1,95 @@
+//! Fills a CA's database with devices that do not exist: enrolled, registered and certified. `cargo
+//! xtask bench scale` measures what their number costs.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use assay_ca_core::{Assurance, IssuedCertificate, TicketKey};
+use assay_server::directory::Directory;
+use assay_store::{NewEnrolment, Store, Tags};
+use assay_wire::{DeviceId, EkId};
+use clap::Parser;
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+
+#[derive(Parser)]
+struct Arguments {
+    /// The CA's directory, as `assay init` made it
+    directory: PathBuf,
+    /// How many devices
+    count: u64,
+}
+
+fn main() -> Result<()> {
+    let Arguments { directory, count } = Arguments::parse();
+    let mut store = Directory::open(&directory)?.store()?;
+    let (started, now) = (Instant::now(), OffsetDateTime::now_utc());
+    let numbers: Vec<_> = (0..count).collect();
+    for batch in numbers.chunks(BATCH) {
+        add(&mut store, batch, now)?;
+    }
+    eprintln!("{count} devices in {:.1} s", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn add(store: &mut Store, batch: &[u64], now: OffsetDateTime) -> Result<()> {
+    let enrolments = batch.iter().map(|&number| NewEnrolment {
+        ek_id: ek_id(number),
+        device_id: Some(device_id(number)),
+        recognised: "a certificate in DER".into(),
+        reprovision: None,
+        legacy_dps_ek: None,
+        plain_srk: None,
+        disabled: None,
+        tags: Tags::new(),
+        added_at: now,
+    });
+    let results = store.enroll(&enrolments.collect::<Vec<_>>())?;
+    ensure!(
+        results.iter().all(Result::is_ok),
+        "the directory has such devices already: make a new one"
+    );
+    // None of them waits for a confirmation, so it hides nothing.
+    let key = TicketKey::new([0; TicketKey::LEN]);
+    store.transaction(|transaction| {
+        batch.iter().try_for_each(|&number| {
+            transaction.add_certificate(&certificate(number, now), &key, now)
+        })
+    })?;
+    Ok(())
+}
+
+fn certificate(number: u64, now: OffsetDateTime) -> IssuedCertificate {
+    let serial = hash("serial", number);
+    IssuedCertificate {
+        // Nobody reads it; its length is that of a certificate for a P-256 IK.
+        der: serial.repeat(DER_LEN / serial.len()).into(),
+        serial: *serial.first_chunk().expect("a hash is longer"),
+        not_before: now,
+        not_after: now + time::Duration::days(90),
+        device_id: device_id(number),
+        ek_id: ek_id(number),
+        ik_spki: hash("IK", number).to_vec(),
+        assurance: Assurance::EnrolmentList,
+        confirm_by: None,
+    }
+}
+
+fn device_id(number: u64) -> DeviceId {
+    // As long as one that follows from an EK, and like those in no order.
+    let id = hex::encode(hash("device", number));
+    id[..52].parse().expect("52 hexadecimal digits are a device id")
+}
+
+fn ek_id(number: u64) -> EkId {
+    hash("EK", number).into()
+}
+
+fn hash(what: &str, number: u64) -> [u8; 32] {
+    Sha256::digest(format!("{what} {number}")).into()
+}
+
+/// Devices in one transaction: their rows together fit into SQLite's cache.
+const BATCH: usize = 5_000;
+const DER_LEN: usize = 832;

@@ -1,0 +1,74 @@
+//! `assay crl`: the revocation lists, for brokers that read them from a file.
+
+use std::fs::Permissions;
+use std::io::{IsTerminal, Write, stdout};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use assay_server::directory::Directory;
+use clap::Args;
+use pem::{EncodeConfig, LineEnding, Pem};
+use time::OffsetDateTime;
+
+use super::table;
+
+#[derive(Args)]
+pub(crate) struct Crl {
+    /// Write PEM instead of DER: the list of devices and, after it, that of operators and workers.
+    /// DER holds one list, which is that of devices
+    #[arg(long)]
+    pem: bool,
+    /// Write to this file instead of standard output; readers see the old content or the new one,
+    /// never a part
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl Crl {
+    pub(crate) fn run(self, directory: &Directory) -> Result<()> {
+        let to_terminal = self.out.is_none() && stdout().is_terminal();
+        ensure!(
+            self.pem || !to_terminal,
+            "a terminal shows no DER; ask for --pem, or for a file with --out"
+        );
+        let now = OffsetDateTime::now_utc();
+        // First, for this key may be elsewhere, and each list uses a number up.
+        let of_services = self.pem.then(|| directory.service_revocation_list(now)).transpose()?;
+        let of_devices =
+            directory.ca()?.revocation_list(&mut directory.store()?, usize::MAX, now)?;
+        let lists = match of_services {
+            Some(of_services) => [pem(of_devices), pem(of_services)].concat(),
+            None => of_devices,
+        };
+        match self.out {
+            Some(file) => {
+                replace(&file, &lists).with_context(|| format!("cannot write {}", file.display()))
+            }
+            None => {
+                table::written(stdout().write_all(&lists));
+                Ok(())
+            }
+        }
+    }
+}
+
+fn pem(der: Vec<u8>) -> Vec<u8> {
+    let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    pem::encode_config(&Pem::new("X509 CRL", der), config).into_bytes()
+}
+
+/// The new file has a name that nobody can foresee, and so no link of another user at its place.
+fn replace(file: &Path, content: &[u8]) -> Result<()> {
+    let directory = file
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or_else(|| Path::new("."));
+    let mut new = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(0o644))
+        .tempfile_in(directory)?;
+    new.write_all(content)?;
+    new.as_file().sync_all()?;
+    new.persist(file)?;
+    Ok(())
+}

@@ -1,0 +1,400 @@
+//! `assay enroll`: EKs that an operator vouches for, and devices switched off or removed.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use assay_ca_core::{EkIdentity, Reprovision, SharedKeyOnRecord};
+use assay_server::directory::Directory;
+use assay_store::{Enrolled, EnrolmentRow, NewEnrolment, Store};
+use assay_wire::{DeviceId, EkId, printable_json};
+use clap::builder::PossibleValue;
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use time::OffsetDateTime;
+
+use super::ek_list::{self, Defaults};
+use super::import::Import;
+use super::table;
+
+#[derive(Subcommand)]
+pub(crate) enum Enroll {
+    /// Put an EK on the list: it is trusted without a vendor's certificate, and may get a device id
+    /// of your choice
+    Add {
+        /// EK certificate or EK public key, - for standard input: PEM, DER, PKCS #7, PKCS #1,
+        /// TPM2B_PUBLIC, TPMT_PUBLIC, the binary ones also in base64 or base64url; a dump of a
+        /// TPM's NV index, or the answer of Intel's service
+        file: PathBuf,
+        /// The device id it is to have; without one, the id follows from the EK
+        #[arg(long)]
+        device_id: Option<DeviceId>,
+        #[command(flatten)]
+        policy: Policy,
+    },
+    /// Put many EKs on the list: all of them, or none if one cannot be
+    Import(Import),
+    /// List the EKs that the CA knows: enrolled, registered, disabled
+    List {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one
+    Show {
+        #[command(flatten)]
+        ek: Which,
+    },
+    /// Change what its enrolment says
+    #[command(group(ArgGroup::new("change").required(true).multiple(true).args(["reprovision", "plain_srk"])))]
+    Update {
+        #[command(flatten)]
+        ek: Which,
+        /// What a device gets that was provisioned before and comes with a new key
+        #[arg(long, value_name = "POLICY")]
+        reprovision: Option<ReprovisionArg>,
+        /// Whether its shared key may be sent to a plain storage root key, from which whoever
+        /// controls the device's software can have it
+        #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        plain_srk: Option<bool>,
+    },
+    /// Refuse it from now on, whether the CA knows it or not
+    Disable {
+        #[command(flatten)]
+        ek: Which,
+    },
+    /// Admit it again, if it is trusted otherwise
+    Enable {
+        #[command(flatten)]
+        ek: Which,
+    },
+    /// Retire its shared key at once; the device gets the next one by `assay-device provision
+    /// --again`
+    Rotate {
+        #[command(flatten)]
+        ek: Which,
+    },
+    /// Forget it: revoke its certificates, retire its shared key, free its device id for other
+    /// hardware
+    Remove {
+        #[command(flatten)]
+        ek: Which,
+    },
+}
+
+/// What is agreed with devices about their return.
+#[derive(Args)]
+pub(crate) struct Policy {
+    /// What a device gets that was provisioned before and comes with a new key [default: reissue]
+    #[arg(long, value_name = "POLICY")]
+    reprovision: Option<ReprovisionArg>,
+    /// Made by an SDK of Azure, with another template than the EK that the TPM's vendor certified:
+    /// trust it though the device sends that other EK's certificate. RSA-2048 only
+    #[arg(long)]
+    legacy_dps_ek: bool,
+    /// Send its shared key to a plain storage root key too, as Azure DPS does: whoever controls the
+    /// device's software for a moment can have that key
+    #[arg(long)]
+    plain_srk: bool,
+}
+
+impl Policy {
+    /// For EKs of which nothing else is said.
+    pub(crate) fn defaults(&self) -> Defaults {
+        Defaults {
+            reprovision: self.reprovision.map(|policy| policy.0),
+            legacy_dps_ek: self.legacy_dps_ek.then_some(true),
+            plain_srk: self.plain_srk.then_some(true),
+            added_at: OffsetDateTime::now_utc(),
+        }
+    }
+}
+
+/// [`Reprovision`], with words for `--help`.
+#[derive(Clone, Copy)]
+pub(crate) struct ReprovisionArg(Reprovision);
+
+impl ValueEnum for ReprovisionArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [ReprovisionArg; Reprovision::ALL.len()] = {
+            let [first, second, third] = Reprovision::ALL;
+            [ReprovisionArg(first), ReprovisionArg(second), ReprovisionArg(third)]
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.name()).help(match self.0 {
+            Reprovision::Reissue => {
+                "a new certificate or the next shared key; the old one ends when the new one is \
+                 first used"
+            }
+            Reprovision::Reuse => {
+                "the same shared key again; a new identity key gets a new certificate, for none \
+                 fits it"
+            }
+            Reprovision::Never => "nothing: it is refused until an operator acts",
+        }))
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Which {
+    /// EK id or its first 16 digits, device id, or a file that `add` takes
+    which: String,
+}
+
+impl Enroll {
+    pub(crate) fn run(self, directory: &Directory) -> Result<()> {
+        let store = &mut directory.store()?;
+        match self {
+            Self::Add { file, device_id, policy } => add(store, &file, device_id, &policy),
+            Self::Import(import) => import.run(store),
+            Self::List { json } => list(store, json),
+            Self::Show { ek } => show(&ek.row(store)?),
+            Self::Update { ek, reprovision, plain_srk } => {
+                update(store, &ek.row(store)?, reprovision.map(|policy| policy.0), plain_srk)
+            }
+            Self::Disable { ek } => disable(store, &ek.id(store)?),
+            Self::Enable { ek } => enable(store, &ek.id(store)?),
+            Self::Rotate { ek } => rotate(store, &ek.id(store)?),
+            Self::Remove { ek } => remove(store, &ek.id(store)?),
+        }
+    }
+}
+
+impl Which {
+    fn row(&self, store: &Store) -> Result<EnrolmentRow> {
+        let ek = self.id(store)?;
+        store.enrolment(&ek)?.with_context(|| format!("EK {ek} is {UNKNOWN}"))
+    }
+
+    fn id(&self, store: &Store) -> Result<EkId> {
+        let which = &self.which;
+        if let Ok(ek) = which.parse() {
+            return Ok(ek);
+        }
+        if let Ok(device) = which.parse()
+            && let Some(ek) = store.ek_of_device(&device)?
+        {
+            return Ok(ek);
+        }
+        let file = Path::new(which);
+        if file.exists() {
+            let ek = EkIdentity::recognise(&read(file)?)
+                .with_context(|| format!("{} holds no EK", file.display()))?;
+            return Ok(ek.1.ek_id);
+        }
+        // As `assay devices` shows it.
+        if which.len() >= table::SHORT_ID {
+            let (eks, prefix) = (store.enrolments()?, which.to_ascii_lowercase());
+            let mut matching =
+                eks.iter().map(|row| row.ek_id).filter(|ek| ek.to_string().starts_with(&prefix));
+            if let (Some(ek), None) = (matching.next(), matching.next()) {
+                return Ok(ek);
+            }
+        }
+        bail!(
+            "{which} is neither an EK id, nor its first {} digits, nor a device id that the CA \
+             knows, nor a file; see `assay enroll list`",
+            table::SHORT_ID
+        )
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    ek_list::read_small(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>, policy: &Policy) -> Result<()> {
+    let enrolment = policy.defaults().enrolment(&read(file)?);
+    let (recognised, ek, enrolment) =
+        enrolment.with_context(|| format!("{} holds no EK", file.display()))?;
+    eprintln!("recognised: {recognised}, {}", ek.key);
+    if let Some(certificate) = &ek.certificate {
+        let until = table::time(certificate.not_after.unix_timestamp());
+        eprintln!("  issuer {}", table::printable(&certificate.issuer));
+        eprintln!("  serial {}, valid until {until}", certificate.serial);
+        if let Some(tpm) = &certificate.tpm {
+            let tpm = format!(
+                "manufacturer {}, model {}, version {}",
+                tpm.manufacturer, tpm.model, tpm.version
+            );
+            eprintln!("  TPM {}", table::printable(&tpm));
+        }
+    }
+    if ek.certificate.is_none() {
+        eprintln!(
+            "  nothing shows that this key is in a TPM: by enrolling it, you vouch for a key that \
+             may be anywhere"
+        );
+    }
+    let new = ek_list::checked(&ek, NewEnrolment { device_id, ..enrolment })?;
+    for enrolled in store.enroll(&[new])? {
+        let already = if enrolled? == Enrolled::Added { "" } else { " already" };
+        match store.enrolment(&ek.ek_id)? {
+            Some(EnrolmentRow { disabled: true, .. }) => {
+                eprintln!("enrolled{already}, and disabled as before")
+            }
+            Some(EnrolmentRow { device_id: Some(device_id), .. }) => {
+                eprintln!("enrolled{already} as {device_id}")
+            }
+            _ => eprintln!("enrolled{already}; its device id follows from the EK"),
+        }
+    }
+    table::print_line(ek.ek_id);
+    Ok(())
+}
+
+fn update(
+    store: &mut Store,
+    row: &EnrolmentRow,
+    reprovision: Option<Reprovision>,
+    plain_srk: Option<bool>,
+) -> Result<()> {
+    let ek = row.ek_id;
+    if !store.update_enrolment(&ek, reprovision, plain_srk)? {
+        let reprovision =
+            reprovision.map_or_else(String::new, |policy| format!(" --reprovision {policy}"));
+        let plain_srk = if plain_srk == Some(true) { " --plain-srk" } else { "" };
+        bail!(
+            "EK {ek} is not enrolled, and only an enrolment has a policy; `assay enroll add \
+             FILE{reprovision}{plain_srk}` enrols it"
+        );
+    }
+    if let Some(reprovision) = reprovision {
+        eprintln!("re-provisioning is {reprovision}: EK {ek}");
+    }
+    match plain_srk {
+        Some(true) => eprintln!("its shared key may be sent to a plain storage root key: EK {ek}"),
+        Some(false) => {
+            eprintln!("its shared key is sent to an import parent alone: EK {ek}");
+            if row.shared_key.is_some_and(|key| key.is_of_plain_srk()) {
+                eprintln!(
+                    "  the one that it has went to a plain one; `assay enroll rotate {ek}` \
+                     retires it"
+                );
+            }
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+fn disable(store: &mut Store, ek: &EkId) -> Result<()> {
+    let known = store.enrolment(ek)?.is_some();
+    store.set_disabled(ek, true, OffsetDateTime::now_utc())?;
+    let note = if known { "" } else { ", which the CA did not know" };
+    eprintln!("disabled: EK {ek}{note}");
+    Ok(())
+}
+
+fn enable(store: &mut Store, ek: &EkId) -> Result<()> {
+    let row = store.enrolment(ek)?.with_context(|| format!("EK {ek} is {UNKNOWN}"))?;
+    store.set_disabled(ek, false, OffsetDateTime::now_utc())?;
+    let known = row.registered || row.recognised.is_some();
+    let note =
+        if known { "" } else { ", which needs a trusted vendor's certificate or an enrolment" };
+    eprintln!("enabled: EK {ek}{note}");
+    Ok(())
+}
+
+fn rotate(store: &mut Store, ek: &EkId) -> Result<()> {
+    if !store.transaction(|transaction| transaction.retire_shared_key(ek))? {
+        bail!("EK {ek} never had a shared key; see `assay enroll list`");
+    }
+    eprintln!(
+        "retired the shared key of EK {ek}; its device gets the next one by `assay-device \
+         provision --again`"
+    );
+    Ok(())
+}
+
+fn remove(store: &mut Store, ek: &EkId) -> Result<()> {
+    let row = store.enrolment(ek)?;
+    let removed = store.remove(ek, OffsetDateTime::now_utc())?;
+    let removed = removed
+        .with_context(|| format!("the CA knows nothing of EK {ek}; see `assay enroll list`"))?;
+    let is_disabled = row.as_ref().is_some_and(|row| row.disabled);
+    let name = row
+        .and_then(|row| row.device_id)
+        .map_or_else(String::new, |id| format!(", which was {id}"));
+    let retired =
+        if removed.shared_key { "retired its shared key" } else { "it had no shared key" };
+    eprintln!("removed: EK {ek}{name}");
+    eprintln!("  revoked certificates: {}; {retired}", removed.certificates);
+    if is_disabled {
+        eprintln!("  it stays disabled until `assay enroll enable {ek}`");
+    } else {
+        eprintln!(
+            "  a trusted vendor's certificate may bring it back; `assay enroll disable {ek}` \
+             keeps it out"
+        );
+    }
+    Ok(())
+}
+
+fn show(row: &EnrolmentRow) -> Result<()> {
+    table::print_line(printable_json(&format!("{:#}", json(row))));
+    Ok(())
+}
+
+fn list(store: &Store, as_json: bool) -> Result<()> {
+    let rows = store.enrolments()?;
+    if as_json {
+        rows.iter().for_each(|row| table::print_json(&json(row)));
+        return Ok(());
+    }
+    let rows = rows.into_iter().map(|row| {
+        let enrolled = row.recognised.is_some();
+        let (state, source) = match (row.registered, enrolled) {
+            (true, false) => ("registered", "vendor's certificate"),
+            (true, true) => ("registered", ""),
+            (false, true) => ("expected", ""),
+            (false, false) => ("unknown", "operator's word"),
+        };
+        [
+            row.ek_id.to_string(),
+            row.device_id.as_ref().map_or_else(|| "(from the EK)".into(), DeviceId::to_string),
+            state.into(),
+            table::status(row.disabled).into(),
+            row.reprovision.map_or_else(|| "-".into(), |policy| policy.to_string()),
+            row.shared_key.map_or_else(|| "-".into(), shared_key),
+            row.recognised.map_or_else(
+                || source.into(),
+                |form| if row.legacy_dps_ek { form + ", of Azure's SDK" } else { form },
+            ),
+        ]
+    });
+    table::print(
+        ["EK", "DEVICE", "STATE", "STATUS", "REPROVISION", "SHARED KEY", "KNOWN BY"],
+        rows,
+    );
+    Ok(())
+}
+
+fn shared_key(key: SharedKeyOnRecord) -> String {
+    let state = if key.is_used { "used" } else { "not used" };
+    let parent = if key.is_of_plain_srk() { ", plain SRK" } else { "" };
+    format!("{} ({state}{parent})", key.generation)
+}
+
+fn json(row: &EnrolmentRow) -> serde_json::Value {
+    serde_json::json!({
+        "ek_id": row.ek_id.to_string(),
+        "device_id": row.device_id.as_ref().map(DeviceId::as_str),
+        "enrolled_from": row.recognised,
+        "registered": row.registered,
+        "disabled": row.disabled,
+        "reprovision": row.reprovision.map(Reprovision::name),
+        "legacy_dps_ek": row.legacy_dps_ek,
+        "plain_srk": row.plain_srk,
+        "shared_key": row.shared_key.map(|key| serde_json::json!({
+            "generation": key.generation,
+            "used": key.is_used,
+            "plain_srk": key.is_of_plain_srk(),
+        })),
+        "added_at": table::time(row.added_at),
+        "tags": row.tags,
+    })
+}
+
+const UNKNOWN: &str = "neither enrolled, nor registered, nor disabled; see `assay enroll list`";

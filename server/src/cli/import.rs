@@ -1,0 +1,152 @@
+//! `assay enroll import`: many EKs at once, all of them or none.
+
+use std::fmt::Display;
+use std::io::{BufWriter, Write, stdout};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use assay_store::{Enrolled, NewEnrolment, Store};
+use assay_wire::DeviceId;
+use clap::Args;
+
+use super::ek_list::{self, Entry, Place};
+use super::enroll::Policy;
+use super::table;
+
+#[derive(Args)]
+pub(crate) struct Import {
+    /// A CSV file, - for one on standard input, or a directory with a file for each EK
+    ///
+    /// A CSV file begins with a line that names its columns, in any order: endorsement_key
+    /// (TPM2B_PUBLIC in base64 as Azure's tools print it; or TPMT_PUBLIC, SubjectPublicKeyInfo or
+    /// certificate, each in base64; or PEM in quotation marks), and if you like registration_id (or
+    /// device_id), reprovision (reissue, reuse or never), legacy_dps_ek and plain_srk (true or
+    /// false), status (enabled or disabled). Azure DPS's own names will do too. All other columns
+    /// are kept as tags. An empty cell leaves its value open.
+    ///
+    /// Of a directory every file counts that is not hidden, in any form that `enroll add` takes;
+    /// its subdirectories do not.
+    path: PathBuf,
+    #[command(flatten)]
+    policy: Policy,
+    /// Check everything and import nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// One JSON object a line instead of EK ids
+    #[arg(long)]
+    json: bool,
+}
+
+impl Import {
+    pub(crate) fn run(self, store: &mut Store) -> Result<()> {
+        let mut progress = Progress::default();
+        let entries =
+            ek_list::read(&self.path, self.policy.defaults(), |count| progress.tell(count))?;
+        let (places, new, mut failures) = sort(entries);
+        let results = if self.dry_run || !failures.is_empty() {
+            store.rehearse_enroll(&new)?
+        } else {
+            store.enroll(&new)?
+        };
+
+        let mut done = Vec::with_capacity(new.len());
+        for ((result, place), new) in results.into_iter().zip(places).zip(&new) {
+            match result {
+                Ok(enrolled) => done.push((enrolled, new)),
+                Err(error) => failures.push(Failure { place, reason: error.to_string() }),
+            }
+        }
+        if !failures.is_empty() {
+            return report(failures);
+        }
+        write(&done, self.json)?;
+        let count = |which| done.iter().filter(|(enrolled, _)| *enrolled == which).count();
+        let (added, retagged) = (count(Enrolled::Added), count(Enrolled::Retagged));
+        let imported = if self.dry_run { "would import" } else { "imported" };
+        let updated =
+            if retagged > 0 { format!(", tags updated of {retagged}") } else { String::new() };
+        eprintln!("{imported} {added}{updated}, unchanged {}", done.len() - added - retagged);
+        Ok(())
+    }
+}
+
+struct Failure {
+    place: (usize, Place),
+    reason: String,
+}
+
+/// Keeps what can be enrolled apart from what cannot, each with its position.
+fn sort(entries: Vec<Entry>) -> (Vec<(usize, Place)>, Vec<NewEnrolment>, Vec<Failure>) {
+    let (mut places, mut new, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+    for (position, Entry { place, content }) in entries.into_iter().enumerate() {
+        let place = (position, place);
+        match content {
+            Ok(enrolment) => {
+                places.push(place);
+                new.push(enrolment);
+            }
+            Err(error) => failures.push(Failure { place, reason: format!("{error:#}") }),
+        }
+    }
+    (places, new, failures)
+}
+
+fn report(mut failures: Vec<Failure>) -> Result<()> {
+    failures.sort_by_key(|failure| failure.place.0);
+    for Failure { place: (_, place), reason } in failures.iter().take(MAX_REPORTED) {
+        eprintln!("{}", table::printable(&format!("{place}: {reason}")));
+    }
+    match failures.len().checked_sub(MAX_REPORTED) {
+        None | Some(0) => {}
+        Some(more) => eprintln!("and {more} more"),
+    }
+    bail!("nothing is imported, for {} cannot be", failures.len())
+}
+
+fn write(done: &[(Enrolled, &NewEnrolment)], json: bool) -> Result<()> {
+    let mut out = BufWriter::new(stdout().lock());
+    for (enrolled, new) in done {
+        let line: &dyn Display = if json { &object(*enrolled, new) } else { &new.ek_id };
+        table::written(writeln!(out, "{line}"));
+    }
+    table::written(out.flush());
+    Ok(())
+}
+
+fn object(enrolled: Enrolled, new: &NewEnrolment) -> serde_json::Value {
+    serde_json::json!({
+        "ek_id": new.ek_id.to_string(),
+        "device_id": new.device_id.as_ref().map(DeviceId::as_str),
+        "result": match enrolled {
+            Enrolled::Added => "imported",
+            Enrolled::Retagged => "updated",
+            Enrolled::Unchanged => "unchanged",
+        },
+    })
+}
+
+/// Tells on stderr how far a long import is, once a second.
+struct Progress {
+    told: Instant,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self { told: Instant::now() }
+    }
+}
+
+impl Progress {
+    fn tell(&mut self, count: usize) {
+        if self.told.elapsed() >= PROGRESS_INTERVAL {
+            self.told = Instant::now();
+            eprintln!("{count} read");
+        }
+    }
+}
+
+/// More than a screen of them only hides the first.
+const MAX_REPORTED: usize = 50;
+/// What takes less needs no patience.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,0 +1,106 @@
+//! The command line: what can be asked for, and who does it.
+
+mod check;
+mod credentials;
+mod crl;
+mod ek_list;
+mod enroll;
+mod gate;
+mod health;
+mod import;
+mod init;
+mod list;
+mod outfit;
+mod serve;
+mod service;
+mod table;
+mod trust;
+mod trust_add;
+mod vendor_files;
+mod watch;
+mod worker;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use assay_server::directory::Directory;
+use clap::{Parser, Subcommand};
+
+/// Turns a TPM's endorsement key into a device certificate, over MQTT.
+#[derive(Parser)]
+#[command(name = "assay", version = env!("ASSAY_VERSION"), after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    /// The CA's directory
+    #[arg(long, global = true, env = "ASSAY_DIR", default_value = ".")]
+    dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a CA: keys, certificates, configuration, database
+    Init(init::Init),
+    /// Say which TPM vendors' certificates are trusted
+    #[command(subcommand)]
+    Trust(trust::Trust),
+    /// Vouch for EKs, and switch devices off and on
+    #[command(subcommand)]
+    Enroll(enroll::Enroll),
+    /// Run the built-in broker and a worker
+    Serve(serve::Serve),
+    /// Run a worker on another MQTT 5 broker
+    Worker(worker::Worker),
+    /// Say whether a worker answers and the store can be written
+    Health(health::Health),
+    /// Say whether a broker keeps the rules
+    #[command(subcommand)]
+    Broker(check::Broker),
+    /// List the devices
+    Devices(list::Json),
+    /// List the certificates
+    Certs(list::Json),
+    /// Make and end the certificates of operators and workers
+    #[command(subcommand)]
+    Credentials(credentials::Credentials),
+    /// Sign a list of what is revoked, and write it
+    Crl(crl::Crl),
+    /// List the newest decisions
+    Audit(list::Audit),
+    /// Print what devices say, and what the CA says of them
+    Watch(watch::Watch),
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let directory = || Directory::open(&self.dir);
+        match self.command {
+            Command::Init(init) => init.run(),
+            Command::Trust(trust) => trust.run(&directory()?),
+            Command::Enroll(enroll) => enroll.run(&directory()?),
+            Command::Serve(serve) => serve.run(&directory()?),
+            Command::Worker(worker) => worker.run(&directory()?),
+            Command::Health(health) => return health.run(&directory()?),
+            Command::Broker(check::Broker::Check(check)) => return check.run(&directory()?),
+            Command::Devices(json) => list::devices(&directory()?, json),
+            Command::Certs(json) => list::certificates(&directory()?, json),
+            Command::Credentials(credentials) => credentials.run(&directory()?),
+            Command::Crl(crl) => crl.run(&directory()?),
+            Command::Audit(audit) => list::audit(&directory()?, audit),
+            Command::Watch(watch) => watch.run(&directory()?),
+        }?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  assay init ca                                    make a CA in the directory ca
+  assay --dir ca trust add vendor-root.pem         trust the TPMs of a vendor
+  assay --dir ca enroll add ek.pem --device-id pump-17
+  assay --dir ca enroll import eks.csv
+  assay --dir ca serve                             serve devices until interrupted
+  assay --dir ca health                            exit status 0 if all is well
+  assay --dir ca devices                           who is registered
+  assay --dir ca audit                             who was refused, and why";

@@ -1,0 +1,102 @@
+//! `assay serve`
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use assay_broker_plugin::embedded::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig};
+use assay_server::directory::Directory;
+use assay_server::worker::{self, WorkerConfig};
+use clap::Args;
+use tokio::sync::watch;
+use tracing::info;
+
+use super::gate;
+use super::outfit::{ServerOutfit, local_url, reread};
+use super::service::{self, Signals, Systemd, attend};
+use super::worker::FINISH;
+
+#[derive(Args)]
+pub(crate) struct Serve {
+    /// Listen here for unprovisioned devices, instead of what assay.toml says; port 0 takes a free
+    /// one
+    #[arg(long, value_name = "ADDR")]
+    bootstrap: Option<SocketAddr>,
+    /// Listen here for certificates of this CA, instead of what assay.toml says; port 0 takes a
+    /// free one
+    #[arg(long, value_name = "ADDR")]
+    operational: Option<SocketAddr>,
+}
+
+impl Serve {
+    pub(crate) fn run(self, directory: &Directory) -> Result<()> {
+        service::run(async {
+            let (mut signals, systemd) = (Signals::listen()?, Systemd::default());
+            let config = directory.config();
+            // First, for its error says best what to do where there is no CA yet.
+            let database = directory.database()?;
+            let bootstrap = self.bootstrap.unwrap_or(config.bootstrap);
+            let operational = self.operational.unwrap_or(config.operational);
+            let read =
+                |directory: &Directory| ServerOutfit::read(directory, [bootstrap, operational]);
+            let ServerOutfit { worker, tls } = read(directory)?;
+            let (outfit, worn) = watch::channel(worker);
+
+            let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
+                bootstrap,
+                operational,
+                tls,
+                scope: config.scope.clone(),
+                admit: gate::admit(gate::Records::open(&database)?),
+                login: Some(gate::login(worn.clone(), gate::Records::open(&database)?)),
+                limits: config.limits,
+            })
+            .await
+            .with_context(|| {
+                format!(
+                    "cannot listen at {bootstrap} and {operational}: another process may hold a \
+                     port, or both are one; see --bootstrap and --operational, or [broker] in \
+                     assay.toml"
+                )
+            })?;
+
+            let bootstrap = local_url(broker.bootstrap_addr())?;
+            let operational = local_url(broker.operational_addr())?;
+            info!(address = %broker.bootstrap_addr(), from_here = %bootstrap, "listening for devices without certificate");
+            info!(address = %broker.operational_addr(), from_here = %operational, "listening for certificates of this CA");
+            let config = WorkerConfig {
+                broker: operational.clone(),
+                outfit: worn,
+                database,
+                pulse: Systemd::watchdog(),
+            };
+            let (stop, stopping) = watch::channel(None);
+            let ready = || {
+                broker.open();
+                // Nobody has to listen.
+                _ = writeln!(io::stdout(), "bootstrap {bootstrap}\noperational {operational}");
+            };
+            let worker =
+                worker::run(config, stopping, |event| systemd.tell(event, &operational, ready));
+            let store = directory.store()?;
+            let served = async {
+                tokio::select! {
+                    ended = worker => ended,
+                    () = gate::cut_revoked(store, || broker.recheck()) => Ok(()),
+                }
+            };
+            attend(served, &mut signals, &systemd, &stop, FINISH - DRAIN, || {
+                let (fresh, waiting) = reread(directory)?;
+                let ServerOutfit { worker, tls } = read(&fresh)?;
+                outfit.send_replace(worker);
+                broker.replace_tls(tls);
+                // A token of a key or a flow that is no more is good no longer.
+                broker.recheck();
+                Ok(waiting)
+            })
+            .await?;
+            signals.finish(broker.shutdown()).await;
+            Ok(())
+        })
+    }
+}

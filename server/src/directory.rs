@@ -1,0 +1,708 @@
+//! The CA's directory: keys, certificates, configuration and database, as `assay init` makes it.
+
+use std::fs::{self, DirEntry, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use assay_ca_core::{Authority, Issuer, KeyAndCertificate, MasterSecret, Profile, TicketKey};
+use assay_wire::{ClientId, DeviceId, Flow, Scope};
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use time::{Duration, OffsetDateTime};
+use zeroize::Zeroizing;
+
+use crate::ca::Ca;
+use crate::random::random;
+use assay_broker_plugin::certificate;
+use assay_broker_plugin::embedded::Limits;
+use assay_store::{Credential, Store};
+
+/// An existing directory.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    path: PathBuf,
+    config: Config,
+}
+
+/// `assay.toml`, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The provisioning domain.
+    pub scope: Scope,
+    /// Where unprovisioned devices connect.
+    pub bootstrap: SocketAddr,
+    /// Where provisioned devices, operators and workers connect.
+    pub operational: SocketAddr,
+    /// How much the built-in broker holds at once.
+    pub limits: Limits,
+    /// What certificates look like, and which flows lead to one.
+    pub profile: Profile,
+}
+
+/// A certificate chain, leaf first and without the root, and its key.
+pub struct Credentials {
+    /// In DER.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// In DER.
+    pub key: PrivateKeyDer<'static>,
+}
+
+impl Directory {
+    /// Makes a CA: root, issuing and service CA, ticket key, master secret, broker, worker and
+    /// operator certificates, configuration, database.
+    ///
+    /// The directory may be there if it is empty, or holds nothing but an `assay.toml`, which is
+    /// kept. Its owner owns what is made; if that is not who makes it, root must have put the
+    /// directory in its place. The database appears last and at once, so a half-made CA is never
+    /// opened.
+    ///
+    /// # Errors
+    /// Something else is in the directory, its `assay.toml` is not valid, or it cannot be written.
+    pub fn create(path: &Path, name: &str, server_names: &[String]) -> Result<()> {
+        for name in server_names {
+            ServerName::try_from(name.as_str())
+                .with_context(|| format!("{name:?} names no server"))?;
+        }
+        let cannot_make = || format!("cannot make {}", path.display());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(cannot_make)?;
+        // One directory from now on, whatever the owner of one above it puts in its place.
+        let held = File::open(path).with_context(cannot_make)?;
+        let directory = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+        let new = NewFiles::of(&directory).with_context(cannot_make)?;
+        new.check_owner(path)?;
+        let settings = settings_in(&directory, path)?;
+        fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(cannot_make)?;
+        let half_made = || {
+            format!("{} is half made; empty it (assay.toml may stay) and try again", path.display())
+        };
+        new.fill(name, server_names, settings).with_context(half_made)
+    }
+
+    /// Opens a directory that `create` made.
+    ///
+    /// # Errors
+    /// It has no readable, valid `assay.toml`, or no CA was made in it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let config = Config::read(path)?;
+        let shown = path.display();
+        ensure!(
+            path.join(ROOT).exists(),
+            "{shown} holds no CA yet, only its settings; run `assay init {shown}`"
+        );
+        Ok(Self { path: path.to_owned(), config })
+    }
+
+    /// The same directory, as its `assay.toml` is now.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn reopen(&self) -> Result<Self> {
+        Self::open(&self.path)
+    }
+
+    /// As if `assay.toml` named this scope.
+    pub fn with_scope(mut self, scope: Scope) -> Self {
+        self.config.scope = scope;
+        self
+    }
+
+    /// What `assay.toml` says.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The database's place.
+    ///
+    /// # Errors
+    /// It is not there: the CA was never made to the end.
+    pub fn database(&self) -> Result<PathBuf> {
+        let path = self.path.join(DATABASE);
+        ensure!(
+            path.exists(),
+            "{} is missing: the CA is half made, or this is only a copy of some of its files. \
+             `assay init` makes one in a directory that is empty but for assay.toml",
+            path.display()
+        );
+        Ok(path)
+    }
+
+    /// Opens the database.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn store(&self) -> Result<Store> {
+        let path = self.database()?;
+        Store::open(&path).with_context(|| format!("cannot open {}", path.display()))
+    }
+
+    /// What the worker decides and signs with.
+    ///
+    /// # Errors
+    /// A key or certificate cannot be read, or they do not belong together.
+    pub fn ca(&self) -> Result<Ca> {
+        Ok(Ca {
+            scope: self.config.scope.clone(),
+            ticket_key: TicketKey::new(*self.secret(TICKET_KEY)?),
+            master: MasterSecret::new(*self.secret(MASTER_SECRET)?),
+            issuer: self.issuer(ISSUING)?,
+            profile: self.config.profile.clone(),
+        })
+    }
+
+    /// Signs the list of operators' and workers' certificates that are no longer good.
+    ///
+    /// # Errors
+    /// The service CA cannot be read, or the store.
+    pub fn service_revocation_list(&self, now: OffsetDateTime) -> Result<Vec<u8>> {
+        let (issuer, mut store) = (self.issuer(SERVICE)?, self.store()?);
+        let number = store.transaction(|transaction| transaction.next_revocation_list())?;
+        Ok(issuer.revocation_list(store.revoked_credentials(now)?, number, now)?)
+    }
+
+    /// The CA whose files are `{name}.pem` and `{name}.key`, to sign with.
+    fn issuer(&self, name: &str) -> Result<Issuer> {
+        let (certificate, key) = self.pair(name)?;
+        self.issuer_of(name, &certificate, &key)
+    }
+
+    fn pair(&self, name: &str) -> Result<(String, Zeroizing<String>)> {
+        Ok((self.read(&format!("{name}.pem"))?, Zeroizing::new(self.read(&format!("{name}.key"))?)))
+    }
+
+    fn issuer_of(&self, name: &str, certificate: &str, key: &str) -> Result<Issuer> {
+        let issuer = Issuer::from_pem(certificate, key);
+        let issuer = issuer.with_context(|| format!("{name}.pem and {name}.key"))?;
+        issuer
+            .under(&self.root()?, OffsetDateTime::now_utc())
+            .with_context(|| format!("{name}.pem and root.pem"))
+    }
+
+    /// Files with secrets that every user of this machine can read.
+    pub fn exposed(&self) -> Vec<PathBuf> {
+        let mode =
+            |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
+        // Nobody reads what is in a directory that he may not search.
+        if mode(&self.path) & 0o001 == 0 {
+            return Vec::new();
+        }
+        let files = SECRETS.into_iter().map(|name| self.path.join(name));
+        files.filter(|file| mode(file) & 0o004 != 0).collect()
+    }
+
+    fn secret<const LEN: usize>(&self, name: &str) -> Result<Zeroizing<[u8; LEN]>> {
+        let path = self.path.join(name);
+        let secret = Zeroizing::new(
+            fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?,
+        );
+        let secret = secret.as_slice().try_into().map(Zeroizing::new);
+        secret.with_context(|| format!("{} must have {LEN} bytes", path.display()))
+    }
+
+    /// The certificate that everybody pins.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn root(&self) -> Result<CertificateDer<'static>> {
+        let path = self.path.join(ROOT);
+        CertificateDer::from_pem_file(&path)
+            .with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// The root, as TLS clients take it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn roots(&self) -> Result<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root()?)?;
+        Ok(roots)
+    }
+
+    /// The chain and key of `server`, `worker` or `operator`.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn credentials(&self, holder: &str) -> Result<Credentials> {
+        let [certificate, key] =
+            ["pem", "key"].map(|kind| self.path.join(format!("{holder}.{kind}")));
+        let chain: Vec<_> = CertificateDer::pem_file_iter(&certificate)
+            .and_then(Iterator::collect)
+            .with_context(|| format!("cannot read {}", certificate.display()))?;
+        ensure!(!chain.is_empty(), "{} holds no certificate", certificate.display());
+        let key = PrivateKeyDer::from_pem_file(&key)
+            .with_context(|| format!("cannot read {}", key.display()))?;
+        Ok(Credentials { chain, key })
+    }
+
+    /// Makes a certificate for an operator or a worker, as [`Role`] says, puts it on record as
+    /// `name`, and writes it and its key to `{name}.pem` and `{name}.key` in `out`.
+    ///
+    /// # Errors
+    /// There is one of that name, on record or in `out`; or the service CA's key cannot be read, or
+    /// the files not be written.
+    pub fn add_credential(&self, role: Role, name: &ClientId, out: &Path) -> Result<()> {
+        let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
+        let (authority, service) = self.authority(SERVICE)?;
+        let pair = match role {
+            Role::Operator => authority.operator(now, rng)?,
+            Role::Worker => authority.worker(now, rng)?,
+        };
+        let cannot_write =
+            || format!("cannot write {name}.pem and {name}.key to {}", out.display());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(out).with_context(cannot_write)?;
+        // Held, as in `create`. Elsewhere than in the CA's own directory the files are whose who
+        // makes them.
+        let held = File::open(out).with_context(cannot_write)?;
+        let place = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+        let mut files = NewFiles::of(&place).with_context(cannot_write)?;
+        if fs::canonicalize(&place)? != fs::canonicalize(&self.path)? {
+            files.owner = ours().with_context(cannot_write)?;
+        }
+        // First on record: what is not there cannot be revoked, and other brokers take it.
+        let mut store = self.store()?;
+        let is_new = store.add_credential(name.as_str(), &credential(&pair)?, now)?;
+        ensure!(
+            is_new,
+            "{name} is on record already (assay credentials list); choose another name"
+        );
+        files.write_pair(name.as_str(), &pair, &service).with_context(cannot_write).inspect_err(
+            |_| {
+                // It is of no use without its files. If this fails too, it stays on record, and can
+                // be revoked.
+                _ = store.revoke_credential(name.as_str(), now);
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Certificates for devices that do not exist, to try a broker with, each for ten minutes
+    /// `from` some time; see [`Authority::throw_away_device`]. They are on no record yet.
+    ///
+    /// # Errors
+    /// The issuing key cannot be read.
+    pub fn throw_away_devices<const N: usize>(
+        &self,
+        from: [OffsetDateTime; N],
+    ) -> Result<[ThrowAwayDevice; N]> {
+        let (authority, issuing) = self.authority(ISSUING)?;
+        let scope = &self.config.scope;
+        let devices = from.map(|from| {
+            let (id, pair) = authority.throw_away_device(scope, from, &mut random())?;
+            Ok(ThrowAwayDevice { id, credentials: Credentials::from_pem(&pair, &issuing)? })
+        });
+        let devices = devices.into_iter().collect::<Result<Vec<_>>>()?;
+        devices.try_into().map_err(|_| anyhow!("there are not as many as there were"))
+    }
+
+    /// The same, to certify whoever is no device with, and its certificate in PEM.
+    fn authority(&self, name: &str) -> Result<(Authority, String)> {
+        let (certificate, key) = self.pair(name)?;
+        // They belong together.
+        self.issuer_of(name, &certificate, &key)?;
+        Ok((Authority::from_pem(&certificate, &key)?, certificate))
+    }
+
+    /// Which of the directory's own files, `worker` or `operator`, is the credential of this name,
+    /// if any.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn holder_of(&self, name: &str) -> Result<Option<&'static str>> {
+        let credentials = self.store()?.credentials()?;
+        let Some(credential) = credentials.into_iter().find(|credential| credential.name == name)
+        else {
+            return Ok(None);
+        };
+        let is_it = |holder: &&str| {
+            // Files that are not there are nobody's.
+            let own = self.credentials(holder).ok().and_then(|own| own.chain.into_iter().next());
+            own.is_some_and(|own| Sha256::digest(own).as_slice() == credential.sha256)
+        };
+        Ok(["worker", "operator"].into_iter().find(is_it))
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        let path = self.path.join(name);
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+}
+
+/// A device that does not exist, and its certificate.
+pub struct ThrowAwayDevice {
+    /// Its id, which begins with [`THROW_AWAY_PREFIX`](assay_ca_core::THROW_AWAY_PREFIX).
+    pub id: DeviceId,
+    /// What it shows.
+    pub credentials: Credentials,
+}
+
+impl Clone for Credentials {
+    fn clone(&self) -> Self {
+        Self { chain: self.chain.clone(), key: self.key.clone_key() }
+    }
+}
+
+impl Credentials {
+    /// The certificate of a worker that another CA made, which nobody should take for one of ours.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn of_another_ca() -> Result<Self> {
+        let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
+        let service = Authority::root("another CA", now, rng)?.service("another CA", now, rng)?;
+        Self::from_pem(&service.worker(now, rng)?, &service.to_pem().certificate)
+    }
+
+    fn from_pem(pair: &KeyAndCertificate, issuers: &str) -> Result<Self> {
+        let chain = format!("{}{issuers}", pair.certificate);
+        let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>()?;
+        Ok(Self { chain, key: PrivateKeyDer::from_pem_slice(pair.key.as_bytes())? })
+    }
+}
+
+/// Whom a credential is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Watches devices, and speaks to them.
+    Operator,
+    /// Answers requests.
+    Worker,
+}
+
+fn credential(pair: &KeyAndCertificate) -> Result<Credential> {
+    let leaf = CertificateDer::from_pem_slice(pair.certificate.as_bytes())?;
+    let role = certificate::identity(&leaf).ok();
+    role.and_then(|role| Credential::read(role, &leaf))
+        .context("a certificate that was just made cannot be read")
+}
+
+/// The user and the group that this process acts as.
+fn ours() -> io::Result<(u32, u32)> {
+    let metadata = fs::metadata("/proc/self")?;
+    Ok((metadata.uid(), metadata.gid()))
+}
+
+/// The settings that somebody has put into a directory in which a CA is to be made; `shown` is how
+/// people call it.
+fn settings_in(directory: &Path, shown: &Path) -> Result<Option<Config>> {
+    let shown = shown.display();
+    let entries =
+        fs::read_dir(directory).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+    let entries = entries.with_context(|| format!("cannot read {shown}"))?;
+    let names: Vec<_> = entries.iter().map(DirEntry::file_name).collect();
+    match &names[..] {
+        [] => Ok(None),
+        [name] if name == CONFIG => {
+            Config::read(directory).with_context(|| format!("in {shown}")).map(Some)
+        }
+        names if names.iter().any(|name| name == DATABASE) => {
+            bail!("{shown} holds a CA, and one is never overwritten. Choose another directory")
+        }
+        _ => bail!(
+            "{shown} is not empty. Empty it (assay.toml may stay), or choose another directory"
+        ),
+    }
+}
+
+/// Where a CA is made, and for whom.
+struct NewFiles<'a> {
+    directory: &'a Path,
+    /// User and group of the directory.
+    owner: (u32, u32),
+}
+
+impl<'a> NewFiles<'a> {
+    fn of(directory: &'a Path) -> io::Result<Self> {
+        let metadata = fs::metadata(directory)?;
+        Ok(Self { directory, owner: (metadata.uid(), metadata.gid()) })
+    }
+
+    /// Whoever owns the directory owns the CA. Root may make one for the user of a service, but not
+    /// for somebody who put a directory of his own where root was going to make one.
+    fn check_owner(&self, path: &Path) -> Result<()> {
+        let ((owner, _), (maker, _)) = (self.owner, ours()?);
+        if owner == maker {
+            return Ok(());
+        }
+        let (given, real) = (std::path::absolute(path)?, fs::canonicalize(self.directory)?);
+        let shown = path.display();
+        // Whoever made a link says where it leads.
+        ensure!(
+            given == real,
+            "{shown} is {}, which belongs to user {owner}, who would own the CA; name it so",
+            real.display()
+        );
+        for above in real.ancestors().skip(1) {
+            let metadata = fs::metadata(above)?;
+            // In a sticky directory, as /tmp is, everybody can make one.
+            ensure!(
+                metadata.uid() == maker && metadata.mode() & 0o022 == 0,
+                "{shown} belongs to user {owner}, who would own the CA, and others than you can \
+                 put directories into {}. Make the directory where only you can, or run assay \
+                 init as its owner",
+                above.display()
+            );
+        }
+        Ok(())
+    }
+
+    fn fill(&self, name: &str, server_names: &[String], settings: Option<Config>) -> Result<()> {
+        let now = OffsetDateTime::now_utc();
+        let rng = &mut random();
+        let root = Authority::root(name, now, rng)?;
+        let issuing = root.issuing(name, now, rng)?;
+        let service = root.service(name, now, rng)?;
+        let service_pem = service.to_pem();
+
+        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+        names.extend_from_slice(server_names);
+        names.extend(settings.iter().flat_map(Config::listener_names));
+        let server = service
+            .server(&names, now, rng)
+            .with_context(|| format!("broker certificate for {names:?}"))?;
+        let (worker, operator) = (service.worker(now, rng)?, service.operator(now, rng)?);
+        let credentials = [("worker", credential(&worker)?), ("operator", credential(&operator)?)];
+
+        self.write_pair("root", &root.to_pem(), "")?;
+        self.write_pair(ISSUING, &issuing.to_pem(), "")?;
+        self.write_pair(SERVICE, &service_pem, "")?;
+        for (holder, pair) in [("server", server), ("worker", worker), ("operator", operator)] {
+            self.write_pair(holder, &pair, &service_pem.certificate)?;
+        }
+        self.write(TICKET_KEY, TicketKey::generate(rng).secret(), SECRET)?;
+        self.write(MASTER_SECRET, MasterSecret::generate(rng).secret(), SECRET)?;
+        if settings.is_none() {
+            self.write(CONFIG, CONFIG_TEXT.as_bytes(), PUBLIC)?;
+        }
+        self.write_database(&credentials, now)?;
+        Ok(File::open(self.directory)?.sync_all()?)
+    }
+
+    fn write_pair(&self, holder: &str, pair: &KeyAndCertificate, issuers: &str) -> Result<()> {
+        let chain = format!("{}{issuers}", pair.certificate);
+        self.write(&format!("{holder}.pem"), chain.as_bytes(), PUBLIC)?;
+        self.write(&format!("{holder}.key"), pair.key.as_bytes(), SECRET)
+    }
+
+    /// SQLite makes it elsewhere, for it opens files by name, and in this directory another user
+    /// may have put any name.
+    fn write_database(
+        &self,
+        credentials: &[(&str, Credential)],
+        now: OffsetDateTime,
+    ) -> Result<()> {
+        let elsewhere = tempfile::tempdir().context("cannot make a temporary directory")?;
+        let made = elsewhere.path().join(DATABASE);
+        let mut store = Store::create(&made)?;
+        for (name, credential) in credentials {
+            store.add_credential(name, credential, now)?;
+        }
+        drop(store);
+        self.write(NEW_DATABASE, &fs::read(made)?, SECRET)?;
+        Ok(fs::rename(self.directory.join(NEW_DATABASE), self.directory.join(DATABASE))?)
+    }
+
+    fn write(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
+        let path = self.directory.join(name);
+        // `create_new` follows no link and overwrites nothing.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        file.write_all(content)?;
+        // Whoever is root makes a CA for the user that runs the service.
+        if file.metadata()?.uid() != self.owner.0 {
+            fchown(&file, Some(self.owner.0), Some(self.owner.1))?;
+        }
+        Ok(file.sync_all()?)
+    }
+}
+
+impl Config {
+    /// Reads `assay.toml` of a directory.
+    fn read(directory: &Path) -> Result<Self> {
+        let file = directory.join(CONFIG);
+        let text = fs::read_to_string(&file).with_context(|| {
+            format!(
+                "cannot read {}; `assay init DIR` makes a CA, --dir says where it is",
+                file.display()
+            )
+        })?;
+        Self::parse(&text).with_context(|| format!("{} is not valid", file.display()))
+    }
+
+    /// Addresses at which the built-in broker is reached, for its certificate.
+    fn listener_names(&self) -> Vec<String> {
+        let addresses = [self.bootstrap.ip(), self.operational.ip()];
+        addresses
+            .iter()
+            .filter(|address| !address.is_unspecified())
+            .map(IpAddr::to_string)
+            .collect()
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let raw: RawConfig = toml::from_str(text)?;
+        let RawCertificates { lifetime_days, confirm_within_seconds } = raw.certificates;
+        let profile =
+            Profile::new(Duration::days(lifetime_days.into()), Profile::default().backdate());
+        let profile = profile.context("certificates.lifetime_days")?;
+        let profile = profile.with_confirmation(Duration::seconds(confirm_within_seconds.into()));
+        let profile = profile.context("certificates.confirm_within_seconds")?;
+        let flows = raw
+            .flows
+            .iter()
+            .map(|flow| flow.parse())
+            .collect::<Result<Vec<Flow>, _>>()
+            .context("flows")?;
+        Ok(Self {
+            scope: raw.scope.parse().context("scope")?,
+            bootstrap: raw.broker.bootstrap,
+            operational: raw.broker.operational,
+            limits: raw.broker.limits.checked().context("broker.limits")?,
+            profile: profile.with_flows(flows).context("flows")?,
+        })
+    }
+}
+
+/// `assay.toml` as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawConfig {
+    scope: String,
+    flows: Vec<String>,
+    broker: RawBroker,
+    certificates: RawCertificates,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawBroker {
+    bootstrap: SocketAddr,
+    operational: SocketAddr,
+    limits: RawLimits,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLimits {
+    waiting: usize,
+    bootstrap: usize,
+    operational: usize,
+    arrivals_per_network: u32,
+}
+
+impl RawLimits {
+    fn checked(self) -> Result<Limits> {
+        let Self { waiting, bootstrap, operational, arrivals_per_network } = self;
+        let is_sound = [waiting, bootstrap, operational].into_iter().all(|places| places > 0)
+            && (1..=1_000_000).contains(&arrivals_per_network);
+        ensure!(is_sound, "each is at least 1, and arrivals_per_network at most 1000000");
+        Ok(Limits { waiting, bootstrap, operational, arrivals_per_network, ..Limits::default() })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCertificates {
+    lifetime_days: u16,
+    confirm_within_seconds: u32,
+}
+
+impl Default for RawConfig {
+    fn default() -> Self {
+        Self {
+            scope: "default".into(),
+            flows: Profile::default().flows().iter().map(Flow::to_string).collect(),
+            broker: RawBroker::default(),
+            certificates: RawCertificates::default(),
+        }
+    }
+}
+
+impl Default for RawBroker {
+    fn default() -> Self {
+        let everywhere = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        Self {
+            bootstrap: everywhere(8883),
+            operational: everywhere(8884),
+            limits: RawLimits::default(),
+        }
+    }
+}
+
+impl Default for RawLimits {
+    fn default() -> Self {
+        let Limits { waiting, bootstrap, operational, arrivals_per_network, .. } =
+            Limits::default();
+        Self { waiting, bootstrap, operational, arrivals_per_network }
+    }
+}
+
+impl Default for RawCertificates {
+    fn default() -> Self {
+        Self { lifetime_days: 90, confirm_within_seconds: 600 }
+    }
+}
+
+const CONFIG: &str = "assay.toml";
+const ROOT: &str = "root.pem";
+/// The CA of devices: the name of its files.
+const ISSUING: &str = "issuing";
+/// The CA of brokers, workers and operators.
+const SERVICE: &str = "service";
+const DATABASE: &str = "assay.db";
+const NEW_DATABASE: &str = "assay.db.new";
+const TICKET_KEY: &str = "ticket.key";
+const MASTER_SECRET: &str = "master.key";
+/// The files of mode [`SECRET`].
+const SECRETS: [&str; 11] = [
+    "root.key",
+    "issuing.key",
+    "service.key",
+    "server.key",
+    "worker.key",
+    "operator.key",
+    TICKET_KEY,
+    MASTER_SECRET,
+    DATABASE,
+    "assay.db-wal",
+    "assay.db-shm",
+];
+const SECRET: u32 = 0o600;
+const PUBLIC: u32 = 0o644;
+/// What `assay init` writes: every setting with its default.
+const CONFIG_TEXT: &str = include_str!("assay.toml");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_written_configuration_is_the_default() {
+        let written = Config::parse(CONFIG_TEXT).unwrap();
+        let default = Config::parse("").unwrap();
+        assert_eq!(format!("{written:?}"), format!("{default:?}"));
+    }
+
+    #[test]
+    fn unknown_settings_and_bad_values_are_refused() {
+        for text in [
+            "scoop = \"x\"",
+            "scope = \"A\"",
+            "flows = []",
+            "flows = [\"tickets\"]",
+            "[broker]\nbootstrap = \"here\"",
+            "[broker.limits]\noperational = 0",
+            "[broker.limits]\narrivals_per_network = 0",
+            "[broker.limits]\npatience = 1",
+            "[certificates]\nlifetime_days = 0",
+            "[certificates]\nconfirm_within_seconds = 0",
+        ] {
+            assert!(Config::parse(text).is_err(), "{text}");
+        }
+    }
+}
