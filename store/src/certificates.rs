@@ -3,173 +3,92 @@
 use std::fmt;
 
 use assay_ca_core::{
-    Assurance, Confirmation, Confirmed, EncryptedCertificate, IssuedCertificate, TicketKey,
-    Unconfirmed,
+    Assurance, CertificateFacts, Confirmation, Confirmed, Issued, Proven, SealedOnRecord,
+    Unconfirmed, Unproven,
 };
 use assay_wire::{DeviceId, EkId};
-use rusqlite::{OptionalExtension, Row, params};
-use sha2::{Digest, Sha256};
+use rusqlite::{OptionalExtension, params};
 use time::OffsetDateTime;
 
-use super::{Store, StoreError, Transaction, ek_id, parsed, time};
-use crate::random::random;
+use super::record::{UNCONFIRMED, snapshot, unconfirmed};
+use super::{Question, Store, StoreError, Transaction, ek_id, parsed};
 
 impl Transaction<'_> {
-    /// The active certificate of an EK, if it is for this IK and still valid.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn active_certificate(
-        &self,
-        ek: &EkId,
-        ik_id: &[u8; 32],
-        now: OffsetDateTime,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        let mut statement = self.0.prepare_cached(
-            "SELECT der FROM certificates WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'active' \
-             AND not_after > ?3",
-        )?;
-        let found = statement
-            .query_row(params![ek.as_bytes(), ik_id, now.unix_timestamp()], |row| row.get(0));
-        Ok(found.optional()?)
-    }
-
-    /// The certificates that were sealed to an EK for this IK and wait to be confirmed, the newest
-    /// first, each with its DER. What waits under another ticket key can never be confirmed, and is
-    /// left out.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn waiting_certificates(
-        &self,
-        ek: &EkId,
-        ik_id: &[u8; 32],
-        key: &TicketKey,
-    ) -> Result<Vec<(Unconfirmed, Vec<u8>)>, StoreError> {
-        let query = format!(
-            "SELECT {UNCONFIRMED}, der FROM certificates WHERE ek_id = ?1 AND ik_id = ?2 AND \
-             status = 'unconfirmed'
-             ORDER BY issued_at DESC"
-        );
-        let mut statement = self.0.prepare_cached(&query)?;
-        let rows = statement.query_map(params![ek.as_bytes(), ik_id], |row| {
-            let certificate = unconfirmed(row)?;
-            let der = key.decrypt(&EncryptedCertificate::new(row.get(7)?), &certificate.serial);
-            Ok((certificate, der))
-        })?;
-        let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
-        Ok(rows.into_iter().filter_map(|(certificate, der)| Some((certificate, der?))).collect())
-    }
-
-    /// Records a certificate: of a proven device as its only active one, of another as one that
-    /// waits to be confirmed, which nobody finds here who has not `key`.
+    /// Records the certificate of a proven device as its only active one.
     ///
     /// # Errors
     /// The file cannot be written, or the device id and the EK do not belong together.
-    pub fn add_certificate(
+    pub(super) fn certify(&self, certificate: &Issued<Proven>) -> Result<(), StoreError> {
+        let CertificateFacts { device_id, ek_id, assurance, issued_at, .. } = certificate.facts();
+        self.register(device_id, ek_id, *assurance, *issued_at)?;
+        self.supersede(ek_id, *issued_at)?;
+        self.add(certificate, Some(*issued_at))
+    }
+
+    /// Records a certificate that waits to be confirmed.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn seal(&self, certificate: &Issued<Unproven>) -> Result<(), StoreError> {
+        self.add(certificate, None)
+    }
+
+    fn add<P>(
         &self,
-        certificate: &IssuedCertificate,
-        key: &TicketKey,
-        now: OffsetDateTime,
+        certificate: &Issued<P>,
+        confirmed_at: Option<OffsetDateTime>,
     ) -> Result<(), StoreError> {
-        let (device, ek) = (&certificate.device_id, &certificate.ek_id);
-        let (confirmed_at, stored) = match certificate.confirm_by {
-            None => {
-                self.register(device, ek, certificate.assurance, now)?;
-                self.supersede(ek, now)?;
-                (Some(now.unix_timestamp()), certificate.der.to_vec())
-            }
-            Some(_) => {
-                let encrypted = key.encrypt(&certificate.der, &certificate.serial, &mut random());
-                (None, encrypted.map_err(StoreError::Encrypt)?.as_bytes().to_vec())
-            }
-        };
+        let facts = certificate.facts();
         self.0
             .prepare_cached(
-                "INSERT INTO certificates (serial, device_id, ek_id, ik_id, assurance, status, \
-                 not_before, not_after, issued_at,
-                                           confirm_by, confirmed_at, sha256, der)
-                 VALUES (?1, ?2, ?3, ?4, ?5, iif(?10 IS NULL, 'unconfirmed', 'active'), ?6, ?7, \
-                 ?8, ?9, ?10, ?11, ?12)",
+                "INSERT INTO certificates (serial, device_id, ek_id, ik_id, assurance, status,
+                                           not_before, not_after, issued_at, confirm_by,
+                                           confirmed_at, sha256, der)
+                 VALUES (?1, ?2, ?3, ?4, ?5, iif(?10 IS NULL, 'unconfirmed', 'active'), ?6, ?7, ?8,
+                         ?9, ?10, ?11, ?12)",
             )?
             .execute(params![
-                certificate.serial,
-                device.as_str(),
-                ek.as_bytes(),
-                sha256(&certificate.ik_spki),
-                certificate.assurance.to_string(),
-                certificate.not_before.unix_timestamp(),
-                certificate.not_after.unix_timestamp(),
-                now.unix_timestamp(),
-                certificate.confirm_by.map(OffsetDateTime::unix_timestamp),
-                confirmed_at,
-                sha256(&certificate.der),
-                stored,
+                facts.serial,
+                facts.device_id.as_str(),
+                facts.ek_id.as_bytes(),
+                facts.ik_id,
+                facts.assurance.to_string(),
+                facts.not_before.unix_timestamp(),
+                facts.not_after.unix_timestamp(),
+                facts.issued_at.unix_timestamp(),
+                facts.confirm_by.map(OffsetDateTime::unix_timestamp),
+                confirmed_at.map(OffsetDateTime::unix_timestamp),
+                certificate.sha256(),
+                certificate.stored(),
             ])?;
         Ok(())
     }
 
-    /// What became of the certificate that a device confirms. One whose time to be confirmed is
-    /// over has ended, unless it is in force: an active one is sealed to a device that asks again.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn certificate_to_confirm(
-        &self,
-        confirmation: &Confirmation,
-        now: OffsetDateTime,
-    ) -> Result<ToConfirm, StoreError> {
-        // The newest first, which it most likely is: an EK may have thousands that are over.
-        let query = format!(
-            "SELECT {UNCONFIRMED}, status FROM certificates
-             WHERE ek_id = ?1 AND sha256 = ?2 AND (status = 'active' OR confirm_by > ?3) ORDER BY \
-             rowid DESC"
-        );
-        let mut statement = self.0.prepare_cached(&query)?;
-        let (ek, sha256) = (confirmation.ek_id(), confirmation.certificate_sha256());
-        let found =
-            statement.query_row(params![ek.as_bytes(), sha256, now.unix_timestamp()], |row| {
-                Ok(match row.get::<_, String>(7)?.as_str() {
-                    "unconfirmed" => ToConfirm::Unconfirmed(unconfirmed(row)?),
-                    "active" => ToConfirm::Active(parsed(row, 1)?),
-                    _ => ToConfirm::Ended,
-                })
-            });
-        Ok(found.optional()?.unwrap_or(ToConfirm::Ended))
-    }
-
     /// Makes a confirmed certificate its device's only active one, and registers the device if it
-    /// is new; `false` if it does not wait under `key`.
+    /// is new; `false` if the certificate does not wait any more.
     ///
     /// # Errors
     /// The file cannot be written, or the device id and the EK do not belong together.
-    pub fn activate(
-        &self,
-        confirmed: &Confirmed,
-        key: &TicketKey,
-        now: OffsetDateTime,
-    ) -> Result<bool, StoreError> {
-        let certificate = confirmed.certificate();
-        let waiting = "SELECT der FROM certificates WHERE serial = ?1 AND status = 'unconfirmed'";
-        let waiting = self
-            .0
-            .prepare_cached(waiting)?
-            .query_row([certificate.serial], |row| row.get(0))
-            .optional()?;
-        let der = waiting.and_then(|waiting| {
-            key.decrypt(&EncryptedCertificate::new(waiting), &certificate.serial)
-        });
-        let Some(der) = der else { return Ok(false) };
-        self.register(&certificate.device_id, &certificate.ek_id, certificate.assurance, now)?;
-        self.supersede(&certificate.ek_id, now)?;
-        let rows = self
+    pub(super) fn activate(&self, confirmed: &Confirmed) -> Result<bool, StoreError> {
+        let waits = self
             .0
             .prepare_cached(
-                "UPDATE certificates SET status = 'active', confirmed_at = ?2, der = ?3
-                 WHERE serial = ?1 AND status = 'unconfirmed'",
+                "SELECT 1 FROM certificates WHERE serial = ?1 AND status = 'unconfirmed'",
             )?
-            .execute(params![certificate.serial, now.unix_timestamp(), der])?;
-        if rows == 1 { Ok(true) } else { Err(rusqlite::Error::StatementChangedRows(rows).into()) }
+            .exists([confirmed.serial()])?;
+        if !waits {
+            return Ok(false);
+        }
+        let (ek, now) = (confirmed.ek_id(), confirmed.decided_at());
+        self.register(confirmed.device_id(), &ek, confirmed.assurance(), now)?;
+        self.supersede(&ek, now)?;
+        self.0
+            .prepare_cached(
+                "UPDATE certificates SET status = 'active', confirmed_at = ?2, der = ?3
+                 WHERE serial = ?1",
+            )?
+            .execute(params![confirmed.serial(), now.unix_timestamp(), confirmed.der()])?;
+        Ok(true)
     }
 
     /// Records that an EK proved itself under a device id.
@@ -206,17 +125,6 @@ impl Transaction<'_> {
             .execute(params![ek.as_bytes(), now.unix_timestamp()])?;
         Ok(())
     }
-}
-
-/// What became of a certificate that was sealed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ToConfirm {
-    /// It waits.
-    Unconfirmed(Unconfirmed),
-    /// It was confirmed before, or is what the device had in force; its device.
-    Active(DeviceId),
-    /// It was superseded or revoked.
-    Ended,
 }
 
 /// A device that proved itself.
@@ -292,6 +200,49 @@ impl fmt::Display for CertificateStatus {
 }
 
 impl Store {
+    /// What became of the certificate that a device confirms. One whose time to be confirmed is
+    /// over has ended, unless it is in force: an active one is sealed to a device that asks again.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn sealed_certificate(
+        &self,
+        confirmation: &Confirmation,
+        now: OffsetDateTime,
+    ) -> Result<SealedOnRecord, StoreError> {
+        // The newest first, which it most likely is: an EK may have thousands that are over.
+        let query = format!(
+            "SELECT {UNCONFIRMED}, status FROM certificates
+             WHERE ek_id = ?1 AND sha256 = ?2 AND (status = 'active' OR confirm_by > ?3)
+             ORDER BY rowid DESC"
+        );
+        enum Found {
+            Waiting(Unconfirmed),
+            Active(DeviceId),
+            Ended,
+        }
+        let moment = self.connection.unchecked_transaction()?;
+        let mut statement = moment.prepare_cached(&query)?;
+        let (ek, sha256) = (confirmation.ek_id(), confirmation.certificate_sha256());
+        let found =
+            statement.query_row(params![ek.as_bytes(), sha256, now.unix_timestamp()], |row| {
+                Ok(match row.get::<_, String>(9)?.as_str() {
+                    "unconfirmed" => Found::Waiting(unconfirmed(row)?),
+                    "active" => Found::Active(parsed(row, 1)?),
+                    _ => Found::Ended,
+                })
+            });
+        Ok(match found.optional()?.unwrap_or(Found::Ended) {
+            Found::Waiting(certificate) => {
+                let question = Question::about(certificate.ek_id, &certificate.device_id, now);
+                let records = snapshot(&moment, &question)?.records;
+                SealedOnRecord::Unconfirmed { certificate, records }
+            }
+            Found::Active(device_id) => SealedOnRecord::Active(device_id),
+            Found::Ended => SealedOnRecord::Ended,
+        })
+    }
+
     /// What a certificate with this serial number and digest, which somebody shows as this
     /// device's, is worth now.
     ///
@@ -375,23 +326,4 @@ impl Store {
             },
         )
     }
-}
-
-/// The columns that [`unconfirmed`] reads.
-const UNCONFIRMED: &str = "serial, device_id, ek_id, ik_id, assurance, issued_at, confirm_by";
-
-fn unconfirmed(row: &Row<'_>) -> rusqlite::Result<Unconfirmed> {
-    Ok(Unconfirmed {
-        serial: row.get(0)?,
-        device_id: parsed(row, 1)?,
-        ek_id: ek_id(row, 2)?,
-        ik_id: row.get(3)?,
-        assurance: parsed(row, 4)?,
-        issued_at: time(5, row.get(5)?)?,
-        confirm_by: time(6, row.get(6)?)?,
-    })
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
 }

@@ -1,21 +1,11 @@
 //! Which generation of its shared key an EK has. The keys themselves are nowhere.
 
 use assay_ca_core::tpm::template::ParentKind;
-use assay_ca_core::{Assurance, QUOTA_PERIOD};
+use assay_ca_core::{Assurance, FirstUse, OfferedKey, QUOTA_PERIOD, SharedKeyHolder};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::params;
-use time::OffsetDateTime;
 
 use super::{Store, StoreError, Transaction, ek_id, parsed};
-
-/// An EK to which a shared key was offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SharedKeyHolder {
-    /// The EK.
-    pub ek_id: EkId,
-    /// Why it was trusted.
-    pub assurance: Assurance,
-}
 
 impl Transaction<'_> {
     /// Records that a shared key was offered to an EK under a device id. The generation on record
@@ -25,17 +15,10 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn offer_shared_key(
-        &self,
-        ek: &EkId,
-        device: &DeviceId,
-        assurance: Assurance,
-        generation: u32,
-        parent: ParentKind,
-    ) -> Result<(), StoreError> {
-        let plain_srk_generation = match parent {
+    pub(super) fn offer_shared_key(&self, offer: &OfferedKey) -> Result<(), StoreError> {
+        let plain_srk_generation = match offer.parent() {
             ParentKind::Import => 0,
-            ParentKind::PlainSrk => generation,
+            ParentKind::PlainSrk => offer.generation(),
         };
         self.0
             .prepare_cached(
@@ -47,10 +30,10 @@ impl Transaction<'_> {
                    plain_srk_generation = max(plain_srk_generation, excluded.plain_srk_generation)",
             )?
             .execute(params![
-                ek.as_bytes(),
-                device.as_str(),
-                assurance.to_string(),
-                generation,
+                offer.ek_id().as_bytes(),
+                offer.device_id().as_str(),
+                offer.assurance().to_string(),
+                offer.generation(),
                 // Once seen, a vendor's word stays: anybody may leave the certificate out of a
                 // request.
                 Assurance::VendorCertificate.to_string(),
@@ -64,14 +47,9 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// The file cannot be written, or the device id and the EK do not belong together.
-    pub fn accept_shared_key(
-        &self,
-        holder: &SharedKeyHolder,
-        device: &DeviceId,
-        generation: u32,
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        self.register(device, &holder.ek_id, holder.assurance, now)?;
+    pub(super) fn accept_shared_key(&self, first_use: &FirstUse) -> Result<(), StoreError> {
+        let (ek, now) = (first_use.ek_id(), first_use.decided_at());
+        self.register(first_use.device_id(), &ek, first_use.assurance(), now)?;
         self.0
             .prepare_cached(
                 "UPDATE shared_keys SET generation = ?2, is_used = 1,
@@ -79,24 +57,12 @@ impl Transaction<'_> {
                  ek_id = ?1",
             )?
             .execute(params![
-                holder.ek_id.as_bytes(),
-                generation,
+                ek.as_bytes(),
+                first_use.generation(),
                 now.unix_timestamp(),
                 (now - QUOTA_PERIOD).unix_timestamp()
             ])?;
         Ok(())
-    }
-
-    /// The EKs to which a shared key was offered under this device id. More than one only if the id
-    /// changed hands; admission knows whose it is now.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn shared_key_holders(
-        &self,
-        device: &DeviceId,
-    ) -> Result<Vec<SharedKeyHolder>, StoreError> {
-        holders(self.0, device)
     }
 
     /// Retires the shared key of an EK, and those that were offered but not used yet; `false` if it
@@ -116,7 +82,8 @@ impl Transaction<'_> {
 }
 
 impl Store {
-    /// The same outside of a transaction, for reading.
+    /// The EKs to which a shared key was offered under this device id. More than one only if the id
+    /// changed hands; admission knows whose it is now.
     ///
     /// # Errors
     /// The file cannot be read.

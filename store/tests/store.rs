@@ -6,15 +6,15 @@ use std::time::{Duration as StdDuration, Instant};
 
 use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{
-    Allowances, Assurance, Enrolment, IssuedCertificate, Records, Reprovision, RevocationReason,
-    Role, SharedKeyOnRecord, TicketKey,
+    Allowances, Assurance, CertificateFacts, Records, Reprovision, RevocationReason, Role,
+    SharedKeyOnRecord, TicketKey, Unconfirmed, unchecked,
 };
 use assay_server::directory::Directory;
 use assay_store::Change;
 use assay_store::{
-    AnchorRow, AuditEntry, CertificateStatus, EnrolError, Enrolled, IdInQuestion, NewEnrolment,
-    Removed, RevokedCertificates, SharedKeyHolder, Store, StoreError, Tags, Transaction, Trusted,
-    Whom,
+    Act, AnchorRow, AuditEntry, Basis, CertificateStatus, EnrolError, Enrolled, Entry,
+    IdInQuestion, NewEnrolment, Question, Recorded, Removed, RevokedCertificates, Snapshot, Store,
+    StoreError, Tags, Trusted, Whom,
 };
 use assay_wire::{DeviceId, EkId, ProblemCode, Scope};
 use sha2::{Digest, Sha256};
@@ -43,26 +43,66 @@ fn id(text: &str) -> DeviceId {
     text.parse().unwrap()
 }
 
-fn certificate(serial: u8, device: &str, ek_id: EkId) -> IssuedCertificate {
-    IssuedCertificate {
-        der: vec![serial].into(),
+/// A certificate that this test chose, in one byte.
+fn certificate(serial: u8, device: &str, ek_id: EkId) -> CertificateFacts {
+    CertificateFacts {
         serial: [serial; 16],
         not_before: now(),
         not_after: now() + Duration::days(90),
         device_id: id(device),
         ek_id,
-        ik_spki: vec![serial],
+        ik_id: sha256(&[serial]),
         assurance: Assurance::VendorCertificate,
+        issued_at: now(),
         confirm_by: None,
     }
 }
 
 /// One that waits for ten minutes to be confirmed.
-fn sealed(serial: u8, device: &str, ek_id: EkId) -> IssuedCertificate {
-    IssuedCertificate {
+fn sealed(serial: u8, device: &str, ek_id: EkId) -> CertificateFacts {
+    CertificateFacts {
         confirm_by: Some(now() + Duration::minutes(10)),
         ..certificate(serial, device, ek_id)
     }
+}
+
+fn act(certificate: &CertificateFacts, der: Vec<u8>) -> Act {
+    let facts = certificate.clone();
+    match facts.confirm_by {
+        None => Act::Certify(unchecked::issued(facts, der)),
+        Some(_) => {
+            let mut rng = rand_core::UnwrapErr(getrandom::SysRng);
+            Act::Seal(unchecked::sealed(facts, der, &key(), &mut rng).unwrap())
+        }
+    }
+}
+
+/// Records an act that depends on nothing.
+fn record(store: &mut Store, act: Act) -> Result<(), StoreError> {
+    let entry = Entry { act, basis: None, audit: None };
+    let recorded = store.record(&"default".parse().unwrap(), &[entry])?;
+    assert_eq!(recorded, [Recorded::Done]);
+    Ok(())
+}
+
+fn add(store: &mut Store, certificate: &CertificateFacts) -> Result<(), StoreError> {
+    record(store, act(certificate, vec![certificate.serial[0]]))
+}
+
+fn question(ek: EkId, device: &str, now: OffsetDateTime) -> Question {
+    Question::about(ek, &id(device), now)
+}
+
+/// What is on record about an EK, and about no device id.
+fn records(store: &Store, ek: EkId, at: OffsetDateTime) -> Records {
+    store.snapshot(&question(ek, "nobody", at)).unwrap().records
+}
+
+/// What is on record for an EK and an IK.
+fn certificates_of(store: &Store, ek: EkId, ik_id: [u8; 32], at: OffsetDateTime) -> Snapshot {
+    let ik_id = Some(ik_id);
+    let question = Question { ik_id, waiting: true, ..question(ek, "nobody", at) };
+    store.snapshot(&question).unwrap()
 }
 
 /// Of a certificate whose device shows it.
@@ -98,52 +138,34 @@ fn offer(store: &mut Store, ek_id: EkId, device: &str, generation: u32) {
 
 fn offer_to(store: &mut Store, parent: ParentKind, ek_id: EkId, device: &str, generation: u32) {
     let (device, assurance) = (id(device), Assurance::VendorCertificate);
-    let offer = |transaction: &Transaction<'_>| {
-        transaction.offer_shared_key(&ek_id, &device, assurance, generation, parent)
-    };
-    store.transaction(offer).unwrap();
+    let key = unchecked::offered_key(ek_id, device, assurance, generation, parent);
+    record(store, Act::Offer(key)).unwrap();
 }
 
 fn accept(store: &mut Store, ek_id: EkId, device: &str, generation: u32) -> Result<(), StoreError> {
-    let holder = SharedKeyHolder { ek_id, assurance: Assurance::VendorCertificate };
-    store.transaction(|transaction| {
-        transaction.accept_shared_key(&holder, &id(device), generation, now())
-    })
+    let (device, assurance) = (id(device), Assurance::VendorCertificate);
+    let first_use = unchecked::first_use(ek_id, device, assurance, generation, now());
+    record(store, Act::Accept(first_use))
 }
 
 fn shared_key(store: &Store, ek_id: EkId) -> Option<SharedKeyOnRecord> {
-    store.records(&ek_id, IdInQuestion::Is(&id("nobody")), now()).unwrap().shared_key
+    records(store, ek_id, now()).shared_key
+}
+
+fn waiting(store: &Store, ek: EkId, serial: u8) -> Vec<Unconfirmed> {
+    certificates_of(store, ek, sha256(&[serial]), now()).waiting
 }
 
 /// As *confirm* does with a certificate that waits; `false` if it does not.
 fn confirm(store: &mut Store, serial: u8, at: OffsetDateTime) -> bool {
-    let confirmed = |transaction: &Transaction<'_>| {
-        for ek in [ek(1), ek(2)] {
-            let waiting =
-                transaction.waiting_certificates(&ek, &Sha256::digest([serial]).into(), &key())?;
-            if let Some((certificate, _)) = waiting.into_iter().next() {
-                let records =
-                    transaction.records(&ek, IdInQuestion::Is(&certificate.device_id), at)?;
-                // Its name is one that an operator gave.
-                let named = Enrolment {
-                    device_id: Some(certificate.device_id.clone()),
-                    ..Enrolment::default()
-                };
-                let records = Records { enrolment: Some(named), ..records };
-                return transaction.activate(
-                    &certificate.confirm(&records, at).unwrap(),
-                    &key(),
-                    at,
-                );
-            }
+    for ek in [ek(1), ek(2)] {
+        if let Some(certificate) = waiting(store, ek, serial).into_iter().next() {
+            let confirmed = unchecked::confirmed(certificate, &key(), at).unwrap();
+            record(store, Act::Activate(confirmed)).unwrap();
+            return true;
         }
-        Ok(false)
-    };
-    store.transaction(confirmed).unwrap()
-}
-
-fn add(store: &mut Store, certificate: &IssuedCertificate) -> Result<(), StoreError> {
-    store.transaction(|transaction| transaction.add_certificate(certificate, &key(), now()))
+    }
+    false
 }
 
 fn enrolment(ek_id: EkId, device_id: Option<&str>) -> NewEnrolment {
@@ -257,12 +279,14 @@ fn of_two_eks_racing_for_a_device_id_one_wins() {
 #[test]
 fn a_failed_transaction_leaves_nothing() {
     let (_directory, mut store) = store();
+    offer(&mut store, ek(1), "pump-17", 1);
+    let before = shared_key(&store, ek(1));
     let result: Result<(), _> = store.transaction(|transaction| {
-        transaction.add_certificate(&certificate(1, "pump-17", ek(1)), &key(), now())?;
+        assert!(transaction.retire_shared_key(&ek(1))?);
         Err(StoreError::Version(0))
     });
     assert!(result.is_err());
-    assert!(store.devices().unwrap().is_empty());
+    assert_eq!(shared_key(&store, ek(1)), before);
 }
 
 #[test]
@@ -334,7 +358,7 @@ fn what_an_enrolment_says_is_kept_and_what_it_leaves_open_is_not_changed() {
     let row = store.enrolment(&ek(1)).unwrap().unwrap();
     assert_eq!((row.reprovision, row.disabled), (Some(Reprovision::Never), true));
     assert!(row.legacy_dps_ek && row.plain_srk);
-    let records = store.records(&ek(1), IdInQuestion::Is(&id("nobody")), now()).unwrap();
+    let records = records(&store, ek(1), now());
     let granted = records.enrolment.unwrap();
     assert!(records.disabled && granted.legacy_dps_ek && granted.plain_srk);
     assert_eq!(enroll(&mut store, ek(1), None).unwrap(), Enrolled::Unchanged);
@@ -391,20 +415,11 @@ fn only_an_enrolment_has_a_policy() {
 fn sealed_certificates_wait_for_their_own_ek_and_ik_until_they_are_confirmed() {
     let (_directory, mut store) = store();
     add(&mut store, &sealed(1, "pump-17", ek(1))).unwrap();
-    let ik_id: [u8; 32] = Sha256::digest([1]).into();
-    let waiting = |store: &mut Store, ek: EkId, ik_id: [u8; 32]| {
-        let found = store
-            .transaction(|transaction| transaction.waiting_certificates(&ek, &ik_id, &key()))
-            .unwrap();
-        found.into_iter().map(|(certificate, der)| (certificate.serial, der)).collect::<Vec<_>>()
-    };
-    assert_eq!(waiting(&mut store, ek(1), ik_id), [([1; 16], vec![1])]);
-    assert!(
-        waiting(&mut store, ek(2), ik_id).is_empty()
-            && waiting(&mut store, ek(1), [9; 32]).is_empty()
-    );
+    let found = waiting(&store, ek(1), 1);
+    assert_eq!((found.len(), found[0].serial, found[0].sha256), (1, [1; 16], sha256(&[1])));
+    assert!(waiting(&store, ek(2), 1).is_empty() && waiting(&store, ek(1), 9).is_empty());
     assert!(confirm(&mut store, 1, now()));
-    assert!(waiting(&mut store, ek(1), ik_id).is_empty());
+    assert!(waiting(&store, ek(1), 1).is_empty());
 }
 
 #[test]
@@ -426,8 +441,9 @@ fn an_unconfirmed_certificate_supersedes_nothing_and_registers_nobody() {
 #[test]
 fn a_confirmed_certificate_supersedes_and_registers() {
     let (_directory, mut store) = store();
-    let (first, earlier) = (certificate(1, "pump-1", ek(1)), now() - Duration::hours(1));
-    store.transaction(|transaction| transaction.add_certificate(&first, &key(), earlier)).unwrap();
+    let earlier = now() - Duration::hours(1);
+    let first = CertificateFacts { issued_at: earlier, ..certificate(1, "pump-1", ek(1)) };
+    add(&mut store, &first).unwrap();
     add(&mut store, &sealed(2, "pump-1", ek(1))).unwrap();
     add(&mut store, &sealed(3, "pump-2", ek(2))).unwrap();
     let later = now() + Duration::minutes(1);
@@ -475,7 +491,7 @@ fn certificates_of_a_device_are_counted_for_a_day() {
     }
     add(&mut store, &certificate(9, "pump-2", ek(2))).unwrap();
     let count = |at| {
-        let records = store.records(&ek(1), IdInQuestion::Is(&id("nobody")), at).unwrap();
+        let records = records(&store, ek(1), at);
         records.registration.unwrap().recent_certificates
     };
     assert_eq!(count(now()), 3);
@@ -485,9 +501,7 @@ fn certificates_of_a_device_are_counted_for_a_day() {
 #[test]
 fn certificates_that_nobody_confirmed_are_counted_for_a_day() {
     let (_directory, mut store) = store();
-    let count = |store: &Store, now| {
-        store.records(&ek(1), IdInQuestion::Is(&id("nobody")), now).unwrap().recent_unconfirmed
-    };
+    let count = |store: &Store, now| records(store, ek(1), now).recent_unconfirmed;
     for serial in 1..=3 {
         add(&mut store, &sealed(serial, "pump-1", ek(1))).unwrap();
     }
@@ -568,14 +582,14 @@ fn numbers_of_revocation_lists_stand_for_states_one_after_the_other() {
 fn pruning_is_done_bit_by_bit() {
     let (_directory, mut store) = store();
     let many = 501_u32;
-    let added = store.transaction(|transaction| {
-        (0..=many).try_for_each(|n| {
+    let entries: Vec<_> = (0..=many)
+        .map(|n| {
             let mut next = certificate(1, "pump-17", ek(1));
             next.serial[..4].copy_from_slice(&n.to_be_bytes());
-            transaction.add_certificate(&next, &key(), now())
+            Entry { act: act(&next, vec![1]), basis: None, audit: None }
         })
-    });
-    added.unwrap();
+        .collect();
+    store.record(&"default".parse().unwrap(), &entries).unwrap();
     let at = now() + Duration::days(121);
     let prune =
         |store: &mut Store| store.transaction(|transaction| transaction.prune_expired(at)).unwrap();
@@ -589,9 +603,7 @@ fn pruning_is_done_bit_by_bit() {
 fn scope_is_the_devices_once_there_are_any() {
     let (_directory, mut store) = store();
     let [a, b] = ["plant-a", "plant-b"].map(|scope| scope.parse::<Scope>().unwrap());
-    let serves = |store: &mut Store, scope| {
-        store.transaction(|transaction| transaction.check_scope(scope)).is_ok()
-    };
+    let serves = |store: &mut Store, scope| store.record(scope, &[]).is_ok();
     store.record_scope(&a).unwrap();
     let parent = tempfile::tempdir().unwrap();
     Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
@@ -600,7 +612,9 @@ fn scope_is_the_devices_once_there_are_any() {
     store.add_throw_away(&check.id, &check.credentials.chain[0], now()).unwrap();
     store.record_scope(&b).unwrap();
     assert!(!serves(&mut store, &a) && serves(&mut store, &b), "who began to serve before notices");
-    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    let certified = act(&certificate(1, "pump-17", ek(1)), vec![1]);
+    let entry = Entry { act: certified, basis: None, audit: None };
+    assert_eq!(store.record(&b, &[entry]).unwrap(), [Recorded::Done]);
     assert!(matches!(store.record_scope(&a), Err(StoreError::Scope { was, .. }) if was == b));
     store.record_scope(&b).unwrap();
 }
@@ -620,8 +634,7 @@ fn what_is_revoked_is_found_while_somebody_writes() {
 fn sealed_certificate_is_not_to_be_found_in_the_file_until_it_is_confirmed() {
     let (directory, mut store) = store();
     let der: Vec<u8> = b"only the TPM can read this certificate; ".repeat(20);
-    let certificate = IssuedCertificate { der: der.clone().into(), ..sealed(1, "pump-17", ek(1)) };
-    add(&mut store, &certificate).unwrap();
+    record(&mut store, act(&sealed(1, "pump-17", ek(1)), der.clone())).unwrap();
     let is_in_a_file = || {
         directory.path().read_dir().unwrap().any(|file| {
             let content = std::fs::read(file.unwrap().path()).unwrap();
@@ -636,26 +649,61 @@ fn sealed_certificate_is_not_to_be_found_in_the_file_until_it_is_confirmed() {
 }
 
 #[test]
-fn certificate_that_waits_under_another_ticket_key_is_never_activated() {
+fn certificate_that_does_not_wait_any_more_is_not_activated() {
     let (_directory, mut store) = store();
     add(&mut store, &sealed(1, "pump-17", ek(1))).unwrap();
-    let other = TicketKey::new([8; TicketKey::LEN]);
-    let ik_id = Sha256::digest([1]).into();
-    let waiting = |store: &mut Store, key: &TicketKey| {
-        store
-            .transaction(|transaction| transaction.waiting_certificates(&ek(1), &ik_id, key))
-            .unwrap()
+    let certificate = waiting(&store, ek(1), 1).pop().unwrap();
+    let later = now() + Duration::HOUR;
+    store.transaction(|transaction| transaction.revoke_unconfirmed(later)).unwrap();
+    let confirmed = unchecked::confirmed(certificate, &key(), now()).unwrap();
+    let entry = Entry { act: Act::Activate(confirmed), basis: None, audit: None };
+    let recorded = store.record(&"default".parse().unwrap(), &[entry]).unwrap();
+    assert_eq!(recorded, [Recorded::Stale]);
+    assert_eq!(store.certificates().unwrap()[0].status, "revoked");
+}
+
+#[test]
+fn act_is_stale_once_what_it_was_planned_by_has_changed() {
+    let (_directory, mut store) = store();
+    enroll(&mut store, ek(1), Some("pump-17")).unwrap();
+    let question = question(ek(1), "pump-17", now());
+    let basis = |store: &Store| {
+        let snapshot = store.snapshot(&question).unwrap();
+        Some(Basis { question: question.clone(), snapshot })
     };
-    assert!(waiting(&mut store, &other).is_empty());
-    let (certificate, _) = waiting(&mut store, &key()).pop().unwrap();
-    let named = Enrolment { device_id: Some(id("pump-17")), ..Enrolment::default() };
-    let confirmed = certificate
-        .confirm(&Records { enrolment: Some(named), ..Records::default() }, now())
-        .unwrap();
-    assert!(
-        !store.transaction(|transaction| transaction.activate(&confirmed, &other, now())).unwrap()
-    );
-    assert_eq!(store.certificates().unwrap()[0].status, "unconfirmed");
+    let audit = |action| AuditEntry { action, ..decision(1, None) };
+    let changes: [fn(&mut Store); 6] = [
+        |store| assert!(store.set_disabled(&ek(1), true, now()).unwrap()),
+        |store| assert!(store.set_disabled(&ek(1), false, now()).unwrap()),
+        |store| assert!(store.update_enrolment(&ek(1), Some(Reprovision::Never), None).unwrap()),
+        |store| add(store, &certificate(9, "pump-17", ek(1))).unwrap(),
+        |store| offer(store, ek(1), "pump-17", 1),
+        |store| assert!(store.remove(&ek(1), now()).unwrap().is_some()),
+    ];
+    let count = changes.len();
+    for (n, change) in changes.into_iter().enumerate() {
+        let before = basis(&store);
+        change(&mut store);
+        let next = certificate(u8::try_from(n).unwrap(), "pump-17", ek(1));
+        let entry =
+            |basis| Entry { act: act(&next, vec![7]), basis, audit: Some(audit("certify")) };
+        let scope = "default".parse().unwrap();
+        let other = Entry { act: Act::None, basis: None, audit: Some(audit("confirm")) };
+        let recorded = store.record(&scope, &[entry(before), other]).unwrap();
+        assert_eq!(recorded, [Recorded::Stale, Recorded::Done], "change {n}");
+        let serials: Vec<_> =
+            store.certificates().unwrap().into_iter().map(|row| row.serial[0]).collect();
+        assert!(!serials.contains(&next.serial[0]), "change {n}");
+    }
+    let audited = store.audit(99).unwrap();
+    assert!(audited.len() == count && audited.iter().all(|row| row.action == "confirm"));
+    let fresh = Entry {
+        act: act(&certificate(7, "pump-17", ek(1)), vec![7]),
+        basis: basis(&store),
+        audit: None,
+    };
+    let recorded = store.record(&"default".parse().unwrap(), &[fresh]).unwrap();
+    assert_eq!(recorded, [Recorded::Done]);
 }
 
 #[test]
@@ -737,12 +785,12 @@ fn what_expired_is_on_no_list_though_its_device_is_disabled() {
 fn an_active_certificate_that_has_expired_is_not_given_again() {
     let (_directory, mut store) = store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
-    let ik_id = Sha256::digest([1]).into();
-    let mut again = |at| {
-        store.transaction(|transaction| transaction.active_certificate(&ek(1), &ik_id, at)).unwrap()
+    let again = |ik: u8, at| {
+        certificates_of(&store, ek(1), sha256(&[ik]), at).active.map(|active| active.der)
     };
-    assert_eq!(again(now()), Some(vec![1]));
-    assert_eq!(again(now() + Duration::days(91)), None);
+    assert_eq!(again(1, now()), Some(vec![1]));
+    assert_eq!(again(2, now()), None, "another IK");
+    assert_eq!(again(1, now() + Duration::days(91)), None);
 }
 
 #[test]
@@ -911,8 +959,7 @@ fn an_ek_that_the_ca_does_not_know_can_be_disabled_and_is_trusted_no_more_for_it
     let (_directory, mut store) = store();
     assert!(store.set_disabled(&ek(1), true, now()).unwrap());
     assert!(!store.set_disabled(&ek(1), true, now()).unwrap());
-    let records =
-        |store: &Store| store.records(&ek(1), IdInQuestion::Is(&id("nobody")), now()).unwrap();
+    let records = |store: &Store| records(store, ek(1), now());
     assert!(records(&store).disabled && records(&store).enrolment.is_none());
     let row = store.enrolment(&ek(1)).unwrap().unwrap();
     assert!(row.disabled && !row.registered && row.recognised.is_none());
@@ -929,15 +976,17 @@ fn what_is_disabled_stays_so_when_it_is_removed_or_enrolled() {
     store.set_disabled(&ek(1), true, now()).unwrap();
     store.remove(&ek(1), now()).unwrap().unwrap();
     enroll(&mut store, ek(1), None).unwrap();
-    assert!(store.records(&ek(1), IdInQuestion::Is(&id("nobody")), now()).unwrap().disabled);
+    assert!(records(&store, ek(1), now()).disabled);
 }
 
 #[test]
 fn other_eks_are_looked_for_among_all_that_an_operator_sees() {
     let (_directory, mut store) = store();
     let other_ek = |store: &Store, other_eks: &[EkId]| {
-        let derived = &id("derived");
-        store.records(&ek(9), IdInQuestion::Due { derived, other_eks }, now()).unwrap().other_ek
+        let (derived, other_eks) = (id("derived"), other_eks.to_vec());
+        let device = IdInQuestion::Due { derived, other_eks };
+        let question = Question { device, ..question(ek(9), "nobody", now()) };
+        store.snapshot(&question).unwrap().records.other_ek
     };
     assert_eq!(other_ek(&store, &[ek(1), ek(2), ek(3)]), None);
     enroll(&mut store, ek(1), None).unwrap();
@@ -997,9 +1046,7 @@ fn whatever_revokes_is_counted_and_only_that() {
 #[test]
 fn generations_taken_into_use_are_counted_for_a_day() {
     let (_directory, mut store) = store();
-    let recent = |store: &Store, at| {
-        store.records(&ek(1), IdInQuestion::Is(&id("nobody")), at).unwrap().recent_generations
-    };
+    let recent = |store: &Store, at| records(&store, ek(1), at).recent_generations;
     offer(&mut store, ek(1), "pump-1", 1);
     for generation in 1..=3 {
         accept(&mut store, ek(1), "pump-1", generation).unwrap();
@@ -1017,11 +1064,9 @@ fn an_offer_without_the_vendors_certificate_does_not_make_it_unseen() {
         (Assurance::VendorCertificate, Assurance::VendorCertificate),
         (Assurance::EnrolmentList, Assurance::VendorCertificate),
     ] {
-        store
-            .transaction(|transaction| {
-                transaction.offer_shared_key(&ek(1), &id("pump-1"), offered, 1, ParentKind::Import)
-            })
-            .unwrap();
+        let (device, parent) = (id("pump-1"), ParentKind::Import);
+        let key = unchecked::offered_key(ek(1), device, offered, 1, parent);
+        record(&mut store, Act::Offer(key)).unwrap();
         assert_eq!(store.shared_key_holders(&id("pump-1")).unwrap()[0].assurance, expected);
     }
 }
@@ -1156,9 +1201,7 @@ fn checkpoint_moves_what_is_committed_out_of_the_log() {
     let length = || std::fs::metadata(&file).unwrap().len();
     store.checkpoint().unwrap();
     let before = length();
-    let large =
-        IssuedCertificate { der: vec![1; 100_000].into(), ..certificate(1, "pump-17", ek(1)) };
-    add(&mut store, &large).unwrap();
+    record(&mut store, act(&certificate(1, "pump-17", ek(1)), vec![1; 100_000])).unwrap();
     assert_eq!(length(), before, "a commit leaves it in the log");
     store.checkpoint().unwrap();
     assert!(length() > before);

@@ -11,8 +11,9 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tracing::{error, warn};
 
-use super::{Outbox, Outfit};
-use crate::ca::{Ca, Refusal};
+use super::Outfit;
+use super::outbox::Outbox;
+use crate::ca::{Ca, ListError};
 use assay_store::Store;
 
 /// Publishes until nobody connects to brokers any more; `arrived` hears of each connection.
@@ -60,7 +61,7 @@ fn publish(
     store: &mut Store,
     last: Option<&Published>,
     outbox: &Outbox,
-) -> Result<Option<Published>, Refusal> {
+) -> Result<Option<Published>, ListError> {
     let changes = store.list_changes()?;
     if let Some(last) = last
         && last.changes == changes

@@ -9,7 +9,7 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 
 use crate::der::{element, tag};
-use crate::evidence::Evidence;
+use crate::ek::evidence::Evidence;
 use crate::key::{Curve, NO_UNUSED_BITS, PublicKey};
 use crate::tpm::template::IkArea;
 use crate::{Rejection, oid};

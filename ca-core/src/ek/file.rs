@@ -7,12 +7,12 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use crate::Rejection;
-use crate::container::{Around, ContainerError, Item, Unwrapped, unwrap};
-use crate::evidence::{digest_naming, named_by};
+use crate::ek::container::{Around, ContainerError, Item, Unwrapped, unwrap};
+use crate::ek::evidence::{digest_naming, named_by};
+use crate::ek::trust::{EkCertificate, TpmModel};
 use crate::key::{PublicKey, UnreadableKey, WeakKey};
 use crate::tpm::public::PublicArea;
 use crate::tpm::template::{AreaRefused, EkArea, naming_area};
-use crate::trust::{EkCertificate, TpmModel};
 use crate::x509::EkUsage;
 
 /// The forms in which an EK is recognised.

@@ -127,6 +127,15 @@ impl Evidence {
     }
 }
 
+impl Evidence {
+    /// SHA-256 of the SubjectPublicKeyInfo of the IK as it was sent, which nobody has checked yet:
+    /// what to look up before the IK is [verified](crate::BoundKey::verify).
+    pub fn claimed_ik_id(&self) -> Option<[u8; 32]> {
+        let key = self.ik_area.public_key().ok()?;
+        Some(Sha256::digest(key.spki()).into())
+    }
+}
+
 /// The bundle of the shared key flow, parsed: an EK, and the parent that is to receive the key.
 ///
 /// Everything in it was chosen by whoever sent it.

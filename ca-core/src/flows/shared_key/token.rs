@@ -14,8 +14,9 @@ use percent_encoding::percent_decode_str;
 use subtle::ConstantTimeEq;
 use time::{Duration, OffsetDateTime};
 
-use crate::shared_key::MasterSecret;
-use crate::ticket::CLOCK_SKEW;
+use super::key::MasterSecret;
+use crate::flows::mac::CLOCK_SKEW;
+use crate::profile::{Offered, SharedKeyFlow};
 
 /// For how long a token may be valid when it is shown. Short, since who sees it can use it; a
 /// device makes one for every connection.
@@ -94,6 +95,7 @@ impl AuthenticatedDevice {
     /// key that are [accepted](crate::Records::accepted_generations). A generation left out is
     /// retired.
     pub fn verify(
+        _offered: Offered<SharedKeyFlow>,
         token: Token,
         scope: &Scope,
         master: &MasterSecret,
@@ -122,6 +124,16 @@ impl AuthenticatedDevice {
                 Err(TokenRefused::SignatureWrong { device_id, generations: generations.to_vec() })
             }
         }
+    }
+
+    #[cfg(feature = "unchecked")]
+    pub(crate) fn unchecked(
+        device_id: DeviceId,
+        ek_id: EkId,
+        generation: u32,
+        expires_at: OffsetDateTime,
+    ) -> Self {
+        Self { device_id, ek_id, generation, expires_at }
     }
 
     /// The device.

@@ -8,14 +8,19 @@ use assay_mqtt::rumqttc::Outgoing;
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish, SubscribeReasonCode};
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
-use assay_wire::{ReplyBody, Request, Topic};
+use assay_wire::{Head, ReplyBody, Topic};
 use crossbeam_channel::{Sender, TrySendError};
+use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tracing::debug;
 
+use super::asked_to_stop;
+use super::job::{Delivery, Job};
+use super::outbox::Outbox;
+use super::outcome::busy;
 use super::pressure::Pressure;
-use super::{Job, Outbox, Queues, Receipt, asked_to_stop, busy};
+use super::queues::Queues;
 
 /// Takes requests from one connection.
 pub(super) struct Intake<'a> {
@@ -144,29 +149,35 @@ impl Intake<'_> {
             return debug!(topic = ?publish.topic, "request ignored: it was not sent at QoS 1");
         }
         let received = Instant::now();
-        let receipt = Receipt {
+        let delivery = Delivery {
             packet_id: publish.pkid,
             connection: self.connection,
-            received,
+            since: received,
             _debt: self.outbox.ledger.owe(),
         };
         let topic = str::from_utf8(&publish.topic).ok().and_then(Topic::parse);
         let Some(Topic::Request(_, client)) = topic else {
             debug!(topic = ?publish.topic, "message on a topic that is not for requests");
-            return self.outbox.acknowledge(receipt);
+            return self.outbox.acknowledge(delivery);
         };
         if publish.retain {
             debug!(%client, "retained request ignored: nobody may be waiting for its reply");
-            return self.outbox.acknowledge(receipt);
+            return self.outbox.acknowledge(delivery);
         }
         let response_topic = publish.properties.and_then(|properties| properties.response_topic);
-        let job = Job { client, message: publish.payload, response_topic, receipt };
+        let job = Job {
+            client,
+            head: Head::read(&publish.payload),
+            message: publish.payload,
+            response_topic,
+            received_at: OffsetDateTime::now_utc(),
+            delivery,
+        };
         match self.queues.put(job) {
             Ok(()) => pressure.take(received),
             Err(TrySendError::Full(job)) => {
-                let id = Request::id_of(&job.message);
                 let retry_after = pressure.send_away(received, crate::random_u32());
-                self.outbox.reply(job, id, ReplyBody::Problem(busy(retry_after)));
+                self.outbox.reply(job, ReplyBody::Problem(busy(retry_after)));
             }
             Err(TrySendError::Disconnected(_)) => debug!("no examiner is left"),
         }

@@ -7,11 +7,11 @@ use assay_wire::{DeviceId, EkId};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
-use crate::admission::Enrolment;
-use crate::anchors::{Allowances, TrustAnchors, VendorPath};
-use crate::evidence::EkEvidence;
-use crate::hardware::HardwareIdentity;
+use crate::ek::anchors::{Allowances, TrustAnchors, VendorPath};
+use crate::ek::evidence::EkEvidence;
+use crate::ek::hardware::HardwareIdentity;
 use crate::key::PublicKey;
+use crate::records::Enrolment;
 use crate::tpm::template::EkArea;
 use crate::x509::{AltName, Certificate, EkUsage, attribute_of};
 use crate::{Rejection, oid};
@@ -62,7 +62,8 @@ pub struct TrustedEk {
     ek_id: EkId,
     pub(crate) hardware: HardwareIdentity,
     pub(crate) assurance: Assurance,
-    pub(crate) derived_device_id: DeviceId,
+    derived_device_id: DeviceId,
+    requested_device_id: Option<DeviceId>,
 }
 
 impl TrustedEk {
@@ -104,6 +105,7 @@ impl TrustedEk {
             hardware,
             assurance,
             derived_device_id: evidence.derived_device_id(),
+            requested_device_id: evidence.requested_device_id().cloned(),
         })
     }
 
@@ -115,6 +117,11 @@ impl TrustedEk {
     /// The device id due to an EK that no enrolment names.
     pub fn derived_device_id(&self) -> &DeviceId {
         &self.derived_device_id
+    }
+
+    /// The device id that was asked for, by whoever sent the EK.
+    pub(crate) fn requested_device_id(&self) -> Option<&DeviceId> {
+        self.requested_device_id.as_ref()
     }
 
     /// Name of the template the EK follows.

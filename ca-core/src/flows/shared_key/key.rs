@@ -1,17 +1,13 @@
-//! The shared key flow: an HMAC key that only one TPM can load, derived anew whenever it is needed.
+//! Shared keys: HMAC keys that are derived anew whenever they are needed, and stored nowhere.
 
 use std::fmt;
 
-use assay_wire::{ActivationReply, DeviceId, EkId, Limit, Scope};
+use assay_wire::{DeviceId, EkId, Scope};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
-use rand_core::CryptoRng;
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::Fault;
-use crate::admission::{Admitted, AdmittedParent};
 use crate::secret::secret;
-use crate::tpm::credential::make_credential;
-use crate::tpm::duplicate::{HMAC_KEY_BYTES, HmacObject, INNER_KEY_BYTES, SEED_VALUE_BYTES};
+use crate::tpm::duplicate::{HMAC_KEY_BYTES, HmacObject, SEED_VALUE_BYTES};
 use crate::tpm::kdf::Hash;
 
 secret!(
@@ -58,7 +54,7 @@ impl SharedKey {
         Hash::Sha256.hmac(self.parts().0, &[message])
     }
 
-    fn object(&self) -> HmacObject {
+    pub(super) fn object(&self) -> HmacObject {
         let (key, seed_value) = self.parts();
         HmacObject::new(key, seed_value)
     }
@@ -80,55 +76,6 @@ struct SharedKeyLength;
 impl KeyType for SharedKeyLength {
     fn len(&self) -> usize {
         SharedKey::LEN
-    }
-}
-
-impl Admitted {
-    /// Makes the shared key of the device in the form that its TPM can load.
-    ///
-    /// The duplicate needs `parent` to be opened. The key of its inner wrapper is a credential for
-    /// `parent`'s Name, which needs the EK and `parent` in one TPM. So only the TPM with that EK
-    /// and that parent loads the key. Because the parent is on template, it is in no other TPM. An
-    /// import parent decrypts for nobody outside; a plain storage root key does, for whoever
-    /// controls the device's software, and is admitted only where the operator says so.
-    ///
-    /// What is not established: that the TPM ever loaded it, for nothing comes back; a later
-    /// [token](crate::AuthenticatedDevice) shows that. And the key is no secret of the TPM's alone:
-    /// the CA knows it, and a token proves to nobody but the CA that the device made it. Nor does a
-    /// token say when it was made, only until when it holds.
-    ///
-    /// Asked again with the same generation, it gives the same key in new wrappers.
-    pub fn activation(
-        &self,
-        AdmittedParent(parent): &AdmittedParent,
-        scope: &Scope,
-        master: &MasterSecret,
-        generation: u32,
-        rng: &mut dyn CryptoRng,
-    ) -> Result<ActivationReply, Fault> {
-        let object = master.key(scope, &self.device_id, &self.ek.ek_id(), generation).object();
-        let mut inner_key = Zeroizing::new([0; INNER_KEY_BYTES]);
-        rng.fill_bytes(&mut *inner_key);
-        let credential = make_credential(&self.ek.area, parent.name(), &*inner_key, rng)?;
-        let duplicate = object.duplicate(parent, &inner_key, rng)?;
-        let oversize = |field| move |limit: Limit| Fault::Oversize { field, limit };
-        Ok(ActivationReply {
-            credential_blob: credential
-                .id_object
-                .try_into()
-                .map_err(oversize("the credential blob"))?,
-            encrypted_seed: credential
-                .encrypted_seed
-                .try_into()
-                .map_err(oversize("the encrypted seed"))?,
-            duplicate: duplicate.private.try_into().map_err(oversize("the duplicate"))?,
-            symmetric_seed: duplicate
-                .encrypted_seed
-                .try_into()
-                .map_err(oversize("the symmetric seed"))?,
-            key_public: object.public().try_into().map_err(oversize("the key's public area"))?,
-            device_id: self.device_id.clone(),
-        })
     }
 }
 
