@@ -13,7 +13,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::der::{element, strip_leading_zeros, tag, unsigned};
 use crate::oid;
-use crate::tpm::public::CurveId;
+use crate::tpm::algorithms::CurveId;
 
 /// An RSA key, or a point that claims to be on a NIST curve.
 #[derive(Clone, Debug, PartialEq, Eq)]

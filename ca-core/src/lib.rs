@@ -53,10 +53,11 @@ pub use ek::anchors::{
     Allowances, AnchorError, NoPath, Role, TrustAnchors, UnknownAllowance, VendorCertificate,
     VendorPath,
 };
+pub use ek::assurance::{Assurance, UnknownAssurance};
 pub use ek::container::{ContainerError, certificates_in};
 pub use ek::evidence::{EkEvidence, Evidence, ParentEvidence};
 pub use ek::file::{CertificateSummary, EkFileError, EkIdentity, RecognisedAs};
-pub use ek::trust::{Assurance, EkCheck, TpmModel, TrustedEk, UnknownAssurance};
+pub use ek::trust::{EkCheck, TpmModel, TrustedEk};
 
 mod ik;
 pub use ik::BoundKey;

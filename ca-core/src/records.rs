@@ -6,7 +6,7 @@ use std::str::FromStr;
 use assay_wire::{DeviceId, EkId};
 use time::{Duration, OffsetDateTime};
 
-use crate::ek::trust::Assurance;
+use crate::ek::assurance::Assurance;
 
 /// An entry of the operator's list of EKs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -7,11 +7,10 @@
 
 use std::fmt;
 
+use super::algorithms::AlgorithmId;
 use super::kdf::Hash;
 use super::outer_wrapper::StorageKey;
-use super::public::{
-    AlgorithmId, AreaError, AreaKey, Name, ObjectAttributes, PublicArea, Scheme, Symmetric,
-};
+use super::public::{AreaError, AreaKey, Name, ObjectAttributes, PublicArea, Scheme, Symmetric};
 use crate::key::{Curve, PublicKey, WeakKey};
 
 /// An EK whose key is sound and whose public area equals one of TCG's templates.

@@ -1,9 +1,8 @@
 //! Every check, and the problem a device gets that fails it.
 
 use assay_ca_core::key::{PublicKey, WeakKey};
-use assay_ca_core::tpm::public::{
-    AlgorithmId, AreaKey, CurveId, ObjectAttributes, PublicArea, Scheme,
-};
+use assay_ca_core::tpm::algorithms::{AlgorithmId, CurveId};
+use assay_ca_core::tpm::public::{AreaKey, ObjectAttributes, PublicArea, Scheme};
 use assay_ca_core::tpm::template::AreaRefused;
 use assay_ca_core::{
     AnchorError, Assurance, BoundKey, Enrolment, Evidence, Records, Registration, Rejection,
