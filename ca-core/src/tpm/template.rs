@@ -11,13 +11,13 @@ use super::algorithms::AlgorithmId;
 use super::kdf::Hash;
 use super::outer_wrapper::StorageKey;
 use super::public::{AreaError, AreaKey, Name, ObjectAttributes, PublicArea, Scheme, Symmetric};
-use crate::key::{Curve, PublicKey, WeakKey};
+use crate::key::{Curve, PublicKey, SoundKey, WeakKey};
 
 /// An EK whose key is sound and whose public area equals one of TCG's templates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EkArea {
     template: &'static Template,
-    key: PublicKey,
+    key: SoundKey,
 }
 
 impl EkArea {
@@ -83,7 +83,7 @@ pub(crate) fn area_of_certificate(index: u32, key: &PublicKey) -> Result<PublicA
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IkArea {
     template: &'static Template,
-    key: PublicKey,
+    key: SoundKey,
     name: Name,
 }
 
@@ -119,7 +119,7 @@ impl IkArea {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParentArea {
     template: &'static Template,
-    key: PublicKey,
+    key: SoundKey,
     name: Name,
 }
 
@@ -332,9 +332,8 @@ impl Template {
 fn recognise(
     area: &PublicArea,
     templates: &'static [Template],
-) -> Result<(&'static Template, PublicKey), AreaRefused> {
-    let key = area.public_key()?;
-    key.check()?;
+) -> Result<(&'static Template, SoundKey), AreaRefused> {
+    let key = SoundKey::new(area.public_key()?)?;
     let candidates = || templates.iter().filter(|template| template.is_for(&area.key));
     let encoded = area.encode();
     if let Some(equal) =
