@@ -30,7 +30,7 @@ pub enum PublicKey {
     Ecc {
         /// The curve it should be on.
         curve: Curve,
-        /// Its x coordinate, big-endian; as long as the field is wide once [checked](Self::check).
+        /// Its x coordinate, big-endian; as long as the field is wide once it is [sound](SoundKey).
         x: Vec<u8>,
         /// Its y coordinate, likewise.
         y: Vec<u8>,
