@@ -2,11 +2,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use assay_device_core::rfc3339;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
-use x509_parser::time::ASN1Time;
 
 use crate::error::Error;
+use crate::times::{is_more_than_a_day, since_1970};
 
 /// A device's clock, and what is known of the time without one.
 #[derive(Clone, Debug)]
@@ -69,48 +70,19 @@ impl Clock {
     pub(crate) fn refuse_if_behind(&self) -> Result<(), Error> {
         let now = self.now().as_secs();
         if is_more_than_a_day(now, self.floor) {
-            return Err(wrong(now, &format!("{} on {}", self.floor_is, rfc3339(self.floor))));
+            return Err(Error::wrong_clock(
+                now,
+                &format!("{} on {}", self.floor_is, rfc3339(self.floor)),
+            ));
         }
         Ok(())
     }
-}
-
-/// Whether `from` is so much before `to` that no time zone explains it.
-pub(crate) fn is_more_than_a_day(from: u64, to: u64) -> bool {
-    to.saturating_sub(from) > TOLERANCE.as_secs()
-}
-
-/// The clock says `now`, and something else says otherwise.
-pub(crate) fn wrong(now: u64, evidence: &str) -> Error {
-    Error::Clock { clock: rfc3339(now), evidence: evidence.into() }
 }
 
 /// When a certificate begins to be valid, in seconds since 1970; `None` if it cannot be read.
 fn not_before(certificate: &[u8]) -> Option<u64> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     Some(since_1970(certificate.validity().not_before))
-}
-
-pub(crate) fn since_1970(time: ASN1Time) -> u64 {
-    time.timestamp().try_into().unwrap_or_default()
-}
-
-/// A time as people read it, e.g. `2027-02-20T20:08:40Z`.
-pub(crate) fn rfc3339(seconds: u64) -> String {
-    let time =
-        i64::try_from(seconds).ok().and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
-    let Some(time) = time.map(|time| time.to_datetime()) else {
-        return format!("{seconds} s after 1970");
-    };
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
-        time.year(),
-        u8::from(time.month()),
-        time.day(),
-        time.hour(),
-        time.minute(),
-        time.second()
-    )
 }
 
 fn seconds(seconds: u64) -> UnixTime {
@@ -121,9 +93,6 @@ fn seconds(seconds: u64) -> UnixTime {
 fn system() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
-
-/// What a clock may be wrong by before it is called so: a wrong time zone makes no more than a day.
-const TOLERANCE: Duration = Duration::from_hours(24);
 
 #[cfg(test)]
 mod tests {
@@ -171,13 +140,5 @@ mod tests {
             Clock::new(true, &[]).at(&chain).as_secs()
                 < 1_000_000 + Clock::new(true, &[]).now().as_secs()
         );
-    }
-
-    #[test]
-    fn only_more_than_a_day_is_called_a_wrong_clock() {
-        assert!(!is_more_than_a_day(1_000_000, 1_000_000));
-        assert!(!is_more_than_a_day(1_000_000, 1_000_000 + 86_400));
-        assert!(is_more_than_a_day(1_000_000, 1_000_000 + 86_401));
-        assert!(!is_more_than_a_day(1_000_000 + 86_401, 1_000_000));
     }
 }

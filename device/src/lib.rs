@@ -50,17 +50,17 @@
 //! ```
 #![warn(missing_docs)]
 
+mod agent;
+pub use agent::Cost;
+
 mod device;
-pub use device::{
-    Cost, Credential, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, Device, DeviceOptions,
-    ProvisionRequest, Provisioned,
-};
+pub use device::{Credential, Device, DeviceOptions, ProvisionRequest, Provisioned};
 
 mod doctor;
-pub use doctor::{Check, DoctorOptions, Outcome, examine};
+pub use doctor::{Advice, Check, CheckedSetting, DoctorOptions, Outcome, examine};
 
 mod ek;
-pub use ek::{EkCertificate, EkChoice, EkDescription, endorsement_keys};
+pub use ek::{EkCertificate, EkDescription, endorsement_keys};
 
 mod status;
 pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
@@ -68,18 +68,21 @@ pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
 mod token;
 pub use token::Token;
 
-mod provision;
-pub use provision::Progress;
+mod progress;
+pub use progress::Progress;
 
 mod verify;
-pub use verify::{AnswerError, DeviceCertificate, Summary, Validity};
+pub use verify::{Summary, Validity};
 
 mod error;
-pub use error::Error;
+pub use error::{Error, Setting};
 
 mod pem;
 pub use pem::read_certificates;
 
+pub use assay_device_core::{
+    AnswerError, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, DeviceCertificate, EkChoice,
+};
 pub use assay_wire::Flow;
 
 pub mod tpm;
@@ -87,10 +90,16 @@ pub mod tpm;
 mod broker_certificate;
 mod clock;
 mod der;
+mod ek_certificate;
 mod issuers;
 mod key;
-mod named;
+mod link;
+mod operations;
 mod probe;
+mod publish;
+mod random;
+mod runtime;
 mod state;
-mod transport;
+mod talk;
+mod times;
 mod trouble;

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use assay_device_core::{
+    CertificateGrant, DeviceRecord, Grant, HmacRecord, IdentityRecord, Memory, SharedKeyGrant,
+    Shown, rfc3339,
+};
 use assay_wire::{Flow, Scope};
 
-use crate::clock::{self, Clock, rfc3339};
+use crate::clock::Clock;
 use crate::error::Error;
-use crate::state::{
-    self, CertificateGrant, DeviceRecord, Grant, HmacRecord, IdentityRecord, Memory,
-    SharedKeyGrant, Shown,
-};
+use crate::state;
 use crate::tpm::{EkKind, IkKind, ParentKind};
 use crate::verify::{self, Summary, Validity};
 
@@ -107,8 +108,7 @@ impl Status {
     /// moment.
     pub fn usable(&self) -> Result<&CredentialStatus, Error> {
         let Some(credential) = &self.credential else {
-            let reason = "the CA has granted nothing yet: run `assay-device provision`";
-            return Err(Error::NotProvisioned(reason.into()));
+            return Err(Error::NotProvisioned("the CA has granted nothing yet".into()));
         };
         let CredentialStatus::Certificate { path, summary, .. } = credential else {
             return Ok(credential);
@@ -127,7 +127,7 @@ impl Status {
                     path.display(),
                     summary.not_before
                 );
-                Err(clock::wrong(now, &from))
+                Err(Error::wrong_clock(now, &from))
             }
         }
     }

@@ -79,7 +79,8 @@ impl EkKind {
         }
     }
 
-    const fn name(self) -> &'static str {
+    /// Its name on command lines and in files.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::P256 => "p-256",
             Self::P384 => "p-384",
@@ -109,7 +110,8 @@ impl IkKind {
     /// Every kind.
     pub const ALL: [Self; 3] = [Self::P256, Self::P384, Self::Rsa2048];
 
-    const fn name(self) -> &'static str {
+    /// Its name on command lines and in files.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::P256 => "p-256",
             Self::P384 => "p-384",
@@ -155,7 +157,8 @@ impl ParentKind {
         }
     }
 
-    const fn name(self) -> &'static str {
+    /// Its name on command lines and in files.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::P256 => "p-256",
             Self::Rsa2048 => "rsa-2048",

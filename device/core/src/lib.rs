@@ -97,7 +97,7 @@ pub use machine::Machine;
 mod memory;
 pub use memory::{
     Attempt, CertificateGrant, Confirmation, DeviceRecord, Grant, HmacPublic, HmacRecord,
-    IdentityRecord, Memory, OwnKey, SharedKeyGrant, Shown,
+    IdentityRecord, KeyPurpose, Memory, SharedKeyGrant, Shown,
 };
 
 mod policy;

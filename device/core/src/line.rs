@@ -49,7 +49,7 @@ impl Line {
     ) -> Result<T, Failure> {
         let mut backoff = Backoff::new();
         let mut restarts_left = MAX_RESTARTS;
-        let mut last = String::from("no attempt was finished");
+        let mut last = String::from(NOT_FINISHED);
         loop {
             let outcome = match self.connected().await {
                 Ok(()) => attempt().await,
@@ -87,6 +87,25 @@ impl Line {
             self.desk.progress(Step::Retry { delay, reason: last.clone() });
             self.desk.sleep(next).await;
         }
+    }
+
+    /// Makes one attempt.
+    pub(crate) async fn once<T>(
+        &self,
+        attempt: impl AsyncFnOnce() -> Result<T, Ended>,
+    ) -> Result<T, Failure> {
+        let outcome = match self.connected().await {
+            Ok(()) => attempt().await,
+            Err(ended) => Err(ended),
+        };
+        self.desk.disconnect();
+        outcome.map_err(|ended| match ended {
+            Ended::Failed(failure) => failure,
+            Ended::Problem(problem) => Failure::Refused(problem),
+            Ended::Trouble(Trouble::Lasting) => Failure::Lasting,
+            Ended::Trouble(Trouble::Passing(reason)) => Failure::NotReached { reason },
+            Ended::Late => Failure::NotReached { reason: NOT_FINISHED.into() },
+        })
     }
 
     async fn connected(&self) -> Result<(), Ended> {
@@ -170,6 +189,8 @@ impl<F: Into<Failure>> From<F> for Ended {
         Self::Failed(failure.into())
     }
 }
+
+const NOT_FINISHED: &str = "no attempt was finished";
 
 #[cfg(test)]
 mod tests {

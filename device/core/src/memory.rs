@@ -93,7 +93,7 @@ impl Memory {
     }
 
     /// The keys that `next` no longer knows, and their handles.
-    pub(crate) fn keys_dropped_by(&self, next: &Self) -> Vec<(OwnKey, u32)> {
+    pub(crate) fn keys_dropped_by(&self, next: &Self) -> Vec<(KeyPurpose, u32)> {
         let kept: Vec<_> = next.records().map(|record| record.key()).collect();
         let mut dropped: Vec<_> = self.records().map(|record| record.key()).collect();
         dropped.retain(|key| !kept.contains(key));
@@ -211,17 +211,17 @@ impl DeviceRecord {
         }
     }
 
-    fn key(&self) -> (OwnKey, u32) {
+    fn key(&self) -> (KeyPurpose, u32) {
         match self {
-            Self::Identity(record) => (OwnKey::Identity, record.ik_handle),
-            Self::Hmac(record) => (OwnKey::Hmac, record.hmac_handle),
+            Self::Identity(record) => (KeyPurpose::Identity, record.ik_handle),
+            Self::Hmac(record) => (KeyPurpose::Hmac, record.hmac_handle),
         }
     }
 }
 
 /// The kinds of key that belong to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OwnKey {
+pub enum KeyPurpose {
     /// An identity key.
     Identity,
     /// An HMAC key.
@@ -386,8 +386,8 @@ mod tests {
         let other_attempt = Memory { attempt: attempt(3), ..before.clone() };
         let granted = Memory { in_use: in_use(2), attempt: None };
         assert_eq!(before.keys_dropped_by(&before), []);
-        assert_eq!(before.keys_dropped_by(&other_attempt), [(OwnKey::Identity, 2)]);
-        assert_eq!(before.keys_dropped_by(&granted), [(OwnKey::Identity, 1)]);
-        assert_eq!(a_shared_key().keys_dropped_by(&granted), [(OwnKey::Hmac, 0x8100_0100)]);
+        assert_eq!(before.keys_dropped_by(&other_attempt), [(KeyPurpose::Identity, 2)]);
+        assert_eq!(before.keys_dropped_by(&granted), [(KeyPurpose::Identity, 1)]);
+        assert_eq!(a_shared_key().keys_dropped_by(&granted), [(KeyPurpose::Hmac, 0x8100_0100)]);
     }
 }

@@ -40,13 +40,13 @@ pub fn provision(request: ProvisionRequest, memory: Memory, now: Duration) -> Ma
     })
 }
 
-/// A machine that asks whether a CA answers in this scope. It says nothing of any device. Its
-/// result is how long the answer took; any answer counts, because an older CA does not know the
+/// A machine that asks once whether a CA answers in this scope. It says nothing of any device. Its
+/// result is how long the answer took. Any answer counts, because an older CA does not know the
 /// question.
 pub fn ping(scope: Scope, deadline: Duration, now: Duration) -> Machine<Duration> {
     Machine::start(now, |desk: Desk| async move {
         let line = Line { desk, scope, end: now.saturating_add(deadline) };
-        line.insist(async || {
+        line.once(async || {
             let asked = line.desk.now();
             line.ask(RequestBody::Ping).await?;
             Ok(line.desk.now().saturating_sub(asked))

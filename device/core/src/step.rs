@@ -7,7 +7,7 @@ use core::time::Duration;
 use assay_wire::{EkId, ProblemCode};
 
 use crate::kinds::{EkKind, IkKind, ParentKind};
-use crate::memory::OwnKey;
+use crate::memory::KeyPurpose;
 
 /// Something that is done, or was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub enum Step {
     /// A key at this handle is no longer used. It is left in the TPM, because others may use it.
     Unused {
         /// The key.
-        key: OwnKey,
+        key: KeyPurpose,
         /// Its persistent handle.
         handle: u32,
     },
@@ -164,8 +164,8 @@ impl fmt::Display for Step {
             Self::HmacKeyKept(handle) => write!(f, "HMAC key kept at {handle:#010x}"),
             Self::Unused { key, handle } => {
                 let key = match key {
-                    OwnKey::Identity => "identity key",
-                    OwnKey::Hmac => "HMAC key",
+                    KeyPurpose::Identity => "identity key",
+                    KeyPurpose::Hmac => "HMAC key",
                 };
                 write!(
                     f,

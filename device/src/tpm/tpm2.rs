@@ -1,4 +1,4 @@
-//! The TPM over its commands: what provisioning needs, put together from them.
+//! A TPM 2.0, asked by its own commands.
 
 mod certificate;
 mod command;
@@ -14,16 +14,17 @@ mod session;
 mod template;
 mod transport;
 
+use assay_device_core::{EkKind, IkKind, KeyPurpose, OpenedKey, ParentKind, WrappedKey};
 use tpm2_protocol::data::{TpmCc, TpmRcBase, TpmtPublic};
 use zeroize::Zeroizing;
 
 use self::command::{CommandError, Hierarchy};
 use self::connection::Connection;
 use self::key::{Key, Primaries};
-use super::{
-    EkKind, HierarchyPasswords, IkKind, OpenedKey, ParentKind, PublicArea, SignatureScheme, Tcti,
-    Tpm, TpmError, WrappedKey,
-};
+use super::error::TpmError;
+use super::interface::{PublicArea, SignatureScheme, Tpm};
+use super::password::HierarchyPasswords;
+use super::tcti::Tcti;
 
 /// A TPM 2.0.
 ///
@@ -49,13 +50,6 @@ impl Tpm2 {
             identity: None,
             may_hold_leftovers: true,
         }
-    }
-
-    /// Gives passwords to the TPM with this EK alone, by which the CA knows this device: `id` is
-    /// the SHA-256 of its SubjectPublicKeyInfo. An EK that takes a password to make, and is not
-    /// persistent, cannot be asked for; then passwords are only kept from those who listen.
-    pub fn expect_ek(&mut self, kind: EkKind, id: [u8; 32]) {
-        self.primaries.expected = Some((kind, id));
     }
 
     /// Whether there is something to connect to. What it is, only a command tells.
@@ -90,6 +84,10 @@ impl Tpm2 {
 }
 
 impl Tpm for Tpm2 {
+    fn expect_ek(&mut self, kind: EkKind, id: [u8; 32]) {
+        self.primaries.expected = Some((kind, id));
+    }
+
     fn ek_certificates(&mut self, kind: EkKind) -> Result<Vec<Vec<u8>>, TpmError> {
         let Some(leaf) = kind.certificate_index() else { return Ok(Vec::new()) };
         self.run("reading the EK certificate", |tpm, primaries| {
@@ -123,7 +121,7 @@ impl Tpm for Tpm2 {
             if !template::fits(&found.public, &template::ik(kind)) {
                 let (wanted, found) =
                     (format!("an identity key of kind {kind}"), template::describe(&found.public));
-                return Err(Fault::Occupied { handle, wanted, found, option: IK_HANDLE_OPTION });
+                return Err(Fault::Occupied { handle, wanted, found, key: KeyPurpose::Identity });
             }
             Ok(Some(found.public_area()?))
         })?;
@@ -153,7 +151,8 @@ impl Tpm for Tpm2 {
         digest: &[u8],
     ) -> Result<Vec<u8>, TpmError> {
         self.run("signing", |tpm, _| {
-            tpm.sign(handle, scheme, digest).map_err(|error| used(handle, IK_HANDLE_OPTION, error))
+            tpm.sign(handle, scheme, digest)
+                .map_err(|error| used(handle, KeyPurpose::Identity, error))
         })
     }
 
@@ -259,7 +258,7 @@ impl Tpm for Tpm2 {
 
     fn hmac(&mut self, handle: u32, data: &[u8]) -> Result<Vec<u8>, TpmError> {
         self.run("computing an HMAC", |tpm, _| {
-            tpm.hmac(handle, data).map_err(|error| used(handle, HMAC_HANDLE_OPTION, error))
+            tpm.hmac(handle, data).map_err(|error| used(handle, KeyPurpose::Hmac, error))
         })
     }
 }
@@ -268,8 +267,8 @@ impl Tpm for Tpm2 {
 enum Fault {
     Command(CommandError),
     WrongPassword { hierarchy: &'static str },
-    KeyWithPassword { handle: u32, option: &'static str },
-    Occupied { handle: u32, wanted: String, found: String, option: &'static str },
+    KeyWithPassword { handle: u32, key: KeyPurpose },
+    Occupied { handle: u32, wanted: String, found: String, key: KeyPurpose },
     NotForThisTpm { reason: String },
     OtherEk,
     Unreadable { index: u32 },
@@ -298,11 +297,11 @@ impl Fault {
                 TpmError::Refused { operation, code: code.0, reason: code.to_string() }
             }
             Self::WrongPassword { hierarchy } => TpmError::WrongPassword { operation, hierarchy },
-            Self::KeyWithPassword { handle, option } => {
-                TpmError::KeyWithPassword { operation, handle, option }
+            Self::KeyWithPassword { handle, key } => {
+                TpmError::KeyWithPassword { operation, handle, key }
             }
-            Self::Occupied { handle, wanted, found, option } => {
-                TpmError::HandleOccupied { handle, wanted, found, option }
+            Self::Occupied { handle, wanted, found, key } => {
+                TpmError::HandleOccupied { handle, wanted, found, key }
             }
             Self::NotForThisTpm { reason } => TpmError::NotForThisTpm { operation, reason },
             Self::OtherEk => TpmError::OtherEk { operation },
@@ -346,7 +345,7 @@ fn no_key(handle: u32) -> Fault {
 
 fn no_hmac_key(handle: u32, found: &TpmtPublic) -> Fault {
     let (wanted, found) = ("the HMAC key of this device".into(), template::describe(found));
-    Fault::Occupied { handle, wanted, found, option: HMAC_HANDLE_OPTION }
+    Fault::Occupied { handle, wanted, found, key: KeyPurpose::Hmac }
 }
 
 fn authorised(hierarchy: Hierarchy, error: CommandError) -> Fault {
@@ -357,8 +356,8 @@ fn authorised(hierarchy: Hierarchy, error: CommandError) -> Fault {
     }
 }
 
-fn used(handle: u32, option: &'static str, error: CommandError) -> Fault {
-    if is_wrong_password(&error) { Fault::KeyWithPassword { handle, option } } else { error.into() }
+fn used(handle: u32, key: KeyPurpose, error: CommandError) -> Fault {
+    if is_wrong_password(&error) { Fault::KeyWithPassword { handle, key } } else { error.into() }
 }
 
 /// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can
@@ -386,9 +385,6 @@ fn unsupported(error: CommandError, kind: &str) -> Fault {
     }
 }
 
-/// The command line's options for other keys than those that are in the way.
-const IK_HANDLE_OPTION: &str = "--ik-handle";
-const HMAC_HANDLE_OPTION: &str = "--hmac-handle";
 /// The first handles of their types (TPM 2.0 Part 2, 7.2).
 const TRANSIENT_FIRST: u32 = 0x8000_0000;
 const LOADED_SESSION_FIRST: u32 = 0x0200_0000;

@@ -23,7 +23,7 @@ use crate::fake_ca::FakeCa;
 use crate::proxy::Proxy;
 use crate::shared_key::import;
 use crate::wrap::{credential, hmac, wrap};
-use crate::{HMAC_KEY, IK, a_tpm, assert_nothing_loaded, open, provisioning, tls, vendor};
+use crate::{HMAC_KEY, IK, a_tpm, assert_nothing_loaded, open, provisioning, tls, told, vendor};
 
 const TICKET: [u8; 32] = [0x71; 32];
 const RECEIPT: [u8; 32] = [0x2E; 32];
@@ -317,7 +317,7 @@ fn cleared_tpm_registers_again_by_itself() -> Result<()> {
     lab.provision(&lab.key_server(&KEY)?, Some(Flow::SharedKey))?;
     lab.swtpm.clear()?;
     let error = lab.device()?.token(Duration::from_secs(60)).unwrap_err();
-    assert!(error.to_string().contains("run `assay-device provision`"), "{error}");
+    assert!(told(error.clone()).contains("run `assay-device provision`"), "{error}");
     // The storage root key is another one now.
     let ca = lab.key_server(&KEY)?;
     assert!(!lab.provision(&ca, None)?.was_provisioned);
@@ -406,7 +406,7 @@ fn hmac_key_of_somebody_else_stays_however_often_one_tries() -> Result<()> {
     for _ in 0..2 {
         let error = lab.provision(&ca, Some(Flow::SharedKey)).unwrap_err();
         assert_eq!(error.exit_code(), 5, "{error}");
-        assert!(error.to_string().contains("--hmac-handle"), "{error}");
+        assert!(told(error.clone()).contains("--hmac-handle"), "{error}");
     }
     assert_eq!(open(&lab.swtpm).hmac(HMAC_KEY, b"data")?, hmac(&OTHER_KEY, b"data"));
     let elsewhere = ProvisionRequest {
@@ -611,7 +611,7 @@ fn refused_login_says_what_to_do_and_is_not_repeated() -> Result<()> {
             .publish(&broker.url("mqtts").parse()?, "telemetry", Vec::new())
             .unwrap_err();
         assert_eq!(error.exit_code(), 3, "{error}");
-        assert!(error.to_string().contains("assay-device provision --again"), "{error}");
+        assert!(told(error.clone()).contains("assay-device provision --again"), "{error}");
         assert_eq!(broker.heard().logins.len(), 1);
     }
     Ok(())

@@ -12,7 +12,7 @@ use crate::proxy::Proxy;
 use crate::shared_key::KEY;
 use crate::wrap::{INNER_KEY, wrap};
 use crate::{
-    EKS, IK, assert_nothing_loaded, name_of, open, open_with_passwords, passwords, vendor,
+    EKS, IK, assert_nothing_loaded, name_of, open, open_with_passwords, passwords, told, vendor,
 };
 
 #[test]
@@ -98,7 +98,7 @@ fn password_is_kept_from_a_tpm_with_another_ek() -> Result<()> {
     tpm.expect_ek(EkKind::P256, [7; 32]);
     let error = tpm.create_identity_key(IkKind::P256, IK).unwrap_err();
     assert!(matches!(error, TpmError::OtherEk { .. }), "{error}");
-    assert!(error.to_string().contains("--state"), "{error}");
+    assert!(told(error.clone()).contains("--state"), "{error}");
     tpm.expect_ek(EkKind::P256, id);
     tpm.create_identity_key(IkKind::P256, IK)?;
     assert_nothing_loaded(&swtpm)

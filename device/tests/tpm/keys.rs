@@ -6,7 +6,9 @@ use ring::digest::{SHA256, SHA384, digest};
 use ring::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{EKS, IK, a_tpm, assert_nothing_loaded, name_of, open, open_with_passwords, vendor};
+use crate::{
+    EKS, IK, a_tpm, assert_nothing_loaded, name_of, open, open_with_passwords, told, vendor,
+};
 
 #[test]
 fn ek_by_template_is_the_key_in_its_certificate() -> Result<()> {
@@ -159,8 +161,8 @@ fn occupied_handle_is_refused_with_advice_and_left_alone() -> Result<()> {
     let before = swtpm.tpm2(&["readpublic", "-c", "0x81000200"])?.stdout;
     let error = open(&swtpm).identity_key(IkKind::P256, IK).unwrap_err();
     assert!(matches!(error, TpmError::HandleOccupied { handle: IK, .. }), "{error}");
-    assert!(error.to_string().contains("tpm2_evictcontrol -c 0x81000200"), "{error}");
-    assert!(error.to_string().contains("--ik-handle"), "{error}");
+    assert!(told(error.clone()).contains("tpm2_evictcontrol -c 0x81000200"), "{error}");
+    assert!(told(error.clone()).contains("--ik-handle"), "{error}");
     assert_eq!(swtpm.tpm2(&["readpublic", "-c", "0x81000200"])?.stdout, before);
     Ok(())
 }
@@ -194,7 +196,7 @@ fn key_with_a_password_at_the_handle_is_refused_with_advice() -> Result<()> {
     );
     let error = tpm.sign(IK, SignatureScheme::EcdsaSha256, &[7; 32]).unwrap_err();
     assert!(matches!(error, TpmError::KeyWithPassword { handle: IK, .. }), "{error}");
-    assert!(error.to_string().contains("--ik-handle"), "{error}");
+    assert!(told(error.clone()).contains("--ik-handle"), "{error}");
     assert_nothing_loaded(&swtpm)
 }
 

@@ -8,7 +8,7 @@ use assay_device::tpm::{IkKind, Tpm};
 use assay_device::{Device, DeviceOptions, OwnKey, ProvisionRequest, Status};
 use assay_tests::Swtpm;
 
-use crate::{IK, a_tpm, assert_nothing_loaded, open, tls};
+use crate::{IK, a_tpm, assert_nothing_loaded, open, tls, told};
 
 #[test]
 fn silent_broker_is_given_up_at_the_deadline() -> Result<()> {
@@ -121,7 +121,7 @@ fn device_that_is_not_provisioned_says_so() -> Result<()> {
     let swtpm = a_tpm();
     let state = tempfile::tempdir()?;
     let error = device(&swtpm, state.path())?.mqtt_tls_config().unwrap_err();
-    assert!(error.to_string().contains("assay-device provision"), "{error}");
+    assert!(told(error.clone()).contains("assay-device provision"), "{error}");
     assert!(Status::read(state.path())?.is_none());
     Ok(())
 }

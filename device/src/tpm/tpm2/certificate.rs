@@ -1,6 +1,7 @@
 //! What the manufacturer left in NV memory: EK certificates and their issuers, and what their EKs
 //! are made from.
 
+use assay_device_core::RSA_2048_CERTIFICATE;
 use tpm2_protocol::data::TpmRcBase;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -9,7 +10,6 @@ use super::command::{CommandError, Hierarchy, NvIndex, Reader};
 use super::connection::Connection;
 use super::key::{self, Primaries};
 use crate::der;
-use crate::tpm::RSA_2048_CERTIFICATE;
 
 /// The indices that TCG reserves for all this, as far as the TPM has them.
 pub(super) fn indices(tpm: &mut Connection<'_>) -> Result<Vec<u32>, CommandError> {

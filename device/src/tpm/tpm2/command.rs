@@ -1,5 +1,6 @@
 //! The TPM commands that provisioning uses, each as a function, by our own way to the TPM.
 
+use assay_device_core::WrappedKey;
 use std::thread;
 use std::time::Duration;
 
@@ -35,8 +36,9 @@ use super::session::{Session, Use};
 use super::template;
 use super::transport::{HEADER_SIZE, MAX_SIZE, Transport};
 use crate::der;
+use crate::tpm::interface::SignatureScheme;
+use crate::tpm::password::HierarchyPasswords;
 use crate::tpm::tcti::Wire;
-use crate::tpm::{HierarchyPasswords, SignatureScheme, WrappedKey};
 
 /// A connection on which commands are put together here.
 pub(super) struct Direct<'a> {

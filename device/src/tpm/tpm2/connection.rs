@@ -1,5 +1,6 @@
 //! What is asked of a connection to a TPM: commands, by whichever way they go there.
 
+use assay_device_core::WrappedKey;
 use std::io;
 
 use tpm2_protocol::data::{TpmAlgId, TpmCc, TpmSe, TpmsContext, TpmtPublic};
@@ -10,8 +11,9 @@ use super::key::Key;
 #[cfg(feature = "tss2")]
 use super::library::Library;
 use super::transport::Transport;
-use crate::tpm::tcti::Address;
-use crate::tpm::{HierarchyPasswords, SignatureScheme, Tcti, WrappedKey};
+use crate::tpm::interface::SignatureScheme;
+use crate::tpm::password::HierarchyPasswords;
+use crate::tpm::tcti::{Address, Tcti};
 
 /// A connection to a TPM, and what was loaded over it.
 pub(super) type Connection<'a> = dyn Commands + 'a;

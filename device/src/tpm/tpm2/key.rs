@@ -1,5 +1,6 @@
 //! The keys in a TPM: finding them, making them, and keeping them.
 
+use assay_device_core::{EkKind, IkKind, ParentKind};
 use tpm2_protocol::data::{
     TpmAlgId, TpmCc, TpmEccCurve, TpmSe, TpmsContext, TpmtPublic, TpmuPublicId, TpmuPublicParms,
 };
@@ -10,7 +11,7 @@ use super::command::{CommandError, Hierarchy};
 use super::connection::Connection;
 use super::hash::Hash;
 use super::{Fault, authorised, certificate, is_wrong_password, template, unsupported};
-use crate::tpm::{EkKind, IkKind, ParentKind, PublicArea, PublicKey};
+use crate::tpm::interface::{PublicArea, PublicKey};
 
 /// A key that commands may use.
 pub(super) struct Key {

@@ -1,5 +1,6 @@
 //! The TPM commands that provisioning uses, asked of libtss2.
 
+use assay_device_core::WrappedKey;
 use std::error::Error as _;
 use std::io;
 
@@ -32,7 +33,8 @@ use super::connection::Commands;
 use super::health::{GROUP, MAX_PROPERTIES};
 use super::key::{self, Key};
 use super::response_code::ResponseCode;
-use crate::tpm::{HierarchyPasswords, SignatureScheme, WrappedKey};
+use crate::tpm::interface::SignatureScheme;
+use crate::tpm::password::HierarchyPasswords;
 
 /// A connection through libtss2, which knows what is loaded by numbers of its own (ESYS_TR). They
 /// and the TPM's handles have no number in common, so both serve as handles here.

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::command::CommandError;
 use super::hash::Hash;
 use super::key;
-use crate::tpm::PublicKey;
+use crate::tpm::interface::PublicKey;
 
 /// A salt, and what is sent of it.
 pub(super) struct Salt {

@@ -1,5 +1,6 @@
 //! The shapes of the keys we create, and what tells them from others.
 
+use assay_device_core::{EkKind, IkKind, ParentKind};
 use tpm2_protocol::basic::{TpmBuffer, TpmUint16};
 use tpm2_protocol::data::{
     Tpm2bDigest, TpmAlgId, TpmEccCurve, TpmaObject, TpmsEccParms, TpmsEccPoint, TpmsKeyedhashParms,
@@ -7,8 +8,6 @@ use tpm2_protocol::data::{
     TpmuAsymScheme, TpmuKeyedhashScheme, TpmuPublicId, TpmuPublicParms, TpmuSymKeyBits,
     TpmuSymMode,
 };
-
-use crate::tpm::{EkKind, IkKind, ParentKind};
 
 /// TCG EK Credential Profile 2.5, annexes B.3 and B.4: L-1, L-2, H-3 and H-6, and what Azure's C
 /// SDK made of L-1.

@@ -1,4 +1,6 @@
-//! The command line: what can be asked for, and what is printed.
+//! The command line: its commands, and what they print.
+
+pub(crate) mod advice;
 
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
@@ -358,8 +360,7 @@ fn json_of(provisioned: &Provisioned) -> Value {
 fn status(state: &Path, json: bool) -> Result<(), Error> {
     let Some(status) = Status::read(state)? else {
         print_line(if json { r#"{"state":"no-state"}"# } else { "no state" })?;
-        let reason = format!("no state in {}: run `assay-device provision`", state.display());
-        return Err(Error::NotProvisioned(reason));
+        return Err(Error::NotProvisioned(format!("no state in {}", state.display())));
     };
     if json {
         print_json(&json_of_status(&status))?;
@@ -529,11 +530,8 @@ fn line_of_check(check: &Check) -> String {
         Outcome::Warn => ("\x1b[33m", "\x1b[0m"),
         Outcome::Fail => ("\x1b[31m", "\x1b[0m"),
     };
-    let advice = check
-        .advice
-        .as_ref()
-        .map(|advice| format!("\n      what to do: {advice}"))
-        .unwrap_or_default();
+    let advice =
+        advice_on(check).map(|advice| format!("\n      what to do: {advice}")).unwrap_or_default();
     format!("{on}{}{off}  {:<17} {}{advice}", check.outcome, check.name, check.found)
 }
 
@@ -542,8 +540,12 @@ fn json_of_check(check: &Check) -> Value {
         "check": check.name,
         "outcome": check.outcome.to_string(),
         "found": check.found,
-        "advice": check.advice,
+        "advice": advice_on(check),
     })
+}
+
+fn advice_on(check: &Check) -> Option<String> {
+    check.advice.as_ref().and_then(advice::of_check)
 }
 
 fn ek(kind: Option<EkChoice>, tpm: TpmArgs, json: bool) -> Result<(), Error> {
