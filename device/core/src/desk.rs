@@ -84,9 +84,9 @@ impl Desk {
             (Event::Lost(trouble), Link::Connecting | Link::Up) => {
                 inner.link = Link::Lost(trouble);
             }
-            (Event::Reply(message), Link::Up) => inner.hear_reply(&message),
+            (Event::Reply(message), _) => inner.hear_reply(&message),
             // Of a connection that is gone, or was never there.
-            (Event::Connected | Event::Lost(_) | Event::Reply(_), _) => {}
+            (Event::Connected | Event::Lost(_), _) => {}
             (answer, _) => inner.answer = Some(answer),
         }
     }

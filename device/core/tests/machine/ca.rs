@@ -24,6 +24,14 @@ pub(crate) struct FakeCa {
     pub(crate) problems: VecDeque<Problem>,
     /// The problem that every *certify* and *confirm* meets.
     pub(crate) refuses_last: Option<ProblemCode>,
+    /// What it encrypts in place of a ticket or a key.
+    pub(crate) secret: Option<Vec<u8>>,
+    /// What it seals in place of a certificate.
+    pub(crate) contents: Option<Vec<u8>>,
+    /// How much of the sealed box it sends.
+    pub(crate) sealed_length: Option<usize>,
+    /// Whether somebody else answers confirmations.
+    pub(crate) is_forged: bool,
     pub(crate) heard: Vec<RequestBody>,
 }
 
@@ -46,7 +54,8 @@ impl FakeCa {
         match (request, ek) {
             (RequestBody::Challenge(bundle), Some(ek)) => {
                 let ik: [u8; 32] = bundle.ik_public[..].try_into().unwrap();
-                let (blob, seed) = credential(&ek, &ik, &tag32(&[b"ticket", &ik]));
+                let secret = self.secret.clone().unwrap_or(tag32(&[b"ticket", &ik]).into());
+                let (blob, seed) = credential(&ek, &ik, &secret);
                 ReplyBody::Challenge(ChallengeReply {
                     claim: ik.to_vec().try_into().unwrap(),
                     credential_blob: blob.try_into().unwrap(),
@@ -75,6 +84,9 @@ impl FakeCa {
                 }
                 if *proof.ticket.as_bytes() != tag32(&[b"ticket", &proof.claim]) {
                     return problem(ProblemCode::TicketRefused);
+                }
+                if self.is_forged {
+                    return ReplyBody::Confirmed(ConfirmedReply { receipt: [0; 32].into() });
                 }
                 self.confirmed.push(proof.claim[0]);
                 let receipt = tag32(&[b"receipt", &proof.claim]).into();
@@ -114,10 +126,13 @@ impl FakeCa {
             receipt_sha256: tag32(&[b"digest", &tag32(&[b"receipt", &claim])]),
         }
         .encode();
+        let contents = self.contents.clone().unwrap_or(contents);
         let (key, nonce) = ([0x42; 32], [9; 12]);
-        let (blob, seed) = credential(ek, &ik, &key);
+        let (blob, seed) = credential(ek, &ik, self.secret.as_deref().unwrap_or(&key));
         let beside = SealedReply::associated_data(&claim, ek, &ik);
-        let sealed = [&nonce[..], &contents, &box_tag(&key, &nonce, &beside, &contents)].concat();
+        let mut sealed =
+            [&nonce[..], &contents, &box_tag(&key, &nonce, &beside, &contents)].concat();
+        sealed.truncate(self.sealed_length.unwrap_or(usize::MAX));
         ReplyBody::Sealed(SealedReply {
             claim: claim.try_into().unwrap(),
             credential_blob: blob.try_into().unwrap(),
@@ -143,9 +158,9 @@ pub(crate) fn problem(code: ProblemCode) -> ReplyBody {
     ReplyBody::Problem(Problem::new(code, "as the test has it".into()))
 }
 
-fn credential(ek: &EkId, ik: &[u8; 32], secret: &[u8; 32]) -> (Vec<u8>, Vec<u8>) {
+fn credential(ek: &EkId, ik: &[u8; 32], secret: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let seed = vec![1];
-    ([&secret[..], &credential_tag(ek, ik, secret, &seed)].concat(), seed)
+    ([secret, &credential_tag(ek, ik, secret, &seed)].concat(), seed)
 }
 
 fn shown(ek: &EkPublic) -> EkId {

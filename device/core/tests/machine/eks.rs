@@ -1,7 +1,9 @@
 //! Which EK a device shows, and what it does if the CA refuses that one.
 
-use assay_device_core::{EkChoice, EkKind, Failure, ProvisionRequest, Step, find_ek};
-use assay_wire::{Flow, ProblemCode};
+use assay_device_core::{
+    EkCertificates, EkChoice, EkKind, Failure, ProvisionRequest, Step, find_ek,
+};
+use assay_wire::{Flow, ProblemCode, RequestBody};
 
 use crate::world::World;
 use crate::{FLOWS, request};
@@ -65,4 +67,43 @@ fn ek_without_a_kind_is_the_first_with_a_certificate() {
     assert!(found.kind == EkKind::Rsa3072 && found.certificates.chain.is_empty());
     let failure = world.drive(find_ek(Some(EkKind::P384), world.now)).unwrap();
     assert_eq!(failure, Err(Failure::Unsupported("p-384".into())));
+}
+
+#[test]
+fn request_for_another_ek_is_not_met_by_what_was_granted() {
+    for (flow, _) in FLOWS {
+        let mut world = World::default();
+        world.run(request(flow)).unwrap().unwrap();
+        let ek = Some(EkChoice::Kind(EkKind::Rsa2048));
+        let provisioned = world.run(ProvisionRequest { ek, ..request(flow) }).unwrap().unwrap();
+        assert!(!provisioned.was_provisioned && provisioned.ek == EkKind::Rsa2048, "{flow}");
+        let told = |step: &Step| *step == Step::NotTheEkBefore(EkKind::P256);
+        assert!(world.steps().iter().any(told), "{flow}");
+    }
+}
+
+#[test]
+fn certificate_that_waits_for_its_confirmation_is_not_confirmed_as_another_device() {
+    let mut world = World::default();
+    world.ca.refuses_last = Some(ProblemCode::DeviceDisabled);
+    world.run(request(Flow::Sealed)).unwrap().unwrap_err();
+    world.ca.refuses_last = None;
+    world.ca.heard.clear();
+    let (kind, id) = (EkKind::Rsa2048, crate::tpm::ek_id(EkKind::Rsa2048));
+    let ek_certificates =
+        EkCertificates { chain: vec![vec![1]], key_id: Some(id), kind: Some(kind) };
+    let other =
+        ProvisionRequest { ek_certificates: Some(ek_certificates), ..request(Flow::Sealed) };
+    assert_eq!(world.run(other).unwrap().unwrap().ek, kind);
+    assert!(matches!(world.ca.heard[0], RequestBody::Enroll(_)), "{:?}", world.ca.heard);
+}
+
+#[test]
+fn certificate_in_the_request_needs_a_kind_that_manufacturers_certify() {
+    let given = EkCertificates { chain: vec![vec![1]], ..EkCertificates::default() };
+    let given = ProvisionRequest { ek_certificates: Some(given), ..request(Flow::Ticket) };
+    assert_eq!(World::default().run(given.clone()).unwrap(), Err(Failure::UnknownKindOfEk));
+    let ek = Some(EkChoice::Kind(EkKind::LegacyDps));
+    let legacy = ProvisionRequest { ek, ..given };
+    assert_eq!(World::default().run(legacy).unwrap(), Err(Failure::CertificateForLegacyEk));
 }

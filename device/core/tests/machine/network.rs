@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use assay_device_core::{Action, Failure, Memory, ProvisionRequest, REPLY_LIMIT, Step, Trouble};
-use assay_wire::Flow;
+use assay_wire::{Flow, RequestBody};
 
 use crate::world::{Fate, World};
 use crate::{FLOWS, request, serial};
@@ -29,6 +29,11 @@ fn reply_that_is_lost_is_asked_for_again() {
         assert!(wait >= REPLY_LIMIT, "{flow}, reply {number}: after {wait:?}");
         let is_told = |step: &Step| matches!(step, Step::Retry { reason, .. } if reason.contains("did not answer"));
         assert!(world.steps().iter().any(is_told));
+        // A certificate that waits for its confirmation is not asked for again.
+        let enrols = |request: &&RequestBody| matches!(request, RequestBody::Enroll(_));
+        if flow == Flow::Sealed {
+            assert_eq!(world.ca.heard.iter().filter(enrols).count(), 2 - number);
+        }
     });
 }
 

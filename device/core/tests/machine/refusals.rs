@@ -1,8 +1,8 @@
-//! What the CA says instead of what was asked for.
+//! Answers that the device does not use, and what it does about them.
 
 use std::time::Duration;
 
-use assay_device_core::{Failure, ProvisionRequest};
+use assay_device_core::{Action, AnswerError, Failure, Grant, ProvisionRequest, TpmOperation};
 use assay_wire::{Flow, Problem, ProblemCode};
 
 use crate::world::World;
@@ -80,4 +80,82 @@ fn certificate_that_a_refused_confirmation_leaves_is_kept() {
     world.ca.refuses_last = Some(ProblemCode::ClaimExpired);
     world.run(request(Flow::Sealed)).unwrap().unwrap_err();
     assert!(world.memory.in_use.is_some(), "anybody on the way can forge the refusal");
+}
+
+#[test]
+fn confirmation_that_somebody_else_answers_leaves_the_certificate_unconfirmed() {
+    let mut world = World::default();
+    world.ca.is_forged = true;
+    let failure = world.run(request(Flow::Sealed)).unwrap();
+    assert_eq!(failure, Err(Failure::Answer(AnswerError::Receipt)));
+    let Some(Grant::Certificate(grant)) = &world.memory.in_use else { panic!() };
+    assert!(grant.unconfirmed.is_some());
+}
+
+#[test]
+fn secret_of_another_length_than_is_due_is_refused() {
+    for length in [0, 16, 31, 33] {
+        for (flow, error) in [
+            (Flow::Ticket, AnswerError::TicketLength(length)),
+            (Flow::Sealed, AnswerError::SealKeyLength(length)),
+        ] {
+            let mut world = World::default();
+            world.ca.secret = Some(vec![0x42; length]);
+            assert_eq!(world.run(request(flow)).unwrap(), Err(Failure::Answer(error)));
+            assert_eq!(world.memory.in_use, None);
+        }
+    }
+}
+
+#[test]
+fn sealed_box_that_is_cut_short_is_refused() {
+    for length in 1..60 {
+        let mut world = World::default();
+        world.ca.sealed_length = Some(length);
+        let failure = world.run(request(Flow::Sealed)).unwrap();
+        assert_eq!(failure, Err(Failure::Answer(AnswerError::Seal)), "{length} bytes");
+        assert_eq!(world.memory.in_use, None);
+    }
+}
+
+#[test]
+fn sealed_garbage_is_refused() {
+    for contents in [&[][..], b"garbage"] {
+        let mut world = World::default();
+        world.ca.contents = Some(contents.into());
+        let failure = world.run(request(Flow::Sealed)).unwrap();
+        assert!(matches!(failure, Err(Failure::Answer(AnswerError::Unreadable(_)))));
+        assert_eq!(world.memory.in_use, None);
+    }
+}
+
+#[test]
+fn credential_of_another_device_than_the_one_asked_for_is_refused() {
+    for (flow, _) in FLOWS {
+        let device_id = Some("pump-18".parse().unwrap());
+        let other = ProvisionRequest { device_id, ..request(flow) };
+        let mut world = World::default();
+        let failure = world.run(other.clone()).unwrap();
+        assert!(
+            matches!(failure, Err(Failure::Answer(AnswerError::OtherDevice { .. }))),
+            "{flow}: {failure:?}"
+        );
+        assert_eq!((&world.memory.in_use, &world.tpm.hmac_key), (&None, &None));
+
+        // Nor does what is stored pass for it.
+        world.run(request(flow)).unwrap().unwrap();
+        world.ca.heard.clear();
+        world.run(other).unwrap().unwrap_err();
+        assert!(!world.ca.heard.is_empty(), "{flow}");
+    }
+}
+
+#[test]
+fn tpm_that_fails_beside_a_connection_ends_the_run_and_the_connection() {
+    let mut world = World::default();
+    world.tpm.fails = Some(|operation| matches!(operation, TpmOperation::SignRequest { .. }));
+    let failure = world.run(request(Flow::Ticket)).unwrap();
+    assert!(matches!(failure, Err(Failure::Tpm(_))), "{failure:?}");
+    assert_eq!(world.actions.last(), Some(&Action::Disconnect));
+    assert!(world.sent.is_empty());
 }

@@ -13,6 +13,8 @@ use crate::tag;
 pub(crate) struct FakeTpm {
     pub(crate) ik: Option<[u8; 32]>,
     pub(crate) hmac_key: Option<Vec<u8>>,
+    /// The operations that fail.
+    pub(crate) fails: Option<fn(&TpmOperation) -> bool>,
     /// How often it was cleared.
     clears: u8,
     keys_made: u8,
@@ -24,6 +26,9 @@ impl FakeTpm {
     }
 
     pub(crate) fn run(&mut self, operation: TpmOperation) -> Result<TpmAnswer, TpmFailure> {
+        if self.fails.is_some_and(|fails| fails(&operation)) {
+            return Err(failure(TpmFailureKind::Other));
+        }
         Ok(match operation {
             TpmOperation::EkCertificates(kind) => TpmAnswer::EkCertificates(ek_certificates(kind)),
             TpmOperation::EndorsementKey(kind) => {
