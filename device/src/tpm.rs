@@ -19,3 +19,4 @@ pub use tcti::{Tcti, TctiError};
 pub use thread::TpmThread;
 pub use tpm2::Tpm2;
 pub(crate) use tpm2::is_of_default_template;
+pub use zeroize::Zeroizing;

@@ -12,6 +12,7 @@ mod interposer;
 mod keys;
 mod mistakes;
 mod nv;
+mod outside;
 mod provisioning;
 mod proxy;
 mod responses;

@@ -127,14 +127,18 @@ fn device_that_is_not_provisioned_says_so() -> Result<()> {
 }
 
 fn device(swtpm: &Swtpm, state: &Path) -> Result<Device> {
-    Ok(Device::open(DeviceOptions {
+    Ok(Device::open(options(swtpm, state)?)?)
+}
+
+pub(crate) fn options(swtpm: &Swtpm, state: &Path) -> Result<DeviceOptions> {
+    Ok(DeviceOptions {
         tcti: swtpm.tcti().parse()?,
         passwords: Default::default(),
         tpm_timeout: Duration::from_secs(30),
         state: state.into(),
         ca_roots: Vec::new(),
         no_clock: false,
-    })?)
+    })
 }
 
 /// Asks a broker that is not there, and not for long.

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use assay_device_core::{Action, Failure, Memory, ProvisionRequest, REPLY_LIMIT, Step, Trouble};
+use assay_device_core::{
+    Action, Failure, Memory, ProvisionRequest, REPLY_LIMIT, Step, TpmOperation, Trouble,
+};
 use assay_wire::{Flow, RequestBody};
 
 use crate::world::{Fate, World};
@@ -128,6 +130,16 @@ fn broker_that_is_away_is_tried_again() {
         let retries = |step: &&Step| matches!(step, Step::Retry { .. });
         assert_eq!(world.steps().iter().filter(retries).count(), 3);
     }
+}
+
+#[test]
+fn nothing_is_sent_on_a_connection_that_broke_while_the_tpm_worked() {
+    let mut world = World::default();
+    world.breaks_in = Some(|action| matches!(action, Action::Tpm(TpmOperation::Activate { .. })));
+    world.run(request(Flow::Ticket)).unwrap().unwrap();
+    let kinds = |request: &RequestBody| matches!(request, RequestBody::Certify(_));
+    let certified: Vec<_> = world.ca.heard.iter().map(kinds).collect();
+    assert_eq!(certified, [false, false, true], "the second attempt begins anew");
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub(crate) struct World {
     pub(crate) troubles: VecDeque<Trouble>,
     /// The run ends as if by a loss of power after this many actions.
     pub(crate) power_for: Option<usize>,
+    /// The first of these actions finds the connection broken when it is done.
+    pub(crate) breaks_in: Option<fn(&Action) -> bool>,
     /// Whether events that nobody asked for come between all others.
     pub(crate) is_noisy: bool,
     /// All actions of the last run.
@@ -75,6 +77,9 @@ impl World {
                 for event in noise() {
                     machine.handle(self.now, event);
                 }
+            }
+            if self.breaks_in.take_if(|breaks_in| breaks_in(&action)).is_some() {
+                machine.handle(self.now, Event::Lost(Trouble::Passing("broken".into())));
             }
             if let Some(event) = self.perform(action) {
                 machine.handle(self.now, event);
