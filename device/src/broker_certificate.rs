@@ -30,7 +30,7 @@ pub(crate) fn server_authenticated_tls(
     Ok(config)
 }
 
-/// Has `config` judge the broker by `roots` at the time of `clock`.
+/// Makes `config` verify the broker by `roots`, at the time of `clock`.
 pub(crate) fn judge_by(
     config: &mut ClientConfig,
     roots: RootCertStore,
@@ -40,7 +40,8 @@ pub(crate) fn judge_by(
     let rules: Arc<dyn ServerCertVerifier> =
         match WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build() {
             Ok(rules) => rules,
-            // No root, no broker: a device that uses its TPM alone, as for tokens, has none.
+            // Without a root there is no broker: a device that only uses its TPM, as for tokens,
+            // has none.
             Err(_) => return Ok(()),
         };
     config.dangerous().set_certificate_verifier(Arc::new(Judge { rules, clock }));
@@ -98,7 +99,7 @@ impl ServerCertVerifier for Judge {
     }
 }
 
-/// Why the broker's certificate was not accepted, and what it says. Nothing of it is proven.
+/// Why the broker's certificate was not accepted, and the texts in it. Nobody has verified those.
 #[derive(Debug)]
 pub(crate) struct BrokerCertificateFault {
     rule: CertificateError,
@@ -207,5 +208,5 @@ fn name(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// As many as a line has room for.
+/// What one line has room for.
 const MAX_NAMES: usize = 5;

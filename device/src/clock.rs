@@ -23,9 +23,9 @@ pub(crate) struct Clock {
 impl Clock {
     /// `roots` are pinned, so none of them is from the future.
     pub(crate) fn new(is_there: bool, roots: &[CertificateDer<'_>]) -> Self {
-        // Of several roots, one may have been made for later.
+        // Of several roots, one may be made for later use.
         let earliest = roots.iter().filter_map(|root| not_before(root)).min();
-        // As those say who build packages (reproducible-builds.org).
+        // Package builders set this variable (reproducible-builds.org).
         let built =
             option_env!("SOURCE_DATE_EPOCH").and_then(|date| date.parse().ok()).unwrap_or_default();
         match earliest {
@@ -36,16 +36,15 @@ impl Clock {
         }
     }
 
-    /// The time now: without a clock, the latest that is known to be past.
+    /// The time now. Without a clock: the latest time that is known to be past.
     pub(crate) fn now(&self) -> UnixTime {
         seconds(if self.is_there { system() } else { system().max(self.floor) })
     }
 
     /// The time to judge a chain of certificates at.
     ///
-    /// Without a clock it is no earlier than any of them: that a trusted issuer signed one says
-    /// that its first day has come. So an expired certificate of a trusted issuer may pass for a
-    /// good one; that is the price of having no clock.
+    /// Without a clock it is no earlier than the first day of any of them, because a trusted issuer
+    /// has signed it by then. So the device may accept an expired certificate of a trusted issuer.
     pub(crate) fn at<'a>(
         &self,
         chain: impl IntoIterator<Item = &'a CertificateDer<'a>>,
@@ -57,7 +56,7 @@ impl Clock {
         seconds(self.now().as_secs().max(latest.unwrap_or_default()))
     }
 
-    /// What to tell people if there is no clock: the time taken for now.
+    /// The text for people if there is no clock: which time the device assumes.
     pub(crate) fn assumption(&self) -> Option<String> {
         let now = self.now().as_secs();
         let from = if now > self.floor { "the system says so" } else { self.floor_is };
@@ -66,7 +65,7 @@ impl Clock {
         })
     }
 
-    /// A clock that is more than a day before a time that is past for certain.
+    /// Refuses a clock that is more than a day before a time that is certainly past.
     pub(crate) fn refuse_if_behind(&self) -> Result<(), Error> {
         let now = self.now().as_secs();
         if is_more_than_a_day(now, self.floor) {
@@ -89,7 +88,7 @@ fn seconds(seconds: u64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }
 
-/// A clock before 1970 stands at 1970.
+/// A clock before 1970 counts as 1970.
 fn system() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

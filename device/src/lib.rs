@@ -1,16 +1,16 @@
 //! The device's side of Assay: proves a TPM to a CA over MQTT, and uses the certificate it gets for
 //! it.
 //!
-//! The private key is made in the TPM and never leaves it; an HMAC key from the CA is opened in the
-//! TPM alone. What this crate keeps on disk opens no door: which key is the device's, its
-//! certificate, and until the CA has confirmed a sealed certificate, the ticket that confirms it.
-//! It checks that a certificate leads to the pinned root and is for its own key before it uses it;
-//! it trusts neither the broker nor whoever else writes to its reply topic. It does not measure
-//! what software a device runs.
+//! The TPM makes the private key, and the key never leaves it. Only the TPM can open an HMAC key
+//! from the CA. The files that this crate keeps let nobody in: they say which key is the device's,
+//! and hold its certificate and, until the CA has confirmed a sealed certificate, the ticket that
+//! confirms it. Before this crate uses a certificate, it checks that the certificate leads to the
+//! pinned root and is for the device's own key. It trusts neither the broker nor anybody else who
+//! writes to its reply topic. It does not measure the software of the device.
 //!
-//! [`Device`] is the whole interface: [`Device::provision`] gets a certificate or an HMAC key, as
-//! the [`Flow`] says, and [`Device::mqtt_tls_config`] or [`Device::token`] is what an MQTT client
-//! needs to use it.
+//! [`Device`] is the interface. [`Device::provision`] gets a certificate or an HMAC key, as the
+//! [`Flow`] says. [`Device::mqtt_tls_config`] or [`Device::token`] gives an MQTT client what it
+//! needs to use that. The decisions are those of `assay-device-core`.
 //!
 //! ```no_run
 //! use std::time::Duration;

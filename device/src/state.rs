@@ -21,9 +21,9 @@ use crate::pem;
 /// | `device.json.broken` | a `device.json` that could not be made sense of, for people to look at | when the next run begins anew |
 /// | `lock` | nothing | |
 ///
-/// The directory is made with mode 0700, the files with 0600; a directory that is there already
-/// must be ours, and nobody else may write to it. A file is replaced as a whole, so that a reader
-/// sees the old or the new one whenever the power fails.
+/// The directory is made with mode 0700, the files with 0600. A directory that exists must belong
+/// to this user, and nobody else may write to it. A file is replaced as a whole, so a reader finds
+/// the old or the new one whenever the power fails.
 pub(crate) struct StateDirectory {
     path: PathBuf,
     _lock: File,
@@ -44,7 +44,7 @@ impl StateDirectory {
         match lock.try_lock() {
             Ok(()) => {
                 let state = Self { path: path.into(), _lock: lock };
-                // What is broken is for whoever needs it to complain of.
+                // Whoever needs a broken file reports it.
                 if let Ok(memory) = state.memory() {
                     state.copy_certificate(&memory)?;
                 }
@@ -66,10 +66,10 @@ impl StateDirectory {
         memory(&self.path)
     }
 
-    /// Makes room for a new beginning if `device.json` is there and cannot be made sense of: it
-    /// goes to [`BROKEN`], in place of one that broke before. Returns what to tell people.
+    /// Moves a `device.json` that cannot be read to [`BROKEN`], so that the next run begins anew.
+    /// An earlier file there is replaced. Returns what to tell people.
     ///
-    /// Nothing is lost by it: for the key in the TPM, the CA gives what it gave before.
+    /// Nothing is lost by that: for the key in the TPM, the CA gives what it gave before.
     pub(crate) fn set_broken_aside(&self) -> Result<Option<String>, Error> {
         let path = self.path.join(DEVICE);
         let Some(json) = read(&path)? else { return Ok(None) };
@@ -90,7 +90,7 @@ impl StateDirectory {
         self.remove_stale_certificate(memory)
     }
 
-    /// Done when the directory is opened, in case a process was killed before it.
+    /// Runs when the directory is opened, in case an earlier process was killed before it.
     fn copy_certificate(&self, memory: &Memory) -> Result<(), Error> {
         if let Some(pem) = self.certificate_to_copy(memory)? {
             self.replace(&[(CERTIFICATE, pem)])?;
@@ -98,7 +98,7 @@ impl StateDirectory {
         self.remove_stale_certificate(memory)
     }
 
-    /// The contents that `certificate.pem` should have and has not.
+    /// The contents that `certificate.pem` should have, if it has others.
     fn certificate_to_copy(&self, memory: &Memory) -> Result<Option<Vec<u8>>, Error> {
         let Some(Grant::Certificate(grant)) = &memory.in_use else { return Ok(None) };
         let pem = pem::certificates(&grant.chain).into_bytes();
@@ -114,13 +114,13 @@ impl StateDirectory {
         remove(&path).map_err(Error::state(path))
     }
 
-    /// Replaces files together, for each wait for the disk takes longer than most of what a device
-    /// does.
+    /// Replaces files together, because each wait for the disk takes longer than most of what a
+    /// device does.
     fn replace(&self, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
         let mut written = Vec::new();
         for (name, contents) in files {
             let path = self.path.join(name);
-            // The lock keeps other writers of this name away; what a killed one left goes.
+            // The lock keeps other writers away. A file that a killed process left is removed.
             let new = self.path.join(format!("{name}.new"));
             let write = || {
                 remove(&new)?;
@@ -144,7 +144,8 @@ impl StateDirectory {
     }
 }
 
-/// Whoever can write to the directory could have us write elsewhere, through symbolic links.
+/// Anybody who can write to the directory could put symbolic links there, and redirect what is
+/// written.
 fn refuse_directory_of_others(path: &Path, own_uid: u32) -> Result<(), Error> {
     let directory = fs::metadata(path).map_err(Error::state(path))?;
     let refusal = |reason: String| Err(Error::State { path: path.into(), reason });
@@ -160,8 +161,8 @@ fn refuse_directory_of_others(path: &Path, own_uid: u32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Reads what is remembered without taking the directory; safe at any time, since files are
-/// replaced as a whole.
+/// Reads the memory without the lock. That is safe at any time, because files are replaced as a
+/// whole.
 pub(crate) fn memory(directory: &Path) -> Result<Memory, Error> {
     let path = directory.join(DEVICE);
     let Some(json) = read(&path)? else { return Ok(Memory::default()) };
@@ -194,7 +195,7 @@ fn private(options: &mut OpenOptions) -> &OpenOptions {
 
 const DEVICE: &str = "device.json";
 const CERTIFICATE: &str = "certificate.pem";
-/// Where a `device.json` goes that cannot be made sense of.
+/// Where a `device.json` goes that cannot be read.
 const BROKEN: &str = "device.json.broken";
 
 #[cfg(test)]

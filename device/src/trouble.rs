@@ -71,8 +71,8 @@ impl Trouble {
         match (error, find::<io::Error>(cause)) {
             (ConnectionError::MqttState(StateError::ConnectionAborted), _) => closed(broker),
             (_, Some(error)) if is_closed(error) => closed(broker),
-            // What tokio's codec says of half a packet at the end: something else began with bytes
-            // that look like one.
+            // tokio's codec says this of half a packet at the end. Something else began with bytes
+            // that look like a packet.
             (ConnectionError::MqttState(StateError::Deserialization(_)), Some(error))
                 if error.kind() == ErrorKind::Other =>
             {
@@ -128,7 +128,7 @@ fn of_tls(error: &rustls::Error, broker: &BrokerUrl, purpose: Purpose) -> Troubl
     }
 }
 
-/// What the broker says of the device's certificate, or of there being none (RFC 8446 §6.2).
+/// The alerts that mean the device's certificate, or that it showed none (RFC 8446 §6.2).
 fn of_alert(alert: AlertDescription, broker: &BrokerUrl, purpose: Purpose) -> Trouble {
     use AlertDescription::{
         AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked,
@@ -216,7 +216,7 @@ fn is_closed(error: &io::Error) -> bool {
     )
 }
 
-/// The first error of a type in a chain of causes; `io::Error` does not count what it wraps as its
+/// The first error of a type in a chain of causes. `io::Error` does not name the error in it as its
 /// cause.
 fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
     let mut next = Some(error);

@@ -75,7 +75,7 @@ fn no_path(error: webpki::Error) -> AnswerError {
     }
 }
 
-/// What people want to know of a certificate, whether it is good or not.
+/// What a certificate says of itself. Nobody has verified it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// The common name of its subject; empty if it has none.
@@ -84,13 +84,13 @@ pub struct Summary {
     pub serial: String,
     /// From when it is valid, e.g. `2026-11-22T20:08:40Z`.
     pub not_before: String,
-    /// Until when it is valid, likewise.
+    /// Until when it is valid, in the same form.
     pub not_after: String,
-    /// Whether it is now, by this device's clock.
+    /// Whether it is valid now, by this device's clock.
     pub validity: Validity,
 }
 
-/// What this device's clock says of a certificate.
+/// Whether a certificate is valid by this device's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
     /// It is more than a day before the certificate's first moment, so the clock is wrong.
@@ -150,7 +150,7 @@ mod tests {
 
     use super::*;
 
-    /// A CA, a device's key, and what a good certificate for it says; tests change one thing.
+    /// A CA, a device's key, and the contents of a good certificate. Each test changes one thing.
     struct Case {
         ca: CertifiedIssuer<'static, KeyPair>,
         roots: RootCertStore,

@@ -1,5 +1,6 @@
 //! Where a running script leaves its actions and finds its answers.
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -156,7 +157,7 @@ impl Desk {
 
     pub(crate) async fn store(&self, memory: Memory) {
         let is_stored = |event| matches!(event, Event::Stored).then_some(());
-        self.run(Action::Store(memory), is_stored).await
+        self.run(Action::Store(Box::new(memory)), is_stored).await
     }
 
     pub(crate) async fn verify_path(

@@ -1,5 +1,6 @@
 //! What passes between a machine and the shell around it.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -22,7 +23,7 @@ pub enum Action {
     /// Store this, so that it outlives a loss of power, in place of what was stored before. Answer:
     /// [`Event::Stored`]. A shell that cannot store drops the machine: nothing that depends on it
     /// is sent before the answer.
-    Store(Memory),
+    Store(Box<Memory>),
     /// Verify that a chain, leaf first, leads to a pinned root. Answer: [`Event::PathVerified`].
     VerifyPath(Vec<CertificateDer<'static>>),
     /// Decrypt with AES-256-GCM. Answer: [`Event::Unsealed`].

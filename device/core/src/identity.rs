@@ -1,5 +1,6 @@
 //! What the flows that give a certificate share: the identity key, and the request for it.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use assay_wire::{Bundle, CertificateList, EkId, Flow};
@@ -23,7 +24,7 @@ pub(crate) enum Ready {
     /// What the device has is good.
     Provisioned(Provisioned),
     /// The keys are made, the request is written, and the memory says so.
-    ToAsk(Applicant),
+    ToAsk(Box<Applicant>),
 }
 
 /// A device that is ready to ask the CA for a certificate.
@@ -90,7 +91,14 @@ pub(crate) async fn prepare(
     if pending.is_some() {
         run.desk().progress(Step::Unconfirmed);
     }
-    Ok(Ready::ToAsk(Applicant { bundle, ek: ek.kind, ek_id: ek.key.id, ik: key, record, pending }))
+    Ok(Ready::ToAsk(Box::new(Applicant {
+        bundle,
+        ek: ek.kind,
+        ek_id: ek.key.id,
+        ik: key,
+        record,
+        pending,
+    })))
 }
 
 /// The stored certificate, if it is what the request asks for and good for the key that is in the

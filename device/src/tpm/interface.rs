@@ -1,4 +1,4 @@
-//! What provisioning needs of a TPM: one narrow trait, without a TPM library's types in it.
+//! What this crate needs of a TPM: one narrow trait, without the types of a TPM library.
 
 use assay_device_core::{EkKind, IkKind, OpenedKey, ParentKind, WrappedKey};
 use zeroize::Zeroizing;

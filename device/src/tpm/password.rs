@@ -13,8 +13,8 @@ pub struct HierarchyPasswords {
     pub endorsement: Password,
 }
 
-/// A TPM password: at most [`Password::MAX`] bytes. Kept out of logs and wiped on drop; what is
-/// copied into a command on its way to the TPM is not all wiped.
+/// A TPM password of at most [`Password::MAX`] bytes. Debug output does not show it, and it is
+/// wiped on drop. Some copies in commands on their way to the TPM are not wiped.
 #[derive(Clone, Default)]
 pub struct Password(Zeroizing<Vec<u8>>);
 
@@ -23,13 +23,13 @@ impl Password {
     /// most.
     pub const MAX: usize = 64;
 
-    /// Takes the password over; `None` if it is too long.
+    /// Takes the password; `None` if it is too long.
     pub fn new(password: Vec<u8>) -> Option<Self> {
         let password = Zeroizing::new(password);
         (password.len() <= Self::MAX).then_some(Self(password))
     }
 
-    /// As a TPM keeps it (TPM 2.0 Part 1, 19.6.4).
+    /// The password without the zeros at its end, as a TPM keeps it (TPM 2.0 Part 1, 19.6.4).
     pub(super) fn without_zeros(&self) -> &[u8] {
         let end = self.0.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
         &self.0[..end]

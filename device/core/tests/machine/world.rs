@@ -106,7 +106,7 @@ impl World {
                 Event::Tpm(self.tpm.run(operation))
             }
             Action::Store(memory) => {
-                self.memory = memory;
+                self.memory = *memory;
                 Event::Stored
             }
             Action::VerifyPath(chain) => Event::PathVerified(verify(&chain)),
