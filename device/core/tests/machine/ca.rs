@@ -54,7 +54,7 @@ impl FakeCa {
         match (request, ek) {
             (RequestBody::Challenge(bundle), Some(ek)) => {
                 let ik: [u8; 32] = bundle.ik_public[..].try_into().unwrap();
-                let secret = self.secret.clone().unwrap_or(tag32(&[b"ticket", &ik]).into());
+                let secret = self.secret.clone().unwrap_or_else(|| tag32(&[b"ticket", &ik]).into());
                 let (blob, seed) = credential(&ek, &ik, &secret);
                 ReplyBody::Challenge(ChallengeReply {
                     claim: ik.to_vec().try_into().unwrap(),

@@ -78,8 +78,10 @@ fn device_that_asks_again_can_sign_in_whenever_the_power_fails() {
 fn sealed_certificate_that_is_stored_is_only_confirmed_by_the_next_run() {
     use assay_wire::RequestBody;
 
-    let mut world = World::default();
-    world.fates = vec![crate::world::Fate::Arrives, crate::world::Fate::Lost].into();
+    let mut world = World {
+        fates: vec![crate::world::Fate::Arrives, crate::world::Fate::Lost].into(),
+        ..World::default()
+    };
     let deadline = std::time::Duration::from_secs(15);
     world.run(ProvisionRequest { deadline, ..request(Flow::Sealed) }).unwrap().unwrap_err();
     world.ca.heard.clear();

@@ -14,8 +14,10 @@ use crate::{FLOWS, request, serial};
 fn each_reply(fate: Fate, mut check: impl FnMut(Flow, usize, World)) {
     for (flow, replies) in FLOWS {
         for number in 0..replies {
-            let mut world = World::default();
-            world.fates = [vec![Fate::Arrives; number], vec![fate]].concat().into();
+            let mut world = World {
+                fates: [vec![Fate::Arrives; number], vec![fate]].concat().into(),
+                ..World::default()
+            };
             world.run(request(flow)).unwrap().unwrap();
             assert!(world.memory.in_use.is_some() && world.memory.attempt.is_none());
             assert!(world.ca.certified.len() <= 1, "one key, one certificate");
@@ -66,9 +68,10 @@ fn reply_altered_in_any_byte_gives_nothing_that_the_ca_did_not_give() {
     for (flow, replies) in FLOWS {
         for number in 0..replies {
             for at in 0..300 {
-                let mut world = World::default();
-                world.fates =
-                    [vec![Fate::Arrives; number], vec![Fate::Corrupted(at)]].concat().into();
+                let mut world = World {
+                    fates: [vec![Fate::Arrives; number], vec![Fate::Corrupted(at)]].concat().into(),
+                    ..World::default()
+                };
                 match world.run(request(flow)).unwrap() {
                     Ok(provisioned) if flow != Flow::SharedKey => {
                         assert_eq!(serial(&provisioned), "0");
@@ -124,8 +127,8 @@ fn reply_to_another_question_ends_the_run_and_grants_nothing() {
 #[test]
 fn broker_that_is_away_is_tried_again() {
     for (flow, _) in FLOWS {
-        let mut world = World::default();
-        world.troubles = vec![Trouble::Passing("away".into()); 3].into();
+        let mut world =
+            World { troubles: vec![Trouble::Passing("away".into()); 3].into(), ..World::default() };
         world.run(request(flow)).unwrap().unwrap();
         let retries = |step: &&Step| matches!(step, Step::Retry { .. });
         assert_eq!(world.steps().iter().filter(retries).count(), 3);
@@ -134,8 +137,10 @@ fn broker_that_is_away_is_tried_again() {
 
 #[test]
 fn nothing_is_sent_on_a_connection_that_broke_while_the_tpm_worked() {
-    let mut world = World::default();
-    world.breaks_in = Some(|action| matches!(action, Action::Tpm(TpmOperation::Activate { .. })));
+    let mut world = World {
+        breaks_in: Some(|action| matches!(action, Action::Tpm(TpmOperation::Activate { .. }))),
+        ..World::default()
+    };
     world.run(request(Flow::Ticket)).unwrap().unwrap();
     let kinds = |request: &RequestBody| matches!(request, RequestBody::Certify(_));
     let certified: Vec<_> = world.ca.heard.iter().map(kinds).collect();
@@ -157,8 +162,7 @@ fn trouble_that_lasts_ends_the_run_at_once() {
 fn run_gives_up_at_its_deadline_and_says_why() {
     for (flow, _) in FLOWS {
         for deadline in [0, 1, 19, 60, 3600].map(Duration::from_secs) {
-            let mut world = World::default();
-            world.fates = vec![Fate::Lost; 1000].into();
+            let mut world = World { fates: vec![Fate::Lost; 1000].into(), ..World::default() };
             let failure = world.run(ProvisionRequest { deadline, ..request(flow) }).unwrap();
             assert!(matches!(failure, Err(Failure::NotReached { .. })), "{failure:?}");
             assert!(world.now <= deadline, "{:?} of {deadline:?}", world.now);
@@ -172,8 +176,8 @@ fn run_gives_up_at_its_deadline_and_says_why() {
 
 #[test]
 fn delays_grow_to_a_minute() {
-    let mut world = World::default();
-    world.troubles = vec![Trouble::Passing("away".into()); 200].into();
+    let mut world =
+        World { troubles: vec![Trouble::Passing("away".into()); 200].into(), ..World::default() };
     let deadline = Duration::from_secs(7200);
     _ = world.run(ProvisionRequest { deadline, ..request(Flow::Ticket) });
     let delay = |step: Step| match step {
