@@ -22,7 +22,7 @@ use crate::progress::Progress;
 use crate::state::StateDirectory;
 use crate::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Tcti, Tpm, Tpm2, TpmThread};
 
-/// Where a device's things are.
+/// Where the TPM and the state of a device are, and whom it trusts.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
     /// How to reach the TPM.
@@ -98,7 +98,7 @@ impl ProvisionRequest {
     }
 }
 
-/// A provisioned device, and what it took.
+/// A provisioned device, and what the run took.
 #[derive(Clone, Debug)]
 pub struct Provisioned {
     /// How the credential was obtained.

@@ -1,4 +1,4 @@
-//! Looks at everything that provisioning needs, and says of each what to do.
+//! Checks everything that provisioning needs, and says what to do about each fault.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -28,7 +28,7 @@ use crate::talk::Talk;
 use crate::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Tcti, Tpm2, TpmThread};
 use crate::trouble::Trouble;
 
-/// What there is to look at.
+/// What to check.
 #[derive(Clone, Debug)]
 pub struct DoctorOptions {
     /// How to reach the TPM.
@@ -39,20 +39,20 @@ pub struct DoctorOptions {
     pub tpm_timeout: Duration,
     /// The state directory, if the device has one. It is only read.
     pub state: Option<PathBuf>,
-    /// The CA's root certificates; empty if they are not to be looked at.
+    /// The CA's root certificates; empty if they are not to be checked.
     pub ca_roots: Vec<CertificateDer<'static>>,
     /// Whether the device has no clock to go by.
     pub no_clock: bool,
-    /// The bootstrap listener and the scope, if they are to be tried.
+    /// The bootstrap listener and the scope, if the network is to be checked.
     pub broker: Option<(BrokerUrl, Scope)>,
 }
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Clone, Debug)]
 pub struct Check {
-    /// What it was, e.g. `self-test`.
+    /// Its name, e.g. `self-test`.
     pub name: &'static str,
-    /// How it is.
+    /// Its outcome.
     pub outcome: Outcome,
     /// What was found.
     pub found: String,
@@ -86,12 +86,12 @@ pub enum CheckedSetting {
     Broker,
 }
 
-/// How a thing is.
+/// The outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// As it should be.
+    /// Everything is as it should be.
     Pass,
-    /// Provisioning may work, but somebody should know.
+    /// Provisioning may work, but somebody should know of this.
     Warn,
     /// Provisioning cannot work.
     Fail,
@@ -107,10 +107,10 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Looks at everything, and tells `hear` of each check once it is done.
+/// Checks everything, and tells `hear` of each check once it is done.
 ///
-/// No password and no key is among what is found, and the broker is sent nothing but a ping. What
-/// it tells is ids and certificates' names, by which the device can be known.
+/// The checks contain no password and no key, and the broker is sent only a ping. They contain ids
+/// and names from certificates, by which somebody can recognise the device.
 pub fn examine(options: DoctorOptions, hear: &mut dyn FnMut(&Check)) -> Vec<Check> {
     let status = options.state.as_deref().map(Status::read);
     let mut examination = Examination { checks: Vec::new(), hear };
@@ -261,7 +261,7 @@ impl Examination<'_> {
         if properties.get(PT_PERMANENT) & IN_LOCKOUT != 0 {
             let recovery = properties.get(PT_LOCKOUT_INTERVAL);
             let found = format!("{found}: the TPM is locked, and forgets one in {recovery} s");
-            // Keys of this program are exempt (noDA), EKs of some vendors are not.
+            // Keys of this program are exempt (noDA). EKs of some vendors are not.
             self.warn(NAME, found, "wait, or clear it: tpm2_dictionarylockout --clear-lockout.");
         } else if counter > 0 {
             self.warn(
@@ -474,7 +474,7 @@ impl Examination<'_> {
             Err(error) => return self.error("TLS", &error),
         };
         if !broker.is_tls() {
-            // A broker need not serve two at a time.
+            // Not every broker serves two connections at a time.
             drop(stream);
             self.warn(
                 "TLS",
@@ -615,7 +615,7 @@ fn open_device(path: &Path) -> io::Result<()> {
 struct Properties(Vec<(u32, u32)>);
 
 impl Properties {
-    /// A property that a TPM does not tell counts as 0.
+    /// A property that the TPM does not have counts as 0.
     fn get(&self, tag: u32) -> u32 {
         self.0.iter().find(|(found, _)| *found == tag).map(|(_, value)| *value).unwrap_or_default()
     }
@@ -677,5 +677,5 @@ const IN_LOCKOUT: u32 = 1 << 9;
 /// TPMA_STARTUP_CLEAR (TPM 2.0 Part 2, 8.7).
 const SH_ENABLE: u32 = 1 << 1;
 const EH_ENABLE: u32 = 1 << 2;
-/// For each step on the network; a broker that is far answers in some hundreds of milliseconds.
+/// For each step on the network. A distant broker answers in some hundreds of milliseconds.
 const NETWORK_LIMIT: Duration = Duration::from_secs(10);

@@ -32,7 +32,7 @@ pub struct EkDescription {
 }
 
 impl EkDescription {
-    /// What `assay enroll add` wants, in PEM: the certificate, if it is for this very key, else the
+    /// What `assay enroll add` needs, in PEM: the certificate, if it is for this very key; else the
     /// public key.
     pub fn enrolment(&self) -> &str {
         match &self.certificate {

@@ -90,7 +90,7 @@ async fn next<T>(
     }
 }
 
-/// There is always room for what one conversation says at a time.
+/// There is always room for one message.
 fn not_queued(error: impl std::fmt::Display) -> Trouble {
     Trouble::Passing(format!("nothing more can be sent: {error}"))
 }

@@ -75,8 +75,8 @@ impl Device {
         self.identity().map(|(_, certificate)| certificate)
     }
 
-    /// A TLS configuration for MQTT over mutual TLS with the key in the TPM, for rumqttc or
-    /// whatever else takes rustls.
+    /// A TLS configuration for MQTT over mutual TLS with the key in the TPM, for rumqttc or any
+    /// other client on rustls.
     ///
     /// Each handshake makes the TPM sign, in the thread that polls the connection. A chip needs up to
     /// some hundred milliseconds for it.

@@ -45,9 +45,8 @@ pub(super) enum Wire {
 pub enum TctiError {
     /// The string asks for libtss2, and this build has none.
     #[error(
-        "{0} goes through libtss2, which this build does without; build the agent with the cargo \
-         feature tss2 (cargo build --release -p assay-device --features tss2), or use \
-         device:/dev/tpmrm0"
+        "{0} goes through libtss2, which this build does without; build it with the cargo feature \
+         tss2, or use device:/dev/tpmrm0"
     )]
     WithoutLibrary(String),
     /// The string asks for libtss2 with something that libtss2 does not take.
@@ -247,7 +246,7 @@ mod tests {
         for text in OF_LIBRARY {
             let error = text.parse::<Tcti>().unwrap_err().to_string();
             assert!(
-                error.contains("--features tss2") && error.contains("device:/dev/tpmrm0"),
+                error.contains("the cargo feature tss2") && error.contains("device:/dev/tpmrm0"),
                 "{error}"
             );
         }

@@ -58,7 +58,8 @@ fn legacy_ek_is_that_of_an_empty_unique_field_and_never_the_certified_one() -> R
     persist_legacy_ek(&swtpm)?;
     swtpm.tpm2(&["readpublic", "-c", "0x81010001", "-f", "tss", "-o", "legacy.public"])?;
     assert_eq!(legacy.bytes, std::fs::read(swtpm.work_dir().join("legacy.public"))?[2..]);
-    // Whichever of the two is persistent, and with or without a certificate that tells which.
+    // For each of the two as the persistent one, with and without a certificate that tells which it
+    // is.
     for _ in 0..2 {
         assert_eq!(open(&swtpm).endorsement_key(EkKind::Rsa2048)?.as_ref(), Some(&certified));
         assert_eq!(open(&swtpm).endorsement_key(EkKind::LegacyDps)?.as_ref(), Some(&legacy));
@@ -73,7 +74,7 @@ fn persistent_legacy_ek_is_used_where_the_certificate_tells_it_apart() -> Result
     let legacy = open(&swtpm).endorsement_key(EkKind::LegacyDps)?;
     swtpm.clear()?;
     persist_legacy_ek(&swtpm)?;
-    // No key can be made any more, but the persistent one is there.
+    // The TPM can make no key any more, but has the persistent one.
     swtpm.set_passwords("owner-secret", "endorsement-secret")?;
     assert_eq!(open(&swtpm).endorsement_key(EkKind::LegacyDps)?, legacy);
     assert!(matches!(
@@ -272,7 +273,7 @@ fn signatures_verify_with_other_software() -> Result<()> {
         let mut tpm = open(&swtpm);
         let key = tpm.create_identity_key(kind, IK)?.key;
         let hash = if scheme == SignatureScheme::EcdsaSha384 { &SHA384 } else { &SHA256 };
-        // Often enough to meet an r or s with a leading zero byte, and ones with the highest bit
+        // Often enough to get an r or s with a leading zero byte, and ones with the highest bit
         // set.
         let rounds = if matches!(key, PublicKey::Rsa(_)) { 3 } else { 300 };
         for round in 0..rounds {

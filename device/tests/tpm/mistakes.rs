@@ -1,4 +1,4 @@
-//! What is set wrongly is told at once; what mends itself is tried again.
+//! A wrong setting is reported at once. What may pass by itself is tried again.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -355,5 +355,5 @@ fn listen(answer: &'static [u8]) -> Result<u16> {
 
 /// Enough for a first attempt on a crowded machine.
 const SHORT: Duration = Duration::from_secs(10);
-/// As the command line has it: what ends before it ends at once.
+/// The default of the command line. A test that ends before it has ended at once.
 const LONG: Duration = Duration::from_secs(300);

@@ -1,5 +1,5 @@
-//! Every way in which a manufacturer leaves EK certificates in NV memory, and keys with passwords
-//! in between.
+//! Every way in which a manufacturer leaves EK certificates in NV memory, with and without
+//! passwords.
 
 use std::fs;
 
