@@ -118,8 +118,8 @@ impl Agent<'_> {
     }
 }
 
-/// Opens a box of AES-256-GCM (SP 800-38D).
-fn unseal(sealed: &SealedBox) -> Option<Zeroizing<Vec<u8>>> {
+/// Opens a box of AES-256-GCM (SP 800-38D), for [`Action::Unseal`]. `None` if its tag does not match.
+pub fn unseal(sealed: &SealedBox) -> Option<Zeroizing<Vec<u8>>> {
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*sealed.key).ok()?);
     let nonce = Nonce::assume_unique_for_key(sealed.nonce);
     let mut contents = Zeroizing::new(sealed.sealed.clone());

@@ -60,14 +60,14 @@ pub struct ProvisionRequest {
     /// The kind of identity key; `None` is the kind used before, or P-256.
     pub ik: Option<IkKind>,
     /// The persistent handle of the identity key; `None` is the handle used before, or
-    /// [`DEFAULT_IK_HANDLE`].
+    /// [`DEFAULT_IK_HANDLE`](crate::DEFAULT_IK_HANDLE).
     pub ik_handle: Option<u32>,
     /// The parent that an HMAC key is sent to; `None` is the one used before, or P-256. A plain
     /// storage root key has to be named in every request: otherwise the device takes an import
     /// parent of that kind of key.
     pub parent: Option<ParentKind>,
     /// The persistent handle of the HMAC key; `None` is the handle used before, or
-    /// [`DEFAULT_HMAC_HANDLE`].
+    /// [`DEFAULT_HMAC_HANDLE`](crate::DEFAULT_HMAC_HANDLE).
     pub hmac_handle: Option<u32>,
     /// The name to ask for; `None` takes the one that is due to this EK.
     pub device_id: Option<DeviceId>,

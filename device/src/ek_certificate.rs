@@ -8,9 +8,10 @@ use x509_parser::public_key::PublicKey;
 use crate::issuers;
 use crate::tpm::id_of_key;
 
-/// Reads the EK certificate, which is the first one, and keeps as many issuers as fit into a
-/// request.
-pub(crate) fn read(chain: Vec<Vec<u8>>) -> EkCertificates {
+/// Reads the EK certificate, which is the first one, for
+/// [`TpmOperation::EkCertificates`](assay_device_core::TpmOperation::EkCertificates), and keeps as
+/// many issuers as fit into a request. Nobody verifies them here.
+pub fn read(chain: Vec<Vec<u8>>) -> EkCertificates {
     let chain = issuers::that_fit(chain, MAX_CERTIFICATES);
     let leaf = chain.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
     let leaf = leaf.map(|(_, leaf)| leaf);

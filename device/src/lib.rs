@@ -87,6 +87,13 @@ pub use assay_wire::Flow;
 
 pub mod tpm;
 
+/// What another shell around `assay-device-core` may need on a machine with `std`.
+pub mod shell {
+    pub use crate::agent::unseal;
+    pub use crate::ek_certificate::read as read_ek_certificates;
+    pub use crate::verify::path as verify_path;
+}
+
 mod broker_certificate;
 mod clock;
 mod der;

@@ -56,6 +56,8 @@ impl Talk {
         match action {
             Action::Draw => return Ok(Some(Event::Random(random()))),
             Action::Connect(connection) => {
+                // A connection that says goodbye ends here: a broker has few places for strangers.
+                self.closing = None;
                 self.link = Some(Link::open(&self.broker, connection)?);
             }
             Action::Send(message) => {

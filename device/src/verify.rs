@@ -27,8 +27,12 @@ pub(crate) fn device_certificate(
 }
 
 /// Verifies that a chain, leaf first, leads to a pinned root at `now`, for TLS client
-/// authentication (RFC 5280 §6.1).
-pub(crate) fn path(
+/// authentication (RFC 5280 §6.1): for
+/// [`Action::VerifyPath`](assay_device_core::Action::VerifyPath).
+///
+/// It establishes nothing about whom the certificate is for;
+/// [`DeviceCertificate::check`] does that.
+pub fn path(
     chain: &[CertificateDer<'_>],
     roots: &RootCertStore,
     now: UnixTime,
