@@ -40,11 +40,12 @@ pub(crate) struct Applicant {
 
 /// Finds or makes the keys, and signs the request, unless the certificate in use is good.
 pub(crate) async fn prepare(
-    run: &mut Run,
+    run: &Run,
     flow: Flow,
     instead: Option<EkKind>,
 ) -> Result<Ready, Failure> {
-    let before = run.memory.identity();
+    let memory = run.memory();
+    let before = memory.identity();
     let ik = run.request.ik.or_else(|| Some(before.as_ref()?.ik)).unwrap_or(IkKind::P256);
     let ik_handle = run
         .request
@@ -57,7 +58,7 @@ pub(crate) async fn prepare(
     let mut pending = None;
     if !run.request.again
         && let Some(found) = &found
-        && let Some((grant, certificate)) = granted_certificate(run, flow, &found.id).await
+        && let Some((grant, certificate)) = granted_certificate(run, &memory, flow, &found.id).await
     {
         match grant.unconfirmed {
             None => {
@@ -84,7 +85,7 @@ pub(crate) async fn prepare(
     };
     let record = IdentityRecord { shown, flow, ik, ik_handle };
     run.line.begin_to_connect().await;
-    run.remember(run.memory.asking_for(&record)).await;
+    run.remember(memory.asking_for(&record)).await;
     run.desk().progress(Step::IdentityKey { kind: ik, handle: ik_handle, is_new });
     let bundle = bundle(run, &ek, &key, &record).await?;
     run.desk().progress(Step::RequestSigned);
@@ -105,14 +106,15 @@ pub(crate) async fn prepare(
 /// TPM. In the sealed flow, one that waits for its confirmation comes first.
 async fn granted_certificate(
     run: &Run,
+    memory: &Memory,
     flow: Flow,
     key_id: &[u8; 32],
 ) -> Option<(CertificateGrant, DeviceCertificate)> {
-    let waiting = match &run.memory.attempt {
+    let waiting = match &memory.attempt {
         Some(Attempt::Unconfirmed(grant)) if flow == Flow::Sealed => Some(grant),
         _ => None,
     };
-    let in_use = match &run.memory.in_use {
+    let in_use = match &memory.in_use {
         Some(Grant::Certificate(grant)) => Some(grant),
         _ => None,
     };
@@ -197,7 +199,7 @@ impl Applicant {
     }
 
     /// Remembers the certificate as what is in use.
-    pub(crate) async fn finish(self, run: &mut Run, certificate: DeviceCertificate) -> Provisioned {
+    pub(crate) async fn finish(self, run: &Run, certificate: DeviceCertificate) -> Provisioned {
         let grant = self.grant(&certificate, None);
         let granted = Memory { in_use: Some(Grant::Certificate(grant)), attempt: None };
         run.remember(granted).await;

@@ -30,10 +30,10 @@ pub fn provision(request: ProvisionRequest, memory: Memory, now: Duration) -> Ma
     Machine::start(now, |desk| async move {
         let end = now.saturating_add(request.deadline);
         let line = Line { desk, scope: request.scope.clone(), end };
-        let mut run = Run { request, memory, line };
-        match provision_with(&mut run, None).await {
+        let run = Run::new(request, memory, line);
+        match provision_with(&run, None).await {
             Err(Failure::Refused(problem)) if is_about_the_ek(problem.code) => {
-                provision_with_another_ek(&mut run, problem).await
+                provision_with_another_ek(&run, problem).await
             }
             outcome => outcome,
         }
@@ -55,8 +55,8 @@ pub fn ping(scope: Scope, deadline: Duration, now: Duration) -> Machine<Duration
     })
 }
 
-async fn provision_with(run: &mut Run, instead: Option<EkKind>) -> Result<Provisioned, Failure> {
-    match run.request.flow.or_else(|| run.memory.flow()).unwrap_or(Flow::Ticket) {
+async fn provision_with(run: &Run, instead: Option<EkKind>) -> Result<Provisioned, Failure> {
+    match run.request.flow.or_else(|| run.memory().flow()).unwrap_or(Flow::Ticket) {
         Flow::Ticket => ticket::provision(run, instead).await,
         Flow::Sealed => sealed::provision(run, instead).await,
         Flow::SharedKey => shared_key::provision(run, instead).await,
@@ -66,15 +66,12 @@ async fn provision_with(run: &mut Run, instead: Option<EkKind>) -> Result<Provis
 /// A device that lost its state, or never had one, may be registered under another EK than the
 /// first with a certificate: the operator may have enrolled any of them. The CA says which one it
 /// does not take.
-async fn provision_with_another_ek(
-    run: &mut Run,
-    refusal: Problem,
-) -> Result<Provisioned, Failure> {
-    if !run.request.leaves_the_ek_open() || run.memory.shown().is_some() {
+async fn provision_with_another_ek(run: &Run, refusal: Problem) -> Result<Provisioned, Failure> {
+    if !run.request.leaves_the_ek_open() || run.memory().shown().is_some() {
         return Err(Failure::Refused(refusal));
     }
     let mut code = refusal.code;
-    let refused = run.memory.attempt.as_ref().map(|attempt| attempt.record().into_shown().ek);
+    let refused = run.memory().attempt.map(|attempt| attempt.record().into_shown().ek);
     for kind in EkKind::CERTIFIED.into_iter().filter(|kind| Some(*kind) != refused) {
         // Without a certificate it is rarely enrolled, and some chips need minutes to make it.
         if kind == EkKind::Rsa3072 && !ek::has_certificate(run.desk(), kind).await? {

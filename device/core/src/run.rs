@@ -2,6 +2,7 @@
 //! CA.
 
 use alloc::vec::Vec;
+use core::cell::RefCell;
 use core::time::Duration;
 
 use assay_wire::{DeviceId, Flow, Scope};
@@ -123,23 +124,33 @@ pub enum Credential {
 /// One run, whatever its flow.
 pub(crate) struct Run {
     pub(crate) request: ProvisionRequest,
-    pub(crate) memory: Memory,
     pub(crate) line: Line,
+    /// What is stored.
+    memory: RefCell<Memory>,
 }
 
 impl Run {
+    pub(crate) fn new(request: ProvisionRequest, memory: Memory, line: Line) -> Self {
+        Self { request, line, memory: RefCell::new(memory) }
+    }
+
+    /// What is stored.
+    pub(crate) fn memory(&self) -> Memory {
+        self.memory.borrow().clone()
+    }
+
     pub(crate) fn desk(&self) -> &Desk {
         &self.line.desk
     }
 
-    /// Stores `next` in place of what was remembered, and tells which keys it no longer knows.
+    /// Stores `next` in place of what was stored, and tells which keys it no longer knows.
     ///
     /// Everything that the device needs to go on after a loss of power is stored before the request
     /// that depends on it is sent.
-    pub(crate) async fn remember(&mut self, next: Memory) {
+    pub(crate) async fn remember(&self, next: Memory) {
         self.desk().store(next.clone()).await;
-        let dropped: Vec<_> = self.memory.keys_dropped_by(&next);
-        self.memory = next;
+        let dropped: Vec<_> = self.memory().keys_dropped_by(&next);
+        self.memory.replace(next);
         for (key, handle) in dropped {
             self.desk().progress(Step::Unused { key, handle });
         }
@@ -151,9 +162,9 @@ impl Run {
         &self,
         instead: Option<EkKind>,
     ) -> Result<(ShownEk, Shown), Failure> {
-        let Self { request, memory, .. } = self;
+        let request = &self.request;
         let given = request.ek_certificates.as_ref();
-        let before = memory.shown();
+        let before = self.memory().shown();
         let (wanted, ek_was_named) = match (request.ek, &before) {
             _ if instead.is_some() => (instead, false),
             (Some(EkChoice::Kind(kind)), _) => (Some(kind), true),

@@ -15,25 +15,19 @@ use crate::memory::Confirmation;
 use crate::run::{Provisioned, Run};
 use crate::step::Step;
 
-pub(crate) async fn provision(
-    run: &mut Run,
-    instead: Option<EkKind>,
-) -> Result<Provisioned, Failure> {
+pub(crate) async fn provision(run: &Run, instead: Option<EkKind>) -> Result<Provisioned, Failure> {
     let mut applicant = match identity::prepare(run, Flow::Sealed, instead).await? {
         Ready::Provisioned(provisioned) => return Ok(provisioned),
         Ready::ToAsk(applicant) => applicant,
     };
     let mut pending = applicant.pending.take();
-    let asked = run.memory.clone();
-    let mut unconfirmed = asked.clone();
     let certificate = run.line.insist(async || {
         let (certificate, confirmation) = match pending.take() {
             Some(pending) => pending,
             None => {
                 let (certificate, confirmation) = unseal(run, &applicant).await?;
                 let grant = applicant.grant(&certificate, Some(confirmation.clone()));
-                unconfirmed = unconfirmed.with_unconfirmed(grant);
-                run.desk().store(unconfirmed.clone()).await;
+                run.remember(run.memory().with_unconfirmed(grant)).await;
                 (certificate, confirmation)
             }
         };
@@ -49,7 +43,6 @@ pub(crate) async fn provision(
         }
     });
     let certificate = certificate.await?;
-    run.memory = unconfirmed;
     Ok(applicant.finish(run, certificate).await)
 }
 

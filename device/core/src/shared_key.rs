@@ -12,15 +12,13 @@ use crate::failure::Failure;
 use crate::kinds::{EkKind, ParentKind};
 use crate::line::Ended;
 use crate::memory::{Attempt, Grant, HmacPublic, HmacRecord, Memory, SharedKeyGrant};
-use crate::run::{Credential, DEFAULT_HMAC_HANDLE, Provisioned, Run};
+use crate::run::{Credential, DEFAULT_HMAC_HANDLE, ProvisionRequest, Provisioned, Run};
 use crate::step::Step;
 use crate::tpm::{OpenedKey, TpmAnswer, TpmFailureKind, TpmOperation, WrappedKey};
 
-pub(crate) async fn provision(
-    run: &mut Run,
-    instead: Option<EkKind>,
-) -> Result<Provisioned, Failure> {
-    let before = run.memory.hmac();
+pub(crate) async fn provision(run: &Run, instead: Option<EkKind>) -> Result<Provisioned, Failure> {
+    let memory = run.memory();
+    let before = memory.hmac();
     // A plain storage root key is an exception that every request has to name.
     let parent = run.request.parent.or_else(|| Some(before.as_ref()?.parent.import_parent()));
     let parent = parent.unwrap_or(ParentKind::P256);
@@ -35,8 +33,8 @@ pub(crate) async fn provision(
         _ => None,
     });
     // Any other key of this shape belongs to somebody else, e.g. to Azure's SDK.
-    let own = found.await?.map(HmacPublic).filter(|found| run.memory.knows(found));
-    if let Some(grant) = good_grant(run, own.as_ref(), hmac_handle) {
+    let own = found.await?.map(HmacPublic).filter(|found| memory.knows(found));
+    if let Some(grant) = good_grant(&run.request, &memory, own.as_ref(), hmac_handle) {
         run.desk().progress(Step::HmacKeyIsThere);
         return Ok(provisioned(&grant.record, grant.device_id.clone(), true));
     }
@@ -51,7 +49,7 @@ pub(crate) async fn provision(
     run.line.begin_to_connect().await;
     let keys = own.iter().cloned().collect();
     let record = HmacRecord { shown, parent, hmac_handle, keys };
-    run.remember(asking_for(&run.memory, &record)).await;
+    run.remember(asking_for(&memory, &record)).await;
     run.desk().progress(Step::Parent(parent));
 
     let registrant = Registrant {
@@ -75,12 +73,12 @@ pub(crate) async fn provision(
 
 /// What is in use, if the TPM holds its key and it is what the request asks for.
 fn good_grant<'a>(
-    run: &'a Run,
+    request: &ProvisionRequest,
+    memory: &'a Memory,
     own: Option<&HmacPublic>,
     hmac_handle: u32,
 ) -> Option<&'a SharedKeyGrant> {
-    let request = &run.request;
-    match &run.memory.in_use {
+    match &memory.in_use {
         Some(Grant::SharedKey(grant))
             if !request.again
                 && own.is_some_and(|own| grant.record.keys == [own.clone()])
@@ -131,7 +129,7 @@ impl Registrant {
         // next time. A key that a reply only names may be somebody else's.
         let mut record = self.record.clone();
         record.keys.push(HmacPublic(public.clone()));
-        run.desk().store(asking_for(&run.memory, &record)).await;
+        run.remember(asking_for(&run.memory(), &record)).await;
         self.keep(run, key).await?;
         run.desk().progress(Step::HmacKeyKept(self.record.hmac_handle));
         Ok((device_id, public))

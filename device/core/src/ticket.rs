@@ -12,10 +12,7 @@ use crate::line::Ended;
 use crate::run::{Provisioned, Run};
 use crate::step::Step;
 
-pub(crate) async fn provision(
-    run: &mut Run,
-    instead: Option<EkKind>,
-) -> Result<Provisioned, Failure> {
+pub(crate) async fn provision(run: &Run, instead: Option<EkKind>) -> Result<Provisioned, Failure> {
     let applicant = match identity::prepare(run, Flow::Ticket, instead).await? {
         Ready::Provisioned(provisioned) => return Ok(provisioned),
         Ready::ToAsk(applicant) => applicant,

@@ -107,3 +107,18 @@ fn certificate_in_the_request_needs_a_kind_that_manufacturers_certify() {
     let legacy = ProvisionRequest { ek, ..given };
     assert_eq!(World::default().run(legacy).unwrap(), Err(Failure::CertificateForLegacyEk));
 }
+
+/// Anybody who carries the messages can forge the refusal.
+#[test]
+fn refused_confirmation_neither_loses_the_certificate_nor_has_another_ek_tried() {
+    let mut world = World::default();
+    world.ca.refuses_last = Some(ProblemCode::EkNotEnrolled);
+    let failure = world.run(request(Flow::Sealed)).unwrap();
+    assert!(matches!(failure, Err(Failure::Refused(_))), "{failure:?}");
+    assert_eq!(world.sent.len(), 2);
+    assert!(world.memory.in_use.is_some());
+    world.ca.refuses_last = None;
+    world.ca.heard.clear();
+    world.run(request(Flow::Sealed)).unwrap().unwrap();
+    assert!(matches!(world.ca.heard[..], [RequestBody::Confirm(_)]), "{:?}", world.ca.heard);
+}
