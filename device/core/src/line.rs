@@ -80,7 +80,7 @@ impl Line {
             };
             let [a, b, c, d, ..] = self.desk.draw().await;
             let delay = backoff.next(advice, u32::from_be_bytes([a, b, c, d]));
-            let next = self.desk.now() + delay;
+            let next = self.desk.now().saturating_add(delay);
             if next >= self.end {
                 return Err(Failure::NotReached { reason: last });
             }
@@ -135,7 +135,7 @@ impl Line {
     }
 
     fn at_most(&self, limit: Duration) -> Duration {
-        (self.desk.now() + limit).min(self.end)
+        self.desk.now().saturating_add(limit).min(self.end)
     }
 
     fn no_answer(&self, who: &str, limit: Duration) -> Ended {

@@ -39,7 +39,7 @@ impl Backoff {
     pub(crate) fn next(&mut self, advice: Duration, random: u32) -> Duration {
         let delay = self.ceiling.mul_f64(f64::from(random) / f64::from(u32::MAX));
         self.ceiling = (self.ceiling * 2).min(LONGEST_DELAY);
-        advice + delay
+        advice.saturating_add(delay)
     }
 }
 

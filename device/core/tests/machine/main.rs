@@ -7,6 +7,7 @@ mod eks;
 mod network;
 mod refusals;
 mod runs;
+mod sequences;
 mod tpm;
 mod world;
 
