@@ -245,8 +245,8 @@ const HAS_TO_PRUNE: &str = "SELECT
     OR EXISTS (SELECT 1 FROM shared_keys
                WHERE is_used = 0 AND generation = 1 AND plain_srk_generation = 0
                      AND offered_at <= ?3)
-    OR (SELECT min(id) FROM audit_changes) <= (SELECT max(id) FROM audit_changes) - ?4
-    OR (SELECT min(id) FROM audit_others) <= (SELECT max(id) FROM audit_others) - ?4";
+    OR coalesce((SELECT min(id) FROM audit_changes) <= (SELECT max(id) FROM audit_changes) - ?4, 0)
+    OR coalesce((SELECT min(id) FROM audit_others) <= (SELECT max(id) FROM audit_others) - ?4, 0)";
 const HAS_OVERDUE: &str =
     "SELECT EXISTS (SELECT 1 FROM certificates WHERE status = 'unconfirmed' AND confirm_by <= ?1)";
 const REVOKE_OVERDUE: &str = "UPDATE certificates SET status = 'revoked', ended_at = ?1, der = \
