@@ -9,8 +9,10 @@ use std::env;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use assay_ca_core::{Admitted, BoundKey, Evidence, ParentEvidence};
-use assay_wire::{CertificateReply, ReplyBody, Request, RequestBody, RequestId};
+use assay_ca_core::{
+    Admitted, BoundKey, Evidence, FlowKind, Issued, ParentEvidence, Proven, SharedKeyFlow,
+};
+use assay_wire::{ReplyBody, Request, RequestBody, RequestId};
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion};
 
@@ -166,12 +168,13 @@ fn ticket(group: &mut BenchmarkGroup<'_, WallTime>, world: &World) {
         group,
         "sign",
         || world.prepare(readmitted()),
-        |prepared| world.ca.issuer.sign(prepared),
+        |prepared| Issued::<Proven>::sign(prepared, &world.ca.issuer),
     );
-    let certificate = world.ca.issuer.sign(world.prepare(readmitted())).unwrap();
+    let certificate =
+        Issued::<Proven>::sign(world.prepare(readmitted()), &world.ca.issuer).unwrap();
     step(group, "certificate encode", || {
-        let chain = world.ca.issuer.chain(&certificate.der).unwrap();
-        World::reply(ID, ReplyBody::Certificate(CertificateReply { chain }))
+        let reply = certificate.reply(&world.ca.issuer).unwrap();
+        World::reply(ID, ReplyBody::Certificate(reply))
     });
 }
 
@@ -179,21 +182,16 @@ fn sealed(group: &mut BenchmarkGroup<'_, WallTime>, world: &World) {
     let (admitted, ik) = applicant(group, world);
     step(group, "candidate", || world.candidate(&admitted, &ik));
     let candidate = world.candidate(&admitted, &ik);
-    step(group, "prepare", || world.prepare_unproven(&candidate));
-    step_of(
-        group,
-        "sign",
-        || world.prepare_unproven(&candidate),
-        |prepared| world.ca.issuer.sign(prepared),
-    );
-    let certificate = world.ca.issuer.sign(world.prepare_unproven(&candidate)).unwrap();
-    step(group, "seal", || world.seal(&candidate, &certificate.der));
-    let body = ReplyBody::Sealed(world.seal(&candidate, &certificate.der));
+    step_of(group, "plan", || candidate.clone(), |candidate| world.plan_sealing(candidate));
+    let sealing = || world.plan_sealing(candidate.clone());
+    step_of(group, "sign and seal", sealing, |sealing| world.seal(sealing));
+    let (sealed, certificate) = world.seal(sealing());
+    let body = ReplyBody::Sealed(sealed);
     let proof = world.open(&World::reply(ID, body.clone()));
     reply(group, "sealed encode", body);
 
     let message = World::message(RequestBody::Confirm(proof));
-    let unconfirmed = World::unconfirmed(&certificate, candidate.ik_id());
+    let unconfirmed = World::unconfirmed(&certificate);
     step(group, "confirmation", || world.answer_confirm(&message, &unconfirmed));
 }
 
@@ -203,23 +201,32 @@ fn shared_key(group: &mut BenchmarkGroup<'_, WallTime>, world: &World) {
     let evidence = ParentEvidence::parse(bundle.clone()).unwrap();
     step(group, "trusted EK verify", || world.trust(&evidence.ek));
     step(group, "parent", || evidence.parent());
-    step_of(group, "admission", || world.trust(&evidence.ek), |ek| world.admit(ek, None));
-    let (admitted, parent) =
-        (world.admit(world.trust(&evidence.ek), None), evidence.parent().unwrap());
-    step(group, "activation", || world.activate(&admitted, &parent));
-    reply(group, "activation encode", ReplyBody::Activation(world.activate(&admitted, &parent)));
+    step_of(
+        group,
+        "admission",
+        || world.trust(&evidence.ek),
+        |ek| world.admit::<SharedKeyFlow>(ek),
+    );
+    let parent = evidence.parent().unwrap();
+    let admitted = || world.admit(world.trust(&evidence.ek));
+    step_of(group, "activation", admitted, |admitted| world.activate(admitted, &parent));
+    let activation = world.activate(admitted(), &parent);
+    reply(group, "activation encode", ReplyBody::Activation(activation));
     let token = world.token();
     step(group, "token verify", || world.login(&token));
 }
 
 /// What the flows with a certificate have in common.
-fn applicant(group: &mut BenchmarkGroup<'_, WallTime>, world: &World) -> (Admitted, BoundKey) {
+fn applicant<F: FlowKind>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    world: &World,
+) -> (Admitted<F>, BoundKey) {
     step_of(group, "evidence parse", || world.device.request(), Evidence::parse);
     let evidence = world.device.evidence();
     step(group, "trusted EK verify", || world.trust(&evidence.ek));
     step(group, "bound key verify", || BoundKey::verify(black_box(&evidence)));
-    step_of(group, "admission", || world.trust(&evidence.ek), |ek| world.admit(ek, None));
-    (world.admit(world.trust(&evidence.ek), None), BoundKey::verify(&evidence).unwrap())
+    step_of(group, "admission", || world.trust(&evidence.ek), |ek| world.admit::<F>(ek));
+    (world.admit(world.trust(&evidence.ek)), BoundKey::verify(&evidence).unwrap())
 }
 
 fn step<T>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, run: impl Fn() -> T) {

@@ -37,54 +37,69 @@
 
 #![warn(missing_docs)]
 
-mod evidence;
-pub use evidence::{EkEvidence, Evidence, ParentEvidence};
+pub mod key;
+pub mod tpm;
 
-mod anchors;
-pub use anchors::{
+mod der;
+mod oid;
+mod secret;
+mod x509;
+
+mod rejection;
+pub use rejection::{Failure, Fault, Rejection};
+
+mod ek;
+pub use ek::anchors::{
     Allowances, AnchorError, NoPath, Role, TrustAnchors, UnknownAllowance, VendorCertificate,
     VendorPath,
 };
+pub use ek::container::{ContainerError, certificates_in};
+pub use ek::evidence::{EkEvidence, Evidence, ParentEvidence};
+pub use ek::file::{CertificateSummary, EkFileError, EkIdentity, RecognisedAs};
+pub use ek::trust::{Assurance, EkCheck, TpmModel, TrustedEk, UnknownAssurance};
 
-mod trust;
-pub use trust::{Assurance, EkCheck, TpmModel, TrustedEk, UnknownAssurance};
-
-mod bound_key;
-pub use bound_key::BoundKey;
-
-mod admission;
-pub use admission::{
-    Admitted, AdmittedParent, CertificateOnRecord, Enrolment, FIRST_GENERATION, QUOTA,
-    QUOTA_PERIOD, Readmitted, Records, Registration, Reprovision, SharedKeyOnRecord,
-    UnknownReprovision, due_device_id,
-};
-
-mod ticket;
-pub use ticket::{CLOCK_SKEW, TicketKey};
-
-mod challenge;
-pub use challenge::{CLAIM_LIFETIME, ProvenDevice};
-
-mod sealed;
-pub use sealed::{Candidate, Confirmation, Confirmed, EncryptedCertificate, Unconfirmed};
+mod ik;
+pub use ik::BoundKey;
 
 mod profile;
-pub use profile::{Profile, ProfileError};
+pub use profile::{
+    FlowKind, Offered, Profile, ProfileError, SealedFlow, SharedKeyFlow, TicketFlow,
+};
+
+mod records;
+pub use records::{
+    ActiveCertificate, CertificateOnRecord, Enrolment, FIRST_GENERATION, QUOTA, QUOTA_PERIOD,
+    Records, Registration, Reprovision, SharedKeyHolder, SharedKeyOnRecord, UnknownReprovision,
+    due_device_id,
+};
+
+mod admission;
+pub use admission::Admitted;
+
+mod readmission;
+pub use readmission::Welcome;
+
+mod subject;
+
+mod flows;
+pub use flows::mac::{CLOCK_SKEW, TicketKey};
+pub use flows::sealed::{
+    Candidate, Confirmation, Confirmed, EncryptedCertificate, SealedOnRecord, Shown, Unconfirmed,
+};
+pub use flows::shared_key::{
+    AdmittedParent, AuthenticatedDevice, FirstUse, KeyOffer, Login, LoginRefused, MasterSecret,
+    OfferedKey, SharedKey, TOKEN_LIFETIME, Token, TokenRefused,
+};
+pub use flows::ticket::{CLAIM_LIFETIME, Challenge, ProvenDevice, Readmitted};
 
 mod issue;
 pub use issue::{
-    IssuedCertificate, Issuer, IssuerError, Prepared, REVOCATION_LIST_LIFETIME, RevocationReason,
-    Revoked,
+    CertificateFacts, Issued, Issuer, IssuerError, Prepared, Proven, REVOCATION_LIST_LIFETIME,
+    RevocationReason, Revoked, Unproven,
 };
 
-mod shared_key;
-pub use shared_key::{MasterSecret, SharedKey};
-
-mod token;
-pub use token::{AuthenticatedDevice, TOKEN_LIFETIME, Token, TokenRefused};
-
-mod rejection;
-pub use rejection::{Fault, Rejection};
+mod plan;
+pub use plan::{Certification, Confirming, Sealing};
 
 mod authority;
 pub use authority::{
@@ -92,20 +107,8 @@ pub use authority::{
     THROW_AWAY_LIFETIME, THROW_AWAY_PREFIX,
 };
 
-mod container;
-pub use container::{ContainerError, certificates_in};
-
-mod ek_file;
-pub use ek_file::{CertificateSummary, EkFileError, EkIdentity, RecognisedAs};
-
-pub mod key;
-pub mod tpm;
-
-mod der;
-mod hardware;
-mod oid;
-mod secret;
-mod x509;
+#[cfg(feature = "unchecked")]
+pub mod unchecked;
 
 fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)

@@ -1,5 +1,7 @@
 //! How long device certificates live, and which flows lead to them.
 
+use std::marker::PhantomData;
+
 use assay_wire::Flow;
 use time::Duration;
 
@@ -61,12 +63,12 @@ impl Profile {
     }
 
     /// Refuses a flow that the scope does not offer.
-    pub fn check_flow(&self, flow: Flow) -> Result<(), Rejection> {
-        if self.offers(flow) {
-            return Ok(());
+    pub fn offer<F: FlowKind>(&self) -> Result<Offered<F>, Rejection> {
+        if self.offers(F::FLOW) {
+            return Ok(Offered(PhantomData));
         }
         let offered = self.flows.iter().map(Flow::to_string).collect::<Vec<_>>().join(", ");
-        Err(Rejection::FlowNotOffered { flow, offered })
+        Err(Rejection::FlowNotOffered { flow: F::FLOW, offered })
     }
 
     /// Whether the scope offers a flow.
@@ -103,6 +105,40 @@ impl Default for Profile {
     }
 }
 
+/// A flow as a type, so that what one flow established does not serve another.
+pub trait FlowKind {
+    /// The flow.
+    const FLOW: Flow;
+}
+
+/// [`Flow::Ticket`].
+#[derive(Clone, Copy, Debug)]
+pub enum TicketFlow {}
+
+/// [`Flow::Sealed`].
+#[derive(Clone, Copy, Debug)]
+pub enum SealedFlow {}
+
+/// [`Flow::SharedKey`].
+#[derive(Clone, Copy, Debug)]
+pub enum SharedKeyFlow {}
+
+impl FlowKind for TicketFlow {
+    const FLOW: Flow = Flow::Ticket;
+}
+
+impl FlowKind for SealedFlow {
+    const FLOW: Flow = Flow::Sealed;
+}
+
+impl FlowKind for SharedKeyFlow {
+    const FLOW: Flow = Flow::SharedKey;
+}
+
+/// A flow that the scope offers.
+#[derive(Clone, Copy, Debug)]
+pub struct Offered<F>(PhantomData<F>);
+
 /// A profile outside its bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
@@ -124,8 +160,8 @@ mod tests {
     #[test]
     fn a_flow_that_is_not_offered_is_refused() {
         let profile = Profile::default().with_flows(vec![Flow::Ticket, Flow::SharedKey]).unwrap();
-        profile.check_flow(Flow::Ticket).unwrap();
-        let refusal = profile.check_flow(Flow::Sealed).unwrap_err();
+        profile.offer::<TicketFlow>().unwrap();
+        let refusal = profile.offer::<SealedFlow>().unwrap_err();
         assert_eq!(
             refusal.to_string(),
             "the flow sealed is not offered; offered are: ticket, shared-key"

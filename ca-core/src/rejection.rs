@@ -3,7 +3,7 @@
 use assay_wire::{DeviceId, EkId, Flow, Problem, ProblemCode, Scope};
 use time::OffsetDateTime;
 
-use crate::anchors::{NoPath, Reason};
+use crate::ek::anchors::{NoPath, Reason};
 use crate::key::WeakKey;
 use crate::tpm::public::AreaError;
 use crate::tpm::template::AreaRefused;
@@ -256,6 +256,17 @@ pub enum Fault {
     IssuerExpired { not_after: OffsetDateTime, now: OffsetDateTime },
     #[error("the certificate library failed at {operation}: {reason}")]
     Certificate { operation: &'static str, reason: String },
+}
+
+/// Why a decision has no result: the device's fault, or ours.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The device failed a check, and is told which.
+    #[error(transparent)]
+    Rejection(#[from] Rejection),
+    /// The device is told that something failed, and no more.
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// The quota is of a day, and becomes free bit by bit.

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use assay_ca_core::{Assurance, IssuedCertificate, TicketKey};
+use assay_ca_core::{Assurance, CertificateFacts, Issued, Proven, unchecked};
 use assay_server::directory::Directory;
-use assay_store::{NewEnrolment, Store, Tags};
-use assay_wire::{DeviceId, EkId};
+use assay_store::{Act, Entry, NewEnrolment, Recorded, Store, Tags};
+use assay_wire::{DeviceId, EkId, Scope};
 use clap::Parser;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -23,17 +23,18 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let Arguments { directory, count } = Arguments::parse();
-    let mut store = Directory::open(&directory)?.store()?;
+    let directory = Directory::open(&directory)?;
+    let (mut store, scope) = (directory.store()?, &directory.config().scope);
     let (started, now) = (Instant::now(), OffsetDateTime::now_utc());
     let numbers: Vec<_> = (0..count).collect();
     for batch in numbers.chunks(BATCH) {
-        add(&mut store, batch, now)?;
+        add(&mut store, scope, batch, now)?;
     }
     eprintln!("{count} devices in {:.1} s", started.elapsed().as_secs_f64());
     Ok(())
 }
 
-fn add(store: &mut Store, batch: &[u64], now: OffsetDateTime) -> Result<()> {
+fn add(store: &mut Store, scope: &Scope, batch: &[u64], now: OffsetDateTime) -> Result<()> {
     let enrolments = batch.iter().map(|&number| NewEnrolment {
         ek_id: ek_id(number),
         device_id: Some(device_id(number)),
@@ -50,30 +51,34 @@ fn add(store: &mut Store, batch: &[u64], now: OffsetDateTime) -> Result<()> {
         results.iter().all(Result::is_ok),
         "the directory has such devices already: make a new one"
     );
-    // None of them waits for a confirmation, so it hides nothing.
-    let key = TicketKey::new([0; TicketKey::LEN]);
-    store.transaction(|transaction| {
-        batch.iter().try_for_each(|&number| {
-            transaction.add_certificate(&certificate(number, now), &key, now)
+    let entries: Vec<_> = batch
+        .iter()
+        .map(|&number| {
+            let act = Act::Certify(certificate(number, now));
+            Entry { act, basis: None, audit: None }
         })
-    })?;
+        .collect();
+    let recorded = store.record(scope, &entries)?;
+    ensure!(recorded.iter().all(|recorded| *recorded == Recorded::Done));
     Ok(())
 }
 
-fn certificate(number: u64, now: OffsetDateTime) -> IssuedCertificate {
+fn certificate(number: u64, now: OffsetDateTime) -> Issued<Proven> {
     let serial = hash("serial", number);
-    IssuedCertificate {
-        // Nobody reads it; its length is that of a certificate for a P-256 IK.
-        der: serial.repeat(DER_LEN / serial.len()).into(),
+    // Nobody reads it; its length is that of a certificate for a P-256 IK.
+    let der = serial.repeat(DER_LEN / serial.len());
+    let facts = CertificateFacts {
         serial: *serial.first_chunk().expect("a hash is longer"),
         not_before: now,
         not_after: now + time::Duration::days(90),
         device_id: device_id(number),
         ek_id: ek_id(number),
-        ik_spki: hash("IK", number).to_vec(),
+        ik_id: hash("IK", number),
         assurance: Assurance::EnrolmentList,
+        issued_at: now,
         confirm_by: None,
-    }
+    };
+    unchecked::issued(facts, der)
 }
 
 fn device_id(number: u64) -> DeviceId {

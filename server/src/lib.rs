@@ -1,12 +1,14 @@
-//! Everything on the server that blocks: broker, worker, store, files, commands.
+//! Everything on the server that blocks: pipeline, store, files, commands.
 //!
 //! The decisions are `assay-ca-core`'s. This crate brings requests to them and carries what they
-//! decide: the worker ([`worker`]) speaks to any MQTT 5 broker, of which one is built in
-//! ([`broker`]) with its access rules ([`access`]).
+//! decide: the [`pipeline`] speaks to any MQTT 5 broker, of which one is built in
+//! (`assay_broker_plugin::embedded`).
 
+pub mod anchors;
 pub mod ca;
 pub mod directory;
-pub mod worker;
+pub mod pipeline;
+pub mod register;
 
 mod random;
 pub use random::{random_bytes, random_u32};

@@ -2,19 +2,7 @@
 
 use std::fmt;
 
-use assay_ca_core::Unconfirmed;
 use assay_wire::{DeviceId, EkId};
-
-/// What became of a certificate that was sealed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ToConfirm {
-    /// It waits.
-    Unconfirmed(Unconfirmed),
-    /// It was confirmed before, or is what the device had in force; its device.
-    Active(DeviceId),
-    /// It was superseded or revoked.
-    Ended,
-}
 
 /// A device that proved itself.
 #[derive(Clone, Debug)]

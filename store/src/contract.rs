@@ -15,20 +15,18 @@
 
 use std::time::Duration;
 
-use assay_ca_core::{Enrolment, Reprovision, Revoked};
+use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
 use assay_wire::{DeviceId, EkId, Identity, Scope};
 use time::OffsetDateTime;
 
-use crate::act::{Entry, Recorded};
+use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
 use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::error::StoreError;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
-use crate::shared_keys::SharedKeyHolder;
-use crate::snapshot::{Question, Snapshot};
 use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
 
 /// One connection to a database. Each thread has its own, from
@@ -49,7 +47,8 @@ pub trait Store: Send {
 
     /// Records each entry whole or not at all, all in one durable transaction. An entry is
     /// [`Recorded::Stale`], and leaves nothing, if the question of its plan has another answer now.
-    /// An entry sees what those before it recorded.
+    /// An entry sees what those before it recorded. One without a basis depends on nothing, and is
+    /// an error if the record forbids it.
     ///
     /// A wrong `Done` costs invariants: two active certificates, a device id of two EKs, a
     /// certificate for a device that was disabled. A wrong `Stale` costs a second plan and
@@ -58,18 +57,19 @@ pub trait Store: Send {
     /// scope than the one on record names topics that nobody serves.
     fn record(&mut self, scope: &Scope, entries: &[Entry]) -> Result<Vec<Recorded>, StoreError>;
 
-    /// What became of the certificate with this digest that a device of this EK confirms. One whose
-    /// time is over has ended, unless it is in force.
+    /// What became of the certificate with this digest that a device of this EK confirms, of one
+    /// moment with what is on record about it. One whose time is over has ended, unless it is in
+    /// force: an active one is sealed to a device that asks again.
     ///
     /// A wrong `Unconfirmed` is found by [`record`](Self::record). A wrong `Active` tells a device
     /// that it may use a certificate that the broker refuses; a wrong `Ended` sends it through the
     /// whole flow again.
-    fn certificate_to_confirm(
+    fn sealed_certificate(
         &mut self,
         ek: &EkId,
         sha256: &[u8; 32],
         now: OffsetDateTime,
-    ) -> Result<ToConfirm, StoreError>;
+    ) -> Result<SealedOnRecord, StoreError>;
 
     /// The EKs to which a shared key was offered under this device id. More than one only if the id
     /// changed hands; admission knows whose it is now.
@@ -78,11 +78,10 @@ pub trait Store: Send {
     fn shared_key_holders(&mut self, device: &DeviceId)
     -> Result<Vec<SharedKeyHolder>, StoreError>;
 
-    /// What an operator granted to an EK.
+    /// Whether an EK is on the enrolment list.
     ///
-    /// A wrong `Some` trusts an EK that nobody vouches for, until [`record`](Self::record) asks
-    /// again; a wrong `None` refuses a device.
-    fn granted(&mut self, ek: &EkId) -> Result<Option<Enrolment>, StoreError>;
+    /// It is for people who ask: what is decided is decided by a [`snapshot`](Self::snapshot).
+    fn is_enrolled(&mut self, ek: &EkId) -> Result<bool, StoreError>;
 
     /// What a certificate with this serial number and digest, which somebody shows as this
     /// device's, is worth now.

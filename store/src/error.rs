@@ -14,9 +14,6 @@ pub enum StoreError {
         "{0} holds a CA already, and a copy never overwrites one: empty it, or choose another"
     )]
     NotEmpty(String),
-    /// A certificate that is to wait cannot be encrypted.
-    #[error(transparent)]
-    Encrypt(assay_ca_core::Fault),
     /// A file cannot be made or read.
     #[error(transparent)]
     File(#[from] std::io::Error),

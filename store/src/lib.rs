@@ -18,17 +18,16 @@ mod error;
 mod random;
 mod retention;
 mod revocation;
-mod shared_keys;
-mod snapshot;
 mod tables;
 mod trust;
+mod writes;
 
 pub mod postgres;
 pub mod sqlite;
 
-pub use act::{Act, Entry, FirstUse, KeyOffer, Recorded};
+pub use act::{Act, Basis, Entry, IdInQuestion, Question, Recorded, Snapshot};
 pub use audit::{AuditEntry, AuditRow, Change, Whom};
-pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
+pub use certificates::{CertificateRow, CertificateStatus, DeviceRow};
 pub use copy::{Progress, copy};
 pub use credentials::{Credential, CredentialRow};
 pub use database::{Database, Status};
@@ -39,10 +38,6 @@ pub use error::StoreError;
 pub use postgres::Settings as PostgresSettings;
 pub use retention::{Pruned, Retention};
 pub use revocation::{Changes, RevokedCertificates};
-pub use shared_keys::SharedKeyHolder;
-pub use snapshot::{ActiveCertificate, Basis, Question, Snapshot, WaitingCertificate};
-// Until every caller works on the contract. `contract::Store` and `snapshot::IdInQuestion` take
-// their names then.
-pub use snapshot::IdInQuestion as OwnedIdInQuestion;
-pub use sqlite::{IdInQuestion, Sqlite as Store, Transaction};
+// Until every caller works on `contract::Store`, which takes the name then.
+pub use sqlite::{Sqlite as Store, Transaction};
 pub use trust::{AnchorRow, AnchorsVersion, Trusted};

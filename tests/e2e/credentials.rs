@@ -182,8 +182,8 @@ fn forge(lab: &Lab, uri: &str, serial: &str) -> Result<PathBuf> {
         .arg("-out")
         .arg(&request))?;
     let usages = format!(
-        "subjectAltName=URI:{uri}\nextendedKeyUsage=clientAuth\nkeyUsage=digitalSignature\\
-         nbasicConstraints=CA:false\n"
+        "subjectAltName=URI:{uri}\nextendedKeyUsage=clientAuth\nkeyUsage=digitalSignature\n\
+         basicConstraints=CA:false\n"
     );
     fs::write(&extensions, usages)?;
     let issuing = lab.dir.path().join("issuing");

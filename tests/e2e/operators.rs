@@ -100,8 +100,8 @@ fn eks_in_every_form_are_imported_from_one_csv_file() -> Result<()> {
     let eks = (0..5).map(|_| Ek::new()).collect::<Result<Vec<_>>>()?;
     let csv = format!(
         "\u{feff}status, registration_id \
-         ,endorsement_key,reprovision,legacy_dps_ek,plain_srk\r\ndisabled,pump-0,{},never,false,\\
-         r\n,pump-1,{},,,\r\n\r\nenabled,,{},reuse,,true\r\n,pump-3,\"{}\",,,false\r\n,pump-4,{},\
+         ,endorsement_key,reprovision,legacy_dps_ek,plain_srk\r\ndisabled,pump-0,{},never,false,\r\n\
+         ,pump-1,{},,,\r\n\r\nenabled,,{},reuse,,true\r\n,pump-3,\"{}\",,,false\r\n,pump-4,{},\
          reissue,,\r\n",
         eks[0].azure(),
         BASE64.encode(&eks[1].tpmt_public()),

@@ -323,8 +323,8 @@ fn serial(file: &Path) -> Result<String> {
 
 /// A new certificate and key for the broker, by the service CA.
 fn replace_server_certificate(dir: &AssayDir) -> Result<()> {
-    let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\\
-                      nkeyUsage=critical,digitalSignature\n";
+    let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n\
+                      keyUsage=critical,digitalSignature\n";
     let certificate = certify(dir, "server", "/CN=broker", "service", extensions)?;
     fs::write(
         dir.path().join("server.pem"),

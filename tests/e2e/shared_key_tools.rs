@@ -4,10 +4,11 @@ use std::fs;
 
 use anyhow::{Result, bail, ensure};
 use assay_ca_core::{
-    Admitted, Enrolment, MasterSecret, ParentEvidence, Records, SharedKey, TrustAnchors, TrustedEk,
+    Admitted, AdmittedParent, Enrolment, KeyOffer, MasterSecret, ParentEvidence, Profile, Records,
+    SharedKey, TrustAnchors, TrustedEk,
 };
 use assay_tests::{EkKind, Swtpm, trusted_vendor};
-use assay_wire::{ActivationReply, ParentBundle, Scope};
+use assay_wire::{ActivationReply, Flow, ParentBundle, Scope};
 use rand_core::UnwrapErr;
 use time::OffsetDateTime;
 
@@ -186,12 +187,24 @@ impl Ca {
         let now = OffsetDateTime::now_utc();
         let trusted =
             TrustedEk::verify(&evidence.ek, &TrustAnchors::default(), Some(&enrolment), now)?;
-        let records = Records { enrolment: Some(enrolment), ..Records::default() };
-        let admitted = Admitted::decide(trusted, None, &records)?;
-        let parent = admitted.parent(evidence.parent()?, &records)?;
+        let records = Records {
+            disabled: false,
+            enrolment: Some(enrolment),
+            registration: None,
+            recent_unconfirmed: 0,
+            shared_key: None,
+            recent_generations: 0,
+            id_holder: None,
+            other_ek: None,
+        };
+        let profile = Profile::default().with_flows(vec![Flow::SharedKey])?;
+        let admitted = Admitted::decide(profile.offer()?, trusted, &records)?;
+        let parent = AdmittedParent::decide(&admitted, evidence.parent()?, &records)?;
+        let offer = KeyOffer::decide(admitted, parent, &records)?;
         let mut rng = UnwrapErr(getrandom::SysRng);
-        let reply = admitted.activation(&parent, &self.scope, &self.master, 1, &mut rng)?;
-        Ok((reply, self.master.key(&self.scope, admitted.device_id(), &evidence.ek.ek_id(), 1)))
+        let reply = offer.activation(&self.scope, &self.master, &mut rng)?;
+        let (device_id, ek_id) = (offer.device_id(), evidence.ek.ek_id());
+        Ok((reply, self.master.key(&self.scope, device_id, &ek_id, 1)))
     }
 }
 

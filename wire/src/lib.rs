@@ -41,8 +41,8 @@ pub use bytes::{
 mod message;
 pub use message::{
     ActivationReply, Bundle, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError,
-    EkPublic, MAX_MESSAGE, ParentBundle, Proof, Receipt, Reply, ReplyBody, Request, RequestBody,
-    SealedCertificate, SealedReply, Ticket,
+    EkPublic, Head, MAX_MESSAGE, ParentBundle, Proof, Receipt, Reply, ReplyBody, Request,
+    RequestBody, SealedCertificate, SealedReply, Ticket,
 };
 
 mod printable;

@@ -382,7 +382,17 @@ impl Request {
     /// # Errors
     /// Everything but the one encoding of a request; see [`DecodeError`].
     pub fn decode(message: &[u8]) -> Result<Self, DecodeError> {
-        let (kind, id, mut d) = decode_head(message)?;
+        Self::decode_after(&Head::read(message)?, message)
+    }
+
+    /// The same for a message whose head was read before.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn decode_after(head: &Head, message: &[u8]) -> Result<Self, DecodeError> {
+        let Head { kind, id, body_at } = *head;
+        let mut d = Decoder::new(message);
+        d.set_position(body_at);
         let body = match kind {
             Self::CHALLENGE => RequestBody::Challenge(d.decode()?),
             Self::CERTIFY => RequestBody::Certify(d.decode()?),
@@ -396,17 +406,41 @@ impl Request {
         only_encoding(message, request.encode())?;
         Ok(request)
     }
+}
 
-    /// Whether a request says that it is the last of its flow (*certify*, *confirm*), of which the
-    /// CA has to decide less than of a first one. It may be unreadable all the same.
-    pub fn is_last(message: &[u8]) -> bool {
-        matches!(decode_head(message), Ok((Self::CERTIFY | Self::CONFIRM, ..)))
+/// The beginning of a message: its kind and its id. The rest may be unreadable all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    kind: u64,
+    id: RequestId,
+    body_at: usize,
+}
+
+impl Head {
+    /// Reads the beginning of a message that anybody may have published.
+    ///
+    /// # Errors
+    /// The message is longer than [`MAX_MESSAGE`], or does not begin like one.
+    pub fn read(message: &[u8]) -> Result<Self, DecodeError> {
+        if message.len() > MAX_MESSAGE {
+            return Err(DecodeError::Oversize(Limit { length: message.len(), limit: MAX_MESSAGE }));
+        }
+        let mut d = Decoder::new(message);
+        if d.array()? != Some(3) {
+            return Err(DecodeError::Malformed("not an array of three".into()));
+        }
+        Ok(Self { kind: d.u64()?, id: d.decode()?, body_at: d.position() })
     }
 
-    /// The id of a request that may be otherwise unreadable, so that its sender learns what is
-    /// wrong.
-    pub fn id_of(message: &[u8]) -> RequestId {
-        decode_head(message).map_or(RequestId::NIL, |(_, id, _)| id)
+    /// The message's id.
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// Whether a request finishes a flow (*certify*, *confirm*). The CA has to decide less of it than
+    /// of one that starts a flow.
+    pub fn finishes_a_flow(&self) -> bool {
+        matches!(self.kind, Request::CERTIFY | Request::CONFIRM)
     }
 }
 
@@ -437,7 +471,9 @@ impl Reply {
     /// # Errors
     /// Everything but the one encoding of a reply; see [`DecodeError`].
     pub fn decode(message: &[u8]) -> Result<Self, DecodeError> {
-        let (kind, id, mut d) = decode_head(message)?;
+        let Head { kind, id, body_at } = Head::read(message)?;
+        let mut d = Decoder::new(message);
+        d.set_position(body_at);
         let body = match kind {
             Self::PROBLEM => ReplyBody::Problem(d.decode()?),
             Self::CHALLENGE => ReplyBody::Challenge(d.decode()?),
@@ -500,17 +536,6 @@ fn encode(kind: u64, id: RequestId, body: &impl Encode<()>) -> Vec<u8> {
         .and_then(|e| e.encode(body))
         .unwrap();
     message
-}
-
-fn decode_head(message: &[u8]) -> Result<(u64, RequestId, Decoder<'_>), DecodeError> {
-    if message.len() > MAX_MESSAGE {
-        return Err(DecodeError::Oversize(Limit { length: message.len(), limit: MAX_MESSAGE }));
-    }
-    let mut d = Decoder::new(message);
-    if d.array()? != Some(3) {
-        return Err(DecodeError::Malformed("not an array of three".into()));
-    }
-    Ok((d.u64()?, d.decode()?, d))
 }
 
 fn only_encoding(message: &[u8], encoded: Vec<u8>) -> Result<(), DecodeError> {

@@ -2,7 +2,7 @@
 
 use assay_wire::{
     ActivationReply, Bundle, Bytes, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError,
-    EkId, EkPublic, MAX_MESSAGE, ParentBundle, Problem, ProblemCode, Proof, Receipt, Reply,
+    EkId, EkPublic, Head, MAX_MESSAGE, ParentBundle, Problem, ProblemCode, Proof, Receipt, Reply,
     ReplyBody, Request, RequestBody, RequestId, SealedCertificate, SealedReply, Ticket,
 };
 
@@ -483,8 +483,8 @@ fn the_id_of_an_unreadable_request_is_found_if_it_is_there() {
         Err(DecodeError::UnknownKind(300)),
         "to be answered with `unsupported`"
     );
-    assert_eq!(Request::id_of(&unknown_kind), id());
-    assert_eq!(Request::id_of(b"\xff"), RequestId::NIL);
+    assert_eq!(Head::read(&unknown_kind).unwrap().id(), id());
+    assert!(Head::read(b"\xff").is_err());
 }
 
 #[test]
@@ -498,10 +498,18 @@ fn a_ticket_never_shows_in_debug_output() {
 fn last_requests_of_a_flow_are_told_apart_by_their_head_alone() {
     for (request, encoded) in requests() {
         let is_last = matches!(request.body, RequestBody::Certify(_) | RequestBody::Confirm(_));
-        assert_eq!(Request::is_last(&encoded), is_last, "{request:?}");
-        assert_eq!(Request::is_last(&encoded[..20]), is_last, "{request:?}");
+        assert_eq!(
+            Head::read(&encoded).is_ok_and(|head| head.finishes_a_flow()),
+            is_last,
+            "{request:?}"
+        );
+        assert_eq!(
+            Head::read(&encoded[..20]).is_ok_and(|head| head.finishes_a_flow()),
+            is_last,
+            "{request:?}"
+        );
     }
-    assert!(!Request::is_last(&[]));
+    assert!(!Head::read(&[]).is_ok_and(|head| head.finishes_a_flow()));
 }
 
 #[test]

@@ -3,14 +3,15 @@
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::template::ParentArea;
 use assay_ca_core::{
-    Admitted, AuthenticatedDevice, BoundKey, Candidate, Confirmation, EkEvidence, Evidence,
-    FIRST_GENERATION, IssuedCertificate, MasterSecret, ParentEvidence, Prepared, Profile,
-    ProvenDevice, Readmitted, Records, SharedKeyOnRecord, Token, TrustedEk, Unconfirmed,
+    Admitted, AdmittedParent, Assurance, BoundKey, Candidate, Certification, Challenge,
+    Confirmation, Confirming, EkEvidence, Evidence, FIRST_GENERATION, FlowKind, Issued, KeyOffer,
+    Login, MasterSecret, ParentEvidence, Prepared, Profile, Proven, ProvenDevice, Readmitted,
+    Records, SealedFlow, SealedOnRecord, Sealing, SharedKeyFlow, SharedKeyHolder,
+    SharedKeyOnRecord, TicketFlow, Token, TrustedEk, Unconfirmed, Unproven,
 };
 use assay_wire::{
-    ActivationReply, Bundle, CertificateReply, ChallengeReply, ConfirmedReply, DeviceId, EkId,
-    EkPublic, Flow, ParentBundle, Proof, Reply, ReplyBody, Request, RequestBody, RequestId,
-    SealedCertificate, SealedReply,
+    ActivationReply, Bundle, ChallengeReply, ConfirmedReply, EkId, EkPublic, Flow, ParentBundle,
+    Proof, Reply, ReplyBody, Request, RequestBody, RequestId, SealedCertificate, SealedReply,
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize};
@@ -79,7 +80,7 @@ impl World {
             issuing_key,
             master,
             profile,
-            records: Records::default(),
+            records: nothing_on_record(),
         }
     }
 
@@ -118,14 +119,19 @@ impl World {
         TrustedEk::verify(evidence, &self.ca.anchors, None, now()).unwrap()
     }
 
-    pub(crate) fn admit(&self, ek: TrustedEk, requested: Option<&DeviceId>) -> Admitted {
-        Admitted::decide(ek, requested, &self.records).unwrap()
+    pub(crate) fn admit<F: FlowKind>(&self, ek: TrustedEk) -> Admitted<F> {
+        Admitted::decide(offered(), ek, &self.records).unwrap()
     }
 
-    pub(crate) fn challenge(&self, admitted: &Admitted, ik: &BoundKey) -> ChallengeReply {
-        admitted
-            .challenge(ik, &self.ca.scope, &self.ca.ticket_key, now(), &mut CountingRng::new())
+    pub(crate) fn challenge(
+        &self,
+        admitted: &Admitted<TicketFlow>,
+        ik: &BoundKey,
+    ) -> ChallengeReply {
+        let Ca { scope, ticket_key, .. } = &self.ca;
+        Challenge::new(admitted, ik, scope, ticket_key, now(), &mut CountingRng::new())
             .unwrap()
+            .into_reply()
     }
 
     pub(crate) fn prove(&self, proof: &Proof) -> ProvenDevice {
@@ -133,17 +139,25 @@ impl World {
     }
 
     pub(crate) fn readmit(&self, device: ProvenDevice) -> Readmitted {
-        device.readmit(&self.records).unwrap()
+        Readmitted::decide(device, &self.records).unwrap()
     }
 
-    pub(crate) fn prepare(&self, device: Readmitted) -> Prepared {
-        Prepared::new(device, &self.profile, &self.ca.issuer, now(), &mut CountingRng::new())
-            .unwrap()
+    pub(crate) fn prepare(&self, device: Readmitted) -> Prepared<Proven> {
+        let (profile, issuer) = (&self.profile, &self.ca.issuer);
+        Prepared::<Proven>::new(device, profile, issuer, now(), &mut CountingRng::new()).unwrap()
     }
 
-    pub(crate) fn prepare_unproven(&self, candidate: &Candidate) -> Prepared {
-        Prepared::unproven(
+    pub(crate) fn candidate(&self, admitted: &Admitted<SealedFlow>, ik: &BoundKey) -> Candidate {
+        Candidate::decide(admitted, ik, &self.ca.scope, &self.records, now()).unwrap()
+    }
+
+    pub(crate) fn plan_sealing(&self, candidate: Candidate) -> Sealing {
+        Sealing::plan(
             candidate,
+            &self.records,
+            None,
+            &[],
+            &self.ca.ticket_key,
             &self.profile,
             &self.ca.issuer,
             now(),
@@ -152,24 +166,22 @@ impl World {
         .unwrap()
     }
 
-    pub(crate) fn candidate(&self, admitted: &Admitted, ik: &BoundKey) -> Candidate {
-        admitted.candidate(ik, &self.ca.scope, &self.records, now()).unwrap()
+    /// Signs and seals.
+    pub(crate) fn seal(&self, sealing: Sealing) -> (SealedReply, Issued<Unproven>) {
+        let Ca { issuer, ticket_key, .. } = &self.ca;
+        let (reply, issued) =
+            sealing.sign(issuer, ticket_key, now(), &mut CountingRng::new()).unwrap();
+        (reply, issued.unwrap())
     }
 
-    pub(crate) fn seal(&self, candidate: &Candidate, certificate: &[u8]) -> SealedReply {
-        let chain = self.ca.issuer.chain(certificate).unwrap();
-        let confirm_by = now() + self.profile.confirm_within();
-        candidate
-            .seal(chain, confirm_by, &self.ca.ticket_key, now(), &mut CountingRng::new())
-            .unwrap()
-    }
-
-    pub(crate) fn activate(&self, admitted: &Admitted, parent: &ParentArea) -> ActivationReply {
-        let parent = admitted.parent(parent.clone(), &self.records).unwrap();
-        let generation = admitted.generation(&parent, &self.records).unwrap();
-        admitted
-            .activation(&parent, &self.ca.scope, &self.master, generation, &mut CountingRng::new())
-            .unwrap()
+    pub(crate) fn activate(
+        &self,
+        admitted: Admitted<SharedKeyFlow>,
+        parent: &ParentArea,
+    ) -> ActivationReply {
+        let parent = AdmittedParent::decide(&admitted, parent.clone(), &self.records).unwrap();
+        let offer = KeyOffer::decide(admitted, parent, &self.records).unwrap();
+        offer.activation(&self.ca.scope, &self.master, &mut CountingRng::new()).unwrap()
     }
 
     /// A message that begins a flow.
@@ -228,10 +240,17 @@ impl World {
         else {
             unreachable!()
         };
-        let prepared = self.prepare(self.readmit(self.prove(&proof)));
-        let issued = self.ca.issuer.sign(prepared).unwrap();
-        let chain = self.ca.issuer.chain(&issued.der).unwrap();
-        Self::reply(id, ReplyBody::Certificate(CertificateReply { chain }))
+        let certification = Certification::plan(
+            self.prove(&proof),
+            &self.records,
+            None,
+            &self.profile,
+            &self.ca.issuer,
+            now(),
+            &mut CountingRng::new(),
+        );
+        let (reply, _) = certification.unwrap().sign(&self.ca.issuer).unwrap();
+        Self::reply(id, ReplyBody::Certificate(reply))
     }
 
     fn answer_enroll(&self, message: &[u8]) -> (Vec<u8>, Unconfirmed) {
@@ -240,25 +259,23 @@ impl World {
             unreachable!()
         };
         let (admitted, ik) = self.apply(bundle);
-        let candidate = self.candidate(&admitted, &ik);
-        candidate.check_quota(&self.records).unwrap();
-        let prepared = self.prepare_unproven(&candidate);
-        let issued = self.ca.issuer.sign(prepared).unwrap();
-        let reply = self.seal(&candidate, &issued.der);
-        let unconfirmed = Self::unconfirmed(&issued, candidate.ik_id());
-        (Self::reply(id, ReplyBody::Sealed(reply)), unconfirmed)
+        let (reply, issued) = self.seal(self.plan_sealing(self.candidate(&admitted, &ik)));
+        (Self::reply(id, ReplyBody::Sealed(reply)), Self::unconfirmed(&issued))
     }
 
     /// What the store says of a sealed certificate.
-    pub(crate) fn unconfirmed(issued: &IssuedCertificate, ik_id: [u8; 32]) -> Unconfirmed {
+    pub(crate) fn unconfirmed(issued: &Issued<Unproven>) -> Unconfirmed {
+        let facts = issued.facts();
         Unconfirmed {
-            serial: issued.serial,
-            device_id: issued.device_id.clone(),
-            ek_id: issued.ek_id,
-            ik_id,
-            assurance: issued.assurance,
+            serial: facts.serial,
+            device_id: facts.device_id.clone(),
+            ek_id: facts.ek_id,
+            ik_id: facts.ik_id,
+            assurance: facts.assurance,
             issued_at: now(),
-            confirm_by: issued.confirm_by.unwrap(),
+            confirm_by: facts.confirm_by.unwrap(),
+            sha256: issued.sha256(),
+            encrypted: issued.encrypted(),
         }
     }
 
@@ -269,11 +286,13 @@ impl World {
         };
         let confirmation =
             Confirmation::verify(&proof, &self.ca.scope, &self.ca.ticket_key, now()).unwrap();
-        unconfirmed.clone().confirm(&self.records, now()).unwrap();
-        Self::reply(
-            id,
-            ReplyBody::Confirmed(ConfirmedReply { receipt: confirmation.into_receipt() }),
-        )
+        let (certificate, records) = (unconfirmed.clone(), self.records.clone());
+        let sealed = SealedOnRecord::Unconfirmed { certificate, records };
+        let key = &self.ca.ticket_key;
+        let plan = Confirming::plan(confirmation, sealed, key, now()).unwrap();
+        let Confirming::New(confirmed) = plan else { unreachable!() };
+        let receipt = confirmed.receipt().clone();
+        Self::reply(id, ReplyBody::Confirmed(ConfirmedReply { receipt }))
     }
 
     fn answer_register(&self, message: &[u8]) -> Vec<u8> {
@@ -284,16 +303,16 @@ impl World {
         let evidence = ParentEvidence::parse(bundle).unwrap();
         let ek = self.trust(&evidence.ek);
         let parent = evidence.parent().unwrap();
-        let admitted = self.admit(ek, evidence.ek.requested_device_id());
-        let reply = self.activate(&admitted, &parent);
+        let admitted = self.admit(ek);
+        let reply = self.activate(admitted, &parent);
         Self::reply(id, ReplyBody::Activation(reply))
     }
 
-    fn apply(&self, bundle: Bundle) -> (Admitted, BoundKey) {
+    fn apply<F: FlowKind>(&self, bundle: Bundle) -> (Admitted<F>, BoundKey) {
         let evidence = Evidence::parse(bundle).unwrap();
         let ek = self.trust(&evidence.ek);
         let ik = BoundKey::verify(&evidence).unwrap();
-        (self.admit(ek, evidence.ek.requested_device_id()), ik)
+        (self.admit(ek), ik)
     }
 
     /// A device's user name and token, and its EK.
@@ -313,19 +332,17 @@ impl World {
     }
 
     /// What the CA does at every connection of a device with a shared key.
-    pub(crate) fn login(
-        &self,
-        (user_name, token, ek): &(String, String, EkId),
-    ) -> AuthenticatedDevice {
+    pub(crate) fn login(&self, (user_name, token, ek_id): &(String, String, EkId)) -> Login {
         let token = Token::parse(user_name, token.as_bytes()).unwrap();
         let shared_key = Some(SharedKeyOnRecord {
             generation: FIRST_GENERATION,
             is_used: true,
             plain_srk_generation: 0,
         });
-        let generations = Records { shared_key, ..Records::default() }.accepted_generations();
-        AuthenticatedDevice::verify(token, &self.ca.scope, &self.master, *ek, &generations, now())
-            .unwrap()
+        let records = Records { shared_key, ..nothing_on_record() };
+        let holder = SharedKeyHolder { ek_id: *ek_id, assurance: Assurance::VendorCertificate };
+        let (scope, master) = (&self.ca.scope, &self.master);
+        Login::decide(offered(), &token, &holder, scope, master, &records, now()).unwrap()
     }
 
     /// Does what the TPM of a device does with a sealed certificate.
@@ -351,7 +368,7 @@ impl World {
     pub(crate) fn proof(&self) -> Proof {
         let evidence = self.device.evidence();
         let (ek, ik) = (self.trust(&evidence.ek), BoundKey::verify(&evidence).unwrap());
-        let admitted = self.admit(ek, None);
+        let admitted = self.admit(ek);
         let challenge = self.challenge(&admitted, &ik);
         self.device.answer(&challenge)
     }

@@ -3,12 +3,13 @@
 use std::time::Duration as StdDuration;
 
 use assay_ca_core::{
-    Assurance, Authority, Fault, ISSUING_LIFETIME, IssuedCertificate, Issuer, IssuerError,
-    Prepared, Profile, Readmitted, Records,
+    Assurance, Authority, Fault, ISSUING_LIFETIME, Issued, Issuer, IssuerError, Prepared, Profile,
+    Proven, Readmitted, Records,
 };
 use assay_wire::Identity;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
+use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
@@ -17,7 +18,7 @@ use crate::fixture::*;
 
 fn readmitted(ca: &mut Ca, device: &Device, records: &Records) -> Readmitted {
     let challenge = ca.challenge(device, records).unwrap();
-    ca.prove(&device.answer(&challenge)).unwrap().readmit(records).unwrap()
+    Readmitted::decide(ca.prove(&device.answer(&challenge)).unwrap(), records).unwrap()
 }
 
 fn issue_at(
@@ -25,23 +26,24 @@ fn issue_at(
     device: &Device,
     records: &Records,
     time: OffsetDateTime,
-) -> IssuedCertificate {
+) -> Issued<Proven> {
     let readmitted = readmitted(ca, device, records);
     let prepared =
-        Prepared::new(readmitted, &Profile::default(), &ca.issuer, time, &mut ca.rng).unwrap();
-    ca.issuer.sign(prepared).unwrap()
+        Prepared::<Proven>::new(readmitted, &Profile::default(), &ca.issuer, time, &mut ca.rng)
+            .unwrap();
+    Issued::<Proven>::sign(prepared, &ca.issuer).unwrap()
 }
 
-fn issue() -> (Ca, Device, IssuedCertificate) {
+fn issue() -> (Ca, Device, Issued<Proven>) {
     let vendor = Vendor::new("Acme");
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
-    let issued = issue_at(&mut ca, &device, &Records::default(), now());
+    let issued = issue_at(&mut ca, &device, &nothing_on_record(), now());
     (ca, device, issued)
 }
 
 fn verify(
     ca: &Ca,
-    leaf: &CertificateDer<'_>,
+    leaf: &[u8],
     usage: KeyUsage,
     time: OffsetDateTime,
 ) -> Result<(), webpki::Error> {
@@ -51,7 +53,8 @@ fn verify(
         chain[1..].iter().map(|der| CertificateDer::from(der.to_vec())).collect();
     let time =
         UnixTime::since_unix_epoch(StdDuration::from_secs(time.unix_timestamp().unsigned_abs()));
-    let end_entity = EndEntityCert::try_from(leaf)?;
+    let leaf = CertificateDer::from(leaf);
+    let end_entity = EndEntityCert::try_from(&leaf)?;
     end_entity
         .verify_for_usage(
             webpki::ALL_VERIFICATION_ALGS,
@@ -68,8 +71,8 @@ fn verify(
 #[test]
 fn chain_verifies_for_clients_only() {
     let (ca, _, issued) = issue();
-    verify(&ca, &issued.der, KeyUsage::client_auth(), now()).unwrap();
-    verify(&ca, &issued.der, KeyUsage::server_auth(), now()).unwrap_err();
+    verify(&ca, issued.der(), KeyUsage::client_auth(), now()).unwrap();
+    verify(&ca, issued.der(), KeyUsage::server_auth(), now()).unwrap_err();
 }
 
 #[test]
@@ -79,22 +82,22 @@ fn every_kind_of_ik_is_certified() {
     for (area, ik) in [p256_ik(), p384_ik(), rsa_ik()] {
         let mut device = Device::of(&vendor);
         (device.ik_area, device.csr) = (area, csr(&ik));
-        let issued = issue_at(&mut ca, &device, &Records::default(), now());
-        let (_, certificate) = X509Certificate::from_der(&issued.der).unwrap();
+        let issued = issue_at(&mut ca, &device, &nothing_on_record(), now());
+        let (_, certificate) = X509Certificate::from_der(issued.der()).unwrap();
         assert_eq!(
             certificate.public_key().raw,
             rcgen::PublicKeyData::subject_public_key_info(&ik)
         );
-        verify(&ca, &issued.der, KeyUsage::client_auth(), now()).unwrap();
+        verify(&ca, issued.der(), KeyUsage::client_auth(), now()).unwrap();
     }
 }
 
 #[test]
 fn profile_decides_and_the_csr_does_not() {
     let (_, device, issued) = issue();
-    let (_, certificate) = X509Certificate::from_der(&issued.der).unwrap();
+    let (_, certificate) = X509Certificate::from_der(issued.der()).unwrap();
     let device_id = device.evidence().ek.derived_device_id();
-    assert_eq!(issued.device_id, device_id);
+    assert_eq!(issued.facts().device_id, device_id);
     assert_eq!(certificate.subject().to_string(), format!("CN={device_id}"));
     assert!(!certificate.is_ca());
     let usage = certificate.key_usage().unwrap().unwrap().value;
@@ -118,19 +121,20 @@ fn profile_decides_and_the_csr_does_not() {
 #[test]
 fn record_agrees_with_the_certificate() {
     let (_, device, issued) = issue();
-    let (_, certificate) = X509Certificate::from_der(&issued.der).unwrap();
-    assert_eq!(certificate.raw_serial(), issued.serial);
-    assert_eq!(certificate.validity().not_before.to_datetime(), issued.not_before);
-    assert_eq!(certificate.validity().not_after.to_datetime(), issued.not_after);
-    assert_eq!(certificate.public_key().raw, issued.ik_spki);
-    assert_eq!(issued.ek_id, device.ek.key().ek_id());
+    let (_, certificate) = X509Certificate::from_der(issued.der()).unwrap();
+    assert_eq!(certificate.raw_serial(), issued.facts().serial);
+    assert_eq!(certificate.validity().not_before.to_datetime(), issued.facts().not_before);
+    assert_eq!(certificate.validity().not_after.to_datetime(), issued.facts().not_after);
+    assert_eq!(Sha256::digest(certificate.public_key().raw)[..], issued.facts().ik_id);
+    assert_eq!(issued.facts().ek_id, device.ek.key().ek_id());
 }
 
 #[test]
 fn identity_reads_back() {
     let (ca, _, issued) = issue();
-    let expected = Identity::Device { scope: ca.scope, device_id: issued.device_id };
-    assert_eq!(identity_in(&issued.der), expected);
+    let expected =
+        Identity::Device { scope: ca.scope, device_id: issued.facts().device_id.clone() };
+    assert_eq!(identity_in(issued.der()), expected);
 }
 
 /// TCG TPM 2.0 Keys for Device Identity and Attestation 1.0, 8.
@@ -148,7 +152,7 @@ fn hardware_is_named_after_the_ek_certificate() {
         });
     let upper = |bytes: &[u8]| data_encoding::HEXUPPER.encode(bytes);
     let serial = format!("41434D45:{}:{}", upper(authority.unwrap().0), upper(ek.raw_serial()));
-    let digest = upper(&<sha2::Sha256 as sha2::Digest>::digest(ek_certificate));
+    let digest = upper(&Sha256::digest(ek_certificate));
     let [hardware, permanent] = other_names(&issued);
     // HardwareModuleName { hwType tcg-tpm20, hwSerialNum }; PermanentIdentifier { value, assigner
     // ekPermIdSha256 }.
@@ -164,19 +168,18 @@ fn hardware_of_an_enrolled_ek_is_named_after_the_key() {
     let vendor = Vendor::new("Acme");
     // Its certificate is untrusted, so nothing of it may show.
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&Vendor::new("Impostor")));
-    let records = Records { enrolment: Some(enrolled()), ..Records::default() };
+    let records = Records { enrolment: Some(enrolled()), ..nothing_on_record() };
     let issued = issue_at(&mut ca, &device, &records, now());
-    assert_eq!(issued.assurance, Assurance::EnrolmentList);
+    assert_eq!(issued.facts().assurance, Assurance::EnrolmentList);
     let [hardware, permanent] = other_names(&issued);
     assert!(hardware.ends_with(device.ek.key().ek_id().as_bytes()));
-    let digest =
-        <sha2::Sha256 as sha2::Digest>::digest([b"EkPubkey", &device.ek.key().spki()[..]].concat());
+    let digest = Sha256::digest([b"EkPubkey", &device.ek.key().spki()[..]].concat());
     assert_eq!(permanent[4..68], *data_encoding::HEXUPPER.encode(&digest).as_bytes());
 }
 
 /// The values of the two otherNames, in their order.
-fn other_names(issued: &IssuedCertificate) -> [Vec<u8>; 2] {
-    let (_, certificate) = X509Certificate::from_der(&issued.der).unwrap();
+fn other_names(issued: &Issued<Proven>) -> [Vec<u8>; 2] {
+    let (_, certificate) = X509Certificate::from_der(issued.der()).unwrap();
     let names = certificate.subject_alternative_name().unwrap().unwrap();
     let values: Vec<(String, Vec<u8>)> = names
         .value
@@ -200,9 +203,9 @@ fn other_names(issued: &IssuedCertificate) -> [Vec<u8>; 2] {
 fn policy_tells_how_the_ek_was_trusted() {
     let vendor = Vendor::new("Acme");
     let (mut ca, mut device) = (Ca::trusting(&vendor), Device::of(&vendor));
-    let by_vendor = policy(&issue_at(&mut ca, &device, &Records::default(), now()));
+    let by_vendor = policy(&issue_at(&mut ca, &device, &nothing_on_record(), now()));
     device.ek_certificates.clear();
-    let records = Records { enrolment: Some(enrolled()), ..Records::default() };
+    let records = Records { enrolment: Some(enrolled()), ..nothing_on_record() };
     let by_list = policy(&issue_at(&mut ca, &device, &records, now()));
     // The content bytes of 2.25.17810284399213771715162782413901505794, and one arc below.
     let arc = data_encoding::HEXLOWER.decode(b"699ae691b4a5caea9ef3a1ebb8d4fc8bceca02").unwrap();
@@ -210,8 +213,8 @@ fn policy_tells_how_the_ek_was_trusted() {
     assert_eq!(by_list, [&arc[..], &[2]].concat());
 }
 
-fn policy(issued: &IssuedCertificate) -> Vec<u8> {
-    let (_, certificate) = X509Certificate::from_der(&issued.der).unwrap();
+fn policy(issued: &Issued<Proven>) -> Vec<u8> {
+    let (_, certificate) = X509Certificate::from_der(issued.der()).unwrap();
     certificate
         .extensions()
         .iter()
@@ -230,10 +233,16 @@ fn serials_are_positive_sort_by_time_and_differ() {
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..50 {
-        let readmitted = readmitted(&mut ca, &device, &Records::default());
-        let prepared =
-            Prepared::new(readmitted, &Profile::default(), &ca.issuer, now(), &mut ca.rng).unwrap();
-        let serial = prepared.record().serial;
+        let readmitted = readmitted(&mut ca, &device, &nothing_on_record());
+        let prepared = Prepared::<Proven>::new(
+            readmitted,
+            &Profile::default(),
+            &ca.issuer,
+            now(),
+            &mut ca.rng,
+        )
+        .unwrap();
+        let serial = prepared.serial();
         assert_eq!(serial[..6], [&[0x40], &now().unix_timestamp().to_be_bytes()[3..]].concat());
         assert!(seen.insert(serial));
     }
@@ -244,12 +253,13 @@ fn validity_is_that_of_the_profile() {
     let vendor = Vendor::new("Acme");
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
     let later = now() + Duration::days(1) + Duration::milliseconds(1);
-    let readmitted = readmitted(&mut ca, &device, &Records::default());
+    let readmitted = readmitted(&mut ca, &device, &nothing_on_record());
     let profile = Profile::new(Duration::days(30), Duration::minutes(10)).unwrap();
-    let prepared = Prepared::new(readmitted, &profile, &ca.issuer, later, &mut ca.rng).unwrap();
-    let issued = ca.issuer.sign(prepared).unwrap();
-    assert_eq!(issued.not_before, now() + Duration::days(1) - Duration::minutes(10));
-    assert_eq!(issued.not_after, now() + Duration::days(31));
+    let prepared =
+        Prepared::<Proven>::new(readmitted, &profile, &ca.issuer, later, &mut ca.rng).unwrap();
+    let issued = Issued::<Proven>::sign(prepared, &ca.issuer).unwrap();
+    assert_eq!(issued.facts().not_before, now() + Duration::days(1) - Duration::minutes(10));
+    assert_eq!(issued.facts().not_after, now() + Duration::days(31));
 }
 
 #[test]
@@ -257,12 +267,17 @@ fn certificate_does_not_outlive_the_issuing_ca() {
     let vendor = Vendor::new("Acme");
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
     let issuing_ends = now() + ISSUING_LIFETIME;
-    let issued = issue_at(&mut ca, &device, &Records::default(), issuing_ends - Duration::days(1));
-    assert_eq!(issued.not_after, issuing_ends);
+    let issued = issue_at(&mut ca, &device, &nothing_on_record(), issuing_ends - Duration::days(1));
+    assert_eq!(issued.facts().not_after, issuing_ends);
 
-    let readmitted = readmitted(&mut ca, &device, &Records::default());
-    let late =
-        Prepared::new(readmitted, &Profile::default(), &ca.issuer, issuing_ends, &mut ca.rng);
+    let readmitted = readmitted(&mut ca, &device, &nothing_on_record());
+    let late = Prepared::<Proven>::new(
+        readmitted,
+        &Profile::default(),
+        &ca.issuer,
+        issuing_ends,
+        &mut ca.rng,
+    );
     assert!(matches!(late, Err(Fault::IssuerExpired { .. })));
 }
 
@@ -271,9 +286,11 @@ fn certificate_is_not_older_than_the_issuing_ca() {
     let vendor = Vendor::new("Acme");
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
     let profile = Profile::new(Duration::days(30), Profile::MAX_BACKDATE).unwrap();
-    let readmitted = readmitted(&mut ca, &device, &Records::default());
-    let prepared = Prepared::new(readmitted, &profile, &ca.issuer, now(), &mut ca.rng).unwrap();
-    assert_eq!(prepared.record().not_before, now() - Duration::hours(1));
+    let readmitted = readmitted(&mut ca, &device, &nothing_on_record());
+    let prepared =
+        Prepared::<Proven>::new(readmitted, &profile, &ca.issuer, now(), &mut ca.rng).unwrap();
+    let issued = Issued::<Proven>::sign(prepared, &ca.issuer).unwrap();
+    assert_eq!(issued.facts().not_before, now() - Duration::hours(1));
 }
 
 #[test]
@@ -319,7 +336,7 @@ fn issuer_is_believed_under_the_root_that_signed_it_while_it_is_valid() {
 #[test]
 fn issuer_knows_what_it_has_signed() {
     let (ca, _, issued) = issue();
-    assert!(ca.issuer.has_signed(&issued.der));
+    assert!(ca.issuer.has_signed(issued.der()));
     let mut rng = CountingRng::new();
     // Of the same name, but with another key.
     let other = Authority::root("Test", now(), &mut rng)
@@ -328,7 +345,7 @@ fn issuer_knows_what_it_has_signed() {
         .unwrap()
         .to_pem();
     let other = Issuer::from_pem(&other.certificate, &other.key).unwrap();
-    assert!(!other.has_signed(&issued.der) && !other.has_signed(b"no certificate"));
+    assert!(!other.has_signed(issued.der()) && !other.has_signed(b"no certificate"));
 }
 
 /// Whom a certificate names in its one URI.

@@ -1,8 +1,8 @@
 //! What a claim and its ticket are good for, and for how long.
 
 use assay_ca_core::{
-    CLAIM_LIFETIME, CLOCK_SKEW, CertificateOnRecord, Enrolment, ProvenDevice, QUOTA, Records,
-    Registration, Rejection, TicketKey,
+    CLAIM_LIFETIME, CLOCK_SKEW, CertificateOnRecord, Enrolment, ProvenDevice, QUOTA, Readmitted,
+    Records, Registration, Rejection, TicketKey,
 };
 use assay_wire::{EkId, ProblemCode, Proof, Ticket};
 use time::Duration;
@@ -13,7 +13,7 @@ use crate::fixture::*;
 fn answered() -> (Ca, Device, Proof) {
     let vendor = Vendor::new("Acme");
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
-    let challenge = ca.challenge(&device, &Records::default()).unwrap();
+    let challenge = ca.challenge(&device, &nothing_on_record()).unwrap();
     let request = device.answer(&challenge);
     (ca, device, request)
 }
@@ -39,7 +39,7 @@ fn every_kind_of_ek_proves_every_kind_of_ik() {
         for (area, ik) in [p256_ik(), p384_ik(), rsa_ik()] {
             let mut device = Device::with_ek(&vendor, SoftwareEk::golden(kind));
             (device.ik_area, device.csr) = (area, csr(&ik));
-            let challenge = ca.challenge(&device, &Records::default()).unwrap();
+            let challenge = ca.challenge(&device, &nothing_on_record()).unwrap();
             ca.prove(&device.answer(&challenge)).unwrap();
         }
     }
@@ -124,7 +124,7 @@ fn claim_from_the_future_is_refused_beyond_the_skew_of_clocks() {
 fn credential_is_bound_to_the_name_of_the_ik() {
     let vendor = Vendor::new("Acme");
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
-    let challenge = ca.challenge(&device, &Records::default()).unwrap();
+    let challenge = ca.challenge(&device, &nothing_on_record()).unwrap();
     let credential = assay_ca_core::tpm::credential::Credential {
         id_object: challenge.credential_blob.to_vec(),
         encrypted_seed: challenge.encrypted_seed.to_vec(),
@@ -146,18 +146,20 @@ mod readmission {
 
     fn readmit(records: &Records) -> Result<(), ProblemCode> {
         let (ca, _, request) = answered();
-        ca.prove(&request).unwrap().readmit(records).map(drop).map_err(|rejection| rejection.code())
+        Readmitted::decide(ca.prove(&request).unwrap(), records)
+            .map(drop)
+            .map_err(|rejection| rejection.code())
     }
 
     #[test]
     fn device_is_readmitted_if_nothing_changed() {
-        readmit(&Records::default()).unwrap();
+        readmit(&nothing_on_record()).unwrap();
     }
 
     #[test]
     fn device_that_was_disabled_meanwhile_is_refused() {
         assert_eq!(
-            readmit(&Records { disabled: true, ..Records::default() }),
+            readmit(&Records { disabled: true, ..nothing_on_record() }),
             Err(ProblemCode::DeviceDisabled)
         );
     }
@@ -166,7 +168,7 @@ mod readmission {
     fn device_whose_id_was_taken_meanwhile_is_refused() {
         let id_holder = Some(EkId::from([7; 32]));
         assert_eq!(
-            readmit(&Records { id_holder, ..Records::default() }),
+            readmit(&Records { id_holder, ..nothing_on_record() }),
             Err(ProblemCode::DeviceIdTaken)
         );
     }
@@ -178,23 +180,23 @@ mod readmission {
         let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
         let named =
             Enrolment { device_id: Some("pump-17".parse().unwrap()), ..Enrolment::default() };
-        let before = Records { enrolment: Some(named), ..Records::default() };
+        let before = Records { enrolment: Some(named), ..nothing_on_record() };
         let request = device.answer(&ca.challenge(&device, &before).unwrap());
-        let readmit = |records: &Records| ca.prove(&request).unwrap().readmit(records);
+        let readmit = |records: &Records| Readmitted::decide(ca.prove(&request).unwrap(), records);
         readmit(&before).unwrap();
-        let refusal = readmit(&Records::default()).unwrap_err();
+        let refusal = readmit(&nothing_on_record()).unwrap_err();
         assert!(matches!(refusal, Rejection::DeviceIdWithdrawn { .. }), "{refusal}");
         assert_eq!(
             refusal.code(),
             ProblemCode::ClaimExpired,
             "it begins again, and learns what is due to it now"
         );
-        let disabled = readmit(&Records { disabled: true, ..Records::default() }).unwrap_err();
+        let disabled = readmit(&Records { disabled: true, ..nothing_on_record() }).unwrap_err();
         assert_eq!(disabled.code(), ProblemCode::DeviceDisabled, "it is not to begin again");
         let renamed =
             Enrolment { device_id: Some("pump-18".parse().unwrap()), ..Enrolment::default() };
         let refusal =
-            readmit(&Records { enrolment: Some(renamed), ..Records::default() }).unwrap_err();
+            readmit(&Records { enrolment: Some(renamed), ..nothing_on_record() }).unwrap_err();
         assert_eq!(refusal.code(), ProblemCode::DeviceIdNotEnrolled);
     }
 
@@ -206,7 +208,7 @@ mod readmission {
             recent_certificates: 1,
         });
         assert_eq!(
-            readmit(&Records { registration, ..Records::default() }),
+            readmit(&Records { registration, ..nothing_on_record() }),
             Err(ProblemCode::EkRegistered)
         );
     }
@@ -223,19 +225,19 @@ mod readmission {
                 certificate,
                 recent_certificates,
             };
-            Records { registration: Some(registration), ..Records::default() }
+            Records { registration: Some(registration), ..nothing_on_record() }
         };
         let (other_ik, this_ik) = ([7; 32], proven().ik_id());
         let (later, earlier) = (now() + Duration::seconds(1), now() - Duration::seconds(1));
-        let refusal = proven().readmit(&registered(other_ik, later)).unwrap_err();
+        let refusal = Readmitted::decide(proven(), &registered(other_ik, later)).unwrap_err();
         assert!(matches!(refusal, Rejection::ClaimOutdated { .. }), "{refusal}");
         assert_eq!(refusal.code(), ProblemCode::ClaimExpired);
         assert!(
-            proven().readmit(&registered(other_ik, now())).is_err(),
+            Readmitted::decide(proven(), &registered(other_ik, now())).is_err(),
             "as old as the certificate"
         );
-        proven().readmit(&registered(other_ik, earlier)).unwrap();
-        proven().readmit(&registered(this_ik, later)).unwrap();
+        Readmitted::decide(proven(), &registered(other_ik, earlier)).unwrap();
+        Readmitted::decide(proven(), &registered(this_ik, later)).unwrap();
     }
 
     #[test]
@@ -247,7 +249,7 @@ mod readmission {
                 Some(CertificateOnRecord { ik_id, issued_at: now() - Duration::hours(1) });
             let device_id = proven.device_id().clone();
             let registration = Some(Registration { device_id, certificate, recent_certificates });
-            proven.readmit(&Records { registration, ..Records::default() }).map(drop)
+            Readmitted::decide(proven, &Records { registration, ..nothing_on_record() }).map(drop)
         };
         let problem = readmit([7; 32], QUOTA).unwrap_err().problem();
         assert_eq!(problem.code, ProblemCode::QuotaExceeded);
@@ -261,7 +263,7 @@ mod readmission {
         let enrolment =
             Some(Enrolment { device_id: Some("pump-1".parse().unwrap()), ..Enrolment::default() });
         assert_eq!(
-            readmit(&Records { enrolment, ..Records::default() }),
+            readmit(&Records { enrolment, ..nothing_on_record() }),
             Err(ProblemCode::DeviceIdNotEnrolled)
         );
     }
@@ -271,10 +273,11 @@ mod readmission {
         let vendor = Vendor::new("Acme");
         let (mut ca, mut device) = (Ca::trusting(&vendor), Device::of(&vendor));
         device.ek_certificates.clear();
-        let records = Records { enrolment: Some(enrolled()), ..Records::default() };
+        let records = Records { enrolment: Some(enrolled()), ..nothing_on_record() };
         let request = device.answer(&ca.challenge(&device, &records).unwrap());
-        ca.prove(&request).unwrap().readmit(&records).unwrap();
-        let refusal = ca.prove(&request).unwrap().readmit(&Records::default()).unwrap_err();
+        Readmitted::decide(ca.prove(&request).unwrap(), &records).unwrap();
+        let refusal =
+            Readmitted::decide(ca.prove(&request).unwrap(), &nothing_on_record()).unwrap_err();
         assert_eq!(refusal.code(), ProblemCode::EkNotEnrolled);
     }
 }

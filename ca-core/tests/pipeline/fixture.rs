@@ -6,10 +6,11 @@ use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::{AreaKey, Name, ObjectAttributes, PublicArea};
 use assay_ca_core::tpm::template::{EkArea, ParentArea};
 use assay_ca_core::{
-    Admitted, AdmittedParent, Authority, BoundKey, Enrolment, Evidence, Issuer, ProvenDevice,
-    Records, Rejection, TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
+    Admitted, AdmittedParent, Authority, BoundKey, Challenge, Enrolment, Evidence, FlowKind,
+    Issuer, Offered, Profile, ProvenDevice, Records, Rejection, SharedKeyFlow, TicketFlow,
+    TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
 };
-use assay_wire::{Bundle, ChallengeReply, DeviceId, Proof, Scope, Ticket};
+use assay_wire::{Bundle, ChallengeReply, DeviceId, Flow, Proof, Scope, Ticket};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, agree};
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rsa::{
@@ -305,9 +306,10 @@ impl SoftwareParent {
     }
 
     /// The same for a device whose operator allows any parent.
-    pub(crate) fn admitted(&self, device: &Admitted) -> AdmittedParent {
+    pub(crate) fn admitted(&self, device: &Admitted<SharedKeyFlow>) -> AdmittedParent {
         let enrolment = Some(Enrolment { plain_srk: true, ..Enrolment::default() });
-        device.parent(self.recognised(), &Records { enrolment, ..Records::default() }).unwrap()
+        let records = Records { enrolment, ..nothing_on_record() };
+        AdmittedParent::decide(device, self.recognised(), &records).unwrap()
     }
 
     /// TPM2_Import (TPM 2.0 Part 3, 13.3) of an object with the public area `public`; `None` where
@@ -552,9 +554,22 @@ impl Ca {
         TrustedEk::verify(&Evidence::parse(device.request())?.ek, &self.anchors, enrolment, now())
     }
 
-    pub(crate) fn admit(&self, device: &Device, records: &Records) -> Result<Admitted, Rejection> {
+    pub(crate) fn admit(
+        &self,
+        device: &Device,
+        records: &Records,
+    ) -> Result<Admitted<TicketFlow>, Rejection> {
+        self.admit_to(device, records)
+    }
+
+    /// The same for another flow.
+    pub(crate) fn admit_to<F: FlowKind>(
+        &self,
+        device: &Device,
+        records: &Records,
+    ) -> Result<Admitted<F>, Rejection> {
         let ek = self.trust(device, records.enrolment.as_ref())?;
-        Admitted::decide(ek, device.device_id.as_ref(), records)
+        Admitted::decide(offered(), ek, records)
     }
 
     /// Everything up to the challenge.
@@ -565,7 +580,9 @@ impl Ca {
     ) -> Result<ChallengeReply, Rejection> {
         let admitted = self.admit(device, records)?;
         let ik = BoundKey::verify(&device.evidence())?;
-        Ok(admitted.challenge(&ik, &self.scope, &self.ticket_key, now(), &mut self.rng).unwrap())
+        let (scope, key) = (&self.scope, &self.ticket_key);
+        let challenge = Challenge::new(&admitted, &ik, scope, key, now(), &mut self.rng);
+        Ok(challenge.unwrap().into_reply())
     }
 
     pub(crate) fn prove(&self, request: &Proof) -> Result<ProvenDevice, Rejection> {
@@ -575,4 +592,23 @@ impl Ca {
 
 pub(crate) fn enrolled() -> Enrolment {
     Enrolment::default()
+}
+
+/// What is on record of an EK that never came before.
+pub(crate) fn nothing_on_record() -> Records {
+    Records {
+        disabled: false,
+        enrolment: None,
+        registration: None,
+        recent_unconfirmed: 0,
+        shared_key: None,
+        recent_generations: 0,
+        id_holder: None,
+        other_ek: None,
+    }
+}
+
+/// Any flow, of a scope that offers all.
+pub(crate) fn offered<F: FlowKind>() -> Offered<F> {
+    Profile::default().with_flows(Flow::ALL.to_vec()).unwrap().offer().unwrap()
 }

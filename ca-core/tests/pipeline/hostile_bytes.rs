@@ -4,7 +4,7 @@
 use assay_ca_core::key::PublicKey;
 use assay_ca_core::tpm::public::PublicArea;
 use assay_ca_core::tpm::template::{EkArea, IkArea, ParentArea};
-use assay_ca_core::{BoundKey, EkIdentity, Evidence, Records, TrustedEk, VendorCertificate};
+use assay_ca_core::{BoundKey, EkIdentity, Evidence, TrustedEk, VendorCertificate};
 use assay_wire::{Bundle, EkPublic, Proof};
 
 use crate::fixture::*;
@@ -92,7 +92,7 @@ fn requests() {
 fn claims() {
     let vendor = Vendor::new("Acme");
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&vendor));
-    let challenge = ca.challenge(&device, &Records::default()).unwrap();
+    let challenge = ca.challenge(&device, &nothing_on_record()).unwrap();
     let answer = device.answer(&challenge);
     for bytes in damaged(&answer.claim) {
         let request = Proof { claim: bytes.try_into().unwrap(), ticket: answer.ticket.clone() };

@@ -821,13 +821,13 @@ mod admission {
         let mut device = Device::of(&vendor);
         device.ek.area = golden_area("software-p256");
         device.ek_certificates = vendor.certify(&device.ek.key(), |_| ());
-        let admitted = Ca::trusting(&vendor).admit(&device, &Records::default()).unwrap();
+        let admitted = Ca::trusting(&vendor).admit(&device, &nothing_on_record()).unwrap();
         use sha2::Digest;
         let digest = sha2::Sha256::digest(golden("software-p256.tpm2b"));
         let expected = data_encoding::BASE32_NOPAD.encode(&digest).to_lowercase();
         assert_eq!(admitted.device_id().as_str(), expected);
         // And may ask for it.
-        Ca::trusting(&vendor).admit(&device.asking_for(&expected), &Records::default()).unwrap();
+        Ca::trusting(&vendor).admit(&device.asking_for(&expected), &nothing_on_record()).unwrap();
     }
 
     /// An EK certificate is no secret and vouches for the key only, so another template must not
@@ -838,9 +838,9 @@ mod admission {
         for kind in ["rsa2048", "p256"] {
             let mut device = Device::with_ek(&vendor, SoftwareEk::golden(kind));
             let ca = Ca::trusting(&vendor);
-            let low = ca.admit(&device, &Records::default()).unwrap();
+            let low = ca.admit(&device, &nothing_on_record()).unwrap();
             device.ek.area = on_high_range(device.ek.area);
-            let high = ca.admit(&device, &Records::default()).unwrap();
+            let high = ca.admit(&device, &nothing_on_record()).unwrap();
             assert_eq!(low.device_id(), high.device_id(), "{kind}");
         }
     }
@@ -849,7 +849,7 @@ mod admission {
     fn device_gets_the_id_of_its_enrolment_and_keeps_that_of_its_registration() {
         let vendor = Vendor::new("Acme");
         let device = Device::of(&vendor);
-        let mut records = Records { enrolment: named("pump-1"), ..Records::default() };
+        let mut records = Records { enrolment: named("pump-1"), ..nothing_on_record() };
         assert_eq!(
             Ca::trusting(&vendor).admit(&device, &records).unwrap().device_id().as_str(),
             "pump-1"
@@ -869,7 +869,7 @@ mod admission {
     fn disabled_device_is_refused() {
         let vendor = Vendor::new("Acme");
         let device = Device::of(&vendor);
-        let stranger = Records { disabled: true, ..Records::default() };
+        let stranger = Records { disabled: true, ..nothing_on_record() };
         let enrolled = Records { enrolment: Some(enrolled()), ..stranger.clone() };
         let registered = Records { registration: registered("pump-1"), ..stranger.clone() };
         for records in [stranger, enrolled, registered] {
@@ -886,7 +886,7 @@ mod admission {
         let device = Device::of(&vendor).asking_for("pump-1");
         // Even if an enrolment grants it.
         let id_holder = Some(EkId::from(OTHER));
-        let records = Records { id_holder, enrolment: named("pump-1"), ..Records::default() };
+        let records = Records { id_holder, enrolment: named("pump-1"), ..nothing_on_record() };
         assert_eq!(
             code(Ca::trusting(&vendor).admit(&device, &records)),
             ProblemCode::DeviceIdTaken
@@ -898,7 +898,7 @@ mod admission {
         let vendor = Vendor::new("Acme");
         let device = Device::of(&vendor).asking_for("pump-1");
         let refusal = |id_holder| {
-            let records = Records { id_holder, ..Records::default() };
+            let records = Records { id_holder, ..nothing_on_record() };
             Ca::trusting(&vendor).admit(&device, &records).unwrap_err()
         };
         assert_eq!(refusal(Some(EkId::from(OTHER))), refusal(None));
@@ -911,7 +911,7 @@ mod admission {
         let device = Device::of(&vendor).asking_for("pump-1");
         let id_holder = Some(device.evidence().ek.ek_id());
         let records =
-            Records { registration: registered("pump-1"), id_holder, ..Records::default() };
+            Records { registration: registered("pump-1"), id_holder, ..nothing_on_record() };
         Ca::trusting(&vendor).admit(&device, &records).unwrap();
     }
 
@@ -921,7 +921,7 @@ mod admission {
         let device = Device::of(&vendor).asking_for("pump-2");
         for id_holder in [None, Some(EkId::from(OTHER))] {
             let records =
-                Records { registration: registered("pump-1"), id_holder, ..Records::default() };
+                Records { registration: registered("pump-1"), id_holder, ..nothing_on_record() };
             assert_eq!(
                 code(Ca::trusting(&vendor).admit(&device, &records)),
                 ProblemCode::EkRegistered
@@ -934,7 +934,7 @@ mod admission {
         let vendor = Vendor::new("Acme");
         let device = Device::of(&vendor);
         let admit = |records: Records| Ca::trusting(&vendor).admit(&device, &records);
-        let other = Records { other_ek: Some(EkId::from(OTHER)), ..Records::default() };
+        let other = Records { other_ek: Some(EkId::from(OTHER)), ..nothing_on_record() };
         assert_eq!(code(admit(other.clone())), ProblemCode::OtherEkOnRecord);
         admit(Records { enrolment: Some(enrolled()), ..other.clone() }).unwrap();
         admit(Records { registration: registered("pump-1"), ..other.clone() }).unwrap();
@@ -946,7 +946,7 @@ mod admission {
         let vendor = Vendor::new("Acme");
         let device = Device::of(&vendor).asking_for("pump-2");
         for enrolment in [None, Some(enrolled()), named("pump-1")] {
-            let records = Records { enrolment, ..Records::default() };
+            let records = Records { enrolment, ..nothing_on_record() };
             assert_eq!(
                 code(Ca::trusting(&vendor).admit(&device, &records)),
                 ProblemCode::DeviceIdNotEnrolled

@@ -2,14 +2,16 @@
 
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::{
-    BoundKey, Candidate, CertificateOnRecord, Confirmation, EncryptedCertificate, Enrolment,
-    IssuedCertificate, Prepared, Profile, QUOTA, Records, Registration, Rejection, Reprovision,
-    TicketKey, Unconfirmed,
+    ActiveCertificate, BoundKey, Candidate, CertificateFacts, CertificateOnRecord, Confirmation,
+    Confirmed, Confirming, EncryptedCertificate, Enrolment, Failure, Issued, KeyOffer, Prepared,
+    Profile, Proven, QUOTA, Readmitted, Records, Registration, Rejection, Reprovision, SealedFlow,
+    SealedOnRecord, Sealing, SharedKeyFlow, Shown, TicketKey, Unconfirmed, Unproven,
 };
-use assay_wire::{EkId, ProblemCode, Proof, SealedCertificate, SealedReply, Ticket};
+use assay_wire::{EkId, ProblemCode, Proof, Receipt, SealedCertificate, SealedReply, Ticket};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::fixture::*;
 
@@ -17,7 +19,7 @@ use crate::fixture::*;
 struct Enrolled {
     ca: Ca,
     device: Device,
-    issued: IssuedCertificate,
+    issued: Issued<Unproven>,
     reply: SealedReply,
 }
 
@@ -28,16 +30,37 @@ impl Enrolled {
     }
 
     fn with(mut ca: Ca, device: Device) -> Self {
-        let candidate = candidate(&ca, &device, &Records::default()).unwrap();
-        let prepared =
-            Prepared::unproven(&candidate, &Profile::default(), &ca.issuer, now(), &mut ca.rng)
-                .unwrap();
-        let issued = ca.issuer.sign(prepared).unwrap();
-        let chain = ca.issuer.chain(&issued.der).unwrap();
-        let reply = candidate
-            .seal(chain, issued.confirm_by.unwrap(), &ca.ticket_key, now(), &mut ca.rng)
-            .unwrap();
-        Self { ca, device, issued, reply }
+        let (reply, issued) = seal(&mut ca, &device, &nothing_on_record(), None, &[], now());
+        Self { issued: issued.unwrap(), ca, device, reply }
+    }
+
+    /// The certificate, as its device reads it.
+    fn der(&self) -> Vec<u8> {
+        self.open(&self.reply).unwrap().chain[0].to_vec()
+    }
+
+    fn facts(&self) -> &CertificateFacts {
+        self.issued.facts()
+    }
+
+    fn confirm(
+        &self,
+        certificate: Unconfirmed,
+        records: &Records,
+        at: OffsetDateTime,
+    ) -> Result<Confirmed, Rejection> {
+        let confirmation = self.verify(&self.proof(), now())?;
+        Confirmed::decide(Shown::new(certificate, confirmation)?, records, &self.ca.ticket_key, at)
+    }
+
+    fn receipt(&self) -> Receipt {
+        let confirmation = self.verify(&self.proof(), now()).unwrap();
+        let active = SealedOnRecord::Active(self.facts().device_id.clone());
+        let key = &self.ca.ticket_key;
+        match Confirming::plan(confirmation, active, key, now()).unwrap() {
+            Confirming::OnRecord { reply, .. } => reply.receipt,
+            Confirming::New(_) => panic!("it is active already"),
+        }
     }
 
     fn open(&self, reply: &SealedReply) -> Option<SealedCertificate> {
@@ -53,21 +76,51 @@ impl Enrolled {
     }
 
     fn unconfirmed(&self) -> Unconfirmed {
+        let facts = self.facts();
         Unconfirmed {
-            serial: self.issued.serial,
-            device_id: self.issued.device_id.clone(),
-            ek_id: self.issued.ek_id,
-            ik_id: BoundKey::verify(&self.device.evidence()).unwrap().ik_id(),
-            assurance: self.issued.assurance,
+            serial: facts.serial,
+            device_id: facts.device_id.clone(),
+            ek_id: facts.ek_id,
+            ik_id: facts.ik_id,
+            assurance: facts.assurance,
             issued_at: now(),
-            confirm_by: self.issued.confirm_by.unwrap(),
+            confirm_by: facts.confirm_by.unwrap(),
+            sha256: self.issued.sha256(),
+            encrypted: self.issued.encrypted(),
         }
     }
 }
 
 fn candidate(ca: &Ca, device: &Device, records: &Records) -> Result<Candidate, Rejection> {
     let key = BoundKey::verify(&device.evidence())?;
-    ca.admit(device, records)?.candidate(&key, &ca.scope, records, now())
+    let admitted = ca.admit_to::<SealedFlow>(device, records)?;
+    Candidate::decide(&admitted, &key, &ca.scope, records, now())
+}
+
+/// What the sealed flow's first step answers, and the certificate if it is a new one.
+fn seal(
+    ca: &mut Ca,
+    device: &Device,
+    records: &Records,
+    active: Option<&ActiveCertificate>,
+    waiting: &[Unconfirmed],
+    at: OffsetDateTime,
+) -> (SealedReply, Option<Issued<Unproven>>) {
+    let sealing = plan(ca, device, records, active, waiting, at).unwrap();
+    sealing.sign(&ca.issuer, &ca.ticket_key, at, &mut ca.rng).unwrap()
+}
+
+fn plan(
+    ca: &mut Ca,
+    device: &Device,
+    records: &Records,
+    active: Option<&ActiveCertificate>,
+    waiting: &[Unconfirmed],
+    at: OffsetDateTime,
+) -> Result<Sealing, Failure> {
+    let candidate = candidate(ca, device, records)?;
+    let (key, issuer, profile) = (&ca.ticket_key, &ca.issuer, &Profile::default());
+    Sealing::plan(candidate, records, active, waiting, key, profile, issuer, at, &mut ca.rng)
 }
 
 /// Opens a reply as a device with the TPM of `tpm` does that believes to have the EK and the IK of
@@ -102,11 +155,12 @@ fn every_kind_of_ek_opens_its_sealed_certificate() {
         let device = Device::with_ek(&vendor, SoftwareEk::golden(kind));
         let enrolled = Enrolled::with(Ca::trusting(&vendor), device);
         let opened = enrolled.open(&enrolled.reply).unwrap();
-        assert_eq!(&*opened.chain[0], &enrolled.issued.der[..], "{kind}");
+        let (_, leaf) = X509Certificate::from_der(&opened.chain[0]).unwrap();
+        assert_eq!(leaf.raw_serial(), enrolled.facts().serial, "{kind}");
         let confirmation = enrolled.verify(&enrolled.proof(), now()).unwrap();
-        assert_eq!(confirmation.ek_id(), enrolled.issued.ek_id);
-        assert_eq!(confirmation.certificate_sha256()[..], Sha256::digest(&enrolled.issued.der)[..]);
-        let receipt = confirmation.into_receipt();
+        assert_eq!(confirmation.ek_id(), enrolled.facts().ek_id);
+        assert_eq!(confirmation.certificate_sha256()[..], enrolled.issued.sha256()[..]);
+        let receipt = enrolled.receipt();
         assert_eq!(Sha256::digest(receipt.as_bytes())[..], opened.receipt_sha256, "{kind}");
     }
 }
@@ -114,18 +168,18 @@ fn every_kind_of_ek_opens_its_sealed_certificate() {
 #[test]
 fn receipt_is_neither_the_ticket_nor_that_of_another_claim() {
     let enrolled = [Enrolled::new(), Enrolled::new()];
-    let [receipt, other] =
-        enrolled.each_ref().map(|one| one.verify(&one.proof(), now()).unwrap().into_receipt());
+    let [receipt, other] = enrolled.each_ref().map(Enrolled::receipt);
     assert_ne!(receipt.as_bytes(), enrolled[0].proof().ticket.as_bytes());
     assert_ne!(receipt, other);
 }
 
 #[test]
 fn nothing_in_the_reply_tells_of_the_certificate() {
-    let Enrolled { issued, reply, .. } = Enrolled::new();
+    let enrolled = Enrolled::new();
+    let (facts, der, reply) = (enrolled.facts(), enrolled.der(), &enrolled.reply);
     let seen =
         [&reply.claim[..], &reply.credential_blob, &reply.encrypted_seed, &reply.sealed].concat();
-    for encrypted in [issued.device_id.as_str().as_bytes(), &issued.serial, &issued.der[100..132]] {
+    for encrypted in [facts.device_id.as_str().as_bytes(), &facts.serial, &der[100..132]] {
         assert!(!seen.windows(encrypted.len()).any(|window| window == encrypted));
     }
 }
@@ -176,12 +230,11 @@ fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
 
 #[test]
 fn two_replies_for_one_certificate_have_nothing_in_common_that_is_encrypted() {
-    let Enrolled { mut ca, device, issued, reply } = Enrolled::new();
-    let candidate = candidate(&ca, &device, &Records::default()).unwrap();
-    let chain = ca.issuer.chain(&issued.der).unwrap();
-    let again = candidate
-        .seal(chain, issued.confirm_by.unwrap(), &ca.ticket_key, now(), &mut ca.rng)
-        .unwrap();
+    let enrolled = Enrolled::new();
+    let waiting = [enrolled.unconfirmed()];
+    let Enrolled { mut ca, device, reply, .. } = enrolled;
+    let (again, new) = seal(&mut ca, &device, &nothing_on_record(), None, &waiting, now());
+    assert!(new.is_none());
     assert_eq!(again.claim, reply.claim);
     assert_ne!(again.credential_blob, reply.credential_blob);
     assert_ne!(again.sealed[..NONCE_LEN], reply.sealed[..NONCE_LEN]);
@@ -190,34 +243,64 @@ fn two_replies_for_one_certificate_have_nothing_in_common_that_is_encrypted() {
 
 #[test]
 fn waiting_certificate_is_given_again_only_if_it_says_what_a_new_one_would_and_can_be_confirmed() {
-    let enrolled = Enrolled::new();
+    let mut enrolled = Enrolled::new();
     let named = |device_id: &str| {
         let device_id = Some(device_id.parse().unwrap());
         Records {
             enrolment: Some(Enrolment { device_id, ..Enrolment::default() }),
-            ..Records::default()
+            ..nothing_on_record()
         }
     };
-    let may_have = |waiting: &Unconfirmed, records: &Records, at| {
-        candidate(&enrolled.ca, &enrolled.device, records).unwrap().may_have(waiting, records, at)
-    };
-    let (waiting, records) = (enrolled.unconfirmed(), Records::default());
-    assert!(may_have(&waiting, &records, now()));
-    assert!(!may_have(&waiting, &named("pump-9"), now()), "another device id was granted");
-    assert!(!may_have(&waiting, &records, waiting.confirm_by), "too late");
+    let (waiting, records) = (enrolled.unconfirmed(), nothing_on_record());
     let newer = has_certificate(&enrolled, [7; 32], now() - Duration::SECOND);
+    let mut is_given_again = |waiting: &Unconfirmed, records: &Records, at| {
+        let waiting = std::slice::from_ref(waiting);
+        seal(&mut enrolled.ca, &enrolled.device, records, None, waiting, at).1.is_none()
+    };
+    assert!(is_given_again(&waiting, &records, now()));
+    assert!(!is_given_again(&waiting, &named("pump-9"), now()), "another device id was granted");
+    assert!(!is_given_again(&waiting, &records, waiting.confirm_by), "too late");
     let older = Unconfirmed { issued_at: now() - Duration::SECOND, ..waiting.clone() };
-    assert!(
-        may_have(&waiting, &newer, now()) && !may_have(&older, &newer, now()),
-        "older than the active one"
-    );
+    assert!(is_given_again(&waiting, &newer, now()));
+    assert!(!is_given_again(&older, &newer, now()), "older than the active one");
     let by_list =
         Unconfirmed { assurance: assay_ca_core::Assurance::EnrolmentList, ..waiting.clone() };
-    assert!(
-        !may_have(&by_list, &named(waiting.device_id.as_str()), now()),
-        "trusted for another reason"
-    );
-    assert!(!may_have(&Unconfirmed { ik_id: [7; 32], ..waiting }, &records, now()), "another IK");
+    let listed = named(waiting.device_id.as_str());
+    assert!(!is_given_again(&by_list, &listed, now()), "trusted for another reason");
+    let other_ik = Unconfirmed { ik_id: [7; 32], ..waiting.clone() };
+    assert!(!is_given_again(&other_ik, &records, now()), "another IK");
+    let other_ek = Unconfirmed { ek_id: EkId::from([7; 32]), ..waiting.clone() };
+    assert!(!is_given_again(&other_ek, &records, now()), "another EK");
+    let encrypted = EncryptedCertificate::new(vec![1; 100]);
+    let unreadable = Unconfirmed { encrypted, ..waiting };
+    assert!(!is_given_again(&unreadable, &records, now()), "under another ticket key");
+}
+
+#[test]
+fn certificate_in_force_is_sealed_again_and_none_is_issued() {
+    let Enrolled { mut ca, device, issued, .. } = Enrolled::new();
+    let challenge = ca.challenge(&device, &nothing_on_record()).unwrap();
+    let proven = ca.prove(&device.answer(&challenge)).unwrap();
+    let readmitted = Readmitted::decide(proven, &nothing_on_record()).unwrap();
+    let profile = Profile::default();
+    let prepared =
+        Prepared::<Proven>::new(readmitted, &profile, &ca.issuer, now(), &mut ca.rng).unwrap();
+    let certificate = Issued::<Proven>::sign(prepared, &ca.issuer).unwrap();
+    let active = ActiveCertificate {
+        serial: certificate.facts().serial,
+        ik_id: issued.facts().ik_id,
+        der: certificate.der().to_vec(),
+    };
+    let (reply, new) = seal(&mut ca, &device, &nothing_on_record(), Some(&active), &[], now());
+    assert!(new.is_none());
+    assert_eq!(*open(&device, &device, &device, &reply).unwrap().chain[0], active.der);
+
+    let other_ik = ActiveCertificate { ik_id: [7; 32], ..active.clone() };
+    let replaced = ActiveCertificate { der: ca.root.to_vec(), ..active };
+    for other in [other_ik, replaced] {
+        let (_, new) = seal(&mut ca, &device, &nothing_on_record(), Some(&other), &[], now());
+        assert!(new.is_some(), "{other:?}");
+    }
 }
 
 mod confirmation {
@@ -253,7 +336,7 @@ mod confirmation {
         let mixed = Proof { claim: other.reply.claim.clone(), ..enrolled.proof() };
         assert_eq!(code(enrolled.verify(&mixed, now())), ProblemCode::TicketRefused);
         let confirmation = enrolled.verify(&enrolled.proof(), now()).unwrap();
-        assert_ne!(confirmation.certificate_sha256()[..], Sha256::digest(&other.issued.der)[..]);
+        assert_ne!(*confirmation.certificate_sha256(), other.issued.sha256());
     }
 
     /// A ticket that the ticket flow gave must not confirm, nor the other way round, even for the
@@ -261,34 +344,36 @@ mod confirmation {
     #[test]
     fn claims_of_one_flow_prove_nothing_in_the_other() {
         let mut enrolled = Enrolled::new();
-        let challenge = enrolled.ca.challenge(&enrolled.device, &Records::default()).unwrap();
+        let challenge = enrolled.ca.challenge(&enrolled.device, &nothing_on_record()).unwrap();
         let answered = enrolled.device.answer(&challenge);
         assert_eq!(code(enrolled.verify(&answered, now())), ProblemCode::TicketRefused);
         assert_eq!(code(enrolled.ca.prove(&enrolled.proof())), ProblemCode::TicketRefused);
     }
 
     #[test]
-    fn certificate_that_waits_is_kept_from_whoever_has_not_the_ticket_key() {
+    fn certificate_that_waits_is_not_stored_in_clear() {
         let enrolled = Enrolled::new();
-        let (key, der, serial) =
-            (&enrolled.ca.ticket_key, &enrolled.issued.der, &enrolled.issued.serial);
-        let mut rng = CountingRng::new();
-        let (encrypted, other) = (
-            key.encrypt(der, serial, &mut rng).unwrap(),
-            key.encrypt(der, serial, &mut rng).unwrap(),
-        );
-        assert_ne!(encrypted, other, "each under a fresh nonce");
-        assert_eq!(key.decrypt(&encrypted, serial).unwrap(), der[..]);
+        let (der, stored) = (enrolled.der(), enrolled.issued.stored());
         let clear: std::collections::HashSet<_> = der.windows(8).collect();
-        assert!(!encrypted.as_bytes().windows(8).any(|window| clear.contains(window)));
-        assert_eq!(TicketKey::new([3; TicketKey::LEN]).decrypt(&encrypted, serial), None);
-        assert_eq!(key.decrypt(&encrypted, &[1; 16]), None, "in the place of another");
-        for byte in 0..encrypted.as_bytes().len() {
-            let mut changed = encrypted.as_bytes().to_vec();
-            changed[byte] ^= 1;
-            assert_eq!(key.decrypt(&EncryptedCertificate::new(changed), serial), None, "{byte}");
+        assert!(!stored.windows(8).any(|window| clear.contains(window)));
+        let confirmed = enrolled.confirm(enrolled.unconfirmed(), &nothing_on_record(), now());
+        assert_eq!(confirmed.unwrap().der(), der, "and is, once it is confirmed");
+    }
+
+    #[test]
+    fn confirmation_is_of_the_certificate_that_it_names_alone() {
+        let enrolled = Enrolled::new();
+        let certificate = enrolled.unconfirmed();
+        let others = [
+            Unconfirmed { sha256: [7; 32], ..certificate.clone() },
+            Unconfirmed { ek_id: EkId::from([7; 32]), ..certificate.clone() },
+            Unconfirmed { serial: [7; 16], ..certificate.clone() },
+            Unconfirmed { encrypted: EncryptedCertificate::new(vec![1; 99]), ..certificate },
+        ];
+        for other in others {
+            let refusal = enrolled.confirm(other, &nothing_on_record(), now()).unwrap_err();
+            assert!(matches!(refusal, Rejection::CertificateEnded { .. }), "{refusal}");
         }
-        assert_eq!(key.decrypt(&EncryptedCertificate::new(vec![1; 11]), serial), None);
     }
 
     #[test]
@@ -310,40 +395,45 @@ mod confirmation {
         let deadline = now() + Profile::default().confirm_within();
         enrolled.verify(&enrolled.proof(), deadline - Duration::SECOND).unwrap();
         assert_eq!(code(enrolled.verify(&enrolled.proof(), deadline)), ProblemCode::ClaimExpired);
-        enrolled.unconfirmed().confirm(&Records::default(), deadline - Duration::SECOND).unwrap();
-        assert_eq!(
-            code(enrolled.unconfirmed().confirm(&Records::default(), deadline)),
-            ProblemCode::ClaimExpired
-        );
+        let confirm = |at| enrolled.confirm(enrolled.unconfirmed(), &nothing_on_record(), at);
+        confirm(deadline - Duration::SECOND).unwrap();
+        assert_eq!(code(confirm(deadline)), ProblemCode::ClaimExpired);
     }
 
     #[test]
     fn device_that_is_no_longer_admitted_confirms_nothing() {
         let enrolled = Enrolled::new();
-        let confirm = |records: Records| code(enrolled.unconfirmed().confirm(&records, now()));
+        let confirm =
+            |records: Records| code(enrolled.confirm(enrolled.unconfirmed(), &records, now()));
         assert_eq!(
-            confirm(Records { disabled: true, ..Records::default() }),
+            confirm(Records { disabled: true, ..nothing_on_record() }),
             ProblemCode::DeviceDisabled
         );
         let id_holder = Some(EkId::from([7; 32]));
         assert_eq!(
-            confirm(Records { id_holder, ..Records::default() }),
+            confirm(Records { id_holder, ..nothing_on_record() }),
             ProblemCode::DeviceIdTaken
         );
         let of_list = Unconfirmed {
             assurance: assay_ca_core::Assurance::EnrolmentList,
             ..enrolled.unconfirmed()
         };
-        assert_eq!(code(of_list.confirm(&Records::default(), now())), ProblemCode::EkNotEnrolled);
+        assert_eq!(
+            code(enrolled.confirm(of_list, &nothing_on_record(), now())),
+            ProblemCode::EkNotEnrolled
+        );
     }
 
     #[test]
     fn certificate_older_than_the_active_one_is_not_confirmed() {
         let enrolled = Enrolled::new();
         let with_active = |issued_at| has_certificate(&enrolled, [7; 32], issued_at);
-        let refusal = enrolled.unconfirmed().confirm(&with_active(now()), now()).unwrap_err();
+        let refusal =
+            enrolled.confirm(enrolled.unconfirmed(), &with_active(now()), now()).unwrap_err();
         assert!(matches!(refusal, Rejection::ClaimOutdated { .. }), "{refusal}");
-        enrolled.unconfirmed().confirm(&with_active(now() - Duration::SECOND), now()).unwrap();
+        enrolled
+            .confirm(enrolled.unconfirmed(), &with_active(now() - Duration::SECOND), now())
+            .unwrap();
     }
 
     /// Times on record have no fractions: what is issued in the same second could never be
@@ -353,8 +443,9 @@ mod confirmation {
         let enrolled = Enrolled::new();
         let key = BoundKey::verify(&enrolled.device.evidence()).unwrap();
         let records = has_certificate(&enrolled, [7; 32], now());
-        let admitted = enrolled.ca.admit(&enrolled.device, &records).unwrap();
-        let candidate = |at| admitted.candidate(&key, &enrolled.ca.scope, &records, at);
+        let admitted = enrolled.ca.admit_to::<SealedFlow>(&enrolled.device, &records).unwrap();
+        let scope = &enrolled.ca.scope;
+        let candidate = |at| Candidate::decide(&admitted, &key, scope, &records, at);
         let refusal = candidate(now() + Duration::milliseconds(999)).unwrap_err();
         assert!(matches!(refusal, Rejection::ClaimOutdated { .. }), "{refusal}");
         candidate(now() + Duration::SECOND).unwrap();
@@ -364,20 +455,20 @@ mod confirmation {
 /// Records of a device with an active certificate.
 fn has_certificate(enrolled: &Enrolled, ik_id: [u8; 32], issued_at: OffsetDateTime) -> Records {
     let registration = Registration {
-        device_id: enrolled.issued.device_id.clone(),
+        device_id: enrolled.facts().device_id.clone(),
         certificate: Some(CertificateOnRecord { ik_id, issued_at }),
         recent_certificates: 1,
     };
-    Records { registration: Some(registration), ..Records::default() }
+    Records { registration: Some(registration), ..nothing_on_record() }
 }
 
 #[test]
 fn ek_with_too_many_unconfirmed_certificates_is_told_to_wait_and_may_use_the_ticket_flow() {
     let Enrolled { mut ca, device, .. } = Enrolled::new();
-    let records = |recent_unconfirmed| Records { recent_unconfirmed, ..Records::default() };
-    candidate(&ca, &device, &records(QUOTA - 1)).unwrap().check_quota(&records(QUOTA - 1)).unwrap();
-    let refusal =
-        candidate(&ca, &device, &records(QUOTA)).unwrap().check_quota(&records(QUOTA)).unwrap_err();
+    let records = |recent_unconfirmed| Records { recent_unconfirmed, ..nothing_on_record() };
+    plan(&mut ca, &device, &records(QUOTA - 1), None, &[], now()).unwrap();
+    let refusal = plan(&mut ca, &device, &records(QUOTA), None, &[], now()).unwrap_err();
+    let Failure::Rejection(refusal) = refusal else { panic!("{refusal}") };
     assert_eq!(refusal.code(), ProblemCode::QuotaExceeded);
     assert!(refusal.problem().retry_after.is_some());
     ca.challenge(&device, &records(QUOTA)).unwrap();
@@ -391,7 +482,7 @@ mod reprovisioning {
     fn with_policy(reprovision: Reprovision) -> Records {
         Records {
             enrolment: Some(Enrolment { reprovision, ..Enrolment::default() }),
-            ..Records::default()
+            ..nothing_on_record()
         }
     }
 
@@ -409,8 +500,8 @@ mod reprovisioning {
             let records = Records { enrolment: with_policy(policy).enrolment, ..old };
             let decisions = [
                 candidate(&enrolled.ca, &enrolled.device, &records).map(drop),
-                enrolled.unconfirmed().confirm(&records, now()).map(drop),
-                proven(&enrolled, &records).readmit(&records).map(drop),
+                enrolled.confirm(enrolled.unconfirmed(), &records, now()).map(drop),
+                Readmitted::decide(proven(&enrolled, &records), &records).map(drop),
             ];
             for decision in decisions {
                 match decision {
@@ -466,8 +557,9 @@ mod reprovisioning {
             ParentKind::Import => SoftwareParent::fresh_p256(),
             ParentKind::PlainSrk => SoftwareParent::fresh_p256().into_plain_srk(),
         };
-        let admitted = ca.admit(device, records).unwrap();
-        admitted.generation(&parent.admitted(&admitted), records)
+        let admitted = ca.admit_to::<SharedKeyFlow>(device, records).unwrap();
+        let parent = parent.admitted(&admitted);
+        KeyOffer::decide(admitted, parent, records).map(|offer| offer.record().generation())
     }
 
     /// What a plain SRK was offered may be known outside of the TPM, so an import parent is offered
@@ -613,7 +705,7 @@ mod revocation_list {
 
     #[test]
     fn names_what_it_was_given_and_is_signed_by_the_issuing_ca() {
-        let Enrolled { ca, issued, .. } = Enrolled::new();
+        let enrolled = Enrolled::new();
         let revoked = |serial, reason| Revoked {
             serial: [serial; 16],
             since: now() - Duration::HOUR,
@@ -624,10 +716,10 @@ mod revocation_list {
             revoked(0x42, RevocationReason::CertificateHold),
             revoked(0x43, RevocationReason::CessationOfOperation),
         ];
-        let list = ca.issuer.revocation_list(revoked, 7, now()).unwrap();
+        let list = enrolled.ca.issuer.revocation_list(revoked, 7, now()).unwrap();
         let (rest, list) = CertificateRevocationList::from_der(&list).unwrap();
         assert!(rest.is_empty());
-        let chain = ca.issuer.chain(&issued.der).unwrap();
+        let chain = enrolled.open(&enrolled.reply).unwrap().chain;
         let (_, issuing) = X509Certificate::from_der(&chain[1]).unwrap();
         list.verify_signature(issuing.public_key()).unwrap();
         assert_eq!(list.issuer().as_raw(), issuing.subject().as_raw());

@@ -8,7 +8,10 @@ use assay_ca_core::tpm::public::{
     AlgorithmId, AreaKey, CurveId, ObjectAttributes, PublicArea, Scheme,
 };
 use assay_ca_core::tpm::template::{ParentArea, ParentKind};
-use assay_ca_core::{MasterSecret, ParentEvidence, Records, Rejection};
+use assay_ca_core::{
+    AdmittedParent, KeyOffer, MasterSecret, ParentEvidence, Records, Rejection, SharedKeyFlow,
+    SharedKeyOnRecord,
+};
 use assay_wire::{ActivationReply, ParentBundle, ProblemCode};
 
 use crate::fixture::*;
@@ -32,8 +35,20 @@ fn master() -> MasterSecret {
 /// An activation of generation 1 for a device of a trusted vendor.
 fn activate(device: &Device, vendor: &Vendor, parent: &SoftwareParent) -> ActivationReply {
     let mut ca = Ca::trusting(vendor);
-    let admitted = ca.admit(device, &Records::default()).unwrap();
-    admitted.activation(&parent.admitted(&admitted), &ca.scope, &master(), 1, &mut ca.rng).unwrap()
+    offer(&ca, device, parent, None).activation(&ca.scope, &master(), &mut ca.rng).unwrap()
+}
+
+/// The offer to a device that has this key on record.
+fn offer(
+    ca: &Ca,
+    device: &Device,
+    parent: &SoftwareParent,
+    shared_key: Option<SharedKeyOnRecord>,
+) -> KeyOffer {
+    let records = Records { shared_key, ..nothing_on_record() };
+    let admitted = ca.admit_to::<SharedKeyFlow>(device, &records).unwrap();
+    let parent = parent.admitted(&admitted);
+    KeyOffer::decide(admitted, parent, &records).unwrap()
 }
 
 fn open_credential(
@@ -160,10 +175,12 @@ mod activation {
         let vendor = Vendor::new("Acme");
         let mut ca = Ca::trusting(&vendor);
         let (device, parent) = (Device::of(&vendor), SoftwareParent::fresh_p256());
-        let admitted = ca.admit(&device, &Records::default()).unwrap();
-        let to = parent.admitted(&admitted);
         let mut activation = |generation| {
-            admitted.activation(&to, &ca.scope, &master(), generation, &mut ca.rng).unwrap()
+            let on_record =
+                SharedKeyOnRecord { generation, is_used: false, plain_srk_generation: 0 };
+            let offer = offer(&ca, &device, &parent, Some(on_record));
+            assert_eq!(offer.record().generation(), generation);
+            offer.activation(&ca.scope, &master(), &mut ca.rng).unwrap()
         };
         let (first, again, next) = (activation(1), activation(1), activation(2));
         assert_eq!(first.key_public, again.key_public);
@@ -184,9 +201,9 @@ mod permission {
     fn ask(parent: &SoftwareParent, enrolment: Option<Enrolment>) -> Result<ParentKind, Rejection> {
         let vendor = Vendor::new("Acme");
         let ca = Ca::trusting(&vendor);
-        let records = Records { enrolment, ..Records::default() };
-        let admitted = ca.admit(&Device::of(&vendor), &records).unwrap();
-        admitted.parent(parent.recognised(), &records).map(|parent| parent.kind())
+        let records = Records { enrolment, ..nothing_on_record() };
+        let admitted = ca.admit_to::<SharedKeyFlow>(&Device::of(&vendor), &records).unwrap();
+        AdmittedParent::decide(&admitted, parent.recognised(), &records).map(|parent| parent.kind())
     }
 
     #[test]

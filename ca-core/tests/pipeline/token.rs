@@ -7,7 +7,7 @@ use assay_wire::{EkId, Scope};
 use data_encoding::BASE64;
 use time::{Duration, OffsetDateTime};
 
-use crate::fixture::now;
+use crate::fixture::{now, offered};
 
 const SCOPE: &str = "plant-7";
 const DEVICE: &str = "pump:1";
@@ -65,7 +65,7 @@ fn until(expires_at: OffsetDateTime) -> Fields {
 
 fn verify_at(text: &str, now: OffsetDateTime) -> Result<AuthenticatedDevice, TokenRefused> {
     let token = Token::parse(DEVICE, text.as_bytes())?;
-    AuthenticatedDevice::verify(token, &scope(), &master(), EkId::from(EK), &[3], now)
+    AuthenticatedDevice::verify(offered(), token, &scope(), &master(), EkId::from(EK), &[3], now)
 }
 
 fn verify(text: &str) -> Result<AuthenticatedDevice, TokenRefused> {
@@ -155,6 +155,7 @@ mod form {
                 }
                 let verified = Token::parse(DEVICE, &altered).and_then(|token| {
                     AuthenticatedDevice::verify(
+                        offered(),
                         token,
                         &scope(),
                         &master(),
@@ -446,6 +447,7 @@ mod checks {
     fn token_signed_with_the_key_of_another_ek_or_secret_is_refused() {
         let parse = || Token::parse(DEVICE, good().text().as_bytes()).unwrap();
         let refused = AuthenticatedDevice::verify(
+            offered(),
             parse(),
             &scope(),
             &master(),
@@ -455,8 +457,15 @@ mod checks {
         );
         assert!(matches!(refused, Err(TokenRefused::SignatureWrong { .. })));
         let other = MasterSecret::new([10; MasterSecret::LEN]);
-        let refused =
-            AuthenticatedDevice::verify(parse(), &scope(), &other, EkId::from(EK), &[3], now());
+        let refused = AuthenticatedDevice::verify(
+            offered(),
+            parse(),
+            &scope(),
+            &other,
+            EkId::from(EK),
+            &[3],
+            now(),
+        );
         assert!(matches!(refused, Err(TokenRefused::SignatureWrong { .. })));
     }
 
@@ -467,6 +476,7 @@ mod checks {
             let text = signed_by(DEVICE, generation, &fields.resource, &fields.expiry).text();
             let token = Token::parse(DEVICE, text.as_bytes()).unwrap();
             let device = AuthenticatedDevice::verify(
+                offered(),
                 token,
                 &scope(),
                 &master(),
@@ -484,6 +494,7 @@ mod checks {
         let verify = |generations: &[u32]| {
             let token = Token::parse(DEVICE, good().text().as_bytes()).unwrap();
             AuthenticatedDevice::verify(
+                offered(),
                 token,
                 &scope(),
                 &master(),

@@ -8,14 +8,15 @@ use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::Name;
 use assay_ca_core::{
-    Admitted, Assurance, AuthenticatedDevice, BoundKey, Confirmation, Evidence, FIRST_GENERATION,
-    MasterSecret, ParentEvidence, Prepared, Profile, ProvenDevice, Records, TicketKey, Token,
-    TrustedEk,
+    Admitted, AdmittedParent, Assurance, AuthenticatedDevice, BoundKey, Candidate, Confirmation,
+    Confirming, Evidence, FIRST_GENERATION, Issued, KeyOffer, MasterSecret, ParentEvidence,
+    Prepared, Profile, Proven, ProvenDevice, Readmitted, SealedFlow, SealedOnRecord, Sealing,
+    SharedKeyFlow, TicketFlow, TicketKey, Token, TrustedEk,
 };
 use assay_wire::{
     ActivationReply, Bundle, CertificateList, CertificateReply, ChallengeReply, ConfirmedReply,
-    DeviceId, EkId, EkPublic, Identity, ParentBundle, ProblemCode, Proof, Reply, ReplyBody,
-    Request, RequestBody, RequestId, Scope, SealedCertificate, SealedReply,
+    DeviceId, EkId, EkPublic, Identity, ParentBundle, ProblemCode, Proof, Receipt, Reply,
+    ReplyBody, Request, RequestBody, RequestId, Scope, SealedCertificate, SealedReply,
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey, UnparsedPublicKey, agree};
@@ -44,8 +45,7 @@ fn printed_challenge_request_passes_every_check_of_the_ca() {
     let ek = TrustedEk::verify(&evidence.ek, &anchors, None, now()).unwrap();
     assert_eq!((ek.template(), ek.assurance()), ("EK L-2 (P-256)", Assurance::VendorCertificate));
     BoundKey::verify(&evidence).unwrap();
-    let admitted =
-        Admitted::decide(ek, evidence.ek.requested_device_id(), &Records::default()).unwrap();
+    let admitted = Admitted::<TicketFlow>::decide(offered(), ek, &nothing_on_record()).unwrap();
     assert_eq!(*admitted.device_id(), example.device_id());
     assert_eq!(example.printed("EK id"), evidence.ek.ek_id().to_string());
 }
@@ -133,7 +133,7 @@ fn printed_confirm_request_confirms_the_certificate_in_the_box() {
     assert_eq!(confirmation.ek_id().to_string(), example.printed("EK id"));
     let opened = SealedCertificate::decode(&example.block("sealed-certificate")).unwrap();
     assert_eq!(confirmation.certificate_sha256()[..], Sha256::digest(&*opened.chain[0])[..]);
-    let receipt = confirmation.into_receipt();
+    let receipt = receipt_of(confirmation, &key);
     assert_eq!(example.value_in("sealed-values", "receipt"), receipt.as_bytes());
     let claim = example.confirm_request().claim;
     assert_eq!(
@@ -146,6 +146,15 @@ fn printed_confirm_request_confirms_the_certificate_in_the_box() {
     );
 }
 
+/// What the CA answers once the certificate is active.
+fn receipt_of(confirmation: Confirmation, key: &TicketKey) -> Receipt {
+    let active = SealedOnRecord::Active("pump-1".parse().unwrap());
+    match Confirming::plan(confirmation, active, key, now()).unwrap() {
+        Confirming::OnRecord { reply, .. } => reply.receipt,
+        Confirming::New(_) => panic!("it is active already"),
+    }
+}
+
 #[test]
 fn printed_register_request_passes_every_check_of_the_ca() {
     let example = Example::read();
@@ -154,13 +163,14 @@ fn printed_register_request_passes_every_check_of_the_ca() {
     assert_eq!(evidence.ek.ek_id(), in_full.ek.ek_id());
     let anchors = trusting([example.block("vendor-root").into()]);
     let ek = TrustedEk::verify(&evidence.ek, &anchors, None, now()).unwrap();
-    let admitted = Admitted::decide(ek, None, &Records::default()).unwrap();
+    let admitted = Admitted::<SharedKeyFlow>::decide(offered(), ek, &nothing_on_record()).unwrap();
     assert_eq!(*admitted.device_id(), example.activation_reply().device_id);
     let parent = evidence.parent().unwrap();
     assert_eq!(parent.template(), "import parent P-256");
     assert_eq!(example.value_in("shared-key-values", "parent Name"), parent.name().as_ref());
-    let parent = admitted.parent(parent, &Records::default()).unwrap();
-    assert_eq!(admitted.generation(&parent, &Records::default()).unwrap(), FIRST_GENERATION);
+    let parent = AdmittedParent::decide(&admitted, parent, &nothing_on_record()).unwrap();
+    let offer = KeyOffer::decide(admitted, parent, &nothing_on_record()).unwrap();
+    assert_eq!(offer.record().generation(), FIRST_GENERATION);
 }
 
 #[test]
@@ -225,6 +235,7 @@ fn printed_token_authenticates_the_device() {
     let master = MasterSecret::new(value("master secret").try_into().unwrap());
     let token = Token::parse(device_id.as_str(), token.trim_end().as_bytes()).unwrap();
     AuthenticatedDevice::verify(
+        offered(),
         token,
         &example.scope(),
         &master,
@@ -269,13 +280,15 @@ fn example_made_anew_reads_like_the_printed_one() {
     wishes.distinguished_name = DistinguishedName::new();
     (device.ik_area, device.csr) = (area, wishes.serialize_request(&ik).unwrap().der().to_vec());
 
-    let challenge = ca.challenge(&device, &Records::default()).unwrap();
+    let challenge = ca.challenge(&device, &nothing_on_record()).unwrap();
     let certify = device.answer(&challenge);
-    let readmitted = ca.prove(&certify).unwrap().readmit(&Records::default()).unwrap();
-    let device_id = readmitted.device().device_id().clone();
+    let readmitted = Readmitted::decide(ca.prove(&certify).unwrap(), &nothing_on_record()).unwrap();
+    let profile = Profile::default();
     let prepared =
-        Prepared::new(readmitted, &Profile::default(), &ca.issuer, now(), &mut ca.rng).unwrap();
-    let chain = ca.issuer.chain(&ca.issuer.sign(prepared).unwrap().der).unwrap();
+        Prepared::<Proven>::new(readmitted, &profile, &ca.issuer, now(), &mut ca.rng).unwrap();
+    let issued = Issued::<Proven>::sign(prepared, &ca.issuer).unwrap();
+    let device_id = issued.facts().device_id.clone();
+    let chain = issued.reply(&ca.issuer).unwrap().chain;
 
     let mut ids = [[0; RequestId::LEN]; 5];
     ids.iter_mut().for_each(|id| ca.rng.fill_bytes(id));
@@ -336,27 +349,23 @@ fn sealed_flow_made_anew(
     enroll: RequestId,
     confirm: RequestId,
 ) -> [Block; 6] {
-    let (records, ik) = (Records::default(), BoundKey::verify(&device.evidence()).unwrap());
-    let candidate =
-        ca.admit(device, &records).unwrap().candidate(&ik, &ca.scope, &records, now()).unwrap();
-    let prepared =
-        Prepared::unproven(&candidate, &Profile::default(), &ca.issuer, now(), &mut ca.rng)
-            .unwrap();
-    let issued = ca.issuer.sign(prepared).unwrap();
-    let chain = ca.issuer.chain(&issued.der).unwrap();
-    let sealed = candidate
-        .seal(chain, issued.confirm_by.unwrap(), &ca.ticket_key, now(), &mut ca.rng)
-        .unwrap();
+    let (records, ik) = (nothing_on_record(), BoundKey::verify(&device.evidence()).unwrap());
+    let admitted = ca.admit_to::<SealedFlow>(device, &records).unwrap();
+    let candidate = Candidate::decide(&admitted, &ik, &ca.scope, &records, now()).unwrap();
+    let (ek_id, ik_id) = (candidate.ek_id(), candidate.ik_id());
+    let (profile, key, issuer) = (Profile::default(), &ca.ticket_key, &ca.issuer);
+    let sealing =
+        Sealing::plan(candidate, &records, None, &[], key, &profile, issuer, now(), &mut ca.rng);
+    let (sealed, _) = sealing.unwrap().sign(issuer, key, now(), &mut ca.rng).unwrap();
 
     let secret =
         activate(device, &device.ik_name(), &sealed.credential_blob, &sealed.encrypted_seed);
-    let beside =
-        SealedReply::associated_data(&sealed.claim, &candidate.ek_id(), &candidate.ik_id());
+    let beside = SealedReply::associated_data(&sealed.claim, &ek_id, &ik_id);
     let content = open(&secret, &beside, &sealed);
     let ticket = SealedCertificate::decode(&content).unwrap().ticket;
     let proof = Proof { claim: sealed.claim.clone(), ticket };
     let confirmation = Confirmation::verify(&proof, &ca.scope, &ca.ticket_key, now()).unwrap();
-    let receipt = confirmation.into_receipt();
+    let receipt = receipt_of(confirmation, &ca.ticket_key);
     let values = Values::default()
         .steps("", &Steps::to_the_ek(&sealed.encrypted_seed, &device.ik_name()))
         .bytes("box key", &secret)
@@ -383,10 +392,10 @@ fn shared_key_flow_made_anew(ca: &mut Ca, device: &Device, id: RequestId) -> [Bl
     let parent_key = p256_key(&scalar);
     let parent = SoftwareParent::of_p256(p256_key(&scalar));
     let master = MasterSecret::generate(&mut ca.rng);
-    let admitted = ca.admit(device, &Records::default()).unwrap();
-    let to = parent.admitted(&admitted);
-    let activation =
-        admitted.activation(&to, &ca.scope, &master, FIRST_GENERATION, &mut ca.rng).unwrap();
+    let admitted = ca.admit_to::<SharedKeyFlow>(device, &nothing_on_record()).unwrap();
+    let parent_of_key = parent.admitted(&admitted);
+    let offer = KeyOffer::decide(admitted, parent_of_key, &nothing_on_record()).unwrap();
+    let activation = offer.activation(&ca.scope, &master, &mut ca.rng).unwrap();
 
     let parent_name = parent.recognised().name().clone();
     let key_name = Name::of(Hash::Sha256, &activation.key_public);
@@ -422,8 +431,8 @@ fn shared_key_flow_made_anew(ca: &mut Ca, device: &Device, id: RequestId) -> [Bl
         parent_public: parent.area.encode().try_into().unwrap(),
         other_eks: None,
     };
-    let info = hkdf_info(&ca.scope, admitted.device_id(), &device.ek.key().ek_id());
-    let token = token(&ca.scope, admitted.device_id(), &key);
+    let info = hkdf_info(&ca.scope, offer.device_id(), &device.ek.key().ek_id());
+    let token = token(&ca.scope, offer.device_id(), &key);
     let request = Request { id, body: RequestBody::Register(bundle) }.encode();
     let reply = Reply { id, body: ReplyBody::Activation(activation) }.encode();
     [

@@ -10,7 +10,7 @@ use assay_broker_plugin::certificate;
 use assay_broker_plugin::embedded::{ClientCertificates, Tls, bootstrap_tls, operational_tls};
 use assay_mqtt::BrokerUrl;
 use assay_server::directory::{Credentials, Directory};
-use assay_server::worker::Outfit;
+use assay_server::pipeline::Outfit;
 use assay_wire::Flow;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;

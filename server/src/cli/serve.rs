@@ -2,11 +2,13 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use assay_broker_plugin::embedded::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig};
 use assay_server::directory::Directory;
-use assay_server::worker::{self, WorkerConfig};
+use assay_server::pipeline::{self, WorkerConfig};
+use assay_server::register::Register;
 use clap::Args;
 use tokio::sync::watch;
 use tracing::info;
@@ -41,14 +43,18 @@ impl Serve {
                 |directory: &Directory| ServerOutfit::read(directory, [bootstrap, operational]);
             let ServerOutfit { worker, tls } = read(directory)?;
             let (outfit, worn) = watch::channel(worker);
+            let register = || {
+                let worn = worn.clone();
+                Register::open(&database, move || Arc::clone(&worn.borrow().ca)).map(Arc::new)
+            };
 
             let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
                 bootstrap,
                 operational,
                 tls,
                 scope: config.scope.clone(),
-                admit: gate::admit(gate::Records::open(&database)?),
-                login: Some(gate::login(worn.clone(), gate::Records::open(&database)?)),
+                admit: gate::admit(register()?),
+                login: Some(gate::login(register()?)),
                 limits: config.limits,
             })
             .await
@@ -66,7 +72,7 @@ impl Serve {
             info!(address = %broker.operational_addr(), from_here = %operational, "listening for certificates of this CA");
             let config = WorkerConfig {
                 broker: operational.clone(),
-                outfit: worn,
+                outfit: worn.clone(),
                 database,
                 pulse: Systemd::watchdog(),
             };
@@ -77,7 +83,7 @@ impl Serve {
                 _ = writeln!(io::stdout(), "bootstrap {bootstrap}\noperational {operational}");
             };
             let worker =
-                worker::run(config, stopping, |event| systemd.tell(event, &operational, ready));
+                pipeline::run(config, stopping, |event| systemd.tell(event, &operational, ready));
             let store = directory.store()?;
             let served = async {
                 tokio::select! {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use assay_mqtt::BrokerUrl;
-use assay_server::worker::{Event, WorkerError};
+use assay_server::pipeline::{Event, WorkerError};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;

@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 use assay_ca_core::{
     ContainerError, EkCheck, EkIdentity, Role, TrustAnchors, VendorCertificate, certificates_in,
 };
-use assay_server::ca::{read_anchor, read_anchors};
+use assay_server::anchors::{read_anchor, read_anchors};
 use assay_server::directory::Directory;
 use assay_store::Store;
 use clap::{Args, Subcommand};
@@ -116,7 +116,7 @@ fn judge(store: &Store, anchors: &TrustAnchors, file: &Path) -> Result<Verdict> 
         Err(ContainerError::NoCertificate) => {
             let (_, ek) = EkIdentity::recognise(&content)?;
             ensure!(
-                store.granted(&ek.ek_id)?.is_some(),
+                store.is_enrolled(&ek.ek_id)?,
                 "it holds no certificate; a bare key is trusted only if it is enrolled, see \
                  `assay enroll add`"
             );
@@ -140,7 +140,7 @@ fn judge(store: &Store, anchors: &TrustAnchors, file: &Path) -> Result<Verdict> 
         Ok(path) => {
             Ok(Verdict { key, trusted_by: "certificate", issuers: path.issuers().to_vec() })
         }
-        Err(_) if store.granted(&ek_id)?.is_some() => {
+        Err(_) if store.is_enrolled(&ek_id)? => {
             Ok(Verdict { key, trusted_by: "enrolment", issuers: Vec::new() })
         }
         Err(reason) => Err(reason.into()),

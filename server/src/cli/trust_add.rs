@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use assay_ca_core::{Allowances, Role, VendorCertificate};
-use assay_server::ca::{read_anchor, read_anchors};
+use assay_server::anchors::{read_anchor, read_anchors};
 use assay_store::{AnchorRow, Store, StoreError};
 use clap::Args;
 use rustls::pki_types::CertificateDer;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use assay_mqtt::BrokerUrl;
 use assay_server::directory::Directory;
-use assay_server::worker::{self, WorkerConfig};
+use assay_server::pipeline::{self, WorkerConfig};
 use clap::Args;
 use tokio::sync::watch;
 
@@ -53,7 +53,7 @@ impl Worker {
                 roots,
             )?));
             let (stop, stopping) = watch::channel(None);
-            let worker = worker::run(config, stopping, |event| {
+            let worker = pipeline::run(config, stopping, |event| {
                 systemd.tell(event, &self.broker, || {
                     // Nobody has to listen.
                     _ = writeln!(io::stdout(), "ready");

@@ -1,6 +1,6 @@
 //! Devices and their certificates.
 
-use assay_ca_core::Unconfirmed;
+use assay_ca_core::{EncryptedCertificate, SealedOnRecord, Unconfirmed};
 use assay_wire::{ClientId, DeviceId, EkId};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -9,36 +9,43 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::audit::add_to_audit;
 use super::columns::{array, ek_id, optional_small, parsed, time};
 use super::connection::Postgres;
+use super::snapshots::{Der, answers};
+use crate::act::Question;
 use crate::audit::{AuditEntry, Change};
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
 use crate::error::StoreError;
 use crate::random::random_bytes;
 
 impl Postgres {
-    pub(super) fn to_confirm(
+    pub(super) fn sealed(
         &mut self,
         ek: &EkId,
         sha256: &[u8; 32],
         now: OffsetDateTime,
-    ) -> Result<ToConfirm, StoreError> {
-        self.read(|session| {
-            let row = session.query_opt(
-                TO_CONFIRM,
-                &[&&ek.as_bytes()[..], &&sha256[..], &now.unix_timestamp()],
-            )?;
-            let Some(row) = row else { return Ok(ToConfirm::Ended) };
+    ) -> Result<SealedOnRecord, StoreError> {
+        let seconds = now.unix_timestamp();
+        self.read_together(|session| {
+            let row = session.query_opt(SEALED, &[&&ek.as_bytes()[..], &&sha256[..], &seconds])?;
+            let Some(row) = row else { return Ok(SealedOnRecord::Ended) };
             Ok(match row.get(7) {
-                "unconfirmed" => ToConfirm::Unconfirmed(Unconfirmed {
-                    serial: array(row.get(0))?,
-                    device_id: parsed(&row, 1)?,
-                    ek_id: ek_id(&row, 2)?,
-                    ik_id: array(row.get(3))?,
-                    assurance: parsed(&row, 4)?,
-                    issued_at: time(row.get(5))?,
-                    confirm_by: time(row.get(6))?,
-                }),
-                "active" => ToConfirm::Active(parsed(&row, 1)?),
-                _ => ToConfirm::Ended,
+                "unconfirmed" => {
+                    let certificate = Unconfirmed {
+                        serial: array(row.get(0))?,
+                        device_id: parsed(&row, 1)?,
+                        ek_id: *ek,
+                        ik_id: array(row.get(2))?,
+                        assurance: parsed(&row, 3)?,
+                        issued_at: time(row.get(4))?,
+                        confirm_by: time(row.get(5))?,
+                        sha256: *sha256,
+                        encrypted: EncryptedCertificate::new(row.get(6)),
+                    };
+                    let question = Question::about(*ek, &certificate.device_id, now);
+                    let records = answers(session, &[&question], Der::Without)?.remove(0).snapshot.records;
+                    SealedOnRecord::Unconfirmed { certificate, records }
+                }
+                "active" => SealedOnRecord::Active(parsed(&row, 1)?),
+                _ => SealedOnRecord::Ended,
             })
         })
     }
@@ -162,8 +169,8 @@ impl Postgres {
 }
 
 /// The newest first, which it most likely is: an EK may have thousands that are over.
-const TO_CONFIRM: &str = "SELECT serial, device_id, ek_id, ik_id, assurance, issued_at, confirm_by,
-        status FROM certificates
+const SEALED: &str = "SELECT serial, device_id, ik_id, assurance, issued_at, confirm_by, der, status
+    FROM certificates
     WHERE ek_id = $1 AND sha256 = $2 AND (status = 'active' OR confirm_by > $3)
     ORDER BY number DESC LIMIT 1";
 const STATUS: &str = "SELECT c.status, l.since IS NOT NULL

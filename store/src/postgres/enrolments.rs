@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use assay_ca_core::{Enrolment, Reprovision, SharedKeyOnRecord};
+use assay_ca_core::{Reprovision, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId};
 use postgres::Row;
 use time::OffsetDateTime;
@@ -77,19 +77,8 @@ impl Postgres {
         })
     }
 
-    pub(super) fn granted_to(&mut self, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
-        self.read(|session| {
-            let row = session.query_opt(GRANTED, &[&&ek.as_bytes()[..]])?;
-            row.map(|row| {
-                Ok(Enrolment {
-                    device_id: device_id(&row, 0)?,
-                    reprovision: parsed(&row, 1)?,
-                    legacy_dps_ek: row.get(2),
-                    plain_srk: row.get(3),
-                })
-            })
-            .transpose()
-        })
+    pub(super) fn is_on_list(&mut self, ek: &EkId) -> Result<bool, StoreError> {
+        self.read(|session| Ok(session.query_one(IS_ON_LIST, &[&&ek.as_bytes()[..]])?.get(0)))
     }
 
     pub(super) fn holder(&mut self, device: &DeviceId) -> Result<Option<EkId>, StoreError> {
@@ -285,8 +274,7 @@ const HOLDERS: &str = "SELECT device_id, ek_id FROM (
         SELECT 2, e.device_id, e.ek_id FROM unnest($1::text[]) w(device_id)
             JOIN enrolments e USING (device_id)) holders
     ORDER BY part";
-const GRANTED: &str =
-    "SELECT device_id, reprovision, legacy_dps_ek, plain_srk FROM enrolments WHERE ek_id = $1";
+const IS_ON_LIST: &str = "SELECT EXISTS (SELECT FROM enrolments WHERE ek_id = $1)";
 const CHANGE: &str = "UPDATE enrolments SET reprovision = coalesce($2::text, reprovision),
     plain_srk = coalesce($3::bool, plain_srk) WHERE ek_id = $1";
 const REVOKE: &str = "UPDATE certificates SET der = CASE WHEN status = 'active' THEN der ELSE '' END,

@@ -29,21 +29,19 @@ mod trust;
 
 use std::time::Duration;
 
-use assay_ca_core::{Enrolment, Reprovision, Revoked};
+use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
 use assay_wire::{DeviceId, EkId, Identity, Scope};
 use time::OffsetDateTime;
 
-use crate::act::{Entry, Recorded};
+use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
 use crate::contract::Store;
 use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::error::StoreError;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
-use crate::shared_keys::SharedKeyHolder;
-use crate::snapshot::{Question, Snapshot};
 use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
 
 pub use connection::Postgres;
@@ -87,13 +85,13 @@ impl Store for Postgres {
         self.record_all(scope, entries)
     }
 
-    fn certificate_to_confirm(
+    fn sealed_certificate(
         &mut self,
         ek: &EkId,
         sha256: &[u8; 32],
         now: OffsetDateTime,
-    ) -> Result<ToConfirm, StoreError> {
-        self.to_confirm(ek, sha256, now)
+    ) -> Result<SealedOnRecord, StoreError> {
+        self.sealed(ek, sha256, now)
     }
 
     fn shared_key_holders(
@@ -103,8 +101,8 @@ impl Store for Postgres {
         self.holders(device)
     }
 
-    fn granted(&mut self, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
-        self.granted_to(ek)
+    fn is_enrolled(&mut self, ek: &EkId) -> Result<bool, StoreError> {
+        self.is_on_list(ek)
     }
 
     fn certificate_status(

@@ -11,16 +11,17 @@ use super::audit::add_to_audit;
 use super::connection::Postgres;
 use super::scope::check_scope;
 use super::session::Session;
-use super::snapshots::{Der, snapshots};
-use crate::act::{Entry, NewCertificate, NewOffer, NewUse, Recorded, Write, touched};
+use super::snapshots::{Answer, Der, answers};
+use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::error::StoreError;
-use crate::snapshot::{Basis, Question, Snapshot};
+use crate::writes::{
+    NewCertificate, NewDevice, NewOffer, NewUse, Planned, Write, is_same, touched,
+};
 
 impl Postgres {
     pub(super) fn snapshot_of(&mut self, question: &Question) -> Result<Snapshot, StoreError> {
         self.read(|session| {
-            let answer = snapshots(session, &[question], Der::With)?.pop();
-            answer.ok_or_else(|| StoreError::unreadable("a question without an answer"))
+            Ok(answers(session, &[question], Der::With)?.remove(0).snapshot)
         })
     }
 
@@ -30,8 +31,7 @@ impl Postgres {
         entries: &[Entry],
     ) -> Result<Vec<Recorded>, StoreError> {
         let planned = entries.iter().enumerate().filter_map(|(place, entry)| {
-            let write = entry.act.write().transpose()?;
-            Some(write.map(|(basis, write)| Planned { place, basis, write }))
+            Some(entry.planned().transpose()?.map(|planned| (place, planned)))
         });
         let groups = apart(planned.collect::<Result<Vec<_>, _>>()?);
         self.write(|session| {
@@ -50,60 +50,68 @@ impl Postgres {
     }
 }
 
-/// What an entry writes.
-struct Planned<'a> {
-    /// Where it stands among the entries.
-    place: usize,
-    basis: &'a Basis,
-    write: Write<'a>,
-}
+/// An entry that writes something, and where it stands among the entries.
+type Placed<'a> = (usize, Planned<'a>);
 
 /// Puts entries one after another that depend on the same EK or device id; those of one group can be
 /// recorded at once.
-fn apart(planned: Vec<Planned<'_>>) -> Vec<Vec<Planned<'_>>> {
-    let mut groups: Vec<Vec<Planned<'_>>> = Vec::new();
+fn apart(planned: Vec<Placed<'_>>) -> Vec<Vec<Placed<'_>>> {
+    let mut groups: Vec<Vec<Placed<'_>>> = Vec::new();
     let mut taken = HashSet::new();
-    for planned in planned {
-        let touched = touched(planned.basis, &planned.write);
+    for placed in planned {
+        let touched = touched(&placed.1);
         if groups.is_empty() || touched.iter().any(|one| taken.contains(one)) {
             groups.push(Vec::new());
             taken.clear();
         }
         taken.extend(touched);
-        groups.last_mut().expect("there is one").push(planned);
+        groups.last_mut().expect("there is one").push(placed);
     }
     groups
 }
 
+/// What still holds, and what is on record where it is written to.
+struct Holding<'a> {
+    write: &'a Write<'a>,
+    answer: &'a Answer,
+}
+
 /// Records those that still hold, and returns the places of the others.
-fn record(session: &mut Session, group: &[Planned<'_>]) -> Result<Vec<usize>, StoreError> {
-    let questions: Vec<_> = group.iter().map(|planned| &planned.basis.question).collect();
-    let answers = snapshots(session, &questions, Der::Without)?;
+fn record(session: &mut Session, group: &[Placed<'_>]) -> Result<Vec<usize>, StoreError> {
+    let questions: Vec<_> = group.iter().map(|(_, planned)| &planned.question).collect();
+    let answers = answers(session, &questions, Der::Without)?;
     let waiting = waiting(session, group)?;
-    let (holding, stale): (Vec<_>, Vec<_>) =
-        group.iter().zip(&answers).partition(|(planned, answer)| {
-            planned.basis.snapshot == **answer
-                && match &planned.write {
-                    Write::Activation(activation) => waiting.contains(activation.serial),
-                    _ => true,
-                }
-        });
-    let holding: Vec<_> = holding.into_iter().map(|(planned, _)| planned).collect();
+    let (mut holding, mut stale) = (Vec::new(), Vec::new());
+    for ((place, Planned { basis, write, .. }), answer) in group.iter().zip(&answers) {
+        let is_as_it_was = basis.is_none_or(|basis| is_same(&basis.snapshot, &answer.snapshot));
+        let waits = match write {
+            Write::Activation(activation) => waiting.contains(&activation.serial[..]),
+            _ => true,
+        };
+        if is_as_it_was && waits {
+            holding.push(Holding { write, answer });
+        } else {
+            stale.push(*place);
+        }
+    }
     register(session, &holding)?;
     supersede(session, &holding)?;
     add_certificates(session, &holding)?;
     put_into_force(session, &holding)?;
     offer_keys(session, &holding)?;
     take_into_use(session, &holding)?;
-    Ok(stale.into_iter().map(|(planned, _)| planned.place).collect())
+    Ok(stale)
 }
 
 /// The certificates that are to come into force and wait for that.
-fn waiting(
-    session: &mut Session,
-    group: &[Planned<'_>],
-) -> Result<HashSet<Vec<u8>>, StoreError> {
-    let serials: Vec<_> = group.iter().filter_map(activated).collect();
+fn waiting(session: &mut Session, group: &[Placed<'_>]) -> Result<HashSet<Vec<u8>>, StoreError> {
+    let serials: Vec<_> = group
+        .iter()
+        .filter_map(|(_, planned)| match &planned.write {
+            Write::Activation(activation) => Some(&activation.serial[..]),
+            _ => None,
+        })
+        .collect();
     if serials.is_empty() {
         return Ok(HashSet::new());
     }
@@ -111,21 +119,19 @@ fn waiting(
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-fn activated<'a>(planned: &'a Planned<'_>) -> Option<&'a [u8]> {
-    match &planned.write {
-        Write::Activation(activation) => Some(activation.serial),
-        _ => None,
-    }
-}
-
-fn register(session: &mut Session, group: &[&Planned<'_>]) -> Result<(), StoreError> {
+fn register(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
     let (mut new, mut known) = (Rows::default(), Rows::default());
-    for planned in group {
-        let Some((device, ek, assurance, at)) = planned.write.registration() else { continue };
-        let is_known = planned.basis.snapshot.records.registration.is_some();
-        let rows = if is_known { &mut known } else { &mut new };
-        rows.devices.push(device.as_str());
-        rows.eks.push(ek.as_bytes());
+    for Holding { write, answer } in group {
+        let Some(NewDevice { device_id, ek_id, assurance, at }) = write.device() else { continue };
+        let rows = match &answer.snapshot.records.registration {
+            None => &mut new,
+            Some(registered) if registered.device_id == *device_id => &mut known,
+            Some(_) => {
+                return Err(StoreError::Inconsistent("the EK is registered under another id"));
+            }
+        };
+        rows.devices.push(device_id.as_str());
+        rows.eks.push(ek_id.as_bytes().to_vec());
         rows.assurances.push(assurance.to_string());
         rows.times.push(at.unix_timestamp());
     }
@@ -142,22 +148,17 @@ fn register(session: &mut Session, group: &[&Planned<'_>]) -> Result<(), StoreEr
 #[derive(Default)]
 struct Rows<'a> {
     devices: Vec<&'a str>,
-    eks: Vec<&'a [u8]>,
+    eks: Vec<Vec<u8>>,
     assurances: Vec<String>,
     times: Vec<i64>,
 }
 
 /// The active certificates of those that get another.
-fn supersede(session: &mut Session, group: &[&Planned<'_>]) -> Result<(), StoreError> {
+fn supersede(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
     let (mut serials, mut times) = (vec![], vec![]);
-    for planned in group {
-        let at = match &planned.write {
-            Write::Certificate(new) => new.issued_at,
-            Write::Activation(activation) => activation.confirmed_at,
-            _ => continue,
-        };
-        if let Some(active) = &planned.basis.snapshot.active {
-            serials.push(&active.serial[..]);
+    for Holding { write, answer } in group {
+        if let (Some(at), Some(active)) = (write.supersedes_at(), &answer.active) {
+            serials.push(&active[..]);
             times.push(at.unix_timestamp());
         }
     }
@@ -168,12 +169,12 @@ fn supersede(session: &mut Session, group: &[&Planned<'_>]) -> Result<(), StoreE
     expect(rows, serials.len(), "the active certificate is another")
 }
 
-fn add_certificates(session: &mut Session, group: &[&Planned<'_>]) -> Result<(), StoreError> {
-    let new: Vec<_> = group.iter().filter_map(|planned| certificate(&planned.write)).collect();
+fn add_certificates(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
+    let new: Vec<_> = group.iter().filter_map(|holding| certificate(holding.write)).collect();
     if new.is_empty() {
         return Ok(());
     }
-    let serials: Vec<_> = new.iter().map(|new| new.serial).collect();
+    let serials: Vec<_> = new.iter().map(|new| &new.serial[..]).collect();
     let devices: Vec<_> = new.iter().map(|new| new.device_id.as_str()).collect();
     let eks: Vec<_> = new.iter().map(|new| &new.ek_id.as_bytes()[..]).collect();
     let iks: Vec<_> = new.iter().map(|new| &new.ik_id[..]).collect();
@@ -183,13 +184,15 @@ fn add_certificates(session: &mut Session, group: &[&Planned<'_>]) -> Result<(),
     let issued: Vec<_> = new.iter().map(|new| new.issued_at.unix_timestamp()).collect();
     let confirm_by: Vec<_> =
         new.iter().map(|new| new.confirm_by.map(|time| time.unix_timestamp())).collect();
+    let confirmed: Vec<_> =
+        new.iter().map(|new| new.confirmed_at.map(|time| time.unix_timestamp())).collect();
     let digests: Vec<_> = new.iter().map(|new| &new.sha256[..]).collect();
     let stored: Vec<_> = new.iter().map(|new| new.stored).collect();
     session.execute(
         ADD_CERTIFICATES,
         &[
             &serials, &devices, &eks, &iks, &assurances, &not_before, &not_after, &issued,
-            &confirm_by, &digests, &stored,
+            &confirm_by, &digests, &stored, &confirmed,
         ],
     )?;
     Ok(())
@@ -202,11 +205,11 @@ fn certificate<'a>(write: &'a Write<'a>) -> Option<&'a NewCertificate<'a>> {
     }
 }
 
-fn put_into_force(session: &mut Session, group: &[&Planned<'_>]) -> Result<(), StoreError> {
+fn put_into_force(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
     let (mut serials, mut times, mut ders) = (vec![], vec![], vec![]);
-    for planned in group {
-        let Write::Activation(activation) = &planned.write else { continue };
-        serials.push(activation.serial);
+    for holding in group {
+        let Write::Activation(activation) = holding.write else { continue };
+        serials.push(&activation.serial[..]);
         times.push(activation.confirmed_at.unix_timestamp());
         ders.push(activation.der);
     }
@@ -217,10 +220,10 @@ fn put_into_force(session: &mut Session, group: &[&Planned<'_>]) -> Result<(), S
     expect(rows, serials.len(), "the certificate does not wait")
 }
 
-fn offer_keys(session: &mut Session, group: &[&Planned<'_>]) -> Result<(), StoreError> {
+fn offer_keys(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
     let new: Vec<&NewOffer<'_>> = group
         .iter()
-        .filter_map(|planned| match &planned.write {
+        .filter_map(|holding| match holding.write {
             Write::Offer(offer) => Some(offer),
             _ => None,
         })
@@ -243,10 +246,10 @@ fn offer_keys(session: &mut Session, group: &[&Planned<'_>]) -> Result<(), Store
     Ok(())
 }
 
-fn take_into_use(session: &mut Session, group: &[&Planned<'_>]) -> Result<(), StoreError> {
+fn take_into_use(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
     let new: Vec<&NewUse<'_>> = group
         .iter()
-        .filter_map(|planned| match &planned.write {
+        .filter_map(|holding| match holding.write {
             Write::Use(new) => Some(new),
             _ => None,
         })
@@ -279,12 +282,13 @@ const SUPERSEDE: &str = "UPDATE certificates c SET status = 'superseded', ended_
 const ADD_CERTIFICATES: &str = "INSERT INTO certificates
     (serial, device_id, ek_id, ik_id, assurance, not_before, not_after, issued_at, confirm_by,
      sha256, der, status, confirmed_at)
-    SELECT n.*, CASE WHEN n.confirm_by IS NULL THEN 'active' ELSE 'unconfirmed' END,
-           CASE WHEN n.confirm_by IS NULL THEN n.issued_at END
+    SELECT n.serial, n.device_id, n.ek_id, n.ik_id, n.assurance, n.not_before, n.not_after,
+           n.issued_at, n.confirm_by, n.sha256, n.der,
+           CASE WHEN n.confirmed_at IS NULL THEN 'unconfirmed' ELSE 'active' END, n.confirmed_at
     FROM unnest($1::bytea[], $2::text[], $3::bytea[], $4::bytea[], $5::text[], $6::int8[],
-                $7::int8[], $8::int8[], $9::int8[], $10::bytea[], $11::bytea[])
+                $7::int8[], $8::int8[], $9::int8[], $10::bytea[], $11::bytea[], $12::int8[])
          n(serial, device_id, ek_id, ik_id, assurance, not_before, not_after, issued_at, confirm_by,
-           sha256, der)";
+           sha256, der, confirmed_at)";
 const PUT_INTO_FORCE: &str = "UPDATE certificates c
     SET status = 'active', confirmed_at = n.confirmed_at, der = n.der
     FROM unnest($1::bytea[], $2::int8[], $3::bytea[]) n(serial, confirmed_at, der)

@@ -1,12 +1,12 @@
 //! Which generation of its shared key an EK has. The keys themselves are nowhere.
 
+use assay_ca_core::SharedKeyHolder;
 use assay_wire::{DeviceId, EkId};
 
 use super::columns::{ek_id, parsed};
 use super::connection::Postgres;
 use super::session::Session;
 use crate::error::StoreError;
-use crate::shared_keys::SharedKeyHolder;
 
 impl Postgres {
     pub(super) fn holders(

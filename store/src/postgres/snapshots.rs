@@ -1,7 +1,7 @@
 //! What is on record about EKs: the answers to many questions by one statement.
 
 use assay_ca_core::{
-    CertificateOnRecord, EncryptedCertificate, Enrolment, QUOTA_PERIOD, Records, Registration,
+    ActiveCertificate, CertificateOnRecord, EncryptedCertificate, Enrolment, QUOTA_PERIOD, Records, Registration,
     SharedKeyOnRecord, Unconfirmed,
 };
 use assay_wire::EkId;
@@ -11,8 +11,8 @@ use super::columns::{
     array, device_id, optional_ek_id, optional_small, parsed, small, time,
 };
 use super::session::Session;
+use crate::act::{IdInQuestion, Question, Snapshot};
 use crate::error::StoreError;
-use crate::snapshot::{ActiveCertificate, IdInQuestion, Question, Snapshot, WaitingCertificate};
 
 /// Whether certificates come with their DER, which comparing does not need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,12 +21,19 @@ pub(super) enum Der {
     Without,
 }
 
+/// The answer to a question.
+pub(super) struct Answer {
+    pub(super) snapshot: Snapshot,
+    /// The serial number of the EK's active certificate, whatever IK that is for.
+    pub(super) active: Option<Vec<u8>>,
+}
+
 /// The answers, each where its question stands. All are of one moment.
-pub(super) fn snapshots(
+pub(super) fn answers(
     session: &mut Session,
     questions: &[&Question],
     der: Der,
-) -> Result<Vec<Snapshot>, StoreError> {
+) -> Result<Vec<Answer>, StoreError> {
     let (mut eks, mut iks, mut named, mut derived, mut waiting, mut nows) =
         (vec![], vec![], vec![], vec![], vec![], vec![]);
     let (mut others, mut askers) = (vec![], vec![]);
@@ -59,10 +66,10 @@ pub(super) fn snapshots(
     if rows.len() != questions.len() {
         return Err(StoreError::unreadable("an EK has two rows where it may have one"));
     }
-    rows.iter().zip(questions).map(|(row, question)| snapshot(row, question)).collect()
+    rows.iter().zip(questions).map(|(row, question)| answer(row, question)).collect()
 }
 
-fn snapshot(row: &Row, question: &Question) -> Result<Snapshot, StoreError> {
+fn answer(row: &Row, question: &Question) -> Result<Answer, StoreError> {
     let enrolment = match row.get::<_, Option<bool>>(3) {
         None => None,
         Some(legacy_dps_ek) => Some(Enrolment {
@@ -94,20 +101,25 @@ fn snapshot(row: &Row, question: &Question) -> Result<Snapshot, StoreError> {
             plain_srk_generation: small(row, 14)?,
         }),
     };
-    Ok(Snapshot {
-        records: Records {
-            disabled: row.get(0),
-            enrolment,
-            registration,
-            recent_unconfirmed: small(row, 11)?,
-            shared_key,
-            recent_generations: small(row, 15)?,
-            id_holder: optional_ek_id(row, 16)?,
-            other_ek: optional_ek_id(row, 17)?,
-        },
-        active: serial.map(|serial| ActiveCertificate { serial, der: row.get(9) }),
-        waiting: waiting(row, &question.ek, question.ik_id)?,
-    })
+    let active = match (&serial, question.ik_id) {
+        (Some(serial), Some(ik_id)) if row.get(9) => {
+            let der: Option<Vec<u8>> = row.get(24);
+            Some(ActiveCertificate { serial: array(serial)?, ik_id, der: der.unwrap_or_default() })
+        }
+        _ => None,
+    };
+    let records = Records {
+        disabled: row.get(0),
+        enrolment,
+        registration,
+        recent_unconfirmed: small(row, 11)?,
+        shared_key,
+        recent_generations: small(row, 15)?,
+        id_holder: optional_ek_id(row, 16)?,
+        other_ek: optional_ek_id(row, 17)?,
+    };
+    let waiting = waiting(row, &question.ek, question.ik_id)?;
+    Ok(Answer { snapshot: Snapshot { records, active, waiting }, active: serial })
 }
 
 /// Certificates come as arrays, one for each column.
@@ -115,7 +127,7 @@ fn waiting(
     row: &Row,
     ek_id: &EkId,
     ik_id: Option<[u8; 32]>,
-) -> Result<Vec<WaitingCertificate>, StoreError> {
+) -> Result<Vec<Unconfirmed>, StoreError> {
     let (Some(serials), Some(ik_id)) = (row.get::<_, Option<Vec<&[u8]>>>(18), ik_id) else {
         return Ok(Vec::new());
     };
@@ -124,10 +136,11 @@ fn waiting(
     let issued: Vec<i64> = row.get(21);
     let confirm_by: Vec<i64> = row.get(22);
     let stored: Vec<Option<&[u8]>> = row.get(23);
-    let columns = devices.into_iter().zip(assurances).zip(issued).zip(confirm_by).zip(stored);
-    let rows = serials.into_iter().zip(columns);
-    rows.map(|(serial, ((((device, assurance), issued_at), confirm_by), stored))| {
-        let certificate = Unconfirmed {
+    let digests: Vec<&[u8]> = row.get(25);
+    let columns = devices.into_iter().zip(assurances).zip(issued).zip(confirm_by);
+    let rows = serials.into_iter().zip(columns).zip(digests.into_iter().zip(stored));
+    rows.map(|((serial, (((device, assurance), issued_at), confirm_by)), (sha256, stored))| {
+        Ok(Unconfirmed {
             serial: array(serial)?,
             device_id: device.parse().map_err(StoreError::unreadable)?,
             ek_id: *ek_id,
@@ -135,9 +148,9 @@ fn waiting(
             assurance: assurance.parse().map_err(StoreError::unreadable)?,
             issued_at: time(issued_at)?,
             confirm_by: time(confirm_by)?,
-        };
-        let stored = EncryptedCertificate::new(stored.unwrap_or_default().to_vec());
-        Ok(WaitingCertificate { certificate, stored })
+            sha256: array(sha256)?,
+            encrypted: EncryptedCertificate::new(stored.unwrap_or_default().to_vec()),
+        })
     })
     .collect()
 }
@@ -149,7 +162,7 @@ const SNAPSHOTS: &str = "SELECT
     e.device_id, e.reprovision, e.legacy_dps_ek, e.plain_srk,
     d.device_id,
     c.serial, c.ik_id, c.issued_at,
-    CASE WHEN $9::bool AND c.ik_id = q.ik AND c.not_after > q.now THEN c.der END,
+    coalesce(c.ik_id = q.ik AND c.not_after > q.now, false),
     (SELECT count(*) FROM certificates r WHERE r.ek_id = q.ek AND r.confirmed_at > q.now - $10::int8),
     (SELECT count(*) FROM certificates u
      WHERE u.ek_id = q.ek AND u.confirmed_at IS NULL AND u.issued_at > q.now - $10::int8),
@@ -163,7 +176,8 @@ const SNAPSHOTS: &str = "SELECT
             OR EXISTS (SELECT FROM devices x WHERE x.ek_id = o.ek)
             OR EXISTS (SELECT FROM disabled_eks x WHERE x.ek_id = o.ek))
      ORDER BY o.place LIMIT 1),
-    w.serials, w.devices, w.assurances, w.issued, w.confirm_by, w.stored
+    w.serials, w.devices, w.assurances, w.issued, w.confirm_by, w.stored,
+    CASE WHEN $9::bool AND c.ik_id = q.ik AND c.not_after > q.now THEN c.der END, w.digests
 FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::int8[])
          WITH ORDINALITY q(ek, ik, named, derived, waiting, now, number)
      LEFT JOIN enrolments e ON e.ek_id = q.ek
@@ -178,7 +192,8 @@ FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::in
                 array_agg(v.issued_at ORDER BY v.issued_at DESC, v.number DESC) AS issued,
                 array_agg(v.confirm_by ORDER BY v.issued_at DESC, v.number DESC) AS confirm_by,
                 array_agg(CASE WHEN $9::bool THEN v.der END
-                          ORDER BY v.issued_at DESC, v.number DESC) AS stored
+                          ORDER BY v.issued_at DESC, v.number DESC) AS stored,
+                array_agg(v.sha256 ORDER BY v.issued_at DESC, v.number DESC) AS digests
          FROM certificates v
          WHERE v.ek_id = q.ek AND v.ik_id = q.ik AND v.status = 'unconfirmed') w ON q.waiting
 ORDER BY q.number";

@@ -6,14 +6,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use assay_ca_core::{Enrolment, Records};
-use assay_wire::{EkId, Scope};
+use assay_wire::Scope;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, TransactionBehavior};
-use time::OffsetDateTime;
 
 use super::columns::parsed;
 use super::migrations;
-use super::records::{IdInQuestion, granted, records};
 use crate::error::StoreError;
 
 /// One connection to the file. Each thread has its own; SQLite lets many read while one writes.
@@ -55,30 +52,6 @@ impl Sqlite {
         connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
         connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES)?;
         Ok(Self { connection })
-    }
-
-    /// What is known of an EK, and of the device id in question: the input of `ca-core`'s admission
-    /// rules.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn records(
-        &self,
-        ek: &EkId,
-        about: IdInQuestion<'_>,
-        now: OffsetDateTime,
-    ) -> Result<Records, StoreError> {
-        // Of one moment, and with one lock for all of it.
-        let moment = self.connection.unchecked_transaction()?;
-        records(&moment, ek, about, now)
-    }
-
-    /// What an operator granted to an EK.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn granted(&self, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
-        granted(&self.connection, ek)
     }
 
     /// Puts the scope on record that a CA is going to serve. It may be another than before as long
@@ -171,20 +144,6 @@ impl Sqlite {
 pub struct Transaction<'t>(pub(super) &'t Connection);
 
 impl Transaction<'_> {
-    /// What is known of an EK, and of the device id in question; nothing can change it before this
-    /// transaction commits.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn records(
-        &self,
-        ek: &EkId,
-        about: IdInQuestion<'_>,
-        now: OffsetDateTime,
-    ) -> Result<Records, StoreError> {
-        records(self.0, ek, about, now)
-    }
-
     /// Refuses to record anything about a device in another scope than the one on record, which
     /// another process may have changed since this one began to serve.
     ///

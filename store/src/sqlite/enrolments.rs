@@ -117,6 +117,16 @@ impl Sqlite {
         enrolment(&self.connection, ek)
     }
 
+    /// Whether an EK is on the enrolment list.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn is_enrolled(&self, ek: &EkId) -> Result<bool, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT 1 FROM enrolments WHERE ek_id = ?1")?;
+        Ok(statement.exists(params![ek.as_bytes()])?)
+    }
+
     /// The EK that holds a device id, by registration or by enrolment.
     ///
     /// # Errors

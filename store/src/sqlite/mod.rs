@@ -26,25 +26,22 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use assay_ca_core::{Enrolment, Reprovision, Revoked};
+use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
 use assay_wire::{DeviceId, EkId, Identity, Scope};
 use time::OffsetDateTime;
 
-use crate::act::{Entry, Recorded};
+use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, ToConfirm};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
 use crate::contract::Store;
 use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::error::StoreError;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
-use crate::shared_keys::SharedKeyHolder;
-use crate::snapshot::{Question, Snapshot};
 use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
 
 pub use connection::{Sqlite, Transaction};
-pub use records::IdInQuestion;
 
 /// The schema version of a file, and the version of Assay that gave it that.
 ///
@@ -65,13 +62,13 @@ impl Store for Sqlite {
         self.record(scope, entries)
     }
 
-    fn certificate_to_confirm(
+    fn sealed_certificate(
         &mut self,
         ek: &EkId,
         sha256: &[u8; 32],
         now: OffsetDateTime,
-    ) -> Result<ToConfirm, StoreError> {
-        certificates::to_confirm(&self.connection, ek, sha256, now)
+    ) -> Result<SealedOnRecord, StoreError> {
+        certificates::sealed(&self.connection, ek, sha256, now)
     }
 
     fn shared_key_holders(
@@ -81,8 +78,8 @@ impl Store for Sqlite {
         Self::shared_key_holders(self, device)
     }
 
-    fn granted(&mut self, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
-        Self::granted(self, ek)
+    fn is_enrolled(&mut self, ek: &EkId) -> Result<bool, StoreError> {
+        Self::is_enrolled(self, ek)
     }
 
     fn certificate_status(

@@ -6,37 +6,22 @@ use assay_ca_core::{
 };
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, params};
-use time::OffsetDateTime;
 
 use super::columns::{ek_id, optional_device_id, parsed, time};
+use crate::act::{IdInQuestion, Question};
 use crate::error::StoreError;
-
-/// Which device id's holder the records name.
-#[derive(Clone, Copy, Debug)]
-pub enum IdInQuestion<'a> {
-    /// This one.
-    Is(&'a DeviceId),
-    /// The one that is due, which may be the derived one.
-    Due {
-        /// The device id that follows from the EK.
-        derived: &'a DeviceId,
-        /// EKs of which one may be on record instead.
-        other_eks: &'a [EkId],
-    },
-}
 
 /// Reads all parts of the records.
 pub(super) fn records(
     connection: &Connection,
-    ek: &EkId,
-    about: IdInQuestion<'_>,
-    now: OffsetDateTime,
+    question: &Question,
 ) -> Result<Records, StoreError> {
+    let Question { ek, device: about, now, .. } = question;
     let disabled = connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM disabled_eks WHERE ek_id = ?1)")?
         .query_row(params![ek.as_bytes()], |row| row.get(0))?;
     let enrolment = granted(connection, ek)?;
-    let quota_from = now - QUOTA_PERIOD;
+    let quota_from = *now - QUOTA_PERIOD;
     let registration = connection
         .prepare_cached(
             "SELECT d.device_id, c.ik_id, c.issued_at,
@@ -82,7 +67,7 @@ pub(super) fn records(
         IdInQuestion::Is(device) => (holder(connection, device)?, None),
         IdInQuestion::Due { derived, other_eks } => {
             let device = due_device_id(derived, enrolment.as_ref(), registration.as_ref());
-            (holder(connection, &device)?, first_on_record(connection, other_eks)?)
+            (holder(connection, device)?, first_on_record(connection, other_eks)?)
         }
     };
     Ok(Records {
@@ -113,7 +98,7 @@ fn first_on_record(connection: &Connection, eks: &[EkId]) -> Result<Option<EkId>
     Ok(None)
 }
 
-pub(super) fn granted(connection: &Connection, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
+fn granted(connection: &Connection, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
     let mut statement = connection.prepare_cached(
         "SELECT device_id, reprovision, legacy_dps_ek, plain_srk FROM enrolments WHERE ek_id = ?1",
     )?;

@@ -1,47 +1,15 @@
 //! Which generation of its shared key an EK has. The keys themselves are nowhere.
 
-use assay_ca_core::tpm::template::ParentKind;
-use assay_ca_core::{Assurance, QUOTA_PERIOD};
+use assay_ca_core::{Assurance, QUOTA_PERIOD, SharedKeyHolder};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::params;
-use time::OffsetDateTime;
 
 use super::columns::{ek_id, parsed};
 use super::connection::{Sqlite, Transaction};
-use crate::act::NewOffer;
 use crate::error::StoreError;
-use crate::shared_keys::SharedKeyHolder;
+use crate::writes::{NewOffer, NewUse};
 
 impl Transaction<'_> {
-    /// Records that a shared key was offered to an EK under a device id. The generation on record
-    /// is only set the first time: that of a later offer counts once a token of it is
-    /// [accepted](Self::accept_shared_key). That a plain storage root key was offered it is never
-    /// forgotten.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn offer_shared_key(
-        &self,
-        ek: &EkId,
-        device: &DeviceId,
-        assurance: Assurance,
-        generation: u32,
-        parent: ParentKind,
-    ) -> Result<(), StoreError> {
-        let plain_srk_generation = match parent {
-            ParentKind::Import => 0,
-            ParentKind::PlainSrk => generation,
-        };
-        self.offer(&NewOffer {
-            ek_id: ek,
-            device_id: device,
-            assurance,
-            generation,
-            plain_srk_generation,
-            offered_at: OffsetDateTime::now_utc(),
-        })
-    }
-
     pub(super) fn offer(&self, new: &NewOffer<'_>) -> Result<(), StoreError> {
         self.0
             .prepare_cached(
@@ -67,53 +35,24 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Records that a device connected with a token of this generation: earlier ones are retired,
-    /// and the device is registered.
-    ///
-    /// # Errors
-    /// The file cannot be written, or the device id and the EK do not belong together.
-    pub fn accept_shared_key(
-        &self,
-        holder: &SharedKeyHolder,
-        device: &DeviceId,
-        generation: u32,
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        self.register(device, &holder.ek_id, holder.assurance, now)?;
-        self.take_into_use(&holder.ek_id, generation, now)
-    }
-
-    pub(super) fn take_into_use(
-        &self,
-        ek: &EkId,
-        generation: u32,
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        self.0
+    pub(super) fn take_into_use(&self, new: &NewUse<'_>) -> Result<(), StoreError> {
+        let rows = self
+            .0
             .prepare_cached(
                 "UPDATE shared_keys SET generation = ?2, is_used = 1,
                         day = iif(day > ?4, day, ?3), today = iif(day > ?4, today, 0) + 1 WHERE \
                  ek_id = ?1",
             )?
             .execute(params![
-                ek.as_bytes(),
-                generation,
-                now.unix_timestamp(),
-                (now - QUOTA_PERIOD).unix_timestamp()
+                new.ek_id.as_bytes(),
+                new.generation,
+                new.used_at.unix_timestamp(),
+                (new.used_at - QUOTA_PERIOD).unix_timestamp()
             ])?;
-        Ok(())
-    }
-
-    /// The EKs to which a shared key was offered under this device id. More than one only if the id
-    /// changed hands; admission knows whose it is now.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn shared_key_holders(
-        &self,
-        device: &DeviceId,
-    ) -> Result<Vec<SharedKeyHolder>, StoreError> {
-        holders(self.0, device)
+        if rows == 1 {
+            return Ok(());
+        }
+        Err(StoreError::Inconsistent("the EK was offered no shared key"))
     }
 
     /// Retires the shared key of an EK, and those that were offered but not used yet; `false` if it
@@ -133,7 +72,8 @@ impl Transaction<'_> {
 }
 
 impl Sqlite {
-    /// The same outside of a transaction, for reading.
+    /// The EKs to which a shared key was offered under this device id. More than one only if the id
+    /// changed hands; admission knows whose it is now.
     ///
     /// # Errors
     /// The file cannot be read.

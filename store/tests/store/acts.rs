@@ -2,12 +2,11 @@
 
 use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{
-    Assurance, Enrolment, IssuedCertificate, Records, SharedKeyOnRecord, TicketKey,
+    Assurance, CertificateFacts, Records, SharedKeyOnRecord, TicketKey, Unconfirmed, unchecked,
 };
 use assay_store::contract::Store;
 use assay_store::{
-    Act, AuditEntry, Basis, Change, Entry, FirstUse, KeyOffer, OwnedIdInQuestion as IdInQuestion,
-    Question, Recorded, Snapshot, StoreError, Whom,
+    Act, AuditEntry, Basis, Change, Entry, Question, Recorded, Snapshot, StoreError, Whom,
 };
 use assay_wire::{DeviceId, EkId, Scope};
 use sha2::{Digest, Sha256};
@@ -40,36 +39,43 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
 }
 
 /// Of which `serial` is the serial number, the certificate and the IK.
-pub(crate) fn certificate(serial: u8, device: &str, ek_id: EkId) -> IssuedCertificate {
-    IssuedCertificate {
-        der: vec![serial].into(),
+pub(crate) fn certificate(serial: u8, device: &str, ek_id: EkId) -> CertificateFacts {
+    CertificateFacts {
         serial: [serial; 16],
         not_before: now(),
         not_after: now() + Duration::days(90),
         device_id: id(device),
         ek_id,
-        ik_spki: vec![serial],
+        ik_id: sha256(&[serial]),
         assurance: Assurance::VendorCertificate,
+        issued_at: now(),
         confirm_by: None,
     }
 }
 
 /// One that waits for ten minutes to be confirmed.
-pub(crate) fn sealed(serial: u8, device: &str, ek_id: EkId) -> IssuedCertificate {
-    IssuedCertificate {
+pub(crate) fn sealed(serial: u8, device: &str, ek_id: EkId) -> CertificateFacts {
+    CertificateFacts {
         confirm_by: Some(now() + Duration::minutes(10)),
         ..certificate(serial, device, ek_id)
     }
 }
 
-pub(crate) fn question(ek: EkId, device: &str, ik_id: [u8; 32], at: OffsetDateTime) -> Question {
-    Question {
-        ek,
-        device: IdInQuestion::Is(id(device)),
-        ik_id: Some(ik_id),
-        waiting: false,
-        now: at,
+/// What records a certificate: in force, or waiting if it has a time to be confirmed.
+pub(crate) fn act(certificate: &CertificateFacts, der: Vec<u8>) -> Act {
+    let facts = certificate.clone();
+    match facts.confirm_by {
+        None => Act::Certify(unchecked::issued(facts, der)),
+        Some(_) => {
+            let random = &mut rand_core::UnwrapErr(getrandom::SysRng);
+            Act::Seal(unchecked::sealed(facts, der, &key(), random).unwrap())
+        }
     }
+}
+
+/// About an EK, a device id and an IK.
+pub(crate) fn question(ek: EkId, device: &str, ik_id: [u8; 32], at: OffsetDateTime) -> Question {
+    Question { ik_id: Some(ik_id), ..Question::about(ek, &id(device), at) }
 }
 
 /// What a plan would be made by.
@@ -78,42 +84,32 @@ pub(crate) fn basis(store: &mut dyn Store, question: Question) -> Result<Basis, 
     Ok(Basis { question, snapshot })
 }
 
-/// A plan for a certificate: to be in force, or to wait if it has a time to be confirmed.
+/// A plan for a certificate.
 pub(crate) fn plan(
     store: &mut dyn Store,
-    certificate: &IssuedCertificate,
-    at: OffsetDateTime,
-) -> Result<Act, StoreError> {
-    let ik_id = sha256(&certificate.ik_spki);
-    let device = certificate.device_id.as_str();
-    let basis = basis(store, question(certificate.ek_id, device, ik_id, at))?;
-    let certificate = certificate.clone();
-    Ok(match certificate.confirm_by {
-        None => Act::Certify { basis, certificate },
-        Some(_) => {
-            let random = &mut rand_core::UnwrapErr(getrandom::SysRng);
-            let stored = key().encrypt(&certificate.der, &certificate.serial, random).unwrap();
-            Act::Seal { basis, certificate, stored }
-        }
-    })
+    certificate: &CertificateFacts,
+) -> Result<Entry, StoreError> {
+    let CertificateFacts { ek_id, device_id, ik_id, issued_at, .. } = certificate;
+    let question = question(*ek_id, device_id.as_str(), *ik_id, *issued_at);
+    let basis = Some(basis(store, question)?);
+    Ok(Entry { act: act(certificate, vec![certificate.serial[0]]), basis, audit: None })
 }
 
-pub(crate) fn record(store: &mut dyn Store, act: Act) -> Result<Recorded, StoreError> {
-    Ok(store.record(&scope(), &[Entry { act, audit: None }])?.remove(0))
+pub(crate) fn record(store: &mut dyn Store, entry: Entry) -> Result<Recorded, StoreError> {
+    Ok(store.record(&scope(), &[entry])?.remove(0))
 }
 
-pub(crate) fn add_at(
-    store: &mut Any,
-    certificate: &IssuedCertificate,
-    at: OffsetDateTime,
-) -> Result<(), StoreError> {
-    let act = plan(&mut **store, certificate, at)?;
-    assert_eq!(record(&mut **store, act)?, Recorded::Done);
+/// Records an act that depends on nothing.
+pub(crate) fn enter(store: &mut Any, act: Act) -> Result<(), StoreError> {
+    let recorded = record(&mut **store, Entry { act, basis: None, audit: None })?;
+    assert_eq!(recorded, Recorded::Done);
     Ok(())
 }
 
-pub(crate) fn add(store: &mut Any, certificate: &IssuedCertificate) -> Result<(), StoreError> {
-    add_at(store, certificate, now())
+pub(crate) fn add(store: &mut Any, certificate: &CertificateFacts) -> Result<(), StoreError> {
+    let entry = plan(&mut **store, certificate)?;
+    assert_eq!(record(&mut **store, entry)?, Recorded::Done);
+    Ok(())
 }
 
 pub(crate) fn offer(store: &mut Any, ek_id: EkId, device: &str, generation: u32) {
@@ -127,15 +123,20 @@ pub(crate) fn offer_to(
     device: &str,
     generation: u32,
 ) {
-    let assurance = Assurance::VendorCertificate;
-    let offer = KeyOffer { ek_id, device_id: id(device), assurance, generation, parent };
-    offer_key(store, offer, now());
+    offer_at(store, parent, (ek_id, device, generation), now());
 }
 
-pub(crate) fn offer_key(store: &mut Any, offer: KeyOffer, at: OffsetDateTime) {
-    let question = Question { ik_id: None, ..question(offer.ek_id, offer.device_id.as_str(), [0; 32], at) };
-    let basis = basis(&mut **store, question).unwrap();
-    assert_eq!(record(&mut **store, Act::Offer { basis, offer }).unwrap(), Recorded::Done);
+pub(crate) fn offer_at(
+    store: &mut Any,
+    parent: ParentKind,
+    (ek_id, device, generation): (EkId, &str, u32),
+    at: OffsetDateTime,
+) {
+    let (assurance, device_id) = (Assurance::VendorCertificate, id(device));
+    let basis = basis(&mut **store, Question::about(ek_id, &device_id, at)).unwrap();
+    let offer = unchecked::offered_key(ek_id, device_id, assurance, generation, parent);
+    let entry = Entry { act: Act::Offer(offer), basis: Some(basis), audit: None };
+    assert_eq!(record(&mut **store, entry).unwrap(), Recorded::Done);
 }
 
 pub(crate) fn accept(
@@ -144,11 +145,11 @@ pub(crate) fn accept(
     device: &str,
     generation: u32,
 ) -> Result<(), StoreError> {
-    let assurance = Assurance::VendorCertificate;
-    let first_use = FirstUse { ek_id, device_id: id(device), assurance, generation };
-    let question = Question { ik_id: None, ..question(ek_id, device, [0; 32], now()) };
-    let basis = basis(&mut **store, question)?;
-    assert_eq!(record(&mut **store, Act::Accept { basis, first_use })?, Recorded::Done);
+    let (assurance, device_id) = (Assurance::VendorCertificate, id(device));
+    let basis = Some(basis(&mut **store, Question::about(ek_id, &device_id, now()))?);
+    let first_use = unchecked::first_use(ek_id, device_id, assurance, generation, now());
+    let entry = Entry { act: Act::Accept(first_use), basis, audit: None };
+    assert_eq!(record(&mut **store, entry)?, Recorded::Done);
     Ok(())
 }
 
@@ -164,46 +165,28 @@ pub(crate) fn shared_key(store: &mut Any, ek_id: EkId) -> Option<SharedKeyOnReco
     records(store, ek_id, now()).shared_key
 }
 
-/// The certificates that wait for an EK and IK, decrypted; under another key none is.
-pub(crate) fn waiting(
-    store: &mut Any,
-    ek: EkId,
-    ik_id: [u8; 32],
-    key: &TicketKey,
-) -> Vec<([u8; 16], Vec<u8>)> {
-    let question = Question { waiting: true, ..question(ek, "nobody", ik_id, now()) };
-    let waiting = store.snapshot(&question).unwrap().waiting.into_iter();
-    let decrypted = waiting.filter_map(|waiting| {
-        let serial = waiting.certificate.serial;
-        Some((serial, key.decrypt(&waiting.stored, &serial)?))
-    });
-    decrypted.collect()
+/// The certificates that wait for an EK and IK.
+pub(crate) fn waiting(store: &mut Any, ek: EkId, serial: u8) -> Vec<Unconfirmed> {
+    let question =
+        Question { waiting: true, ..question(ek, "nobody", sha256(&[serial]), now()) };
+    store.snapshot(&question).unwrap().waiting
 }
 
 /// As *confirm* plans with a certificate that waits; `None` if it does not.
-pub(crate) fn plan_to_confirm(store: &mut Any, serial: u8, at: OffsetDateTime) -> Option<Act> {
+pub(crate) fn plan_to_confirm(store: &mut Any, serial: u8, at: OffsetDateTime) -> Option<Entry> {
     [ek(1), ek(2)].into_iter().find_map(|ek| {
-        let ik_id = sha256(&[serial]);
-        let wanted = Question { waiting: true, ..question(ek, "nobody", ik_id, at) };
-        let found = store.snapshot(&wanted).unwrap().waiting.into_iter().next()?;
-        let device = IdInQuestion::Is(found.certificate.device_id.clone());
-        let basis = basis(&mut **store, Question { device, ..wanted }).unwrap();
-        // Its name is one that an operator gave.
-        let named = Enrolment {
-            device_id: Some(found.certificate.device_id.clone()),
-            ..Enrolment::default()
-        };
-        let records = Records { enrolment: Some(named), ..basis.snapshot.records.clone() };
-        let der = key().decrypt(&found.stored, &found.certificate.serial).unwrap();
-        let confirmed = found.certificate.confirm(&records, at).unwrap();
-        Some(Act::Activate { basis, confirmed, der })
+        let certificate = waiting(store, ek, serial).into_iter().next()?;
+        let question = Question::about(ek, &certificate.device_id, at);
+        let basis = Some(basis(&mut **store, question).unwrap());
+        let confirmed = unchecked::confirmed(certificate, &key(), at).unwrap();
+        Some(Entry { act: Act::Activate(confirmed), basis, audit: None })
     })
 }
 
 /// As *confirm* does with a certificate that waits; `false` if it does not.
 pub(crate) fn confirm(store: &mut Any, serial: u8, at: OffsetDateTime) -> bool {
-    let Some(act) = plan_to_confirm(store, serial, at) else { return false };
-    record(&mut **store, act).unwrap() == Recorded::Done
+    let Some(entry) = plan_to_confirm(store, serial, at) else { return false };
+    record(&mut **store, entry).unwrap() == Recorded::Done
 }
 
 pub(crate) fn decision(n: u32, device: Option<Whom>) -> AuditEntry {
@@ -221,7 +204,7 @@ pub(crate) fn decision(n: u32, device: Option<Whom>) -> AuditEntry {
 
 /// Writes decisions alone.
 pub(crate) fn audit(store: &mut Any, entries: impl IntoIterator<Item = AuditEntry>) {
-    let entry = |audit| Entry { act: Act::None, audit: Some(audit) };
+    let entry = |audit| Entry { act: Act::None, basis: None, audit: Some(audit) };
     let entries: Vec<_> = entries.into_iter().map(entry).collect();
     for batch in entries.chunks(10_000) {
         let recorded = store.record(&scope(), batch).unwrap();

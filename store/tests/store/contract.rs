@@ -5,16 +5,16 @@ use std::time::{Duration as StdDuration, Instant};
 
 use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{
-    Allowances, Assurance, Reprovision, RevocationReason, Role, SharedKeyOnRecord, TicketKey,
+    Allowances, Assurance, CertificateFacts, Reprovision, RevocationReason, Role, SealedOnRecord,
+    SharedKeyOnRecord, unchecked,
 };
 use assay_server::directory::Directory;
 use assay_store::{
-    Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry, KeyOffer,
-    NewEnrolment, OwnedIdInQuestion as IdInQuestion, Pruned, Question, Recorded, Removed,
-    Retention, RevokedCertificates, StoreError, Tags, ToConfirm, Trusted, Whom,
+    Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
+    IdInQuestion, NewEnrolment, Pruned, Question, Recorded, Removed,
+    Retention, RevokedCertificates, StoreError, Tags, Trusted, Whom,
 };
 use assay_wire::{EkId, Scope};
-use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
 use crate::acts::*;
@@ -244,16 +244,12 @@ fn only_an_enrolment_has_a_policy(fixture: &Fixture) {
 fn sealed_certificates_wait_for_their_own_ek_and_ik_until_they_are_confirmed(fixture: &Fixture) {
     let mut store = fixture.store();
     add(&mut store, &sealed(1, "pump-17", ek(1))).unwrap();
-    let ik_id: [u8; 32] = Sha256::digest([1]).into();
-    assert_eq!(waiting(&mut store, ek(1), ik_id, &key()), [([1; 16], vec![1])]);
-    let other_key = TicketKey::new([8; TicketKey::LEN]);
-    for (ek, ik_id, key) in
-        [(ek(2), ik_id, key()), (ek(1), [9; 32], key()), (ek(1), ik_id, other_key)]
-    {
-        assert!(waiting(&mut store, ek, ik_id, &key).is_empty());
-    }
+    let found = waiting(&mut store, ek(1), 1);
+    assert_eq!((found.len(), found[0].serial, found[0].sha256), (1, [1; 16], sha256(&[1])));
+    assert!(waiting(&mut store, ek(2), 1).is_empty());
+    assert!(waiting(&mut store, ek(1), 9).is_empty());
     assert!(confirm(&mut store, 1, now()));
-    assert!(waiting(&mut store, ek(1), ik_id, &key()).is_empty());
+    assert!(waiting(&mut store, ek(1), 1).is_empty());
 }
 
 fn an_unconfirmed_certificate_supersedes_nothing_and_registers_nobody(fixture: &Fixture) {
@@ -273,8 +269,9 @@ fn an_unconfirmed_certificate_supersedes_nothing_and_registers_nobody(fixture: &
 
 fn a_confirmed_certificate_supersedes_and_registers(fixture: &Fixture) {
     let mut store = fixture.store();
-    let (first, earlier) = (certificate(1, "pump-1", ek(1)), now() - Duration::hours(1));
-    add_at(&mut store, &first, earlier).unwrap();
+    let earlier = now() - Duration::hours(1);
+    let first = CertificateFacts { issued_at: earlier, ..certificate(1, "pump-1", ek(1)) };
+    add(&mut store, &first).unwrap();
     add(&mut store, &sealed(2, "pump-1", ek(1))).unwrap();
     add(&mut store, &sealed(3, "pump-2", ek(2))).unwrap();
     let later = now() + Duration::minutes(1);
@@ -449,10 +446,10 @@ fn what_expired_is_on_no_list_though_its_device_is_disabled(fixture: &Fixture) {
 fn an_active_certificate_that_has_expired_is_not_given_again(fixture: &Fixture) {
     let mut store = fixture.store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
-    let ik_id = Sha256::digest([1]).into();
+    let ik_id = sha256(&[1]);
     let mut again = |ik_id, at| {
         let question = question(ek(1), "pump-17", ik_id, at);
-        store.snapshot(&question).unwrap().active.unwrap().der
+        store.snapshot(&question).unwrap().active.map(|active| active.der)
     };
     assert_eq!(again(ik_id, now()), Some(vec![1]));
     assert_eq!(again([9; 32], now()), None, "it is for another IK");
@@ -762,20 +759,20 @@ fn decisions_are_in_the_order_in_which_they_were_made(fixture: &Fixture) {
 
 fn a_batch_is_recorded_entry_by_entry_and_each_whole_or_not_at_all(fixture: &Fixture) {
     let mut store = fixture.store();
-    let good = plan(&mut *store, &certificate(1, "pump-1", ek(1)), now()).unwrap();
-    let stale = plan(&mut *store, &certificate(2, "pump-2", ek(2)), now()).unwrap();
+    let good = plan(&mut *store, &certificate(1, "pump-1", ek(1))).unwrap();
+    let stale = plan(&mut *store, &certificate(2, "pump-2", ek(2))).unwrap();
     store.set_disabled(&ek(2), true, now()).unwrap();
-    let again = plan(&mut *store, &certificate(3, "pump-1", ek(1)), now()).unwrap();
-    let entry = |act, n, device| Entry {
-        act,
+    let again = plan(&mut *store, &certificate(3, "pump-1", ek(1))).unwrap();
+    let entry = |planned: Entry, n, device| Entry {
         audit: Some(AuditEntry { change: Change::Made, ..decision(n, Some(device)) }),
+        ..planned
     };
     let entries = [
         entry(good, 1, Whom::Proven(id("pump-1"))),
         entry(stale, 2, Whom::Proven(id("pump-2"))),
         // It was planned before the first of the batch was recorded.
         entry(again, 3, Whom::Proven(id("pump-1"))),
-        entry(Act::None, 4, Whom::Due(id("pump-4"))),
+        entry(Entry { act: Act::None, basis: None, audit: None }, 4, Whom::Due(id("pump-4"))),
     ];
     let (done, stale) = (Recorded::Done, Recorded::Stale);
     assert_eq!(store.record(&scope(), &entries).unwrap(), [done, stale, stale, done]);
@@ -792,7 +789,7 @@ fn plan_is_stale_once_anything_that_it_was_made_by_changed(fixture: &Fixture) {
     let changes: [(&str, &dyn Fn(&mut Any)); 8] = [
         ("it was disabled", &|store| assert!(store.set_disabled(&ek(1), true, now()).unwrap())),
         ("it was enabled", &|store| assert!(store.set_disabled(&ek(1), false, now()).unwrap())),
-        ("it was enrolled", &|store| drop(enroll(store, ek(1), None).unwrap())),
+        ("it was enrolled", &|store| assert_eq!(enroll(store, ek(1), None).unwrap(), Enrolled::Added)),
         ("its policy changed", &|store| {
             assert!(store.update_enrolment(&ek(1), Some(Reprovision::Never), None).unwrap());
         }),
@@ -804,26 +801,25 @@ fn plan_is_stale_once_anything_that_it_was_made_by_changed(fixture: &Fixture) {
         ("it was removed", &|store| assert!(store.remove(&ek(1), now()).unwrap().is_some())),
     ];
     for (number, (what, change)) in (100..).zip(changes) {
-        let act = plan(&mut *store, &certificate(number, "pump-1", ek(1)), now()).unwrap();
+        let entry = plan(&mut *store, &certificate(number, "pump-1", ek(1))).unwrap();
         change(&mut store);
-        assert_eq!(record(&mut *store, act).unwrap(), Recorded::Stale, "{what}");
+        assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Stale, "{what}");
         assert_eq!(status(&mut store, number), CertificateStatus::Unknown, "{what}");
     }
     // The device id went to another.
-    let act = plan(&mut *store, &certificate(120, "pump-1", ek(1)), now()).unwrap();
+    let entry = plan(&mut *store, &certificate(120, "pump-1", ek(1))).unwrap();
     add(&mut store, &certificate(121, "pump-1", ek(2))).unwrap();
-    assert_eq!(record(&mut *store, act).unwrap(), Recorded::Stale);
+    assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Stale);
 }
 
 fn batch_in_which_devices_meet_is_recorded_as_if_one_came_after_another(fixture: &Fixture) {
     let mut store = fixture.store();
-    let acts: Vec<_> = (1..=40)
+    let entries: Vec<_> = (1..=40)
         .map(|n| {
             let device = format!("pump-{}", n % 10);
-            plan(&mut *store, &certificate(n, &device, ek(n % 20)), now()).unwrap()
+            plan(&mut *store, &certificate(n, &device, ek(n % 20))).unwrap()
         })
         .collect();
-    let entries: Vec<_> = acts.into_iter().map(|act| Entry { act, audit: None }).collect();
     let recorded = store.record(&scope(), &entries).unwrap();
     let done: Vec<_> =
         (1..=40).zip(&recorded).filter(|(_, is)| **is == Recorded::Done).map(|(n, _)| n).collect();
@@ -833,11 +829,10 @@ fn batch_in_which_devices_meet_is_recorded_as_if_one_came_after_another(fixture:
 
 fn plan_that_contradicts_its_own_basis_is_refused(fixture: &Fixture) {
     let mut store = fixture.store();
-    let act = plan(&mut *store, &certificate(1, "pump-1", ek(1)), now()).unwrap();
-    let Act::Certify { basis, .. } = act else { panic!("it is a certificate") };
+    let basis = plan(&mut *store, &certificate(1, "pump-1", ek(1))).unwrap().basis;
     for wrong in [certificate(1, "pump-1", ek(2)), certificate(1, "pump-2", ek(1))] {
-        let act = Act::Certify { basis: basis.clone(), certificate: wrong };
-        assert!(matches!(record(&mut *store, act), Err(StoreError::Inconsistent(_))));
+        let entry = Entry { act: act(&wrong, vec![1]), basis: basis.clone(), audit: None };
+        assert!(matches!(record(&mut *store, entry), Err(StoreError::Inconsistent(_))));
     }
     assert!(store.devices().unwrap().is_empty());
 }
@@ -848,18 +843,20 @@ fn certificate_is_confirmed_once(fixture: &Fixture) {
     let [first, second] = [0, 1].map(|_| plan_to_confirm(&mut store, 1, now()).unwrap());
     assert_eq!(record(&mut *store, first).unwrap(), Recorded::Done);
     assert_eq!(record(&mut *store, second).unwrap(), Recorded::Stale);
-    let found = store.certificate_to_confirm(&ek(1), &sha256(&[1]), now()).unwrap();
-    assert_eq!(found, ToConfirm::Active(id("pump-1")));
+    let found = store.sealed_certificate(&ek(1), &sha256(&[1]), now()).unwrap();
+    assert_eq!(found, SealedOnRecord::Active(id("pump-1")));
 }
 
 fn certificate_to_confirm_is_found_until_its_time_is_over(fixture: &Fixture) {
     let mut store = fixture.store();
     add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
-    let mut found = |ek: EkId, at| store.certificate_to_confirm(&ek, &sha256(&[1]), at).unwrap();
-    let ToConfirm::Unconfirmed(unconfirmed) = found(ek(1), now()) else { panic!("it waits") };
-    assert_eq!((unconfirmed.serial, unconfirmed.device_id), ([1; 16], id("pump-1")));
-    assert_eq!(found(ek(2), now()), ToConfirm::Ended);
-    assert_eq!(found(ek(1), now() + Duration::minutes(10)), ToConfirm::Ended);
+    let expected = waiting(&mut store, ek(1), 1).remove(0);
+    let known = store.snapshot(&Question::about(ek(1), &id("pump-1"), now())).unwrap().records;
+    let mut found = |ek: EkId, at| store.sealed_certificate(&ek, &sha256(&[1]), at).unwrap();
+    let unconfirmed = SealedOnRecord::Unconfirmed { certificate: expected, records: known };
+    assert_eq!(found(ek(1), now()), unconfirmed);
+    assert_eq!(found(ek(2), now()), SealedOnRecord::Ended);
+    assert_eq!(found(ek(1), now() + Duration::minutes(10)), SealedOnRecord::Ended);
 }
 
 fn of_two_eks_racing_for_a_device_id_one_wins(fixture: &Fixture) {
@@ -872,9 +869,9 @@ fn of_two_eks_racing_for_a_device_id_one_wins(fixture: &Fixture) {
                 scope.spawn(move || {
                     let mut store = fixture.store();
                     let certificate = certificate(2 * round + n, device, ek(2 * round + n));
-                    let act = plan(&mut *store, &certificate, now()).unwrap();
+                    let entry = plan(&mut *store, &certificate).unwrap();
                     begin.wait();
-                    record(&mut *store, act).unwrap() == Recorded::Done
+                    record(&mut *store, entry).unwrap() == Recorded::Done
                 })
             };
             [race(0), race(1)].map(|racer| racer.join().unwrap())
@@ -899,8 +896,8 @@ fn scope_is_the_devices_once_there_are_any(fixture: &Fixture) {
     store.may_serve(&b).unwrap();
     store.record_scope(&b).unwrap();
     assert!(!serves(&mut store, &a) && serves(&mut store, &b), "who began to serve before notices");
-    let act = plan(&mut *store, &certificate(1, "pump-17", ek(1)), now()).unwrap();
-    store.record(&b, &[Entry { act, audit: None }]).unwrap();
+    let entry = plan(&mut *store, &certificate(1, "pump-17", ek(1))).unwrap();
+    assert_eq!(store.record(&b, &[entry]).unwrap(), [Recorded::Done]);
     assert!(matches!(store.may_serve(&a), Err(StoreError::Scope { .. })));
     assert!(matches!(store.record_scope(&a), Err(StoreError::Scope { was, .. }) if was == b));
     store.record_scope(&b).unwrap();
@@ -913,9 +910,9 @@ fn an_offer_without_the_vendors_certificate_does_not_make_it_unseen(fixture: &Fi
         (Assurance::VendorCertificate, Assurance::VendorCertificate),
         (Assurance::EnrolmentList, Assurance::VendorCertificate),
     ] {
-        let (ek_id, device_id, parent) = (ek(1), id("pump-1"), ParentKind::Import);
-        let offer = KeyOffer { ek_id, device_id, assurance, generation: 1, parent };
-        offer_key(&mut store, offer, now());
+        let parent = ParentKind::Import;
+        let offer = unchecked::offered_key(ek(1), id("pump-1"), assurance, 1, parent);
+        enter(&mut store, Act::Offer(offer)).unwrap();
         assert_eq!(store.shared_key_holders(&id("pump-1")).unwrap()[0].assurance, expected);
     }
 }
@@ -931,12 +928,15 @@ fn key_that_was_never_offered_is_never_used(fixture: &Fixture) {
 
 fn pruning_is_done_bit_by_bit(fixture: &Fixture) {
     let mut store = fixture.store();
-    // In one batch, for each depends on the one before.
-    for n in 0..=501_u32 {
-        let mut next = certificate(1, "pump-17", ek(1));
-        next.serial[..4].copy_from_slice(&n.to_be_bytes());
-        add(&mut store, &next).unwrap();
-    }
+    let entries: Vec<_> = (0..=501_u32)
+        .map(|n| {
+            let mut next = certificate(1, "pump-17", ek(1));
+            next.serial[..4].copy_from_slice(&n.to_be_bytes());
+            Entry { act: act(&next, vec![1]), basis: None, audit: None }
+        })
+        .collect();
+    let recorded = store.record(&scope(), &entries).unwrap();
+    assert!(recorded.iter().all(|recorded| *recorded == Recorded::Done));
     let at = now() + Duration::days(121);
     let mut prune = || store.prune(&Retention::default(), at).unwrap();
     let first = prune();
@@ -977,9 +977,7 @@ fn offer_that_is_made_again_waits_as_long_again(fixture: &Fixture) {
     let mut store = fixture.store();
     offer(&mut store, ek(1), "pump-1", 1);
     let later = now() + Duration::days(20);
-    let (ek_id, device_id, parent) = (ek(1), id("pump-1"), ParentKind::Import);
-    let assurance = Assurance::VendorCertificate;
-    offer_key(&mut store, KeyOffer { ek_id, device_id, assurance, generation: 1, parent }, later);
+    offer_at(&mut store, ParentKind::Import, (ek(1), "pump-1", 1), later);
     let at = now() + Duration::days(31);
     assert_eq!(store.prune(&Retention::default(), at).unwrap().offers, 0);
 }

@@ -21,7 +21,7 @@ use assay_broker_plugin::access::{Identity, OPERATOR_PREFIX, WORKER_PREFIX};
 use assay_broker_plugin::certificate;
 use assay_mqtt::BrokerUrl;
 use assay_server::directory::{Credentials, Directory};
-use assay_server::{random_bytes, worker};
+use assay_server::{pipeline, random_bytes};
 use clap::{Args, Subcommand};
 use rustls::{ClientConfig, RootCertStore};
 use time::OffsetDateTime;
@@ -227,7 +227,7 @@ async fn put_right(directory: &Directory, cast: &Cast<'_>) -> Result<()> {
     let worker = cast.worker().map_err(anyhow::Error::msg)?;
     let list = cast.stage.ca.revocation_list(
         &mut directory.store()?,
-        worker::MAX_LIST,
+        pipeline::MAX_LIST,
         OffsetDateTime::now_utc(),
     )?;
     worker.publish(&cast.stage.list(), &list, Stay::Yes).await;

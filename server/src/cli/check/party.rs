@@ -10,7 +10,7 @@ use assay_mqtt::rumqttc::v5::mqttbytes::v5::{
 use assay_mqtt::rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop};
 use assay_mqtt::{BrokerUrl, Client, Login};
 use assay_server::random_bytes;
-use assay_wire::{ClientId, Reply, Request, RequestBody, RequestId, printable};
+use assay_wire::{ClientId, Head, Reply, Request, RequestBody, RequestId, printable};
 use bytes::Bytes;
 use rustls::ClientConfig;
 use tokio::sync::watch;
@@ -206,7 +206,7 @@ impl Party {
 
     /// Whether it hears an answer to a [`ping`], be it that a worker is busy.
     pub(super) async fn hears_answer_to(&self, ping: &[u8], patience: Duration) -> bool {
-        let id = Request::id_of(ping);
+        let id = Head::read(ping).map_or(RequestId::NIL, |head| head.id());
         let answers =
             |heard: &Heard| Reply::decode(&heard.payload).is_ok_and(|reply| reply.id == id);
         self.until(patience, |state| state.heard.iter().any(answers)).await

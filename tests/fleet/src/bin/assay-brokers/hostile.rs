@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use assay_ca_core::{Assurance, IssuedCertificate, TicketKey};
-use assay_store::Store;
+use assay_ca_core::{Assurance, CertificateFacts, unchecked};
+use assay_store::{Act, Entry, Recorded, Store};
 use assay_tests::{AssayDir, AssayServer};
 use assay_wire::DeviceId;
+use aws_lc_rs::digest::{SHA256, digest};
 use clap::ValueEnum;
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair,
@@ -346,7 +347,6 @@ fn devices_tls(dir: &AssayDir, count: usize) -> Result<Vec<Arc<ClientConfig>>> {
         Issuer::from_ca_cert_pem(&file("issuing.pem")?, KeyPair::from_pem(&file("issuing.key")?)?)?;
     let issuing = CertificateDer::from_pem_slice(file("issuing.pem")?.as_bytes())?;
     let mut store = Store::open(&dir.path().join("assay.db"))?;
-    let nothing_waits = TicketKey::new([0; TicketKey::LEN]);
     let (key, now) = (KeyPair::generate()?, OffsetDateTime::now_utc());
     let mut devices = Vec::new();
     for number in 0..count {
@@ -362,19 +362,21 @@ fn devices_tls(dir: &AssayDir, count: usize) -> Result<Vec<Arc<ClientConfig>>> {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         let der = params.signed_by(&key, &issuer)?.der().clone();
-        let issued = IssuedCertificate {
-            der: der.clone(),
+        let facts = CertificateFacts {
             serial,
             not_before: now,
             not_after: now + time::Duration::DAY,
             ek_id: ek_id.into(),
             device_id,
-            ik_spki: key.subject_public_key_info(),
+            ik_id: digest(&SHA256, &key.subject_public_key_info()).as_ref().try_into()?,
             assurance: Assurance::EnrolmentList,
+            issued_at: now,
             confirm_by: None,
         };
-        store
-            .transaction(|transaction| transaction.add_certificate(&issued, &nothing_waits, now))?;
+        let act = Act::Certify(unchecked::issued(facts, der.to_vec()));
+        let entry = Entry { act, basis: None, audit: None };
+        let recorded = store.record(&"default".parse()?, &[entry])?;
+        ensure!(recorded == [Recorded::Done]);
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
         devices
             .push(tls_builder(dir)?.with_client_auth_cert(vec![der, issuing.clone()], key)?.into());

@@ -1,0 +1,313 @@
+//! Why an EK is believed to be in a genuine TPM: its certificate, or the operator's enrolment list.
+
+use std::fmt;
+use std::str::FromStr;
+
+use assay_wire::{DeviceId, EkId};
+use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
+
+use crate::ek::anchors::{Allowances, TrustAnchors, VendorPath};
+use crate::ek::evidence::EkEvidence;
+use crate::ek::hardware::HardwareIdentity;
+use crate::key::PublicKey;
+use crate::records::Enrolment;
+use crate::tpm::template::EkArea;
+use crate::x509::{AltName, Certificate, EkUsage, attribute_of};
+use crate::{Rejection, oid};
+
+/// What makes an EK trusted. Certificates carry it as a policy, so that relying parties can tell.
+///
+/// Its text reads back as it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+#[cbor(index_only)]
+pub enum Assurance {
+    /// The EK's certificate leads to a TPM vendor the operator trusts.
+    #[n(1)]
+    VendorCertificate,
+    /// The operator put the EK on the enrolment list.
+    #[n(2)]
+    EnrolmentList,
+}
+
+impl fmt::Display for Assurance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::VendorCertificate => "vendor-certificate",
+            Self::EnrolmentList => "enrolment-list",
+        })
+    }
+}
+
+impl FromStr for Assurance {
+    type Err = UnknownAssurance;
+
+    fn from_str(text: &str) -> Result<Self, UnknownAssurance> {
+        let all = [Self::VendorCertificate, Self::EnrolmentList];
+        all.into_iter().find(|assurance| assurance.to_string() == text).ok_or(UnknownAssurance)
+    }
+}
+
+/// A text names no assurance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("neither vendor-certificate nor enrolment-list")]
+pub struct UnknownAssurance;
+
+/// An EK that is sound, on template, and trusted to be in a TPM.
+///
+/// That the device at hand has this TPM is not established: anybody can send a public key.
+#[derive(Clone, Debug)]
+pub struct TrustedEk {
+    pub(crate) area: EkArea,
+    ek_id: EkId,
+    pub(crate) hardware: HardwareIdentity,
+    pub(crate) assurance: Assurance,
+    derived_device_id: DeviceId,
+    requested_device_id: Option<DeviceId>,
+}
+
+impl TrustedEk {
+    /// Checks the EK of `evidence`: its template, its key, its certificate.
+    ///
+    /// A vendor's certificate counts for more than an enrolment, so an enrolled EK whose
+    /// certificate leads to a trusted root has [`Assurance::VendorCertificate`]. Without an
+    /// enrolment, the certificate must. A certificate for another key is refused even if the EK is
+    /// enrolled, unless the enrolment says that Azure's SDKs made the EK: then it never has a
+    /// certificate of its own, but the TPM has one for another key, and that counts for nothing.
+    pub fn verify(
+        evidence: &EkEvidence,
+        anchors: &TrustAnchors,
+        enrolment: Option<&Enrolment>,
+        now: OffsetDateTime,
+    ) -> Result<Self, Rejection> {
+        let area = EkArea::recognise(&evidence.area).map_err(Rejection::of_ek)?;
+        let is_legacy = enrolment.is_some_and(|enrolment| enrolment.legacy_dps_ek);
+        let by_certificate = match &evidence.certificates[..] {
+            [] => Err(Rejection::EkNotEnrolled { ek: evidence.ek_id() }),
+            [leaf, issuers @ ..] => {
+                let certificate = EkCertificate::parse(leaf)?;
+                match certificate.check_key(&area) {
+                    Err(mismatch) if !is_legacy => return Err(mismatch),
+                    matching => matching,
+                }
+                .and_then(|()| certificate.trust(issuers, anchors, now))
+                .map(|trusted| trusted.hardware)
+            }
+        };
+        let (hardware, assurance) = match (by_certificate, enrolment) {
+            (Ok(hardware), _) => (hardware, Assurance::VendorCertificate),
+            (Err(_), Some(_)) => (HardwareIdentity::of_key(area.key()), Assurance::EnrolmentList),
+            (Err(rejection), None) => return Err(rejection),
+        };
+        Ok(Self {
+            area,
+            ek_id: evidence.ek_id(),
+            hardware,
+            assurance,
+            derived_device_id: evidence.derived_device_id(),
+            requested_device_id: evidence.requested_device_id().cloned(),
+        })
+    }
+
+    /// The EK's id.
+    pub fn ek_id(&self) -> EkId {
+        self.ek_id
+    }
+
+    /// The device id due to an EK that no enrolment names.
+    pub fn derived_device_id(&self) -> &DeviceId {
+        &self.derived_device_id
+    }
+
+    /// The device id that was asked for, by whoever sent the EK.
+    pub(crate) fn requested_device_id(&self) -> Option<&DeviceId> {
+        self.requested_device_id.as_ref()
+    }
+
+    /// Name of the template the EK follows.
+    pub fn template(&self) -> &'static str {
+        self.area.template()
+    }
+
+    /// Why the EK is trusted.
+    pub fn assurance(&self) -> Assurance {
+        self.assurance
+    }
+}
+
+/// The TPM that an EK certificate is for (TCG EK Credential Profile 2.5, 3.1.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TpmModel {
+    /// The vendor, as `id:` and four bytes in hexadecimal.
+    pub manufacturer: String,
+    /// The part.
+    pub model: String,
+    /// Its firmware version, as `id:` and hexadecimal.
+    pub version: String,
+}
+
+/// What is known of an EK by its certificate alone.
+#[derive(Clone, Debug)]
+pub struct EkCheck {
+    /// The EK's id.
+    pub ek_id: EkId,
+    /// The kind of key, e.g. `RSA-2048`.
+    pub key: String,
+    /// The path to a vendor who is trusted, or why a device with it would be refused, unless it is
+    /// enrolled.
+    pub path: Result<VendorPath, Rejection>,
+}
+
+impl EkCheck {
+    /// Checks an EK certificate as it would be checked in a request, for an operator who wants to
+    /// know.
+    ///
+    /// Of several certificates, the first that is no CA's is the EK's, and the others may be its
+    /// issuers.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn of(
+        certificates: &[CertificateDer<'_>],
+        anchors: &TrustAnchors,
+        now: OffsetDateTime,
+    ) -> Result<Self, Rejection> {
+        let is_ca = |der: &CertificateDer<'_>| {
+            Certificate::read(der).is_ok_and(|read| read.extensions.is_ca)
+        };
+        let position = certificates.iter().position(|der| !is_ca(der)).unwrap_or_default();
+        let leaf = certificates.get(position).ok_or_else(|| invalid(&"there is none"))?;
+        let others: Vec<_> = certificates.iter().filter(|other| *other != leaf).cloned().collect();
+        let certificate = EkCertificate::parse(leaf)?;
+        let path = certificate.key.check().map_err(Rejection::EkWeak).and_then(|()| {
+            let trusted = certificate.trust(&others, anchors, now)?;
+            Ok(trusted.path)
+        });
+        Ok(Self { ek_id: certificate.key.ek_id(), key: certificate.key.to_string(), path })
+    }
+}
+
+/// An EK certificate, parsed.
+pub(crate) struct EkCertificate<'a> {
+    der: &'a [u8],
+    certificate: Certificate,
+    key: PublicKey,
+}
+
+/// What a trusted EK certificate proves.
+struct Vouched {
+    path: VendorPath,
+    hardware: HardwareIdentity,
+}
+
+impl<'a> EkCertificate<'a> {
+    pub(crate) fn parse(der: &'a [u8]) -> Result<Self, Rejection> {
+        let certificate = Certificate::read(der).map_err(|reason| invalid(&reason))?;
+        let key = PublicKey::from_spki(&certificate.spki)
+            .map_err(|reason| invalid(&format_args!("its key cannot be read: {reason}")))?;
+        Ok(Self { der, certificate, key })
+    }
+
+    pub(crate) fn key(&self) -> &PublicKey {
+        &self.key
+    }
+
+    pub(crate) fn x509(&self) -> &Certificate {
+        &self.certificate
+    }
+
+    fn check_key(&self, area: &EkArea) -> Result<(), Rejection> {
+        if self.key == *area.key() {
+            return Ok(());
+        }
+        let (certificate, ek) = (self.key.ek_id(), area.key().ek_id());
+        if area.is_for_azure_sdks() && self.key.has_the_shape_of(area.key()) {
+            return Err(Rejection::EkOfAzureSdk { certificate, area: ek });
+        }
+        Err(Rejection::EkCertificateMismatch { certificate, area: ek })
+    }
+
+    /// Checks that a trusted vendor certified an EK, and of which TPM.
+    ///
+    /// What a certificate lacks must be allowed by the anchor that it leads to. What no anchor
+    /// allows is refused before anything is computed for it.
+    fn trust(
+        &self,
+        issuers: &[CertificateDer<'_>],
+        anchors: &TrustAnchors,
+        now: OffsetDateTime,
+    ) -> Result<Vouched, Rejection> {
+        let (missing, tpm) = self.check_use()?;
+        if missing != Allowances::default() && !anchors.may_allow(missing) {
+            return Err(lacking(missing));
+        }
+        let path =
+            anchors.find_path(&self.certificate, issuers, now).map_err(Rejection::of_path)?;
+        if !path.allowances().cover(missing) {
+            return Err(lacking(missing));
+        }
+        let hardware = match &tpm {
+            Some(tpm) => self.hardware_identity(tpm),
+            None => HardwareIdentity::of_key(&self.key),
+        };
+        Ok(Vouched { path, hardware })
+    }
+
+    /// What the certificate says of its use: what it lacks of an EK certificate (TCG EK Credential
+    /// Profile 2.5, 3.2), and of which TPM it is.
+    ///
+    /// # Errors
+    /// It is for another use.
+    pub(crate) fn check_use(&self) -> Result<(Allowances, Option<TpmModel>), Rejection> {
+        let lacks_usage = match self.certificate.extensions.ek_usage {
+            EkUsage::Named => false,
+            EkUsage::Unsaid => true,
+            EkUsage::Any | EkUsage::Excluded => {
+                return Err(invalid(
+                    &"its extended key usage lacks tcg-kp-EKCertificate (2.23.133.8.1): it is for \
+                      another use",
+                ));
+            }
+        };
+        let tpm = self.tpm_model();
+        Ok((Allowances { ek_usage: lacks_usage, tpm_attributes: tpm.is_none() }, tpm))
+    }
+
+    pub(crate) fn tpm_model(&self) -> Option<TpmModel> {
+        self.certificate.extensions.alt_names.iter().find_map(|name| {
+            let AltName::Directory(name) = name else { return None };
+            Some(TpmModel {
+                manufacturer: attribute_of(name, oid::TPM_MANUFACTURER)?,
+                model: attribute_of(name, oid::TPM_MODEL)?,
+                version: attribute_of(name, oid::TPM_VERSION)?,
+            })
+        })
+    }
+
+    fn hardware_identity(&self, tpm: &TpmModel) -> HardwareIdentity {
+        let authority_key =
+            self.certificate.extensions.authority_key_id.as_deref().unwrap_or_default();
+        HardwareIdentity::of_certificate(
+            &tpm.manufacturer,
+            authority_key,
+            &self.certificate.serial,
+            self.der,
+        )
+    }
+}
+
+fn invalid(reason: &dyn fmt::Display) -> Rejection {
+    Rejection::EkCertificateInvalid(reason.to_string())
+}
+
+fn lacking(missing: Allowances) -> Rejection {
+    if missing.ek_usage {
+        return invalid(
+            &"it has no extended key usage, which has to name tcg-kp-EKCertificate (2.23.133.8.1)",
+        );
+    }
+    invalid(
+        &"its subject alternative name lacks the TPM's manufacturer, model or version \
+          (2.23.133.2.1 to .3)",
+    )
+}

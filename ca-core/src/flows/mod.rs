@@ -1,0 +1,6 @@
+//! The three flows: what each sends to a device, and what it takes for proof.
+
+pub(crate) mod mac;
+pub(crate) mod sealed;
+pub(crate) mod shared_key;
+pub(crate) mod ticket;

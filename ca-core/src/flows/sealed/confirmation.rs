@@ -1,0 +1,78 @@
+//! The confirmation: what shows that a device could read its sealed certificate.
+
+use assay_wire::{EkId, Proof, Receipt, Scope};
+use time::OffsetDateTime;
+
+use super::claim::{CONFIRMATION_LABEL, Claim, RECEIPT_LABEL};
+use super::waiting::Unconfirmed;
+use crate::Rejection;
+use crate::flows::mac::TicketKey;
+
+/// A device that could read its sealed certificate: the EK and the IK are in one TPM, and it has
+/// that TPM.
+///
+/// That the certificate may become active is not established: see [`Confirmed`](crate::Confirmed).
+#[derive(Clone, Debug)]
+pub struct Confirmation {
+    claim: Claim,
+    receipt: Receipt,
+}
+
+impl Confirmation {
+    /// Checks a claim and its ticket, which was nowhere but in the box beside the claim.
+    pub fn verify(
+        request: &Proof,
+        scope: &Scope,
+        key: &TicketKey,
+        now: OffsetDateTime,
+    ) -> Result<Self, Rejection> {
+        let claim: Claim =
+            minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
+        claim.terms().check(request, CONFIRMATION_LABEL, scope, key, now)?;
+        Ok(Self { claim, receipt: Receipt::from(*key.mac(RECEIPT_LABEL, &request.claim)) })
+    }
+
+    /// The EK's id.
+    pub fn ek_id(&self) -> EkId {
+        self.claim.ek_id
+    }
+
+    /// SHA-256 of the certificate that it confirms.
+    pub fn certificate_sha256(&self) -> &[u8; 32] {
+        &self.claim.certificate
+    }
+
+    /// What tells the device that the certificate is active, and that it was the CA that said so.
+    pub(crate) fn into_receipt(self) -> Receipt {
+        self.receipt
+    }
+
+    /// Why there is nothing to confirm: the certificate was superseded or revoked since.
+    pub(crate) fn outdated(&self) -> Rejection {
+        match OffsetDateTime::from_unix_timestamp(self.claim.issued_at) {
+            Ok(issued_at) => Rejection::CertificateEnded { issued_at },
+            Err(_) => Rejection::ClaimUnreadable,
+        }
+    }
+}
+
+/// A certificate that waits, and that its device has shown that it could read.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub(super) certificate: Unconfirmed,
+    pub(super) confirmation: Confirmation,
+}
+
+impl Shown {
+    /// Joins a confirmation to the certificate that it confirms.
+    ///
+    /// # Errors
+    /// It confirms another one.
+    pub fn new(certificate: Unconfirmed, confirmation: Confirmation) -> Result<Self, Rejection> {
+        let confirmed = (confirmation.ek_id(), *confirmation.certificate_sha256());
+        if confirmed != (certificate.ek_id, certificate.sha256) {
+            return Err(confirmation.outdated());
+        }
+        Ok(Self { certificate, confirmation })
+    }
+}

@@ -1,0 +1,107 @@
+//! A certificate that becomes active because its device could read it.
+
+use assay_wire::{DeviceId, EkId, Receipt};
+use time::OffsetDateTime;
+
+use super::confirmation::Shown;
+use super::waiting::Unconfirmed;
+use crate::Rejection;
+use crate::ek::trust::Assurance;
+use crate::flows::mac::TicketKey;
+use crate::readmission::{KeyChange, Welcome};
+use crate::records::Records;
+
+/// A certificate that becomes its device's active one when it is recorded.
+#[derive(Debug)]
+pub struct Confirmed {
+    certificate: Unconfirmed,
+    welcome: Welcome,
+    der: Vec<u8>,
+    receipt: Receipt,
+    decided_at: OffsetDateTime,
+}
+
+impl Confirmed {
+    /// Decides with what is on record now, as [`Readmitted::decide`](crate::Readmitted::decide)
+    /// does for a device that proved itself by a ticket.
+    ///
+    /// # Errors
+    /// It is too late, the device is no longer welcome, or another IK took the place of this one.
+    pub fn decide(
+        shown: Shown,
+        records: &Records,
+        key: &TicketKey,
+        now: OffsetDateTime,
+    ) -> Result<Self, Rejection> {
+        let Shown { certificate, confirmation } = shown;
+        let welcome = may_be_confirmed(&certificate, records, now)?;
+        let der = key
+            .decrypt(&certificate.encrypted, &certificate.serial)
+            .ok_or_else(|| confirmation.outdated())?;
+        let receipt = confirmation.into_receipt();
+        Ok(Self { certificate, welcome, der, receipt, decided_at: now })
+    }
+
+    #[cfg(feature = "unchecked")]
+    pub(crate) fn unchecked(
+        certificate: Unconfirmed,
+        key: &TicketKey,
+        receipt: Receipt,
+        decided_at: OffsetDateTime,
+    ) -> Option<Self> {
+        let welcome = Welcome::unchecked(certificate.device_id.clone());
+        let der = key.decrypt(&certificate.encrypted, &certificate.serial)?;
+        Some(Self { certificate, welcome, der, receipt, decided_at })
+    }
+
+    /// Its serial number.
+    pub fn serial(&self) -> [u8; 16] {
+        self.certificate.serial
+    }
+
+    /// The device.
+    pub fn device_id(&self) -> &DeviceId {
+        self.welcome.device_id()
+    }
+
+    /// The EK.
+    pub fn ek_id(&self) -> EkId {
+        self.certificate.ek_id
+    }
+
+    /// Why the EK was trusted.
+    pub fn assurance(&self) -> Assurance {
+        self.certificate.assurance
+    }
+
+    /// The certificate in DER, which is no secret any more.
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// When it was decided on.
+    pub fn decided_at(&self) -> OffsetDateTime {
+        self.decided_at
+    }
+
+    /// What tells the device that the certificate is active. It is for after the record.
+    pub fn receipt(&self) -> &Receipt {
+        &self.receipt
+    }
+}
+
+/// What a confirmation of this certificate would meet now. An operator may have granted another
+/// device id meanwhile, or a certificate for another IK may have become active.
+pub(crate) fn may_be_confirmed(
+    certificate: &Unconfirmed,
+    records: &Records,
+    now: OffsetDateTime,
+) -> Result<Welcome, Rejection> {
+    let Unconfirmed { ek_id, ik_id, device_id, assurance, issued_at, confirm_by, .. } = certificate;
+    if now >= *confirm_by {
+        return Err(Rejection::ClaimExpired { expired_at: *confirm_by, now });
+    }
+    let (KeyChange::None | KeyChange::Rekey) =
+        KeyChange::decide(*ek_id, ik_id, *issued_at, records)?;
+    Welcome::decide(*ek_id, device_id, *assurance, records)
+}

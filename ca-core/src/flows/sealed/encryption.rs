@@ -1,0 +1,110 @@
+//! AES-256-GCM (SP 800-38D) for certificates that nobody may read yet.
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use rand_core::CryptoRng;
+
+use crate::Fault;
+use crate::flows::mac::TicketKey;
+
+/// A certificate that waits for its confirmation, as it is stored, so that nobody has it who reads
+/// the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncryptedCertificate(Vec<u8>);
+
+impl EncryptedCertificate {
+    /// Takes it from storage.
+    pub fn new(stored: Vec<u8>) -> Self {
+        Self(stored)
+    }
+
+    /// The bytes, for storage.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl TicketKey {
+    /// Encrypts a certificate for as long as it waits (AES-256-GCM, SP 800-38D, with random nonces:
+    /// good for 2^32 certificates). Who has this key can make tickets, and needs no certificate
+    /// that waits. It is bound to its serial number, so that no other certificate can be put in its
+    /// place.
+    pub(crate) fn encrypt(
+        &self,
+        certificate: &[u8],
+        serial: &[u8; 16],
+        rng: &mut dyn CryptoRng,
+    ) -> Result<EncryptedCertificate, Fault> {
+        encrypt(&self.mac(WAITING_LABEL, &[]), serial, certificate, rng).map(EncryptedCertificate)
+    }
+
+    /// The certificate with this serial number; `None` if it was encrypted under another key or for
+    /// another, or changed since.
+    pub(crate) fn decrypt(
+        &self,
+        encrypted: &EncryptedCertificate,
+        serial: &[u8; 16],
+    ) -> Option<Vec<u8>> {
+        let key =
+            LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*self.mac(WAITING_LABEL, &[])).ok()?);
+        let (nonce, ciphertext) = encrypted.0.split_first_chunk::<NONCE_LEN>()?;
+        let mut content = ciphertext.to_vec();
+        let length = key
+            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(serial), &mut content)
+            .ok()?
+            .len();
+        content.truncate(length);
+        Some(content)
+    }
+}
+
+/// AES-256-GCM (SP 800-38D): nonce, ciphertext, tag.
+pub(super) fn encrypt(
+    key: &[u8; SEALING_KEY_LEN],
+    data: &[u8],
+    content: &[u8],
+    rng: &mut dyn CryptoRng,
+) -> Result<Vec<u8>, Fault> {
+    let failed = |_| Fault::Crypto("sealing a certificate");
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).map_err(failed)?);
+    let mut nonce = [0; NONCE_LEN];
+    rng.fill_bytes(&mut nonce);
+    let mut out = [&nonce, content].concat();
+    let tag = key
+        .seal_in_place_separate_tag(
+            Nonce::assume_unique_for_key(nonce),
+            Aad::from(data),
+            &mut out[NONCE_LEN..],
+        )
+        .map_err(failed)?;
+    out.extend_from_slice(tag.as_ref());
+    Ok(out)
+}
+
+/// Keeps the key that certificates wait under apart from what is sent to devices.
+const WAITING_LABEL: &[u8] = b"assay waiting certificate v1\0";
+/// AES-256, and as long as the secret of a credential may be for every EK template.
+pub(super) const SEALING_KEY_LEN: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificate_that_waits_is_kept_from_whoever_has_not_the_ticket_key() {
+        let (der, serial) = (&[7; 600], &[0x41; 16]);
+        let mut rng = rand_core::UnwrapErr(getrandom::SysRng);
+        let key = TicketKey::new([2; TicketKey::LEN]);
+        let mut encrypt = || key.encrypt(der, serial, &mut rng).unwrap();
+        let (encrypted, other) = (encrypt(), encrypt());
+        assert_ne!(encrypted, other, "each under a fresh nonce");
+        assert_eq!(key.decrypt(&encrypted, serial).unwrap(), der);
+        assert_eq!(TicketKey::new([3; TicketKey::LEN]).decrypt(&encrypted, serial), None);
+        assert_eq!(key.decrypt(&encrypted, &[1; 16]), None, "in the place of another");
+        for byte in 0..encrypted.as_bytes().len() {
+            let mut changed = encrypted.as_bytes().to_vec();
+            changed[byte] ^= 1;
+            assert_eq!(key.decrypt(&EncryptedCertificate::new(changed), serial), None, "{byte}");
+        }
+        assert_eq!(key.decrypt(&EncryptedCertificate::new(vec![1; 11]), serial), None);
+    }
+}

@@ -1,0 +1,22 @@
+//! The sealed flow: a certificate that only the right TPM can read, and the confirmation that it
+//! did.
+//!
+//! The certificate exists before anybody proved anything. Until it is confirmed it counts for
+//! nothing. It leaves the CA only encrypted, under a key that travels inside a credential. It
+//! supersedes nothing. If it is not confirmed in time, it is revoked.
+
+mod candidate;
+mod claim;
+mod confirmation;
+mod confirmed;
+mod encryption;
+mod seal;
+mod waiting;
+
+pub use candidate::Candidate;
+pub use confirmation::{Confirmation, Shown};
+pub use confirmed::Confirmed;
+pub(crate) use confirmed::may_be_confirmed;
+pub use encryption::EncryptedCertificate;
+pub(crate) use seal::SealedBox;
+pub use waiting::{SealedOnRecord, Unconfirmed};

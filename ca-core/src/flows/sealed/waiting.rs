@@ -1,0 +1,49 @@
+//! A sealed certificate on record.
+
+use assay_wire::{DeviceId, EkId};
+use time::OffsetDateTime;
+
+use super::encryption::EncryptedCertificate;
+use crate::ek::trust::Assurance;
+use crate::records::Records;
+
+/// A certificate on record that waits for its device to confirm it.
+///
+/// That its device could read it is not established: see [`Shown`](crate::Shown).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unconfirmed {
+    /// Its serial number.
+    pub serial: [u8; 16],
+    /// Its subject.
+    pub device_id: DeviceId,
+    /// The EK of the TPM that keeps its key.
+    pub ek_id: EkId,
+    /// SHA-256 of its SubjectPublicKeyInfo.
+    pub ik_id: [u8; 32],
+    /// Why the EK was trusted.
+    pub assurance: Assurance,
+    /// When it was issued.
+    pub issued_at: OffsetDateTime,
+    /// From when on it is too late.
+    pub confirm_by: OffsetDateTime,
+    /// SHA-256 of the certificate.
+    pub sha256: [u8; 32],
+    /// The certificate.
+    pub encrypted: EncryptedCertificate,
+}
+
+/// What became of a certificate that was sealed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SealedOnRecord {
+    /// It waits.
+    Unconfirmed {
+        /// The certificate.
+        certificate: Unconfirmed,
+        /// What is on record about its EK and its device id.
+        records: Records,
+    },
+    /// It was confirmed before, or it is what the device had in force; its device.
+    Active(DeviceId),
+    /// It was superseded or revoked, or its time to be confirmed is over.
+    Ended,
+}

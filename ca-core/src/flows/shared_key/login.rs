@@ -1,0 +1,131 @@
+//! A device that shows a token, and is still welcome.
+
+use assay_wire::{DeviceId, EkId, Scope};
+use time::OffsetDateTime;
+
+use super::key::MasterSecret;
+use super::token::{AuthenticatedDevice, Token, TokenRefused};
+use crate::Rejection;
+use crate::ek::trust::Assurance;
+use crate::profile::{Offered, SharedKeyFlow};
+use crate::readmission::Welcome;
+use crate::records::{Records, SharedKeyHolder};
+
+/// A device that may connect, by a token of its shared key.
+#[derive(Clone, Debug)]
+pub struct Login {
+    device: AuthenticatedDevice,
+    welcome: Welcome,
+    assurance: Assurance,
+    decided_at: OffsetDateTime,
+}
+
+impl Login {
+    /// Decides on a token, with what is on record of an EK that it may be of.
+    pub fn decide(
+        offered: Offered<SharedKeyFlow>,
+        token: &Token,
+        holder: &SharedKeyHolder,
+        scope: &Scope,
+        master: &MasterSecret,
+        records: &Records,
+        now: OffsetDateTime,
+    ) -> Result<Self, LoginRefused> {
+        let SharedKeyHolder { ek_id, assurance } = *holder;
+        let welcome = Welcome::decide(ek_id, token.device_id(), assurance, records)?;
+        let generations = records.accepted_generations();
+        let device = AuthenticatedDevice::verify(
+            offered,
+            token.clone(),
+            scope,
+            master,
+            ek_id,
+            &generations,
+            now,
+        )?;
+        Ok(Self { device, welcome, assurance, decided_at: now })
+    }
+
+    /// The device.
+    pub fn device_id(&self) -> &DeviceId {
+        self.welcome.device_id()
+    }
+
+    /// When the token expires.
+    pub fn expires_at(&self) -> OffsetDateTime {
+        self.device.expires_at()
+    }
+
+    /// What has to be on record before the device is let in, if it uses this generation of its key
+    /// for the first time, or is not registered.
+    pub fn first_use(&self, records: &Records) -> Option<FirstUse> {
+        let used = records.shared_key.filter(|key| key.is_used).map(|key| key.generation);
+        let is_first = used != Some(self.device.generation()) || records.registration.is_none();
+        is_first.then(|| FirstUse { login: self.clone() })
+    }
+}
+
+/// The first use of a generation of a shared key: it registers the device, and retires older
+/// generations.
+#[derive(Clone, Debug)]
+pub struct FirstUse {
+    login: Login,
+}
+
+impl FirstUse {
+    #[cfg(feature = "unchecked")]
+    pub(crate) fn unchecked(
+        ek_id: EkId,
+        device_id: DeviceId,
+        assurance: Assurance,
+        generation: u32,
+        decided_at: OffsetDateTime,
+    ) -> Self {
+        let device =
+            AuthenticatedDevice::unchecked(device_id.clone(), ek_id, generation, decided_at);
+        let welcome = Welcome::unchecked(device_id);
+        Self { login: Login { device, welcome, assurance, decided_at } }
+    }
+
+    /// The EK.
+    pub fn ek_id(&self) -> EkId {
+        self.login.device.ek_id()
+    }
+
+    /// The device.
+    pub fn device_id(&self) -> &DeviceId {
+        self.login.device_id()
+    }
+
+    /// Why the EK was trusted.
+    pub fn assurance(&self) -> Assurance {
+        self.login.assurance
+    }
+
+    /// When it was decided on.
+    pub fn decided_at(&self) -> OffsetDateTime {
+        self.login.decided_at
+    }
+
+    /// Which generation.
+    pub fn generation(&self) -> u32 {
+        self.login.device.generation()
+    }
+}
+
+/// Why a token lets nobody in. The device learns no more than that; the text is for the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoginRefused {
+    /// It is not good.
+    #[error(transparent)]
+    Token(#[from] TokenRefused),
+    /// Its device is not welcome, or the flow is not offered.
+    #[error(transparent)]
+    Rejection(#[from] Rejection),
+    /// Nothing was ever offered under this name.
+    #[error("no shared key was offered to {device_id}")]
+    NoKey {
+        /// As the token says.
+        device_id: DeviceId,
+    },
+}

@@ -1,0 +1,164 @@
+//! The offer of a shared key: which generation, in the form that one TPM can load.
+
+use assay_wire::{ActivationReply, DeviceId, EkId, Limit, Scope};
+use rand_core::CryptoRng;
+use zeroize::Zeroizing;
+
+use super::key::MasterSecret;
+use super::parent::AdmittedParent;
+use crate::admission::Admitted;
+use crate::ek::trust::Assurance;
+use crate::profile::SharedKeyFlow;
+use crate::records::{FIRST_GENERATION, QUOTA, Records, Reprovision, SharedKeyOnRecord};
+use crate::tpm::credential::make_credential;
+use crate::tpm::duplicate::INNER_KEY_BYTES;
+use crate::tpm::template::ParentKind;
+use crate::{Fault, Rejection};
+
+/// A shared key that an EK gets.
+///
+/// It is to be on record before the device hears of it: a key that was offered to a plain storage
+/// root key is never offered to an import parent.
+#[derive(Clone, Debug)]
+pub struct KeyOffer {
+    admitted: Admitted<SharedKeyFlow>,
+    parent: AdmittedParent,
+    generation: u32,
+}
+
+impl KeyOffer {
+    /// Chooses the generation of the shared key that the EK gets now.
+    ///
+    /// A key that was never used is offered again: without a proof that the TPM could load it,
+    /// nobody can be made to lose one. A token of the generation that is offered retires the one in
+    /// use: see [`Records::accepted_generations`].
+    ///
+    /// No key that was offered to a plain storage root key is offered to an import parent: it may
+    /// be known outside of the TPM.
+    pub fn decide(
+        admitted: Admitted<SharedKeyFlow>,
+        parent: AdmittedParent,
+        records: &Records,
+    ) -> Result<Self, Rejection> {
+        let generation = generation(admitted.ek.ek_id(), parent.kind(), records)?;
+        Ok(Self { admitted, parent, generation })
+    }
+
+    /// Makes the shared key in the form that the device's TPM can load.
+    ///
+    /// The duplicate needs the parent to be opened. The key of its inner wrapper is a credential
+    /// for the parent's Name, which needs the EK and the parent in one TPM. So only the TPM with
+    /// that EK and that parent loads the key. Because the parent is on template, it is in no other
+    /// TPM. An import parent decrypts for nobody outside. A plain storage root key does, for
+    /// whoever controls the device's software, and is admitted only where the operator says so.
+    ///
+    /// What is not established: that the TPM ever loaded it, for nothing comes back. A later
+    /// [token](crate::AuthenticatedDevice) shows that. And the key is no secret of the TPM's alone:
+    /// the CA knows it, and a token proves to nobody but the CA that the device made it. Nor does a
+    /// token say when it was made, only until when it holds.
+    ///
+    /// Asked again for the same generation, it gives the same key in new wrappers.
+    pub fn activation(
+        &self,
+        scope: &Scope,
+        master: &MasterSecret,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<ActivationReply, Fault> {
+        let (ek, AdmittedParent(parent)) = (&self.admitted.ek, &self.parent);
+        let object = master.key(scope, self.device_id(), &ek.ek_id(), self.generation).object();
+        let mut inner_key = Zeroizing::new([0; INNER_KEY_BYTES]);
+        rng.fill_bytes(&mut *inner_key);
+        let credential = make_credential(&ek.area, parent.name(), &*inner_key, rng)?;
+        let duplicate = object.duplicate(parent, &inner_key, rng)?;
+        let oversize = |field| move |limit: Limit| Fault::Oversize { field, limit };
+        Ok(ActivationReply {
+            credential_blob: credential
+                .id_object
+                .try_into()
+                .map_err(oversize("the credential blob"))?,
+            encrypted_seed: credential
+                .encrypted_seed
+                .try_into()
+                .map_err(oversize("the encrypted seed"))?,
+            duplicate: duplicate.private.try_into().map_err(oversize("the duplicate"))?,
+            symmetric_seed: duplicate
+                .encrypted_seed
+                .try_into()
+                .map_err(oversize("the symmetric seed"))?,
+            key_public: object.public().try_into().map_err(oversize("the key's public area"))?,
+            device_id: self.device_id().clone(),
+        })
+    }
+
+    /// The device id that the key is for.
+    pub fn device_id(&self) -> &DeviceId {
+        self.admitted.device_id()
+    }
+
+    /// What is to be on record before the device hears of it.
+    pub fn record(&self) -> OfferedKey {
+        OfferedKey {
+            ek_id: self.admitted.ek.ek_id(),
+            device_id: self.device_id().clone(),
+            assurance: self.admitted.ek.assurance(),
+            generation: self.generation,
+            parent: self.parent.kind(),
+        }
+    }
+}
+
+/// What a store keeps of a shared key that is offered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfferedKey {
+    pub(crate) ek_id: EkId,
+    pub(crate) device_id: DeviceId,
+    pub(crate) assurance: Assurance,
+    pub(crate) generation: u32,
+    pub(crate) parent: ParentKind,
+}
+
+impl OfferedKey {
+    /// The EK.
+    pub fn ek_id(&self) -> EkId {
+        self.ek_id
+    }
+
+    /// The device id that the key is for.
+    pub fn device_id(&self) -> &DeviceId {
+        &self.device_id
+    }
+
+    /// Why the EK was trusted.
+    pub fn assurance(&self) -> Assurance {
+        self.assurance
+    }
+
+    /// Which key it is.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// What the TPM does with the parent that the key is sent to.
+    pub fn parent(&self) -> ParentKind {
+        self.parent
+    }
+}
+
+fn generation(ek: EkId, parent: ParentKind, records: &Records) -> Result<u32, Rejection> {
+    let Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation }) = records.shared_key
+    else {
+        return Ok(FIRST_GENERATION);
+    };
+    let count = records.recent_generations;
+    let generation = match records.reprovision() {
+        Reprovision::Reuse => generation,
+        _ if !is_used => generation,
+        Reprovision::Never => return Err(Rejection::ReprovisionRefused { ek }),
+        Reprovision::Reissue if count >= QUOTA => return Err(Rejection::QuotaExceeded { count }),
+        Reprovision::Reissue => generation.saturating_add(1),
+    };
+    Ok(match parent {
+        ParentKind::Import => generation.max(plain_srk_generation.saturating_add(1)),
+        ParentKind::PlainSrk => generation,
+    })
+}

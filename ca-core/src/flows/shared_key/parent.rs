@@ -1,0 +1,38 @@
+//! The parent that a shared key may be sent to.
+
+use crate::Rejection;
+use crate::admission::Admitted;
+use crate::profile::SharedKeyFlow;
+use crate::records::{Enrolment, Records};
+use crate::tpm::template::{ParentArea, ParentKind};
+
+/// A parent to which the device's shared key may be sent.
+#[derive(Clone, Debug)]
+pub struct AdmittedParent(pub(super) ParentArea);
+
+impl AdmittedParent {
+    /// Takes an import parent, and a plain storage root key only where the EK's enrolment allows
+    /// it.
+    ///
+    /// This establishes that an operator knows, of a key that may leave its TPM, that it may. That
+    /// the TPM has the parent is not established.
+    pub fn decide(
+        admitted: &Admitted<SharedKeyFlow>,
+        parent: ParentArea,
+        records: &Records,
+    ) -> Result<Self, Rejection> {
+        match (parent.kind(), &records.enrolment) {
+            (ParentKind::Import, _)
+            | (ParentKind::PlainSrk, Some(Enrolment { plain_srk: true, .. })) => Ok(Self(parent)),
+            (ParentKind::PlainSrk, enrolment) => Err(Rejection::PlainSrk {
+                ek: admitted.ek.ek_id(),
+                is_enrolled: enrolment.is_some(),
+            }),
+        }
+    }
+
+    /// What the TPM does with it.
+    pub fn kind(&self) -> ParentKind {
+        self.0.kind()
+    }
+}

@@ -1,0 +1,67 @@
+//! The challenge: a claim, and a credential that holds its ticket.
+
+use assay_wire::{ChallengeReply, Limit, Scope};
+use rand_core::CryptoRng;
+use time::OffsetDateTime;
+
+use super::claim::{BriefId, CLAIM_LIFETIME, Claim, TICKET_LABEL};
+use crate::Fault;
+use crate::admission::Admitted;
+use crate::flows::mac::{Terms, TicketKey};
+use crate::ik::BoundKey;
+use crate::profile::TicketFlow;
+use crate::subject::Subject;
+use crate::tpm::credential::make_credential;
+
+/// A challenge that only the TPM with both the EK and the IK can answer.
+#[derive(Debug)]
+pub struct Challenge(ChallengeReply);
+
+impl Challenge {
+    /// Makes a claim of what was verified, and a credential for the EK and the Name of the IK (TPM
+    /// 2.0 Part 1, 24) that holds the claim's ticket.
+    ///
+    /// No credential is made for an EK that failed a check.
+    pub fn new(
+        admitted: &Admitted<TicketFlow>,
+        ik: &BoundKey,
+        scope: &Scope,
+        key: &TicketKey,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        let Terms { scope, key_id, issued_at, .. } = key.terms(scope, now, now + CLAIM_LIFETIME);
+        let Subject { device_id, ek_id, assurance, hardware, .. } =
+            Subject::new(admitted, ik, &scope);
+        let claim = Claim {
+            scope,
+            device_id: BriefId(device_id),
+            ek_id,
+            ik: ik.area.key().brief(),
+            assurance,
+            hardware,
+            key_id,
+            issued_at,
+        };
+        let claim = minicbor::to_vec(claim).expect("writing to memory does not fail");
+        let ticket = key.mac(TICKET_LABEL, &claim);
+        let credential = make_credential(&admitted.ek.area, ik.area.name(), &*ticket, rng)?;
+        let oversize = |field| move |limit: Limit| Fault::Oversize { field, limit };
+        Ok(Self(ChallengeReply {
+            claim: claim.try_into().map_err(oversize("the claim"))?,
+            credential_blob: credential
+                .id_object
+                .try_into()
+                .map_err(oversize("the credential blob"))?,
+            encrypted_seed: credential
+                .encrypted_seed
+                .try_into()
+                .map_err(oversize("the encrypted seed"))?,
+        }))
+    }
+
+    /// For the device.
+    pub fn into_reply(self) -> ChallengeReply {
+        self.0
+    }
+}

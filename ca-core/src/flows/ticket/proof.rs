@@ -1,0 +1,68 @@
+//! The proof: a claim that came back with its ticket.
+
+use assay_wire::{DeviceId, EkId, Proof, Scope};
+use time::OffsetDateTime;
+
+use super::claim::{BriefId, Claim, TICKET_LABEL};
+use crate::Rejection;
+use crate::ek::trust::Assurance;
+use crate::flows::mac::TicketKey;
+use crate::key::PublicKey;
+use crate::subject::Subject;
+
+/// A device that activated its credential: the EK and the IK of its claim are in one TPM, and it
+/// has that TPM.
+///
+/// That it may still have its device id is not established: see [`Readmitted`](crate::Readmitted).
+#[derive(Clone, Debug)]
+pub struct ProvenDevice {
+    pub(super) subject: Subject,
+    pub(super) issued_at: OffsetDateTime,
+}
+
+impl ProvenDevice {
+    /// Checks a claim and its ticket.
+    pub fn verify(
+        request: &Proof,
+        scope: &Scope,
+        key: &TicketKey,
+        now: OffsetDateTime,
+    ) -> Result<Self, Rejection> {
+        // Until its MAC is checked, the claim is only looked at for its terms.
+        let claim: Claim =
+            minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
+        let issued_at = claim.terms().check(request, TICKET_LABEL, scope, key, now)?;
+        let Claim { scope, device_id: BriefId(device_id), ek_id, ik, assurance, hardware, .. } =
+            claim;
+        let ik_spki = PublicKey::from_brief(&ik).spki();
+        Ok(Self {
+            subject: Subject { scope, device_id, ek_id, ik_spki, assurance, hardware },
+            issued_at,
+        })
+    }
+
+    /// The EK's id.
+    pub fn ek_id(&self) -> EkId {
+        self.subject.ek_id
+    }
+
+    /// The device id that the EK was admitted with.
+    pub fn device_id(&self) -> &DeviceId {
+        &self.subject.device_id
+    }
+
+    /// The IK as a SubjectPublicKeyInfo in DER.
+    pub fn ik_spki(&self) -> &[u8] {
+        &self.subject.ik_spki
+    }
+
+    /// SHA-256 of [`ik_spki`](Self::ik_spki): names the IK on record.
+    pub fn ik_id(&self) -> [u8; 32] {
+        self.subject.ik_id()
+    }
+
+    /// Why the EK was trusted.
+    pub fn assurance(&self) -> Assurance {
+        self.subject.assurance
+    }
+}

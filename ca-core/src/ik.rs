@@ -1,0 +1,86 @@
+//! The identity key: a key that some TPM made and keeps, and a CSR signed by it.
+
+use aws_lc_rs::signature::{
+    self, ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256,
+    VerificationAlgorithm,
+};
+use sha2::{Digest, Sha256};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer;
+
+use crate::der::{element, tag};
+use crate::ek::evidence::Evidence;
+use crate::key::{Curve, NO_UNUSED_BITS, PublicKey};
+use crate::tpm::template::IkArea;
+use crate::{Rejection, oid};
+
+/// An identity key on template, and proof that its holder signs with it.
+///
+/// If a TPM holds an object with this key's Name, then that object never leaves it. That the TPM of
+/// the EK at hand holds one is not established: the challenge does that.
+#[derive(Clone, Debug)]
+pub struct BoundKey {
+    pub(crate) area: IkArea,
+}
+
+impl BoundKey {
+    /// Checks the IK of `evidence`: its template, its key, and that the CSR is for it and signed by
+    /// it.
+    ///
+    /// Whatever else the CSR asks for is ignored: the [profile](crate::Profile) decides.
+    pub fn verify(evidence: &Evidence) -> Result<Self, Rejection> {
+        let area = IkArea::recognise(&evidence.ik_area).map_err(Rejection::of_ik)?;
+        let Ok((&[], csr)) = X509CertificationRequest::from_der(&evidence.csr) else {
+            return Err(invalid("it is not a PKCS#10 request"));
+        };
+        let info = &csr.certification_request_info;
+        if info.subject_pki.raw != area.key().spki() {
+            return Err(Rejection::CsrKeyMismatch);
+        }
+        let (oid, parameters, algorithm): (_, _, &'static dyn VerificationAlgorithm) =
+            match area.key() {
+                PublicKey::Ecc { curve: Curve::P256, .. } => {
+                    (oid::ECDSA_WITH_SHA256, vec![], &ECDSA_P256_SHA256_ASN1)
+                }
+                PublicKey::Ecc { curve: Curve::P384, .. } => {
+                    (oid::ECDSA_WITH_SHA384, vec![], &ECDSA_P384_SHA384_ASN1)
+                }
+                PublicKey::Rsa { .. } => {
+                    (oid::SHA256_WITH_RSA, element(tag::NULL, &[]), &RSA_PKCS1_2048_8192_SHA256)
+                }
+            };
+        let found = &csr.signature_algorithm.algorithm;
+        if found.as_bytes() != oid {
+            return Err(invalid(&format!(
+                "its signature algorithm {found} is not the one of {}",
+                area.template()
+            )));
+        }
+        // The parser is lenient about what the signature does not cover.
+        let signature = &csr.signature_value.data;
+        let algorithm_identifier =
+            element(tag::SEQUENCE, &[&element(tag::OID, &[oid]), &parameters]);
+        let bit_string = element(tag::BIT_STRING, &[&[NO_UNUSED_BITS], signature]);
+        if evidence.csr != element(tag::SEQUENCE, &[info.raw, &algorithm_identifier, &bit_string]) {
+            return Err(invalid("it is not in DER"));
+        }
+        signature::UnparsedPublicKey::new(algorithm, &info.subject_pki.subject_public_key.data)
+            .verify(info.raw, signature)
+            .map_err(|_| Rejection::CsrSignatureInvalid)?;
+        Ok(Self { area })
+    }
+
+    /// The IK as a SubjectPublicKeyInfo in DER.
+    pub fn spki(&self) -> Vec<u8> {
+        self.area.key().spki()
+    }
+
+    /// SHA-256 of [`spki`](Self::spki): names the IK on record.
+    pub fn ik_id(&self) -> [u8; 32] {
+        Sha256::digest(self.spki()).into()
+    }
+}
+
+fn invalid(reason: &str) -> Rejection {
+    Rejection::CsrInvalid(reason.to_owned())
+}

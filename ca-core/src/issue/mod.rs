@@ -1,0 +1,12 @@
+//! Device certificates: what is in them, who signs them, and which are no longer good.
+
+mod issuer;
+mod prepare;
+mod revocation;
+mod sign;
+
+pub use issuer::{Issuer, IssuerError};
+pub(crate) use prepare::serial_number;
+pub use prepare::{CertificateFacts, Prepared, Proven, Unproven};
+pub use revocation::{REVOCATION_LIST_LIFETIME, RevocationReason, Revoked};
+pub use sign::Issued;

@@ -1,0 +1,211 @@
+//! Everything in a device certificate but its signature: an LDevID of IEEE 802.1AR-2018.
+
+use std::marker::PhantomData;
+
+use assay_wire::{DeviceId, EkId, Identity};
+use rand_core::CryptoRng;
+use rcgen::{
+    CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyUsagePurpose, SerialNumber, SubjectPublicKeyInfo,
+};
+use time::OffsetDateTime;
+
+use super::issuer::Issuer;
+use crate::der::{element, tag};
+use crate::ek::hardware::HardwareIdentity;
+use crate::ek::trust::Assurance;
+use crate::flows::sealed::Candidate;
+use crate::flows::ticket::Readmitted;
+use crate::profile::Profile;
+use crate::records::{QUOTA, Records};
+use crate::subject::Subject;
+use crate::{Failure, Fault, Rejection, oid};
+
+/// Of a certificate whose device proved that it has the TPM.
+#[derive(Clone, Copy, Debug)]
+pub enum Proven {}
+
+/// Of a certificate that may leave the CA only sealed.
+#[derive(Clone, Copy, Debug)]
+pub enum Unproven {}
+
+/// A device certificate that lacks nothing but its signature.
+#[derive(Debug)]
+pub struct Prepared<P> {
+    params: CertificateParams,
+    public_key: SubjectPublicKeyInfo,
+    facts: CertificateFacts,
+    proof: PhantomData<P>,
+}
+
+impl Prepared<Proven> {
+    /// Fills in every field of the certificate from what was proven and from the profile.
+    ///
+    /// The certificate is valid within the issuing certificate's validity only.
+    pub fn new(
+        device: Readmitted,
+        profile: &Profile,
+        issuer: &Issuer,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        Self::fill(device.into_subject(), None, profile, issuer, now, rng)
+    }
+}
+
+impl Prepared<Unproven> {
+    /// The same for a device that has not proven itself. The certificate is revoked unless the
+    /// device confirms it in time.
+    ///
+    /// There is a quota of certificates that nobody confirmed: who knows an EK certificate, which
+    /// is no secret, can ask for them. The ticket flow's quota counts what was proven.
+    pub fn new(
+        candidate: &Candidate,
+        records: &Records,
+        profile: &Profile,
+        issuer: &Issuer,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Failure> {
+        let (ek, count) = (candidate.ek_id(), records.recent_unconfirmed);
+        if count >= QUOTA {
+            return Err(Rejection::SealedQuotaExceeded { ek, count }.into());
+        }
+        let confirm_by = now + profile.confirm_within();
+        Ok(Self::fill(candidate.subject.clone(), Some(confirm_by), profile, issuer, now, rng)?)
+    }
+}
+
+impl<P> Prepared<P> {
+    fn fill(
+        subject: Subject,
+        confirm_by: Option<OffsetDateTime>,
+        profile: &Profile,
+        issuer: &Issuer,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        let now = now.replace_nanosecond(0).expect("0 is a nanosecond");
+        if now >= issuer.not_after {
+            return Err(Fault::IssuerExpired { not_after: issuer.not_after, now });
+        }
+        let ik_id = subject.ik_id();
+        let identity =
+            Identity::Device { scope: subject.scope, device_id: subject.device_id.clone() };
+        let facts = CertificateFacts {
+            serial: serial_number(now, rng),
+            not_before: (now - profile.backdate()).max(issuer.not_before),
+            not_after: (now + profile.validity()).min(issuer.not_after),
+            device_id: subject.device_id,
+            ek_id: subject.ek_id,
+            ik_id,
+            assurance: subject.assurance,
+            issued_at: now,
+            confirm_by,
+        };
+
+        let mut params = CertificateParams::default();
+        params.serial_number = Some(SerialNumber::from_slice(&facts.serial));
+        params.not_before = facts.not_before;
+        params.not_after = facts.not_after;
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, facts.device_id.as_str());
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        params.custom_extensions = vec![
+            CustomExtension::from_oid_content(
+                oid::SUBJECT_ALT_NAME,
+                alt_names(&subject.hardware, &identity),
+            ),
+            CustomExtension::from_oid_content(oid::CERTIFICATE_POLICIES, policies(facts.assurance)),
+        ];
+        let public_key = SubjectPublicKeyInfo::from_der(&subject.ik_spki).map_err(|error| {
+            Fault::Certificate { operation: "reading an IK", reason: error.to_string() }
+        })?;
+        Ok(Self { params, public_key, facts, proof: PhantomData })
+    }
+
+    /// Its serial number.
+    pub fn serial(&self) -> [u8; 16] {
+        self.facts.serial
+    }
+
+    pub(super) fn sign(self, issuer: &Issuer) -> Result<(CertificateFacts, Vec<u8>), Fault> {
+        let Self { params, public_key, facts, .. } = self;
+        let certificate = params.signed_by(&public_key, &issuer.signer).map_err(|error| {
+            Fault::Certificate { operation: "signing a certificate", reason: error.to_string() }
+        })?;
+        Ok((facts, certificate.der().to_vec()))
+    }
+}
+
+/// What a store keeps of a device certificate, beside the certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFacts {
+    /// Its serial number: a positive number in 16 bytes.
+    pub serial: [u8; 16],
+    /// From when it is valid.
+    pub not_before: OffsetDateTime,
+    /// Until when it is valid.
+    pub not_after: OffsetDateTime,
+    /// Its subject.
+    pub device_id: DeviceId,
+    /// The EK of the TPM that keeps its key.
+    pub ek_id: EkId,
+    /// SHA-256 of its SubjectPublicKeyInfo.
+    pub ik_id: [u8; 32],
+    /// Why the EK was trusted.
+    pub assurance: Assurance,
+    /// When it was issued, in whole seconds.
+    pub issued_at: OffsetDateTime,
+    /// Until when the device must confirm that it can read the certificate; `None` if it proved
+    /// itself before.
+    pub confirm_by: Option<OffsetDateTime>,
+}
+
+/// A serial number that sorts by time, so that an index over a million of them is written at one
+/// end: 0x40, which makes it positive and always of the same length; 5 bytes of seconds since 1970;
+/// 80 random bits, more than the 64 that RFC 5280's readers expect of a CA (CA/B Baseline
+/// Requirements §7.1).
+pub(crate) fn serial_number(now: OffsetDateTime, rng: &mut dyn CryptoRng) -> [u8; 16] {
+    let mut serial = [0; 16];
+    serial[0] = 0x40;
+    serial[1..6].copy_from_slice(&now.unix_timestamp().to_be_bytes()[3..]);
+    rng.fill_bytes(&mut serial[6..]);
+    serial
+}
+
+/// GeneralNames (RFC 5280 §4.2.1.6): HardwareModuleName, PermanentIdentifier, and our URI.
+fn alt_names(hardware: &HardwareIdentity, identity: &Identity) -> Vec<u8> {
+    let oid = |content| element(tag::OID, &[content]);
+    let other_name = |kind, value: &[&[u8]]| {
+        let value = element(tag::SEQUENCE, value);
+        element(tag::CONTEXT_0, &[&oid(kind), &element(tag::CONTEXT_0, &[&value])])
+    };
+    let hardware_module_name = other_name(
+        oid::HARDWARE_MODULE_NAME,
+        &[&oid(oid::TPM_20), &element(tag::OCTET_STRING, &[&hardware.serial()])],
+    );
+    let permanent_identifier = other_name(
+        oid::PERMANENT_IDENTIFIER,
+        &[
+            &element(tag::UTF8_STRING, &[hardware.permanent_id().as_bytes()]),
+            &oid(oid::EK_PERM_ID_SHA256),
+        ],
+    );
+    let uri = element(tag::URI, &[identity.to_string().as_bytes()]);
+    element(tag::SEQUENCE, &[&hardware_module_name, &permanent_identifier, &uri])
+}
+
+/// CertificatePolicies (RFC 5280 §4.2.1.4) with one policy; written by hand, for its OID has an arc
+/// above 64 bits.
+fn policies(assurance: Assurance) -> Vec<u8> {
+    let policy = match assurance {
+        Assurance::VendorCertificate => oid::ASSURANCE_VENDOR_CERTIFICATE,
+        Assurance::EnrolmentList => oid::ASSURANCE_ENROLMENT_LIST,
+    };
+    let information = element(tag::SEQUENCE, &[&element(tag::OID, &[policy])]);
+    element(tag::SEQUENCE, &[&information])
+}

@@ -1,0 +1,125 @@
+//! A signed device certificate: one that may be sent, or one that may leave only sealed.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use assay_wire::{CertificateList, CertificateReply};
+use rand_core::CryptoRng;
+use sha2::{Digest, Sha256};
+
+use super::issuer::Issuer;
+use super::prepare::{CertificateFacts, Prepared, Proven, Unproven};
+use crate::Fault;
+use crate::flows::mac::TicketKey;
+use crate::flows::sealed::EncryptedCertificate;
+
+/// A signed device certificate.
+///
+/// Of an [`Unproven`] one, nothing but what a store keeps can be had outside of this crate. It
+/// becomes part of a reply only by [`Sealing`](crate::Sealing):
+///
+/// ```compile_fail,E0599
+/// # use assay_ca_core::{Issued, Issuer, Unproven};
+/// fn in_clear(certificate: &Issued<Unproven>, issuer: &Issuer) {
+///     certificate.reply(issuer);
+/// }
+/// ```
+pub struct Issued<P> {
+    facts: CertificateFacts,
+    der: Vec<u8>,
+    stored: Vec<u8>,
+    proof: PhantomData<P>,
+}
+
+impl Issued<Proven> {
+    /// Signs a certificate. This may be slow if the key is in hardware.
+    pub fn sign(prepared: Prepared<Proven>, issuer: &Issuer) -> Result<Self, Fault> {
+        let (facts, der) = prepared.sign(issuer)?;
+        Ok(Self::new(facts, der))
+    }
+
+    fn new(facts: CertificateFacts, der: Vec<u8>) -> Self {
+        Self { facts, stored: der.clone(), der, proof: PhantomData }
+    }
+
+    #[cfg(feature = "unchecked")]
+    pub(crate) fn unchecked(facts: CertificateFacts, der: Vec<u8>) -> Self {
+        Self::new(facts, der)
+    }
+
+    /// The certificate in DER.
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// For the device, once the certificate is on record.
+    pub fn reply(&self, issuer: &Issuer) -> Result<CertificateReply, Fault> {
+        Ok(CertificateReply { chain: issuer.chain(&self.der)? })
+    }
+}
+
+impl Issued<Unproven> {
+    /// Signs a certificate, and encrypts it for as long as it waits to be confirmed, so that nobody
+    /// has it who reads the store.
+    pub fn sign(
+        prepared: Prepared<Unproven>,
+        issuer: &Issuer,
+        key: &TicketKey,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        let (facts, der) = prepared.sign(issuer)?;
+        Self::new(facts, der, key, rng)
+    }
+
+    fn new(
+        facts: CertificateFacts,
+        der: Vec<u8>,
+        key: &TicketKey,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        let stored = key.encrypt(&der, &facts.serial, rng)?.as_bytes().to_vec();
+        Ok(Self { facts, der, stored, proof: PhantomData })
+    }
+
+    #[cfg(feature = "unchecked")]
+    pub(crate) fn unchecked(
+        facts: CertificateFacts,
+        der: Vec<u8>,
+        key: &TicketKey,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        Self::new(facts, der, key, rng)
+    }
+
+    /// The certificate as it is stored.
+    pub fn encrypted(&self) -> EncryptedCertificate {
+        EncryptedCertificate::new(self.stored.clone())
+    }
+
+    pub(crate) fn chain(&self, issuer: &Issuer) -> Result<CertificateList<1>, Fault> {
+        issuer.chain(&self.der)
+    }
+}
+
+impl<P> Issued<P> {
+    /// What a store keeps beside the certificate.
+    pub fn facts(&self) -> &CertificateFacts {
+        &self.facts
+    }
+
+    /// The bytes that a store keeps: the certificate in DER, encrypted if it is [`Unproven`].
+    pub fn stored(&self) -> &[u8] {
+        &self.stored
+    }
+
+    /// SHA-256 of the certificate.
+    pub fn sha256(&self) -> [u8; 32] {
+        Sha256::digest(&self.der).into()
+    }
+}
+
+impl<P> fmt::Debug for Issued<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Issued").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,65 @@
+//! The ticket flow's last step: the certificate of a device that proved itself.
+
+use assay_wire::CertificateReply;
+use rand_core::CryptoRng;
+use time::OffsetDateTime;
+
+use crate::flows::ticket::{ProvenDevice, Readmitted};
+use crate::issue::{Issued, Issuer, Prepared, Proven};
+use crate::profile::Profile;
+use crate::records::{ActiveCertificate, Records};
+use crate::{Failure, Fault};
+
+/// What a proven device gets.
+#[derive(Debug)]
+pub enum Certification {
+    /// The certificate that it has in force for this IK.
+    OnRecord(CertificateReply),
+    /// A new one.
+    New(Prepared<Proven>),
+}
+
+impl Certification {
+    /// A device that holds a certificate in force for the same IK gets that one again, so a
+    /// repeated or resumed request issues nothing. If an issuing CA signed it that was replaced
+    /// since, the chain would lead nowhere, and the device gets a new one.
+    ///
+    /// `active` is the EK's certificate in force, if it is for the device's IK and not expired.
+    pub fn plan(
+        device: ProvenDevice,
+        records: &Records,
+        active: Option<&ActiveCertificate>,
+        profile: &Profile,
+        issuer: &Issuer,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Failure> {
+        let device = Readmitted::decide(device, records)?;
+        let kept = active.filter(|active| {
+            device.keeps_its_key()
+                && active.ik_id == device.subject().ik_id()
+                && issuer.has_signed(&active.der)
+        });
+        match kept {
+            Some(active) => {
+                let chain = issuer.chain(&active.der)?;
+                Ok(Self::OnRecord(CertificateReply { chain }))
+            }
+            None => Ok(Self::New(Prepared::<Proven>::new(device, profile, issuer, now, rng)?)),
+        }
+    }
+
+    /// Signs a new certificate, and makes the reply, which is to be sent once that is on record.
+    pub fn sign(
+        self,
+        issuer: &Issuer,
+    ) -> Result<(CertificateReply, Option<Issued<Proven>>), Fault> {
+        match self {
+            Self::OnRecord(reply) => Ok((reply, None)),
+            Self::New(prepared) => {
+                let issued = Issued::<Proven>::sign(prepared, issuer)?;
+                Ok((issued.reply(issuer)?, Some(issued)))
+            }
+        }
+    }
+}

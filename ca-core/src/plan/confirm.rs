@@ -1,0 +1,54 @@
+//! The sealed flow's last step: the confirmation of a certificate.
+
+use assay_wire::{ConfirmedReply, DeviceId};
+use time::OffsetDateTime;
+
+use crate::Rejection;
+use crate::flows::mac::TicketKey;
+use crate::flows::sealed::{Confirmation, Confirmed, SealedOnRecord, Shown};
+
+/// What a confirmation leads to.
+#[derive(Debug)]
+pub enum Confirming {
+    /// The certificate is active already.
+    OnRecord {
+        /// The device.
+        device_id: DeviceId,
+        /// For the device.
+        reply: ConfirmedReply,
+    },
+    /// It becomes active when this is recorded.
+    New(Confirmed),
+}
+
+impl Confirming {
+    /// The device.
+    pub fn device_id(&self) -> &DeviceId {
+        match self {
+            Self::OnRecord { device_id, .. } => device_id,
+            Self::New(confirmed) => confirmed.device_id(),
+        }
+    }
+
+    /// Makes a certificate active that its device could read. Doing so again changes nothing.
+    ///
+    /// `sealed` is what became of the certificate that the confirmation names.
+    pub fn plan(
+        confirmation: Confirmation,
+        sealed: SealedOnRecord,
+        key: &TicketKey,
+        now: OffsetDateTime,
+    ) -> Result<Self, Rejection> {
+        match sealed {
+            SealedOnRecord::Unconfirmed { certificate, records } => {
+                let shown = Shown::new(certificate, confirmation)?;
+                Ok(Self::New(Confirmed::decide(shown, &records, key, now)?))
+            }
+            SealedOnRecord::Active(device_id) => {
+                let reply = ConfirmedReply { receipt: confirmation.into_receipt() };
+                Ok(Self::OnRecord { device_id, reply })
+            }
+            SealedOnRecord::Ended => Err(confirmation.outdated()),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The sealed flow's first step: a certificate for whoever can open it.
+
+use assay_wire::{CertificateList, DeviceId, SealedReply};
+use rand_core::CryptoRng;
+use time::OffsetDateTime;
+
+use crate::flows::mac::TicketKey;
+use crate::flows::sealed::{Candidate, SealedBox, Unconfirmed, may_be_confirmed};
+use crate::issue::{Issued, Issuer, Prepared, Unproven};
+use crate::profile::Profile;
+use crate::records::{ActiveCertificate, Records};
+use crate::{Failure, Fault};
+
+/// A certificate that a candidate gets sealed.
+#[derive(Debug)]
+pub struct Sealing {
+    candidate: Candidate,
+    confirm_by: OffsetDateTime,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    /// What the device has in force, or what waits for it.
+    OnRecord(CertificateList<1>),
+    New(Box<Prepared<Unproven>>),
+}
+
+impl Sealing {
+    /// A candidate gets the certificate that it has for this IK: the one in force, else one that
+    /// waits, else a new one.
+    ///
+    /// `active` is the EK's certificate in force, if it is for this IK and not expired. `waiting`
+    /// are those that were sealed to this EK for this IK, the newest first. What waits under
+    /// another ticket key can never be confirmed and is passed over.
+    #[expect(clippy::too_many_arguments, reason = "each is one input of the decision")]
+    pub fn plan(
+        candidate: Candidate,
+        records: &Records,
+        active: Option<&ActiveCertificate>,
+        waiting: &[Unconfirmed],
+        key: &TicketKey,
+        profile: &Profile,
+        issuer: &Issuer,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Failure> {
+        let confirm_by = now + profile.confirm_within();
+        let active = active
+            .filter(|active| active.ik_id == candidate.ik_id() && issuer.has_signed(&active.der));
+        if let Some(active) = active {
+            let content = Content::OnRecord(issuer.chain(&active.der)?);
+            return Ok(Self { candidate, confirm_by, content });
+        }
+        for certificate in waiting {
+            let fits = is_for(&candidate, certificate)
+                && may_be_confirmed(certificate, records, now).is_ok();
+            let der = key.decrypt(&certificate.encrypted, &certificate.serial);
+            if let Some(der) = der.filter(|der| fits && issuer.has_signed(der)) {
+                let content = Content::OnRecord(issuer.chain(&der)?);
+                return Ok(Self { candidate, confirm_by: certificate.confirm_by, content });
+            }
+        }
+        let prepared = Prepared::<Unproven>::new(&candidate, records, profile, issuer, now, rng)?;
+        Ok(Self { candidate, confirm_by, content: Content::New(Box::new(prepared)) })
+    }
+
+    /// The device id that the EK would get.
+    pub fn device_id(&self) -> &DeviceId {
+        &self.candidate.subject.device_id
+    }
+
+    /// Signs a new certificate, and makes the reply, which is to be sent once that is on record.
+    pub fn sign(
+        self,
+        issuer: &Issuer,
+        key: &TicketKey,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(SealedReply, Option<Issued<Unproven>>), Fault> {
+        let Self { candidate, confirm_by, content } = self;
+        let (chain, issued) = match content {
+            Content::OnRecord(chain) => (chain, None),
+            Content::New(prepared) => {
+                let issued = Issued::<Unproven>::sign(*prepared, issuer, key, rng)?;
+                (issued.chain(issuer)?, Some(issued))
+            }
+        };
+        let sealed = SealedBox::new(&candidate, chain, confirm_by, key, now, rng)?;
+        Ok((sealed.into_reply(), issued))
+    }
+}
+
+/// Whether a certificate that waits says what a new one would.
+fn is_for(candidate: &Candidate, waiting: &Unconfirmed) -> bool {
+    let subject = &candidate.subject;
+    (waiting.ek_id, &waiting.device_id, waiting.assurance, waiting.ik_id)
+        == (subject.ek_id, &subject.device_id, subject.assurance, subject.ik_id())
+}

@@ -1,0 +1,12 @@
+//! Plans: the whole decision of a flow's step, made by a snapshot of what is on record.
+//!
+//! A plan says what would be issued. It is signed outside of any lock, and it counts once it is
+//! recorded. The store records it only if the snapshot still holds; otherwise it is made again.
+
+mod certify;
+mod confirm;
+mod enroll;
+
+pub use certify::Certification;
+pub use confirm::Confirming;
+pub use enroll::Sealing;

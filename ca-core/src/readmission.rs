@@ -1,0 +1,93 @@
+//! Whether a device that was admitted before is still welcome.
+
+use assay_wire::{DeviceId, EkId};
+use time::OffsetDateTime;
+
+use crate::Rejection;
+use crate::admission::Standing;
+use crate::ek::evidence::digest_naming;
+use crate::ek::trust::Assurance;
+use crate::records::{QUOTA, Records, Reprovision};
+
+/// A device that may have its device id now.
+///
+/// That it has its TPM is not established here: see what was proven before.
+#[derive(Clone, Debug)]
+pub struct Welcome {
+    device_id: DeviceId,
+}
+
+impl Welcome {
+    /// Computes again which device id is due to the EK, with what is on record now.
+    ///
+    /// An id that an operator gave ends with the enrolment and the registration. An id that is
+    /// derived from an EK is nobody's gift. That it is derived from *this* EK was established when
+    /// the EK was [admitted](crate::Admitted::decide).
+    pub fn decide(
+        ek: EkId,
+        device_id: &DeviceId,
+        assurance: Assurance,
+        records: &Records,
+    ) -> Result<Self, Rejection> {
+        let standing = Standing::decide(ek, assurance, records)?;
+        let derived = digest_naming(device_id).map(|_| device_id);
+        let due = records.granted_device_id().or(derived);
+        let withdrawn = || Rejection::DeviceIdWithdrawn { ek, device_id: device_id.clone() };
+        let device_id = standing.grant(device_id, due.ok_or_else(withdrawn)?)?;
+        Ok(Self { device_id })
+    }
+
+    #[cfg(feature = "unchecked")]
+    pub(crate) fn unchecked(device_id: DeviceId) -> Self {
+        Self { device_id }
+    }
+
+    /// The device's id.
+    pub fn device_id(&self) -> &DeviceId {
+        &self.device_id
+    }
+
+    pub(crate) fn into_device_id(self) -> DeviceId {
+        self.device_id
+    }
+}
+
+/// Whether a certificate for an IK may become the device's active one, and what that changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeyChange {
+    /// The device has a certificate for this IK, and may keep it, or has none yet.
+    None,
+    /// The device has a certificate for another IK, which ends.
+    Rekey,
+}
+
+impl KeyChange {
+    /// Decides on an IK whose certificate was decided on at `decided_at`.
+    ///
+    /// For another IK the decision must be younger than the certificate. Otherwise two could take
+    /// turns for as long as they are valid. Besides, there are a policy and a quota.
+    pub(crate) fn decide(
+        ek: EkId,
+        ik_id: &[u8; 32],
+        decided_at: OffsetDateTime,
+        records: &Records,
+    ) -> Result<Self, Rejection> {
+        let Some(registration) = &records.registration else { return Ok(Self::None) };
+        let Some(certificate) =
+            registration.certificate.as_ref().filter(|certificate| certificate.ik_id != *ik_id)
+        else {
+            return Ok(Self::None);
+        };
+        if records.reprovision() == Reprovision::Never {
+            return Err(Rejection::ReprovisionRefused { ek });
+        }
+        if certificate.issued_at >= decided_at {
+            return Err(Rejection::ClaimOutdated { issued_at: decided_at });
+        }
+        let count = registration.recent_certificates;
+        if count >= QUOTA {
+            return Err(Rejection::QuotaExceeded { count });
+        }
+        Ok(Self::Rekey)
+    }
+}

@@ -1,0 +1,62 @@
+//! Values that no check made, for tests of what keeps them.
+//!
+//! A store takes only what this crate's checks make. Its tests need thousands of such values, with
+//! serial numbers and ids of their choice. Nothing but tests and load generators enables the feature
+//! `unchecked`; a server that is built by itself has none of this.
+
+use assay_wire::{DeviceId, EkId, Receipt};
+use rand_core::CryptoRng;
+use time::OffsetDateTime;
+
+use crate::flows::mac::TicketKey;
+use crate::flows::sealed::{Confirmed, Unconfirmed};
+use crate::flows::shared_key::{FirstUse, OfferedKey};
+use crate::issue::{CertificateFacts, Issued, Proven, Unproven};
+use crate::tpm::template::ParentKind;
+use crate::{Assurance, Fault};
+
+/// A certificate as of a device that proved itself.
+pub fn issued(facts: CertificateFacts, der: Vec<u8>) -> Issued<Proven> {
+    Issued::<Proven>::unchecked(facts, der)
+}
+
+/// A certificate as of a device that proved nothing.
+pub fn sealed(
+    facts: CertificateFacts,
+    der: Vec<u8>,
+    key: &TicketKey,
+    rng: &mut dyn CryptoRng,
+) -> Result<Issued<Unproven>, Fault> {
+    Issued::<Unproven>::unchecked(facts, der, key, rng)
+}
+
+/// A confirmation of a certificate; `None` if it waits under another key.
+pub fn confirmed(
+    certificate: Unconfirmed,
+    key: &TicketKey,
+    decided_at: OffsetDateTime,
+) -> Option<Confirmed> {
+    Confirmed::unchecked(certificate, key, Receipt::from([0; Receipt::LEN]), decided_at)
+}
+
+/// An offer of a shared key.
+pub fn offered_key(
+    ek_id: EkId,
+    device_id: DeviceId,
+    assurance: Assurance,
+    generation: u32,
+    parent: ParentKind,
+) -> OfferedKey {
+    OfferedKey { ek_id, device_id, assurance, generation, parent }
+}
+
+/// The first use of a shared key.
+pub fn first_use(
+    ek_id: EkId,
+    device_id: DeviceId,
+    assurance: Assurance,
+    generation: u32,
+    decided_at: OffsetDateTime,
+) -> FirstUse {
+    FirstUse::unchecked(ek_id, device_id, assurance, generation, decided_at)
+}

@@ -1,0 +1,114 @@
+//! Checks of a request that need nothing but the request and the CA's keys.
+
+use assay_ca_core::{
+    Confirmation, Evidence, Offered, ParentEvidence, ProvenDevice, SealedFlow, SharedKeyFlow,
+    TicketFlow,
+};
+use assay_wire::{DecodeError, Problem, ProblemCode, Request, RequestBody, Topic};
+
+use super::job::Job;
+use super::outcome::{About, Refusal};
+use crate::ca::Ca;
+use assay_store::Whom;
+
+/// A request that is worth a look at the record.
+pub(super) enum Examined {
+    Challenge(Offered<TicketFlow>, Evidence),
+    Certify(ProvenDevice),
+    Enroll(Offered<SealedFlow>, Evidence),
+    Confirm(Confirmation),
+    Register(Offered<SharedKeyFlow>, ParentEvidence),
+    Ping,
+}
+
+/// Why a request is not.
+pub(super) enum NotExamined {
+    /// It cannot be read.
+    Unreadable(Problem),
+    /// It can, and is refused.
+    Refused(Refusal),
+}
+
+/// Reads a request, and checks what shows by itself; `about` learns whom it is about.
+pub(super) fn examine(ca: &Ca, job: &Job, about: &mut About) -> Result<Examined, NotExamined> {
+    if let Some(problem) = response_topic_problem(ca, job) {
+        return Err(NotExamined::Unreadable(problem));
+    }
+    let request = match &job.head {
+        Ok(head) => Request::decode_after(head, &job.message),
+        Err(error) => Err(error.clone()),
+    };
+    let request = request.map_err(|error| {
+        NotExamined::Unreadable(Problem::new(decode_problem(&error), error.to_string()))
+    })?;
+    about.action = action(&request.body);
+    examine_body(ca, job, request.body, about).map_err(NotExamined::Refused)
+}
+
+fn examine_body(
+    ca: &Ca,
+    job: &Job,
+    body: RequestBody,
+    about: &mut About,
+) -> Result<Examined, Refusal> {
+    let (scope, key, now) = (&ca.scope, &ca.ticket_key, job.received_at);
+    Ok(match body {
+        RequestBody::Challenge(bundle) => {
+            let evidence = Evidence::parse(bundle)?;
+            about.ek_id = Some(evidence.ek.ek_id());
+            Examined::Challenge(ca.profile.offer()?, evidence)
+        }
+        RequestBody::Certify(proof) => {
+            let device = ProvenDevice::verify(&proof, scope, key, now)?;
+            about.ek_id = Some(device.ek_id());
+            about.device = Some(Whom::Proven(device.device_id().clone()));
+            Examined::Certify(device)
+        }
+        RequestBody::Enroll(bundle) => {
+            let evidence = Evidence::parse(bundle)?;
+            about.ek_id = Some(evidence.ek.ek_id());
+            Examined::Enroll(ca.profile.offer()?, evidence)
+        }
+        RequestBody::Confirm(proof) => {
+            let confirmation = Confirmation::verify(&proof, scope, key, now)?;
+            about.ek_id = Some(confirmation.ek_id());
+            Examined::Confirm(confirmation)
+        }
+        RequestBody::Register(bundle) => {
+            let evidence = ParentEvidence::parse(bundle)?;
+            about.ek_id = Some(evidence.ek.ek_id());
+            Examined::Register(ca.profile.offer()?, evidence)
+        }
+        RequestBody::Ping => Examined::Ping,
+    })
+}
+
+/// A request's kind, as the audit and the log name it.
+fn action(body: &RequestBody) -> &'static str {
+    match body {
+        RequestBody::Challenge(_) => "challenge",
+        RequestBody::Certify(_) => "certify",
+        RequestBody::Enroll(_) => "enroll",
+        RequestBody::Confirm(_) => "confirm",
+        RequestBody::Register(_) => "register",
+        RequestBody::Ping => "ping",
+    }
+}
+
+/// Replies go where the client's own topic leads and nowhere else, so that nobody can have one sent
+/// to somebody else.
+fn response_topic_problem(ca: &Ca, job: &Job) -> Option<Problem> {
+    let asked = job.response_topic.as_ref()?;
+    let due = Topic::Reply(ca.scope.clone(), job.client.clone()).to_string();
+    (*asked != due).then(|| {
+        Problem::new(ProblemCode::Malformed, format!("the Response Topic must be absent or {due}"))
+    })
+}
+
+fn decode_problem(error: &DecodeError) -> ProblemCode {
+    match error {
+        DecodeError::Oversize(_) => ProblemCode::Oversize,
+        DecodeError::UnknownKind(_) => ProblemCode::Unsupported,
+        DecodeError::Malformed(_) | DecodeError::NotDeterministic(_) => ProblemCode::Malformed,
+    }
+}

@@ -1,0 +1,88 @@
+//! Publishes the revocation list, retained: when it changes, before it is out of date, and to each
+//! broker that is new.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use assay_ca_core::REVOCATION_LIST_LIFETIME;
+use assay_wire::Topic;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tracing::{error, warn};
+
+use super::Outfit;
+use super::outbox::Outbox;
+use crate::ca::{Ca, ListError};
+use assay_store::Store;
+
+/// Publishes until nobody connects to brokers any more; `arrived` hears of each connection.
+pub(super) fn run(
+    outfit: &watch::Receiver<Outfit>,
+    mut store: Store,
+    arrived: &Receiver<()>,
+    outbox: &Outbox,
+) {
+    let mut published: Option<Published> = None;
+    // Before the first connection there is nobody to publish to.
+    if arrived.recv().is_err() {
+        return;
+    }
+    loop {
+        let ca = Arc::clone(&outfit.borrow().ca);
+        // By another CA it would be another list.
+        let last = published.as_ref().filter(|published| Arc::ptr_eq(&published.ca, &ca));
+        match publish(ca, &mut store, last, outbox) {
+            Ok(Some(now_published)) => published = Some(now_published),
+            Ok(None) => {}
+            Err(refusal) => {
+                error!(error = %refusal, "the revocation list could not be published; trying again")
+            }
+        }
+        match arrived.recv_timeout(POLL) {
+            Ok(()) => published = None,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// The list that subscribers have.
+struct Published {
+    /// Who signed it.
+    ca: Arc<Ca>,
+    changes: i64,
+    at: Instant,
+}
+
+/// `None` if the `last` one will do.
+fn publish(
+    ca: Arc<Ca>,
+    store: &mut Store,
+    last: Option<&Published>,
+    outbox: &Outbox,
+) -> Result<Option<Published>, ListError> {
+    let changes = store.list_changes()?;
+    if let Some(last) = last
+        && last.changes == changes
+        && last.at.elapsed() < REVOCATION_LIST_LIFETIME.unsigned_abs() / 2
+    {
+        return Ok(None);
+    }
+    let list = ca.revocation_list(store, MAX_LIST, OffsetDateTime::now_utc())?;
+    if list.len() > MAX_LIST {
+        warn!(
+            length = list.len(),
+            limit = MAX_LIST,
+            "the revocation list is too long for one message; `assay crl` writes it to a file"
+        );
+    } else {
+        outbox.proclaim(Topic::Crl(outbox.scope.clone()), list);
+    }
+    Ok(Some(Published { ca, changes, at: Instant::now() }))
+}
+
+/// How late a revocation is published.
+const POLL: Duration = Duration::from_secs(1);
+/// Brokers take 64 KiB in one packet, with some room for its head: about 1,300 certificates.
+pub const MAX_LIST: usize = 63 * 1024;

@@ -1,0 +1,189 @@
+//! From the broker into the queues, without ever waiting.
+
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use assay_mqtt::rumqttc::Outgoing;
+use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish, SubscribeReasonCode};
+use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
+use assay_wire::{Head, ReplyBody, Topic};
+use crossbeam_channel::{Sender, TrySendError};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+use tracing::debug;
+
+use super::asked_to_stop;
+use super::job::{Delivery, Job};
+use super::outbox::Outbox;
+use super::outcome::busy;
+use super::pressure::Pressure;
+use super::queues::Queues;
+
+/// Takes requests from one connection.
+pub(super) struct Intake<'a> {
+    pub(super) connection: u32,
+    pub(super) queues: &'a Queues<Sender<Job>>,
+    pub(super) outbox: &'a Outbox,
+}
+
+/// How far a connection is.
+enum Stage {
+    Connecting,
+    Serving,
+    /// The subscription is being given up.
+    Leaving(Leaving),
+    /// Nothing comes any more; what came is being answered.
+    Finishing,
+    /// The broker was told goodbye.
+    Gone,
+}
+
+/// MQTT 5 lets a broker send what it has queued for us after it has acknowledged our UNSUBSCRIBE
+/// (§3.10.4). So it is sent again, to no other effect than an answer, once all is answered that
+/// came; if nothing came before that answer, nothing is left.
+#[derive(Default)]
+struct Leaving {
+    /// The first UNSUBSCRIBE was acknowledged.
+    released: bool,
+    /// One is under way.
+    asked: bool,
+    /// No request came since it was sent.
+    quiet: bool,
+}
+
+impl Intake<'_> {
+    /// Runs until the connection fails, or, once it is to `stop`, until all that the broker has for
+    /// us is answered and the broker was told goodbye. Calls `ready` once the broker has granted
+    /// the subscription.
+    pub(super) async fn run(
+        &self,
+        client: &AsyncClient,
+        events: &mut EventLoop,
+        mut stop: watch::Receiver<Option<tokio::time::Instant>>,
+        mut ready: impl FnMut(),
+    ) -> Result<()> {
+        let mut pressure = Pressure::new(Instant::now());
+        let (mut stage, mut stopping) = (Stage::Connecting, false);
+        let mut tick = tokio::time::interval(TICK);
+        // Each step of the end gets its time, though nobody asked before.
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let event = {
+                // Polled to its end: dropped before, it may take a message of ours with it.
+                let mut poll = pin!(events.poll());
+                loop {
+                    tokio::select! {
+                        event = &mut poll => break event?,
+                        _ = asked_to_stop(&mut stop), if !stopping => stopping = true,
+                        _ = tick.tick(), if stopping => match stage {
+                            Stage::Connecting if self.owed() == 0 => return Ok(()),
+                            _ => stage = self.leave(client, stage),
+                        },
+                    }
+                }
+            };
+            match event {
+                Event::Incoming(Packet::ConnAck(_)) if stopping => stage = Stage::Finishing,
+                Event::Incoming(Packet::ConnAck(_)) => {
+                    client.try_subscribe(self.filter(), QoS::AtLeastOnce)?;
+                    stage = Stage::Serving;
+                }
+                Event::Incoming(Packet::SubAck(granted)) => match granted.return_codes.first() {
+                    Some(SubscribeReasonCode::Success(_)) => ready(),
+                    refused => bail!(
+                        "the broker refused the subscription to {}: {refused:?}",
+                        self.filter()
+                    ),
+                },
+                Event::Incoming(Packet::Publish(publish)) => {
+                    if let Stage::Leaving(leaving) = &mut stage {
+                        leaving.quiet = false;
+                    }
+                    self.take(publish, &mut pressure);
+                }
+                Event::Incoming(Packet::UnsubAck(_)) => {
+                    if let Stage::Leaving(leaving) = &mut stage {
+                        if leaving.released && leaving.quiet && self.owed() == 0 {
+                            stage = Stage::Finishing;
+                        } else {
+                            (leaving.released, leaving.asked) = (true, false);
+                        }
+                    }
+                }
+                Event::Outgoing(Outgoing::Disconnect) => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+
+    /// The next step towards the end. What finds no room in the client's queue is tried again at
+    /// the next tick.
+    fn leave(&self, client: &AsyncClient, stage: Stage) -> Stage {
+        match stage {
+            Stage::Serving => self.leave(client, Stage::Leaving(Leaving::default())),
+            Stage::Leaving(leaving)
+                if !leaving.asked && (!leaving.released || self.owed() == 0) =>
+            {
+                let asked = client.try_unsubscribe(self.filter()).is_ok();
+                Stage::Leaving(Leaving { asked, quiet: true, ..leaving })
+            }
+            Stage::Finishing if self.owed() == 0 && client.try_disconnect().is_ok() => Stage::Gone,
+            stage => stage,
+        }
+    }
+
+    fn owed(&self) -> usize {
+        self.outbox.ledger.owed()
+    }
+
+    fn filter(&self) -> String {
+        Topic::shared_requests(&self.outbox.scope)
+    }
+
+    fn take(&self, publish: Publish, pressure: &mut Pressure) {
+        if publish.qos != QoS::AtLeastOnce {
+            // Only what must be acknowledged is bounded by the receive maximum.
+            return debug!(topic = ?publish.topic, "request ignored: it was not sent at QoS 1");
+        }
+        let received = Instant::now();
+        let delivery = Delivery {
+            packet_id: publish.pkid,
+            connection: self.connection,
+            since: received,
+            _debt: self.outbox.ledger.owe(),
+        };
+        let topic = str::from_utf8(&publish.topic).ok().and_then(Topic::parse);
+        let Some(Topic::Request(_, client)) = topic else {
+            debug!(topic = ?publish.topic, "message on a topic that is not for requests");
+            return self.outbox.acknowledge(delivery);
+        };
+        if publish.retain {
+            debug!(%client, "retained request ignored: nobody may be waiting for its reply");
+            return self.outbox.acknowledge(delivery);
+        }
+        let response_topic = publish.properties.and_then(|properties| properties.response_topic);
+        let job = Job {
+            client,
+            head: Head::read(&publish.payload),
+            message: publish.payload,
+            response_topic,
+            received_at: OffsetDateTime::now_utc(),
+            delivery,
+        };
+        match self.queues.put(job) {
+            Ok(()) => pressure.take(received),
+            Err(TrySendError::Full(job)) => {
+                let retry_after = pressure.send_away(received, crate::random_u32());
+                self.outbox.reply(job, ReplyBody::Problem(busy(retry_after)));
+            }
+            Err(TrySendError::Disconnected(_)) => debug!("no examiner is left"),
+        }
+    }
+}
+
+/// How often a worker that ends looks whether it is done: a broker in the neighbourhood has then
+/// sent what it had.
+const TICK: Duration = Duration::from_millis(50);

@@ -1,0 +1,216 @@
+//! The CA worker: requests in from any MQTT 5 broker, decisions, replies out.
+//!
+//! ```text
+//! broker → intake → queues → examine → plan → sign → record → outbox → broker
+//!          async    bounded  └── planner threads ──┘  └ one thread, one transaction a batch
+//! ```
+//!
+//! | stage | file | what it may wait for |
+//! |---|---|---|
+//! | intake | `intake.rs` | nothing: a full queue is answered with *busy* |
+//! | examine | `examine.rs` | nothing: the request and the CA's keys are all it needs |
+//! | plan | `plan.rs` | a snapshot of the record |
+//! | sign | `sign.rs` | the signer, outside of every lock |
+//! | record | `record.rs` | the record's transaction; what is stale by then is planned again |
+//! | outbox | `outbox.rs` | the broker |
+//!
+//! What can become of a request is a closed enum, in `outcome.rs`. A request is acknowledged to the
+//! broker once its reply was handed over. No broker gives a dead worker's messages to a living one:
+//! devices repeat what stays unanswered, and a repeat is answered with what is on record.
+
+mod checkpointer;
+mod decision_log;
+mod examine;
+mod herald;
+mod intake;
+mod job;
+mod ledger;
+mod outbox;
+mod outcome;
+mod plan;
+mod pressure;
+mod process;
+mod pulse;
+mod queues;
+mod record;
+mod sign;
+mod threads;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use assay_broker_plugin::access::WORKER_PREFIX;
+use assay_mqtt::{Backoff, BrokerUrl, Client};
+use assay_store::StoreError;
+use rustls::ClientConfig;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tracing::warn;
+
+pub use herald::MAX_LIST;
+
+use crate::ca::Ca;
+use intake::Intake;
+use outbox::{Letter, Outbox, deliver};
+use pulse::Heart;
+use threads::Threads;
+
+/// Where a worker finds its broker and its store, and what it serves with.
+pub struct WorkerConfig {
+    /// Any MQTT 5 broker.
+    pub broker: BrokerUrl,
+    /// May be replaced while the worker runs, by one of the same scope.
+    pub outfit: watch::Receiver<Outfit>,
+    /// The SQLite file.
+    pub database: PathBuf,
+    /// How often an [`Event::Pulse`] is wanted, if at all.
+    pub pulse: Option<Duration>,
+}
+
+/// What a worker decides and connects with.
+#[derive(Clone)]
+pub struct Outfit {
+    /// For each request that an examiner begins with, until it is answered.
+    pub ca: Arc<Ca>,
+    /// For the next connection, if the URL asks for TLS.
+    pub tls: Arc<ClientConfig>,
+}
+
+/// What a worker tells of itself.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A broker has granted the subscription.
+    Subscribed,
+    /// There is no connection to the broker; the worker tries again for ever.
+    Disconnected(&'a anyhow::Error),
+    /// A pulse has passed every thread that a request passes. It needs no broker.
+    Pulse,
+}
+
+/// Serves requests until `stop` says by when to end; then it takes no more, finishes what it was
+/// given, and returns.
+///
+/// # Errors
+/// The store cannot be opened, a thread ended, which is a bug, or something was not finished in
+/// time.
+pub async fn run(
+    config: WorkerConfig,
+    mut stop: watch::Receiver<Option<Instant>>,
+    tell: impl Fn(Event<'_>),
+) -> Result<(), WorkerError> {
+    let (letters, mut posted) = mpsc::channel(OUTBOX);
+    let scope = config.outfit.borrow().ca.scope.clone();
+    let outbox = Outbox::new(scope, letters);
+    let threads = Threads::start(&config, &outbox)?;
+    let mut due = stop.clone();
+    let overdue = async { sleep_until(asked_to_stop(&mut due).await).await };
+    tokio::select! {
+        () = serve(&config, &threads, &outbox, &mut posted, stop.clone(), &tell) => {}
+        () = beat(&threads.heart, config.pulse, &tell) => {}
+        () = threads.ended.notified() => return Err(WorkerError::ThreadEnded),
+        () = overdue => return Err(WorkerError::Unfinished { owed: outbox.ledger.owed() }),
+    }
+    let deadline = asked_to_stop(&mut stop).await;
+    let ended = timeout_at(deadline, threads.finish()).await;
+    ended.map_err(|_| WorkerError::Unfinished { owed: outbox.ledger.owed() })
+}
+
+/// Connects again and again, until nothing is left to do.
+async fn serve(
+    config: &WorkerConfig,
+    threads: &Threads,
+    outbox: &Outbox,
+    posted: &mut mpsc::Receiver<Letter>,
+    mut stop: watch::Receiver<Option<Instant>>,
+    tell: &impl Fn(Event<'_>),
+) {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    for connection in 0.. {
+        let tls = Arc::clone(&config.outfit.borrow().tls);
+        let (client, mut events) = assay_mqtt::connect(&config.broker, &tls, mqtt_client());
+        let intake = Intake { connection, queues: &threads.queues, outbox };
+        let error = tokio::select! {
+            ended = intake.run(&client, &mut events, stop.clone(), || {
+                backoff.reset();
+                // One that waits there already says the same.
+                _ = threads.arrivals.try_send(());
+                tell(Event::Subscribed);
+            }) => match ended {
+                Ok(()) => return,
+                Err(error) => error,
+            },
+            error = deliver(&client, connection, posted) => error,
+        };
+        let delay = backoff.next(Duration::ZERO, crate::random_u32());
+        warn!(broker = %config.broker, error = %format!("{error:#}"), retry_in = ?delay, "no connection to the broker");
+        tell(Event::Disconnected(&error));
+        tokio::select! {
+            () = sleep(delay) => {}
+            _ = asked_to_stop(&mut stop) => {}
+        }
+        if stop.borrow().is_some() && outbox.ledger.owed() == 0 {
+            return;
+        }
+    }
+}
+
+/// Tells of pulses, for ever.
+async fn beat(heart: &Heart, period: Option<Duration>, tell: &impl Fn(Event<'_>)) {
+    let Some(period) = period else { return std::future::pending().await };
+    loop {
+        heart.beat().await;
+        tell(Event::Pulse);
+        sleep(period).await;
+    }
+}
+
+/// Returns when a worker is to end, and by when; never, if nobody is left who could ask for it.
+async fn asked_to_stop(stop: &mut watch::Receiver<Option<Instant>>) -> Instant {
+    loop {
+        if let Some(deadline) = *stop.borrow_and_update() {
+            return deadline;
+        }
+        if stop.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Why a worker cannot go on, or has not ended as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// At start-up.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Requests would go unanswered from now on.
+    #[error("a thread of the worker ended; its log says why")]
+    ThreadEnded,
+    /// There was no time left.
+    #[error(
+        "not finished in time: {owed} requests and messages are left; their devices will ask again"
+    )]
+    Unfinished {
+        /// Requests and messages.
+        owed: usize,
+    },
+}
+
+fn mqtt_client() -> Client {
+    Client {
+        // Unguessable: another client under the same id would end the worker's connection.
+        id: format!("{WORKER_PREFIX}{}", hex::encode(crate::random_bytes::<16>())),
+        window: WINDOW,
+        receive_maximum: RECEIVE_MAXIMUM,
+        manual_acks: true,
+    }
+}
+
+/// Requests that the broker may send unacknowledged; more than both queues hold, so that a full
+/// queue is answered with *busy*.
+const RECEIVE_MAXIMUM: u16 = 1024;
+/// Replies on their way to the broker.
+const WINDOW: u16 = 256;
+/// Messages that wait for a connection: all that the broker may have sent unacknowledged before and
+/// after a reconnect, and as many events.
+const OUTBOX: usize = 4 * RECEIVE_MAXIMUM as usize;

@@ -1,0 +1,116 @@
+//! Replies and events on their way to the broker.
+
+use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::Publish;
+use assay_mqtt::rumqttc::v5::{AsyncClient, ClientError};
+use assay_wire::{Reply, ReplyBody, Scope, Topic};
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use super::job::{Delivery, Job};
+use super::ledger::{Debt, Ledger};
+
+/// Hands messages to whichever connection is up.
+#[derive(Clone)]
+pub(super) struct Outbox {
+    pub(super) scope: Scope,
+    letters: mpsc::Sender<Letter>,
+    pub(super) ledger: Ledger,
+}
+
+pub(super) struct Letter {
+    /// None if nothing is to be said, only acknowledged.
+    message: Option<Message>,
+    cause: Cause,
+}
+
+struct Message {
+    topic: Topic,
+    payload: Vec<u8>,
+    retain: bool,
+}
+
+/// Why a letter is sent.
+enum Cause {
+    /// A request came.
+    Request(Delivery),
+    /// Of our own accord.
+    Own { _debt: Debt },
+}
+
+impl Outbox {
+    pub(super) fn new(scope: Scope, letters: mpsc::Sender<Letter>) -> Self {
+        Self { scope, letters, ledger: Ledger::default() }
+    }
+
+    pub(super) fn reply(&self, job: Job, body: ReplyBody) {
+        let id = job.id();
+        let topic = Topic::Reply(self.scope.clone(), job.client);
+        let payload = Reply { id, body }.encode();
+        self.post(Letter {
+            message: Some(Message { topic, payload, retain: false }),
+            cause: Cause::Request(job.delivery),
+        });
+    }
+
+    /// Tells the broker that something is dealt with which nobody answers. Unacknowledged, it would
+    /// hold a place among those that the broker may send.
+    pub(super) fn acknowledge(&self, delivery: Delivery) {
+        self.post(Letter { message: None, cause: Cause::Request(delivery) });
+    }
+
+    pub(super) fn event(&self, topic: Topic, payload: Vec<u8>) {
+        self.post(Letter {
+            message: Some(Message { topic, payload, retain: false }),
+            cause: self.own(),
+        });
+    }
+
+    /// For everybody, and for those who come later.
+    pub(super) fn proclaim(&self, topic: Topic, payload: Vec<u8>) {
+        self.post(Letter {
+            message: Some(Message { topic, payload, retain: true }),
+            cause: self.own(),
+        });
+    }
+
+    fn own(&self) -> Cause {
+        Cause::Own { _debt: self.ledger.owe() }
+    }
+
+    /// Never waits: the intake must not, and the others should not wait for a broker that is gone.
+    fn post(&self, letter: Letter) {
+        if let Err(error) = self.letters.try_send(letter) {
+            warn!(%error, "a message to the broker is dropped; its device will ask again");
+        }
+    }
+}
+
+/// Publishes letters and acknowledges the requests they answer, until the connection fails.
+pub(super) async fn deliver(
+    client: &AsyncClient,
+    connection: u32,
+    posted: &mut mpsc::Receiver<Letter>,
+) -> anyhow::Error {
+    while let Some(letter) = posted.recv().await {
+        if let Err(error) = publish(client, connection, letter).await {
+            return error.into();
+        }
+    }
+    anyhow::anyhow!("the worker is stopping")
+}
+
+async fn publish(client: &AsyncClient, connection: u32, letter: Letter) -> Result<(), ClientError> {
+    if let Some(Message { topic, payload, retain }) = letter.message {
+        client.publish(topic.to_string(), QoS::AtLeastOnce, retain, payload).await?;
+    }
+    match letter.cause {
+        Cause::Request(delivery) if delivery.connection == connection => {
+            let mut request = Publish::new("", QoS::AtLeastOnce, Bytes::new(), None);
+            request.pkid = delivery.packet_id;
+            client.ack(&request).await
+        }
+        Cause::Request(_) | Cause::Own { .. } => Ok(()),
+    }
+}

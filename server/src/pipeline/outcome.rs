@@ -1,0 +1,128 @@
+//! What can become of a request.
+
+use std::sync::Arc;
+
+use assay_ca_core::{Failure, Fault, Rejection};
+use assay_store::{Act, AuditEntry, Basis, Change, StoreError, Whom};
+use assay_wire::{EkId, Problem, ProblemCode, ReplyBody};
+
+use super::decision_log::DecisionLog;
+use super::examine::Examined;
+use super::job::Job;
+use crate::ca::Ca;
+
+/// Everything that can become of a request.
+pub(super) enum Outcome {
+    /// Nobody wants a record of it: it says nothing of any device.
+    Pong,
+    /// The device gets this at once: nothing new was issued.
+    Answered(ReplyBody),
+    /// The device gets this once `act` is on record.
+    Issued { act: Act, basis: Option<Basis>, reply: ReplyBody },
+    /// The device is told why not.
+    Refused(Problem),
+}
+
+/// A request that is planned and signed, and waits for its record.
+pub(super) struct Planned {
+    /// What it was planned with.
+    pub(super) ca: Arc<Ca>,
+    pub(super) job: Job,
+    pub(super) examined: Examined,
+    pub(super) act: Act,
+    pub(super) basis: Option<Basis>,
+    pub(super) reply: ReplyBody,
+    pub(super) audit: AuditEntry,
+    /// How often it was planned.
+    pub(super) attempts: u32,
+}
+
+/// Whom a decision is about, as far as that is known.
+#[derive(Clone)]
+pub(super) struct About {
+    pub(super) action: &'static str,
+    pub(super) ek_id: Option<EkId>,
+    pub(super) device: Option<Whom>,
+    pub(super) change: Change,
+}
+
+impl About {
+    pub(super) fn new(action: &'static str) -> Self {
+        Self { action, ek_id: None, device: None, change: Change::None }
+    }
+
+    pub(super) fn unreadable() -> Self {
+        Self::new("unreadable")
+    }
+
+    /// The record of a decision.
+    pub(super) fn audit(self, job: &Job, refusal: Option<&Problem>) -> AuditEntry {
+        let elapsed = job.delivery.since.elapsed();
+        AuditEntry {
+            time: job.received_at,
+            client: job.client.clone(),
+            action: self.action,
+            ek_id: self.ek_id,
+            device: self.device,
+            change: self.change,
+            refusal: refusal.map(|problem| (problem.code, problem.detail.clone())),
+            duration_us: elapsed.as_micros().try_into().unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// Why a request gets no other answer than a problem.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// The device's fault; it is told.
+    #[error(transparent)]
+    Rejection(#[from] Rejection),
+    /// Ours; the device learns no more than that.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// Ours; the device learns no more than that.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Rejection(rejection) => Self::Rejection(rejection),
+            Failure::Fault(fault) => Self::Fault(fault),
+        }
+    }
+}
+
+impl Refusal {
+    /// What a device is told of it; of our own faults, nothing but that there was one.
+    pub(super) fn problem(&self, log: &DecisionLog) -> Problem {
+        match self {
+            Self::Rejection(rejection) => rejection.problem(),
+            Self::Fault(_) | Self::Store(_) => {
+                log.fault("the CA failed", self);
+                internal()
+            }
+        }
+    }
+}
+
+pub(super) fn busy(retry_after: u32) -> Problem {
+    Problem::new(ProblemCode::Busy, "the request queue is full".into()).retry_after(retry_after)
+}
+
+/// What it was planned by changed each time before it could be recorded.
+pub(super) fn contended() -> Problem {
+    let detail = "what is on record about this TPM changed while the CA decided";
+    Problem::new(ProblemCode::Busy, detail.into()).retry_after(RETRY_AFTER_CONTENTION_S)
+}
+
+pub(super) fn internal() -> Problem {
+    Problem::new(ProblemCode::Internal, "the CA could not decide; its log says why".into())
+        .retry_after(RETRY_AFTER_INTERNAL_S)
+}
+
+/// A full disk or a stopped signer does not mend itself faster.
+const RETRY_AFTER_INTERNAL_S: u32 = 10;
+/// Whatever changes one TPM's record several times within milliseconds is over by then.
+const RETRY_AFTER_CONTENTION_S: u32 = 1;

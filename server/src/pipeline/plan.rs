@@ -1,0 +1,167 @@
+//! The decisions of `ca-core`, on a snapshot of the record: what would be issued.
+
+use assay_ca_core::{
+    Admitted, AdmittedParent, BoundKey, Candidate, Certification, Confirming, EkEvidence, KeyOffer,
+    SealedOnRecord, Sealing, TicketFlow, TrustAnchors, TrustedEk,
+};
+use assay_store::{
+    AnchorsVersion, Basis, IdInQuestion, Question, Snapshot, Store, StoreError, Whom,
+};
+use time::OffsetDateTime;
+
+use super::examine::Examined;
+use super::outcome::{About, Refusal};
+use crate::anchors::read_anchors;
+use crate::ca::Ca;
+use crate::random::random;
+
+/// What a request leads to, as far as the record allows it now.
+pub(super) enum Plan {
+    Pong,
+    Challenge(Admitted<TicketFlow>, BoundKey),
+    Certify(Certification, Basis),
+    Enroll(Box<Sealing>, Basis),
+    Confirm(Confirming, Option<Basis>),
+    Register(Box<KeyOffer>, Basis),
+}
+
+/// What is read to plan by. Each thread has its own.
+pub(super) struct Planner {
+    store: Store,
+    anchors: TrustAnchors,
+    anchors_version: AnchorsVersion,
+}
+
+impl Planner {
+    /// Reads the vendors' certificates.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(super) fn open(store: Store) -> Result<Self, StoreError> {
+        let anchors_version = store.anchors_version()?;
+        let anchors = read_anchors(&store)?;
+        Ok(Self { store, anchors, anchors_version })
+    }
+
+    /// Plans by what is on record now; `about` learns whom the request is about.
+    ///
+    /// # Errors
+    /// A check failed, or the store did.
+    pub(super) fn plan(
+        &mut self,
+        ca: &Ca,
+        examined: &Examined,
+        now: OffsetDateTime,
+        about: &mut About,
+    ) -> Result<Plan, Refusal> {
+        Ok(match examined {
+            Examined::Challenge(offered, evidence) => {
+                let Basis { snapshot, .. } = self.due(&evidence.ek, None, false, now)?;
+                let ek = self.trust(&evidence.ek, &snapshot, now)?;
+                let ik = BoundKey::verify(evidence)?;
+                let admitted = Admitted::decide(*offered, ek, &snapshot.records)?;
+                about.device = Some(Whom::Due(admitted.device_id().clone()));
+                Plan::Challenge(admitted, ik)
+            }
+            Examined::Certify(device) => {
+                let question = Question {
+                    ik_id: Some(device.ik_id()),
+                    ..Question::about(device.ek_id(), device.device_id(), now)
+                };
+                let basis = self.ask(question)?;
+                let Snapshot { records, active, .. } = &basis.snapshot;
+                let certification = Certification::plan(
+                    device.clone(),
+                    records,
+                    active.as_ref(),
+                    &ca.profile,
+                    &ca.issuer,
+                    now,
+                    &mut random(),
+                )?;
+                Plan::Certify(certification, basis)
+            }
+            Examined::Enroll(offered, evidence) => {
+                let basis = self.due(&evidence.ek, evidence.claimed_ik_id(), true, now)?;
+                let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
+                let ik = BoundKey::verify(evidence)?;
+                let Snapshot { records, active, waiting } = &basis.snapshot;
+                let admitted = Admitted::decide(*offered, ek, records)?;
+                about.device = Some(Whom::Due(admitted.device_id().clone()));
+                let sealing = Sealing::plan(
+                    Candidate::decide(&admitted, &ik, &ca.scope, records, now)?,
+                    records,
+                    active.as_ref(),
+                    waiting,
+                    &ca.ticket_key,
+                    &ca.profile,
+                    &ca.issuer,
+                    now,
+                    &mut random(),
+                )?;
+                Plan::Enroll(Box::new(sealing), basis)
+            }
+            Examined::Confirm(confirmation) => {
+                let sealed = self.store.sealed_certificate(confirmation, now)?;
+                let basis = basis_of(&sealed, now);
+                let confirming =
+                    Confirming::plan(confirmation.clone(), sealed, &ca.ticket_key, now)?;
+                about.device = Some(Whom::Proven(confirming.device_id().clone()));
+                Plan::Confirm(confirming, basis)
+            }
+            Examined::Register(offered, evidence) => {
+                let basis = self.due(&evidence.ek, None, false, now)?;
+                let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
+                let (parent, records) = (evidence.parent()?, &basis.snapshot.records);
+                let admitted = Admitted::decide(*offered, ek, records)?;
+                about.device = Some(Whom::Due(admitted.device_id().clone()));
+                let parent = AdmittedParent::decide(&admitted, parent, records)?;
+                Plan::Register(Box::new(KeyOffer::decide(admitted, parent, records)?), basis)
+            }
+            Examined::Ping => Plan::Pong,
+        })
+    }
+
+    /// What is on record about an EK and the device id that is due to it.
+    fn due(
+        &self,
+        evidence: &EkEvidence,
+        ik_id: Option<[u8; 32]>,
+        waiting: bool,
+        now: OffsetDateTime,
+    ) -> Result<Basis, StoreError> {
+        let device = IdInQuestion::Due {
+            derived: evidence.derived_device_id(),
+            other_eks: evidence.other_eks().to_vec(),
+        };
+        self.ask(Question { ek: evidence.ek_id(), device, ik_id, waiting, now })
+    }
+
+    fn ask(&self, question: Question) -> Result<Basis, StoreError> {
+        let snapshot = self.store.snapshot(&question)?;
+        Ok(Basis { question, snapshot })
+    }
+
+    fn trust(
+        &mut self,
+        evidence: &EkEvidence,
+        snapshot: &Snapshot,
+        now: OffsetDateTime,
+    ) -> Result<TrustedEk, Refusal> {
+        let version = self.store.anchors_version()?;
+        if version != self.anchors_version {
+            self.anchors = read_anchors(&self.store)?;
+            self.anchors_version = version;
+        }
+        let enrolment = snapshot.records.enrolment.as_ref();
+        Ok(TrustedEk::verify(evidence, &self.anchors, enrolment, now)?)
+    }
+}
+
+/// What the plan for a certificate that waits is made by.
+fn basis_of(sealed: &SealedOnRecord, now: OffsetDateTime) -> Option<Basis> {
+    let SealedOnRecord::Unconfirmed { certificate, records } = sealed else { return None };
+    let question = Question::about(certificate.ek_id, &certificate.device_id, now);
+    let snapshot = Snapshot { records: records.clone(), active: None, waiting: Vec::new() };
+    Some(Basis { question, snapshot })
+}

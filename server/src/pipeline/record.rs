@@ -1,0 +1,159 @@
+//! Records what was decided: one transaction for as many requests as are waiting.
+
+use std::time::{Duration, Instant};
+
+use assay_store::{Act, AuditEntry, Entry, Recorded, Store, StoreError};
+use assay_wire::{DeviceId, ReplyBody, Topic};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use time::OffsetDateTime;
+use tracing::{error, info};
+
+use super::decision_log::DecisionLog;
+use super::outbox::Outbox;
+use super::outcome::{Planned, contended, internal};
+use super::pulse::Pulse;
+
+/// Something to be written.
+pub(super) enum Write {
+    /// A decision that needs nothing else on record.
+    Audit(AuditEntry),
+    Planned(Box<Planned>),
+    Pulse(Pulse),
+}
+
+/// Writes until every planner is gone. What is stale goes to `again`.
+pub(super) fn run(
+    mut store: Store,
+    writes: &Receiver<Write>,
+    again: &Sender<Box<Planned>>,
+    outbox: &Outbox,
+    log: &DecisionLog,
+) {
+    let mut audits = Vec::new();
+    let mut looked = Instant::now();
+    loop {
+        let first = match writes.recv_timeout(AUDIT_DELAY) {
+            Ok(write) => Some(write),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => break,
+        };
+        let idle = first.is_none();
+        let (mut waiting, mut pulses) = (Vec::new(), Vec::new());
+        for write in first.into_iter().chain(writes.try_iter().take(BATCH)) {
+            match write {
+                Write::Audit(entry) => audits.push(entry),
+                Write::Planned(planned) => waiting.push(planned),
+                Write::Pulse(pulse) => pulses.push(pulse),
+            }
+        }
+        if !waiting.is_empty() || audits.len() >= BATCH || (idle && !audits.is_empty()) {
+            commit(&mut store, waiting, std::mem::take(&mut audits), again, outbox, log);
+        }
+        pulses.into_iter().for_each(Pulse::end);
+        if looked.elapsed() >= OVERDUE_POLL {
+            looked = Instant::now();
+            log.tell_left_out();
+            if let Err(error) = prune(&mut store) {
+                error!(%error, "unconfirmed certificates could not be revoked, nor expired ones be forgotten");
+            }
+        }
+    }
+    commit(&mut store, Vec::new(), audits, again, outbox, log);
+    log.tell_left_out();
+}
+
+/// One transaction, and only then the replies. If it fails, nothing of it happened and every device
+/// is told to try again.
+fn commit(
+    store: &mut Store,
+    waiting: Vec<Box<Planned>>,
+    audits: Vec<AuditEntry>,
+    again: &Sender<Box<Planned>>,
+    outbox: &Outbox,
+    log: &DecisionLog,
+) {
+    let (mut entries, mut owed) = (Vec::new(), Vec::new());
+    for mut planned in waiting {
+        let act = std::mem::replace(&mut planned.act, Act::None);
+        let (basis, audit) = (planned.basis.take(), Some(planned.audit.clone()));
+        entries.push(Entry { act, basis, audit });
+        owed.push(planned);
+    }
+    let alone = |entry| Entry { act: Act::None, basis: None, audit: Some(entry) };
+    entries.extend(audits.into_iter().map(alone));
+    match store.record(&outbox.scope, &entries) {
+        Ok(recorded) => {
+            for (planned, recorded) in owed.into_iter().zip(recorded) {
+                match recorded {
+                    Recorded::Done => answer(planned, outbox, log),
+                    Recorded::Stale => plan_again(planned, again, outbox),
+                }
+            }
+        }
+        Err(error) => {
+            log.fault("a batch could not be written", &error);
+            for planned in owed {
+                outbox.reply(planned.job, ReplyBody::Problem(internal()));
+            }
+        }
+    }
+}
+
+fn answer(planned: Box<Planned>, outbox: &Outbox, log: &DecisionLog) {
+    let Planned { job, reply, audit, .. } = *planned;
+    log.decision(&audit);
+    announce(&reply, &audit, outbox);
+    outbox.reply(job, reply);
+}
+
+/// Nothing of it is on record. The planners never wait for the recorder, nor it for them.
+fn plan_again(planned: Box<Planned>, again: &Sender<Box<Planned>>, outbox: &Outbox) {
+    let planned = if planned.attempts >= ATTEMPTS {
+        planned
+    } else {
+        match again.try_send(planned) {
+            Ok(()) => return,
+            Err(error) => error.into_inner(),
+        }
+    };
+    outbox.reply(planned.job, ReplyBody::Problem(contended()));
+}
+
+/// Tells operators of a certificate. A sealed certificate's subject is nobody's business, so there
+/// is no event for one.
+pub(super) fn announce(reply: &ReplyBody, audit: &AuditEntry, outbox: &Outbox) {
+    if let (ReplyBody::Certificate(_), Some(device_id)) = (reply, audit.proven()) {
+        outbox.event(Topic::Event(outbox.scope.clone(), device_id.clone()), event(device_id));
+    }
+}
+
+fn prune(store: &mut Store) -> Result<(), StoreError> {
+    let now = OffsetDateTime::now_utc();
+    if store.has_overdue_confirmations(now)? {
+        let count = store.transaction(|transaction| transaction.revoke_unconfirmed(now))?;
+        info!(count, "revoked what was not confirmed in time");
+    }
+    if store.has_what_to_prune(now)? {
+        store.transaction(|transaction| transaction.prune_expired(now))?;
+    }
+    Ok(())
+}
+
+/// What operators hear of a certificate.
+fn event(device_id: &DeviceId) -> Vec<u8> {
+    serde_json::json!({ "event": "certified", "device_id": device_id.as_str() })
+        .to_string()
+        .into_bytes()
+}
+
+/// Requests in one transaction: past this, a longer batch gains nothing and only delays the first
+/// in it.
+const BATCH: usize = 256;
+/// How long a refusal may wait for company before it is written; certificates never wait.
+const AUDIT_DELAY: Duration = Duration::from_millis(100);
+/// How late a certificate is revoked that nobody confirmed. Until then it is refused all the same,
+/// for its time is looked at.
+const OVERDUE_POLL: Duration = Duration::from_secs(1);
+/// How often a request is planned. What it was planned by changes while it is signed only if
+/// somebody asks for the same EK at the same time, or an operator acts on it.
+const ATTEMPTS: u32 = 5;

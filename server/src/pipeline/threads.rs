@@ -1,0 +1,105 @@
+//! The worker's threads.
+
+use std::sync::Arc;
+use std::thread;
+
+use crossbeam_channel as channel;
+use tokio::sync::Notify;
+
+use super::decision_log::DecisionLog;
+use super::job::Job;
+use super::outbox::Outbox;
+use super::plan::Planner;
+use super::process::{self, Ends};
+use super::pulse::Heart;
+use super::queues::{QUEUE, Queues};
+use super::{WorkerConfig, WorkerError, checkpointer, herald, record};
+use assay_store::Store;
+
+/// The threads, and what each waits at.
+pub(super) struct Threads {
+    pub(super) queues: Queues<channel::Sender<Job>>,
+    pub(super) heart: Heart,
+    /// Tells the herald of each connection.
+    pub(super) arrivals: channel::Sender<()>,
+    /// Keeps the checkpointer going.
+    running: channel::Sender<()>,
+    /// Told when any of them ends.
+    pub(super) ended: Arc<Notify>,
+    handles: Vec<thread::JoinHandle<()>>,
+}
+
+impl Threads {
+    pub(super) fn start(config: &WorkerConfig, outbox: &Outbox) -> Result<Self, WorkerError> {
+        let (queues, jobs) = Queues::new();
+        let (writes, written) = channel::bounded(QUEUE);
+        let (again, stale) = channel::bounded(QUEUE);
+        let (arrivals, arrived) = channel::bounded(1);
+        let (running, stopped) = channel::bounded(0);
+        let (heart, pulses) = Heart::new(thread::available_parallelism().map_or(1, usize::from));
+        let mut threads = Self {
+            queues,
+            heart,
+            arrivals,
+            running,
+            ended: Arc::new(Notify::new()),
+            handles: Vec::new(),
+        };
+        let store = || Store::open(&config.database);
+        let log = DecisionLog::new();
+
+        for (n, pulses) in pulses.into_iter().enumerate() {
+            let planner = Planner::open(store()?)?;
+            let ends = Ends {
+                outfit: config.outfit.clone(),
+                jobs: jobs.clone(),
+                again: stale.clone(),
+                pulses,
+                writes: writes.clone(),
+                outbox: outbox.clone(),
+                log: log.clone(),
+            };
+            threads.spawn(format!("planner-{n}"), move || process::run(planner, &ends));
+        }
+        let (record_store, record_outbox) = (store()?, outbox.clone());
+        threads.spawn("recorder".into(), move || {
+            record::run(record_store, &written, &again, &record_outbox, &log)
+        });
+        let (herald_store, outfit, herald_outbox) =
+            (store()?, config.outfit.clone(), outbox.clone());
+        threads.spawn("herald".into(), move || {
+            herald::run(&outfit, herald_store, &arrived, &herald_outbox)
+        });
+        let store = store()?;
+        threads.spawn("checkpointer".into(), move || checkpointer::run(&store, &stopped));
+        Ok(threads)
+    }
+
+    /// Starts a thread that tells when it ends, by a panic or otherwise.
+    fn spawn(&mut self, name: String, work: impl FnOnce() + Send + 'static) {
+        struct Obituary(Arc<Notify>);
+        impl Drop for Obituary {
+            fn drop(&mut self) {
+                self.0.notify_one();
+            }
+        }
+        let obituary = Obituary(Arc::clone(&self.ended));
+        let work = move || {
+            let _obituary = obituary;
+            work();
+        };
+        // Unwrap safety: at start-up only; without its threads the worker is of no use.
+        self.handles.push(thread::Builder::new().name(name).spawn(work).unwrap());
+    }
+
+    /// Takes away what they wait at, and returns when they have done what was there, e.g. written
+    /// the last of the audit.
+    pub(super) async fn finish(self) {
+        let Self { queues, heart, arrivals, running, handles, .. } = self;
+        drop((queues, heart, arrivals, running));
+        let joined = tokio::task::spawn_blocking(|| {
+            handles.into_iter().for_each(|thread| _ = thread.join())
+        });
+        _ = joined.await;
+    }
+}

@@ -1,0 +1,199 @@
+//! What a doorkeeper asks of the record: whether a certificate or a token is good now.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use assay_broker_plugin::certificate::ClientCertificate;
+use assay_broker_plugin::embedded::{Denial, LoggedIn};
+use assay_ca_core::{CLOCK_SKEW, Login, LoginRefused, Token};
+use assay_store::{
+    Act, Basis, CertificateStatus, Entry, Question, Recorded, Snapshot, Store, StoreError,
+};
+use assay_wire::Identity;
+use time::OffsetDateTime;
+
+use crate::ca::Ca;
+
+/// Two ways to the store: who only reads never waits for one who writes, who may have to wait for
+/// another process.
+pub struct Register {
+    ca: Box<dyn Fn() -> Arc<Ca> + Send + Sync>,
+    reader: Mutex<Store>,
+    writer: Mutex<Store>,
+}
+
+impl Register {
+    /// Opens the store. `ca` says which keys and rules are good now.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(
+        database: &Path,
+        ca: impl Fn() -> Arc<Ca> + Send + Sync + 'static,
+    ) -> Result<Self, StoreError> {
+        let (reader, writer) = (Store::open(database)?.into(), Store::open(database)?.into());
+        Ok(Self { ca: Box::new(ca), reader, writer })
+    }
+
+    /// Asks the store what a certificate is worth now: that very one, and only for whom it was made.
+    /// What a stolen issuing key signs is on no record, whatever name and number it has.
+    ///
+    /// A device's certificate that waits for its confirmation is worth nothing: only the ticket of
+    /// its box shows that its device could open that.
+    pub fn admit(
+        &self,
+        identity: &Identity,
+        certificate: &ClientCertificate,
+    ) -> Result<(), Denial> {
+        let store = lock(&self.reader);
+        let ClientCertificate { serial, sha256 } = certificate;
+        let status = match identity {
+            Identity::Device { device_id, .. } => {
+                store.certificate_status(device_id, serial, sha256)
+            }
+            Identity::Operator | Identity::Worker => store.credential_status(identity, sha256),
+        };
+        match status.map_err(unknown)? {
+            CertificateStatus::Active => Ok(()),
+            status => Err(Denial::Refused(format!("its certificate is {status}"))),
+        }
+    }
+
+    /// Lets a device in that shows a token, once the first use of its key is on record.
+    pub fn login(&self, user_name: &str, password: &[u8]) -> Result<LoggedIn, Denial> {
+        let (ca, now) = ((self.ca)(), OffsetDateTime::now_utc());
+        let token = Token::parse(user_name, password).map_err(refused)?;
+        for _ in 0..ATTEMPTS {
+            let (login, basis) = self.find(&ca, &token, now)?;
+            let recorded = match login.first_use(&basis.snapshot.records) {
+                None => Recorded::Done,
+                Some(first_use) => {
+                    let entry =
+                        Entry { act: Act::Accept(first_use), basis: Some(basis), audit: None };
+                    lock(&self.writer).record(&ca.scope, &[entry]).map_err(unknown)?[0]
+                }
+            };
+            if recorded == Recorded::Done {
+                return Ok(logged_in(&ca, &login, now));
+            }
+        }
+        Err(unknown("the record of its key changed each time before its first use was recorded"))
+    }
+
+    /// The EK whose key signed the token. More than one can have been offered a key under one name,
+    /// if the name changed hands.
+    fn find(&self, ca: &Ca, token: &Token, now: OffsetDateTime) -> Result<(Login, Basis), Denial> {
+        let offered = ca.profile.offer().map_err(refused)?;
+        let store = lock(&self.reader);
+        let mut refusal = LoginRefused::NoKey { device_id: token.device_id().clone() };
+        for holder in store.shared_key_holders(token.device_id()).map_err(unknown)? {
+            let question = Question::about(holder.ek_id, token.device_id(), now);
+            let snapshot = store.snapshot(&question).map_err(unknown)?;
+            let Snapshot { records, .. } = &snapshot;
+            let (scope, master) = (&ca.scope, &ca.master);
+            match Login::decide(offered, token, &holder, scope, master, records, now) {
+                Ok(login) => return Ok((login, Basis { question, snapshot })),
+                Err(refused) => refusal = refused,
+            }
+        }
+        Err(refused(refusal))
+    }
+}
+
+fn logged_in(ca: &Ca, login: &Login, now: OffsetDateTime) -> LoggedIn {
+    let identity =
+        Identity::Device { scope: ca.scope.clone(), device_id: login.device_id().clone() };
+    let left = login.expires_at() + CLOCK_SKEW - now;
+    LoggedIn { identity, expires_in: left.max(time::Duration::ZERO).unsigned_abs() }
+}
+
+fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
+    // A panic elsewhere leaves the connection as good as it was: a transaction that was open is
+    // rolled back.
+    store.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn refused(reason: impl ToString) -> Denial {
+    Denial::Refused(reason.to_string())
+}
+
+fn unknown(error: impl ToString) -> Denial {
+    Denial::Unknown(error.to_string())
+}
+
+/// How often the first use of a key is decided on, if what it was decided by changes each time.
+const ATTEMPTS: u32 = 5;
+
+#[cfg(test)]
+mod tests {
+    use assay_ca_core::{Assurance, CertificateFacts, unchecked};
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::directory::Directory;
+    use crate::random::random;
+
+    #[test]
+    fn certificate_that_waits_for_its_confirmation_lets_nobody_in() {
+        let desk = Desk::open();
+        let Err(Denial::Refused(reason)) = desk.register.admit(&desk.device, &desk.shown) else {
+            panic!("it is let in")
+        };
+        assert!(reason.contains("not confirmed"), "{reason}");
+        let store = Store::open(&desk.database).unwrap();
+        assert_eq!(store.certificates().unwrap()[0].status, "unconfirmed");
+    }
+
+    #[test]
+    fn a_database_that_cannot_be_read_is_no_refusal() {
+        let desk = Desk::open();
+        // What SQLite finds at its next look is no database.
+        for file in ["assay.db", "assay.db-wal"] {
+            std::fs::write(desk.database.with_file_name(file), [0xFF; 8192]).unwrap();
+        }
+        let denial = desk.register.admit(&desk.device, &desk.shown).unwrap_err();
+        assert!(matches!(denial, Denial::Unknown(_)), "{denial:?}");
+    }
+
+    /// A CA with a sealed certificate that nobody has confirmed.
+    struct Desk {
+        _parent: tempfile::TempDir,
+        database: std::path::PathBuf,
+        register: Register,
+        device: Identity,
+        shown: ClientCertificate,
+    }
+
+    impl Desk {
+        fn open() -> Self {
+            let parent = tempfile::tempdir().unwrap();
+            Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+            let directory = Directory::open(&parent.path().join("ca")).unwrap();
+            let (database, ca) = (directory.database().unwrap(), Arc::new(directory.ca().unwrap()));
+            let now = OffsetDateTime::now_utc();
+            let facts = CertificateFacts {
+                serial: [0x41; 16],
+                not_before: now,
+                not_after: now + time::Duration::DAY,
+                device_id: "pump-17".parse().unwrap(),
+                ek_id: [17; 32].into(),
+                ik_id: [18; 32],
+                assurance: Assurance::VendorCertificate,
+                issued_at: now,
+                confirm_by: Some(now + time::Duration::HOUR),
+            };
+            let (der, device_id) = (vec![0x30, 0x00], facts.device_id.clone());
+            let shown = ClientCertificate {
+                serial: facts.serial.to_vec(),
+                sha256: Sha256::digest(&der).into(),
+            };
+            let sealed = unchecked::sealed(facts, der, &ca.ticket_key, &mut random()).unwrap();
+            let entry = Entry { act: Act::Seal(sealed), basis: None, audit: None };
+            let mut store = directory.store().unwrap();
+            assert_eq!(store.record(&ca.scope, &[entry]).unwrap(), [Recorded::Done]);
+            let device = Identity::Device { scope: ca.scope.clone(), device_id };
+            let register = Register::open(&database, move || Arc::clone(&ca)).unwrap();
+            Self { _parent: parent, database, register, device, shown }
+        }
+    }
+}
