@@ -1,0 +1,124 @@
+//! What is known of an EK, and of the device id in question.
+
+use assay_ca_core::{
+    CertificateOnRecord, Enrolment, QUOTA_PERIOD, Records, Registration, SharedKeyOnRecord,
+    due_device_id,
+};
+use assay_wire::{DeviceId, EkId};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::columns::{ek_id, optional_device_id, parsed, time};
+use crate::act::{IdInQuestion, Question};
+use crate::error::StoreError;
+
+/// Reads all parts of the records.
+pub(super) fn records(
+    connection: &Connection,
+    question: &Question,
+) -> Result<Records, StoreError> {
+    let Question { ek, device: about, now, .. } = question;
+    let disabled = connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM disabled_eks WHERE ek_id = ?1)")?
+        .query_row(params![ek.as_bytes()], |row| row.get(0))?;
+    let enrolment = granted(connection, ek)?;
+    let quota_from = *now - QUOTA_PERIOD;
+    let registration = connection
+        .prepare_cached(
+            "SELECT d.device_id, c.ik_id, c.issued_at,
+                    (SELECT count(*) FROM certificates r WHERE r.ek_id = d.ek_id AND \
+             r.confirmed_at > ?2)
+             FROM devices d LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active' \
+             WHERE d.ek_id = ?1",
+        )?
+        .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| {
+            let certificate = match (row.get(1)?, row.get(2)?) {
+                (Some(ik_id), Some(issued_at)) => {
+                    Some(CertificateOnRecord { ik_id, issued_at: time(2, issued_at)? })
+                }
+                _ => None,
+            };
+            Ok(Registration {
+                device_id: parsed(row, 0)?,
+                certificate,
+                recent_certificates: row.get(3)?,
+            })
+        })
+        .optional()?;
+    let recent_unconfirmed = connection
+        .prepare_cached(
+            "SELECT count(*) FROM certificates WHERE ek_id = ?1 AND confirmed_at IS NULL AND \
+             issued_at > ?2",
+        )?
+        .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| row.get(0))?;
+    let shared_key = connection
+        .prepare_cached(
+            "SELECT generation, is_used, plain_srk_generation, iif(day > ?2, today, 0) FROM \
+             shared_keys WHERE ek_id = ?1",
+        )?
+        .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| {
+            let (generation, is_used, plain_srk_generation) =
+                (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok((SharedKeyOnRecord { generation, is_used, plain_srk_generation }, row.get(3)?))
+        })
+        .optional()?;
+    let (shared_key, recent_generations) =
+        shared_key.map_or((None, 0), |(key, recent)| (Some(key), recent));
+    let (id_holder, other_ek) = match about {
+        IdInQuestion::Is(device) => (holder(connection, device)?, None),
+        IdInQuestion::Due { derived, other_eks } => {
+            let device = due_device_id(derived, enrolment.as_ref(), registration.as_ref());
+            (holder(connection, device)?, first_on_record(connection, other_eks)?)
+        }
+    };
+    Ok(Records {
+        disabled,
+        enrolment,
+        registration,
+        recent_unconfirmed,
+        shared_key,
+        recent_generations,
+        id_holder,
+        other_ek,
+    })
+}
+
+fn first_on_record(connection: &Connection, eks: &[EkId]) -> Result<Option<EkId>, StoreError> {
+    for ek in eks {
+        let is_on_record: bool = connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM enrolments WHERE ek_id = ?1) OR EXISTS (SELECT 1 \
+                 FROM devices WHERE ek_id = ?1)
+                     OR EXISTS (SELECT 1 FROM disabled_eks WHERE ek_id = ?1)",
+            )?
+            .query_row(params![ek.as_bytes()], |row| row.get(0))?;
+        if is_on_record {
+            return Ok(Some(*ek));
+        }
+    }
+    Ok(None)
+}
+
+fn granted(connection: &Connection, ek: &EkId) -> Result<Option<Enrolment>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT device_id, reprovision, legacy_dps_ek, plain_srk FROM enrolments WHERE ek_id = ?1",
+    )?;
+    let enrolment = statement.query_row(params![ek.as_bytes()], |row| {
+        Ok(Enrolment {
+            device_id: optional_device_id(row, 0)?,
+            reprovision: parsed(row, 1)?,
+            legacy_dps_ek: row.get(2)?,
+            plain_srk: row.get(3)?,
+        })
+    });
+    Ok(enrolment.optional()?)
+}
+
+/// The EK that is registered or enrolled under a device id.
+pub(super) fn holder(connection: &Connection, device: &DeviceId) -> Result<Option<EkId>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT ek_id FROM devices WHERE device_id = ?1
+         UNION ALL SELECT ek_id FROM enrolments WHERE device_id = ?1 LIMIT 1",
+    )?;
+    Ok(statement.query_row(params![device.as_str()], |row| ek_id(row, 0)).optional()?)
+}
+
