@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use assay_ca_core::{Assurance, CertificateFacts, Issued, Proven, unchecked};
 use assay_server::directory::Directory;
-use assay_store::{Act, Entry, NewEnrolment, Recorded, Store, Tags};
+use assay_store::contract::Store;
+use assay_store::{Act, Entry, NewEnrolment, Recorded, Tags};
 use assay_wire::{DeviceId, EkId, Scope};
 use clap::Parser;
 use sha2::{Digest, Sha256};
@@ -28,13 +29,13 @@ fn main() -> Result<()> {
     let (started, now) = (Instant::now(), OffsetDateTime::now_utc());
     let numbers: Vec<_> = (0..count).collect();
     for batch in numbers.chunks(BATCH) {
-        add(&mut store, scope, batch, now)?;
+        add(&mut *store, scope, batch, now)?;
     }
     eprintln!("{count} devices in {:.1} s", started.elapsed().as_secs_f64());
     Ok(())
 }
 
-fn add(store: &mut Store, scope: &Scope, batch: &[u64], now: OffsetDateTime) -> Result<()> {
+fn add(store: &mut dyn Store, scope: &Scope, batch: &[u64], now: OffsetDateTime) -> Result<()> {
     let enrolments = batch.iter().map(|&number| NewEnrolment {
         ek_id: ek_id(number),
         device_id: Some(device_id(number)),

@@ -1,13 +1,14 @@
 //! TPM vendors' certificates, as they are on record.
 
 use assay_ca_core::{Role, TrustAnchors, VendorCertificate};
-use assay_store::{AnchorRow, Store, StoreError};
+use assay_store::contract::Store;
+use assay_store::{AnchorRow, StoreError};
 
 /// Reads the vendors' certificates.
 ///
 /// # Errors
 /// The store cannot be read.
-pub fn read_anchors(store: &Store) -> Result<TrustAnchors, StoreError> {
+pub fn read_anchors(store: &mut dyn Store) -> Result<TrustAnchors, StoreError> {
     let certificates = store.anchors()?;
     Ok(TrustAnchors::new(certificates.iter().map(read_anchor).collect::<Result<Vec<_>, _>>()?))
 }

@@ -1,7 +1,8 @@
 //! The CA's own keys and rules, and what it signs for everybody.
 
 use assay_ca_core::{Fault, Issuer, MasterSecret, Profile, TicketKey};
-use assay_store::{RevokedCertificates, Store, StoreError};
+use assay_store::contract::Store;
+use assay_store::{RevokedCertificates, StoreError};
 use assay_wire::Scope;
 use time::OffsetDateTime;
 
@@ -29,7 +30,7 @@ impl Ca {
     /// The store failed, or the signer did.
     pub fn revocation_list(
         &self,
-        store: &mut Store,
+        store: &mut dyn Store,
         longest: usize,
         now: OffsetDateTime,
     ) -> Result<Vec<u8>, ListError> {

@@ -22,7 +22,9 @@ use crate::ca::Ca;
 use crate::random::random;
 use assay_broker_plugin::certificate;
 use assay_broker_plugin::embedded::Limits;
-use assay_store::{Credential, Store};
+use assay_store::contract::Store;
+use assay_store::sqlite::Sqlite;
+use assay_store::{Credential, Database};
 
 /// An existing directory.
 #[derive(Clone, Debug)]
@@ -122,7 +124,7 @@ impl Directory {
     ///
     /// # Errors
     /// It is not there: the CA was never made to the end.
-    pub fn database(&self) -> Result<PathBuf> {
+    pub fn database(&self) -> Result<Database> {
         let path = self.path.join(DATABASE);
         ensure!(
             path.exists(),
@@ -130,16 +132,16 @@ impl Directory {
              `assay init` makes one in a directory that is empty but for assay.toml",
             path.display()
         );
-        Ok(path)
+        Ok(Database::Sqlite(path))
     }
 
     /// Opens the database.
     ///
     /// # Errors
     /// It cannot be opened.
-    pub fn store(&self) -> Result<Store> {
-        let path = self.database()?;
-        Store::open(&path).with_context(|| format!("cannot open {}", path.display()))
+    pub fn store(&self) -> Result<Box<dyn Store>> {
+        let database = self.database()?;
+        database.open().with_context(|| format!("cannot open {}", database.shown()))
     }
 
     /// What the worker decides and signs with.
@@ -162,7 +164,7 @@ impl Directory {
     /// The service CA cannot be read, or the store.
     pub fn service_revocation_list(&self, now: OffsetDateTime) -> Result<Vec<u8>> {
         let (issuer, mut store) = (self.issuer(SERVICE)?, self.store()?);
-        let number = store.transaction(|transaction| transaction.next_revocation_list())?;
+        let number = store.next_revocation_list()?;
         Ok(issuer.revocation_list(store.revoked_credentials(now)?, number, now)?)
     }
 
@@ -499,7 +501,7 @@ impl<'a> NewFiles<'a> {
     ) -> Result<()> {
         let elsewhere = tempfile::tempdir().context("cannot make a temporary directory")?;
         let made = elsewhere.path().join(DATABASE);
-        let mut store = Store::create(&made)?;
+        let mut store = Sqlite::create(&made)?;
         for (name, credential) in credentials {
             store.add_credential(name, credential, now)?;
         }

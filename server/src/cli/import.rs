@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use assay_store::{Enrolled, NewEnrolment, Store};
+use assay_store::contract::Store;
+use assay_store::{Enrolled, NewEnrolment};
 use assay_wire::DeviceId;
 use clap::Args;
 
@@ -39,7 +40,7 @@ pub(crate) struct Import {
 }
 
 impl Import {
-    pub(crate) fn run(self, store: &mut Store) -> Result<()> {
+    pub(crate) fn run(self, store: &mut dyn Store) -> Result<()> {
         let mut progress = Progress::default();
         let entries =
             ek_list::read(&self.path, self.policy.defaults(), |count| progress.tell(count))?;

@@ -9,6 +9,7 @@ use assay_broker_plugin::embedded::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig}
 use assay_server::directory::Directory;
 use assay_server::pipeline::{self, WorkerConfig};
 use assay_server::register::Register;
+use assay_store::Retention;
 use clap::Args;
 use tokio::sync::watch;
 use tracing::info;
@@ -74,6 +75,7 @@ impl Serve {
                 broker: operational.clone(),
                 outfit: worn.clone(),
                 database,
+                retention: Retention::default(),
                 pulse: Systemd::watchdog(),
             };
             let (stop, stopping) = watch::channel(None);

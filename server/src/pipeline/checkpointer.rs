@@ -5,10 +5,10 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tracing::warn;
 
-use assay_store::Store;
+use assay_store::contract::Store;
 
 /// Looks after the log until `stop` is closed.
-pub(super) fn run(store: &Store, stop: &Receiver<()>) {
+pub(super) fn run(store: &mut dyn Store, stop: &Receiver<()>) {
     while stop.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
         if let Err(error) = store.checkpoint() {
             warn!(%error, "the database's log could not be emptied; trying again");

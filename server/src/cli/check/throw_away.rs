@@ -1,12 +1,13 @@
 //! The devices that do not exist: made and put on record for a check, and revoked at its end.
 
 use assay_server::directory::{Directory, ThrowAwayDevice};
-use assay_store::{Store, StoreError};
+use assay_store::StoreError;
+use assay_store::contract::Store;
 use time::{Duration, OffsetDateTime};
 
 /// Their certificates are good while this lives, and for ten minutes at most.
 pub(super) struct Devices {
-    store: Store,
+    store: Box<dyn Store>,
     pub(super) device: ThrowAwayDevice,
     pub(super) other: ThrowAwayDevice,
     /// Its certificate ended before the check began.
@@ -32,7 +33,7 @@ impl Devices {
     /// Ends the certificate that is there for that.
     pub(super) fn revoke_one(&mut self) -> Result<(), StoreError> {
         self.store
-            .revoke_throw_away([&self.revoked.credentials.chain[0][..]], OffsetDateTime::now_utc())
+            .revoke_throw_away(&[&self.revoked.credentials.chain[0][..]], OffsetDateTime::now_utc())
     }
 }
 
@@ -40,7 +41,7 @@ impl Drop for Devices {
     fn drop(&mut self) {
         let all = [&self.device, &self.other, &self.expired, &self.revoked];
         let all = all.map(|device| &device.credentials.chain[0][..]);
-        if let Err(error) = self.store.revoke_throw_away(all, OffsetDateTime::now_utc()) {
+        if let Err(error) = self.store.revoke_throw_away(&all, OffsetDateTime::now_utc()) {
             eprintln!(
                 "the certificates of this check could not be revoked ({error}); they end by \
                  themselves in ten minutes"
