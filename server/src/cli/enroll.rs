@@ -267,7 +267,7 @@ fn update(
         let plain_srk = if plain_srk == Some(true) { " --plain-srk" } else { "" };
         bail!("{error}; `assay enroll add FILE{reprovision}{plain_srk}` enrols it");
     }
-    let row = updated?;
+    let row = updated.or_else(see_list)?;
     if let Some(reprovision) = reprovision {
         eprintln!("re-provisioning is {reprovision}: EK {ek}");
     }

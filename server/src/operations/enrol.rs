@@ -41,13 +41,14 @@ pub fn show(store: &mut dyn Store, ek: &EkId) -> Result<EnrolmentRow, EnrolmentE
 /// Changes what an enrolment says; what is `None` stays as it is.
 ///
 /// # Errors
-/// The EK is not enrolled.
+/// The EK is not enrolled, or not known at all.
 pub fn update(
     store: &mut dyn Store,
     ek: &EkId,
     reprovision: Option<Reprovision>,
     plain_srk: Option<bool>,
 ) -> Result<EnrolmentRow, EnrolmentError> {
+    let EnrolmentRow { .. } = show(store, ek)?;
     if !store.update_enrolment(ek, reprovision, plain_srk)? {
         return Err(EnrolmentError::NotEnrolled { ek: *ek });
     }
