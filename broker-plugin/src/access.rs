@@ -32,7 +32,7 @@ const COMMAND: &str = "command";
 
 /// Why a client is not let in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum AccessDenied {
     /// The client id belongs to another role or device.
     #[error("client id {client:?} is not {due}")]
     ClientId {
@@ -66,42 +66,50 @@ enum Role {
 
 impl Access {
     /// The access of a client that has shown no certificate: its own request and reply topic.
-    pub fn bootstrapping(scope: &Scope, client: &str) -> Result<Self, Refusal> {
+    pub fn bootstrapping(scope: &Scope, client: &str) -> Result<Self, AccessDenied> {
         match client.parse::<ClientId>() {
             Ok(id) if id.is_bootstrap() => Ok(Self::new(scope, Role::Bootstrapping(id))),
-            _ => Err(Refusal::client_id(client, "32 lower-case hexadecimal digits")),
+            _ => Err(AccessDenied::client_id(client, "32 lower-case hexadecimal digits")),
         }
     }
 
     /// The access of a client whose certificate names `identity`.
-    pub fn identified(scope: &Scope, identity: &Identity, client: &str) -> Result<Self, Refusal> {
+    pub fn identified(
+        scope: &Scope,
+        identity: &Identity,
+        client: &str,
+    ) -> Result<Self, AccessDenied> {
         match identity {
             Identity::Device { scope: other, .. } if other != scope => {
-                Err(Refusal::OtherScope(other.clone()))
+                Err(AccessDenied::OtherScope(other.clone()))
             }
             Identity::Device { device_id: device, .. } if client == device.as_str() => {
                 Ok(Self::new(scope, Role::Device(device.clone())))
             }
             Identity::Device { device_id: device, .. } => {
-                Err(Refusal::client_id(client, device.as_str()))
+                Err(AccessDenied::client_id(client, device.as_str()))
             }
             Identity::Operator if client.starts_with(OPERATOR_PREFIX) => {
                 Ok(Self::new(scope, Role::Operator))
             }
-            Identity::Operator => Err(Refusal::client_id(client, "operator@…")),
+            Identity::Operator => Err(AccessDenied::client_id(client, "operator@…")),
             Identity::Worker if client.starts_with(WORKER_PREFIX) => {
                 Ok(Self::new(scope, Role::Worker))
             }
-            Identity::Worker => Err(Refusal::client_id(client, "worker@…")),
+            Identity::Worker => Err(AccessDenied::client_id(client, "worker@…")),
         }
     }
 
     /// The access of a client that has shown no certificate but whose password is that of
     /// `identity`: a device's own, and nobody else's.
-    pub fn logged_in(scope: &Scope, identity: &Identity, client: &str) -> Result<Self, Refusal> {
+    pub fn logged_in(
+        scope: &Scope,
+        identity: &Identity,
+        client: &str,
+    ) -> Result<Self, AccessDenied> {
         match identity {
             Identity::Device { .. } => Self::identified(scope, identity, client),
-            Identity::Operator | Identity::Worker => Err(Refusal::NoDevice),
+            Identity::Operator | Identity::Worker => Err(AccessDenied::NoDevice),
         }
     }
 
@@ -216,7 +224,7 @@ pub fn may_leave_will(scope: &Scope, client: &str, topic: &str) -> bool {
         )
 }
 
-impl Refusal {
+impl AccessDenied {
     fn client_id(client: &str, due: &str) -> Self {
         Self::ClientId { client: client.into(), due: due.into() }
     }
@@ -436,7 +444,10 @@ mod tests {
             "0123456789abcdef/123456789abcdef",
         ] {
             assert!(
-                matches!(Access::bootstrapping(&scope(), client), Err(Refusal::ClientId { .. })),
+                matches!(
+                    Access::bootstrapping(&scope(), client),
+                    Err(AccessDenied::ClientId { .. })
+                ),
                 "{client}"
             );
         }
@@ -532,7 +543,7 @@ mod tests {
             assert!(
                 matches!(
                     Access::identified(&scope(), &identity, client),
-                    Err(Refusal::ClientId { .. })
+                    Err(AccessDenied::ClientId { .. })
                 ),
                 "{client}"
             );
@@ -544,7 +555,7 @@ mod tests {
         let identity = device_identity("other", "pump-17");
         assert_eq!(
             Access::identified(&scope(), &identity, "pump-17"),
-            Err(Refusal::OtherScope("other".parse().unwrap()))
+            Err(AccessDenied::OtherScope("other".parse().unwrap()))
         );
     }
 
@@ -554,12 +565,12 @@ mod tests {
         assert_eq!(Access::logged_in(&scope(), &identity, "pump-17"), Ok(device()));
         assert!(matches!(
             Access::logged_in(&scope(), &identity, "pump-18"),
-            Err(Refusal::ClientId { .. })
+            Err(AccessDenied::ClientId { .. })
         ));
         let stranger = device_identity("other", "pump-17");
         assert!(matches!(
             Access::logged_in(&scope(), &stranger, "pump-17"),
-            Err(Refusal::OtherScope(_))
+            Err(AccessDenied::OtherScope(_))
         ));
     }
 
@@ -568,7 +579,7 @@ mod tests {
         for (identity, client) in
             [(Identity::Operator, "operator@desk"), (Identity::Worker, "worker@1")]
         {
-            assert_eq!(Access::logged_in(&scope(), &identity, client), Err(Refusal::NoDevice));
+            assert_eq!(Access::logged_in(&scope(), &identity, client), Err(AccessDenied::NoDevice));
         }
     }
 
@@ -587,7 +598,7 @@ mod tests {
                 assert!(
                     matches!(
                         Access::identified(&scope(), &identity, client),
-                        Err(Refusal::ClientId { .. })
+                        Err(AccessDenied::ClientId { .. })
                     ),
                     "{identity:?} as {client}"
                 );

@@ -13,7 +13,7 @@ use super::login::{Credentials, LoginDesk};
 use super::packet::{Connect, End, Reason, Version};
 use super::session::RETAINED_MESSAGE;
 use super::{Admit, Denial, KEEP_ALIVE, LoggedIn};
-use crate::access::{Access, Identity, Refusal, may_leave_will};
+use crate::access::{Access, AccessDenied, Identity, may_leave_will};
 use crate::certificate::ClientCertificate;
 
 /// How often a recheck is tried that finds nothing out, and how long after the last time. A
@@ -242,10 +242,10 @@ impl NotAdmitted {
     }
 }
 
-impl From<Refusal> for NotAdmitted {
-    fn from(refusal: Refusal) -> Self {
+impl From<AccessDenied> for NotAdmitted {
+    fn from(refusal: AccessDenied) -> Self {
         let code = match refusal {
-            Refusal::ClientId { .. } => Reason::ClientIdentifierNotValid,
+            AccessDenied::ClientId { .. } => Reason::ClientIdentifierNotValid,
             _ => Reason::NotAuthorized,
         };
         Self { code, reason: refusal.to_string() }
