@@ -13,14 +13,11 @@ use rmqtt_codec::types::Publish;
 use rmqtt_codec::v5::{PublishProperties, SubscriptionOptions};
 
 use super::lane::{Message, properties_size};
+use super::limits::PUBLISHES;
 use super::packet::{Codec, End, Packet, QoS, Reason};
 use super::router::{Router, SUBSCRIPTIONS, Seat, is_alive};
 use crate::access::{Access, has_sound_wildcards};
 use crate::meter::Meter;
-
-/// What a bootstrapping client may publish over one connection. The ticket flow needs 2; the rest
-/// is for retries. Its lane has room for as many replies, so it may read them whenever it likes.
-pub(super) const PUBLISHES: u32 = 32;
 
 /// A message of the protocol, and room for the topic and some MQTT 5 properties.
 pub(super) const REQUEST_PACKET: usize = assay_wire::MAX_MESSAGE + 1024;

@@ -5,8 +5,6 @@ use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
-use assay_broker_plugin::embedded::{Denial, LoggedIn};
-
 use super::*;
 
 const PASSWORD: &[u8] = b"open sesame";
@@ -25,7 +23,7 @@ impl World {
     async fn with_login_and_limits(login: Arc<Login>, limits: Limits) -> Self {
         let pki = Pki::new();
         let operational = pki.operational_tls(ClientCertificates::Optional);
-        Self::with_tls(pki, operational, limits, Arc::new(|_, _| Ok(())), Some(login)).await
+        Self::with_tls(pki, operational, limits, everybody(), login).await
     }
 
     /// A device that has logged in.
@@ -58,7 +56,7 @@ fn one_password() -> Arc<Login> {
 fn one_password_for(expires_in: Duration) -> Arc<Login> {
     Arc::new(move |user_name, password| {
         if password != PASSWORD {
-            return Err(Denial::Refused("wrong password".into()));
+            return Err(NotGood::Refused("wrong password".into()));
         }
         Ok(LoggedIn { identity: identity(user_name), expires_in })
     })
@@ -216,8 +214,8 @@ async fn revoked_certificate_is_refused_whatever_the_password() {
         pki,
         operational,
         limits(),
-        Arc::new(|_, _| Err(Denial::Refused("revoked".into()))),
-        Some(login),
+        Arc::new(|_, _| Err(NotGood::Refused("revoked".into()))),
+        login,
     )
     .await;
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
@@ -261,8 +259,7 @@ async fn nobody_logs_in_where_tls_demands_a_certificate() {
     let (login, asked) = counting();
     let pki = Pki::new();
     let operational = pki.operational_tls(ClientCertificates::Mandatory);
-    let world =
-        World::with_tls(pki, operational, limits(), Arc::new(|_, _| Ok(())), Some(login)).await;
+    let world = World::with_tls(pki, operational, limits(), everybody(), login).await;
     assert!(world.operational_connect(None, &login_as("pump-17")).await.is_none());
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
@@ -273,7 +270,9 @@ async fn device_whose_login_is_disabled_is_cut_at_the_next_recheck() {
     let login: Arc<Login> = Arc::new({
         let (disabled, one_password) = (disabled.clone(), one_password());
         move |user_name, password| match user_name {
-            "pump-17" if disabled.load(Ordering::SeqCst) => Err(Denial::Refused("disabled".into())),
+            "pump-17" if disabled.load(Ordering::SeqCst) => {
+                Err(NotGood::Refused("disabled".into()))
+            }
             _ => one_password(user_name, password),
         }
     });
@@ -313,7 +312,7 @@ async fn device_whose_login_is_disabled_while_it_connects_is_cut() {
         let asked = asked.clone();
         move |user_name, _| {
             if asked.swap(true, Ordering::SeqCst) {
-                return Err(Denial::Refused("disabled".into()));
+                return Err(NotGood::Refused("disabled".into()));
             }
             std::thread::sleep(3 * SILENCE);
             Ok(LoggedIn { identity: identity(user_name), expires_in: DAY })
@@ -335,7 +334,7 @@ async fn device_whose_login_is_disabled_while_it_connects_is_cut() {
 #[tokio::test(flavor = "multi_thread")]
 async fn device_whose_login_cannot_be_checked_is_told_to_try_again() {
     let world =
-        World::with_login(Arc::new(|_, _| Err(Denial::Unknown("the disk is gone".into())))).await;
+        World::with_login(Arc::new(|_, _| Err(NotGood::Unknown("the disk is gone".into())))).await;
     assert_eq!(world.refused_login(&login_as("pump-17")).await, SERVER_UNAVAILABLE);
 }
 

@@ -14,8 +14,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use assay_broker_plugin::access::Identity;
+use assay_broker_plugin::certificate::ClientCertificate;
+use assay_broker_plugin::doorkeeper::{Good, LoggedIn, NotGood, Register};
 use assay_broker_plugin::embedded::{
-    Admit, ClientCertificates, Denial, EmbeddedBroker, EmbeddedBrokerConfig, Limits, Login, Tls,
+    ClientCertificates, EmbeddedBroker, EmbeddedBrokerConfig, Limits, Tls,
 };
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish};
@@ -32,6 +34,35 @@ use tokio::time::timeout;
 const SHARED_REQUESTS: &str = "$share/ca/provision/v1/default/+/request";
 const INTRODUCTION: Duration = Duration::from_secs(2);
 
+/// What a test's register says of a certificate, and of a user name and password.
+type Admit = dyn Fn(&Identity, &ClientCertificate) -> Result<Good, NotGood> + Send + Sync;
+type Login = dyn Fn(&str, &[u8]) -> Result<LoggedIn, NotGood> + Send + Sync;
+
+struct Answers {
+    admit: Arc<Admit>,
+    login: Arc<Login>,
+}
+
+impl Register for Answers {
+    fn certificate(&self, certificate: &ClientCertificate) -> Result<Good, NotGood> {
+        (self.admit)(&certificate.identity, certificate)
+    }
+
+    fn login(&self, user_name: &str, password: &[u8]) -> Result<LoggedIn, NotGood> {
+        (self.login)(user_name, password)
+    }
+}
+
+/// Every certificate is good.
+fn everybody() -> Arc<Admit> {
+    Arc::new(|_, _| Ok(Good))
+}
+
+/// No password is good.
+fn no_logins() -> Arc<Login> {
+    Arc::new(|_, _| Err(NotGood::Refused("nobody logs in here".into())))
+}
+
 /// A running broker and its CA.
 struct World {
     pki: Pki,
@@ -41,13 +72,13 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        Self::with(limits(), Arc::new(|_, _| Ok(()))).await
+        Self::with(limits(), everybody()).await
     }
 
     async fn with(limits: Limits, admit: Arc<Admit>) -> Self {
         let pki = Pki::new();
         let operational = pki.operational_tls(ClientCertificates::Mandatory);
-        Self::with_tls(pki, operational, limits, admit, None).await
+        Self::with_tls(pki, operational, limits, admit, no_logins()).await
     }
 
     async fn with_tls(
@@ -55,7 +86,7 @@ impl World {
         operational_tls: ServerConfig,
         limits: Limits,
         admit: Arc<Admit>,
-        login: Option<Arc<Login>>,
+        login: Arc<Login>,
     ) -> Self {
         let world = Self::closed(pki, operational_tls, limits, admit, login).await;
         world.broker.open();
@@ -68,15 +99,14 @@ impl World {
         operational_tls: ServerConfig,
         limits: Limits,
         admit: Arc<Admit>,
-        login: Option<Arc<Login>>,
+        login: Arc<Login>,
     ) -> Self {
         let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
             bootstrap: "127.0.0.1:0".parse().unwrap(),
             operational: "127.0.0.1:0".parse().unwrap(),
             tls: Tls { bootstrap: pki.bootstrap_tls().into(), operational: operational_tls.into() },
             scope: "default".parse().unwrap(),
-            admit,
-            login,
+            register: Arc::new(Answers { admit, login }),
             limits,
         })
         .await
@@ -391,11 +421,13 @@ async fn operational_listener_refuses_clients_without_a_certificate_even_if_tls_
     {
         let pki = Pki::new();
         let careless = careless(&pki);
-        let world = World::with_tls(pki, careless, limits(), Arc::new(|_, _| Ok(())), None).await;
+        let world = World::with_tls(pki, careless, limits(), everybody(), no_logins()).await;
         for client in [fresh_client().as_str(), "pump-17", "worker@1"] {
-            let connect =
-                Connect { user_name: Some(client), password: Some(b"x"), ..Connect::new(client) };
-            assert!(world.operational_connect(None, &connect).await.is_none(), "{client}");
+            for (user_name, password) in [(None, None), (Some(client), Some(&b"x"[..]))] {
+                let connect = Connect { user_name, password, ..Connect::new(client) };
+                let (_, reason) = world.operational_connect(None, &connect).await.unwrap();
+                assert_eq!(reason, BAD_USER_NAME_OR_PASSWORD, "{client}");
+            }
         }
     }
 }
@@ -404,7 +436,7 @@ async fn operational_listener_refuses_clients_without_a_certificate_even_if_tls_
 async fn strangers_wait_until_the_broker_is_opened_and_are_served_then() {
     let pki = Pki::new();
     let operational = pki.operational_tls(ClientCertificates::Mandatory);
-    let world = World::closed(pki, operational, limits(), Arc::new(|_, _| Ok(())), None).await;
+    let world = World::closed(pki, operational, limits(), everybody(), no_logins()).await;
     // The port is there, and the kernel takes the connection.
     TcpStream::connect(world.bootstrap()).await.unwrap();
     let mut served = std::pin::pin!(world.stranger());
@@ -418,7 +450,7 @@ async fn strangers_wait_until_the_broker_is_opened_and_are_served_then() {
 async fn request_of_a_device_waits_until_the_broker_is_opened() {
     let pki = Pki::new();
     let operational = pki.operational_tls(ClientCertificates::Mandatory);
-    let world = World::closed(pki, operational, limits(), Arc::new(|_, _| Ok(())), None).await;
+    let world = World::closed(pki, operational, limits(), everybody(), no_logins()).await;
     let mut device = world.device("pump-17").await;
     device.send_publish("provision/v1/default/pump-17/request", b"early", 0x32).await;
     tokio::time::sleep(SILENCE).await;
@@ -521,9 +553,9 @@ async fn certificate_that_is_not_admitted_is_refused_at_each_connect() {
         assert!(!certificate.serial.is_empty() && certificate.sha256 != [0; 32]);
         match identity {
             Identity::Device { device_id, .. } if device_id.as_str() == "pump-17" => {
-                Err(Denial::Refused("revoked".into()))
+                Err(NotGood::Refused("revoked".into()))
             }
-            _ => Ok(()),
+            _ => Ok(Good),
         }
     });
     let world = World::with(limits(), admit).await;
@@ -540,7 +572,7 @@ async fn certificate_that_is_not_admitted_is_refused_at_each_connect() {
 async fn panic_in_one_connection_leaves_the_others_served() {
     let admit: Arc<Admit> = Arc::new(|identity, _| match identity {
         Identity::Device { .. } => panic!("as the test wants it"),
-        _ => Ok(()),
+        _ => Ok(Good),
     });
     let world = World::with(limits(), admit).await;
     let _worker = world.answering_worker(b"reply".to_vec()).await;
@@ -557,7 +589,7 @@ async fn slow_admission_of_one_client_does_not_delay_others() {
         if matches!(identity, Identity::Device { .. }) {
             std::thread::sleep(Duration::from_secs(3));
         }
-        Ok(())
+        Ok(Good)
     });
     let world = World::with(limits(), admit).await;
     let _worker = world.answering_worker(b"reply".to_vec()).await;
@@ -618,7 +650,7 @@ async fn introduced_client_outlives_the_introduction_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stranger_that_does_not_leave_is_cut() {
     let limits = Limits { bootstrapping: Duration::from_secs(2), ..limits() };
-    let world = World::with(limits, Arc::new(|_, _| Ok(()))).await;
+    let world = World::with(limits, everybody()).await;
     let mut device = world.device("pump-17").await;
     let (mut raw, client) = world.stranger().await;
     assert_eq!(raw.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
@@ -754,7 +786,7 @@ async fn session_does_not_outlive_its_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn full_bootstrap_listener_makes_room_for_other_networks_only() {
-    let world = World::with(Limits { bootstrap: 4, ..limits() }, Arc::new(|_, _| Ok(()))).await;
+    let world = World::with(Limits { bootstrap: 4, ..limits() }, everybody()).await;
     let mut inside = Vec::new();
     for _ in 0..4 {
         inside.push(world.stranger().await.0);
@@ -786,7 +818,7 @@ async fn full_bootstrap_listener_makes_room_for_other_networks_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn devices_beyond_the_total_are_told_to_come_later_and_a_worker_has_a_place() {
-    let world = World::with(Limits { operational: 2, ..limits() }, Arc::new(|_, _| Ok(()))).await;
+    let world = World::with(Limits { operational: 2, ..limits() }, everybody()).await;
     let _inside = [world.device("pump-1").await, world.device("pump-2").await];
     let credential = world.pki.client(&["urn:assay:device:default:pump-3"]);
     let refused =
@@ -798,7 +830,7 @@ async fn devices_beyond_the_total_are_told_to_come_later_and_a_worker_has_a_plac
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connections_of_one_network_leave_room_for_those_of_others() {
-    let world = World::with(Limits { waiting: 8, ..limits() }, Arc::new(|_, _| Ok(()))).await;
+    let world = World::with(Limits { waiting: 8, ..limits() }, everybody()).await;
     let mut silent = Vec::new();
     for _ in 0..8 {
         silent.push(TcpStream::connect(world.broker.operational_addr()).await.unwrap());
@@ -1221,9 +1253,7 @@ async fn client_that_reads_slowly_is_heard_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn network_of_strangers_that_are_cut_again_and_again_is_let_in_seldom() {
-    let world =
-        World::with(Limits { arrivals_per_network: 100, ..limits() }, Arc::new(|_, _| Ok(())))
-            .await;
+    let world = World::with(Limits { arrivals_per_network: 100, ..limits() }, everybody()).await;
     let offend = async || {
         let Ok(mut raw) = Raw::open(world.bootstrap(), &world.anonymous).await else {
             return false;
@@ -1419,9 +1449,9 @@ async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
             Identity::Device { device_id, .. }
                 if device_id.as_str() == "pump-17" && revoked.load(Ordering::SeqCst) =>
             {
-                Err(Denial::Refused("revoked".into()))
+                Err(NotGood::Refused("revoked".into()))
             }
-            _ => Ok(()),
+            _ => Ok(Good),
         }
     });
     let world = World::with(limits(), admit).await;
@@ -1448,7 +1478,7 @@ async fn recheck_asks_for_a_few_connections_at_a_time() {
             std::thread::sleep(Duration::from_millis(20));
             at_once.fetch_sub(1, Ordering::SeqCst);
             asked.fetch_add(1, Ordering::SeqCst);
-            Ok(())
+            Ok(Good)
         }
     });
     let world = World::with(limits(), admit).await;
@@ -1469,7 +1499,7 @@ async fn recheck_asks_for_a_few_connections_at_a_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn device_whose_certificate_cannot_be_checked_is_told_to_try_again() {
-    let admit: Arc<Admit> = Arc::new(|_, _| Err(Denial::Unknown("the disk is gone".into())));
+    let admit: Arc<Admit> = Arc::new(|_, _| Err(NotGood::Unknown("the disk is gone".into())));
     let world = World::with(limits(), admit).await;
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
     let (_, reason) =
@@ -1479,7 +1509,7 @@ async fn device_whose_certificate_cannot_be_checked_is_told_to_try_again() {
 
 /// What the store says of pump-17 at its CONNECT, and then at each look after a recheck; the last
 /// for ever.
-async fn world_where_checks_say(answers: Vec<Result<(), Denial>>) -> (World, Arc<AtomicU64>) {
+async fn world_where_checks_say(answers: Vec<Result<Good, NotGood>>) -> (World, Arc<AtomicU64>) {
     let asked = Arc::new(AtomicU64::new(0));
     let admit: Arc<Admit> = Arc::new({
         let asked = asked.clone();
@@ -1488,7 +1518,7 @@ async fn world_where_checks_say(answers: Vec<Result<(), Denial>>) -> (World, Arc
                 let turn = usize::try_from(asked.fetch_add(1, Ordering::SeqCst)).unwrap();
                 answers[turn.min(answers.len() - 1)].clone()
             }
-            _ => Ok(()),
+            _ => Ok(Good),
         }
     });
     (World::with(limits(), admit).await, asked)
@@ -1496,9 +1526,9 @@ async fn world_where_checks_say(answers: Vec<Result<(), Denial>>) -> (World, Arc
 
 #[tokio::test(flavor = "multi_thread")]
 async fn device_stays_while_a_recheck_finds_nothing_out_and_is_asked_about_again() {
-    let unknown = Err(Denial::Unknown("locked".into()));
+    let unknown = Err(NotGood::Unknown("locked".into()));
     let (world, asked) =
-        world_where_checks_say(vec![Ok(()), unknown.clone(), unknown, Ok(())]).await;
+        world_where_checks_say(vec![Ok(Good), unknown.clone(), unknown, Ok(Good)]).await;
     let mut device = world.device("pump-17").await;
     world.broker.recheck();
     let started = Instant::now();
@@ -1513,8 +1543,8 @@ async fn device_stays_while_a_recheck_finds_nothing_out_and_is_asked_about_again
 #[tokio::test(flavor = "multi_thread")]
 async fn revocation_is_found_at_the_recheck_after_one_that_finds_nothing_out() {
     let (unknown, revoked) =
-        (Err(Denial::Unknown("locked".into())), Err(Denial::Refused("revoked".into())));
-    let (world, _) = world_where_checks_say(vec![Ok(()), unknown, revoked]).await;
+        (Err(NotGood::Unknown("locked".into())), Err(NotGood::Refused("revoked".into())));
+    let (world, _) = world_where_checks_say(vec![Ok(Good), unknown, revoked]).await;
     let mut device = world.device("pump-17").await;
     world.broker.recheck();
     device.end().await.unwrap();
@@ -1523,7 +1553,7 @@ async fn revocation_is_found_at_the_recheck_after_one_that_finds_nothing_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn device_that_cannot_be_checked_for_long_is_cut() {
     let (world, asked) =
-        world_where_checks_say(vec![Ok(()), Err(Denial::Unknown("locked".into()))]).await;
+        world_where_checks_say(vec![Ok(Good), Err(NotGood::Unknown("locked".into()))]).await;
     let mut device = world.device("pump-17").await;
     world.broker.recheck();
     device.end().await.unwrap();
@@ -1537,10 +1567,10 @@ async fn device_whose_certificate_is_revoked_while_it_connects_is_cut() {
         let asked = asked.clone();
         move |_, _| {
             if asked.swap(true, Ordering::SeqCst) {
-                return Err(Denial::Refused("revoked".into()));
+                return Err(NotGood::Refused("revoked".into()));
             }
             std::thread::sleep(3 * SILENCE);
-            Ok(())
+            Ok(Good)
         }
     });
     let world = World::with(limits(), admit).await;

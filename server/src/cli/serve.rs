@@ -3,17 +3,18 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use assay_broker_plugin::embedded::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig};
 use assay_server::directory::Directory;
 use assay_server::pipeline::{self, WorkerConfig};
-use assay_server::register::Register;
+use assay_server::register::StoreRegister;
+use assay_store::Store;
 use clap::Args;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
-use super::gate;
 use super::outfit::{ServerOutfit, local_url, reread};
 use super::service::{self, Signals, Systemd, attend};
 use super::worker::FINISH;
@@ -43,18 +44,16 @@ impl Serve {
                 |directory: &Directory| ServerOutfit::read(directory, [bootstrap, operational]);
             let ServerOutfit { worker, tls } = read(directory)?;
             let (outfit, worn) = watch::channel(worker);
-            let register = || {
-                let worn = worn.clone();
-                Register::open(&database, move || Arc::clone(&worn.borrow().ca)).map(Arc::new)
-            };
+            let for_register = worn.clone();
+            let register =
+                StoreRegister::open(&database, move || Arc::clone(&for_register.borrow().ca))?;
 
             let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
                 bootstrap,
                 operational,
                 tls,
                 scope: config.scope.clone(),
-                admit: gate::admit(register()?),
-                login: Some(gate::login(register()?)),
+                register: Arc::new(register),
                 limits: config.limits,
             })
             .await
@@ -88,7 +87,7 @@ impl Serve {
             let served = async {
                 tokio::select! {
                     ended = worker => ended,
-                    () = gate::cut_revoked(store, || broker.recheck()) => Ok(()),
+                    () = cut_revoked(store, || broker.recheck()) => Ok(()),
                 }
             };
             attend(served, &mut signals, &systemd, &stop, FINISH - DRAIN, || {
@@ -96,7 +95,7 @@ impl Serve {
                 let ServerOutfit { worker, tls } = read(&fresh)?;
                 outfit.send_replace(worker);
                 broker.replace_tls(tls);
-                // A token of a key or a flow that is no more is good no longer.
+                // Tokens of a key or a flow that was removed are no longer good.
                 broker.recheck();
                 Ok(waiting)
             })
@@ -104,5 +103,54 @@ impl Serve {
             signals.finish(broker.shutdown()).await;
             Ok(())
         })
+    }
+}
+
+/// Has the broker check its connections again, by `recheck`, soon after each revocation, whatever
+/// process made it. Never returns.
+async fn cut_revoked(store: Store, recheck: impl Fn()) {
+    let mut seen = None;
+    loop {
+        match store.revocations() {
+            Ok(revocations) if seen == Some(revocations) => {}
+            Ok(revocations) => {
+                seen = Some(revocations);
+                recheck();
+            }
+            Err(error) => {
+                warn!(%error, "cannot look for revocations; trying again");
+                // A connection must end if its certificate cannot be looked up for long, so each
+                // connection tries.
+                recheck();
+            }
+        }
+        tokio::time::sleep(REVOCATION_POLL).await;
+    }
+}
+
+/// A revoked device stays connected for this long at most, and for the time of the check.
+const REVOCATION_POLL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_are_checked_again_while_the_database_cannot_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("assay.db");
+        drop(Store::create(&file).unwrap());
+        let store = Store::open(&file).unwrap();
+        // What SQLite finds at its next look is no database.
+        for file in ["assay.db", "assay.db-wal"] {
+            std::fs::write(directory.path().join(file), [0xFF; 8192]).unwrap();
+        }
+        let looked = std::cell::Cell::new(0);
+        let cutting = cut_revoked(store, || looked.set(looked.get() + 1));
+        assert!(
+            tokio::time::timeout(2 * REVOCATION_POLL, cutting).await.is_err(),
+            "it never returns"
+        );
+        assert!(looked.get() > 1, "{}", looked.get());
     }
 }
