@@ -73,7 +73,7 @@ impl Connection {
         let mut wire = Wire::new(stream);
         let introduced = tokio::select! {
             introduced = wire.introduction() => introduced,
-            () = sleep_until(deadline) => return Err(End::silent("no CONNECT in time")),
+            () = sleep_until(deadline) => return Err(End::silent("it sent no CONNECT in time")),
             () = wait.turned_out() => return Err(End::turned_out()),
             _ = closing.recv() => return Err(End::shutting_down()),
         };

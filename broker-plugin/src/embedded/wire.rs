@@ -62,7 +62,7 @@ impl Wire {
         }
     }
 
-    /// The first packet, which has to be a CONNECT.
+    /// Reads the first packet, which must be a CONNECT.
     pub(super) async fn introduction(&mut self) -> Result<(Codec, Box<Connect>), Refused> {
         let mut codec = None;
         loop {
@@ -77,7 +77,8 @@ impl Wire {
                         return Ok((known, connect));
                     }
                     Ok(Some(_)) => {
-                        let end = End::new(Reason::ProtocolError, "the first packet is no CONNECT");
+                        let end =
+                            End::new(Reason::ProtocolError, "its first packet is not a CONNECT");
                         return Err(Refused { codec: None, end });
                     }
                     Ok(None) => codec = Some(known),
@@ -85,7 +86,7 @@ impl Wire {
                 }
             }
             let closed = match self.turn(true).await {
-                Ok(Turn::Closed) => "closed before a CONNECT".to_owned(),
+                Ok(Turn::Closed) => "it closed the connection before a CONNECT".to_owned(),
                 Ok(_) => continue,
                 Err(error) => error.to_string(),
             };
@@ -93,7 +94,7 @@ impl Wire {
         }
     }
 
-    /// Answers a CONNECT with its refusal, as far as the client can be told.
+    /// Tells the client that it is refused, if its version has a way to say it, and ends TLS.
     pub(super) async fn refuse(&mut self, codec: Option<Codec>, end: &End, terms: &Terms) {
         match codec {
             Some(mut codec) => codec.connack(&mut self.out, end.reason, terms),
@@ -105,7 +106,7 @@ impl Wire {
         self.finish(end.reason).await;
     }
 
-    /// Writes and, if it `may_read`, reads; returns as soon as anything was done.
+    /// Writes and, if it `may_read`, reads. Returns as soon as something was written or read.
     pub(super) async fn turn(&mut self, may_read: bool) -> io::Result<Turn> {
         if self.out.is_empty() {
             self.written = Instant::now();
@@ -148,7 +149,7 @@ impl Wire {
         .await
     }
 
-    /// Gives back buffers that are not in use: most connections are silent most of the time.
+    /// Frees buffers that are empty: most connections are silent most of the time.
     pub(super) fn spare(&mut self) {
         for buffer in [&mut self.input, &mut self.out] {
             if buffer.is_empty() {
