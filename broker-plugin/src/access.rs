@@ -217,15 +217,16 @@ impl Access {
 }
 
 /// Whether the broker may publish a Will (MQTT 5 §3.1.2.5) of this client on this topic. Only
-/// devices may leave one, to say that they are gone. It takes a client id and no [`Access`], so that
-/// it can be checked before an admission, which may cost more. That suffices: no other role has a
-/// client id that is a device id.
+/// devices may leave one, to say that they are gone. It takes a client id and no [`Access`], so
+/// that it can be checked before an admission, which may cost more. That suffices: no other role
+/// has a client id that is a device id.
 pub fn may_leave_will(scope: &Scope, client: &str, topic: &str) -> bool {
-    is_plain(topic)
-        && matches!(
-            Topic::parse(topic),
-            Some(Topic::Device(other, device, rest)) if other == *scope && device.as_str() == client && rest == PRESENCE
-        )
+    match Topic::parse(topic).filter(|_| is_plain(topic)) {
+        Some(Topic::Device(other, device, rest)) => {
+            other == *scope && device.as_str() == client && rest == PRESENCE
+        }
+        _ => false,
+    }
 }
 
 impl AccessDenied {
@@ -235,7 +236,8 @@ impl AccessDenied {
 }
 
 /// Whether a name is printable ASCII, in levels that are not empty. MQTT allows more. But so, no
-/// topic looks like another one to a reader, or carries control sequences to an operator's terminal.
+/// topic looks like another one to a reader, or carries control sequences to an operator's
+/// terminal.
 fn is_plain(name: &str) -> bool {
     name.len() <= MAX_FILTER
         && name

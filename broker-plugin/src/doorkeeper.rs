@@ -1,10 +1,10 @@
 //! Decides who may connect as what, and when a connection must end.
 //!
-//! | step | who | establishes |
+//! | value | made by | says of the client |
 //! |---|---|---|
-//! | [`Shown`] | the broker, by TLS and CONNECT | what the client has shown |
-//! | [`Visitor`] | [`Doorkeeper::receive`] | it keeps all rules that need no look at the record; never blocks |
-//! | [`Admission`] | [`Visitor::decide`] | it may connect, with this access and until then; may block |
+//! | [`Shown`] | the broker, from TLS and CONNECT | what it has shown |
+//! | [`Visitor`] | [`Doorkeeper::receive`] | it keeps all rules that need no register |
+//! | [`Admission`] | [`Visitor::decide`] | it may connect, with this access, until then |
 //!
 //! A broker lets in nobody without an [`Admission`], ends the connection when its time is up
 //! ([`Admission::until`]), and has it [decided again](Admission::decide_again) whenever a

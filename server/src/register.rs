@@ -82,8 +82,8 @@ impl StoreRegister {
         Ok(Self { ca: Box::new(ca), certificates: open()?, logins: open()?, writer: open()? })
     }
 
-    /// Finds the EK whose key signed the token. If a device id went from one EK to another, both have
-    /// been offered a key under it.
+    /// Finds the EK whose key signed the token. If a device id went from one EK to another, both
+    /// have been offered a key under it.
     fn find(&self, ca: &Ca, token: &Token, now: OffsetDateTime) -> Result<(Login, Basis), NotGood> {
         let offered = ca.profile.offer().map_err(refused)?;
         let store = lock(&self.logins);

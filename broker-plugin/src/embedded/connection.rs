@@ -278,23 +278,26 @@ impl Exchange<'_> {
                 turn = wire.turn(may_read) => match turn {
                     Ok(Turn::Read) => heard = Instant::now(),
                     Ok(Turn::Wrote) => {}
-                    Ok(Turn::Closed) => return End::new(Reason::Success, "the client closed the connection"),
-                    Err(error) => return End::new(Reason::Success, error.to_string()),
+                    Ok(Turn::Closed) => return End::silent("it closed the connection"),
+                    Err(error) => return End::silent(error.to_string()),
                 },
                 () = lane.changed() => {}
                 _ = opened.wait(), if !is_open => {}
-                () = sleep_until(paused_until.unwrap_or(heard + patience)) => if paused_until.is_none() {
-                    return End::new(Reason::KeepAliveTimeout, "it was silent for too long");
-                },
+                () = sleep_until(paused_until.unwrap_or(heard + patience)) => {
+                    if paused_until.is_none() {
+                        return End::new(Reason::KeepAliveTimeout, "it was silent for too long");
+                    }
+                }
                 () = sleep_until(unread_until), if is_writing => {
-                    return End::new(Reason::KeepAliveTimeout, "it does not read what is sent to it");
+                    let text = "it does not read what is sent to it";
+                    return End::new(Reason::KeepAliveTimeout, text);
                 }
             }
         }
     }
 
-    /// Processes all packets that have arrived, as far as there is room for the answers. Returns how
-    /// long to wait before the client is heard again.
+    /// Processes all packets that have arrived, as far as there is room for the answers. Returns
+    /// how long to wait before the client is heard again.
     fn hear(&mut self) -> Result<Duration, End> {
         let Self { entrance, wire, session, pace } = self;
         let mut pause = Duration::ZERO;

@@ -18,8 +18,8 @@ struct Node<T> {
     below: Values<T>,
 }
 
-/// Most filters belong to one client. A few belong to all clients; adding or removing one there must
-/// be cheap.
+/// Most filters belong to one client. A few belong to all clients; adding or removing one there
+/// must be cheap.
 #[derive(Debug)]
 enum Values<T> {
     Few(Vec<(u64, T)>),

@@ -182,8 +182,8 @@ impl Lane {
         _ = self.left.set(());
     }
 
-    /// No code above panics between changes of the queue and of its counts, so they agree even after
-    /// a panic elsewhere.
+    /// No code above panics between changes of the queue and of its counts, so they agree even
+    /// after a panic elsewhere.
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -29,13 +29,14 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// | limit | reason |
-    /// |---|---|
-    /// | 4096 clients without a certificate | each needs a second or two |
-    /// | 12,288 clients with one | 10,000 devices that stay, and room for those that come back before the broker notices that their old connection is dead |
-    /// | no limit for a network of these | each client id has one place; thousands of devices behind one NAT gateway are normal, and all may come back at once |
-    /// | 10 s of introduction | a slow TPM needs them to sign its part of the TLS handshake |
-    /// | 360 s of bootstrapping | a device may need its connection as long as its claim is good, which is five minutes, and a minute for the rest |
+    /// - 4096 clients without a certificate: each needs a second or two.
+    /// - 12,288 clients with one: 10,000 devices that stay, and room for those that come back
+    ///   before the broker notices that their old connection is dead. Each client id has one place.
+    ///   Networks have no limit here: thousands of devices behind one NAT gateway are normal, and
+    ///   all may come back at once.
+    /// - 10 s of introduction: a slow TPM needs them to sign its part of the TLS handshake.
+    /// - 360 s of bootstrapping: a device may need its connection as long as its claim is good,
+    ///   which is five minutes, and a minute for the rest.
     fn default() -> Self {
         Self {
             waiting: 1024,

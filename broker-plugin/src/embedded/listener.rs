@@ -81,7 +81,8 @@ impl Listener {
                     // The client has given up.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
-                        if failed.replace(Instant::now()).is_none_or(|last| last.elapsed() > ACCEPT_WARNING) {
+                        let last = failed.replace(Instant::now());
+                        if last.is_none_or(|last| last.elapsed() > ACCEPT_WARNING) {
                             warn!(%error, "cannot accept connections");
                         }
                         sleep(ACCEPT_RETRY).await;

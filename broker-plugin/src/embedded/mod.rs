@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `limits` | how many connections there may be, and how much each client may do |
 //! | `packet` | what MQTT 5 and 3.1.1 allow in a packet |
-//! | `filters`, `lane`, `router` | who subscribes to what, and what waits for whom; nothing in there waits |
+//! | `filters`, `lane`, `router` | who subscribes to what, and what waits for whom |
 //! | `session` | what a connected client may do; no I/O |
 //! | `admission` | when and on which thread the doorkeeper is asked |
 //! | `places` | which connections are closed when there are too many |
@@ -66,8 +66,8 @@ pub struct EmbeddedBrokerConfig {
     /// The one scope that is served.
     pub scope: Scope,
     /// Asked at each CONNECT on the operational listener, and again at each
-    /// [recheck](EmbeddedBroker::recheck), on a thread that may block. It is asked about logins only
-    /// if `tls.operational` has [`ClientCertificates::Optional`].
+    /// [recheck](EmbeddedBroker::recheck), on a thread that may block. It is asked about logins
+    /// only if `tls.operational` has [`ClientCertificates::Optional`].
     pub register: Arc<dyn Register>,
     /// How many connections there may be, and how long they may take and stay.
     pub limits: Limits,
@@ -151,8 +151,8 @@ impl EmbeddedBroker {
     }
 }
 
-/// As `TcpListener::bind`, but limits what the kernel keeps of a client's bytes until they are read.
-/// Its default is up to 6 MiB for each client.
+/// As `TcpListener::bind`, but limits what the kernel keeps of a client's bytes until they are
+/// read. Its default is up to 6 MiB for each client.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;

@@ -170,8 +170,8 @@ pub(super) struct Codec {
 }
 
 impl Codec {
-    /// A codec for the version that the first bytes of a connection announce. `None` until they have
-    /// arrived. A packet may have `longest` bytes.
+    /// A codec for the version that the first bytes of a connection announce. `None` until they
+    /// have arrived. A packet may have `longest` bytes.
     pub(super) fn detect(start: &[u8], longest: usize) -> Result<Option<Self>, End> {
         Ok(version(start)?.map(|version| {
             let inner = match version {
@@ -188,8 +188,8 @@ impl Codec {
         self.longest = longest;
     }
 
-    /// Takes the next packet out of `buffer`. Returns it with its length in bytes, or `None` until all
-    /// of it has arrived.
+    /// Takes the next packet out of `buffer`. Returns it with its length in bytes, or `None` until
+    /// all of it has arrived.
     pub(super) fn read(&mut self, buffer: &mut BytesMut) -> Result<Option<(Packet, usize)>, End> {
         let Some((header, length)) = frame(buffer)? else { return Ok(None) };
         let total = header + length;
@@ -262,8 +262,8 @@ impl Codec {
         }
     }
 
-    /// Writes a message for the client. Returns `false` if it is longer than the client accepts; then
-    /// it counts as delivered (§3.1.2.11.4).
+    /// Writes a message for the client. Returns `false` if it is longer than the client accepts;
+    /// then it counts as delivered (§3.1.2.11.4).
     pub(super) fn publish(&mut self, out: &mut BytesMut, mut publish: Publish) -> bool {
         match self.version {
             Version::V3 => {
@@ -547,8 +547,8 @@ fn filters<T>(filters: Vec<T>, filter: impl Fn(&T) -> &ByteString) -> Result<Vec
     Ok(filters)
 }
 
-/// The version that the first bytes of a connection announce (§3.1.2.1, §3.1.2.2). `None` until they
-/// have arrived.
+/// The version that the first bytes of a connection announce (§3.1.2.1, §3.1.2.2). `None` until
+/// they have arrived.
 fn version(start: &[u8]) -> Result<Option<Version>, End> {
     let Some((header, _)) = frame(start)? else { return Ok(None) };
     if start[0] != CONNECT {
@@ -565,8 +565,8 @@ fn version(start: &[u8]) -> Result<Option<Version>, End> {
     }
 }
 
-/// The answer to a client of another version: 3.1.1 §3.1.2.2 requires it. A client of a later version
-/// can read this much of it.
+/// The answer to a client of another version: 3.1.1 §3.1.2.2 requires it. A client of a later
+/// version can read this much of it.
 pub(super) const UNSUPPORTED_VERSION: &[u8] = b"\x20\x02\0\x01";
 
 const CONNECT: u8 = 0x10;
@@ -575,8 +575,8 @@ const CONNECT: u8 = 0x10;
 /// bytes.
 const SHORTEST: u32 = 128;
 
-/// The lengths of the first packet's fixed header and of the rest (§2.1). `None` until the header has
-/// arrived.
+/// The lengths of the first packet's fixed header and of the rest (§2.1). `None` until the header
+/// has arrived.
 fn frame(bytes: &[u8]) -> Result<Option<(usize, usize)>, End> {
     let Some((length, size)) = bytes.get(1..).and_then(variable_length) else {
         // A Variable Byte Integer has four bytes at most (§1.5.5).

@@ -103,8 +103,8 @@ impl Drop for Place {
     }
 }
 
-/// The network of an address: for IPv4, also mapped into IPv6, the address itself; for IPv6, its /64
-/// (what one subscriber is given, RFC 6177).
+/// The network of an address: for IPv4, also mapped into IPv6, the address itself; for IPv6, its
+/// /64 (what one subscriber is given, RFC 6177).
 pub(super) fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => {

@@ -1,7 +1,7 @@
 //! Who is connected, who subscribes to what, and what is retained.
 //!
-//! Nothing here waits. The router puts a message into the lanes of its subscribers. If a lane has no
-//! room, the connection of its client ends.
+//! Nothing here waits. The router puts a message into the lanes of its subscribers. If a lane has
+//! no room, the connection of its client ends.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -74,9 +74,9 @@ struct Group {
 }
 
 impl Router {
-    /// Seats a client. An older connection under the same client id is told to leave. From now on it
-    /// receives nothing, and nobody receives anything from it except its Will. Returns its lane, so
-    /// that the caller can wait for its end.
+    /// Seats a client. An older connection under the same client id is told to leave. From now on
+    /// it receives nothing, and nobody receives anything from it except its Will. Returns its lane,
+    /// so that the caller can wait for its end.
     pub(super) fn enter(&self, client: ByteString, lane: Arc<Lane>) -> (Seat, Option<Arc<Lane>>) {
         let mut state = self.state();
         let previous = state.seated.remove(&client);

@@ -1,5 +1,5 @@
-//! What one connected client may do, and how it is answered: MQTT's state machine after the CONNACK,
-//! without I/O.
+//! What one connected client may do, and how it is answered: MQTT's state machine after the
+//! CONNACK, without I/O.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
@@ -23,8 +23,8 @@ use crate::meter::Meter;
 /// its topic and some MQTT 5 properties.
 pub(super) const REQUEST_PACKET: usize = assay_wire::MAX_MESSAGE + 1024;
 
-/// The longest message of a device that the broker retains or keeps as its Will, in bytes of payload
-/// and properties.
+/// The longest message of a device that the broker retains or keeps as its Will, in bytes of
+/// payload and properties.
 pub(super) const RETAINED_MESSAGE: usize = 1024;
 
 /// Requests of each device, over all its connections.
@@ -120,8 +120,8 @@ impl Session {
         Ok(())
     }
 
-    /// Writes messages that wait for the client, while its window has room and `out` is shorter than
-    /// `enough`.
+    /// Writes messages that wait for the client, while its window has room and `out` is shorter
+    /// than `enough`.
     pub(super) fn deliver(&mut self, out: &mut BytesMut, enough: usize, now: Instant) {
         while out.len() < enough {
             let is_full = self.unacknowledged.len() >= self.window;

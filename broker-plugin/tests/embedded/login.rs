@@ -1,5 +1,5 @@
-//! Devices without a certificate on the operational listener: what user name and password open, and
-//! what they do not.
+//! Devices without a certificate on the operational listener: what they may do with user name and
+//! password, and what they may not.
 
 use std::io::Write;
 use std::sync::Mutex;
@@ -33,7 +33,7 @@ impl World {
         raw
     }
 
-    /// CONNECT without certificate: the answer, after which the connection has ended.
+    /// Sends a CONNECT without a certificate. Returns the answer, after which the connection ended.
     async fn refused_login(&self, connect: &Connect<'_>) -> u8 {
         let (mut raw, reason) = self.operational_connect(None, connect).await.unwrap();
         let started = Instant::now();
@@ -47,8 +47,8 @@ fn login_as(id: &str) -> Connect<'_> {
     Connect { user_name: Some(id), password: Some(PASSWORD), ..Connect::new(id) }
 }
 
-/// One password for all: `operator` and `worker` are what they say, `guest` is of another scope,
-/// the rest are devices.
+/// One password for all user names. `operator` and `worker` have these roles, `guest` is a device
+/// of another scope, and all others are devices.
 fn one_password() -> Arc<Login> {
     one_password_for(DAY)
 }
@@ -73,7 +73,7 @@ fn identity(user_name: &str) -> Identity {
     }
 }
 
-/// Lets everybody in, and counts how often it is asked.
+/// Accepts every login, and counts how often it is asked.
 fn counting() -> (Arc<Login>, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let login = {
@@ -439,7 +439,7 @@ async fn limits_of_devices_hold_for_those_that_log_in() {
         ("device/v1/default/pump-17/telemetry".into(), &photo[..2000], 0x33),
         ("device/v1/default/pump-17/photo".into(), &photo, 0x32),
     ] {
-        // One device is not let in so often.
+        // In a new world each time: the broker makes a device that was cut wait.
         let world = World::with_login(one_password()).await;
         let mut worker = world.worker().await;
         let mut device = world.logged_in("pump-17").await;
@@ -546,7 +546,7 @@ async fn panic_in_one_login_leaves_the_others_served() {
         _ => Ok(LoggedIn { identity: identity(user_name), expires_in: DAY }),
     });
     let world = World::with_login(login).await;
-    // More often than logins may be asked about at once.
+    // This is more than the number of logins that are checked at once.
     for _ in 0..100 {
         assert_eq!(world.refused_login(&login_as("pump-17")).await, SERVER_UNAVAILABLE);
     }
@@ -587,7 +587,7 @@ async fn login_that_hangs_holds_up_nobody_else() {
 
 #[test]
 fn logins_that_hang_leave_threads_for_the_admission_of_certificates() {
-    // Fewer than logins that hang, and more than may be asked about at once.
+    // Fewer threads than logins that hang, and more than logins that are checked at once.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(80)

@@ -1,5 +1,5 @@
-//! The embedded broker over real sockets: what strangers cannot do to it, and what everybody else
-//! still can.
+//! The embedded broker over real sockets: strangers cannot harm it, and everybody else is served
+//! meanwhile.
 
 mod conformance;
 mod login;
@@ -93,7 +93,7 @@ impl World {
         world
     }
 
-    /// One whose broker no worker has joined yet.
+    /// A world whose broker is not opened yet: it has no worker.
     async fn closed(
         pki: Pki,
         operational_tls: ServerConfig,
@@ -134,7 +134,7 @@ impl World {
         Raw::over(socket.connect(address).await.unwrap(), tls).await.unwrap()
     }
 
-    /// What a CONNECT on the bootstrap listener is answered with.
+    /// The answer to a CONNECT on the bootstrap listener.
     async fn bootstrap_connect(&self, connect: &Connect<'_>) -> Option<u8> {
         Raw::open(self.bootstrap(), &self.anonymous).await.unwrap().connect(connect).await
     }
@@ -188,7 +188,8 @@ impl World {
         })
     }
 
-    /// The same, but an MQTT client as our own programmes use it, for one connection's life.
+    /// A worker that answers each request with the request. It uses the same MQTT client as our own
+    /// programs, and does not reconnect.
     async fn echoing_worker(&self) -> JoinHandle<()> {
         let tls = self.pki.client_tls(Some(&self.pki.client(&["urn:assay:worker"])));
         let (worker, mut events) = polite(self.broker.operational_addr(), tls, "worker@1");
@@ -205,7 +206,7 @@ impl World {
         })
     }
 
-    /// Connect, subscribe, request, reply: how long one whole exchange of a stranger takes.
+    /// How long one whole exchange of a stranger takes: connect, subscribe, request, reply.
     async fn exchange(&self) -> Duration {
         let started = Instant::now();
         let (mut raw, client) = self.stranger().await;
@@ -437,7 +438,7 @@ async fn strangers_wait_until_the_broker_is_opened_and_are_served_then() {
     let pki = Pki::new();
     let operational = pki.operational_tls(ClientCertificates::Mandatory);
     let world = World::closed(pki, operational, limits(), everybody(), no_logins()).await;
-    // The port is there, and the kernel takes the connection.
+    // The port is bound, and the kernel accepts the connection.
     TcpStream::connect(world.bootstrap()).await.unwrap();
     let mut served = std::pin::pin!(world.stranger());
     assert!(timeout(SILENCE, &mut served).await.is_err(), "nobody accepts it yet");
@@ -675,7 +676,7 @@ async fn oversize_packet_cuts_its_sender_only() {
     raw.publish(&request_topic(&client), &[7; 18 * 1024]).await;
     raw.end().await.unwrap();
 
-    // A length is enough: nothing is kept ready for the 256 MB announced.
+    // The length is enough: the broker reserves no memory for the 256 MB that it announces.
     let (mut boaster, _) = world.stranger().await;
     boaster.send(&[0x32, 0xff, 0xff, 0xff, 0x7f]).await;
     boaster.end().await.unwrap();
@@ -1051,13 +1052,13 @@ async fn device_leaves_a_will_for_its_own_presence() {
             (heard.topic.as_str(), heard.payload.as_slice()),
             (presence, &b"last words"[..])
         );
-        // Who takes its leave has none.
+        // The Will of a client that disconnects is not published.
         let (mut device, _) = world.operational_connect(Some(&credential), &connect).await.unwrap();
         device.send(&[0xe0, 0]).await;
         device.end().await.unwrap();
         assert_eq!(operator.message(SILENCE).await, None);
     }
-    // Taken over, the old connection's is out before the new one is in.
+    // If a connection is taken over, its Will is published before the new one is let in.
     let connect = Connect { will: Some((presence, true)), ..Connect::new("pump-17") };
     let (_old, _) = world.operational_connect(Some(&credential), &connect).await.unwrap();
     let (mut new, _) = world.operational_connect(Some(&credential), &connect).await.unwrap();
@@ -1127,7 +1128,7 @@ async fn device_retains_a_few_short_messages_in_its_own_tree() {
         device.publish_retained("device/v1/default/pump-17/5", b"5").await,
         Some(QUOTA_EXCEEDED)
     );
-    // An empty one forgets (MQTT 5 §3.3.1-6).
+    // An empty message removes what is retained (MQTT 5 §3.3.1-6).
     device.publish_retained("device/v1/default/pump-17/0", b"").await;
     let mut operator = world.operator().await;
     assert_eq!(operator.subscribe("device/v1/+/pump-17/#").await, Some(GRANTED_QOS_1));
@@ -1243,7 +1244,7 @@ async fn client_that_reads_slowly_is_heard_meanwhile() {
     for _ in 0..1000 {
         worker.send_publish("fleet/v1/default/pump-17/event", &[7; 60 * 1024], 0x30).await;
     }
-    // Its backlog fills all buffers on the way, for longer than one and a half keep-alives.
+    // Its backlog fills all buffers for longer than one and a half keep-alives.
     for _ in 0..60 {
         operator.send(&[0xc0, 0]).await;
         assert!(operator.message(PATIENCE).await.is_some(), "it is cut as silent");
@@ -1328,12 +1329,12 @@ async fn device_that_connects_without_end_is_let_in_at_its_pace() {
     for _ in 0..30 {
         answers.push(world.operational_connect(Some(&credential), &old).await.unwrap().1);
     }
-    // On a slow machine the time for one more passes now and then.
+    // On a slow machine, the time may suffice for one more.
     assert!(
         answers.contains(&3) && answers.iter().all(|answer| [SUCCESS, 3].contains(answer)),
         "{answers:02x?}"
     );
-    // Of its network, too.
+    // Also another device of its network.
     world.device("pump-18").await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     world.device("pump-17").await;
@@ -1351,7 +1352,8 @@ async fn certificate_that_is_shown_without_end_counts_though_it_lets_nobody_in()
     }
     assert_eq!(answers.last(), Some(&CONNECTION_RATE_EXCEEDED));
     assert!(answers.len() > 64, "{answers:02x?}");
-    // The name is another's to use: who stole the issuing key has another certificate.
+    // Another certificate with the same name is let in: whoever stole the issuing key could show
+    // the first one.
     world.device("pump-17").await;
 }
 
@@ -1465,7 +1467,7 @@ async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
     assert!(other.is_alive().await);
 }
 
-/// The threads that may block are not all for those who are in already.
+/// A recheck leaves most of the threads that may block to new clients.
 #[tokio::test(flavor = "multi_thread")]
 async fn recheck_asks_for_a_few_connections_at_a_time() {
     let (at_once, most, asked) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
@@ -1507,8 +1509,8 @@ async fn device_whose_certificate_cannot_be_checked_is_told_to_try_again() {
     assert_eq!(reason, SERVER_UNAVAILABLE);
 }
 
-/// What the store says of pump-17 at its CONNECT, and then at each look after a recheck; the last
-/// for ever.
+/// A world whose register gives these answers about pump-17, the first at its CONNECT, and the
+/// others one after another at rechecks. The last answer is repeated.
 async fn world_where_checks_say(answers: Vec<Result<Good, NotGood>>) -> (World, Arc<AtomicU64>) {
     let asked = Arc::new(AtomicU64::new(0));
     let admit: Arc<Admit> = Arc::new({
@@ -1873,7 +1875,7 @@ async fn two_thousand_passing_strangers_leave_little_behind() {
     let before = resident_kib();
     pass(2000).await;
     let grown = resident_kib().saturating_sub(before);
-    // A queue of 0.5 kB each until the next sweep, and what the allocator does not give back.
+    // For each, a queue of 0.5 kB until the next sweep, and what the allocator does not give back.
     assert!(grown < 8 * 1024, "{grown} KiB");
 }
 
@@ -1896,8 +1898,8 @@ async fn listener_survives_running_out_of_file_descriptors() {
         hoard.push(stream);
         assert!(hoard.len() < 1000, "the limit does not hold");
     }
-    // One more connection waits to be accepted and cannot be: the descriptor it would need is this
-    // client's.
+    // One more connection waits and cannot be accepted: this client has the descriptor that it
+    // would need.
     drop(hoard.pop());
     let waiting = TcpStream::connect(world.bootstrap()).await;
     tokio::time::sleep(SILENCE).await;
@@ -1911,8 +1913,8 @@ async fn both_listeners_keep_to_the_file_descriptors_there_are() {
     if !in_own_process("both_listeners_keep_to_the_file_descriptors_there_are") {
         return;
     }
-    // 256 are reserved; of the other 44, four are for those that wait, and strangers get a quarter
-    // of the rest.
+    // 256 are reserved. Of the other 44, four are for connections that are not let in yet, and
+    // strangers get a quarter of the rest.
     limit_descriptors("64:300");
     let world = World::new().await;
     let mut inside = Vec::new();
@@ -1923,8 +1925,8 @@ async fn both_listeners_keep_to_the_file_descriptors_there_are() {
     assert!(world.device("pump-17").await.is_alive().await);
 }
 
-/// Whether this is a process that runs `test` alone, where no other test uses memory or file
-/// descriptors. If not, runs it in one that is.
+/// Whether this process runs `test` alone, so that no other test uses its memory and file
+/// descriptors. If not, runs `test` in a process of its own.
 fn in_own_process(test: &str) -> bool {
     const MARK: &str = "ASSAY_TEST_ALONE";
     if std::env::var_os(MARK).is_some() {

@@ -67,8 +67,16 @@ impl Serve {
 
             let bootstrap = local_url(broker.bootstrap_addr())?;
             let operational = local_url(broker.operational_addr())?;
-            info!(address = %broker.bootstrap_addr(), from_here = %bootstrap, "listening for devices without certificate");
-            info!(address = %broker.operational_addr(), from_here = %operational, "listening for certificates of this CA");
+            info!(
+                address = %broker.bootstrap_addr(),
+                from_here = %bootstrap,
+                "listening for devices without certificate"
+            );
+            info!(
+                address = %broker.operational_addr(),
+                from_here = %operational,
+                "listening for certificates of this CA"
+            );
             let config = WorkerConfig {
                 broker: operational.clone(),
                 outfit: worn.clone(),
