@@ -10,6 +10,7 @@ pub mod directory;
 pub mod operations;
 pub mod pipeline;
 pub mod register;
+pub mod revocations;
 
 mod random;
 pub use random::{random_bytes, random_u32};

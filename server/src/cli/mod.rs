@@ -5,7 +5,6 @@ mod credentials;
 mod crl;
 mod ek_list;
 mod enroll;
-mod gate;
 mod health;
 mod import;
 mod init;

@@ -1,30 +1,19 @@
-//! Who is let in on the operational listener, and who is shown out.
+//! Watches for revocations, so that a connection ends when its certificate or key does.
 
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use assay_broker_plugin::access::Identity;
-use assay_broker_plugin::certificate::ClientCertificate;
-use assay_broker_plugin::embedded::{Admit, Login};
-use assay_server::register::Register;
+use assay_store::Changes;
 use assay_store::contract::Store;
 use tokio::sync::mpsc;
 use tracing::warn;
 
-pub(super) fn admit(register: Arc<Register>) -> Arc<Admit> {
-    Arc::new(move |identity: &Identity, certificate: &ClientCertificate| {
-        register.admit(identity, certificate)
-    })
-}
-
-pub(super) fn login(register: Arc<Register>) -> Arc<Login> {
-    Arc::new(move |user_name: &str, password: &[u8]| register.login(user_name, password))
-}
-
-/// Has the broker look at its connections again, by `recheck`, soon after each revocation by
-/// whatever process; never returns.
-pub(super) async fn cut_revoked(store: Box<dyn Store>, recheck: impl Fn()) {
+/// Has the broker check its connections again, by `recheck`, soon after each revocation, whatever
+/// process made it, on whatever machine. Never returns.
+///
+/// # Panics
+/// There can be no thread more.
+pub async fn watch(store: Box<dyn Store>, recheck: impl Fn()) {
     let (told, mut tells) = mpsc::channel(1);
     let watch = move || watch_revocations(store, &told);
     // Unwrap safety: at start-up only; without it nobody who is revoked would be cut.
@@ -37,7 +26,7 @@ pub(super) async fn cut_revoked(store: Box<dyn Store>, recheck: impl Fn()) {
 
 /// Tells of each revocation, until nobody listens.
 fn watch_revocations(mut store: Box<dyn Store>, told: &mpsc::Sender<()>) {
-    let mut seen = None;
+    let mut seen: Option<Changes> = None;
     while !told.is_closed() {
         let changes = match seen {
             None => store.changes(),
@@ -76,7 +65,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn connections_are_looked_at_again_while_the_database_cannot_be_read() {
+    async fn connections_are_checked_again_while_the_database_cannot_be_read() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("assay.db");
         drop(Sqlite::create(&file).unwrap());
@@ -86,9 +75,9 @@ mod tests {
             std::fs::write(directory.path().join(file), [0xFF; 8192]).unwrap();
         }
         let looked = std::cell::Cell::new(0);
-        let cutting = cut_revoked(store, || looked.set(looked.get() + 1));
+        let watching = watch(store, || looked.set(looked.get() + 1));
         assert!(
-            tokio::time::timeout(4 * REVOCATION_POLL, cutting).await.is_err(),
+            tokio::time::timeout(4 * REVOCATION_POLL, watching).await.is_err(),
             "it never returns"
         );
         assert!(looked.get() > 1, "{}", looked.get());
