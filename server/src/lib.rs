@@ -13,4 +13,5 @@ pub mod register;
 pub mod revocations;
 
 mod random;
+mod vendor_files;
 pub use random::{random_bytes, random_u32};

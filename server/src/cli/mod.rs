@@ -15,7 +15,6 @@ mod service;
 mod table;
 mod trust;
 mod trust_add;
-mod vendor_files;
 mod watch;
 mod worker;
 
