@@ -87,7 +87,10 @@ impl Place {
     /// As after some minutes of operation.
     fn settle(&self) {
         if let Some(server) = &self.server {
-            server.sql("VACUUM ANALYZE").and_then(|_| server.sql("CHECKPOINT")).expect("it settles");
+            server
+                .sql("VACUUM ANALYZE")
+                .and_then(|_| server.sql("CHECKPOINT"))
+                .expect("it settles");
         }
     }
 }

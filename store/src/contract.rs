@@ -249,11 +249,8 @@ pub trait Store: Send {
     /// Late, it leaves a revoked device connected for as long; so it is to be within a second of
     /// the commit, on whatever machine that was. Too often costs a look at every connection: a
     /// caller that acts on each return should leave some time between.
-    fn wait_for_changes(
-        &mut self,
-        seen: Changes,
-        timeout: Duration,
-    ) -> Result<Changes, StoreError>;
+    fn wait_for_changes(&mut self, seen: Changes, timeout: Duration)
+    -> Result<Changes, StoreError>;
 
     /// The newest `count` decisions, oldest first.
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError>;
@@ -274,4 +271,3 @@ pub trait Store: Send {
     /// lost without.
     fn checkpoint(&mut self) -> Result<(), StoreError>;
 }
-

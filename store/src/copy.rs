@@ -69,9 +69,7 @@ enum Source {
 impl Source {
     fn open(database: &Database) -> Result<Self, StoreError> {
         Ok(match database {
-            Database::Postgres(settings) => {
-                Self::Postgres(postgres::dump::Source::open(settings)?)
-            }
+            Database::Postgres(settings) => Self::Postgres(postgres::dump::Source::open(settings)?),
             Database::Sqlite(path) => Self::Sqlite(sqlite::dump::Source::open(path)?),
         })
     }

@@ -10,9 +10,7 @@ pub enum StoreError {
     #[error(transparent)]
     Anchors(#[from] assay_ca_core::AnchorError),
     /// The destination of a copy is in use.
-    #[error(
-        "{0} holds a CA already, and a copy never overwrites one: empty it, or choose another"
-    )]
+    #[error("{0} holds a CA already, and a copy never overwrites one: empty it, or choose another")]
     NotEmpty(String),
     /// A file cannot be made or read.
     #[error(transparent)]

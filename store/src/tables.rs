@@ -109,18 +109,9 @@ pub(crate) const TABLES: &[Table] = &[
     Table {
         name: "devices",
         order: Order::Key,
-        columns: &[
-            text("device_id"),
-            bytes("ek_id"),
-            text("assurance"),
-            number("registered_at"),
-        ],
+        columns: &[text("device_id"), bytes("ek_id"), text("assurance"), number("registered_at")],
     },
-    Table {
-        name: "disabled_eks",
-        order: Order::Key,
-        columns: &[bytes("ek_id"), number("since")],
-    },
+    Table { name: "disabled_eks", order: Order::Key, columns: &[bytes("ek_id"), number("since")] },
     Table {
         name: "certificates",
         order: Order::Made,

@@ -240,7 +240,8 @@ pub(crate) fn touched(planned: &Planned<'_>) -> Vec<Touched> {
         devices.extend(enrolment.as_ref().and_then(|enrolment| enrolment.device_id.as_ref()));
         devices.extend(registration.as_ref().map(|registration| &registration.device_id));
     }
-    let eks = [planned.question.ek, planned.write.ek_id()].into_iter().chain(others.iter().copied());
+    let eks =
+        [planned.question.ek, planned.write.ek_id()].into_iter().chain(others.iter().copied());
     let devices = devices.into_iter().cloned().map(Touched::Device);
     devices.chain(eks.map(Touched::Ek)).collect()
 }

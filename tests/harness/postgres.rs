@@ -113,7 +113,13 @@ impl Postgres {
             .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--username=assay"])
             .arg("--host")
             .arg(self.dir.path())
-            .args(["--port", &self.port().to_string(), "--dbname=postgres", "--command", command]))?;
+            .args([
+                "--port",
+                &self.port().to_string(),
+                "--dbname=postgres",
+                "--command",
+                command,
+            ]))?;
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 

@@ -41,7 +41,8 @@ impl Postgres {
                         encrypted: EncryptedCertificate::new(row.get(6)),
                     };
                     let question = Question::about(*ek, &certificate.device_id, now);
-                    let records = answers(session, &[&question], Der::Without)?.remove(0).snapshot.records;
+                    let records =
+                        answers(session, &[&question], Der::Without)?.remove(0).snapshot.records;
                     SealedOnRecord::Unconfirmed { certificate, records }
                 }
                 "active" => SealedOnRecord::Active(parsed(&row, 1)?),
@@ -57,8 +58,7 @@ impl Postgres {
         sha256: &[u8; 32],
     ) -> Result<CertificateStatus, StoreError> {
         self.read(|session| {
-            let found =
-                session.query_opt(STATUS, &[&serial, &device.as_str(), &&sha256[..]])?;
+            let found = session.query_opt(STATUS, &[&serial, &device.as_str(), &&sha256[..]])?;
             let found = found.as_ref().map(|row| (row.get(0), row.get(1)));
             Ok(match found {
                 None => CertificateStatus::Unknown,
@@ -169,7 +169,8 @@ impl Postgres {
 }
 
 /// The newest first, which it most likely is: an EK may have thousands that are over.
-const SEALED: &str = "SELECT serial, device_id, ik_id, assurance, issued_at, confirm_by, der, status
+const SEALED: &str =
+    "SELECT serial, device_id, ik_id, assurance, issued_at, confirm_by, der, status
     FROM certificates
     WHERE ek_id = $1 AND sha256 = $2 AND (status = 'active' OR confirm_by > $3)
     ORDER BY number DESC LIMIT 1";

@@ -55,8 +55,8 @@ impl Postgres {
         now: OffsetDateTime,
     ) -> Result<Option<bool>, StoreError> {
         self.write(|session| {
-            let row =
-                session.query_opt("SELECT revoked_at FROM credentials WHERE name = $1", &[&name])?;
+            let row = session
+                .query_opt("SELECT revoked_at FROM credentials WHERE name = $1", &[&name])?;
             let Some(row) = row else { return Ok(None) };
             let is_good = row.get::<_, Option<i64>>(0).is_none();
             if is_good {

@@ -34,7 +34,8 @@ impl Source {
     }
 
     pub(crate) fn last_id(&mut self, table: &Table) -> Result<i64, StoreError> {
-        let query = "SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence($1::text, 'id')), 0)";
+        let query =
+            "SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence($1::text, 'id')), 0)";
         Ok(self.0.client.query_one(query, &[&table.name])?.get(0))
     }
 
@@ -95,11 +96,8 @@ impl Sink {
             format!("${place}::{kind}[]")
         });
         let kinds = kinds.collect::<Vec<_>>().join(", ");
-        let query = format!(
-            "INSERT INTO {} ({}) SELECT * FROM unnest({kinds})",
-            table.name,
-            table.list()
-        );
+        let query =
+            format!("INSERT INTO {} ({}) SELECT * FROM unnest({kinds})", table.name, table.list());
         let columns: Vec<_> = (0..table.columns.len())
             .map(|place| column(table.columns[place].kind, place, rows))
             .collect();

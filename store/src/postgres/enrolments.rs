@@ -110,10 +110,7 @@ impl Postgres {
 type Known = HashMap<EkId, EnrolmentRow>;
 
 /// What would become of each, one after another. Two statements, however many they are.
-fn judge(
-    session: &mut Session,
-    new: &[NewEnrolment],
-) -> Result<(EnrolResults, Known), StoreError> {
+fn judge(session: &mut Session, new: &[NewEnrolment]) -> Result<(EnrolResults, Known), StoreError> {
     let eks: Vec<_> = new.iter().map(|new| &new.ek_id.as_bytes()[..]).collect();
     let rows = session.query(KNOWN, &[&eks])?;
     let rows = rows.iter().map(|row| enrolment_row(row).map(|known| (known.ek_id, known)));
@@ -161,8 +158,7 @@ fn enrolled(known: Option<EnrolmentRow>, new: &NewEnrolment) -> EnrolmentRow {
         reprovision: Some(new.reprovision.unwrap_or_default()),
         legacy_dps_ek: new.legacy_dps_ek.unwrap_or_default(),
         plain_srk: new.plain_srk.unwrap_or_default(),
-        disabled: new.disabled == Some(true)
-            || known.as_ref().is_some_and(|known| known.disabled),
+        disabled: new.disabled == Some(true) || known.as_ref().is_some_and(|known| known.disabled),
         registered: known.as_ref().is_some_and(|known| known.registered),
         shared_key: known.and_then(|known| known.shared_key),
         tags: new.tags.clone(),
@@ -182,9 +178,8 @@ fn put_on_list(
             .filter(move |(_, result)| matches!(result, Ok(result) if *result == wanted))
             .map(|(new, _)| new)
     };
-    let tags = |new: &NewEnrolment| {
-        serde_json::to_string(&new.tags).expect("text has a form in JSON")
-    };
+    let tags =
+        |new: &NewEnrolment| serde_json::to_string(&new.tags).expect("text has a form in JSON");
     let added: Vec<_> = with(Enrolled::Added).collect();
     if !added.is_empty() {
         let eks: Vec<_> = added.iter().map(|new| &new.ek_id.as_bytes()[..]).collect();
@@ -193,7 +188,8 @@ fn put_on_list(
         let recognised: Vec<_> = added.iter().map(|new| &*new.recognised).collect();
         let reprovision: Vec<_> =
             added.iter().map(|new| new.reprovision.unwrap_or_default().name()).collect();
-        let legacy: Vec<_> = added.iter().map(|new| new.legacy_dps_ek.unwrap_or_default()).collect();
+        let legacy: Vec<_> =
+            added.iter().map(|new| new.legacy_dps_ek.unwrap_or_default()).collect();
         let times: Vec<_> = added.iter().map(|new| new.added_at.unix_timestamp()).collect();
         let all_tags: Vec<_> = added.iter().map(|new| tags(new)).collect();
         let plain: Vec<_> = added.iter().map(|new| new.plain_srk.unwrap_or_default()).collect();
@@ -277,7 +273,8 @@ const HOLDERS: &str = "SELECT device_id, ek_id FROM (
 const IS_ON_LIST: &str = "SELECT EXISTS (SELECT FROM enrolments WHERE ek_id = $1)";
 const CHANGE: &str = "UPDATE enrolments SET reprovision = coalesce($2::text, reprovision),
     plain_srk = coalesce($3::bool, plain_srk) WHERE ek_id = $1";
-const REVOKE: &str = "UPDATE certificates SET der = CASE WHEN status = 'active' THEN der ELSE '' END,
+const REVOKE: &str =
+    "UPDATE certificates SET der = CASE WHEN status = 'active' THEN der ELSE '' END,
     status = 'revoked', ended_at = $2 WHERE ek_id = $1 AND status IN ('unconfirmed', 'active')";
 const ADD: &str = "INSERT INTO enrolments
     (ek_id, device_id, recognised, reprovision, legacy_dps_ek, added_at, tags, plain_srk)

@@ -20,9 +20,7 @@ use crate::writes::{
 
 impl Postgres {
     pub(super) fn snapshot_of(&mut self, question: &Question) -> Result<Snapshot, StoreError> {
-        self.read(|session| {
-            Ok(answers(session, &[question], Der::With)?.remove(0).snapshot)
-        })
+        self.read(|session| Ok(answers(session, &[question], Der::With)?.remove(0).snapshot))
     }
 
     pub(super) fn record_all(
@@ -191,8 +189,18 @@ fn add_certificates(session: &mut Session, group: &[Holding<'_>]) -> Result<(), 
     session.execute(
         ADD_CERTIFICATES,
         &[
-            &serials, &devices, &eks, &iks, &assurances, &not_before, &not_after, &issued,
-            &confirm_by, &digests, &stored, &confirmed,
+            &serials,
+            &devices,
+            &eks,
+            &iks,
+            &assurances,
+            &not_before,
+            &not_after,
+            &issued,
+            &confirm_by,
+            &digests,
+            &stored,
+            &confirmed,
         ],
     )?;
     Ok(())
@@ -239,10 +247,8 @@ fn offer_keys(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreE
     let times: Vec<_> = new.iter().map(|new| new.offered_at.unix_timestamp()).collect();
     // Once seen, a vendor's word stays: anybody may leave the certificate out of a request.
     let vendor = Assurance::VendorCertificate.to_string();
-    session.execute(
-        OFFER,
-        &[&eks, &devices, &assurances, &generations, &plain, &times, &vendor],
-    )?;
+    session
+        .execute(OFFER, &[&eks, &devices, &assurances, &generations, &plain, &times, &vendor])?;
     Ok(())
 }
 

@@ -29,8 +29,8 @@ impl Postgres {
             self.write(|session| revoke_overdue(session, now))?;
         }
         for _ in 0..OPTIMISM {
-            let (seen, found) = self
-                .read_together(|session| Ok((changes(session)?.list, revoked(session, now)?)))?;
+            let (seen, found) =
+                self.read_together(|session| Ok((changes(session)?.list, revoked(session, now)?)))?;
             let number = self.write(|session| {
                 let is_as_it_was = changes(session)?.list == seen;
                 is_as_it_was.then(|| next_number(session)).transpose()

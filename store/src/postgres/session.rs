@@ -24,7 +24,10 @@ pub(super) type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 pub(super) enum Attempt<T> {
     Committed(T),
     /// The connection was lost while the server committed: by the transaction's number one can ask.
-    Undecided { value: T, transaction: String },
+    Undecided {
+        value: T,
+        transaction: String,
+    },
 }
 
 impl Session {
@@ -100,8 +103,8 @@ impl Session {
             SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
             _ => None,
         });
-        let transaction = transaction
-            .ok_or_else(|| StoreError::unreadable("a transaction without a number"))?;
+        let transaction =
+            transaction.ok_or_else(|| StoreError::unreadable("a transaction without a number"))?;
         let value = match work(self) {
             Ok(value) => value,
             Err(error) => {

@@ -117,8 +117,7 @@ fn tls(roots: Option<&Path>) -> Result<ClientConfig, StoreError> {
                 .into(),
         )
     })?;
-    let unreadable =
-        |error: String| StoreError::Settings(format!("{}: {error}", roots.display()));
+    let unreadable = |error: String| StoreError::Settings(format!("{}: {error}", roots.display()));
     let mut store = RootCertStore::empty();
     let pem = fs::read(roots).map_err(|error| unreadable(error.to_string()))?;
     for root in CertificateDer::pem_slice_iter(&pem) {

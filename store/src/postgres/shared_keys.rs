@@ -15,9 +15,8 @@ impl Postgres {
     ) -> Result<Vec<SharedKeyHolder>, StoreError> {
         self.read(|session| {
             let rows = session.query(HOLDERS, &[&device.as_str()])?;
-            let holder = |row| {
-                Ok(SharedKeyHolder { ek_id: ek_id(row, 0)?, assurance: parsed(row, 1)? })
-            };
+            let holder =
+                |row| Ok(SharedKeyHolder { ek_id: ek_id(row, 0)?, assurance: parsed(row, 1)? });
             rows.iter().map(holder).collect()
         })
     }

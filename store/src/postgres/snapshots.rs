@@ -1,15 +1,13 @@
 //! What is on record about EKs: the answers to many questions by one statement.
 
 use assay_ca_core::{
-    ActiveCertificate, CertificateOnRecord, EncryptedCertificate, Enrolment, QUOTA_PERIOD, Records, Registration,
-    SharedKeyOnRecord, Unconfirmed,
+    ActiveCertificate, CertificateOnRecord, EncryptedCertificate, Enrolment, QUOTA_PERIOD, Records,
+    Registration, SharedKeyOnRecord, Unconfirmed,
 };
 use assay_wire::EkId;
 use postgres::Row;
 
-use super::columns::{
-    array, device_id, optional_ek_id, optional_small, parsed, small, time,
-};
+use super::columns::{array, device_id, optional_ek_id, optional_small, parsed, small, time};
 use super::session::Session;
 use crate::act::{IdInQuestion, Question, Snapshot};
 use crate::error::StoreError;
@@ -59,9 +57,7 @@ pub(super) fn answers(
     let period = QUOTA_PERIOD.whole_seconds();
     let rows = session.query(
         SNAPSHOTS,
-        &[
-            &eks, &iks, &named, &derived, &waiting, &nows, &others, &askers, &wants_der, &period,
-        ],
+        &[&eks, &iks, &named, &derived, &waiting, &nows, &others, &askers, &wants_der, &period],
     )?;
     if rows.len() != questions.len() {
         return Err(StoreError::unreadable("an EK has two rows where it may have one"));
@@ -82,10 +78,9 @@ fn answer(row: &Row, question: &Question) -> Result<Answer, StoreError> {
     let serial: Option<Vec<u8>> = row.get(6);
     let certificate = match &serial {
         None => None,
-        Some(_) => Some(CertificateOnRecord {
-            ik_id: array(row.get(7))?,
-            issued_at: time(row.get(8))?,
-        }),
+        Some(_) => {
+            Some(CertificateOnRecord { ik_id: array(row.get(7))?, issued_at: time(row.get(8))? })
+        }
     };
     let registration = match device_id(row, 5)? {
         None => None,

@@ -83,11 +83,9 @@ fn audit_row(row: &Row<'_>) -> rusqlite::Result<AuditRow> {
 
 const CHANGES: &str = "audit_changes";
 const OTHERS: &str = "audit_others";
-const ADD_CHANGE: &str =
-    "INSERT INTO audit_changes (time_us, client, action, ek_id, device_id, is_proven, code, detail, \
+const ADD_CHANGE: &str = "INSERT INTO audit_changes (time_us, client, action, ek_id, device_id, is_proven, code, detail, \
      duration_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
-const ADD_OTHER: &str =
-    "INSERT INTO audit_others (time_us, client, action, ek_id, device_id, is_proven, code, detail, \
+const ADD_OTHER: &str = "INSERT INTO audit_others (time_us, client, action, ek_id, device_id, is_proven, code, detail, \
      duration_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
 const PRUNE_CHANGES: &str = "DELETE FROM audit_changes WHERE id IN (SELECT id FROM audit_changes
      WHERE id <= (SELECT max(id) FROM audit_changes) - ?1 ORDER BY id LIMIT ?2)";

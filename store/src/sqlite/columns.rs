@@ -14,7 +14,10 @@ pub(super) fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>
     row.get::<_, String>(column)?.parse().map_err(|error| unreadable(column, error))
 }
 
-pub(super) fn optional_device_id(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<DeviceId>> {
+pub(super) fn optional_device_id(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<Option<DeviceId>> {
     row.get::<_, Option<String>>(column)?
         .map(|id| id.parse().map_err(|error| unreadable(column, error)))
         .transpose()

@@ -251,9 +251,7 @@ fn enrolment_row(row: &Row<'_>) -> rusqlite::Result<EnrolmentRow> {
         shared_key,
         added_at: row.get(9)?,
         tags: match row.get::<_, Option<String>>(10)? {
-            Some(tags) => {
-                serde_json::from_str(&tags).map_err(|error| unreadable(10, error))?
-            }
+            Some(tags) => serde_json::from_str(&tags).map_err(|error| unreadable(10, error))?,
             None => Tags::new(),
         },
     })

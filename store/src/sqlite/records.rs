@@ -12,10 +12,7 @@ use crate::act::{IdInQuestion, Question};
 use crate::error::StoreError;
 
 /// Reads all parts of the records.
-pub(super) fn records(
-    connection: &Connection,
-    question: &Question,
-) -> Result<Records, StoreError> {
+pub(super) fn records(connection: &Connection, question: &Question) -> Result<Records, StoreError> {
     let Question { ek, device: about, now, .. } = question;
     let disabled = connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM disabled_eks WHERE ek_id = ?1)")?
@@ -114,11 +111,13 @@ fn granted(connection: &Connection, ek: &EkId) -> Result<Option<Enrolment>, Stor
 }
 
 /// The EK that is registered or enrolled under a device id.
-pub(super) fn holder(connection: &Connection, device: &DeviceId) -> Result<Option<EkId>, StoreError> {
+pub(super) fn holder(
+    connection: &Connection,
+    device: &DeviceId,
+) -> Result<Option<EkId>, StoreError> {
     let mut statement = connection.prepare_cached(
         "SELECT ek_id FROM devices WHERE device_id = ?1
          UNION ALL SELECT ek_id FROM enrolments WHERE device_id = ?1 LIMIT 1",
     )?;
     Ok(statement.query_row(params![device.as_str()], |row| ek_id(row, 0)).optional()?)
 }
-

@@ -32,11 +32,7 @@ impl Transaction<'_> {
         self.prune_ended(&retention, now)
     }
 
-    fn prune_ended(
-        &self,
-        retention: &Retention,
-        now: OffsetDateTime,
-    ) -> Result<usize, StoreError> {
+    fn prune_ended(&self, retention: &Retention, now: OffsetDateTime) -> Result<usize, StoreError> {
         let [never, ended] = expiries(retention, now);
         Ok(self.0.prepare_cached(PRUNE)?.execute([never, ended, BATCH])?)
     }
@@ -284,7 +280,9 @@ mod tests {
                 .query_map(params_from_iter(parameters), |row| row.get::<_, String>("detail"))
                 .unwrap();
             let plan: Vec<_> = steps.map(Result::unwrap).collect();
-            let scans = |step: &String| ["SCAN certificates", "SCAN c", "SCAN shared_keys"].contains(&step.as_str());
+            let scans = |step: &String| {
+                ["SCAN certificates", "SCAN c", "SCAN shared_keys"].contains(&step.as_str())
+            };
             assert!(plan.iter().any(|step| step.contains("SEARCH")), "{query}: {plan:?}");
             assert!(!plan.iter().any(scans), "{query}: {plan:?}");
         }

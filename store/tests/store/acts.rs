@@ -167,8 +167,7 @@ pub(crate) fn shared_key(store: &mut Any, ek_id: EkId) -> Option<SharedKeyOnReco
 
 /// The certificates that wait for an EK and IK.
 pub(crate) fn waiting(store: &mut Any, ek: EkId, serial: u8) -> Vec<Unconfirmed> {
-    let question =
-        Question { waiting: true, ..question(ek, "nobody", sha256(&[serial]), now()) };
+    let question = Question { waiting: true, ..question(ek, "nobody", sha256(&[serial]), now()) };
     store.snapshot(&question).unwrap().waiting
 }
 

@@ -11,8 +11,8 @@ use assay_ca_core::{
 use assay_server::directory::Directory;
 use assay_store::{
     Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
-    IdInQuestion, NewEnrolment, Pruned, Question, Recorded, Removed,
-    Retention, RevokedCertificates, StoreError, Tags, Trusted, Whom,
+    IdInQuestion, NewEnrolment, Pruned, Question, Recorded, Removed, Retention,
+    RevokedCertificates, StoreError, Tags, Trusted, Whom,
 };
 use assay_wire::{EkId, Scope};
 use time::{Duration, OffsetDateTime};
@@ -293,9 +293,7 @@ fn a_certificate_that_was_not_confirmed_in_time_is_revoked(fixture: &Fixture) {
     add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
     let deadline = now() + Duration::minutes(10);
     let before = deadline - Duration::seconds(1);
-    let revoke = |store: &mut Any, now| {
-        store.prune(&Retention::default(), now).unwrap().overdue
-    };
+    let revoke = |store: &mut Any, now| store.prune(&Retention::default(), now).unwrap().overdue;
     assert_eq!(revoke(&mut store, before), 0);
     let seen = store.changes().unwrap();
     assert_eq!(revoke(&mut store, deadline), 1);
@@ -315,8 +313,7 @@ fn certificates_of_a_device_are_counted_for_a_day(fixture: &Fixture) {
         add(&mut store, &certificate(serial, "pump-1", ek(1))).unwrap();
     }
     add(&mut store, &certificate(9, "pump-2", ek(2))).unwrap();
-    let mut count =
-        |at| records(&mut store, ek(1), at).registration.unwrap().recent_certificates;
+    let mut count = |at| records(&mut store, ek(1), at).registration.unwrap().recent_certificates;
     assert_eq!(count(now()), 3);
     assert_eq!(count(now() + Duration::DAY), 0);
 }
@@ -406,7 +403,9 @@ fn what_was_never_confirmed_is_forgotten_when_it_has_expired(fixture: &Fixture) 
     assert_eq!(left(now() + Duration::days(91)), 2);
 }
 
-fn device_that_does_not_exist_is_let_in_until_its_certificate_is_revoked_and_then_forgotten(fixture: &Fixture) {
+fn device_that_does_not_exist_is_let_in_until_its_certificate_is_revoked_and_then_forgotten(
+    fixture: &Fixture,
+) {
     let parent = tempfile::tempdir().unwrap();
     let path = parent.path().join("ca");
     Directory::create(&path, "Test", &[]).unwrap();
@@ -456,7 +455,9 @@ fn an_active_certificate_that_has_expired_is_not_given_again(fixture: &Fixture) 
     assert_eq!(again(ik_id, now() + Duration::days(91)), None);
 }
 
-fn what_was_once_in_force_stays_on_record_for_a_month_when_it_has_ended_and_expired(fixture: &Fixture) {
+fn what_was_once_in_force_stays_on_record_for_a_month_when_it_has_ended_and_expired(
+    fixture: &Fixture,
+) {
     let mut store = fixture.store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
     add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
@@ -535,7 +536,10 @@ fn the_first_use_of_a_shared_key_registers_its_device_and_retires_older_ones(fix
     let seen = store.changes().unwrap().connections;
     accept(&mut store, ek(1), "pump-1", 2).unwrap();
     assert_eq!(store.devices().unwrap()[0].shared_key, Some(2));
-    assert!(store.changes().unwrap().connections > seen, "connections with the older key are to be cut");
+    assert!(
+        store.changes().unwrap().connections > seen,
+        "connections with the older key are to be cut"
+    );
 }
 
 fn of_two_eks_with_a_shared_key_for_one_device_id_one_is_registered(fixture: &Fixture) {
@@ -605,7 +609,9 @@ fn what_a_plain_srk_was_offered_is_remembered_and_retired_with_what_follows_it(f
     assert_eq!(on_record(&mut store), (5, 3, false));
 }
 
-fn an_ek_that_the_ca_does_not_know_can_be_disabled_and_is_trusted_no_more_for_it(fixture: &Fixture) {
+fn an_ek_that_the_ca_does_not_know_can_be_disabled_and_is_trusted_no_more_for_it(
+    fixture: &Fixture,
+) {
     let mut store = fixture.store();
     assert!(store.set_disabled(&ek(1), true, now()).unwrap());
     assert!(!store.set_disabled(&ek(1), true, now()).unwrap());
@@ -789,7 +795,9 @@ fn plan_is_stale_once_anything_that_it_was_made_by_changed(fixture: &Fixture) {
     let changes: [(&str, &dyn Fn(&mut Any)); 8] = [
         ("it was disabled", &|store| assert!(store.set_disabled(&ek(1), true, now()).unwrap())),
         ("it was enabled", &|store| assert!(store.set_disabled(&ek(1), false, now()).unwrap())),
-        ("it was enrolled", &|store| assert_eq!(enroll(store, ek(1), None).unwrap(), Enrolled::Added)),
+        ("it was enrolled", &|store| {
+            assert_eq!(enroll(store, ek(1), None).unwrap(), Enrolled::Added)
+        }),
         ("its policy changed", &|store| {
             assert!(store.update_enrolment(&ek(1), Some(Reprovision::Never), None).unwrap());
         }),
@@ -919,10 +927,7 @@ fn an_offer_without_the_vendors_certificate_does_not_make_it_unseen(fixture: &Fi
 
 fn key_that_was_never_offered_is_never_used(fixture: &Fixture) {
     let mut store = fixture.store();
-    assert!(matches!(
-        accept(&mut store, ek(1), "pump-1", 1),
-        Err(StoreError::Inconsistent(_))
-    ));
+    assert!(matches!(accept(&mut store, ek(1), "pump-1", 1), Err(StoreError::Inconsistent(_))));
     assert!(store.devices().unwrap().is_empty());
 }
 
@@ -985,10 +990,8 @@ fn offer_that_is_made_again_waits_as_long_again(fixture: &Fixture) {
 fn the_audit_forgets_the_oldest_beyond_its_limit(fixture: &Fixture) {
     let mut store = fixture.store();
     let retention = Retention::default().with_audit(1_000).unwrap();
-    let certified = |n| AuditEntry {
-        change: Change::Made,
-        ..decision(n, Some(Whom::Proven(id("pump-17"))))
-    };
+    let certified =
+        |n| AuditEntry { change: Change::Made, ..decision(n, Some(Whom::Proven(id("pump-17")))) };
     audit(&mut store, (0..1_003).map(certified));
     audit(&mut store, (0..7_000).map(|n| decision(n, Some(Whom::Due(id("pump-19"))))));
     let first = store.prune(&retention, now()).unwrap();

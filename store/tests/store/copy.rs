@@ -6,9 +6,7 @@ use std::path::Path;
 use assay_ca_core::Role;
 use assay_ca_core::tpm::template::ParentKind;
 
-use assay_store::{
-    AnchorRow, Credential, Database, NewEnrolment, StoreError, Tags, Whom, copy,
-};
+use assay_store::{AnchorRow, Credential, Database, NewEnrolment, StoreError, Tags, Whom, copy};
 use assay_wire::Identity;
 use rusqlite::Connection;
 use rusqlite::types::Value;
@@ -174,8 +172,7 @@ fn tables(path: &Path) -> BTreeMap<String, Vec<Vec<Value>>> {
                 "certificates" | "credentials" => "rowid",
                 _ => "1",
             };
-            let mut rows =
-                file.prepare(&format!("SELECT * FROM {name} ORDER BY {order}")).unwrap();
+            let mut rows = file.prepare(&format!("SELECT * FROM {name} ORDER BY {order}")).unwrap();
             let columns = rows.column_count();
             let rows = rows
                 .query_map([], |row| (0..columns).map(|column| row.get(column)).collect())

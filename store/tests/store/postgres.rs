@@ -32,7 +32,8 @@ fn schema_of_a_later_version_is_refused_with_the_version_that_wrote_it() {
          UPDATE {schema}.refinery_schema_history SET version = 99"
     );
     server.sql(&later).unwrap();
-    for error in [Postgres::open(&settings).err().unwrap(), Postgres::upgrade(&settings).unwrap_err()]
+    for error in
+        [Postgres::open(&settings).err().unwrap(), Postgres::upgrade(&settings).unwrap_err()]
     {
         let StoreError::Newer { found, writer } = &error else { panic!("{error}") };
         assert_eq!((*found, &**writer), (99, "9.1.0"));
