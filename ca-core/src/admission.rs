@@ -3,7 +3,8 @@
 use assay_wire::{DeviceId, EkId};
 
 use crate::Rejection;
-use crate::ek::trust::{Assurance, TrustedEk};
+use crate::ek::assurance::Assurance;
+use crate::ek::trust::TrustedEk;
 use crate::profile::Offered;
 use crate::records::{Records, Registration, due_device_id};
 

@@ -2,6 +2,7 @@
 //! soundness.
 
 use std::fmt;
+use std::ops::Deref;
 
 use assay_wire::EkId;
 use aws_lc_rs::agreement::{self, ECDH_P256, ECDH_P384, ParsedPublicKey, UnparsedPublicKey};
@@ -13,7 +14,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::der::{element, strip_leading_zeros, tag, unsigned};
 use crate::oid;
-use crate::tpm::public::CurveId;
+use crate::tpm::algorithms::CurveId;
 
 /// An RSA key, or a point that claims to be on a NIST curve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub enum PublicKey {
     Ecc {
         /// The curve it should be on.
         curve: Curve,
-        /// Its x coordinate, big-endian; as long as the field is wide once [checked](Self::check).
+        /// Its x coordinate, big-endian; as long as the field is wide once it is [sound](SoundKey).
         x: Vec<u8>,
         /// Its y coordinate, likewise.
         y: Vec<u8>,
@@ -151,12 +152,18 @@ impl PublicKey {
         let digest: [u8; 32] = Sha256::digest(self.spki()).into();
         EkId::from(digest)
     }
+}
 
+/// A key whose private part cannot be had without the TPM, as far as the key tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SoundKey(PublicKey);
+
+impl SoundKey {
     /// Refuses keys whose private part may be had without the TPM, and points that are no keys at
     /// all.
-    pub fn check(&self) -> Result<(), WeakKey> {
-        match self {
-            Self::Rsa { modulus, exponent } => {
+    pub fn new(key: PublicKey) -> Result<Self, WeakKey> {
+        match &key {
+            PublicKey::Rsa { modulus, exponent } => {
                 let bits = bit_length(modulus);
                 if bits < MIN_RSA_BITS {
                     return Err(WeakKey::ShortModulus { bits });
@@ -170,16 +177,24 @@ impl PublicKey {
                 if is_roca(modulus) {
                     return Err(WeakKey::Roca);
                 }
-                Ok(())
             }
-            Self::Ecc { curve, x, y } => {
+            PublicKey::Ecc { curve, x, y } => {
                 let point = [&[SEC1_UNCOMPRESSED], &x[..], &y[..]].concat();
                 match ParsedPublicKey::try_from(UnparsedPublicKey::new(curve.ecdh(), point)) {
-                    Ok(parsed) if parsed.alg() == curve.ecdh() => Ok(()),
-                    _ => Err(WeakKey::NotOnCurve { curve: *curve }),
+                    Ok(parsed) if parsed.alg() == curve.ecdh() => {}
+                    _ => return Err(WeakKey::NotOnCurve { curve: *curve }),
                 }
             }
         }
+        Ok(Self(key))
+    }
+}
+
+impl Deref for SoundKey {
+    type Target = PublicKey;
+
+    fn deref(&self) -> &PublicKey {
+        &self.0
     }
 }
 

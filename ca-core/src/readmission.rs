@@ -5,8 +5,8 @@ use time::OffsetDateTime;
 
 use crate::Rejection;
 use crate::admission::Standing;
+use crate::ek::assurance::Assurance;
 use crate::ek::evidence::digest_naming;
-use crate::ek::trust::Assurance;
 use crate::records::{QUOTA, Records, Reprovision};
 
 /// A device that may have its device id now.

@@ -4,8 +4,8 @@ use assay_wire::{DeviceId, EkId, Scope};
 use sha2::{Digest, Sha256};
 
 use crate::admission::Admitted;
+use crate::ek::assurance::Assurance;
 use crate::ek::hardware::HardwareIdentity;
-use crate::ek::trust::Assurance;
 use crate::ik::BoundKey;
 
 /// An EK, its device id and an IK.

@@ -2,7 +2,7 @@
 //! the same definition as the command line.
 
 #[expect(dead_code, reason = "only the definition is needed, not what it starts")]
-#[path = "../src/cli.rs"]
+#[path = "../src/cli/mod.rs"]
 mod cli;
 
 use std::env;

@@ -1,8 +1,9 @@
-//! Judges the broker's certificate, and says in people's words what is wrong with it.
+//! Verifies the broker's certificate, and says what is wrong with it.
 
 use std::fmt;
 use std::sync::Arc;
 
+use assay_device_core::rfc3339;
 use assay_wire::{MAX_SHOWN, printable};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -13,8 +14,9 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::clock::{self, Clock, is_more_than_a_day, rfc3339};
-use crate::error::Error;
+use crate::clock::Clock;
+use crate::error::{Error, Setting};
+use crate::times::is_more_than_a_day;
 
 /// A TLS configuration that trusts `roots` alone and shows no certificate.
 pub(crate) fn server_authenticated_tls(
@@ -28,7 +30,7 @@ pub(crate) fn server_authenticated_tls(
     Ok(config)
 }
 
-/// Has `config` judge the broker by `roots` at the time of `clock`.
+/// Makes `config` verify the broker by `roots`, at the time of `clock`.
 pub(crate) fn judge_by(
     config: &mut ClientConfig,
     roots: RootCertStore,
@@ -38,7 +40,8 @@ pub(crate) fn judge_by(
     let rules: Arc<dyn ServerCertVerifier> =
         match WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build() {
             Ok(rules) => rules,
-            // No root, no broker: a device that uses its TPM alone, as for tokens, has none.
+            // Without a root there is no broker: a device that only uses its TPM, as for tokens,
+            // has none.
             Err(_) => return Ok(()),
         };
     config.dangerous().set_certificate_verifier(Arc::new(Judge { rules, clock }));
@@ -96,7 +99,7 @@ impl ServerCertVerifier for Judge {
     }
 }
 
-/// Why the broker's certificate was not accepted, and what it says. Nothing of it is proven.
+/// Why the broker's certificate was not accepted, and the texts in it. Nobody has verified those.
 #[derive(Debug)]
 pub(crate) struct BrokerCertificateFault {
     rule: CertificateError,
@@ -122,36 +125,22 @@ impl BrokerCertificateFault {
         }
     }
 
-    /// What people can do about it; `None` if it mends itself.
+    /// The error for people; `None` if the fault may pass by itself.
     pub(crate) fn lasting(&self) -> Option<Error> {
         use CertificateError::{ExpiredContext, NotValidForNameContext, NotValidYetContext};
-        let misconfigured = |advice: &str| {
-            Some(Error::Misconfigured { found: self.to_string(), advice: advice.to_owned() })
-        };
-        match &self.rule {
+        let setting = match &self.rule {
             NotValidYetContext { time, not_before } => {
-                is_more_than_a_day(time.as_secs(), not_before.as_secs()).then(|| {
-                    let from = rfc3339(not_before.as_secs());
-                    clock::wrong(
-                        time.as_secs(),
-                        &format!("the broker's certificate is valid only from {from}"),
-                    )
-                })
+                let (now, from) = (time.as_secs(), not_before.as_secs());
+                let evidence =
+                    format!("the broker's certificate is valid only from {}", rfc3339(from));
+                return is_more_than_a_day(now, from).then(|| Error::wrong_clock(now, &evidence));
             }
-            ExpiredContext { .. } => misconfigured(
-                "set this device's clock if that is not the time; else the operator has to renew \
-                 the broker's certificate.",
-            ),
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => misconfigured(
-                "give the root of the CA that runs this broker (--ca-root), its root.pem; or \
-                 correct --broker.",
-            ),
-            NotValidForNameContext { .. } => misconfigured(
-                "use a name that the certificate has (--broker), or have the operator make one \
-                 for this name: assay init --server-name.",
-            ),
-            _ => misconfigured("have the operator replace the broker's certificate."),
-        }
+            ExpiredContext { .. } => Setting::BrokerCertificateOrClock,
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => Setting::CaRoot,
+            NotValidForNameContext { .. } => Setting::BrokerName,
+            _ => Setting::BrokerCertificate,
+        };
+        Some(Error::Misconfigured { found: self.to_string(), setting })
     }
 }
 
@@ -219,5 +208,5 @@ fn name(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// As many as a line has room for.
+/// What one line has room for.
 const MAX_NAMES: usize = 5;

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use assay_device_core::rfc3339;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
-use x509_parser::time::ASN1Time;
 
 use crate::error::Error;
+use crate::times::{is_more_than_a_day, since_1970};
 
 /// A device's clock, and what is known of the time without one.
 #[derive(Clone, Debug)]
@@ -22,9 +23,9 @@ pub(crate) struct Clock {
 impl Clock {
     /// `roots` are pinned, so none of them is from the future.
     pub(crate) fn new(is_there: bool, roots: &[CertificateDer<'_>]) -> Self {
-        // Of several roots, one may have been made for later.
+        // Of several roots, one may be made for later use.
         let earliest = roots.iter().filter_map(|root| not_before(root)).min();
-        // As those say who build packages (reproducible-builds.org).
+        // Package builders set this variable (reproducible-builds.org).
         let built =
             option_env!("SOURCE_DATE_EPOCH").and_then(|date| date.parse().ok()).unwrap_or_default();
         match earliest {
@@ -35,16 +36,15 @@ impl Clock {
         }
     }
 
-    /// The time now: without a clock, the latest that is known to be past.
+    /// The time now. Without a clock: the latest time that is known to be past.
     pub(crate) fn now(&self) -> UnixTime {
         seconds(if self.is_there { system() } else { system().max(self.floor) })
     }
 
     /// The time to judge a chain of certificates at.
     ///
-    /// Without a clock it is no earlier than any of them: that a trusted issuer signed one says
-    /// that its first day has come. So an expired certificate of a trusted issuer may pass for a
-    /// good one; that is the price of having no clock.
+    /// Without a clock it is no earlier than the first day of any of them, because a trusted issuer
+    /// has signed it by then. So the device may accept an expired certificate of a trusted issuer.
     pub(crate) fn at<'a>(
         &self,
         chain: impl IntoIterator<Item = &'a CertificateDer<'a>>,
@@ -56,7 +56,7 @@ impl Clock {
         seconds(self.now().as_secs().max(latest.unwrap_or_default()))
     }
 
-    /// What to tell people if there is no clock: the time taken for now.
+    /// The text for people if there is no clock: which time the device assumes.
     pub(crate) fn assumption(&self) -> Option<String> {
         let now = self.now().as_secs();
         let from = if now > self.floor { "the system says so" } else { self.floor_is };
@@ -65,24 +65,17 @@ impl Clock {
         })
     }
 
-    /// A clock that is more than a day before a time that is past for certain.
+    /// Refuses a clock that is more than a day before a time that is certainly past.
     pub(crate) fn refuse_if_behind(&self) -> Result<(), Error> {
         let now = self.now().as_secs();
         if is_more_than_a_day(now, self.floor) {
-            return Err(wrong(now, &format!("{} on {}", self.floor_is, rfc3339(self.floor))));
+            return Err(Error::wrong_clock(
+                now,
+                &format!("{} on {}", self.floor_is, rfc3339(self.floor)),
+            ));
         }
         Ok(())
     }
-}
-
-/// Whether `from` is so much before `to` that no time zone explains it.
-pub(crate) fn is_more_than_a_day(from: u64, to: u64) -> bool {
-    to.saturating_sub(from) > TOLERANCE.as_secs()
-}
-
-/// The clock says `now`, and something else says otherwise.
-pub(crate) fn wrong(now: u64, evidence: &str) -> Error {
-    Error::Clock { clock: rfc3339(now), evidence: evidence.into() }
 }
 
 /// When a certificate begins to be valid, in seconds since 1970; `None` if it cannot be read.
@@ -91,39 +84,14 @@ fn not_before(certificate: &[u8]) -> Option<u64> {
     Some(since_1970(certificate.validity().not_before))
 }
 
-pub(crate) fn since_1970(time: ASN1Time) -> u64 {
-    time.timestamp().try_into().unwrap_or_default()
-}
-
-/// A time as people read it, e.g. `2027-02-20T20:08:40Z`.
-pub(crate) fn rfc3339(seconds: u64) -> String {
-    let time =
-        i64::try_from(seconds).ok().and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
-    let Some(time) = time.map(|time| time.to_datetime()) else {
-        return format!("{seconds} s after 1970");
-    };
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
-        time.year(),
-        u8::from(time.month()),
-        time.day(),
-        time.hour(),
-        time.minute(),
-        time.second()
-    )
-}
-
 fn seconds(seconds: u64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }
 
-/// A clock before 1970 stands at 1970.
+/// A clock before 1970 counts as 1970.
 fn system() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
-
-/// What a clock may be wrong by before it is called so: a wrong time zone makes no more than a day.
-const TOLERANCE: Duration = Duration::from_hours(24);
 
 #[cfg(test)]
 mod tests {
@@ -171,13 +139,5 @@ mod tests {
             Clock::new(true, &[]).at(&chain).as_secs()
                 < 1_000_000 + Clock::new(true, &[]).now().as_secs()
         );
-    }
-
-    #[test]
-    fn only_more_than_a_day_is_called_a_wrong_clock() {
-        assert!(!is_more_than_a_day(1_000_000, 1_000_000));
-        assert!(!is_more_than_a_day(1_000_000, 1_000_000 + 86_400));
-        assert!(is_more_than_a_day(1_000_000, 1_000_000 + 86_401));
-        assert!(!is_more_than_a_day(1_000_000 + 86_401, 1_000_000));
     }
 }

@@ -1,4 +1,4 @@
-//! The few pieces of DER (X.690) that keys and signatures are put together from.
+//! The pieces of DER (X.690) that keys and signatures are made of.
 
 /// id-ecPublicKey (RFC 5480 §2.1.1), with tag and length.
 pub(crate) const OID_EC_PUBLIC_KEY: &[u8] = &[0x06, 7, 0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x02, 0x01];

@@ -1,4 +1,4 @@
-//! Looks at everything that provisioning needs, and says of each what to do.
+//! Checks everything that provisioning needs, and says what to do about each fault.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -9,24 +9,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use assay_device_core::{CONNECT_LIMIT, DEFAULT_IK_HANDLE, Failure, REPLY_LIMIT, ping, rfc3339};
 use assay_mqtt::BrokerUrl;
-use assay_wire::{RequestBody, Scope};
+use assay_wire::Scope;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
+use self::CheckedSetting::{CaRoot, EkCertificate, IdentityKey as Ik, Tcti as Address};
 use crate::broker_certificate;
-use crate::clock::{Clock, rfc3339};
-use crate::device::{DEFAULT_IK_HANDLE, runtime};
-use crate::ek::{EkDescription, EndorsementKey};
+use crate::clock::Clock;
+use crate::ek::{EkDescription, FoundEk};
 use crate::error::Error;
 use crate::key::IdentityKey;
+use crate::link::Broker;
 use crate::probe;
 use crate::status::{OwnKey, Status};
+use crate::talk::Talk;
 use crate::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Tcti, Tpm2, TpmThread};
-use crate::transport::Bootstrap;
 use crate::trouble::Trouble;
 
-/// What there is to look at.
+/// What to check.
 #[derive(Clone, Debug)]
 pub struct DoctorOptions {
     /// How to reach the TPM.
@@ -37,33 +39,59 @@ pub struct DoctorOptions {
     pub tpm_timeout: Duration,
     /// The state directory, if the device has one. It is only read.
     pub state: Option<PathBuf>,
-    /// The CA's root certificates; empty if they are not to be looked at.
+    /// The CA's root certificates; empty if they are not to be checked.
     pub ca_roots: Vec<CertificateDer<'static>>,
     /// Whether the device has no clock to go by.
     pub no_clock: bool,
-    /// The bootstrap listener and the scope, if they are to be tried.
+    /// The bootstrap listener and the scope, if the network is to be checked.
     pub broker: Option<(BrokerUrl, Scope)>,
 }
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Clone, Debug)]
 pub struct Check {
-    /// What it was, e.g. `self-test`.
+    /// Its name, e.g. `self-test`.
     pub name: &'static str,
-    /// How it is.
+    /// Its outcome.
     pub outcome: Outcome,
     /// What was found.
     pub found: String,
     /// What to do; nothing if all is well.
-    pub advice: Option<String>,
+    pub advice: Option<Advice>,
 }
 
-/// How a thing is.
+/// What people can do about what a check found.
+#[derive(Clone, Debug)]
+pub enum Advice {
+    /// A sentence.
+    Do(&'static str),
+    /// A sentence that ends with a setting of the program.
+    Set(&'static str, CheckedSetting),
+    /// What the program advises about this error.
+    Error(Error),
+}
+
+/// A setting that a check looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckedSetting {
+    /// How to reach the TPM.
+    Tcti,
+    /// The EK certificate.
+    EkCertificate,
+    /// The kind of identity key.
+    IdentityKey,
+    /// The CA's root certificate.
+    CaRoot,
+    /// The broker's URL.
+    Broker,
+}
+
+/// The outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// As it should be.
+    /// Everything is as it should be.
     Pass,
-    /// Provisioning may work, but somebody should know.
+    /// Provisioning may work, but somebody should know of this.
     Warn,
     /// Provisioning cannot work.
     Fail,
@@ -79,10 +107,10 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Looks at everything, and tells `hear` of each check once it is done.
+/// Checks everything, and tells `hear` of each check once it is done.
 ///
-/// No password and no key is among what is found, and the broker is sent nothing but a ping. What
-/// it tells is ids and certificates' names, by which the device can be known.
+/// The checks contain no password and no key, and the broker is sent only a ping. They contain ids
+/// and names from certificates, by which somebody can recognise the device.
 pub fn examine(options: DoctorOptions, hear: &mut dyn FnMut(&Check)) -> Vec<Check> {
     let status = options.state.as_deref().map(Status::read);
     let mut examination = Examination { checks: Vec::new(), hear };
@@ -110,9 +138,9 @@ impl Examination<'_> {
         name: &'static str,
         outcome: Outcome,
         found: impl Into<String>,
-        advice: Option<&str>,
+        advice: Option<Advice>,
     ) {
-        let check = Check { name, outcome, found: found.into(), advice: advice.map(str::to_owned) };
+        let check = Check { name, outcome, found: found.into(), advice };
         (self.hear)(&check);
         self.checks.push(check);
     }
@@ -121,21 +149,16 @@ impl Examination<'_> {
         self.add(name, Outcome::Pass, found, None);
     }
 
-    fn warn(&mut self, name: &'static str, found: impl Into<String>, advice: &str) {
-        self.add(name, Outcome::Warn, found, Some(advice));
+    fn warn(&mut self, name: &'static str, found: impl Into<String>, advice: impl Into<Advice>) {
+        self.add(name, Outcome::Warn, found, Some(advice.into()));
     }
 
-    fn fail(&mut self, name: &'static str, found: impl Into<String>, advice: &str) {
-        self.add(name, Outcome::Fail, found, Some(advice));
+    fn fail(&mut self, name: &'static str, found: impl Into<String>, advice: impl Into<Advice>) {
+        self.add(name, Outcome::Fail, found, Some(advice.into()));
     }
 
-    /// An error says itself what to do, after this mark or within its sentence.
     fn error(&mut self, name: &'static str, error: &Error) {
-        let text = error.to_string();
-        match text.split_once("\n  What to do: ") {
-            Some((found, advice)) => self.fail(name, found, advice),
-            None => self.add(name, Outcome::Fail, text, None),
-        }
+        self.fail(name, error.to_string(), Advice::Error(error.clone()));
     }
 
     /// Whether the TPM can be asked.
@@ -144,9 +167,11 @@ impl Examination<'_> {
         let Some(path) = tcti.device_path() else {
             match Tpm2::reaches(tcti) {
                 Ok(()) => self.pass(NAME, format!("{tcti}")),
-                Err(error) => {
-                    self.fail(NAME, format!("{tcti}: {error}"), "start the TPM, or correct --tcti.")
-                }
+                Err(error) => self.fail(
+                    NAME,
+                    format!("{tcti}: {error}"),
+                    Advice::Set("start the TPM, or correct its address", Address),
+                ),
             }
             return self.checks.last().is_some_and(|check| check.outcome == Outcome::Pass);
         };
@@ -159,8 +184,11 @@ impl Examination<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.fail(
                 NAME,
                 format!("{path_text} is not there"),
-                "switch the TPM on in the firmware, load its driver (tpm_tis, tpm_crb), or \
-                 correct --tcti.",
+                Advice::Set(
+                    "switch the TPM on in the firmware, load its driver (tpm_tis, tpm_crb), or \
+                     correct its address",
+                    Address,
+                ),
             ),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.fail(
                 NAME,
@@ -171,7 +199,7 @@ impl Examination<'_> {
             Err(error) => self.fail(
                 NAME,
                 format!("{path_text}: {error}"),
-                "end whoever else uses it, or correct --tcti.",
+                Advice::Set("end whoever else uses it, or correct its address", Address),
             ),
         }
         false
@@ -185,7 +213,7 @@ impl Examination<'_> {
             self.warn(
                 NAME,
                 "none: one user at a time",
-                "use the kernel's: --tcti device:/dev/tpmrm0.",
+                Advice::Set("use the kernel's, device:/dev/tpmrm0", Address),
             );
         } else {
             self.pass(NAME, "none, and a software TPM needs none with one user");
@@ -233,7 +261,7 @@ impl Examination<'_> {
         if properties.get(PT_PERMANENT) & IN_LOCKOUT != 0 {
             let recovery = properties.get(PT_LOCKOUT_INTERVAL);
             let found = format!("{found}: the TPM is locked, and forgets one in {recovery} s");
-            // Keys of this program are exempt (noDA), EKs of some vendors are not.
+            // Keys of this program are exempt (noDA). EKs of some vendors are not.
             self.warn(NAME, found, "wait, or clear it: tpm2_dictionarylockout --clear-lockout.");
         } else if counter > 0 {
             self.warn(
@@ -285,7 +313,7 @@ impl Examination<'_> {
                 }
                 Ok(_) => has_certificate = true,
             }
-            match EndorsementKey::find(tpm, Some(kind), &[]).map(|ek| ek.describe(false)) {
+            match FoundEk::find(tpm, Some(kind)).map(|ek| ek.describe(false)) {
                 Ok(ek) => self.ek(&ek),
                 Err(error) => self.error(NAME, &error),
             }
@@ -293,12 +321,15 @@ impl Examination<'_> {
         if has_certificate {
             return;
         }
-        match EndorsementKey::find(tpm, None, &[]) {
+        match FoundEk::find(tpm, None) {
             Ok(ek) => self.warn(
                 NAME,
-                format!("{}, id {}; no certificate in NV memory", ek.kind, ek.id()),
-                "give the certificate in a file (--ek-certificate), or have the operator enrol \
-                 the EK: assay-device ek.",
+                format!("{}, id {}; no certificate in NV memory", ek.shown.kind, ek.shown.key.id),
+                Advice::Set(
+                    "have the operator enrol the EK (`assay-device ek` prints it), or give the \
+                     certificate in a file",
+                    EkCertificate,
+                ),
             ),
             Err(error) => self.error(NAME, &error),
         }
@@ -310,7 +341,7 @@ impl Examination<'_> {
             return self.fail(
                 NAME,
                 format!("the certificate of the EK {} cannot be read", ek.kind),
-                "give it in a file: --ek-certificate.",
+                Advice::Set("give it in a file", EkCertificate),
             );
         };
         let found = format!(
@@ -384,7 +415,7 @@ impl Examination<'_> {
                 Ok(false) => self.warn(
                     "RSA-PSS salt",
                     "longer than the digest, which TLS 1.3 refuses: this key is limited to TLS 1.2",
-                    "use --ik p-256 where the broker speaks TLS 1.3 alone.",
+                    Advice::Set("use p-256 where the broker speaks TLS 1.3 alone", Ik),
                 ),
                 Err(error) => self.error("RSA-PSS salt", &error.into()),
             }
@@ -411,7 +442,7 @@ impl Examination<'_> {
                 self.warn(
                     "clock",
                     format!("{now}, compared with nothing"),
-                    "give the CA's root: --ca-root.",
+                    Advice::Set("give the CA's root", CaRoot),
                 );
             }
             (Ok(()), None) => self.pass("clock", format!("{now}, not before the pinned root")),
@@ -443,7 +474,7 @@ impl Examination<'_> {
             Err(error) => return self.error("TLS", &error),
         };
         if !broker.is_tls() {
-            // A broker need not serve two at a time.
+            // Not every broker serves two connections at a time.
             drop(stream);
             self.warn(
                 "TLS",
@@ -453,8 +484,8 @@ impl Examination<'_> {
         } else if !self.tls(broker, &tls, stream) {
             return;
         }
-        let asked = runtime().and_then(|runtime| runtime.block_on(ping(broker, &tls, scope)));
-        match asked {
+        let broker = Broker { url: broker.clone(), tls, scope: scope.clone() };
+        match ask(broker) {
             Ok(took) => {
                 self.pass("scope", format!("a CA answers for scope {scope} in {}", ms(took)))
             }
@@ -489,7 +520,7 @@ impl Examination<'_> {
                 self.fail(
                     NAME,
                     format!("{}: {error}", broker.host()),
-                    "use a DNS name or an address in --broker.",
+                    Advice::Set("use a DNS name or an address", CheckedSetting::Broker),
                 );
                 return false;
             }
@@ -528,23 +559,23 @@ impl Examination<'_> {
     }
 }
 
-async fn ping(
-    broker: &BrokerUrl,
-    tls: &Arc<ClientConfig>,
-    scope: &Scope,
-) -> Result<Duration, Error> {
-    let not_reached = |trouble: Trouble| match trouble.examined(|| None) {
-        Ok(reason) => Error::NotReached { deadline: NETWORK_LIMIT, reason },
-        Err(error) => error,
-    };
-    let mut ca = Bootstrap::connect(broker, tls, scope).await.map_err(not_reached)?;
-    let asked = Instant::now();
-    // Whatever it says: a CA that is older than this program does not know the question, but
-    // answers.
-    ca.ask(RequestBody::Ping).await.map_err(not_reached)?;
-    let took = asked.elapsed();
-    ca.close().await;
-    Ok(took)
+/// Asks whether a CA answers, and tells how long that took.
+fn ask(broker: Broker) -> Result<Duration, Error> {
+    let deadline = CONNECT_LIMIT + REPLY_LIMIT;
+    let mut machine = ping(broker.scope.clone(), deadline, Duration::ZERO);
+    let mut talk = Talk::start(broker);
+    while let Some(action) = machine.poll_action() {
+        if let Some(event) = talk.perform(action)? {
+            machine.handle(talk.now(), event);
+        }
+    }
+    machine.into_result().map_err(|failure| match failure {
+        Failure::NotReached { reason } => Error::NotReached { deadline, reason },
+        Failure::Lasting => talk
+            .take_error()
+            .unwrap_or_else(|| Error::Internal("no reason why the broker is not reached".into())),
+        failure => Error::Internal(failure.to_string()),
+    })
 }
 
 fn connect(broker: &BrokerUrl) -> io::Result<TcpStream> {
@@ -584,7 +615,7 @@ fn open_device(path: &Path) -> io::Result<()> {
 struct Properties(Vec<(u32, u32)>);
 
 impl Properties {
-    /// A property that a TPM does not tell counts as 0.
+    /// A property that the TPM does not have counts as 0.
     fn get(&self, tag: u32) -> u32 {
         self.0.iter().find(|(found, _)| *found == tag).map(|(_, value)| *value).unwrap_or_default()
     }
@@ -615,6 +646,12 @@ impl Properties {
     }
 }
 
+impl From<&'static str> for Advice {
+    fn from(text: &'static str) -> Self {
+        Self::Do(text)
+    }
+}
+
 fn ms(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }
@@ -640,5 +677,5 @@ const IN_LOCKOUT: u32 = 1 << 9;
 /// TPMA_STARTUP_CLEAR (TPM 2.0 Part 2, 8.7).
 const SH_ENABLE: u32 = 1 << 1;
 const EH_ENABLE: u32 = 1 << 2;
-/// For each step on the network; a broker that is far answers in some hundreds of milliseconds.
+/// For each step on the network. A distant broker answers in some hundreds of milliseconds.
 const NETWORK_LIMIT: Duration = Duration::from_secs(10);

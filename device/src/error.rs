@@ -1,51 +1,62 @@
-//! What can go wrong, by whose doing, and the exit code that says so.
+//! What can go wrong, and whose fault it is.
 
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use assay_wire::{Problem, ProblemCode};
+use assay_device_core::{AnswerError, rfc3339};
+use assay_wire::Problem;
 
-use crate::clock::{self, is_more_than_a_day, rfc3339};
+use crate::times::is_more_than_a_day;
 use crate::tpm::TpmError;
-use crate::verify::AnswerError;
 
 /// Why a device could not do what was asked.
-#[derive(Debug, thiserror::Error)]
+///
+/// The texts say what was found. What people can do about it depends on the program they use; the
+/// binary `assay-device` adds it.
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// The caller asked for something that cannot be.
+    /// The caller asked for something that is not possible.
     #[error("{0}")]
     Usage(String),
+    /// The EK certificate that the caller gave does not tell the kind of EK.
+    #[error("the EK certificate given {0}")]
+    UnknownKindOfEk(String),
+    /// The device signs in with a shared key, and has no certificate.
+    #[error("this device has a shared key and no certificate")]
+    NoCertificate,
+    /// The device's key is no longer in the TPM.
+    #[error(
+        "the TPM no longer holds {key} at {handle:#010x}: it was cleared, or it is another TPM"
+    )]
+    KeyGone {
+        /// The key, e.g. `this device's HMAC key`.
+        key: &'static str,
+        /// Its persistent handle.
+        handle: u32,
+    },
     /// The CA refused, for good.
-    #[error("the CA refused: {problem}\n  {title}.\n  What to do: {advice}", title = problem.title, advice = advice(problem.code))]
+    #[error("the CA refused: {problem}\n  {title}.", title = problem.title)]
     Refused {
         /// What the CA said.
         problem: Problem,
     },
     /// The broker does not let the device in.
-    #[error(
-        "the broker refused the login: {reason}\n  What to do: check this device's clock, then \
-         run `assay-device provision --again`, whose answer says whether the CA still knows this \
-         device; a key or certificate may be superseded, revoked or disabled. Tokens of a shared \
-         key are for the CA's built-in broker alone."
-    )]
+    #[error("the broker refused the login: {reason}")]
     LoginRefused {
         /// MQTT's reason.
         reason: String,
     },
-    /// Something is set wrongly, here or at the broker. Trying again would end in the same.
-    #[error("{found}\n  What to do: {advice}")]
+    /// A setting is wrong, here or at the broker. Another attempt would end in the same way.
+    #[error("{found}")]
     Misconfigured {
         /// What was found.
         found: String,
         /// What people can change.
-        advice: String,
+        setting: Setting,
     },
     /// This device's clock is more than a day from what something else says.
-    #[error(
-        "this device's clock is wrong: it says {clock}, but {evidence}\n  What to do: set the \
-         clock; a device that has none starts from the date of its CA's root with --no-clock."
-    )]
+    #[error("this device's clock is wrong: it says {clock}, but {evidence}")]
     Clock {
         /// What the clock says.
         clock: String,
@@ -55,10 +66,12 @@ pub enum Error {
     /// The device has nothing to sign in with.
     #[error("{0}")]
     NotProvisioned(String),
+    /// The device has no shared key.
+    #[error("this device has no shared key")]
+    NoSharedKey,
     /// The device's certificate has ended.
     #[error(
-        "{}: the certificate ended on {not_after}; this device's clock says {clock}\n  What to do: run `assay-device \
-         provision`, which gets another one; if that is not the time, set the clock.",
+        "{}: the certificate ended on {not_after}; this device's clock says {clock}",
         path.display()
     )]
     Expired {
@@ -69,16 +82,16 @@ pub enum Error {
         /// What the clock says.
         clock: String,
     },
-    /// The doctor found something that provisioning cannot work with.
+    /// The doctor found something that keeps the device from being provisioned.
     #[error("{failed} of the checks failed; the lines above say what to do")]
     Unwell {
         /// How many checks failed.
         failed: usize,
     },
-    /// Broker or CA did not answer, or not with what is needed, before the deadline.
+    /// The broker or the CA did not answer, or not as it should, before the deadline.
     #[error("gave up (at most {} s are allowed): {reason}", deadline.as_secs())]
     NotReached {
-        /// The time there was.
+        /// How long it was tried.
         deadline: Duration,
         /// How the last attempt failed.
         reason: String,
@@ -94,12 +107,57 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file of the state makes no sense. The next [`provision`](crate::Device::provision) begins
+    /// anew, and keeps a copy of it.
+    #[error("{}: {reason}", path.display())]
+    BrokenState {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// What the CA answered failed our checks. Nothing of it was stored.
     #[error("the CA's answer failed verification: {0}")]
     Answer(AnswerError),
     /// A fault of this program or of the TLS library.
     #[error("{0}")]
     Internal(String),
+}
+
+/// A setting that people can change, here or at the broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// The broker's address: host and port.
+    Address,
+    /// The broker's port: devices are provisioned at the bootstrap listener, which asks for no
+    /// certificate.
+    BootstrapListener,
+    /// The broker's port: provisioned devices speak at the operational listener.
+    OperationalListener,
+    /// The scheme of the broker's URL: what listens there speaks TLS, and the URL says otherwise.
+    SchemeWithTls {
+        /// The host.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// The broker's port: what listens there speaks MQTT without TLS. Do not change the URL to do
+    /// without TLS: anybody on the way can answer like this.
+    PortWithoutTls,
+    /// The TLS versions and cipher suites of the broker.
+    TlsVersions,
+    /// The broker, which does not speak MQTT 5.
+    MqttVersion,
+    /// The scope, or the access list of the broker.
+    Scope,
+    /// The CA's root that this device trusts.
+    CaRoot,
+    /// The name by which the broker is called, or the names in its certificate.
+    BrokerName,
+    /// The broker's certificate, which has ended by this device's clock.
+    BrokerCertificateOrClock,
+    /// The broker's certificate.
+    BrokerCertificate,
 }
 
 impl Error {
@@ -109,16 +167,19 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Internal(_) => 1,
-            Self::Usage(_) => 2,
+            Self::Usage(_)
+            | Self::UnknownKindOfEk(_)
+            | Self::NoCertificate
+            | Self::KeyGone { .. } => 2,
             Self::Refused { .. }
             | Self::LoginRefused { .. }
             | Self::Misconfigured { .. }
             | Self::Clock { .. } => 3,
             Self::NotReached { .. } => 4,
             Self::Tpm(_) => 5,
-            Self::State { .. } => 6,
+            Self::State { .. } | Self::BrokenState { .. } => 6,
             Self::Answer(_) => 7,
-            Self::NotProvisioned(_) => 8,
+            Self::NotProvisioned(_) | Self::NoSharedKey => 8,
             Self::Expired { .. } => 9,
             Self::Unwell { .. } => 10,
         }
@@ -127,104 +188,30 @@ impl Error {
     pub(crate) fn state(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         |error| Self::State { path: path.into(), reason: error.to_string() }
     }
+
+    /// The clock says `now`, in seconds since 1970, and something else says otherwise.
+    pub(crate) fn wrong_clock(now: u64, evidence: &str) -> Self {
+        Self::Clock { clock: rfc3339(now), evidence: evidence.into() }
+    }
 }
 
-/// A CA certifies from now on, so a certificate that is not valid yet, or no longer, tells what the
-/// time is.
+/// A CA issues certificates that begin now. So one that is not valid yet, or no longer, tells what
+/// the time is.
 impl From<AnswerError> for Error {
     fn from(error: AnswerError) -> Self {
         match error {
             AnswerError::NotYetValid { clock, not_before }
                 if is_more_than_a_day(clock, not_before) =>
             {
-                clock::wrong(
-                    clock,
-                    &format!("what the CA answered is valid only from {}", rfc3339(not_before)),
-                )
+                let from = rfc3339(not_before);
+                let evidence = format!("what the CA answered is valid only from {from}");
+                Self::wrong_clock(clock, &evidence)
             }
             AnswerError::Expired { clock, not_after } if is_more_than_a_day(not_after, clock) => {
-                clock::wrong(
-                    clock,
-                    &format!("what the CA answered ended on {}", rfc3339(not_after)),
-                )
+                let evidence = format!("what the CA answered ended on {}", rfc3339(not_after));
+                Self::wrong_clock(clock, &evidence)
             }
             _ => Self::Answer(error),
         }
-    }
-}
-
-/// What the people at the device or at the CA can do about a refusal.
-fn advice(code: ProblemCode) -> &'static str {
-    match code {
-        ProblemCode::Malformed | ProblemCode::Oversize | ProblemCode::Unsupported => {
-            "device and CA speak different versions of the protocol; update the older one."
-        }
-        ProblemCode::Busy | ProblemCode::Internal => "try again later.",
-        ProblemCode::FlowNotOffered => {
-            "choose another flow (--flow), or ask the operator to offer this one: flows in \
-             assay.toml."
-        }
-        ProblemCode::EkOffTemplate => {
-            "report this TPM's model: its EK has a shape that the CA does not know."
-        }
-        ProblemCode::EkWeak => {
-            "this TPM's EK must not be trusted; update its firmware or replace it."
-        }
-        ProblemCode::EkNotEnrolled => {
-            "give the EK certificate in a file (--ek-certificate), or ask the operator to enrol \
-             the EK: assay enroll add."
-        }
-        ProblemCode::EkCertificateInvalid => {
-            "check that the file is the EK certificate of this TPM (--ek-certificate)."
-        }
-        ProblemCode::EkCertificateUntrusted => {
-            "ask the operator to trust the TPM's vendor (assay trust add), and give missing \
-             issuers with --ek-certificate."
-        }
-        ProblemCode::EkCertificateExpired => {
-            "check the clocks; else ask the operator to enrol the EK itself: assay enroll add."
-        }
-        ProblemCode::EkCertificateMismatch => {
-            "the EK certificate belongs to another TPM or another of its keys; choose the right \
-             one (--ek, --ek-certificate)."
-        }
-        ProblemCode::OtherEkOnRecord => {
-            "show the EK that the operator knows; `assay-device ek` prints all with their ids. To \
-             be another device with this one, name it: --ek."
-        }
-        ProblemCode::IkOffTemplate | ProblemCode::IkWeak => {
-            "use another kind of identity key (--ik, --ik-handle)."
-        }
-        ProblemCode::CsrInvalid
-        | ProblemCode::CsrSignatureInvalid
-        | ProblemCode::CsrKeyMismatch => "report this as a fault of the device's software.",
-        ProblemCode::ParentOffTemplate | ProblemCode::ParentWeak => {
-            "use another kind of parent (--parent)."
-        }
-        ProblemCode::PlainSrk => {
-            "leave out --parent srk-…; if this device needs it, have the operator allow it, as \
-             said above."
-        }
-        ProblemCode::ReprovisionRefused => {
-            "ask the operator to permit it: assay enroll update --reprovision reissue."
-        }
-        ProblemCode::DeviceDisabled => {
-            "ask the operator why; assay enroll enable lets the device in again."
-        }
-        ProblemCode::DeviceIdTaken | ProblemCode::DeviceIdNotEnrolled => {
-            "ask for no device id, or have the operator enrol this EK with it: assay enroll add \
-             --device-id."
-        }
-        ProblemCode::EkRegistered => {
-            "ask for the device id that this TPM is registered under, or for none."
-        }
-        ProblemCode::ClaimExpired | ProblemCode::TicketRefused => {
-            "try again; if it stays so, check the CA's clock, and that all its workers share one \
-             ticket key."
-        }
-        ProblemCode::QuotaExceeded => {
-            "find out why this device makes new identity keys so often; it may try again later."
-        }
-        ProblemCode::Other(_) => "update this device's software: the CA is newer.",
     }
 }

@@ -1,13 +1,14 @@
-//! Which issuers go with an EK certificate where not all of them fit into a request.
+//! Chooses the issuers to send with an EK certificate, if not all of them fit into a request.
 
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The first certificate, and as many others as fit: those that lead upwards from it, nearest
-/// first, then the rest in their order.
+/// The first certificate, and as many others as fit. First come those that lead upwards from it,
+/// nearest first, then the rest in their order.
 ///
-/// Nothing is proven of them; the CA looks for a path. Links are by key identifier or by name (RFC
-/// 5280 §4.2.1.1, §4.1.2.4), for some vendors' names differ in form between issuer and subject.
+/// Nothing is verified; the CA looks for a path. Links are by key identifier or by name (RFC 5280
+/// §4.2.1.1, §4.1.2.4), because the names of some vendors differ in form between issuer and
+/// subject.
 pub(crate) fn that_fit(certificates: Vec<Vec<u8>>, limit: usize) -> Vec<Vec<u8>> {
     if certificates.len() <= limit {
         return certificates;
@@ -23,7 +24,7 @@ pub(crate) fn that_fit(certificates: Vec<Vec<u8>>, limit: usize) -> Vec<Vec<u8>>
             let is_new =
                 !chosen.iter().any(|&known| certificates[known] == certificates[candidate]);
             let (Some(subject), Some(issuer)) = (&parsed[chosen[at]], issuer) else { continue };
-            // A root is known to whoever trusts it.
+            // A CA that trusts a root knows it.
             if is_new && is_issued_by(subject, issuer) && !is_issued_by(issuer, issuer) {
                 chosen.push(candidate);
             }

@@ -1,5 +1,5 @@
-//! The identity key as CSRs and TLS handshakes use it: they ask for signatures over messages, the
-//! TPM signs digests.
+//! The identity key for certificate requests and TLS handshakes: those want messages signed, and
+//! the TPM signs digests.
 
 use std::fmt;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ impl IdentityKey {
         self.tpm.call("signing", move |tpm| tpm.sign(handle, scheme, digest.as_ref()))
     }
 
-    /// Signs something that nobody else asks for, checks the signature, and tells how long the TPM
+    /// Signs a fixed text that nobody else uses, checks the signature, and returns how long the TPM
     /// took.
     pub(crate) fn test_signature(&self) -> Result<Duration, Error> {
         let (scheme, algorithm): (_, &'static dyn VerificationAlgorithm) = match self.kind {
@@ -58,7 +58,8 @@ impl IdentityKey {
         Ok(took)
     }
 
-    /// A certificate request (RFC 2986, DER). Its only wish is the device id, as common name.
+    /// A certificate request (RFC 2986, DER). It asks for the device id as common name, and for
+    /// nothing else.
     pub(crate) fn certificate_request(
         &self,
         device_id: Option<&DeviceId>,
@@ -120,9 +121,9 @@ impl IdentityKey {
         })
     }
 
-    /// Whether the TPM's RSAPSS salt is as long as the digest, which TLS demands (RFC 8446 §4.2.3).
-    /// The TPM chooses: some chips take the longest that fits (TPM 2.0 Part 1, B.7), so one
-    /// signature is made to see.
+    /// Whether the TPM's RSAPSS salt is as long as the digest, as TLS demands (RFC 8446 §4.2.3).
+    /// The TPM chooses the length, and some chips take the longest that fits (TPM 2.0 Part 1, B.7).
+    /// So the TPM makes one signature to find out.
     pub(crate) fn pss_suits_tls(&self) -> Result<bool, TpmError> {
         let signature = self.sign(SignatureScheme::RsaPssSha256, SALT_PROBE)?;
         Ok(is_tls_pss_signature(&self.public, SALT_PROBE, &signature))
@@ -139,7 +140,7 @@ fn tls_fault(error: rustls::Error) -> Error {
     Error::Internal(format!("TLS: {error}"))
 }
 
-/// Hands rcgen the key, and keeps the TPM's error that rcgen's own has no room for.
+/// Gives rcgen the key, and keeps the TPM's error, because rcgen's own error has no field for it.
 struct CsrKey<'a> {
     key: &'a IdentityKey,
     subject_public_key: Vec<u8>,
@@ -174,7 +175,7 @@ impl rcgen::SigningKey for CsrKey<'_> {
     }
 }
 
-/// The key for rustls, with the schemes it can be used with, best first.
+/// The key for rustls, with the signature schemes that it can use, best first.
 struct TlsKey {
     key: IdentityKey,
     schemes: Vec<(TlsScheme, SignatureScheme)>,
@@ -229,7 +230,7 @@ impl Signer for TlsSigner {
     }
 }
 
-/// Signed to see how long the salt is, and whether the TPM signs at all.
+/// The text that is signed to find out the length of the salt, and whether the TPM signs at all.
 const SALT_PROBE: &[u8] = b"assay: RSAPSS salt length";
 
 #[cfg(test)]

@@ -1,16 +1,16 @@
 //! The device's side of Assay: proves a TPM to a CA over MQTT, and uses the certificate it gets for
 //! it.
 //!
-//! The private key is made in the TPM and never leaves it; an HMAC key from the CA is opened in the
-//! TPM alone. What this crate keeps on disk opens no door: which key is the device's, its
-//! certificate, and until the CA has confirmed a sealed certificate, the ticket that confirms it.
-//! It checks that a certificate leads to the pinned root and is for its own key before it uses it;
-//! it trusts neither the broker nor whoever else writes to its reply topic. It does not measure
-//! what software a device runs.
+//! The TPM makes the private key, and the key never leaves it. Only the TPM can open an HMAC key
+//! from the CA. The files that this crate keeps let nobody in: they say which key is the device's,
+//! and hold its certificate and, until the CA has confirmed a sealed certificate, the ticket that
+//! confirms it. Before this crate uses a certificate, it checks that the certificate leads to the
+//! pinned root and is for the device's own key. It trusts neither the broker nor anybody else who
+//! writes to its reply topic. It does not measure the software of the device.
 //!
-//! [`Device`] is the whole interface: [`Device::provision`] gets a certificate or an HMAC key, as
-//! the [`Flow`] says, and [`Device::mqtt_tls_config`] or [`Device::token`] is what an MQTT client
-//! needs to use it.
+//! [`Device`] is the interface. [`Device::provision`] gets a certificate or an HMAC key, as the
+//! [`Flow`] says. [`Device::mqtt_tls_config`] or [`Device::token`] gives an MQTT client what it
+//! needs to use that. The decisions are those of `assay-device-core`.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -50,17 +50,17 @@
 //! ```
 #![warn(missing_docs)]
 
+mod agent;
+pub use agent::Cost;
+
 mod device;
-pub use device::{
-    Cost, Credential, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, Device, DeviceOptions,
-    ProvisionRequest, Provisioned,
-};
+pub use device::{Credential, Device, DeviceOptions, ProvisionRequest, Provisioned};
 
 mod doctor;
-pub use doctor::{Check, DoctorOptions, Outcome, examine};
+pub use doctor::{Advice, Check, CheckedSetting, DoctorOptions, Outcome, examine};
 
 mod ek;
-pub use ek::{EkCertificate, EkChoice, EkDescription, endorsement_keys};
+pub use ek::{EkCertificate, EkDescription, endorsement_keys};
 
 mod status;
 pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
@@ -68,29 +68,45 @@ pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
 mod token;
 pub use token::Token;
 
-mod provision;
-pub use provision::Progress;
+mod progress;
+pub use progress::Progress;
 
 mod verify;
-pub use verify::{AnswerError, DeviceCertificate, Summary, Validity};
+pub use verify::{Summary, Validity};
 
 mod error;
-pub use error::Error;
+pub use error::{Error, Setting};
 
 mod pem;
 pub use pem::read_certificates;
 
+pub use assay_device_core::{
+    AnswerError, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, DeviceCertificate, EkChoice,
+};
 pub use assay_wire::Flow;
 
 pub mod tpm;
 
+/// What another shell around `assay-device-core` may need on a machine with `std`.
+pub mod shell {
+    pub use crate::agent::unseal;
+    pub use crate::ek_certificate::read as read_ek_certificates;
+    pub use crate::verify::path as verify_path;
+}
+
 mod broker_certificate;
 mod clock;
 mod der;
+mod ek_certificate;
 mod issuers;
 mod key;
-mod named;
+mod link;
+mod operations;
 mod probe;
+mod publish;
+mod random;
+mod runtime;
 mod state;
-mod transport;
+mod talk;
+mod times;
 mod trouble;

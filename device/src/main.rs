@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("assay-device: {error}");
+            eprintln!("assay-device: {}", cli::advice::with_advice(&error));
             ExitCode::from(error.exit_code())
         }
     }

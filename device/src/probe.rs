@@ -1,4 +1,5 @@
-//! What a port speaks, where a conversation ended before it began: TLS, or MQTT without it.
+//! Which protocol a port speaks: TLS, or MQTT without TLS. It is asked when a conversation ended
+//! before it began.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -9,30 +10,27 @@ use assay_mqtt::BrokerUrl;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 
-use crate::error::Error;
+use crate::error::{Error, Setting};
 
-/// Asks in the other protocol. An answer in it says that the URL is wrong. Blocks for some seconds
-/// at most.
+/// Asks in the other protocol. If the answer is in that protocol, the URL is wrong. Blocks for a
+/// few seconds at most.
 pub(crate) fn other_protocol(broker: &BrokerUrl, tls: &Arc<ClientConfig>) -> Option<Error> {
     let hello = if broker.is_tls() { CONNECT.to_vec() } else { client_hello(tls)? };
     let answer = first_bytes(broker, &hello).ok()?;
     let (host, port) = (broker.host(), broker.port());
-    let (found, advice) = match (broker.is_tls(), answer) {
+    let (found, setting) = match (broker.is_tls(), answer) {
         // A handshake record or an alert (RFC 8446 §5.1).
         (false, [0x15 | 0x16, 3, _]) => {
-            ("TLS", format!("write --broker mqtts://{host}:{port}, or correct the port."))
+            ("TLS", Setting::SchemeWithTls { host: host.to_owned(), port })
         }
-        // CONNACK (MQTT 5.0, 3.2.1), with a remaining length of one byte. Whoever can answer in the
-        // broker's place can send it, so it must talk nobody into doing without TLS.
-        (true, [0x20, 2..0x80, _]) => (
-            "MQTT without TLS",
-            "correct the port; without TLS, nothing vouches for the broker.".to_owned(),
-        ),
+        // CONNACK (MQTT 5.0, 3.2.1), with a remaining length of one byte. Anybody who can answer in
+        // the broker's place can send it, so it must persuade nobody to do without TLS.
+        (true, [0x20, 2..0x80, _]) => ("MQTT without TLS", Setting::PortWithoutTls),
         _ => return None,
     };
     Some(Error::Misconfigured {
         found: format!("{host}:{port} speaks {found}, and the URL says otherwise"),
-        advice,
+        setting,
     })
 }
 
@@ -56,8 +54,8 @@ fn client_hello(tls: &Arc<ClientConfig>) -> Option<Vec<u8>> {
     Some(hello)
 }
 
-/// MQTT 5.0, 3.1: no client id, clean start, a minute between pings. Whoever speaks MQTT answers
-/// with a CONNACK, if only to refuse.
+/// MQTT 5.0, 3.1: no client id, clean start, a minute between pings. Every MQTT broker answers with
+/// a CONNACK, if only to refuse.
 const CONNECT: &[u8] = &[0x10, 13, 0, 4, b'M', b'Q', b'T', b'T', 5, 2, 0, 60, 0, 0, 0];
-/// A broker that is there answers in milliseconds; one that is far, in some hundreds.
+/// A near broker answers in milliseconds, a distant one in some hundreds.
 const LIMIT: Duration = Duration::from_secs(2);

@@ -1,27 +1,28 @@
-//! What a state directory says.
+//! The status of a device, from its state directory.
 
 use std::path::{Path, PathBuf};
 
+use assay_device_core::{
+    CertificateGrant, DeviceRecord, Grant, HmacRecord, IdentityRecord, Memory, SharedKeyGrant,
+    Shown, rfc3339,
+};
 use assay_wire::{Flow, Scope};
 
-use crate::clock::{self, Clock, rfc3339};
+use crate::clock::Clock;
 use crate::error::Error;
-use crate::state::{
-    self, CertificateGrant, DeviceRecord, Grant, HmacRecord, IdentityRecord, Memory,
-    SharedKeyGrant, Shown,
-};
+use crate::state;
 use crate::tpm::{EkKind, IkKind, ParentKind};
 use crate::verify::{self, Summary, Validity};
 
-/// What a state directory says, without TPM and unverified.
+/// The contents of a state directory. The TPM was not asked, and nothing is verified.
 #[derive(Clone, Debug)]
 pub struct Status {
-    /// What the credential is for; without one, what was last asked for.
+    /// What the credential is for. If there is none, what was asked for last.
     pub keys: KeyStatus,
     /// What the device signs in with, if it has it.
     pub credential: Option<CredentialStatus>,
-    /// What was asked for since and the CA has not agreed to, or a sealed certificate that it has
-    /// not confirmed. The credential stays in use.
+    /// What was asked for later, while the CA has not agreed to it; or a sealed certificate that
+    /// the CA has not confirmed. The credential stays in use.
     pub attempt: Option<KeyStatus>,
 }
 
@@ -43,14 +44,14 @@ pub struct KeyStatus {
 /// A device's own key in the TPM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnKey {
-    /// The flows that give a certificate make it.
+    /// An identity key, for the flows that give a certificate. The TPM made it.
     Identity {
         /// The kind of the identity key.
         ik: IkKind,
         /// Its persistent handle.
         ik_handle: u32,
     },
-    /// The CA sends it in the flow with a shared key.
+    /// An HMAC key, for the flow that gives a shared key. The CA sent it.
     Hmac {
         /// The parent that it was sent to.
         parent: ParentKind,
@@ -68,7 +69,7 @@ pub enum CredentialStatus {
         path: PathBuf,
         /// What is in it.
         summary: Summary,
-        /// Whether the CA is known to have heard that a sealed certificate arrived. If not,
+        /// Whether the CA has confirmed that it knows of the certificate. If not, the next
         /// `provision` tells it.
         is_confirmed: bool,
     },
@@ -94,12 +95,12 @@ impl Status {
                 CredentialStatus::SharedKey { device_id: device_id.to_string() }
             }
         };
-        // One that asked for what is in use has nothing left to say.
+        // An attempt for the same keys says nothing new.
         let attempt = attempt.filter(|attempt| *attempt != keys);
         Ok(Some(Self { keys, credential: Some(credential), attempt }))
     }
 
-    /// What the device can sign in with, as far as its state directory and its clock tell.
+    /// What the device can sign in with, by its state directory and its clock alone.
     ///
     /// # Errors
     /// [`Error::NotProvisioned`] if nothing was granted, [`Error::Expired`] if its certificate has
@@ -107,8 +108,7 @@ impl Status {
     /// moment.
     pub fn usable(&self) -> Result<&CredentialStatus, Error> {
         let Some(credential) = &self.credential else {
-            let reason = "the CA has granted nothing yet: run `assay-device provision`";
-            return Err(Error::NotProvisioned(reason.into()));
+            return Err(Error::NotProvisioned("the CA has granted nothing yet".into()));
         };
         let CredentialStatus::Certificate { path, summary, .. } = credential else {
             return Ok(credential);
@@ -127,7 +127,7 @@ impl Status {
                     path.display(),
                     summary.not_before
                 );
-                Err(clock::wrong(now, &from))
+                Err(Error::wrong_clock(now, &from))
             }
         }
     }

@@ -12,8 +12,8 @@ use crate::clock::Clock;
 use crate::error::Error;
 use crate::tpm::TpmError;
 
-/// User name and password for MQTT. Whoever has it can sign in as the device until it expires;
-/// printed, it does not show the password.
+/// User name and password for MQTT. Anybody who has it can sign in as the device until it expires.
+/// Debug output does not show the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     /// MQTT client id and user name.
@@ -35,7 +35,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// By a wrong clock, it makes a token that has expired or is valid for too long, which the CA says.
+/// With a wrong clock, the token is expired or valid for too long. The CA says so.
 pub(crate) fn expiry(clock: &Clock, lifetime: Duration) -> u64 {
     clock.now().as_secs() + lifetime.as_secs()
 }
@@ -62,8 +62,7 @@ fn encode(text: &str) -> String {
 
 /// All but the unreserved characters (RFC 3986 §2.3).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// Of a token that nobody asked for in particular: one connection, with some room for clocks that
-/// disagree.
+/// The lifetime of a token for one connection, with room for clocks that disagree.
 pub(crate) const DEFAULT_LIFETIME: Duration = Duration::from_hours(1);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Why a broker was not reached: a moment's trouble, or something that is set wrongly.
+//! Why a broker was not reached: a trouble that passes, or a setting that is wrong.
 
 use std::error::Error as StdError;
 use std::io::{self, ErrorKind};
@@ -9,28 +9,28 @@ use assay_mqtt::rumqttc::v5::{ConnectionError, StateError};
 use rustls::{AlertDescription, CertificateError};
 
 use crate::broker_certificate::BrokerCertificateFault;
-use crate::error::Error;
+use crate::error::{Error, Setting};
 
 /// Why there is no answer.
 #[derive(Debug)]
 pub(crate) enum Trouble {
-    /// It may mend itself: worth another attempt.
+    /// It may pass by itself, so another attempt is worth it.
     Passing(String),
     /// The other side closed the connection before it said anything. It may speak another protocol.
     Closed(String),
-    /// What came is nothing that the protocol knows.
+    /// What came does not belong to the protocol.
     Foreign(Error),
     /// It stays as it is until somebody changes a setting.
     Lasting(Error),
 }
 
 impl Trouble {
-    pub(crate) fn misconfigured(found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self::Lasting(Error::Misconfigured { found: found.into(), advice: advice.into() })
+    pub(crate) fn misconfigured(found: impl Into<String>, setting: Setting) -> Self {
+        Self::Lasting(Error::Misconfigured { found: found.into(), setting })
     }
 
-    /// What may mend itself, once `probe` has asked in the other protocol where that may be the
-    /// reason.
+    /// The reason, if it may pass by itself. Where the wrong protocol may be the reason, `probe` asks
+    /// in the other one first.
     pub(crate) fn examined(self, probe: impl FnOnce() -> Option<Error>) -> Result<String, Error> {
         match self {
             Self::Passing(reason) => Ok(reason),
@@ -40,7 +40,7 @@ impl Trouble {
         }
     }
 
-    /// As of a broker that has spoken MQTT to us already.
+    /// For a broker that has already spoken MQTT with this device.
     pub(crate) fn in_conversation(self) -> Self {
         match self {
             Self::Closed(reason) => Self::Passing(reason),
@@ -71,8 +71,8 @@ impl Trouble {
         match (error, find::<io::Error>(cause)) {
             (ConnectionError::MqttState(StateError::ConnectionAborted), _) => closed(broker),
             (_, Some(error)) if is_closed(error) => closed(broker),
-            // What tokio's codec says of half a packet at the end: something else began with bytes
-            // that look like one.
+            // tokio's codec says this of half a packet at the end. Something else began with bytes
+            // that look like a packet.
             (ConnectionError::MqttState(StateError::Deserialization(_)), Some(error))
                 if error.kind() == ErrorKind::Other =>
             {
@@ -100,17 +100,11 @@ pub(crate) enum Purpose {
     Operation,
 }
 
-/// What to say where the two listeners may have been mistaken for each other.
-pub(crate) fn other_listener(purpose: Purpose) -> &'static str {
+/// The setting to look at where somebody may have mistaken the two listeners for each other.
+pub(crate) fn listener_for(purpose: Purpose) -> Setting {
     match purpose {
-        Purpose::Bootstrap => {
-            "devices are provisioned at the bootstrap listener (port 8883 by default), which asks \
-             for no certificate; correct the port in --broker."
-        }
-        Purpose::Operation => {
-            "provisioned devices speak at the operational listener (port 8884 by default); correct \
-             the port in --broker."
-        }
+        Purpose::Bootstrap => Setting::BootstrapListener,
+        Purpose::Operation => Setting::OperationalListener,
     }
 }
 
@@ -128,13 +122,13 @@ fn of_tls(error: &rustls::Error, broker: &BrokerUrl, purpose: Purpose) -> Troubl
         rustls::Error::AlertReceived(alert) => of_alert(*alert, broker, purpose),
         rustls::Error::PeerIncompatible(_) => Trouble::misconfigured(
             format!("{broker} speaks no TLS that this device speaks: {error}"),
-            "have the operator allow TLS 1.3, or 1.2 with ECDHE and AES-GCM or ChaCha20.",
+            Setting::TlsVersions,
         ),
         error => Trouble::Passing(format!("{broker}: {error}")),
     }
 }
 
-/// What the broker says of the device's certificate, or of there being none (RFC 8446 §6.2).
+/// The alerts that mean the device's certificate, or that it showed none (RFC 8446 §6.2).
 fn of_alert(alert: AlertDescription, broker: &BrokerUrl, purpose: Purpose) -> Trouble {
     use AlertDescription::{
         AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked,
@@ -144,7 +138,7 @@ fn of_alert(alert: AlertDescription, broker: &BrokerUrl, purpose: Purpose) -> Tr
         (CertificateRequired | HandshakeFailure | BadCertificate, Purpose::Bootstrap) => {
             Trouble::misconfigured(
                 format!("{broker} asks for a certificate"),
-                other_listener(purpose),
+                listener_for(purpose),
             )
         }
         (
@@ -171,10 +165,9 @@ fn of_refusal(code: ConnectReturnCode, broker: &BrokerUrl, purpose: Purpose) -> 
         UnsupportedProtocolVersion,
     };
     match (code, purpose) {
-        (RefusedProtocolVersion | UnsupportedProtocolVersion, _) => Trouble::misconfigured(
-            format!("{broker} does not speak MQTT 5"),
-            "use a broker that does, or correct the port in --broker.",
-        ),
+        (RefusedProtocolVersion | UnsupportedProtocolVersion, _) => {
+            Trouble::misconfigured(format!("{broker} does not speak MQTT 5"), Setting::MqttVersion)
+        }
         (
             BadAuthenticationMethod
             | BadClientId
@@ -185,14 +178,14 @@ fn of_refusal(code: ConnectReturnCode, broker: &BrokerUrl, purpose: Purpose) -> 
             Purpose::Bootstrap,
         ) => Trouble::misconfigured(
             format!("{broker} lets nobody in without a certificate or a password ({code:?})"),
-            other_listener(purpose),
+            listener_for(purpose),
         ),
         (BadClientId | ClientIdentifierNotValid, Purpose::Operation) => Trouble::misconfigured(
             format!(
                 "{broker} takes no device by its name ({code:?}): it is the bootstrap listener, \
                  or of another scope"
             ),
-            other_listener(purpose),
+            listener_for(purpose),
         ),
         (
             BadAuthenticationMethod | BadUserNamePassword | Banned | NotAuthorized,
@@ -209,7 +202,7 @@ fn closed(broker: &BrokerUrl) -> Trouble {
 fn foreign(broker: &BrokerUrl, protocol: &str) -> Trouble {
     Trouble::Foreign(Error::Misconfigured {
         found: format!("what listens at {broker} does not speak {protocol}"),
-        advice: "correct host and port in --broker.".into(),
+        setting: Setting::Address,
     })
 }
 
@@ -223,7 +216,7 @@ fn is_closed(error: &io::Error) -> bool {
     )
 }
 
-/// The first error of a type in a chain of causes; `io::Error` does not count what it wraps as its
+/// The first error of a type in a chain of causes. `io::Error` does not name the error in it as its
 /// cause.
 fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
     let mut next = Some(error);

@@ -1,106 +1,20 @@
-//! What a certificate must be before this device uses it, whoever handed it over.
+//! Verifies the paths of certificates, whoever handed them over.
 
-use assay_wire::{DeviceId, Scope};
+use assay_device_core::{AnswerError, DeviceCertificate, VerifiedPath, rfc3339};
+use assay_wire::Scope;
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::clock::{is_more_than_a_day, rfc3339, since_1970};
-use crate::tpm::{PublicKey, TpmError};
+use crate::times::{is_more_than_a_day, since_1970};
+use crate::tpm::{PublicKey, id_of_key};
 
-/// The device's certificate and its issuers, found to be good for this device's identity key.
-#[derive(Clone, Debug)]
-pub struct DeviceCertificate {
-    /// The device's certificate, then its issuers, without the root.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// The name of the device in it.
-    pub device_id: DeviceId,
-    /// The provisioning domain in it.
-    pub scope: Scope,
-    /// Its serial number, lower-case hexadecimal, two digits a byte.
-    pub serial: String,
-    /// Until when it is valid, e.g. `2027-02-20T20:08:40Z`.
-    pub not_after: String,
-}
-
-/// Why the CA's answer cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AnswerError {
-    /// The challenge was not made for this TPM's EK and IK.
-    #[error("the TPM cannot open the challenge, so it was not made for its EK and IK: {0}")]
-    Challenge(TpmError),
-    /// What the challenge holds is no ticket.
-    #[error("the challenge holds {0} bytes where a ticket has 32")]
-    TicketLength(usize),
-    /// What the TPM took from the credential beside a sealed certificate is no key for it.
-    #[error("the credential holds {0} bytes where the key of a sealed certificate has 32")]
-    SealKeyLength(usize),
-    /// The sealed certificate was made for another claim, EK or IK, or altered.
-    #[error(
-        "the sealed certificate cannot be opened: it was made for another device or request, or \
-         altered on its way"
-    )]
-    Seal,
-    /// The confirmation was answered by somebody else than the CA that sealed the certificate.
-    #[error(
-        "the receipt is not the one of the CA that sealed the certificate: the confirmation did \
-         not reach it"
-    )]
-    Receipt,
-    /// The HMAC key was not made for this TPM's EK and parent.
-    #[error("the TPM cannot load the key: {0}")]
-    SharedKey(TpmError),
-    /// An answer to another question.
-    #[error("the CA answered with a {found} where a {wanted} was due")]
-    OutOfTurn {
-        /// What was asked for.
-        wanted: &'static str,
-        /// What came.
-        found: &'static str,
-    },
-    /// The certificate cannot be read.
-    #[error("unreadable certificate: {0}")]
-    Unreadable(String),
-    /// A certificate of the chain is not valid yet by this device's clock.
-    #[error("a certificate in it is valid only from {}; this device's clock says {}", rfc3339(*not_before), rfc3339(*clock))]
-    NotYetValid {
-        /// What the clock says, in seconds since 1970.
-        clock: u64,
-        /// The first moment of the certificate, likewise.
-        not_before: u64,
-    },
-    /// A certificate of the chain is no longer valid by this device's clock.
-    #[error("a certificate in it ended on {}; this device's clock says {}", rfc3339(*not_after), rfc3339(*clock))]
-    Expired {
-        /// What the clock says, in seconds since 1970.
-        clock: u64,
-        /// The last moment of the certificate, likewise.
-        not_after: u64,
-    },
-    /// There is no valid path from the certificate to our root.
-    #[error("no valid path from the certificate to the pinned root: {0}")]
-    Path(String),
-    /// The certificate is not for TLS clients.
-    #[error("the certificate lacks the extended key usage clientAuth")]
-    NotForClients,
-    /// The certificate is for another key.
-    #[error("the certificate is for another key than this device's identity key")]
-    OtherKey,
-    /// The certificate, or the key, is for another device.
-    #[error("the answer names {found:?} where {wanted:?} is due")]
-    OtherDevice {
-        /// The URI or name that was expected.
-        wanted: String,
-        /// What is there.
-        found: String,
-    },
-}
-
-/// Checks a chain, leaf first: path to a pinned root, validity at `now`, usable for TLS clients,
-/// issued for `key`, and naming one device of `scope` in common name and URI.
+/// Checks a chain, leaf first: it leads to a pinned root, is valid at `now`, is for TLS clients, was
+/// issued for `key`, and names one device of `scope` in common name and URI.
 ///
-/// It does not ask whether the certificate was revoked; the broker does, at every connection.
+/// It does not check whether the certificate was revoked. The broker does that, at every
+/// connection.
 pub(crate) fn device_certificate(
     chain: Vec<CertificateDer<'static>>,
     roots: &RootCertStore,
@@ -108,6 +22,21 @@ pub(crate) fn device_certificate(
     scope: &Scope,
     now: UnixTime,
 ) -> Result<DeviceCertificate, AnswerError> {
+    let path = path(&chain, roots, now)?;
+    DeviceCertificate::check(chain, path, &key.id(), scope)
+}
+
+/// Verifies that a chain, leaf first, leads to a pinned root at `now`, for TLS client
+/// authentication (RFC 5280 §6.1): for
+/// [`Action::VerifyPath`](assay_device_core::Action::VerifyPath).
+///
+/// It establishes nothing about whom the certificate is for;
+/// [`DeviceCertificate::check`] does that.
+pub fn path(
+    chain: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    now: UnixTime,
+) -> Result<VerifiedPath, AnswerError> {
     let (leaf, issuers) =
         chain.split_first().ok_or_else(|| AnswerError::Unreadable("there is none".into()))?;
     let certificate = EndEntityCert::try_from(leaf)
@@ -124,25 +53,18 @@ pub(crate) fn device_certificate(
             None,
         )
         .map_err(no_path)?;
-    if certificate.subject_public_key_info().as_ref() != key.subject_public_key_info() {
-        return Err(AnswerError::OtherKey);
-    }
-
     let parsed = parse(leaf)?;
-    // webpki lets a certificate without the extension pass for every usage.
-    if !matches!(parsed.extended_key_usage(), Ok(Some(usage)) if usage.value.client_auth) {
-        return Err(AnswerError::NotForClients);
-    }
-    let Summary { common_name, serial, not_after, .. } = summary_of(&parsed, now);
-    let Ok(device_id) = common_name.parse::<DeviceId>() else {
-        return Err(AnswerError::OtherDevice { wanted: "a device id".into(), found: common_name });
-    };
-    let wanted = format!("urn:assay:device:{scope}:{device_id}");
-    let uris: Vec<_> = certificate.valid_uri_names().collect();
-    if uris != [wanted.as_str()] {
-        return Err(AnswerError::OtherDevice { wanted, found: uris.join(", ") });
-    }
-    Ok(DeviceCertificate { device_id, scope: scope.clone(), serial, not_after, chain })
+    // webpki takes a certificate without the extension for every usage.
+    let is_for_clients =
+        matches!(parsed.extended_key_usage(), Ok(Some(usage)) if usage.value.client_auth);
+    Ok(VerifiedPath {
+        key_id: id_of_key(certificate.subject_public_key_info().as_ref()),
+        is_for_clients,
+        common_name: common_name(&parsed),
+        uris: certificate.valid_uri_names().map(str::to_owned).collect(),
+        serial: serial(&parsed),
+        not_after: since_1970(parsed.validity().not_after),
+    })
 }
 
 fn no_path(error: webpki::Error) -> AnswerError {
@@ -157,15 +79,7 @@ fn no_path(error: webpki::Error) -> AnswerError {
     }
 }
 
-/// Whether the CA speaks of the device that is meant.
-pub(crate) fn device_id(wanted: &DeviceId, found: &DeviceId) -> Result<(), AnswerError> {
-    if wanted == found {
-        return Ok(());
-    }
-    Err(AnswerError::OtherDevice { wanted: wanted.to_string(), found: found.to_string() })
-}
-
-/// What people want to know of a certificate, whether it is good or not.
+/// What a certificate says of itself. Nobody has verified it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// The common name of its subject; empty if it has none.
@@ -174,13 +88,13 @@ pub struct Summary {
     pub serial: String,
     /// From when it is valid, e.g. `2026-11-22T20:08:40Z`.
     pub not_before: String,
-    /// Until when it is valid, likewise.
+    /// Until when it is valid, in the same form.
     pub not_after: String,
-    /// Whether it is now, by this device's clock.
+    /// Whether it is valid now, by this device's clock.
     pub validity: Validity,
 }
 
-/// What this device's clock says of a certificate.
+/// Whether a certificate is valid by this device's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
     /// It is more than a day before the certificate's first moment, so the clock is wrong.
@@ -196,15 +110,13 @@ pub(crate) fn summary(certificate: &[u8], now: UnixTime) -> Result<Summary, Answ
 }
 
 fn summary_of(certificate: &X509Certificate<'_>, now: UnixTime) -> Summary {
-    let common_name =
-        certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
     let [not_before, not_after] = {
         let validity = certificate.validity();
         [validity.not_before, validity.not_after].map(since_1970)
     };
     Summary {
-        common_name: common_name.unwrap_or_default().into(),
-        serial: data_encoding::HEXLOWER.encode(certificate.raw_serial()),
+        common_name: common_name(certificate),
+        serial: serial(certificate),
         not_before: rfc3339(not_before),
         not_after: rfc3339(not_after),
         validity: match now.as_secs() {
@@ -213,6 +125,15 @@ fn summary_of(certificate: &X509Certificate<'_>, now: UnixTime) -> Summary {
             _ => Validity::Valid,
         },
     }
+}
+
+fn common_name(certificate: &X509Certificate<'_>) -> String {
+    let mut names = certificate.subject().iter_common_name();
+    names.next().and_then(|name| name.as_str().ok()).unwrap_or_default().into()
+}
+
+fn serial(certificate: &X509Certificate<'_>) -> String {
+    data_encoding::HEXLOWER.encode(certificate.raw_serial())
 }
 
 fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, AnswerError> {
@@ -233,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    /// A CA, a device's key, and what a good certificate for it says; tests change one thing.
+    /// A CA, a device's key, and the contents of a good certificate. Each test changes one thing.
     struct Case {
         ca: CertifiedIssuer<'static, KeyPair>,
         roots: RootCertStore,

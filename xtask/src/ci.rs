@@ -20,6 +20,7 @@ pub(crate) fn run() -> Result<()> {
     step("lints", || {
         show(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))
     })?;
+    step("the device's core without std", without_std)?;
     step("tests", || test(&[]))?;
     step("the TPM through libtss2", through_libtss2)?;
     step("packages", packages::trial::run_trial)?;
@@ -55,6 +56,23 @@ pub(crate) fn through_libtss2() -> Result<()> {
     run("test", &["--test", "tpm", "--", "--test-threads=1"])?;
     run("test", &["--test", "e2e", "matrix::"])?;
     run("test", &["--test", "e2e", "access_broker::"])
+}
+
+/// The device's core, for a processor without an operating system. Its tests check on this machine
+/// that it links no `std`.
+fn without_std() -> Result<()> {
+    const TARGET: &str = "thumbv7em-none-eabi";
+    let installed = Command::new("rustup").args(["target", "list", "--installed"]).output();
+    let is_installed = installed
+        .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).lines().any(|it| it == TARGET));
+    if !is_installed {
+        println!(
+            "NOT CHECKED: the device's core for {TARGET}; install that target with rustup target \
+             add {TARGET}"
+        );
+        return Ok(());
+    }
+    show(&mut cargo(&["build", "--package", "assay-device-core", "--target", TARGET]))
 }
 
 /// Licences, sources, bans; and known vulnerabilities, if their database can be reached.

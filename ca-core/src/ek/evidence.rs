@@ -167,7 +167,7 @@ impl ParentEvidence {
     /// If a TPM holds an object with its Name, then that key was made in it and never leaves it.
     /// That the TPM of the EK at hand holds one is not established: only that TPM can open what is
     /// made for both. Nor is whether the TPM keeps to itself what is encrypted to the parent: that
-    /// is for its kind, and [`Admitted::parent`](crate::Admitted::parent) decides on it.
+    /// is for its kind, and [`AdmittedParent`](crate::AdmittedParent) decides on it.
     pub fn parent(&self) -> Result<ParentArea, Rejection> {
         ParentArea::recognise(&self.parent_area).map_err(Rejection::of_parent)
     }

@@ -10,7 +10,7 @@ use crate::Rejection;
 use crate::ek::container::{Around, ContainerError, Item, Unwrapped, unwrap};
 use crate::ek::evidence::{digest_naming, named_by};
 use crate::ek::trust::{EkCertificate, TpmModel};
-use crate::key::{PublicKey, UnreadableKey, WeakKey};
+use crate::key::{PublicKey, SoundKey, UnreadableKey, WeakKey};
 use crate::tpm::public::PublicArea;
 use crate::tpm::template::{AreaRefused, EkArea, naming_area};
 use crate::x509::EkUsage;
@@ -181,7 +181,7 @@ impl EkIdentity {
     }
 
     fn of_key(key: &PublicKey) -> Result<Self, EkFileError> {
-        key.check()?;
+        let key = &*SoundKey::new(key.clone())?;
         let area =
             naming_area(key).ok_or_else(|| EkFileError::NoTemplate { key: key.to_string() })?;
         let is_for_azure_sdks =
@@ -196,24 +196,22 @@ impl EkIdentity {
         })
     }
 
-    /// Refuses a device id that has the form of those that follow from an EK, and follows from
-    /// another one: it would be that EK's, and would not end with the enrolment.
-    pub fn check_device_id(&self, device_id: &DeviceId) -> Result<(), EkFileError> {
-        if digest_naming(device_id).is_some() && *device_id != self.derived_device_id {
-            return Err(EkFileError::DeviceIdOfAnotherEk {
-                device_id: device_id.clone(),
-                derived: self.derived_device_id.clone(),
-            });
+    /// The device id, unless it has the form of those that are derived from an EK, and is derived
+    /// from another one: it would be that EK's, and would not end with the enrolment.
+    pub fn may_be_named(&self, device_id: DeviceId) -> Result<DeviceId, EkFileError> {
+        if digest_naming(&device_id).is_some() && device_id != self.derived_device_id {
+            let derived = self.derived_device_id.clone();
+            return Err(EkFileError::DeviceIdOfAnotherEk { device_id, derived });
         }
-        Ok(())
+        Ok(device_id)
     }
 
-    /// Refuses an EK that Azure's SDKs cannot have made: theirs are RSA-2048 keys of TCG's template
+    /// The EK, unless Azure's SDKs cannot have made it: theirs are RSA-2048 keys of TCG's template
     /// L-1, and no vendor certified them.
-    pub fn check_azure_sdk(&self) -> Result<(), EkFileError> {
+    pub fn of_azure_sdk(&self) -> Result<&Self, EkFileError> {
         match (&self.certificate, self.is_for_azure_sdks) {
             (Some(_), _) => Err(EkFileError::CertifiedEk),
-            (None, true) => Ok(()),
+            (None, true) => Ok(self),
             (None, false) => Err(EkFileError::NoAzureSdk {
                 found: self.template.unwrap_or(&self.key).to_owned(),
             }),

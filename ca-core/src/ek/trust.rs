@@ -1,57 +1,20 @@
 //! Why an EK is believed to be in a genuine TPM: its certificate, or the operator's enrolment list.
 
 use std::fmt;
-use std::str::FromStr;
 
 use assay_wire::{DeviceId, EkId};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use crate::ek::anchors::{Allowances, TrustAnchors, VendorPath};
+use crate::ek::assurance::Assurance;
 use crate::ek::evidence::EkEvidence;
 use crate::ek::hardware::HardwareIdentity;
-use crate::key::PublicKey;
+use crate::key::{PublicKey, SoundKey};
 use crate::records::Enrolment;
 use crate::tpm::template::EkArea;
 use crate::x509::{AltName, Certificate, EkUsage, attribute_of};
 use crate::{Rejection, oid};
-
-/// What makes an EK trusted. Certificates carry it as a policy, so that relying parties can tell.
-///
-/// Its text reads back as it was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
-#[cbor(index_only)]
-pub enum Assurance {
-    /// The EK's certificate leads to a TPM vendor the operator trusts.
-    #[n(1)]
-    VendorCertificate,
-    /// The operator put the EK on the enrolment list.
-    #[n(2)]
-    EnrolmentList,
-}
-
-impl fmt::Display for Assurance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::VendorCertificate => "vendor-certificate",
-            Self::EnrolmentList => "enrolment-list",
-        })
-    }
-}
-
-impl FromStr for Assurance {
-    type Err = UnknownAssurance;
-
-    fn from_str(text: &str) -> Result<Self, UnknownAssurance> {
-        let all = [Self::VendorCertificate, Self::EnrolmentList];
-        all.into_iter().find(|assurance| assurance.to_string() == text).ok_or(UnknownAssurance)
-    }
-}
-
-/// A text names no assurance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("neither vendor-certificate nor enrolment-list")]
-pub struct UnknownAssurance;
 
 /// An EK that is sound, on template, and trusted to be in a TPM.
 ///
@@ -86,11 +49,11 @@ impl TrustedEk {
             [] => Err(Rejection::EkNotEnrolled { ek: evidence.ek_id() }),
             [leaf, issuers @ ..] => {
                 let certificate = EkCertificate::parse(leaf)?;
-                match certificate.check_key(&area) {
+                match certificate.of(&area) {
                     Err(mismatch) if !is_legacy => return Err(mismatch),
                     matching => matching,
                 }
-                .and_then(|()| certificate.trust(issuers, anchors, now))
+                .and_then(|certificate| certificate.trust(issuers, anchors, now))
                 .map(|trusted| trusted.hardware)
             }
         };
@@ -179,10 +142,11 @@ impl EkCheck {
         let leaf = certificates.get(position).ok_or_else(|| invalid(&"there is none"))?;
         let others: Vec<_> = certificates.iter().filter(|other| *other != leaf).cloned().collect();
         let certificate = EkCertificate::parse(leaf)?;
-        let path = certificate.key.check().map_err(Rejection::EkWeak).and_then(|()| {
-            let trusted = certificate.trust(&others, anchors, now)?;
-            Ok(trusted.path)
-        });
+        let path =
+            SoundKey::new(certificate.key.clone()).map_err(Rejection::EkWeak).and_then(|_| {
+                let trusted = certificate.trust(&others, anchors, now)?;
+                Ok(trusted.path)
+            });
         Ok(Self { ek_id: certificate.key.ek_id(), key: certificate.key.to_string(), path })
     }
 }
@@ -216,9 +180,10 @@ impl<'a> EkCertificate<'a> {
         &self.certificate
     }
 
-    fn check_key(&self, area: &EkArea) -> Result<(), Rejection> {
+    /// The certificate, if it is for the key of this area.
+    fn of(&self, area: &EkArea) -> Result<&Self, Rejection> {
         if self.key == *area.key() {
-            return Ok(());
+            return Ok(self);
         }
         let (certificate, ek) = (self.key.ek_id(), area.key().ek_id());
         if area.is_for_azure_sdks() && self.key.has_the_shape_of(area.key()) {

@@ -12,8 +12,8 @@ use time::OffsetDateTime;
 
 use super::issuer::Issuer;
 use crate::der::{element, tag};
+use crate::ek::assurance::Assurance;
 use crate::ek::hardware::HardwareIdentity;
-use crate::ek::trust::Assurance;
 use crate::flows::sealed::Candidate;
 use crate::flows::ticket::Readmitted;
 use crate::profile::Profile;

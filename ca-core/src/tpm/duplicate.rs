@@ -4,9 +4,10 @@
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 
+use super::algorithms::AlgorithmId;
 use super::kdf::Hash;
 use super::outer_wrapper::encrypt_cfb;
-use super::public::{AlgorithmId, Name, ObjectAttributes, put_sized, put_u16};
+use super::public::{Name, ObjectAttributes, put_sized, put_u16};
 use super::template::ParentArea;
 use crate::Fault;
 

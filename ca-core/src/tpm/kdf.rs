@@ -4,7 +4,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256, Sha384};
 use zeroize::Zeroizing;
 
-use super::public::AlgorithmId;
+use super::algorithms::AlgorithmId;
 
 /// The hashes of the accepted templates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

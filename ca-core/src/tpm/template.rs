@@ -7,18 +7,17 @@
 
 use std::fmt;
 
+use super::algorithms::AlgorithmId;
 use super::kdf::Hash;
 use super::outer_wrapper::StorageKey;
-use super::public::{
-    AlgorithmId, AreaError, AreaKey, Name, ObjectAttributes, PublicArea, Scheme, Symmetric,
-};
-use crate::key::{Curve, PublicKey, WeakKey};
+use super::public::{AreaError, AreaKey, Name, ObjectAttributes, PublicArea, Scheme, Symmetric};
+use crate::key::{Curve, PublicKey, SoundKey, WeakKey};
 
 /// An EK whose key is sound and whose public area equals one of TCG's templates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EkArea {
     template: &'static Template,
-    key: PublicKey,
+    key: SoundKey,
 }
 
 impl EkArea {
@@ -84,7 +83,7 @@ pub(crate) fn area_of_certificate(index: u32, key: &PublicKey) -> Result<PublicA
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IkArea {
     template: &'static Template,
-    key: PublicKey,
+    key: SoundKey,
     name: Name,
 }
 
@@ -120,7 +119,7 @@ impl IkArea {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParentArea {
     template: &'static Template,
-    key: PublicKey,
+    key: SoundKey,
     name: Name,
 }
 
@@ -133,12 +132,12 @@ pub enum ParentKind {
     /// (TPM 2.0 Part 3, 13.2), as does whatever else opens an outer wrapper; so the TPM refuses it.
     ///
     /// The TPM cannot be made to use the same key otherwise. All bits of a template go into a
-    /// primary key (Part 3, 24.1), so another one gives another key; and TPM2_Load takes an object
-    /// under the public area only that it was made with (Part 3, 12.2).
+    /// primary key (Part 3, 24.1), so another one gives another key. TPM2_Load accepts an object only
+    /// with the public area with which it was made (Part 3, 12.2).
     Import,
-    /// TCG's template of a storage root key. It has no password, so with the key of the inner
-    /// wrapper, which passes through the host, whoever controls that for a moment has the TPM hand
-    /// out the shared key: TPM2_Rewrap to TPM_RH_NULL.
+    /// TCG's template of a storage root key. It has no password. The key of the inner wrapper passes
+    /// through the host. So whoever controls the host for a moment can have the TPM give out the
+    /// shared key: TPM2_Rewrap to TPM_RH_NULL.
     PlainSrk,
 }
 
@@ -333,9 +332,8 @@ impl Template {
 fn recognise(
     area: &PublicArea,
     templates: &'static [Template],
-) -> Result<(&'static Template, PublicKey), AreaRefused> {
-    let key = area.public_key()?;
-    key.check()?;
+) -> Result<(&'static Template, SoundKey), AreaRefused> {
+    let key = SoundKey::new(area.public_key()?)?;
     let candidates = || templates.iter().filter(|template| template.is_for(&area.key));
     let encoded = area.encode();
     if let Some(equal) =

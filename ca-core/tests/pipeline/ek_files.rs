@@ -55,9 +55,9 @@ fn device_id_of_the_derived_form_is_only_for_the_ek_that_it_follows_from() {
         let (_, identity) = EkIdentity::recognise(&SoftwareEk::golden(kind).key().spki()).unwrap();
         identity
     });
-    own.check_device_id(&own.derived_device_id).unwrap();
-    own.check_device_id(&"pump-17".parse().unwrap()).unwrap();
-    let refusal = own.check_device_id(&other.derived_device_id).unwrap_err();
+    own.may_be_named(own.derived_device_id.clone()).unwrap();
+    own.may_be_named("pump-17".parse().unwrap()).unwrap();
+    let refusal = own.may_be_named(other.derived_device_id.clone()).unwrap_err();
     assert!(matches!(refusal, EkFileError::DeviceIdOfAnotherEk { .. }), "{refusal}");
     // The one that the device is given, and Azure's tools print.
     let vendor = Vendor::new("Acme");
@@ -102,7 +102,7 @@ fn key_that_no_template_fits_is_refused() {
 
 #[test]
 fn only_an_uncertified_rsa_2048_ek_may_be_of_azures_sdks() {
-    let check = |file: &[u8]| EkIdentity::recognise(file).unwrap().1.check_azure_sdk();
+    let check = |file: &[u8]| EkIdentity::recognise(file).unwrap().1.of_azure_sdk().map(drop);
     let key = SoftwareEk::golden("rsa2048").key();
     check(&key.spki()).unwrap();
     check(&golden("ek-rsa2048.tpm2b")).unwrap();

@@ -1,9 +1,8 @@
 //! Every check, and the problem a device gets that fails it.
 
-use assay_ca_core::key::{PublicKey, WeakKey};
-use assay_ca_core::tpm::public::{
-    AlgorithmId, AreaKey, CurveId, ObjectAttributes, PublicArea, Scheme,
-};
+use assay_ca_core::key::{PublicKey, SoundKey, WeakKey};
+use assay_ca_core::tpm::algorithms::{AlgorithmId, CurveId};
+use assay_ca_core::tpm::public::{AreaKey, ObjectAttributes, PublicArea, Scheme};
 use assay_ca_core::tpm::template::AreaRefused;
 use assay_ca_core::{
     AnchorError, Assurance, BoundKey, Enrolment, Evidence, Records, Registration, Rejection,
@@ -598,7 +597,7 @@ mod weak_keys {
     fn ek_with_a_weak_modulus_is_refused() {
         for (modulus, weakness) in moduli() {
             let area = with_modulus(golden_area("ek-rsa2048"), &modulus);
-            assert_eq!(area.public_key().unwrap().check(), Err(weakness));
+            assert_eq!(SoundKey::new(area.public_key().unwrap()), Err(weakness));
             assert_eq!(code_for_ek(area), ProblemCode::EkWeak);
         }
     }

@@ -1,12 +1,11 @@
 //! What the shared key flow gives to whom, and the parents that it refuses.
 
 use assay_ca_core::key::PublicKey;
+use assay_ca_core::tpm::algorithms::{AlgorithmId, CurveId};
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::duplicate::HmacObject;
 use assay_ca_core::tpm::kdf::Hash;
-use assay_ca_core::tpm::public::{
-    AlgorithmId, AreaKey, CurveId, ObjectAttributes, PublicArea, Scheme,
-};
+use assay_ca_core::tpm::public::{AreaKey, ObjectAttributes, PublicArea, Scheme};
 use assay_ca_core::tpm::template::{ParentArea, ParentKind};
 use assay_ca_core::{
     AdmittedParent, KeyOffer, MasterSecret, ParentEvidence, Records, Rejection, SharedKeyFlow,

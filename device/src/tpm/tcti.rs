@@ -27,12 +27,12 @@ pub struct Tcti {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Address {
     Direct(Wire),
-    /// A TCTI of libtss2, and what it is to know.
+    /// A TCTI of libtss2, and its configuration.
     #[cfg(feature = "tss2")]
     Library(&'static str, String),
 }
 
-/// What our own commands travel on.
+/// How our own commands reach the TPM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wire {
     Device(PathBuf),
@@ -43,14 +43,13 @@ pub(super) enum Wire {
 /// Why a string is not a TCTI we accept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TctiError {
-    /// libtss2 was asked for, and is not there.
+    /// The string asks for libtss2, and this build has none.
     #[error(
-        "{0} goes through libtss2, which this build does without; build the agent with the cargo \
-         feature tss2 (cargo build --release -p assay-device --features tss2), or use \
-         device:/dev/tpmrm0"
+        "{0} goes through libtss2, which this build does without; build it with the cargo feature \
+         tss2, or use device:/dev/tpmrm0"
     )]
     WithoutLibrary(String),
-    /// libtss2 was asked for with what it does not take.
+    /// The string asks for libtss2 with something that libtss2 does not take.
     #[error("expected tss2: and one of {LIBRARY_FORMS}, but {0}")]
     MalformedForLibrary(String),
     /// Anything else.
@@ -89,8 +88,8 @@ impl Tcti {
         }
     }
 
-    /// Whether a resource manager keeps the objects and sessions of its users apart, and frees them
-    /// when a user dies.
+    /// Whether a resource manager keeps the objects and sessions of its users apart, and frees
+    /// those of a process that ends.
     pub fn has_resource_manager(&self) -> bool {
         match &self.address {
             Address::Direct(Wire::Device(path)) => path.to_string_lossy().contains("tpmrm"),
@@ -148,8 +147,8 @@ fn swtpm(conf: &str) -> Result<Wire, String> {
     }
 }
 
-/// Checks what the crate `tss-esapi` would take for something else without a word: it reads
-/// `swtpm:path=…` as localhost, port 2321.
+/// Refuses what the crate `tss-esapi` would silently misread: it takes `swtpm:path=…` for
+/// localhost, port 2321.
 fn library(text: &str) -> Result<Address, TctiError> {
     let malformed = |why: &str| Err(TctiError::MalformedForLibrary(format!("`{text}` {why}")));
     let (name, conf) = text.split_once(':').unwrap_or((text, ""));
@@ -247,7 +246,7 @@ mod tests {
         for text in OF_LIBRARY {
             let error = text.parse::<Tcti>().unwrap_err().to_string();
             assert!(
-                error.contains("--features tss2") && error.contains("device:/dev/tpmrm0"),
+                error.contains("the cargo feature tss2") && error.contains("device:/dev/tpmrm0"),
                 "{error}"
             );
         }

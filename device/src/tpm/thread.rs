@@ -1,17 +1,17 @@
-//! A thread of its own for the TPM, so that no call can block for longer than a deadline.
+//! A thread for the TPM, so that no call can block for longer than a deadline.
 
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Tpm, TpmError};
+use super::error::TpmError;
+use super::interface::Tpm;
 
 /// A TPM on its own thread. Clones share it; calls are made one after the other.
 ///
-/// A call that takes longer than the limit fails with [`TpmError::TimedOut`], and every later one
-/// with [`TpmError::Abandoned`]: there is no way to take a command back, so its thread may wait for
-/// ever.
+/// A call that takes longer than the limit fails with [`TpmError::TimedOut`]. Every later call fails
+/// with [`TpmError::Abandoned`]: nobody can take a command back, so its thread may wait for ever.
 #[derive(Clone)]
 pub struct TpmThread {
     worker: Arc<Mutex<Worker>>,
@@ -27,7 +27,7 @@ struct Worker {
 type Job = Box<dyn FnOnce(&mut dyn Tpm) + Send>;
 
 impl TpmThread {
-    /// Starts the thread, which takes the TPM over; `limit` is the longest that one call may take.
+    /// Starts the thread, which owns the TPM. One call may take `limit` at most.
     pub fn start(mut tpm: impl Tpm + Send + 'static, limit: Duration) -> Self {
         let (jobs, queue) = mpsc::channel::<Job>();
         thread::spawn(move || {

@@ -1,34 +1,41 @@
-//! The TPM over its commands: what provisioning needs, put together from them.
+//! A TPM 2.0, asked by its own commands.
 
 mod certificate;
 mod command;
+mod commands;
 mod connection;
+mod fault;
 mod hash;
 mod health;
 mod key;
 #[cfg(feature = "tss2")]
 mod library;
+mod object;
+mod parts;
 mod response_code;
 mod salt;
 mod session;
 mod template;
 mod transport;
 
-use tpm2_protocol::data::{TpmCc, TpmRcBase, TpmtPublic};
+use assay_device_core::{EkKind, IkKind, KeyPurpose, OpenedKey, ParentKind, WrappedKey};
+use tpm2_protocol::data::{TpmCc, TpmtPublic};
 use zeroize::Zeroizing;
 
-use self::command::{CommandError, Hierarchy};
-use self::connection::Connection;
-use self::key::{Key, Primaries};
-use super::{
-    EkKind, HierarchyPasswords, IkKind, OpenedKey, ParentKind, PublicArea, SignatureScheme, Tcti,
-    Tpm, TpmError, WrappedKey,
-};
+use self::commands::Connection;
+use self::fault::{Fault, not_opened, unsupported, used};
+use self::key::Primaries;
+use self::object::Key;
+use self::parts::{CommandError, Hierarchy};
+use super::error::TpmError;
+use super::interface::{PublicArea, SignatureScheme, Tpm};
+use super::password::HierarchyPasswords;
+use super::tcti::Tcti;
 
 /// A TPM 2.0.
 ///
-/// A connection lives as long as one call: others may use the TPM in between, and an I/O error ends
-/// with its call.
+/// A connection lives for one call. Others may use the TPM in between, and an I/O error affects
+/// only its own call.
 pub struct Tpm2 {
     tcti: Tcti,
     passwords: HierarchyPasswords,
@@ -51,14 +58,7 @@ impl Tpm2 {
         }
     }
 
-    /// Gives passwords to the TPM with this EK alone, by which the CA knows this device: `id` is
-    /// the SHA-256 of its SubjectPublicKeyInfo. An EK that takes a password to make, and is not
-    /// persistent, cannot be asked for; then passwords are only kept from those who listen.
-    pub fn expect_ek(&mut self, kind: EkKind, id: [u8; 32]) {
-        self.primaries.expected = Some((kind, id));
-    }
-
-    /// Whether there is something to connect to. What it is, only a command tells.
+    /// Whether something accepts a connection. Only a command tells whether it is a TPM.
     pub(crate) fn reaches(tcti: &Tcti) -> std::io::Result<()> {
         connection::reaches(tcti)
     }
@@ -90,6 +90,10 @@ impl Tpm2 {
 }
 
 impl Tpm for Tpm2 {
+    fn expect_ek(&mut self, kind: EkKind, id: [u8; 32]) {
+        self.primaries.expected = Some((kind, id));
+    }
+
     fn ek_certificates(&mut self, kind: EkKind) -> Result<Vec<Vec<u8>>, TpmError> {
         let Some(leaf) = kind.certificate_index() else { return Ok(Vec::new()) };
         self.run("reading the EK certificate", |tpm, primaries| {
@@ -109,7 +113,7 @@ impl Tpm for Tpm2 {
                 Err(Fault::Unsupported(_)) => return Ok(None),
                 ek => ek?,
             };
-            // It is needed again soon, to open what was encrypted to it.
+            // The TPM needs it again soon, to open what was encrypted to it.
             let template = key::ek_template(tpm, primaries, kind)?;
             primaries.keep(tpm, Hierarchy::Endorsement, template, &ek);
             primaries.note_ek(kind, &ek);
@@ -123,7 +127,7 @@ impl Tpm for Tpm2 {
             if !template::fits(&found.public, &template::ik(kind)) {
                 let (wanted, found) =
                     (format!("an identity key of kind {kind}"), template::describe(&found.public));
-                return Err(Fault::Occupied { handle, wanted, found, option: IK_HANDLE_OPTION });
+                return Err(Fault::Occupied { handle, wanted, found, key: KeyPurpose::Identity });
             }
             Ok(Some(found.public_area()?))
         })?;
@@ -153,7 +157,8 @@ impl Tpm for Tpm2 {
         digest: &[u8],
     ) -> Result<Vec<u8>, TpmError> {
         self.run("signing", |tpm, _| {
-            tpm.sign(handle, scheme, digest).map_err(|error| used(handle, IK_HANDLE_OPTION, error))
+            tpm.sign(handle, scheme, digest)
+                .map_err(|error| used(handle, KeyPurpose::Identity, error))
         })
     }
 
@@ -165,8 +170,9 @@ impl Tpm for Tpm2 {
         seed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
         let seen = self.identity.as_ref().filter(|(at, _)| *at == handle);
-        let seen =
-            seen.and_then(|(_, public)| key::decoded(public)).map(|public| Key::at(handle, public));
+        let seen = seen
+            .and_then(|(_, public)| object::decoded(public))
+            .map(|public| Key::at(handle, public));
         self.run("activating the credential", |tpm, primaries| {
             let ik = match seen {
                 Some(ik) => ik,
@@ -193,7 +199,7 @@ impl Tpm for Tpm2 {
             if !template::fits(&found.public, &template::hmac_key()) {
                 return Err(no_hmac_key(handle, &found.public));
             }
-            Ok(Some(key::encoded(&found.public)))
+            Ok(Some(object::encoded(&found.public)))
         })
     }
 
@@ -231,7 +237,7 @@ impl Tpm for Tpm2 {
         self.run("loading the HMAC key", |tpm, primaries| {
             let old = Key::persistent(tpm, handle)?;
             if let Some(old) = &old {
-                let found = key::encoded(&old.public);
+                let found = object::encoded(&old.public);
                 if found == key.public {
                     return Ok(());
                 }
@@ -259,68 +265,20 @@ impl Tpm for Tpm2 {
 
     fn hmac(&mut self, handle: u32, data: &[u8]) -> Result<Vec<u8>, TpmError> {
         self.run("computing an HMAC", |tpm, _| {
-            tpm.hmac(handle, data).map_err(|error| used(handle, HMAC_HANDLE_OPTION, error))
+            tpm.hmac(handle, data).map_err(|error| used(handle, KeyPurpose::Hmac, error))
         })
     }
 }
 
-/// What went wrong, before the operation it served is known.
-enum Fault {
-    Command(CommandError),
-    WrongPassword { hierarchy: &'static str },
-    KeyWithPassword { handle: u32, option: &'static str },
-    Occupied { handle: u32, wanted: String, found: String, option: &'static str },
-    NotForThisTpm { reason: String },
-    OtherEk,
-    Unreadable { index: u32 },
-    Unsupported(String),
-}
-
-impl From<CommandError> for Fault {
-    fn from(error: CommandError) -> Self {
-        Self::Command(error)
-    }
-}
-
-impl Fault {
-    fn explain(self, operation: &'static str, tcti: &Tcti) -> TpmError {
-        match self {
-            Self::Command(CommandError::Io(error)) => {
-                TpmError::Unreachable { operation, tcti: tcti.clone(), reason: error.to_string() }
-            }
-            Self::Command(CommandError::BadResponse(reason)) => {
-                TpmError::BadResponse { operation, reason }
-            }
-            Self::Command(CommandError::BadArgument(reason)) => {
-                TpmError::BadArgument { operation, reason }
-            }
-            Self::Command(CommandError::Refused(code)) => {
-                TpmError::Refused { operation, code: code.0, reason: code.to_string() }
-            }
-            Self::WrongPassword { hierarchy } => TpmError::WrongPassword { operation, hierarchy },
-            Self::KeyWithPassword { handle, option } => {
-                TpmError::KeyWithPassword { operation, handle, option }
-            }
-            Self::Occupied { handle, wanted, found, option } => {
-                TpmError::HandleOccupied { handle, wanted, found, option }
-            }
-            Self::NotForThisTpm { reason } => TpmError::NotForThisTpm { operation, reason },
-            Self::OtherEk => TpmError::OtherEk { operation },
-            Self::Unreadable { index } => TpmError::Unreadable { index },
-            Self::Unsupported(what) => TpmError::Unsupported(what),
-        }
-    }
-}
-
-/// Whether an EK has the shape that TCG's default template for its kind gives, as a CA takes it for
-/// granted where it is told the certificate's NV index alone.
+/// Whether an EK has the shape of TCG's default template for its kind. The CA assumes that shape if
+/// the device sends only the certificate's NV index.
 pub(crate) fn is_of_default_template(kind: EkKind, ek: &PublicArea) -> bool {
-    key::decoded(&ek.bytes).is_none_or(|ek| template::fits(&ek, &template::ek(kind)))
+    object::decoded(&ek.bytes).is_none_or(|ek| template::fits(&ek, &template::ek(kind)))
 }
 
-/// Flushes what a process like this one left in the TPM when it was killed: keys with our
-/// templates, and sessions, which nothing tells apart. Without a resource manager at most three of
-/// each fit, and there can be no second user.
+/// Flushes what an earlier process left in the TPM when it was killed: keys with our templates, and
+/// all sessions, because nothing marks them as ours. Without a resource manager a TPM has room for
+/// about three of each and serves one user only.
 fn flush_leftovers(tpm: &mut Connection<'_>) -> Result<(), CommandError> {
     for handle in tpm.handles(TRANSIENT_FIRST)? {
         if key::read(tpm, handle)?.is_some_and(|public| template::is_ours(&public)) {
@@ -333,9 +291,10 @@ fn flush_leftovers(tpm: &mut Connection<'_>) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Nothing else than an HMAC key is imported, whoever sent it.
+/// Imports nothing but an HMAC key, whoever sent it.
 fn hmac_public(bytes: &[u8]) -> Result<TpmtPublic, Fault> {
-    let public = key::decoded(bytes).filter(|public| template::fits(public, &template::hmac_key()));
+    let public =
+        object::decoded(bytes).filter(|public| template::fits(public, &template::hmac_key()));
     let reason = || "what was sent is no HMAC key of the agreed shape".into();
     public.ok_or_else(|| Fault::NotForThisTpm { reason: reason() })
 }
@@ -346,49 +305,9 @@ fn no_key(handle: u32) -> Fault {
 
 fn no_hmac_key(handle: u32, found: &TpmtPublic) -> Fault {
     let (wanted, found) = ("the HMAC key of this device".into(), template::describe(found));
-    Fault::Occupied { handle, wanted, found, option: HMAC_HANDLE_OPTION }
+    Fault::Occupied { handle, wanted, found, key: KeyPurpose::Hmac }
 }
 
-fn authorised(hierarchy: Hierarchy, error: CommandError) -> Fault {
-    if is_wrong_password(&error) {
-        Fault::WrongPassword { hierarchy: hierarchy.option() }
-    } else {
-        error.into()
-    }
-}
-
-fn used(handle: u32, option: &'static str, error: CommandError) -> Fault {
-    if is_wrong_password(&error) { Fault::KeyWithPassword { handle, option } } else { error.into() }
-}
-
-/// What the TPM says of a key that was not made for it, or altered on the way. Whether the TPM can
-/// be reached is another question.
-fn not_opened(fault: Fault) -> Fault {
-    match fault {
-        Fault::Command(error @ (CommandError::Refused(_) | CommandError::BadArgument(_))) => {
-            Fault::NotForThisTpm { reason: error.to_string() }
-        }
-        fault => fault,
-    }
-}
-
-fn is_wrong_password(error: &CommandError) -> bool {
-    matches!(error.code(), Some(TpmRcBase::AuthFail | TpmRcBase::BadAuth))
-}
-
-fn unsupported(error: CommandError, kind: &str) -> Fault {
-    use TpmRcBase::{Asymmetric, Curve, Hash, KeySize, Symmetric, Value};
-    match error.code() {
-        Some(Asymmetric | Curve | Hash | KeySize | Symmetric | Value) => {
-            Fault::Unsupported(kind.into())
-        }
-        _ => error.into(),
-    }
-}
-
-/// The command line's options for other keys than those that are in the way.
-const IK_HANDLE_OPTION: &str = "--ik-handle";
-const HMAC_HANDLE_OPTION: &str = "--hmac-handle";
 /// The first handles of their types (TPM 2.0 Part 2, 7.2).
 const TRANSIENT_FIRST: u32 = 0x8000_0000;
 const LOADED_SESSION_FIRST: u32 = 0x0200_0000;

@@ -1,4 +1,4 @@
-//! TPM2_ActivateCredential, on credentials that tpm2-tools made.
+//! TPM2_ActivateCredential, with credentials that tpm2-tools made.
 
 use anyhow::Result;
 use assay_device::tpm::{EkKind, IkKind, Tpm, TpmError};

@@ -1,4 +1,4 @@
-//! Broker and CA in one, which answer as a test says. They take one connection at a time.
+//! A broker and CA in one. It answers as a test says, and takes one connection at a time.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -95,7 +95,7 @@ fn what_a_lost_response_left_loaded_is_flushed_by_the_next_call() -> Result<()> 
     for lost in 0..all {
         let proxy = Proxy::losing_response(&swtpm, lost)?;
         let mut tpm = through(&proxy)?;
-        // Sent once more, what is not to be repeated may be refused.
+        // If it were sent once more, the TPM might refuse what it has already done.
         _ = tpm.create_identity_key(IkKind::P256, IK);
         let made = tpm.identity_key(IkKind::P256, IK)?;
         assert_nothing_loaded(&swtpm)?;

@@ -23,7 +23,7 @@ use crate::fake_ca::FakeCa;
 use crate::proxy::Proxy;
 use crate::shared_key::import;
 use crate::wrap::{credential, hmac, wrap};
-use crate::{HMAC_KEY, IK, a_tpm, assert_nothing_loaded, open, provisioning, tls, vendor};
+use crate::{HMAC_KEY, IK, a_tpm, assert_nothing_loaded, open, provisioning, tls, told, vendor};
 
 const TICKET: [u8; 32] = [0x71; 32];
 const RECEIPT: [u8; 32] = [0x2E; 32];
@@ -127,7 +127,7 @@ fn sealed_certificate_confirmed_too_late_has_another_asked_for() -> Result<()> {
     Ok(())
 }
 
-/// Whoever carries the messages can forge anything but the receipt.
+/// Anybody who carries the messages can forge everything but the receipt.
 #[test]
 fn confirmation_answered_by_another_than_the_ca_leaves_the_certificate_unconfirmed() -> Result<()> {
     let lab = Lab::new()?;
@@ -154,7 +154,7 @@ fn confirmation_answered_by_another_than_the_ca_leaves_the_certificate_unconfirm
     Ok(())
 }
 
-/// Whoever carries the messages can forge any problem.
+/// Anybody who carries the messages can forge any problem.
 #[test]
 fn problem_in_answer_to_a_confirmation_ends_nothing_that_works() -> Result<()> {
     for code in [ProblemCode::ClaimExpired, ProblemCode::DeviceDisabled] {
@@ -317,7 +317,7 @@ fn cleared_tpm_registers_again_by_itself() -> Result<()> {
     lab.provision(&lab.key_server(&KEY)?, Some(Flow::SharedKey))?;
     lab.swtpm.clear()?;
     let error = lab.device()?.token(Duration::from_secs(60)).unwrap_err();
-    assert!(error.to_string().contains("run `assay-device provision`"), "{error}");
+    assert!(told(error.clone()).contains("run `assay-device provision`"), "{error}");
     // The storage root key is another one now.
     let ca = lab.key_server(&KEY)?;
     assert!(!lab.provision(&ca, None)?.was_provisioned);
@@ -366,7 +366,8 @@ fn device_cut_off_at_any_tpm_command_registers_the_next_time_though_every_key_is
         let after = open(&lab.swtpm).hmac_key(HMAC_KEY)?;
         if outcome.is_err() && after.is_some() && after != before {
             was_orphaned = true;
-            // Known after further attempts, too, whether they end before the CA answers or after.
+            // It stays known after further attempts, whether they end before or after the CA
+            // answers.
             lab.device()?.provision(&silent, &mut |_, _| ()).unwrap_err();
             for commands_less in [4, 6, 8] {
                 cut_off_after(limit - commands_less)?.unwrap_err();
@@ -406,7 +407,7 @@ fn hmac_key_of_somebody_else_stays_however_often_one_tries() -> Result<()> {
     for _ in 0..2 {
         let error = lab.provision(&ca, Some(Flow::SharedKey)).unwrap_err();
         assert_eq!(error.exit_code(), 5, "{error}");
-        assert!(error.to_string().contains("--hmac-handle"), "{error}");
+        assert!(told(error.clone()).contains("--hmac-handle"), "{error}");
     }
     assert_eq!(open(&lab.swtpm).hmac(HMAC_KEY, b"data")?, hmac(&OTHER_KEY, b"data"));
     let elsewhere = ProvisionRequest {
@@ -430,7 +431,7 @@ fn key_of_somebody_else_that_a_reply_only_names_is_not_taken_for_ones_own() -> R
     assert_eq!(error.exit_code(), 7, "{error}");
     assert!(lab.device()?.token(Duration::from_secs(60)).is_err());
 
-    // Nor does it count as one's own from then on, which the next key might take the place of.
+    // Later it does not count as the device's own key either, so the next key does not replace it.
     let error = lab.provision(&lab.key_server(&KEY)?, Some(Flow::SharedKey)).unwrap_err();
     assert_eq!(error.exit_code(), 5, "{error}");
     assert_eq!(open(&lab.swtpm).hmac(HMAC_KEY, b"data")?, hmac(&OTHER_KEY, b"data"));
@@ -499,7 +500,7 @@ fn ek_of_the_first_run_is_the_next_runs_until_another_is_named() -> Result<()> {
     Ok(())
 }
 
-/// To the CA another EK is another device.
+/// For the CA, another EK is another device.
 #[test]
 fn certificate_that_waits_is_confirmed_for_the_ek_that_it_was_sealed_to_alone() -> Result<()> {
     let swtpm = vendor().device(assay_tests::EkKind::Rsa2048, 0)?;
@@ -611,7 +612,7 @@ fn refused_login_says_what_to_do_and_is_not_repeated() -> Result<()> {
             .publish(&broker.url("mqtts").parse()?, "telemetry", Vec::new())
             .unwrap_err();
         assert_eq!(error.exit_code(), 3, "{error}");
-        assert!(error.to_string().contains("assay-device provision --again"), "{error}");
+        assert!(told(error.clone()).contains("assay-device provision --again"), "{error}");
         assert_eq!(broker.heard().logins.len(), 1);
     }
     Ok(())

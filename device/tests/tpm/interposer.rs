@@ -1,4 +1,4 @@
-//! Somebody between CPU and TPM, who reads and changes what they say.
+//! An attacker between CPU and TPM, who reads and changes what passes.
 
 use anyhow::Result;
 use assay_device::tpm::{
@@ -12,7 +12,7 @@ use crate::proxy::Proxy;
 use crate::shared_key::KEY;
 use crate::wrap::{INNER_KEY, wrap};
 use crate::{
-    EKS, IK, assert_nothing_loaded, name_of, open, open_with_passwords, passwords, vendor,
+    EKS, IK, assert_nothing_loaded, name_of, open, open_with_passwords, passwords, told, vendor,
 };
 
 #[test]
@@ -98,7 +98,7 @@ fn password_is_kept_from_a_tpm_with_another_ek() -> Result<()> {
     tpm.expect_ek(EkKind::P256, [7; 32]);
     let error = tpm.create_identity_key(IkKind::P256, IK).unwrap_err();
     assert!(matches!(error, TpmError::OtherEk { .. }), "{error}");
-    assert!(error.to_string().contains("--state"), "{error}");
+    assert!(told(error.clone()).contains("--state"), "{error}");
     tpm.expect_ek(EkKind::P256, id);
     tpm.create_identity_key(IkKind::P256, IK)?;
     assert_nothing_loaded(&swtpm)
@@ -135,7 +135,7 @@ fn credential_is_opened_with_the_ek_that_was_shown_and_no_other() -> Result<()> 
     assert_nothing_loaded(&swtpm)
 }
 
-/// Whatever the agent does with a password or a secret.
+/// Everything that the agent does with a password or a secret.
 fn use_every_secret(swtpm: &Swtpm, tpm: &mut Tpm2, kind: EkKind) -> Result<()> {
     let ek = tpm.endorsement_key(kind)?.unwrap();
     let ik = tpm.create_identity_key(IkKind::P256, IK)?;
@@ -163,8 +163,8 @@ fn assert_silent_about_secrets(tap: &Tap) {
     for secret in [OWNER.as_bytes(), ENDORSEMENT.as_bytes(), SECRET, &INNER_KEY, &KEY] {
         assert_eq!(tap.heard(secret), 0, "{}", String::from_utf8_lossy(secret));
     }
-    // What is HMACed or encrypted with the key of such a session, a listener can compute as well,
-    // or try passwords on.
+    // A listener can compute the HMACs and the encryption of such a session, or try passwords on
+    // them.
     let unsalted = tap.heard(&[&START_AUTH_SESSION[..], &NO_KEY].concat());
     assert_eq!(
         unsalted,

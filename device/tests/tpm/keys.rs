@@ -6,7 +6,9 @@ use ring::digest::{SHA256, SHA384, digest};
 use ring::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{EKS, IK, a_tpm, assert_nothing_loaded, name_of, open, open_with_passwords, vendor};
+use crate::{
+    EKS, IK, a_tpm, assert_nothing_loaded, name_of, open, open_with_passwords, told, vendor,
+};
 
 #[test]
 fn ek_by_template_is_the_key_in_its_certificate() -> Result<()> {
@@ -56,7 +58,8 @@ fn legacy_ek_is_that_of_an_empty_unique_field_and_never_the_certified_one() -> R
     persist_legacy_ek(&swtpm)?;
     swtpm.tpm2(&["readpublic", "-c", "0x81010001", "-f", "tss", "-o", "legacy.public"])?;
     assert_eq!(legacy.bytes, std::fs::read(swtpm.work_dir().join("legacy.public"))?[2..]);
-    // Whichever of the two is persistent, and with or without a certificate that tells which.
+    // For each of the two as the persistent one, with and without a certificate that tells which it
+    // is.
     for _ in 0..2 {
         assert_eq!(open(&swtpm).endorsement_key(EkKind::Rsa2048)?.as_ref(), Some(&certified));
         assert_eq!(open(&swtpm).endorsement_key(EkKind::LegacyDps)?.as_ref(), Some(&legacy));
@@ -71,7 +74,7 @@ fn persistent_legacy_ek_is_used_where_the_certificate_tells_it_apart() -> Result
     let legacy = open(&swtpm).endorsement_key(EkKind::LegacyDps)?;
     swtpm.clear()?;
     persist_legacy_ek(&swtpm)?;
-    // No key can be made any more, but the persistent one is there.
+    // The TPM can make no key any more, but has the persistent one.
     swtpm.set_passwords("owner-secret", "endorsement-secret")?;
     assert_eq!(open(&swtpm).endorsement_key(EkKind::LegacyDps)?, legacy);
     assert!(matches!(
@@ -159,8 +162,8 @@ fn occupied_handle_is_refused_with_advice_and_left_alone() -> Result<()> {
     let before = swtpm.tpm2(&["readpublic", "-c", "0x81000200"])?.stdout;
     let error = open(&swtpm).identity_key(IkKind::P256, IK).unwrap_err();
     assert!(matches!(error, TpmError::HandleOccupied { handle: IK, .. }), "{error}");
-    assert!(error.to_string().contains("tpm2_evictcontrol -c 0x81000200"), "{error}");
-    assert!(error.to_string().contains("--ik-handle"), "{error}");
+    assert!(told(error.clone()).contains("tpm2_evictcontrol -c 0x81000200"), "{error}");
+    assert!(told(error.clone()).contains("--ik-handle"), "{error}");
     assert_eq!(swtpm.tpm2(&["readpublic", "-c", "0x81000200"])?.stdout, before);
     Ok(())
 }
@@ -194,7 +197,7 @@ fn key_with_a_password_at_the_handle_is_refused_with_advice() -> Result<()> {
     );
     let error = tpm.sign(IK, SignatureScheme::EcdsaSha256, &[7; 32]).unwrap_err();
     assert!(matches!(error, TpmError::KeyWithPassword { handle: IK, .. }), "{error}");
-    assert!(error.to_string().contains("--ik-handle"), "{error}");
+    assert!(told(error.clone()).contains("--ik-handle"), "{error}");
     assert_nothing_loaded(&swtpm)
 }
 
@@ -270,7 +273,7 @@ fn signatures_verify_with_other_software() -> Result<()> {
         let mut tpm = open(&swtpm);
         let key = tpm.create_identity_key(kind, IK)?.key;
         let hash = if scheme == SignatureScheme::EcdsaSha384 { &SHA384 } else { &SHA256 };
-        // Often enough to meet an r or s with a leading zero byte, and ones with the highest bit
+        // Often enough to get an r or s with a leading zero byte, and ones with the highest bit
         // set.
         let rounds = if matches!(key, PublicKey::Rsa(_)) { 3 } else { 300 };
         for round in 0..rounds {

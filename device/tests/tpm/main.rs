@@ -1,6 +1,9 @@
 //! A device's TPM layer and library, against software TPMs as manufacturers make them.
 
 mod activation;
+/// The binary's, for what people are told.
+#[path = "../../src/cli/advice.rs"]
+mod advice;
 mod doctor;
 mod fake_ca;
 mod faults;
@@ -9,6 +12,7 @@ mod interposer;
 mod keys;
 mod mistakes;
 mod nv;
+mod outside;
 mod provisioning;
 mod proxy;
 mod responses;
@@ -18,6 +22,7 @@ mod tls;
 mod wrap;
 
 use anyhow::Result;
+use assay_device::Error;
 use assay_device::tpm::{EkKind, HierarchyPasswords, Password, PublicArea, Tpm2};
 use assay_tests::{Swtpm, VendorCa, trusted_vendor};
 
@@ -60,6 +65,11 @@ fn assert_nothing_loaded(swtpm: &Swtpm) -> Result<()> {
     assert_eq!(swtpm.transient_handles()?, [0; 0], "transient objects");
     assert_eq!(swtpm.loaded_sessions()?, [0; 0], "sessions");
     Ok(())
+}
+
+/// What the program says of an error.
+fn told(error: impl Into<Error>) -> String {
+    advice::with_advice(&error.into())
 }
 
 /// The Name of a key with a SHA-256 `nameAlg` (TPM 2.0 Part 1, 16).

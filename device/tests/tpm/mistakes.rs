@@ -1,4 +1,4 @@
-//! What is set wrongly is told at once; what mends itself is tried again.
+//! A wrong setting is reported at once. What may pass by itself is tried again.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -15,7 +15,7 @@ use assay_tests::Swtpm;
 use rustls::version::{TLS12, TLS13};
 
 use crate::fake_ca::FakeCa;
-use crate::{IK, a_tpm, open, provisioning, tls};
+use crate::{IK, a_tpm, open, provisioning, tls, told};
 
 #[test]
 fn broker_of_another_root_is_told_at_once_with_what_to_change() -> Result<()> {
@@ -130,7 +130,7 @@ fn clock_behind_the_brokers_certificate_is_called_wrong() -> Result<()> {
     let error = outcome.unwrap_err();
     assert!(matches!(error, Error::Clock { .. }), "{error}");
     assert_eq!(error.exit_code(), 3);
-    let error = error.to_string();
+    let error = told(error);
     assert!(error.contains("clock is wrong") && error.contains("2190-01-01T00:00:00Z"), "{error}");
     assert!(error.contains("--no-clock"), "{error}");
     Ok(())
@@ -257,7 +257,7 @@ fn bootstrap_listener_in_place_of_the_operational_one_is_told_to_who_publishes()
         .publish(&broker.url("mqtts").parse()?, "telemetry", Vec::new())
         .unwrap_err();
     assert_eq!(error.exit_code(), 3, "{error}");
-    assert!(error.to_string().contains("operational listener (port 8884 by default)"), "{error}");
+    assert!(told(error.clone()).contains("operational listener (port 8884 by default)"), "{error}");
     Ok(())
 }
 
@@ -266,14 +266,14 @@ fn broken_state_is_set_aside_by_who_provisions_and_reported_by_others() -> Resul
     let scene = Scene::new()?;
     let broken = scene.state.path().join("device.json");
     std::fs::write(&broken, "{ and then the power fai")?;
-    let told = "run `assay-device provision`";
+    let advice = "run `assay-device provision`";
     let error = scene
         .device(false)?
         .publish(&"mqtts://localhost:1".parse()?, "telemetry", Vec::new())
         .unwrap_err();
-    assert!(error.exit_code() == 6 && error.to_string().contains(told), "{error}");
+    assert!(error.exit_code() == 6 && told(error.clone()).contains(advice), "{error}");
     let error = Status::read(scene.state.path()).unwrap_err();
-    assert!(error.exit_code() == 6 && error.to_string().contains(told), "{error}");
+    assert!(error.exit_code() == 6 && told(error.clone()).contains(advice), "{error}");
 
     let (outcome, steps) = scene.provision("mqtts://localhost:1", SHORT)?;
     assert_eq!(outcome.unwrap_err().exit_code(), 4);
@@ -332,7 +332,7 @@ impl Scene {
         assert_eq!(error.exit_code(), 3, "{broker}: {error}");
         assert!(!steps.iter().any(|step| step.starts_with("trying again")), "{broker}: {steps:?}");
         assert!(started.elapsed() < Duration::from_secs(20), "{broker}");
-        let error = error.to_string();
+        let error = told(error);
         assert!(error.contains("What to do: "), "{error}");
         Ok(error)
     }
@@ -355,5 +355,5 @@ fn listen(answer: &'static [u8]) -> Result<u16> {
 
 /// Enough for a first attempt on a crowded machine.
 const SHORT: Duration = Duration::from_secs(10);
-/// As the command line has it: what ends before it ends at once.
+/// The default of the command line. A test that ends before it has ended at once.
 const LONG: Duration = Duration::from_secs(300);

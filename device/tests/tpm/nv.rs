@@ -1,5 +1,5 @@
-//! Every way in which a manufacturer leaves EK certificates in NV memory, and keys with passwords
-//! in between.
+//! Every way in which a manufacturer leaves EK certificates in NV memory, with and without
+//! passwords.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use assay_device::{EkChoice, endorsement_keys};
 use assay_tests::Swtpm;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 
-use crate::{IK, a_tpm, assert_nothing_loaded, open, open_with_passwords};
+use crate::{IK, a_tpm, assert_nothing_loaded, open, open_with_passwords, told};
 
 #[test]
 fn issuers_that_continue_over_successive_indices_are_read_whole() -> Result<()> {
@@ -41,7 +41,7 @@ fn certificate_that_only_the_owner_may_read_is_read_with_the_owners_password() -
     );
     let error = open(&swtpm).ek_certificates(EkKind::P256).unwrap_err();
     assert!(matches!(error, TpmError::Unreadable { index: CERTIFICATE }), "{error}");
-    assert!(error.to_string().contains("--owner-auth-file"), "{error}");
+    assert!(told(error.clone()).contains("--owner-auth-file"), "{error}");
     Ok(())
 }
 
@@ -51,7 +51,7 @@ fn certificate_that_nobody_may_read_is_done_without_and_the_way_out_named() -> R
     let certificate = swtpm.ek_certificate(assay_tests::EkKind::P256)?;
     redefine(&swtpm, CERTIFICATE, "ppread", &certificate)?;
     let error = open(&swtpm).ek_certificates(EkKind::P256).unwrap_err();
-    assert!(error.to_string().contains("--ek-certificate"), "{error}");
+    assert!(told(error.clone()).contains("--ek-certificate"), "{error}");
     let limit = std::time::Duration::from_secs(30);
     for choice in [EkChoice::Auto, EkChoice::Kind(EkKind::P256)] {
         let tcti = swtpm.tcti().parse()?;

@@ -8,7 +8,7 @@ use assay_device::tpm::{IkKind, Tpm};
 use assay_device::{Device, DeviceOptions, OwnKey, ProvisionRequest, Status};
 use assay_tests::Swtpm;
 
-use crate::{IK, a_tpm, assert_nothing_loaded, open, tls};
+use crate::{IK, a_tpm, assert_nothing_loaded, open, tls, told};
 
 #[test]
 fn silent_broker_is_given_up_at_the_deadline() -> Result<()> {
@@ -121,20 +121,24 @@ fn device_that_is_not_provisioned_says_so() -> Result<()> {
     let swtpm = a_tpm();
     let state = tempfile::tempdir()?;
     let error = device(&swtpm, state.path())?.mqtt_tls_config().unwrap_err();
-    assert!(error.to_string().contains("assay-device provision"), "{error}");
+    assert!(told(error.clone()).contains("assay-device provision"), "{error}");
     assert!(Status::read(state.path())?.is_none());
     Ok(())
 }
 
 fn device(swtpm: &Swtpm, state: &Path) -> Result<Device> {
-    Ok(Device::open(DeviceOptions {
+    Ok(Device::open(options(swtpm, state)?)?)
+}
+
+pub(crate) fn options(swtpm: &Swtpm, state: &Path) -> Result<DeviceOptions> {
+    Ok(DeviceOptions {
         tcti: swtpm.tcti().parse()?,
         passwords: Default::default(),
         tpm_timeout: Duration::from_secs(30),
         state: state.into(),
         ca_roots: Vec::new(),
         no_clock: false,
-    })?)
+    })
 }
 
 /// Asks a broker that is not there, and not for long.

@@ -1,5 +1,5 @@
-//! A way to a software TPM that is cut at some command, as if the process, or the connection, had
-//! been killed there.
+//! A connection to a software TPM that ends at some command, as if the process or the connection
+//! had been killed there.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -73,7 +73,7 @@ impl Proxy {
 enum Fate {
     Passed,
     Altered(usize),
-    /// Done, but the client does not hear of it.
+    /// The TPM does it, and the client does not hear of it.
     Unanswered,
     Lost,
 }

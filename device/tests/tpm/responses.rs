@@ -1,4 +1,5 @@
-//! What answers in place of a TPM: lies, refusals to come back to, and silence.
+//! Something that answers in place of a TPM: with lies, with refusals that ask for a retry, or not
+//! at all.
 
 use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -250,8 +251,8 @@ fn answer(
         client.write_all(&response)?;
         let size =
             response.get(2..6).map(|size| u32::from_be_bytes(size.try_into().unwrap()) as usize);
-        // Whoever waits for more than a TPM sends, or goes on although there was too much, waits
-        // for ever.
+        // A client that waits for more than a TPM sends, or continues although there was too much,
+        // waits for ever.
         if size.is_none_or(|size| (response.len()..=4096).contains(&size) && size != response.len())
         {
             return Ok(());

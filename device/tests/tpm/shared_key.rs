@@ -9,7 +9,7 @@ use assay_tests::Swtpm;
 
 use crate::proxy::Proxy;
 use crate::wrap::{hmac, wrap, wrap_as};
-use crate::{HMAC_KEY, a_tpm, assert_nothing_loaded, open, vendor};
+use crate::{HMAC_KEY, a_tpm, assert_nothing_loaded, open, told, vendor};
 
 pub(crate) const KEY: [u8; 32] = *b"thirty-two bytes of key material";
 const OTHER_KEY: [u8; 32] = [0xA5; 32];
@@ -131,8 +131,8 @@ fn handle_that_holds_something_else_is_refused_and_left_alone() -> Result<()> {
         [tpm.hmac_key(HMAC_KEY).unwrap_err(), import(&mut tpm, &wrapped, None).unwrap_err()]
     {
         assert!(matches!(error, TpmError::HandleOccupied { handle: HMAC_KEY, .. }), "{error}");
-        assert!(error.to_string().contains("--hmac-handle"), "{error}");
-        assert!(error.to_string().contains("tpm2_evictcontrol -c 0x81000100"), "{error}");
+        assert!(told(error.clone()).contains("--hmac-handle"), "{error}");
+        assert!(told(error.clone()).contains("tpm2_evictcontrol -c 0x81000100"), "{error}");
     }
     assert_eq!(swtpm.tpm2(&["readpublic", "-c", "0x81000100"])?.stdout, before);
     assert_nothing_loaded(&swtpm)

@@ -1,4 +1,4 @@
-//! The ways on which software TPMs are reached, beside the one that all other tests take.
+//! The ways to reach software TPMs that other tests do not use.
 
 use std::net::TcpListener;
 use std::process::{Child, Stdio};

@@ -108,7 +108,7 @@ pub(crate) fn open_device(options: DeviceOptions) -> Result<Device> {
     }
 }
 
-/// A CA that certifies without asking.
+/// A CA that signs everything.
 pub(crate) struct Ca {
     root: rcgen::CertifiedIssuer<'static, KeyPair>,
 }

@@ -1,5 +1,5 @@
-//! The CA's side of an HMAC key, written anew from TPM 2.0 Part 1, 11.4.10, 23.3 and 24, and C.6,
-//! for P-256 and SHA-256.
+//! The CA's side of an HMAC key, implemented again from TPM 2.0 Part 1, 11.4.10, 23.3 and 24, and
+//! C.6, for P-256 and SHA-256.
 
 use aes::Aes128;
 use aes::cipher::KeyIvInit;

@@ -298,12 +298,10 @@ fn either(text: &str, [no, yes]: [&str; 2]) -> Result<bool> {
 /// Refuses an enrolment as an EK of Azure's SDKs that cannot be one.
 pub(crate) fn checked(ek: &EkIdentity, enrolment: NewEnrolment) -> Result<NewEnrolment> {
     if enrolment.legacy_dps_ek == Some(true) {
-        ek.check_azure_sdk().context("legacy_dps_ek")?;
+        ek.of_azure_sdk().context("legacy_dps_ek")?;
     }
-    if let Some(device_id) = &enrolment.device_id {
-        ek.check_device_id(device_id)?;
-    }
-    Ok(enrolment)
+    let device_id = enrolment.device_id.map(|id| ek.may_be_named(id)).transpose()?;
+    Ok(NewEnrolment { device_id, ..enrolment })
 }
 
 /// Makes the second entry for an EK or device id an error that names the first.

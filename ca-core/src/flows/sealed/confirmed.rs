@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use super::confirmation::Shown;
 use super::waiting::Unconfirmed;
 use crate::Rejection;
-use crate::ek::trust::Assurance;
+use crate::ek::assurance::Assurance;
 use crate::flows::mac::TicketKey;
 use crate::readmission::{KeyChange, Welcome};
 use crate::records::Records;

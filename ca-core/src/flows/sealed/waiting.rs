@@ -4,7 +4,7 @@ use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
 
 use super::encryption::EncryptedCertificate;
-use crate::ek::trust::Assurance;
+use crate::ek::assurance::Assurance;
 use crate::records::Records;
 
 /// A certificate on record that waits for its device to confirm it.

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use super::key::MasterSecret;
 use super::token::{AuthenticatedDevice, Token, TokenRefused};
 use crate::Rejection;
-use crate::ek::trust::Assurance;
+use crate::ek::assurance::Assurance;
 use crate::profile::{Offered, SharedKeyFlow};
 use crate::readmission::Welcome;
 use crate::records::{Records, SharedKeyHolder};

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use super::key::MasterSecret;
 use super::parent::AdmittedParent;
 use crate::admission::Admitted;
-use crate::ek::trust::Assurance;
+use crate::ek::assurance::Assurance;
 use crate::profile::SharedKeyFlow;
 use crate::records::{FIRST_GENERATION, QUOTA, Records, Reprovision, SharedKeyOnRecord};
 use crate::tpm::credential::make_credential;

@@ -6,9 +6,9 @@ use minicbor::data::Type;
 use minicbor::{Decode, Decoder, Encode, Encoder};
 use time::Duration;
 
+use crate::ek::assurance::Assurance;
 use crate::ek::evidence::{digest_naming, named_by};
 use crate::ek::hardware::HardwareIdentity;
-use crate::ek::trust::Assurance;
 use crate::flows::mac::{KEY_ID_LEN, Terms};
 
 /// How long a device has to answer a challenge. RSA keys take a slow TPM seconds; bad networks take

@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 
 use super::claim::{BriefId, Claim, TICKET_LABEL};
 use crate::Rejection;
-use crate::ek::trust::Assurance;
+use crate::ek::assurance::Assurance;
 use crate::flows::mac::TicketKey;
 use crate::key::PublicKey;
 use crate::subject::Subject;

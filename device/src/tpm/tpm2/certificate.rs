@@ -1,17 +1,25 @@
 //! What the manufacturer left in NV memory: EK certificates and their issuers, and what their EKs
 //! are made from.
 
+use assay_device_core::RSA_2048_CERTIFICATE;
 use tpm2_protocol::data::TpmRcBase;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::Fault;
-use super::command::{CommandError, Hierarchy, NvIndex, Reader};
-use super::connection::Connection;
-use super::key::{self, Primaries};
+use super::commands::Connection;
+use super::fault::Fault;
+use super::parts::{CommandError, NvIndex, Reader};
 use crate::der;
-use crate::tpm::RSA_2048_CERTIFICATE;
 
-/// The indices that TCG reserves for all this, as far as the TPM has them.
+/// Who authorises reading what only the owner may read.
+pub(super) trait Owner {
+    /// Whether it can be asked now.
+    fn may_authorise(&self) -> bool;
+
+    /// The session that carries the owner's password; `None` if there is no password.
+    fn session(&mut self, tpm: &mut Connection<'_>) -> Result<Option<u32>, Fault>;
+}
+
+/// The indices in use, of those that TCG reserves for all this.
 pub(super) fn indices(tpm: &mut Connection<'_>) -> Result<Vec<u32>, CommandError> {
     let mut indices = tpm.handles(FIRST)?;
     indices.retain(|&index| index <= ISSUERS_LAST);
@@ -21,11 +29,11 @@ pub(super) fn indices(tpm: &mut Connection<'_>) -> Result<Vec<u32>, CommandError
 /// The EK certificate at an index, which is there, and the issuers found elsewhere.
 pub(super) fn with_issuers(
     tpm: &mut Connection<'_>,
-    primaries: &mut Primaries,
+    owner: &mut dyn Owner,
     leaf: u32,
     indices: &[u32],
 ) -> Result<Vec<Vec<u8>>, Fault> {
-    let Some(contents) = read(tpm, primaries, leaf)? else { return Ok(Vec::new()) };
+    let Some(contents) = read(tpm, owner, leaf)? else { return Ok(Vec::new()) };
     let (mut certificates, _) = split(&contents);
     certificates.truncate(1);
     if certificates.is_empty() {
@@ -33,7 +41,7 @@ pub(super) fn with_issuers(
     }
     let mut issuers = Issuers::default();
     for &index in indices.iter().filter(|&&index| index >= ISSUERS_FIRST) {
-        match read(tpm, primaries, index) {
+        match read(tpm, owner, index) {
             Ok(contents) => issuers.add(index, &contents.unwrap_or_default()),
             // The CA may know the issuer.
             Err(Fault::Unreadable { .. }) => {}
@@ -47,9 +55,9 @@ pub(super) fn with_issuers(
 /// The SubjectPublicKeyInfo in the certificate for the EK of template L-1.
 pub(super) fn rsa_2048_key(
     tpm: &mut Connection<'_>,
-    primaries: &mut Primaries,
+    owner: &mut dyn Owner,
 ) -> Result<Option<Vec<u8>>, Fault> {
-    let contents = match read(tpm, primaries, RSA_2048_CERTIFICATE) {
+    let contents = match read(tpm, owner, RSA_2048_CERTIFICATE) {
         Err(Fault::Unreadable { .. }) => None,
         contents => contents?,
     };
@@ -58,11 +66,12 @@ pub(super) fn rsa_2048_key(
     Ok(certificate.map(|(_, certificate)| certificate.public_key().raw.to_vec()))
 }
 
-/// What an index holds; `None` if there is none. By its own, empty password, or the owner's, as the
-/// index allows. The owner's password waits until the key that its salt is for has been chosen.
+/// The contents of an index; `None` if there is no such index. Reads it with its own, empty
+/// password, or with the owner's, as the index allows. The owner's password is not used while the
+/// key for its salt is being chosen.
 pub(super) fn read(
     tpm: &mut Connection<'_>,
-    primaries: &mut Primaries,
+    owner: &mut dyn Owner,
     index: u32,
 ) -> Result<Option<Vec<u8>>, Fault> {
     let Some(nv) = tpm.nv_index(index)? else { return Ok(None) };
@@ -72,8 +81,8 @@ pub(super) fn read(
             outcome => return Ok(Some(outcome?)),
         }
     }
-    if nv.takes_owner_password && !primaries.is_choosing_salt {
-        let session = key::session_for(tpm, primaries, Hierarchy::Owner)?;
+    if nv.takes_owner_password && owner.may_authorise() {
+        let session = owner.session(tpm)?;
         match read_by(tpm, index, &nv, Reader::Owner { session }) {
             Err(error) if is_forbidden(&error) => {}
             outcome => return Ok(Some(outcome?)),
@@ -104,12 +113,12 @@ fn is_forbidden(error: &CommandError) -> bool {
     matches!(error.code(), Some(AuthFail | AuthUnavailable | BadAuth | NvAuthorization | NvLocked))
 }
 
-/// Certificates of issuers, as index after index is added. One that does not fit into an index goes
-/// on in the next (TCG EK Credential Profile 2.5, 2.2.1.5).
+/// Collects certificates of issuers from one index after the other. A certificate that does not fit
+/// into an index continues in the next one (TCG EK Credential Profile 2.5, 2.2.1.5).
 #[derive(Default)]
 struct Issuers {
     certificates: Vec<Vec<u8>>,
-    /// The beginning of a certificate, and the index where it goes on.
+    /// The beginning of a certificate, and the index where it continues.
     cut_off: Option<(u32, Vec<u8>)>,
 }
 
@@ -124,14 +133,15 @@ impl Issuers {
         let contents = [&begun, contents].concat();
         let (found, rest) = split(&contents);
         self.certificates.extend(found);
-        // Longer than any certificate that is sent, it is padding that looks like one.
+        // It is longer than any certificate that a request can hold, so it is padding that looks
+        // like one.
         let is_cut_off = der::is_cut_off_sequence(rest) && rest.len() < MAX_CERTIFICATE;
         self.cut_off = is_cut_off.then(|| (index + 1, rest.to_vec()));
     }
 }
 
-/// The certificates that stand one behind the other, and what follows them: padding of the NV area,
-/// or half a certificate.
+/// The certificates that follow each other, and the rest: padding of the NV area, or the beginning
+/// of a certificate.
 fn split(mut contents: &[u8]) -> (Vec<Vec<u8>>, &[u8]) {
     let mut certificates = Vec::new();
     while let Some((certificate, rest)) = der::split_sequence(contents) {
@@ -147,10 +157,10 @@ const FIRST: u32 = 0x01C0_0000;
 /// Certificates of the EK's issuers (TCG EK Credential Profile 2.5, 2.2.1.5).
 const ISSUERS_FIRST: u32 = 0x01C0_0100;
 const ISSUERS_LAST: u32 = 0x01C0_01FF;
-/// As the protocol has it (`assay_wire::MAX_CERTIFICATE`).
+/// The limit of the protocol (`assay_wire::MAX_CERTIFICATE`).
 const MAX_CERTIFICATE: usize = assay_wire::MAX_CERTIFICATE;
-/// What every TPM reads at once (PC Client Platform TPM Profile: TPM_PT_NV_BUFFER_MAX of at least
-/// 512). Asking for more costs the command that a larger buffer would save.
+/// Every TPM reads this much at once (PC Client Platform TPM Profile: TPM_PT_NV_BUFFER_MAX of at
+/// least 512). To ask for a larger buffer would cost the command that it saves.
 const READ_MAX: u16 = 512;
 
 #[cfg(test)]

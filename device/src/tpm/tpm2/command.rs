@@ -1,13 +1,14 @@
-//! The TPM commands that provisioning uses, each as a function, by our own way to the TPM.
+//! The TPM commands that this crate uses, put together by our own code.
 
 use std::thread;
 use std::time::Duration;
 
+use assay_device_core::WrappedKey;
 use tpm2_protocol::basic::{TpmHandle, TpmUint16};
 use tpm2_protocol::data::{
-    Tpm2bNonce, TpmAlgId, TpmCap, TpmCc, TpmRcBase, TpmRh, TpmSe, TpmSt, TpmaNv, TpmaSession,
-    TpmlDigest, TpmsAuthCommand, TpmsAuthResponse, TpmsContext, TpmsNvPublic, TpmsSchemeHash,
-    TpmtPublic, TpmtSigScheme, TpmtTkHashcheck, TpmuCapabilities, TpmuSigScheme, TpmuSignature,
+    Tpm2bNonce, TpmAlgId, TpmCap, TpmCc, TpmRh, TpmSe, TpmSt, TpmaNv, TpmaSession, TpmlDigest,
+    TpmsAuthCommand, TpmsAuthResponse, TpmsContext, TpmsNvPublic, TpmsSchemeHash, TpmtPublic,
+    TpmtSigScheme, TpmtTkHashcheck, TpmuCapabilities, TpmuSigScheme, TpmuSignature,
 };
 use tpm2_protocol::frame::{
     TpmActivateCredentialCommand, TpmActivateCredentialResponse, TpmContextLoadCommand,
@@ -25,20 +26,23 @@ use tpm2_protocol::frame::{
 use tpm2_protocol::{TpmError as ProtocolError, TpmMarshal, TpmResult, TpmUnmarshal, TpmWriter};
 use zeroize::Zeroizing;
 
-use super::connection::Commands;
+use super::commands::Commands;
 use super::hash::Hash;
-use super::health;
-use super::key::Key;
+use super::object::Key;
+use super::parts::{
+    CommandError, Hierarchy, MAX_HANDLES, MAX_HANDLES_AT_ONCE, NvIndex, Reader, signed_by_ecdsa,
+    sized, there,
+};
 use super::response_code::ResponseCode;
 use super::salt::{self, Salt};
 use super::session::{Session, Use};
 use super::template;
 use super::transport::{HEADER_SIZE, MAX_SIZE, Transport};
-use crate::der;
+use crate::tpm::interface::SignatureScheme;
+use crate::tpm::password::HierarchyPasswords;
 use crate::tpm::tcti::Wire;
-use crate::tpm::{HierarchyPasswords, SignatureScheme, WrappedKey};
 
-/// A connection on which commands are put together here.
+/// A connection that puts its commands together itself.
 pub(super) struct Direct<'a> {
     transport: Transport,
     passwords: &'a HierarchyPasswords,
@@ -49,34 +53,8 @@ pub(super) struct Direct<'a> {
     password_session: Option<u32>,
     /// Whether the connection is gone or out of step.
     is_broken: bool,
-    /// Whether a command may have loaded something whose handle never came.
+    /// Whether a command may have loaded something, and its handle never came back.
     has_lost_track: bool,
-}
-
-/// Why a command did not succeed.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum CommandError {
-    /// The way to the TPM is not there, or no longer.
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
-    /// What came back is no response to the command.
-    #[error("{0}")]
-    BadResponse(String),
-    /// What was to be sent fits into no command.
-    #[error("{0}")]
-    BadArgument(String),
-    /// The TPM refused.
-    #[error("{0}")]
-    Refused(ResponseCode),
-}
-
-impl CommandError {
-    pub(super) fn code(&self) -> Option<TpmRcBase> {
-        match self {
-            Self::Refused(code) => code.base(),
-            _ => None,
-        }
-    }
 }
 
 type Result<T> = std::result::Result<T, CommandError>;
@@ -449,17 +427,17 @@ impl Commands for Direct<'_> {
     }
 
     fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>> {
-        health::properties(self, first)
+        self.read_properties(first)
     }
 
     fn self_test(&mut self) -> Result<()> {
-        health::self_test(self)
+        self.test()
     }
 }
 
 impl<'a> Direct<'a> {
-    /// Sends a command until the TPM has done it or refused it. The Names of its handles matter
-    /// where sessions authorise it.
+    /// Sends a command until the TPM has done or refused it. The Names of its handles matter if
+    /// sessions authorise it.
     pub(super) fn run<R: TpmUnmarshalBody>(
         &mut self,
         command: &impl TpmFrame,
@@ -487,7 +465,7 @@ impl<'a> Direct<'a> {
         outcome
     }
 
-    /// Sends a command once. What comes back is the response of a command that was done.
+    /// Sends a command once. Returns the response of a command that succeeded.
     fn exchange(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
         if self.is_broken {
             let reason = "nothing more is sent after a malformed response";
@@ -498,8 +476,8 @@ impl<'a> Direct<'a> {
         response.and_then(done)
     }
 
-    /// A whole command (TPM 2.0 Part 1, 18), with the HMACs of its sessions and encrypted as they
-    /// say.
+    /// A whole command (TPM 2.0 Part 1, 18), with the HMACs of its sessions, and encrypted as the
+    /// sessions say.
     fn marshal(
         &mut self,
         command: &impl TpmFrame,
@@ -553,7 +531,7 @@ impl<'a> Direct<'a> {
         ))
     }
 
-    /// Checks the HMACs of a response with so many handles, and decrypts what is encrypted in it.
+    /// Checks the HMACs of a response that has this many handles, and decrypts it.
     fn end(
         &mut self,
         handles: usize,
@@ -603,8 +581,8 @@ impl<'a> Direct<'a> {
         session.ok_or_else(|| CommandError::BadArgument("a session that has ended".into()))
     }
 
-    /// A password is never sent: whoever listens on the bus would read it. It is part of the key of
-    /// the session's HMAC.
+    /// A password is never sent, because others may read the bus. It is part of the key of the
+    /// session's HMAC.
     fn authorisation_of(&self, hierarchy: Hierarchy, session: Option<u32>) -> Authorisation<'a> {
         match session {
             None => Authorisation::EmptyPassword,
@@ -624,67 +602,6 @@ impl<'a> Direct<'a> {
     fn forget(&mut self, handle: u32) {
         self.loaded.retain(|&loaded| loaded != handle);
         self.sessions.retain(|session| session.handle != handle);
-    }
-}
-
-/// What an NV index holds, and who may read it.
-pub(super) struct NvIndex {
-    /// In bytes.
-    pub(super) size: u16,
-    /// As the TPM says; empty where the library knows it (TPM 2.0 Part 1, 16).
-    pub(super) name: Vec<u8>,
-    pub(super) takes_own_password: bool,
-    pub(super) takes_owner_password: bool,
-}
-
-/// By whose authorisation an NV index is read.
-#[derive(Clone, Copy)]
-pub(super) enum Reader {
-    /// By the index's own, empty password.
-    Index,
-    /// By the owner's password, if there is one, which the session carries.
-    Owner { session: Option<u32> },
-}
-
-/// Where a primary key comes from, and who may keep keys.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hierarchy {
-    Owner,
-    Endorsement,
-    /// Anybody's, until the TPM is reset.
-    Null,
-}
-
-impl Hierarchy {
-    fn handle(self) -> TpmHandle {
-        let handle = match self {
-            Self::Owner => TpmRh::Owner,
-            Self::Endorsement => TpmRh::Endorsement,
-            Self::Null => TpmRh::Null,
-        };
-        handle.value().into()
-    }
-
-    /// That of a permanent handle is the handle (TPM 2.0 Part 1, 16).
-    fn name(self) -> Vec<u8> {
-        self.handle().value().to_be_bytes().to_vec()
-    }
-
-    pub(super) fn password(self, passwords: &HierarchyPasswords) -> &[u8] {
-        match self {
-            Self::Owner => passwords.owner.without_zeros(),
-            Self::Endorsement => passwords.endorsement.without_zeros(),
-            Self::Null => &[],
-        }
-    }
-
-    /// As the command line's options for its password are called.
-    pub(super) fn option(self) -> &'static str {
-        match self {
-            Self::Owner => "owner",
-            Self::Endorsement => "endorsement",
-            Self::Null => "null",
-        }
     }
 }
 
@@ -721,7 +638,7 @@ fn marshalled(
     Ok(bytes)
 }
 
-/// Passes on a response whose size is right if its command was done. A refusal is no more than a
+/// Returns the response of a command that succeeded. The response to a refused command is only a
 /// header (TPM 2.0 Part 1, 18).
 fn done(response: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>> {
     let code =
@@ -735,8 +652,8 @@ fn done(response: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>> {
     }
 }
 
-/// Reads the response of a command that was done: it has the command's tag and nothing behind its
-/// last field.
+/// Reads the response of a command that succeeded. It must have the command's tag, and nothing
+/// after its last field.
 fn unmarshal<R: TpmUnmarshalBody>(response: &[u8], tag: TpmSt) -> Result<R> {
     let malformed = |error: ProtocolError| {
         CommandError::BadResponse(format!("{error} at byte {}", error.offset()))
@@ -748,40 +665,10 @@ fn unmarshal<R: TpmUnmarshalBody>(response: &[u8], tag: TpmSt) -> Result<R> {
     frame.unmarshal().map_err(malformed)
 }
 
-/// ECDSA-Sig-Value (RFC 3279 §2.2.3).
-pub(super) fn signed_by_ecdsa(r: &[u8], s: &[u8]) -> Vec<u8> {
-    der::sequence(&[&der::unsigned_integer(r), &der::unsigned_integer(s)])
-}
-
-/// Makes a TPM2B of its content.
-pub(super) fn sized<'a, T: TryFrom<&'a [u8]>>(bytes: &'a [u8], what: &str) -> Result<T> {
-    T::try_from(bytes).map_err(|_| {
-        CommandError::BadArgument(format!("{} bytes are too many for {what}", bytes.len()))
-    })
-}
-
-/// `None` where the TPM says that there is nothing at the command's only handle (TPM 2.0 Part 3,
-/// 5.4).
-pub(super) fn there<R>(outcome: Result<R>) -> Result<Option<R>> {
-    match outcome {
-        Err(CommandError::Refused(code))
-            if code.base() == Some(TpmRcBase::Handle) && code.is_about_first_handle() =>
-        {
-            Ok(None)
-        }
-        outcome => outcome.map(Some),
-    }
-}
-
-/// As many as one answer may hold for the library (TpmlHandle). TPMs give out 254 at most (TPM 2.0
-/// Part 2, 10.9.3: MAX_CAP_HANDLES).
-pub(super) const MAX_HANDLES_AT_ONCE: u32 = 128;
-/// Far more than any TPM has of one type; chips have room for some dozen.
-pub(super) const MAX_HANDLES: usize = 4096;
-/// The least that a TPM takes (TPM 2.0 Part 3, 11.1.1), and more than ever repeats.
+/// The shortest nonce that a TPM takes (TPM 2.0 Part 3, 11.1.1). It is long enough never to repeat.
 const NONCE_SIZE: usize = 16;
-/// As often as libtss2 tries (_ESYS_MAX_SUBMISSIONS).
+/// libtss2 tries as often (_ESYS_MAX_SUBMISSIONS).
 const MAX_SUBMISSIONS: u32 = 5;
-/// Doubled each time, so that a TPM that tests itself has three quarters of a second. The kernel
-/// starts with 20 ms, and has tried before us.
+/// It doubles each time, so a TPM that tests itself has three quarters of a second. The kernel
+/// starts with 20 ms, and has already tried.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);

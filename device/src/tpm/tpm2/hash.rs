@@ -4,7 +4,7 @@ use ring::{digest, hmac};
 use tpm2_protocol::data::TpmAlgId;
 use zeroize::Zeroizing;
 
-use super::command::CommandError;
+use super::parts::CommandError;
 
 /// A hash, on its own and in HMACs.
 #[derive(Clone, Copy)]
@@ -14,7 +14,7 @@ pub(super) struct Hash {
 }
 
 impl Hash {
-    /// One that an EK template has.
+    /// The hash of an EK template.
     pub(super) fn of(algorithm: TpmAlgId) -> Result<Self, CommandError> {
         match algorithm {
             TpmAlgId::Sha256 => Ok(Self { digest: &digest::SHA256, hmac: hmac::HMAC_SHA256 }),

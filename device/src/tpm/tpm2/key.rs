@@ -1,26 +1,20 @@
 //! The keys in a TPM: finding them, making them, and keeping them.
 
-use tpm2_protocol::data::{
-    TpmAlgId, TpmCc, TpmEccCurve, TpmSe, TpmsContext, TpmtPublic, TpmuPublicId, TpmuPublicParms,
-};
-use tpm2_protocol::{TpmMarshal, TpmSized, TpmUnmarshal, TpmWriter};
+use assay_device_core::{EkKind, IkKind, ParentKind};
+use tpm2_protocol::data::{TpmAlgId, TpmCc, TpmSe, TpmsContext, TpmtPublic};
 use zeroize::Zeroizing;
 
-use super::command::{CommandError, Hierarchy};
-use super::connection::Connection;
+use super::certificate::{self, Owner};
+use super::commands::Connection;
+use super::fault::{Fault, authorised, is_wrong_password, unsupported};
 use super::hash::Hash;
-use super::{Fault, authorised, certificate, is_wrong_password, template, unsupported};
-use crate::tpm::{EkKind, IkKind, ParentKind, PublicArea, PublicKey};
-
-/// A key that commands may use.
-pub(super) struct Key {
-    pub(super) handle: u32,
-    pub(super) public: TpmtPublic,
-    is_persistent: bool,
-}
+use super::object::{Key, decoded, encoded, public_key};
+use super::parts::{CommandError, Hierarchy};
+use super::template;
+use crate::tpm::interface::PublicArea;
 
 impl Key {
-    /// What a persistent handle holds.
+    /// The key at a persistent handle; `None` if the handle is free.
     pub(super) fn persistent(
         tpm: &mut Connection<'_>,
         handle: u32,
@@ -29,7 +23,7 @@ impl Key {
         Ok(public.map(|public| Self::at(handle, public)))
     }
 
-    /// What a persistent handle was seen to hold.
+    /// The key at a persistent handle, from what was read before.
     pub(super) fn at(handle: u32, public: TpmtPublic) -> Self {
         Self { handle, public, is_persistent: true }
     }
@@ -45,7 +39,7 @@ impl Key {
         Ok(Self { handle, public, is_persistent: false })
     }
 
-    /// Makes room for others where that is scarce: the TPM's users share three places or more
+    /// Makes room for other keys: all users of the TPM together have at least three places
     /// (TPM_PT_HR_TRANSIENT_MIN).
     pub(super) fn release(&self, tpm: &mut Connection<'_>) -> Result<(), CommandError> {
         if self.is_persistent { Ok(()) } else { tpm.flush_context(self.handle) }
@@ -85,8 +79,8 @@ impl Key {
     }
 }
 
-/// The EK: one that was made persistent if it equals the template, for creating an RSA key takes
-/// real chips seconds.
+/// The EK. If a persistent key equals the template, it is that one, because a chip needs seconds to
+/// make an RSA key.
 pub(super) fn load_ek(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -112,7 +106,7 @@ fn load_ek_without_password(
     find_ek(tpm, primaries, kind)
 }
 
-/// The EK, if it need not be made.
+/// The EK, if the TPM does not have to make it.
 fn find_ek(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -134,8 +128,8 @@ fn find_ek(
     Ok(None)
 }
 
-/// What an EK of a kind is made from: TCG's default template, or the template and the nonce that
-/// the manufacturer left in NV memory in its place (TCG EK Credential Profile 2.5, 2.2.1.4).
+/// The template of an EK: TCG's default template, or the template and the nonce that the
+/// manufacturer left in NV memory instead (TCG EK Credential Profile 2.5, 2.2.1.4).
 pub(super) fn ek_template(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -168,9 +162,9 @@ pub(super) fn ek_template(
     Ok(template)
 }
 
-/// Whether a persistent key of an EK's shape is that EK. The EKs [`EkKind::Rsa2048`] and
-/// [`EkKind::LegacyDps`] have one shape; the manufacturer's certificate tells which of the two a
-/// key is. Without one, neither is believed to be there.
+/// Whether a persistent key with the shape of an EK is that EK. The EKs [`EkKind::Rsa2048`] and
+/// [`EkKind::LegacyDps`] have the same shape, and the manufacturer's certificate tells which of the
+/// two a key is. Without a certificate it counts as neither.
 fn is_of_kind(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -185,8 +179,8 @@ fn is_of_kind(
     Ok(certified.is_some_and(|certified| (Some(certified) == ek) == (kind == EkKind::Rsa2048)))
 }
 
-/// The parent of identity keys: the persistent storage root key if the platform's owner left one,
-/// of whatever kind, else one made for the moment.
+/// The parent of identity keys: the persistent storage root key of any kind, if the platform's
+/// owner left one; else one that is made for this call.
 pub(super) fn load_ik_parent(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -211,8 +205,8 @@ pub(super) fn load_ik_parent(
     }
 }
 
-/// The parent of shared keys of one kind. It is made for the moment, but for a plain storage root
-/// key that is persistent and has that shape.
+/// The parent of shared keys of one kind. It is made for this call, unless it is a plain storage
+/// root key that is persistent and has the right shape.
 pub(super) fn load_parent(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -248,9 +242,9 @@ pub(super) fn authorise_parent(
     Ok(Some(policy))
 }
 
-/// Whether a storage key can be used without its password. The TPM looks at the password before it
-/// finds that there is nothing to load (TPM 2.0 Part 1, 19.2), and a wrong one does not count where
-/// the key is exempt (noDA).
+/// Whether a storage key takes an empty password. The TPM checks the password before it finds that
+/// there is nothing to load (TPM 2.0 Part 1, 19.2). A wrong one does not count for keys that are
+/// exempt (noDA).
 fn takes_empty_password(tpm: &mut Connection<'_>, parent: &Key) -> Result<bool, CommandError> {
     match Key::load(tpm, parent, &[], template::ik(IkKind::P256)) {
         Err(error @ CommandError::Refused(_)) => Ok(!is_wrong_password(&error)),
@@ -275,7 +269,7 @@ fn make_primary(
     }
 }
 
-/// The session that carries the password of a hierarchy; `None` if there is no password to carry.
+/// The session that carries the password of a hierarchy; `None` if the hierarchy has none.
 pub(super) fn session_for(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -293,10 +287,11 @@ pub(super) fn session_for(
     Ok(Some(session))
 }
 
-/// The key that the salt of a password's session is encrypted to. Whoever substitutes it on the bus
-/// can try passwords, so it is the EK by which the CA knows this device, if there is one and it can
-/// be had without a password. Else it is any primary key that was made before, or one of the null
-/// hierarchy, which has no password (TPM 2.0 Part 1, 14.4); these keep out who only listens.
+/// The key that the salt of a password's session is encrypted to. An attacker who replaces it on
+/// the bus can try passwords. So it is the EK by which the CA knows this device, if there is one
+/// and no password is needed to get it. Otherwise it is any primary key that was made before, or
+/// one of the null hierarchy, which has no password (TPM 2.0 Part 1, 14.4). These protect against
+/// listeners only.
 fn salting_key(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Key, Fault> {
     primaries.is_choosing_salt = true;
     let expected = primaries
@@ -325,21 +320,20 @@ fn salting_key(tpm: &mut Connection<'_>, primaries: &mut Primaries) -> Result<Ke
     }
 }
 
-/// Primary keys that were made before, saved as the TPM gives them out: loading one again takes a
-/// chip milliseconds, making an RSA key seconds. Nobody but this TPM can load them, and it only
-/// until it is reset.
+/// Primary keys that were made before, saved in the TPM's own format. A chip loads one in
+/// milliseconds, and makes an RSA key in seconds. Only this TPM can load them, until it is reset.
 #[derive(Default)]
 pub(super) struct Primaries {
     saved: Vec<SavedPrimary>,
     /// The EK by which the CA knows this device: SHA-256 of its SubjectPublicKeyInfo.
     pub(super) expected: Option<(EkKind, [u8; 32])>,
-    /// Whether that EK is being looked for: then no password is given to the TPM for it.
+    /// Whether that EK is being looked for. Meanwhile no password is given to the TPM.
     pub(super) is_choosing_salt: bool,
-    /// The EKs that this process has seen, of each kind the last.
+    /// The EKs that this process has seen, the last one of each kind.
     seen_eks: Vec<(EkKind, TpmtPublic)>,
-    /// What EKs are made from, as far as it was looked for.
+    /// The templates of EKs that were looked for.
     ek_templates: Vec<(EkKind, TpmtPublic)>,
-    /// The NV indices of EK certificates and what goes with them, if they were listed.
+    /// The NV indices of EK certificates and their issuers, if they were listed.
     pub(super) nv_indices: Option<Vec<u32>>,
 }
 
@@ -348,6 +342,16 @@ struct SavedPrimary {
     template: TpmtPublic,
     public: TpmtPublic,
     context: TpmsContext,
+}
+
+impl Owner for Primaries {
+    fn may_authorise(&self) -> bool {
+        !self.is_choosing_salt
+    }
+
+    fn session(&mut self, tpm: &mut Connection<'_>) -> Result<Option<u32>, Fault> {
+        session_for(tpm, self, Hierarchy::Owner)
+    }
 }
 
 impl Primaries {
@@ -371,7 +375,7 @@ impl Primaries {
         }
     }
 
-    /// Whichever there is.
+    /// Any of them.
     fn load_any(&mut self, tpm: &mut Connection<'_>) -> Result<Option<Key>, CommandError> {
         while !self.saved.is_empty() {
             if let Some(key) = self.load_at(tpm, 0)? {
@@ -398,8 +402,8 @@ impl Primaries {
         }
     }
 
-    /// Saves a key that `template` gave, unless it is persistent or was saved before. If the TPM
-    /// does not, the key is made again.
+    /// Saves a key that was made from `template`, unless it is persistent or was saved before. If
+    /// the TPM does not save it, the key is made again later.
     pub(super) fn keep(
         &mut self,
         tpm: &mut Connection<'_>,
@@ -425,7 +429,7 @@ impl Primaries {
 }
 
 /// TPM2_ActivateCredential for any key whose ADMIN role takes an empty password. The secret comes
-/// over the bus encrypted, for a session whose salt only the EK can read.
+/// back encrypted, for a session whose salt only the EK can read.
 pub(super) fn activate(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -438,7 +442,7 @@ pub(super) fn activate(
     Ok(secret)
 }
 
-/// As [`activate`], and the session goes on.
+/// Like [`activate`], but the session stays.
 pub(super) fn activate_and_go_on(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -460,7 +464,7 @@ fn activated(
     seed: &[u8],
 ) -> Result<(Zeroizing<Vec<u8>>, u32), Fault> {
     let ek = load_ek(tpm, primaries, kind)?;
-    // What a CA sent was made for the EK that was shown, and is to be read by nobody else.
+    // The CA sent it to the EK that was shown. No other TPM may get to read it.
     if primaries.seen_eks.iter().any(|(seen, public)| *seen == kind && *public != ek.public) {
         return Err(Fault::OtherEk);
     }
@@ -470,9 +474,9 @@ fn activated(
     Ok((secret, session))
 }
 
-/// A session that authorises the use of an EK (TCG EK Credential Profile 2.5, B.3 and B.4):
-/// templates of the high range have userWithAuth and an empty password, those of the low range only
-/// the policy PolicySecret(TPM_RH_ENDORSEMENT).
+/// A session that authorises the use of an EK (TCG EK Credential Profile 2.5, B.3 and B.4).
+/// Templates of the high range have userWithAuth and an empty password. Templates of the low range
+/// have only the policy PolicySecret(TPM_RH_ENDORSEMENT).
 fn authorise_ek(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -488,8 +492,8 @@ fn authorise_ek(
     Ok(session)
 }
 
-/// The public area of an object; `None` also if its algorithm is newer than this program, for then
-/// it is not what is looked for.
+/// The public area of an object. `None` also if its algorithm is newer than this program, because
+/// then it is not the key that is looked for.
 pub(super) fn read(
     tpm: &mut Connection<'_>,
     handle: u32,
@@ -498,40 +502,6 @@ pub(super) fn read(
         Err(CommandError::BadResponse(_)) => Ok(None),
         outcome => outcome,
     }
-}
-
-/// TPMT_PUBLIC.
-pub(super) fn encoded(public: &TpmtPublic) -> Vec<u8> {
-    let mut bytes = vec![0; public.len()];
-    // Unwrap safety: there is room, and the parameters are of the type that the area says, or it
-    // would not have been read.
-    public.marshal(&mut TpmWriter::new(&mut bytes)).unwrap();
-    bytes
-}
-
-/// Reads a TPMT_PUBLIC with nothing behind it.
-pub(super) fn decoded(bytes: &[u8]) -> Option<TpmtPublic> {
-    let (public, rest) = TpmtPublic::unmarshal(bytes).ok()?;
-    (rest.is_empty() && encoded(&public) == bytes).then_some(public)
-}
-
-pub(super) fn public_key(public: &TpmtPublic) -> Option<PublicKey> {
-    match (&public.parameters, &public.unique) {
-        (_, TpmuPublicId::Rsa(modulus)) => Some(PublicKey::Rsa(modulus.to_vec())),
-        (TpmuPublicParms::Ecc(parameters), TpmuPublicId::Ecc(point)) => match parameters.curve_id {
-            TpmEccCurve::NistP256 => Some(PublicKey::P256(padded(&point.x)?, padded(&point.y)?)),
-            TpmEccCurve::NistP384 => Some(PublicKey::P384(padded(&point.x)?, padded(&point.y)?)),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// A coordinate with the leading zeros that some TPMs leave out.
-fn padded<const N: usize>(coordinate: &[u8]) -> Option<[u8; N]> {
-    let mut padded = [0; N];
-    padded[N.checked_sub(coordinate.len())?..].copy_from_slice(coordinate);
-    Some(padded)
 }
 
 /// Persistent EKs (TCG Registry of Reserved TPM 2.0 Handles, 2.3.1).

@@ -1,10 +1,10 @@
-//! The TPM commands that provisioning uses, asked of libtss2.
+//! The TPM commands that this crate uses, put together by libtss2.
 
 use std::error::Error as _;
 use std::io;
 
+use assay_device_core::WrappedKey;
 use tpm2_protocol::data::{TpmAlgId, TpmCc, TpmRh, TpmSe, TpmsContext, TpmtPublic};
-
 use tss_esapi::attributes::SessionAttributesBuilder;
 use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
 use tss_esapi::constants::{CapabilityType, SessionType};
@@ -25,17 +25,19 @@ use tss_esapi::tss2_esys::{TPMS_CONTEXT, TPMT_TK_HASHCHECK};
 use tss_esapi::{Context, TctiNameConf, tss2_esys};
 use zeroize::Zeroizing;
 
-use super::command::{
-    CommandError, Hierarchy, MAX_HANDLES, MAX_HANDLES_AT_ONCE, NvIndex, Reader, signed_by_ecdsa,
-};
-use super::connection::Commands;
+use super::commands::Commands;
 use super::health::{GROUP, MAX_PROPERTIES};
-use super::key::{self, Key};
+use super::object::{self, Key};
+use super::parts::{
+    CommandError, Hierarchy, MAX_HANDLES, MAX_HANDLES_AT_ONCE, NvIndex, Reader, signed_by_ecdsa,
+    there,
+};
 use super::response_code::ResponseCode;
-use crate::tpm::{HierarchyPasswords, SignatureScheme, WrappedKey};
+use crate::tpm::interface::SignatureScheme;
+use crate::tpm::password::HierarchyPasswords;
 
-/// A connection through libtss2, which knows what is loaded by numbers of its own (ESYS_TR). They
-/// and the TPM's handles have no number in common, so both serve as handles here.
+/// A connection through libtss2. The library has its own numbers for what is loaded (ESYS_TR). No
+/// such number is also a handle of the TPM, so both serve as handles here.
 pub(super) struct Library<'a> {
     context: Context,
     passwords: &'a HierarchyPasswords,
@@ -43,9 +45,9 @@ pub(super) struct Library<'a> {
     loaded: Vec<u32>,
     sessions: Vec<(u32, AuthSession)>,
     password_session: Option<u32>,
-    /// What the library was asked about, by the TPM's handle.
+    /// The objects that the library knows, by the TPM's handle.
     known: Vec<(u32, ObjectHandle)>,
-    /// Whether the library answers no more: after an error of I/O it refuses every command.
+    /// Whether the library no longer answers: after an I/O error it refuses every command.
     is_broken: bool,
     has_lost_track: bool,
 }
@@ -89,7 +91,7 @@ impl<'a> Library<'a> {
         self.ask(|context| context.execute_with_session(Some(AuthSession::Password), command))
     }
 
-    /// A password is never sent: the library keeps it for the HMAC of the session.
+    /// A password is never sent. The library uses it for the HMAC of the session.
     fn ask_as_owner_of<T>(
         &mut self,
         session: Option<u32>,
@@ -201,7 +203,7 @@ impl Commands for Library<'_> {
     }
 
     fn nv_index(&mut self, index: u32) -> Result<Option<NvIndex>> {
-        let public = match super::command::there(self.object(index))? {
+        let public = match there(self.object(index))? {
             Some(object) => {
                 self.ask(|context| context.nv_read_public(NvIndexHandle::from(object)))?.0
             }
@@ -252,7 +254,7 @@ impl Commands for Library<'_> {
         };
         let properties =
             found.as_ref().iter().map(|each| (u32::from(each.property()), each.value()));
-        // The TPM goes on with the next group.
+        // The TPM also lists the next group.
         Ok(properties.filter(|(tag, _)| tag & GROUP == first & GROUP).collect())
     }
 
@@ -308,10 +310,10 @@ impl Commands for Library<'_> {
     }
 
     fn read_public(&mut self, handle: u32) -> Result<Option<TpmtPublic>> {
-        let Some(object) = super::command::there(self.key(handle))? else { return Ok(None) };
+        let Some(object) = there(self.key(handle))? else { return Ok(None) };
         match self.ask(|context| context.read_public(object)) {
             Ok((public, ..)) => from_tss(&public).map(Some),
-            // What the crate does not know of is not what is looked for.
+            // A key of a kind that the crate does not know is not the one that is looked for.
             Err(CommandError::BadArgument(reason)) => Err(CommandError::BadResponse(reason)),
             Err(error) => Err(error),
         }
@@ -323,7 +325,7 @@ impl Commands for Library<'_> {
             let persistent = Persistent::Persistent(PersistentTpmHandle::new(persistent)?);
             context.evict_control(Provision::Owner, handle, persistent)
         })?;
-        // The library would compare what comes to this handle next with what was there.
+        // Otherwise the library compares the next object at this handle with this one.
         self.known.retain(|&(known, _)| known != persistent);
         Ok(())
     }
@@ -333,8 +335,7 @@ impl Commands for Library<'_> {
         let flushed = self.ask(|context| context.flush_context(object));
         self.forget(handle);
         match flushed {
-            // The crate flushes what it did not load well, and then complains that it had not
-            // expected to.
+            // The crate flushes this object, and then reports that it did not expect to.
             Err(CommandError::BadArgument(_)) if is_of_tpm(handle) => Ok(()),
             outcome => outcome,
         }
@@ -550,16 +551,16 @@ impl Commands for Library<'_> {
 
 impl Drop for Library<'_> {
     fn drop(&mut self) {
-        // Else the library would flush what others loaded.
+        // Otherwise the library flushes what others loaded.
         for (_, object) in &mut self.known {
-            // It closes it well, and then may complain that it had expected to flush it.
+            // It closes the object, and then may report that it expected to flush it.
             _ = self.context.tr_close(object);
         }
     }
 }
 
-/// The crate has no other way to a TCTI than these kinds. Its parser of whole strings tries a
-/// regular expression for each.
+/// The crate knows only these kinds of TCTI. Its parser of whole strings tries one regular
+/// expression for each.
 fn name_conf(name: &str, conf: &str) -> tss_esapi::Result<TctiNameConf> {
     match name {
         "device" => conf.parse().map(TctiNameConf::Device),
@@ -570,25 +571,25 @@ fn name_conf(name: &str, conf: &str) -> tss_esapi::Result<TctiNameConf> {
 }
 
 fn to_tss(public: &TpmtPublic) -> Result<Public> {
-    Public::unmarshall(&key::encoded(public)).map_err(failed)
+    Public::unmarshall(&object::encoded(public)).map_err(failed)
 }
 
 fn from_tss(public: &Public) -> Result<TpmtPublic> {
     let bytes = public.marshall().map_err(failed)?;
-    key::decoded(&bytes).ok_or_else(|| strange("a key of an unknown shape"))
+    object::decoded(&bytes).ok_or_else(|| strange("a key of an unknown shape"))
 }
 
 fn strange(what: &str) -> CommandError {
     CommandError::BadResponse(what.into())
 }
 
-/// By its first byte (TPM 2.0 Part 2, 7.2): the library's own numbers begin with that of permanent
-/// handles, which are not asked about.
+/// By its first byte (TPM 2.0 Part 2, 7.2). The library's own numbers begin like permanent handles,
+/// which nobody asks about.
 fn is_of_tpm(handle: u32) -> bool {
     handle >> 24 != 0x40
 }
 
-/// What a TSS2_RC says (TCG TSS 2.0 Overview, 2.3): its third byte is who says it.
+/// The parts of a TSS2_RC (TCG TSS 2.0 Overview, 2.3): its third byte names the layer.
 fn failed(error: tss_esapi::Error) -> CommandError {
     let Some(code) = response_code(&error) else {
         return CommandError::BadArgument(error.to_string());
@@ -604,7 +605,7 @@ fn failed(error: tss_esapi::Error) -> CommandError {
     }
 }
 
-/// The crate shows it nowhere but in the text of the innermost error, `Response code value: 0x…`.
+/// The crate shows the code only in the text of the innermost error, `Response code value: 0x…`.
 fn response_code(error: &tss_esapi::Error) -> Option<u32> {
     let tss_esapi::Error::Tss2Error(code) = error else { return None };
     let text = code.source()?.to_string();

@@ -9,14 +9,14 @@ use tpm2_protocol::data::{TpmRc, TpmRcBase, TpmRcFmt1, TpmRcIndex};
 pub(super) struct ResponseCode(pub(super) u32);
 
 impl ResponseCode {
-    /// The code without what it is about; `None` for those of vendors, and of specifications newer
-    /// than this program.
+    /// The code without the number of its handle or parameter; `None` for codes of vendors, and of
+    /// specifications newer than this program.
     pub(super) fn base(self) -> Option<TpmRcBase> {
         self.parse().map(|code| code.base())
     }
 
-    /// Whether the same command may succeed a moment later (TPM 2.0 Part 2, 6.6.3): nothing of it
-    /// was done.
+    /// Whether the same command may succeed a moment later (TPM 2.0 Part 2, 6.6.3). The TPM has
+    /// done nothing of it.
     pub(super) fn asks_to_retry(self) -> bool {
         matches!(self.base(), Some(TpmRcBase::Retry | TpmRcBase::Yielded | TpmRcBase::Testing))
     }
@@ -61,7 +61,7 @@ impl fmt::Display for ResponseCode {
     }
 }
 
-/// Of the codes that come up where a device is provisioned; the names of the others have to do.
+/// The codes that are likely while a device is provisioned. The others show their names.
 fn meaning(code: TpmRcBase) -> Option<&'static str> {
     Some(match code {
         TpmRcBase::Asymmetric

@@ -7,10 +7,10 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tpm2_protocol::data::TpmtPublic;
 use zeroize::Zeroizing;
 
-use super::command::CommandError;
 use super::hash::Hash;
-use super::key;
-use crate::tpm::PublicKey;
+use super::object;
+use super::parts::CommandError;
+use crate::tpm::interface::PublicKey;
 
 /// A salt, and what is sent of it.
 pub(super) struct Salt {
@@ -20,11 +20,11 @@ pub(super) struct Salt {
 }
 
 impl Salt {
-    /// A fresh salt, as long as a digest of the key's `nameAlg`, for the owner of a storage key or
-    /// EK.
+    /// A fresh salt that only the owner of this storage key or EK can read. It is as long as a
+    /// digest of the key's `nameAlg`.
     pub(super) fn for_key(public: &TpmtPublic) -> Result<Self, CommandError> {
         let hash = Hash::of(public.name_alg)?;
-        match key::public_key(public) {
+        match object::public_key(public) {
             Some(PublicKey::P256(x, y)) => agreed(&ECDH_P256, hash, &x, &y),
             Some(PublicKey::P384(x, y)) => agreed(&ECDH_P384, hash, &x, &y),
             Some(PublicKey::Rsa(modulus)) => padded(hash, &modulus),
@@ -103,5 +103,5 @@ fn unusable() -> CommandError {
     CommandError::BadResponse("a key that no salt can be encrypted to".into())
 }
 
-/// With the zero at its end that both schemes ask for.
+/// Both schemes ask for the zero at its end.
 const LABEL: &[u8] = b"SECRET\0";

@@ -5,8 +5,8 @@ use aes::cipher::KeyIvInit;
 use tpm2_protocol::data::{TpmaSession, TpmsAuthCommand, TpmsAuthResponse};
 use zeroize::Zeroizing;
 
-use super::command::{CommandError, sized};
 use super::hash::Hash;
+use super::parts::{CommandError, sized};
 use super::salt::{self, Salt};
 
 /// A session whose key nobody on the bus knows (TPM 2.0 Part 1, 19.6.8 and 19.6.11).
@@ -18,12 +18,12 @@ pub(super) struct Session {
     nonce_tpm: Vec<u8>,
 }
 
-/// What a session does for one command, beside authorising it.
+/// What a session does for one command, besides authorising it.
 #[derive(Clone, Copy)]
 pub(super) struct Use<'a> {
     pub(super) session: u32,
-    /// The authValue of what the session authorises; empty if that has none, or if it only
-    /// encrypts.
+    /// The authValue of the object that the session authorises. Empty if it has none, or if the
+    /// session only encrypts.
     pub(super) auth_value: &'a [u8],
     pub(super) attributes: TpmaSession,
 }
@@ -41,7 +41,7 @@ impl Session {
         Self { handle, hash, key, nonce_caller, nonce_tpm }
     }
 
-    /// Begins a command: a fresh nonce, and the first parameter encrypted if the use says so.
+    /// Begins a command: makes a fresh nonce, and encrypts the first parameter if the use says so.
     pub(super) fn begin(
         &mut self,
         usage: Use<'_>,
@@ -55,8 +55,8 @@ impl Session {
         Ok(())
     }
 
-    /// Authorises a command (TPM 2.0 Part 1, 18.7 and 19.6.5). No other session of ours encrypts
-    /// what the first one authorises, so no other nonce is in the HMAC.
+    /// Authorises a command (TPM 2.0 Part 1, 18.7 and 19.6.5). None of our other sessions encrypts
+    /// what the first one authorises, so the HMAC contains no other nonce.
     pub(super) fn authorise(
         &self,
         usage: Use<'_>,
@@ -114,7 +114,7 @@ fn cipher<C: KeyIvInit>(derived: &[u8]) -> C {
     C::new_from_slices(&derived[..AES_BLOCK], &derived[AES_BLOCK..]).unwrap()
 }
 
-/// The content of the first parameter, which is a TPM2B wherever something is encrypted.
+/// The content of the first parameter. It is always a TPM2B if it is encrypted.
 fn first(parameters: &mut [u8]) -> Result<&mut [u8], CommandError> {
     let size = parameters.first_chunk().map(|size| usize::from(u16::from_be_bytes(*size)));
     let content = size.and_then(|size| parameters.get_mut(2..2 + size));

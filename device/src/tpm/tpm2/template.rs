@@ -1,5 +1,6 @@
-//! The shapes of the keys we create, and what tells them from others.
+//! The templates of the keys that we create, and how to recognise such keys.
 
+use assay_device_core::{EkKind, IkKind, ParentKind};
 use tpm2_protocol::basic::{TpmBuffer, TpmUint16};
 use tpm2_protocol::data::{
     Tpm2bDigest, TpmAlgId, TpmEccCurve, TpmaObject, TpmsEccParms, TpmsEccPoint, TpmsKeyedhashParms,
@@ -8,10 +9,8 @@ use tpm2_protocol::data::{
     TpmuSymMode,
 };
 
-use crate::tpm::{EkKind, IkKind, ParentKind};
-
-/// TCG EK Credential Profile 2.5, annexes B.3 and B.4: L-1, L-2, H-3 and H-6, and what Azure's C
-/// SDK made of L-1.
+/// The EK templates L-1, L-2, H-3 and H-6 (TCG EK Credential Profile 2.5, annexes B.3 and B.4), and
+/// Azure's variant of L-1.
 pub(super) fn ek(kind: EkKind) -> TpmtPublic {
     let low = |key| TpmtPublic {
         name_alg: TpmAlgId::Sha256,
@@ -38,8 +37,8 @@ pub(super) fn ek(kind: EkKind) -> TpmtPublic {
     }
 }
 
-/// The template with a manufacturer's nonce in the field of the key, padded with zeros: of a point,
-/// x (TCG EK Credential Profile 2.5, B.2).
+/// The template with a manufacturer's nonce in the field of the key, padded with zeros. For a
+/// point, that is its x (TCG EK Credential Profile 2.5, B.2).
 pub(super) fn with_nonce(template: TpmtPublic, nonce: &[u8]) -> TpmtPublic {
     let padded = |size: usize| -> Vec<u8> {
         nonce.iter().copied().chain(std::iter::repeat(0)).take(size).collect()
@@ -51,15 +50,15 @@ pub(super) fn with_nonce(template: TpmtPublic, nonce: &[u8]) -> TpmtPublic {
     TpmtPublic { unique, ..template }
 }
 
-/// An identity key: made by the TPM and stuck there, signs, is not restricted (a TLS signature
-/// covers a digest made outside the TPM), and without dictionary attack protection, for it has no
-/// password.
+/// An identity key. The TPM makes it, and it cannot leave the TPM. It signs, and is not restricted,
+/// because a TLS signature covers a digest made outside the TPM. It has no password, so it needs no
+/// protection against dictionary attacks.
 pub(super) fn ik(kind: IkKind) -> TpmtPublic {
     let none = TpmtSymDef::default();
     let key = match kind {
         IkKind::P256 => ecc(TpmEccCurve::NistP256, ecdsa(TpmAlgId::Sha256), none, &[]),
         IkKind::P384 => ecc(TpmEccCurve::NistP384, ecdsa(TpmAlgId::Sha384), none, &[]),
-        // Without a scheme, since the CSR takes RSASSA and TLS 1.3 takes RSAPSS.
+        // Without a scheme, because the CSR uses RSASSA and TLS 1.3 uses RSAPSS.
         IkKind::Rsa2048 => rsa(2048, none, &[]),
     };
     let object_attributes =
@@ -67,8 +66,8 @@ pub(super) fn ik(kind: IkKind) -> TpmtPublic {
     TpmtPublic { name_alg: TpmAlgId::Sha256, object_attributes, ..key }
 }
 
-/// A storage root key as in TCG TPM v2.0 Provisioning Guidance, 7.5.1; or an import parent, which
-/// differs in that it takes a policy and no password.
+/// A storage root key (TCG TPM v2.0 Provisioning Guidance, 7.5.1), or an import parent. An import
+/// parent takes a policy and no password.
 pub(super) fn parent(kind: ParentKind) -> TpmtPublic {
     let key = match kind {
         ParentKind::P256 | ParentKind::SrkP256 => {
@@ -125,7 +124,7 @@ pub(super) fn aes_cfb(key_bits: u16) -> TpmtSymDef {
     }
 }
 
-/// Whether a key equals a template in everything but the key itself.
+/// Whether a key equals a template, except for the key itself.
 pub(super) fn fits(public: &TpmtPublic, template: &TpmtPublic) -> bool {
     without_key(public) == without_key(template)
 }
@@ -140,8 +139,8 @@ pub(super) fn is_ours(public: &TpmtPublic) -> bool {
     templates.chain([hmac_key()]).any(|template| fits(public, &template))
 }
 
-/// Whether a key can be the parent of an IK: itself stuck in the TPM (TPM 2.0 Part 1, 25.2), and
-/// usable with an empty password that nobody can lock out.
+/// Whether a key can be the parent of an IK: it cannot leave the TPM (TPM 2.0 Part 1, 25.2), and
+/// takes an empty password that nobody can lock out.
 pub(super) fn is_storage_key(public: &TpmtPublic) -> bool {
     let required = TpmaObject::FIXED_TPM
         | TpmaObject::FIXED_PARENT
@@ -192,7 +191,7 @@ fn ecc(
     }
 }
 
-/// With the public exponent 65537, which 0 stands for (TPM 2.0 Part 2, 12.2.3.5).
+/// The public exponent is 65537, which a 0 stands for (TPM 2.0 Part 2, 12.2.3.5).
 fn rsa(key_bits: u16, symmetric: TpmtSymDef, modulus: &[u8]) -> TpmtPublic {
     TpmtPublic {
         object_type: TpmAlgId::Rsa,

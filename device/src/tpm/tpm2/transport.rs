@@ -1,4 +1,4 @@
-//! The way to the TPM: whole commands out, whole responses in.
+//! Sends whole commands to the TPM, and receives whole responses.
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read, Write};
@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use zeroize::Zeroizing;
 
-use super::command::CommandError;
+use super::parts::CommandError;
 use crate::tpm::tcti::Wire;
 
 /// An open connection to a TPM.
@@ -16,7 +16,7 @@ pub(super) struct Transport {
     wire: Wire,
     stream: Box<dyn Stream>,
     has_answered: bool,
-    /// Whether a command was sent twice. What the first did, if it was done, nobody heard.
+    /// Whether a command was sent twice. If the TPM did the first one, its response was lost.
     pub(super) has_resent: bool,
 }
 
@@ -25,7 +25,7 @@ impl Transport {
         let stream: Box<dyn Stream> = match wire {
             Wire::Device(path) => {
                 let device = OpenOptions::new().read(true).write(true).open(path)?;
-                // A command would overwrite the beginning of a file.
+                // If it is a file, a command overwrites its beginning.
                 if !device.metadata()?.file_type().is_char_device() {
                     return Err(io::Error::new(ErrorKind::InvalidInput, "it is no device"));
                 }
@@ -33,7 +33,7 @@ impl Transport {
             }
             Wire::Tcp(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port))?;
-                // A command is one write, so there is nothing to gather.
+                // A command is one write, so waiting for more gains nothing.
                 stream.set_nodelay(true)?;
                 Box::new(stream)
             }
@@ -42,7 +42,7 @@ impl Transport {
         Ok(Self { wire: wire.clone(), stream, has_answered: false, has_resent: false })
     }
 
-    /// Sends one command and waits for the response, whose header gives its size rightly.
+    /// Sends one command and waits for the response. The size in the response's header is right.
     pub(super) fn exchange(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>, CommandError> {
         let response = match self.send_and_receive(command) {
             // With `--server …,disconnect`, swtpm closes after each response and has not read this
@@ -131,6 +131,6 @@ fn is_closed(error: &io::Error) -> bool {
 
 /// A tag, a size and a code (TPM 2.0 Part 1, 18).
 pub(super) const HEADER_SIZE: usize = 10;
-/// The largest command and response: what the Linux kernel passes on (TPM_BUFSIZE), and what every
-/// TPM's TPM_PT_MAX_COMMAND_SIZE and TPM_PT_MAX_RESPONSE_SIZE stay within.
+/// The largest command and response. The Linux kernel passes on this much (TPM_BUFSIZE), and no TPM
+/// has a larger TPM_PT_MAX_COMMAND_SIZE or TPM_PT_MAX_RESPONSE_SIZE.
 pub(super) const MAX_SIZE: usize = 4096;

@@ -1,4 +1,6 @@
-//! The command line: what can be asked for, and what is printed.
+//! The command line: its commands, and what they print.
+
+pub(crate) mod advice;
 
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
@@ -7,7 +9,9 @@ use std::process::exit;
 use std::time::Duration;
 use std::{env, fs};
 
-use assay_device::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Password, Tcti};
+use assay_device::tpm::{
+    EkKind, HierarchyPasswords, IkKind, ParentKind, Password, Tcti, TctiError,
+};
 use assay_device::{
     Check, Credential, CredentialStatus, Device, DeviceOptions, DoctorOptions, EkCertificate,
     EkChoice, EkDescription, Error, Flow, KeyStatus, Outcome, OwnKey, ProvisionRequest,
@@ -29,12 +33,12 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Gets a certificate for a key in the TPM, or an HMAC key. Safe to run again: with a valid one
-    /// it does nothing.
+    /// Gets a certificate for a key in the TPM, or an HMAC key. It is safe to run it again: if the
+    /// device has a valid one, it does nothing.
     #[command(after_help = PROVISION_EXAMPLES)]
     Provision(ProvisionArgs),
-    /// Shows what the state directory says, without asking the TPM or the CA. The exit code says
-    /// whether the device can sign in.
+    /// Shows the contents of the state directory, without asking the TPM or the CA. The exit code
+    /// says whether the device can sign in.
     #[command(after_help = STATUS_EXAMPLE)]
     Status {
         /// The state directory.
@@ -60,20 +64,20 @@ enum Command {
         #[arg(long)]
         message: String,
     },
-    /// Looks at all that provisioning needs, and says of each thing how it is and what to do.
-    /// Changes nothing, and tells no secret.
+    /// Checks everything that provisioning needs, and says what to do about each fault. It changes
+    /// nothing and shows no secret.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(DoctorArgs),
-    /// Prints the endorsement keys of the TPM, for `assay enroll add`. Asks the TPM only.
+    /// Prints the endorsement keys of the TPM, for `assay enroll add`. It asks only the TPM.
     #[command(after_help = EK_EXAMPLES)]
     Ek {
-        /// Only this one: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps; auto is the one
-        /// that provision shows if nobody says which. [default: every one that the TPM has]
+        /// Only this one: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps. auto is the one
+        /// that provision shows if you name none. [default: every one that the TPM has]
         #[arg(long, value_name = "KIND")]
         kind: Option<EkChoice>,
         #[command(flatten)]
         tpm: TpmArgs,
-        /// Print one JSON object a line on stdout.
+        /// Print JSON on stdout, one object per line.
         #[arg(long)]
         json: bool,
     },
@@ -114,7 +118,7 @@ impl Cli {
 
 #[derive(Args)]
 struct ProvisionArgs {
-    /// The bootstrap listener of the broker: mqtts://host[:port], verified against --ca-root, or
+    /// The bootstrap listener of the broker: mqtts://host[:port], verified by --ca-root; or
     /// mqtt://… in laboratories.
     #[arg(long, value_name = "URL")]
     broker: BrokerUrl,
@@ -123,13 +127,14 @@ struct ProvisionArgs {
     scope: Scope,
     #[command(flatten)]
     device: DeviceArgs,
-    /// How to get what: ticket and sealed get a certificate, in two round trips or in one and a
-    /// confirmation; shared-key gets an HMAC key. [default: the flow used before, or ticket]
+    /// Which flow to use. ticket and sealed get a certificate: ticket in two round trips, sealed in
+    /// one and a confirmation. shared-key gets an HMAC key. [default: the flow used before, or
+    /// ticket]
     #[arg(long)]
     flow: Option<Flow>,
     /// The endorsement key to show: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps. auto
-    /// takes the first with a certificate; legacy-dps is the one that Azure's C SDK makes, which no
-    /// certificate is for. [default: the kind used before, or auto]
+    /// takes the first one with a certificate. legacy-dps is the one that Azure's C SDK makes, for
+    /// which there is no certificate. [default: the kind used before, or auto]
     #[arg(long, value_name = "KIND")]
     ek: Option<EkChoice>,
     /// The EK certificate, then its issuers, PEM or DER, instead of those in the TPM's NV memory.
@@ -143,9 +148,9 @@ struct ProvisionArgs {
     /// The persistent handle of the identity key. [default: the handle used before, or 0x81000200]
     #[arg(long, value_name = "HANDLE", value_parser = parse_handle)]
     ik_handle: Option<u32>,
-    /// The parent to have an HMAC key sent to: p-256 or rsa-2048. Or srk-p-256 or srk-rsa-2048, a
-    /// plain storage root key, from which whoever controls this device's software can have the HMAC
-    /// key; the CA must allow it. [default: p-256 or rsa-2048, as before]
+    /// The parent that the CA sends an HMAC key to: p-256 or rsa-2048. Or a plain storage root key,
+    /// srk-p-256 or srk-rsa-2048, if the CA allows it: from that, an attacker who controls this
+    /// device's software can get the HMAC key. [default: p-256 or rsa-2048, as before]
     #[arg(long, value_name = "KIND")]
     parent: Option<ParentKind>,
     /// The persistent handle of the HMAC key. [default: the handle used before, or 0x81000100]
@@ -154,14 +159,14 @@ struct ProvisionArgs {
     /// The name to ask for. [default: the one that the CA gives this EK]
     #[arg(long, value_name = "ID")]
     device_id: Option<DeviceId>,
-    /// Ask the CA even though there is a valid certificate or an HMAC key here; for a CA that
-    /// superseded or lost it.
+    /// Ask the CA even if there is a valid certificate or an HMAC key here. Use it if the CA
+    /// superseded or lost that one.
     #[arg(long)]
     again: bool,
     /// How long all of it may take.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     deadline: u64,
-    /// Print one JSON object on stdout instead of the path of the certificate or, with a shared
+    /// Print one JSON object on stdout, instead of the path of the certificate or, with a shared
     /// key, the device id.
     #[arg(long)]
     json: bool,
@@ -169,13 +174,13 @@ struct ProvisionArgs {
 
 #[derive(Args)]
 struct DoctorArgs {
-    /// The bootstrap listener of the broker. Without it the network is not looked at.
+    /// The bootstrap listener of the broker. Without it, the network is not checked.
     #[arg(long, value_name = "URL")]
     broker: Option<BrokerUrl>,
     /// The CA's provisioning domain.
     #[arg(long, default_value = "default")]
     scope: Scope,
-    /// The CA's root certificate, PEM or DER, to try the broker and the clock by.
+    /// The CA's root certificate, PEM or DER. The broker and the clock are checked by it.
     #[arg(long, value_name = "FILE")]
     ca_root: Option<PathBuf>,
     /// The state directory. It is only read.
@@ -186,20 +191,19 @@ struct DoctorArgs {
     no_clock: bool,
     #[command(flatten)]
     tpm: TpmArgs,
-    /// Print one JSON object a line on stdout: check, outcome, found, advice.
+    /// Print JSON on stdout, one object per line, with check, outcome, found and advice.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Args)]
 struct DeviceArgs {
-    /// The CA's root certificate, PEM or DER: what the broker and the device's certificate must
-    /// lead to.
+    /// The CA's root certificate, PEM or DER. The certificates of the broker and of the device must
+    /// lead to it.
     #[arg(long, value_name = "FILE")]
     ca_root: PathBuf,
-    /// For a device without a clock: takes the time to be no earlier than the first day of the CA's
-    /// root, nor of any certificate that it signed. An expired certificate may then pass for a good
-    /// one.
+    /// For a device without a clock. It takes the time to be no earlier than the first day of the
+    /// CA's root, and of any certificate that the CA signed. It may accept an expired certificate.
     #[arg(long)]
     no_clock: bool,
     /// The state directory; made if it is not there.
@@ -211,15 +215,16 @@ struct DeviceArgs {
 
 #[derive(Args)]
 struct TpmArgs {
-    /// How to reach the TPM: device:PATH, swtpm:host=H,port=P or swtpm:path=PATH; in an agent built
-    /// with libtss2 also tabrmd, mssim:host=H,port=P or tss2: and any of these.
-    #[arg(long, default_value_t = Tcti::default())]
+    /// How to reach the TPM: device:PATH, swtpm:host=H,port=P or swtpm:path=PATH. An agent built
+    /// with libtss2 also takes tabrmd, mssim:host=H,port=P, and tss2: before any of these.
+    #[arg(long, default_value_t = Tcti::default(), value_parser = parse_tcti)]
     tcti: Tcti,
-    /// File with the TPM's owner password; a newline at its end does not count. Else the
-    /// environment's ASSAY_OWNER_AUTH.
+    /// File with the TPM's owner password. A newline at its end does not count. Without the file,
+    /// the environment variable ASSAY_OWNER_AUTH is used.
     #[arg(long, value_name = "FILE")]
     owner_auth_file: Option<PathBuf>,
-    /// File with the TPM's endorsement password. Else the environment's ASSAY_ENDORSEMENT_AUTH.
+    /// File with the TPM's endorsement password. Without the file, the environment variable
+    /// ASSAY_ENDORSEMENT_AUTH is used.
     #[arg(long, value_name = "FILE")]
     endorsement_auth_file: Option<PathBuf>,
     /// How long one call to the TPM may take.
@@ -231,7 +236,8 @@ const EXIT_CODES: &str = "Exit codes:
   0  done
   1  unexpected
   2  usage
-  3  refused by the CA or the broker; or set wrongly: broker, root, scope, clock. No retry mends it
+  3  refused by the CA or the broker, or a wrong setting: broker, root, scope, clock; a retry
+     does not help
   4  broker or CA not reached before the deadline
   5  the TPM failed or timed out
   6  state directory or file
@@ -244,9 +250,8 @@ const STATUS_EXAMPLE: &str = "Examples:
   assay-device status --state /var/lib/assay-device --json
   assay-device status --state /var/lib/assay-device || assay-device provision ...
 
-Exit codes: 0 the device can sign in; 3 the clock is wrong; 6 the state is broken; 8 no state, or \
-                              nothing granted yet;
-9 the certificate has expired.";
+Exit codes: 0 the device can sign in; 3 the clock is wrong; 6 the state is broken;
+8 no state, or nothing granted yet; 9 the certificate has expired.";
 
 const PROVISION_EXAMPLES: &str = "Examples:
   assay-device provision --broker mqtts://ca.example.com:8883 \\
@@ -320,7 +325,7 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
 }
 
 fn show_step(step: &str, took: Duration) {
-    // In one piece, for stderr has no buffer.
+    // In one piece, because stderr has no buffer.
     let line = format!("{:>8.1} ms  {step}\n", took.as_secs_f64() * 1e3);
     _ = io::stderr().write_all(line.as_bytes());
 }
@@ -358,8 +363,7 @@ fn json_of(provisioned: &Provisioned) -> Value {
 fn status(state: &Path, json: bool) -> Result<(), Error> {
     let Some(status) = Status::read(state)? else {
         print_line(if json { r#"{"state":"no-state"}"# } else { "no state" })?;
-        let reason = format!("no state in {}: run `assay-device provision`", state.display());
-        return Err(Error::NotProvisioned(reason));
+        return Err(Error::NotProvisioned(format!("no state in {}", state.display())));
     };
     if json {
         print_json(&json_of_status(&status))?;
@@ -522,18 +526,15 @@ fn doctor(args: DoctorArgs) -> Result<(), Error> {
 }
 
 fn line_of_check(check: &Check) -> String {
-    // Colours are for eyes.
+    // Only a terminal gets colours.
     let (on, off) = match check.outcome {
         _ if !io::stdout().is_terminal() || env::var_os("NO_COLOR").is_some() => ("", ""),
         Outcome::Pass => ("\x1b[32m", "\x1b[0m"),
         Outcome::Warn => ("\x1b[33m", "\x1b[0m"),
         Outcome::Fail => ("\x1b[31m", "\x1b[0m"),
     };
-    let advice = check
-        .advice
-        .as_ref()
-        .map(|advice| format!("\n      what to do: {advice}"))
-        .unwrap_or_default();
+    let advice =
+        advice_on(check).map(|advice| format!("\n      what to do: {advice}")).unwrap_or_default();
     format!("{on}{}{off}  {:<17} {}{advice}", check.outcome, check.name, check.found)
 }
 
@@ -542,8 +543,12 @@ fn json_of_check(check: &Check) -> Value {
         "check": check.name,
         "outcome": check.outcome.to_string(),
         "found": check.found,
-        "advice": check.advice,
+        "advice": advice_on(check),
     })
+}
+
+fn advice_on(check: &Check) -> Option<String> {
+    check.advice.as_ref().and_then(advice::of_check)
 }
 
 fn ek(kind: Option<EkChoice>, tpm: TpmArgs, json: bool) -> Result<(), Error> {
@@ -562,7 +567,7 @@ fn ek(kind: Option<EkChoice>, tpm: TpmArgs, json: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// What stands before and between PEM is for people (RFC 7468 §2), so one EK's output is a file for
+/// Text before and between PEM is for people (RFC 7468 §2). So the output for one EK is a file for
 /// `assay enroll add`.
 fn print_ek(ek: &EkDescription) -> Result<(), Error> {
     let default =
@@ -656,8 +661,8 @@ fn passwords(args: &TpmArgs) -> Result<HierarchyPasswords, Error> {
     })
 }
 
-/// From a file or the environment, never from the command line, which every user of the machine can
-/// read.
+/// Reads a password from a file or the environment, never from the command line: every user of the
+/// machine can read that.
 fn password(file: Option<&Path>, variable: &str) -> Result<Password, Error> {
     let (source, mut password) = match file {
         Some(file) => {
@@ -675,6 +680,15 @@ fn password(file: Option<&Path>, variable: &str) -> Result<Password, Error> {
     })
 }
 
+fn parse_tcti(text: &str) -> Result<Tcti, String> {
+    text.parse().map_err(|error| match error {
+        TctiError::WithoutLibrary(_) => {
+            format!("{error}: cargo build --release -p assay-device --features tss2")
+        }
+        error => error.to_string(),
+    })
+}
+
 fn parse_handle(text: &str) -> Result<u32, String> {
     let number = match text.strip_prefix("0x") {
         Some(digits) => u32::from_str_radix(digits, 16),
@@ -686,13 +700,13 @@ fn parse_handle(text: &str) -> Result<u32, String> {
     }
 }
 
-/// One JSON value a line.
+/// Prints a JSON value in one line.
 fn print_json(json: &Value) -> Result<(), Error> {
     print_line(&printable_json(&json.to_string()))
 }
 
-/// Like `println!`. But whoever closes the pipe, as `head` does, has seen enough: the process ends
-/// without a word, as if by SIGPIPE.
+/// Like `println!`. But if the reader closes the pipe, as `head` does, the process ends silently,
+/// as if by SIGPIPE.
 fn print_line(line: &str) -> Result<(), Error> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit(128 + 13),
@@ -709,6 +723,14 @@ mod tests {
     #[test]
     fn command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[cfg(not(feature = "tss2"))]
+    #[test]
+    fn way_through_libtss2_that_is_not_built_in_is_refused_with_the_command_that_builds_it() {
+        let error = parse_tcti("tabrmd").unwrap_err();
+        assert!(error.contains("cargo build --release -p assay-device --features tss2"), "{error}");
+        assert_eq!(parse_tcti("device:/dev/tpm0").unwrap().as_str(), "device:/dev/tpm0");
     }
 
     #[test]

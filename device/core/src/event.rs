@@ -1,0 +1,130 @@
+//! What passes between a machine and the shell around it.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use assay_wire::ClientId;
+use rustls_pki_types::CertificateDer;
+use zeroize::Zeroizing;
+
+use crate::answer::AnswerError;
+use crate::certificate::VerifiedPath;
+use crate::memory::Memory;
+use crate::step::Step;
+use crate::tpm::{TpmAnswer, TpmFailure, TpmOperation};
+
+/// What the shell has to do. Each one names the [`Event`] that answers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Have the TPM do this. Answer: [`Event::Tpm`].
+    Tpm(TpmOperation),
+    /// Store this, so that it outlives a loss of power, in place of what was stored before. Answer:
+    /// [`Event::Stored`]. A shell that cannot store drops the machine: nothing that depends on it
+    /// is sent before the answer.
+    Store(Box<Memory>),
+    /// Verify that a chain, leaf first, leads to a pinned root. Answer: [`Event::PathVerified`].
+    VerifyPath(Vec<CertificateDer<'static>>),
+    /// Decrypt with AES-256-GCM. Answer: [`Event::Unsealed`].
+    Unseal(SealedBox),
+    /// Compute the SHA-256 of these bytes. Answer: [`Event::Digest`].
+    Digest(Vec<u8>),
+    /// Draw bytes that nobody can guess. Answer: [`Event::Random`].
+    Draw,
+    /// Begin to connect to the bootstrap listener and to subscribe to the reply topic, in place of
+    /// an earlier connection. Do not wait for it: other actions follow. Answer, at any time later:
+    /// [`Event::Connected`] or [`Event::Lost`].
+    Connect(Connection),
+    /// Publish this on the request topic of the connection, QoS 1. Answer, at any time later:
+    /// [`Event::Reply`] or [`Event::Lost`]; perhaps none, or several.
+    Send(Vec<u8>),
+    /// Disconnect, if there is a connection. Give no more events of it. No answer.
+    Disconnect,
+    /// Tell people. No answer.
+    Progress(Step),
+    /// Nothing to do before an event comes, or the time is `until`. Answer: any event;
+    /// [`Event::Time`] if none comes.
+    Wait {
+        /// In the machine's time. [`Duration::MAX`] if only an answer can go on.
+        until: Duration,
+    },
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The TPM answered.
+    Tpm(Result<TpmAnswer, TpmFailure>),
+    /// The memory is stored.
+    Stored,
+    /// The path is verified, or why it is none: [`AnswerError::Path`],
+    /// [`Unreadable`](AnswerError::Unreadable), [`NotYetValid`](AnswerError::NotYetValid) or
+    /// [`Expired`](AnswerError::Expired).
+    PathVerified(Result<VerifiedPath, AnswerError>),
+    /// The contents of the box; `None` if its tag does not match.
+    Unsealed(Option<Zeroizing<Vec<u8>>>),
+    /// The digest.
+    Digest([u8; 32]),
+    /// Random bytes.
+    Random([u8; 16]),
+    /// The connection is there, and the broker granted the subscription.
+    Connected,
+    /// The connection came to nothing, or the broker does not do its part.
+    Lost(Trouble),
+    /// A message on the reply topic. Anybody may have written it.
+    Reply(Vec<u8>),
+    /// Only time has passed.
+    Time,
+}
+
+/// A connection to the bootstrap listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The MQTT client id: fresh, and nobody can guess it.
+    pub client: ClientId,
+    /// Where requests are published.
+    pub request_topic: String,
+    /// Where replies come.
+    pub reply_topic: String,
+}
+
+/// What was encrypted with AES-256-GCM (SP 800-38D).
+#[derive(Clone, PartialEq, Eq)]
+pub struct SealedBox {
+    /// The key.
+    pub key: Zeroizing<[u8; 32]>,
+    /// The nonce.
+    pub nonce: [u8; 12],
+    /// The associated data.
+    pub associated_data: Vec<u8>,
+    /// The ciphertext, then the tag of 16 bytes.
+    pub sealed: Vec<u8>,
+}
+
+impl core::fmt::Debug for SealedBox {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("SealedBox(..)")
+    }
+}
+
+/// Why there is no connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// It may pass: another attempt may succeed. The text is for people.
+    Passing(String),
+    /// It stays until somebody changes a setting. The run ends with
+    /// [`Failure::Lasting`](crate::Failure::Lasting).
+    Lasting,
+}
+
+/// What was said to the CA, counted as MQTT payloads: without topics, TLS and TCP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// How many requests were sent.
+    pub requests: u32,
+    /// Their length together, in bytes.
+    pub bytes_sent: usize,
+    /// The length of the replies together, in bytes.
+    pub bytes_received: usize,
+}

@@ -1,0 +1,247 @@
+//! What the flows that give a certificate share: the identity key, and the request for it.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use assay_wire::{Bundle, CertificateList, EkId, Flow};
+use rustls_pki_types::CertificateDer;
+use zeroize::Zeroizing;
+
+use crate::answer::AnswerError;
+use crate::certificate::{DeviceCertificate, check_device_id};
+use crate::desk::Desk;
+use crate::ek::ShownEk;
+use crate::failure::Failure;
+use crate::kinds::{EkKind, IkKind};
+use crate::line::Ended;
+use crate::memory::{Attempt, CertificateGrant, Confirmation, Grant, IdentityRecord, Memory};
+use crate::run::{Credential, DEFAULT_IK_HANDLE, Provisioned, Run};
+use crate::step::Step;
+use crate::tpm::{KeyPublic, TpmAnswer, TpmFailureKind, TpmOperation};
+
+/// How far a run has come before it talks to the CA.
+pub(crate) enum Ready {
+    /// What the device has is good.
+    Provisioned(Provisioned),
+    /// The keys are made, the request is written, and the memory says so.
+    ToAsk(Box<Applicant>),
+}
+
+/// A device that is ready to ask the CA for a certificate.
+pub(crate) struct Applicant {
+    pub(crate) bundle: Bundle,
+    pub(crate) ek: EkKind,
+    pub(crate) ek_id: EkId,
+    pub(crate) ik: KeyPublic,
+    pub(crate) record: IdentityRecord,
+    /// A sealed certificate that an earlier run verified and did not see confirmed.
+    pub(crate) pending: Option<(DeviceCertificate, Confirmation)>,
+}
+
+/// Finds or makes the keys, and signs the request, unless the certificate in use is good.
+pub(crate) async fn prepare(
+    run: &Run,
+    flow: Flow,
+    instead: Option<EkKind>,
+) -> Result<Ready, Failure> {
+    let memory = run.memory();
+    let before = memory.identity();
+    let ik = run.request.ik.or_else(|| Some(before.as_ref()?.ik)).unwrap_or(IkKind::P256);
+    let ik_handle = run
+        .request
+        .ik_handle
+        .or_else(|| Some(before.as_ref()?.ik_handle))
+        .unwrap_or(DEFAULT_IK_HANDLE);
+    let operation = TpmOperation::IdentityKey { kind: ik, handle: ik_handle };
+    let found = run.desk().tpm(operation, identity_key).await?;
+
+    let mut pending = None;
+    if !run.request.again
+        && let Some(found) = &found
+        && let Some((grant, certificate)) = granted_certificate(run, &memory, flow, &found.id).await
+    {
+        match grant.unconfirmed {
+            None => {
+                run.desk().progress(Step::CertificateIsGood);
+                return Ok(Ready::Provisioned(provisioned(&grant.record, certificate, true)));
+            }
+            Some(confirmation) if flow == Flow::Sealed => {
+                pending = Some((grant.record.shown.ek, certificate, confirmation));
+            }
+            // The ticket flow gets the same certificate in its own way.
+            Some(_) => {}
+        }
+    }
+
+    let (ek, shown) = run.find_ek(instead).await?;
+    // To the CA, another EK is another device, and this certificate is not for that device.
+    let pending = pending
+        .filter(|(ek, ..)| *ek == shown.ek)
+        .map(|(_, certificate, confirmation)| (certificate, confirmation));
+    let is_new = found.is_none();
+    let key = match found {
+        Some(key) => key,
+        None => create_identity_key(run.desk(), ik, ik_handle).await?,
+    };
+    let record = IdentityRecord { shown, flow, ik, ik_handle };
+    run.line.begin_to_connect().await;
+    run.remember(memory.asking_for(&record)).await;
+    run.desk().progress(Step::IdentityKey { kind: ik, handle: ik_handle, is_new });
+    let bundle = bundle(run, &ek, &key, &record).await?;
+    run.desk().progress(Step::RequestSigned);
+    if pending.is_some() {
+        run.desk().progress(Step::Unconfirmed);
+    }
+    Ok(Ready::ToAsk(Box::new(Applicant {
+        bundle,
+        ek: ek.kind,
+        ek_id: ek.key.id,
+        ik: key,
+        record,
+        pending,
+    })))
+}
+
+/// The stored certificate, if it is what the request asks for and good for the key that is in the
+/// TPM. In the sealed flow, one that waits for its confirmation comes first.
+async fn granted_certificate(
+    run: &Run,
+    memory: &Memory,
+    flow: Flow,
+    key_id: &[u8; 32],
+) -> Option<(CertificateGrant, DeviceCertificate)> {
+    let waiting = match &memory.attempt {
+        Some(Attempt::Unconfirmed(grant)) if flow == Flow::Sealed => Some(grant),
+        _ => None,
+    };
+    let in_use = match &memory.in_use {
+        Some(Grant::Certificate(grant)) => Some(grant),
+        _ => None,
+    };
+    for grant in waiting.into_iter().chain(in_use) {
+        let Ok(certificate) = verify(run, grant.chain.clone(), key_id).await else { continue };
+        if run.request.takes_ek(grant.record.shown.ek) {
+            return Some((grant.clone(), certificate));
+        }
+    }
+    None
+}
+
+async fn create_identity_key(desk: &Desk, kind: IkKind, handle: u32) -> Result<KeyPublic, Failure> {
+    let operation = TpmOperation::CreateIdentityKey { kind, handle };
+    // A TPM that says it made no key has not answered.
+    Ok(desk.tpm(operation, |answer| identity_key(answer).flatten()).await?)
+}
+
+fn identity_key(answer: TpmAnswer) -> Option<Option<KeyPublic>> {
+    match answer {
+        TpmAnswer::IdentityKey(key) => Some(key),
+        _ => None,
+    }
+}
+
+async fn bundle(
+    run: &Run,
+    ek: &ShownEk,
+    ik: &KeyPublic,
+    record: &IdentityRecord,
+) -> Result<Bundle, Failure> {
+    let device_id = run.request.device_id.clone();
+    let operation = TpmOperation::SignRequest {
+        kind: record.ik,
+        handle: record.ik_handle,
+        device_id: device_id.clone(),
+    };
+    let csr = run.desk().tpm(operation, |answer| match answer {
+        TpmAnswer::CertificateRequest(csr) => Some(csr),
+        _ => None,
+    });
+    Ok(Bundle {
+        device_id,
+        csr: csr.await?.try_into()?,
+        ek_public: ek.public_area()?,
+        ek_certificates: ek.certificate_list()?,
+        ik_public: ik.public.clone().try_into()?,
+        other_eks: ek.other_ids()?,
+    })
+}
+
+impl Applicant {
+    /// Has the TPM open a credential that the CA made for its EK and IK.
+    pub(crate) async fn activate(
+        &self,
+        desk: &Desk,
+        blob: Vec<u8>,
+        seed: Vec<u8>,
+    ) -> Result<Zeroizing<Vec<u8>>, Ended> {
+        let handle = self.record.ik_handle;
+        let operation = TpmOperation::Activate { ek: self.ek, handle, blob, seed };
+        let secret = desk.tpm(operation, |answer| match answer {
+            TpmAnswer::Secret(secret) => Some(secret),
+            _ => None,
+        });
+        let secret = secret.await.map_err(|failure| match failure.kind {
+            TpmFailureKind::Refused => AnswerError::Challenge(failure.reason).into(),
+            _ => Failure::Tpm(failure),
+        })?;
+        desk.progress(Step::CredentialActivated);
+        Ok(secret)
+    }
+
+    /// Checks that a chain from the CA is a certificate for this device.
+    pub(crate) async fn verify(
+        &self,
+        run: &Run,
+        chain: &CertificateList<1>,
+    ) -> Result<DeviceCertificate, AnswerError> {
+        let chain = chain.iter().map(|certificate| certificate.to_vec().into()).collect();
+        verify(run, chain, &self.ik.id).await
+    }
+
+    /// Remembers the certificate as what is in use.
+    pub(crate) async fn finish(self, run: &Run, certificate: DeviceCertificate) -> Provisioned {
+        let grant = self.grant(&certificate, None);
+        let granted = Memory { in_use: Some(Grant::Certificate(grant)), attempt: None };
+        run.remember(granted).await;
+        provisioned(&self.record, certificate, false)
+    }
+
+    pub(crate) fn grant(
+        &self,
+        certificate: &DeviceCertificate,
+        unconfirmed: Option<Confirmation>,
+    ) -> CertificateGrant {
+        let (record, chain) = (self.record.clone(), certificate.chain.clone());
+        CertificateGrant { record, chain, unconfirmed }
+    }
+}
+
+/// Checks a chain: its path to a pinned root, and that it is for this key, for this scope, and for
+/// the device that the request names.
+async fn verify(
+    run: &Run,
+    chain: Vec<CertificateDer<'static>>,
+    key_id: &[u8; 32],
+) -> Result<DeviceCertificate, AnswerError> {
+    let path = run.desk().verify_path(chain.clone()).await?;
+    let certificate = DeviceCertificate::check(chain, path, key_id, &run.request.scope)?;
+    if let Some(wanted) = &run.request.device_id {
+        check_device_id(wanted, &certificate.device_id)?;
+    }
+    Ok(certificate)
+}
+
+fn provisioned(
+    record: &IdentityRecord,
+    certificate: DeviceCertificate,
+    was_provisioned: bool,
+) -> Provisioned {
+    Provisioned {
+        flow: record.flow,
+        scope: certificate.scope.clone(),
+        device_id: certificate.device_id.clone(),
+        ek: record.shown.ek,
+        credential: Credential::Certificate { certificate, ik: record.ik },
+        was_provisioned,
+    }
+}

@@ -1,0 +1,93 @@
+//! A whole run: which flow, and which EK if the CA refuses one.
+
+use core::time::Duration;
+
+use assay_wire::{Flow, Problem, RequestBody, Scope};
+
+use crate::desk::Desk;
+use crate::ek;
+use crate::failure::Failure;
+use crate::kinds::EkKind;
+use crate::line::Line;
+use crate::machine::Machine;
+use crate::memory::Memory;
+use crate::policy::is_about_the_ek;
+use crate::run::{ProvisionRequest, Provisioned, Run};
+use crate::step::Step;
+use crate::tpm::{TpmFailure, TpmFailureKind};
+use crate::{sealed, shared_key, ticket};
+
+/// Sees to it that a device can sign in: with a valid certificate for an identity key in its TPM,
+/// or with an HMAC key there.
+///
+/// `memory` is what was stored last, or [`Memory::default`] at the first run. If the device can
+/// sign in already, the CA is not asked, unless the request says so. Until the CA agrees, what the
+/// device has stays in use.
+///
+/// If the request names no EK and no CA has agreed to one, the other EKs are tried in turn as long
+/// as the CA refuses each for its certificate, its enrolment or its device id.
+pub fn provision(request: ProvisionRequest, memory: Memory, now: Duration) -> Machine<Provisioned> {
+    Machine::start(now, |desk| async move {
+        let end = now.saturating_add(request.deadline);
+        let line = Line { desk, scope: request.scope.clone(), end };
+        let run = Run::new(request, memory, line);
+        match provision_with(&run, None).await {
+            Err(Failure::Refused(problem)) if is_about_the_ek(problem.code) => {
+                provision_with_another_ek(&run, problem).await
+            }
+            outcome => outcome,
+        }
+    })
+}
+
+/// A machine that asks once whether a CA answers in this scope. It says nothing of any device. Its
+/// result is how long the answer took. Any answer counts, because an older CA does not know the
+/// question.
+pub fn ping(scope: Scope, deadline: Duration, now: Duration) -> Machine<Duration> {
+    Machine::start(now, |desk: Desk| async move {
+        let line = Line { desk, scope, end: now.saturating_add(deadline) };
+        line.once(async || {
+            let asked = line.desk.now();
+            line.ask(RequestBody::Ping).await?;
+            Ok(line.desk.now().saturating_sub(asked))
+        })
+        .await
+    })
+}
+
+async fn provision_with(run: &Run, instead: Option<EkKind>) -> Result<Provisioned, Failure> {
+    match run.request.flow.or_else(|| run.memory().flow()).unwrap_or(Flow::Ticket) {
+        Flow::Ticket => ticket::provision(run, instead).await,
+        Flow::Sealed => sealed::provision(run, instead).await,
+        Flow::SharedKey => shared_key::provision(run, instead).await,
+    }
+}
+
+/// A device that lost its state, or never had one, may be registered under another EK than the
+/// first with a certificate: the operator may have enrolled any of them. The CA says which one it
+/// does not take.
+async fn provision_with_another_ek(run: &Run, refusal: Problem) -> Result<Provisioned, Failure> {
+    if !run.request.leaves_the_ek_open() || run.memory().shown().is_some() {
+        return Err(Failure::Refused(refusal));
+    }
+    let mut code = refusal.code;
+    let refused = run.memory().attempt.map(|attempt| attempt.record().into_shown().ek);
+    for kind in EkKind::CERTIFIED.into_iter().filter(|kind| Some(*kind) != refused) {
+        // Without a certificate it is rarely enrolled, and some chips need minutes to make it.
+        if kind == EkKind::Rsa3072 && !ek::has_certificate(run.desk(), kind).await? {
+            continue;
+        }
+        run.desk().progress(Step::TryingEk { refusal: code, next: kind });
+        match provision_with(run, Some(kind)).await {
+            Err(Failure::Refused(problem)) if is_about_the_ek(problem.code) => {
+                code = problem.code;
+            }
+            Err(
+                Failure::Unsupported(_)
+                | Failure::Tpm(TpmFailure { kind: TpmFailureKind::Unsupported, .. }),
+            ) => {}
+            outcome => return outcome,
+        }
+    }
+    Err(Failure::Refused(refusal))
+}

@@ -1,0 +1,192 @@
+//! What every flow of one run shares: what was asked for, what is remembered, and the way to the
+//! CA.
+
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::time::Duration;
+
+use assay_wire::{DeviceId, Flow, Scope};
+
+use crate::certificate::DeviceCertificate;
+use crate::desk::Desk;
+use crate::ek::ShownEk;
+use crate::failure::Failure;
+use crate::kinds::{EkChoice, EkKind, IkKind, ParentKind};
+use crate::line::Line;
+use crate::memory::{Memory, Shown};
+use crate::step::Step;
+use crate::tpm::EkCertificates;
+
+/// What a device asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProvisionRequest {
+    /// The CA's provisioning domain.
+    pub scope: Scope,
+    /// How to get what; `None` is the flow used before, or [`Flow::Ticket`].
+    pub flow: Option<Flow>,
+    /// The EK to show; `None` is the kind used before, or [`EkChoice::Auto`].
+    pub ek: Option<EkChoice>,
+    /// The EK certificate and its issuers; `None` takes those in the TPM's NV memory.
+    pub ek_certificates: Option<EkCertificates>,
+    /// The kind of identity key; `None` is the kind used before, or P-256.
+    pub ik: Option<IkKind>,
+    /// The persistent handle of the identity key; `None` is the handle used before, or
+    /// [`DEFAULT_IK_HANDLE`].
+    pub ik_handle: Option<u32>,
+    /// The parent that an HMAC key is sent to; `None` is the one used before, or P-256. A plain
+    /// storage root key has to be named in every request: otherwise the device takes an import
+    /// parent of that kind of key.
+    pub parent: Option<ParentKind>,
+    /// The persistent handle of the HMAC key; `None` is the handle used before, or
+    /// [`DEFAULT_HMAC_HANDLE`].
+    pub hmac_handle: Option<u32>,
+    /// The name to ask for; `None` takes the one that is due to this EK.
+    pub device_id: Option<DeviceId>,
+    /// Whether to ask the CA even if there is a valid certificate or an HMAC key.
+    pub again: bool,
+    /// How long all of it may take.
+    pub deadline: Duration,
+}
+
+impl ProvisionRequest {
+    /// Asks for whatever the device had before, or for a certificate by the ticket flow, within
+    /// five minutes.
+    pub fn new(scope: Scope) -> Self {
+        Self {
+            scope,
+            flow: None,
+            ek: None,
+            ek_certificates: None,
+            ik: None,
+            ik_handle: None,
+            parent: None,
+            hmac_handle: None,
+            device_id: None,
+            again: false,
+            deadline: Duration::from_secs(300),
+        }
+    }
+
+    /// Whether the request goes with what was granted for an EK of this kind.
+    pub(crate) fn takes_ek(&self, granted: EkKind) -> bool {
+        !matches!(self.ek, Some(EkChoice::Kind(kind)) if kind != granted)
+    }
+
+    /// Whether the request does not say which EK to show.
+    pub(crate) fn leaves_the_ek_open(&self) -> bool {
+        matches!(self.ek, None | Some(EkChoice::Auto)) && self.ek_certificates.is_none()
+    }
+}
+
+/// Where the identity key is kept if the request names no handle (owner range, TCG Registry of
+/// Reserved TPM 2.0 Handles, 2.3.1).
+pub const DEFAULT_IK_HANDLE: u32 = 0x8100_0200;
+/// Where the HMAC key is kept if the request names no handle. Azure's SDKs for device provisioning
+/// keep theirs there.
+pub const DEFAULT_HMAC_HANDLE: u32 = 0x8100_0100;
+
+/// A provisioned device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Provisioned {
+    /// How the credential was obtained.
+    pub flow: Flow,
+    /// The provisioning domain.
+    pub scope: Scope,
+    /// The name under which the device is registered; its MQTT client id.
+    pub device_id: DeviceId,
+    /// The kind of EK that it was granted for.
+    pub ek: EkKind,
+    /// What the device signs in with.
+    pub credential: Credential,
+    /// Whether the credential was there already and is good, so that the CA was not asked.
+    pub was_provisioned: bool,
+}
+
+/// What a device signs in with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// A certificate for a key in the TPM.
+    Certificate {
+        /// The certificate.
+        certificate: DeviceCertificate,
+        /// The kind of identity key that it is for.
+        ik: IkKind,
+    },
+    /// An HMAC key in the TPM.
+    SharedKey {
+        /// The parent that it was sent to.
+        parent: ParentKind,
+        /// Its persistent handle.
+        hmac_handle: u32,
+    },
+}
+
+/// One run, whatever its flow.
+pub(crate) struct Run {
+    pub(crate) request: ProvisionRequest,
+    pub(crate) line: Line,
+    /// What is stored.
+    memory: RefCell<Memory>,
+}
+
+impl Run {
+    pub(crate) fn new(request: ProvisionRequest, memory: Memory, line: Line) -> Self {
+        Self { request, line, memory: RefCell::new(memory) }
+    }
+
+    /// What is stored.
+    pub(crate) fn memory(&self) -> Memory {
+        self.memory.borrow().clone()
+    }
+
+    pub(crate) fn desk(&self) -> &Desk {
+        &self.line.desk
+    }
+
+    /// Stores `next` in place of what was stored, and tells which keys it no longer knows.
+    ///
+    /// Everything that the device needs to go on after a loss of power is stored before the request
+    /// that depends on it is sent.
+    pub(crate) async fn remember(&self, next: Memory) {
+        self.desk().store(next.clone()).await;
+        let dropped: Vec<_> = self.memory().keys_dropped_by(&next);
+        self.memory.replace(next);
+        for (key, handle) in dropped {
+            self.desk().progress(Step::Unused { key, handle });
+        }
+    }
+
+    /// Looks for the EK to show: `instead` of others that the CA did not take, or the one that the
+    /// request or an earlier run chose.
+    pub(crate) async fn find_ek(
+        &self,
+        instead: Option<EkKind>,
+    ) -> Result<(ShownEk, Shown), Failure> {
+        let request = &self.request;
+        let given = request.ek_certificates.as_ref();
+        let before = self.memory().shown();
+        let (wanted, ek_was_named) = match (request.ek, &before) {
+            _ if instead.is_some() => (instead, false),
+            (Some(EkChoice::Kind(kind)), _) => (Some(kind), true),
+            // A certificate in the request says which kind of EK it is for.
+            (None, Some(before)) if given.is_none() => (Some(before.ek), before.ek_was_named),
+            (Some(EkChoice::Auto) | None, _) => (None, false),
+        };
+        let mut ek = ShownEk::find(self.desk(), wanted, given).await?;
+        let (kind, id) = (ek.kind, ek.key.id);
+        self.desk().progress(Step::Ek { kind, source: ek.source, id });
+        if request.leaves_the_ek_open() && request.device_id.is_none() && before.is_none() {
+            ek.find_others(self.desk()).await;
+            if !ek.others.is_empty() {
+                self.desk().progress(Step::OtherEks(ek.others.len()));
+            }
+        }
+        if let Some(before) = before
+            && before.ek != kind
+        {
+            self.desk().progress(Step::NotTheEkBefore(before.ek));
+        }
+        let shown = Shown { scope: request.scope.clone(), ek: kind, ek_was_named, ek_id: id };
+        Ok((ek, shown))
+    }
+}

@@ -1,0 +1,181 @@
+//! The steps that people are told of while a device is provisioned.
+
+use alloc::string::String;
+use core::fmt;
+use core::time::Duration;
+
+use assay_wire::{EkId, ProblemCode};
+
+use crate::kinds::{EkKind, IkKind, ParentKind};
+use crate::memory::KeyPurpose;
+
+/// Something that is done, or was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The certificate in use is good, so the CA is not asked.
+    CertificateIsGood,
+    /// The HMAC key in use is in the TPM, so the CA is not asked.
+    HmacKeyIsThere,
+    /// This EK is shown to the CA.
+    Ek {
+        /// Its kind.
+        kind: EkKind,
+        /// Where its certificate comes from.
+        source: CertificateSource,
+        /// Its id.
+        id: EkId,
+    },
+    /// The CA is told that the TPM has this many other EKs.
+    OtherEks(usize),
+    /// An earlier run showed an EK of this kind, and this run shows another one.
+    NotTheEkBefore(EkKind),
+    /// The CA does not take the EK for this reason. The device tries another one.
+    TryingEk {
+        /// Why the CA refused.
+        refusal: ProblemCode,
+        /// The EK that the device tries next.
+        next: EkKind,
+    },
+    /// The identity key is ready.
+    IdentityKey {
+        /// Its kind.
+        kind: IkKind,
+        /// Its persistent handle.
+        handle: u32,
+        /// Whether the TPM just made it.
+        is_new: bool,
+    },
+    /// The certificate request is signed.
+    RequestSigned,
+    /// An earlier run stored a sealed certificate that is not confirmed.
+    Unconfirmed,
+    /// The parent for the HMAC key is ready.
+    Parent(ParentKind),
+    /// The broker is connected.
+    Connected,
+    /// The ticket flow's challenge came.
+    ChallengeReceived,
+    /// The sealed certificate came.
+    SealedReceived,
+    /// The wrapped HMAC key came.
+    HmacKeyReceived,
+    /// The TPM opened the credential.
+    CredentialActivated,
+    /// The TPM opened the HMAC key.
+    HmacKeyOpened,
+    /// A certificate with this serial number came, and is good.
+    CertificateReceived(String),
+    /// A sealed certificate with this serial number is opened, and is good.
+    CertificateOpened(String),
+    /// The CA knows that the certificate with this serial number arrived.
+    CertificateConfirmed(String),
+    /// The HMAC key is persistent at this handle.
+    HmacKeyKept(u32),
+    /// A key at this handle is no longer used. It is left in the TPM, because others may use it.
+    Unused {
+        /// The key.
+        key: KeyPurpose,
+        /// Its persistent handle.
+        handle: u32,
+    },
+    /// An attempt came to nothing.
+    Retry {
+        /// How long the device waits before the next one.
+        delay: Duration,
+        /// Why it came to nothing.
+        reason: String,
+    },
+}
+
+/// Where the certificate of an EK comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateSource {
+    /// The request had it.
+    Request,
+    /// NV memory of the TPM.
+    NvMemory,
+    /// There is none.
+    None,
+    /// There may be one, but the TPM does not let it be read.
+    Unreadable,
+}
+
+impl fmt::Display for CertificateSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Request => "with certificate from file",
+            Self::NvMemory => "with certificate from NV memory",
+            Self::None => "without certificate",
+            Self::Unreadable => {
+                "without the certificate, which the TPM does not let this device read"
+            }
+        })
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CertificateIsGood => f.write_str(
+                "provisioned already: the certificate is valid and the TPM holds its key",
+            ),
+            Self::HmacKeyIsThere => f.write_str("provisioned already: the TPM holds the HMAC key"),
+            Self::Ek { kind, source, id } => write!(f, "EK {kind} {source}, id {id}"),
+            Self::OtherEks(count) => write!(
+                f,
+                "{count} other EKs of this TPM found, for the CA to say whether it knows one"
+            ),
+            Self::NotTheEkBefore(kind) => write!(
+                f,
+                "this is another EK than the one of kind {kind} shown before: to the CA it is \
+                 another device"
+            ),
+            Self::TryingEk { refusal, next } => {
+                write!(f, "the CA does not take this EK ({refusal}): trying the one of kind {next}")
+            }
+            Self::IdentityKey { kind, handle, is_new } => {
+                let origin = if *is_new { "created" } else { "found" };
+                write!(f, "identity key {kind} {origin} at {handle:#010x}")
+            }
+            Self::RequestSigned => f.write_str("certificate request signed"),
+            Self::Unconfirmed => {
+                f.write_str("an earlier run stored the certificate: it is still to be confirmed")
+            }
+            Self::Parent(kind) => write!(f, "parent {kind} ready"),
+            Self::Connected => f.write_str("connected to the broker"),
+            Self::ChallengeReceived => {
+                f.write_str("challenge received: the CA accepts the EK and the identity key")
+            }
+            Self::SealedReceived => f.write_str(
+                "sealed certificate received: the CA accepts the EK and the identity key",
+            ),
+            Self::HmacKeyReceived => {
+                f.write_str("key received: the CA accepts the EK and the parent")
+            }
+            Self::CredentialActivated => f.write_str("credential activated by the TPM"),
+            Self::HmacKeyOpened => f.write_str("HMAC key opened by the TPM"),
+            Self::CertificateReceived(serial) => {
+                write!(f, "certificate {serial} received and verified")
+            }
+            Self::CertificateOpened(serial) => {
+                write!(f, "certificate {serial} opened and verified")
+            }
+            Self::CertificateConfirmed(serial) => write!(f, "certificate {serial} confirmed"),
+            Self::HmacKeyKept(handle) => write!(f, "HMAC key kept at {handle:#010x}"),
+            Self::Unused { key, handle } => {
+                let key = match key {
+                    KeyPurpose::Identity => "identity key",
+                    KeyPurpose::Hmac => "HMAC key",
+                };
+                write!(
+                    f,
+                    "the {key} at {handle:#010x} is no longer used; if nobody else uses it: \
+                     tpm2_evictcontrol -c {handle:#010x}"
+                )
+            }
+            Self::Retry { delay, reason } => {
+                write!(f, "trying again in {:.1} s: {reason}", delay.as_secs_f64())
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! A TPM that keeps one identity key and one HMAC key.
+
+use assay_device_core::{
+    EkCertificates, EkKind, EndorsementKey, KeyPublic, OpenedKey, ParentKind, TpmAnswer,
+    TpmFailure, TpmFailureKind, TpmOperation,
+};
+use assay_wire::EkId;
+use zeroize::Zeroizing;
+
+use crate::tag;
+
+#[derive(Clone, Default)]
+pub(crate) struct FakeTpm {
+    pub(crate) ik: Option<[u8; 32]>,
+    pub(crate) hmac_key: Option<Vec<u8>>,
+    /// The operations that fail.
+    pub(crate) fails: Option<fn(&TpmOperation) -> bool>,
+    /// How often it was cleared.
+    clears: u8,
+    keys_made: u8,
+}
+
+impl FakeTpm {
+    pub(crate) fn clear(&mut self) {
+        *self = Self { clears: self.clears + 1, keys_made: self.keys_made, ..Self::default() };
+    }
+
+    pub(crate) fn run(&mut self, operation: TpmOperation) -> Result<TpmAnswer, TpmFailure> {
+        if self.fails.is_some_and(|fails| fails(&operation)) {
+            return Err(failure(TpmFailureKind::Other));
+        }
+        Ok(match operation {
+            TpmOperation::EkCertificates(kind) => TpmAnswer::EkCertificates(ek_certificates(kind)),
+            TpmOperation::EndorsementKey(kind) => {
+                // As a TPM without P-384 has it.
+                TpmAnswer::EndorsementKey((kind != EkKind::P384).then(|| EndorsementKey {
+                    public: ek_id(kind).as_bytes().to_vec(),
+                    id: ek_id(kind),
+                    is_of_default_template: true,
+                }))
+            }
+            TpmOperation::IdentityKey { .. } => TpmAnswer::IdentityKey(self.ik.map(public)),
+            TpmOperation::CreateIdentityKey { .. } => {
+                assert!(self.ik.is_none(), "the handle must be free");
+                self.keys_made += 1;
+                self.ik = Some([self.keys_made; 32]);
+                TpmAnswer::IdentityKey(self.ik.map(public))
+            }
+            TpmOperation::SignRequest { .. } => TpmAnswer::CertificateRequest(vec![0x30, 0]),
+            TpmOperation::Activate { ek, blob, seed, .. } => {
+                let ik = self.ik.ok_or_else(|| failure(TpmFailureKind::Refused))?;
+                let (secret, found) =
+                    blob.split_last_chunk().ok_or_else(|| failure(TpmFailureKind::Refused))?;
+                if *found != credential_tag(&ek_id(ek), &ik, secret, &seed) {
+                    return Err(failure(TpmFailureKind::Refused));
+                }
+                TpmAnswer::Secret(Zeroizing::new(secret.to_vec()))
+            }
+            TpmOperation::Parent(kind) => TpmAnswer::Parent(Some(self.parent(kind))),
+            TpmOperation::HmacKey { .. } => TpmAnswer::HmacKey(self.hmac_key.clone()),
+            TpmOperation::OpenHmacKey { ek, parent, key } => {
+                let parts: [&[u8]; 4] =
+                    [&key.credential_blob, &key.encrypted_seed, &key.symmetric_seed, &key.public];
+                let expected = key_tag(&ek_id(ek), &self.parent(parent), &parts.concat());
+                if key.duplicate != expected {
+                    return Err(failure(TpmFailureKind::NotForThisTpm));
+                }
+                TpmAnswer::Opened(OpenedKey { public: key.public, private: key.duplicate })
+            }
+            TpmOperation::KeepHmacKey { key, replaced, .. } => {
+                if self.hmac_key.is_some()
+                    && self.hmac_key.as_ref() != Some(&key.public)
+                    && self.hmac_key != replaced
+                {
+                    return Err(failure(TpmFailureKind::Other));
+                }
+                self.hmac_key = Some(key.public);
+                TpmAnswer::Kept
+            }
+        })
+    }
+
+    fn parent(&self, kind: ParentKind) -> Vec<u8> {
+        [kind.name().as_bytes(), &[self.clears]].concat()
+    }
+}
+
+fn failure(kind: TpmFailureKind) -> TpmFailure {
+    TpmFailure { kind, reason: "as the test has it".into() }
+}
+
+fn public(id: [u8; 32]) -> KeyPublic {
+    KeyPublic { public: id.to_vec(), id }
+}
+
+pub(crate) fn ek_id(kind: EkKind) -> EkId {
+    let place = EkKind::ALL.iter().position(|known| *known == kind).unwrap();
+    [0xE0 + place as u8; 32].into()
+}
+
+/// The manufacturer certified two of the EKs.
+fn ek_certificates(kind: EkKind) -> EkCertificates {
+    match kind {
+        EkKind::P256 | EkKind::Rsa2048 => EkCertificates {
+            chain: vec![ek_id(kind).as_bytes().to_vec()],
+            key_id: Some(ek_id(kind)),
+            kind: Some(kind),
+        },
+        _ => EkCertificates::default(),
+    }
+}
+
+/// What only the TPM with both keys can open.
+pub(crate) fn credential_tag(ek: &EkId, ik: &[u8; 32], secret: &[u8], seed: &[u8]) -> [u8; 8] {
+    tag(&[b"credential", ek.as_bytes(), ik, secret, seed])
+}
+
+/// What only the TPM with this EK and this parent can open.
+pub(crate) fn key_tag(ek: &EkId, parent: &[u8], key: &[u8]) -> Vec<u8> {
+    tag(&[b"key", ek.as_bytes(), parent, key]).to_vec()
+}

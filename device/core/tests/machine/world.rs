@@ -1,0 +1,244 @@
+//! A device, its store, and the network to its CA. Time passes only while somebody waits.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use assay_device_core::{
+    Action, AnswerError, Attempt, Event, Failure, Grant, Machine, Memory, ProvisionRequest,
+    Provisioned, Step, TpmOperation, Trouble, VerifiedPath, provision,
+};
+use assay_wire::{Proof, Reply, Request, RequestBody};
+use rustls_pki_types::CertificateDer;
+
+use crate::ca::{FakeCa, box_tag};
+use crate::tpm::FakeTpm;
+use crate::{tag, tag32};
+
+/// What becomes of a reply on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Arrives,
+    Lost,
+    Twice,
+    /// It comes with the reply to the next request, before that.
+    Late,
+    /// A bit of this byte is another one.
+    Corrupted(usize),
+    /// The connection breaks instead.
+    BreaksConnection,
+}
+
+#[derive(Default)]
+pub(crate) struct World {
+    pub(crate) now: Duration,
+    /// What is stored: all that outlives a crash.
+    pub(crate) memory: Memory,
+    pub(crate) tpm: FakeTpm,
+    pub(crate) ca: FakeCa,
+    /// What becomes of the next replies; those after them arrive.
+    pub(crate) fates: VecDeque<Fate>,
+    /// What becomes of the next connections; those after them come about.
+    pub(crate) troubles: VecDeque<Trouble>,
+    /// The run ends as if by a loss of power after this many actions.
+    pub(crate) power_for: Option<usize>,
+    /// The first of these actions finds the connection broken when it is done.
+    pub(crate) breaks_in: Option<fn(&Action) -> bool>,
+    /// Whether events that nobody asked for come between all others.
+    pub(crate) is_noisy: bool,
+    /// All actions of the last run.
+    pub(crate) actions: Vec<Action>,
+    /// When each request was sent.
+    pub(crate) sent: Vec<Duration>,
+    pub(crate) inbox: VecDeque<Event>,
+    pub(crate) late: Vec<Event>,
+    pub(crate) draws: u8,
+}
+
+impl World {
+    /// A run of the device; `None` if the power failed in it.
+    pub(crate) fn run(
+        &mut self,
+        request: ProvisionRequest,
+    ) -> Option<Result<Provisioned, Failure>> {
+        let machine = provision(request, self.memory.clone(), self.now);
+        self.drive(machine)
+    }
+
+    pub(crate) fn drive<T>(&mut self, mut machine: Machine<T>) -> Option<Result<T, Failure>> {
+        self.actions.clear();
+        self.inbox.clear();
+        while let Some(action) = machine.poll_action() {
+            if self.power_for == Some(self.actions.len()) {
+                return None;
+            }
+            assert!(self.actions.len() < 10_000, "it does not end");
+            self.actions.push(action.clone());
+            if self.is_noisy {
+                for event in noise() {
+                    machine.handle(self.now, event);
+                }
+            }
+            if self.breaks_in.take_if(|breaks_in| breaks_in(&action)).is_some() {
+                machine.handle(self.now, Event::Lost(Trouble::Passing("broken".into())));
+            }
+            if let Some(event) = self.perform(action) {
+                machine.handle(self.now, event);
+            }
+        }
+        Some(machine.into_result())
+    }
+
+    /// What people were told.
+    pub(crate) fn steps(&self) -> Vec<Step> {
+        let step = |action: &Action| match action {
+            Action::Progress(step) => Some(step.clone()),
+            _ => None,
+        };
+        self.actions.iter().filter_map(step).collect()
+    }
+
+    pub(crate) fn perform(&mut self, action: Action) -> Option<Event> {
+        Some(match action {
+            Action::Tpm(operation) => {
+                if let TpmOperation::KeepHmacKey { key, .. } = &operation {
+                    assert!(self.remembers_hmac_key(&key.public), "kept before it was stored");
+                }
+                Event::Tpm(self.tpm.run(operation))
+            }
+            Action::Store(memory) => {
+                self.memory = *memory;
+                Event::Stored
+            }
+            Action::VerifyPath(chain) => Event::PathVerified(verify(&chain)),
+            Action::Unseal(sealed) => Event::Unsealed((|| {
+                let (contents, found) = sealed.sealed.split_last_chunk()?;
+                let (key, beside) = (&sealed.key, &sealed.associated_data);
+                let expected = box_tag(key, &sealed.nonce, beside, contents);
+                (*found == expected).then(|| contents.to_vec().into())
+            })()),
+            Action::Digest(bytes) => Event::Digest(tag32(&[b"digest", &bytes])),
+            Action::Draw => {
+                self.draws = self.draws.wrapping_add(1);
+                Event::Random([self.draws; 16])
+            }
+            Action::Connect(_) => {
+                self.inbox.clear();
+                let trouble = self.troubles.pop_front();
+                self.inbox.push_back(trouble.map_or(Event::Connected, Event::Lost));
+                return None;
+            }
+            Action::Send(message) => {
+                self.send(&message);
+                return None;
+            }
+            Action::Disconnect => {
+                self.inbox.clear();
+                return None;
+            }
+            Action::Progress(_) => return None,
+            Action::Wait { until } => match self.inbox.pop_front() {
+                Some(event) => {
+                    self.now += Duration::from_millis(10);
+                    event
+                }
+                None => {
+                    assert!(until < Duration::MAX, "it waits for an answer that it has");
+                    self.now = self.now.max(until);
+                    Event::Time
+                }
+            },
+        })
+    }
+
+    fn send(&mut self, message: &[u8]) {
+        let request = Request::decode(message).unwrap();
+        self.assert_stored_before(&request.body);
+        self.sent.push(self.now);
+        let body = self.ca.answer(&request.body);
+        let reply = Reply { id: request.id, body }.encode();
+        self.inbox.extend(self.late.drain(..));
+        match self.fates.pop_front().unwrap_or(Fate::Arrives) {
+            Fate::Arrives => self.inbox.push_back(Event::Reply(reply)),
+            Fate::Lost => {}
+            Fate::Twice => {
+                self.inbox.push_back(Event::Reply(reply.clone()));
+                self.inbox.push_back(Event::Reply(reply.clone()));
+                // And once more during what follows.
+                self.late.push(Event::Reply(reply));
+            }
+            Fate::Late => self.late.push(Event::Reply(reply)),
+            Fate::Corrupted(at) => {
+                let mut corrupted = reply;
+                let at = at % corrupted.len();
+                corrupted[at] ^= 1;
+                self.inbox.push_back(Event::Reply(corrupted));
+            }
+            Fate::BreaksConnection => {
+                self.inbox.push_back(Event::Lost(Trouble::Passing("broken".into())));
+            }
+        }
+    }
+
+    /// What a later run needs is stored before the request that depends on it.
+    fn assert_stored_before(&self, request: &RequestBody) {
+        let is_stored = match request {
+            RequestBody::Challenge(_) | RequestBody::Enroll(_) => {
+                matches!(
+                    (&self.memory.attempt, &self.memory.in_use),
+                    (Some(Attempt::Identity(_) | Attempt::Unconfirmed(_)), _)
+                        | (_, Some(Grant::Certificate(_)))
+                )
+            }
+            RequestBody::Register(_) => matches!(self.memory.attempt, Some(Attempt::Hmac(_))),
+            RequestBody::Confirm(proof) => self.unconfirmed().as_ref() == Some(proof),
+            RequestBody::Certify(_) | RequestBody::Ping => true,
+        };
+        assert!(is_stored, "{request:?} was sent while {:?} was stored", self.memory);
+    }
+
+    fn unconfirmed(&self) -> Option<Proof> {
+        let grant = match (&self.memory.attempt, &self.memory.in_use) {
+            (Some(Attempt::Unconfirmed(grant)), _) => grant,
+            (_, Some(Grant::Certificate(grant))) => grant,
+            _ => return None,
+        };
+        grant.unconfirmed.as_ref().map(|confirmation| confirmation.proof.clone())
+    }
+
+    fn remembers_hmac_key(&self, public: &[u8]) -> bool {
+        match &self.memory.attempt {
+            Some(Attempt::Hmac(record)) => record.keys.iter().any(|key| key.0 == public),
+            _ => false,
+        }
+    }
+}
+
+/// As the shell reads a certificate whose path it verified.
+fn verify(chain: &[CertificateDer<'_>]) -> Result<VerifiedPath, AnswerError> {
+    let (contents, signature) =
+        chain[0].split_last_chunk().ok_or_else(|| AnswerError::Unreadable("too short".into()))?;
+    if *signature != tag(&[b"certificate", contents]) {
+        return Err(AnswerError::Path("another signature".into()));
+    }
+    let (key_id, rest) = contents.split_first_chunk().unwrap();
+    let name = str::from_utf8(&rest[1..]).unwrap();
+    Ok(VerifiedPath {
+        key_id: *key_id,
+        is_for_clients: true,
+        common_name: name.into(),
+        uris: vec![format!("urn:assay:device:default:{name}")],
+        serial: rest[0].to_string(),
+        not_after: 2_000_000_000,
+    })
+}
+
+/// Replies to nobody, from whoever writes to the topic.
+fn noise() -> Vec<Event> {
+    let stranger = Reply { id: [0xEE; 16].into(), body: assay_wire::ReplyBody::Pong };
+    vec![
+        Event::Reply(stranger.encode()),
+        Event::Reply(Vec::new()),
+        Event::Reply(vec![0xFF; 100]),
+        Event::Time,
+    ]
+}

@@ -1,0 +1,178 @@
+//! The shell around the core: does what a [`Machine`] asks, until it has a result.
+
+use std::time::Duration;
+
+use assay_device_core::{Action, Event, Failure, Machine, Provisioned, SealedBox, Step, Traffic};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use ring::digest;
+use rustls::RootCertStore;
+use zeroize::Zeroizing;
+
+use crate::clock::Clock;
+use crate::ek_certificate;
+use crate::error::Error;
+use crate::link::Broker;
+use crate::operations::Operations;
+use crate::progress::{Progress, Steps};
+use crate::state::StateDirectory;
+use crate::talk::Talk;
+use crate::tpm::{TpmError, TpmThread};
+use crate::verify;
+
+/// What a device has, and what it trusts.
+pub(crate) struct Agent<'a> {
+    pub(crate) tpm: &'a TpmThread,
+    pub(crate) state: &'a StateDirectory,
+    pub(crate) roots: &'a RootCertStore,
+    pub(crate) clock: &'a Clock,
+}
+
+/// What a run took.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// Time spent in the TPM.
+    pub tpm_time: Duration,
+    /// Time spent waiting for the broker and the CA, as far as the device did nothing else
+    /// meanwhile.
+    pub wire_time: Duration,
+    /// Time spent altogether.
+    pub total_time: Duration,
+    /// How many requests were sent to the CA.
+    pub requests: u32,
+    /// The requests' length together, in bytes, as MQTT payloads: without topics, TLS and TCP.
+    pub bytes_sent: usize,
+    /// The replies' length together, in bytes, as MQTT payloads.
+    pub bytes_received: usize,
+}
+
+impl Agent<'_> {
+    /// Runs a machine that began at time zero and may take until `deadline`. `ek_certificate` is the
+    /// one that its request has.
+    pub(crate) fn run(
+        &self,
+        mut machine: Machine<Provisioned>,
+        broker: Broker,
+        deadline: Duration,
+        ek_certificate: Option<&[u8]>,
+        progress: Progress<'_>,
+    ) -> Result<(Provisioned, Cost), Error> {
+        let tpm_before = self.tpm.spent();
+        let mut operations = Operations::new(self.tpm);
+        let connected = format!("connected to {}", broker.url);
+        let mut talk = Talk::start(broker);
+        let mut steps = Steps::start(progress);
+        while let Some(action) = machine.poll_action() {
+            let event = match action {
+                Action::Tpm(operation) => Some(Event::Tpm(operations.run(operation))),
+                Action::Store(memory) => {
+                    self.state.store(&memory)?;
+                    Some(Event::Stored)
+                }
+                Action::VerifyPath(chain) => {
+                    let now = self.clock.at(&chain);
+                    Some(Event::PathVerified(verify::path(&chain, self.roots, now)))
+                }
+                Action::Unseal(sealed) => Some(Event::Unsealed(unseal(&sealed))),
+                Action::Digest(bytes) => Some(Event::Digest(sha256(&bytes))),
+                Action::Progress(step) => {
+                    match &step {
+                        Step::Connected => steps.done(&connected),
+                        Step::Retry { .. } => steps.tell(&step.to_string(), talk.now()),
+                        Step::TryingEk { .. } => steps.tell(&step.to_string(), Duration::ZERO),
+                        step => steps.done(&step.to_string()),
+                    }
+                    None
+                }
+                action => talk.perform(action)?,
+            };
+            if let Some(event) = event {
+                machine.handle(talk.now(), event);
+            }
+        }
+        let Traffic { requests, bytes_sent, bytes_received } = machine.traffic();
+        let cost = Cost {
+            tpm_time: self.tpm.spent() - tpm_before,
+            wire_time: talk.waited(),
+            total_time: talk.now(),
+            requests,
+            bytes_sent,
+            bytes_received,
+        };
+        let fault = |failure: Failure| Error::Internal(failure.to_string());
+        let provisioned = machine.into_result().map_err(|failure| match failure {
+            Failure::Tpm(_) => operations.take_error().unwrap_or_else(|| fault(failure)),
+            Failure::Unsupported(keys) => TpmError::Unsupported(keys).into(),
+            Failure::UnknownKindOfEk => Error::UnknownKindOfEk(ek_certificate::why_of_no_kind(
+                ek_certificate.unwrap_or_default(),
+            )),
+            Failure::CertificateForLegacyEk | Failure::TooLong(_) => {
+                Error::Usage(failure.to_string())
+            }
+            Failure::Lasting => talk.take_error().unwrap_or_else(|| fault(failure)),
+            Failure::Refused(problem) => Error::Refused { problem },
+            Failure::Answer(error) => error.into(),
+            Failure::NotReached { reason } => Error::NotReached { deadline, reason },
+            Failure::Unfinished => fault(failure),
+        })?;
+        Ok((provisioned, cost))
+    }
+}
+
+/// Opens a box of AES-256-GCM (SP 800-38D), for [`Action::Unseal`]. `None` if its tag does not match.
+pub fn unseal(sealed: &SealedBox) -> Option<Zeroizing<Vec<u8>>> {
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*sealed.key).ok()?);
+    let nonce = Nonce::assume_unique_for_key(sealed.nonce);
+    let mut contents = Zeroizing::new(sealed.sealed.clone());
+    let length =
+        key.open_in_place(nonce, Aad::from(&sealed.associated_data), &mut contents).ok()?.len();
+    contents.truncate(length);
+    Some(contents)
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    // Unwrap safety: SHA-256 has 32 bytes.
+    digest::digest(&digest::SHA256, bytes).as_ref().try_into().unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed(contents: &[u8]) -> SealedBox {
+        let (key, nonce, associated_data) = ([0x42; 32], [9; 12], vec![0xC1; 20]);
+        let mut sealed = contents.to_vec();
+        LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).unwrap())
+            .seal_in_place_append_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(&associated_data),
+                &mut sealed,
+            )
+            .unwrap();
+        SealedBox { key: Zeroizing::new(key), nonce, associated_data, sealed }
+    }
+
+    #[test]
+    fn box_opens_with_its_key_and_what_stands_beside_it() {
+        assert_eq!(unseal(&sealed(b"contents")).unwrap().as_slice(), b"contents");
+    }
+
+    #[test]
+    fn box_altered_in_any_byte_does_not_open() {
+        let good = sealed(b"contents");
+        for at in 0..good.sealed.len() {
+            let mut altered = good.clone();
+            altered.sealed[at] ^= 1;
+            assert!(unseal(&altered).is_none(), "byte {at}");
+        }
+        for at in 0..good.associated_data.len() {
+            let mut altered = good.clone();
+            altered.associated_data[at] ^= 1;
+            assert!(unseal(&altered).is_none(), "byte {at} beside it");
+        }
+        for length in 0..good.sealed.len() {
+            let cut = SealedBox { sealed: good.sealed[..length].to_vec(), ..good.clone() };
+            assert!(unseal(&cut).is_none(), "{length} bytes");
+        }
+        assert!(unseal(&SealedBox { key: Zeroizing::new([0x43; 32]), ..good }).is_none());
+    }
+}

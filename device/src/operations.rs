@@ -1,0 +1,135 @@
+//! What the core asks of a TPM, done by a [`TpmThread`].
+
+use assay_device_core::{
+    EkCertificates, EkKind, EndorsementKey, KeyPublic, TpmAnswer, TpmFailure, TpmFailureKind,
+    TpmOperation,
+};
+use assay_wire::DeviceId;
+
+use crate::ek_certificate;
+use crate::error::Error;
+use crate::key::IdentityKey;
+use crate::tpm::{IkKind, PublicArea, TpmError, TpmThread, is_of_default_template};
+
+/// Does the TPM operations of one run.
+pub(crate) struct Operations {
+    tpm: TpmThread,
+    /// The identity key that was found or made last.
+    identity: Option<PublicArea>,
+    /// The EKs that were made.
+    eks: Vec<(EkKind, PublicArea)>,
+    /// Why the last operation failed. The core knows only of what kind it is.
+    error: Option<Error>,
+}
+
+impl Operations {
+    pub(crate) fn new(tpm: &TpmThread) -> Self {
+        Self { tpm: tpm.clone(), identity: None, eks: Vec::new(), error: None }
+    }
+
+    pub(crate) fn run(&mut self, operation: TpmOperation) -> Result<TpmAnswer, TpmFailure> {
+        self.answer(operation).map_err(|error| {
+            let kind = match &error {
+                Error::Tpm(error) => error.kind(),
+                _ => TpmFailureKind::Other,
+            };
+            let reason = error.to_string();
+            self.error = Some(error);
+            TpmFailure { kind, reason }
+        })
+    }
+
+    /// Why the last operation failed, in full.
+    pub(crate) fn take_error(&mut self) -> Option<Error> {
+        self.error.take()
+    }
+
+    /// The public area of an EK that was made.
+    pub(crate) fn ek(&self, kind: EkKind) -> Option<&PublicArea> {
+        self.eks.iter().find(|(found, _)| *found == kind).map(|(_, public)| public)
+    }
+
+    fn answer(&mut self, operation: TpmOperation) -> Result<TpmAnswer, Error> {
+        let tpm = &self.tpm;
+        Ok(match operation {
+            TpmOperation::EkCertificates(kind) => {
+                TpmAnswer::EkCertificates(ek_certificates(tpm, kind)?)
+            }
+            TpmOperation::EndorsementKey(kind) => {
+                let public = tpm.call("making the EK", move |tpm| tpm.endorsement_key(kind))?;
+                TpmAnswer::EndorsementKey(public.map(|public| self.keep_ek(kind, public)))
+            }
+            TpmOperation::IdentityKey { kind, handle } => {
+                let found = tpm.call("looking for the identity key", move |tpm| {
+                    tpm.identity_key(kind, handle)
+                })?;
+                TpmAnswer::IdentityKey(found.map(|public| self.keep_identity(public)))
+            }
+            TpmOperation::CreateIdentityKey { kind, handle } => {
+                let public = tpm.call("creating the identity key", move |tpm| {
+                    tpm.create_identity_key(kind, handle)
+                })?;
+                TpmAnswer::IdentityKey(Some(self.keep_identity(public)))
+            }
+            TpmOperation::SignRequest { kind, handle, device_id } => TpmAnswer::CertificateRequest(
+                self.sign_request(kind, handle, device_id.as_ref())?,
+            ),
+            TpmOperation::Activate { ek, handle, blob, seed } => {
+                TpmAnswer::Secret(tpm.call("activating the credential", move |tpm| {
+                    tpm.activate(ek, handle, &blob, &seed)
+                })?)
+            }
+            TpmOperation::Parent(kind) => {
+                let parent = tpm.call("making the parent", move |tpm| tpm.parent(kind))?;
+                TpmAnswer::Parent(parent.map(|public| public.bytes))
+            }
+            TpmOperation::HmacKey { handle } => TpmAnswer::HmacKey(
+                tpm.call("looking for the HMAC key", move |tpm| tpm.hmac_key(handle))?,
+            ),
+            TpmOperation::OpenHmacKey { ek, parent, key } => TpmAnswer::Opened(
+                tpm.call("opening the HMAC key", move |tpm| tpm.open_hmac_key(ek, parent, &key))?,
+            ),
+            TpmOperation::KeepHmacKey { parent, handle, key, replaced } => {
+                tpm.call("loading the HMAC key", move |tpm| {
+                    tpm.keep_hmac_key(parent, handle, &key, replaced.as_deref())
+                })?;
+                TpmAnswer::Kept
+            }
+        })
+    }
+
+    fn keep_ek(&mut self, kind: EkKind, public: PublicArea) -> EndorsementKey {
+        let key = EndorsementKey {
+            public: public.bytes.clone(),
+            id: public.key.id().into(),
+            is_of_default_template: is_of_default_template(kind, &public),
+        };
+        self.eks.retain(|(found, _)| *found != kind);
+        self.eks.push((kind, public));
+        key
+    }
+
+    fn keep_identity(&mut self, public: PublicArea) -> KeyPublic {
+        let key = KeyPublic { public: public.bytes.clone(), id: public.key.id() };
+        self.identity = Some(public);
+        key
+    }
+
+    fn sign_request(
+        &self,
+        kind: IkKind,
+        handle: u32,
+        device_id: Option<&DeviceId>,
+    ) -> Result<Vec<u8>, Error> {
+        let Some(PublicArea { key: public, .. }) = self.identity.clone() else {
+            return Err(Error::Internal("a request without an identity key".into()));
+        };
+        let key = IdentityKey { tpm: self.tpm.clone(), handle, kind, public };
+        key.certificate_request(device_id)
+    }
+}
+
+fn ek_certificates(tpm: &TpmThread, kind: EkKind) -> Result<EkCertificates, TpmError> {
+    let chain = tpm.call("reading the EK certificate", move |tpm| tpm.ek_certificates(kind))?;
+    Ok(ek_certificate::read(chain))
+}

@@ -1,0 +1,111 @@
+//! What the core asks of the network, done by a [`Link`].
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use assay_device_core::{self as core, Action, Event};
+
+use crate::error::Error;
+use crate::link::{Broker, Closing, Heard, Link};
+use crate::probe;
+use crate::random::random;
+use crate::trouble::Trouble;
+
+/// Does what one machine asks of the network. The machine's time counts from its start.
+pub(crate) struct Talk {
+    broker: Broker,
+    start: Instant,
+    link: Option<Link>,
+    closing: Option<Closing>,
+    waited: Duration,
+    is_probed: bool,
+    /// Why no other attempt can succeed. The core knows only that there is such a reason.
+    error: Option<Error>,
+}
+
+impl Talk {
+    pub(crate) fn start(broker: Broker) -> Self {
+        Self {
+            broker,
+            start: Instant::now(),
+            link: None,
+            closing: None,
+            waited: Duration::ZERO,
+            is_probed: false,
+            error: None,
+        }
+    }
+
+    /// The machine's time.
+    pub(crate) fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// How long it waited for broker and CA so far.
+    pub(crate) fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Why no other attempt can succeed, in full.
+    pub(crate) fn take_error(&mut self) -> Option<Error> {
+        self.error.take()
+    }
+
+    /// Does what the action says. Gives the event that answers it, if there is one already.
+    pub(crate) fn perform(&mut self, action: Action) -> Result<Option<Event>, Error> {
+        match action {
+            Action::Draw => return Ok(Some(Event::Random(random()))),
+            Action::Connect(connection) => {
+                // A connection that says goodbye ends here: a broker has few places for strangers.
+                self.closing = None;
+                self.link = Some(Link::open(&self.broker, connection)?);
+            }
+            Action::Send(message) => {
+                if let Some(Err(trouble)) = self.link.as_ref().map(|link| link.publish(message)) {
+                    return Ok(Some(self.lost(trouble)));
+                }
+            }
+            Action::Disconnect => self.closing = self.link.take().map(Link::close),
+            Action::Wait { until } => {
+                let begin = Instant::now();
+                let event = self.wait(until.saturating_sub(self.now()));
+                self.waited += begin.elapsed();
+                return Ok(Some(event));
+            }
+            // Only people hear of it.
+            Action::Progress(_) => {}
+            other => {
+                return Err(Error::Internal(format!("{other:?} is not an action of the network")));
+            }
+        }
+        Ok(None)
+    }
+
+    fn wait(&mut self, limit: Duration) -> Event {
+        let Some(link) = &self.link else {
+            thread::sleep(limit);
+            return Event::Time;
+        };
+        match link.hear(limit) {
+            None => Event::Time,
+            Some(Heard::Connected) => Event::Connected,
+            Some(Heard::Reply(message)) => Event::Reply(message),
+            Some(Heard::Lost(trouble)) => self.lost(trouble),
+        }
+    }
+
+    fn lost(&mut self, trouble: Trouble) -> Event {
+        // Once: a broker that is full closes connections too, and need not be asked twice.
+        let is_first = !std::mem::replace(&mut self.is_probed, true);
+        let Broker { url, tls, .. } = &self.broker;
+        let reason =
+            trouble.examined(|| if is_first { probe::other_protocol(url, tls) } else { None });
+        Event::Lost(match reason {
+            Ok(reason) => core::Trouble::Passing(reason),
+            Err(error) => {
+                self.error = Some(error);
+                core::Trouble::Lasting
+            }
+        })
+    }
+}
