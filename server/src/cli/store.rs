@@ -31,8 +31,8 @@ pub(crate) enum Store {
 
 #[derive(Args)]
 #[command(after_help = "Examples:
-  assay --dir ca store copy postgres     # assay.db to the PostgreSQL that [store] of assay.toml names
-  assay --dir ca store copy file         # and back to assay.db, which must not be there")]
+  assay --dir ca store copy postgres     # to the PostgreSQL that assay.toml names
+  assay --dir ca store copy file         # back to assay.db, which must not be there")]
 pub(crate) struct Copy {
     /// Where to
     to: Target,
@@ -106,7 +106,9 @@ fn upgrade(directory: &Directory) -> Result<()> {
 impl Copy {
     fn run(self, directory: &Directory) -> Result<()> {
         let Some(postgres) = directory.postgres()? else {
-            bail!("assay.toml names no PostgreSQL; put one into [store] (docs/operations.md, \"PostgreSQL\")")
+            bail!(
+                "assay.toml names no PostgreSQL; put one into [store] (docs/operations.md, \"PostgreSQL\")"
+            )
         };
         let file = directory.file();
         let (from, to) = match self.to {

@@ -154,6 +154,24 @@ const BEGIN_WRITING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE;
     LOCK TABLE write_lock IN EXCLUSIVE MODE;
     SELECT pg_current_xact_id()::text";
 
+/// The plan of a statement, as it is made once for all parameters.
+#[cfg(test)]
+pub(super) fn plan(session: &mut Session, sql: &str) -> String {
+    let count = (1..99).take_while(|place| sql.contains(&format!("${place}"))).count();
+    let nulls = vec!["NULL"; count].join(", ");
+    let nulls = if count == 0 { String::new() } else { format!("({nulls})") };
+    let ask =
+        format!("DEALLOCATE ALL; PREPARE asked AS {sql}; EXPLAIN (COSTS off) EXECUTE asked{nulls}");
+    // Only a transaction that writes may have this planned.
+    session.client.batch_execute("SET default_transaction_read_only = off").unwrap();
+    let messages = session.client.simple_query(&ask).unwrap();
+    let lines = messages.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
