@@ -753,7 +753,7 @@ const NEW_DATABASE: &str = "assay.db.new";
 const TICKET_KEY: &str = "ticket.key";
 const MASTER_SECRET: &str = "master.key";
 /// The files of mode [`SECRET`].
-const SECRETS: [&str; 11] = [
+const SECRETS: [&str; 13] = [
     "root.key",
     "issuing.key",
     "service.key",
@@ -765,6 +765,8 @@ const SECRETS: [&str; 11] = [
     DATABASE,
     "assay.db-wal",
     "assay.db-shm",
+    "assay.db.before-7",
+    "assay.db.copied",
 ];
 const SECRET: u32 = 0o600;
 const PUBLIC: u32 = 0o644;

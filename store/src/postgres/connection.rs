@@ -1,5 +1,6 @@
 //! A store's connection, which is made anew when it was lost, and what is tried again.
 
+use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -132,8 +133,10 @@ enum Remedy {
 fn remedy(error: &postgres::Error) -> Option<Remedy> {
     let Some(code) = error.code() else {
         // Not the server's words: the connection was lost, or there was none.
+        // What TLS finds wrong with a certificate stays so.
         let is_of_the_network = std::error::Error::source(error)
-            .is_some_and(|source| source.downcast_ref::<std::io::Error>().is_some());
+            .and_then(|source| source.downcast_ref::<io::Error>())
+            .is_some_and(|error| error.kind() != io::ErrorKind::InvalidData);
         return (error.is_closed() || is_of_the_network).then_some(Remedy::NewConnection);
     };
     if [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED].contains(code) {

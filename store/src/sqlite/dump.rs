@@ -7,6 +7,7 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row, ToSql, params_from_iter};
 
 use super::connection::Sqlite;
+use super::migrations::sync_directory_of;
 use crate::error::StoreError;
 use crate::tables::{Kind, Order, Sink, Source, Table, Value};
 
@@ -113,7 +114,8 @@ impl Sink for NewTables {
         fs::File::open(&self.part)?.sync_all()?;
         // Unlike `rename`, it overwrites nothing that appeared meanwhile.
         fs::hard_link(&self.part, &self.path)?;
-        Ok(fs::remove_file(&self.part)?)
+        fs::remove_file(&self.part)?;
+        Ok(sync_directory_of(&self.path)?)
     }
 }
 

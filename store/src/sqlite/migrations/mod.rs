@@ -129,7 +129,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// So that a new name is there after a crash of the machine.
-fn sync_directory_of(path: &Path) -> io::Result<()> {
+pub(super) fn sync_directory_of(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
