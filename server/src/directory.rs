@@ -22,6 +22,7 @@ use crate::ca::Ca;
 use crate::random::random;
 use assay_broker_plugin::certificate;
 use assay_broker_plugin::embedded::Limits;
+use assay_store::sqlite::Sqlite;
 use assay_store::{Credential, Database, PostgresSettings, Retention, Store};
 
 /// An existing directory.
@@ -144,44 +145,37 @@ impl Directory {
         Ok(Some(Database::Postgres(settings.context("[store] of assay.toml")?)))
     }
 
-    /// Where the CA is on record.
-    ///
-    /// # Errors
-    /// It is in a file that is not there, or in a PostgreSQL that cannot be used.
-    pub fn place(&self) -> Result<Database> {
-        match self.postgres()? {
-            Some(postgres) => Ok(postgres),
-            None => Ok(Database::Sqlite(self.database()?)),
-        }
-    }
-
     /// The database's place, if it is a file, whether it is there or not.
     pub fn file(&self) -> PathBuf {
         self.path.join(DATABASE)
     }
 
-    /// The database's place.
+    /// Where the CA is on record.
     ///
     /// # Errors
-    /// It is not there: the CA was never made to the end.
-    pub fn database(&self) -> Result<PathBuf> {
-        let path = self.path.join(DATABASE);
+    /// It is in a file that is not there, because the CA was never made to the end; or in a
+    /// PostgreSQL that cannot be used.
+    pub fn database(&self) -> Result<Database> {
+        if let Some(postgres) = self.postgres()? {
+            return Ok(postgres);
+        }
+        let path = self.file();
         ensure!(
             path.exists(),
             "{} is missing: the CA is half made, or this is only a copy of some of its files. \
              `assay init` makes one in a directory that is empty but for assay.toml",
             path.display()
         );
-        Ok(path)
+        Ok(Database::Sqlite(path))
     }
 
     /// Opens the database.
     ///
     /// # Errors
     /// It cannot be opened.
-    pub fn store(&self) -> Result<Store> {
-        let path = self.database()?;
-        Store::open(&path).with_context(|| format!("cannot open {}", path.display()))
+    pub fn store(&self) -> Result<Box<dyn Store>> {
+        let database = self.database()?;
+        database.open().with_context(|| format!("cannot open {}", database.shown()))
     }
 
     /// What the worker decides and signs with.
@@ -204,7 +198,7 @@ impl Directory {
     /// The service CA cannot be read, or the store.
     pub fn service_revocation_list(&self, now: OffsetDateTime) -> Result<Vec<u8>> {
         let (issuer, mut store) = (self.issuer(SERVICE)?, self.store()?);
-        let number = store.transaction(|transaction| transaction.next_revocation_list())?;
+        let number = store.next_revocation_list()?;
         Ok(issuer.revocation_list(store.revoked_credentials(now)?, number, now)?)
     }
 
@@ -541,7 +535,7 @@ impl<'a> NewFiles<'a> {
     ) -> Result<()> {
         let elsewhere = tempfile::tempdir().context("cannot make a temporary directory")?;
         let made = elsewhere.path().join(DATABASE);
-        let mut store = Store::create(&made)?;
+        let mut store = Sqlite::create(&made)?;
         for (name, credential) in credentials {
             store.add_credential(name, credential, now)?;
         }

@@ -7,6 +7,7 @@
 pub mod anchors;
 pub mod ca;
 pub mod directory;
+pub mod operations;
 pub mod pipeline;
 pub mod register;
 

@@ -1,13 +1,12 @@
 //! What a doorkeeper asks of the record: whether a certificate or a token is good now.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use assay_broker_plugin::certificate::ClientCertificate;
 use assay_broker_plugin::embedded::{Denial, LoggedIn};
 use assay_ca_core::{CLOCK_SKEW, Login, LoginRefused, Token};
 use assay_store::{
-    Act, Basis, CertificateStatus, Entry, Question, Recorded, Snapshot, Store, StoreError,
+    Act, Basis, CertificateStatus, Database, Entry, Question, Recorded, Snapshot, Store, StoreError,
 };
 use assay_wire::Identity;
 use time::OffsetDateTime;
@@ -18,8 +17,8 @@ use crate::ca::Ca;
 /// another process.
 pub struct Register {
     ca: Box<dyn Fn() -> Arc<Ca> + Send + Sync>,
-    reader: Mutex<Store>,
-    writer: Mutex<Store>,
+    reader: Mutex<Box<dyn Store>>,
+    writer: Mutex<Box<dyn Store>>,
 }
 
 impl Register {
@@ -28,10 +27,10 @@ impl Register {
     /// # Errors
     /// It cannot be opened.
     pub fn open(
-        database: &Path,
+        database: &Database,
         ca: impl Fn() -> Arc<Ca> + Send + Sync + 'static,
     ) -> Result<Self, StoreError> {
-        let (reader, writer) = (Store::open(database)?.into(), Store::open(database)?.into());
+        let (reader, writer) = (database.open()?.into(), database.open()?.into());
         Ok(Self { ca: Box::new(ca), reader, writer })
     }
 
@@ -45,7 +44,7 @@ impl Register {
         identity: &Identity,
         certificate: &ClientCertificate,
     ) -> Result<(), Denial> {
-        let store = lock(&self.reader);
+        let mut store = lock(&self.reader);
         let ClientCertificate { serial, sha256 } = certificate;
         let status = match identity {
             Identity::Device { device_id, .. } => {
@@ -84,7 +83,7 @@ impl Register {
     /// if the name changed hands.
     fn find(&self, ca: &Ca, token: &Token, now: OffsetDateTime) -> Result<(Login, Basis), Denial> {
         let offered = ca.profile.offer().map_err(refused)?;
-        let store = lock(&self.reader);
+        let mut store = lock(&self.reader);
         let mut refusal = LoginRefused::NoKey { device_id: token.device_id().clone() };
         for holder in store.shared_key_holders(token.device_id()).map_err(unknown)? {
             let question = Question::about(holder.ek_id, token.device_id(), now);
@@ -107,7 +106,7 @@ fn logged_in(ca: &Ca, login: &Login, now: OffsetDateTime) -> LoggedIn {
     LoggedIn { identity, expires_in: left.max(time::Duration::ZERO).unsigned_abs() }
 }
 
-fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
+fn lock(store: &Mutex<Box<dyn Store>>) -> MutexGuard<'_, Box<dyn Store>> {
     // A panic elsewhere leaves the connection as good as it was: a transaction that was open is
     // rolled back.
     store.lock().unwrap_or_else(PoisonError::into_inner)
@@ -140,7 +139,7 @@ mod tests {
             panic!("it is let in")
         };
         assert!(reason.contains("not confirmed"), "{reason}");
-        let store = Store::open(&desk.database).unwrap();
+        let mut store = desk.database.open().unwrap();
         assert_eq!(store.certificates().unwrap()[0].status, "unconfirmed");
     }
 
@@ -149,7 +148,7 @@ mod tests {
         let desk = Desk::open();
         // What SQLite finds at its next look is no database.
         for file in ["assay.db", "assay.db-wal"] {
-            std::fs::write(desk.database.with_file_name(file), [0xFF; 8192]).unwrap();
+            std::fs::write(desk.parent.path().join("ca").join(file), [0xFF; 8192]).unwrap();
         }
         let denial = desk.register.admit(&desk.device, &desk.shown).unwrap_err();
         assert!(matches!(denial, Denial::Unknown(_)), "{denial:?}");
@@ -157,8 +156,8 @@ mod tests {
 
     /// A CA with a sealed certificate that nobody has confirmed.
     struct Desk {
-        _parent: tempfile::TempDir,
-        database: std::path::PathBuf,
+        parent: tempfile::TempDir,
+        database: Database,
         register: Register,
         device: Identity,
         shown: ClientCertificate,
@@ -193,7 +192,7 @@ mod tests {
             assert_eq!(store.record(&ca.scope, &[entry]).unwrap(), [Recorded::Done]);
             let device = Identity::Device { scope: ca.scope.clone(), device_id };
             let register = Register::open(&database, move || Arc::clone(&ca)).unwrap();
-            Self { _parent: parent, database, register, device, shown }
+            Self { parent, database, register, device, shown }
         }
     }
 }

@@ -39,7 +39,7 @@ pub(crate) struct Import {
 }
 
 impl Import {
-    pub(crate) fn run(self, store: &mut Store) -> Result<()> {
+    pub(crate) fn run(self, store: &mut dyn Store) -> Result<()> {
         let mut progress = Progress::default();
         let entries =
             ek_list::read(&self.path, self.policy.defaults(), |count| progress.tell(count))?;

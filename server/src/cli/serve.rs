@@ -74,6 +74,7 @@ impl Serve {
                 broker: operational.clone(),
                 outfit: worn.clone(),
                 database,
+                retention: directory.config().retention,
                 pulse: Systemd::watchdog(),
             };
             let (stop, stopping) = watch::channel(None);

@@ -61,7 +61,7 @@ impl Store {
 }
 
 fn status(directory: &Directory, json: bool) -> Result<()> {
-    let database = directory.place()?;
+    let database = directory.database()?;
     let Status { place, schema, writer, wanted } =
         database.status().with_context(|| format!("cannot look at {}", database.shown()))?;
     let kind = match database {
@@ -91,7 +91,7 @@ fn status(directory: &Directory, json: bool) -> Result<()> {
 }
 
 fn upgrade(directory: &Directory) -> Result<()> {
-    let database = directory.place()?;
+    let database = directory.database()?;
     let before = database.status()?;
     database.upgrade().with_context(|| format!("cannot upgrade {}", database.shown()))?;
     let after = database.status()?;

@@ -37,12 +37,12 @@ pub(crate) enum Trust {
 
 impl Trust {
     pub(crate) fn run(self, directory: &Directory) -> Result<()> {
-        let store = directory.store()?;
+        let store = &mut *directory.store()?;
         match self {
-            Self::Add(add) => add.run(&store),
-            Self::Check(check) => check.run(&store),
-            Self::List { json } => list(&store, json),
-            Self::Remove { fingerprint } => remove(&store, &fingerprint),
+            Self::Add(add) => add.run(store),
+            Self::Check(check) => check.run(store),
+            Self::List { json } => list(store, json),
+            Self::Remove { fingerprint } => remove(store, &fingerprint),
         }
     }
 }
@@ -65,7 +65,7 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    fn run(self, store: &Store) -> Result<()> {
+    fn run(self, store: &mut dyn Store) -> Result<()> {
         let anchors = read_anchors(store)?;
         let mut refused = 0;
         for file in &self.files {
@@ -110,7 +110,7 @@ struct Verdict {
     issuers: Vec<String>,
 }
 
-fn judge(store: &Store, anchors: &TrustAnchors, file: &Path) -> Result<Verdict> {
+fn judge(store: &mut dyn Store, anchors: &TrustAnchors, file: &Path) -> Result<Verdict> {
     let content = read_bounded(file)?;
     let certificates = match certificates_in(&content) {
         Err(ContainerError::NoCertificate) => {
@@ -147,7 +147,7 @@ fn judge(store: &Store, anchors: &TrustAnchors, file: &Path) -> Result<Verdict> 
     }
 }
 
-fn list(store: &Store, json: bool) -> Result<()> {
+fn list(store: &mut dyn Store, json: bool) -> Result<()> {
     let anchors = store.anchors()?;
     if json {
         for anchor in anchors {
@@ -180,7 +180,7 @@ fn list(store: &Store, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn remove(store: &Store, prefix: &str) -> Result<()> {
+fn remove(store: &mut dyn Store, prefix: &str) -> Result<()> {
     let prefix = prefix.to_ascii_lowercase().replace(':', "");
     ensure!(
         prefix.len() >= MIN_PREFIX,

@@ -59,7 +59,7 @@ pub(crate) struct Add {
 }
 
 impl Add {
-    pub(crate) fn run(self, store: &Store) -> Result<()> {
+    pub(crate) fn run(self, store: &mut dyn Store) -> Result<()> {
         let found = self.found(&Known::read(store)?)?;
         found.iter().for_each(|found| self.report(found));
         let new =
@@ -208,7 +208,7 @@ struct Good {
 struct Known(Vec<(VendorCertificate, AnchorRow)>);
 
 impl Known {
-    fn read(store: &Store) -> Result<Self> {
+    fn read(store: &mut dyn Store) -> Result<Self> {
         let read = |row: AnchorRow| Ok((read_anchor(&row)?, row));
         Ok(Self(store.anchors()?.into_iter().map(read).collect::<Result<_, StoreError>>()?))
     }
@@ -236,7 +236,7 @@ impl Known {
 }
 
 /// Names the issuers that no path can use yet.
-fn tell_of_incomplete(store: &Store, found: &[Found]) -> Result<()> {
+fn tell_of_incomplete(store: &mut dyn Store, found: &[Found]) -> Result<()> {
     let issuers =
         found.iter().filter_map(|found| found.content.as_ref().ok()).map(|good| &good.vendor);
     let issuers: Vec<_> = issuers.filter(|vendor| vendor.role() == Role::Issuer).collect();

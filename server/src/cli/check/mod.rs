@@ -226,7 +226,7 @@ async fn revoked(cast: &Cast<'_>, devices: &mut Devices, known: Option<Revoked>)
 async fn put_right(directory: &Directory, cast: &Cast<'_>) -> Result<()> {
     let worker = cast.worker().map_err(anyhow::Error::msg)?;
     let list = cast.stage.ca.revocation_list(
-        &mut directory.store()?,
+        &mut *directory.store()?,
         pipeline::MAX_LIST,
         OffsetDateTime::now_utc(),
     )?;
