@@ -1,8 +1,7 @@
 //! TPM vendors' certificates, as they are on record.
 
 use assay_ca_core::{Role, TrustAnchors, VendorCertificate};
-use assay_store::contract::Store;
-use assay_store::{AnchorRow, StoreError};
+use assay_store::{AnchorRow, Store, StoreError};
 
 /// Reads the vendors' certificates.
 ///

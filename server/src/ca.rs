@@ -1,8 +1,7 @@
 //! The CA's own keys and rules, and what it signs for everybody.
 
 use assay_ca_core::{Fault, Issuer, MasterSecret, Profile, TicketKey};
-use assay_store::contract::Store;
-use assay_store::{RevokedCertificates, StoreError};
+use assay_store::{RevokedCertificates, Store, StoreError};
 use assay_wire::Scope;
 use time::OffsetDateTime;
 

@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use assay_broker_plugin::certificate::ClientCertificate;
 use assay_broker_plugin::doorkeeper::{Good, LoggedIn, NotGood, Register};
 use assay_ca_core::{CLOCK_SKEW, Login, LoginRefused, Token};
-use assay_store::contract::Store;
 use assay_store::{
-    Act, Basis, CertificateStatus, Database, Entry, Question, Recorded, Snapshot, StoreError,
+    Act, Basis, CertificateStatus, Database, Entry, Question, Recorded, Snapshot, Store, StoreError,
 };
 use assay_wire::Identity;
 use time::OffsetDateTime;

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use assay_store::Changes;
-use assay_store::contract::Store;
+use assay_store::Store;
 use tokio::sync::mpsc;
 use tracing::warn;
 

@@ -2,7 +2,7 @@
 
 use crate::database::Database;
 use crate::error::StoreError;
-use crate::tables::{TABLES, Table, Value};
+use crate::tables::{Sink, Source, TABLES};
 use crate::{postgres, sqlite};
 
 /// How far a copy is.
@@ -31,8 +31,8 @@ pub fn copy(
     to: &Database,
     mut progress: impl FnMut(Progress),
 ) -> Result<u64, StoreError> {
-    let mut source = Source::open(from)?;
-    let mut sink = Sink::create(to)?;
+    let mut source = source(from)?;
+    let mut sink = sink(to)?;
     let mut all = 0;
     for table in TABLES {
         let mut done = Progress { table: table.name, copied: 0, rows: source.count(table)? };
@@ -61,85 +61,18 @@ pub fn copy(
     Ok(all)
 }
 
-enum Source {
-    Postgres(postgres::dump::Source),
-    Sqlite(sqlite::dump::Source),
+fn source(database: &Database) -> Result<Box<dyn Source>, StoreError> {
+    Ok(match database {
+        Database::Postgres(settings) => Box::new(postgres::dump::Tables::read(settings)?),
+        Database::Sqlite(path) => Box::new(sqlite::dump::Tables::read(path)?),
+    })
 }
 
-impl Source {
-    fn open(database: &Database) -> Result<Self, StoreError> {
-        Ok(match database {
-            Database::Postgres(settings) => Self::Postgres(postgres::dump::Source::open(settings)?),
-            Database::Sqlite(path) => Self::Sqlite(sqlite::dump::Source::open(path)?),
-        })
-    }
-
-    fn count(&mut self, table: &Table) -> Result<u64, StoreError> {
-        match self {
-            Self::Postgres(source) => source.count(table),
-            Self::Sqlite(source) => source.count(table),
-        }
-    }
-
-    fn last_id(&mut self, table: &Table) -> Result<i64, StoreError> {
-        match self {
-            Self::Postgres(source) => source.last_id(table),
-            Self::Sqlite(source) => source.last_id(table),
-        }
-    }
-
-    fn rows(
-        &mut self,
-        table: &Table,
-        each: &mut dyn FnMut(Vec<Value>) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        match self {
-            Self::Postgres(source) => source.rows(table, each),
-            Self::Sqlite(source) => source.rows(table, each),
-        }
-    }
-}
-
-enum Sink {
-    Postgres(postgres::dump::Sink),
-    Sqlite(sqlite::dump::Sink),
-}
-
-impl Sink {
-    fn create(database: &Database) -> Result<Self, StoreError> {
-        Ok(match database {
-            Database::Postgres(settings) => Self::Postgres(postgres::dump::Sink::create(settings)?),
-            Database::Sqlite(path) => Self::Sqlite(sqlite::dump::Sink::create(path)?),
-        })
-    }
-
-    fn clear(&mut self, table: &Table) -> Result<(), StoreError> {
-        match self {
-            Self::Postgres(sink) => sink.clear(table),
-            Self::Sqlite(sink) => sink.clear(table),
-        }
-    }
-
-    fn add(&mut self, table: &Table, rows: &[Vec<Value>]) -> Result<(), StoreError> {
-        match self {
-            Self::Postgres(sink) => sink.add(table, rows),
-            Self::Sqlite(sink) => sink.add(table, rows),
-        }
-    }
-
-    fn set_last_id(&mut self, table: &Table, id: i64) -> Result<(), StoreError> {
-        match self {
-            Self::Postgres(sink) => sink.set_last_id(table, id),
-            Self::Sqlite(sink) => sink.set_last_id(table, id),
-        }
-    }
-
-    fn finish(self) -> Result<(), StoreError> {
-        match self {
-            Self::Postgres(sink) => sink.finish(),
-            Self::Sqlite(sink) => sink.finish(),
-        }
-    }
+fn sink(database: &Database) -> Result<Box<dyn Sink>, StoreError> {
+    Ok(match database {
+        Database::Postgres(settings) => Box::new(postgres::dump::NewTables::make(settings)?),
+        Database::Sqlite(path) => Box::new(sqlite::dump::NewTables::make(path)?),
+    })
 }
 
 /// Rows that are held in memory: of certificates a megabyte.

@@ -28,6 +28,7 @@ pub mod sqlite;
 pub use act::{Act, Basis, Entry, IdInQuestion, Question, Recorded, Snapshot};
 pub use audit::{AuditEntry, AuditRow, Change, Whom};
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow};
+pub use contract::Store;
 pub use copy::{Progress, copy};
 pub use credentials::{Credential, CredentialRow};
 pub use database::{Database, Status};
@@ -38,6 +39,4 @@ pub use error::StoreError;
 pub use postgres::Settings as PostgresSettings;
 pub use retention::{Pruned, Retention};
 pub use revocation::{Changes, RevokedCertificates};
-// Until every caller works on `contract::Store`, which takes the name then.
-pub use sqlite::{Sqlite as Store, Transaction};
 pub use trust::{AnchorRow, AnchorsVersion, Trusted};

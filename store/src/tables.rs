@@ -1,5 +1,7 @@
 //! The tables that both stores have, by their columns, to copy a CA from one to another.
 
+use crate::error::StoreError;
+
 /// A table.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -43,6 +45,37 @@ pub(crate) enum Value {
     Number(Option<i64>),
     Text(Option<String>),
     Truth(Option<bool>),
+}
+
+/// Tables to which nobody can write meanwhile.
+pub(crate) trait Source {
+    /// How many rows a table has.
+    fn count(&mut self, table: &Table) -> Result<u64, StoreError>;
+
+    /// The last number that the column `id` gave.
+    fn last_id(&mut self, table: &Table) -> Result<i64, StoreError>;
+
+    /// Reads every row, in order.
+    fn rows(
+        &mut self,
+        table: &Table,
+        each: &mut dyn FnMut(Vec<Value>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError>;
+}
+
+/// Tables of a CA that is there once they are finished.
+pub(crate) trait Sink {
+    /// Takes out what a new CA has.
+    fn clear(&mut self, table: &Table) -> Result<(), StoreError>;
+
+    /// Appends rows.
+    fn add(&mut self, table: &Table, rows: &[Vec<Value>]) -> Result<(), StoreError>;
+
+    /// Has the column `id` go on after this number.
+    fn set_last_id(&mut self, table: &Table, id: i64) -> Result<(), StoreError>;
+
+    /// Makes all of it durable.
+    fn finish(self: Box<Self>) -> Result<(), StoreError>;
 }
 
 const fn bytes(name: &'static str) -> Column {

@@ -1,7 +1,7 @@
 //! PostgreSQL: a server of its own, for as long as somebody needs it.
 
-use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,15 +13,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use crate::ports::Ports;
 use crate::tool::{run, signal, spawn, tool};
 
-/// A running PostgreSQL, reached by a Unix socket in a directory of its own; killed when dropped.
+/// A running PostgreSQL, reached by a Unix socket in a directory of its own, or by TLS on a port of
+/// its own; killed when dropped.
 ///
 /// It has nothing to do with the system service that Debian's package starts. What it commits is on
 /// the disk before it says so, as in operation.
 pub struct Postgres {
     process: Mutex<Child>,
     schemas: AtomicU32,
+    ports: Ports,
     dir: TempDir,
 }
 
@@ -40,7 +43,16 @@ impl Postgres {
 
     /// A new server, with these lines added to its postgresql.conf.
     pub fn start_with(settings: &str) -> Result<Self> {
-        let dir = tempfile::tempdir()?;
+        Self::make(settings, None)
+    }
+
+    /// A new server that takes TLS on 127.0.0.1, with this certificate and key in PEM.
+    pub fn start_tls(certificate: &str, key: &str) -> Result<Self> {
+        Self::make("listen_addresses = '127.0.0.1'\nssl = on", Some((certificate, key)))
+    }
+
+    fn make(settings: &str, tls: Option<(&str, &str)>) -> Result<Self> {
+        let (dir, ports) = (tempfile::tempdir()?, Ports::claim()?);
         if is_root()? {
             // It refuses to be root's.
             let (user, group) = account()?;
@@ -62,7 +74,19 @@ impl Postgres {
             dir.path().display()
         );
         fs::write(conf, text)?;
-        let server = Self { process: run_in(dir.path())?.into(), schemas: AtomicU32::new(0), dir };
+        if let Some((certificate, key)) = tls {
+            for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+                let file = data.join(name);
+                fs::write(&file, text)?;
+                fs::set_permissions(&file, Permissions::from_mode(0o600))?;
+                if is_root()? {
+                    let (user, group) = account()?;
+                    chown(&file, Some(user), Some(group))?;
+                }
+            }
+        }
+        let process = run_in(dir.path(), ports.first())?.into();
+        let server = Self { process, schemas: AtomicU32::new(0), ports, dir };
         server.wait_until_it_listens()?;
         Ok(server)
     }
@@ -76,7 +100,7 @@ impl Postgres {
     pub fn address(&self) -> Result<String> {
         let name = format!("ca_{}", self.schemas.fetch_add(1, Ordering::Relaxed));
         self.sql(&format!("CREATE SCHEMA {name}"))?;
-        let (directory, port) = (self.dir.path().display(), PORT);
+        let (directory, port) = (self.dir.path().display(), self.port());
         Ok(format!(
             "host={directory} port={port} user=assay dbname=postgres \
              options='-c search_path={name}'"
@@ -89,21 +113,30 @@ impl Postgres {
             .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--username=assay"])
             .arg("--host")
             .arg(self.dir.path())
-            .args(["--port", PORT, "--dbname=postgres", "--command", command]))?;
+            .args([
+                "--port",
+                &self.port().to_string(),
+                "--dbname=postgres",
+                "--command",
+                command,
+            ]))?;
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
     /// Kills the server with all its processes, as a power cut does, and starts it again.
     pub fn crash(&self) -> Result<()> {
-        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-        kill_family(process.id())?;
-        process.wait()?;
-        *process = run_in(self.dir.path())?;
-        drop(process);
+        self.stop()?;
+        self.restart()
+    }
+
+    /// Starts it again after a [stop](Self::stop).
+    pub fn restart(&self) -> Result<()> {
+        let process = run_in(self.dir.path(), self.port())?;
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = process;
         self.wait_until_it_listens()
     }
 
-    /// Kills the server with all its processes. Whoever drops it finds it dead.
+    /// Kills the server with all its processes, until it is [restarted](Self::restart).
     pub fn stop(&self) -> Result<()> {
         let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         kill_family(process.id())?;
@@ -116,9 +149,14 @@ impl Postgres {
         self.dir.path()
     }
 
+    /// The port that it listens on, and that its socket is named after.
+    pub fn port(&self) -> u16 {
+        self.ports.first()
+    }
+
     fn wait_until_it_listens(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);
-        let socket = self.dir.path().join(format!(".s.PGSQL.{PORT}"));
+        let socket = self.dir.path().join(format!(".s.PGSQL.{}", self.port()));
         while UnixStream::connect(&socket).is_err() || self.sql("SELECT 1").is_err() {
             let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
             let ended = process.try_wait()?;
@@ -128,7 +166,7 @@ impl Postgres {
             }
             // After a crash it refuses until the processes of the one before it are gone.
             if ended.is_some() {
-                *process = run_in(self.dir.path())?;
+                *process = run_in(self.dir.path(), self.port())?;
             }
             drop(process);
             thread::sleep(Duration::from_millis(20));
@@ -140,19 +178,22 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         let process = self.process.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let _ = kill_family(process.id());
-        let _ = process.wait();
+        // One that was stopped has no number any more that is its own.
+        if let Ok(None) = process.try_wait() {
+            let _ = kill_family(process.id());
+            let _ = process.wait();
+        }
     }
 }
 
-fn run_in(dir: &Path) -> Result<Child> {
+fn run_in(dir: &Path, port: u16) -> Result<Child> {
     let log = fs::File::options().create(true).append(true).open(dir.join("log"))?;
     // Whoever the server runs as writes to what is open.
     let mut command = program_that_ends("postgres")?;
     command
         .arg("-D")
         .arg(dir.join("data"))
-        .args(["-p", PORT])
+        .args(["-p", &port.to_string()])
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
@@ -218,9 +259,6 @@ fn account() -> Result<(u32, u32)> {
     Ok((fields[2].parse()?, fields[3].parse()?))
 }
 
-/// Of the socket's name; there is no TCP.
-const PORT: &str = "5432";
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,7 +270,7 @@ mod tests {
         server.sql("INSERT INTO kept VALUES (7)")?;
         server.crash()?;
         assert_eq!(server.sql("SELECT n FROM kept")?, "7");
-        let socket = server.dir().join(format!(".s.PGSQL.{PORT}"));
+        let socket = server.dir().join(format!(".s.PGSQL.{}", server.port()));
         drop(server);
         assert!(UnixStream::connect(socket).is_err());
         Ok(())

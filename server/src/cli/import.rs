@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use assay_store::contract::Store;
-use assay_store::{Enrolled, NewEnrolment};
+use assay_store::{Enrolled, NewEnrolment, Store};
 use assay_wire::DeviceId;
 use clap::Args;
 

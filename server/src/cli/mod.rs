@@ -12,6 +12,7 @@ mod list;
 mod outfit;
 mod serve;
 mod service;
+mod store;
 mod table;
 mod trust;
 mod trust_add;
@@ -66,6 +67,9 @@ enum Command {
     Crl(crl::Crl),
     /// List the newest decisions
     Audit(list::Audit),
+    /// Say where the CA is on record, and move it
+    #[command(subcommand)]
+    Store(store::Store),
     /// Print what devices say, and what the CA says of them
     Watch(watch::Watch),
 }
@@ -86,6 +90,7 @@ impl Cli {
             Command::Credentials(credentials) => credentials.run(&directory()?),
             Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => list::audit(&directory()?, audit),
+            Command::Store(store) => store.run(&directory()?),
             Command::Watch(watch) => watch.run(&directory()?),
         }?;
         Ok(ExitCode::SUCCESS)

@@ -10,7 +10,6 @@ use assay_server::directory::Directory;
 use assay_server::pipeline::{self, WorkerConfig};
 use assay_server::register::StoreRegister;
 use assay_server::revocations;
-use assay_store::Retention;
 use clap::Args;
 use tokio::sync::watch;
 use tracing::info;
@@ -81,7 +80,7 @@ impl Serve {
                 broker: operational.clone(),
                 outfit: worn.clone(),
                 database,
-                retention: Retention::default(),
+                retention: directory.config().retention,
                 pulse: Systemd::watchdog(),
             };
             let (stop, stopping) = watch::channel(None);

@@ -7,7 +7,7 @@ use assay_ca_core::Role;
 use assay_server::anchors::read_anchors;
 use assay_server::directory::Directory;
 use assay_server::operations::trust::{self, Verdict};
-use assay_store::contract::Store;
+use assay_store::Store;
 use clap::{Args, Subcommand};
 
 use super::table;

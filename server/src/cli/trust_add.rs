@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use assay_ca_core::{Allowances, Role};
 use assay_server::operations::trust::{self, Found, Good, Wish};
-use assay_store::contract::Store;
+use assay_store::Store;
 use clap::Args;
 
 use super::table;

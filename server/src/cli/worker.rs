@@ -9,7 +9,6 @@ use anyhow::Result;
 use assay_mqtt::BrokerUrl;
 use assay_server::directory::Directory;
 use assay_server::pipeline::{self, WorkerConfig};
-use assay_store::Retention;
 use clap::Args;
 use tokio::sync::watch;
 
@@ -43,7 +42,7 @@ impl Worker {
                 broker: self.broker.clone(),
                 outfit: worn,
                 database,
-                retention: Retention::default(),
+                retention: directory.config().retention,
                 pulse: Systemd::watchdog(),
             };
             let roots = broker_roots(directory, self.broker_ca.as_deref())?;

@@ -1,8 +1,7 @@
 //! Which EKs may come, and what happens to one.
 
 use assay_ca_core::Reprovision;
-use assay_store::contract::Store;
-use assay_store::{EnrolmentRow, Removed, StoreError};
+use assay_store::{EnrolmentRow, Removed, Store, StoreError};
 use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
 

@@ -7,7 +7,7 @@ use assay_ca_core::{
     Allowances, ContainerError, EkCheck, EkIdentity, Role, TrustAnchors, VendorCertificate,
     certificates_in,
 };
-use assay_store::contract::Store;
+use assay_store::Store;
 use assay_store::{AnchorRow, StoreError};
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};

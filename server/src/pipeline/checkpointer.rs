@@ -5,7 +5,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tracing::warn;
 
-use assay_store::contract::Store;
+use assay_store::Store;
 
 /// Looks after the log until `stop` is closed.
 pub(super) fn run(store: &mut dyn Store, stop: &Receiver<()>) {

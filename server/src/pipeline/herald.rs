@@ -14,7 +14,7 @@ use tracing::{error, warn};
 use super::Outfit;
 use super::outbox::Outbox;
 use crate::ca::{Ca, ListError};
-use assay_store::contract::Store;
+use assay_store::Store;
 
 /// Publishes until nobody connects to brokers any more; `arrived` hears of each connection.
 pub(super) fn run(

@@ -4,8 +4,9 @@ use assay_ca_core::{
     Admitted, AdmittedParent, BoundKey, Candidate, Certification, Confirming, EkEvidence, KeyOffer,
     SealedOnRecord, Sealing, TicketFlow, TrustAnchors, TrustedEk,
 };
-use assay_store::contract::Store;
-use assay_store::{AnchorsVersion, Basis, IdInQuestion, Question, Snapshot, StoreError, Whom};
+use assay_store::{
+    AnchorsVersion, Basis, IdInQuestion, Question, Snapshot, Store, StoreError, Whom,
+};
 use time::OffsetDateTime;
 
 use super::examine::Examined;

@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use assay_store::contract::Store;
-use assay_store::{Act, AuditEntry, Entry, Recorded, Retention, StoreError};
+use assay_store::{Act, AuditEntry, Entry, Recorded, Retention, Store, StoreError};
 use assay_wire::{DeviceId, ReplyBody, Topic};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use time::OffsetDateTime;

@@ -1,5 +1,6 @@
 //! A store's connection, which is made anew when it was lost, and what is tried again.
 
+use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -132,8 +133,10 @@ enum Remedy {
 fn remedy(error: &postgres::Error) -> Option<Remedy> {
     let Some(code) = error.code() else {
         // Not the server's words: the connection was lost, or there was none.
+        // What TLS finds wrong with a certificate stays so.
         let is_of_the_network = std::error::Error::source(error)
-            .is_some_and(|source| source.downcast_ref::<std::io::Error>().is_some());
+            .and_then(|source| source.downcast_ref::<io::Error>())
+            .is_some_and(|error| error.kind() != io::ErrorKind::InvalidData);
         return (error.is_closed() || is_of_the_network).then_some(Remedy::NewConnection);
     };
     if [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED].contains(code) {
@@ -184,3 +187,98 @@ const STATUS: &str = "SELECT pg_xact_status($1::text::xid8)";
 const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::contract::Store;
+
+    fn store(server: &assay_tests::Postgres) -> Postgres {
+        let settings = Settings::new(&server.address().unwrap(), None, None).unwrap();
+        Postgres::upgrade(&settings).unwrap();
+        Postgres::open(&settings).unwrap()
+    }
+
+    #[test]
+    fn connection_that_was_lost_is_made_anew() {
+        let server = assay_tests::Postgres::start().unwrap();
+        let mut store = store(&server);
+        assert_eq!(store.next_revocation_list().unwrap(), 1);
+        server.crash().unwrap();
+        assert_eq!(store.changes().unwrap(), store.changes().unwrap());
+        server.crash().unwrap();
+        assert_eq!(store.next_revocation_list().unwrap(), 2);
+    }
+
+    #[test]
+    fn server_that_is_away_is_waited_for() {
+        let server = Arc::new(assay_tests::Postgres::start().unwrap());
+        let mut store = store(&server);
+        server.stop().unwrap();
+        let restart = {
+            let server = Arc::clone(&server);
+            thread::spawn(move || {
+                thread::sleep(Duration::from_secs(1));
+                server.restart().unwrap();
+            })
+        };
+        assert_eq!(store.next_revocation_list().unwrap(), 1);
+        restart.join().unwrap();
+    }
+
+    #[test]
+    fn server_that_stays_away_is_an_error_after_some_seconds() {
+        let server = assay_tests::Postgres::start().unwrap();
+        let mut store = store(&server);
+        server.stop().unwrap();
+        let started = Instant::now();
+        assert!(matches!(store.next_revocation_list(), Err(StoreError::Postgres(_))));
+        assert!(started.elapsed() < 2 * PATIENCE);
+    }
+
+    #[test]
+    fn what_became_of_a_commit_without_an_answer_is_found_out() {
+        let server = assay_tests::Postgres::start().unwrap();
+        let mut store = store(&server);
+        let mut number = |commits: bool| {
+            let mut number = String::new();
+            let result = store.write(|session| {
+                let query = "SELECT pg_current_xact_id()::text";
+                number = session.query_one(query, &[])?.get(0);
+                // What wrote nothing may be forgotten by a crash.
+                session.execute("UPDATE revocation_lists SET number = number", &[])?;
+                if commits { Ok(()) } else { Err(StoreError::Empty) }
+            });
+            assert_eq!(result.is_ok(), commits);
+            number
+        };
+        let (committed, undone) = (number(true), number(false));
+        let never = (undone.parse::<u64>().unwrap() + 1_000_000).to_string();
+        let expected = [(&committed, true), (&undone, false), (&never, false)];
+        for (transaction, expected) in expected {
+            let was = store.was_committed(transaction, &mut Patience::default()).unwrap();
+            assert_eq!(was, expected, "{transaction}");
+        }
+        server.crash().unwrap();
+        store.session = None;
+        assert!(store.was_committed(&committed, &mut Patience::default()).unwrap());
+    }
+
+    #[test]
+    fn failure_to_serialize_is_tried_again() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let mut store = store(&server);
+        let mut attempts = 0;
+        let result = store.write(|session| {
+            attempts += 1;
+            if attempts < 3 {
+                let fail = "DO $$ BEGIN RAISE SQLSTATE '40001'; END $$";
+                session.client.batch_execute(fail)?;
+            }
+            Ok(attempts)
+        });
+        assert_eq!(result.unwrap(), 3);
+    }
+}

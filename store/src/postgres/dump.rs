@@ -8,13 +8,13 @@ use super::migrations;
 use super::session::Session;
 use super::settings::Settings;
 use crate::error::{SCHEMA_VERSION, StoreError};
-use crate::tables::{Kind, Order, Table, Value};
+use crate::tables::{Kind, Order, Sink, Source, Table, Value};
 
 /// Tables of a CA to which nobody can write meanwhile.
-pub(crate) struct Source(Session);
+pub(crate) struct Tables(Session);
 
-impl Source {
-    pub(crate) fn open(settings: &Settings) -> Result<Self, StoreError> {
+impl Tables {
+    pub(crate) fn read(settings: &Settings) -> Result<Self, StoreError> {
         let mut session = Session::open(settings)?;
         match migrations::version(&mut session)? {
             (0, _) => return Err(StoreError::Empty),
@@ -27,19 +27,21 @@ impl Source {
         session.client.batch_execute(BEGIN)?;
         Ok(Self(session))
     }
+}
 
-    pub(crate) fn count(&mut self, table: &Table) -> Result<u64, StoreError> {
+impl Source for Tables {
+    fn count(&mut self, table: &Table) -> Result<u64, StoreError> {
         let query = format!("SELECT count(*) FROM {}", table.name);
         Ok(self.0.client.query_one(&query, &[])?.get::<_, i64>(0) as u64)
     }
 
-    pub(crate) fn last_id(&mut self, table: &Table) -> Result<i64, StoreError> {
+    fn last_id(&mut self, table: &Table) -> Result<i64, StoreError> {
         let query =
             "SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence($1::text, 'id')), 0)";
         Ok(self.0.client.query_one(query, &[&table.name])?.get(0))
     }
 
-    pub(crate) fn rows(
+    fn rows(
         &mut self,
         table: &Table,
         each: &mut dyn FnMut(Vec<Value>) -> Result<(), StoreError>,
@@ -59,10 +61,10 @@ impl Source {
 }
 
 /// A CA that is there once it is finished.
-pub(crate) struct Sink(Session);
+pub(crate) struct NewTables(Session);
 
-impl Sink {
-    pub(crate) fn create(settings: &Settings) -> Result<Self, StoreError> {
+impl NewTables {
+    pub(crate) fn make(settings: &Settings) -> Result<Self, StoreError> {
         let mut session = Session::open(settings)?;
         if migrations::version(&mut session)?.0 == 0 {
             drop(session);
@@ -79,13 +81,15 @@ impl Sink {
         }
         Ok(Self(session))
     }
+}
 
-    pub(crate) fn clear(&mut self, table: &Table) -> Result<(), StoreError> {
+impl Sink for NewTables {
+    fn clear(&mut self, table: &Table) -> Result<(), StoreError> {
         self.0.client.batch_execute(&format!("DELETE FROM {}", table.name))?;
         Ok(())
     }
 
-    pub(crate) fn add(&mut self, table: &Table, rows: &[Vec<Value>]) -> Result<(), StoreError> {
+    fn add(&mut self, table: &Table, rows: &[Vec<Value>]) -> Result<(), StoreError> {
         let kinds = (1..).zip(table.columns).map(|(place, column)| {
             let kind = match column.kind {
                 Kind::Bytes => "bytea",
@@ -107,14 +111,14 @@ impl Sink {
         Ok(())
     }
 
-    pub(crate) fn set_last_id(&mut self, table: &Table, id: i64) -> Result<(), StoreError> {
+    fn set_last_id(&mut self, table: &Table, id: i64) -> Result<(), StoreError> {
         // Of a sequence that never gave a number, the next is the first.
         let query = "SELECT setval(pg_get_serial_sequence($1::text, 'id'), greatest($2::int8, 1), $2::int8 > 0)";
         self.0.client.query_one(query, &[&table.name, &id])?;
         Ok(())
     }
 
-    pub(crate) fn finish(mut self) -> Result<(), StoreError> {
+    fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
         self.0.client.batch_execute("COMMIT; ANALYZE")?;
         Ok(())
     }

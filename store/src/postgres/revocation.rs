@@ -204,3 +204,33 @@ const PRUNE_CHANGES: &str = "DELETE FROM audit_changes WHERE id IN (SELECT id FR
     WHERE id <= (SELECT max(id) FROM audit_changes) - $1 ORDER BY id LIMIT $2)";
 const PRUNE_OTHERS: &str = "DELETE FROM audit_others WHERE id IN (SELECT id FROM audit_others
     WHERE id <= (SELECT max(id) FROM audit_others) - $1 ORDER BY id LIMIT $2)";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::session::plan;
+    use crate::postgres::settings::Settings;
+
+    #[test]
+    fn every_row_is_found_by_an_index() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let settings = Settings::new(&server.address().unwrap(), None, None).unwrap();
+        Postgres::upgrade(&settings).unwrap();
+        let mut session = Session::open(&settings).unwrap();
+        for sql in [
+            HAS_OVERDUE,
+            REVOKE_OVERDUE,
+            REVOKED,
+            HAS_TO_PRUNE,
+            PRUNE_NEVER_CONFIRMED,
+            PRUNE_ENDED,
+            PRUNE_OFFERS,
+            PRUNE_CHANGES,
+            PRUNE_OTHERS,
+        ] {
+            let plan = plan(&mut session, sql);
+            assert!(plan.contains("Index"), "{sql}: {plan}");
+            assert!(!plan.contains("Seq Scan"), "{sql}: {plan}");
+        }
+    }
+}

@@ -153,3 +153,63 @@ const BEGIN_READING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 const BEGIN_WRITING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE;
     LOCK TABLE write_lock IN EXCLUSIVE MODE;
     SELECT pg_current_xact_id()::text";
+
+/// The plan of a statement, as it is made once for all parameters.
+#[cfg(test)]
+pub(super) fn plan(session: &mut Session, sql: &str) -> String {
+    let count = (1..99).take_while(|place| sql.contains(&format!("${place}"))).count();
+    let nulls = vec!["NULL"; count].join(", ");
+    let nulls = if count == 0 { String::new() } else { format!("({nulls})") };
+    let ask =
+        format!("DEALLOCATE ALL; PREPARE asked AS {sql}; EXPLAIN (COSTS off) EXECUTE asked{nulls}");
+    // Only a transaction that writes may have this planned.
+    session.client.batch_execute("SET default_transaction_read_only = off").unwrap();
+    let messages = session.client.simple_query(&ask).unwrap();
+    let lines = messages.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use postgres::error::SqlState;
+
+    use super::*;
+    use crate::contract::Store;
+    use crate::postgres::Postgres;
+
+    fn settings(server: &assay_tests::Postgres) -> Settings {
+        let settings = Settings::new(&server.address().unwrap(), None, None).unwrap();
+        Postgres::upgrade(&settings).unwrap();
+        settings
+    }
+
+    #[test]
+    fn connection_cannot_write_without_the_lock() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let mut session = Session::open(&settings(&server)).unwrap();
+        let write = "UPDATE revocation_lists SET number = 9";
+        let error = session.execute(write, &[]).unwrap_err();
+        let StoreError::Postgres(error) = error else { panic!("{error}") };
+        assert_eq!(error.code(), Some(&SqlState::READ_ONLY_SQL_TRANSACTION));
+        assert!(session.read_together(|session| session.execute(write, &[])).is_err());
+        assert!(session.try_write(|session| session.execute(write, &[])).is_ok());
+    }
+
+    #[test]
+    fn whoever_falls_asleep_while_he_writes_keeps_others_waiting_for_seconds_only() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let settings = settings(&server);
+        let mut asleep = Session::open(&settings).unwrap();
+        asleep.client.simple_query(BEGIN_WRITING).unwrap();
+        let (mut store, started) = (Postgres::open(&settings).unwrap(), Instant::now());
+        assert_eq!(store.next_revocation_list().unwrap(), 1);
+        let waited = started.elapsed();
+        assert!((Duration::from_secs(4)..Duration::from_secs(9)).contains(&waited), "{waited:?}");
+        assert!(asleep.client.batch_execute("COMMIT").is_err());
+    }
+}

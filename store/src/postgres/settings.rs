@@ -21,7 +21,7 @@ use crate::error::StoreError;
 /// Which PostgreSQL a CA is in, and how to get there.
 #[derive(Clone)]
 pub struct Settings {
-    config: Config,
+    config: Arc<Config>,
     tls: Option<Arc<ClientConfig>>,
 }
 
@@ -78,7 +78,7 @@ impl Settings {
             config.ssl_mode(SslMode::Require);
             Some(Arc::new(tls(roots)?))
         };
-        Ok(Self { config, tls })
+        Ok(Self { config: config.into(), tls })
     }
 
     /// How people may call it.

@@ -192,3 +192,21 @@ FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::in
          FROM certificates v
          WHERE v.ek_id = q.ek AND v.ik_id = q.ik AND v.status = 'unconfirmed') w ON q.waiting
 ORDER BY q.number";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::Postgres;
+    use crate::postgres::session::plan;
+    use crate::postgres::settings::Settings;
+
+    #[test]
+    fn every_row_is_found_by_an_index() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let settings = Settings::new(&server.address().unwrap(), None, None).unwrap();
+        Postgres::upgrade(&settings).unwrap();
+        let mut session = Session::open(&settings).unwrap();
+        let plan = plan(&mut session, SNAPSHOTS);
+        assert!(plan.contains("Index") && !plan.contains("Seq Scan"), "{plan}");
+    }
+}

@@ -1,8 +1,6 @@
 //! Devices and their certificates.
 
-use assay_ca_core::{
-    ActiveCertificate, Confirmation, EncryptedCertificate, SealedOnRecord, Unconfirmed,
-};
+use assay_ca_core::{Confirmation, EncryptedCertificate, SealedOnRecord, Unconfirmed};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use time::OffsetDateTime;
@@ -227,7 +225,7 @@ pub(super) fn sealed(
     Ok(match found.optional()?.unwrap_or(Found::Ended) {
         Found::Waiting(certificate) => {
             let question = Question::about(certificate.ek_id, &certificate.device_id, now);
-            let records = records(&moment, &question)?;
+            let (records, _) = records(&moment, &question)?;
             SealedOnRecord::Unconfirmed { certificate, records }
         }
         Found::Active(device_id) => SealedOnRecord::Active(device_id),
@@ -249,23 +247,6 @@ pub(super) fn waiting(
     let mut statement = connection.prepare_cached(&query)?;
     let rows = statement.query_map(params![ek.as_bytes(), ik_id], unconfirmed)?;
     Ok(rows.collect::<Result<_, _>>()?)
-}
-
-/// The active certificate of an EK, if it is for this IK and still valid.
-pub(super) fn active(
-    connection: &Connection,
-    question: &Question,
-) -> Result<Option<ActiveCertificate>, StoreError> {
-    let Some(ik_id) = question.ik_id else { return Ok(None) };
-    let mut statement = connection.prepare_cached(
-        "SELECT serial, der FROM certificates
-         WHERE ek_id = ?1 AND iif(status = 'active', 1, NULL) = 1 AND ik_id = ?2 AND not_after > ?3",
-    )?;
-    let now = question.now.unix_timestamp();
-    let found = statement.query_row(params![question.ek.as_bytes(), ik_id, now], |row| {
-        Ok(ActiveCertificate { serial: row.get(0)?, ik_id, der: row.get(1)? })
-    });
-    Ok(found.optional()?)
 }
 
 /// The columns that [`unconfirmed`] reads.

@@ -7,30 +7,33 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row, ToSql, params_from_iter};
 
 use super::connection::Sqlite;
+use super::migrations::sync_directory_of;
 use crate::error::StoreError;
-use crate::tables::{Kind, Order, Table, Value};
+use crate::tables::{Kind, Order, Sink, Source, Table, Value};
 
 /// Tables of a file to which nobody can write meanwhile.
-pub(crate) struct Source(Connection);
+pub(crate) struct Tables(Connection);
 
-impl Source {
-    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+impl Tables {
+    pub(crate) fn read(path: &Path) -> Result<Self, StoreError> {
         let connection = Sqlite::open(path)?.connection;
         connection.execute_batch("BEGIN IMMEDIATE")?;
         Ok(Self(connection))
     }
+}
 
-    pub(crate) fn count(&mut self, table: &Table) -> Result<u64, StoreError> {
+impl Source for Tables {
+    fn count(&mut self, table: &Table) -> Result<u64, StoreError> {
         let query = format!("SELECT count(*) FROM {}", table.name);
         Ok(self.0.query_row(&query, [], |row| row.get::<_, i64>(0))? as u64)
     }
 
-    pub(crate) fn last_id(&mut self, table: &Table) -> Result<i64, StoreError> {
+    fn last_id(&mut self, table: &Table) -> Result<i64, StoreError> {
         let query = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?1";
         Ok(self.0.query_row(query, [table.name], |row| row.get(0))?)
     }
 
-    pub(crate) fn rows(
+    fn rows(
         &mut self,
         table: &Table,
         each: &mut dyn FnMut(Vec<Value>) -> Result<(), StoreError>,
@@ -51,14 +54,14 @@ impl Source {
 }
 
 /// A new file, which is there once it is finished.
-pub(crate) struct Sink {
+pub(crate) struct NewTables {
     connection: Connection,
     path: PathBuf,
     part: PathBuf,
 }
 
-impl Sink {
-    pub(crate) fn create(path: &Path) -> Result<Self, StoreError> {
+impl NewTables {
+    pub(crate) fn make(path: &Path) -> Result<Self, StoreError> {
         if path.exists() {
             return Err(StoreError::NotEmpty(path.display().to_string()));
         }
@@ -78,13 +81,15 @@ impl Sink {
         connection.execute_batch("BEGIN IMMEDIATE")?;
         Ok(Self { connection, path: path.to_owned(), part })
     }
+}
 
-    pub(crate) fn clear(&mut self, table: &Table) -> Result<(), StoreError> {
+impl Sink for NewTables {
+    fn clear(&mut self, table: &Table) -> Result<(), StoreError> {
         self.connection.execute(&format!("DELETE FROM {}", table.name), [])?;
         Ok(())
     }
 
-    pub(crate) fn add(&mut self, table: &Table, rows: &[Vec<Value>]) -> Result<(), StoreError> {
+    fn add(&mut self, table: &Table, rows: &[Vec<Value>]) -> Result<(), StoreError> {
         let places = vec!["?"; table.columns.len()].join(", ");
         let query = format!("INSERT INTO {} ({}) VALUES ({places})", table.name, table.list());
         let mut statement = self.connection.prepare_cached(&query)?;
@@ -94,14 +99,14 @@ impl Sink {
         Ok(())
     }
 
-    pub(crate) fn set_last_id(&mut self, table: &Table, id: i64) -> Result<(), StoreError> {
+    fn set_last_id(&mut self, table: &Table, id: i64) -> Result<(), StoreError> {
         self.connection.execute("DELETE FROM sqlite_sequence WHERE name = ?1", [table.name])?;
         let insert = "INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)";
         self.connection.execute(insert, (table.name, id))?;
         Ok(())
     }
 
-    pub(crate) fn finish(self) -> Result<(), StoreError> {
+    fn finish(self: Box<Self>) -> Result<(), StoreError> {
         self.connection.execute_batch("COMMIT")?;
         // Everything into the one file that gets the name.
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
@@ -109,7 +114,8 @@ impl Sink {
         fs::File::open(&self.part)?.sync_all()?;
         // Unlike `rename`, it overwrites nothing that appeared meanwhile.
         fs::hard_link(&self.part, &self.path)?;
-        Ok(fs::remove_file(&self.part)?)
+        fs::remove_file(&self.part)?;
+        Ok(sync_directory_of(&self.path)?)
     }
 }
 

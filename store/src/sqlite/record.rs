@@ -3,7 +3,7 @@
 use assay_wire::Scope;
 use rusqlite::Connection;
 
-use super::certificates::{active, waiting};
+use super::certificates::waiting;
 use super::connection::{Sqlite, Transaction};
 use super::records::records;
 use crate::act::{Entry, Question, Recorded, Snapshot};
@@ -77,6 +77,6 @@ fn snapshot(connection: &Connection, question: &Question) -> Result<Snapshot, St
         Some(ik_id) if question.waiting => waiting(connection, &question.ek, &ik_id)?,
         _ => Vec::new(),
     };
-    let records = records(connection, question)?;
-    Ok(Snapshot { records, active: active(connection, question)?, waiting })
+    let (records, active) = records(connection, question)?;
+    Ok(Snapshot { records, active, waiting })
 }

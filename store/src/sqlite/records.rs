@@ -1,8 +1,8 @@
 //! What is known of an EK, and of the device id in question.
 
 use assay_ca_core::{
-    CertificateOnRecord, Enrolment, QUOTA_PERIOD, Records, Registration, SharedKeyOnRecord,
-    due_device_id,
+    ActiveCertificate, CertificateOnRecord, Enrolment, QUOTA_PERIOD, Records, Registration,
+    SharedKeyOnRecord, due_device_id,
 };
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -11,36 +11,47 @@ use super::columns::{ek_id, optional_device_id, parsed, time};
 use crate::act::{IdInQuestion, Question};
 use crate::error::StoreError;
 
-/// Reads all parts of the records.
-pub(super) fn records(connection: &Connection, question: &Question) -> Result<Records, StoreError> {
-    let Question { ek, device: about, now, .. } = question;
+/// Reads all parts of the records, and the certificate in force if it is for the IK in question and
+/// valid.
+pub(super) fn records(
+    connection: &Connection,
+    question: &Question,
+) -> Result<(Records, Option<ActiveCertificate>), StoreError> {
+    let Question { ek, device: about, ik_id, now, .. } = question;
     let disabled = connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM disabled_eks WHERE ek_id = ?1)")?
         .query_row(params![ek.as_bytes()], |row| row.get(0))?;
     let enrolment = granted(connection, ek)?;
     let quota_from = *now - QUOTA_PERIOD;
-    let registration = connection
+    let registered = connection
         .prepare_cached(
-            "SELECT d.device_id, c.ik_id, c.issued_at,
-                    (SELECT count(*) FROM certificates r WHERE r.ek_id = d.ek_id AND \
-             r.confirmed_at > ?2)
-             FROM devices d LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active' \
+            "SELECT d.device_id, c.ik_id, c.issued_at, c.serial,
+                    iif(c.ik_id = ?3 AND c.not_after > ?4, c.der, NULL),
+                    (SELECT count(*) FROM certificates r
+                     WHERE r.ek_id = d.ek_id AND r.confirmed_at > ?2)
+             FROM devices d LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active'
              WHERE d.ek_id = ?1",
         )?
-        .query_row(params![ek.as_bytes(), quota_from.unix_timestamp()], |row| {
-            let certificate = match (row.get(1)?, row.get(2)?) {
-                (Some(ik_id), Some(issued_at)) => {
-                    Some(CertificateOnRecord { ik_id, issued_at: time(2, issued_at)? })
+        .query_row(
+            params![ek.as_bytes(), quota_from.unix_timestamp(), ik_id, now.unix_timestamp()],
+            |row| {
+                let (mut certificate, mut active) = (None, None);
+                if let Some(ik_id) = row.get(1)? {
+                    let issued_at = time(2, row.get(2)?)?;
+                    certificate = Some(CertificateOnRecord { ik_id, issued_at });
+                    let (der, serial): (Option<_>, _) = (row.get(4)?, row.get(3)?);
+                    active = der.map(|der| ActiveCertificate { serial, ik_id, der });
                 }
-                _ => None,
-            };
-            Ok(Registration {
-                device_id: parsed(row, 0)?,
-                certificate,
-                recent_certificates: row.get(3)?,
-            })
-        })
+                let registration = Registration {
+                    device_id: parsed(row, 0)?,
+                    certificate,
+                    recent_certificates: row.get(5)?,
+                };
+                Ok((registration, active))
+            },
+        )
         .optional()?;
+    let (registration, active) = registered.map_or((None, None), |(it, active)| (Some(it), active));
     let recent_unconfirmed = connection
         .prepare_cached(
             "SELECT count(*) FROM certificates WHERE ek_id = ?1 AND confirmed_at IS NULL AND \
@@ -67,7 +78,7 @@ pub(super) fn records(connection: &Connection, question: &Question) -> Result<Re
             (holder(connection, device)?, first_on_record(connection, other_eks)?)
         }
     };
-    Ok(Records {
+    let records = Records {
         disabled,
         enrolment,
         registration,
@@ -76,7 +87,8 @@ pub(super) fn records(connection: &Connection, question: &Question) -> Result<Re
         recent_generations,
         id_holder,
         other_ek,
-    })
+    };
+    Ok((records, active))
 }
 
 fn first_on_record(connection: &Connection, eks: &[EkId]) -> Result<Option<EkId>, StoreError> {

@@ -11,27 +11,6 @@ use crate::retention::{AUDIT_BATCH, BATCH, Pruned, Retention};
 use crate::revocation::{Changes, OPTIMISM, RevokedCertificates, in_order, reason};
 
 impl Transaction<'_> {
-    /// Revokes what was sealed and not confirmed in time, of which nobody needs the certificate any
-    /// more. Returns how many.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn revoke_unconfirmed(&self, now: OffsetDateTime) -> Result<usize, StoreError> {
-        Ok(self.0.prepare_cached(REVOKE_OVERDUE)?.execute(params![now.unix_timestamp()])?)
-    }
-
-    /// Forgets certificates that ended and have expired: those that were never confirmed at once,
-    /// for anybody can have such made; the others after 30 days. Five hundred of each at a time,
-    /// for others wait to write. Returns how many.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn prune_expired(&self, now: OffsetDateTime) -> Result<usize, StoreError> {
-        let retention = Retention::default();
-        self.prune_audit(retention.audit())?;
-        self.prune_ended(&retention, now)
-    }
-
     fn prune_ended(&self, retention: &Retention, now: OffsetDateTime) -> Result<usize, StoreError> {
         let [never, ended] = expiries(retention, now);
         Ok(self.0.prepare_cached(PRUNE)?.execute([never, ended, BATCH])?)
@@ -70,10 +49,10 @@ impl Sqlite {
         now: OffsetDateTime,
     ) -> Result<(RevokedCertificates, u32), StoreError> {
         while self.has_overdue_confirmations(now)? {
-            self.transaction(|Transaction(connection)| revoke_some(connection, now))?;
+            self.transaction(|Transaction(connection)| revoke_overdue(connection, now))?;
         }
         for _ in 0..OPTIMISM {
-            let (changes, revoked) = (self.list_changes()?, self.revoked(now)?);
+            let (changes, revoked) = (list_changes(&self.connection)?, self.revoked(now)?);
             let number = self.transaction(|transaction| {
                 let is_as_it_was = list_changes(transaction.0)? == changes;
                 is_as_it_was.then(|| transaction.next_revocation_list()).transpose()
@@ -97,27 +76,6 @@ impl Sqlite {
             let reason = RevocationReason::CessationOfOperation;
             Ok(Revoked { serial: row.get(0)?, since: time(1, row.get(1)?)?, reason })
         })
-    }
-
-    /// How often something happened that may have made a certificate or token in use worthless.
-    /// Cheap enough to ask every second.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn revocations(&self) -> Result<i64, StoreError> {
-        Ok(self
-            .connection
-            .prepare_cached("SELECT connections FROM revocations")?
-            .query_row([], |row| row.get(0))?)
-    }
-
-    /// How often something happened that changes the [revocation list](Self::revoked) of devices.
-    /// As cheap.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn list_changes(&self) -> Result<i64, StoreError> {
-        list_changes(&self.connection)
     }
 
     /// Both counters.
@@ -145,7 +103,7 @@ impl Sqlite {
             return Ok(Pruned::default());
         }
         self.transaction(|transaction| {
-            let overdue = revoke_some(transaction.0, now)?;
+            let overdue = revoke_overdue(transaction.0, now)?;
             let certificates = transaction.prune_ended(retention, now)?;
             let offers = transaction
                 .0
@@ -164,14 +122,6 @@ impl Sqlite {
         })
     }
 
-    /// Whether something waits for [`Transaction::prune_expired`].
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn has_what_to_prune(&self, now: OffsetDateTime) -> Result<bool, StoreError> {
-        self.has_to_prune(&Retention::default(), now)
-    }
-
     fn has_to_prune(&self, retention: &Retention, now: OffsetDateTime) -> Result<bool, StoreError> {
         let [never, ended] = expiries(retention, now);
         let offered = (now - retention.unused_offers()).unix_timestamp();
@@ -180,11 +130,7 @@ impl Sqlite {
             .query_row([never, ended, offered, retention.audit().into()], |row| row.get(0))?)
     }
 
-    /// Whether something waits for [`Transaction::revoke_unconfirmed`].
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn has_overdue_confirmations(&self, now: OffsetDateTime) -> Result<bool, StoreError> {
+    fn has_overdue_confirmations(&self, now: OffsetDateTime) -> Result<bool, StoreError> {
         let mut statement = self.connection.prepare_cached(HAS_OVERDUE)?;
         Ok(statement.query_row(params![now.unix_timestamp()], |row| row.get(0))?)
     }
@@ -212,8 +158,8 @@ fn list_changes(connection: &Connection) -> Result<i64, StoreError> {
 }
 
 /// Up to a batch of what was not confirmed in time.
-fn revoke_some(connection: &Connection, now: OffsetDateTime) -> Result<usize, StoreError> {
-    Ok(connection.prepare_cached(REVOKE_SOME)?.execute([now.unix_timestamp(), BATCH])?)
+fn revoke_overdue(connection: &Connection, now: OffsetDateTime) -> Result<usize, StoreError> {
+    Ok(connection.prepare_cached(REVOKE_OVERDUE)?.execute([now.unix_timestamp(), BATCH])?)
 }
 
 /// The parameters of [`PRUNE`]: what expired before the first goes if it was never confirmed,
@@ -245,9 +191,7 @@ const HAS_TO_PRUNE: &str = "SELECT
     OR coalesce((SELECT min(id) FROM audit_others) <= (SELECT max(id) FROM audit_others) - ?4, 0)";
 const HAS_OVERDUE: &str =
     "SELECT EXISTS (SELECT 1 FROM certificates WHERE status = 'unconfirmed' AND confirm_by <= ?1)";
-const REVOKE_OVERDUE: &str = "UPDATE certificates SET status = 'revoked', ended_at = ?1, der = \
-                              x'' WHERE status = 'unconfirmed' AND confirm_by <= ?1";
-const REVOKE_SOME: &str = "UPDATE certificates SET status = 'revoked', ended_at = ?1, der = x''
+const REVOKE_OVERDUE: &str = "UPDATE certificates SET status = 'revoked', ended_at = ?1, der = x''
     WHERE rowid IN (SELECT rowid FROM certificates
                     WHERE status = 'unconfirmed' AND confirm_by <= ?1 LIMIT ?2)";
 const REVOKED: &str = "SELECT serial, status, ended_at, confirmed_at IS NOT NULL, rowid FROM \
@@ -270,9 +214,7 @@ mod tests {
     fn what_is_no_longer_good_is_found_without_reading_every_certificate() {
         let directory = tempfile::tempdir().unwrap();
         let store = Sqlite::create(&directory.path().join("assay.db")).unwrap();
-        for query in
-            [PRUNE, PRUNE_OFFERS, HAS_TO_PRUNE, HAS_OVERDUE, REVOKE_OVERDUE, REVOKE_SOME, REVOKED]
-        {
+        for query in [PRUNE, PRUNE_OFFERS, HAS_TO_PRUNE, HAS_OVERDUE, REVOKE_OVERDUE, REVOKED] {
             let mut statement =
                 store.connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
             let parameters = vec![0; statement.parameter_count()];

@@ -792,21 +792,21 @@ fn plan_is_stale_once_anything_that_it_was_made_by_changed(fixture: &Fixture) {
     let mut store = fixture.store();
     add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
     offer(&mut store, ek(1), "pump-1", 1);
-    let changes: [(&str, &dyn Fn(&mut Any)); 8] = [
-        ("it was disabled", &|store| assert!(store.set_disabled(&ek(1), true, now()).unwrap())),
-        ("it was enabled", &|store| assert!(store.set_disabled(&ek(1), false, now()).unwrap())),
-        ("it was enrolled", &|store| {
+    let changes: [(_, fn(&mut Any)); 8] = [
+        ("it was disabled", |store| assert!(store.set_disabled(&ek(1), true, now()).unwrap())),
+        ("it was enabled", |store| assert!(store.set_disabled(&ek(1), false, now()).unwrap())),
+        ("it was enrolled", |store| {
             assert_eq!(enroll(store, ek(1), None).unwrap(), Enrolled::Added)
         }),
-        ("its policy changed", &|store| {
+        ("its policy changed", |store| {
             assert!(store.update_enrolment(&ek(1), Some(Reprovision::Never), None).unwrap());
         }),
-        ("it has another certificate", &|store| {
+        ("it has another certificate", |store| {
             add(store, &certificate(20, "pump-1", ek(1))).unwrap();
         }),
-        ("a certificate waits", &|store| add(store, &sealed(21, "pump-1", ek(1))).unwrap()),
-        ("its key was retired", &|store| assert!(store.retire_shared_key(&ek(1)).unwrap())),
-        ("it was removed", &|store| assert!(store.remove(&ek(1), now()).unwrap().is_some())),
+        ("a certificate waits", |store| add(store, &sealed(21, "pump-1", ek(1))).unwrap()),
+        ("its key was retired", |store| assert!(store.retire_shared_key(&ek(1)).unwrap())),
+        ("it was removed", |store| assert!(store.remove(&ek(1), now()).unwrap().is_some())),
     ];
     for (number, (what, change)) in (100..).zip(changes) {
         let entry = plan(&mut *store, &certificate(number, "pump-1", ek(1))).unwrap();

@@ -15,9 +15,11 @@ pub(crate) type Any = Box<dyn Store>;
 /// An empty database; gone when dropped.
 pub(crate) struct Fixture {
     pub(crate) database: Database,
-    /// Where the file is, for a process that opens it.
+    /// By which another process opens it.
+    pub(crate) address: String,
+    /// Where the file is.
     pub(crate) directory: tempfile::TempDir,
-    server: Option<Arc<Server>>,
+    _server: Option<Arc<Server>>,
 }
 
 impl Fixture {
@@ -25,18 +27,22 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("assay.db");
         Sqlite::create(&path).unwrap();
-        Self { database: Database::Sqlite(path), directory, server: None }
+        let address = path.to_str().unwrap().to_owned();
+        Self { database: open(&address), address, directory, _server: None }
     }
 
+    /// On the server that tests share.
     pub(crate) fn postgres() -> Self {
         Self::on(Server::shared().unwrap())
     }
 
     pub(crate) fn on(server: Arc<Server>) -> Self {
-        let settings = PostgresSettings::new(&server.address().unwrap(), None, None).unwrap();
+        let address = server.address().unwrap();
+        let settings = PostgresSettings::new(&address, None, None).unwrap();
         Postgres::upgrade(&settings).unwrap();
         let directory = tempfile::tempdir().unwrap();
-        Self { database: Database::Postgres(settings), directory, server: Some(server) }
+        let database = Database::Postgres(settings);
+        Self { database, address, directory, _server: Some(server) }
     }
 
     pub(crate) fn store(&self) -> Any {
@@ -46,11 +52,14 @@ impl Fixture {
     pub(crate) fn path(&self) -> PathBuf {
         self.directory.path().join("assay.db")
     }
+}
 
-    /// The server, if there is one.
-    pub(crate) fn server(&self) -> Option<&Server> {
-        self.server.as_deref()
+/// What [`Fixture::address`] says: a connection string, or the path of a file.
+pub(crate) fn open(address: &str) -> Database {
+    if address.starts_with('/') {
+        return Database::Sqlite(address.into());
     }
+    Database::Postgres(PostgresSettings::new(address, None, None).unwrap())
 }
 
 /// Tests that both stores have to pass. One that is not listed is dead code.

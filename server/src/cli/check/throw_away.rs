@@ -1,8 +1,7 @@
 //! The devices that do not exist: made and put on record for a check, and revoked at its end.
 
 use assay_server::directory::{Directory, ThrowAwayDevice};
-use assay_store::StoreError;
-use assay_store::contract::Store;
+use assay_store::{Store, StoreError};
 use time::{Duration, OffsetDateTime};
 
 /// Their certificates are good while this lives, and for ten minutes at most.

@@ -129,9 +129,9 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// So that a new name is there after a crash of the machine.
-fn sync_directory_of(path: &Path) -> io::Result<()> {
+pub(super) fn sync_directory_of(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    File::open(directory.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
 /// What leads from each version of the schema to the next; the first had none before it.
