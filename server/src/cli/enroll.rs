@@ -8,12 +8,12 @@ use assay_server::directory::Directory;
 use assay_server::operations::enrol::{self, EnrolmentError, Forgotten};
 use assay_store::{Enrolled, EnrolmentRow, NewEnrolment, Store};
 use assay_wire::{DeviceId, EkId, printable_json};
-use clap::builder::PossibleValue;
-use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand};
 use time::OffsetDateTime;
 
-use super::ek_list::{self, Defaults};
+use super::ek_list;
 use super::import::Import;
+use super::policy::{Policy, ReprovisionArg};
 use super::table;
 
 #[derive(Subcommand)]
@@ -39,17 +39,17 @@ pub(crate) enum Enroll {
         #[arg(long)]
         json: bool,
     },
-    /// Show one
+    /// Show one EK
     Show {
         #[command(flatten)]
         ek: Which,
     },
-    /// Change what its enrolment says
+    /// Change an enrolment
     #[command(group(ArgGroup::new("change").required(true).multiple(true).args(["reprovision", "plain_srk"])))]
     Update {
         #[command(flatten)]
         ek: Which,
-        /// What a device gets that was provisioned before and comes with a new key
+        /// What a device gets that was provisioned before and now has a new key
         #[arg(long, value_name = "POLICY")]
         reprovision: Option<ReprovisionArg>,
         /// Whether its shared key may be sent to a plain storage root key, from which whoever
@@ -57,84 +57,28 @@ pub(crate) enum Enroll {
         #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         plain_srk: Option<bool>,
     },
-    /// Refuse it from now on, whether the CA knows it or not
+    /// Disable an EK, also one that the CA does not know
     Disable {
         #[command(flatten)]
         ek: Which,
     },
-    /// Admit it again, if it is trusted otherwise
+    /// Enable an EK again; it must still be trusted
     Enable {
         #[command(flatten)]
         ek: Which,
     },
-    /// Retire its shared key at once; the device gets the next one by `assay-device provision
+    /// Retire the shared key of an EK at once; the device gets the next one by `assay-device provision
     /// --again`
     Rotate {
         #[command(flatten)]
         ek: Which,
     },
-    /// Forget it: revoke its certificates, retire its shared key, free its device id for other
+    /// Remove an EK: revoke its certificates, retire its shared key, free its device id for other
     /// hardware
     Remove {
         #[command(flatten)]
         ek: Which,
     },
-}
-
-/// What is agreed with devices about their return.
-#[derive(Args)]
-pub(crate) struct Policy {
-    /// What a device gets that was provisioned before and comes with a new key [default: reissue]
-    #[arg(long, value_name = "POLICY")]
-    reprovision: Option<ReprovisionArg>,
-    /// Made by an SDK of Azure, with another template than the EK that the TPM's vendor certified:
-    /// trust it though the device sends that other EK's certificate. RSA-2048 only
-    #[arg(long)]
-    legacy_dps_ek: bool,
-    /// Send its shared key to a plain storage root key too, as Azure DPS does: whoever controls the
-    /// device's software for a moment can have that key
-    #[arg(long)]
-    plain_srk: bool,
-}
-
-impl Policy {
-    /// For EKs of which nothing else is said.
-    pub(crate) fn defaults(&self) -> Defaults {
-        Defaults {
-            reprovision: self.reprovision.map(|policy| policy.0),
-            legacy_dps_ek: self.legacy_dps_ek.then_some(true),
-            plain_srk: self.plain_srk.then_some(true),
-            added_at: OffsetDateTime::now_utc(),
-        }
-    }
-}
-
-/// [`Reprovision`], with words for `--help`.
-#[derive(Clone, Copy)]
-pub(crate) struct ReprovisionArg(Reprovision);
-
-impl ValueEnum for ReprovisionArg {
-    fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [ReprovisionArg; Reprovision::ALL.len()] = {
-            let [first, second, third] = Reprovision::ALL;
-            [ReprovisionArg(first), ReprovisionArg(second), ReprovisionArg(third)]
-        };
-        &ALL
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(PossibleValue::new(self.0.name()).help(match self.0 {
-            Reprovision::Reissue => {
-                "a new certificate or the next shared key; the old one ends when the new one is \
-                 first used"
-            }
-            Reprovision::Reuse => {
-                "the same shared key again; a new identity key gets a new certificate, for none \
-                 fits it"
-            }
-            Reprovision::Never => "nothing: it is refused until an operator acts",
-        }))
-    }
 }
 
 #[derive(Args)]

@@ -30,8 +30,8 @@ pub(crate) struct Add {
     /// PEM, DER, PKCS #7, bundles of them, and directories
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// Trust this CA itself, whoever signed it: one that is not self-signed, or one issuing CA
-    /// instead of a whole vendor
+    /// Trust this CA itself, whoever signed it. Use it for a CA that is not self-signed, or to trust
+    /// one issuing CA instead of a whole vendor
     #[arg(long)]
     anchor: bool,
     /// What EK certificates under the anchor may lack: ek-usage, tpm-attributes, or both with a

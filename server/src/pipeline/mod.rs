@@ -28,6 +28,7 @@ mod ledger;
 mod outbox;
 mod outcome;
 mod plan;
+mod planned;
 mod pressure;
 mod process;
 mod pulse;

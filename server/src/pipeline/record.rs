@@ -10,7 +10,8 @@ use tracing::{error, info};
 
 use super::decision_log::DecisionLog;
 use super::outbox::Outbox;
-use super::outcome::{Planned, contended, internal};
+use super::outcome::{contended, internal};
+use super::planned::Planned;
 use super::pulse::Pulse;
 
 /// Something to be written.
