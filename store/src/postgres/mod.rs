@@ -64,7 +64,7 @@ impl Postgres {
     /// # Errors
     /// A later version of Assay wrote it, or it cannot be made.
     pub fn upgrade(settings: &Settings) -> Result<(), StoreError> {
-        migrations::upgrade(settings)
+        connection::apart(|| migrations::upgrade(settings))
     }
 
     /// The version of the schema, and the version of Assay that made it; 0 if there is none.

@@ -7,7 +7,7 @@ use fallible_iterator::FallibleIterator;
 use time::OffsetDateTime;
 
 use super::columns::{array, small, time};
-use super::connection::Postgres;
+use super::connection::{Postgres, apart};
 use super::session::Session;
 use crate::error::StoreError;
 use crate::retention::{AUDIT_BATCH, BATCH, Pruned, Retention};
@@ -82,7 +82,7 @@ impl Postgres {
             if changes != seen || left.is_zero() {
                 return Ok(changes);
             }
-            self.hear(left.min(POLL));
+            apart(|| self.hear(left.min(POLL)));
         }
     }
 
