@@ -164,6 +164,8 @@ fn too_often() -> End {
     End::new(Reason::ConnectionRateExceeded, "it connects too often")
 }
 
+/// What the client shows to the doorkeeper, which copies a password. The buffer of the CONNECT
+/// packet, with the first copy, is dropped when the client is in, but not wiped.
 fn shown<'a>(
     entrance: &Entrance,
     certificate: Option<ClientCertificate>,

@@ -377,6 +377,22 @@ async fn login_that_hangs_at_recheck_does_not_outlast_its_expiry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn device_whose_login_is_shortened_at_a_recheck_is_cut_when_it_expires() {
+    let asked = AtomicBool::new(false);
+    let login: Arc<Login> = Arc::new(move |user_name, _| {
+        let expires_in =
+            if asked.swap(true, Ordering::SeqCst) { Duration::from_secs(1) } else { DAY };
+        Ok(LoggedIn { identity: identity(user_name), expires_in })
+    });
+    let world = World::with_login(login).await;
+    let mut device = world.logged_in("pump-17").await;
+    world.broker.recheck();
+    tokio::time::sleep(SILENCE).await;
+    assert!(device.is_alive().await);
+    device.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn login_without_end_lets_a_device_stay() {
     let limits = Limits { bootstrapping: SILENCE, ..limits() };
     let world = World::with_login_and_limits(one_password_for(Duration::MAX), limits).await;
