@@ -43,7 +43,7 @@ impl Postgres {
                     let question = Question::about(*ek, &certificate.device_id, now);
                     let records =
                         answers(session, &[&question], Der::Without)?.remove(0).snapshot.records;
-                    SealedOnRecord::Unconfirmed { certificate, records }
+                    SealedOnRecord::waiting(certificate, records)
                 }
                 "active" => SealedOnRecord::Active(parsed(&row, 1)?),
                 _ => SealedOnRecord::Ended,

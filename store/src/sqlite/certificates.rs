@@ -226,7 +226,7 @@ pub(super) fn sealed(
         Found::Waiting(certificate) => {
             let question = Question::about(certificate.ek_id, &certificate.device_id, now);
             let (records, _) = records(&moment, &question)?;
-            SealedOnRecord::Unconfirmed { certificate, records }
+            SealedOnRecord::waiting(certificate, records)
         }
         Found::Active(device_id) => SealedOnRecord::Active(device_id),
         Found::Ended => SealedOnRecord::Ended,

@@ -861,7 +861,7 @@ fn certificate_to_confirm_is_found_until_its_time_is_over(fixture: &Fixture) {
     let expected = waiting(&mut store, ek(1), 1).remove(0);
     let known = store.snapshot(&Question::about(ek(1), &id("pump-1"), now())).unwrap().records;
     let mut found = |ek: EkId, at| store.sealed_certificate(&ek, &sha256(&[1]), at).unwrap();
-    let unconfirmed = SealedOnRecord::Unconfirmed { certificate: expected, records: known };
+    let unconfirmed = SealedOnRecord::waiting(expected, known);
     assert_eq!(found(ek(1), now()), unconfirmed);
     assert_eq!(found(ek(2), now()), SealedOnRecord::Ended);
     assert_eq!(found(ek(1), now() + Duration::minutes(10)), SealedOnRecord::Ended);
