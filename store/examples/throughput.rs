@@ -211,8 +211,11 @@ fn fill(store: &mut dyn Store, devices: usize) -> Result<(), StoreError> {
 fn entry(ek_id: EkId, device_id: DeviceId, basis: Option<Basis>, now: OffsetDateTime) -> Entry {
     let mut der = vec![0; 700];
     fastrand::fill(&mut der);
+    // As those that the CA gives, which begin with the time.
     let mut serial = [0; 16];
-    fastrand::fill(&mut serial);
+    fastrand::fill(&mut serial[8..]);
+    let micros = u64::try_from(now.unix_timestamp_nanos() / 1000).unwrap_or_default();
+    serial[..8].copy_from_slice(&micros.to_be_bytes());
     let audit = AuditEntry {
         time: now,
         client: "0123456789abcdef0123456789abcdef".parse().expect("a client id"),
