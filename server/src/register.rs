@@ -1,5 +1,6 @@
 //! What the CA has on record of a client: whether its certificate or its token is good now.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use assay_broker_plugin::certificate::ClientCertificate;
@@ -15,11 +16,12 @@ use crate::ca::Ca;
 
 /// The register that answers from the store.
 ///
-/// It opens the store three times. So a look at a certificate never waits for a login, and neither
+/// It opens the store several times. So a look at a certificate never waits for a login, and neither
 /// waits for the recording of a key's first use, which may have to wait for another process.
 pub struct StoreRegister {
     ca: Box<dyn Fn() -> Arc<Ca> + Send + Sync>,
-    certificates: Mutex<Box<dyn Store>>,
+    certificates: Vec<Mutex<Box<dyn Store>>>,
+    next: AtomicUsize,
     logins: Mutex<Box<dyn Store>>,
     writer: Mutex<Box<dyn Store>>,
 }
@@ -32,7 +34,8 @@ impl Register for StoreRegister {
     /// box shows that its device could open the box.
     fn certificate(&self, certificate: &ClientCertificate) -> Result<Good, NotGood> {
         let ClientCertificate { identity, serial, sha256, .. } = certificate;
-        let mut store = lock(&self.certificates);
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut store = lock(&self.certificates[next % self.certificates.len()]);
         let status = match identity {
             Identity::Device { device_id, .. } => {
                 store.certificate_status(device_id, serial, sha256)
@@ -78,7 +81,9 @@ impl StoreRegister {
         ca: impl Fn() -> Arc<Ca> + Send + Sync + 'static,
     ) -> Result<Self, StoreError> {
         let open = || database.open().map(Mutex::new);
-        Ok(Self { ca: Box::new(ca), certificates: open()?, logins: open()?, writer: open()? })
+        let certificates = (0..CERTIFICATES).map(|_| open()).collect::<Result<_, _>>()?;
+        let (next, logins, writer) = (AtomicUsize::default(), open()?, open()?);
+        Ok(Self { ca: Box::new(ca), certificates, next, logins, writer })
     }
 
     /// Finds the EK whose key signed the token. If a device id went from one EK to another, both

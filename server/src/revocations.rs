@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use assay_store::Changes;
 use assay_store::Store;
-use tokio::sync::mpsc;
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::warn;
 
 /// Has the broker check its connections again, by `recheck`, soon after each revocation, whatever
@@ -14,18 +15,41 @@ use tracing::warn;
 /// # Panics
 /// There can be no thread more.
 pub async fn watch(store: Box<dyn Store>, recheck: impl Fn()) {
-    let (told, mut tells) = mpsc::channel(1);
+    let (told, mut tells) = watch::channel(Looks::default());
     let watch = move || watch_revocations(store, &told);
     // Unwrap safety: at start-up only; without it nobody who is revoked would be cut.
     thread::Builder::new().name("revocations".into()).spawn(watch).unwrap();
-    while tells.recv().await.is_some() {
-        recheck();
+    let mut seen = Looks::default();
+    loop {
+        match timeout(SILENCE, tells.changed()).await {
+            Ok(Ok(())) => {
+                let looks = *tells.borrow_and_update();
+                if looks.found != seen.found {
+                    recheck();
+                }
+                seen = looks;
+            }
+            Ok(Err(_)) => return std::future::pending().await,
+            // Whoever holds up the connection to the store must not keep revoked devices in.
+            Err(_) => {
+                warn!("the store does not answer who was revoked; every connection is checked");
+                recheck();
+            }
+        }
     }
-    std::future::pending().await
+}
+
+/// What the thread that looks has to tell.
+#[derive(Clone, Copy, Debug, Default)]
+struct Looks {
+    /// How often it looked.
+    at_all: u64,
+    /// How often it found something, or could not look.
+    found: u64,
 }
 
 /// Tells of each revocation, until nobody listens.
-fn watch_revocations(mut store: Box<dyn Store>, told: &mpsc::Sender<()>) {
+fn watch_revocations(mut store: Box<dyn Store>, told: &watch::Sender<Looks>) {
     let mut seen: Option<Changes> = None;
     while !told.is_closed() {
         let changes = match seen {
@@ -45,13 +69,17 @@ fn watch_revocations(mut store: Box<dyn Store>, told: &mpsc::Sender<()>) {
                 true
             }
         };
-        // One that waits there already says the same.
-        if is_new && told.try_send(()).is_ok() {
-            thread::sleep(PAUSE);
-        }
+        told.send_modify(|looks| {
+            looks.at_all += 1;
+            looks.found += u64::from(is_new);
+        });
+        thread::sleep(PAUSE);
     }
 }
 
+/// How long the store may be silent: looks are a second apart, and a store that is away fails within
+/// ten seconds.
+const SILENCE: Duration = Duration::from_secs(15);
 /// How long a store waits for a change before it is asked again.
 const REVOCATION_POLL: Duration = Duration::from_secs(1);
 /// Between two looks at all connections: revocations that come together need one.

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use assay_wire::Scope;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::lane::properties_size;
-use super::limits::{KEEP_ALIVE, LOGINS, RECHECKS};
+use super::limits::{CERTIFICATES, KEEP_ALIVE, LOGINS, RECHECKS};
 use super::packet::{Connect, End, Reason, Version};
 use super::session::RETAINED_MESSAGE;
 use crate::access::{AccessDenied, may_leave_will};
@@ -21,12 +21,17 @@ use crate::doorkeeper::{Admission, Denial, Doorkeeper, Question, Shown};
 const RECHECK_TRIES: u32 = 5;
 const RECHECK_RETRY: Duration = Duration::from_secs(1);
 
+/// How long an answer may take, with the time to wait for a turn. The record may be on another machine,
+/// and somebody may hold up the connection to it.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// The time between two warnings that something cannot be found out.
 const WARNING: Duration = Duration::from_secs(60);
 
 /// Where all connections ask the one doorkeeper, a limited number at a time.
 pub(super) struct Desk {
     doorkeeper: Arc<Doorkeeper>,
+    certificates: Arc<Semaphore>,
     logins: Arc<Semaphore>,
     rechecks: Semaphore,
 }
@@ -35,6 +40,7 @@ impl Desk {
     pub(super) fn new(doorkeeper: Doorkeeper) -> Self {
         Self {
             doorkeeper: doorkeeper.into(),
+            certificates: Semaphore::new(CERTIFICATES).into(),
             logins: Semaphore::new(LOGINS).into(),
             rechecks: Semaphore::new(RECHECKS),
         }
@@ -109,18 +115,23 @@ impl Desk {
         question: Question,
         decide: impl FnOnce() -> Result<Admission, Denial> + Send + 'static,
     ) -> Result<Admission, Denial> {
-        let turn = match question {
+        let turns = match question {
             Question::None => return decide(),
-            Question::Certificate => None,
-            // Unwrap safety: nobody closes this semaphore.
-            Question::Login => Some(self.logins.clone().acquire_owned().await.unwrap()),
+            Question::Certificate => &self.certificates,
+            Question::Login => &self.logins,
         };
-        let asked = tokio::task::spawn_blocking(move || {
-            // Held until the answer is there, even if the connection ended long before.
-            let _turn = turn;
-            decide()
-        });
-        let decided = asked.await.unwrap_or_else(|panic| Err(Denial::Unknown(panic.to_string())));
+        let asked = async {
+            // Unwrap safety: nobody closes these semaphores.
+            let turn = turns.clone().acquire_owned().await.unwrap();
+            let decided = tokio::task::spawn_blocking(move || {
+                // Held until the answer is there, even if the connection ended long before.
+                let _turn = turn;
+                decide()
+            });
+            decided.await.unwrap_or_else(|panic| Err(Denial::Unknown(panic.to_string())))
+        };
+        let silence = |_| Err(Denial::Unknown(format!("no answer within {} s", ANSWER.as_secs())));
+        let decided = timeout(ANSWER, asked).await.unwrap_or_else(silence);
         if let Err(Denial::Unknown(reason)) = &decided {
             warn_now_and_then(reason);
         }

@@ -71,6 +71,10 @@ pub(super) const RECHECKS: usize = 32;
 /// 512 threads that tokio has for blocking calls to the checks of certificates.
 pub(super) const LOGINS: usize = 64;
 
+/// Certificates that are asked about at the same time. The rest of the 512 threads that tokio has for
+/// blocking work stays free.
+pub(super) const CERTIFICATES: usize = 64;
+
 /// Packets of all bootstrapping clients of one network.
 pub(super) const NETWORK_PACE: Rate = Rate::per_second(16_384, 65_536);
 

@@ -7,6 +7,7 @@ use assay_wire::ReplyBody;
 
 use super::examine::Examined;
 use super::job::Job;
+use super::outcome::About;
 use crate::ca::Ca;
 
 /// A request that is planned and signed, and waits for its record.
@@ -15,6 +16,8 @@ pub(super) struct Planned {
     pub(super) ca: Arc<Ca>,
     pub(super) job: Job,
     pub(super) examined: Examined,
+    /// As the examination left it: what is planned again is about the same.
+    pub(super) about: About,
     pub(super) act: Box<Act>,
     pub(super) basis: Option<Box<Basis>>,
     pub(super) reply: ReplyBody,

@@ -44,8 +44,8 @@ pub(super) fn run(mut planner: Planner, ends: &Ends) {
                 decide(&mut planner, ends, ca, *job, None, 1);
             }
             Some(Work::Again(planned)) => {
-                let Planned { ca, job, examined, attempts, .. } = *planned;
-                decide(&mut planner, ends, ca, job, Some(examined), attempts + 1);
+                let Planned { ca, job, examined, about, attempts, .. } = *planned;
+                decide(&mut planner, ends, ca, job, Some((examined, about)), attempts + 1);
             }
             Some(Work::Pulse(pulse)) => _ = ends.writes.send(Write::Pulse(pulse)),
             None => break,
@@ -58,7 +58,7 @@ fn decide(
     ends: &Ends,
     ca: Arc<Ca>,
     job: Job,
-    examined: Option<Examined>,
+    examined: Option<(Examined, About)>,
     attempts: u32,
 ) {
     let Ends { writes, outbox, log, .. } = ends;
@@ -89,8 +89,8 @@ fn decide(
         }
         Outcome::Issued { act, basis, reply } => {
             let audit = about.audit(&job, None);
-            let Some(examined) = examined else { return };
-            let planned = Planned { ca, job, examined, act, basis, reply, audit, attempts };
+            let Some((examined, about)) = examined else { return };
+            let planned = Planned { ca, job, examined, about, act, basis, reply, audit, attempts };
             _ = writes.send(Write::Planned(Box::new(planned)));
         }
     }
@@ -101,21 +101,28 @@ fn outcome(
     planner: &mut Planner,
     ca: &Ca,
     job: &Job,
-    examined: Option<Examined>,
+    examined: Option<(Examined, About)>,
     log: &DecisionLog,
-) -> (Outcome, About, Option<Examined>) {
-    let mut about = About::unreadable();
-    let examined = match examined.map_or_else(|| examine(ca, job, &mut about), Ok) {
-        Ok(examined) => examined,
-        Err(NotExamined::Unreadable(problem)) => return (Outcome::Refused(problem), about, None),
-        Err(NotExamined::Refused(refusal)) => {
-            return (Outcome::Refused(refusal.problem(log)), about, None);
+) -> (Outcome, About, Option<(Examined, About)>) {
+    let (examined, as_examined) = match examined {
+        Some(before) => before,
+        None => {
+            let mut about = About::unreadable();
+            match examine(ca, job, &mut about) {
+                Ok(examined) => (examined, about),
+                Err(NotExamined::Unreadable(problem)) => {
+                    return (Outcome::Refused(problem), about, None);
+                }
+                Err(NotExamined::Refused(refusal)) => {
+                    return (Outcome::Refused(refusal.problem(log)), about, None);
+                }
+            }
         }
     };
-    let now = job.received_at;
+    let (now, mut about) = (job.received_at, as_examined.clone());
     let outcome = planner
         .plan(ca, &examined, now, &mut about)
         .and_then(|plan| sign(ca, plan, now, &mut about))
         .unwrap_or_else(|refusal| Outcome::Refused(refusal.problem(log)));
-    (outcome, about, Some(examined))
+    (outcome, about, Some((examined, as_examined)))
 }
