@@ -57,6 +57,17 @@ impl Store {
         Ok(store)
     }
 
+    /// Makes a store in memory, which nobody else sees and which ends with this value. For tests
+    /// that need thousands.
+    ///
+    /// # Errors
+    /// SQLite failed.
+    pub fn in_memory() -> Result<Self, StoreError> {
+        let store = Self::connect(Path::new(":memory:"))?;
+        store.connection.execute_batch(include_str!("schema.sql"))?;
+        Ok(store)
+    }
+
     /// Opens the file.
     ///
     /// # Errors
