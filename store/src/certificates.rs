@@ -218,7 +218,7 @@ impl Store {
         );
         enum Found {
             Waiting(Unconfirmed),
-            Active(DeviceId),
+            Active(DeviceId, Assurance),
             Ended,
         }
         let moment = self.connection.unchecked_transaction()?;
@@ -228,17 +228,22 @@ impl Store {
             statement.query_row(params![ek.as_bytes(), sha256, now.unix_timestamp()], |row| {
                 Ok(match row.get::<_, String>(9)?.as_str() {
                     "unconfirmed" => Found::Waiting(unconfirmed(row)?),
-                    "active" => Found::Active(parsed(row, 1)?),
+                    "active" => Found::Active(parsed(row, 1)?, parsed(row, 4)?),
                     _ => Found::Ended,
                 })
             });
+        let records_of = |device_id| {
+            snapshot(&moment, &Question::about(ek, device_id, now)).map(|snapshot| snapshot.records)
+        };
         Ok(match found.optional()?.unwrap_or(Found::Ended) {
             Found::Waiting(certificate) => {
-                let question = Question::about(certificate.ek_id, &certificate.device_id, now);
-                let records = snapshot(&moment, &question)?.records;
+                let records = records_of(&certificate.device_id)?;
                 SealedOnRecord::Unconfirmed { certificate, records }
             }
-            Found::Active(device_id) => SealedOnRecord::Active(device_id),
+            Found::Active(device_id, assurance) => {
+                let records = records_of(&device_id)?;
+                SealedOnRecord::Active { device_id, assurance, records }
+            }
             Found::Ended => SealedOnRecord::Ended,
         })
     }

@@ -2,8 +2,9 @@
 
 use assay_ca_core::{
     Admitted, AdmittedParent, BoundKey, Candidate, Certification, Challenge, Confirmation,
-    Confirming, EkEvidence, Evidence, Failure, Fault, KeyOffer, Login, MasterSecret, ParentEvidence,
-    Profile, ProvenDevice, Rejection, Sealing, SealedOnRecord, TicketKey, Token, TrustedEk,
+    Confirming, EkEvidence, Evidence, Failure, Fault, KeyOffer, Login, MasterSecret,
+    ParentEvidence, Profile, ProvenDevice, Rejection, SealedOnRecord, Sealing, TicketKey, Token,
+    TrustedEk,
 };
 use assay_store::{
     Act, Basis, CertificateStatus, Enrolled, Entry, IdInQuestion, NewEnrolment, Question, Recorded,
@@ -118,9 +119,7 @@ impl Ca {
         let (id, mut about) = (request.id, None);
         let (act, basis, reply) = match self.plan_and_sign(&request.body, now, &mut about) {
             Ok(planned) => planned,
-            Err(Refusal::Rejection(problem)) => {
-                (Act::None, None, ReplyBody::Problem(*problem))
-            }
+            Err(Refusal::Rejection(problem)) => (Act::None, None, ReplyBody::Problem(*problem)),
             Err(Refusal::Store(error)) => panic!("the store failed: {error}"),
         };
         if matches!(act, Act::None) {
@@ -416,9 +415,7 @@ fn deed(act: &Act) -> Deed {
             Deed::Sealed { facts: certificate.facts().clone(), sha256: certificate.sha256() }
         }
         Act::Activate(confirmed) => Deed::Activated { serial: confirmed.serial() },
-        Act::Offer(offer) => {
-            Deed::Offered { ek_id: offer.ek_id(), generation: offer.generation() }
-        }
+        Act::Offer(offer) => Deed::Offered { ek_id: offer.ek_id(), generation: offer.generation() },
         Act::Accept(first_use) => Deed::Accepted {
             ek_id: first_use.ek_id(),
             device_id: first_use.device_id().clone(),

@@ -58,6 +58,7 @@ pub(crate) fn request(scope: &Scope, want: Want) -> ProvisionRequest {
 pub(crate) fn token(key: &HmacKey, scope: &Scope, device_id: &DeviceId, expires_at: i64) -> String {
     let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let resource = encode(&format!("{scope}/registrations/{device_id}"));
-    let signature = encode(&BASE64.encode(&key.hmac(format!("{resource}\n{expires_at}").as_bytes())));
+    let signature =
+        encode(&BASE64.encode(&key.hmac(format!("{resource}\n{expires_at}").as_bytes())));
     format!("SharedAccessSignature sr={resource}&sig={signature}&se={expires_at}&skn=registration")
 }

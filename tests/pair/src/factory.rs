@@ -174,10 +174,11 @@ fn named(name: &str) -> DistinguishedName {
 
 /// The subject alternative name of an EK certificate: a directoryName with the TPM's model.
 fn tpm_alt_name() -> CustomExtension {
-    let attributes = [(1, "id:41434D45"), (2, "Model 7"), (3, "id:00010002")].map(|(arc, value)| {
-        let oid = tlv(0x06, &[0x67, 0x81, 0x05, 0x02, arc]);
-        tlv(0x31, &tlv(0x30, &[oid, tlv(0x0C, value.as_bytes())].concat()))
-    });
+    let attributes =
+        [(1, "id:41434D45"), (2, "Model 7"), (3, "id:00010002")].map(|(arc, value)| {
+            let oid = tlv(0x06, &[0x67, 0x81, 0x05, 0x02, arc]);
+            tlv(0x31, &tlv(0x30, &[oid, tlv(0x0C, value.as_bytes())].concat()))
+        });
     let names = tlv(0x30, &tlv(0xA4, &tlv(0x30, &attributes.concat())));
     let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 17], names);
     extension.set_criticality(true);

@@ -35,11 +35,22 @@ struct InFlight {
 
 /// What happens at some time.
 pub(crate) enum Arrival {
-    AtCa { client: String, message: Vec<u8> },
-    AtDevice { client: String, message: Vec<u8> },
-    ConnectionLost { client: String },
+    AtCa {
+        client: String,
+        message: Vec<u8>,
+    },
+    AtDevice {
+        client: String,
+        message: Vec<u8>,
+    },
+    ConnectionLost {
+        client: String,
+    },
     /// What a request of this client led to is signed.
-    Signed { client: String, planned: Box<Planned> },
+    Signed {
+        client: String,
+        planned: Box<Planned>,
+    },
 }
 
 impl Link {

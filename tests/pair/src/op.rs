@@ -188,6 +188,22 @@ impl Op {
         }
     }
 
+    /// Whether what the CA or a device has may be another after it.
+    pub(crate) fn may_change_the_record(&self) -> bool {
+        !matches!(
+            self,
+            Self::PowerFails(_)
+                | Self::ClearTpm(_)
+                | Self::LoseState(_)
+                | Self::ChangeTicketKey
+                | Self::RestartCa
+                | Self::SlowSigner(_)
+                | Self::StepCa(_)
+                | Self::StepDevice(..)
+                | Self::Fault(..)
+        )
+    }
+
     /// The operations that bytes stand for: four each, what is left over counts for nothing.
     pub fn sequence(bytes: &[u8]) -> Vec<Self> {
         bytes.as_chunks().0.iter().copied().map(Self::from_bytes).collect()

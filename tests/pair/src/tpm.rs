@@ -116,8 +116,7 @@ impl Tpm {
             TpmOperation::Activate { handle, blob, seed, .. } => {
                 let ik = self.ik(handle).ok_or_else(refused)?;
                 let name = Name::of(Hash::Sha256, &ik.public);
-                let secret =
-                    activate(self.ek(), &name, &blob, &seed).ok_or_else(refused)?;
+                let secret = activate(self.ek(), &name, &blob, &seed).ok_or_else(refused)?;
                 learn(Secret::OfCredential { secret: secret.clone(), ik_id: ik.id });
                 TpmAnswer::Secret(Zeroizing::new(secret))
             }
