@@ -233,6 +233,14 @@ impl World {
             let Some(action) = run.machine.poll_action() else {
                 let run = self.devices[device].run.take().map(|run| run.machine.into_result());
                 self.tell(|| format!("device {device}: {run:?}"));
+                if let Some(Ok(_)) = run {
+                    let is_confirmed = match &self.devices[device].memory.in_use {
+                        Some(Grant::Certificate(grant)) => grant.unconfirmed.is_none(),
+                        Some(Grant::SharedKey(_)) => true,
+                        None => false,
+                    };
+                    rule!(is_confirmed, "a run ended well without a credential");
+                }
                 return Ok(run);
             };
             if let Some(event) = self.perform(device, action)?
