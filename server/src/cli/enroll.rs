@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use assay_ca_core::{EkIdentity, Reprovision, SharedKeyOnRecord};
 use assay_server::directory::Directory;
+use assay_server::ek_list::{self, Defaults};
 use assay_store::{Enrolled, EnrolmentRow, NewEnrolment, Store};
 use assay_wire::{DeviceId, EkId, printable_json};
 use clap::builder::PossibleValue;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use time::OffsetDateTime;
 
-use super::ek_list::{self, Defaults};
 use super::import::Import;
 use super::table;
 

@@ -28,6 +28,8 @@ pub(crate) struct Run {
     pub(crate) machine: Machine<Provisioned>,
     /// The MQTT client id of its connection.
     pub(crate) client: Option<String>,
+    /// Whether the device connects with what it gets.
+    pub(crate) connects: bool,
 }
 
 impl Device {
@@ -37,9 +39,9 @@ impl Device {
     }
 
     /// Begins a run, in place of one under way.
-    pub(crate) fn begin(&mut self, request: ProvisionRequest, now: Duration) {
+    pub(crate) fn begin(&mut self, request: ProvisionRequest, connects: bool, now: Duration) {
         let machine = provision(request, self.memory.clone(), now);
-        self.run = Some(Run { machine, client: None });
+        self.run = Some(Run { machine, client: None, connects });
     }
 }
 

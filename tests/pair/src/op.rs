@@ -82,6 +82,8 @@ pub struct Want {
     pub flow: Flow,
     /// Whether it asks even if it has something good.
     pub again: bool,
+    /// Whether it connects at once with what it got.
+    pub connects: bool,
     /// Whether it keeps its key at the second of two handles.
     pub second_handle: bool,
     /// Whether a shared key goes to a plain storage root key.
@@ -140,8 +142,9 @@ impl Op {
     /// The operation that four bytes stand for. Any bytes stand for one, and smaller ones for a
     /// simpler one: what shrinks a sequence's bytes makes it easier to read.
     pub fn from_bytes([kind, which, a, b]: [u8; Self::LEN]) -> Self {
-        let device = usize::from(which & 1);
-        let name = match which >> 1 & 3 {
+        // The one whose EK is certified, mostly: what happens to one device is what leads far.
+        let device = usize::from(which & 3 == 3);
+        let name = match which >> 2 & 3 {
             0 | 1 => None,
             2 => Some(Name::One),
             _ => Some(Name::Two),
@@ -152,6 +155,7 @@ impl Op {
                 let want = Want {
                     flow,
                     again: a & 0x80 != 0,
+                    connects: a & 0x04 == 0,
                     second_handle: a & 0x60 == 0x60,
                     plain_srk: a & 0x18 == 0x18,
                     // Most ask for the name that is due.

@@ -57,6 +57,8 @@ pub(crate) struct DumpedCertificate {
 /// What the record has to be.
 #[derive(Default)]
 pub(crate) struct Rules {
+    /// How often something happened by which a broker may decide otherwise.
+    pub(crate) changes: u64,
     eks: BTreeMap<EkId, Standing>,
     certificates: BTreeMap<[u8; 16], Certificate>,
     /// Which EK a shared key was offered to, and its generation, by its TPMT_PUBLIC.
@@ -89,6 +91,7 @@ pub(crate) struct Enrolment {
 /// What a certificate should be worth.
 pub(crate) struct Worth {
     pub(crate) serial: [u8; 16],
+    pub(crate) sha256: [u8; 32],
     pub(crate) device_id: DeviceId,
     pub(crate) is_good: bool,
 }
@@ -153,6 +156,7 @@ impl Rules {
 /// What operators and time do.
 impl Rules {
     pub(crate) fn of(&mut self, ek: EkId) -> &mut Standing {
+        self.changes += 1;
         self.eks.entry(ek).or_default()
     }
 
@@ -189,6 +193,7 @@ impl Rules {
     }
 
     pub(crate) fn pruned(&mut self, now: OffsetDateTime) {
+        self.changes += 1;
         let now = whole(now);
         for certificate in self.certificates.values_mut() {
             let Certificate { facts, status, was_active, .. } = certificate;
@@ -340,7 +345,7 @@ impl Rules {
 
     /// No generation on record is ever lower than before.
     pub(crate) fn check_generation(&mut self, ek: EkId, found: u32) -> Result<(), Broken> {
-        let before = &mut self.of(ek).generation_on_record;
+        let before = &mut self.eks.entry(ek).or_default().generation_on_record;
         rule!(found >= *before, "generation {found} is on record after {before}");
         *before = found;
         Ok(())
@@ -371,16 +376,27 @@ impl Rules {
         Ok(())
     }
 
-    /// What a certificate should be worth at a broker.
-    pub(crate) fn worth(&self, sha256: &[u8; 32]) -> Option<Worth> {
-        let Certificate { facts, status, .. } = self.by_hash(sha256)?;
-        let is_disabled = self.eks.get(&facts.ek_id).is_some_and(|it| it.disabled);
-        let is_good = *status == Status::Active && !is_disabled;
-        Some(Worth { serial: facts.serial, device_id: facts.device_id.clone(), is_good })
+    /// What certificates should be worth at a broker.
+    pub(crate) fn certificates(&self) -> impl Iterator<Item = Worth> {
+        self.certificates.values().map(|Certificate { facts, sha256, status, .. }| {
+            let is_disabled = self.eks.get(&facts.ek_id).is_some_and(|it| it.disabled);
+            let (serial, device_id) = (facts.serial, facts.device_id.clone());
+            let is_good = *status == Status::Active && !is_disabled;
+            Worth { serial, sha256: *sha256, device_id, is_good }
+        })
     }
 
-    fn check_not_disabled(&mut self, ek: EkId) -> Result<(), Broken> {
-        rule!(!self.of(ek).disabled, "a disabled device got something");
+    /// Whether a shared key may never be accepted again.
+    pub(crate) fn is_retired(&self, public: &[u8]) -> bool {
+        let offer = self.offers.get(public);
+        offer.is_some_and(|(ek, generation)| {
+            self.eks.get(ek).is_some_and(|standing| *generation < standing.floor)
+        })
+    }
+
+    fn check_not_disabled(&self, ek: EkId) -> Result<(), Broken> {
+        let is_disabled = self.eks.get(&ek).is_some_and(|standing| standing.disabled);
+        rule!(!is_disabled, "a disabled device got something");
         Ok(())
     }
 

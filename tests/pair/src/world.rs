@@ -41,6 +41,8 @@ pub(crate) struct World {
     /// How long the CA takes to sign what it decides next.
     signing: Duration,
     rules: Rules,
+    /// How often what is on record had changed when brokers were looked at.
+    checked: u64,
     /// When each challenge was made, by its credential.
     challenges: HashMap<Vec<u8>, OffsetDateTime>,
     /// The name that each shared key was offered under, by its TPMT_PUBLIC.
@@ -70,6 +72,7 @@ impl World {
             link: Link::default(),
             signing: SIGNING,
             rules: Rules::default(),
+            checked: 0,
             challenges: HashMap::new(),
             names: HashMap::new(),
             secrets: Vec::new(),
@@ -103,14 +106,45 @@ impl World {
         }
     }
 
+    /// Compares what is on record and what devices believe with what they should be; and what
+    /// brokers would be told, if that may be something else now.
     fn check(&mut self) -> Result<(), Broken> {
         self.rules.check(&self.ca.dump())?;
         for device in &self.devices {
-            let ek = device.tpm.ek_id();
+            self.rules.check_belief(device.tpm.ek_id(), &device.memory)?;
+        }
+        if std::mem::replace(&mut self.checked, self.rules.changes) != self.rules.changes {
+            self.check_brokers()?;
+        }
+        Ok(())
+    }
+
+    /// Exactly the active certificates of devices that are not disabled let anybody in, and no key
+    /// that was retired does.
+    fn check_brokers(&mut self) -> Result<(), Broken> {
+        let now = self.ca_time();
+        for worth in self.rules.certificates() {
+            let status = self.ca.status(&worth.device_id, &worth.serial, &worth.sha256);
+            let is_let_in = status == CertificateStatus::Active;
+            rule!(
+                is_let_in == worth.is_good,
+                "a certificate that is {status} should be good: {}",
+                worth.is_good
+            );
+        }
+        for device in 0..DEVICES {
+            let ek = self.ek(device);
             if let Some(generation) = self.ca.generation(&ek) {
                 self.rules.check_generation(ek, generation)?;
             }
-            self.rules.check_belief(ek, &device.memory)?;
+            for key in &self.devices[device].keys {
+                if self.rules.is_retired(&key.public) {
+                    let name = &self.names[&key.public];
+                    let password = token(key, &self.scope, name, now.unix_timestamp() + 3600);
+                    let is_let_in = self.ca.login(name.as_str(), &password, now).is_some();
+                    rule!(!is_let_in, "a retired key was accepted");
+                }
+            }
         }
         Ok(())
     }
@@ -120,7 +154,7 @@ impl World {
         match *op {
             Op::Provision { device, want, pause } => {
                 let request = request(&self.scope, want);
-                self.devices[device].begin(request, self.now);
+                self.devices[device].begin(request, want.connects, self.now);
                 self.drive(device, pause)?;
             }
             Op::GoOn(device, pause) => _ = self.drive(device, pause)?,
@@ -231,17 +265,21 @@ impl World {
             }
             let Some(run) = &mut self.devices[device].run else { break };
             let Some(action) = run.machine.poll_action() else {
-                let run = self.devices[device].run.take().map(|run| run.machine.into_result());
-                self.tell(|| format!("device {device}: {run:?}"));
-                if let Some(Ok(_)) = run {
+                let Some(run) = self.devices[device].run.take() else { break };
+                let (connects, result) = (run.connects, run.machine.into_result());
+                self.tell(|| format!("device {device}: {result:?}"));
+                if result.is_ok() {
                     let is_confirmed = match &self.devices[device].memory.in_use {
                         Some(Grant::Certificate(grant)) => grant.unconfirmed.is_none(),
                         Some(Grant::SharedKey(_)) => true,
                         None => false,
                     };
                     rule!(is_confirmed, "a run ended well without a credential");
+                    if connects {
+                        self.sign_in(device)?;
+                    }
                 }
-                return Ok(run);
+                return Ok(Some(result));
             };
             if let Some(event) = self.perform(device, action)?
                 && let Some(run) = &mut self.devices[device].run
@@ -409,17 +447,15 @@ impl World {
         match self.devices[device].memory.in_use.clone() {
             None => Ok(false),
             Some(Grant::Certificate(grant)) => {
-                let sha256 = Sha256::digest(&grant.chain[0]).into();
-                let Some(due) = self.rules.worth(&sha256) else { return Ok(false) };
-                let status = self.ca.status(&due.device_id, &due.serial, &sha256);
-                let is_let_in = status == CertificateStatus::Active;
+                let sha256: [u8; 32] = Sha256::digest(&grant.chain[0]).into();
+                let mut known = self.rules.certificates();
+                let Some(worth) = known.find(|known| known.sha256 == sha256) else {
+                    return Ok(false);
+                };
+                let status = self.ca.status(&worth.device_id, &worth.serial, &sha256);
+                drop(known);
                 self.tell(|| format!("device {device}: its certificate is {status}"));
-                rule!(
-                    is_let_in == due.is_good,
-                    "a certificate that is {status} should be good: {}",
-                    due.is_good
-                );
-                Ok(is_let_in)
+                Ok(status == CertificateStatus::Active)
             }
             Some(Grant::SharedKey(grant)) => {
                 let key = self.devices[device].tpm.hmac_key(grant.record.hmac_handle).cloned();
@@ -663,7 +699,7 @@ impl World {
         let mut again = false;
         for _ in 0..3 {
             let request = ProvisionRequest { again, ..ProvisionRequest::new(self.scope.clone()) };
-            self.devices[device].begin(request, self.now);
+            self.devices[device].begin(request, false, self.now);
             match self.drive(device, None)? {
                 Some(Ok(_)) if self.sign_in(device)? => return Ok(()),
                 // As an agent does whose broker does not let it in.

@@ -1,5 +1,6 @@
 //! Sequences of operations by chance, and those that once broke a rule.
 
+use std::cell::Cell;
 use std::env;
 use std::thread;
 
@@ -46,21 +47,23 @@ fn try_sequences(sequences: u64, seed: u64, thread: u64) {
     bytes[8..16].copy_from_slice(&thread.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(config, rng);
-    let mut tried = 0;
-    let counted = std::cell::Cell::new(0);
-    let outcome = runner.run(&vec(uniform4(ANY), 1..LONGEST), |bytes| {
-        counted.set(counted.get() + 1);
-        let sequence = Op::sequence(bytes.as_flattened());
-        play(&sequence).map_err(|broken| TestCaseError::fail(broken.0))
+    let (tried, has_failed) = (Cell::new(0), Cell::new(false));
+    let outcome = runner.run(&vec(uniform4(ANY), 1..=LONGEST), |bytes| {
+        // Those after the first that fails, or panics, are that one made shorter.
+        let is_shorter = has_failed.replace(true);
+        tried.set(tried.get() + u32::from(!is_shorter));
+        let outcome = play(&Op::sequence(bytes.as_flattened()));
+        has_failed.set(is_shorter || outcome.is_err());
+        outcome.map_err(|broken| TestCaseError::fail(broken.0))
     });
-    tried += counted.get();
     match outcome {
         Ok(()) => {}
         Err(TestError::Fail(reason, bytes)) => {
             let sequence = Op::sequence(bytes.as_flattened());
             panic!(
-                "after {tried} sequences, shorter ones too: {reason}\n{sequence:#?}\nTo see it \
+                "after {} sequences: {reason}\n{sequence:#?}\nTo see it \
                  again: ASSAY_PAIR_REPLAY={} cargo test -p assay-pair -- --nocapture",
+                tried.get(),
                 hex(bytes.as_flattened())
             );
         }
