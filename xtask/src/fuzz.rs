@@ -19,11 +19,17 @@ use crate::{bin_dir, cargo, show, workspace};
 #[derive(Args)]
 pub(crate) struct Fuzz {
     /// How long each target runs
-    #[arg(default_value_t = 10)]
+    #[arg(default_value_t = Self::default().seconds)]
     seconds: u32,
     /// One target alone: wire, ek_certificate, ek_file, public_area, ek_list, token, sequences
     #[arg(long)]
     target: Option<String>,
+}
+
+impl Default for Fuzz {
+    fn default() -> Self {
+        Self { seconds: 10, target: None }
+    }
 }
 
 impl Fuzz {
@@ -57,7 +63,13 @@ impl Fuzz {
                 .arg(format!("-max_total_time={}", self.seconds))
                 .arg(format!("-max_len={}", target.max_len))
                 .arg(format!("-artifact_prefix={}/", artifacts.display()))
-                .args(["-timeout=10", "-rss_limit_mb=2048", "-verbosity=0", "-print_final_stats=1"])
+                .args([
+                    "-timeout=10",
+                    "-rss_limit_mb=2048",
+                    "-verbosity=0",
+                    "-print_funcs=0",
+                    "-print_final_stats=1",
+                ])
                 .current_dir(workspace()),
         );
         fuzzed.with_context(|| {
@@ -110,7 +122,9 @@ pub(crate) fn as_rustc() -> Option<Result<()>> {
     let rustc = arguments.next()?;
     let arguments: Vec<OsString> = arguments.collect();
     let mut command = Command::new(rustc);
-    let is_code = !arguments.iter().any(|it| it == "build_script_build" || it == "-vV");
+    // Build scripts are programs without libFuzzer.
+    let is_script = |it: &OsString| it.to_string_lossy().starts_with("build_script_");
+    let is_code = !arguments.iter().any(|it| is_script(it) || it == "-vV");
     command.args(arguments).env_remove(AS_RUSTC);
     if is_code {
         command.args(COVERAGE);

@@ -10,11 +10,17 @@ use crate::{cargo, show};
 #[derive(Args)]
 pub(crate) struct Pair {
     /// How many sequences
-    #[arg(default_value_t = 10_000)]
+    #[arg(default_value_t = Self::default().sequences)]
     sequences: u32,
     /// Begins the same sequences again; another one each time unless given
     #[arg(long)]
     seed: Option<u64>,
+}
+
+impl Default for Pair {
+    fn default() -> Self {
+        Self { sequences: 10_000, seed: None }
+    }
 }
 
 impl Pair {

@@ -1,4 +1,4 @@
-//! Sequences of operations by chance, and those that once broke a rule.
+//! Sequences of operations by chance. Those that once broke a rule are seeds in `tests/fuzz`.
 
 use std::cell::Cell;
 use std::env;
