@@ -1,40 +1,43 @@
-//! Who may connect under which client id, and which topics they may then speak and hear on.
+//! Who may connect under which client id, and on which topics they may then publish and subscribe.
 //!
-//! Three disjoint sets of client ids keep one role from taking over another's MQTT session (a
-//! second CONNECT under the same client id ends the first, MQTT 5 §3.1.4-3): 32 lower-case hex
-//! digits, which a [`DeviceId`] cannot be, belong to bootstrapping clients; a device id belongs to
-//! that device; and ids with an `@`, which no device id contains, belong to workers
-//! ([`WORKER_PREFIX`]) and operators ([`OPERATOR_PREFIX`]).
+//! A second CONNECT under the same client id ends the first connection (MQTT 5 §3.1.4-3). So that
+//! no role can end another's connection, each has client ids of its own:
+//!
+//! | role | its client ids |
+//! |---|---|
+//! | bootstrapping | 32 lower-case hex digits, which a [`DeviceId`] cannot be |
+//! | device | its device id |
+//! | worker | [`WORKER_PREFIX`] and a name; no device id contains an `@` |
+//! | operator | [`OPERATOR_PREFIX`] and a name |
 
 pub use assay_wire::Identity;
 use assay_wire::{ClientId, DeviceId, Scope, Topic};
 
-/// How a worker's client id begins; its own name follows.
+/// How a worker's client id begins. A name of its choice follows.
 pub const WORKER_PREFIX: &str = "worker@";
 
-/// How an operator's client id begins; its own name follows.
+/// How an operator's client id begins. A name of its choice follows.
 pub const OPERATOR_PREFIX: &str = "operator@";
 
-/// The longest topic filter that is looked at, in bytes. The longest topic name of the protocol
-/// proper is `provision/v1/{32}/{64}/request`; the rest is room for what a device says below its
-/// own tree.
+/// The longest topic name and topic filter, in bytes. The longest that the protocol itself needs is
+/// `provision/v1/{32}/{64}/request`. The rest is room for the topics in a device's own tree.
 const MAX_FILTER: usize = 256;
 
-/// The most levels of a topic filter, so that a client's wildcards make little work: four of the
-/// protocol, and twelve more.
+/// The most levels of a topic filter: four of the protocol, and twelve of a device's own. The limit
+/// bounds the work that a client's wildcards make.
 const MAX_LEVELS: usize = 16;
 
-/// The last level of the one topic that a device's Will may be for.
+/// The last level of the only topic that a device's Will may be for.
 const PRESENCE: &str = "presence";
 
-/// The first level below a device's own tree of what operators say to it.
+/// The first level in a device's tree of the topics that operators publish on.
 const COMMAND: &str = "command";
 
-/// Why a client is not let in.
+/// Why a client gets no access.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum AccessDenied {
     /// The client id belongs to another role or device.
-    #[error("client id {client:?} is not {due}")]
+    #[error("its client id is {client:?}; it must be {due}")]
     ClientId {
         /// As the client sent it.
         client: String,
@@ -42,10 +45,10 @@ pub enum Refusal {
         due: String,
     },
     /// The device is of another scope than the broker.
-    #[error("the device is of scope {0}, this broker serves another")]
+    #[error("it is a device of scope {0}, and this broker serves another scope")]
     OtherScope(Scope),
     /// Workers and operators need a certificate.
-    #[error("only devices may log in with a password")]
+    #[error("only devices may log in with user name and password")]
     NoDevice,
 }
 
@@ -66,42 +69,49 @@ enum Role {
 
 impl Access {
     /// The access of a client that has shown no certificate: its own request and reply topic.
-    pub fn bootstrapping(scope: &Scope, client: &str) -> Result<Self, Refusal> {
+    pub fn bootstrapping(scope: &Scope, client: &str) -> Result<Self, AccessDenied> {
         match client.parse::<ClientId>() {
             Ok(id) if id.is_bootstrap() => Ok(Self::new(scope, Role::Bootstrapping(id))),
-            _ => Err(Refusal::client_id(client, "32 lower-case hexadecimal digits")),
+            _ => Err(AccessDenied::client_id(client, "32 lower-case hexadecimal digits")),
         }
     }
 
     /// The access of a client whose certificate names `identity`.
-    pub fn identified(scope: &Scope, identity: &Identity, client: &str) -> Result<Self, Refusal> {
+    pub fn identified(
+        scope: &Scope,
+        identity: &Identity,
+        client: &str,
+    ) -> Result<Self, AccessDenied> {
         match identity {
             Identity::Device { scope: other, .. } if other != scope => {
-                Err(Refusal::OtherScope(other.clone()))
+                Err(AccessDenied::OtherScope(other.clone()))
             }
             Identity::Device { device_id: device, .. } if client == device.as_str() => {
                 Ok(Self::new(scope, Role::Device(device.clone())))
             }
             Identity::Device { device_id: device, .. } => {
-                Err(Refusal::client_id(client, device.as_str()))
+                Err(AccessDenied::client_id(client, device.as_str()))
             }
             Identity::Operator if client.starts_with(OPERATOR_PREFIX) => {
                 Ok(Self::new(scope, Role::Operator))
             }
-            Identity::Operator => Err(Refusal::client_id(client, "operator@…")),
+            Identity::Operator => Err(AccessDenied::client_id(client, "operator@…")),
             Identity::Worker if client.starts_with(WORKER_PREFIX) => {
                 Ok(Self::new(scope, Role::Worker))
             }
-            Identity::Worker => Err(Refusal::client_id(client, "worker@…")),
+            Identity::Worker => Err(AccessDenied::client_id(client, "worker@…")),
         }
     }
 
-    /// The access of a client that has shown no certificate but whose password is that of
-    /// `identity`: a device's own, and nobody else's.
-    pub fn logged_in(scope: &Scope, identity: &Identity, client: &str) -> Result<Self, Refusal> {
+    /// The access of a client that has logged in as `identity`. Only a device may.
+    pub fn logged_in(
+        scope: &Scope,
+        identity: &Identity,
+        client: &str,
+    ) -> Result<Self, AccessDenied> {
         match identity {
             Identity::Device { .. } => Self::identified(scope, identity, client),
-            Identity::Operator | Identity::Worker => Err(Refusal::NoDevice),
+            Identity::Operator | Identity::Worker => Err(AccessDenied::NoDevice),
         }
     }
 
@@ -141,8 +151,8 @@ impl Access {
         }
     }
 
-    /// Whether what the client publishes on this topic may be kept for later subscribers: what the
-    /// CA says to everyone, and what a device says in its own tree.
+    /// Whether the broker may retain what the client publishes on this topic: what the CA publishes
+    /// for everybody, and what a device publishes in its own tree.
     pub fn may_retain(&self, topic: &str) -> bool {
         self.may_publish(topic)
             && match Topic::parse(topic) {
@@ -185,7 +195,7 @@ impl Access {
         }
     }
 
-    /// Whether the client is yet to be identified.
+    /// Whether the client has no certificate and no shared key yet.
     pub fn is_bootstrapping(&self) -> bool {
         matches!(self.role, Role::Bootstrapping(_))
     }
@@ -195,7 +205,8 @@ impl Access {
         matches!(self.role, Role::Worker)
     }
 
-    /// The client id of a bootstrapping client or a device; others choose theirs in part.
+    /// The client id of a bootstrapping client or a device. `None` for workers and operators, who
+    /// choose part of theirs.
     pub fn client(&self) -> Option<&str> {
         match &self.role {
             Role::Bootstrapping(own) => Some(own.as_str()),
@@ -205,25 +216,27 @@ impl Access {
     }
 }
 
-/// Whether the broker may publish a Will (MQTT 5 §3.1.2.5) of this client on this topic: a
-/// device's, that it is gone. Asked before the client is admitted, for an admission may cost more;
-/// no other role's client id is a device's.
+/// Whether the broker may publish a Will (MQTT 5 §3.1.2.5) of this client on this topic. Only
+/// devices may leave one, to say that they are gone. It takes a client id and no [`Access`], so
+/// that it can be checked before an admission, which may cost more. That suffices: no other role
+/// has a client id that is a device id.
 pub fn may_leave_will(scope: &Scope, client: &str, topic: &str) -> bool {
-    is_plain(topic)
-        && matches!(
-            Topic::parse(topic),
-            Some(Topic::Device(other, device, rest)) if other == *scope && device.as_str() == client && rest == PRESENCE
-        )
+    match Topic::parse(topic).filter(|_| is_plain(topic)) {
+        Some(Topic::Device(other, device, rest)) => {
+            other == *scope && device.as_str() == client && rest == PRESENCE
+        }
+        _ => false,
+    }
 }
 
-impl Refusal {
+impl AccessDenied {
     fn client_id(client: &str, due: &str) -> Self {
         Self::ClientId { client: client.into(), due: due.into() }
     }
 }
 
-/// Printable ASCII in levels that are not empty: narrower than MQTT allows, so that no topic can
-/// hide from an access list by looking like another or carry control sequences to an operator's
+/// Whether a name is printable ASCII, in levels that are not empty. MQTT allows more. But so, no
+/// topic looks like another one to a reader, or carries control sequences to an operator's
 /// terminal.
 fn is_plain(name: &str) -> bool {
     name.len() <= MAX_FILTER
@@ -232,12 +245,12 @@ fn is_plain(name: &str) -> bool {
             .all(|level| !level.is_empty() && level.bytes().all(|byte| byte.is_ascii_graphic()))
 }
 
-/// Plain, in few levels, with sound wildcards.
+/// Whether a filter is plain, and has few levels and sound wildcards.
 fn is_filter(filter: &str) -> bool {
     is_plain(filter) && filter.split('/').count() <= MAX_LEVELS && has_sound_wildcards(filter)
 }
 
-/// Whether each wildcard fills its level, and `#` stands at the end (MQTT 5 §4.7.1).
+/// Whether each wildcard is alone in its level, and `#` is at the end (MQTT 5 §4.7.1).
 pub(crate) fn has_sound_wildcards(filter: &str) -> bool {
     let mut levels = filter.split('/').rev();
     let last = levels.next();
@@ -436,7 +449,10 @@ mod tests {
             "0123456789abcdef/123456789abcdef",
         ] {
             assert!(
-                matches!(Access::bootstrapping(&scope(), client), Err(Refusal::ClientId { .. })),
+                matches!(
+                    Access::bootstrapping(&scope(), client),
+                    Err(AccessDenied::ClientId { .. })
+                ),
                 "{client}"
             );
         }
@@ -532,7 +548,7 @@ mod tests {
             assert!(
                 matches!(
                     Access::identified(&scope(), &identity, client),
-                    Err(Refusal::ClientId { .. })
+                    Err(AccessDenied::ClientId { .. })
                 ),
                 "{client}"
             );
@@ -544,7 +560,7 @@ mod tests {
         let identity = device_identity("other", "pump-17");
         assert_eq!(
             Access::identified(&scope(), &identity, "pump-17"),
-            Err(Refusal::OtherScope("other".parse().unwrap()))
+            Err(AccessDenied::OtherScope("other".parse().unwrap()))
         );
     }
 
@@ -554,12 +570,12 @@ mod tests {
         assert_eq!(Access::logged_in(&scope(), &identity, "pump-17"), Ok(device()));
         assert!(matches!(
             Access::logged_in(&scope(), &identity, "pump-18"),
-            Err(Refusal::ClientId { .. })
+            Err(AccessDenied::ClientId { .. })
         ));
         let stranger = device_identity("other", "pump-17");
         assert!(matches!(
             Access::logged_in(&scope(), &stranger, "pump-17"),
-            Err(Refusal::OtherScope(_))
+            Err(AccessDenied::OtherScope(_))
         ));
     }
 
@@ -568,7 +584,7 @@ mod tests {
         for (identity, client) in
             [(Identity::Operator, "operator@desk"), (Identity::Worker, "worker@1")]
         {
-            assert_eq!(Access::logged_in(&scope(), &identity, client), Err(Refusal::NoDevice));
+            assert_eq!(Access::logged_in(&scope(), &identity, client), Err(AccessDenied::NoDevice));
         }
     }
 
@@ -587,7 +603,7 @@ mod tests {
                 assert!(
                     matches!(
                         Access::identified(&scope(), &identity, client),
-                        Err(Refusal::ClientId { .. })
+                        Err(AccessDenied::ClientId { .. })
                     ),
                     "{identity:?} as {client}"
                 );

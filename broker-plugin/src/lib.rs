@@ -1,13 +1,18 @@
-//! What any broker asks or links: who may connect as what, and who may say and hear what.
+//! What any broker asks or links: who may connect as what, what they may say and hear, and when a
+//! connection must end.
 //!
 //! | module | knows |
 //! |---|---|
 //! | [`access`] | which client ids and topics belong to which role |
 //! | [`certificate`] | whom a certificate speaks for |
-//! | [`embedded`] | the broker of our own, the first that asks |
+//! | [`doorkeeper`] | who may connect as what, and until when; it asks the CA's record |
 //! | [`meter`] | how much of something a payer may have in a time |
+//! | [`embedded`] | the adapter for our own broker, and that broker itself |
+//!
+//! No type of a broker or of MQTT appears outside of adapters.
 
 pub mod access;
 pub mod certificate;
+pub mod doorkeeper;
 pub mod embedded;
 pub mod meter;

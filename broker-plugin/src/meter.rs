@@ -1,4 +1,4 @@
-//! Budgets that fill up again with time.
+//! Limits how much of something may be done in a time: budgets that fill up again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 /// How fast a budget fills up, and how much it holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    /// Until another unit is there.
+    /// The time in which one unit comes back.
     pub interval: Duration,
+    /// How many units a full budget holds.
     pub burst: u32,
 }
 
 impl Rate {
+    /// So many `units` come back in a second.
     pub const fn per_second(units: u32, burst: u32) -> Self {
         Self { interval: Duration::from_nanos(1_000_000_000 / units as u64), burst }
     }
@@ -23,28 +25,29 @@ impl Rate {
     }
 }
 
-/// One budget: when it will be full again (the generic cell rate algorithm, ITU-T I.371).
+/// One budget, stored as the time when it will be full again (the generic cell rate algorithm,
+/// ITU-T I.371).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Budget {
     full_at: Option<Instant>,
 }
 
 impl Budget {
-    /// Spends, even what is not there; how long to wait until the debt is paid.
+    /// Spends `units`, even more than there are. Returns how long it takes until the debt is paid.
     pub fn spend(&mut self, units: u32, rate: Rate, now: Instant) -> Duration {
         let full_at = self.full_at.map_or(now, |full_at| full_at.max(now)) + rate.interval * units;
         self.full_at = Some(full_at);
         full_at.duration_since(now).saturating_sub(rate.allowance())
     }
 
-    /// The same, but no debt outlives what made it by much: others may have to pay it.
-    fn spend_of_others(&mut self, units: u32, rate: Rate, now: Instant) -> Duration {
+    /// The same with a limit for the debt, because another one may have to pay it.
+    fn spend_shared(&mut self, units: u32, rate: Rate, now: Instant) -> Duration {
         let debt = self.spend(units, rate, now).min(MAX_DEBT);
         self.full_at = self.full_at.min(Some(now + rate.allowance() + MAX_DEBT));
         debt
     }
 
-    /// Spends, if all of it is there.
+    /// Spends `units` if there are so many. Returns whether there were.
     pub fn allows(&mut self, units: u32, rate: Rate, now: Instant) -> bool {
         let mut after = *self;
         let is_there = after.spend(units, rate, now).is_zero();
@@ -59,7 +62,7 @@ impl Budget {
     }
 }
 
-/// Budgets of many who come and go, each remembered until it is full again.
+/// One budget for each of many payers. Each is remembered until it is full again.
 #[derive(Debug)]
 pub struct Meter<K> {
     rate: Rate,
@@ -73,23 +76,24 @@ struct Budgets<K> {
 }
 
 impl<K: Eq + Hash> Meter<K> {
+    /// Each payer has a budget of this rate.
     pub fn new(rate: Rate) -> Self {
         Self { rate, budgets: Budgets { by_payer: HashMap::new(), swept: None }.into() }
     }
 
-    /// Spends, even what is not there; how long to wait until the debt is paid.
+    /// Spends `units`, even more than there are. Returns how long it takes until the debt is paid.
     pub fn spend(&self, payer: K, units: u32, now: Instant) -> Duration {
-        self.with(payer, now, |budget| budget.spend_of_others(units, self.rate, now))
+        self.with(payer, now, |budget| budget.spend_shared(units, self.rate, now))
             .unwrap_or_default()
     }
 
-    /// Spends, if all of it is there.
+    /// Spends `units` if there are so many. Returns whether there were.
     pub fn allows(&self, payer: K, units: u32, now: Instant) -> bool {
         self.with(payer, now, |budget| budget.allows(units, self.rate, now)).unwrap_or(true)
     }
 
-    /// Nothing if there is no room for another payer: strangers invent names faster than budgets
-    /// fill up. Those who came before them keep theirs.
+    /// `None` if there is no room for another payer: strangers can invent names faster than budgets
+    /// fill up. The payers who came before keep their budgets.
     fn with<T>(&self, payer: K, now: Instant, pay: impl FnOnce(&mut Budget) -> T) -> Option<T> {
         let mut budgets = self.budgets.lock().unwrap_or_else(PoisonError::into_inner);
         if budgets.by_payer.len() >= PAYERS && !budgets.by_payer.contains_key(&payer) {
@@ -105,13 +109,13 @@ impl<K: Eq + Hash> Meter<K> {
     }
 }
 
-/// Whose budgets are remembered at once: some MiB.
+/// The most budgets that are remembered: some MiB.
 const PAYERS: usize = 65_536;
 
-/// How often those are looked for whose budgets are full, when there are too many.
+/// The time between two searches for budgets that can be forgotten, when there are too many.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// The longest that anybody waits for a debt to be paid that may be another's.
+/// The longest wait for a debt that another may have made.
 const MAX_DEBT: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! Whom a certificate speaks for.
 
-use assay_broker_plugin::certificate::{NoIdentity, identity};
+use std::time::{Duration, SystemTime};
+
+use assay_broker_plugin::certificate::{ClientCertificate, NoIdentity, identity};
 use assay_wire::Identity;
+use sha2::{Digest, Sha256};
 
 #[test]
 fn certificate_speaks_for_whom_its_uri_names() {
@@ -29,9 +32,23 @@ fn certificate_with_two_identities_speaks_for_nobody() {
     assert_eq!(identity(&both), Err(NoIdentity::Several));
 }
 
+#[test]
+fn client_certificate_has_what_the_register_and_the_doorkeeper_ask_for() {
+    let der = certificate(&["urn:assay:worker"]);
+    let client = ClientCertificate::new(&der).unwrap();
+    assert_eq!(client.identity, Identity::Worker);
+    assert_eq!(client.serial, [0x41, 0x42]);
+    assert_eq!(client.sha256, *Sha256::digest(&der));
+    // 2030-01-01T00:00:00Z
+    assert_eq!(client.not_after, SystemTime::UNIX_EPOCH + Duration::from_secs(1_893_456_000));
+    assert_eq!(ClientCertificate::new(&certificate(&[])), Err(NoIdentity::None));
+}
+
 fn certificate(uris: &[&str]) -> Vec<u8> {
     let mut params = rcgen::CertificateParams::default();
     let name = |uri: &&str| rcgen::SanType::URI((*uri).try_into().unwrap());
     params.subject_alt_names = uris.iter().map(name).collect();
+    params.serial_number = Some(vec![0x41, 0x42].into());
+    params.not_after = rcgen::date_time_ymd(2030, 1, 1);
     params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().to_vec()
 }

@@ -45,20 +45,20 @@
 //! | [`Welcome`] | [`Welcome::decide`] | it is | |
 //! | [`Login`] | [`Login::decide`] | both; [`Login::first_use`] is what the record needs | |
 //!
-//! A *plan* ([`Certification`], [`Sealing`], [`Confirming`], [`KeyOffer`]) is the whole decision of a
-//! step, made on a snapshot of the record. Signing follows, outside of any lock. It counts once it
-//! is on record.
+//! A *plan* ([`Certification`], [`Sealing`], [`Confirming`], [`KeyOffer`]) is the whole decision of
+//! a step, made on a snapshot of the record. Signing follows, outside of any lock. It counts once
+//! it is on record.
 //!
 //! What must be established elsewhere:
 //!
 //! - *One EK, one device, one active certificate.* The transaction that stores a certificate must
 //!   find [`Records`] as they were when it was planned. A certificate is stored before it is sent.
-//! - *A claim may come back more than once* while it is valid. The store answers a repeated one with
-//!   the certificate already issued.
+//! - *A claim may come back more than once* while it is valid. The store answers a repeated one
+//!   with the certificate already issued.
 //! - *Nothing that was issued before proof ends anything.* An unconfirmed certificate supersedes
 //!   nothing, and the generation of a shared key on record moves only with an accepted token.
-//! - *The device is where the operator thinks.* An EK names a TPM, not a box: an honest TPM elsewhere
-//!   can answer for this one. Only an inventory that ties EKs to serial numbers helps.
+//! - *The device is where the operator thinks.* An EK names a TPM, not a box: an honest TPM
+//!   elsewhere can answer for this one. Only an inventory that ties EKs to serial numbers helps.
 //! - *The device runs what it should.* Nothing here speaks of its software.
 //! - *Vendors revoke EK certificates.* Remove the vendor's root, or disable the EK.
 

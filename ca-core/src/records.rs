@@ -151,9 +151,9 @@ impl Records {
     }
 
     /// The generations that a token may be signed with: the one on record and those that
-    /// [`KeyOffer`](crate::KeyOffer) may have offered since, under whatever policy held then: the next,
-    /// once that on record was used, and the one after the last that was offered to a plain storage
-    /// root key. A token of a later one raises the record to it.
+    /// [`KeyOffer`](crate::KeyOffer) may have offered since, under whatever policy held then: the
+    /// next, once that on record was used, and the one after the last that was offered to a plain
+    /// storage root key. A token of a later one raises the record to it.
     pub fn accepted_generations(&self) -> Vec<u32> {
         let Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation }) = self.shared_key
         else {

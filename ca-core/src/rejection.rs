@@ -1,4 +1,4 @@
-//! What is the device's fault, and told to it, and what is ours, and is not.
+//! Which failures are the device's fault and are told to it, and which are ours and are not.
 
 use assay_wire::{DeviceId, EkId, Flow, Problem, ProblemCode, Scope};
 use time::OffsetDateTime;
@@ -42,8 +42,9 @@ pub enum Rejection {
     EkOfAzureSdk { certificate: EkId, area: EkId },
 
     #[error(
-        "EK {ek} is neither enrolled nor registered; EK {other}, which the device says is in the \
-         same TPM, is enrolled, registered or disabled: show that one, or have this one enrolled"
+        "EK {ek} is neither enrolled nor registered. The device says that EK {other} is in the \
+         same TPM, and that one is enrolled, registered or disabled: show that one, or have this \
+         one enrolled"
     )]
     OtherEkOnRecord { ek: EkId, other: EkId },
 
@@ -56,8 +57,10 @@ pub enum Rejection {
     #[error("the parent is weak: {0}")]
     ParentWeak(WeakKey),
     #[error(
-        "the parent is a plain storage root key, from which whoever controls the device's software can have the shared key: make an \
-         import parent, or have the operator allow it for EK {ek}: `assay enroll {}`", allow_plain_srk(ek, *.is_enrolled)
+        "the parent is a plain storage root key, from which whoever controls the device's \
+         software can have the shared key: make an import parent, or have the operator allow it \
+         for EK {ek}: `assay enroll {}`",
+        allow_plain_srk(ek, *.is_enrolled)
     )]
     PlainSrk { ek: EkId, is_enrolled: bool },
     #[error("the certificate request is invalid: {0}")]
@@ -73,30 +76,30 @@ pub enum Rejection {
     DeviceIdTaken { device_id: DeviceId, ek: EkId },
     #[error("EK {ek} is registered as {registered}, not as {requested}")]
     EkRegistered { ek: EkId, registered: DeviceId, requested: DeviceId },
-    #[error("device id {requested} is not granted to EK {ek}; due to it is {due}")]
+    #[error("device id {requested} is not granted to EK {ek}; its device id is {due}")]
     DeviceIdNotEnrolled { ek: EkId, requested: DeviceId, due: DeviceId },
     #[error(
-        "EK {ek} was granted device id {device_id} when the claim was made, and no longer is: an \
-         operator removed it"
+        "an operator removed EK {ek} after the claim was made, so device id {device_id} is no \
+         longer granted to it"
     )]
     DeviceIdWithdrawn { ek: EkId, device_id: DeviceId },
 
-    #[error("the device got {count} certificates or shared keys within a day, as many as it may")]
+    #[error("the device got {count} certificates or shared keys within a day; that is the limit")]
     QuotaExceeded { count: u32 },
     #[error(
-        "{count} certificates were sealed to EK {ek} within a day and not confirmed, as many as \
-         may; the ticket flow does not count them"
+        "{count} sealed certificates for EK {ek} were not confirmed within a day; that is the \
+         limit. They do not count in the ticket flow"
     )]
     SealedQuotaExceeded { ek: EkId, count: u32 },
-    #[error("EK {ek} is provisioned already, and its enrolment says never to do it again")]
+    #[error("EK {ek} is provisioned already, and the policy of its enrolment is `never`")]
     ReprovisionRefused { ek: EkId },
     #[error("the flow {flow} is not offered; offered are: {offered}")]
     FlowNotOffered { flow: Flow, offered: String },
 
-    #[error("the claim expired at {expired_at}; it is {now}")]
+    #[error("the claim expired at {expired_at}; the time is {now}")]
     ClaimExpired { expired_at: OffsetDateTime, now: OffsetDateTime },
     #[error(
-        "since the claim was made, at {issued_at}, the device got a certificate for another IK"
+        "after the claim was made, at {issued_at}, the device got a certificate for another IK"
     )]
     ClaimOutdated { issued_at: OffsetDateTime },
     #[error(
@@ -104,7 +107,7 @@ pub enum Rejection {
          revoked or never confirmed in time"
     )]
     CertificateEnded { issued_at: OffsetDateTime },
-    #[error("the claim was issued at {issued_at}, which is still to come: it is {now}")]
+    #[error("the claim was issued at {issued_at}, which is in the future; the time is {now}")]
     ClaimFromTheFuture { issued_at: OffsetDateTime, now: OffsetDateTime },
     #[error("the claim cannot be read")]
     ClaimUnreadable,
@@ -252,7 +255,7 @@ pub enum Fault {
     Crypto(&'static str),
     #[error("{field} is longer than the protocol allows: {limit}")]
     Oversize { field: &'static str, limit: assay_wire::Limit },
-    #[error("the issuing certificate is valid until {not_after}; it is {now}")]
+    #[error("the issuing certificate is valid until {not_after}; the time is {now}")]
     IssuerExpired { not_after: OffsetDateTime, now: OffsetDateTime },
     #[error("the certificate library failed at {operation}: {reason}")]
     Certificate { operation: &'static str, reason: String },

@@ -1,8 +1,8 @@
 //! Values that no check made, for tests of what keeps them.
 //!
 //! A store takes only what this crate's checks make. Its tests need thousands of such values, with
-//! serial numbers and ids of their choice. Nothing but tests and load generators enables the feature
-//! `unchecked`; a server that is built by itself has none of this.
+//! serial numbers and ids of their choice. Nothing but tests and load generators enables the
+//! feature `unchecked`; a server that is built by itself has none of this.
 
 use assay_wire::{DeviceId, EkId, Receipt};
 use rand_core::CryptoRng;

@@ -28,13 +28,13 @@ fn main() -> Result<()> {
     let (started, now) = (Instant::now(), OffsetDateTime::now_utc());
     let numbers: Vec<_> = (0..count).collect();
     for batch in numbers.chunks(BATCH) {
-        add(&mut store, scope, batch, now)?;
+        add(&mut *store, scope, batch, now)?;
     }
     eprintln!("{count} devices in {:.1} s", started.elapsed().as_secs_f64());
     Ok(())
 }
 
-fn add(store: &mut Store, scope: &Scope, batch: &[u64], now: OffsetDateTime) -> Result<()> {
+fn add(store: &mut dyn Store, scope: &Scope, batch: &[u64], now: OffsetDateTime) -> Result<()> {
     let enrolments = batch.iter().map(|&number| NewEnrolment {
         ek_id: ek_id(number),
         device_id: Some(device_id(number)),

@@ -7,7 +7,7 @@ use assay_store::{AnchorRow, Store, StoreError};
 ///
 /// # Errors
 /// The store cannot be read.
-pub fn read_anchors(store: &Store) -> Result<TrustAnchors, StoreError> {
+pub fn read_anchors(store: &mut dyn Store) -> Result<TrustAnchors, StoreError> {
     let certificates = store.anchors()?;
     Ok(TrustAnchors::new(certificates.iter().map(read_anchor).collect::<Result<Vec<_>, _>>()?))
 }

@@ -29,7 +29,7 @@ impl Ca {
     /// The store failed, or the signer did.
     pub fn revocation_list(
         &self,
-        store: &mut Store,
+        store: &mut dyn Store,
         longest: usize,
         now: OffsetDateTime,
     ) -> Result<Vec<u8>, ListError> {

@@ -22,7 +22,8 @@ use crate::ca::Ca;
 use crate::random::random;
 use assay_broker_plugin::certificate;
 use assay_broker_plugin::embedded::Limits;
-use assay_store::{Credential, Store};
+use assay_store::sqlite::Sqlite;
+use assay_store::{Credential, Database, PostgresSettings, Retention, Store};
 
 /// An existing directory.
 #[derive(Clone, Debug)]
@@ -44,6 +45,18 @@ pub struct Config {
     pub limits: Limits,
     /// What certificates look like, and which flows lead to one.
     pub profile: Profile,
+    /// How long rows stay that nobody needs any more.
+    pub retention: Retention,
+    /// The PostgreSQL that the CA is in.
+    postgres: Option<PostgresAddress>,
+}
+
+/// A PostgreSQL; files are in the CA's directory unless they have a path of their own.
+#[derive(Clone, Debug)]
+struct PostgresAddress {
+    url: String,
+    ca: Option<PathBuf>,
+    password_file: Option<PathBuf>,
 }
 
 /// A certificate chain, leaf first and without the root, and its key.
@@ -118,28 +131,51 @@ impl Directory {
         &self.config
     }
 
-    /// The database's place.
+    /// The PostgreSQL that `assay.toml` names, if it names one.
     ///
     /// # Errors
-    /// It is not there: the CA was never made to the end.
-    pub fn database(&self) -> Result<PathBuf> {
-        let path = self.path.join(DATABASE);
+    /// It cannot be used: see [`PostgresSettings::new`].
+    pub fn postgres(&self) -> Result<Option<Database>> {
+        let Some(PostgresAddress { url, ca, password_file }) = &self.config.postgres else {
+            return Ok(None);
+        };
+        let [ca, password] =
+            [ca, password_file].map(|file| file.as_ref().map(|file| self.path.join(file)));
+        let settings = PostgresSettings::new(url, ca.as_deref(), password.as_deref());
+        Ok(Some(Database::Postgres(settings.context("[store] of assay.toml")?)))
+    }
+
+    /// The database's place, if it is a file, whether it is there or not.
+    pub fn file(&self) -> PathBuf {
+        self.path.join(DATABASE)
+    }
+
+    /// Where the CA is on record.
+    ///
+    /// # Errors
+    /// It is in a file that is not there, because the CA was never made to the end; or in a
+    /// PostgreSQL that cannot be used.
+    pub fn database(&self) -> Result<Database> {
+        if let Some(postgres) = self.postgres()? {
+            return Ok(postgres);
+        }
+        let path = self.file();
         ensure!(
             path.exists(),
             "{} is missing: the CA is half made, or this is only a copy of some of its files. \
              `assay init` makes one in a directory that is empty but for assay.toml",
             path.display()
         );
-        Ok(path)
+        Ok(Database::Sqlite(path))
     }
 
     /// Opens the database.
     ///
     /// # Errors
     /// It cannot be opened.
-    pub fn store(&self) -> Result<Store> {
-        let path = self.database()?;
-        Store::open(&path).with_context(|| format!("cannot open {}", path.display()))
+    pub fn store(&self) -> Result<Box<dyn Store>> {
+        let database = self.database()?;
+        database.open().with_context(|| format!("cannot open {}", database.shown()))
     }
 
     /// What the worker decides and signs with.
@@ -162,7 +198,7 @@ impl Directory {
     /// The service CA cannot be read, or the store.
     pub fn service_revocation_list(&self, now: OffsetDateTime) -> Result<Vec<u8>> {
         let (issuer, mut store) = (self.issuer(SERVICE)?, self.store()?);
-        let number = store.transaction(|transaction| transaction.next_revocation_list())?;
+        let number = store.next_revocation_list()?;
         Ok(issuer.revocation_list(store.revoked_credentials(now)?, number, now)?)
     }
 
@@ -499,7 +535,7 @@ impl<'a> NewFiles<'a> {
     ) -> Result<()> {
         let elsewhere = tempfile::tempdir().context("cannot make a temporary directory")?;
         let made = elsewhere.path().join(DATABASE);
-        let mut store = Store::create(&made)?;
+        let mut store = Sqlite::create(&made)?;
         for (name, credential) in credentials {
             store.add_credential(name, credential, now)?;
         }
@@ -564,6 +600,8 @@ impl Config {
             operational: raw.broker.operational,
             limits: raw.broker.limits.checked().context("broker.limits")?,
             profile: profile.with_flows(flows).context("flows")?,
+            retention: raw.store.retention.checked().context("store.retention")?,
+            postgres: raw.store.address().context("store")?,
         })
     }
 }
@@ -576,6 +614,55 @@ struct RawConfig {
     flows: Vec<String>,
     broker: RawBroker,
     certificates: RawCertificates,
+    store: RawStore,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawStore {
+    url: Option<String>,
+    ca: Option<PathBuf>,
+    password_file: Option<PathBuf>,
+    retention: RawRetention,
+}
+
+impl RawStore {
+    fn address(self) -> Result<Option<PostgresAddress>> {
+        let Self { url, ca, password_file, .. } = self;
+        ensure!(
+            url.is_some() || (ca.is_none() && password_file.is_none()),
+            "ca and password_file are for a PostgreSQL, which url would name"
+        );
+        Ok(url.map(|url| PostgresAddress { url, ca, password_file }))
+    }
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawRetention {
+    ended_days: u32,
+    unused_offers_days: u32,
+    audit_entries: u32,
+}
+
+impl RawRetention {
+    fn checked(self) -> Result<Retention> {
+        let Self { ended_days, unused_offers_days, audit_entries } = self;
+        let retention = Retention::default().with_ended(ended_days)?;
+        Ok(retention.with_unused_offers(unused_offers_days)?.with_audit(audit_entries)?)
+    }
+}
+
+impl Default for RawRetention {
+    fn default() -> Self {
+        let retention = Retention::default();
+        let days = |period: Duration| u32::try_from(period.whole_days()).unwrap_or(u32::MAX);
+        Self {
+            ended_days: days(retention.ended()),
+            unused_offers_days: days(retention.unused_offers()),
+            audit_entries: retention.audit(),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -619,6 +706,7 @@ impl Default for RawConfig {
             flows: Profile::default().flows().iter().map(Flow::to_string).collect(),
             broker: RawBroker::default(),
             certificates: RawCertificates::default(),
+            store: RawStore::default(),
         }
     }
 }
@@ -659,7 +747,7 @@ const NEW_DATABASE: &str = "assay.db.new";
 const TICKET_KEY: &str = "ticket.key";
 const MASTER_SECRET: &str = "master.key";
 /// The files of mode [`SECRET`].
-const SECRETS: [&str; 11] = [
+const SECRETS: [&str; 13] = [
     "root.key",
     "issuing.key",
     "service.key",
@@ -671,6 +759,8 @@ const SECRETS: [&str; 11] = [
     DATABASE,
     "assay.db-wal",
     "assay.db-shm",
+    "assay.db.before-7",
+    "assay.db.copied",
 ];
 const SECRET: u32 = 0o600;
 const PUBLIC: u32 = 0o644;
@@ -701,6 +791,9 @@ mod tests {
             "[broker.limits]\npatience = 1",
             "[certificates]\nlifetime_days = 0",
             "[certificates]\nconfirm_within_seconds = 0",
+            "[store]\nca = \"ca.pem\"",
+            "[store.retention]\nended_days = 3651",
+            "[store.retention]\naudit_entries = 1",
         ] {
             assert!(Config::parse(text).is_err(), "{text}");
         }

@@ -8,8 +8,11 @@ pub mod anchors;
 pub mod ca;
 pub mod directory;
 pub mod ek_list;
+pub mod operations;
 pub mod pipeline;
 pub mod register;
+pub mod revocations;
 
 mod random;
+mod vendor_files;
 pub use random::{random_bytes, random_u32};

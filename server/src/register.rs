@@ -1,52 +1,38 @@
-//! What a doorkeeper asks of the record: whether a certificate or a token is good now.
+//! What the CA has on record of a client: whether its certificate or its token is good now.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use assay_broker_plugin::certificate::ClientCertificate;
-use assay_broker_plugin::embedded::{Denial, LoggedIn};
+use assay_broker_plugin::doorkeeper::{Good, LoggedIn, NotGood, Register};
 use assay_ca_core::{CLOCK_SKEW, Login, LoginRefused, Token};
 use assay_store::{
-    Act, Basis, CertificateStatus, Entry, Question, Recorded, Snapshot, Store, StoreError,
+    Act, Basis, CertificateStatus, Database, Entry, Question, Recorded, Snapshot, Store, StoreError,
 };
 use assay_wire::Identity;
 use time::OffsetDateTime;
 
 use crate::ca::Ca;
 
-/// Two ways to the store: who only reads never waits for one who writes, who may have to wait for
-/// another process.
-pub struct Register {
+/// The register that answers from the store.
+///
+/// It opens the store three times. So a look at a certificate never waits for a login, and neither
+/// waits for the recording of a key's first use, which may have to wait for another process.
+pub struct StoreRegister {
     ca: Box<dyn Fn() -> Arc<Ca> + Send + Sync>,
-    reader: Mutex<Store>,
-    writer: Mutex<Store>,
+    certificates: Mutex<Box<dyn Store>>,
+    logins: Mutex<Box<dyn Store>>,
+    writer: Mutex<Box<dyn Store>>,
 }
 
-impl Register {
-    /// Opens the store. `ca` says which keys and rules are good now.
-    ///
-    /// # Errors
-    /// It cannot be opened.
-    pub fn open(
-        database: &Path,
-        ca: impl Fn() -> Arc<Ca> + Send + Sync + 'static,
-    ) -> Result<Self, StoreError> {
-        let (reader, writer) = (Store::open(database)?.into(), Store::open(database)?.into());
-        Ok(Self { ca: Box::new(ca), reader, writer })
-    }
-
-    /// Asks the store what a certificate is worth now: that very one, and only for whom it was made.
+impl Register for StoreRegister {
+    /// A certificate is good if that very one is on record, active, and made for whom it names.
     /// What a stolen issuing key signs is on no record, whatever name and number it has.
     ///
-    /// A device's certificate that waits for its confirmation is worth nothing: only the ticket of
-    /// its box shows that its device could open that.
-    pub fn admit(
-        &self,
-        identity: &Identity,
-        certificate: &ClientCertificate,
-    ) -> Result<(), Denial> {
-        let store = lock(&self.reader);
-        let ClientCertificate { serial, sha256 } = certificate;
+    /// A device's certificate that waits for its confirmation is not good: only the ticket of its
+    /// box shows that its device could open the box.
+    fn certificate(&self, certificate: &ClientCertificate) -> Result<Good, NotGood> {
+        let ClientCertificate { identity, serial, sha256, .. } = certificate;
+        let mut store = lock(&self.certificates);
         let status = match identity {
             Identity::Device { device_id, .. } => {
                 store.certificate_status(device_id, serial, sha256)
@@ -54,13 +40,14 @@ impl Register {
             Identity::Operator | Identity::Worker => store.credential_status(identity, sha256),
         };
         match status.map_err(unknown)? {
-            CertificateStatus::Active => Ok(()),
-            status => Err(Denial::Refused(format!("its certificate is {status}"))),
+            CertificateStatus::Active => Ok(Good),
+            status => Err(NotGood::Refused(format!("its certificate is {status}"))),
         }
     }
 
-    /// Lets a device in that shows a token, once the first use of its key is on record.
-    pub fn login(&self, user_name: &str, password: &[u8]) -> Result<LoggedIn, Denial> {
+    /// A password is good if it is a token that a device's shared key signed, and the first use of
+    /// that key is on record.
+    fn login(&self, user_name: &str, password: &[u8]) -> Result<LoggedIn, NotGood> {
         let (ca, now) = ((self.ca)(), OffsetDateTime::now_utc());
         let token = Token::parse(user_name, password).map_err(refused)?;
         for _ in 0..ATTEMPTS {
@@ -79,12 +66,26 @@ impl Register {
         }
         Err(unknown("the record of its key changed each time before its first use was recorded"))
     }
+}
 
-    /// The EK whose key signed the token. More than one can have been offered a key under one name,
-    /// if the name changed hands.
-    fn find(&self, ca: &Ca, token: &Token, now: OffsetDateTime) -> Result<(Login, Basis), Denial> {
+impl StoreRegister {
+    /// Opens the store. `ca` returns the keys and rules that are good now.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(
+        database: &Database,
+        ca: impl Fn() -> Arc<Ca> + Send + Sync + 'static,
+    ) -> Result<Self, StoreError> {
+        let open = || database.open().map(Mutex::new);
+        Ok(Self { ca: Box::new(ca), certificates: open()?, logins: open()?, writer: open()? })
+    }
+
+    /// Finds the EK whose key signed the token. If a device id went from one EK to another, both
+    /// have been offered a key under it.
+    fn find(&self, ca: &Ca, token: &Token, now: OffsetDateTime) -> Result<(Login, Basis), NotGood> {
         let offered = ca.profile.offer().map_err(refused)?;
-        let store = lock(&self.reader);
+        let mut store = lock(&self.logins);
         let mut refusal = LoginRefused::NoKey { device_id: token.device_id().clone() };
         for holder in store.shared_key_holders(token.device_id()).map_err(unknown)? {
             let question = Question::about(holder.ek_id, token.device_id(), now);
@@ -107,21 +108,20 @@ fn logged_in(ca: &Ca, login: &Login, now: OffsetDateTime) -> LoggedIn {
     LoggedIn { identity, expires_in: left.max(time::Duration::ZERO).unsigned_abs() }
 }
 
-fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
-    // A panic elsewhere leaves the connection as good as it was: a transaction that was open is
-    // rolled back.
+fn lock(store: &Mutex<Box<dyn Store>>) -> MutexGuard<'_, Box<dyn Store>> {
+    // After a panic elsewhere the store is as good as before: an open transaction was rolled back.
     store.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn refused(reason: impl ToString) -> Denial {
-    Denial::Refused(reason.to_string())
+fn refused(reason: impl ToString) -> NotGood {
+    NotGood::Refused(reason.to_string())
 }
 
-fn unknown(error: impl ToString) -> Denial {
-    Denial::Unknown(error.to_string())
+fn unknown(error: impl ToString) -> NotGood {
+    NotGood::Unknown(error.to_string())
 }
 
-/// How often the first use of a key is decided on, if what it was decided by changes each time.
+/// How often a login is decided, if the record that it was decided by changes each time.
 const ATTEMPTS: u32 = 5;
 
 #[cfg(test)]
@@ -136,11 +136,11 @@ mod tests {
     #[test]
     fn certificate_that_waits_for_its_confirmation_lets_nobody_in() {
         let desk = Desk::open();
-        let Err(Denial::Refused(reason)) = desk.register.admit(&desk.device, &desk.shown) else {
-            panic!("it is let in")
+        let Err(NotGood::Refused(reason)) = desk.register.certificate(&desk.shown) else {
+            panic!("it is good")
         };
         assert!(reason.contains("not confirmed"), "{reason}");
-        let store = Store::open(&desk.database).unwrap();
+        let mut store = desk.database.open().unwrap();
         assert_eq!(store.certificates().unwrap()[0].status, "unconfirmed");
     }
 
@@ -149,18 +149,17 @@ mod tests {
         let desk = Desk::open();
         // What SQLite finds at its next look is no database.
         for file in ["assay.db", "assay.db-wal"] {
-            std::fs::write(desk.database.with_file_name(file), [0xFF; 8192]).unwrap();
+            std::fs::write(desk.parent.path().join("ca").join(file), [0xFF; 8192]).unwrap();
         }
-        let denial = desk.register.admit(&desk.device, &desk.shown).unwrap_err();
-        assert!(matches!(denial, Denial::Unknown(_)), "{denial:?}");
+        let answer = desk.register.certificate(&desk.shown);
+        assert!(matches!(answer, Err(NotGood::Unknown(_))), "{answer:?}");
     }
 
     /// A CA with a sealed certificate that nobody has confirmed.
     struct Desk {
-        _parent: tempfile::TempDir,
-        database: std::path::PathBuf,
-        register: Register,
-        device: Identity,
+        parent: tempfile::TempDir,
+        database: Database,
+        register: StoreRegister,
         shown: ClientCertificate,
     }
 
@@ -184,6 +183,8 @@ mod tests {
             };
             let (der, device_id) = (vec![0x30, 0x00], facts.device_id.clone());
             let shown = ClientCertificate {
+                identity: Identity::Device { scope: ca.scope.clone(), device_id },
+                not_after: facts.not_after.into(),
                 serial: facts.serial.to_vec(),
                 sha256: Sha256::digest(&der).into(),
             };
@@ -191,9 +192,8 @@ mod tests {
             let entry = Entry { act: Act::Seal(sealed), basis: None, audit: None };
             let mut store = directory.store().unwrap();
             assert_eq!(store.record(&ca.scope, &[entry]).unwrap(), [Recorded::Done]);
-            let device = Identity::Device { scope: ca.scope.clone(), device_id };
-            let register = Register::open(&database, move || Arc::clone(&ca)).unwrap();
-            Self { _parent: parent, database, register, device, shown }
+            let register = StoreRegister::open(&database, move || Arc::clone(&ca)).unwrap();
+            Self { parent, database, register, shown }
         }
     }
 }

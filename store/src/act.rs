@@ -7,7 +7,7 @@ use assay_ca_core::{
 use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
 
-use super::AuditEntry;
+use crate::audit::AuditEntry;
 
 /// A question about an EK and a device id.
 #[derive(Clone, Debug, PartialEq, Eq)]

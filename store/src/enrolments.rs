@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 
 use assay_ca_core::{Reprovision, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId};
-use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use time::OffsetDateTime;
 
-use super::{Store, StoreError, ek_id, optional_device_id, parsed};
+use crate::error::StoreError;
 
 /// An EK to put on the list. What is `None` is left open: for an EK that is on the list, nothing is
 /// to change.
@@ -155,201 +154,25 @@ fn known_as(device_id: &Option<DeviceId>) -> String {
     device_id.as_ref().map_or_else(|| " without a device id".into(), |id| format!(" as {id}"))
 }
 
-impl Store {
-    /// Puts EKs on the list: all of them, or none if one cannot be. Each result stands where its EK
-    /// does.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn enroll(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
-        let (transaction, results) = self.try_enroll(new)?;
-        if results.iter().all(Result::is_ok) {
-            transaction.commit()?;
-        }
-        Ok(results)
-    }
-
-    /// Says what [`enroll`](Self::enroll) would do.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn rehearse_enroll(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
-        // Dropping the transaction rolls it back.
-        self.try_enroll(new).map(|(_, results)| results)
-    }
-
-    fn try_enroll(
-        &mut self,
-        new: &[NewEnrolment],
-    ) -> Result<(rusqlite::Transaction<'_>, EnrolResults), StoreError> {
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let results = new.iter().map(|new| enroll(&transaction, new)).collect::<Result<_, _>>()?;
-        Ok((transaction, results))
-    }
-
-    /// Changes what happens when a device asks again, and whether its shared key may be sent to a
-    /// plain storage root key; what is `None` stays as it is. `false` if the EK is not on the list.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn update_enrolment(
-        &mut self,
-        ek: &EkId,
-        reprovision: Option<Reprovision>,
-        plain_srk: Option<bool>,
-    ) -> Result<bool, StoreError> {
-        let changed = self.connection.execute(
-            "UPDATE enrolments SET reprovision = coalesce(?2, reprovision), plain_srk = \
-             coalesce(?3, plain_srk)
-             WHERE ek_id = ?1",
-            params![ek.as_bytes(), reprovision.map(Reprovision::name), plain_srk],
-        )?;
-        Ok(changed == 1)
-    }
-
-    /// Forgets an EK: its enrolment and its registration go, its certificates are revoked, its
-    /// shared key is retired, and its device id is free. If it is disabled it remains so. What was
-    /// only offered to it is withdrawn too. `None` if there is nothing to forget.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn remove(
-        &mut self,
-        ek: &EkId,
-        now: OffsetDateTime,
-    ) -> Result<Option<Removed>, StoreError> {
-        self.transaction(|transaction| {
-            let mut rows = 0;
-            for table in ["enrolments", "devices"] {
-                let delete = format!("DELETE FROM {table} WHERE ek_id = ?1");
-                rows += transaction.0.execute(&delete, params![ek.as_bytes()])?;
-            }
-            let certificates = transaction.0.execute(
-                "UPDATE certificates SET der = iif(status = 'active', der, x''), status = \
-                 'revoked', ended_at = ?2
-                 WHERE ek_id = ?1 AND status IN ('unconfirmed', 'active')",
-                params![ek.as_bytes(), now.unix_timestamp()],
-            )?;
-            let removed = Removed { certificates, shared_key: transaction.retire_shared_key(ek)? };
-            Ok((rows > 0 || removed != Removed::default()).then_some(removed))
-        })
-    }
-
-    /// Every EK that the CA knows, oldest first.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn enrolments(&self) -> Result<Vec<EnrolmentRow>, StoreError> {
-        let all = "SELECT ek_id FROM enrolments UNION SELECT ek_id FROM devices UNION SELECT \
-                   ek_id FROM disabled_eks";
-        self.list(
-            &format!("{} ORDER BY added_at, k.ek_id", what_is_known_of(all)),
-            &[],
-            enrolment_row,
-        )
-    }
-
-    /// The EK with this id, if the CA knows it.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn enrolment(&self, ek: &EkId) -> Result<Option<EnrolmentRow>, StoreError> {
-        enrolment(&self.connection, ek)
-    }
-
-    /// Whether an EK is on the enrolment list.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn is_enrolled(&self, ek: &EkId) -> Result<bool, StoreError> {
-        let mut statement =
-            self.connection.prepare_cached("SELECT 1 FROM enrolments WHERE ek_id = ?1")?;
-        Ok(statement.exists(params![ek.as_bytes()])?)
-    }
-
-    /// The EK that holds a device id, by registration or by enrolment.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn ek_of_device(&self, device: &DeviceId) -> Result<Option<EkId>, StoreError> {
-        super::holder(&self.connection, device)
-    }
-
-    /// Switches an EK off or on, whether the CA knows it or not; `false` if it was so before.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn set_disabled(
-        &mut self,
-        ek: &EkId,
-        disabled: bool,
-        now: OffsetDateTime,
-    ) -> Result<bool, StoreError> {
-        Ok(set_disabled(&self.connection, ek, disabled, now)?)
-    }
-}
-
-fn set_disabled(
-    connection: &Connection,
-    ek: &EkId,
-    disabled: bool,
-    now: OffsetDateTime,
-) -> rusqlite::Result<bool> {
-    let changed = if disabled {
-        connection
-            .prepare_cached("INSERT OR IGNORE INTO disabled_eks (ek_id, since) VALUES (?1, ?2)")?
-            .execute(params![ek.as_bytes(), now.unix_timestamp()])?
-    } else {
-        connection
-            .prepare_cached("DELETE FROM disabled_eks WHERE ek_id = ?1")?
-            .execute(params![ek.as_bytes()])?
-    };
-    Ok(changed == 1)
-}
-
-fn enroll(
-    connection: &Connection,
+/// What becomes of a new enrolment, given what is known of its EK; `holder` says whose a device id
+/// is.
+pub(crate) fn decide(
+    known: Option<&EnrolmentRow>,
     new: &NewEnrolment,
+    holder: impl FnOnce(&DeviceId) -> Result<Option<EkId>, StoreError>,
 ) -> Result<Result<Enrolled, EnrolError>, StoreError> {
-    let known = enrolment(connection, &new.ek_id)?;
-    if let Some(difference) = known.as_ref().and_then(|known| difference(known, new)) {
+    if let Some(difference) = known.and_then(|known| difference(known, new)) {
         return Ok(Err(difference));
     }
-    let tags = serde_json::to_string(&new.tags).expect("text has a form in JSON");
     if let Some(known) = known.filter(|known| known.recognised.is_some()) {
-        if new.tags.is_empty() || new.tags == known.tags {
-            return Ok(Ok(Enrolled::Unchanged));
-        }
-        connection
-            .prepare_cached("UPDATE enrolments SET tags = ?2 WHERE ek_id = ?1")?
-            .execute(params![new.ek_id.as_bytes(), tags])?;
-        return Ok(Ok(Enrolled::Retagged));
+        let same = new.tags.is_empty() || new.tags == known.tags;
+        return Ok(Ok(if same { Enrolled::Unchanged } else { Enrolled::Retagged }));
     }
     if let Some(wanted) = &new.device_id
-        && let Some(holder) = super::holder(connection, wanted)?
+        && let Some(holder) = holder(wanted)?
         && holder != new.ek_id
     {
         return Ok(Err(EnrolError::DeviceIdTaken(wanted.clone(), holder)));
-    }
-    connection
-        .prepare_cached(
-            "INSERT INTO enrolments (ek_id, device_id, recognised, reprovision, legacy_dps_ek, \
-             added_at, tags, plain_srk)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        )?
-        .execute(params![
-            new.ek_id.as_bytes(),
-            new.device_id.as_ref().map(DeviceId::as_str),
-            new.recognised,
-            new.reprovision.unwrap_or_default().name(),
-            new.legacy_dps_ek.unwrap_or_default(),
-            new.added_at.unix_timestamp(),
-            tags,
-            new.plain_srk.unwrap_or_default()
-        ])?;
-    if new.disabled == Some(true) {
-        set_disabled(connection, &new.ek_id, true, new.added_at)?;
     }
     Ok(Ok(Enrolled::Added))
 }
@@ -384,57 +207,4 @@ fn difference(known: &EnrolmentRow, new: &NewEnrolment) -> Option<EnrolError> {
         return Some(EnrolError::Disabled { ek, found: known.disabled });
     }
     None
-}
-
-fn enrolment(connection: &Connection, ek: &EkId) -> Result<Option<EnrolmentRow>, StoreError> {
-    let this_one = "SELECT ?1 AS ek_id";
-    let query = format!(
-        "{} WHERE coalesce(e.ek_id, d.ek_id, l.ek_id) IS NOT NULL",
-        what_is_known_of(this_one)
-    );
-    Ok(connection
-        .prepare_cached(&query)?
-        .query_row(params![ek.as_bytes()], enrolment_row)
-        .optional()?)
-}
-
-/// The query for what [`enrolment_row`] reads, of the EKs that another query names.
-fn what_is_known_of(eks: &str) -> String {
-    format!(
-        "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised, e.reprovision, \
-         coalesce(e.legacy_dps_ek, 0),
-                l.since IS NOT NULL, d.ek_id IS NOT NULL, s.generation, s.is_used,
-                coalesce(e.added_at, d.registered_at, l.since) AS added_at, e.tags, \
-         coalesce(e.plain_srk, 0),
-                s.plain_srk_generation
-         FROM ({eks}) k LEFT JOIN enrolments e USING (ek_id) LEFT JOIN devices d USING (ek_id)
-              LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)"
-    )
-}
-
-fn enrolment_row(row: &Row<'_>) -> rusqlite::Result<EnrolmentRow> {
-    let shared_key = match (row.get(7)?, row.get(8)?, row.get(12)?) {
-        (Some(generation), Some(is_used), Some(plain_srk_generation)) => {
-            Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation })
-        }
-        _ => None,
-    };
-    Ok(EnrolmentRow {
-        ek_id: ek_id(row, 0)?,
-        device_id: optional_device_id(row, 1)?,
-        recognised: row.get(2)?,
-        reprovision: row.get::<_, Option<String>>(3)?.map(|_| parsed(row, 3)).transpose()?,
-        legacy_dps_ek: row.get(4)?,
-        plain_srk: row.get(11)?,
-        disabled: row.get(5)?,
-        registered: row.get(6)?,
-        shared_key,
-        added_at: row.get(9)?,
-        tags: match row.get::<_, Option<String>>(10)? {
-            Some(tags) => {
-                serde_json::from_str(&tags).map_err(|error| super::unreadable(10, error))?
-            }
-            None => Tags::new(),
-        },
-    })
 }

@@ -1,9 +1,6 @@
 //! TPM vendors' certificates: which roots an EK certificate may lead to.
 
 use assay_ca_core::Role;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
-
-use super::{Store, StoreError, parsed};
 
 /// A vendor's certificate.
 #[derive(Clone, Debug)]
@@ -25,8 +22,8 @@ pub struct AnchorRow {
 /// Changes whenever the set of vendors' certificates does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnchorsVersion {
-    newest: i64,
-    count: i64,
+    pub(crate) newest: i64,
+    pub(crate) count: i64,
 }
 
 /// What became of a certificate that was to be trusted.
@@ -38,102 +35,4 @@ pub enum Trusted {
     Changed,
     /// It was there.
     Already,
-}
-
-impl Store {
-    /// Adds a vendor's certificate, or makes an anchor of one that is there.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn add_anchor(&self, anchor: &AnchorRow) -> Result<Trusted, StoreError> {
-        // With the write lock from the start: a reader that becomes a writer does not wait for one.
-        let transaction =
-            Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-        let known = transaction
-            .prepare_cached("SELECT kind, allowances FROM anchors WHERE fingerprint = ?1")?
-            .query_row(params![anchor.fingerprint], |row| role(row, 0))
-            .optional()?;
-        let result = match known {
-            None => Trusted::Added,
-            Some(known) if known.becomes(anchor.role) => {
-                // A new row has a new number, so that whoever watches the version notices.
-                remove(&transaction, &anchor.fingerprint)?;
-                Trusted::Changed
-            }
-            Some(_) => return Ok(Trusted::Already),
-        };
-        let (kind, allowances) = match anchor.role {
-            Role::Root => ("root", String::new()),
-            Role::Issuer => ("issuer", String::new()),
-            Role::Anchor(allowances) => ("anchor", allowances.to_string()),
-        };
-        transaction.execute(
-            "INSERT INTO anchors (fingerprint, certificate, subject, kind, allowances, not_after, \
-             added_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            params![
-                anchor.fingerprint,
-                anchor.certificate,
-                anchor.subject,
-                kind,
-                allowances,
-                anchor.not_after,
-                anchor.added_at
-            ],
-        )?;
-        transaction.commit()?;
-        Ok(result)
-    }
-
-    /// Removes a vendor's certificate; `false` if it was not there.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn remove_anchor(&self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
-        Ok(remove(&self.connection, fingerprint)?)
-    }
-
-    /// Every vendor's certificate, oldest first.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn anchors(&self) -> Result<Vec<AnchorRow>, StoreError> {
-        let query = "SELECT fingerprint, certificate, subject, kind, allowances, not_after, \
-                     added_at FROM anchors ORDER BY id";
-        self.list(query, &[], |row| {
-            Ok(AnchorRow {
-                fingerprint: row.get(0)?,
-                certificate: row.get(1)?,
-                subject: row.get(2)?,
-                role: role(row, 3)?,
-                not_after: row.get(5)?,
-                added_at: row.get(6)?,
-            })
-        })
-    }
-
-    /// Which set of vendors' certificates the file holds now, without reading them.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn anchors_version(&self) -> Result<AnchorsVersion, StoreError> {
-        let mut statement =
-            self.connection.prepare_cached("SELECT coalesce(max(id), 0), count(*) FROM anchors")?;
-        Ok(statement
-            .query_row([], |row| Ok(AnchorsVersion { newest: row.get(0)?, count: row.get(1)? }))?)
-    }
-}
-
-fn remove(connection: &Connection, fingerprint: &[u8; 32]) -> rusqlite::Result<bool> {
-    Ok(connection.execute("DELETE FROM anchors WHERE fingerprint = ?1", params![fingerprint])? == 1)
-}
-
-/// What stands in a column `kind` and the next, `allowances`.
-fn role(row: &Row<'_>, column: usize) -> rusqlite::Result<Role> {
-    Ok(match row.get::<_, String>(column)?.as_str() {
-        "root" => Role::Root,
-        "anchor" => Role::Anchor(parsed(row, column + 1)?),
-        // The schema has no other.
-        _ => Role::Issuer,
-    })
 }

@@ -28,6 +28,7 @@ mod shared_key;
 mod shared_key_tools;
 mod snooping;
 mod stopping;
+mod store;
 mod systemd;
 mod tools_device;
 mod trust;

@@ -92,6 +92,8 @@ fn package_of(program: &str) -> Option<&'static str> {
         "mosquitto_pub" | "mosquitto_sub" => "mosquitto-clients",
         "openssl" => "openssl",
         "nsenter" | "setpriv" => "util-linux",
+        "initdb" | "postgres" => "postgresql-15",
+        "psql" => "postgresql-client-15",
         "script" => "bsdutils",
         "swtpm" => "swtpm",
         "swtpm_localca" | "swtpm_setup" => "swtpm-tools",

@@ -124,7 +124,7 @@ macro_rules! problem_codes {
             pub fn title(self) -> &'static str {
                 match self {
                     $(Self::$variant => $title,)*
-                    Self::Other(_) => "This version of the protocol does not know the problem",
+                    Self::Other(_) => "This version of the protocol does not know this problem code",
                 }
             }
         }
@@ -159,7 +159,7 @@ problem_codes! {
     EkRegistered = 32, "ek-registered", "The EK is registered under another device id";
     DeviceIdNotEnrolled = 33, "device-id-not-enrolled", "No enrolment grants this device id to the EK";
     QuotaExceeded = 34, "quota-exceeded", "The device got too many certificates or keys in a short time";
-    ReprovisionRefused = 35, "reprovision-refused", "The device is provisioned already, and its enrolment forbids to do it again";
+    ReprovisionRefused = 35, "reprovision-refused", "The device is provisioned already, and its enrolment forbids another provisioning";
     ClaimExpired = 40, "claim-expired", "The claim is past its time; begin again";
     TicketRefused = 41, "ticket-refused", "The ticket does not prove the claim; begin again";
 }

@@ -20,6 +20,9 @@ pub(crate) struct Images {
     /// Make the base images on this machine, even if a registry has them
     #[arg(long)]
     stand_ins: bool,
+    /// Build sooner, and run slower
+    #[arg(long)]
+    quick: bool,
 }
 
 /// Images that can be run; by id where they are ours, since another checkout may use the same
@@ -31,13 +34,18 @@ pub(crate) struct Built {
 }
 
 impl Images {
+    /// For tests, which measure no speed.
+    pub(crate) fn quick() -> Self {
+        Self { quick: true, ..Self::default() }
+    }
+
     /// Builds and names them, and says what it took.
     pub(crate) fn run(&self) -> Result<Built> {
         let began = Instant::now();
         let bases = if self.stand_ins { Bases::stand_ins()? } else { Bases::find()? };
         let (based, screen) = (began.elapsed(), Screen::new());
         let began = Instant::now();
-        let built = build(&bases)?;
+        let built = build(&bases, self.quick)?;
         let built_in = began.elapsed();
 
         screen.chapter("Images");
@@ -62,7 +70,7 @@ impl Images {
     }
 }
 
-fn build(bases: &Bases) -> Result<Built> {
+fn build(bases: &Bases, quick: bool) -> Result<Built> {
     let commit =
         run(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(workspace()));
     // A source archive has no history, and its build says so.
@@ -75,6 +83,9 @@ fn build(bases: &Bases) -> Result<Built> {
         command.arg("--build-arg").arg(format!("BUILD_IMAGE={}", bases.build));
         command.arg("--build-arg").arg(format!("RUNTIME_IMAGE={}", bases.runtime));
         command.arg("--build-arg").arg(format!("ASSAY_COMMIT={}", commit.trim()));
+        if quick {
+            command.args(["--build-arg", "OPT_LEVEL=1", "--build-arg", "LTO=off"]);
+        }
         show(command.arg(".").current_dir(workspace()))?;
         output(["image", "inspect", "--format", "{{.Id}}", target])
     };

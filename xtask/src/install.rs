@@ -82,6 +82,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("mosquitto-clients", "MQTT clients that are not ours, for tests"),
     ("openssl", "an independent judge of certificates, for tests and demo"),
     ("pkg-config", "finds libtss2 where the agent is built with it"),
+    ("postgresql-15", "the store for many workers, for tests"),
     ("python3-paho-mqtt", "another, for tests"),
     ("swtpm", "software TPMs, for tests and demo"),
     ("swtpm-tools", "makes their endorsement certificates"),

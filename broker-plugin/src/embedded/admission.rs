@@ -1,253 +1,190 @@
-//! Who a connection's client is, whether it is let in, and when it is shown out.
+//! Asks the doorkeeper, off the async threads: when a client connects, and again at each recheck.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use assay_wire::Scope;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 use tracing::{debug, warn};
 
 use super::lane::properties_size;
-use super::login::{Credentials, LoginDesk};
+use super::limits::{KEEP_ALIVE, LOGINS, RECHECKS};
 use super::packet::{Connect, End, Reason, Version};
 use super::session::RETAINED_MESSAGE;
-use super::{Admit, Denial, KEEP_ALIVE, LoggedIn};
-use crate::access::{Access, Identity, Refusal, may_leave_will};
-use crate::certificate::ClientCertificate;
+use crate::access::{AccessDenied, may_leave_will};
+use crate::doorkeeper::{Admission, Denial, Doorkeeper, Question, Shown};
 
-/// How often a recheck is tried that finds nothing out, and how long after the last time. A
-/// database that is busy or restored is back within that; a device that was revoked is heard for as
-/// long at most.
+/// How often the broker asks at a recheck, if the answer is that it cannot be found out, and how
+/// long it waits in between. A busy or restored database is back within that time. A device that
+/// was revoked stays for as long at most.
 const RECHECK_TRIES: u32 = 5;
 const RECHECK_RETRY: Duration = Duration::from_secs(1);
 
-/// Warnings about clients that cannot be asked about are this far apart.
+/// The time between two warnings that something cannot be found out.
 const WARNING: Duration = Duration::from_secs(60);
 
-/// Who is at the other end, as far as TLS has established it.
-pub(super) enum Peer {
-    Anonymous {
-        /// How long it may stay.
-        lifetime: Duration,
-    },
-    Certified {
-        identity: Identity,
-        certificate: ClientCertificate,
-        /// When it expires; TLS has seen to its being valid now.
-        expires_in: Duration,
-        admit: Arc<Admit>,
-    },
-    /// Nobody until the desk has accepted user name and password of its CONNECT.
-    Claimant(Arc<LoginDesk>),
+/// Where all connections ask the one doorkeeper, a limited number at a time.
+pub(super) struct Desk {
+    doorkeeper: Arc<Doorkeeper>,
+    logins: Arc<Semaphore>,
+    rechecks: Semaphore,
 }
 
-/// A client that was let in, and by what.
-pub(super) struct Admitted {
-    pub(super) access: Access,
-    peer: Peer,
-    scope: Scope,
-    login: Option<(Arc<Credentials>, Duration)>,
-}
-
-impl Peer {
-    /// The digest of a device's certificate. Not its name: whoever stole the issuing key could use
-    /// up what is another's.
-    pub(super) fn shown_by_a_device(&self) -> Option<[u8; 32]> {
-        match self {
-            Self::Certified { identity: Identity::Device { .. }, certificate, .. } => {
-                Some(certificate.sha256)
-            }
-            _ => None,
+impl Desk {
+    pub(super) fn new(doorkeeper: Doorkeeper) -> Self {
+        Self {
+            doorkeeper: doorkeeper.into(),
+            logins: Semaphore::new(LOGINS).into(),
+            rechecks: Semaphore::new(RECHECKS),
         }
     }
 
-    /// Lets a client in by its CONNECT, or does not.
+    /// Admits a client by what it has shown and by its CONNECT.
     ///
     /// # Errors
-    /// It is told why.
+    /// Why it is not admitted.
     pub(super) async fn admit(
-        self,
-        scope: Scope,
+        &self,
+        shown: Shown<'_>,
         connect: &Connect,
-    ) -> Result<Admitted, NotAdmitted> {
-        check_offer(&scope, connect)?;
-        let client = &*connect.client;
-        let (access, login) = match &self {
-            Self::Anonymous { .. } => (Access::bootstrapping(&scope, client)?, None),
-            Self::Certified { identity, .. } => {
-                let access = Access::identified(&scope, identity, client)?;
-                self.check_certificate().await?;
-                (access, None)
-            }
-            Self::Claimant(desk) => {
-                let credentials = Arc::new(Credentials::from_connect(connect)?);
-                let (access, expires_in) = log_in(&scope, desk, &credentials).await?;
-                (access, Some((credentials, expires_in)))
-            }
-        };
-        Ok(Admitted { access, peer: self, scope, login })
+    ) -> Result<Admission, End> {
+        check_offer(self.doorkeeper.scope(), connect)?;
+        let visitor = self.doorkeeper.receive(shown, &connect.client)?;
+        Ok(self.ask(visitor.question(), move || visitor.decide()).await?)
     }
 
-    /// Asks, off the async threads, whether the certificate is good now.
-    async fn check_certificate(&self) -> Result<(), NotAdmitted> {
-        let Self::Certified { identity, certificate, admit, .. } = self else { return Ok(()) };
-        let (identity, certificate, admit) = (identity.clone(), certificate.clone(), admit.clone());
-        match tokio::task::spawn_blocking(move || admit(&identity, &certificate)).await {
-            Ok(answer) => answer.map_err(|denial| NotAdmitted::new(denial, Reason::NotAuthorized)),
-            Err(panic) => Err(NotAdmitted::unknown(panic.to_string())),
-        }
-    }
-}
-
-impl Admitted {
-    /// Returns when the client is to leave: its time is up, its certificate or login has expired,
-    /// or, asked again at each `recheck`, it is no longer admitted.
+    /// Returns when a client's connection must end, and why: its time is up, or the doorkeeper,
+    /// asked again at each `recheck`, no longer admits it.
     pub(super) async fn unwelcome(
         &self,
+        admission: &mut Admission,
         recheck: &mut watch::Receiver<()>,
-        rechecks: &Semaphore,
     ) -> End {
-        tokio::select! {
-            end = self.overstayed() => end,
-            refused = self.refused(recheck, rechecks) => End::new(refused.code, refused.reason),
-        }
-    }
-
-    async fn overstayed(&self) -> End {
-        let (time, text) = match (&self.peer, &self.login) {
-            (Peer::Anonymous { lifetime }, _) => {
-                (*lifetime, "connected for too long without a certificate")
-            }
-            (Peer::Certified { expires_in, .. }, _) => (*expires_in, "certificate expired"),
-            (_, Some((_, expires_in))) => (*expires_in, "login expired"),
-            (Peer::Claimant(_), None) => return std::future::pending().await,
-        };
-        sleep(time).await;
-        End::new(Reason::MaximumConnectTime, text)
-    }
-
-    /// Returns when a client, asked about again, is no longer admitted, or when that cannot be
-    /// found out for long.
-    ///
-    /// All are asked about at once; `rechecks` lets those who come be asked about in between.
-    async fn refused(
-        &self,
-        recheck: &mut watch::Receiver<()>,
-        rechecks: &Semaphore,
-    ) -> NotAdmitted {
-        while recheck.changed().await.is_ok() {
-            let mut tries = 1;
-            while let Err(refusal) = self.check_again(rechecks).await {
-                if !refusal.is_unknown() || tries == RECHECK_TRIES {
-                    return refusal;
+        loop {
+            tokio::select! {
+                () = passed(admission.until()) => {
+                    return End::new(Reason::MaximumConnectTime, admission.expiry());
                 }
-                tries += 1;
-                sleep(RECHECK_RETRY).await;
+                again = self.decide_again(admission, recheck) => match again {
+                    Ok(again) => *admission = again,
+                    Err(denial) => return denial.into(),
+                }
             }
         }
-        std::future::pending().await
     }
 
-    async fn check_again(&self, rechecks: &Semaphore) -> Result<(), NotAdmitted> {
-        // Nobody closes this semaphore.
-        let _turn = rechecks.acquire().await;
-        match (&self.peer, &self.login) {
-            (Peer::Certified { .. }, _) => self.peer.check_certificate().await,
-            (Peer::Claimant(desk), Some((credentials, _))) => {
-                log_in(&self.scope, desk, credentials).await.map(|_| ())
-            }
-            _ => Ok(()),
+    /// Waits for a recheck, and asks until there is an answer, or for too long.
+    ///
+    /// All connections ask at the same time. They take turns, so that new clients are served in
+    /// between.
+    async fn decide_again(
+        &self,
+        admission: &Admission,
+        recheck: &mut watch::Receiver<()>,
+    ) -> Result<Admission, Denial> {
+        if recheck.changed().await.is_err() {
+            // The broker was dropped, which ends this connection too.
+            return std::future::pending().await;
         }
+        let mut tries = 1;
+        loop {
+            let again = {
+                // Nobody closes this semaphore.
+                let _turn = self.rechecks.acquire().await;
+                let admission = admission.clone();
+                self.ask(admission.question(), move || admission.decide_again()).await
+            };
+            match again {
+                Err(Denial::Unknown(_)) if tries < RECHECK_TRIES => tries += 1,
+                decided => return decided,
+            }
+            sleep(RECHECK_RETRY).await;
+        }
+    }
+
+    /// Has the doorkeeper `decide` on a thread that may block, if the `question` may take long.
+    async fn ask(
+        &self,
+        question: Question,
+        decide: impl FnOnce() -> Result<Admission, Denial> + Send + 'static,
+    ) -> Result<Admission, Denial> {
+        let turn = match question {
+            Question::None => return decide(),
+            Question::Certificate => None,
+            // Unwrap safety: nobody closes this semaphore.
+            Question::Login => Some(self.logins.clone().acquire_owned().await.unwrap()),
+        };
+        let asked = tokio::task::spawn_blocking(move || {
+            // Held until the answer is there, even if the connection ended long before.
+            let _turn = turn;
+            decide()
+        });
+        let decided = asked.await.unwrap_or_else(|panic| Err(Denial::Unknown(panic.to_string())));
+        if let Err(Denial::Unknown(reason)) = &decided {
+            warn_now_and_then(reason);
+        }
+        decided
     }
 }
 
-/// What `credentials` are good for now, and how long.
-async fn log_in(
-    scope: &Scope,
-    desk: &LoginDesk,
-    credentials: &Arc<Credentials>,
-) -> Result<(Access, Duration), NotAdmitted> {
-    let LoggedIn { identity, expires_in } = desk.ask(credentials).await?;
-    Ok((Access::logged_in(scope, &identity, credentials.client())?, expires_in))
+/// Returns when a time has come; never if there is none.
+async fn passed(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
-/// Refuses what nobody may ask for, whoever it is.
-fn check_offer(scope: &Scope, connect: &Connect) -> Result<(), NotAdmitted> {
+/// Tells the operator, once a minute, that it cannot be found out who may connect.
+fn warn_now_and_then(reason: &str) {
+    static TOLD: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    if told.is_none_or(|told| told.elapsed() >= WARNING) {
+        *told = Some(Instant::now());
+        warn!(reason, "cannot find out whether a client may connect");
+    } else {
+        debug!(reason, "cannot find out whether a client may connect");
+    }
+}
+
+/// Refuses a CONNECT that nobody may send, whoever it is.
+fn check_offer(scope: &Scope, connect: &Connect) -> Result<(), End> {
     if connect.has_authentication_method {
-        return Err(NotAdmitted::refused(
-            Reason::BadAuthenticationMethod,
-            "no authentication method is known",
-        ));
+        let text = "this broker knows no authentication method";
+        return Err(End::new(Reason::BadAuthenticationMethod, text));
     }
-    // MQTT 5 clients are told the broker's keep-alive; for MQTT 3.1.1 there is only this way to
-    // bound it. 0 stands for no keep-alive at all (MQTT 3.1.1 §3.1.2.10).
+    // An MQTT 5 client is told the broker's keep-alive. For MQTT 3.1.1 there is only this way to
+    // limit it. 0 stands for no keep-alive at all (MQTT 3.1.1 §3.1.2.10).
     if connect.version == Version::V3
         && !(1..=KEEP_ALIVE.as_secs()).contains(&connect.keep_alive.into())
     {
-        let reason = format!("its keep-alive of {} s is too long", connect.keep_alive);
-        return Err(NotAdmitted::refused(Reason::NotAuthorized, reason));
+        let text = format!(
+            "its keep-alive is {} s; it must be 1 to {} s",
+            connect.keep_alive,
+            KEEP_ALIVE.as_secs()
+        );
+        return Err(End::new(Reason::NotAuthorized, text));
     }
     let Some(will) = &connect.will else { return Ok(()) };
     if !may_leave_will(scope, &connect.client, &will.topic) {
-        return Err(NotAdmitted::refused(
-            Reason::NotAuthorized,
-            "its Will is for a topic that it may not leave one on",
-        ));
+        let text = "its Will is for a topic that it may not leave one on";
+        return Err(End::new(Reason::NotAuthorized, text));
     }
     if will.payload.len() + will.properties.as_ref().map_or(0, properties_size) > RETAINED_MESSAGE {
-        return Err(NotAdmitted::refused(Reason::QuotaExceeded, "its Will is too long"));
+        return Err(End::new(Reason::QuotaExceeded, "its Will is too long"));
     }
     Ok(())
 }
 
-/// Why a client is not let in.
-#[derive(Debug)]
-pub(super) struct NotAdmitted {
-    /// For the client.
-    pub(super) code: Reason,
-    /// For the log.
-    pub(super) reason: String,
-}
-
-impl NotAdmitted {
-    /// A refusal is told by `code`.
-    pub(super) fn new(denial: Denial, code: Reason) -> Self {
-        match denial {
-            Denial::Refused(reason) => Self { code, reason },
-            Denial::Unknown(reason) => Self::unknown(reason),
-        }
-    }
-
-    pub(super) fn refused(code: Reason, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into() }
-    }
-
-    /// It could not be found out; that is for the operator to know, once a minute, and for the
-    /// client to try again.
-    pub(super) fn unknown(reason: String) -> Self {
-        static TOLD: Mutex<Option<Instant>> = Mutex::new(None);
-        let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|told| told.elapsed() >= WARNING) {
-            *told = Some(Instant::now());
-            warn!(reason, "cannot find out whether a client may be let in");
-        } else {
-            debug!(reason, "cannot find out whether a client may be let in");
-        }
-        Self { code: Reason::ServerUnavailable, reason }
-    }
-
-    fn is_unknown(&self) -> bool {
-        self.code == Reason::ServerUnavailable
-    }
-}
-
-impl From<Refusal> for NotAdmitted {
-    fn from(refusal: Refusal) -> Self {
-        let code = match refusal {
-            Refusal::ClientId { .. } => Reason::ClientIdentifierNotValid,
-            _ => Reason::NotAuthorized,
+impl From<Denial> for End {
+    fn from(denial: Denial) -> Self {
+        let reason = match denial {
+            Denial::Access(AccessDenied::ClientId { .. }) => Reason::ClientIdentifierNotValid,
+            Denial::Access(_) | Denial::Certificate(_) => Reason::NotAuthorized,
+            Denial::Login(_) => Reason::BadUserNameOrPassword,
+            Denial::Unknown(_) => Reason::ServerUnavailable,
         };
-        Self { code, reason: refusal.to_string() }
+        Self::new(reason, denial.to_string())
     }
 }

@@ -1,78 +1,51 @@
-//! One connection from its first packet to its last: moves bytes between TLS and the session,
-//! against the clock.
+//! One connection from its first packet to its last: moves packets between wire and session, in
+//! limited time.
 
-use std::future::poll_fn;
-use std::io;
-use std::mem::MaybeUninit;
 use std::net::IpAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
-use super::admission::{Admitted, NotAdmitted, Peer};
 use super::lane::{Lane, Room};
-use super::listener::{Listener, Seats};
-use super::packet::{Codec, Connect, End, Packet, Reason, Terms, UNSUPPORTED_VERSION, Version};
+use super::limits::{KEEP_ALIVE, PUBLISHES};
+use super::pace::{Pace, cost};
+use super::packet::{Connect, End, Reason, Terms, Version};
 use super::places::Place;
 use super::router::{Router, Seat};
 use super::session::{REQUEST_PACKET, Session, message};
-use super::{KEEP_ALIVE, session::PUBLISHES};
-use crate::access::Access;
-use crate::meter::{Budget, Rate};
+use super::shared::{Entrance, Seats};
+use super::wire::{ENOUGH, LAST_WORDS, READ, Refused, Turn, Wire};
+use crate::access::{Access, Identity};
+use crate::certificate::ClientCertificate;
+use crate::doorkeeper::{Admission, Shown};
 
-/// What a device sends is its owner's business, up to this.
+/// The longest packet of a device, in bytes. What is in it is its owner's business.
 const OPERATIONAL_PACKET: usize = 64 * 1024;
 
-/// Requests that a worker may have unacknowledged, if it takes so many: ours takes as many. What is
-/// held back here instead, the worker cannot answer with *busy*.
+/// Requests that a worker may have unacknowledged, if it accepts so many; ours does. The worker
+/// cannot answer *busy* to a request that is held back here.
 const WORKER_WINDOW: u16 = 1024;
 
-/// Messages that anybody else may have unacknowledged.
+/// Messages that any other client may have unacknowledged.
 const WINDOW: u16 = 64;
 
-/// The longest CONNECT: a Will and a token have 1 KiB each at most.
-const CONNECT_PACKET: usize = 8 * 1024;
+/// What a device's CONNECT costs its client id, in packets: TLS and a look at the record.
+const CONNECT: u32 = 16;
 
-/// Bytes that wait to be written before the client is heard again, and before it gets more
-/// messages.
-const ENOUGH: usize = 16 * 1024;
-
-/// Bytes that are read at once.
-const READ: usize = 4096;
-
-/// Packets, and each further 4 KiB of them, that a device or a bootstrapping client is heard with;
-/// who sends more is heard later.
-const PACE: Rate = Rate::per_second(128, 512);
-
-/// Those of them that a client is heard with however many others are in haste.
-pub(super) const CALM: Rate = Rate::per_second(8, 128);
-
-/// What a device's CONNECT costs its client id: TLS and a look at the records.
-const CONNECTION: u32 = 16;
-
-/// What an offence costs a device, in packets: two seconds.
-const OFFENCE: u32 = 256;
-
-/// What is done of one client's packets before it pays.
+/// Packets of one client that are processed before it pays for them.
 const ROUND: u32 = 32;
 
-/// How long a client gets to hear why its connection ends.
-const LAST_WORDS: Duration = Duration::from_millis(500);
-
-/// A client that is let in, and all that its connection needs from then on.
-pub(super) struct Guest {
+/// The connection of a client that is let in.
+pub(super) struct Connection {
     wire: Wire,
     session: Session,
-    admitted: Admitted,
+    admission: Admission,
     leaving: Leaving,
     pace: Pace,
     keep_alive: Duration,
@@ -80,161 +53,199 @@ pub(super) struct Guest {
     closing: broadcast::Receiver<()>,
 }
 
-impl Listener {
-    /// CONNECT and admission; the CONNACK is yet to be written.
+impl Connection {
+    /// Reads the CONNECT, and lets the client in. The CONNACK is not written yet.
     ///
     /// # Errors
-    /// Why the connection is to end; the client has been told.
-    pub(super) async fn welcome(
-        &self,
+    /// Why the connection ends. The client has been told.
+    pub(super) async fn open(
+        entrance: &Entrance,
         stream: TlsStream<TcpStream>,
-        peer: Peer,
+        certificate: Option<ClientCertificate>,
         network: IpAddr,
         wait: Place,
         deadline: Instant,
         mut closing: broadcast::Receiver<()>,
-    ) -> Result<Box<Guest>, End> {
-        // From before the first admission, so that no revocation falls between the two.
-        let recheck = self.core.recheck.subscribe();
+    ) -> Result<Box<Self>, End> {
+        let core = &entrance.core;
+        // It begins before the admission, so that no revocation is missed in between.
+        let recheck = core.recheck.subscribe();
         let mut wire = Wire::new(stream);
         let introduced = tokio::select! {
             introduced = wire.introduction() => introduced,
-            () = sleep_until(deadline) => return Err(End::silent("no CONNECT in time")),
+            () = sleep_until(deadline) => return Err(End::silent("it sent no CONNECT in time")),
             () = wait.turned_out() => return Err(End::turned_out()),
             _ = closing.recv() => return Err(End::shutting_down()),
         };
         let (mut codec, connect) = match introduced {
             Ok(introduced) => introduced,
             Err(Refused { codec, end }) => {
-                wire.refuse(codec, &end, &self.terms()).await;
+                wire.refuse(codec, &end, &terms(entrance)).await;
                 return Err(end);
             }
         };
-        let admitted = match peer.shown_by_a_device() {
-            Some(sha256) if !self.shown.allows(sha256, 1, std::time::Instant::now()) => {
-                Err(too_often())
-            }
-            _ => tokio::select! {
-                admitted = peer.admit(self.scope.clone(), &connect) => admitted,
+        let admitted = if shows_too_often(entrance, certificate.as_ref()) {
+            Err(too_often())
+        } else {
+            tokio::select! {
+                admitted = core.desk.admit(shown(entrance, certificate, &connect), &connect) => {
+                    admitted
+                }
                 () = wait.turned_out() => return Err(End::turned_out()),
                 _ = closing.recv() => return Err(End::shutting_down()),
-            },
+            }
         };
         let entered = match admitted {
-            Ok(admitted) => self.enter(&connect, admitted, network).await,
-            Err(refusal) => Err(refusal),
+            Ok(admission) => {
+                let leaving = enter(entrance, &connect, admission.access(), network).await;
+                leaving.map(|leaving| (admission, leaving))
+            }
+            Err(end) => Err(end),
         };
         drop(wait);
-        let Entered { admitted, leaving } = match entered {
+        let (admission, leaving) = match entered {
             Ok(entered) => entered,
-            Err(NotAdmitted { code, reason }) => {
-                let end = End::new(code, reason);
-                wire.refuse(Some(codec), &end, &self.terms()).await;
+            Err(end) => {
+                wire.refuse(Some(codec), &end, &terms(entrance)).await;
                 return Err(end);
             }
         };
-        codec.connack(&mut wire.out, Reason::Success, &self.terms());
-        codec.take_up_to(self.longest_packet());
+        codec.connack(&mut wire.out, Reason::Success, &terms(entrance));
+        codec.take_up_to(longest_packet(entrance));
         let (seat, router, requests) =
-            (leaving.seat.clone(), self.core.router.clone(), self.core.requests.clone());
+            (leaving.seat.clone(), core.router.clone(), core.requests.clone());
+        let access = admission.access();
         if let Some(will) = connect.will {
             router.keep_will(&seat, message(will, false, std::time::Instant::now()));
         }
-        let window = if admitted.access.is_worker() { WORKER_WINDOW } else { WINDOW }
-            .min(connect.receive_maximum);
+        let window =
+            if access.is_worker() { WORKER_WINDOW } else { WINDOW }.min(connect.receive_maximum);
         let keep_alive = match connect.version {
             Version::V3 => Duration::from_secs(connect.keep_alive.into()),
             Version::V5 => KEEP_ALIVE,
         };
-        let pace = Pace::of(&admitted.access, network);
-        let session = Session::new(codec, admitted.access.clone(), seat, window, router, requests);
-        Ok(Box::new(Guest { wire, session, admitted, leaving, pace, keep_alive, recheck, closing }))
+        let pace = Pace::of(access, network);
+        let session = Session::new(codec, access.clone(), seat, window, router, requests);
+        Ok(Self { wire, session, admission, leaving, pace, keep_alive, recheck, closing }.into())
     }
 
     /// Talks MQTT until the connection ends.
-    pub(super) async fn entertain(&self, mut guest: Box<Guest>) -> End {
-        let Guest { wire, session, admitted, leaving, pace, keep_alive, recheck, closing } =
-            &mut *guest;
+    pub(super) async fn serve(mut self: Box<Self>, entrance: &Entrance) -> End {
+        let Self { wire, session, admission, leaving, pace, keep_alive, recheck, closing } =
+            &mut *self;
         let unwelcome = async {
             tokio::select! {
-                end = admitted.unwelcome(recheck, &self.core.rechecks) => end,
+                end = entrance.core.desk.unwelcome(admission, recheck) => end,
                 () = leaving.turned_out() => End::turned_out(),
                 _ = closing.recv() => End::shutting_down(),
             }
         };
-        let ended =
-            self.exchange(wire, session, &leaving.seat.lane, pace, *keep_alive, unwelcome).await;
+        let mut exchange = Exchange { entrance, wire, session, pace };
+        let ended = exchange.run(&leaving.seat.lane, *keep_alive, unwelcome).await;
         if ended.is_offence() {
-            pace.charge_offence(self);
+            pace.charge_offence(entrance);
         }
         session.end(&ended, &mut wire.out);
         wire.finish(ended.reason).await;
         ended
     }
+}
 
-    /// Seats an admitted client, after whoever sat there under its client id is gone.
-    async fn enter(
-        &self,
-        connect: &Connect,
-        admitted: Admitted,
-        network: IpAddr,
-    ) -> Result<Entered, NotAdmitted> {
-        let access = &admitted.access;
-        let busy = || NotAdmitted::refused(Reason::ServerBusy, "all places are taken");
-        let mut place = None;
-        if let Seats::Strangers(lobby) = &self.seats {
-            place = Some(Held::Stranger(lobby.enter(network).ok_or_else(busy)?));
-        }
-        let now = std::time::Instant::now();
-        if access.is_bootstrapping()
-            && !self.core.used_ids.allows((&*connect.client).into(), 1, now)
-        {
-            let reason = "its client id was used before; a bootstrapping client makes one for \
-                          each connection";
-            return Err(NotAdmitted::refused(Reason::ClientIdentifierNotValid, reason));
-        }
-        if let Some(client) = access.client().filter(|_| !access.is_bootstrapping())
-            && !self.core.clients.allows(client.to_owned(), CONNECTION, now)
-        {
-            return Err(too_often());
-        }
-        let (seat, previous) = self
-            .core
-            .router
-            .enter((&*connect.client).into(), Lane::new(room(access), self.backlog.clone()));
-        // Whatever happens from here on, who takes the client's place learns that it is free.
-        let mut leaving = Leaving { router: self.core.router.clone(), seat, place };
-        if let Some(previous) = previous
-            && timeout(2 * LAST_WORDS, previous.left()).await.is_err()
-        {
-            debug!(client = &*leaving.seat.client, "the connection before this one is slow to end");
-        }
-        // One place is always free for our own workers.
-        if let Seats::Identified(seats) = &self.seats
-            && !access.is_worker()
-        {
-            leaving.place =
-                Some(Held::Identified(seats.clone().try_acquire_owned().map_err(|_| busy())?));
-        }
-        Ok(Entered { admitted, leaving })
+/// Whether the certificate of one device is shown on too many connections. They are counted by
+/// certificate and not by name: whoever stole the issuing key could use up another device's count.
+fn shows_too_often(entrance: &Entrance, certificate: Option<&ClientCertificate>) -> bool {
+    certificate.is_some_and(|certificate| {
+        matches!(certificate.identity, Identity::Device { .. })
+            && !entrance.shown.allows(certificate.sha256, 1, std::time::Instant::now())
+    })
+}
+
+fn too_often() -> End {
+    End::new(Reason::ConnectionRateExceeded, "it connects too often")
+}
+
+/// What the client shows to the doorkeeper, which copies a password. The buffer of the CONNECT
+/// packet, with the first copy, is dropped when the client is in, but not wiped.
+fn shown<'a>(
+    entrance: &Entrance,
+    certificate: Option<ClientCertificate>,
+    connect: &'a Connect,
+) -> Shown<'a> {
+    match certificate {
+        _ if entrance.is_for_strangers() => Shown::Nothing,
+        Some(certificate) => Shown::Certificate(certificate),
+        None => Shown::Login {
+            user_name: connect.user_name.as_deref(),
+            password: connect.password.as_deref(),
+        },
     }
+}
 
+/// Seats an admitted client, after the end of an older connection under its client id.
+async fn enter(
+    entrance: &Entrance,
+    connect: &Connect,
+    access: &Access,
+    network: IpAddr,
+) -> Result<Leaving, End> {
+    let core = &entrance.core;
+    let busy = || End::new(Reason::ServerBusy, "all places are taken");
+    let mut place = None;
+    if let Seats::Strangers(lobby) = &entrance.seats {
+        place = Some(Held::Stranger(lobby.enter(network).ok_or_else(busy)?));
+    }
+    let now = std::time::Instant::now();
+    if access.is_bootstrapping() && !core.used_ids.allows((&*connect.client).into(), 1, now) {
+        let text = "its client id was used before; a bootstrapping client must make a new one for \
+                    each connection";
+        return Err(End::new(Reason::ClientIdentifierNotValid, text));
+    }
+    if let Some(client) = access.client().filter(|_| !access.is_bootstrapping())
+        && !core.clients.allows(client.to_owned(), CONNECT, now)
+    {
+        return Err(too_often());
+    }
+    let lane = Lane::new(room(access), entrance.backlog.clone());
+    let (seat, previous) = core.router.enter((&*connect.client).into(), lane);
+    // From here on, the seat is freed on every way out, and the next client learns of it.
+    let mut leaving = Leaving { router: core.router.clone(), seat, place };
+    if let Some(previous) = previous
+        && timeout(2 * LAST_WORDS, previous.left()).await.is_err()
+    {
+        debug!(client = &*leaving.seat.client, "the older connection is slow to end");
+    }
+    // One place is always free for our own workers.
+    if let Seats::Identified(seats) = &entrance.seats
+        && !access.is_worker()
+    {
+        leaving.place =
+            Some(Held::Identified(seats.clone().try_acquire_owned().map_err(|_| busy())?));
+    }
+    Ok(leaving)
+}
+
+/// What takes part in reading, answering and delivering.
+struct Exchange<'a> {
+    entrance: &'a Entrance,
+    wire: &'a mut Wire,
+    session: &'a mut Session,
+    pace: &'a mut Pace,
+}
+
+impl Exchange<'_> {
     /// Reads, answers and delivers until the connection is to end.
-    async fn exchange(
-        &self,
-        wire: &mut Wire,
-        session: &mut Session,
+    async fn run(
+        &mut self,
         lane: &Lane,
-        pace: &mut Pace,
         keep_alive: Duration,
         unwelcome: impl Future<Output = End>,
     ) -> End {
         let mut unwelcome = pin!(unwelcome);
-        // MQTT 5 §3.1.2-22; and as long for whoever does not read.
+        // MQTT 5 §3.1.2-22. A client that does not read is given the same time.
         let patience = keep_alive + keep_alive / 2;
         let mut heard = Instant::now();
-        // For the CONNECT, and what the client owes from earlier connections.
-        let mut paused_until = Some(pace.spend(1, self))
+        // For the CONNECT, and for what the client owes from earlier connections.
+        let mut paused_until = Some(self.pace.spend(1, self.entrance))
             .filter(|owed| !owed.is_zero())
             .map(|owed| Instant::now() + owed);
         loop {
@@ -242,55 +253,55 @@ impl Listener {
                 return end;
             }
             if paused_until.is_some_and(|until| until <= Instant::now()) {
-                // A client that is not heard says nothing.
+                // While a client is not heard, it is not silent.
                 (paused_until, heard) = (None, Instant::now());
             }
-            // A moment after the start at most; before, nobody would hear a request.
-            let is_open = session.is_worker() || self.core.opened.get().is_some();
+            // Before a worker is there, a request would be lost. It is soon after the start.
+            let opened = &self.entrance.core.opened;
+            let is_open = self.session.is_worker() || opened.get().is_some();
             if is_open && paused_until.is_none() {
-                match self.hear(wire, session, pace) {
+                match self.hear() {
                     Ok(pause) => paused_until = (!pause.is_zero()).then(|| Instant::now() + pause),
                     Err(end) => return end,
                 }
             }
+            let Self { wire, session, .. } = self;
             session.deliver(&mut wire.out, ENOUGH, std::time::Instant::now());
             let is_writing = !wire.out.is_empty();
-            // What a client with a backlog says is read all the same, as far as there is room for
-            // it.
+            // A client for whom much waits is read all the same, as far as there is room.
             let has_room = wire.input.len() < READ || is_open && wire.out.len() < ENOUGH;
             let may_read = paused_until.is_none() && has_room;
             let unread_until = wire.written + patience;
             tokio::select! {
-                // In this order, for clocks and wakers cost more than a look at the socket, and
-                // nothing below is urgent while that goes on.
+                // In this order: clocks and wakers cost more than a look at the socket, and nothing
+                // below is urgent while the socket is busy.
                 biased;
                 end = &mut unwelcome => return end,
                 turn = wire.turn(may_read) => match turn {
                     Ok(Turn::Read) => heard = Instant::now(),
                     Ok(Turn::Wrote) => {}
-                    Ok(Turn::Closed) => return End::new(Reason::Success, "the client closed the connection"),
-                    Err(error) => return End::new(Reason::Success, error.to_string()),
+                    Ok(Turn::Closed) => return End::silent("it closed the connection"),
+                    Err(error) => return End::silent(error.to_string()),
                 },
                 () = lane.changed() => {}
-                _ = self.core.opened.wait(), if !is_open => {}
-                () = sleep_until(paused_until.unwrap_or(heard + patience)) => if paused_until.is_none() {
-                    return End::new(Reason::KeepAliveTimeout, "silent for too long");
-                },
+                _ = opened.wait(), if !is_open => {}
+                () = sleep_until(paused_until.unwrap_or(heard + patience)) => {
+                    if paused_until.is_none() {
+                        return End::new(Reason::KeepAliveTimeout, "it was silent for too long");
+                    }
+                }
                 () = sleep_until(unread_until), if is_writing => {
-                    return End::new(Reason::KeepAliveTimeout, "it does not read what is sent to it");
+                    let text = "it does not read what is sent to it";
+                    return End::new(Reason::KeepAliveTimeout, text);
                 }
             }
         }
     }
 
-    /// Does what all packets ask for that are there, as far as answers find room; how long to wait
-    /// before the client is heard again.
-    fn hear(
-        &self,
-        wire: &mut Wire,
-        session: &mut Session,
-        pace: &mut Pace,
-    ) -> Result<Duration, End> {
+    /// Processes all packets that have arrived, as far as there is room for the answers. Returns
+    /// how long to wait before the client is heard again.
+    fn hear(&mut self) -> Result<Duration, End> {
+        let Self { entrance, wire, session, pace } = self;
         let mut pause = Duration::ZERO;
         let mut is_all = false;
         while !is_all && pause.is_zero() {
@@ -304,42 +315,32 @@ impl Listener {
                     session.receive(packet, &mut wire.out, std::time::Instant::now())?;
                 }
             }
-            pause = pace.spend(work, self);
+            pause = pace.spend(work, entrance);
         }
         wire.spare();
         Ok(pause)
     }
+}
 
-    fn terms(&self) -> Terms {
-        Terms {
-            packet: self.longest_packet(),
-            keep_alive: u16::try_from(KEEP_ALIVE.as_secs()).unwrap_or(u16::MAX),
-            is_for_identified: !self.is_for_strangers(),
-        }
-    }
-
-    fn longest_packet(&self) -> usize {
-        if self.is_for_strangers() { REQUEST_PACKET } else { OPERATIONAL_PACKET }
+fn terms(entrance: &Entrance) -> Terms {
+    Terms {
+        packet: longest_packet(entrance),
+        keep_alive: u16::try_from(KEEP_ALIVE.as_secs()).unwrap_or(u16::MAX),
+        is_for_identified: !entrance.is_for_strangers(),
     }
 }
 
-fn too_often() -> NotAdmitted {
-    NotAdmitted::refused(Reason::ConnectionRateExceeded, "it connects too often")
+fn longest_packet(entrance: &Entrance) -> usize {
+    if entrance.is_for_strangers() { REQUEST_PACKET } else { OPERATIONAL_PACKET }
 }
 
-/// A client that has its seat.
-struct Entered {
-    admitted: Admitted,
-    leaving: Leaving,
-}
-
-/// What an admitted client takes of what there is; nothing if it is one of our own workers.
+/// The place that an admitted client takes. Our own workers take none.
 enum Held {
     Stranger(Place),
     Identified(#[expect(dead_code, reason = "held until it is dropped")] OwnedSemaphorePermit),
 }
 
-/// Frees what a client has, when dropped, and then tells that its connection has ended.
+/// When dropped, frees the client's seat and place, and then says that its connection has ended.
 struct Leaving {
     router: Arc<Router>,
     seat: Seat,
@@ -347,7 +348,7 @@ struct Leaving {
 }
 
 impl Leaving {
-    /// Returns when somebody else needs the place.
+    /// Returns when another connection needs the place.
     async fn turned_out(&self) {
         match &self.place {
             Some(Held::Stranger(place)) => place.turned_out().await,
@@ -364,9 +365,14 @@ impl Drop for Leaving {
     }
 }
 
-/// How many messages may wait for a client. A bootstrapping one gets no more replies than it may
-/// send requests; a worker that has fallen behind gets some seconds of them; an operator all that
-/// is retained, and what many devices say at once.
+/// How many messages may wait for a client.
+///
+/// | client | messages |
+/// |---|---|
+/// | bootstrapping | as many replies as it may send requests |
+/// | worker | some seconds' worth of requests |
+/// | device | some |
+/// | operator | all that is retained, and what many devices publish at once |
 fn room(access: &Access) -> Room {
     const MIB: usize = 1024 * 1024;
     const SHARE: usize = MIB / 16;
@@ -378,230 +384,5 @@ fn room(access: &Access) -> Room {
         Room { messages: 256, bytes: MIB, share: SHARE }
     } else {
         Room { messages: 128 * 1024, bytes: 64 * MIB, share: MIB }
-    }
-}
-
-/// What a packet costs: one, and one for each further 4 KiB or filter.
-fn cost(packet: &Packet, length: usize) -> u32 {
-    let filters = match packet {
-        Packet::Subscribe(_, filters) => filters.len(),
-        Packet::Unsubscribe(_, filters) => filters.len(),
-        _ => 1,
-    };
-    u32::try_from(filters + length / 4096).unwrap_or(u32::MAX)
-}
-
-/// Who pays over all its connections.
-enum Payer {
-    Network(IpAddr),
-    Client(String),
-}
-
-/// Who pays for the work that a client makes.
-enum Pace {
-    /// Ours, and the operator's.
-    Free,
-    /// The connection, and all that are in haste; and the network or the client id, over all its
-    /// connections.
-    Paid { own: Budget, calm: Budget, payer: Payer },
-}
-
-impl Pace {
-    fn of(access: &Access, network: IpAddr) -> Self {
-        match access.client() {
-            None => Self::Free,
-            Some(client) => Self::Paid {
-                own: Budget::default(),
-                calm: Budget::default(),
-                payer: match access.is_bootstrapping() {
-                    true => Payer::Network(network),
-                    false => Payer::Client(client.to_owned()),
-                },
-            },
-        }
-    }
-
-    fn spend(&mut self, work: u32, listener: &Listener) -> Duration {
-        let now = std::time::Instant::now();
-        match self {
-            Self::Paid { own, calm, payer } if work > 0 => {
-                let (shared, is_calm) = match payer {
-                    Payer::Network(network) => (
-                        listener.core.networks.spend(*network, work, now),
-                        calm.allows(work, CALM, now),
-                    ),
-                    Payer::Client(client) => (
-                        listener.core.clients.spend(client.clone(), work, now),
-                        listener.core.calm.allows(client.clone(), work, now),
-                    ),
-                };
-                let rush =
-                    if is_calm { Duration::ZERO } else { listener.rush.spend((), work, now) };
-                own.spend(work, PACE, now).max(shared).max(rush)
-            }
-            _ => Duration::ZERO,
-        }
-    }
-
-    /// A device that is cut for what it did comes back seldom. Its network is not charged, for many
-    /// others may be in it.
-    fn charge_offence(&self, listener: &Listener) {
-        if let Self::Paid { payer: Payer::Client(client), .. } = self {
-            listener.core.clients.spend(client.clone(), OFFENCE, std::time::Instant::now());
-        }
-    }
-}
-
-/// What happened on the wire.
-enum Turn {
-    Read,
-    Wrote,
-    Closed,
-}
-
-/// A CONNECT that cannot be accepted, whoever sent it.
-struct Refused {
-    /// If the version is known.
-    codec: Option<Codec>,
-    end: End,
-}
-
-/// TLS, and what was read and is to be written.
-struct Wire {
-    stream: TlsStream<TcpStream>,
-    input: BytesMut,
-    out: BytesMut,
-    is_flushed: bool,
-    /// When something was written last, or there was nothing to write.
-    written: Instant,
-}
-
-impl Wire {
-    fn new(stream: TlsStream<TcpStream>) -> Self {
-        Self {
-            stream,
-            input: BytesMut::new(),
-            out: BytesMut::new(),
-            is_flushed: true,
-            written: Instant::now(),
-        }
-    }
-
-    /// The first packet, which has to be a CONNECT.
-    async fn introduction(&mut self) -> Result<(Codec, Box<Connect>), Refused> {
-        let mut codec = None;
-        loop {
-            if codec.is_none() {
-                codec = Codec::detect(&self.input, CONNECT_PACKET)
-                    .map_err(|end| Refused { codec: None, end })?;
-            }
-            if let Some(mut known) = codec.take() {
-                match known.read(&mut self.input) {
-                    Ok(Some((Packet::Connect(connect), _))) => {
-                        self.spare();
-                        return Ok((known, connect));
-                    }
-                    Ok(Some(_)) => {
-                        let end = End::new(Reason::ProtocolError, "the first packet is no CONNECT");
-                        return Err(Refused { codec: None, end });
-                    }
-                    Ok(None) => codec = Some(known),
-                    Err(end) => return Err(Refused { codec: Some(known), end }),
-                }
-            }
-            let closed = match self.turn(true).await {
-                Ok(Turn::Closed) => "closed before a CONNECT".to_owned(),
-                Ok(_) => continue,
-                Err(error) => error.to_string(),
-            };
-            return Err(Refused { codec: None, end: End::new(Reason::Success, closed) });
-        }
-    }
-
-    /// Answers a CONNECT with its refusal, as far as the client can be told.
-    async fn refuse(&mut self, codec: Option<Codec>, end: &End, terms: &Terms) {
-        match codec {
-            Some(mut codec) => codec.connack(&mut self.out, end.reason, terms),
-            None if end.reason == Reason::UnsupportedProtocolVersion => {
-                self.out.extend_from_slice(UNSUPPORTED_VERSION);
-            }
-            None => {}
-        }
-        self.finish(end.reason).await;
-    }
-
-    /// Writes and, if it `may_read`, reads; returns as soon as anything was done.
-    async fn turn(&mut self, may_read: bool) -> io::Result<Turn> {
-        if self.out.is_empty() {
-            self.written = Instant::now();
-        }
-        poll_fn(|context| {
-            let mut stream = Pin::new(&mut self.stream);
-            let mut has_written = false;
-            while !self.out.is_empty() {
-                match stream.as_mut().poll_write(context, &self.out) {
-                    Poll::Ready(written) => {
-                        self.out.advance(written?);
-                        self.is_flushed = false;
-                        self.written = Instant::now();
-                        has_written = true;
-                    }
-                    Poll::Pending => break,
-                }
-            }
-            if !self.is_flushed
-                && let Poll::Ready(flushed) = stream.as_mut().poll_flush(context)
-            {
-                flushed?;
-                self.is_flushed = true;
-            }
-            if may_read {
-                let mut space = [MaybeUninit::uninit(); READ];
-                let mut read = ReadBuf::uninit(&mut space);
-                if let Poll::Ready(done) = stream.poll_read(context, &mut read) {
-                    done?;
-                    self.input.extend_from_slice(read.filled());
-                    return Poll::Ready(Ok(if read.filled().is_empty() {
-                        Turn::Closed
-                    } else {
-                        Turn::Read
-                    }));
-                }
-            }
-            if has_written { Poll::Ready(Ok(Turn::Wrote)) } else { Poll::Pending }
-        })
-        .await
-    }
-
-    /// Gives back buffers that are not in use: most connections are silent most of the time.
-    fn spare(&mut self) {
-        for buffer in [&mut self.input, &mut self.out] {
-            if buffer.is_empty() {
-                *buffer = BytesMut::new();
-            }
-        }
-    }
-
-    /// Writes what is left and ends TLS, if the client takes it in time. Some of what the client is
-    /// still sending is read, for otherwise the kernel would throw away our last words (RFC 1122
-    /// §4.2.2.13); but somebody waits for the place of one that was taken over.
-    async fn finish(&mut self, reason: Reason) {
-        let last_words = async {
-            self.stream.write_all(&self.out).await?;
-            self.stream.shutdown().await?;
-            let mut space = [0; READ];
-            let mut left = if reason == Reason::SessionTakenOver { 0 } else { ENOUGH };
-            while left > 0 {
-                match self.stream.read(&mut space).await? {
-                    0 => break,
-                    read => left = left.saturating_sub(read),
-                }
-            }
-            io::Result::Ok(())
-        };
-        tokio::select! {
-            _ = last_words => {}
-            () = sleep(LAST_WORDS) => {}
-        }
     }
 }

@@ -1,9 +1,9 @@
-//! Topic filters in a tree by their levels, so that finding those that match a topic costs the same
-//! with ten and with a million.
+//! Topic filters, as a tree of their levels. To find those that match a topic costs the same with
+//! ten filters and with a million.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Values under topic filters (MQTT 5 §4.7), each with a number by which it is found again.
+/// Values under topic filters (MQTT 5 §4.7). Each has a number, by which it can be removed.
 #[derive(Debug)]
 pub(super) struct Filters<T> {
     root: Node<T>,
@@ -12,14 +12,14 @@ pub(super) struct Filters<T> {
 #[derive(Debug)]
 struct Node<T> {
     children: HashMap<Box<str>, Self>,
-    /// Of filters that end here.
+    /// The values of filters that end here.
     here: Values<T>,
-    /// Of filters that end in `#` one level below.
+    /// The values of filters that end in `#` one level below.
     below: Values<T>,
 }
 
-/// Most filters are one client's; a few are everybody's, and then one more or less is to cost
-/// little.
+/// Most filters belong to one client. A few belong to all clients; adding or removing one there
+/// must be cheap.
 #[derive(Debug)]
 enum Values<T> {
     Few(Vec<(u64, T)>),
@@ -43,14 +43,14 @@ impl<T> Default for Node<T> {
 }
 
 impl<T> Filters<T> {
-    /// Puts a value there, in place of any with that number.
+    /// Puts a value under `filter`. It replaces the value with that number, if there is one.
     pub(super) fn insert(&mut self, filter: &str, number: u64, value: T) {
         let mut node = &mut self.root;
         for level in filter.split('/') {
             if level == "#" {
                 return node.below.insert(number, value);
             }
-            // Looked up before: most levels are there, and need no copy.
+            // Most levels are there already, and need no copy.
             if !node.children.contains_key(level) {
                 node.children.insert(level.into(), Node::default());
             }
@@ -60,14 +60,14 @@ impl<T> Filters<T> {
         node.here.insert(number, value);
     }
 
-    /// Removes the value under `filter` with that number; whether there was one.
+    /// Removes the value under `filter` with that number. Returns whether there was one.
     pub(super) fn remove(&mut self, filter: &str, number: u64) -> bool {
         self.root.remove(&mut filter.split('/'), number)
     }
 
     /// Finds the values of all filters that match a topic name.
     pub(super) fn find<'a>(&'a self, topic: &str, found: &mut impl FnMut(u64, &'a T)) {
-        // §4.7.2: a wildcard at the beginning leaves out topics that begin with `$`.
+        // §4.7.2: a wildcard at the beginning does not match topics that begin with `$`.
         let wildcards = !topic.starts_with('$');
         let (level, rest) = split(topic);
         if wildcards {
@@ -83,7 +83,7 @@ impl<T> Filters<T> {
 
 impl<T> Node<T> {
     fn find<'a>(&'a self, rest: Option<&str>, found: &mut impl FnMut(u64, &'a T)) {
-        // §4.7.1.2: `#` stands for the level above it too.
+        // §4.7.1.2: `#` also matches the level above it.
         self.below.each(found);
         let Some(rest) = rest else { return self.here.each(found) };
         let (level, rest) = split(rest);
@@ -103,7 +103,7 @@ impl<T> Node<T> {
                 let was_there = child.remove(levels, number);
                 if child.is_empty() {
                     self.children.remove(level);
-                    // Memory for as many as ever were at once would stay.
+                    // Otherwise the memory for the largest number that ever existed would stay.
                     if self.children.is_empty() {
                         self.children = HashMap::new();
                     }
@@ -163,7 +163,7 @@ impl<T> Values<T> {
     }
 }
 
-/// As many values as are looked through one by one.
+/// Up to this number, values are searched one by one.
 const FEW: usize = 16;
 
 /// The first level of a topic, and the others.
@@ -171,7 +171,7 @@ fn split(topic: &str) -> (&str, Option<&str>) {
     topic.split_once('/').map_or((topic, None), |(level, rest)| (level, Some(rest)))
 }
 
-/// Whether a filter matches a topic name, for the few filters that are in no tree.
+/// Whether a filter matches a topic name. It is for the few filters that are in no tree.
 pub(super) fn matches(filter: &str, topic: &str) -> bool {
     if topic.starts_with('$') && filter.starts_with(['+', '#']) {
         return false;
@@ -192,7 +192,7 @@ pub(super) fn matches(filter: &str, topic: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// MQTT 5 §4.7.1 word by word, slowly.
+    /// MQTT 5 §4.7.1, word by word and slow.
     fn naive(filter: &str, topic: &str) -> bool {
         if topic.starts_with('$') && filter.starts_with(['+', '#']) {
             return false;
@@ -205,7 +205,7 @@ mod tests {
         fits && if is_below { topic.len() >= fixed.len() } else { topic.len() == fixed.len() }
     }
 
-    /// All texts of up to four of these levels.
+    /// All texts of one to four of these levels.
     fn texts(levels: &[&str]) -> Vec<String> {
         let mut all = vec![Vec::new()];
         let mut done = Vec::new();

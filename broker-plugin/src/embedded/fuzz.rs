@@ -1,5 +1,5 @@
-//! Random input for codec, session and router, beside what a slow model of them expects. For a
-//! second each, or as long as the environment's `ASSAY_FUZZ_SECONDS` says.
+//! Random input for codec, session and router. A slow model of the router says what to expect. Each
+//! test runs for a second, or for as many as the environment variable `ASSAY_FUZZ_SECONDS` says.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
@@ -19,7 +19,7 @@ use super::session::Session;
 use crate::access::Access;
 use crate::meter::{Meter, Rate};
 
-/// Runs `round` with numbers of one seed after another, which a failure names.
+/// Runs `round` with the random numbers of one seed after another. A failure names its seed.
 fn for_a_while(round: impl Fn(&mut Rng)) {
     let seconds =
         std::env::var("ASSAY_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
@@ -36,7 +36,7 @@ fn for_a_while(round: impl Fn(&mut Rng)) {
 
 const CLIENT: &str = "0123456789abcdef0123456789abcdef";
 
-/// Packets that a client may send, in both versions, to begin with.
+/// Packets that a client may send, in both versions. The input is made of them.
 const SEEDS: &[&[u8]] = &[
     b"\x10\x2c\0\x04MQTT\x04\x02\0\x1e\0\x200123456789abcdef0123456789abcdef",
     b"\x10\x30\0\x04MQTT\x05\x02\0\x1e\x03\x21\0\x10\0\x200123456789abcdef0123456789abcdef",
@@ -66,7 +66,7 @@ fn mutated(rng: &mut Rng) -> Vec<u8> {
             _ => bytes.extend_from_slice(rng.choice(SEEDS).copied().unwrap_or_default()),
         }
     }
-    // Most that is broken elsewhere is to have a length that fits.
+    // In half of the input, the length of the first packet is right, whatever else is broken.
     if rng.bool() && bytes.len() >= 2 && bytes.len() < 130 {
         bytes[1] = u8::try_from(bytes.len() - 2).unwrap_or_default();
     }
@@ -123,14 +123,14 @@ fn no_bytes_make_a_session_panic_or_answer_without_end() {
                     return;
                 }
             }
-            // A packet of two bytes is answered with two, one of five with six.
+            // The answer to a packet of two bytes has two bytes, to one of five it has six.
             assert!(out.len() <= 2 * before + 6, "{} for {before}", out.len());
             session.deliver(&mut out, 1000, Instant::now());
         }
     });
 }
 
-/// One client of the router, and what its model expects it to get.
+/// One client of the router, and the messages that it must get.
 struct Client {
     seat: Seat,
     filters: BTreeMap<ByteString, QoS>,

@@ -22,19 +22,19 @@ pub(super) struct Message {
     pub(super) retain: bool,
     /// Without alias, subscription identifiers and expiry.
     pub(super) properties: Option<Box<PublishProperties>>,
-    /// Not to be delivered from then on (MQTT 5 §3.3.2.3.3).
+    /// From then on, it must not be delivered (MQTT 5 §3.3.2.3.3).
     pub(super) expires: Option<Instant>,
 }
 
 impl Message {
-    /// What it takes in memory, roughly.
+    /// Roughly how much memory it takes, in bytes.
     fn size(&self) -> usize {
         let properties = self.properties.as_deref().map_or(0, properties_size);
         self.topic.len() + self.payload.len() + properties + OVERHEAD
     }
 }
 
-/// What user properties and the like take.
+/// Roughly how much memory the texts and bytes of properties take, in bytes.
 pub(super) fn properties_size(properties: &PublishProperties) -> usize {
     let user =
         properties.user_properties.iter().map(|(name, value)| name.len() + value.len() + OVERHEAD);
@@ -43,7 +43,7 @@ pub(super) fn properties_size(properties: &PublishProperties) -> usize {
     user.chain(texts).sum::<usize>() + properties.correlation_data.as_ref().map_or(0, Bytes::len)
 }
 
-/// A message and what is particular to one subscription to it.
+/// A message, as one subscription to it gets it.
 #[derive(Clone, Debug)]
 pub(super) struct Delivery {
     pub(super) message: Arc<Message>,
@@ -51,31 +51,31 @@ pub(super) struct Delivery {
     pub(super) retain: bool,
 }
 
-/// What one client may have waiting.
+/// How much may wait for one client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
     pub(super) messages: usize,
     pub(super) bytes: usize,
-    /// Bytes that it may have whatever waits for others.
+    /// Bytes that may wait for it, however much waits for others.
     pub(super) share: usize,
 }
 
-/// Bytes that wait for all clients of a listener together. What waits for many is there once, and
-/// counts little for each.
+/// Bytes that wait for all clients of a listener together. A message that waits for many clients is
+/// in memory once, so each counts only a part of it.
 #[derive(Debug, Default)]
 pub(super) struct Backlog(AtomicUsize);
 
 /// Why a message finds no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    /// The client has more waiting than it may.
+    /// More waits for the client than is allowed.
     Own,
-    /// It has more than its share, and all together have too much.
+    /// More than its share waits for the client, and too much waits for all together.
     Shared,
 }
 
 impl Full {
-    /// What the client's connection ends with. Only the first is its own doing.
+    /// Why the client's connection ends. Only the first is the client's own fault.
     pub(super) fn reason(self) -> Reason {
         match self {
             Self::Own => Reason::QuotaExceeded,
@@ -84,7 +84,7 @@ impl Full {
     }
 }
 
-/// Messages on their way to one client. Whoever puts one in never waits.
+/// Messages on their way to one client. Putting one in never waits.
 #[derive(Debug)]
 pub(super) struct Lane {
     room: Room,
@@ -113,10 +113,10 @@ impl Lane {
         })
     }
 
-    /// Nothing is put in if the connection is to end.
+    /// Puts a message in.
     ///
     /// # Errors
-    /// There is no room; nobody waits for any.
+    /// There is no room, or the connection is about to end.
     pub(super) fn put(&self, delivery: Delivery) -> Result<(), Full> {
         let mut queue = self.queue();
         let size = delivery.message.size();
@@ -136,14 +136,14 @@ impl Lane {
         self.backlog.0.fetch_add(counted, Ordering::Relaxed);
         queue.bytes = bytes;
         queue.waiting.push_back((delivery, counted));
-        // Whoever is awake looks again before it sleeps.
+        // A task that is awake looks again before it sleeps.
         if queue.waiting.len() == 1 {
             self.changed.notify_one();
         }
         Ok(())
     }
 
-    /// The next message, if `may_take` it.
+    /// Takes the next message out, if `may_take` says so.
     pub(super) fn take(&self, may_take: impl FnOnce(&Delivery) -> bool) -> Option<Delivery> {
         let mut queue = self.queue();
         let (delivery, counted) = queue.waiting.pop_front_if(|(delivery, _)| may_take(delivery))?;
@@ -155,18 +155,18 @@ impl Lane {
         Some(delivery)
     }
 
-    /// Has the connection end, and lets nothing more in.
+    /// Makes the connection end, and takes no more messages.
     pub(super) fn end(&self, reason: Reason, text: &'static str) {
         self.queue().end.get_or_insert_with(|| End::new(reason, text));
         self.changed.notify_one();
     }
 
-    /// Why the connection is to end, if it is.
+    /// Why the connection must end, if it must.
     pub(super) fn ended(&self) -> Option<End> {
         self.queue().end.clone()
     }
 
-    /// Returns when something may have been put in, or the connection is to end.
+    /// Returns when something may have been put in, or when the connection must end.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -176,13 +176,14 @@ impl Lane {
         self.left.wait().await;
     }
 
-    /// The connection has ended.
+    /// Says that the connection has ended.
     pub(super) fn leave(&self) {
-        // Only its own connection says so, and another time does no harm.
+        // Only its own connection says so. To say it twice does no harm.
         _ = self.left.set(());
     }
 
-    /// Counts and queue agree after each statement above, so a panic elsewhere does not spoil them.
+    /// No code above panics between changes of the queue and of its counts, so they agree even
+    /// after a panic elsewhere.
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -195,13 +196,13 @@ impl Drop for Lane {
     }
 }
 
-/// When more bytes wait for all clients together, none may have more than its share.
+/// While more bytes than these wait for all clients together, each may have only its share.
 const BACKLOG: usize = 64 * 1024 * 1024;
 
-/// Of an allocation and its bookkeeping, in bytes.
+/// What an allocation and its bookkeeping take, in bytes.
 const OVERHEAD: usize = 64;
 
-/// Places that a lane keeps when it is empty.
+/// Messages for which a lane keeps memory when it is empty.
 const SPARE: usize = 4;
 
 #[cfg(test)]

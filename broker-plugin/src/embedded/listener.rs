@@ -1,140 +1,69 @@
-//! Accepts TCP connections and takes each through TLS against the clock.
+//! Accepts TCP connections, takes each through its TLS handshake in limited time, and serves it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use assay_wire::Scope;
-use bytestring::ByteString;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, SetOnce, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, error, warn};
-use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::admission::Peer;
-use super::connection::Guest;
-use super::lane::Backlog;
-use super::login::LoginDesk;
+use super::connection::Connection;
+use super::limits::{BURST, DRAIN, Limits};
 use super::packet::{End, Reason};
 use super::places::{Lobby, Place, network};
-use super::router::Router;
-use super::session::Requests;
-use super::{Admit, BURST, DRAIN, Limits, SHOWN, Tls, rush};
-use crate::certificate::{self, ClientCertificate};
+use super::shared::Entrance;
+use super::tls::Tls;
+use crate::certificate::ClientCertificate;
 use crate::meter::{Meter, Rate};
 
-/// How long to wait after the system refused to accept a connection (out of file descriptors, most
-/// likely).
+/// How long to wait after the system refused to accept a connection. Most likely the process has no
+/// file descriptors left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// Failures to accept that are less than this apart are told as one.
+/// The time between two warnings that connections cannot be accepted.
 const ACCEPT_WARNING: Duration = Duration::from_secs(60);
 
-/// What an offence costs its network, in arrivals: who is cut for what it does, and comes back at
-/// once, would otherwise have a TLS handshake each time.
+/// What an offence costs its network, in arrivals. Otherwise a client that is cut and comes back at
+/// once would get a TLS handshake each time.
 const OFFENCE: u32 = 100;
-
-/// Whom a listener is for.
-pub(super) enum Audience {
-    /// Clients without a certificate, each for this long.
-    Bootstrapping { lifetime: Duration },
-    /// Clients with a certificate of our CA that is admitted at each CONNECT and, where there is a
-    /// desk, devices that log in.
-    Identified { admit: Arc<Admit>, desk: Option<Arc<LoginDesk>> },
-}
 
 /// One of the two listeners.
 pub(super) struct Listener {
-    pub(super) scope: Scope,
-    audience: Audience,
+    entrance: Entrance,
     tls: watch::Receiver<Tls>,
     introduction: Duration,
     /// Connections that come from each network.
     arrivals: Meter<IpAddr>,
+    /// Connections that have not been let in yet.
     waiting: Arc<Lobby>,
-    pub(super) seats: Seats,
-    /// What clients do in haste.
-    pub(super) rush: Meter<()>,
-    /// Connections that each device's certificate was shown on.
-    pub(super) shown: Meter<[u8; 32]>,
-    pub(super) backlog: Arc<Backlog>,
-    pub(super) core: Core,
-}
-
-/// Where clients that are let in have their place.
-pub(super) enum Seats {
-    /// Strangers, of whom one network must not keep out the others.
-    Strangers(Arc<Lobby>),
-    /// Clients that have one place each, by their client id.
-    Identified(Arc<Semaphore>),
-}
-
-/// What both listeners share.
-#[derive(Clone)]
-pub(super) struct Core {
-    pub(super) router: Arc<Router>,
-    /// Requests of each device.
-    pub(super) requests: Arc<Requests>,
-    /// Client ids that bootstrapping clients used.
-    pub(super) used_ids: Arc<Meter<ByteString>>,
-    /// Work that each network's bootstrapping clients make.
-    pub(super) networks: Arc<Meter<IpAddr>>,
-    /// Work that each other client makes.
-    pub(super) clients: Arc<Meter<String>>,
-    /// What each of these is heard with however many others are in haste.
-    pub(super) calm: Arc<Meter<String>>,
-    /// Sends when the broker closes.
-    pub(super) closing: broadcast::Sender<()>,
-    /// Changes when every certificate and password must be admitted anew.
-    pub(super) recheck: watch::Sender<()>,
-    /// How many are asked about at once then.
-    pub(super) rechecks: Arc<Semaphore>,
-    /// Set when a worker is there for requests.
-    pub(super) opened: Arc<SetOnce<()>>,
 }
 
 impl Listener {
-    pub(super) fn new(
-        scope: Scope,
-        audience: Audience,
-        tls: watch::Receiver<Tls>,
-        limits: &Limits,
-        seats: Seats,
-        core: Core,
-    ) -> Self {
+    pub(super) fn new(entrance: Entrance, tls: watch::Receiver<Tls>, limits: &Limits) -> Self {
         let arrivals = limits.arrivals_per_network.max(1);
         Self {
-            scope,
-            audience,
+            entrance,
             tls,
             introduction: limits.introduction,
             arrivals: Meter::new(Rate::per_second(arrivals, arrivals.saturating_mul(BURST))),
             waiting: Lobby::new(limits.waiting),
-            seats,
-            rush: Meter::new(rush(tokio::runtime::Handle::current().metrics().num_workers())),
-            shown: Meter::new(SHOWN),
-            backlog: Arc::default(),
-            core,
         }
     }
 
-    pub(super) fn is_for_strangers(&self) -> bool {
-        matches!(self.audience, Audience::Bootstrapping { .. })
-    }
-
-    /// Accepts connections, strangers' once the broker is open, until it closes; then lets those
-    /// there are end.
+    /// Accepts connections until the broker closes, and then waits for their end. The listener for
+    /// strangers begins when the broker is opened.
     pub(super) async fn serve(self, tcp: TcpListener, mut closing: broadcast::Receiver<()>) {
         let listener = Arc::new(self);
-        if let Audience::Bootstrapping { .. } = listener.audience {
+        if listener.entrance.is_for_strangers() {
             tokio::select! {
-                // The kernel keeps whoever comes before.
-                _ = listener.core.opened.wait() => {}
+                // The kernel keeps the connections that come before.
+                _ = listener.entrance.core.opened.wait() => {}
                 _ = closing.recv() => return,
             }
         }
@@ -147,12 +76,13 @@ impl Listener {
                         Some(wait) => {
                             connections.spawn(listener.clone().attend(stream, peer, wait));
                         }
-                        None => debug!(%peer, "closed: too many connections"),
+                        None => debug!(%peer, "closed: too many connections from its network"),
                     },
-                    // The one that waited has given up.
+                    // The client has given up.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
-                        if failed.replace(Instant::now()).is_none_or(|last| last.elapsed() > ACCEPT_WARNING) {
+                        let last = failed.replace(Instant::now());
+                        if last.is_none_or(|last| last.elapsed() > ACCEPT_WARNING) {
                             warn!(%error, "cannot accept connections");
                         }
                         sleep(ACCEPT_RETRY).await;
@@ -172,7 +102,7 @@ impl Listener {
         let _ = timeout(DRAIN, all_ended).await;
     }
 
-    /// A place to wait in, unless too many come from that network.
+    /// A place to wait in, unless too many connections come from that network.
     fn let_wait(&self, peer: SocketAddr) -> Option<Place> {
         let network = network(peer.ip());
         if self.arrivals.allows(network, 1, std::time::Instant::now()) {
@@ -184,21 +114,20 @@ impl Listener {
 
     /// One connection, from accept to end.
     async fn attend(self: Arc<Self>, stream: TcpStream, address: SocketAddr, wait: Place) {
-        // In a box, for what it needs is given back before the connection's long life begins.
-        let guest = Box::pin(self.receive(stream, address, wait)).await;
-        let ended = match guest {
-            Ok(guest) => self.entertain(guest).await,
+        // In a box, so that its memory is free before the long life of the connection begins.
+        let opened = Box::pin(self.receive(stream, address, wait)).await;
+        let ended = match opened {
+            Ok(connection) => connection.serve(&self.entrance).await,
             Err(end) => end,
         };
-        // Many devices may be behind one address, so what else one of them does is not the others'
-        // fault. Of this one the handshake was paid for by everybody.
-        let is_offence = if self.is_for_strangers() {
-            ended.is_offence()
-        } else {
-            ended.reason == Reason::ConnectionRateExceeded
+        // A stranger's offence costs its network. A device's does not, for many devices may be
+        // behind one address; but if it connects too often, its network pays for the handshake.
+        let cost = match self.entrance.is_for_strangers() {
+            true if ended.is_offence() => OFFENCE,
+            false if ended.reason == Reason::ConnectionRateExceeded => OFFENCE / 2,
+            _ => 0,
         };
-        if is_offence {
-            let cost = if self.is_for_strangers() { OFFENCE } else { OFFENCE / 2 };
+        if cost > 0 {
             self.arrivals.spend(network(address.ip()), cost, std::time::Instant::now());
         }
         debug!(%address, reason = ?ended.reason, text = &*ended.text, "connection ended");
@@ -210,9 +139,9 @@ impl Listener {
         stream: TcpStream,
         address: SocketAddr,
         wait: Place,
-    ) -> Result<Box<Guest>, End> {
+    ) -> Result<Box<Connection>, End> {
         let deadline = Instant::now() + self.introduction;
-        let mut closing = self.core.closing.subscribe();
+        let mut closing = self.entrance.core.closing.subscribe();
         let secured = tokio::select! {
             secured = timeout_at(deadline, self.secure(stream)) => secured,
             () = wait.turned_out() => return Err(End::turned_out()),
@@ -221,48 +150,31 @@ impl Listener {
         let stream = match secured {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(End::silent(format!("TLS handshake failed: {error}"))),
-            Err(_) => return Err(End::silent("TLS handshake took too long")),
+            Err(_) => return Err(End::silent("the TLS handshake took too long")),
         };
-        let Some(peer) = self.identify(&stream) else {
-            return Err(End::silent("no usable client certificate"));
-        };
-        self.welcome(stream, peer, network(address.ip()), wait, deadline, closing).await
+        let certificate = certificate_of(&stream)?;
+        let network = network(address.ip());
+        let entrance = &self.entrance;
+        Connection::open(entrance, stream, certificate, network, wait, deadline, closing).await
     }
 
     async fn secure(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         // Without it each reply waits for the peer's delayed acknowledgement: 44 ms instead of 0.2
         // on loopback.
         stream.set_nodelay(true)?;
-        let tls = self.tls.borrow().clone();
-        let config = match self.audience {
-            Audience::Bootstrapping { .. } => tls.bootstrap,
-            Audience::Identified { .. } => tls.operational,
-        };
+        let Tls { bootstrap, operational } = self.tls.borrow().clone();
+        let config = if self.entrance.is_for_strangers() { bootstrap } else { operational };
         TlsAcceptor::from(config).accept(stream).await
     }
+}
 
-    /// Who is there; nobody if the listener is for identified clients and this one has shown no
-    /// certificate, even though TLS should have seen to that, unless it may log in. A certificate
-    /// that does not name its holder properly opens no other way.
-    fn identify(&self, stream: &TlsStream<TcpStream>) -> Option<Peer> {
-        let (admit, desk) = match &self.audience {
-            Audience::Bootstrapping { lifetime } => {
-                return Some(Peer::Anonymous { lifetime: *lifetime });
-            }
-            Audience::Identified { admit, desk } => (admit, desk),
-        };
-        let Some(leaf) = stream.get_ref().1.peer_certificates().and_then(<[_]>::first) else {
-            return desk.clone().map(Peer::Claimant);
-        };
-        let identity = certificate::identity(leaf);
-        let identity =
-            identity.inspect_err(|error| debug!(%error, "client certificate refused")).ok()?;
-        let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
-        Some(Peer::Certified {
-            identity,
-            certificate: ClientCertificate::new(leaf)?,
-            expires_in: certificate.validity().time_to_expiration()?.unsigned_abs(),
-            admit: admit.clone(),
-        })
-    }
+/// The certificate that the client has shown in the handshake, if it has shown one.
+///
+/// # Errors
+/// The certificate speaks for nobody. Then it does not help to have a password as well.
+fn certificate_of(stream: &TlsStream<TcpStream>) -> Result<Option<ClientCertificate>, End> {
+    let Some(leaf) = stream.get_ref().1.peer_certificates().and_then(<[_]>::first) else {
+        return Ok(None);
+    };
+    ClientCertificate::new(leaf).map(Some).map_err(|error| End::silent(error.to_string()))
 }

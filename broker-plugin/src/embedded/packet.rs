@@ -1,8 +1,8 @@
 //! MQTT packets of both versions, read and written as one set of types.
 //!
-//! The bytes are the `rmqtt-codec` crate's. What a codec leaves to its user is refused here, so
-//! that nothing behind this file sees it. Clauses are those of MQTT 5; where 3.1.1 differs, both
-//! are cited.
+//! The crate `rmqtt-codec` reads and writes the bytes. This file checks what that crate leaves to
+//! its user, so the other files see only packets that MQTT allows. Clauses are those of MQTT 5;
+//! where 3.1.1 differs, both are cited.
 
 use std::borrow::Cow;
 use std::num::NonZeroU16;
@@ -16,7 +16,7 @@ use rmqtt_codec::v5::{PublishProperties, RetainHandling, SubscriptionOptions};
 use rmqtt_codec::{MqttCodec, MqttPacket, v3, v5};
 use tokio_util::codec::{Decoder, Encoder};
 
-/// The versions that are spoken.
+/// The versions of MQTT that the broker knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {
     /// 3.1.1
@@ -57,13 +57,14 @@ pub(super) enum Reason {
 }
 
 impl Reason {
-    /// The same in a packet's own set of codes.
+    /// The same in a packet's own set of codes, or `otherwise` if it has no such code.
     fn of<T: TryFrom<u8>>(self, otherwise: T) -> T {
         T::try_from(self as u8).unwrap_or(otherwise)
     }
 }
 
-/// Why a connection ends: for the client as far as its version can be told, and for the log.
+/// Why a connection ends. The client gets the reason, if its version has a way to say it. The text
+/// is for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub(super) struct End {
@@ -76,12 +77,12 @@ impl End {
         Self { reason, text: text.into() }
     }
 
-    /// The client is told nothing.
+    /// An end that the client is not told.
     pub(super) fn silent(text: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Reason::Success, text)
     }
 
-    /// Whether the client did what no client may do.
+    /// Whether the client broke a rule.
     pub(super) fn is_offence(&self) -> bool {
         !matches!(
             self.reason,
@@ -96,7 +97,7 @@ impl End {
     }
 
     pub(super) fn turned_out() -> Self {
-        Self::new(Reason::ServerBusy, "turned out for others")
+        Self::new(Reason::ServerBusy, "closed to make room for others")
     }
 
     pub(super) fn shutting_down() -> Self {
@@ -122,10 +123,10 @@ impl From<DecodeError> for End {
 #[derive(Debug)]
 pub(super) enum Packet {
     Connect(Box<Connect>),
-    /// Its topic is a name (§4.7.1), its QoS 0 or 1, and it has no alias.
+    /// Its topic is a name (§4.7.1), its QoS is 0 or 1, and it has no alias.
     Publish(Box<Publish>),
     PubAck(NonZeroU16),
-    /// At least one filter, which may be malformed.
+    /// At least one filter. The filters may be malformed.
     Subscribe(NonZeroU16, Vec<(ByteString, SubscriptionOptions)>),
     Unsubscribe(NonZeroU16, Vec<ByteString>),
     Ping,
@@ -138,7 +139,7 @@ pub(super) enum Packet {
 pub(super) struct Connect {
     pub(super) version: Version,
     pub(super) client: ByteString,
-    /// In seconds; 0 stands for none.
+    /// In seconds. 0 stands for no keep-alive.
     pub(super) keep_alive: u16,
     pub(super) will: Option<Publish>,
     pub(super) user_name: Option<ByteString>,
@@ -149,14 +150,14 @@ pub(super) struct Connect {
     pub(super) has_authentication_method: bool,
 }
 
-/// What a client is told at the beginning.
+/// What the CONNACK tells a client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
-    /// The longest packet that is read.
+    /// The longest packet that the broker reads, in bytes.
     pub(super) packet: usize,
     /// In seconds.
     pub(super) keep_alive: u16,
-    /// Whether clients may retain, and subscribe with wildcards and shared.
+    /// Whether clients may retain messages, and use wildcards and shared subscriptions.
     pub(super) is_for_identified: bool,
 }
 
@@ -169,12 +170,12 @@ pub(super) struct Codec {
 }
 
 impl Codec {
-    /// One for the version that the first bytes of a connection announce; `None` until they are
-    /// there.
+    /// A codec for the version that the first bytes of a connection announce. `None` until they
+    /// have arrived. A packet may have `longest` bytes.
     pub(super) fn detect(start: &[u8], longest: usize) -> Result<Option<Self>, End> {
         Ok(version(start)?.map(|version| {
             let inner = match version {
-                // The longest packet is seen to below.
+                // 0: no limit. `read` has the limit.
                 Version::V3 => MqttCodec::V3(v3::Codec::new(0)),
                 Version::V5 => MqttCodec::V5(v5::Codec::new(0, 0)),
             };
@@ -182,26 +183,30 @@ impl Codec {
         }))
     }
 
-    /// Packets may have this length from now on.
+    /// From now on, a packet may have `longest` bytes.
     pub(super) fn take_up_to(&mut self, longest: usize) {
         self.longest = longest;
     }
 
-    /// Takes the next packet out of `buffer`, and its length; `None` until all of it is there.
+    /// Takes the next packet out of `buffer`. Returns it with its length in bytes, or `None` until
+    /// all of it has arrived.
     pub(super) fn read(&mut self, buffer: &mut BytesMut) -> Result<Option<(Packet, usize)>, End> {
         let Some((header, length)) = frame(buffer)? else { return Ok(None) };
         let total = header + length;
         if total > self.longest {
-            return Err(End::new(Reason::PacketTooLarge, format!("a packet of {total} bytes")));
+            return Err(End::new(
+                Reason::PacketTooLarge,
+                format!("it sent a packet of {total} bytes"),
+            ));
         }
         if buffer.len() < total {
             return Ok(None);
         }
         check_body(self.version, buffer[0], &buffer[header..total])?;
-        // The codec reserves room behind what it takes, so it gets no more than that.
+        // The codec reserves memory behind what it takes out. So it gets this packet alone.
         let mut packet = buffer.split_to(total);
         let Some((packet, _)) = self.inner.decode(&mut packet)? else {
-            return Err(End::new(Reason::MalformedPacket, "a packet that its length does not fit"));
+            return Err(End::new(Reason::MalformedPacket, "it sent a packet with a wrong length"));
         };
         let packet = match packet {
             MqttPacket::V3(packet) => accept_v3(packet)?,
@@ -211,7 +216,7 @@ impl Codec {
         Ok(Some((packet, total)))
     }
 
-    /// MQTT 3.1.1 has no answer to a CONNECT that cannot be read (3.1.1 §3.1.4-1).
+    /// Answers a CONNECT. MQTT 3.1.1 has no answer to one that cannot be read (3.1.1 §3.1.4-1).
     pub(super) fn connack(&mut self, out: &mut BytesMut, reason: Reason, terms: &Terms) {
         match self.version {
             Version::V3 => {
@@ -240,7 +245,7 @@ impl Codec {
                 let mut packet = v5::ConnectAck { reason_code, ..v5::ConnectAck::default() };
                 if reason == Reason::Success {
                     packet = v5::ConnectAck {
-                        // §3.2.2.3.2: whatever was asked for.
+                        // §3.2.2.3.2: whatever the client asked for.
                         session_expiry_interval_secs: Some(0),
                         max_qos: QoS::AtLeastOnce,
                         max_packet_size: terms.packet.try_into().ok(),
@@ -257,8 +262,8 @@ impl Codec {
         }
     }
 
-    /// A message for the client; `false` if it is longer than the client takes, and is to be taken
-    /// for delivered (§3.1.2.11.4).
+    /// Writes a message for the client. Returns `false` if it is longer than the client accepts;
+    /// then it counts as delivered (§3.1.2.11.4).
     pub(super) fn publish(&mut self, out: &mut BytesMut, mut publish: Publish) -> bool {
         match self.version {
             Version::V3 => {
@@ -269,8 +274,7 @@ impl Codec {
         }
     }
 
-    /// Whether a PUBACK can say anything but that the message was received: not in MQTT 3.1.1
-    /// (3.1.1 §3.4).
+    /// Whether a PUBACK can have a reason code. It cannot in MQTT 3.1.1 (3.1.1 §3.4).
     pub(super) fn acknowledges_with_a_reason(&self) -> bool {
         self.version == Version::V5
     }
@@ -343,7 +347,7 @@ impl Codec {
         };
     }
 
-    /// MQTT 3.1.1 servers have no such packet (3.1.1 §3.14).
+    /// Writes nothing in MQTT 3.1.1, where servers have no such packet (3.1.1 §3.14).
     pub(super) fn disconnect(&mut self, out: &mut BytesMut, reason: Reason) {
         if self.version == Version::V5 {
             let reason = reason.of(v5::DisconnectReasonCode::UnspecifiedError);
@@ -366,17 +370,17 @@ impl Codec {
                 if connect.auth_data.is_some() && connect.auth_method.is_none() {
                     return Err(End::new(
                         Reason::ProtocolError,
-                        "authentication data without a method",
+                        "it sent authentication data without a method",
                     ));
                 }
                 if let (Some(longest), MqttCodec::V5(codec)) =
                     (connect.max_packet_size, &mut self.inner)
                 {
-                    // Whoever takes less could not be answered.
+                    // The broker could not answer a client that accepts less.
                     if longest.get() < SHORTEST {
                         return Err(End::new(
                             Reason::PacketTooLarge,
-                            "it takes no packet as long as our answers",
+                            "it accepts only packets that are shorter than our answers",
                         ));
                     }
                     codec.set_max_outbound_size(longest.get());
@@ -399,7 +403,7 @@ impl Codec {
                     let reason = Reason::SubscriptionIdentifiersNotSupported;
                     return Err(End::new(
                         reason,
-                        "a subscription identifier, which the CONNACK ruled out",
+                        "it sent a subscription identifier, which the CONNACK excluded",
                     ));
                 }
                 Packet::Subscribe(
@@ -413,11 +417,11 @@ impl Codec {
             ),
             v5::Packet::PingRequest => Packet::Ping,
             v5::Packet::Disconnect(disconnect) => {
-                // §3.14.2.2.2: it was 0 at CONNECT, as far as we are concerned.
+                // §3.14.2.2.2: it was 0 at CONNECT, for the CONNACK said so.
                 if disconnect.session_expiry_interval_secs.is_some_and(|seconds| seconds != 0) {
                     return Err(End::new(
                         Reason::ProtocolError,
-                        "a session that outlives its connection",
+                        "it asked for a session that outlives its connection",
                     ));
                 }
                 let publishes_will =
@@ -463,30 +467,33 @@ fn accept_v3(packet: v3::Packet) -> Result<Packet, End> {
     })
 }
 
-/// What a server never gets, QoS 2 and enhanced authentication, which the CONNACK ruled out, among
-/// it.
+/// Packets that a server never gets, and those of QoS 2 and of enhanced authentication, which the
+/// CONNACK excluded.
 fn unexpected() -> End {
-    End::new(Reason::ProtocolError, "a packet that no client may send")
+    End::new(Reason::ProtocolError, "it sent a packet that no client may send")
 }
 
-/// A message that a client may send, as far as that depends on the packet alone.
+/// Checks what can be checked of a message without knowing its sender.
 fn checked(publish: Publish) -> Result<Publish, End> {
     let properties = publish.properties.as_ref();
-    // §3.3.2.3.4: the CONNACK ruled them out.
+    // §3.3.2.3.4: the CONNACK excluded them.
     if properties.is_some_and(|properties| properties.topic_alias.is_some()) {
-        return Err(End::new(Reason::TopicAliasInvalid, "a topic alias"));
+        return Err(End::new(Reason::TopicAliasInvalid, "it used a topic alias"));
     }
     // §3.3.4-6
     if properties.is_some_and(|properties| !properties.subscription_ids.is_empty()) {
-        return Err(End::new(Reason::ProtocolError, "a subscription identifier in a PUBLISH"));
+        return Err(End::new(
+            Reason::ProtocolError,
+            "it sent a PUBLISH with a subscription identifier",
+        ));
     }
-    // §3.2.2.3.4. MQTT 3.1.1 clients cannot be told; they are cut as well.
+    // §3.2.2.3.4. An MQTT 3.1.1 client cannot be told, but its connection ends too.
     if publish.qos == QoS::ExactlyOnce {
-        return Err(End::new(Reason::QosNotSupported, "a message at QoS 2"));
+        return Err(End::new(Reason::QosNotSupported, "it sent a message at QoS 2"));
     }
     // §3.3.1-2
     if publish.dup && publish.qos == QoS::AtMostOnce {
-        return Err(End::new(Reason::MalformedPacket, "a repeated message at QoS 0"));
+        return Err(End::new(Reason::MalformedPacket, "it repeated a message at QoS 0"));
     }
     if let Some(properties) = properties {
         let user = properties.user_properties.iter().flat_map(|(name, value)| [name, value]);
@@ -499,7 +506,7 @@ fn checked(publish: Publish) -> Result<Publish, End> {
         if topic.is_empty() || topic.contains(['+', '#', '\0']) {
             return Err(End::new(
                 Reason::TopicNameInvalid,
-                "a topic name that is empty or has wildcards or U+0000",
+                "it sent a topic name that is empty, or has wildcards or U+0000",
             ));
         }
     }
@@ -520,16 +527,16 @@ fn will_of_v5(will: v5::LastWill) -> Result<Publish, End> {
     will_of_v3(v3::LastWill { qos, retain, topic, message }, Some(properties))
 }
 
-/// As the message that it is to become, with the properties that MQTT 5 gives it.
+/// The message that a Will becomes, with the properties that it has in MQTT 5.
 fn will_of_v3(will: v3::LastWill, properties: Option<PublishProperties>) -> Result<Publish, End> {
     let v3::LastWill { qos, retain, topic, message: payload } = will;
     checked(Publish { dup: false, retain, qos, topic, packet_id: None, payload, properties })
 }
 
-/// §1.5.4-2
+/// Checks a text (§1.5.4-2).
 fn text(text: ByteString) -> Result<ByteString, End> {
     if text.contains('\0') {
-        Err(End::new(Reason::MalformedPacket, "U+0000 in a text"))
+        Err(End::new(Reason::MalformedPacket, "it sent a text with U+0000"))
     } else {
         Ok(text)
     }
@@ -540,38 +547,42 @@ fn filters<T>(filters: Vec<T>, filter: impl Fn(&T) -> &ByteString) -> Result<Vec
     Ok(filters)
 }
 
-/// What the first bytes of a connection say of the version (§3.1.2.1, §3.1.2.2); `None` until they
-/// are there.
+/// The version that the first bytes of a connection announce (§3.1.2.1, §3.1.2.2). `None` until
+/// they have arrived.
 fn version(start: &[u8]) -> Result<Option<Version>, End> {
     let Some((header, _)) = frame(start)? else { return Ok(None) };
     if start[0] != CONNECT {
-        return Err(End::new(Reason::ProtocolError, "the first packet is no CONNECT"));
+        return Err(End::new(Reason::ProtocolError, "its first packet is not a CONNECT"));
     }
     let Some(protocol) = start.get(header..header + 7) else { return Ok(None) };
     match (&protocol[..6], protocol[6]) {
         (b"\0\x04MQTT", 4) => Ok(Some(Version::V3)),
         (b"\0\x04MQTT", 5) => Ok(Some(Version::V5)),
-        _ => Err(End::new(Reason::UnsupportedProtocolVersion, "neither MQTT 3.1.1 nor MQTT 5")),
+        _ => Err(End::new(
+            Reason::UnsupportedProtocolVersion,
+            "it uses neither MQTT 3.1.1 nor MQTT 5",
+        )),
     }
 }
 
-/// What is sent to a client whose version is not spoken: 3.1.1 §3.1.2.2 wants this one answer of a
-/// server. A client of a later version reads no more of it than that.
+/// The answer to a client of another version: 3.1.1 §3.1.2.2 requires it. A client of a later
+/// version can read this much of it.
 pub(super) const UNSUPPORTED_VERSION: &[u8] = b"\x20\x02\0\x01";
 
 const CONNECT: u8 = 0x10;
 
-/// The longest of our own answers, a SUBACK of 64 filters or a CONNACK, and room.
+/// The longest of our own answers, which is a SUBACK of 64 filters or a CONNACK, and some room. In
+/// bytes.
 const SHORTEST: u32 = 128;
 
-/// The lengths of the first packet's fixed header and of what follows it (§2.1); `None` until the
-/// header is there.
+/// The lengths of the first packet's fixed header and of the rest (§2.1). `None` until the header
+/// has arrived.
 fn frame(bytes: &[u8]) -> Result<Option<(usize, usize)>, End> {
     let Some((length, size)) = bytes.get(1..).and_then(variable_length) else {
         // A Variable Byte Integer has four bytes at most (§1.5.5).
         let is_endless = bytes.len() > 4;
         return if is_endless {
-            Err(End::new(Reason::MalformedPacket, "a length of five bytes"))
+            Err(End::new(Reason::MalformedPacket, "it sent a length of five bytes"))
         } else {
             Ok(None)
         };
@@ -587,10 +598,10 @@ fn variable_length(bytes: &[u8]) -> Option<(usize, usize)> {
     Some((value, size))
 }
 
-/// Refuses bytes behind the last field, and reserved bits.
+/// Refuses bytes after the last field, and reserved bits.
 fn check_body(version: Version, first: u8, body: &[u8]) -> Result<(), End> {
     let is_sound = match (first, version) {
-        // §3.1.2-11, -13: no flags of a Will that is not there.
+        // §3.1.2-11, -13: without a Will, its flags are 0.
         (CONNECT, _) if body.get(7).is_some_and(|flags| flags & 0x04 == 0 && flags & 0x38 != 0) => {
             false
         }
@@ -606,11 +617,11 @@ fn check_body(version: Version, first: u8, body: &[u8]) -> Result<(), End> {
     if is_sound {
         Ok(())
     } else {
-        Err(End::new(Reason::MalformedPacket, "bytes or bits that have no meaning"))
+        Err(End::new(Reason::MalformedPacket, "it sent bytes or bits that have no meaning"))
     }
 }
 
-/// Where the last field of a CONNECT ends (§3.1), if all are there.
+/// Where the last field of a CONNECT ends (§3.1). `None` if a field is incomplete.
 fn end_of_connect(version: Version, body: &[u8]) -> Option<usize> {
     let mut at = 10;
     let flags = *body.get(7)?;
@@ -631,7 +642,7 @@ fn end_of_connect(version: Version, body: &[u8]) -> Option<usize> {
     Some(at)
 }
 
-/// Whether no filter's options have reserved bits set.
+/// Whether the reserved bits are 0 in the options of all filters.
 fn has_sound_options(version: Version, body: &[u8]) -> bool {
     let (mut at, reserved) = match (version, body.get(2..).and_then(variable_length)) {
         (Version::V3, _) => (2, 0xfc),

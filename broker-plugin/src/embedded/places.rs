@@ -1,5 +1,5 @@
-//! Rooms for connections that nobody vouches for: those that have yet to introduce themselves, and
-//! clients without a certificate.
+//! Bounded sets of connections of unknown clients: those that have not been let in yet, and clients
+//! without a certificate.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::SetOnce;
 
-/// So many connections at once. Full, it makes room by turning out one of the network that has most
-/// of them, so that no network keeps the others out.
+/// A bounded number of connections. When it is full, it turns out the oldest connection of the
+/// network that has most, so that no network keeps the others out.
 #[derive(Debug)]
 pub(super) struct Lobby {
     places: usize,
@@ -29,7 +29,7 @@ struct Ticket {
     turned_out: SetOnce<()>,
 }
 
-/// One connection's place, given back when dropped.
+/// One connection's place. It is free again when this is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     room: Arc<Lobby>,
@@ -42,7 +42,8 @@ impl Lobby {
         Arc::new(Self { places, guests: Mutex::default() })
     }
 
-    /// A place for a connection from `network`, unless the room is full of that network's.
+    /// Takes a place for a connection from `network`. `None` if all are taken, and no network has
+    /// more than this one.
     pub(super) fn enter(self: &Arc<Self>, network: IpAddr) -> Option<Place> {
         let mut guests = self.guests();
         if guests.total >= self.places {
@@ -61,8 +62,8 @@ impl Lobby {
 }
 
 impl Guests {
-    /// Turns out the oldest connection of the network that has most, which is most likely to have
-    /// nothing to say.
+    /// Turns out the oldest connection of the network that has most. Of that network, the oldest is
+    /// the one that most likely says nothing.
     fn make_room_for(&mut self, network: IpAddr) -> Option<()> {
         let here = self.by_network.get(&network).map_or(0, VecDeque::len);
         let age =
@@ -73,7 +74,7 @@ impl Guests {
             return None;
         }
         let oldest = most.pop_front()?;
-        // Nobody else turns it out: it is in the room no more.
+        // It is not set twice: the ticket was removed from the lobby above.
         _ = oldest.turned_out.set(());
         self.total -= 1;
         Some(())
@@ -81,7 +82,7 @@ impl Guests {
 }
 
 impl Place {
-    /// Returns when somebody else needs the place.
+    /// Returns when another connection needs the place.
     pub(super) async fn turned_out(&self) {
         self.ticket.turned_out.wait().await;
     }
@@ -97,13 +98,13 @@ impl Drop for Place {
         if after == 0 {
             guests.by_network.remove(&self.network);
         }
-        // One that was turned out is counted no more.
+        // A connection that was turned out is no longer counted.
         guests.total -= before - after;
     }
 }
 
-/// Whom an address belongs to: the address itself for IPv4 (also when mapped into IPv6), the /64
-/// network for IPv6 (what one subscriber is given, RFC 6177).
+/// The network of an address: for IPv4, also mapped into IPv6, the address itself; for IPv6, its
+/// /64 (what one subscriber is given, RFC 6177).
 pub(super) fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => {

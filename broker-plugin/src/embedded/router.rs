@@ -1,8 +1,7 @@
-//! Who is connected and listens to what, and what is retained: all that connections share, in
-//! memory.
+//! Who is connected, who subscribes to what, and what is retained.
 //!
-//! Nothing here waits. A message is put into the lanes of those who listen; a lane without room
-//! costs its own client the connection.
+//! Nothing here waits. The router puts a message into the lanes of its subscribers. If a lane has
+//! no room, the connection of its client ends.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -17,16 +16,16 @@ use super::filters::{Filters, matches};
 use super::lane::{Delivery, Lane, Message};
 use super::packet::{QoS, Reason};
 
-/// Topic filters one client may hold at once.
+/// Topic filters that one client may hold at once.
 pub(super) const SUBSCRIPTIONS: usize = 64;
 
 /// Retained messages in one device's tree.
 const RETAINED_PER_TREE: usize = 4;
 
-/// Retained messages in all, of devices that are long gone among them.
+/// Retained messages in all, including those of devices that are long gone.
 const RETAINED: usize = 65_536;
 
-/// All that connections share.
+/// The subscriptions and retained messages of all connections.
 #[derive(Debug, Default)]
 pub(super) struct Router {
     state: Mutex<State>,
@@ -37,7 +36,7 @@ pub(super) struct Router {
 pub(super) struct Seat {
     pub(super) client: ByteString,
     pub(super) lane: Arc<Lane>,
-    /// Another one for each connection.
+    /// A different one for each connection.
     number: u64,
 }
 
@@ -66,7 +65,7 @@ struct Subscription {
     no_local: bool,
 }
 
-/// Members of a shared subscription (§4.8.2), who take turns.
+/// The members of a shared subscription (§4.8.2). They take turns.
 #[derive(Debug)]
 struct Group {
     filter: ByteString,
@@ -75,9 +74,9 @@ struct Group {
 }
 
 impl Router {
-    /// Seats a client. Who sat there under the same client id is told to leave, and hears nothing
-    /// from now on; so does nobody of it but by its Will. Its lane is returned, for it has yet to
-    /// be seen off.
+    /// Seats a client. An older connection under the same client id is told to leave. From now on
+    /// it receives nothing, and nobody receives anything from it except its Will. Returns its lane,
+    /// so that the caller can wait for its end.
     pub(super) fn enter(&self, client: ByteString, lane: Arc<Lane>) -> (Seat, Option<Arc<Lane>>) {
         let mut state = self.state();
         let previous = state.seated.remove(&client);
@@ -92,7 +91,7 @@ impl Router {
         (seat, lane_of_previous)
     }
 
-    /// Keeps a client's Will, to be published when it is gone.
+    /// Keeps a client's Will, to publish it when the client is gone.
     pub(super) fn keep_will(&self, seat: &Seat, will: Message) {
         let mut state = self.state();
         if state.is_seated(seat)
@@ -102,8 +101,8 @@ impl Router {
         }
     }
 
-    /// Frees a seat, and publishes the client's Will unless it took its leave; does nothing if
-    /// another has taken it over.
+    /// Frees a seat, and publishes the client's Will if `publishes_will`. Does nothing if a newer
+    /// connection has taken the seat over.
     pub(super) fn leave(&self, seat: &Seat, publishes_will: bool) {
         let mut state = self.state();
         if state.is_seated(seat)
@@ -113,7 +112,7 @@ impl Router {
         }
     }
 
-    /// Subscribes; what is retained is in the lane when this returns, before anything newer.
+    /// Subscribes. When this returns, the retained messages are in the lane, before any newer one.
     pub(super) fn subscribe(
         &self,
         seat: &Seat,
@@ -171,15 +170,16 @@ impl Router {
         Reason::Success
     }
 
-    /// Gives a message to everybody who listens, and to one of each group. What could not be given
-    /// to anybody of a group, because all are busy, is refused. Nothing of a client that was taken
-    /// over.
+    /// Gives a message to every subscriber, and to one member of each group. If all members of a
+    /// group are busy, it is refused. `None` if the client's seat was taken over: it can send
+    /// nothing.
     pub(super) fn publish(&self, seat: &Seat, message: Message) -> Option<Reason> {
         let mut state = self.state();
         state.is_seated(seat).then(|| state.publish(seat.number, message))
     }
 
-    /// Counts and tables agree after each change below, so a panic elsewhere does not spoil them.
+    /// No code below panics between changes that belong together, so the tables agree even after a
+    /// panic elsewhere.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -190,7 +190,7 @@ impl State {
         self.seated.get(&seat.client).is_some_and(|seated| seated.seat.number == seat.number)
     }
 
-    /// Removes what is left of a client that is seated no more.
+    /// Removes what is left of a client that has lost its seat.
     fn remove(&mut self, seated: Seated, publishes_will: bool) {
         for filter in &seated.filters {
             self.forget(filter, seated.seat.number);
@@ -233,7 +233,7 @@ impl State {
                 listeners.push((seat, subscription));
             }
         });
-        // A client with overlapping subscriptions gets it once, as the best of them says (§3.3.4).
+        // A client with overlapping subscriptions gets it once, with the highest QoS (§3.3.4).
         listeners.sort_unstable_by_key(|(seat, subscription)| (*seat, Reverse(subscription.qos)));
         listeners.dedup_by_key(|(seat, _)| *seat);
         let mut reason =
@@ -252,7 +252,7 @@ impl State {
         reason
     }
 
-    /// Keeps a message, or forgets the one that is kept if it is empty (§3.3.1-6, -7); `false` if
+    /// Retains a message; an empty one removes what is retained (§3.3.1-6, -7). Returns `false` if
     /// there is no room.
     fn retain(&mut self, message: &Arc<Message>) -> bool {
         if message.payload.is_empty() {
@@ -269,7 +269,7 @@ impl State {
         }
         let others = self.retained_below(tree).filter(|other| other.topic != message.topic).count();
         let is_new = !self.retained.contains_key(&message.topic);
-        // What the CA says to everyone has room whatever devices left behind.
+        // There is always room for what the CA retains, whatever devices left behind.
         let is_full = self.retained.len() >= RETAINED && !message.topic.starts_with("ca/");
         if others >= RETAINED_PER_TREE || is_new && is_full {
             return false;
@@ -278,7 +278,7 @@ impl State {
         true
     }
 
-    /// What is retained for topics that begin so.
+    /// The retained messages whose topics begin with `prefix`.
     fn retained_below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Arc<Message>> {
         let from = self.retained.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
         from.take_while(move |(topic, _)| topic.starts_with(prefix)).map(|(_, message)| message)
@@ -286,7 +286,7 @@ impl State {
 
     fn deliver_retained(&self, filter: &str, subscription: &Subscription) {
         let literal = filter.find(['+', '#']).map(|wildcard| &filter[..wildcard]);
-        // Without a wildcard there is one topic at most; `a/#` stands for `a` too.
+        // Without a wildcard there is one topic at most. `a/#` also matches `a`.
         let exact = if literal.is_none() { Some(filter) } else { filter.strip_suffix("/#") };
         let exact = exact
             .filter(|exact| !exact.contains(['+', '#']))
@@ -296,7 +296,9 @@ impl State {
         for message in exact.into_iter().chain(below) {
             let delivery = Delivery { retain: true, ..subscription.delivery(message) };
             if let Err(full) = subscription.lane.put(delivery) {
-                subscription.lane.end(full.reason(), "more is retained than it has room for");
+                subscription
+                    .lane
+                    .end(full.reason(), "more messages are retained than there is room for");
                 return;
             }
         }
@@ -319,7 +321,8 @@ impl Group {
         filter.is_some_and(|(_, filter)| matches(filter, topic))
     }
 
-    /// Gives a message to the member whose turn it is, or to the next that has room.
+    /// Gives a message to the member whose turn it is, or to the next one that has room. Returns
+    /// whether one had room.
     fn give(&mut self, message: &Arc<Message>) -> bool {
         for _ in 0..self.members.len() {
             self.next = (self.next + 1) % self.members.len();
@@ -332,8 +335,8 @@ impl Group {
     }
 }
 
-/// The first four levels of a topic and the slash behind them, which are a device's own tree; of a
-/// shorter one, all.
+/// The first four levels of a topic and the slash after them: for a device, its own tree. All of a
+/// shorter topic.
 fn tree_of(topic: &str) -> &str {
     topic.match_indices('/').nth(3).map_or(topic, |(at, _)| &topic[..=at])
 }
@@ -341,7 +344,7 @@ fn tree_of(topic: &str) -> &str {
 /// How a shared subscription's filter begins (§4.8.2).
 const SHARED: &str = "$share/";
 
-/// Whether a message that has a time to live may still be delivered.
+/// Whether a message has not expired.
 pub(super) fn is_alive(message: &Message, now: Instant) -> bool {
     message.expires.is_none_or(|expires| now < expires)
 }
@@ -384,7 +387,7 @@ mod tests {
         assert_eq!(
             keep("device/v1/default/0/0".into()),
             Reason::NoMatchingSubscribers,
-            "in place of its own"
+            "it replaces its own"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! What one connected client may do and is answered: MQTT's state machine after the CONNACK,
-//! without any I/O.
+//! What one connected client may do, and how it is answered: MQTT's state machine after the
+//! CONNACK, without I/O.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
@@ -13,19 +13,18 @@ use rmqtt_codec::types::Publish;
 use rmqtt_codec::v5::{PublishProperties, SubscriptionOptions};
 
 use super::lane::{Message, properties_size};
+use super::limits::PUBLISHES;
 use super::packet::{Codec, End, Packet, QoS, Reason};
 use super::router::{Router, SUBSCRIPTIONS, Seat, is_alive};
 use crate::access::{Access, has_sound_wildcards};
 use crate::meter::Meter;
 
-/// What a bootstrapping client may publish over one connection. The ticket flow needs 2; the rest
-/// is for retries. Its lane has room for as many replies, so it may read them whenever it likes.
-pub(super) const PUBLISHES: u32 = 32;
-
-/// A message of the protocol, and room for the topic and some MQTT 5 properties.
+/// The longest packet of a bootstrapping client, in bytes: a message of the protocol, and room for
+/// its topic and some MQTT 5 properties.
 pub(super) const REQUEST_PACKET: usize = assay_wire::MAX_MESSAGE + 1024;
 
-/// A message that a device has retained, or left as its Will, in bytes: its payload and properties.
+/// The longest message of a device that the broker retains or keeps as its Will, in bytes of
+/// payload and properties.
 pub(super) const RETAINED_MESSAGE: usize = 1024;
 
 /// Requests of each device, over all its connections.
@@ -38,8 +37,9 @@ pub(super) struct Session {
     seat: Seat,
     router: Arc<Router>,
     requests: Arc<Requests>,
-    /// What may be on its way to the client at QoS 1, and what is.
+    /// How many messages may be on their way to the client at QoS 1.
     window: usize,
+    /// Those that are, by their packet identifiers.
     unacknowledged: VecDeque<NonZeroU16>,
     last_id: u16,
     published: u32,
@@ -69,15 +69,15 @@ impl Session {
         }
     }
 
-    /// Takes the next packet out of `input`, and its length.
+    /// Takes the next packet out of `input`. Returns it with its length in bytes.
     pub(super) fn read(&mut self, input: &mut BytesMut) -> Result<Option<(Packet, usize)>, End> {
         self.codec.read(input)
     }
 
-    /// Does what a packet asks for; the answer goes to `out`.
+    /// Does what a packet asks for, and writes the answer to `out`.
     ///
     /// # Errors
-    /// The connection is to end: by the client's fault, or because it took its leave.
+    /// The connection must end: the client broke a rule, or it disconnected.
     pub(super) fn receive(
         &mut self,
         packet: Packet,
@@ -86,9 +86,11 @@ impl Session {
     ) -> Result<(), End> {
         match packet {
             // §3.1.0-2
-            Packet::Connect(_) => return Err(End::new(Reason::ProtocolError, "a second CONNECT")),
+            Packet::Connect(_) => {
+                return Err(End::new(Reason::ProtocolError, "it sent a second CONNECT"));
+            }
             Packet::Publish(publish) => return self.publish(*publish, out, now),
-            // Most come in order. One that nobody waits for is a repetition at worst.
+            // Most come in order. An unexpected one is harmless.
             Packet::PubAck(id) if self.unacknowledged.front() == Some(&id) => {
                 _ = self.unacknowledged.pop_front()
             }
@@ -112,13 +114,14 @@ impl Session {
             Packet::Ping => self.codec.pong(out),
             Packet::Disconnect { publishes_will } => {
                 self.publishes_will = publishes_will;
-                return Err(End::new(Reason::Success, "the client took its leave"));
+                return Err(End::new(Reason::Success, "the client disconnected"));
             }
         }
         Ok(())
     }
 
-    /// Writes what waits for the client, as far as it takes more and `out` stays below `enough`.
+    /// Writes messages that wait for the client, while its window has room and `out` is shorter
+    /// than `enough`.
     pub(super) fn deliver(&mut self, out: &mut BytesMut, enough: usize, now: Instant) {
         while out.len() < enough {
             let is_full = self.unacknowledged.len() >= self.window;
@@ -141,8 +144,9 @@ impl Session {
             if self.codec.publish(out, publish) {
                 self.unacknowledged.extend(packet_id);
             } else if self.access.is_bootstrapping() {
-                // It waits for this alone.
-                self.seat.lane.end(Reason::PacketTooLarge, "a reply that is longer than it takes");
+                // It waits for nothing else.
+                let text = "a reply is longer than it accepts";
+                self.seat.lane.end(Reason::PacketTooLarge, text);
             }
         }
     }
@@ -152,8 +156,7 @@ impl Session {
         self.access.is_worker()
     }
 
-    /// Tells the client why its connection ends, as far as its version can be told, and frees its
-    /// seat.
+    /// Frees the client's seat, and tells an MQTT 5 client why its connection ends.
     pub(super) fn end(&mut self, end: &End, out: &mut BytesMut) {
         self.router.leave(&self.seat, self.publishes_will);
         if end.reason != Reason::Success {
@@ -171,8 +174,8 @@ impl Session {
             let reason = published
                 .ok_or_else(|| End::new(Reason::SessionTakenOver, "the client connected again"))?;
             if is_request && reason != Reason::Success && !self.codec.acknowledges_with_a_reason() {
-                // Acknowledged, it would be lost without its sender's knowledge.
-                return Err(End::new(Reason::ServerBusy, "a request that no worker takes"));
+                // If it were acknowledged, its sender would not know that it is lost.
+                return Err(End::new(Reason::ServerBusy, "no worker can take its request"));
             }
             reason
         } else {
@@ -184,20 +187,23 @@ impl Session {
         Ok(())
     }
 
-    /// Counts what makes work for the CA, or may.
+    /// Counts messages that make work for the CA, or may do so.
     fn count(&mut self, is_request: bool, now: Instant) -> Result<(), End> {
         if self.access.is_bootstrapping() {
             self.published += 1;
             if self.published > PUBLISHES {
-                return Err(End::new(Reason::QuotaExceeded, "too many messages on one connection"));
+                return Err(End::new(
+                    Reason::QuotaExceeded,
+                    "it sent too many messages on one connection",
+                ));
             }
         } else if is_request && !self.requests.allows(self.seat.client.clone(), 1, now) {
-            return Err(End::new(Reason::QuotaExceeded, "too many requests"));
+            return Err(End::new(Reason::QuotaExceeded, "it sent too many requests"));
         }
         Ok(())
     }
 
-    /// What about a message costs its sender the connection.
+    /// Checks what a message of this client may be. Otherwise its connection ends.
     fn check(&self, publish: &Publish, is_request: bool) -> Result<(), End> {
         let size = publish.payload.len() + publish.properties.as_ref().map_or(0, properties_size);
         if publish.retain {
@@ -205,19 +211,20 @@ impl Session {
             if !self.access.may_retain(&publish.topic) {
                 return Err(End::new(
                     Reason::RetainNotSupported,
-                    "a message that may not be retained",
+                    "it may not retain a message on this topic",
                 ));
             }
             if self.access.client().is_some() && size > RETAINED_MESSAGE {
-                return Err(End::new(Reason::QuotaExceeded, "a message too long to be retained"));
+                let text = "its message is too long to be retained";
+                return Err(End::new(Reason::QuotaExceeded, text));
             }
         }
         if is_request && publish.qos == QoS::AtMostOnce {
-            // It would be lost in silence when all workers are busy.
-            return Err(End::new(Reason::ProtocolError, "a request at QoS 0"));
+            // When all workers are busy, it would be lost, and its sender would not know.
+            return Err(End::new(Reason::ProtocolError, "it sent a request at QoS 0"));
         }
         if is_request && size > REQUEST_PACKET {
-            return Err(End::new(Reason::PacketTooLarge, "a request that is too long"));
+            return Err(End::new(Reason::PacketTooLarge, "its request is too long"));
         }
         Ok(())
     }
@@ -225,7 +232,10 @@ impl Session {
     fn subscribe(&self, filter: &ByteString, options: SubscriptionOptions) -> Result<Reason, End> {
         // §3.8.3-4
         if options.no_local && filter.starts_with("$share/") {
-            return Err(End::new(Reason::ProtocolError, "No Local on a shared subscription"));
+            return Err(End::new(
+                Reason::ProtocolError,
+                "it set No Local on a shared subscription",
+            ));
         }
         if !has_sound_wildcards(filter) {
             return Ok(Reason::TopicFilterInvalid);
@@ -249,10 +259,10 @@ impl Session {
     }
 }
 
-/// All that a client may hold is enough for one packet.
+/// One packet may have as many filters as a client may hold.
 fn check_count(filters: usize) -> Result<(), End> {
     if filters > SUBSCRIPTIONS {
-        return Err(End::new(Reason::QuotaExceeded, "too many filters in one packet"));
+        return Err(End::new(Reason::QuotaExceeded, "it sent too many filters in one packet"));
     }
     Ok(())
 }
@@ -261,8 +271,8 @@ fn is_request(topic: &str) -> bool {
     matches!(Topic::parse(topic), Some(Topic::Request(..)))
 }
 
-/// The message of a PUBLISH. Of a request's properties, the worker examines the Response Topic and
-/// no other, so it gets no other.
+/// The message of a PUBLISH. A request keeps only its Response Topic: the worker looks at no other
+/// property.
 pub(super) fn message(publish: Publish, is_request: bool, now: Instant) -> Message {
     let mut properties = publish.properties.unwrap_or_default();
     if is_request {
@@ -270,8 +280,8 @@ pub(super) fn message(publish: Publish, is_request: bool, now: Instant) -> Messa
         properties = PublishProperties { response_topic, ..PublishProperties::default() };
     }
     let lifetime = properties.message_expiry_interval.take();
-    // Copies: the client's buffer is longer, and is not to live as long as the slowest reader
-    // takes.
+    // Copies, because the client's buffer is longer. Otherwise it would stay in memory until the
+    // slowest subscriber has read this message.
     Message {
         topic: ByteString::from(&*publish.topic),
         payload: Bytes::copy_from_slice(&publish.payload),
@@ -284,7 +294,7 @@ pub(super) fn message(publish: Publish, is_request: bool, now: Instant) -> Messa
     }
 }
 
-/// The same in memory of its own.
+/// Copies of all texts and bytes, in memory of their own.
 fn detached(properties: PublishProperties) -> PublishProperties {
     let text = |text: ByteString| ByteString::from(&*text);
     PublishProperties {
@@ -300,7 +310,7 @@ fn detached(properties: PublishProperties) -> PublishProperties {
     }
 }
 
-/// The properties that a message is delivered with; what is left of its lifetime among them
+/// The properties that a message is delivered with. They include the rest of its lifetime
 /// (§3.3.2-6).
 fn properties(message: &Message, now: Instant) -> Option<PublishProperties> {
     let left =
@@ -319,7 +329,7 @@ mod tests {
     use crate::embedded::lane::{Lane, Room};
     use crate::meter::Rate;
 
-    /// Its sender would take an acknowledgement for the word of the broker, which has forgotten it.
+    /// The sender would believe that the broker keeps the message, but the broker has forgotten it.
     #[test]
     fn message_of_a_client_that_was_taken_over_is_neither_routed_nor_acknowledged() {
         const CLIENT: &str = "0123456789abcdef0123456789abcdef";

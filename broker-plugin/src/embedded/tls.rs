@@ -1,8 +1,8 @@
 //! The TLS configurations of the two listeners.
 //!
-//! Neither resumes sessions: each connection shows its certificate anew, so an expired one is
-//! noticed at the next connect, there is no early data to replay, and anonymous clients leave
-//! nothing behind in a session cache.
+//! Neither resumes sessions. So each connection shows its certificate again, and an expired one is
+//! noticed at the next connection. There is no early data that could be replayed. Clients without a
+//! certificate leave nothing behind in a session cache.
 
 use std::sync::Arc;
 
@@ -10,6 +10,15 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{CipherSuite, ConfigBuilder, Error, RootCertStore, ServerConfig, WantsVerifier};
+
+/// The TLS configurations of both listeners.
+#[derive(Clone)]
+pub struct Tls {
+    /// For the bootstrap listener; see [`bootstrap_tls`].
+    pub bootstrap: Arc<ServerConfig>,
+    /// For the operational listener; see [`operational_tls`].
+    pub operational: Arc<ServerConfig>,
+}
 
 /// For the bootstrap listener: the server shows `chain` (leaf first), clients show nothing.
 pub fn bootstrap_tls(
@@ -25,14 +34,14 @@ pub fn bootstrap_tls(
 pub enum ClientCertificates {
     /// The TLS handshake fails without one.
     Mandatory,
-    /// A client that shows none may log in with user name and password. A certificate that is shown
-    /// is verified all the same.
+    /// A client that shows none may log in with user name and password. If a certificate is shown,
+    /// it is verified.
     Optional,
 }
 
-/// For the operational listener: what clients show must be a certificate for client authentication
-/// that chains to `root` and is valid now. Whether it has been revoked is asked later, at each
-/// CONNECT.
+/// For the operational listener: clients show a certificate for client authentication, with a path
+/// to `root`, that is valid now. TLS does not check whether it was revoked; the
+/// [doorkeeper](crate::doorkeeper) does, at each CONNECT.
 pub fn operational_tls(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -71,7 +80,7 @@ fn builder(
 }
 
 fn without_resumption(mut config: ServerConfig) -> ServerConfig {
-    // Without it no tickets are sent either.
+    // Without a storage, rustls sends no session tickets either.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ignore_client_order = true;
     config

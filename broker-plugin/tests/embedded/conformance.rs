@@ -3,12 +3,12 @@
 
 use super::*;
 
-/// What a packet is answered with.
+/// The answer to a packet.
 #[derive(Clone, Copy, Debug)]
 enum Due {
     /// MQTT 5: DISCONNECT with this reason code, and the end; MQTT 3.1.1: the end.
     Cut(u8),
-    /// A packet that begins so.
+    /// A packet that begins with these bytes.
     Answer(&'static [u8]),
 }
 
@@ -18,10 +18,11 @@ const PROTOCOL_ERROR: u8 = 0x82;
 const TOPIC_NAME_INVALID: u8 = 0x90;
 const SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED: u8 = 0xa1;
 
-/// What a device sends that is connected: which clauses are about it, the packet, and what is due.
+/// For a connected device: the clauses that a row is about, the packet that it sends, and the
+/// answer that is due.
 type Case = (&'static str, &'static str, Vec<u8>, Due);
 
-/// The same in both versions.
+/// Packets that are the same in both versions.
 fn cases_of_both() -> Vec<Case> {
     let cut = |code| Cut(code);
     vec![
@@ -81,7 +82,7 @@ fn cases_of_both() -> Vec<Case> {
     ]
 }
 
-/// Those of MQTT 5, whose packets have properties.
+/// Packets of MQTT 5, which have properties.
 fn cases_of_5() -> Vec<Case> {
     let publish = |first, body: &[u8]| packet(first, body.to_vec());
     let subscribe = |body: &[u8]| packet(0x82, body.to_vec());
@@ -335,7 +336,7 @@ fn cases_of_5() -> Vec<Case> {
     ]
 }
 
-/// Those of MQTT 3.1.1; codes are there for the log only.
+/// Packets of MQTT 3.1.1. The codes are for the log only.
 fn cases_of_311() -> Vec<Case> {
     let own = |rest: &str| string(&format!("device/v1/default/pump-17/{rest}"));
     let with = |first, parts: &[&[u8]]| packet(first, parts.concat());
@@ -400,7 +401,7 @@ fn cases_of_311() -> Vec<Case> {
 async fn check(version: u8, cases: Vec<Case>) {
     let mut world = World::new().await;
     for (number, (clause, what, bytes, due)) in cases.into_iter().enumerate() {
-        // No device that is cut is let in so often.
+        // In a new world every third time: the broker makes a device that was cut wait.
         if number % 3 == 2 {
             world = World::new().await;
         }
@@ -661,7 +662,7 @@ async fn no_more_than_the_receive_maximum_is_under_way() {
     }
     assert!(device.message(PATIENCE).await.is_some() && device.message(PATIENCE).await.is_some());
     assert_eq!(device.message(SILENCE).await, None, "3.3.4-9");
-    // Any of the two lets another through.
+    // An acknowledgement of either lets one more through.
     device.send(&packet(PUBACK, b"\0\x02".to_vec())).await;
     assert!(device.message(PATIENCE).await.is_some());
     assert_eq!(device.message(SILENCE).await, None);
@@ -724,8 +725,8 @@ async fn subscription_options_are_kept_to() {
     );
     device.publish(topic, b"to others").await;
     assert_eq!(device.message(SILENCE).await, None);
-    // 3.8.4-3: another subscription to the same filter takes its place; 3.10.4-1: it ends by its
-    // name.
+    // 3.8.4-3: a new subscription to the same filter replaces the old one. 3.10.4-1: the filter
+    // names the subscription that ends.
     assert_eq!(
         device.subscribe_with("device/v1/default/pump-17/#", 0x21).await,
         Some(GRANTED_QOS_1)
@@ -760,7 +761,7 @@ async fn expired_message_is_not_delivered() {
     let mut operator = world.operator().await;
     assert_eq!(operator.subscribe("device/v1/default/pump-17/#").await, Some(GRANTED_QOS_1));
     assert_eq!(operator.message(SILENCE).await, None);
-    // Nor do they take the room of what is retained now.
+    // Expired messages do not take the room of new ones either.
     device.send_publish(fifth, b"fresh", 0x33).await;
     assert_eq!(operator.message(PATIENCE).await.unwrap().payload, b"fresh");
     let mut late = world.identified("urn:assay:operator", "operator@late").await;

@@ -1,11 +1,9 @@
-//! Devices without a certificate on the operational listener: what user name and password open, and
-//! what they do not.
+//! Devices without a certificate on the operational listener: what they may do with user name and
+//! password, and what they may not.
 
 use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
-
-use assay_broker_plugin::embedded::{Denial, LoggedIn};
 
 use super::*;
 
@@ -25,7 +23,7 @@ impl World {
     async fn with_login_and_limits(login: Arc<Login>, limits: Limits) -> Self {
         let pki = Pki::new();
         let operational = pki.operational_tls(ClientCertificates::Optional);
-        Self::with_tls(pki, operational, limits, Arc::new(|_, _| Ok(())), Some(login)).await
+        Self::with_tls(pki, operational, limits, everybody(), login).await
     }
 
     /// A device that has logged in.
@@ -35,7 +33,7 @@ impl World {
         raw
     }
 
-    /// CONNECT without certificate: the answer, after which the connection has ended.
+    /// Sends a CONNECT without a certificate. Returns the answer, after which the connection ended.
     async fn refused_login(&self, connect: &Connect<'_>) -> u8 {
         let (mut raw, reason) = self.operational_connect(None, connect).await.unwrap();
         let started = Instant::now();
@@ -49,8 +47,8 @@ fn login_as(id: &str) -> Connect<'_> {
     Connect { user_name: Some(id), password: Some(PASSWORD), ..Connect::new(id) }
 }
 
-/// One password for all: `operator` and `worker` are what they say, `guest` is of another scope,
-/// the rest are devices.
+/// One password for all user names. `operator` and `worker` have these roles, `guest` is a device
+/// of another scope, and all others are devices.
 fn one_password() -> Arc<Login> {
     one_password_for(DAY)
 }
@@ -58,7 +56,7 @@ fn one_password() -> Arc<Login> {
 fn one_password_for(expires_in: Duration) -> Arc<Login> {
     Arc::new(move |user_name, password| {
         if password != PASSWORD {
-            return Err(Denial::Refused("wrong password".into()));
+            return Err(NotGood::Refused("wrong password".into()));
         }
         Ok(LoggedIn { identity: identity(user_name), expires_in })
     })
@@ -75,7 +73,7 @@ fn identity(user_name: &str) -> Identity {
     }
 }
 
-/// Lets everybody in, and counts how often it is asked.
+/// Accepts every login, and counts how often it is asked.
 fn counting() -> (Arc<Login>, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let login = {
@@ -216,8 +214,8 @@ async fn revoked_certificate_is_refused_whatever_the_password() {
         pki,
         operational,
         limits(),
-        Arc::new(|_, _| Err(Denial::Refused("revoked".into()))),
-        Some(login),
+        Arc::new(|_, _| Err(NotGood::Refused("revoked".into()))),
+        login,
     )
     .await;
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
@@ -261,8 +259,7 @@ async fn nobody_logs_in_where_tls_demands_a_certificate() {
     let (login, asked) = counting();
     let pki = Pki::new();
     let operational = pki.operational_tls(ClientCertificates::Mandatory);
-    let world =
-        World::with_tls(pki, operational, limits(), Arc::new(|_, _| Ok(())), Some(login)).await;
+    let world = World::with_tls(pki, operational, limits(), everybody(), login).await;
     assert!(world.operational_connect(None, &login_as("pump-17")).await.is_none());
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
@@ -273,7 +270,9 @@ async fn device_whose_login_is_disabled_is_cut_at_the_next_recheck() {
     let login: Arc<Login> = Arc::new({
         let (disabled, one_password) = (disabled.clone(), one_password());
         move |user_name, password| match user_name {
-            "pump-17" if disabled.load(Ordering::SeqCst) => Err(Denial::Refused("disabled".into())),
+            "pump-17" if disabled.load(Ordering::SeqCst) => {
+                Err(NotGood::Refused("disabled".into()))
+            }
             _ => one_password(user_name, password),
         }
     });
@@ -313,7 +312,7 @@ async fn device_whose_login_is_disabled_while_it_connects_is_cut() {
         let asked = asked.clone();
         move |user_name, _| {
             if asked.swap(true, Ordering::SeqCst) {
-                return Err(Denial::Refused("disabled".into()));
+                return Err(NotGood::Refused("disabled".into()));
             }
             std::thread::sleep(3 * SILENCE);
             Ok(LoggedIn { identity: identity(user_name), expires_in: DAY })
@@ -335,7 +334,7 @@ async fn device_whose_login_is_disabled_while_it_connects_is_cut() {
 #[tokio::test(flavor = "multi_thread")]
 async fn device_whose_login_cannot_be_checked_is_told_to_try_again() {
     let world =
-        World::with_login(Arc::new(|_, _| Err(Denial::Unknown("the disk is gone".into())))).await;
+        World::with_login(Arc::new(|_, _| Err(NotGood::Unknown("the disk is gone".into())))).await;
     assert_eq!(world.refused_login(&login_as("pump-17")).await, SERVER_UNAVAILABLE);
 }
 
@@ -375,6 +374,22 @@ async fn login_that_hangs_at_recheck_does_not_outlast_its_expiry() {
     let started = Instant::now();
     device.end().await.unwrap();
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_whose_login_is_shortened_at_a_recheck_is_cut_when_it_expires() {
+    let asked = AtomicBool::new(false);
+    let login: Arc<Login> = Arc::new(move |user_name, _| {
+        let expires_in =
+            if asked.swap(true, Ordering::SeqCst) { Duration::from_secs(1) } else { DAY };
+        Ok(LoggedIn { identity: identity(user_name), expires_in })
+    });
+    let world = World::with_login(login).await;
+    let mut device = world.logged_in("pump-17").await;
+    world.broker.recheck();
+    tokio::time::sleep(SILENCE).await;
+    assert!(device.is_alive().await);
+    device.end().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -440,7 +455,7 @@ async fn limits_of_devices_hold_for_those_that_log_in() {
         ("device/v1/default/pump-17/telemetry".into(), &photo[..2000], 0x33),
         ("device/v1/default/pump-17/photo".into(), &photo, 0x32),
     ] {
-        // One device is not let in so often.
+        // In a new world each time: the broker makes a device that was cut wait.
         let world = World::with_login(one_password()).await;
         let mut worker = world.worker().await;
         let mut device = world.logged_in("pump-17").await;
@@ -547,7 +562,7 @@ async fn panic_in_one_login_leaves_the_others_served() {
         _ => Ok(LoggedIn { identity: identity(user_name), expires_in: DAY }),
     });
     let world = World::with_login(login).await;
-    // More often than logins may be asked about at once.
+    // This is more than the number of logins that are checked at once.
     for _ in 0..100 {
         assert_eq!(world.refused_login(&login_as("pump-17")).await, SERVER_UNAVAILABLE);
     }
@@ -588,7 +603,7 @@ async fn login_that_hangs_holds_up_nobody_else() {
 
 #[test]
 fn logins_that_hang_leave_threads_for_the_admission_of_certificates() {
-    // Fewer than logins that hang, and more than may be asked about at once.
+    // Fewer threads than logins that hang, and more than logins that are checked at once.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(80)

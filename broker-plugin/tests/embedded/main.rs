@@ -1,5 +1,5 @@
-//! The embedded broker over real sockets: what strangers cannot do to it, and what everybody else
-//! still can.
+//! The embedded broker over real sockets: strangers cannot harm it, and everybody else is served
+//! meanwhile.
 
 mod conformance;
 mod login;
@@ -14,8 +14,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use assay_broker_plugin::access::Identity;
+use assay_broker_plugin::certificate::ClientCertificate;
+use assay_broker_plugin::doorkeeper::{Good, LoggedIn, NotGood, Register};
 use assay_broker_plugin::embedded::{
-    Admit, ClientCertificates, Denial, EmbeddedBroker, EmbeddedBrokerConfig, Limits, Login, Tls,
+    ClientCertificates, EmbeddedBroker, EmbeddedBrokerConfig, Limits, Tls,
 };
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish};
@@ -32,6 +34,35 @@ use tokio::time::timeout;
 const SHARED_REQUESTS: &str = "$share/ca/provision/v1/default/+/request";
 const INTRODUCTION: Duration = Duration::from_secs(2);
 
+/// What a test's register says of a certificate, and of a user name and password.
+type Admit = dyn Fn(&Identity, &ClientCertificate) -> Result<Good, NotGood> + Send + Sync;
+type Login = dyn Fn(&str, &[u8]) -> Result<LoggedIn, NotGood> + Send + Sync;
+
+struct Answers {
+    admit: Arc<Admit>,
+    login: Arc<Login>,
+}
+
+impl Register for Answers {
+    fn certificate(&self, certificate: &ClientCertificate) -> Result<Good, NotGood> {
+        (self.admit)(&certificate.identity, certificate)
+    }
+
+    fn login(&self, user_name: &str, password: &[u8]) -> Result<LoggedIn, NotGood> {
+        (self.login)(user_name, password)
+    }
+}
+
+/// Every certificate is good.
+fn everybody() -> Arc<Admit> {
+    Arc::new(|_, _| Ok(Good))
+}
+
+/// No password is good.
+fn no_logins() -> Arc<Login> {
+    Arc::new(|_, _| Err(NotGood::Refused("nobody logs in here".into())))
+}
+
 /// A running broker and its CA.
 struct World {
     pki: Pki,
@@ -41,13 +72,13 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        Self::with(limits(), Arc::new(|_, _| Ok(()))).await
+        Self::with(limits(), everybody()).await
     }
 
     async fn with(limits: Limits, admit: Arc<Admit>) -> Self {
         let pki = Pki::new();
         let operational = pki.operational_tls(ClientCertificates::Mandatory);
-        Self::with_tls(pki, operational, limits, admit, None).await
+        Self::with_tls(pki, operational, limits, admit, no_logins()).await
     }
 
     async fn with_tls(
@@ -55,28 +86,27 @@ impl World {
         operational_tls: ServerConfig,
         limits: Limits,
         admit: Arc<Admit>,
-        login: Option<Arc<Login>>,
+        login: Arc<Login>,
     ) -> Self {
         let world = Self::closed(pki, operational_tls, limits, admit, login).await;
         world.broker.open();
         world
     }
 
-    /// One whose broker no worker has joined yet.
+    /// A world whose broker is not opened yet: it has no worker.
     async fn closed(
         pki: Pki,
         operational_tls: ServerConfig,
         limits: Limits,
         admit: Arc<Admit>,
-        login: Option<Arc<Login>>,
+        login: Arc<Login>,
     ) -> Self {
         let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
             bootstrap: "127.0.0.1:0".parse().unwrap(),
             operational: "127.0.0.1:0".parse().unwrap(),
             tls: Tls { bootstrap: pki.bootstrap_tls().into(), operational: operational_tls.into() },
             scope: "default".parse().unwrap(),
-            admit,
-            login,
+            register: Arc::new(Answers { admit, login }),
             limits,
         })
         .await
@@ -104,7 +134,7 @@ impl World {
         Raw::over(socket.connect(address).await.unwrap(), tls).await.unwrap()
     }
 
-    /// What a CONNECT on the bootstrap listener is answered with.
+    /// The answer to a CONNECT on the bootstrap listener.
     async fn bootstrap_connect(&self, connect: &Connect<'_>) -> Option<u8> {
         Raw::open(self.bootstrap(), &self.anonymous).await.unwrap().connect(connect).await
     }
@@ -158,7 +188,8 @@ impl World {
         })
     }
 
-    /// The same, but an MQTT client as our own programmes use it, for one connection's life.
+    /// A worker that answers each request with the request. It uses the same MQTT client as our own
+    /// programs, and does not reconnect.
     async fn echoing_worker(&self) -> JoinHandle<()> {
         let tls = self.pki.client_tls(Some(&self.pki.client(&["urn:assay:worker"])));
         let (worker, mut events) = polite(self.broker.operational_addr(), tls, "worker@1");
@@ -175,7 +206,7 @@ impl World {
         })
     }
 
-    /// Connect, subscribe, request, reply: how long one whole exchange of a stranger takes.
+    /// How long one whole exchange of a stranger takes: connect, subscribe, request, reply.
     async fn exchange(&self) -> Duration {
         let started = Instant::now();
         let (mut raw, client) = self.stranger().await;
@@ -391,11 +422,13 @@ async fn operational_listener_refuses_clients_without_a_certificate_even_if_tls_
     {
         let pki = Pki::new();
         let careless = careless(&pki);
-        let world = World::with_tls(pki, careless, limits(), Arc::new(|_, _| Ok(())), None).await;
+        let world = World::with_tls(pki, careless, limits(), everybody(), no_logins()).await;
         for client in [fresh_client().as_str(), "pump-17", "worker@1"] {
-            let connect =
-                Connect { user_name: Some(client), password: Some(b"x"), ..Connect::new(client) };
-            assert!(world.operational_connect(None, &connect).await.is_none(), "{client}");
+            for (user_name, password) in [(None, None), (Some(client), Some(&b"x"[..]))] {
+                let connect = Connect { user_name, password, ..Connect::new(client) };
+                let (_, reason) = world.operational_connect(None, &connect).await.unwrap();
+                assert_eq!(reason, BAD_USER_NAME_OR_PASSWORD, "{client}");
+            }
         }
     }
 }
@@ -404,8 +437,8 @@ async fn operational_listener_refuses_clients_without_a_certificate_even_if_tls_
 async fn strangers_wait_until_the_broker_is_opened_and_are_served_then() {
     let pki = Pki::new();
     let operational = pki.operational_tls(ClientCertificates::Mandatory);
-    let world = World::closed(pki, operational, limits(), Arc::new(|_, _| Ok(())), None).await;
-    // The port is there, and the kernel takes the connection.
+    let world = World::closed(pki, operational, limits(), everybody(), no_logins()).await;
+    // The port is bound, and the kernel accepts the connection.
     TcpStream::connect(world.bootstrap()).await.unwrap();
     let mut served = std::pin::pin!(world.stranger());
     assert!(timeout(SILENCE, &mut served).await.is_err(), "nobody accepts it yet");
@@ -418,7 +451,7 @@ async fn strangers_wait_until_the_broker_is_opened_and_are_served_then() {
 async fn request_of_a_device_waits_until_the_broker_is_opened() {
     let pki = Pki::new();
     let operational = pki.operational_tls(ClientCertificates::Mandatory);
-    let world = World::closed(pki, operational, limits(), Arc::new(|_, _| Ok(())), None).await;
+    let world = World::closed(pki, operational, limits(), everybody(), no_logins()).await;
     let mut device = world.device("pump-17").await;
     device.send_publish("provision/v1/default/pump-17/request", b"early", 0x32).await;
     tokio::time::sleep(SILENCE).await;
@@ -521,9 +554,9 @@ async fn certificate_that_is_not_admitted_is_refused_at_each_connect() {
         assert!(!certificate.serial.is_empty() && certificate.sha256 != [0; 32]);
         match identity {
             Identity::Device { device_id, .. } if device_id.as_str() == "pump-17" => {
-                Err(Denial::Refused("revoked".into()))
+                Err(NotGood::Refused("revoked".into()))
             }
-            _ => Ok(()),
+            _ => Ok(Good),
         }
     });
     let world = World::with(limits(), admit).await;
@@ -540,7 +573,7 @@ async fn certificate_that_is_not_admitted_is_refused_at_each_connect() {
 async fn panic_in_one_connection_leaves_the_others_served() {
     let admit: Arc<Admit> = Arc::new(|identity, _| match identity {
         Identity::Device { .. } => panic!("as the test wants it"),
-        _ => Ok(()),
+        _ => Ok(Good),
     });
     let world = World::with(limits(), admit).await;
     let _worker = world.answering_worker(b"reply".to_vec()).await;
@@ -557,7 +590,7 @@ async fn slow_admission_of_one_client_does_not_delay_others() {
         if matches!(identity, Identity::Device { .. }) {
             std::thread::sleep(Duration::from_secs(3));
         }
-        Ok(())
+        Ok(Good)
     });
     let world = World::with(limits(), admit).await;
     let _worker = world.answering_worker(b"reply".to_vec()).await;
@@ -618,7 +651,7 @@ async fn introduced_client_outlives_the_introduction_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stranger_that_does_not_leave_is_cut() {
     let limits = Limits { bootstrapping: Duration::from_secs(2), ..limits() };
-    let world = World::with(limits, Arc::new(|_, _| Ok(()))).await;
+    let world = World::with(limits, everybody()).await;
     let mut device = world.device("pump-17").await;
     let (mut raw, client) = world.stranger().await;
     assert_eq!(raw.subscribe(&reply_topic(&client)).await, Some(GRANTED_QOS_1));
@@ -643,7 +676,7 @@ async fn oversize_packet_cuts_its_sender_only() {
     raw.publish(&request_topic(&client), &[7; 18 * 1024]).await;
     raw.end().await.unwrap();
 
-    // A length is enough: nothing is kept ready for the 256 MB announced.
+    // The length is enough: the broker reserves no memory for the 256 MB that it announces.
     let (mut boaster, _) = world.stranger().await;
     boaster.send(&[0x32, 0xff, 0xff, 0xff, 0x7f]).await;
     boaster.end().await.unwrap();
@@ -754,7 +787,7 @@ async fn session_does_not_outlive_its_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn full_bootstrap_listener_makes_room_for_other_networks_only() {
-    let world = World::with(Limits { bootstrap: 4, ..limits() }, Arc::new(|_, _| Ok(()))).await;
+    let world = World::with(Limits { bootstrap: 4, ..limits() }, everybody()).await;
     let mut inside = Vec::new();
     for _ in 0..4 {
         inside.push(world.stranger().await.0);
@@ -786,7 +819,7 @@ async fn full_bootstrap_listener_makes_room_for_other_networks_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn devices_beyond_the_total_are_told_to_come_later_and_a_worker_has_a_place() {
-    let world = World::with(Limits { operational: 2, ..limits() }, Arc::new(|_, _| Ok(()))).await;
+    let world = World::with(Limits { operational: 2, ..limits() }, everybody()).await;
     let _inside = [world.device("pump-1").await, world.device("pump-2").await];
     let credential = world.pki.client(&["urn:assay:device:default:pump-3"]);
     let refused =
@@ -798,7 +831,7 @@ async fn devices_beyond_the_total_are_told_to_come_later_and_a_worker_has_a_plac
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connections_of_one_network_leave_room_for_those_of_others() {
-    let world = World::with(Limits { waiting: 8, ..limits() }, Arc::new(|_, _| Ok(()))).await;
+    let world = World::with(Limits { waiting: 8, ..limits() }, everybody()).await;
     let mut silent = Vec::new();
     for _ in 0..8 {
         silent.push(TcpStream::connect(world.broker.operational_addr()).await.unwrap());
@@ -1019,13 +1052,13 @@ async fn device_leaves_a_will_for_its_own_presence() {
             (heard.topic.as_str(), heard.payload.as_slice()),
             (presence, &b"last words"[..])
         );
-        // Who takes its leave has none.
+        // The Will of a client that disconnects is not published.
         let (mut device, _) = world.operational_connect(Some(&credential), &connect).await.unwrap();
         device.send(&[0xe0, 0]).await;
         device.end().await.unwrap();
         assert_eq!(operator.message(SILENCE).await, None);
     }
-    // Taken over, the old connection's is out before the new one is in.
+    // If a connection is taken over, its Will is published before the new one is let in.
     let connect = Connect { will: Some((presence, true)), ..Connect::new("pump-17") };
     let (_old, _) = world.operational_connect(Some(&credential), &connect).await.unwrap();
     let (mut new, _) = world.operational_connect(Some(&credential), &connect).await.unwrap();
@@ -1095,7 +1128,7 @@ async fn device_retains_a_few_short_messages_in_its_own_tree() {
         device.publish_retained("device/v1/default/pump-17/5", b"5").await,
         Some(QUOTA_EXCEEDED)
     );
-    // An empty one forgets (MQTT 5 §3.3.1-6).
+    // An empty message removes what is retained (MQTT 5 §3.3.1-6).
     device.publish_retained("device/v1/default/pump-17/0", b"").await;
     let mut operator = world.operator().await;
     assert_eq!(operator.subscribe("device/v1/+/pump-17/#").await, Some(GRANTED_QOS_1));
@@ -1211,7 +1244,7 @@ async fn client_that_reads_slowly_is_heard_meanwhile() {
     for _ in 0..1000 {
         worker.send_publish("fleet/v1/default/pump-17/event", &[7; 60 * 1024], 0x30).await;
     }
-    // Its backlog fills all buffers on the way, for longer than one and a half keep-alives.
+    // Its backlog fills all buffers for longer than one and a half keep-alives.
     for _ in 0..60 {
         operator.send(&[0xc0, 0]).await;
         assert!(operator.message(PATIENCE).await.is_some(), "it is cut as silent");
@@ -1221,9 +1254,7 @@ async fn client_that_reads_slowly_is_heard_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn network_of_strangers_that_are_cut_again_and_again_is_let_in_seldom() {
-    let world =
-        World::with(Limits { arrivals_per_network: 100, ..limits() }, Arc::new(|_, _| Ok(())))
-            .await;
+    let world = World::with(Limits { arrivals_per_network: 100, ..limits() }, everybody()).await;
     let offend = async || {
         let Ok(mut raw) = Raw::open(world.bootstrap(), &world.anonymous).await else {
             return false;
@@ -1298,12 +1329,12 @@ async fn device_that_connects_without_end_is_let_in_at_its_pace() {
     for _ in 0..30 {
         answers.push(world.operational_connect(Some(&credential), &old).await.unwrap().1);
     }
-    // On a slow machine the time for one more passes now and then.
+    // On a slow machine, the time may suffice for one more.
     assert!(
         answers.contains(&3) && answers.iter().all(|answer| [SUCCESS, 3].contains(answer)),
         "{answers:02x?}"
     );
-    // Of its network, too.
+    // Also another device of its network.
     world.device("pump-18").await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     world.device("pump-17").await;
@@ -1321,7 +1352,8 @@ async fn certificate_that_is_shown_without_end_counts_though_it_lets_nobody_in()
     }
     assert_eq!(answers.last(), Some(&CONNECTION_RATE_EXCEEDED));
     assert!(answers.len() > 64, "{answers:02x?}");
-    // The name is another's to use: who stole the issuing key has another certificate.
+    // Another certificate with the same name is let in: whoever stole the issuing key could show
+    // the first one.
     world.device("pump-17").await;
 }
 
@@ -1419,9 +1451,9 @@ async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
             Identity::Device { device_id, .. }
                 if device_id.as_str() == "pump-17" && revoked.load(Ordering::SeqCst) =>
             {
-                Err(Denial::Refused("revoked".into()))
+                Err(NotGood::Refused("revoked".into()))
             }
-            _ => Ok(()),
+            _ => Ok(Good),
         }
     });
     let world = World::with(limits(), admit).await;
@@ -1435,7 +1467,7 @@ async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
     assert!(other.is_alive().await);
 }
 
-/// The threads that may block are not all for those who are in already.
+/// A recheck leaves most of the threads that may block to new clients.
 #[tokio::test(flavor = "multi_thread")]
 async fn recheck_asks_for_a_few_connections_at_a_time() {
     let (at_once, most, asked) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
@@ -1448,7 +1480,7 @@ async fn recheck_asks_for_a_few_connections_at_a_time() {
             std::thread::sleep(Duration::from_millis(20));
             at_once.fetch_sub(1, Ordering::SeqCst);
             asked.fetch_add(1, Ordering::SeqCst);
-            Ok(())
+            Ok(Good)
         }
     });
     let world = World::with(limits(), admit).await;
@@ -1469,7 +1501,7 @@ async fn recheck_asks_for_a_few_connections_at_a_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn device_whose_certificate_cannot_be_checked_is_told_to_try_again() {
-    let admit: Arc<Admit> = Arc::new(|_, _| Err(Denial::Unknown("the disk is gone".into())));
+    let admit: Arc<Admit> = Arc::new(|_, _| Err(NotGood::Unknown("the disk is gone".into())));
     let world = World::with(limits(), admit).await;
     let credential = world.pki.client(&["urn:assay:device:default:pump-17"]);
     let (_, reason) =
@@ -1477,9 +1509,9 @@ async fn device_whose_certificate_cannot_be_checked_is_told_to_try_again() {
     assert_eq!(reason, SERVER_UNAVAILABLE);
 }
 
-/// What the store says of pump-17 at its CONNECT, and then at each look after a recheck; the last
-/// for ever.
-async fn world_where_checks_say(answers: Vec<Result<(), Denial>>) -> (World, Arc<AtomicU64>) {
+/// A world whose register gives these answers about pump-17, the first at its CONNECT, and the
+/// others one after another at rechecks. The last answer is repeated.
+async fn world_where_checks_say(answers: Vec<Result<Good, NotGood>>) -> (World, Arc<AtomicU64>) {
     let asked = Arc::new(AtomicU64::new(0));
     let admit: Arc<Admit> = Arc::new({
         let asked = asked.clone();
@@ -1488,7 +1520,7 @@ async fn world_where_checks_say(answers: Vec<Result<(), Denial>>) -> (World, Arc
                 let turn = usize::try_from(asked.fetch_add(1, Ordering::SeqCst)).unwrap();
                 answers[turn.min(answers.len() - 1)].clone()
             }
-            _ => Ok(()),
+            _ => Ok(Good),
         }
     });
     (World::with(limits(), admit).await, asked)
@@ -1496,9 +1528,9 @@ async fn world_where_checks_say(answers: Vec<Result<(), Denial>>) -> (World, Arc
 
 #[tokio::test(flavor = "multi_thread")]
 async fn device_stays_while_a_recheck_finds_nothing_out_and_is_asked_about_again() {
-    let unknown = Err(Denial::Unknown("locked".into()));
+    let unknown = Err(NotGood::Unknown("locked".into()));
     let (world, asked) =
-        world_where_checks_say(vec![Ok(()), unknown.clone(), unknown, Ok(())]).await;
+        world_where_checks_say(vec![Ok(Good), unknown.clone(), unknown, Ok(Good)]).await;
     let mut device = world.device("pump-17").await;
     world.broker.recheck();
     let started = Instant::now();
@@ -1513,8 +1545,8 @@ async fn device_stays_while_a_recheck_finds_nothing_out_and_is_asked_about_again
 #[tokio::test(flavor = "multi_thread")]
 async fn revocation_is_found_at_the_recheck_after_one_that_finds_nothing_out() {
     let (unknown, revoked) =
-        (Err(Denial::Unknown("locked".into())), Err(Denial::Refused("revoked".into())));
-    let (world, _) = world_where_checks_say(vec![Ok(()), unknown, revoked]).await;
+        (Err(NotGood::Unknown("locked".into())), Err(NotGood::Refused("revoked".into())));
+    let (world, _) = world_where_checks_say(vec![Ok(Good), unknown, revoked]).await;
     let mut device = world.device("pump-17").await;
     world.broker.recheck();
     device.end().await.unwrap();
@@ -1523,7 +1555,7 @@ async fn revocation_is_found_at_the_recheck_after_one_that_finds_nothing_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn device_that_cannot_be_checked_for_long_is_cut() {
     let (world, asked) =
-        world_where_checks_say(vec![Ok(()), Err(Denial::Unknown("locked".into()))]).await;
+        world_where_checks_say(vec![Ok(Good), Err(NotGood::Unknown("locked".into()))]).await;
     let mut device = world.device("pump-17").await;
     world.broker.recheck();
     device.end().await.unwrap();
@@ -1537,10 +1569,10 @@ async fn device_whose_certificate_is_revoked_while_it_connects_is_cut() {
         let asked = asked.clone();
         move |_, _| {
             if asked.swap(true, Ordering::SeqCst) {
-                return Err(Denial::Refused("revoked".into()));
+                return Err(NotGood::Refused("revoked".into()));
             }
             std::thread::sleep(3 * SILENCE);
-            Ok(())
+            Ok(Good)
         }
     });
     let world = World::with(limits(), admit).await;
@@ -1843,7 +1875,7 @@ async fn two_thousand_passing_strangers_leave_little_behind() {
     let before = resident_kib();
     pass(2000).await;
     let grown = resident_kib().saturating_sub(before);
-    // A queue of 0.5 kB each until the next sweep, and what the allocator does not give back.
+    // For each, a queue of 0.5 kB until the next sweep, and what the allocator does not give back.
     assert!(grown < 8 * 1024, "{grown} KiB");
 }
 
@@ -1866,8 +1898,8 @@ async fn listener_survives_running_out_of_file_descriptors() {
         hoard.push(stream);
         assert!(hoard.len() < 1000, "the limit does not hold");
     }
-    // One more connection waits to be accepted and cannot be: the descriptor it would need is this
-    // client's.
+    // One more connection waits and cannot be accepted: this client has the descriptor that it
+    // would need.
     drop(hoard.pop());
     let waiting = TcpStream::connect(world.bootstrap()).await;
     tokio::time::sleep(SILENCE).await;
@@ -1881,8 +1913,8 @@ async fn both_listeners_keep_to_the_file_descriptors_there_are() {
     if !in_own_process("both_listeners_keep_to_the_file_descriptors_there_are") {
         return;
     }
-    // 256 are reserved; of the other 44, four are for those that wait, and strangers get a quarter
-    // of the rest.
+    // 256 are reserved. Of the other 44, four are for connections that are not let in yet, and
+    // strangers get a quarter of the rest.
     limit_descriptors("64:300");
     let world = World::new().await;
     let mut inside = Vec::new();
@@ -1893,8 +1925,8 @@ async fn both_listeners_keep_to_the_file_descriptors_there_are() {
     assert!(world.device("pump-17").await.is_alive().await);
 }
 
-/// Whether this is a process that runs `test` alone, where no other test uses memory or file
-/// descriptors. If not, runs it in one that is.
+/// Whether this process runs `test` alone, so that no other test uses its memory and file
+/// descriptors. If not, runs `test` in a process of its own.
 fn in_own_process(test: &str) -> bool {
     const MARK: &str = "ASSAY_TEST_ALONE";
     if std::env::var_os(MARK).is_some() {

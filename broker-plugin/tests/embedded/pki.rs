@@ -1,4 +1,4 @@
-//! A small CA: what a broker and its clients need to know each other.
+//! A small CA for a broker and its clients.
 
 use std::time::Duration;
 

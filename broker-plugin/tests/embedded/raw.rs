@@ -1,5 +1,5 @@
-//! A rude MQTT 5 client (3.1.1 on request): sends what it is told, byte for byte, and reads what
-//! comes.
+//! An MQTT client without manners (MQTT 5, or 3.1.1 on request): sends the bytes that it is told,
+//! and reads the answers.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -13,10 +13,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Long enough on a busy machine for anything that ought to happen.
+/// Long enough, even on a busy machine, for anything that should happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Long enough for a message that ought not to arrive to have arrived.
+/// If nothing has arrived after this time, nothing will.
 pub(crate) const SILENCE: Duration = Duration::from_millis(300);
 
 pub(crate) const CONNACK: u8 = 0x20;
@@ -56,7 +56,7 @@ pub(crate) struct Connect<'a> {
     pub(crate) version: u8,
     pub(crate) clean_start: bool,
     pub(crate) keep_alive: u16,
-    /// Topic, and whether it is to be retained.
+    /// The topic of a Will, and whether it is to be retained.
     pub(crate) will: Option<(&'a str, bool)>,
     /// As they stand on the wire, without their length.
     pub(crate) will_properties: Vec<u8>,
@@ -159,7 +159,7 @@ impl Raw {
         Self::over(TcpStream::connect(address).await?, tls).await
     }
 
-    /// TLS over a TCP connection that is there.
+    /// TLS over an existing TCP connection.
     pub(crate) async fn over(tcp: TcpStream, tls: &Arc<ClientConfig>) -> std::io::Result<Self> {
         tcp.set_nodelay(true)?;
         let stream =
@@ -174,7 +174,7 @@ impl Raw {
         })
     }
 
-    /// Sends CONNECT; the reason code of the CONNACK.
+    /// Sends CONNECT. Returns the reason code of the CONNACK.
     pub(crate) async fn connect(&mut self, connect: &Connect<'_>) -> Option<u8> {
         self.version = connect.version;
         self.send(&connect.packet()).await;
@@ -184,12 +184,12 @@ impl Raw {
         Some(self.connack[1])
     }
 
-    /// Subscribes at QoS 1; the reason code of the SUBACK.
+    /// Subscribes at QoS 1. Returns the reason code of the SUBACK.
     pub(crate) async fn subscribe(&mut self, filter: &str) -> Option<u8> {
         self.subscribe_with(filter, 1).await
     }
 
-    /// Subscribes with these options (MQTT 5 §3.8.3.1); the reason code of the SUBACK.
+    /// Subscribes with these options (MQTT 5 §3.8.3.1). Returns the reason code of the SUBACK.
     pub(crate) async fn subscribe_with(&mut self, filter: &str, options: u8) -> Option<u8> {
         let mut body = self.fresh_id();
         self.end_properties(&mut body);
@@ -199,7 +199,7 @@ impl Raw {
         self.answer(SUBACK).await?.last().copied()
     }
 
-    /// Publishes at QoS 1; the reason code of the PUBACK.
+    /// Publishes at QoS 1. Returns the reason code of the PUBACK.
     pub(crate) async fn publish(&mut self, topic: &str, payload: &[u8]) -> Option<u8> {
         self.publish_flags(topic, payload, 0x32).await
     }
@@ -254,8 +254,8 @@ impl Raw {
         .ok()?
     }
 
-    /// Reads on until the broker ends the connection; the reason code of its DISCONNECT, if it sent
-    /// one.
+    /// Reads until the broker ends the connection. Returns the reason code of its DISCONNECT, if it
+    /// sent one.
     pub(crate) async fn end(&mut self) -> Result<Option<u8>, tokio::time::error::Elapsed> {
         timeout(PATIENCE, async {
             let mut reason = None;
@@ -275,7 +275,7 @@ impl Raw {
         timeout(PATIENCE, self.answer(0xd0)).await.ok().flatten().is_some()
     }
 
-    /// A broken pipe shows at the next read.
+    /// Ignores a broken pipe: the next read will notice it.
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes).await;
         let _ = self.stream.flush().await;
@@ -295,8 +295,8 @@ impl Raw {
         .ok()?
     }
 
-    /// The next packet's first byte and body; messages are acknowledged and go to the inbox as
-    /// well. `None` at the end.
+    /// The first byte and the body of the next packet. Acknowledges messages, and also puts them
+    /// into the inbox. `None` at the end.
     pub(crate) async fn packet(&mut self) -> Option<(u8, Vec<u8>)> {
         let first = self.stream.read_u8().await.ok()?;
         let (mut length, mut shift) = (0, 0);

@@ -132,12 +132,12 @@ pub enum ParentKind {
     /// (TPM 2.0 Part 3, 13.2), as does whatever else opens an outer wrapper; so the TPM refuses it.
     ///
     /// The TPM cannot be made to use the same key otherwise. All bits of a template go into a
-    /// primary key (Part 3, 24.1), so another one gives another key; and TPM2_Load takes an object
-    /// under the public area only that it was made with (Part 3, 12.2).
+    /// primary key (Part 3, 24.1), so another one gives another key. TPM2_Load accepts an object only
+    /// with the public area with which it was made (Part 3, 12.2).
     Import,
-    /// TCG's template of a storage root key. It has no password, so with the key of the inner
-    /// wrapper, which passes through the host, whoever controls that for a moment has the TPM hand
-    /// out the shared key: TPM2_Rewrap to TPM_RH_NULL.
+    /// TCG's template of a storage root key. It has no password. The key of the inner wrapper passes
+    /// through the host. So whoever controls the host for a moment can have the TPM give out the
+    /// shared key: TPM2_Rewrap to TPM_RH_NULL.
     PlainSrk,
 }
 

@@ -551,7 +551,7 @@ mod checks {
     fn refusals_name_the_values_compared() {
         let expires_at = now() - Duration::HOUR;
         let text = refusal(&until(expires_at).text()).to_string();
-        assert_eq!(text, format!("the token expired at {expires_at}; it is {}", now()));
+        assert_eq!(text, format!("the token expired at {expires_at}; the time is {}", now()));
         let text =
             refusal(&signed_by(DEVICE, 2, &good().resource, &good().expiry).text()).to_string();
         assert!(text.contains(DEVICE) && text.contains("[3]"), "{text}");

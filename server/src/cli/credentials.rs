@@ -14,11 +14,11 @@ use super::{list, table};
 
 #[derive(Subcommand)]
 pub(crate) enum Credentials {
-    /// List them
+    /// List the certificates
     List(list::Json),
-    /// Make one, for three years
+    /// Make a certificate, valid for three years
     Add(Add),
-    /// End one: nobody is let in with it any more, and live connections are cut
+    /// Revoke a certificate: nobody is let in with it any more, and live connections are cut
     Revoke(Revoke),
 }
 
@@ -27,9 +27,9 @@ pub(crate) enum Credentials {
   assay --dir ca credentials add operator alice            # alice.pem, alice.key
   assay --dir ca credentials add worker north --out north")]
 pub(crate) struct Add {
-    /// Whom it is for
+    /// Who it is for
     role: RoleName,
-    /// What it is called: 1 to 64 of A-Z a-z 0-9 - . _ :
+    /// Its name: 1 to 64 of A-Z a-z 0-9 - . _ :
     name: ClientId,
     /// The directory to write NAME.pem and NAME.key to
     #[arg(long, default_value = ".")]
@@ -48,7 +48,7 @@ enum RoleName {
 pub(crate) struct Revoke {
     /// What `credentials list` calls it
     name: String,
-    /// Even if the CA's own `worker.pem` or `operator.pem` is that certificate
+    /// Revoke it even if it is the CA's own `worker.pem` or `operator.pem`
     #[arg(long)]
     force: bool,
 }

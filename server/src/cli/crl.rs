@@ -36,7 +36,7 @@ impl Crl {
         // First, for this key may be elsewhere, and each list uses a number up.
         let of_services = self.pem.then(|| directory.service_revocation_list(now)).transpose()?;
         let of_devices =
-            directory.ca()?.revocation_list(&mut directory.store()?, usize::MAX, now)?;
+            directory.ca()?.revocation_list(&mut *directory.store()?, usize::MAX, now)?;
         let lists = match of_services {
             Some(of_services) => [pem(of_devices), pem(of_services)].concat(),
             None => of_devices,

@@ -2,17 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use assay_ca_core::{EkIdentity, Reprovision, SharedKeyOnRecord};
 use assay_server::directory::Directory;
-use assay_server::ek_list::{self, Defaults};
+use assay_server::ek_list;
+use assay_server::operations::enrol::{self, EnrolmentError, Forgotten};
 use assay_store::{Enrolled, EnrolmentRow, NewEnrolment, Store};
 use assay_wire::{DeviceId, EkId, printable_json};
-use clap::builder::PossibleValue;
-use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand};
 use time::OffsetDateTime;
 
 use super::import::Import;
+use super::policy::{Policy, ReprovisionArg};
 use super::table;
 
 #[derive(Subcommand)]
@@ -38,17 +39,17 @@ pub(crate) enum Enroll {
         #[arg(long)]
         json: bool,
     },
-    /// Show one
+    /// Show one EK
     Show {
         #[command(flatten)]
         ek: Which,
     },
-    /// Change what its enrolment says
+    /// Change an enrolment
     #[command(group(ArgGroup::new("change").required(true).multiple(true).args(["reprovision", "plain_srk"])))]
     Update {
         #[command(flatten)]
         ek: Which,
-        /// What a device gets that was provisioned before and comes with a new key
+        /// What a device gets that was provisioned before and now has a new key
         #[arg(long, value_name = "POLICY")]
         reprovision: Option<ReprovisionArg>,
         /// Whether its shared key may be sent to a plain storage root key, from which whoever
@@ -56,84 +57,28 @@ pub(crate) enum Enroll {
         #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         plain_srk: Option<bool>,
     },
-    /// Refuse it from now on, whether the CA knows it or not
+    /// Disable an EK, also one that the CA does not know
     Disable {
         #[command(flatten)]
         ek: Which,
     },
-    /// Admit it again, if it is trusted otherwise
+    /// Enable an EK again; it must still be trusted
     Enable {
         #[command(flatten)]
         ek: Which,
     },
-    /// Retire its shared key at once; the device gets the next one by `assay-device provision
+    /// Retire the shared key of an EK at once; the device gets the next one by `assay-device provision
     /// --again`
     Rotate {
         #[command(flatten)]
         ek: Which,
     },
-    /// Forget it: revoke its certificates, retire its shared key, free its device id for other
+    /// Remove an EK: revoke its certificates, retire its shared key, free its device id for other
     /// hardware
     Remove {
         #[command(flatten)]
         ek: Which,
     },
-}
-
-/// What is agreed with devices about their return.
-#[derive(Args)]
-pub(crate) struct Policy {
-    /// What a device gets that was provisioned before and comes with a new key [default: reissue]
-    #[arg(long, value_name = "POLICY")]
-    reprovision: Option<ReprovisionArg>,
-    /// Made by an SDK of Azure, with another template than the EK that the TPM's vendor certified:
-    /// trust it though the device sends that other EK's certificate. RSA-2048 only
-    #[arg(long)]
-    legacy_dps_ek: bool,
-    /// Send its shared key to a plain storage root key too, as Azure DPS does: whoever controls the
-    /// device's software for a moment can have that key
-    #[arg(long)]
-    plain_srk: bool,
-}
-
-impl Policy {
-    /// For EKs of which nothing else is said.
-    pub(crate) fn defaults(&self) -> Defaults {
-        Defaults {
-            reprovision: self.reprovision.map(|policy| policy.0),
-            legacy_dps_ek: self.legacy_dps_ek.then_some(true),
-            plain_srk: self.plain_srk.then_some(true),
-            added_at: OffsetDateTime::now_utc(),
-        }
-    }
-}
-
-/// [`Reprovision`], with words for `--help`.
-#[derive(Clone, Copy)]
-pub(crate) struct ReprovisionArg(Reprovision);
-
-impl ValueEnum for ReprovisionArg {
-    fn value_variants<'a>() -> &'a [Self] {
-        const ALL: [ReprovisionArg; Reprovision::ALL.len()] = {
-            let [first, second, third] = Reprovision::ALL;
-            [ReprovisionArg(first), ReprovisionArg(second), ReprovisionArg(third)]
-        };
-        &ALL
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(PossibleValue::new(self.0.name()).help(match self.0 {
-            Reprovision::Reissue => {
-                "a new certificate or the next shared key; the old one ends when the new one is \
-                 first used"
-            }
-            Reprovision::Reuse => {
-                "the same shared key again; a new identity key gets a new certificate, for none \
-                 fits it"
-            }
-            Reprovision::Never => "nothing: it is refused until an operator acts",
-        }))
-    }
 }
 
 #[derive(Args)]
@@ -144,59 +89,62 @@ pub(crate) struct Which {
 
 impl Enroll {
     pub(crate) fn run(self, directory: &Directory) -> Result<()> {
-        let store = &mut directory.store()?;
+        let store = &mut *directory.store()?;
         match self {
             Self::Add { file, device_id, policy } => add(store, &file, device_id, &policy),
             Self::Import(import) => import.run(store),
             Self::List { json } => list(store, json),
-            Self::Show { ek } => show(&ek.row(store)?),
-            Self::Update { ek, reprovision, plain_srk } => {
-                update(store, &ek.row(store)?, reprovision.map(|policy| policy.0), plain_srk)
+            Self::Show { ek } => {
+                let ek = ek.id(store)?;
+                show(&enrol::show(store, &ek).or_else(see_list)?)
             }
-            Self::Disable { ek } => disable(store, &ek.id(store)?),
-            Self::Enable { ek } => enable(store, &ek.id(store)?),
-            Self::Rotate { ek } => rotate(store, &ek.id(store)?),
-            Self::Remove { ek } => remove(store, &ek.id(store)?),
+            Self::Update { ek, reprovision, plain_srk } => {
+                let ek = ek.id(store)?;
+                update(store, &ek, reprovision.map(|policy| policy.0), plain_srk)
+            }
+            Self::Disable { ek } => {
+                let ek = ek.id(store)?;
+                disable(store, &ek)
+            }
+            Self::Enable { ek } => {
+                let ek = ek.id(store)?;
+                enable(store, &ek)
+            }
+            Self::Rotate { ek } => {
+                let ek = ek.id(store)?;
+                rotate(store, &ek)
+            }
+            Self::Remove { ek } => {
+                let ek = ek.id(store)?;
+                remove(store, &ek)
+            }
         }
     }
 }
 
 impl Which {
-    fn row(&self, store: &Store) -> Result<EnrolmentRow> {
-        let ek = self.id(store)?;
-        store.enrolment(&ek)?.with_context(|| format!("EK {ek} is {UNKNOWN}"))
-    }
-
-    fn id(&self, store: &Store) -> Result<EkId> {
+    fn id(&self, store: &mut dyn Store) -> Result<EkId> {
         let which = &self.which;
-        if let Ok(ek) = which.parse() {
-            return Ok(ek);
-        }
-        if let Ok(device) = which.parse()
-            && let Some(ek) = store.ek_of_device(&device)?
-        {
-            return Ok(ek);
+        match enrol::find(store, which) {
+            Err(EnrolmentError::NotFound) => {}
+            found => return Ok(found?),
         }
         let file = Path::new(which);
-        if file.exists() {
-            let ek = EkIdentity::recognise(&read(file)?)
-                .with_context(|| format!("{} holds no EK", file.display()))?;
-            return Ok(ek.1.ek_id);
-        }
-        // As `assay devices` shows it.
-        if which.len() >= table::SHORT_ID {
-            let (eks, prefix) = (store.enrolments()?, which.to_ascii_lowercase());
-            let mut matching =
-                eks.iter().map(|row| row.ek_id).filter(|ek| ek.to_string().starts_with(&prefix));
-            if let (Some(ek), None) = (matching.next(), matching.next()) {
-                return Ok(ek);
-            }
-        }
-        bail!(
-            "{which} is neither an EK id, nor its first {} digits, nor a device id that the CA \
-             knows, nor a file; see `assay enroll list`",
-            table::SHORT_ID
-        )
+        ensure!(
+            file.exists(),
+            "{which} is {}, nor a file; see `assay enroll list`",
+            EnrolmentError::NotFound
+        );
+        let ek = EkIdentity::recognise(&read(file)?)
+            .with_context(|| format!("{} holds no EK", file.display()))?;
+        Ok(ek.1.ek_id)
+    }
+}
+
+fn see_list<T>(error: EnrolmentError) -> Result<T> {
+    match error {
+        EnrolmentError::Store(error) => Err(error.into()),
+        error => bail!("{error}; see `assay enroll list`"),
     }
 }
 
@@ -204,7 +152,12 @@ fn read(file: &Path) -> Result<Vec<u8>> {
     ek_list::read_small(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
-fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>, policy: &Policy) -> Result<()> {
+fn add(
+    store: &mut dyn Store,
+    file: &Path,
+    device_id: Option<DeviceId>,
+    policy: &Policy,
+) -> Result<()> {
     let enrolment = policy.defaults().enrolment(&read(file)?);
     let (recognised, ek, enrolment) =
         enrolment.with_context(|| format!("{} holds no EK", file.display()))?;
@@ -245,21 +198,19 @@ fn add(store: &mut Store, file: &Path, device_id: Option<DeviceId>, policy: &Pol
 }
 
 fn update(
-    store: &mut Store,
-    row: &EnrolmentRow,
+    store: &mut dyn Store,
+    ek: &EkId,
     reprovision: Option<Reprovision>,
     plain_srk: Option<bool>,
 ) -> Result<()> {
-    let ek = row.ek_id;
-    if !store.update_enrolment(&ek, reprovision, plain_srk)? {
+    let updated = enrol::update(store, ek, reprovision, plain_srk);
+    if let Err(error @ EnrolmentError::NotEnrolled { .. }) = &updated {
         let reprovision =
             reprovision.map_or_else(String::new, |policy| format!(" --reprovision {policy}"));
         let plain_srk = if plain_srk == Some(true) { " --plain-srk" } else { "" };
-        bail!(
-            "EK {ek} is not enrolled, and only an enrolment has a policy; `assay enroll add \
-             FILE{reprovision}{plain_srk}` enrols it"
-        );
+        bail!("{error}; `assay enroll add FILE{reprovision}{plain_srk}` enrols it");
     }
+    let row = updated.or_else(see_list)?;
     if let Some(reprovision) = reprovision {
         eprintln!("re-provisioning is {reprovision}: EK {ek}");
     }
@@ -279,17 +230,15 @@ fn update(
     Ok(())
 }
 
-fn disable(store: &mut Store, ek: &EkId) -> Result<()> {
-    let known = store.enrolment(ek)?.is_some();
-    store.set_disabled(ek, true, OffsetDateTime::now_utc())?;
+fn disable(store: &mut dyn Store, ek: &EkId) -> Result<()> {
+    let known = enrol::disable(store, ek, OffsetDateTime::now_utc())?;
     let note = if known { "" } else { ", which the CA did not know" };
     eprintln!("disabled: EK {ek}{note}");
     Ok(())
 }
 
-fn enable(store: &mut Store, ek: &EkId) -> Result<()> {
-    let row = store.enrolment(ek)?.with_context(|| format!("EK {ek} is {UNKNOWN}"))?;
-    store.set_disabled(ek, false, OffsetDateTime::now_utc())?;
+fn enable(store: &mut dyn Store, ek: &EkId) -> Result<()> {
+    let row = enrol::enable(store, ek, OffsetDateTime::now_utc()).or_else(see_list)?;
     let known = row.registered || row.recognised.is_some();
     let note =
         if known { "" } else { ", which needs a trusted vendor's certificate or an enrolment" };
@@ -297,10 +246,8 @@ fn enable(store: &mut Store, ek: &EkId) -> Result<()> {
     Ok(())
 }
 
-fn rotate(store: &mut Store, ek: &EkId) -> Result<()> {
-    if !store.transaction(|transaction| transaction.retire_shared_key(ek))? {
-        bail!("EK {ek} never had a shared key; see `assay enroll list`");
-    }
+fn rotate(store: &mut dyn Store, ek: &EkId) -> Result<()> {
+    enrol::rotate(store, ek).or_else(see_list)?;
     eprintln!(
         "retired the shared key of EK {ek}; its device gets the next one by `assay-device \
          provision --again`"
@@ -308,20 +255,15 @@ fn rotate(store: &mut Store, ek: &EkId) -> Result<()> {
     Ok(())
 }
 
-fn remove(store: &mut Store, ek: &EkId) -> Result<()> {
-    let row = store.enrolment(ek)?;
-    let removed = store.remove(ek, OffsetDateTime::now_utc())?;
-    let removed = removed
-        .with_context(|| format!("the CA knows nothing of EK {ek}; see `assay enroll list`"))?;
-    let is_disabled = row.as_ref().is_some_and(|row| row.disabled);
-    let name = row
-        .and_then(|row| row.device_id)
-        .map_or_else(String::new, |id| format!(", which was {id}"));
+fn remove(store: &mut dyn Store, ek: &EkId) -> Result<()> {
+    let forgotten = enrol::remove(store, ek, OffsetDateTime::now_utc()).or_else(see_list)?;
+    let Forgotten { device_id, stays_disabled, removed } = forgotten;
+    let name = device_id.map_or_else(String::new, |id| format!(", which was {id}"));
     let retired =
         if removed.shared_key { "retired its shared key" } else { "it had no shared key" };
     eprintln!("removed: EK {ek}{name}");
     eprintln!("  revoked certificates: {}; {retired}", removed.certificates);
-    if is_disabled {
+    if stays_disabled {
         eprintln!("  it stays disabled until `assay enroll enable {ek}`");
     } else {
         eprintln!(
@@ -337,7 +279,7 @@ fn show(row: &EnrolmentRow) -> Result<()> {
     Ok(())
 }
 
-fn list(store: &Store, as_json: bool) -> Result<()> {
+fn list(store: &mut dyn Store, as_json: bool) -> Result<()> {
     let rows = store.enrolments()?;
     if as_json {
         rows.iter().for_each(|row| table::print_json(&json(row)));
@@ -396,5 +338,3 @@ fn json(row: &EnrolmentRow) -> serde_json::Value {
         "tags": row.tags,
     })
 }
-
-const UNKNOWN: &str = "neither enrolled, nor registered, nor disabled; see `assay enroll list`";

@@ -1,6 +1,6 @@
 //! `assay health`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
 use assay_mqtt::{BrokerUrl, Client};
 use assay_server::directory::Directory;
 use assay_server::random_bytes;
-use assay_store::Store;
+use assay_store::Database;
 use assay_wire::{
     ClientId, ProblemCode, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, Topic,
 };
@@ -183,16 +183,23 @@ async fn store(directory: &Directory) -> Result<Duration> {
     }
 }
 
-fn write(database: &Path) -> Result<()> {
-    let advice = || {
-        let place = database.parent().unwrap_or(database);
-        format!(
-            "{} cannot be written; look at free space and permissions of {}",
-            database.display(),
-            place.display()
-        )
+fn write(database: &Database) -> Result<()> {
+    let advice = || match database {
+        Database::Sqlite(file) => {
+            let place = file.parent().unwrap_or(file);
+            format!(
+                "{} cannot be written; look at free space and permissions of {}",
+                file.display(),
+                place.display()
+            )
+        }
+        Database::Postgres(_) => format!(
+            "{} cannot be written; look whether the server runs, has free space, and lets this \
+             user in",
+            database.shown()
+        ),
     };
-    Store::open(database).and_then(|mut store| store.check_writable()).with_context(advice)
+    database.open().and_then(|mut store| store.check_writable()).with_context(advice)
 }
 
 fn milliseconds(time: Duration) -> Value {

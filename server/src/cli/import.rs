@@ -11,7 +11,7 @@ use assay_store::{Enrolled, NewEnrolment, Store};
 use assay_wire::DeviceId;
 use clap::Args;
 
-use super::enroll::Policy;
+use super::policy::Policy;
 use super::table;
 
 #[derive(Args)]
@@ -23,10 +23,10 @@ pub(crate) struct Import {
     /// certificate, each in base64; or PEM in quotation marks), and if you like registration_id (or
     /// device_id), reprovision (reissue, reuse or never), legacy_dps_ek and plain_srk (true or
     /// false), status (enabled or disabled). Azure DPS's own names will do too. All other columns
-    /// are kept as tags. An empty cell leaves its value open.
+    /// are kept as tags. An empty cell gives no value.
     ///
-    /// Of a directory every file counts that is not hidden, in any form that `enroll add` takes;
-    /// its subdirectories do not.
+    /// In a directory, every file that is not hidden is read, in any form that `enroll add` takes.
+    /// Subdirectories are not.
     path: PathBuf,
     #[command(flatten)]
     policy: Policy,
@@ -39,7 +39,7 @@ pub(crate) struct Import {
 }
 
 impl Import {
-    pub(crate) fn run(self, store: &mut Store) -> Result<()> {
+    pub(crate) fn run(self, store: &mut dyn Store) -> Result<()> {
         let mut progress = Progress::default();
         let entries =
             ek_list::read(&self.path, self.policy.defaults(), |read| progress.tell(read))?;

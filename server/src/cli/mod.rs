@@ -4,18 +4,18 @@ mod check;
 mod credentials;
 mod crl;
 mod enroll;
-mod gate;
 mod health;
 mod import;
 mod init;
 mod list;
 mod outfit;
+mod policy;
 mod serve;
 mod service;
+mod store;
 mod table;
 mod trust;
 mod trust_add;
-mod vendor_files;
 mod watch;
 mod worker;
 
@@ -44,7 +44,7 @@ enum Command {
     /// Say which TPM vendors' certificates are trusted
     #[command(subcommand)]
     Trust(trust::Trust),
-    /// Vouch for EKs, and switch devices off and on
+    /// Enrol EKs, change enrolments, disable and enable devices
     #[command(subcommand)]
     Enroll(enroll::Enroll),
     /// Run the built-in broker and a worker
@@ -60,14 +60,17 @@ enum Command {
     Devices(list::Json),
     /// List the certificates
     Certs(list::Json),
-    /// Make and end the certificates of operators and workers
+    /// Make, list and revoke the certificates of operators and workers
     #[command(subcommand)]
     Credentials(credentials::Credentials),
-    /// Sign a list of what is revoked, and write it
+    /// Write the revocation list, signed now
     Crl(crl::Crl),
     /// List the newest decisions
     Audit(list::Audit),
-    /// Print what devices say, and what the CA says of them
+    /// Say where the CA is on record, and move it
+    #[command(subcommand)]
+    Store(store::Store),
+    /// Print what devices publish, and the CA's events
     Watch(watch::Watch),
 }
 
@@ -87,6 +90,7 @@ impl Cli {
             Command::Credentials(credentials) => credentials.run(&directory()?),
             Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => list::audit(&directory()?, audit),
+            Command::Store(store) => store.run(&directory()?),
             Command::Watch(watch) => watch.run(&directory()?),
         }?;
         Ok(ExitCode::SUCCESS)

@@ -8,12 +8,12 @@ use anyhow::{Context, Result};
 use assay_broker_plugin::embedded::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig};
 use assay_server::directory::Directory;
 use assay_server::pipeline::{self, WorkerConfig};
-use assay_server::register::Register;
+use assay_server::register::StoreRegister;
+use assay_server::revocations;
 use clap::Args;
 use tokio::sync::watch;
 use tracing::info;
 
-use super::gate;
 use super::outfit::{ServerOutfit, local_url, reread};
 use super::service::{self, Signals, Systemd, attend};
 use super::worker::FINISH;
@@ -43,18 +43,16 @@ impl Serve {
                 |directory: &Directory| ServerOutfit::read(directory, [bootstrap, operational]);
             let ServerOutfit { worker, tls } = read(directory)?;
             let (outfit, worn) = watch::channel(worker);
-            let register = || {
-                let worn = worn.clone();
-                Register::open(&database, move || Arc::clone(&worn.borrow().ca)).map(Arc::new)
-            };
+            let for_register = worn.clone();
+            let register =
+                StoreRegister::open(&database, move || Arc::clone(&for_register.borrow().ca))?;
 
             let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
                 bootstrap,
                 operational,
                 tls,
                 scope: config.scope.clone(),
-                admit: gate::admit(register()?),
-                login: Some(gate::login(register()?)),
+                register: Arc::new(register),
                 limits: config.limits,
             })
             .await
@@ -68,12 +66,21 @@ impl Serve {
 
             let bootstrap = local_url(broker.bootstrap_addr())?;
             let operational = local_url(broker.operational_addr())?;
-            info!(address = %broker.bootstrap_addr(), from_here = %bootstrap, "listening for devices without certificate");
-            info!(address = %broker.operational_addr(), from_here = %operational, "listening for certificates of this CA");
+            info!(
+                address = %broker.bootstrap_addr(),
+                from_here = %bootstrap,
+                "listening for devices without certificate"
+            );
+            info!(
+                address = %broker.operational_addr(),
+                from_here = %operational,
+                "listening for certificates of this CA"
+            );
             let config = WorkerConfig {
                 broker: operational.clone(),
                 outfit: worn.clone(),
                 database,
+                retention: directory.config().retention,
                 pulse: Systemd::watchdog(),
             };
             let (stop, stopping) = watch::channel(None);
@@ -88,7 +95,7 @@ impl Serve {
             let served = async {
                 tokio::select! {
                     ended = worker => ended,
-                    () = gate::cut_revoked(store, || broker.recheck()) => Ok(()),
+                    () = revocations::watch(store, || broker.recheck()) => Ok(()),
                 }
             };
             attend(served, &mut signals, &systemd, &stop, FINISH - DRAIN, || {
@@ -96,7 +103,7 @@ impl Serve {
                 let ServerOutfit { worker, tls } = read(&fresh)?;
                 outfit.send_replace(worker);
                 broker.replace_tls(tls);
-                // A token of a key or a flow that is no more is good no longer.
+                // Tokens of a key or a flow that was removed are no longer good.
                 broker.recheck();
                 Ok(waiting)
             })

@@ -63,7 +63,7 @@ pub(super) async fn attend(
         let asked = tokio::select! {
             ended = &mut worker => {
                 ended?;
-                info!("stopped; everything that was begun is answered");
+                info!("stopped; all requests that were started are answered");
                 return Ok(());
             }
             asked = signals.next() => asked,
@@ -74,7 +74,7 @@ pub(super) async fn attend(
             Asked::Reload => systemd.reload(|| reread(&mut reload)),
             Asked::Stop if stopping => bail!("told to stop a second time: stopped at once"),
             Asked::Stop => {
-                info!(within = ?within, "stopping: finishing what was begun");
+                info!(within = ?within, "stopping: finishing the requests that were started");
                 systemd.stop();
                 stop.send_replace(Some(Instant::now() + within));
             }
@@ -189,7 +189,10 @@ impl Systemd {
     }
 
     fn stop(&self) {
-        notify(&[NotifyState::Stopping, NotifyState::Status("finishing what was begun")]);
+        notify(&[
+            NotifyState::Stopping,
+            NotifyState::Status("finishing the requests that were started"),
+        ]);
     }
 }
 

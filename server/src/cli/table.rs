@@ -29,7 +29,7 @@ pub(crate) fn print<const N: usize>(
 
 /// Digits of an id or a fingerprint in hexadecimal that are shown where space is scarce: no two are
 /// alike.
-pub(crate) const SHORT_ID: usize = 16;
+pub(crate) const SHORT_ID: usize = assay_server::operations::enrol::SHORT_ID;
 
 /// Text that a stranger may have written, as it may be shown.
 pub(crate) fn printable(text: &str) -> String {

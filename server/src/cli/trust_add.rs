@@ -3,18 +3,13 @@
 use std::io::{IsTerminal, stderr, stdin};
 use std::path::PathBuf;
 
-use anyhow::{Result, bail, ensure};
-use assay_ca_core::{Allowances, Role, VendorCertificate};
-use assay_server::anchors::{read_anchor, read_anchors};
-use assay_store::{AnchorRow, Store, StoreError};
+use anyhow::{Result, ensure};
+use assay_ca_core::{Allowances, Role};
+use assay_server::operations::trust::{self, Found, Good, Wish};
+use assay_store::Store;
 use clap::Args;
-use rustls::pki_types::CertificateDer;
-use sha2::{Digest, Sha256};
-use time::OffsetDateTime;
 
 use super::table;
-use super::trust::kind;
-use super::vendor_files;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -35,8 +30,8 @@ pub(crate) struct Add {
     /// PEM, DER, PKCS #7, bundles of them, and directories
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// Trust this CA itself, whoever signed it: one that is not self-signed, or one issuing CA
-    /// instead of a whole vendor
+    /// Trust this CA itself, whoever signed it. Use it for a CA that is not self-signed, or to trust
+    /// one issuing CA instead of a whole vendor
     #[arg(long)]
     anchor: bool,
     /// What EK certificates under the anchor may lack: ek-usage, tpm-attributes, or both with a
@@ -59,60 +54,23 @@ pub(crate) struct Add {
 }
 
 impl Add {
-    pub(crate) fn run(self, store: &Store) -> Result<()> {
-        let found = self.found(&Known::read(store)?)?;
+    pub(crate) fn run(self, store: &mut dyn Store) -> Result<()> {
+        let wish = Wish {
+            anchor: self.anchor.then_some(self.allow_missing),
+            fingerprints: self.fingerprints.clone(),
+        };
+        let found = wish.examine(store, &self.files)?;
         found.iter().for_each(|found| self.report(found));
-        let new =
-            found.iter().filter_map(|found| found.content.as_ref().ok()).filter(|good| good.is_new);
-        let new: Vec<_> = new.collect();
+        let good = found.iter().filter_map(|found| found.content.as_ref().ok());
+        let new: Vec<_> = good.filter(|good| good.is_new).collect();
         self.ask(&new)?;
-        for good in &new {
-            store.add_anchor(&good.row)?;
+        trust::trust(store, new)?;
+        for reason in trust::incomplete(store, &found)? {
+            eprintln!("{}", table::printable(&format!("counts for nothing yet: {reason}")));
         }
-        tell_of_incomplete(store, &found)?;
         let refused = found.iter().filter(|found| found.content.is_err()).count();
         ensure!(refused == 0, "refused: {refused}; what is reported otherwise is added");
         Ok(())
-    }
-
-    /// Every certificate, read and judged, before any is trusted.
-    fn found(&self, known: &Known) -> Result<Vec<Found>> {
-        let mut found = Vec::new();
-        for file in vendor_files::read(&self.files)? {
-            let place = file.path.display().to_string();
-            match file.certificates {
-                Ok(certificates) => found
-                    .extend(certificates.iter().map(|der| self.judge(place.clone(), der, known))),
-                Err(reason) => found.push(Found {
-                    place,
-                    fingerprint: None,
-                    content: Err(format!("{reason:#}")),
-                }),
-            }
-        }
-        // The same certificate may stand in several files.
-        let mut seen = Vec::new();
-        found.retain(|found| {
-            let is_new = found.fingerprint.is_none_or(|fingerprint| !seen.contains(&fingerprint));
-            seen.extend(found.fingerprint);
-            is_new
-        });
-        if self.anchor && self.fingerprints.is_empty() && found.len() > 1 {
-            bail!(
-                "--anchor trusts one CA, and here are {} certificates; say with --fingerprint \
-                 which",
-                found.len()
-            );
-        }
-        for wanted in &self.fingerprints {
-            if !seen.contains(wanted) {
-                bail!(
-                    "no certificate here has the fingerprint {}; nothing is added",
-                    hex::encode(wanted)
-                );
-            }
-        }
-        Ok(found)
     }
 
     /// Asks whoever sits at a terminal. A script has read the vendor's fingerprint before, or
@@ -136,29 +94,11 @@ impl Add {
         Ok(())
     }
 
-    fn judge(&self, place: String, der: &CertificateDer<'_>, known: &Known) -> Found {
-        let fingerprint: [u8; 32] = Sha256::digest(der).into();
-        let is_named = self.fingerprints.is_empty() || self.fingerprints.contains(&fingerprint);
-        let vendor = if self.anchor && is_named {
-            VendorCertificate::read_anchor(der, self.allow_missing)
-        } else {
-            VendorCertificate::read(der)
-        };
-        let content = match vendor {
-            Ok(vendor) if !is_named && vendor.role() != Role::Issuer => {
-                Err(format!("{} has another fingerprint than the one asked for", vendor.subject()))
-            }
-            Ok(vendor) => Ok(known.compare(vendor, fingerprint, der)),
-            Err(reason) => Err(reason.to_string()),
-        };
-        Found { place, fingerprint: Some(fingerprint), content }
-    }
-
     fn report(&self, Found { place, fingerprint, content }: &Found) {
         let good = content.as_ref().ok();
         let result = match good {
             None => "refused",
-            Some(good) if good.is_new => kind(good.vendor.role()),
+            Some(good) if good.is_new => trust::kind(good.vendor.role()),
             Some(_) => "already there",
         };
         let fingerprint =
@@ -188,68 +128,6 @@ impl Add {
         };
         line.lines().for_each(|line| eprintln!("{}", table::printable(line)));
     }
-}
-
-/// A certificate, and what it is good for; or why it is refused.
-struct Found {
-    place: String,
-    fingerprint: Option<[u8; 32]>,
-    content: Result<Good, String>,
-}
-
-struct Good {
-    vendor: VendorCertificate,
-    row: AnchorRow,
-    /// It is not known, or not yet as an anchor.
-    is_new: bool,
-}
-
-/// What is trusted already.
-struct Known(Vec<(VendorCertificate, AnchorRow)>);
-
-impl Known {
-    fn read(store: &Store) -> Result<Self> {
-        let read = |row: AnchorRow| Ok((read_anchor(&row)?, row));
-        Ok(Self(store.anchors()?.into_iter().map(read).collect::<Result<_, StoreError>>()?))
-    }
-
-    /// A root or anchor of which only the signature differs is the one that is known, and keeps its
-    /// fingerprint. Of an issuer nobody has verified the signature yet: the one that is known may
-    /// be damaged.
-    fn compare(&self, vendor: VendorCertificate, fingerprint: [u8; 32], der: &[u8]) -> Good {
-        let is_known = |known: &VendorCertificate, row: &AnchorRow| {
-            known.is_same(&vendor)
-                && (vendor.role() != Role::Issuer || row.fingerprint == fingerprint)
-        };
-        let known = self.0.iter().find(|(known, row)| is_known(known, row)).map(|(_, row)| row);
-        let row = AnchorRow {
-            fingerprint: known.map_or(fingerprint, |row| row.fingerprint),
-            certificate: known.map_or_else(|| der.to_vec(), |row| row.certificate.clone()),
-            subject: vendor.subject(),
-            role: vendor.role(),
-            not_after: vendor.not_after().unix_timestamp(),
-            added_at: OffsetDateTime::now_utc().unix_timestamp(),
-        };
-        let is_new = known.is_none_or(|known| known.role.becomes(row.role));
-        Good { vendor, row, is_new }
-    }
-}
-
-/// Names the issuers that no path can use yet.
-fn tell_of_incomplete(store: &Store, found: &[Found]) -> Result<()> {
-    let issuers =
-        found.iter().filter_map(|found| found.content.as_ref().ok()).map(|good| &good.vendor);
-    let issuers: Vec<_> = issuers.filter(|vendor| vendor.role() == Role::Issuer).collect();
-    if issuers.is_empty() {
-        return Ok(());
-    }
-    let anchors = read_anchors(store)?;
-    for issuer in issuers {
-        if let Err(reason) = anchors.check_ca(issuer, OffsetDateTime::now_utc()) {
-            eprintln!("{}", table::printable(&format!("counts for nothing yet: {reason}")));
-        }
-    }
-    Ok(())
 }
 
 /// Reads a fingerprint as `openssl x509 -fingerprint` or `sha256sum` prints it.

@@ -42,6 +42,7 @@ impl Worker {
                 broker: self.broker.clone(),
                 outfit: worn,
                 database,
+                retention: directory.config().retention,
                 pulse: Systemd::watchdog(),
             };
             let roots = broker_roots(directory, self.broker_ca.as_deref())?;

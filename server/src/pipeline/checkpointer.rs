@@ -8,7 +8,7 @@ use tracing::warn;
 use assay_store::Store;
 
 /// Looks after the log until `stop` is closed.
-pub(super) fn run(store: &Store, stop: &Receiver<()>) {
+pub(super) fn run(store: &mut dyn Store, stop: &Receiver<()>) {
     while stop.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
         if let Err(error) = store.checkpoint() {
             warn!(%error, "the database's log could not be emptied; trying again");

@@ -83,8 +83,8 @@ impl DecisionLog {
         if lines > 0 {
             warn!(
                 lines,
-                "left out of this log, for there were too many of one kind; `assay audit` has the \
-                 decisions"
+                "lines left out of this log, because one source wrote too many; `assay audit` has \
+                 the decisions"
             );
         }
     }

@@ -19,7 +19,7 @@ use assay_store::Store;
 /// Publishes until nobody connects to brokers any more; `arrived` hears of each connection.
 pub(super) fn run(
     outfit: &watch::Receiver<Outfit>,
-    mut store: Store,
+    mut store: Box<dyn Store>,
     arrived: &Receiver<()>,
     outbox: &Outbox,
 ) {
@@ -32,7 +32,7 @@ pub(super) fn run(
         let ca = Arc::clone(&outfit.borrow().ca);
         // By another CA it would be another list.
         let last = published.as_ref().filter(|published| Arc::ptr_eq(&published.ca, &ca));
-        match publish(ca, &mut store, last, outbox) {
+        match publish(ca, &mut *store, last, outbox) {
             Ok(Some(now_published)) => published = Some(now_published),
             Ok(None) => {}
             Err(refusal) => {
@@ -58,11 +58,11 @@ struct Published {
 /// `None` if the `last` one will do.
 fn publish(
     ca: Arc<Ca>,
-    store: &mut Store,
+    store: &mut dyn Store,
     last: Option<&Published>,
     outbox: &Outbox,
 ) -> Result<Option<Published>, ListError> {
-    let changes = store.list_changes()?;
+    let changes = store.changes()?.list;
     if let Some(last) = last
         && last.changes == changes
         && last.at.elapsed() < REVOCATION_LIST_LIFETIME.unsigned_abs() / 2

@@ -1,4 +1,4 @@
-//! What a worker has begun and not finished yet.
+//! Counts what a worker has started and not finished.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

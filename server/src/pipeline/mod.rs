@@ -28,6 +28,7 @@ mod ledger;
 mod outbox;
 mod outcome;
 mod plan;
+mod planned;
 mod pressure;
 mod process;
 mod pulse;
@@ -36,13 +37,12 @@ mod record;
 mod sign;
 mod threads;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use assay_broker_plugin::access::WORKER_PREFIX;
 use assay_mqtt::{Backoff, BrokerUrl, Client};
-use assay_store::StoreError;
+use assay_store::{Database, Retention, StoreError};
 use rustls::ClientConfig;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -62,8 +62,10 @@ pub struct WorkerConfig {
     pub broker: BrokerUrl,
     /// May be replaced while the worker runs, by one of the same scope.
     pub outfit: watch::Receiver<Outfit>,
-    /// The SQLite file.
-    pub database: PathBuf,
+    /// Where the CA is on record.
+    pub database: Database,
+    /// How long it remembers what nobody needs any more.
+    pub retention: Retention,
     /// How often an [`Event::Pulse`] is wanted, if at all.
     pub pulse: Option<Duration>,
 }

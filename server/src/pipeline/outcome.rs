@@ -1,15 +1,11 @@
 //! What can become of a request.
 
-use std::sync::Arc;
-
 use assay_ca_core::{Failure, Fault, Rejection};
 use assay_store::{Act, AuditEntry, Basis, Change, StoreError, Whom};
 use assay_wire::{EkId, Problem, ProblemCode, ReplyBody};
 
 use super::decision_log::DecisionLog;
-use super::examine::Examined;
 use super::job::Job;
-use crate::ca::Ca;
 
 /// Everything that can become of a request.
 pub(super) enum Outcome {
@@ -21,20 +17,6 @@ pub(super) enum Outcome {
     Issued { act: Act, basis: Option<Basis>, reply: ReplyBody },
     /// The device is told why not.
     Refused(Problem),
-}
-
-/// A request that is planned and signed, and waits for its record.
-pub(super) struct Planned {
-    /// What it was planned with.
-    pub(super) ca: Arc<Ca>,
-    pub(super) job: Job,
-    pub(super) examined: Examined,
-    pub(super) act: Act,
-    pub(super) basis: Option<Basis>,
-    pub(super) reply: ReplyBody,
-    pub(super) audit: AuditEntry,
-    /// How often it was planned.
-    pub(super) attempts: u32,
 }
 
 /// Whom a decision is about, as far as that is known.

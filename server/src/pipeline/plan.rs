@@ -27,7 +27,7 @@ pub(super) enum Plan {
 
 /// What is read to plan by. Each thread has its own.
 pub(super) struct Planner {
-    store: Store,
+    store: Box<dyn Store>,
     anchors: TrustAnchors,
     anchors_version: AnchorsVersion,
 }
@@ -37,9 +37,9 @@ impl Planner {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub(super) fn open(store: Store) -> Result<Self, StoreError> {
+    pub(super) fn open(mut store: Box<dyn Store>) -> Result<Self, StoreError> {
         let anchors_version = store.anchors_version()?;
-        let anchors = read_anchors(&store)?;
+        let anchors = read_anchors(&mut *store)?;
         Ok(Self { store, anchors, anchors_version })
     }
 
@@ -102,7 +102,11 @@ impl Planner {
                 Plan::Enroll(Box::new(sealing), basis)
             }
             Examined::Confirm(confirmation) => {
-                let sealed = self.store.sealed_certificate(confirmation, now)?;
+                let sealed = self.store.sealed_certificate(
+                    &confirmation.ek_id(),
+                    confirmation.certificate_sha256(),
+                    now,
+                )?;
                 let basis = basis_of(&sealed, now);
                 let confirming =
                     Confirming::plan(confirmation.clone(), sealed, &ca.ticket_key, now)?;
@@ -124,7 +128,7 @@ impl Planner {
 
     /// What is on record about an EK and the device id that is due to it.
     fn due(
-        &self,
+        &mut self,
         evidence: &EkEvidence,
         ik_id: Option<[u8; 32]>,
         waiting: bool,
@@ -137,7 +141,7 @@ impl Planner {
         self.ask(Question { ek: evidence.ek_id(), device, ik_id, waiting, now })
     }
 
-    fn ask(&self, question: Question) -> Result<Basis, StoreError> {
+    fn ask(&mut self, question: Question) -> Result<Basis, StoreError> {
         let snapshot = self.store.snapshot(&question)?;
         Ok(Basis { question, snapshot })
     }
@@ -150,7 +154,7 @@ impl Planner {
     ) -> Result<TrustedEk, Refusal> {
         let version = self.store.anchors_version()?;
         if version != self.anchors_version {
-            self.anchors = read_anchors(&self.store)?;
+            self.anchors = read_anchors(&mut *self.store)?;
             self.anchors_version = version;
         }
         let enrolment = snapshot.records.enrolment.as_ref();

@@ -3,7 +3,7 @@
 use crossbeam_channel as channel;
 
 use super::job::Job;
-use super::outcome::Planned;
+use super::planned::Planned;
 use super::pulse::Pulse;
 
 /// What a planner takes.

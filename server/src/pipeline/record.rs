@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use assay_store::{Act, AuditEntry, Entry, Recorded, Store, StoreError};
+use assay_store::{Act, AuditEntry, Entry, Recorded, Retention, Store, StoreError};
 use assay_wire::{DeviceId, ReplyBody, Topic};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use time::OffsetDateTime;
@@ -10,7 +10,8 @@ use tracing::{error, info};
 
 use super::decision_log::DecisionLog;
 use super::outbox::Outbox;
-use super::outcome::{Planned, contended, internal};
+use super::outcome::{contended, internal};
+use super::planned::Planned;
 use super::pulse::Pulse;
 
 /// Something to be written.
@@ -23,7 +24,8 @@ pub(super) enum Write {
 
 /// Writes until every planner is gone. What is stale goes to `again`.
 pub(super) fn run(
-    mut store: Store,
+    mut store: Box<dyn Store>,
+    retention: Retention,
     writes: &Receiver<Write>,
     again: &Sender<Box<Planned>>,
     outbox: &Outbox,
@@ -47,25 +49,25 @@ pub(super) fn run(
             }
         }
         if !waiting.is_empty() || audits.len() >= BATCH || (idle && !audits.is_empty()) {
-            commit(&mut store, waiting, std::mem::take(&mut audits), again, outbox, log);
+            commit(&mut *store, waiting, std::mem::take(&mut audits), again, outbox, log);
         }
         pulses.into_iter().for_each(Pulse::end);
         if looked.elapsed() >= OVERDUE_POLL {
             looked = Instant::now();
             log.tell_left_out();
-            if let Err(error) = prune(&mut store) {
+            if let Err(error) = prune(&mut *store, &retention) {
                 error!(%error, "unconfirmed certificates could not be revoked, nor expired ones be forgotten");
             }
         }
     }
-    commit(&mut store, Vec::new(), audits, again, outbox, log);
+    commit(&mut *store, Vec::new(), audits, again, outbox, log);
     log.tell_left_out();
 }
 
 /// One transaction, and only then the replies. If it fails, nothing of it happened and every device
 /// is told to try again.
 fn commit(
-    store: &mut Store,
+    store: &mut dyn Store,
     waiting: Vec<Box<Planned>>,
     audits: Vec<AuditEntry>,
     again: &Sender<Box<Planned>>,
@@ -127,14 +129,10 @@ pub(super) fn announce(reply: &ReplyBody, audit: &AuditEntry, outbox: &Outbox) {
     }
 }
 
-fn prune(store: &mut Store) -> Result<(), StoreError> {
-    let now = OffsetDateTime::now_utc();
-    if store.has_overdue_confirmations(now)? {
-        let count = store.transaction(|transaction| transaction.revoke_unconfirmed(now))?;
-        info!(count, "revoked what was not confirmed in time");
-    }
-    if store.has_what_to_prune(now)? {
-        store.transaction(|transaction| transaction.prune_expired(now))?;
+fn prune(store: &mut dyn Store, retention: &Retention) -> Result<(), StoreError> {
+    let pruned = store.prune(retention, OffsetDateTime::now_utc())?;
+    if pruned.overdue > 0 {
+        info!(count = pruned.overdue, "revoked what was not confirmed in time");
     }
     Ok(())
 }

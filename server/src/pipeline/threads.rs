@@ -14,7 +14,6 @@ use super::process::{self, Ends};
 use super::pulse::Heart;
 use super::queues::{QUEUE, Queues};
 use super::{WorkerConfig, WorkerError, checkpointer, herald, record};
-use assay_store::Store;
 
 /// The threads, and what each waits at.
 pub(super) struct Threads {
@@ -45,7 +44,7 @@ impl Threads {
             ended: Arc::new(Notify::new()),
             handles: Vec::new(),
         };
-        let store = || Store::open(&config.database);
+        let store = || config.database.open();
         let log = DecisionLog::new();
 
         for (n, pulses) in pulses.into_iter().enumerate() {
@@ -62,16 +61,17 @@ impl Threads {
             threads.spawn(format!("planner-{n}"), move || process::run(planner, &ends));
         }
         let (record_store, record_outbox) = (store()?, outbox.clone());
+        let retention = config.retention;
         threads.spawn("recorder".into(), move || {
-            record::run(record_store, &written, &again, &record_outbox, &log)
+            record::run(record_store, retention, &written, &again, &record_outbox, &log)
         });
         let (herald_store, outfit, herald_outbox) =
             (store()?, config.outfit.clone(), outbox.clone());
         threads.spawn("herald".into(), move || {
             herald::run(&outfit, herald_store, &arrived, &herald_outbox)
         });
-        let store = store()?;
-        threads.spawn("checkpointer".into(), move || checkpointer::run(&store, &stopped));
+        let mut store = store()?;
+        threads.spawn("checkpointer".into(), move || checkpointer::run(&mut *store, &stopped));
         Ok(threads)
     }
 

@@ -6,9 +6,10 @@ use assay_ca_core::{
     ParentEvidence, Profile, ProvenDevice, Rejection, SealedOnRecord, Sealing, TicketKey, Token,
     TrustedEk,
 };
+use assay_store::sqlite::Sqlite;
 use assay_store::{
     Act, Basis, CertificateStatus, Enrolled, Entry, IdInQuestion, NewEnrolment, Question, Recorded,
-    Snapshot, Store, StoreError,
+    Retention, Snapshot, Store, StoreError,
 };
 use assay_wire::{
     ConfirmedReply, DeviceId, EkId, Flow, Problem, ProblemCode, Reply, ReplyBody, Request,
@@ -21,7 +22,7 @@ use crate::factory::FACTORY;
 use crate::rules::{Deed, Dump, DumpedCertificate};
 
 pub(crate) struct Ca {
-    store: Store,
+    store: Box<dyn Store>,
     scope: Scope,
     profile: Profile,
     ticket_key: TicketKey,
@@ -87,7 +88,7 @@ impl Ca {
     pub(crate) fn new(scope: &Scope) -> Self {
         let mut rng = Chance::new(1);
         Self {
-            store: Store::in_memory().unwrap(),
+            store: Box::new(Sqlite::in_memory().unwrap()),
             scope: scope.clone(),
             profile: Profile::default().with_flows(Flow::ALL.to_vec()).unwrap(),
             ticket_key: TicketKey::generate(&mut rng),
@@ -228,13 +229,11 @@ impl Ca {
                 Ok((act, Some(basis), ReplyBody::Sealed(reply)))
             }
             RequestBody::Confirm(proof) => {
-                let key = &self.ticket_key;
-                let confirmation = Confirmation::verify(proof, &self.scope, key, now)?;
+                let confirmation = Confirmation::verify(proof, &self.scope, &self.ticket_key, now)?;
                 *about = Some(confirmation.ek_id());
-                let sealed =
-                    self.store.sealed_certificate(&confirmation, now).map_err(Refusal::Store)?;
+                let sealed = self.sealed_certificate(&confirmation, now)?;
                 let basis = basis_of(&sealed, now);
-                Ok(match Confirming::plan(confirmation, sealed, key, now)? {
+                Ok(match Confirming::plan(confirmation, sealed, &self.ticket_key, now)? {
                     Confirming::OnRecord { reply, .. } => {
                         (Act::None, None, ReplyBody::Confirmed(reply))
                     }
@@ -263,7 +262,7 @@ impl Ca {
     }
 
     fn due(
-        &self,
+        &mut self,
         evidence: &EkEvidence,
         ik_id: Option<[u8; 32]>,
         waiting: bool,
@@ -276,7 +275,16 @@ impl Ca {
         self.ask(Question { ek: evidence.ek_id(), device, ik_id, waiting, now })
     }
 
-    fn ask(&self, question: Question) -> Result<Basis, Refusal> {
+    fn sealed_certificate(
+        &mut self,
+        confirmation: &Confirmation,
+        now: OffsetDateTime,
+    ) -> Result<SealedOnRecord, Refusal> {
+        let (ek, sha256) = (confirmation.ek_id(), confirmation.certificate_sha256());
+        self.store.sealed_certificate(&ek, sha256, now).map_err(Refusal::Store)
+    }
+
+    fn ask(&mut self, question: Question) -> Result<Basis, Refusal> {
         let snapshot = self.store.snapshot(&question).map_err(Refusal::Store)?;
         Ok(Basis { question, snapshot })
     }
@@ -286,7 +294,7 @@ impl Ca {
 impl Ca {
     /// What a device's certificate is worth.
     pub(crate) fn status(
-        &self,
+        &mut self,
         device: &DeviceId,
         serial: &[u8],
         sha256: &[u8; 32],
@@ -348,7 +356,7 @@ impl Ca {
 
     /// Whether it ever had one.
     pub(crate) fn retire_shared_key(&mut self, ek: &EkId) -> bool {
-        self.store.transaction(|transaction| transaction.retire_shared_key(ek)).unwrap()
+        self.store.retire_shared_key(ek).unwrap()
     }
 
     pub(crate) fn change_ticket_key(&mut self) {
@@ -356,16 +364,11 @@ impl Ca {
     }
 
     pub(crate) fn prune(&mut self, now: OffsetDateTime) {
-        self.store
-            .transaction(|transaction| {
-                transaction.revoke_unconfirmed(now)?;
-                transaction.prune_expired(now)
-            })
-            .unwrap();
+        while self.store.prune(&Retention::default(), now).unwrap().more {}
     }
 
     /// All that is on record, as far as the rules speak of it.
-    pub(crate) fn dump(&self) -> Dump {
+    pub(crate) fn dump(&mut self) -> Dump {
         let devices = self.store.devices().unwrap();
         let certificates = self.store.certificates().unwrap();
         Dump {
@@ -382,7 +385,7 @@ impl Ca {
     }
 
     /// The generation of an EK's shared key on record.
-    pub(crate) fn generation(&self, ek: &EkId) -> Option<u32> {
+    pub(crate) fn generation(&mut self, ek: &EkId) -> Option<u32> {
         let row = self.store.enrolment(ek).unwrap();
         Some(row?.shared_key?.generation)
     }

@@ -45,7 +45,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             "no fault is named {name}; there are: {names}"
         );
     }
-    let built = Images::default().run()?;
+    let built = Images::quick().run()?;
     show(&mut cargo(&["build", "--package", "assay-fleet"]))?;
     let began = Instant::now();
     let seed = arguments.seed.unwrap_or_else(|| {

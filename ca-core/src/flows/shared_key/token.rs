@@ -191,7 +191,7 @@ pub enum TokenRefused {
     AnotherScope { claimed: Scope, scope: Scope },
     #[error("the token is valid until {expires_at}, more than {} hours from now; it is {now}", TOKEN_LIFETIME.whole_hours())]
     TooLongLived { expires_at: OffsetDateTime, now: OffsetDateTime },
-    #[error("the token expired at {expires_at}; it is {now}")]
+    #[error("the token expired at {expires_at}; the time is {now}")]
     Expired { expires_at: OffsetDateTime, now: OffsetDateTime },
     #[error(
         "the token is not signed by the key of device {device_id}, of which generations \

@@ -54,11 +54,11 @@ pub(crate) struct Check {
     /// Root certificate of the broker, if it is not this CA's
     #[arg(long, value_name = "FILE")]
     broker_ca: Option<PathBuf>,
-    /// NAME.pem and NAME.key, in the CA's directory or a path: a certificate that the broker's
-    /// revocation list names already
+    /// A certificate that the broker's revocation list already has: NAME.pem and NAME.key, in the
+    /// CA's directory or at a path
     #[arg(long, value_name = "NAME")]
     revoked: Option<String>,
-    /// Be content with this rule as it is; may be repeated
+    /// Ignore this rule in the exit status; may be repeated
     #[arg(long, value_name = "RULE", value_enum)]
     accept: Vec<Rule>,
     /// Print one JSON object a line
@@ -226,7 +226,7 @@ async fn revoked(cast: &Cast<'_>, devices: &mut Devices, known: Option<Revoked>)
 async fn put_right(directory: &Directory, cast: &Cast<'_>) -> Result<()> {
     let worker = cast.worker().map_err(anyhow::Error::msg)?;
     let list = cast.stage.ca.revocation_list(
-        &mut directory.store()?,
+        &mut *directory.store()?,
         pipeline::MAX_LIST,
         OffsetDateTime::now_utc(),
     )?;
@@ -243,7 +243,7 @@ broken or not tried. The check makes certificates for four devices that do not
 exist, good for ten minutes, and revokes them at its end. It takes no request
 away from workers and leaves no message behind.
 
-Exit status: 0 when every rule is kept, but those that --accept names; else 1.
+Exit status: 0 if every rule is kept, apart from those that --accept names; else 1.
 
 Examples:
   assay --dir ca broker check                      the built-in broker, on this machine

@@ -6,7 +6,7 @@ use time::{Duration, OffsetDateTime};
 
 /// Their certificates are good while this lives, and for ten minutes at most.
 pub(super) struct Devices {
-    store: Store,
+    store: Box<dyn Store>,
     pub(super) device: ThrowAwayDevice,
     pub(super) other: ThrowAwayDevice,
     /// Its certificate ended before the check began.
@@ -32,7 +32,7 @@ impl Devices {
     /// Ends the certificate that is there for that.
     pub(super) fn revoke_one(&mut self) -> Result<(), StoreError> {
         self.store
-            .revoke_throw_away([&self.revoked.credentials.chain[0][..]], OffsetDateTime::now_utc())
+            .revoke_throw_away(&[&self.revoked.credentials.chain[0][..]], OffsetDateTime::now_utc())
     }
 }
 
@@ -40,7 +40,7 @@ impl Drop for Devices {
     fn drop(&mut self) {
         let all = [&self.device, &self.other, &self.expired, &self.revoked];
         let all = all.map(|device| &device.credentials.chain[0][..]);
-        if let Err(error) = self.store.revoke_throw_away(all, OffsetDateTime::now_utc()) {
+        if let Err(error) = self.store.revoke_throw_away(&all, OffsetDateTime::now_utc()) {
             eprintln!(
                 "the certificates of this check could not be revoked ({error}); they end by \
                  themselves in ten minutes"

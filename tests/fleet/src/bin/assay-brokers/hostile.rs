@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use assay_ca_core::{Assurance, CertificateFacts, unchecked};
-use assay_store::{Act, Entry, Recorded, Store};
+use assay_store::sqlite::Sqlite;
+use assay_store::{Act, Entry, Recorded};
 use assay_tests::{AssayDir, AssayServer};
 use assay_wire::DeviceId;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -346,7 +347,7 @@ fn devices_tls(dir: &AssayDir, count: usize) -> Result<Vec<Arc<ClientConfig>>> {
     let issuer =
         Issuer::from_ca_cert_pem(&file("issuing.pem")?, KeyPair::from_pem(&file("issuing.key")?)?)?;
     let issuing = CertificateDer::from_pem_slice(file("issuing.pem")?.as_bytes())?;
-    let mut store = Store::open(&dir.path().join("assay.db"))?;
+    let mut store = Sqlite::open(&dir.path().join("assay.db"))?;
     let (key, now) = (KeyPair::generate()?, OffsetDateTime::now_utc());
     let mut devices = Vec::new();
     for number in 0..count {

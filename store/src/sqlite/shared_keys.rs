@@ -1,68 +1,58 @@
 //! Which generation of its shared key an EK has. The keys themselves are nowhere.
 
-use assay_ca_core::tpm::template::ParentKind;
-use assay_ca_core::{Assurance, FirstUse, OfferedKey, QUOTA_PERIOD, SharedKeyHolder};
+use assay_ca_core::{Assurance, QUOTA_PERIOD, SharedKeyHolder};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::params;
 
-use super::{Store, StoreError, Transaction, ek_id, parsed};
+use super::columns::{ek_id, parsed};
+use super::connection::{Sqlite, Transaction};
+use crate::error::StoreError;
+use crate::writes::{NewOffer, NewUse};
 
 impl Transaction<'_> {
-    /// Records that a shared key was offered to an EK under a device id. The generation on record
-    /// is only set the first time: that of a later offer counts once a token of it is
-    /// [accepted](Self::accept_shared_key). That a plain storage root key was offered it is never
-    /// forgotten.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub(super) fn offer_shared_key(&self, offer: &OfferedKey) -> Result<(), StoreError> {
-        let plain_srk_generation = match offer.parent() {
-            ParentKind::Import => 0,
-            ParentKind::PlainSrk => offer.generation(),
-        };
+    pub(super) fn offer(&self, new: &NewOffer<'_>) -> Result<(), StoreError> {
         self.0
             .prepare_cached(
                 "INSERT INTO shared_keys (ek_id, device_id, assurance, generation, is_used, \
-                 plain_srk_generation)
-                 VALUES (?1, ?2, ?3, ?4, 0, ?6)
+                 plain_srk_generation, offered_at)
+                 VALUES (?1, ?2, ?3, ?4, 0, ?6, ?7)
                  ON CONFLICT (ek_id) DO UPDATE SET device_id = excluded.device_id,
                    assurance = iif(assurance = ?5, assurance, excluded.assurance),
-                   plain_srk_generation = max(plain_srk_generation, excluded.plain_srk_generation)",
+                   plain_srk_generation = max(plain_srk_generation, excluded.plain_srk_generation),
+                   offered_at = excluded.offered_at",
             )?
             .execute(params![
-                offer.ek_id().as_bytes(),
-                offer.device_id().as_str(),
-                offer.assurance().to_string(),
-                offer.generation(),
+                new.ek_id.as_bytes(),
+                new.device_id.as_str(),
+                new.assurance.to_string(),
+                new.generation,
                 // Once seen, a vendor's word stays: anybody may leave the certificate out of a
                 // request.
                 Assurance::VendorCertificate.to_string(),
-                plain_srk_generation
+                new.plain_srk_generation,
+                new.offered_at.unix_timestamp()
             ])?;
         Ok(())
     }
 
-    /// Records that a device connected with a token of this generation: earlier ones are retired,
-    /// and the device is registered.
-    ///
-    /// # Errors
-    /// The file cannot be written, or the device id and the EK do not belong together.
-    pub(super) fn accept_shared_key(&self, first_use: &FirstUse) -> Result<(), StoreError> {
-        let (ek, now) = (first_use.ek_id(), first_use.decided_at());
-        self.register(first_use.device_id(), &ek, first_use.assurance(), now)?;
-        self.0
+    pub(super) fn take_into_use(&self, new: &NewUse<'_>) -> Result<(), StoreError> {
+        let rows = self
+            .0
             .prepare_cached(
                 "UPDATE shared_keys SET generation = ?2, is_used = 1,
                         day = iif(day > ?4, day, ?3), today = iif(day > ?4, today, 0) + 1 WHERE \
                  ek_id = ?1",
             )?
             .execute(params![
-                ek.as_bytes(),
-                first_use.generation(),
-                now.unix_timestamp(),
-                (now - QUOTA_PERIOD).unix_timestamp()
+                new.ek_id.as_bytes(),
+                new.generation,
+                new.used_at.unix_timestamp(),
+                (new.used_at - QUOTA_PERIOD).unix_timestamp()
             ])?;
-        Ok(())
+        if rows == 1 {
+            return Ok(());
+        }
+        Err(StoreError::Inconsistent("the EK was offered no shared key"))
     }
 
     /// Retires the shared key of an EK, and those that were offered but not used yet; `false` if it
@@ -81,7 +71,7 @@ impl Transaction<'_> {
     }
 }
 
-impl Store {
+impl Sqlite {
     /// The EKs to which a shared key was offered under this device id. More than one only if the id
     /// changed hands; admission knows whose it is now.
     ///

@@ -6,10 +6,12 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{AuditEntry, Change, Store, StoreError};
+use super::connection::Sqlite;
+use crate::audit::{AuditEntry, Change};
+use crate::error::StoreError;
 use crate::random::random_bytes;
 
-impl Store {
+impl Sqlite {
     /// Puts the certificate of a device that does not exist on record, without which it lets nobody
     /// in; and in the audit. The device is not registered, and the certificate counts as one that
     /// never came into force: [forgotten](super::Transaction::prune_expired) when it has been

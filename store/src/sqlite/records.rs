@@ -1,98 +1,28 @@
-//! The hot path: snapshots to plan by, and the record of what was planned.
+//! What is known of an EK, and of the device id in question.
 
 use assay_ca_core::{
-    ActiveCertificate, CertificateOnRecord, EncryptedCertificate, Enrolment, QUOTA_PERIOD, Records,
-    Registration, SharedKeyOnRecord, Unconfirmed, due_device_id,
+    ActiveCertificate, CertificateOnRecord, Enrolment, QUOTA_PERIOD, Records, Registration,
+    SharedKeyOnRecord, due_device_id,
 };
-use assay_wire::{EkId, Scope};
-use rusqlite::{Connection, OptionalExtension, Row, params};
-use time::OffsetDateTime;
+use assay_wire::{DeviceId, EkId};
+use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{
-    Act, Entry, IdInQuestion, Question, Recorded, Snapshot, Store, StoreError, Transaction, ek_id,
-    holder, optional_device_id, parsed, time,
-};
+use super::columns::{ek_id, optional_device_id, parsed, time};
+use crate::act::{IdInQuestion, Question};
+use crate::error::StoreError;
 
-impl Store {
-    /// What is on record about an EK and a device id.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn snapshot(&self, question: &Question) -> Result<Snapshot, StoreError> {
-        // Of one moment, and with one lock for all of it.
-        let moment = self.connection.unchecked_transaction()?;
-        snapshot(&moment, question)
-    }
-
-    /// Records each entry whole or not at all, all that are not stale in one transaction, which is
-    /// durable when this returns.
-    ///
-    /// # Errors
-    /// The file cannot be written, or devices know the CA by another scope; nothing is recorded.
-    pub fn record(
-        &mut self,
-        scope: &Scope,
-        entries: &[Entry],
-    ) -> Result<Vec<Recorded>, StoreError> {
-        self.transaction(|transaction| {
-            transaction.check_scope(scope)?;
-            entries.iter().map(|entry| transaction.enter(entry)).collect()
-        })
-    }
-}
-
-impl Transaction<'_> {
-    fn enter(&self, entry: &Entry) -> Result<Recorded, StoreError> {
-        if let Some(basis) = &entry.basis
-            && snapshot(self.0, &basis.question)? != basis.snapshot
-        {
-            return Ok(Recorded::Stale);
-        }
-        match &entry.act {
-            Act::None => {}
-            Act::Certify(certificate) => self.certify(certificate)?,
-            Act::Seal(certificate) => self.seal(certificate)?,
-            Act::Activate(confirmed) => {
-                if !self.activate(confirmed)? {
-                    return Ok(Recorded::Stale);
-                }
-            }
-            Act::Offer(offer) => self.offer_shared_key(offer)?,
-            Act::Accept(first_use) => self.accept_shared_key(first_use)?,
-        }
-        if let Some(audit) = &entry.audit {
-            self.audit(audit)?;
-        }
-        Ok(Recorded::Done)
-    }
-}
-
-pub(super) fn snapshot(
+/// Reads all parts of the records, and the certificate in force if it is for the IK in question and
+/// valid.
+pub(super) fn records(
     connection: &Connection,
     question: &Question,
-) -> Result<Snapshot, StoreError> {
-    let Question { ek, device, ik_id, waiting, now } = question;
-    let (records, active) = records(connection, ek, device, ik_id.as_ref(), *now)?;
-    let waiting = match ik_id.as_ref().filter(|_| *waiting) {
-        Some(ik_id) => waiting_certificates(connection, ek, ik_id)?,
-        None => Vec::new(),
-    };
-    Ok(Snapshot { records, active, waiting })
-}
-
-/// Reads all parts of the records, and the certificate in force if it is for this IK and valid.
-fn records(
-    connection: &Connection,
-    ek: &EkId,
-    about: &IdInQuestion,
-    ik_id: Option<&[u8; 32]>,
-    now: OffsetDateTime,
 ) -> Result<(Records, Option<ActiveCertificate>), StoreError> {
+    let Question { ek, device: about, ik_id, now, .. } = question;
     let disabled = connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM disabled_eks WHERE ek_id = ?1)")?
         .query_row(params![ek.as_bytes()], |row| row.get(0))?;
     let enrolment = granted(connection, ek)?;
-    let quota_from = now - QUOTA_PERIOD;
+    let quota_from = *now - QUOTA_PERIOD;
     let registered = connection
         .prepare_cached(
             "SELECT d.device_id, c.ik_id, c.issued_at, c.serial,
@@ -109,8 +39,7 @@ fn records(
                 if let Some(ik_id) = row.get(1)? {
                     let issued_at = time(2, row.get(2)?)?;
                     certificate = Some(CertificateOnRecord { ik_id, issued_at });
-                    let der: Option<_> = row.get(4)?;
-                    let serial = row.get(3)?;
+                    let (der, serial): (Option<_>, _) = (row.get(4)?, row.get(3)?);
                     active = der.map(|der| ActiveCertificate { serial, ik_id, der });
                 }
                 let registration = Registration {
@@ -193,35 +122,14 @@ fn granted(connection: &Connection, ek: &EkId) -> Result<Option<Enrolment>, Stor
     Ok(enrolment.optional()?)
 }
 
-/// The certificates that were sealed to an EK for this IK and wait to be confirmed, the newest first.
-fn waiting_certificates(
+/// The EK that is registered or enrolled under a device id.
+pub(super) fn holder(
     connection: &Connection,
-    ek: &EkId,
-    ik_id: &[u8; 32],
-) -> Result<Vec<Unconfirmed>, StoreError> {
-    let query = format!(
-        "SELECT {UNCONFIRMED} FROM certificates
-         WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'unconfirmed' ORDER BY issued_at DESC, rowid DESC"
-    );
-    let mut statement = connection.prepare_cached(&query)?;
-    let rows = statement.query_map(params![ek.as_bytes(), ik_id], unconfirmed)?;
-    Ok(rows.collect::<Result<_, _>>()?)
-}
-
-/// The columns that [`unconfirmed`] reads.
-pub(super) const UNCONFIRMED: &str =
-    "serial, device_id, ek_id, ik_id, assurance, issued_at, confirm_by, sha256, der";
-
-pub(super) fn unconfirmed(row: &Row<'_>) -> rusqlite::Result<Unconfirmed> {
-    Ok(Unconfirmed {
-        serial: row.get(0)?,
-        device_id: parsed(row, 1)?,
-        ek_id: ek_id(row, 2)?,
-        ik_id: row.get(3)?,
-        assurance: parsed(row, 4)?,
-        issued_at: time(5, row.get(5)?)?,
-        confirm_by: time(6, row.get(6)?)?,
-        sha256: row.get(7)?,
-        encrypted: EncryptedCertificate::new(row.get(8)?),
-    })
+    device: &DeviceId,
+) -> Result<Option<EkId>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT ek_id FROM devices WHERE device_id = ?1
+         UNION ALL SELECT ek_id FROM enrolments WHERE device_id = ?1 LIMIT 1",
+    )?;
+    Ok(statement.query_row(params![device.as_str()], |row| ek_id(row, 0)).optional()?)
 }

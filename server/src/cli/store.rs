@@ -1,0 +1,169 @@
+//! `assay store`: where the CA is on record, and moving it.
+
+use std::fs;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use assay_server::directory::Directory;
+use assay_store::{Database, Progress, Status, copy};
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{list, table};
+
+#[derive(Subcommand)]
+pub(crate) enum Store {
+    /// Say where the CA is on record, and which version of Assay wrote it
+    Status(list::Json),
+    /// Move the CA from its file to PostgreSQL, or back
+    ///
+    /// Everything arrives, or nothing: certificates, enrolments, the audit, and every counter.
+    /// Nobody can write meanwhile. Stop every worker first, for what they record afterwards would
+    /// be missing.
+    Copy(Copy),
+    /// Bring the database of an earlier version of Assay up to this one
+    ///
+    /// The file is upgraded by itself, when it is first opened, after a copy to assay.db.before-N.
+    /// PostgreSQL is upgraded by this command alone: make a backup (pg_dump) and stop every worker
+    /// first.
+    Upgrade,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  assay --dir ca store copy postgres     # to the PostgreSQL that assay.toml names
+  assay --dir ca store copy file         # back to assay.db, which must not be there")]
+pub(crate) struct Copy {
+    /// Where to
+    to: Target,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Target {
+    /// From assay.db to the PostgreSQL that `[store]` of assay.toml names; assay.db is then called
+    /// assay.db.copied
+    Postgres,
+    /// From that PostgreSQL to assay.db
+    File,
+}
+
+impl Store {
+    pub(crate) fn run(self, directory: &Directory) -> Result<()> {
+        match self {
+            Self::Status(list::Json { json }) => status(directory, json),
+            Self::Copy(copy) => copy.run(directory),
+            Self::Upgrade => upgrade(directory),
+        }
+    }
+}
+
+fn status(directory: &Directory, json: bool) -> Result<()> {
+    let database = directory.database()?;
+    let Status { place, schema, writer, wanted } =
+        database.status().with_context(|| format!("cannot look at {}", database.shown()))?;
+    let kind = match database {
+        Database::Postgres(_) => "postgres",
+        Database::Sqlite(_) => "file",
+    };
+    if json {
+        let version = (schema > 0).then_some(schema);
+        table::print_json(&serde_json::json!({
+            "store": kind,
+            "place": place,
+            "schema": version,
+            "written_by": version.map(|_| writer),
+            "wanted": wanted,
+        }));
+        return Ok(());
+    }
+    let advice = match schema.cmp(&wanted) {
+        _ if schema == 0 => "there is no CA in it; `assay store copy` brings one there".to_owned(),
+        std::cmp::Ordering::Less => "it is to be upgraded: `assay store upgrade`".to_owned(),
+        std::cmp::Ordering::Equal => "up to date".to_owned(),
+        std::cmp::Ordering::Greater => format!("too new: use assay {writer} or later"),
+    };
+    let written = if schema == 0 { "-".into() } else { format!("{schema}, by assay {writer}") };
+    table::print(["STORE", "PLACE", "SCHEMA", "STATE"], [[kind.into(), place, written, advice]]);
+    Ok(())
+}
+
+fn upgrade(directory: &Directory) -> Result<()> {
+    let database = directory.database()?;
+    let before = database.status()?;
+    database.upgrade().with_context(|| format!("cannot upgrade {}", database.shown()))?;
+    let after = database.status()?;
+    if before.schema == after.schema {
+        eprintln!("{} has schema version {} already", after.place, after.schema);
+    } else {
+        eprintln!("{}: schema version {} is now {}", after.place, before.schema, after.schema);
+    }
+    Ok(())
+}
+
+impl Copy {
+    fn run(self, directory: &Directory) -> Result<()> {
+        let Some(postgres) = directory.postgres()? else {
+            bail!(
+                "assay.toml names no PostgreSQL; put one into [store] (docs/operations.md, \"PostgreSQL\")"
+            )
+        };
+        let file = directory.file();
+        let (from, to) = match self.to {
+            Target::Postgres => (Database::Sqlite(file.clone()), postgres),
+            Target::File => (postgres, Database::Sqlite(file.clone())),
+        };
+        if let Database::Sqlite(file) = &from
+            && !file.exists()
+        {
+            bail!("{} is missing, so there is nothing to copy", file.display());
+        }
+        let mut teller = Teller::default();
+        let rows = copy(&from, &to, |progress| teller.tell(progress))
+            .with_context(|| format!("cannot copy {} to {}", from.shown(), to.shown()))?;
+        if let Target::Postgres = self.to {
+            // What a CA revokes from now on, this file does not know; nobody should serve by it.
+            let aside = file.with_extension("db.copied");
+            fs::rename(&file, &aside)
+                .with_context(|| format!("rename {} by hand", file.display()))?;
+        }
+        if self.json {
+            let (from, to) = (from.shown(), to.shown());
+            table::print_json(&serde_json::json!({ "from": from, "to": to, "rows": rows }));
+            return Ok(());
+        }
+        eprintln!("copied {rows} rows to {}", to.shown());
+        match self.to {
+            Target::Postgres => eprintln!("  assay.db is now assay.db.copied; keep it as a backup"),
+            Target::File => eprintln!(
+                "  take url out of [store] in assay.toml before you start workers, and drop the \
+                 tables in PostgreSQL"
+            ),
+        }
+        Ok(())
+    }
+}
+
+/// Tells on stderr how far a copy is, once a second.
+struct Teller {
+    told: Instant,
+}
+
+impl Default for Teller {
+    fn default() -> Self {
+        Self { told: Instant::now() }
+    }
+}
+
+impl Teller {
+    fn tell(&mut self, Progress { table, copied, rows }: Progress) {
+        if self.told.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+        self.told = Instant::now();
+        let end = if std::io::stderr().is_terminal() { "\r" } else { "\n" };
+        eprint!("{table}: {copied} of {rows} rows        {end}");
+    }
+}

@@ -1,0 +1,85 @@
+//! Watches for revocations, so that a connection ends when its certificate or key does.
+
+use std::thread;
+use std::time::Duration;
+
+use assay_store::Changes;
+use assay_store::Store;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+/// Has the broker check its connections again, by `recheck`, soon after each revocation, whatever
+/// process made it, on whatever machine. Never returns.
+///
+/// # Panics
+/// There can be no thread more.
+pub async fn watch(store: Box<dyn Store>, recheck: impl Fn()) {
+    let (told, mut tells) = mpsc::channel(1);
+    let watch = move || watch_revocations(store, &told);
+    // Unwrap safety: at start-up only; without it nobody who is revoked would be cut.
+    thread::Builder::new().name("revocations".into()).spawn(watch).unwrap();
+    while tells.recv().await.is_some() {
+        recheck();
+    }
+    std::future::pending().await
+}
+
+/// Tells of each revocation, until nobody listens.
+fn watch_revocations(mut store: Box<dyn Store>, told: &mpsc::Sender<()>) {
+    let mut seen: Option<Changes> = None;
+    while !told.is_closed() {
+        let changes = match seen {
+            None => store.changes(),
+            Some(seen) => store.wait_for_changes(seen, REVOCATION_POLL),
+        };
+        let is_new = match changes {
+            Ok(changes) => {
+                let before = seen.replace(changes);
+                before.is_none_or(|before| before.connections != changes.connections)
+            }
+            Err(error) => {
+                warn!(%error, "cannot look for revocations; trying again");
+                thread::sleep(REVOCATION_POLL);
+                // What cannot be looked up for long is not to stay connected, so let each
+                // connection find that out.
+                true
+            }
+        };
+        // One that waits there already says the same.
+        if is_new && told.try_send(()).is_ok() {
+            thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// How long a store waits for a change before it is asked again.
+const REVOCATION_POLL: Duration = Duration::from_secs(1);
+/// Between two looks at all connections: revocations that come together need one.
+const PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use assay_store::Database;
+    use assay_store::sqlite::Sqlite;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_are_checked_again_while_the_database_cannot_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("assay.db");
+        drop(Sqlite::create(&file).unwrap());
+        let store = Database::Sqlite(file).open().unwrap();
+        // What SQLite finds at its next look is no database.
+        for file in ["assay.db", "assay.db-wal"] {
+            std::fs::write(directory.path().join(file), [0xFF; 8192]).unwrap();
+        }
+        let looked = std::cell::Cell::new(0);
+        let watching = watch(store, || looked.set(looked.get() + 1));
+        assert!(
+            tokio::time::timeout(4 * REVOCATION_POLL, watching).await.is_err(),
+            "it never returns"
+        );
+        assert!(looked.get() > 1, "{}", looked.get());
+    }
+}

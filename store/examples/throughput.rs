@@ -1,0 +1,223 @@
+//! How long a store takes for a device that is certified by a ticket, with few and with many on
+//! record: two snapshots (for the challenge and for the certificate) and its place in a batch.
+//!
+//! `cargo run --release -p assay-store --example throughput -- sqlite|postgres [DEVICES [BATCH [ROWS…]]]`
+//!
+//! PostgreSQL is one of its own, in a temporary directory. Everything is durable.
+
+use std::env;
+use std::process::exit;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use assay_ca_core::{Assurance, CertificateFacts, unchecked};
+use assay_store::contract::Store;
+use assay_store::postgres::Postgres;
+use assay_store::sqlite::Sqlite;
+use assay_store::{
+    Act, AuditEntry, Basis, Change, Database, Entry, IdInQuestion, PostgresSettings, Question,
+    Recorded, StoreError, Whom,
+};
+use assay_tests::Postgres as Server;
+use assay_wire::{DeviceId, EkId, Scope};
+use time::OffsetDateTime;
+
+fn main() -> Result<(), StoreError> {
+    let mut arguments = env::args().skip(1);
+    let kind = arguments.next().unwrap_or_default();
+    let mut numbers = arguments.map(|number| number.parse::<usize>().unwrap_or_else(|_| usage()));
+    let devices = numbers.next().unwrap_or(20_000);
+    let batch = numbers.next().unwrap_or(256);
+    let mut sizes: Vec<_> = numbers.collect();
+    if sizes.is_empty() {
+        sizes = vec![1_000, 1_000_000];
+    }
+    let place = Place::make(&kind)?;
+    println!("store     rows on record  snapshot   record, a device  one thread   with 2 planners");
+    let mut store = place.database.open()?;
+    store.record_scope(&scope())?;
+    let mut rows = 0;
+    for size in sizes {
+        fill(&mut *store, size.saturating_sub(rows))?;
+        place.settle();
+        // After a checkpoint each page is written whole the first time, in operation every five
+        // minutes; that is not what is measured here.
+        fill(&mut *store, devices)?;
+        let (snapshot, record) = one_by_one(&mut *store, devices, batch)?;
+        let each = 2 * snapshot + record;
+        let planned = pipeline(&place.database, devices, batch)?;
+        rows = size.max(rows) + 3 * devices;
+        println!(
+            "{kind:<9} {size:>14} {snapshot:>9.1?} {record:>18.1?} {:>9.0}/s {:>15.0}/s",
+            each.as_secs_f64().recip(),
+            devices as f64 / planned.as_secs_f64()
+        );
+    }
+    Ok(())
+}
+
+/// Where the store is; gone when dropped.
+struct Place {
+    database: Database,
+    server: Option<Server>,
+    _directory: tempfile::TempDir,
+}
+
+impl Place {
+    fn make(kind: &str) -> Result<Self, StoreError> {
+        let directory = tempfile::tempdir()?;
+        let (database, server) = match kind {
+            "sqlite" => {
+                let path = directory.path().join("assay.db");
+                Sqlite::create(&path)?;
+                (Database::Sqlite(path), None)
+            }
+            "postgres" => {
+                let settings = env::var("ASSAY_BENCH_POSTGRES").unwrap_or_default();
+                let failed = |error| StoreError::Settings(format!("{error:#}"));
+                let server = Server::start_with(&settings.replace(';', "\n")).map_err(failed)?;
+                let address = server.address().map_err(failed)?;
+                let settings = PostgresSettings::new(&address, None, None)?;
+                Postgres::upgrade(&settings)?;
+                (Database::Postgres(settings), Some(server))
+            }
+            _ => usage(),
+        };
+        Ok(Self { database, server, _directory: directory })
+    }
+
+    /// As after some minutes of operation.
+    fn settle(&self) {
+        if let Some(server) = &self.server {
+            server
+                .sql("VACUUM ANALYZE")
+                .and_then(|_| server.sql("CHECKPOINT"))
+                .expect("it settles");
+        }
+    }
+}
+
+/// The time of a snapshot, and of a device's share in a batch.
+fn one_by_one(
+    store: &mut dyn Store,
+    devices: usize,
+    batch: usize,
+) -> Result<(Duration, Duration), StoreError> {
+    let (mut planning, mut recording) = (Duration::ZERO, Duration::ZERO);
+    let mut done = 0;
+    while done < devices {
+        let started = Instant::now();
+        let entries = (0..batch).map(|_| plan(store)).collect::<Result<Vec<_>, _>>()?;
+        let planned = Instant::now();
+        record(store, &entries)?;
+        planning += planned - started;
+        recording += planned.elapsed();
+        done += batch;
+    }
+    let count = u32::try_from(done).unwrap_or(u32::MAX);
+    Ok((planning / (2 * count), recording / count))
+}
+
+/// As a worker does: two threads plan, another records whatever waits.
+fn pipeline(database: &Database, devices: usize, batch: usize) -> Result<Duration, StoreError> {
+    let mut recorder = database.open()?;
+    let planners = [database.open()?, database.open()?];
+    let (plans, planned) = mpsc::sync_channel(2 * batch);
+    let started = Instant::now();
+    thread::scope(|scope| {
+        for mut planner in planners {
+            let plans = plans.clone();
+            scope.spawn(move || {
+                for _ in 0..devices / 2 {
+                    plans.send(plan(&mut *planner)).expect("somebody records");
+                }
+            });
+        }
+        drop(plans);
+        while let Ok(first) = planned.recv() {
+            let waiting = [first].into_iter().chain(planned.try_iter().take(batch - 1));
+            record(&mut *recorder, &waiting.collect::<Result<Vec<_>, _>>()?)?;
+        }
+        Ok(started.elapsed())
+    })
+}
+
+/// A device that nobody knows: its challenge, and its certificate.
+fn plan(store: &mut dyn Store) -> Result<Entry, StoreError> {
+    let (ek, name): (EkId, DeviceId) = new_device();
+    let now = OffsetDateTime::now_utc();
+    let due = IdInQuestion::Due { derived: name.clone(), other_eks: vec![new_device().0] };
+    store.snapshot(&Question { device: due, ..Question::about(ek, &name, now) })?;
+    let question = Question { ik_id: Some([7; 32]), ..Question::about(ek, &name, now) };
+    let snapshot = store.snapshot(&question)?;
+    Ok(entry(ek, name, Some(Basis { question, snapshot }), now))
+}
+
+fn record(store: &mut dyn Store, entries: &[Entry]) -> Result<(), StoreError> {
+    let recorded = store.record(&scope(), entries)?;
+    assert!(recorded.iter().all(|recorded| *recorded == Recorded::Done));
+    Ok(())
+}
+
+fn fill(store: &mut dyn Store, devices: usize) -> Result<(), StoreError> {
+    let mut left = devices;
+    while left > 0 {
+        let now = OffsetDateTime::now_utc();
+        let entries: Vec<_> = (0..left.min(2_000))
+            .map(|_| {
+                let (ek, name) = new_device();
+                entry(ek, name, None, now)
+            })
+            .collect();
+        record(store, &entries)?;
+        left -= entries.len();
+        while store.prune(&assay_store::Retention::default(), now)?.more {}
+    }
+    Ok(())
+}
+
+fn entry(ek_id: EkId, device_id: DeviceId, basis: Option<Basis>, now: OffsetDateTime) -> Entry {
+    let mut der = vec![0; 700];
+    fastrand::fill(&mut der);
+    let mut serial = [0; 16];
+    fastrand::fill(&mut serial);
+    let audit = AuditEntry {
+        time: now,
+        client: "0123456789abcdef0123456789abcdef".parse().expect("a client id"),
+        action: "certify",
+        ek_id: Some(ek_id),
+        device: Some(Whom::Proven(device_id.clone())),
+        change: Change::Made,
+        refusal: None,
+        duration_us: 1_000,
+    };
+    let facts = CertificateFacts {
+        serial,
+        not_before: now,
+        not_after: now + time::Duration::days(90),
+        device_id,
+        ek_id,
+        ik_id: [7; 32],
+        assurance: Assurance::VendorCertificate,
+        issued_at: now,
+        confirm_by: None,
+    };
+    Entry { act: Act::Certify(unchecked::issued(facts, der)), basis, audit: Some(audit) }
+}
+
+fn new_device() -> (EkId, DeviceId) {
+    let mut ek = [0; 32];
+    fastrand::fill(&mut ek);
+    let name = format!("ek-{}", hex::encode(&ek[..16]));
+    (ek.into(), name.parse().expect("a device id"))
+}
+
+fn scope() -> Scope {
+    "default".parse().expect("a scope")
+}
+
+fn usage() -> ! {
+    eprintln!("usage: throughput sqlite|postgres [DEVICES [BATCH [ROWS…]]]");
+    exit(2)
+}

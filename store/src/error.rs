@@ -1,0 +1,103 @@
+//! Why the store could not do what was asked of it.
+
+use assay_wire::Scope;
+
+/// The store could not do what was asked of it. Nothing of it happened, unless a variant says
+/// otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A vendor's certificate on record is not one.
+    #[error(transparent)]
+    Anchors(#[from] assay_ca_core::AnchorError),
+    /// The destination of a copy is in use.
+    #[error("{0} holds a CA already, and a copy never overwrites one: empty it, or choose another")]
+    NotEmpty(String),
+    /// A file cannot be made or read.
+    #[error(transparent)]
+    File(#[from] std::io::Error),
+    /// An entry would break what the store promises, so it is a fault of whoever planned it.
+    #[error("a plan contradicts the record that it was made by: {0}")]
+    Inconsistent(&'static str),
+    /// A migration failed, and the database is as it was.
+    #[error("the database cannot be upgraded, and is as it was: {0}")]
+    Migration(#[from] refinery::Error),
+    /// A later version of Assay wrote the database.
+    #[error(
+        "the database has schema version {found}, written by assay {writer}; this is assay {}, \
+         which reads schema version {SCHEMA_VERSION}: use assay {writer} or later",
+        env!("CARGO_PKG_VERSION")
+    )]
+    Newer {
+        /// Its schema version.
+        found: i64,
+        /// The version of Assay that made it so; `unknown` if it is not on record.
+        writer: String,
+    },
+    /// An earlier version of Assay wrote a database that is not upgraded by itself.
+    #[error(
+        "the database has schema version {0}; this version of assay needs {SCHEMA_VERSION}: make a \
+         backup (pg_dump), stop every worker, and run `assay store upgrade`"
+    )]
+    Older(i64),
+    /// There is no CA in the database.
+    #[error("the database holds no CA; `assay store copy` brings one there")]
+    Empty,
+    /// The words of PostgreSQL, or of the connection to it.
+    #[error("PostgreSQL: {}", explained(.0))]
+    Postgres(#[from] postgres::Error),
+    /// Devices know the CA by another scope.
+    #[error(
+        "the scope is to be {is}, but this CA serves the scope {was}, which the certificates and \
+         topics of its devices name: put scope = \"{was}\" back into assay.toml, or make another \
+         CA for {is} (assay init)"
+    )]
+    Scope {
+        /// On record.
+        was: Scope,
+        /// As it is wanted.
+        is: Scope,
+    },
+    /// What is asked for does not make sense.
+    #[error("{0}")]
+    Settings(String),
+    /// SQLite's own words.
+    #[error("database: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// PostgreSQL was lost while it committed, and did not come back in time to say whether it did.
+    /// All of it is on record, or nothing.
+    #[error(
+        "the connection to PostgreSQL was lost while it committed: what was to be recorded is on \
+         record as a whole or not at all; look, and do it again if need be"
+    )]
+    Undecided,
+    /// A value on record cannot be read.
+    #[error("the database holds a value that cannot be read: {0}")]
+    Unreadable(String),
+}
+
+impl StoreError {
+    /// Of a value that somebody else than Assay must have written.
+    pub(crate) fn unreadable(error: impl ToString) -> Self {
+        Self::Unreadable(error.to_string())
+    }
+}
+
+/// The client's own text says only in which phase it failed.
+fn explained(error: &postgres::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    match error.as_db_error().and_then(postgres::error::DbError::hint) {
+        Some(hint) => format!("{text} ({hint})"),
+        None => text,
+    }
+}
+
+/// Of the schema that this version of Assay reads and writes; the same in both stores.
+pub(crate) const SCHEMA_VERSION: i64 = 7;

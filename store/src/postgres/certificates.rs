@@ -1,0 +1,199 @@
+//! Devices and their certificates.
+
+use assay_ca_core::{EncryptedCertificate, SealedOnRecord, Unconfirmed};
+use assay_wire::{ClientId, DeviceId, EkId};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::audit::add_to_audit;
+use super::columns::{array, ek_id, optional_small, parsed, time};
+use super::connection::Postgres;
+use super::snapshots::{Der, answers};
+use crate::act::Question;
+use crate::audit::{AuditEntry, Change};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::error::StoreError;
+use crate::random::random_bytes;
+
+impl Postgres {
+    pub(super) fn sealed(
+        &mut self,
+        ek: &EkId,
+        sha256: &[u8; 32],
+        now: OffsetDateTime,
+    ) -> Result<SealedOnRecord, StoreError> {
+        let seconds = now.unix_timestamp();
+        self.read_together(|session| {
+            let row = session.query_opt(SEALED, &[&&ek.as_bytes()[..], &&sha256[..], &seconds])?;
+            let Some(row) = row else { return Ok(SealedOnRecord::Ended) };
+            let device_id = parsed(&row, 1)?;
+            let question = Question::about(*ek, &device_id, now);
+            let mut records = || {
+                let answers = answers(session, &[&question], Der::Without);
+                Ok::<_, StoreError>(answers?.remove(0).snapshot.records)
+            };
+            Ok(match row.get(7) {
+                "unconfirmed" => {
+                    let records = records()?;
+                    let certificate = Unconfirmed {
+                        serial: array(row.get(0))?,
+                        device_id,
+                        ek_id: *ek,
+                        ik_id: array(row.get(2))?,
+                        assurance: parsed(&row, 3)?,
+                        issued_at: time(row.get(4))?,
+                        confirm_by: time(row.get(5))?,
+                        sha256: *sha256,
+                        encrypted: EncryptedCertificate::new(row.get(6)),
+                    };
+                    SealedOnRecord::Unconfirmed { certificate, records }
+                }
+                "active" => {
+                    let (assurance, records) = (parsed(&row, 3)?, records()?);
+                    SealedOnRecord::Active { device_id, assurance, records }
+                }
+                _ => SealedOnRecord::Ended,
+            })
+        })
+    }
+
+    pub(super) fn status(
+        &mut self,
+        device: &DeviceId,
+        serial: &[u8],
+        sha256: &[u8; 32],
+    ) -> Result<CertificateStatus, StoreError> {
+        self.read(|session| {
+            let found = session.query_opt(STATUS, &[&serial, &device.as_str(), &&sha256[..]])?;
+            let found = found.as_ref().map(|row| (row.get(0), row.get(1)));
+            Ok(match found {
+                None => CertificateStatus::Unknown,
+                Some((_, true)) => CertificateStatus::Disabled,
+                Some(("active", false)) => CertificateStatus::Active,
+                Some(("unconfirmed", false)) => CertificateStatus::Unconfirmed,
+                Some(("superseded", false)) => CertificateStatus::Superseded,
+                Some((_, false)) => CertificateStatus::Revoked,
+            })
+        })
+    }
+
+    pub(super) fn all_devices(&mut self) -> Result<Vec<DeviceRow>, StoreError> {
+        self.read_together(|session| {
+            let rows = session.query(DEVICES, &[])?;
+            let device = |row| {
+                Ok(DeviceRow {
+                    device_id: parsed(row, 0)?,
+                    ek_id: ek_id(row, 1)?,
+                    assurance: row.get(2),
+                    disabled: row.get(3),
+                    registered_at: row.get(4),
+                    serial: row.get(5),
+                    not_after: row.get(6),
+                    shared_key: optional_small(row, 7)?,
+                })
+            };
+            rows.iter().map(device).collect()
+        })
+    }
+
+    pub(super) fn all_certificates(&mut self) -> Result<Vec<CertificateRow>, StoreError> {
+        self.read_together(|session| {
+            let rows = session.query(CERTIFICATES, &[])?;
+            let certificate = |row: &postgres::Row| {
+                Ok(CertificateRow {
+                    serial: row.get(0),
+                    device_id: parsed(row, 1)?,
+                    status: row.get(2),
+                    not_before: row.get(3),
+                    not_after: row.get(4),
+                    issued_at: row.get(5),
+                    confirm_by: row.get(6),
+                    der: row.get(7),
+                })
+            };
+            rows.iter().map(certificate).collect()
+        })
+    }
+
+    pub(super) fn throw_away(
+        &mut self,
+        device: &DeviceId,
+        der: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let (_, certificate) = X509Certificate::from_der(der).map_err(StoreError::unreadable)?;
+        let validity = certificate.validity();
+        let audit = AuditEntry {
+            time: now,
+            client: ClientId::from(device),
+            action: "check",
+            ek_id: None,
+            device: None,
+            change: Change::Made,
+            refusal: None,
+            duration_us: 0,
+        };
+        // That of no EK.
+        let ek = random_bytes::<32>();
+        let ik = Sha256::digest(certificate.public_key().raw);
+        let sha256 = Sha256::digest(der);
+        self.write(|session| {
+            session.execute(
+                THROW_AWAY,
+                &[
+                    &certificate.raw_serial(),
+                    &device.as_str(),
+                    &&ek[..],
+                    &&ik[..],
+                    &validity.not_before.timestamp(),
+                    &validity.not_after.timestamp(),
+                    &now.unix_timestamp(),
+                    &&sha256[..],
+                    &der,
+                ],
+            )?;
+            add_to_audit(session, &[&audit])
+        })
+    }
+
+    pub(super) fn revoke_thrown_away(
+        &mut self,
+        ders: &[&[u8]],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let serial = |der| {
+            let (_, certificate) =
+                X509Certificate::from_der(der).map_err(StoreError::unreadable)?;
+            Ok(certificate.raw_serial().to_vec())
+        };
+        let serials = ders.iter().copied().map(serial).collect::<Result<Vec<_>, StoreError>>()?;
+        self.write(|session| {
+            session.execute(REVOKE_THROWN_AWAY, &[&serials, &now.unix_timestamp()])?;
+            Ok(())
+        })
+    }
+}
+
+/// The newest first, which it most likely is: an EK may have thousands that are over.
+const SEALED: &str =
+    "SELECT serial, device_id, ik_id, assurance, issued_at, confirm_by, der, status
+    FROM certificates
+    WHERE ek_id = $1 AND sha256 = $2 AND (status = 'active' OR confirm_by > $3)
+    ORDER BY number DESC LIMIT 1";
+const STATUS: &str = "SELECT c.status, l.since IS NOT NULL
+    FROM certificates c LEFT JOIN disabled_eks l USING (ek_id)
+    WHERE c.serial = $1 AND c.device_id = $2 AND c.sha256 = $3";
+const DEVICES: &str = "SELECT d.device_id, d.ek_id, d.assurance, l.since IS NOT NULL,
+        d.registered_at, c.serial, c.not_after, CASE WHEN s.is_used THEN s.generation END
+    FROM devices d LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING (ek_id)
+         LEFT JOIN certificates c ON c.ek_id = d.ek_id AND (CASE WHEN c.status = 'active' THEN 1 END) = 1
+    ORDER BY d.registered_at, d.device_id";
+const CERTIFICATES: &str = "SELECT serial, device_id, status, not_before, not_after, issued_at,
+        confirm_by, CASE WHEN confirmed_at IS NOT NULL THEN der END
+    FROM certificates ORDER BY number";
+const THROW_AWAY: &str = "INSERT INTO certificates
+    (serial, device_id, ek_id, ik_id, assurance, status, not_before, not_after, issued_at, sha256, der)
+    VALUES ($1, $2, $3, $4, 'none', 'active', $5, $6, $7, $8, $9)";
+const REVOKE_THROWN_AWAY: &str = "UPDATE certificates SET status = 'revoked', ended_at = $2
+    WHERE serial = ANY($1::bytea[]) AND status = 'active' AND assurance = 'none'";

@@ -1,0 +1,286 @@
+//! The enrolment list: EKs that an operator vouches for, and devices that an operator switched off
+//! or removed.
+
+use std::collections::HashMap;
+
+use assay_ca_core::{Reprovision, SharedKeyOnRecord};
+use assay_wire::{DeviceId, EkId};
+use postgres::Row;
+use time::OffsetDateTime;
+
+use super::columns::{device_id, ek_id, optional, optional_small, parsed, small};
+use super::connection::Postgres;
+use super::session::Session;
+use super::shared_keys::retire;
+use crate::enrolments::{
+    EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags, decide,
+};
+use crate::error::StoreError;
+
+impl Postgres {
+    pub(super) fn enroll_all(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        self.write(|session| {
+            let (results, known) = judge(session, new)?;
+            if results.iter().all(Result::is_ok) {
+                put_on_list(session, new, &results, &known)?;
+            }
+            Ok(results)
+        })
+    }
+
+    pub(super) fn rehearse(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        self.read_together(|session| Ok(judge(session, new)?.0))
+    }
+
+    pub(super) fn change_enrolment(
+        &mut self,
+        ek: &EkId,
+        reprovision: Option<Reprovision>,
+        plain_srk: Option<bool>,
+    ) -> Result<bool, StoreError> {
+        let reprovision = reprovision.map(Reprovision::name);
+        self.write(|session| {
+            let changed =
+                session.execute(CHANGE, &[&&ek.as_bytes()[..], &reprovision, &plain_srk])?;
+            Ok(changed == 1)
+        })
+    }
+
+    pub(super) fn forget(
+        &mut self,
+        ek: &EkId,
+        now: OffsetDateTime,
+    ) -> Result<Option<Removed>, StoreError> {
+        let bytes = &ek.as_bytes()[..];
+        self.write(|session| {
+            let enrolments =
+                session.execute("DELETE FROM enrolments WHERE ek_id = $1", &[&bytes])?;
+            let devices = session.execute("DELETE FROM devices WHERE ek_id = $1", &[&bytes])?;
+            let certificates = session.execute(REVOKE, &[&bytes, &now.unix_timestamp()])?;
+            let removed = Removed {
+                certificates: usize::try_from(certificates).map_err(StoreError::unreadable)?,
+                shared_key: retire(session, ek)?,
+            };
+            let is_known = enrolments + devices > 0 || removed != Removed::default();
+            Ok(is_known.then_some(removed))
+        })
+    }
+
+    pub(super) fn all_enrolments(&mut self) -> Result<Vec<EnrolmentRow>, StoreError> {
+        self.read_together(|session| session.query(ALL, &[])?.iter().map(enrolment_row).collect())
+    }
+
+    pub(super) fn enrolment_of(&mut self, ek: &EkId) -> Result<Option<EnrolmentRow>, StoreError> {
+        self.read(|session| {
+            let rows = session.query(KNOWN, &[&vec![&ek.as_bytes()[..]]])?;
+            rows.first().map(enrolment_row).transpose()
+        })
+    }
+
+    pub(super) fn is_on_list(&mut self, ek: &EkId) -> Result<bool, StoreError> {
+        self.read(|session| Ok(session.query_one(IS_ON_LIST, &[&&ek.as_bytes()[..]])?.get(0)))
+    }
+
+    pub(super) fn holder(&mut self, device: &DeviceId) -> Result<Option<EkId>, StoreError> {
+        self.read(|session| {
+            let rows = session.query(HOLDERS, &[&vec![device.as_str()]])?;
+            rows.first().map(|row| ek_id(row, 1)).transpose()
+        })
+    }
+
+    pub(super) fn switch(
+        &mut self,
+        ek: &EkId,
+        disabled: bool,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        let bytes = &ek.as_bytes()[..];
+        self.write(|session| {
+            let changed = if disabled {
+                session.execute(DISABLE, &[&vec![bytes], &vec![now.unix_timestamp()]])?
+            } else {
+                session.execute("DELETE FROM disabled_eks WHERE ek_id = $1", &[&bytes])?
+            };
+            Ok(changed == 1)
+        })
+    }
+}
+
+/// What is known of EKs.
+type Known = HashMap<EkId, EnrolmentRow>;
+
+/// What would become of each, one after another. Two statements, however many they are.
+fn judge(session: &mut Session, new: &[NewEnrolment]) -> Result<(EnrolResults, Known), StoreError> {
+    let eks: Vec<_> = new.iter().map(|new| &new.ek_id.as_bytes()[..]).collect();
+    let rows = session.query(KNOWN, &[&eks])?;
+    let rows = rows.iter().map(|row| enrolment_row(row).map(|known| (known.ek_id, known)));
+    let on_record: Known = rows.collect::<Result<_, _>>()?;
+    let wanted: Vec<_> =
+        new.iter().filter_map(|new| new.device_id.as_ref().map(DeviceId::as_str)).collect();
+    let mut holders = HashMap::new();
+    for row in session.query(HOLDERS, &[&wanted])? {
+        // A registration comes before an enrolment.
+        holders.entry(parsed::<DeviceId>(&row, 0)?).or_insert(ek_id(&row, 1)?);
+    }
+    let mut known = on_record.clone();
+    let results = new.iter().map(|new| {
+        let holder = |device: &DeviceId| Ok(holders.get(device).copied());
+        let result = decide(known.get(&new.ek_id), new, holder)?;
+        match result {
+            Ok(Enrolled::Added) => {
+                if let Some(device) = &new.device_id {
+                    holders.insert(device.clone(), new.ek_id);
+                }
+                let row = enrolled(known.remove(&new.ek_id), new);
+                known.insert(new.ek_id, row);
+            }
+            Ok(Enrolled::Retagged) => {
+                if let Some(row) = known.get_mut(&new.ek_id) {
+                    row.tags.clone_from(&new.tags);
+                }
+            }
+            Ok(Enrolled::Unchanged) | Err(_) => {}
+        }
+        Ok(result)
+    });
+    let results = results.collect::<Result<_, StoreError>>()?;
+    Ok((results, on_record))
+}
+
+/// What is known of an EK once it is enrolled.
+fn enrolled(known: Option<EnrolmentRow>, new: &NewEnrolment) -> EnrolmentRow {
+    let registered_as =
+        known.as_ref().filter(|known| known.registered).and_then(|known| known.device_id.clone());
+    EnrolmentRow {
+        ek_id: new.ek_id,
+        device_id: registered_as.or_else(|| new.device_id.clone()),
+        recognised: Some(new.recognised.clone()),
+        reprovision: Some(new.reprovision.unwrap_or_default()),
+        legacy_dps_ek: new.legacy_dps_ek.unwrap_or_default(),
+        plain_srk: new.plain_srk.unwrap_or_default(),
+        disabled: new.disabled == Some(true) || known.as_ref().is_some_and(|known| known.disabled),
+        registered: known.as_ref().is_some_and(|known| known.registered),
+        shared_key: known.and_then(|known| known.shared_key),
+        tags: new.tags.clone(),
+        added_at: new.added_at.unix_timestamp(),
+    }
+}
+
+fn put_on_list(
+    session: &mut Session,
+    new: &[NewEnrolment],
+    results: &EnrolResults,
+    known: &Known,
+) -> Result<(), StoreError> {
+    let with = |wanted: Enrolled| {
+        new.iter()
+            .zip(results)
+            .filter(move |(_, result)| matches!(result, Ok(result) if *result == wanted))
+            .map(|(new, _)| new)
+    };
+    let tags =
+        |new: &NewEnrolment| serde_json::to_string(&new.tags).expect("text has a form in JSON");
+    let added: Vec<_> = with(Enrolled::Added).collect();
+    if !added.is_empty() {
+        let eks: Vec<_> = added.iter().map(|new| &new.ek_id.as_bytes()[..]).collect();
+        let devices: Vec<_> =
+            added.iter().map(|new| new.device_id.as_ref().map(DeviceId::as_str)).collect();
+        let recognised: Vec<_> = added.iter().map(|new| &*new.recognised).collect();
+        let reprovision: Vec<_> =
+            added.iter().map(|new| new.reprovision.unwrap_or_default().name()).collect();
+        let legacy: Vec<_> =
+            added.iter().map(|new| new.legacy_dps_ek.unwrap_or_default()).collect();
+        let times: Vec<_> = added.iter().map(|new| new.added_at.unix_timestamp()).collect();
+        let all_tags: Vec<_> = added.iter().map(|new| tags(new)).collect();
+        let plain: Vec<_> = added.iter().map(|new| new.plain_srk.unwrap_or_default()).collect();
+        session.execute(
+            ADD,
+            &[&eks, &devices, &recognised, &reprovision, &legacy, &times, &all_tags, &plain],
+        )?;
+    }
+    let disabled: Vec<_> = added
+        .iter()
+        .filter(|new| {
+            new.disabled == Some(true) && !known.get(&new.ek_id).is_some_and(|known| known.disabled)
+        })
+        .collect();
+    if !disabled.is_empty() {
+        let eks: Vec<_> = disabled.iter().map(|new| &new.ek_id.as_bytes()[..]).collect();
+        let times: Vec<_> = disabled.iter().map(|new| new.added_at.unix_timestamp()).collect();
+        session.execute(DISABLE, &[&eks, &times])?;
+    }
+    // The last of several for one EK counts.
+    let retagged: HashMap<_, _> =
+        with(Enrolled::Retagged).map(|new| (&new.ek_id.as_bytes()[..], tags(new))).collect();
+    if !retagged.is_empty() {
+        let (eks, tags): (Vec<_>, Vec<_>) = retagged.into_iter().unzip();
+        session.execute(RETAG, &[&eks, &tags])?;
+    }
+    Ok(())
+}
+
+fn enrolment_row(row: &Row) -> Result<EnrolmentRow, StoreError> {
+    let shared_key = match optional_small(row, 7)? {
+        None => None,
+        Some(generation) => Some(SharedKeyOnRecord {
+            generation,
+            is_used: row.get(8),
+            plain_srk_generation: small(row, 12)?,
+        }),
+    };
+    Ok(EnrolmentRow {
+        ek_id: ek_id(row, 0)?,
+        device_id: device_id(row, 1)?,
+        recognised: row.get(2),
+        reprovision: optional(row, 3)?,
+        legacy_dps_ek: row.get(4),
+        disabled: row.get(5),
+        registered: row.get(6),
+        shared_key,
+        added_at: row.get(9),
+        tags: match row.get::<_, Option<&str>>(10) {
+            Some(tags) => serde_json::from_str(tags).map_err(StoreError::unreadable)?,
+            None => Tags::new(),
+        },
+        plain_srk: row.get(11),
+    })
+}
+
+const KNOWN: &str = "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised,
+        e.reprovision, coalesce(e.legacy_dps_ek, false), l.since IS NOT NULL, d.ek_id IS NOT NULL,
+        s.generation, s.is_used, coalesce(e.added_at, d.registered_at, l.since), e.tags,
+        coalesce(e.plain_srk, false), s.plain_srk_generation
+    FROM (SELECT DISTINCT unnest($1::bytea[]) AS ek_id) k LEFT JOIN enrolments e USING (ek_id)
+         LEFT JOIN devices d USING (ek_id) LEFT JOIN disabled_eks l USING (ek_id)
+         LEFT JOIN shared_keys s USING (ek_id)
+    WHERE coalesce(e.ek_id, d.ek_id, l.ek_id) IS NOT NULL";
+const ALL: &str = "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised,
+        e.reprovision, coalesce(e.legacy_dps_ek, false), l.since IS NOT NULL, d.ek_id IS NOT NULL,
+        s.generation, s.is_used, coalesce(e.added_at, d.registered_at, l.since) AS added_at, e.tags,
+        coalesce(e.plain_srk, false), s.plain_srk_generation
+    FROM (SELECT ek_id FROM enrolments UNION SELECT ek_id FROM devices
+          UNION SELECT ek_id FROM disabled_eks) k LEFT JOIN enrolments e USING (ek_id)
+         LEFT JOIN devices d USING (ek_id) LEFT JOIN disabled_eks l USING (ek_id)
+         LEFT JOIN shared_keys s USING (ek_id)
+    ORDER BY added_at, k.ek_id";
+const HOLDERS: &str = "SELECT device_id, ek_id FROM (
+        SELECT 1 AS part, d.device_id, d.ek_id FROM unnest($1::text[]) w(device_id)
+            JOIN devices d USING (device_id)
+        UNION ALL
+        SELECT 2, e.device_id, e.ek_id FROM unnest($1::text[]) w(device_id)
+            JOIN enrolments e USING (device_id)) holders
+    ORDER BY part";
+const IS_ON_LIST: &str = "SELECT EXISTS (SELECT FROM enrolments WHERE ek_id = $1)";
+const CHANGE: &str = "UPDATE enrolments SET reprovision = coalesce($2::text, reprovision),
+    plain_srk = coalesce($3::bool, plain_srk) WHERE ek_id = $1";
+const REVOKE: &str =
+    "UPDATE certificates SET der = CASE WHEN status = 'active' THEN der ELSE '' END,
+    status = 'revoked', ended_at = $2 WHERE ek_id = $1 AND status IN ('unconfirmed', 'active')";
+const ADD: &str = "INSERT INTO enrolments
+    (ek_id, device_id, recognised, reprovision, legacy_dps_ek, added_at, tags, plain_srk)
+    SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::int8[],
+                         $7::text[], $8::bool[])";
+const DISABLE: &str = "INSERT INTO disabled_eks (ek_id, since)
+    SELECT * FROM unnest($1::bytea[], $2::int8[]) ON CONFLICT DO NOTHING";
+const RETAG: &str = "UPDATE enrolments e SET tags = n.tags
+    FROM unnest($1::bytea[], $2::text[]) n(ek_id, tags) WHERE e.ek_id = n.ek_id";

@@ -1,0 +1,61 @@
+//! The schema: making it, and from that of an earlier version of Assay to today's.
+
+use refinery::{Migration, Runner};
+
+use super::connection::Postgres;
+use super::session::Session;
+use super::settings::Settings;
+use crate::error::{SCHEMA_VERSION, StoreError};
+
+/// The version of the schema, and the version of Assay that made it; 0 if there is none.
+pub(super) fn version(session: &mut Session) -> Result<(i64, String), StoreError> {
+    // By names as the connection finds them: a database may hold several CAs in several schemas.
+    let exists = "SELECT to_regclass('refinery_schema_history') IS NOT NULL,
+                         to_regclass('writer') IS NOT NULL";
+    let row = session.query_one(exists, &[])?;
+    if !row.get::<_, bool>(0) || !row.get::<_, bool>(1) {
+        return Ok((0, "unknown".into()));
+    }
+    let version = "SELECT coalesce(max(version), 0)::int8 FROM refinery_schema_history";
+    let version = session.query_one(version, &[])?.get(0);
+    let writer = session.query_opt("SELECT version FROM writer", &[])?;
+    Ok((version, writer.map_or_else(|| "unknown".into(), |row| row.get(0))))
+}
+
+/// Refuses another schema than today's.
+pub(super) fn check(store: &mut Postgres) -> Result<(), StoreError> {
+    match store.read(version)? {
+        (0, _) => Err(StoreError::Empty),
+        (SCHEMA_VERSION, _) => Ok(()),
+        (found, writer) if found > SCHEMA_VERSION => Err(StoreError::Newer { found, writer }),
+        (found, _) => Err(StoreError::Older(found)),
+    }
+}
+
+/// Makes today's schema of an empty one or of an earlier one; changes nothing if it is today's.
+/// Several may try at once.
+pub(super) fn upgrade(settings: &Settings) -> Result<(), StoreError> {
+    let mut session = Session::open(settings)?;
+    session.client.batch_execute(ALONE)?;
+    let (found, writer) = version(&mut session)?;
+    if found > SCHEMA_VERSION {
+        return Err(StoreError::Newer { found, writer });
+    }
+    if found == SCHEMA_VERSION {
+        return Ok(());
+    }
+    let migrations = MIGRATIONS.map(|(name, sql)| Migration::unapplied(name, sql));
+    let migrations = migrations.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Runner::new(&migrations).set_grouped(true).run(&mut session.client)?;
+    session.client.execute("DELETE FROM writer", &[])?;
+    session.client.execute("INSERT INTO writer VALUES ($1)", &[&env!("CARGO_PKG_VERSION")])?;
+    Ok(())
+}
+
+/// Held until the connection ends. The number is a random one.
+const ALONE: &str = "SET default_transaction_read_only = off;
+    SET lock_timeout = 0;
+    SET statement_timeout = 0;
+    SELECT pg_advisory_lock(6840190272430316413)";
+/// What leads from each version of the schema to the next; the first makes it of nothing.
+const MIGRATIONS: [(&str, &str); 1] = [("V7__schema", include_str!("V7__schema.sql"))];

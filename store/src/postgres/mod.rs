@@ -1,0 +1,288 @@
+//! The store for workers on several machines: PostgreSQL 15 or later.
+//!
+//! Why no invariant can break between processes: a connection can only read
+//! (`default_transaction_read_only`), but in one place ([`connection`]), which begins a transaction
+//! by locking the table `write_lock` for itself alone. So transactions that write happen one after
+//! another, each with a snapshot that it took after the one before it had committed; whatever it
+//! checks holds until it has written what the check allowed, and no order of processes, crashes and
+//! retries can give a result that one process alone could not have. Transactions are `REPEATABLE
+//! READ`, so one would fail, and be tried again, if somebody wrote by hand without the lock. One
+//! device id per EK and back, and one active certificate per EK, are constraints of the schema
+//! besides. Decision 0011 has what `SERIALIZABLE` without the lock costs instead.
+
+mod audit;
+mod certificates;
+mod columns;
+mod connection;
+mod credentials;
+pub(crate) mod dump;
+mod enrolments;
+mod migrations;
+mod record;
+mod revocation;
+mod scope;
+mod session;
+mod settings;
+mod shared_keys;
+mod snapshots;
+mod trust;
+
+use std::time::Duration;
+
+use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
+use assay_wire::{DeviceId, EkId, Identity, Scope};
+use time::OffsetDateTime;
+
+use crate::act::{Entry, Question, Recorded, Snapshot};
+use crate::audit::AuditRow;
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::contract::Store;
+use crate::credentials::{Credential, CredentialRow};
+use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
+use crate::error::StoreError;
+use crate::retention::{Pruned, Retention};
+use crate::revocation::{Changes, RevokedCertificates};
+use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
+
+pub use connection::Postgres;
+pub use settings::Settings;
+
+impl Postgres {
+    /// Connects to a CA that is there.
+    ///
+    /// # Errors
+    /// The server cannot be reached or does not let us in, there is no CA, or another version of
+    /// Assay wrote it.
+    pub fn open(settings: &Settings) -> Result<Self, StoreError> {
+        let mut store = Self::new(settings);
+        migrations::check(&mut store)?;
+        Ok(store)
+    }
+
+    /// Makes today's schema where there is none or an earlier one.
+    ///
+    /// # Errors
+    /// A later version of Assay wrote it, or it cannot be made.
+    pub fn upgrade(settings: &Settings) -> Result<(), StoreError> {
+        connection::apart(|| migrations::upgrade(settings))
+    }
+
+    /// The version of the schema, and the version of Assay that made it; 0 if there is none.
+    ///
+    /// # Errors
+    /// The server cannot be reached or does not let us in.
+    pub(crate) fn version(settings: &Settings) -> Result<(i64, String), StoreError> {
+        Self::new(settings).read(migrations::version)
+    }
+}
+
+impl Store for Postgres {
+    fn snapshot(&mut self, question: &Question) -> Result<Snapshot, StoreError> {
+        self.snapshot_of(question)
+    }
+
+    fn record(&mut self, scope: &Scope, entries: &[Entry]) -> Result<Vec<Recorded>, StoreError> {
+        self.record_all(scope, entries)
+    }
+
+    fn sealed_certificate(
+        &mut self,
+        ek: &EkId,
+        sha256: &[u8; 32],
+        now: OffsetDateTime,
+    ) -> Result<SealedOnRecord, StoreError> {
+        self.sealed(ek, sha256, now)
+    }
+
+    fn shared_key_holders(
+        &mut self,
+        device: &DeviceId,
+    ) -> Result<Vec<SharedKeyHolder>, StoreError> {
+        self.holders(device)
+    }
+
+    fn is_enrolled(&mut self, ek: &EkId) -> Result<bool, StoreError> {
+        self.is_on_list(ek)
+    }
+
+    fn certificate_status(
+        &mut self,
+        device: &DeviceId,
+        serial: &[u8],
+        sha256: &[u8; 32],
+    ) -> Result<CertificateStatus, StoreError> {
+        self.status(device, serial, sha256)
+    }
+
+    fn credential_status(
+        &mut self,
+        identity: &Identity,
+        sha256: &[u8; 32],
+    ) -> Result<CertificateStatus, StoreError> {
+        self.status_of_credential(identity, sha256)
+    }
+
+    fn record_scope(&mut self, scope: &Scope) -> Result<(), StoreError> {
+        self.put_scope(scope)
+    }
+
+    fn may_serve(&mut self, scope: &Scope) -> Result<(), StoreError> {
+        self.could_serve(scope)
+    }
+
+    fn enroll(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        self.enroll_all(new)
+    }
+
+    fn rehearse_enroll(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        self.rehearse(new)
+    }
+
+    fn update_enrolment(
+        &mut self,
+        ek: &EkId,
+        reprovision: Option<Reprovision>,
+        plain_srk: Option<bool>,
+    ) -> Result<bool, StoreError> {
+        self.change_enrolment(ek, reprovision, plain_srk)
+    }
+
+    fn remove(&mut self, ek: &EkId, now: OffsetDateTime) -> Result<Option<Removed>, StoreError> {
+        self.forget(ek, now)
+    }
+
+    fn set_disabled(
+        &mut self,
+        ek: &EkId,
+        disabled: bool,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        self.switch(ek, disabled, now)
+    }
+
+    fn retire_shared_key(&mut self, ek: &EkId) -> Result<bool, StoreError> {
+        self.retire(ek)
+    }
+
+    fn enrolments(&mut self) -> Result<Vec<EnrolmentRow>, StoreError> {
+        self.all_enrolments()
+    }
+
+    fn enrolment(&mut self, ek: &EkId) -> Result<Option<EnrolmentRow>, StoreError> {
+        self.enrolment_of(ek)
+    }
+
+    fn ek_of_device(&mut self, device: &DeviceId) -> Result<Option<EkId>, StoreError> {
+        self.holder(device)
+    }
+
+    fn devices(&mut self) -> Result<Vec<DeviceRow>, StoreError> {
+        self.all_devices()
+    }
+
+    fn certificates(&mut self) -> Result<Vec<CertificateRow>, StoreError> {
+        self.all_certificates()
+    }
+
+    fn add_credential(
+        &mut self,
+        name: &str,
+        credential: &Credential,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        self.put_credential(name, credential, now)
+    }
+
+    fn credentials(&mut self) -> Result<Vec<CredentialRow>, StoreError> {
+        self.all_credentials()
+    }
+
+    fn revoke_credential(
+        &mut self,
+        name: &str,
+        now: OffsetDateTime,
+    ) -> Result<Option<bool>, StoreError> {
+        self.end_credential(name, now)
+    }
+
+    fn add_throw_away(
+        &mut self,
+        device: &DeviceId,
+        der: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        self.throw_away(device, der, now)
+    }
+
+    fn revoke_throw_away(&mut self, ders: &[&[u8]], now: OffsetDateTime) -> Result<(), StoreError> {
+        self.revoke_thrown_away(ders, now)
+    }
+
+    fn add_anchor(&mut self, anchor: &AnchorRow) -> Result<Trusted, StoreError> {
+        self.put_anchor(anchor)
+    }
+
+    fn remove_anchor(&mut self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
+        self.take_anchor(fingerprint)
+    }
+
+    fn anchors(&mut self) -> Result<Vec<AnchorRow>, StoreError> {
+        self.all_anchors()
+    }
+
+    fn anchors_version(&mut self) -> Result<AnchorsVersion, StoreError> {
+        self.version_of_anchors()
+    }
+
+    fn revocation_list(
+        &mut self,
+        now: OffsetDateTime,
+    ) -> Result<(RevokedCertificates, u32), StoreError> {
+        self.list_of_revoked(now)
+    }
+
+    fn revoked(&mut self, now: OffsetDateTime) -> Result<RevokedCertificates, StoreError> {
+        self.all_revoked(now)
+    }
+
+    fn revoked_credentials(&mut self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError> {
+        self.all_revoked_credentials(now)
+    }
+
+    fn next_revocation_list(&mut self) -> Result<u32, StoreError> {
+        self.next_list()
+    }
+
+    fn changes(&mut self) -> Result<Changes, StoreError> {
+        self.all_changes()
+    }
+
+    fn wait_for_changes(
+        &mut self,
+        seen: Changes,
+        timeout: Duration,
+    ) -> Result<Changes, StoreError> {
+        self.wait(seen, timeout)
+    }
+
+    fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError> {
+        self.newest_decisions(count)
+    }
+
+    fn prune(&mut self, retention: &Retention, now: OffsetDateTime) -> Result<Pruned, StoreError> {
+        self.prune_all(retention, now)
+    }
+
+    /// How much room the server's disk has, a client cannot know.
+    fn check_writable(&mut self) -> Result<(), StoreError> {
+        self.write(|session| {
+            session.execute("UPDATE revocation_lists SET number = number", &[])?;
+            Ok(())
+        })
+    }
+
+    /// The server does its own.
+    fn checkpoint(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,335 @@
+//! The hot path: what is on record about an EK, and acts that were planned by it.
+//!
+//! A batch of any length costs the same few statements, for each works on arrays.
+
+use std::collections::HashSet;
+
+use assay_ca_core::{Assurance, QUOTA_PERIOD};
+use assay_wire::Scope;
+
+use super::audit::add_to_audit;
+use super::connection::Postgres;
+use super::scope::check_scope;
+use super::session::Session;
+use super::snapshots::{Answer, Der, answers};
+use crate::act::{Entry, Question, Recorded, Snapshot};
+use crate::error::StoreError;
+use crate::writes::{
+    NewCertificate, NewDevice, NewOffer, NewUse, Planned, Write, is_same, touched,
+};
+
+impl Postgres {
+    pub(super) fn snapshot_of(&mut self, question: &Question) -> Result<Snapshot, StoreError> {
+        self.read(|session| Ok(answers(session, &[question], Der::With)?.remove(0).snapshot))
+    }
+
+    pub(super) fn record_all(
+        &mut self,
+        scope: &Scope,
+        entries: &[Entry],
+    ) -> Result<Vec<Recorded>, StoreError> {
+        let planned = entries.iter().enumerate().filter_map(|(place, entry)| {
+            Some(entry.planned().transpose()?.map(|planned| (place, planned)))
+        });
+        let groups = apart(planned.collect::<Result<Vec<_>, _>>()?);
+        self.write(|session| {
+            check_scope(session, scope)?;
+            let mut recorded = vec![Recorded::Done; entries.len()];
+            for group in &groups {
+                for stale in record(session, group)? {
+                    recorded[stale] = Recorded::Stale;
+                }
+            }
+            let done = entries.iter().zip(&recorded).filter(|(_, is)| **is == Recorded::Done);
+            let audits: Vec<_> = done.filter_map(|(entry, _)| entry.audit.as_ref()).collect();
+            add_to_audit(session, &audits)?;
+            Ok(recorded)
+        })
+    }
+}
+
+/// An entry that writes something, and where it stands among the entries.
+type Placed<'a> = (usize, Planned<'a>);
+
+/// Puts entries one after another that depend on the same EK or device id; those of one group can be
+/// recorded at once.
+fn apart(planned: Vec<Placed<'_>>) -> Vec<Vec<Placed<'_>>> {
+    let mut groups: Vec<Vec<Placed<'_>>> = Vec::new();
+    let mut taken = HashSet::new();
+    for placed in planned {
+        let touched = touched(&placed.1);
+        if groups.is_empty() || touched.iter().any(|one| taken.contains(one)) {
+            groups.push(Vec::new());
+            taken.clear();
+        }
+        taken.extend(touched);
+        groups.last_mut().expect("there is one").push(placed);
+    }
+    groups
+}
+
+/// What still holds, and what is on record where it is written to.
+struct Holding<'a> {
+    write: &'a Write<'a>,
+    answer: &'a Answer,
+}
+
+/// Records those that still hold, and returns the places of the others.
+fn record(session: &mut Session, group: &[Placed<'_>]) -> Result<Vec<usize>, StoreError> {
+    let questions: Vec<_> = group.iter().map(|(_, planned)| &planned.question).collect();
+    let answers = answers(session, &questions, Der::Without)?;
+    let waiting = waiting(session, group)?;
+    let (mut holding, mut stale) = (Vec::new(), Vec::new());
+    for ((place, Planned { basis, write, .. }), answer) in group.iter().zip(&answers) {
+        let is_as_it_was = basis.is_none_or(|basis| is_same(&basis.snapshot, &answer.snapshot));
+        let waits = match write {
+            Write::Activation(activation) => waiting.contains(&activation.serial[..]),
+            _ => true,
+        };
+        if is_as_it_was && waits {
+            holding.push(Holding { write, answer });
+        } else {
+            stale.push(*place);
+        }
+    }
+    register(session, &holding)?;
+    supersede(session, &holding)?;
+    add_certificates(session, &holding)?;
+    put_into_force(session, &holding)?;
+    offer_keys(session, &holding)?;
+    take_into_use(session, &holding)?;
+    Ok(stale)
+}
+
+/// The certificates that are to come into force and wait for that.
+fn waiting(session: &mut Session, group: &[Placed<'_>]) -> Result<HashSet<Vec<u8>>, StoreError> {
+    let serials: Vec<_> = group
+        .iter()
+        .filter_map(|(_, planned)| match &planned.write {
+            Write::Activation(activation) => Some(&activation.serial[..]),
+            _ => None,
+        })
+        .collect();
+    if serials.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let rows = session.query(WAITING, &[&serials])?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+fn register(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
+    let (mut new, mut known) = (Rows::default(), Rows::default());
+    for Holding { write, answer } in group {
+        let Some(NewDevice { device_id, ek_id, assurance, at }) = write.device() else { continue };
+        let rows = match &answer.snapshot.records.registration {
+            None => &mut new,
+            Some(registered) if registered.device_id == *device_id => &mut known,
+            Some(_) => {
+                return Err(StoreError::Inconsistent("the EK is registered under another id"));
+            }
+        };
+        rows.devices.push(device_id.as_str());
+        rows.eks.push(ek_id.as_bytes().to_vec());
+        rows.assurances.push(assurance.to_string());
+        rows.times.push(at.unix_timestamp());
+    }
+    if !new.eks.is_empty() {
+        session.execute(REGISTER, &[&new.devices, &new.eks, &new.assurances, &new.times])?;
+    }
+    if !known.eks.is_empty() {
+        session.execute(CHANGE_ASSURANCE, &[&known.eks, &known.assurances])?;
+    }
+    Ok(())
+}
+
+/// Columns of several statements.
+#[derive(Default)]
+struct Rows<'a> {
+    devices: Vec<&'a str>,
+    eks: Vec<Vec<u8>>,
+    assurances: Vec<String>,
+    times: Vec<i64>,
+}
+
+/// The active certificates of those that get another.
+fn supersede(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
+    let (mut serials, mut times) = (vec![], vec![]);
+    for Holding { write, answer } in group {
+        if let (Some(at), Some(active)) = (write.supersedes_at(), &answer.active) {
+            serials.push(&active[..]);
+            times.push(at.unix_timestamp());
+        }
+    }
+    if serials.is_empty() {
+        return Ok(());
+    }
+    let rows = session.execute(SUPERSEDE, &[&serials, &times])?;
+    expect(rows, serials.len(), "the active certificate is another")
+}
+
+fn add_certificates(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
+    let new: Vec<_> = group.iter().filter_map(|holding| certificate(holding.write)).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let serials: Vec<_> = new.iter().map(|new| &new.serial[..]).collect();
+    let devices: Vec<_> = new.iter().map(|new| new.device_id.as_str()).collect();
+    let eks: Vec<_> = new.iter().map(|new| &new.ek_id.as_bytes()[..]).collect();
+    let iks: Vec<_> = new.iter().map(|new| &new.ik_id[..]).collect();
+    let assurances: Vec<_> = new.iter().map(|new| new.assurance.to_string()).collect();
+    let not_before: Vec<_> = new.iter().map(|new| new.not_before.unix_timestamp()).collect();
+    let not_after: Vec<_> = new.iter().map(|new| new.not_after.unix_timestamp()).collect();
+    let issued: Vec<_> = new.iter().map(|new| new.issued_at.unix_timestamp()).collect();
+    let confirm_by: Vec<_> =
+        new.iter().map(|new| new.confirm_by.map(|time| time.unix_timestamp())).collect();
+    let confirmed: Vec<_> =
+        new.iter().map(|new| new.confirmed_at.map(|time| time.unix_timestamp())).collect();
+    let digests: Vec<_> = new.iter().map(|new| &new.sha256[..]).collect();
+    let stored: Vec<_> = new.iter().map(|new| new.stored).collect();
+    session.execute(
+        ADD_CERTIFICATES,
+        &[
+            &serials,
+            &devices,
+            &eks,
+            &iks,
+            &assurances,
+            &not_before,
+            &not_after,
+            &issued,
+            &confirm_by,
+            &digests,
+            &stored,
+            &confirmed,
+        ],
+    )?;
+    Ok(())
+}
+
+fn certificate<'a>(write: &'a Write<'a>) -> Option<&'a NewCertificate<'a>> {
+    match write {
+        Write::Certificate(new) | Write::Waiting(new) => Some(new),
+        _ => None,
+    }
+}
+
+fn put_into_force(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
+    let (mut serials, mut times, mut ders) = (vec![], vec![], vec![]);
+    for holding in group {
+        let Write::Activation(activation) = holding.write else { continue };
+        serials.push(&activation.serial[..]);
+        times.push(activation.confirmed_at.unix_timestamp());
+        ders.push(activation.der);
+    }
+    if serials.is_empty() {
+        return Ok(());
+    }
+    let rows = session.execute(PUT_INTO_FORCE, &[&serials, &times, &ders])?;
+    expect(rows, serials.len(), "the certificate does not wait")
+}
+
+fn offer_keys(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
+    let new: Vec<&NewOffer<'_>> = group
+        .iter()
+        .filter_map(|holding| match holding.write {
+            Write::Offer(offer) => Some(offer),
+            _ => None,
+        })
+        .collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let eks: Vec<_> = new.iter().map(|new| &new.ek_id.as_bytes()[..]).collect();
+    let devices: Vec<_> = new.iter().map(|new| new.device_id.as_str()).collect();
+    let assurances: Vec<_> = new.iter().map(|new| new.assurance.to_string()).collect();
+    let generations: Vec<_> = new.iter().map(|new| i64::from(new.generation)).collect();
+    let plain: Vec<_> = new.iter().map(|new| i64::from(new.plain_srk_generation)).collect();
+    let times: Vec<_> = new.iter().map(|new| new.offered_at.unix_timestamp()).collect();
+    // Once seen, a vendor's word stays: anybody may leave the certificate out of a request.
+    let vendor = Assurance::VendorCertificate.to_string();
+    session
+        .execute(OFFER, &[&eks, &devices, &assurances, &generations, &plain, &times, &vendor])?;
+    Ok(())
+}
+
+fn take_into_use(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
+    let new: Vec<&NewUse<'_>> = group
+        .iter()
+        .filter_map(|holding| match holding.write {
+            Write::Use(new) => Some(new),
+            _ => None,
+        })
+        .collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let eks: Vec<_> = new.iter().map(|new| &new.ek_id.as_bytes()[..]).collect();
+    let generations: Vec<_> = new.iter().map(|new| i64::from(new.generation)).collect();
+    let times: Vec<_> = new.iter().map(|new| new.used_at.unix_timestamp()).collect();
+    let period = QUOTA_PERIOD.whole_seconds();
+    let rows = session.execute(TAKE_INTO_USE, &[&eks, &generations, &times, &period])?;
+    expect(rows, eks.len(), "the EK was offered no shared key")
+}
+
+fn expect(rows: u64, count: usize, otherwise: &'static str) -> Result<(), StoreError> {
+    if rows == count as u64 { Ok(()) } else { Err(StoreError::Inconsistent(otherwise)) }
+}
+
+const WAITING: &str =
+    "SELECT serial FROM certificates WHERE serial = ANY($1::bytea[]) AND status = 'unconfirmed'";
+const REGISTER: &str = "INSERT INTO devices (device_id, ek_id, assurance, registered_at)
+    SELECT * FROM unnest($1::text[], $2::bytea[], $3::text[], $4::int8[])";
+const CHANGE_ASSURANCE: &str = "UPDATE devices d SET assurance = n.assurance
+    FROM unnest($1::bytea[], $2::text[]) n(ek_id, assurance)
+    WHERE d.ek_id = n.ek_id AND d.assurance <> n.assurance";
+const SUPERSEDE: &str = "UPDATE certificates c SET status = 'superseded', ended_at = n.ended_at
+    FROM unnest($1::bytea[], $2::int8[]) n(serial, ended_at)
+    WHERE c.serial = n.serial AND c.status = 'active'";
+const ADD_CERTIFICATES: &str = "INSERT INTO certificates
+    (serial, device_id, ek_id, ik_id, assurance, not_before, not_after, issued_at, confirm_by,
+     sha256, der, status, confirmed_at)
+    SELECT n.serial, n.device_id, n.ek_id, n.ik_id, n.assurance, n.not_before, n.not_after,
+           n.issued_at, n.confirm_by, n.sha256, n.der,
+           CASE WHEN n.confirmed_at IS NULL THEN 'unconfirmed' ELSE 'active' END, n.confirmed_at
+    FROM unnest($1::bytea[], $2::text[], $3::bytea[], $4::bytea[], $5::text[], $6::int8[],
+                $7::int8[], $8::int8[], $9::int8[], $10::bytea[], $11::bytea[], $12::int8[])
+         n(serial, device_id, ek_id, ik_id, assurance, not_before, not_after, issued_at, confirm_by,
+           sha256, der, confirmed_at)";
+const PUT_INTO_FORCE: &str = "UPDATE certificates c
+    SET status = 'active', confirmed_at = n.confirmed_at, der = n.der
+    FROM unnest($1::bytea[], $2::int8[], $3::bytea[]) n(serial, confirmed_at, der)
+    WHERE c.serial = n.serial AND c.status = 'unconfirmed'";
+const OFFER: &str = "INSERT INTO shared_keys AS s
+    (ek_id, device_id, assurance, generation, is_used, plain_srk_generation, offered_at)
+    SELECT n.ek_id, n.device_id, n.assurance, n.generation, false, n.plain, n.offered_at
+    FROM unnest($1::bytea[], $2::text[], $3::text[], $4::int8[], $5::int8[], $6::int8[])
+         n(ek_id, device_id, assurance, generation, plain, offered_at)
+    ON CONFLICT (ek_id) DO UPDATE SET device_id = excluded.device_id,
+        assurance = CASE WHEN s.assurance = $7::text THEN s.assurance ELSE excluded.assurance END,
+        plain_srk_generation = greatest(s.plain_srk_generation, excluded.plain_srk_generation),
+        offered_at = excluded.offered_at";
+const TAKE_INTO_USE: &str = "UPDATE shared_keys s SET generation = n.generation, is_used = true,
+        day = CASE WHEN s.day > n.now - $4::int8 THEN s.day ELSE n.now END,
+        today = CASE WHEN s.day > n.now - $4::int8 THEN s.today ELSE 0 END + 1
+    FROM unnest($1::bytea[], $2::int8[], $3::int8[]) n(ek_id, generation, now)
+    WHERE s.ek_id = n.ek_id";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::session::plan;
+    use crate::postgres::settings::Settings;
+
+    #[test]
+    fn every_row_is_found_by_an_index() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let settings = Settings::new(&server.address().unwrap(), None, None).unwrap();
+        Postgres::upgrade(&settings).unwrap();
+        let mut session = Session::open(&settings).unwrap();
+        for sql in [WAITING, CHANGE_ASSURANCE, SUPERSEDE, PUT_INTO_FORCE, TAKE_INTO_USE] {
+            let plan = plan(&mut session, sql);
+            assert!(plan.contains("Index"), "{sql}: {plan}");
+            assert!(!plan.contains("Seq Scan"), "{sql}: {plan}");
+        }
+    }
+}

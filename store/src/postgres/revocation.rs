@@ -1,0 +1,236 @@
+//! What is no longer good, lists of it, and news of it.
+
+use std::time::{Duration, Instant};
+
+use assay_ca_core::{RevocationReason, Revoked};
+use fallible_iterator::FallibleIterator;
+use time::OffsetDateTime;
+
+use super::columns::{array, small, time};
+use super::connection::{Postgres, apart};
+use super::session::Session;
+use crate::error::StoreError;
+use crate::retention::{AUDIT_BATCH, BATCH, Pruned, Retention};
+use crate::revocation::{Changes, OPTIMISM, RevokedCertificates, in_order, reason};
+
+impl Postgres {
+    pub(super) fn all_revoked(
+        &mut self,
+        now: OffsetDateTime,
+    ) -> Result<RevokedCertificates, StoreError> {
+        self.read_together(|session| revoked(session, now))
+    }
+
+    pub(super) fn list_of_revoked(
+        &mut self,
+        now: OffsetDateTime,
+    ) -> Result<(RevokedCertificates, u32), StoreError> {
+        while self.read(|session| has_overdue(session, now))? {
+            self.write(|session| revoke_overdue(session, now))?;
+        }
+        for _ in 0..OPTIMISM {
+            let (seen, found) =
+                self.read_together(|session| Ok((changes(session)?.list, revoked(session, now)?)))?;
+            let number = self.write(|session| {
+                let is_as_it_was = changes(session)?.list == seen;
+                is_as_it_was.then(|| next_number(session)).transpose()
+            })?;
+            if let Some(number) = number {
+                return Ok((found, number));
+            }
+        }
+        // It changes faster than it is read, so nobody may write meanwhile.
+        self.write(|session| Ok((revoked(session, now)?, next_number(session)?)))
+    }
+
+    pub(super) fn all_revoked_credentials(
+        &mut self,
+        now: OffsetDateTime,
+    ) -> Result<Vec<Revoked>, StoreError> {
+        let reason = RevocationReason::CessationOfOperation;
+        self.read_together(|session| {
+            let rows = session.query(REVOKED_CREDENTIALS, &[&now.unix_timestamp()])?;
+            let credential = |row: &postgres::Row| {
+                Ok(Revoked { serial: array(row.get(0))?, since: time(row.get(1))?, reason })
+            };
+            rows.iter().map(credential).collect()
+        })
+    }
+
+    pub(super) fn next_list(&mut self) -> Result<u32, StoreError> {
+        self.write(next_number)
+    }
+
+    pub(super) fn all_changes(&mut self) -> Result<Changes, StoreError> {
+        self.read(changes)
+    }
+
+    /// The server tells of what anybody committed; that it may have told before somebody listened,
+    /// or to a connection that was lost, makes no difference, for this looks every now and then.
+    pub(super) fn wait(&mut self, seen: Changes, timeout: Duration) -> Result<Changes, StoreError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let changes = self.read(|session| {
+                if !session.listens {
+                    let listen = session.query_one(LISTEN, &[])?;
+                    session.client.batch_execute(listen.get(0))?;
+                    session.listens = true;
+                }
+                changes(session)
+            })?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if changes != seen || left.is_zero() {
+                return Ok(changes);
+            }
+            apart(|| self.hear(left.min(POLL)));
+        }
+    }
+
+    /// Waits until the server tells of something, or the connection is lost.
+    fn hear(&mut self, timeout: Duration) {
+        let Ok(session) = self.session() else { return };
+        let mut notifications = session.client.notifications();
+        let _ = notifications.timeout_iter(timeout).next();
+        // One look suffices for all that it told meanwhile.
+        while let Ok(Some(_)) = notifications.iter().next() {}
+    }
+
+    pub(super) fn prune_all(
+        &mut self,
+        retention: &Retention,
+        now: OffsetDateTime,
+    ) -> Result<Pruned, StoreError> {
+        let (now, ended, offered) = (
+            now,
+            (now - retention.ended()).unix_timestamp(),
+            (now - retention.unused_offers()).unix_timestamp(),
+        );
+        let seconds = now.unix_timestamp();
+        let kept = i64::from(retention.audit());
+        // Most often there is nothing, and it keeps nobody from writing.
+        let has_to = self.read(|session| {
+            Ok(has_overdue(session, now)?
+                || session.query_one(HAS_TO_PRUNE, &[&seconds, &ended, &offered, &kept])?.get(0))
+        })?;
+        if !has_to {
+            return Ok(Pruned::default());
+        }
+        self.write(|session| {
+            let overdue = revoke_overdue(session, now)?;
+            let never = session.execute(PRUNE_NEVER_CONFIRMED, &[&seconds, &BATCH])?;
+            let in_force = session.execute(PRUNE_ENDED, &[&ended, &BATCH])?;
+            let offers = session.execute(PRUNE_OFFERS, &[&offered, &BATCH])?;
+            let changes = session.execute(PRUNE_CHANGES, &[&kept, &AUDIT_BATCH])?;
+            let others = session.execute(PRUNE_OTHERS, &[&kept, &AUDIT_BATCH])?;
+            let is_full = |rows: u64| rows >= BATCH as u64;
+            Ok(Pruned {
+                overdue,
+                certificates: never + in_force,
+                offers,
+                audit: changes + others,
+                more: [overdue, never, in_force, offers].into_iter().any(is_full)
+                    || changes.max(others) >= AUDIT_BATCH as u64,
+            })
+        })
+    }
+}
+
+fn has_overdue(session: &mut Session, now: OffsetDateTime) -> Result<bool, StoreError> {
+    Ok(session.query_one(HAS_OVERDUE, &[&now.unix_timestamp()])?.get(0))
+}
+
+fn revoke_overdue(session: &mut Session, now: OffsetDateTime) -> Result<u64, StoreError> {
+    session.execute(REVOKE_OVERDUE, &[&now.unix_timestamp(), &BATCH])
+}
+
+fn revoked(session: &mut Session, now: OffsetDateTime) -> Result<RevokedCertificates, StoreError> {
+    let rows = session.query(REVOKED, &[&now.unix_timestamp()])?;
+    let certificate = |row: &postgres::Row| {
+        let (reason, since) = (reason(row.get(1)), time(row.get(2))?);
+        Ok((row.get(4), row.get(3), Revoked { serial: array(row.get(0))?, since, reason }))
+    };
+    Ok(in_order(rows.iter().map(certificate).collect::<Result<_, StoreError>>()?))
+}
+
+fn changes(session: &mut Session) -> Result<Changes, StoreError> {
+    let row = session.query_one("SELECT connections, list FROM revocations", &[])?;
+    Ok(Changes { connections: row.get(0), list: row.get(1) })
+}
+
+fn next_number(session: &mut Session) -> Result<u32, StoreError> {
+    let query = "UPDATE revocation_lists SET number = number + 1 RETURNING number";
+    small(&session.query_one(query, &[])?, 0)
+}
+
+const LISTEN: &str = "SELECT format('LISTEN %I', 'assay_' || current_schema())";
+/// How late a revocation is noticed if the server's word of it was lost.
+const POLL: Duration = Duration::from_millis(900);
+
+// All of these find the few certificates that matter by an index, among a million that do not.
+const HAS_OVERDUE: &str = "SELECT EXISTS (SELECT FROM certificates
+    WHERE status = 'unconfirmed' AND confirm_by <= $1)";
+const REVOKE_OVERDUE: &str = "UPDATE certificates SET status = 'revoked', ended_at = $1, der = ''
+    WHERE serial IN (SELECT serial FROM certificates
+                     WHERE status = 'unconfirmed' AND confirm_by <= $1 LIMIT $2)";
+const REVOKED: &str = "SELECT serial, status, ended_at, confirmed_at IS NOT NULL, number
+    FROM certificates WHERE status IN ('superseded', 'revoked') AND not_after > $1
+    UNION ALL
+    SELECT c.serial, c.status, l.since, c.confirmed_at IS NOT NULL, c.number
+    FROM disabled_eks l JOIN certificates c USING (ek_id)
+    WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > $1";
+const REVOKED_CREDENTIALS: &str = "SELECT serial, revoked_at FROM credentials
+    WHERE revoked_at IS NOT NULL AND not_after > $1 ORDER BY number";
+const HAS_TO_PRUNE: &str = "SELECT
+    EXISTS (SELECT FROM certificates
+            WHERE status = 'revoked' AND confirmed_at IS NULL AND not_after <= $1)
+    OR EXISTS (SELECT FROM certificates
+               WHERE status IN ('superseded', 'revoked') AND not_after <= $2)
+    OR EXISTS (SELECT FROM shared_keys WHERE NOT is_used AND generation = 1
+               AND plain_srk_generation = 0 AND offered_at <= $3)
+    OR coalesce((SELECT min(id) FROM audit_changes)
+                <= (SELECT max(id) FROM audit_changes) - $4, false)
+    OR coalesce((SELECT min(id) FROM audit_others)
+                <= (SELECT max(id) FROM audit_others) - $4, false)";
+const PRUNE_NEVER_CONFIRMED: &str = "DELETE FROM certificates WHERE serial IN (
+    SELECT serial FROM certificates
+    WHERE status = 'revoked' AND confirmed_at IS NULL AND not_after <= $1 LIMIT $2)";
+const PRUNE_ENDED: &str = "DELETE FROM certificates WHERE serial IN (
+    SELECT serial FROM certificates
+    WHERE status IN ('superseded', 'revoked') AND not_after <= $1 LIMIT $2)";
+const PRUNE_OFFERS: &str = "DELETE FROM shared_keys WHERE ek_id IN (
+    SELECT ek_id FROM shared_keys WHERE NOT is_used AND generation = 1
+    AND plain_srk_generation = 0 AND offered_at <= $1 LIMIT $2)";
+const PRUNE_CHANGES: &str = "DELETE FROM audit_changes WHERE id IN (SELECT id FROM audit_changes
+    WHERE id <= (SELECT max(id) FROM audit_changes) - $1 ORDER BY id LIMIT $2)";
+const PRUNE_OTHERS: &str = "DELETE FROM audit_others WHERE id IN (SELECT id FROM audit_others
+    WHERE id <= (SELECT max(id) FROM audit_others) - $1 ORDER BY id LIMIT $2)";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::session::plan;
+    use crate::postgres::settings::Settings;
+
+    #[test]
+    fn every_row_is_found_by_an_index() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let settings = Settings::new(&server.address().unwrap(), None, None).unwrap();
+        Postgres::upgrade(&settings).unwrap();
+        let mut session = Session::open(&settings).unwrap();
+        for sql in [
+            HAS_OVERDUE,
+            REVOKE_OVERDUE,
+            REVOKED,
+            HAS_TO_PRUNE,
+            PRUNE_NEVER_CONFIRMED,
+            PRUNE_ENDED,
+            PRUNE_OFFERS,
+            PRUNE_CHANGES,
+            PRUNE_OTHERS,
+        ] {
+            let plan = plan(&mut session, sql);
+            assert!(plan.contains("Index"), "{sql}: {plan}");
+            assert!(!plan.contains("Seq Scan"), "{sql}: {plan}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! One connection to the server, and transactions on it.
+
+use std::collections::HashMap;
+
+use postgres::types::ToSql;
+use postgres::{Client, Row, SimpleQueryMessage, Statement};
+
+use super::settings::Settings;
+use crate::error::StoreError;
+
+/// One connection. It can only read, but in [`try_write`](Self::try_write).
+pub(super) struct Session {
+    pub(super) client: Client,
+    /// By their text.
+    statements: HashMap<&'static str, Statement>,
+    /// Whether it hears of changes.
+    pub(super) listens: bool,
+}
+
+/// What a statement is given.
+pub(super) type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// What became of a transaction.
+pub(super) enum Attempt<T> {
+    Committed(T),
+    /// The connection was lost while the server committed: by the transaction's number one can ask.
+    Undecided {
+        value: T,
+        transaction: String,
+    },
+}
+
+impl Session {
+    pub(super) fn open(settings: &Settings) -> Result<Self, StoreError> {
+        let mut client = settings.connect()?;
+        client.batch_execute(SETUP)?;
+        Ok(Self { client, statements: HashMap::new(), listens: false })
+    }
+
+    pub(super) fn query(
+        &mut self,
+        sql: &'static str,
+        parameters: Parameters<'_>,
+    ) -> Result<Vec<Row>, StoreError> {
+        let statement = self.prepared(sql)?;
+        Ok(self.client.query(&statement, parameters)?)
+    }
+
+    pub(super) fn query_one(
+        &mut self,
+        sql: &'static str,
+        parameters: Parameters<'_>,
+    ) -> Result<Row, StoreError> {
+        let statement = self.prepared(sql)?;
+        Ok(self.client.query_one(&statement, parameters)?)
+    }
+
+    pub(super) fn query_opt(
+        &mut self,
+        sql: &'static str,
+        parameters: Parameters<'_>,
+    ) -> Result<Option<Row>, StoreError> {
+        let statement = self.prepared(sql)?;
+        Ok(self.client.query_opt(&statement, parameters)?)
+    }
+
+    pub(super) fn execute(
+        &mut self,
+        sql: &'static str,
+        parameters: Parameters<'_>,
+    ) -> Result<u64, StoreError> {
+        let statement = self.prepared(sql)?;
+        Ok(self.client.execute(&statement, parameters)?)
+    }
+
+    fn prepared(&mut self, sql: &'static str) -> Result<Statement, StoreError> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(sql)?;
+        self.statements.insert(sql, statement.clone());
+        Ok(statement)
+    }
+
+    /// Reads several things of one moment, or one thing that is long.
+    pub(super) fn read_together<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.client.batch_execute(BEGIN_READING)?;
+        let result = work(self);
+        self.client.batch_execute("ROLLBACK")?;
+        result
+    }
+
+    /// Runs `work` in the one transaction at a time that may write.
+    pub(super) fn try_write<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<Attempt<T>, StoreError> {
+        let begun = self.client.simple_query(BEGIN_WRITING)?;
+        let transaction = begun.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        let transaction =
+            transaction.ok_or_else(|| StoreError::unreadable("a transaction without a number"))?;
+        let value = match work(self) {
+            Ok(value) => value,
+            Err(error) => {
+                // If the connection is lost, the server does it alone.
+                let _ = self.client.batch_execute("ROLLBACK");
+                return Err(error);
+            }
+        };
+        match self.client.batch_execute("COMMIT") {
+            Ok(()) => Ok(Attempt::Committed(value)),
+            Err(error) if error.as_db_error().is_some_and(|error| !ends_session(error)) => {
+                Err(error.into())
+            }
+            Err(_) => Ok(Attempt::Undecided { value, transaction }),
+        }
+    }
+}
+
+/// Whether the server ended the connection with it, so that a commit may have happened all the same.
+fn ends_session(error: &postgres::error::DbError) -> bool {
+    matches!(error.severity(), "FATAL" | "PANIC")
+}
+
+/// A connection reads unless it says otherwise, so nothing is written without the lock. Plans are
+/// made once, and not by how many rows there happened to be then: each statement of the hot path
+/// finds its rows by an index.
+const SETUP: &str = "SET default_transaction_read_only = on;
+    SET statement_timeout = '30s';
+    SET lock_timeout = '10s';
+    SET idle_in_transaction_session_timeout = '5s';
+    SET synchronous_commit = on;
+    SET plan_cache_mode = force_generic_plan;
+    SET enable_seqscan = off;
+    SET enable_hashjoin = off;
+    SET enable_mergejoin = off;
+    SET jit = off";
+/// Lists of a million rows take seconds, and are best read from one end to the other.
+const BEGIN_READING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+    SET LOCAL statement_timeout = '10min';
+    SET LOCAL idle_in_transaction_session_timeout = '10min';
+    SET LOCAL enable_seqscan = on;
+    SET LOCAL enable_hashjoin = on;
+    SET LOCAL enable_mergejoin = on";
+/// The lock comes before the first look: `LOCK TABLE` alone takes no snapshot, so what is read
+/// afterwards is what those before have left.
+const BEGIN_WRITING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE;
+    LOCK TABLE write_lock IN EXCLUSIVE MODE;
+    SELECT pg_current_xact_id()::text";
+
+/// The plan of a statement, as it is made once for all parameters.
+#[cfg(test)]
+pub(super) fn plan(session: &mut Session, sql: &str) -> String {
+    let count = (1..99).take_while(|place| sql.contains(&format!("${place}"))).count();
+    let nulls = vec!["NULL"; count].join(", ");
+    let nulls = if count == 0 { String::new() } else { format!("({nulls})") };
+    let ask =
+        format!("DEALLOCATE ALL; PREPARE asked AS {sql}; EXPLAIN (COSTS off) EXECUTE asked{nulls}");
+    // Only a transaction that writes may have this planned.
+    session.client.batch_execute("SET default_transaction_read_only = off").unwrap();
+    let messages = session.client.simple_query(&ask).unwrap();
+    let lines = messages.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use postgres::error::SqlState;
+
+    use super::*;
+    use crate::contract::Store;
+    use crate::postgres::Postgres;
+
+    fn settings(server: &assay_tests::Postgres) -> Settings {
+        let settings = Settings::new(&server.address().unwrap(), None, None).unwrap();
+        Postgres::upgrade(&settings).unwrap();
+        settings
+    }
+
+    #[test]
+    fn connection_cannot_write_without_the_lock() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let mut session = Session::open(&settings(&server)).unwrap();
+        let write = "UPDATE revocation_lists SET number = 9";
+        let error = session.execute(write, &[]).unwrap_err();
+        let StoreError::Postgres(error) = error else { panic!("{error}") };
+        assert_eq!(error.code(), Some(&SqlState::READ_ONLY_SQL_TRANSACTION));
+        assert!(session.read_together(|session| session.execute(write, &[])).is_err());
+        assert!(session.try_write(|session| session.execute(write, &[])).is_ok());
+    }
+
+    #[test]
+    fn whoever_falls_asleep_while_he_writes_keeps_others_waiting_for_seconds_only() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let settings = settings(&server);
+        let mut asleep = Session::open(&settings).unwrap();
+        asleep.client.simple_query(BEGIN_WRITING).unwrap();
+        let (mut store, started) = (Postgres::open(&settings).unwrap(), Instant::now());
+        assert_eq!(store.next_revocation_list().unwrap(), 1);
+        let waited = started.elapsed();
+        assert!((Duration::from_secs(4)..Duration::from_secs(9)).contains(&waited), "{waited:?}");
+        assert!(asleep.client.batch_execute("COMMIT").is_err());
+    }
+}

@@ -1,0 +1,212 @@
+//! What is on record about EKs: the answers to many questions by one statement.
+
+use assay_ca_core::{
+    ActiveCertificate, CertificateOnRecord, EncryptedCertificate, Enrolment, QUOTA_PERIOD, Records,
+    Registration, SharedKeyOnRecord, Unconfirmed,
+};
+use assay_wire::EkId;
+use postgres::Row;
+
+use super::columns::{array, device_id, optional_ek_id, optional_small, parsed, small, time};
+use super::session::Session;
+use crate::act::{IdInQuestion, Question, Snapshot};
+use crate::error::StoreError;
+
+/// Whether certificates come with their DER, which comparing does not need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Der {
+    With,
+    Without,
+}
+
+/// The answer to a question.
+pub(super) struct Answer {
+    pub(super) snapshot: Snapshot,
+    /// The serial number of the EK's active certificate, whatever IK that is for.
+    pub(super) active: Option<Vec<u8>>,
+}
+
+/// The answers, each where its question stands. All are of one moment.
+pub(super) fn answers(
+    session: &mut Session,
+    questions: &[&Question],
+    der: Der,
+) -> Result<Vec<Answer>, StoreError> {
+    let (mut eks, mut iks, mut named, mut derived, mut waiting, mut nows) =
+        (vec![], vec![], vec![], vec![], vec![], vec![]);
+    let (mut others, mut askers) = (vec![], vec![]);
+    for (number, question) in (1_i64..).zip(questions) {
+        eks.push(&question.ek.as_bytes()[..]);
+        iks.push(question.ik_id.as_ref().map(|id| &id[..]));
+        waiting.push(question.waiting);
+        nows.push(question.now.unix_timestamp());
+        match &question.device {
+            IdInQuestion::Is(device) => {
+                named.push(Some(device.as_str()));
+                derived.push(None);
+            }
+            IdInQuestion::Due { derived: id, other_eks } => {
+                named.push(None);
+                derived.push(Some(id.as_str()));
+                others.extend(other_eks.iter().map(|ek| &ek.as_bytes()[..]));
+                askers.extend(other_eks.iter().map(|_| number));
+            }
+        }
+    }
+    let wants_der = der == Der::With;
+    let period = QUOTA_PERIOD.whole_seconds();
+    let rows = session.query(
+        SNAPSHOTS,
+        &[&eks, &iks, &named, &derived, &waiting, &nows, &others, &askers, &wants_der, &period],
+    )?;
+    if rows.len() != questions.len() {
+        return Err(StoreError::unreadable("an EK has two rows where it may have one"));
+    }
+    rows.iter().zip(questions).map(|(row, question)| answer(row, question)).collect()
+}
+
+fn answer(row: &Row, question: &Question) -> Result<Answer, StoreError> {
+    let enrolment = match row.get::<_, Option<bool>>(3) {
+        None => None,
+        Some(legacy_dps_ek) => Some(Enrolment {
+            device_id: device_id(row, 1)?,
+            reprovision: parsed(row, 2)?,
+            legacy_dps_ek,
+            plain_srk: row.get(4),
+        }),
+    };
+    let serial: Option<Vec<u8>> = row.get(6);
+    let certificate = match &serial {
+        None => None,
+        Some(_) => {
+            Some(CertificateOnRecord { ik_id: array(row.get(7))?, issued_at: time(row.get(8))? })
+        }
+    };
+    let registration = match device_id(row, 5)? {
+        None => None,
+        Some(device_id) => {
+            Some(Registration { device_id, certificate, recent_certificates: small(row, 10)? })
+        }
+    };
+    let shared_key = match optional_small(row, 12)? {
+        None => None,
+        Some(generation) => Some(SharedKeyOnRecord {
+            generation,
+            is_used: row.get(13),
+            plain_srk_generation: small(row, 14)?,
+        }),
+    };
+    let active = match (&serial, question.ik_id) {
+        (Some(serial), Some(ik_id)) if row.get(9) => {
+            let der: Option<Vec<u8>> = row.get(24);
+            Some(ActiveCertificate { serial: array(serial)?, ik_id, der: der.unwrap_or_default() })
+        }
+        _ => None,
+    };
+    let records = Records {
+        disabled: row.get(0),
+        enrolment,
+        registration,
+        recent_unconfirmed: small(row, 11)?,
+        shared_key,
+        recent_generations: small(row, 15)?,
+        id_holder: optional_ek_id(row, 16)?,
+        other_ek: optional_ek_id(row, 17)?,
+    };
+    let waiting = waiting(row, &question.ek, question.ik_id)?;
+    Ok(Answer { snapshot: Snapshot { records, active, waiting }, active: serial })
+}
+
+/// Certificates come as arrays, one for each column.
+fn waiting(
+    row: &Row,
+    ek_id: &EkId,
+    ik_id: Option<[u8; 32]>,
+) -> Result<Vec<Unconfirmed>, StoreError> {
+    let (Some(serials), Some(ik_id)) = (row.get::<_, Option<Vec<&[u8]>>>(18), ik_id) else {
+        return Ok(Vec::new());
+    };
+    let devices: Vec<&str> = row.get(19);
+    let assurances: Vec<&str> = row.get(20);
+    let issued: Vec<i64> = row.get(21);
+    let confirm_by: Vec<i64> = row.get(22);
+    let stored: Vec<Option<&[u8]>> = row.get(23);
+    let digests: Vec<&[u8]> = row.get(25);
+    let columns = devices.into_iter().zip(assurances).zip(issued).zip(confirm_by);
+    let rows = serials.into_iter().zip(columns).zip(digests.into_iter().zip(stored));
+    rows.map(|((serial, (((device, assurance), issued_at), confirm_by)), (sha256, stored))| {
+        Ok(Unconfirmed {
+            serial: array(serial)?,
+            device_id: device.parse().map_err(StoreError::unreadable)?,
+            ek_id: *ek_id,
+            ik_id,
+            assurance: assurance.parse().map_err(StoreError::unreadable)?,
+            issued_at: time(issued_at)?,
+            confirm_by: time(confirm_by)?,
+            sha256: array(sha256)?,
+            encrypted: EncryptedCertificate::new(stored.unwrap_or_default().to_vec()),
+        })
+    })
+    .collect()
+}
+
+/// Whose the device id in question is, and which of the other EKs is on record, as `sqlite/records`
+/// asks for one EK. The active certificate is found by the two columns of its index.
+const SNAPSHOTS: &str = "SELECT
+    EXISTS (SELECT FROM disabled_eks l WHERE l.ek_id = q.ek),
+    e.device_id, e.reprovision, e.legacy_dps_ek, e.plain_srk,
+    d.device_id,
+    c.serial, c.ik_id, c.issued_at,
+    coalesce(c.ik_id = q.ik AND c.not_after > q.now, false),
+    (SELECT count(*) FROM certificates r WHERE r.ek_id = q.ek AND r.confirmed_at > q.now - $10::int8),
+    (SELECT count(*) FROM certificates u
+     WHERE u.ek_id = q.ek AND u.confirmed_at IS NULL AND u.issued_at > q.now - $10::int8),
+    s.generation, s.is_used, s.plain_srk_generation,
+    coalesce(CASE WHEN s.day > q.now - $10::int8 THEN s.today END, 0),
+    coalesce((SELECT h.ek_id FROM devices h WHERE h.device_id = i.device),
+             (SELECT h.ek_id FROM enrolments h WHERE h.device_id = i.device)),
+    (SELECT o.ek FROM unnest($7::bytea[], $8::int8[]) WITH ORDINALITY o(ek, asker, place)
+     WHERE o.asker = q.number
+       AND (EXISTS (SELECT FROM enrolments x WHERE x.ek_id = o.ek)
+            OR EXISTS (SELECT FROM devices x WHERE x.ek_id = o.ek)
+            OR EXISTS (SELECT FROM disabled_eks x WHERE x.ek_id = o.ek))
+     ORDER BY o.place LIMIT 1),
+    w.serials, w.devices, w.assurances, w.issued, w.confirm_by, w.stored,
+    CASE WHEN $9::bool AND c.ik_id = q.ik AND c.not_after > q.now THEN c.der END, w.digests
+FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::int8[])
+         WITH ORDINALITY q(ek, ik, named, derived, waiting, now, number)
+     LEFT JOIN enrolments e ON e.ek_id = q.ek
+     LEFT JOIN devices d ON d.ek_id = q.ek
+     LEFT JOIN certificates c ON c.ek_id = q.ek AND (CASE WHEN c.status = 'active' THEN 1 END) = 1
+     LEFT JOIN shared_keys s ON s.ek_id = q.ek
+     CROSS JOIN LATERAL (SELECT coalesce(q.named, d.device_id, e.device_id, q.derived)) i(device)
+     LEFT JOIN LATERAL (
+         SELECT array_agg(v.serial ORDER BY v.issued_at DESC, v.number DESC) AS serials,
+                array_agg(v.device_id ORDER BY v.issued_at DESC, v.number DESC) AS devices,
+                array_agg(v.assurance ORDER BY v.issued_at DESC, v.number DESC) AS assurances,
+                array_agg(v.issued_at ORDER BY v.issued_at DESC, v.number DESC) AS issued,
+                array_agg(v.confirm_by ORDER BY v.issued_at DESC, v.number DESC) AS confirm_by,
+                array_agg(CASE WHEN $9::bool THEN v.der END
+                          ORDER BY v.issued_at DESC, v.number DESC) AS stored,
+                array_agg(v.sha256 ORDER BY v.issued_at DESC, v.number DESC) AS digests
+         FROM certificates v
+         WHERE v.ek_id = q.ek AND v.ik_id = q.ik AND v.status = 'unconfirmed') w ON q.waiting
+ORDER BY q.number";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::Postgres;
+    use crate::postgres::session::plan;
+    use crate::postgres::settings::Settings;
+
+    #[test]
+    fn every_row_is_found_by_an_index() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let settings = Settings::new(&server.address().unwrap(), None, None).unwrap();
+        Postgres::upgrade(&settings).unwrap();
+        let mut session = Session::open(&settings).unwrap();
+        let plan = plan(&mut session, SNAPSHOTS);
+        assert!(plan.contains("Index") && !plan.contains("Seq Scan"), "{plan}");
+    }
+}

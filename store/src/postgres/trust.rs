@@ -1,0 +1,98 @@
+//! TPM vendors' certificates: which roots an EK certificate may lead to.
+
+use assay_ca_core::Role;
+use postgres::Row;
+
+use super::columns::{array, parsed};
+use super::connection::Postgres;
+use super::session::Session;
+use crate::error::StoreError;
+use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
+
+impl Postgres {
+    pub(super) fn put_anchor(&mut self, anchor: &AnchorRow) -> Result<Trusted, StoreError> {
+        self.write(|session| {
+            let known = session.query_opt(KNOWN, &[&&anchor.fingerprint[..]])?;
+            let known = known.map(|row| role(&row, 0)).transpose()?;
+            let result = match known {
+                None => Trusted::Added,
+                Some(known) if known.becomes(anchor.role) => {
+                    // A new row has a new number, so that whoever watches the version notices.
+                    remove(session, &anchor.fingerprint)?;
+                    Trusted::Changed
+                }
+                Some(_) => return Ok(Trusted::Already),
+            };
+            let (kind, allowances) = match anchor.role {
+                Role::Root => ("root", String::new()),
+                Role::Issuer => ("issuer", String::new()),
+                Role::Anchor(allowances) => ("anchor", allowances.to_string()),
+            };
+            session.execute(
+                ADD,
+                &[
+                    &&anchor.fingerprint[..],
+                    &anchor.certificate,
+                    &anchor.subject,
+                    &kind,
+                    &allowances,
+                    &anchor.not_after,
+                    &anchor.added_at,
+                ],
+            )?;
+            Ok(result)
+        })
+    }
+
+    pub(super) fn take_anchor(&mut self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
+        self.write(|session| remove(session, fingerprint))
+    }
+
+    pub(super) fn all_anchors(&mut self) -> Result<Vec<AnchorRow>, StoreError> {
+        self.read_together(|session| {
+            let rows = session.query(ALL, &[])?;
+            let anchor = |row: &Row| {
+                Ok(AnchorRow {
+                    fingerprint: array(row.get(0))?,
+                    certificate: row.get(1),
+                    subject: row.get(2),
+                    role: role(row, 3)?,
+                    not_after: row.get(5),
+                    added_at: row.get(6),
+                })
+            };
+            rows.iter().map(anchor).collect()
+        })
+    }
+
+    pub(super) fn version_of_anchors(&mut self) -> Result<AnchorsVersion, StoreError> {
+        self.read(|session| {
+            let row =
+                session.query_one("SELECT coalesce(max(id), 0), count(*) FROM anchors", &[])?;
+            Ok(AnchorsVersion { newest: row.get(0), count: row.get(1) })
+        })
+    }
+}
+
+fn remove(session: &mut Session, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
+    let rows =
+        session.execute("DELETE FROM anchors WHERE fingerprint = $1", &[&&fingerprint[..]])?;
+    Ok(rows == 1)
+}
+
+/// What stands in a column `kind` and the next, `allowances`.
+fn role(row: &Row, column: usize) -> Result<Role, StoreError> {
+    Ok(match row.get(column) {
+        "root" => Role::Root,
+        "anchor" => Role::Anchor(parsed(row, column + 1)?),
+        // The schema has no other.
+        _ => Role::Issuer,
+    })
+}
+
+const KNOWN: &str = "SELECT kind, allowances FROM anchors WHERE fingerprint = $1";
+const ADD: &str = "INSERT INTO anchors
+    (fingerprint, certificate, subject, kind, allowances, not_after, added_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)";
+const ALL: &str = "SELECT fingerprint, certificate, subject, kind, allowances, not_after, added_at
+    FROM anchors ORDER BY id";

@@ -1,0 +1,271 @@
+//! Devices and their certificates.
+
+use assay_ca_core::{Assurance, Confirmation, EncryptedCertificate, SealedOnRecord, Unconfirmed};
+use assay_wire::{DeviceId, EkId};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use time::OffsetDateTime;
+
+use super::columns::{ek_id, parsed, time};
+use super::connection::{Sqlite, Transaction};
+use super::records::records;
+use crate::act::Question;
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::error::StoreError;
+use crate::writes::{NewCertificate, NewDevice};
+
+impl Transaction<'_> {
+    /// Puts a row into the table: of a certificate in force, unless it was not confirmed.
+    pub(super) fn insert_certificate(&self, new: &NewCertificate<'_>) -> Result<(), StoreError> {
+        self.0
+            .prepare_cached(
+                "INSERT INTO certificates (serial, device_id, ek_id, ik_id, assurance, status,
+                                           not_before, not_after, issued_at, confirm_by,
+                                           confirmed_at, sha256, der)
+                 VALUES (?1, ?2, ?3, ?4, ?5, iif(?10 IS NULL, 'unconfirmed', 'active'), ?6, ?7, ?8,
+                         ?9, ?10, ?11, ?12)",
+            )?
+            .execute(params![
+                new.serial,
+                new.device_id.as_str(),
+                new.ek_id.as_bytes(),
+                new.ik_id,
+                new.assurance.to_string(),
+                new.not_before.unix_timestamp(),
+                new.not_after.unix_timestamp(),
+                new.issued_at.unix_timestamp(),
+                new.confirm_by.map(OffsetDateTime::unix_timestamp),
+                new.confirmed_at.map(OffsetDateTime::unix_timestamp),
+                new.sha256,
+                new.stored,
+            ])?;
+        Ok(())
+    }
+
+    /// Whether a certificate waits to be confirmed.
+    pub(super) fn waits(&self, serial: &[u8]) -> Result<bool, StoreError> {
+        let query = "SELECT 1 FROM certificates WHERE serial = ?1 AND status = 'unconfirmed'";
+        Ok(self.0.prepare_cached(query)?.exists([serial])?)
+    }
+
+    /// Makes a certificate active that waits.
+    pub(super) fn put_into_force(
+        &self,
+        serial: &[u8],
+        der: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        self.0
+            .prepare_cached(
+                "UPDATE certificates SET status = 'active', confirmed_at = ?2, der = ?3
+                 WHERE serial = ?1",
+            )?
+            .execute(params![serial, now.unix_timestamp(), der])?;
+        Ok(())
+    }
+
+    /// Records that an EK proved itself under a device id.
+    pub(super) fn register(&self, new: &NewDevice<'_>) -> Result<(), StoreError> {
+        let rows = self
+            .0
+            .prepare_cached(
+                "INSERT INTO devices (device_id, ek_id, assurance, registered_at)
+                 VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (device_id) DO UPDATE SET assurance = excluded.assurance
+                 WHERE ek_id = excluded.ek_id",
+            )?
+            .execute(params![
+                new.device_id.as_str(),
+                new.ek_id.as_bytes(),
+                new.assurance.to_string(),
+                new.at.unix_timestamp()
+            ])?;
+        if rows == 1 {
+            return Ok(());
+        }
+        Err(StoreError::Inconsistent("the device id is another EK's"))
+    }
+
+    pub(super) fn supersede(&self, ek: &EkId, now: OffsetDateTime) -> Result<(), StoreError> {
+        self.0
+            .prepare_cached(
+                "UPDATE certificates SET status = 'superseded', ended_at = ?2
+                 WHERE ek_id = ?1 AND status = 'active'",
+            )?
+            .execute(params![ek.as_bytes(), now.unix_timestamp()])?;
+        Ok(())
+    }
+}
+
+impl Sqlite {
+    /// See [`Store::sealed_certificate`](crate::contract::Store::sealed_certificate).
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn sealed_certificate(
+        &self,
+        confirmation: &Confirmation,
+        now: OffsetDateTime,
+    ) -> Result<SealedOnRecord, StoreError> {
+        let (ek, sha256) = (confirmation.ek_id(), confirmation.certificate_sha256());
+        sealed(&self.connection, &ek, sha256, now)
+    }
+
+    /// What a certificate with this serial number and digest, which somebody shows as this
+    /// device's, is worth now.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn certificate_status(
+        &self,
+        device: &DeviceId,
+        serial: &[u8],
+        sha256: &[u8; 32],
+    ) -> Result<CertificateStatus, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT c.status, l.since IS NOT NULL FROM certificates c LEFT JOIN disabled_eks l \
+             USING (ek_id)
+             WHERE c.serial = ?1 AND c.device_id = ?2 AND c.sha256 = ?3",
+        )?;
+        let found = statement.query_row(params![serial, device.as_str(), sha256], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?))
+        });
+        let found = found.optional()?;
+        Ok(match found.as_ref().map(|(status, disabled)| (status.as_str(), *disabled)) {
+            None => CertificateStatus::Unknown,
+            Some((_, true)) => CertificateStatus::Disabled,
+            Some(("active", false)) => CertificateStatus::Active,
+            Some(("unconfirmed", false)) => CertificateStatus::Unconfirmed,
+            Some(("superseded", false)) => CertificateStatus::Superseded,
+            Some((_, false)) => CertificateStatus::Revoked,
+        })
+    }
+
+    /// Every device, in the order of registration.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn devices(&self) -> Result<Vec<DeviceRow>, StoreError> {
+        self.list(
+            "SELECT d.device_id, d.ek_id, d.assurance, l.since IS NOT NULL, d.registered_at, \
+             c.serial, c.not_after,
+                    iif(s.is_used, s.generation, NULL)
+             FROM devices d LEFT JOIN disabled_eks l USING (ek_id) LEFT JOIN shared_keys s USING \
+             (ek_id)
+                  LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active'
+             ORDER BY d.registered_at, d.device_id",
+            &[],
+            |row| {
+                Ok(DeviceRow {
+                    device_id: parsed(row, 0)?,
+                    ek_id: ek_id(row, 1)?,
+                    assurance: row.get(2)?,
+                    disabled: row.get(3)?,
+                    registered_at: row.get(4)?,
+                    serial: row.get(5)?,
+                    not_after: row.get(6)?,
+                    shared_key: row.get(7)?,
+                })
+            },
+        )
+    }
+
+    /// Every certificate, in the order of issuance.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn certificates(&self) -> Result<Vec<CertificateRow>, StoreError> {
+        self.list(
+            "SELECT serial, device_id, status, not_before, not_after, issued_at, confirm_by,
+                    iif(confirmed_at IS NULL, NULL, der)
+             FROM certificates ORDER BY rowid",
+            &[],
+            |row| {
+                Ok(CertificateRow {
+                    serial: row.get(0)?,
+                    device_id: parsed(row, 1)?,
+                    status: row.get(2)?,
+                    not_before: row.get(3)?,
+                    not_after: row.get(4)?,
+                    issued_at: row.get(5)?,
+                    confirm_by: row.get(6)?,
+                    der: row.get(7)?,
+                })
+            },
+        )
+    }
+}
+
+/// See [`Store::sealed_certificate`](crate::contract::Store::sealed_certificate).
+pub(super) fn sealed(
+    connection: &Connection,
+    ek: &EkId,
+    sha256: &[u8; 32],
+    now: OffsetDateTime,
+) -> Result<SealedOnRecord, StoreError> {
+    enum Found {
+        Waiting(Unconfirmed),
+        Active(DeviceId, Assurance),
+        Ended,
+    }
+    // The newest first, which it most likely is: an EK may have thousands that are over.
+    let query = format!(
+        "SELECT {UNCONFIRMED}, status FROM certificates
+         WHERE ek_id = ?1 AND sha256 = ?2 AND (status = 'active' OR confirm_by > ?3)
+         ORDER BY rowid DESC"
+    );
+    let moment = connection.unchecked_transaction()?;
+    let mut statement = moment.prepare_cached(&query)?;
+    let found = statement.query_row(params![ek.as_bytes(), sha256, now.unix_timestamp()], |row| {
+        Ok(match row.get::<_, String>(9)?.as_str() {
+            "unconfirmed" => Found::Waiting(unconfirmed(row)?),
+            "active" => Found::Active(parsed(row, 1)?, parsed(row, 4)?),
+            _ => Found::Ended,
+        })
+    });
+    Ok(match found.optional()?.unwrap_or(Found::Ended) {
+        Found::Waiting(certificate) => {
+            let (records, _) =
+                records(&moment, &Question::about(*ek, &certificate.device_id, now))?;
+            SealedOnRecord::Unconfirmed { certificate, records }
+        }
+        Found::Active(device_id, assurance) => {
+            let (records, _) = records(&moment, &Question::about(*ek, &device_id, now))?;
+            SealedOnRecord::Active { device_id, assurance, records }
+        }
+        Found::Ended => SealedOnRecord::Ended,
+    })
+}
+
+/// The certificates that wait for this EK and IK, the newest first.
+pub(super) fn waiting(
+    connection: &Connection,
+    ek: &EkId,
+    ik_id: &[u8; 32],
+) -> Result<Vec<Unconfirmed>, StoreError> {
+    let query = format!(
+        "SELECT {UNCONFIRMED} FROM certificates
+         WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'unconfirmed'
+         ORDER BY issued_at DESC, rowid DESC"
+    );
+    let mut statement = connection.prepare_cached(&query)?;
+    let rows = statement.query_map(params![ek.as_bytes(), ik_id], unconfirmed)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The columns that [`unconfirmed`] reads.
+const UNCONFIRMED: &str =
+    "serial, device_id, ek_id, ik_id, assurance, issued_at, confirm_by, sha256, der";
+
+fn unconfirmed(row: &Row<'_>) -> rusqlite::Result<Unconfirmed> {
+    Ok(Unconfirmed {
+        serial: row.get(0)?,
+        device_id: parsed(row, 1)?,
+        ek_id: ek_id(row, 2)?,
+        ik_id: row.get(3)?,
+        assurance: parsed(row, 4)?,
+        issued_at: time(5, row.get(5)?)?,
+        confirm_by: time(6, row.get(6)?)?,
+        sha256: row.get(7)?,
+        encrypted: EncryptedCertificate::new(row.get(8)?),
+    })
+}

@@ -1,0 +1,39 @@
+//! Values as they stand in the file.
+
+use std::str::FromStr;
+
+use assay_wire::{DeviceId, EkId};
+use rusqlite::Row;
+use time::OffsetDateTime;
+
+/// A value that is stored as its text.
+pub(super) fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<T> {
+    row.get::<_, String>(column)?.parse().map_err(|error| unreadable(column, error))
+}
+
+pub(super) fn optional_device_id(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<Option<DeviceId>> {
+    row.get::<_, Option<String>>(column)?
+        .map(|id| id.parse().map_err(|error| unreadable(column, error)))
+        .transpose()
+}
+
+pub(super) fn ek_id(row: &Row<'_>, column: usize) -> rusqlite::Result<EkId> {
+    row.get::<_, [u8; EkId::LEN]>(column).map(EkId::from)
+}
+
+pub(super) fn time(column: usize, seconds: i64) -> rusqlite::Result<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp(seconds).map_err(|error| unreadable(column, error))
+}
+
+pub(super) fn unreadable(
+    column: usize,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
+}

@@ -1,0 +1,145 @@
+//! From the schema of an earlier version of Assay to today's.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use refinery::{Migration, Runner, Target};
+use rusqlite::backup::Backup;
+use rusqlite::functions::FunctionFlags;
+use rusqlite::{Connection, OptionalExtension};
+use sha2::{Digest, Sha256};
+
+use crate::error::{SCHEMA_VERSION, StoreError};
+
+/// Makes today's schema in a file that is empty.
+pub(super) fn create(connection: &mut Connection) -> Result<(), StoreError> {
+    connection.execute_batch(include_str!("../schema.sql"))?;
+    connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    sign(connection)?;
+    runner()?.set_target(Target::Fake).run(connection)?;
+    Ok(())
+}
+
+/// Upgrades the file, after a copy beside it, if an earlier version of Assay wrote it. All of it
+/// happens, or nothing: one transaction.
+///
+/// # Errors
+/// A later version wrote it, it is none of ours, or it cannot be written.
+pub(super) fn upgrade(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    if is_todays(connection)? {
+        return Ok(());
+    }
+    // Of several processes that start at once, one upgrades, and the others find it done.
+    let lock = beside(path, ".upgrade");
+    let held = owners_alone().truncate(false).open(&lock)?;
+    held.lock()?;
+    if is_todays(connection)? {
+        return Ok(());
+    }
+    copy_beside(connection, path)?;
+    migrate(connection)?;
+    Ok(fs::remove_file(lock)?)
+}
+
+/// Whether the file has today's schema, and not an earlier one.
+fn is_todays(connection: &Connection) -> Result<bool, StoreError> {
+    let found = version(connection)?;
+    if found > SCHEMA_VERSION {
+        return Err(StoreError::Newer { found, writer: writer(connection)? });
+    }
+    if found < 1 {
+        return Err(StoreError::Empty);
+    }
+    Ok(found == SCHEMA_VERSION)
+}
+
+/// The version of the file's schema; 0 if it has none of ours.
+pub(super) fn version(connection: &Connection) -> Result<i64, StoreError> {
+    Ok(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
+}
+
+/// The version of Assay that gave the file its schema, or `unknown`.
+pub(super) fn writer(connection: &Connection) -> Result<String, StoreError> {
+    if !connection.table_exists(None, "writer")? {
+        return Ok("unknown".into());
+    }
+    let writer = connection.query_row("SELECT version FROM writer", [], |row| row.get(0));
+    Ok(writer.optional()?.unwrap_or_else(|| "unknown".into()))
+}
+
+fn sign(connection: &Connection) -> Result<(), StoreError> {
+    connection.execute("DELETE FROM writer", [])?;
+    connection.execute("INSERT INTO writer VALUES (?1)", [env!("CARGO_PKG_VERSION")])?;
+    Ok(())
+}
+
+/// Copies the file to `assay.db.before-7`, in place of a copy that an attempt before left.
+fn copy_beside(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let copy = beside(path, &format!(".before-{SCHEMA_VERSION}"));
+    let part = beside(path, &format!(".before-{SCHEMA_VERSION}.part"));
+    owners_alone().truncate(true).open(&part)?;
+    let mut to = Connection::open(&part)?;
+    Backup::new(connection, &mut to)?.run_to_completion(1024, std::time::Duration::ZERO, None)?;
+    to.close().map_err(|(_, error)| error)?;
+    File::open(&part)?.sync_all()?;
+    fs::rename(&part, &copy)?;
+    sync_directory_of(path)?;
+    Ok(())
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let from = version(connection)?;
+    // Only migrations need it.
+    connection.create_scalar_function(
+        "assay_sha256",
+        1,
+        FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC,
+        |context| Ok(Sha256::digest(context.get_raw(0).as_blob()?).to_vec()),
+    )?;
+    connection.pragma_update(None, "foreign_keys", false)?;
+    // Versions before 7 kept no list of what was applied to them.
+    if !connection.table_exists(None, "refinery_schema_history")? {
+        let from = i32::try_from(from).map_err(StoreError::unreadable)?;
+        runner()?.set_target(Target::FakeVersion(from)).run(connection)?;
+    }
+    runner()?.run(connection)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    sign(connection)
+}
+
+/// All in one transaction.
+fn runner() -> Result<Runner, StoreError> {
+    let migrations = MIGRATIONS.map(|(name, sql)| Migration::unapplied(name, sql));
+    let migrations = migrations.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(Runner::new(&migrations).set_grouped(true))
+}
+
+fn owners_alone() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).mode(0o600);
+    options
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// So that a new name is there after a crash of the machine.
+pub(super) fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(directory.unwrap_or_else(|| Path::new(".")))?.sync_all()
+}
+
+/// What leads from each version of the schema to the next; the first had none before it.
+const MIGRATIONS: [(&str, &str); 6] = [
+    ("V2__flows", include_str!("V2__flows.sql")),
+    ("V3__one_index_for_eks", include_str!("V3__one_index_for_eks.sql")),
+    ("V4__anchors_and_tags", include_str!("V4__anchors_and_tags.sql")),
+    ("V5__credentials", include_str!("V5__credentials.sql")),
+    ("V6__scope_digests_and_audit", include_str!("V6__scope_digests_and_audit.sql")),
+    ("V7__writer_and_offers", include_str!("V7__writer_and_offers.sql")),
+];

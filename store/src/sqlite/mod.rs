@@ -1,0 +1,272 @@
+//! The default store: one SQLite file in the CA's directory.
+//!
+//! What a committed transaction wrote survives a crash of the process and of the machine
+//! (write-ahead log, `synchronous=FULL`). SQLite lets one connection write at a time, whatever
+//! process it is in, and each transaction here that writes takes that lock before it reads: so
+//! transactions happen one after another, and a check and what it allows are of one moment. One
+//! device id per EK and back, and one active certificate per EK, are constraints of the schema
+//! besides.
+
+mod audit;
+mod certificates;
+mod columns;
+mod connection;
+mod credentials;
+pub(crate) mod dump;
+mod enrolments;
+mod migrations;
+mod record;
+mod records;
+mod revocation;
+mod shared_keys;
+mod throw_away;
+mod trust;
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
+use assay_wire::{DeviceId, EkId, Identity, Scope};
+use time::OffsetDateTime;
+
+use crate::act::{Entry, Question, Recorded, Snapshot};
+use crate::audit::AuditRow;
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::contract::Store;
+use crate::credentials::{Credential, CredentialRow};
+use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
+use crate::error::StoreError;
+use crate::retention::{Pruned, Retention};
+use crate::revocation::{Changes, RevokedCertificates};
+use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
+
+pub use connection::{Sqlite, Transaction};
+
+/// The schema version of a file, and the version of Assay that gave it that.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn version(path: &Path) -> Result<(i64, String), StoreError> {
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let connection = rusqlite::Connection::open_with_flags(path, flags)?;
+    Ok((migrations::version(&connection)?, migrations::writer(&connection)?))
+}
+
+impl Store for Sqlite {
+    fn snapshot(&mut self, question: &Question) -> Result<Snapshot, StoreError> {
+        Self::snapshot(self, question)
+    }
+
+    fn record(&mut self, scope: &Scope, entries: &[Entry]) -> Result<Vec<Recorded>, StoreError> {
+        self.record(scope, entries)
+    }
+
+    fn sealed_certificate(
+        &mut self,
+        ek: &EkId,
+        sha256: &[u8; 32],
+        now: OffsetDateTime,
+    ) -> Result<SealedOnRecord, StoreError> {
+        certificates::sealed(&self.connection, ek, sha256, now)
+    }
+
+    fn shared_key_holders(
+        &mut self,
+        device: &DeviceId,
+    ) -> Result<Vec<SharedKeyHolder>, StoreError> {
+        Self::shared_key_holders(self, device)
+    }
+
+    fn is_enrolled(&mut self, ek: &EkId) -> Result<bool, StoreError> {
+        Self::is_enrolled(self, ek)
+    }
+
+    fn certificate_status(
+        &mut self,
+        device: &DeviceId,
+        serial: &[u8],
+        sha256: &[u8; 32],
+    ) -> Result<CertificateStatus, StoreError> {
+        Self::certificate_status(self, device, serial, sha256)
+    }
+
+    fn credential_status(
+        &mut self,
+        identity: &Identity,
+        sha256: &[u8; 32],
+    ) -> Result<CertificateStatus, StoreError> {
+        Self::credential_status(self, identity, sha256)
+    }
+
+    fn record_scope(&mut self, scope: &Scope) -> Result<(), StoreError> {
+        self.record_scope(scope)
+    }
+
+    fn may_serve(&mut self, scope: &Scope) -> Result<(), StoreError> {
+        Self::may_serve(self, scope)
+    }
+
+    fn enroll(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        self.enroll(new)
+    }
+
+    fn rehearse_enroll(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError> {
+        self.rehearse_enroll(new)
+    }
+
+    fn update_enrolment(
+        &mut self,
+        ek: &EkId,
+        reprovision: Option<Reprovision>,
+        plain_srk: Option<bool>,
+    ) -> Result<bool, StoreError> {
+        self.update_enrolment(ek, reprovision, plain_srk)
+    }
+
+    fn remove(&mut self, ek: &EkId, now: OffsetDateTime) -> Result<Option<Removed>, StoreError> {
+        self.remove(ek, now)
+    }
+
+    fn set_disabled(
+        &mut self,
+        ek: &EkId,
+        disabled: bool,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        self.set_disabled(ek, disabled, now)
+    }
+
+    fn retire_shared_key(&mut self, ek: &EkId) -> Result<bool, StoreError> {
+        self.transaction(|transaction| transaction.retire_shared_key(ek))
+    }
+
+    fn enrolments(&mut self) -> Result<Vec<EnrolmentRow>, StoreError> {
+        Self::enrolments(self)
+    }
+
+    fn enrolment(&mut self, ek: &EkId) -> Result<Option<EnrolmentRow>, StoreError> {
+        Self::enrolment(self, ek)
+    }
+
+    fn ek_of_device(&mut self, device: &DeviceId) -> Result<Option<EkId>, StoreError> {
+        Self::ek_of_device(self, device)
+    }
+
+    fn devices(&mut self) -> Result<Vec<DeviceRow>, StoreError> {
+        Self::devices(self)
+    }
+
+    fn certificates(&mut self) -> Result<Vec<CertificateRow>, StoreError> {
+        Self::certificates(self)
+    }
+
+    fn add_credential(
+        &mut self,
+        name: &str,
+        credential: &Credential,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        self.add_credential(name, credential, now)
+    }
+
+    fn credentials(&mut self) -> Result<Vec<CredentialRow>, StoreError> {
+        Self::credentials(self)
+    }
+
+    fn revoke_credential(
+        &mut self,
+        name: &str,
+        now: OffsetDateTime,
+    ) -> Result<Option<bool>, StoreError> {
+        self.revoke_credential(name, now)
+    }
+
+    fn add_throw_away(
+        &mut self,
+        device: &DeviceId,
+        der: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        self.add_throw_away(device, der, now)
+    }
+
+    fn revoke_throw_away(&mut self, ders: &[&[u8]], now: OffsetDateTime) -> Result<(), StoreError> {
+        self.revoke_throw_away(ders.iter().copied(), now)
+    }
+
+    fn add_anchor(&mut self, anchor: &AnchorRow) -> Result<Trusted, StoreError> {
+        Self::add_anchor(self, anchor)
+    }
+
+    fn remove_anchor(&mut self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
+        Self::remove_anchor(self, fingerprint)
+    }
+
+    fn anchors(&mut self) -> Result<Vec<AnchorRow>, StoreError> {
+        Self::anchors(self)
+    }
+
+    fn anchors_version(&mut self) -> Result<AnchorsVersion, StoreError> {
+        Self::anchors_version(self)
+    }
+
+    fn revocation_list(
+        &mut self,
+        now: OffsetDateTime,
+    ) -> Result<(RevokedCertificates, u32), StoreError> {
+        self.revocation_list(now)
+    }
+
+    fn revoked(&mut self, now: OffsetDateTime) -> Result<RevokedCertificates, StoreError> {
+        Self::revoked(self, now)
+    }
+
+    fn revoked_credentials(&mut self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError> {
+        Self::revoked_credentials(self, now)
+    }
+
+    fn next_revocation_list(&mut self) -> Result<u32, StoreError> {
+        self.transaction(|transaction| transaction.next_revocation_list())
+    }
+
+    fn changes(&mut self) -> Result<Changes, StoreError> {
+        Self::changes(self)
+    }
+
+    /// SQLite tells nobody of what another process wrote, so this looks every now and then.
+    fn wait_for_changes(
+        &mut self,
+        seen: Changes,
+        timeout: Duration,
+    ) -> Result<Changes, StoreError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let changes = Self::changes(self)?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if changes != seen || left.is_zero() {
+                return Ok(changes);
+            }
+            thread::sleep(left.min(POLL));
+        }
+    }
+
+    fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError> {
+        Self::audit(self, count)
+    }
+
+    fn prune(&mut self, retention: &Retention, now: OffsetDateTime) -> Result<Pruned, StoreError> {
+        self.prune(retention, now)
+    }
+
+    fn check_writable(&mut self) -> Result<(), StoreError> {
+        self.check_writable()
+    }
+
+    fn checkpoint(&mut self) -> Result<(), StoreError> {
+        Self::checkpoint(self)
+    }
+}
+
+/// How late a revocation is noticed. A look takes some 10 µs.
+const POLL: Duration = Duration::from_millis(500);

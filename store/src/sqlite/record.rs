@@ -1,0 +1,82 @@
+//! The hot path: what is on record about an EK, and acts that were planned by it.
+
+use assay_wire::Scope;
+use rusqlite::Connection;
+
+use super::certificates::waiting;
+use super::connection::{Sqlite, Transaction};
+use super::records::records;
+use crate::act::{Entry, Question, Recorded, Snapshot};
+use crate::error::StoreError;
+use crate::writes::{Planned, Write, is_same};
+
+impl Sqlite {
+    /// See [`Store::snapshot`](crate::contract::Store::snapshot).
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn snapshot(&self, question: &Question) -> Result<Snapshot, StoreError> {
+        // Of one moment, and with one lock for all of it.
+        let moment = self.connection.unchecked_transaction()?;
+        snapshot(&moment, question)
+    }
+
+    /// See [`Store::record`](crate::contract::Store::record).
+    ///
+    /// # Errors
+    /// The file cannot be written, or devices know the CA by another scope; nothing is recorded.
+    pub fn record(
+        &mut self,
+        scope: &Scope,
+        entries: &[Entry],
+    ) -> Result<Vec<Recorded>, StoreError> {
+        self.transaction(|transaction| {
+            transaction.check_scope(scope)?;
+            entries.iter().map(|entry| transaction.enter(entry)).collect()
+        })
+    }
+}
+
+impl Transaction<'_> {
+    fn enter(&self, entry: &Entry) -> Result<Recorded, StoreError> {
+        if let Some(Planned { basis, write, .. }) = entry.planned()? {
+            if let Some(basis) = basis
+                && !is_same(&snapshot(self.0, &basis.question)?, &basis.snapshot)
+            {
+                return Ok(Recorded::Stale);
+            }
+            if let Write::Activation(activation) = &write
+                && !self.waits(&activation.serial)?
+            {
+                return Ok(Recorded::Stale);
+            }
+            self.write(&write)?;
+        }
+        entry.audit.as_ref().map_or(Ok(()), |audit| self.audit(audit))?;
+        Ok(Recorded::Done)
+    }
+
+    fn write(&self, write: &Write<'_>) -> Result<(), StoreError> {
+        if let Some(device) = write.device() {
+            self.register(&device)?;
+        }
+        if let Some(at) = write.supersedes_at() {
+            self.supersede(&write.ek_id(), at)?;
+        }
+        match write {
+            Write::Certificate(new) | Write::Waiting(new) => self.insert_certificate(new),
+            Write::Activation(new) => self.put_into_force(&new.serial, new.der, new.confirmed_at),
+            Write::Offer(offer) => self.offer(offer),
+            Write::Use(new) => self.take_into_use(new),
+        }
+    }
+}
+
+fn snapshot(connection: &Connection, question: &Question) -> Result<Snapshot, StoreError> {
+    let waiting = match question.ik_id {
+        Some(ik_id) if question.waiting => waiting(connection, &question.ek, &ik_id)?,
+        _ => Vec::new(),
+    };
+    let (records, active) = records(connection, question)?;
+    Ok(Snapshot { records, active, waiting })
+}

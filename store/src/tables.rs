@@ -1,0 +1,216 @@
+//! The tables that both stores have, by their columns, to copy a CA from one to another.
+
+use crate::error::StoreError;
+
+/// A table.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) name: &'static str,
+    pub(crate) columns: &'static [Column],
+    pub(crate) order: Order,
+}
+
+/// A column, and what stands in it.
+#[derive(Debug)]
+pub(crate) struct Column {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+}
+
+/// What stands in a column, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Bytes,
+    Number,
+    Text,
+    /// A number in SQLite.
+    Truth,
+}
+
+/// The order of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// By the column `id`, which stays what it was, and so does the next one.
+    Id,
+    /// By the first column: it does not matter when a row was made.
+    Key,
+    /// As they were made. SQLite numbers rows; PostgreSQL has a column `number` for it.
+    Made,
+}
+
+/// What stands in a row under a column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    Bytes(Option<Vec<u8>>),
+    Number(Option<i64>),
+    Text(Option<String>),
+    Truth(Option<bool>),
+}
+
+/// Tables to which nobody can write meanwhile.
+pub(crate) trait Source {
+    /// How many rows a table has.
+    fn count(&mut self, table: &Table) -> Result<u64, StoreError>;
+
+    /// The last number that the column `id` gave.
+    fn last_id(&mut self, table: &Table) -> Result<i64, StoreError>;
+
+    /// Reads every row, in order.
+    fn rows(
+        &mut self,
+        table: &Table,
+        each: &mut dyn FnMut(Vec<Value>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError>;
+}
+
+/// Tables of a CA that is there once they are finished.
+pub(crate) trait Sink {
+    /// Takes out what a new CA has.
+    fn clear(&mut self, table: &Table) -> Result<(), StoreError>;
+
+    /// Appends rows.
+    fn add(&mut self, table: &Table, rows: &[Vec<Value>]) -> Result<(), StoreError>;
+
+    /// Has the column `id` go on after this number.
+    fn set_last_id(&mut self, table: &Table, id: i64) -> Result<(), StoreError>;
+
+    /// Makes all of it durable.
+    fn finish(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+const fn bytes(name: &'static str) -> Column {
+    Column { name, kind: Kind::Bytes }
+}
+
+const fn number(name: &'static str) -> Column {
+    Column { name, kind: Kind::Number }
+}
+
+const fn text(name: &'static str) -> Column {
+    Column { name, kind: Kind::Text }
+}
+
+const fn truth(name: &'static str) -> Column {
+    Column { name, kind: Kind::Truth }
+}
+
+const AUDIT: &[Column] = &[
+    number("id"),
+    number("time_us"),
+    text("client"),
+    text("action"),
+    bytes("ek_id"),
+    text("device_id"),
+    truth("is_proven"),
+    number("code"),
+    text("detail"),
+    number("duration_us"),
+];
+
+/// Every table but `writer`. What counts revocations comes last, for copying the tables before it
+/// counts some.
+pub(crate) const TABLES: &[Table] = &[
+    Table { name: "scope", order: Order::Key, columns: &[text("name")] },
+    Table {
+        name: "anchors",
+        order: Order::Id,
+        columns: &[
+            number("id"),
+            bytes("fingerprint"),
+            bytes("certificate"),
+            text("subject"),
+            text("kind"),
+            text("allowances"),
+            number("not_after"),
+            number("added_at"),
+        ],
+    },
+    Table {
+        name: "enrolments",
+        order: Order::Key,
+        columns: &[
+            bytes("ek_id"),
+            text("device_id"),
+            text("recognised"),
+            text("reprovision"),
+            truth("legacy_dps_ek"),
+            number("added_at"),
+            text("tags"),
+            truth("plain_srk"),
+        ],
+    },
+    Table {
+        name: "devices",
+        order: Order::Key,
+        columns: &[text("device_id"), bytes("ek_id"), text("assurance"), number("registered_at")],
+    },
+    Table { name: "disabled_eks", order: Order::Key, columns: &[bytes("ek_id"), number("since")] },
+    Table {
+        name: "certificates",
+        order: Order::Made,
+        columns: &[
+            bytes("serial"),
+            text("device_id"),
+            bytes("ek_id"),
+            bytes("ik_id"),
+            text("assurance"),
+            text("status"),
+            number("not_before"),
+            number("not_after"),
+            number("issued_at"),
+            number("confirm_by"),
+            number("confirmed_at"),
+            number("ended_at"),
+            bytes("sha256"),
+            bytes("der"),
+        ],
+    },
+    Table {
+        name: "credentials",
+        order: Order::Made,
+        columns: &[
+            bytes("sha256"),
+            text("name"),
+            text("role"),
+            bytes("serial"),
+            number("issued_at"),
+            number("not_after"),
+            number("revoked_at"),
+        ],
+    },
+    Table {
+        name: "shared_keys",
+        order: Order::Key,
+        columns: &[
+            bytes("ek_id"),
+            text("device_id"),
+            text("assurance"),
+            number("generation"),
+            truth("is_used"),
+            number("day"),
+            number("today"),
+            number("plain_srk_generation"),
+            number("offered_at"),
+        ],
+    },
+    Table { name: "audit_changes", order: Order::Id, columns: AUDIT },
+    Table { name: "audit_others", order: Order::Id, columns: AUDIT },
+    Table { name: "revocation_lists", order: Order::Key, columns: &[number("number")] },
+    Table {
+        name: "revocations",
+        order: Order::Key,
+        columns: &[number("connections"), number("list")],
+    },
+];
+
+impl Table {
+    /// The columns, as a statement lists them.
+    pub(crate) fn list(&self) -> String {
+        self.columns.iter().map(|column| column.name).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether rows have a column `id` that goes on counting.
+    pub(crate) fn counts(&self) -> bool {
+        self.order == Order::Id
+    }
+}

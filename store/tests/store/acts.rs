@@ -1,0 +1,212 @@
+//! What the CA does with a store, in short: each plans on what is on record, and records.
+
+use assay_ca_core::tpm::template::ParentKind;
+use assay_ca_core::{
+    Assurance, CertificateFacts, Records, SharedKeyOnRecord, TicketKey, Unconfirmed, unchecked,
+};
+use assay_store::contract::Store;
+use assay_store::{
+    Act, AuditEntry, Basis, Change, Entry, Question, Recorded, Snapshot, StoreError, Whom,
+};
+use assay_wire::{DeviceId, EkId, Scope};
+use sha2::{Digest, Sha256};
+use time::{Duration, OffsetDateTime};
+
+use crate::fixture::Any;
+
+pub(crate) fn now() -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap()
+}
+
+pub(crate) fn ek(n: u8) -> EkId {
+    EkId::from([n; 32])
+}
+
+pub(crate) fn key() -> TicketKey {
+    TicketKey::new([7; TicketKey::LEN])
+}
+
+pub(crate) fn id(text: &str) -> DeviceId {
+    text.parse().unwrap()
+}
+
+pub(crate) fn scope() -> Scope {
+    "default".parse().unwrap()
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+/// Of which `serial` is the serial number, the certificate and the IK.
+pub(crate) fn certificate(serial: u8, device: &str, ek_id: EkId) -> CertificateFacts {
+    CertificateFacts {
+        serial: [serial; 16],
+        not_before: now(),
+        not_after: now() + Duration::days(90),
+        device_id: id(device),
+        ek_id,
+        ik_id: sha256(&[serial]),
+        assurance: Assurance::VendorCertificate,
+        issued_at: now(),
+        confirm_by: None,
+    }
+}
+
+/// One that waits for ten minutes to be confirmed.
+pub(crate) fn sealed(serial: u8, device: &str, ek_id: EkId) -> CertificateFacts {
+    CertificateFacts {
+        confirm_by: Some(now() + Duration::minutes(10)),
+        ..certificate(serial, device, ek_id)
+    }
+}
+
+/// What records a certificate: in force, or waiting if it has a time to be confirmed.
+pub(crate) fn act(certificate: &CertificateFacts, der: Vec<u8>) -> Act {
+    let facts = certificate.clone();
+    match facts.confirm_by {
+        None => Act::Certify(unchecked::issued(facts, der)),
+        Some(_) => {
+            let random = &mut rand_core::UnwrapErr(getrandom::SysRng);
+            Act::Seal(unchecked::sealed(facts, der, &key(), random).unwrap())
+        }
+    }
+}
+
+/// About an EK, a device id and an IK.
+pub(crate) fn question(ek: EkId, device: &str, ik_id: [u8; 32], at: OffsetDateTime) -> Question {
+    Question { ik_id: Some(ik_id), ..Question::about(ek, &id(device), at) }
+}
+
+/// What a plan would be made by.
+pub(crate) fn basis(store: &mut dyn Store, question: Question) -> Result<Basis, StoreError> {
+    let snapshot = store.snapshot(&question)?;
+    Ok(Basis { question, snapshot })
+}
+
+/// A plan for a certificate.
+pub(crate) fn plan(
+    store: &mut dyn Store,
+    certificate: &CertificateFacts,
+) -> Result<Entry, StoreError> {
+    let CertificateFacts { ek_id, device_id, ik_id, issued_at, .. } = certificate;
+    let question = question(*ek_id, device_id.as_str(), *ik_id, *issued_at);
+    let basis = Some(basis(store, question)?);
+    Ok(Entry { act: act(certificate, vec![certificate.serial[0]]), basis, audit: None })
+}
+
+pub(crate) fn record(store: &mut dyn Store, entry: Entry) -> Result<Recorded, StoreError> {
+    Ok(store.record(&scope(), &[entry])?.remove(0))
+}
+
+/// Records an act that depends on nothing.
+pub(crate) fn enter(store: &mut Any, act: Act) -> Result<(), StoreError> {
+    let recorded = record(&mut **store, Entry { act, basis: None, audit: None })?;
+    assert_eq!(recorded, Recorded::Done);
+    Ok(())
+}
+
+pub(crate) fn add(store: &mut Any, certificate: &CertificateFacts) -> Result<(), StoreError> {
+    let entry = plan(&mut **store, certificate)?;
+    assert_eq!(record(&mut **store, entry)?, Recorded::Done);
+    Ok(())
+}
+
+pub(crate) fn offer(store: &mut Any, ek_id: EkId, device: &str, generation: u32) {
+    offer_to(store, ParentKind::Import, ek_id, device, generation);
+}
+
+pub(crate) fn offer_to(
+    store: &mut Any,
+    parent: ParentKind,
+    ek_id: EkId,
+    device: &str,
+    generation: u32,
+) {
+    offer_at(store, parent, (ek_id, device, generation), now());
+}
+
+pub(crate) fn offer_at(
+    store: &mut Any,
+    parent: ParentKind,
+    (ek_id, device, generation): (EkId, &str, u32),
+    at: OffsetDateTime,
+) {
+    let (assurance, device_id) = (Assurance::VendorCertificate, id(device));
+    let basis = basis(&mut **store, Question::about(ek_id, &device_id, at)).unwrap();
+    let offer = unchecked::offered_key(ek_id, device_id, assurance, generation, parent);
+    let entry = Entry { act: Act::Offer(offer), basis: Some(basis), audit: None };
+    assert_eq!(record(&mut **store, entry).unwrap(), Recorded::Done);
+}
+
+pub(crate) fn accept(
+    store: &mut Any,
+    ek_id: EkId,
+    device: &str,
+    generation: u32,
+) -> Result<(), StoreError> {
+    let (assurance, device_id) = (Assurance::VendorCertificate, id(device));
+    let basis = Some(basis(&mut **store, Question::about(ek_id, &device_id, now()))?);
+    let first_use = unchecked::first_use(ek_id, device_id, assurance, generation, now());
+    let entry = Entry { act: Act::Accept(first_use), basis, audit: None };
+    assert_eq!(record(&mut **store, entry)?, Recorded::Done);
+    Ok(())
+}
+
+pub(crate) fn snapshot(store: &mut Any, ek: EkId, at: OffsetDateTime) -> Snapshot {
+    store.snapshot(&question(ek, "nobody", [0; 32], at)).unwrap()
+}
+
+pub(crate) fn records(store: &mut Any, ek: EkId, at: OffsetDateTime) -> Records {
+    snapshot(store, ek, at).records
+}
+
+pub(crate) fn shared_key(store: &mut Any, ek_id: EkId) -> Option<SharedKeyOnRecord> {
+    records(store, ek_id, now()).shared_key
+}
+
+/// The certificates that wait for an EK and IK.
+pub(crate) fn waiting(store: &mut Any, ek: EkId, serial: u8) -> Vec<Unconfirmed> {
+    let question = Question { waiting: true, ..question(ek, "nobody", sha256(&[serial]), now()) };
+    store.snapshot(&question).unwrap().waiting
+}
+
+/// As *confirm* plans with a certificate that waits; `None` if it does not.
+pub(crate) fn plan_to_confirm(store: &mut Any, serial: u8, at: OffsetDateTime) -> Option<Entry> {
+    [ek(1), ek(2)].into_iter().find_map(|ek| {
+        let certificate = waiting(store, ek, serial).into_iter().next()?;
+        let question = Question::about(ek, &certificate.device_id, at);
+        let basis = Some(basis(&mut **store, question).unwrap());
+        let confirmed = unchecked::confirmed(certificate, &key(), at).unwrap();
+        Some(Entry { act: Act::Activate(confirmed), basis, audit: None })
+    })
+}
+
+/// As *confirm* does with a certificate that waits; `false` if it does not.
+pub(crate) fn confirm(store: &mut Any, serial: u8, at: OffsetDateTime) -> bool {
+    let Some(entry) = plan_to_confirm(store, serial, at) else { return false };
+    record(&mut **store, entry).unwrap() == Recorded::Done
+}
+
+pub(crate) fn decision(n: u32, device: Option<Whom>) -> AuditEntry {
+    AuditEntry {
+        time: now(),
+        client: "c".repeat(64).parse().unwrap(),
+        action: "challenge",
+        ek_id: Some(ek(1)),
+        device,
+        change: Change::None,
+        refusal: None,
+        duration_us: n,
+    }
+}
+
+/// Writes decisions alone.
+pub(crate) fn audit(store: &mut Any, entries: impl IntoIterator<Item = AuditEntry>) {
+    let entry = |audit| Entry { act: Act::None, basis: None, audit: Some(audit) };
+    let entries: Vec<_> = entries.into_iter().map(entry).collect();
+    for batch in entries.chunks(10_000) {
+        let recorded = store.record(&scope(), batch).unwrap();
+        assert!(recorded.iter().all(|recorded| *recorded == Recorded::Done));
+    }
+}

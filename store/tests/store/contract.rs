@@ -1,0 +1,1105 @@
+//! The contract, tried on both stores.
+
+use std::thread;
+use std::time::{Duration as StdDuration, Instant};
+
+use assay_ca_core::tpm::template::ParentKind;
+use assay_ca_core::{
+    Allowances, Assurance, CertificateFacts, Reprovision, RevocationReason, Role, SealedOnRecord,
+    SharedKeyOnRecord, unchecked,
+};
+use assay_server::directory::Directory;
+use assay_store::{
+    Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
+    IdInQuestion, NewEnrolment, Pruned, Question, Recorded, Removed, Retention,
+    RevokedCertificates, StoreError, Tags, Trusted, Whom,
+};
+use assay_wire::{EkId, Scope};
+use time::{Duration, OffsetDateTime};
+
+use crate::acts::*;
+use crate::fixture::{Any, Fixture, on_both};
+
+on_both! {
+    a_batch_is_recorded_entry_by_entry_and_each_whole_or_not_at_all,
+    a_certificate_nobody_issued_is_unknown,
+    a_certificate_that_was_not_confirmed_in_time_is_revoked,
+    a_change_of_anchors_changes_their_version,
+    a_confirmed_certificate_supersedes_and_registers,
+    a_newer_certificate_supersedes_the_older,
+    a_registered_ek_keeps_its_id_when_it_is_enrolled,
+    a_removed_devices_id_is_free_and_its_certificates_are_not_good,
+    a_retired_generation_never_returns,
+    an_active_certificate_that_has_expired_is_not_given_again,
+    an_ek_is_enrolled_once_and_an_id_is_granted_once,
+    an_ek_that_the_ca_does_not_know_can_be_disabled_and_is_trusted_no_more_for_it,
+    an_offer_does_not_change_the_generation,
+    an_offer_without_the_vendors_certificate_does_not_make_it_unseen,
+    an_unconfirmed_certificate_supersedes_nothing_and_registers_nobody,
+    another_certificate_with_the_serial_number_of_a_good_one_is_unknown,
+    another_eks_certificate_under_the_same_device_id_changes_nothing,
+    batch_in_which_devices_meet_is_recorded_as_if_one_came_after_another,
+    certificate_is_confirmed_once,
+    certificate_to_confirm_is_found_until_its_time_is_over,
+    certificates_of_a_device_are_counted_for_a_day,
+    certificates_that_nobody_confirmed_are_counted_for_a_day,
+    database_is_found_writable,
+    decisions_are_in_the_order_in_which_they_were_made,
+    device_that_does_not_exist_is_let_in_until_its_certificate_is_revoked_and_then_forgotten,
+    disabling_reaches_enrolled_and_registered_eks,
+    generations_taken_into_use_are_counted_for_a_day,
+    key_that_was_never_offered_is_never_used,
+    many_are_enrolled_or_none,
+    numbers_of_revocation_lists_stand_for_states_one_after_the_other,
+    of_two_eks_racing_for_a_device_id_one_wins,
+    of_two_eks_with_a_shared_key_for_one_device_id_one_is_registered,
+    offer_that_is_made_again_waits_as_long_again,
+    offer_that_nobody_used_is_forgotten_unless_something_must_be_remembered,
+    only_an_enrolment_has_a_policy,
+    other_eks_are_looked_for_among_all_that_an_operator_sees,
+    plan_is_stale_once_anything_that_it_was_made_by_changed,
+    plan_that_contradicts_its_own_basis_is_refused,
+    pruning_is_done_bit_by_bit,
+    retention_says_how_long_certificates_that_were_in_force_are_kept,
+    revocation_is_heard_of_within_a_second,
+    revocation_lists_are_numbered_once,
+    scope_is_the_devices_once_there_are_any,
+    sealed_certificates_wait_for_their_own_ek_and_ik_until_they_are_confirmed,
+    tags_are_kept_and_change_with_the_list_that_has_them,
+    the_audit_forgets_the_oldest_beyond_its_limit,
+    the_first_use_of_a_shared_key_registers_its_device_and_retires_older_ones,
+    the_revocation_list_gives_reasons_and_forgets_what_expired,
+    the_same_ek_under_a_second_device_id_changes_nothing,
+    what_a_plain_srk_was_offered_is_remembered_and_retired_with_what_follows_it,
+    what_an_enrolment_says_is_kept_and_what_it_leaves_open_is_not_changed,
+    what_expired_is_on_no_list_though_its_device_is_disabled,
+    what_is_disabled_stays_so_when_it_is_removed_or_enrolled,
+    what_was_never_confirmed_is_forgotten_when_it_has_expired,
+    what_was_once_in_force_stays_on_record_for_a_month_when_it_has_ended_and_expired,
+    what_was_only_offered_to_an_ek_goes_when_it_is_removed,
+    whatever_revokes_is_counted_and_only_that,
+    whoever_asks_without_end_pushes_nothing_out_that_changed_what_a_device_has,
+    whoever_waits_for_changes_waits_no_longer_than_he_wants,
+}
+
+fn a_newer_certificate_supersedes_the_older(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    assert_eq!(status(&mut store, 1), CertificateStatus::Active);
+    add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
+    assert_eq!(status(&mut store, 1), CertificateStatus::Superseded);
+    assert_eq!(status(&mut store, 2), CertificateStatus::Active);
+    assert_eq!(store.devices().unwrap().len(), 1);
+}
+
+/// As somebody can make it who stole the issuing key.
+fn another_certificate_with_the_serial_number_of_a_good_one_is_unknown(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    let mut worth = |device: &str, der: &[u8]| {
+        store.certificate_status(&id(device), &[1; 16], &sha256(der)).unwrap()
+    };
+    assert_eq!(worth("pump-17", &[1]), CertificateStatus::Active);
+    assert_eq!(worth("pump-17", &[2]), CertificateStatus::Unknown);
+    assert_eq!(worth("pump-18", &[1]), CertificateStatus::Unknown);
+}
+
+fn a_certificate_nobody_issued_is_unknown(fixture: &Fixture) {
+    let mut store = fixture.store();
+    assert_eq!(status(&mut store, 9), CertificateStatus::Unknown);
+}
+
+fn another_eks_certificate_under_the_same_device_id_changes_nothing(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    assert!(add(&mut store, &certificate(2, "pump-17", ek(2))).is_err());
+    assert_eq!(status(&mut store, 1), CertificateStatus::Active);
+    assert_eq!(store.devices().unwrap()[0].ek_id, ek(1));
+}
+
+fn the_same_ek_under_a_second_device_id_changes_nothing(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    assert!(add(&mut store, &certificate(2, "pump-18", ek(1))).is_err());
+    assert_eq!(store.devices().unwrap().len(), 1);
+    assert_eq!(store.certificates().unwrap().len(), 1);
+}
+
+fn an_ek_is_enrolled_once_and_an_id_is_granted_once(fixture: &Fixture) {
+    let mut store = fixture.store();
+    enroll(&mut store, ek(1), Some("pump-17")).unwrap();
+    assert_eq!(enroll(&mut store, ek(1), Some("pump-17")).unwrap(), Enrolled::Unchanged);
+    assert_eq!(store.enrolments().unwrap().len(), 1);
+    assert!(
+        matches!(enroll(&mut store, ek(2), Some("pump-17")), Err(EnrolError::DeviceIdTaken(_, holder)) if holder == ek(1))
+    );
+    enroll(&mut store, ek(2), None).unwrap();
+    enroll(&mut store, ek(3), None).unwrap();
+    assert_eq!(store.ek_of_device(&id("pump-17")).unwrap(), Some(ek(1)));
+}
+
+fn a_registered_ek_keeps_its_id_when_it_is_enrolled(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    assert!(matches!(
+        enroll(&mut store, ek(1), Some("pump-18")),
+        Err(EnrolError::Registered(_, _))
+    ));
+    assert!(matches!(
+        enroll(&mut store, ek(2), Some("pump-17")),
+        Err(EnrolError::DeviceIdTaken(_, _))
+    ));
+    enroll(&mut store, ek(1), Some("pump-17")).unwrap();
+}
+
+fn many_are_enrolled_or_none(fixture: &Fixture) {
+    let mut store = fixture.store();
+    enroll(&mut store, ek(1), Some("pump-1")).unwrap();
+    let new = [
+        enrolment(ek(1), Some("pump-1")),
+        enrolment(ek(2), Some("pump-2")),
+        enrolment(ek(3), Some("pump-1")),
+        enrolment(ek(4), None),
+        enrolment(ek(5), Some("pump-2")),
+    ];
+    for results in [store.rehearse_enroll(&new).unwrap(), store.enroll(&new).unwrap()] {
+        let failed: Vec<_> = (0..5).filter(|n| results[*n].is_err()).collect();
+        assert_eq!(failed, [2, 4], "each where it stands");
+        assert!(
+            matches!(results[0], Ok(Enrolled::Unchanged))
+                && matches!(results[1], Ok(Enrolled::Added))
+        );
+        assert_eq!(store.enrolments().unwrap().len(), 1);
+    }
+    assert!(store.rehearse_enroll(&new[..2]).unwrap().iter().all(Result::is_ok));
+    assert_eq!(store.enrolments().unwrap().len(), 1, "a rehearsal leaves nothing");
+    assert!(store.enroll(&new[..2]).unwrap().iter().all(Result::is_ok));
+    assert_eq!(store.enrolments().unwrap().len(), 2);
+}
+
+fn what_an_enrolment_says_is_kept_and_what_it_leaves_open_is_not_changed(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let full = NewEnrolment {
+        reprovision: Some(Reprovision::Never),
+        legacy_dps_ek: Some(true),
+        plain_srk: Some(true),
+        disabled: Some(true),
+        ..enrolment(ek(1), Some("pump-1"))
+    };
+    store.enroll(std::slice::from_ref(&full)).unwrap().remove(0).unwrap();
+    let row = store.enrolment(&ek(1)).unwrap().unwrap();
+    assert_eq!((row.reprovision, row.disabled), (Some(Reprovision::Never), true));
+    assert!(row.legacy_dps_ek && row.plain_srk);
+    let records = records(&mut store, ek(1), now());
+    let granted = records.enrolment.unwrap();
+    assert!(records.disabled && granted.legacy_dps_ek && granted.plain_srk);
+    assert_eq!(enroll(&mut store, ek(1), None).unwrap(), Enrolled::Unchanged);
+
+    let mut refused = |new: NewEnrolment| store.enroll(&[new]).unwrap().remove(0).unwrap_err();
+    let error = refused(NewEnrolment { device_id: Some(id("pump-2")), ..full.clone() });
+    assert!(matches!(error, EnrolError::EnrolledAs { found: Some(_), .. }), "{error}");
+    let error = refused(NewEnrolment { reprovision: Some(Reprovision::Reissue), ..full.clone() });
+    assert!(matches!(error, EnrolError::Reprovision { found: Reprovision::Never, .. }), "{error}");
+    let error = refused(NewEnrolment { legacy_dps_ek: Some(false), ..full.clone() });
+    assert!(matches!(error, EnrolError::LegacyDpsEk { found: true, .. }), "{error}");
+    let error = refused(NewEnrolment { plain_srk: Some(false), ..full.clone() });
+    assert!(matches!(error, EnrolError::PlainSrk { found: true, .. }), "{error}");
+    let error = refused(NewEnrolment { disabled: Some(false), ..full });
+    assert!(matches!(error, EnrolError::Disabled { found: true, .. }), "{error}");
+}
+
+fn tags_are_kept_and_change_with_the_list_that_has_them(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let tagged = |site: &str| {
+        let tags = Tags::from([("site".to_owned(), site.to_owned())]);
+        NewEnrolment { tags, ..enrolment(ek(1), None) }
+    };
+    let mut enroll = |new: NewEnrolment| store.enroll(&[new]).unwrap().remove(0).unwrap();
+    assert_eq!(enroll(tagged("north")), Enrolled::Added);
+    assert_eq!(enroll(tagged("north")), Enrolled::Unchanged);
+    assert_eq!(enroll(tagged("south")), Enrolled::Retagged);
+    assert_eq!(
+        enroll(enrolment(ek(1), None)),
+        Enrolled::Unchanged,
+        "what says nothing changes nothing"
+    );
+    assert_eq!(store.enrolment(&ek(1)).unwrap().unwrap().tags, tagged("south").tags);
+}
+
+fn only_an_enrolment_has_a_policy(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    assert!(!store.update_enrolment(&ek(1), Some(Reprovision::Never), Some(true)).unwrap());
+    enroll(&mut store, ek(1), None).unwrap();
+    let mut changed = |reprovision, plain_srk| {
+        assert!(store.update_enrolment(&ek(1), reprovision, plain_srk).unwrap());
+        let row = store.enrolment(&ek(1)).unwrap().unwrap();
+        (row.reprovision.unwrap(), row.plain_srk)
+    };
+    assert_eq!(changed(Some(Reprovision::Never), None), (Reprovision::Never, false));
+    assert_eq!(changed(None, Some(true)), (Reprovision::Never, true));
+    assert_eq!(changed(Some(Reprovision::Reuse), Some(false)), (Reprovision::Reuse, false));
+}
+
+fn sealed_certificates_wait_for_their_own_ek_and_ik_until_they_are_confirmed(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &sealed(1, "pump-17", ek(1))).unwrap();
+    let found = waiting(&mut store, ek(1), 1);
+    assert_eq!((found.len(), found[0].serial, found[0].sha256), (1, [1; 16], sha256(&[1])));
+    assert!(waiting(&mut store, ek(2), 1).is_empty());
+    assert!(waiting(&mut store, ek(1), 9).is_empty());
+    assert!(confirm(&mut store, 1, now()));
+    assert!(waiting(&mut store, ek(1), 1).is_empty());
+}
+
+fn an_unconfirmed_certificate_supersedes_nothing_and_registers_nobody(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    let seen = store.changes().unwrap().connections;
+    add(&mut store, &sealed(2, "pump-1", ek(1))).unwrap();
+    add(&mut store, &sealed(3, "pump-2", ek(2))).unwrap();
+    assert_eq!(
+        (status(&mut store, 1), status(&mut store, 2)),
+        (CertificateStatus::Active, CertificateStatus::Unconfirmed)
+    );
+    assert_eq!(store.devices().unwrap().len(), 1);
+    assert!(store.enrolment(&ek(2)).unwrap().is_none());
+    assert_eq!(store.changes().unwrap().connections, seen);
+}
+
+fn a_confirmed_certificate_supersedes_and_registers(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let earlier = now() - Duration::hours(1);
+    let first = CertificateFacts { issued_at: earlier, ..certificate(1, "pump-1", ek(1)) };
+    add(&mut store, &first).unwrap();
+    add(&mut store, &sealed(2, "pump-1", ek(1))).unwrap();
+    add(&mut store, &sealed(3, "pump-2", ek(2))).unwrap();
+    let later = now() + Duration::minutes(1);
+    for serial in [2, 3] {
+        assert!(confirm(&mut store, serial, later));
+        assert_eq!(status(&mut store, serial), CertificateStatus::Active);
+    }
+    assert_eq!(status(&mut store, 1), CertificateStatus::Superseded);
+    let devices = store.devices().unwrap();
+    assert_eq!(
+        devices.iter().map(|device| device.serial.as_ref().unwrap()[0]).collect::<Vec<_>>(),
+        [2, 3]
+    );
+    assert_eq!(revoked(&mut store), [(1, RevocationReason::Superseded)]);
+}
+
+fn a_certificate_that_was_not_confirmed_in_time_is_revoked(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
+    let deadline = now() + Duration::minutes(10);
+    let before = deadline - Duration::seconds(1);
+    let revoke = |store: &mut Any, now| store.prune(&Retention::default(), now).unwrap().overdue;
+    assert_eq!(revoke(&mut store, before), 0);
+    let seen = store.changes().unwrap();
+    assert_eq!(revoke(&mut store, deadline), 1);
+    let changes = store.changes().unwrap();
+    assert!(changes.list > seen.list);
+    assert_eq!(changes.connections, seen.connections, "nobody can be connected with it");
+    assert_eq!(revoke(&mut store, deadline), 0);
+    assert_eq!(status(&mut store, 1), CertificateStatus::Revoked);
+    assert_eq!(revoked(&mut store), [(1, RevocationReason::CessationOfOperation)]);
+    assert!(!confirm(&mut store, 1, before));
+    assert_eq!(status(&mut store, 1), CertificateStatus::Revoked, "it does not come back");
+}
+
+fn certificates_of_a_device_are_counted_for_a_day(fixture: &Fixture) {
+    let mut store = fixture.store();
+    for serial in 1..=3 {
+        add(&mut store, &certificate(serial, "pump-1", ek(1))).unwrap();
+    }
+    add(&mut store, &certificate(9, "pump-2", ek(2))).unwrap();
+    let mut count = |at| records(&mut store, ek(1), at).registration.unwrap().recent_certificates;
+    assert_eq!(count(now()), 3);
+    assert_eq!(count(now() + Duration::DAY), 0);
+}
+
+fn certificates_that_nobody_confirmed_are_counted_for_a_day(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let count = |store: &mut Any, at| records(store, ek(1), at).recent_unconfirmed;
+    for serial in 1..=3 {
+        add(&mut store, &sealed(serial, "pump-1", ek(1))).unwrap();
+    }
+    add(&mut store, &sealed(9, "pump-2", ek(2))).unwrap();
+    assert_eq!(count(&mut store, now()), 3);
+    assert!(confirm(&mut store, 1, now()));
+    assert_eq!(count(&mut store, now()), 2, "one was confirmed");
+    prune(&mut store, now() + Duration::hours(1));
+    assert_eq!(count(&mut store, now() + Duration::hours(1)), 2, "revoked ones count");
+    assert_eq!(count(&mut store, now() + Duration::days(1)), 0);
+}
+
+fn the_revocation_list_gives_reasons_and_forgets_what_expired(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    add(&mut store, &certificate(2, "pump-1", ek(1))).unwrap();
+    add(&mut store, &certificate(3, "pump-2", ek(2))).unwrap();
+    add(&mut store, &certificate(4, "pump-3", ek(3))).unwrap();
+    add(&mut store, &certificate(5, "pump-4", ek(4))).unwrap();
+    store.set_disabled(&ek(2), true, now()).unwrap();
+    store.remove(&ek(3), now()).unwrap();
+    let (superseded, removed) =
+        ((1, RevocationReason::Superseded), (4, RevocationReason::CessationOfOperation));
+    assert_eq!(revoked(&mut store), [superseded, (3, RevocationReason::CertificateHold), removed]);
+    store.set_disabled(&ek(2), false, now()).unwrap();
+    assert_eq!(revoked(&mut store), [superseded, removed]);
+    let expired = now() + Duration::days(90);
+    assert_eq!(store.revoked(expired).unwrap(), RevokedCertificates::default());
+}
+
+fn numbers_of_revocation_lists_stand_for_states_one_after_the_other(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    add(&mut store, &sealed(2, "pump-18", ek(2))).unwrap();
+    let list = |store: &mut Any, at| {
+        let (RevokedCertificates { once_in_force, never_in_force }, number) =
+            store.revocation_list(at).unwrap();
+        (once_in_force.len(), never_in_force.len(), number)
+    };
+    assert_eq!(list(&mut store, now()), (0, 0, 1));
+    add(&mut store, &certificate(3, "pump-17", ek(1))).unwrap();
+    assert_eq!(list(&mut store, now()), (1, 0, 2));
+    assert_eq!(
+        list(&mut store, now() + Duration::HOUR),
+        (1, 1, 3),
+        "what is overdue is revoked first"
+    );
+}
+
+fn what_was_only_offered_to_an_ek_goes_when_it_is_removed(fixture: &Fixture) {
+    let mut store = fixture.store();
+    assert_eq!(store.remove(&ek(1), now()).unwrap(), None);
+    add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
+    offer(&mut store, ek(2), "pump-2", 1);
+    assert_eq!(
+        store.remove(&ek(1), now()).unwrap(),
+        Some(Removed { certificates: 1, shared_key: false })
+    );
+    assert_eq!(status(&mut store, 1), CertificateStatus::Revoked);
+    assert_eq!(
+        store.remove(&ek(2), now()).unwrap(),
+        Some(Removed { certificates: 0, shared_key: true })
+    );
+    assert_eq!(
+        shared_key(&mut store, ek(2)),
+        Some(SharedKeyOnRecord { generation: 3, is_used: false, plain_srk_generation: 0 })
+    );
+}
+
+fn what_was_never_confirmed_is_forgotten_when_it_has_expired(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
+    add(&mut store, &sealed(3, "pump-18", ek(2))).unwrap();
+    let mut left = |at| {
+        prune(&mut store, at);
+        store.certificates().unwrap().len()
+    };
+    assert_eq!(left(now() + Duration::HOUR), 3);
+    assert_eq!(left(now() + Duration::days(91)), 2);
+}
+
+fn device_that_does_not_exist_is_let_in_until_its_certificate_is_revoked_and_then_forgotten(
+    fixture: &Fixture,
+) {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("ca");
+    Directory::create(&path, "Test", &[]).unwrap();
+    let directory = Directory::open(&path).unwrap();
+    let now = OffsetDateTime::now_utc();
+    let [device] = directory.throw_away_devices([now]).unwrap();
+    let der = &device.credentials.chain[0][..];
+    let mut store = fixture.store();
+    store.add_throw_away(&device.id, der, now).unwrap();
+
+    let serial = store.certificates().unwrap()[0].serial.clone();
+    let status =
+        |store: &mut Any| store.certificate_status(&device.id, &serial, &sha256(der)).unwrap();
+    assert_eq!(status(&mut store), CertificateStatus::Active);
+    assert!(store.devices().unwrap().is_empty());
+    assert_eq!(store.audit(9).unwrap()[0].action, "check");
+
+    let before = store.changes().unwrap().connections;
+    store.revoke_throw_away(&[der], now).unwrap();
+    assert_eq!(status(&mut store), CertificateStatus::Revoked);
+    assert!(store.changes().unwrap().connections > before, "who is connected with it is not cut");
+    let revoked = store.revoked(now).unwrap();
+    assert_eq!((revoked.once_in_force.len(), revoked.never_in_force.len()), (0, 1));
+    prune(&mut store, now + Duration::HOUR);
+    assert_eq!(status(&mut store), CertificateStatus::Unknown);
+}
+
+fn what_expired_is_on_no_list_though_its_device_is_disabled(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    store.set_disabled(&ek(1), true, now()).unwrap();
+    let mut count = |at| store.revoked(at).unwrap().once_in_force.len();
+    assert_eq!(count(now()), 1);
+    assert_eq!(count(now() + Duration::days(91)), 0);
+}
+
+fn an_active_certificate_that_has_expired_is_not_given_again(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    let ik_id = sha256(&[1]);
+    let mut again = |ik_id, at| {
+        let question = question(ek(1), "pump-17", ik_id, at);
+        store.snapshot(&question).unwrap().active.map(|active| active.der)
+    };
+    assert_eq!(again(ik_id, now()), Some(vec![1]));
+    assert_eq!(again([9; 32], now()), None, "it is for another IK");
+    assert_eq!(again(ik_id, now() + Duration::days(91)), None);
+}
+
+fn what_was_once_in_force_stays_on_record_for_a_month_when_it_has_ended_and_expired(
+    fixture: &Fixture,
+) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
+    add(&mut store, &certificate(3, "pump-18", ek(2))).unwrap();
+    store.remove(&ek(2), now()).unwrap();
+    let expiry = now() + Duration::days(90);
+    prune(&mut store, expiry + Duration::days(29));
+    assert_eq!(
+        (status(&mut store, 1), status(&mut store, 3)),
+        (CertificateStatus::Superseded, CertificateStatus::Revoked)
+    );
+    prune(&mut store, expiry + Duration::days(31));
+    assert_eq!(
+        (status(&mut store, 1), status(&mut store, 3)),
+        (CertificateStatus::Unknown, CertificateStatus::Unknown)
+    );
+    assert_eq!(
+        status(&mut store, 2),
+        CertificateStatus::Active,
+        "a device has it until it has another"
+    );
+}
+
+fn revocation_lists_are_numbered_once(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let mut next = || store.next_revocation_list().unwrap();
+    assert_eq!([next(), next(), next()], [1, 2, 3]);
+}
+
+fn a_removed_devices_id_is_free_and_its_certificates_are_not_good(fixture: &Fixture) {
+    let mut store = fixture.store();
+    enroll(&mut store, ek(1), Some("pump-1")).unwrap();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    add(&mut store, &sealed(2, "pump-1", ek(1))).unwrap();
+    let seen = store.changes().unwrap().connections;
+    assert_eq!(
+        store.remove(&ek(1), now()).unwrap(),
+        Some(Removed { certificates: 2, shared_key: false })
+    );
+    assert!(store.changes().unwrap().connections > seen);
+    assert_eq!(store.remove(&ek(1), now()).unwrap(), None);
+    assert_eq!(
+        (status(&mut store, 1), status(&mut store, 2)),
+        (CertificateStatus::Revoked, CertificateStatus::Revoked)
+    );
+    assert_eq!(store.ek_of_device(&id("pump-1")).unwrap(), None);
+    assert!(store.devices().unwrap().is_empty() && store.enrolments().unwrap().is_empty());
+    enroll(&mut store, ek(2), Some("pump-1")).unwrap();
+    add(&mut store, &certificate(3, "pump-1", ek(2))).unwrap();
+}
+
+fn an_offer_does_not_change_the_generation(fixture: &Fixture) {
+    let mut store = fixture.store();
+    offer(&mut store, ek(1), "pump-1", 1);
+    assert_eq!(
+        shared_key(&mut store, ek(1)),
+        Some(SharedKeyOnRecord { generation: 1, is_used: false, plain_srk_generation: 0 })
+    );
+    assert!(store.devices().unwrap().is_empty(), "nobody is registered by an offer");
+    accept(&mut store, ek(1), "pump-1", 1).unwrap();
+    let seen = store.changes().unwrap().connections;
+    offer(&mut store, ek(1), "pump-1", 2);
+    assert_eq!(
+        shared_key(&mut store, ek(1)),
+        Some(SharedKeyOnRecord { generation: 1, is_used: true, plain_srk_generation: 0 })
+    );
+    assert_eq!(store.changes().unwrap().connections, seen);
+}
+
+fn the_first_use_of_a_shared_key_registers_its_device_and_retires_older_ones(fixture: &Fixture) {
+    let mut store = fixture.store();
+    offer(&mut store, ek(1), "pump-1", 1);
+    accept(&mut store, ek(1), "pump-1", 1).unwrap();
+    assert_eq!(store.devices().unwrap()[0].shared_key, Some(1));
+    offer(&mut store, ek(1), "pump-1", 2);
+    let seen = store.changes().unwrap().connections;
+    accept(&mut store, ek(1), "pump-1", 2).unwrap();
+    assert_eq!(store.devices().unwrap()[0].shared_key, Some(2));
+    assert!(
+        store.changes().unwrap().connections > seen,
+        "connections with the older key are to be cut"
+    );
+}
+
+fn of_two_eks_with_a_shared_key_for_one_device_id_one_is_registered(fixture: &Fixture) {
+    let mut store = fixture.store();
+    offer(&mut store, ek(1), "pump-1", 1);
+    offer(&mut store, ek(2), "pump-1", 1);
+    let holders = store.shared_key_holders(&id("pump-1")).unwrap();
+    assert_eq!(holders.iter().map(|holder| holder.ek_id).collect::<Vec<_>>(), [ek(1), ek(2)]);
+    accept(&mut store, ek(2), "pump-1", 1).unwrap();
+    assert!(accept(&mut store, ek(1), "pump-1", 1).is_err());
+    assert_eq!(
+        shared_key(&mut store, ek(1)),
+        Some(SharedKeyOnRecord { generation: 1, is_used: false, plain_srk_generation: 0 })
+    );
+    assert_eq!(store.devices().unwrap()[0].ek_id, ek(2));
+}
+
+fn a_retired_generation_never_returns(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let retire = |store: &mut Any| store.retire_shared_key(&ek(1)).unwrap();
+    assert!(!retire(&mut store), "there is none");
+    offer(&mut store, ek(1), "pump-1", 1);
+    accept(&mut store, ek(1), "pump-1", 1).unwrap();
+    // The device was offered the next one, too.
+    offer(&mut store, ek(1), "pump-1", 2);
+    let seen = store.changes().unwrap().connections;
+    assert!(retire(&mut store));
+    assert_eq!(
+        shared_key(&mut store, ek(1)),
+        Some(SharedKeyOnRecord { generation: 3, is_used: false, plain_srk_generation: 0 })
+    );
+    assert!(store.changes().unwrap().connections > seen);
+
+    accept(&mut store, ek(1), "pump-1", 3).unwrap();
+    assert_eq!(
+        store.remove(&ek(1), now()).unwrap(),
+        Some(Removed { certificates: 0, shared_key: true })
+    );
+    enroll(&mut store, ek(1), Some("pump-1")).unwrap();
+    offer(&mut store, ek(1), "pump-1", 1);
+    assert_eq!(
+        shared_key(&mut store, ek(1)),
+        Some(SharedKeyOnRecord { generation: 5, is_used: false, plain_srk_generation: 0 })
+    );
+}
+
+fn what_a_plain_srk_was_offered_is_remembered_and_retired_with_what_follows_it(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let retire = |store: &mut Any| store.retire_shared_key(&ek(1)).unwrap();
+    offer_to(&mut store, ParentKind::PlainSrk, ek(1), "pump-1", 1);
+    let on_record = |store: &mut Any| {
+        let key = shared_key(store, ek(1)).unwrap();
+        (key.generation, key.plain_srk_generation, key.is_of_plain_srk())
+    };
+    assert_eq!(on_record(&mut store), (1, 1, true));
+    offer(&mut store, ek(1), "pump-1", 2);
+    assert_eq!(on_record(&mut store), (1, 1, true));
+    accept(&mut store, ek(1), "pump-1", 2).unwrap();
+    assert_eq!(on_record(&mut store), (2, 1, false));
+    offer_to(&mut store, ParentKind::PlainSrk, ek(1), "pump-1", 3);
+    assert_eq!(on_record(&mut store), (2, 3, true), "3 is accepted from now on");
+    offer_to(&mut store, ParentKind::PlainSrk, ek(1), "pump-1", 2);
+    assert_eq!(on_record(&mut store), (2, 3, true));
+    // An import parent is offered 4, so it is not what comes next.
+    offer(&mut store, ek(1), "pump-1", 4);
+    assert!(retire(&mut store));
+    assert_eq!(on_record(&mut store), (5, 3, false));
+}
+
+fn an_ek_that_the_ca_does_not_know_can_be_disabled_and_is_trusted_no_more_for_it(
+    fixture: &Fixture,
+) {
+    let mut store = fixture.store();
+    assert!(store.set_disabled(&ek(1), true, now()).unwrap());
+    assert!(!store.set_disabled(&ek(1), true, now()).unwrap());
+    let records = |store: &mut Any| records(store, ek(1), now());
+    assert!(records(&mut store).disabled && records(&mut store).enrolment.is_none());
+    let row = store.enrolment(&ek(1)).unwrap().unwrap();
+    assert!(row.disabled && !row.registered && row.recognised.is_none());
+    assert_eq!(store.remove(&ek(1), now()).unwrap(), None);
+    assert!(store.set_disabled(&ek(1), false, now()).unwrap());
+    assert!(!records(&mut store).disabled && records(&mut store).enrolment.is_none());
+    assert!(store.enrolments().unwrap().is_empty());
+}
+
+fn what_is_disabled_stays_so_when_it_is_removed_or_enrolled(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    store.set_disabled(&ek(1), true, now()).unwrap();
+    store.remove(&ek(1), now()).unwrap().unwrap();
+    enroll(&mut store, ek(1), None).unwrap();
+    assert!(records(&mut store, ek(1), now()).disabled);
+}
+
+fn other_eks_are_looked_for_among_all_that_an_operator_sees(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let other_ek = |store: &mut Any, other_eks: &[EkId]| {
+        let device = IdInQuestion::Due { derived: id("derived"), other_eks: other_eks.to_vec() };
+        let question = Question { device, ..question(ek(9), "derived", [0; 32], now()) };
+        store.snapshot(&question).unwrap().records.other_ek
+    };
+    assert_eq!(other_ek(&mut store, &[ek(1), ek(2), ek(3)]), None);
+    enroll(&mut store, ek(1), None).unwrap();
+    add(&mut store, &certificate(1, "pump-17", ek(2))).unwrap();
+    store.set_disabled(&ek(3), true, now()).unwrap();
+    for known in [1, 2, 3] {
+        assert_eq!(other_ek(&mut store, &[ek(4), ek(known)]), Some(ek(known)));
+    }
+    assert_eq!(other_ek(&mut store, &[ek(4)]), None);
+}
+
+fn disabling_reaches_enrolled_and_registered_eks(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    enroll(&mut store, ek(2), None).unwrap();
+    assert!(store.set_disabled(&ek(1), true, now()).unwrap());
+    assert!(store.set_disabled(&ek(2), true, now()).unwrap());
+    assert_eq!(status(&mut store, 1), CertificateStatus::Disabled);
+    assert!(store.enrolments().unwrap().iter().all(|row| row.disabled));
+    store.set_disabled(&ek(1), false, now()).unwrap();
+    assert_eq!(status(&mut store, 1), CertificateStatus::Active);
+}
+
+fn whatever_revokes_is_counted_and_only_that(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let counts = |store: &mut Any| store.changes().unwrap();
+    let mut seen = counts(&mut store);
+    // Whether connections must be looked at, and whether the list changes.
+    let mut counted = |store: &mut Any| {
+        let before = std::mem::replace(&mut seen, counts(store));
+        (seen.connections > before.connections, seen.list > before.list)
+    };
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    enroll(&mut store, ek(2), None).unwrap();
+    assert_eq!(counted(&mut store), (false, false), "nothing is revoked yet");
+    store.set_disabled(&ek(1), true, now()).unwrap();
+    assert_eq!(counted(&mut store), (true, true), "a device was disabled");
+    store.set_disabled(&ek(2), true, now()).unwrap();
+    assert_eq!(counted(&mut store), (true, true), "an enrolled EK was disabled");
+    store.set_disabled(&ek(2), true, now()).unwrap();
+    assert_eq!(counted(&mut store), (false, false), "it was disabled before");
+    store.set_disabled(&ek(1), false, now()).unwrap();
+    assert_eq!(counted(&mut store), (false, true), "a device was enabled");
+    add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
+    assert_eq!(counted(&mut store), (true, true), "a certificate was superseded");
+    offer(&mut store, ek(3), "pump-3", 1);
+    accept(&mut store, ek(3), "pump-3", 1).unwrap();
+    assert_eq!(counted(&mut store), (false, false), "a first shared key retires none");
+    accept(&mut store, ek(3), "pump-3", 2).unwrap();
+    assert_eq!(counted(&mut store), (true, false), "a shared key was retired");
+    store.remove(&ek(3), now()).unwrap();
+    assert_eq!(counted(&mut store), (true, false), "a device without a certificate was removed");
+}
+
+fn generations_taken_into_use_are_counted_for_a_day(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let recent = |store: &mut Any, at| records(store, ek(1), at).recent_generations;
+    offer(&mut store, ek(1), "pump-1", 1);
+    for generation in 1..=3 {
+        accept(&mut store, ek(1), "pump-1", generation).unwrap();
+    }
+    assert_eq!(recent(&mut store, now()), 3);
+    assert_eq!(recent(&mut store, now() + Duration::DAY - Duration::SECOND), 3);
+    assert_eq!(recent(&mut store, now() + Duration::DAY), 0);
+}
+
+fn a_change_of_anchors_changes_their_version(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let anchor = vendor_root;
+    let mut versions = vec![store.anchors_version().unwrap()];
+    assert_eq!(store.add_anchor(&anchor(1)).unwrap(), Trusted::Added);
+    versions.push(store.anchors_version().unwrap());
+    assert_eq!(store.add_anchor(&anchor(1)).unwrap(), Trusted::Already);
+    assert_eq!(store.anchors_version().unwrap(), versions[1]);
+    assert_eq!(store.add_anchor(&anchor(2)).unwrap(), Trusted::Added);
+    versions.push(store.anchors_version().unwrap());
+    assert!(store.remove_anchor(&[1; 32]).unwrap());
+    versions.push(store.anchors_version().unwrap());
+    assert_eq!(store.add_anchor(&anchor(3)).unwrap(), Trusted::Added);
+    versions.push(store.anchors_version().unwrap());
+    let allowances = Allowances { ek_usage: true, tpm_attributes: false };
+    let narrow = AnchorRow { role: Role::Anchor(allowances), ..anchor(3) };
+    assert_eq!(store.add_anchor(&narrow).unwrap(), Trusted::Changed);
+    versions.push(store.anchors_version().unwrap());
+    assert_eq!(store.add_anchor(&narrow).unwrap(), Trusted::Already);
+    assert_eq!(
+        store.add_anchor(&anchor(3)).unwrap(),
+        Trusted::Already,
+        "what is more than it was stays"
+    );
+    assert_eq!(store.anchors().unwrap().last().unwrap().role, narrow.role);
+    for (n, version) in versions.iter().enumerate() {
+        assert!(!versions[..n].contains(version), "{n}");
+    }
+}
+
+fn vendor_root(n: u8) -> AnchorRow {
+    AnchorRow {
+        fingerprint: [n; 32],
+        certificate: vec![n],
+        subject: "CN=vendor".into(),
+        role: Role::Root,
+        not_after: 0,
+        added_at: 0,
+    }
+}
+
+fn decisions_are_in_the_order_in_which_they_were_made(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let at = |microseconds: i64, device: Option<&str>| AuditEntry {
+        time: now() + Duration::microseconds(microseconds),
+        change: if device.is_some() { Change::Made } else { Change::None },
+        ..decision(microseconds as u32, device.map(|device| Whom::Proven(id(device))))
+    };
+    // Refusals are written later than what is proven, and several at once.
+    let written = [at(2, Some("a")), at(4, Some("b")), at(3, None), at(1, None)];
+    audit(&mut store, written);
+    let mut order =
+        |count| store.audit(count).unwrap().iter().map(|row| row.duration_us).collect::<Vec<_>>();
+    assert_eq!(order(9), [1, 2, 3, 4]);
+    assert_eq!(order(2), [3, 4]);
+}
+
+fn a_batch_is_recorded_entry_by_entry_and_each_whole_or_not_at_all(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let good = plan(&mut *store, &certificate(1, "pump-1", ek(1))).unwrap();
+    let stale = plan(&mut *store, &certificate(2, "pump-2", ek(2))).unwrap();
+    store.set_disabled(&ek(2), true, now()).unwrap();
+    let again = plan(&mut *store, &certificate(3, "pump-1", ek(1))).unwrap();
+    let entry = |planned: Entry, n, device| Entry {
+        audit: Some(AuditEntry { change: Change::Made, ..decision(n, Some(device)) }),
+        ..planned
+    };
+    let entries = [
+        entry(good, 1, Whom::Proven(id("pump-1"))),
+        entry(stale, 2, Whom::Proven(id("pump-2"))),
+        // It was planned before the first of the batch was recorded.
+        entry(again, 3, Whom::Proven(id("pump-1"))),
+        entry(Entry { act: Act::None, basis: None, audit: None }, 4, Whom::Due(id("pump-4"))),
+    ];
+    let (done, stale) = (Recorded::Done, Recorded::Stale);
+    assert_eq!(store.record(&scope(), &entries).unwrap(), [done, stale, stale, done]);
+    let audited: Vec<_> = store.audit(9).unwrap().iter().map(|row| row.duration_us).collect();
+    assert_eq!(audited, [1, 4]);
+    assert_eq!(store.certificates().unwrap().len(), 1);
+    assert_eq!(store.record(&scope(), &entries[..1]).unwrap(), [stale], "it is recorded once");
+}
+
+fn plan_is_stale_once_anything_that_it_was_made_by_changed(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    offer(&mut store, ek(1), "pump-1", 1);
+    let changes: [(_, fn(&mut Any)); 8] = [
+        ("it was disabled", |store| assert!(store.set_disabled(&ek(1), true, now()).unwrap())),
+        ("it was enabled", |store| assert!(store.set_disabled(&ek(1), false, now()).unwrap())),
+        ("it was enrolled", |store| {
+            assert_eq!(enroll(store, ek(1), None).unwrap(), Enrolled::Added)
+        }),
+        ("its policy changed", |store| {
+            assert!(store.update_enrolment(&ek(1), Some(Reprovision::Never), None).unwrap());
+        }),
+        ("it has another certificate", |store| {
+            add(store, &certificate(20, "pump-1", ek(1))).unwrap();
+        }),
+        ("a certificate waits", |store| add(store, &sealed(21, "pump-1", ek(1))).unwrap()),
+        ("its key was retired", |store| assert!(store.retire_shared_key(&ek(1)).unwrap())),
+        ("it was removed", |store| assert!(store.remove(&ek(1), now()).unwrap().is_some())),
+    ];
+    for (number, (what, change)) in (100..).zip(changes) {
+        let entry = plan(&mut *store, &certificate(number, "pump-1", ek(1))).unwrap();
+        change(&mut store);
+        assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Stale, "{what}");
+        assert_eq!(status(&mut store, number), CertificateStatus::Unknown, "{what}");
+    }
+    // The device id went to another.
+    let entry = plan(&mut *store, &certificate(120, "pump-1", ek(1))).unwrap();
+    add(&mut store, &certificate(121, "pump-1", ek(2))).unwrap();
+    assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Stale);
+}
+
+fn batch_in_which_devices_meet_is_recorded_as_if_one_came_after_another(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let entries: Vec<_> = (1..=40)
+        .map(|n| {
+            let device = format!("pump-{}", n % 10);
+            plan(&mut *store, &certificate(n, &device, ek(n % 20))).unwrap()
+        })
+        .collect();
+    let recorded = store.record(&scope(), &entries).unwrap();
+    let done: Vec<_> =
+        (1..=40).zip(&recorded).filter(|(_, is)| **is == Recorded::Done).map(|(n, _)| n).collect();
+    assert_eq!(done, (1..=10).collect::<Vec<_>>(), "the first under each device id");
+    assert_eq!(store.devices().unwrap().len(), 10);
+}
+
+fn plan_that_contradicts_its_own_basis_is_refused(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let basis = plan(&mut *store, &certificate(1, "pump-1", ek(1))).unwrap().basis;
+    for wrong in [certificate(1, "pump-1", ek(2)), certificate(1, "pump-2", ek(1))] {
+        let entry = Entry { act: act(&wrong, vec![1]), basis: basis.clone(), audit: None };
+        assert!(matches!(record(&mut *store, entry), Err(StoreError::Inconsistent(_))));
+    }
+    assert!(store.devices().unwrap().is_empty());
+}
+
+fn certificate_is_confirmed_once(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
+    let [first, second] = [0, 1].map(|_| plan_to_confirm(&mut store, 1, now()).unwrap());
+    assert_eq!(record(&mut *store, first).unwrap(), Recorded::Done);
+    assert_eq!(record(&mut *store, second).unwrap(), Recorded::Stale);
+    for disabled in [false, true] {
+        store.set_disabled(&ek(1), disabled, now()).unwrap();
+        let (device_id, assurance) = (id("pump-1"), Assurance::VendorCertificate);
+        let records = store.snapshot(&Question::about(ek(1), &device_id, now())).unwrap().records;
+        assert_eq!(records.disabled, disabled);
+        let found = store.sealed_certificate(&ek(1), &sha256(&[1]), now()).unwrap();
+        assert_eq!(found, SealedOnRecord::Active { device_id, assurance, records });
+    }
+}
+
+fn certificate_to_confirm_is_found_until_its_time_is_over(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
+    let expected = waiting(&mut store, ek(1), 1).remove(0);
+    let known = store.snapshot(&Question::about(ek(1), &id("pump-1"), now())).unwrap().records;
+    let mut found = |ek: EkId, at| store.sealed_certificate(&ek, &sha256(&[1]), at).unwrap();
+    let unconfirmed = SealedOnRecord::Unconfirmed { certificate: expected, records: known };
+    assert_eq!(found(ek(1), now()), unconfirmed);
+    assert_eq!(found(ek(2), now()), SealedOnRecord::Ended);
+    assert_eq!(found(ek(1), now() + Duration::minutes(10)), SealedOnRecord::Ended);
+}
+
+fn of_two_eks_racing_for_a_device_id_one_wins(fixture: &Fixture) {
+    for round in 0..20 {
+        let device = format!("pump-{round}");
+        let device = &device;
+        let begin = &std::sync::Barrier::new(2);
+        let won = thread::scope(|scope| {
+            let race = |n: u8| {
+                scope.spawn(move || {
+                    let mut store = fixture.store();
+                    let certificate = certificate(2 * round + n, device, ek(2 * round + n));
+                    let entry = plan(&mut *store, &certificate).unwrap();
+                    begin.wait();
+                    record(&mut *store, entry).unwrap() == Recorded::Done
+                })
+            };
+            [race(0), race(1)].map(|racer| racer.join().unwrap())
+        });
+        assert_eq!(won.iter().filter(|won| **won).count(), 1, "round {round}");
+    }
+    let devices = fixture.store().devices().unwrap();
+    assert_eq!(devices.len(), 20);
+    assert!(devices.iter().all(|device| device.serial.is_some()));
+}
+
+fn scope_is_the_devices_once_there_are_any(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let [a, b] = ["plant-a", "plant-b"].map(|scope| scope.parse::<Scope>().unwrap());
+    let serves = |store: &mut Any, scope| store.record(scope, &[]).is_ok();
+    store.record_scope(&a).unwrap();
+    let parent = tempfile::tempdir().unwrap();
+    Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+    let [check] =
+        Directory::open(&parent.path().join("ca")).unwrap().throw_away_devices([now()]).unwrap();
+    store.add_throw_away(&check.id, &check.credentials.chain[0], now()).unwrap();
+    store.may_serve(&b).unwrap();
+    store.record_scope(&b).unwrap();
+    assert!(!serves(&mut store, &a) && serves(&mut store, &b), "who began to serve before notices");
+    let entry = plan(&mut *store, &certificate(1, "pump-17", ek(1))).unwrap();
+    assert_eq!(store.record(&b, &[entry]).unwrap(), [Recorded::Done]);
+    assert!(matches!(store.may_serve(&a), Err(StoreError::Scope { .. })));
+    assert!(matches!(store.record_scope(&a), Err(StoreError::Scope { was, .. }) if was == b));
+    store.record_scope(&b).unwrap();
+}
+
+fn an_offer_without_the_vendors_certificate_does_not_make_it_unseen(fixture: &Fixture) {
+    let mut store = fixture.store();
+    for (assurance, expected) in [
+        (Assurance::EnrolmentList, Assurance::EnrolmentList),
+        (Assurance::VendorCertificate, Assurance::VendorCertificate),
+        (Assurance::EnrolmentList, Assurance::VendorCertificate),
+    ] {
+        let parent = ParentKind::Import;
+        let offer = unchecked::offered_key(ek(1), id("pump-1"), assurance, 1, parent);
+        enter(&mut store, Act::Offer(offer)).unwrap();
+        assert_eq!(store.shared_key_holders(&id("pump-1")).unwrap()[0].assurance, expected);
+    }
+}
+
+fn key_that_was_never_offered_is_never_used(fixture: &Fixture) {
+    let mut store = fixture.store();
+    assert!(matches!(accept(&mut store, ek(1), "pump-1", 1), Err(StoreError::Inconsistent(_))));
+    assert!(store.devices().unwrap().is_empty());
+}
+
+fn pruning_is_done_bit_by_bit(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let entries: Vec<_> = (0..=501_u32)
+        .map(|n| {
+            let mut next = certificate(1, "pump-17", ek(1));
+            next.serial[..4].copy_from_slice(&n.to_be_bytes());
+            Entry { act: act(&next, vec![1]), basis: None, audit: None }
+        })
+        .collect();
+    let recorded = store.record(&scope(), &entries).unwrap();
+    assert!(recorded.iter().all(|recorded| *recorded == Recorded::Done));
+    let at = now() + Duration::days(121);
+    let mut prune = || store.prune(&Retention::default(), at).unwrap();
+    let first = prune();
+    assert_eq!((first.certificates, first.more), (500, true));
+    let second = prune();
+    assert_eq!((second.certificates, second.more), (1, false));
+    assert_eq!(prune(), Pruned::default());
+}
+
+fn retention_says_how_long_certificates_that_were_in_force_are_kept(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
+    let at = now() + Duration::days(90) + Duration::days(7);
+    let week = |days| Retention::default().with_ended(days).unwrap();
+    assert_eq!(store.prune(&week(8), at).unwrap().certificates, 0);
+    assert_eq!(store.prune(&week(7), at).unwrap().certificates, 1);
+}
+
+fn offer_that_nobody_used_is_forgotten_unless_something_must_be_remembered(fixture: &Fixture) {
+    let mut store = fixture.store();
+    offer(&mut store, ek(1), "pump-1", 1);
+    offer(&mut store, ek(2), "pump-2", 1);
+    accept(&mut store, ek(2), "pump-2", 1).unwrap();
+    offer(&mut store, ek(3), "pump-3", 1);
+    store.retire_shared_key(&ek(3)).unwrap();
+    offer_to(&mut store, ParentKind::PlainSrk, ek(4), "pump-4", 1);
+    let mut forgotten = |days| {
+        let at = now() + Duration::days(days);
+        store.prune(&Retention::default(), at).unwrap().offers
+    };
+    assert_eq!((forgotten(29), forgotten(30)), (0, 1));
+    let known = [1, 2, 3, 4].map(|n| shared_key(&mut store, ek(n)).is_some());
+    assert_eq!(known, [false, true, true, true]);
+}
+
+fn offer_that_is_made_again_waits_as_long_again(fixture: &Fixture) {
+    let mut store = fixture.store();
+    offer(&mut store, ek(1), "pump-1", 1);
+    let later = now() + Duration::days(20);
+    offer_at(&mut store, ParentKind::Import, (ek(1), "pump-1", 1), later);
+    let at = now() + Duration::days(31);
+    assert_eq!(store.prune(&Retention::default(), at).unwrap().offers, 0);
+}
+
+fn the_audit_forgets_the_oldest_beyond_its_limit(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let retention = Retention::default().with_audit(1_000).unwrap();
+    let certified =
+        |n| AuditEntry { change: Change::Made, ..decision(n, Some(Whom::Proven(id("pump-17")))) };
+    audit(&mut store, (0..1_003).map(certified));
+    audit(&mut store, (0..7_000).map(|n| decision(n, Some(Whom::Due(id("pump-19"))))));
+    let first = store.prune(&retention, now()).unwrap();
+    assert_eq!((first.audit, first.more), (3 + 5_000, true));
+    assert_eq!(store.prune(&retention, now()).unwrap().audit, 1_000);
+    let rows = store.audit(u32::MAX).unwrap();
+    let durations = |proven: bool| {
+        let rows = rows.iter().filter(move |row| row.proven.is_some() == proven);
+        rows.map(|row| row.duration_us)
+    };
+    assert!(durations(true).eq(3..1_003), "the newest stay, in order");
+    assert!(durations(false).eq(6_000..7_000));
+}
+
+/// One host makes 100,000 refusals in 18 s, and whoever has one ticket can repeat it for 300 s.
+fn whoever_asks_without_end_pushes_nothing_out_that_changed_what_a_device_has(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let retention = Retention::default().with_audit(1_000).unwrap();
+    let certified =
+        AuditEntry { change: Change::Made, ..decision(1, Some(Whom::Proven(id("pump-17")))) };
+    let repeated = decision(2, Some(Whom::Proven(id("pump-18"))));
+    let others = (0..1_000).map(|n| decision(n, Some(Whom::Due(id("pump-19")))));
+    audit(&mut store, [certified, repeated].into_iter().chain(others));
+    store.prune(&retention, now()).unwrap();
+    let rows = store.audit(u32::MAX).unwrap();
+    assert!(rows.iter().filter_map(|row| row.proven.as_deref()).eq(["pump-17"]));
+    assert_eq!(rows.iter().filter(|row| row.due.as_deref() == Some("pump-19")).count(), 1_000);
+}
+
+fn revocation_is_heard_of_within_a_second(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let seen = store.changes().unwrap();
+    let revoked = thread::scope(|scope| {
+        let revoke = scope.spawn(|| {
+            let mut other = fixture.store();
+            thread::sleep(StdDuration::from_millis(300));
+            other.set_disabled(&ek(1), true, now()).unwrap();
+            Instant::now()
+        });
+        let changes = store.wait_for_changes(seen, StdDuration::from_secs(30)).unwrap();
+        assert!(changes.connections > seen.connections && changes.list > seen.list);
+        let heard = Instant::now();
+        (revoke.join().unwrap(), heard)
+    });
+    let (committed, heard) = revoked;
+    assert!(heard.saturating_duration_since(committed) < StdDuration::from_secs(1));
+}
+
+fn whoever_waits_for_changes_waits_no_longer_than_he_wants(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let (seen, started) = (store.changes().unwrap(), Instant::now());
+    let wanted = StdDuration::from_millis(700);
+    assert_eq!(store.wait_for_changes(seen, wanted).unwrap(), seen);
+    assert!((wanted..4 * wanted).contains(&started.elapsed()));
+}
+
+fn database_is_found_writable(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let before = store.changes().unwrap();
+    store.check_writable().unwrap();
+    store.checkpoint().unwrap();
+    assert_eq!(store.changes().unwrap(), before);
+    assert_eq!(store.next_revocation_list().unwrap(), 1, "no number is lost");
+}
+
+fn enrolment(ek_id: EkId, device_id: Option<&str>) -> NewEnrolment {
+    NewEnrolment {
+        ek_id,
+        device_id: device_id.map(id),
+        recognised: "test".into(),
+        reprovision: None,
+        legacy_dps_ek: None,
+        plain_srk: None,
+        disabled: None,
+        tags: Tags::new(),
+        added_at: now(),
+    }
+}
+
+fn enroll(store: &mut Any, ek_id: EkId, device_id: Option<&str>) -> Result<Enrolled, EnrolError> {
+    store.enroll(&[enrolment(ek_id, device_id)]).unwrap().remove(0)
+}
+
+/// Of a certificate whose device shows it.
+fn status(store: &mut Any, serial: u8) -> CertificateStatus {
+    let issued =
+        store.certificates().unwrap().into_iter().find(|issued| issued.serial == [serial; 16]);
+    let device = issued.map_or_else(|| id("pump-17"), |issued| issued.device_id);
+    store.certificate_status(&device, &[serial; 16], &sha256(&[serial])).unwrap()
+}
+
+/// Until there is nothing left to do.
+fn prune(store: &mut Any, at: OffsetDateTime) {
+    while store.prune(&Retention::default(), at).unwrap().more {}
+}
+
+/// What a revocation list would say.
+fn revoked(store: &mut Any) -> Vec<(u8, RevocationReason)> {
+    let RevokedCertificates { once_in_force, never_in_force } = store.revoked(now()).unwrap();
+    once_in_force
+        .into_iter()
+        .chain(never_in_force)
+        .map(|revoked| (revoked.serial[0], revoked.reason))
+        .collect()
+}

@@ -1,0 +1,184 @@
+//! A CA that moves from one store to another.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use assay_ca_core::Role;
+use assay_ca_core::tpm::template::ParentKind;
+
+use assay_store::{AnchorRow, Credential, Database, NewEnrolment, StoreError, Tags, Whom, copy};
+use assay_wire::Identity;
+use rusqlite::Connection;
+use rusqlite::types::Value;
+use time::Duration;
+
+use crate::acts::*;
+use crate::fixture::{Any, Fixture};
+
+#[test]
+fn nothing_is_lost_on_the_way_to_postgresql_and_back() {
+    let (file, server) = (Fixture::sqlite(), Fixture::postgres());
+    fill(&mut file.store());
+    let rows = copy(&file.database, &server.database, |_| {}).unwrap();
+    let back = file.directory.path().join("back.db");
+    assert_eq!(copy(&server.database, &Database::Sqlite(back.clone()), |_| {}).unwrap(), rows);
+    let (before, after) = (tables(&file.path()), tables(&back));
+    assert!(before.values().all(|rows| !rows.is_empty()), "every table has rows: {before:?}");
+    assert_eq!(before, after);
+}
+
+#[test]
+fn copy_answers_as_the_original_does_and_counts_on() {
+    let (file, server) = (Fixture::sqlite(), Fixture::postgres());
+    fill(&mut file.store());
+    copy(&file.database, &server.database, |_| {}).unwrap();
+    let mut stores = [file.store(), server.store()];
+    let answers = stores.each_mut().map(|store| {
+        let at = now() + Duration::hours(1);
+        let snapshots: Vec<_> = (1..=5).map(|n| snapshot(store, ek(n), at)).collect();
+        (
+            format!("{snapshots:?}{:?}", store.revoked(at).unwrap()),
+            format!("{:?}{:?}", store.enrolments().unwrap(), store.devices().unwrap()),
+            format!("{:?}{:?}", store.certificates().unwrap(), store.audit(99).unwrap()),
+            format!("{:?}{:?}", store.credentials().unwrap(), store.anchors().unwrap()),
+            (store.changes().unwrap(), store.anchors_version().unwrap()),
+        )
+    });
+    assert_eq!(answers[0], answers[1]);
+    // What comes next is after what was.
+    let next = stores.each_mut().map(|store| {
+        store.add_anchor(&anchor(9)).unwrap();
+        (store.anchors_version().unwrap(), store.next_revocation_list().unwrap())
+    });
+    assert_eq!(next[0], next[1]);
+}
+
+#[test]
+fn copy_overwrites_no_ca() {
+    let (file, server) = (Fixture::sqlite(), Fixture::postgres());
+    fill(&mut file.store());
+    assert!(matches!(copy(&file.database, &file.database, |_| {}), Err(StoreError::NotEmpty(_))));
+    copy(&file.database, &server.database, |_| {}).unwrap();
+    let again = copy(&file.database, &server.database, |_| {});
+    assert!(matches!(again, Err(StoreError::NotEmpty(_))));
+    let missing = Database::Sqlite(file.directory.path().join("missing.db"));
+    assert!(copy(&missing, &Fixture::postgres().database, |_| {}).is_err());
+}
+
+#[test]
+fn nobody_writes_to_what_is_copied() {
+    for fixture in [Fixture::sqlite(), Fixture::postgres()] {
+        fill(&mut fixture.store());
+        let target = fixture.directory.path().join("copy.db");
+        let mut revoker = None;
+        copy(&fixture.database, &Database::Sqlite(target.clone()), |progress| {
+            // It waits, and is recorded once the copy is finished.
+            if progress.table == "scope" {
+                let database = fixture.database.clone();
+                revoker = Some(std::thread::spawn(move || {
+                    database.open().unwrap().set_disabled(&ek(77), true, now()).unwrap()
+                }));
+                std::thread::sleep(std::time::Duration::from_millis(200));
+                assert!(!revoker.as_ref().unwrap().is_finished());
+            }
+        })
+        .unwrap();
+        assert!(revoker.unwrap().join().unwrap());
+        let mut copied = Database::Sqlite(target).open().unwrap();
+        assert!(!records(&mut copied, ek(77), now()).disabled);
+        assert!(records(&mut fixture.store(), ek(77), now()).disabled);
+    }
+}
+
+#[test]
+fn progress_reaches_the_number_of_rows() {
+    let file = Fixture::sqlite();
+    let mut store = file.store();
+    audit(&mut store, (0..2_500).map(|n| decision(n, None)));
+    let mut seen = Vec::new();
+    let target = Database::Sqlite(file.directory.path().join("copy.db"));
+    copy(&file.database, &target, |progress| {
+        if progress.table == "audit_others" {
+            seen.push((progress.copied, progress.rows));
+        }
+    })
+    .unwrap();
+    assert_eq!(seen, [(0, 2_500), (1_000, 2_500), (2_000, 2_500)]);
+}
+
+/// Rows in every table, with gaps in what counts.
+fn fill(store: &mut Any) {
+    store.record_scope(&scope()).unwrap();
+    for n in [1, 2, 3] {
+        store.add_anchor(&anchor(n)).unwrap();
+    }
+    store.remove_anchor(&[3; 32]).unwrap();
+    let tags = Tags::from([("site".to_owned(), "north \"7\"".to_owned())]);
+    let enrolment = |n: u8, device: Option<&str>| NewEnrolment {
+        ek_id: ek(n),
+        device_id: device.map(id),
+        recognised: "test".into(),
+        reprovision: None,
+        legacy_dps_ek: Some(n == 4),
+        plain_srk: Some(n == 5),
+        disabled: Some(n == 5),
+        tags: tags.clone(),
+        added_at: now(),
+    };
+    store.enroll(&[enrolment(4, Some("pump-4")), enrolment(5, None)]).unwrap();
+    add(store, &certificate(1, "pump-1", ek(1))).unwrap();
+    add(store, &certificate(2, "pump-1", ek(1))).unwrap();
+    add(store, &sealed(3, "pump-2", ek(2))).unwrap();
+    add(store, &certificate(4, "pump-3", ek(3))).unwrap();
+    store.remove(&ek(3), now()).unwrap();
+    offer(store, ek(1), "pump-1", 1);
+    accept(store, ek(1), "pump-1", 1).unwrap();
+    offer_to(store, ParentKind::PlainSrk, ek(5), "pump-5", 1);
+    store.retire_shared_key(&ek(5)).unwrap();
+    audit(store, [decision(1, None), decision(2, Some(Whom::Due(id("pump-2"))))]);
+    let made = assay_store::AuditEntry {
+        change: assay_store::Change::Made,
+        ..decision(3, Some(Whom::Proven(id("pump-1"))))
+    };
+    audit(store, [made]);
+    let der = rcgen::generate_simple_self_signed(["operator".to_owned()]).unwrap();
+    let credential = Credential::read(Identity::Operator, der.cert.der()).unwrap();
+    store.add_credential("anna", &credential, now()).unwrap();
+    store.revoke_credential("anna", now()).unwrap();
+    store.next_revocation_list().unwrap();
+}
+
+fn anchor(n: u8) -> AnchorRow {
+    AnchorRow {
+        fingerprint: [n; 32],
+        certificate: vec![n],
+        subject: format!("CN=vendor {n}"),
+        role: Role::Root,
+        not_after: 9,
+        added_at: 8,
+    }
+}
+
+/// Every row of every table, in order, and the last number that each counter gave.
+fn tables(path: &Path) -> BTreeMap<String, Vec<Vec<Value>>> {
+    let file = Connection::open(path).unwrap();
+    let names = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'refinery%'";
+    let mut names = file.prepare(names).unwrap();
+    let names = names.query_map([], |row| row.get::<_, String>(0)).unwrap();
+    names
+        .map(|name| {
+            let name = name.unwrap();
+            let order = match &*name {
+                "certificates" | "credentials" => "rowid",
+                _ => "1",
+            };
+            let mut rows = file.prepare(&format!("SELECT * FROM {name} ORDER BY {order}")).unwrap();
+            let columns = rows.column_count();
+            let rows = rows
+                .query_map([], |row| (0..columns).map(|column| row.get(column)).collect())
+                .unwrap();
+            let rows = rows.collect::<Result<_, _>>().unwrap();
+            (name, rows)
+        })
+        .collect()
+}

@@ -1,0 +1,77 @@
+//! What is particular to PostgreSQL.
+
+use std::fs;
+
+use assay_store::postgres::Postgres;
+use assay_store::{Database, PostgresSettings, StoreError};
+use assay_tests::Postgres as Server;
+use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+use crate::fixture::Fixture;
+
+#[test]
+fn empty_database_is_no_ca() {
+    let server = Server::shared().unwrap();
+    let settings = PostgresSettings::new(&server.address().unwrap(), None, None).unwrap();
+    assert!(matches!(Postgres::open(&settings), Err(StoreError::Empty)));
+    let database = Database::Postgres(settings);
+    assert!(matches!(database.upgrade(), Err(StoreError::Empty)));
+    assert_eq!(database.status().unwrap().schema, 0);
+}
+
+#[test]
+fn schema_of_a_later_version_is_refused_with_the_version_that_wrote_it() {
+    let server = Server::shared().unwrap();
+    let address = server.address().unwrap();
+    let settings = PostgresSettings::new(&address, None, None).unwrap();
+    Postgres::upgrade(&settings).unwrap();
+    Postgres::upgrade(&settings).expect("a second time changes nothing");
+    let schema = address.split("search_path=").nth(1).unwrap().trim_end_matches('\'');
+    let later = format!(
+        "UPDATE {schema}.writer SET version = '9.1.0';
+         UPDATE {schema}.refinery_schema_history SET version = 99"
+    );
+    server.sql(&later).unwrap();
+    for error in
+        [Postgres::open(&settings).err().unwrap(), Postgres::upgrade(&settings).unwrap_err()]
+    {
+        let StoreError::Newer { found, writer } = &error else { panic!("{error}") };
+        assert_eq!((*found, &**writer), (99, "9.1.0"));
+    }
+}
+
+#[test]
+fn several_cas_in_one_database_know_nothing_of_each_other() {
+    let [a, b] = [Fixture::postgres(), Fixture::postgres()];
+    let mut stores = [a.store(), b.store()];
+    stores[0].next_revocation_list().unwrap();
+    assert_eq!(stores[0].next_revocation_list().unwrap(), 2);
+    assert_eq!(stores[1].next_revocation_list().unwrap(), 1);
+}
+
+#[test]
+fn server_must_show_the_certificate_of_its_name_and_of_our_root() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let file = directory.path().join(name);
+        fs::write(&file, issuer.pem()).unwrap();
+        (issuer, file)
+    };
+    let ((issuer, ours), (_, other)) = (root("ours.pem"), root("other.pem"));
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    let server = Server::start_tls(&certificate.pem(), &key.serialize_pem()).unwrap();
+    let status = |host: &str, roots: &std::path::Path| {
+        let address =
+            format!("postgres://assay@{host}:{}/postgres?connect_timeout=2", server.port());
+        let settings = PostgresSettings::new(&address, Some(roots), None).unwrap();
+        Database::Postgres(settings).status()
+    };
+    assert_eq!(status("localhost", &ours).unwrap().schema, 0);
+    assert!(status("localhost", &other).is_err(), "another root");
+    assert!(status("127.0.0.1", &ours).is_err(), "another name");
+}

@@ -1,0 +1,297 @@
+//! Files that earlier versions of Assay wrote, and later ones.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use assay_ca_core::Reprovision;
+use assay_store::sqlite::Sqlite;
+use assay_store::{CertificateStatus, Database, StoreError};
+use rusqlite::Connection;
+
+use crate::acts::*;
+use crate::fixture::Fixture;
+
+/// Of each version its schema, and rows of the tables that changed with it.
+const VERSIONS: [(i64, &str, &str); 6] = [
+    (
+        1,
+        include_str!("schemas/1.sql"),
+        "INSERT INTO anchors VALUES (5, K4, x'30', 'CN=vendor', 1, 9, 8);
+         INSERT INTO enrolments VALUES (K1, 'pump-1', 'test', 0, 11), (K3, NULL, 'test', 1, 12);
+         INSERT INTO devices VALUES ('pump-1', K1, 'enrolment-list', 0, 13),
+                                    ('pump-2', K2, 'vendor-certificate', 1, 14);
+         INSERT INTO certificates VALUES
+             (S1, 'pump-1', I1, 'superseded', 1, 1900000000, 20, x'01'),
+             (S2, 'pump-1', I1, 'active', 2, 1900000000, 30, x'02'),
+             (S3, 'pump-2', I1, 'active', 3, 1900000000, 40, x'03');
+         INSERT INTO audit VALUES (7, 50, 'c', 'certify', K1, 'pump-1', NULL, NULL, 60),
+                                  (8, 51, 'c', 'challenge', K2, 'pump-2', 3, 'no', 61);
+         UPDATE revocations SET count = 4;",
+    ),
+    (
+        2,
+        include_str!("schemas/2.sql"),
+        "INSERT INTO anchors VALUES (5, K4, x'30', 'CN=vendor', 1, 9, 8);
+         INSERT INTO enrolments VALUES (K1, 'pump-1', 'test', 'reissue', 0, 11),
+                                       (K3, NULL, 'test', 'never', 1, 12);
+         INSERT INTO devices VALUES ('pump-1', K1, 'enrolment-list', 13),
+                                    ('pump-2', K2, 'vendor-certificate', 14);
+         INSERT INTO disabled_eks VALUES (K2, 15), (K3, 15);
+         INSERT INTO certificates VALUES
+             (S1, 'pump-1', K1, I1, 'enrolment-list', 'superseded', 1, 1900000000, 20, NULL, 20, 30, x'01'),
+             (S2, 'pump-1', K1, I1, 'enrolment-list', 'active', 2, 1900000000, 30, NULL, 30, NULL, x'02'),
+             (S3, 'pump-2', K2, I1, 'vendor-certificate', 'active', 3, 1900000000, 40, NULL, 40, NULL, x'03'),
+             (S4, 'pump-1', K1, I1, 'enrolment-list', 'unconfirmed', 4, 1900000000, 41, 99, NULL, NULL, x'04');
+         INSERT INTO shared_keys VALUES (K1, 'pump-1', 'enrolment-list', 3, 1, 70, 2);
+         INSERT INTO audit VALUES (7, 50, 'c', 'certify', K1, 'pump-1', NULL, NULL, 60),
+                                  (8, 51, 'c', 'challenge', K2, 'pump-2', 3, 'no', 61);
+         UPDATE revocation_lists SET number = 6;
+         UPDATE revocations SET connections = 4, list = 5;",
+    ),
+    (3, include_str!("schemas/3.sql"), ""),
+    (
+        4,
+        include_str!("schemas/4.sql"),
+        "INSERT INTO anchors VALUES (5, K4, x'30', 'CN=vendor', 'root', '', 9, 8);
+         INSERT INTO enrolments VALUES (K1, 'pump-1', 'test', 'reissue', 0, 11, '{\"site\":\"north\"}'),
+                                       (K3, NULL, 'test', 'never', 1, 12, '{}');",
+    ),
+    (
+        5,
+        include_str!("schemas/5.sql"),
+        "INSERT INTO credentials VALUES (K4, 'operator', 'operator', x'07', 80, 90, NULL);",
+    ),
+    (
+        6,
+        include_str!("schemas/6.sql"),
+        "INSERT INTO scope VALUES ('default');
+         INSERT INTO anchors VALUES (5, K4, x'30', 'CN=vendor', 'root', '', 9, 8);
+         INSERT INTO enrolments VALUES
+             (K1, 'pump-1', 'test', 'reissue', 0, 11, '{\"site\":\"north\"}', 1),
+             (K3, NULL, 'test', 'never', 1, 12, '{}', 0);
+         INSERT INTO devices VALUES ('pump-1', K1, 'enrolment-list', 13),
+                                    ('pump-2', K2, 'vendor-certificate', 14);
+         INSERT INTO disabled_eks VALUES (K2, 15), (K3, 15);
+         INSERT INTO certificates VALUES
+             (S1, 'pump-1', K1, I1, 'enrolment-list', 'superseded', 1, 1900000000, 20, NULL, 20, 30, D1, x'01'),
+             (S2, 'pump-1', K1, I1, 'enrolment-list', 'active', 2, 1900000000, 30, NULL, 30, NULL, D2, x'02'),
+             (S3, 'pump-2', K2, I1, 'vendor-certificate', 'active', 3, 1900000000, 40, NULL, 40, NULL, D3, x'03'),
+             (S4, 'pump-1', K1, I1, 'enrolment-list', 'unconfirmed', 4, 1900000000, 41, 1900000000, NULL, NULL, D4, x'04');
+         INSERT INTO shared_keys VALUES (K1, 'pump-1', 'enrolment-list', 3, 1, 70, 2, 2);
+         INSERT INTO audit_changes VALUES (7, 50000000, 'c', 'certify', K1, 'pump-1', 1, NULL, NULL, 60);
+         INSERT INTO audit_others VALUES (8, 51000000, 'c', 'challenge', K2, 'pump-2', 0, 3, 'no', 61);
+         INSERT INTO credentials VALUES (K4, 'operator', 'operator', x'07', 80, 90, NULL);
+         UPDATE revocation_lists SET number = 6;
+         UPDATE revocations SET connections = 4, list = 5;",
+    ),
+];
+
+#[test]
+fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
+    for version in 1..=6 {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("assay.db");
+        make(&path, version);
+        let mut store = Database::Sqlite(path.clone()).open().unwrap();
+
+        let serials: Vec<_> =
+            store.certificates().unwrap().iter().map(|row| row.serial[0]).collect();
+        assert_eq!(serials[..3], [1, 2, 3], "{version}");
+        let mut status = |serial: u8, device: &str| {
+            store.certificate_status(&id(device), &[serial; 16], &sha256(&[serial])).unwrap()
+        };
+        assert_eq!(status(1, "pump-1"), CertificateStatus::Superseded, "{version}");
+        assert_eq!(status(2, "pump-1"), CertificateStatus::Active, "{version}");
+        assert_eq!(status(3, "pump-2"), CertificateStatus::Disabled, "{version}");
+        let waits = status(4, "pump-1");
+        match version {
+            1 => assert_eq!(waits, CertificateStatus::Unknown),
+            // It was not encrypted.
+            2..=5 => assert_eq!(waits, CertificateStatus::Revoked),
+            _ => assert_eq!(waits, CertificateStatus::Unconfirmed),
+        }
+        let devices = store.devices().unwrap();
+        assert_eq!(devices.len(), 2, "{version}");
+        assert_eq!(devices[0].shared_key, (version > 1).then_some(3), "{version}");
+        assert!(!devices[0].disabled && devices[1].disabled, "{version}");
+        let enrolment = store.enrolment(&ek(1)).unwrap().unwrap();
+        assert_eq!(enrolment.reprovision, Some(Reprovision::Reissue), "{version}");
+        assert_eq!(enrolment.tags.len(), usize::from(version >= 4), "{version}");
+        assert!(store.enrolment(&ek(3)).unwrap().unwrap().disabled, "{version}");
+        assert_eq!(store.anchors().unwrap().len(), 1, "{version}");
+        let audit = store.audit(9).unwrap();
+        let times: Vec<_> = audit.iter().map(|row| (row.time_us, row.proven.is_some())).collect();
+        assert_eq!(times, [(50_000_000, true), (51_000_000, false)], "{version}");
+        let changes = store.changes().unwrap();
+        assert!(changes.connections >= 4 && changes.list >= 4, "{version}: {changes:?}");
+        let expected = if version == 1 { 1 } else { 7 };
+        assert_eq!(store.next_revocation_list().unwrap(), expected, "{version}");
+        add(&mut store, &certificate(9, "pump-9", ek(9))).unwrap();
+    }
+}
+
+#[test]
+fn upgraded_file_has_the_schema_of_a_new_one() {
+    let fixture = Fixture::sqlite();
+    let new = schema(&fixture.path());
+    for version in 1..=6 {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("assay.db");
+        make(&path, version);
+        Sqlite::open(&path).unwrap();
+        assert_eq!(schema(&path), new, "{version}");
+    }
+}
+
+#[test]
+fn file_is_copied_before_it_is_upgraded_and_the_copy_is_its_owners_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("assay.db");
+    make(&path, 6);
+    Sqlite::open(&path).unwrap();
+    let copy = directory.path().join("assay.db.before-7");
+    assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let copied = Connection::open(&copy).unwrap();
+    let version: i64 = copied.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(version, 6);
+    let rows: i64 =
+        copied.query_row("SELECT count(*) FROM certificates", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 4);
+    let names = directory.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(!names.into_iter().any(|name| {
+        let name = name.to_string_lossy();
+        name.contains("part") || name.contains("upgrade")
+    }));
+}
+
+#[test]
+fn file_that_cannot_be_upgraded_is_as_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("assay.db");
+    make(&path, 3);
+    let old = Connection::open(&path).unwrap();
+    // It has what an upgrade from 5 to 6 would make.
+    old.execute_batch("CREATE TABLE audit_others (id INTEGER)").unwrap();
+    drop(old);
+    let before = schema(&path);
+    assert!(matches!(Sqlite::open(&path), Err(StoreError::Migration(_))));
+    assert_eq!(schema(&path), before);
+    let old = Connection::open(&path).unwrap();
+    let version: i64 = old.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(version, 3);
+    old.execute_batch("DROP TABLE audit_others").unwrap();
+    drop(old);
+    Sqlite::open(&path).expect("and once it can be, it is");
+}
+
+#[test]
+fn file_of_a_later_version_is_refused_with_the_version_that_wrote_it() {
+    let fixture = Fixture::sqlite();
+    let later = Connection::open(fixture.path()).unwrap();
+    later.execute("UPDATE writer SET version = '9.1.0'", []).unwrap();
+    later.pragma_update(None, "user_version", 99).unwrap();
+    let error = Sqlite::open(&fixture.path()).err().unwrap();
+    let StoreError::Newer { found, writer } = &error else { panic!("{error}") };
+    assert_eq!((*found, &**writer), (99, "9.1.0"));
+    assert!(error.to_string().contains("use assay 9.1.0 or later"), "{error}");
+}
+
+#[test]
+fn status_tells_what_stands_in_a_file_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("assay.db");
+    make(&path, 5);
+    let status = Database::Sqlite(path.clone()).status().unwrap();
+    assert_eq!((status.schema, &*status.writer, status.wanted), (5, "unknown", 7));
+    assert!(!directory.path().join("assay.db.before-7").exists());
+    Database::Sqlite(path.clone()).upgrade().unwrap();
+    let status = Database::Sqlite(path).status().unwrap();
+    assert_eq!((status.schema, &*status.writer), (7, env!("CARGO_PKG_VERSION")));
+}
+
+/// Eight processes that start at once.
+#[test]
+fn file_is_upgraded_once_however_many_open_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("assay.db");
+    make(&path, 1);
+    let children: Vec<_> = (0..8)
+        .map(|_| {
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "upgrade::opens_a_file", "--ignored"])
+                .env("ASSAY_TEST_FILE", &path)
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+}
+
+#[test]
+#[ignore = "what each process of a test does"]
+fn opens_a_file() {
+    Sqlite::open(Path::new(&std::env::var_os("ASSAY_TEST_FILE").unwrap())).unwrap();
+}
+
+/// A file as this version of the schema had it.
+fn make(path: &Path, version: i64) {
+    let file = Connection::open(path).unwrap();
+    let (_, schema, _) = VERSIONS[usize::try_from(version).unwrap() - 1];
+    file.execute_batch(schema).unwrap();
+    file.pragma_update(None, "user_version", version).unwrap();
+    let rows = literals(&rows_of(version));
+    file.execute_batch(&rows).unwrap_or_else(|error| panic!("{version}: {error}"));
+}
+
+/// Tables that did not change from version 2 on are filled as there.
+fn rows_of(version: i64) -> String {
+    let of = |version: i64| VERSIONS[usize::try_from(version).unwrap() - 1].2;
+    let (_, unchanged) = of(2).split_once("INSERT INTO devices").unwrap();
+    match version {
+        3 => of(2).into(),
+        4 => format!("{} INSERT INTO devices {unchanged}", of(4)),
+        5 => format!("{} INSERT INTO devices {unchanged} {}", of(4), of(5)),
+        version => of(version).into(),
+    }
+}
+
+/// Puts bytes in place of names: EKs, serial numbers, IKs and digests.
+fn literals(sql: &str) -> String {
+    let mut text = sql.to_owned();
+    for n in 1..=4_u8 {
+        text = text
+            .replace(&format!("K{n}"), &blob(&[n; 32]))
+            .replace(&format!("S{n}"), &blob(&[n; 16]))
+            .replace(&format!("I{n}"), &blob(&[n; 32]))
+            .replace(&format!("D{n}"), &blob(&sha256(&[n])));
+    }
+    text
+}
+
+fn blob(bytes: &[u8]) -> String {
+    format!("x'{}'", hex::encode(bytes))
+}
+
+/// Every definition, without comments, and with spaces where they matter alone.
+fn schema(path: &Path) -> Vec<String> {
+    let file = Connection::open(path).unwrap();
+    let mut query = file
+        .prepare(
+            "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'
+             AND name NOT LIKE 'refinery%' ORDER BY type, name",
+        )
+        .unwrap();
+    let rows = query.query_map([], |row| row.get::<_, String>(0)).unwrap();
+    rows.map(|sql| {
+        let sql = sql.unwrap();
+        let code: Vec<_> =
+            sql.lines().map(|line| line.split("--").next().unwrap_or_default()).collect();
+        let words: Vec<_> = code.join(" ").split_whitespace().map(str::to_owned).collect();
+        words.join(" ").replace(" ,", ",").replace("( ", "(").replace(" )", ")").replace('"', "")
+    })
+    .collect()
+}
