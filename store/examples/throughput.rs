@@ -6,6 +6,7 @@
 //! PostgreSQL is one of its own, in a temporary directory. Everything is durable.
 
 use std::env;
+use std::fs;
 use std::process::exit;
 use std::sync::mpsc;
 use std::thread;
@@ -34,7 +35,10 @@ fn main() -> Result<(), StoreError> {
         sizes = vec![1_000, 1_000_000];
     }
     let place = Place::make(&kind)?;
-    println!("store     rows on record  snapshot   record, a device  one thread   with 2 planners");
+    println!(
+        "store     rows on record  snapshot   record, a device  processor, a device  one thread   \
+         with 2 planners"
+    );
     let mut store = place.database.open()?;
     store.record_scope(&scope())?;
     let mut rows = 0;
@@ -44,12 +48,16 @@ fn main() -> Result<(), StoreError> {
         // After a checkpoint each page is written whole the first time, in operation every five
         // minutes; that is not what is measured here.
         fill(&mut *store, devices)?;
+        let before = place.processor();
         let (snapshot, record) = one_by_one(&mut *store, devices, batch)?;
+        let done = u32::try_from(devices.div_ceil(batch) * batch).unwrap_or(u32::MAX);
+        let processor = (place.processor() - before) / done;
         let each = 2 * snapshot + record;
         let planned = pipeline(&place.database, devices, batch)?;
         rows = size.max(rows) + 3 * devices;
         println!(
-            "{kind:<9} {size:>14} {snapshot:>9.1?} {record:>18.1?} {:>9.0}/s {:>15.0}/s",
+            "{kind:<9} {size:>14} {snapshot:>9.1?} {record:>18.1?} {processor:>20.1?} {:>9.0}/s \
+             {:>15.0}/s",
             each.as_secs_f64().recip(),
             devices as f64 / planned.as_secs_f64()
         );
@@ -85,6 +93,29 @@ impl Place {
             _ => usage(),
         };
         Ok(Self { database, server, _directory: directory })
+    }
+
+    /// The processor time of this process and of the server's.
+    fn processor(&self) -> Duration {
+        let stat = |process: &str| fs::read_to_string(format!("/proc/{process}/stat")).ok();
+        // After the name in parentheses: state, parent …; times 11 to 14 (proc(5)).
+        let fields = |stat: &str| -> Vec<u64> {
+            let after = stat.rsplit(')').next().unwrap_or_default();
+            after.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect()
+        };
+        let mut ticks: u64 = stat("self").map_or(0, |stat| fields(&stat)[11..13].iter().sum());
+        let Some(server) = &self.server else { return Duration::from_millis(10 * ticks) };
+        let parent = u64::from(server.pid());
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(stat) = stat(&process.file_name().to_string_lossy()) else { continue };
+            let (fields, own) = (fields(&stat), process.file_name() == *parent.to_string());
+            if own {
+                ticks += fields[11..15].iter().sum::<u64>();
+            } else if fields[1] == parent {
+                ticks += fields[11..13].iter().sum::<u64>();
+            }
+        }
+        Duration::from_millis(10 * ticks)
     }
 
     /// As after some minutes of operation.
@@ -180,8 +211,11 @@ fn fill(store: &mut dyn Store, devices: usize) -> Result<(), StoreError> {
 fn entry(ek_id: EkId, device_id: DeviceId, basis: Option<Basis>, now: OffsetDateTime) -> Entry {
     let mut der = vec![0; 700];
     fastrand::fill(&mut der);
+    // As those that the CA gives, which begin with the time.
     let mut serial = [0; 16];
-    fastrand::fill(&mut serial);
+    fastrand::fill(&mut serial[8..]);
+    let micros = u64::try_from(now.unix_timestamp_nanos() / 1000).unwrap_or_default();
+    serial[..8].copy_from_slice(&micros.to_be_bytes());
     let audit = AuditEntry {
         time: now,
         client: "0123456789abcdef0123456789abcdef".parse().expect("a client id"),

@@ -33,7 +33,7 @@ use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
 /// [`Database::open`](crate::Database::open).
 ///
 /// Every call may wait for another process that writes, or for a server that is away: ten seconds
-/// or so, then it fails. Never call it on a thread that runs asynchronous tasks.
+/// or so, then it fails. A thread that runs asynchronous tasks should leave it to another.
 ///
 /// Errors: the database could not be reached, read or written. An error of a call that writes
 /// means that nothing was written; [`StoreError::Undecided`] alone, that this is not known.

@@ -149,6 +149,11 @@ impl Postgres {
         self.dir.path()
     }
 
+    /// Its process id, which is the parent of all its processes.
+    pub fn pid(&self) -> u32 {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).id()
+    }
+
     /// The port that it listens on, and that its socket is named after.
     pub fn port(&self) -> u16 {
         self.ports.first()

@@ -286,8 +286,7 @@ impl World {
         };
         let confirmation =
             Confirmation::verify(&proof, &self.ca.scope, &self.ca.ticket_key, now()).unwrap();
-        let (certificate, records) = (unconfirmed.clone(), self.records.clone());
-        let sealed = SealedOnRecord::Unconfirmed { certificate, records };
+        let sealed = SealedOnRecord::waiting(unconfirmed.clone(), self.records.clone());
         let key = &self.ca.ticket_key;
         let plan = Confirming::plan(confirmation, sealed, key, now()).unwrap();
         let Confirming::New(confirmed) = plan else { unreachable!() };

@@ -16,7 +16,7 @@ pub enum Certification {
     /// The certificate that it has in force for this IK.
     OnRecord(CertificateReply),
     /// A new one.
-    New(Prepared<Proven>),
+    New(Box<Prepared<Proven>>),
 }
 
 impl Certification {
@@ -45,7 +45,10 @@ impl Certification {
                 let chain = issuer.chain(&active.der)?;
                 Ok(Self::OnRecord(CertificateReply { chain }))
             }
-            None => Ok(Self::New(Prepared::<Proven>::new(device, profile, issuer, now, rng)?)),
+            None => {
+                let prepared = Prepared::<Proven>::new(device, profile, issuer, now, rng)?;
+                Ok(Self::New(Box::new(prepared)))
+            }
         }
     }
 
@@ -57,7 +60,7 @@ impl Certification {
         match self {
             Self::OnRecord(reply) => Ok((reply, None)),
             Self::New(prepared) => {
-                let issued = Issued::<Proven>::sign(prepared, issuer)?;
+                let issued = Issued::<Proven>::sign(*prepared, issuer)?;
                 Ok((issued.reply(issuer)?, Some(issued)))
             }
         }

@@ -19,7 +19,7 @@ pub enum Confirming {
         reply: ConfirmedReply,
     },
     /// It becomes active when this is recorded.
-    New(Confirmed),
+    New(Box<Confirmed>),
 }
 
 impl Confirming {
@@ -43,8 +43,9 @@ impl Confirming {
     ) -> Result<Self, Rejection> {
         match sealed {
             SealedOnRecord::Unconfirmed { certificate, records } => {
-                let shown = Shown::new(certificate, confirmation)?;
-                Ok(Self::New(Confirmed::decide(shown, &records, key, now)?))
+                let shown = Shown::new(*certificate, confirmation)?;
+                let confirmed = Confirmed::decide(shown, &records, key, now)?;
+                Ok(Self::New(Box::new(confirmed)))
             }
             SealedOnRecord::Active { device_id, assurance, records } => {
                 let ek = confirmation.ek_id();

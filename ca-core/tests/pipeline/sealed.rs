@@ -65,7 +65,7 @@ impl Enrolled {
     /// The certificate once it is confirmed.
     fn active(&self, disabled: bool) -> SealedOnRecord {
         let CertificateFacts { device_id, assurance, .. } = self.facts().clone();
-        let records = Records { disabled, ..nothing_on_record() };
+        let records = Box::new(Records { disabled, ..nothing_on_record() });
         SealedOnRecord::Active { device_id, assurance, records }
     }
 

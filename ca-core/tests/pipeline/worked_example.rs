@@ -152,7 +152,7 @@ fn receipt_of(confirmation: Confirmation, key: &TicketKey) -> Receipt {
     let active = SealedOnRecord::Active {
         device_id: "pump-1".parse().unwrap(),
         assurance: Assurance::VendorCertificate,
-        records: Records { enrolment: Some(enrolment), ..nothing_on_record() },
+        records: Box::new(Records { enrolment: Some(enrolment), ..nothing_on_record() }),
     };
     match Confirming::plan(confirmation, active, key, now()).unwrap() {
         Confirming::OnRecord { reply, .. } => reply.receipt,

@@ -25,7 +25,7 @@ use super::queues::Queues;
 /// Takes requests from one connection.
 pub(super) struct Intake<'a> {
     pub(super) connection: u32,
-    pub(super) queues: &'a Queues<Sender<Job>>,
+    pub(super) queues: &'a Queues<Sender<Box<Job>>>,
     pub(super) outbox: &'a Outbox,
 }
 
@@ -173,11 +173,11 @@ impl Intake<'_> {
             received_at: OffsetDateTime::now_utc(),
             delivery,
         };
-        match self.queues.put(job) {
+        match self.queues.put(Box::new(job)) {
             Ok(()) => pressure.take(received),
             Err(TrySendError::Full(job)) => {
                 let retry_after = pressure.send_away(received, crate::random_u32());
-                self.outbox.reply(job, ReplyBody::Problem(busy(retry_after)));
+                self.outbox.reply(*job, ReplyBody::Problem(busy(retry_after)));
             }
             Err(TrySendError::Disconnected(_)) => debug!("no examiner is left"),
         }

@@ -14,7 +14,7 @@ pub(super) enum Outcome {
     /// The device gets this at once: nothing new was issued.
     Answered(ReplyBody),
     /// The device gets this once `act` is on record.
-    Issued { act: Act, basis: Option<Basis>, reply: ReplyBody },
+    Issued { act: Box<Act>, basis: Option<Box<Basis>>, reply: ReplyBody },
     /// The device is told why not.
     Refused(Problem),
 }

@@ -166,6 +166,6 @@ impl Planner {
 fn basis_of(sealed: &SealedOnRecord, now: OffsetDateTime) -> Option<Basis> {
     let SealedOnRecord::Unconfirmed { certificate, records } = sealed else { return None };
     let question = Question::about(certificate.ek_id, &certificate.device_id, now);
-    let snapshot = Snapshot { records: records.clone(), active: None, waiting: Vec::new() };
+    let snapshot = Snapshot { records: (**records).clone(), active: None, waiting: Vec::new() };
     Some(Basis { question, snapshot })
 }

@@ -15,8 +15,8 @@ pub(super) struct Planned {
     pub(super) ca: Arc<Ca>,
     pub(super) job: Job,
     pub(super) examined: Examined,
-    pub(super) act: Act,
-    pub(super) basis: Option<Basis>,
+    pub(super) act: Box<Act>,
+    pub(super) basis: Option<Box<Basis>>,
     pub(super) reply: ReplyBody,
     pub(super) audit: AuditEntry,
     /// How often it was planned.

@@ -25,7 +25,7 @@ use crate::ca::Ca;
 /// What the threads take from, and where they put what they decide.
 pub(super) struct Ends {
     pub(super) outfit: watch::Receiver<Outfit>,
-    pub(super) jobs: Queues<Receiver<Job>>,
+    pub(super) jobs: Queues<Receiver<Box<Job>>>,
     pub(super) again: Receiver<Box<Planned>>,
     pub(super) pulses: Receiver<Pulse>,
     pub(super) writes: Sender<Write>,
@@ -41,7 +41,7 @@ pub(super) fn run(mut planner: Planner, ends: &Ends) {
                 // The one that this request is decided with to its end, whatever is reread
                 // meanwhile.
                 let ca = Arc::clone(&ends.outfit.borrow().ca);
-                decide(&mut planner, ends, ca, job, None, 1);
+                decide(&mut planner, ends, ca, *job, None, 1);
             }
             Some(Work::Again(planned)) => {
                 let Planned { ca, job, examined, attempts, .. } = *planned;

@@ -8,7 +8,7 @@ use super::pulse::Pulse;
 
 /// What a planner takes.
 pub(super) enum Work {
-    Job(Job),
+    Job(Box<Job>),
     /// What it was planned by changed before it was recorded.
     Again(Box<Planned>),
     Pulse(Pulse),
@@ -24,21 +24,21 @@ pub(super) struct Queues<End> {
     last: End,
 }
 
-impl Queues<channel::Sender<Job>> {
-    pub(super) fn new() -> (Self, Queues<channel::Receiver<Job>>) {
+impl Queues<channel::Sender<Box<Job>>> {
+    pub(super) fn new() -> (Self, Queues<channel::Receiver<Box<Job>>>) {
         let ((first, firsts), (last, lasts)) = (channel::bounded(QUEUE), channel::bounded(QUEUE));
         (Self { first, last }, Queues { first: firsts, last: lasts })
     }
 
     /// Gives the job back if its queue is full.
-    pub(super) fn put(&self, job: Job) -> Result<(), channel::TrySendError<Job>> {
+    pub(super) fn put(&self, job: Box<Job>) -> Result<(), channel::TrySendError<Box<Job>>> {
         let finishes = job.head.as_ref().is_ok_and(|head| head.finishes_a_flow());
         let queue = if finishes { &self.last } else { &self.first };
         queue.try_send(job)
     }
 }
 
-impl Queues<channel::Receiver<Job>> {
+impl Queues<channel::Receiver<Box<Job>>> {
     /// The next job, or a pulse, or what is to be planned again; `None` when nobody is left to put a
     /// job there.
     ///
@@ -99,10 +99,10 @@ mod tests {
         let proof = Proof { claim: b"claim".to_vec().try_into().unwrap(), ticket: [0; 32].into() };
         let last = Request { id: RequestId::NIL, body: RequestBody::Certify(proof) }.encode();
         for _ in 0..3 {
-            queues.put(job(b"first".to_vec())).unwrap();
+            queues.put(job(b"first".to_vec()).into()).unwrap();
         }
         for _ in 0..100 {
-            queues.put(job(last.clone())).unwrap();
+            queues.put(job(last.clone()).into()).unwrap();
         }
         let (no_pulse, nothing_again) = (channel::never(), channel::never());
         let is_last = |work| matches!(work, Some(Work::Job(job)) if job.message == last);

@@ -44,7 +44,7 @@ pub(super) fn run(
         for write in first.into_iter().chain(writes.try_iter().take(BATCH)) {
             match write {
                 Write::Audit(entry) => audits.push(entry),
-                Write::Planned(planned) => waiting.push(planned),
+                Write::Planned(planned) => waiting.push(*planned),
                 Write::Pulse(pulse) => pulses.push(pulse),
             }
         }
@@ -68,7 +68,7 @@ pub(super) fn run(
 /// is told to try again.
 fn commit(
     store: &mut dyn Store,
-    waiting: Vec<Box<Planned>>,
+    waiting: Vec<Planned>,
     audits: Vec<AuditEntry>,
     again: &Sender<Box<Planned>>,
     outbox: &Outbox,
@@ -76,8 +76,9 @@ fn commit(
 ) {
     let (mut entries, mut owed) = (Vec::new(), Vec::new());
     for mut planned in waiting {
-        let act = std::mem::replace(&mut planned.act, Act::None);
-        let (basis, audit) = (planned.basis.take(), Some(planned.audit.clone()));
+        let act = std::mem::replace(&mut *planned.act, Act::None);
+        let (basis, audit) =
+            (planned.basis.take().map(|basis| *basis), Some(planned.audit.clone()));
         entries.push(Entry { act, basis, audit });
         owed.push(planned);
     }
@@ -101,19 +102,19 @@ fn commit(
     }
 }
 
-fn answer(planned: Box<Planned>, outbox: &Outbox, log: &DecisionLog) {
-    let Planned { job, reply, audit, .. } = *planned;
+fn answer(planned: Planned, outbox: &Outbox, log: &DecisionLog) {
+    let Planned { job, reply, audit, .. } = planned;
     log.decision(&audit);
     announce(&reply, &audit, outbox);
     outbox.reply(job, reply);
 }
 
 /// Nothing of it is on record. The planners never wait for the recorder, nor it for them.
-fn plan_again(planned: Box<Planned>, again: &Sender<Box<Planned>>, outbox: &Outbox) {
+fn plan_again(planned: Planned, again: &Sender<Box<Planned>>, outbox: &Outbox) {
     let planned = if planned.attempts >= ATTEMPTS {
-        planned
+        Box::new(planned)
     } else {
-        match again.try_send(planned) {
+        match again.try_send(Box::new(planned)) {
             Ok(()) => return,
             Err(error) => error.into_inner(),
         }

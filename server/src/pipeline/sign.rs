@@ -34,7 +34,11 @@ pub(super) fn sign(
                 None => Outcome::Answered(reply),
                 Some(certificate) => {
                     about.change = Change::Made;
-                    Outcome::Issued { act: Act::Certify(certificate), basis: Some(basis), reply }
+                    Outcome::Issued {
+                        act: Box::new(Act::Certify(certificate)),
+                        basis: Some(Box::new(basis)),
+                        reply,
+                    }
                 }
             }
         }
@@ -43,9 +47,11 @@ pub(super) fn sign(
             let reply = ReplyBody::Sealed(reply);
             match issued {
                 None => Outcome::Answered(reply),
-                Some(certificate) => {
-                    Outcome::Issued { act: Act::Seal(certificate), basis: Some(basis), reply }
-                }
+                Some(certificate) => Outcome::Issued {
+                    act: Box::new(Act::Seal(certificate)),
+                    basis: Some(Box::new(basis)),
+                    reply,
+                },
             }
         }
         Plan::Confirm(Confirming::OnRecord { reply, .. }, _) => {
@@ -54,13 +60,14 @@ pub(super) fn sign(
         Plan::Confirm(Confirming::New(confirmed), basis) => {
             about.change = Change::Made;
             let reply = ConfirmedReply { receipt: confirmed.receipt().clone() };
-            let (act, reply) = (Act::Activate(confirmed), ReplyBody::Confirmed(reply));
-            Outcome::Issued { act, basis, reply }
+            let (act, reply) = (Box::new(Act::Activate(*confirmed)), ReplyBody::Confirmed(reply));
+            Outcome::Issued { act, basis: basis.map(Box::new), reply }
         }
         Plan::Register(offer, basis) => {
             let activation = offer.activation(&ca.scope, &ca.master, &mut random())?;
-            let (act, reply) = (Act::Offer(offer.record()), ReplyBody::Activation(activation));
-            Outcome::Issued { act, basis: Some(basis), reply }
+            let (act, reply) =
+                (Box::new(Act::Offer(offer.record())), ReplyBody::Activation(activation));
+            Outcome::Issued { act, basis: Some(Box::new(basis)), reply }
         }
     })
 }

@@ -17,7 +17,7 @@ use super::{WorkerConfig, WorkerError, checkpointer, herald, record};
 
 /// The threads, and what each waits at.
 pub(super) struct Threads {
-    pub(super) queues: Queues<channel::Sender<Job>>,
+    pub(super) queues: Queues<channel::Sender<Box<Job>>>,
     pub(super) heart: Heart,
     /// Tells the herald of each connection.
     pub(super) arrivals: channel::Sender<()>,

@@ -47,10 +47,10 @@ impl Postgres {
                         sha256: *sha256,
                         encrypted: EncryptedCertificate::new(row.get(6)),
                     };
-                    SealedOnRecord::Unconfirmed { certificate, records }
+                    SealedOnRecord::waiting(certificate, records)
                 }
                 "active" => {
-                    let (assurance, records) = (parsed(&row, 3)?, records()?);
+                    let (assurance, records) = (parsed(&row, 3)?, Box::new(records()?));
                     SealedOnRecord::Active { device_id, assurance, records }
                 }
                 _ => SealedOnRecord::Ended,

@@ -226,11 +226,11 @@ pub(super) fn sealed(
         Found::Waiting(certificate) => {
             let (records, _) =
                 records(&moment, &Question::about(*ek, &certificate.device_id, now))?;
-            SealedOnRecord::Unconfirmed { certificate, records }
+            SealedOnRecord::waiting(certificate, records)
         }
         Found::Active(device_id, assurance) => {
             let (records, _) = records(&moment, &Question::about(*ek, &device_id, now))?;
-            SealedOnRecord::Active { device_id, assurance, records }
+            SealedOnRecord::Active { device_id, assurance, records: Box::new(records) }
         }
         Found::Ended => SealedOnRecord::Ended,
     })

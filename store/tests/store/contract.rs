@@ -857,6 +857,7 @@ fn certificate_is_confirmed_once(fixture: &Fixture) {
         let records = store.snapshot(&Question::about(ek(1), &device_id, now())).unwrap().records;
         assert_eq!(records.disabled, disabled);
         let found = store.sealed_certificate(&ek(1), &sha256(&[1]), now()).unwrap();
+        let records = Box::new(records);
         assert_eq!(found, SealedOnRecord::Active { device_id, assurance, records });
     }
 }
@@ -867,7 +868,7 @@ fn certificate_to_confirm_is_found_until_its_time_is_over(fixture: &Fixture) {
     let expected = waiting(&mut store, ek(1), 1).remove(0);
     let known = store.snapshot(&Question::about(ek(1), &id("pump-1"), now())).unwrap().records;
     let mut found = |ek: EkId, at| store.sealed_certificate(&ek, &sha256(&[1]), at).unwrap();
-    let unconfirmed = SealedOnRecord::Unconfirmed { certificate: expected, records: known };
+    let unconfirmed = SealedOnRecord::waiting(expected, known);
     assert_eq!(found(ek(1), now()), unconfirmed);
     assert_eq!(found(ek(2), now()), SealedOnRecord::Ended);
     assert_eq!(found(ek(1), now() + Duration::minutes(10)), SealedOnRecord::Ended);

@@ -6,9 +6,11 @@ use std::path::Path;
 // Has what the counters of instrumented crates are told to, if `cargo xtask fuzz` builds this.
 use libfuzzer_sys as _;
 
+type Target = fn(&[u8]);
+
 #[test]
 fn nothing_is_wrong_with_any_seed() {
-    let targets: [(&str, fn(&[u8])); 7] = [
+    let targets: [(&str, Target); 7] = [
         ("wire", assay_fuzz::wire),
         ("ek_certificate", assay_fuzz::ek_certificate),
         ("ek_file", assay_fuzz::ek_file),

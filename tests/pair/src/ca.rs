@@ -1,5 +1,6 @@
 //! The CA: the checks and plans of `ca-core` on the store, in the order of the server's stages.
 
+use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{
     Admitted, AdmittedParent, BoundKey, Candidate, Certification, Challenge, Confirmation,
     Confirming, EkEvidence, Evidence, Failure, Fault, KeyOffer, Login, MasterSecret,
@@ -51,10 +52,18 @@ pub(crate) struct Planned {
 
 /// What became of it.
 pub(crate) enum Outcome {
-    /// It is on record, and this is the answer.
-    Recorded { deed: Deed, received_at: OffsetDateTime, about: Option<EkId>, reply: Reply },
+    /// It is on record.
+    Recorded(Box<Done>),
     /// It was stale, and is decided again.
     Again(Decision),
+}
+
+/// What is on record, and the answer that it leads to.
+pub(crate) struct Done {
+    pub(crate) deed: Deed,
+    pub(crate) received_at: OffsetDateTime,
+    pub(crate) about: Option<EkId>,
+    pub(crate) reply: Reply,
 }
 
 /// Why a request is not granted.
@@ -146,7 +155,7 @@ impl Ca {
         match self.store.record(&self.scope, &[entry]).unwrap()[..] {
             [Recorded::Done] => {
                 let reply = Reply { id: request.id, body: reply };
-                Outcome::Recorded { deed, received_at, about, reply }
+                Outcome::Recorded(Box::new(Done { deed, received_at, about, reply }))
             }
             _ if attempts < ATTEMPTS => {
                 Outcome::Again(self.decide_on(request, received_at, attempts + 1))
@@ -239,7 +248,7 @@ impl Ca {
                     }
                     Confirming::New(confirmed) => {
                         let reply = ConfirmedReply { receipt: confirmed.receipt().clone() };
-                        (Act::Activate(confirmed), basis, ReplyBody::Confirmed(reply))
+                        (Act::Activate(*confirmed), basis, ReplyBody::Confirmed(reply))
                     }
                 })
             }
@@ -403,7 +412,7 @@ fn trust(
 fn basis_of(sealed: &SealedOnRecord, now: OffsetDateTime) -> Option<Basis> {
     let SealedOnRecord::Unconfirmed { certificate, records } = sealed else { return None };
     let question = Question::about(certificate.ek_id, &certificate.device_id, now);
-    let snapshot = Snapshot { records: records.clone(), active: None, waiting: Vec::new() };
+    let snapshot = Snapshot { records: (**records).clone(), active: None, waiting: Vec::new() };
     Some(Basis { question, snapshot })
 }
 
@@ -418,7 +427,11 @@ fn deed(act: &Act) -> Deed {
             Deed::Sealed { facts: certificate.facts().clone(), sha256: certificate.sha256() }
         }
         Act::Activate(confirmed) => Deed::Activated { serial: confirmed.serial() },
-        Act::Offer(offer) => Deed::Offered { ek_id: offer.ek_id(), generation: offer.generation() },
+        Act::Offer(offer) => Deed::Offered {
+            ek_id: offer.ek_id(),
+            generation: offer.generation(),
+            is_plain: offer.parent() == ParentKind::PlainSrk,
+        },
         Act::Accept(first_use) => Deed::Accepted {
             ek_id: first_use.ek_id(),
             device_id: first_use.device_id().clone(),

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use assay_wire::{
+    ConfirmedReply, Problem, ProblemCode, Receipt, Reply, ReplyBody, Request, RequestBody,
+};
+
 use crate::ca::Planned;
 use crate::op::Fate;
 
@@ -88,6 +92,12 @@ impl Link {
                 message[at] ^= 1;
                 self.schedule(soon, arrival(message));
             }
+            Some(Fate::Answered) => {
+                if let Some(message) = forged_answer(to, &message) {
+                    let client = client.to_owned();
+                    self.schedule(soon, Arrival::AtDevice { client, message });
+                }
+            }
             Some(Fate::BreaksConnection) => {
                 self.schedule(soon, Arrival::ConnectionLost { client: client.to_owned() });
             }
@@ -123,6 +133,18 @@ impl Link {
     pub(crate) fn forget_signatures(&mut self) {
         self.in_flight.retain(|it| !matches!(it.arrival, Arrival::Signed { .. }));
     }
+}
+
+/// What a broker that lies would like a device to believe.
+fn forged_answer(to: To, message: &[u8]) -> Option<Vec<u8>> {
+    let Request { id, body } = Request::decode(message).ok().filter(|_| to == To::Ca)?;
+    let body = match body {
+        RequestBody::Confirm(_) => {
+            ReplyBody::Confirmed(ConfirmedReply { receipt: [0; Receipt::LEN].into() })
+        }
+        _ => ReplyBody::Problem(Problem::new(ProblemCode::TicketRefused, "a lie".into())),
+    };
+    Some(Reply { id, body }.encode())
 }
 
 /// One way.

@@ -133,6 +133,8 @@ pub enum Fate {
     Corrupted(u8),
     /// The connection breaks instead.
     BreaksConnection,
+    /// The broker answers a request itself, with what suits it; any other message is lost.
+    Answered,
 }
 
 impl Op {
@@ -233,11 +235,12 @@ fn step(byte: u8) -> Step {
 }
 
 fn fate(byte: u8, detail: u8) -> Fate {
-    match byte % 5 {
+    match byte % 6 {
         0 => Fate::Lost,
         1 => Fate::Twice(duration(detail % 4)),
         2 => Fate::Late(duration(detail % 4)),
         3 => Fate::Corrupted(detail),
-        _ => Fate::BreaksConnection,
+        4 => Fate::BreaksConnection,
+        _ => Fate::Answered,
     }
 }

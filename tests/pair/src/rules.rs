@@ -36,7 +36,7 @@ pub(crate) enum Deed {
     Certified { facts: CertificateFacts, sha256: [u8; 32] },
     Sealed { facts: CertificateFacts, sha256: [u8; 32] },
     Activated { serial: [u8; 16] },
-    Offered { ek_id: EkId, generation: u32 },
+    Offered { ek_id: EkId, generation: u32, is_plain: bool },
     Accepted { ek_id: EkId, device_id: DeviceId, generation: u32 },
 }
 
@@ -80,6 +80,8 @@ pub(crate) struct Standing {
     /// Every generation below this one is retired.
     floor: u32,
     highest_offer: u32,
+    /// Of those to plain storage root keys.
+    highest_plain_offer: u32,
     generation_on_record: u32,
 }
 
@@ -251,10 +253,17 @@ impl Rules {
                 self.becomes_active(&facts, facts.issued_at)?;
                 self.set(serial, Status::Active);
             }
-            Deed::Offered { ek_id, generation } => {
+            Deed::Offered { ek_id, generation, is_plain } => {
                 self.check_not_disabled(ek_id)?;
                 let standing = self.of(ek_id);
                 rule!(generation >= standing.floor, "a retired key was offered");
+                rule!(
+                    is_plain || generation > standing.highest_plain_offer,
+                    "a key that a plain SRK was offered was offered to an import parent"
+                );
+                if is_plain {
+                    standing.highest_plain_offer = standing.highest_plain_offer.max(generation);
+                }
                 standing.highest_offer = standing.highest_offer.max(generation);
                 if let Some(ReplyBody::Activation(activation)) = reply {
                     self.offers.insert(activation.key_public.to_vec(), (ek_id, generation));

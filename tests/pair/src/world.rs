@@ -18,7 +18,7 @@ use rustls_pki_types::UnixTime;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-use crate::ca::{Ca, Decision, Outcome};
+use crate::ca::{Ca, Decision, Done, Outcome};
 use crate::chance::Chance;
 use crate::device::{Device, Run, request, token};
 use crate::factory::{BEGIN, DEVICES, FACTORY, time};
@@ -510,7 +510,8 @@ impl World {
                 let now = self.ca_time();
                 match self.ca.record(*planned) {
                     Outcome::Again(decision) => self.decided(client, decision, now),
-                    Outcome::Recorded { deed, received_at, about, reply } => {
+                    Outcome::Recorded(done) => {
+                        let Done { deed, received_at, about, reply } = *done;
                         self.tell(|| format!("the CA: on record is {deed:?}"));
                         self.rules.done(deed, Some(&reply.body), received_at)?;
                         self.answer(&client, about, &reply)

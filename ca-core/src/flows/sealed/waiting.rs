@@ -38,9 +38,9 @@ pub enum SealedOnRecord {
     /// It waits.
     Unconfirmed {
         /// The certificate.
-        certificate: Unconfirmed,
+        certificate: Box<Unconfirmed>,
         /// What is on record about its EK and its device id.
-        records: Records,
+        records: Box<Records>,
     },
     /// It was confirmed before, or it is what the device had in force.
     Active {
@@ -49,8 +49,15 @@ pub enum SealedOnRecord {
         /// Why the EK was trusted.
         assurance: Assurance,
         /// What is on record about its EK and its device id.
-        records: Records,
+        records: Box<Records>,
     },
     /// It was superseded or revoked, or its time to be confirmed is over.
     Ended,
+}
+
+impl SealedOnRecord {
+    /// A certificate that waits, and what is on record about its EK and its device id.
+    pub fn waiting(certificate: Unconfirmed, records: Records) -> Self {
+        Self::Unconfirmed { certificate: Box::new(certificate), records: Box::new(records) }
+    }
 }
