@@ -7,6 +7,7 @@
 pub mod anchors;
 pub mod ca;
 pub mod directory;
+pub mod ek_list;
 pub mod operations;
 pub mod pipeline;
 pub mod register;

@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use crate::fuzz::Fuzz;
+use crate::pair::Pair;
 use crate::{bin_dir, cargo, compose, packages, show};
 
 /// All tests, on binaries built from the same sources.
@@ -22,6 +24,8 @@ pub(crate) fn run() -> Result<()> {
     })?;
     step("the device's core without std", without_std)?;
     step("tests", || test(&[]))?;
+    step("device and CA in many sequences", || Pair::default().run())?;
+    step("fuzz targets", || Fuzz::default().run())?;
     step("the TPM through libtss2", through_libtss2)?;
     step("packages", packages::trial::run_trial)?;
     step("containers", || compose::run(&compose::Arguments::default()))?;

@@ -74,6 +74,7 @@ fn is_installed(package: &str) -> bool {
 /// Whoever can link a Rust program has the C compiler that SQLite, ring and AWS-LC are built with.
 const FOR_TESTS: &[(&str, &str)] = &[
     ("dbus-daemon", "what tpm2-abrmd is reached on, for tests"),
+    ("g++", "builds libFuzzer, for the fuzz targets"),
     ("git", "reads the commit that a build names, for tests"),
     ("libtss2-dev", "the agent's second way to a TPM, for tests"),
     ("libtss2-tcti-tabrmd0", "its way to tpm2-abrmd"),

@@ -5,9 +5,11 @@ mod ci;
 mod compose;
 mod demo;
 mod docker;
+mod fuzz;
 mod images;
 mod install;
 mod packages;
+mod pair;
 mod real_tpms;
 mod screen;
 
@@ -38,6 +40,10 @@ enum Task {
     /// Bring up docker-compose.yml, and see what it survives: kills, cuts, a full disk, wrong
     /// clocks
     ComposeTest(compose::Arguments),
+    /// Play sequences of operations and faults on device and CA, in memory and simulated time
+    Pair(pair::Pair),
+    /// Run every fuzz target for some seconds
+    Fuzz(fuzz::Fuzz),
     /// Measure what it can do
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -52,6 +58,9 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    if let Some(compiled) = fuzz::as_rustc() {
+        return if compiled.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let done = match Task::parse() {
         Task::Demo => install::install().and_then(|()| demo::run()),
         Task::Test { arguments } => install::install().and_then(|()| ci::test(&arguments)),
@@ -59,6 +68,8 @@ fn main() -> ExitCode {
         Task::Ci => install::install().and_then(|()| ci::run()),
         Task::Images(images) => images.run().map(drop),
         Task::ComposeTest(arguments) => install::install().and_then(|()| compose::run(&arguments)),
+        Task::Pair(pair) => install::install().and_then(|()| pair.run()),
+        Task::Fuzz(fuzz) => install::install().and_then(|()| fuzz.run()),
         Task::Bench(bench) => install::install().and_then(|()| bench.run()),
         Task::Packages => {
             install::install_for_packages().and_then(|()| packages::build()).map(drop)

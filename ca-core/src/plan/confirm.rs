@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use crate::Rejection;
 use crate::flows::mac::TicketKey;
 use crate::flows::sealed::{Confirmation, Confirmed, SealedOnRecord, Shown};
+use crate::readmission::Welcome;
 
 /// What a confirmation leads to.
 #[derive(Debug)]
@@ -30,7 +31,8 @@ impl Confirming {
         }
     }
 
-    /// Makes a certificate active that its device could read. Doing so again changes nothing.
+    /// Makes a certificate active that its device could read. Doing so again changes nothing, and
+    /// is for devices that are still welcome.
     ///
     /// `sealed` is what became of the certificate that the confirmation names.
     pub fn plan(
@@ -45,7 +47,10 @@ impl Confirming {
                 let confirmed = Confirmed::decide(shown, &records, key, now)?;
                 Ok(Self::New(Box::new(confirmed)))
             }
-            SealedOnRecord::Active(device_id) => {
+            SealedOnRecord::Active { device_id, assurance, records } => {
+                let ek = confirmation.ek_id();
+                let welcome = Welcome::decide(ek, &device_id, assurance, &records)?;
+                let device_id = welcome.into_device_id();
                 let reply = ConfirmedReply { receipt: confirmation.into_receipt() };
                 Ok(Self::OnRecord { device_id, reply })
             }

@@ -55,12 +55,18 @@ impl Enrolled {
 
     fn receipt(&self) -> Receipt {
         let confirmation = self.verify(&self.proof(), now()).unwrap();
-        let active = SealedOnRecord::Active(self.facts().device_id.clone());
         let key = &self.ca.ticket_key;
-        match Confirming::plan(confirmation, active, key, now()).unwrap() {
+        match Confirming::plan(confirmation, self.active(false), key, now()).unwrap() {
             Confirming::OnRecord { reply, .. } => reply.receipt,
             Confirming::New(_) => panic!("it is active already"),
         }
+    }
+
+    /// The certificate once it is confirmed.
+    fn active(&self, disabled: bool) -> SealedOnRecord {
+        let CertificateFacts { device_id, assurance, .. } = self.facts().clone();
+        let records = Box::new(Records { disabled, ..nothing_on_record() });
+        SealedOnRecord::Active { device_id, assurance, records }
     }
 
     fn open(&self, reply: &SealedReply) -> Option<SealedCertificate> {
@@ -171,6 +177,15 @@ fn receipt_is_neither_the_ticket_nor_that_of_another_claim() {
     let [receipt, other] = enrolled.each_ref().map(Enrolled::receipt);
     assert_ne!(receipt.as_bytes(), enrolled[0].proof().ticket.as_bytes());
     assert_ne!(receipt, other);
+}
+
+#[test]
+fn disabled_device_gets_no_receipt_for_a_certificate_that_it_confirmed_before() {
+    let enrolled = Enrolled::new();
+    let confirmation = enrolled.verify(&enrolled.proof(), now()).unwrap();
+    let key = &enrolled.ca.ticket_key;
+    let refused = Confirming::plan(confirmation, enrolled.active(true), key, now());
+    assert_eq!(code(refused), ProblemCode::DeviceDisabled);
 }
 
 #[test]

@@ -9,9 +9,9 @@ use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::Name;
 use assay_ca_core::{
     Admitted, AdmittedParent, Assurance, AuthenticatedDevice, BoundKey, Candidate, Confirmation,
-    Confirming, Evidence, FIRST_GENERATION, Issued, KeyOffer, MasterSecret, ParentEvidence,
-    Prepared, Profile, Proven, ProvenDevice, Readmitted, SealedFlow, SealedOnRecord, Sealing,
-    SharedKeyFlow, TicketFlow, TicketKey, Token, TrustedEk,
+    Confirming, Enrolment, Evidence, FIRST_GENERATION, Issued, KeyOffer, MasterSecret,
+    ParentEvidence, Prepared, Profile, Proven, ProvenDevice, Readmitted, Records, SealedFlow,
+    SealedOnRecord, Sealing, SharedKeyFlow, TicketFlow, TicketKey, Token, TrustedEk,
 };
 use assay_wire::{
     ActivationReply, Bundle, CertificateList, CertificateReply, ChallengeReply, ConfirmedReply,
@@ -148,7 +148,12 @@ fn printed_confirm_request_confirms_the_certificate_in_the_box() {
 
 /// What the CA answers once the certificate is active.
 fn receipt_of(confirmation: Confirmation, key: &TicketKey) -> Receipt {
-    let active = SealedOnRecord::Active("pump-1".parse().unwrap());
+    let enrolment = Enrolment { device_id: Some("pump-1".parse().unwrap()), ..enrolled() };
+    let active = SealedOnRecord::Active {
+        device_id: "pump-1".parse().unwrap(),
+        assurance: Assurance::VendorCertificate,
+        records: Box::new(Records { enrolment: Some(enrolment), ..nothing_on_record() }),
+    };
     match Confirming::plan(confirmation, active, key, now()).unwrap() {
         Confirming::OnRecord { reply, .. } => reply.receipt,
         Confirming::New(_) => panic!("it is active already"),

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use assay_ca_core::{EkIdentity, Reprovision, SharedKeyOnRecord};
 use assay_server::directory::Directory;
+use assay_server::ek_list;
 use assay_server::operations::enrol::{self, EnrolmentError, Forgotten};
 use assay_store::{Enrolled, EnrolmentRow, NewEnrolment, Store};
 use assay_wire::{DeviceId, EkId, printable_json};
 use clap::{ArgGroup, Args, Subcommand};
 use time::OffsetDateTime;
 
-use super::ek_list;
 use super::import::Import;
 use super::policy::{Policy, ReprovisionArg};
 use super::table;

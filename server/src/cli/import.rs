@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use assay_server::ek_list::{self, Entry, Place};
 use assay_store::{Enrolled, NewEnrolment, Store};
 use assay_wire::DeviceId;
 use clap::Args;
 
-use super::ek_list::{self, Entry, Place};
 use super::policy::Policy;
 use super::table;
 
@@ -42,7 +42,7 @@ impl Import {
     pub(crate) fn run(self, store: &mut dyn Store) -> Result<()> {
         let mut progress = Progress::default();
         let entries =
-            ek_list::read(&self.path, self.policy.defaults(), |count| progress.tell(count))?;
+            ek_list::read(&self.path, self.policy.defaults(), |read| progress.tell(read))?;
         let (places, new, mut failures) = sort(entries);
         let results = if self.dry_run || !failures.is_empty() {
             store.rehearse_enroll(&new)?
@@ -126,7 +126,7 @@ fn object(enrolled: Enrolled, new: &NewEnrolment) -> serde_json::Value {
     })
 }
 
-/// Tells on stderr how far a long import is, once a second.
+/// Tells on stderr what is kept as tags, and how far a long import is, once a second.
 struct Progress {
     told: Instant,
 }
@@ -138,10 +138,17 @@ impl Default for Progress {
 }
 
 impl Progress {
-    fn tell(&mut self, count: usize) {
-        if self.told.elapsed() >= PROGRESS_INTERVAL {
-            self.told = Instant::now();
-            eprintln!("{count} read");
+    fn tell(&mut self, read: ek_list::Progress<'_>) {
+        match read {
+            ek_list::Progress::Tags(names) => {
+                let names: Vec<_> = names.iter().map(|name| format!("{name:?}")).collect();
+                eprintln!("kept as tags: the columns {}", names.join(", "));
+            }
+            ek_list::Progress::Entries(count) if self.told.elapsed() >= PROGRESS_INTERVAL => {
+                self.told = Instant::now();
+                eprintln!("{count} read");
+            }
+            ek_list::Progress::Entries(_) => {}
         }
     }
 }

@@ -3,7 +3,6 @@
 mod check;
 mod credentials;
 mod crl;
-mod ek_list;
 mod enroll;
 mod health;
 mod import;

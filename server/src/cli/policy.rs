@@ -5,7 +5,7 @@ use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use time::OffsetDateTime;
 
-use super::ek_list::Defaults;
+use assay_server::ek_list::Defaults;
 
 /// What is agreed with devices about their return.
 #[derive(Args)]

@@ -27,11 +27,18 @@ impl Postgres {
         self.read_together(|session| {
             let row = session.query_opt(SEALED, &[&&ek.as_bytes()[..], &&sha256[..], &seconds])?;
             let Some(row) = row else { return Ok(SealedOnRecord::Ended) };
+            let device_id = parsed(&row, 1)?;
+            let question = Question::about(*ek, &device_id, now);
+            let mut records = || {
+                let answers = answers(session, &[&question], Der::Without);
+                Ok::<_, StoreError>(answers?.remove(0).snapshot.records)
+            };
             Ok(match row.get(7) {
                 "unconfirmed" => {
+                    let records = records()?;
                     let certificate = Unconfirmed {
                         serial: array(row.get(0))?,
-                        device_id: parsed(&row, 1)?,
+                        device_id,
                         ek_id: *ek,
                         ik_id: array(row.get(2))?,
                         assurance: parsed(&row, 3)?,
@@ -40,12 +47,12 @@ impl Postgres {
                         sha256: *sha256,
                         encrypted: EncryptedCertificate::new(row.get(6)),
                     };
-                    let question = Question::about(*ek, &certificate.device_id, now);
-                    let records =
-                        answers(session, &[&question], Der::Without)?.remove(0).snapshot.records;
                     SealedOnRecord::waiting(certificate, records)
                 }
-                "active" => SealedOnRecord::Active(parsed(&row, 1)?),
+                "active" => {
+                    let (assurance, records) = (parsed(&row, 3)?, Box::new(records()?));
+                    SealedOnRecord::Active { device_id, assurance, records }
+                }
                 _ => SealedOnRecord::Ended,
             })
         })

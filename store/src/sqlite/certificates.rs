@@ -1,6 +1,6 @@
 //! Devices and their certificates.
 
-use assay_ca_core::{Confirmation, EncryptedCertificate, SealedOnRecord, Unconfirmed};
+use assay_ca_core::{Assurance, Confirmation, EncryptedCertificate, SealedOnRecord, Unconfirmed};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use time::OffsetDateTime;
@@ -204,7 +204,7 @@ pub(super) fn sealed(
 ) -> Result<SealedOnRecord, StoreError> {
     enum Found {
         Waiting(Unconfirmed),
-        Active(DeviceId),
+        Active(DeviceId, Assurance),
         Ended,
     }
     // The newest first, which it most likely is: an EK may have thousands that are over.
@@ -218,17 +218,20 @@ pub(super) fn sealed(
     let found = statement.query_row(params![ek.as_bytes(), sha256, now.unix_timestamp()], |row| {
         Ok(match row.get::<_, String>(9)?.as_str() {
             "unconfirmed" => Found::Waiting(unconfirmed(row)?),
-            "active" => Found::Active(parsed(row, 1)?),
+            "active" => Found::Active(parsed(row, 1)?, parsed(row, 4)?),
             _ => Found::Ended,
         })
     });
     Ok(match found.optional()?.unwrap_or(Found::Ended) {
         Found::Waiting(certificate) => {
-            let question = Question::about(certificate.ek_id, &certificate.device_id, now);
-            let (records, _) = records(&moment, &question)?;
+            let (records, _) =
+                records(&moment, &Question::about(*ek, &certificate.device_id, now))?;
             SealedOnRecord::waiting(certificate, records)
         }
-        Found::Active(device_id) => SealedOnRecord::Active(device_id),
+        Found::Active(device_id, assurance) => {
+            let (records, _) = records(&moment, &Question::about(*ek, &device_id, now))?;
+            SealedOnRecord::Active { device_id, assurance, records: Box::new(records) }
+        }
         Found::Ended => SealedOnRecord::Ended,
     })
 }

@@ -30,6 +30,17 @@ impl Sqlite {
         Ok(store)
     }
 
+    /// Makes a store in memory, which nobody else sees and which ends with this value. For tests
+    /// that need thousands.
+    ///
+    /// # Errors
+    /// SQLite failed.
+    pub fn in_memory() -> Result<Self, StoreError> {
+        let store = Self::connect(Path::new(":memory:"))?;
+        store.connection.execute_batch(include_str!("schema.sql"))?;
+        Ok(store)
+    }
+
     /// Opens the file. If an earlier version of Assay wrote it, it is upgraded after a copy beside
     /// it, `assay.db.before-7`.
     ///
@@ -134,7 +145,7 @@ impl Sqlite {
         parameters: &[&dyn ToSql],
         read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, StoreError> {
-        let mut statement = self.connection.prepare(query)?;
+        let mut statement = self.connection.prepare_cached(query)?;
         let rows = statement.query_map(parameters, read)?;
         Ok(rows.collect::<Result<_, _>>()?)
     }

@@ -851,8 +851,15 @@ fn certificate_is_confirmed_once(fixture: &Fixture) {
     let [first, second] = [0, 1].map(|_| plan_to_confirm(&mut store, 1, now()).unwrap());
     assert_eq!(record(&mut *store, first).unwrap(), Recorded::Done);
     assert_eq!(record(&mut *store, second).unwrap(), Recorded::Stale);
-    let found = store.sealed_certificate(&ek(1), &sha256(&[1]), now()).unwrap();
-    assert_eq!(found, SealedOnRecord::Active(id("pump-1")));
+    for disabled in [false, true] {
+        store.set_disabled(&ek(1), disabled, now()).unwrap();
+        let (device_id, assurance) = (id("pump-1"), Assurance::VendorCertificate);
+        let records = store.snapshot(&Question::about(ek(1), &device_id, now())).unwrap().records;
+        assert_eq!(records.disabled, disabled);
+        let found = store.sealed_certificate(&ek(1), &sha256(&[1]), now()).unwrap();
+        let records = Box::new(records);
+        assert_eq!(found, SealedOnRecord::Active { device_id, assurance, records });
+    }
 }
 
 fn certificate_to_confirm_is_found_until_its_time_is_over(fixture: &Fixture) {

@@ -42,8 +42,15 @@ pub enum SealedOnRecord {
         /// What is on record about its EK and its device id.
         records: Box<Records>,
     },
-    /// It was confirmed before, or it is what the device had in force; its device.
-    Active(DeviceId),
+    /// It was confirmed before, or it is what the device had in force.
+    Active {
+        /// Its device.
+        device_id: DeviceId,
+        /// Why the EK was trusted.
+        assurance: Assurance,
+        /// What is on record about its EK and its device id.
+        records: Box<Records>,
+    },
     /// It was superseded or revoked, or its time to be confirmed is over.
     Ended,
 }

@@ -14,15 +14,19 @@ use csv::{ByteRecord, ErrorKind, ReaderBuilder, Trim};
 use time::OffsetDateTime;
 
 /// What stands in one line or file, or why it cannot be enrolled.
-pub(crate) struct Entry {
-    pub(crate) place: Place,
-    pub(crate) content: Result<NewEnrolment>,
+pub struct Entry {
+    /// Where it stands.
+    pub place: Place,
+    /// What it says.
+    pub content: Result<NewEnrolment>,
 }
 
 /// Where in the list.
 #[derive(Clone, Debug)]
-pub(crate) enum Place {
+pub enum Place {
+    /// The line of a CSV file, counted from 1.
     Line(u64),
+    /// The file of a directory.
     File(String),
 }
 
@@ -37,16 +41,23 @@ impl fmt::Display for Place {
 
 /// What holds for entries that do not say otherwise.
 #[derive(Clone, Copy)]
-pub(crate) struct Defaults {
-    pub(crate) reprovision: Option<Reprovision>,
-    pub(crate) legacy_dps_ek: Option<bool>,
-    pub(crate) plain_srk: Option<bool>,
-    pub(crate) added_at: OffsetDateTime,
+pub struct Defaults {
+    /// What happens when a device asks again.
+    pub reprovision: Option<Reprovision>,
+    /// Whether they are EKs of Azure's SDKs.
+    pub legacy_dps_ek: Option<bool>,
+    /// Whether their shared keys may be sent to a plain storage root key.
+    pub plain_srk: Option<bool>,
+    /// Now.
+    pub added_at: OffsetDateTime,
 }
 
 impl Defaults {
     /// Checks an EK in any form and joins it to what is said of it.
-    pub(crate) fn enrolment(&self, ek: &[u8]) -> Result<(RecognisedAs, EkIdentity, NewEnrolment)> {
+    ///
+    /// # Errors
+    /// It is no EK, or not a sound one.
+    pub fn enrolment(&self, ek: &[u8]) -> Result<(RecognisedAs, EkIdentity, NewEnrolment)> {
         let (recognised, identity) = EkIdentity::recognise(ek)?;
         let enrolment = NewEnrolment {
             ek_id: identity.ek_id,
@@ -63,15 +74,24 @@ impl Defaults {
     }
 }
 
+/// How far a list is read.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// The header is read, and names these columns that mean nothing to the CA.
+    Tags(&'a [&'a str]),
+    /// So many entries are read.
+    Entries(usize),
+}
+
 /// Reads every entry, in the order of the file or of the names, and refuses what stands there
-/// twice. `progress` hears how many are read.
+/// twice. `progress` hears how far it is.
 ///
 /// # Errors
 /// The file or directory cannot be read, or the file has no header that says what its columns are.
-pub(crate) fn read(
+pub fn read(
     path: &Path,
     defaults: Defaults,
-    progress: impl FnMut(usize),
+    progress: impl FnMut(Progress<'_>),
 ) -> Result<Vec<Entry>> {
     let mut entries = if is_standard_input(path) {
         read_csv(stdin().lock(), defaults, progress)
@@ -89,7 +109,7 @@ pub(crate) fn read(
 ///
 /// # Errors
 /// It cannot be read, or is too long.
-pub(crate) fn read_small(file: &Path) -> Result<Vec<u8>> {
+pub fn read_small(file: &Path) -> Result<Vec<u8>> {
     let mut content = Vec::new();
     let open: Box<dyn Read> = if is_standard_input(file) {
         Box::new(stdin().lock())
@@ -109,7 +129,7 @@ fn is_standard_input(path: &Path) -> bool {
 fn read_directory(
     path: &Path,
     defaults: Defaults,
-    mut progress: impl FnMut(usize),
+    mut progress: impl FnMut(Progress<'_>),
 ) -> Result<Vec<Entry>> {
     let mut files: Vec<_> = fs::read_dir(path)?
         .map(|entry| Ok(entry?.path()))
@@ -123,7 +143,7 @@ fn read_directory(
             checked(&ek, enrolment)
         });
         entries.push(Entry { place: Place::File(file_name(&file)), content });
-        progress(entries.len());
+        progress(Progress::Entries(entries.len()));
     }
     Ok(entries)
 }
@@ -132,16 +152,20 @@ fn file_name(file: &Path) -> String {
     file.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn read_csv(
+/// Reads the entries of a CSV file, whatever stands in it twice.
+///
+/// # Errors
+/// It cannot be read, has no header that says what its columns are, or is too long.
+pub fn read_csv(
     file: impl Read,
     defaults: Defaults,
-    mut progress: impl FnMut(usize),
+    mut progress: impl FnMut(Progress<'_>),
 ) -> Result<Vec<Entry>> {
     let mut reader = ReaderBuilder::new().trim(Trim::All).from_reader(file.take(MAX_CSV + 1));
     let columns = Columns::of(reader.byte_headers()?)?;
     if !columns.tags.is_empty() {
-        let names: Vec<_> = columns.tags.iter().map(|(_, name)| format!("{name:?}")).collect();
-        eprintln!("kept as tags: the columns {}", names.join(", "));
+        let names: Vec<_> = columns.tags.iter().map(|(_, name)| name.as_str()).collect();
+        progress(Progress::Tags(&names));
     }
     let mut entries = Vec::new();
     let mut record = ByteRecord::new();
@@ -164,7 +188,7 @@ fn read_csv(
             },
         };
         entries.push(Entry { place: Place::Line(line.unwrap_or_default()), content });
-        progress(entries.len());
+        progress(Progress::Entries(entries.len()));
     }
 }
 
@@ -295,8 +319,12 @@ fn either(text: &str, [no, yes]: [&str; 2]) -> Result<bool> {
     Ok(text == yes)
 }
 
-/// Refuses an enrolment as an EK of Azure's SDKs that cannot be one.
-pub(crate) fn checked(ek: &EkIdentity, enrolment: NewEnrolment) -> Result<NewEnrolment> {
+/// Refuses an enrolment as an EK of Azure's SDKs that cannot be one, and a device id that names
+/// another EK.
+///
+/// # Errors
+/// It is refused.
+pub fn checked(ek: &EkIdentity, enrolment: NewEnrolment) -> Result<NewEnrolment> {
     if enrolment.legacy_dps_ek == Some(true) {
         ek.of_azure_sdk().context("legacy_dps_ek")?;
     }

@@ -1,0 +1,151 @@
+//! The link: it loses, repeats, delays, corrupts, and takes messages for another time.
+
+use std::time::Duration;
+
+use assay_wire::{
+    ConfirmedReply, Problem, ProblemCode, Receipt, Reply, ReplyBody, Request, RequestBody,
+};
+
+use crate::ca::Planned;
+use crate::op::Fate;
+
+/// What is on its way, and what was.
+#[derive(Default)]
+pub(crate) struct Link {
+    in_flight: Vec<InFlight>,
+    number: u64,
+    /// What becomes of the message after so many others.
+    faults: Vec<(u8, Fate)>,
+    /// Every message, as it was sent.
+    pub(crate) history: Vec<Sent>,
+}
+
+pub(crate) struct Sent {
+    pub(crate) to: To,
+    pub(crate) message: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum To {
+    Ca,
+    Device,
+}
+
+struct InFlight {
+    at: Duration,
+    number: u64,
+    arrival: Arrival,
+}
+
+/// What happens at some time.
+pub(crate) enum Arrival {
+    AtCa {
+        client: String,
+        message: Vec<u8>,
+    },
+    AtDevice {
+        client: String,
+        message: Vec<u8>,
+    },
+    ConnectionLost {
+        client: String,
+    },
+    /// What a request of this client led to is signed.
+    Signed {
+        client: String,
+        planned: Box<Planned>,
+    },
+}
+
+impl Link {
+    pub(crate) fn fault(&mut self, after: u8, fate: Fate) {
+        self.faults.push((after, fate));
+    }
+
+    /// No more faults, and nothing on its way.
+    pub(crate) fn heal(&mut self) {
+        self.faults.clear();
+        self.in_flight.clear();
+    }
+
+    pub(crate) fn send(&mut self, now: Duration, to: To, client: &str, message: Vec<u8>) {
+        self.history.push(Sent { to, message: message.clone() });
+        let arrival = |message| {
+            let client = client.to_owned();
+            match to {
+                To::Ca => Arrival::AtCa { client, message },
+                To::Device => Arrival::AtDevice { client, message },
+            }
+        };
+        let soon = now + LATENCY;
+        match self.next_fate() {
+            None => self.schedule(soon, arrival(message)),
+            Some(Fate::Lost) => {}
+            Some(Fate::Twice(later)) => {
+                self.schedule(soon, arrival(message.clone()));
+                self.schedule(soon + later, arrival(message));
+            }
+            Some(Fate::Late(later)) => self.schedule(soon + later, arrival(message)),
+            Some(Fate::Corrupted(at)) => {
+                let mut message = message;
+                let at = usize::from(at) * message.len() / 256;
+                message[at] ^= 1;
+                self.schedule(soon, arrival(message));
+            }
+            Some(Fate::Answered) => {
+                if let Some(message) = forged_answer(to, &message) {
+                    let client = client.to_owned();
+                    self.schedule(soon, Arrival::AtDevice { client, message });
+                }
+            }
+            Some(Fate::BreaksConnection) => {
+                self.schedule(soon, Arrival::ConnectionLost { client: client.to_owned() });
+            }
+        }
+    }
+
+    fn next_fate(&mut self) -> Option<Fate> {
+        let due = self.faults.iter().position(|(after, _)| *after == 0);
+        let fate = due.map(|due| self.faults.remove(due).1);
+        for (after, _) in &mut self.faults {
+            *after = after.saturating_sub(1);
+        }
+        fate
+    }
+
+    pub(crate) fn schedule(&mut self, at: Duration, arrival: Arrival) {
+        self.number += 1;
+        self.in_flight.push(InFlight { at, number: self.number, arrival });
+    }
+
+    /// What happens next, if it is not after `until`.
+    pub(crate) fn next(&mut self, until: Duration) -> Option<(Duration, Arrival)> {
+        let first = self.in_flight.iter().enumerate().min_by_key(|(_, it)| (it.at, it.number));
+        let (index, first) = first?;
+        if first.at > until {
+            return None;
+        }
+        let InFlight { at, arrival, .. } = self.in_flight.swap_remove(index);
+        Some((at, arrival))
+    }
+
+    /// The CA forgets what it has not recorded.
+    pub(crate) fn forget_signatures(&mut self) {
+        self.in_flight.retain(|it| !matches!(it.arrival, Arrival::Signed { .. }));
+    }
+}
+
+/// What a broker that lies would like a device to believe.
+fn forged_answer(to: To, message: &[u8]) -> Option<Vec<u8>> {
+    let Request { id, body } = Request::decode(message).ok().filter(|_| to == To::Ca)?;
+    let body = match body {
+        RequestBody::Confirm(_) => {
+            ReplyBody::Confirmed(ConfirmedReply { receipt: [0; Receipt::LEN].into() })
+        }
+        _ => ReplyBody::Problem(Problem::new(ProblemCode::TicketRefused, "a lie".into())),
+    };
+    Some(Reply { id, body }.encode())
+}
+
+/// One way.
+const LATENCY: Duration = Duration::from_millis(10);

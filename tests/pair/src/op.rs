@@ -1,0 +1,246 @@
+//! What can happen: the operations that sequences are made of.
+
+use std::time::Duration;
+
+use assay_ca_core::Reprovision;
+use assay_wire::Flow;
+
+/// One thing that happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// A device begins a run, in place of one under way.
+    Provision {
+        /// The device.
+        device: usize,
+        /// What it asks for.
+        want: Want,
+        /// After how many actions the run pauses; `None` is at its end.
+        pause: Option<u8>,
+    },
+    /// A run that paused goes on for this many actions; `None` is to its end.
+    GoOn(usize, Option<u8>),
+    /// A device loses its power. What it stored stays.
+    PowerFails(usize),
+    /// TPM2_Clear.
+    ClearTpm(usize),
+    /// A device forgets what it stored.
+    LoseState(usize),
+    /// A device connects with what it has in use.
+    SignIn(usize),
+    /// Somebody shows a token by a shared key that a device had; 0 is the newest.
+    SignInWithOldKey(usize, u8),
+    /// The operator enrols an EK.
+    Enrol {
+        /// Whose.
+        device: usize,
+        /// Under which name, if any.
+        name: Option<Name>,
+        /// What happens when the device asks again.
+        reprovision: Reprovision,
+        /// Whether its shared key may be sent to a plain storage root key.
+        plain_srk: bool,
+    },
+    /// The operator removes a device.
+    Remove(usize),
+    /// The operator disables a device.
+    Disable(usize),
+    /// The operator enables a device.
+    Enable(usize),
+    /// The operator changes what happens when a device asks again.
+    SetPolicy(usize, Reprovision),
+    /// The operator retires a device's shared key.
+    RotateKey(usize),
+    /// The operator puts another ticket key in place of the CA's.
+    ChangeTicketKey,
+    /// The CA restarts. What it has not recorded is lost, and what it had not answered stays so.
+    RestartCa,
+    /// The CA revokes what was not confirmed in time, and forgets what ended long ago.
+    Prune,
+    /// The CA takes this long to sign what it decides next.
+    SlowSigner(Duration),
+    /// The CA's clock is set to another time.
+    StepCa(Step),
+    /// A device's clock is set to another time.
+    StepDevice(usize, Step),
+    /// Time passes.
+    Wait(Duration),
+    /// The message after so many others meets this fate.
+    Fault(u8, Fate),
+    /// Somebody sends a message to the CA that was on the link before; 0 is the newest.
+    Replay(u8),
+    /// Somebody answers a claim that was on the link, with a ticket that he makes up; 0 is the
+    /// newest.
+    Forge(u8),
+    /// Somebody shows a device's EK with an identity key of his own.
+    Impostor(usize, Flow),
+}
+
+/// What a device asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// How.
+    pub flow: Flow,
+    /// Whether it asks even if it has something good.
+    pub again: bool,
+    /// Whether it connects at once with what it got.
+    pub connects: bool,
+    /// Whether it keeps its key at the second of two handles.
+    pub second_handle: bool,
+    /// Whether a shared key goes to a plain storage root key.
+    pub plain_srk: bool,
+    /// Which name it asks for, if any.
+    pub name: Option<Name>,
+}
+
+/// The names that operators give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// `pump-1`
+    One,
+    /// `pump-2`
+    Two,
+}
+
+impl Name {
+    /// As text.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::One => "pump-1",
+            Self::Two => "pump-2",
+        }
+    }
+}
+
+/// By how much a clock is set wrongly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// So far forwards.
+    Forwards(Duration),
+    /// So far backwards.
+    Backwards(Duration),
+}
+
+/// What becomes of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It never arrives.
+    Lost,
+    /// It arrives at once and again later.
+    Twice(Duration),
+    /// It arrives later, after those behind it.
+    Late(Duration),
+    /// A bit of this byte changes.
+    Corrupted(u8),
+    /// The connection breaks instead.
+    BreaksConnection,
+    /// The broker answers a request itself, with what suits it; any other message is lost.
+    Answered,
+}
+
+impl Op {
+    /// How many bytes make an operation.
+    pub const LEN: usize = 4;
+
+    /// The operation that four bytes stand for. Any bytes stand for one, and smaller ones for a
+    /// simpler one: what shrinks a sequence's bytes makes it easier to read.
+    pub fn from_bytes([kind, which, a, b]: [u8; Self::LEN]) -> Self {
+        // The one whose EK is certified, mostly: what happens to one device is what leads far.
+        let device = usize::from(which & 3 == 3);
+        let name = match which >> 2 & 3 {
+            0 | 1 => None,
+            2 => Some(Name::One),
+            _ => Some(Name::Two),
+        };
+        match kind % 48 {
+            0..12 => {
+                let flow = Flow::ALL[usize::from(a) % 3];
+                let want = Want {
+                    flow,
+                    again: a & 0x80 != 0,
+                    connects: a & 0x04 == 0,
+                    second_handle: a & 0x60 == 0x60,
+                    plain_srk: a & 0x18 == 0x18,
+                    // Most ask for the name that is due.
+                    name: name.filter(|_| which & 0xC0 == 0xC0),
+                };
+                Self::Provision { device, want, pause: actions(b) }
+            }
+            12..14 => Self::GoOn(device, actions(a)),
+            14 => Self::PowerFails(device),
+            15 => Self::ClearTpm(device),
+            16 => Self::LoseState(device),
+            17..20 => Self::SignIn(device),
+            20..22 => Self::SignInWithOldKey(device, a % 8),
+            22..25 => {
+                let reprovision = Reprovision::ALL[usize::from(a) % 3];
+                Self::Enrol { device, name, reprovision, plain_srk: a & 0x80 != 0 }
+            }
+            25 => Self::Remove(device),
+            26 => Self::Disable(device),
+            27 => Self::Enable(device),
+            28 => Self::SetPolicy(device, Reprovision::ALL[usize::from(a) % 3]),
+            29..31 => Self::RotateKey(device),
+            31 => Self::ChangeTicketKey,
+            32 => Self::RestartCa,
+            33 => Self::Prune,
+            34 => Self::SlowSigner(duration(a)),
+            35 => Self::StepCa(step(a)),
+            36 => Self::StepDevice(device, step(a)),
+            37 => Self::Wait(duration(a)),
+            38..43 => Self::Fault(a % 8, fate(which, b)),
+            43..45 => Self::Replay(a % 16),
+            45 => Self::Forge(a % 4),
+            _ => Self::Impostor(device, Flow::ALL[usize::from(a) % 3]),
+        }
+    }
+
+    /// Whether what the CA or a device has may be another after it.
+    pub(crate) fn may_change_the_record(&self) -> bool {
+        !matches!(
+            self,
+            Self::PowerFails(_)
+                | Self::ClearTpm(_)
+                | Self::LoseState(_)
+                | Self::ChangeTicketKey
+                | Self::RestartCa
+                | Self::SlowSigner(_)
+                | Self::StepCa(_)
+                | Self::StepDevice(..)
+                | Self::Fault(..)
+        )
+    }
+
+    /// The operations that bytes stand for: four each, what is left over counts for nothing.
+    pub fn sequence(bytes: &[u8]) -> Vec<Self> {
+        bytes.as_chunks().0.iter().copied().map(Self::from_bytes).collect()
+    }
+}
+
+/// Half of all runs go to their end.
+fn actions(byte: u8) -> Option<u8> {
+    byte.checked_sub(128).map(|number| number % 40)
+}
+
+fn duration(byte: u8) -> Duration {
+    const SECONDS: [u64; 7] = [1, 25, 45, 200, 900, 3_600, 86_400];
+    Duration::from_secs(SECONDS[usize::from(byte) % SECONDS.len()])
+}
+
+fn step(byte: u8) -> Step {
+    if byte & 0x80 == 0 {
+        Step::Forwards(duration(byte & 0x7F))
+    } else {
+        Step::Backwards(duration(byte & 0x7F))
+    }
+}
+
+fn fate(byte: u8, detail: u8) -> Fate {
+    match byte % 6 {
+        0 => Fate::Lost,
+        1 => Fate::Twice(duration(detail % 4)),
+        2 => Fate::Late(duration(detail % 4)),
+        3 => Fate::Corrupted(detail),
+        4 => Fate::BreaksConnection,
+        _ => Fate::Answered,
+    }
+}
