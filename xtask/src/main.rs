@@ -33,8 +33,10 @@ enum Task {
     },
     /// Run the tests of the agent through libtss2: feature `tss2`
     Tss2Test,
-    /// Check what a change must pass: format, lints, tests, documentation, dependencies
+    /// Check what a change must pass: format, lints, tests, packages, containers, documentation
     Ci,
+    /// Check licences, sources and known vulnerabilities of what we depend on, by cargo-deny
+    Dependencies,
     /// Build the container images; base images that cannot be pulled are made on this machine
     Images(images::Images),
     /// Bring up docker-compose.yml, and see what it survives: kills, cuts, a full disk, wrong
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Task::Test { arguments } => install::install().and_then(|()| ci::test(&arguments)),
         Task::Tss2Test => install::install().and_then(|()| ci::through_libtss2()),
         Task::Ci => install::install().and_then(|()| ci::run()),
+        Task::Dependencies => ci::check_dependencies(),
         Task::Images(images) => images.run().map(drop),
         Task::ComposeTest(arguments) => install::install().and_then(|()| compose::run(&arguments)),
         Task::Pair(pair) => install::install().and_then(|()| pair.run()),
