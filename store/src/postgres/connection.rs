@@ -154,6 +154,8 @@ fn remedy(error: &postgres::Error) -> Option<Remedy> {
         SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
         // It became a standby, and another is the one that is written to.
         SqlState::READ_ONLY_SQL_TRANSACTION,
+        // What a standby says to a transaction that is to write.
+        SqlState::FEATURE_NOT_SUPPORTED,
     ];
     let is_lost = is_away.contains(code) || code.code().starts_with("08");
     is_lost.then_some(Remedy::NewConnection)
@@ -308,6 +310,23 @@ mod tests {
             assert_eq!(store.next_revocation_list().unwrap(), 1);
             assert_eq!(store.wait_for_changes(seen, Duration::from_millis(1)).unwrap(), seen);
         });
+    }
+
+    #[test]
+    fn server_that_became_a_standby_is_left_for_another_connection() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let mut store = store(&server);
+        let mut connections = Vec::new();
+        let result = store.write(|session| {
+            connections.push(session.query_one("SELECT pg_backend_pid()", &[])?.get::<_, i32>(0));
+            if connections.len() == 1 {
+                // As `BEGIN READ WRITE` fails on a standby.
+                session.client.batch_execute("DO $$ BEGIN RAISE SQLSTATE '0A000'; END $$")?;
+            }
+            Ok(())
+        });
+        result.unwrap();
+        assert_ne!(connections[0], connections[1]);
     }
 
     #[test]

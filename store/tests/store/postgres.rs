@@ -7,6 +7,7 @@ use assay_store::{Database, PostgresSettings, StoreError};
 use assay_tests::Postgres as Server;
 use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
+use crate::acts::*;
 use crate::fixture::Fixture;
 
 #[test]
@@ -47,6 +48,35 @@ fn several_cas_in_one_database_know_nothing_of_each_other() {
     stores[0].next_revocation_list().unwrap();
     assert_eq!(stores[0].next_revocation_list().unwrap(), 2);
     assert_eq!(stores[1].next_revocation_list().unwrap(), 1);
+}
+
+/// It is behind the other one, or would be if that went on.
+#[test]
+fn standby_is_not_asked() {
+    let [old, new] = [Server::start().unwrap(), Server::start().unwrap()];
+    let addresses = [&old, &new].map(|server| server.address().unwrap());
+    for address in &addresses {
+        let settings = PostgresSettings::new(address, None, None).unwrap();
+        Postgres::upgrade(&settings).unwrap();
+    }
+    old.stop().unwrap();
+    fs::write(old.dir().join("data/standby.signal"), "").unwrap();
+    old.restart().unwrap();
+    assert_eq!(old.sql("SELECT pg_is_in_recovery()").unwrap(), "t");
+
+    let [old_dir, new_dir] = [&old, &new].map(|server| server.dir().display());
+    let options = addresses[1].split_once("user=").unwrap().1;
+    let both =
+        format!("host={old_dir},{new_dir} port={},{} user={options}", old.port(), new.port());
+    let settings = PostgresSettings::new(&both, None, None).unwrap();
+    let mut store = Database::Postgres(settings).open().unwrap();
+    assert_eq!(store.next_revocation_list().unwrap(), 1);
+    store.set_disabled(&ek(1), true, now()).unwrap();
+    assert!(store.enrolments().unwrap()[0].disabled);
+
+    let alone = PostgresSettings::new(&addresses[0], None, None).unwrap();
+    let error = Postgres::open(&alone).err().unwrap();
+    assert!(error.to_string().contains("does not allow writes"), "{error}");
 }
 
 #[test]
