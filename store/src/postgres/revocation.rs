@@ -10,7 +10,7 @@ use super::columns::{array, small, time};
 use super::connection::{Postgres, apart};
 use super::session::Session;
 use crate::error::StoreError;
-use crate::retention::{AUDIT_BATCH, BATCH, Pruned, Retention};
+use crate::retention::{AUDIT_BATCH, BATCH, Expiries, Pruned, Retention};
 use crate::revocation::{Changes, OPTIMISM, RevokedCertificates, in_order, reason};
 
 impl Postgres {
@@ -100,24 +100,22 @@ impl Postgres {
         retention: &Retention,
         now: OffsetDateTime,
     ) -> Result<Pruned, StoreError> {
-        let (now, ended, offered) = (
-            now,
-            (now - retention.ended()).unix_timestamp(),
-            (now - retention.unused_offers()).unix_timestamp(),
-        );
-        let seconds = now.unix_timestamp();
+        let Expiries { never_confirmed, in_force: ended } = retention.expiries(now);
+        let offered = (now - retention.unused_offers()).unix_timestamp();
         let kept = i64::from(retention.audit());
         // Most often there is nothing, and it keeps nobody from writing.
         let has_to = self.read(|session| {
             Ok(has_overdue(session, now)?
-                || session.query_one(HAS_TO_PRUNE, &[&seconds, &ended, &offered, &kept])?.get(0))
+                || session
+                    .query_one(HAS_TO_PRUNE, &[&never_confirmed, &ended, &offered, &kept])?
+                    .get(0))
         })?;
         if !has_to {
             return Ok(Pruned::default());
         }
         self.write(|session| {
             let overdue = revoke_overdue(session, now)?;
-            let never = session.execute(PRUNE_NEVER_CONFIRMED, &[&seconds, &BATCH])?;
+            let never = session.execute(PRUNE_NEVER_CONFIRMED, &[&never_confirmed, &BATCH])?;
             let in_force = session.execute(PRUNE_ENDED, &[&ended, &BATCH])?;
             let offers = session.execute(PRUNE_OFFERS, &[&offered, &BATCH])?;
             let changes = session.execute(PRUNE_CHANGES, &[&kept, &AUDIT_BATCH])?;

@@ -42,6 +42,7 @@ on_both! {
     certificate_is_confirmed_once,
     certificate_to_confirm_is_found_until_its_time_is_over,
     certificates_of_a_device_are_counted_for_a_day,
+    certificates_that_are_counted_are_not_forgotten,
     certificates_that_nobody_confirmed_are_counted_for_a_day,
     database_is_found_writable,
     decisions_are_in_the_order_in_which_they_were_made,
@@ -333,6 +334,27 @@ fn certificates_that_nobody_confirmed_are_counted_for_a_day(fixture: &Fixture) {
     assert_eq!(count(&mut store, now() + Duration::days(1)), 0);
 }
 
+/// They may expire sooner than the quota's period ends.
+fn certificates_that_are_counted_are_not_forgotten(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let hour = now() + Duration::HOUR;
+    for serial in 1..=3 {
+        let facts = CertificateFacts { not_after: hour, ..certificate(serial, "pump-1", ek(1)) };
+        add(&mut store, &facts).unwrap();
+        let facts = CertificateFacts { not_after: hour, ..sealed(9 + serial, "pump-2", ek(2)) };
+        add(&mut store, &facts).unwrap();
+    }
+    let retention = Retention::default().with_ended(0).unwrap();
+    let mut left = |at| {
+        while store.prune(&retention, at).unwrap().more {}
+        let registration = records(&mut store, ek(1), at).registration.unwrap();
+        let unconfirmed = records(&mut store, ek(2), at).recent_unconfirmed;
+        (registration.recent_certificates, unconfirmed, store.certificates().unwrap().len())
+    };
+    assert_eq!(left(now() + Duration::HOUR * 23), (3, 3, 6));
+    assert_eq!(left(hour + Duration::DAY), (0, 0, 1), "what is in force stays");
+}
+
 fn the_revocation_list_gives_reasons_and_forgets_what_expired(fixture: &Fixture) {
     let mut store = fixture.store();
     add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
@@ -429,7 +451,7 @@ fn device_that_does_not_exist_is_let_in_until_its_certificate_is_revoked_and_the
     assert!(store.changes().unwrap().connections > before, "who is connected with it is not cut");
     let revoked = store.revoked(now).unwrap();
     assert_eq!((revoked.once_in_force.len(), revoked.never_in_force.len()), (0, 1));
-    prune(&mut store, now + Duration::HOUR);
+    prune(&mut store, now + Duration::days(2));
     assert_eq!(status(&mut store), CertificateStatus::Unknown);
 }
 
