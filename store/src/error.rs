@@ -9,6 +9,12 @@ pub enum StoreError {
     /// A vendor's certificate on record is not one.
     #[error(transparent)]
     Anchors(#[from] assay_ca_core::AnchorError),
+    /// The clock of this machine is ahead of the server's, so it is not known what has expired.
+    #[error(
+        "the clock of this machine is {0} s ahead of that of PostgreSQL, so nothing is forgotten \
+         or revoked for being late: set the clock that is wrong"
+    )]
+    Clock(i64),
     /// The destination of a copy is in use.
     #[error("{0} holds a CA already, and a copy never overwrites one: empty it, or choose another")]
     NotEmpty(String),

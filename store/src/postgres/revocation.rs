@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use assay_ca_core::{RevocationReason, Revoked};
+use assay_ca_core::{CLOCK_SKEW, RevocationReason, Revoked};
 use fallible_iterator::FallibleIterator;
 use time::OffsetDateTime;
 
@@ -114,6 +114,7 @@ impl Postgres {
             return Ok(Pruned::default());
         }
         self.write(|session| {
+            check_clock(session)?;
             let overdue = revoke_overdue(session, now)?;
             let never = session.execute(PRUNE_NEVER_CONFIRMED, &[&never_confirmed, &BATCH])?;
             let in_force = session.execute(PRUNE_ENDED, &[&ended, &BATCH])?;
@@ -131,6 +132,13 @@ impl Postgres {
             })
         })
     }
+}
+
+/// What is forgotten does not come back, so one machine with a wrong clock must not do it for all.
+fn check_clock(session: &mut Session) -> Result<(), StoreError> {
+    let servers: i64 = session.query_one(CLOCK, &[])?.get(0);
+    let ahead = OffsetDateTime::now_utc().unix_timestamp() - servers;
+    if ahead > CLOCK_SKEW.whole_seconds() { Err(StoreError::Clock(ahead)) } else { Ok(()) }
 }
 
 fn has_overdue(session: &mut Session, now: OffsetDateTime) -> Result<bool, StoreError> {
@@ -160,6 +168,7 @@ fn next_number(session: &mut Session) -> Result<u32, StoreError> {
     small(&session.query_one(query, &[])?, 0)
 }
 
+const CLOCK: &str = "SELECT extract(epoch FROM clock_timestamp())::int8";
 const LISTEN: &str = "SELECT format('LISTEN %I', 'assay_' || current_schema())";
 /// How late a revocation is noticed if the server's word of it was lost.
 const POLL: Duration = Duration::from_millis(900);

@@ -3,7 +3,7 @@
 use std::fs;
 
 use assay_store::postgres::Postgres;
-use assay_store::{Database, PostgresSettings, StoreError};
+use assay_store::{Database, PostgresSettings, Retention, StoreError};
 use assay_tests::Postgres as Server;
 use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
@@ -77,6 +77,34 @@ fn standby_is_not_asked() {
     let alone = PostgresSettings::new(&addresses[0], None, None).unwrap();
     let error = Postgres::open(&alone).err().unwrap();
     assert!(error.to_string().contains("does not allow writes"), "{error}");
+}
+
+#[test]
+fn machine_whose_clock_is_ahead_forgets_nothing() {
+    let server = Server::shared().unwrap();
+    // The server's clock stands still here, for this schema's function comes first.
+    let address = server.address().unwrap();
+    let schema = address.split("search_path=").nth(1).unwrap().trim_end_matches('\'').to_owned();
+    let address = address.replace(&schema, &format!("{schema},pg_catalog"));
+    let settings = PostgresSettings::new(&address, None, None).unwrap();
+    Postgres::upgrade(&settings).unwrap();
+    let mut store = Database::Postgres(settings).open().unwrap();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
+    let set_clock = |behind: &str| {
+        let function = format!(
+            "CREATE OR REPLACE FUNCTION {schema}.clock_timestamp() RETURNS timestamptz
+             LANGUAGE sql AS $$ SELECT pg_catalog.clock_timestamp() - interval '{behind}' $$"
+        );
+        server.sql(&function).unwrap();
+    };
+    let later = now() + time::Duration::days(365);
+    set_clock("2 minutes");
+    let refused = store.prune(&Retention::default(), later);
+    assert!(matches!(refused, Err(StoreError::Clock(110..=130))), "{refused:?}");
+    assert_eq!(store.certificates().unwrap().len(), 2);
+    set_clock("30 seconds");
+    assert_eq!(store.prune(&Retention::default(), later).unwrap().certificates, 1);
 }
 
 #[test]
