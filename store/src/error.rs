@@ -24,9 +24,18 @@ pub enum StoreError {
     /// An entry would break what the store promises, so it is a fault of whoever planned it.
     #[error("a plan contradicts the record that it was made by: {0}")]
     Inconsistent(&'static str),
+    /// Another process has the file open.
+    #[error("another process has {0} open: stop every `assay serve` and `assay worker` first")]
+    InUse(String),
     /// A migration failed, and the database is as it was.
     #[error("the database cannot be upgraded, and is as it was: {0}")]
     Migration(#[from] refinery::Error),
+    /// It was copied elsewhere, and what was revoked there since is not known here.
+    #[error(
+        "the CA moved from here to {0}; to go on here all the same, see docs/operations.md, \
+         \"PostgreSQL\""
+    )]
+    Moved(String),
     /// A later version of Assay wrote the database.
     #[error(
         "the database has schema version {found}, written by assay {writer}; this is assay {}, \

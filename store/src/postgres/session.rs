@@ -136,8 +136,11 @@ impl Session {
     pub(super) fn begin_writing(&mut self) -> Result<Mark, StoreError> {
         self.client.batch_execute(BEGIN_WRITING)?;
         let token = random_bytes::<16>().to_vec();
-        let place = self.query_one(MARK, &[&token])?.get(0);
-        Ok(Mark { place, token })
+        let row = self.query_one(MARK, &[&token])?;
+        match row.get(1) {
+            Some(place) => Err(StoreError::Moved(place)),
+            None => Ok(Mark { place: row.get(0), token }),
+        }
     }
 }
 
@@ -173,7 +176,8 @@ const BEGIN_WRITING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE;
 /// See [`Mark`]. As many stay as a fast disk commits in half a minute.
 const MARK: &str = "INSERT INTO commits (place, token)
     VALUES (nextval('commit_places') % 16384, $1)
-    ON CONFLICT (place) DO UPDATE SET token = excluded.token RETURNING place";
+    ON CONFLICT (place) DO UPDATE SET token = excluded.token
+    RETURNING place, (SELECT place FROM moved_to)";
 
 /// The plan of a statement, as it is made once for all parameters.
 #[cfg(test)]

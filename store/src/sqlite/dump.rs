@@ -2,22 +2,37 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, Row, ToSql, params_from_iter};
+use rusqlite::{Connection, ErrorCode, Row, ToSql, params_from_iter};
 
 use super::connection::Sqlite;
-use super::migrations::sync_directory_of;
+use super::migrations::{beside, sync_directory_of};
 use crate::error::StoreError;
 use crate::tables::{Kind, Order, Sink, Source, Table, Value};
 
-/// Tables of a file to which nobody can write meanwhile.
+/// Tables of a file that nobody else has open.
 pub(crate) struct Tables(Connection);
 
 impl Tables {
     pub(crate) fn read(path: &Path) -> Result<Self, StoreError> {
         let connection = Sqlite::open(path)?.connection;
-        connection.execute_batch("BEGIN IMMEDIATE")?;
+        connection.busy_timeout(PATIENCE)?;
+        // Everything comes into the one file; and whoever has it open keeps this from happening.
+        let alone = || {
+            let leave_wal = "PRAGMA journal_mode = DELETE";
+            connection.query_row(leave_wal, [], |_| Ok(()))?;
+            connection.execute_batch("BEGIN EXCLUSIVE")?;
+            connection.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0))
+        };
+        match alone() {
+            Ok(mode) if mode == "delete" => {}
+            Err(error) if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) => {
+                return Err(error.into());
+            }
+            _ => return Err(StoreError::InUse(path.display().to_string())),
+        }
         Ok(Self(connection))
     }
 }
@@ -51,6 +66,16 @@ impl Source for Tables {
         }
         Ok(())
     }
+
+    fn leave(&mut self, place: &str) -> Result<(), StoreError> {
+        self.0.execute_batch("CREATE TABLE moved_to (place TEXT NOT NULL) STRICT")?;
+        self.0.execute("INSERT INTO moved_to VALUES (?1)", [place])?;
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), StoreError> {
+        Ok(self.0.execute_batch("COMMIT")?)
+    }
 }
 
 /// A new file, which is there once it is finished.
@@ -62,15 +87,17 @@ pub(crate) struct NewTables {
 
 impl NewTables {
     pub(crate) fn make(path: &Path) -> Result<Self, StoreError> {
-        if path.exists() {
-            return Err(StoreError::NotEmpty(path.display().to_string()));
+        // SQLite would take the log of another file for that of this one.
+        for suffix in ["", "-wal", "-shm", "-journal"] {
+            let there = beside(path, suffix);
+            if there.exists() {
+                return Err(StoreError::NotEmpty(there.display().to_string()));
+            }
         }
         let part = path.with_extension("db.copy");
         // What an attempt before left.
         for suffix in ["", "-wal", "-shm"] {
-            let mut left = part.clone().into_os_string();
-            left.push(suffix);
-            match fs::remove_file(&left) {
+            match fs::remove_file(beside(&part, suffix)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error.into());
                 }
@@ -142,3 +169,6 @@ impl ToSql for Value {
         Ok(ToSqlOutput::Borrowed(value.unwrap_or(ValueRef::Null)))
     }
 }
+
+/// For a command that is about to end.
+const PATIENCE: Duration = Duration::from_secs(1);

@@ -10,6 +10,9 @@ CREATE TABLE write_lock ();
 CREATE TABLE commits (place bigint PRIMARY KEY, token bytea NOT NULL);
 CREATE SEQUENCE commit_places;
 
+-- Where the CA went, once it was copied elsewhere; then nobody may write.
+CREATE TABLE moved_to (place text NOT NULL);
+
 CREATE TABLE scope (name text NOT NULL);
 
 CREATE TABLE anchors (

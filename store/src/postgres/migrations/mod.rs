@@ -26,9 +26,17 @@ pub(super) fn version(session: &mut Session) -> Result<(i64, String), StoreError
 pub(super) fn check(store: &mut Postgres) -> Result<(), StoreError> {
     match store.read(version)? {
         (0, _) => Err(StoreError::Empty),
-        (SCHEMA_VERSION, _) => Ok(()),
+        (SCHEMA_VERSION, _) => store.read(refuse_if_moved),
         (found, writer) if found > SCHEMA_VERSION => Err(StoreError::Newer { found, writer }),
         (found, _) => Err(StoreError::Older(found)),
+    }
+}
+
+/// Refuses a CA that was copied elsewhere.
+pub(super) fn refuse_if_moved(session: &mut Session) -> Result<(), StoreError> {
+    match session.query_opt("SELECT place FROM moved_to", &[])? {
+        Some(row) => Err(StoreError::Moved(row.get(0))),
+        None => Ok(()),
     }
 }
 

@@ -49,6 +49,10 @@ pub(super) fn upgrade(connection: &mut Connection, path: &Path) -> Result<(), St
 
 /// Whether the file has today's schema, and not an earlier one.
 fn is_todays(connection: &Connection) -> Result<bool, StoreError> {
+    if connection.table_exists(None, "moved_to")? {
+        let query = "SELECT place FROM moved_to";
+        return Err(StoreError::Moved(connection.query_row(query, [], |row| row.get(0))?));
+    }
     let found = version(connection)?;
     if found > SCHEMA_VERSION {
         return Err(StoreError::Newer { found, writer: writer(connection)? });
@@ -149,7 +153,7 @@ fn owners_alone() -> OpenOptions {
     options
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
