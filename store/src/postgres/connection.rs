@@ -30,7 +30,7 @@ impl Postgres {
         apart(move || {
             let mut patience = Patience::default();
             loop {
-                match self.session().and_then(&mut work) {
+                match self.with_session(&mut work) {
                     Ok(value) => return Ok(value),
                     Err(error) => self.recover(error, &mut patience)?,
                 }
@@ -55,7 +55,7 @@ impl Postgres {
         apart(move || {
             let mut patience = Patience::default();
             loop {
-                match self.session().and_then(|session| session.try_write(&mut work)) {
+                match self.with_session(|session| session.try_write(&mut work)) {
                     Ok(Attempt::Committed(value)) => return Ok(value),
                     Ok(Attempt::Undecided { value, mark }) => {
                         self.session = None;
@@ -67,6 +67,18 @@ impl Postgres {
                 }
             }
         })
+    }
+
+    /// If `work` panics, the connection ends, and with it the transaction that may be open.
+    fn with_session<T>(
+        &mut self,
+        work: impl FnOnce(&mut Session) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.session()?;
+        let mut session = self.session.take().expect("it was made");
+        let result = work(&mut session);
+        self.session = Some(session);
+        result
     }
 
     /// The connection, made if there is none.
@@ -84,7 +96,7 @@ impl Postgres {
     fn was_committed(&mut self, mark: &Mark, patience: &mut Patience) -> Result<bool, StoreError> {
         loop {
             let is_there = |session: &mut Session| mark.is_there(session);
-            match self.session().and_then(|session| session.try_write(is_there)) {
+            match self.with_session(|session| session.try_write(is_there)) {
                 Ok(Attempt::Committed(is_there)) => return Ok(is_there),
                 Ok(Attempt::Undecided { value: is_there, .. }) => return Ok(is_there),
                 Err(error) => {
@@ -298,6 +310,24 @@ mod tests {
 
     fn number_of(session: &mut Session) -> Result<String, StoreError> {
         Ok(session.query_one("SELECT pg_current_xact_id()::text", &[])?.get(0))
+    }
+
+    #[test]
+    fn transaction_in_which_somebody_panics_keeps_nobody_waiting() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let mut store = store(&server);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            store.write(|session| -> Result<(), StoreError> {
+                session.execute("UPDATE revocation_lists SET number = 9", &[])?;
+                panic!("as a fault of ours would")
+            })
+        }));
+        assert!(panicked.is_err());
+        let mut other = Postgres::open(&store.settings).unwrap();
+        let started = Instant::now();
+        assert_eq!(other.next_revocation_list().unwrap(), 1);
+        assert!(started.elapsed() < Duration::from_secs(3), "the server cuts it after five");
+        assert_eq!(store.next_revocation_list().unwrap(), 2);
     }
 
     #[test]
