@@ -3,7 +3,7 @@
 use std::fs;
 
 use assay_store::postgres::Postgres;
-use assay_store::{Database, PostgresSettings, Retention, StoreError};
+use assay_store::{Database, PostgresSettings, Retention, StoreError, copy};
 use assay_tests::Postgres as Server;
 use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
@@ -105,6 +105,24 @@ fn machine_whose_clock_is_ahead_forgets_nothing() {
     assert_eq!(store.certificates().unwrap().len(), 2);
     set_clock("30 seconds");
     assert_eq!(store.prune(&Retention::default(), later).unwrap().certificates, 1);
+}
+
+#[test]
+fn database_of_another_encoding_is_refused() {
+    let server = Server::shared().unwrap();
+    let make = "CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0";
+    server.sql(make).unwrap();
+    let address = server.address().unwrap().replace("dbname=postgres", "dbname=ascii");
+    let address = address.split(" options").next().unwrap();
+    let settings = PostgresSettings::new(address, None, None).unwrap();
+    let file = Fixture::sqlite();
+    for error in [
+        Postgres::open(&settings).err().unwrap(),
+        Postgres::upgrade(&settings).unwrap_err(),
+        copy(&file.database, &Database::Postgres(settings.clone()), |_| {}).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("SQL_ASCII"), "{error}");
+    }
 }
 
 #[test]

@@ -11,8 +11,15 @@ use crate::error::{SCHEMA_VERSION, StoreError};
 pub(super) fn version(session: &mut Session) -> Result<(i64, String), StoreError> {
     // By names as the connection finds them: a database may hold several CAs in several schemas.
     let exists = "SELECT to_regclass('refinery_schema_history') IS NOT NULL,
-                         to_regclass('writer') IS NOT NULL";
+                         to_regclass('writer') IS NOT NULL, current_setting('server_encoding')";
     let row = session.query_one(exists, &[])?;
+    let encoding: &str = row.get(2);
+    if encoding != "UTF8" {
+        return Err(StoreError::Settings(format!(
+            "the encoding of the database is {encoding}, in which names of devices may not fit: \
+             make another (createdb --encoding=UTF8 --template=template0)"
+        )));
+    }
     if !row.get::<_, bool>(0) || !row.get::<_, bool>(1) {
         return Ok((0, "unknown".into()));
     }
