@@ -1,6 +1,7 @@
 //! Why the store could not do what was asked of it.
 
 use assay_wire::Scope;
+use postgres::error::SqlState;
 
 /// The store could not do what was asked of it. Nothing of it happened, unless a variant says
 /// otherwise.
@@ -91,6 +92,22 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it is for what was to be recorded, so that something else may be.
+    pub(crate) fn is_of_an_entry(&self) -> bool {
+        match self {
+            Self::Inconsistent(_) | Self::Unreadable(_) => true,
+            // Classes 22, data exception, and 23, constraint violation.
+            Self::Postgres(error) => error
+                .code()
+                .map(SqlState::code)
+                .is_some_and(|code| code.starts_with("22") || code.starts_with("23")),
+            Self::Sqlite(error) => {
+                error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation)
+            }
+            _ => false,
+        }
+    }
+
     /// Of a value that somebody else than Assay must have written.
     pub(crate) fn unreadable(error: impl ToString) -> Self {
         Self::Unreadable(error.to_string())

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use assay_store::{Act, AuditEntry, Entry, Recorded, Retention, Store, StoreError};
+use assay_store::{Act, AuditEntry, Entry, Recorded, Retention, Store, StoreError, record_each};
 use assay_wire::{DeviceId, ReplyBody, Topic};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use time::OffsetDateTime;
@@ -64,8 +64,8 @@ pub(super) fn run(
     log.tell_left_out();
 }
 
-/// One transaction, and only then the replies. If it fails, nothing of it happened and every device
-/// is told to try again.
+/// One transaction, and only then the replies. Of what cannot be recorded nothing happened, and the
+/// device is told to try again.
 fn commit(
     store: &mut dyn Store,
     waiting: Vec<Planned>,
@@ -84,20 +84,14 @@ fn commit(
     }
     let alone = |entry| Entry { act: Act::None, basis: None, audit: Some(entry) };
     entries.extend(audits.into_iter().map(alone));
-    match store.record(&outbox.scope, &entries) {
-        Ok(recorded) => {
-            for (planned, recorded) in owed.into_iter().zip(recorded) {
-                match recorded {
-                    Recorded::Done => answer(planned, outbox, log),
-                    Recorded::Stale => plan_again(planned, again, outbox),
-                }
-            }
-        }
-        Err(error) => {
-            log.fault("a batch could not be written", &error);
-            for planned in owed {
-                outbox.reply(planned.job, ReplyBody::Problem(internal()));
-            }
+    let recorded = record_each(store, &outbox.scope, &entries, |error| {
+        log.fault("decisions could not be written", error);
+    });
+    for (planned, recorded) in owed.into_iter().zip(recorded) {
+        match recorded {
+            Some(Recorded::Done) => answer(planned, outbox, log),
+            Some(Recorded::Stale) => plan_again(planned, again, outbox),
+            None => outbox.reply(planned.job, ReplyBody::Problem(internal())),
         }
     }
 }

@@ -12,7 +12,7 @@ use assay_server::directory::Directory;
 use assay_store::{
     Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
     IdInQuestion, NewEnrolment, Pruned, Question, Recorded, Removed, Retention,
-    RevokedCertificates, StoreError, Tags, Trusted, Whom,
+    RevokedCertificates, StoreError, Tags, Trusted, Whom, record_each,
 };
 use assay_wire::{EkId, Scope};
 use time::{Duration, OffsetDateTime};
@@ -22,6 +22,7 @@ use crate::fixture::{Any, Fixture, on_both};
 
 on_both! {
     a_batch_is_recorded_entry_by_entry_and_each_whole_or_not_at_all,
+    entry_that_cannot_be_recorded_takes_no_other_with_it,
     a_certificate_nobody_issued_is_unknown,
     a_certificate_that_was_not_confirmed_in_time_is_revoked,
     a_change_of_anchors_changes_their_version,
@@ -865,6 +866,32 @@ fn plan_that_contradicts_its_own_basis_is_refused(fixture: &Fixture) {
         assert!(matches!(record(&mut *store, entry), Err(StoreError::Inconsistent(_))));
     }
     assert!(store.devices().unwrap().is_empty());
+}
+
+fn entry_that_cannot_be_recorded_takes_no_other_with_it(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    // Of the same serial number as one on record.
+    let impossible = plan(&mut *store, &certificate(1, "pump-2", ek(2))).unwrap();
+    let possible = plan(&mut *store, &certificate(3, "pump-3", ek(3))).unwrap();
+    let alone = Entry { act: Act::None, basis: None, audit: Some(decision(7, None)) };
+    let entries = [impossible, possible, alone];
+    assert!(store.record(&scope(), &entries).is_err());
+    let mut errors = Vec::new();
+    let recorded = record_each(&mut *store, &scope(), &entries, |error| {
+        errors.push(error.to_string());
+    });
+    assert_eq!(recorded, [None, Some(Recorded::Done), Some(Recorded::Done)]);
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!(status(&mut store, 3), CertificateStatus::Active);
+    assert_eq!(store.audit(9).unwrap().len(), 1);
+    // What is not for an entry is not tried again and again.
+    let other: Scope = "other".parse().unwrap();
+    store.record_scope(&scope()).unwrap();
+    let recorded = record_each(&mut *store, &other, &entries, |error| {
+        errors.push(error.to_string());
+    });
+    assert_eq!((recorded, errors.len()), (vec![None; 3], 2));
 }
 
 fn certificate_is_confirmed_once(fixture: &Fixture) {
