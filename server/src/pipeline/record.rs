@@ -32,7 +32,7 @@ pub(super) fn run(
     log: &DecisionLog,
 ) {
     let mut audits = Vec::new();
-    let mut looked = Instant::now();
+    let mut due = Instant::now() + OVERDUE_POLL;
     loop {
         let first = match writes.recv_timeout(AUDIT_DELAY) {
             Ok(write) => Some(write),
@@ -52,12 +52,13 @@ pub(super) fn run(
             commit(&mut *store, waiting, std::mem::take(&mut audits), again, outbox, log);
         }
         pulses.into_iter().for_each(Pulse::end);
-        if looked.elapsed() >= OVERDUE_POLL {
-            looked = Instant::now();
+        if Instant::now() >= due {
             log.tell_left_out();
-            if let Err(error) = prune(&mut *store, &retention) {
+            let is_more = prune(&mut *store, &retention).unwrap_or_else(|error| {
                 error!(%error, "unconfirmed certificates could not be revoked, nor expired ones be forgotten");
-            }
+                false
+            });
+            due = Instant::now() + if is_more { MORE_POLL } else { OVERDUE_POLL };
         }
     }
     commit(&mut *store, Vec::new(), audits, again, outbox, log);
@@ -124,12 +125,13 @@ pub(super) fn announce(reply: &ReplyBody, audit: &AuditEntry, outbox: &Outbox) {
     }
 }
 
-fn prune(store: &mut dyn Store, retention: &Retention) -> Result<(), StoreError> {
+/// Whether there is more to do.
+fn prune(store: &mut dyn Store, retention: &Retention) -> Result<bool, StoreError> {
     let pruned = store.prune(retention, OffsetDateTime::now_utc())?;
     if pruned.overdue > 0 {
         info!(count = pruned.overdue, "revoked what was not confirmed in time");
     }
-    Ok(())
+    Ok(pruned.more)
 }
 
 /// What operators hear of a certificate.
@@ -147,6 +149,60 @@ const AUDIT_DELAY: Duration = Duration::from_millis(100);
 /// How late a certificate is revoked that nobody confirmed. Until then it is refused all the same,
 /// for its time is looked at.
 const OVERDUE_POLL: Duration = Duration::from_secs(1);
+/// The same while there is more than one call takes: some 10 ms each, so others wait for a tenth of
+/// the time at most.
+const MORE_POLL: Duration = Duration::from_millis(100);
 /// How often a request is planned. What it was planned by changes while it is signed only if
 /// somebody asks for the same EK at the same time, or an operator acts on it.
 const ATTEMPTS: u32 = 5;
+
+#[cfg(test)]
+mod tests {
+    use assay_store::{Change, Database};
+
+    use super::*;
+    use crate::directory::Directory;
+
+    #[test]
+    fn what_is_too_much_for_one_call_is_forgotten_by_calls_soon_after() {
+        let parent = tempfile::tempdir().unwrap();
+        Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+        let database = Database::Sqlite(parent.path().join("ca/assay.db"));
+        let mut store = database.open().unwrap();
+        let scope: assay_wire::Scope = "default".parse().unwrap();
+        let entry = || AuditEntry {
+            time: OffsetDateTime::now_utc(),
+            client: "c".repeat(64).parse().unwrap(),
+            action: "challenge",
+            ek_id: None,
+            device: None,
+            change: Change::None,
+            refusal: None,
+            duration_us: 1,
+        };
+        let entries: Vec<_> = (0..26_000)
+            .map(|_| Entry { act: Act::None, basis: None, audit: Some(entry()) })
+            .collect();
+        assert!(store.record(&scope, &entries).is_ok());
+
+        let retention = Retention::default().with_audit(1_000).unwrap();
+        let (writes, written) = crossbeam_channel::unbounded();
+        let (again, _stale) = crossbeam_channel::bounded(1);
+        let outbox = Outbox::new(scope, tokio::sync::mpsc::channel(1).0);
+        let recorder = database.open().unwrap();
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                run(recorder, retention, &written, &again, &outbox, &DecisionLog::new());
+            });
+            while store.audit(u32::MAX).unwrap().len() > 1_000
+                && started.elapsed() < Duration::from_secs(60)
+            {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            drop(writes);
+        });
+        // Five calls of 5,000 rows.
+        assert!(started.elapsed() < 4 * OVERDUE_POLL, "{:?}", started.elapsed());
+    }
+}
