@@ -26,7 +26,9 @@ pub enum StoreError {
     #[error("a plan contradicts the record that it was made by: {0}")]
     Inconsistent(&'static str),
     /// Another process has the file open.
-    #[error("another process has {0} open: stop every `assay serve` and `assay worker` first")]
+    #[error(
+        "another process has {0} open: stop every `assay serve` and `assay worker` first, and try again"
+    )]
     InUse(String),
     /// A migration failed, and the database is as it was.
     #[error("the database cannot be upgraded, and is as it was: {0}")]

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, Row, ToSql, params_from_iter};
+use rusqlite::{Connection, Row, ToSql, params_from_iter};
 
+use super::alone::take_alone;
 use super::connection::Sqlite;
 use super::migrations::{beside, sync_directory_of};
 use crate::error::StoreError;
@@ -19,20 +20,8 @@ impl Tables {
     pub(crate) fn read(path: &Path) -> Result<Self, StoreError> {
         let connection = Sqlite::open(path)?.connection;
         connection.busy_timeout(PATIENCE)?;
-        // Everything comes into the one file; and whoever has it open keeps this from happening.
-        let alone = || {
-            let leave_wal = "PRAGMA journal_mode = DELETE";
-            connection.query_row(leave_wal, [], |_| Ok(()))?;
-            connection.execute_batch("BEGIN EXCLUSIVE")?;
-            connection.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0))
-        };
-        match alone() {
-            Ok(mode) if mode == "delete" => {}
-            Err(error) if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) => {
-                return Err(error.into());
-            }
-            _ => return Err(StoreError::InUse(path.display().to_string())),
-        }
+        take_alone(&connection, path)?;
+        connection.execute_batch("BEGIN EXCLUSIVE")?;
         Ok(Self(connection))
     }
 }

@@ -205,6 +205,24 @@ fn upgrade_that_a_crash_cut_short_is_done_by_the_next_one_and_keeps_the_first_co
     assert_eq!(second.schema, 6);
 }
 
+/// An earlier version that goes on would not write what today's needs.
+#[test]
+fn file_that_a_process_of_an_earlier_version_has_open_is_not_upgraded() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("assay.db");
+    make(&path, 6);
+    let serves = Connection::open(&path).unwrap();
+    serves.pragma_update(None, "journal_mode", "WAL").unwrap();
+    let count = "SELECT count(*) FROM certificates";
+    let rows: i64 = serves.query_row(count, [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 4);
+    assert!(matches!(Sqlite::open(&path), Err(StoreError::InUse(_))));
+    assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 6);
+    serves.execute("DELETE FROM credentials", []).expect("it goes on");
+    drop(serves);
+    Sqlite::open(&path).unwrap();
+}
+
 #[test]
 fn upgrade_says_who_made_it_though_a_crash_kept_it_from_that() {
     let fixture = Fixture::sqlite();

@@ -11,6 +11,7 @@ use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
 
+use super::alone::take_alone;
 use crate::error::{SCHEMA_VERSION, StoreError};
 
 /// Makes today's schema in a file that is empty.
@@ -23,32 +24,31 @@ pub(super) fn create(connection: &mut Connection) -> Result<(), StoreError> {
 }
 
 /// Upgrades the file, after a copy beside it, if an earlier version of Assay wrote it. All of it
-/// happens, or nothing: one transaction.
+/// happens, or nothing: one transaction. Nobody else may have it open: an earlier version does not
+/// know what today's needs.
 ///
 /// # Errors
-/// A later version wrote it, it is none of ours, or it cannot be written.
-pub(super) fn upgrade(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
-    if is_todays(connection)? {
-        if connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM writer)", [], |row| row.get(0))? {
-            // Whoever upgraded it ended before he said so.
-            sign(connection)?;
-        }
-        return Ok(());
-    }
+/// Somebody has it open, a later version wrote it, it is none of ours, or it cannot be written.
+pub(super) fn upgrade(
+    path: &Path,
+    connect: impl FnOnce() -> Result<Connection, StoreError>,
+) -> Result<(), StoreError> {
     // Of several processes that start at once, one upgrades, and the others find it done.
     let lock = beside(path, ".upgrade");
     let held = owners_alone().truncate(false).open(&lock)?;
     held.lock()?;
-    if is_todays(connection)? {
+    let mut connection = connect()?;
+    if is_todays(&connection)? {
         return Ok(());
     }
-    copy_beside(connection, path)?;
-    migrate(connection)?;
+    take_alone(&connection, path)?;
+    copy_beside(&connection, path)?;
+    migrate(&mut connection)?;
     Ok(fs::remove_file(lock)?)
 }
 
 /// Whether the file has today's schema, and not an earlier one.
-fn is_todays(connection: &Connection) -> Result<bool, StoreError> {
+pub(super) fn is_todays(connection: &Connection) -> Result<bool, StoreError> {
     if connection.table_exists(None, "moved_to")? {
         let query = "SELECT place FROM moved_to";
         return Err(StoreError::Moved(connection.query_row(query, [], |row| row.get(0))?));
@@ -60,7 +60,14 @@ fn is_todays(connection: &Connection) -> Result<bool, StoreError> {
     if found < 1 {
         return Err(StoreError::Empty);
     }
-    Ok(found == SCHEMA_VERSION)
+    if found < SCHEMA_VERSION {
+        return Ok(false);
+    }
+    if connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM writer)", [], |row| row.get(0))? {
+        // Whoever upgraded it ended before he said so.
+        sign(connection)?;
+    }
+    Ok(true)
 }
 
 /// The version of the file's schema; 0 if it has none of ours.
