@@ -23,7 +23,8 @@ pub(crate) enum Store {
     Copy(Copy),
     /// Bring the database of an earlier version of Assay up to this one
     ///
-    /// The file is upgraded by itself, when it is first opened, after a copy to assay.db.before-N.
+    /// The file is upgraded by itself, when it is first opened and no earlier version has it open,
+    /// after a copy to assay.db.before-N.
     /// PostgreSQL is upgraded by this command alone: make a backup (pg_dump) and stop every worker
     /// first.
     Upgrade,
