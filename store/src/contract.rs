@@ -260,7 +260,8 @@ pub trait Store: Send {
     /// again while it returns [`Pruned::more`].
     ///
     /// Too little costs room. Too much forgets whose a certificate was, or lets a retired
-    /// generation return.
+    /// generation return. So a store that several machines share fails if this machine's clock is
+    /// ahead of its own ([`StoreError::Clock`]); a file has only this one.
     fn prune(&mut self, retention: &Retention, now: OffsetDateTime) -> Result<Pruned, StoreError>;
 
     /// Makes a durable write that changes nothing, and finds out whether there is room for what

@@ -21,10 +21,11 @@ pub struct Progress {
 /// `from` meanwhile; returns how many rows there are.
 ///
 /// Afterwards both hold the CA, and only one may go on: what the other one revoked or retired, the
-/// first would not know.
+/// first would not know. So `from` is [`StoreError::Moved`] to whoever opens it or writes to it. A
+/// crash in the moment between leaves both as if they were the CA's; the copy is whole then.
 ///
 /// # Errors
-/// There is a CA in `to`, there is none in `from` or one of another version of Assay, or one of them
+/// Another process has the file open that is copied, there is a CA in `to`, there is none in `from` or one of another version of Assay, or one of them
 /// cannot be reached.
 pub fn copy(
     from: &Database,
@@ -57,7 +58,9 @@ pub fn copy(
         }
         all += done.rows;
     }
+    source.leave(&to.shown())?;
     sink.finish()?;
+    source.finish()?;
     Ok(all)
 }
 

@@ -1,6 +1,7 @@
 //! Why the store could not do what was asked of it.
 
 use assay_wire::Scope;
+use postgres::error::SqlState;
 
 /// The store could not do what was asked of it. Nothing of it happened, unless a variant says
 /// otherwise.
@@ -9,6 +10,12 @@ pub enum StoreError {
     /// A vendor's certificate on record is not one.
     #[error(transparent)]
     Anchors(#[from] assay_ca_core::AnchorError),
+    /// The clock of this machine is ahead of the server's, so it is not known what has expired.
+    #[error(
+        "the clock of this machine is {0} s ahead of that of PostgreSQL, so nothing is forgotten \
+         or revoked for being late: set the clock that is wrong"
+    )]
+    Clock(i64),
     /// The destination of a copy is in use.
     #[error("{0} holds a CA already, and a copy never overwrites one: empty it, or choose another")]
     NotEmpty(String),
@@ -18,9 +25,20 @@ pub enum StoreError {
     /// An entry would break what the store promises, so it is a fault of whoever planned it.
     #[error("a plan contradicts the record that it was made by: {0}")]
     Inconsistent(&'static str),
+    /// Another process has the file open.
+    #[error(
+        "another process has {0} open: stop every `assay serve` and `assay worker` first, and try again"
+    )]
+    InUse(String),
     /// A migration failed, and the database is as it was.
     #[error("the database cannot be upgraded, and is as it was: {0}")]
     Migration(#[from] refinery::Error),
+    /// It was copied elsewhere, and what was revoked there since is not known here.
+    #[error(
+        "the CA moved from here to {0}; to go on here all the same, see docs/operations.md, \
+         \"PostgreSQL\""
+    )]
+    Moved(String),
     /// A later version of Assay wrote the database.
     #[error(
         "the database has schema version {found}, written by assay {writer}; this is assay {}, \
@@ -76,6 +94,22 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it is for what was to be recorded, so that something else may be.
+    pub(crate) fn is_of_an_entry(&self) -> bool {
+        match self {
+            Self::Inconsistent(_) | Self::Unreadable(_) => true,
+            // Classes 22, data exception, and 23, constraint violation.
+            Self::Postgres(error) => error
+                .code()
+                .map(SqlState::code)
+                .is_some_and(|code| code.starts_with("22") || code.starts_with("23")),
+            Self::Sqlite(error) => {
+                error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation)
+            }
+            _ => false,
+        }
+    }
+
     /// Of a value that somebody else than Assay must have written.
     pub(crate) fn unreadable(error: impl ToString) -> Self {
         Self::Unreadable(error.to_string())

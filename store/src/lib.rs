@@ -16,6 +16,7 @@ mod database;
 mod enrolments;
 mod error;
 mod random;
+mod record_each;
 mod retention;
 mod revocation;
 mod tables;
@@ -37,6 +38,7 @@ pub use enrolments::{
 };
 pub use error::StoreError;
 pub use postgres::Settings as PostgresSettings;
+pub use record_each::record_each;
 pub use retention::{Pruned, Retention};
 pub use revocation::{Changes, RevokedCertificates};
 pub use trust::{AnchorRow, AnchorsVersion, Trusted};

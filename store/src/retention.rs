@@ -1,6 +1,7 @@
 //! How long rows stay that nobody needs any more.
 
-use time::Duration;
+use assay_ca_core::QUOTA_PERIOD;
+use time::{Duration, OffsetDateTime};
 
 use crate::error::StoreError;
 
@@ -13,12 +14,30 @@ pub struct Retention {
     audit: u32,
 }
 
+/// Certificates that expired until then are forgotten, if they have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Expiries {
+    /// Of those that nobody confirmed: seconds since 1970-01-01T00:00:00Z.
+    pub(crate) never_confirmed: i64,
+    /// Of the others.
+    pub(crate) in_force: i64,
+}
+
 impl Retention {
+    /// Quotas are counted from the certificates on record, so one stays for their period at least.
+    pub(crate) fn expiries(&self, now: OffsetDateTime) -> Expiries {
+        Expiries {
+            never_confirmed: (now - QUOTA_PERIOD).unix_timestamp(),
+            in_force: (now - self.ended.max(QUOTA_PERIOD)).unix_timestamp(),
+        }
+    }
+
     /// How long a certificate that was in force stays on record after it ended and expired, so that
     /// who looks into something that happened finds whose it was. 0 to 3650 days; 30 unless set.
     ///
     /// While it has not expired it stays whatever this says: the revocation list names it until
-    /// then (RFC 5280 §3.3). A device can have 24 new ones a day, so a row costs it an hour.
+    /// then (RFC 5280 §3.3). It stays for a day more, because it counts against a quota. A device
+    /// can have 24 new ones a day, so a row costs it an hour.
     pub fn ended(&self) -> Duration {
         self.ended
     }

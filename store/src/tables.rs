@@ -61,6 +61,12 @@ pub(crate) trait Source {
         table: &Table,
         each: &mut dyn FnMut(Vec<Value>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError>;
+
+    /// Puts on record where the CA moved, once this [ends](Self::finish).
+    fn leave(&mut self, place: &str) -> Result<(), StoreError>;
+
+    /// Makes that durable: from then on nobody opens or writes it.
+    fn finish(self: Box<Self>) -> Result<(), StoreError>;
 }
 
 /// Tables of a CA that is there once they are finished.

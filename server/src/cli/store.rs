@@ -18,12 +18,13 @@ pub(crate) enum Store {
     /// Move the CA from its file to PostgreSQL, or back
     ///
     /// Everything arrives, or nothing: certificates, enrolments, the audit, and every counter.
-    /// Nobody can write meanwhile. Stop every worker first, for what they record afterwards would
-    /// be missing.
+    /// Stop every worker first. What was copied says where the CA went, and refuses to be opened or
+    /// written to from then on.
     Copy(Copy),
     /// Bring the database of an earlier version of Assay up to this one
     ///
-    /// The file is upgraded by itself, when it is first opened, after a copy to assay.db.before-N.
+    /// The file is upgraded by itself, when it is first opened and no earlier version has it open,
+    /// after a copy to assay.db.before-N.
     /// PostgreSQL is upgraded by this command alone: make a backup (pg_dump) and stop every worker
     /// first.
     Upgrade,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use assay_store::{Act, AuditEntry, Entry, Recorded, Retention, Store, StoreError};
+use assay_store::{Act, AuditEntry, Entry, Recorded, Retention, Store, StoreError, record_each};
 use assay_wire::{DeviceId, ReplyBody, Topic};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use time::OffsetDateTime;
@@ -32,7 +32,7 @@ pub(super) fn run(
     log: &DecisionLog,
 ) {
     let mut audits = Vec::new();
-    let mut looked = Instant::now();
+    let mut due = Instant::now() + OVERDUE_POLL;
     loop {
         let first = match writes.recv_timeout(AUDIT_DELAY) {
             Ok(write) => Some(write),
@@ -52,20 +52,21 @@ pub(super) fn run(
             commit(&mut *store, waiting, std::mem::take(&mut audits), again, outbox, log);
         }
         pulses.into_iter().for_each(Pulse::end);
-        if looked.elapsed() >= OVERDUE_POLL {
-            looked = Instant::now();
+        if Instant::now() >= due {
             log.tell_left_out();
-            if let Err(error) = prune(&mut *store, &retention) {
+            let is_more = prune(&mut *store, &retention).unwrap_or_else(|error| {
                 error!(%error, "unconfirmed certificates could not be revoked, nor expired ones be forgotten");
-            }
+                false
+            });
+            due = Instant::now() + if is_more { MORE_POLL } else { OVERDUE_POLL };
         }
     }
     commit(&mut *store, Vec::new(), audits, again, outbox, log);
     log.tell_left_out();
 }
 
-/// One transaction, and only then the replies. If it fails, nothing of it happened and every device
-/// is told to try again.
+/// One transaction, and only then the replies. Of what cannot be recorded nothing happened, and the
+/// device is told to try again.
 fn commit(
     store: &mut dyn Store,
     waiting: Vec<Planned>,
@@ -84,20 +85,14 @@ fn commit(
     }
     let alone = |entry| Entry { act: Act::None, basis: None, audit: Some(entry) };
     entries.extend(audits.into_iter().map(alone));
-    match store.record(&outbox.scope, &entries) {
-        Ok(recorded) => {
-            for (planned, recorded) in owed.into_iter().zip(recorded) {
-                match recorded {
-                    Recorded::Done => answer(planned, outbox, log),
-                    Recorded::Stale => plan_again(planned, again, outbox),
-                }
-            }
-        }
-        Err(error) => {
-            log.fault("a batch could not be written", &error);
-            for planned in owed {
-                outbox.reply(planned.job, ReplyBody::Problem(internal()));
-            }
+    let recorded = record_each(store, &outbox.scope, &entries, |error| {
+        log.fault("decisions could not be written", error);
+    });
+    for (planned, recorded) in owed.into_iter().zip(recorded) {
+        match recorded {
+            Some(Recorded::Done) => answer(planned, outbox, log),
+            Some(Recorded::Stale) => plan_again(planned, again, outbox),
+            None => outbox.reply(planned.job, ReplyBody::Problem(internal())),
         }
     }
 }
@@ -130,12 +125,13 @@ pub(super) fn announce(reply: &ReplyBody, audit: &AuditEntry, outbox: &Outbox) {
     }
 }
 
-fn prune(store: &mut dyn Store, retention: &Retention) -> Result<(), StoreError> {
+/// Whether there is more to do.
+fn prune(store: &mut dyn Store, retention: &Retention) -> Result<bool, StoreError> {
     let pruned = store.prune(retention, OffsetDateTime::now_utc())?;
     if pruned.overdue > 0 {
         info!(count = pruned.overdue, "revoked what was not confirmed in time");
     }
-    Ok(())
+    Ok(pruned.more)
 }
 
 /// What operators hear of a certificate.
@@ -153,6 +149,60 @@ const AUDIT_DELAY: Duration = Duration::from_millis(100);
 /// How late a certificate is revoked that nobody confirmed. Until then it is refused all the same,
 /// for its time is looked at.
 const OVERDUE_POLL: Duration = Duration::from_secs(1);
+/// The same while there is more than one call takes: some 10 ms each, so others wait for a tenth of
+/// the time at most.
+const MORE_POLL: Duration = Duration::from_millis(100);
 /// How often a request is planned. What it was planned by changes while it is signed only if
 /// somebody asks for the same EK at the same time, or an operator acts on it.
 const ATTEMPTS: u32 = 5;
+
+#[cfg(test)]
+mod tests {
+    use assay_store::{Change, Database};
+
+    use super::*;
+    use crate::directory::Directory;
+
+    #[test]
+    fn what_is_too_much_for_one_call_is_forgotten_by_calls_soon_after() {
+        let parent = tempfile::tempdir().unwrap();
+        Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+        let database = Database::Sqlite(parent.path().join("ca/assay.db"));
+        let mut store = database.open().unwrap();
+        let scope: assay_wire::Scope = "default".parse().unwrap();
+        let entry = || AuditEntry {
+            time: OffsetDateTime::now_utc(),
+            client: "c".repeat(64).parse().unwrap(),
+            action: "challenge",
+            ek_id: None,
+            device: None,
+            change: Change::None,
+            refusal: None,
+            duration_us: 1,
+        };
+        let entries: Vec<_> = (0..26_000)
+            .map(|_| Entry { act: Act::None, basis: None, audit: Some(entry()) })
+            .collect();
+        assert!(store.record(&scope, &entries).is_ok());
+
+        let retention = Retention::default().with_audit(1_000).unwrap();
+        let (writes, written) = crossbeam_channel::unbounded();
+        let (again, _stale) = crossbeam_channel::bounded(1);
+        let outbox = Outbox::new(scope, tokio::sync::mpsc::channel(1).0);
+        let recorder = database.open().unwrap();
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                run(recorder, retention, &written, &again, &outbox, &DecisionLog::new());
+            });
+            while store.audit(u32::MAX).unwrap().len() > 1_000
+                && started.elapsed() < Duration::from_secs(60)
+            {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            drop(writes);
+        });
+        // Five calls of 5,000 rows.
+        assert!(started.elapsed() < 4 * OVERDUE_POLL, "{:?}", started.elapsed());
+    }
+}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use postgres::error::SqlState;
 
-use super::session::{Attempt, Session};
+use super::session::{Attempt, Mark, Session};
 use super::settings::Settings;
 use crate::error::StoreError;
 
@@ -30,7 +30,7 @@ impl Postgres {
         apart(move || {
             let mut patience = Patience::default();
             loop {
-                match self.session().and_then(&mut work) {
+                match self.with_session(&mut work) {
                     Ok(value) => return Ok(value),
                     Err(error) => self.recover(error, &mut patience)?,
                 }
@@ -55,11 +55,11 @@ impl Postgres {
         apart(move || {
             let mut patience = Patience::default();
             loop {
-                match self.session().and_then(|session| session.try_write(&mut work)) {
+                match self.with_session(|session| session.try_write(&mut work)) {
                     Ok(Attempt::Committed(value)) => return Ok(value),
-                    Ok(Attempt::Undecided { value, transaction }) => {
+                    Ok(Attempt::Undecided { value, mark }) => {
                         self.session = None;
-                        if self.was_committed(&transaction, &mut patience)? {
+                        if self.was_committed(&mark, &mut patience)? {
                             return Ok(value);
                         }
                     }
@@ -67,6 +67,18 @@ impl Postgres {
                 }
             }
         })
+    }
+
+    /// If `work` panics, the connection ends, and with it the transaction that may be open.
+    fn with_session<T>(
+        &mut self,
+        work: impl FnOnce(&mut Session) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.session()?;
+        let mut session = self.session.take().expect("it was made");
+        let result = work(&mut session);
+        self.session = Some(session);
+        result
     }
 
     /// The connection, made if there is none.
@@ -80,32 +92,13 @@ impl Postgres {
         }
     }
 
-    /// Asks what became of a transaction whose commit nobody answered.
-    fn was_committed(
-        &mut self,
-        transaction: &str,
-        patience: &mut Patience,
-    ) -> Result<bool, StoreError> {
+    /// Asks what became of a transaction whose commit nobody answered, once it has ended.
+    fn was_committed(&mut self, mark: &Mark, patience: &mut Patience) -> Result<bool, StoreError> {
         loop {
-            let status = self.session().and_then(|session| {
-                let row = session.query_one(STATUS, &[&transaction])?;
-                Ok(row.get::<_, Option<String>>(0))
-            });
-            match status {
-                Ok(status) if status.as_deref() == Some("committed") => return Ok(true),
-                // Its old connection is still at it.
-                Ok(status) if status.as_deref() == Some("in progress") => {
-                    if !patience.wait() {
-                        return Err(StoreError::Undecided);
-                    }
-                }
-                Ok(_) => return Ok(false),
-                // A server that crashed before it wrote the number anywhere knows it not.
-                Err(StoreError::Postgres(error))
-                    if error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) =>
-                {
-                    return Ok(false);
-                }
+            let is_there = |session: &mut Session| mark.is_there(session);
+            match self.with_session(|session| session.try_write(is_there)) {
+                Ok(Attempt::Committed(is_there)) => return Ok(is_there),
+                Ok(Attempt::Undecided { value: is_there, .. }) => return Ok(is_there),
                 Err(error) => {
                     self.recover(error, patience).map_err(|_| StoreError::Undecided)?;
                 }
@@ -173,6 +166,8 @@ fn remedy(error: &postgres::Error) -> Option<Remedy> {
         SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
         // It became a standby, and another is the one that is written to.
         SqlState::READ_ONLY_SQL_TRANSACTION,
+        // What a standby says to a transaction that is to write.
+        SqlState::FEATURE_NOT_SUPPORTED,
     ];
     let is_lost = is_away.contains(code) || code.code().starts_with("08");
     is_lost.then_some(Remedy::NewConnection)
@@ -204,7 +199,6 @@ impl Patience {
     }
 }
 
-const STATUS: &str = "SELECT pg_xact_status($1::text::xid8)";
 /// As long as SQLite waits for whoever writes. A server restarts in a second or two; a standby
 /// takes over in about as long as this.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -265,28 +259,75 @@ mod tests {
     fn what_became_of_a_commit_without_an_answer_is_found_out() {
         let server = assay_tests::Postgres::start().unwrap();
         let mut store = store(&server);
-        let mut number = |commits: bool| {
-            let mut number = String::new();
-            let result = store.write(|session| {
-                let query = "SELECT pg_current_xact_id()::text";
-                number = session.query_one(query, &[])?.get(0);
-                // What wrote nothing may be forgotten by a crash.
-                session.execute("UPDATE revocation_lists SET number = number", &[])?;
-                if commits { Ok(()) } else { Err(StoreError::Empty) }
-            });
-            assert_eq!(result.is_ok(), commits);
-            number
+        let committed = begun(&mut store);
+        store.session().unwrap().client.batch_execute("COMMIT").unwrap();
+        let undone = begun(&mut store);
+        store.session().unwrap().client.batch_execute("ROLLBACK").unwrap();
+        let ask = |store: &mut Postgres, mark| {
+            store.was_committed(mark, &mut Patience::default()).unwrap()
         };
-        let (committed, undone) = (number(true), number(false));
-        let never = (undone.parse::<u64>().unwrap() + 1_000_000).to_string();
-        let expected = [(&committed, true), (&undone, false), (&never, false)];
-        for (transaction, expected) in expected {
-            let was = store.was_committed(transaction, &mut Patience::default()).unwrap();
-            assert_eq!(was, expected, "{transaction}");
-        }
+        assert!(ask(&mut store, &committed.0));
+        assert!(!ask(&mut store, &undone.0));
         server.crash().unwrap();
         store.session = None;
-        assert!(store.was_committed(&committed, &mut Patience::default()).unwrap());
+        assert!(ask(&mut store, &committed.0));
+    }
+
+    /// A server gives the number of what a crash undid to somebody else.
+    #[test]
+    fn transaction_that_a_crash_undid_is_not_taken_for_the_next_one() {
+        let server = assay_tests::Postgres::start().unwrap();
+        let mut store = store(&server);
+        let (lost, number) = begun(&mut store);
+        server.crash().unwrap();
+        store.session = None;
+        let next = store.write(number_of).unwrap();
+        assert_eq!(next, number, "otherwise this tests nothing");
+        assert!(!store.was_committed(&lost, &mut Patience::default()).unwrap());
+    }
+
+    /// One that the old connection still works on is waited for.
+    #[test]
+    fn commit_that_is_still_under_way_is_waited_for() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let mut store = store(&server);
+        let (mark, _) = begun(&mut store);
+        let mut old = store.session.take().unwrap();
+        let ends = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            old.client.batch_execute("COMMIT").unwrap();
+        });
+        assert!(store.was_committed(&mark, &mut Patience::default()).unwrap());
+        ends.join().unwrap();
+    }
+
+    /// A transaction that is open, and its number.
+    fn begun(store: &mut Postgres) -> (Mark, String) {
+        let session = store.session().unwrap();
+        let mark = session.begin_writing().unwrap();
+        (mark, number_of(session).unwrap())
+    }
+
+    fn number_of(session: &mut Session) -> Result<String, StoreError> {
+        Ok(session.query_one("SELECT pg_current_xact_id()::text", &[])?.get(0))
+    }
+
+    #[test]
+    fn transaction_in_which_somebody_panics_keeps_nobody_waiting() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let mut store = store(&server);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            store.write(|session| -> Result<(), StoreError> {
+                session.execute("UPDATE revocation_lists SET number = 9", &[])?;
+                panic!("as a fault of ours would")
+            })
+        }));
+        assert!(panicked.is_err());
+        let mut other = Postgres::open(&store.settings).unwrap();
+        let started = Instant::now();
+        assert_eq!(other.next_revocation_list().unwrap(), 1);
+        assert!(started.elapsed() < Duration::from_secs(3), "the server cuts it after five");
+        assert_eq!(store.next_revocation_list().unwrap(), 2);
     }
 
     #[test]
@@ -299,6 +340,23 @@ mod tests {
             assert_eq!(store.next_revocation_list().unwrap(), 1);
             assert_eq!(store.wait_for_changes(seen, Duration::from_millis(1)).unwrap(), seen);
         });
+    }
+
+    #[test]
+    fn server_that_became_a_standby_is_left_for_another_connection() {
+        let server = assay_tests::Postgres::shared().unwrap();
+        let mut store = store(&server);
+        let mut connections = Vec::new();
+        let result = store.write(|session| {
+            connections.push(session.query_one("SELECT pg_backend_pid()", &[])?.get::<_, i32>(0));
+            if connections.len() == 1 {
+                // As `BEGIN READ WRITE` fails on a standby.
+                session.client.batch_execute("DO $$ BEGIN RAISE SQLSTATE '0A000'; END $$")?;
+            }
+            Ok(())
+        });
+        result.unwrap();
+        assert_ne!(connections[0], connections[1]);
     }
 
     #[test]

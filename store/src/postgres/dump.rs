@@ -25,6 +25,7 @@ impl Tables {
             _ => {}
         }
         session.client.batch_execute(BEGIN)?;
+        migrations::refuse_if_moved(&mut session)?;
         Ok(Self(session))
     }
 }
@@ -57,6 +58,15 @@ impl Source for Tables {
             each(values(table, &row))?;
         }
         Ok(())
+    }
+
+    fn leave(&mut self, place: &str) -> Result<(), StoreError> {
+        self.0.execute("INSERT INTO moved_to VALUES ($1)", &[&place])?;
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
+        Ok(self.0.client.batch_execute("COMMIT")?)
     }
 }
 

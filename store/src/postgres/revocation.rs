@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use assay_ca_core::{RevocationReason, Revoked};
+use assay_ca_core::{CLOCK_SKEW, RevocationReason, Revoked};
 use fallible_iterator::FallibleIterator;
 use time::OffsetDateTime;
 
@@ -10,7 +10,7 @@ use super::columns::{array, small, time};
 use super::connection::{Postgres, apart};
 use super::session::Session;
 use crate::error::StoreError;
-use crate::retention::{AUDIT_BATCH, BATCH, Pruned, Retention};
+use crate::retention::{AUDIT_BATCH, BATCH, Expiries, Pruned, Retention};
 use crate::revocation::{Changes, OPTIMISM, RevokedCertificates, in_order, reason};
 
 impl Postgres {
@@ -100,24 +100,23 @@ impl Postgres {
         retention: &Retention,
         now: OffsetDateTime,
     ) -> Result<Pruned, StoreError> {
-        let (now, ended, offered) = (
-            now,
-            (now - retention.ended()).unix_timestamp(),
-            (now - retention.unused_offers()).unix_timestamp(),
-        );
-        let seconds = now.unix_timestamp();
+        let Expiries { never_confirmed, in_force: ended } = retention.expiries(now);
+        let offered = (now - retention.unused_offers()).unix_timestamp();
         let kept = i64::from(retention.audit());
         // Most often there is nothing, and it keeps nobody from writing.
         let has_to = self.read(|session| {
             Ok(has_overdue(session, now)?
-                || session.query_one(HAS_TO_PRUNE, &[&seconds, &ended, &offered, &kept])?.get(0))
+                || session
+                    .query_one(HAS_TO_PRUNE, &[&never_confirmed, &ended, &offered, &kept])?
+                    .get(0))
         })?;
         if !has_to {
             return Ok(Pruned::default());
         }
         self.write(|session| {
+            check_clock(session)?;
             let overdue = revoke_overdue(session, now)?;
-            let never = session.execute(PRUNE_NEVER_CONFIRMED, &[&seconds, &BATCH])?;
+            let never = session.execute(PRUNE_NEVER_CONFIRMED, &[&never_confirmed, &BATCH])?;
             let in_force = session.execute(PRUNE_ENDED, &[&ended, &BATCH])?;
             let offers = session.execute(PRUNE_OFFERS, &[&offered, &BATCH])?;
             let changes = session.execute(PRUNE_CHANGES, &[&kept, &AUDIT_BATCH])?;
@@ -133,6 +132,13 @@ impl Postgres {
             })
         })
     }
+}
+
+/// What is forgotten does not come back, so one machine with a wrong clock must not do it for all.
+fn check_clock(session: &mut Session) -> Result<(), StoreError> {
+    let servers: i64 = session.query_one(CLOCK, &[])?.get(0);
+    let ahead = OffsetDateTime::now_utc().unix_timestamp() - servers;
+    if ahead > CLOCK_SKEW.whole_seconds() { Err(StoreError::Clock(ahead)) } else { Ok(()) }
 }
 
 fn has_overdue(session: &mut Session, now: OffsetDateTime) -> Result<bool, StoreError> {
@@ -162,6 +168,7 @@ fn next_number(session: &mut Session) -> Result<u32, StoreError> {
     small(&session.query_one(query, &[])?, 0)
 }
 
+const CLOCK: &str = "SELECT extract(epoch FROM clock_timestamp())::int8";
 const LISTEN: &str = "SELECT format('LISTEN %I', 'assay_' || current_schema())";
 /// How late a revocation is noticed if the server's word of it was lost.
 const POLL: Duration = Duration::from_millis(900);

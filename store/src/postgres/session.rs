@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use postgres::types::ToSql;
-use postgres::{Client, Row, SimpleQueryMessage, Statement};
+use postgres::{Client, Row, Statement};
 
 use super::settings::Settings;
 use crate::error::StoreError;
+use crate::random::random_bytes;
 
 /// One connection. It can only read, but in [`try_write`](Self::try_write).
 pub(super) struct Session {
@@ -23,11 +24,27 @@ pub(super) type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 /// What became of a transaction.
 pub(super) enum Attempt<T> {
     Committed(T),
-    /// The connection was lost while the server committed: by the transaction's number one can ask.
+    /// The connection was lost while the server committed: by the mark one can ask.
     Undecided {
         value: T,
-        transaction: String,
+        mark: Mark,
     },
+}
+
+/// What a transaction leaves in the table `commits`, and is there if it was committed. Its number
+/// would not do: a server that crashed, or one that took over, gives the numbers of lost
+/// transactions to others.
+pub(super) struct Mark {
+    place: i64,
+    token: Vec<u8>,
+}
+
+impl Mark {
+    /// Asks in a transaction that writes: the lock is free once the one in question has ended.
+    pub(super) fn is_there(&self, session: &mut Session) -> Result<bool, StoreError> {
+        let query = "SELECT FROM commits WHERE place = $1 AND token = $2";
+        Ok(session.query_opt(query, &[&self.place, &self.token])?.is_some())
+    }
 }
 
 impl Session {
@@ -98,15 +115,9 @@ impl Session {
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
     ) -> Result<Attempt<T>, StoreError> {
-        let begun = self.client.simple_query(BEGIN_WRITING)?;
-        let transaction = begun.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
-        });
-        let transaction =
-            transaction.ok_or_else(|| StoreError::unreadable("a transaction without a number"))?;
-        let value = match work(self) {
-            Ok(value) => value,
+        let done = self.begin_writing().and_then(|mark| Ok((mark, work(self)?)));
+        let (mark, value) = match done {
+            Ok(done) => done,
             Err(error) => {
                 // If the connection is lost, the server does it alone.
                 let _ = self.client.batch_execute("ROLLBACK");
@@ -118,7 +129,17 @@ impl Session {
             Err(error) if error.as_db_error().is_some_and(|error| !ends_session(error)) => {
                 Err(error.into())
             }
-            Err(_) => Ok(Attempt::Undecided { value, transaction }),
+            Err(_) => Ok(Attempt::Undecided { value, mark }),
+        }
+    }
+
+    pub(super) fn begin_writing(&mut self) -> Result<Mark, StoreError> {
+        self.client.batch_execute(BEGIN_WRITING)?;
+        let token = random_bytes::<16>().to_vec();
+        let row = self.query_one(MARK, &[&token])?;
+        match row.get(1) {
+            Some(place) => Err(StoreError::Moved(place)),
+            None => Ok(Mark { place: row.get(0), token }),
         }
     }
 }
@@ -151,8 +172,12 @@ const BEGIN_READING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 /// The lock comes before the first look: `LOCK TABLE` alone takes no snapshot, so what is read
 /// afterwards is what those before have left.
 const BEGIN_WRITING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE;
-    LOCK TABLE write_lock IN EXCLUSIVE MODE;
-    SELECT pg_current_xact_id()::text";
+    LOCK TABLE write_lock IN EXCLUSIVE MODE";
+/// See [`Mark`]. As many stay as a fast disk commits in half a minute.
+const MARK: &str = "INSERT INTO commits (place, token)
+    VALUES (nextval('commit_places') % 16384, $1)
+    ON CONFLICT (place) DO UPDATE SET token = excluded.token
+    RETURNING place, (SELECT place FROM moved_to)";
 
 /// The plan of a statement, as it is made once for all parameters.
 #[cfg(test)]
@@ -166,7 +191,7 @@ pub(super) fn plan(session: &mut Session, sql: &str) -> String {
     session.client.batch_execute("SET default_transaction_read_only = off").unwrap();
     let messages = session.client.simple_query(&ask).unwrap();
     let lines = messages.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
         _ => None,
     });
     lines.collect::<Vec<_>>().join("\n")

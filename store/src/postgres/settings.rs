@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postgres::config::{Host, SslMode};
+use postgres::config::{Host, SslMode, TargetSessionAttrs};
 use postgres::{Client, Config, NoTls};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -69,7 +69,9 @@ impl Settings {
             .keepalives_idle(KEEPALIVE)
             .keepalives_interval(KEEPALIVE)
             .keepalives_retries(3)
-            .tcp_user_timeout(3 * KEEPALIVE);
+            .tcp_user_timeout(3 * KEEPALIVE)
+            // A standby would answer too, and what it answers may be out of date.
+            .target_session_attrs(TargetSessionAttrs::ReadWrite);
         let is_local = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
         let tls = if is_local || config.get_ssl_mode() == SslMode::Disable {
             config.ssl_mode(SslMode::Disable);

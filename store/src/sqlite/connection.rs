@@ -45,11 +45,17 @@ impl Sqlite {
     /// it, `assay.db.before-7`.
     ///
     /// # Errors
-    /// There is no such file, a later version of Assay wrote it, or it cannot be upgraded.
+    /// There is no such file, a later version of Assay wrote it, or it cannot be upgraded, as when
+    /// a process of the earlier version still has it open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let mut store = Self::connect(path)?;
-        migrations::upgrade(&mut store.connection, path)?;
-        Ok(store)
+        let store = Self::connect(path)?;
+        if migrations::is_todays(&store.connection)? {
+            return Ok(store);
+        }
+        // Whoever has it open keeps others from upgrading it.
+        drop(store);
+        migrations::upgrade(path, || Ok(Self::connect(path)?.connection))?;
+        Self::connect(path)
     }
 
     fn connect(path: &Path) -> Result<Self, StoreError> {

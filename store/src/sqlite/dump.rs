@@ -2,22 +2,26 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row, ToSql, params_from_iter};
 
+use super::alone::take_alone;
 use super::connection::Sqlite;
-use super::migrations::sync_directory_of;
+use super::migrations::{beside, sync_directory_of};
 use crate::error::StoreError;
 use crate::tables::{Kind, Order, Sink, Source, Table, Value};
 
-/// Tables of a file to which nobody can write meanwhile.
+/// Tables of a file that nobody else has open.
 pub(crate) struct Tables(Connection);
 
 impl Tables {
     pub(crate) fn read(path: &Path) -> Result<Self, StoreError> {
         let connection = Sqlite::open(path)?.connection;
-        connection.execute_batch("BEGIN IMMEDIATE")?;
+        connection.busy_timeout(PATIENCE)?;
+        take_alone(&connection, path)?;
+        connection.execute_batch("BEGIN EXCLUSIVE")?;
         Ok(Self(connection))
     }
 }
@@ -51,6 +55,16 @@ impl Source for Tables {
         }
         Ok(())
     }
+
+    fn leave(&mut self, place: &str) -> Result<(), StoreError> {
+        self.0.execute_batch("CREATE TABLE moved_to (place TEXT NOT NULL) STRICT")?;
+        self.0.execute("INSERT INTO moved_to VALUES (?1)", [place])?;
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), StoreError> {
+        Ok(self.0.execute_batch("COMMIT")?)
+    }
 }
 
 /// A new file, which is there once it is finished.
@@ -62,15 +76,17 @@ pub(crate) struct NewTables {
 
 impl NewTables {
     pub(crate) fn make(path: &Path) -> Result<Self, StoreError> {
-        if path.exists() {
-            return Err(StoreError::NotEmpty(path.display().to_string()));
+        // SQLite would take the log of another file for that of this one.
+        for suffix in ["", "-wal", "-shm", "-journal"] {
+            let there = beside(path, suffix);
+            if there.exists() {
+                return Err(StoreError::NotEmpty(there.display().to_string()));
+            }
         }
         let part = path.with_extension("db.copy");
         // What an attempt before left.
         for suffix in ["", "-wal", "-shm"] {
-            let mut left = part.clone().into_os_string();
-            left.push(suffix);
-            match fs::remove_file(&left) {
+            match fs::remove_file(beside(&part, suffix)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error.into());
                 }
@@ -142,3 +158,6 @@ impl ToSql for Value {
         Ok(ToSqlOutput::Borrowed(value.unwrap_or(ValueRef::Null)))
     }
 }
+
+/// For a command that is about to end.
+const PATIENCE: Duration = Duration::from_secs(1);

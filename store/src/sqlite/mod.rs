@@ -7,6 +7,7 @@
 //! device id per EK and back, and one active certificate per EK, are constraints of the schema
 //! besides.
 
+mod alone;
 mod audit;
 mod certificates;
 mod columns;

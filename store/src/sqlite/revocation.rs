@@ -7,13 +7,13 @@ use time::OffsetDateTime;
 use super::columns::time;
 use super::connection::{Sqlite, Transaction};
 use crate::error::StoreError;
-use crate::retention::{AUDIT_BATCH, BATCH, Pruned, Retention};
+use crate::retention::{AUDIT_BATCH, BATCH, Expiries, Pruned, Retention};
 use crate::revocation::{Changes, OPTIMISM, RevokedCertificates, in_order, reason};
 
 impl Transaction<'_> {
     fn prune_ended(&self, retention: &Retention, now: OffsetDateTime) -> Result<usize, StoreError> {
-        let [never, ended] = expiries(retention, now);
-        Ok(self.0.prepare_cached(PRUNE)?.execute([never, ended, BATCH])?)
+        let Expiries { never_confirmed, in_force } = retention.expiries(now);
+        Ok(self.0.prepare_cached(PRUNE)?.execute([never_confirmed, in_force, BATCH])?)
     }
 
     /// The number of the next revocation list: each is given once.
@@ -123,11 +123,13 @@ impl Sqlite {
     }
 
     fn has_to_prune(&self, retention: &Retention, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let [never, ended] = expiries(retention, now);
+        let Expiries { never_confirmed, in_force } = retention.expiries(now);
         let offered = (now - retention.unused_offers()).unix_timestamp();
         let mut statement = self.connection.prepare_cached(HAS_TO_PRUNE)?;
         Ok(statement
-            .query_row([never, ended, offered, retention.audit().into()], |row| row.get(0))?)
+            .query_row([never_confirmed, in_force, offered, retention.audit().into()], |row| {
+                row.get(0)
+            })?)
     }
 
     fn has_overdue_confirmations(&self, now: OffsetDateTime) -> Result<bool, StoreError> {
@@ -160,12 +162,6 @@ fn list_changes(connection: &Connection) -> Result<i64, StoreError> {
 /// Up to a batch of what was not confirmed in time.
 fn revoke_overdue(connection: &Connection, now: OffsetDateTime) -> Result<usize, StoreError> {
     Ok(connection.prepare_cached(REVOKE_OVERDUE)?.execute([now.unix_timestamp(), BATCH])?)
-}
-
-/// The parameters of [`PRUNE`]: what expired before the first goes if it was never confirmed,
-/// before the second whatever it was.
-fn expiries(retention: &Retention, now: OffsetDateTime) -> [i64; 2] {
-    [now.unix_timestamp(), (now - retention.ended()).unix_timestamp()]
 }
 
 // All of these find the few certificates that matter by an index, among a million that do not. A

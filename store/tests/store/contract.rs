@@ -12,7 +12,7 @@ use assay_server::directory::Directory;
 use assay_store::{
     Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
     IdInQuestion, NewEnrolment, Pruned, Question, Recorded, Removed, Retention,
-    RevokedCertificates, StoreError, Tags, Trusted, Whom,
+    RevokedCertificates, StoreError, Tags, Trusted, Whom, record_each,
 };
 use assay_wire::{EkId, Scope};
 use time::{Duration, OffsetDateTime};
@@ -22,6 +22,7 @@ use crate::fixture::{Any, Fixture, on_both};
 
 on_both! {
     a_batch_is_recorded_entry_by_entry_and_each_whole_or_not_at_all,
+    entry_that_cannot_be_recorded_takes_no_other_with_it,
     a_certificate_nobody_issued_is_unknown,
     a_certificate_that_was_not_confirmed_in_time_is_revoked,
     a_change_of_anchors_changes_their_version,
@@ -42,6 +43,7 @@ on_both! {
     certificate_is_confirmed_once,
     certificate_to_confirm_is_found_until_its_time_is_over,
     certificates_of_a_device_are_counted_for_a_day,
+    certificates_that_are_counted_are_not_forgotten,
     certificates_that_nobody_confirmed_are_counted_for_a_day,
     database_is_found_writable,
     decisions_are_in_the_order_in_which_they_were_made,
@@ -333,6 +335,27 @@ fn certificates_that_nobody_confirmed_are_counted_for_a_day(fixture: &Fixture) {
     assert_eq!(count(&mut store, now() + Duration::days(1)), 0);
 }
 
+/// They may expire sooner than the quota's period ends.
+fn certificates_that_are_counted_are_not_forgotten(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let hour = now() + Duration::HOUR;
+    for serial in 1..=3 {
+        let facts = CertificateFacts { not_after: hour, ..certificate(serial, "pump-1", ek(1)) };
+        add(&mut store, &facts).unwrap();
+        let facts = CertificateFacts { not_after: hour, ..sealed(9 + serial, "pump-2", ek(2)) };
+        add(&mut store, &facts).unwrap();
+    }
+    let retention = Retention::default().with_ended(0).unwrap();
+    let mut left = |at| {
+        while store.prune(&retention, at).unwrap().more {}
+        let registration = records(&mut store, ek(1), at).registration.unwrap();
+        let unconfirmed = records(&mut store, ek(2), at).recent_unconfirmed;
+        (registration.recent_certificates, unconfirmed, store.certificates().unwrap().len())
+    };
+    assert_eq!(left(now() + Duration::HOUR * 23), (3, 3, 6));
+    assert_eq!(left(hour + Duration::DAY), (0, 0, 1), "what is in force stays");
+}
+
 fn the_revocation_list_gives_reasons_and_forgets_what_expired(fixture: &Fixture) {
     let mut store = fixture.store();
     add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
@@ -429,7 +452,7 @@ fn device_that_does_not_exist_is_let_in_until_its_certificate_is_revoked_and_the
     assert!(store.changes().unwrap().connections > before, "who is connected with it is not cut");
     let revoked = store.revoked(now).unwrap();
     assert_eq!((revoked.once_in_force.len(), revoked.never_in_force.len()), (0, 1));
-    prune(&mut store, now + Duration::HOUR);
+    prune(&mut store, now + Duration::days(2));
     assert_eq!(status(&mut store), CertificateStatus::Unknown);
 }
 
@@ -843,6 +866,32 @@ fn plan_that_contradicts_its_own_basis_is_refused(fixture: &Fixture) {
         assert!(matches!(record(&mut *store, entry), Err(StoreError::Inconsistent(_))));
     }
     assert!(store.devices().unwrap().is_empty());
+}
+
+fn entry_that_cannot_be_recorded_takes_no_other_with_it(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    // Of the same serial number as one on record.
+    let impossible = plan(&mut *store, &certificate(1, "pump-2", ek(2))).unwrap();
+    let possible = plan(&mut *store, &certificate(3, "pump-3", ek(3))).unwrap();
+    let alone = Entry { act: Act::None, basis: None, audit: Some(decision(7, None)) };
+    let entries = [impossible, possible, alone];
+    assert!(store.record(&scope(), &entries).is_err());
+    let mut errors = Vec::new();
+    let recorded = record_each(&mut *store, &scope(), &entries, |error| {
+        errors.push(error.to_string());
+    });
+    assert_eq!(recorded, [None, Some(Recorded::Done), Some(Recorded::Done)]);
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!(status(&mut store, 3), CertificateStatus::Active);
+    assert_eq!(store.audit(9).unwrap().len(), 1);
+    // What is not for an entry is not tried again and again.
+    let other: Scope = "other".parse().unwrap();
+    store.record_scope(&scope()).unwrap();
+    let recorded = record_each(&mut *store, &other, &entries, |error| {
+        errors.push(error.to_string());
+    });
+    assert_eq!((recorded, errors.len()), (vec![None; 3], 2));
 }
 
 fn certificate_is_confirmed_once(fixture: &Fixture) {

@@ -31,7 +31,9 @@ fn nothing_is_lost_on_the_way_to_postgresql_and_back() {
 fn copy_answers_as_the_original_does_and_counts_on() {
     let (file, server) = (Fixture::sqlite(), Fixture::postgres());
     fill(&mut file.store());
-    copy(&file.database, &server.database, |_| {}).unwrap();
+    let other = file.directory.path().join("other.db");
+    std::fs::copy(file.path(), &other).unwrap();
+    copy(&Database::Sqlite(other), &server.database, |_| {}).unwrap();
     let mut stores = [file.store(), server.store()];
     let answers = stores.each_mut().map(|store| {
         let at = now() + Duration::hours(1);
@@ -58,9 +60,18 @@ fn copy_overwrites_no_ca() {
     let (file, server) = (Fixture::sqlite(), Fixture::postgres());
     fill(&mut file.store());
     assert!(matches!(copy(&file.database, &file.database, |_| {}), Err(StoreError::NotEmpty(_))));
+    let other = Fixture::sqlite();
     copy(&file.database, &server.database, |_| {}).unwrap();
-    let again = copy(&file.database, &server.database, |_| {});
+    let again = copy(&other.database, &server.database, |_| {});
     assert!(matches!(again, Err(StoreError::NotEmpty(_))));
+    for left in ["new.db-wal", "new.db-shm"] {
+        let left = other.directory.path().join(left);
+        std::fs::write(&left, "").unwrap();
+        let target = Database::Sqlite(other.directory.path().join("new.db"));
+        let refused = copy(&other.database, &target, |_| {});
+        assert!(matches!(refused, Err(StoreError::NotEmpty(_))), "{refused:?}");
+        std::fs::remove_file(left).unwrap();
+    }
     let missing = Database::Sqlite(file.directory.path().join("missing.db"));
     assert!(copy(&missing, &Fixture::postgres().database, |_| {}).is_err());
 }
@@ -72,22 +83,56 @@ fn nobody_writes_to_what_is_copied() {
         let target = fixture.directory.path().join("copy.db");
         let mut revoker = None;
         copy(&fixture.database, &Database::Sqlite(target.clone()), |progress| {
-            // It waits, and is recorded once the copy is finished.
+            // It waits, and hears that the CA moved once the copy is finished.
             if progress.table == "scope" {
                 let database = fixture.database.clone();
                 revoker = Some(std::thread::spawn(move || {
-                    database.open().unwrap().set_disabled(&ek(77), true, now()).unwrap()
+                    database.open().and_then(|mut store| store.set_disabled(&ek(77), true, now()))
                 }));
                 std::thread::sleep(std::time::Duration::from_millis(200));
                 assert!(!revoker.as_ref().unwrap().is_finished());
             }
         })
         .unwrap();
-        assert!(revoker.unwrap().join().unwrap());
+        let refused = revoker.unwrap().join().unwrap();
+        assert!(matches!(refused, Err(StoreError::Moved(_))), "{refused:?}");
         let mut copied = Database::Sqlite(target).open().unwrap();
         assert!(!records(&mut copied, ek(77), now()).disabled);
-        assert!(records(&mut fixture.store(), ek(77), now()).disabled);
     }
+}
+
+#[test]
+fn nobody_opens_or_writes_to_what_was_copied_elsewhere() {
+    for fixture in [Fixture::sqlite(), Fixture::postgres()] {
+        fill(&mut fixture.store());
+        let mut worker = matches!(fixture.database, Database::Postgres(_)).then(|| fixture.store());
+        let target = fixture.directory.path().join("copy.db");
+        copy(&fixture.database, &Database::Sqlite(target.clone()), |_| {}).unwrap();
+        let again = Database::Sqlite(fixture.directory.path().join("again.db"));
+        let refusals = [
+            fixture.database.open().err(),
+            copy(&fixture.database, &again, |_| {}).err(),
+            worker.as_mut().and_then(|worker| worker.next_revocation_list().err()),
+        ];
+        assert_eq!(refusals.iter().flatten().count(), if worker.is_some() { 3 } else { 2 });
+        for error in refusals.into_iter().flatten() {
+            let StoreError::Moved(place) = &error else { panic!("{error}") };
+            assert_eq!(*place, target.display().to_string());
+        }
+    }
+}
+
+#[test]
+fn file_that_another_process_has_open_is_not_copied() {
+    let (file, server) = (Fixture::sqlite(), Fixture::postgres());
+    fill(&mut file.store());
+    let worker = file.store();
+    let refused = copy(&file.database, &server.database, |_| {});
+    assert!(matches!(refused, Err(StoreError::InUse(_))), "{refused:?}");
+    drop(worker);
+    copy(&file.database, &server.database, |_| {}).unwrap();
+    // Nothing of it is in a log that would stay behind under the old name.
+    assert!(!file.directory.path().join("assay.db-wal").exists());
 }
 
 #[test]
@@ -95,6 +140,7 @@ fn progress_reaches_the_number_of_rows() {
     let file = Fixture::sqlite();
     let mut store = file.store();
     audit(&mut store, (0..2_500).map(|n| decision(n, None)));
+    drop(store);
     let mut seen = Vec::new();
     let target = Database::Sqlite(file.directory.path().join("copy.db"));
     copy(&file.database, &target, |progress| {
@@ -162,7 +208,8 @@ fn anchor(n: u8) -> AnchorRow {
 /// Every row of every table, in order, and the last number that each counter gave.
 fn tables(path: &Path) -> BTreeMap<String, Vec<Vec<Value>>> {
     let file = Connection::open(path).unwrap();
-    let names = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'refinery%'";
+    let names = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'refinery%'
+        AND name <> 'moved_to'";
     let mut names = file.prepare(names).unwrap();
     let names = names.query_map([], |row| row.get::<_, String>(0)).unwrap();
     names

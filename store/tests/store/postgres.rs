@@ -3,10 +3,11 @@
 use std::fs;
 
 use assay_store::postgres::Postgres;
-use assay_store::{Database, PostgresSettings, StoreError};
+use assay_store::{Database, PostgresSettings, Retention, StoreError, copy};
 use assay_tests::Postgres as Server;
 use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
+use crate::acts::*;
 use crate::fixture::Fixture;
 
 #[test]
@@ -47,6 +48,81 @@ fn several_cas_in_one_database_know_nothing_of_each_other() {
     stores[0].next_revocation_list().unwrap();
     assert_eq!(stores[0].next_revocation_list().unwrap(), 2);
     assert_eq!(stores[1].next_revocation_list().unwrap(), 1);
+}
+
+/// It is behind the other one, or would be if that went on.
+#[test]
+fn standby_is_not_asked() {
+    let [old, new] = [Server::start().unwrap(), Server::start().unwrap()];
+    let addresses = [&old, &new].map(|server| server.address().unwrap());
+    for address in &addresses {
+        let settings = PostgresSettings::new(address, None, None).unwrap();
+        Postgres::upgrade(&settings).unwrap();
+    }
+    old.stop().unwrap();
+    fs::write(old.dir().join("data/standby.signal"), "").unwrap();
+    old.restart().unwrap();
+    assert_eq!(old.sql("SELECT pg_is_in_recovery()").unwrap(), "t");
+
+    let [old_dir, new_dir] = [&old, &new].map(|server| server.dir().display());
+    let options = addresses[1].split_once("user=").unwrap().1;
+    let both =
+        format!("host={old_dir},{new_dir} port={},{} user={options}", old.port(), new.port());
+    let settings = PostgresSettings::new(&both, None, None).unwrap();
+    let mut store = Database::Postgres(settings).open().unwrap();
+    assert_eq!(store.next_revocation_list().unwrap(), 1);
+    store.set_disabled(&ek(1), true, now()).unwrap();
+    assert!(store.enrolments().unwrap()[0].disabled);
+
+    let alone = PostgresSettings::new(&addresses[0], None, None).unwrap();
+    let error = Postgres::open(&alone).err().unwrap();
+    assert!(error.to_string().contains("does not allow writes"), "{error}");
+}
+
+#[test]
+fn machine_whose_clock_is_ahead_forgets_nothing() {
+    let server = Server::shared().unwrap();
+    // The server's clock stands still here, for this schema's function comes first.
+    let address = server.address().unwrap();
+    let schema = address.split("search_path=").nth(1).unwrap().trim_end_matches('\'').to_owned();
+    let address = address.replace(&schema, &format!("{schema},pg_catalog"));
+    let settings = PostgresSettings::new(&address, None, None).unwrap();
+    Postgres::upgrade(&settings).unwrap();
+    let mut store = Database::Postgres(settings).open().unwrap();
+    add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
+    add(&mut store, &certificate(2, "pump-17", ek(1))).unwrap();
+    let set_clock = |behind: &str| {
+        let function = format!(
+            "CREATE OR REPLACE FUNCTION {schema}.clock_timestamp() RETURNS timestamptz
+             LANGUAGE sql AS $$ SELECT pg_catalog.clock_timestamp() - interval '{behind}' $$"
+        );
+        server.sql(&function).unwrap();
+    };
+    let later = now() + time::Duration::days(365);
+    set_clock("2 minutes");
+    let refused = store.prune(&Retention::default(), later);
+    assert!(matches!(refused, Err(StoreError::Clock(110..=130))), "{refused:?}");
+    assert_eq!(store.certificates().unwrap().len(), 2);
+    set_clock("30 seconds");
+    assert_eq!(store.prune(&Retention::default(), later).unwrap().certificates, 1);
+}
+
+#[test]
+fn database_of_another_encoding_is_refused() {
+    let server = Server::shared().unwrap();
+    let make = "CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0";
+    server.sql(make).unwrap();
+    let address = server.address().unwrap().replace("dbname=postgres", "dbname=ascii");
+    let address = address.split(" options").next().unwrap();
+    let settings = PostgresSettings::new(address, None, None).unwrap();
+    let file = Fixture::sqlite();
+    for error in [
+        Postgres::open(&settings).err().unwrap(),
+        Postgres::upgrade(&settings).unwrap_err(),
+        copy(&file.database, &Database::Postgres(settings.clone()), |_| {}).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("SQL_ASCII"), "{error}");
+    }
 }
 
 #[test]

@@ -185,6 +185,69 @@ fn file_that_cannot_be_upgraded_is_as_it_was() {
     Sqlite::open(&path).expect("and once it can be, it is");
 }
 
+/// The list of what was applied is committed before anything is in it.
+#[test]
+fn upgrade_that_a_crash_cut_short_is_done_by_the_next_one_and_keeps_the_first_copy() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("assay.db");
+    make(&path, 6);
+    let old = Connection::open(&path).unwrap();
+    let history = "CREATE TABLE refinery_schema_history (version INT4 PRIMARY KEY,
+        name VARCHAR(255), applied_on VARCHAR(255), checksum VARCHAR(255))";
+    old.execute_batch(history).unwrap();
+    drop(old);
+    let copy = |suffix: &str| directory.path().join(format!("assay.db.before-7{suffix}"));
+    std::fs::write(copy(""), "the first").unwrap();
+    let mut store = Database::Sqlite(path.clone()).open().unwrap();
+    assert_eq!(store.certificates().unwrap().len(), 4);
+    assert_eq!(std::fs::read(copy("")).unwrap(), b"the first");
+    let second = Database::Sqlite(copy(".2")).status().unwrap();
+    assert_eq!(second.schema, 6);
+}
+
+/// An earlier version that goes on would not write what today's needs.
+#[test]
+fn file_that_a_process_of_an_earlier_version_has_open_is_not_upgraded() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("assay.db");
+    make(&path, 6);
+    let serves = Connection::open(&path).unwrap();
+    serves.pragma_update(None, "journal_mode", "WAL").unwrap();
+    let count = "SELECT count(*) FROM certificates";
+    let rows: i64 = serves.query_row(count, [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 4);
+    assert!(matches!(Sqlite::open(&path), Err(StoreError::InUse(_))));
+    assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 6);
+    serves.execute("DELETE FROM credentials", []).expect("it goes on");
+    drop(serves);
+    Sqlite::open(&path).unwrap();
+}
+
+#[test]
+fn upgrade_says_who_made_it_though_a_crash_kept_it_from_that() {
+    let fixture = Fixture::sqlite();
+    Connection::open(fixture.path()).unwrap().execute("DELETE FROM writer", []).unwrap();
+    fixture.store();
+    assert_eq!(fixture.database.status().unwrap().writer, env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn copies_of_upgrades_that_fail_do_not_fill_the_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("assay.db");
+    make(&path, 6);
+    Connection::open(&path).unwrap().execute_batch("CREATE TABLE writer (x)").unwrap();
+    for _ in 0..9 {
+        assert!(matches!(Sqlite::open(&path), Err(StoreError::Migration(_))));
+    }
+    assert!(matches!(Sqlite::open(&path), Err(StoreError::File(_))));
+    let copies =
+        directory.path().read_dir().unwrap().filter(|file| {
+            file.as_ref().unwrap().file_name().to_string_lossy().contains("before-7")
+        });
+    assert_eq!(copies.count(), 9);
+}
+
 #[test]
 fn file_of_a_later_version_is_refused_with_the_version_that_wrote_it() {
     let fixture = Fixture::sqlite();

@@ -6,6 +6,13 @@ CREATE TABLE writer (version text NOT NULL);
 -- Who writes locks this table first, so that there is one who writes at a time. It never holds a row.
 CREATE TABLE write_lock ();
 
+-- What the newest transactions that wrote left, so that one can ask whether they were committed.
+CREATE TABLE commits (place bigint PRIMARY KEY, token bytea NOT NULL);
+CREATE SEQUENCE commit_places;
+
+-- Where the CA went, once it was copied elsewhere; then nobody may write.
+CREATE TABLE moved_to (place text NOT NULL);
+
 CREATE TABLE scope (name text NOT NULL);
 
 CREATE TABLE anchors (

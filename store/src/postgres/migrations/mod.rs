@@ -11,8 +11,15 @@ use crate::error::{SCHEMA_VERSION, StoreError};
 pub(super) fn version(session: &mut Session) -> Result<(i64, String), StoreError> {
     // By names as the connection finds them: a database may hold several CAs in several schemas.
     let exists = "SELECT to_regclass('refinery_schema_history') IS NOT NULL,
-                         to_regclass('writer') IS NOT NULL";
+                         to_regclass('writer') IS NOT NULL, current_setting('server_encoding')";
     let row = session.query_one(exists, &[])?;
+    let encoding: &str = row.get(2);
+    if encoding != "UTF8" {
+        return Err(StoreError::Settings(format!(
+            "the encoding of the database is {encoding}, in which names of devices may not fit: \
+             make another (createdb --encoding=UTF8 --template=template0)"
+        )));
+    }
     if !row.get::<_, bool>(0) || !row.get::<_, bool>(1) {
         return Ok((0, "unknown".into()));
     }
@@ -26,9 +33,17 @@ pub(super) fn version(session: &mut Session) -> Result<(i64, String), StoreError
 pub(super) fn check(store: &mut Postgres) -> Result<(), StoreError> {
     match store.read(version)? {
         (0, _) => Err(StoreError::Empty),
-        (SCHEMA_VERSION, _) => Ok(()),
+        (SCHEMA_VERSION, _) => store.read(refuse_if_moved),
         (found, writer) if found > SCHEMA_VERSION => Err(StoreError::Newer { found, writer }),
         (found, _) => Err(StoreError::Older(found)),
+    }
+}
+
+/// Refuses a CA that was copied elsewhere.
+pub(super) fn refuse_if_moved(session: &mut Session) -> Result<(), StoreError> {
+    match session.query_opt("SELECT place FROM moved_to", &[])? {
+        Some(row) => Err(StoreError::Moved(row.get(0))),
+        None => Ok(()),
     }
 }
 

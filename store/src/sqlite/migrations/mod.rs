@@ -11,6 +11,7 @@ use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
 
+use super::alone::take_alone;
 use crate::error::{SCHEMA_VERSION, StoreError};
 
 /// Makes today's schema in a file that is empty.
@@ -23,28 +24,35 @@ pub(super) fn create(connection: &mut Connection) -> Result<(), StoreError> {
 }
 
 /// Upgrades the file, after a copy beside it, if an earlier version of Assay wrote it. All of it
-/// happens, or nothing: one transaction.
+/// happens, or nothing: one transaction. Nobody else may have it open: an earlier version does not
+/// know what today's needs.
 ///
 /// # Errors
-/// A later version wrote it, it is none of ours, or it cannot be written.
-pub(super) fn upgrade(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
-    if is_todays(connection)? {
-        return Ok(());
-    }
+/// Somebody has it open, a later version wrote it, it is none of ours, or it cannot be written.
+pub(super) fn upgrade(
+    path: &Path,
+    connect: impl FnOnce() -> Result<Connection, StoreError>,
+) -> Result<(), StoreError> {
     // Of several processes that start at once, one upgrades, and the others find it done.
     let lock = beside(path, ".upgrade");
     let held = owners_alone().truncate(false).open(&lock)?;
     held.lock()?;
-    if is_todays(connection)? {
+    let mut connection = connect()?;
+    if is_todays(&connection)? {
         return Ok(());
     }
-    copy_beside(connection, path)?;
-    migrate(connection)?;
+    take_alone(&connection, path)?;
+    copy_beside(&connection, path)?;
+    migrate(&mut connection)?;
     Ok(fs::remove_file(lock)?)
 }
 
 /// Whether the file has today's schema, and not an earlier one.
-fn is_todays(connection: &Connection) -> Result<bool, StoreError> {
+pub(super) fn is_todays(connection: &Connection) -> Result<bool, StoreError> {
+    if connection.table_exists(None, "moved_to")? {
+        let query = "SELECT place FROM moved_to";
+        return Err(StoreError::Moved(connection.query_row(query, [], |row| row.get(0))?));
+    }
     let found = version(connection)?;
     if found > SCHEMA_VERSION {
         return Err(StoreError::Newer { found, writer: writer(connection)? });
@@ -52,7 +60,14 @@ fn is_todays(connection: &Connection) -> Result<bool, StoreError> {
     if found < 1 {
         return Err(StoreError::Empty);
     }
-    Ok(found == SCHEMA_VERSION)
+    if found < SCHEMA_VERSION {
+        return Ok(false);
+    }
+    if connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM writer)", [], |row| row.get(0))? {
+        // Whoever upgraded it ended before he said so.
+        sign(connection)?;
+    }
+    Ok(true)
 }
 
 /// The version of the file's schema; 0 if it has none of ours.
@@ -75,18 +90,31 @@ fn sign(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Copies the file to `assay.db.before-7`, in place of a copy that an attempt before left.
+/// Copies the file to `assay.db.before-7`. If there is one already, which may be the only good one,
+/// to `assay.db.before-7.2`, and so on.
 fn copy_beside(connection: &Connection, path: &Path) -> Result<(), StoreError> {
-    let copy = beside(path, &format!(".before-{SCHEMA_VERSION}"));
     let part = beside(path, &format!(".before-{SCHEMA_VERSION}.part"));
     owners_alone().truncate(true).open(&part)?;
     let mut to = Connection::open(&part)?;
     Backup::new(connection, &mut to)?.run_to_completion(1024, std::time::Duration::ZERO, None)?;
     to.close().map_err(|(_, error)| error)?;
     File::open(&part)?.sync_all()?;
-    fs::rename(&part, &copy)?;
-    sync_directory_of(path)?;
-    Ok(())
+    let first = format!(".before-{SCHEMA_VERSION}");
+    let others = (2..=COPIES).map(|number| format!("{first}.{number}"));
+    for suffix in std::iter::once(first.clone()).chain(others) {
+        // Unlike `rename`, it overwrites nothing.
+        match fs::hard_link(&part, beside(path, &suffix)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            linked => {
+                fs::remove_file(&part)?;
+                linked?;
+                return Ok(sync_directory_of(path)?);
+            }
+        }
+    }
+    fs::remove_file(&part)?;
+    let full = format!("{} and {} more are there: remove some", first, COPIES - 1);
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, full).into())
 }
 
 fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
@@ -99,14 +127,24 @@ fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
         |context| Ok(Sha256::digest(context.get_raw(0).as_blob()?).to_vec()),
     )?;
     connection.pragma_update(None, "foreign_keys", false)?;
-    // Versions before 7 kept no list of what was applied to them.
-    if !connection.table_exists(None, "refinery_schema_history")? {
+    // Versions before 7 kept no list of what was applied to them, and an upgrade that was cut short
+    // may have left an empty one.
+    if last_applied(connection)? != from {
+        connection.execute_batch("DROP TABLE IF EXISTS refinery_schema_history")?;
         let from = i32::try_from(from).map_err(StoreError::unreadable)?;
         runner()?.set_target(Target::FakeVersion(from)).run(connection)?;
     }
     runner()?.run(connection)?;
     connection.pragma_update(None, "foreign_keys", true)?;
     sign(connection)
+}
+
+fn last_applied(connection: &Connection) -> Result<i64, StoreError> {
+    if !connection.table_exists(None, "refinery_schema_history")? {
+        return Ok(0);
+    }
+    let query = "SELECT coalesce(max(version), 0) FROM refinery_schema_history";
+    Ok(connection.query_row(query, [], |row| row.get(0))?)
 }
 
 /// All in one transaction.
@@ -122,7 +160,7 @@ fn owners_alone() -> OpenOptions {
     options
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
@@ -134,6 +172,8 @@ pub(super) fn sync_directory_of(path: &Path) -> io::Result<()> {
     File::open(directory.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
+/// Copies beside the file, at most: an upgrade that fails at each start should not fill the disk.
+const COPIES: u32 = 9;
 /// What leads from each version of the schema to the next; the first had none before it.
 const MIGRATIONS: [(&str, &str); 6] = [
     ("V2__flows", include_str!("V2__flows.sql")),
