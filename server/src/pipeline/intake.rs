@@ -179,7 +179,7 @@ impl Intake<'_> {
                 let retry_after = pressure.send_away(received, crate::random_u32());
                 self.outbox.reply(*job, ReplyBody::Problem(busy(retry_after)));
             }
-            Err(TrySendError::Disconnected(_)) => debug!("no examiner is left"),
+            Err(TrySendError::Disconnected(_)) => debug!("no planner is left"),
         }
     }
 }

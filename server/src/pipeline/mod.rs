@@ -73,7 +73,7 @@ pub struct WorkerConfig {
 /// What a worker decides and connects with.
 #[derive(Clone)]
 pub struct Outfit {
-    /// For each request that an examiner begins with, until it is answered.
+    /// For each request whose examination begins, until it is answered.
     pub ca: Arc<Ca>,
     /// For the next connection, if the URL asks for TLS.
     pub tls: Arc<ClientConfig>,

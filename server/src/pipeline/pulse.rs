@@ -3,31 +3,31 @@
 use crossbeam_channel::{self as channel, Receiver, Sender};
 use tokio::sync::mpsc;
 
-/// Sends pulses: one to each examiner, for one that is stuck must not be passed over.
+/// Sends pulses: one to each planner, for one that is stuck must not be passed over.
 pub(super) struct Heart {
-    examiners: Vec<Sender<Pulse>>,
+    planners: Vec<Sender<Pulse>>,
 }
 
-/// Goes to an examiner, from there to the writer, and from there back.
+/// Goes to a planner, from there to the recorder, and from there back.
 pub(super) struct Pulse(mpsc::Sender<()>);
 
 impl Heart {
-    /// A heart for as many examiners, and the end for each.
-    pub(super) fn new(examiners: usize) -> (Self, Vec<Receiver<Pulse>>) {
-        let (examiners, ends) = (0..examiners).map(|_| channel::bounded(1)).unzip();
-        (Self { examiners }, ends)
+    /// A heart for as many planners, and the end for each.
+    pub(super) fn new(planners: usize) -> (Self, Vec<Receiver<Pulse>>) {
+        let (planners, ends) = (0..planners).map(|_| channel::bounded(1)).unzip();
+        (Self { planners }, ends)
     }
 
-    /// Returns once every examiner and, behind it, the writer has come to its pulse: never, if one
+    /// Returns once every planner and, behind it, the recorder has come to its pulse: never, if one
     /// is stuck.
     pub(super) async fn beat(&self) {
-        let (returned, mut returns) = mpsc::channel(self.examiners.len());
-        for examiner in &self.examiners {
-            // There is room, for the pulse before it has returned; an examiner that is gone sends
+        let (returned, mut returns) = mpsc::channel(self.planners.len());
+        for planner in &self.planners {
+            // There is room, for the pulse before it has returned; a planner that is gone sends
             // none back.
-            _ = examiner.try_send(Pulse(returned.clone()));
+            _ = planner.try_send(Pulse(returned.clone()));
         }
-        for _ in &self.examiners {
+        for _ in &self.planners {
             // Not `None`: `returned` is still here.
             returns.recv().await;
         }
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_pulse_is_over_only_when_all_examiners_have_passed_it_on() {
+    async fn a_pulse_is_over_only_when_all_planners_have_passed_it_on() {
         let (heart, ends) = Heart::new(3);
         let mut beat = pin!(heart.beat());
         for end in &ends {
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pulse_that_an_examiner_lost_is_never_over() {
+    async fn a_pulse_that_an_planner_lost_is_never_over() {
         let (heart, ends) = Heart::new(2);
         let mut beat = pin!(heart.beat());
         assert!(timeout(SHORT, &mut beat).await.is_err());

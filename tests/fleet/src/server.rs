@@ -60,4 +60,4 @@ fn seconds(ticks: u64) -> f64 {
 }
 
 /// As `assay serve` names the threads of its worker.
-const CA_THREADS: [&str; 4] = ["examiner-", "writer", "herald", "checkpointer"];
+const CA_THREADS: [&str; 4] = ["planner-", "recorder", "herald", "checkpointer"];

@@ -13,7 +13,7 @@ use proptest::test_runner::{
 };
 
 /// How many sequences: `ASSAY_PAIR_SEQUENCES`, or as many as take some seconds.
-const SEQUENCES: u32 = 1_000;
+const SEQUENCES: u64 = 1_000;
 /// The longest sequence.
 const LONGEST: usize = 40;
 
@@ -23,7 +23,11 @@ fn rules_hold_in_sequences_by_chance() {
         let sequence = Op::sequence(&unhex(&sequence));
         return tell(&sequence).unwrap_or_else(|broken| panic!("{broken}"));
     }
+<<<<<<< HEAD
     let sequences = number("ASSAY_PAIR_SEQUENCES").unwrap_or_else(|| SEQUENCES.into());
+=======
+    let sequences = number("ASSAY_PAIR_SEQUENCES").unwrap_or(SEQUENCES);
+>>>>>>> pair
     let seed = number("ASSAY_PAIR_SEED").unwrap_or(1);
     let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
     println!("{sequences} sequences with seed {seed}");
