@@ -23,11 +23,7 @@ fn rules_hold_in_sequences_by_chance() {
         let sequence = Op::sequence(&unhex(&sequence));
         return tell(&sequence).unwrap_or_else(|broken| panic!("{broken}"));
     }
-<<<<<<< HEAD
-    let sequences = number("ASSAY_PAIR_SEQUENCES").unwrap_or_else(|| SEQUENCES.into());
-=======
     let sequences = number("ASSAY_PAIR_SEQUENCES").unwrap_or(SEQUENCES);
->>>>>>> pair
     let seed = number("ASSAY_PAIR_SEED").unwrap_or(1);
     let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
     println!("{sequences} sequences with seed {seed}");
