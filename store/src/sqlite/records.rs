@@ -24,14 +24,7 @@ pub(super) fn records(
     let enrolment = granted(connection, ek)?;
     let quota_from = *now - QUOTA_PERIOD;
     let registered = connection
-        .prepare_cached(
-            "SELECT d.device_id, c.ik_id, c.issued_at, c.serial,
-                    iif(c.ik_id = ?3 AND c.not_after > ?4, c.der, NULL),
-                    (SELECT count(*) FROM certificates r
-                     WHERE r.ek_id = d.ek_id AND r.confirmed_at > ?2)
-             FROM devices d LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active'
-             WHERE d.ek_id = ?1",
-        )?
+        .prepare_cached(REGISTERED)?
         .query_row(
             params![ek.as_bytes(), quota_from.unix_timestamp(), ik_id, now.unix_timestamp()],
             |row| {
@@ -132,4 +125,38 @@ pub(super) fn holder(
          UNION ALL SELECT ek_id FROM enrolments WHERE device_id = ?1 LIMIT 1",
     )?;
     Ok(statement.query_row(params![device.as_str()], |row| ek_id(row, 0)).optional()?)
+}
+
+const REGISTERED: &str = "
+    SELECT d.device_id, c.ik_id, c.issued_at, c.serial,
+           iif(c.ik_id = ?3 AND c.not_after > ?4, c.der, NULL),
+           (SELECT count(*) FROM certificates r WHERE r.ek_id = d.ek_id AND r.confirmed_at > ?2)
+    FROM devices d LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active'
+    WHERE d.ek_id = ?1";
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::StatementStatus;
+    use time::{Duration, OffsetDateTime};
+
+    use super::*;
+    use crate::sqlite::Sqlite;
+
+    #[test]
+    fn query_is_not_parsed_again_for_other_values() {
+        let store = Sqlite::in_memory().unwrap();
+        let now = OffsetDateTime::now_utc();
+        for n in 1..4 {
+            let ek = hex::encode([n; 32]).parse().unwrap();
+            let device = format!("dev-{n}").parse().unwrap();
+            let question = Question {
+                ik_id: Some([n; 32]),
+                ..Question::about(ek, &device, now + Duration::seconds(n.into()))
+            };
+            store.snapshot(&question).unwrap();
+        }
+        let statement = store.connection.prepare_cached(REGISTERED).unwrap();
+        assert_eq!(statement.get_status(StatementStatus::Run), 3);
+        assert_eq!(statement.get_status(StatementStatus::RePrepare), 0);
+    }
 }
