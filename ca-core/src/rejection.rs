@@ -1,6 +1,6 @@
 //! Which failures are the device's fault and are told to it, and which are ours and are not.
 
-use assay_wire::{DeviceId, EkId, Flow, Problem, ProblemCode, Scope};
+use assay_wire::{Bytes, DeviceId, EkId, Flow, Limit, Problem, ProblemCode, Scope};
 use time::OffsetDateTime;
 
 use crate::ek::anchors::{NoPath, Reason};
@@ -254,11 +254,19 @@ pub enum Fault {
     #[error("the cryptographic library failed at {0}")]
     Crypto(&'static str),
     #[error("{field} is longer than the protocol allows: {limit}")]
-    Oversize { field: &'static str, limit: assay_wire::Limit },
+    Oversize { field: &'static str, limit: Limit },
     #[error("the issuing certificate is valid until {not_after}; the time is {now}")]
     IssuerExpired { not_after: OffsetDateTime, now: OffsetDateTime },
     #[error("the certificate library failed at {operation}: {reason}")]
     Certificate { operation: &'static str, reason: String },
+}
+
+/// What the CA made, as a field of a reply.
+pub(crate) fn fitting<const MAX: usize>(
+    field: &'static str,
+    bytes: Vec<u8>,
+) -> Result<Bytes<MAX>, Fault> {
+    bytes.try_into().map_err(|limit| Fault::Oversize { field, limit })
 }
 
 /// Why a decision has no result: the device's fault, or ours.

@@ -1,6 +1,6 @@
 //! The box that only one TPM can open.
 
-use assay_wire::{CertificateList, Limit, SealedCertificate, SealedReply, Ticket};
+use assay_wire::{CertificateList, SealedCertificate, SealedReply, Ticket};
 use rand_core::CryptoRng;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -11,6 +11,7 @@ use super::claim::{CONFIRMATION_LABEL, Claim, RECEIPT_LABEL};
 use super::encryption::{SEALING_KEY_LEN, encrypt};
 use crate::Fault;
 use crate::flows::mac::{Terms, TicketKey};
+use crate::rejection::fitting;
 use crate::tpm::credential::make_credential;
 
 /// A certificate as it may leave the CA before any proof.
@@ -46,20 +47,11 @@ impl SealedBox {
         rng.fill_bytes(&mut *secret);
         let credential = make_credential(&candidate.ek_area, &candidate.ik_name, &*secret, rng)?;
         let data = SealedReply::associated_data(&claim, &ek_id, &subject.ik_id());
-        let oversize = |field| move |limit: Limit| Fault::Oversize { field, limit };
         Ok(Self(SealedReply {
-            claim: claim.try_into().map_err(oversize("the claim"))?,
-            credential_blob: credential
-                .id_object
-                .try_into()
-                .map_err(oversize("the credential blob"))?,
-            encrypted_seed: credential
-                .encrypted_seed
-                .try_into()
-                .map_err(oversize("the encrypted seed"))?,
-            sealed: encrypt(&secret, &data, &content, rng)?
-                .try_into()
-                .map_err(oversize("the sealed certificate"))?,
+            claim: fitting("the claim", claim)?,
+            credential_blob: fitting("the credential blob", credential.id_object)?,
+            encrypted_seed: fitting("the encrypted seed", credential.encrypted_seed)?,
+            sealed: fitting("the sealed certificate", encrypt(&secret, &data, &content, rng)?)?,
         }))
     }
 

@@ -1,6 +1,6 @@
 //! The offer of a shared key: which generation, in the form that one TPM can load.
 
-use assay_wire::{ActivationReply, DeviceId, EkId, Limit, Scope};
+use assay_wire::{ActivationReply, DeviceId, EkId, Scope};
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
 
@@ -10,6 +10,7 @@ use crate::admission::Admitted;
 use crate::ek::assurance::Assurance;
 use crate::profile::SharedKeyFlow;
 use crate::records::{FIRST_GENERATION, QUOTA, Records, Reprovision, SharedKeyOnRecord};
+use crate::rejection::fitting;
 use crate::tpm::credential::make_credential;
 use crate::tpm::duplicate::INNER_KEY_BYTES;
 use crate::tpm::template::ParentKind;
@@ -70,22 +71,12 @@ impl KeyOffer {
         rng.fill_bytes(&mut *inner_key);
         let credential = make_credential(&ek.area, parent.name(), &*inner_key, rng)?;
         let duplicate = object.duplicate(parent, &inner_key, rng)?;
-        let oversize = |field| move |limit: Limit| Fault::Oversize { field, limit };
         Ok(ActivationReply {
-            credential_blob: credential
-                .id_object
-                .try_into()
-                .map_err(oversize("the credential blob"))?,
-            encrypted_seed: credential
-                .encrypted_seed
-                .try_into()
-                .map_err(oversize("the encrypted seed"))?,
-            duplicate: duplicate.private.try_into().map_err(oversize("the duplicate"))?,
-            symmetric_seed: duplicate
-                .encrypted_seed
-                .try_into()
-                .map_err(oversize("the symmetric seed"))?,
-            key_public: object.public().try_into().map_err(oversize("the key's public area"))?,
+            credential_blob: fitting("the credential blob", credential.id_object)?,
+            encrypted_seed: fitting("the encrypted seed", credential.encrypted_seed)?,
+            duplicate: fitting("the duplicate", duplicate.private)?,
+            symmetric_seed: fitting("the symmetric seed", duplicate.encrypted_seed)?,
+            key_public: fitting("the key's public area", object.public().to_vec())?,
             device_id: self.device_id().clone(),
         })
     }

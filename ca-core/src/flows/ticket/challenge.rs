@@ -1,6 +1,6 @@
 //! The challenge: a claim, and a credential that holds its ticket.
 
-use assay_wire::{ChallengeReply, Limit, Scope};
+use assay_wire::{ChallengeReply, Scope};
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
 
@@ -10,6 +10,7 @@ use crate::admission::Admitted;
 use crate::flows::mac::{Terms, TicketKey};
 use crate::ik::BoundKey;
 use crate::profile::TicketFlow;
+use crate::rejection::fitting;
 use crate::subject::Subject;
 use crate::tpm::credential::make_credential;
 
@@ -46,17 +47,10 @@ impl Challenge {
         let claim = minicbor::to_vec(claim).expect("writing to memory does not fail");
         let ticket = key.mac(TICKET_LABEL, &claim);
         let credential = make_credential(&admitted.ek.area, ik.area.name(), &*ticket, rng)?;
-        let oversize = |field| move |limit: Limit| Fault::Oversize { field, limit };
         Ok(Self(ChallengeReply {
-            claim: claim.try_into().map_err(oversize("the claim"))?,
-            credential_blob: credential
-                .id_object
-                .try_into()
-                .map_err(oversize("the credential blob"))?,
-            encrypted_seed: credential
-                .encrypted_seed
-                .try_into()
-                .map_err(oversize("the encrypted seed"))?,
+            claim: fitting("the claim", claim)?,
+            credential_blob: fitting("the credential blob", credential.id_object)?,
+            encrypted_seed: fitting("the encrypted seed", credential.encrypted_seed)?,
         }))
     }
 
