@@ -43,6 +43,20 @@ pub enum Whom {
 }
 
 impl AuditEntry {
+    /// That a certificate was made for a device that does not exist.
+    pub(crate) fn of_throw_away(device: &DeviceId, time: OffsetDateTime) -> Self {
+        Self {
+            time,
+            client: ClientId::from(device),
+            action: "check",
+            ek_id: None,
+            device: None,
+            change: Change::Made,
+            refusal: None,
+            duration_us: 0,
+        }
+    }
+
     /// When it was made, in microseconds since 1970.
     pub(crate) fn microseconds(&self) -> i64 {
         // Until the year 294,000.

@@ -19,6 +19,17 @@ pub struct AnchorRow {
     pub added_at: i64,
 }
 
+impl AnchorRow {
+    /// What the columns `kind` and `allowances` hold.
+    pub(crate) fn kind(&self) -> (&'static str, String) {
+        match self.role {
+            Role::Root => ("root", String::new()),
+            Role::Issuer => ("issuer", String::new()),
+            Role::Anchor(allowances) => ("anchor", allowances.to_string()),
+        }
+    }
+}
+
 /// Changes whenever the set of vendors' certificates does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnchorsVersion {

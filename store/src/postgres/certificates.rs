@@ -1,7 +1,7 @@
 //! Devices and their certificates.
 
 use assay_ca_core::{EncryptedCertificate, SealedOnRecord, Unconfirmed};
-use assay_wire::{ClientId, DeviceId, EkId};
+use assay_wire::{DeviceId, EkId};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -11,7 +11,7 @@ use super::columns::{array, ek_id, optional_small, parsed, time};
 use super::connection::Postgres;
 use super::snapshots::{Der, answers};
 use crate::act::Question;
-use crate::audit::{AuditEntry, Change};
+use crate::audit::AuditEntry;
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
 use crate::error::StoreError;
 use crate::random::random_bytes;
@@ -124,16 +124,7 @@ impl Postgres {
     ) -> Result<(), StoreError> {
         let (_, certificate) = X509Certificate::from_der(der).map_err(StoreError::unreadable)?;
         let validity = certificate.validity();
-        let audit = AuditEntry {
-            time: now,
-            client: ClientId::from(device),
-            action: "check",
-            ek_id: None,
-            device: None,
-            change: Change::Made,
-            refusal: None,
-            duration_us: 0,
-        };
+        let audit = AuditEntry::of_throw_away(device, now);
         // That of no EK.
         let ek = random_bytes::<32>();
         let ik = Sha256::digest(certificate.public_key().raw);

@@ -23,11 +23,7 @@ impl Postgres {
                 }
                 Some(_) => return Ok(Trusted::Already),
             };
-            let (kind, allowances) = match anchor.role {
-                Role::Root => ("root", String::new()),
-                Role::Issuer => ("issuer", String::new()),
-                Role::Anchor(allowances) => ("anchor", allowances.to_string()),
-            };
+            let (kind, allowances) = anchor.kind();
             session.execute(
                 ADD,
                 &[

@@ -1,13 +1,13 @@
 //! Certificates for devices that do not exist, with which a broker is tried.
 
-use assay_wire::{ClientId, DeviceId};
+use assay_wire::DeviceId;
 use rusqlite::params;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::connection::Sqlite;
-use crate::audit::{AuditEntry, Change};
+use crate::audit::AuditEntry;
 use crate::error::StoreError;
 use crate::random::random_bytes;
 
@@ -28,16 +28,7 @@ impl Sqlite {
         let (_, certificate) = X509Certificate::from_der(der)
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
         let validity = certificate.validity();
-        let audit = AuditEntry {
-            time: now,
-            client: ClientId::from(device),
-            action: "check",
-            ek_id: None,
-            device: None,
-            change: Change::Made,
-            refusal: None,
-            duration_us: 0,
-        };
+        let audit = AuditEntry::of_throw_away(device, now);
         self.transaction(|transaction| {
             transaction.0.execute(
                 "INSERT INTO certificates (serial, device_id, ek_id, ik_id, assurance, status, \

@@ -30,11 +30,7 @@ impl Sqlite {
             }
             Some(_) => return Ok(Trusted::Already),
         };
-        let (kind, allowances) = match anchor.role {
-            Role::Root => ("root", String::new()),
-            Role::Issuer => ("issuer", String::new()),
-            Role::Anchor(allowances) => ("anchor", allowances.to_string()),
-        };
+        let (kind, allowances) = anchor.kind();
         transaction.execute(
             "INSERT INTO anchors (fingerprint, certificate, subject, kind, allowances, not_after, \
              added_at)
