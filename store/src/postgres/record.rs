@@ -317,19 +317,10 @@ const TAKE_INTO_USE: &str = "UPDATE shared_keys s SET generation = n.generation,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::session::plan;
-    use crate::postgres::settings::Settings;
+    use crate::postgres::session::assert_indexed;
 
     #[test]
     fn every_row_is_found_by_an_index() {
-        let server = assay_tests::Postgres::shared().unwrap();
-        let settings = Settings::new(&server.address().unwrap(), None, None).unwrap();
-        Postgres::upgrade(&settings).unwrap();
-        let mut session = Session::open(&settings).unwrap();
-        for sql in [WAITING, CHANGE_ASSURANCE, SUPERSEDE, PUT_INTO_FORCE, TAKE_INTO_USE] {
-            let plan = plan(&mut session, sql);
-            assert!(plan.contains("Index"), "{sql}: {plan}");
-            assert!(!plan.contains("Seq Scan"), "{sql}: {plan}");
-        }
+        assert_indexed(&[WAITING, CHANGE_ASSURANCE, SUPERSEDE, PUT_INTO_FORCE, TAKE_INTO_USE]);
     }
 }

@@ -179,9 +179,21 @@ const MARK: &str = "INSERT INTO commits (place, token)
     ON CONFLICT (place) DO UPDATE SET token = excluded.token
     RETURNING place, (SELECT place FROM moved_to)";
 
-/// The plan of a statement, as it is made once for all parameters.
+/// Asserts that each statement, planned once for all parameters, finds every row by an index.
 #[cfg(test)]
-pub(super) fn plan(session: &mut Session, sql: &str) -> String {
+pub(super) fn assert_indexed(statements: &[&str]) {
+    let server = assay_tests::Postgres::shared().unwrap();
+    let settings = Settings::new(&server.address().unwrap(), None, None).unwrap();
+    super::Postgres::upgrade(&settings).unwrap();
+    let mut session = Session::open(&settings).unwrap();
+    for sql in statements {
+        let plan = plan(&mut session, sql);
+        assert!(plan.contains("Index") && !plan.contains("Seq Scan"), "{sql}: {plan}");
+    }
+}
+
+#[cfg(test)]
+fn plan(session: &mut Session, sql: &str) -> String {
     let count = (1..99).take_while(|place| sql.contains(&format!("${place}"))).count();
     let nulls = vec!["NULL"; count].join(", ");
     let nulls = if count == 0 { String::new() } else { format!("({nulls})") };

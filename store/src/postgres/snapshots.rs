@@ -196,17 +196,10 @@ ORDER BY q.number";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::Postgres;
-    use crate::postgres::session::plan;
-    use crate::postgres::settings::Settings;
+    use crate::postgres::session::assert_indexed;
 
     #[test]
     fn every_row_is_found_by_an_index() {
-        let server = assay_tests::Postgres::shared().unwrap();
-        let settings = Settings::new(&server.address().unwrap(), None, None).unwrap();
-        Postgres::upgrade(&settings).unwrap();
-        let mut session = Session::open(&settings).unwrap();
-        let plan = plan(&mut session, SNAPSHOTS);
-        assert!(plan.contains("Index") && !plan.contains("Seq Scan"), "{plan}");
+        assert_indexed(&[SNAPSHOTS]);
     }
 }
