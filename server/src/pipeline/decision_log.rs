@@ -16,7 +16,7 @@ use assay_store::AuditEntry;
 /// who have proven nothing share another: names cost nothing. What is left out here is in the audit
 /// all the same.
 #[derive(Clone)]
-pub(super) struct DecisionLog(Arc<Budgets>);
+pub struct DecisionLog(Arc<Budgets>);
 
 struct Budgets {
     sources: Meter<Source>,
@@ -33,8 +33,9 @@ enum Source {
     Client(ClientId),
 }
 
-impl DecisionLog {
-    pub(super) fn new() -> Self {
+impl Default for DecisionLog {
+    /// With full budgets.
+    fn default() -> Self {
         Self(Arc::new(Budgets {
             sources: Meter::new(SOURCE),
             unproven: Mutex::default(),
@@ -42,7 +43,9 @@ impl DecisionLog {
             left_out: AtomicU64::default(),
         }))
     }
+}
 
+impl DecisionLog {
     /// One line a decision; for a certificate, once it is stored.
     pub(super) fn decision(&self, entry: &AuditEntry) {
         let source = match (entry.proven(), entry.ek_id) {
@@ -118,7 +121,7 @@ mod tests {
 
     #[test]
     fn one_source_gets_few_lines_and_takes_none_from_others() {
-        let (decisions, log) = (DecisionLog::new(), Log::default());
+        let (decisions, log) = (DecisionLog::default(), Log::default());
         with_default(log.subscriber(), || {
             (0..1000).for_each(|_| decisions.decision(&refusal("noisy", None)));
             (0..20).for_each(|_| decisions.decision(&refusal("quiet", None)));
@@ -135,7 +138,7 @@ mod tests {
 
     #[test]
     fn names_that_strangers_invent_leave_room_for_devices_that_proved_themselves() {
-        let (decisions, log) = (DecisionLog::new(), Log::default());
+        let (decisions, log) = (DecisionLog::default(), Log::default());
         with_default(log.subscriber(), || {
             (0..2000).for_each(|n| decisions.decision(&refusal(&format!("stranger-{n}"), None)));
             decisions.decision(&refusal("c", Some(Whom::Proven("pump-17".parse().unwrap()))));
@@ -150,7 +153,7 @@ mod tests {
 
     #[test]
     fn faults_that_strangers_find_are_few_lines() {
-        let (decisions, log) = (DecisionLog::new(), Log::default());
+        let (decisions, log) = (DecisionLog::default(), Log::default());
         with_default(log.subscriber(), || {
             (0..1000).for_each(|_| decisions.fault("the CA failed", &"disk full"));
             decisions.tell_left_out();

@@ -4,13 +4,12 @@ use assay_ca_core::{
     Confirmation, Evidence, Offered, ParentEvidence, ProvenDevice, SealedFlow, SharedKeyFlow,
     TicketFlow,
 };
+use assay_store::Whom;
 use assay_wire::{DecodeError, Problem, ProblemCode, Request, RequestBody, Topic};
 
-use super::job::Job;
+use super::job::Received;
 use super::outcome::{About, Refusal};
 use crate::ca::Ca;
-use assay_store::Whom;
-
 /// A request that is worth a look at the record.
 pub(super) enum Examined {
     Challenge(Offered<TicketFlow>, Evidence),
@@ -30,28 +29,32 @@ pub(super) enum NotExamined {
 }
 
 /// Reads a request, and checks what shows by itself; `about` learns whom it is about.
-pub(super) fn examine(ca: &Ca, job: &Job, about: &mut About) -> Result<Examined, NotExamined> {
-    if let Some(problem) = response_topic_problem(ca, job) {
+pub(super) fn examine(
+    ca: &Ca,
+    received: &Received,
+    about: &mut About,
+) -> Result<Examined, NotExamined> {
+    if let Some(problem) = response_topic_problem(ca, received) {
         return Err(NotExamined::Unreadable(problem));
     }
-    let request = match &job.head {
-        Ok(head) => Request::decode_after(head, &job.message),
+    let request = match &received.head {
+        Ok(head) => Request::decode_after(head, &received.message),
         Err(error) => Err(error.clone()),
     };
     let request = request.map_err(|error| {
         NotExamined::Unreadable(Problem::new(decode_problem(&error), error.to_string()))
     })?;
     about.action = action(&request.body);
-    examine_body(ca, job, request.body, about).map_err(NotExamined::Refused)
+    examine_body(ca, received, request.body, about).map_err(NotExamined::Refused)
 }
 
 fn examine_body(
     ca: &Ca,
-    job: &Job,
+    received: &Received,
     body: RequestBody,
     about: &mut About,
 ) -> Result<Examined, Refusal> {
-    let (scope, key, now) = (&ca.scope, &ca.ticket_key, job.received_at);
+    let (scope, key, now) = (&ca.scope, &ca.ticket_key, received.at);
     Ok(match body {
         RequestBody::Challenge(bundle) => {
             let evidence = Evidence::parse(bundle)?;
@@ -97,9 +100,9 @@ fn action(body: &RequestBody) -> &'static str {
 
 /// Replies go where the client's own topic leads and nowhere else, so that nobody can have one sent
 /// to somebody else.
-fn response_topic_problem(ca: &Ca, job: &Job) -> Option<Problem> {
-    let asked = job.response_topic.as_ref()?;
-    let due = Topic::Reply(ca.scope.clone(), job.client.clone()).to_string();
+fn response_topic_problem(ca: &Ca, received: &Received) -> Option<Problem> {
+    let asked = received.response_topic.as_ref()?;
+    let due = Topic::Reply(ca.scope.clone(), received.client.clone()).to_string();
     (*asked != due).then(|| {
         Problem::new(ProblemCode::Malformed, format!("the Response Topic must be absent or {due}"))
     })

@@ -8,7 +8,7 @@ use assay_mqtt::rumqttc::Outgoing;
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish, SubscribeReasonCode};
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
-use assay_wire::{Head, ReplyBody, Topic};
+use assay_wire::{ReplyBody, Topic};
 use crossbeam_channel::{Sender, TrySendError};
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -16,7 +16,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::debug;
 
 use super::asked_to_stop;
-use super::job::{Delivery, Job};
+use super::job::{Delivery, Job, Received};
 use super::outbox::Outbox;
 use super::outcome::busy;
 use super::pressure::Pressure;
@@ -148,11 +148,11 @@ impl Intake<'_> {
             // Only what must be acknowledged is bounded by the receive maximum.
             return debug!(topic = ?publish.topic, "request ignored: it was not sent at QoS 1");
         }
-        let received = Instant::now();
+        let since = Instant::now();
         let delivery = Delivery {
             packet_id: publish.pkid,
             connection: self.connection,
-            since: received,
+            since,
             _debt: self.outbox.ledger.owe(),
         };
         let topic = str::from_utf8(&publish.topic).ok().and_then(Topic::parse);
@@ -165,18 +165,12 @@ impl Intake<'_> {
             return self.outbox.acknowledge(delivery);
         }
         let response_topic = publish.properties.and_then(|properties| properties.response_topic);
-        let job = Job {
-            client,
-            head: Head::read(&publish.payload),
-            message: publish.payload,
-            response_topic,
-            received_at: OffsetDateTime::now_utc(),
-            delivery,
-        };
-        match self.queues.put(Box::new(job)) {
-            Ok(()) => pressure.take(received),
+        let now = OffsetDateTime::now_utc();
+        let received = Received::new(client, publish.payload, response_topic, now);
+        match self.queues.put(Box::new(Job { received, delivery })) {
+            Ok(()) => pressure.take(since),
             Err(TrySendError::Full(job)) => {
-                let retry_after = pressure.send_away(received, crate::random_u32());
+                let retry_after = pressure.send_away(since, crate::random_u32());
                 self.outbox.reply(*job, ReplyBody::Problem(busy(retry_after)));
             }
             Err(TrySendError::Disconnected(_)) => debug!("no planner is left"),

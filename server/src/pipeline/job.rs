@@ -9,23 +9,40 @@ use time::OffsetDateTime;
 use super::ledger::Debt;
 
 /// A request as it came in.
-pub(super) struct Job {
+pub struct Received {
     pub(super) client: ClientId,
     /// Its beginning, which is read once.
     pub(super) head: Result<Head, DecodeError>,
     pub(super) message: Bytes,
-    /// Where the client wants the reply; [`assay_wire::Topic::Reply`] is where it goes.
     pub(super) response_topic: Option<String>,
-    /// When it came. The clock is read once a request: everything is decided as of this time.
-    pub(super) received_at: OffsetDateTime,
-    pub(super) delivery: Delivery,
+    pub(super) at: OffsetDateTime,
 }
 
-impl Job {
+impl Received {
+    /// Reads its beginning. Everything is decided as of the time `at` which it came: the clock is
+    /// read once a request.
+    ///
+    /// `response_topic` is where the client wants the reply; [`assay_wire::Topic::Reply`] is where
+    /// it goes.
+    pub fn new(
+        client: ClientId,
+        message: Bytes,
+        response_topic: Option<String>,
+        at: OffsetDateTime,
+    ) -> Self {
+        Self { client, head: Head::read(&message), message, response_topic, at }
+    }
+
     /// The request's id, or [`RequestId::NIL`] if that could not be read.
-    pub(super) fn id(&self) -> RequestId {
+    pub fn id(&self) -> RequestId {
         self.head.as_ref().map_or(RequestId::NIL, Head::id)
     }
+}
+
+/// A request, and what the broker is owed for it.
+pub(super) struct Job {
+    pub(super) received: Received,
+    pub(super) delivery: Delivery,
 }
 
 /// What is owed to the broker for a request, and since when.

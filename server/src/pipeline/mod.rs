@@ -14,11 +14,12 @@
 //! | record | `record.rs` | the record's transaction; what is stale by then is planned again |
 //! | outbox | `outbox.rs` | the broker |
 //!
-//! What can become of a request is a closed enum, in `outcome.rs`. A request is acknowledged to the
+//! What can become of a request is a closed enum, in `decide.rs`. A request is acknowledged to the
 //! broker once its reply was handed over. No broker gives a dead worker's messages to a living one:
 //! devices repeat what stays unanswered, and a repeat is answered with what is on record.
 
 mod checkpointer;
+mod decide;
 mod decision_log;
 mod examine;
 mod herald;
@@ -48,7 +49,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::warn;
 
+pub use decide::{Examination, Outcome, decide};
+pub use decision_log::DecisionLog;
 pub use herald::MAX_LIST;
+pub use job::Received;
+pub use outcome::{About, Issued};
+pub use plan::Planner;
 
 use crate::ca::Ca;
 use intake::Intake;

@@ -45,8 +45,8 @@ impl Outbox {
     }
 
     pub(super) fn reply(&self, job: Job, body: ReplyBody) {
-        let id = job.id();
-        let topic = Topic::Reply(self.scope.clone(), job.client);
+        let id = job.received.id();
+        let topic = Topic::Reply(self.scope.clone(), job.received.client);
         let payload = Reply { id, body }.encode();
         self.post(Letter {
             message: Some(Message { topic, payload, retain: false }),

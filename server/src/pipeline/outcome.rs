@@ -1,4 +1,4 @@
-//! What can become of a request.
+//! What a decision says: what is new, whom it is about, why it was refused.
 
 use assay_ca_core::{Failure, Fault, Rejection};
 use assay_store::{Act, AuditEntry, Basis, Change, StoreError, Whom};
@@ -7,23 +7,22 @@ use assay_wire::{EkId, Problem, ProblemCode, ReplyBody};
 use super::decision_log::DecisionLog;
 use super::job::Job;
 
-/// Everything that can become of a request.
-pub(super) enum Outcome {
-    /// Nobody wants a record of it: it says nothing of any device.
-    Pong,
-    /// The device gets this at once: nothing new was issued.
-    Answered(ReplyBody),
-    /// The device gets this once `act` is on record.
-    Issued { act: Box<Act>, basis: Option<Box<Basis>>, reply: ReplyBody },
-    /// The device is told why not.
-    Refused(Problem),
+/// What is new for a device.
+pub struct Issued {
+    /// What is to be recorded.
+    pub act: Act,
+    /// What it was planned by.
+    pub basis: Option<Basis>,
+    /// What the device gets once that is on record.
+    pub reply: ReplyBody,
 }
 
 /// Whom a decision is about, as far as that is known.
 #[derive(Clone)]
-pub(super) struct About {
+pub struct About {
     pub(super) action: &'static str,
-    pub(super) ek_id: Option<EkId>,
+    /// The EK that the request claims to be of.
+    pub ek_id: Option<EkId>,
     pub(super) device: Option<Whom>,
     pub(super) change: Change,
 }
@@ -41,8 +40,8 @@ impl About {
     pub(super) fn audit(self, job: &Job, refusal: Option<&Problem>) -> AuditEntry {
         let elapsed = job.delivery.since.elapsed();
         AuditEntry {
-            time: job.received_at,
-            client: job.client.clone(),
+            time: job.received.at,
+            client: job.received.client.clone(),
             action: self.action,
             ek_id: self.ek_id,
             device: self.device,

@@ -26,8 +26,9 @@ pub(super) enum Plan {
 }
 
 /// What is read to plan by. Each thread has its own.
-pub(super) struct Planner {
-    store: Box<dyn Store>,
+pub struct Planner {
+    /// Where it reads.
+    pub store: Box<dyn Store>,
     anchors: TrustAnchors,
     anchors_version: AnchorsVersion,
 }
@@ -37,7 +38,7 @@ impl Planner {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub(super) fn open(mut store: Box<dyn Store>) -> Result<Self, StoreError> {
+    pub fn open(mut store: Box<dyn Store>) -> Result<Self, StoreError> {
         let anchors_version = store.anchors_version()?;
         let anchors = read_anchors(&mut *store)?;
         Ok(Self { store, anchors, anchors_version })

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use assay_store::{Act, AuditEntry, Basis};
-use assay_wire::ReplyBody;
+use assay_store::AuditEntry;
 
-use super::examine::Examined;
+use super::decide::Examination;
 use super::job::Job;
-use super::outcome::About;
+use super::outcome::Issued;
 use crate::ca::Ca;
 
 /// A request that is planned and signed, and waits for its record.
@@ -15,12 +14,8 @@ pub(super) struct Planned {
     /// What it was planned with.
     pub(super) ca: Arc<Ca>,
     pub(super) job: Job,
-    pub(super) examined: Examined,
-    /// As the examination left it: what is planned again is about the same.
-    pub(super) about: About,
-    pub(super) act: Box<Act>,
-    pub(super) basis: Option<Box<Basis>>,
-    pub(super) reply: ReplyBody,
+    pub(super) examination: Box<Examination>,
+    pub(super) issued: Box<Issued>,
     pub(super) audit: AuditEntry,
     /// How often it was planned.
     pub(super) attempts: u32,

@@ -1,4 +1,4 @@
-//! From the queue to a decision, on threads of their own: examine, plan, sign.
+//! From the queues to a decision, on threads of their own.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -9,17 +9,16 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::Outfit;
+use super::decide::{self, Examination, Outcome};
 use super::decision_log::DecisionLog;
-use super::examine::{Examined, NotExamined, examine};
 use super::job::Job;
 use super::outbox::Outbox;
-use super::outcome::{About, Outcome, internal};
+use super::outcome::{About, internal};
 use super::plan::Planner;
 use super::planned::Planned;
 use super::pulse::Pulse;
 use super::queues::{Queues, Work};
 use super::record::{Write, announce};
-use super::sign::sign;
 use crate::ca::Ca;
 
 /// What the threads take from, and where they put what they decide.
@@ -44,8 +43,8 @@ pub(super) fn run(mut planner: Planner, ends: &Ends) {
                 decide(&mut planner, ends, ca, *job, None, 1);
             }
             Some(Work::Again(planned)) => {
-                let Planned { ca, job, examined, about, attempts, .. } = *planned;
-                decide(&mut planner, ends, ca, job, Some((examined, about)), attempts + 1);
+                let Planned { ca, job, examination, attempts, .. } = *planned;
+                decide(&mut planner, ends, ca, job, Some(examination), attempts + 1);
             }
             Some(Work::Pulse(pulse)) => _ = ends.writes.send(Write::Pulse(pulse)),
             None => break,
@@ -58,20 +57,22 @@ fn decide(
     ends: &Ends,
     ca: Arc<Ca>,
     job: Job,
-    examined: Option<(Examined, About)>,
+    examination: Option<Box<Examination>>,
     attempts: u32,
 ) {
     let Ends { writes, outbox, log, .. } = ends;
     // A panic would be a bug of ours, but one that a stranger's bytes found must not take a thread
     // from everybody else.
-    let decided = catch_unwind(AssertUnwindSafe(|| outcome(planner, &ca, &job, examined, log)));
-    let (outcome, about, examined) = decided.unwrap_or_else(|_| {
-        log.fault("deciding on a request panicked", &job.client);
-        (Outcome::Refused(internal()), About::unreadable(), None)
+    let decided = catch_unwind(AssertUnwindSafe(|| {
+        decide::decide(planner, &ca, &job.received, examination, log)
+    }));
+    let (outcome, about) = decided.unwrap_or_else(|_| {
+        log.fault("deciding on a request panicked", &job.received.client);
+        (Outcome::Refused(internal()), About::unreadable())
     });
     match outcome {
         Outcome::Pong => {
-            debug!(client = %job.client, "ping answered");
+            debug!(client = %job.received.client, "ping answered");
             outbox.reply(job, ReplyBody::Pong);
         }
         Outcome::Answered(reply) => {
@@ -87,42 +88,10 @@ fn decide(
             outbox.reply(job, ReplyBody::Problem(problem));
             _ = writes.send(Write::Audit(audit));
         }
-        Outcome::Issued { act, basis, reply } => {
+        Outcome::Issued(issued, examination) => {
             let audit = about.audit(&job, None);
-            let Some((examined, about)) = examined else { return };
-            let planned = Planned { ca, job, examined, about, act, basis, reply, audit, attempts };
+            let planned = Planned { ca, job, examination, issued, audit, attempts };
             _ = writes.send(Write::Planned(Box::new(planned)));
         }
     }
-}
-
-/// Examines a request unless that was done before, plans and signs.
-fn outcome(
-    planner: &mut Planner,
-    ca: &Ca,
-    job: &Job,
-    examined: Option<(Examined, About)>,
-    log: &DecisionLog,
-) -> (Outcome, About, Option<(Examined, About)>) {
-    let (examined, as_examined) = match examined {
-        Some(before) => before,
-        None => {
-            let mut about = About::unreadable();
-            match examine(ca, job, &mut about) {
-                Ok(examined) => (examined, about),
-                Err(NotExamined::Unreadable(problem)) => {
-                    return (Outcome::Refused(problem), about, None);
-                }
-                Err(NotExamined::Refused(refusal)) => {
-                    return (Outcome::Refused(refusal.problem(log)), about, None);
-                }
-            }
-        }
-    };
-    let (now, mut about) = (job.received_at, as_examined.clone());
-    let outcome = planner
-        .plan(ca, &examined, now, &mut about)
-        .and_then(|plan| sign(ca, plan, now, &mut about))
-        .unwrap_or_else(|refusal| Outcome::Refused(refusal.problem(log)));
-    (outcome, about, Some((examined, as_examined)))
 }

@@ -32,7 +32,7 @@ impl Queues<channel::Sender<Box<Job>>> {
 
     /// Gives the job back if its queue is full.
     pub(super) fn put(&self, job: Box<Job>) -> Result<(), channel::TrySendError<Box<Job>>> {
-        let finishes = job.head.as_ref().is_ok_and(|head| head.finishes_a_flow());
+        let finishes = job.received.head.as_ref().is_ok_and(|head| head.finishes_a_flow());
         let queue = if finishes { &self.last } else { &self.first };
         queue.try_send(job)
     }
@@ -72,10 +72,10 @@ const LASTS_PER_FIRST: usize = 8;
 
 #[cfg(test)]
 mod tests {
-    use assay_wire::{ClientId, Head, Proof, Request, RequestBody, RequestId};
+    use assay_wire::{ClientId, Proof, Request, RequestBody, RequestId};
     use time::OffsetDateTime;
 
-    use crate::pipeline::job::Delivery;
+    use crate::pipeline::job::{Delivery, Received};
     use crate::pipeline::ledger::Ledger;
 
     use super::*;
@@ -83,12 +83,9 @@ mod tests {
     fn job(message: Vec<u8>) -> Job {
         let _debt = Ledger::default().owe();
         let since = std::time::Instant::now();
+        let client = ClientId::bootstrap([0; 16]);
         Job {
-            client: ClientId::bootstrap([0; 16]),
-            head: Head::read(&message),
-            message: message.into(),
-            response_topic: None,
-            received_at: OffsetDateTime::UNIX_EPOCH,
+            received: Received::new(client, message.into(), None, OffsetDateTime::UNIX_EPOCH),
             delivery: Delivery { packet_id: 1, connection: 0, since, _debt },
         }
     }
@@ -105,7 +102,7 @@ mod tests {
             queues.put(job(last.clone()).into()).unwrap();
         }
         let (no_pulse, nothing_again) = (channel::never(), channel::never());
-        let is_last = |work| matches!(work, Some(Work::Job(job)) if job.message == last);
+        let is_last = |work| matches!(work, Some(Work::Job(job)) if job.received.message == last);
         let taken: Vec<_> =
             (0..24).map(|taken| is_last(jobs.take(taken, &no_pulse, &nothing_again))).collect();
         assert_eq!(taken[..7], [true; 7]);

@@ -77,9 +77,9 @@ fn commit(
 ) {
     let (mut entries, mut owed) = (Vec::new(), Vec::new());
     for mut planned in waiting {
-        let act = std::mem::replace(&mut *planned.act, Act::None);
-        let (basis, audit) =
-            (planned.basis.take().map(|basis| *basis), Some(planned.audit.clone()));
+        let act = std::mem::replace(&mut planned.issued.act, Act::None);
+        let basis = planned.issued.basis.take();
+        let audit = Some(planned.audit.clone());
         entries.push(Entry { act, basis, audit });
         owed.push(planned);
     }
@@ -98,10 +98,10 @@ fn commit(
 }
 
 fn answer(planned: Planned, outbox: &Outbox, log: &DecisionLog) {
-    let Planned { job, reply, audit, .. } = planned;
+    let Planned { job, issued, audit, .. } = planned;
     log.decision(&audit);
-    announce(&reply, &audit, outbox);
-    outbox.reply(job, reply);
+    announce(&issued.reply, &audit, outbox);
+    outbox.reply(job, issued.reply);
 }
 
 /// Nothing of it is on record. The planners never wait for the recorder, nor it for them.
@@ -193,7 +193,7 @@ mod tests {
         let started = Instant::now();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                run(recorder, retention, &written, &again, &outbox, &DecisionLog::new());
+                run(recorder, retention, &written, &again, &outbox, &DecisionLog::default());
             });
             while store.audit(u32::MAX).unwrap().len() > 1_000
                 && started.elapsed() < Duration::from_secs(60)

@@ -1,14 +1,28 @@
 //! Signatures and credentials for what was planned, outside of every lock.
 
 use assay_ca_core::{Challenge, Confirming};
-use assay_store::{Act, Change};
+use assay_store::{Act, Basis, Change};
 use assay_wire::{ConfirmedReply, ReplyBody};
 use time::OffsetDateTime;
 
-use super::outcome::{About, Outcome, Refusal};
+use super::outcome::{About, Issued, Refusal};
 use super::plan::Plan;
 use crate::ca::Ca;
 use crate::random::random;
+
+/// What comes of a plan.
+pub(super) enum Signed {
+    Pong,
+    /// Nothing is new.
+    Answer(ReplyBody),
+    Issued(Box<Issued>),
+}
+
+impl Signed {
+    fn new(act: Act, basis: Option<Basis>, reply: ReplyBody) -> Self {
+        Self::Issued(Box::new(Issued { act, basis, reply }))
+    }
+}
 
 /// Signs what was planned; `about` learns what changes. This may be slow if the key is in hardware.
 ///
@@ -19,26 +33,22 @@ pub(super) fn sign(
     plan: Plan,
     now: OffsetDateTime,
     about: &mut About,
-) -> Result<Outcome, Refusal> {
+) -> Result<Signed, Refusal> {
     Ok(match plan {
-        Plan::Pong => Outcome::Pong,
+        Plan::Pong => Signed::Pong,
         Plan::Challenge(admitted, ik) => {
             let (scope, key) = (&ca.scope, &ca.ticket_key);
             let challenge = Challenge::new(&admitted, &ik, scope, key, now, &mut random())?;
-            Outcome::Answered(ReplyBody::Challenge(challenge.into_reply()))
+            Signed::Answer(ReplyBody::Challenge(challenge.into_reply()))
         }
         Plan::Certify(certification, basis) => {
             let (reply, issued) = certification.sign(&ca.issuer)?;
             let reply = ReplyBody::Certificate(reply);
             match issued {
-                None => Outcome::Answered(reply),
+                None => Signed::Answer(reply),
                 Some(certificate) => {
                     about.change = Change::Made;
-                    Outcome::Issued {
-                        act: Box::new(Act::Certify(certificate)),
-                        basis: Some(Box::new(basis)),
-                        reply,
-                    }
+                    Signed::new(Act::Certify(certificate), Some(basis), reply)
                 }
             }
         }
@@ -46,28 +56,22 @@ pub(super) fn sign(
             let (reply, issued) = sealing.sign(&ca.issuer, &ca.ticket_key, now, &mut random())?;
             let reply = ReplyBody::Sealed(reply);
             match issued {
-                None => Outcome::Answered(reply),
-                Some(certificate) => Outcome::Issued {
-                    act: Box::new(Act::Seal(certificate)),
-                    basis: Some(Box::new(basis)),
-                    reply,
-                },
+                None => Signed::Answer(reply),
+                Some(certificate) => Signed::new(Act::Seal(certificate), Some(basis), reply),
             }
         }
         Plan::Confirm(Confirming::OnRecord { reply, .. }, _) => {
-            Outcome::Answered(ReplyBody::Confirmed(reply))
+            Signed::Answer(ReplyBody::Confirmed(reply))
         }
         Plan::Confirm(Confirming::New(confirmed), basis) => {
             about.change = Change::Made;
             let reply = ConfirmedReply { receipt: confirmed.receipt().clone() };
-            let (act, reply) = (Box::new(Act::Activate(*confirmed)), ReplyBody::Confirmed(reply));
-            Outcome::Issued { act, basis: basis.map(Box::new), reply }
+            Signed::new(Act::Activate(*confirmed), basis, ReplyBody::Confirmed(reply))
         }
         Plan::Register(offer, basis) => {
             let activation = offer.activation(&ca.scope, &ca.master, &mut random())?;
-            let (act, reply) =
-                (Box::new(Act::Offer(offer.record())), ReplyBody::Activation(activation));
-            Outcome::Issued { act, basis: Some(Box::new(basis)), reply }
+            let reply = ReplyBody::Activation(activation);
+            Signed::new(Act::Offer(offer.record()), Some(basis), reply)
         }
     })
 }

@@ -45,7 +45,7 @@ impl Threads {
             handles: Vec::new(),
         };
         let store = || config.database.open();
-        let log = DecisionLog::new();
+        let log = DecisionLog::default();
 
         for (n, pulses) in pulses.into_iter().enumerate() {
             let planner = Planner::open(store()?)?;

@@ -1,21 +1,16 @@
-//! The CA: the checks and plans of `ca-core` on the store, in the order of the server's stages.
+//! The CA: its record, and the server's decisions on it.
 
 use assay_ca_core::tpm::template::ParentKind;
-use assay_ca_core::{
-    Admitted, AdmittedParent, BoundKey, Candidate, Certification, Challenge, Confirmation,
-    Confirming, EkEvidence, Evidence, Failure, Fault, KeyOffer, Login, MasterSecret,
-    ParentEvidence, Profile, ProvenDevice, Rejection, SealedOnRecord, Sealing, TicketKey, Token,
-    TrustedEk,
+use assay_ca_core::{Login, MasterSecret, Profile, TicketKey, Token};
+use assay_server::ca::Ca as Keys;
+use assay_server::pipeline::{
+    DecisionLog, Examination, Issued, Outcome, Planner, Received, decide,
 };
 use assay_store::sqlite::Sqlite;
 use assay_store::{
-    Act, Basis, CertificateStatus, Enrolled, Entry, IdInQuestion, NewEnrolment, Question, Recorded,
-    Retention, Snapshot, Store, StoreError,
+    Act, Basis, CertificateStatus, Enrolled, Entry, NewEnrolment, Question, Recorded, Retention,
 };
-use assay_wire::{
-    ConfirmedReply, DeviceId, EkId, Flow, Problem, ProblemCode, Reply, ReplyBody, Request,
-    RequestBody, RequestId, Scope,
-};
+use assay_wire::{ClientId, DeviceId, EkId, Flow, Problem, ProblemCode, Reply, ReplyBody, Scope};
 use time::OffsetDateTime;
 
 use crate::chance::Chance;
@@ -23,11 +18,9 @@ use crate::factory::FACTORY;
 use crate::rules::{Deed, Dump, DumpedCertificate};
 
 pub(crate) struct Ca {
-    store: Box<dyn Store>,
-    scope: Scope,
-    profile: Profile,
-    ticket_key: TicketKey,
-    master: MasterSecret,
+    keys: Keys,
+    planner: Planner,
+    log: DecisionLog,
     rng: Chance,
 }
 
@@ -41,17 +34,16 @@ pub(crate) enum Decision {
 
 /// What is signed, and not on record yet.
 pub(crate) struct Planned {
-    request: Request,
-    about: Option<EkId>,
+    received: Received,
     received_at: OffsetDateTime,
-    act: Act,
-    basis: Option<Basis>,
-    reply: ReplyBody,
+    about: Option<EkId>,
+    issued: Box<Issued>,
+    examination: Box<Examination>,
     attempts: u32,
 }
 
 /// What became of it.
-pub(crate) enum Outcome {
+pub(crate) enum Written {
     /// It is on record.
     Recorded(Box<Done>),
     /// It was stale, and is decided again.
@@ -66,236 +58,88 @@ pub(crate) struct Done {
     pub(crate) reply: Reply,
 }
 
-/// Why a request is not granted.
-enum Refusal {
-    Rejection(Box<Problem>),
-    Store(StoreError),
-}
-
-impl From<Rejection> for Refusal {
-    fn from(rejection: Rejection) -> Self {
-        Self::Rejection(Box::new(rejection.problem()))
-    }
-}
-
-impl From<Fault> for Refusal {
-    fn from(fault: Fault) -> Self {
-        panic!("the CA failed: {fault}")
-    }
-}
-
-impl From<Failure> for Refusal {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Rejection(rejection) => rejection.into(),
-            Failure::Fault(fault) => fault.into(),
-        }
-    }
-}
-
 impl Ca {
     pub(crate) fn new(scope: &Scope) -> Self {
         let mut rng = Chance::new(1);
+        let store = Sqlite::in_memory().unwrap();
+        store.add_anchor(&FACTORY.anchor).unwrap();
         Self {
-            store: Box::new(Sqlite::in_memory().unwrap()),
-            scope: scope.clone(),
-            profile: Profile::default().with_flows(Flow::ALL.to_vec()).unwrap(),
-            ticket_key: TicketKey::generate(&mut rng),
-            master: MasterSecret::generate(&mut rng),
+            keys: Keys {
+                scope: scope.clone(),
+                ticket_key: TicketKey::generate(&mut rng),
+                master: MasterSecret::generate(&mut rng),
+                issuer: FACTORY.issuer(),
+                profile: Profile::default().with_flows(Flow::ALL.to_vec()).unwrap(),
+            },
+            planner: Planner::open(Box::new(store)).unwrap(),
+            log: DecisionLog::default(),
             rng,
         }
     }
 
     /// Secrets that nobody may see on the link.
     pub(crate) fn secrets(&self) -> [&[u8]; 2] {
-        [self.ticket_key.secret(), self.master.secret()]
+        [self.keys.ticket_key.secret(), self.keys.master.secret()]
     }
 
     /// Examines a request, plans and signs.
-    pub(crate) fn decide(&mut self, message: &[u8], now: OffsetDateTime) -> Decision {
-        match Request::decode(message) {
-            Ok(request) => self.decide_on(request, now, 1),
-            Err(error) => {
-                let problem = Problem::new(ProblemCode::Malformed, error.to_string());
-                // The id can often be read all the same; the server does so.
-                let id = assay_wire::Head::read(message).map_or(RequestId::NIL, |head| head.id());
-                let reply = Reply { id, body: ReplyBody::Problem(problem) };
-                Decision::Answered { about: None, reply }
-            }
-        }
+    pub(crate) fn decide(
+        &mut self,
+        client: ClientId,
+        message: Vec<u8>,
+        now: OffsetDateTime,
+    ) -> Decision {
+        let received = Received::new(client, message.into(), None, now);
+        self.decide_on(received, now, None, 1)
     }
 
-    fn decide_on(&mut self, request: Request, now: OffsetDateTime, attempts: u32) -> Decision {
-        let (id, mut about) = (request.id, None);
-        let (act, basis, reply) = match self.plan_and_sign(&request.body, now, &mut about) {
-            Ok(planned) => planned,
-            Err(Refusal::Rejection(problem)) => (Act::None, None, ReplyBody::Problem(*problem)),
-            Err(Refusal::Store(error)) => panic!("the store failed: {error}"),
+    fn decide_on(
+        &mut self,
+        received: Received,
+        received_at: OffsetDateTime,
+        examination: Option<Box<Examination>>,
+        attempts: u32,
+    ) -> Decision {
+        let (outcome, about) =
+            decide(&mut self.planner, &self.keys, &received, examination, &self.log);
+        let about = about.ek_id;
+        let body = match outcome {
+            Outcome::Pong => ReplyBody::Pong,
+            Outcome::Answered(body) => body,
+            Outcome::Refused(problem) => {
+                assert_ne!(problem.code, ProblemCode::Internal, "the CA failed");
+                ReplyBody::Problem(problem)
+            }
+            Outcome::Issued(issued, examination) => {
+                let planned =
+                    Planned { received, received_at, about, issued, examination, attempts };
+                return Decision::Planned(Box::new(planned));
+            }
         };
-        if matches!(act, Act::None) {
-            return Decision::Answered { about, reply: Reply { id, body: reply } };
-        }
-        let received_at = now;
-        Decision::Planned(Box::new(Planned {
-            request,
-            about,
-            received_at,
-            act,
-            basis,
-            reply,
-            attempts,
-        }))
+        Decision::Answered { about, reply: Reply { id: received.id(), body } }
     }
 
     /// Records what was planned, unless what it was planned by no longer holds.
-    pub(crate) fn record(&mut self, planned: Planned) -> Outcome {
-        let Planned { request, about, received_at, act, basis, reply, attempts } = planned;
+    pub(crate) fn record(&mut self, planned: Planned) -> Written {
+        let Planned { received, received_at, about, issued, examination, attempts } = planned;
+        let (id, Issued { act, basis, reply }) = (received.id(), *issued);
         let deed = deed(&act);
         let entry = Entry { act, basis, audit: None };
-        match self.store.record(&self.scope, &[entry]).unwrap()[..] {
+        match self.planner.store.record(&self.keys.scope, &[entry]).unwrap()[..] {
             [Recorded::Done] => {
-                let reply = Reply { id: request.id, body: reply };
-                Outcome::Recorded(Box::new(Done { deed, received_at, about, reply }))
+                let reply = Reply { id, body: reply };
+                Written::Recorded(Box::new(Done { deed, received_at, about, reply }))
             }
             _ if attempts < ATTEMPTS => {
-                Outcome::Again(self.decide_on(request, received_at, attempts + 1))
+                let examination = Some(examination);
+                Written::Again(self.decide_on(received, received_at, examination, attempts + 1))
             }
             _ => {
                 let problem = Problem::new(ProblemCode::Busy, "it changed".into()).retry_after(1);
-                let body = ReplyBody::Problem(problem);
-                let reply = Reply { id: request.id, body };
-                Outcome::Again(Decision::Answered { about: None, reply })
+                let reply = Reply { id, body: ReplyBody::Problem(problem) };
+                Written::Again(Decision::Answered { about: None, reply })
             }
         }
-    }
-
-    fn plan_and_sign(
-        &mut self,
-        body: &RequestBody,
-        now: OffsetDateTime,
-        about: &mut Option<EkId>,
-    ) -> Result<(Act, Option<Basis>, ReplyBody), Refusal> {
-        let issuer = &FACTORY.issuer;
-        match body {
-            RequestBody::Ping => Ok((Act::None, None, ReplyBody::Pong)),
-            RequestBody::Challenge(bundle) => {
-                let evidence = Evidence::parse(bundle.clone())?;
-                *about = Some(evidence.ek.ek_id());
-                let offered = self.profile.offer()?;
-                let Basis { snapshot, .. } = self.due(&evidence.ek, None, false, now)?;
-                let ek = trust(&evidence.ek, &snapshot, now)?;
-                let ik = BoundKey::verify(&evidence)?;
-                let admitted = Admitted::decide(offered, ek, &snapshot.records)?;
-                let (scope, key) = (&self.scope, &self.ticket_key);
-                let challenge = Challenge::new(&admitted, &ik, scope, key, now, &mut self.rng)?;
-                Ok((Act::None, None, ReplyBody::Challenge(challenge.into_reply())))
-            }
-            RequestBody::Certify(proof) => {
-                let device = ProvenDevice::verify(proof, &self.scope, &self.ticket_key, now)?;
-                *about = Some(device.ek_id());
-                let question = Question {
-                    ik_id: Some(device.ik_id()),
-                    ..Question::about(device.ek_id(), device.device_id(), now)
-                };
-                let basis = self.ask(question)?;
-                let Snapshot { records, active, .. } = &basis.snapshot;
-                let certification = Certification::plan(
-                    device,
-                    records,
-                    active.as_ref(),
-                    &self.profile,
-                    issuer,
-                    now,
-                    &mut self.rng,
-                )?;
-                let (reply, issued) = certification.sign(issuer)?;
-                let act = issued.map_or(Act::None, Act::Certify);
-                Ok((act, Some(basis), ReplyBody::Certificate(reply)))
-            }
-            RequestBody::Enroll(bundle) => {
-                let evidence = Evidence::parse(bundle.clone())?;
-                *about = Some(evidence.ek.ek_id());
-                let offered = self.profile.offer()?;
-                let basis = self.due(&evidence.ek, evidence.claimed_ik_id(), true, now)?;
-                let Snapshot { records, active, waiting } = &basis.snapshot;
-                let ek = trust(&evidence.ek, &basis.snapshot, now)?;
-                let ik = BoundKey::verify(&evidence)?;
-                let admitted = Admitted::decide(offered, ek, records)?;
-                let key = &self.ticket_key;
-                let sealing = Sealing::plan(
-                    Candidate::decide(&admitted, &ik, &self.scope, records, now)?,
-                    records,
-                    active.as_ref(),
-                    waiting,
-                    key,
-                    &self.profile,
-                    issuer,
-                    now,
-                    &mut self.rng,
-                )?;
-                let (reply, issued) = sealing.sign(issuer, key, now, &mut self.rng)?;
-                let act = issued.map_or(Act::None, Act::Seal);
-                Ok((act, Some(basis), ReplyBody::Sealed(reply)))
-            }
-            RequestBody::Confirm(proof) => {
-                let confirmation = Confirmation::verify(proof, &self.scope, &self.ticket_key, now)?;
-                *about = Some(confirmation.ek_id());
-                let sealed = self.sealed_certificate(&confirmation, now)?;
-                let basis = basis_of(&sealed, now);
-                Ok(match Confirming::plan(confirmation, sealed, &self.ticket_key, now)? {
-                    Confirming::OnRecord { reply, .. } => {
-                        (Act::None, None, ReplyBody::Confirmed(reply))
-                    }
-                    Confirming::New(confirmed) => {
-                        let reply = ConfirmedReply { receipt: confirmed.receipt().clone() };
-                        (Act::Activate(*confirmed), basis, ReplyBody::Confirmed(reply))
-                    }
-                })
-            }
-            RequestBody::Register(bundle) => {
-                let evidence = ParentEvidence::parse(bundle.clone())?;
-                *about = Some(evidence.ek.ek_id());
-                let offered = self.profile.offer()?;
-                let basis = self.due(&evidence.ek, None, false, now)?;
-                let records = &basis.snapshot.records;
-                let ek = trust(&evidence.ek, &basis.snapshot, now)?;
-                let parent = evidence.parent()?;
-                let admitted = Admitted::decide(offered, ek, records)?;
-                let parent = AdmittedParent::decide(&admitted, parent, records)?;
-                let offer = KeyOffer::decide(admitted, parent, records)?;
-                let reply = offer.activation(&self.scope, &self.master, &mut self.rng)?;
-                let act = Act::Offer(offer.record());
-                Ok((act, Some(basis), ReplyBody::Activation(reply)))
-            }
-        }
-    }
-
-    fn due(
-        &mut self,
-        evidence: &EkEvidence,
-        ik_id: Option<[u8; 32]>,
-        waiting: bool,
-        now: OffsetDateTime,
-    ) -> Result<Basis, Refusal> {
-        let device = IdInQuestion::Due {
-            derived: evidence.derived_device_id(),
-            other_eks: evidence.other_eks().to_vec(),
-        };
-        self.ask(Question { ek: evidence.ek_id(), device, ik_id, waiting, now })
-    }
-
-    fn sealed_certificate(
-        &mut self,
-        confirmation: &Confirmation,
-        now: OffsetDateTime,
-    ) -> Result<SealedOnRecord, Refusal> {
-        let (ek, sha256) = (confirmation.ek_id(), confirmation.certificate_sha256());
-        self.store.sealed_certificate(&ek, sha256, now).map_err(Refusal::Store)
-    }
-
-    fn ask(&mut self, question: Question) -> Result<Basis, Refusal> {
-        let snapshot = self.store.snapshot(&question).map_err(Refusal::Store)?;
-        Ok(Basis { question, snapshot })
     }
 }
 
@@ -308,7 +152,7 @@ impl Ca {
         serial: &[u8],
         sha256: &[u8; 32],
     ) -> CertificateStatus {
-        self.store.certificate_status(device, serial, sha256).unwrap()
+        self.planner.store.certificate_status(device, serial, sha256).unwrap()
     }
 
     /// Lets a device in that shows a token: `None` is not. What is on record for it, if it is the
@@ -320,13 +164,13 @@ impl Ca {
         now: OffsetDateTime,
     ) -> Option<(DeviceId, Option<Deed>)> {
         let token = Token::parse(user_name, password.as_bytes()).unwrap();
-        let offered = self.profile.offer().unwrap();
-        for holder in self.store.shared_key_holders(token.device_id()).unwrap() {
+        let offered = self.keys.profile.offer().unwrap();
+        for holder in self.planner.store.shared_key_holders(token.device_id()).unwrap() {
             let question = Question::about(holder.ek_id, token.device_id(), now);
-            let snapshot = self.store.snapshot(&question).unwrap();
-            let (records, scope) = (&snapshot.records, &self.scope);
+            let snapshot = self.planner.store.snapshot(&question).unwrap();
+            let (records, scope) = (&snapshot.records, &self.keys.scope);
             let Ok(login) =
-                Login::decide(offered, &token, &holder, scope, &self.master, records, now)
+                Login::decide(offered, &token, &holder, scope, &self.keys.master, records, now)
             else {
                 continue;
             };
@@ -335,7 +179,10 @@ impl Ca {
                 let deed = deed(&act);
                 let basis = Some(Basis { question, snapshot });
                 let entry = Entry { act, basis, audit: None };
-                assert_eq!(self.store.record(&self.scope, &[entry]).unwrap(), [Recorded::Done]);
+                assert_eq!(
+                    self.planner.store.record(&self.keys.scope, &[entry]).unwrap(),
+                    [Recorded::Done]
+                );
                 deed
             });
             return Some((login.device_id().clone(), first_use));
@@ -348,38 +195,38 @@ impl Ca {
 impl Ca {
     /// Whether the EK was put on the list.
     pub(crate) fn enrol(&mut self, new: NewEnrolment) -> bool {
-        matches!(self.store.enroll(&[new]).unwrap()[..], [Ok(Enrolled::Added)])
+        matches!(self.planner.store.enroll(&[new]).unwrap()[..], [Ok(Enrolled::Added)])
     }
 
     pub(crate) fn update(&mut self, ek: &EkId, policy: assay_ca_core::Reprovision) -> bool {
-        self.store.update_enrolment(ek, Some(policy), None).unwrap()
+        self.planner.store.update_enrolment(ek, Some(policy), None).unwrap()
     }
 
     pub(crate) fn remove(&mut self, ek: &EkId, now: OffsetDateTime) {
-        self.store.remove(ek, now).unwrap();
+        self.planner.store.remove(ek, now).unwrap();
     }
 
     pub(crate) fn set_disabled(&mut self, ek: &EkId, disabled: bool, now: OffsetDateTime) {
-        self.store.set_disabled(ek, disabled, now).unwrap();
+        self.planner.store.set_disabled(ek, disabled, now).unwrap();
     }
 
     /// Whether it ever had one.
     pub(crate) fn retire_shared_key(&mut self, ek: &EkId) -> bool {
-        self.store.retire_shared_key(ek).unwrap()
+        self.planner.store.retire_shared_key(ek).unwrap()
     }
 
     pub(crate) fn change_ticket_key(&mut self) {
-        self.ticket_key = TicketKey::generate(&mut self.rng);
+        self.keys.ticket_key = TicketKey::generate(&mut self.rng);
     }
 
     pub(crate) fn prune(&mut self, now: OffsetDateTime) {
-        while self.store.prune(&Retention::default(), now).unwrap().more {}
+        while self.planner.store.prune(&Retention::default(), now).unwrap().more {}
     }
 
     /// All that is on record, as far as the rules speak of it.
     pub(crate) fn dump(&mut self) -> Dump {
-        let devices = self.store.devices().unwrap();
-        let certificates = self.store.certificates().unwrap();
+        let devices = self.planner.store.devices().unwrap();
+        let certificates = self.planner.store.certificates().unwrap();
         Dump {
             devices: devices.into_iter().map(|row| (row.ek_id, row.device_id)).collect(),
             certificates: certificates
@@ -395,25 +242,9 @@ impl Ca {
 
     /// The generation of an EK's shared key on record.
     pub(crate) fn generation(&mut self, ek: &EkId) -> Option<u32> {
-        let row = self.store.enrolment(ek).unwrap();
+        let row = self.planner.store.enrolment(ek).unwrap();
         Some(row?.shared_key?.generation)
     }
-}
-
-fn trust(
-    evidence: &EkEvidence,
-    snapshot: &Snapshot,
-    now: OffsetDateTime,
-) -> Result<TrustedEk, Refusal> {
-    let enrolment = snapshot.records.enrolment.as_ref();
-    Ok(TrustedEk::verify(evidence, &FACTORY.anchors, enrolment, now)?)
-}
-
-fn basis_of(sealed: &SealedOnRecord, now: OffsetDateTime) -> Option<Basis> {
-    let SealedOnRecord::Unconfirmed { certificate, records } = sealed else { return None };
-    let question = Question::about(certificate.ek_id, &certificate.device_id, now);
-    let snapshot = Snapshot { records: (**records).clone(), active: None, waiting: Vec::new() };
-    Some(Basis { question, snapshot })
 }
 
 /// What the rules hear of an act.

@@ -4,7 +4,8 @@ use std::sync::{LazyLock, OnceLock};
 
 use assay_ca_core::key::{Curve, PublicKey};
 use assay_ca_core::tpm::public::{AreaKey, PublicArea};
-use assay_ca_core::{Authority, Issuer, TrustAnchors, VendorCertificate};
+use assay_ca_core::{Authority, Issuer, KeyAndCertificate, Role};
+use assay_store::AnchorRow;
 use assay_wire::EkId;
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey};
 use rcgen::{
@@ -32,8 +33,8 @@ pub(crate) struct Factory {
     pub(crate) eks: [StorageKey; DEVICES],
     /// The vendor certified the EK of the first device alone; the other one has to be enrolled.
     pub(crate) ek_certificates: [Vec<Vec<u8>>; DEVICES],
-    pub(crate) anchors: TrustAnchors,
-    pub(crate) issuer: Issuer,
+    pub(crate) anchor: AnchorRow,
+    issuing: KeyAndCertificate,
     pub(crate) roots: RootCertStore,
     iks: [OnceLock<IdentityKey>; POOL],
     parents: [[OnceLock<StorageKey>; POOL]; 2],
@@ -55,12 +56,23 @@ impl Factory {
         Self {
             eks,
             ek_certificates: [chain, Vec::new()],
-            anchors: TrustAnchors::new([VendorCertificate::read(&root).unwrap()]),
-            issuer: Issuer::from_pem(&issuing.certificate, &issuing.key).unwrap(),
+            anchor: AnchorRow {
+                fingerprint: Sha256::digest(&root).into(),
+                certificate: root,
+                subject: "CN=Vendor".into(),
+                role: Role::Root,
+                not_after: i64::MAX,
+                added_at: BEGIN,
+            },
+            issuing,
             roots,
             iks: [const { OnceLock::new() }; POOL],
             parents: [const { [const { OnceLock::new() }; POOL] }; 2],
         }
+    }
+
+    pub(crate) fn issuer(&self) -> Issuer {
+        Issuer::from_pem(&self.issuing.certificate, &self.issuing.key).unwrap()
     }
 
     /// The identity key that is made as the `number`th.

@@ -11,7 +11,7 @@
 //! | `op.rs` | what can happen, and which bytes stand for it |
 //! | `world.rs` | lets it happen |
 //! | `device.rs`, `tpm.rs` | a shell around `assay-device-core`, and its TPM |
-//! | `ca.rs` | `assay-ca-core` and `assay-store`, put together as the server does |
+//! | `ca.rs` | the server's decisions, on a record in memory |
 //! | `link.rs` | what carries the messages |
 //! | `rules.rs` | what must hold |
 //!

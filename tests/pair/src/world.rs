@@ -18,7 +18,7 @@ use rustls_pki_types::UnixTime;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-use crate::ca::{Ca, Decision, Done, Outcome};
+use crate::ca::{Ca, Decision, Done, Written};
 use crate::chance::Chance;
 use crate::device::{Device, Run, request, token};
 use crate::factory::{BEGIN, DEVICES, FACTORY, time};
@@ -503,14 +503,14 @@ impl World {
         match arrival {
             Arrival::AtCa { client, message } => {
                 let now = self.ca_time();
-                let decision = self.ca.decide(&message, now);
+                let decision = self.ca.decide(client.parse().unwrap(), message, now);
                 self.decided(client, decision, now)
             }
             Arrival::Signed { client, planned } => {
                 let now = self.ca_time();
                 match self.ca.record(*planned) {
-                    Outcome::Again(decision) => self.decided(client, decision, now),
-                    Outcome::Recorded(done) => {
+                    Written::Again(decision) => self.decided(client, decision, now),
+                    Written::Recorded(done) => {
                         let Done { deed, received_at, about, reply } = *done;
                         self.tell(|| format!("the CA: on record is {deed:?}"));
                         self.rules.done(deed, Some(&reply.body), received_at)?;

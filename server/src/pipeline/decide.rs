@@ -1,0 +1,66 @@
+//! The decision on a request, from its bytes to what is signed: examine, plan, sign.
+
+use assay_wire::{Problem, ReplyBody};
+
+use super::decision_log::DecisionLog;
+use super::examine::{Examined, NotExamined, examine};
+use super::job::Received;
+use super::outcome::{About, Issued};
+use super::plan::Planner;
+use super::sign::{Signed, sign};
+use crate::ca::Ca;
+
+/// Everything that can become of a request.
+pub enum Outcome {
+    /// Nobody wants a record of it: it says nothing of any device.
+    Pong,
+    /// The device gets this at once: nothing new was issued.
+    Answered(ReplyBody),
+    /// Something new was signed, and is to be recorded; if it is stale by then, the request is
+    /// decided again.
+    Issued(Box<Issued>, Box<Examination>),
+    /// The device is told why not.
+    Refused(Problem),
+}
+
+/// A request that passed its examination, which is not repeated when it is planned again.
+pub struct Examination {
+    examined: Examined,
+    /// What is planned again is about the same.
+    about: About,
+}
+
+/// Decides on a request, which was examined before if it is decided again. Says what is to become of
+/// it, and whom that is about.
+pub fn decide(
+    planner: &mut Planner,
+    ca: &Ca,
+    received: &Received,
+    examination: Option<Box<Examination>>,
+    log: &DecisionLog,
+) -> (Outcome, About) {
+    let examination = match examination {
+        Some(before) => *before,
+        None => {
+            let mut about = About::unreadable();
+            match examine(ca, received, &mut about) {
+                Ok(examined) => Examination { examined, about },
+                Err(NotExamined::Unreadable(problem)) => return (Outcome::Refused(problem), about),
+                Err(NotExamined::Refused(refusal)) => {
+                    return (Outcome::Refused(refusal.problem(log)), about);
+                }
+            }
+        }
+    };
+    let mut about = examination.about.clone();
+    let signed = planner
+        .plan(ca, &examination.examined, received.at, &mut about)
+        .and_then(|plan| sign(ca, plan, received.at, &mut about));
+    let outcome = match signed {
+        Ok(Signed::Pong) => Outcome::Pong,
+        Ok(Signed::Answer(reply)) => Outcome::Answered(reply),
+        Ok(Signed::Issued(issued)) => Outcome::Issued(issued, Box::new(examination)),
+        Err(refusal) => Outcome::Refused(refusal.problem(log)),
+    };
+    (outcome, about)
+}
