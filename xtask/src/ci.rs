@@ -9,10 +9,13 @@ use crate::fuzz::Fuzz;
 use crate::pair::Pair;
 use crate::{bin_dir, cargo, compose, packages, show};
 
+/// Tests run the binaries of other packages, which `cargo test` does not build. Both at once: the
+/// tests' dependencies give others features, so that one after the other is twice the work.
+const BINARIES_AND_TESTS: [&str; 2] = ["--bins", "--tests"];
+
 /// All tests, on binaries built from the same sources.
 pub(crate) fn test(arguments: &[String]) -> Result<()> {
-    // Builds `assay` and `assay-device` too, for their packages have integration tests.
-    show(&mut cargo(&["test", "--workspace", "--no-run"]))?;
+    show(cargo(&["build", "--workspace"]).args(BINARIES_AND_TESTS))?;
     show(cargo(&["test", "--workspace"]).args(arguments).env("ASSAY_BIN_DIR", bin_dir()?))
 }
 
@@ -56,8 +59,7 @@ pub(crate) fn through_libtss2() -> Result<()> {
         show(&mut command)
     };
     run("clippy", &["--all-targets", "--", "--deny", "warnings"])?;
-    // Not `build`: without the tests' own dependencies, everything would be built again.
-    run("test", &["--no-run"])?;
+    run("build", &BINARIES_AND_TESTS)?;
     run("test", &["--lib", "tcti::"])?;
     // One at a time: libtss2's sockets go to every child process, so a software TPM that one test
     // starts would hold the connection of another test to its own.
