@@ -8,7 +8,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -111,7 +111,8 @@ fn build() -> Result<()> {
     for target in &TARGETS {
         build.args(["--bin", target.name]);
     }
-    let this: PathBuf = env::current_exe().context("this program has a path")?;
+    // By name, because an earlier step of `cargo xtask ci` built this program again at its place.
+    let this = bin_dir()?.join(env!("CARGO_BIN_NAME"));
     show(build.env("RUSTC_WORKSPACE_WRAPPER", this).env(AS_RUSTC, "1"))
 }
 
