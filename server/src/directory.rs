@@ -345,23 +345,15 @@ impl Directory {
         Ok((Authority::from_pem(&certificate, &key)?, certificate))
     }
 
-    /// Which of the directory's own files, `worker` or `operator`, is the credential of this name,
-    /// if any.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn holder_of(&self, name: &str) -> Result<Option<&'static str>> {
-        let credentials = self.store()?.credentials()?;
-        let Some(credential) = credentials.into_iter().find(|credential| credential.name == name)
-        else {
-            return Ok(None);
-        };
+    /// Which of the directory's own files, `worker` or `operator`, holds the certificate with this
+    /// SHA-256 digest, if any.
+    pub fn holder_of(&self, sha256: &[u8; 32]) -> Option<&'static str> {
         let is_it = |holder: &&str| {
             // Files that are not there are nobody's.
             let own = self.credentials(holder).ok().and_then(|own| own.chain.into_iter().next());
-            own.is_some_and(|own| Sha256::digest(own).as_slice() == credential.sha256)
+            own.is_some_and(|own| Sha256::digest(own).as_slice() == sha256)
         };
-        Ok(["worker", "operator"].into_iter().find(is_it))
+        ["worker", "operator"].into_iter().find(is_it)
     }
 
     fn read(&self, name: &str) -> Result<String> {

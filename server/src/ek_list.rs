@@ -321,10 +321,7 @@ fn either(text: &str, [no, yes]: [&str; 2]) -> Result<bool> {
 
 /// Refuses an enrolment as an EK of Azure's SDKs that cannot be one, and a device id that names
 /// another EK.
-///
-/// # Errors
-/// It is refused.
-pub fn checked(ek: &EkIdentity, enrolment: NewEnrolment) -> Result<NewEnrolment> {
+pub(crate) fn checked(ek: &EkIdentity, enrolment: NewEnrolment) -> Result<NewEnrolment> {
     if enrolment.legacy_dps_ek == Some(true) {
         ek.of_azure_sdk().context("legacy_dps_ek")?;
     }

@@ -12,6 +12,7 @@ pub mod operations;
 pub mod pipeline;
 pub mod register;
 pub mod revocations;
+pub mod rfc3339;
 
 mod random;
 mod vendor_files;

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use assay_broker_plugin::access::{OPERATOR_PREFIX, WORKER_PREFIX};
 use assay_server::directory::{Directory, Role};
-use assay_store::CredentialRow;
+use assay_server::operations::credentials::{self, RevokeError};
+use assay_server::operations::documents;
+use assay_server::rfc3339;
 use assay_wire::ClientId;
 use clap::{Args, Subcommand, ValueEnum};
 use time::OffsetDateTime;
@@ -76,23 +78,24 @@ impl Credentials {
                 Ok(())
             }
             Self::Revoke(Revoke { name, force }) => {
-                if !force && let Some(holder) = directory.holder_of(&name)? {
-                    bail!(
-                        "{holder}.pem of this directory is that certificate, so the CA itself \
-                         would be shut out; put another in its place first (assay credentials \
-                         add, docs/operations.md), or insist with --force"
-                    );
-                }
-                match directory.store()?.revoke_credential(&name, OffsetDateTime::now_utc())? {
-                    Some(true) => {
-                        eprintln!("revoked {name}: its live connections end within seconds")
+                match credentials::revoke(directory, &name, force, OffsetDateTime::now_utc()) {
+                    Ok(true) => {
+                        eprintln!("revoked {name}: its live connections end within seconds");
+                        Ok(())
                     }
-                    Some(false) => eprintln!("{name} was revoked before"),
-                    None => {
-                        bail!("there is no credential {name}; `assay credentials list` names them")
+                    Ok(false) => {
+                        eprintln!("{name} was revoked before");
+                        Ok(())
                     }
+                    Err(error @ RevokeError::Own { .. }) => bail!(
+                        "{error}; put another in its place first (assay credentials add, \
+                         docs/operations.md), or insist with --force"
+                    ),
+                    Err(error @ RevokeError::Unknown { .. }) => {
+                        bail!("{error}; `assay credentials list` names them")
+                    }
+                    Err(error) => Err(error.into()),
                 }
-                Ok(())
             }
         }
     }
@@ -101,17 +104,7 @@ impl Credentials {
 fn list_all(directory: &Directory, json: bool) -> Result<()> {
     let credentials = directory.store()?.credentials()?;
     if json {
-        for CredentialRow { name, role, sha256, issued_at, not_after, revoked_at } in credentials {
-            let line = serde_json::json!({
-                "name": name,
-                "role": role,
-                "fingerprint": hex::encode(sha256),
-                "issued_at": table::time(issued_at),
-                "not_after": table::time(not_after),
-                "revoked_at": revoked_at.map(table::time),
-            });
-            table::print_json(&line);
-        }
+        credentials.iter().for_each(|row| table::print_json(&documents::credential(row)));
         return Ok(());
     }
     let rows = credentials.into_iter().map(|row| {
@@ -119,10 +112,12 @@ fn list_all(directory: &Directory, json: bool) -> Result<()> {
             row.name,
             row.role,
             hex::encode(row.sha256)[..table::SHORT_ID].to_owned(),
-            table::time(row.issued_at),
-            table::time(row.not_after),
-            row.revoked_at
-                .map_or_else(|| "good".into(), |since| format!("revoked {}", table::time(since))),
+            rfc3339::seconds(row.issued_at),
+            rfc3339::seconds(row.not_after),
+            row.revoked_at.map_or_else(
+                || "good".into(),
+                |since| format!("revoked {}", rfc3339::seconds(since)),
+            ),
         ]
     });
     table::print(["NAME", "ROLE", "FINGERPRINT", "ISSUED", "NOT AFTER", "STATE"], rows);

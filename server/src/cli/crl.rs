@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use assay_server::directory::Directory;
+use assay_server::operations::revocation_lists;
 use clap::Args;
 use pem::{EncodeConfig, LineEnding, Pem};
 use time::OffsetDateTime;
@@ -33,13 +34,10 @@ impl Crl {
             "a terminal shows no DER; ask for --pem, or for a file with --out"
         );
         let now = OffsetDateTime::now_utc();
-        // First, for this key may be elsewhere, and each list uses a number up.
-        let of_services = self.pem.then(|| directory.service_revocation_list(now)).transpose()?;
-        let of_devices =
-            directory.ca()?.revocation_list(&mut *directory.store()?, usize::MAX, now)?;
-        let lists = match of_services {
-            Some(of_services) => [pem(of_devices), pem(of_services)].concat(),
-            None => of_devices,
+        let lists = if self.pem {
+            revocation_lists::of_all(directory, now)?.map(pem).concat()
+        } else {
+            revocation_lists::of_devices(directory, now)?
         };
         match self.out {
             Some(file) => {

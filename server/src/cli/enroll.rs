@@ -6,13 +6,15 @@ use anyhow::{Context, Result, bail, ensure};
 use assay_ca_core::{EkIdentity, Reprovision, SharedKeyOnRecord};
 use assay_server::directory::Directory;
 use assay_server::ek_list;
+use assay_server::operations::documents;
 use assay_server::operations::enrol::{self, EnrolmentError, Forgotten};
+use assay_server::rfc3339;
 use assay_store::{Enrolled, EnrolmentRow, NewEnrolment, Store};
 use assay_wire::{DeviceId, EkId, printable_json};
 use clap::{ArgGroup, Args, Subcommand};
 use time::OffsetDateTime;
 
-use super::import::Import;
+use super::import::ImportList;
 use super::policy::{Policy, ReprovisionArg};
 use super::table;
 
@@ -32,7 +34,7 @@ pub(crate) enum Enroll {
         policy: Policy,
     },
     /// Put many EKs on the list: all of them, or none if one cannot be
-    Import(Import),
+    Import(ImportList),
     /// List the EKs that the CA knows: enrolled, registered, disabled
     List {
         /// One JSON object a line
@@ -163,7 +165,7 @@ fn add(
         enrolment.with_context(|| format!("{} holds no EK", file.display()))?;
     eprintln!("recognised: {recognised}, {}", ek.key);
     if let Some(certificate) = &ek.certificate {
-        let until = table::time(certificate.not_after.unix_timestamp());
+        let until = rfc3339::seconds(certificate.not_after.unix_timestamp());
         eprintln!("  issuer {}", table::printable(&certificate.issuer));
         eprintln!("  serial {}, valid until {until}", certificate.serial);
         if let Some(tpm) = &certificate.tpm {
@@ -180,18 +182,16 @@ fn add(
              may be anywhere"
         );
     }
-    let new = ek_list::checked(&ek, NewEnrolment { device_id, ..enrolment })?;
-    for enrolled in store.enroll(&[new])? {
-        let already = if enrolled? == Enrolled::Added { "" } else { " already" };
-        match store.enrolment(&ek.ek_id)? {
-            Some(EnrolmentRow { disabled: true, .. }) => {
-                eprintln!("enrolled{already}, and disabled as before")
-            }
-            Some(EnrolmentRow { device_id: Some(device_id), .. }) => {
-                eprintln!("enrolled{already} as {device_id}")
-            }
-            _ => eprintln!("enrolled{already}; its device id follows from the EK"),
+    let (enrolled, row) = enrol::add(store, &ek, NewEnrolment { device_id, ..enrolment })?;
+    let already = if enrolled == Enrolled::Added { "" } else { " already" };
+    match row {
+        EnrolmentRow { disabled: true, .. } => {
+            eprintln!("enrolled{already}, and disabled as before");
         }
+        EnrolmentRow { device_id: Some(device_id), .. } => {
+            eprintln!("enrolled{already} as {device_id}");
+        }
+        _ => eprintln!("enrolled{already}; its device id follows from the EK"),
     }
     table::print_line(ek.ek_id);
     Ok(())
@@ -275,14 +275,14 @@ fn remove(store: &mut dyn Store, ek: &EkId) -> Result<()> {
 }
 
 fn show(row: &EnrolmentRow) -> Result<()> {
-    table::print_line(printable_json(&format!("{:#}", json(row))));
+    table::print_line(printable_json(&format!("{:#}", documents::ek(row))));
     Ok(())
 }
 
 fn list(store: &mut dyn Store, as_json: bool) -> Result<()> {
     let rows = store.enrolments()?;
     if as_json {
-        rows.iter().for_each(|row| table::print_json(&json(row)));
+        rows.iter().for_each(|row| table::print_json(&documents::ek(row)));
         return Ok(());
     }
     let rows = rows.into_iter().map(|row| {
@@ -317,24 +317,4 @@ fn shared_key(key: SharedKeyOnRecord) -> String {
     let state = if key.is_used { "used" } else { "not used" };
     let parent = if key.is_of_plain_srk() { ", plain SRK" } else { "" };
     format!("{} ({state}{parent})", key.generation)
-}
-
-fn json(row: &EnrolmentRow) -> serde_json::Value {
-    serde_json::json!({
-        "ek_id": row.ek_id.to_string(),
-        "device_id": row.device_id.as_ref().map(DeviceId::as_str),
-        "enrolled_from": row.recognised,
-        "registered": row.registered,
-        "disabled": row.disabled,
-        "reprovision": row.reprovision.map(Reprovision::name),
-        "legacy_dps_ek": row.legacy_dps_ek,
-        "plain_srk": row.plain_srk,
-        "shared_key": row.shared_key.map(|key| serde_json::json!({
-            "generation": key.generation,
-            "used": key.is_used,
-            "plain_srk": key.is_of_plain_srk(),
-        })),
-        "added_at": table::time(row.added_at),
-        "tags": row.tags,
-    })
 }

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use assay_server::ek_list::{self, Entry, Place};
+use assay_server::ek_list;
+use assay_server::operations::import::{self, Import, Refused};
 use assay_store::{Enrolled, NewEnrolment, Store};
 use assay_wire::DeviceId;
 use clap::Args;
@@ -15,7 +16,7 @@ use super::policy::Policy;
 use super::table;
 
 #[derive(Args)]
-pub(crate) struct Import {
+pub(crate) struct ImportList {
     /// A CSV file, - for one on standard input, or a directory with a file for each EK
     ///
     /// A CSV file begins with a line that names its columns, in any order: endorsement_key
@@ -38,28 +39,17 @@ pub(crate) struct Import {
     json: bool,
 }
 
-impl Import {
+impl ImportList {
     pub(crate) fn run(self, store: &mut dyn Store) -> Result<()> {
         let mut progress = Progress::default();
-        let entries =
-            ek_list::read(&self.path, self.policy.defaults(), |read| progress.tell(read))?;
-        let (places, new, mut failures) = sort(entries);
-        let results = if self.dry_run || !failures.is_empty() {
-            store.rehearse_enroll(&new)?
-        } else {
-            store.enroll(&new)?
+        let defaults = self.policy.defaults();
+        let import = import::import(store, &self.path, defaults, self.dry_run, |read| {
+            progress.tell(read);
+        })?;
+        let done = match import {
+            Import::Done(done) => done,
+            Import::Refused(refused) => return report(&refused),
         };
-
-        let mut done = Vec::with_capacity(new.len());
-        for ((result, place), new) in results.into_iter().zip(places).zip(&new) {
-            match result {
-                Ok(enrolled) => done.push((enrolled, new)),
-                Err(error) => failures.push(Failure { place, reason: error.to_string() }),
-            }
-        }
-        if !failures.is_empty() {
-            return report(failures);
-        }
         write(&done, self.json)?;
         let count = |which| done.iter().filter(|(enrolled, _)| *enrolled == which).count();
         let (added, retagged) = (count(Enrolled::Added), count(Enrolled::Retagged));
@@ -71,40 +61,18 @@ impl Import {
     }
 }
 
-struct Failure {
-    place: (usize, Place),
-    reason: String,
-}
-
-/// Keeps what can be enrolled apart from what cannot, each with its position.
-fn sort(entries: Vec<Entry>) -> (Vec<(usize, Place)>, Vec<NewEnrolment>, Vec<Failure>) {
-    let (mut places, mut new, mut failures) = (Vec::new(), Vec::new(), Vec::new());
-    for (position, Entry { place, content }) in entries.into_iter().enumerate() {
-        let place = (position, place);
-        match content {
-            Ok(enrolment) => {
-                places.push(place);
-                new.push(enrolment);
-            }
-            Err(error) => failures.push(Failure { place, reason: format!("{error:#}") }),
-        }
-    }
-    (places, new, failures)
-}
-
-fn report(mut failures: Vec<Failure>) -> Result<()> {
-    failures.sort_by_key(|failure| failure.place.0);
-    for Failure { place: (_, place), reason } in failures.iter().take(MAX_REPORTED) {
+fn report(refused: &[Refused]) -> Result<()> {
+    for Refused { place, reason } in refused.iter().take(MAX_REPORTED) {
         eprintln!("{}", table::printable(&format!("{place}: {reason}")));
     }
-    match failures.len().checked_sub(MAX_REPORTED) {
+    match refused.len().checked_sub(MAX_REPORTED) {
         None | Some(0) => {}
         Some(more) => eprintln!("and {more} more"),
     }
-    bail!("nothing is imported, for {} cannot be", failures.len())
+    bail!("nothing is imported, because {} cannot be", refused.len())
 }
 
-fn write(done: &[(Enrolled, &NewEnrolment)], json: bool) -> Result<()> {
+fn write(done: &[(Enrolled, NewEnrolment)], json: bool) -> Result<()> {
     let mut out = BufWriter::new(stdout().lock());
     for (enrolled, new) in done {
         let line: &dyn Display = if json { &object(*enrolled, new) } else { &new.ek_id };

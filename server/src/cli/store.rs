@@ -1,12 +1,12 @@
 //! `assay store`: where the CA is on record, and moving it.
 
-use std::fs;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use assay_server::directory::Directory;
-use assay_store::{Database, Progress, Status, copy};
+use assay_server::operations::store::{self, Moved, Target};
+use assay_store::{Database, Progress, Status};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{list, table};
@@ -36,14 +36,14 @@ pub(crate) enum Store {
   assay --dir ca store copy file         # back to assay.db, which must not be there")]
 pub(crate) struct Copy {
     /// Where to
-    to: Target,
+    to: TargetName,
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Target {
+enum TargetName {
     /// From assay.db to the PostgreSQL that `[store]` of assay.toml names; assay.db is then called
     /// assay.db.copied
     Postgres,
@@ -106,37 +106,19 @@ fn upgrade(directory: &Directory) -> Result<()> {
 
 impl Copy {
     fn run(self, directory: &Directory) -> Result<()> {
-        let Some(postgres) = directory.postgres()? else {
-            bail!(
-                "assay.toml names no PostgreSQL; put one into [store] (docs/operations.md, \"PostgreSQL\")"
-            )
-        };
-        let file = directory.file();
-        let (from, to) = match self.to {
-            Target::Postgres => (Database::Sqlite(file.clone()), postgres),
-            Target::File => (postgres, Database::Sqlite(file.clone())),
-        };
-        if let Database::Sqlite(file) = &from
-            && !file.exists()
-        {
-            bail!("{} is missing, so there is nothing to copy", file.display());
-        }
         let mut teller = Teller::default();
-        let rows = copy(&from, &to, |progress| teller.tell(progress))
-            .with_context(|| format!("cannot copy {} to {}", from.shown(), to.shown()))?;
-        if let Target::Postgres = self.to {
-            // What a CA revokes from now on, this file does not know; nobody should serve by it.
-            let aside = file.with_extension("db.copied");
-            fs::rename(&file, &aside)
-                .with_context(|| format!("rename {} by hand", file.display()))?;
-        }
+        let target = match self.to {
+            TargetName::Postgres => Target::Postgres,
+            TargetName::File => Target::File,
+        };
+        let Moved { from, to, rows } =
+            store::move_to(directory, target, |progress| teller.tell(progress))?;
         if self.json {
-            let (from, to) = (from.shown(), to.shown());
             table::print_json(&serde_json::json!({ "from": from, "to": to, "rows": rows }));
             return Ok(());
         }
-        eprintln!("copied {rows} rows to {}", to.shown());
-        match self.to {
+        eprintln!("copied {rows} rows to {to}");
+        match target {
             Target::Postgres => eprintln!("  assay.db is now assay.db.copied; keep it as a backup"),
             Target::File => eprintln!(
                 "  take url out of [store] in assay.toml before you start workers, and drop the \

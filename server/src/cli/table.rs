@@ -1,4 +1,4 @@
-//! Text in columns, and times as people write them.
+//! Text in columns, and JSON, on standard output.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -6,8 +6,6 @@ use std::process::exit;
 
 use assay_wire::{MAX_SHOWN, printable_json};
 use serde_json::Value;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 /// Prints rows under a heading, each column as wide as its widest cell.
 pub(crate) fn print<const N: usize>(
@@ -61,21 +59,6 @@ pub(crate) fn written(outcome: io::Result<()>) {
 
 /// The exit status of a process that the signal ended, as a shell tells it.
 const SIGPIPE: i32 = 128 + 13;
-
-/// Seconds since 1970 in RFC 3339.
-pub(crate) fn time(seconds: i64) -> String {
-    OffsetDateTime::from_unix_timestamp(seconds)
-        .ok()
-        .and_then(|time| time.format(&Rfc3339).ok())
-        .unwrap_or_else(|| seconds.to_string())
-}
-
-/// Microseconds since 1970 in RFC 3339, always with six digits, so that texts are in the order of
-/// times.
-pub(crate) fn time_us(microseconds: i64) -> String {
-    let seconds = time(microseconds.div_euclid(1_000_000));
-    format!("{}.{:06}Z", seconds.trim_end_matches('Z'), microseconds.rem_euclid(1_000_000))
-}
 
 /// `disabled` or `enabled`.
 pub(crate) fn status(disabled: bool) -> &'static str {

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use assay_ca_core::Role;
+use assay_ca_core::{Allowances, Role};
 use assay_server::anchors::read_anchors;
 use assay_server::directory::Directory;
+use assay_server::operations::documents;
 use assay_server::operations::trust::{self, Verdict};
+use assay_server::rfc3339;
 use assay_store::Store;
 use clap::{Args, Subcommand};
 
@@ -108,39 +110,24 @@ impl Check {
 fn list(store: &mut dyn Store, json: bool) -> Result<()> {
     let anchors = store.anchors()?;
     if json {
-        for anchor in anchors {
-            let line = serde_json::json!({
-                "fingerprint": hex::encode(anchor.fingerprint),
-                "kind": trust::kind(anchor.role),
-                "allow_missing": allowances(anchor.role),
-                "subject": anchor.subject,
-                "not_after": table::time(anchor.not_after),
-                "added_at": table::time(anchor.added_at),
-            });
-            table::print_json(&line);
-        }
+        anchors.iter().for_each(|row| table::print_json(&documents::anchor(row)));
         return Ok(());
     }
     let rows = anchors.into_iter().map(|anchor| {
         let fingerprint = hex::encode(anchor.fingerprint);
-        let kind = match allowances(anchor.role) {
-            Some(allowances) if !allowances.is_empty() => format!("anchor, without {allowances}"),
-            _ => trust::kind(anchor.role).into(),
+        let kind = match anchor.role {
+            Role::Anchor(allowances) if allowances != Allowances::default() => {
+                format!("anchor, without {allowances}")
+            }
+            role => trust::kind(role).into(),
         };
         [
             fingerprint[..table::SHORT_ID].to_owned(),
             kind,
-            table::time(anchor.not_after),
+            rfc3339::seconds(anchor.not_after),
             anchor.subject,
         ]
     });
     table::print(["FINGERPRINT", "KIND", "NOT AFTER", "SUBJECT"], rows);
     Ok(())
-}
-
-fn allowances(role: Role) -> Option<String> {
-    match role {
-        Role::Anchor(allowances) => Some(allowances.to_string()),
-        Role::Root | Role::Issuer => None,
-    }
 }

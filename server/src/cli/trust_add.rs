@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use assay_ca_core::{Allowances, Role};
 use assay_server::operations::trust::{self, Found, Good, Wish};
+use assay_server::rfc3339;
 use assay_store::Store;
 use clap::Args;
 
@@ -103,7 +104,7 @@ impl Add {
         };
         let fingerprint =
             good.map_or(*fingerprint, |good| Some(good.row.fingerprint)).map(hex::encode);
-        let not_after = good.map(|good| table::time(good.row.not_after));
+        let not_after = good.map(|good| rfc3339::seconds(good.row.not_after));
         if self.json {
             let line = serde_json::json!({
                 "file": place,

@@ -1,9 +1,26 @@
 //! Which EKs may come, and what happens to one.
 
-use assay_ca_core::Reprovision;
-use assay_store::{EnrolmentRow, Removed, Store, StoreError};
+use anyhow::Context;
+use assay_ca_core::{EkIdentity, Reprovision};
+use assay_store::{Enrolled, EnrolmentRow, NewEnrolment, Removed, Store, StoreError};
 use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
+
+use crate::ek_list;
+
+/// Puts an EK on the list; returns whether it was there, and what the CA knows of it now.
+///
+/// # Errors
+/// It may not have this device id or policy, or is on the list with others.
+pub fn add(
+    store: &mut dyn Store,
+    ek: &EkIdentity,
+    enrolment: NewEnrolment,
+) -> anyhow::Result<(Enrolled, EnrolmentRow)> {
+    let new = ek_list::checked(ek, enrolment)?;
+    let enrolled = store.enroll(&[new])?.pop().context("the store says nothing of the EK")??;
+    Ok((enrolled, show(store, &ek.ek_id)?))
+}
 
 /// Finds an EK by its id, by the beginning of that, or by its device id.
 ///

@@ -8,13 +8,13 @@ use std::time::Duration;
 use assay_broker_plugin::access::{OPERATOR_PREFIX, WORKER_PREFIX};
 use assay_mqtt::BrokerUrl;
 use assay_server::ca::Ca;
+use assay_server::rfc3339;
 use assay_wire::{ClientId, DeviceId, Scope, Topic};
 use rustls::{ClientConfig, RootCertStore};
 use time::OffsetDateTime;
 
 use super::party::{Party, Persona, Stay, ping, words};
 use super::rules::{Found, Report, Rule, Tried};
-use crate::cli::table;
 
 /// The listeners, and what clients show there.
 pub(super) struct Stage {
@@ -202,7 +202,7 @@ impl<'a> Cast<'a> {
         };
         Ok(match self.stage.ca.issuer.believes_until(&list, OffsetDateTime::now_utc()) {
             Some(until) => {
-                let until = table::time(until.unix_timestamp());
+                let until = rfc3339::seconds(until.unix_timestamp());
                 (
                     Found::Kept(format!("it waits on {topic}, good until {until}")),
                     Some(list.to_vec()),

@@ -1,0 +1,101 @@
+//! What is on record, in JSON: the same fields in every face.
+
+use assay_ca_core::{Reprovision, Role};
+use assay_store::{AnchorRow, AuditRow, CertificateRow, CredentialRow, DeviceRow, EnrolmentRow};
+use assay_wire::{DeviceId, EkId, ProblemCode};
+use serde_json::{Value, json};
+
+use super::trust;
+use crate::rfc3339;
+
+/// A device. Times are in RFC 3339, digests and serial numbers in hexadecimal, here and below.
+pub fn device(row: &DeviceRow) -> Value {
+    json!({
+        "device_id": row.device_id.as_str(),
+        "ek_id": row.ek_id.to_string(),
+        "assurance": row.assurance,
+        "disabled": row.disabled,
+        "registered_at": rfc3339::seconds(row.registered_at),
+        "serial": row.serial.as_ref().map(hex::encode),
+        "not_after": row.not_after.map(rfc3339::seconds),
+        "shared_key": row.shared_key,
+    })
+}
+
+/// A certificate of a device.
+pub fn certificate(row: &CertificateRow) -> Value {
+    json!({
+        "serial": hex::encode(&row.serial),
+        "device_id": row.device_id.as_str(),
+        "status": row.status,
+        "not_before": rfc3339::seconds(row.not_before),
+        "not_after": rfc3339::seconds(row.not_after),
+        "issued_at": rfc3339::seconds(row.issued_at),
+        "confirm_by": row.confirm_by.map(rfc3339::seconds),
+        "der": row.der.as_ref().map(hex::encode),
+    })
+}
+
+/// A certificate of an operator or a worker.
+pub fn credential(row: &CredentialRow) -> Value {
+    json!({
+        "name": row.name,
+        "role": row.role,
+        "fingerprint": hex::encode(row.sha256),
+        "issued_at": rfc3339::seconds(row.issued_at),
+        "not_after": rfc3339::seconds(row.not_after),
+        "revoked_at": row.revoked_at.map(rfc3339::seconds),
+    })
+}
+
+/// An EK.
+pub fn ek(row: &EnrolmentRow) -> Value {
+    json!({
+        "ek_id": row.ek_id.to_string(),
+        "device_id": row.device_id.as_ref().map(DeviceId::as_str),
+        "enrolled_from": row.recognised,
+        "registered": row.registered,
+        "disabled": row.disabled,
+        "reprovision": row.reprovision.map(Reprovision::name),
+        "legacy_dps_ek": row.legacy_dps_ek,
+        "plain_srk": row.plain_srk,
+        "shared_key": row.shared_key.map(|key| json!({
+            "generation": key.generation,
+            "used": key.is_used,
+            "plain_srk": key.is_of_plain_srk(),
+        })),
+        "added_at": rfc3339::seconds(row.added_at),
+        "tags": row.tags,
+    })
+}
+
+/// A vendor's certificate.
+pub fn anchor(row: &AnchorRow) -> Value {
+    json!({
+        "fingerprint": hex::encode(row.fingerprint),
+        "kind": trust::kind(row.role),
+        "allow_missing": match row.role {
+            Role::Anchor(allowances) => Some(allowances.to_string()),
+            Role::Root | Role::Issuer => None,
+        },
+        "subject": row.subject,
+        "not_after": rfc3339::seconds(row.not_after),
+        "added_at": rfc3339::seconds(row.added_at),
+    })
+}
+
+/// A decision of the CA.
+pub fn decision(row: &AuditRow) -> Value {
+    json!({
+        "time": rfc3339::microseconds(row.time_us),
+        "client": row.client,
+        "action": row.action,
+        "ek_id": row.ek_id.as_ref().map(EkId::to_string),
+        "device_id": row.proven,
+        "due_device_id": row.due,
+        "code": row.code,
+        "problem": row.code.map(|number| ProblemCode::from_number(number).name()),
+        "detail": row.detail,
+        "duration_us": row.duration_us,
+    })
+}
