@@ -32,7 +32,7 @@
 //! | [`Prepared<Unproven>`](Prepared) | [`Prepared::new`] | as above; and the quota of what nobody confirmed is kept | |
 //! | [`Issued<Unproven>`](Issued) | [`Issued::sign`] | it leaves only through [`Sealing::sign`], encrypted to the TPM | whether anybody can open it |
 //! | [`Confirmation`] | [`Confirmation::verify`] | EK and IK are in one TPM, and the sender has it: only there could the box be opened that held the ticket | which certificate it was |
-//! | [`Shown`] | [`Shown::new`] | this certificate was in the box | whether it may become active |
+//! | [`Shown`] | [`Shown::by_confirmation`], [`Shown::by_handshake`] | this certificate was in the box, and the sender could open it | whether it may become active |
 //! | [`Confirmed`] | [`Confirmed::decide`] | it may | |
 //!
 //! The *shared key* flow gives a key, and tokens show later that the device has it:

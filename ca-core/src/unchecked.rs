@@ -4,7 +4,7 @@
 //! serial numbers and ids of their choice. Nothing but tests and load generators enables the
 //! feature `unchecked`; a server that is built by itself has none of this.
 
-use assay_wire::{DeviceId, EkId, Receipt};
+use assay_wire::{DeviceId, EkId};
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
 
@@ -36,7 +36,7 @@ pub fn confirmed(
     key: &TicketKey,
     decided_at: OffsetDateTime,
 ) -> Option<Confirmed> {
-    Confirmed::unchecked(certificate, key, Receipt::from([0; Receipt::LEN]), decided_at)
+    Confirmed::unchecked(certificate, key, decided_at)
 }
 
 /// An offer of a shared key.

@@ -2,14 +2,18 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use assay_broker_plugin::certificate::ClientCertificate;
 use assay_broker_plugin::doorkeeper::{Good, LoggedIn, NotGood, Register};
-use assay_ca_core::{CLOCK_SKEW, Login, LoginRefused, Token};
-use assay_store::{
-    Act, Basis, CertificateStatus, Database, Entry, Question, Recorded, Snapshot, Store, StoreError,
+use assay_ca_core::{
+    CLOCK_SKEW, Confirmed, Login, LoginRefused, Records, SealedOnRecord, Shown, Token, Unconfirmed,
 };
-use assay_wire::Identity;
+use assay_store::{
+    Act, AuditEntry, Basis, CertificateStatus, Change, Database, Entry, Question, Recorded, Store,
+    StoreError, Whom,
+};
+use assay_wire::{ClientId, Identity};
 use time::OffsetDateTime;
 
 use crate::ca::Ca;
@@ -27,47 +31,19 @@ pub struct StoreRegister {
 }
 
 impl Register for StoreRegister {
-    /// A certificate is good if that very one is on record, active, and made for whom it names.
-    /// What a stolen issuing key signs is on no record, whatever name and number it has.
-    ///
-    /// A device's certificate that waits for its confirmation is not good: only the ticket of its
-    /// box shows that its device could open the box.
     fn certificate(&self, certificate: &ClientCertificate) -> Result<Good, NotGood> {
-        let ClientCertificate { identity, serial, sha256, .. } = certificate;
         let next = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut store = lock(&self.certificates[next % self.certificates.len()]);
-        let status = match identity {
-            Identity::Device { device_id, .. } => {
-                store.certificate_status(device_id, serial, sha256)
-            }
-            Identity::Operator | Identity::Worker => store.credential_status(identity, sha256),
-        };
-        match status.map_err(unknown)? {
-            CertificateStatus::Active => Ok(Good),
-            status => Err(NotGood::Refused(format!("its certificate is {status}"))),
-        }
+        let reader = &self.certificates[next % self.certificates.len()];
+        let (ca, now) = ((self.ca)(), OffsetDateTime::now_utc());
+        self.recorded(&ca, || decide_certificate(&mut **lock(reader), &ca, certificate, now))
     }
 
-    /// A password is good if it is a token that a device's shared key signed, and the first use of
-    /// that key is on record.
     fn login(&self, user_name: &str, password: &[u8]) -> Result<LoggedIn, NotGood> {
         let (ca, now) = ((self.ca)(), OffsetDateTime::now_utc());
         let token = Token::parse(user_name, password).map_err(refused)?;
-        for _ in 0..ATTEMPTS {
-            let (login, basis) = self.find(&ca, &token, now)?;
-            let recorded = match login.first_use(&basis.snapshot.records) {
-                None => Recorded::Done,
-                Some(first_use) => {
-                    let entry =
-                        Entry { act: Act::Accept(first_use), basis: Some(basis), audit: None };
-                    lock(&self.writer).record(&ca.scope, &[entry]).map_err(unknown)?[0]
-                }
-            };
-            if recorded == Recorded::Done {
-                return Ok(logged_in(&ca, &login, now));
-            }
-        }
-        Err(unknown("the record of its key changed each time before its first use was recorded"))
+        let reader = &self.logins;
+        let login = self.recorded(&ca, || decide_login(&mut **lock(reader), &ca, &token, now))?;
+        Ok(logged_in(&ca, &login, now))
     }
 }
 
@@ -86,24 +62,121 @@ impl StoreRegister {
         Ok(Self { ca: Box::new(ca), certificates, next, logins, writer })
     }
 
-    /// Finds the EK whose key signed the token. If a device id went from one EK to another, both
-    /// have been offered a key under it.
-    fn find(&self, ca: &Ca, token: &Token, now: OffsetDateTime) -> Result<(Login, Basis), NotGood> {
-        let offered = ca.profile.offer().map_err(refused)?;
-        let mut store = lock(&self.logins);
-        let mut refusal = LoginRefused::NoKey { device_id: token.device_id().clone() };
-        for holder in store.shared_key_holders(token.device_id()).map_err(unknown)? {
-            let question = Question::about(holder.ek_id, token.device_id(), now);
-            let snapshot = store.snapshot(&question).map_err(unknown)?;
-            let Snapshot { records, .. } = &snapshot;
-            let (scope, master) = (&ca.scope, &ca.master);
-            match Login::decide(offered, token, &holder, scope, master, records, now) {
-                Ok(login) => return Ok((login, Basis { question, snapshot })),
-                Err(refused) => refusal = refused,
+    /// What was decided, once it is on record if it is a first use.
+    fn recorded<T>(
+        &self,
+        ca: &Ca,
+        decide: impl Fn() -> Result<Decided<T>, NotGood>,
+    ) -> Result<T, NotGood> {
+        for _ in 0..ATTEMPTS {
+            let Decided { value, first_use } = decide()?;
+            let Some(entry) = first_use else { return Ok(value) };
+            let recorded = lock(&self.writer).record(&ca.scope, &[entry]).map_err(unknown)?;
+            if recorded == [Recorded::Done] {
+                return Ok(value);
             }
         }
-        Err(refused(refusal))
+        Err(unknown("the record of its key changed each time before its first use was recorded"))
     }
+}
+
+/// What a client is let in by.
+pub struct Decided<T> {
+    /// It holds once `first_use` is on record.
+    pub value: T,
+    /// A certificate or a key comes into force by being used.
+    pub first_use: Option<Entry>,
+}
+
+/// Decides whether a certificate lets in whom it names.
+///
+/// It does if that very one is on record, active, and made for whom it names. What a stolen issuing
+/// key signs is on no record, whatever name and number it has. A device's certificate that waits for
+/// its confirmation becomes active by the handshake; see [`Shown::by_handshake`].
+///
+/// # Errors
+/// It does not, or that cannot be found out.
+pub fn decide_certificate(
+    store: &mut dyn Store,
+    ca: &Ca,
+    certificate: &ClientCertificate,
+    now: OffsetDateTime,
+) -> Result<Decided<Good>, NotGood> {
+    let ClientCertificate { identity, serial, sha256, .. } = certificate;
+    let status = match identity {
+        Identity::Device { device_id, .. } => store.certificate_status(device_id, serial, sha256),
+        Identity::Operator | Identity::Worker => store.credential_status(identity, sha256),
+    };
+    match status.map_err(unknown)? {
+        CertificateStatus::Active => Ok(Decided { value: Good, first_use: None }),
+        CertificateStatus::Unconfirmed(ek) => {
+            match store.sealed_certificate(&ek, sha256, now).map_err(unknown)? {
+                SealedOnRecord::Unconfirmed { certificate, records } => {
+                    let entry = confirm(*certificate, &records, ca, sha256, now)?;
+                    Ok(Decided { value: Good, first_use: Some(entry) })
+                }
+                // Another connection of the device confirmed it since the look above.
+                SealedOnRecord::Active { .. } => decide_certificate(store, ca, certificate, now),
+                SealedOnRecord::Ended => Err(refused("its certificate was not confirmed in time")),
+            }
+        }
+        status => Err(refused(format!("its certificate is {status}"))),
+    }
+}
+
+fn confirm(
+    certificate: Unconfirmed,
+    records: &Records,
+    ca: &Ca,
+    sha256: &[u8; 32],
+    now: OffsetDateTime,
+) -> Result<Entry, NotGood> {
+    let (since, ek_id) = (Instant::now(), certificate.ek_id);
+    let basis = Some(Basis::of_waiting(&certificate, records, now));
+    let shown = Shown::by_handshake(certificate, sha256).map_err(refused)?;
+    let confirmed = Confirmed::decide(shown, records, &ca.ticket_key, now).map_err(refused)?;
+    let device = confirmed.device_id().clone();
+    let audit = AuditEntry {
+        time: now,
+        client: ClientId::from(&device),
+        action: "connect",
+        ek_id: Some(ek_id),
+        device: Some(Whom::Proven(device)),
+        change: Change::Made,
+        refusal: None,
+        duration_us: since.elapsed().as_micros().try_into().unwrap_or(u32::MAX),
+    };
+    Ok(Entry { act: Act::Activate(confirmed), basis, audit: Some(audit) })
+}
+
+/// Decides whether a token lets its device in: a device's shared key signed it. If a device id went
+/// from one EK to another, both have been offered a key under it.
+///
+/// # Errors
+/// It does not, or that cannot be found out.
+pub fn decide_login(
+    store: &mut dyn Store,
+    ca: &Ca,
+    token: &Token,
+    now: OffsetDateTime,
+) -> Result<Decided<Login>, NotGood> {
+    let offered = ca.profile.offer().map_err(refused)?;
+    let mut refusal = LoginRefused::NoKey { device_id: token.device_id().clone() };
+    for holder in store.shared_key_holders(token.device_id()).map_err(unknown)? {
+        let question = Question::about(holder.ek_id, token.device_id(), now);
+        let snapshot = store.snapshot(&question).map_err(unknown)?;
+        let (scope, master, records) = (&ca.scope, &ca.master, &snapshot.records);
+        match Login::decide(offered, token, &holder, scope, master, records, now) {
+            Ok(login) => {
+                let act = login.first_use(records).map(Act::Accept);
+                let basis = Some(Basis { question, snapshot });
+                let first_use = act.map(|act| Entry { act, basis, audit: None });
+                return Ok(Decided { value: login, first_use });
+            }
+            Err(refused) => refusal = refused,
+        }
+    }
+    Err(refused(refusal))
 }
 
 fn logged_in(ca: &Ca, login: &Login, now: OffsetDateTime) -> LoggedIn {
@@ -135,6 +208,7 @@ const ATTEMPTS: u32 = 5;
 #[cfg(test)]
 mod tests {
     use assay_ca_core::{Assurance, CertificateFacts, unchecked};
+    use assay_store::{NewEnrolment, Tags};
     use sha2::{Digest, Sha256};
 
     use super::*;
@@ -142,13 +216,50 @@ mod tests {
     use crate::random::random;
 
     #[test]
-    fn certificate_that_waits_for_its_confirmation_lets_nobody_in() {
+    fn a_certificate_that_waits_is_confirmed_by_the_first_handshake_with_it() {
         let desk = Desk::open();
-        let Err(NotGood::Refused(reason)) = desk.register.certificate(&desk.shown) else {
-            panic!("it is good")
-        };
-        assert!(reason.contains("not confirmed"), "{reason}");
         let mut store = desk.database.open().unwrap();
+        assert_eq!(store.certificates().unwrap()[0].status, "unconfirmed");
+        for _ in 0..2 {
+            assert_eq!(desk.register.certificate(&desk.shown), Ok(Good));
+            assert_eq!(store.certificates().unwrap()[0].status, "active");
+        }
+        assert_eq!(store.devices().unwrap().len(), 1);
+        let [decision] = &store.audit(10).unwrap()[..] else { panic!("one decision") };
+        assert_eq!((&*decision.action, decision.code), ("connect", None));
+        assert_eq!(decision.proven.as_deref(), Some("pump-17"));
+    }
+
+    #[test]
+    fn another_certificate_with_the_serial_number_of_one_that_waits_confirms_nothing() {
+        let desk = Desk::open();
+        let other = ClientCertificate { sha256: [7; 32], ..desk.shown.clone() };
+        let answer = desk.register.certificate(&other);
+        assert!(matches!(answer, Err(NotGood::Refused(_))), "{answer:?}");
+        let mut store = desk.database.open().unwrap();
+        assert_eq!(store.certificates().unwrap()[0].status, "unconfirmed");
+    }
+
+    #[test]
+    fn a_certificate_that_waits_lets_no_device_in_that_is_no_longer_welcome() {
+        let desk = Desk::open();
+        let mut store = desk.database.open().unwrap();
+        let enrolment = NewEnrolment {
+            ek_id: [19; 32].into(),
+            device_id: Some("pump-17".parse().unwrap()),
+            recognised: "test".into(),
+            reprovision: None,
+            legacy_dps_ek: None,
+            plain_srk: None,
+            disabled: None,
+            tags: Tags::new(),
+            added_at: OffsetDateTime::now_utc(),
+        };
+        store.enroll(&[enrolment]).unwrap().remove(0).unwrap();
+        let Err(NotGood::Refused(reason)) = desk.register.certificate(&desk.shown) else {
+            panic!("the name is another EK's")
+        };
+        assert!(reason.contains("pump-17"), "{reason}");
         assert_eq!(store.certificates().unwrap()[0].status, "unconfirmed");
     }
 

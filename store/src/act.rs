@@ -66,6 +66,15 @@ pub struct Basis {
     pub snapshot: Snapshot,
 }
 
+impl Basis {
+    /// What is decided by about a certificate that waits to be confirmed.
+    pub fn of_waiting(certificate: &Unconfirmed, records: &Records, now: OffsetDateTime) -> Self {
+        let question = Question::about(certificate.ek_id, &certificate.device_id, now);
+        let snapshot = Snapshot { records: records.clone(), active: None, waiting: Vec::new() };
+        Self { question, snapshot }
+    }
+}
+
 /// What is to be put on record. It is made of values that `ca-core`'s checks alone can make.
 #[derive(Debug)]
 pub enum Act {

@@ -51,8 +51,8 @@ pub struct CertificateRow {
 pub enum CertificateStatus {
     /// Its device may connect.
     Active,
-    /// Its device may connect once it has confirmed it.
-    Unconfirmed,
+    /// It waits to be confirmed by its device, whose TPM has this EK.
+    Unconfirmed(EkId),
     /// An operator disabled the device.
     Disabled,
     /// The device has a newer one.
@@ -63,11 +63,24 @@ pub enum CertificateStatus {
     Unknown,
 }
 
+impl CertificateStatus {
+    /// As the columns of a certificate say.
+    pub(crate) fn of(status: &str, ek: EkId, is_disabled: bool) -> Self {
+        match (status, is_disabled) {
+            (_, true) => Self::Disabled,
+            ("active", false) => Self::Active,
+            ("unconfirmed", false) => Self::Unconfirmed(ek),
+            ("superseded", false) => Self::Superseded,
+            (_, false) => Self::Revoked,
+        }
+    }
+}
+
 impl fmt::Display for CertificateStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Active => "good",
-            Self::Unconfirmed => "not confirmed",
+            Self::Unconfirmed(_) => "not confirmed",
             Self::Disabled => "that of a disabled device",
             Self::Superseded => "superseded",
             Self::Revoked => "revoked",

@@ -138,7 +138,7 @@ fn an_active_certificate_is_sealed_and_confirmed_again_however_it_came_and_whene
 }
 
 #[test]
-fn certificate_that_is_not_confirmed_lets_its_device_in_nowhere_until_it_is() -> Result<()> {
+fn certificate_that_is_not_confirmed_is_confirmed_by_connecting_with_it() -> Result<()> {
     let mut lab = Lab::open()?;
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     let device = Device::new(&tpm)?;
@@ -157,14 +157,16 @@ fn certificate_that_is_not_confirmed_lets_its_device_in_nowhere_until_it_is() ->
     let id = status["device_id"].as_str().context("an id")?;
     ensure!(status["confirmed"] == false && lab.statuses(id)? == ["unconfirmed"], "{status}");
 
-    let publish = || device.publish(&lab.dir, &lab.server, "telemetry", "21.5");
-    let refused = publish()?.output()?;
-    let said = String::from_utf8_lossy(&refused.stderr);
-    ensure!(!refused.status.success() && said.contains("assay-device provision"), "{said}");
-    ensure!(lab.statuses(id)? == ["unconfirmed"], "whoever reads the database could have shown it");
+    run(&mut device.publish(&lab.dir, &lab.server, "telemetry", "21.5")?)?;
+    ensure!(lab.statuses(id)? == ["active"] && registered(&lab, id)? == 1);
+    let audit = lab.dir.list("audit")?;
+    let connected = audit.iter().find(|row| row["action"] == "connect").context("in the audit")?;
+    ensure!(connected["device_id"] == id && connected["code"].is_null(), "{connected}");
+
+    // The device has no receipt yet.
+    ensure!(json(&mut device.status()?)?["confirmed"] == false);
     ensure!(lab.provision(&device, &[])?["device_id"] == id);
     ensure!(json(&mut device.status()?)?["confirmed"] == true && lab.statuses(id)? == ["active"]);
-    run(&mut publish()?)?;
     Ok(())
 }
 

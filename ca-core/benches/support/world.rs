@@ -10,8 +10,8 @@ use assay_ca_core::{
     SharedKeyOnRecord, TicketFlow, Token, TrustedEk, Unconfirmed, Unproven,
 };
 use assay_wire::{
-    ActivationReply, Bundle, ChallengeReply, ConfirmedReply, EkId, EkPublic, Flow, ParentBundle,
-    Proof, Reply, ReplyBody, Request, RequestBody, RequestId, SealedCertificate, SealedReply,
+    ActivationReply, Bundle, ChallengeReply, EkId, EkPublic, Flow, ParentBundle, Proof, Reply,
+    ReplyBody, Request, RequestBody, RequestId, SealedCertificate, SealedReply,
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize};
@@ -289,9 +289,8 @@ impl World {
         let sealed = SealedOnRecord::waiting(unconfirmed.clone(), self.records.clone());
         let key = &self.ca.ticket_key;
         let plan = Confirming::plan(confirmation, sealed, key, now()).unwrap();
-        let Confirming::New(confirmed) = plan else { unreachable!() };
-        let receipt = confirmed.receipt().clone();
-        Self::reply(id, ReplyBody::Confirmed(ConfirmedReply { receipt }))
+        let Confirming::New { reply, .. } = plan else { unreachable!() };
+        Self::reply(id, ReplyBody::Confirmed(reply))
     }
 
     fn answer_register(&self, message: &[u8]) -> Vec<u8> {

@@ -18,8 +18,13 @@ pub enum Confirming {
         /// For the device.
         reply: ConfirmedReply,
     },
-    /// It becomes active when this is recorded.
-    New(Box<Confirmed>),
+    /// It becomes active when it is recorded.
+    New {
+        /// What is recorded.
+        confirmed: Box<Confirmed>,
+        /// For the device, after that.
+        reply: ConfirmedReply,
+    },
 }
 
 impl Confirming {
@@ -27,7 +32,7 @@ impl Confirming {
     pub fn device_id(&self) -> &DeviceId {
         match self {
             Self::OnRecord { device_id, .. } => device_id,
-            Self::New(confirmed) => confirmed.device_id(),
+            Self::New { confirmed, .. } => confirmed.device_id(),
         }
     }
 
@@ -43,9 +48,10 @@ impl Confirming {
     ) -> Result<Self, Rejection> {
         match sealed {
             SealedOnRecord::Unconfirmed { certificate, records } => {
-                let shown = Shown::new(*certificate, confirmation)?;
-                let confirmed = Confirmed::decide(shown, &records, key, now)?;
-                Ok(Self::New(Box::new(confirmed)))
+                let shown = Shown::by_confirmation(*certificate, &confirmation)?;
+                let confirmed = Box::new(Confirmed::decide(shown, &records, key, now)?);
+                let reply = ConfirmedReply { receipt: confirmation.into_receipt() };
+                Ok(Self::New { confirmed, reply })
             }
             SealedOnRecord::Active { device_id, assurance, records } => {
                 let ek = confirmation.ek_id();

@@ -50,7 +50,8 @@ impl Enrolled {
         at: OffsetDateTime,
     ) -> Result<Confirmed, Rejection> {
         let confirmation = self.verify(&self.proof(), now())?;
-        Confirmed::decide(Shown::new(certificate, confirmation)?, records, &self.ca.ticket_key, at)
+        let shown = Shown::by_confirmation(certificate, &confirmation)?;
+        Confirmed::decide(shown, records, &self.ca.ticket_key, at)
     }
 
     fn receipt(&self) -> Receipt {
@@ -58,7 +59,7 @@ impl Enrolled {
         let key = &self.ca.ticket_key;
         match Confirming::plan(confirmation, self.active(false), key, now()).unwrap() {
             Confirming::OnRecord { reply, .. } => reply.receipt,
-            Confirming::New(_) => panic!("it is active already"),
+            Confirming::New { .. } => panic!("it is active already"),
         }
     }
 
@@ -389,6 +390,19 @@ mod confirmation {
             let refusal = enrolled.confirm(other, &nothing_on_record(), now()).unwrap_err();
             assert!(matches!(refusal, Rejection::CertificateEnded { .. }), "{refusal}");
         }
+    }
+
+    #[test]
+    fn handshake_with_a_certificate_confirms_it_and_no_other() {
+        let enrolled = Enrolled::new();
+        let (certificate, key) = (enrolled.unconfirmed(), &enrolled.ca.ticket_key);
+        let sha256: [u8; 32] = Sha256::digest(enrolled.der()).into();
+        let shown = Shown::by_handshake(certificate.clone(), &sha256).unwrap();
+        let confirmed = Confirmed::decide(shown, &nothing_on_record(), key, now()).unwrap();
+        assert_eq!(confirmed.der(), enrolled.der());
+
+        let refusal = Shown::by_handshake(certificate, &[7; 32]).unwrap_err();
+        assert!(matches!(refusal, Rejection::CertificateEnded { .. }), "{refusal}");
     }
 
     #[test]

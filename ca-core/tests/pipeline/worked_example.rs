@@ -156,7 +156,7 @@ fn receipt_of(confirmation: Confirmation, key: &TicketKey) -> Receipt {
     };
     match Confirming::plan(confirmation, active, key, now()).unwrap() {
         Confirming::OnRecord { reply, .. } => reply.receipt,
-        Confirming::New(_) => panic!("it is active already"),
+        Confirming::New { .. } => panic!("it is active already"),
     }
 }
 

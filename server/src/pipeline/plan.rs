@@ -108,7 +108,12 @@ impl Planner {
                     confirmation.certificate_sha256(),
                     now,
                 )?;
-                let basis = basis_of(&sealed, now);
+                let basis = match &sealed {
+                    SealedOnRecord::Unconfirmed { certificate, records } => {
+                        Some(Basis::of_waiting(certificate, records, now))
+                    }
+                    SealedOnRecord::Active { .. } | SealedOnRecord::Ended => None,
+                };
                 let confirming =
                     Confirming::plan(confirmation.clone(), sealed, &ca.ticket_key, now)?;
                 about.device = Some(Whom::Proven(confirming.device_id().clone()));
@@ -161,12 +166,4 @@ impl Planner {
         let enrolment = snapshot.records.enrolment.as_ref();
         Ok(TrustedEk::verify(evidence, &self.anchors, enrolment, now)?)
     }
-}
-
-/// What the plan for a certificate that waits is made by.
-fn basis_of(sealed: &SealedOnRecord, now: OffsetDateTime) -> Option<Basis> {
-    let SealedOnRecord::Unconfirmed { certificate, records } = sealed else { return None };
-    let question = Question::about(certificate.ek_id, &certificate.device_id, now);
-    let snapshot = Snapshot { records: (**records).clone(), active: None, waiting: Vec::new() };
-    Some(Basis { question, snapshot })
 }

@@ -2,7 +2,7 @@
 
 use assay_ca_core::{Challenge, Confirming};
 use assay_store::{Act, Basis, Change};
-use assay_wire::{ConfirmedReply, ReplyBody};
+use assay_wire::ReplyBody;
 use time::OffsetDateTime;
 
 use super::outcome::{About, Issued, Refusal};
@@ -63,9 +63,8 @@ pub(super) fn sign(
         Plan::Confirm(Confirming::OnRecord { reply, .. }, _) => {
             Signed::Answer(ReplyBody::Confirmed(reply))
         }
-        Plan::Confirm(Confirming::New(confirmed), basis) => {
+        Plan::Confirm(Confirming::New { confirmed, reply }, basis) => {
             about.change = Change::Made;
-            let reply = ConfirmedReply { receipt: confirmed.receipt().clone() };
             Signed::new(Act::Activate(*confirmed), basis, ReplyBody::Confirmed(reply))
         }
         Plan::Register(offer, basis) => {

@@ -66,15 +66,8 @@ impl Postgres {
     ) -> Result<CertificateStatus, StoreError> {
         self.read(|session| {
             let found = session.query_opt(STATUS, &[&serial, &device.as_str(), &&sha256[..]])?;
-            let found = found.as_ref().map(|row| (row.get(0), row.get(1)));
-            Ok(match found {
-                None => CertificateStatus::Unknown,
-                Some((_, true)) => CertificateStatus::Disabled,
-                Some(("active", false)) => CertificateStatus::Active,
-                Some(("unconfirmed", false)) => CertificateStatus::Unconfirmed,
-                Some(("superseded", false)) => CertificateStatus::Superseded,
-                Some((_, false)) => CertificateStatus::Revoked,
-            })
+            let Some(row) = found else { return Ok(CertificateStatus::Unknown) };
+            Ok(CertificateStatus::of(row.get(0), ek_id(&row, 1)?, row.get(2)))
         })
     }
 
@@ -172,7 +165,7 @@ const SEALED: &str =
     FROM certificates
     WHERE ek_id = $1 AND sha256 = $2 AND (status = 'active' OR confirm_by > $3)
     ORDER BY number DESC LIMIT 1";
-const STATUS: &str = "SELECT c.status, l.since IS NOT NULL
+const STATUS: &str = "SELECT c.status, c.ek_id, l.since IS NOT NULL
     FROM certificates c LEFT JOIN disabled_eks l USING (ek_id)
     WHERE c.serial = $1 AND c.device_id = $2 AND c.sha256 = $3";
 const DEVICES: &str = "SELECT d.device_id, d.ek_id, d.assurance, l.since IS NOT NULL,

@@ -1,6 +1,6 @@
 //! Devices and their certificates.
 
-use assay_ca_core::{Assurance, Confirmation, EncryptedCertificate, SealedOnRecord, Unconfirmed};
+use assay_ca_core::{Assurance, EncryptedCertificate, SealedOnRecord, Unconfirmed};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use time::OffsetDateTime;
@@ -97,19 +97,6 @@ impl Transaction<'_> {
 }
 
 impl Sqlite {
-    /// See [`Store::sealed_certificate`](crate::contract::Store::sealed_certificate).
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn sealed_certificate(
-        &self,
-        confirmation: &Confirmation,
-        now: OffsetDateTime,
-    ) -> Result<SealedOnRecord, StoreError> {
-        let (ek, sha256) = (confirmation.ek_id(), confirmation.certificate_sha256());
-        sealed(&self.connection, &ek, sha256, now)
-    }
-
     /// What a certificate with this serial number and digest, which somebody shows as this
     /// device's, is worth now.
     ///
@@ -122,22 +109,15 @@ impl Sqlite {
         sha256: &[u8; 32],
     ) -> Result<CertificateStatus, StoreError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT c.status, l.since IS NOT NULL FROM certificates c LEFT JOIN disabled_eks l \
-             USING (ek_id)
+            "SELECT c.status, c.ek_id, l.since IS NOT NULL FROM certificates c
+             LEFT JOIN disabled_eks l USING (ek_id)
              WHERE c.serial = ?1 AND c.device_id = ?2 AND c.sha256 = ?3",
         )?;
         let found = statement.query_row(params![serial, device.as_str(), sha256], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?))
+            let status: String = row.get(0)?;
+            Ok(CertificateStatus::of(&status, ek_id(row, 1)?, row.get(2)?))
         });
-        let found = found.optional()?;
-        Ok(match found.as_ref().map(|(status, disabled)| (status.as_str(), *disabled)) {
-            None => CertificateStatus::Unknown,
-            Some((_, true)) => CertificateStatus::Disabled,
-            Some(("active", false)) => CertificateStatus::Active,
-            Some(("unconfirmed", false)) => CertificateStatus::Unconfirmed,
-            Some(("superseded", false)) => CertificateStatus::Superseded,
-            Some((_, false)) => CertificateStatus::Revoked,
-        })
+        Ok(found.optional()?.unwrap_or(CertificateStatus::Unknown))
     }
 
     /// Every device, in the order of registration.

@@ -262,7 +262,7 @@ fn an_unconfirmed_certificate_supersedes_nothing_and_registers_nobody(fixture: &
     add(&mut store, &sealed(3, "pump-2", ek(2))).unwrap();
     assert_eq!(
         (status(&mut store, 1), status(&mut store, 2)),
-        (CertificateStatus::Active, CertificateStatus::Unconfirmed)
+        (CertificateStatus::Active, CertificateStatus::Unconfirmed(ek(1)))
     );
     assert_eq!(store.devices().unwrap().len(), 1);
     assert!(store.enrolment(&ek(2)).unwrap().is_none());

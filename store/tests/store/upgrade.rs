@@ -109,7 +109,7 @@ fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
             1 => assert_eq!(waits, CertificateStatus::Unknown),
             // It was not encrypted.
             2..=5 => assert_eq!(waits, CertificateStatus::Revoked),
-            _ => assert_eq!(waits, CertificateStatus::Unconfirmed),
+            _ => assert_eq!(waits, CertificateStatus::Unconfirmed([1; 32].into())),
         }
         let devices = store.devices().unwrap();
         assert_eq!(devices.len(), 2, "{version}");

@@ -1,15 +1,15 @@
 //! The CA: its record, and the server's decisions on it.
 
+use assay_broker_plugin::certificate::ClientCertificate;
 use assay_ca_core::tpm::template::ParentKind;
-use assay_ca_core::{Login, MasterSecret, Profile, TicketKey, Token};
+use assay_ca_core::{MasterSecret, Profile, TicketKey, Token};
 use assay_server::ca::Ca as Keys;
 use assay_server::pipeline::{
     DecisionLog, Examination, Issued, Outcome, Planner, Received, decide,
 };
+use assay_server::register::{Decided, decide_certificate, decide_login};
 use assay_store::sqlite::Sqlite;
-use assay_store::{
-    Act, Basis, CertificateStatus, Enrolled, Entry, NewEnrolment, Question, Recorded, Retention,
-};
+use assay_store::{Act, CertificateStatus, Enrolled, Entry, NewEnrolment, Recorded, Retention};
 use assay_wire::{ClientId, DeviceId, EkId, Flow, Problem, ProblemCode, Reply, ReplyBody, Scope};
 use time::OffsetDateTime;
 
@@ -155,6 +155,19 @@ impl Ca {
         self.planner.store.certificate_status(device, serial, sha256).unwrap()
     }
 
+    /// Lets a device in that shows a certificate in its TLS handshake; whether it is let in, and
+    /// what is on record for it.
+    pub(crate) fn handshake(
+        &mut self,
+        certificate: &ClientCertificate,
+        now: OffsetDateTime,
+    ) -> Option<Option<Deed>> {
+        let store = &mut *self.planner.store;
+        let Decided { first_use, .. } =
+            decide_certificate(store, &self.keys, certificate, now).ok()?;
+        Some(first_use.map(|entry| self.record_first_use(entry)))
+    }
+
     /// Lets a device in that shows a token: `None` is not. What is on record for it, if it is the
     /// first use of its key.
     pub(crate) fn login(
@@ -164,30 +177,19 @@ impl Ca {
         now: OffsetDateTime,
     ) -> Option<(DeviceId, Option<Deed>)> {
         let token = Token::parse(user_name, password.as_bytes()).unwrap();
-        let offered = self.keys.profile.offer().unwrap();
-        for holder in self.planner.store.shared_key_holders(token.device_id()).unwrap() {
-            let question = Question::about(holder.ek_id, token.device_id(), now);
-            let snapshot = self.planner.store.snapshot(&question).unwrap();
-            let (records, scope) = (&snapshot.records, &self.keys.scope);
-            let Ok(login) =
-                Login::decide(offered, &token, &holder, scope, &self.keys.master, records, now)
-            else {
-                continue;
-            };
-            let first_use = login.first_use(records).map(|first_use| {
-                let act = Act::Accept(first_use);
-                let deed = deed(&act);
-                let basis = Some(Basis { question, snapshot });
-                let entry = Entry { act, basis, audit: None };
-                assert_eq!(
-                    self.planner.store.record(&self.keys.scope, &[entry]).unwrap(),
-                    [Recorded::Done]
-                );
-                deed
-            });
-            return Some((login.device_id().clone(), first_use));
-        }
-        None
+        let store = &mut *self.planner.store;
+        let Decided { value: login, first_use } =
+            decide_login(store, &self.keys, &token, now).ok()?;
+        let deed = first_use.map(|entry| self.record_first_use(entry));
+        Some((login.device_id().clone(), deed))
+    }
+
+    /// Nobody else writes meanwhile.
+    fn record_first_use(&mut self, entry: Entry) -> Deed {
+        let deed = deed(&entry.act);
+        let recorded = self.planner.store.record(&self.keys.scope, &[entry]).unwrap();
+        assert_eq!(recorded, [Recorded::Done]);
+        deed
     }
 }
 

@@ -27,6 +27,8 @@ pub enum Op {
     LoseState(usize),
     /// A device connects with what it has in use.
     SignIn(usize),
+    /// A device connects with a certificate that it has not confirmed.
+    SignInUnconfirmed(usize),
     /// Somebody shows a token by a shared key that a device had; 0 is the newest.
     SignInWithOldKey(usize, u8),
     /// The operator enrols an EK.
@@ -169,7 +171,8 @@ impl Op {
             14 => Self::PowerFails(device),
             15 => Self::ClearTpm(device),
             16 => Self::LoseState(device),
-            17..20 => Self::SignIn(device),
+            17..19 => Self::SignIn(device),
+            19 => Self::SignInUnconfirmed(device),
             20..22 => Self::SignInWithOldKey(device, a % 8),
             22..25 => {
                 let reprovision = Reprovision::ALL[usize::from(a) % 3];

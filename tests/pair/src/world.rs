@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use assay_broker_plugin::certificate::ClientCertificate;
 use assay_ca_core::Reprovision;
 use assay_device_core::{
-    Action, Attempt, Event, Failure, Grant, Memory, ProvisionRequest, Provisioned, TpmOperation,
-    Trouble,
+    Action, Attempt, CertificateGrant, Event, Failure, Grant, Memory, ProvisionRequest,
+    Provisioned, TpmOperation, Trouble,
 };
 use assay_store::{CertificateStatus, NewEnrolment, Tags};
 use assay_wire::{
-    Bundle, DeviceId, EkId, Flow, ParentBundle, Proof, Reply, ReplyBody, Request, RequestBody,
-    Scope, SealedCertificate, Ticket,
+    Bundle, DeviceId, EkId, Flow, Identity, ParentBundle, Proof, Reply, ReplyBody, Request,
+    RequestBody, Scope, SealedCertificate, Ticket,
 };
 use memchr::memmem;
 use rustls_pki_types::UnixTime;
@@ -168,6 +169,7 @@ impl World {
                 self.devices[device].memory = Memory::default();
             }
             Op::SignIn(device) => _ = self.sign_in(device)?,
+            Op::SignInUnconfirmed(device) => self.sign_in_unconfirmed(device)?,
             Op::SignInWithOldKey(device, age) => {
                 let keys = &self.devices[device].keys;
                 let index = keys.len().checked_sub(1 + usize::from(age));
@@ -446,17 +448,7 @@ impl World {
     fn sign_in(&mut self, device: usize) -> Result<bool, Broken> {
         match self.devices[device].memory.in_use.clone() {
             None => Ok(false),
-            Some(Grant::Certificate(grant)) => {
-                let sha256: [u8; 32] = Sha256::digest(&grant.chain[0]).into();
-                let mut known = self.rules.certificates();
-                let Some(worth) = known.find(|known| known.sha256 == sha256) else {
-                    return Ok(false);
-                };
-                let status = self.ca.status(&worth.device_id, &worth.serial, &sha256);
-                drop(known);
-                self.tell(|| format!("device {device}: its certificate is {status}"));
-                Ok(status == CertificateStatus::Active)
-            }
+            Some(Grant::Certificate(grant)) => self.sign_in_by_certificate(device, &grant),
             Some(Grant::SharedKey(grant)) => {
                 let key = self.devices[device].tpm.hmac_key(grant.record.hmac_handle).cloned();
                 match key {
@@ -465,6 +457,41 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Connects to a broker with a certificate that is not confirmed yet.
+    fn sign_in_unconfirmed(&mut self, device: usize) -> Result<(), Broken> {
+        match self.devices[device].memory.attempt.clone() {
+            Some(Attempt::Unconfirmed(grant)) => {
+                self.sign_in_by_certificate(device, &grant).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn sign_in_by_certificate(
+        &mut self,
+        device: usize,
+        grant: &CertificateGrant,
+    ) -> Result<bool, Broken> {
+        let sha256: [u8; 32] = Sha256::digest(&grant.chain[0]).into();
+        let Some(worth) = self.rules.certificates().find(|known| known.sha256 == sha256) else {
+            return Ok(false);
+        };
+        let now = self.ca_time();
+        let certificate = ClientCertificate {
+            identity: Identity::Device { scope: self.scope.clone(), device_id: worth.device_id },
+            serial: worth.serial.to_vec(),
+            sha256,
+            not_after: now.into(),
+        };
+        let entered = self.ca.handshake(&certificate, now);
+        let is_let_in = entered.is_some();
+        self.tell(|| format!("device {device}: its certificate lets it in: {is_let_in}"));
+        if let Some(deed) = entered.flatten() {
+            self.rules.done(deed, None, now)?;
+        }
+        Ok(is_let_in)
     }
 
     fn sign_in_by_token(

@@ -57,22 +57,43 @@ impl Confirmation {
 }
 
 /// A certificate that waits, and that its device has shown that it could read.
+///
+/// Until then the certificate leaves the CA only in the box, and the record keeps it encrypted. So
+/// whoever knows its bytes had the TPM that could open the box.
 #[derive(Clone, Debug)]
-pub struct Shown {
-    pub(super) certificate: Unconfirmed,
-    pub(super) confirmation: Confirmation,
-}
+pub struct Shown(Unconfirmed);
 
 impl Shown {
     /// Joins a confirmation to the certificate that it confirms.
     ///
     /// # Errors
     /// It confirms another one.
-    pub fn new(certificate: Unconfirmed, confirmation: Confirmation) -> Result<Self, Rejection> {
+    pub fn by_confirmation(
+        certificate: Unconfirmed,
+        confirmation: &Confirmation,
+    ) -> Result<Self, Rejection> {
         let confirmed = (confirmation.ek_id(), *confirmation.certificate_sha256());
         if confirmed != (certificate.ek_id, certificate.sha256) {
             return Err(confirmation.outdated());
         }
-        Ok(Self { certificate, confirmation })
+        Ok(Self(certificate))
+    }
+
+    /// The device has shown a certificate with this SHA-256 digest in a TLS handshake.
+    ///
+    /// That it has the certificate's key too, TLS must have established: by its CertificateVerify
+    /// (RFC 8446 §4.4.3, RFC 5246 §7.4.8).
+    ///
+    /// # Errors
+    /// It is another certificate.
+    pub fn by_handshake(certificate: Unconfirmed, sha256: &[u8; 32]) -> Result<Self, Rejection> {
+        if *sha256 != certificate.sha256 {
+            return Err(certificate.outdated());
+        }
+        Ok(Self(certificate))
+    }
+
+    pub(super) fn into_certificate(self) -> Unconfirmed {
+        self.0
     }
 }

@@ -1,6 +1,6 @@
 //! A certificate that becomes active because its device could read it.
 
-use assay_wire::{DeviceId, EkId, Receipt};
+use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
 
 use super::confirmation::Shown;
@@ -17,7 +17,6 @@ pub struct Confirmed {
     certificate: Unconfirmed,
     welcome: Welcome,
     der: Vec<u8>,
-    receipt: Receipt,
     decided_at: OffsetDateTime,
 }
 
@@ -33,25 +32,23 @@ impl Confirmed {
         key: &TicketKey,
         now: OffsetDateTime,
     ) -> Result<Self, Rejection> {
-        let Shown { certificate, confirmation } = shown;
+        let certificate = shown.into_certificate();
         let welcome = may_be_confirmed(&certificate, records, now)?;
         let der = key
             .decrypt(&certificate.encrypted, &certificate.serial)
-            .ok_or_else(|| confirmation.outdated())?;
-        let receipt = confirmation.into_receipt();
-        Ok(Self { certificate, welcome, der, receipt, decided_at: now })
+            .ok_or_else(|| certificate.outdated())?;
+        Ok(Self { certificate, welcome, der, decided_at: now })
     }
 
     #[cfg(feature = "unchecked")]
     pub(crate) fn unchecked(
         certificate: Unconfirmed,
         key: &TicketKey,
-        receipt: Receipt,
         decided_at: OffsetDateTime,
     ) -> Option<Self> {
         let welcome = Welcome::unchecked(certificate.device_id.clone());
         let der = key.decrypt(&certificate.encrypted, &certificate.serial)?;
-        Some(Self { certificate, welcome, der, receipt, decided_at })
+        Some(Self { certificate, welcome, der, decided_at })
     }
 
     /// Its serial number.
@@ -82,11 +79,6 @@ impl Confirmed {
     /// When it was decided on.
     pub fn decided_at(&self) -> OffsetDateTime {
         self.decided_at
-    }
-
-    /// What tells the device that the certificate is active. It is for after the record.
-    pub fn receipt(&self) -> &Receipt {
-        &self.receipt
     }
 }
 

@@ -4,6 +4,7 @@ use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
 
 use super::encryption::EncryptedCertificate;
+use crate::Rejection;
 use crate::ek::assurance::Assurance;
 use crate::records::Records;
 
@@ -30,6 +31,13 @@ pub struct Unconfirmed {
     pub sha256: [u8; 32],
     /// The certificate.
     pub encrypted: EncryptedCertificate,
+}
+
+impl Unconfirmed {
+    /// Why there is nothing to confirm any more.
+    pub(super) fn outdated(&self) -> Rejection {
+        Rejection::CertificateEnded { issued_at: self.issued_at }
+    }
 }
 
 /// What became of a certificate that was sealed.
