@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(store.devices().unwrap().len(), 1);
         let [decision] = &store.audit(10).unwrap()[..] else { panic!("one decision") };
         assert_eq!((&*decision.action, decision.code), ("connect", None));
-        assert_eq!(decision.proven.as_deref(), Some("pump-17"));
+        assert_eq!(decision.proven.as_deref(), Some(DERIVED));
     }
 
     #[test]
@@ -245,8 +245,8 @@ mod tests {
         let desk = Desk::open();
         let mut store = desk.database.open().unwrap();
         let enrolment = NewEnrolment {
-            ek_id: [19; 32].into(),
-            device_id: Some("pump-17".parse().unwrap()),
+            ek_id: [17; 32].into(),
+            device_id: Some("pump-18".parse().unwrap()),
             recognised: "test".into(),
             reprovision: None,
             legacy_dps_ek: None,
@@ -257,9 +257,9 @@ mod tests {
         };
         store.enroll(&[enrolment]).unwrap().remove(0).unwrap();
         let Err(NotGood::Refused(reason)) = desk.register.certificate(&desk.shown) else {
-            panic!("the name is another EK's")
+            panic!("the device has another name now")
         };
-        assert!(reason.contains("pump-17"), "{reason}");
+        assert!(reason.contains("pump-18"), "{reason}");
         assert_eq!(store.certificates().unwrap()[0].status, "unconfirmed");
     }
 
@@ -273,6 +273,9 @@ mod tests {
         let answer = desk.register.certificate(&desk.shown);
         assert!(matches!(answer, Err(NotGood::Unknown(_))), "{answer:?}");
     }
+
+    /// A device id of the form that follows from an EK.
+    const DERIVED: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
     /// A CA with a sealed certificate that nobody has confirmed.
     struct Desk {
@@ -293,7 +296,7 @@ mod tests {
                 serial: [0x41; 16],
                 not_before: now,
                 not_after: now + time::Duration::DAY,
-                device_id: "pump-17".parse().unwrap(),
+                device_id: DERIVED.parse().unwrap(),
                 ek_id: [17; 32].into(),
                 ik_id: [18; 32],
                 assurance: Assurance::VendorCertificate,

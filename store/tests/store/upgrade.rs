@@ -289,14 +289,16 @@ fn file_is_upgraded_once_however_many_open_it() {
             Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "upgrade::file_is_upgraded_once_however_many_open_it"])
                 .env("ASSAY_TEST_FILE", &path)
-                .stdout(std::process::Stdio::null())
+                .stdout(std::process::Stdio::piped())
                 .spawn()
                 .unwrap()
         })
         .collect();
-    for mut child in children {
-        assert!(child.wait().unwrap().success());
-        assert!(path.with_extension(child.id().to_string()).exists(), "it opened nothing");
+    for child in children {
+        let id = child.id();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(path.with_extension(id.to_string()).exists(), "it opened nothing");
     }
     assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 7);
     assert!(directory.path().join("assay.db.before-7").exists());
