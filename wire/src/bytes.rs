@@ -1,4 +1,4 @@
-//! Byte strings that cannot be longer than their limit.
+//! Byte strings and lists whose length has a limit.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -16,8 +16,7 @@ pub const MAX_PUBLIC_AREA: usize = 640;
 pub const MAX_CERTIFICATE: usize = 4096;
 /// Certificates of one chain. The longest EK chains in the field (Intel on-die CA) have five.
 pub const MAX_CERTIFICATES: usize = 6;
-/// EKs that a device names beside the one that it shows: TCG has a template for each of six kinds
-/// of key.
+/// Other EKs of the same TPM that a device names: TCG has a template for each of six kinds of key.
 pub const MAX_OTHER_EKS: usize = 5;
 /// PKCS#10 request. An RSA-2048 request with a subject has 0.7 KiB.
 pub const MAX_CSR: usize = 2048;
@@ -29,9 +28,9 @@ pub const MAX_CREDENTIAL_BLOB: usize = 2 + 64 + 2 + 64;
 /// TPMU_ENCRYPTED_SECRET: an RSA-4096 ciphertext, or an ECC point (TPM 2.0 Part 2, 11.4.3).
 pub const MAX_ENCRYPTED_SEED: usize = 512;
 
-/// A nonce, a certificate chain encrypted, and a tag: the chains of our CA have 1 to 3 KiB.
+/// A nonce, an encrypted certificate chain, and a tag. The chains of our CA have 1 to 3 KiB.
 pub const MAX_SEALED: usize = 8192;
-/// What a TPM2B_PRIVATE holds of a wrapped HMAC key. Ours have 142 bytes, as those of Azure DPS.
+/// The content of a TPM2B_PRIVATE with a wrapped HMAC key. Ours have 142 bytes, like Azure DPS's.
 pub const MAX_DUPLICATE: usize = 256;
 
 /// Something was longer than its limit.
@@ -119,8 +118,8 @@ impl<'b, C, const MAX: usize> Decode<'b, C> for Bytes<MAX> {
 /// One X.509 certificate in DER, unparsed.
 pub type CertificateDer = Bytes<MAX_CERTIFICATE>;
 
-/// `MIN` to [`MAX_CERTIFICATES`] certificates, leaf first; that each is the issuer of the one
-/// before it is not checked here.
+/// `MIN` to [`MAX_CERTIFICATES`] certificates, leaf first. This crate does not check that each is
+/// the issuer of the one before it.
 pub type CertificateList<const MIN: usize> = List<CertificateDer, MIN, MAX_CERTIFICATES>;
 
 /// 1 to [`MAX_OTHER_EKS`] EKs.
@@ -165,7 +164,7 @@ impl<'b, C, T: Decode<'b, ()>, const MIN: usize, const MAX: usize> Decode<'b, C>
 {
     fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
         let at = d.position();
-        // One too many is enough to know.
+        // One element above the limit is enough to refuse the list.
         let list = d.array_iter()?.take(MAX + 1).collect::<Result<Vec<T>, _>>()?;
         list.try_into().map_err(|limit: Limit| minicbor::decode::Error::message(limit).at(at))
     }

@@ -1,18 +1,18 @@
-//! The flows by which a device may be provisioned, by name.
+//! The flows in which the CA may provision a device.
 
 use core::fmt;
 use core::str::FromStr;
 
 use crate::IdError;
 
-/// How a device talks with the CA, and what it is given.
+/// How a device talks with the CA, and what it gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Flow {
-    /// `ticket`: a certificate for an identity key in two round trips. The CA keeps nothing in
-    /// between and issues nothing before the TPM has proved itself.
+    /// `ticket`: a certificate for an identity key in two round trips. The CA keeps nothing between
+    /// them, and issues nothing before the TPM proves itself.
     Ticket,
-    /// `sealed`: a certificate for an identity key in one round trip, readable for the TPM alone,
-    /// and a confirmation that it could be read.
+    /// `sealed`: a certificate for an identity key in one round trip, which only the TPM can read.
+    /// The device then confirms that it could read it.
     Sealed,
     /// `shared-key`: an HMAC key for the TPM, and no certificate. The device signs in with tokens.
     SharedKey,
@@ -22,7 +22,7 @@ impl Flow {
     /// Every flow.
     pub const ALL: [Self; 3] = [Self::Ticket, Self::Sealed, Self::SharedKey];
 
-    /// The flow as people and settings name it.
+    /// The flow's name in settings and in text for people.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ticket => "ticket",

@@ -1,4 +1,4 @@
-//! Who a certificate of this CA speaks for, as its URI says and access rules read it.
+//! The identity that a certificate of this CA carries as a URI, and that access rules read.
 
 use core::fmt;
 use core::str::FromStr;
@@ -15,7 +15,7 @@ pub enum Identity {
     Device {
         /// The scope.
         scope: Scope,
-        /// The device's id, unique in it.
+        /// The device's id, unique in the scope.
         device_id: DeviceId,
     },
     /// A person or dashboard that watches devices.
@@ -57,7 +57,7 @@ impl FromStr for Identity {
     }
 }
 
-/// A text is no identity of ours.
+/// A text is not the URI of an [`Identity`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdentityError;
 

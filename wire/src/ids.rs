@@ -1,4 +1,4 @@
-//! Identifiers: each a type of its own, valid from the moment it exists.
+//! Identifiers: each has a type of its own, and every value of that type is valid.
 
 use alloc::string::{String, ToString};
 use core::fmt;
@@ -7,10 +7,10 @@ use core::str::FromStr;
 use minicbor::bytes::ByteArray;
 use minicbor::{Decode, Decoder, Encode, Encoder};
 
-/// A text is not an identifier of the kind asked for.
+/// A text is not an identifier of the wanted kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdError {
-    /// What was asked for, e.g. `scope`.
+    /// The wanted kind, e.g. `scope`.
     pub kind: &'static str,
     /// What such an identifier looks like.
     pub shape: &'static str,
@@ -31,7 +31,7 @@ macro_rules! text_id {
         pub struct $name(String);
 
         impl $name {
-            /// The longest one, in bytes.
+            /// The length of the longest one, in bytes.
             pub const MAX: usize = $max;
 
             /// The identifier as it stands in topics and messages.
@@ -100,12 +100,12 @@ text_id!(
 );
 
 text_id!(
-    /// The name of a device: the common name of its certificate, its MQTT client id once it has
-    /// one.
+    /// The name of a device: the common name of its certificate, and its MQTT client id once it is
+    /// provisioned.
     ///
     /// The characters are those of an Azure DPS registration id, so existing inventories fit. The
-    /// form of a [bootstrapping client id](ClientId::is_bootstrap) is reserved: a stranger under
-    /// that client id would end the device's connection.
+    /// form of a [bootstrapping client id](ClientId::is_bootstrap) is reserved. Otherwise a
+    /// stranger who connects with that client id would end the device's connection.
     DeviceId,
     "device id",
     "1 to 64 of A-Z, a-z, 0-9, - . _ :, but not 32 hexadecimal digits",
@@ -127,8 +127,8 @@ text_id!(
 impl ClientId {
     /// The client id of one bootstrapping connection, from 128 fresh random bits.
     ///
-    /// It must be unguessable: a second CONNECT under the same client id ends the first (MQTT 5
-    /// §3.1.4-3).
+    /// Nobody may be able to guess it, because a second CONNECT under the same client id ends the
+    /// first (MQTT 5 §3.1.4-3).
     pub fn bootstrap(random: [u8; 16]) -> Self {
         let mut text = String::with_capacity(32);
         push_hex(&mut text, &random);
@@ -228,7 +228,7 @@ byte_id!(
 );
 
 impl RequestId {
-    /// Stands in a problem that answers a request whose own id could not be read.
+    /// The id of a problem that answers a request whose own id could not be read.
     pub const NIL: Self = Self([0; Self::LEN]);
 }
 

@@ -1,10 +1,10 @@
 //! The bytes that Assay's devices and certificate authority exchange over MQTT.
 //!
-//! This crate knows topics, identifiers, messages and problem codes, and turns each into bytes and
-//! back. It does no input or output, no cryptography, and reads no clock; it trusts nothing it
-//! decodes. The TPM structures, certificates and certificate requests inside a message stay opaque,
-//! size-capped bytes: `assay-ca-core` parses what a device sent, `assay-device` what the CA
-//! answered.
+//! This crate knows topics, identifiers, messages and problem codes. It turns each into bytes and
+//! back. It does no input or output, uses no cryptography, reads no clock, and trusts nothing that
+//! it decodes. The TPM structures, certificates and certificate requests inside a message stay
+//! opaque bytes of limited size: `assay-ca-core` parses what a device sends, `assay-device` what
+//! the CA answers.
 //!
 //! | message | type | topic |
 //! |---|---|---|
@@ -12,8 +12,8 @@
 //! | reply | [`Reply`] | `provision/v1/{scope}/{client}/reply` |
 //!
 //! Messages are deterministic CBOR (RFC 8949 §4.2.1), described in `wire/assay.cddl` (RFC 8610).
-//! [`Request::decode`] accepts exactly the bytes that [`Request::encode`] makes: a message is
-//! decoded, encoded again, and refused unless both are equal, so one value has one encoding.
+//! [`Request::decode`] accepts exactly the bytes that [`Request::encode`] makes: it decodes a
+//! message, encodes it again, and refuses it unless both are equal. So one value has one encoding.
 #![no_std]
 #![warn(missing_docs)]
 

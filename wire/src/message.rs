@@ -1,4 +1,4 @@
-//! Requests and replies, and their one encoding each.
+//! Requests and replies, each with exactly one encoding.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -20,9 +20,9 @@ pub const MAX_MESSAGE: usize = 16 * 1024;
 /// What a device asks of the CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Chosen at random by the device for each request it means to have answered once.
+    /// The device chooses it at random for each request to which it wants one answer.
     pub id: RequestId,
-    /// What is asked.
+    /// What the device asks for.
     pub body: RequestBody,
 }
 
@@ -35,20 +35,20 @@ pub enum RequestBody {
     Certify(Proof),
     /// The sealed flow's only step: asks for a certificate that nobody but the TPM can read.
     Enroll(Bundle),
-    /// Tells the CA that a sealed certificate could be read, so that it becomes active.
+    /// Tells the CA that the device could read a sealed certificate, so that it becomes active.
     Confirm(Proof),
     /// The shared key flow's only step: asks for a key that nobody but the TPM can load.
     Register(ParentBundle),
-    /// Asks whether a worker answers in this scope; says nothing of any device, and changes
+    /// Asks whether a worker answers in this scope. Says nothing about any device, and changes
     /// nothing.
     Ping,
 }
 
-/// What the TPM can show for itself and its IK. Nothing in it is believed until the CA checked it.
+/// What the device shows of its EK and IK. The CA believes none of it before it has checked it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Bundle {
-    /// The device id asked for; left out, the CA answers with the one that is due to the EK.
+    /// The wanted device id. Without one, the CA gives the id that is due to the EK.
     #[n(0)]
     pub device_id: Option<DeviceId>,
     /// The EK's public area.
@@ -74,8 +74,8 @@ pub struct Bundle {
 pub enum EkPublic {
     /// TPMT_PUBLIC (TPM 2.0 Part 2, 12.2.4), without the size of a TPM2B.
     Area(Bytes<MAX_PUBLIC_AREA>),
-    /// The NV index that TCG reserves for the certificate of an EK of some default template (EK
-    /// Credential Profile 2.5, 2.2.1.4 and 2.2.1.5): stands for that template with the key of the
+    /// The NV index that TCG reserves for the certificate of an EK of a default template (EK
+    /// Credential Profile 2.5, 2.2.1.4 and 2.2.1.5). Stands for that template with the key of the
     /// first EK certificate.
     OfCertificate(u32),
 }
@@ -110,12 +110,12 @@ impl<'b, C> Decode<'b, C> for EkPublic {
     }
 }
 
-/// What the TPM can show for itself and the parent of the key that it is to get. Nothing in it is
-/// believed until the CA checked it.
+/// What the device shows of its EK and of the parent of the key that it asks for. The CA believes
+/// none of it before it has checked it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct ParentBundle {
-    /// The device id asked for; left out, the CA answers with the one that is due to the EK.
+    /// The wanted device id. Without one, the CA gives the id that is due to the EK.
     #[n(0)]
     pub device_id: Option<DeviceId>,
     /// The EK's public area.
@@ -134,7 +134,7 @@ pub struct ParentBundle {
     pub other_eks: Option<EkIds>,
 }
 
-/// Shows that a credential was activated: the ticket flow's second step, and the sealed flow's
+/// Shows that the TPM activated a credential: the ticket flow's second step, and the sealed flow's
 /// confirmation.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -142,7 +142,8 @@ pub struct Proof {
     /// The claim, as the CA sent it.
     #[n(0)]
     pub claim: Bytes<MAX_CLAIM>,
-    /// What TPM2_ActivateCredential gave, or what was sealed with the certificate.
+    /// The secret that TPM2_ActivateCredential gave, or the ticket that was sealed with the
+    /// certificate.
     #[n(1)]
     pub ticket: Ticket,
 }
@@ -179,22 +180,22 @@ macro_rules! claim_mac {
 }
 
 claim_mac!(
-    /// The secret that proves a claim: HMAC-SHA-256 of it under the CA's ticket key. Printed, it
-    /// shows nothing.
+    /// The secret that proves a claim: HMAC-SHA-256 of the claim under the CA's ticket key. Its
+    /// `Debug` shows nothing.
     Ticket
 );
 
 claim_mac!(
-    /// The CA's word that it took a confirmation: HMAC-SHA-256 of the claim under its ticket key,
-    /// but with another label. Nobody else can make it, and nobody sees it before. Printed, it
-    /// shows nothing.
+    /// The CA's statement that it accepted a confirmation: HMAC-SHA-256 of the claim under the CA's
+    /// ticket key, but with another label. Nobody else can make it, and nobody sees it before the
+    /// CA sends it. Its `Debug` shows nothing.
     Receipt
 );
 
 /// What the CA answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// The id of the request this answers, or [`RequestId::NIL`] if that could not be read.
+    /// The id of the request that this answers, or [`RequestId::NIL`] if that id could not be read.
     pub id: RequestId,
     /// The answer.
     pub body: ReplyBody,
@@ -219,7 +220,7 @@ pub enum ReplyBody {
     Pong,
 }
 
-/// The body of messages that say all by their kind.
+/// The body of messages whose kind says everything.
 #[derive(Encode, Decode)]
 #[cbor(map)]
 struct Nothing {}
@@ -228,13 +229,13 @@ struct Nothing {}
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct ChallengeReply {
-    /// What the CA verified, to be sent back as it is; opaque to the device.
+    /// What the CA verified. Opaque to the device, which sends it back unchanged.
     #[n(0)]
     pub claim: Bytes<MAX_CLAIM>,
-    /// TPMS_ID_OBJECT (TPM 2.0 Part 2, 12.4.2): what a TPM2B_ID_OBJECT holds, without its size.
+    /// TPMS_ID_OBJECT (TPM 2.0 Part 2, 12.4.2): the content of a TPM2B_ID_OBJECT, without its size.
     #[n(1)]
     pub credential_blob: Bytes<MAX_CREDENTIAL_BLOB>,
-    /// What a TPM2B_ENCRYPTED_SECRET holds (TPM 2.0 Part 2, 11.4.3), without its size.
+    /// The content of a TPM2B_ENCRYPTED_SECRET (TPM 2.0 Part 2, 11.4.3), without its size.
     #[n(2)]
     pub encrypted_seed: Bytes<MAX_ENCRYPTED_SEED>,
 }
@@ -252,13 +253,13 @@ pub struct CertificateReply {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct SealedReply {
-    /// What the CA verified and issued, to be sent back as it is; opaque to the device.
+    /// What the CA verified and issued. Opaque to the device, which sends it back unchanged.
     #[n(0)]
     pub claim: Bytes<MAX_CLAIM>,
     /// TPMS_ID_OBJECT with the key of [`sealed`](Self::sealed): 32 bytes, for AES-256-GCM.
     #[n(1)]
     pub credential_blob: Bytes<MAX_CREDENTIAL_BLOB>,
-    /// What a TPM2B_ENCRYPTED_SECRET holds, without its size.
+    /// The content of a TPM2B_ENCRYPTED_SECRET, without its size.
     #[n(2)]
     pub encrypted_seed: Bytes<MAX_ENCRYPTED_SEED>,
     /// A nonce of 12 bytes, then a [`SealedCertificate`] encrypted with AES-256-GCM (SP 800-38D),
@@ -268,8 +269,8 @@ pub struct SealedReply {
 }
 
 impl SealedReply {
-    /// The associated data of [`sealed`](Self::sealed): it opens only beside its claim, for this EK
-    /// and for this IK.
+    /// The associated data of [`sealed`](Self::sealed): the box opens only with this claim, for
+    /// this EK and for this IK.
     ///
     /// A CBOR array of the text `assay sealed v1`, the claim, the EK's id, and SHA-256 of the IK's
     /// SubjectPublicKeyInfo.
@@ -287,14 +288,14 @@ impl SealedReply {
     }
 }
 
-/// What a [`SealedReply`] holds for the TPM's eyes only.
+/// The content of a [`SealedReply`] that only the TPM can open.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct SealedCertificate {
     /// The device's certificate, then its issuers, without the root.
     #[n(0)]
     pub chain: CertificateList<1>,
-    /// Confirms the claim beside it.
+    /// Confirms the claim of the same reply.
     #[n(1)]
     pub ticket: Ticket,
     /// SHA-256 of the receipt that answers the confirmation.
@@ -313,7 +314,7 @@ impl SealedCertificate {
     /// Reads decrypted bytes.
     ///
     /// # Errors
-    /// Everything but the one encoding of a sealed certificate; see [`DecodeError`].
+    /// The bytes are not the one encoding of a sealed certificate; see [`DecodeError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let sealed: Self = minicbor::decode(bytes)?;
         only_encoding(bytes, sealed.encode())?;
@@ -338,15 +339,15 @@ pub struct ActivationReply {
     /// AES-128-CFB.
     #[n(0)]
     pub credential_blob: Bytes<MAX_CREDENTIAL_BLOB>,
-    /// What that credential's TPM2B_ENCRYPTED_SECRET holds, without its size.
+    /// The content of that credential's TPM2B_ENCRYPTED_SECRET, without its size.
     #[n(1)]
     pub encrypted_seed: Bytes<MAX_ENCRYPTED_SEED>,
-    /// What a TPM2B_PRIVATE holds (TPM 2.0 Part 1, 23.3): the HMAC key in its inner and outer
+    /// The content of a TPM2B_PRIVATE (TPM 2.0 Part 1, 23.3): the HMAC key in its inner and outer
     /// wrapper.
     #[n(2)]
     pub duplicate: Bytes<MAX_DUPLICATE>,
-    /// What the TPM2B_ENCRYPTED_SECRET of the outer wrapper holds, without its size: its seed, for
-    /// the parent.
+    /// The seed of the outer wrapper, encrypted for the parent: the content of a
+    /// TPM2B_ENCRYPTED_SECRET, without its size.
     #[n(3)]
     pub symmetric_seed: Bytes<MAX_ENCRYPTED_SEED>,
     /// The HMAC key's TPMT_PUBLIC, without the size of a TPM2B.
@@ -380,12 +381,12 @@ impl Request {
     /// Reads a message that anybody may have published.
     ///
     /// # Errors
-    /// Everything but the one encoding of a request; see [`DecodeError`].
+    /// The message is not the one encoding of a request; see [`DecodeError`].
     pub fn decode(message: &[u8]) -> Result<Self, DecodeError> {
         Self::decode_after(&Head::read(message)?, message)
     }
 
-    /// The same for a message whose head was read before.
+    /// Does the same for a message whose head was read before.
     ///
     /// # Errors
     /// As [`decode`](Self::decode).
@@ -408,7 +409,7 @@ impl Request {
     }
 }
 
-/// The beginning of a message: its kind and its id. The rest may be unreadable all the same.
+/// The beginning of a message: its kind and its id. The rest may still be unreadable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     kind: u64,
@@ -437,8 +438,8 @@ impl Head {
         self.id
     }
 
-    /// Whether a request finishes a flow (*certify*, *confirm*). The CA has to decide less of it than
-    /// of one that starts a flow.
+    /// Whether a request finishes a flow (*certify*, *confirm*). The CA has less to decide for such
+    /// a request than for one that starts a flow.
     pub fn finishes_a_flow(&self) -> bool {
         matches!(self.kind, Request::CERTIFY | Request::CONFIRM)
     }
@@ -469,7 +470,7 @@ impl Reply {
     /// Reads a message that anybody who may write to the reply topic may have published.
     ///
     /// # Errors
-    /// Everything but the one encoding of a reply; see [`DecodeError`].
+    /// The message is not the one encoding of a reply; see [`DecodeError`].
     pub fn decode(message: &[u8]) -> Result<Self, DecodeError> {
         let Head { kind, id, body_at } = Head::read(message)?;
         let mut d = Decoder::new(message);
@@ -493,15 +494,15 @@ impl Reply {
 /// Why bytes are not a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DecodeError {
-    /// Longer than [`MAX_MESSAGE`]; nothing of it was looked at.
+    /// Longer than [`MAX_MESSAGE`]; no byte was read.
     Oversize(Limit),
     /// Not CBOR, not the right shape, or a field beyond its limit.
     Malformed(String),
     /// A kind of message that this version does not know.
     UnknownKind(u64),
-    /// Readable, but not the one encoding of what it says: unknown, repeated or unsorted keys, an
-    /// indefinite or needlessly long length, or trailing bytes. The number is the first byte that
-    /// differs.
+    /// Readable, but not the one encoding of its content: unknown, repeated or unsorted keys, an
+    /// indefinite or needlessly long length, or trailing bytes. The number is the position of the
+    /// first byte that differs.
     NotDeterministic(usize),
 }
 

@@ -1,15 +1,15 @@
-//! What strangers wrote, as people may be shown it.
+//! Makes text from strangers safe to show to people.
 
 use alloc::string::String;
 use core::fmt::Write;
 
-/// The longest text of a stranger that is shown in a line, in characters. The longest of our own
-/// messages is shorter ([`Problem::MAX_DETAIL`](crate::Problem::MAX_DETAIL)).
+/// How many characters of a stranger's text are shown in a line. Our own messages are shorter
+/// ([`Problem::MAX_DETAIL`](crate::Problem::MAX_DETAIL)).
 pub const MAX_SHOWN: usize = 600;
 
-/// The text, cut after `most` characters, with everything escaped that could steer a terminal,
-/// forge a line, or reorder or hide what stands beside it: control characters, line separators,
-/// bidirectional and zero-width characters, and whatever else Rust does not print as it is.
+/// The text, cut after `most` characters, with every character escaped that could steer a terminal,
+/// forge a line, or reorder or hide the text beside it: control characters, line separators,
+/// bidirectional and zero-width characters, and whatever else Rust escapes.
 pub fn printable(text: &str, most: usize) -> String {
     let mut shown = String::new();
     for c in text.chars().take(most) {
@@ -25,12 +25,12 @@ pub fn printable(text: &str, most: usize) -> String {
     shown
 }
 
-/// JSON that says the same, with the same characters escaped: JSON's own rules let most of them
-/// stand, and JSON is shown on terminals too.
+/// The same JSON value, with the same characters escaped. JSON's own rules do not require this for
+/// most of them, but terminals show JSON too.
 pub fn printable_json(json: &str) -> String {
     let mut shown = String::new();
     for c in json.chars() {
-        // Outside strings there is ASCII only, white space among it.
+        // Outside of its strings, JSON has ASCII only, including white space.
         if c != '\x7f' && c.is_ascii() || is_plain(c) {
             shown.push(c);
         } else {

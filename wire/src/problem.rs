@@ -11,10 +11,10 @@ use minicbor::{Decode, Decoder, Encode, Encoder};
 pub struct Problem {
     /// What failed.
     pub code: ProblemCode,
-    /// How many seconds to wait before the same request may succeed. Without it, repeating the
-    /// request is pointless until somebody changed something.
+    /// How many seconds to wait before the same request may succeed. Without it, the request cannot
+    /// succeed until somebody changes something.
     pub retry_after: Option<u32>,
-    /// One sentence on the code, for a device that does not know it.
+    /// One sentence that explains the code, for a device that does not know it.
     pub title: String,
     /// The check that failed and the values compared, for people. At most [`Problem::MAX_DETAIL`]
     /// bytes.
@@ -25,8 +25,8 @@ impl Problem {
     /// The longest detail, in bytes: a few lines on a terminal.
     pub const MAX_DETAIL: usize = 512;
 
-    /// A problem that only a change on one of the two sides can mend. A detail over its limit is
-    /// cut.
+    /// A problem that lasts until somebody changes something on one of the two sides. A detail over
+    /// its limit is cut.
     pub fn new(code: ProblemCode, mut detail: String) -> Self {
         if detail.len() > Self::MAX_DETAIL {
             detail.truncate(detail.floor_char_boundary(Self::MAX_DETAIL));
@@ -34,7 +34,7 @@ impl Problem {
         Self { code, retry_after: None, title: code.title().into(), detail }
     }
 
-    /// The same problem, which passes by itself.
+    /// The same problem, but one that passes by itself.
     pub fn retry_after(self, seconds: u32) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }
@@ -97,7 +97,7 @@ macro_rules! problem_codes {
         pub enum ProblemCode {
             $(#[doc = concat!("`", $name, "` (", $number, "): ", $title, ".")] $(#[$doc])* $variant,)*
             /// A code that this version does not know. It is final: repeating the request is
-            /// pointless, unless the problem says when.
+            /// pointless, unless the problem has a `retry_after`.
             Other(u16),
         }
 

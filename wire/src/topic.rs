@@ -1,4 +1,4 @@
-//! The only place where an MQTT topic name is put together or taken apart.
+//! The only module that puts MQTT topic names together and takes them apart.
 
 use alloc::format;
 use alloc::string::String;
@@ -6,15 +6,15 @@ use core::fmt;
 
 use crate::{ClientId, DeviceId, Scope};
 
-/// A topic of the protocol. A client speaks on exactly two while it is being provisioned, so an
-/// access list is two lines on any broker.
+/// A topic of the protocol. A client uses exactly two while it is being provisioned, so an access
+/// list needs two lines on any broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Topic {
     /// `ca/v1/{scope}/chain`: the CA's certificates, retained.
     Chain(Scope),
     /// `ca/v1/{scope}/crl`: the CA's revocation list, retained.
     Crl(Scope),
-    /// `device/v1/{scope}/{device}/…`: what a provisioned device says and hears.
+    /// `device/v1/{scope}/{device}/…`: what a provisioned device publishes and receives.
     Device(Scope, DeviceId, String),
     /// `fleet/v1/{scope}/{device}/event`: what the CA tells operators.
     Event(Scope, DeviceId),
@@ -25,8 +25,7 @@ pub enum Topic {
 }
 
 impl Topic {
-    /// Reads a topic name; anything that is not a topic of the protocol (a topic filter, say) is
-    /// `None`.
+    /// Reads a topic name. `None` if it is not a topic of the protocol, for example a topic filter.
     pub fn parse(name: &str) -> Option<Self> {
         let mut levels = name.splitn(5, '/');
         let mut level = || levels.next();

@@ -1,4 +1,4 @@
-//! Every message as annotated bytes, both ways, and everything that is not a message.
+//! Every message as annotated bytes, encoded and decoded, and bytes that are not a message.
 
 use assay_wire::{
     ActivationReply, Bundle, Bytes, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError,
