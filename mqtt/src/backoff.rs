@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Exponential delays with full jitter: each is drawn between zero and a ceiling that doubles from
-/// `first` to `limit`, so that a fleet cut off together does not come back together.
+/// `first` to `limit`. So devices that lost their connections together do not come back together.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -17,15 +17,15 @@ impl Backoff {
         Self { first, limit, ceiling: first }
     }
 
-    /// The next delay, at least `floor` (a peer's advice) and random above it. `random` is uniform
-    /// over all values of its type.
+    /// The next delay: `floor` (a peer's advice) and a random time on top. `random` is uniform over
+    /// all values of its type.
     pub fn next(&mut self, floor: Duration, random: u32) -> Duration {
         let delay = self.ceiling.mul_f64(f64::from(random) / f64::from(u32::MAX));
         self.ceiling = (self.ceiling * 2).min(self.limit);
         floor + delay
     }
 
-    /// Begins anew, after a success.
+    /// Starts again with `first`, after a success.
     pub fn reset(&mut self) {
         self.ceiling = self.first;
     }

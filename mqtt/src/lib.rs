@@ -2,8 +2,9 @@
 //!
 //! Device, worker and operator tools all connect through [`connect`]. It sets what rumqttc leaves
 //! to its user: no Nagle delay, packets as long as our longest message, a small bookkeeping window
-//! (the default reserves 14 MB a client), a clean session, and no topic aliases. It neither
-//! reconnects with a delay nor subscribes again; its users do, with [`Backoff`].
+//! (the default reserves 14 MB for each client), a clean session, and no topic aliases. It does not
+//! wait before it reconnects, and it does not subscribe again; the callers do both, with
+//! [`Backoff`].
 #![warn(missing_docs)]
 
 mod backoff;
@@ -31,8 +32,8 @@ pub const MAX_PACKET: u32 = assay_wire::MAX_MESSAGE as u32 + 4096;
 pub struct Client {
     /// Its MQTT client id.
     pub id: String,
-    /// How many of its QoS 1 messages may await their acknowledgement; also how many requests wait
-    /// before the sender does.
+    /// How many of its QoS 1 messages may wait for their acknowledgement. Also how many requests
+    /// are queued before the sender has to wait.
     pub window: u16,
     /// How many QoS 1 messages the broker may send before the first is acknowledged.
     pub receive_maximum: u16,
@@ -40,8 +41,8 @@ pub struct Client {
     pub manual_acks: bool,
 }
 
-/// User name and password, for a broker that knows its clients by them. Printed, it does not show
-/// the password.
+/// User name and password, for a broker that identifies its clients by them. Its `Debug` does not
+/// show the password.
 #[derive(Clone)]
 pub struct Login {
     /// The user name.
@@ -59,7 +60,8 @@ impl fmt::Debug for Login {
 /// Prepares a connection; the first poll of the event loop opens it.
 ///
 /// `tls` is used if the URL asks for TLS. Never await a method of the client inside the loop that
-/// polls: both wait for each other once the window is full. Use `try_…` there, or another task.
+/// polls: once the window is full, method and loop wait for each other. Use `try_…` there, or
+/// another task.
 pub fn connect(
     broker: &BrokerUrl,
     tls: &Arc<ClientConfig>,
@@ -84,8 +86,8 @@ pub fn connect(
     AsyncClient::new(options, usize::from(client.window))
 }
 
-/// Like [`connect`], with user name and password. Whoever reads the connection can use them, so ask
-/// for TLS.
+/// Like [`connect`], with user name and password. Use it with TLS, because anybody who reads the
+/// connection can use them.
 pub fn connect_with_login(
     broker: &BrokerUrl,
     tls: &Arc<ClientConfig>,
@@ -97,8 +99,7 @@ pub fn connect_with_login(
     (client, events)
 }
 
-/// A TLS configuration that trusts `roots` alone and presents a client certificate if there is one
-/// to present.
+/// A TLS configuration that trusts `roots` alone. It presents a client certificate if there is one.
 ///
 /// # Errors
 /// The provider supports none of TLS 1.2 and 1.3.
@@ -116,10 +117,10 @@ pub fn tls_config(
     })
 }
 
-/// Keeps a NAT's mapping alive (RFC 4787 asks for two minutes at least) and finds a dead peer in
-/// about one.
+/// Keeps a NAT's mapping alive (RFC 4787 asks for at least two minutes) and finds a dead peer in
+/// about one minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// TCP, TLS (with a slow TPM's signature) and CONNECT together.
+/// For TCP, TLS (with the signature of a slow TPM) and CONNECT together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[cfg(test)]

@@ -12,23 +12,23 @@ pub struct BrokerUrl {
 }
 
 impl BrokerUrl {
-    /// As [`from_str`](Self::from_str), for whoever speaks to the operational listener: without a
-    /// port, with TLS it is 8884, where `assay serve` has it unless told otherwise.
+    /// Like [`from_str`](Self::from_str), but for the operational listener: the default port with
+    /// TLS is 8884, as in `assay serve`.
     pub fn operational(text: &str) -> Result<Self, BrokerUrlError> {
         Self::parse(text, OPERATIONAL)
     }
 
-    /// Host name or IPv4 address; also the name that the broker's certificate must carry.
+    /// Host name or IPv4 address. The broker's certificate must carry it.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// TCP port; 1883 or, with TLS, 8883 (IANA) if the URL had none.
+    /// TCP port. If the URL has none, it is 1883, or with TLS 8883 (IANA).
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Whether the connection is to be encrypted and the broker authenticated.
+    /// Whether the connection is encrypted and the broker authenticated.
     pub fn is_tls(&self) -> bool {
         self.tls
     }
