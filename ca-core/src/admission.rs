@@ -10,7 +10,7 @@ use crate::records::{Records, Registration, due_device_id};
 
 /// A trusted EK, the device id that it may have, and the flow that it asks for.
 ///
-/// That this remains so is not established: an operator may act at any time.
+/// It may change afterwards, because an operator can act at any time.
 #[derive(Clone, Debug)]
 pub struct Admitted<F> {
     pub(crate) ek: TrustedEk,
@@ -19,8 +19,8 @@ pub struct Admitted<F> {
 }
 
 impl<F> Admitted<F> {
-    /// Gives the EK the device id that is [due](due_device_id), or refuses another one that it
-    /// asked for.
+    /// Gives the EK the device id that is [due](due_device_id), or refuses another id that it asked
+    /// for.
     ///
     /// Whether another EK has the id that was asked for makes no difference to the answer.
     /// Otherwise any TPM of a trusted vendor could find out which ids there are and who has them.
@@ -37,9 +37,9 @@ impl<F> Admitted<F> {
         );
         let device_id = standing.grant(ek.requested_device_id().unwrap_or(due), due)?;
         match records.other_ek {
-            // A device that lost its state should not become a second one because it shows another
-            // EK. This protects an honest device from its own choice. A dishonest one need not name
-            // its other EKs.
+            // A device that lost its state should not become a second device because it shows
+            // another EK. This protects an honest device from its own choice. A dishonest device
+            // need not name its other EKs.
             Some(other) if records.enrolment.is_none() && records.registration.is_none() => {
                 Err(Rejection::OtherEkOnRecord { ek: ek.ek_id(), other })
             }
@@ -53,7 +53,7 @@ impl<F> Admitted<F> {
     }
 }
 
-/// An EK that no operator disabled, and that is enrolled if this is why it is trusted.
+/// An EK that no operator disabled. It is enrolled, if the CA trusts it because of its enrolment.
 pub(crate) struct Standing<'r> {
     ek: EkId,
     records: &'r Records,
@@ -65,7 +65,7 @@ impl<'r> Standing<'r> {
         assurance: Assurance,
         records: &'r Records,
     ) -> Result<Self, Rejection> {
-        // Before anything else is said.
+        // First, so that a disabled device learns nothing else.
         if records.disabled {
             return Err(Rejection::DeviceDisabled { ek });
         }
@@ -75,7 +75,7 @@ impl<'r> Standing<'r> {
         Ok(Self { ek, records })
     }
 
-    /// Grants a device id if it is the one that is due and no other EK has it.
+    /// Grants a device id if it is the due one and no other EK has it.
     pub(crate) fn grant(&self, wanted: &DeviceId, due: &DeviceId) -> Result<DeviceId, Rejection> {
         let ek = self.ek;
         if wanted != due {

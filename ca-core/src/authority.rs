@@ -1,5 +1,5 @@
 //! The CA's own certificates: root, issuing CA for devices, service CA, and the leaves of everybody
-//! who is no device.
+//! who is not a device.
 
 use assay_wire::{DeviceId, Identity, Scope};
 use rand_core::CryptoRng;
@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::Fault;
 use crate::issue::serial_number;
 
-/// A CA certificate and its P-256 key, freshly made.
+/// A CA certificate and its P-256 key.
 ///
 /// Keys come from the cryptographic library's own randomness, everything else from `rng`.
 pub struct Authority {
@@ -28,7 +28,8 @@ impl Authority {
         let key = new_key()?;
         let mut params =
             ca_params(name, "Root CA", BasicConstraints::Unconstrained, ROOT_LIFETIME, now, rng);
-        // Of the root alone: the names of the issuing CA travel with each certificate, twice.
+        // Only the root has it, because the issuing CA's name is sent twice with each device
+        // certificate.
         params.distinguished_name.push(DnType::OrganizationName, name);
         let certificate = params.self_signed(&key).map_err(fault("signing the root"))?.pem();
         Ok(Self { certificate, issuer: rcgen::Issuer::new(params, key) })
@@ -36,8 +37,9 @@ impl Authority {
 
     /// The issuing CA for devices under this root, valid for [`ISSUING_LIFETIME`].
     ///
-    /// It can certify leaves only, and clients only: what it signs passes for no broker. (Not in
-    /// RFC 5280, where this extension is for leaves, but OpenSSL and webpki take it so.)
+    /// It can certify only leaves and only clients, so no certificate that it signs passes for a
+    /// broker's. (RFC 5280 has this extension for leaves, but OpenSSL and webpki apply that of a CA
+    /// to its leaves.)
     pub fn issuing(
         &self,
         name: &str,
@@ -47,8 +49,8 @@ impl Authority {
         self.subordinate(name, "Issuing CA", vec![ExtendedKeyUsagePurpose::ClientAuth], now, rng)
     }
 
-    /// The service CA under this root, for brokers, workers and operators: whoever has the issuing
-    /// CA's key, which serves devices all day, has not this one's.
+    /// The service CA under this root, for brokers, workers and operators. It has its own key, so
+    /// an attacker with the issuing CA's key, which serves devices all day, does not have this one.
     pub fn service(
         &self,
         name: &str,
@@ -77,7 +79,7 @@ impl Authority {
         Ok(Self { certificate, issuer: rcgen::Issuer::new(params, key) })
     }
 
-    /// One that was made before, from its PEM files.
+    /// A CA that was made before, from its PEM files.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, Fault> {
         let key = KeyPair::from_pem(key).map_err(fault("reading a CA's key"))?;
         let issuer =
@@ -106,7 +108,7 @@ impl Authority {
         self.client(&Identity::Worker, "worker@", now, rng)
     }
 
-    /// A certificate for an operator's.
+    /// A certificate for an operator's connections to the broker.
     pub fn operator(
         &self,
         now: OffsetDateTime,
@@ -115,12 +117,12 @@ impl Authority {
         self.client(&Identity::Operator, "operator@", now, rng)
     }
 
-    /// A certificate for a device that does not exist, to try a broker with, for
+    /// A certificate for a device that does not exist, to try a broker with. It is valid for
     /// [`THROW_AWAY_LIFETIME`] from `from`, which may be long ago.
     ///
-    /// A real device's certificate is earned, by a TPM. This one is for an id of 128 random bits
-    /// that nobody has, names neither a TPM nor an assurance policy, and so says nothing to a
-    /// relying party that looks for either; a broker takes it for a device's.
+    /// A real device earns its certificate, by its TPM. This certificate is for an id of 128 random
+    /// bits that nobody has. It names neither a TPM nor an assurance policy, so it says nothing to
+    /// a relying party that looks for either; but a broker takes it for a device's.
     pub fn throw_away_device(
         &self,
         scope: &Scope,
@@ -137,8 +139,9 @@ impl Authority {
         Ok((id, pair))
     }
 
-    /// Never for a device, whose certificate is earned. Brokers that know clients by their common
-    /// name must not take a device for one of these: no device id has an `@`.
+    /// Never for a device, because a device earns its certificate. Some brokers know clients by
+    /// their common name. They must not take a device for one of these clients, so the names have
+    /// an `@`, which no device id has.
     fn client(
         &self,
         identity: &Identity,
@@ -158,7 +161,7 @@ impl Authority {
         Ok(params)
     }
 
-    /// The CA itself.
+    /// The CA's own certificate and key.
     pub fn to_pem(&self) -> KeyAndCertificate {
         KeyAndCertificate::new(self.certificate.clone(), self.issuer.key())
     }
@@ -197,17 +200,18 @@ impl KeyAndCertificate {
     }
 }
 
-/// How long a root is valid: longer than any device it is pinned in.
+/// How long a root is valid: longer than any device that pins it.
 pub const ROOT_LIFETIME: Duration = Duration::days(20 * 365);
-/// How long an issuing CA and a service CA are valid. No device certificate outlives the former.
+/// How long an issuing CA and a service CA are valid. No device certificate outlives the issuing
+/// CA.
 pub const ISSUING_LIFETIME: Duration = Duration::days(10 * 365);
 /// How long the broker's, workers' and operators' certificates are valid.
 pub const LEAF_LIFETIME: Duration = Duration::days(3 * 365);
 /// How long a certificate to try a broker with is valid.
 pub const THROW_AWAY_LIFETIME: Duration = Duration::minutes(10);
-/// How the ids of devices that do not exist begin.
+/// The prefix of the ids of devices that do not exist.
 pub const THROW_AWAY_PREFIX: &str = "assay-check-";
-/// How slow the clock of a device may be that verifies a fresh certificate.
+/// How far the clock of a device that verifies a fresh certificate may be behind.
 const BACKDATE: Duration = Duration::hours(1);
 
 fn new_key() -> Result<KeyPair, Fault> {

@@ -58,8 +58,8 @@ pub(crate) fn strip_leading_zeros(bytes: &[u8]) -> &[u8] {
     &bytes[zeros..]
 }
 
-/// Reads elements one after the other. Lengths must be definite and take their shortest form (X.690
-/// §10.1); tags have one byte.
+/// Reads elements one after the other. Lengths must be definite and in their shortest form (X.690
+/// §10.1). Tags have one byte.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reader<'a>(&'a [u8]);
 
@@ -68,7 +68,7 @@ impl<'a> Reader<'a> {
         Self(bytes)
     }
 
-    /// The content of the one element, with this tag, that `bytes` are.
+    /// The content, if `bytes` are exactly one element and it has this tag.
     pub(crate) fn only(tag: u8, bytes: &'a [u8]) -> Option<&'a [u8]> {
         let mut reader = Self(bytes);
         reader.take(tag).filter(|_| reader.is_empty())
@@ -83,7 +83,7 @@ impl<'a> Reader<'a> {
         self.0.first() == Some(&tag)
     }
 
-    /// The content of the next element, which has this tag.
+    /// The content of the next element, if it has this tag.
     pub(crate) fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
         if self.is_at(tag) { self.next().map(|element| element.content) } else { None }
     }
@@ -99,8 +99,8 @@ impl<'a> Reader<'a> {
                     .filter(|digits| (1..=MAX_LENGTH_DIGITS).contains(&digits.len()))?;
                 let length =
                     digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit));
-                // The shortest form has no leading zero, and is not for what fits into the short
-                // one.
+                // The shortest form has no leading zero, and encodes no length that fits into the
+                // short form.
                 if digits[0] == 0 || length < 0x80 {
                     return None;
                 }
@@ -125,9 +125,9 @@ pub(crate) struct Element<'a> {
     pub(crate) content: &'a [u8],
 }
 
-/// 16 MiB, which a vendor's bundle may have; a certificate has a few KiB.
+/// Enough for 16 MiB, which a vendor's bundle may have; a certificate has a few KiB.
 const MAX_LENGTH_DIGITS: usize = 3;
-/// A tag and the longest length that is written.
+/// The longest header that [`element`] writes: a tag and a length.
 const MAX_HEADER: usize = 4;
 
 #[cfg(test)]

@@ -16,18 +16,18 @@ use crate::{Rejection, oid};
 
 /// An identity key on template, and proof that its holder signs with it.
 ///
-/// If a TPM holds an object with this key's Name, then that object never leaves it. That the TPM of
-/// the EK at hand holds one is not established: the challenge does that.
+/// If a TPM holds an object with this key's Name, then that object never leaves it. Does not
+/// establish that the TPM of the EK holds one: the challenge does that.
 #[derive(Clone, Debug)]
 pub struct BoundKey {
     pub(crate) area: IkArea,
 }
 
 impl BoundKey {
-    /// Checks the IK of `evidence`: its template, its key, and that the CSR is for it and signed by
-    /// it.
+    /// Checks the IK of `evidence`: its template, its key, and that the CSR is for this key and
+    /// signed by it.
     ///
-    /// Whatever else the CSR asks for is ignored: the [profile](crate::Profile) decides.
+    /// Ignores whatever else the CSR asks for: the [profile](crate::Profile) decides.
     pub fn verify(evidence: &Evidence) -> Result<Self, Rejection> {
         let area = IkArea::recognise(&evidence.ik_area).map_err(Rejection::of_ik)?;
         let Ok((&[], csr)) = X509CertificationRequest::from_der(&evidence.csr) else {
@@ -56,7 +56,7 @@ impl BoundKey {
                 area.template()
             )));
         }
-        // The parser is lenient about what the signature does not cover.
+        // The parser is lenient about the bytes that the signature does not cover.
         let signature = &csr.signature_value.data;
         let algorithm_identifier =
             element(tag::SEQUENCE, &[&element(tag::OID, &[oid]), &parameters]);

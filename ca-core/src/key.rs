@@ -1,5 +1,4 @@
-//! Public keys as TPMs, certificates and CSRs name them, brought to one form and checked for
-//! soundness.
+//! Public keys from TPMs, certificates and CSRs, in one form and checked for soundness.
 
 use std::fmt;
 use std::ops::Deref;
@@ -30,7 +29,7 @@ pub enum PublicKey {
     Ecc {
         /// The curve it should be on.
         curve: Curve,
-        /// Its x coordinate, big-endian; as long as the field is wide once it is [sound](SoundKey).
+        /// Its x coordinate, big-endian. In a [sound](SoundKey) key it is as long as the field.
         x: Vec<u8>,
         /// Its y coordinate, likewise.
         y: Vec<u8>,
@@ -38,10 +37,9 @@ pub enum PublicKey {
 }
 
 impl PublicKey {
-    /// Reads a SubjectPublicKeyInfo (RFC 5280 §4.1.2.7) in DER, with an uncompressed point if it is
-    /// one.
+    /// Reads a SubjectPublicKeyInfo (RFC 5280 §4.1.2.7) in DER. An ECC point must be uncompressed.
     ///
-    /// `id-RSAES-OAEP` keys count as RSA keys, since TPM vendors use that for EKs.
+    /// `id-RSAES-OAEP` keys count as RSA keys, because TPM vendors use that for EKs.
     pub fn from_spki(spki: &[u8]) -> Result<Self, UnreadableKey> {
         match SubjectPublicKeyInfo::from_der(spki) {
             Ok((&[], spki)) => Self::from_parsed(&spki),
@@ -49,7 +47,7 @@ impl PublicKey {
         }
     }
 
-    /// The key in a certificate, of which nothing else is read (RFC 5280 §4.1).
+    /// Reads the key in a certificate, and nothing else of the certificate (RFC 5280 §4.1).
     pub(crate) fn from_certificate(der: &[u8]) -> Result<Self, UnreadableKey> {
         let content = |der| Any::from_der(der).map(|(_, element)| element.data);
         let mut rest = content(der).and_then(content).map_err(|_| UnreadableKey::Other)?;
@@ -121,8 +119,8 @@ impl PublicKey {
         element(tag::SEQUENCE, &[&algorithm, &element(tag::BIT_STRING, &[&[NO_UNUSED_BITS], &key])])
     }
 
-    /// The modulus, or both coordinates: all there is to say of a [sound](Self::check) key of an
-    /// accepted template.
+    /// The modulus, or both coordinates. They determine a [sound](SoundKey) key of an accepted
+    /// template.
     pub(crate) fn brief(&self) -> Vec<u8> {
         match self {
             Self::Rsa { modulus, .. } => modulus.clone(),
@@ -130,8 +128,8 @@ impl PublicKey {
         }
     }
 
-    /// The key that [`brief`](Self::brief) stands for. Its length tells its kind, for moduli are
-    /// longer than coordinates.
+    /// The key that [`brief`](Self::brief) stands for. The length tells the kind of key, because
+    /// moduli are longer than coordinates.
     pub(crate) fn from_brief(brief: &[u8]) -> Self {
         match Curve::ALL.into_iter().find(|curve| 2 * curve.field_bytes() == brief.len()) {
             Some(curve) => {
@@ -154,13 +152,12 @@ impl PublicKey {
     }
 }
 
-/// A key whose private part cannot be had without the TPM, as far as the key tells.
+/// A key whose private part nobody can compute, as far as the public key shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SoundKey(PublicKey);
 
 impl SoundKey {
-    /// Refuses keys whose private part may be had without the TPM, and points that are no keys at
-    /// all.
+    /// Refuses keys whose private part somebody may compute, and points that are not keys at all.
     pub fn new(key: PublicKey) -> Result<Self, WeakKey> {
         match &key {
             PublicKey::Rsa { modulus, exponent } => {
@@ -199,7 +196,7 @@ impl Deref for SoundKey {
 }
 
 impl fmt::Display for PublicKey {
-    /// What kind of key it is, e.g. `RSA-2048`.
+    /// The kind of key, e.g. `RSA-2048`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rsa { modulus, .. } => write!(f, "RSA-{}", bit_length(modulus)),
@@ -261,11 +258,11 @@ impl fmt::Display for Curve {
     }
 }
 
-/// Bytes are not an RSA key, nor an uncompressed point of P-256 or P-384.
+/// The bytes are neither an RSA key nor an uncompressed point of P-256 or P-384.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnreadableKey {
-    /// It is a point of a curve without a name, which need not be a curve at all (RFC 5480 §2.1.1
-    /// forbids it).
+    /// It spells out the parameters of its curve, which then need not be a curve at all (RFC 5480
+    /// §2.1.1 forbids this).
     #[error(
         "it spells out the parameters of its curve instead of naming it, which nobody can rely on"
     )]
@@ -303,8 +300,8 @@ fn bit_length(modulus: &[u8]) -> usize {
 /// Whether a modulus has the fingerprint of Infineon's RSALib: modulo each small prime it is a
 /// power of 65537.
 ///
-/// Nemec et al., "The Return of Coppersmith's Attack", CCS 2017, §2.3. A random modulus passes for
-/// one with a probability of about 2^-27.
+/// Nemec et al., "The Return of Coppersmith's Attack", CCS 2017, §2.3. A random modulus has this
+/// fingerprint with a probability of about 2^-27.
 fn is_roca(modulus: &[u8]) -> bool {
     ROCA_PRIMES
         .iter()
@@ -314,15 +311,15 @@ fn is_roca(modulus: &[u8]) -> bool {
 
 /// A big-endian number modulo a prime.
 fn residue(number: &[u8], prime: u32) -> u64 {
-    // Four bytes at a time: the divisions, each of which waits for the one before, are what takes
-    // time here.
+    // Four bytes at a time, because the divisions take most of the time and each waits for the one
+    // before.
     number.chunks(4).fold(0, |residue, chunk| {
         let shifted = chunk.iter().fold(residue, |number, byte| number << 8 | u64::from(*byte));
         shifted % u64::from(prime)
     })
 }
 
-/// Which residues of a prime below 192 are powers of 65537, as bits.
+/// Which residues of a prime below 192 are powers of 65537, as a bit set.
 struct Powers([u64; 3]);
 
 impl Powers {
@@ -342,18 +339,18 @@ impl Powers {
     }
 }
 
-/// The shortest RSA key of the TCG EK Credential Profile (2.5, B.3.3), and what NIST SP 800-131A
-/// still permits.
+/// The shortest RSA key of the TCG EK Credential Profile (2.5, B.3.3), and the shortest that NIST
+/// SP 800-131A still permits.
 const MIN_RSA_BITS: usize = 2048;
 /// The exponent of every RSA key of the TCG EK Credential Profile (2.5, B.3.3).
 const EXPONENT: u32 = 65537;
-/// The primes of the ROCA fingerprint, those first of whose residues the fewest are powers of
-/// 65537: most moduli fail at the first.
+/// The primes of the ROCA fingerprint. Those with the smallest share of residues that are powers of
+/// 65537 come first, so most moduli fail at the first prime.
 const ROCA_PRIMES: [u32; 38] = [
     97, 37, 79, 11, 61, 73, 127, 151, 13, 17, 19, 53, 71, 103, 107, 109, 157, 3, 5, 7, 23, 29, 31,
     41, 43, 47, 59, 67, 83, 89, 101, 113, 131, 137, 139, 149, 163, 167,
 ];
-/// The residues that each of them may leave.
+/// For each of these primes, the residues that have the fingerprint.
 static ROCA_POWERS: [Powers; ROCA_PRIMES.len()] = {
     let mut all = [const { Powers([0; 3]) }; ROCA_PRIMES.len()];
     let mut at = 0;

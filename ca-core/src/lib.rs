@@ -1,16 +1,15 @@
 //! What the CA decides, and nothing else: no sockets, files, threads or clock.
 //!
-//! Time and randomness are arguments. What a device sends goes through a chain of types. Each value
-//! can only be made by the check before it, from the value before it. So a certificate in force was
-//! earned, and the chain reads as the argument for it. A check returns the next value, or a
-//! [`Rejection`].
+//! Time and randomness are arguments. What a device sends goes through a chain of types. Only a
+//! check makes a value of the chain, and it makes it from the value before. So every certificate in
+//! force was earned, and the chain shows why. A check returns the next value, or a [`Rejection`].
 //!
 //! | value | made by | establishes | leaves open |
 //! |---|---|---|---|
 //! | [`Evidence`] | [`Evidence::parse`] | the request can be read | whether any of it is true |
 //! | [`Offered`] | [`Profile::offer`] | the scope offers the flow | |
 //! | [`TrustedEk`] | [`TrustedEk::verify`] | the EK is sound, is on a TCG template, and is a genuine TPM's: by a trusted vendor's certificate, or by the operator's list | whether the sender has that TPM |
-//! | [`BoundKey`] | [`BoundKey::verify`] | *if* a TPM holds an object with the IK's Name, that key was made in it and never leaves it; the sender signs with it | whether a TPM holds it, and which |
+//! | [`BoundKey`] | [`BoundKey::verify`] | *if* a TPM holds an object with the IK's Name, the IK was made in that TPM and never leaves it; the sender can sign with the IK | whether a TPM holds it, and which |
 //! | [`Admitted`] | [`Admitted::decide`] | the EK is not disabled, and the device id is due to it | that this remains so |
 //!
 //! The *ticket* flow proves the device before anything is issued:
@@ -18,36 +17,36 @@
 //! | value | made by | establishes | leaves open |
 //! |---|---|---|---|
 //! | [`Challenge`] | [`Challenge::new`] | | |
-//! | [`ProvenDevice`] | [`ProvenDevice::verify`] | EK and IK are in one TPM, and the sender has it: only there could the credential be opened that held the ticket | whether the device is still welcome |
-//! | [`Readmitted`] | [`Readmitted::decide`] | it is, and no newer certificate stands against this one | |
+//! | [`ProvenDevice`] | [`ProvenDevice::verify`] | EK and IK are in one TPM, and the sender has that TPM: no other TPM could open the credential with the ticket in it | whether the device is still welcome |
+//! | [`Readmitted`] | [`Readmitted::decide`] | it is still welcome, and no newer certificate prevents this one | |
 //! | [`Prepared<Proven>`](Prepared) | [`Prepared::new`] | every field of the certificate comes from what was proven and from the [`Profile`] | |
-//! | [`Issued<Proven>`](Issued) | [`Issued::sign`] | it may be sent, once it is on record | |
+//! | [`Issued<Proven>`](Issued) | [`Issued::sign`] | the certificate may be sent, once it is on record | |
 //!
-//! The *sealed* flow issues first. What it issues is another type, of which nobody can make a reply
-//! in clear:
+//! The *sealed* flow issues first. What it issues has another type, from which nobody can make a
+//! reply in clear:
 //!
 //! | value | made by | establishes | leaves open |
 //! |---|---|---|---|
-//! | [`Candidate`] | [`Candidate::decide`] | the EK and the IK may be certified, if what is issued is sealed to them | whether they are in one TPM |
-//! | [`Prepared<Unproven>`](Prepared) | [`Prepared::new`] | as above; and the quota of what nobody confirmed is kept | |
-//! | [`Issued<Unproven>`](Issued) | [`Issued::sign`] | it leaves only through [`Sealing::sign`], encrypted to the TPM | whether anybody can open it |
-//! | [`Confirmation`] | [`Confirmation::verify`] | EK and IK are in one TPM, and the sender has it: only there could the box be opened that held the ticket | which certificate it was |
-//! | [`Shown`] | [`Shown::by_confirmation`], [`Shown::by_handshake`] | this certificate was in the box, and the sender could open it | whether it may become active |
-//! | [`Confirmed`] | [`Confirmed::decide`] | it may | |
+//! | [`Candidate`] | [`Candidate::decide`] | the EK and the IK may be certified, if the certificate is sealed to them | whether they are in one TPM |
+//! | [`Prepared<Unproven>`](Prepared) | [`Prepared::new`] | as above; and the quota of unconfirmed certificates is kept | |
+//! | [`Issued<Unproven>`](Issued) | [`Issued::sign`] | the certificate leaves only through [`Sealing::sign`], encrypted to the TPM | whether anybody can open it |
+//! | [`Confirmation`] | [`Confirmation::verify`] | EK and IK are in one TPM, and the sender has that TPM: no other TPM could open the box with the ticket in it | which certificate it was |
+//! | [`Shown`] | [`Shown::by_confirmation`], [`Shown::by_handshake`] | this certificate was in the box, and the sender could open the box | whether it may become active |
+//! | [`Confirmed`] | [`Confirmed::decide`] | it may become active | |
 //!
 //! The *shared key* flow gives a key, and tokens show later that the device has it:
 //!
 //! | value | made by | establishes | leaves open |
 //! |---|---|---|---|
-//! | [`AdmittedParent`] | [`AdmittedParent::decide`] | the shared key may be sent to this parent: a TPM that holds it gives the key to nobody, or the operator accepts that it may | whether the TPM of the EK holds it |
+//! | [`AdmittedParent`] | [`AdmittedParent::decide`] | the shared key may be sent to this parent: a TPM that holds the parent gives the key to nobody, or the operator accepts that it may | whether the TPM of the EK holds the parent |
 //! | [`KeyOffer`] | [`KeyOffer::decide`] | which generation of the key the EK may have | whether the TPM loads it |
-//! | [`AuthenticatedDevice`] | [`AuthenticatedDevice::verify`] | somebody has what the device's shared key signed within a day | whether the device is still welcome |
-//! | [`Welcome`] | [`Welcome::decide`] | it is | |
+//! | [`AuthenticatedDevice`] | [`AuthenticatedDevice::verify`] | the sender has a token that the device's shared key signed within a day | whether the device is still welcome |
+//! | [`Welcome`] | [`Welcome::decide`] | it is still welcome | |
 //! | [`Login`] | [`Login::decide`] | both; [`Login::first_use`] is what the record needs | |
 //!
 //! A *plan* ([`Certification`], [`Sealing`], [`Confirming`], [`KeyOffer`]) is the whole decision of
-//! a step, made on a snapshot of the record. Signing follows, outside of any lock. It counts once
-//! it is on record.
+//! a step, made on a snapshot of the record. Signing follows, outside of any lock. The result
+//! counts once it is on record.
 //!
 //! What must be established elsewhere:
 //!
@@ -55,12 +54,13 @@
 //!   find [`Records`] as they were when it was planned. A certificate is stored before it is sent.
 //! - *A claim may come back more than once* while it is valid. The store answers a repeated one
 //!   with the certificate already issued.
-//! - *Nothing that was issued before proof ends anything.* An unconfirmed certificate supersedes
-//!   nothing, and the generation of a shared key on record moves only with an accepted token.
-//! - *The device is where the operator thinks.* An EK names a TPM, not a box: an honest TPM
+//! - *What the CA issues before proof ends nothing.* An unconfirmed certificate supersedes nothing,
+//!   and the generation of a shared key on record moves only with an accepted token.
+//! - *The device is where the operator thinks.* An EK names a TPM, not a machine: an honest TPM
 //!   elsewhere can answer for this one. Only an inventory that ties EKs to serial numbers helps.
-//! - *The device runs what it should.* Nothing here speaks of its software.
-//! - *Vendors revoke EK certificates.* Remove the vendor's root, or disable the EK.
+//! - *The device runs what it should.* Nothing here shows anything about its software.
+//! - *The vendor has not revoked the EK certificate.* If it has, remove the vendor's root, or
+//!   disable the EK.
 
 #![warn(missing_docs)]
 

@@ -1,12 +1,12 @@
-//! Every object identifier this crate reads or writes, each with the document that assigns it.
+//! Every object identifier that this crate reads or writes, each with the document that assigns it.
 //!
-//! Those that `rcgen` takes are lists of arcs; those that we compare or write ourselves are the
-//! content bytes of a DER OBJECT IDENTIFIER.
+//! Those that `rcgen` takes are lists of arcs. Those that this crate compares or writes itself are
+//! the content bytes of a DER OBJECT IDENTIFIER.
 
 /// `rsaEncryption`, 1.2.840.113549.1.1.1 (RFC 8017, appendix C).
 pub(crate) const RSA_ENCRYPTION: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x01];
-/// `id-RSAES-OAEP`, 1.2.840.113549.1.1.7 (RFC 8017, appendix C): the key type some TPM vendors give
-/// in EK certificates (TCG EK Credential Profile, 3.2.7).
+/// `id-RSAES-OAEP`, 1.2.840.113549.1.1.7 (RFC 8017, appendix C): the key type that some TPM vendors
+/// give in EK certificates (TCG EK Credential Profile, 3.2.7).
 pub(crate) const RSAES_OAEP: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x07];
 /// `sha256WithRSAEncryption`, 1.2.840.113549.1.1.11 (RFC 8017, appendix C).
 pub(crate) const SHA256_WITH_RSA: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x0B];
@@ -79,8 +79,9 @@ pub(crate) const PERMANENT_IDENTIFIER: &[u8] = &[0x2B, 0x06, 0x01, 0x05, 0x05, 0
 /// `tcg-tpm20`, 2.23.133.1.2: the hardware type of a TPM 2.0 (TCG TPM 2.0 Keys for Device Identity
 /// and Attestation 1.0, 8).
 pub(crate) const TPM_20: &[u8] = &[0x67, 0x81, 0x05, 0x01, 0x02];
-/// `tcg-on-ekPermIdSha256`, 2.23.133.12.1: assigns permanent identifiers that are a SHA-256 of the
-/// EK certificate or EK (TCG TPM 2.0 Keys for Device Identity and Attestation 1.0, 8).
+/// `tcg-on-ekPermIdSha256`, 2.23.133.12.1: the assigner of permanent identifiers that are the
+/// SHA-256 of an EK certificate or EK (TCG TPM 2.0 Keys for Device Identity and Attestation 1.0,
+/// 8).
 pub(crate) const EK_PERM_ID_SHA256: &[u8] = &[0x67, 0x81, 0x05, 0x0C, 0x01];
 
 /// 2.25.17810284399213771715162782413901505794.1: this EK's certificate leads to a trusted TPM
@@ -98,8 +99,7 @@ pub(crate) const ASSURANCE_ENROLMENT_LIST: &[u8] = &[
     0xCE, 0xCA, 0x02, 0x02,
 ];
 
-/// The extensions of RFC 5280 §4.2.1, below `id-ce`, 2.5.29; each is explained in the section
-/// beside it.
+/// The extensions of RFC 5280 §4.2.1, below `id-ce`, 2.5.29, each with the section that defines it.
 pub(crate) mod extension {
     /// 2.5.29.14, §4.2.1.2.
     pub(crate) const SUBJECT_KEY_IDENTIFIER: &[u8] = &[0x55, 0x1D, 14];
@@ -127,7 +127,7 @@ pub(crate) mod extension {
     pub(crate) const INHIBIT_ANY_POLICY: &[u8] = &[0x55, 0x1D, 54];
 }
 
-/// The content of a DER OBJECT IDENTIFIER as people write it.
+/// The content of a DER OBJECT IDENTIFIER in dotted decimal form.
 pub(crate) fn dotted(content: &[u8]) -> String {
     let mut arcs = Vec::new();
     let mut arc: u128 = 0;
@@ -142,7 +142,7 @@ pub(crate) fn dotted(content: &[u8]) -> String {
         }
     }
     let Some((first, rest)) = arcs.split_first() else { return "(no object identifier)".into() };
-    // X.690 §8.19.4: the first two arcs are one number.
+    // X.690 §8.19.4: the first two arcs are encoded as one number.
     let root = (first / 40).min(2);
     let arcs = [root, first - 40 * root].into_iter().chain(rest.iter().copied());
     arcs.map(|arc| arc.to_string()).collect::<Vec<_>>().join(".")

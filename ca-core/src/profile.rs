@@ -1,4 +1,4 @@
-//! How long device certificates live, and which flows lead to them.
+//! How long device certificates are valid, and which flows a scope offers.
 
 use std::marker::PhantomData;
 
@@ -8,7 +8,7 @@ use time::Duration;
 use crate::Rejection;
 
 /// The times of a device certificate, and the flows that a scope offers. Everything else in a
-/// certificate is fixed, and nothing in it is the device's choice.
+/// certificate is fixed, and the device chooses nothing in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
     validity: Duration,
@@ -18,19 +18,21 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// The shortest validity: less would expire under devices that wake once an hour.
+    /// The shortest validity. A shorter one would end while a device that wakes once an hour
+    /// sleeps.
     pub const MIN_VALIDITY: Duration = Duration::hours(1);
-    /// The longest validity: revocation that nobody fetches ends at the latest then.
+    /// The longest validity. It bounds the use of a revoked certificate where nobody fetches the
+    /// list.
     pub const MAX_VALIDITY: Duration = Duration::days(3650);
     /// The longest backdate.
     pub const MAX_BACKDATE: Duration = Duration::hours(24);
 
-    /// The longest time for a confirmation: an unconfirmed certificate that nobody can use is a
-    /// burden on every list.
+    /// The longest time for a confirmation. Nobody can use an unconfirmed certificate, but every
+    /// list that has it gets longer.
     pub const MAX_CONFIRM_WITHIN: Duration = Duration::hours(24);
 
-    /// Certificates valid for `validity` from now, and from `backdate` before now for devices whose
-    /// clocks are slow.
+    /// Certificates are valid for `validity` from now, and from `backdate` before now because some
+    /// devices' clocks are slow.
     pub fn new(validity: Duration, backdate: Duration) -> Result<Self, ProfileError> {
         if !(Self::MIN_VALIDITY..=Self::MAX_VALIDITY).contains(&validity) {
             return Err(ProfileError::Validity { found: validity });
@@ -41,7 +43,7 @@ impl Profile {
         Ok(Self { validity, backdate, ..Self::default() })
     }
 
-    /// The same, with this time to confirm a sealed certificate.
+    /// The same profile, with this time to confirm a sealed certificate.
     pub fn with_confirmation(self, confirm_within: Duration) -> Result<Self, ProfileError> {
         if !(Duration::SECOND..=Self::MAX_CONFIRM_WITHIN).contains(&confirm_within) {
             return Err(ProfileError::Confirmation { found: confirm_within });
@@ -54,7 +56,7 @@ impl Profile {
         &self.flows
     }
 
-    /// The same, with these flows alone.
+    /// The same profile, with these flows alone.
     pub fn with_flows(self, flows: Vec<Flow>) -> Result<Self, ProfileError> {
         if flows.is_empty() {
             return Err(ProfileError::NoFlow);
@@ -81,19 +83,19 @@ impl Profile {
         self.confirm_within
     }
 
-    /// How long after its issue a certificate is valid.
+    /// How long a certificate is valid after its issue.
     pub fn validity(&self) -> Duration {
         self.validity
     }
 
-    /// How long before its issue a certificate is valid.
+    /// How long a certificate is valid before its issue.
     pub fn backdate(&self) -> Duration {
         self.backdate
     }
 }
 
 impl Default for Profile {
-    /// 90 days, backdated by five minutes; ten minutes to confirm; the flows that lead to a
+    /// 90 days, backdated by five minutes; ten minutes to confirm; the two flows that lead to a
     /// certificate.
     fn default() -> Self {
         Self {
@@ -105,7 +107,7 @@ impl Default for Profile {
     }
 }
 
-/// A flow as a type, so that what one flow established does not serve another.
+/// A flow as a type, so that a check made for one flow does not serve another.
 pub trait FlowKind {
     /// The flow.
     const FLOW: Flow;

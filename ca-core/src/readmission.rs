@@ -11,18 +11,18 @@ use crate::records::{QUOTA, Records, Reprovision};
 
 /// A device that may have its device id now.
 ///
-/// That it has its TPM is not established here: see what was proven before.
+/// Does not establish that the device has its TPM; the earlier proof did.
 #[derive(Clone, Debug)]
 pub struct Welcome {
     device_id: DeviceId,
 }
 
 impl Welcome {
-    /// Computes again which device id is due to the EK, with what is on record now.
+    /// Determines again which device id is due to the EK, with what is on record now.
     ///
-    /// An id that an operator gave ends with the enrolment and the registration. An id that is
-    /// derived from an EK is nobody's gift. That it is derived from *this* EK was established when
-    /// the EK was [admitted](crate::Admitted::decide).
+    /// An id that an operator gave is lost with the enrolment and the registration. Nobody gave an
+    /// id that is derived from an EK, so nobody can take it back. That it is derived from *this* EK
+    /// was established when the EK was [admitted](crate::Admitted::decide).
     pub fn decide(
         ek: EkId,
         device_id: &DeviceId,
@@ -55,17 +55,18 @@ impl Welcome {
 /// Whether a certificate for an IK may become the device's active one, and what that changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KeyChange {
-    /// The device has a certificate for this IK, and may keep it, or has none yet.
+    /// No certificate ends: the device has one for this IK, or has none yet.
     None,
-    /// The device has a certificate for another IK, which ends.
+    /// The device has a certificate for another IK, and that one ends.
     Rekey,
 }
 
 impl KeyChange {
-    /// Decides on an IK whose certificate was decided on at `decided_at`.
+    /// Decides on an IK. `decided_at` is when the CA decided on the certificate for it.
     ///
-    /// For another IK the decision must be younger than the certificate. Otherwise two could take
-    /// turns for as long as they are valid. Besides, there are a policy and a quota.
+    /// If the device has a certificate for another IK, that certificate must be older. Otherwise
+    /// two certificates could replace each other for as long as they are valid. The policy of the
+    /// enrolment and the quota apply too.
     pub(crate) fn decide(
         ek: EkId,
         ik_id: &[u8; 32],

@@ -1,4 +1,4 @@
-//! What is on record about an EK and a device id: what every decision is made by.
+//! What is on record about an EK and a device id. Every decision depends on it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,30 +11,30 @@ use crate::ek::assurance::Assurance;
 /// An entry of the operator's list of EKs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Enrolment {
-    /// The device id the operator gave the EK, if any.
+    /// The device id that the operator gave the EK, if any.
     pub device_id: Option<DeviceId>,
-    /// What happens when the device asks again.
+    /// What happens when the device comes with a new key.
     pub reprovision: Reprovision,
-    /// Whether the EK may be one of Azure's SDKs, which no vendor certified though the TPM has a
-    /// certificate.
+    /// Whether the EK may be one that Azure's SDKs made. No vendor certified it, though the TPM has
+    /// a certificate for another EK.
     pub legacy_dps_ek: bool,
-    /// Whether a shared key may be sent to a plain storage root key, from which the device's
-    /// software can have it.
+    /// Whether a shared key may be sent to a plain storage root key. The device's software can then
+    /// have the shared key.
     pub plain_srk: bool,
 }
 
-/// What a device gets that was provisioned before and comes with a new key: its TPM was cleared, or
-/// it lost its state.
+/// What a device gets that was provisioned before and now comes with a new key, because its TPM was
+/// cleared or it lost its state.
 ///
-/// A request for the key that it has already is a repetition, which is answered with what it has
-/// under any policy.
+/// A request for the key that the device has already is a repetition. Under any policy, the CA
+/// answers it with what the device has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reprovision {
-    /// `reissue`: a new certificate, or a shared key of the next generation; the old one ends when
-    /// the new one is first used.
+    /// `reissue`: a new certificate, or a shared key of the next generation. The old one ends when
+    /// the device first uses the new one.
     #[default]
     Reissue,
-    /// `reuse`: the same shared key. A new IK needs a new certificate, for no certificate fits it.
+    /// `reuse`: the same shared key. A new IK still needs a new certificate, because none fits it.
     Reuse,
     /// `never`: nothing. An operator must act.
     Never,
@@ -44,7 +44,7 @@ impl Reprovision {
     /// Every policy.
     pub const ALL: [Self; 3] = [Self::Reissue, Self::Reuse, Self::Never];
 
-    /// The policy as people and settings name it.
+    /// The policy's name in settings and in text for people.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Reissue => "reissue",
@@ -68,46 +68,46 @@ impl FromStr for Reprovision {
     }
 }
 
-/// A text names no policy.
+/// The text is not the name of a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected reissue, reuse or never")]
 pub struct UnknownReprovision;
 
-/// A device that once proved itself: by a ticket, by a confirmation, or by a token.
+/// A device that has proved itself: by a ticket, by a confirmation, or by a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
-    /// The device id it got.
+    /// The device id that it got.
     pub device_id: DeviceId,
-    /// The certificate it has now.
+    /// The certificate that it has now.
     pub certificate: Option<CertificateOnRecord>,
-    /// How many certificates became active for it within the last [`QUOTA_PERIOD`].
+    /// How many of its certificates became active within the last [`QUOTA_PERIOD`].
     pub recent_certificates: u32,
 }
 
 /// The shared key of an EK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SharedKeyOnRecord {
-    /// Its generation: tokens of earlier ones are refused.
+    /// Its generation. Tokens of earlier generations are refused.
     pub generation: u32,
     /// Whether the device has used it, which shows that its TPM could load it.
     pub is_used: bool,
-    /// The last generation that was offered to a plain storage root key, and may be known outside
+    /// The last generation that was offered to a plain storage root key and so may be known outside
     /// of the TPM; 0 if none was.
     pub plain_srk_generation: u32,
 }
 
 impl SharedKeyOnRecord {
-    /// Whether a plain storage root key was offered it, or one that is accepted after it, so that
-    /// it may be known outside of the TPM.
+    /// Whether this generation, or a later one that is accepted too, was offered to a plain storage
+    /// root key and so may be known outside of the TPM.
     pub fn is_of_plain_srk(&self) -> bool {
         self.generation <= self.plain_srk_generation
     }
 }
 
-/// A device's active certificate, as far as admission depends on it.
+/// A device's active certificate, reduced to what admission depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateOnRecord {
-    /// SHA-256 of the SubjectPublicKeyInfo of the IK it is for.
+    /// SHA-256 of the SubjectPublicKeyInfo of the IK that it is for.
     pub ik_id: [u8; 32],
     /// When it was issued.
     pub issued_at: OffsetDateTime,
@@ -115,25 +115,26 @@ pub struct CertificateOnRecord {
 
 /// What is on record about an EK and the device id in question.
 ///
-/// What was true before the challenge need not be true after it: read them again in the transaction
-/// that stores a certificate.
+/// The records may change between the challenge and the second step. Read them again in the
+/// transaction that stores a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Records {
-    /// Whether the operator locked the EK out, which needs neither enrolment nor registration.
+    /// Whether the operator disabled the EK. This needs neither enrolment nor registration.
     pub disabled: bool,
     /// The EK's entry on the enrolment list.
     pub enrolment: Option<Enrolment>,
     /// The device that the EK is registered as.
     pub registration: Option<Registration>,
-    /// How many certificates were sealed to the EK within the last [`QUOTA_PERIOD`] and not
-    /// confirmed: anybody can ask for them.
+    /// How many certificates were sealed to the EK within the last [`QUOTA_PERIOD`] and are not
+    /// confirmed. There is a quota because anybody can ask for them.
     pub recent_unconfirmed: u32,
     /// The shared key that was last offered to the EK.
     pub shared_key: Option<SharedKeyOnRecord>,
-    /// How many generations of it the device took into use within the last [`QUOTA_PERIOD`].
+    /// How many generations of the shared key the device first used within the last
+    /// [`QUOTA_PERIOD`].
     pub recent_generations: u32,
-    /// The EK that is registered or enrolled under the device id in question: the one that is
-    /// [due](due_device_id), or that of a claim, of a certificate or of a token.
+    /// The EK that is registered or enrolled under the device id in question: the id that is
+    /// [due](due_device_id), or the id of a claim, of a certificate or of a token.
     pub id_holder: Option<EkId>,
     /// One of the [other EKs](crate::EkEvidence::other_eks) that is enrolled, registered or
     /// disabled.
@@ -150,10 +151,11 @@ impl Records {
         granted(self.enrolment.as_ref(), self.registration.as_ref())
     }
 
-    /// The generations that a token may be signed with: the one on record and those that
-    /// [`KeyOffer`](crate::KeyOffer) may have offered since, under whatever policy held then: the
-    /// next, once that on record was used, and the one after the last that was offered to a plain
-    /// storage root key. A token of a later one raises the record to it.
+    /// The generations whose tokens are accepted: the one on record, and those that
+    /// [`KeyOffer`](crate::KeyOffer) may have offered since, under whatever policy held then. These
+    /// are the next generation if the one on record was used, and the generations up to the one
+    /// after the last that was offered to a plain storage root key. A token of a later generation
+    /// raises the record to it.
     pub fn accepted_generations(&self) -> Vec<u32> {
         let Some(SharedKeyOnRecord { generation, is_used, plain_srk_generation }) = self.shared_key
         else {
@@ -170,8 +172,8 @@ impl Records {
 
 /// The device id that is due to an EK.
 ///
-/// An EK keeps the id that it is registered under. Before that it gets the one that its enrolment
-/// names, else the one that is derived from it.
+/// An EK keeps the id that it is registered under. Before that it gets the id that its enrolment
+/// names, or else the id that is derived from it.
 pub fn due_device_id<'a>(
     derived: &'a DeviceId,
     enrolment: Option<&'a Enrolment>,
@@ -208,11 +210,11 @@ pub struct SharedKeyHolder {
     pub assurance: Assurance,
 }
 
-/// The number of certificates that a device may get for new IKs within [`QUOTA_PERIOD`], and of
-/// generations of its shared key.
+/// The number of certificates that a device may get for new IKs within [`QUOTA_PERIOD`]. The same
+/// number holds for generations of its shared key.
 ///
-/// A device needs them when its TPM was cleared. What needs more is a fault, or an attempt to fill
-/// the store and the revocation list.
+/// A device needs new ones when its TPM was cleared. If it needs more, that is a fault, or an
+/// attempt to fill the store and the revocation list.
 pub const QUOTA: u32 = 24;
 
 /// See [`QUOTA`].

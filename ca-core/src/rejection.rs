@@ -1,4 +1,4 @@
-//! Which failures are the device's fault and are told to it, and which are ours and are not.
+//! Failures: the CA tells a device its own faults, and does not tell it the CA's faults.
 
 use assay_wire::{Bytes, DeviceId, EkId, Flow, Limit, Problem, ProblemCode, Scope};
 use time::OffsetDateTime;
@@ -11,8 +11,8 @@ use crate::x509::Rule;
 
 /// A check that a device failed.
 ///
-/// Its text names the check and the values compared, and holds nothing secret: it travels to the
-/// device.
+/// Its text names the check and the compared values. It holds nothing secret, because the device
+/// reads it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum Rejection {
@@ -120,7 +120,7 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    /// The code a device acts on.
+    /// The code that a device acts on.
     pub fn code(&self) -> ProblemCode {
         match self {
             Self::AreaUnreadable { .. } => ProblemCode::Malformed,
@@ -163,7 +163,7 @@ impl Rejection {
         }
     }
 
-    /// What the device is told.
+    /// The problem that the CA tells the device.
     pub fn problem(&self) -> Problem {
         let problem = Problem::new(self.code(), self.to_string());
         match self {
@@ -174,7 +174,7 @@ impl Rejection {
         }
     }
 
-    /// Files a failed search for a path under "expired", "invalid" if the EK certificate itself is
+    /// Turns a failed search for a path into "expired", "invalid" if the EK certificate itself is
     /// at fault, or "untrusted".
     pub(crate) fn of_path(no_path: NoPath) -> Self {
         match &no_path.0 {
@@ -190,7 +190,7 @@ impl Rejection {
         }
     }
 
-    /// Files an EK's area under "weak", "off template" or "unreadable".
+    /// Turns a refusal of an EK's area into "weak", "off template" or "unreadable".
     pub(crate) fn of_ek(refused: AreaRefused) -> Self {
         match refused {
             AreaRefused::Weak(weak) => Self::EkWeak(weak),
@@ -201,7 +201,7 @@ impl Rejection {
         }
     }
 
-    /// Files an IK's area under "weak", "off template" or "unreadable".
+    /// Turns a refusal of an IK's area into "weak", "off template" or "unreadable".
     pub(crate) fn of_ik(refused: AreaRefused) -> Self {
         match refused {
             AreaRefused::Weak(weak) => Self::IkWeak(weak),
@@ -212,7 +212,7 @@ impl Rejection {
         }
     }
 
-    /// Files a parent's area under "weak", "off template" or "unreadable".
+    /// Turns a refusal of a parent's area into "weak", "off template" or "unreadable".
     pub(crate) fn of_parent(refused: AreaRefused) -> Self {
         match refused {
             AreaRefused::Weak(weak) => Self::ParentWeak(weak),
@@ -224,12 +224,13 @@ impl Rejection {
     }
 }
 
-/// The rest of the operator's command: what is not on the list must be put there first.
+/// The rest of the operator's command. An EK that is not on the enrolment list must be added first.
 fn allow_plain_srk(ek: &EkId, is_enrolled: bool) -> String {
     if is_enrolled { format!("update {ek} --plain-srk") } else { "add FILE --plain-srk".to_owned() }
 }
 
-/// The error of an area that is no area at all, as opposed to one that holds what no template has.
+/// The error, if the bytes are not a public area at all; `None` if they are one that no template
+/// has.
 fn structural(refused: &AreaRefused) -> Option<AreaError> {
     match refused {
         AreaRefused::Area(error) => match error {
@@ -245,9 +246,9 @@ fn structural(refused: &AreaRefused) -> Option<AreaError> {
     }
 }
 
-/// Something failed that no device can be blamed for.
+/// A failure that is no device's fault.
 ///
-/// Its text is for the operator's log. A device is told [`ProblemCode::Internal`] and nothing else.
+/// Its text is for the operator's log. The device gets [`ProblemCode::Internal`] and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum Fault {
@@ -261,7 +262,7 @@ pub enum Fault {
     Certificate { operation: &'static str, reason: String },
 }
 
-/// What the CA made, as a field of a reply.
+/// Makes a field of a reply from bytes that the CA made.
 pub(crate) fn fitting<const MAX: usize>(
     field: &'static str,
     bytes: Vec<u8>,
@@ -269,16 +270,16 @@ pub(crate) fn fitting<const MAX: usize>(
     bytes.try_into().map_err(|limit| Fault::Oversize { field, limit })
 }
 
-/// Why a decision has no result: the device's fault, or ours.
+/// Why a decision has no result: the device's fault or the CA's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// The device failed a check, and is told which.
+    /// The device failed a check. The CA tells it which.
     #[error(transparent)]
     Rejection(#[from] Rejection),
-    /// The device is told that something failed, and no more.
+    /// The CA tells the device that something failed, and no more.
     #[error(transparent)]
     Fault(#[from] Fault),
 }
 
-/// The quota is of a day, and becomes free bit by bit.
+/// The quota is for a day and becomes free bit by bit, so the device need not wait for a whole day.
 const RETRY_AFTER_QUOTA_S: u32 = 3600;

@@ -1,6 +1,6 @@
-//! Secrets of a CA that are files of 32 random bytes.
+//! Secrets of a CA, each in a file of 32 random bytes.
 
-/// A secret that is wiped when dropped and shows nothing when printed.
+/// A secret that is wiped when it is dropped, and whose `Debug` shows nothing.
 macro_rules! secret {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -11,12 +11,12 @@ macro_rules! secret {
             /// Its length in bytes.
             pub const LEN: usize = 32;
 
-            /// Takes it from storage. Wipe the copy it came from.
+            /// Takes a secret from storage. The caller wipes its own copy.
             pub fn new(secret: [u8; Self::LEN]) -> Self {
                 Self(secret)
             }
 
-            /// Makes a new one.
+            /// Makes a new secret.
             pub fn generate(rng: &mut dyn rand_core::CryptoRng) -> Self {
                 let mut secret = [0; Self::LEN];
                 rng.fill_bytes(&mut secret);

@@ -1,4 +1,4 @@
-//! What a certificate joins, as far as it was verified.
+//! What a certificate binds together, as far as the CA verified it.
 
 use assay_wire::{DeviceId, EkId, Scope};
 use sha2::{Digest, Sha256};
@@ -31,7 +31,7 @@ impl Subject {
         }
     }
 
-    /// SHA-256 of the IK's SubjectPublicKeyInfo: names the IK on record.
+    /// SHA-256 of the IK's SubjectPublicKeyInfo, which names the IK on record.
     pub(crate) fn ik_id(&self) -> [u8; 32] {
         Sha256::digest(&self.ik_spki).into()
     }

@@ -1,8 +1,8 @@
-//! Values that no check made, for tests of what keeps them.
+//! Values that no check made, for tests of stores.
 //!
 //! A store takes only what this crate's checks make. Its tests need thousands of such values, with
-//! serial numbers and ids of their choice. Nothing but tests and load generators enables the
-//! feature `unchecked`; a server that is built by itself has none of this.
+//! serial numbers and ids of their choice. Only tests and load generators enable the feature
+//! `unchecked`; a server that is built alone does not have it.
 
 use assay_wire::{DeviceId, EkId};
 use rand_core::CryptoRng;
@@ -15,12 +15,12 @@ use crate::issue::{CertificateFacts, Issued, Proven, Unproven};
 use crate::tpm::template::ParentKind;
 use crate::{Assurance, Fault};
 
-/// A certificate as of a device that proved itself.
+/// A certificate of a device, as if the device had proved itself.
 pub fn issued(facts: CertificateFacts, der: Vec<u8>) -> Issued<Proven> {
     Issued::<Proven>::unchecked(facts, der)
 }
 
-/// A certificate as of a device that proved nothing.
+/// A certificate of a device that proved nothing.
 pub fn sealed(
     facts: CertificateFacts,
     der: Vec<u8>,
@@ -30,7 +30,7 @@ pub fn sealed(
     Issued::<Unproven>::unchecked(facts, der, key, rng)
 }
 
-/// A confirmation of a certificate; `None` if it waits under another key.
+/// A confirmation of a certificate. `None` if the certificate was sealed under another key.
 pub fn confirmed(
     certificate: Unconfirmed,
     key: &TicketKey,
