@@ -13,16 +13,16 @@ use crate::{Failure, Fault};
 /// What a proven device gets.
 #[derive(Debug)]
 pub enum Certification {
-    /// The certificate that it has in force for this IK.
+    /// The certificate in force that it has for this IK.
     OnRecord(CertificateReply),
-    /// A new one.
+    /// A new certificate.
     New(Box<Prepared<Proven>>),
 }
 
 impl Certification {
-    /// A device that holds a certificate in force for the same IK gets that one again, so a
-    /// repeated or resumed request issues nothing. If an issuing CA signed it that was replaced
-    /// since, the chain would lead nowhere, and the device gets a new one.
+    /// A device with a certificate in force for the same IK gets that one again, so a repeated or
+    /// resumed request issues nothing. If the issuing CA that signed it was replaced since, its
+    /// chain would lead nowhere, and the device gets a new one.
     ///
     /// `active` is the EK's certificate in force, if it is for the device's IK and not expired.
     pub fn plan(
@@ -52,7 +52,8 @@ impl Certification {
         }
     }
 
-    /// Signs a new certificate, and makes the reply, which is to be sent once that is on record.
+    /// Signs a new certificate and makes the reply. Record the certificate before you send the
+    /// reply.
     pub fn sign(
         self,
         issuer: &Issuer,

@@ -15,14 +15,14 @@ pub enum Confirming {
     OnRecord {
         /// The device.
         device_id: DeviceId,
-        /// For the device.
+        /// The reply to the device.
         reply: ConfirmedReply,
     },
-    /// It becomes active when it is recorded.
+    /// The certificate becomes active when it is recorded.
     New {
         /// What is recorded.
         confirmed: Box<Confirmed>,
-        /// For the device, after that.
+        /// The reply to the device, after that.
         reply: ConfirmedReply,
     },
 }
@@ -36,10 +36,10 @@ impl Confirming {
         }
     }
 
-    /// Makes a certificate active that its device could read. Doing so again changes nothing, and
-    /// is for devices that are still welcome.
+    /// Makes a certificate active that its device could read. A repeated confirmation changes
+    /// nothing; only a device that is still welcome gets an answer to it.
     ///
-    /// `sealed` is what became of the certificate that the confirmation names.
+    /// `sealed` is the present state of the certificate that the confirmation names.
     pub fn plan(
         confirmation: Confirmation,
         sealed: SealedOnRecord,

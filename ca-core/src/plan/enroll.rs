@@ -1,4 +1,4 @@
-//! The sealed flow's first step: a certificate for whoever can open it.
+//! The sealed flow's first step: a certificate that counts once its device opened it.
 
 use assay_wire::{CertificateList, DeviceId, SealedReply};
 use rand_core::CryptoRng;
@@ -11,7 +11,7 @@ use crate::profile::Profile;
 use crate::records::{ActiveCertificate, Records};
 use crate::{Failure, Fault};
 
-/// A certificate that a candidate gets sealed.
+/// A sealed certificate for a candidate.
 #[derive(Debug)]
 pub struct Sealing {
     candidate: Candidate,
@@ -21,18 +21,18 @@ pub struct Sealing {
 
 #[derive(Debug)]
 enum Content {
-    /// What the device has in force, or what waits for it.
+    /// The certificate that the device has in force, or one that waits for its confirmation.
     OnRecord(CertificateList<1>),
     New(Box<Prepared<Unproven>>),
 }
 
 impl Sealing {
-    /// A candidate gets the certificate that it has for this IK: the one in force, else one that
-    /// waits, else a new one.
+    /// A candidate gets the certificate that it has for this IK: the one in force, or else one that
+    /// waits for its confirmation, or else a new one.
     ///
     /// `active` is the EK's certificate in force, if it is for this IK and not expired. `waiting`
-    /// are those that were sealed to this EK for this IK, the newest first. What waits under
-    /// another ticket key can never be confirmed and is passed over.
+    /// are the certificates that were sealed to this EK for this IK, the newest first. One that
+    /// waits under another ticket key can never be confirmed and is skipped.
     #[expect(clippy::too_many_arguments, reason = "each is one input of the decision")]
     pub fn plan(
         candidate: Candidate,
@@ -70,7 +70,8 @@ impl Sealing {
         &self.candidate.subject.device_id
     }
 
-    /// Signs a new certificate, and makes the reply, which is to be sent once that is on record.
+    /// Signs a new certificate and makes the reply. Record the certificate before you send the
+    /// reply.
     pub fn sign(
         self,
         issuer: &Issuer,
@@ -91,7 +92,7 @@ impl Sealing {
     }
 }
 
-/// Whether a certificate that waits says what a new one would.
+/// Whether a certificate that waits is for the same subject as a new one.
 fn is_for(candidate: &Candidate, waiting: &Unconfirmed) -> bool {
     let subject = &candidate.subject;
     (waiting.ek_id, &waiting.device_id, waiting.assurance, waiting.ik_id)

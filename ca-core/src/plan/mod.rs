@@ -1,7 +1,7 @@
-//! Plans: the whole decision of a flow's step, made by a snapshot of what is on record.
+//! Plans: the whole decision of a flow's step, made on a snapshot of what is on record.
 //!
 //! A plan says what would be issued. It is signed outside of any lock, and it counts once it is
-//! recorded. The store records it only if the snapshot still holds; otherwise it is made again.
+//! recorded. The store records it only if the snapshot still holds; otherwise the CA plans again.
 
 mod certify;
 mod confirm;

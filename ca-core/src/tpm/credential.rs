@@ -1,9 +1,8 @@
-//! TPM2_MakeCredential in software: a secret that only the TPM holding both an EK and a named
-//! object can read.
+//! TPM2_MakeCredential in software: a secret that only a TPM with both an EK and a named object can
+//! read.
 //!
-//! Activating the credential proves that the EK's private key and an object with exactly that Name
-//! are in one TPM. It says nothing of what the object is: that is what [templates](super::template)
-//! are for.
+//! A device that shows the secret proves that the EK's private key and an object with exactly that
+//! Name are in one TPM. It does not prove what the object is; the [templates](super::template) do.
 
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
@@ -12,18 +11,18 @@ use super::public::{Name, put_sized};
 use super::template::EkArea;
 use crate::Fault;
 
-/// What TPM2_ActivateCredential takes beside the two keys.
+/// What TPM2_ActivateCredential takes besides the two keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credential {
-    /// `TPMS_ID_OBJECT` (Part 2, 12.4.2): what a `TPM2B_ID_OBJECT` holds, without its size.
+    /// `TPMS_ID_OBJECT` (Part 2, 12.4.2): the content of a `TPM2B_ID_OBJECT`, without its size.
     pub id_object: Vec<u8>,
-    /// What a `TPM2B_ENCRYPTED_SECRET` holds (Part 2, 11.4.3), without its size.
+    /// The content of a `TPM2B_ENCRYPTED_SECRET` (Part 2, 11.4.3), without its size.
     pub encrypted_seed: Vec<u8>,
 }
 
-/// Encrypts `secret` to an EK and the object called `name` (Part 1, 24).
+/// Encrypts `secret` to an EK and the object with this Name (Part 1, 24).
 ///
-/// `secret` may be as long as the digest of the EK's `nameAlg`: 32 bytes for every template. For
+/// `secret` may be as long as the digest of the EK's `nameAlg`, so 32 bytes fit every template. For
 /// RSA EKs the padding's randomness comes from the cryptographic library, everything else from
 /// `rng`.
 pub fn make_credential(

@@ -1,5 +1,5 @@
-//! TPM2_Duplicate in software: an HMAC key that only the TPM with a given parent can load, given
-//! the key of its inner wrapper.
+//! TPM2_Duplicate in software: an HMAC key that only the TPM with a given parent can load, and only
+//! with the key of the inner wrapper.
 
 use rand_core::CryptoRng;
 use zeroize::Zeroizing;
@@ -21,29 +21,29 @@ pub const INNER_KEY_BYTES: usize = 16;
 
 /// A key for HMAC-SHA-256 as an object that TPM2_Import takes and TPM2_HMAC uses.
 ///
-/// It was made outside of the TPM, and says so: fixedTPM, fixedParent and sensitiveDataOrigin are
-/// clear. Still the TPM does not give it out again: TPM2_Duplicate takes a policy, for its role is
-/// DUP (Part 3, 13.1), and the object has none.
+/// It was made outside of the TPM, and its attributes say so: fixedTPM, fixedParent and
+/// sensitiveDataOrigin are clear. Even so, the TPM does not give it out again: TPM2_Duplicate takes
+/// a policy, because its role is DUP (Part 3, 13.1), and the object has none.
 pub struct HmacObject {
     public: Vec<u8>,
     sensitive: Zeroizing<Vec<u8>>,
 }
 
-/// What TPM2_Import takes beside the parent, the object's public area and the key of the inner
+/// What TPM2_Import takes besides the parent, the object's public area and the key of the inner
 /// wrapper.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Duplicate {
-    /// What a `TPM2B_PRIVATE` holds (Part 2, 12.3.7), without its size: the object's sensitive area
-    /// in both wrappers.
+    /// The content of a `TPM2B_PRIVATE` (Part 2, 12.3.7), without its size: the object's sensitive
+    /// area in both wrappers.
     pub private: Vec<u8>,
-    /// What a `TPM2B_ENCRYPTED_SECRET` holds (Part 2, 11.4.3), without its size: the seed of the
-    /// outer wrapper.
+    /// The content of a `TPM2B_ENCRYPTED_SECRET` (Part 2, 11.4.3), without its size: the seed of
+    /// the outer wrapper.
     pub encrypted_seed: Vec<u8>,
 }
 
 impl HmacObject {
-    /// The object for `key`. `seed_value` is as secret as the key: it keeps the key from being
-    /// guessed by the public area.
+    /// The object for `key`. `seed_value` is as secret as the key: without it, somebody could test
+    /// guesses of the key on the public area.
     pub fn new(key: &[u8; HMAC_KEY_BYTES], seed_value: &[u8; SEED_VALUE_BYTES]) -> Self {
         let unique = Hash::Sha256.digest(&[seed_value, key]);
         Self { public: public_area(&unique), sensitive: sensitive_area(key, seed_value) }
@@ -54,11 +54,11 @@ impl HmacObject {
         &self.public
     }
 
-    /// Protects the object for the TPM with `parent`, in an inner wrapper and an outer one (Part 1,
+    /// Protects the object for the TPM with `parent`, in an inner and an outer wrapper (Part 1,
     /// 23.3).
     ///
-    /// The TPM needs `inner_key` to import it. It encrypts once: take a fresh one for every
-    /// duplicate.
+    /// The TPM needs `inner_key` to import it. Each inner key encrypts once, so take a fresh one
+    /// for every duplicate.
     pub fn duplicate(
         &self,
         parent: &ParentArea,
@@ -105,13 +105,13 @@ fn sensitive_area(key: &[u8], seed_value: &[u8]) -> Zeroizing<Vec<u8>> {
     sized
 }
 
-/// It signs what it is given, by an empty password, and is made elsewhere.
+/// The key signs, its password may be empty, and it was not made in the TPM.
 const ATTRIBUTES: ObjectAttributes =
     ObjectAttributes::USER_WITH_AUTH.union(ObjectAttributes::NO_DA).union(ObjectAttributes::SIGN);
 const NO_POLICY: &[u8] = &[];
 const NO_AUTH: &[u8] = &[];
-/// Room for a sensitive area and its digest, so that no copy of a secret is left behind by a vector
-/// that grew.
+/// Room for a sensitive area and its digest. A vector that grows would leave a copy of a secret
+/// behind.
 const MAX_WRAPPED: usize = 128;
 
 #[cfg(test)]

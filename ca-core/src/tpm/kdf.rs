@@ -1,4 +1,4 @@
-//! The TPM's two key derivation functions, and the hashes they run on.
+//! The TPM's two key derivation functions, and the hashes that they use.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256, Sha384};

@@ -1,8 +1,8 @@
-//! What protects something on its way into a TPM: a seed that only a storage key of that TPM can
-//! read, and what is made of it.
+//! What protects a secret on its way into a TPM: a seed that only a storage key of that TPM can
+//! read, and encryption and an HMAC with keys from the seed.
 //!
-//! Credentials (Part 1, 24) and duplicates (Part 1, 23.3) have it in common; only the label of the
-//! seed tells them apart.
+//! Credentials (Part 1, 24) and duplicates (Part 1, 23.3) use the same wrapper. Only the label of
+//! the seed differs.
 
 use aes::cipher::KeyIvInit;
 use aes::{Aes128, Aes256};
@@ -18,7 +18,7 @@ use super::public::{Name, put_sized};
 use crate::Fault;
 use crate::key::{Curve, PublicKey, SEC1_UNCOMPRESSED};
 
-/// A storage key: an RSA or ECC key with which a TPM reads what is protected for it.
+/// A storage key: an RSA or ECC key with which a TPM opens what is protected for it.
 pub(super) struct StorageKey<'a> {
     pub(super) key: &'a PublicKey,
     /// Its `nameAlg`.
@@ -27,17 +27,17 @@ pub(super) struct StorageKey<'a> {
     pub(super) aes_key_bytes: usize,
 }
 
-/// What only the TPM with the storage key can read, and only together with the object that was
-/// named.
+/// A content that only the TPM with the storage key can read, and only together with the named
+/// object.
 pub(super) struct Wrapped {
-    /// `TPM2B` of the HMAC, and what it protects, encrypted.
+    /// The HMAC as a `TPM2B`, then the encrypted content.
     pub(super) content: Vec<u8>,
-    /// What a `TPM2B_ENCRYPTED_SECRET` holds (Part 2, 11.4.3), without its size.
+    /// The content of a `TPM2B_ENCRYPTED_SECRET` (Part 2, 11.4.3), without its size.
     pub(super) encrypted_seed: Vec<u8>,
 }
 
 impl StorageKey<'_> {
-    /// Puts `content` in an outer wrapper for the object called `name`, under a fresh seed.
+    /// Puts `content` in an outer wrapper for the object with this Name, under a fresh seed.
     ///
     /// For RSA keys the padding's randomness comes from the cryptographic library, everything else
     /// from `rng`.
@@ -62,7 +62,7 @@ impl StorageKey<'_> {
         Ok(Wrapped { content: wrapped, encrypted_seed })
     }
 
-    /// RSA: a random seed under OAEP (Part 1, B.10.4).
+    /// RSA: encrypts a random seed with OAEP (Part 1, B.10.4).
     fn encrypt_seed(
         &self,
         label: &str,
@@ -86,7 +86,8 @@ impl StorageKey<'_> {
         Ok((seed, encrypted))
     }
 
-    /// ECC: a seed from one-pass ECDH with a fresh key, whose point is sent (Part 1, C.6.1).
+    /// ECC: agrees on a seed by one-pass ECDH. The wrapper has the point of the fresh key (Part 1,
+    /// C.6.1).
     fn agree_on_seed(
         &self,
         label: &str,
@@ -100,7 +101,7 @@ impl StorageKey<'_> {
         let point = ephemeral.compute_public_key().map_err(|_| failed.clone())?;
         let (ephemeral_x, ephemeral_y) = point.as_ref()[1..].split_at(curve.field_bytes());
         let peer = UnparsedPublicKey::new(curve.ecdh(), [&[SEC1_UNCOMPRESSED], x, y].concat());
-        // The agreed value is the x coordinate, padded to the width of the field, as KDFe wants it.
+        // The agreed value is the x coordinate, padded to the width of the field, as KDFe needs it.
         let seed = agree(&ephemeral, &peer, failed, |z| {
             Ok(kdfe(self.hash, z, label, ephemeral_x, x, self.hash.digest_bytes()))
         })?;
@@ -111,19 +112,20 @@ impl StorageKey<'_> {
     }
 }
 
-/// A private key that is uniform below the order of the curve (FIPS 186-5, A.2.2).
+/// A private key, drawn uniformly below the order of the curve (FIPS 186-5, A.2.2).
 fn random_key(curve: Curve, rng: &mut dyn CryptoRng) -> PrivateKey {
     let mut candidate = Zeroizing::new(vec![0; curve.field_bytes()]);
     loop {
         rng.fill_bytes(&mut candidate);
-        // Refused once in 2^32: zero, or at least the order.
+        // Refuses zero and numbers not below the order, about once in 2^32.
         if let Ok(key) = PrivateKey::from_private_key(curve.ecdh(), &candidate) {
             return key;
         }
     }
 }
 
-/// AES in CFB mode with an all-zero IV (Part 1, 24.4): every key encrypts once.
+/// AES in CFB mode with an all-zero IV (Part 1, 24.4). The IV is safe because each key encrypts
+/// once.
 pub(super) fn encrypt_cfb(key: &[u8], data: &mut [u8]) {
     const UNSUITABLE: &str = "templates have AES-128 or AES-256";
     let iv = [0; 16];

@@ -8,19 +8,19 @@ use crate::key::{Curve, PublicKey};
 
 /// A TPM public area, `TPMT_PUBLIC` (Part 2, 12.2.4), of an RSA or ECC object.
 ///
-/// Reading it says nothing about the key: an area is believed only once a
-/// [template](super::template) recognised it.
+/// Reading an area says nothing about the key. The CA believes an area only once a
+/// [template](super::template) has recognised it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicArea {
-    /// Hash that makes the object's Name.
+    /// The hash that makes the object's Name.
     pub name_alg: AlgorithmId,
     /// What the TPM permits the key to do.
     pub attributes: ObjectAttributes,
-    /// Digest of the policy that authorises the key; empty when there is none.
+    /// Digest of the policy that authorises the key; empty if there is none.
     pub auth_policy: Vec<u8>,
     /// How the key protects its children; `None` for `TPM_ALG_NULL`.
     pub symmetric: Option<Symmetric>,
-    /// The signing or encryption scheme the key is bound to; `None` for `TPM_ALG_NULL`.
+    /// The signing or encryption scheme that the key is bound to; `None` for `TPM_ALG_NULL`.
     pub scheme: Option<Scheme>,
     /// Parameters and value of the key itself.
     pub key: AreaKey,
@@ -31,9 +31,9 @@ pub struct PublicArea {
 pub enum AreaKey {
     /// An RSA key (Part 2, 12.2.3.5).
     Rsa {
-        /// Length of the modulus the area promises, in bits.
+        /// Length of the modulus in bits, as the area states it.
         key_bits: u16,
-        /// Public exponent; 0 stands for 65537.
+        /// Public exponent; 0 means 65537.
         exponent: u32,
         /// Modulus, big-endian, as the TPM wrote it.
         modulus: Vec<u8>,
@@ -68,8 +68,7 @@ impl fmt::Display for Symmetric {
     }
 }
 
-/// A scheme and the hash it uses: `TPMT_RSA_SCHEME`, `TPMT_ECC_SCHEME`, `TPMT_KDF_SCHEME`
-/// (Part 2, 11.2).
+/// A scheme and its hash: `TPMT_RSA_SCHEME`, `TPMT_ECC_SCHEME`, `TPMT_KDF_SCHEME` (Part 2, 11.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scheme {
     /// The scheme.
@@ -88,9 +87,9 @@ impl fmt::Display for Scheme {
 }
 
 impl PublicArea {
-    /// Reads a `TPMT_PUBLIC` without the size that a `TPM2B_PUBLIC` puts before it.
+    /// Reads a `TPMT_PUBLIC`, without the size that a `TPM2B_PUBLIC` puts before it.
     ///
-    /// Accepts exactly what [`encode`](Self::encode) can write: every byte is accounted for.
+    /// Accepts exactly what [`encode`](Self::encode) can write, and no byte more.
     pub fn parse(bytes: &[u8]) -> Result<Self, AreaError> {
         let mut reader = Reader { rest: bytes };
         let kind = AlgorithmId(reader.u16()?);
@@ -125,7 +124,7 @@ impl PublicArea {
         }
     }
 
-    /// Writes the area as the `TPMT_PUBLIC` a TPM would.
+    /// Writes the area as a TPM writes its `TPMT_PUBLIC`.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(2 * MAX_COORDINATE_BYTES);
         let kind = match self.key {
@@ -168,7 +167,7 @@ impl PublicArea {
         out
     }
 
-    /// The key as other protocols know it, or why the area cannot hold one.
+    /// The key in the form that other protocols use, or why the area cannot hold one.
     pub fn public_key(&self) -> Result<PublicKey, AreaError> {
         match &self.key {
             AreaKey::Rsa { exponent, modulus, .. } => Ok(PublicKey::Rsa {
@@ -257,7 +256,7 @@ impl fmt::Display for ObjectAttributes {
     }
 }
 
-/// Why bytes are not a public area this crate reads.
+/// Why bytes are not a public area that this crate reads.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum AreaError {
@@ -349,14 +348,14 @@ fn put_scheme(out: &mut Vec<u8>, scheme: Option<Scheme>) {
     }
 }
 
-/// What an `exponent` of 0 stands for (Part 2, 12.2.3.5).
+/// The meaning of an `exponent` of 0 (Part 2, 12.2.3.5).
 const DEFAULT_EXPONENT: u32 = 65537;
 
 /// The longest digest of the library specification: SHA-512.
 const MAX_DIGEST_BYTES: usize = 64;
-/// RSA-4096, the longest RSA key a TPM profile names.
+/// RSA-4096, the longest RSA key that a TPM profile names.
 const MAX_RSA_BYTES: usize = 512;
-/// P-521, the longest curve the library specification names.
+/// P-521, the longest curve that the library specification names.
 const MAX_COORDINATE_BYTES: usize = 66;
 
 const RSA_SCHEMES: &[AlgorithmId] = &[AlgorithmId::RSASSA, AlgorithmId::RSAPSS, AlgorithmId::OAEP];

@@ -1,9 +1,9 @@
-//! The exact shapes of key the CA accepts: TCG's templates for EKs and storage root keys, and our
-//! own for identity keys and import parents.
+//! The exact shapes of key that the CA accepts: TCG's templates for EKs and storage root keys, and
+//! our own for identity keys and import parents.
 //!
-//! A template leaves nothing open but the key. A device's public area is accepted only if it
-//! equals, byte for byte, the area rebuilt from the template and the key, so there is no attribute
-//! that a check could forget.
+//! A template leaves nothing open except the key. The CA accepts a device's public area only if it
+//! equals, byte for byte, the area rebuilt from the template and the key. So no check can forget an
+//! attribute.
 
 use std::fmt;
 
@@ -37,7 +37,7 @@ impl EkArea {
         &self.key
     }
 
-    /// The template's `nameAlg`, which also drives what is encrypted to this EK.
+    /// The template's `nameAlg`. It is also the hash for what is encrypted to this EK.
     pub fn hash(&self) -> Hash {
         self.template.hash
     }
@@ -52,8 +52,8 @@ impl EkArea {
     }
 
     /// Whether Azure's device SDKs make EKs of this template. Some leave its `unique` empty, where
-    /// TCG's L-1 has 256 zero bytes, so that the TPM derives another key than the one its vendor
-    /// certified. The public area does not tell the two apart.
+    /// TCG's L-1 has 256 zero bytes. From that the TPM derives another key than the one that its
+    /// vendor certified. The public area does not show the difference.
     pub(crate) fn is_for_azure_sdks(&self) -> bool {
         std::ptr::eq(self.template, &EK_TEMPLATES[0])
     }
@@ -66,8 +66,8 @@ pub fn naming_area(key: &PublicKey) -> Option<PublicArea> {
     EK_TEMPLATES.iter().find_map(|template| template.area(key))
 }
 
-/// The area of an EK with this key on the default template whose certificates TCG keeps at an NV
-/// index.
+/// The area of an EK with this key on a default template: the one whose certificates TCG keeps at
+/// this NV index.
 pub(crate) fn area_of_certificate(index: u32, key: &PublicKey) -> Result<PublicArea, AreaRefused> {
     let template = EK_TEMPLATES.iter().find(|template| template.certificate_index == Some(index));
     let template = template.ok_or(AreaRefused::NoSuchIndex(index))?;
@@ -79,7 +79,7 @@ pub(crate) fn area_of_certificate(index: u32, key: &PublicKey) -> Result<PublicA
     })
 }
 
-/// An identity key that is sound and whose public area equals one of our templates, with its Name.
+/// A sound identity key whose public area equals one of our templates, with its Name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IkArea {
     template: &'static Template,
@@ -88,7 +88,7 @@ pub struct IkArea {
 }
 
 impl IkArea {
-    /// Finds the IK template that a public area equals, and computes the Name a TPM gives that
+    /// Finds the IK template that a public area equals, and computes the Name that a TPM gives that
     /// area.
     pub fn recognise(area: &PublicArea) -> Result<Self, AreaRefused> {
         let (template, key) = recognise(area, IK_TEMPLATES)?;
@@ -112,10 +112,10 @@ impl IkArea {
     }
 }
 
-/// The key under which a TPM is to keep a shared key: sound, on template, and with its Name.
+/// The key under which a TPM keeps a shared key: sound, on template, and with its Name.
 ///
-/// On any template it is restricted and never leaves its TPM, so what is wrapped for it is read by
-/// that TPM only. Whether the TPM gives it out again is for its [kind](Self::kind).
+/// On any template it is restricted and never leaves its TPM, so only that TPM can read what is
+/// wrapped for it. Whether the TPM gives the content out again depends on its [kind](Self::kind).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParentArea {
     template: &'static Template,
@@ -123,33 +123,35 @@ pub struct ParentArea {
     name: Name,
 }
 
-/// What a TPM does for whoever controls its host, with what is wrapped for a parent.
+/// What a TPM does with the content wrapped for a parent, for an attacker who controls its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParentKind {
-    /// Our own template, the *import parent*: its use takes a policy,
+    /// Our own template, the *import parent*. Its use takes a policy,
     /// TPM2_PolicyCommandCode(TPM_CC_Import) or TPM2_PolicyCommandCode(TPM_CC_Load), and no
     /// password (userWithAuth is clear). TPM2_Rewrap takes USER authorisation of the old parent
-    /// (TPM 2.0 Part 3, 13.2), as does whatever else opens an outer wrapper; so the TPM refuses it.
+    /// (TPM 2.0 Part 3, 13.2), and so does every other command that opens an outer wrapper; so the
+    /// TPM refuses it.
     ///
-    /// The TPM cannot be made to use the same key otherwise. All bits of a template go into a
-    /// primary key (Part 3, 24.1), so another one gives another key. TPM2_Load accepts an object only
-    /// with the public area with which it was made (Part 3, 12.2).
+    /// The TPM cannot be made to use the same key in another way. All bits of a template go into a
+    /// primary key (Part 3, 24.1), so another template gives another key. TPM2_Load accepts an
+    /// object only with the public area with which it was made (Part 3, 12.2).
     Import,
-    /// TCG's template of a storage root key. It has no password. The key of the inner wrapper passes
-    /// through the host. So whoever controls the host for a moment can have the TPM give out the
-    /// shared key: TPM2_Rewrap to TPM_RH_NULL.
+    /// TCG's template of a storage root key. It has no password, and the key of the inner wrapper
+    /// passes through the host. So an attacker who controls the host for a moment can have the TPM
+    /// give out the shared key, by TPM2_Rewrap to TPM_RH_NULL.
     PlainSrk,
 }
 
 impl ParentArea {
-    /// Finds the template that a public area equals, and computes the Name a TPM gives that area.
+    /// Finds the template that a public area equals, and computes the Name that a TPM gives that
+    /// area.
     pub fn recognise(area: &PublicArea) -> Result<Self, AreaRefused> {
         let (template, key) = recognise(area, PARENT_TEMPLATES)?;
         let name = Name::of(template.hash, &area.encode());
         Ok(Self { template, key, name })
     }
 
-    /// What the TPM does with it.
+    /// What the TPM does with the content wrapped for it.
     pub fn kind(&self) -> ParentKind {
         if self.template.auth_policy.is_empty() { ParentKind::PlainSrk } else { ParentKind::Import }
     }
@@ -169,7 +171,7 @@ impl ParentArea {
         &self.name
     }
 
-    /// The template's `nameAlg`, which also drives what is encrypted to this parent.
+    /// The template's `nameAlg`. It is also the hash for what is encrypted to this parent.
     pub fn hash(&self) -> Hash {
         self.template.hash
     }
@@ -187,38 +189,38 @@ impl ParentArea {
 /// Why a public area is not one of the accepted shapes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AreaRefused {
-    /// It cannot be read, or holds something no template has.
+    /// It cannot be read, or holds something that no template has.
     #[error(transparent)]
     Area(#[from] AreaError),
     /// Its key is not sound.
     #[error(transparent)]
     Weak(#[from] WeakKey),
-    /// It differs from the template that comes closest.
+    /// It differs from the closest template.
     #[error("its {field} is {found} where the template {template} has {expected}")]
     OffTemplate {
-        /// The template that comes closest.
+        /// The closest template.
         template: &'static str,
         /// The first field that differs, in the order of the structure.
         field: String,
-        /// What the template has there.
+        /// The template's value.
         expected: String,
-        /// What the area has there.
+        /// The area's value.
         found: String,
     },
-    /// No template belongs to the index.
+    /// No template has its certificates at this index.
     #[error("no accepted template has its certificates at NV index {0:#010x}")]
     NoSuchIndex(u32),
-    /// No template has keys of its kind.
+    /// No template is for this kind of key.
     #[error("its key is {found}; accepted are {accepted}")]
     NoTemplate {
-        /// What kind of key it is.
+        /// The kind of the key.
         found: String,
         /// The names of the templates.
         accepted: String,
     },
 }
 
-/// A public area with everything given but the key.
+/// A public area in which everything is given except the key.
 #[derive(Debug, PartialEq, Eq)]
 struct Template {
     name: &'static str,
@@ -228,7 +230,7 @@ struct Template {
     symmetric: Option<Symmetric>,
     scheme: Option<Scheme>,
     key: KeyShape,
-    /// Where a TPM keeps the certificate for such an EK (TCG EK Credential Profile 2.5, 2.2.1.4 and
+    /// Where a TPM keeps the certificate of such an EK (TCG EK Credential Profile 2.5, 2.2.1.4 and
     /// 2.2.1.5); `None` for other keys.
     certificate_index: Option<u32>,
 }
@@ -254,8 +256,8 @@ impl Template {
         usize::from(symmetric.key_bits / 8)
     }
 
-    /// The public area a TPM makes of this template and `key`; `None` if the key has another kind
-    /// or width.
+    /// The public area that a TPM makes of this template and `key`; `None` if the key has another
+    /// kind or width.
     fn area(&self, key: &PublicKey) -> Option<PublicArea> {
         let key = match (self.key, key) {
             (KeyShape::Rsa { bits }, PublicKey::Rsa { modulus, .. })
@@ -328,7 +330,7 @@ impl Template {
     }
 }
 
-/// Finds the template among `templates` that `area` equals, once its key is found sound.
+/// Checks that the key is sound, then finds the template among `templates` that `area` equals.
 fn recognise(
     area: &PublicArea,
     templates: &'static [Template],
@@ -386,14 +388,14 @@ const fn ecdsa(hash: Hash) -> Option<Scheme> {
     Some(Scheme { algorithm: AlgorithmId::ECDSA, hash: Some(hash.tpm_id()) })
 }
 
-/// TCG EK Credential Profile 2.5, B.3.2: EKs whose use takes their policy.
+/// TCG EK Credential Profile 2.5, B.3.2: EKs that are used by their policy.
 const EK_LOW_RANGE: ObjectAttributes = ObjectAttributes::FIXED_TPM
     .union(ObjectAttributes::FIXED_PARENT)
     .union(ObjectAttributes::SENSITIVE_DATA_ORIGIN)
     .union(ObjectAttributes::ADMIN_WITH_POLICY)
     .union(ObjectAttributes::RESTRICTED)
     .union(ObjectAttributes::DECRYPT);
-/// TCG EK Credential Profile 2.5, B.4.2: EKs whose use takes their auth value or their policy.
+/// TCG EK Credential Profile 2.5, B.4.2: EKs that are used by their auth value or their policy.
 const EK_HIGH_RANGE: ObjectAttributes = EK_LOW_RANGE.union(ObjectAttributes::USER_WITH_AUTH);
 
 /// PolicyA for SHA-256 (TCG EK Credential Profile 2.5, B.6.2):
@@ -415,8 +417,8 @@ const POLICY_B_SHA384: &[u8] = &[
     0xCB, 0x47, 0xBA, 0x09, 0x69, 0x96, 0x46, 0x15, 0x0F, 0x9F, 0xC0, 0x00, 0xF3, 0xF8, 0x0E, 0x12,
 ];
 
-/// TCG EK Credential Profile 2.5, B.3.3, B.3.4, B.4.4 to B.4.6 and B.4.9. Of two for one key, that
-/// of the low range comes first.
+/// TCG EK Credential Profile 2.5, B.3.3, B.3.4, B.4.4 to B.4.6 and B.4.9. Where two templates fit
+/// one key, that of the low range comes first.
 static EK_TEMPLATES: &[Template] = &[
     Template {
         name: "EK L-1 (RSA-2048)",
@@ -480,9 +482,9 @@ static EK_TEMPLATES: &[Template] = &[
     },
 ];
 
-/// A key made in this TPM that never leaves it, signs what it is given, and does nothing else.
+/// A key that was made in this TPM, never leaves it, and only signs.
 ///
-/// It is unrestricted because TLS and CSRs sign digests made outside the TPM.
+/// It is unrestricted because TLS and CSRs sign digests that were made outside the TPM.
 const IK_ATTRIBUTES: ObjectAttributes = ObjectAttributes::FIXED_TPM
     .union(ObjectAttributes::FIXED_PARENT)
     .union(ObjectAttributes::SENSITIVE_DATA_ORIGIN)
@@ -511,7 +513,7 @@ static IK_TEMPLATES: &[Template] = &[
         key: KeyShape::Ecc(Curve::P384),
         certificate_index: None,
     },
-    // Without a scheme, since the CSR takes RSASSA and TLS 1.3 takes RSAPSS.
+    // Without a scheme, because the CSR takes RSASSA and TLS 1.3 takes RSAPSS.
     Template {
         name: "IK RSA-2048",
         hash: Hash::Sha256,
@@ -524,7 +526,7 @@ static IK_TEMPLATES: &[Template] = &[
     },
 ];
 
-/// A storage key made in this TPM that never leaves it, and is used as its policy says, by no
+/// A storage key that was made in this TPM and never leaves it. It is used by its policy, and by no
 /// password.
 const IMPORT_PARENT_ATTRIBUTES: ObjectAttributes = ObjectAttributes::FIXED_TPM
     .union(ObjectAttributes::FIXED_PARENT)
@@ -532,7 +534,7 @@ const IMPORT_PARENT_ATTRIBUTES: ObjectAttributes = ObjectAttributes::FIXED_TPM
     .union(ObjectAttributes::NO_DA)
     .union(ObjectAttributes::RESTRICTED)
     .union(ObjectAttributes::DECRYPT);
-/// TCG TPM v2.0 Provisioning Guidance 1.0, 7.5.1: the same, but for the use of all.
+/// TCG TPM v2.0 Provisioning Guidance 1.0, 7.5.1: the same, but anybody can use it.
 const SRK_ATTRIBUTES: ObjectAttributes =
     IMPORT_PARENT_ATTRIBUTES.union(ObjectAttributes::USER_WITH_AUTH);
 
@@ -560,8 +562,8 @@ const fn parent_template(name: &'static str, kind: ParentKind, key: KeyShape) ->
     }
 }
 
-/// Of two for one key, that of the import parent comes first, so that a refusal compares with what
-/// a device should make.
+/// Where two templates fit one key, that of the import parent comes first, so that a refusal
+/// compares with what a device should make.
 static PARENT_TEMPLATES: &[Template] = &[
     parent_template("import parent RSA-2048", ParentKind::Import, KeyShape::Rsa { bits: 2048 }),
     parent_template("import parent P-256", ParentKind::Import, KeyShape::Ecc(Curve::P256)),
@@ -574,8 +576,8 @@ mod tests {
     use super::super::public::put_sized;
     use super::*;
 
-    /// TCG EK Credential Profile 2.5, B.6: the policies are digests of their commands, so a wrong
-    /// byte would show.
+    /// TCG EK Credential Profile 2.5, B.6: a policy is the digest of its commands, so the test
+    /// finds a wrong byte.
     #[test]
     fn ek_policies_are_the_digests_of_their_commands() {
         const TPM_CC_POLICY_SECRET: [u8; 4] = [0, 0, 0x01, 0x51];
@@ -586,8 +588,8 @@ mod tests {
             let zero = vec![0; hash.digest_bytes()];
             let policy_a =
                 hash.digest(&[&hash.digest(&[&zero, &TPM_CC_POLICY_SECRET, &TPM_RH_ENDORSEMENT])]);
-            // TPMS_NV_PUBLIC of the index that holds an authorised policy (B.6.3): a digest and its
-            // algorithm.
+            // TPMS_NV_PUBLIC of the index that holds an authorised policy (B.6.3). Its data is a
+            // digest and the digest's algorithm.
             let mut nv_public =
                 [&index[..], &hash.tpm_id().0.to_be_bytes(), &[0x22, 0x0F, 0x10, 0x08]].concat();
             put_sized(&mut nv_public, &policy_a);
@@ -604,7 +606,7 @@ mod tests {
         assert_eq!(b, POLICY_B_SHA384);
     }
 
-    /// TPM 2.0 Part 3, 23.6 and 23.11. That a TPM computes the same is for the golden values.
+    /// TPM 2.0 Part 3, 23.6 and 23.11. The golden values test that a TPM computes the same.
     #[test]
     fn import_parents_policy_is_the_digest_of_its_commands() {
         const TPM_CC_POLICY_COMMAND_CODE: [u8; 4] = [0, 0, 0x01, 0x6C];
