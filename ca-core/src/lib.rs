@@ -40,7 +40,7 @@
 //! |---|---|---|---|
 //! | [`AdmittedParent`] | [`AdmittedParent::decide`] | the shared key may be sent to this parent: a TPM that holds the parent gives the key to nobody, or the operator accepts that it may | whether the TPM of the EK holds the parent |
 //! | [`KeyOffer`] | [`KeyOffer::decide`] | which generation of the key the EK may have | whether the TPM loads it |
-//! | [`AuthenticatedDevice`] | [`AuthenticatedDevice::verify`] | the sender has a token that the device's shared key signed within a day | whether the device is still welcome |
+//! | [`AuthenticatedDevice`] | [`AuthenticatedDevice::verify`] | the sender has a token that the device's shared key signed, and that expires within a day | whether the device is still welcome |
 //! | [`Welcome`] | [`Welcome::decide`] | it is still welcome | |
 //! | [`Login`] | [`Login::decide`] | both; [`Login::first_use`] is what the record needs | |
 //!

@@ -10,22 +10,22 @@ use zeroize::Zeroizing;
 use crate::Rejection;
 use crate::secret::secret;
 
-/// By how much the clocks of two workers may differ, or that of a device from the CA's.
+/// By how much the clocks of two workers, or of a device and the CA, may differ.
 pub const CLOCK_SKEW: Duration = Duration::seconds(60);
 
 secret!(
-    /// The secret that makes tickets. All workers of a CA have the same.
+    /// The secret that makes tickets. All workers of a CA have the same one.
     TicketKey
 );
 
 impl TicketKey {
-    /// Names the key without giving it away.
+    /// Identifies the key without revealing it.
     fn id(&self) -> [u8; KEY_ID_LEN] {
         let digest = Sha256::new_with_prefix("assay ticket key id").chain_update(self.0).finalize();
         *digest.first_chunk().expect("SHA-256 is longer than a key id")
     }
 
-    /// The MAC of a claim. `label` keeps the claims of one flow apart from those of another, and
+    /// The MAC of a claim. `label` separates the claims of one flow from those of another, and
     /// tickets from receipts.
     pub(crate) fn mac(&self, label: &[u8], claim: &[u8]) -> Zeroizing<[u8; Ticket::LEN]> {
         let mut mac =
@@ -46,7 +46,7 @@ impl TicketKey {
     }
 }
 
-/// Who made a claim, where it holds, and when.
+/// The terms of a claim: its scope, the key that made it, and its times.
 pub(crate) struct Terms {
     pub(crate) scope: Scope,
     pub(crate) key_id: [u8; KEY_ID_LEN],
@@ -57,8 +57,8 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    /// Checks that `proof` proves its claim, whose terms these are, here and now. Says when the
-    /// claim was made.
+    /// Checks that `proof` proves its claim, in this scope and now. `self` are the terms of that
+    /// claim. Returns when the claim was made.
     pub(crate) fn check(
         self,
         proof: &Proof,
@@ -94,5 +94,5 @@ fn time(seconds: i64) -> Result<OffsetDateTime, Rejection> {
     OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| Rejection::ClaimUnreadable)
 }
 
-/// Length of a key's name in a claim.
+/// Length of a key's id in a claim.
 pub(crate) const KEY_ID_LEN: usize = 4;

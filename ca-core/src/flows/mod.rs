@@ -1,4 +1,4 @@
-//! The three flows: what each sends to a device, and what it takes for proof.
+//! The three flows: what each sends to a device, and what it takes as proof.
 
 pub(crate) mod mac;
 pub(crate) mod sealed;

@@ -12,7 +12,7 @@ use x509_parser::prelude::X509Certificate;
 use crate::Fault;
 use crate::x509::parse_certificate;
 
-/// The issuing CA: its certificate, and the key that signs device certificates.
+/// The issuing CA's certificate, and the key that signs device certificates.
 pub struct Issuer {
     pub(super) certificate: CertificateDer<'static>,
     pub(super) signer: rcgen::Issuer<'static, Signer>,
@@ -21,7 +21,7 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// Joins an issuing certificate and its key, which may be in a file, or behind an HSM.
+    /// Joins an issuing certificate and its key. The key may be in a file, or behind an HSM.
     pub fn new(
         certificate: CertificateDer<'static>,
         key: Box<dyn SigningKey + Send + Sync>,
@@ -50,11 +50,11 @@ impl Issuer {
         Self::new(certificate.map_err(|_| IssuerError::UnreadableCertificate)?, Box::new(key))
     }
 
-    /// The same issuer, if devices that pin this root believe it now: the root's key signed the
-    /// issuing certificate, under the root's name, and that is valid (RFC 5280 §6.1.3).
+    /// The same issuer, if devices that pin this root accept it now: the root's key signed the
+    /// issuing certificate, which names the root as its issuer and is valid now (RFC 5280 §6.1.3).
     ///
     /// # Errors
-    /// They do not.
+    /// They do not accept it.
     pub fn under(
         self,
         root: &CertificateDer<'_>,
@@ -73,8 +73,8 @@ impl Issuer {
         Ok(self)
     }
 
-    /// Whether this issuer signed a certificate, so that the [chain](Self::chain) of the two leads
-    /// anywhere.
+    /// Whether this issuer signed a certificate. Only then do the two make a valid
+    /// [chain](Self::chain).
     pub fn has_signed(&self, leaf: &[u8]) -> bool {
         parse_certificate(&self.certificate).is_some_and(|issuing| is_signed_by(leaf, &issuing))
     }
@@ -94,7 +94,7 @@ impl fmt::Debug for Issuer {
     }
 }
 
-/// Why a certificate and a key are no issuing CA.
+/// Why a certificate and a key do not make an issuing CA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum IssuerError {

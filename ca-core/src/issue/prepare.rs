@@ -1,4 +1,4 @@
-//! Everything in a device certificate but its signature: an LDevID of IEEE 802.1AR-2018.
+//! Everything in a device certificate except its signature: an LDevID of IEEE 802.1AR-2018.
 
 use std::marker::PhantomData;
 
@@ -21,15 +21,15 @@ use crate::records::{QUOTA, Records};
 use crate::subject::Subject;
 use crate::{Failure, Fault, Rejection, oid};
 
-/// Of a certificate whose device proved that it has the TPM.
+/// Marks a certificate whose device proved that it has the TPM.
 #[derive(Clone, Copy, Debug)]
 pub enum Proven {}
 
-/// Of a certificate that may leave the CA only sealed.
+/// Marks a certificate that may leave the CA only sealed.
 #[derive(Clone, Copy, Debug)]
 pub enum Unproven {}
 
-/// A device certificate that lacks nothing but its signature.
+/// A device certificate that is complete except for its signature.
 #[derive(Debug)]
 pub struct Prepared<P> {
     params: CertificateParams,
@@ -41,7 +41,7 @@ pub struct Prepared<P> {
 impl Prepared<Proven> {
     /// Fills in every field of the certificate from what was proven and from the profile.
     ///
-    /// The certificate is valid within the issuing certificate's validity only.
+    /// The certificate is valid only while the issuing certificate is.
     pub fn new(
         device: Readmitted,
         profile: &Profile,
@@ -54,11 +54,12 @@ impl Prepared<Proven> {
 }
 
 impl Prepared<Unproven> {
-    /// The same for a device that has not proven itself. The certificate is revoked unless the
+    /// The same for a device that has not proved itself. The certificate is revoked unless the
     /// device confirms it in time.
     ///
-    /// There is a quota of certificates that nobody confirmed: who knows an EK certificate, which
-    /// is no secret, can ask for them. The ticket flow's quota counts what was proven.
+    /// There is a quota of unconfirmed certificates, because anybody who knows an EK certificate,
+    /// which is not secret, can ask for them. The ticket flow's quota counts only certificates of
+    /// proven devices.
     pub fn new(
         candidate: &Candidate,
         records: &Records,
@@ -141,7 +142,7 @@ impl<P> Prepared<P> {
     }
 }
 
-/// What a store keeps of a device certificate, beside the certificate.
+/// What a store keeps of a device certificate, besides the certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFacts {
     /// Its serial number: a positive number in 16 bytes.
@@ -160,15 +161,15 @@ pub struct CertificateFacts {
     pub assurance: Assurance,
     /// When it was issued, in whole seconds.
     pub issued_at: OffsetDateTime,
-    /// Until when the device must confirm that it can read the certificate; `None` if it proved
-    /// itself before.
+    /// Until when the device must confirm that it can read the certificate; `None` if the device
+    /// proved itself before.
     pub confirm_by: Option<OffsetDateTime>,
 }
 
 /// A serial number that sorts by time, so that an index over a million of them is written at one
-/// end: 0x40, which makes it positive and always of the same length; 5 bytes of seconds since 1970;
-/// 80 random bits, more than the 64 that RFC 5280's readers expect of a CA (CA/B Baseline
-/// Requirements §7.1).
+/// end. It has 0x40, so that it is positive and always of the same length; 5 bytes of seconds since
+/// 1970; and 80 random bits, more than the 64 that are expected of a CA (CA/B Baseline Requirements
+/// §7.1).
 pub(crate) fn serial_number(now: OffsetDateTime, rng: &mut dyn CryptoRng) -> [u8; 16] {
     let mut serial = [0; 16];
     serial[0] = 0x40;
@@ -199,8 +200,8 @@ fn alt_names(hardware: &HardwareIdentity, identity: &Identity) -> Vec<u8> {
     element(tag::SEQUENCE, &[&hardware_module_name, &permanent_identifier, &uri])
 }
 
-/// CertificatePolicies (RFC 5280 §4.2.1.4) with one policy; written by hand, for its OID has an arc
-/// above 64 bits.
+/// CertificatePolicies (RFC 5280 §4.2.1.4) with one policy. It is written by hand because its OID
+/// has an arc above 64 bits.
 fn policies(assurance: Assurance) -> Vec<u8> {
     let policy = match assurance {
         Assurance::VendorCertificate => oid::ASSURANCE_VENDOR_CERTIFICATE,

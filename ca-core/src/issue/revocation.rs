@@ -14,21 +14,21 @@ use crate::x509::parse_certificate;
 pub struct Revoked {
     /// Its serial number.
     pub serial: [u8; 16],
-    /// Since when.
+    /// The time of its revocation.
     pub since: OffsetDateTime,
-    /// Why.
+    /// The reason of its revocation.
     pub reason: RevocationReason,
 }
 
-/// How long a revocation list may be believed: devices and brokers that miss one for a day learn
-/// that they did.
+/// How long a revocation list is valid. Devices and brokers that get no new list for a day can tell
+/// that they miss one.
 pub const REVOCATION_LIST_LIFETIME: Duration = Duration::days(1);
 
 impl Issuer {
     /// Signs a list of the certificates that are no longer good (RFC 5280 §5), in DER.
     ///
-    /// `number` must grow from list to list (§5.2.3). Serial numbers reveal nothing of their
-    /// certificates, so those that were sealed and never confirmed may stand there too.
+    /// `number` must grow from list to list (§5.2.3). Serial numbers reveal nothing about their
+    /// certificates, so the list may also have certificates that were sealed and never confirmed.
     pub fn revocation_list(
         &self,
         revoked: impl IntoIterator<Item = Revoked>,
@@ -56,8 +56,8 @@ impl Issuer {
         Ok(list.der().to_vec())
     }
 
-    /// Until when a revocation list may be believed (RFC 5280 §5.1.2.5), if it is this issuer's and
-    /// that time is to come. Whether there is a newer one, it does not say.
+    /// Until when a revocation list is valid (RFC 5280 §5.1.2.5). `None` if it is not this
+    /// issuer's, or no longer valid. Does not establish that there is no newer list.
     pub fn believes_until(&self, list: &[u8], now: OffsetDateTime) -> Option<OffsetDateTime> {
         let (rest, list) = CertificateRevocationList::from_der(list).ok()?;
         let issuing = parse_certificate(&self.certificate)?;

@@ -1,4 +1,4 @@
-//! A signed device certificate: one that may be sent, or one that may leave only sealed.
+//! Signed device certificates: those that may be sent, and those that may leave only sealed.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -15,8 +15,8 @@ use crate::flows::sealed::EncryptedCertificate;
 
 /// A signed device certificate.
 ///
-/// Of an [`Unproven`] one, nothing but what a store keeps can be had outside of this crate. It
-/// becomes part of a reply only by [`Sealing`](crate::Sealing):
+/// Outside of this crate, only the stored form of an [`Unproven`] one can be read. It becomes part
+/// of a reply only by [`Sealing`](crate::Sealing):
 ///
 /// ```compile_fail,E0599
 /// # use assay_ca_core::{Issued, Issuer, Unproven};
@@ -52,15 +52,15 @@ impl Issued<Proven> {
         &self.der
     }
 
-    /// For the device, once the certificate is on record.
+    /// The reply to the device. Send it once the certificate is on record.
     pub fn reply(&self, issuer: &Issuer) -> Result<CertificateReply, Fault> {
         Ok(CertificateReply { chain: issuer.chain(&self.der)? })
     }
 }
 
 impl Issued<Unproven> {
-    /// Signs a certificate, and encrypts it for as long as it waits to be confirmed, so that nobody
-    /// has it who reads the store.
+    /// Signs a certificate, and encrypts it for as long as it waits for its confirmation, so that
+    /// nobody who reads the store can read it.
     pub fn sign(
         prepared: Prepared<Unproven>,
         issuer: &Issuer,
@@ -102,7 +102,7 @@ impl Issued<Unproven> {
 }
 
 impl<P> Issued<P> {
-    /// What a store keeps beside the certificate.
+    /// What a store keeps besides the certificate.
     pub fn facts(&self) -> &CertificateFacts {
         &self.facts
     }

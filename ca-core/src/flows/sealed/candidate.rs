@@ -15,8 +15,8 @@ use crate::tpm::template::EkArea;
 
 /// An EK with its device id and an IK, which may get a certificate if it is sealed.
 ///
-/// That the two are in one TPM is not established, nor that whoever asks has it: anybody can send
-/// public keys.
+/// Does not establish that the two are in one TPM, or that the sender has that TPM: anybody can
+/// send public keys.
 #[derive(Clone, Debug)]
 pub struct Candidate {
     pub(crate) subject: Subject,
@@ -25,7 +25,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Decides whether a certificate may be issued for this IK before the device proved itself.
+    /// Decides whether a certificate may be issued for this IK before the device has proved itself.
     pub fn decide(
         admitted: &Admitted<SealedFlow>,
         ik: &BoundKey,
@@ -34,10 +34,10 @@ impl Candidate {
         now: OffsetDateTime,
     ) -> Result<Self, Rejection> {
         let subject = Subject::new(admitted, ik, scope);
-        // The times on record have no fractions either, and it is those that a confirmation is
-        // judged by.
+        // In whole seconds, because the times on record are. The confirmation is decided with the
+        // time on record.
         let decided_at = now.replace_nanosecond(0).expect("0 is a nanosecond");
-        // Whether the key changes is decided again when the certificate is confirmed.
+        // The confirmation decides again whether the key changes.
         let (KeyChange::None | KeyChange::Rekey) =
             KeyChange::decide(subject.ek_id, &subject.ik_id(), decided_at, records)?;
         Ok(Self { subject, ek_area: admitted.ek.area.clone(), ik_name: ik.area.name().clone() })

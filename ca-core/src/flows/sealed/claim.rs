@@ -1,13 +1,13 @@
-//! What a sealed certificate's device confirms.
+//! The claim of a sealed certificate: what the device confirms.
 
 use assay_wire::{EkId, Scope};
 use minicbor::{Decode, Encode};
 
 use crate::flows::mac::{KEY_ID_LEN, Terms};
 
-/// What the CA verified and issued, as CBOR. It travels in clear, so it names neither the device
-/// nor the serial number; the hash of a certificate with 80 random bits and a signature tells
-/// nothing of it.
+/// What the CA verified and issued, as CBOR. It travels in clear, so it names neither the device id
+/// nor the serial number. The hash of the certificate reveals nothing, because the certificate has
+/// 80 random bits and a signature.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub(super) struct Claim {
@@ -40,7 +40,7 @@ impl Claim {
     }
 }
 
-/// Keeps the tickets of this flow apart from those of the ticket flow.
+/// Separates the tickets of this flow from those of the ticket flow.
 pub(super) const CONFIRMATION_LABEL: &[u8] = b"assay confirmation v1\0";
-/// Keeps receipts apart from tickets: a device has its ticket before the CA has it.
+/// Separates receipts from tickets, because a device has its ticket before the CA has it.
 pub(super) const RECEIPT_LABEL: &[u8] = b"assay receipt v1\0";

@@ -1,4 +1,4 @@
-//! The confirmation: what shows that a device could read its sealed certificate.
+//! The confirmation: proof that a device could read its sealed certificate.
 
 use assay_wire::{EkId, Proof, Receipt, Scope};
 use time::OffsetDateTime;
@@ -11,7 +11,7 @@ use crate::flows::mac::TicketKey;
 /// A device that could read its sealed certificate: the EK and the IK are in one TPM, and it has
 /// that TPM.
 ///
-/// That the certificate may become active is not established: see [`Confirmed`](crate::Confirmed).
+/// Does not establish that the certificate may become active: see [`Confirmed`](crate::Confirmed).
 #[derive(Clone, Debug)]
 pub struct Confirmation {
     claim: Claim,
@@ -19,7 +19,8 @@ pub struct Confirmation {
 }
 
 impl Confirmation {
-    /// Checks a claim and its ticket, which was nowhere but in the box beside the claim.
+    /// Checks a claim and its ticket. Nobody but the device has seen the ticket, because it was
+    /// only in the box.
     pub fn verify(
         request: &Proof,
         scope: &Scope,
@@ -42,12 +43,12 @@ impl Confirmation {
         &self.claim.certificate
     }
 
-    /// What tells the device that the certificate is active, and that it was the CA that said so.
+    /// The receipt. It tells the device that the certificate is active, and that the CA said so.
     pub(crate) fn into_receipt(self) -> Receipt {
         self.receipt
     }
 
-    /// Why there is nothing to confirm: the certificate was superseded or revoked since.
+    /// Why there is nothing to confirm: the certificate was superseded or revoked meanwhile.
     pub(crate) fn outdated(&self) -> Rejection {
         match OffsetDateTime::from_unix_timestamp(self.claim.issued_at) {
             Ok(issued_at) => Rejection::CertificateEnded { issued_at },
@@ -56,10 +57,10 @@ impl Confirmation {
     }
 }
 
-/// A certificate that waits, and that its device has shown that it could read.
+/// A certificate that waits for its confirmation, and that its device could read.
 ///
-/// Until then the certificate leaves the CA only in the box, and the record keeps it encrypted. So
-/// whoever knows its bytes had the TPM that could open the box.
+/// Before the confirmation, the certificate leaves the CA only in the box, and the record keeps it
+/// encrypted. So a client that knows its bytes had the TPM that could open the box.
 #[derive(Clone, Debug)]
 pub struct Shown(Unconfirmed);
 
@@ -67,7 +68,7 @@ impl Shown {
     /// Joins a confirmation to the certificate that it confirms.
     ///
     /// # Errors
-    /// It confirms another one.
+    /// The confirmation is for another certificate.
     pub fn by_confirmation(
         certificate: Unconfirmed,
         confirmation: &Confirmation,

@@ -25,7 +25,7 @@ impl Confirmed {
     /// does for a device that proved itself by a ticket.
     ///
     /// # Errors
-    /// It is too late, the device is no longer welcome, or another IK took the place of this one.
+    /// It is too late, the device is no longer welcome, or a certificate for another IK is active.
     pub fn decide(
         shown: Shown,
         records: &Records,
@@ -51,17 +51,17 @@ impl Confirmed {
         Some(Self { certificate, welcome, der, decided_at })
     }
 
-    /// Its serial number.
+    /// The certificate's serial number.
     pub fn serial(&self) -> [u8; 16] {
         self.certificate.serial
     }
 
-    /// The device.
+    /// The device's id.
     pub fn device_id(&self) -> &DeviceId {
         self.welcome.device_id()
     }
 
-    /// The EK.
+    /// The EK's id.
     pub fn ek_id(&self) -> EkId {
         self.certificate.ek_id
     }
@@ -71,19 +71,19 @@ impl Confirmed {
         self.certificate.assurance
     }
 
-    /// The certificate in DER, which is no secret any more.
+    /// The certificate in DER. It is no longer secret.
     pub fn der(&self) -> &[u8] {
         &self.der
     }
 
-    /// When it was decided on.
+    /// When the CA decided on the confirmation.
     pub fn decided_at(&self) -> OffsetDateTime {
         self.decided_at
     }
 }
 
-/// What a confirmation of this certificate would meet now. An operator may have granted another
-/// device id meanwhile, or a certificate for another IK may have become active.
+/// Whether this certificate may be confirmed now. An operator may have granted another device id
+/// meanwhile, or a certificate for another IK may have become active.
 pub(crate) fn may_be_confirmed(
     certificate: &Unconfirmed,
     records: &Records,

@@ -6,13 +6,13 @@ use rand_core::CryptoRng;
 use crate::Fault;
 use crate::flows::mac::TicketKey;
 
-/// A certificate that waits for its confirmation, as it is stored, so that nobody has it who reads
-/// the store.
+/// A certificate that waits for its confirmation. It is stored encrypted, so that nobody who reads
+/// the store can read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncryptedCertificate(Vec<u8>);
 
 impl EncryptedCertificate {
-    /// Takes it from storage.
+    /// Takes an encrypted certificate from storage.
     pub fn new(stored: Vec<u8>) -> Self {
         Self(stored)
     }
@@ -24,10 +24,10 @@ impl EncryptedCertificate {
 }
 
 impl TicketKey {
-    /// Encrypts a certificate for as long as it waits (AES-256-GCM, SP 800-38D, with random nonces:
-    /// good for 2^32 certificates). Who has this key can make tickets, and needs no certificate
-    /// that waits. It is bound to its serial number, so that no other certificate can be put in its
-    /// place.
+    /// Encrypts a certificate for as long as it waits (AES-256-GCM, SP 800-38D; random nonces are
+    /// good for 2^32 certificates). An attacker with this key can make tickets, and has no use for
+    /// a waiting certificate. The certificate is bound to its serial number, so that no other one
+    /// can be put in its place.
     pub(crate) fn encrypt(
         &self,
         certificate: &[u8],
@@ -37,8 +37,8 @@ impl TicketKey {
         encrypt(&self.mac(WAITING_LABEL, &[]), serial, certificate, rng).map(EncryptedCertificate)
     }
 
-    /// The certificate with this serial number; `None` if it was encrypted under another key or for
-    /// another, or changed since.
+    /// The certificate with this serial number. `None` if it was encrypted under another key or for
+    /// another serial number, or if it was changed.
     pub(crate) fn decrypt(
         &self,
         encrypted: &EncryptedCertificate,
@@ -57,7 +57,7 @@ impl TicketKey {
     }
 }
 
-/// AES-256-GCM (SP 800-38D): nonce, ciphertext, tag.
+/// Encrypts with AES-256-GCM (SP 800-38D) to nonce, ciphertext, tag.
 pub(super) fn encrypt(
     key: &[u8; SEALING_KEY_LEN],
     data: &[u8],
@@ -80,9 +80,9 @@ pub(super) fn encrypt(
     Ok(out)
 }
 
-/// Keeps the key that certificates wait under apart from what is sent to devices.
+/// Separates the key that encrypts waiting certificates from the MACs that are sent to devices.
 const WAITING_LABEL: &[u8] = b"assay waiting certificate v1\0";
-/// AES-256, and as long as the secret of a credential may be for every EK template.
+/// The length of an AES-256 key. A credential for an EK of any template can hold it.
 pub(super) const SEALING_KEY_LEN: usize = 32;
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! The sealed flow: a certificate that only the right TPM can read, and the confirmation that it
-//! did.
+//! could.
 //!
-//! The certificate exists before anybody proved anything. Until it is confirmed it counts for
-//! nothing. It leaves the CA only encrypted, under a key that travels inside a credential. It
-//! supersedes nothing. If it is not confirmed in time, it is revoked.
+//! The certificate exists before the device has proved anything. Until it is confirmed, it counts
+//! for nothing: it leaves the CA only encrypted, under a key that travels inside a credential, and
+//! it supersedes nothing. If it is not confirmed in time, it is revoked.
 
 mod candidate;
 mod claim;

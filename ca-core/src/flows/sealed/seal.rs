@@ -14,15 +14,15 @@ use crate::flows::mac::{Terms, TicketKey};
 use crate::rejection::fitting;
 use crate::tpm::credential::make_credential;
 
-/// A certificate as it may leave the CA before any proof.
+/// A certificate in the form in which it may leave the CA before any proof.
 pub(crate) struct SealedBox(SealedReply);
 
 impl SealedBox {
-    /// Encrypts a chain to the TPM that has the EK and the IK, with what it takes to confirm until
-    /// `confirm_by`.
+    /// Encrypts a chain to the TPM that has the EK and the IK. The box also has what the device
+    /// needs to confirm, until `confirm_by`.
     ///
     /// The key is fresh and travels as the secret of a credential (TPM 2.0 Part 1, 24) for the Name
-    /// of the IK. The box opens only beside its claim, for this EK and this IK (SP 800-38D,
+    /// of the IK. The box opens only with its claim, for this EK and this IK (SP 800-38D,
     /// associated data).
     pub(crate) fn new(
         candidate: &Candidate,
@@ -55,7 +55,7 @@ impl SealedBox {
         }))
     }
 
-    /// For the device.
+    /// The reply to the device.
     pub(crate) fn into_reply(self) -> SealedReply {
         self.0
     }

@@ -10,7 +10,7 @@ use crate::records::Records;
 
 /// A certificate on record that waits for its device to confirm it.
 ///
-/// That its device could read it is not established: see [`Shown`](crate::Shown).
+/// Does not establish that its device could read it: see [`Shown`](crate::Shown).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unconfirmed {
     /// Its serial number.
@@ -25,11 +25,11 @@ pub struct Unconfirmed {
     pub assurance: Assurance,
     /// When it was issued.
     pub issued_at: OffsetDateTime,
-    /// From when on it is too late.
+    /// The time from which on it cannot be confirmed.
     pub confirm_by: OffsetDateTime,
     /// SHA-256 of the certificate.
     pub sha256: [u8; 32],
-    /// The certificate.
+    /// The certificate, encrypted.
     pub encrypted: EncryptedCertificate,
 }
 
@@ -40,17 +40,17 @@ impl Unconfirmed {
     }
 }
 
-/// What became of a certificate that was sealed.
+/// The present state of a certificate that was sealed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SealedOnRecord {
-    /// It waits.
+    /// It waits for its confirmation.
     Unconfirmed {
         /// The certificate.
         certificate: Box<Unconfirmed>,
         /// What is on record about its EK and its device id.
         records: Box<Records>,
     },
-    /// It was confirmed before, or it is what the device had in force.
+    /// It is in force: it was confirmed before, or was in force already when it was sealed.
     Active {
         /// Its device.
         device_id: DeviceId,
@@ -59,12 +59,13 @@ pub enum SealedOnRecord {
         /// What is on record about its EK and its device id.
         records: Box<Records>,
     },
-    /// It was superseded or revoked, or its time to be confirmed is over.
+    /// It was superseded or revoked, or the time to confirm it is over.
     Ended,
 }
 
 impl SealedOnRecord {
-    /// A certificate that waits, and what is on record about its EK and its device id.
+    /// A certificate that waits for its confirmation, and what is on record about its EK and its
+    /// device id.
     pub fn waiting(certificate: Unconfirmed, records: Records) -> Self {
         Self::Unconfirmed { certificate: Box::new(certificate), records: Box::new(records) }
     }

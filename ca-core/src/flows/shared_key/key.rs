@@ -1,4 +1,4 @@
-//! Shared keys: HMAC keys that are derived anew whenever they are needed, and stored nowhere.
+//! Shared keys: HMAC keys that the CA derives whenever it needs them, and never stores.
 
 use std::fmt;
 
@@ -11,18 +11,18 @@ use crate::tpm::duplicate::{HMAC_KEY_BYTES, HmacObject, SEED_VALUE_BYTES};
 use crate::tpm::kdf::Hash;
 
 secret!(
-    /// The secret from which all shared keys of a CA are derived: who has it can be any device. All
-    /// workers of a CA have the same.
+    /// The secret from which all shared keys of a CA are derived. Anybody who has it can be any
+    /// device. All workers of a CA have the same one.
     MasterSecret
 );
 
 impl MasterSecret {
-    /// The key of a device: of its id in this scope, of its TPM, and of a generation, which the
-    /// operator raises to retire it.
+    /// The key of a device: for its id in this scope, its TPM, and a generation. A higher
+    /// generation retires the old key.
     ///
     /// HKDF-SHA-256 (RFC 5869) without salt. Its info is a CBOR array of the text `assay shared key
     /// v1`, the scope, the device id, the EK's id and the generation, in the deterministic encoding
-    /// (RFC 8949 §4.2): no two devices' infos are equal.
+    /// (RFC 8949 §4.2). So the infos of two devices are never equal.
     pub fn key(
         &self,
         scope: &Scope,
@@ -49,7 +49,7 @@ pub struct SharedKey([u8; Self::LEN]);
 impl SharedKey {
     const LEN: usize = HMAC_KEY_BYTES + SEED_VALUE_BYTES;
 
-    /// What TPM2_HMAC makes of `message` with this key. Compare it in constant time.
+    /// The result of TPM2_HMAC over `message` with this key. Compare it in constant time.
     pub fn hmac(&self, message: &[u8]) -> Vec<u8> {
         Hash::Sha256.hmac(self.parts().0, &[message])
     }
@@ -79,15 +79,15 @@ impl KeyType for SharedKeyLength {
     }
 }
 
-/// Keeps shared keys apart from anything else that the secret could be used for.
+/// Separates shared keys from any other use of the secret.
 const KEY_LABEL: &str = "assay shared key v1";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Another derivation would lock out every device. The value was computed by Python's hmac,
-    /// from the words of [`MasterSecret::key`].
+    /// Another derivation would lock out every device. Python's hmac computed the value, as the doc
+    /// comment of [`MasterSecret::key`] says.
     #[test]
     fn keys_are_derived_as_ever() {
         let master = MasterSecret::new(std::array::from_fn(|at| u8::try_from(at).unwrap()));

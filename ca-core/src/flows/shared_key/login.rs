@@ -1,4 +1,4 @@
-//! A device that shows a token, and is still welcome.
+//! A device that shows a token and is still welcome.
 
 use assay_wire::{DeviceId, EkId, Scope};
 use time::OffsetDateTime;
@@ -21,7 +21,8 @@ pub struct Login {
 }
 
 impl Login {
-    /// Decides on a token, with what is on record of an EK that it may be of.
+    /// Decides on a token that may be from `holder`'s EK. `records` is what is on record about that
+    /// EK.
     pub fn decide(
         offered: Offered<SharedKeyFlow>,
         token: &Token,
@@ -46,7 +47,7 @@ impl Login {
         Ok(Self { device, welcome, assurance, decided_at: now })
     }
 
-    /// The device.
+    /// The device's id.
     pub fn device_id(&self) -> &DeviceId {
         self.welcome.device_id()
     }
@@ -56,8 +57,8 @@ impl Login {
         self.device.expires_at()
     }
 
-    /// What has to be on record before the device is let in, if it uses this generation of its key
-    /// for the first time, or is not registered.
+    /// What must be on record before the device is let in. `None` if the device is registered and
+    /// has used this generation of its key before.
     pub fn first_use(&self, records: &Records) -> Option<FirstUse> {
         let used = records.shared_key.filter(|key| key.is_used).map(|key| key.generation);
         let is_first = used != Some(self.device.generation()) || records.registration.is_none();
@@ -87,12 +88,12 @@ impl FirstUse {
         Self { login: Login { device, welcome, assurance, decided_at } }
     }
 
-    /// The EK.
+    /// The EK's id.
     pub fn ek_id(&self) -> EkId {
         self.login.device.ek_id()
     }
 
-    /// The device.
+    /// The device's id.
     pub fn device_id(&self) -> &DeviceId {
         self.login.device_id()
     }
@@ -102,30 +103,30 @@ impl FirstUse {
         self.login.assurance
     }
 
-    /// When it was decided on.
+    /// When the CA decided on the token.
     pub fn decided_at(&self) -> OffsetDateTime {
         self.login.decided_at
     }
 
-    /// Which generation.
+    /// The generation of the shared key.
     pub fn generation(&self) -> u32 {
         self.login.device.generation()
     }
 }
 
-/// Why a token lets nobody in. The device learns no more than that; the text is for the log.
+/// Why a token is refused. The device learns only that it is; the text is for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoginRefused {
-    /// It is not good.
+    /// The token is not good.
     #[error(transparent)]
     Token(#[from] TokenRefused),
-    /// Its device is not welcome, or the flow is not offered.
+    /// The device is not welcome, or the scope does not offer the flow.
     #[error(transparent)]
     Rejection(#[from] Rejection),
-    /// Nothing was ever offered under this name.
+    /// No shared key was ever offered under this device id.
     #[error("no shared key was offered to {device_id}")]
     NoKey {
-        /// As the token says.
+        /// The device id in the token.
         device_id: DeviceId,
     },
 }

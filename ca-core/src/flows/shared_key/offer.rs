@@ -1,4 +1,4 @@
-//! The offer of a shared key: which generation, in the form that one TPM can load.
+//! The offer of a shared key: its generation, and the form that only one TPM can load.
 
 use assay_wire::{ActivationReply, DeviceId, EkId, Scope};
 use rand_core::CryptoRng;
@@ -18,8 +18,8 @@ use crate::{Fault, Rejection};
 
 /// A shared key that an EK gets.
 ///
-/// It is to be on record before the device hears of it: a key that was offered to a plain storage
-/// root key is never offered to an import parent.
+/// Record the offer before the device gets the key. A key that was offered to a plain storage root
+/// key must never be offered to an import parent, and only the record can tell.
 #[derive(Clone, Debug)]
 pub struct KeyOffer {
     admitted: Admitted<SharedKeyFlow>,
@@ -30,12 +30,12 @@ pub struct KeyOffer {
 impl KeyOffer {
     /// Chooses the generation of the shared key that the EK gets now.
     ///
-    /// A key that was never used is offered again: without a proof that the TPM could load it,
-    /// nobody can be made to lose one. A token of the generation that is offered retires the one in
-    /// use: see [`Records::accepted_generations`].
+    /// A generation that was never used is offered again. Only a token of the offered generation
+    /// retires the one in use (see [`Records::accepted_generations`]). So a request, which proves
+    /// nothing, takes no key from any device.
     ///
-    /// No key that was offered to a plain storage root key is offered to an import parent: it may
-    /// be known outside of the TPM.
+    /// A key that was offered to a plain storage root key is never offered to an import parent,
+    /// because it may be known outside of the TPM.
     pub fn decide(
         admitted: Admitted<SharedKeyFlow>,
         parent: AdmittedParent,
@@ -47,18 +47,19 @@ impl KeyOffer {
 
     /// Makes the shared key in the form that the device's TPM can load.
     ///
-    /// The duplicate needs the parent to be opened. The key of its inner wrapper is a credential
-    /// for the parent's Name, which needs the EK and the parent in one TPM. So only the TPM with
-    /// that EK and that parent loads the key. Because the parent is on template, it is in no other
-    /// TPM. An import parent decrypts for nobody outside. A plain storage root key does, for
-    /// whoever controls the device's software, and is admitted only where the operator says so.
+    /// The duplicate opens only with the parent. The key of its inner wrapper is the secret of a
+    /// credential for the parent's Name, which opens only if EK and parent are in one TPM. So only
+    /// the TPM with that EK and that parent loads the key. Because the parent is on template, it is
+    /// in no other TPM. An import parent decrypts for nobody outside. A plain storage root key
+    /// does, for an attacker who controls the device's software, and is admitted only where the
+    /// operator says so.
     ///
-    /// What is not established: that the TPM ever loaded it, for nothing comes back. A later
-    /// [token](crate::AuthenticatedDevice) shows that. And the key is no secret of the TPM's alone:
-    /// the CA knows it, and a token proves to nobody but the CA that the device made it. Nor does a
-    /// token say when it was made, only until when it holds.
+    /// This does not establish that the TPM ever loads the key, because nothing comes back. A later
+    /// [token](crate::AuthenticatedDevice) shows that. The key is not the TPM's alone: the CA knows
+    /// it too, so a token proves only to the CA that the device made it. A token does not say when
+    /// it was made, only until when it is valid.
     ///
-    /// Asked again for the same generation, it gives the same key in new wrappers.
+    /// Another call for the same generation gives the same key in new wrappers.
     pub fn activation(
         &self,
         scope: &Scope,
@@ -86,7 +87,7 @@ impl KeyOffer {
         self.admitted.device_id()
     }
 
-    /// What is to be on record before the device hears of it.
+    /// What must be on record before the device gets the key.
     pub fn record(&self) -> OfferedKey {
         OfferedKey {
             ek_id: self.admitted.ek.ek_id(),
@@ -98,7 +99,7 @@ impl KeyOffer {
     }
 }
 
-/// What a store keeps of a shared key that is offered.
+/// What a store keeps of an offered shared key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OfferedKey {
     pub(crate) ek_id: EkId,
@@ -109,7 +110,7 @@ pub struct OfferedKey {
 }
 
 impl OfferedKey {
-    /// The EK.
+    /// The EK's id.
     pub fn ek_id(&self) -> EkId {
         self.ek_id
     }
@@ -124,12 +125,12 @@ impl OfferedKey {
         self.assurance
     }
 
-    /// Which key it is.
+    /// The generation of the key.
     pub fn generation(&self) -> u32 {
         self.generation
     }
 
-    /// What the TPM does with the parent that the key is sent to.
+    /// What the TPM does with the content wrapped for the parent to which the key is sent.
     pub fn parent(&self) -> ParentKind {
         self.parent
     }

@@ -1,4 +1,4 @@
-//! The parent that a shared key may be sent to.
+//! The check whether a shared key may be sent to a parent.
 
 use crate::Rejection;
 use crate::admission::Admitted;
@@ -11,11 +11,11 @@ use crate::tpm::template::{ParentArea, ParentKind};
 pub struct AdmittedParent(pub(super) ParentArea);
 
 impl AdmittedParent {
-    /// Takes an import parent, and a plain storage root key only where the EK's enrolment allows
+    /// Accepts an import parent. Accepts a plain storage root key only if the EK's enrolment allows
     /// it.
     ///
-    /// This establishes that an operator knows, of a key that may leave its TPM, that it may. That
-    /// the TPM has the parent is not established.
+    /// This establishes that an operator accepts the risk for a key that may leave its TPM. It does
+    /// not establish that the TPM has the parent.
     pub fn decide(
         admitted: &Admitted<SharedKeyFlow>,
         parent: ParentArea,
@@ -31,7 +31,7 @@ impl AdmittedParent {
         }
     }
 
-    /// What the TPM does with it.
+    /// What the TPM does with the content wrapped for it.
     pub fn kind(&self) -> ParentKind {
         self.0.kind()
     }

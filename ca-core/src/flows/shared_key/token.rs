@@ -1,9 +1,9 @@
-//! What a device with a shared key shows when it connects: a token of the form that Azure calls a
-//! shared access signature.
+//! A token, with which a device with a shared key connects. Azure calls this form a shared access
+//! signature.
 //!
 //! `SharedAccessSignature sr={resource}&sig={signature}&se={expiry}&skn=registration`, with the
-//! fields in any order. The resource is `{scope}/registrations/{device id}`, percent-encoded; the
-//! expiry is in seconds since 1970, in decimal; the signature is the percent-encoded base64 of the
+//! fields in any order. The resource is `{scope}/registrations/{device id}`, percent-encoded. The
+//! expiry is in seconds since 1970, in decimal. The signature is the percent-encoded base64 of the
 //! HMAC-SHA-256 of the resource as it was sent, a line feed, and the expiry.
 
 use std::fmt;
@@ -18,11 +18,11 @@ use super::key::MasterSecret;
 use crate::flows::mac::CLOCK_SKEW;
 use crate::profile::{Offered, SharedKeyFlow};
 
-/// For how long a token may be valid when it is shown. Short, since who sees it can use it; a
-/// device makes one for every connection.
+/// How far ahead the expiry of a token may be. The time is short, because anybody who sees a token
+/// can use it, and a device makes a new one for every connection.
 pub const TOKEN_LIFETIME: Duration = Duration::days(1);
 
-/// A token that can be read. Whether anything in it is true is open.
+/// A token that can be read. Nothing in it has been checked.
 #[derive(Clone)]
 pub struct Token {
     scope: Scope,
@@ -35,7 +35,7 @@ pub struct Token {
 impl Token {
     /// Reads the user name and the password of an MQTT CONNECT.
     ///
-    /// That the client id is the device's, too, is for the caller to check.
+    /// The caller checks that the client id is the device's, too.
     pub fn parse(user_name: &str, password: &[u8]) -> Result<Self, TokenRefused> {
         if password.len() > MAX_TOKEN {
             return Err(TokenRefused::Oversize(Limit { length: password.len(), limit: MAX_TOKEN }));
@@ -58,28 +58,29 @@ impl Token {
         })
     }
 
-    /// The device that the token says it is for: what to look up before the token is
-    /// [verified](AuthenticatedDevice::verify).
+    /// The device id in the token. The caller needs it to look up the EK before it
+    /// [verifies](AuthenticatedDevice::verify) the token.
     pub fn device_id(&self) -> &DeviceId {
         &self.device_id
     }
 }
 
 impl fmt::Debug for Token {
-    /// Without the signature, which lets anybody in for as long as the token is valid.
+    /// Leaves out the signature, with which anybody can log in for as long as the token is valid.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { scope, device_id, expires_at, .. } = self;
         write!(f, "Token({scope}, {device_id}, until {expires_at}, ..)")
     }
 }
 
-/// A device that has its shared key: the token is of this CA, for this device, in time, and signed
-/// by that key.
+/// A device that has its shared key: the token is for this scope, for this device, in time, and
+/// signed by that key.
 ///
-/// The key is in the TPM with the EK, or in the CA. Open is who sends it: a token can be shown
-/// again until it expires, so it must travel over TLS only, to us only. Whether the device is still
-/// welcome is open too: the caller reads that from [`Records`](crate::Records), as for every other
-/// request, and ends the connection once the operator disables the device.
+/// The key is in the TPM with the EK, or in the CA. Does not establish who sends the token: anybody
+/// who saw it can show it again until it expires, so it must travel over TLS only, and to the CA
+/// only. Does not establish that the device is still welcome: the caller reads that from
+/// [`Records`](crate::Records), as for every other request, and ends the connection once the
+/// operator disables the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthenticatedDevice {
     device_id: DeviceId,
@@ -91,8 +92,8 @@ pub struct AuthenticatedDevice {
 impl AuthenticatedDevice {
     /// Checks a token: its scope, its lifetime, its expiry, its signature.
     ///
-    /// `ek` is the one that the token's device is registered with. `generations` are those of its
-    /// key that are [accepted](crate::Records::accepted_generations). A generation left out is
+    /// `ek` is the EK that the token's device is registered with. `generations` are the
+    /// [accepted](crate::Records::accepted_generations) generations of its key. All others are
     /// retired.
     pub fn verify(
         _offered: Offered<SharedKeyFlow>,
@@ -110,7 +111,7 @@ impl AuthenticatedDevice {
         if expires_at > now + TOKEN_LIFETIME + CLOCK_SKEW {
             return Err(TokenRefused::TooLongLived { expires_at, now });
         }
-        // The other way round the sum could leave the calendar.
+        // Subtracting from `now` is safe. Adding to `expires_at` could overflow the calendar.
         if now - CLOCK_SKEW >= expires_at {
             return Err(TokenRefused::Expired { expires_at, now });
         }
@@ -146,7 +147,7 @@ impl AuthenticatedDevice {
         self.ek_id
     }
 
-    /// Which of the generations signed.
+    /// The generation whose key signed the token.
     pub fn generation(&self) -> u32 {
         self.generation
     }
@@ -157,10 +158,10 @@ impl AuthenticatedDevice {
     }
 }
 
-/// Why a token lets nobody in.
+/// Why a token is refused.
 ///
-/// Its text names the check and the values compared, and holds nothing secret: neither a signature,
-/// nor what may be another password.
+/// Its text names the check and the compared values. It holds nothing secret: no signature, and
+/// nothing that may be a password of another kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum TokenRefused {
@@ -243,7 +244,7 @@ fn parse_resource(resource: &str) -> Result<(Scope, DeviceId), TokenRefused> {
     parse().ok_or_else(|| TokenRefused::Resource { found: resource.to_owned() })
 }
 
-/// Without sign or leading zeros: there is one spelling of a time.
+/// Without a sign or leading zeros, so that a time has only one spelling.
 fn parse_expiry(expiry: &str) -> Result<OffsetDateTime, TokenRefused> {
     let parse = || {
         let seconds: i64 = expiry.parse().ok().filter(|seconds| *seconds >= 0)?;
@@ -260,12 +261,12 @@ fn parse_signature(signature: &str) -> Result<[u8; SIGNATURE_BYTES], TokenRefuse
 }
 
 const PREFIX: &str = "SharedAccessSignature ";
-/// The key that a registration gave, as Azure calls it; there is no other kind.
+/// Azure's name for the key that a registration gives. There is no other kind.
 const KEY_NAME: &str = "registration";
 const RESOURCE_INFIX: &str = "/registrations/";
-/// The digest of HMAC-SHA-256.
+/// Length of an HMAC-SHA-256.
 const SIGNATURE_BYTES: usize = 32;
-/// The longest token that encodes only what it must has 434 bytes: its scope and device id are the
-/// longest, every character of the device id is a colon, and the signature's base64 is of `+` and
-/// `/`.
+/// The longest token that percent-encodes only what it must has 434 bytes: scope and device id have
+/// their longest length, every character of the device id is a colon, and the signature's base64 is
+/// of `+` and `/`.
 const MAX_TOKEN: usize = 512;

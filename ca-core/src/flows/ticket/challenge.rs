@@ -19,10 +19,10 @@ use crate::tpm::credential::make_credential;
 pub struct Challenge(ChallengeReply);
 
 impl Challenge {
-    /// Makes a claim of what was verified, and a credential for the EK and the Name of the IK (TPM
-    /// 2.0 Part 1, 24) that holds the claim's ticket.
+    /// Makes a claim of what was verified, and a credential with the claim's ticket, for the EK and
+    /// the Name of the IK (TPM 2.0 Part 1, 24).
     ///
-    /// No credential is made for an EK that failed a check.
+    /// The types ensure that no EK that failed a check gets a credential.
     pub fn new(
         admitted: &Admitted<TicketFlow>,
         ik: &BoundKey,
@@ -54,7 +54,7 @@ impl Challenge {
         }))
     }
 
-    /// For the device.
+    /// The reply to the device.
     pub fn into_reply(self) -> ChallengeReply {
         self.0
     }

@@ -1,4 +1,4 @@
-//! What a challenge asks a TPM to prove.
+//! The claim of a challenge: what a TPM is asked to prove.
 
 use assay_wire::{DeviceId, EkId, Scope};
 use minicbor::bytes::ByteArray;
@@ -11,11 +11,11 @@ use crate::ek::evidence::{digest_naming, named_by};
 use crate::ek::hardware::HardwareIdentity;
 use crate::flows::mac::{KEY_ID_LEN, Terms};
 
-/// How long a device has to answer a challenge. RSA keys take a slow TPM seconds; bad networks take
-/// minutes.
+/// How long a device has to answer a challenge. A slow TPM takes seconds for RSA keys; a bad
+/// network takes minutes.
 pub const CLAIM_LIFETIME: Duration = Duration::seconds(300);
 
-/// What the CA verified, as CBOR. It travels twice, so it is brief.
+/// What the CA verified, as CBOR. It travels twice, so it is short.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub(super) struct Claim {
@@ -47,7 +47,7 @@ impl Claim {
     }
 }
 
-/// A device id, or instead of one that follows from an EK the digest that names it.
+/// A device id. If it follows from an EK, it is encoded as its digest, which is shorter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BriefId(pub(super) DeviceId);
 
@@ -73,5 +73,5 @@ impl<'b, C> Decode<'b, C> for BriefId {
     }
 }
 
-/// Keeps tickets apart from any other MAC that a key could be used for.
+/// Separates tickets from any other MAC under the same key.
 pub(super) const TICKET_LABEL: &[u8] = b"assay ticket v1\0";

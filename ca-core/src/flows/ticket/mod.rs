@@ -1,9 +1,9 @@
-//! The ticket flow: a challenge that only the right TPM can answer, and the proof that it did.
+//! The ticket flow: a challenge that only the right TPM can answer, and the proof that it answered.
 //!
-//! Nothing is kept between the two. The claim says what was verified; it goes to the device and
-//! comes back. Its ticket, a MAC of the claim, travels only inside a credential. Who shows the
-//! ticket has activated the credential. So the EK and the IK of the claim are in one TPM, and the
-//! sender has that TPM.
+//! The CA keeps nothing between the two. The claim says what the CA verified; it goes to the device
+//! and comes back. The claim's ticket is a MAC of the claim, and travels only inside a credential.
+//! A sender with the ticket has activated the credential. So the EK and the IK of the claim are in
+//! one TPM, and the sender has that TPM.
 
 mod challenge;
 mod claim;

@@ -1,4 +1,4 @@
-//! The proof: a claim that came back with its ticket.
+//! The proof: a claim that comes back with its ticket.
 
 use assay_wire::{DeviceId, EkId, Proof, Scope};
 use time::OffsetDateTime;
@@ -13,7 +13,7 @@ use crate::subject::Subject;
 /// A device that activated its credential: the EK and the IK of its claim are in one TPM, and it
 /// has that TPM.
 ///
-/// That it may still have its device id is not established: see [`Readmitted`](crate::Readmitted).
+/// Does not establish that it may still have its device id: see [`Readmitted`](crate::Readmitted).
 #[derive(Clone, Debug)]
 pub struct ProvenDevice {
     pub(super) subject: Subject,
@@ -28,7 +28,7 @@ impl ProvenDevice {
         key: &TicketKey,
         now: OffsetDateTime,
     ) -> Result<Self, Rejection> {
-        // Until its MAC is checked, the claim is only looked at for its terms.
+        // Until the MAC is checked, only the terms of the claim are read.
         let claim: Claim =
             minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
         let issued_at = claim.terms().check(request, TICKET_LABEL, scope, key, now)?;
@@ -56,7 +56,7 @@ impl ProvenDevice {
         &self.subject.ik_spki
     }
 
-    /// SHA-256 of [`ik_spki`](Self::ik_spki): names the IK on record.
+    /// SHA-256 of [`ik_spki`](Self::ik_spki), which names the IK on record.
     pub fn ik_id(&self) -> [u8; 32] {
         self.subject.ik_id()
     }

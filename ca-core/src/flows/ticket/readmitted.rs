@@ -1,4 +1,4 @@
-//! A device that proved itself, and is still welcome.
+//! A device that proved itself and is still welcome.
 
 use super::proof::ProvenDevice;
 use crate::Rejection;
@@ -6,7 +6,7 @@ use crate::readmission::{KeyChange, Welcome};
 use crate::records::Records;
 use crate::subject::Subject;
 
-/// A device that proved itself, and that may have a certificate now.
+/// A device that proved itself and may have a certificate now.
 #[derive(Debug)]
 pub struct Readmitted {
     subject: Subject,
@@ -14,9 +14,9 @@ pub struct Readmitted {
 }
 
 impl Readmitted {
-    /// Decides once more, with what is on record now. Since the challenge an operator may have
-    /// acted, another device may have taken the id, or this device may have moved on to another IK,
-    /// to which an old claim must not bring it back.
+    /// Decides once more, with what is on record now. Since the challenge, an operator may have
+    /// acted, another device may have taken the id, or this device may have changed to another IK.
+    /// An old claim must not undo that change.
     pub fn decide(device: ProvenDevice, records: &Records) -> Result<Self, Rejection> {
         let ProvenDevice { subject, issued_at } = device;
         let change = KeyChange::decide(subject.ek_id, &subject.ik_id(), issued_at, records)?;
