@@ -1,5 +1,5 @@
-//! What an operator trusts: TPM vendors' CA certificates, and the way from an EK certificate to one
-//! of them.
+//! What an operator trusts: TPM vendors' CA certificates, and the search for a path from an EK
+//! certificate to one of them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,26 +10,27 @@ use time::OffsetDateTime;
 
 use crate::x509::{Broken, Certificate, Name, Purpose, Rule, Unsupported, check_path};
 
-/// The TPM vendors' CA certificates an operator trusts, read once for all the EK certificates that
-/// are checked against them.
+/// The TPM vendors' CA certificates that an operator has. They are read once, for all EK
+/// certificates that are checked against them.
 #[derive(Clone, Debug, Default)]
 pub struct TrustAnchors {
     known: Vec<Known>,
-    /// Positions in `known`. Vendors have hundreds of certificates, and one path needs few.
+    /// Positions in `known`. Vendors have hundreds of certificates, and a path needs few.
     by_subject: BTreeMap<Name, Vec<usize>>,
 }
 
 #[derive(Clone, Debug)]
 struct Known {
     vendor: VendorCertificate,
-    /// Positions of those that signed it, which was verified when they were read. Whether a
-    /// signature is good depends on the key, the message and nothing else, so it need not be asked
-    /// again for every EK. All that depends on more is: validity and constraints.
+    /// Positions of the certificates that signed it. The signatures are verified once, when the
+    /// certificates are read: a signature depends only on the key and the message, so it need not
+    /// be verified again for every EK. Validity and constraints depend on more, and are checked for
+    /// every EK.
     issuers: Vec<usize>,
 }
 
 impl TrustAnchors {
-    /// Brings certificates together that were read one by one.
+    /// Joins certificates that were read one by one.
     pub fn new(certificates: impl IntoIterator<Item = VendorCertificate>) -> Self {
         let mut anchors = Self::default();
         for vendor in certificates {
@@ -52,12 +53,13 @@ impl TrustAnchors {
         anchors
     }
 
-    /// Finds the path from an EK certificate to an anchor (RFC 5280 §6.1), by the operator's
-    /// certificates and those that came with it.
+    /// Finds the path from an EK certificate to an anchor (RFC 5280 §6.1), through the operator's
+    /// certificates and those that were sent.
     ///
-    /// A stranger chooses what came, so the work is bounded: certificates are issuers by name and
-    /// key identifier, those that came twice or call themselves their own issuers are dropped,
-    /// signatures come before everything else, and at most [`MAX_SIGNATURES`] are verified.
+    /// A stranger chooses what is sent, so the work is bounded. A certificate is tried as an issuer
+    /// only if its name and key identifier fit. Repeated and self-issued certificates are dropped.
+    /// Signatures are verified before the rules for paths are checked, and at most
+    /// [`MAX_SIGNATURES`] are verified.
     pub(crate) fn find_path(
         &self,
         leaf: &Certificate,
@@ -67,10 +69,11 @@ impl TrustAnchors {
         Search::new(self, leaf, Purpose::BeEk, sent, now).run()
     }
 
-    /// Finds the path from a CA's certificate to an anchor, which it may be itself.
+    /// Finds the path from a CA's certificate to an anchor. The certificate may be an anchor
+    /// itself.
     ///
     /// # Errors
-    /// It counts for nothing: no path to an EK can use it.
+    /// No path to an EK can use the certificate, so it counts for nothing.
     pub fn check_ca(
         &self,
         vendor: &VendorCertificate,
@@ -85,7 +88,7 @@ impl TrustAnchors {
         }
     }
 
-    /// Whether any anchor allows what this says is missing.
+    /// Whether any anchor allows EK certificates to lack this.
     pub(crate) fn may_allow(&self, missing: Allowances) -> bool {
         self.known.iter().any(|known| {
             known.vendor.role.allowances().is_some_and(|allowances| allowances.cover(missing))
@@ -104,8 +107,8 @@ impl TrustAnchors {
     }
 }
 
-/// A CA's certificate that an operator has, read and fit to issue; that anybody trusts it is the
-/// operator's word.
+/// A CA's certificate that an operator has, read and fit to issue. Does not establish that it can
+/// be trusted: the operator decides that.
 #[derive(Clone, Debug)]
 pub struct VendorCertificate {
     certificate: Certificate,
@@ -115,17 +118,17 @@ pub struct VendorCertificate {
 /// What a [`VendorCertificate`] is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It signed itself, and is trusted.
+    /// It signed itself, and the operator trusts it.
     Root,
-    /// Another signed it; it helps to build paths, and counts for nothing without its issuer.
+    /// Another CA signed it. It helps to build paths, and counts for nothing without its issuer.
     Issuer,
-    /// Another signed it, and it is trusted all the same: with whatever its EK certificates may
-    /// lack.
+    /// The operator trusts it, no matter who signed it. EK certificates under it may lack what the
+    /// allowances name.
     Anchor(Allowances),
 }
 
 impl Role {
-    /// What an anchor lets EK certificates lack; `None` of an issuer, which is no anchor.
+    /// What an anchor lets EK certificates lack; `None` for an issuer, because it is not an anchor.
     fn allowances(self) -> Option<Allowances> {
         match self {
             Self::Root => Some(Allowances::default()),
@@ -134,15 +137,15 @@ impl Role {
         }
     }
 
-    /// Whether adding a certificate again as `other` makes more of it: what is no anchor becomes
-    /// one, and an anchor gets other allowances.
+    /// Whether adding a certificate again, as `other`, changes its role: it becomes an anchor, or
+    /// an anchor with other allowances.
     pub fn becomes(self, other: Self) -> bool {
         self != other && matches!(other, Self::Anchor(_))
     }
 }
 
 impl VendorCertificate {
-    /// Reads a CA's certificate, and finds out whether it is a root: its own key signed it.
+    /// Reads a CA's certificate, and finds out whether it is a root: whether its own key signed it.
     ///
     /// # Errors
     /// No path to an EK could ever use it.
@@ -165,8 +168,8 @@ impl VendorCertificate {
         Ok(Self { certificate, role })
     }
 
-    /// Reads one that is to be trusted whoever signed it, and with it EK certificates that lack
-    /// what is allowed.
+    /// Reads a certificate that is trusted, no matter who signed it. EK certificates under it may
+    /// lack what the allowances name.
     ///
     /// # Errors
     /// No path to an EK could ever use it.
@@ -174,23 +177,22 @@ impl VendorCertificate {
         Ok(Self { certificate: fit_to_issue(der)?, role: Role::Anchor(allowances) })
     }
 
-    /// Whether both are the same certificate, whatever was done to the bytes around what was
-    /// signed.
+    /// Whether both are the same certificate, whatever differs outside of the signed part.
     pub fn is_same(&self, other: &Self) -> bool {
         self.certificate.is_same(&other.certificate)
     }
 
-    /// What it is good for.
+    /// Its role in paths.
     pub fn role(&self) -> Role {
         self.role
     }
 
-    /// Its subject, for people.
+    /// Its subject, as text for people.
     pub fn subject(&self) -> String {
         self.certificate.subject.to_string()
     }
 
-    /// Its issuer, for people.
+    /// Its issuer, as text for people.
     pub fn issuer(&self) -> String {
         self.certificate.issuer.to_string()
     }
@@ -200,13 +202,13 @@ impl VendorCertificate {
         self.certificate.key.as_ref().map_or_else(ToString::to_string, ToString::to_string)
     }
 
-    /// When it expires. Of an anchor that is not asked.
+    /// When it expires. The expiry of an anchor is not checked.
     pub fn not_after(&self) -> OffsetDateTime {
         self.certificate.not_after
     }
 }
 
-/// Reads a certificate that a path to an EK may use, whoever signed it.
+/// Reads a certificate that a path to an EK may use, no matter who signed it.
 fn fit_to_issue(der: &[u8]) -> Result<Certificate, AnchorError> {
     let certificate = Certificate::read(der)
         .map_err(|error| AnchorError::Unreadable { reason: error.to_string() })?;
@@ -222,20 +224,20 @@ fn fit_to_issue(der: &[u8]) -> Result<Certificate, AnchorError> {
     Ok(certificate)
 }
 
-/// What EK certificates under an anchor may lack. Nothing in general: each is a promise of who runs
-/// that CA.
+/// What EK certificates under an anchor may lack: by default nothing. Each allowance relies on a
+/// promise of the CA's owner.
 ///
-/// Its text reads back as it was written: names with commas in between.
+/// `Display` writes the names with commas between them, and `FromStr` reads that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allowances {
-    /// `tcg-kp-EKCertificate` in the extended key usage, if there is none at all.
+    /// The whole extended key usage, and so `tcg-kp-EKCertificate`.
     pub ek_usage: bool,
     /// Manufacturer, model and version of the TPM in the subject alternative name.
     pub tpm_attributes: bool,
 }
 
 impl Allowances {
-    /// Whether all that is missing is allowed.
+    /// Whether this allows everything in `missing`.
     pub(crate) fn cover(self, missing: Self) -> bool {
         (self.ek_usage || !missing.ek_usage) && (self.tpm_attributes || !missing.tpm_attributes)
     }
@@ -266,15 +268,15 @@ impl FromStr for Allowances {
     }
 }
 
-/// A text names no allowance.
+/// The text is not the name of an allowance.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is neither {EK_USAGE} nor {TPM_ATTRIBUTES}")]
 pub struct UnknownAllowance(String);
 
-/// The way from an EK certificate to an anchor: every signature on it was verified, and every rule
+/// The path from an EK certificate to an anchor: every signature on it was verified, and every rule
 /// holds.
 ///
-/// What the EK certificate is for was not looked at.
+/// Does not establish what the EK certificate is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VendorPath {
     subjects: Vec<String>,
@@ -282,18 +284,18 @@ pub struct VendorPath {
 }
 
 impl VendorPath {
-    /// Subjects of the issuers, that of the EK certificate first, the anchor last.
+    /// Subjects of the issuers: first the EK certificate's issuer, last the anchor.
     pub fn issuers(&self) -> &[String] {
         &self.subjects
     }
 
-    /// What an EK certificate may lack that ends at this anchor.
+    /// What an EK certificate whose path ends at this anchor may lack.
     pub fn allowances(&self) -> Allowances {
         self.allowances
     }
 }
 
-/// Why a certificate can be no TPM vendor's.
+/// Why a certificate cannot be a TPM vendor's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum AnchorError {
@@ -312,7 +314,7 @@ pub enum AnchorError {
     NotSelfSigned { subject: String },
 }
 
-/// Why no path leads from a certificate to an anchor: of all that was tried, what came closest.
+/// Why no path leads from a certificate to an anchor: the attempt that came closest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NoPath(pub(crate) Reason);
@@ -353,11 +355,11 @@ pub(crate) enum Reason {
 /// A certificate that a path may go through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Node {
-    /// Where paths begin.
+    /// Where the path begins.
     Leaf,
-    /// It came with the leaf.
+    /// It was sent with the leaf.
     Sent(usize),
-    /// It is the operator's.
+    /// It is one of the operator's.
     Known(usize),
 }
 
@@ -367,12 +369,13 @@ struct Search<'a> {
     purpose: Purpose,
     sent: Vec<Certificate>,
     now: OffsetDateTime,
-    /// Results of verified signatures: whose, and by which key.
+    /// Results of verified signatures: the certificate, the key, and whether the signature is good.
     verified: Vec<(Node, Vec<u8>, bool)>,
     furthest: Failure,
 }
 
-/// What came closest to a path: of two, the one that is later in the order of its first two fields.
+/// The failure that came closest to a path. Of two, the one with the greater first two fields came
+/// closer.
 struct Failure {
     is_whole_path: bool,
     depth: usize,
@@ -388,8 +391,8 @@ impl<'a> Search<'a> {
         now: OffsetDateTime,
     ) -> Self {
         let mut usable: Vec<Certificate> = Vec::new();
-        // What cannot be read, or issues nothing, is no part of a path, and no reason to refuse one
-        // without it.
+        // A certificate that cannot be read, is repeated or is self-issued cannot help. It is
+        // ignored, because there may be a path without it.
         for certificate in sent.iter().filter_map(|der| Certificate::read(der).ok()) {
             let is_known = |other: &Certificate| other.is_same(&certificate);
             let mut known = anchors.known.iter().map(|known| &known.vendor.certificate);
@@ -411,7 +414,7 @@ impl<'a> Search<'a> {
         })
     }
 
-    /// Extends a path, whose last certificate is not an anchor, to an anchor.
+    /// Extends a path to an anchor. The last certificate of `path` is not an anchor.
     fn climb(&mut self, path: &mut Vec<Node>) -> Option<VendorPath> {
         let top = *path.last()?;
         if let Err(reason) = self.certificate(top).signature_algorithm().clone() {
@@ -454,8 +457,9 @@ impl<'a> Search<'a> {
         None
     }
 
-    /// Anchors first, what came last: the operator's certificates cost no signatures, or lead to
-    /// where they must.
+    /// Anchors come first, because a path can end there. Then come the operator's other
+    /// certificates, because their own signatures are verified already. Those that were sent come
+    /// last.
     fn named_as_issuer_of(&self, node: Node) -> Vec<Node> {
         let certificate = self.certificate(node);
         let mut known: Vec<_> =
@@ -548,8 +552,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Remembers why something failed, if nothing came closer: text is made for that alone, since
-    /// strangers choose names.
+    /// Remembers a failure if none came closer before. Only then makes its text, because strangers
+    /// choose the names in it.
     fn fail(&mut self, is_whole_path: bool, depth: usize, reason: impl FnOnce(&Self) -> Reason) {
         let Failure { is_whole_path: was_whole, depth: was, reason: known } = &self.furthest;
         if known.is_none() || (is_whole_path, depth) > (*was_whole, *was) {
@@ -572,7 +576,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// How people are told of a certificate.
+    /// The name of a certificate in text for people.
     fn called(&self, node: Node) -> String {
         match (node, self.purpose) {
             (Node::Leaf, Purpose::BeEk) => "the EK certificate".to_owned(),
@@ -583,10 +587,10 @@ impl<'a> Search<'a> {
 
 const EK_USAGE: &str = "ek-usage";
 const TPM_ATTRIBUTES: &str = "tpm-attributes";
-/// CAs between an EK certificate and an anchor. Vendors have one or two.
+/// The most CAs between an EK certificate and an anchor. Vendors have one or two.
 const MAX_INTERMEDIATES: usize = 6;
-/// A path of that length with all its certificates sent takes seven. A stranger gets no more for a
-/// request.
+/// The most signatures that are verified for one request of a stranger. A path of the greatest
+/// length, with all its certificates sent, takes seven.
 const MAX_SIGNATURES: usize = 8;
 
 #[cfg(test)]
@@ -640,7 +644,7 @@ mod tests {
         OffsetDateTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
     }
 
-    /// What was found, and how many signatures were verified for it.
+    /// The path that was found, and how many signatures were verified for it.
     fn search(
         anchors: &TrustAnchors,
         leaf: &CertificateDer<'static>,
@@ -689,7 +693,7 @@ mod tests {
         let sent =
             [&stranger.root("root"), &certified, &certified, &stranger.root("root"), &certified]
                 .map(Clone::clone);
-        // The leaf's signature, and the issuer's, which the trusted root of that name did not make.
+        // The leaf's signature, and the issuer's, which is not by the trusted root of that name.
         assert_eq!(search(&trusting([&root.root("root")]), &issuer.leaf(), &sent), (None, 2));
         assert!(matches!(
             search(&trusting([&stranger.root("root")]), &issuer.leaf(), &sent),
@@ -707,7 +711,7 @@ mod tests {
         ));
     }
 
-    /// Five junk issuers with the name of a trusted root once cost a worker 50 ms.
+    /// Five junk issuers with the name of a trusted root used to cost a worker 50 ms.
     #[test]
     fn junk_issuers_cost_no_more_signatures_than_the_limit() {
         let (root, other) = (Ca::new("root"), Ca::new("other"));
@@ -716,8 +720,8 @@ mod tests {
         let (found, signatures) = search(&anchors, &Ca::new("root").leaf(), &junk);
         assert!(found.is_none() && signatures <= 6, "{signatures}");
 
-        // Each level of names with several keys, so that every certificate might be every other
-        // one's issuer.
+        // Several keys for each name, so that every certificate might be the issuer of every other
+        // one.
         let (a, b): (Vec<_>, Vec<_>) =
             ((0..3).map(|_| Ca::new("a")).collect(), (0..2).map(|_| Ca::new("b")).collect());
         let signed_by_b = a.iter().enumerate().map(|(at, ca)| ca.certified_by(&b[at % 2], "a"));
@@ -740,7 +744,7 @@ mod tests {
         assert_eq!(said.0, Reason::TooMuchWork);
     }
 
-    /// What a stranger can change in an ECDSA signature makes no other certificate of it.
+    /// A stranger can change an ECDSA signature. That does not make another certificate.
     #[test]
     fn certificates_are_told_apart_by_what_is_signed() {
         let ca = Ca::new("root");

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// What makes an EK trusted. Certificates carry it as a policy, so that relying parties can tell.
+/// What makes an EK trusted. Certificates carry it as a policy, so that relying parties can read
+/// it.
 ///
-/// Its text reads back as it was written.
+/// `FromStr` reads what `Display` writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
 #[cbor(index_only)]
 pub enum Assurance {
-    /// The EK's certificate leads to a TPM vendor the operator trusts.
+    /// The EK's certificate leads to a TPM vendor that the operator trusts.
     #[n(1)]
     VendorCertificate,
     /// The operator put the EK on the enrolment list.
@@ -35,7 +36,7 @@ impl FromStr for Assurance {
     }
 }
 
-/// A text names no assurance.
+/// The text is not the name of an assurance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("neither vendor-certificate nor enrolment-list")]
 pub struct UnknownAssurance;

@@ -1,4 +1,4 @@
-//! Getting certificates and keys out of what tools, mails and TPMs put around them.
+//! Takes certificates and keys out of the formats in which tools, mails and TPMs wrap them.
 
 use data_encoding::BASE64_NOPAD;
 use rustls_pki_types::CertificateDer;
@@ -7,11 +7,11 @@ use crate::der::{Reader, tag};
 use crate::oid;
 use crate::x509::parse_certificate;
 
-/// The certificates in a file: PEM, DER, PKCS #7, or one of them in base64; one after the other, or
-/// padded.
+/// The certificates in a file: in PEM, DER, PKCS #7, or one of these in base64; one after the
+/// other, or with padding.
 ///
 /// # Errors
-/// It holds none, or something that claims to be one and is not.
+/// The file holds no certificate, or something that is labelled as one of these formats and is not.
 pub fn certificates_in(file: &[u8]) -> Result<Vec<CertificateDer<'static>>, ContainerError> {
     let mut found = Vec::new();
     for item in unwrap(file)? {
@@ -22,34 +22,34 @@ pub fn certificates_in(file: &[u8]) -> Result<Vec<CertificateDer<'static>>, Cont
     if found.is_empty() { Err(ContainerError::NoCertificate) } else { Ok(found) }
 }
 
-/// One thing that was in a file.
+/// One item of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unwrapped {
     pub(crate) around: Around,
     pub(crate) item: Item,
 }
 
-/// What was around it.
+/// The format around an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Around {
     Nothing,
     Pem,
     Pkcs7,
-    /// Intel's service answers so.
+    /// The answer of Intel's service.
     Json,
-    /// What follows the certificate in an area of NV memory that is longer.
+    /// A certificate in DER, then the rest of an area of NV memory that is longer.
     Padding,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Item {
-    /// A certificate, or what was labelled as one.
+    /// A certificate, or data with that label.
     Certificate(Vec<u8>),
-    /// A SubjectPublicKeyInfo, or what was labelled as one.
+    /// A SubjectPublicKeyInfo, or data with that label.
     PublicKey(Vec<u8>),
     /// An RSAPublicKey (RFC 8017, appendix A.1.1).
     RsaPublicKey(Vec<u8>),
-    /// Anything else, which may be a structure of a TPM.
+    /// Anything else. It may be a TPM structure.
     Other(Vec<u8>),
 }
 
@@ -76,12 +76,12 @@ pub(crate) fn unwrap(file: &[u8]) -> Result<Vec<Unwrapped>, ContainerError> {
     if text.contains(PEM_BEGIN) {
         return unwrap_pem(&text);
     }
-    // No binary form is made of base64's characters only.
+    // No binary format consists of base64 characters only.
     Ok(unwrap_binary(&decode_base64(&text).unwrap_or_else(|| file.to_vec())))
 }
 
-/// The text of a file that is one: in UTF-8, or UTF-16 as Windows writes it; without a byte order
-/// mark.
+/// The text of a file in UTF-8, or in UTF-16 as Windows writes it, without a byte order mark.
+/// `None` if the file is not text.
 fn text_of(file: &[u8]) -> Option<String> {
     let utf16 = |rest: &[u8], unit: fn([u8; 2]) -> u16| {
         let (units, []) = rest.as_chunks::<2>() else { return None };
@@ -96,8 +96,8 @@ fn text_of(file: &[u8]) -> Option<String> {
     }
 }
 
-/// Every block of a PEM file (RFC 7468, but lenient): indented, on one line, with headers, or with
-/// text around.
+/// Every block of a PEM file (RFC 7468, but lenient): blocks may be indented, on one line, with
+/// headers, or with text around them.
 fn unwrap_pem(text: &str) -> Result<Vec<Unwrapped>, ContainerError> {
     let (mut found, mut other, mut rest) = (Vec::new(), None, text);
     while let Some((_, block)) = rest.split_once(PEM_BEGIN) {
@@ -111,7 +111,8 @@ fn unwrap_pem(text: &str) -> Result<Vec<Unwrapped>, ContainerError> {
         };
         let item = match label.trim() {
             "CERTIFICATE" | "X509 CERTIFICATE" => Item::Certificate(content()?),
-            // OpenSSL's own: what it is trusted for follows.
+            // OpenSSL's own format. After the certificate it says what the certificate is trusted
+            // for.
             "TRUSTED CERTIFICATE" => Item::Certificate(first_element(&content()?).to_vec()),
             "PUBLIC KEY" => Item::PublicKey(content()?),
             "RSA PUBLIC KEY" => Item::RsaPublicKey(content()?),
@@ -174,8 +175,8 @@ fn unwrap_binary(file: &[u8]) -> Vec<Unwrapped> {
     vec![Unwrapped { around: Around::Nothing, item }]
 }
 
-/// Certificates one after the other. What else follows is padding, whatever it is: a TPM's index
-/// may be longer than its certificate, and hold what was there before.
+/// Certificates one after the other. Anything that follows is padding: a TPM's NV area may be
+/// longer than its certificate, and hold older data.
 fn unwrap_certificates(file: &[u8]) -> Vec<Unwrapped> {
     let (mut found, mut rest) = (Vec::new(), file);
     while !rest.is_empty() {
@@ -190,20 +191,21 @@ fn unwrap_certificates(file: &[u8]) -> Vec<Unwrapped> {
     found.into_iter().map(|item| Unwrapped { around, item }).collect()
 }
 
-/// The certificates of a SignedData (RFC 5652 §5.1), which has nothing else if it is a bundle.
+/// The certificates of a SignedData (RFC 5652 §5.1). A bundle of certificates has nothing else in
+/// it.
 fn pkcs7(der: &[u8]) -> Option<Vec<Item>> {
     let mut content = Reader::new(Reader::only(tag::SEQUENCE, der)?);
     if content.take(tag::OID)? != oid::SIGNED_DATA {
         return None;
     }
     let mut signed = Reader::new(Reader::only(tag::SEQUENCE, content.take(tag::CONTEXT_0)?)?);
-    // Version, digest algorithms, what is signed.
+    // Version, digest algorithms, signed content.
     for _ in 0..3 {
         signed.next()?;
     }
     let (mut list, mut certificates) = (Reader::new(signed.take(tag::CONTEXT_0)?), Vec::new());
     while let Some(element) = list.next() {
-        // Others are attribute certificates and such.
+        // Other tags are for attribute certificates and the like.
         if element.tag == tag::SEQUENCE {
             certificates.push(Item::Certificate(element.whole.to_vec()));
         }
@@ -218,13 +220,13 @@ fn is_rsa_public_key(der: &[u8]) -> bool {
     fields.take(tag::INTEGER).is_some() && fields.take(tag::INTEGER).is_some() && fields.is_empty()
 }
 
-/// The first element, or everything if it is none.
+/// The first element, or all bytes if they do not begin with an element.
 fn first_element(bytes: &[u8]) -> &[u8] {
     Reader::new(bytes).next().map_or(bytes, |element| element.whole)
 }
 
-/// Base64 or base64url (RFC 4648 §4 and §5), padded or not, in lines or not. `None` of anything
-/// else, and of nothing.
+/// Base64 or base64url (RFC 4648 §4 and §5), with or without padding and line breaks. `None` for
+/// anything else, and for empty data.
 fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let text: String = text.replace("%3D", "=").split_whitespace().collect();
     let text = text.trim_end_matches('=').replace('-', "+").replace('_', "/");
@@ -234,5 +236,5 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
 const PEM_BEGIN: &str = "-----BEGIN ";
 const PEM_END: &str = "-----END ";
 const PEM_DASHES: &str = "-----";
-/// Of a PEM label, for people to read. The longest that anybody uses has 30.
+/// The most characters of a PEM label that are shown to people. The longest label in use has 30.
 const MAX_LABEL: usize = 40;

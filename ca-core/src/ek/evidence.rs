@@ -1,4 +1,4 @@
-//! What a device says of its TPM: read, and believed by nobody.
+//! What a device says about its TPM: parsed, but not checked.
 
 use assay_wire::{Bundle, CertificateList, DeviceId, EkId, EkIds, EkPublic, ParentBundle};
 use data_encoding::BASE32_NOPAD;
@@ -12,7 +12,7 @@ use crate::tpm::template::{ParentArea, area_of_certificate, naming_area};
 
 /// The EK in a request of any flow, parsed.
 ///
-/// Everything in it was chosen by whoever sent it.
+/// The sender chose everything in it.
 #[derive(Clone, Debug)]
 pub struct EkEvidence {
     pub(crate) area: PublicArea,
@@ -24,8 +24,8 @@ pub struct EkEvidence {
 }
 
 impl EkEvidence {
-    /// Certificates are read where they are checked; of one that stands for the EK, only the key is
-    /// read here.
+    /// Certificates are read where they are checked. Only if the first one stands for the EK, its
+    /// key is read here.
     fn parse(
         ek_public: &EkPublic,
         certificates: &CertificateList<0>,
@@ -58,26 +58,26 @@ impl EkEvidence {
         })
     }
 
-    /// Id of the EK the device claims to have.
+    /// Id of the EK that the device claims to have.
     pub fn ek_id(&self) -> EkId {
         self.ek_id
     }
 
-    /// The device id that was asked for.
+    /// The device id that the device asks for.
     pub fn requested_device_id(&self) -> Option<&DeviceId> {
         self.device_id.as_ref()
     }
 
-    /// Other EKs that the device says are in its TPM. Nothing shows that they are, so nothing is
+    /// Other EKs that the device says are in its TPM. Nothing proves that they are, so nothing is
     /// granted for them.
     pub fn other_eks(&self) -> &[EkId] {
         &self.others
     }
 
-    /// The device id due to an EK that no enrolment names: the lower-case base32 (RFC 4648 §6,
-    /// unpadded) of the SHA-256 of its `TPM2B_PUBLIC`, on the template of the low range if that
-    /// fits its key. So one EK has one id, and nobody can have it named otherwise by showing it on
-    /// another template.
+    /// The device id that is due to an EK if no enrolment names another one: the lower-case base32
+    /// (RFC 4648 §6, unpadded) of the SHA-256 of its `TPM2B_PUBLIC`. This is taken on the template
+    /// of the low range if that fits the key. So one EK has one id, and showing the EK on another
+    /// template gives no other id.
     pub fn derived_device_id(&self) -> DeviceId {
         let digest =
             Sha256::digest(naming_area(&self.key).as_ref().unwrap_or(&self.area).encode_sized());
@@ -85,22 +85,22 @@ impl EkEvidence {
     }
 }
 
-/// The id that a digest of an EK gives.
+/// The device id that follows from a digest of an EK.
 pub(crate) fn named_by(digest: &[u8; 32]) -> DeviceId {
     let text = BASE32_NOPAD.encode(digest).to_ascii_lowercase();
     text.parse().expect("52 lower-case letters and digits are a device id")
 }
 
-/// The digest whose id this is; `None` if none has it.
+/// The digest from which this device id follows; `None` if it follows from none.
 pub(crate) fn digest_naming(device_id: &DeviceId) -> Option<[u8; 32]> {
     let text = device_id.as_str();
     let digest = BASE32_NOPAD.decode(text.to_ascii_uppercase().as_bytes()).ok()?.try_into().ok()?;
     (named_by(&digest) == *device_id).then_some(digest)
 }
 
-/// A bundle, parsed: an EK, and an IK that is to be certified.
+/// A bundle, parsed: an EK, and an IK for which the device wants a certificate.
 ///
-/// Everything in it was chosen by whoever sent it.
+/// The sender chose everything in it.
 #[derive(Clone, Debug)]
 pub struct Evidence {
     /// The EK.
@@ -110,8 +110,8 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// Reads both public areas. The CSR is read where it is checked, and so are certificates, but
-    /// for one that holds the EK.
+    /// Reads both public areas. The CSR is read where it is checked, and so are certificates,
+    /// except one that stands for the EK.
     pub fn parse(bundle: Bundle) -> Result<Self, Rejection> {
         Ok(Self {
             ek: EkEvidence::parse(
@@ -128,17 +128,17 @@ impl Evidence {
 }
 
 impl Evidence {
-    /// SHA-256 of the SubjectPublicKeyInfo of the IK as it was sent, which nobody has checked yet:
-    /// what to look up before the IK is [verified](crate::BoundKey::verify).
+    /// SHA-256 of the SubjectPublicKeyInfo of the IK as it was sent. Nobody has checked it yet: use
+    /// it only to look up what is on record before the IK is [verified](crate::BoundKey::verify).
     pub fn claimed_ik_id(&self) -> Option<[u8; 32]> {
         let key = self.ik_area.public_key().ok()?;
         Some(Sha256::digest(key.spki()).into())
     }
 }
 
-/// The bundle of the shared key flow, parsed: an EK, and the parent that is to receive the key.
+/// The bundle of the shared key flow, parsed: an EK, and the parent that receives the key.
 ///
-/// Everything in it was chosen by whoever sent it.
+/// The sender chose everything in it.
 #[derive(Clone, Debug)]
 pub struct ParentEvidence {
     /// The EK.
@@ -147,8 +147,8 @@ pub struct ParentEvidence {
 }
 
 impl ParentEvidence {
-    /// Reads both public areas. Certificates are read where they are checked, but for one that
-    /// holds the EK.
+    /// Reads both public areas. Certificates are read where they are checked, except one that
+    /// stands for the EK.
     pub fn parse(bundle: ParentBundle) -> Result<Self, Rejection> {
         Ok(Self {
             ek: EkEvidence::parse(
@@ -164,10 +164,11 @@ impl ParentEvidence {
 
     /// Checks the parent: its template and its key.
     ///
-    /// If a TPM holds an object with its Name, then that key was made in it and never leaves it.
-    /// That the TPM of the EK at hand holds one is not established: only that TPM can open what is
-    /// made for both. Nor is whether the TPM keeps to itself what is encrypted to the parent: that
-    /// is for its kind, and [`AdmittedParent`](crate::AdmittedParent) decides on it.
+    /// If a TPM holds an object with the parent's Name, then the parent was made in that TPM and
+    /// never leaves it. Does not establish that the TPM of the EK holds one: only a TPM that has
+    /// both can open what is made for both. Does not establish that the TPM keeps to itself what is
+    /// encrypted to the parent: that depends on the parent's kind, on which
+    /// [`AdmittedParent`](crate::AdmittedParent) decides.
     pub fn parent(&self) -> Result<ParentArea, Rejection> {
         ParentArea::recognise(&self.parent_area).map_err(Rejection::of_parent)
     }

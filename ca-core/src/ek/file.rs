@@ -1,4 +1,4 @@
-//! Recognising an EK in a file an operator has, in whatever form the tool at hand wrote it.
+//! Recognises an EK in an operator's file, in any form that common tools write.
 
 use std::fmt;
 
@@ -22,11 +22,12 @@ pub enum RecognisedAs {
     CertificatePem,
     /// An X.509 certificate in DER.
     CertificateDer,
-    /// An X.509 certificate in PKCS #7, with others or without.
+    /// An X.509 certificate in PKCS #7, alone or with others.
     CertificatePkcs7,
     /// An X.509 certificate in the JSON of Intel's service.
     CertificateJson,
-    /// An X.509 certificate in DER with something after it, as a TPM's NV index has that is longer.
+    /// An X.509 certificate in DER with something after it, from an NV index of a TPM that is
+    /// longer.
     CertificatePadded,
     /// A SubjectPublicKeyInfo in PEM.
     PublicKeyPem,
@@ -69,8 +70,7 @@ impl fmt::Display for RecognisedAs {
     }
 }
 
-/// What a file says of an EK. None of it is verified beyond the key being a sound one that some EK
-/// template fits.
+/// What a file says about an EK. Establishes only that the key is sound and fits an EK template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EkIdentity {
     /// The EK's id.
@@ -79,15 +79,15 @@ pub struct EkIdentity {
     pub key: String,
     /// The template, if the file has a public area.
     pub template: Option<&'static str>,
-    /// The certificate's summary, if the file is one.
+    /// The certificate's summary, if the file has one.
     pub certificate: Option<CertificateSummary>,
-    /// The device id that follows from it.
+    /// The device id that follows from the EK.
     pub derived_device_id: DeviceId,
-    /// Whether Azure's SDKs may have made it, as far as the file tells.
+    /// Whether Azure's SDKs may have made the EK, as far as the file shows.
     is_for_azure_sdks: bool,
 }
 
-/// What people want to know of an EK certificate.
+/// The parts of an EK certificate that people want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateSummary {
     /// Its issuer.
@@ -96,13 +96,13 @@ pub struct CertificateSummary {
     pub serial: String,
     /// Until when it is valid.
     pub not_after: OffsetDateTime,
-    /// The TPM it is for, if it says so.
+    /// The TPM that it is for, if it says so.
     pub tpm: Option<TpmModel>,
 }
 
 impl EkIdentity {
-    /// Finds out what an operator's file is, and whose EK it holds. It may hold the EK
-    /// certificate's issuers beside it, but not a second EK.
+    /// Finds out what an operator's file is, and which EK it holds. It may also hold issuers of the
+    /// EK certificate, but not a second EK.
     pub fn recognise(file: &[u8]) -> Result<(RecognisedAs, Self), EkFileError> {
         let items = unwrap(file)?;
         let (mut eks, mut only_cas) = (Vec::new(), false);
@@ -196,8 +196,8 @@ impl EkIdentity {
         })
     }
 
-    /// The device id, unless it has the form of those that are derived from an EK, and is derived
-    /// from another one: it would be that EK's, and would not end with the enrolment.
+    /// The device id, if the EK may have it. An id that follows from another EK is refused: it
+    /// would be that EK's, and would not end with the enrolment.
     pub fn may_be_named(&self, device_id: DeviceId) -> Result<DeviceId, EkFileError> {
         if digest_naming(&device_id).is_some() && device_id != self.derived_device_id {
             let derived = self.derived_device_id.clone();
@@ -206,8 +206,8 @@ impl EkIdentity {
         Ok(device_id)
     }
 
-    /// The EK, unless Azure's SDKs cannot have made it: theirs are RSA-2048 keys of TCG's template
-    /// L-1, and no vendor certified them.
+    /// The EK, if Azure's SDKs may have made it. Their EKs are RSA-2048 keys of TCG's template L-1,
+    /// and no vendor certified them.
     pub fn of_azure_sdk(&self) -> Result<&Self, EkFileError> {
         match (&self.certificate, self.is_for_azure_sdks) {
             (Some(_), _) => Err(EkFileError::CertifiedEk),
@@ -219,7 +219,7 @@ impl EkIdentity {
     }
 }
 
-/// Why a file holds no EK this CA could provision.
+/// Why a file holds no EK that this CA could provision.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum EkFileError {
@@ -262,5 +262,5 @@ pub enum EkFileError {
     CertifiedEk,
 }
 
-/// RSA-2048.
+/// The length of an RSA-2048 modulus.
 const AZURE_MODULUS_BYTES: usize = 256;

@@ -1,4 +1,4 @@
-//! How a certificate names the TPM behind it: RFC 4108's HardwareModuleName and RFC 4043's
+//! The names of a TPM in a certificate: RFC 4108's HardwareModuleName and RFC 4043's
 //! PermanentIdentifier.
 
 use data_encoding::HEXUPPER;
@@ -9,12 +9,12 @@ use crate::key::PublicKey;
 /// The two names of a TPM that TCG derives from its EK (TPM 2.0 Keys for Device Identity and
 /// Attestation 1.0, 8).
 ///
-/// Made only of what was checked: from the certificate if that is what the EK is trusted for, else
-/// from the key.
+/// Made only from what was checked: from the certificate if the CA trusts the EK because of it, or
+/// else from the key.
 #[derive(Clone, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
 #[cbor(flat)]
 pub(crate) enum HardwareIdentity {
-    /// Of an EK certificate.
+    /// From an EK certificate.
     #[n(0)]
     Certificate {
         #[n(0)]
@@ -23,17 +23,17 @@ pub(crate) enum HardwareIdentity {
         authority_key: Vec<u8>,
         #[cbor(n(2), with = "minicbor::bytes")]
         serial: Vec<u8>,
-        /// Of the certificate.
+        /// SHA-256 of the certificate.
         #[cbor(n(3), with = "minicbor::bytes")]
         sha256: [u8; 32],
     },
-    /// Of an EK.
+    /// From an EK.
     #[n(1)]
     Key {
-        /// Of the SubjectPublicKeyInfo.
+        /// SHA-256 of the SubjectPublicKeyInfo.
         #[cbor(n(0), with = "minicbor::bytes")]
         sha256: [u8; 32],
-        /// Of `EkPubkey` and the SubjectPublicKeyInfo.
+        /// SHA-256 of `EkPubkey` and the SubjectPublicKeyInfo.
         #[cbor(n(1), with = "minicbor::bytes")]
         prefixed_sha256: [u8; 32],
     },
@@ -49,7 +49,7 @@ impl HardwareIdentity {
         let vendor = manufacturer.strip_prefix("id:").unwrap_or(manufacturer);
         let beginning = |bytes: &[u8]| bytes[..bytes.len().min(MAX_SERIAL)].to_vec();
         Self::Certificate {
-            // A character has 4 bytes at most.
+            // A character has at most 4 bytes.
             vendor: vendor.chars().take(MAX_SERIAL / 4).collect(),
             authority_key: beginning(authority_key),
             serial: beginning(serial),
@@ -79,8 +79,8 @@ impl HardwareIdentity {
         }
     }
 
-    /// `identifierValue` of a PermanentIdentifier: the SHA-256 of the certificate; or of the key
-    /// after the text `EkPubkey`.
+    /// `identifierValue` of a PermanentIdentifier: the SHA-256 of the certificate, or of the text
+    /// `EkPubkey` and the key.
     pub(crate) fn permanent_id(&self) -> String {
         match self {
             Self::Certificate { sha256, .. } => HEXUPPER.encode(sha256),
@@ -89,8 +89,8 @@ impl HardwareIdentity {
     }
 }
 
-/// Keeps a claim and a certificate within their limits: a 20-byte key identifier and serial number
-/// (RFC 5280 §4.1.2.2) take 90 bytes.
+/// Keeps a claim and a certificate within their limits. A key identifier and a serial number of 20
+/// bytes each (RFC 5280 §4.1.2.2) take 90 bytes.
 const MAX_SERIAL: usize = 128;
 
 #[cfg(test)]

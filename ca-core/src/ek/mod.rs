@@ -1,4 +1,5 @@
-//! Endorsement keys: what a device shows of one, and why one is believed to be in a genuine TPM.
+//! Endorsement keys: what a device shows of its EK, and why the CA believes that it is in a genuine
+//! TPM.
 
 pub(crate) mod anchors;
 pub(crate) mod assurance;

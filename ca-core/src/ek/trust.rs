@@ -1,4 +1,5 @@
-//! Why an EK is believed to be in a genuine TPM: its certificate, or the operator's enrolment list.
+//! Why the CA believes that an EK is in a genuine TPM: its certificate, or the operator's enrolment
+//! list.
 
 use std::fmt;
 
@@ -18,7 +19,7 @@ use crate::{Rejection, oid};
 
 /// An EK that is sound, on template, and trusted to be in a TPM.
 ///
-/// That the device at hand has this TPM is not established: anybody can send a public key.
+/// Does not establish that the sender has this TPM: anybody can send a public key.
 #[derive(Clone, Debug)]
 pub struct TrustedEk {
     pub(crate) area: EkArea,
@@ -34,9 +35,10 @@ impl TrustedEk {
     ///
     /// A vendor's certificate counts for more than an enrolment, so an enrolled EK whose
     /// certificate leads to a trusted root has [`Assurance::VendorCertificate`]. Without an
-    /// enrolment, the certificate must. A certificate for another key is refused even if the EK is
-    /// enrolled, unless the enrolment says that Azure's SDKs made the EK: then it never has a
-    /// certificate of its own, but the TPM has one for another key, and that counts for nothing.
+    /// enrolment, the certificate must lead there. A certificate for another key is refused even if
+    /// the EK is enrolled, except if the enrolment says that Azure's SDKs made the EK. Such an EK
+    /// never has a certificate of its own; the TPM has a certificate for another key, and that
+    /// counts for nothing.
     pub fn verify(
         evidence: &EkEvidence,
         anchors: &TrustAnchors,
@@ -77,17 +79,17 @@ impl TrustedEk {
         self.ek_id
     }
 
-    /// The device id due to an EK that no enrolment names.
+    /// The device id that is due to an EK if no enrolment names another one.
     pub fn derived_device_id(&self) -> &DeviceId {
         &self.derived_device_id
     }
 
-    /// The device id that was asked for, by whoever sent the EK.
+    /// The device id that the sender asks for.
     pub(crate) fn requested_device_id(&self) -> Option<&DeviceId> {
         self.requested_device_id.as_ref()
     }
 
-    /// Name of the template the EK follows.
+    /// Name of the template that the EK equals.
     pub fn template(&self) -> &'static str {
         self.area.template()
     }
@@ -109,27 +111,26 @@ pub struct TpmModel {
     pub version: String,
 }
 
-/// What is known of an EK by its certificate alone.
+/// What the CA knows about an EK from its certificate alone.
 #[derive(Clone, Debug)]
 pub struct EkCheck {
     /// The EK's id.
     pub ek_id: EkId,
     /// The kind of key, e.g. `RSA-2048`.
     pub key: String,
-    /// The path to a vendor who is trusted, or why a device with it would be refused, unless it is
+    /// The path to a trusted vendor, or why the CA would refuse a device with this EK unless it is
     /// enrolled.
     pub path: Result<VendorPath, Rejection>,
 }
 
 impl EkCheck {
-    /// Checks an EK certificate as it would be checked in a request, for an operator who wants to
-    /// know.
+    /// Checks an EK certificate for an operator, as the CA would check it in a request.
     ///
-    /// Of several certificates, the first that is no CA's is the EK's, and the others may be its
+    /// Of several certificates, the first one that is not a CA's is the EK's. The others may be its
     /// issuers.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The EK certificate cannot be read.
     pub fn of(
         certificates: &[CertificateDer<'_>],
         anchors: &TrustAnchors,
@@ -158,7 +159,7 @@ pub(crate) struct EkCertificate<'a> {
     key: PublicKey,
 }
 
-/// What a trusted EK certificate proves.
+/// What a trusted EK certificate establishes.
 struct Vouched {
     path: VendorPath,
     hardware: HardwareIdentity,
@@ -192,10 +193,10 @@ impl<'a> EkCertificate<'a> {
         Err(Rejection::EkCertificateMismatch { certificate, area: ek })
     }
 
-    /// Checks that a trusted vendor certified an EK, and of which TPM.
+    /// Checks that a trusted vendor certified the EK, and for which TPM.
     ///
-    /// What a certificate lacks must be allowed by the anchor that it leads to. What no anchor
-    /// allows is refused before anything is computed for it.
+    /// The anchor at the end of the path must allow what the certificate lacks. If no anchor allows
+    /// it, the certificate is refused before any signature is verified.
     fn trust(
         &self,
         issuers: &[CertificateDer<'_>],
@@ -218,8 +219,8 @@ impl<'a> EkCertificate<'a> {
         Ok(Vouched { path, hardware })
     }
 
-    /// What the certificate says of its use: what it lacks of an EK certificate (TCG EK Credential
-    /// Profile 2.5, 3.2), and of which TPM it is.
+    /// What the certificate lacks of an EK certificate (TCG EK Credential Profile 2.5, 3.2), and
+    /// which TPM it is for.
     ///
     /// # Errors
     /// It is for another use.
