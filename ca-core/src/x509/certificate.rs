@@ -1,4 +1,4 @@
-//! A certificate, read once: all that deciding on it needs.
+//! A certificate, read once into everything that decisions need.
 
 use std::collections::BTreeSet;
 
@@ -15,14 +15,13 @@ use crate::der::{Element, Reader, tag};
 use crate::key::NO_UNUSED_BITS;
 use crate::oid::{self, extension};
 
-/// A certificate as its issuer made it: nobody can have changed a byte of what is kept here but for
-/// the signature.
+/// A certificate. Its signature covers everything that is kept here, except the signature itself.
 ///
-/// Whether anybody trusted signed it is not established.
+/// Does not establish that anybody trusted signed it.
 #[derive(Clone, Debug)]
 pub(crate) struct Certificate {
-    /// The TBSCertificate in DER: what is signed. It tells certificates apart; the whole does not,
-    /// for whoever forwards an ECDSA signature can change it.
+    /// The TBSCertificate in DER, which is the signed part. It identifies the certificate. The
+    /// whole certificate does not, because anybody who forwards an ECDSA signature can change it.
     tbs: Vec<u8>,
     signature: Vec<u8>,
     algorithm: Result<SignatureAlgorithm, Unsupported>,
@@ -36,7 +35,7 @@ pub(crate) struct Certificate {
     pub(crate) extensions: Extensions,
 }
 
-/// What the extensions say that are understood.
+/// The content of the extensions that this crate understands.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Extensions {
     pub(crate) subject_key_id: Option<Vec<u8>>,
@@ -49,32 +48,32 @@ pub(crate) struct Extensions {
     pub(crate) alt_names: Vec<AltName>,
     pub(crate) policies: Policies,
     pub(crate) name_constraints: Option<NameConstraints>,
-    /// Where its issuer's certificate may be found, as it says.
+    /// Where its issuer's certificate is, according to the certificate.
     pub(crate) issuer_at: Option<String>,
-    /// A critical one that is not understood.
+    /// A critical extension that this crate does not understand.
     pub(crate) unknown_critical: Option<String>,
 }
 
-/// What extendedKeyUsage (RFC 5280 §4.2.1.12) says of EK certificates.
+/// What extendedKeyUsage (RFC 5280 §4.2.1.12) says about use as an EK certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum EkUsage {
-    /// There is none.
+    /// The extension is absent.
     #[default]
     Unsaid,
     /// It has `tcg-kp-EKCertificate`.
     Named,
     /// It has `anyExtendedKeyUsage` instead.
     Any,
-    /// It is for something else.
+    /// It is for other uses only.
     Excluded,
 }
 
 /// A GeneralName (RFC 5280 §4.2.1.6).
 #[derive(Clone, Debug)]
 pub(crate) enum AltName {
-    /// In DER: a name is read where it is compared, after the signature over it was verified.
+    /// In DER. A name is read where it is compared, after the signature over it was verified.
     Directory(Vec<u8>),
-    /// Of another form, by its tag.
+    /// A name of another form, by its tag.
     Other(u8),
 }
 
@@ -88,8 +87,8 @@ pub(crate) struct NameConstraints {
 impl Certificate {
     /// Reads an X.509 certificate in DER.
     ///
-    /// Around what is signed, nothing but the signature's value is left to choose: the outer
-    /// algorithm is the signed one (RFC 5280 §4.1.1.2), and lengths and padding have one form.
+    /// Outside of the signed part, only the value of the signature can vary: the outer algorithm
+    /// must equal the signed one (RFC 5280 §4.1.1.2), and lengths and padding have only one form.
     pub(crate) fn read(der: &[u8]) -> Result<Self, Unreadable> {
         let (tbs, signature) = take_apart(der)?;
         let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
@@ -109,18 +108,18 @@ impl Certificate {
         })
     }
 
-    /// Whether both are the same certificate, whatever was done to their signatures.
+    /// Whether both are the same certificate, even if their signatures differ.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.tbs == other.tbs
     }
 
-    /// Whether its subject calls itself its issuer (RFC 5280 §6.1).
+    /// Whether its subject and its issuer are the same name (RFC 5280 §6.1).
     pub(crate) fn is_self_issued(&self) -> bool {
         self.subject == self.issuer
     }
 
     /// Whether `issuer` may be the issuer of this certificate, by name and by key identifier (RFC
-    /// 5280 §4.2.1.1). Nothing is proven by it.
+    /// 5280 §4.2.1.1). This proves nothing.
     pub(crate) fn names_as_issuer(&self, issuer: &Self) -> bool {
         let by_key = match (&self.extensions.authority_key_id, &issuer.extensions.subject_key_id) {
             (Some(authority), Some(subject)) => authority == subject,
@@ -135,12 +134,12 @@ impl Certificate {
         Ok(issuer.key.clone()?.fits(self.algorithm.clone()?))
     }
 
-    /// How it is signed, if that is accepted.
+    /// Its signature algorithm, if accepted.
     pub(crate) fn signature_algorithm(&self) -> &Result<SignatureAlgorithm, Unsupported> {
         &self.algorithm
     }
 
-    /// Whether the issuer's key signed it: one check of a signature.
+    /// Whether the issuer's key signed it. This costs one check of a signature.
     pub(crate) fn is_signed_by(&self, issuer: &Self) -> bool {
         match (&issuer.key, &self.algorithm) {
             (Ok(key), Ok(algorithm)) => key.verifies(*algorithm, &self.tbs, &self.signature),
@@ -149,7 +148,7 @@ impl Certificate {
     }
 }
 
-/// Why bytes are no certificate that could be looked at.
+/// Why this crate does not read a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unreadable {
     #[error("it is not an X.509 certificate in DER")]
@@ -167,8 +166,8 @@ pub(crate) enum Unreadable {
     Twice(String),
 }
 
-/// Reads a certificate that we made ourselves, or that somebody else checks: nothing of it is
-/// established.
+/// Parses a certificate that we made ourselves, or that the caller checks. Establishes nothing
+/// about it.
 pub(crate) fn parse_certificate(der: &[u8]) -> Option<X509Certificate<'_>> {
     match X509Certificate::from_der(der) {
         Ok((&[], certificate)) => Some(certificate),
@@ -215,7 +214,8 @@ impl Extensions {
         Ok(extensions)
     }
 
-    /// Takes up what one extension says; `None` if it is malformed, false if it is not understood.
+    /// Takes over what one extension says. `None` if it is malformed, false if it is not
+    /// understood.
     fn take(&mut self, id: &[u8], value: &[u8]) -> Option<bool> {
         match id {
             extension::SUBJECT_KEY_IDENTIFIER => {
@@ -223,7 +223,8 @@ impl Extensions {
             }
             extension::AUTHORITY_KEY_IDENTIFIER => {
                 let mut fields = Reader::new(Reader::only(tag::SEQUENCE, value)?);
-                // Issuer and serial number may follow, which tell nothing that the name does not.
+                // Issuer and serial number may follow. They tell nothing that the issuer's name
+                // does not.
                 self.authority_key_id = if fields.is_at(tag::PRIMITIVE_0) {
                     fields.take(tag::PRIMITIVE_0).map(<[u8]>::to_vec)
                 } else {
@@ -263,8 +264,8 @@ impl Extensions {
             extension::NAME_CONSTRAINTS => {
                 self.name_constraints = Some(NameConstraints::read(value)?)
             }
-            // Where to ask whether it is revoked: nobody is asked, which is said where it matters.
-            // So it changes nothing.
+            // Says where to ask whether the certificate is revoked. The CA asks nobody, which the
+            // documentation states, so this extension changes nothing.
             extension::CRL_DISTRIBUTION_POINTS => {}
             oid::AUTHORITY_INFORMATION_ACCESS => {
                 self.issuer_at = issuer_at(value);
@@ -299,8 +300,8 @@ impl NameConstraints {
     }
 }
 
-/// `cA` and `pathLenConstraint` (RFC 5280 §4.2.1.9). Some vendors write the default of the first,
-/// FALSE.
+/// `cA` and `pathLenConstraint` (RFC 5280 §4.2.1.9). Some vendors write `cA` even if it is FALSE,
+/// its default.
 fn basic_constraints(value: &[u8]) -> Option<(bool, Option<u32>)> {
     let mut fields = Reader::new(Reader::only(tag::SEQUENCE, value)?);
     let is_ca = match fields.is_at(tag::BOOLEAN) {
@@ -354,7 +355,7 @@ fn policies(value: &[u8]) -> Option<BTreeSet<Vec<u8>>> {
     Some(policies.into_iter().collect())
 }
 
-/// Bounds what a stranger makes us keep before a signature is verified.
+/// Bounds what a stranger makes the CA keep before a signature is verified.
 fn is_short<T>(list: &[T]) -> Option<()> {
     (list.len() <= MAX_LIST).then_some(())
 }
@@ -384,8 +385,8 @@ fn issuer_at(value: &[u8]) -> Option<String> {
     None
 }
 
-/// A count of certificates; `None` if it is negative or not minimal. What exceeds the type is as
-/// good as its largest number.
+/// A count of certificates; `None` if it is negative or not minimal. A number that is too large for
+/// the type becomes the type's largest number.
 fn unsigned(content: &[u8]) -> Option<u32> {
     match content {
         [] | [0x80..=0xFF, ..] | [0, 0..=0x7F, ..] => None,
@@ -398,7 +399,7 @@ fn unsigned(content: &[u8]) -> Option<u32> {
     }
 }
 
-/// An extension as people know it.
+/// An extension's name for people.
 fn name_of(id: &[u8]) -> String {
     let known = match id {
         extension::SUBJECT_KEY_IDENTIFIER => "subjectKeyIdentifier",
@@ -421,5 +422,5 @@ fn name_of(id: &[u8]) -> String {
 
 /// `keyCertSign` in the first byte of a keyUsage (RFC 5280 §4.2.1.3).
 const KEY_CERT_SIGN: u8 = 0x04;
-/// Entries of a list in an extension. Vendors' have up to four.
+/// The most entries of a list in an extension. Vendors' lists have up to four.
 const MAX_LIST: usize = 64;

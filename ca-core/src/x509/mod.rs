@@ -1,5 +1,5 @@
-//! X.509 certificates of EKs and of those who issue them, as far as deciding on trust needs them
-//! (RFC 5280).
+//! X.509 certificates of EKs and of their issuers, as far as decisions on trust need them (RFC
+//! 5280).
 
 mod certificate;
 pub(crate) use certificate::{AltName, Certificate, EkUsage, parse_certificate};

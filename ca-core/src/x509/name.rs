@@ -1,4 +1,4 @@
-//! Distinguished names, compared as RFC 5280 §7.1 says: whatever their string types, case and white
+//! Distinguished names, compared as RFC 5280 §7.1 says: regardless of string type, case and white
 //! space.
 
 use std::fmt;
@@ -10,17 +10,17 @@ use crate::oid;
 
 /// A distinguished name.
 ///
-/// Two are equal if RFC 5280 §7.1 says so: as many relative names, in the same order, each of the
-/// same attributes.
+/// Two names are equal as RFC 5280 §7.1 says: if they have the same number of relative names, in
+/// the same order, each with the same attributes.
 #[derive(Clone, Debug)]
 pub(crate) struct Name {
     raw: Vec<u8>,
-    /// One for each relative name, so that equal bytes mean equal names.
+    /// One for each relative name. Equal bytes mean equal names.
     prepared: Vec<Vec<u8>>,
 }
 
 impl Name {
-    /// Reads a Name in DER; `None` if it is none, or longer than [`MAX_NAME`].
+    /// Reads a Name in DER; `None` if it is not a Name, or is longer than [`MAX_NAME`].
     pub(crate) fn read(raw: &[u8]) -> Option<Self> {
         match X509Name::from_der(raw) {
             Ok((&[], name)) => Self::of(&name),
@@ -28,7 +28,7 @@ impl Name {
         }
     }
 
-    /// The same of a name that is read.
+    /// The same for a name that is parsed already; `None` if it is longer than [`MAX_NAME`].
     pub(crate) fn of(name: &X509Name<'_>) -> Option<Self> {
         if name.as_raw().len() > MAX_NAME {
             return None;
@@ -45,15 +45,15 @@ impl Name {
         self.prepared.is_empty()
     }
 
-    /// Whether it is in the subtree below `base` (RFC 5280 §4.2.1.10): the relative names of `base`
-    /// are its first ones.
+    /// Whether it is in the subtree below `base` (RFC 5280 §4.2.1.10): whether it begins with the
+    /// relative names of `base`.
     pub(crate) fn is_within(&self, base: &Self) -> bool {
         self.prepared.starts_with(&base.prepared)
     }
 
-    /// Whether comparing it needs no Unicode normalisation. Names that differ in that alone count
-    /// as different here, which makes a path fail, but must not make a name escape from an
-    /// exclusion.
+    /// Whether the name can be compared without Unicode normalisation, which this crate does not
+    /// do. Names that differ only in normalisation count as different. That may make a path fail,
+    /// but it must not let a name escape from an exclusion.
     pub(crate) fn is_ascii(&self) -> bool {
         let Ok((_, name)) = X509Name::from_der(&self.raw) else { return false };
         name.iter_attributes().all(|attribute| text(attribute).is_some_and(|text| text.is_ascii()))
@@ -86,9 +86,9 @@ impl Ord for Name {
 }
 
 impl fmt::Display for Name {
-    /// For people: as RFC 4514 writes it, but in the order of the certificate. What could steer a
-    /// terminal or forge a line is escaped, and no more than [`MAX_SHOWN`] characters are written,
-    /// for strangers choose names.
+    /// For people: as RFC 4514 writes it, but in the order of the certificate. Escapes what could
+    /// steer a terminal or forge a line, and writes at most [`MAX_SHOWN`] characters, because
+    /// strangers choose names.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Ok((_, name)) = X509Name::from_der(&self.raw) else { return f.write_str("(no name)") };
         let attributes = name.iter_attributes().map(|attribute| {
@@ -117,7 +117,7 @@ pub(crate) fn attribute_of(name: &[u8], attribute_type: &[u8]) -> Option<String>
 fn prepare(attribute: &AttributeTypeAndValue<'_>) -> Vec<u8> {
     let value = match text(attribute) {
         Some(text) => [&[IS_TEXT], prepare_string(&text).as_bytes()].concat(),
-        // Of other types of values nothing but the encoding is known.
+        // Of a value of another type, only the encoding is known.
         None => {
             [&[IS_OTHER, attribute.attr_value().tag().0.to_be_bytes()[3]], attribute.as_slice()]
                 .concat()
@@ -131,14 +131,14 @@ fn prepare(attribute: &AttributeTypeAndValue<'_>) -> Vec<u8> {
     prepared
 }
 
-/// RFC 4518 §2, as far as it goes without tables: characters without a meaning go, case is folded,
-/// white space is as much as one space and goes at both ends. Not done is normalisation (NFKC).
+/// RFC 4518 §2, as far as possible without tables: drops characters without a meaning, folds case,
+/// makes white space one space, and trims both ends. Does not normalise (NFKC).
 fn prepare_string(text: &str) -> String {
     if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         let folded = text.to_ascii_lowercase();
         return folded.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
     }
-    // RFC 4518 §2.2: mapped to nothing.
+    // RFC 4518 §2.2 maps these to nothing.
     let is_nothing = |c: char| {
         matches!(c, '\u{AD}' | '\u{34F}' | '\u{180B}'..='\u{180E}' | '\u{200B}'..='\u{200F}' | '\u{2060}'..='\u{2063}' | '\u{FE00}'..='\u{FE0F}' | '\u{FEFF}')
             || c.is_control() && !c.is_whitespace()
@@ -148,15 +148,15 @@ fn prepare_string(text: &str) -> String {
     folded.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The text of a value of any string type; `None` of another type, or of bytes that its type does
-/// not have.
+/// The text of a value of any string type. `None` for another type, or for bytes that the type
+/// cannot have.
 fn text(attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
     let value = attribute.as_slice();
     match attribute.attr_value().tag().0 {
         UTF8_STRING | NUMERIC_STRING | PRINTABLE_STRING | IA5_STRING | VISIBLE_STRING => {
             std::str::from_utf8(value).ok().map(str::to_owned)
         }
-        // Whoever writes one means Latin-1.
+        // In practice, such strings are in Latin-1.
         TELETEX_STRING => Some(value.iter().copied().map(char::from).collect()),
         BMP_STRING => {
             let (units, rest) = value.as_chunks::<2>();
@@ -172,7 +172,7 @@ fn text(attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
     }
 }
 
-/// As people know an attribute type (RFC 4514 §3), else its object identifier.
+/// The common name of an attribute type (RFC 4514 §3), or else its object identifier.
 fn short_name(attribute_type: &[u8]) -> String {
     match attribute_type {
         [0x55, 4, 3] => "CN".into(),
@@ -196,13 +196,13 @@ const IA5_STRING: u32 = 22;
 const VISIBLE_STRING: u32 = 26;
 const UNIVERSAL_STRING: u32 = 28;
 const BMP_STRING: u32 = 30;
-/// Vendors' names have up to some 300 bytes, and RFC 5280, appendix A.1, ends most attributes at 64
-/// characters.
+/// Vendors' names have up to about 300 bytes, and RFC 5280, appendix A.1, limits most attributes to
+/// 64 characters.
 const MAX_NAME: usize = 1024;
-/// What a prepared value begins with.
+/// The first byte of a prepared value.
 const IS_TEXT: u8 = 1;
 const IS_OTHER: u8 = 0;
-/// Vendors' names have up to some 120 characters.
+/// Vendors' names have up to about 120 characters.
 pub(crate) const MAX_SHOWN: usize = 160;
 
 #[cfg(test)]
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use crate::der::{element, tag};
 
-    /// A name of attributes: the last byte of an id-at type, a string tag, content.
+    /// A name with these attributes: the last byte of an id-at type, a string tag, content.
     fn name(attributes: &[(u8, u8, &[u8])]) -> Name {
         let relative_names: Vec<_> =
             attributes.iter().map(|attribute| element(SET, &[&one(*attribute)])).collect();

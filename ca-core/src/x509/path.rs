@@ -1,5 +1,5 @@
-//! Whether certificates that signed each other make a valid path (RFC 5280 §6.1): one pass, from
-//! the anchor to the EK certificate.
+//! Checks whether certificates that signed each other make a valid path (RFC 5280 §6.1), in one
+//! pass from the anchor to the EK certificate.
 
 use time::OffsetDateTime;
 
@@ -8,13 +8,13 @@ use super::name::Name;
 use super::policies::PolicyState;
 use crate::oid;
 
-/// Checks everything about a path but its signatures, which the caller has verified.
+/// Checks everything about a path except its signatures, which the caller has verified.
 ///
-/// `path` goes from the certificate that `anchor` signed to the one in question. None of it is
-/// self-issued, so that the exceptions of RFC 5280 for such certificates never apply.
+/// `path` goes from the certificate that `anchor` signed to the one in question. None of its
+/// certificates is self-issued, so the exceptions of RFC 5280 for such certificates never apply.
 ///
-/// Of the anchor, whatever constrains those below it holds as well (RFC 5937 §3), but not its
-/// validity: trusting it is the operator's decision, and so is removing it (RFC 5280 §6.1.1 d).
+/// The anchor's constraints on the certificates below it apply too (RFC 5937 §3). Its validity does
+/// not: trusting the anchor is the operator's decision, and so is removing it (RFC 5280 §6.1.1 d).
 pub(crate) fn check_path(
     anchor: &Certificate,
     path: &[&Certificate],
@@ -36,18 +36,18 @@ pub(crate) fn check_path(
     }
 }
 
-/// What the last certificate of a path is to be good for.
+/// What the last certificate of a path is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// It is an EK's.
+    /// It is for an EK.
     BeEk,
-    /// It is a CA's that issues certificates for EKs.
+    /// It is for a CA that issues certificates for EKs.
     Issue,
 }
 
 impl Certificate {
     /// Whether it may issue certificates for EKs at all: it is a CA (RFC 5280 §6.1.4 k, n), its
-    /// extended key usage lets it, and nothing critical about it is unknown.
+    /// extended key usage allows it, and it has no unknown critical extension.
     pub(crate) fn check_issuer(&self) -> Result<(), Rule> {
         if !self.extensions.is_ca {
             return Err(Rule::NotACa);
@@ -55,8 +55,9 @@ impl Certificate {
         if self.extensions.may_sign_certificates == Some(false) {
             return Err(Rule::MayNotSign);
         }
-        // RFC 5280 has no rule for issuers here. That one for other uses issues no certificate for
-        // this one is what everybody takes it to mean, and why vendors write it.
+        // RFC 5280 has no rule for issuers here. In practice, an issuer whose extended key usage is
+        // for other uses may not issue for this one, and vendors write the extension for that
+        // reason.
         if self.extensions.ek_usage == EkUsage::Excluded {
             return Err(Rule::IssuerUsage);
         }
@@ -74,12 +75,12 @@ impl Certificate {
 /// Which rule a path breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Broken {
-    /// Of the certificate: 0 is the anchor's, 1 is what it signed.
+    /// Position of the certificate: 0 is the anchor, 1 is the certificate that it signed.
     pub(crate) position: usize,
     pub(crate) rule: Rule,
 }
 
-/// A rule that a certificate breaks; a sentence without its subject.
+/// A rule that a certificate breaks. The text is a sentence without its subject.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Rule {
     #[error("is valid only from {not_before} to {not_after}; it is {now}, so it has expired")]
@@ -117,19 +118,19 @@ pub(crate) enum Rule {
     EkIsCa,
 }
 
-/// The state variables of RFC 5280 §6.1.2. The working key and name are left to who verifies
-/// signatures.
+/// The state variables of RFC 5280 §6.1.2. The caller, which verifies the signatures, has the
+/// working key and name.
 struct State<'a> {
     policies: PolicyState,
-    /// How many CAs may follow.
+    /// How many more CAs may follow.
     path_length: u32,
-    /// Permitted and excluded subtrees, each of another issuer; all of them hold.
+    /// Permitted and excluded subtrees, one entry for each issuer. All of them apply.
     name_constraints: Vec<&'a NameConstraints>,
 }
 
 impl<'a> State<'a> {
     fn below(anchor: &'a Certificate) -> Result<Self, Broken> {
-        // One more than the anchor itself takes.
+        // One more CA than may follow, because the anchor itself takes one.
         let mut state = Self {
             policies: PolicyState::new(),
             path_length: u32::MAX,
@@ -139,8 +140,8 @@ impl<'a> State<'a> {
         Ok(state)
     }
 
-    /// RFC 5280 §6.1.3, but for the signature and revocation; criticality as well, which the RFC
-    /// leaves to the end.
+    /// RFC 5280 §6.1.3, except signature and revocation. Also checks critical extensions, which the
+    /// RFC does at the end.
     fn process(&mut self, certificate: &Certificate, now: OffsetDateTime) -> Result<(), Rule> {
         let Certificate { not_before, not_after, .. } = *certificate;
         if now.unix_timestamp() > not_after.unix_timestamp() {
@@ -167,7 +168,7 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// RFC 5280 §6.1.5; and that an EK, which decrypts, is no CA.
+    /// RFC 5280 §6.1.5. Also refuses an EK certificate that is a CA's, because an EK only decrypts.
     fn wrap_up(self, ek_certificate: &Certificate) -> Result<(), Rule> {
         if ek_certificate.extensions.is_ca {
             return Err(Rule::EkIsCa);
@@ -177,9 +178,9 @@ impl<'a> State<'a> {
 }
 
 impl NameConstraints {
-    /// Checks subject and alternative names, RFC 5280 §6.1.3 (b) and (c). Of the forms of names,
-    /// directory names are compared; a certificate with a name of another form that is constrained
-    /// must be refused (§4.2.1.10).
+    /// Checks subject and alternative names, RFC 5280 §6.1.3 (b) and (c). Compares only directory
+    /// names. A certificate with a name of another form that is constrained must be refused
+    /// (§4.2.1.10).
     fn check(&self, certificate: &Certificate) -> Result<(), Rule> {
         let of_form = |bases: &[AltName], form: u8| {
             bases.iter().any(|base| matches!(base, AltName::Other(tag) if *tag == form))
@@ -225,6 +226,6 @@ impl NameConstraints {
     }
 }
 
-/// `[1] IMPLICIT` of a string: an e-mail address among GeneralNames (RFC 5280 §4.2.1.6), which a
-/// subject may hold as an attribute.
+/// `[1] IMPLICIT` of a string: an e-mail address among GeneralNames (RFC 5280 §4.2.1.6). A subject
+/// may hold one as an attribute.
 const RFC822_NAME: u8 = 0x81;

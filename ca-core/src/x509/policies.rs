@@ -1,17 +1,17 @@
-//! Certificate policies along a path, with *any policy* as what the verifier wants (RFC 5280 §6.1).
+//! Certificate policies along a path, if the verifier accepts *any policy* (RFC 5280 §6.1).
 //!
-//! The RFC keeps a tree of policies, which can explode. Whether it is empty is all that matters if
-//! any policy will do, and depends on nothing but the expected policies of its lowest level; so one
-//! set is enough.
+//! The RFC keeps a tree of policies, which can grow exponentially. If any policy is accepted, only
+//! one thing matters: whether the tree is empty. That depends only on the expected policies of its
+//! lowest level, so one set is enough.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::oid;
 
-/// What one certificate says of policies.
+/// What one certificate says about policies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Policies {
-    /// certificatePolicies (§4.2.1.4). Qualifiers ask for nothing but to be shown.
+    /// certificatePolicies (§4.2.1.4). Qualifiers are ignored, because they are only for display.
     pub(crate) policies: Option<BTreeSet<Oid>>,
     /// policyMappings (§4.2.1.5): from the issuer's domain to the subject's.
     pub(crate) mappings: Vec<(Oid, Oid)>,
@@ -30,20 +30,19 @@ pub(crate) type Oid = Vec<u8>;
 #[derive(Clone, Debug)]
 pub(crate) struct PolicyState {
     /// Union of the expected policy sets on the lowest level of the valid policy tree; empty if the
-    /// tree is.
+    /// tree is empty.
     expected: BTreeSet<Oid>,
     explicit_policy: u32,
     policy_mapping: u32,
     inhibit_any: u32,
 }
 
-/// No certificate on the path is valid for a policy, though one must be; or a mapping that must not
-/// be.
+/// The path needs a valid policy and has none, or a certificate has a forbidden mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PolicyBroken;
 
 impl PolicyState {
-    /// Nothing is demanded but what certificates demand.
+    /// The verifier demands nothing. Only certificates do.
     pub(crate) fn new() -> Self {
         let expected = [oid::ANY_POLICY.to_vec()].into();
         Self {
@@ -77,7 +76,7 @@ impl PolicyState {
         self.check()
     }
 
-    /// §6.1.4 (a), (b), (h) to (j), of every certificate but the last.
+    /// §6.1.4 (a), (b), (h) to (j), for every certificate except the last.
     pub(crate) fn prepare_for_next(&mut self, certificate: &Policies) -> Result<(), PolicyBroken> {
         let mut mappings = BTreeMap::<_, Vec<_>>::new();
         for (from, to) in &certificate.mappings {
@@ -108,7 +107,7 @@ impl PolicyState {
         Ok(())
     }
 
-    /// §6.1.5 (a), (b), (g), of the last certificate.
+    /// §6.1.5 (a), (b), (g), for the last certificate.
     pub(crate) fn wrap_up(mut self, certificate: &Policies) -> Result<(), PolicyBroken> {
         self.explicit_policy = self.explicit_policy.saturating_sub(1);
         if certificate.require_explicit == Some(0) {
@@ -146,7 +145,8 @@ mod tests {
         from
     }
 
-    /// The path from the first certificate below the anchor, which demands `require_explicit`.
+    /// Runs the path from the first certificate below the anchor. The anchor demands
+    /// `require_explicit`.
     fn run(require_explicit: Option<u32>, path: &[Policies]) -> Result<(), PolicyBroken> {
         let mut state = PolicyState::new();
         state.prepare_for_next(&Policies { require_explicit, ..Policies::default() })?;

@@ -1,4 +1,4 @@
-//! Which signatures count: ECDSA on NIST's curves and RSA, with SHA-256 or longer.
+//! The accepted signatures: ECDSA on NIST's curves and RSA, with SHA-256 or longer.
 
 use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use x509_parser::prelude::FromDer;
@@ -9,13 +9,13 @@ use crate::der::{Reader, strip_leading_zeros, tag};
 use crate::key::{NO_UNUSED_BITS, SEC1_UNCOMPRESSED};
 use crate::oid;
 
-/// How a certificate is signed.
+/// The algorithm with which a certificate is signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SignatureAlgorithm {
     /// RSASSA-PKCS1-v1_5 (RFC 8017 §8.2).
     RsaPkcs1(Hash),
-    /// RSASSA-PSS with one hash for everything and a salt of its length (RFC 8017 §8.1, RFC 4055
-    /// §3.1).
+    /// RSASSA-PSS with one hash for both purposes and a salt as long as the hash (RFC 8017 §8.1,
+    /// RFC 4055 §3.1).
     RsaPss(Hash),
     /// ECDSA (FIPS 186-5 §6).
     Ecdsa(Hash),
@@ -35,8 +35,8 @@ pub(crate) enum VerifyingKey {
         /// An RSAPublicKey in DER (RFC 8017, appendix A.1.1).
         key: Vec<u8>,
         bits: usize,
-        /// Whether it may sign nothing but PSS, as a key of the type `id-RSASSA-PSS` (RFC 4055
-        /// §1.2); and with which hash, if it says.
+        /// Set if the key has the type `id-RSASSA-PSS` and so signs only with PSS (RFC 4055 §1.2).
+        /// The inner value is the only hash that it allows, if it names one.
         only_pss: Option<Option<Hash>>,
     },
     Ecc {
@@ -46,7 +46,7 @@ pub(crate) enum VerifyingKey {
     },
 }
 
-/// The curves that vendors' CAs use; EKs are on the first two.
+/// The curves that vendors' CAs use. EKs are on the first two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Curve {
     P256,
@@ -54,7 +54,7 @@ pub(crate) enum Curve {
     P521,
 }
 
-/// A signature or a key is of a kind that counts for nothing here; a sentence without its subject.
+/// A signature or a key of a kind that is not accepted. The text is a sentence without its subject.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unsupported {
     #[error(
@@ -126,7 +126,7 @@ impl VerifyingKey {
         }
     }
 
-    /// Whether signatures of this kind can be this key's.
+    /// Whether this key can make signatures of this kind.
     pub(crate) fn fits(&self, algorithm: SignatureAlgorithm) -> bool {
         match (self, algorithm) {
             (
@@ -142,8 +142,8 @@ impl VerifyingKey {
         }
     }
 
-    /// Whether this key signed `message`. AWS-LC takes an ECDSA signature in DER alone, and an RSA
-    /// signature as long as the modulus.
+    /// Whether this key signed `message`. AWS-LC accepts an ECDSA signature only in DER, and an RSA
+    /// signature only if it is as long as the modulus.
     pub(crate) fn verifies(
         &self,
         algorithm: SignatureAlgorithm,
@@ -167,7 +167,7 @@ impl VerifyingKey {
 }
 
 impl std::fmt::Display for VerifyingKey {
-    /// What kind of key it is, e.g. `RSA-2048`.
+    /// The kind of key, e.g. `RSA-2048`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Rsa { bits, .. } => write!(f, "RSA-{bits}"),
@@ -212,8 +212,8 @@ fn read_rsa(key: &[u8], only_pss: Option<Option<Hash>>) -> Result<VerifyingKey, 
     Ok(VerifyingKey::Rsa { key: key.to_vec(), bits, only_pss })
 }
 
-/// The hash in RSASSA-PSS-params (RFC 4055 §3.1); `None` of any but the accepted parameters. Their
-/// defaults are of SHA-1.
+/// The hash in RSASSA-PSS-params (RFC 4055 §3.1); `None` if the parameters are not accepted. Absent
+/// fields would mean SHA-1.
 fn pss_hash(algorithm: &AlgorithmIdentifier<'_>) -> Option<Hash> {
     let parameters = algorithm.parameters.as_ref()?;
     if parameters.header.raw_tag() != Some(&[tag::SEQUENCE]) {
@@ -235,7 +235,7 @@ fn pss_hash(algorithm: &AlgorithmIdentifier<'_>) -> Option<Hash> {
     (salt == [hash.bytes()] && trailer == [1] && fields.is_empty()).then_some(hash)
 }
 
-/// The hash that an AlgorithmIdentifier names, with NULL for parameters or none (RFC 4055 §2.1).
+/// The hash that an AlgorithmIdentifier names, with NULL or no parameters (RFC 4055 §2.1).
 fn hash_of(algorithm: &[u8]) -> Option<Hash> {
     let mut fields = Reader::new(Reader::only(tag::SEQUENCE, algorithm)?);
     let hash = match fields.take(tag::OID)? {
@@ -287,12 +287,12 @@ fn ecdsa(curve: Curve, hash: Hash) -> &'static dyn VerificationAlgorithm {
     }
 }
 
-/// NIST SP 800-131A permits no shorter one.
+/// The shortest that NIST SP 800-131A permits.
 const MIN_RSA_BITS: usize = 2048;
-/// The longest that vendors use. Longer keys only cost time, and a stranger chooses those that he
-/// sends.
+/// The longest that vendors use. Longer keys only cost time, and strangers choose the keys that
+/// they send.
 const MAX_RSA_BITS: usize = 4096;
-/// F4. Longer exponents only cost time.
+/// F4. Larger exponents only cost time.
 const MAX_RSA_EXPONENT: u64 = 65537;
 /// `[2]` and `[3] EXPLICIT`.
 const CONTEXT_2: u8 = 0xA2;
@@ -302,7 +302,7 @@ const CONTEXT_3: u8 = 0xA3;
 mod tests {
     use super::*;
 
-    /// Made by `openssl dgst -sha384 -sign` and its like: curve, hash, point, signature of
+    /// Made by `openssl dgst -sha384 -sign` and similar commands: curve, hash, point, signature of
     /// `message`.
     const BY_OPENSSL: [(Curve, Hash, &str, &str); 4] = [
         (
