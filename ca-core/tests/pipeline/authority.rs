@@ -58,7 +58,8 @@ fn server_is_certified_for_its_names() {
     end_entity.verify_is_valid_for_subject_name(&other).unwrap_err();
 }
 
-/// Whoever steals the key that is at work all day is no broker by it.
+/// An attacker who steals the issuing CA's key, which is in use all day, must not pass for a
+/// broker.
 #[test]
 fn what_the_issuing_ca_signs_passes_for_no_server() {
     let mut rng = CountingRng::new();

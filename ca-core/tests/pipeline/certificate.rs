@@ -166,7 +166,7 @@ fn hardware_is_named_after_the_ek_certificate() {
 #[test]
 fn hardware_of_an_enrolled_ek_is_named_after_the_key() {
     let vendor = Vendor::new("Acme");
-    // Its certificate is untrusted, so nothing of it may show.
+    // The EK certificate is untrusted, so nothing from it may be in the device's certificate.
     let (mut ca, device) = (Ca::trusting(&vendor), Device::of(&Vendor::new("Impostor")));
     let records = Records { enrolment: Some(enrolled()), ..nothing_on_record() };
     let issued = issue_at(&mut ca, &device, &records, now());
@@ -186,7 +186,7 @@ fn other_names(issued: &Issued<Proven>) -> [Vec<u8>; 2] {
         .general_names
         .iter()
         .filter_map(|name| match name {
-            // The value is in an explicit [0] of less than 128 bytes, or with a long length.
+            // The value is in an explicit [0], with a short length (below 128 bytes) or a long one.
             GeneralName::OtherName(oid, value) => {
                 let header = if value[1] & 0x80 == 0 { 2 } else { 3 };
                 Some((oid.to_id_string(), value[header..].to_vec()))
@@ -321,7 +321,7 @@ fn issuer_is_believed_under_the_root_that_signed_it_while_it_is_valid() {
     };
     let issuer = || Issuer::from_pem(&issuing.certificate, &issuing.key).unwrap();
     issuer().under(&der(&root), now()).unwrap();
-    // Of the same name, but with another key.
+    // With the same name, but another key.
     assert_eq!(issuer().under(&der(&other), now()).unwrap_err(), IssuerError::OtherRoot);
     assert_eq!(
         issuer().under(&CertificateDer::from(vec![0x30]), now()).unwrap_err(),
@@ -338,7 +338,7 @@ fn issuer_knows_what_it_has_signed() {
     let (ca, _, issued) = issue();
     assert!(ca.issuer.has_signed(issued.der()));
     let mut rng = CountingRng::new();
-    // Of the same name, but with another key.
+    // With the same name, but another key.
     let other = Authority::root("Test", now(), &mut rng)
         .unwrap()
         .issuing("Test", now(), &mut rng)
@@ -348,7 +348,7 @@ fn issuer_knows_what_it_has_signed() {
     assert!(!other.has_signed(issued.der()) && !other.has_signed(b"no certificate"));
 }
 
-/// Whom a certificate names in its one URI.
+/// The identity in the only URI of a certificate.
 pub(crate) fn identity_in(leaf: &[u8]) -> Identity {
     let (_, leaf) = X509Certificate::from_der(leaf).unwrap();
     let names = leaf.subject_alternative_name().unwrap().unwrap().value;

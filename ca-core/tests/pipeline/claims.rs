@@ -1,4 +1,4 @@
-//! What a claim and its ticket are good for, and for how long.
+//! What a claim and its ticket prove, and for how long.
 
 use assay_ca_core::{
     CLAIM_LIFETIME, CLOCK_SKEW, CertificateOnRecord, Enrolment, ProvenDevice, QUOTA, Readmitted,
@@ -173,7 +173,7 @@ mod readmission {
         );
     }
 
-    /// The name is free for the hardware that comes in its place.
+    /// The name is then free for the hardware that replaces the device.
     #[test]
     fn device_that_was_removed_meanwhile_has_lost_the_name_that_was_given_to_it() {
         let vendor = Vendor::new("Acme");

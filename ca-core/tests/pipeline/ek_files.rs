@@ -1,4 +1,4 @@
-//! The files an operator may enrol an EK from.
+//! The files from which an operator may enrol an EK.
 
 use assay_ca_core::{ContainerError, EkFileError, EkIdentity, RecognisedAs, certificates_in};
 use data_encoding::BASE64;
@@ -59,7 +59,7 @@ fn device_id_of_the_derived_form_is_only_for_the_ek_that_it_follows_from() {
     own.may_be_named("pump-17".parse().unwrap()).unwrap();
     let refusal = own.may_be_named(other.derived_device_id.clone()).unwrap_err();
     assert!(matches!(refusal, EkFileError::DeviceIdOfAnotherEk { .. }), "{refusal}");
-    // The one that the device is given, and Azure's tools print.
+    // The device id that the device gets, and that Azure's tools print.
     let vendor = Vendor::new("Acme");
     let device = Device::with_ek(&vendor, SoftwareEk::golden("p256"));
     assert_eq!(device.evidence().ek.derived_device_id(), own.derived_device_id);
@@ -124,7 +124,7 @@ fn other_files_are_refused() {
     assert_eq!(error, EkFileError::Container(ContainerError::OtherPem("PRIVATE KEY".into())));
 }
 
-/// Kind F, and what mails, Windows and OpenSSL make of PEM.
+/// Kind F, and what mails, Windows and OpenSSL do to PEM.
 #[test]
 fn a_certificate_is_found_whatever_is_around_it() {
     let vendor = Vendor::new("Acme");
@@ -192,7 +192,8 @@ fn a_certificate_is_found_whatever_is_around_it() {
 fn rsa_keys_in_pkcs1_are_recognised() {
     let key = SoftwareEk::golden("rsa2048").key();
     let spki = key.spki();
-    // The bit string's content, after its header, the algorithm's 15 bytes and the outer header.
+    // The content of the bit string, after its header, the 15 bytes of the algorithm and the outer
+    // header.
     let pkcs1 = &spki[4 + 15 + 5..];
     for file in [pkcs1.to_vec(), pem("RSA PUBLIC KEY", pkcs1), BASE64.encode(pkcs1).into_bytes()] {
         let (form, identity) = EkIdentity::recognise(&file).unwrap();

@@ -29,7 +29,7 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
-/// The moment at which everything happens unless a test says otherwise.
+/// The time of everything, unless a test says otherwise.
 pub(crate) fn now() -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap()
 }
@@ -86,7 +86,7 @@ pub(crate) fn on_high_range(low: PublicArea) -> PublicArea {
     PublicArea { attributes, auth_policy: data_encoding::HEXLOWER.decode(policy_b).unwrap(), ..low }
 }
 
-/// A TPM vendor with a root, an intermediate, and the habits of one.
+/// A TPM vendor with a root and an intermediate, as vendors have them.
 pub(crate) struct Vendor {
     pub(crate) root: CertificateDer<'static>,
     pub(crate) intermediate: CertificateDer<'static>,
@@ -99,7 +99,7 @@ impl Vendor {
         Self::with_keys(name, [p256_key(), p256_key()])
     }
 
-    /// The same vendor with these keys: its root's and its intermediate's.
+    /// A vendor with these keys for its root and its intermediate.
     pub(crate) fn with_keys(name: &str, [root_key, key]: [KeyPair; 2]) -> Self {
         let root_params = ca_params(&format!("{name} Root"));
         let root = root_params.self_signed(&root_key).unwrap().into();
@@ -116,8 +116,8 @@ impl Vendor {
         self
     }
 
-    /// Puts `length` more intermediates between the root and EK certificates, and returns all of
-    /// them.
+    /// Puts `length` more intermediates between the root and EK certificates. Returns all
+    /// intermediates.
     pub(crate) fn lengthen(&mut self, length: usize) -> Vec<CertificateDer<'static>> {
         let mut chain = vec![self.intermediate.clone()];
         for level in 0..length {
@@ -133,7 +133,7 @@ impl Vendor {
         trusting([self.root.clone()])
     }
 
-    /// An EK certificate as TCG's profile wants it, after `change`; and its issuer.
+    /// An EK certificate that follows TCG's profile, after `change`; then its issuer.
     pub(crate) fn certify(
         &self,
         key: &PublicKey,
@@ -142,7 +142,7 @@ impl Vendor {
         vec![certify_ek(key, &self.issuer, change), self.intermediate.clone()]
     }
 
-    /// An EK certificate by the root itself.
+    /// An EK certificate that the root itself signed.
     pub(crate) fn certify_by_root(&self, key: &PublicKey) -> Vec<CertificateDer<'static>> {
         vec![certify_ek(key, &self.root_issuer, |_| ())]
     }
@@ -254,8 +254,8 @@ impl SoftwareEk {
         self.area.public_key().unwrap()
     }
 
-    /// TPM2_ActivateCredential (TPM 2.0 Part 1, 24) for an object called `name`; `None` where a TPM
-    /// would say that the integrity check failed.
+    /// TPM2_ActivateCredential (TPM 2.0 Part 1, 24) for the object with this Name. `None` where a
+    /// TPM would say that the integrity check failed.
     pub(crate) fn activate(&self, name: &Name, credential: &Credential) -> Option<Vec<u8>> {
         let ek = EkArea::recognise(&self.area).unwrap();
         let Credential { id_object, encrypted_seed } = credential;
@@ -295,7 +295,7 @@ impl SoftwareParent {
         Self { area, private: StoragePrivate::Rsa(OaepPrivateDecryptingKey::new(key).unwrap()) }
     }
 
-    /// The same key as a plain SRK, as no TPM has it.
+    /// The same key on the template of a plain SRK. No TPM has a key on both templates.
     pub(crate) fn into_plain_srk(self) -> Self {
         let PublicArea { attributes, auth_policy, .. } = golden_area("srk-p256");
         Self { area: PublicArea { attributes, auth_policy, ..self.area }, ..self }
@@ -305,14 +305,14 @@ impl SoftwareParent {
         ParentArea::recognise(&self.area).unwrap()
     }
 
-    /// The same for a device whose operator allows any parent.
+    /// The same parent, admitted for a device whose operator allows any parent.
     pub(crate) fn admitted(&self, device: &Admitted<SharedKeyFlow>) -> AdmittedParent {
         let enrolment = Some(Enrolment { plain_srk: true, ..Enrolment::default() });
         let records = Records { enrolment, ..nothing_on_record() };
         AdmittedParent::decide(device, self.recognised(), &records).unwrap()
     }
 
-    /// TPM2_Import (TPM 2.0 Part 3, 13.3) of an object with the public area `public`; `None` where
+    /// TPM2_Import (TPM 2.0 Part 3, 13.3) of an object with the public area `public`. `None` where
     /// a TPM would say that an integrity check failed.
     pub(crate) fn import(
         &self,
@@ -376,7 +376,7 @@ impl StoragePrivate {
     }
 }
 
-/// Checks and decrypts what is protected under `seed` for the object called `name`.
+/// Checks and decrypts what is protected under `seed` for the object with this Name.
 fn open_outer_wrapper(
     hash: Hash,
     seed: &[u8],
@@ -415,7 +415,7 @@ fn ecdh(curve: Curve) -> &'static aws_lc_rs::agreement::Algorithm {
     }
 }
 
-/// The area around another point, given uncompressed.
+/// The same area with another point, given uncompressed.
 pub(crate) fn with_point(mut area: PublicArea, point: &[u8]) -> PublicArea {
     let AreaKey::Ecc { x, y, .. } = &mut area.key else { unreachable!() };
     let (new_x, new_y) = point[1..].split_at(x.len());
@@ -423,14 +423,14 @@ pub(crate) fn with_point(mut area: PublicArea, point: &[u8]) -> PublicArea {
     area
 }
 
-/// The area around another modulus.
+/// The same area with another modulus.
 pub(crate) fn with_modulus(mut area: PublicArea, new: &[u8]) -> PublicArea {
     let AreaKey::Rsa { modulus, .. } = &mut area.key else { unreachable!() };
     *modulus = new.to_vec();
     area
 }
 
-/// A device: a TPM with an EK and an IK, and what its owner was sold with it.
+/// A device: a TPM with an EK and an IK, and the certificates that were sold with it.
 pub(crate) struct Device {
     pub(crate) ek: SoftwareEk,
     pub(crate) ek_certificates: Vec<CertificateDer<'static>>,
@@ -512,7 +512,7 @@ pub(crate) fn rsa_ik() -> (PublicArea, KeyPair) {
     (with_modulus(golden_area("ik-rsa2048"), &modulus), key)
 }
 
-/// A request that wishes for the world.
+/// A request that asks for more than the CA grants.
 pub(crate) fn csr(ik: &KeyPair) -> Vec<u8> {
     let mut wishes = CertificateParams::new(["broker.example".to_owned()]).unwrap();
     wishes.distinguished_name.push(DnType::CommonName, "administrator");
@@ -572,7 +572,7 @@ impl Ca {
         Admitted::decide(offered(), ek, records)
     }
 
-    /// Everything up to the challenge.
+    /// Runs everything up to the challenge.
     pub(crate) fn challenge(
         &mut self,
         device: &Device,
@@ -594,7 +594,7 @@ pub(crate) fn enrolled() -> Enrolment {
     Enrolment::default()
 }
 
-/// What is on record of an EK that never came before.
+/// What is on record about an EK that never came before.
 pub(crate) fn nothing_on_record() -> Records {
     Records {
         disabled: false,
@@ -608,7 +608,7 @@ pub(crate) fn nothing_on_record() -> Records {
     }
 }
 
-/// Any flow, of a scope that offers all.
+/// Any flow, in a scope that offers all flows.
 pub(crate) fn offered<F: FlowKind>() -> Offered<F> {
     Profile::default().with_flows(Flow::ALL.to_vec()).unwrap().offer().unwrap()
 }

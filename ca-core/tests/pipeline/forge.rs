@@ -1,4 +1,4 @@
-//! Certificates made byte by byte, as vendors make them and as nobody should.
+//! Certificates made byte by byte, both as vendors make them and as nobody should.
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeyPair as RsaKeyPair;
@@ -15,7 +15,7 @@ pub(crate) struct Forger {
     pub(crate) key: Key,
 }
 
-/// How a key signs: the algorithms' names in `openssl`.
+/// How a key signs: padding or curve, and the hash by its length in bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Algorithm {
     Rsa(Padding, u16),
@@ -47,7 +47,7 @@ impl Forger {
         self.sign(&self.to_be_signed(certificate, spki), &self.key.algorithm()).into()
     }
 
-    /// The same with another CA's certificate for this CA's key.
+    /// A certificate for this CA's key, by another CA.
     pub(crate) fn certified_by(
         &self,
         issuer: &Self,
@@ -56,7 +56,7 @@ impl Forger {
         issuer.certify(&Forged { subject: self.name.clone(), ..certificate }, &self.key.spki())
     }
 
-    /// A root's.
+    /// A root's certificate.
     pub(crate) fn root(&self) -> CertificateDer<'static> {
         self.certified_by(self, Forged::ca())
     }
@@ -82,21 +82,21 @@ impl Forger {
         tlv(0x30, &parts.concat())
     }
 
-    /// Around it, `outer_algorithm`.
+    /// Signs it, and states `outer_algorithm` outside of the signed part.
     pub(crate) fn sign(&self, to_be_signed: &[u8], outer_algorithm: &[u8]) -> Vec<u8> {
         let signature = [&[0], &self.key.sign(to_be_signed)[..]].concat();
         tlv(0x30, &[to_be_signed, outer_algorithm, &tlv(3, &signature)].concat())
     }
 }
 
-/// What a certificate is to say.
+/// The content of a certificate.
 #[derive(Clone)]
 pub(crate) struct Forged {
     pub(crate) subject: Vec<u8>,
     /// UTCTime or GeneralizedTime.
     pub(crate) validity: [&'static str; 2],
     pub(crate) extensions: Vec<Vec<u8>>,
-    /// In place of the one that the key signs with.
+    /// In place of the algorithm that the key signs with.
     pub(crate) algorithm: Option<Vec<u8>>,
 }
 
@@ -111,7 +111,7 @@ impl Forged {
         }
     }
 
-    /// An EK's, as TCG's profile wants it.
+    /// An EK's certificate that follows TCG's profile.
     pub(crate) fn ek() -> Self {
         let extensions = vec![
             basic_constraints(false, None),
@@ -122,7 +122,7 @@ impl Forged {
         Self { subject: tlv(0x30, &[]), extensions, ..Self::ca() }
     }
 
-    /// With one more, in place of any of its kind.
+    /// Adds an extension, or replaces the one of its kind.
     pub(crate) fn with(mut self, extension: Vec<u8>) -> Self {
         self.extensions.retain(|other| id_of(other) != id_of(&extension));
         self.extensions.push(extension);
@@ -273,20 +273,20 @@ pub(crate) fn extension_of(id: &[u8], critical: bool, value: &[u8]) -> Vec<u8> {
     tlv(0x30, &[oid(id), critical, tlv(4, value)].concat())
 }
 
-/// The identifier of an extension of less than 128 bytes, or of more.
+/// The identifier of an extension, whose length may be short or long.
 fn id_of(extension: &[u8]) -> &[u8] {
     let start = extension.iter().position(|byte| *byte == 6).unwrap();
     &extension[start + 2..start + 2 + usize::from(extension[start + 1])]
 }
 
 pub(crate) fn basic_constraints(is_ca: bool, path_length: Option<u8>) -> Vec<u8> {
-    // FALSE is written out, as some vendors do.
+    // Written out if FALSE too, as some vendors do.
     let is_ca = tlv(1, &[if is_ca { 0xFF } else { 0 }]);
     let path_length = path_length.map_or(vec![], |length| tlv(2, &[length]));
     extension(19, true, &tlv(0x30, &[is_ca, path_length].concat()))
 }
 
-/// The first byte of the usages.
+/// `bits` is the first byte of the usages.
 pub(crate) fn key_usage(bits: u8) -> Vec<u8> {
     extension(15, true, &tlv(3, &[bits.trailing_zeros() as u8, bits]))
 }

@@ -99,7 +99,7 @@ fn credentials_of_tpm2_tools_open() {
     }
 }
 
-/// What opens tpm2-tools' credentials opens ours, to the byte of every length.
+/// The code that opens tpm2-tools' credentials opens ours too, so every length is right.
 #[test]
 fn our_credentials_open_for_their_name_only() {
     let mut rng = CountingRng::new();
@@ -123,7 +123,8 @@ fn our_credentials_open_for_their_name_only() {
     }
 }
 
-/// One key in 256 has a short coordinate: stripping its zeros would fail those devices only.
+/// One key in 256 has a short coordinate. Code that strips its zeros would fail for such devices
+/// only.
 #[test]
 fn coordinates_with_leading_zeros_keep_their_width() {
     let mut rng = CountingRng::new();
@@ -132,7 +133,7 @@ fn coordinates_with_leading_zeros_keep_their_width() {
         .find(|ek| matches!(&ek.area.key, AreaKey::Ecc { x, .. } if x[0] == 0))
         .unwrap();
     let area = EkArea::recognise(&ek.area).unwrap();
-    // Some of these meet an ephemeral key or an agreed value with a leading zero, too.
+    // In some of these, the ephemeral key or the agreed value has a leading zero, too.
     for _ in 0..1000 {
         let credential = make_credential(&area, &name, b"secret", &mut rng).unwrap();
         assert_eq!(ek.activate(&name, &credential).as_deref(), Some(&b"secret"[..]));
@@ -153,7 +154,7 @@ fn certificates_of_swtpm_are_trusted() {
     }
 }
 
-/// `openssl pkey -in software-p256.pem -pubout -outform der | sha256sum`, and the same of the
+/// `openssl pkey -in software-p256.pem -pubout -outform der | sha256sum`, and the same for the
 /// others.
 #[test]
 fn ek_ids_are_what_openssl_hashes() {

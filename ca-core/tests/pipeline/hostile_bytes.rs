@@ -1,5 +1,5 @@
-//! Nothing that reads a device's or an operator's bytes panics, and none takes a changed area for
-//! another spelling.
+//! No parser of a device's or an operator's bytes panics, and none accepts a changed area as
+//! another spelling of the same one.
 
 use assay_ca_core::key::PublicKey;
 use assay_ca_core::tpm::public::PublicArea;

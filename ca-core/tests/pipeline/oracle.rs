@@ -1,8 +1,8 @@
-//! Random certificate paths, judged by us and by OpenSSL, which must agree.
+//! Random certificate paths that we and OpenSSL check. The two must agree.
 //!
-//! Each path is honest but for up to three oddities at random places. RFC 5280 §6.1 leaves no
-//! choice about those, so a path that one takes and the other refuses is a fault of one of them.
-//! `ASSAY_FUZZ_PATHS` says how many are tried.
+//! Each path is honest except for up to three oddities at random places. RFC 5280 §6.1 leaves no
+//! choice about them, so if one accepts a path and the other refuses it, one of them is at fault.
+//! `ASSAY_FUZZ_PATHS` says how many paths are tried.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use rustls_pki_types::CertificateDer;
 use crate::fixture::*;
 use crate::forge::*;
 
-/// A certificate somewhere in a path, made odd.
+/// A change that makes a certificate of a path odd.
 #[derive(Clone, Copy, Debug)]
 enum Oddity {
     PathLength(u8),
@@ -37,7 +37,7 @@ enum Oddity {
     WrongKeyId,
 }
 
-/// Random numbers that a failure can be repeated with.
+/// Random numbers that are the same when a failure is repeated.
 fn below(rng: &mut CountingRng, limit: usize) -> usize {
     rng.next_u32() as usize % limit
 }
@@ -99,7 +99,7 @@ impl Oddity {
     }
 }
 
-/// From the root to the EK.
+/// The path from the root to the EK.
 fn random_path(rng: &mut CountingRng) -> (Vec<(usize, Oddity)>, Vec<CertificateDer<'static>>) {
     let issuers = below(rng, 4);
     let cas: Vec<_> = (0..=issuers).map(|level| Forger::new(&format!("Level {level}"))).collect();
@@ -148,7 +148,7 @@ fn openssl_takes(path: &[CertificateDer<'static>], dir: &Path) -> Result<(), Str
     let (root, last) = (file("root.pem", &path[..1]), file("ek.pem", &path[path.len() - 1..]));
     let issuers = file("issuers.pem", &path[1..path.len() - 1]);
     let mut verify = Command::new("openssl");
-    // Any policy will do (RFC 5280 §6.1.1 c).
+    // Accept any policy (RFC 5280 §6.1.1 c).
     verify
         .args([
             "verify",
@@ -171,21 +171,21 @@ fn openssl_takes(path: &[CertificateDer<'static>], dir: &Path) -> Result<(), Str
     if output.status.success() { Ok(()) } else { Err(said) }
 }
 
-/// Where the two are to differ, with the reason; everything else is a fault.
+/// Where the two may differ, with the reason. Any other difference is a fault.
 fn may_differ(oddities: &[(usize, Oddity)], last: usize) -> bool {
     oddities.iter().any(|(level, oddity)| match oddity {
-        // An anchor's validity is the operator's business (RFC 5280 §6.1.1 d); OpenSSL asks.
+        // An anchor's validity is the operator's decision (RFC 5280 §6.1.1 d). OpenSSL checks it.
         Oddity::Expired | Oddity::ToCome => *level == 0,
-        // What an anchor demands of policies holds (RFC 5937 §3); OpenSSL looks at those below it
-        // only.
+        // An anchor's demands on policies apply (RFC 5937 §3). OpenSSL looks only at those of
+        // certificates below it.
         Oddity::RequirePolicy(_) | Oddity::InhibitAny(_) => *level == 0,
-        // Nor does it matter who may have issued an anchor.
+        // We do not check who may have issued an anchor.
         Oddity::WrongKeyId => *level == 0,
-        // A root that does not say that it is a CA's is none for us.
+        // We refuse a root that does not say that it is a CA's.
         Oddity::NoBasicConstraints if *level == 0 => true,
-        // That an EK's certificate is no CA's is our rule; OpenSSL was asked for any purpose.
+        // That an EK's certificate is not a CA's is our rule. We asked OpenSSL for any purpose.
         Oddity::PathLength(_) => *level == last,
-        // OpenSSL wants an EK's basicConstraints in order only with -x509_strict.
+        // OpenSSL checks an EK's basicConstraints only with -x509_strict.
         Oddity::NoBasicConstraints | Oddity::NoCa => *level == last,
         _ => false,
     })

@@ -1,5 +1,5 @@
-//! Which certificate paths lead from an EK to a trusted vendor (RFC 5280 §6.1), and what people are
-//! told of the others.
+//! Which certificate paths lead from an EK to a trusted vendor (RFC 5280 §6.1), and what the CA
+//! tells people about the others.
 
 use assay_ca_core::{
     Allowances, AnchorError, EkCheck, Rejection, TrustAnchors, VendorCertificate, VendorPath,
@@ -63,7 +63,7 @@ impl Chain {
         check(&self.certificates(), &self.anchors())
     }
 
-    /// What is said of a path that is refused.
+    /// The text for a path that is refused.
     fn refused(&self) -> String {
         let said = self.check().unwrap_err().to_string();
         assert_is_for_people(&said);
@@ -82,7 +82,7 @@ fn check(
     EkCheck::of(certificates, anchors, now())?.path
 }
 
-/// Not what a library calls its own states.
+/// The text must not name a library's internal states.
 fn assert_is_for_people(said: &str) {
     for dump in ["Context", "Unix", "Error", "::", " {", "Some(", "Invalid", "[0", "Oid"] {
         assert!(!said.contains(dump), "{said}");
@@ -91,13 +91,13 @@ fn assert_is_for_people(said: &str) {
 }
 
 mod kinds {
-    //! One test for each kind of real certificate that was refused once.
+    //! One test for each kind of real certificate that used to be refused.
     use super::*;
 
     /// Kind A: Infineon, Nuvoton, NSING and STMicroelectronics have such roots.
     #[test]
     fn every_accepted_algorithm_may_sign_at_any_place() {
-        // What this library does not sign with, the tests of the module verify.
+        // Algorithms with which this library cannot sign are tested in the module itself.
         let ecdsa = [(256, 256), (384, 384), (521, 256), (521, 384), (521, 512)]
             .map(|(curve, hash)| Algorithm::Ecdsa(curve, hash));
         let rsa = [Padding::Pkcs1, Padding::Pss]
@@ -171,7 +171,7 @@ mod kinds {
                 assert_eq!(checked.is_ok(), is_enough, "{needed} {allowed}: {checked:?}");
             }
         }
-        // Another vendor's allowance is none of this one's business.
+        // An allowance for another vendor does not apply here.
         let other = Forger::new("Other");
         let all = Allowances { ek_usage: true, tpm_attributes: true };
         let anchors = TrustAnchors::new([
@@ -182,7 +182,7 @@ mod kinds {
         assert_eq!(check(&sent, &anchors).unwrap_err().code(), ProblemCode::EkCertificateInvalid);
     }
 
-    /// A usage that is for something else is never a missing one.
+    /// A usage for something else is not a missing usage.
     #[test]
     fn an_allowance_does_not_make_a_server_certificate_an_eks() {
         let chain = Chain::new();
@@ -213,7 +213,7 @@ mod kinds {
                 VendorCertificate::read_anchor(&issuer, Allowances::default()).unwrap()
             ]);
         assert_eq!(check(&ek, &as_anchor).unwrap().issuers(), ["CN=Acme EK CA"]);
-        // It is a narrow one: what its own issuer signed otherwise is not trusted.
+        // Other certificates that its own issuer signed are not trusted.
         let sibling = Forger::new("Acme other CA");
         let others = [
             sibling.certify(&Forged::ek(), &ek_spki()),
@@ -225,7 +225,7 @@ mod kinds {
         );
     }
 
-    /// Kind G: Nuvoton's NPCT6xx, and certificates of the time.
+    /// Kind G: Nuvoton's NPCT6xx, and other certificates of that time.
     #[test]
     fn what_can_be_forged_is_refused_with_a_sentence() {
         let sha1 = tlv(0x30, &[oid(&[&RSA[..], &[5]].concat()), tlv(5, &[])].concat());
@@ -285,7 +285,7 @@ mod kinds {
                 "{said}"
             );
             assert_is_for_people(&said);
-            // Sent by a device, it is no more of an issuer.
+            // It is no issuer either if a device sends it.
             let odd = Forger { name: common_name("Odd"), key: Key::of(Algorithm::Ecdsa(256, 256)) };
             let said =
                 check(&[odd.certify(&Forged::ek(), &ek_spki()), certificate], &chain.anchors())
@@ -433,8 +433,8 @@ mod rules {
         assert!(twice.refused().contains("keyUsage (2.5.29.15) is there twice"));
     }
 
-    /// A stranger may send 4 KiB a certificate, and their signatures are verified only after they
-    /// are read.
+    /// A stranger may send 4 KiB for each certificate, and the CA reads them before it verifies
+    /// their signatures.
     #[test]
     fn names_and_lists_longer_than_any_vendors_are_refused() {
         let policy: &[u8] = &[0x2A, 3];
@@ -490,7 +490,7 @@ mod rules {
         let subject = || name_of(&[(10, UTF8, "Acme"), (3, UTF8, "TPM 7")]);
         let constrained = |permitted: &[Vec<u8>], excluded: &[Vec<u8>], subject: Vec<u8>| {
             let constraints = name_constraints(permitted, excluded);
-            // Of a TPM's attributes, which are a name as well, there are none here.
+            // Without the TPM's attributes, because they are a name too.
             let chain = Chain::new().issuer(|ca| ca.with(constraints));
             let mut forged = Forged::ek().without(&[0x55, 0x1D, 17]);
             forged.subject = subject;
@@ -512,7 +512,7 @@ mod rules {
         // The name of the TPM counts too.
         let said = Chain::new().issuer(|ca| ca.with(name_constraints(&[acme()], &[]))).refused();
         assert!(said.contains("do not permit"), "{said}");
-        // And so do constraints of the root.
+        // Constraints of the root count, too.
         let said = Chain::new().root(|ca| ca.with(name_constraints(&[acme()], &[]))).refused();
         assert!(said.contains("CN=Acme EK CA has a name"), "{said}");
     }
@@ -534,7 +534,7 @@ mod rules {
         assert!(said.contains("cannot be compared"), "{said}");
     }
 
-    /// An e-mail address may stand in a subject (RFC 5280 §4.1.2.6).
+    /// A subject may have an e-mail address (RFC 5280 §4.1.2.6).
     #[test]
     fn an_e_mail_address_in_a_subject_is_a_name_of_its_form() {
         let constrained = Chain::new()
@@ -581,7 +581,7 @@ mod rules {
         for chain in [Chain::new().ek(expired), Chain::new().issuer(early)] {
             assert_eq!(chain.check().unwrap_err().code(), ProblemCode::EkCertificateExpired);
         }
-        // RFC 5280 §6.1.1 d: an anchor's validity is the operator's business.
+        // RFC 5280 §6.1.1 d: an anchor's validity is the operator's decision.
         Chain::new().root(expired).check().unwrap();
     }
 }
@@ -602,7 +602,7 @@ mod issuers {
             "{said}"
         );
         assert!(said.contains("assay trust add"), "{said}");
-        // One further up is named as well.
+        // The text also names a missing issuer further up.
         let said = check(&chain.certificates(), &trusting([])).unwrap_err().to_string();
         assert!(
             said.contains("the certificate of CN=Acme EK CA was issued by CN=Acme Root"),
@@ -664,8 +664,8 @@ mod issuers {
         let to_be_signed = chain.issuer.to_be_signed(&Forged::ek(), &ek_spki());
         let algorithm = chain.issuer.key.algorithm();
         let signed = chain.issuer.sign(&to_be_signed, &algorithm);
-        // The last bits of a signature are no unused ones; its length and that of the whole have
-        // one form; nothing follows.
+        // A signature must have no unused bits, its length and that of the whole must be in their
+        // only form, and nothing may follow.
         let bit_string = HEADER + to_be_signed.len() + algorithm.len();
         let mut unused_bits = signed.clone();
         unused_bits[bit_string + 2] = 1;

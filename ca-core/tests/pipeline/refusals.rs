@@ -1,4 +1,4 @@
-//! Every check, and the problem a device gets that fails it.
+//! Every check, and the problem that a device gets if it fails the check.
 
 use assay_ca_core::key::{PublicKey, SoundKey, WeakKey};
 use assay_ca_core::tpm::algorithms::{AlgorithmId, CurveId};
@@ -28,14 +28,13 @@ fn code_for_certificate(change: impl FnOnce(&mut CertificateParams)) -> ProblemC
     code(Ca::trusting(&vendor).trust(&device, None))
 }
 
-/// The code for a device of a trusted vendor, with a certificate for its EK, whose EK area is this
-/// one.
+/// The code for an enrolled device with this EK area and no certificate.
 fn code_for_ek(area: PublicArea) -> ProblemCode {
     let vendor = Vendor::new("Acme");
     let mut device = Device::of(&vendor);
     device.ek.area = area;
     device.ek_certificates.clear();
-    // Enrolled, so that nothing but its area speaks against it.
+    // Enrolled, so that only the area can be refused.
     code(Ca::trusting(&vendor).trust(&device, Some(&enrolled())))
 }
 
@@ -70,7 +69,7 @@ mod ek_trust {
     #[test]
     fn ek_of_a_vendor_nobody_trusts_is_refused() {
         let device = Device::of(&Vendor::new("Impostor"));
-        // Even if it calls itself what a trusted vendor is called.
+        // Even if it uses the name of a trusted vendor.
         for trusted in ["Acme", "Impostor"] {
             let ca = Ca::trusting(&Vendor::new(trusted));
             assert_eq!(code(ca.trust(&device, None)), ProblemCode::EkCertificateUntrusted);
@@ -256,7 +255,7 @@ mod ek_trust {
         );
     }
 
-    /// The signature over a configured intermediate is remembered, but only for what it signs.
+    /// The signature over a configured intermediate is remembered, but only for the signed bytes.
     #[test]
     fn signature_of_a_configured_intermediate_vouches_for_nothing_else() {
         let (vendor, forger) = (Vendor::new("Acme"), Vendor::new("Acme"));
@@ -433,7 +432,7 @@ mod ek_template {
         *key_bits = 4096;
         assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate);
 
-        // A shorter key than the area promises, then a longer one.
+        // A shorter key than the area states, then a longer one.
         let mut area = golden_area("ek-rsa3072");
         let AreaKey::Rsa { modulus, .. } = &mut area.key else { unreachable!() };
         modulus[0] &= 0x7F;
@@ -455,7 +454,7 @@ mod ek_template {
         assert_eq!(code_for_ek(area), ProblemCode::EkOffTemplate);
     }
 
-    /// Every bit before the key itself, whatever it means.
+    /// Every bit before the key itself.
     #[test]
     fn ek_area_changed_in_any_bit_is_refused() {
         for kind in KINDS {
@@ -637,8 +636,8 @@ mod weak_keys {
         }
     }
 
-    /// A point of P-256 whose coordinates lack their leading zeros, or have one too many, is no
-    /// canonical area.
+    /// A point of P-256 whose coordinates lack their leading zeros, or have one too many, is not in
+    /// a canonical area.
     #[test]
     fn ek_with_coordinates_of_another_width_is_refused() {
         let golden = golden_area("ek-p256");
@@ -759,7 +758,7 @@ mod ik {
     #[test]
     fn csr_with_another_signature_algorithm_is_refused() {
         let (area, ik) = p256_ik();
-        // Say ecdsa-with-SHA1 (1.2.840.10045.4.1) where the request says ecdsa-with-SHA256.
+        // Writes ecdsa-with-SHA1 (1.2.840.10045.4.1) where the request has ecdsa-with-SHA256.
         let (sha256, sha1) = (data(b"06082a8648ce3d040302"), data(b"06082a8648ce3d040101"));
         let mut csr = csr(&ik);
         let at = csr.windows(sha256.len()).rposition(|window| window == sha256).unwrap();
@@ -776,7 +775,7 @@ mod ik {
         data_encoding::HEXLOWER.decode(hex).unwrap()
     }
 
-    /// Around what is signed there is only one spelling.
+    /// Outside of the signed part, there is only one spelling.
     #[test]
     fn csr_that_is_not_der_is_refused() {
         let (area, ik) = p256_ik();
@@ -825,12 +824,12 @@ mod admission {
         let digest = sha2::Sha256::digest(golden("software-p256.tpm2b"));
         let expected = data_encoding::BASE32_NOPAD.encode(&digest).to_lowercase();
         assert_eq!(admitted.device_id().as_str(), expected);
-        // And may ask for it.
+        // The device may also ask for this id.
         Ca::trusting(&vendor).admit(&device.asking_for(&expected), &nothing_on_record()).unwrap();
     }
 
-    /// An EK certificate is no secret and vouches for the key only, so another template must not
-    /// make another device of it.
+    /// An EK certificate is not secret, and vouches only for the key. So another template must not
+    /// make another device of the same EK.
     #[test]
     fn ek_has_one_derived_id_whichever_template_it_is_shown_on() {
         let vendor = Vendor::new("Acme");

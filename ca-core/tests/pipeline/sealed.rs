@@ -1,4 +1,4 @@
-//! What the sealed flow gives to whom, and what it takes to confirm it.
+//! What the sealed flow sends, who can open it, and how a device confirms it.
 
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::{
@@ -34,7 +34,7 @@ impl Enrolled {
         Self { issued: issued.unwrap(), ca, device, reply }
     }
 
-    /// The certificate, as its device reads it.
+    /// The certificate, as its device gets it from the box.
     fn der(&self) -> Vec<u8> {
         self.open(&self.reply).unwrap().chain[0].to_vec()
     }
@@ -104,7 +104,7 @@ fn candidate(ca: &Ca, device: &Device, records: &Records) -> Result<Candidate, R
     Candidate::decide(&admitted, &key, &ca.scope, records, now())
 }
 
-/// What the sealed flow's first step answers, and the certificate if it is a new one.
+/// The reply to the sealed flow's first step, and the certificate if it is new.
 fn seal(
     ca: &mut Ca,
     device: &Device,
@@ -130,8 +130,8 @@ fn plan(
     Sealing::plan(candidate, records, active, waiting, key, profile, issuer, at, &mut ca.rng)
 }
 
-/// Opens a reply as a device with the TPM of `tpm` does that believes to have the EK and the IK of
-/// the other two.
+/// Opens a reply with the TPM of `tpm`, on a device that believes that it has the EK of `ek` and
+/// the IK of `ik`.
 fn open(tpm: &Device, ek: &Device, ik: &Device, reply: &SealedReply) -> Option<SealedCertificate> {
     let credential = Credential {
         id_object: reply.credential_blob.to_vec(),
@@ -227,7 +227,7 @@ fn sealed_reply_altered_in_any_byte_does_not_open() {
             SealedReply { sealed: flipped(&reply.sealed, at).try_into().unwrap(), ..reply.clone() };
         assert!(enrolled.open(&altered).is_none(), "box, byte {at}");
     }
-    // The first two bytes of the blob are the size of the HMAC, which a TPM reads and this test's
+    // The first two bytes of the blob are the size of the HMAC. A TPM reads it, but this test's TPM
     // does not.
     for at in 2..reply.credential_blob.len() {
         let blob = flipped(&reply.credential_blob, at).try_into().unwrap();
@@ -355,8 +355,8 @@ mod confirmation {
         assert_ne!(*confirmation.certificate_sha256(), other.issued.sha256());
     }
 
-    /// A ticket that the ticket flow gave must not confirm, nor the other way round, even for the
-    /// same bytes.
+    /// A ticket of the ticket flow must not confirm, and a ticket of the sealed flow must not
+    /// certify, even for the same bytes.
     #[test]
     fn claims_of_one_flow_prove_nothing_in_the_other() {
         let mut enrolled = Enrolled::new();
@@ -465,8 +465,8 @@ mod confirmation {
             .unwrap();
     }
 
-    /// Times on record have no fractions: what is issued in the same second could never be
-    /// confirmed.
+    /// Times on record are in whole seconds, so a certificate issued in the same second could never
+    /// be confirmed.
     #[test]
     fn nothing_is_sealed_that_could_not_be_confirmed() {
         let enrolled = Enrolled::new();
@@ -591,9 +591,10 @@ mod reprovisioning {
         KeyOffer::decide(admitted, parent, records).map(|offer| offer.record().generation())
     }
 
-    /// What a plain SRK was offered may be known outside of the TPM, so an import parent is offered
-    /// another. Each row is what is on record, the last generation that a plain SRK was offered
-    /// first, and what is offered to either.
+    /// A key that was offered to a plain SRK may be known outside of the TPM, so an import parent
+    /// is offered another one. Each row has what is on record (the policy, the last generation that
+    /// was offered to a plain SRK, whether the key is used), what is offered to each kind of
+    /// parent, and which generations are accepted.
     #[test]
     fn key_that_a_plain_srk_was_offered_is_not_offered_to_an_import_parent() {
         use ParentKind::{Import, PlainSrk};
@@ -620,8 +621,8 @@ mod reprovisioning {
         }
     }
 
-    /// Between an offer and its first use, an operator may change the policy; the device has the
-    /// old key or the new one.
+    /// An operator may change the policy between an offer and its first use. The device then has
+    /// the old key or the new one.
     #[test]
     fn change_of_policy_locks_no_device_out_that_has_its_key() {
         let Enrolled { ca, device, .. } = Enrolled::new();
@@ -680,8 +681,8 @@ mod legacy_ek {
     use super::*;
     use assay_ca_core::Assurance;
 
-    /// A TPM's EK as Azure's C SDK makes it, shown with the certificate of the EK that the vendor
-    /// knows.
+    /// A TPM's EK as Azure's C SDK makes it, shown with the vendor's certificate, which is for
+    /// another EK.
     fn legacy_device() -> (Ca, Device) {
         let vendor = Vendor::new("Acme");
         let mut device = Device::with_ek(&vendor, SoftwareEk::golden("rsa2048"));

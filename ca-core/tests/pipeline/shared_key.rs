@@ -1,4 +1,4 @@
-//! What the shared key flow gives to whom, and the parents that it refuses.
+//! What the shared key flow sends, who can open it, and which parents it refuses.
 
 use assay_ca_core::key::PublicKey;
 use assay_ca_core::tpm::algorithms::{AlgorithmId, CurveId};
@@ -15,7 +15,7 @@ use assay_wire::{ActivationReply, ParentBundle, ProblemCode};
 
 use crate::fixture::*;
 
-/// The parent in a request, checked.
+/// Checks the parent in a request.
 fn read_parent(area: &[u8]) -> Result<ParentArea, Rejection> {
     let evidence = ParentEvidence::parse(ParentBundle {
         device_id: None,
@@ -131,8 +131,7 @@ mod activation {
         assert!(open_credential(&Device::of(&vendor), &parent, &reply).is_none());
     }
 
-    /// Neither half is enough: the parent without the EK lacks the inner key, the EK without the
-    /// parent lacks the seed.
+    /// The parent without the EK lacks the inner key. The EK without the parent lacks the seed.
     #[test]
     fn duplicate_opens_with_the_inner_key_and_the_parent_only() {
         let vendor = Vendor::new("Acme");
@@ -219,7 +218,7 @@ mod permission {
                     assert!(problem.detail.contains(part), "{problem}");
                 }
             }
-            // What else an operator may say of an EK is about something else.
+            // The other settings of an enrolment do not allow a plain SRK.
             let other = Enrolment { legacy_dps_ek: true, ..Enrolment::default() };
             assert_eq!(ask(&srk, Some(other)).unwrap_err().code(), ProblemCode::PlainSrk);
             let allowed = Enrolment { plain_srk: true, ..Enrolment::default() };
@@ -258,7 +257,7 @@ mod derivation {
             key(1, "plant-7", "pump-2", 1, 1),
             key(1, "plant-7", "pump-1", 2, 1),
             key(1, "plant-7", "pump-1", 1, 2),
-            // Nor do bytes move from one input to the next.
+            // Bytes that move from one input to the next make another key, too.
             key(1, "plant-7p", "ump-1", 1, 1),
         ];
         assert_eq!(keys[0], key(1, "plant-7", "pump-1", 1, 1));
@@ -310,7 +309,7 @@ mod parent_template {
         }
     }
 
-    /// TPM2_Rewrap could be authorised by a policy with any other branch.
+    /// A policy with any other branch could authorise TPM2_Rewrap.
     #[test]
     fn parent_with_another_policy_is_refused() {
         for parent in ["parent-rsa2048", "parent-p256"] {
@@ -344,7 +343,7 @@ mod parent_template {
         }
     }
 
-    /// Between the two templates, there is nothing.
+    /// Nothing between the two templates is accepted.
     #[test]
     fn attributes_of_one_template_with_the_policy_of_the_other_are_refused() {
         for (import, srk) in [("parent-rsa2048", "srk-rsa2048"), ("parent-p256", "srk-p256")] {
@@ -363,8 +362,8 @@ mod parent_template {
         }
     }
 
-    /// One that is not restricted decrypts what it is given; one with sign instead is an identity
-    /// key.
+    /// An unrestricted key would decrypt whatever it is given. A key with sign instead is an
+    /// identity key.
     #[test]
     fn other_objects_of_the_tpm_are_refused() {
         for other in

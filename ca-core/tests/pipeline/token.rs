@@ -1,4 +1,4 @@
-//! Which tokens let a device in, and everything that must not.
+//! Which tokens let a device in, and which must not.
 
 use assay_ca_core::{
     AuthenticatedDevice, CLOCK_SKEW, MasterSecret, TOKEN_LIFETIME, Token, TokenRefused,
@@ -36,7 +36,7 @@ impl Fields {
     }
 }
 
-/// Percent-encodes everything but letters and digits.
+/// Percent-encodes everything except letters and digits.
 fn encode(bytes: &[u8]) -> String {
     percent_encoding::percent_encode(bytes, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
@@ -87,7 +87,7 @@ fn token_of_the_device_authenticates_it() {
     assert_eq!(device.expires_at(), now() + Duration::HOUR);
 }
 
-/// Computed by Python's hmac, base64 and urllib from the words of the module's documentation.
+/// Computed by Python's hmac, base64 and urllib, as the module's documentation says.
 #[test]
 fn token_made_by_others_authenticates() {
     const TOKEN: &str = "SharedAccessSignature \
@@ -107,7 +107,7 @@ fn fields_may_come_in_any_order() {
     }
 }
 
-/// Clients differ in what they encode; what is signed is what was sent.
+/// Clients differ in what they encode. The signature is over what was sent.
 #[test]
 fn resource_is_signed_as_it_was_sent() {
     let expiry = (now() + Duration::HOUR).unix_timestamp().to_string();
@@ -147,7 +147,8 @@ mod form {
             for change in [0x01, 0x20, 0x80, 0xFF] {
                 let mut altered = text.clone().into_bytes();
                 altered[at] ^= change;
-                // The case of a hexadecimal digit in the signature's percent-encoding says nothing.
+                // The case of a hexadecimal digit in the signature's percent-encoding makes no
+                // difference.
                 let spelling =
                     signature.contains(&at) && text.as_bytes()[at - 2..at].contains(&b'%');
                 if spelling && altered[at].eq_ignore_ascii_case(&text.as_bytes()[at]) {
@@ -173,7 +174,8 @@ mod form {
         assert!(verify(&format!("{text} ")).is_err());
     }
 
-    /// The longest token that encodes what it must, and as many letters as given beside.
+    /// The longest token that encodes only what it must, with as many encoded letters of the scope
+    /// on top.
     fn longest(letters: usize) -> Result<Token, TokenRefused> {
         let (scope, device_id) = ("s".repeat(32), ":".repeat(64));
         let encoded = format!("{}{}", "%73".repeat(letters), &scope[letters..]);
@@ -349,8 +351,8 @@ mod form {
         );
     }
 
-    /// What stands where a field should is not repeated: it may be another password, or a signature
-    /// that lost its name.
+    /// The refusal does not repeat what it found in place of a field: that may be another password,
+    /// or a signature that lost its name.
     #[test]
     fn refusals_repeat_neither_passwords_nor_signatures() {
         let (text, fields) = (good().text(), good());
@@ -380,7 +382,7 @@ mod checks {
 
     #[test]
     fn token_of_another_scope_is_refused() {
-        // Signed with the right key of the other scope: the audience is what is wrong.
+        // Signed with the right key of the other scope: only the audience is wrong.
         let other: Scope = "plant-8".parse().unwrap();
         let (resource, expiry) = ("plant-8/registrations/pump:1", good().expiry);
         let key = master().key(&other, &DEVICE.parse().unwrap(), &EkId::from(EK), 3);
@@ -511,7 +513,7 @@ mod checks {
         }
     }
 
-    /// The expiry is signed: nobody prolongs a token.
+    /// The expiry is signed, so nobody can prolong a token.
     #[test]
     fn token_with_another_expiry_is_refused() {
         let expiry = (now() + Duration::HOUR + Duration::SECOND).unix_timestamp().to_string();

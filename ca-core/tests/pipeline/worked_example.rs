@@ -1,4 +1,4 @@
-//! The worked example of `docs/protocol.md`: what it prints is true, and how it was made.
+//! The worked example of `docs/protocol.md`: checks that it is right, and makes it anew.
 
 use std::fmt::Write;
 use std::fs;
@@ -34,7 +34,7 @@ use crate::fixture::*;
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/protocol.md");
 /// The printed EK: its private key is `golden/software-p256.pem`.
 const EK: &str = "p256";
-/// That of template L-2.
+/// The index of template L-2.
 const EK_CERTIFICATE_INDEX: u32 = 0x01C0_000A;
 
 #[test]
@@ -146,7 +146,7 @@ fn printed_confirm_request_confirms_the_certificate_in_the_box() {
     );
 }
 
-/// What the CA answers once the certificate is active.
+/// The CA's answer to a confirmation once the certificate is active.
 fn receipt_of(confirmation: Confirmation, key: &TicketKey) -> Receipt {
     let enrolment = Enrolment { device_id: Some("pump-1".parse().unwrap()), ..enrolled() };
     let active = SealedOnRecord::Active {
@@ -220,7 +220,7 @@ fn printed_key_is_derived_from_the_printed_secret() {
     let ek_id = device_of(&example.challenge_request()).ek.key().ek_id();
     let info = hkdf_info(&example.scope(), &example.activation_reply().device_id, &ek_id);
     assert_eq!(example.block("hkdf-info"), info);
-    // RFC 5869 §2.2 and §2.3; without salt, it is a digest's length of zeros.
+    // RFC 5869 §2.2 and §2.3. An absent salt means as many zeros as a digest has bytes.
     let hmac = |key: &[u8], parts: &[&[u8]]| Hash::Sha256.hmac(key, parts);
     let prk = hmac(&[0; 32], &[&value("master secret")]);
     let first = hmac(&prk, &[&info, &[1]]);
@@ -450,7 +450,7 @@ fn shared_key_flow_made_anew(ca: &mut Ca, device: &Device, id: RequestId) -> [Bl
     ]
 }
 
-/// What TPM2_ActivateCredential gives for the object called `name`.
+/// What TPM2_ActivateCredential gives for the object with this Name.
 fn activate(device: &Device, name: &Name, id_object: &[u8], encrypted_seed: &[u8]) -> Vec<u8> {
     let credential =
         Credential { id_object: id_object.to_vec(), encrypted_seed: encrypted_seed.to_vec() };
@@ -686,7 +686,7 @@ fn split_at_block<'a>(text: &'a str, name: &str) -> (&'a str, &'a str, &'a str) 
     (&text[..start], &text[start..start + length], &text[start + length..])
 }
 
-/// The device of the example, with the EK in software and the IK of the request.
+/// The device of the example: the EK is in software, and the IK is that of the request.
 fn device_of(request: &Bundle) -> Device {
     let ik_area = assay_ca_core::tpm::public::PublicArea::parse(&request.ik_public).unwrap();
     Device {
@@ -698,7 +698,7 @@ fn device_of(request: &Bundle) -> Device {
     }
 }
 
-/// What a TPM computes on the way from a credential to its secret.
+/// What a TPM computes between a credential and its secret.
 struct Steps {
     z: Vec<u8>,
     seed: Vec<u8>,
@@ -743,7 +743,7 @@ fn scalar_of_the_ek() -> Vec<u8> {
     der[start..start + 32].to_vec()
 }
 
-/// A message as hexadecimal digits, a comment for each field.
+/// A message as hexadecimal digits, with a comment for each field.
 fn annotated(message: &[u8], kind: &str, fields: &[&str]) -> String {
     let mut listing = Listing { rest: message, text: String::new() };
     listing.take(0, 1, "array of 3");
@@ -755,7 +755,7 @@ fn annotated(message: &[u8], kind: &str, fields: &[&str]) -> String {
     listing.text
 }
 
-/// What is in a box, likewise.
+/// The content of a box in the same form.
 fn annotated_content(content: &[u8], fields: &[&str]) -> String {
     let mut listing = Listing { rest: content, text: String::new() };
     listing.take_map(0, fields);
