@@ -1,4 +1,4 @@
-//! What the CA's decisions cost for one device, step by step and as a whole, beside the bare
+//! What the CA's decisions cost for one device, step by step and as a whole, compared with the bare
 //! cryptography in them.
 //!
 //! `cargo xtask bench core` runs this and prints the ratios.
@@ -30,8 +30,8 @@ fn main() {
     }
 }
 
-/// Times whole and primitives in turn, one device each, so that what else the machine does weighs
-/// on both alike. A line for each case, tab-separated: medians of both in nanoseconds, then the
+/// Times whole and primitives in turn, one device each, so that other work of the machine affects
+/// both alike. Prints a line for each case, tab-separated: medians of both in nanoseconds, then the
 /// quartiles of their ratio.
 #[expect(clippy::disallowed_methods, reason = "it measures what decides without a clock")]
 fn ratios(pairs: usize, filter: &str) {
@@ -59,8 +59,8 @@ fn ratios(pairs: usize, filter: &str) {
     });
 }
 
-/// Times requests that are refused beside honest ones with as many certificates, in turn. A line
-/// for each, tab-separated: keys, number of certificates, what is tried, medians of both in
+/// Times refused requests and honest ones with as many certificates, in turn. Prints a line for
+/// each, tab-separated: keys, number of certificates, kind of attempt, medians of both in
 /// nanoseconds.
 #[expect(clippy::disallowed_methods, reason = "it measures what decides without a clock")]
 fn hostile(rounds: usize) {
@@ -89,12 +89,12 @@ fn hostile(rounds: usize) {
     }
 }
 
-/// For callgrind, which counts from the beginning of each [`measured`] to its end. A line for each,
-/// tab-separated: case, whole or primitives, number of devices.
+/// For callgrind, which counts from the beginning of each [`measured`] to its end. Prints a line
+/// for each, tab-separated: case, whole or primitives, number of devices.
 fn counts(filter: &str) {
     for_each_case(filter, |name, whole, primitives| {
         for (what, run) in [("whole", whole), ("primitives", primitives)] {
-            // The library makes its tables and seeds its generator at the first use.
+            // The library makes its tables and seeds its generator when it is first used.
             black_box(run());
             measured(run);
             println!("{name}\t{what}\t{DEVICES}");
@@ -139,7 +139,7 @@ fn steps_and_primitives() {
     criterion.final_summary();
 }
 
-/// Steps that consume their input get it outside of the measurement.
+/// Steps that consume their input get it outside of the measured time.
 fn steps(group: &mut BenchmarkGroup<'_, WallTime>, case: Case, flow: Flow) {
     let world = &World::new(case);
     let first = world.first_message(flow);
@@ -216,7 +216,7 @@ fn shared_key(group: &mut BenchmarkGroup<'_, WallTime>, world: &World) {
     step(group, "token verify", || world.login(&token));
 }
 
-/// What the flows with a certificate have in common.
+/// The steps that the flows with a certificate share.
 fn applicant<F: FlowKind>(
     group: &mut BenchmarkGroup<'_, WallTime>,
     world: &World,
@@ -249,8 +249,8 @@ fn reply(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, body: ReplyBody) 
 }
 
 const ID: RequestId = RequestId::NIL;
-/// Devices whose instructions are counted together: signatures take a little more or less each
-/// time.
+/// How many devices' instructions are counted together, because signatures do not always take the
+/// same number.
 const DEVICES: usize = 20;
-/// One in this many pairs more is made before the first that counts.
+/// One pair in this many is run first, as a warm-up that is not measured.
 const WARM_UP: usize = 10;

@@ -1,4 +1,5 @@
-//! Certificates that a stranger sends to cost a CA as much as he can, beside honest ones.
+//! Certificates that a stranger sends to cost a CA as much as possible, and honest ones to compare
+//! with.
 
 use assay_ca_core::{TrustAnchors, TrustedEk};
 use rcgen::{
@@ -10,7 +11,8 @@ use rustls_pki_types::CertificateDer;
 use super::Kind;
 use super::fixture::*;
 
-/// Requests with as many certificates each: an honest one, and hostile ones by what they try.
+/// Requests with the same number of certificates: an honest one, and hostile ones by kind of
+/// attempt.
 pub(crate) struct Requests {
     pub(crate) certificates: usize,
     anchors: TrustAnchors,
@@ -72,7 +74,7 @@ impl Requests {
     fn device(issuer: &Ca, issuers: Vec<CertificateDer<'static>>) -> Device {
         let vendor = Vendor::new("Acme");
         let mut device = Device::of(&vendor);
-        // Without a key identifier, every certificate of the right name may be the issuer's.
+        // Without a key identifier, every certificate with the right name may be the issuer's.
         let leaf = certify_ek(&device.ek.key(), &issuer.issuer, |params| {
             params.use_authority_key_identifier_extension = false
         });
@@ -80,7 +82,7 @@ impl Requests {
         device
     }
 
-    /// CAs of the root's name, each with a key of its own.
+    /// CAs with the root's name, each with its own key.
     fn junk(
         kind: Kind,
         count: usize,
@@ -92,7 +94,7 @@ impl Requests {
             .collect()
     }
 
-    /// CAs whose names are as long as any may be, and in no alphabet that is quick to fold.
+    /// CAs whose names have the greatest length, in an alphabet whose case is slow to fold.
     fn long_names(kind: Kind, count: usize) -> Device {
         let name = "Ä".repeat(480);
         let (other, issuer) =
@@ -101,7 +103,7 @@ impl Requests {
         Self::device(&issuer, sent)
     }
 
-    /// CAs of two names, each of which may be the issuer of all of the other name.
+    /// CAs with two names. Each may be the issuer of every CA with the other name.
     fn mesh(kind: Kind, count: usize) -> Device {
         let cas: Vec<_> = (0..count).map(|at| Ca::new(kind, ["A", "B"][at % 2])).collect();
         let sent =
@@ -145,8 +147,8 @@ fn params(name: &str) -> CertificateParams {
     params
 }
 
-/// Most of the 4 KiB of a certificate (`assay_wire::MAX_CERTIFICATE`) in directory names that take
-/// long to compare.
+/// Directory names that take long to compare, in most of the 4 KiB of a certificate
+/// (`assay_wire::MAX_CERTIFICATE`).
 fn alternative_names() -> Vec<CustomExtension> {
     let text = "Ä".repeat(40);
     let attribute = [
@@ -161,7 +163,7 @@ fn alternative_names() -> Vec<CustomExtension> {
     extension(&[2, 5, 29, 17], &names)
 }
 
-/// More policies than anybody has.
+/// More policies than any vendor uses.
 fn policies() -> Vec<CustomExtension> {
     let policy = |number: u16| {
         [&[0x30, 6, 6, 4, 0x2A, 3][..], &[0x80 | (number >> 7) as u8, (number & 0x7F) as u8]]
@@ -170,7 +172,7 @@ fn policies() -> Vec<CustomExtension> {
     extension(&[2, 5, 29, 32], &(0..380).flat_map(policy).collect::<Vec<_>>())
 }
 
-/// Elements of less than 128 bytes, one in the other, the outermost tag first.
+/// Nested elements of less than 128 bytes, the outermost tag first.
 fn nested(tags: &[u8], content: Vec<u8>) -> Vec<u8> {
     tags.iter()
         .rev()

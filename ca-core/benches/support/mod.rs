@@ -1,5 +1,5 @@
-//! A CA and a device that meet in memory, and the bare cryptography without which no CA could
-//! answer that device.
+//! A CA and a device that meet in memory, and the bare cryptography that every CA needs to answer
+//! that device.
 
 #[path = "../../tests/pipeline/fixture.rs"]
 #[expect(dead_code, reason = "the tests, which it is made for, use the rest")]
@@ -13,7 +13,7 @@ pub(crate) use hostile::Requests;
 pub(crate) use primitives::Primitives;
 pub(crate) use world::World;
 
-/// What a device is made of, as far as time depends on it.
+/// The properties of a device on which the time depends.
 #[derive(Clone, Copy)]
 pub(crate) struct Case {
     pub(crate) ek: Kind,
@@ -34,9 +34,10 @@ pub(crate) enum Kind {
 pub(crate) enum Path {
     /// The root signed it.
     Root,
-    /// An intermediate signed it, which the operator trusts with the root, and hundreds of others.
+    /// An intermediate signed it. The operator trusts the intermediate with the root, and hundreds
+    /// of others.
     KnownIntermediate,
-    /// An intermediate signed it, which the device sends.
+    /// An intermediate signed it, and the device sends the intermediate.
     SentIntermediate,
 }
 
@@ -55,8 +56,8 @@ impl Case {
         Self { ek, ik, path }
     }
 
-    /// The flows that are worth a measurement of their own: what they share with the ticket flow
-    /// costs the same in all cases.
+    /// The flows that are measured in this case. What they share with the ticket flow costs the
+    /// same in all cases.
     pub(crate) fn flows(self) -> &'static [Flow] {
         match self {
             Self { ik: Kind::P256, path: Path::Root, .. } => {

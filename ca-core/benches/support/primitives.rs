@@ -1,4 +1,4 @@
-//! The cryptography that no CA can do without, by the same library and with nothing around it.
+//! The cryptography that every CA needs, by the same library and with nothing around it.
 
 use assay_ca_core::key::PublicKey;
 use assay_wire::Flow;
@@ -14,7 +14,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Kind, Path, World};
 
-/// The primitives that one device costs in a flow, each with its inputs laid out.
+/// The primitives that one device costs in a flow, each with its inputs ready.
 pub(crate) struct Primitives(Vec<(&'static str, Primitive)>);
 
 type Primitive = Box<dyn Fn() -> usize>;
@@ -36,18 +36,18 @@ impl Primitives {
         Self(all)
     }
 
-    /// One after the other.
+    /// Runs them one after the other.
     pub(crate) fn all(&self) -> usize {
         self.0.iter().map(|(_, primitive)| primitive()).sum()
     }
 
-    /// Each by itself.
+    /// Each one separately.
     pub(crate) fn each(&self) -> impl Iterator<Item = (&'static str, &dyn Fn() -> usize)> {
         self.0.iter().map(|(name, primitive)| (*name, &**primitive))
     }
 }
 
-/// The signatures on the way to the root that nobody can have verified before: those in
+/// The signatures on the path to the root that nobody can have verified before: those of
 /// certificates that the device sends.
 fn verify_path(world: &World) -> Primitive {
     let sent = &world.device.ek_certificates;
@@ -89,7 +89,7 @@ fn verify_csr(world: &World) -> Primitive {
     })
 }
 
-/// A secret that only the holder of `key` can have: OAEP to an RSA key, ECDH with a fresh key to a
+/// A secret that only the holder of `key` can get: OAEP to an RSA key, ECDH with a fresh key to a
 /// point.
 fn seed_for(key: &PublicKey) -> Primitive {
     match key {
@@ -127,7 +127,7 @@ fn sign(world: &World) -> Primitive {
         &world.issuing_key.serialize_der(),
     )
     .unwrap();
-    // About as long as what is signed of a device certificate.
+    // About as long as the signed part of a device certificate.
     let message = [7; 700];
     Box::new(move || key.sign(&SystemRandom::new(), &message).unwrap().as_ref().len())
 }

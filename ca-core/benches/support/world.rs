@@ -1,4 +1,4 @@
-//! One device's requests, and everything that a CA does with them but for the store.
+//! One device's requests, and everything that a CA does with them except the store.
 
 use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::template::ParentArea;
@@ -30,7 +30,7 @@ pub(crate) struct World {
     pub(crate) issuing_key: KeyPair,
     master: MasterSecret,
     profile: Profile,
-    /// What the store says of a device that never came before.
+    /// What is on record about a device that never came before.
     records: Records,
 }
 
@@ -94,7 +94,7 @@ impl World {
         Reply { id, body }.encode()
     }
 
-    /// As `assay-device` sends it: the EK's public area in brief.
+    /// The request of `assay-device`: with the EK's public area in brief.
     pub(crate) fn request(&self) -> Bundle {
         let index = match self.case.ek {
             Kind::Rsa2048 => 0x01C0_0002,
@@ -193,8 +193,8 @@ impl World {
         })
     }
 
-    /// What the CA does for one device in this flow, from each message's bytes to its reply's. What
-    /// the device does in between is done beforehand.
+    /// What the CA does for one device in this flow, from the bytes of each message to those of its
+    /// reply. The device's part is done beforehand.
     pub(crate) fn whole(self, flow: Flow) -> Box<dyn Fn() -> usize> {
         let first = self.first_message(flow);
         match flow {
@@ -263,7 +263,7 @@ impl World {
         (Self::reply(id, ReplyBody::Sealed(reply)), Self::unconfirmed(&issued))
     }
 
-    /// What the store says of a sealed certificate.
+    /// What is on record about a sealed certificate.
     pub(crate) fn unconfirmed(issued: &Issued<Unproven>) -> Unconfirmed {
         let facts = issued.facts();
         Unconfirmed {
@@ -329,7 +329,7 @@ impl World {
         (device_id.to_string(), token, evidence.ek_id())
     }
 
-    /// What the CA does at every connection of a device with a shared key.
+    /// What the CA does for every connection of a device with a shared key.
     pub(crate) fn login(&self, (user_name, token, ek_id): &(String, String, EkId)) -> Login {
         let token = Token::parse(user_name, token.as_bytes()).unwrap();
         let shared_key = Some(SharedKeyOnRecord {
@@ -343,7 +343,7 @@ impl World {
         Login::decide(offered(), &token, &holder, scope, master, &records, now()).unwrap()
     }
 
-    /// Does what the TPM of a device does with a sealed certificate.
+    /// Does what the device's TPM does with a sealed certificate.
     pub(crate) fn open(&self, reply: &[u8]) -> Proof {
         let ReplyBody::Sealed(reply) = Reply::decode(reply).unwrap().body else { unreachable!() };
         let credential = Credential {
@@ -384,6 +384,6 @@ impl Kind {
     }
 }
 
-/// Beside the one in question: Microsoft's collection of TPM vendors' certificates has some
+/// The number of other intermediates. Microsoft's collection of TPM vendors' certificates has some
 /// hundreds.
 const OTHER_INTERMEDIATES: usize = 300;
