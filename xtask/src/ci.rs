@@ -9,8 +9,9 @@ use crate::fuzz::Fuzz;
 use crate::pair::Pair;
 use crate::{bin_dir, cargo, compose, packages, show};
 
-/// Tests run the binaries of other packages, which `cargo test` does not build. Both at once: the
-/// tests' dependencies give others features, so that one after the other is twice the work.
+/// Tests run the binaries of other packages, which `cargo test` does not build. One command builds
+/// binaries and tests, because the tests' dependencies change the features of shared crates. Two
+/// commands would build these crates twice.
 const BINARIES_AND_TESTS: [&str; 2] = ["--bins", "--tests"];
 
 /// All tests, on binaries built from the same sources.
@@ -43,15 +44,15 @@ pub(crate) fn check_dependencies() -> Result<()> {
 }
 
 /// `cargo xtask tss2-test`. The agent with the feature `tss2`: lints, all tests of its TPM layer,
-/// and the matrix of the end-to-end tests, with libtss2 between agent and TPM. Beside the library's
-/// crate, only the agent and its tests are built again.
+/// and the matrix of the end-to-end tests, with libtss2 between agent and TPM. Besides the crate
+/// that binds libtss2, cargo builds only the agent and its tests again.
 pub(crate) fn through_libtss2() -> Result<()> {
-    // All of the workspace, so that what it shares keeps its features and need not be built again.
+    // The whole workspace, so that shared crates keep their features and are not built again.
     let with_feature = ["--workspace", "--features", "assay-device/tss2"];
     let run = |command: &str, arguments: &[&str]| {
         let arguments = [&[command], &with_feature[..], arguments].concat();
         let mut command = cargo(&arguments);
-        // The library's own lines on stderr are about what the tests provoke.
+        // The tests provoke errors, and libtss2 would log each of them to stderr.
         command
             .env("ASSAY_BIN_DIR", bin_dir()?)
             .env("ASSAY_TEST_TSS2", "1")
@@ -61,15 +62,15 @@ pub(crate) fn through_libtss2() -> Result<()> {
     run("clippy", &["--all-targets", "--", "--deny", "warnings"])?;
     run("build", &BINARIES_AND_TESTS)?;
     run("test", &["--lib", "tcti::"])?;
-    // One at a time: libtss2's sockets go to every child process, so a software TPM that one test
-    // starts would hold the connection of another test to its own.
+    // One test at a time, because every child process inherits libtss2's sockets. A software TPM
+    // that one test starts would keep open the connection of another test to its own TPM.
     run("test", &["--test", "tpm", "--", "--test-threads=1"])?;
     run("test", &["--test", "e2e", "matrix::"])?;
     run("test", &["--test", "e2e", "access_broker::"])
 }
 
-/// The device's core, for a processor without an operating system. Its tests check on this machine
-/// that it links no `std`.
+/// Builds the device's core for a processor without an operating system. The core's tests check on
+/// this machine that it links no `std`.
 fn without_std() -> Result<()> {
     const TARGET: &str = "thumbv7em-none-eabi";
     let installed = Command::new("rustup").args(["target", "list", "--installed"]).output();
@@ -85,7 +86,7 @@ fn without_std() -> Result<()> {
     show(&mut cargo(&["build", "--package", "assay-device-core", "--target", TARGET]))
 }
 
-/// Licences, sources, bans; and known vulnerabilities, if their database can be reached.
+/// Checks licences, sources and bans, and known vulnerabilities if their database can be reached.
 fn dependencies() -> Result<()> {
     show(&mut cargo(&["deny", "check", "bans", "licenses", "sources"]))?;
     let fetched: &mut Command = &mut cargo(&["deny", "fetch", "db"]);

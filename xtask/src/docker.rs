@@ -28,7 +28,7 @@ pub(crate) fn require_engine() -> Result<()> {
     )
 }
 
-/// Whether a command can be run and ends well, whatever it prints.
+/// Whether a command can be run and succeeds. Its output is dropped.
 pub(crate) fn is_successful(command: &mut Command) -> bool {
     command
         .stdout(Stdio::null())

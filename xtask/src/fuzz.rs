@@ -1,10 +1,10 @@
-//! `cargo xtask fuzz`: every fuzz target for some seconds, on the toolchain that is there.
+//! `cargo xtask fuzz`: every fuzz target for some seconds, with the installed toolchain.
 //!
-//! libFuzzer needs code that counts which of its edges are passed. LLVM's pass for that is in every
-//! rustc, and only our own crates need it. So this program is cargo's wrapper of rustc for the
-//! crates of the workspace, and adds the pass; everything else is as built before. What it lacks to
-//! `cargo fuzz` is AddressSanitizer, for which nightly is needed, and for which code without
-//! `unsafe` has little use.
+//! libFuzzer needs code that counts the edges that it passes. Every rustc has LLVM's pass that adds
+//! such counters, and only our own crates need them. So this program is cargo's wrapper of rustc
+//! for the crates of the workspace, and adds the pass. All other crates stay as built before.
+//! Unlike `cargo fuzz`, this is without AddressSanitizer, which needs nightly and is of little use
+//! for code without `unsafe`.
 
 use std::env;
 use std::ffi::OsString;
@@ -85,7 +85,7 @@ impl Fuzz {
 
 struct Target {
     name: &'static str,
-    /// In bytes: a little more than what is accepted.
+    /// In bytes: a little more than the longest input that is accepted.
     max_len: u32,
     /// Besides those in `tests/fuzz/seeds`.
     more_seeds: &'static [&'static str],
@@ -103,10 +103,10 @@ const TARGETS: [Target; 7] = [
 
 const GOLDEN: &[&str] = &["ca-core/tests/golden"];
 
-/// Builds every target, with this program around rustc.
+/// Builds every target, with this program as the wrapper of rustc.
 fn build() -> Result<()> {
-    // The features of the whole workspace and of its tests, so that nothing but our own crates is
-    // built again.
+    // The whole workspace and its tests, so that crates of others keep their features and only our
+    // own are built again.
     let mut build = cargo(&["build", "--workspace", "--test", "seeds"]);
     for target in &TARGETS {
         build.args(["--bin", target.name]);
@@ -116,14 +116,14 @@ fn build() -> Result<()> {
     show(build.env("RUSTC_WORKSPACE_WRAPPER", this).env(AS_RUSTC, "1"))
 }
 
-/// Runs rustc in place of this program, if cargo calls it as its wrapper.
+/// Runs rustc, if cargo started this program as its wrapper of rustc.
 pub(crate) fn as_rustc() -> Option<Result<()>> {
     env::var_os(AS_RUSTC)?;
     let mut arguments = env::args_os().skip(1);
     let rustc = arguments.next()?;
     let arguments: Vec<OsString> = arguments.collect();
     let mut command = Command::new(rustc);
-    // Build scripts are programs without libFuzzer.
+    // Build scripts do not link libFuzzer.
     let is_script = |it: &OsString| it.to_string_lossy().starts_with("build_script_");
     let is_code = !arguments.iter().any(|it| is_script(it) || it == "-vV");
     command.args(arguments).env_remove(AS_RUSTC);
@@ -133,7 +133,8 @@ pub(crate) fn as_rustc() -> Option<Result<()>> {
     Some(show(&mut command))
 }
 
-/// As `cargo fuzz` has them: a counter for each edge, the table of edges, and what is compared.
+/// The flags of `cargo fuzz`: a counter for each edge, the table of edges, and the values that are
+/// compared.
 const COVERAGE: [&str; 6] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",

@@ -1,4 +1,4 @@
-//! `cargo xtask images`: the container images, where no registry can be reached too.
+//! `cargo xtask images`: the container images, also where no registry can be reached.
 
 use std::fs;
 use std::io::Write;
@@ -25,8 +25,7 @@ pub(crate) struct Images {
     quick: bool,
 }
 
-/// Images that can be run; by id where they are ours, since another checkout may use the same
-/// names.
+/// The images to run. Ours are named by id, because another checkout may use the same names.
 pub(crate) struct Built {
     pub(crate) assay: String,
     pub(crate) assay_device: String,
@@ -39,7 +38,7 @@ impl Images {
         Self { quick: true, ..Self::default() }
     }
 
-    /// Builds and names them, and says what it took.
+    /// Builds and names the images, and prints their sizes and times.
     pub(crate) fn run(&self) -> Result<Built> {
         let began = Instant::now();
         let bases = if self.stand_ins { Bases::stand_ins()? } else { Bases::find()? };
@@ -73,7 +72,7 @@ impl Images {
 fn build(bases: &Bases, quick: bool) -> Result<Built> {
     let commit =
         run(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(workspace()));
-    // A source archive has no history, and its build says so.
+    // A source archive has no Git history. A build without a commit says so.
     let commit = commit
         .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
         .unwrap_or_default();
@@ -96,7 +95,7 @@ fn build(bases: &Bases, quick: bool) -> Result<Built> {
     })
 }
 
-/// What our images are built on, and the broker that is not ours.
+/// The base images of our images, and the broker that is not ours.
 struct Bases {
     build: String,
     runtime: String,
@@ -104,7 +103,7 @@ struct Bases {
 }
 
 impl Bases {
-    /// Docker Hub's, if they are here or can be had; else stand-ins.
+    /// The images of Docker Hub, if they are here or can be pulled; otherwise stand-ins.
     fn find() -> Result<Self> {
         require_engine()?;
         let missing = [BUILD_IMAGE, RUNTIME_IMAGE, MOSQUITTO_IMAGE].into_iter().find(|name| {
@@ -130,7 +129,7 @@ impl Bases {
         }
     }
 
-    /// Made of Debian's packages and of the Rust toolchain on this machine, unless they are here
+    /// Makes the images from Debian's packages and this machine's Rust toolchain, unless they exist
     /// already.
     fn stand_ins() -> Result<Self> {
         require_engine()?;
@@ -158,8 +157,8 @@ fn unless_there(name: &str, make: impl FnOnce(&str) -> Result<()>) -> Result<()>
     make(name).with_context(|| format!("cannot make the stand-in {name}"))
 }
 
-/// Debian without what its slim images do not have either: documentation, translations, lists of
-/// packages.
+/// Debian without the files that its slim images leave out too: documentation, translations, lists
+/// of packages.
 fn make_runtime(name: &str) -> Result<()> {
     install_for_images()?;
     let root = tempfile::tempdir_in(bin_dir()?)?;
@@ -171,7 +170,7 @@ fn make_runtime(name: &str) -> Result<()> {
     imported
 }
 
-/// The toolchain that runs this, and the C compiler that SQLite, ring and AWS-LC are built with.
+/// The toolchain of this machine, and the C compiler that SQLite, ring and AWS-LC are built with.
 fn make_build(name: &str, runtime: &str) -> Result<()> {
     let sysroot = run(Command::new("rustc").args(["--print", "sysroot"]).current_dir(workspace()))?;
     let sysroot = PathBuf::from(String::from_utf8(sysroot.stdout)?.trim_end());
@@ -179,8 +178,8 @@ fn make_build(name: &str, runtime: &str) -> Result<()> {
     let mut tar = Command::new("tar");
     import(tar.arg("--exclude=./share").arg("-C").arg(sysroot).args(["-c", "."]), &toolchain)?;
     let file = format!("FROM {toolchain} AS toolchain\nFROM {runtime}\n{BUILD_STEPS}");
-    // Whom this machine trusts, since its way to crates.io may lead through a proxy with a
-    // certificate of its own.
+    // The CAs that this machine trusts, because its way to crates.io may lead through a proxy with
+    // a certificate of its own.
     build_from(name, &file, Some(Path::new("/etc/ssl/certs/ca-certificates.crt")))
 }
 
@@ -220,11 +219,11 @@ fn seconds(time: Duration) -> String {
 
 const ASSAY: &str = "assay";
 const ASSAY_DEVICE: &str = "assay-device";
-/// As in deploy/Dockerfile and docker-compose.yml.
+/// The names in deploy/Dockerfile and docker-compose.yml.
 const BUILD_IMAGE: &str = "rust:1.95-bookworm";
 const RUNTIME_IMAGE: &str = "debian:bookworm-slim";
 const MOSQUITTO_IMAGE: &str = "eclipse-mosquitto:2.0";
-/// Nobody else's names begin so.
+/// No other image has a name with this prefix.
 const STAND_IN: &str = "assay-standin";
 const RELEASE: &str = "bookworm";
 const NOT_IN_SLIM: [&str; 6] = [
@@ -242,7 +241,7 @@ RUN apt-get update \\
 COPY ca-certificates.crt /etc/ssl/certs/
 COPY --from=toolchain / /usr/local/
 ";
-/// As in Eclipse's image: the name of the program is enough.
+/// As in Eclipse's image, the name of the program is enough to run it.
 const MOSQUITTO_STEPS: &str = "\
 RUN apt-get update \\
  && apt-get install --yes --no-install-recommends mosquitto \\

@@ -22,7 +22,7 @@ pub(crate) fn install_for_images() -> Result<()> {
     install_missing(FOR_IMAGES)
 }
 
-/// Says first what it installs.
+/// Prints what is missing before it installs it.
 fn install_missing(packages: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<_> = packages.iter().filter(|(package, _)| !is_installed(package)).collect();
     if missing.is_empty() {
@@ -48,7 +48,7 @@ fn apt_get() -> Result<Command> {
     Ok(command)
 }
 
-/// `program`, run by root: by sudo unless we are root.
+/// `program` as root: through sudo, unless we are root.
 pub(crate) fn as_root(program: &str) -> Result<Command> {
     if is_root()? {
         return Ok(Command::new(program));
@@ -64,14 +64,15 @@ pub(crate) fn is_root() -> Result<bool> {
 }
 
 fn is_installed(package: &str) -> bool {
-    // No dpkg: the programs may be there all the same, and the harness names each one that is not.
+    // Without dpkg, every package counts as missing.
     let status = Command::new("dpkg-query")
         .args(["--show", "--showformat=${db:Status-Status}", package])
         .output();
     status.is_ok_and(|output| output.stdout == b"installed")
 }
 
-/// Whoever can link a Rust program has the C compiler that SQLite, ring and AWS-LC are built with.
+/// The C compiler for SQLite, ring and AWS-LC is not listed: a machine that links Rust programs has
+/// it.
 const FOR_TESTS: &[(&str, &str)] = &[
     ("dbus-daemon", "what tpm2-abrmd is reached on, for tests"),
     ("g++", "builds libFuzzer, for the fuzz targets"),

@@ -1,4 +1,4 @@
-//! `cargo xtask`: the commands that the README names.
+//! `cargo xtask`: the commands that CONTRIBUTING.md lists.
 
 mod bench;
 mod ci;

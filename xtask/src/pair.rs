@@ -27,8 +27,7 @@ impl Pair {
     pub(crate) fn run(&self) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let (seed, sequences) = (self.seed.unwrap_or(now), self.sequences);
-        // All of the workspace, so that what it shares keeps its features and need not be built
-        // again.
+        // The whole workspace, so that shared crates keep their features and are not built again.
         show(
             cargo(&["test", "--workspace", "--test", "sequences", "--", "--nocapture"])
                 .env("ASSAY_PAIR_SEED", seed.to_string())

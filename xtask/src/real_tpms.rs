@@ -1,4 +1,5 @@
-//! `cargo xtask real-tpms`: what the CA makes of real vendors' certificates, beside what it should.
+//! `cargo xtask real-tpms`: the CA's verdict on real vendors' certificates, beside the expected
+//! one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,7 +37,8 @@ pub(crate) fn run(Arguments { dir }: &Arguments) -> Result<()> {
         rows.push(judge_ca(&ca, &files, file, &[], "root")?);
     }
     for file in files.of("anchor-") {
-        // Without --anchor it only helps; with it, it is trusted.
+        // Without --anchor, the certificate only helps to build paths. With --anchor, the CA trusts
+        // it.
         rows.push(judge_ca(&ca, &files, file, &[], "issuer")?);
         rows.push(judge_ca(&ca, &files, file, &["--anchor"], "anchor")?);
     }
@@ -62,7 +64,7 @@ pub(crate) fn run(Arguments { dir }: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// What was asked of a file, and what came of it.
+/// What was asked about a file, and the answer.
 struct Row {
     file: String,
     kind: String,
@@ -122,7 +124,7 @@ impl Files {
         self.kinds.get(&name_of(file)).cloned().unwrap_or_default()
     }
 
-    /// Whether it is signed with what can be forged.
+    /// Whether a file is signed with an algorithm that can be forged: the kind G.
     fn is_forgeable(&self, file: &Path) -> bool {
         self.kind(file).split(", ").any(|kind| kind == "G")
     }
@@ -158,7 +160,7 @@ fn judge_ca(
     })
 }
 
-/// Whether an issuer leads to an anchor.
+/// Checks whether a path leads from an issuer to an anchor.
 fn judge_path(ca: &AssayDir, oracle: &OpenSsl, file: &Path) -> Result<Row> {
     let output = ca.assay(&["trust", "check", "--json"])?.arg(file).output()?;
     verdict_row(&output.stdout, file, String::new(), oracle.trusts(file)?)
@@ -170,7 +172,7 @@ fn judge_form(ca: &AssayDir, file: &Path) -> Result<Row> {
     let first = said.lines().next().unwrap_or_default().to_owned();
     let is_right = output.status.success();
     if is_right {
-        // So that it is trusted for its certificate or not at all.
+        // Later checks must trust the EK for its certificate, or not at all.
         let ek = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         assay_tests::run(&mut ca.assay(&["enroll", "remove", &ek])?)?;
     }
@@ -212,19 +214,19 @@ fn verdict_row(line: &[u8], file: &Path, kind: String, expected: bool) -> Result
     })
 }
 
-/// Whether a reason is a sentence, and not what a library calls its own states.
+/// Whether a reason is written for people. A dump of a library's types is not.
 fn is_for_people(reason: &str) -> bool {
     ["Context", "::", " { ", "UnixTime", "Some("].iter().all(|dump| !reason.contains(dump))
 }
 
-/// OpenSSL's opinion, which knows no policies and no names' constraints better than we do, but was
-/// not written by us.
+/// OpenSSL's verdict. OpenSSL knows certificate policies and name constraints no better than we do,
+/// but we did not write it.
 struct OpenSsl {
     work: TempDir,
 }
 
 impl OpenSsl {
-    /// With all of the directory's CAs at hand.
+    /// Gives OpenSSL all CA certificates of the directory.
     fn new(files: &Files) -> Result<Self> {
         let work = tempfile::tempdir()?;
         let bundle = |name: &str, prefixes: &[&str]| -> Result<()> {
@@ -244,8 +246,8 @@ impl OpenSsl {
         let leaf = self.work.path().join("leaf.pem");
         fs::write(&leaf, pem_of(&der, self.work.path())?)?;
         let mut verify = tool("openssl")?;
-        // EK certificates have a critical alternative name that OpenSSL does not use, and a
-        // directory name in it.
+        // EK certificates have a critical alternative name with a directory name in it. OpenSSL
+        // does not use this extension, and would refuse it.
         verify.args(["verify", "-partial_chain", "-ignore_critical"]);
         verify.arg("-CAfile").arg(self.work.path().join("anchors"));
         verify.arg("-untrusted").arg(self.work.path().join("issuers")).arg(&leaf);
@@ -261,8 +263,8 @@ fn pem_of(der: &[u8], work: &Path) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// The certificate out of Intel's JSON, and without what follows it in an NV dump: OpenSSL reads
-/// neither.
+/// The certificate alone: taken out of Intel's JSON, or without the bytes that follow it in an NV
+/// dump. OpenSSL reads neither form.
 fn plain(file: &[u8]) -> Result<Vec<u8>> {
     let der = match serde_json::from_slice::<Value>(file) {
         Ok(answer) => {

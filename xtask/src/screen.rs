@@ -25,7 +25,7 @@ impl Screen {
         println!("  {text}");
     }
 
-    /// A command as a user would type it.
+    /// Shows a command as a user would type it.
     pub(crate) fn command(&self, command: &Command) {
         let program = command.get_program().to_string_lossy();
         let name = program.rsplit('/').next().unwrap_or(&program);
@@ -34,7 +34,7 @@ impl Screen {
         println!("  {}", self.paint(DIM, &format!("$ {line}")));
     }
 
-    /// Something that must hold for the command to succeed.
+    /// Shows whether something held that must hold for the command to succeed.
     pub(crate) fn expect(&mut self, held: bool, what: &str) {
         let mark = if held { self.paint(GREEN, "✓") } else { self.paint(RED, "✗") };
         println!("  {mark} {what}");
@@ -45,7 +45,7 @@ impl Screen {
         self.failures
     }
 
-    /// Columns as wide as their longest cell.
+    /// Shows a table, with columns as wide as their longest cell.
     pub(crate) fn table<const N: usize>(&self, head: [&str; N], rows: &[[String; N]]) {
         let width = |column: usize| {
             let cells = rows.iter().map(|row| row[column].chars().count());
@@ -62,7 +62,7 @@ impl Screen {
         }
     }
 
-    /// One line for each of `labels`, which threads change while they work.
+    /// Shows one line for each of `labels`. Threads change the lines while they work.
     pub(crate) fn live(&self, labels: Vec<String>) -> Live<'_> {
         if self.terminal {
             labels.iter().for_each(|label| println!("  {label}"));
@@ -83,7 +83,7 @@ pub(crate) struct Live<'a> {
 }
 
 impl Live<'_> {
-    /// What line `index` is about at this moment; cut so that it stays one line on 80 columns.
+    /// Shows the present state of line `index`, cut so that it stays one line on 80 columns.
     pub(crate) fn now(&self, index: usize, state: &str) {
         if self.screen.terminal {
             let room = 78 - self.labels[index].chars().count();
@@ -94,7 +94,7 @@ impl Live<'_> {
         }
     }
 
-    /// How line `index` ended.
+    /// Shows how line `index` ended.
     pub(crate) fn end(&self, index: usize, state: &str) {
         if self.screen.terminal {
             self.draw(index, state);
@@ -108,8 +108,8 @@ impl Live<'_> {
         let _drawing = self.lock();
         let up = self.labels.len() - index;
         print!("\x1b[{up}A\r\x1b[2K  {}{state}\x1b[{up}B\r", self.labels[index]);
-        // A line that is late is better than none; standard output that is gone ends the command at
-        // the next println.
+        // If this fails, the line only appears later. If standard output is closed, the next
+        // println ends the command.
         let _ = io::stdout().flush();
     }
 

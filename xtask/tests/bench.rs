@@ -1,5 +1,5 @@
-//! The benches run: their figures are for quiet machines, but what makes them has to work
-//! everywhere.
+//! The benchmarks run to their end. Only a quiet machine gives useful figures, but the programs
+//! must work everywhere.
 
 use std::fs;
 use std::process::Command;

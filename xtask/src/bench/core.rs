@@ -70,7 +70,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Times hostile requests beside honest ones with as many certificates.
+/// Times hostile requests beside honest ones with the same number of certificates.
 fn hostile(arguments: &Arguments) -> Result<()> {
     let rounds = if arguments.quick { QUICK_PAIRS / 10 } else { QUICK_PAIRS };
     eprintln!("Timing {rounds} requests of each kind, and honest ones in turn with them ...");
@@ -119,12 +119,13 @@ struct Times {
     case: String,
     whole: f64,
     primitives: f64,
-    /// The quartiles of their ratio, over devices that were measured side by side.
+    /// Quartiles of `whole` divided by `primitives`. The benchmark measures both in turn for each
+    /// device.
     ratio: [f64; 3],
     parts: Parts,
 }
 
-/// By name: `primitive, ` or `step, `, and which.
+/// The key is `primitive, ` or `step, ` and the part's name.
 type Parts = BTreeMap<String, f64>;
 
 impl Times {
@@ -141,7 +142,7 @@ impl Times {
     }
 }
 
-/// Runs the benchmark twice: for the ratios, and for what criterion says of each part.
+/// Runs the benchmark twice: for the ratios, and for criterion's time of each part.
 fn measure(arguments: &Arguments) -> Result<Vec<Times>> {
     let executable = executable()?;
     let pairs = if arguments.quick { QUICK_PAIRS } else { PAIRS };
@@ -193,7 +194,7 @@ fn criterion(executable: &Path, arguments: &Arguments) -> Result<BTreeMap<String
             "0.1",
         ]);
     }
-    // What criterion has to say on the way is no result of ours.
+    // Criterion's progress is not a result, so it goes to stderr.
     show(command.stdout(stderr().as_fd().try_clone_to_owned()?))?;
     let mut parts = BTreeMap::<_, Parts>::new();
     for file in files_named("benchmark.json", results.path())? {
@@ -274,8 +275,9 @@ fn count(filter: &str) -> Result<Vec<Counts>> {
     let mut command = Command::new("valgrind");
     command
         .args(["--quiet", "--tool=callgrind"])
-        // Two spellings of one function: valgrind 3.19 forgets the first option of a pattern when
-        // it reads the second.
+        // Both options name the same function. They spell it differently, because valgrind 3.19
+        // forgets the first option for a pattern when it reads a second option for the same
+        // pattern.
         .args(["--zero-before=*::measured", "--dump-after=pipeline::measured"])
         .arg(format!("--callgrind-out-file={}/counts", results.path().display()))
         .arg(executable()?)
@@ -297,8 +299,9 @@ fn count(filter: &str) -> Result<Vec<Counts>> {
     Ok(pairs.collect())
 }
 
-/// Reads a profile in callgrind's format: `totals:`, and `calls=` after the `cfn=` of who is
-/// called. A name is spelt out once, and stands for its number from then on.
+/// Reads a profile in callgrind's format: `totals:`, and each `calls=` after a `cfn=` that names
+/// the callee. The profile spells out a name once, together with its number. After that, it gives
+/// only the number.
 fn cost(profile: &str, devices: f64) -> Result<Cost> {
     let totals = profile.lines().find_map(|line| line.strip_prefix("totals: "));
     let instructions: f64 = totals.context("a profile without totals")?.trim().parse()?;
@@ -400,13 +403,13 @@ fn read_json(path: &Path) -> Result<Value> {
         .with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Devices of a kind whose time is compared with that of the primitives.
+/// How many devices of each kind are timed in turn with the primitives.
 const PAIRS: usize = 5000;
-/// A hostile request to an honest one.
+/// Most time that a hostile request may take, as a multiple of an honest request's time.
 const HOSTILE_TARGET: f64 = 2.0;
-/// The same for `--quick`.
+/// `PAIRS` for `--quick`.
 const QUICK_PAIRS: usize = 500;
-/// What Rust's and AWS-LC's allocations end in.
+/// The C functions in which allocations of Rust and AWS-LC end.
 const ALLOCATORS: [&str; 4] = ["malloc", "calloc", "realloc", "posix_memalign"];
 
 #[cfg(test)]

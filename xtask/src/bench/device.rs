@@ -28,7 +28,7 @@ pub(crate) struct Args {
     quick: bool,
 }
 
-/// Builds as for users, measures every flow with two kinds of EK, and prints medians.
+/// Builds as users build, measures every flow with two kinds of EK, and prints medians.
 ///
 /// Each run has a fresh TPM, a fresh state directory and a CA that has never seen the device:
 ///
@@ -37,8 +37,8 @@ pub(crate) struct Args {
 /// 2. with a tap before TPM and broker, for the times of the TPM's commands, and the bytes over
 ///    TLS;
 /// 3. with a tap that slows the TPM down to the pace of a chip;
-/// 4. with a tap before a broker without TLS, for the bytes of MQTT; and with the end of the
-///    process held up, for its memory.
+/// 4. with a tap before a broker without TLS, for the bytes of MQTT. The end of the process is
+///    delayed, so that its memory can be read.
 pub(crate) fn run(args: Args) -> Result<()> {
     let binaries = build()?;
     use_binaries_in(binaries.path().into());
@@ -76,14 +76,14 @@ struct Row {
     flow: &'static str,
     /// One process from start to end, milliseconds.
     wall_ms: f64,
-    /// The answers of the TPM, from the last byte of a command to the last of its answer,
-    /// milliseconds together.
+    /// Sum of the TPM's times, in milliseconds. Each is from the last byte of a command to the last
+    /// byte of its answer.
     tpm_ms: f64,
     tpm_commands: f64,
-    /// The broker's and the CA's answers, likewise, with what TLS and TCP need; beside the TPM in
-    /// part.
+    /// The same for the answers of the broker and the CA, including what TLS and TCP need. Part of
+    /// this time overlaps with the TPM's.
     wire_ms: f64,
-    /// Wall time by TPM time if the TPM takes as long as a fast chip.
+    /// Wall time divided by TPM time if the TPM takes as long as a fast chip.
     slowed_wall_by_tpm: f64,
     payload_bytes: f64,
     mqtt_bytes: f64,
@@ -103,7 +103,7 @@ impl Row {
 
         let (mut straight, mut tapped, mut slowed, mut held) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        // One more, first, so that no run pays for a cold cache.
+        // One run more: the first fills the caches and does not count.
         for number in 0..=runs {
             let tpm = vendor.device(ek, number)?;
             let device = Device::new(&tpm)?;
@@ -135,7 +135,7 @@ impl Row {
             let [Some(sent), Some(received)] = payload else { anyhow::bail!("{cost}") };
             held.push([peak_rss_kib, sent + received, wire.bytes() as f64]);
         }
-        // Or its log is shown.
+        // A server that is dropped without `stop` prints its log.
         server.stop()?;
         let [wall_ms] = medians(&straight[1..]);
         let [tpm_ms, tpm_commands, wire_ms, tls_bytes] = medians(&tapped[1..]);
@@ -196,15 +196,15 @@ fn command(
     Ok(command)
 }
 
-/// The largest resident set of a process, in KiB, and the JSON that it wrote.
+/// The largest resident set of a process, in KiB, and the JSON that the process wrote.
 ///
-/// The kernel forgets the former with the process, so its last step, writing to stdout, is held up
-/// by a pipe that is full.
+/// The kernel forgets the resident set when the process ends. So a full pipe blocks the last step
+/// of the process, which writes to stdout.
 fn held_up(mut command: Command) -> Result<(f64, Value)> {
     let (mut output, mut input) = std::io::pipe()?;
     input.write_all(&FILLING)?;
     let mut process = command.stdout(input).stderr(Stdio::piped()).spawn()?;
-    // The parent's copy of the pipe.
+    // The command keeps our copy of the pipe's writing end, and the reader would wait for it.
     drop(command);
     let measured = peak_rss_kib(&mut process);
     let mut written = Vec::new();
@@ -332,7 +332,7 @@ fn plain(port: u16) -> String {
 fn build() -> Result<TempDir> {
     let binaries = tempfile::tempdir()?;
     let target = bin_dir()?.parent().context("a profile directory has a parent")?.to_path_buf();
-    // One by one: built together, each would have the features of the other's dependencies too.
+    // One by one. Built together, each would also have the features of the other's dependencies.
     for (package, binary, profile) in
         [("assay-device", "assay-device", "device"), ("assay-server", "assay", "release")]
     {
@@ -346,16 +346,16 @@ fn build() -> Result<TempDir> {
 const FLOWS: [&str; 3] = ["ticket", "sealed", "shared-key"];
 /// Enough for a median that one disturbed run does not move.
 const RUNS: usize = 5;
-/// What swtpm is slowed down by, to show what becomes of the ratio when a command takes longer than
-/// a function call. Chips take milliseconds for the quickest commands, and much longer for those
+/// Delay of each of swtpm's answers. It shows the ratio for a TPM whose commands take longer than a
+/// function call. Chips take milliseconds for their quickest commands, and much longer for those
 /// that use keys.
 const CHIP_COMMAND: Duration = Duration::from_millis(10);
 /// The capacity of a pipe on Linux (pipe(7)).
 static FILLING: [u8; 65_536] = [b' '; 65_536];
-/// From the last line on stderr to the blocked write.
+/// Time from the last line on stderr to the blocked write.
 const UNTIL_IT_WRITES: Duration = Duration::from_millis(50);
 
-/// The targets. The agent is to add no more than this to what its TPM takes.
+/// The targets. This is the most wall time of the agent, as a multiple of its TPM's time.
 const MAX_WALL_BY_TPM: f64 = 1.15;
 /// 3.5 KB.
 const MAX_MQTT_BYTES: f64 = 3500.0;

@@ -137,7 +137,7 @@ struct Scale {
     held: usize,
 }
 
-/// Ten seconds for what is slowest; an overload of a minute; ten thousand connections.
+/// Ten seconds of the slowest load, a minute of overload, and ten thousand connections.
 const FULL: Scale = Scale {
     p256: 15_000,
     rsa: 5_000,
@@ -148,7 +148,7 @@ const FULL: Scale = Scale {
 };
 const QUICK: Scale =
     Scale { p256: 60, rsa: 20, own: 40, half_seconds: 0.5, overload_seconds: 0.5, held: 50 };
-/// 16 devices on each at once are more than the CA's queue holds.
+/// With 16 devices at once on each connection, this is more than the CA's queue holds.
 const OVERLOAD_CONNECTIONS: &str = "--connections=74";
 
 struct Bench {
@@ -180,7 +180,7 @@ impl Bench {
         Ok(Load { name, reports })
     }
 
-    /// One run of `assay-fleet`, whose progress and complaints the user sees.
+    /// Runs `assay-fleet` once. The user sees its progress and its errors.
     fn fleet(&self, arguments: &[&str], devices: usize) -> Result<Value> {
         let mut fleet = Command::new(self.bin.join("assay-fleet"));
         fleet
@@ -240,8 +240,8 @@ fn at_most(target: f64, what: &'static str, reached: f64) -> Outcome {
     Outcome { what, reached, target: format!("≤ {target}"), met: reached <= target }
 }
 
-/// Where `assay`, `assay-fleet` and `examples/populate` are: built now with optimisation, unless
-/// the environment's ASSAY_BIN_DIR says.
+/// The directory of `assay`, `assay-fleet` and `examples/populate`: the environment's ASSAY_BIN_DIR
+/// if it is set. Otherwise cargo builds them now, with optimisation.
 pub(super) fn binaries() -> Result<PathBuf> {
     if let Some(dir) = env::var_os("ASSAY_BIN_DIR") {
         return Ok(dir.into());

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: measurements, each with the targets beside what was reached.
+//! `cargo xtask bench`: measurements, each beside its target.
 
 mod broker;
 mod core;

@@ -1,4 +1,5 @@
-//! `cargo xtask bench scale`: what a device costs a CA, by how many others the CA knows.
+//! `cargo xtask bench scale`: how a device's cost grows with the number of devices that the CA
+//! knows.
 
 use std::fs;
 use std::path::Path;
@@ -30,8 +31,8 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// Fills a database of each size, then provisions devices with one after the other, again and
-/// again.
+/// Fills a database of each size. Then provisions devices with each database in turn, several
+/// times.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let bin = binaries()?;
     use_binaries_in(bin.clone());
@@ -87,7 +88,7 @@ impl Size {
             quietly(Command::new(bin.join("assay-fleet")).arg("--vendor"))?.stdout,
         )?;
         quietly(dir.assay(&["trust", "add"])?.args(vendor.lines()))?;
-        // What was written is to be on the disk before anything is measured.
+        // Otherwise the kernel would write these files to the disk during the measurement.
         quietly(Command::new("sync").arg(dir.path()))?;
         Ok(Self { known, server: AssayServer::start(&dir)?, dir, costs: Vec::new() })
     }
@@ -118,7 +119,7 @@ impl Size {
     }
 }
 
-/// Of a process up to now, in seconds.
+/// The processor time that a process has used until now, in seconds.
 fn processor_time(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field, a name in parentheses, may hold spaces; utime and stime are the 14th and
@@ -130,9 +131,9 @@ fn processor_time(pid: u32) -> Result<f64> {
 
 const KNOWN: [u64; 4] = [1_000, 10_000, 100_000, 1_000_000];
 const QUICK: [u64; 2] = [10, 100];
-/// Some three seconds of provisioning.
+/// About three seconds of provisioning.
 const DEVICES: usize = 8_000;
-/// The cost with the most known to that with the fewest.
+/// The highest ratio of the cost with the largest database to the cost with the smallest.
 const TARGET: f64 = 1.2;
 /// USER_HZ, which is 100 on every platform that Linux still runs on.
 const TICKS_PER_SECOND: f64 = 100.0;

@@ -20,7 +20,7 @@ use crate::docker::output;
 /// Which devices were struck, and when.
 type Struck = Vec<(&'static str, Moment)>;
 
-/// No fault: each device is provisioned in each flow, and heard.
+/// No fault: every device is provisioned in each flow, and heard.
 pub(super) fn each_flow(scene: &mut Scene<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let mut flows = ["ticket", "sealed", "shared-key"];
@@ -42,7 +42,7 @@ pub(super) fn each_flow(scene: &mut Scene<'_>) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// SIGKILL for broker and CA in one, at any moment of a provisioning.
+/// SIGKILL for the process that is both broker and CA, at any moment of a provisioning.
 pub(super) fn kill_ca(scene: &mut Scene<'_>) -> Result<Outcome> {
     kill(scene, |_| "ca")
 }
@@ -64,7 +64,7 @@ fn kill(scene: &mut Scene<'_>, victim: impl Fn(&mut Scene<'_>) -> &'static str) 
     })
 }
 
-/// SIGKILL for agent and TPM, for each device at a moment of its own.
+/// SIGKILL for agent and TPM of each device, at a moment of its own.
 pub(super) fn kill_device(scene: &mut Scene<'_>) -> Result<Outcome> {
     while_provisioning(scene, KILLS, |scene, window| {
         let devices = scene.stack.profile.devices();
@@ -73,7 +73,7 @@ pub(super) fn kill_device(scene: &mut Scene<'_>) -> Result<Outcome> {
         let (began, mut struck) = (Instant::now(), Vec::new());
         for (moment, device) in moments {
             thread::sleep(moment.saturating_sub(began.elapsed()));
-            // One that is still being started dies in the first moment of its life.
+            // A container that is still starting cannot be killed. It is killed as soon as it runs.
             while scene.stack.kill(&[device]).is_err() {
                 ensure!(began.elapsed() < Duration::from_secs(30), "{device} cannot be killed");
             }
@@ -110,8 +110,9 @@ fn cut(
     })
 }
 
-/// New devices begin, `strike` strikes within the time that provisioning takes them, and ends; so
-/// many times.
+/// Repeats this `times` times: start new devices, call `strike`, wait until the devices are heard.
+/// `strike` gets the time that an undisturbed provisioning takes. It must strike within that time,
+/// and end the fault.
 fn while_provisioning(
     scene: &mut Scene<'_>,
     times: usize,
@@ -166,7 +167,8 @@ fn finish(starting: Vec<Child>) -> Result<()> {
     Ok(())
 }
 
-/// What must hold after every fault; returns how much of what was on record before still is.
+/// Checks what must hold after every fault. Returns how many entries of `before` are still on
+/// record.
 fn holds(stack: &Stack, before: &Record) -> Result<usize> {
     let record = stack.record()?;
     let kept = record.keeps(before)?;
@@ -178,7 +180,8 @@ fn holds(stack: &Stack, before: &Record) -> Result<usize> {
     Ok(kept)
 }
 
-/// The devices' clocks are a year ahead: certificates seem to be over, tokens come from the future.
+/// The devices' clocks are a year ahead: certificates seem expired, and tokens come from the
+/// future.
 pub(super) fn clock_ahead(scene: &mut Scene<'_>) -> Result<Outcome> {
     wrong_clock(scene, "+365d")
 }
@@ -188,9 +191,9 @@ pub(super) fn clock_behind(scene: &mut Scene<'_>) -> Result<Outcome> {
     wrong_clock(scene, "-365d")
 }
 
-/// Clocks go wrong by `offset` before devices are provisioned, and then once more afterwards.
-/// Nobody is heard meanwhile, and each device says that it is its clock; once clocks are right all
-/// are heard, in the second case with the certificates that they had.
+/// Sets the clocks wrong by `offset`: first before devices are provisioned, then afterwards. No
+/// device is heard meanwhile, and each says that its clock is the cause. Once the clocks are right,
+/// all devices are heard. In the second case, they still have the certificates that they had.
 fn wrong_clock(scene: &mut Scene<'_>, offset: &str) -> Result<Outcome> {
     let (stack, devices) = (scene.stack, scene.stack.profile.devices());
     let mut outcome = Outcome::default();
@@ -249,25 +252,25 @@ fn until_right(scene: &Scene<'_>, began: &Moment) -> Result<Duration> {
     Ok(took)
 }
 
-/// The CA's disk is full, also while the CA starts. Who has a certificate is heard, who asks for
-/// one is told to try again, and gets it when there is room.
+/// The CA's disk is full, also while the CA starts. A device with a certificate is heard. A device
+/// that asks for one is told to try again, and gets it when there is room.
 pub(super) fn full_disk(scene: &mut Scene<'_>) -> Result<Outcome> {
     let stack = scene.stack;
     let [first, old, third] = stack.profile.devices();
     let new = [first, third];
     let before = stack.record()?;
     let (full, began) = (Moment::now(), Instant::now());
-    // In ever smaller pieces, for dd writes no part of one.
+    // dd does not write part of a block, so ever smaller blocks fill what is left.
     let fill = "for size in 64k 512 1; do dd if=/dev/zero bs=$size \
                 of=/var/lib/assay/ballast-$size 2> /dev/null || true; done";
     stack.exec("keeper", &["sh", "-c", fill])?;
-    // The database's log has room in it from before, which many devices soon use up.
+    // The database's log still has room inside its file. Many devices soon use it up.
     let fleet = Fleet::start(stack, "ca")?;
     stack.wait_for_log("ca", &full, "a batch could not be written")?;
     stack.replace(&new)?;
     stack.start(&new)?;
     for device in new {
-        // A key may just have found room; then its first use is what cannot be recorded.
+        // A shared key may still have found room. Then its first use is what cannot be recorded.
         stack.wait_for_any(device, &full, &["internal", "refuses the connection for now"])?;
     }
     let id = stack.device_id(old).context("it is provisioned")?;
@@ -315,14 +318,14 @@ pub(super) fn rolling_restart(scene: &mut Scene<'_>) -> Result<Outcome> {
     Ok(Outcome { times: restarts, struck: None, kept: holds(stack, &before)?, longest })
 }
 
-/// Simulated devices that keep coming, from outside.
+/// Simulated devices outside the stack that keep coming.
 struct Fleet {
     process: Child,
     _ca_root: NamedTempFile,
 }
 
 impl Fleet {
-    /// `broker` is the service that publishes its ports.
+    /// `broker` is the service that publishes the broker's ports.
     fn start(stack: &Stack, broker: &str) -> Result<Self> {
         let program = bin_dir()?.join("assay-fleet");
         let vendor = String::from_utf8(run(Command::new(&program).arg("--vendor"))?.stdout)?;
@@ -346,7 +349,7 @@ impl Fleet {
         Ok(self.process.try_wait()?.is_none())
     }
 
-    /// Its report, once all devices are done; an error if one of them failed.
+    /// The report of the fleet, once all devices are done; an error if one of them failed.
     fn finish(self) -> Result<Value> {
         let output = self.process.wait_with_output()?;
         let report: Value =
@@ -382,7 +385,7 @@ fn seconds(time: Duration) -> String {
 }
 
 const WORKERS: [&str; 2] = ["worker-1", "worker-2"];
-/// As often as is asked of each.
+/// How often each of these faults kills.
 const KILLS: usize = 10;
 /// Below and above the 20 s after which a device gives up waiting for an answer.
 const CUTS: [Duration; 3] =
@@ -394,7 +397,8 @@ const FLEET_RATE: &str = "20";
 const LONGEST_OUTAGE: Duration = Duration::from_secs(3);
 /// Twice the time between two attempts of a device.
 const WRONG: Duration = Duration::from_secs(10);
-/// As tests/compose/clock.yml has it.
+/// The file that tests/compose/clock.yml names.
 const CLOCK: &str = "/var/lib/assay/clock";
-/// In what assay-device says of certificates, logins and its own time.
+/// A part of every message in which `assay-device` blames its clock, for certificates, logins and
+/// its own time.
 const CLOCK_IS_BLAMED: &str = "this device's clock";

@@ -83,7 +83,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 struct Trial {
     name: &'static str,
     profile: Profile,
-    /// A file below tests/compose that changes it.
+    /// A file below tests/compose that changes the profile.
     changes: Option<&'static str>,
     faults: &'static [Fault],
 }
@@ -94,7 +94,7 @@ struct Fault {
     strike: fn(&mut Scene<'_>) -> Result<Outcome>,
 }
 
-/// What a fault works on.
+/// What a fault acts on.
 struct Scene<'a> {
     stack: &'a Stack,
     rng: fastrand::Rng,
@@ -108,14 +108,14 @@ impl Scene<'_> {
     }
 }
 
-/// What came of a fault.
+/// The result of a fault.
 #[derive(Default)]
 struct Outcome {
     times: usize,
-    /// Devices that had nothing to sign in with when it struck, counted over all times; `None` if
-    /// it is not about those.
+    /// Devices that were not provisioned yet when the fault struck, summed over all times; `None`
+    /// if the fault is not about those.
     struck: Option<usize>,
-    /// Devices, certificates and enrolments that were there before, and still were afterwards.
+    /// Devices, certificates and enrolments that were on record before the fault and after it.
     kept: usize,
     /// From the end of the fault until each device was heard.
     longest: Duration,
@@ -129,8 +129,8 @@ struct Test {
 }
 
 impl Test {
-    /// Tries one stack after the other, up to the first that does not hold: a row for each fault,
-    /// and whether all held.
+    /// Tries one stack after the other, and stops at the first that does not hold. Returns a row
+    /// for each fault, and whether all held.
     fn lane(&self, trials: &[Trial]) -> (Vec<[String; 5]>, bool) {
         let mut rows = Vec::new();
         for trial in trials {
@@ -158,7 +158,7 @@ impl Test {
 
     fn strike(&self, stack: &Stack, fault: &Fault) -> Result<[String; 5]> {
         let name = fault.name;
-        // Of its own for each, so that one alone has the same moments.
+        // Each fault has its own seed, so that a fault that runs alone strikes at the same moments.
         let seed = name
             .bytes()
             .fold(self.seed, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
@@ -166,7 +166,7 @@ impl Test {
         let outcome = (fault.strike)(&mut Scene { stack, rng, name, screen: &self.screen })?;
         let Outcome { times, struck, kept, longest } = outcome;
         let struck = struck.map_or_else(|| "-".into(), |struck| struck.to_string());
-        // More than none is an error.
+        // Any loss is an error, so nothing is lost here.
         let lost = format!("0 of {kept}");
         Ok([
             name.into(),
@@ -178,7 +178,8 @@ impl Test {
     }
 }
 
-/// Waits until a new stack has come to rest, and puts something on record that no device did.
+/// Waits until a new stack is ready. Then enrols an EK, so that the record has an entry that no
+/// device made.
 fn settle(stack: &Stack) -> Result<()> {
     stack.wait_for_devices(&Moment::long_ago())?;
     stack.wait_for_health()?;
@@ -199,8 +200,8 @@ fn settle(stack: &Stack) -> Result<()> {
     stack.record()?.each_has_one()
 }
 
-/// Side by side, since most of the time somebody waits; one lane for each broker, and one for what
-/// needs a stack of its own.
+/// Lanes run side by side, because each waits most of the time. There is one lane for each broker,
+/// and one for faults that need a stack of their own.
 const LANES: [&[Trial]; 3] = [
     &[Trial {
         name: "default",

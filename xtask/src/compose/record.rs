@@ -45,7 +45,7 @@ impl Record {
         self.devices.contains_key(device_id)
     }
 
-    /// How much that was on record still is; an error if something is not.
+    /// Counts the entries of `before`; an error if one of them is no longer on record.
     pub(super) fn keeps(&self, before: &Self) -> Result<usize> {
         for (id, device) in &before.devices {
             match self.devices.get(id) {
@@ -62,7 +62,7 @@ impl Record {
         Ok(before.devices.len() + before.certificates.len() + before.enrolments.len())
     }
 
-    /// An error unless each device has one active certificate; or none, and a shared key.
+    /// An error unless each device has one active certificate, or none and a shared key.
     pub(super) fn each_has_one(&self) -> Result<()> {
         for (id, device) in &self.devices {
             match (self.active(id).len(), device.has_shared_key) {

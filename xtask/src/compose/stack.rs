@@ -1,4 +1,4 @@
-//! One profile of docker-compose.yml, up for as long as it is tested.
+//! One profile of docker-compose.yml, which is up while it is tested.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{Ipv4Addr, TcpListener};
@@ -38,15 +38,15 @@ impl Profile {
         ["device-1", "device-2", third]
     }
 
-    /// Where an operator's commands are run.
+    /// The service in which an operator's commands run.
     pub(super) fn ca(self) -> &'static str {
         if self == Self::Default { "ca" } else { "worker-1" }
     }
 }
 
 impl Stack {
-    /// Brings up a stack, runs `test` on it, and takes it down with all that it left; shows its log
-    /// if the test fails.
+    /// Brings up a stack, runs `test` on it, and removes it with its volumes. Shows its log if the
+    /// test fails.
     pub(super) fn with(
         built: &Built,
         trial: &Trial,
@@ -67,7 +67,7 @@ impl Stack {
             changes: trial.changes,
             variables,
         };
-        // What an interrupted run left.
+        // Removes what an interrupted run left.
         stack.down()?;
         let tested = stack.up().and_then(|()| test(&stack));
         if tested.is_err() {
@@ -96,7 +96,7 @@ impl Stack {
         command
     }
 
-    /// As a user does it, but for the images.
+    /// Brings the stack up as a user does, except that the images are those of the test.
     fn up(&self) -> Result<()> {
         run(self.compose().args(["up", "--detach", "--no-build"])).map(drop)
     }
@@ -108,7 +108,7 @@ impl Stack {
 
     fn show_log(&self) {
         println!("--- log of {}", self.project);
-        // Their failure must not hide the one that is being told.
+        // A failure of these commands must not hide the failure of the test.
         _ = self.compose().args(["ps"]).status();
         _ = self
             .compose()
@@ -155,17 +155,18 @@ impl Stack {
         run(docker(words).stdin(input)).map(drop)
     }
 
-    /// As a power cut ends them.
+    /// Ends services as a power cut does.
     pub(super) fn kill(&self, services: &[&str]) -> Result<()> {
         self.each("kill", &["--signal", "KILL"], services)
     }
 
-    /// An engine does not restart what it was told to kill, so this is the power coming back.
+    /// Starts killed services, as when the power comes back. Docker does not restart a container
+    /// that it was told to kill.
     pub(super) fn start(&self, services: &[&str]) -> Result<()> {
         self.each("start", &[], services)
     }
 
-    /// Starts containers side by side; wait for each.
+    /// Starts containers side by side. The caller must wait for each process.
     pub(super) fn starting(&self, services: &[&str]) -> Result<Vec<Child>> {
         let containers = self.containers(services.iter().copied())?;
         let start = |id: &String| Ok(docker(["start", id]).stdout(Stdio::null()).spawn()?);
@@ -177,7 +178,7 @@ impl Stack {
         output(["network", "disconnect", &self.network(), &self.container(service)?]).map(drop)
     }
 
-    /// Puts it back; its address may be another.
+    /// Puts a service back on the network. Its address may change.
     pub(super) fn join(&self, service: &str) -> Result<()> {
         output(["network", "connect", &self.network(), &self.container(service)?]).map(drop)
     }
@@ -186,7 +187,7 @@ impl Stack {
         format!("{}_default", self.project)
     }
 
-    /// As an operator does it: what is begun is ended first.
+    /// Restarts a service as an operator does: the service first finishes what it has begun.
     pub(super) fn restart(&self, service: &str) -> Result<()> {
         self.each("restart", &["--time", "10"], &[service])
     }
@@ -197,7 +198,7 @@ impl Stack {
         output([command].into_iter().chain(options.iter().copied()).chain(containers)).map(drop)
     }
 
-    /// What a service has logged since then.
+    /// What a service has logged since `since`.
     pub(super) fn log(&self, service: &str, since: &Moment) -> Result<String> {
         self.log_between(service, since, None)
     }
@@ -213,16 +214,16 @@ impl Stack {
         Ok(String::from_utf8_lossy(&[logged.stdout, logged.stderr].concat()).into_owned())
     }
 
-    /// Puts new devices in place of these: stops them, and gives them new TPMs that the
-    /// manufacturer certified, and no memory.
+    /// Puts new devices in place of these. Stops them, deletes what they remember, and gives them
+    /// new TPMs that the manufacturer certified.
     pub(super) fn replace(&self, devices: &[&str]) -> Result<()> {
         self.replace_and(devices, "true")
     }
 
-    /// The same, and then a shell command where the devices' volumes are /var/lib/state-1 and so
-    /// on.
+    /// Does the same, and then runs the shell command `then`. That command sees the devices'
+    /// volumes as /var/lib/state-1 and so on.
     pub(super) fn replace_and(&self, devices: &[&str], then: &str) -> Result<()> {
-        // Some may have ended.
+        // Some may have ended already, which is no error.
         _ = self.kill(devices);
         let manufacturer = self.container("manufacturer")?;
         let mut words = vec!["run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp"];
@@ -243,7 +244,7 @@ impl Stack {
         output(words).map(drop)
     }
 
-    /// Starts the devices with these flows, which takes new containers.
+    /// Starts the devices with these flows, in new containers.
     pub(super) fn start_with(&self, flows: [&str; 3]) -> Result<()> {
         let devices = self.profile.devices();
         let mut up = self.compose();
@@ -254,8 +255,8 @@ impl Stack {
         run(up.args(["up", "--detach", "--no-build"]).args(devices)).map(drop)
     }
 
-    /// Waits until every device has a name, and has been heard under it since then; returns how
-    /// long that took.
+    /// Waits until every device has a device id, and the service `watch` has received a message of
+    /// each since `since`. Returns how long that took.
     pub(super) fn wait_for_devices(&self, since: &Moment) -> Result<Duration> {
         let devices = self.profile.devices();
         let began = Instant::now();
@@ -277,12 +278,12 @@ impl Stack {
         }
     }
 
-    /// Waits until a service has said something since then.
+    /// Waits until a service has logged `what` since `since`.
     pub(super) fn wait_for_log(&self, service: &str, since: &Moment, what: &str) -> Result<()> {
         self.wait_for_any(service, since, &[what])
     }
 
-    /// The same, whichever of these comes first.
+    /// Waits until a service has logged one of these texts since `since`.
     pub(super) fn wait_for_any(&self, service: &str, since: &Moment, what: &[&str]) -> Result<()> {
         let began = Instant::now();
         loop {
@@ -299,18 +300,18 @@ impl Stack {
         }
     }
 
-    /// What a device says of itself.
+    /// The status that a device reports.
     pub(super) fn status(&self, device: &str) -> Result<Value> {
         let status = ["assay-device", "status", "--json", "--state", "/var/lib/assay/state"];
         Ok(serde_json::from_str(&self.exec(device, &status)?)?)
     }
 
-    /// Under which name a device is registered, as far as it knows.
+    /// The device id that a device knows; `None` if it knows none.
     pub(super) fn device_id(&self, device: &str) -> Option<String> {
         self.status(device).ok()?["device_id"].as_str().map(str::to_owned)
     }
 
-    /// Whether a device had nothing to sign in with at that moment, of those since it was started.
+    /// Whether a device was not provisioned yet at `then`. The device was started at `since`.
     pub(super) fn was_provisioning(
         &self,
         device: &str,
@@ -320,7 +321,7 @@ impl Stack {
         Ok(!self.log_between(device, since, Some(then))?.contains("provisioned as"))
     }
 
-    /// What the CA knows.
+    /// The CA's record.
     pub(super) fn record(&self) -> Result<Record> {
         let list = |command: &[&str]| {
             self.exec(self.profile.ca(), &[&["assay"], command, &["--json"]].concat())
@@ -360,19 +361,20 @@ impl Moment {
     }
 }
 
-/// A port that nobody listens on. An engine could choose one too, but another after each start.
+/// A port that nobody listens on. Docker could choose one too, but would choose another at each
+/// start.
 fn free_port() -> Result<String> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port().to_string())
 }
 
-/// Tells the checkouts on a machine apart, for their tests may run at the same time.
+/// Tells the checkouts on a machine apart, because their tests may run at the same time.
 fn checkout() -> String {
     let mut hasher = DefaultHasher::new();
     workspace().hash(&mut hasher);
     format!("{:08x}", hasher.finish() as u32)
 }
 
-/// Docker's plugin, or the program that it took the place of.
+/// Docker's plugin, or the older program that the plugin replaced.
 fn compose() -> Result<&'static [&'static str]> {
     let ways: [&[&str]; 2] = [&["docker", "compose"], &["docker-compose"]];
     let mut ways = ways.into_iter();
@@ -383,9 +385,9 @@ fn compose() -> Result<&'static [&'static str]> {
     )
 }
 
-/// How long a device may take to be back by itself. An answer that never comes costs it 20 s, and
-/// of an attempt's 60 s it may have to wait for the last pause.
+/// How long a device may take to be heard again by itself. It waits 20 s for an answer that never
+/// comes. Then it may have to wait for the last pause of an attempt, which lasts 60 s in all.
 const RECOVERY: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(250);
-/// Of each container, when a test fails.
+/// Lines of each container, when a test fails.
 const LOG_LINES: &str = "200";

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: the whole story, on software TPMs, with the real binaries over real sockets.
+//! `cargo xtask demo`: all flows on software TPMs, with the real binaries over real sockets.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::screen::Screen;
 use crate::{bin_dir, show};
 
-/// Builds, then tells the story; an error unless all of it held.
+/// Builds the binaries and plays the demo; an error unless every expectation held.
 pub(crate) fn run() -> Result<()> {
     let mut screen = Screen::new();
     screen.chapter("Building assay and assay-device");
@@ -42,7 +42,7 @@ pub(crate) fn run() -> Result<()> {
     }
 }
 
-/// The parties of the story, but for the devices.
+/// The parties of the demo, except the devices.
 struct Lab {
     vendor: VendorCa,
     ca: AssayDir,
@@ -79,8 +79,8 @@ impl Lab {
         Ok(Self { vendor, ca, server, work })
     }
 
-    /// The CA's audit once it is as `expected`, or as it is when patience ends: decisions without a
-    /// certificate are written a moment after the reply.
+    /// Waits until the CA's audit is as `expected`, at most for `PATIENCE`, and returns it. The CA
+    /// writes decisions without a certificate a moment after the reply.
     fn audit_with(&self, expected: impl Fn(&[Value]) -> bool) -> Result<Vec<Value>> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -102,7 +102,7 @@ struct Provisioned {
 }
 
 impl Provisioned {
-    /// What `assay-device provision --json` says of itself.
+    /// A text in the output of `assay-device provision --json`.
     fn text(&self, name: &str) -> Result<&str> {
         self.report[name]
             .as_str()
@@ -209,7 +209,7 @@ fn compare_times(screen: &Screen, lab: &Lab, fleet: &[Provisioned]) -> Result<()
             done.text("ik")?.to_owned(),
             done.text("serial")?.to_owned(),
             format!("{:.1}", done.ms("tpm_ms")?),
-            // The device cannot tell the wire from the CA behind it.
+            // The device measures the wire and the CA behind it together.
             format!("{:.1}", done.ms("wire_ms")? - ca),
             format!("{ca:.1}"),
         ]);
@@ -387,5 +387,5 @@ const FLEET: [(EkKind, &str); 6] = [
 ];
 /// Exit status of assay-device: refused by the CA.
 const REFUSED: i32 = 3;
-/// For what takes milliseconds.
+/// For waits of milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);

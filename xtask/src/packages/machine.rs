@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use assay_tests::{daemon, run, spawn, tool};
 
-/// A fresh Debian, of the release that this machine has: packages built here need its C library.
+/// A fresh Debian of this machine's release, because packages that are built here need its C
+/// library.
 pub(crate) struct Machine {
     root: PathBuf,
 }
 
 impl Machine {
-    /// Makes it at `root`, in place of what was there; removed when dropped.
+    /// Makes the machine at `root`, in place of what was there. The folder is removed when this is
+    /// dropped.
     pub(crate) fn make(root: &Path) -> Result<Self> {
         if root.exists() {
             fs::remove_dir_all(root)
@@ -24,14 +26,14 @@ impl Machine {
         let machine = Self { root: root.to_path_buf() };
         let mut debootstrap = tool("debootstrap")?;
         debootstrap.args(["--variant=minbase", "--include=dbus,systemd", &release()?]);
-        // The folder is thrown away, so nothing needs to have reached the disk: half the time.
+        // The folder is temporary, so dpkg need not wait for the disk. This halves the time.
         run(debootstrap.arg(root).env("DPKG_FORCE", "unsafe-io"))?;
-        // minbase leaves it out.
+        // The variant minbase has no such file.
         machine.write("etc/hosts", "127.0.0.1 localhost\n")?;
         Ok(machine)
     }
 
-    /// Where `path` of the machine is on ours.
+    /// The path on our side of the machine's `path`.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }
@@ -45,8 +47,8 @@ impl Machine {
         run(self.nspawn()?.args(["--pipe", "--"]).args(command).stdin(Stdio::null()))
     }
 
-    /// Starts systemd, in a network of its own that leads nowhere. `shared`, a folder of ours, is
-    /// seen there at `at`.
+    /// Boots the machine in a network of its own that leads nowhere. The machine sees our folder
+    /// `shared` at `at`.
     pub(crate) fn boot(&self, shared: &Path, at: &str) -> Result<Booted<'_>> {
         let mut nspawn = daemon("systemd-nspawn")?;
         nspawn.args(self.arguments()).args(["--boot", "--private-network"]);
@@ -69,7 +71,7 @@ impl Machine {
         Ok(nspawn)
     }
 
-    /// `systemd-nspawn` is to do without a systemd that runs on our side.
+    /// With these, `systemd-nspawn` needs no running systemd on our side.
     fn arguments(&self) -> [String; 5] {
         let directory = format!("--directory={}", self.root.display());
         ["--quiet", "--register=no", "--keep-unit", "--machine=assay-trial", &directory]
@@ -79,16 +81,16 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Nothing depends on it; the next run begins by removing it.
+        // If this fails, the next run removes the folder before it begins.
         _ = fs::remove_dir_all(&self.root);
     }
 }
 
-/// A machine that runs; its power is cut when dropped.
+/// A running machine. Its power is cut when this is dropped.
 pub(crate) struct Booted<'a> {
     pub(crate) machine: &'a Machine,
     process: Child,
-    /// Its systemd, as a process of ours.
+    /// The machine's systemd, by its process id on our side.
     init: u32,
 }
 
@@ -106,7 +108,7 @@ impl Booted<'_> {
         Ok(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
     }
 
-    /// What systemd says of a property of a unit.
+    /// The value of a property of a unit, as systemd gives it.
     pub(crate) fn property(&self, unit: &str, name: &str) -> Result<String> {
         self.run(&["systemctl", "show", "--value", "--property", name, unit])
     }
@@ -127,7 +129,7 @@ impl Booted<'_> {
                 bail!("systemd-nspawn: {status}");
             }
             self.init = self.only_child().unwrap_or_default();
-            // "degraded" would be a fault of some other service.
+            // "degraded" means that some service failed. That is not a good start for a test.
             if self.init != 0
                 && self
                     .run(&["systemctl", "is-system-running"])
@@ -140,7 +142,7 @@ impl Booted<'_> {
         }
     }
 
-    /// Of systemd-nspawn.
+    /// The process id of the only child of systemd-nspawn.
     fn only_child(&self) -> Option<u32> {
         let process = self.process.id();
         fs::read_to_string(format!("/proc/{process}/task/{process}/children"))
@@ -153,13 +155,13 @@ impl Booted<'_> {
 
 impl Drop for Booted<'_> {
     fn drop(&mut self) {
-        // All processes of the machine end with their systemd, and that with systemd-nspawn.
+        // The machine's systemd ends with systemd-nspawn, and all processes of the machine with it.
         _ = self.process.kill();
         _ = self.process.wait();
     }
 }
 
-/// As in "bookworm".
+/// The code name of this machine's Debian release, such as "bookworm".
 fn release() -> Result<String> {
     let text = fs::read_to_string("/etc/os-release").context("this is no Debian machine")?;
     let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
@@ -169,5 +171,5 @@ fn release() -> Result<String> {
         .to_owned())
 }
 
-/// A boot takes 3 s; a crowded machine gets time.
+/// A boot takes 3 s. The rest is for a machine under load.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);

@@ -12,9 +12,9 @@ use assay_tests::{run, tool};
 
 use crate::{bin_dir, cargo, show};
 
-/// One of the two.
+/// One of the two Debian packages.
 pub(crate) struct Package {
-    /// Its name in Debian, which is its binary's too.
+    /// The name of the package, and of its binary.
     name: &'static str,
     /// The crate whose `Cargo.toml` says what is in it.
     from_crate: &'static str,
@@ -23,17 +23,18 @@ pub(crate) struct Package {
     manual: &'static str,
 }
 
-/// Builds both, and says what they weigh; returns their files.
+/// Builds both packages, prints their sizes, and returns their files.
 pub(crate) fn build() -> Result<Vec<PathBuf>> {
     install_cargo_deb()?;
-    // With the features that the tests are built with, so that nothing is compiled twice.
+    // The whole workspace, with the features that the tests are built with, so that nothing is
+    // compiled twice.
     let mut manuals = cargo(&["build", "--workspace"]);
     show(manuals.args(PACKAGES.iter().flat_map(|package| ["--example", package.manual])))?;
     let target = bin_dir()?
         .parent()
         .context("a profile's directory is in the target directory")?
         .to_path_buf();
-    // Not a package of an older version beside the new one.
+    // Removes packages of older versions.
     _ = fs::remove_dir_all(target.join("debian"));
     PACKAGES.iter().map(|package| package.build(&target)).collect()
 }
@@ -61,7 +62,7 @@ impl Package {
         Ok(file)
     }
 
-    /// As `Cargo.toml` expects it: pages compressed, which Debian's policy wants.
+    /// Writes the manual where `Cargo.toml` expects it. Debian's policy wants compressed pages.
     fn write_manual(&self, directory: &Path) -> Result<()> {
         _ = fs::remove_dir_all(directory);
         fs::create_dir_all(directory)?;
@@ -76,7 +77,7 @@ impl Package {
         Ok(())
     }
 
-    /// Named after version and architecture.
+    /// The package's file, whose name contains version and architecture.
     fn file_in(&self, directory: &Path) -> Result<PathBuf> {
         let prefix = format!("{}_", self.name);
         let entries = fs::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
@@ -88,7 +89,8 @@ impl Package {
     }
 }
 
-/// clap_mangen lets flow what comes after the options; examples and lists have lines of their own.
+/// clap_mangen fills the lines of what follows the options. Examples and lists must keep their
+/// lines.
 fn readable(page: &str) -> String {
     let page = page.replace(".SH EXTRA\n", ".SH NOTES\n");
     page.replace("\nExample", "\n.nf\nExample").replace("\nExit codes:", "\n.nf\nExit codes:")

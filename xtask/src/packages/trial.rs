@@ -19,7 +19,7 @@ use super::build;
 use super::machine::{Booted, Machine};
 use crate::{bin_dir, install};
 
-/// Builds the packages and tries them; an error at the first that does not hold.
+/// Builds the packages and tries them; the first step that fails is an error.
 pub(crate) fn run_trial() -> Result<()> {
     ensure!(install::is_root()?, "packages are installed and services started: run this as root");
     install::install_for_packages()?;
@@ -101,7 +101,7 @@ fn apt_install(machine: &Machine, files: &[PathBuf]) -> Result<()> {
     let mut apt = vec!["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install"];
     apt.extend(["--yes", "--no-install-recommends"]);
     apt.extend(names.iter().map(String::as_str));
-    // For `plug_in`.
+    // `plug_in` needs it.
     apt.push("socat");
     machine.run(&apt)?;
     Ok(())
@@ -127,7 +127,7 @@ fn contents(machine: &Machine) -> Result<()> {
                 page.display()
             );
         }
-        // Bash takes the file and then completes the command by it.
+        // Bash must load the file, and then have a completion for the command.
         let bash =
             format!(". /usr/share/bash-completion/completions/{program} && complete -p {program}");
         machine.run(&["bash", "-c", &bash])?;
@@ -174,7 +174,7 @@ fn untouched(booted: &Booted<'_>) -> Result<()> {
 fn exposure(booted: &Booted<'_>) -> Result<()> {
     for unit in UNITS {
         let file = format!("/usr/lib/systemd/system/{unit}");
-        // Debian's minimal system has no `man` to look pages up with.
+        // Debian's minimal system has no `man`, which would look up the pages.
         booted.run(&["systemd-analyze", "verify", "--man=no", &file.replace('@', "@any")])?;
         let security = ["systemd-analyze", "security", "--offline=true", "--no-pager"];
         let threshold = format!("--threshold={EXPOSURE}");
@@ -187,7 +187,7 @@ fn exposure(booted: &Booted<'_>) -> Result<()> {
 
 fn init(booted: &Booted<'_>) -> Result<()> {
     booted.run(&["assay", "init", STATE])?;
-    // The settings stay root's.
+    // The settings still belong to root.
     let others =
         booted.run(&["find", STATE, "-not", "-user", "assay", "-not", "-name", "assay.toml"])?;
     ensure!(others.is_empty(), "not the service's: {others}");
@@ -203,7 +203,7 @@ fn init(booted: &Booted<'_>) -> Result<()> {
 
 fn operate(booted: &Booted<'_>) -> Result<()> {
     booted.run(&["assay", "--dir", STATE, "trust", "add", "/srv/root.pem"])?;
-    // What root touched is still the service's.
+    // The service's user must be able to change what root wrote.
     as_service(booted, &["trust", "add", "/srv/intermediate.pem"])?;
     ensure!(
         as_service(booted, &["trust", "list"])?.lines().count() >= 2,
@@ -236,7 +236,7 @@ fn provision(booted: &Booted<'_>, work: &Path, tpm: &Swtpm) -> Result<()> {
     let settings = booted.machine.path("etc/assay-device/provision.env");
     let text = fs::read_to_string(&settings)?;
     fs::write(settings, text.replace("mqtts://ca.example:8883", "mqtts://localhost:8883"))?;
-    // The unit is of the kind that is started when its program has ended.
+    // The unit is a oneshot: it counts as started when its program has ended.
     booted.run(&["systemctl", "start", "assay-device"]).or_else(|error| {
         bail!("{error:#}\n{}", booted.run(&["journalctl", "--no-pager", "--unit=assay-device"])?)
     })?;
@@ -291,7 +291,7 @@ fn edit_settings(booted: &Booted<'_>, days: u32) -> Result<()> {
 }
 
 fn watchdog(booted: &Booted<'_>) -> Result<()> {
-    // The unit waits longer than a test should.
+    // The timeout of the unit is too long for a test.
     let hasty = "run/systemd/system/assay.service.d";
     booted.run(&["mkdir", "-p", &format!("/{hasty}")])?;
     booted.run(&[
@@ -301,7 +301,7 @@ fn watchdog(booted: &Booted<'_>) -> Result<()> {
     ])?;
     booted.run(&["systemctl", "daemon-reload"])?;
     booted.run(&["systemctl", "restart", "assay"])?;
-    // A server that is well is left alone.
+    // A healthy server must not be restarted.
     let before = booted.property("assay", "MainPID")?;
     thread::sleep(Duration::from_secs(6));
     ensure!(booted.property("assay", "MainPID")? == before, "restarted although it was well");
@@ -317,7 +317,7 @@ fn watchdog(booted: &Booted<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The same packages under a later version.
+/// Installs the same packages again, with a later version number.
 fn upgrade(booted: &Booted<'_>, files: &[PathBuf]) -> Result<()> {
     let settings = booted.machine.path("etc/assay/assay.toml");
     let edited = fs::read_to_string(&settings)?;
@@ -340,7 +340,7 @@ fn upgrade(booted: &Booted<'_>, files: &[PathBuf]) -> Result<()> {
             .find(|line| line.starts_with("Version: "))
             .context("a package has a version")?;
         fs::write(&control, text.replace(version, &format!("{version}+later")))?;
-        // New defaults.
+        // The later version has other defaults.
         for conffile in ["etc/assay/assay.toml", "etc/assay-device/provision.env"] {
             if let Ok(text) = fs::read_to_string(tree.join(conffile)) {
                 fs::write(tree.join(conffile), format!("{text}\n# of a later version\n"))?;
@@ -410,13 +410,14 @@ fn purge(booted: &Booted<'_>) -> Result<()> {
 }
 
 fn dpkg_install(booted: &Booted<'_>, files: &[String]) -> Result<()> {
-    // It would ask which settings to take: those of the package, or those that were edited.
+    // Without `--force-confold`, dpkg asks whether to take the settings of the package or the
+    // edited ones.
     let mut dpkg = vec!["dpkg", "--force-confold", "--install"];
     dpkg.extend(files.iter().map(String::as_str));
     booted.run(&dpkg).map(drop)
 }
 
-/// Where `apt_install` puts the packages.
+/// The paths on the machine to which `apt_install` copies the packages.
 fn on_the_machine(files: &[PathBuf]) -> Result<Vec<String>> {
     let name = |file: &PathBuf| {
         Ok(format!("/srv/{}", file.file_name().context("a package is a file")?.display()))
@@ -424,7 +425,7 @@ fn on_the_machine(files: &[PathBuf]) -> Result<Vec<String>> {
     files.iter().map(name).collect()
 }
 
-/// Everything that must outlive the packages, byte for byte; a link is what it leads to.
+/// The bytes of every file that must outlive the packages; for a link, its target.
 fn state(booted: &Booted<'_>) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut found = BTreeMap::new();
     for directory in ["var/lib/assay", "var/lib/assay-device"] {
@@ -451,13 +452,13 @@ fn as_service(booted: &Booted<'_>, arguments: &[&str]) -> Result<String> {
     booted.run(&[&["runuser", "-u", "assay", "--", "assay", "--dir", STATE], arguments].concat())
 }
 
-/// Gives the machine a TPM that commands reach as the kernel's: a terminal in raw mode hands on
-/// bytes as they are.
+/// Gives the machine a TPM at the path of the kernel's device. A terminal in raw mode takes the
+/// place of the device, because it passes bytes on unchanged.
 fn plug_in(booted: &Booted<'_>, work: &Path, tpm: &Swtpm) -> Result<()> {
     let (socket, port) = (work.join("tpm"), tpm.port());
     let listener = UnixListener::bind(&socket)?;
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
-    // Ends with the process.
+    // The thread ends with the process.
     thread::spawn(move || {
         for client in listener.incoming().map_while(Result::ok) {
             let Ok(tpm) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { continue };
@@ -470,7 +471,7 @@ fn plug_in(booted: &Booted<'_>, work: &Path, tpm: &Swtpm) -> Result<()> {
             thread::spawn(move || io::copy(&mut from_client, &mut to_tpm));
         }
     });
-    // As tpm-udev has it: for the group tss.
+    // Group and mode are those that tpm-udev sets.
     let terminal = "PTY,link=/dev/tpmrm0,rawer,group=tss,mode=660";
     booted.run(&[
         "systemd-run",
@@ -497,11 +498,11 @@ fn eventually(what: &str, is_so: impl Fn() -> Result<bool>) -> Result<()> {
 
 const UNITS: [&str; 3] = ["assay.service", "assay-worker@.service", "assay-device.service"];
 const STATE: &str = "/var/lib/assay";
-/// Where the machine sees our folder.
+/// The folder that we share with the machine, as the machine sees it.
 const SHARED: &str = "/mnt";
-/// Of 100, what `systemd-analyze security` may say at most: its 3.0.
+/// The highest exposure that `systemd-analyze security` may report, of 100. It prints 30 as 3.0.
 const EXPOSURE: u32 = 30;
-/// What is begun is finished within 10 s; a crowded machine gets some more.
+/// The service finishes what it has begun within 10 s. The rest is for a machine under load.
 const DRAIN: Duration = Duration::from_secs(15);
-/// For what takes seconds.
+/// For waits of seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
