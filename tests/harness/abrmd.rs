@@ -1,4 +1,4 @@
-//! The user-space resource manager in front of a software TPM, on a message bus of its own.
+//! The user-space resource manager in front of a software TPM, with its own message bus.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -43,7 +43,7 @@ impl AccessBroker {
         Ok(this)
     }
 
-    /// What to hand to `--tcti`.
+    /// The value for `--tcti`.
     pub fn tcti(&self) -> &'static str {
         TCTI
     }
@@ -73,5 +73,5 @@ impl Drop for AccessBroker {
 }
 
 const TCTI: &str = "tabrmd:bus_type=session";
-/// Both take a fraction of a second; a crowded machine gets time.
+/// Both start in a fraction of a second. The rest is for a machine under load.
 const START_TIMEOUT: Duration = Duration::from_secs(10);

@@ -11,11 +11,11 @@ use crate::cache::profile_dir;
 use crate::tool::run;
 
 /// The path of `assay`, `assay-device`, `assay-fleet`, `examples/impostor` or `examples/populate`,
-/// built from the sources as they are now.
+/// built from the present sources.
 ///
-/// Cargo builds no binaries of other packages for a test, so the first call of a process does;
-/// unless somebody has built them already and says where, by [`use_binaries_in`] or in the
-/// environment's `ASSAY_BIN_DIR`.
+/// Cargo builds no binaries of other packages for a test, so the first call in a process builds
+/// them. It builds nothing if [`use_binaries_in`] or the environment's `ASSAY_BIN_DIR` names a
+/// directory with binaries.
 pub fn assay_bin(name: &str) -> Result<PathBuf> {
     let dir = BIN_DIR.get_or_init(|| match env::var_os("ASSAY_BIN_DIR") {
         Some(dir) => Ok(dir.into()),
@@ -39,12 +39,12 @@ pub fn build() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["build", "--package", "assay-server", "--package", "assay-device", "--bins"]);
     command.args(["--package", "assay-tests", "--example", "impostor"]);
-    // Where `assay_bin` looks: in the profile that this library was built in.
+    // The profile of this library, because `assay_bin` looks there.
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
-    // What cargo told the test about its own package; build scripts would take it for a change.
+    // Cargo set these for the test's own package. Build scripts would see them as a change.
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| {
             name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")

@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 
 /// Makes `path` with `make` unless it exists.
 ///
-/// `make` fills a fresh directory beside `path`, which is then renamed: nobody sees half a
-/// directory, and of two processes that make the same one at once, the later discards its own.
+/// `make` fills a fresh directory beside `path`. That directory is then renamed, so nobody sees
+/// half a directory. If two processes make the same directory at once, the later one discards its
+/// own.
 pub(crate) fn ensure(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if path.exists() {
         return Ok(());
@@ -24,7 +25,7 @@ pub(crate) fn ensure(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Res
     }
 }
 
-/// The directory for what this library caches; remove it at will.
+/// The directory for what this library caches. You may remove it at any time.
 pub(crate) fn root() -> Result<PathBuf> {
     Ok(profile_dir()?.parent().context("a profile directory has a parent")?.join("swtpm-cache"))
 }

@@ -22,7 +22,7 @@ impl Device {
         Self::at(&tpm.tcti())
     }
 
-    /// One whose TPM is reached in this way.
+    /// A device whose TPM is reached through `tcti`.
     pub fn at(tcti: &str) -> Result<Self> {
         Ok(Self { tcti: tcti.into(), state: tempfile::tempdir()? })
     }

@@ -1,9 +1,9 @@
-//! What the end-to-end tests and the demo stand on: TPM vendors, software TPMs, brokers, and the
-//! real binaries.
+//! What the end-to-end tests and the demo use: TPM vendors, software TPMs, brokers, and the real
+//! binaries.
 //!
-//! Everything runs on this machine's loopback interface, below temporary directories, and ends when
-//! its owner is dropped or its process dies. A missing tool is an error that names the Debian
-//! package, never a skipped test.
+//! Everything runs on this machine's loopback interface, in temporary directories. It ends when its
+//! owner is dropped or its process dies. A missing tool is an error that names the Debian package,
+//! never a skipped test.
 
 mod abrmd;
 mod binary;

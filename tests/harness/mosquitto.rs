@@ -25,11 +25,12 @@ pub struct Mosquitto {
 }
 
 impl Mosquitto {
-    /// A broker with one or two listeners, each described further by lines of mosquitto.conf(5).
+    /// A broker with one or two listeners. Each element of `listeners` has further lines of
+    /// mosquitto.conf(5) for one listener.
     pub fn start(listeners: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let ports = Ports::claim()?;
-        // Started by root, it would change to a user who cannot read our files.
+        // If root starts Mosquitto, it changes to a user who cannot read our files.
         let mut config = "user root\nper_listener_settings true\n".to_owned();
         for (port, lines) in (ports.first()..).zip(listeners) {
             write!(config, "listener {port} 127.0.0.1\n{lines}\n")?;
@@ -55,12 +56,12 @@ impl Mosquitto {
         self.wait_until_it_listens()
     }
 
-    /// The port of the `number`th listener, from 0.
+    /// The port of a listener. Numbers begin at 0.
     pub fn port(&self, number: u16) -> u16 {
         self.ports.first() + number
     }
 
-    /// Its process id.
+    /// The broker's process id.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }

@@ -1,4 +1,4 @@
-//! Local TCP ports that no two users of this harness hold at once, in whatever process they run.
+//! Local TCP ports that no two users of this harness hold at once, even in different processes.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, TcpListener};
@@ -7,9 +7,9 @@ use anyhow::{Result, bail};
 
 /// A block of `SIZE` consecutive ports.
 ///
-/// The last port of a block is the token: it stays bound for as long as the block is held, so the
-/// kernel itself keeps others away and frees the block when its holder dies. The ports before it
-/// are for the servers.
+/// The last port of a block is the token. It stays bound while the block is held, so the kernel
+/// keeps others away, and frees the block when the holder dies. The ports before it are for the
+/// servers.
 pub(crate) struct Ports {
     first: u16,
     _token: TcpListener,
@@ -22,7 +22,8 @@ impl Ports {
             let first =
                 LOWEST + ((start.wrapping_add(attempt) % BLOCKS) * usize::from(SIZE)) as u16;
             let Ok(token) = bind(first + SIZE - 1) else { continue };
-            // Ours among the harness's users; but a stranger's server may sit on it.
+            // No other user of the harness has the block now, but some other server may use a port
+            // in it.
             if (first..first + SIZE - 1).all(|port| bind(port).is_ok()) {
                 return Ok(Self { first, _token: token });
             }
@@ -30,7 +31,7 @@ impl Ports {
         bail!("no block of {SIZE} free ports from {LOWEST} up")
     }
 
-    /// The first port; the swtpm command port, its control port being the next.
+    /// The first port. swtpm takes it for commands, and the next one for control.
     pub(crate) fn first(&self) -> u16 {
         self.first
     }
@@ -40,7 +41,7 @@ fn bind(port: u16) -> std::io::Result<TcpListener> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port))
 }
 
-/// Below Linux's range for outgoing connections (32768 up), where any port may be taken at any
+/// Below Linux's range for outgoing connections (from 32768), where any port may be taken at any
 /// moment.
 const LOWEST: u16 = 20_000;
 const BLOCKS: usize = 4_000;

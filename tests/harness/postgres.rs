@@ -1,4 +1,4 @@
-//! PostgreSQL: a server of its own, for as long as somebody needs it.
+//! PostgreSQL: a server of our own, while somebody needs it.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -16,11 +16,11 @@ use tempfile::TempDir;
 use crate::ports::Ports;
 use crate::tool::{run, signal, spawn, tool};
 
-/// A running PostgreSQL, reached by a Unix socket in a directory of its own, or by TLS on a port of
-/// its own; killed when dropped.
+/// A running PostgreSQL, which clients reach by a Unix socket in its own directory, or by TLS on
+/// its own port; killed when dropped.
 ///
-/// It has nothing to do with the system service that Debian's package starts. What it commits is on
-/// the disk before it says so, as in operation.
+/// It has nothing to do with the system service that Debian's package starts. As in operation, it
+/// reports a commit only when the data is on the disk.
 pub struct Postgres {
     process: Mutex<Child>,
     schemas: AtomicU32,
@@ -54,12 +54,12 @@ impl Postgres {
     fn make(settings: &str, tls: Option<(&str, &str)>) -> Result<Self> {
         let (dir, ports) = (tempfile::tempdir()?, Ports::claim()?);
         if is_root()? {
-            // It refuses to be root's.
+            // PostgreSQL refuses to run as root.
             let (user, group) = account()?;
             chown(dir.path(), Some(user), Some(group))?;
         }
         let data = dir.path().join("data");
-        // The data need not survive a crash of this machine between here and the first test.
+        // The data need not survive a crash of this machine before the first test.
         run(program("initdb")?.arg("--pgdata").arg(&data).args([
             "--no-sync",
             "--auth=trust",
@@ -96,7 +96,7 @@ impl Postgres {
         Self::start_with("")
     }
 
-    /// The connection string of a schema that nobody uses yet.
+    /// The connection string of a new, empty schema.
     pub fn address(&self) -> Result<String> {
         let name = format!("ca_{}", self.schemas.fetch_add(1, Ordering::Relaxed));
         self.sql(&format!("CREATE SCHEMA {name}"))?;
@@ -144,17 +144,17 @@ impl Postgres {
         Ok(())
     }
 
-    /// Its directory: `data` is in it, and the socket.
+    /// The server's directory, with `data` and the socket in it.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Its process id, which is the parent of all its processes.
+    /// The process id of the server, which is the parent of all its processes.
     pub fn pid(&self) -> u32 {
         self.process.lock().unwrap_or_else(PoisonError::into_inner).id()
     }
 
-    /// The port that it listens on, and that its socket is named after.
+    /// The port that the server listens on. The name of its socket contains it.
     pub fn port(&self) -> u16 {
         self.ports.first()
     }
@@ -169,7 +169,8 @@ impl Postgres {
                 let log = fs::read_to_string(self.dir.path().join("log"))?;
                 bail!("postgres does not listen ({ended:?}): {log}");
             }
-            // After a crash it refuses until the processes of the one before it are gone.
+            // After a crash, a new server refuses to start until the old server's processes are
+            // gone.
             if ended.is_some() {
                 *process = run_in(self.dir.path(), self.port())?;
             }
@@ -183,7 +184,7 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         let process = self.process.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // One that was stopped has no number any more that is its own.
+        // The process id of a stopped server may belong to another process now.
         if let Ok(None) = process.try_wait() {
             let _ = kill_family(process.id());
             let _ = process.wait();
@@ -193,7 +194,7 @@ impl Drop for Postgres {
 
 fn run_in(dir: &Path, port: u16) -> Result<Child> {
     let log = fs::File::options().create(true).append(true).open(dir.join("log"))?;
-    // Whoever the server runs as writes to what is open.
+    // The log is opened here, because the server may run under another account.
     let mut command = program_that_ends("postgres")?;
     command
         .arg("-D")
@@ -213,12 +214,12 @@ fn program(name: &str) -> Result<Command> {
         command.args([format!("--reuid={user}"), format!("--regid={group}")]);
         command.arg("--clear-groups");
     }
-    // Where that account may be.
+    // A directory that this account may enter.
     command.arg("--").arg(locate(name)?).current_dir("/");
     Ok(command)
 }
 
-/// The same; the kernel kills it when this process dies.
+/// The same, but the kernel kills the program when this process dies.
 fn program_that_ends(name: &str) -> Result<Command> {
     let mut command = tool("setpriv")?;
     command.args(["--pdeathsig", "KILL"]);
@@ -227,7 +228,7 @@ fn program_that_ends(name: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Debian keeps the programs of each version apart, and in no PATH.
+/// Debian has a directory for each version's programs, and none of these is in PATH.
 fn locate(name: &str) -> Result<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let found = versions.map(|version| version.path().join("bin").join(name));
@@ -239,13 +240,13 @@ fn locate(name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Kills a process and its children, which are in no group together.
+/// Kills a process and its children. They form no process group.
 fn kill_family(process: u32) -> Result<()> {
     let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
     let children = children.unwrap_or_default();
     signal(process, "KILL")?;
     for child in children.split_whitespace() {
-        // It may have gone by itself.
+        // The child may have ended by itself.
         let _ = signal(child.parse()?, "KILL");
     }
     Ok(())

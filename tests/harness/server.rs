@@ -22,7 +22,7 @@ pub struct AssayDir {
     temporary: TempDir,
 }
 
-/// A setting: a new CA offers no shared keys.
+/// A line of `assay.toml`. A new CA does not offer the shared-key flow.
 pub const EVERY_FLOW: &str = "flows = [\"ticket\", \"sealed\", \"shared-key\"]";
 
 impl AssayDir {
@@ -78,14 +78,14 @@ impl AssayDir {
 
 /// A running `assay serve`: embedded broker and worker.
 ///
-/// Killed when dropped, and then its log is written to stderr, which the test runner shows if the
-/// test failed.
+/// When dropped, it is killed and its log is written to stderr. The test runner shows the log if
+/// the test failed.
 pub struct AssayServer {
     dir: PathBuf,
     log: PathBuf,
     environment: Vec<(String, OsString)>,
     process: Option<Child>,
-    /// The URLs of the two listeners, which stay the same over restarts.
+    /// The URLs of the two listeners. They stay the same over restarts.
     pub bootstrap: String,
     pub operational: String,
 }
@@ -96,7 +96,7 @@ impl AssayServer {
         Self::start_with(dir, &[])
     }
 
-    /// The same with more in its environment.
+    /// The same, with more variables in the server's environment.
     pub fn start_with(dir: &AssayDir, environment: &[(&str, &OsStr)]) -> Result<Self> {
         let any = "mqtts://127.0.0.1:0".to_owned();
         let log = dir.temporary.path().join("serve.log");
@@ -134,7 +134,7 @@ impl AssayServer {
         Ok(done)
     }
 
-    /// Asks the server to end (SIGTERM) and waits until it has.
+    /// Asks the server to end (SIGTERM) and waits until it ends.
     pub fn stop(mut self) -> Result<()> {
         if let Some(mut process) = self.process.take() {
             signal(process.id(), "TERM")?;
@@ -151,7 +151,7 @@ impl AssayServer {
         signal(self.pid().context("the server was killed")?, name)
     }
 
-    /// Its process id, unless it was killed.
+    /// The process id of the server, unless it was killed.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Child::id)
     }
@@ -215,7 +215,8 @@ pub(crate) fn lines_of(process: &mut Child) -> Result<mpsc::Receiver<String>> {
     let stdout = process.stdout.take().context("standard output is a pipe")?;
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
-        // Reading on when nobody listens any more keeps the process from blocking on a full pipe.
+        // The thread reads on when nobody listens any more, so that a full pipe does not block the
+        // process.
         BufReader::new(stdout)
             .lines()
             .map_while(Result::ok)
@@ -234,6 +235,6 @@ fn address(url: &str) -> &str {
     url.trim_start_matches("mqtts://")
 }
 
-/// Opening the store and binding two sockets takes well under a second; a crowded machine gets
-/// time.
+/// Opening the store and binding two sockets takes well under a second. The rest is for a machine
+/// under load.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! One software TPM: a process of its own on a state directory of its own.
+//! One software TPM: a process with its own state directory.
 
 use std::env;
 use std::fs;
@@ -17,12 +17,11 @@ use crate::vendor::EkKind;
 
 /// A running software TPM; killed when dropped.
 ///
-/// Its NV memory survives [`kill`](Self::kill) and [`restart`](Self::restart), as a TPM's survives
-/// loss of power.
+/// Its NV memory survives [`kill`](Self::kill) and [`restart`](Self::restart), as that of a chip
+/// survives a loss of power.
 pub struct Swtpm {
     state: PathBuf,
-    /// Files of the tpm2 commands; also holds `state` unless the TPM works on somebody else's
-    /// directory.
+    /// Files of the tpm2 commands. `state` is in it too, unless the TPM works on another directory.
     work: TempDir,
     ports: Ports,
     process: Option<Child>,
@@ -39,7 +38,7 @@ impl Swtpm {
         Self::power_on(state, work)
     }
 
-    /// A TPM that begins as `factory` left it, on a copy.
+    /// A TPM that begins with a copy of the state `factory`.
     pub(crate) fn copy_of(factory: &Path) -> Result<Self> {
         let work = tempfile::tempdir()?;
         let state = work.path().join("state");
@@ -66,17 +65,17 @@ impl Swtpm {
         Ok(tpm)
     }
 
-    /// What to hand to `--tcti`; stays the same over restarts.
+    /// The value for the agent's `--tcti`. It stays the same over restarts.
     pub fn tcti(&self) -> String {
         agent_tcti(self.port())
     }
 
-    /// What other users of libtss2 are told.
+    /// The TCTI for other users of libtss2.
     pub(crate) fn tools_tcti(&self) -> String {
         tcti(self.port())
     }
 
-    /// Where it takes commands; its control port is the next.
+    /// The port for commands. The next port is for control.
     pub fn port(&self) -> u16 {
         self.ports.first()
     }
@@ -90,7 +89,7 @@ impl Swtpm {
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
             .arg(format!("dir={}", self.state.display()))
             .args(["--server", &format!("type=tcp,port={port},bindaddr=127.0.0.1")])
-            // libtss2 takes the control port to be the next one.
+            // libtss2 expects the control port to be the next one.
             .args(["--ctrl", &format!("type=tcp,port={},bindaddr=127.0.0.1", port + 1)])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -109,7 +108,7 @@ impl Swtpm {
         Ok(())
     }
 
-    /// Takes the power away: SIGKILL.
+    /// Cuts the power: SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(mut process) = self.process.take() {
             process.kill()?;
@@ -123,7 +122,7 @@ impl Swtpm {
         self.start()
     }
 
-    /// Lets the TPM hang: it accepts commands and does not answer, until [`resume`](Self::resume).
+    /// Makes the TPM hang: it accepts commands and does not answer, until [`resume`](Self::resume).
     pub fn pause(&self) -> Result<()> {
         signal(self.process_id()?, "STOP")
     }
@@ -141,7 +140,7 @@ impl Swtpm {
         run(&mut command)
     }
 
-    /// Where relative paths of [`tpm2`](Self::tpm2) lead.
+    /// The directory that relative paths of [`tpm2`](Self::tpm2) refer to.
     pub fn work_dir(&self) -> &Path {
         self.work.path()
     }
@@ -177,8 +176,8 @@ impl Swtpm {
         Ok(self.tpm2(&["nvread", index, "-C", index])?.stdout)
     }
 
-    /// Puts `der` where a manufacturer puts the EK certificate of this `kind`, in place of one that
-    /// is there.
+    /// Puts `der` where a manufacturer puts the EK certificate of this `kind`, and replaces a
+    /// certificate that is there.
     pub fn write_ek_certificate(&self, kind: EkKind, der: &[u8]) -> Result<()> {
         let index = &argument(kind.certificate_index());
         if self.handles("nv-index")?.contains(&kind.certificate_index()) {
@@ -200,8 +199,8 @@ impl Swtpm {
         Ok(())
     }
 
-    /// TPM2_Clear: all persistent objects go and the passwords with them, a new SRK; the EK's seed
-    /// and certificate stay.
+    /// TPM2_Clear: removes all persistent objects and the passwords, and makes a new SRK. The EK's
+    /// seed and certificate stay.
     pub fn clear(&mut self) -> Result<()> {
         self.tpm2(&["clear", "-c", "p"])?;
         self.owner.clear();
@@ -239,19 +238,20 @@ impl Swtpm {
 
 impl Drop for Swtpm {
     fn drop(&mut self) {
-        // A paused process dies of SIGKILL as well; nothing is left to do if it is gone already.
+        // SIGKILL ends a paused process too. A process that is gone already needs nothing.
         let _ = self.kill();
     }
 }
 
-/// What to hand to `--tcti` for the software TPM at a port: through libtss2 if the agent under test
-/// has it, so that the same tests try both ways.
+/// The value of `--tcti` for the software TPM at a port. It goes through libtss2 if the agent under
+/// test has libtss2, so that the same tests try both ways.
 pub fn agent_tcti(port: u16) -> String {
     let way = if agent_has_libtss2() { "tss2:" } else { "" };
     format!("{way}{}", tcti(port))
 }
 
-/// Whether the agent under test is built with the feature `tss2`: `ASSAY_TEST_TSS2` says so.
+/// Whether the agent under test is built with the feature `tss2`. The environment's
+/// `ASSAY_TEST_TSS2` says so.
 pub fn agent_has_libtss2() -> bool {
     env::var_os("ASSAY_TEST_TSS2").is_some()
 }
@@ -260,12 +260,13 @@ fn tcti(port: u16) -> String {
     format!("swtpm:host=127.0.0.1,port={port}")
 }
 
-/// A handle as tpm2-tools read it.
+/// A handle as tpm2-tools take it.
 pub(crate) fn argument(handle: u32) -> String {
     format!("{handle:#010x}")
 }
 
-/// Of the installed swtpm, as in "0.7.1": states made by one version are not for another.
+/// The version of the installed swtpm, such as "0.7.1". A state that one version made does not fit
+/// another.
 pub(crate) fn version() -> Result<String> {
     let said = run(tool("swtpm")?.arg("--version"))?.stdout;
     let said = String::from_utf8(said)?;
@@ -280,10 +281,10 @@ pub(crate) fn version() -> Result<String> {
 
 /// The file of swtpm that holds the seeds and NV memory, and so the TPM's identity.
 const PERMANENT_STATE: &str = "tpm2-00.permall";
-/// As swtpm_setup defines the index of an EK certificate.
+/// The attributes that swtpm_setup gives the index of an EK certificate.
 const CERTIFICATE_ATTRIBUTES: &str =
     "ppwrite|writedefine|ppread|ownerread|authread|no_da|platformcreate";
-/// A start takes 4 ms; a crowded machine gets time.
+/// A start takes 4 ms. The rest is for a machine under load.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

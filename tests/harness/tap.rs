@@ -1,5 +1,4 @@
-//! A wire tap: everything that goes over a TCP port, in both directions, byte for byte, and how
-//! long it took.
+//! A wire tap: records what passes over a TCP port in both directions, and how long answers take.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -9,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// Stands in front of a server and keeps what passes.
+/// Stands in front of a server and records what passes.
 pub struct Tap {
     port: u16,
     record: Arc<Mutex<Record>>,
@@ -22,7 +21,7 @@ struct Record {
     waited: Duration,
 }
 
-/// Whose turn it is on one connection.
+/// Who must speak next on one connection.
 #[derive(Default)]
 struct Turn {
     is_the_servers: bool,
@@ -35,8 +34,8 @@ impl Tap {
         Self::slowing(server, Duration::ZERO)
     }
 
-    /// Before a software TPM: as [`before`](Self::before), and whoever looks for its control
-    /// channel at the next port is let through.
+    /// As [`before`](Self::before), in front of a software TPM. Clients also reach the TPM's
+    /// control channel, at the next port.
     pub fn before_tpm(server: u16) -> Result<Self> {
         for _ in 0..100 {
             let tap = Self::before(server)?;
@@ -49,7 +48,7 @@ impl Tap {
         bail!("no two adjacent ports are free")
     }
 
-    /// Hands each answer on after `delay`, as if a slower server had made it.
+    /// Passes each answer on after `delay`, as if the server were slower.
     pub fn slowing(server: u16, delay: Duration) -> Result<Self> {
         Self::at(0, server, delay)
     }
@@ -58,7 +57,7 @@ impl Tap {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
         let tap = Self { port: listener.local_addr()?.port(), record: Arc::default() };
         let record = Arc::clone(&tap.record);
-        // Ends with the process.
+        // The thread ends with the process.
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)) else {
@@ -86,7 +85,8 @@ impl Tap {
         self.port
     }
 
-    /// How often a client spoke first or after the server had answered: to a TPM, its commands.
+    /// How often a client sent something first, or after an answer of the server. For a TPM, this
+    /// is the number of commands.
     pub fn requests(&self) -> usize {
         locked(&self.record).requests
     }
@@ -96,14 +96,14 @@ impl Tap {
         locked(&self.record).heard.len()
     }
 
-    /// How long the server took for its answers, together: from the last byte that it was sent to
-    /// the last that it sent back.
+    /// The sum of the server's times for its answers: from the last byte that the server got to the
+    /// last byte that it sent back.
     pub fn waited(&self) -> Duration {
         locked(&self.record).waited
     }
 
-    /// How often `needle` went over the wire. Each direction of a connection is written in pieces,
-    /// so look for what is shorter than one TCP segment.
+    /// How often `needle` went over the wire. The record mixes pieces of all directions and
+    /// connections, so `needle` must be shorter than one TCP segment.
     pub fn heard(&self, needle: &[u8]) -> usize {
         locked(&self.record).heard.windows(needle.len()).filter(|window| *window == needle).count()
     }
@@ -130,7 +130,7 @@ fn pass(
             } else if let Some(since) = turn.since {
                 record.waited += arrived - since;
             }
-            // Before it is handed on, for the answer may overtake this thread.
+            // Before the bytes are passed on, because the answer may overtake this thread.
             *turn = Turn { is_the_servers: !is_answer, since: Some(arrived) };
         }
         if to.write_all(&buffer[..length]).is_err() {

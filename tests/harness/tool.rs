@@ -1,5 +1,5 @@
-//! Other people's programs: started so that none outlives us, and blamed by name when missing or
-//! failing.
+//! Programs of others. None of them outlives us, and an error names the program that is missing or
+//! fails.
 
 use std::env;
 use std::io;
@@ -10,14 +10,14 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-/// A command for `program`, found in PATH or where Debian keeps daemons; when absent, the error
-/// names its package.
+/// A command for `program`, found in PATH or where Debian keeps daemons. If it is missing, the
+/// error names its package.
 pub fn tool(program: &str) -> Result<Command> {
     locate(program).map(Command::new)
 }
 
-/// As [`tool`], for a program that keeps running: the kernel kills it when this process dies,
-/// however it dies.
+/// As [`tool`], for a program that keeps running. The kernel kills it when this process dies in any
+/// way.
 ///
 /// Start it with [`spawn`].
 pub fn daemon(program: impl AsRef<Path>) -> Result<Command> {
@@ -33,7 +33,7 @@ pub fn daemon(program: impl AsRef<Path>) -> Result<Command> {
 /// Starts a [`daemon`].
 ///
 /// Linux sends the parent-death signal when the *thread* that started the child ends (prctl(2),
-/// PR_SET_PDEATHSIG), so one thread that never ends starts them all.
+/// PR_SET_PDEATHSIG). So one thread that never ends starts all children.
 pub fn spawn(command: Command) -> io::Result<Child> {
     type Request = (Command, mpsc::Sender<io::Result<Child>>);
     static STARTER: LazyLock<mpsc::Sender<Request>> = LazyLock::new(|| {
@@ -62,7 +62,7 @@ pub fn run(command: &mut Command) -> Result<Output> {
 
 /// Sends `signal` ("KILL", "STOP", "CONT", "TERM") to one process.
 ///
-/// The shell's own `kill`: the program of that name is not on every machine.
+/// This is the shell's own `kill`, because not every machine has the program of that name.
 pub(crate) fn signal(process: u32, signal: &str) -> Result<()> {
     run(tool("sh")?.args(["-c", &format!("kill -{signal} {process}")])).map(drop)
 }
@@ -70,7 +70,7 @@ pub(crate) fn signal(process: u32, signal: &str) -> Result<()> {
 fn locate(program: &str) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
-        // Not in an ordinary user's PATH on Debian, and mosquitto is there.
+        // Mosquitto is in this directory, which is not in an ordinary user's PATH on Debian.
         .chain([PathBuf::from("/usr/sbin")])
         .map(|directory| directory.join(program))
         .find(|candidate| candidate.is_file())

@@ -12,19 +12,19 @@ use crate::cache;
 use crate::swtpm::{self, Swtpm, argument};
 use crate::tool::{run, tool};
 
-/// The manufacturer whose TPMs the tests trust; its TPMs are kept from one run to the next.
+/// The manufacturer that the tests trust. Its TPMs are kept from one run to the next.
 pub fn trusted_vendor() -> Result<VendorCa> {
     VendorCa::open(&cache::root()?.join(swtpm::version()?).join("trusted"), "Test TPM Vendor")
 }
 
-/// Another manufacturer, with its own keys and the *same* names: only signatures tell it from
-/// [`trusted_vendor`].
+/// Another manufacturer, with its own keys and the *same* names. Only signatures distinguish it
+/// from [`trusted_vendor`].
 pub fn untrusted_vendor() -> Result<VendorCa> {
     VendorCa::open(&cache::root()?.join(swtpm::version()?).join("untrusted"), "Test TPM Vendor")
 }
 
-/// The kinds of EK that a TPM may come with, by the TCG EK Credential Profile 2.5's template and NV
-/// index.
+/// The kinds of EK that a TPM may have, by template and NV index of the TCG EK Credential Profile
+/// 2.5.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum EkKind {
     /// Template L-1, certificate at 0x01C00002.
@@ -40,7 +40,7 @@ pub enum EkKind {
 impl EkKind {
     pub const ALL: [Self; 4] = [Self::Rsa2048, Self::P256, Self::P384, Self::Rsa3072];
 
-    /// As `assay-device provision --ek` spells it.
+    /// The spelling of `assay-device provision --ek`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Rsa2048 => "rsa-2048",
@@ -60,7 +60,7 @@ impl EkKind {
         }
     }
 
-    /// Where swtpm_setup leaves the EK; it makes none for P-256.
+    /// The handle at which swtpm_setup leaves the EK. It makes none for P-256.
     pub(crate) fn persistent_handle(self) -> Option<u32> {
         match self {
             Self::Rsa2048 => Some(0x8101_0001),
@@ -74,13 +74,13 @@ impl EkKind {
 /// A manufacturer's CA, in a directory of its own.
 pub struct VendorCa {
     dir: PathBuf,
-    /// The configuration of swtpm_setup, which names `dir` absolutely and so cannot live in a
-    /// directory that is renamed.
+    /// The configuration of swtpm_setup. It contains the absolute path of `dir`, so it cannot be in
+    /// a directory that is renamed.
     config: TempDir,
 }
 
 impl VendorCa {
-    /// The manufacturer `name` that lives in `dir`; founded now if `dir` does not exist.
+    /// The manufacturer `name` in `dir`. Its keys are made now if `dir` does not exist.
     pub fn open(dir: &Path, name: &str) -> Result<Self> {
         cache::ensure(dir, |dir| found(dir, name))
             .with_context(|| format!("cannot found the TPM vendor {name}"))?;
@@ -118,11 +118,11 @@ impl VendorCa {
         self.dir.join("intermediate.pem")
     }
 
-    /// The `number`th TPM of this `kind`, running: the same number is the same EK in every run,
-    /// another number another EK.
+    /// The `number`th TPM of this `kind`, running. A number stands for the same EK in every run.
+    /// Different numbers have different EKs.
     ///
-    /// It works on a copy of the state it left the factory with, so users of one number do not
-    /// meet.
+    /// The TPM works on a copy of its factory state, so users of one number do not disturb each
+    /// other.
     pub fn device(&self, kind: EkKind, number: usize) -> Result<Swtpm> {
         let factory = self.dir.join("devices").join(format!("{}-{number}", kind.name()));
         cache::ensure(&factory, |state| self.manufacture(kind, state)).with_context(|| {
@@ -131,7 +131,7 @@ impl VendorCa {
         Swtpm::copy_of(&factory)
     }
 
-    /// TPMs 0 to `count` of this `kind`, manufactured side by side.
+    /// The first `count` TPMs of this `kind`, manufactured side by side.
     pub fn devices(&self, kind: EkKind, count: usize) -> Result<Vec<Swtpm>> {
         std::thread::scope(|scope| {
             let started: Vec<_> =
@@ -143,7 +143,8 @@ impl VendorCa {
         })
     }
 
-    /// A certificate (DER) for the EK `public` (PEM), with the faults that `certificate` asks for.
+    /// A certificate (DER) for the EK `public` (PEM), with the content and faults that
+    /// `certificate` asks for.
     pub fn certify(&self, public: &str, certificate: &EkCertificate<'_>) -> Result<Vec<u8>> {
         let work = tempfile::tempdir()?;
         let path = |name: &str| work.path().join(name);
@@ -176,7 +177,7 @@ impl VendorCa {
         }
         run(&mut setup)?;
 
-        // swtpm_setup makes an RSA and a P-384 EK; this TPM is to have one.
+        // swtpm_setup makes an RSA EK and a P-384 EK, but this TPM must have one EK.
         let tpm = Swtpm::on_state(state)?;
         for unwanted in [rsa, EkKind::P384].into_iter().filter(|made| *made != kind) {
             tpm.tpm2(&["nvundefine", "-C", "p", &argument(unwanted.certificate_index())])?;
@@ -190,7 +191,7 @@ impl VendorCa {
         Ok(())
     }
 
-    /// The P-256 EK certificate that swtpm_setup would have had made, if it knew the kind.
+    /// Makes the P-256 EK certificate as swtpm_setup would, which does not know this kind.
     fn certify_as_localca(&self, public: &str) -> Result<Vec<u8>> {
         let work = tempfile::tempdir()?;
         let pem = work.path().join("ek.pem");
@@ -237,7 +238,7 @@ impl VendorCa {
     }
 }
 
-/// What an EK certificate says; the default is a certificate as a manufacturer would make it.
+/// The content of an EK certificate. The default is what a manufacturer would write.
 pub struct EkCertificate<'a> {
     /// Instants as `YYYY-MM-DD hh:mm:ss UTC`.
     pub not_before: &'a str,
@@ -276,7 +277,7 @@ impl EkCertificate<'_> {
     }
 }
 
-/// A new root and the intermediate that signs EK certificates, as manufacturers have them.
+/// Makes a root and the intermediate that signs EK certificates, as manufacturers have them.
 fn found(dir: &Path, name: &str) -> Result<()> {
     let path = |file: &str| dir.join(file);
     fs::write(
@@ -307,8 +308,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// GeneralNames with one directoryName: TPM manufacturer id:00001014, model swtpm, version
-/// id:20191023; the very bytes that swtpm_localca writes (TCG EK Credential Profile 2.5 section
-/// 3.1.2, measured from swtpm 0.7.1).
+/// id:20191023. These are the bytes that swtpm_localca writes (TCG EK Credential Profile 2.5
+/// section 3.1.2, measured from swtpm 0.7.1).
 const TPM_NAME: &str = "3046A444304231163014060567810502010C0B69643A30303030313031343110300E060567810502020C05737774706D\
                         31163014060567810502030C0B69643A3230313931303233";
 

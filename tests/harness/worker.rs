@@ -1,4 +1,4 @@
-//! The CA's worker on somebody else's broker, as a process of its own.
+//! The CA's worker on a broker that is not ours, as a process of its own.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,8 +11,8 @@ use tempfile::NamedTempFile;
 use crate::server::AssayDir;
 use crate::tool::{signal, spawn};
 
-/// `assay worker`. Killed when dropped, and then its log is written to stderr, which the test
-/// runner shows if the test failed.
+/// A running `assay worker`. When dropped, it is killed and its log is written to stderr. The test
+/// runner shows the log if the test failed.
 pub struct Worker {
     process: Child,
     log: NamedTempFile,
@@ -24,7 +24,8 @@ impl Worker {
         Self::start_with(dir, broker, &[])?.until_ready()
     }
 
-    /// One that tries whether it hears what is said on another listener of the broker.
+    /// A worker that also tries whether it hears messages from another listener of the broker,
+    /// `bootstrap`.
     pub fn start_beside(dir: &AssayDir, broker: &str, bootstrap: &str) -> Result<Self> {
         Self::spawn(dir.assay(&["worker", "--broker", broker, "--bootstrap", bootstrap])?)?
             .until_ready()
@@ -38,7 +39,7 @@ impl Worker {
         Ok(self)
     }
 
-    /// The same with more in its environment, and without waiting for anything.
+    /// Starts a worker with more variables in its environment, and does not wait for anything.
     pub fn start_with(
         dir: &AssayDir,
         broker: &str,
@@ -55,12 +56,12 @@ impl Worker {
         Ok(Self { process: spawn(command)?, log })
     }
 
-    /// Sends it a signal: "STOP", "CONT", "HUP", "TERM".
+    /// Sends the worker a signal: "STOP", "CONT", "HUP", "TERM".
     pub fn signal(&self, name: &str) -> Result<()> {
         signal(self.process.id(), name)
     }
 
-    /// How it ended, once it has.
+    /// Waits until the worker ends.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         Ok(self.process.wait()?)
     }
