@@ -1,9 +1,9 @@
 //! A dishonest device: it has a genuine EK, and asks for a certificate for a key that it keeps in a
 //! file.
 //!
-//! It says the truth about the key, which is not fixed to a TPM, because the lie would help no
-//! more: a CA wraps its challenge for the Name of the claimed key, and no TPM opens it without
-//! holding that key.
+//! It says truthfully that the key is not fixed to a TPM, because a lie would not help. The CA
+//! makes the credential for the Name of the claimed key, and only a TPM that holds this key can
+//! open it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -72,7 +72,7 @@ impl Impostor {
         let ek_certificate = fs::read(&self.ek_certificate)?;
         let body = Bundle {
             device_id: None,
-            // TPM2B_PUBLIC is TPMT_PUBLIC behind a length of two bytes.
+            // TPM2B_PUBLIC is TPMT_PUBLIC after a length of two bytes.
             ek_public: ek_public
                 .get(2..)
                 .context("the EK's public area is empty")?
@@ -126,8 +126,8 @@ impl Impostor {
     }
 }
 
-/// TPMT_PUBLIC (TPM 2.0 Library part 2 section 12.2.4) of a P-256 signing key that may leave the
-/// TPM it is in.
+/// TPMT_PUBLIC (TPM 2.0 Library part 2 section 12.2.4) of a P-256 signing key that may leave its
+/// TPM.
 fn software_key(key: &KeyPair) -> Result<Vec<u8>> {
     let Some([4, point @ ..]) = key.der_bytes().first_chunk::<65>() else {
         bail!("not an uncompressed P-256 point")

@@ -1,6 +1,6 @@
-//! What must hold of any bytes: one function for each fuzz target.
+//! What must hold for any bytes: one function for each fuzz target.
 //!
-//! Each panics if it does not hold. `tests/seeds.rs` plays the seeds on every toolchain.
+//! Each function panics if it does not hold. `tests/seeds.rs` plays the seeds on every toolchain.
 
 use std::sync::LazyLock;
 
@@ -20,7 +20,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use time::OffsetDateTime;
 
-/// A message that is accepted is the one encoding of what it says.
+/// A message that is accepted is the only encoding of its content.
 pub fn wire(bytes: &[u8]) {
     if let Ok(request) = Request::decode(bytes) {
         assert_eq!(request.encode(), bytes);
@@ -36,8 +36,8 @@ pub fn wire(bytes: &[u8]) {
     }
 }
 
-/// Only what a trusted vendor signed makes an EK trusted. The bytes are certificates one after the
-/// other, leaf first.
+/// An EK is trusted only if a trusted vendor signed its certificate. The bytes are certificates one
+/// after the other, leaf first.
 pub fn ek_certificate(bytes: &[u8]) {
     let chain: Vec<_> = elements(bytes).take(MAX_CERTIFICATES).collect();
     let Ok(certificates) = chain.iter().map(|der| (*der).try_into()).collect::<Result<Vec<_>, _>>()
@@ -62,14 +62,15 @@ pub fn ek_certificate(bytes: &[u8]) {
     }
 }
 
-/// Whether both certify the same: an ECDSA signature can be written in more than one way.
+/// Whether both certificates have the same signed part. The whole certificates may differ, because
+/// an ECDSA signature can be written in more than one way.
 fn certifies(known: &[u8], der: &[u8]) -> bool {
-    // What is signed is the first element of the outer sequence (RFC 5280 §4.1.1.1).
+    // The signed part is the first element of the outer sequence (RFC 5280 §4.1.1.1).
     let signed = |certificate| elements(elements_within(certificate)?).next().map(<[u8]>::to_vec);
     signed(known).is_some() && signed(known) == signed(der)
 }
 
-/// A file in any form is an EK or is not.
+/// Reading a file of any form ends with an EK or an error.
 pub fn ek_file(bytes: &[u8]) {
     if let Ok((_, identity)) = EkIdentity::recognise(bytes) {
         _ = identity.of_azure_sdk();
@@ -79,10 +80,10 @@ pub fn ek_file(bytes: &[u8]) {
     }
 }
 
-/// A public area that is read is the one encoding of what it says, and is at most one of an EK, an
-/// IK and a parent.
+/// A public area that is accepted is the only encoding of its content. It is at most one of an EK,
+/// an IK and a parent.
 pub fn public_area(bytes: &[u8]) {
-    // Files have the size of a TPM2B before it.
+    // Files have the size field of a TPM2B before the public area.
     for bytes in [Some(bytes), bytes.get(2..)].into_iter().flatten() {
         let Ok(area) = PublicArea::parse(bytes) else { continue };
         assert_eq!(area.encode(), bytes);
@@ -98,7 +99,7 @@ pub fn public_area(bytes: &[u8]) {
     }
 }
 
-/// A list of EKs is read to its end, and every entry has its line.
+/// Reading a list of EKs ends, and each entry is reported to the callback.
 pub fn ek_list(bytes: &[u8]) {
     let (reprovision, legacy_dps_ek, plain_srk) = (None, None, None);
     let defaults = Defaults { reprovision, legacy_dps_ek, plain_srk, added_at: now() };
@@ -109,8 +110,7 @@ pub fn ek_list(bytes: &[u8]) {
     }
 }
 
-/// No token that is made up lets anybody in. The bytes are the user name, a line feed, and the
-/// password.
+/// No invented token lets anybody in. The bytes are the user name, a line feed, and the password.
 pub fn token(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == b'\n');
     let (Some(user), Some(password)) = (parts.next(), parts.next()) else { return };
@@ -132,7 +132,7 @@ pub fn sequences(bytes: &[u8]) {
     }
 }
 
-/// DER elements one after the other, as far as they are whole.
+/// DER elements one after the other, up to the first that is not whole.
 fn elements(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (header, length) = header(bytes)?;
@@ -157,12 +157,12 @@ fn header(bytes: &[u8]) -> Option<(usize, usize)> {
     Some((2 + more, length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte))))
 }
 
-/// When the vendor's certificates are valid.
+/// A moment at which the vendor's certificates are valid.
 fn now() -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(1_800_000_000).expect("a time")
 }
 
-/// A file of the CA's own tests, where it is described.
+/// A file of the CA's own tests. Their directory describes it.
 macro_rules! golden {
     ($name:literal) => {
         include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../ca-core/tests/golden/", $name))

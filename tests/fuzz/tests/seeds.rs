@@ -1,9 +1,10 @@
-//! Plays the seeds of every target, and the golden values of the CA: what a fuzzer begins with.
+//! Plays the seeds of every target, and the golden values of the CA. A fuzzer begins with these.
 
 use std::fs;
 use std::path::Path;
 
-// Has what the counters of instrumented crates are told to, if `cargo xtask fuzz` builds this.
+// `cargo xtask fuzz` builds this test from instrumented crates. Their counters call functions of
+// libFuzzer.
 use libfuzzer_sys as _;
 
 type Target = fn(&[u8]);
