@@ -24,15 +24,15 @@ pub(crate) struct Ca {
     rng: Chance,
 }
 
-/// What becomes of a request, for now.
+/// The CA's decision on a request.
 pub(crate) enum Decision {
-    /// It is answered; `about` is the EK that the request is about.
+    /// The reply can be sent. `about` is the EK of the request.
     Answered { about: Option<EkId>, reply: Reply },
-    /// It is answered once this is on record.
+    /// The reply can be sent once this is on record.
     Planned(Box<Planned>),
 }
 
-/// What is signed, and not on record yet.
+/// What the CA planned and signed, but has not recorded yet.
 pub(crate) struct Planned {
     received: Received,
     received_at: OffsetDateTime,
@@ -42,15 +42,15 @@ pub(crate) struct Planned {
     attempts: u32,
 }
 
-/// What became of it.
+/// The result of recording a plan.
 pub(crate) enum Written {
-    /// It is on record.
+    /// The plan is on record.
     Recorded(Box<Done>),
-    /// It was stale, and is decided again.
+    /// The plan was stale, and the CA decided again.
     Again(Decision),
 }
 
-/// What is on record, and the answer that it leads to.
+/// What is on record now, and the reply that follows from it.
 pub(crate) struct Done {
     pub(crate) deed: Deed,
     pub(crate) received_at: OffsetDateTime,
@@ -119,7 +119,7 @@ impl Ca {
         Decision::Answered { about, reply: Reply { id: received.id(), body } }
     }
 
-    /// Records what was planned, unless what it was planned by no longer holds.
+    /// Records a plan, unless the snapshot that the plan was made on no longer holds.
     pub(crate) fn record(&mut self, planned: Planned) -> Written {
         let Planned { received, received_at, about, issued, examination, attempts } = planned;
         let (id, Issued { act, basis, reply }) = (received.id(), *issued);
@@ -145,7 +145,7 @@ impl Ca {
 
 /// What brokers ask.
 impl Ca {
-    /// What a device's certificate is worth.
+    /// The status of a device's certificate.
     pub(crate) fn status(
         &mut self,
         device: &DeviceId,
@@ -155,8 +155,8 @@ impl Ca {
         self.planner.store.certificate_status(device, serial, sha256).unwrap()
     }
 
-    /// Lets a device in that shows a certificate in its TLS handshake; whether it is let in, and
-    /// what is on record for it.
+    /// Decides on a device that shows a certificate in its TLS handshake: `None` means that the CA
+    /// refuses it. The deed is what the first use of a certificate puts on record.
     pub(crate) fn handshake(
         &mut self,
         certificate: &ClientCertificate,
@@ -168,8 +168,8 @@ impl Ca {
         Some(first_use.map(|entry| self.record_first_use(entry)))
     }
 
-    /// Lets a device in that shows a token: `None` is not. What is on record for it, if it is the
-    /// first use of its key.
+    /// Decides on a device that shows a token: `None` means that the CA refuses it. The deed is
+    /// what the first use of a key puts on record.
     pub(crate) fn login(
         &mut self,
         user_name: &str,
@@ -195,7 +195,7 @@ impl Ca {
 
 /// What operators do.
 impl Ca {
-    /// Whether the EK was put on the list.
+    /// Puts an EK on the list. Returns whether the EK is new there.
     pub(crate) fn enrol(&mut self, new: NewEnrolment) -> bool {
         matches!(self.planner.store.enroll(&[new]).unwrap()[..], [Ok(Enrolled::Added)])
     }
@@ -212,7 +212,7 @@ impl Ca {
         self.planner.store.set_disabled(ek, disabled, now).unwrap();
     }
 
-    /// Whether it ever had one.
+    /// Returns whether the EK ever had a shared key.
     pub(crate) fn retire_shared_key(&mut self, ek: &EkId) -> bool {
         self.planner.store.retire_shared_key(ek).unwrap()
     }
@@ -225,7 +225,7 @@ impl Ca {
         while self.planner.store.prune(&Retention::default(), now).unwrap().more {}
     }
 
-    /// All that is on record, as far as the rules speak of it.
+    /// The parts of the record that the rules compare.
     pub(crate) fn dump(&mut self) -> Dump {
         let devices = self.planner.store.devices().unwrap();
         let certificates = self.planner.store.certificates().unwrap();
@@ -249,7 +249,7 @@ impl Ca {
     }
 }
 
-/// What the rules hear of an act.
+/// The deed by which the rules learn of an act.
 fn deed(act: &Act) -> Deed {
     match act {
         Act::None => unreachable!("nothing is recorded for it"),
@@ -273,5 +273,5 @@ fn deed(act: &Act) -> Deed {
     }
 }
 
-/// As the server's.
+/// The server makes as many attempts.
 const ATTEMPTS: u32 = 5;

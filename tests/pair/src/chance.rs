@@ -4,7 +4,8 @@ use std::convert::Infallible;
 
 use rand_core::{TryCryptoRng, TryRng};
 
-/// SplitMix64. It only has to differ from call to call: nobody attacks a simulation.
+/// SplitMix64. Its bytes only have to differ from call to call, because nobody attacks a
+/// simulation.
 pub(crate) struct Chance(u64);
 
 impl Chance {

@@ -14,7 +14,7 @@ use crate::tpm::{HmacKey, Tpm};
 
 pub(crate) struct Device {
     pub(crate) tpm: Tpm,
-    /// What is stored: all that outlives a loss of power.
+    /// What the device stored, which outlives a loss of power.
     pub(crate) memory: Memory,
     pub(crate) run: Option<Run>,
     /// By how much its clock is wrong, in seconds.
@@ -38,7 +38,7 @@ impl Device {
         Self { tpm, memory, run: None, clock_error: 0, keys: Vec::new() }
     }
 
-    /// Begins a run, in place of one under way.
+    /// Begins a run. A run that is under way ends.
     pub(crate) fn begin(&mut self, request: ProvisionRequest, connects: bool, now: Duration) {
         let machine = provision(request, self.memory.clone(), now);
         self.run = Some(Run { machine, client: None, connects });
@@ -56,7 +56,7 @@ pub(crate) fn request(scope: &Scope, want: Want) -> ProvisionRequest {
     }
 }
 
-/// The password that a device signs in with, by a shared key.
+/// A token that is signed with a shared key. The device shows it as its password.
 pub(crate) fn token(key: &HmacKey, scope: &Scope, device_id: &DeviceId, expires_at: i64) -> String {
     let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let resource = encode(&format!("{scope}/registrations/{device_id}"));

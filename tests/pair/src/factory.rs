@@ -1,4 +1,4 @@
-//! What takes long to make, and is the same in every sequence: keys and certificates.
+//! Keys and certificates: they take long to make, so every sequence uses the same ones.
 
 use std::sync::{LazyLock, OnceLock};
 
@@ -21,7 +21,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::chance::Chance;
 
-/// When each sequence begins, by clocks that are right; in seconds since 1970.
+/// The time at which each sequence begins, by a correct clock, in seconds since 1970.
 pub(crate) const BEGIN: i64 = 1_800_000_000;
 /// How many devices there are.
 pub(crate) const DEVICES: usize = 2;
@@ -40,7 +40,7 @@ pub(crate) struct Factory {
     parents: [[OnceLock<StorageKey>; POOL]; 2],
 }
 
-/// More keys than a sequence makes; after them, a TPM would make the first again.
+/// More keys than a sequence makes. A TPM that makes still more gets the first key again.
 const POOL: usize = 64;
 
 impl Factory {
@@ -75,18 +75,18 @@ impl Factory {
         Issuer::from_pem(&self.issuing.certificate, &self.issuing.key).unwrap()
     }
 
-    /// The identity key that is made as the `number`th.
+    /// The identity key that is made as number `number`.
     pub(crate) fn ik(&self, number: usize) -> &IdentityKey {
         self.iks[number % POOL].get_or_init(IdentityKey::make)
     }
 
-    /// The import parent of a TPM that was cleared so often.
+    /// The import parent of a TPM that was cleared `clears` times.
     pub(crate) fn import_parent(&self, clears: usize) -> &StorageKey {
         let make = || StorageKey::make(include_bytes!(golden!("parent-p256")));
         self.parents[0][clears % POOL].get_or_init(make)
     }
 
-    /// Its plain storage root key.
+    /// The plain storage root key of a TPM that was cleared `clears` times.
     pub(crate) fn plain_srk(&self, clears: usize) -> &StorageKey {
         let make = || StorageKey::make(include_bytes!(golden!("srk-p256")));
         self.parents[1][clears % POOL].get_or_init(make)
@@ -102,7 +102,7 @@ pub(crate) struct StorageKey {
 }
 
 impl StorageKey {
-    /// A key on the template of a TPM2B_PUBLIC.
+    /// A new key on the template of a TPM2B_PUBLIC.
     fn make(template: &[u8]) -> Self {
         let private = PrivateKey::generate(&ECDH_P256).unwrap();
         let area = with_point(template, private.compute_public_key().unwrap().as_ref());
@@ -137,7 +137,7 @@ impl IdentityKey {
     }
 }
 
-/// A file of the CA's own tests, where it is described.
+/// A file of the CA's own tests. Their directory describes it.
 macro_rules! golden {
     ($name:literal) => {
         concat!(env!("CARGO_MANIFEST_DIR"), "/../../ca-core/tests/golden/", $name, ".tpm2b")
@@ -145,7 +145,7 @@ macro_rules! golden {
 }
 use golden;
 
-/// The area of a TPM2B_PUBLIC around another point, given uncompressed.
+/// The public area in `template`, with another point. `point` is uncompressed.
 fn with_point(template: &[u8], point: &[u8]) -> PublicArea {
     let mut area = PublicArea::parse(&template[2..]).unwrap();
     let AreaKey::Ecc { x, y, .. } = &mut area.key else { unreachable!() };
@@ -154,7 +154,7 @@ fn with_point(template: &[u8], point: &[u8]) -> PublicArea {
     area
 }
 
-/// A vendor's root, and the chain for an EK as TCG's profile wants it.
+/// A vendor's root, and an EK's certificate chain by TCG's profile.
 fn certify(ek: &StorageKey) -> (Vec<u8>, Vec<Vec<u8>>) {
     let mut params = CertificateParams::default();
     params.distinguished_name = named("Vendor Root");

@@ -2,21 +2,21 @@
 //! every fault.
 //!
 //! A sequence of [operations](Op) is played on two devices, each with a TPM in software, and a CA
-//! with its record in memory. After every step, rules are checked: [`play`] says which one was
-//! broken. At the end all faults end, the operator allows everything, and every device has to get
+//! with its record in memory. Rules are checked after every step, and [`play`] says which rule was
+//! broken. At the end all faults stop, the operator allows everything, and every device must get
 //! what it asks for.
 //!
 //! | file | is |
 //! |---|---|
 //! | `op.rs` | what can happen, and which bytes stand for it |
-//! | `world.rs` | lets it happen |
+//! | `world.rs` | plays the operations |
 //! | `device.rs`, `tpm.rs` | a shell around `assay-device-core`, and its TPM |
 //! | `ca.rs` | the server's decisions, on a record in memory |
 //! | `link.rs` | what carries the messages |
 //! | `rules.rs` | what must hold |
 //!
-//! What it does not have: renewal, a second CA on the same record, and crashes in the middle of a
-//! transaction, which are the store's own business.
+//! Not played are renewal, a second CA on the same record, and crashes in the middle of a
+//! transaction, which only concern the store.
 
 mod ca;
 mod chance;

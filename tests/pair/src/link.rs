@@ -1,4 +1,4 @@
-//! The link: it loses, repeats, delays, corrupts, and takes messages for another time.
+//! The link: it loses, repeats, delays and corrupts messages, and keeps each message for a replay.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use assay_wire::{
 use crate::ca::Planned;
 use crate::op::Fate;
 
-/// What is on its way, and what was.
+/// The messages on their way, and all messages that were sent.
 #[derive(Default)]
 pub(crate) struct Link {
     in_flight: Vec<InFlight>,
     number: u64,
-    /// What becomes of the message after so many others.
+    /// The fate of a later message. The number says how many other messages come before it.
     faults: Vec<(u8, Fate)>,
     /// Every message, as it was sent.
     pub(crate) history: Vec<Sent>,
@@ -37,7 +37,7 @@ struct InFlight {
     arrival: Arrival,
 }
 
-/// What happens at some time.
+/// Something that happens at a certain time.
 pub(crate) enum Arrival {
     AtCa {
         client: String,
@@ -50,7 +50,7 @@ pub(crate) enum Arrival {
     ConnectionLost {
         client: String,
     },
-    /// What a request of this client led to is signed.
+    /// The CA has signed what it planned for a request of this client.
     Signed {
         client: String,
         planned: Box<Planned>,
@@ -62,7 +62,7 @@ impl Link {
         self.faults.push((after, fate));
     }
 
-    /// No more faults, and nothing on its way.
+    /// Removes all faults, and everything that is on its way.
     pub(crate) fn heal(&mut self) {
         self.faults.clear();
         self.in_flight.clear();
@@ -129,13 +129,13 @@ impl Link {
         Some((at, arrival))
     }
 
-    /// The CA forgets what it has not recorded.
+    /// A restarted CA forgets what it has not recorded.
     pub(crate) fn forget_signatures(&mut self) {
         self.in_flight.retain(|it| !matches!(it.arrival, Arrival::Signed { .. }));
     }
 }
 
-/// What a broker that lies would like a device to believe.
+/// The lie that a dishonest broker sends to a device in answer to its request.
 fn forged_answer(to: To, message: &[u8]) -> Option<Vec<u8>> {
     let Request { id, body } = Request::decode(message).ok().filter(|_| to == To::Ca)?;
     let body = match body {
@@ -147,5 +147,5 @@ fn forged_answer(to: To, message: &[u8]) -> Option<Vec<u8>> {
     Some(Reply { id, body }.encode())
 }
 
-/// One way.
+/// The time that a message takes in one direction.
 const LATENCY: Duration = Duration::from_millis(10);

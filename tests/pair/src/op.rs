@@ -5,19 +5,19 @@ use std::time::Duration;
 use assay_ca_core::Reprovision;
 use assay_wire::Flow;
 
-/// One thing that happens.
+/// One operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// A device begins a run, in place of one under way.
+    /// A device begins a run. A run that is under way ends.
     Provision {
         /// The device.
         device: usize,
         /// What it asks for.
         want: Want,
-        /// After how many actions the run pauses; `None` is at its end.
+        /// After how many actions the run pauses; `None` lets it go to its end.
         pause: Option<u8>,
     },
-    /// A run that paused goes on for this many actions; `None` is to its end.
+    /// A run that paused goes on for this many actions; `None` lets it go to its end.
     GoOn(usize, Option<u8>),
     /// A device loses its power. What it stored stays.
     PowerFails(usize),
@@ -29,13 +29,13 @@ pub enum Op {
     SignIn(usize),
     /// A device connects with a certificate that it has not confirmed.
     SignInUnconfirmed(usize),
-    /// Somebody shows a token by a shared key that a device had; 0 is the newest.
+    /// Somebody shows a token that is signed with a shared key of a device; 0 is the newest key.
     SignInWithOldKey(usize, u8),
     /// The operator enrols an EK.
     Enrol {
-        /// Whose.
+        /// The device with the EK.
         device: usize,
-        /// Under which name, if any.
+        /// The name that the operator gives, if any.
         name: Option<Name>,
         /// What happens when the device asks again.
         reprovision: Reprovision,
@@ -54,7 +54,7 @@ pub enum Op {
     RotateKey(usize),
     /// The operator puts another ticket key in place of the CA's.
     ChangeTicketKey,
-    /// The CA restarts. What it has not recorded is lost, and what it had not answered stays so.
+    /// The CA restarts. It forgets what it has not recorded, and never answers those requests.
     RestartCa,
     /// The CA revokes what was not confirmed in time, and forgets what ended long ago.
     Prune,
@@ -66,12 +66,12 @@ pub enum Op {
     StepDevice(usize, Step),
     /// Time passes.
     Wait(Duration),
-    /// The message after so many others meets this fate.
+    /// A later message meets this fate. The number says how many other messages come before it.
     Fault(u8, Fate),
-    /// Somebody sends a message to the CA that was on the link before; 0 is the newest.
+    /// Somebody sends an old message from the link to the CA again; 0 is the newest.
     Replay(u8),
-    /// Somebody answers a claim that was on the link, with a ticket that he makes up; 0 is the
-    /// newest.
+    /// Somebody answers a claim that was on the link, with an invented ticket; 0 is the newest
+    /// claim.
     Forge(u8),
     /// Somebody shows a device's EK with an identity key of his own.
     Impostor(usize, Flow),
@@ -80,9 +80,9 @@ pub enum Op {
 /// What a device asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Want {
-    /// How.
+    /// The flow.
     pub flow: Flow,
-    /// Whether it asks even if it has something good.
+    /// Whether it asks although it has a good credential.
     pub again: bool,
     /// Whether it connects at once with what it got.
     pub connects: bool,
@@ -90,7 +90,7 @@ pub struct Want {
     pub second_handle: bool,
     /// Whether a shared key goes to a plain storage root key.
     pub plain_srk: bool,
-    /// Which name it asks for, if any.
+    /// The name that it asks for, if any.
     pub name: Option<Name>,
 }
 
@@ -104,7 +104,7 @@ pub enum Name {
 }
 
 impl Name {
-    /// As text.
+    /// The name as text.
     pub const fn text(self) -> &'static str {
         match self {
             Self::One => "pump-1",
@@ -113,12 +113,12 @@ impl Name {
     }
 }
 
-/// By how much a clock is set wrongly.
+/// A change of a clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// So far forwards.
+    /// Forwards by this time.
     Forwards(Duration),
-    /// So far backwards.
+    /// Backwards by this time.
     Backwards(Duration),
 }
 
@@ -129,13 +129,13 @@ pub enum Fate {
     Lost,
     /// It arrives at once and again later.
     Twice(Duration),
-    /// It arrives later, after those behind it.
+    /// It arrives later, after messages that were sent after it.
     Late(Duration),
     /// A bit of this byte changes.
     Corrupted(u8),
     /// The connection breaks instead.
     BreaksConnection,
-    /// The broker answers a request itself, with what suits it; any other message is lost.
+    /// The broker answers a request with a lie. Any other message is lost.
     Answered,
 }
 
@@ -143,10 +143,12 @@ impl Op {
     /// How many bytes make an operation.
     pub const LEN: usize = 4;
 
-    /// The operation that four bytes stand for. Any bytes stand for one, and smaller ones for a
-    /// simpler one: what shrinks a sequence's bytes makes it easier to read.
+    /// The operation that four bytes stand for. Any four bytes stand for an operation, and smaller
+    /// bytes for a simpler one. So shrinking the bytes of a sequence makes the sequence easier to
+    /// read.
     pub fn from_bytes([kind, which, a, b]: [u8; Self::LEN]) -> Self {
-        // The one whose EK is certified, mostly: what happens to one device is what leads far.
+        // Mostly the device whose EK is certified. Many operations on one device lead further than
+        // a few on each of two.
         let device = usize::from(which & 3 == 3);
         let name = match which >> 2 & 3 {
             0 | 1 => None,
@@ -162,7 +164,7 @@ impl Op {
                     connects: a & 0x04 == 0,
                     second_handle: a & 0x60 == 0x60,
                     plain_srk: a & 0x18 == 0x18,
-                    // Most ask for the name that is due.
+                    // Most devices ask for no name, and so for the name that is due.
                     name: name.filter(|_| which & 0xC0 == 0xC0),
                 };
                 Self::Provision { device, want, pause: actions(b) }
@@ -197,7 +199,8 @@ impl Op {
         }
     }
 
-    /// Whether what the CA or a device has may be another after it.
+    /// Whether the rules must be checked afterwards: the operation may change the CA's record, or
+    /// what a device believes.
     pub(crate) fn may_change_the_record(&self) -> bool {
         !matches!(
             self,
@@ -213,7 +216,7 @@ impl Op {
         )
     }
 
-    /// The operations that bytes stand for: four each, what is left over counts for nothing.
+    /// The operations that bytes stand for, four bytes each. Bytes that are left over are ignored.
     pub fn sequence(bytes: &[u8]) -> Vec<Self> {
         bytes.as_chunks().0.iter().copied().map(Self::from_bytes).collect()
     }

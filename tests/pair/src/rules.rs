@@ -1,4 +1,4 @@
-//! What must hold, whatever happens: a model of the record that only changes for reasons that were
+//! The rules, which must always hold: a model of the record that only changes for reasons that were
 //! played.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -20,7 +20,7 @@ impl fmt::Display for Broken {
     }
 }
 
-/// Breaks unless the condition holds.
+/// Returns `Broken` unless the condition holds.
 macro_rules! rule {
     ($holds:expr, $($words:tt)+) => {
         if !$holds {
@@ -54,33 +54,33 @@ pub(crate) struct DumpedCertificate {
     pub(crate) status: String,
 }
 
-/// What the record has to be.
+/// The model of the record.
 #[derive(Default)]
 pub(crate) struct Rules {
-    /// How often something happened by which a broker may decide otherwise.
+    /// How often something changed that a broker's decision may depend on.
     pub(crate) changes: u64,
     eks: BTreeMap<EkId, Standing>,
     certificates: BTreeMap<[u8; 16], Certificate>,
-    /// Which EK a shared key was offered to, and its generation, by its TPMT_PUBLIC.
+    /// The EK that a shared key was offered to, and the key's generation, by the key's TPMT_PUBLIC.
     offers: HashMap<Vec<u8>, (EkId, u32)>,
 }
 
-/// How an EK stands.
+/// The state of an EK.
 #[derive(Default)]
 pub(crate) struct Standing {
     pub(crate) disabled: bool,
     pub(crate) enrolment: Option<Enrolment>,
     registered: Option<DeviceId>,
-    /// The newest claim that its TPM opened, for each IK: when it was made.
+    /// For each IK, the time of the newest claim whose credential the TPM opened.
     claims: BTreeMap<[u8; 32], OffsetDateTime>,
-    /// SHA-256 of the certificates of the boxes that its TPM opened.
+    /// SHA-256 of each certificate in a box that the TPM opened.
     boxes: BTreeSet<[u8; 32]>,
-    /// The generations of the shared key that its TPM opened.
+    /// The generations of shared keys that the TPM opened.
     keys: BTreeSet<u32>,
     /// Every generation below this one is retired.
     floor: u32,
     highest_offer: u32,
-    /// Of those to plain storage root keys.
+    /// The highest generation that was offered to a plain storage root key.
     highest_plain_offer: u32,
     generation_on_record: u32,
 }
@@ -90,7 +90,7 @@ pub(crate) struct Enrolment {
     pub(crate) reprovision: Reprovision,
 }
 
-/// What a certificate should be worth.
+/// Whether a certificate should be good at a broker.
 pub(crate) struct Worth {
     pub(crate) serial: [u8; 16],
     pub(crate) sha256: [u8; 32],
@@ -111,7 +111,7 @@ enum Status {
     Active,
     Superseded,
     Revoked,
-    /// It ended, expired, and is on record no more.
+    /// It was superseded or revoked, has expired, and is no longer on record.
     Forgotten,
 }
 
@@ -127,9 +127,9 @@ impl Status {
     }
 }
 
-/// What is heard of TPMs.
+/// What TPMs do.
 impl Rules {
-    /// A TPM opened the credential of a claim that was made then.
+    /// A TPM opened the credential of a claim that was made at `made_at`.
     pub(crate) fn claim_opened(&mut self, ek: EkId, ik_id: [u8; 32], made_at: OffsetDateTime) {
         let newest = self.of(ek).claims.entry(ik_id).or_insert(made_at);
         *newest = made_at.max(*newest);
@@ -213,7 +213,7 @@ impl Rules {
 
 /// What the CA does.
 impl Rules {
-    /// Judges what was put on record, and expects it there.
+    /// Checks what the CA put on record, and adds it to the model.
     pub(crate) fn done(
         &mut self,
         deed: Deed,
@@ -285,7 +285,7 @@ impl Rules {
         Ok(())
     }
 
-    /// Judges an answer of the CA about an EK.
+    /// Checks a reply of the CA about an EK.
     pub(crate) fn answered(&mut self, ek: Option<EkId>, reply: &ReplyBody) -> Result<(), Broken> {
         if matches!(reply, ReplyBody::Problem(_) | ReplyBody::Pong) {
             return Ok(());
@@ -303,7 +303,7 @@ impl Rules {
         Ok(())
     }
 
-    /// Judges a token that was accepted.
+    /// Checks a token that the CA accepted.
     pub(crate) fn signed_in(&mut self, public: &[u8]) -> Result<(), Broken> {
         let Some((ek, generation)) = self.offers.get(public).copied() else {
             return Err(Broken("a token was accepted of a key that was never offered".into()));
@@ -314,7 +314,7 @@ impl Rules {
         Ok(())
     }
 
-    /// Compares the record with what it has to be.
+    /// Compares the record with the model.
     pub(crate) fn check(&mut self, dump: &Dump) -> Result<(), Broken> {
         let due = self.eks.iter();
         let due: BTreeMap<_, _> =
@@ -352,7 +352,7 @@ impl Rules {
         Ok(())
     }
 
-    /// No generation on record is ever lower than before.
+    /// Checks that the generation on record is never lower than before.
     pub(crate) fn check_generation(&mut self, ek: EkId, found: u32) -> Result<(), Broken> {
         let before = &mut self.eks.entry(ek).or_default().generation_on_record;
         rule!(found >= *before, "generation {found} is on record after {before}");
@@ -360,7 +360,7 @@ impl Rules {
         Ok(())
     }
 
-    /// What a device believes to have, it was given.
+    /// Checks that the CA gave a device what the device has in use.
     pub(crate) fn check_belief(&mut self, ek: EkId, memory: &Memory) -> Result<(), Broken> {
         match &memory.in_use {
             Some(Grant::Certificate(grant)) => {
@@ -385,7 +385,7 @@ impl Rules {
         Ok(())
     }
 
-    /// What certificates should be worth at a broker.
+    /// Which certificates should be good at a broker.
     pub(crate) fn certificates(&self) -> impl Iterator<Item = Worth> {
         self.certificates.values().map(|Certificate { facts, sha256, status, .. }| {
             let is_disabled = self.eks.get(&facts.ek_id).is_some_and(|it| it.disabled);
@@ -419,7 +419,7 @@ impl Rules {
         Ok(())
     }
 
-    /// A certificate may be issued, proven or not.
+    /// Checks that a certificate may be issued, proven or unproven.
     fn check_new(&mut self, facts: &CertificateFacts, now: OffsetDateTime) -> Result<(), Broken> {
         self.check_not_disabled(facts.ek_id)?;
         let again = |it: &&Certificate| it.facts.ik_id == facts.ik_id && it.facts.not_after > now;
@@ -428,7 +428,7 @@ impl Rules {
         Ok(())
     }
 
-    /// A certificate that was decided on then takes the place of the one in force.
+    /// A certificate that the CA decided on at `decided_at` takes the place of the one in force.
     fn becomes_active(
         &mut self,
         facts: &CertificateFacts,
@@ -491,7 +491,7 @@ impl Rules {
     }
 }
 
-/// As the record has times.
+/// The record keeps times in whole seconds.
 fn whole(time: OffsetDateTime) -> OffsetDateTime {
     time.replace_nanosecond(0).expect("0 is a nanosecond")
 }

@@ -1,4 +1,4 @@
-//! A TPM in software: what the core asks of one, with P-256 keys.
+//! A TPM in software, with P-256 keys: what the device's core asks of a TPM.
 
 use std::collections::BTreeMap;
 
@@ -17,13 +17,13 @@ use zeroize::Zeroizing;
 use crate::factory::{FACTORY, IdentityKey, StorageKey};
 
 pub(crate) struct Tpm {
-    /// Which of the factory's it is.
+    /// Its number in the factory.
     number: usize,
     clears: usize,
-    /// Which of the factory's identity keys are at which handle.
+    /// The factory's number of the identity key at each handle.
     iks: BTreeMap<u32, usize>,
     hmac_keys: BTreeMap<u32, HmacKey>,
-    /// What it opened and has not kept.
+    /// The HMAC keys that it opened. `private` of an opened key is an index here.
     opened: Vec<HmacKey>,
 }
 
@@ -41,7 +41,7 @@ impl HmacKey {
     }
 }
 
-/// What came out of a TPM, or into it, and concerns nobody else.
+/// A secret that a TPM took in or gave out, and that nobody else may learn.
 pub(crate) enum Secret {
     /// The secret of a credential, for this IK.
     OfCredential { secret: Vec<u8>, ik_id: [u8; 32] },
@@ -60,7 +60,7 @@ impl Tpm {
         }
     }
 
-    /// TPM2_Clear: the EK stays, everything else goes.
+    /// TPM2_Clear: removes everything except the EK.
     pub(crate) fn clear(&mut self) {
         *self = Self { clears: self.clears + 1, ..Self::new(self.number) };
     }
@@ -74,8 +74,8 @@ impl Tpm {
         self.hmac_keys.get(&handle)
     }
 
-    /// Does what a machine asks; `next_ik` says which identity key it would make, and `learn` hears
-    /// of secrets.
+    /// Does what a machine asks. `next_ik` is the number of the identity key that it makes next,
+    /// and `learn` gets secrets.
     pub(crate) fn run(
         &mut self,
         operation: TpmOperation,
@@ -132,7 +132,7 @@ impl Tpm {
                     import(self.ek(), parent, &key).ok_or_else(not_for_this_tpm)?;
                 let public = key.public;
                 self.opened.push(hmac.clone());
-                // What a TPM encrypts here, this one looks up.
+                // A real TPM returns the key encrypted. This one returns an index.
                 let private = (self.opened.len() - 1).to_be_bytes().to_vec();
                 learn(Secret::OfSharedKey { key: hmac.key.clone(), hmac, inner_key });
                 TpmAnswer::Opened(OpenedKey { public, private })
@@ -162,7 +162,7 @@ impl Tpm {
     }
 
     fn parent(&self, kind: ParentKind) -> Option<&'static StorageKey> {
-        // No two TPMs have one parent.
+        // Each TPM has its own parents.
         let number = DEVICES_APART * self.number + self.clears;
         match kind {
             ParentKind::P256 => Some(FACTORY.import_parent(number)),
@@ -172,10 +172,10 @@ impl Tpm {
     }
 }
 
-/// How many clears of one TPM come before the parents of the next.
+/// How many clears of one TPM come before the parents of the next TPM.
 const DEVICES_APART: usize = 32;
 
-/// A request (RFC 2986) by an IK.
+/// A certificate request (RFC 2986) for an IK.
 pub(crate) fn certificate_request(ik: &IdentityKey, common_name: Option<&str>) -> Vec<u8> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -189,8 +189,8 @@ fn key_public(ik: &IdentityKey) -> KeyPublic {
     KeyPublic { public: ik.public.clone(), id: ik.id }
 }
 
-/// TPM2_ActivateCredential (TPM 2.0 Part 1, 24) for an object called `name`; `None` if it was not
-/// made for it and this EK.
+/// TPM2_ActivateCredential (TPM 2.0 Part 1, 24) for an object called `name`; `None` if the
+/// credential was not made for that object and this EK.
 fn activate(ek: &StorageKey, name: &Name, blob: &[u8], seed: &[u8]) -> Option<Vec<u8>> {
     let seed = shared_seed(ek, "IDENTITY", seed)?;
     let identity = open_outer_wrapper(&seed, name, blob)?;
@@ -219,7 +219,7 @@ fn import(ek: &StorageKey, parent: &StorageKey, key: &WrappedKey) -> Option<(Hma
     Some((HmacKey { public: key.public.clone(), key: hmac_key.to_vec() }, inner_key))
 }
 
-/// What the sender of an encrypted seed agreed on with this key (TPM 2.0 Part 1, C.6.1).
+/// The seed that the sender of an encrypted seed shares with this key (TPM 2.0 Part 1, C.6.1).
 fn shared_seed(key: &StorageKey, label: &str, encrypted: &[u8]) -> Option<Vec<u8>> {
     let (x, rest) = take_sized(encrypted)?;
     let (y, rest) = take_sized(rest)?;

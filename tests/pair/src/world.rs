@@ -1,4 +1,4 @@
-//! Lets things happen: two devices, a CA, the link between them, and time.
+//! Plays operations: on two devices, a CA, the link between them, and time.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -29,20 +29,20 @@ use crate::rules::{Broken, Rules, rule};
 use crate::tpm::{HmacKey, Secret, certificate_request};
 
 pub(crate) struct World {
-    /// Since the beginning, by a clock that is right.
+    /// Time since the beginning, by a correct clock.
     now: Duration,
     scope: Scope,
     devices: [Device; DEVICES],
     ca: Ca,
     /// By how much the CA's clock is wrong, in seconds.
     ca_clock_error: i64,
-    /// The latest that the CA's clock ever said.
+    /// The latest time that the CA's clock ever showed.
     latest: OffsetDateTime,
     link: Link,
     /// How long the CA takes to sign what it decides next.
     signing: Duration,
     rules: Rules,
-    /// How often what is on record had changed when brokers were looked at.
+    /// The number of changes at the last check of what brokers decide.
     checked: u64,
     /// When each challenge was made, by its credential.
     challenges: HashMap<Vec<u8>, OffsetDateTime>,
@@ -54,10 +54,10 @@ pub(crate) struct World {
     is_told: bool,
 }
 
-/// What may not be on the link.
+/// A secret that may not be on the link.
 struct Kept {
     secret: Vec<u8>,
-    /// Whether devices send it, to prove something.
+    /// Whether a device may send it to the CA, as a proof.
     is_ticket: bool,
 }
 
@@ -107,8 +107,8 @@ impl World {
         }
     }
 
-    /// Compares what is on record and what devices believe with what they should be; and what
-    /// brokers would be told, if that may be something else now.
+    /// Checks the record, and what devices believe. Checks also what brokers would decide, if that
+    /// may have changed.
     fn check(&mut self) -> Result<(), Broken> {
         self.rules.check(&self.ca.dump())?;
         for device in &self.devices {
@@ -120,8 +120,8 @@ impl World {
         Ok(())
     }
 
-    /// Exactly the active certificates of devices that are not disabled let anybody in, and no key
-    /// that was retired does.
+    /// Checks that the active certificates of devices that are not disabled let a device in, that
+    /// no other certificate does, and that no retired key does.
     fn check_brokers(&mut self) -> Result<(), Broken> {
         let now = self.ca_time();
         for worth in self.rules.certificates() {
@@ -225,7 +225,7 @@ impl World {
         Ok(())
     }
 
-    /// Lets time pass, and what is on its way arrive.
+    /// Lets time pass. Meanwhile, what is on its way arrives.
     fn pass(&mut self, duration: Duration) -> Result<(), Broken> {
         let until = self.now + duration;
         while let Some((at, arrival)) = self.link.next(until) {
@@ -246,7 +246,7 @@ impl World {
         now
     }
 
-    /// In seconds since 1970.
+    /// What a device's clock shows, in seconds since 1970.
     fn device_time(&self, device: usize) -> i64 {
         BEGIN + self.devices[device].clock_error + self.now.as_secs().cast_signed()
     }
@@ -254,7 +254,7 @@ impl World {
 
 /// The devices.
 impl World {
-    /// Goes on with a run, for this many actions or to its end. How it ended, if it did.
+    /// Goes on with a run, for `pause` actions or to its end. Returns how the run ended, if it did.
     fn drive(
         &mut self,
         device: usize,
@@ -347,7 +347,7 @@ impl World {
         }))
     }
 
-    /// Of a device that performs an action.
+    /// The run of a device that performs an action.
     fn run(&mut self, device: usize) -> &mut Run {
         self.devices[device].run.as_mut().expect("its run asks for it")
     }
@@ -411,7 +411,8 @@ impl World {
         Ok(())
     }
 
-    /// What a later run needs is stored before the request that depends on it.
+    /// Checks that a device stored what a later run needs before it sends the request that depends
+    /// on it.
     fn check_stored(&self, device: usize, message: &[u8]) -> Result<(), Broken> {
         let Memory { in_use, attempt } = &self.devices[device].memory;
         let request = Request::decode(message);
@@ -444,7 +445,7 @@ impl World {
         Ok(())
     }
 
-    /// Connects to a broker with what is in use. Whether it is let in.
+    /// Connects to a broker with what is in use. Returns whether the device is let in.
     fn sign_in(&mut self, device: usize) -> Result<bool, Broken> {
         match self.devices[device].memory.in_use.clone() {
             None => Ok(false),
@@ -514,7 +515,7 @@ impl World {
     }
 }
 
-/// The CA, and what goes to and fro.
+/// The CA, and the messages from and to it.
 impl World {
     fn send(&mut self, to: To, client: &str, message: Vec<u8>) -> Result<(), Broken> {
         check_clear(&self.secrets, to, &message)?;
@@ -586,7 +587,7 @@ impl World {
         self.send(To::Device, client, reply.encode())
     }
 
-    /// A broker gives what comes on a topic to whoever listens there.
+    /// The broker passes an event on to each run that is connected under this client id.
     fn hear(&mut self, client: &str, event: Event) {
         let runs = self.devices.iter_mut().filter_map(|device| device.run.as_mut());
         for run in runs.filter(|run| run.client.as_deref() == Some(client)) {
@@ -602,7 +603,7 @@ impl World {
         self.pass(MOMENT)
     }
 
-    /// An answer to a claim that was on the link, with a ticket that is made up.
+    /// An answer to a claim that was on the link, with an invented ticket.
     fn forged(&mut self, age: usize) -> Option<Vec<u8>> {
         let replies = self.link.history.iter().rev().filter(|sent| sent.to == To::Device);
         let ticket = Ticket::from([0; Ticket::LEN]);
@@ -619,7 +620,7 @@ impl World {
         Some(Request { id: self.chance.bytes().into(), body }.encode())
     }
 
-    /// A request that shows a device's EK beside keys of somebody else.
+    /// A request that shows a device's EK beside keys of an impostor.
     fn imposture(&mut self, device: usize, flow: Flow) -> Vec<u8> {
         let ek = &FACTORY.eks[device];
         let ek_public = ek.public.clone().try_into().expect("a public area");
@@ -704,11 +705,12 @@ impl World {
         self.rules.pruned(now);
     }
 
-    /// All faults end, and the operator allows everything.
+    /// Stops all faults, and lets the operator allow everything.
     fn make_good(&mut self) -> Result<(), Broken> {
         self.link.heal();
         self.signing = SIGNING;
-        // What the CA did while its clock was ahead holds until then; quotas last for a day.
+        // The CA may have recorded times while its clock was ahead. Those must pass, and quotas
+        // last for a day.
         let ahead = self.latest - self.ca_time();
         self.now += ahead.unsigned_abs() + 2 * DAY;
         self.prune();
@@ -722,7 +724,7 @@ impl World {
         self.check()
     }
 
-    /// A device comes to a credential that lets it in.
+    /// Provisions a device until it has a credential that lets it in.
     fn come_to_an_end(&mut self, device: usize) -> Result<(), Broken> {
         let mut again = false;
         for _ in 0..3 {
@@ -730,7 +732,7 @@ impl World {
             self.devices[device].begin(request, false, self.now);
             match self.drive(device, None)? {
                 Some(Ok(_)) if self.sign_in(device)? => return Ok(()),
-                // As an agent does whose broker does not let it in.
+                // An agent asks again if its broker does not let it in.
                 Some(Ok(_)) => again = true,
                 // A device that lost its state leaves the key at the handle alone. Somebody has to
                 // clear the TPM.
@@ -764,8 +766,8 @@ fn step_clock(error: &mut i64, step: Step) {
 
 /// How long a signature takes.
 const SIGNING: Duration = Duration::from_millis(1);
-/// Until what a stranger sends is answered.
+/// The time until a stranger's message is answered.
 const MOMENT: Duration = Duration::from_millis(50);
 const DAY: Duration = Duration::from_hours(24);
-/// The number of keys that no TPM makes.
+/// The factory's number of keys that no TPM makes.
 const IMPOSTOR: usize = 63;

@@ -1,4 +1,4 @@
-//! Sequences of operations by chance. Those that once broke a rule are seeds in `tests/fuzz`.
+//! Random sequences of operations. Those that once broke a rule are seeds in `tests/fuzz`.
 
 use std::cell::Cell;
 use std::env;
@@ -12,7 +12,7 @@ use proptest::test_runner::{
     Config, RngAlgorithm, RngSeed, TestCaseError, TestError, TestRng, TestRunner,
 };
 
-/// How many sequences: `ASSAY_PAIR_SEQUENCES`, or as many as take some seconds.
+/// How many sequences, unless `ASSAY_PAIR_SEQUENCES` says otherwise. They take some seconds.
 const SEQUENCES: u64 = 1_000;
 /// The longest sequence.
 const LONGEST: usize = 40;
@@ -49,7 +49,7 @@ fn try_sequences(sequences: u64, seed: u64, thread: u64) {
     let mut runner = TestRunner::new_with_rng(config, rng);
     let (tried, has_failed) = (Cell::new(0), Cell::new(false));
     let outcome = runner.run(&vec(uniform4(ANY), 1..=LONGEST), |bytes| {
-        // Those after the first that fails, or panics, are that one made shorter.
+        // After the first sequence that fails or panics, the runner only tries shorter forms of it.
         let is_shorter = has_failed.replace(true);
         tried.set(tried.get() + u32::from(!is_shorter));
         let outcome = play(&Op::sequence(bytes.as_flattened()));
