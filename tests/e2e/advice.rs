@@ -1,4 +1,4 @@
-//! When to come back: the CA's advice, and that devices take it.
+//! The CA's advice on when to try again, and that devices follow it.
 
 use std::collections::HashSet;
 use std::process::{Child, Stdio};
@@ -70,9 +70,9 @@ fn what_is_no_request_holds_up_nobody() -> Result<()> {
     let broker = format!("mqtt://127.0.0.1:{}", mosquitto.port(0));
     let _worker = Worker::start(&dir, &broker)?;
     let mut device = PlainDevice::connect(&broker, 1200)?;
-    // More than a worker has the broker send before the first is acknowledged.
+    // More messages than a worker lets the broker send before it acknowledges the first.
     for _ in 0..1100 {
-        // Under a filter of the worker's, but no client has this id.
+        // The worker's filter matches this topic, but no client can have this id.
         device.send_to("provision/v1/default/no client/request", b"anything".to_vec())?;
     }
     let id = device.send(&RequestBody::Ping, QoS::AtLeastOnce)?;
@@ -129,7 +129,7 @@ fn a_device_whose_ticket_is_refused_begins_again_but_not_for_ever() -> Result<()
     refused_with(&device.wait_with_output()?, "ticket-refused")
 }
 
-/// A broker, a TPM, and nobody behind them yet.
+/// A broker, a device and its TPM, but no CA yet.
 struct Scene {
     mosquitto: Mosquitto,
     dir: AssayDir,
@@ -159,7 +159,7 @@ fn problem(id: RequestId, problem: Problem) -> Vec<u8> {
     Reply { id, body: ReplyBody::Problem(problem) }.encode()
 }
 
-/// One that no waiting mends.
+/// A problem that waiting does not solve.
 fn final_problem() -> Problem {
     Problem::new(ProblemCode::EkWeak, "for good".into())
 }

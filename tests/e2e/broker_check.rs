@@ -50,11 +50,11 @@ fn interrupted_check_leaves_no_good_certificate() -> Result<()> {
     Ok(())
 }
 
-/// What it cannot keep, docs/operations.md says too.
+/// docs/operations.md names the same rules that Mosquitto cannot keep.
 #[test]
 fn mosquitto_as_deployed_keeps_all_that_it_can() -> Result<()> {
     let dir = AssayDir::init()?;
-    // A certificate that is on the list which the broker reads at its start.
+    // This certificate is on the list that the broker reads at its start.
     run(&mut dir.assay(&["credentials", "add", "operator", "gone", "--out", &file(&dir, "")])?)?;
     run(&mut dir.assay(&["credentials", "revoke", "gone"])?)?;
     run(&mut dir.assay(&["crl", "--pem", "--out", &file(&dir, "crl.pem")])?)?;
@@ -67,10 +67,11 @@ fn mosquitto_as_deployed_keeps_all_that_it_can() -> Result<()> {
         check(&dir, &operational(&mosquitto), Some(&bootstrap(&mosquitto)), &options)?;
     ensure!(broken(&found) == cannot && not_tried(&found).is_empty(), "{found:#?}");
     ensure!(is_good, "what is accepted counts");
-    // It cannot know what was revoked since.
+    // The broker does not learn what is revoked later.
     let (found, is_good) = check(&dir, &operational(&mosquitto), None, &options[2..])?;
     ensure!(broken(&found) == ["device-takeover", "revoked"] && !is_good, "{found:#?}");
-    // A device may hear and say nothing of a device's, but of a stranger's nothing is known.
+    // The rules for devices are only partly tried: for what belongs to devices, not for what
+    // belongs to strangers.
     let devices = ["device-hears", "device-speaks"];
     let strangers =
         ["group", "packet", "retain", "silent", "stranger-hears", "stranger-speaks", "takeover"];
@@ -81,7 +82,8 @@ fn mosquitto_as_deployed_keeps_all_that_it_can() -> Result<()> {
     Ok(())
 }
 
-/// On a broker that would give a stranger in the workers' group every second request, and lose it.
+/// This broker would give every second request to a stranger in the workers' group, and the request
+/// would be lost.
 #[test]
 fn check_takes_no_request_from_a_worker_that_serves() -> Result<()> {
     let dir = AssayDir::init()?;
@@ -103,7 +105,7 @@ fn check_takes_no_request_from_a_worker_that_serves() -> Result<()> {
 fn one_access_list_for_both_listeners_makes_a_stranger_a_worker() -> Result<()> {
     let dir = AssayDir::init()?;
     let mosquitto = mosquitto_as_once(&dir)?;
-    // It leaves its list there.
+    // The worker leaves its revocation list at the broker.
     let worker = Worker::start(&dir, &operational(&mosquitto))?;
     let before = waiting_list(&dir, &mosquitto)?;
     drop(worker);
@@ -122,16 +124,15 @@ fn one_access_list_for_both_listeners_makes_a_stranger_a_worker() -> Result<()> 
         found["stranger-hears"].0 == "kept" && found["stranger-speaks"].0 == "kept",
         "{found:#?}"
     );
-    // What was planted is the CA's own; and in its place is the newest, which names what was
-    // revoked meanwhile.
+    // The check plants a list that the CA signed. Afterwards, the newest list takes its place,
+    // which names what was revoked meanwhile.
     ensure!(!before.contains("Serial Number"), "{before}");
     let after = waiting_list(&dir, &mosquitto)?;
     ensure!(after.contains("Serial Number"), "{after}");
     Ok(())
 }
 
-/// Each rule that a listener without an access list and without certificates breaks, which are all
-/// but two.
+/// A listener without an access list and without certificates breaks all rules except two.
 #[test]
 fn mosquitto_without_rules_breaks_them() -> Result<()> {
     let dir = AssayDir::init()?;
@@ -142,7 +143,7 @@ fn mosquitto_without_rules_breaks_them() -> Result<()> {
     );
     let mosquitto = Mosquitto::start(&[&tls])?;
     let open = bootstrap(&mosquitto);
-    // A list that somebody planted is none.
+    // A list that somebody else planted does not count.
     let mut plants = tool("mosquitto_pub")?;
     plants.args([
         "-h",
@@ -158,7 +159,7 @@ fn mosquitto_without_rules_breaks_them() -> Result<()> {
         found["list"].1.contains("not of this CA") && with(&found, "kept") == ["asks"] && !is_good,
         "{found:#?}"
     );
-    // A worker's takes its place.
+    // The worker replaces it by the CA's list.
     let worker = Worker::start(&dir, &open)?;
     log_with(&worker, "tried rules")?;
     let (found, is_good) = check(&dir, &open, Some(&open), &[])?;
@@ -182,7 +183,8 @@ fn mosquitto_without_rules_breaks_them() -> Result<()> {
     Ok(())
 }
 
-/// A refusal means something only where somebody is let in, and silence where somebody hears.
+/// A refusal only shows something if the broker lets other clients in, and silence only if other
+/// clients hear something.
 #[test]
 fn check_with_certificates_that_the_broker_does_not_know_shows_hardly_anything() -> Result<()> {
     let (dir, stranger) = (AssayDir::init()?, AssayDir::init()?);
@@ -205,7 +207,7 @@ fn where_a_worker_is_deaf_no_request_is_answered_and_little_can_be_tried() -> Re
     let wrong = bootstrap(&mosquitto);
     let (found, is_good) = check(&dir, &wrong, Some(&wrong), &[])?;
     ensure!(found["asks"].0 == "broken" && found["list"].0 == "broken" && !is_good, "{found:#?}");
-    // That nobody hears what nobody is sent shows nothing.
+    // These clients hear nothing, but nobody is sent anything. So this shows nothing.
     for rule in ["stranger-hears", "device-hears", "group"] {
         ensure!(found[rule].0 == "not tried", "{found:#?}");
     }
@@ -222,7 +224,7 @@ fn nothing_is_made_for_a_broker_that_is_not_there() -> Result<()> {
     Ok(())
 }
 
-/// Whoever is not let in is cut, and that shows nothing.
+/// The broker cuts a client that it does not let in, and that shows nothing about a rule.
 #[test]
 fn rules_for_strangers_are_not_tried_where_no_stranger_is_let_in() -> Result<()> {
     let dir = AssayDir::init()?;
@@ -250,7 +252,8 @@ fn rumqttd_lets_anybody_hear_and_say_everything() -> Result<()> {
 fn worker_says_at_its_start_what_is_open_and_serves_all_the_same() -> Result<()> {
     let dir = AssayDir::init()?;
     let mosquitto = mosquitto_as_deployed(&dir)?;
-    // Where its certificate is not looked at, and its access list is a stranger's.
+    // On this listener, the broker does not look at the worker's certificate, and gives it a
+    // stranger's rights.
     let deaf = Worker::start(&dir, &bootstrap(&mosquitto))?;
     let log = log_with(&deaf, "tried rules")?;
     for rule in ["asks", "no-certificate", "foreign"] {
@@ -262,7 +265,7 @@ fn worker_says_at_its_start_what_is_open_and_serves_all_the_same() -> Result<()>
         );
     }
     ensure!(log.contains("this worker is deaf"), "{log}");
-    // It would be given every second request.
+    // The broker would give the deaf worker every second request.
     drop(deaf);
     let good = Worker::start_beside(&dir, &operational(&mosquitto), &bootstrap(&mosquitto))?;
     let log = log_with(&good, "tried rules")?;
@@ -279,7 +282,7 @@ fn log_with(worker: &Worker, line: &str) -> Result<String> {
     Ok(worker.log())
 }
 
-/// The list that an operator gets, as OpenSSL reads it.
+/// The revocation list that an operator gets, as OpenSSL prints it.
 fn waiting_list(dir: &AssayDir, mosquitto: &Mosquitto) -> Result<String> {
     let mut subscriber = tool("mosquitto_sub")?;
     subscriber.args([
@@ -303,7 +306,8 @@ fn waiting_list(dir: &AssayDir, mosquitto: &Mosquitto) -> Result<String> {
     Ok(String::from_utf8(text)?)
 }
 
-/// The recipe that this project once had: whoever says `worker@` was one.
+/// A recipe that this project once had: a client with the user name `worker@` has the rights of a
+/// worker.
 fn mosquitto_as_once(dir: &AssayDir) -> Result<Mosquitto> {
     let acl = dir.path().join("acl");
     let deployed = |name: &str| {
@@ -335,7 +339,7 @@ fn operational(mosquitto: &Mosquitto) -> String {
 /// Each rule, with its verdict and how it was found.
 type Found = BTreeMap<String, (String, String)>;
 
-/// What the command finds, and whether it is content.
+/// What the command finds, and whether it succeeds.
 fn check(
     dir: &AssayDir,
     operational: &str,

@@ -1,4 +1,4 @@
-//! `assay` at an operator's hands.
+//! What an operator does with `assay`.
 
 use std::fs;
 use std::io;
@@ -111,7 +111,7 @@ fn a_half_made_ca_is_never_opened() -> Result<()> {
         ensure!(output.status.code() == Some(1) && said.contains(reason), "{command:?}: {said}");
         Ok(())
     };
-    // Where the database is made before it comes to its place, last of all.
+    // `init` makes the database in TMPDIR, and moves it to its place last of all.
     fails(init()?.env("TMPDIR", "/nowhere"), "half made")?;
     ensure!(place.path().join("issuing.key").exists() && !place.path().join("assay.db").exists());
     for command in ["serve", "devices", "crl"] {
@@ -123,10 +123,10 @@ fn a_half_made_ca_is_never_opened() -> Result<()> {
 #[test]
 fn what_init_makes_belongs_to_the_owner_of_the_directory() -> Result<()> {
     let is_root = Path::new("/proc/self").metadata()?.uid() == 0;
-    // Where nobody but root can put directories.
+    // A place where only root can make directories.
     let roots_own = || if is_root { tempfile::tempdir_in("/var/lib") } else { tempfile::tempdir() };
     let place = roots_own()?;
-    // Root makes a CA for the user that serves; anybody else for himself.
+    // Root makes a CA for the user that serves. Anybody else makes it for himself.
     let (user, group) = if is_root {
         (NOBODY, NOBODY)
     } else {
@@ -149,7 +149,7 @@ fn what_init_makes_belongs_to_the_owner_of_the_directory() -> Result<()> {
         ensure!(output.status.code() == Some(1) && said.contains("who would own the CA"), "{said}");
         ensure!(fs::read_dir(place.path())?.next().is_none());
         ensure!(place.path().metadata()?.permissions().mode() == mode, "it is left as it was");
-        // Whoever put a link there leads root to a directory of his own, wherever that is.
+        // Somebody who puts a link there leads root to a directory of his own, in any place.
         let (own, link) = (roots_own()?, place.path().join("ca"));
         std::os::unix::fs::chown(own.path(), Some(user), Some(group))?;
         std::os::unix::fs::symlink(own.path(), &link)?;
@@ -161,7 +161,7 @@ fn what_init_makes_belongs_to_the_owner_of_the_directory() -> Result<()> {
     Ok(())
 }
 
-/// A key that root makes for an operator is not for whoever owns the directory.
+/// A key that root makes for an operator must not belong to the owner of the directory.
 #[test]
 fn credentials_outside_of_the_ca_belong_to_whoever_makes_them() -> Result<()> {
     let dir = AssayDir::init()?;
@@ -177,8 +177,7 @@ fn credentials_outside_of_the_ca_belong_to_whoever_makes_them() -> Result<()> {
     Ok(())
 }
 
-/// Other users may foresee the name of a list, and put a link in the place of a file that is not
-/// there yet.
+/// Other users may foresee the name of a list, and put a link where the file will be.
 #[test]
 fn list_is_written_through_no_link() -> Result<()> {
     let dir = AssayDir::init()?;
@@ -198,7 +197,7 @@ fn list_is_written_through_no_link() -> Result<()> {
     Ok(())
 }
 
-/// Another process may have recorded another scope since.
+/// Another process may have recorded another scope since the server started.
 #[test]
 fn nothing_is_granted_in_a_scope_that_is_not_on_record() -> Result<()> {
     let lab = Lab::open()?;
@@ -418,7 +417,7 @@ fn longest_message_of_a_device_is_heard_whole() -> Result<()> {
     Ok(())
 }
 
-/// `assay devices | head` has seen enough.
+/// `assay devices | head` stops reading when `head` has enough lines.
 #[test]
 fn output_that_nobody_reads_any_more_ends_a_command_without_a_word() -> Result<()> {
     let dir = AssayDir::init()?;
@@ -449,5 +448,5 @@ fn output_that_nobody_reads_any_more_ends_a_command_without_a_word() -> Result<(
     Ok(())
 }
 
-/// Debian's user and group of nobody in particular.
+/// Debian's user `nobody` and group `nogroup`.
 const NOBODY: u32 = 65534;

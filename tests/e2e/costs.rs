@@ -1,5 +1,5 @@
-//! What each flow costs a device: round trips, bytes on the wire, TPM commands. README's table is
-//! printed here.
+//! What each flow costs a device: round trips, bytes on the wire, TPM commands. The test prints
+//! README's table.
 
 use anyhow::{Context, Result, ensure};
 use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Tap, Worker, json, trusted_vendor};
@@ -27,7 +27,7 @@ fn each_flow_takes_the_round_trips_it_promises() -> Result<()> {
             let cost = json(provision.args(["--flow", flow, "--ek", ek.name()]))
                 .with_context(|| flow.to_owned())?;
             ensure!(cost["requests"] == round_trips, "{cost}");
-            // What a device on a slow network has to expect: docs/performance.md.
+            // The most that docs/performance.md tells a device on a slow network to expect.
             let most = if ek == EkKind::P256 { 3500 } else { 3900 };
             ensure!(wire.bytes() <= most, "{ek:?} {flow}: {} bytes", wire.bytes());
             println!(

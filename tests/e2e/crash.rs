@@ -43,7 +43,7 @@ fn a_device_killed_at_any_step_ends_with_one_certificate_and_one_key() -> Result
 fn a_server_killed_at_any_step_loses_nothing() -> Result<()> {
     let mut lab = Lab::open()?;
     let vendor = trusted_vendor()?;
-    // Past the last step, a few milliseconds more each time: before, in and after the commit.
+    // These delays after the last step lead to moments before, in and after the commit.
     let extra_delays = [0, 2, 5, 12].map(Duration::from_millis);
     let mut device_number = 0;
     for step in 0..8 {

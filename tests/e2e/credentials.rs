@@ -1,4 +1,4 @@
-//! Certificates of operators and workers, and those that nobody issued.
+//! Certificates of operators and workers, and certificates that nobody issued.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ fn operator_is_let_in_until_its_certificate_is_revoked() -> Result<()> {
     lab.assay(&add)?;
     let alice = Holder { client: "operator@alice".into(), files: out.path().join("alice") };
     let mut hears = alice.hears(&lab)?.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    // It writes nothing before it ends, so wait until somebody is heard.
+    // mosquitto_sub writes nothing before it ends. So publish until the broker finds a subscriber.
     while hears.try_wait()?.is_none()
         && run(&mut alice.says(&lab, "-says")?)?.stdout.windows(6).any(|said| said == b"RC:16)")
     {
@@ -50,7 +50,7 @@ fn operator_is_let_in_until_its_certificate_is_revoked() -> Result<()> {
     );
     let list = out.path().join("list.pem");
     lab.assay(&["crl", "--pem", "--out", list.to_str().context("a path")?])?;
-    // Of the second of two, which is by the CA that issued it.
+    // The second of the two lists is by the service CA, which issued this certificate.
     let lists = fs::read_to_string(&list)?;
     let of_service = lists.rfind("-----BEGIN").context("a list")?;
     fs::write(&list, &lists[of_service..])?;
@@ -82,7 +82,7 @@ fn operator_is_let_in_until_its_certificate_is_revoked() -> Result<()> {
     Ok(())
 }
 
-/// As whoever has stolen the issuing key can make them.
+/// Somebody who has stolen the issuing key can make such certificates.
 #[test]
 fn certificate_that_is_on_no_record_lets_nobody_in() -> Result<()> {
     let lab = Lab::open()?;
@@ -109,7 +109,7 @@ fn certificate_that_is_on_no_record_lets_nobody_in() -> Result<()> {
         let forged = Holder { client, files: forge(&lab, &uri, serial)? };
         ensure!(forged.is_refused(&lab)?, "{uri} {serial}");
     }
-    // The same by the directory's own files is let in.
+    // The directory's own files let an operator in.
     let operator =
         Holder { client: "operator@desk".into(), files: lab.dir.path().join("operator") };
     ensure!(!operator.is_refused(&lab)?);
@@ -117,10 +117,10 @@ fn certificate_that_is_on_no_record_lets_nobody_in() -> Result<()> {
     Ok(())
 }
 
-/// Who shows a certificate.
+/// A client that shows a certificate.
 struct Holder {
     client: String,
-    /// Without `.pem` and `.key`.
+    /// The path without `.pem` and `.key`.
     files: PathBuf,
 }
 
@@ -169,7 +169,7 @@ impl Holder {
     }
 }
 
-/// A certificate that leads to the root.
+/// Makes a certificate that leads to the root.
 fn forge(lab: &Lab, uri: &str, serial: &str) -> Result<PathBuf> {
     let files = lab.dir.path().join("forged");
     let [key, request, extensions, leaf] =

@@ -62,8 +62,8 @@ fn ek_that_is_printed_as_the_default_is_the_one_that_is_shown_and_found_again_wi
     Ok(())
 }
 
-/// Of a vendor that is not trusted the first EK is refused for its certificate. Of a trusted one,
-/// the device would become a second device if it went by that.
+/// If the vendor is not trusted, the CA refuses the first EK for its certificate. If the vendor is
+/// trusted, the device would become a second device with that EK.
 #[test]
 fn device_without_state_finds_the_ek_that_is_on_record_among_others() -> Result<()> {
     let lab = Lab::open()?;
@@ -160,14 +160,14 @@ fn device_of_which_no_ek_is_taken_says_why_the_first_was_not() -> Result<()> {
     Ok(())
 }
 
-/// What `assay-device ek --kind` prints, in a file.
+/// Writes what `assay-device ek --kind` prints to a file.
 fn ek_file(tpm: &Swtpm, device: &Device, kind: &str) -> Result<PathBuf> {
     let file = tpm.work_dir().join(format!("{kind}.pem"));
     fs::write(&file, run(device.ek()?.args(["--kind", kind]))?.stdout)?;
     Ok(file)
 }
 
-/// As an operator does who has tpm2-tools.
+/// Enrols an EK as an operator with tpm2-tools does.
 fn enroll_p256(lab: &Lab, tpm: &Swtpm, device_id: &str) -> Result<()> {
     let file = tpm.work_dir().join("enrolled.pem");
     fs::write(&file, tpm.ek_public_pem(EkKind::P256)?)?;

@@ -85,7 +85,7 @@ fn operator_on_mosquitto_gives_commands_and_says_nothing_else() -> Result<()> {
     Ok(())
 }
 
-/// The built-in broker asks the record; this one has only the list.
+/// The built-in broker asks the record. Mosquitto has only the list.
 #[test]
 fn mosquitto_refuses_what_the_revocation_list_names() -> Result<()> {
     let dir = AssayDir::init()?;
@@ -120,13 +120,14 @@ fn mosquitto_refuses_what_the_revocation_list_names() -> Result<()> {
     provisions_on(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(0)))
 }
 
-/// As deploy/mosquitto configures it, and with a revocation list if there is one.
+/// Mosquitto with the configuration of deploy/mosquitto, and with a revocation list if there is
+/// one.
 pub(crate) fn mosquitto_as_deployed(dir: &AssayDir) -> Result<Mosquitto> {
     let deployed = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/mosquitto");
     let config = fs::read_to_string(format!("{deployed}/mosquitto.conf"))?;
     let config = config.replace("/mosquitto/certs", &dir.path().display().to_string());
     let config = config.replace("/mosquitto/config", deployed);
-    // The harness has ports of its own, and says first that listeners differ.
+    // The harness has its own ports, and sets `per_listener_settings` itself.
     let [general, bootstrap, operational] = config.splitn(3, "\nlistener ").collect::<Vec<_>>()[..]
     else {
         bail!("two listeners: {config}");

@@ -1,4 +1,4 @@
-//! Whether a CA is well: what anybody may ask, and what its operator may.
+//! The health of a CA: what anybody may ask, and what its operator may ask.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ fn a_ping_is_answered_and_leaves_no_trace() -> Result<()> {
     let lab = Lab::open()?;
     let mut stranger = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
     ensure!(matches!(stranger.ask(RequestBody::Ping)?, ReplyBody::Pong));
-    // What came after it is in the audit, so it would be, too.
+    // A later request is in the audit, so the ping would be there too.
     stranger.ask_bytes(b"no request".to_vec())?;
     lab.audited("malformed")?;
     let audit = lab.dir.list("audit")?;
@@ -84,12 +84,12 @@ fn a_ca_that_does_not_answer_is_not_healthy_and_says_so_in_time() -> Result<()> 
 fn a_store_that_cannot_be_written_is_not_healthy() -> Result<()> {
     let lab = Lab::open()?;
     let arguments = ["health", "--json", "--broker", &lab.server.bootstrap];
-    // In blocks of 512 bytes (POSIX `ulimit`): no write at all, and none as long as what comes
-    // next.
+    // In blocks of 512 bytes (POSIX `ulimit`). The first limit allows no write. The second allows
+    // no write of the size that the store needs next.
     for (blocks, reason) in [("0", "database: "), ("1024", "File too large")] {
         let assay = lab.dir.assay(&arguments)?;
         let mut limited = tool("sh")?;
-        // Ignored, so that the write fails as on a full disk.
+        // The shell ignores SIGXFSZ, so that the write fails as on a full disk.
         limited.arg("-c").arg(format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"")).arg("sh");
         limited.arg(assay.get_program()).args(assay.get_args());
         let health = Health::of(limited)?;

@@ -23,7 +23,7 @@ impl Lab {
         Self::with_settings("")
     }
 
-    /// With these lines in place of assay.toml; with every flow, if they do not say which.
+    /// A CA with these lines as assay.toml. It offers every flow if the lines do not name flows.
     pub(crate) fn with_settings(settings: &str) -> Result<Self> {
         let dir = AssayDir::init()?;
         let flows = if settings.contains("flows") { "" } else { EVERY_FLOW };
@@ -43,7 +43,7 @@ impl Lab {
         refused_with(&output, problem)
     }
 
-    /// The device's certificate leads to the root by OpenSSL's judgement too.
+    /// Checks with OpenSSL that a device's certificate leads to the root.
     pub(crate) fn openssl_verifies(&self, chain: &Path) -> Result<()> {
         let mut verify = tool("openssl")?;
         verify
@@ -58,7 +58,7 @@ impl Lab {
         run(&mut self.dir.assay(arguments)?)
     }
 
-    /// The EK certificate of a TPM, put on the enrolment list under a device id; more arguments of
+    /// Puts the EK certificate of a TPM on the enrolment list under a device id. More arguments of
     /// `enroll add` come last.
     pub(crate) fn enroll(
         &self,
@@ -89,8 +89,8 @@ impl Lab {
             .count())
     }
 
-    /// Waits until the audit has a decision with this problem; refusals are written within a tenth
-    /// of a second.
+    /// Waits until the audit has a decision with this problem. The server writes refusals within a
+    /// tenth of a second.
     pub(crate) fn audited(&self, problem: &str) -> Result<Value> {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
@@ -106,7 +106,7 @@ impl Lab {
     }
 }
 
-/// Exit status 3, and the problem named on stderr.
+/// Checks for exit status 3, and for the problem on stderr.
 pub(crate) fn refused_with(output: &Output, problem: &str) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.code() != Some(3) || !said.contains(problem) {
@@ -126,7 +126,7 @@ pub(crate) fn watched(lab: &Lab, count: u32, talk: impl FnOnce() -> Result<()>) 
     ])?;
     let mut watch =
         watch.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn()?;
-    // It says so on stderr once its subscription is granted.
+    // `watch` writes a line to stderr once its subscription is granted.
     let mut said = std::io::BufReader::new(watch.stderr.take().context("stderr is a pipe")?);
     let mut line = String::new();
     std::io::BufRead::read_line(&mut said, &mut line)?;

@@ -1,4 +1,4 @@
-//! What is set wrongly at a device of a real CA, and what people are told.
+//! What can be set wrongly at a device of a real CA, and what the device then tells people.
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -111,7 +111,7 @@ fn device_with_a_broken_state_file_gets_what_it_had() -> Result<()> {
     Ok(())
 }
 
-/// Exit code 3 in seconds, after one attempt, with this on stderr.
+/// Checks for exit code 3 within seconds, after one attempt, and for `what` on stderr.
 fn told(command: &mut Command, what: &str) -> Result<()> {
     let started = Instant::now();
     let output = command.output()?;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use assay_tests::{AssayDir, AssayServer, run, tool};
 
-/// A server, and the files with which operators show who they are.
+/// A server, and the certificates and keys of operators.
 struct Lab {
     dir: AssayDir,
     server: AssayServer,
@@ -51,7 +51,7 @@ impl Lab {
 fn paho_gets_and_acknowledges_everything_in_both_versions() -> Result<()> {
     let lab = Lab::start()?;
     for version in ["4", "5"] {
-        // Debian's, which has the library.
+        // Debian's Python has the library.
         let mut python = Command::new("/usr/bin/python3");
         python.args(["-c", PAHO, version, lab.port()?]);
         python.args(["root.pem", "operator.pem", "operator.key"].map(|name| lab.file(name)));
@@ -68,7 +68,7 @@ fn mosquitto_clients_of_both_versions_hear_each_other() -> Result<()> {
         let mut hears = lab.mosquitto("mosquitto_sub", subscriber, "hears")?;
         hears.args(["-t", "device/v1/+/pump-17/#", "-C", "1", "-W", "20"]).stdout(Stdio::piped());
         let mut hears = hears.spawn()?;
-        // It writes only when it ends, so nobody knows when it has subscribed.
+        // mosquitto_sub writes only when it ends, so nobody knows when it has subscribed.
         while hears.try_wait()?.is_none() {
             let mut says = lab.mosquitto("mosquitto_pub", publisher, "says")?;
             run(says.args(["-t", "device/v1/default/pump-17/command/stop", "-m", "now"]))?;
@@ -102,7 +102,7 @@ fn watch_goes_on_after_the_broker_was_away() -> Result<()> {
     Ok(())
 }
 
-/// Publishes to itself; its arguments are the version, the port, and three files.
+/// A client that publishes to itself. Its arguments are the version, the port, and three files.
 const PAHO: &str = r#"
 import sys, threading
 import paho.mqtt.client as mqtt

@@ -9,8 +9,8 @@ use assay_wire::ClientId;
 use crate::lab::Lab;
 use crate::raw_client::random;
 
-/// A rule that is broken, and what becomes of it for MQTT 3.1.1 and for MQTT 5. paho tells of a
-/// connection that ends no more than that.
+/// A rule that a client breaks, and the broker's answer in MQTT 3.1.1 and in MQTT 5. Of a
+/// connection that ends, paho tells only that it ends.
 type Row = (&'static str, &'static str, &'static str);
 
 const STRANGER: &[Row] = &[
@@ -79,7 +79,8 @@ fn paho_is_told_what_the_protocol_says_of_a_device() -> Result<()> {
     let device = Device::new(&tpm)?;
     let provisioned = lab.provision(&device, &["--flow", "shared-key"])?;
     let name = provisioned["device_id"].as_str().context("a device id")?;
-    // First the one that tells more: the device's requests are counted over all its connections.
+    // MQTT 5 first, because it tells more. The broker counts the device's requests over all its
+    // connections.
     for version in ["5", "4"] {
         let token = String::from_utf8(run(&mut device.token()?)?.stdout)?;
         compare(
@@ -91,14 +92,14 @@ fn paho_is_told_what_the_protocol_says_of_a_device() -> Result<()> {
     Ok(())
 }
 
-/// Each rule that paho broke, and what it heard.
+/// Each rule that paho broke, and the broker's answer.
 fn told(
     lab: &Lab,
     version: &str,
     broker: &str,
     device: [&str; 2],
 ) -> Result<Vec<(String, String)>> {
-    // Debian's, which has the library.
+    // Debian's Python has the library.
     let mut python = Command::new("/usr/bin/python3");
     python
         .args(["-c", include_str!("paho.py"), version, port_of(broker)?])

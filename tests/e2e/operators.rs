@@ -72,7 +72,8 @@ impl Desk {
         Ok((String::from_utf8(stdout)?, String::from_utf8(stderr)?))
     }
 
-    /// What a command says that fails as commands do, and prints no data.
+    /// Runs a command that must fail with the usual exit status and print no data. Returns what it
+    /// says.
     fn refused(&self, arguments: &[&str]) -> Result<String> {
         let output = self.dir.assay(arguments)?.output()?;
         let said = String::from_utf8(output.stderr)?;
@@ -455,7 +456,7 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// Whether the certificate of a device is good, of which `provision` printed this.
+    /// Whether the certificate that `provision` reported is good.
     fn verifies(&self, provisioned: &Value) -> Result<bool> {
         let certificates = self.lab.dir.list("certs")?;
         let row = certificates
@@ -494,7 +495,7 @@ impl Judge<'_> {
     }
 }
 
-/// TPMT_PUBLIC of TCG's template L-2 (EK Credential Profile 2.5, B.3.4) up to the point.
+/// TPMT_PUBLIC of TCG's template L-2 (EK Credential Profile 2.5, B.3.4) without the point.
 const EK_TEMPLATE: [u8; 54] = *b"\x00\x23\x00\x0b\x00\x03\x00\xb2\
     \x00\x20\x83\x71\x97\x67\x44\x84\xb3\xf8\x1a\x90\xcc\x8d\x46\xa5\xd7\x24\
     \xfd\x52\xd7\x6e\x06\x52\x0b\x64\xf2\xa1\xda\x1b\x33\x14\x69\xaa\

@@ -1,4 +1,4 @@
-//! An MQTT client that says what it is told to: a hostile device, or a curious one.
+//! MQTT clients that send what a test wants: a hostile device, or a curious one.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl RawClient {
         &self.id
     }
 
-    /// Whether the broker grants a subscription.
+    /// Subscribes, and returns whether the broker grants it.
     pub(crate) fn subscribe(&mut self, filter: &str) -> Result<bool> {
         self.client.try_subscribe(filter, QoS::AtLeastOnce)?;
         self.until(|packet| match packet {
@@ -74,7 +74,7 @@ impl RawClient {
         })
     }
 
-    /// Whether the broker takes a message.
+    /// Publishes, and returns whether the broker takes the message.
     pub(crate) fn publish(&mut self, topic: &str, payload: Vec<u8>) -> Result<bool> {
         self.client.try_publish(topic, QoS::AtLeastOnce, false, payload)?;
         self.until(|packet| match packet {
@@ -102,12 +102,12 @@ impl RawClient {
         }
     }
 
-    /// Sends whatever bytes as a request and waits for the next reply.
+    /// Sends any bytes as a request and waits for the next reply.
     pub(crate) fn ask_bytes(&mut self, message: Vec<u8>) -> Result<Reply> {
         self.ask_with_properties(message, PublishProperties::default())
     }
 
-    /// As [`ask_bytes`](Self::ask_bytes), and asks for the reply to be sent elsewhere.
+    /// As [`ask_bytes`](Self::ask_bytes), and asks for the reply on another topic.
     pub(crate) fn ask_with_response_topic(
         &mut self,
         message: Vec<u8>,
@@ -154,7 +154,7 @@ impl RawClient {
     }
 }
 
-/// Whoever stands where the CA should: hears every request and answers as it likes.
+/// A client in the place of the CA: it gets every request, and a test answers.
 pub(crate) struct FakeCa {
     runtime: Runtime,
     client: AsyncClient,
@@ -162,7 +162,7 @@ pub(crate) struct FakeCa {
 }
 
 impl FakeCa {
-    /// On a broker without TLS and without an access list.
+    /// Connects to a broker without TLS and without an access list.
     pub(crate) fn connect(broker: &str) -> Result<Self> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = Arc::new(assay_mqtt::tls_config(provider, RootCertStore::empty(), None)?);
@@ -177,7 +177,7 @@ impl FakeCa {
         Ok(Self { runtime, client, events })
     }
 
-    /// The next request, and who sent it.
+    /// The next request, and its sender.
     pub(crate) fn request(&mut self) -> Result<(ClientId, Request)> {
         let (topic, payload) =
             self.runtime.block_on(next(&mut self.events, PATIENCE, |packet| match packet {
@@ -211,7 +211,7 @@ pub(crate) struct PlainDevice {
 }
 
 impl PlainDevice {
-    /// One that may have `window` requests open.
+    /// A device that may have `window` requests open.
     pub(crate) fn connect(broker: &str, window: u16) -> Result<Self> {
         let id = ClientId::bootstrap(random());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -239,12 +239,12 @@ impl PlainDevice {
         Ok(id)
     }
 
-    /// Sends whatever bytes in the same way.
+    /// Sends any bytes in the same way.
     pub(crate) fn send_bytes(&self, message: Vec<u8>) -> Result<()> {
         Ok(self.client.try_publish(&self.request_topic, QoS::AtLeastOnce, false, message)?)
     }
 
-    /// Sends whatever bytes to another topic.
+    /// Sends any bytes to another topic.
     pub(crate) fn send_to(&self, topic: &str, message: Vec<u8>) -> Result<()> {
         Ok(self.client.try_publish(topic, QoS::AtLeastOnce, false, message)?)
     }
@@ -257,8 +257,8 @@ impl PlainDevice {
         Ok(Reply::decode(&payload)?)
     }
 
-    /// Returns when the broker has taken so many requests since the connection was made, each for
-    /// somebody. Passes over replies.
+    /// Waits until the broker has taken `count` requests on this connection, each with a
+    /// subscriber. Skips replies.
     pub(crate) fn wait_until_acknowledged(&mut self, count: usize) -> Result<()> {
         if self.acknowledged >= count {
             return Ok(());
@@ -278,12 +278,12 @@ impl PlainDevice {
     }
 }
 
-/// A provisioned device's connection over mutual TLS with its TPM key, or with a token, which stays
-/// open.
+/// A provisioned device's connection that stays open: over mutual TLS with its TPM key, or with a
+/// token.
 pub(crate) struct OperationalClient {
     runtime: Runtime,
     events: EventLoop,
-    /// The event loop ends without a client.
+    /// Without a client, the event loop ends.
     _client: AsyncClient,
 }
 
@@ -303,7 +303,7 @@ impl OperationalClient {
         Self::of(assay_mqtt::connect(&lab.server.operational.parse()?, &tls, options))
     }
 
-    /// Without a certificate; an error if the broker refuses the login.
+    /// Logs in without a certificate; an error if the broker refuses the login.
     pub(crate) fn login(
         lab: &Lab,
         client_id: &str,

@@ -1,6 +1,6 @@
-//! Who is refused, and with which problem. `ca-core` tests each check; here stand those that a
-//! device can reach with a real TPM, the real binaries and a real connection, and that a refusal
-//! leaves what was healthy as it was.
+//! Which devices are refused, and with which problem. `ca-core` tests each check. These tests reach
+//! checks with a real TPM, the real binaries and a real connection. They also check that a refusal
+//! leaves healthy devices as they were.
 
 use std::fs;
 use std::time::Duration;
@@ -154,7 +154,7 @@ fn disabled_device_is_cut_off_while_it_is_connected() -> Result<()> {
     Ok(())
 }
 
-/// What was asked for is what is in use, so there is nothing that was not granted.
+/// The device uses what it asked for, so no attempt is left.
 #[test]
 fn status_tells_of_no_attempt_that_asked_for_what_is_in_use() -> Result<()> {
     let lab = Lab::open()?;
@@ -185,7 +185,7 @@ fn a_device_id_of_another_ek_is_refused_and_its_record_is_intact() -> Result<()>
     let provisioned = lab.provision(&Device::new(&first)?, &["--device-id", "pump-17"])?;
     let before = lab.dir.list("devices")?;
 
-    // The same answer: nobody learns which ids there are.
+    // Both answers are the same, so that nobody learns which ids exist.
     lab.refused(&Device::new(&second)?, &["--device-id", "pump-17"], "device-id-not-enrolled")?;
     lab.refused(&Device::new(&second)?, &["--device-id", "pump-18"], "device-id-not-enrolled")?;
     lab.refused(&Device::new(&first)?, &["--device-id", "pump-18"], "ek-registered")?;
@@ -216,7 +216,7 @@ fn wrong_tickets_and_strange_claims_are_refused_and_harm_nobody() -> Result<()> 
         let mut claim = genuine.claim.to_vec();
         claim[at] ^= 1;
         let altered = Proof { claim: claim.try_into()?, ..genuine.clone() };
-        // A connection may ask a few times only.
+        // One connection may ask only a few times.
         let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
         mqtt.refused(refused(altered), ProblemCode::TicketRefused)
             .with_context(|| format!("byte {at}"))?;

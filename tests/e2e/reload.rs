@@ -67,7 +67,8 @@ fn a_new_issuing_ca_certifies_and_no_chain_mixes_the_two() -> Result<()> {
     replace_issuing_ca(&lab.dir, "Second")?;
     lab.reload()?;
     ensure!(!connected.ends_within(Duration::from_millis(500)), "it is connected all the time");
-    // The revocation list is published anew, though no certificate was revoked since the last one.
+    // The revocation list is published again, although no certificate was revoked since the last
+    // one.
     wait_for("a list of the second CA", || {
         let list = lab.assay(&[
             "watch",
@@ -79,8 +80,8 @@ fn a_new_issuing_ca_certifies_and_no_chain_mixes_the_two() -> Result<()> {
         ]);
         list.is_ok_and(|list| String::from_utf8_lossy(&list.stdout).contains("Second"))
     })?;
-    // Two have a certificate of the first CA in force; below the second CA's own it would lead
-    // nowhere.
+    // Two devices have a certificate of the first CA in force. With the second CA's certificate
+    // above it, it would lead nowhere.
     let asked_again = [&["--again"][..], &["--again", "--flow", "sealed"], &[]];
     for (device, arguments) in devices.iter().zip(asked_again) {
         lab.provision(device, arguments)?;
@@ -198,7 +199,7 @@ fn if_anything_is_invalid_everything_stays_and_the_log_says_why() -> Result<()> 
         let good = names
             .map(|name| Ok((file(name), fs::read(file(name))?)))
             .collect::<Result<Vec<_>>>()?;
-        // Good in itself, but read together with what is not.
+        // These settings are good, but are reread together with a file that is not.
         fs::write(file("assay.toml"), "flows = [\"ticket\"]")?;
         for (name, content) in &replaced {
             fs::write(file(name), content)?;
@@ -215,7 +216,7 @@ fn if_anything_is_invalid_everything_stays_and_the_log_says_why() -> Result<()> 
     Ok(())
 }
 
-/// Else the log would advise a restart, and the CA would not start again.
+/// Otherwise the log would advise a restart, and the CA would not start again.
 #[test]
 fn scope_that_no_restart_would_take_is_refused_at_the_reload() -> Result<()> {
     let lab = Lab::open()?;
@@ -282,7 +283,7 @@ impl Lab {
         self.hang_up("reread certificates")
     }
 
-    /// SIGHUP, which must change nothing; what the log says of it.
+    /// SIGHUP, which must change nothing. Returns what the log says of it.
     fn reload_refused(&self) -> Result<String> {
         let before = self.server.log().len();
         self.hang_up("nothing was reread")?;
@@ -321,7 +322,7 @@ fn serial(file: &Path) -> Result<String> {
     )?)
 }
 
-/// A new certificate and key for the broker, by the service CA.
+/// Makes a new certificate and key for the broker, by the service CA.
 fn replace_server_certificate(dir: &AssayDir) -> Result<()> {
     let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n\
                       keyUsage=critical,digitalSignature\n";
@@ -333,7 +334,7 @@ fn replace_server_certificate(dir: &AssayDir) -> Result<()> {
     Ok(())
 }
 
-/// A new issuing CA of this name, by the root.
+/// Makes a new issuing CA of this name, by the root.
 fn replace_issuing_ca(dir: &AssayDir, name: &str) -> Result<()> {
     let extensions = "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,\
                       cRLSign\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n";

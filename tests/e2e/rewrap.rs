@@ -1,5 +1,5 @@
-//! What a TPM does with an activation for whoever controls the device's software: he has everything
-//! that the device has, and sends the TPM what commands he likes.
+//! What a TPM does with an activation if an attacker controls the device's software. He has
+//! everything that the device has, and sends any command to the TPM.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,8 +15,8 @@ use crate::tools_device::sized;
 
 const MESSAGE: &[u8] = b"plant-7%2Fregistrations%2Fpump-1\n1800000000";
 
-/// Why a plain SRK takes an operator's permission: with it, the key that signs tokens is in the
-/// open.
+/// This is why a plain SRK needs an operator's permission: the key that signs tokens gets out of
+/// the TPM.
 #[test]
 fn tpm_gives_the_shared_key_of_a_plain_srk_to_whoever_asks() -> Result<()> {
     let ca = Ca::new()?;
@@ -27,7 +27,7 @@ fn tpm_gives_the_shared_key_of_a_plain_srk_to_whoever_asks() -> Result<()> {
     let answer = tpm.rewrap(&PASSWORD, &reply)?;
     ensure!(answer.code == SUCCESS, "{:#x}", answer.code);
 
-    // From here on, the TPM is not asked any more: OpenSSL takes the inner wrapper off, and signs.
+    // From here on, the TPM is not used. OpenSSL removes the inner wrapper, and signs.
     device.tpm.tpm2(&["flushcontext", "-t"])?;
     let directory = device.tpm.work_dir();
     let inner = take_sized(answer.parameters()?)?.0;
@@ -108,8 +108,8 @@ fn tpm_gives_the_shared_key_of_an_import_parent_to_nobody() -> Result<()> {
         refused(&keyless(policy), POLICY_FAIL, "its own command code")?;
         tpm.flush(policy)?;
 
-        // Nor can the parent be used otherwise, or given another authorisation, or be taken
-        // elsewhere.
+        // The parent cannot be used by another command, get another authorisation value, or be
+        // duplicated.
         let create =
             [&sized(&[0, 0, 0, 0])?[..], &sized(&template_of_an_srk()?)?, &[0, 0], &[0, 0, 0, 0]]
                 .concat();
@@ -123,7 +123,7 @@ fn tpm_gives_the_shared_key_of_an_import_parent_to_nobody() -> Result<()> {
             ensure!(answer.code == code, "{algorithm}, command {command:#x}: {:#x}", answer.code);
         }
 
-        // Once it is imported, the key does its work, and does not leave either.
+        // The imported key signs, and does not leave the TPM either.
         device.load(&reply, &inner_key)?;
         ensure!(device.hmac(MESSAGE)? == key.hmac(MESSAGE));
         device.tpm.tpm2(&["evictcontrol", "-C", "o", "-c", "key.ctx", &format!("{KEY:#x}")])?;
@@ -139,8 +139,8 @@ fn tpm_gives_the_shared_key_of_an_import_parent_to_nobody() -> Result<()> {
     Ok(())
 }
 
-/// A TPM makes another key of each template (TPM 2.0 Part 3, 24.1): nobody has an import parent's
-/// key with another's freedom.
+/// A TPM makes another key from each template (TPM 2.0 Part 3, 24.1). So nobody gets an import
+/// parent's key under a template that allows more.
 #[test]
 fn another_template_gives_another_key() -> Result<()> {
     let device = Device::new(EkKind::P256, 0, Parent::Import, "ecc256")?;
@@ -169,7 +169,7 @@ fn another_template_gives_another_key() -> Result<()> {
     Ok(())
 }
 
-/// Commands as bytes (TPM 2.0 Part 1, 18), with the parent of a device at [`PARENT`].
+/// Sends commands as bytes (TPM 2.0 Part 1, 18), with the parent of a device at [`PARENT`].
 struct Commands<'a>(&'a Swtpm);
 
 struct Answer {
@@ -191,7 +191,7 @@ impl<'a> Commands<'a> {
         Ok(Self(&device.tpm))
     }
 
-    /// TPM2_Rewrap of what the CA sent, from the parent to none.
+    /// TPM2_Rewrap of what the CA sent, from the parent to no parent.
     fn rewrap(&self, authorisation: &[u8], reply: &ActivationReply) -> Result<Answer> {
         let parameters =
             [sized(&reply.duplicate)?, sized(&name_of(reply))?, sized(&reply.symmetric_seed)?]
@@ -253,13 +253,13 @@ impl<'a> Commands<'a> {
 }
 
 impl Answer {
-    /// Of a response with sessions and without handles.
+    /// The parameters of a response with sessions and without handles.
     fn parameters(&self) -> Result<&[u8]> {
         self.body.get(4..).context("parameters after their size")
     }
 }
 
-/// The authorisation by a session that has no key: so there is nothing to authenticate it by.
+/// The authorisation by a session that has no key, and therefore no HMAC.
 fn keyless(session: u32) -> Vec<u8> {
     [&session.to_be_bytes()[..], &[0, 0, CONTINUE_SESSION, 0, 0]].concat()
 }

@@ -50,8 +50,7 @@ fn nothing_on_an_open_wire_tells_of_a_sealed_certificate() -> Result<()> {
         ensure!(tap.heard(hidden) == 0, "the {name} was on the wire");
     }
 
-    // The ticket flow on the same wire shows all of it, so what was looked for is what would have
-    // been there.
+    // The ticket flow shows all of this on the same wire. So the search above would have found it.
     let ticket =
         json(device.provision_at(&broker, &dir.root_pem())?.args(["--flow", "ticket", "--again"]))?;
     ensure!(ticket["serial"] == sealed["serial"], "the device has one certificate for this key");
@@ -145,7 +144,7 @@ fn certificate_that_is_not_confirmed_is_confirmed_by_connecting_with_it() -> Res
     let mut running = run_until(&lab, &device, "opened and verified")?;
     lab.server.kill9()?;
     let deadline = Instant::now() + Duration::from_secs(10);
-    // It fails while nothing is granted.
+    // `status` fails while nothing is granted.
     while !device.status()?.output()?.status.success() {
         ensure!(Instant::now() < deadline, "the device does not store what it cannot confirm");
         thread::sleep(Duration::from_millis(10));
@@ -235,8 +234,8 @@ fn a_stranger_with_anothers_ek_certificate_changes_nothing_and_meets_the_quota()
     let mut refused = None;
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
     for number in 0..30 {
-        // A new IK each time, or the certificate of the first would do. The claim must be younger
-        // than the victim's certificate.
+        // A new IK each time, because for the same IK the CA sends the first certificate again. The
+        // claim must be younger than the victim's certificate.
         thread::sleep(Duration::from_millis(if number == 0 { 1100 } else { 0 }));
         let stranger = ToolsDevice::new(&strangers_tpm, EkKind::P256)?;
         let evidence = stranger.evidence()?;
@@ -271,7 +270,7 @@ fn a_flow_that_the_scope_does_not_offer_is_refused() -> Result<()> {
     lab.refused(&device, &["--flow", "sealed"], "flow-not-offered")?;
     lab.refused(&device, &["--flow", "shared-key"], "flow-not-offered")?;
     lab.provision(&device, &["--flow", "ticket"])?;
-    // As `assay init` has it.
+    // The settings that `assay init` writes.
     let lab = Lab::with_settings(include_str!("../../server/src/assay.toml"))?;
     lab.refused(&Device::new(&tpm)?, &["--flow", "shared-key"], "flow-not-offered")?;
     let lab = Lab::with_settings("flows = [\"sealed\"]")?;
@@ -296,7 +295,7 @@ fn kill_at(lab: &Lab, device: &Device, step: &str) -> Result<()> {
     Ok(())
 }
 
-/// Lets a device provision itself by the sealed flow until it has reported a step.
+/// Lets a device provision itself by the sealed flow until it has reported this step.
 fn run_until(lab: &Lab, device: &Device, step: &str) -> Result<Child> {
     let mut provision = device.provision(&lab.dir, &lab.server)?;
     provision.args(["--flow", "sealed"]).stdout(Stdio::null()).stderr(Stdio::piped());

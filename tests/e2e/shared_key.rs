@@ -45,7 +45,7 @@ impl Registered {
         Ok(token["password"].as_str().context("a password")?.to_owned())
     }
 
-    /// A token made by tpm2-tools with the device's key, for whatever time.
+    /// A token that tpm2-tools make with the device's key, for any time.
     fn token_until(&self, expires_at: i64) -> Result<String> {
         let resource = format!("default%2Fregistrations%2F{}", self.id);
         fs::write(self.tpm.work_dir().join("message"), format!("{resource}\n{expires_at}"))?;
@@ -61,8 +61,8 @@ impl Registered {
         OperationalClient::login(lab, &self.id, &self.id, token)
     }
 
-    /// Gets the key of an import parent, which is another than the plain SRK had; `old` is a token
-    /// of that.
+    /// Gets a key for an import parent. This must be another key than that of the plain SRK, to
+    /// which the token `old` belongs.
     fn takes_an_import_parent(&self, lab: &Lab, arguments: &[&str], old: &str) -> Result<()> {
         let provisioned = lab.provision(&self.device, arguments)?;
         ensure!(provisioned["parent"] == "p-256", "{provisioned}");
@@ -109,7 +109,7 @@ fn only_a_good_token_for_the_same_device_lets_in() -> Result<()> {
     Ok(())
 }
 
-/// What is on a command line, every user of the machine can read.
+/// Every user of a machine can read its command lines.
 #[test]
 fn the_example_in_help_publishes_with_a_token_that_is_on_no_command_line() -> Result<()> {
     let lab = Lab::open()?;
@@ -154,7 +154,7 @@ fn a_token_is_good_for_a_day_at_most_and_for_the_skew_of_clocks_after_its_end() 
     let refused = device.device.token()?.args(["--lifetime", "86401"]).output()?;
     ensure!(refused.status.code() == Some(2), "{refused:?}");
     let now = OffsetDateTime::now_utc().unix_timestamp();
-    // The broker allows for clocks that differ by a minute; some seconds are for this test.
+    // The broker allows for clocks that differ by a minute. The other seconds are for this test.
     for (expires_in, is_good) in
         [(-120, false), (-62, false), (-40, true), (86_450, true), (86_520, false)]
     {
@@ -294,8 +294,8 @@ fn a_parent_off_template_is_refused() -> Result<()> {
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     let mut mqtt = RawClient::connect(&lab.server.bootstrap, &lab.dir.root_pem())?;
     make_ek(&tpm, EkKind::P256)?;
-    // All of which a TPM makes: without noDA; without fixedTPM; usable by password as well; by no
-    // policy at all.
+    // A TPM makes all of these parents: without noDA; without fixedTPM; usable by password as well;
+    // without a policy.
     for (attributes, policy) in [
         ("fixedtpm|fixedparent|sensitivedataorigin|restricted|decrypt", Some(IMPORT_OR_LOAD)),
         ("sensitivedataorigin|noda|restricted|decrypt", Some(IMPORT_OR_LOAD)),
@@ -335,18 +335,18 @@ fn a_plain_srk_is_refused_until_its_enrolment_allows_it() -> Result<()> {
     let listed = String::from_utf8(lab.assay(&["enroll", "list"])?.stdout)?;
     ensure!(listed.contains("1 (used, plain SRK)"), "{listed}");
 
-    // The permission ends; what was granted by it is the operator's to retire.
+    // The permission ends. The key that was granted by it stays until the operator retires it.
     let said = lab.assay(&["enroll", "update", "pump-17", "--plain-srk=false"])?;
     ensure!(String::from_utf8(said.stderr)?.contains("assay enroll rotate"));
     lab.refused(&device.device, &[&plain[..], &["--again"]].concat(), "plain-srk")?;
     drop(device.login(&lab, &old)?);
 
-    // A device that is not told otherwise asks for the key of an import parent, and gets another
+    // A device that is not told otherwise asks for a key for an import parent. It gets another key
     // than the plain SRK had.
     device.takes_an_import_parent(&lab, &["--again"], &old)
 }
 
-/// The same key again, says the policy; but not one that may be known outside of the TPM.
+/// The policy is to give the same key again. But a plain SRK's key may be known outside of the TPM.
 #[test]
 fn a_key_of_a_plain_srk_is_not_reused_for_an_import_parent() -> Result<()> {
     let lab = Lab::open()?;
@@ -357,7 +357,7 @@ fn a_key_of_a_plain_srk_is_not_reused_for_an_import_parent() -> Result<()> {
     let device = Registered { tpm, device, id: "pump-17".into() };
     let old = device.token(3600)?;
     drop(device.login(&lab, &old)?);
-    // The first time, another parent than before is enough to ask.
+    // The first time, the device asks the CA because the parent is another than before.
     for again in [None, Some("--again")] {
         let arguments: Vec<_> = ["--parent", "p-256"].into_iter().chain(again).collect();
         device.takes_an_import_parent(&lab, &arguments, &old)?;
@@ -365,7 +365,7 @@ fn a_key_of_a_plain_srk_is_not_reused_for_an_import_parent() -> Result<()> {
     Ok(())
 }
 
-/// Azure's C SDK leaves `unique` empty, so that the TPM derives another EK than the one its vendor
+/// Azure's C SDK leaves `unique` empty. So the TPM derives another EK than the one that its vendor
 /// certified.
 #[test]
 fn an_ek_of_azures_sdk_is_explained_and_let_in_if_its_enrolment_says_so() -> Result<()> {
@@ -446,7 +446,7 @@ fn bundle_of(tpm: &Swtpm, kind: EkKind, parent: Parent) -> Result<ParentBundle> 
     shown(tpm, kind)
 }
 
-/// The same, with the EK and the parent that are there.
+/// The same, with the EK and the parent that exist already.
 fn shown(tpm: &Swtpm, kind: EkKind) -> Result<ParentBundle> {
     Ok(ParentBundle {
         device_id: None,

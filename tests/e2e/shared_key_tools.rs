@@ -15,14 +15,14 @@ use time::OffsetDateTime;
 use crate::tools_device::{activate_credential, make_ek, read, sized, tpmt_public};
 
 const EKS: [EkKind; 3] = [EkKind::Rsa2048, EkKind::P256, EkKind::P384];
-/// As tpm2_createprimary spells the types of the templates.
+/// The spelling of tpm2_createprimary for the types of the templates.
 const ALGORITHMS: [&str; 2] = ["rsa2048", "ecc256"];
 pub(crate) const IMPORT_PARENT_ATTRIBUTES: &str =
     "fixedtpm|fixedparent|sensitivedataorigin|noda|restricted|decrypt";
 pub(crate) const SRK_ATTRIBUTES: &str =
     "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt";
 
-/// What shared keys are sent to.
+/// The kind of parent that a shared key is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parent {
     Import,
@@ -32,7 +32,7 @@ pub(crate) enum Parent {
 impl Parent {
     pub(crate) const BOTH: [Self; 2] = [Self::Import, Self::PlainSrk];
 
-    /// Makes one by tpm2_createprimary, in `parent.ctx`, and leaves its public area in
+    /// Makes a parent by tpm2_createprimary, in `parent.ctx`, and leaves its public area in
     /// `parent.pub`.
     pub(crate) fn make(self, tpm: &Swtpm, algorithm: &str) -> Result<()> {
         match self {
@@ -44,7 +44,7 @@ impl Parent {
     }
 }
 
-/// Makes a parent of whatever attributes and policy.
+/// Makes a parent with any attributes and policy.
 pub(crate) fn make_parent(
     tpm: &Swtpm,
     algorithm: &str,
@@ -123,9 +123,9 @@ impl Device {
         )
     }
 
-    /// Runs a command that uses the parent, authorised as the parent wants it.
+    /// Runs a command that uses the parent, with the authorisation that the parent needs.
     fn by_parent(&self, code: &str, command: &[&str]) -> Result<()> {
-        // A command that was refused leaves what it loaded.
+        // A command that was refused may have left objects and sessions loaded.
         self.tpm.tpm2(&["flushcontext", "-t"])?;
         self.tpm.tpm2(&["flushcontext", "-l"])?;
         if self.parent == Parent::PlainSrk {
@@ -232,7 +232,7 @@ fn tpm2_import_loads_our_key_for_every_kind_of_ek_and_parent() -> Result<()> {
 #[test]
 fn activation_for_another_tpm_opens_nowhere_else() -> Result<()> {
     let ca = Ca::new()?;
-    // For RSA, where OAEP finds no seed, libtpms answers TPM_RC_FAILURE (and works on).
+    // For RSA, where OAEP finds no seed, libtpms answers TPM_RC_FAILURE, and works on.
     for (kind, algorithm, reason) in
         [(EkKind::Rsa2048, "rsa2048", "(0x101)"), (EkKind::P256, "ecc256", INTEGRITY)]
     {
@@ -242,14 +242,14 @@ fn activation_for_another_tpm_opens_nowhere_else() -> Result<()> {
         let (reply, _) = ca.activation(&device, &device)?;
         let inner_key = device.activate(&reply)?;
         refused(other.activate(&reply), reason)?;
-        // Even where the inner key is known.
+        // This fails even if the inner key is known.
         refused(other.load(&reply, &inner_key), reason)?;
         device.load(&reply, &inner_key)?;
     }
     Ok(())
 }
 
-/// Somebody names a parent of his own beside the EK of another's TPM.
+/// An attacker shows his own parent beside the EK of a victim's TPM.
 #[test]
 fn activation_for_a_parent_that_is_not_beside_the_ek_opens_nowhere() -> Result<()> {
     let ca = Ca::new()?;
@@ -261,8 +261,8 @@ fn activation_for_a_parent_that_is_not_beside_the_ek_opens_nowhere() -> Result<(
         refused(victim.activate(&reply), INTEGRITY)?;
         refused(attacker.activate(&reply), INTEGRITY)?;
 
-        // Nor if the public part of that parent is loaded beside the EK, which gives an object with
-        // its Name (TPM_RC_AUTH_UNAVAILABLE).
+        // The same if the victim's TPM loads the public area of that parent, which gives an object
+        // with the parent's Name (TPM_RC_AUTH_UNAVAILABLE).
         fs::copy(
             attacker.tpm.work_dir().join("parent.pub"),
             victim.tpm.work_dir().join("foreign.pub"),
@@ -281,7 +281,7 @@ fn duplicate_without_its_inner_key_or_altered_does_not_load() -> Result<()> {
     let device = Device::new(EkKind::P256, 0, Parent::Import, "ecc256")?;
     let (reply, _) = ca.activation(&device, &device)?;
     let inner_key = device.activate(&reply)?;
-    // TPM_RC_SIZE, for what comes out begins with a size; where that is right by chance,
+    // TPM_RC_SIZE, because the decrypted bytes begin with a size. If this size is right by chance,
     // TPM_RC_INTEGRITY of the same parameter.
     let other_key = [0; 16];
     refused(device.load(&reply, &other_key), "tpm:parameter(3)")?;
@@ -292,7 +292,7 @@ fn duplicate_without_its_inner_key_or_altered_does_not_load() -> Result<()> {
     device.load(&reply, &inner_key)
 }
 
-/// The TPM said no, for this reason.
+/// Checks that the TPM refused, for this reason.
 fn refused<T>(result: Result<T>, reason: &str) -> Result<()> {
     let Err(error) = result else { bail!("it was not refused") };
     let text = error.to_string();

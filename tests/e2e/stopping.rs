@@ -1,4 +1,4 @@
-//! A worker that is told to stop finishes what it was given, and lets others have the rest.
+//! A worker that is told to stop finishes the requests that it has, and leaves the rest to others.
 
 use std::collections::HashSet;
 use std::process::{Command, Stdio};
@@ -22,7 +22,7 @@ fn a_worker_that_is_told_to_stop_answers_all_that_the_broker_holds_for_it() -> R
     let broker = format!("mqtt://127.0.0.1:{}", mosquitto.port(0));
     let mut worker = Worker::start(&dir, &broker)?;
     let mut device = PlainDevice::connect(&broker, 200)?;
-    // Stopped, it takes nothing. Mosquitto sends it 20 and queues the rest.
+    // The stopped worker takes nothing. Mosquitto sends it 20 requests and queues the rest.
     worker.signal("STOP")?;
     let mut open = (0..200)
         .map(|_| device.send(&RequestBody::Ping, QoS::AtLeastOnce))
@@ -118,7 +118,7 @@ fn a_server_that_is_told_to_stop_records_what_it_decided() -> Result<()> {
         stranger.ask_bytes(b"no request".to_vec())?;
     }
     let told = Instant::now();
-    // The records of refusals wait for company, but not beyond the end.
+    // The server writes refusals in batches, but all of them before it ends.
     server.stop()?;
     ensure!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
     ensure!(dir.list("audit")?.len() == 10);
@@ -147,8 +147,8 @@ impl Blocked {
         let lock = rusqlite::Connection::open(dir.path().join("assay.db"))?;
         lock.execute_batch("BEGIN IMMEDIATE")?;
         let mut device = PlainDevice::connect(&broker, 16)?;
-        // SQLite waits for ten seconds: for the record of this one first, and only then for what
-        // the other asks.
+        // SQLite waits for ten seconds: first to record the refusal of this message, and only then
+        // for the other request.
         device.send_bytes(b"no request".to_vec())?;
         device.reply()?;
         thread::sleep(Duration::from_millis(500));

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use assay_tests::{AssayDir, AssayServer, Device, EkKind, Postgres, run, trusted_vendor};
 use serde_json::Value;
 
-/// The last lines of what `assay init` writes, with a PostgreSQL named.
+/// Names a PostgreSQL in the settings that `assay init` wrote.
 fn name_postgres(dir: &AssayDir, address: &str) -> Result<()> {
     let settings = dir.path().join("assay.toml");
     let text = fs::read_to_string(&settings)?;

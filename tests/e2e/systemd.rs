@@ -1,4 +1,5 @@
-//! A service manager in systemd's place (sd_notify(3)): what it is told, and when it is not.
+//! A service manager in systemd's place (sd_notify(3)): what the server tells it, and when it tells
+//! nothing.
 
 use std::ffi::OsStr;
 use std::os::unix::net::UnixDatagram;
@@ -21,7 +22,7 @@ fn a_client_that_connects_at_the_moment_of_the_start_is_answered_at_once() -> Re
     for _ in 0..5 {
         let (answered, took) = lab.server.restart_while(|server| {
             let deadline = Instant::now() + PATIENCE;
-            // Connects as soon as the port is there, which is before any worker is.
+            // The client connects as soon as the port is open, which is before any worker runs.
             let mut client = loop {
                 match RawClient::connect(&server.bootstrap, &root) {
                     Ok(client) => break client,
@@ -44,7 +45,7 @@ fn a_server_says_that_it_is_ready_reloads_and_stops() -> Result<()> {
     let server = AssayServer::start_with(&dir, &manager.environment(None))?;
     manager.hears(&format!("READY=1\nSTATUS=taking requests at {}", server.operational))?;
     server.signal("HUP")?;
-    // Since systemd 253 with the time, or the reload fails.
+    // Since version 253, systemd fails the reload if the time is missing.
     manager.hears("RELOADING=1\nMONOTONIC_USEC=")?;
     manager.hears("READY=1\nSTATUS=reread")?;
     std::fs::write(dir.path().join("assay.toml"), "flows = []")?;
@@ -90,7 +91,7 @@ fn a_watchdog_hears_nothing_while_the_writer_is_stuck() -> Result<()> {
     }
     let mut database = rusqlite::Connection::open(dir.path().join("assay.db"))?;
     let lock = database.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    // Its refusal is to be recorded, for which the writer now waits.
+    // The writer now waits to record the refusal of this message.
     RawClient::connect(&server.bootstrap, &dir.root_pem())?.ask_bytes(b"no request".to_vec())?;
     thread::sleep(WATCHDOG);
     manager.forget()?;
@@ -103,7 +104,7 @@ fn a_watchdog_hears_nothing_while_the_writer_is_stuck() -> Result<()> {
     manager.hears("WATCHDOG=1")
 }
 
-/// Hears what is sent to `NOTIFY_SOCKET`.
+/// Receives what is sent to `NOTIFY_SOCKET`.
 struct Manager {
     socket: UnixDatagram,
     directory: TempDir,
@@ -118,9 +119,10 @@ impl Manager {
         Ok(Self { socket, directory, heard: Default::default() })
     }
 
-    /// For a process that is to tell it, and as often as this if there is a watchdog.
+    /// The environment of a process that notifies this manager, with the interval of a watchdog if
+    /// there is one.
     fn environment(&self, watchdog: Option<Duration>) -> Vec<(&'static str, &'static OsStr)> {
-        // For the life of the test process, which is short.
+        // Leaked for the life of the test process, which is short.
         let leak = |text: String| -> &'static OsStr { OsStr::new(text.leak()) };
         let socket: PathBuf = self.directory.path().join("notify");
         let socket = ("NOTIFY_SOCKET", leak(socket.display().to_string()));
@@ -141,7 +143,7 @@ impl Manager {
         anyhow::bail!("{text:?} is not among {:?}", self.heard.borrow())
     }
 
-    /// How many messages came since the last look.
+    /// Drops the messages that have come, and counts them.
     fn forget(&self) -> Result<usize> {
         self.socket.set_nonblocking(true)?;
         let count = std::iter::from_fn(|| self.next()).count();

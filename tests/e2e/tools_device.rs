@@ -1,5 +1,5 @@
-//! A device made of tpm2-tools alone: an implementation of the protocol that shares nothing with
-//! ours but `wire`.
+//! A device made of tpm2-tools alone: an implementation of the protocol that shares only `wire`
+//! with ours.
 
 use std::fs;
 
@@ -22,7 +22,7 @@ pub(crate) struct ToolsDevice<'a> {
     ik: ToolsKey<'a>,
 }
 
-/// What an accepted IK is; a test may ask for another.
+/// The attributes of an IK that is accepted. A test may use others.
 pub(crate) const IK_ATTRIBUTES: &str =
     "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign";
 
@@ -73,7 +73,7 @@ impl<'a> ToolsDevice<'a> {
         })
     }
 
-    /// What tpm2_activatecredential makes of a challenge.
+    /// Opens a challenge with tpm2_activatecredential.
     pub(crate) fn activate(&self, challenge: &ChallengeReply) -> Result<Ticket> {
         let secret = activate_credential(
             self.tpm,
@@ -87,7 +87,7 @@ impl<'a> ToolsDevice<'a> {
 }
 
 impl ToolsDevice<'_> {
-    /// What tpm2_activatecredential and AES-256-GCM make of a sealed certificate.
+    /// Opens a sealed certificate with tpm2_activatecredential and AES-256-GCM.
     pub(crate) fn open(&self, reply: &SealedReply) -> Result<SealedCertificate> {
         self.tpm.tpm2(&["flushcontext", "-t"])?;
         let activated = activate_credential(
@@ -218,7 +218,7 @@ pub(crate) fn tpmt_public<T: TryFrom<Vec<u8>, Error = Limit>>(
     Ok(read(tpm, file)?[2..].to_vec().try_into()?)
 }
 
-/// Whom a certificate is for.
+/// The device id that a certificate is for.
 pub(crate) fn named(chain: &CertificateList<1>) -> Result<String> {
     match certificate::identity(&chain[0])? {
         Identity::Device { device_id, .. } => Ok(device_id.to_string()),

@@ -1,4 +1,4 @@
-//! What an operator's hands do to vendors' certificates: adding, checking, narrowing.
+//! What an operator does with vendors' certificates: add, check, narrow.
 
 use std::fs;
 use std::io::Write;
@@ -196,8 +196,8 @@ fn a_certificate_with_another_signature_is_the_same() -> Result<()> {
     let (_, _, said) = desk.trust(&["add", "--anchor"], &[&twin])?;
     ensure!(said.starts_with("already there"), "{said}");
     removed_by(&issuer)?;
-    // An issuer's is verified when a path needs it, so a damaged one is no reason to leave the good
-    // one out.
+    // An issuer's signature is verified when a path needs it. So a damaged issuer must not keep the
+    // good one out.
     desk.trust(&["add"], &[&twin])?;
     desk.trust(&["add"], &[&issuer])?;
     desk.trust(&["add"], &[&desk.vendor.root_pem()])?;
@@ -254,7 +254,7 @@ fn a_check_names_the_path_or_what_is_missing() -> Result<()> {
         verdict["trusted"] == true && verdict["path"][1] == "CN=Test TPM Vendor Root CA",
         "{said}"
     );
-    // Another vendor of the same names.
+    // Another vendor with the same names.
     let other = Desk { dir: desk.dir, vendor: untrusted_vendor()?, ..Desk::new()? };
     fs::write(&other.ek, other.vendor.device(EkKind::P256, 0)?.ek_certificate(EkKind::P256)?)?;
     ensure!(!other.is_trusted()?);

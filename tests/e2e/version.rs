@@ -1,4 +1,4 @@
-//! `--version` names the commit, wherever and however the sources lie.
+//! `--version` names the commit in every form and place that the sources can have.
 
 use std::env;
 use std::fs;
@@ -102,8 +102,8 @@ impl Tree {
         Ok(script)
     }
 
-    /// The script gives the compiler this variable, and has cargo watch nothing that is not there:
-    /// cargo would build anew each time.
+    /// Checks that the script gives the compiler this variable, and has cargo watch only what
+    /// exists. Otherwise cargo would build again each time.
     fn says(&self, sources: &Path, expected: &str) -> Result<()> {
         let output = String::from_utf8(run(&mut self.script(sources)?)?.stdout)?;
         ensure!(
