@@ -1,4 +1,4 @@
-//! Puts keys together to the devices that a run asks for.
+//! Makes the devices of a run from keys.
 
 use anyhow::{Result, ensure};
 use assay_wire::Flow;
@@ -10,7 +10,7 @@ use crate::options::Options;
 use crate::tpm::area::ParentKind;
 use crate::vendor::Vendor;
 
-/// The devices of a run, of keys that are not `used` yet.
+/// The devices of a run, made from keys that are not `used` yet.
 pub(crate) fn assemble(
     factory: &Factory,
     options: &Options,
@@ -50,7 +50,7 @@ pub(crate) fn assemble(
     Ok(devices)
 }
 
-/// For each turn a key of the kind that `kind` says, which `make` makes together.
+/// One key for each turn, of the kind that `kind` names. `make` makes all keys of a kind together.
 fn deal<K: Copy + PartialEq, T>(
     turns: usize,
     kind: impl Fn(usize) -> K,

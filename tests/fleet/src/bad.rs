@@ -21,16 +21,16 @@ pub(crate) enum Bad {
     NotFixedTpm,
     /// Its parent is a plain storage root key.
     PlainSrk,
-    /// Its certificate request is for another IK, and signed by that.
+    /// Its certificate request is for another IK, and that IK signed it.
     ForeignCsr,
-    /// It has one bit of the ticket wrong.
+    /// One bit of its ticket is wrong.
     WrongTicket,
     /// It wants the reply to its first request sent to somebody else.
     ForeignResponseTopic,
 }
 
 impl Bad {
-    /// As `--bad` spells it.
+    /// The spelling of `--bad`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Truncated => "truncated",

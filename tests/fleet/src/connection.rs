@@ -21,28 +21,29 @@ use tokio::time::timeout;
 use crate::random;
 use crate::tally::Tally;
 
-/// Where the CA is.
+/// The broker through which devices reach the CA.
 pub(crate) struct Broker {
     pub(crate) url: BrokerUrl,
     pub(crate) tls: Arc<ClientConfig>,
-    /// What `tls` trusts.
+    /// The roots that `tls` trusts.
     pub(crate) roots: RootCertStore,
     pub(crate) scope: Scope,
 }
 
-/// The connection broke, or nobody answered: worth another attempt.
+/// The connection broke, or nobody answered. Another attempt may succeed.
 #[derive(Debug)]
 pub(crate) struct Lost(pub(crate) String);
 
-/// A message to publish, and the id by which its reply is known.
+/// A message to publish, and the id of its reply.
 pub(crate) struct Question {
-    /// What the reply will carry.
+    /// The id that the reply will carry.
     pub(crate) id: RequestId,
     pub(crate) message: Vec<u8>,
     pub(crate) response_topic: Option<String>,
 }
 
-/// A subscribed connection. Dropped, it says goodbye, unless it was [broken off](Self::break_off).
+/// A subscribed connection. When dropped, it sends a DISCONNECT, unless it was
+/// [broken off](Self::break_off).
 pub(crate) struct Connection {
     client: AsyncClient,
     request_topic: String,
@@ -51,7 +52,7 @@ pub(crate) struct Connection {
     events: AbortHandle,
 }
 
-/// Who waits for a reply.
+/// The requests that wait for a reply.
 #[derive(Default)]
 struct Waiting {
     replies: Vec<(RequestId, oneshot::Sender<ReplyBody>)>,
@@ -98,8 +99,8 @@ impl Connection {
         PUBLISHES.saturating_sub(self.publishes.load(Ordering::Relaxed))
     }
 
-    /// Publishes, and waits for the reply. It takes a publish, which must have been
-    /// [taken](Self::take_publish) before.
+    /// Publishes, and waits for the reply. The caller must have [taken](Self::take_publish) a
+    /// publish before.
     pub(crate) async fn ask(&self, question: Question) -> Result<ReplyBody, Lost> {
         let (sender, reply) = oneshot::channel();
         {
@@ -130,7 +131,7 @@ impl Connection {
         }
     }
 
-    /// Closes the socket without a word, as a device does that loses power.
+    /// Closes the socket without a DISCONNECT, as a device does that loses power.
     pub(crate) fn break_off(self) {
         self.events.abort();
     }
@@ -138,8 +139,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // The task that listens ends once it is sent; if there is no room for it, that of the last
-        // publish tells it to end.
+        // The task that listens ends when the DISCONNECT is sent. If there is no room to queue it,
+        // the task is aborted.
         if self.client.try_disconnect().is_err() {
             self.events.abort();
         }
@@ -157,14 +158,15 @@ async fn subscribed(events: &mut EventLoop) -> Result<(), Lost> {
     }
 }
 
-/// Hands replies to whoever waits for them, until the connection ends.
+/// Passes each reply to the request that waits for it, until the connection ends.
 async fn listen(mut events: EventLoop, reply_topic: String, waiting: Arc<Mutex<Waiting>>) {
     let reason = loop {
         match events.poll().await {
             Ok(Event::Incoming(Packet::Publish(publish)))
                 if publish.topic == reply_topic.as_bytes() =>
             {
-                // What cannot be read leaves its request unanswered, and that is told.
+                // A reply that cannot be read leaves its request unanswered, and the run reports
+                // that.
                 if let Ok(Reply { id, body }) = Reply::decode(&publish.payload) {
                     let mut waiting = lock(&waiting);
                     if let Some(place) = waiting.replies.iter().position(|(asked, _)| *asked == id)
@@ -201,9 +203,10 @@ fn lost(error: impl Into<anyhow::Error>) -> Lost {
     Lost(format!("{:#}", anyhow!(error)))
 }
 
-/// What `assay serve` takes on one bootstrap connection (docs/protocol.md, "Bootstrap connection").
+/// The publishes that `assay serve` takes on one bootstrap connection (docs/protocol.md, "Bootstrap
+/// connection").
 pub(crate) const PUBLISHES: usize = 32;
 /// As in assay-device: longer than assay-mqtt gives TCP, TLS and CONNECT together.
 const CONNECT_LIMIT: Duration = Duration::from_secs(25);
-/// As in assay-device. What is not answered by then is lost.
+/// As in assay-device. A request that is not answered by then is lost.
 const REPLY_LIMIT: Duration = Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! A simulated device: its keys, and what it makes of them.
+//! A simulated device: its keys, and what it computes with them.
 
 use anyhow::{Context, Result};
 use assay_wire::{
@@ -11,12 +11,12 @@ use crate::factory::{Ek, Ik, Parent};
 use crate::tpm::hash::Hash;
 use crate::tpm::wrapper::{self, Protection};
 
-/// One TPM, and what is special about its owner.
+/// One TPM, and how its owner behaves.
 pub(crate) struct Device {
     pub(crate) ek: Ek,
     pub(crate) bound: Bound,
     pub(crate) bad: Option<Bad>,
-    /// Drops its connection after the first reply, and begins again.
+    /// Whether it drops its connection after the first reply, and begins again.
     pub(crate) churns: bool,
 }
 
@@ -68,7 +68,7 @@ impl Device {
         )
     }
 
-    /// What the box of a sealed reply holds.
+    /// Opens the box of a sealed reply.
     pub(crate) fn open(&self, ik: &Ik, reply: &SealedReply) -> Result<SealedCertificate> {
         let key = self.activate(&reply.credential_blob, &reply.encrypted_seed)?;
         let key = LessSafeKey::new(

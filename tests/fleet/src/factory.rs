@@ -27,7 +27,7 @@ use crate::tpm::hash::Hash;
 use crate::tpm::storage_key::{StorageKey, modulus};
 use crate::vendor::Vendor;
 
-/// Keys in a directory. One process at a time has it.
+/// Keys in a directory, which one process at a time may use.
 pub(crate) struct Factory {
     dir: PathBuf,
     pub(crate) vendor: Vendor,
@@ -47,7 +47,8 @@ pub(crate) struct Ik {
     pub(crate) unique: Vec<u8>,
     pub(crate) spki: Vec<u8>,
     pub(crate) csr: Vec<u8>,
-    /// Its private half. Provisioning needs it no more, but whoever connects afterwards.
+    /// Its private half. Provisioning does not need it any more. A device that connects afterwards
+    /// does.
     pub(crate) pkcs8: Vec<u8>,
 }
 
@@ -84,7 +85,8 @@ struct ParentRecord {
 }
 
 impl Factory {
-    /// The factory in `dir`, which is made if it is not there. Waits while another process has it.
+    /// The factory in `dir`, which is made if it does not exist. Waits while another process uses
+    /// it.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         let dir = dir.join(FORMAT);
         let lock = fs::create_dir_all(&dir).and_then(|()| File::create(dir.join("lock")));
@@ -96,7 +98,7 @@ impl Factory {
         Ok(Self { dir, vendor, _lock: lock })
     }
 
-    /// Where its vendor's certificates are.
+    /// The directory of its vendor's certificates.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -137,7 +139,7 @@ impl Factory {
         })
     }
 
-    /// The records of a file with these numbers, the missing ones made and kept.
+    /// The records of a file with these numbers. Missing records are made and kept.
     fn records<T>(
         &self,
         what: &str,
@@ -183,8 +185,8 @@ impl Factory {
     }
 }
 
-/// How many keys of each kind a CA has seen. A device that it knows gets the certificate that it
-/// has, without a transaction that writes anything, and would spoil the measurement.
+/// How many keys of each kind a CA has seen. A device that the CA knows would spoil the
+/// measurement: it gets the certificate that it has, without a transaction that writes anything.
 #[derive(Default)]
 pub(crate) struct Used {
     path: Option<PathBuf>,
@@ -205,7 +207,7 @@ impl Used {
     }
 }
 
-/// Leaves the old file or the new one, whatever happens.
+/// Replaces a file. A crash leaves the whole old file or the whole new one.
 fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let fresh = path.with_extension("new");
     fs::write(&fresh, content)
@@ -236,7 +238,7 @@ fn make_ik(kind: IkKind) -> Result<IkRecord> {
     Ok(IkRecord { unique, spki, csr, pkcs8: key.serialize_der() })
 }
 
-/// `work` on each of `items`, on all processors, in their order.
+/// Does `work` on each of `items`, on all processors. The results are in the order of the items.
 fn parallel<T: Sync, R: Send>(
     items: &[T],
     bar: &ProgressBar,
@@ -269,5 +271,5 @@ fn parallel<T: Sync, R: Send>(
     Ok(done.into_iter().map(|(_, result)| result).collect())
 }
 
-/// Changes with the files' format and with what is in them.
+/// Must change with the format and the content of the files.
 const FORMAT: &str = "v2";

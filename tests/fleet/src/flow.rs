@@ -20,7 +20,7 @@ use crate::tpm::hash::Hash;
 
 /// Why an attempt ended before the device had what it wanted.
 pub(crate) enum Stop {
-    /// The CA said no.
+    /// The CA answered with a problem.
     Problem(Problem),
     Lost(Lost),
     /// The CA's answer is not what it should be.
@@ -41,7 +41,7 @@ impl From<Lost> for Stop {
 
 /// The connection that a device speaks on.
 pub(crate) enum Line<'a> {
-    /// One of its own.
+    /// A connection of its own.
     Own(Connection),
     Shared(&'a Lane),
 }
@@ -58,13 +58,13 @@ pub(crate) struct Attempt<'a> {
     pub(crate) line: &'a Line<'a>,
     pub(crate) broker: &'a Arc<Broker>,
     pub(crate) tally: &'a Arc<Tally>,
-    /// When the device first published, or should have.
+    /// When the device first published, or was due to publish.
     pub(crate) began: &'a mut Option<Instant>,
 }
 
 impl Attempt<'_> {
-    /// The whole flow; what comes back is verified. Returns what a device connects with, if that is
-    /// a certificate.
+    /// Runs the whole flow, and verifies what comes back. Returns the certificate with which a
+    /// device connects, if the flow gives one.
     pub(crate) async fn provision(&mut self, flow: Flow) -> Result<Option<Granted>, Stop> {
         match self.first_reply(flow).await? {
             ReplyBody::Challenge(challenge) => {
@@ -111,7 +111,7 @@ impl Attempt<'_> {
             Some(Bad::Truncated) => drop(question.message.pop()),
             Some(Bad::Oversize) => {
                 question.message.resize(MAX_MESSAGE + 1, 0);
-                // The CA reads nothing of it, not even its id.
+                // The CA reads nothing of a message that is too long, not even its id.
                 question.id = RequestId::NIL;
             }
             Some(Bad::ForeignResponseTopic) => {
@@ -146,7 +146,7 @@ impl Attempt<'_> {
         let shared: Arc<Connection>;
         let connection = match self.line {
             Line::Own(connection) => {
-                // One attempt takes fewer than there are.
+                // One attempt needs fewer publishes than a connection has.
                 connection.take_publish();
                 connection
             }
@@ -183,10 +183,11 @@ fn check_receipt(receipt: &Receipt, sha256: &[u8; 32]) -> Result<()> {
     Ok(())
 }
 
-/// The certificate is for this key, and its issuer comes with it. Says whose it is.
+/// Checks that the certificate is for this key, and that its issuer comes with it. Returns the
+/// device id in it.
 ///
-/// Signatures are left to the end-to-end tests of the device: verifying them would cost more than
-/// the CA spends on making them.
+/// Signatures are left to the end-to-end tests of the device. Verifying them here would cost more
+/// than the CA spends on making them.
 fn check_chain(chain: &CertificateList<1>, spki: &[u8]) -> Result<DeviceId> {
     let (_, leaf) = X509Certificate::from_der(&chain[0]).context("not a certificate")?;
     ensure!(leaf.public_key().raw == spki, "the certificate is for another key");

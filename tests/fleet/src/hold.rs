@@ -25,8 +25,8 @@ pub(crate) struct Member {
     pub(crate) key: Vec<u8>,
 }
 
-/// An MQTT connection on which nothing is said. The clients of this program's other modes take more
-/// memory than ten thousand may.
+/// A silent MQTT connection. The clients of this program's other modes take too much memory for ten
+/// thousand connections.
 pub(crate) struct Held(TlsStream<TcpStream>);
 
 /// Connects all of `members` to the operational listener, each under its own device id.
@@ -113,8 +113,8 @@ fn connect_packet(client: &str) -> Result<Vec<u8>> {
     Ok([vec![CONNECT, length], body].concat())
 }
 
-/// The address from which a device connects: the operational listener takes no more than 1024 from
-/// one.
+/// The address from which a device connects. The operational listener takes no more than 1024
+/// connections from one address.
 fn home(number: usize) -> Ipv4Addr {
     let network = u32::from(Ipv4Addr::LOCALHOST);
     Ipv4Addr::from(network + (number / PER_ADDRESS) as u32)
@@ -124,9 +124,9 @@ const CONNECT: u8 = 0x10;
 const CONNACK: u8 = 0x20;
 const PINGREQ: u8 = 0xC0;
 const PINGRESP: u8 = 0xD0;
-/// The broker's own. All devices are connected and asked about within half of it.
+/// The broker's keep-alive. All devices are connected and pinged within half of it.
 const KEEP_ALIVE_S: u16 = 60;
-/// Below 1024, for a connection that is given up counts until it is noticed.
+/// Below 1024, because a connection that is given up counts until the broker notices.
 const PER_ADDRESS: usize = 1000;
 /// Handshakes under way.
 const AT_ONCE: usize = 64;

@@ -17,8 +17,8 @@ pub(crate) struct Lane {
 #[derive(Default)]
 struct Connections {
     current: Option<Arc<Connection>>,
-    /// Made while there are publishes left, for nobody is to wait for a connection who uses
-    /// another's.
+    /// Made while the current connection has publishes left, so that a device that shares a
+    /// connection does not wait for a new one.
     next: Option<JoinHandle<Result<Connection, Lost>>>,
 }
 
@@ -27,15 +27,15 @@ impl Lane {
         Self { seats: Semaphore::new(SEATS), connections: Mutex::default() }
     }
 
-    /// Waits for a seat: as many devices use a lane at once as one connection can serve from
+    /// Waits for a seat. A lane has as many seats as one connection can serve devices from
     /// beginning to end.
     pub(crate) async fn seat(&self) -> SemaphorePermit<'_> {
         // Unwrap safety: the semaphore is never closed.
         self.seats.acquire().await.unwrap()
     }
 
-    /// A connection with one publish taken. The one before it lives on until the last reply on it
-    /// is there.
+    /// A connection with one publish taken. A connection that was replaced lives on until its last
+    /// reply has come.
     pub(crate) async fn connection(
         &self,
         broker: &Arc<Broker>,

@@ -1,4 +1,4 @@
-//! Sets devices going, in a closed or an open loop, and sees each to its end.
+//! Starts devices, in a closed or an open loop, and runs each to its end.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,7 +24,7 @@ pub(crate) struct Fleet {
     pub(crate) devices: Vec<Device>,
     pub(crate) flow: Flow,
     pub(crate) broker: Arc<Broker>,
-    /// None, if devices share no connections.
+    /// Empty if devices share no connections.
     pub(crate) lanes: Vec<Lane>,
     /// How many connections of single devices there may be at once.
     pub(crate) own: Semaphore,
@@ -37,9 +37,9 @@ pub(crate) struct Fleet {
 /// When devices begin.
 #[derive(Clone, Copy)]
 pub(crate) enum Pace {
-    /// As many at once.
+    /// So many devices at once.
     Closed { concurrency: usize },
-    /// As many a second.
+    /// So many new devices a second.
     Open { rate: f64 },
 }
 
@@ -85,7 +85,7 @@ impl Fleet {
             sleep_until(due.into()).await;
             let fleet = Arc::clone(self);
             lives.spawn(async move { fleet.live(&fleet.devices[number], number, Some(due)).await });
-            // Only what is under way is to take memory.
+            // Removes the tasks of devices that are done, so that they take no memory.
             while lives.try_join_next().is_some() {}
         }
         let arrived = (begin.elapsed(), self.tally.counts().done);
@@ -143,7 +143,7 @@ impl Fleet {
         }
     }
 
-    /// Whether the CA must answer this device in this way.
+    /// Whether this is the problem with which the CA must refuse this device.
     fn is_due(&self, device: &Device, problem: &Problem) -> bool {
         device.bad.is_some_and(|bad| bad.problem(self.flow) == Some(problem.code))
     }
@@ -170,7 +170,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// An attempt that ends without a word once the CA has answered.
+    /// An attempt that ends without a DISCONNECT once the CA has answered.
     async fn break_off(&self, device: &Device, began: &mut Option<Instant>) -> Result<(), Stop> {
         let (_permit, line) = self.own_line().await?;
         self.on(&line, device, began).first_reply(self.flow).await?;
@@ -208,11 +208,11 @@ fn advice(problem: &Problem, restarts: &mut u32) -> Option<Duration> {
     }
 }
 
-/// When the device of this number is due: the rate rises evenly during `ramp`, and stays then.
+/// When the device of this number is due: the rate rises evenly during `ramp`, and then stays.
 fn arrival(number: usize, rate: f64, ramp: Duration) -> Duration {
     let (number, ramp) = (number as f64, ramp.as_secs_f64());
-    // During the ramp rate · t² / 2·ramp devices have begun at t; those are rate · ramp / 2 at its
-    // end.
+    // During the ramp, rate · t² / (2 · ramp) devices have begun at t. At its end, these are rate ·
+    // ramp / 2.
     let in_ramp = rate * ramp / 2.0;
     let seconds = if number < in_ramp {
         (2.0 * ramp * number / rate).sqrt()
@@ -229,11 +229,12 @@ async fn finish(mut tasks: JoinSet<()>) {
     }
 }
 
-/// As in assay-device, and so are the next two.
+/// The value of assay-device, as are the next two.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const RESTARTS: u32 = 3;
-/// A CA under three times the load that it can bear for a minute has worked all off within three.
+/// A CA under three times the load that it can bear for a minute is done with it within three
+/// minutes.
 const PATIENCE: Duration = Duration::from_secs(900);
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! `assay-fleet`: simulated devices that provision themselves against a CA as fast as asked, and
-//! tell how that went.
+//! `assay-fleet`: simulated devices that provision themselves against a CA as fast as asked, and a
+//! report about it.
 
 mod assembly;
 mod bad;
@@ -79,7 +79,7 @@ fn run(options: &Options) -> Result<Option<Report>> {
     Ok(Some(report))
 }
 
-/// Against `assay serve` with a CA made for this run, which knows none of the devices.
+/// Measures `assay serve` with a CA made for this run, which knows none of the devices.
 fn against_own_server(options: &Options, factory: &Factory) -> Result<Report> {
     use_assay_beside()?;
     let devices = assembly::assemble(factory, options, &mut Used::default())?;
@@ -93,7 +93,8 @@ fn against_own_server(options: &Options, factory: &Factory) -> Result<Report> {
     Ok(report)
 }
 
-/// Against one that runs already: with devices that its CA has not seen, by this program's books.
+/// Measures a server that runs already, with devices that its CA has not seen by this program's
+/// records.
 fn against_known_broker(
     options: &Options,
     factory: &Factory,
@@ -191,7 +192,7 @@ fn measure(
     Ok(Report::new(options, connections, &counts, &usage, held))
 }
 
-/// Connects devices, has each answered, and looks at the server while all are connected.
+/// Connects devices, pings each, and reads the server's memory while all are connected.
 async fn hold(
     members: Vec<Member>,
     operational: BrokerUrl,

@@ -97,7 +97,7 @@ pub(crate) enum Reuse {
 }
 
 impl Options {
-    /// Refuses what does not fit together.
+    /// Refuses options that do not fit together.
     pub(crate) fn check(&self) -> Result<()> {
         self.connections()?;
         ensure!(
@@ -169,13 +169,13 @@ fn positive(text: &str) -> Result<f64> {
 
 /// Connections of one network on the bootstrap listener (docs/protocol.md, "Bootstrap connection").
 ///
-/// A client cannot stand for more networks: rumqttc binds no address, and the kernel takes
-/// 127.0.0.1 for all.
+/// This client is always one network: rumqttc binds no address, and the kernel takes 127.0.0.1 for
+/// all connections.
 const PER_NETWORK: u32 = 4096;
-/// Shared ones: the next is made before one is used up, and the old one may live for as long as the
-/// last request on it.
+/// Shared connections. The next connection is made before one is used up, and the old one may live
+/// as long as the last request on it.
 const SHARED: u32 = (PER_NETWORK - CHURNING) / 3;
-/// Of devices that drop theirs while others are shared.
+/// Connections of devices that churn, while other devices share connections.
 pub(crate) const CHURNING: u32 = 32;
 const DEFAULT_CONNECTIONS: u32 = 64;
 

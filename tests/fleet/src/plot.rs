@@ -8,9 +8,9 @@ use plotters::prelude::*;
 
 /// Draws one line for each histogram, of microseconds.
 ///
-/// The percentiles are on a scale that gives each further nine the same width, and so are the
-/// latencies' powers of ten: a tail that is ten times as rare or ten times as long is as easily
-/// seen.
+/// On the scale of percentiles, each further nine has the same width. On the scale of latencies,
+/// each power of ten has the same size. So a tail that is ten times as rare or ten times as long is
+/// as easy to see.
 pub(crate) fn draw(file: &Path, title: &str, lines: &[(&str, &Histogram<u64>)]) -> Result<()> {
     let longest = lines.iter().map(|(_, line)| line.len()).max().unwrap_or(1).max(10);
     let nines = (longest as f64).log10();
@@ -57,8 +57,8 @@ pub(crate) fn draw(file: &Path, title: &str, lines: &[(&str, &Histogram<u64>)]) 
     root.present().map_err(failed)
 }
 
-/// As many points of a line as can be told apart, up to the percentile that its last value stands
-/// for.
+/// The points of a line: as many as can be told apart, up to the percentile that its last value
+/// stands for.
 fn points(histogram: &Histogram<u64>) -> impl Iterator<Item = (f64, f64)> {
     let end = (histogram.len() as f64).log10();
     (0..=POINTS).map(move |point| {

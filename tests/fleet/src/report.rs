@@ -18,13 +18,13 @@ pub(crate) struct Report {
     pub(crate) devices: Devices,
     /// From the start to the end of the last device.
     pub(crate) seconds: f64,
-    /// Devices that got what they came for, by `seconds`.
+    /// Devices that got what they asked for, divided by `seconds`.
     pub(crate) devices_per_second: f64,
     /// The same for the time in which devices arrived; open loop only.
     pub(crate) while_arriving: Option<Arriving>,
     /// `device`, `connect`, and each kind of request.
     pub(crate) latency_ms: BTreeMap<&'static str, Latency>,
-    /// Problems in replies, by code; those due to bad requests too.
+    /// Problems in replies, by code, including those that are due for bad requests.
     pub(crate) problems: BTreeMap<&'static str, usize>,
     /// Bad devices that were refused with the problem that is due.
     pub(crate) refused: BTreeMap<&'static str, usize>,
@@ -34,11 +34,12 @@ pub(crate) struct Report {
     pub(crate) failures: BTreeMap<String, usize>,
     /// Connections that were made.
     pub(crate) connections: usize,
-    /// Processor time, by all devices; of the server only if this program started it.
+    /// Processor time divided by all devices. The server's time is there only if this program
+    /// started it.
     pub(crate) cpu_us_per_device: Cpu,
-    /// Of the server, if this program started it.
+    /// The server's memory, if this program started it.
     pub(crate) server_memory_kib: Option<Memory>,
-    /// Devices that connected afterwards and stayed.
+    /// Devices that connected afterwards and stayed connected.
     pub(crate) held: Option<Held>,
 }
 
@@ -179,7 +180,7 @@ impl Report {
         self.devices.failed == 0
     }
 
-    /// For people.
+    /// The report as a table for people.
     pub(crate) fn table(&self) -> String {
         let Devices { all, done, refused, failed, churned } = self.devices;
         let mut text = String::new();

@@ -23,19 +23,19 @@ pub(crate) struct Memory {
 }
 
 impl ServerUsage {
-    /// Of the `assay serve` with this process id.
+    /// The usage of the `assay serve` with this process id.
     pub(crate) fn of(pid: u32) -> Result<Self> {
         let process = Process::new(i32::try_from(pid)?).context("the server has ended")?;
         let mut ca = 0;
         for task in process.tasks()? {
-            // A thread that has ended meanwhile was not one of the CA's: those stay.
+            // A thread that has ended meanwhile is not one of the CA's, because those stay.
             if let Ok(stat) = task.and_then(|task| task.stat())
                 && CA_THREADS.iter().any(|name| stat.comm.starts_with(name))
             {
                 ca += stat.utime + stat.stime;
             }
         }
-        // Of the whole process, for blocking threads come and go.
+        // The time of the whole process, because blocking threads come and go.
         let all = process.stat()?;
         let status = process.status()?;
         let (now, peak) = (status.vmrss.context("no VmRSS")?, status.vmhwm.context("no VmHWM")?);
@@ -43,7 +43,7 @@ impl ServerUsage {
         Ok(Self { ca: seconds(ca), broker: seconds(broker), memory: Memory { now, peak } })
     }
 
-    /// The processor time since then, and the memory as it is.
+    /// The processor time since `before`, and the memory now.
     pub(crate) fn since(self, before: &Self) -> Self {
         Self { ca: self.ca - before.ca, broker: self.broker - before.broker, ..self }
     }
@@ -59,5 +59,5 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / procfs::ticks_per_second() as f64
 }
 
-/// As `assay serve` names the threads of its worker.
+/// The names that `assay serve` gives to the threads of its worker.
 const CA_THREADS: [&str; 4] = ["planner-", "recorder", "herald", "checkpointer"];

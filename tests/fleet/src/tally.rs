@@ -49,7 +49,7 @@ impl Tally {
         }
     }
 
-    /// A device has what it came for, `latency` after it began.
+    /// A device has what it asked for, `latency` after it began.
     pub(crate) fn done(&self, latency: Duration) {
         let mut counts = self.counts();
         counts.done += 1;
@@ -93,18 +93,18 @@ impl Tally {
     }
 
     pub(crate) fn counts(&self) -> MutexGuard<'_, Counts> {
-        // Each statement above leaves the counts whole.
+        // A poisoned lock is usable, because each statement above leaves the counts whole.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Microseconds, to three digits; it grows as needed.
+/// A histogram of microseconds, to three digits. It grows as needed.
 fn histogram() -> Histogram<u64> {
     // Unwrap safety: three digits are among the allowed five.
     Histogram::new(3).unwrap()
 }
 
 fn record(histogram: &mut Histogram<u64>, took: Duration) {
-    // Unwrap safety: an automatically resizing histogram takes any value, but zero of memory.
+    // Unwrap safety: a histogram that resizes itself takes any value, unless memory runs out.
     histogram.record(took.as_micros() as u64).unwrap();
 }

@@ -19,7 +19,7 @@ pub(crate) struct Vendor {
     rsa: Chain,
 }
 
-/// A root, which has done its work, and the issuer that it certified.
+/// A root, which is not used any more, and the issuer that it certified.
 struct Chain {
     root: String,
     certificate: String,
@@ -27,7 +27,7 @@ struct Chain {
 }
 
 impl Vendor {
-    /// A vendor with new keys; its names are the same for all.
+    /// A vendor with new keys. All vendors have the same names.
     pub(crate) fn found() -> Result<Self> {
         Ok(Self {
             ecc: Chain::found("ECC", &PKCS_ECDSA_P256_SHA256)?,
@@ -35,7 +35,7 @@ impl Vendor {
         })
     }
 
-    /// The vendor that was kept in `dir`; founded now if there is none.
+    /// The vendor that was kept in `dir`. It is made now if there is none.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         let [ecc, rsa] = ["ecc", "rsa"].map(|family| dir.join(format!("vendor-{family}")));
         if !rsa.exists() {
@@ -46,8 +46,8 @@ impl Vendor {
         Ok(Self { ecc: Chain::load(&ecc)?, rsa: Chain::load(&rsa)? })
     }
 
-    /// What an operator gives to `assay trust add`: both roots and both issuers, for devices send
-    /// their own certificate only, as most TPMs hold no other.
+    /// What an operator gives to `assay trust add`: both roots and both issuers, because devices
+    /// send only their own certificate. Most TPMs hold no other.
     pub(crate) fn trust_files(dir: &Path) -> [PathBuf; 4] {
         ["ecc/root", "ecc/issuer", "rsa/root", "rsa/issuer"]
             .map(|file| dir.join(format!("vendor-{file}.pem")))
@@ -135,7 +135,7 @@ fn tpm_name() -> CustomExtension {
     extension
 }
 
-/// DER of less than 128 bytes.
+/// A DER element with content of less than 128 bytes.
 fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
     [&[tag, content.len() as u8], content].concat()
 }

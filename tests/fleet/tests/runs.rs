@@ -103,12 +103,13 @@ fn devices_whose_connection_is_lost_try_again() -> Result<()> {
     assert_eq!(report["devices"]["done"], 5, "{report:#}");
     let lost: u64 =
         report["lost"].as_object().context("an object")?.values().filter_map(Value::as_u64).sum();
-    // One of the three was the device's whom the CA did not trust yet.
+    // The third lost connection was of the device that the CA did not trust yet.
     assert_eq!(lost, 2, "{report:#}");
     server.stop()
 }
 
-/// The port of a way to the broker that drops every other connection until it has dropped `count`.
+/// The port of a proxy to the broker that drops every other connection until it has dropped
+/// `count`.
 fn unreliable_proxy(server: &assay_tests::AssayServer, count: usize) -> Result<u16> {
     let broker = server.bootstrap.trim_start_matches("mqtts://").to_owned();
     let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -182,7 +183,7 @@ fn a_device_that_is_not_provisioned_fails_the_run_and_each_run_has_new_devices()
     server.stop()
 }
 
-/// Runs a fleet that the CA does not trust, and then does as it says.
+/// Runs a fleet that the CA does not trust, and then follows the fleet's advice.
 fn trust_vendor(dir: &assay_tests::AssayDir, known: &mut Command) -> Result<()> {
     let mut untrusted = Command::new(known.get_program());
     untrusted.args(known.get_args()).arg("1");
@@ -207,7 +208,7 @@ fn report(arguments: &[&str]) -> Result<Value> {
     serde_json::from_slice(&output.stdout).context("`assay-fleet --json` writes JSON")
 }
 
-/// Starts servers of the `assay` that was built from the sources as they are.
+/// A command that serves with the `assay` that was built from the present sources.
 fn fleet() -> Result<Command> {
     let assay = assay_tests::assay_bin("assay")?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_assay-fleet"));

@@ -80,7 +80,7 @@ impl EkKind {
         matches!(self, Self::Rsa2048 | Self::Rsa3072)
     }
 
-    /// The area around a key; `unique` as from [`unique_point`] or [`unique_modulus`].
+    /// The area of a key. `unique` is the result of [`unique_point`] or [`unique_modulus`].
     pub(crate) fn area(self, unique: &[u8]) -> Vec<u8> {
         let low = (EK_LOW_RANGE, &POLICY_A_SHA256[..]);
         let high = (EK_HIGH_RANGE, &POLICY_B_SHA384[..]);
@@ -112,7 +112,7 @@ impl IkKind {
         self.area_with_attributes(IK, unique)
     }
 
-    /// One that a CA must refuse: the key may leave its TPM.
+    /// An area that a CA must refuse: the key may leave its TPM.
     pub(crate) fn area_without_fixed_tpm(self, unique: &[u8]) -> Vec<u8> {
         self.area_with_attributes(without_fixed_tpm(IK), unique)
     }
@@ -139,7 +139,7 @@ impl ParentKind {
         self.area_with(IMPORT_PARENT, &IMPORT_OR_LOAD, unique)
     }
 
-    /// One that a CA must refuse.
+    /// An area that a CA must refuse: the key may leave its TPM.
     pub(crate) fn area_without_fixed_tpm(self, unique: &[u8]) -> Vec<u8> {
         self.area_with(without_fixed_tpm(IMPORT_PARENT), &IMPORT_OR_LOAD, unique)
     }
@@ -181,7 +181,7 @@ fn sized(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u16).to_be_bytes(), bytes].concat()
 }
 
-/// Bit 1 of TPMA_OBJECT (TPM 2.0 Part 2, 8.3).
+/// Clears fixedTPM, bit 1 of TPMA_OBJECT (TPM 2.0 Part 2, 8.3).
 fn without_fixed_tpm(mut attributes: [u8; 4]) -> [u8; 4] {
     attributes[3] &= !0x02;
     attributes
@@ -201,7 +201,7 @@ const AES_128_CFB: [u8; 6] = [0x00, 0x06, 0x00, 0x80, 0x00, 0x43];
 const AES_256_CFB: [u8; 6] = [0x00, 0x06, 0x01, 0x00, 0x00, 0x43];
 const BITS_2048: [u8; 2] = 2048u16.to_be_bytes();
 const BITS_3072: [u8; 2] = 3072u16.to_be_bytes();
-/// 65537.
+/// 0 stands for 65537.
 const DEFAULT_EXPONENT: [u8; 4] = [0; 4];
 
 const EK_LOW_RANGE: [u8; 4] = [0x00, 0x03, 0x00, 0xb2];

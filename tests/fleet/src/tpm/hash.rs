@@ -40,22 +40,22 @@ impl Hash {
         context.sign().as_ref().to_vec()
     }
 
-    /// KDFa (TPM 2.0 Part 1, 11.4.10.2) without context V: no key of a credential or a duplicate
-    /// has one.
+    /// KDFa (TPM 2.0 Part 1, 11.4.10.2) without context V, because the keys of credentials and
+    /// duplicates have none.
     pub(crate) fn kdfa(self, key: &[u8], label: &str, context: &[u8], size: usize) -> Vec<u8> {
         blocks(size, |counter| {
             self.hmac(key, &[counter, label.as_bytes(), &[0], context, &bits(size)])
         })
     }
 
-    /// KDFe (TPM 2.0 Part 1, 11.4.10.3) to the length of this hash; party infos are x coordinates
-    /// as wide as the field.
+    /// KDFe (TPM 2.0 Part 1, 11.4.10.3) to the length of this hash. The party infos are x
+    /// coordinates as wide as the field.
     pub(crate) fn kdfe(self, z: &[u8], label: &str, party_u: &[u8], party_v: &[u8]) -> Vec<u8> {
         self.digest(&[&1u32.to_be_bytes(), z, label.as_bytes(), &[0], party_u, party_v])
     }
 
-    /// The Name of the object with this public area, whose nameAlg must be SHA-256, as that of
-    /// every IK, parent and HMAC key.
+    /// The Name of the object with this public area. Its nameAlg must be SHA-256, as for every IK,
+    /// parent and HMAC key.
     pub(crate) fn sha256_name(area: &[u8]) -> Vec<u8> {
         [&TPM_ALG_SHA256[..], &Self::Sha256.digest(&[area])].concat()
     }

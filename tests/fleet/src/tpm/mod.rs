@@ -1,9 +1,9 @@
 //! What a TPM would compute, in software: areas, Names, credentials and duplicates, written anew so
 //! that the CA is not checked by its own code.
 //!
-//! All of the cryptography is AWS-LC's. Private operations of RSA and ECDH are most of what a
-//! simulated device costs, and this process shares the processors with the server that it measures:
-//! RustCrypto's are five to twelve times slower.
+//! All of the cryptography is AWS-LC's, because RustCrypto's private operations of RSA and ECDH are
+//! five to twelve times slower. These are most of what a simulated device costs, and this process
+//! shares the processors with the server that it measures.
 
 pub(crate) mod area;
 pub(crate) mod hash;
@@ -53,8 +53,8 @@ mod tests {
             .unwrap()
     }
 
-    /// Checks that the area in a golden file is the one around its own `unique`, which has this
-    /// length.
+    /// Checks that `area` gives the area in a golden file from the `unique` at the file's end,
+    /// which has this length.
     fn is_area(file: &str, length: usize, area: impl Fn(&[u8]) -> Vec<u8>) {
         let golden = golden(file);
         assert_eq!(area(&golden[golden.len() - length..]), golden[2..], "{file}");
@@ -105,7 +105,8 @@ mod tests {
         for (kind, file, _) in EKS {
             let ek = software_ek(kind, file);
             let protection = Protection { hash: kind.hash(), aes_key_size: kind.aes_key_size() };
-            // tpm2-tools' file: magic, version, TPM2B_ID_OBJECT, TPM2B_ENCRYPTED_SECRET.
+            // The file format of tpm2-tools: magic, version, TPM2B_ID_OBJECT,
+            // TPM2B_ENCRYPTED_SECRET.
             let credential = golden(&format!("software-{file}.credential"));
             let (blob, rest) = super::take_sized(&credential[8..]).unwrap();
             let (seed, _) = super::take_sized(rest).unwrap();

@@ -17,7 +17,7 @@ use super::area::{EkKind, ParentKind, unique_modulus, unique_point};
 use super::hash::Hash;
 use super::take_sized;
 
-/// What kind of key, whatever it is used for.
+/// The kind of a key, independent of its use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KeyKind {
     P256,
@@ -102,8 +102,8 @@ impl StorageKey {
         let unique = unique_modulus(&modulus(&spki)?);
         let key = OaepPrivateDecryptingKey::new(key)?;
         // AWS-LC derives blinding and Montgomery values when a key is first used, which costs as
-        // much as the use. A device uses its key once, while others are measured, so that is done
-        // now. What decrypts is no ciphertext, so the error is due.
+        // much as the use. A device uses its key once, while others are measured, so the key is
+        // used here first. The input is no ciphertext, so an error is expected.
         _ = key.decrypt(
             &OAEP_SHA256_MGF1SHA256,
             &vec![2; key.key_size_bytes()],

@@ -32,8 +32,8 @@ pub(crate) fn activate_credential(
     Ok(secret.to_vec())
 }
 
-/// TPM2_Import (TPM 2.0 Part 1, 23.3; Part 3, 13.3) of an HMAC key for the parent; the key itself,
-/// which no TPM would show.
+/// TPM2_Import (TPM 2.0 Part 1, 23.3; Part 3, 13.3) of an HMAC key for the parent. Returns the key
+/// itself, which no TPM would show.
 pub(crate) fn import_hmac_key(
     parent: &StorageKey,
     inner_key: &[u8],
@@ -61,7 +61,7 @@ pub(crate) fn import_hmac_key(
         rest.is_empty() && end.is_empty() && auth.is_empty(),
         "the sensitive area is not an HMAC key's"
     );
-    // What TPM2_Load checks (Part 1, 27.5.3.3): the public area is this key's.
+    // TPM2_Load checks this (Part 1, 27.5.3.3): the public area belongs to this key.
     let unique = Hash::Sha256.digest(&[seed_value, key]);
     ensure!(area == hmac_key_area(&unique), "the public area is not this HMAC key's");
     Ok(key.to_vec())
@@ -84,7 +84,7 @@ fn open_outer_wrapper(
     decrypt_cfb(&hash.kdfa(seed, "STORAGE", name, aes_key_size), encrypted.to_vec())
 }
 
-/// AES in full-block feedback, the IV all zero.
+/// AES in full-block feedback, with an IV of zeros.
 fn decrypt_cfb(key: &[u8], mut data: Vec<u8>) -> Result<Vec<u8>> {
     let algorithm = if key.len() == 16 { &AES_128 } else { &AES_256 };
     let key = DecryptingKey::cfb128(UnboundCipherKey::new(algorithm, key)?)?;
@@ -93,6 +93,6 @@ fn decrypt_cfb(key: &[u8], mut data: Vec<u8>) -> Result<Vec<u8>> {
     Ok(data)
 }
 
-/// Both templates of parents have it.
+/// The protection in both templates of parents.
 const PARENT_PROTECTION: Protection = Protection { hash: Hash::Sha256, aes_key_size: 16 };
 const KEYEDHASH: [u8; 2] = [0x00, 0x08];

@@ -1,4 +1,4 @@
-//! As little of an MQTT client as measures a broker and not itself.
+//! An MQTT client so small that a measurement shows the broker and not the client.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// As little of an MQTT 5 client as measures a broker and not itself.
+/// A small MQTT 5 client over TLS.
 pub(super) struct Client {
     stream: TlsStream<TcpStream>,
 }
@@ -52,7 +52,7 @@ impl Client {
         Ok(self.stream.flush().await?)
     }
 
-    /// The topic of the next message, which is acknowledged.
+    /// Waits for the next message, acknowledges it, and returns its topic.
     pub(super) async fn message(&mut self) -> Result<String> {
         loop {
             let packet = read_packet(&mut self.stream).await?;
@@ -73,7 +73,7 @@ impl Client {
 }
 
 pub(super) fn connect_packet(id: &str) -> Vec<u8> {
-    // Receive Maximum 1024, as our worker has it.
+    // Receive Maximum 1024, as for our worker.
     let head = b"\0\x04MQTT\x05\x02\0\x3c\x03\x21\x04\0";
     packet(0x10, &[head, &string(id)[..]].concat())
 }

@@ -1,4 +1,4 @@
-//! Provisioning while a thousand clients of one kind do their worst.
+//! Provisioning while a thousand hostile clients of one kind attack the broker.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,8 +37,8 @@ use super::client::{
     connect_packet, host, publish_packet, read_packet, subscribe_packet, tls, tls_builder,
 };
 
-/// A kind of hostile client: a stranger on the bootstrap listener, or one that does not get as far,
-/// or one with a certificate.
+/// A kind of hostile client: a stranger on the bootstrap listener, a client that does not get that
+/// far, or a client with a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Kind {
     None,
@@ -73,7 +73,7 @@ impl Kind {
     }
 }
 
-/// Of all kinds, or of these.
+/// Measures all kinds, or only `kinds`.
 pub(super) fn hostile(runtime: &Runtime, kinds: &[Kind], quick: bool) -> Result<Value> {
     let bin =
         std::env::current_exe()?.parent().context("a program is in a directory")?.to_path_buf();
@@ -187,7 +187,7 @@ async fn attack(kind: Kind, address: SocketAddr, tls: Vec<Arc<ClientConfig>>, to
     for (number, tls) in tls.into_iter().enumerate() {
         let told = told.clone();
         all.spawn(async move {
-            // From sixteen networks, none of them that of the honest devices.
+            // The clients are in sixteen networks. The honest devices are in another.
             let home = u8::try_from(10 + number % 16).unwrap_or_default();
             loop {
                 if let Err(Refused) = harm(kind, number, address, &tls, home, &told).await {
@@ -209,7 +209,7 @@ impl<E: std::error::Error> From<E> for Refused {
     }
 }
 
-/// Each certificate is good for one name.
+/// The device id of a client. Each certificate is good for one device id.
 fn device_name(kind: Kind, number: usize) -> String {
     format!("hostile-{}", if kind == Kind::CertifiedSameClientId { 0 } else { number })
 }
@@ -296,7 +296,7 @@ async fn harm(
         stream.write_all(&burst).await?;
         stream.flush().await?;
         told.packets.fetch_add(513, Ordering::Relaxed);
-        // Its last words are heard once it is cut.
+        // The broker cuts the connection meanwhile. Its last packets are read after that.
         tokio::time::sleep(Duration::from_secs(1)).await;
         loop {
             told.heard(&read_packet(&mut stream).await?);

@@ -54,7 +54,7 @@ enum Part {
 fn main() -> Result<()> {
     let options = Options::parse();
     rlimit::increase_nofile_limit(u64::MAX)?;
-    // One thread, so that the broker has a processor of two to itself.
+    // One thread, so that the broker has one of two processors to itself.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let is_wanted = |part| options.parts.is_empty() || options.parts.contains(&part);
@@ -86,7 +86,7 @@ impl Brokers {
     fn start() -> Result<Self> {
         let dir = AssayDir::init()?;
         let settings = dir.path().join("assay.toml");
-        // All clients are on this machine.
+        // All clients are on this machine, which is one network.
         let text = fs::read_to_string(&settings)?
             .replace("arrivals_per_network = 1000", "arrivals_per_network = 100000");
         fs::write(&settings, text)?;
@@ -126,7 +126,7 @@ fn address(url: &str) -> Result<SocketAddr> {
 
 const NAMES: [&str; 2] = ["assay", "mosquitto"];
 
-/// Median of the runs, brokers in turn.
+/// The medians of several runs, with the brokers in turn.
 fn roundtrips(runtime: &Runtime, quick: bool) -> Result<Value> {
     let brokers = Brokers::start()?;
     let tls = operator_tls(&brokers.dir)?;
@@ -155,7 +155,7 @@ fn roundtrips(runtime: &Runtime, quick: bool) -> Result<Value> {
     Ok(rows.into())
 }
 
-/// Requests a second; median and 99th percentile of their times in milliseconds.
+/// Requests a second, and the median and 99th percentile of their times in milliseconds.
 async fn roundtrip(
     address: SocketAddr,
     tls: Arc<ClientConfig>,
@@ -234,7 +234,7 @@ async fn hold(address: SocketAddr, tls: &Arc<ClientConfig>, count: usize) -> Res
     for number in 0..count {
         let tls = tls.clone();
         connecting.spawn(async move {
-            // One address has ports for so many connections.
+            // One client address has too few ports for all connections.
             let home = u8::try_from(1 + number / 5000)?;
             let mut client =
                 Client::connect(address, &tls, &format!("operator@{number}"), home).await?;
@@ -251,8 +251,8 @@ async fn hold(address: SocketAddr, tls: &Arc<ClientConfig>, count: usize) -> Res
     Ok(held)
 }
 
-/// Takeovers under load: the old connection stays open, as after a network drop, and the first
-/// message after the SUBACK must come.
+/// Takeovers under load: the old connection stays open, as after a network drop. The first message
+/// after the SUBACK must arrive.
 fn takeovers(runtime: &Runtime, quick: bool) -> Result<Value> {
     let brokers = Brokers::start()?;
     let tls = operator_tls(&brokers.dir)?;
@@ -294,7 +294,7 @@ async fn take_over(
         lost += usize::from(
             tokio::time::timeout(Duration::from_secs(5), client.message()).await.is_err(),
         );
-        // What came before is dropped only now.
+        // The old connection is dropped only now.
         drop(old.replace(client));
     }
     Ok(lost)
