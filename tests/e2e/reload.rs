@@ -80,8 +80,8 @@ fn a_new_issuing_ca_certifies_and_no_chain_mixes_the_two() -> Result<()> {
         ]);
         list.is_ok_and(|list| String::from_utf8_lossy(&list.stdout).contains("Second"))
     })?;
-    // Two devices have a certificate of the first CA in force. With the second CA's certificate
-    // above it, it would lead nowhere.
+    // Two devices have a certificate of the first CA in force. A chain with the second CA's
+    // certificate would lead it nowhere.
     let asked_again = [&["--again"][..], &["--again", "--flow", "sealed"], &[]];
     for (device, arguments) in devices.iter().zip(asked_again) {
         lab.provision(device, arguments)?;

@@ -73,7 +73,7 @@ impl<'a> ToolsDevice<'a> {
         })
     }
 
-    /// Opens a challenge with tpm2_activatecredential.
+    /// The ticket that tpm2_activatecredential gets out of a challenge.
     pub(crate) fn activate(&self, challenge: &ChallengeReply) -> Result<Ticket> {
         let secret = activate_credential(
             self.tpm,
