@@ -1,5 +1,5 @@
-//! A TPM manufacturer: a root and an intermediate CA, and TPMs that leave it with an EK certificate
-//! in NV memory.
+//! A TPM manufacturer: a root and an intermediate CA, and new TPMs with an EK certificate in NV
+//! memory.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -245,7 +245,7 @@ pub struct EkCertificate<'a> {
     pub not_after: &'a str,
     /// Extended key usage; tcg-kp-EKCertificate by default.
     pub usage: Option<&'a str>,
-    /// Whether the subject alternative name tells the TPM's manufacturer, model and version.
+    /// Whether the subject alternative name names the TPM's manufacturer, model and version.
     pub names_tpm: bool,
 }
 

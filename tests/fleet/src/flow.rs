@@ -46,7 +46,7 @@ pub(crate) enum Line<'a> {
     Shared(&'a Lane),
 }
 
-/// A certificate and whose it is.
+/// A certificate and its device.
 pub(crate) struct Granted {
     pub(crate) device_id: DeviceId,
     pub(crate) chain: CertificateList<1>,

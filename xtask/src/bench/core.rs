@@ -377,7 +377,7 @@ fn output_of(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Benchmarks take a regular expression.
+/// Escapes a text, because benchmarks take a regular expression.
 fn regex_of(text: &str) -> String {
     text.chars()
         .flat_map(|c| if c.is_ascii_alphanumeric() { vec![c] } else { vec!['\\', c] })
