@@ -1,9 +1,9 @@
-//! How long a store takes for a device that is certified by a ticket, with few and with many on
-//! record: two snapshots (for the challenge and for the certificate) and its place in a batch.
+//! How long a store takes to certify a device in the ticket flow, with few and with many devices on
+//! record: two snapshots (for *challenge* and *certify*) and the device's share of a batch.
 //!
 //! `cargo run --release -p assay-store --example throughput -- sqlite|postgres [DEVICES [BATCH [ROWS…]]]`
 //!
-//! PostgreSQL is one of its own, in a temporary directory. Everything is durable.
+//! The example starts its own PostgreSQL, in a temporary directory. All writes are durable.
 
 use std::env;
 use std::fs;
@@ -45,8 +45,8 @@ fn main() -> Result<(), StoreError> {
     for size in sizes {
         fill(&mut *store, size.saturating_sub(rows))?;
         place.settle();
-        // After a checkpoint each page is written whole the first time, in operation every five
-        // minutes; that is not what is measured here.
+        // After a checkpoint, PostgreSQL writes each page whole when it first changes. In operation
+        // there is a checkpoint every five minutes, so this is not measured here.
         fill(&mut *store, devices)?;
         let before = place.processor();
         let (snapshot, record) = one_by_one(&mut *store, devices, batch)?;
@@ -65,7 +65,7 @@ fn main() -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Where the store is; gone when dropped.
+/// The place of the store. It is deleted when this is dropped.
 struct Place {
     database: Database,
     server: Option<Server>,
@@ -118,7 +118,7 @@ impl Place {
         Duration::from_millis(10 * ticks)
     }
 
-    /// As after some minutes of operation.
+    /// Brings the database into the state that it has after some minutes of operation.
     fn settle(&self) {
         if let Some(server) = &self.server {
             server
@@ -129,7 +129,7 @@ impl Place {
     }
 }
 
-/// The time of a snapshot, and of a device's share in a batch.
+/// The time of a snapshot, and a device's share of the time of a batch.
 fn one_by_one(
     store: &mut dyn Store,
     devices: usize,
@@ -150,7 +150,7 @@ fn one_by_one(
     Ok((planning / (2 * count), recording / count))
 }
 
-/// As a worker does: two threads plan, another records whatever waits.
+/// Does as a worker does: two threads plan, and another one records what waits.
 fn pipeline(database: &Database, devices: usize, batch: usize) -> Result<Duration, StoreError> {
     let mut recorder = database.open()?;
     let planners = [database.open()?, database.open()?];
@@ -174,7 +174,7 @@ fn pipeline(database: &Database, devices: usize, batch: usize) -> Result<Duratio
     })
 }
 
-/// A device that nobody knows: its challenge, and its certificate.
+/// Plans *challenge* and *certify* of a device that is not on record.
 fn plan(store: &mut dyn Store) -> Result<Entry, StoreError> {
     let (ek, name): (EkId, DeviceId) = new_device();
     let now = OffsetDateTime::now_utc();
@@ -211,7 +211,7 @@ fn fill(store: &mut dyn Store, devices: usize) -> Result<(), StoreError> {
 fn entry(ek_id: EkId, device_id: DeviceId, basis: Option<Basis>, now: OffsetDateTime) -> Entry {
     let mut der = vec![0; 700];
     fastrand::fill(&mut der);
-    // As those that the CA gives, which begin with the time.
+    // The CA's serial numbers begin with the time, so these do too.
     let mut serial = [0; 16];
     fastrand::fill(&mut serial[8..]);
     let micros = u64::try_from(now.unix_timestamp_nanos() / 1000).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! What is asked of the record to plan an answer, and what is put there once it is signed.
+//! Questions that are asked of the record to plan an answer, and acts that are put on record once
+//! they are signed.
 
 use assay_ca_core::{
     ActiveCertificate, Confirmed, FirstUse, Issued, OfferedKey, Proven, Records, Unconfirmed,
@@ -14,7 +15,7 @@ use crate::audit::AuditEntry;
 pub struct Question {
     /// The EK.
     pub ek: EkId,
-    /// Whose holder the records name.
+    /// The device id in question: the records say which EK holds it.
     pub device: IdInQuestion,
     /// The IK whose certificates are wanted: SHA-256 of its SubjectPublicKeyInfo.
     pub ik_id: Option<[u8; 32]>,
@@ -32,42 +33,43 @@ impl Question {
     }
 }
 
-/// Which device id's holder the records name.
+/// Which device id is in question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IdInQuestion {
     /// This one.
     Is(DeviceId),
-    /// The one that is due to the EK, which may be the derived one.
+    /// The device id that is due to the EK. This may be the derived one.
     Due {
         /// The device id that is derived from the EK.
         derived: DeviceId,
-        /// EKs of which one may be on record instead.
+        /// Other EKs of the same TPM. One of them may be on record instead.
         other_eks: Vec<EkId>,
     },
 }
 
-/// The answer to a [`Question`]: what is on record, of one moment.
+/// The answer to a [`Question`]: what is on record at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Of the EK and of the device id.
+    /// What is on record about the EK and the device id.
     pub records: Records,
-    /// The EK's certificate in force, if it is for the IK in question and valid.
+    /// The EK's active certificate, if it is for the IK in question and has not expired.
     pub active: Option<ActiveCertificate>,
-    /// What was sealed to the EK for the IK in question and is not confirmed, the newest first.
+    /// The certificates that were sealed to the EK for the IK in question and are not confirmed,
+    /// newest first.
     pub waiting: Vec<Unconfirmed>,
 }
 
-/// What a plan was made by.
+/// What a plan depends on: a question and its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Basis {
-    /// What was asked.
+    /// The question.
     pub question: Question,
-    /// What was answered then.
+    /// The answer when the plan was made.
     pub snapshot: Snapshot,
 }
 
 impl Basis {
-    /// What is decided by about a certificate that waits to be confirmed.
+    /// The basis of a decision on a certificate that waits for its confirmation.
     pub fn of_waiting(certificate: &Unconfirmed, records: &Records, now: OffsetDateTime) -> Self {
         let question = Question::about(certificate.ek_id, &certificate.device_id, now);
         let snapshot = Snapshot { records: records.clone(), active: None, waiting: Vec::new() };
@@ -75,16 +77,16 @@ impl Basis {
     }
 }
 
-/// What is to be put on record. It is made of values that `ca-core`'s checks alone can make.
+/// A change to put on record. Only the checks of `ca-core` can make the values in it.
 #[derive(Debug)]
 pub enum Act {
-    /// Nothing but the audit: nothing changes, or the request was refused.
+    /// Only the audit: the request changes nothing, or was refused.
     None,
     /// The certificate of a device that proved itself, as its only active one.
     Certify(Issued<Proven>),
     /// A certificate that waits to be confirmed.
     Seal(Issued<Unproven>),
-    /// A certificate that waited becomes its device's only active one.
+    /// A certificate that waited to be confirmed becomes its device's only active one.
     Activate(Confirmed),
     /// A shared key is offered to an EK.
     Offer(OfferedKey),
@@ -93,14 +95,14 @@ pub enum Act {
     Accept(FirstUse),
 }
 
-/// An act, what it was decided by, and its record in the audit. All of it is recorded, or none.
+/// An act, the basis of its plan, and its audit entry. The store records all of them or none.
 #[derive(Debug)]
 pub struct Entry {
-    /// What is put on record.
+    /// The act.
     pub act: Act,
-    /// What it was planned by; `None` if it depends on nothing.
+    /// The basis of its plan; `None` if the act depends on nothing.
     pub basis: Option<Basis>,
-    /// For the audit.
+    /// Its audit entry, if it has one.
     pub audit: Option<AuditEntry>,
 }
 
@@ -110,6 +112,6 @@ pub struct Entry {
 pub enum Recorded {
     /// It is on record.
     Done,
-    /// Nothing of it is: what it was planned by no longer holds. Plan again.
+    /// Nothing of it is on record, because the basis of its plan no longer holds. Plan again.
     Stale,
 }

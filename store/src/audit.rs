@@ -1,4 +1,4 @@
-//! The record of every decision.
+//! The audit: the record of every decision.
 
 use assay_wire::{ClientId, DeviceId, EkId, ProblemCode};
 use time::OffsetDateTime;
@@ -10,40 +10,41 @@ pub struct AuditEntry {
     pub time: OffsetDateTime,
     /// The MQTT client that asked.
     pub client: ClientId,
-    /// The kind of request, e.g. `challenge`; `unreadable` if that could not be read.
+    /// The kind of request, e.g. `challenge`; `unreadable` if the kind could not be read.
     pub action: &'static str,
-    /// The EK that it claimed to have.
+    /// The EK that the client claimed to have.
     pub ek_id: Option<EkId>,
-    /// Whom it is about, once that is settled.
+    /// The device that it is about, once that is known.
     pub device: Option<Whom>,
-    /// Whether it changed what the device has.
+    /// Whether it changed what a device has.
     pub change: Change,
     /// Why it was refused, if it was.
     pub refusal: Option<(ProblemCode, String)>,
-    /// From the request's receipt to the decision.
+    /// The time from the receipt of the request to the decision.
     pub duration_us: u32,
 }
 
 /// Whether a decision changed what a device has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It has what it had: it asked again.
+    /// The device has what it had before.
     None,
     /// A certificate came into force.
     Made,
 }
 
-/// A device, as far as a decision knew it.
+/// A device, and whether it had proved itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Whom {
-    /// It had proved itself, by a ticket or a confirmation.
+    /// The device had proved itself, by a ticket or a confirmation.
     Proven(DeviceId),
-    /// The id is due to the EK that was shown, by whomever: an EK certificate is no secret.
+    /// The id is due to the EK that was shown. Anybody can show that EK, because an EK certificate
+    /// is no secret.
     Due(DeviceId),
 }
 
 impl AuditEntry {
-    /// That a certificate was made for a device that does not exist.
+    /// The entry for a certificate that was made for a device that does not exist.
     pub(crate) fn of_throw_away(device: &DeviceId, time: OffsetDateTime) -> Self {
         Self {
             time,
@@ -59,7 +60,7 @@ impl AuditEntry {
 
     /// When it was made, in microseconds since 1970.
     pub(crate) fn microseconds(&self) -> i64 {
-        // Until the year 294,000.
+        // It fits until the year 294,000.
         (self.time.unix_timestamp_nanos() / 1000) as i64
     }
 
@@ -87,9 +88,9 @@ pub struct AuditRow {
     pub time_us: i64,
     /// The MQTT client that asked.
     pub client: String,
-    /// What it asked for.
+    /// The kind of request.
     pub action: String,
-    /// The EK that it claimed to have.
+    /// The EK that the client claimed to have.
     pub ek_id: Option<EkId>,
     /// The device, if it had proved itself.
     pub proven: Option<String>,
@@ -99,6 +100,6 @@ pub struct AuditRow {
     pub code: Option<u16>,
     /// The problem's detail, if it was refused.
     pub detail: Option<String>,
-    /// From the request's receipt to the decision.
+    /// The time from the receipt of the request to the decision.
     pub duration_us: u32,
 }

@@ -19,7 +19,7 @@ pub struct DeviceRow {
     pub registered_at: i64,
     /// The serial number of its active certificate.
     pub serial: Option<Vec<u8>>,
-    /// When that expires, in seconds since 1970.
+    /// When that certificate expires, in seconds since 1970.
     pub not_after: Option<i64>,
     /// The generation of its shared key, if it has used one.
     pub shared_key: Option<u32>,
@@ -30,7 +30,7 @@ pub struct DeviceRow {
 pub struct CertificateRow {
     /// Its serial number, unique for the CA.
     pub serial: Vec<u8>,
-    /// Whose it is.
+    /// The device that it was issued to.
     pub device_id: DeviceId,
     /// `unconfirmed`, `active`, `superseded` or `revoked`.
     pub status: String,
@@ -42,11 +42,11 @@ pub struct CertificateRow {
     pub issued_at: i64,
     /// Until when it must be confirmed, if it was sealed; in seconds since 1970.
     pub confirm_by: Option<i64>,
-    /// The certificate itself; `None` if it was never confirmed, for then it is nobody's to see.
+    /// The certificate in DER; `None` if it was never confirmed, because then nobody may see it.
     pub der: Option<Vec<u8>>,
 }
 
-/// What a certificate that somebody presents is worth now.
+/// The status of a certificate that somebody shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CertificateStatus {
     /// Its device may connect.

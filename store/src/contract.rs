@@ -1,17 +1,19 @@
 //! What every store promises, and what each wrong answer would cost.
 //!
 //! A request goes through *plan* (pure, on a [`Snapshot`]), *sign* (outside of any lock) and
-//! *record*. So the hot path is two calls over values: [`Store::snapshot`] and [`Store::record`].
-//! Both can be run again.
+//! *record*. So the hot path is two calls that exchange plain values: [`Store::snapshot`] and
+//! [`Store::record`]. Both can be repeated.
 //!
-//! Whatever processes work on one database at once, and whichever of them dies:
+//! These promises hold however many processes work on one database at once, and whichever of them
+//! dies:
 //!
 //! 1. an EK has at most one device id, and a device id at most one EK;
 //! 2. an EK has at most one active certificate;
-//! 3. a generation of a shared key that was retired is never accepted again;
+//! 3. a retired generation of a shared key is never accepted again;
 //! 4. a revocation is never lost, and the counters of [`Changes`] only grow;
 //! 5. an entry is recorded whole, with its audit, or not at all;
-//! 6. what a call that returned `Ok` recorded survives a crash of the process and of the machine.
+//! 6. once a call has returned `Ok`, what it recorded survives a crash of the process and of the
+//!    machine.
 
 use std::time::Duration;
 
@@ -32,38 +34,40 @@ use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
 /// One connection to a database. Each thread has its own, from
 /// [`Database::open`](crate::Database::open).
 ///
-/// Every call may wait for another process that writes, or for a server that is away: ten seconds
-/// or so, then it fails. A thread that runs asynchronous tasks should leave it to another.
+/// A call may wait for another process that writes, or for a server that cannot be reached. After
+/// some ten seconds it fails. A thread that runs asynchronous tasks should leave these calls to
+/// another thread.
 ///
-/// Errors: the database could not be reached, read or written. An error of a call that writes
-/// means that nothing was written; [`StoreError::Undecided`] alone, that this is not known.
+/// Errors: the database could not be reached, read or written. If a call that writes returns an
+/// error, nothing was written. Only [`StoreError::Undecided`] means that this is not known.
 pub trait Store: Send {
-    /// What is on record about one EK and a device id, all of one moment.
+    /// What is on record about one EK and a device id, all at one moment.
     ///
-    /// It may be out of date when it arrives: [`record`](Self::record) finds that out. A mixture of
-    /// two moments would let a plan pass that fits neither, for example a device id that was free
-    /// in one and an enrolment that granted it in the other.
+    /// The answer may be out of date when it arrives; [`record`](Self::record) finds that out. If
+    /// it mixed two moments, a plan could pass that fits neither of them: for example, the device
+    /// id was free at one moment, and an enrolment granted it at the other.
     fn snapshot(&mut self, question: &Question) -> Result<Snapshot, StoreError>;
 
-    /// Records each entry whole or not at all, all in one durable transaction. An entry is
-    /// [`Recorded::Stale`], and leaves nothing, if the question of its plan has another answer now.
-    /// An entry sees what those before it recorded. One without a basis depends on nothing, and is
-    /// an error if the record forbids it.
+    /// Records the entries in one durable transaction, each entry as a whole or not at all. An
+    /// entry is [`Recorded::Stale`], and nothing of it is recorded, if the question of its plan has
+    /// another answer now. An entry sees what the entries before it recorded. An entry without a
+    /// basis depends on nothing; if the record forbids it, the call fails.
     ///
-    /// A wrong `Done` costs invariants: two active certificates, a device id of two EKs, a
-    /// certificate for a device that was disabled. A wrong `Stale` costs a second plan and
-    /// signature. An `Ok` that is not durable costs a certificate that a device has and the CA does
-    /// not know, which the broker then refuses. `scope` is checked because a certificate of another
-    /// scope than the one on record names topics that nobody serves.
+    /// A wrong `Done` breaks invariants: two active certificates of one EK, one device id for two
+    /// EKs, or a certificate for a disabled device. A wrong `Stale` costs a second plan and
+    /// signature. After an `Ok` that is not durable, a device can have a certificate that the CA
+    /// does not know; the broker then refuses it. `scope` is checked because a certificate of
+    /// another scope than the one on record names topics that nobody serves.
     fn record(&mut self, scope: &Scope, entries: &[Entry]) -> Result<Vec<Recorded>, StoreError>;
 
-    /// What became of the certificate with this digest that a device of this EK confirms, of one
-    /// moment with what is on record about it. One whose time is over has ended, unless it is in
-    /// force: an active one is sealed to a device that asks again.
+    /// What became of the certificate with this digest, which a device with this EK confirms; and
+    /// what is on record about the device, all at one moment. A certificate whose time to be
+    /// confirmed is over has ended, unless it is active: an active certificate is sealed again to a
+    /// device that asks again.
     ///
-    /// A wrong `Unconfirmed` is found by [`record`](Self::record). A wrong `Active` tells a device
-    /// that it may use a certificate that the broker refuses; a wrong `Ended` sends it through the
-    /// whole flow again.
+    /// [`record`](Self::record) finds a wrong `Unconfirmed`. A wrong `Active` tells a device that
+    /// it may use a certificate that the broker refuses. A wrong `Ended` sends the device through
+    /// the whole flow again.
     fn sealed_certificate(
         &mut self,
         ek: &EkId,
@@ -71,23 +75,23 @@ pub trait Store: Send {
         now: OffsetDateTime,
     ) -> Result<SealedOnRecord, StoreError>;
 
-    /// The EKs to which a shared key was offered under this device id. More than one only if the id
-    /// changed hands; admission knows whose it is now.
+    /// The EKs to which a shared key was offered under this device id. There is more than one only
+    /// if the id passed from one EK to another; admission knows which EK has it now.
     ///
-    /// One too few locks a device out; one too many costs a check of a token.
+    /// If one is missing, a device is locked out. One too many costs a check of a token.
     fn shared_key_holders(&mut self, device: &DeviceId)
     -> Result<Vec<SharedKeyHolder>, StoreError>;
 
     /// Whether an EK is on the enrolment list.
     ///
-    /// It is for people who ask: what is decided is decided by a [`snapshot`](Self::snapshot).
+    /// The answer is for people; decisions are made on a [`snapshot`](Self::snapshot).
     fn is_enrolled(&mut self, ek: &EkId) -> Result<bool, StoreError>;
 
-    /// What a certificate with this serial number and digest, which somebody shows as this
-    /// device's, is worth now.
+    /// The status of the certificate with this serial number and digest, which somebody shows as
+    /// this device's.
     ///
-    /// A wrong `Active` lets somebody in who stole the issuing key, or whom an operator removed. It
-    /// must not be out of date: the answer is that of the last revocation that was committed.
+    /// A wrong `Active` lets in somebody who stole the issuing key, or a device that an operator
+    /// removed. The answer must not be out of date: it counts every revocation that was committed.
     fn certificate_status(
         &mut self,
         device: &DeviceId,
@@ -95,7 +99,7 @@ pub trait Store: Send {
         sha256: &[u8; 32],
     ) -> Result<CertificateStatus, StoreError>;
 
-    /// The same of a certificate that somebody shows as an operator's or a worker's. A wrong
+    /// The status of a certificate that somebody shows as an operator's or a worker's. A wrong
     /// `Active` costs more here: an operator may read and send everything.
     fn credential_status(
         &mut self,
@@ -103,26 +107,29 @@ pub trait Store: Send {
         sha256: &[u8; 32],
     ) -> Result<CertificateStatus, StoreError>;
 
-    /// Puts the scope on record that a CA is going to serve. It may be another than before as long
-    /// as nothing was granted in that; afterwards it is [`StoreError::Scope`].
+    /// Puts on record the scope that a CA is going to serve. It may differ from the scope on record
+    /// as long as nothing was granted in that one. Afterwards this fails with
+    /// [`StoreError::Scope`].
     ///
-    /// A wrong `Ok` gives new devices names and topics that the old ones do not have, for ever.
+    /// After a wrong `Ok`, new devices have other names and topics than the old ones, for ever.
     fn record_scope(&mut self, scope: &Scope) -> Result<(), StoreError>;
 
     /// Whether [`record_scope`](Self::record_scope) would take this scope.
     fn may_serve(&mut self, scope: &Scope) -> Result<(), StoreError>;
 
-    /// Puts EKs on the list: all of them, or none if one cannot be. Each result stands where its EK
-    /// does.
+    /// Puts EKs on the enrolment list: all of them, or none if one of them cannot be enrolled. The
+    /// results are in the order of the EKs.
     ///
-    /// Half a list that looks whole leaves devices out that an operator believes to be in.
+    /// If half a list were enrolled as if it were whole, an operator would believe devices to be
+    /// enrolled that are not.
     fn enroll(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError>;
 
     /// Says what [`enroll`](Self::enroll) would do, and does nothing.
     fn rehearse_enroll(&mut self, new: &[NewEnrolment]) -> Result<EnrolResults, StoreError>;
 
     /// Changes what happens when a device asks again, and whether its shared key may be sent to a
-    /// plain storage root key; what is `None` stays as it is. `false` if the EK is not on the list.
+    /// plain storage root key. What is `None` stays as it is. Returns `false` if the EK is not on
+    /// the list.
     fn update_enrolment(
         &mut self,
         ek: &EkId,
@@ -131,15 +138,17 @@ pub trait Store: Send {
     ) -> Result<bool, StoreError>;
 
     /// Forgets an EK: its enrolment and its registration go, its certificates are revoked, its
-    /// shared key is retired, and its device id is free. If it is disabled it remains so. What was
-    /// only offered to it is withdrawn too. `None` if there is nothing to forget.
+    /// shared key is retired, and its device id is free. A disabled EK remains disabled.
+    /// Certificates and shared keys that were only offered to the EK are withdrawn too. Returns
+    /// `None` if there is nothing to forget.
     ///
     /// If the device id were free before the certificates are revoked, two devices would have it.
     fn remove(&mut self, ek: &EkId, now: OffsetDateTime) -> Result<Option<Removed>, StoreError>;
 
-    /// Switches an EK off or on, whether the CA knows it or not; `false` if it was so before.
+    /// Disables or enables an EK, whether the CA knows it or not. Returns `false` if it was so
+    /// before.
     ///
-    /// A lost "off" leaves a device in that an operator believes to be out.
+    /// If disabling is lost, a device can connect that an operator believes to be locked out.
     fn set_disabled(
         &mut self,
         ek: &EkId,
@@ -147,10 +156,10 @@ pub trait Store: Send {
         now: OffsetDateTime,
     ) -> Result<bool, StoreError>;
 
-    /// Retires the shared key of an EK, and those that were offered but not used yet; `false` if it
-    /// never had one.
+    /// Retires the shared key of an EK, and every generation that was offered but not used yet.
+    /// Returns `false` if no shared key was ever offered to the EK.
     ///
-    /// A generation that comes back lets in whoever copied the key for which it was retired.
+    /// If a retired generation were accepted again, somebody who copied its key could connect.
     fn retire_shared_key(&mut self, ek: &EkId) -> Result<bool, StoreError>;
 
     /// Every EK that the CA knows, oldest first.
@@ -165,12 +174,12 @@ pub trait Store: Send {
     /// Every device, in the order of registration.
     fn devices(&mut self) -> Result<Vec<DeviceRow>, StoreError>;
 
-    /// Every certificate, in the order of issuance. One that was never confirmed comes without its
-    /// DER: it names a device to people who should not know of it.
+    /// Every certificate, in the order of issuance. A certificate that was never confirmed comes
+    /// without its DER, which would name a device to people who should not know of it.
     fn certificates(&mut self) -> Result<Vec<CertificateRow>, StoreError>;
 
-    /// Puts a certificate of an operator or a worker on record, without which it lets nobody in;
-    /// `false` if there is one of this name.
+    /// Puts the certificate of an operator or a worker on record. A certificate that is not on
+    /// record lets nobody in. Returns `false` if there is one of this name.
     fn add_credential(
         &mut self,
         name: &str,
@@ -178,20 +187,21 @@ pub trait Store: Send {
         now: OffsetDateTime,
     ) -> Result<bool, StoreError>;
 
-    /// Every such certificate, in the order of issuance.
+    /// Every certificate of an operator or a worker, in the order of issuance.
     fn credentials(&mut self) -> Result<Vec<CredentialRow>, StoreError>;
 
-    /// Revokes the certificate of this name; `None` if there is none, `false` if it was revoked
-    /// before. If this is lost, an operator who left stays in.
+    /// Revokes the operator's or worker's certificate of this name. Returns `None` if there is
+    /// none, `false` if it was revoked before. If a revocation is lost, an operator who left can
+    /// still connect.
     fn revoke_credential(
         &mut self,
         name: &str,
         now: OffsetDateTime,
     ) -> Result<Option<bool>, StoreError>;
 
-    /// Puts the certificate of a device that does not exist on record, with which a broker is
-    /// tried; and in the audit. The device is not registered, and the certificate counts as one
-    /// that never came into force.
+    /// Puts on record, and into the audit, a certificate for a device that does not exist. A broker
+    /// is tried with it. The device is not registered, and the certificate counts as one that never
+    /// came into force.
     fn add_throw_away(
         &mut self,
         device: &DeviceId,
@@ -199,13 +209,13 @@ pub trait Store: Send {
         now: OffsetDateTime,
     ) -> Result<(), StoreError>;
 
-    /// Revokes what [`add_throw_away`](Self::add_throw_away) put on record, and no certificate of a
-    /// device that exists.
+    /// Revokes certificates that [`add_throw_away`](Self::add_throw_away) put on record, and never
+    /// one of a device that exists.
     fn revoke_throw_away(&mut self, ders: &[&[u8]], now: OffsetDateTime) -> Result<(), StoreError>;
 
     /// Adds a vendor's certificate, or makes an anchor of one that is there.
     ///
-    /// A row that nobody added trusts every TPM of a stranger.
+    /// With a row that no operator added, the CA would trust every TPM that a stranger certifies.
     fn add_anchor(&mut self, anchor: &AnchorRow) -> Result<Trusted, StoreError>;
 
     /// Removes a vendor's certificate; `false` if it was not there.
@@ -214,16 +224,17 @@ pub trait Store: Send {
     /// Every vendor's certificate, oldest first.
     fn anchors(&mut self) -> Result<Vec<AnchorRow>, StoreError>;
 
-    /// Which set of vendors' certificates there is now, without reading them. A version that did
-    /// not change with the set leaves a worker trusting a vendor that an operator removed.
+    /// Identifies the present set of vendors' certificates without reading them. If the version did
+    /// not change with the set, a worker would still trust a vendor that an operator removed.
     fn anchors_version(&mut self) -> Result<AnchorsVersion, StoreError>;
 
-    /// What a revocation list of devices names as things are, with its number. Numbers are given
-    /// once, and later numbers stand for later states (RFC 5280 §5.2.3): a list with an older state
-    /// and a newer number would bring back what was revoked. What is overdue is revoked first.
+    /// What a revocation list of devices must name now, and the number of that list. Each number is
+    /// given once, and a higher number stands for a later state (RFC 5280 §5.2.3): a list with an
+    /// older state and a higher number would make revoked certificates good again. First this
+    /// revokes certificates that were not confirmed in time.
     ///
-    /// There may be half a million certificates, which takes a second. It keeps nobody from
-    /// writing, unless the list changes faster than it is read.
+    /// Half a million certificates take a second. Others can write meanwhile, unless the list
+    /// changes faster than it is read.
     fn revocation_list(
         &mut self,
         now: OffsetDateTime,
@@ -234,41 +245,42 @@ pub trait Store: Send {
     /// of operation* if nobody confirmed it or its device was removed.
     fn revoked(&mut self, now: OffsetDateTime) -> Result<RevokedCertificates, StoreError>;
 
-    /// The same of operators and workers.
+    /// The same for operators and workers.
     fn revoked_credentials(&mut self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError>;
 
-    /// The number of the next revocation list: each is given once.
+    /// The number of the next revocation list. Each number is given once.
     fn next_revocation_list(&mut self) -> Result<u32, StoreError>;
 
     /// How often something happened that revokes. Cheap enough to ask every second.
     fn changes(&mut self) -> Result<Changes, StoreError>;
 
-    /// Returns what [`changes`](Self::changes) does as soon as that is other than `seen`, and after
-    /// `timeout` at the latest.
+    /// Returns what [`changes`](Self::changes) returns: as soon as that differs from `seen`, and
+    /// after `timeout` at the latest.
     ///
-    /// Late, it leaves a revoked device connected for as long; so it is to be within a second of
-    /// the commit, on whatever machine that was. Too often costs a look at every connection: a
-    /// caller that acts on each return should leave some time between.
+    /// As long as this is late, a revoked device stays connected. So it must return within a second
+    /// of the commit, on whatever machine that was. After each return, the caller looks at every
+    /// connection, so it should leave some time between two calls.
     fn wait_for_changes(&mut self, seen: Changes, timeout: Duration)
     -> Result<Changes, StoreError>;
 
     /// The newest `count` decisions, oldest first.
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError>;
 
-    /// Revokes certificates that were not confirmed in time, and forgets what `retention` says. At
-    /// most some hundreds of each kind at a time, so that others wait for milliseconds: call it
+    /// Revokes certificates that were not confirmed in time, and forgets what `retention` says. One
+    /// call takes a limited number of each kind, so that others wait only for milliseconds. Call it
     /// again while it returns [`Pruned::more`].
     ///
-    /// Too little costs room. Too much forgets whose a certificate was, or lets a retired
-    /// generation return. So a store that several machines share fails if this machine's clock is
-    /// ahead of its own ([`StoreError::Clock`]); a file has only this one.
+    /// To forget too little costs room. If too much is forgotten, nobody knows any more whose a
+    /// certificate was, or a retired generation is accepted again. So a store that several machines
+    /// share fails if the clock of this machine is ahead of the server's ([`StoreError::Clock`]). A
+    /// file has only the clock of this machine.
     fn prune(&mut self, retention: &Retention, now: OffsetDateTime) -> Result<Pruned, StoreError>;
 
     /// Makes a durable write that changes nothing, and finds out whether there is room for what
     /// comes next, as far as that can be known.
     fn check_writable(&mut self) -> Result<(), StoreError>;
 
-    /// Does what a store needs done now and then so that no write has to wait for it. Nothing is
-    /// lost without.
+    /// Does maintenance that a store needs now and then, so that no write has to wait for it.
+    /// Without it, nothing is lost.
     fn checkpoint(&mut self) -> Result<(), StoreError>;
 }

@@ -18,15 +18,16 @@ pub struct Progress {
 
 /// Copies everything that is on record, with the order of rows and every counter: what was in force
 /// remains so, and no number is given twice. All of it arrives, or nothing. Nobody can write to
-/// `from` meanwhile; returns how many rows there are.
+/// `from` meanwhile. Returns the number of rows.
 ///
-/// Afterwards both hold the CA, and only one may go on: what the other one revoked or retired, the
-/// first would not know. So `from` is [`StoreError::Moved`] to whoever opens it or writes to it. A
-/// crash in the moment between leaves both as if they were the CA's; the copy is whole then.
+/// Afterwards both databases hold the CA, but only one may be used, because neither knows what is
+/// revoked or retired in the other. So it fails with [`StoreError::Moved`] to open `from` or to
+/// write to it. If the process crashes between the commits of the two databases, both look like the
+/// CA's; the copy is complete then.
 ///
 /// # Errors
-/// Another process has the file open that is copied, there is a CA in `to`, there is none in `from` or one of another version of Assay, or one of them
-/// cannot be reached.
+/// Another process has the copied file open, `to` holds a CA already, `from` holds none or one of
+/// another version of Assay, or one of them cannot be reached.
 pub fn copy(
     from: &Database,
     to: &Database,
@@ -38,7 +39,7 @@ pub fn copy(
     for table in TABLES {
         let mut done = Progress { table: table.name, copied: 0, rows: source.count(table)? };
         progress(done);
-        // Of some tables a new CA has a row.
+        // A new CA has a row in some tables.
         sink.clear(table)?;
         let mut batch = Vec::new();
         source.rows(table, &mut |row| {
@@ -78,5 +79,5 @@ fn sink(database: &Database) -> Result<Box<dyn Sink>, StoreError> {
     })
 }
 
-/// Rows that are held in memory: of certificates a megabyte.
+/// Rows that are held in memory at once: a megabyte if they are certificates.
 const BATCH: usize = 1_000;

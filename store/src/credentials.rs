@@ -14,7 +14,8 @@ pub struct Credential {
 }
 
 impl Credential {
-    /// Reads it in DER, for the role that it names; `None` if it is a device's, or cannot be read.
+    /// Reads a certificate in DER; `role` is the role that it names. `None` if that is a device's,
+    /// or if the certificate cannot be read.
     pub fn read(role: Identity, der: &[u8]) -> Option<Self> {
         if matches!(role, Identity::Device { .. }) {
             return None;
@@ -42,11 +43,11 @@ pub struct CredentialRow {
     pub issued_at: i64,
     /// When it expires, in seconds since 1970.
     pub not_after: i64,
-    /// Since when it is revoked, in seconds since 1970.
+    /// When it was revoked, in seconds since 1970; `None` if it was not.
     pub revoked_at: Option<i64>,
 }
 
-/// A device has no credential; no row has its role.
+/// The name of a role in the table. No row has a device's, because a device has no credential.
 pub(crate) fn role(identity: &Identity) -> &'static str {
     match identity {
         Identity::Operator => "operator",

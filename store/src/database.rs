@@ -1,4 +1,4 @@
-//! Where a CA is on record.
+//! The database that holds a CA's record.
 
 use std::path::PathBuf;
 
@@ -7,19 +7,19 @@ use crate::error::{SCHEMA_VERSION, StoreError};
 use crate::postgres::{Postgres, Settings};
 use crate::sqlite::{self, Sqlite};
 
-/// Where a CA is on record. It opens connections, one for each thread.
+/// The database that holds a CA's record. It opens connections, one for each thread.
 #[derive(Clone, Debug)]
 pub enum Database {
-    /// In a PostgreSQL.
+    /// PostgreSQL.
     Postgres(Settings),
-    /// In a file.
+    /// A SQLite file.
     Sqlite(PathBuf),
 }
 
 impl Database {
-    /// Opens a connection. A file that an earlier version of Assay wrote is upgraded, after a copy
-    /// beside it; a PostgreSQL is not, for others may be at work in it: see
-    /// [`upgrade`](Self::upgrade).
+    /// Opens a connection. If an earlier version of Assay wrote the file, this copies the file and
+    /// then upgrades it. It does not upgrade PostgreSQL, because others may be at work in the
+    /// database: see [`upgrade`](Self::upgrade).
     ///
     /// # Errors
     /// There is no CA, another version of Assay wrote it, or it cannot be reached.
@@ -30,12 +30,12 @@ impl Database {
         })
     }
 
-    /// Makes today's schema of an earlier one. In a file a copy is made first; of a PostgreSQL the
-    /// operator makes one, and stops every worker.
+    /// Upgrades an earlier schema to today's. A file is copied first. With PostgreSQL, the operator
+    /// first makes a backup and stops every worker.
     ///
     /// # Errors
-    /// There is no CA, a later version of Assay wrote it, or it cannot be changed, and then it is
-    /// as it was.
+    /// There is no CA, a later version of Assay wrote it, or it cannot be changed; then it is as it
+    /// was.
     pub fn upgrade(&self) -> Result<(), StoreError> {
         match self {
             Self::Postgres(settings) => match Postgres::version(settings)? {
@@ -46,7 +46,7 @@ impl Database {
         }
     }
 
-    /// What stands there, without changing it.
+    /// What the database holds. This changes nothing.
     ///
     /// # Errors
     /// It cannot be reached or read.
@@ -58,7 +58,7 @@ impl Database {
         Ok(Status { place: self.shown(), schema, writer, wanted: SCHEMA_VERSION })
     }
 
-    /// How people may call it.
+    /// Its name, to show to people.
     pub fn shown(&self) -> String {
         match self {
             Self::Postgres(settings) => settings.shown(),
@@ -67,14 +67,14 @@ impl Database {
     }
 }
 
-/// What stands in a database.
+/// What a database holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// Where it is.
     pub place: String,
     /// The version of its schema; 0 if there is no CA.
     pub schema: i64,
-    /// The version of Assay that made the schema so; `unknown` if it is not on record.
+    /// The version of Assay that made this schema; `unknown` if it is not on record.
     pub writer: String,
     /// The version of the schema that this version of Assay reads and writes.
     pub wanted: i64,

@@ -1,5 +1,5 @@
-//! The enrolment list: EKs that an operator vouches for, and devices that an operator switched off
-//! or removed.
+//! The enrolment list: EKs that an operator vouches for, and devices that an operator disabled or
+//! removed.
 
 use std::collections::BTreeMap;
 
@@ -9,31 +9,32 @@ use time::OffsetDateTime;
 
 use crate::error::StoreError;
 
-/// An EK to put on the list. What is `None` is left open: for an EK that is on the list, nothing is
-/// to change.
+/// An EK to put on the list. A field that is `None` agrees with any value that is on record for an
+/// EK on the list.
 #[derive(Clone, Debug)]
 pub struct NewEnrolment {
     /// The EK.
     pub ek_id: EkId,
-    /// The device id it is to have; without one, the id that follows from the EK.
+    /// The device id that it gets; if `None`, the id that is derived from the EK.
     pub device_id: Option<DeviceId>,
-    /// The encoding that the operator's file had.
+    /// The encoding of the EK in the operator's file.
     pub recognised: String,
-    /// What happens when the device asks again; [`Reprovision::Reissue`] unless given.
+    /// What happens when the device asks again; [`Reprovision::Reissue`] if not given.
     pub reprovision: Option<Reprovision>,
-    /// Whether it is an EK of Azure's SDKs, which no vendor certified; it is not unless given.
+    /// Whether it is an EK of Azure's SDKs, which no vendor certified; `false` if not given.
     pub legacy_dps_ek: Option<bool>,
-    /// Whether its shared key may be sent to a plain storage root key; it may not unless given.
+    /// Whether its shared key may be sent to a plain storage root key; `false` if not given.
     pub plain_srk: Option<bool>,
-    /// Whether it is locked out for now; it is not unless given.
+    /// Whether it is disabled; `false` if not given.
     pub disabled: Option<bool>,
-    /// What the operator's list says besides; none leaves open what is on record.
+    /// What the operator's list says besides. If this is empty, the tags on record stay.
     pub tags: Tags,
-    /// Now.
+    /// The time of the enrolment.
     pub added_at: OffsetDateTime,
 }
 
-/// What an operator's list says of an EK that means nothing to the CA, by the names of its columns.
+/// What else an operator's list says of an EK, by the names of the list's columns. It means nothing
+/// to the CA.
 pub type Tags = BTreeMap<String, String>;
 
 /// What became of a [`NewEnrolment`].
@@ -47,7 +48,7 @@ pub enum Enrolled {
     Unchanged,
 }
 
-/// What became of several, each where its [`NewEnrolment`] stands.
+/// What became of several, in the order of the [`NewEnrolment`]s.
 pub type EnrolResults = Vec<Result<Enrolled, EnrolError>>;
 
 /// An EK that the CA knows: enrolled, registered, disabled, or several of these.
@@ -55,11 +56,11 @@ pub type EnrolResults = Vec<Result<Enrolled, EnrolError>>;
 pub struct EnrolmentRow {
     /// The EK.
     pub ek_id: EkId,
-    /// The device id under which it is registered, else the one that its enrolment grants.
+    /// The device id under which it is registered; if it is not, the one that its enrolment grants.
     pub device_id: Option<DeviceId>,
-    /// The encoding that the operator's file had; `None` without an enrolment.
+    /// The encoding of the EK in the operator's file; `None` without an enrolment.
     pub recognised: Option<String>,
-    /// What happens when the device asks again; `None` without an enrolment, which is
+    /// What happens when the device asks again; `None` without an enrolment, which means
     /// [`Reprovision::Reissue`].
     pub reprovision: Option<Reprovision>,
     /// Whether it was enrolled as an EK of Azure's SDKs.
@@ -72,10 +73,10 @@ pub struct EnrolmentRow {
     pub registered: bool,
     /// The shared key that was last offered to it.
     pub shared_key: Option<SharedKeyOnRecord>,
-    /// What the operator's list says of it besides.
+    /// What else the operator's list says of it.
     pub tags: Tags,
-    /// When it was enrolled or, without an enrolment, registered or else disabled; in seconds since
-    /// 1970.
+    /// When it was enrolled; if it was not, when it was registered; if neither, when it was
+    /// disabled. In seconds since 1970.
     pub added_at: i64,
 }
 
@@ -96,9 +97,9 @@ pub enum EnrolError {
     EnrolledAs {
         /// The EK.
         ek: EkId,
-        /// The device id it was given, if any.
+        /// The device id that it was given, if any.
         found: Option<DeviceId>,
-        /// The other one.
+        /// The one that is wanted.
         wanted: DeviceId,
     },
     /// It is on the list with another policy.
@@ -111,27 +112,27 @@ pub enum EnrolError {
         ek: EkId,
         /// Its policy.
         found: Reprovision,
-        /// The other one.
+        /// The one that is wanted.
         wanted: Reprovision,
     },
-    /// It is on the list as an EK of Azure's SDKs and is not to be one, or the other way round.
+    /// It is on the list as an EK of Azure's SDKs and should not be one, or the other way round.
     #[error("EK {ek} is enrolled with legacy_dps_ek {found}, not {}; `assay enroll remove {ek}` first, and enrol it anew", !.found)]
     LegacyDpsEk {
         /// The EK.
         ek: EkId,
-        /// As it is enrolled.
+        /// The value of its enrolment.
         found: bool,
     },
-    /// Its shared key may be sent to a plain storage root key and is not to be, or the other way
+    /// Its shared key may be sent to a plain storage root key and should not be, or the other way
     /// round.
     #[error("EK {ek} is enrolled with plain_srk {found}, not {}; `assay enroll update {ek} --plain-srk={}` changes it", !.found, !.found)]
     PlainSrk {
         /// The EK.
         ek: EkId,
-        /// As it is enrolled.
+        /// The value of its enrolment.
         found: bool,
     },
-    /// It is disabled and is not to be, or the other way round.
+    /// It is disabled and should not be, or the other way round.
     #[error("EK {ek} is {}; `assay enroll {} {ek}` changes that", if *.found { "disabled" } else { "enabled" }, if *.found { "enable" } else { "disable" })]
     Disabled {
         /// The EK.
@@ -139,10 +140,10 @@ pub enum EnrolError {
         /// Whether it is disabled.
         found: bool,
     },
-    /// It was certified under another id.
+    /// It is registered under another device id.
     #[error("EK {0} is registered as {1}; enrol it under that id or leave the device id out")]
     Registered(EkId, DeviceId),
-    /// The id is another EK's.
+    /// The device id is another EK's.
     #[error(
         "device id {0} belongs to EK {1}; if this EK is to take its place: `assay enroll remove \
          {0}` first"
@@ -154,8 +155,8 @@ fn known_as(device_id: &Option<DeviceId>) -> String {
     device_id.as_ref().map_or_else(|| " without a device id".into(), |id| format!(" as {id}"))
 }
 
-/// What becomes of a new enrolment, given what is known of its EK; `holder` says whose a device id
-/// is.
+/// What becomes of a new enrolment. `known` is what is known of its EK; `holder` says which EK
+/// holds a device id.
 pub(crate) fn decide(
     known: Option<&EnrolmentRow>,
     new: &NewEnrolment,
@@ -177,7 +178,7 @@ pub(crate) fn decide(
     Ok(Ok(Enrolled::Added))
 }
 
-/// What contradicts the record.
+/// The first value that contradicts the record.
 fn difference(known: &EnrolmentRow, new: &NewEnrolment) -> Option<EnrolError> {
     let ek = known.ek_id;
     let enrolled = known.recognised.is_some();

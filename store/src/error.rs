@@ -7,10 +7,11 @@ use postgres::error::SqlState;
 /// otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// A vendor's certificate on record is not one.
+    /// A vendor's certificate on record cannot be used.
     #[error(transparent)]
     Anchors(#[from] assay_ca_core::AnchorError),
-    /// The clock of this machine is ahead of the server's, so it is not known what has expired.
+    /// The clock of this machine is ahead of the server's, so the store does not know what has
+    /// expired.
     #[error(
         "the clock of this machine is {0} s ahead of that of PostgreSQL, so nothing is forgotten \
          or revoked for being late: set the clock that is wrong"
@@ -22,7 +23,7 @@ pub enum StoreError {
     /// A file cannot be made or read.
     #[error(transparent)]
     File(#[from] std::io::Error),
-    /// An entry would break what the store promises, so it is a fault of whoever planned it.
+    /// An entry would break what the store promises. The fault is in the code that planned it.
     #[error("a plan contradicts the record that it was made by: {0}")]
     Inconsistent(&'static str),
     /// Another process has the file open.
@@ -30,10 +31,10 @@ pub enum StoreError {
         "another process has {0} open: stop every `assay serve` and `assay worker` first, and try again"
     )]
     InUse(String),
-    /// A migration failed, and the database is as it was.
+    /// A migration failed. The database is as it was.
     #[error("the database cannot be upgraded, and is as it was: {0}")]
     Migration(#[from] refinery::Error),
-    /// It was copied elsewhere, and what was revoked there since is not known here.
+    /// The CA was copied to another database. What was revoked there since is not known here.
     #[error(
         "the CA moved from here to {0}; to go on here all the same, see docs/operations.md, \
          \"PostgreSQL\""
@@ -48,10 +49,10 @@ pub enum StoreError {
     Newer {
         /// Its schema version.
         found: i64,
-        /// The version of Assay that made it so; `unknown` if it is not on record.
+        /// The version of Assay that made this schema; `unknown` if it is not on record.
         writer: String,
     },
-    /// An earlier version of Assay wrote a database that is not upgraded by itself.
+    /// An earlier version of Assay wrote the database, and opening it does not upgrade it.
     #[error(
         "the database has schema version {0}; this version of assay needs {SCHEMA_VERSION}: make a \
          backup (pg_dump), stop every worker, and run `assay store upgrade`"
@@ -60,7 +61,7 @@ pub enum StoreError {
     /// There is no CA in the database.
     #[error("the database holds no CA; `assay store copy` brings one there")]
     Empty,
-    /// The words of PostgreSQL, or of the connection to it.
+    /// An error of PostgreSQL or of the connection to it.
     #[error("PostgreSQL: {}", explained(.0))]
     Postgres(#[from] postgres::Error),
     /// Devices know the CA by another scope.
@@ -70,19 +71,19 @@ pub enum StoreError {
          CA for {is} (assay init)"
     )]
     Scope {
-        /// On record.
+        /// The scope on record.
         was: Scope,
-        /// As it is wanted.
+        /// The scope that is wanted.
         is: Scope,
     },
-    /// What is asked for does not make sense.
+    /// A setting is wrong, or what it names cannot be used.
     #[error("{0}")]
     Settings(String),
-    /// SQLite's own words.
+    /// An error of SQLite.
     #[error("database: {0}")]
     Sqlite(#[from] rusqlite::Error),
-    /// PostgreSQL was lost while it committed, and did not come back in time to say whether it did.
-    /// All of it is on record, or nothing.
+    /// The connection to PostgreSQL was lost during a commit, and PostgreSQL did not come back in
+    /// time to say whether it committed. All of the transaction is on record, or nothing.
     #[error(
         "the connection to PostgreSQL was lost while it committed: what was to be recorded is on \
          record as a whole or not at all; look, and do it again if need be"
@@ -94,7 +95,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether it is for what was to be recorded, so that something else may be.
+    /// Whether an entry is the reason, so that another entry may still be recorded.
     pub(crate) fn is_of_an_entry(&self) -> bool {
         match self {
             Self::Inconsistent(_) | Self::Unreadable(_) => true,
@@ -110,13 +111,13 @@ impl StoreError {
         }
     }
 
-    /// Of a value that somebody else than Assay must have written.
+    /// The error for a value that Assay cannot have written.
     pub(crate) fn unreadable(error: impl ToString) -> Self {
         Self::Unreadable(error.to_string())
     }
 }
 
-/// The client's own text says only in which phase it failed.
+/// The error with its causes: the client's own text says only in which phase it failed.
 fn explained(error: &postgres::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -133,5 +134,5 @@ fn explained(error: &postgres::Error) -> String {
     }
 }
 
-/// Of the schema that this version of Assay reads and writes; the same in both stores.
+/// The version of the schema that this version of Assay reads and writes; the same in both stores.
 pub(crate) const SCHEMA_VERSION: i64 = 7;

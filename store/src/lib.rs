@@ -1,9 +1,9 @@
 //! What a CA has on record: trust anchors, enrolments, devices, certificates, generations of shared
 //! keys, audit.
 //!
-//! [`contract`] says what a store promises. There are two: [SQLite](sqlite), a file of its own for
-//! one machine and the default, and [PostgreSQL](postgres), for workers on several machines.
-//! [`Database`] opens either, and [`copy`] moves a CA from one to another.
+//! [`contract`] says what a store promises. There are two stores: [SQLite](sqlite), which is the
+//! default, is a file for one machine; [PostgreSQL](postgres) is for workers on several machines.
+//! [`Database`] opens either, and [`copy`] moves a CA from one to the other.
 
 pub mod contract;
 

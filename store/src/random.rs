@@ -8,7 +8,7 @@ pub(crate) fn random() -> impl rand_core::CryptoRng {
     UnwrapErr(getrandom::SysRng)
 }
 
-/// For names that must be unguessable.
+/// Random bytes that nobody can guess.
 pub(crate) fn random_bytes<const LEN: usize>() -> [u8; LEN] {
     let mut bytes = [0; LEN];
     random().fill_bytes(&mut bytes);

@@ -1,4 +1,4 @@
-//! Records a batch although some of it cannot be recorded.
+//! Records a batch even if some of its entries cannot be recorded.
 
 use assay_wire::Scope;
 
@@ -6,9 +6,9 @@ use crate::act::{Entry, Recorded};
 use crate::contract::Store;
 use crate::error::StoreError;
 
-/// As [`Store::record`]; but if an entry is why it fails, each is tried alone, so that the others
-/// are recorded. `None` where an entry is not on record, or where that is not known; `failed` hears
-/// why.
+/// Calls [`Store::record`]. If that fails because of an entry, this records each entry alone, so
+/// that one bad entry does not keep the others out. A result is `None` if its entry is not on
+/// record, or if that is not known; `failed` gets each error.
 pub fn record_each(
     store: &mut dyn Store,
     scope: &Scope,

@@ -14,17 +14,18 @@ pub struct Retention {
     audit: u32,
 }
 
-/// Certificates that expired until then are forgotten, if they have ended.
+/// The times up to which expired certificates are forgotten, if they have ended. In seconds since
+/// 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Expiries {
-    /// Of those that nobody confirmed: seconds since 1970-01-01T00:00:00Z.
+    /// For certificates that nobody confirmed.
     pub(crate) never_confirmed: i64,
-    /// Of the others.
+    /// For the others.
     pub(crate) in_force: i64,
 }
 
 impl Retention {
-    /// Quotas are counted from the certificates on record, so one stays for their period at least.
+    /// Quotas count the certificates on record, so each stays at least for the period of the quota.
     pub(crate) fn expiries(&self, now: OffsetDateTime) -> Expiries {
         Expiries {
             never_confirmed: (now - QUOTA_PERIOD).unix_timestamp(),
@@ -33,30 +34,29 @@ impl Retention {
     }
 
     /// How long a certificate that was in force stays on record after it ended and expired, so that
-    /// who looks into something that happened finds whose it was. 0 to 3650 days; 30 unless set.
+    /// somebody who investigates an incident finds whose it was. 0 to 3650 days; 30 unless set.
     ///
-    /// While it has not expired it stays whatever this says: the revocation list names it until
-    /// then (RFC 5280 §3.3). It stays for a day more, because it counts against a quota. A device
-    /// can have 24 new ones a day, so a row costs it an hour.
+    /// Until it expires, it stays whatever this says, because the revocation list names it until
+    /// then (RFC 5280 §3.3). Then it stays for at least one more day, because it counts against a
+    /// quota. A device can get 24 certificates a day, so it can make one row an hour.
     pub fn ended(&self) -> Duration {
         self.ended
     }
 
-    /// How long the offer of a first shared key waits to be used. 1 to 3650 days; 30 unless set: a
-    /// device that was provisioned uses its key within seconds, and one that was switched off
-    /// in between asks again.
+    /// How long the offer of a first shared key stays if the key is not used. 1 to 3650 days; 30
+    /// unless set. A device uses its key within seconds after the offer, and a device that was
+    /// switched off in between asks again.
     ///
-    /// Whoever has the certificates of many EKs can make as many rows as these. Only offers are
-    /// forgotten that change nothing: of a generation that was retired, or sent to a plain storage
-    /// root key, something must be remembered for ever, and it takes an operator to make such a
-    /// row.
+    /// Somebody who has the certificates of many EKs can make that many rows. Only offers that
+    /// change nothing are forgotten. A generation that was retired, or that was sent to a plain
+    /// storage root key, must be remembered for ever, and it takes an operator to cause such a row.
     pub fn unused_offers(&self) -> Duration {
         self.unused_offers
     }
 
-    /// How many decisions that changed what a device has are kept, and as many others. 1,000 to
-    /// 10,000,000; 100,000 unless set: of entries as long as they can be (a detail has 512 bytes at
-    /// most) they take 75 MB, of usual ones 25 MB.
+    /// How many decisions that changed what a device has are kept, and how many others: this number
+    /// of each. 1,000 to 10,000,000; 100,000 unless set. These take 75 MB if all entries are as
+    /// long as they can be (a detail has at most 512 bytes), and usually 25 MB.
     pub fn audit(&self) -> u32 {
         self.audit
     }
@@ -104,10 +104,10 @@ fn within(name: &str, value: u32, least: u32, most: u32) -> Result<u32, StoreErr
     Err(StoreError::Settings(format!("{name} is {value}; it may be {least} to {most}")))
 }
 
-/// Ten years: who looks into something older has a backup.
+/// Ten years: for something older, there are backups.
 const MOST_DAYS: u32 = 3650;
 
-/// What was revoked for being late, and forgotten.
+/// How much was revoked because it was not confirmed in time, and how much was forgotten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pruned {
     /// Certificates that were not confirmed in time, and are revoked now.
@@ -118,13 +118,13 @@ pub struct Pruned {
     pub offers: u64,
     /// Decisions that were forgotten.
     pub audit: u64,
-    /// Whether there is more of one of them than one call takes.
+    /// Whether there may be more of one kind than one call takes.
     pub more: bool,
 }
 
-/// Rows of one kind in one transaction: some 10 ms, for others wait to write.
+/// Rows of one kind in one transaction. They take some 10 ms, during which others wait to write.
 pub(crate) const BATCH: i64 = 500;
-/// The same of the audit, whose rows lie side by side: as many as a busy CA makes in some seconds.
+/// The same for the audit, whose rows lie side by side: as many as a busy CA makes in some seconds.
 pub(crate) const AUDIT_BATCH: i64 = 5_000;
 
 #[cfg(test)]

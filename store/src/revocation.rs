@@ -1,4 +1,4 @@
-//! What is no longer good, and lists of it.
+//! Certificates that are no longer good, and lists of them.
 
 use assay_ca_core::{RevocationReason, Revoked};
 
@@ -11,8 +11,8 @@ pub struct RevokedCertificates {
     pub never_in_force: Vec<Revoked>,
 }
 
-/// Counts what revokes, so that brokers and workers notice without reading the tables. Both only
-/// grow, though one may pass over numbers.
+/// Counts revocations, so that brokers and workers notice them without reading the tables. Both
+/// counters only grow, and may skip numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// How often something happened that may have made a certificate or token in use worthless.
@@ -21,13 +21,14 @@ pub struct Changes {
     pub list: i64,
 }
 
-/// How often a list that changes while it is read is read anew, before it is read with everybody
-/// else kept from writing.
+/// How often a list is read while others may write. If it changes each time, it is read once more
+/// while nobody else may write.
 pub(crate) const OPTIMISM: usize = 3;
 
-/// In the order of issuance: by number, whether it was once in force, and what a list says of it.
+/// Sorts certificates into the order of issuance. Of each it gets the number, whether it was ever
+/// in force, and what a list says of it.
 pub(crate) fn in_order(mut found: Vec<(i64, bool, Revoked)>) -> RevokedCertificates {
-    // Not by the query: SQLite would rather read the whole table in that order.
+    // The query does not sort them, because SQLite would then read the whole table in that order.
     found.sort_unstable_by_key(|(position, ..)| *position);
     let mut revoked = RevokedCertificates::default();
     for (_, was_in_force, certificate) in found {

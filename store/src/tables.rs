@@ -1,4 +1,4 @@
-//! The tables that both stores have, by their columns, to copy a CA from one to another.
+//! The tables that both stores have, and their columns, to copy a CA from one store to another.
 
 use crate::error::StoreError;
 
@@ -10,14 +10,14 @@ pub(crate) struct Table {
     pub(crate) order: Order,
 }
 
-/// A column, and what stands in it.
+/// A column, and the type of its values.
 #[derive(Debug)]
 pub(crate) struct Column {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
 }
 
-/// What stands in a column, or nothing.
+/// The type of the values in a column. A value may be absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Bytes,
@@ -30,15 +30,15 @@ pub(crate) enum Kind {
 /// The order of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// By the column `id`, which stays what it was, and so does the next one.
+    /// By the column `id`. A copy keeps these values, and goes on counting where the original does.
     Id,
-    /// By the first column: it does not matter when a row was made.
+    /// By the first column, because it does not matter when a row was made.
     Key,
-    /// As they were made. SQLite numbers rows; PostgreSQL has a column `number` for it.
+    /// As they were made. SQLite numbers rows itself; PostgreSQL has a column `number` for this.
     Made,
 }
 
-/// What stands in a row under a column.
+/// The value of one column in one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Value {
     Bytes(Option<Vec<u8>>),
@@ -47,12 +47,12 @@ pub(crate) enum Value {
     Truth(Option<bool>),
 }
 
-/// Tables to which nobody can write meanwhile.
+/// The tables of a CA that is copied. Nobody can write to them meanwhile.
 pub(crate) trait Source {
     /// How many rows a table has.
     fn count(&mut self, table: &Table) -> Result<u64, StoreError>;
 
-    /// The last number that the column `id` gave.
+    /// The last number that was given in the column `id`.
     fn last_id(&mut self, table: &Table) -> Result<i64, StoreError>;
 
     /// Reads every row, in order.
@@ -62,22 +62,22 @@ pub(crate) trait Source {
         each: &mut dyn FnMut(Vec<Value>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError>;
 
-    /// Puts on record where the CA moved, once this [ends](Self::finish).
+    /// Puts on record where the CA moved to. This counts once [`finish`](Self::finish) returns.
     fn leave(&mut self, place: &str) -> Result<(), StoreError>;
 
-    /// Makes that durable: from then on nobody opens or writes it.
+    /// Makes that durable: from then on, nobody can open the CA here or write to it.
     fn finish(self: Box<Self>) -> Result<(), StoreError>;
 }
 
-/// Tables of a CA that is there once they are finished.
+/// The tables that a CA is copied into. The CA is there once [`finish`](Self::finish) returns.
 pub(crate) trait Sink {
-    /// Takes out what a new CA has.
+    /// Deletes the rows that a new CA has.
     fn clear(&mut self, table: &Table) -> Result<(), StoreError>;
 
     /// Appends rows.
     fn add(&mut self, table: &Table, rows: &[Vec<Value>]) -> Result<(), StoreError>;
 
-    /// Has the column `id` go on after this number.
+    /// Makes the column `id` count on after this number.
     fn set_last_id(&mut self, table: &Table, id: i64) -> Result<(), StoreError>;
 
     /// Makes all of it durable.
@@ -113,8 +113,8 @@ const AUDIT: &[Column] = &[
     number("duration_us"),
 ];
 
-/// Every table but `writer`. What counts revocations comes last, for copying the tables before it
-/// counts some.
+/// Every table that is copied. The counters of revocations come last, because copying the other
+/// tables changes them.
 pub(crate) const TABLES: &[Table] = &[
     Table { name: "scope", order: Order::Key, columns: &[text("name")] },
     Table {

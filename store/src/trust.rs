@@ -42,8 +42,8 @@ pub struct AnchorsVersion {
 pub enum Trusted {
     /// It is trusted from now on.
     Added,
-    /// It was there for something else, which an anchor takes the place of.
+    /// It was there, and is now an anchor with the given allowances.
     Changed,
-    /// It was there.
+    /// It was there already.
     Already,
 }

@@ -8,11 +8,11 @@ use time::OffsetDateTime;
 use crate::act::{Act, Basis, Entry, IdInQuestion, Question, Snapshot};
 use crate::error::StoreError;
 
-/// What an entry writes, and what it asks first.
+/// What an entry writes, and the question that must have the same answer as before.
 pub(crate) struct Planned<'a> {
-    /// What it was planned by, which must still be so.
+    /// The basis of its plan, which must still hold.
     pub(crate) basis: Option<&'a Basis>,
-    /// That of the basis, or one that is made up.
+    /// The question of the basis. Without a basis, one about the EK and the device id of the write.
     pub(crate) question: Question,
     pub(crate) write: Write<'a>,
 }
@@ -21,9 +21,9 @@ pub(crate) struct Planned<'a> {
 pub(crate) enum Write<'a> {
     /// A certificate that comes into force.
     Certificate(NewCertificate<'a>),
-    /// One that waits.
+    /// A certificate that waits to be confirmed.
     Waiting(NewCertificate<'a>),
-    /// One that waited and comes into force.
+    /// A certificate that waited and comes into force.
     Activation(Activation<'a>),
     /// A shared key that is offered.
     Offer(NewOffer<'a>),
@@ -170,7 +170,7 @@ impl<'a> Write<'a> {
         Some(NewDevice { device_id: self.device_id(), ek_id: self.ek_id(), assurance, at })
     }
 
-    /// When a certificate comes into force by it, and another ends.
+    /// When its certificate comes into force, so that the one before ends.
     pub(crate) fn supersedes_at(&self) -> Option<OffsetDateTime> {
         match self {
             Self::Certificate(new) => Some(new.issued_at),
@@ -179,8 +179,8 @@ impl<'a> Write<'a> {
         }
     }
 
-    /// Refuses what is about something else than its basis: that this still holds would say
-    /// nothing.
+    /// Refuses a write that is about something else than its basis: a basis that still holds would
+    /// then say nothing about it.
     fn check(&self, Basis { question, snapshot }: &Basis) -> Result<(), StoreError> {
         if self.ek_id() != question.ek {
             return Err(StoreError::Inconsistent("it is about another EK"));
@@ -219,16 +219,16 @@ fn new_certificate<P>(
     }
 }
 
-/// Whether a question has the same answer as before. A certificate never changes under its serial
-/// number, so comparing needs no DER.
+/// Whether two answers to a question are the same. The certificate with a serial number never
+/// changes, so this compares no DER.
 pub(crate) fn is_same(a: &Snapshot, b: &Snapshot) -> bool {
     let actives = [a, b].map(|snapshot| snapshot.active.as_ref().map(|active| active.serial));
     let [waiting, waited] = [a, b].map(|snapshot| snapshot.waiting.iter().map(|it| it.serial));
     a.records == b.records && actives[0] == actives[1] && waiting.eq(waited)
 }
 
-/// Everything that an entry and the question behind it depend on: two entries that share none of
-/// these can be recorded together.
+/// Everything that an entry and its question depend on. Two entries that share none of these can be
+/// recorded together.
 pub(crate) fn touched(planned: &Planned<'_>) -> Vec<Touched> {
     let (named, others) = match &planned.question.device {
         IdInQuestion::Is(device) => (device, &[][..]),

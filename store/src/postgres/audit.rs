@@ -1,4 +1,4 @@
-//! The record of every decision.
+//! The audit: the record of every decision.
 
 use assay_wire::{DeviceId, EkId};
 use postgres::Row;

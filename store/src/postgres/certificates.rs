@@ -118,7 +118,7 @@ impl Postgres {
         let (_, certificate) = X509Certificate::from_der(der).map_err(StoreError::unreadable)?;
         let validity = certificate.validity();
         let audit = AuditEntry::of_throw_away(device, now);
-        // That of no EK.
+        // The id of no EK.
         let ek = random_bytes::<32>();
         let ik = Sha256::digest(certificate.public_key().raw);
         let sha256 = Sha256::digest(der);
@@ -159,7 +159,8 @@ impl Postgres {
     }
 }
 
-/// The newest first, which it most likely is: an EK may have thousands that are over.
+/// The newest comes first, because it is most likely the right one: an EK may have thousands of
+/// certificates that ended.
 const SEALED: &str =
     "SELECT serial, device_id, ik_id, assurance, issued_at, confirm_by, der, status
     FROM certificates

@@ -1,4 +1,4 @@
-//! Values as they stand in the tables.
+//! Reads values from the columns of a row.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use crate::error::StoreError;
 
-/// A value that is stored as its text.
+/// Reads a value that is stored as text.
 pub(super) fn parsed<T: FromStr<Err: Display>>(row: &Row, column: usize) -> Result<T, StoreError> {
     row.get::<_, &str>(column).parse().map_err(StoreError::unreadable)
 }
@@ -39,7 +39,7 @@ pub(super) fn array<const LEN: usize>(bytes: &[u8]) -> Result<[u8; LEN], StoreEr
     bytes.try_into().map_err(StoreError::unreadable)
 }
 
-/// A number that is kept as a `bigint`, which none of ours needs.
+/// Reads a number that is stored as a `bigint`, although a smaller type is enough for it.
 pub(super) fn small<T: TryFrom<i64, Error: Display>>(
     row: &Row,
     column: usize,

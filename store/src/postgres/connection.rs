@@ -1,4 +1,4 @@
-//! A store's connection, which is made anew when it was lost, and what is tried again.
+//! A store's connection: it is made again after a loss, and failed work is tried again.
 
 use std::io;
 use std::thread;
@@ -17,12 +17,12 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// A connection that is made when it is first used.
+    /// The connection is made when it is first used.
     pub(super) fn new(settings: &Settings) -> Self {
         Self { settings: settings.clone(), session: None }
     }
 
-    /// Reads by one statement.
+    /// Reads with one statement.
     pub(super) fn read<T: Send>(
         &mut self,
         mut work: impl FnMut(&mut Session) -> Result<T, StoreError> + Send,
@@ -38,7 +38,7 @@ impl Postgres {
         })
     }
 
-    /// Reads several things of one moment, or one thing that is long.
+    /// Reads several things at one moment, or one thing that is long.
     pub(super) fn read_together<T: Send>(
         &mut self,
         mut work: impl FnMut(&mut Session) -> Result<T, StoreError> + Send,
@@ -46,8 +46,9 @@ impl Postgres {
         self.read(|session| session.read_together(&mut work))
     }
 
-    /// Runs `work` in one write transaction, again if it must be; all of it is durable when this
-    /// returns `Ok`, or none of it happened.
+    /// Runs `work` in one transaction that writes, and again after an error that may pass. If this
+    /// returns `Ok`, all of the transaction is durable. After an error none of it happened, except
+    /// after [`StoreError::Undecided`].
     pub(super) fn write<T: Send>(
         &mut self,
         mut work: impl FnMut(&mut Session) -> Result<T, StoreError> + Send,
@@ -92,7 +93,8 @@ impl Postgres {
         }
     }
 
-    /// Asks what became of a transaction whose commit nobody answered, once it has ended.
+    /// Finds out whether a transaction was committed whose commit got no answer. Waits until that
+    /// transaction has ended.
     fn was_committed(&mut self, mark: &Mark, patience: &mut Patience) -> Result<bool, StoreError> {
         loop {
             let is_there = |session: &mut Session| mark.is_there(session);
@@ -106,7 +108,7 @@ impl Postgres {
         }
     }
 
-    /// Waits before another attempt, if that may help.
+    /// Waits before another attempt, if that may help. If not, returns the error.
     fn recover(&mut self, error: StoreError, patience: &mut Patience) -> Result<(), StoreError> {
         let again = match &error {
             StoreError::Postgres(error) => remedy(error),
@@ -128,8 +130,8 @@ impl Drop for Postgres {
     }
 }
 
-/// Runs `work` on a thread that runs no asynchronous tasks, as the client demands: this one, or
-/// another, which takes some 50 µs more.
+/// Runs `work` on a thread that runs no asynchronous tasks, as the client demands. If this thread
+/// runs such tasks, `work` runs on another one, which takes some 50 µs more.
 pub(super) fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     if tokio::runtime::Handle::try_current().is_err() {
         return work();
@@ -148,8 +150,8 @@ enum Remedy {
 
 fn remedy(error: &postgres::Error) -> Option<Remedy> {
     let Some(code) = error.code() else {
-        // Not the server's words: the connection was lost, or there was none.
-        // What TLS finds wrong with a certificate stays so.
+        // The error does not come from the server: the connection was lost, or could not be made.
+        // If TLS refused a certificate, another attempt would not help.
         let is_of_the_network = std::error::Error::source(error)
             .and_then(|source| source.downcast_ref::<io::Error>())
             .is_some_and(|error| error.kind() != io::ErrorKind::InvalidData);
@@ -164,17 +166,17 @@ fn remedy(error: &postgres::Error) -> Option<Remedy> {
         SqlState::CANNOT_CONNECT_NOW,
         SqlState::TOO_MANY_CONNECTIONS,
         SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
-        // It became a standby, and another is the one that is written to.
+        // The server became a standby, and another server takes writes.
         SqlState::READ_ONLY_SQL_TRANSACTION,
-        // What a standby says to a transaction that is to write.
+        // What a standby answers to a transaction that wants to write.
         SqlState::FEATURE_NOT_SUPPORTED,
     ];
     let is_lost = is_away.contains(code) || code.code().starts_with("08");
     is_lost.then_some(Remedy::NewConnection)
 }
 
-/// How long something is tried: twice as long between attempts each time, and never as long as
-/// others who began together.
+/// How long something is tried. The pause doubles after each attempt, and has a random part so that
+/// processes that began together do not try together.
 struct Patience {
     deadline: Instant,
     pause: Duration,
@@ -187,7 +189,7 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// `false` if it is at its end.
+    /// Waits for the next attempt. Returns `false` if there is no time left.
     fn wait(&mut self) -> bool {
         let pause = self.pause.mul_f64(0.5 + fastrand::f64() / 2.0);
         if Instant::now() + pause > self.deadline {
@@ -199,8 +201,8 @@ impl Patience {
     }
 }
 
-/// As long as SQLite waits for whoever writes. A server restarts in a second or two; a standby
-/// takes over in about as long as this.
+/// As long as SQLite waits for a process that writes. A server restarts in a second or two; a
+/// standby takes over in about this time.
 const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -273,7 +275,7 @@ mod tests {
         assert!(ask(&mut store, &committed.0));
     }
 
-    /// A server gives the number of what a crash undid to somebody else.
+    /// A server gives the number of a transaction that a crash undid to another one.
     #[test]
     fn transaction_that_a_crash_undid_is_not_taken_for_the_next_one() {
         let server = assay_tests::Postgres::start().unwrap();
@@ -286,7 +288,7 @@ mod tests {
         assert!(!store.was_committed(&lost, &mut Patience::default()).unwrap());
     }
 
-    /// One that the old connection still works on is waited for.
+    /// The server may still work on the transaction for the old connection.
     #[test]
     fn commit_that_is_still_under_way_is_waited_for() {
         let server = assay_tests::Postgres::shared().unwrap();
@@ -301,7 +303,7 @@ mod tests {
         ends.join().unwrap();
     }
 
-    /// A transaction that is open, and its number.
+    /// Begins a transaction. Returns its mark and its number.
     fn begun(store: &mut Postgres) -> (Mark, String) {
         let session = store.session().unwrap();
         let mark = session.begin_writing().unwrap();

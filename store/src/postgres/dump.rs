@@ -10,7 +10,7 @@ use super::settings::Settings;
 use crate::error::{SCHEMA_VERSION, StoreError};
 use crate::tables::{Kind, Order, Sink, Source, Table, Value};
 
-/// Tables of a CA to which nobody can write meanwhile.
+/// The tables of a CA that is copied. Nobody can write to them meanwhile.
 pub(crate) struct Tables(Session);
 
 impl Tables {
@@ -70,7 +70,7 @@ impl Source for Tables {
     }
 }
 
-/// A CA that is there once it is finished.
+/// The tables of a new CA, which is there once they are finished.
 pub(crate) struct NewTables(Session);
 
 impl NewTables {
@@ -82,7 +82,7 @@ impl NewTables {
             session = Session::open(settings)?;
         }
         session.client.batch_execute(BEGIN)?;
-        // What every CA has is a scope, once it served, or a credential, since it was made.
+        // A new CA gets a credential when it is made, and a scope when it first serves.
         let is_used = "SELECT EXISTS (SELECT FROM scope) OR EXISTS (SELECT FROM credentials)
             OR EXISTS (SELECT FROM enrolments) OR EXISTS (SELECT FROM certificates)
             OR EXISTS (SELECT FROM shared_keys) OR EXISTS (SELECT FROM anchors)";
@@ -122,7 +122,7 @@ impl Sink for NewTables {
     }
 
     fn set_last_id(&mut self, table: &Table, id: i64) -> Result<(), StoreError> {
-        // Of a sequence that never gave a number, the next is the first.
+        // If the sequence never gave a number, its next one is the first.
         let query = "SELECT setval(pg_get_serial_sequence($1::text, 'id'), greatest($2::int8, 1), $2::int8 > 0)";
         self.0.client.query_one(query, &[&table.name, &id])?;
         Ok(())
@@ -144,7 +144,7 @@ fn values(table: &Table, row: &Row) -> Vec<Value> {
     table.columns.iter().map(|column| column.kind).enumerate().map(value).collect()
 }
 
-/// One column of rows, as an array.
+/// One column of the rows, as an array.
 fn column<'a>(kind: Kind, place: usize, rows: &'a [Vec<Value>]) -> Box<dyn ToSql + Sync + 'a> {
     let cells = rows.iter().map(move |row| &row[place]);
     match kind {
@@ -183,7 +183,7 @@ fn truth(value: &Value) -> Option<bool> {
     }
 }
 
-/// As whoever writes, and for as long as it takes.
+/// Takes the lock of a transaction that writes, and has no time limit.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE;
     LOCK TABLE write_lock IN EXCLUSIVE MODE;
     SET LOCAL statement_timeout = 0;

@@ -1,5 +1,5 @@
-//! The enrolment list: EKs that an operator vouches for, and devices that an operator switched off
-//! or removed.
+//! The enrolment list: EKs that an operator vouches for, and devices that an operator disabled or
+//! removed.
 
 use std::collections::HashMap;
 
@@ -109,7 +109,8 @@ impl Postgres {
 /// What is known of EKs.
 type Known = HashMap<EkId, EnrolmentRow>;
 
-/// What would become of each, one after another. Two statements, however many they are.
+/// What would become of each enrolment, one after another. It takes two statements, however many
+/// enrolments there are.
 fn judge(session: &mut Session, new: &[NewEnrolment]) -> Result<(EnrolResults, Known), StoreError> {
     let eks: Vec<_> = new.iter().map(|new| &new.ek_id.as_bytes()[..]).collect();
     let rows = session.query(KNOWN, &[&eks])?;
@@ -119,7 +120,8 @@ fn judge(session: &mut Session, new: &[NewEnrolment]) -> Result<(EnrolResults, K
         new.iter().filter_map(|new| new.device_id.as_ref().map(DeviceId::as_str)).collect();
     let mut holders = HashMap::new();
     for row in session.query(HOLDERS, &[&wanted])? {
-        // A registration comes before an enrolment.
+        // The rows of registrations come before those of enrolments, so a registration counts
+        // first.
         holders.entry(parsed::<DeviceId>(&row, 0)?).or_insert(ek_id(&row, 1)?);
     }
     let mut known = on_record.clone();
@@ -209,7 +211,7 @@ fn put_on_list(
         let times: Vec<_> = disabled.iter().map(|new| new.added_at.unix_timestamp()).collect();
         session.execute(DISABLE, &[&eks, &times])?;
     }
-    // The last of several for one EK counts.
+    // If there are several for one EK, the last one counts.
     let retagged: HashMap<_, _> =
         with(Enrolled::Retagged).map(|new| (&new.ek_id.as_bytes()[..], tags(new))).collect();
     if !retagged.is_empty() {

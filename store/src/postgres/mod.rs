@@ -1,14 +1,15 @@
 //! The store for workers on several machines: PostgreSQL 15 or later.
 //!
 //! Why no invariant can break between processes: a connection can only read
-//! (`default_transaction_read_only`), but in one place ([`connection`]), which begins a transaction
-//! by locking the table `write_lock` for itself alone. So transactions that write happen one after
-//! another, each with a snapshot that it took after the one before it had committed; whatever it
-//! checks holds until it has written what the check allowed, and no order of processes, crashes and
-//! retries can give a result that one process alone could not have. Transactions are `REPEATABLE
-//! READ`, so one would fail, and be tried again, if somebody wrote by hand without the lock. One
-//! device id per EK and back, and one active certificate per EK, are constraints of the schema
-//! besides. Decision 0011 has what `SERIALIZABLE` without the lock costs instead.
+//! (`default_transaction_read_only`), except in a transaction that says that it writes. Such a
+//! transaction first locks the table `write_lock` for itself alone. So transactions that write
+//! happen one after another, and each takes its snapshot after the one before it has committed.
+//! What a transaction checks holds until it has written what the check allowed. No order of
+//! processes, crashes and retries can give a result that one process alone could not have.
+//! Transactions are `REPEATABLE READ`: if somebody wrote by hand without the lock, a transaction
+//! would fail and be tried again. Besides, the schema has constraints: one device id per EK, one EK
+//! per device id, and one active certificate per EK. Decision 0011 says what `SERIALIZABLE` without
+//! the lock would cost instead.
 
 mod audit;
 mod certificates;
@@ -59,7 +60,7 @@ impl Postgres {
         Ok(store)
     }
 
-    /// Makes today's schema where there is none or an earlier one.
+    /// Makes today's schema where there is no schema or an earlier one.
     ///
     /// # Errors
     /// A later version of Assay wrote it, or it cannot be made.
@@ -273,7 +274,7 @@ impl Store for Postgres {
         self.prune_all(retention, now)
     }
 
-    /// How much room the server's disk has, a client cannot know.
+    /// A client cannot know how much room the server's disk has.
     fn check_writable(&mut self) -> Result<(), StoreError> {
         self.write(|session| {
             session.execute("UPDATE revocation_lists SET number = number", &[])?;
@@ -281,7 +282,7 @@ impl Store for Postgres {
         })
     }
 
-    /// The server does its own.
+    /// The server makes its own checkpoints.
     fn checkpoint(&mut self) -> Result<(), StoreError> {
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! The hot path: what is on record about an EK, and acts that were planned by it.
+//! The hot path: reads what is on record about an EK, and records acts that were planned on it.
 //!
-//! A batch of any length costs the same few statements, for each works on arrays.
+//! A batch of any length costs the same few statements, because each statement works on arrays.
 
 use std::collections::HashSet;
 
@@ -51,8 +51,8 @@ impl Postgres {
 /// An entry that writes something, and where it stands among the entries.
 type Placed<'a> = (usize, Planned<'a>);
 
-/// Puts entries one after another that depend on the same EK or device id; those of one group can be
-/// recorded at once.
+/// Splits entries into groups, in order. No two entries of a group depend on the same EK or device
+/// id, so all of them can be recorded at once.
 fn apart(planned: Vec<Placed<'_>>) -> Vec<Vec<Placed<'_>>> {
     let mut groups: Vec<Vec<Placed<'_>>> = Vec::new();
     let mut taken = HashSet::new();
@@ -68,13 +68,13 @@ fn apart(planned: Vec<Placed<'_>>) -> Vec<Vec<Placed<'_>>> {
     groups
 }
 
-/// What still holds, and what is on record where it is written to.
+/// A write whose basis still holds, and what is on record about its EK.
 struct Holding<'a> {
     write: &'a Write<'a>,
     answer: &'a Answer,
 }
 
-/// Records those that still hold, and returns the places of the others.
+/// Records the entries whose basis still holds, and returns the places of the others.
 fn record(session: &mut Session, group: &[Placed<'_>]) -> Result<Vec<usize>, StoreError> {
     let questions: Vec<_> = group.iter().map(|(_, planned)| &planned.question).collect();
     let answers = answers(session, &questions, Der::Without)?;
@@ -101,7 +101,7 @@ fn record(session: &mut Session, group: &[Placed<'_>]) -> Result<Vec<usize>, Sto
     Ok(stale)
 }
 
-/// The certificates that are to come into force and wait for that.
+/// The serial numbers of the certificates that are to come into force and still wait for that.
 fn waiting(session: &mut Session, group: &[Placed<'_>]) -> Result<HashSet<Vec<u8>>, StoreError> {
     let serials: Vec<_> = group
         .iter()
@@ -142,7 +142,7 @@ fn register(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreErr
     Ok(())
 }
 
-/// Columns of several statements.
+/// Columns of rows for `devices`.
 #[derive(Default)]
 struct Rows<'a> {
     devices: Vec<&'a str>,
@@ -151,7 +151,7 @@ struct Rows<'a> {
     times: Vec<i64>,
 }
 
-/// The active certificates of those that get another.
+/// Supersedes the active certificates of EKs that get another.
 fn supersede(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
     let (mut serials, mut times) = (vec![], vec![]);
     for Holding { write, answer } in group {
@@ -245,7 +245,8 @@ fn offer_keys(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreE
     let generations: Vec<_> = new.iter().map(|new| i64::from(new.generation)).collect();
     let plain: Vec<_> = new.iter().map(|new| i64::from(new.plain_srk_generation)).collect();
     let times: Vec<_> = new.iter().map(|new| new.offered_at.unix_timestamp()).collect();
-    // Once seen, a vendor's word stays: anybody may leave the certificate out of a request.
+    // Once a vendor's certificate was seen, this assurance stays, because anybody may leave the
+    // certificate out of a later request.
     let vendor = Assurance::VendorCertificate.to_string();
     session
         .execute(OFFER, &[&eks, &devices, &assurances, &generations, &plain, &times, &vendor])?;

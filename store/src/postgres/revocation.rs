@@ -1,4 +1,4 @@
-//! What is no longer good, lists of it, and news of it.
+//! Certificates that are no longer good, lists of them, and news of revocations.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ impl Postgres {
                 return Ok((found, number));
             }
         }
-        // It changes faster than it is read, so nobody may write meanwhile.
+        // The list changes faster than it is read, so nobody else may write meanwhile.
         self.write(|session| Ok((revoked(session, now)?, next_number(session)?)))
     }
 
@@ -65,8 +65,9 @@ impl Postgres {
         self.read(changes)
     }
 
-    /// The server tells of what anybody committed; that it may have told before somebody listened,
-    /// or to a connection that was lost, makes no difference, for this looks every now and then.
+    /// The server notifies its clients of each commit that revokes. A notification is missed if it
+    /// came before this listened, or over a connection that was lost. So this also looks every now
+    /// and then.
     pub(super) fn wait(&mut self, seen: Changes, timeout: Duration) -> Result<Changes, StoreError> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -86,12 +87,12 @@ impl Postgres {
         }
     }
 
-    /// Waits until the server tells of something, or the connection is lost.
+    /// Waits until the server notifies, the connection is lost, or the time is over.
     fn hear(&mut self, timeout: Duration) {
         let Ok(session) = self.session() else { return };
         let mut notifications = session.client.notifications();
         let _ = notifications.timeout_iter(timeout).next();
-        // One look suffices for all that it told meanwhile.
+        // One look suffices for all notifications that came meanwhile.
         while let Ok(Some(_)) = notifications.iter().next() {}
     }
 
@@ -103,7 +104,7 @@ impl Postgres {
         let Expiries { never_confirmed, in_force: ended } = retention.expiries(now);
         let offered = (now - retention.unused_offers()).unix_timestamp();
         let kept = i64::from(retention.audit());
-        // Most often there is nothing, and it keeps nobody from writing.
+        // Most often there is nothing to do, and this look keeps nobody from writing.
         let has_to = self.read(|session| {
             Ok(has_overdue(session, now)?
                 || session
@@ -134,7 +135,7 @@ impl Postgres {
     }
 }
 
-/// What is forgotten does not come back, so one machine with a wrong clock must not do it for all.
+/// What is forgotten does not come back, so a machine with a wrong clock must not prune for all.
 fn check_clock(session: &mut Session) -> Result<(), StoreError> {
     let servers: i64 = session.query_one(CLOCK, &[])?.get(0);
     let ahead = OffsetDateTime::now_utc().unix_timestamp() - servers;
@@ -170,10 +171,10 @@ fn next_number(session: &mut Session) -> Result<u32, StoreError> {
 
 const CLOCK: &str = "SELECT extract(epoch FROM clock_timestamp())::int8";
 const LISTEN: &str = "SELECT format('LISTEN %I', 'assay_' || current_schema())";
-/// How late a revocation is noticed if the server's word of it was lost.
+/// How late a revocation is noticed if the server's notification was lost.
 const POLL: Duration = Duration::from_millis(900);
 
-// All of these find the few certificates that matter by an index, among a million that do not.
+// All of these statements find by an index the few certificates that matter among a million.
 const HAS_OVERDUE: &str = "SELECT EXISTS (SELECT FROM certificates
     WHERE status = 'unconfirmed' AND confirm_by <= $1)";
 const REVOKE_OVERDUE: &str = "UPDATE certificates SET status = 'revoked', ended_at = $1, der = ''

@@ -9,7 +9,7 @@ use crate::error::StoreError;
 
 impl Postgres {
     pub(super) fn put_scope(&mut self, scope: &Scope) -> Result<(), StoreError> {
-        // Most often; and it keeps nobody from writing.
+        // Most often it is this scope, and this look keeps nobody from writing.
         if self.read(on_record)?.as_ref() == Some(scope) {
             return Ok(());
         }
@@ -26,8 +26,8 @@ impl Postgres {
     }
 }
 
-/// Refuses to record anything about a device in another scope than the one on record, which another
-/// process may have changed since this one began to serve.
+/// Refuses another scope than the one on record. Another process may have changed the scope on
+/// record since this one began to serve.
 pub(super) fn check_scope(session: &mut Session, scope: &Scope) -> Result<(), StoreError> {
     match on_record(session)? {
         Some(was) if was != *scope => Err(StoreError::Scope { was, is: scope.clone() }),
@@ -35,8 +35,8 @@ pub(super) fn check_scope(session: &mut Session, scope: &Scope) -> Result<(), St
     }
 }
 
-/// Refuses another scope than the one on record, once something was granted in that; what was made
-/// to try brokers does not count.
+/// Refuses another scope than the one on record, once something was granted in the one on record.
+/// Certificates that were made to try brokers do not count.
 fn may_serve(session: &mut Session, scope: &Scope) -> Result<(), StoreError> {
     match on_record(session)? {
         Some(was) if was != *scope && session.query_one(HAS_GRANTED, &[])?.get(0) => {

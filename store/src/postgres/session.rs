@@ -9,38 +9,39 @@ use super::settings::Settings;
 use crate::error::StoreError;
 use crate::random::random_bytes;
 
-/// One connection. It can only read, but in [`try_write`](Self::try_write).
+/// One connection. It can only read, except in [`try_write`](Self::try_write).
 pub(super) struct Session {
     pub(super) client: Client,
-    /// By their text.
+    /// Prepared statements, by their text.
     statements: HashMap<&'static str, Statement>,
-    /// Whether it hears of changes.
+    /// Whether the server notifies it of changes.
     pub(super) listens: bool,
 }
 
-/// What a statement is given.
+/// The parameters of a statement.
 pub(super) type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// What became of a transaction.
 pub(super) enum Attempt<T> {
     Committed(T),
-    /// The connection was lost while the server committed: by the mark one can ask.
+    /// The connection was lost while the server committed. The mark tells whether it did.
     Undecided {
         value: T,
         mark: Mark,
     },
 }
 
-/// What a transaction leaves in the table `commits`, and is there if it was committed. Its number
-/// would not do: a server that crashed, or one that took over, gives the numbers of lost
-/// transactions to others.
+/// What a transaction writes to the table `commits`. It is there only if the transaction was
+/// committed. The number of the transaction would not tell this: a server that crashed, or a
+/// standby that took over, gives the numbers of lost transactions to others.
 pub(super) struct Mark {
     place: i64,
     token: Vec<u8>,
 }
 
 impl Mark {
-    /// Asks in a transaction that writes: the lock is free once the one in question has ended.
+    /// Call this in a transaction that writes: such a transaction gets the lock only when the one
+    /// in question has ended.
     pub(super) fn is_there(&self, session: &mut Session) -> Result<bool, StoreError> {
         let query = "SELECT FROM commits WHERE place = $1 AND token = $2";
         Ok(session.query_opt(query, &[&self.place, &self.token])?.is_some())
@@ -99,7 +100,7 @@ impl Session {
         Ok(statement)
     }
 
-    /// Reads several things of one moment, or one thing that is long.
+    /// Reads several things at one moment, or one thing that is long.
     pub(super) fn read_together<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
@@ -110,7 +111,7 @@ impl Session {
         result
     }
 
-    /// Runs `work` in the one transaction at a time that may write.
+    /// Runs `work` in a transaction that writes. Only one such transaction runs at a time.
     pub(super) fn try_write<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, StoreError>,
@@ -119,7 +120,7 @@ impl Session {
         let (mark, value) = match done {
             Ok(done) => done,
             Err(error) => {
-                // If the connection is lost, the server does it alone.
+                // If the connection is lost, the server rolls back by itself.
                 let _ = self.client.batch_execute("ROLLBACK");
                 return Err(error);
             }
@@ -144,14 +145,15 @@ impl Session {
     }
 }
 
-/// Whether the server ended the connection with it, so that a commit may have happened all the same.
+/// Whether the server ended the connection with this error. Then a commit may have happened all the
+/// same.
 fn ends_session(error: &postgres::error::DbError) -> bool {
     matches!(error.severity(), "FATAL" | "PANIC")
 }
 
-/// A connection reads unless it says otherwise, so nothing is written without the lock. Plans are
-/// made once, and not by how many rows there happened to be then: each statement of the hot path
-/// finds its rows by an index.
+/// A transaction only reads unless it says otherwise, so nothing is written without the lock. The
+/// server makes each plan once, whatever the number of rows at that time: each statement of the hot
+/// path must find its rows by an index.
 const SETUP: &str = "SET default_transaction_read_only = on;
     SET statement_timeout = '30s';
     SET lock_timeout = '10s';
@@ -162,18 +164,18 @@ const SETUP: &str = "SET default_transaction_read_only = on;
     SET enable_hashjoin = off;
     SET enable_mergejoin = off;
     SET jit = off";
-/// Lists of a million rows take seconds, and are best read from one end to the other.
+/// A list of a million rows takes seconds, and is best read from one end to the other.
 const BEGIN_READING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
     SET LOCAL statement_timeout = '10min';
     SET LOCAL idle_in_transaction_session_timeout = '10min';
     SET LOCAL enable_seqscan = on;
     SET LOCAL enable_hashjoin = on;
     SET LOCAL enable_mergejoin = on";
-/// The lock comes before the first look: `LOCK TABLE` alone takes no snapshot, so what is read
-/// afterwards is what those before have left.
+/// The lock comes before the first query. `LOCK TABLE` takes no snapshot, so the transaction reads
+/// what the transactions before it left.
 const BEGIN_WRITING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE;
     LOCK TABLE write_lock IN EXCLUSIVE MODE";
-/// See [`Mark`]. As many stay as a fast disk commits in half a minute.
+/// See [`Mark`]. The table keeps as many marks as a fast disk commits in half a minute.
 const MARK: &str = "INSERT INTO commits (place, token)
     VALUES (nextval('commit_places') % 16384, $1)
     ON CONFLICT (place) DO UPDATE SET token = excluded.token
@@ -199,7 +201,7 @@ fn plan(session: &mut Session, sql: &str) -> String {
     let nulls = if count == 0 { String::new() } else { format!("({nulls})") };
     let ask =
         format!("DEALLOCATE ALL; PREPARE asked AS {sql}; EXPLAIN (COSTS off) EXECUTE asked{nulls}");
-    // Only a transaction that writes may have this planned.
+    // The server plans statements that write only in a transaction that may write.
     session.client.batch_execute("SET default_transaction_read_only = off").unwrap();
     let messages = session.client.simple_query(&ask).unwrap();
     let lines = messages.iter().filter_map(|message| match message {

@@ -1,4 +1,4 @@
-//! Which PostgreSQL, and how to get in.
+//! Which PostgreSQL database to use, and how to connect to it.
 
 use std::env;
 use std::fmt;
@@ -18,7 +18,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::error::StoreError;
 
-/// Which PostgreSQL a CA is in, and how to get there.
+/// Which PostgreSQL database holds a CA, and how to connect to it.
 #[derive(Clone)]
 pub struct Settings {
     config: Arc<Config>,
@@ -27,19 +27,20 @@ pub struct Settings {
 
 impl Settings {
     /// Reads a connection string, as `postgres://assay@db.example:5432/assay` or as
-    /// `host=/run/postgresql user=assay dbname=assay`. Several hosts may stand in it, with commas
-    /// in between: the first that lets us write serves.
+    /// `host=/run/postgresql user=assay dbname=assay`. It may name several hosts, separated by
+    /// commas: the first one that accepts writes is used.
     ///
-    /// Over TCP the connection is TLS, and the server must show a certificate for the name in the
-    /// string that leads to one in `roots` (PEM); unless the string says `sslmode=disable`. Over a
-    /// Unix socket there is no TLS.
+    /// Over TCP the connection uses TLS, unless the string says `sslmode=disable`. The server must
+    /// show a certificate for the host name in the string, and the certificate must lead to one in
+    /// `roots` (PEM). Over a Unix socket there is no TLS.
     ///
-    /// The password is what `password_file` holds, or else what stands for this server in the file
-    /// that the variable `PGPASSFILE` names, if any. Both must be readable for their owner alone.
+    /// The password is the content of `password_file`. Without that file, it is the one for this
+    /// server in the file that the environment variable `PGPASSFILE` names, if any. Only their
+    /// owner may be able to read these files.
     ///
     /// # Errors
-    /// The string cannot be read or has a password in it, a file cannot be read or is readable for
-    /// others, or there are no roots for TLS.
+    /// The string cannot be read or has a password in it, a file cannot be read or others can read
+    /// it, or there are no roots for TLS.
     pub fn new(
         url: &str,
         roots: Option<&Path>,
@@ -70,7 +71,7 @@ impl Settings {
             .keepalives_interval(KEEPALIVE)
             .keepalives_retries(3)
             .tcp_user_timeout(3 * KEEPALIVE)
-            // A standby would answer too, and what it answers may be out of date.
+            // A standby would answer too, but its answers may be out of date.
             .target_session_attrs(TargetSessionAttrs::ReadWrite);
         let is_local = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
         let tls = if is_local || config.get_ssl_mode() == SslMode::Disable {
@@ -83,7 +84,7 @@ impl Settings {
         Ok(Self { config: config.into(), tls })
     }
 
-    /// How people may call it.
+    /// Its name, to show to people.
     pub(crate) fn shown(&self) -> String {
         let hosts = self.config.get_hosts().iter().map(|host| match host {
             Host::Tcp(name) => name.clone(),
@@ -160,8 +161,9 @@ fn secret(file: &Path) -> Result<String, StoreError> {
     Ok(text)
 }
 
-/// What a password file says of this server: lines `host:port:database:user:password`, of which `*`
-/// stands for any (PostgreSQL's manual, "The Password File").
+/// The password for this server in a password file. Its lines are
+/// `host:port:database:user:password`; `*` in a field stands for any value (PostgreSQL's manual,
+/// "The Password File").
 fn of_passfile(text: &str, config: &Config) -> Option<String> {
     let host = config.get_hosts().first().map(|host| match host {
         Host::Tcp(name) => name.clone(),
@@ -179,7 +181,8 @@ fn of_passfile(text: &str, config: &Config) -> Option<String> {
     })
 }
 
-/// Up to five, where a backslash takes a colon or a backslash into the field.
+/// Splits a line into up to five fields. A backslash makes the next character a part of the field,
+/// even a colon or a backslash.
 fn fields(line: &str) -> Vec<String> {
     let mut fields = vec![String::new()];
     let mut characters = line.chars();
@@ -194,7 +197,7 @@ fn fields(line: &str) -> Vec<String> {
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A server that is gone without a word is noticed after three of these.
+/// A server that disappears without closing the connection is noticed after three of these.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Which generation of its shared key an EK has. The keys themselves are nowhere.
+//! Which generation of its shared key an EK has. The keys themselves are not stored.
 
 use assay_ca_core::SharedKeyHolder;
 use assay_wire::{DeviceId, EkId};
@@ -26,15 +26,15 @@ impl Postgres {
     }
 }
 
-/// Retires the shared key of an EK, and those that were offered but not used yet.
+/// Retires the shared key of an EK, and every generation that was offered but not used yet.
 pub(super) fn retire(session: &mut Session, ek: &EkId) -> Result<bool, StoreError> {
     Ok(session.execute(RETIRE, &[&&ek.as_bytes()[..]])? == 1)
 }
 
 const HOLDERS: &str =
     "SELECT ek_id, assurance FROM shared_keys WHERE device_id = $1 ORDER BY offered_at, ek_id";
-/// None that was offered is later than the next of the one on record, or of the last that a plain
-/// SRK was offered.
+/// An offered generation is at most one above the generation on record, or one above the last that
+/// was offered to a plain SRK. So the new number is above all of them.
 const RETIRE: &str = "UPDATE shared_keys
     SET generation = greatest(generation, plain_srk_generation) + 2, is_used = false
     WHERE ek_id = $1";

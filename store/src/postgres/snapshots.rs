@@ -1,4 +1,4 @@
-//! What is on record about EKs: the answers to many questions by one statement.
+//! What is on record about EKs: one statement answers many questions.
 
 use assay_ca_core::{
     ActiveCertificate, CertificateOnRecord, EncryptedCertificate, Enrolment, QUOTA_PERIOD, Records,
@@ -12,7 +12,7 @@ use super::session::Session;
 use crate::act::{IdInQuestion, Question, Snapshot};
 use crate::error::StoreError;
 
-/// Whether certificates come with their DER, which comparing does not need.
+/// Whether certificates come with their DER. To compare snapshots, it is not needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Der {
     With,
@@ -22,11 +22,11 @@ pub(super) enum Der {
 /// The answer to a question.
 pub(super) struct Answer {
     pub(super) snapshot: Snapshot,
-    /// The serial number of the EK's active certificate, whatever IK that is for.
+    /// The serial number of the EK's active certificate, for any IK.
     pub(super) active: Option<Vec<u8>>,
 }
 
-/// The answers, each where its question stands. All are of one moment.
+/// The answers, in the order of the questions, all at one moment.
 pub(super) fn answers(
     session: &mut Session,
     questions: &[&Question],
@@ -117,7 +117,7 @@ fn answer(row: &Row, question: &Question) -> Result<Answer, StoreError> {
     Ok(Answer { snapshot: Snapshot { records, active, waiting }, active: serial })
 }
 
-/// Certificates come as arrays, one for each column.
+/// The query returns these certificates as arrays, one for each column.
 fn waiting(
     row: &Row,
     ek_id: &EkId,
@@ -150,8 +150,9 @@ fn waiting(
     .collect()
 }
 
-/// Whose the device id in question is, and which of the other EKs is on record, as `sqlite/records`
-/// asks for one EK. The active certificate is found by the two columns of its index.
+/// Asks for many EKs what `sqlite/records.rs` asks for one, also who holds the device id in
+/// question and which of the other EKs is on record. The query names both columns of the index of
+/// active certificates, so that PostgreSQL uses it.
 const SNAPSHOTS: &str = "SELECT
     EXISTS (SELECT FROM disabled_eks l WHERE l.ek_id = q.ek),
     e.device_id, e.reprovision, e.legacy_dps_ek, e.plain_srk,

@@ -17,7 +17,7 @@ impl Postgres {
             let result = match known {
                 None => Trusted::Added,
                 Some(known) if known.becomes(anchor.role) => {
-                    // A new row has a new number, so that whoever watches the version notices.
+                    // A new row has a new number, so the version changes.
                     remove(session, &anchor.fingerprint)?;
                     Trusted::Changed
                 }
@@ -76,12 +76,12 @@ fn remove(session: &mut Session, fingerprint: &[u8; 32]) -> Result<bool, StoreEr
     Ok(rows == 1)
 }
 
-/// What stands in a column `kind` and the next, `allowances`.
+/// Reads a column `kind` and the next one, `allowances`.
 fn role(row: &Row, column: usize) -> Result<Role, StoreError> {
     Ok(match row.get(column) {
         "root" => Role::Root,
         "anchor" => Role::Anchor(parsed(row, column + 1)?),
-        // The schema has no other.
+        // The schema allows no other kind.
         _ => Role::Issuer,
     })
 }

@@ -1,4 +1,4 @@
-//! Having a file for oneself alone.
+//! Takes a file for one connection alone.
 
 use std::path::Path;
 
@@ -6,14 +6,14 @@ use rusqlite::{Connection, ErrorCode};
 
 use crate::error::StoreError;
 
-/// Takes the file for this connection alone, until that is closed, and everything out of its
-/// write-ahead log. Waits as long as the connection does for a lock.
+/// Takes the file for this connection alone until the connection is closed, and moves everything
+/// from the write-ahead log into the file. Waits as long as the connection waits for a lock.
 ///
 /// # Errors
 /// Another process has it open, even if it does nothing.
 pub(super) fn take_alone(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let take = || {
-        // Whoever has the log open keeps this from happening.
+        // This fails while another process has the log open.
         connection.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?;
         connection.query_row("PRAGMA locking_mode = EXCLUSIVE", [], |_| Ok(()))?;
         connection.execute_batch("BEGIN EXCLUSIVE; COMMIT")?;

@@ -1,4 +1,4 @@
-//! The record of every decision.
+//! The audit: the record of every decision.
 
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Row, params};
@@ -30,7 +30,8 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Forgets the oldest beyond the newest `kept` of each part, and returns how many of each.
+    /// Keeps the newest `kept` entries of each part, and forgets a batch of the others, oldest
+    /// first. Returns how many entries of each part it forgot.
     pub(super) fn prune_audit(&self, kept: u32) -> Result<[usize; 2], StoreError> {
         let mut forgotten = [0; 2];
         for (query, forgotten) in [PRUNE_CHANGES, PRUNE_OTHERS].into_iter().zip(&mut forgotten) {

@@ -14,7 +14,7 @@ use crate::error::StoreError;
 use crate::writes::{NewCertificate, NewDevice};
 
 impl Transaction<'_> {
-    /// Puts a row into the table: of a certificate in force, unless it was not confirmed.
+    /// Adds a certificate: as active, or as unconfirmed if it has no time of confirmation.
     pub(super) fn insert_certificate(&self, new: &NewCertificate<'_>) -> Result<(), StoreError> {
         self.0
             .prepare_cached(
@@ -47,7 +47,7 @@ impl Transaction<'_> {
         Ok(self.0.prepare_cached(query)?.exists([serial])?)
     }
 
-    /// Makes a certificate active that waits.
+    /// Makes a certificate active that waited to be confirmed.
     pub(super) fn put_into_force(
         &self,
         serial: &[u8],
@@ -97,8 +97,8 @@ impl Transaction<'_> {
 }
 
 impl Sqlite {
-    /// What a certificate with this serial number and digest, which somebody shows as this
-    /// device's, is worth now.
+    /// The status of the certificate with this serial number and digest, which somebody shows as
+    /// this device's.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -187,7 +187,8 @@ pub(super) fn sealed(
         Active(DeviceId, Assurance),
         Ended,
     }
-    // The newest first, which it most likely is: an EK may have thousands that are over.
+    // The newest comes first, because it is most likely the right one: an EK may have thousands of
+    // certificates that ended.
     let query = format!(
         "SELECT {UNCONFIRMED}, status FROM certificates
          WHERE ek_id = ?1 AND sha256 = ?2 AND (status = 'active' OR confirm_by > ?3)
@@ -216,7 +217,7 @@ pub(super) fn sealed(
     })
 }
 
-/// The certificates that wait for this EK and IK, the newest first.
+/// The unconfirmed certificates of this EK and IK, newest first.
 pub(super) fn waiting(
     connection: &Connection,
     ek: &EkId,

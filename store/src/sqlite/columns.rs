@@ -1,4 +1,4 @@
-//! Values as they stand in the file.
+//! Reads values from the columns of a row.
 
 use std::str::FromStr;
 
@@ -6,7 +6,7 @@ use assay_wire::{DeviceId, EkId};
 use rusqlite::Row;
 use time::OffsetDateTime;
 
-/// A value that is stored as its text.
+/// Reads a value that is stored as text.
 pub(super) fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
     row: &Row<'_>,
     column: usize,

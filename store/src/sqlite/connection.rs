@@ -31,8 +31,8 @@ impl Sqlite {
         Ok(store)
     }
 
-    /// Makes a store in memory, which nobody else sees and which ends with this value. For tests
-    /// that need thousands.
+    /// Makes a store in memory, which nobody else sees and which ends with this value. It is for
+    /// tests that need thousands of stores.
     ///
     /// # Errors
     /// SQLite failed.
@@ -42,18 +42,18 @@ impl Sqlite {
         Ok(store)
     }
 
-    /// Opens the file. If an earlier version of Assay wrote it, it is upgraded after a copy beside
-    /// it, `assay.db.before-7`.
+    /// Opens the file. If an earlier version of Assay wrote it, this first copies the file to
+    /// `assay.db.before-7` and then upgrades it.
     ///
     /// # Errors
-    /// There is no such file, a later version of Assay wrote it, or it cannot be upgraded, as when
-    /// a process of the earlier version still has it open.
+    /// There is no such file, a later version of Assay wrote it, or it cannot be upgraded, for
+    /// example because a process of the earlier version still has it open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let store = Self::connect(path)?;
         if migrations::is_todays(&store.connection)? {
             return Ok(store);
         }
-        // Whoever has it open keeps others from upgrading it.
+        // An open connection keeps other processes from upgrading the file.
         drop(store);
         migrations::upgrade(path, || Ok(Self::connect(path)?.connection))?;
         Self::connect(path)
@@ -63,8 +63,8 @@ impl Sqlite {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        // Otherwise SQLite parses a statement anew whenever a value changes that it compared with
-        // an index's expression, which costs more than the query itself.
+        // Otherwise SQLite parses a statement again whenever a value changes that it compared with
+        // the expression of an index. That costs more than the query itself.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.set_prepared_statement_cache_capacity(PREPARED_STATEMENTS);
         connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -75,14 +75,13 @@ impl Sqlite {
         Ok(Self { connection })
     }
 
-    /// Puts the scope on record that a CA is going to serve. It may be another than before as long
-    /// as there are no devices.
+    /// Puts on record the scope that a CA is going to serve. It may differ from the scope on record
+    /// as long as nothing was granted in that one.
     ///
     /// # Errors
-    /// There are, and they know the CA by the scope that is on record; or the file cannot be
-    /// written.
+    /// Something was granted in the scope that is on record, or the file cannot be written.
     pub fn record_scope(&mut self, scope: &Scope) -> Result<(), StoreError> {
-        // Most often; and it keeps nobody from writing.
+        // Most often it is this scope, and this look keeps nobody from writing.
         if scope_on_record(&self.connection)?.as_ref() == Some(scope) {
             return Ok(());
         }
@@ -97,16 +96,16 @@ impl Sqlite {
     /// Whether [`record_scope`](Self::record_scope) would take this scope.
     ///
     /// # Errors
-    /// It would not, or the file cannot be read.
+    /// [`record_scope`](Self::record_scope) would refuse this scope, or the file cannot be read.
     pub fn may_serve(&self, scope: &Scope) -> Result<(), StoreError> {
         may_serve(&self.connection, scope)
     }
 
-    /// Runs `work` in one write transaction; all of it is durable when this returns `Ok`, or none
-    /// of it happened.
+    /// Runs `work` in one transaction that writes. If this returns `Ok`, all of the transaction is
+    /// durable; if not, none of it happened.
     ///
     /// # Errors
-    /// What `work` returned, or the commit failed.
+    /// `work` failed, or the commit did.
     pub fn transaction<T>(
         &mut self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
@@ -118,10 +117,11 @@ impl Sqlite {
         Ok(result)
     }
 
-    /// Makes a durable write that changes nothing, and finds room on the disk for what comes next.
+    /// Makes a durable write that changes nothing, and finds out whether the disk has room for what
+    /// comes next.
     ///
-    /// The write alone would not notice a full disk: SQLite writes its log anew from the start once
-    /// it is emptied.
+    /// The write alone would not notice a full disk, because SQLite uses the room of its log again
+    /// once the log is emptied.
     ///
     /// # Errors
     /// The file cannot be written, or there is no room beside it.
@@ -129,19 +129,20 @@ impl Sqlite {
         self.transaction(|Transaction(connection)| {
             let version: i64 =
                 connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-            // SQLite does not look whether it is the same: it writes the page, and the commit waits
-            // for the disk.
+            // SQLite does not look whether the value is the same: it writes the page, and the
+            // commit waits for the disk.
             Ok(connection.pragma_update(None, "user_version", version)?)
         })?;
         let file = Path::new(self.connection.path().unwrap_or_default());
-        // Has no name where the file system allows it; so nothing is left behind, even by a crash.
+        // Where the file system allows it, this file has no name, so even a crash leaves nothing
+        // behind.
         let mut room = tempfile::tempfile_in(file.parent().unwrap_or(file))?;
         Ok(room.write_all(&vec![0; ROOM])?)
     }
 
-    /// Moves what is committed from the write-ahead log to where it belongs, as far as nobody who
-    /// reads needs it there, and delays neither readers nor writers. Nothing is lost without it:
-    /// the log grows until a commit has to do it.
+    /// Moves what is committed from the write-ahead log into the database, except what a reader
+    /// still needs in the log. It delays neither readers nor writers. Without it nothing is lost,
+    /// but the log grows until a commit has to make the checkpoint.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -161,15 +162,15 @@ impl Sqlite {
     }
 }
 
-/// What can be read and written together, atomically.
+/// A transaction that writes: what it reads and writes happens together or not at all.
 pub struct Transaction<'t>(pub(super) &'t Connection);
 
 impl Transaction<'_> {
-    /// Refuses to record anything about a device in another scope than the one on record, which
-    /// another process may have changed since this one began to serve.
+    /// Refuses another scope than the one on record. Another process may have changed the scope on
+    /// record since this one began to serve.
     ///
     /// # Errors
-    /// It is another, or the file cannot be read.
+    /// The scope is another one, or the file cannot be read.
     pub fn check_scope(&self, scope: &Scope) -> Result<(), StoreError> {
         match scope_on_record(self.0)? {
             Some(was) if was != *scope => Err(StoreError::Scope { was, is: scope.clone() }),
@@ -178,8 +179,8 @@ impl Transaction<'_> {
     }
 }
 
-/// Refuses another scope than the one on record, once something was granted in that; what was made
-/// to try brokers does not count.
+/// Refuses another scope than the one on record, once something was granted in the one on record.
+/// Certificates that were made to try brokers do not count.
 fn may_serve(connection: &Connection, scope: &Scope) -> Result<(), StoreError> {
     let has_granted = "SELECT EXISTS (SELECT 1 FROM devices) OR EXISTS (SELECT 1 FROM shared_keys)
                            OR EXISTS (SELECT 1 FROM certificates WHERE assurance <> 'none')";
@@ -199,16 +200,16 @@ pub(super) fn scope_on_record(connection: &Connection) -> Result<Option<Scope>, 
     Ok(statement.query_row([], |row| parsed(row, 0)).optional()?)
 }
 
-/// Per connection, and taken only as it is used: what leads to the leaves of all indexes of a
-/// million devices (some 1,300 pages), and as much for leaves.
+/// The cache of each connection; it takes memory only as it is used. There is room for the inner
+/// pages of all indexes of a million devices (some 1,300 pages), and for some leaves.
 const CACHE_KIB: i64 = 8 * 1024;
-/// The length of the write-ahead log, in pages of 4 KiB, at which a commit does a checkpoint
-/// itself. Long, because such a commit waits for the disk for a second if it has to write that many
-/// pages all over a large file; a worker does it in the background.
+/// The length of the write-ahead log, in pages of 4 KiB, at which a commit makes a checkpoint
+/// itself. The log is long because such a commit waits for the disk for a second, if it has to
+/// write that many pages all over a large file. A worker makes checkpoints in the background.
 const WAL_PAGES: i64 = 16 * 1024;
-/// More than the statements there are, so that each is parsed once per connection.
+/// More than there are statements, so that each is parsed once per connection.
 const PREPARED_STATEMENTS: usize = 64;
-/// What the log grows by in some seconds of a busy CA: some 250 pages.
+/// By how much the log grows in some seconds of a busy CA: some 250 pages.
 const ROOM: usize = 1024 * 1024;
 /// How long one process waits for another's transaction. Ours take milliseconds; an operator's
 /// command never holds one open.

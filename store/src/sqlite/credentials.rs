@@ -10,8 +10,8 @@ use crate::credentials::{Credential, CredentialRow, role};
 use crate::error::StoreError;
 
 impl Sqlite {
-    /// Puts a certificate on record, without which it lets nobody in; `false` if there is one of
-    /// this name.
+    /// Puts the certificate of an operator or a worker on record. A certificate that is not on
+    /// record lets nobody in. Returns `false` if there is one of this name.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -37,7 +37,7 @@ impl Sqlite {
         Ok(rows == 1)
     }
 
-    /// Every such certificate, in the order of issuance.
+    /// Every certificate of an operator or a worker, in the order of issuance.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -59,8 +59,8 @@ impl Sqlite {
         )
     }
 
-    /// Revokes the certificate of this name; `None` if there is none, `false` if it was revoked
-    /// before.
+    /// Revokes the operator's or worker's certificate of this name. Returns `None` if there is
+    /// none, `false` if it was revoked before.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -86,7 +86,8 @@ impl Sqlite {
         })
     }
 
-    /// What a certificate with this digest, which somebody shows as an operator's or a worker's is worth now.
+    /// The status of the certificate with this digest, which somebody shows as an operator's or a
+    /// worker's.
     ///
     /// # Errors
     /// The file cannot be read.

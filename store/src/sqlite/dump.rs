@@ -67,7 +67,7 @@ impl Source for Tables {
     }
 }
 
-/// A new file, which is there once it is finished.
+/// A new file, which gets its name once it is finished.
 pub(crate) struct NewTables {
     connection: Connection,
     path: PathBuf,
@@ -76,7 +76,7 @@ pub(crate) struct NewTables {
 
 impl NewTables {
     pub(crate) fn make(path: &Path) -> Result<Self, StoreError> {
-        // SQLite would take the log of another file for that of this one.
+        // SQLite would take the log that another file left behind for the log of this one.
         for suffix in ["", "-wal", "-shm", "-journal"] {
             let there = beside(path, suffix);
             if there.exists() {
@@ -84,7 +84,7 @@ impl NewTables {
             }
         }
         let part = path.with_extension("db.copy");
-        // What an attempt before left.
+        // An earlier attempt may have left these.
         for suffix in ["", "-wal", "-shm"] {
             match fs::remove_file(beside(&part, suffix)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -124,7 +124,7 @@ impl Sink for NewTables {
 
     fn finish(self: Box<Self>) -> Result<(), StoreError> {
         self.connection.execute_batch("COMMIT")?;
-        // Everything into the one file that gets the name.
+        // Moves everything from the log into the one file that gets the name.
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         self.connection.close().map_err(|(_, error)| error)?;
         fs::File::open(&self.part)?.sync_all()?;
@@ -159,5 +159,5 @@ impl ToSql for Value {
     }
 }
 
-/// For a command that is about to end.
+/// How long to wait for another process: a command may be about to end.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -1,5 +1,5 @@
-//! The enrolment list: EKs that an operator vouches for, and devices that an operator switched off
-//! or removed.
+//! The enrolment list: EKs that an operator vouches for, and devices that an operator disabled or
+//! removed.
 
 use assay_ca_core::{Reprovision, SharedKeyOnRecord};
 use assay_wire::{DeviceId, EkId};
@@ -15,8 +15,8 @@ use crate::enrolments::{
 use crate::error::StoreError;
 
 impl Sqlite {
-    /// Puts EKs on the list: all of them, or none if one cannot be. Each result stands where its EK
-    /// does.
+    /// Puts EKs on the enrolment list: all of them, or none if one of them cannot be enrolled. The
+    /// results are in the order of the EKs.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -48,7 +48,8 @@ impl Sqlite {
     }
 
     /// Changes what happens when a device asks again, and whether its shared key may be sent to a
-    /// plain storage root key; what is `None` stays as it is. `false` if the EK is not on the list.
+    /// plain storage root key. What is `None` stays as it is. Returns `false` if the EK is not on
+    /// the list.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -68,8 +69,9 @@ impl Sqlite {
     }
 
     /// Forgets an EK: its enrolment and its registration go, its certificates are revoked, its
-    /// shared key is retired, and its device id is free. If it is disabled it remains so. What was
-    /// only offered to it is withdrawn too. `None` if there is nothing to forget.
+    /// shared key is retired, and its device id is free. A disabled EK remains disabled.
+    /// Certificates and shared keys that were only offered to the EK are withdrawn too. Returns
+    /// `None` if there is nothing to forget.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -135,7 +137,8 @@ impl Sqlite {
         holder(&self.connection, device)
     }
 
-    /// Switches an EK off or on, whether the CA knows it or not; `false` if it was so before.
+    /// Disables or enables an EK, whether the CA knows it or not. Returns `false` if it was so
+    /// before.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -218,7 +221,7 @@ fn enrolment(connection: &Connection, ek: &EkId) -> Result<Option<EnrolmentRow>,
         .optional()?)
 }
 
-/// The query for what [`enrolment_row`] reads, of the EKs that another query names.
+/// The query for what [`enrolment_row`] reads, about the EKs that the query `eks` names.
 fn what_is_known_of(eks: &str) -> String {
     format!(
         "SELECT k.ek_id, coalesce(d.device_id, e.device_id), e.recognised, e.reprovision, \

@@ -1,11 +1,11 @@
 //! The default store: one SQLite file in the CA's directory.
 //!
 //! What a committed transaction wrote survives a crash of the process and of the machine
-//! (write-ahead log, `synchronous=FULL`). SQLite lets one connection write at a time, whatever
-//! process it is in, and each transaction here that writes takes that lock before it reads: so
-//! transactions happen one after another, and a check and what it allows are of one moment. One
-//! device id per EK and back, and one active certificate per EK, are constraints of the schema
-//! besides.
+//! (write-ahead log, `synchronous=FULL`). SQLite lets one connection of all processes write at a
+//! time. Each transaction here that writes takes that lock before it reads. So these transactions
+//! happen one after another, and what a check finds holds until the transaction has written what
+//! the check allows. Besides, the schema has constraints: one device id per EK, one EK per device
+//! id, and one active certificate per EK.
 
 mod alone;
 mod audit;
@@ -44,7 +44,7 @@ use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
 
 pub use connection::{Sqlite, Transaction};
 
-/// The schema version of a file, and the version of Assay that gave it that.
+/// The schema version of a file, and the version of Assay that gave it that schema.
 ///
 /// # Errors
 /// It cannot be read.
@@ -235,7 +235,7 @@ impl Store for Sqlite {
         Self::changes(self)
     }
 
-    /// SQLite tells nobody of what another process wrote, so this looks every now and then.
+    /// SQLite does not tell one process what another wrote, so this looks every now and then.
     fn wait_for_changes(
         &mut self,
         seen: Changes,

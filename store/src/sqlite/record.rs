@@ -1,4 +1,4 @@
-//! The hot path: what is on record about an EK, and acts that were planned by it.
+//! The hot path: reads what is on record about an EK, and records acts that were planned on it.
 
 use assay_wire::Scope;
 use rusqlite::Connection;
@@ -16,7 +16,7 @@ impl Sqlite {
     /// # Errors
     /// The file cannot be read.
     pub fn snapshot(&self, question: &Question) -> Result<Snapshot, StoreError> {
-        // Of one moment, and with one lock for all of it.
+        // In one transaction, all of it is of one moment and needs one lock.
         let moment = self.connection.unchecked_transaction()?;
         snapshot(&moment, question)
     }

@@ -11,8 +11,8 @@ use super::columns::{ek_id, optional_device_id, parsed, time};
 use crate::act::{IdInQuestion, Question};
 use crate::error::StoreError;
 
-/// Reads all parts of the records, and the certificate in force if it is for the IK in question and
-/// valid.
+/// Reads all parts of the records, and the active certificate if it is for the IK in question and
+/// has not expired.
 pub(super) fn records(
     connection: &Connection,
     question: &Question,

@@ -1,4 +1,4 @@
-//! What is no longer good, and lists of it.
+//! Certificates that are no longer good, and lists of them.
 
 use assay_ca_core::{RevocationReason, Revoked};
 use rusqlite::{Connection, params};
@@ -16,7 +16,7 @@ impl Transaction<'_> {
         Ok(self.0.prepare_cached(PRUNE)?.execute([never_confirmed, in_force, BATCH])?)
     }
 
-    /// The number of the next revocation list: each is given once.
+    /// The number of the next revocation list. Each number is given once.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -31,7 +31,7 @@ impl Sqlite {
     /// (RFC 5280 §5.3.1): *superseded*; *certificate hold* while its device is disabled; *cessation
     /// of operation* if nobody confirmed it or its device was removed.
     ///
-    /// There may be many, which takes a second for half a million. It keeps nobody from writing.
+    /// Half a million certificates take a second. Others can write meanwhile.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -39,8 +39,9 @@ impl Sqlite {
         revoked(&self.connection, now)
     }
 
-    /// What a list names as things are, with its number: later numbers stand for later states. What
-    /// is overdue is revoked first.
+    /// What a revocation list of devices must name now, and the number of that list. A higher
+    /// number stands for a later state. First this revokes certificates that were not confirmed in
+    /// time.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -61,13 +62,13 @@ impl Sqlite {
                 return Ok((revoked, number));
             }
         }
-        // It changes faster than it is read, so nobody may write meanwhile.
+        // The list changes faster than it is read, so nobody else may write meanwhile.
         self.transaction(|transaction| {
             Ok((revoked(transaction.0, now)?, transaction.next_revocation_list()?))
         })
     }
 
-    /// The same of operators and workers.
+    /// The same for operators and workers.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -78,7 +79,7 @@ impl Sqlite {
         })
     }
 
-    /// Both counters.
+    /// How often something happened that revokes.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -98,7 +99,7 @@ impl Sqlite {
         retention: &Retention,
         now: OffsetDateTime,
     ) -> Result<Pruned, StoreError> {
-        // Most often there is nothing, and it keeps nobody from writing.
+        // Most often there is nothing to do, and this look keeps nobody from writing.
         if !self.has_overdue_confirmations(now)? && !self.has_to_prune(retention, now)? {
             return Ok(Pruned::default());
         }
@@ -159,13 +160,13 @@ fn list_changes(connection: &Connection) -> Result<i64, StoreError> {
         .query_row([], |row| row.get(0))?)
 }
 
-/// Up to a batch of what was not confirmed in time.
+/// Revokes up to a batch of certificates that were not confirmed in time.
 fn revoke_overdue(connection: &Connection, now: OffsetDateTime) -> Result<usize, StoreError> {
     Ok(connection.prepare_cached(REVOKE_OVERDUE)?.execute([now.unix_timestamp(), BATCH])?)
 }
 
-// All of these find the few certificates that matter by an index, among a million that do not. A
-// partial index is used only if the query says its condition word for word.
+// All of these statements find by an index the few certificates that matter among a million. SQLite
+// uses a partial index only if the query repeats its condition word for word.
 const PRUNE: &str = "DELETE FROM certificates WHERE rowid IN (
     SELECT * FROM (SELECT rowid FROM certificates
                    WHERE status = 'revoked' AND confirmed_at IS NULL AND not_after <= ?1 LIMIT ?3)

@@ -1,4 +1,4 @@
-//! Which generation of its shared key an EK has. The keys themselves are nowhere.
+//! Which generation of its shared key an EK has. The keys themselves are not stored.
 
 use assay_ca_core::{Assurance, QUOTA_PERIOD, SharedKeyHolder};
 use assay_wire::{DeviceId, EkId};
@@ -26,8 +26,8 @@ impl Transaction<'_> {
                 new.device_id.as_str(),
                 new.assurance.to_string(),
                 new.generation,
-                // Once seen, a vendor's word stays: anybody may leave the certificate out of a
-                // request.
+                // Once a vendor's certificate was seen, this assurance stays, because anybody may
+                // leave the certificate out of a later request.
                 Assurance::VendorCertificate.to_string(),
                 new.plain_srk_generation,
                 new.offered_at.unix_timestamp()
@@ -55,14 +55,14 @@ impl Transaction<'_> {
         Err(StoreError::Inconsistent("the EK was offered no shared key"))
     }
 
-    /// Retires the shared key of an EK, and those that were offered but not used yet; `false` if it
-    /// never had one.
+    /// Retires the shared key of an EK, and every generation that was offered but not used yet.
+    /// Returns `false` if no shared key was ever offered to the EK.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn retire_shared_key(&self, ek: &EkId) -> Result<bool, StoreError> {
-        // None that was offered is later than the next of the one on record, or of the last that a
-        // plain SRK was offered.
+        // An offered generation is at most one above the generation on record, or one above the
+        // last that was offered to a plain SRK. So the new number is above all of them.
         let mut statement = self.0.prepare_cached(
             "UPDATE shared_keys SET generation = max(generation, plain_srk_generation) + 2, \
              is_used = 0 WHERE ek_id = ?1",
@@ -72,8 +72,8 @@ impl Transaction<'_> {
 }
 
 impl Sqlite {
-    /// The EKs to which a shared key was offered under this device id. More than one only if the id
-    /// changed hands; admission knows whose it is now.
+    /// The EKs to which a shared key was offered under this device id. There is more than one only
+    /// if the id passed from one EK to another; admission knows which EK has it now.
     ///
     /// # Errors
     /// The file cannot be read.

@@ -1,4 +1,4 @@
-//! Certificates for devices that do not exist, with which a broker is tried.
+//! Certificates for devices that do not exist, to try a broker with.
 
 use assay_wire::DeviceId;
 use rusqlite::params;
@@ -12,13 +12,13 @@ use crate::error::StoreError;
 use crate::random::random_bytes;
 
 impl Sqlite {
-    /// Puts the certificate of a device that does not exist on record, without which it lets nobody
-    /// in; and in the audit. The device is not registered, and the certificate counts as one that
-    /// never came into force: [forgotten](super::Transaction::prune_expired) when it has been
-    /// revoked and has expired.
+    /// Puts on record, and into the audit, a certificate for a device that does not exist. A
+    /// certificate that is not on record lets nobody in. The device is not registered, and the
+    /// certificate counts as one that never came into force: it is
+    /// [forgotten](crate::contract::Store::prune) when it has been revoked and has expired.
     ///
     /// # Errors
-    /// The file cannot be written, or the certificate not be read.
+    /// The file cannot be written, or the certificate cannot be read.
     pub fn add_throw_away(
         &mut self,
         device: &DeviceId,
@@ -38,7 +38,7 @@ impl Sqlite {
                 params![
                     certificate.raw_serial(),
                     device.as_str(),
-                    // That of no EK.
+                    // The id of no EK.
                     random_bytes::<32>(),
                     Sha256::digest(certificate.public_key().raw).as_slice(),
                     validity.not_before.timestamp(),
@@ -52,7 +52,8 @@ impl Sqlite {
         })
     }
 
-    /// Revokes what [`add_throw_away`](Self::add_throw_away) put on record for these devices.
+    /// Revokes certificates that [`add_throw_away`](Self::add_throw_away) put on record, and never
+    /// one of a device that exists.
     ///
     /// # Errors
     /// The file cannot be written.

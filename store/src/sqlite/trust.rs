@@ -14,7 +14,8 @@ impl Sqlite {
     /// # Errors
     /// The file cannot be written.
     pub fn add_anchor(&self, anchor: &AnchorRow) -> Result<Trusted, StoreError> {
-        // With the write lock from the start: a reader that becomes a writer does not wait for one.
+        // The transaction takes the write lock from the start: one that reads before it writes
+        // would fail instead of waiting for another writer.
         let transaction =
             Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
         let known = transaction
@@ -24,7 +25,7 @@ impl Sqlite {
         let result = match known {
             None => Trusted::Added,
             Some(known) if known.becomes(anchor.role) => {
-                // A new row has a new number, so that whoever watches the version notices.
+                // A new row has a new number, so the version changes.
                 remove(&transaction, &anchor.fingerprint)?;
                 Trusted::Changed
             }
@@ -76,7 +77,7 @@ impl Sqlite {
         })
     }
 
-    /// Which set of vendors' certificates the file holds now, without reading them.
+    /// Identifies the present set of vendors' certificates without reading them.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -92,12 +93,12 @@ fn remove(connection: &Connection, fingerprint: &[u8; 32]) -> rusqlite::Result<b
     Ok(connection.execute("DELETE FROM anchors WHERE fingerprint = ?1", params![fingerprint])? == 1)
 }
 
-/// What stands in a column `kind` and the next, `allowances`.
+/// Reads a column `kind` and the next one, `allowances`.
 fn role(row: &Row<'_>, column: usize) -> rusqlite::Result<Role> {
     Ok(match row.get::<_, String>(column)?.as_str() {
         "root" => Role::Root,
         "anchor" => Role::Anchor(parsed(row, column + 1)?),
-        // The schema has no other.
+        // The schema allows no other kind.
         _ => Role::Issuer,
     })
 }

@@ -1,4 +1,4 @@
-//! What the CA does with a store, in short: each plans on what is on record, and records.
+//! What the CA does with a store, in short: it plans on what is on record, and records.
 
 use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{
@@ -38,7 +38,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
-/// Of which `serial` is the serial number, the certificate and the IK.
+/// A certificate. `serial` stands for its serial number, its content and its IK.
 pub(crate) fn certificate(serial: u8, device: &str, ek_id: EkId) -> CertificateFacts {
     CertificateFacts {
         serial: [serial; 16],
@@ -53,7 +53,7 @@ pub(crate) fn certificate(serial: u8, device: &str, ek_id: EkId) -> CertificateF
     }
 }
 
-/// One that waits for ten minutes to be confirmed.
+/// A certificate that waits for ten minutes to be confirmed.
 pub(crate) fn sealed(serial: u8, device: &str, ek_id: EkId) -> CertificateFacts {
     CertificateFacts {
         confirm_by: Some(now() + Duration::minutes(10)),
@@ -61,7 +61,8 @@ pub(crate) fn sealed(serial: u8, device: &str, ek_id: EkId) -> CertificateFacts 
     }
 }
 
-/// What records a certificate: in force, or waiting if it has a time to be confirmed.
+/// The act that records a certificate: as active, or as unconfirmed if it has a time to be
+/// confirmed.
 pub(crate) fn act(certificate: &CertificateFacts, der: Vec<u8>) -> Act {
     let facts = certificate.clone();
     match facts.confirm_by {
@@ -73,12 +74,12 @@ pub(crate) fn act(certificate: &CertificateFacts, der: Vec<u8>) -> Act {
     }
 }
 
-/// About an EK, a device id and an IK.
+/// A question about an EK, a device id and an IK.
 pub(crate) fn question(ek: EkId, device: &str, ik_id: [u8; 32], at: OffsetDateTime) -> Question {
     Question { ik_id: Some(ik_id), ..Question::about(ek, &id(device), at) }
 }
 
-/// What a plan would be made by.
+/// The basis of a plan.
 pub(crate) fn basis(store: &mut dyn Store, question: Question) -> Result<Basis, StoreError> {
     let snapshot = store.snapshot(&question)?;
     Ok(Basis { question, snapshot })
@@ -165,13 +166,13 @@ pub(crate) fn shared_key(store: &mut Any, ek_id: EkId) -> Option<SharedKeyOnReco
     records(store, ek_id, now()).shared_key
 }
 
-/// The certificates that wait for an EK and IK.
+/// The unconfirmed certificates of an EK and IK.
 pub(crate) fn waiting(store: &mut Any, ek: EkId, serial: u8) -> Vec<Unconfirmed> {
     let question = Question { waiting: true, ..question(ek, "nobody", sha256(&[serial]), now()) };
     store.snapshot(&question).unwrap().waiting
 }
 
-/// As *confirm* plans with a certificate that waits; `None` if it does not.
+/// Plans as *confirm* does. Returns `None` if the certificate does not wait to be confirmed.
 pub(crate) fn plan_to_confirm(store: &mut Any, serial: u8, at: OffsetDateTime) -> Option<Entry> {
     [ek(1), ek(2)].into_iter().find_map(|ek| {
         let certificate = waiting(store, ek, serial).into_iter().next()?;
@@ -182,7 +183,7 @@ pub(crate) fn plan_to_confirm(store: &mut Any, serial: u8, at: OffsetDateTime) -
     })
 }
 
-/// As *confirm* does with a certificate that waits; `false` if it does not.
+/// Confirms a certificate. Returns `false` if it does not wait to be confirmed.
 pub(crate) fn confirm(store: &mut Any, serial: u8, at: OffsetDateTime) -> bool {
     let Some(entry) = plan_to_confirm(store, serial, at) else { return false };
     record(&mut **store, entry).unwrap() == Recorded::Done
@@ -201,7 +202,7 @@ pub(crate) fn decision(n: u32, device: Option<Whom>) -> AuditEntry {
     }
 }
 
-/// Writes decisions alone.
+/// Records decisions that change nothing else.
 pub(crate) fn audit(store: &mut Any, entries: impl IntoIterator<Item = AuditEntry>) {
     let entry = |audit| Entry { act: Act::None, basis: None, audit: Some(audit) };
     let entries: Vec<_> = entries.into_iter().map(entry).collect();

@@ -1,4 +1,4 @@
-//! The contract, tried on both stores.
+//! What the contract promises, on both stores.
 
 use std::thread;
 use std::time::{Duration as StdDuration, Instant};
@@ -94,7 +94,7 @@ fn a_newer_certificate_supersedes_the_older(fixture: &Fixture) {
     assert_eq!(store.devices().unwrap().len(), 1);
 }
 
-/// As somebody can make it who stole the issuing key.
+/// Somebody who stole the issuing key can make such a certificate.
 fn another_certificate_with_the_serial_number_of_a_good_one_is_unknown(fixture: &Fixture) {
     let mut store = fixture.store();
     add(&mut store, &certificate(1, "pump-17", ek(1))).unwrap();
@@ -335,7 +335,7 @@ fn certificates_that_nobody_confirmed_are_counted_for_a_day(fixture: &Fixture) {
     assert_eq!(count(&mut store, now() + Duration::days(1)), 0);
 }
 
-/// They may expire sooner than the quota's period ends.
+/// They may expire before the period of the quota ends.
 fn certificates_that_are_counted_are_not_forgotten(fixture: &Fixture) {
     let mut store = fixture.store();
     let hour = now() + Duration::HOUR;
@@ -586,7 +586,7 @@ fn a_retired_generation_never_returns(fixture: &Fixture) {
     assert!(!retire(&mut store), "there is none");
     offer(&mut store, ek(1), "pump-1", 1);
     accept(&mut store, ek(1), "pump-1", 1).unwrap();
-    // The device was offered the next one, too.
+    // The device was also offered the next generation.
     offer(&mut store, ek(1), "pump-1", 2);
     let seen = store.changes().unwrap().connections;
     assert!(retire(&mut store));
@@ -626,7 +626,7 @@ fn what_a_plain_srk_was_offered_is_remembered_and_retired_with_what_follows_it(f
     assert_eq!(on_record(&mut store), (2, 3, true), "3 is accepted from now on");
     offer_to(&mut store, ParentKind::PlainSrk, ek(1), "pump-1", 2);
     assert_eq!(on_record(&mut store), (2, 3, true));
-    // An import parent is offered 4, so it is not what comes next.
+    // Generation 4 is offered to an import parent, so retiring must go beyond it.
     offer(&mut store, ek(1), "pump-1", 4);
     assert!(retire(&mut store));
     assert_eq!(on_record(&mut store), (5, 3, false));
@@ -777,7 +777,7 @@ fn decisions_are_in_the_order_in_which_they_were_made(fixture: &Fixture) {
         change: if device.is_some() { Change::Made } else { Change::None },
         ..decision(microseconds as u32, device.map(|device| Whom::Proven(id(device))))
     };
-    // Refusals are written later than what is proven, and several at once.
+    // Refusals are written later than the decisions about proven devices, and several at once.
     let written = [at(2, Some("a")), at(4, Some("b")), at(3, None), at(1, None)];
     audit(&mut store, written);
     let mut order =
@@ -799,7 +799,7 @@ fn a_batch_is_recorded_entry_by_entry_and_each_whole_or_not_at_all(fixture: &Fix
     let entries = [
         entry(good, 1, Whom::Proven(id("pump-1"))),
         entry(stale, 2, Whom::Proven(id("pump-2"))),
-        // It was planned before the first of the batch was recorded.
+        // This one was planned before the first entry of the batch was recorded.
         entry(again, 3, Whom::Proven(id("pump-1"))),
         entry(Entry { act: Act::None, basis: None, audit: None }, 4, Whom::Due(id("pump-4"))),
     ];
@@ -837,7 +837,7 @@ fn plan_is_stale_once_anything_that_it_was_made_by_changed(fixture: &Fixture) {
         assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Stale, "{what}");
         assert_eq!(status(&mut store, number), CertificateStatus::Unknown, "{what}");
     }
-    // The device id went to another.
+    // The device id went to another EK.
     let entry = plan(&mut *store, &certificate(120, "pump-1", ek(1))).unwrap();
     add(&mut store, &certificate(121, "pump-1", ek(2))).unwrap();
     assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Stale);
@@ -871,7 +871,7 @@ fn plan_that_contradicts_its_own_basis_is_refused(fixture: &Fixture) {
 fn entry_that_cannot_be_recorded_takes_no_other_with_it(fixture: &Fixture) {
     let mut store = fixture.store();
     add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
-    // Of the same serial number as one on record.
+    // It has the same serial number as one on record.
     let impossible = plan(&mut *store, &certificate(1, "pump-2", ek(2))).unwrap();
     let possible = plan(&mut *store, &certificate(3, "pump-3", ek(3))).unwrap();
     let alone = Entry { act: Act::None, basis: None, audit: Some(decision(7, None)) };
@@ -885,7 +885,7 @@ fn entry_that_cannot_be_recorded_takes_no_other_with_it(fixture: &Fixture) {
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert_eq!(status(&mut store, 3), CertificateStatus::Active);
     assert_eq!(store.audit(9).unwrap().len(), 1);
-    // What is not for an entry is not tried again and again.
+    // If an entry is not the reason for the error, the others are not tried.
     let other: Scope = "other".parse().unwrap();
     store.record_scope(&scope()).unwrap();
     let recorded = record_each(&mut *store, &other, &entries, |error| {
@@ -1062,7 +1062,8 @@ fn the_audit_forgets_the_oldest_beyond_its_limit(fixture: &Fixture) {
     assert!(durations(false).eq(6_000..7_000));
 }
 
-/// One host makes 100,000 refusals in 18 s, and whoever has one ticket can repeat it for 300 s.
+/// One host can cause 100,000 refusals in 18 s, and a client that has one ticket can repeat it for
+/// 300 s.
 fn whoever_asks_without_end_pushes_nothing_out_that_changed_what_a_device_has(fixture: &Fixture) {
     let mut store = fixture.store();
     let retention = Retention::default().with_audit(1_000).unwrap();
@@ -1131,7 +1132,7 @@ fn enroll(store: &mut Any, ek_id: EkId, device_id: Option<&str>) -> Result<Enrol
     store.enroll(&[enrolment(ek_id, device_id)]).unwrap().remove(0)
 }
 
-/// Of a certificate whose device shows it.
+/// The status of a certificate that its own device shows.
 fn status(store: &mut Any, serial: u8) -> CertificateStatus {
     let issued =
         store.certificates().unwrap().into_iter().find(|issued| issued.serial == [serial; 16]);
@@ -1139,12 +1140,12 @@ fn status(store: &mut Any, serial: u8) -> CertificateStatus {
     store.certificate_status(&device, &[serial; 16], &sha256(&[serial])).unwrap()
 }
 
-/// Until there is nothing left to do.
+/// Prunes until there is nothing left to do.
 fn prune(store: &mut Any, at: OffsetDateTime) {
     while store.prune(&Retention::default(), at).unwrap().more {}
 }
 
-/// What a revocation list would say.
+/// What a revocation list would name.
 fn revoked(store: &mut Any) -> Vec<(u8, RevocationReason)> {
     let RevokedCertificates { once_in_force, never_in_force } = store.revoked(now()).unwrap();
     once_in_force

@@ -47,7 +47,7 @@ fn copy_answers_as_the_original_does_and_counts_on() {
         )
     });
     assert_eq!(answers[0], answers[1]);
-    // What comes next is after what was.
+    // The next numbers follow those before the copy.
     let next = stores.each_mut().map(|store| {
         store.add_anchor(&anchor(9)).unwrap();
         (store.anchors_version().unwrap(), store.next_revocation_list().unwrap())
@@ -83,7 +83,7 @@ fn nobody_writes_to_what_is_copied() {
         let target = fixture.directory.path().join("copy.db");
         let mut revoker = None;
         copy(&fixture.database, &Database::Sqlite(target.clone()), |progress| {
-            // It waits, and hears that the CA moved once the copy is finished.
+            // The other thread waits. Once the copy is finished, it learns that the CA moved.
             if progress.table == "scope" {
                 let database = fixture.database.clone();
                 revoker = Some(std::thread::spawn(move || {
@@ -131,7 +131,7 @@ fn file_that_another_process_has_open_is_not_copied() {
     assert!(matches!(refused, Err(StoreError::InUse(_))), "{refused:?}");
     drop(worker);
     copy(&file.database, &server.database, |_| {}).unwrap();
-    // Nothing of it is in a log that would stay behind under the old name.
+    // There is no log that would stay behind under the old name.
     assert!(!file.directory.path().join("assay.db-wal").exists());
 }
 
@@ -152,7 +152,7 @@ fn progress_reaches_the_number_of_rows() {
     assert_eq!(seen, [(0, 2_500), (1_000, 2_500), (2_000, 2_500)]);
 }
 
-/// Rows in every table, with gaps in what counts.
+/// Adds rows to every table, with gaps in the numbers.
 fn fill(store: &mut Any) {
     store.record_scope(&scope()).unwrap();
     for n in [1, 2, 3] {
@@ -205,7 +205,7 @@ fn anchor(n: u8) -> AnchorRow {
     }
 }
 
-/// Every row of every table, in order, and the last number that each counter gave.
+/// Every row of every table, in order, and the last number that each table gave.
 fn tables(path: &Path) -> BTreeMap<String, Vec<Vec<Value>>> {
     let file = Connection::open(path).unwrap();
     let names = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'refinery%'

@@ -9,13 +9,13 @@ use assay_store::sqlite::Sqlite;
 use assay_store::{Database, PostgresSettings};
 use assay_tests::Postgres as Server;
 
-/// A connection to either.
+/// A connection to a store of either kind.
 pub(crate) type Any = Box<dyn Store>;
 
-/// An empty database; gone when dropped.
+/// An empty database. It is deleted when this is dropped.
 pub(crate) struct Fixture {
     pub(crate) database: Database,
-    /// By which another process opens it.
+    /// The address by which another process opens it.
     pub(crate) address: String,
     /// Where the file is.
     pub(crate) directory: tempfile::TempDir,
@@ -31,7 +31,7 @@ impl Fixture {
         Self { database: open(&address), address, directory, _server: None }
     }
 
-    /// On the server that tests share.
+    /// A database on the server that tests share.
     pub(crate) fn postgres() -> Self {
         Self::on(Server::shared().unwrap())
     }
@@ -54,7 +54,7 @@ impl Fixture {
     }
 }
 
-/// What [`Fixture::address`] says: a connection string, or the path of a file.
+/// The database at a [`Fixture::address`], which is a connection string or the path of a file.
 pub(crate) fn open(address: &str) -> Database {
     if address.starts_with('/') {
         return Database::Sqlite(address.into());
@@ -62,7 +62,7 @@ pub(crate) fn open(address: &str) -> Database {
     Database::Postgres(PostgresSettings::new(address, None, None).unwrap())
 }
 
-/// Tests that both stores have to pass. One that is not listed is dead code.
+/// Tests that both stores have to pass. A test that is not listed is dead code.
 macro_rules! on_both {
     ($($name:ident),* $(,)?) => {
         mod on_sqlite {

@@ -1,4 +1,4 @@
-//! What every store promises, whoever calls it, and what is particular to each.
+//! Tests of what every store promises, and of what only one of them does.
 
 mod acts;
 mod contract;

@@ -1,4 +1,4 @@
-//! What is particular to PostgreSQL.
+//! What only PostgreSQL does.
 
 use std::fs;
 
@@ -50,7 +50,7 @@ fn several_cas_in_one_database_know_nothing_of_each_other() {
     assert_eq!(stores[1].next_revocation_list().unwrap(), 1);
 }
 
-/// It is behind the other one, or would be if that went on.
+/// A standby may not have the newest commits of the server that takes writes.
 #[test]
 fn standby_is_not_asked() {
     let [old, new] = [Server::start().unwrap(), Server::start().unwrap()];
@@ -82,7 +82,8 @@ fn standby_is_not_asked() {
 #[test]
 fn machine_whose_clock_is_ahead_forgets_nothing() {
     let server = Server::shared().unwrap();
-    // The server's clock stands still here, for this schema's function comes first.
+    // The test sets the server's clock: this schema's `clock_timestamp` is found before
+    // PostgreSQL's.
     let address = server.address().unwrap();
     let schema = address.split("search_path=").nth(1).unwrap().trim_end_matches('\'').to_owned();
     let address = address.replace(&schema, &format!("{schema},pg_catalog"));

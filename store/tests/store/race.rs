@@ -1,6 +1,7 @@
-//! Eight processes on one database, which are killed at any moment.
+//! Eight processes work on one database and are killed at any moment.
 //!
-//! Each of them runs the test that started it, and finds in its environment that it is one of them.
+//! Each process runs the test that started it. Its environment tells it that it is one of the
+//! eight.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::env;
@@ -44,7 +45,7 @@ fn invariants_hold_on_postgresql_though_processes_and_the_server_are_killed() {
     race(test, &fixture, Duration::from_secs(9), move || server.crash().unwrap());
 }
 
-/// Kills and starts processes for some time, and does `trouble` twice meanwhile.
+/// Kills and starts processes for some time, and makes `trouble` twice meanwhile.
 fn race(test: &str, fixture: &Fixture, time: Duration, mut trouble: impl FnMut()) {
     let log = fixture.directory.path().join("log");
     let (started, mut troubled, mut killed) = (Instant::now(), 0, 0);
@@ -66,14 +67,14 @@ fn race(test: &str, fixture: &Fixture, time: Duration, mut trouble: impl FnMut()
     judge(&mut fixture.store(), &told);
 }
 
-/// What racers told of what they had an answer to.
+/// What the racers wrote to the log after the store had answered.
 #[derive(Default)]
 struct Told {
-    /// Entries, by their clients.
+    /// Entries that were recorded, by their clients.
     recorded: BTreeSet<String>,
     /// Serial numbers of certificates that were superseded.
     superseded: BTreeSet<String>,
-    /// By EK, a generation that is accepted no more.
+    /// For each EK, a generation that must no longer be accepted.
     retired: HashMap<u8, u32>,
 }
 
@@ -88,7 +89,7 @@ impl Told {
                     let retired = told.retired.entry(ek.parse().unwrap()).or_default();
                     *retired = (*retired).max(generation.parse().unwrap());
                 }
-                // The last line of one that was killed ends anywhere.
+                // The last line of a racer that was killed may be incomplete.
                 _ if line.starts_with("violated") => panic!("{line}"),
                 _ => {}
             }
@@ -164,12 +165,12 @@ fn run() {
         generations: HashMap::new(),
         changes: Changes::default(),
     };
-    // Whoever started it kills it; this is for when he died.
+    // The test kills this process. The limit is for the case that the test died.
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(60) {
         if let Err(error) = racer.act() {
-            // A server that is away for long, or the outcome of whose commit is not known. SQLite
-            // has neither.
+            // The server may be away for long, or the outcome of a commit may not be known. Neither
+            // happens with SQLite.
             if !matches!(error, StoreError::Postgres(_) | StoreError::Undecided) {
                 racer.tell(&format!("violated: {error}"));
             }
@@ -181,7 +182,7 @@ struct Racer {
     store: Any,
     log: String,
     random: fastrand::Rng,
-    /// The latest generation that was seen of each EK.
+    /// The last generation that was seen of each EK.
     generations: HashMap<u8, u32>,
     changes: Changes,
 }
@@ -204,7 +205,7 @@ impl Racer {
         self.look(n)
     }
 
-    /// What only grows.
+    /// Checks that what may only grow did not shrink.
     fn look(&mut self, n: u8) -> Result<(), StoreError> {
         let snapshot = self.store.snapshot(&Question::about(ek(n), &id("nobody"), now()))?;
         let generation = snapshot.records.shared_key.map_or(0, |key| key.generation);
@@ -307,7 +308,7 @@ impl Racer {
 
     fn record(&mut self, entry: Entry) -> Result<bool, StoreError> {
         let client = entry.audit.as_ref().map(|audit| audit.client.to_string());
-        // Somebody else has time to change what it was planned by.
+        // Other racers have time to change the basis of the plan.
         thread::sleep(Duration::from_micros(self.random.u64(..1_000)));
         let recorded = self.store.record(&scope(), &[entry])?[0] == Recorded::Done;
         if let Some(client) = client.filter(|_| recorded) {
@@ -316,13 +317,13 @@ impl Racer {
         Ok(recorded)
     }
 
-    /// One line, whole even if this process is killed after it.
+    /// Writes one line at once. It stays whole if this process is killed afterwards.
     fn tell(&self, line: &str) {
         let mut log = OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
         log.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
-    /// Of no other process.
+    /// A serial number that no other process uses.
     fn serial(&mut self) -> [u8; 16] {
         let mut serial = [0; 16];
         self.random.fill(&mut serial);
@@ -369,6 +370,6 @@ fn ik(n: u8) -> [u8; 32] {
 }
 
 const RACERS: u64 = 8;
-/// Tells a process that it is one of a race, and on what.
+/// Tells a process that it is a racer, and on which database.
 const DATABASE: &str = "ASSAY_TEST_DATABASE";
 const EKS: u8 = 6;

@@ -1,4 +1,4 @@
-//! What is particular to the file.
+//! What only the file of SQLite does.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -40,7 +40,8 @@ fn sealed_certificate_is_not_to_be_found_in_the_file_until_it_is_confirmed() {
     assert_eq!(store.certificates().unwrap()[0].der, Some(der));
 }
 
-/// Five hundred thousand certificates take a second to find.
+/// To find five hundred thousand certificates takes a second, and others must be able to write
+/// meanwhile.
 #[test]
 fn what_is_revoked_is_found_while_somebody_writes() {
     let fixture = Fixture::sqlite();
@@ -120,7 +121,7 @@ fn certificate_is_added_though_somebody_else_is_writing() {
     });
 }
 
-/// Does `work`, which has to wait for another process's transaction.
+/// Does `work`, which has to wait for the transaction of another connection.
 fn while_somebody_writes(path: &Path, work: impl FnOnce()) {
     let held = Duration::from_millis(300);
     let mut other = Sqlite::open(path).unwrap();

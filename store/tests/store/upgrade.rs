@@ -1,4 +1,4 @@
-//! Files that earlier versions of Assay wrote, and later ones.
+//! Files that earlier and later versions of Assay wrote.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use crate::acts::*;
 use crate::fixture::Fixture;
 
-/// Of each version its schema, and rows of the tables that changed with it.
+/// For each version: its schema, and rows of the tables that changed with it.
 const VERSIONS: [(i64, &str, &str); 6] = [
     (
         1,
@@ -107,7 +107,7 @@ fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
         let waits = status(4, "pump-1");
         match version {
             1 => assert_eq!(waits, CertificateStatus::Unknown),
-            // It was not encrypted.
+            // In these versions, it was stored without encryption, so the upgrade revokes it.
             2..=5 => assert_eq!(waits, CertificateStatus::Revoked),
             _ => assert_eq!(waits, CertificateStatus::Unconfirmed([1; 32].into())),
         }
@@ -171,7 +171,7 @@ fn file_that_cannot_be_upgraded_is_as_it_was() {
     let path = directory.path().join("assay.db");
     make(&path, 3);
     let old = Connection::open(&path).unwrap();
-    // It has what an upgrade from 5 to 6 would make.
+    // The file has a table that the upgrade from 5 to 6 makes.
     old.execute_batch("CREATE TABLE audit_others (id INTEGER)").unwrap();
     drop(old);
     let before = schema(&path);
@@ -185,7 +185,7 @@ fn file_that_cannot_be_upgraded_is_as_it_was() {
     Sqlite::open(&path).expect("and once it can be, it is");
 }
 
-/// The list of what was applied is committed before anything is in it.
+/// An upgrade commits the empty list of applied migrations before it fills the list.
 #[test]
 fn upgrade_that_a_crash_cut_short_is_done_by_the_next_one_and_keeps_the_first_copy() {
     let directory = tempfile::tempdir().unwrap();
@@ -205,7 +205,7 @@ fn upgrade_that_a_crash_cut_short_is_done_by_the_next_one_and_keeps_the_first_co
     assert_eq!(second.schema, 6);
 }
 
-/// An earlier version that goes on would not write what today's needs.
+/// If a process of an earlier version went on, it would not write what today's version needs.
 #[test]
 fn file_that_a_process_of_an_earlier_version_has_open_is_not_upgraded() {
     let directory = tempfile::tempdir().unwrap();
@@ -273,7 +273,7 @@ fn status_tells_what_stands_in_a_file_and_changes_nothing() {
     assert_eq!((status.schema, &*status.writer), (7, env!("CARGO_PKG_VERSION")));
 }
 
-/// Eight processes that start at once, each of which runs this test to open the file.
+/// Eight processes start at once. Each of them runs this test to open the file.
 #[test]
 fn file_is_upgraded_once_however_many_open_it() {
     if let Some(path) = std::env::var_os("ASSAY_TEST_FILE") {
@@ -305,7 +305,7 @@ fn file_is_upgraded_once_however_many_open_it() {
     assert!(!directory.path().join("assay.db.before-7.2").exists());
 }
 
-/// A file as this version of the schema had it.
+/// Makes a file with this version of the schema.
 fn make(path: &Path, version: i64) {
     let file = Connection::open(path).unwrap();
     let (_, schema, _) = VERSIONS[usize::try_from(version).unwrap() - 1];
@@ -315,7 +315,7 @@ fn make(path: &Path, version: i64) {
     file.execute_batch(&rows).unwrap_or_else(|error| panic!("{version}: {error}"));
 }
 
-/// Tables that did not change from version 2 on are filled as there.
+/// The rows of a version. Tables that did not change after version 2 get the rows of version 2.
 fn rows_of(version: i64) -> String {
     let of = |version: i64| VERSIONS[usize::try_from(version).unwrap() - 1].2;
     let (_, unchanged) = of(2).split_once("INSERT INTO devices").unwrap();
@@ -327,7 +327,7 @@ fn rows_of(version: i64) -> String {
     }
 }
 
-/// Puts bytes in place of names: EKs, serial numbers, IKs and digests.
+/// Replaces names by bytes: EKs (`K`), serial numbers (`S`), IKs (`I`) and digests (`D`).
 fn literals(sql: &str) -> String {
     let mut text = sql.to_owned();
     for n in 1..=4_u8 {
@@ -344,7 +344,7 @@ fn blob(bytes: &[u8]) -> String {
     format!("x'{}'", hex::encode(bytes))
 }
 
-/// Every definition, without comments, and with spaces where they matter alone.
+/// Every definition, without comments and without spaces that do not matter.
 fn schema(path: &Path) -> Vec<String> {
     let file = Connection::open(path).unwrap();
     let mut query = file

@@ -1,4 +1,4 @@
-//! The schema: making it, and from that of an earlier version of Assay to today's.
+//! Makes the schema, and upgrades that of an earlier version of Assay to today's.
 
 use refinery::{Migration, Runner};
 
@@ -9,7 +9,8 @@ use crate::error::{SCHEMA_VERSION, StoreError};
 
 /// The version of the schema, and the version of Assay that made it; 0 if there is none.
 pub(super) fn version(session: &mut Session) -> Result<(i64, String), StoreError> {
-    // By names as the connection finds them: a database may hold several CAs in several schemas.
+    // The names are without a schema: a database may hold several CAs in several schemas, and the
+    // connection's search path selects one.
     let exists = "SELECT to_regclass('refinery_schema_history') IS NOT NULL,
                          to_regclass('writer') IS NOT NULL, current_setting('server_encoding')";
     let row = session.query_one(exists, &[])?;
@@ -47,8 +48,8 @@ pub(super) fn refuse_if_moved(session: &mut Session) -> Result<(), StoreError> {
     }
 }
 
-/// Makes today's schema of an empty one or of an earlier one; changes nothing if it is today's.
-/// Several may try at once.
+/// Makes today's schema in an empty database, or from an earlier schema. Changes nothing if the
+/// schema is today's. Several processes may try at once.
 pub(super) fn upgrade(settings: &Settings) -> Result<(), StoreError> {
     let mut session = Session::open(settings)?;
     session.client.batch_execute(ALONE)?;
@@ -67,10 +68,11 @@ pub(super) fn upgrade(settings: &Settings) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Held until the connection ends. The number is a random one.
+/// The advisory lock is held until the connection ends. Its number is a random one.
 const ALONE: &str = "SET default_transaction_read_only = off;
     SET lock_timeout = 0;
     SET statement_timeout = 0;
     SELECT pg_advisory_lock(6840190272430316413)";
-/// What leads from each version of the schema to the next; the first makes it of nothing.
+/// The steps from each version of the schema to the next. The first step makes the schema in an
+/// empty database.
 const MIGRATIONS: [(&str, &str); 1] = [("V7__schema", include_str!("V7__schema.sql"))];

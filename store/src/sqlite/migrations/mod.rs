@@ -1,4 +1,4 @@
-//! From the schema of an earlier version of Assay to today's.
+//! Upgrades the schema of an earlier version of Assay to today's.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -23,17 +23,18 @@ pub(super) fn create(connection: &mut Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Upgrades the file, after a copy beside it, if an earlier version of Assay wrote it. All of it
-/// happens, or nothing: one transaction. Nobody else may have it open: an earlier version does not
-/// know what today's needs.
+/// If an earlier version of Assay wrote the file, copies it and then upgrades it in one
+/// transaction. Nobody else may have the file open, because an earlier version does not know what
+/// today's needs.
 ///
 /// # Errors
-/// Somebody has it open, a later version wrote it, it is none of ours, or it cannot be written.
+/// Another process has it open, a later version of Assay wrote it, no version of Assay wrote it, or
+/// it cannot be written.
 pub(super) fn upgrade(
     path: &Path,
     connect: impl FnOnce() -> Result<Connection, StoreError>,
 ) -> Result<(), StoreError> {
-    // Of several processes that start at once, one upgrades, and the others find it done.
+    // If several processes start at once, one upgrades the file, and the others find it done.
     let lock = beside(path, ".upgrade");
     let held = owners_alone().truncate(false).open(&lock)?;
     held.lock()?;
@@ -64,7 +65,7 @@ pub(super) fn is_todays(connection: &Connection) -> Result<bool, StoreError> {
         return Ok(false);
     }
     if connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM writer)", [], |row| row.get(0))? {
-        // Whoever upgraded it ended before he said so.
+        // The process that upgraded the file ended before it wrote its version.
         sign(connection)?;
     }
     Ok(true)
@@ -90,8 +91,8 @@ fn sign(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Copies the file to `assay.db.before-7`. If there is one already, which may be the only good one,
-/// to `assay.db.before-7.2`, and so on.
+/// Copies the file to `assay.db.before-7`. If that exists, it may be the only good copy, so this
+/// copies to `assay.db.before-7.2`, and so on.
 fn copy_beside(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let part = beside(path, &format!(".before-{SCHEMA_VERSION}.part"));
     owners_alone().truncate(true).open(&part)?;
@@ -119,7 +120,7 @@ fn copy_beside(connection: &Connection, path: &Path) -> Result<(), StoreError> {
 
 fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let from = version(connection)?;
-    // Only migrations need it.
+    // Only migrations need this function.
     connection.create_scalar_function(
         "assay_sha256",
         1,
@@ -147,7 +148,7 @@ fn last_applied(connection: &Connection) -> Result<i64, StoreError> {
     Ok(connection.query_row(query, [], |row| row.get(0))?)
 }
 
-/// All in one transaction.
+/// Runs all migrations in one transaction.
 fn runner() -> Result<Runner, StoreError> {
     let migrations = MIGRATIONS.map(|(name, sql)| Migration::unapplied(name, sql));
     let migrations = migrations.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -166,7 +167,7 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// So that a new name is there after a crash of the machine.
+/// Makes sure that a new name is there after a crash of the machine.
 pub(super) fn sync_directory_of(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or_else(|| Path::new(".")))?.sync_all()
@@ -174,7 +175,7 @@ pub(super) fn sync_directory_of(path: &Path) -> io::Result<()> {
 
 /// Copies beside the file, at most: an upgrade that fails at each start should not fill the disk.
 const COPIES: u32 = 9;
-/// What leads from each version of the schema to the next; the first had none before it.
+/// The steps from each version of the schema to the next. None leads to version 1.
 const MIGRATIONS: [(&str, &str); 6] = [
     ("V2__flows", include_str!("V2__flows.sql")),
     ("V3__one_index_for_eks", include_str!("V3__one_index_for_eks.sql")),
