@@ -235,9 +235,9 @@ impl AccessDenied {
     }
 }
 
-/// Whether a name is printable ASCII, in levels that are not empty. MQTT allows more. But so, no
-/// topic looks like another one to a reader, or carries control sequences to an operator's
-/// terminal.
+/// Whether a name is printable ASCII, in levels that are not empty. MQTT allows more. With this
+/// rule, no topic looks like another one to a reader, and none carries control sequences to an
+/// operator's terminal.
 fn is_plain(name: &str) -> bool {
     name.len() <= MAX_FILTER
         && name

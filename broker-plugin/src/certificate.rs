@@ -9,16 +9,16 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 /// A certificate that a client has shown in its TLS handshake.
 ///
 /// TLS has established that its path leads to the CA's root, that it is valid now, and that the
-/// client has its key. Whether the CA still stands by it, the
-/// [register](crate::doorkeeper::Register) knows.
+/// client has its key. The [register](crate::doorkeeper::Register) knows whether the CA still
+/// stands by it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
     /// Whom it names.
     pub identity: Identity,
     /// The content octets of its serial number (RFC 5280 §4.1.2.2), big-endian.
     pub serial: Vec<u8>,
-    /// The SHA-256 digest of the whole certificate. Whoever stole the issuing key can make other
-    /// certificates with this serial number, but none with this digest.
+    /// The SHA-256 digest of the whole certificate. Somebody who stole the issuing key can make
+    /// other certificates with this serial number, but none with this digest.
     pub sha256: [u8; 32],
     /// The end of its validity (RFC 5280 §4.1.2.5), to the second.
     pub not_after: SystemTime,
@@ -28,7 +28,7 @@ impl ClientCertificate {
     /// Reads a certificate in DER whose path, dates and key TLS has verified. It verifies nothing.
     ///
     /// # Errors
-    /// As [`identity`].
+    /// The certificate cannot be read, or speaks for nobody.
     pub fn new(der: &[u8]) -> Result<Self, NoIdentity> {
         let certificate = parse(der)?;
         // A time before 1970 is as long past as 1970.

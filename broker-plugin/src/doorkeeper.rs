@@ -112,7 +112,7 @@ pub struct Visitor {
     papers: Papers,
 }
 
-/// What a visitor is admitted by. The password is wiped when it is dropped.
+/// What the admission of a visitor is based on. The password is wiped when it is dropped.
 enum Papers {
     None { access: Access, until: Option<Instant> },
     Certificate { access: Access, certificate: ClientCertificate, until: Option<Instant> },

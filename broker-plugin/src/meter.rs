@@ -40,7 +40,7 @@ impl Budget {
         full_at.duration_since(now).saturating_sub(rate.allowance())
     }
 
-    /// The same with a limit for the debt, because another one may have to pay it.
+    /// The same with a limit for the debt, because another client may have to pay it.
     fn spend_shared(&mut self, units: u32, rate: Rate, now: Instant) -> Duration {
         let debt = self.spend(units, rate, now).min(MAX_DEBT);
         self.full_at = self.full_at.min(Some(now + rate.allowance() + MAX_DEBT));
@@ -115,7 +115,7 @@ const PAYERS: usize = 65_536;
 /// The time between two searches for budgets that can be forgotten, when there are too many.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// The longest wait for a debt that another may have made.
+/// The longest wait for a debt that another client may have made.
 const MAX_DEBT: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ fn certificate_without_a_uri_of_ours_speaks_for_nobody() {
     assert_eq!(identity(&certificate(&["urn:assay:admin"])), unknown);
 }
 
-/// Two URIs could be read as one identity by one reader and as another by the next.
+/// One reader could take the first URI as the identity, and another reader the second.
 #[test]
 fn certificate_with_two_identities_speaks_for_nobody() {
     let both = certificate(&["urn:assay:worker", "urn:assay:operator"]);

@@ -1,4 +1,4 @@
-//! Who is admitted as what and for how long, beside a register that says what the test wants.
+//! Who is admitted as what and for how long. The register says what the test wants.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -133,7 +133,8 @@ fn device_that_logs_in_is_admitted_until_its_login_expires() {
     assert_eq!(*record.asked_about.lock().unwrap(), [format!("pump-17 {PASSWORD:?}")]);
 }
 
-/// The register says how long from when it was asked, and may be slow to answer.
+/// The time that the register gives counts from the question, and the register may be slow to
+/// answer.
 #[test]
 fn login_is_no_longer_for_a_slow_answer() {
     let slow = Duration::from_millis(50);
@@ -210,7 +211,7 @@ fn deciding_again_shortens_a_login_but_never_lengthens_it() {
     assert!(third.decide_again().unwrap().until() < first.until());
 }
 
-/// Gives its answers one after another, and panics if it is asked once more.
+/// A register that gives its answers one after another, and panics if it is asked once more.
 #[derive(Clone, Default)]
 struct Record {
     certificates: Arc<Mutex<VecDeque<Result<Good, NotGood>>>>,
@@ -234,7 +235,7 @@ impl Register for Record {
 }
 
 impl Record {
-    /// One that must not be asked.
+    /// A register that must not be asked.
     fn silent() -> Self {
         Self::default()
     }
@@ -286,7 +287,7 @@ fn logged_in(identity: Identity, expires_in: Duration) -> LoggedIn {
     LoggedIn { identity, expires_in }
 }
 
-/// It ends so long after it began, which was between `before` and now.
+/// Asserts that an admission that began between `before` and now lasts that long.
 fn assert_ends(admission: &Admission, before: Instant, lasts: Duration) {
     let began = admission.until().unwrap() - lasts;
     // The wall clock may be set a little while a test runs.

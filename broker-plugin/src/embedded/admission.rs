@@ -15,21 +15,21 @@ use super::session::RETAINED_MESSAGE;
 use crate::access::{AccessDenied, may_leave_will};
 use crate::doorkeeper::{Admission, Denial, Doorkeeper, Question, Shown};
 
-/// How often the broker asks at a recheck, if the answer is that it cannot be found out, and how
-/// long it waits in between. A busy or restored database is back within that time. A device that
-/// was revoked stays for as long at most.
+/// How often the broker asks at a recheck while the answer is [`Denial::Unknown`], and how long it
+/// waits in between. A busy or restored database is back within that time. A revoked device stays
+/// connected meanwhile.
 const RECHECK_TRIES: u32 = 5;
 const RECHECK_RETRY: Duration = Duration::from_secs(1);
 
-/// How long a recheck may take for one connection, with the wait for its turn: ten thousand take some
-/// ten seconds. Then the connection ends.
+/// How long the recheck of one connection may take, including the wait for its turn. If there is no
+/// answer then, the connection ends. Ten thousand rechecks take some ten seconds.
 const RECHECK_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long an answer may take, with the time to wait for a turn. The record may be on another machine,
-/// and somebody may hold up the connection to it.
+/// How long an answer may take, including the wait for a turn. The record may be on another
+/// machine, and somebody may hold up the connection to it.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// The time between two warnings that something cannot be found out.
+/// The time between two warnings that the register cannot find something out.
 const WARNING: Duration = Duration::from_secs(60);
 
 /// Where all connections ask the one doorkeeper, a limited number at a time.
@@ -84,7 +84,7 @@ impl Desk {
         }
     }
 
-    /// Waits for a recheck, and asks until there is an answer, or for too long.
+    /// Waits for a recheck, and asks until there is an answer or too much time has passed.
     ///
     /// All connections ask at the same time. They take turns, so that new clients are served in
     /// between.
@@ -156,7 +156,7 @@ async fn passed(until: Option<Instant>) {
     }
 }
 
-/// Tells the operator, once a minute, that it cannot be found out who may connect.
+/// Tells the operator, at most once a minute, that the register cannot find out who may connect.
 fn warn_now_and_then(reason: &str) {
     static TOLD: Mutex<Option<Instant>> = Mutex::new(None);
     let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,7 +168,7 @@ fn warn_now_and_then(reason: &str) {
     }
 }
 
-/// Refuses a CONNECT that nobody may send, whoever it is.
+/// Refuses a CONNECT that no client may send.
 fn check_offer(scope: &Scope, connect: &Connect) -> Result<(), End> {
     if connect.has_authentication_method {
         let text = "this broker knows no authentication method";

@@ -25,7 +25,7 @@ use crate::access::{Access, Identity};
 use crate::certificate::ClientCertificate;
 use crate::doorkeeper::{Admission, Shown};
 
-/// The longest packet of a device, in bytes. What is in it is its owner's business.
+/// The longest packet of a device, in bytes. Its content is up to the device's owner.
 const OPERATIONAL_PACKET: usize = 64 * 1024;
 
 /// Requests that a worker may have unacknowledged, if it accepts so many; ours does. The worker
@@ -152,7 +152,8 @@ impl Connection {
 }
 
 /// Whether the certificate of one device is shown on too many connections. They are counted by
-/// certificate and not by name: whoever stole the issuing key could use up another device's count.
+/// certificate and not by name. Otherwise, somebody who stole the issuing key could use up another
+/// device's count.
 fn shows_too_often(entrance: &Entrance, certificate: Option<&ClientCertificate>) -> bool {
     certificate.is_some_and(|certificate| {
         matches!(certificate.identity, Identity::Device { .. })
@@ -256,7 +257,8 @@ impl Exchange<'_> {
                 // While a client is not heard, it is not silent.
                 (paused_until, heard) = (None, Instant::now());
             }
-            // Before a worker is there, a request would be lost. It is soon after the start.
+            // Before a worker is there, a request would be lost. A worker is there soon after the
+            // start.
             let opened = &self.entrance.core.opened;
             let is_open = self.session.is_worker() || opened.get().is_some();
             if is_open && paused_until.is_none() {

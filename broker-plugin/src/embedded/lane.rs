@@ -1,5 +1,5 @@
-//! What is on its way to one client: bounded, so that a client that does not read costs nobody
-//! anything.
+//! What is on its way to one client. It is bounded, so that a client that does not read harms
+//! nobody else.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use tokio::sync::{Notify, SetOnce};
 
 use super::packet::{End, QoS, Reason};
 
-/// A message, once for all who get it.
+/// A message. It is in memory once for all clients that get it.
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) topic: ByteString,
@@ -56,7 +56,7 @@ pub(super) struct Delivery {
 pub(super) struct Room {
     pub(super) messages: usize,
     pub(super) bytes: usize,
-    /// Bytes that may wait for it, however much waits for others.
+    /// Bytes that may wait for this client, however much waits for others.
     pub(super) share: usize,
 }
 

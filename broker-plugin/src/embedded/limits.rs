@@ -17,7 +17,7 @@ pub struct Limits {
     /// Clients without a certificate. Above this number, the broker closes connections in the same
     /// way.
     pub bootstrap: usize,
-    /// Devices and operators. Workers are let in besides.
+    /// Devices and operators. Workers do not count.
     pub operational: usize,
     /// Connections to each listener that may come from one network in a second, and five times as
     /// many at once.
@@ -71,8 +71,8 @@ pub(super) const RECHECKS: usize = 32;
 /// 512 threads that tokio has for blocking calls to the checks of certificates.
 pub(super) const LOGINS: usize = 64;
 
-/// Certificates that are asked about at the same time. The rest of the 512 threads that tokio has for
-/// blocking work stays free.
+/// Certificates that are checked at the same time. They leave most of the 512 threads that tokio
+/// has for blocking calls free.
 pub(super) const CERTIFICATES: usize = 64;
 
 /// Packets of all bootstrapping clients of one network.
@@ -98,7 +98,7 @@ pub(super) const SHOWN: Rate = Rate::per_second(8, 64);
 /// How long connections may take to end by themselves at shutdown.
 pub const DRAIN: Duration = Duration::from_secs(2);
 
-/// File descriptors for everything but the listeners' connections: the store, the worker's own
+/// File descriptors for everything except the listeners' connections: the store, the worker's own
 /// connection, the runtime.
 const RESERVE: usize = 256;
 

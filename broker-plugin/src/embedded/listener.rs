@@ -120,8 +120,9 @@ impl Listener {
             Ok(connection) => connection.serve(&self.entrance).await,
             Err(end) => end,
         };
-        // A stranger's offence costs its network. A device's does not, for many devices may be
-        // behind one address; but if it connects too often, its network pays for the handshake.
+        // A stranger's offence costs its network. A device's does not, because many devices may be
+        // behind one address. But if a device connects too often, its network pays for the
+        // handshake.
         let cost = match self.entrance.is_for_strangers() {
             true if ended.is_offence() => OFFENCE,
             false if ended.reason == Reason::ConnectionRateExceeded => OFFENCE / 2,

@@ -245,7 +245,7 @@ impl Codec {
                 let mut packet = v5::ConnectAck { reason_code, ..v5::ConnectAck::default() };
                 if reason == Reason::Success {
                     packet = v5::ConnectAck {
-                        // §3.2.2.3.2: whatever the client asked for.
+                        // §3.2.2.3.2: this counts, not what the client asked for.
                         session_expiry_interval_secs: Some(0),
                         max_qos: QoS::AtLeastOnce,
                         max_packet_size: terms.packet.try_into().ok(),
@@ -417,7 +417,7 @@ impl Codec {
             ),
             v5::Packet::PingRequest => Packet::Ping,
             v5::Packet::Disconnect(disconnect) => {
-                // §3.14.2.2.2: it was 0 at CONNECT, for the CONNACK said so.
+                // §3.14.2.2.2: it was 0 at CONNECT, because the CONNACK said so.
                 if disconnect.session_expiry_interval_secs.is_some_and(|seconds| seconds != 0) {
                     return Err(End::new(
                         Reason::ProtocolError,

@@ -269,7 +269,7 @@ impl State {
         }
         let others = self.retained_below(tree).filter(|other| other.topic != message.topic).count();
         let is_new = !self.retained.contains_key(&message.topic);
-        // There is always room for what the CA retains, whatever devices left behind.
+        // There is always room for what the CA retains, even if devices left many messages behind.
         let is_full = self.retained.len() >= RETAINED && !message.topic.starts_with("ca/");
         if others >= RETAINED_PER_TREE || is_new && is_full {
             return false;

@@ -34,9 +34,9 @@ pub(super) enum Turn {
     Closed,
 }
 
-/// A first packet that is refused, whoever sent it.
+/// A first packet that is refused, and why.
 pub(super) struct Refused {
-    /// If the version is known.
+    /// Writes the CONNACK, if the client gets one in its own version.
     pub(super) codec: Option<Codec>,
     pub(super) end: End,
 }

@@ -18,7 +18,7 @@ const PROTOCOL_ERROR: u8 = 0x82;
 const TOPIC_NAME_INVALID: u8 = 0x90;
 const SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED: u8 = 0xa1;
 
-/// For a connected device: the clauses that a row is about, the packet that it sends, and the
+/// For a connected device: the clauses that a row is about, what the packet is, its bytes, and the
 /// answer that is due.
 type Case = (&'static str, &'static str, Vec<u8>, Due);
 
@@ -401,7 +401,8 @@ fn cases_of_311() -> Vec<Case> {
 async fn check(version: u8, cases: Vec<Case>) {
     let mut world = World::new().await;
     for (number, (clause, what, bytes, due)) in cases.into_iter().enumerate() {
-        // In a new world every third time: the broker makes a device that was cut wait.
+        // Every third time this makes a new world, because the broker makes a device that was cut
+        // wait.
         if number % 3 == 2 {
             world = World::new().await;
         }

@@ -455,7 +455,7 @@ async fn limits_of_devices_hold_for_those_that_log_in() {
         ("device/v1/default/pump-17/telemetry".into(), &photo[..2000], 0x33),
         ("device/v1/default/pump-17/photo".into(), &photo, 0x32),
     ] {
-        // In a new world each time: the broker makes a device that was cut wait.
+        // Each case is in a new world, because the broker makes a device that was cut wait.
         let world = World::with_login(one_password()).await;
         let mut worker = world.worker().await;
         let mut device = world.logged_in("pump-17").await;

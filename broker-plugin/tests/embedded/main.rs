@@ -1224,7 +1224,8 @@ async fn keep_alive_of_a_second_shortens_no_pause() {
     let connect = Connect { version: 4, keep_alive: 1, ..Connect::new("pump-17") };
     let (mut device, _) = world.operational_connect(Some(&credential), &connect).await.unwrap();
     let started = Instant::now();
-    // 488 beyond what may come at once, 128 a second: more than one and a half keep-alives.
+    // 488 packets more than may come at once, at 128 a second, take longer than one and a half
+    // keep-alives.
     device.send(&[0xc0, 0].repeat(1000)).await;
     for _ in 0..1000 {
         device.answer(0xd0).await.unwrap();
@@ -1334,7 +1335,7 @@ async fn device_that_connects_without_end_is_let_in_at_its_pace() {
         answers.contains(&3) && answers.iter().all(|answer| [SUCCESS, 3].contains(answer)),
         "{answers:02x?}"
     );
-    // Also another device of its network.
+    // Another device of its network is let in, too.
     world.device("pump-18").await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     world.device("pump-17").await;
@@ -1352,8 +1353,8 @@ async fn certificate_that_is_shown_without_end_counts_though_it_lets_nobody_in()
     }
     assert_eq!(answers.last(), Some(&CONNECTION_RATE_EXCEEDED));
     assert!(answers.len() > 64, "{answers:02x?}");
-    // Another certificate with the same name is let in: whoever stole the issuing key could show
-    // the first one.
+    // Another certificate with the same name is let in, because somebody who stole the issuing key
+    // may have made the first one.
     world.device("pump-17").await;
 }
 
@@ -1427,7 +1428,7 @@ async fn mqtt_3_1_1_client_gets_mqtt_3_1_1_acknowledgements() {
     assert_eq!(raw.answer(0xb0).await.unwrap(), [0, 9]);
 }
 
-/// A PUBACK of MQTT 3.1.1 says "received", whatever became of the message.
+/// A PUBACK of MQTT 3.1.1 says "received" and cannot say that the message was dropped.
 #[tokio::test(flavor = "multi_thread")]
 async fn request_that_no_worker_hears_is_not_acknowledged_in_mqtt_3_1_1() {
     let world = World::new().await;
@@ -1660,7 +1661,7 @@ async fn small_packets_do_not_wait_for_delayed_acknowledgements() {
         assert_eq!(device.publish("device/v1/default/pump-17/echo", b"x").await, Some(SUCCESS));
         assert!(device.message(PATIENCE).await.is_some());
     }
-    // With Nagle's algorithm on: 40 ms each.
+    // With Nagle's algorithm, each would take 40 ms.
     let took = started.elapsed();
     assert!(took < Duration::from_secs(2), "{took:?}");
 }
@@ -1683,7 +1684,7 @@ async fn tls_sessions_are_never_resumed() {
         for address in [world.bootstrap(), world.broker.operational_addr()] {
             for _ in 0..3 {
                 let mut raw = Raw::open(address, &tls).await.unwrap();
-                // The answer to a CONNECT is read after any ticket.
+                // The client reads any session ticket before the answer to its CONNECT.
                 raw.connect(&Connect::new("pump-17")).await;
                 let (_, connection) = raw.stream.get_ref();
                 assert_eq!(connection.handshake_kind(), Some(HandshakeKind::Full));
@@ -1752,7 +1753,7 @@ async fn our_own_client_and_worker_exchange_a_request_and_a_reply() {
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
 }
 
-/// Each property that MQTT 5 §2.2.2.2 knows but not in a PUBLISH.
+/// Each property that MQTT 5 §2.2.2.2 defines, but not for a PUBLISH.
 const FOREIGN_PROPERTIES: [&[u8]; 19] = [
     b"\x11\0\0\0\x01",
     b"\x12\0\x01x",

@@ -1,5 +1,5 @@
-//! An MQTT client without manners (MQTT 5, or 3.1.1 on request): sends the bytes that it is told,
-//! and reads the answers.
+//! An MQTT client that keeps no rules (MQTT 5, or 3.1.1 on request): it sends any bytes that a test
+//! wants, and reads the answers.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
