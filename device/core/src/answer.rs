@@ -23,7 +23,7 @@ pub enum AnswerError {
          altered on its way"
     )]
     Seal,
-    /// Somebody answered the confirmation who is not the CA that sealed the certificate.
+    /// The answer to the confirmation is not from the CA that sealed the certificate.
     #[error(
         "the receipt is not the one of the CA that sealed the certificate: the confirmation did \
          not reach it"
@@ -32,7 +32,7 @@ pub enum AnswerError {
     /// The HMAC key was not made for this TPM's EK and parent.
     #[error("the TPM cannot load the key: {0}")]
     SharedKey(String),
-    /// The answer belongs to another question.
+    /// The answer is of another kind than the request asks for.
     #[error("the CA answered with a {found} where a {wanted} was due")]
     OutOfTurn {
         /// What was asked for.

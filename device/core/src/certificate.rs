@@ -29,15 +29,15 @@ pub struct DeviceCertificate {
 
 /// What the first certificate of a chain says, once its path is verified.
 ///
-/// Whoever makes one has established that the chain leads to a pinned root, by the rules of RFC
-/// 5280 §6.1, for TLS client authentication, at the device's time. It does not say for whom the
-/// certificate is: [`DeviceCertificate::check`] decides that.
+/// The code that makes a `VerifiedPath` has verified that the chain leads to a pinned root, by the
+/// rules of RFC 5280 §6.1, for TLS client authentication, at the device's time. A `VerifiedPath`
+/// does not say for whom the certificate is: [`DeviceCertificate::check`] decides that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedPath {
     /// SHA-256 of its SubjectPublicKeyInfo (RFC 5280 §4.1.2.7).
     pub key_id: [u8; 32],
-    /// Whether its extended key usage names clientAuth. A certificate without the extension does
-    /// not.
+    /// Whether its extended key usage names clientAuth. False for a certificate without the
+    /// extension.
     pub is_for_clients: bool,
     /// The common name of its subject; empty if it has none.
     pub common_name: String,
@@ -50,11 +50,11 @@ pub struct VerifiedPath {
 }
 
 impl DeviceCertificate {
-    /// Checks that a certificate is for this device: for TLS clients, for the key `key_id`, and
-    /// naming one device of `scope` in its common name and its only URI.
+    /// Checks that a certificate is for this device: it is for TLS clients and for the key
+    /// `key_id`, and its common name and its only URI name the same device of `scope`.
     ///
-    /// `path` must come from a verification of this very `chain`. Nobody has checked whether the
-    /// certificate was revoked; the broker does that at every connection.
+    /// `path` must be the result of verifying this `chain`. The device does not check whether the
+    /// certificate is revoked; the broker checks that at every connection.
     pub fn check(
         chain: Vec<CertificateDer<'static>>,
         path: VerifiedPath,

@@ -1,4 +1,4 @@
-//! Where a running script leaves its actions and finds its answers.
+//! The place where a running script puts its actions and finds the answers.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -20,8 +20,8 @@ use crate::memory::Memory;
 use crate::step::Step;
 use crate::tpm::{TpmAnswer, TpmFailure, TpmOperation};
 
-/// Shared by a machine and its script. A script has one operation under way at a time, and beside
-/// it one connection.
+/// A machine and its script share a desk. At any time, a script has at most one operation under
+/// way, and at most one connection.
 #[derive(Clone)]
 pub(crate) struct Desk {
     inner: Rc<RefCell<Inner>>,
@@ -40,7 +40,7 @@ struct Inner {
     traffic: Traffic,
 }
 
-/// How the connection stands.
+/// The state of the connection.
 enum Link {
     Down,
     Connecting,
@@ -86,7 +86,7 @@ impl Desk {
                 inner.link = Link::Lost(trouble);
             }
             (Event::Reply(message), _) => inner.hear_reply(&message),
-            // Of a connection that is gone, or was never there.
+            // The event is of a connection that is gone, or that never was.
             (Event::Connected | Event::Lost(_), _) => {}
             (answer, _) => inner.answer = Some(answer),
         }
@@ -94,12 +94,12 @@ impl Desk {
 }
 
 impl Inner {
-    /// Takes the first reply to the request that waits for one. Passes over what cannot be read and
-    /// what answers another request: a broker may deliver twice.
+    /// Takes the first reply to the request that waits for a reply. Ignores a message that cannot
+    /// be read, and a reply to another request, because a broker may deliver a reply twice.
     fn hear_reply(&mut self, message: &[u8]) {
         let Ok(reply) = Reply::decode(message) else { return };
-        // The nil id answers a request whose id the CA could not read. Nobody else asks on this
-        // topic.
+        // A reply with the nil id answers a request whose id the CA could not read. That is this
+        // device's request, because nobody else sends requests on this topic.
         if self.asked.is_some_and(|asked| reply.id == asked || reply.id == RequestId::NIL) {
             self.asked = None;
             self.reply = Some(reply.body);
@@ -139,7 +139,7 @@ impl Desk {
     }
 }
 
-/// For scripts: operations, each with its answer.
+/// For scripts: operations that need an answer.
 impl Desk {
     /// `pick` takes the kind of answer that suits the operation.
     pub(crate) async fn tpm<T>(
@@ -206,9 +206,10 @@ impl Desk {
     }
 }
 
-/// For scripts: the connection. What is waited for comes by `until`, or `None` does.
+/// For scripts: the connection. A function that waits does so until the time `until` at most, and
+/// returns `None` if this time comes first.
 impl Desk {
-    /// Waits until the connection stands.
+    /// Waits until the connection is up.
     pub(crate) async fn connected(&self, until: Duration) -> Option<Result<(), Trouble>> {
         self.wait(until, |inner| match &inner.link {
             Link::Up => Some(Ok(())),
@@ -218,7 +219,6 @@ impl Desk {
         .await
     }
 
-    /// Sends a request.
     pub(crate) fn send(&self, id: RequestId, body: RequestBody) {
         let message = Request { id, body }.encode();
         let inner = &mut *self.inner.borrow_mut();

@@ -58,7 +58,7 @@ impl ShownEk {
         for &kind in wanted.as_ref().map_or(&EkKind::CERTIFIED[..], core::slice::from_ref) {
             let certificates = match certificates(desk, kind).await {
                 Ok(certificates) if certificates.chain.is_empty() => continue,
-                // An EK that the operator enrolled needs none.
+                // An EK that the operator enrolled needs no certificate.
                 Err(TpmFailure { kind: TpmFailureKind::Unreadable, .. }) => {
                     without = CertificateSource::Unreadable;
                     continue;
@@ -89,11 +89,11 @@ impl ShownEk {
         Self { kind, key, certificates, source, others: Vec::new() }
     }
 
-    /// Looks for the other EKs of the TPM, if the CA could accept this one for its certificate
-    /// alone.
+    /// Looks for the other EKs of the TPM, if the CA could accept this EK because of its
+    /// certificate alone.
     ///
-    /// It leaves out an RSA-3072 EK without a certificate: that is rarely enrolled, and some chips
-    /// need minutes to make it.
+    /// It leaves out an RSA-3072 EK without a certificate: such an EK is rarely enrolled, and some
+    /// chips need minutes to make it.
     pub(crate) async fn find_others(&mut self, desk: &Desk) {
         if self.certificates.chain.is_empty() {
             return;
@@ -117,7 +117,8 @@ impl ShownEk {
         if self.others.is_empty() { Ok(None) } else { self.others.clone().try_into().map(Some) }
     }
 
-    /// The public area as a request has it: in brief if the certificate says all but the template.
+    /// The public area as a request has it. If the certificate has the same key, and everything
+    /// else is as in TCG's default template, this is only the NV index of the certificate.
     pub(crate) fn public_area(&self) -> Result<EkPublic, Limit> {
         let is_told = self.certificates.key_id == Some(self.key.id);
         match self.kind.certificate_index() {

@@ -15,14 +15,14 @@ use crate::memory::Memory;
 use crate::step::Step;
 use crate::tpm::{TpmAnswer, TpmFailure, TpmOperation};
 
-/// What the shell has to do. Each one names the [`Event`] that answers it.
+/// What the shell has to do. Each action names the [`Event`] that answers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Have the TPM do this. Answer: [`Event::Tpm`].
     Tpm(TpmOperation),
-    /// Store this, so that it outlives a loss of power, in place of what was stored before. Answer:
-    /// [`Event::Stored`]. A shell that cannot store drops the machine: nothing that depends on it
-    /// is sent before the answer.
+    /// Store this in place of what was stored before, so that it survives a loss of power. Answer:
+    /// [`Event::Stored`]. A shell that cannot store it drops the machine: before the answer, the
+    /// machine sends nothing that depends on it.
     Store(Box<Memory>),
     /// Verify that a chain, leaf first, leads to a pinned root. Answer: [`Event::PathVerified`].
     VerifyPath(Vec<CertificateDer<'static>>),
@@ -33,20 +33,20 @@ pub enum Action {
     /// Draw bytes that nobody can guess. Answer: [`Event::Random`].
     Draw,
     /// Begin to connect to the bootstrap listener and to subscribe to the reply topic, in place of
-    /// an earlier connection. Do not wait for it: other actions follow. Answer, at any time later:
-    /// [`Event::Connected`] or [`Event::Lost`].
+    /// an earlier connection. Do not wait for the connection: other actions follow. Answer, at any
+    /// time later: [`Event::Connected`] or [`Event::Lost`].
     Connect(Connection),
     /// Publish this on the request topic of the connection, QoS 1. Answer, at any time later:
     /// [`Event::Reply`] or [`Event::Lost`]; perhaps none, or several.
     Send(Vec<u8>),
     /// Disconnect, if there is a connection. Give no more events of it. No answer.
     Disconnect,
-    /// Tell people. No answer.
+    /// Show this step to people. No answer.
     Progress(Step),
-    /// Nothing to do before an event comes, or the time is `until`. Answer: any event;
-    /// [`Event::Time`] if none comes.
+    /// Do nothing until an event comes, or the time is `until`. Answer: any event; [`Event::Time`]
+    /// if none comes.
     Wait {
-        /// In the machine's time. [`Duration::MAX`] if only an answer can go on.
+        /// In the machine's time. [`Duration::MAX`] if the machine can go on only with an answer.
         until: Duration,
     },
 }
@@ -58,7 +58,7 @@ pub enum Event {
     Tpm(Result<TpmAnswer, TpmFailure>),
     /// The memory is stored.
     Stored,
-    /// The path is verified, or why it is none: [`AnswerError::Path`],
+    /// The path is verified, or why it is not valid: [`AnswerError::Path`],
     /// [`Unreadable`](AnswerError::Unreadable), [`NotYetValid`](AnswerError::NotYetValid) or
     /// [`Expired`](AnswerError::Expired).
     PathVerified(Result<VerifiedPath, AnswerError>),
@@ -70,7 +70,7 @@ pub enum Event {
     Random([u8; 16]),
     /// The connection is there, and the broker granted the subscription.
     Connected,
-    /// The connection came to nothing, or the broker does not do its part.
+    /// The connection failed, or the broker does not do its part.
     Lost(Trouble),
     /// A message on the reply topic. Anybody may have written it.
     Reply(Vec<u8>),
@@ -118,13 +118,14 @@ pub enum Trouble {
     Lasting,
 }
 
-/// What was said to the CA, counted as MQTT payloads: without topics, TLS and TCP.
+/// How much the device and the CA sent each other, counted as MQTT payloads: without topics, TLS
+/// and TCP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// How many requests were sent.
     pub requests: u32,
-    /// Their length together, in bytes.
+    /// The total length of the requests, in bytes.
     pub bytes_sent: usize,
-    /// The length of the replies together, in bytes.
+    /// The total length of the replies, in bytes.
     pub bytes_received: usize,
 }

@@ -19,13 +19,13 @@ pub enum Failure {
     /// The request has a certificate for an EK that no manufacturer certifies.
     #[error("no manufacturer certifies an EK of kind legacy-dps; leave the certificate out")]
     CertificateForLegacyEk,
-    /// The request does not name a kind of EK, and its EK certificate does not tell it.
+    /// The request does not name a kind of EK, and its EK certificate is for no kind that is known.
     #[error("the EK certificate given does not tell the kind of EK")]
     UnknownKindOfEk,
     /// What the TPM gave does not fit into a request.
     #[error("this does not fit into a request: {0}")]
     TooLong(Limit),
-    /// The connection cannot come about before somebody changes a setting. The shell knows which:
+    /// There can be no connection before somebody changes a setting. The shell knows which setting:
     /// it said [`Trouble::Lasting`](crate::Trouble::Lasting).
     #[error("the broker cannot be reached with these settings")]
     Lasting,
@@ -35,10 +35,10 @@ pub enum Failure {
     /// The CA's answer failed a check. Nothing of it was stored.
     #[error("the CA's answer failed verification: {0}")]
     Answer(AnswerError),
-    /// The deadline came first.
+    /// The deadline came before the run succeeded.
     #[error("gave up at the deadline: {reason}")]
     NotReached {
-        /// Why the last attempt came to nothing.
+        /// Why the last attempt failed.
         reason: String,
     },
     /// The machine was asked for its result before it had one.

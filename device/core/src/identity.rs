@@ -21,7 +21,7 @@ use crate::tpm::{KeyPublic, TpmAnswer, TpmFailureKind, TpmOperation};
 
 /// How far a run has come before it talks to the CA.
 pub(crate) enum Ready {
-    /// What the device has is good.
+    /// The certificate in use is good.
     Provisioned(Provisioned),
     /// The keys are made, the request is written, and the memory says so.
     ToAsk(Box<Applicant>),
@@ -34,7 +34,7 @@ pub(crate) struct Applicant {
     pub(crate) ek_id: EkId,
     pub(crate) ik: KeyPublic,
     pub(crate) record: IdentityRecord,
-    /// A sealed certificate that an earlier run verified and did not see confirmed.
+    /// A sealed certificate that an earlier run verified, and that is still to be confirmed.
     pub(crate) pending: Option<(DeviceCertificate, Confirmation)>,
 }
 
@@ -68,7 +68,7 @@ pub(crate) async fn prepare(
             Some(confirmation) if flow == Flow::Sealed => {
                 pending = Some((grant.record.shown.ek, certificate, confirmation));
             }
-            // The ticket flow gets the same certificate in its own way.
+            // The ticket flow asks the CA, and gets the same certificate.
             Some(_) => {}
         }
     }
@@ -103,7 +103,7 @@ pub(crate) async fn prepare(
 }
 
 /// The stored certificate, if it is what the request asks for and good for the key that is in the
-/// TPM. In the sealed flow, one that waits for its confirmation comes first.
+/// TPM. In the sealed flow, a certificate that waits for its confirmation comes first.
 async fn granted_certificate(
     run: &Run,
     memory: &Memory,
@@ -129,7 +129,7 @@ async fn granted_certificate(
 
 async fn create_identity_key(desk: &Desk, kind: IkKind, handle: u32) -> Result<KeyPublic, Failure> {
     let operation = TpmOperation::CreateIdentityKey { kind, handle };
-    // A TPM that says it made no key has not answered.
+    // An answer without a key is no answer to this operation.
     Ok(desk.tpm(operation, |answer| identity_key(answer).flatten()).await?)
 }
 

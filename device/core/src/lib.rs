@@ -17,14 +17,14 @@
 //!
 //! What the core guarantees, if the shell answers each action truthfully:
 //! - Everything that a later run needs is stored before the request that depends on it is sent.
-//! - It uses a certificate only after [`DeviceCertificate::check`], and believes no reply. Whoever
-//!   carries the messages can delay a run or make it fail, and nothing else.
+//! - It uses a certificate only after [`DeviceCertificate::check`], and believes no reply. An
+//!   attacker who carries the messages can delay a run or make it fail, and nothing else.
 //! - The machine can be dropped after any action. A new one that gets the [`Memory`] that was
 //!   stored last goes on.
 //!
 //! # Example
 //!
-//! A shell is one loop. This one asks whether a CA answers; its CA answers at once.
+//! A shell is one loop. This shell asks whether a CA answers, and answers in the CA's place.
 //!
 //! ```
 //! use core::time::Duration;
@@ -37,7 +37,7 @@
 //! let mut inbox = Vec::new();
 //! while let Some(action) = machine.poll_action() {
 //!     let event = match action {
-//!         // From the system's generator, for nobody may guess them.
+//!         // A real shell asks the system's generator, so that nobody can guess these bytes.
 //!         Action::Draw => Event::Random([7; 16]),
 //!         Action::Connect(connection) => {
 //!             println!("subscribed to {}", connection.reply_topic);

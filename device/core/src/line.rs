@@ -25,8 +25,8 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// Begins to connect, under a client id that nobody can guess. Work that is done meanwhile has
-    /// to be short: a broker has few places for strangers.
+    /// Begins to connect, under a client id that nobody can guess. Work that is done meanwhile must
+    /// be short, because a broker has few places for clients that it does not know.
     pub(crate) async fn begin_to_connect(&self) {
         let client = ClientId::bootstrap(self.desk.draw().await);
         self.desk.connect(Connection {
@@ -36,13 +36,13 @@ impl Line {
         });
     }
 
-    /// Makes attempts, each on a connection of its own, until one succeeds or finds that none can.
-    /// The first attempt uses the connection that was begun, if there is one.
+    /// Makes attempts, each on a connection of its own, until one succeeds or shows that no other
+    /// can succeed. The first attempt uses the connection that was begun, if there is one.
     ///
-    /// It repeats an attempt that found no connection, or a CA that was too busy, after growing,
-    /// random delays; it does not repeat one that failed because something is set wrongly. Every
-    /// attempt asks anew. Nothing is lost by that: the CA answers a repeated request for the same
-    /// key with what it gave before.
+    /// After an attempt that found no connection, or a CA that was too busy, it waits for a random
+    /// delay and makes another. The delays grow. It makes no other attempt if a setting is wrong.
+    /// Every attempt asks anew. This loses nothing, because the CA answers a repeated request for
+    /// the same key with what it gave before.
     pub(crate) async fn insist<T>(
         &self,
         mut attempt: impl AsyncFnMut() -> Result<T, Ended>,
@@ -151,7 +151,7 @@ impl Line {
 pub(crate) enum Ended {
     /// The broker was not reached, or did not do its part.
     Trouble(Trouble),
-    /// The CA says so.
+    /// The CA answered with a problem.
     Problem(Problem),
     /// No other attempt can succeed.
     Failed(Failure),
@@ -165,7 +165,7 @@ impl Ended {
         matches!(self, Self::Problem(problem) if is_lost_claim(problem.code))
     }
 
-    /// The CA answered with a problem, or with something else than what was asked for.
+    /// Makes the error for a reply that is a problem, or that is of another kind than `wanted`.
     pub(crate) fn out_of_turn(wanted: &'static str, reply: ReplyBody) -> Self {
         let found = match reply {
             ReplyBody::Problem(problem) => {

@@ -11,7 +11,7 @@ use crate::event::{Action, Event, Traffic};
 use crate::failure::Failure;
 
 /// One run of a device, without I/O: [`poll_action`](Self::poll_action) says what to do next, and
-/// [`handle`](Self::handle) hears what came of it.
+/// [`handle`](Self::handle) takes what came of it.
 ///
 /// It reads no clock and draws no random bytes, so the same events give the same actions. Times are
 /// counted from any moment that the shell chooses, e.g. its own start, and never go back.
@@ -32,7 +32,7 @@ enum Script<T> {
 }
 
 impl<T> Machine<T> {
-    /// Starts what `script` makes at the time `now`.
+    /// Starts the run that `script` makes, at the time `now`.
     pub(crate) fn start<F>(now: Duration, script: impl FnOnce(Desk) -> F) -> Self
     where
         F: Future<Output = Result<T, Failure>> + 'static,
@@ -43,7 +43,7 @@ impl<T> Machine<T> {
 
     /// What to do next; `None` once the run has ended.
     ///
-    /// If the last action needs an answer that has not come, the next one is to wait for it.
+    /// If the last action needs an answer that has not come, the next action is to wait for it.
     pub fn poll_action(&mut self) -> Option<Action> {
         loop {
             if let Some(action) = self.desk.next_action() {
@@ -53,7 +53,7 @@ impl<T> Machine<T> {
             match script.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(result) => {
                     self.script = Script::Ended(result);
-                    // What failed before its conversation may have left a connection.
+                    // A script that failed before its conversation may have left a connection.
                     self.desk.disconnect();
                 }
                 Poll::Pending => {
@@ -66,12 +66,12 @@ impl<T> Machine<T> {
 
     /// Tells the machine what happened, and that it is `now`.
     ///
-    /// An event that answers nothing that was asked is ignored: it may be late, repeated or forged.
+    /// Ignores an event that answers no action: the event may be late, repeated or forged.
     pub fn handle(&mut self, now: Duration, event: Event) {
         self.desk.hear(now, event);
     }
 
-    /// What was said to the CA so far, all attempts together.
+    /// The traffic with the CA so far, in all attempts together.
     pub fn traffic(&self) -> Traffic {
         self.desk.traffic()
     }

@@ -7,11 +7,11 @@ use rustls_pki_types::CertificateDer;
 
 use crate::kinds::{EkKind, IkKind, ParentKind};
 
-/// All that a device remembers. No key is in it: those stay in the TPM.
+/// All that a device remembers. It holds no key: the keys stay in the TPM.
 ///
-/// Store it as a whole, so that a reader finds the old or the new one whenever the power fails. An
-/// attempt becomes what is in use by one such replacement, together with its certificate. An
-/// attempt that fails leaves what is in use alone.
+/// Replace the stored memory as a whole, so that a reader finds the old or the new one whenever the
+/// power fails. One such replacement makes an attempt, together with its certificate, what is in
+/// use. An attempt that fails does not change what is in use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// What the device signs in with.
@@ -39,8 +39,8 @@ impl Memory {
         }
     }
 
-    /// Asks for what `record` says. A certificate for the same record that waits for its
-    /// confirmation is kept until another one takes its place.
+    /// The memory while the device asks for what `record` says. A certificate for the same record
+    /// that waits for its confirmation is kept until another one takes its place.
     pub(crate) fn asking_for(&self, record: &IdentityRecord) -> Self {
         let attempt = match &self.attempt {
             Some(Attempt::Unconfirmed(grant)) if grant.record == *record => self.attempt.clone(),
@@ -54,9 +54,9 @@ impl Memory {
         self.records().next().map(|record| record.flow())
     }
 
-    /// The EK that the next run shows if its request names none: the one that the CA granted
-    /// something for, because another EK is another device to the CA; or the one of an attempt, if
-    /// a request named it.
+    /// The EK that the next run shows if its request names none. This is the EK for which the CA
+    /// granted something, because to the CA another EK is another device; else the EK of an
+    /// attempt, if a request named it.
     pub(crate) fn shown(&self) -> Option<Shown> {
         let granted = match (&self.attempt, &self.in_use) {
             (Some(Attempt::Unconfirmed(grant)), _) => Some(grant.record.shown.clone()),
@@ -101,8 +101,8 @@ impl Memory {
         dropped
     }
 
-    /// The record that the next run continues with comes first: of a certificate that only waits
-    /// for its confirmation, else of what is in use.
+    /// All records. First comes the one that the next run continues with: the record of a
+    /// certificate that waits for its confirmation, else that of what is in use.
     fn records(&self) -> impl Iterator<Item = DeviceRecord> {
         let in_use = self.in_use.as_ref().map(Grant::record);
         let attempt = self.attempt.as_ref().map(Attempt::record);
@@ -112,7 +112,7 @@ impl Memory {
     }
 }
 
-/// How far the device has come in asking for something else.
+/// How far the device has come in asking for another certificate or HMAC key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Attempt {
     /// It asked for a certificate.
@@ -124,7 +124,7 @@ pub enum Attempt {
 }
 
 impl Attempt {
-    /// The keys that it is about.
+    /// The record of the key that the attempt is about.
     pub fn record(&self) -> DeviceRecord {
         match self {
             Self::Identity(record) | Self::Unconfirmed(CertificateGrant { record, .. }) => {
@@ -145,7 +145,7 @@ pub enum Grant {
 }
 
 impl Grant {
-    /// The keys that it is about.
+    /// The record of the key that the grant is about.
     pub fn record(&self) -> DeviceRecord {
         match self {
             Self::Certificate(grant) => DeviceRecord::Identity(grant.record.clone()),
@@ -159,15 +159,15 @@ impl Grant {
 pub struct CertificateGrant {
     /// The key that it is for.
     pub record: IdentityRecord,
-    /// The certificate, then its issuers, without the root. Verify it again before each use: who
-    /// can write to the store can change it.
+    /// The certificate, then its issuers, without the root. Verify the chain again before each use,
+    /// because anybody who can write to the store can change it.
     pub chain: Vec<CertificateDer<'static>>,
     /// For a sealed certificate, what still has to be sent to the CA before the CA revokes the
     /// certificate. The certificate can be used meanwhile.
     pub unconfirmed: Option<Confirmation>,
 }
 
-/// What confirms a sealed certificate, and how the answer of its CA is known.
+/// What confirms a sealed certificate, and how to recognise the answer of the CA that sealed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Confirmation {
     /// The request.
@@ -179,7 +179,7 @@ pub struct Confirmation {
 /// An HMAC key from the CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedKeyGrant {
-    /// Where it is.
+    /// Where the key is.
     pub record: HmacRecord,
     /// The name under which the CA registered it.
     pub device_id: DeviceId,
@@ -195,7 +195,7 @@ pub enum DeviceRecord {
 }
 
 impl DeviceRecord {
-    /// The flow that it is used in.
+    /// The flow that the key is used in.
     pub fn flow(&self) -> Flow {
         match self {
             Self::Identity(record) => record.flow,
@@ -250,8 +250,8 @@ pub struct HmacRecord {
     pub parent: ParentKind,
     /// Its persistent handle.
     pub hmac_handle: u32,
-    /// The keys that may be at the handle: one, or two while one takes the place of the other.
-    /// They tell this device's keys from those of others.
+    /// The keys that may be at the handle: one, or two while one takes the place of the other. By
+    /// them the device tells its own keys from those of others.
     pub keys: Vec<HmacPublic>,
 }
 

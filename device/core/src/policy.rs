@@ -4,8 +4,8 @@ use core::time::Duration;
 
 use assay_wire::ProblemCode;
 
-/// How long a broker may take to connect the device and to grant its subscription. It is longer
-/// than `assay-mqtt` gives TCP, TLS and CONNECT together.
+/// How long a broker may take to connect the device and to grant its subscription. This is longer
+/// than the time that `assay-mqtt` allows for TCP, TLS and CONNECT together.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(25);
 
 /// How long the CA may take to answer. A CA answers in milliseconds, or says how long it will be
@@ -13,14 +13,15 @@ pub const CONNECT_LIMIT: Duration = Duration::from_secs(25);
 /// as its MQTT message expiry.
 pub const REPLY_LIMIT: Duration = Duration::from_secs(20);
 
-/// The longest first delay: a device soon meets a CA that only restarts.
+/// The longest first delay. It is short, so that a device soon reaches a CA that only restarts.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 
-/// The longest delay: a CA that was down for hours does not meet all its devices at once.
+/// The longest delay. It is long, so that a CA that was down for hours does not get all its devices
+/// at once.
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 
-/// How often a run starts again after the CA refused a ticket, or got it too late. Between two
-/// honest sides that happens when the CA's ticket key changes.
+/// How often a run starts again after the CA refused a ticket, or got it too late. If both sides
+/// are honest, this happens when the CA's ticket key changes.
 pub(crate) const MAX_RESTARTS: u32 = 3;
 
 /// Exponential delays with full jitter: each is drawn between zero and a ceiling that doubles, so

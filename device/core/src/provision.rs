@@ -17,15 +17,15 @@ use crate::step::Step;
 use crate::tpm::{TpmFailure, TpmFailureKind};
 use crate::{sealed, shared_key, ticket};
 
-/// Sees to it that a device can sign in: with a valid certificate for an identity key in its TPM,
-/// or with an HMAC key there.
+/// Makes a device able to sign in: with a valid certificate for an identity key in its TPM, or with
+/// an HMAC key there.
 ///
 /// `memory` is what was stored last, or [`Memory::default`] at the first run. If the device can
-/// sign in already, the CA is not asked, unless the request says so. Until the CA agrees, what the
-/// device has stays in use.
+/// sign in already, it does not ask the CA, unless the request says so. Until the CA agrees, what
+/// the device has stays in use.
 ///
-/// If the request names no EK and no CA has agreed to one, the other EKs are tried in turn as long
-/// as the CA refuses each for its certificate, its enrolment or its device id.
+/// If the request names no EK and no CA has agreed to one, the device tries the other EKs in turn,
+/// as long as the CA refuses each because of its certificate, its enrolment or its device id.
 pub fn provision(request: ProvisionRequest, memory: Memory, now: Duration) -> Machine<Provisioned> {
     Machine::start(now, |desk| async move {
         let end = now.saturating_add(request.deadline);
@@ -63,9 +63,9 @@ async fn provision_with(run: &Run, instead: Option<EkKind>) -> Result<Provisione
     }
 }
 
-/// A device that lost its state, or never had one, may be registered under another EK than the
-/// first with a certificate: the operator may have enrolled any of them. The CA says which one it
-/// does not take.
+/// Tries the other EKs in turn. A device that lost its state, or never had one, may be registered
+/// under another EK than the first with a certificate, because the operator may have enrolled any
+/// of them. The CA refuses those that it does not take.
 async fn provision_with_another_ek(run: &Run, refusal: Problem) -> Result<Provisioned, Failure> {
     if !run.request.leaves_the_ek_open() || run.memory().shown().is_some() {
         return Err(Failure::Refused(refusal));
@@ -73,7 +73,8 @@ async fn provision_with_another_ek(run: &Run, refusal: Problem) -> Result<Provis
     let mut code = refusal.code;
     let refused = run.memory().attempt.map(|attempt| attempt.record().into_shown().ek);
     for kind in EkKind::CERTIFIED.into_iter().filter(|kind| Some(*kind) != refused) {
-        // Without a certificate it is rarely enrolled, and some chips need minutes to make it.
+        // Without a certificate, such an EK is rarely enrolled, and some chips need minutes to make
+        // it.
         if kind == EkKind::Rsa3072 && !ek::has_certificate(run.desk(), kind).await? {
             continue;
         }

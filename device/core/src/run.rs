@@ -22,7 +22,7 @@ use crate::tpm::EkCertificates;
 pub struct ProvisionRequest {
     /// The CA's provisioning domain.
     pub scope: Scope,
-    /// How to get what; `None` is the flow used before, or [`Flow::Ticket`].
+    /// The flow; `None` is the flow used before, or [`Flow::Ticket`].
     pub flow: Option<Flow>,
     /// The EK to show; `None` is the kind used before, or [`EkChoice::Auto`].
     pub ek: Option<EkChoice>,
@@ -33,9 +33,9 @@ pub struct ProvisionRequest {
     /// The persistent handle of the identity key; `None` is the handle used before, or
     /// [`DEFAULT_IK_HANDLE`].
     pub ik_handle: Option<u32>,
-    /// The parent that an HMAC key is sent to; `None` is the one used before, or P-256. A plain
-    /// storage root key has to be named in every request: otherwise the device takes an import
-    /// parent of that kind of key.
+    /// The parent that an HMAC key is sent to; `None` is the one used before, or P-256. Every
+    /// request has to name a plain storage root key anew: otherwise the device takes the import
+    /// parent whose key is of the same kind.
     pub parent: Option<ParentKind>,
     /// The persistent handle of the HMAC key; `None` is the handle used before, or
     /// [`DEFAULT_HMAC_HANDLE`].
@@ -44,7 +44,7 @@ pub struct ProvisionRequest {
     pub device_id: Option<DeviceId>,
     /// Whether to ask the CA even if there is a valid certificate or an HMAC key.
     pub again: bool,
-    /// How long all of it may take.
+    /// How long the whole run may take.
     pub deadline: Duration,
 }
 
@@ -67,7 +67,7 @@ impl ProvisionRequest {
         }
     }
 
-    /// Whether the request goes with what was granted for an EK of this kind.
+    /// Whether the request can be met by what was granted for an EK of this kind.
     pub(crate) fn takes_ek(&self, granted: EkKind) -> bool {
         !matches!(self.ek, Some(EkChoice::Kind(kind)) if kind != granted)
     }
@@ -94,7 +94,7 @@ pub struct Provisioned {
     pub scope: Scope,
     /// The name under which the device is registered; its MQTT client id.
     pub device_id: DeviceId,
-    /// The kind of EK that it was granted for.
+    /// The kind of EK that the credential was granted for.
     pub ek: EkKind,
     /// What the device signs in with.
     pub credential: Credential,
@@ -121,7 +121,7 @@ pub enum Credential {
     },
 }
 
-/// One run, whatever its flow.
+/// One run, in any flow.
 pub(crate) struct Run {
     pub(crate) request: ProvisionRequest,
     pub(crate) line: Line,
@@ -143,7 +143,7 @@ impl Run {
         &self.line.desk
     }
 
-    /// Stores `next` in place of what was stored, and tells which keys it no longer knows.
+    /// Stores `next` in place of what was stored, and reports the keys that `next` no longer knows.
     ///
     /// Everything that the device needs to go on after a loss of power is stored before the request
     /// that depends on it is sent.
@@ -156,8 +156,8 @@ impl Run {
         }
     }
 
-    /// Looks for the EK to show: `instead` of others that the CA did not take, or the one that the
-    /// request or an earlier run chose.
+    /// Looks for the EK to show: the EK of kind `instead`, if the CA did not take another, else the
+    /// EK that the request or an earlier run chose.
     pub(crate) async fn find_ek(
         &self,
         instead: Option<EkKind>,

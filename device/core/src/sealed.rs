@@ -32,8 +32,8 @@ pub(crate) async fn provision(run: &Run, instead: Option<EkKind>) -> Result<Prov
             }
         };
         match confirm(run, &certificate, &confirmation).await {
-            // The next attempt asks for another certificate. Nothing that is stored is forgotten
-            // for this: anybody who carries the messages can forge the answer.
+            // The next attempt asks for another certificate. The stored certificate is kept all the
+            // same, because anybody who carries the messages can forge the answer.
             Err(ended) if ended.is_lost_claim() => Err(ended),
             Err(ended) => {
                 pending = Some((certificate, confirmation));
@@ -68,7 +68,7 @@ async fn unseal(
     Ok((certificate, Confirmation { proof, receipt_sha256 }))
 }
 
-/// What opens only for this EK, this IK and the claim beside it.
+/// The box with its associated data, which lets it open only for this EK, this IK and this claim.
 fn sealed_box(
     reply: &SealedReply,
     key: &[u8],
@@ -97,7 +97,8 @@ async fn confirm(
         ReplyBody::Confirmed(reply) => reply,
         other => return Err(Ended::out_of_turn("confirmation", other)),
     };
-    // Only the CA that made the box can make the receipt, so whoever shows it has the confirmation.
+    // Only the CA that made the box can make the receipt, so the receipt shows that this CA has the
+    // confirmation.
     if run.desk().digest(reply.receipt.as_bytes()).await != confirmation.receipt_sha256 {
         return Err(AnswerError::Receipt.into());
     }

@@ -71,7 +71,7 @@ pub(crate) async fn provision(run: &Run, instead: Option<EkKind>) -> Result<Prov
     Ok(provisioned(&record, device_id, false))
 }
 
-/// What is in use, if the TPM holds its key and it is what the request asks for.
+/// The grant in use, if the TPM holds its key and it is what the request asks for.
 fn good_grant<'a>(
     request: &ProvisionRequest,
     memory: &'a Memory,
@@ -108,8 +108,8 @@ struct Registrant {
 }
 
 impl Registrant {
-    /// Asks for a key, and has the TPM open and keep it. Gives the name of the registration and the
-    /// key's TPMT_PUBLIC.
+    /// Asks for a key, and has the TPM open and keep it. Returns the device id under which the CA
+    /// registered the key, and the key's TPMT_PUBLIC.
     async fn register(&self, run: &Run) -> Result<(DeviceId, Vec<u8>), Ended> {
         let request = RequestBody::Register(self.bundle.clone());
         let reply = match run.line.ask(request).await? {
@@ -124,9 +124,10 @@ impl Registrant {
         let key = self.open(run, wrapped(reply)).await?;
         run.desk().progress(Step::HmacKeyOpened);
         let public = key.public.clone();
-        // Stored once the TPM has opened the key, and before the TPM keeps it: a run that is
-        // stopped in between has to know the key again, because the CA may send another one the
-        // next time. A key that a reply only names may be somebody else's.
+        // The device stores the public area before the TPM keeps the key. A run that follows a stop
+        // in between must recognise the key, because the CA may send another key the next time. The
+        // device stores it only after the TPM opened the key, because a key that a reply only names
+        // may be somebody else's.
         let mut record = self.record.clone();
         record.keys.push(HmacPublic(public.clone()));
         run.remember(asking_for(&run.memory(), &record)).await;

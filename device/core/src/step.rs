@@ -9,7 +9,7 @@ use assay_wire::{EkId, ProblemCode};
 use crate::kinds::{EkKind, IkKind, ParentKind};
 use crate::memory::KeyPurpose;
 
-/// Something that is done, or was found.
+/// Something that was done or found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// The certificate in use is good, so the CA is not asked.
@@ -78,11 +78,11 @@ pub enum Step {
         /// Its persistent handle.
         handle: u32,
     },
-    /// An attempt came to nothing.
+    /// An attempt failed.
     Retry {
         /// How long the device waits before the next one.
         delay: Duration,
-        /// Why it came to nothing.
+        /// Why it failed.
         reason: String,
     },
 }

@@ -1,5 +1,5 @@
-//! The ticket flow: two round trips. The CA's challenge holds a ticket that only the TPM can read,
-//! and the ticket gets the certificate.
+//! The ticket flow: two round trips. The CA's challenge holds a ticket that only the TPM can read.
+//! For the ticket, the CA gives the certificate.
 
 use assay_wire::{Flow, Proof, ReplyBody, RequestBody, Ticket};
 

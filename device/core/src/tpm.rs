@@ -39,7 +39,7 @@ pub enum TpmOperation {
         kind: IkKind,
         /// Its persistent handle.
         handle: u32,
-        /// The common name to ask for; the request has no other wish.
+        /// The common name to ask for; the request asks for nothing else.
         device_id: Option<DeviceId>,
     },
     /// TPM2_ActivateCredential with the EK and the IK. Answer: [`TpmAnswer::Secret`].
@@ -88,7 +88,7 @@ pub enum TpmOperation {
 /// What the TPM answered to a [`TpmOperation`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TpmAnswer {
-    /// EK certificates, as they came.
+    /// EK certificates, as they were found.
     EkCertificates(EkCertificates),
     /// The EK.
     EndorsementKey(Option<EndorsementKey>),
@@ -112,7 +112,7 @@ pub enum TpmAnswer {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct TpmFailure {
-    /// What the core decides by.
+    /// The kind of failure, by which the core decides.
     pub kind: TpmFailureKind,
     /// What happened, for people.
     pub reason: String,
@@ -152,7 +152,7 @@ pub struct EndorsementKey {
     pub public: Vec<u8>,
     /// SHA-256 of its SubjectPublicKeyInfo.
     pub id: EkId,
-    /// Whether all but the key itself is as in TCG's default template of its kind.
+    /// Whether everything except the key itself is as in TCG's default template of its kind.
     pub is_of_default_template: bool,
 }
 

@@ -20,7 +20,7 @@ fn core_and_its_dependencies_build_without_std() {
         fs::write(directory.join("Cargo.toml"), manifest).unwrap();
         fs::copy(core.join("../../Cargo.lock"), directory.join("Cargo.lock")).unwrap();
         fs::write(directory.join("src/lib.rs"), SOURCE).unwrap();
-        // A target of its own: this test may run while another cargo holds the usual one.
+        // It has a target directory of its own, because another cargo may hold the usual one.
         Command::new(env!("CARGO"))
             .args(["check", "--quiet", "--manifest-path"])
             .arg(directory.join("Cargo.toml"))
@@ -35,7 +35,7 @@ fn core_and_its_dependencies_build_without_std() {
     );
     assert!(without.status.success(), "{}", String::from_utf8_lossy(&without.stderr));
 
-    // And the check notices one that does.
+    // The check notices a crate that does link `std`.
     let with =
         outcome("with", "it = { package = \"thiserror\", version = \"2\", features = [\"std\"] }");
     let said = String::from_utf8_lossy(&with.stderr);

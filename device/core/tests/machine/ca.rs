@@ -1,4 +1,5 @@
-//! A CA that does what the real one promises: one certificate for one key, whoever asks how often.
+//! A CA that does what the real one promises: one certificate for one key, however often a device
+//! asks.
 
 use std::collections::VecDeque;
 
@@ -13,14 +14,15 @@ use crate::{tag, tag32};
 
 #[derive(Default)]
 pub(crate) struct FakeCa {
-    /// The keys that have a certificate; its place is its serial number.
+    /// The keys that have a certificate. The index of a key is the serial number of its
+    /// certificate.
     pub(crate) certified: Vec<[u8; 32]>,
     /// The serial numbers of sealed certificates that were confirmed.
     pub(crate) confirmed: Vec<u8>,
     pub(crate) keys_sent: u8,
     /// The only EK that is enrolled, if not all are.
     pub(crate) enrolled: Option<EkKind>,
-    /// What it answers instead, in turn.
+    /// The problems that it answers with before anything else, in turn.
     pub(crate) problems: VecDeque<Problem>,
     /// The problem that every *certify* and *confirm* meets.
     pub(crate) refuses_last: Option<ProblemCode>,
@@ -142,7 +144,7 @@ impl FakeCa {
     }
 }
 
-/// The tag of a box; its contents stand in it as they are.
+/// The tag of a box. The contents of a box are not encrypted here.
 pub(crate) fn box_tag(key: &[u8; 32], nonce: &[u8; 12], beside: &[u8], contents: &[u8]) -> [u8; 8] {
     tag(&[b"box", key, nonce, beside, contents])
 }

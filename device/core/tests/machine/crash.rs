@@ -58,7 +58,7 @@ fn run_that_ends_after_any_two_actions_is_gone_on_with() {
     }
 }
 
-/// What is in use stays so until what takes its place is there.
+/// The certificate in use stays in use until another one takes its place.
 #[test]
 fn device_that_asks_again_can_sign_in_whenever_the_power_fails() {
     for flow in [Flow::Ticket, Flow::Sealed] {

@@ -15,7 +15,7 @@ fn other_eks_are_tried_while_the_ca_refuses_each() {
             let mut world = World::default();
             world.ca.enrolled = Some(enrolled);
             assert_eq!(world.run(request(flow)).unwrap().unwrap().ek, enrolled);
-            // And by no detour the next time.
+            // The next time, the device shows this EK first.
             let again = ProvisionRequest { again: true, ..request(flow) };
             assert_eq!(world.run(again).unwrap().unwrap().ek, enrolled);
             let detour = |step: &Step| matches!(step, Step::TryingEk { .. });

@@ -28,7 +28,8 @@ fn serial(provisioned: &Provisioned) -> &str {
     }
 }
 
-/// A stand-in for hashes, MACs and signatures: no test alters anything so that it stays the same.
+/// A stand-in for hashes, MACs and signatures. No test alters data in such a way that the tag stays
+/// the same.
 fn tag(parts: &[&[u8]]) -> [u8; 8] {
     let mut hash = 0xCBF2_9CE4_8422_2325_u64;
     for part in parts {
@@ -39,7 +40,7 @@ fn tag(parts: &[&[u8]]) -> [u8; 8] {
     hash.to_be_bytes()
 }
 
-/// Thirty-two bytes of it.
+/// A tag of 32 bytes.
 fn tag32(parts: &[&[u8]]) -> [u8; 32] {
     let mut tags = [0; 32];
     for (number, chunk) in tags.chunks_exact_mut(8).enumerate() {

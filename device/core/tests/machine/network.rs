@@ -10,7 +10,7 @@ use assay_wire::{Flow, RequestBody};
 use crate::world::{Fate, World};
 use crate::{FLOWS, request, serial};
 
-/// Every reply of every flow, in turn, with this fate.
+/// Runs each flow once for each of its replies, and lets this reply have this fate.
 fn each_reply(fate: Fate, mut check: impl FnMut(Flow, usize, World)) {
     for (flow, replies) in FLOWS {
         for number in 0..replies {
@@ -85,7 +85,7 @@ fn reply_altered_in_any_byte_gives_nothing_that_the_ca_did_not_give() {
                     Err(other) => panic!("{flow}, reply {number}, byte {at}: {other}"),
                 }
                 assert!(world.ca.certified.len() <= 1);
-                // The next run finds its way.
+                // The next run succeeds.
                 world.run(request(flow)).unwrap().unwrap();
             }
         }

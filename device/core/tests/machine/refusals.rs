@@ -142,7 +142,7 @@ fn credential_of_another_device_than_the_one_asked_for_is_refused() {
         );
         assert_eq!((&world.memory.in_use, &world.tpm.hmac_key), (&None, &None));
 
-        // Nor does what is stored pass for it.
+        // The stored credential does not pass for the other device's.
         world.run(request(flow)).unwrap().unwrap();
         world.ca.heard.clear();
         world.run(other).unwrap().unwrap_err();

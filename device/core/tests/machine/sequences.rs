@@ -1,5 +1,5 @@
-//! Many sequences of runs, with faults chosen by chance: whatever happened, a run without faults
-//! finds its way.
+//! Many sequences of runs, with faults chosen by chance. After any of them, a run without faults
+//! succeeds.
 
 use assay_device_core::{Credential, Grant, HmacPublic, Memory, ProvisionRequest, Trouble};
 use assay_wire::{Flow, Problem, ProblemCode};
@@ -11,7 +11,7 @@ use crate::world::{Fate, World};
 fn run_without_faults_succeeds_after_any_sequence_of_faults() {
     for seed in 1..=5_000 {
         let mut chance = Chance(seed);
-        // A device that changes to a certificate forgets its HMAC key, and then leaves that alone.
+        // A device that changes to a certificate forgets its HMAC key, and then does not touch it.
         let flows = match chance.below(3) {
             0 => &[Flow::SharedKey][..],
             _ => &[Flow::Ticket, Flow::Sealed],
@@ -29,7 +29,7 @@ fn run_without_faults_succeeds_after_any_sequence_of_faults() {
             if chance.below(6) == 0 {
                 world.tpm.clear();
             }
-            // Without its state, a device leaves an HMAC key alone that may be somebody else's.
+            // Without its state, a device does not touch an HMAC key that may be somebody else's.
             if chance.below(6) == 0 && world.tpm.hmac_key.is_none() {
                 world.memory = Memory::default();
             }
@@ -41,7 +41,7 @@ fn run_without_faults_succeeds_after_any_sequence_of_faults() {
         let flow = flows[chance.below(flows.len())];
         let provisioned = world.run(request(flow)).unwrap();
         let provisioned = provisioned.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-        // The flow that gives a certificate may have been the other one.
+        // The certificate may have come by the other of the two flows.
         assert_eq!(provisioned.flow == Flow::SharedKey, flow == Flow::SharedKey, "seed {seed}");
         match (&provisioned.credential, &world.memory.in_use) {
             (Credential::Certificate { certificate, .. }, Some(Grant::Certificate(grant))) => {

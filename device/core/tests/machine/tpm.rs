@@ -32,7 +32,7 @@ impl FakeTpm {
         Ok(match operation {
             TpmOperation::EkCertificates(kind) => TpmAnswer::EkCertificates(ek_certificates(kind)),
             TpmOperation::EndorsementKey(kind) => {
-                // As a TPM without P-384 has it.
+                // This TPM has no P-384.
                 TpmAnswer::EndorsementKey((kind != EkKind::P384).then(|| EndorsementKey {
                     public: ek_id(kind).as_bytes().to_vec(),
                     id: ek_id(kind),

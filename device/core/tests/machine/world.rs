@@ -20,9 +20,9 @@ pub(crate) enum Fate {
     Arrives,
     Lost,
     Twice,
-    /// It comes with the reply to the next request, before that.
+    /// It comes together with the reply to the next request, and before it.
     Late,
-    /// A bit of this byte is another one.
+    /// One bit of this byte is flipped.
     Corrupted(usize),
     /// The connection breaks instead.
     BreaksConnection,
@@ -41,7 +41,7 @@ pub(crate) struct World {
     pub(crate) troubles: VecDeque<Trouble>,
     /// The run ends as if by a loss of power after this many actions.
     pub(crate) power_for: Option<usize>,
-    /// The first of these actions finds the connection broken when it is done.
+    /// The connection breaks during the first action for which this returns true.
     pub(crate) breaks_in: Option<fn(&Action) -> bool>,
     /// Whether events that nobody asked for come between all others.
     pub(crate) is_noisy: bool,
@@ -163,7 +163,7 @@ impl World {
             Fate::Twice => {
                 self.inbox.push_back(Event::Reply(reply.clone()));
                 self.inbox.push_back(Event::Reply(reply.clone()));
-                // And once more during what follows.
+                // It comes once more after the next request.
                 self.late.push(Event::Reply(reply));
             }
             Fate::Late => self.late.push(Event::Reply(reply)),
@@ -213,7 +213,7 @@ impl World {
     }
 }
 
-/// As the shell reads a certificate whose path it verified.
+/// Verifies a path and reads its certificate, as the shell does.
 fn verify(chain: &[CertificateDer<'_>]) -> Result<VerifiedPath, AnswerError> {
     let (contents, signature) =
         chain[0].split_last_chunk().ok_or_else(|| AnswerError::Unreadable("too short".into()))?;
@@ -232,7 +232,7 @@ fn verify(chain: &[CertificateDer<'_>]) -> Result<VerifiedPath, AnswerError> {
     })
 }
 
-/// Replies to nobody, from whoever writes to the topic.
+/// Events that answer nothing, such as replies that strangers write to the topic.
 fn noise() -> Vec<Event> {
     let stranger = Reply { id: [0xEE; 16].into(), body: assay_wire::ReplyBody::Pong };
     vec![
