@@ -1,4 +1,4 @@
-//! Writes the manual pages and shell completions of `assay-device` for its package: they come from
+//! Writes the manual pages and shell completions of `assay-device` for its package. They come from
 //! the same definition as the command line.
 
 #[expect(dead_code, reason = "only the definition is needed, not what it starts")]

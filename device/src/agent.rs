@@ -32,22 +32,21 @@ pub(crate) struct Agent<'a> {
 pub struct Cost {
     /// Time spent in the TPM.
     pub tpm_time: Duration,
-    /// Time spent waiting for the broker and the CA, as far as the device did nothing else
-    /// meanwhile.
+    /// Time in which the device only waited for the broker and the CA.
     pub wire_time: Duration,
     /// Time spent altogether.
     pub total_time: Duration,
     /// How many requests were sent to the CA.
     pub requests: u32,
-    /// The requests' length together, in bytes, as MQTT payloads: without topics, TLS and TCP.
+    /// The total length of the requests, in bytes, as MQTT payloads: without topics, TLS and TCP.
     pub bytes_sent: usize,
-    /// The replies' length together, in bytes, as MQTT payloads.
+    /// The total length of the replies, in bytes, as MQTT payloads.
     pub bytes_received: usize,
 }
 
 impl Agent<'_> {
-    /// Runs a machine that began at time zero and may take until `deadline`. `ek_certificate` is the
-    /// one that its request has.
+    /// Runs a machine that began at time zero and may take until `deadline`. `ek_certificate` is
+    /// the EK certificate that its request has.
     pub(crate) fn run(
         &self,
         mut machine: Machine<Provisioned>,
@@ -118,7 +117,8 @@ impl Agent<'_> {
     }
 }
 
-/// Opens a box of AES-256-GCM (SP 800-38D), for [`Action::Unseal`]. `None` if its tag does not match.
+/// Opens a box of AES-256-GCM (SP 800-38D), for [`Action::Unseal`]. `None` if its tag does not
+/// match.
 pub fn unseal(sealed: &SealedBox) -> Option<Zeroizing<Vec<u8>>> {
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*sealed.key).ok()?);
     let nonce = Nonce::assume_unique_for_key(sealed.nonce);

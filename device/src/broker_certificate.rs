@@ -40,8 +40,7 @@ pub(crate) fn judge_by(
     let rules: Arc<dyn ServerCertVerifier> =
         match WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build() {
             Ok(rules) => rules,
-            // Without a root there is no broker: a device that only uses its TPM, as for tokens,
-            // has none.
+            // A device without a root needs no broker: it only uses its TPM, e.g. to sign tokens.
             Err(_) => return Ok(()),
         };
     config.dangerous().set_certificate_verifier(Arc::new(Judge { rules, clock }));
@@ -99,7 +98,7 @@ impl ServerCertVerifier for Judge {
     }
 }
 
-/// Why the broker's certificate was not accepted, and the texts in it. Nobody has verified those.
+/// Why the broker's certificate was not accepted, and the texts in it, which nobody has verified.
 #[derive(Debug)]
 pub(crate) struct BrokerCertificateFault {
     rule: CertificateError,
@@ -208,5 +207,5 @@ fn name(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// What one line has room for.
+/// As many names as one line has room for.
 const MAX_NAMES: usize = 5;

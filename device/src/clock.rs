@@ -14,16 +14,16 @@ use crate::times::{is_more_than_a_day, since_1970};
 pub(crate) struct Clock {
     /// A time that is past for certain, in seconds since 1970.
     floor: u64,
-    /// What says so.
+    /// What shows that `floor` is past.
     floor_is: &'static str,
-    /// Whether the system has a clock to go by.
+    /// Whether the system has a clock that can be used.
     is_there: bool,
 }
 
 impl Clock {
-    /// `roots` are pinned, so none of them is from the future.
+    /// The pinned `roots` exist already, so the first day of the earliest one is past.
     pub(crate) fn new(is_there: bool, roots: &[CertificateDer<'_>]) -> Self {
-        // Of several roots, one may be made for later use.
+        // If there are several roots, some may be made for later use.
         let earliest = roots.iter().filter_map(|root| not_before(root)).min();
         // Package builders set this variable (reproducible-builds.org).
         let built =
@@ -43,8 +43,9 @@ impl Clock {
 
     /// The time to judge a chain of certificates at.
     ///
-    /// Without a clock it is no earlier than the first day of any of them, because a trusted issuer
-    /// has signed it by then. So the device may accept an expired certificate of a trusted issuer.
+    /// Without a clock, this is no earlier than the first day of any certificate in the chain,
+    /// because a trusted issuer has signed the certificate by then. So the device may accept an
+    /// expired certificate of a trusted issuer.
     pub(crate) fn at<'a>(
         &self,
         chain: impl IntoIterator<Item = &'a CertificateDer<'a>>,

@@ -26,8 +26,8 @@ pub(crate) fn bit_string(bytes: &[u8]) -> Vec<u8> {
     element(BIT_STRING, &[&[0], bytes].concat())
 }
 
-/// A non-negative INTEGER from big-endian bytes of any length: shortest form, with a zero byte
-/// where the sign would show (X.690 §8.3).
+/// A non-negative INTEGER from big-endian bytes of any length, in its shortest form. A zero byte
+/// comes first if the first bit would be taken for a sign (X.690 §8.3).
 pub(crate) fn unsigned_integer(bytes: &[u8]) -> Vec<u8> {
     let first = bytes.iter().position(|&byte| byte != 0).unwrap_or(bytes.len());
     let magnitude = &bytes[first..];
@@ -38,8 +38,8 @@ pub(crate) fn unsigned_integer(bytes: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The SEQUENCE at the start of `bytes`, with its head, and what follows it; `None` if there is no
-/// whole one.
+/// Splits `bytes` after the SEQUENCE at its start, which includes its tag and length; `None` if
+/// there is no whole SEQUENCE.
 pub(crate) fn split_sequence(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (&[tag, length], rest) = bytes.split_first_chunk()?;
     if tag != SEQUENCE {

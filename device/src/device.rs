@@ -27,7 +27,7 @@ use crate::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Tcti, Tpm, Tpm2
 pub struct DeviceOptions {
     /// How to reach the TPM.
     pub tcti: Tcti,
-    /// The passwords of the TPM's hierarchies; empty ones where none is set.
+    /// The passwords of the TPM's hierarchies; empty if none is set.
     pub passwords: HierarchyPasswords,
     /// How long one call to the TPM may take. Real chips take up to half a minute to make an RSA
     /// key.
@@ -37,8 +37,8 @@ pub struct DeviceOptions {
     /// The CA's root certificates. The broker's certificate and the device's own one must lead to
     /// one of them.
     pub ca_roots: Vec<CertificateDer<'static>>,
-    /// Whether the device has no clock. Then it takes the time to be no earlier than the first day of
-    /// the CA's roots, and of any certificate that they lead to. It may accept an expired
+    /// Whether the device has no clock. Then it takes the time to be no earlier than the first day
+    /// of the CA's roots, and of any certificate that they lead to. It may accept an expired
     /// certificate.
     pub no_clock: bool,
 }
@@ -62,9 +62,9 @@ pub struct ProvisionRequest {
     /// The persistent handle of the identity key; `None` is the handle used before, or
     /// [`DEFAULT_IK_HANDLE`](crate::DEFAULT_IK_HANDLE).
     pub ik_handle: Option<u32>,
-    /// The parent that an HMAC key is sent to; `None` is the one used before, or P-256. A plain
-    /// storage root key has to be named in every request: otherwise the device takes an import
-    /// parent of that kind of key.
+    /// The parent that an HMAC key is sent to; `None` is the one used before, or P-256. Every
+    /// request has to name a plain storage root key anew: otherwise the device takes the import
+    /// parent whose key is of the same kind.
     pub parent: Option<ParentKind>,
     /// The persistent handle of the HMAC key; `None` is the handle used before, or
     /// [`DEFAULT_HMAC_HANDLE`](crate::DEFAULT_HMAC_HANDLE).
@@ -74,7 +74,7 @@ pub struct ProvisionRequest {
     /// Whether to ask the CA even if there is a valid certificate or an HMAC key. The CA may have
     /// superseded or lost that one.
     pub again: bool,
-    /// How long all of it may take.
+    /// How long the whole run may take.
     pub deadline: Duration,
 }
 
@@ -107,13 +107,13 @@ pub struct Provisioned {
     pub scope: Scope,
     /// The name under which the device is registered; its MQTT client id.
     pub device_id: DeviceId,
-    /// The kind of EK it was granted for.
+    /// The kind of EK that the credential was granted for.
     pub ek: EkKind,
     /// What the device signs in with.
     pub credential: Credential,
     /// Whether the credential was there already and is valid, so that the CA was not asked.
     pub was_provisioned: bool,
-    /// What it took.
+    /// What the run took.
     pub cost: Cost,
 }
 
@@ -133,12 +133,12 @@ pub enum Credential {
     SharedKey {
         /// The parent that it was sent to.
         parent: ParentKind,
-        /// Where it is.
+        /// Its persistent handle.
         hmac_handle: u32,
     },
 }
 
-/// One device. While it lives, no other process can use its state directory.
+/// One device. While this value lives, no other process can use its state directory.
 pub struct Device {
     tpm: TpmThread,
     state: StateDirectory,
@@ -147,7 +147,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// Takes the state directory. The TPM is not asked anything yet.
+    /// Takes the state directory. Sends nothing to the TPM yet.
     pub fn open(options: DeviceOptions) -> Result<Self, Error> {
         let tpm = Tpm2::new(options.tcti.clone(), options.passwords.clone());
         Self::with_tpm(tpm, options)
@@ -167,7 +167,7 @@ impl Device {
                 .map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
         }
         let state = StateDirectory::open(&options.state)?;
-        // Whoever needs a state that cannot be read reports it.
+        // If the state cannot be read, the function that needs it reports that.
         if let Some(shown) = state.memory().ok().and_then(|memory| memory.granted_for()) {
             tpm.expect_ek(shown.ek, *shown.ek_id.as_bytes());
         }
@@ -175,16 +175,17 @@ impl Device {
         Ok(Self { tpm, state, roots, clock })
     }
 
-    /// Sees to it that this device can sign in: with a valid certificate for an identity key in its
-    /// TPM, or with an HMAC key there.
+    /// Makes this device able to sign in: with a valid certificate for an identity key in its TPM,
+    /// or with an HMAC key there.
     ///
-    /// If it can already, the CA is not asked, unless the request says so. The process may be
-    /// killed at any moment, and the next call goes on: everything that it needs is stored before
-    /// anything is sent, and the CA issues one certificate for one key. If somebody cleared the TPM,
-    /// the device makes a new key or asks for one.
+    /// If the device can sign in already, it does not ask the CA, unless the request says so. The
+    /// process may be killed at any moment, and the next call goes on: everything that it needs is
+    /// stored before anything is sent, and the CA issues one certificate for one key. If somebody
+    /// cleared the TPM, the device makes a new key or asks for one.
     ///
-    /// If nobody says which EK to show and no CA has agreed to one, the others are tried in turn
-    /// as long as the CA refuses each for its certificate, its enrolment or its device id.
+    /// If the request names no EK and no CA has agreed to one, the device tries the other EKs in
+    /// turn, as long as the CA refuses each because of its certificate, its enrolment or its device
+    /// id.
     ///
     /// Until the CA agrees, what this device has stays in use. Keys that are no longer used stay in
     /// the TPM, because others may use them; the progress says where they are. Only a new HMAC key

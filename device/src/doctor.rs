@@ -41,7 +41,7 @@ pub struct DoctorOptions {
     pub state: Option<PathBuf>,
     /// The CA's root certificates; empty if they are not to be checked.
     pub ca_roots: Vec<CertificateDer<'static>>,
-    /// Whether the device has no clock to go by.
+    /// Whether the device has no clock.
     pub no_clock: bool,
     /// The bootstrap listener and the scope, if the network is to be checked.
     pub broker: Option<(BrokerUrl, Scope)>,
@@ -56,11 +56,11 @@ pub struct Check {
     pub outcome: Outcome,
     /// What was found.
     pub found: String,
-    /// What to do; nothing if all is well.
+    /// What to do; `None` if all is well.
     pub advice: Option<Advice>,
 }
 
-/// What people can do about what a check found.
+/// What people can do about the finding of a check.
 #[derive(Clone, Debug)]
 pub enum Advice {
     /// A sentence.
@@ -109,8 +109,8 @@ impl fmt::Display for Outcome {
 
 /// Checks everything, and tells `hear` of each check once it is done.
 ///
-/// The checks contain no password and no key, and the broker is sent only a ping. They contain ids
-/// and names from certificates, by which somebody can recognise the device.
+/// The checks contain no password and no key, and the broker gets only a ping. But the checks
+/// contain ids and names from certificates, by which somebody can recognise the device.
 pub fn examine(options: DoctorOptions, hear: &mut dyn FnMut(&Check)) -> Vec<Check> {
     let status = options.state.as_deref().map(Status::read);
     let mut examination = Examination { checks: Vec::new(), hear };
@@ -161,7 +161,7 @@ impl Examination<'_> {
         self.fail(name, error.to_string(), Advice::Error(error.clone()));
     }
 
-    /// Whether the TPM can be asked.
+    /// Checks whether the TPM can be reached, and returns the answer.
     fn device_node(&mut self, tcti: &Tcti) -> bool {
         const NAME: &str = "TPM reached";
         let Some(path) = tcti.device_path() else {
@@ -677,5 +677,6 @@ const IN_LOCKOUT: u32 = 1 << 9;
 /// TPMA_STARTUP_CLEAR (TPM 2.0 Part 2, 8.7).
 const SH_ENABLE: u32 = 1 << 1;
 const EH_ENABLE: u32 = 1 << 2;
-/// For each step on the network. A distant broker answers in some hundreds of milliseconds.
+/// The limit for each step on the network. A distant broker answers in some hundreds of
+/// milliseconds.
 const NETWORK_LIMIT: Duration = Duration::from_secs(10);

@@ -23,7 +23,7 @@ pub struct EkDescription {
     /// The id under which an operator enrols it: SHA-256 of its SubjectPublicKeyInfo, in
     /// hexadecimal digits.
     pub ek_id: String,
-    /// The device id that follows from it, if no enrolment names one.
+    /// The device id that follows from the EK, if no enrolment names one.
     pub device_id: String,
     /// SubjectPublicKeyInfo in PEM.
     pub public_key: String,
@@ -59,8 +59,8 @@ pub struct EkCertificate {
     pub pem: String,
 }
 
-/// The EKs of a TPM: the one of `choice`, or every one that the TPM can have of a kind that
-/// manufacturers certify.
+/// The EKs of a TPM: the EK of `choice`, or, without a choice, all that the TPM can have of the
+/// kinds that manufacturers certify.
 ///
 /// A chip takes seconds to make an RSA key, so `progress` hears of each EK.
 pub fn endorsement_keys(
@@ -102,7 +102,8 @@ pub(crate) struct FoundEk {
 }
 
 impl FoundEk {
-    /// Looks for the EK of this kind, or for the one that a device shows if nobody says which.
+    /// Looks for the EK of this kind, or, without a kind, for the EK that a device shows by
+    /// default.
     pub(crate) fn find(tpm: &TpmThread, kind: Option<EkKind>) -> Result<Self, Error> {
         let mut operations = Operations::new(tpm);
         let mut machine = find_ek(kind, Duration::ZERO);
@@ -154,7 +155,7 @@ impl FoundEk {
 }
 
 /// The device id that a CA gives to an EK if no enrolment names one: lower-case base32 of the
-/// SHA-256 of its TPM2B_PUBLIC, as Azure's tools have it.
+/// SHA-256 of its TPM2B_PUBLIC, as in Azure's tools.
 fn device_id(public: &PublicArea) -> String {
     // A public area is no longer than MAX_PUBLIC_AREA.
     let size = (public.bytes.len() as u16).to_be_bytes();

@@ -60,7 +60,7 @@ pub enum Error {
     Clock {
         /// What the clock says.
         clock: String,
-        /// What says otherwise, and what it says.
+        /// What contradicts the clock, and how.
         evidence: String,
     },
     /// The device has nothing to sign in with.
@@ -88,10 +88,10 @@ pub enum Error {
         /// How many checks failed.
         failed: usize,
     },
-    /// The broker or the CA did not answer, or not as it should, before the deadline.
+    /// The broker or the CA did not answer properly before the deadline.
     #[error("gave up (at most {} s are allowed): {reason}", deadline.as_secs())]
     NotReached {
-        /// How long it was tried.
+        /// How long the device tried.
         deadline: Duration,
         /// How the last attempt failed.
         reason: String,
@@ -107,8 +107,8 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A file of the state makes no sense. The next [`provision`](crate::Device::provision) begins
-    /// anew, and keeps a copy of it.
+    /// A file of the state is broken. The next [`provision`](crate::Device::provision) keeps a copy
+    /// of the file, and begins anew.
     #[error("{}: {reason}", path.display())]
     BrokenState {
         /// The file.
@@ -116,7 +116,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// What the CA answered failed our checks. Nothing of it was stored.
+    /// The CA's answer failed a check. Nothing of it was stored.
     #[error("the CA's answer failed verification: {0}")]
     Answer(AnswerError),
     /// A fault of this program or of the TLS library.
@@ -132,7 +132,7 @@ pub enum Setting {
     /// The broker's port: devices are provisioned at the bootstrap listener, which asks for no
     /// certificate.
     BootstrapListener,
-    /// The broker's port: provisioned devices speak at the operational listener.
+    /// The broker's port: provisioned devices connect to the operational listener.
     OperationalListener,
     /// The scheme of the broker's URL: what listens there speaks TLS, and the URL says otherwise.
     SchemeWithTls {
@@ -141,8 +141,8 @@ pub enum Setting {
         /// The port.
         port: u16,
     },
-    /// The broker's port: what listens there speaks MQTT without TLS. Do not change the URL to do
-    /// without TLS: anybody on the way can answer like this.
+    /// The broker's port: what listens there speaks MQTT without TLS. Do not advise a URL without
+    /// TLS: anybody on the way can answer like this.
     PortWithoutTls,
     /// The TLS versions and cipher suites of the broker.
     TlsVersions,
@@ -162,7 +162,7 @@ pub enum Setting {
 
 impl Error {
     /// The exit code of `assay-device`: 1 unexpected, 2 usage, 3 refused by the CA or the broker,
-    /// or set wrongly, 4 broker or CA not reached, 5 TPM, 6 state directory, 7 answer of the CA
+    /// or a wrong setting, 4 broker or CA not reached, 5 TPM, 6 state directory, 7 answer of the CA
     /// failed verification, 8 not provisioned, 9 expired, 10 the doctor found a fault.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -189,14 +189,14 @@ impl Error {
         |error| Self::State { path: path.into(), reason: error.to_string() }
     }
 
-    /// The clock says `now`, in seconds since 1970, and something else says otherwise.
+    /// The error that the clock says `now`, in seconds since 1970, and `evidence` contradicts it.
     pub(crate) fn wrong_clock(now: u64, evidence: &str) -> Self {
         Self::Clock { clock: rfc3339(now), evidence: evidence.into() }
     }
 }
 
-/// A CA issues certificates that begin now. So one that is not valid yet, or no longer, tells what
-/// the time is.
+/// A CA issues certificates that are valid from now on. So a certificate that is not valid yet, or
+/// no longer, shows that the clock is wrong.
 impl From<AnswerError> for Error {
     fn from(error: AnswerError) -> Self {
         match error {

@@ -3,12 +3,12 @@
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The first certificate, and as many others as fit. First come those that lead upwards from it,
-/// nearest first, then the rest in their order.
+/// The first certificate, and as many others as fit. First come its issuers, nearest first, then
+/// the rest in their order.
 ///
-/// Nothing is verified; the CA looks for a path. Links are by key identifier or by name (RFC 5280
-/// §4.2.1.1, §4.1.2.4), because the names of some vendors differ in form between issuer and
-/// subject.
+/// Nothing is verified; the CA looks for a path. An issuer is found by its key identifier (RFC 5280
+/// §4.2.1.1), or by its name if there is none (§4.1.2.4), because some vendors write the name of
+/// the same CA in two forms.
 pub(crate) fn that_fit(certificates: Vec<Vec<u8>>, limit: usize) -> Vec<Vec<u8>> {
     if certificates.len() <= limit {
         return certificates;
@@ -24,7 +24,7 @@ pub(crate) fn that_fit(certificates: Vec<Vec<u8>>, limit: usize) -> Vec<Vec<u8>>
             let is_new =
                 !chosen.iter().any(|&known| certificates[known] == certificates[candidate]);
             let (Some(subject), Some(issuer)) = (&parsed[chosen[at]], issuer) else { continue };
-            // A CA that trusts a root knows it.
+            // A root is not chosen, because a CA that trusts a root has it.
             if is_new && is_issued_by(subject, issuer) && !is_issued_by(issuer, issuer) {
                 chosen.push(candidate);
             }

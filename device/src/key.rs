@@ -1,5 +1,5 @@
-//! The identity key for certificate requests and TLS handshakes: those want messages signed, and
-//! the TPM signs digests.
+//! The identity key for certificate requests and TLS handshakes. These need signatures of messages,
+//! and the TPM signs digests.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! One connection of a device that has no name yet: a thread that speaks MQTT, and what it hears.
+//! One connection to the bootstrap listener: a thread that speaks MQTT, and what it hears.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -32,23 +32,23 @@ pub(crate) struct Broker {
     pub(crate) scope: Scope,
 }
 
-/// What the connection has to say.
+/// What a connection reports.
 #[derive(Debug)]
 pub(crate) enum Heard {
     /// The broker granted the subscription to the reply topic.
     Connected,
     /// Somebody published this on the reply topic.
     Reply(Vec<u8>),
-    /// It is over.
+    /// The connection is over.
     Lost(Trouble),
 }
 
-/// A connection, or one that is on its way. Dropped, it ends at once.
+/// A connection, or one that is on its way. It ends at once when it is dropped.
 pub(crate) struct Link {
     client: AsyncClient,
     request_topic: String,
     heard: Receiver<Heard>,
-    /// Dropped, it ends the thread.
+    /// Ends the thread when it is dropped.
     end: oneshot::Sender<()>,
 }
 
@@ -83,7 +83,7 @@ impl Link {
         Ok(Self { client, request_topic, heard, end })
     }
 
-    /// Publishes a request. The broker throws it away if no CA takes it in time.
+    /// Publishes a request. The broker drops it if no CA takes it in time.
     pub(crate) fn publish(&self, message: Vec<u8>) -> Result<(), Trouble> {
         let properties = PublishProperties {
             message_expiry_interval: Some(REPLY_LIMIT.as_secs() as u32),
@@ -96,7 +96,7 @@ impl Link {
             .map_err(|error| Trouble::Passing(format!("nothing more can be sent: {error}")))
     }
 
-    /// The next thing that it has to say; `None` if that does not come within `limit`.
+    /// The next report of the connection; `None` if none comes within `limit`.
     pub(crate) fn hear(&self, limit: Duration) -> Option<Heard> {
         match self.heard.recv_timeout(limit) {
             Ok(heard) => Some(heard),
@@ -107,15 +107,16 @@ impl Link {
         }
     }
 
-    /// Begins to disconnect, so that the broker forgets the client at once. Nothing comes back that
-    /// is worth waiting for.
+    /// Begins to disconnect, so that the broker forgets the client at once. The broker sends
+    /// nothing back.
     pub(crate) fn close(self) -> Closing {
         let limit = if self.client.try_disconnect().is_ok() { CLOSE_LIMIT } else { Duration::ZERO };
         Closing { heard: self.heard, _end: self.end, until: Instant::now() + limit }
     }
 }
 
-/// A connection that says goodbye. Dropped, it waits a moment until that is sent.
+/// A connection that is being closed. When it is dropped, it waits a moment until DISCONNECT is
+/// sent.
 pub(crate) struct Closing {
     heard: Receiver<Heard>,
     _end: oneshot::Sender<()>,

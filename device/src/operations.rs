@@ -18,7 +18,7 @@ pub(crate) struct Operations {
     identity: Option<PublicArea>,
     /// The EKs that were made.
     eks: Vec<(EkKind, PublicArea)>,
-    /// Why the last operation failed. The core knows only of what kind it is.
+    /// Why the last operation failed. The core knows only the kind of failure.
     error: Option<Error>,
 }
 

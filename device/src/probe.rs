@@ -1,5 +1,5 @@
-//! Which protocol a port speaks: TLS, or MQTT without TLS. It is asked when a conversation ended
-//! before it began.
+//! Finds out which protocol a port speaks, TLS or MQTT without TLS, if a connection ended before
+//! any conversation.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -24,7 +24,7 @@ pub(crate) fn other_protocol(broker: &BrokerUrl, tls: &Arc<ClientConfig>) -> Opt
             ("TLS", Setting::SchemeWithTls { host: host.to_owned(), port })
         }
         // CONNACK (MQTT 5.0, 3.2.1), with a remaining length of one byte. Anybody who can answer in
-        // the broker's place can send it, so it must persuade nobody to do without TLS.
+        // the broker's place can send it, so nobody must do without TLS because of it.
         (true, [0x20, 2..0x80, _]) => ("MQTT without TLS", Setting::PortWithoutTls),
         _ => return None,
     };
@@ -57,5 +57,5 @@ fn client_hello(tls: &Arc<ClientConfig>) -> Option<Vec<u8>> {
 /// MQTT 5.0, 3.1: no client id, clean start, a minute between pings. Every MQTT broker answers with
 /// a CONNACK, if only to refuse.
 const CONNECT: &[u8] = &[0x10, 13, 0, 4, b'M', b'Q', b'T', b'T', 5, 2, 0, 60, 0, 0, 0];
-/// A near broker answers in milliseconds, a distant one in some hundreds.
+/// A near broker answers in milliseconds, a distant one in some hundreds of milliseconds.
 const LIMIT: Duration = Duration::from_secs(2);

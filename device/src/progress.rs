@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// Hears of each step when it is done, and how long it took.
 pub type Progress<'a> = &'a mut dyn FnMut(&str, Duration);
 
-/// Measures steps: each takes from the end of the one before.
+/// Measures steps. Each begins at the end of the one before.
 pub(crate) struct Steps<'a> {
     began: Instant,
     progress: Progress<'a>,

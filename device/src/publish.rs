@@ -97,5 +97,5 @@ fn not_queued(error: impl std::fmt::Display) -> Trouble {
 
 /// One message is under way. The rest is room for what rumqttc sends itself.
 const WINDOW: u16 = 10;
-/// Longer than assay-mqtt gives TCP, TLS and CONNECT together.
+/// Longer than the time that assay-mqtt allows for TCP, TLS and CONNECT together.
 const LIMIT: Duration = Duration::from_secs(25);

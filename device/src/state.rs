@@ -17,8 +17,8 @@ use crate::pem;
 /// | file | holds | written |
 /// |---|---|---|
 /// | `device.json` | [`Memory`] | when the IK is persistent, before any request is sent; when a certificate is verified or confirmed; when an HMAC key has come, and when it is persistent |
-/// | `certificate.pem` | a copy of the certificate and its issuers, for other programs; gone with a shared key | after that |
-/// | `device.json.broken` | a `device.json` that could not be made sense of, for people to look at | when the next run begins anew |
+/// | `certificate.pem` | a copy of the certificate and its issuers, for other programs; removed with a shared key | after that |
+/// | `device.json.broken` | a `device.json` that could not be read, for people to look at | when the next run begins anew |
 /// | `lock` | nothing | |
 ///
 /// The directory is made with mode 0700, the files with 0600. A directory that exists must belong
@@ -44,7 +44,7 @@ impl StateDirectory {
         match lock.try_lock() {
             Ok(()) => {
                 let state = Self { path: path.into(), _lock: lock };
-                // Whoever needs a broken file reports it.
+                // If the file is broken, the function that needs it reports that.
                 if let Ok(memory) = state.memory() {
                     state.copy_certificate(&memory)?;
                 }
@@ -69,7 +69,7 @@ impl StateDirectory {
     /// Moves a `device.json` that cannot be read to [`BROKEN`], so that the next run begins anew.
     /// An earlier file there is replaced. Returns what to tell people.
     ///
-    /// Nothing is lost by that: for the key in the TPM, the CA gives what it gave before.
+    /// This loses nothing, because the CA gives again what it gave before for the key in the TPM.
     pub(crate) fn set_broken_aside(&self) -> Result<Option<String>, Error> {
         let path = self.path.join(DEVICE);
         let Some(json) = read(&path)? else { return Ok(None) };
@@ -90,7 +90,8 @@ impl StateDirectory {
         self.remove_stale_certificate(memory)
     }
 
-    /// Runs when the directory is opened, in case an earlier process was killed before it.
+    /// Runs when the directory is opened, because an earlier process may have been killed before it
+    /// made the copy.
     fn copy_certificate(&self, memory: &Memory) -> Result<(), Error> {
         if let Some(pem) = self.certificate_to_copy(memory)? {
             self.replace(&[(CERTIFICATE, pem)])?;
@@ -98,7 +99,7 @@ impl StateDirectory {
         self.remove_stale_certificate(memory)
     }
 
-    /// The contents that `certificate.pem` should have, if it has others.
+    /// The contents that `certificate.pem` should have, if it does not have them.
     fn certificate_to_copy(&self, memory: &Memory) -> Result<Option<Vec<u8>>, Error> {
         let Some(Grant::Certificate(grant)) = &memory.in_use else { return Ok(None) };
         let pem = pem::certificates(&grant.chain).into_bytes();
@@ -124,7 +125,7 @@ impl StateDirectory {
             let new = self.path.join(format!("{name}.new"));
             let write = || {
                 remove(&new)?;
-                // Never through a symbolic link.
+                // `create_new` follows no symbolic link.
                 let mut file = private(OpenOptions::new().create_new(true)).open(&new)?;
                 file.write_all(contents)?;
                 Ok(file)
@@ -195,7 +196,7 @@ fn private(options: &mut OpenOptions) -> &OpenOptions {
 
 const DEVICE: &str = "device.json";
 const CERTIFICATE: &str = "certificate.pem";
-/// Where a `device.json` goes that cannot be read.
+/// The name that a `device.json` gets if it cannot be read.
 const BROKEN: &str = "device.json.broken";
 
 #[cfg(test)]
@@ -266,7 +267,7 @@ mod tests {
         }
     }
 
-    /// As earlier versions wrote it.
+    /// Earlier versions wrote it in this way.
     #[test]
     fn hmac_key_of_a_plain_srk_is_still_known() {
         let record = HmacRecord { parent: ParentKind::SrkRsa2048, ..an_hmac_record() };
@@ -314,7 +315,7 @@ mod tests {
             String::new(),
             "[]".into(),
             "{\"in_use\": and then the power fai".into(),
-            // Of an older shape.
+            // An older format.
             format!(r#"{{"in_use":{{"record":{record},"certificate":""}},"attempt":null}}"#),
             format!(r#"{{"in_use":null,"attempt":{record}}}"#),
         ] {

@@ -17,11 +17,12 @@ use crate::verify::{self, Summary, Validity};
 /// The contents of a state directory. The TPM was not asked, and nothing is verified.
 #[derive(Clone, Debug)]
 pub struct Status {
-    /// What the credential is for. If there is none, what was asked for last.
+    /// The keys that the credential is for. If there is no credential, the keys of the last
+    /// request.
     pub keys: KeyStatus,
-    /// What the device signs in with, if it has it.
+    /// What the device signs in with, if there is anything.
     pub credential: Option<CredentialStatus>,
-    /// What was asked for later, while the CA has not agreed to it; or a sealed certificate that
+    /// The keys of a later request that the CA has not agreed to, or of a sealed certificate that
     /// the CA has not confirmed. The credential stays in use.
     pub attempt: Option<KeyStatus>,
 }
@@ -70,18 +71,18 @@ pub enum CredentialStatus {
         /// What is in it.
         summary: Summary,
         /// Whether the CA has confirmed that it knows of the certificate. If not, the next
-        /// `provision` tells it.
+        /// `provision` tells the CA.
         is_confirmed: bool,
     },
     /// The HMAC key that the status names.
     SharedKey {
-        /// The registration.
+        /// The name under which the CA registered it.
         device_id: String,
     },
 }
 
 impl Status {
-    /// Reads a state directory; `None` if nothing was ever asked for with it.
+    /// Reads a state directory; `None` if no request was ever made with it.
     pub fn read(state: &Path) -> Result<Option<Self>, Error> {
         let Memory { in_use, attempt } = state::memory(state)?;
         let attempt = attempt.map(|attempt| KeyStatus::from(attempt.record()));

@@ -41,7 +41,7 @@ impl Talk {
         self.start.elapsed()
     }
 
-    /// How long it waited for broker and CA so far.
+    /// How long the machine has waited for the broker and the CA so far.
     pub(crate) fn waited(&self) -> Duration {
         self.waited
     }
@@ -51,12 +51,13 @@ impl Talk {
         self.error.take()
     }
 
-    /// Does what the action says. Gives the event that answers it, if there is one already.
+    /// Does what the action says. Returns the event that answers it, if there is one already.
     pub(crate) fn perform(&mut self, action: Action) -> Result<Option<Event>, Error> {
         match action {
             Action::Draw => return Ok(Some(Event::Random(random()))),
             Action::Connect(connection) => {
-                // A connection that says goodbye ends here: a broker has few places for strangers.
+                // A broker has few places for strangers, so an earlier connection ends before the
+                // next.
                 self.closing = None;
                 self.link = Some(Link::open(&self.broker, connection)?);
             }
@@ -72,7 +73,7 @@ impl Talk {
                 self.waited += begin.elapsed();
                 return Ok(Some(event));
             }
-            // Only people hear of it.
+            // This is for people only.
             Action::Progress(_) => {}
             other => {
                 return Err(Error::Internal(format!("{other:?} is not an action of the network")));
@@ -95,7 +96,7 @@ impl Talk {
     }
 
     fn lost(&mut self, trouble: Trouble) -> Event {
-        // Once: a broker that is full closes connections too, and need not be asked twice.
+        // A full broker closes connections too, so it is probed only once.
         let is_first = !std::mem::replace(&mut self.is_probed, true);
         let Broker { url, tls, .. } = &self.broker;
         let reason =

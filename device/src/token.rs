@@ -12,8 +12,8 @@ use crate::clock::Clock;
 use crate::error::Error;
 use crate::tpm::TpmError;
 
-/// User name and password for MQTT. Anybody who has it can sign in as the device until it expires.
-/// Debug output does not show the password.
+/// User name and password for MQTT. Anybody who has the token can sign in as the device until the
+/// token expires. Debug output does not show the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     /// MQTT client id and user name.
@@ -25,7 +25,7 @@ pub struct Token {
 }
 
 impl Token {
-    /// The longest that a CA accepts.
+    /// The longest lifetime that a CA accepts.
     pub const MAX_LIFETIME: Duration = Duration::from_hours(24);
 }
 
@@ -35,7 +35,8 @@ impl fmt::Debug for Token {
     }
 }
 
-/// With a wrong clock, the token is expired or valid for too long. The CA says so.
+/// When a token expires. If the clock is wrong, the CA refuses the token as expired, or as valid
+/// for too long.
 pub(crate) fn expiry(clock: &Clock, lifetime: Duration) -> u64 {
     clock.now().as_secs() + lifetime.as_secs()
 }
@@ -60,7 +61,7 @@ fn encode(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 
-/// All but the unreserved characters (RFC 3986 §2.3).
+/// All except the unreserved characters (RFC 3986 §2.3).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// The lifetime of a token for one connection, with room for clocks that disagree.
 pub(crate) const DEFAULT_LIFETIME: Duration = Duration::from_hours(1);
@@ -76,7 +77,7 @@ mod tests {
         sign(&"default".parse().unwrap(), &device_id.parse().unwrap(), 1_790_000_000, hmac).unwrap()
     }
 
-    /// By Python's hmac, base64 and urllib.parse.quote(safe='').
+    /// Computed by Python's hmac, base64 and urllib.parse.quote(safe='').
     #[test]
     fn token_is_that_of_other_software() {
         let expected = "SharedAccessSignature \

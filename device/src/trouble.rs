@@ -14,7 +14,7 @@ use crate::error::{Error, Setting};
 /// Why there is no answer.
 #[derive(Debug)]
 pub(crate) enum Trouble {
-    /// It may pass by itself, so another attempt is worth it.
+    /// It may pass by itself, so another attempt may succeed.
     Passing(String),
     /// The other side closed the connection before it said anything. It may speak another protocol.
     Closed(String),
@@ -29,8 +29,8 @@ impl Trouble {
         Self::Lasting(Error::Misconfigured { found: found.into(), setting })
     }
 
-    /// The reason, if it may pass by itself. Where the wrong protocol may be the reason, `probe` asks
-    /// in the other one first.
+    /// The reason, if the trouble may pass by itself; else the error. If the device may speak the
+    /// wrong protocol, `probe` tries the other one first.
     pub(crate) fn examined(self, probe: impl FnOnce() -> Option<Error>) -> Result<String, Error> {
         match self {
             Self::Passing(reason) => Ok(reason),
@@ -40,7 +40,7 @@ impl Trouble {
         }
     }
 
-    /// For a broker that has already spoken MQTT with this device.
+    /// The broker has already spoken MQTT with this device, so a wrong protocol is not the reason.
     pub(crate) fn in_conversation(self) -> Self {
         match self {
             Self::Closed(reason) => Self::Passing(reason),
@@ -60,7 +60,7 @@ impl Trouble {
 
     /// Why the connection for `purpose` failed.
     pub(crate) fn of(error: &ConnectionError, broker: &BrokerUrl, purpose: Purpose) -> Self {
-        // rumqttc does not name this one as the cause.
+        // rumqttc does not give this error as its `source`.
         let cause: &(dyn StdError + 'static) = match error {
             ConnectionError::MqttState(StateError::Deserialization(cause)) => cause,
             error => error,
@@ -71,8 +71,8 @@ impl Trouble {
         match (error, find::<io::Error>(cause)) {
             (ConnectionError::MqttState(StateError::ConnectionAborted), _) => closed(broker),
             (_, Some(error)) if is_closed(error) => closed(broker),
-            // tokio's codec says this of half a packet at the end. Something else began with bytes
-            // that look like a packet.
+            // tokio's codec reports this if the stream ends within a packet. So something other
+            // than MQTT began with bytes that look like a packet.
             (ConnectionError::MqttState(StateError::Deserialization(_)), Some(error))
                 if error.kind() == ErrorKind::Other =>
             {
@@ -91,7 +91,7 @@ impl Trouble {
     }
 }
 
-/// What a connection is for, and so which listener of the broker it needs.
+/// What a connection is for. It decides which listener of the broker the connection needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// The bootstrap listener, which asks for no certificate.
@@ -100,7 +100,7 @@ pub(crate) enum Purpose {
     Operation,
 }
 
-/// The setting to look at where somebody may have mistaken the two listeners for each other.
+/// The setting to check if somebody may have confused the two listeners.
 pub(crate) fn listener_for(purpose: Purpose) -> Setting {
     match purpose {
         Purpose::Bootstrap => Setting::BootstrapListener,
@@ -128,7 +128,7 @@ fn of_tls(error: &rustls::Error, broker: &BrokerUrl, purpose: Purpose) -> Troubl
     }
 }
 
-/// The alerts that mean the device's certificate, or that it showed none (RFC 8446 §6.2).
+/// The alerts that are about the device's certificate, or about a missing one (RFC 8446 §6.2).
 fn of_alert(alert: AlertDescription, broker: &BrokerUrl, purpose: Purpose) -> Trouble {
     use AlertDescription::{
         AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked,
@@ -216,8 +216,8 @@ fn is_closed(error: &io::Error) -> bool {
     )
 }
 
-/// The first error of a type in a chain of causes. `io::Error` does not name the error in it as its
-/// cause.
+/// The first error of a type in a chain of causes. An `io::Error` does not give the error in it as
+/// its `source`.
 fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -1,4 +1,4 @@
-//! Verifies the paths of certificates, whoever handed them over.
+//! Verifies the paths of certificates from any source.
 
 use assay_device_core::{AnswerError, DeviceCertificate, VerifiedPath, rfc3339};
 use assay_wire::Scope;
@@ -10,8 +10,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::times::{is_more_than_a_day, since_1970};
 use crate::tpm::{PublicKey, id_of_key};
 
-/// Checks a chain, leaf first: it leads to a pinned root, is valid at `now`, is for TLS clients, was
-/// issued for `key`, and names one device of `scope` in common name and URI.
+/// Checks a chain, leaf first: the chain leads to a pinned root and is valid at `now`, and the leaf
+/// is for TLS clients, was issued for `key`, and names the same device of `scope` in common name
+/// and URI.
 ///
 /// It does not check whether the certificate was revoked. The broker does that, at every
 /// connection.
@@ -54,7 +55,7 @@ pub fn path(
         )
         .map_err(no_path)?;
     let parsed = parse(leaf)?;
-    // webpki takes a certificate without the extension for every usage.
+    // webpki accepts a certificate without the extension for every usage.
     let is_for_clients =
         matches!(parsed.extended_key_usage(), Ok(Some(usage)) if usage.value.client_auth);
     Ok(VerifiedPath {
@@ -97,11 +98,11 @@ pub struct Summary {
 /// Whether a certificate is valid by this device's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
-    /// It is more than a day before the certificate's first moment, so the clock is wrong.
+    /// The clock is more than a day before the certificate's first moment, so the clock is wrong.
     NotYet,
     /// The certificate can be used.
     Valid,
-    /// It is past the certificate's last moment.
+    /// The clock is past the certificate's last moment.
     Expired,
 }
 

@@ -4,7 +4,7 @@ use assay_device::tpm::{KeyPurpose, Tcti, TpmError};
 use assay_device::{Advice, CheckedSetting, Error, Setting};
 use assay_wire::ProblemCode;
 
-/// The text of an error, and what to do about it if there is more to say.
+/// The text of an error, and what to do about it, if there is anything to do.
 pub(crate) fn with_advice(error: &Error) -> String {
     match of(error) {
         Some(advice) => format!("{error}\n  What to do: {advice}"),
@@ -244,7 +244,7 @@ mod tests {
 
     use super::*;
 
-    /// One error of each kind that has a flag or a command in its advice, and what that is.
+    /// One error of each kind whose advice has a flag or a command, with that flag or command.
     fn cases() -> Vec<(Error, &'static str)> {
         let at = || "text".to_owned();
         let setting = |setting| Error::Misconfigured { found: at(), setting };

@@ -325,7 +325,7 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
 }
 
 fn show_step(step: &str, took: Duration) {
-    // In one piece, because stderr has no buffer.
+    // Written in one piece, because stderr has no buffer.
     let line = format!("{:>8.1} ms  {step}\n", took.as_secs_f64() * 1e3);
     _ = io::stderr().write_all(line.as_bytes());
 }
@@ -567,8 +567,8 @@ fn ek(kind: Option<EkChoice>, tpm: TpmArgs, json: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Text before and between PEM is for people (RFC 7468 §2). So the output for one EK is a file for
-/// `assay enroll add`.
+/// RFC 7468 §2 allows other text before and between PEM blocks. So the output for one EK is a file
+/// for `assay enroll add`.
 fn print_ek(ek: &EkDescription) -> Result<(), Error> {
     let default =
         if ek.is_default { "; provision shows this one if nobody says which" } else { "" };
@@ -661,8 +661,8 @@ fn passwords(args: &TpmArgs) -> Result<HierarchyPasswords, Error> {
     })
 }
 
-/// Reads a password from a file or the environment, never from the command line: every user of the
-/// machine can read that.
+/// Reads a password from a file or the environment. It is never on the command line, which every
+/// user of the machine can read.
 fn password(file: Option<&Path>, variable: &str) -> Result<Password, Error> {
     let (source, mut password) = match file {
         Some(file) => {

@@ -69,8 +69,8 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::NotProvisioned`] if this device has to be provisioned first,
-    /// [`Error::NoCertificate`] if it has a shared key instead, [`Error::Expired`] if the certificate
-    /// has ended.
+    /// [`Error::NoCertificate`] if it has a shared key instead, [`Error::Expired`] if the
+    /// certificate has ended.
     pub fn certificate(&self) -> Result<DeviceCertificate, Error> {
         self.identity().map(|(_, certificate)| certificate)
     }
@@ -78,13 +78,13 @@ impl Device {
     /// A TLS configuration for MQTT over mutual TLS with the key in the TPM, for rumqttc or any
     /// other client on rustls.
     ///
-    /// Each handshake makes the TPM sign, in the thread that polls the connection. A chip needs up to
-    /// some hundred milliseconds for it.
+    /// Each handshake makes the TPM sign, in the thread that polls the connection. A chip needs up
+    /// to some hundred milliseconds for it.
     ///
     /// # Errors
     /// [`Error::NotProvisioned`] if this device has to be provisioned first,
-    /// [`Error::NoCertificate`] if it has a shared key instead, [`Error::Expired`] if the certificate
-    /// has ended.
+    /// [`Error::NoCertificate`] if it has a shared key instead, [`Error::Expired`] if the
+    /// certificate has ended.
     pub fn mqtt_tls_config(&self) -> Result<ClientConfig, Error> {
         let (key, certificate) = self.identity()?;
         self.mutual_tls(&key, certificate.chain)
@@ -149,8 +149,8 @@ impl Device {
     /// [`Token::MAX_LIFETIME`] at most.
     ///
     /// # Errors
-    /// [`Error::NoSharedKey`] if this device has none, [`Error::KeyGone`] if the TPM no longer holds
-    /// it, [`Error::Usage`] if the lifetime is too long.
+    /// [`Error::NoSharedKey`] if this device has none, [`Error::KeyGone`] if the TPM no longer
+    /// holds it, [`Error::Usage`] if the lifetime is too long.
     pub fn token(&self, lifetime: Duration) -> Result<Token, Error> {
         if lifetime > Token::MAX_LIFETIME {
             let limit = Token::MAX_LIFETIME.as_secs();

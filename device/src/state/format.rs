@@ -1,5 +1,5 @@
-//! The JSON of `device.json`. It is kept apart from the core's types: a change of those must not
-//! make a stored file unreadable.
+//! The JSON of `device.json`. It has types of its own, so that a change of the core's types does
+//! not make a stored file unreadable.
 
 use assay_device_core::{self as core, EkKind, HmacPublic, IkKind, Memory, ParentKind};
 use assay_wire::{DeviceId, EkId, Flow, Proof, Scope, Ticket};
@@ -105,8 +105,8 @@ impl HmacRecord {
     }
 }
 
-/// An [`HmacRecord`] as it is read. Before there were import parents, the parent was a plain storage
-/// root key, under the name `srk`.
+/// An [`HmacRecord`] as it is read. Before there were import parents, the parent was a plain
+/// storage root key, and its field was `srk`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct HmacRecordText {

@@ -19,8 +19,8 @@ pub enum TpmError {
         /// What the system says.
         reason: String,
     },
-    /// The TPM did not answer in time. It is not asked again: a second command would only wait
-    /// behind the first.
+    /// The TPM did not answer in time. It is not asked again, because a second command would only
+    /// wait behind the first.
     #[error("the TPM was still {operation} after {} s", limit.as_secs())]
     TimedOut {
         /// What was being done.
@@ -31,7 +31,7 @@ pub enum TpmError {
     /// An earlier call timed out, so the TPM is no longer used.
     #[error("the TPM is not used again after a call timed out; open it anew")]
     Abandoned,
-    /// A hierarchy is protected by another password.
+    /// A hierarchy has another password than the one that was given.
     #[error("{operation}: the TPM refused the {hierarchy} password")]
     WrongPassword {
         /// What was being done.
@@ -81,7 +81,7 @@ pub enum TpmError {
         /// What was being done.
         operation: &'static str,
     },
-    /// Nobody whose password is known may read an EK certificate.
+    /// An EK certificate cannot be read with any password that is known.
     #[error(
         "the TPM does not let this device read NV index {index:#010x}, where an EK certificate is"
     )]
@@ -110,7 +110,7 @@ pub enum TpmError {
         /// What does not fit.
         reason: String,
     },
-    /// What came back is no response to what was sent.
+    /// What came back is no response to the command.
     #[error("{operation}: the TPM's response is malformed: {reason}")]
     BadResponse {
         /// What was being done.
@@ -129,7 +129,7 @@ pub enum TpmError {
 }
 
 impl TpmError {
-    /// The kind of failure that the core decides by.
+    /// The kind of failure, by which the core decides.
     pub(crate) fn kind(&self) -> TpmFailureKind {
         match self {
             Self::Refused { .. } | Self::BadArgument { .. } => TpmFailureKind::Refused,

@@ -8,14 +8,14 @@ use crate::der;
 
 /// One TPM.
 ///
-/// [`Tpm2`](super::Tpm2) implements it. Other crates may, for a TPM that is reached in another way,
-/// or to wrap another implementation: give it to
-/// [`Device::with_tpm`](crate::Device::with_tpm). All types in it can be made outside of this
-/// crate.
+/// [`Tpm2`](super::Tpm2) implements this trait. Other crates can implement it for a TPM that is
+/// reached in another way, or to wrap another implementation, and give theirs to
+/// [`Device::with_tpm`](crate::Device::with_tpm). All types in the trait can be made outside of
+/// this crate.
 ///
-/// Every call leaves the TPM as it was found: no transient object and no session stays behind. Only
-/// [`create_identity_key`](Tpm::create_identity_key) and [`keep_hmac_key`](Tpm::keep_hmac_key) add
-/// something.
+/// Every call leaves the TPM as the call found it: no transient object and no session stays behind.
+/// Only [`create_identity_key`](Tpm::create_identity_key) and [`keep_hmac_key`](Tpm::keep_hmac_key)
+/// add something.
 ///
 /// All calls block, some for many seconds on real chips. [`TpmThread`](super::TpmThread) gives them
 /// a thread and a deadline. After an error, the next call must work again if the TPM does.
@@ -23,8 +23,8 @@ pub trait Tpm {
     /// Tells the TPM, before all other calls, by which EK the CA knows this device: `id` is the
     /// SHA-256 of the EK's SubjectPublicKeyInfo.
     ///
-    /// An implementation that has passwords may give them only to the TPM with this EK. An EK that
-    /// takes a password to make, and is not persistent, cannot be checked that way.
+    /// An implementation that has passwords can then refuse to give them to a TPM with another EK.
+    /// It cannot check an EK that is not persistent, if the TPM makes this EK only with a password.
     fn expect_ek(&mut self, kind: EkKind, id: [u8; 32]) {
         _ = (kind, id);
     }
@@ -46,8 +46,8 @@ pub trait Tpm {
     /// Creates an IK under the storage root key and makes it persistent. The handle must be free.
     fn create_identity_key(&mut self, kind: IkKind, handle: u32) -> Result<PublicArea, TpmError>;
 
-    /// TPM2_Sign with the IK at a persistent handle. An ECDSA signature is in DER (RFC 3279 §2.2.3),
-    /// an RSA signature as the TPM gives it.
+    /// TPM2_Sign with the IK at a persistent handle. An ECDSA signature is in DER (RFC 3279
+    /// §2.2.3), an RSA signature as the TPM gives it.
     fn sign(
         &mut self,
         handle: u32,
@@ -68,9 +68,9 @@ pub trait Tpm {
         seed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, TpmError>;
 
-    /// The parent of this kind that the owner hierarchy's seed gives, the same at every call. Of a
-    /// plain storage root key it is the persistent one, if that has the right shape. `None` if this
-    /// TPM cannot have such keys.
+    /// The parent of this kind. The owner hierarchy's seed gives the same one at every call. For a
+    /// plain storage root key, it is the persistent one, if that has the right shape. `None` if
+    /// this TPM cannot have such keys.
     fn parent(&mut self, kind: ParentKind) -> Result<Option<PublicArea>, TpmError>;
 
     /// The TPMT_PUBLIC of the HMAC key at a persistent handle; `None` if the handle is free.
@@ -96,8 +96,8 @@ pub trait Tpm {
     /// Makes an opened key persistent.
     ///
     /// If the handle holds this very key already, nothing happens. If it holds the key `replaced`
-    /// (a TPMT_PUBLIC), that key is removed once the new one is loaded. A process that is killed
-    /// before the new key is persistent finds the handle free.
+    /// (a TPMT_PUBLIC), that key is removed once the new one is loaded. If the process is killed
+    /// before the new key is persistent, the handle may be free.
     ///
     /// # Errors
     /// [`TpmError::HandleOccupied`] if the handle holds anything else, which stays as it is.
@@ -124,8 +124,8 @@ pub trait Tpm {
     fn hmac(&mut self, handle: u32, data: &[u8]) -> Result<Vec<u8>, TpmError>;
 }
 
-/// The most that [`Tpm::hmac`] takes, in bytes: TPM2B_MAX_BUFFER (TPM 2.0 Part 2, 10.4.8) where it
-/// is smallest.
+/// The most that [`Tpm::hmac`] takes, in bytes: the smallest TPM2B_MAX_BUFFER of any TPM (TPM 2.0
+/// Part 2, 10.4.8).
 pub const MAX_HMAC_DATA: usize = 1024;
 
 /// How an IK signs a digest.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-/// The passwords of the hierarchies, empty where there is none.
+/// The passwords of the hierarchies, empty if there is none.
 #[derive(Clone, Debug, Default)]
 pub struct HierarchyPasswords {
     /// Needed to make the IK persistent.
@@ -19,8 +19,8 @@ pub struct HierarchyPasswords {
 pub struct Password(Zeroizing<Vec<u8>>);
 
 impl Password {
-    /// The longest, in bytes: a TPM2B_AUTH holds one digest (TPM 2.0 Part 2, 10.4.5), SHA-512 at
-    /// most.
+    /// The greatest length, in bytes: a TPM2B_AUTH holds one digest (TPM 2.0 Part 2, 10.4.5),
+    /// SHA-512 at most.
     pub const MAX: usize = 64;
 
     /// Takes the password; `None` if it is too long.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// A TCTI string (TCG TSS 2.0 TCTI Specification): how the TPM is reached. Printed, it is the
+/// A TCTI string (TCG TSS 2.0 TCTI Specification): how the TPM is reached. `Display` gives the
 /// string itself.
 ///
 /// | string | TPM |
@@ -147,8 +147,8 @@ fn swtpm(conf: &str) -> Result<Wire, String> {
     }
 }
 
-/// Refuses what the crate `tss-esapi` would silently misread: it takes `swtpm:path=…` for
-/// localhost, port 2321.
+/// Refuses what the crate `tss-esapi` would silently misread: it reads `swtpm:path=…` as localhost,
+/// port 2321.
 fn library(text: &str) -> Result<Address, TctiError> {
     let malformed = |why: &str| Err(TctiError::MalformedForLibrary(format!("`{text}` {why}")));
     let (name, conf) = text.split_once(':').unwrap_or((text, ""));

@@ -10,8 +10,9 @@ use super::interface::Tpm;
 
 /// A TPM on its own thread. Clones share it; calls are made one after the other.
 ///
-/// A call that takes longer than the limit fails with [`TpmError::TimedOut`]. Every later call fails
-/// with [`TpmError::Abandoned`]: nobody can take a command back, so its thread may wait for ever.
+/// A call that takes longer than the limit fails with [`TpmError::TimedOut`]. Every later call
+/// fails with [`TpmError::Abandoned`]: nobody can take a command back, so its thread may wait for
+/// ever.
 #[derive(Clone)]
 pub struct TpmThread {
     worker: Arc<Mutex<Worker>>,

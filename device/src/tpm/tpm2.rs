@@ -1,4 +1,4 @@
-//! A TPM 2.0, asked by its own commands.
+//! The implementation of `Tpm` that sends commands to a TPM 2.0.
 
 mod certificate;
 mod command;
@@ -42,7 +42,7 @@ pub struct Tpm2 {
     primaries: Primaries,
     /// The identity key that was seen last: its handle and public area.
     identity: Option<(u32, Vec<u8>)>,
-    /// Whether this process, or one before it, may have left something loaded.
+    /// Whether this process, or one before it, may have left something loaded in the TPM.
     may_hold_leftovers: bool,
 }
 
@@ -113,7 +113,7 @@ impl Tpm for Tpm2 {
                 Err(Fault::Unsupported(_)) => return Ok(None),
                 ek => ek?,
             };
-            // The TPM needs it again soon, to open what was encrypted to it.
+            // The EK is needed again soon, to open what was encrypted to it.
             let template = key::ek_template(tpm, primaries, kind)?;
             primaries.keep(tpm, Hierarchy::Endorsement, template, &ek);
             primaries.note_ek(kind, &ek);
@@ -291,7 +291,8 @@ fn flush_leftovers(tpm: &mut Connection<'_>) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Imports nothing but an HMAC key, whoever sent it.
+/// Decodes a public area that was sent. Refuses any other than that of an HMAC key, because nothing
+/// else may be imported.
 fn hmac_public(bytes: &[u8]) -> Result<TpmtPublic, Fault> {
     let public =
         object::decoded(bytes).filter(|public| template::fits(public, &template::hmac_key()));

@@ -1,4 +1,4 @@
-//! What the doctor finds, of a device that is well and of those that are not.
+//! What the doctor finds on a device that is well, and on devices that are not.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -133,7 +133,7 @@ fn read(client: &mut impl Read, received: &mut BytesMut) -> Option<Packet> {
         match Packet::read(received, None) {
             Ok(packet) => return Some(packet),
             Err(mqttbytes::Error::InsufficientBytes(_)) => {}
-            // A DISCONNECT without a reason, too.
+            // A DISCONNECT without a reason ends here too.
             Err(_) => return None,
         }
         let mut buffer = [0; 4096];

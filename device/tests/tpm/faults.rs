@@ -95,7 +95,8 @@ fn what_a_lost_response_left_loaded_is_flushed_by_the_next_call() -> Result<()> 
     for lost in 0..all {
         let proxy = Proxy::losing_response(&swtpm, lost)?;
         let mut tpm = through(&proxy)?;
-        // If it were sent once more, the TPM might refuse what it has already done.
+        // The result does not count: the command may be sent again, and the TPM may then refuse
+        // what it has already done.
         _ = tpm.create_identity_key(IkKind::P256, IK);
         let made = tpm.identity_key(IkKind::P256, IK)?;
         assert_nothing_loaded(&swtpm)?;
@@ -121,7 +122,8 @@ fn objects_of_others_are_not_flushed() -> Result<()> {
     Ok(())
 }
 
-/// TPM2_StartAuthSession (TPM 2.0 Part 3, 11.1) by hand, for tpm2-tools leave no session loaded.
+/// TPM2_StartAuthSession (TPM 2.0 Part 3, 11.1) by hand, because tpm2-tools leave no session
+/// loaded.
 fn start_session(swtpm: &Swtpm, session_type: u8) -> Result<()> {
     let mut command = vec![0x80, 0x01, 0, 0, 0, 0, 0, 0, 0x01, 0x76];
     command.extend([0x40, 0, 0, 0x07, 0x40, 0, 0, 0x07]); // no tpmKey, no bind

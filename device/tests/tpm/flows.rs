@@ -127,7 +127,7 @@ fn sealed_certificate_confirmed_too_late_has_another_asked_for() -> Result<()> {
     Ok(())
 }
 
-/// Anybody who carries the messages can forge everything but the receipt.
+/// Anybody who carries the messages can forge everything except the receipt.
 #[test]
 fn confirmation_answered_by_another_than_the_ca_leaves_the_certificate_unconfirmed() -> Result<()> {
     let lab = Lab::new()?;
@@ -206,7 +206,7 @@ fn problem_in_answer_to_a_confirmation_ends_nothing_that_works() -> Result<()> {
     Ok(())
 }
 
-/// The device may have signed in with it, which confirms it as well.
+/// The device may have signed in with the certificate, which confirms it as well.
 #[test]
 fn problem_in_answer_to_the_first_confirmation_leaves_the_certificate_that_has_come() -> Result<()>
 {
@@ -318,7 +318,7 @@ fn cleared_tpm_registers_again_by_itself() -> Result<()> {
     lab.swtpm.clear()?;
     let error = lab.device()?.token(Duration::from_secs(60)).unwrap_err();
     assert!(told(error.clone()).contains("run `assay-device provision`"), "{error}");
-    // The storage root key is another one now.
+    // The parent is another key now.
     let ca = lab.key_server(&KEY)?;
     assert!(!lab.provision(&ca, None)?.was_provisioned);
     assert_eq!(ca.take_requests(), ["register"]);
@@ -366,8 +366,8 @@ fn device_cut_off_at_any_tpm_command_registers_the_next_time_though_every_key_is
         let after = open(&lab.swtpm).hmac_key(HMAC_KEY)?;
         if outcome.is_err() && after.is_some() && after != before {
             was_orphaned = true;
-            // It stays known after further attempts, whether they end before or after the CA
-            // answers.
+            // The new key stays known after further attempts, whether they end before or after the
+            // CA answers.
             lab.device()?.provision(&silent, &mut |_, _| ()).unwrap_err();
             for commands_less in [4, 6, 8] {
                 cut_off_after(limit - commands_less)?.unwrap_err();

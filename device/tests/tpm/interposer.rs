@@ -77,8 +77,8 @@ fn secret_that_an_interposer_altered_is_refused() -> Result<()> {
             (tpm.endorsement_key(kind)?.unwrap(), tpm.create_identity_key(IkKind::P256, IK)?)
         };
         let (blob, seed) = make_credential(&swtpm, &ek.bytes, &name_of(&ik), SECRET)?;
-        // The first byte of the encrypted secret: behind header, size of the parameters, and size
-        // of the secret.
+        // The first byte of the encrypted secret: it follows the header, the size of the
+        // parameters, and the size of the secret.
         let proxy = Proxy::altering_response(&swtpm, ACTIVATE_CREDENTIAL, 10 + 4 + 2)?;
         let mut tpm = Tpm2::new(proxy.tcti().parse()?, HierarchyPasswords::default());
         let error = tpm.activate(kind, IK, &blob, &seed).unwrap_err();

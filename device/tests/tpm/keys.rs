@@ -58,8 +58,7 @@ fn legacy_ek_is_that_of_an_empty_unique_field_and_never_the_certified_one() -> R
     persist_legacy_ek(&swtpm)?;
     swtpm.tpm2(&["readpublic", "-c", "0x81010001", "-f", "tss", "-o", "legacy.public"])?;
     assert_eq!(legacy.bytes, std::fs::read(swtpm.work_dir().join("legacy.public"))?[2..]);
-    // For each of the two as the persistent one, with and without a certificate that tells which it
-    // is.
+    // Both EKs are found, with and without a certificate that tells which of the two is persistent.
     for _ in 0..2 {
         assert_eq!(open(&swtpm).endorsement_key(EkKind::Rsa2048)?.as_ref(), Some(&certified));
         assert_eq!(open(&swtpm).endorsement_key(EkKind::LegacyDps)?.as_ref(), Some(&legacy));
@@ -84,7 +83,7 @@ fn persistent_legacy_ek_is_used_where_the_certificate_tells_it_apart() -> Result
     Ok(())
 }
 
-/// As Azure's C SDK makes it: tpm2_createprimary leaves `unique` empty.
+/// Makes an EK as Azure's C SDK does: tpm2_createprimary leaves `unique` empty.
 fn persist_legacy_ek(swtpm: &assay_tests::Swtpm) -> Result<()> {
     std::fs::write(swtpm.work_dir().join("policy"), POLICY_A_SHA256)?;
     let create = [
@@ -273,8 +272,8 @@ fn signatures_verify_with_other_software() -> Result<()> {
         let mut tpm = open(&swtpm);
         let key = tpm.create_identity_key(kind, IK)?.key;
         let hash = if scheme == SignatureScheme::EcdsaSha384 { &SHA384 } else { &SHA256 };
-        // Often enough to get an r or s with a leading zero byte, and ones with the highest bit
-        // set.
+        // There are enough rounds to get an r or s with a leading zero byte, and one with the
+        // highest bit set.
         let rounds = if matches!(key, PublicKey::Rsa(_)) { 3 } else { 300 };
         for round in 0..rounds {
             let message = [&message[..], &[(round % 256) as u8, (round / 256) as u8]].concat();

@@ -1,7 +1,7 @@
 //! A device's TPM layer and library, against software TPMs as manufacturers make them.
 
 mod activation;
-/// The binary's, for what people are told.
+/// The binary's module, to test what people are told.
 #[path = "../../src/cli/advice.rs"]
 mod advice;
 mod doctor;

@@ -311,7 +311,7 @@ impl Scene {
         })
     }
 
-    /// The outcome, and what was said until then.
+    /// The outcome, and the steps until then.
     fn provision(
         &self,
         broker: &str,
@@ -355,5 +355,5 @@ fn listen(answer: &'static [u8]) -> Result<u16> {
 
 /// Enough for a first attempt on a crowded machine.
 const SHORT: Duration = Duration::from_secs(10);
-/// The default of the command line. A test that ends before it has ended at once.
+/// The default of the command line. A run that fails long before this limit has failed at once.
 const LONG: Duration = Duration::from_secs(300);

@@ -71,7 +71,8 @@ fn issuer_that_nobody_may_read_is_done_without() -> Result<()> {
     Ok(())
 }
 
-/// By tpm2_createprimary; tpm2_createek 5.4 makes another EK of the same nonce each time.
+/// The expected EK is made by tpm2_createprimary, because tpm2_createek 5.4 makes another EK from
+/// the same nonce each time.
 #[test]
 fn ek_is_made_from_the_template_and_the_nonce_in_nv_memory() -> Result<()> {
     let nonce = b"a nonce of a manufacturer";
@@ -91,8 +92,8 @@ fn ek_is_made_from_the_template_and_the_nonce_in_nv_memory() -> Result<()> {
         let made = open(&swtpm).endorsement_key(kind)?.unwrap();
         assert_ne!(made, usual, "{kind}");
 
-        // TPMU_PUBLIC_ID as tpm2-tss has it in memory: each size beside a buffer of the longest
-        // key.
+        // TPMU_PUBLIC_ID as tpm2-tss has it in memory: each size, followed by a buffer for the
+        // longest key.
         let field = |size: u16, room: usize, contents: &[u8]| {
             let mut buffer = contents.to_vec();
             buffer.resize(room, 0);
@@ -172,5 +173,5 @@ fn define(swtpm: &Swtpm, index: u32, readers: &str, contents: &[u8]) -> Result<(
     Ok(())
 }
 
-/// Of the EK of template L-2.
+/// The NV index of the certificate for the EK of template L-2.
 pub(crate) const CERTIFICATE: u32 = 0x01C0_000A;

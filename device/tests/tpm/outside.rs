@@ -46,7 +46,7 @@ fn provision(device: Device) -> Result<(), Error> {
     device.provision(&provisioning::request(), &mut |_, _| ()).map(drop)
 }
 
-/// Counts the calls of another TPM, and delays them.
+/// Notes the calls to another TPM, and delays them.
 struct Wrapper<T> {
     inner: T,
     calls: Arc<Mutex<Vec<&'static str>>>,

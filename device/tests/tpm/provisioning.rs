@@ -1,4 +1,4 @@
-//! The library, up to where it needs a CA; from there on the end-to-end tests take over.
+//! The library, as far as it needs no CA. The end-to-end tests cover the rest.
 
 use std::path::Path;
 use std::time::Duration;
@@ -141,7 +141,7 @@ pub(crate) fn options(swtpm: &Swtpm, state: &Path) -> Result<DeviceOptions> {
     })
 }
 
-/// Asks a broker that is not there, and not for long.
+/// A request to a broker that is not there, with a short deadline.
 pub(crate) fn request() -> ProvisionRequest {
     ProvisionRequest {
         broker: "mqtt://127.0.0.1:1".parse().unwrap(),

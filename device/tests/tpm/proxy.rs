@@ -17,7 +17,8 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Lets `limit` commands through, each with its response, and drops what comes then.
+    /// Lets `limit` commands through, each with its response, and closes each connection that sends
+    /// more.
     pub(crate) fn with_limit(swtpm: &Swtpm, limit: usize) -> Result<Self> {
         Self::start(swtpm, move |number, _| if number < limit { Fate::Passed } else { Fate::Lost })
     }
@@ -30,8 +31,8 @@ impl Proxy {
         )
     }
 
-    /// Flips a bit in the byte at this place of each response that has it, to a command of this
-    /// code.
+    /// Flips a bit of the byte at `at` in each response to a command with this code, if the
+    /// response is long enough.
     pub(crate) fn altering_response(swtpm: &Swtpm, code: [u8; 4], at: usize) -> Result<Self> {
         Self::start(
             swtpm,
@@ -103,7 +104,7 @@ fn pass_on(mut client: TcpStream, behind: u16, fate: impl Fn(&[u8]) -> Fate) -> 
     }
 }
 
-/// libtss2 looks for swtpm's control channel at the port behind that of the TPM.
+/// libtss2 looks for swtpm's control channel at the port after that of the TPM.
 fn two_ports() -> io::Result<(TcpListener, TcpListener)> {
     loop {
         let first = TcpListener::bind("127.0.0.1:0")?;
@@ -114,7 +115,7 @@ fn two_ports() -> io::Result<(TcpListener, TcpListener)> {
     }
 }
 
-/// Passes on both ways until the client closes.
+/// Passes bytes on in both directions until the client closes.
 fn pass_control(client: TcpStream, behind: u16) -> io::Result<()> {
     let tpm = TcpStream::connect(("127.0.0.1", behind))?;
     let (mut from_tpm, mut to_client) = (tpm.try_clone()?, client.try_clone()?);

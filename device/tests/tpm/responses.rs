@@ -185,7 +185,7 @@ fn nv_index_that_is_read_in_parts_of_no_or_too_many_bytes_is_refused() -> Result
     Ok(())
 }
 
-/// How TPM2_Sign fails if the TPM answers so, and how often it was sent.
+/// The error of TPM2_Sign if the TPM gives these responses, and how often the command was sent.
 fn answered_with(responses: &[Vec<u8>]) -> (TpmError, usize) {
     let liar = Liar::new(responses.to_vec()).unwrap();
     let tpm = TpmThread::start(liar.tpm().unwrap(), Duration::from_secs(5));
@@ -203,7 +203,7 @@ struct Liar {
 }
 
 impl Liar {
-    /// Truthful at first: there is nothing to flush.
+    /// Answers truthfully at first that there is nothing to flush.
     fn new(responses: Vec<Vec<u8>>) -> Result<Self> {
         Self::flushing(true, responses)
     }
@@ -251,8 +251,8 @@ fn answer(
         client.write_all(&response)?;
         let size =
             response.get(2..6).map(|size| u32::from_be_bytes(size.try_into().unwrap()) as usize);
-        // A client that waits for more than a TPM sends, or continues although there was too much,
-        // waits for ever.
+        // Otherwise the connection stays open, so a client waits for ever if it waits for more than
+        // a TPM sends, or goes on although it got too much.
         if size.is_none_or(|size| (response.len()..=4096).contains(&size) && size != response.len())
         {
             return Ok(());

@@ -201,7 +201,7 @@ fn whoever_is_cut_off_at_any_command_of_a_replacement_finishes_it_the_next_time(
         let found = tpm.hmac_key(HMAC_KEY)?;
         was_free |= found.is_none();
         assert!(found.is_none_or(|found| [&old.public, &new.public].contains(&&found)), "{limit}");
-        // The next process, which flushes what that one left.
+        // The next process flushes what the one before it left.
         let mut tpm = open(&swtpm);
         import(&mut tpm, &new, Some(&old.public))?;
         assert_eq!(tpm.hmac(HMAC_KEY, b"data")?, hmac(&KEY, b"data"), "{limit}");
@@ -310,7 +310,7 @@ pub(crate) fn import(
     tpm.keep_hmac_key(ParentKind::P256, HMAC_KEY, &opened, replaced)
 }
 
-/// Wrapped as it should be, but under the Name of another public area.
+/// A key that is wrapped as it should be, but under the Name of another public area.
 fn rewrapped(swtpm: &Swtpm, key: &[u8; 32], public: &[u8]) -> Result<WrappedKey> {
     let mut tpm = open(swtpm);
     let ek = tpm.endorsement_key(EkKind::P256)?.unwrap();

@@ -47,7 +47,7 @@ fn others_use_the_tpm_between_two_calls() -> Result<()> {
     Ok(())
 }
 
-/// swtpm with one channel, and no other. Killed when dropped.
+/// swtpm with one channel only. It is killed when this value is dropped.
 struct Emulator {
     process: Child,
     _directory: TempDir,

@@ -121,7 +121,7 @@ pub(crate) struct Validity {
 }
 
 impl Default for Validity {
-    /// All of the time that rcgen gives.
+    /// The time that rcgen takes by default.
     fn default() -> Self {
         let CertificateParams { not_before, not_after, .. } = CertificateParams::default();
         Self { not_before, not_after }
@@ -133,7 +133,7 @@ impl Ca {
         Self::from(CertificateParams::default())
     }
 
-    /// One whose root begins with a year.
+    /// A CA whose root is valid from the first day of `year` on.
     pub(crate) fn made_in(year: i32) -> Result<Self> {
         let mut params = CertificateParams::default();
         params.not_before = rcgen::date_time_ymd(year, 1, 1);
@@ -179,7 +179,7 @@ impl Ca {
         self.provision_valid(state, kind, ik, Validity::default())
     }
 
-    /// As [`provision`](Self::provision), with a certificate for some time.
+    /// As [`provision`](Self::provision), with a certificate for the time `validity`.
     pub(crate) fn provision_valid(
         &self,
         state: &Path,
@@ -199,8 +199,8 @@ impl Ca {
         Ok(())
     }
 
-    /// What a server at `localhost` uses, with or without asking for a client's certificate of this
-    /// CA.
+    /// The configuration of a server at `localhost`. The server asks for a client certificate of
+    /// this CA, or for none.
     pub(crate) fn server(
         &self,
         versions: &[&'static SupportedProtocolVersion],
@@ -209,7 +209,7 @@ impl Ca {
         self.server_valid(versions, asks_for_certificate, Validity::default())
     }
 
-    /// As [`server`](Self::server), with a certificate for some time.
+    /// As [`server`](Self::server), with a certificate for the time `validity`.
     pub(crate) fn server_valid(
         &self,
         versions: &[&'static SupportedProtocolVersion],
@@ -238,8 +238,8 @@ impl Ca {
             )?)
     }
 
-    /// Lets a client in if it has a certificate of this CA, echoes what it says, and tells which
-    /// version was spoken.
+    /// Lets a client in if it has a certificate of this CA, echoes what it says, and returns the
+    /// TLS version.
     fn serve_once(
         &self,
         version: &'static SupportedProtocolVersion,

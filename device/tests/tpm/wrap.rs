@@ -58,7 +58,7 @@ fn name(public: &[u8]) -> Vec<u8> {
     [&[0x00, 0x0B], &Sha256::digest(public)[..]].concat()
 }
 
-/// A seed, and the TPMS_ECC_POINT from which the owner of the key makes it again (C.6.1).
+/// A seed, and the TPMS_ECC_POINT from which the owner of the key computes it again (C.6.1).
 fn secret_for(key: &PublicKey, label: &[u8], ephemeral: &[u8; 32]) -> (Vec<u8>, Vec<u8>) {
     let PublicKey::P256(x, y) = key else { panic!("not on P-256") };
     let recipient = p256::PublicKey::from_sec1_bytes(&[&[4], &x[..], y].concat()).unwrap();
@@ -78,8 +78,8 @@ fn secret_for(key: &PublicKey, label: &[u8], ephemeral: &[u8; 32]) -> (Vec<u8>, 
     (seed.to_vec(), [sized(our_x), sized(our_y)].concat())
 }
 
-/// Encrypted and with an integrity value in front, as credentials (Part 1, 24) and duplicates
-/// (23.3.2.3) are.
+/// Encrypts contents, and puts an integrity value in front, as in credentials (Part 1, 24) and
+/// duplicates (23.3.2.3).
 fn protected(seed: &[u8], name: &[u8], contents: Vec<u8>) -> Vec<u8> {
     let encrypted = encrypted(&kdfa(seed, b"STORAGE", name, 128)[..16], contents);
     let integrity = hmac(&kdfa(seed, b"INTEGRITY", b"", 256), &[&encrypted, name].concat());

@@ -1,5 +1,5 @@
-//! The machines of all flows, against a CA, a TPM and a network that do as a test says, in simulated
-//! time. Cryptography is simulated as well: the shell does it.
+//! The machines of all flows, against a CA, a TPM and a network that do as a test says, in
+//! simulated time. Cryptography is simulated as well: the shell does it.
 
 mod ca;
 mod crash;

@@ -1,5 +1,5 @@
-//! What the manufacturer left in NV memory: EK certificates and their issuers, and what their EKs
-//! are made from.
+//! What the manufacturer left in NV memory: EK certificates and their issuers, and the values that
+//! EKs are made from.
 
 use assay_device_core::RSA_2048_CERTIFICATE;
 use tpm2_protocol::data::TpmRcBase;
@@ -10,23 +10,23 @@ use super::fault::Fault;
 use super::parts::{CommandError, NvIndex, Reader};
 use crate::der;
 
-/// Who authorises reading what only the owner may read.
+/// The owner's authorisation, for NV indices that only the owner may read.
 pub(super) trait Owner {
-    /// Whether it can be asked now.
+    /// Whether the owner's authorisation can be used now.
     fn may_authorise(&self) -> bool;
 
     /// The session that carries the owner's password; `None` if there is no password.
     fn session(&mut self, tpm: &mut Connection<'_>) -> Result<Option<u32>, Fault>;
 }
 
-/// The indices in use, of those that TCG reserves for all this.
+/// The indices in use, of those that TCG reserves for EKs.
 pub(super) fn indices(tpm: &mut Connection<'_>) -> Result<Vec<u32>, CommandError> {
     let mut indices = tpm.handles(FIRST)?;
     indices.retain(|&index| index <= ISSUERS_LAST);
     Ok(indices)
 }
 
-/// The EK certificate at an index, which is there, and the issuers found elsewhere.
+/// The EK certificate at the index `leaf`, which is in use, and the issuers found at other indices.
 pub(super) fn with_issuers(
     tpm: &mut Connection<'_>,
     owner: &mut dyn Owner,
@@ -43,7 +43,7 @@ pub(super) fn with_issuers(
     for &index in indices.iter().filter(|&&index| index >= ISSUERS_FIRST) {
         match read(tpm, owner, index) {
             Ok(contents) => issuers.add(index, &contents.unwrap_or_default()),
-            // The CA may know the issuer.
+            // It is left out, because the CA may know the issuer.
             Err(Fault::Unreadable { .. }) => {}
             Err(fault) => return Err(fault),
         }
@@ -67,8 +67,8 @@ pub(super) fn rsa_2048_key(
 }
 
 /// The contents of an index; `None` if there is no such index. Reads it with its own, empty
-/// password, or with the owner's, as the index allows. The owner's password is not used while the
-/// key for its salt is being chosen.
+/// password, or with the owner's, as the index allows. Does not use the owner's password while the
+/// key for the salt of its session is still being chosen.
 pub(super) fn read(
     tpm: &mut Connection<'_>,
     owner: &mut dyn Owner,
@@ -102,7 +102,7 @@ fn read_by(
     while offset < nv.size {
         let part = tpm.nv_read(index, nv, reader, offset, READ_MAX.min(nv.size - offset))?;
         contents.extend_from_slice(&part);
-        // It fits: a part is no longer than what was asked for.
+        // The cast loses nothing, because a part is no longer than what was asked for.
         offset += part.len() as u16;
     }
     Ok(contents)
@@ -133,8 +133,8 @@ impl Issuers {
         let contents = [&begun, contents].concat();
         let (found, rest) = split(&contents);
         self.certificates.extend(found);
-        // It is longer than any certificate that a request can hold, so it is padding that looks
-        // like one.
+        // If the rest is longer than any certificate that a request can hold, it is padding that
+        // looks like a certificate.
         let is_cut_off = der::is_cut_off_sequence(rest) && rest.len() < MAX_CERTIFICATE;
         self.cut_off = is_cut_off.then(|| (index + 1, rest.to_vec()));
     }
@@ -151,8 +151,8 @@ fn split(mut contents: &[u8]) -> (Vec<Vec<u8>>, &[u8]) {
     (certificates, contents)
 }
 
-/// EK certificates, and what EKs of the low range are made from (TCG EK Credential Profile 2.5,
-/// 2.2.1.4).
+/// EK certificates, and the values that EKs of the low range are made from (TCG EK Credential
+/// Profile 2.5, 2.2.1.4).
 const FIRST: u32 = 0x01C0_0000;
 /// Certificates of the EK's issuers (TCG EK Credential Profile 2.5, 2.2.1.5).
 const ISSUERS_FIRST: u32 = 0x01C0_0100;
@@ -160,7 +160,8 @@ const ISSUERS_LAST: u32 = 0x01C0_01FF;
 /// The limit of the protocol (`assay_wire::MAX_CERTIFICATE`).
 const MAX_CERTIFICATE: usize = assay_wire::MAX_CERTIFICATE;
 /// Every TPM reads this much at once (PC Client Platform TPM Profile: TPM_PT_NV_BUFFER_MAX of at
-/// least 512). To ask for a larger buffer would cost the command that it saves.
+/// least 512). To ask the TPM for its limit costs one command, as many as a larger buffer would
+/// save.
 const READ_MAX: u16 = 512;
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ pub(super) struct Direct<'a> {
     password_session: Option<u32>,
     /// Whether the connection is gone or out of step.
     is_broken: bool,
-    /// Whether a command may have loaded something, and its handle never came back.
+    /// Whether a command may have loaded something whose handle never came back.
     has_lost_track: bool,
 }
 
@@ -436,8 +436,8 @@ impl Commands for Direct<'_> {
 }
 
 impl<'a> Direct<'a> {
-    /// Sends a command until the TPM has done or refused it. The Names of its handles matter if
-    /// sessions authorise it.
+    /// Sends a command, and again if the TPM asks for that, until the TPM has done or refused it.
+    /// The Names of its handles matter only if sessions authorise it.
     pub(super) fn run<R: TpmUnmarshalBody>(
         &mut self,
         command: &impl TpmFrame,
@@ -476,8 +476,8 @@ impl<'a> Direct<'a> {
         response.and_then(done)
     }
 
-    /// A whole command (TPM 2.0 Part 1, 18), with the HMACs of its sessions, and encrypted as the
-    /// sessions say.
+    /// A whole command (TPM 2.0 Part 1, 18), with the HMACs of its sessions, and encrypted where
+    /// the sessions say so.
     fn marshal(
         &mut self,
         command: &impl TpmFrame,
@@ -503,7 +503,7 @@ impl<'a> Direct<'a> {
                     session_handle: TpmRh::Pw.value().into(),
                     ..TpmsAuthCommand::default()
                 },
-                // Its HMAC has no key, and may be empty then (TPM 2.0 Part 1, 19.6.5).
+                // The HMAC of this session has no key, so it may be empty (TPM 2.0 Part 1, 19.6.5).
                 Authorisation::Policy(policy) => TpmsAuthCommand {
                     session_handle: (*policy).into(),
                     ..TpmsAuthCommand::default()
@@ -667,8 +667,8 @@ fn unmarshal<R: TpmUnmarshalBody>(response: &[u8], tag: TpmSt) -> Result<R> {
 
 /// The shortest nonce that a TPM takes (TPM 2.0 Part 3, 11.1.1). It is long enough never to repeat.
 const NONCE_SIZE: usize = 16;
-/// libtss2 tries as often (_ESYS_MAX_SUBMISSIONS).
+/// libtss2 makes as many attempts (_ESYS_MAX_SUBMISSIONS).
 const MAX_SUBMISSIONS: u32 = 5;
-/// It doubles each time, so a TPM that tests itself has three quarters of a second. The kernel
-/// starts with 20 ms, and has already tried.
+/// The pause before the second attempt. It doubles each time, so a TPM that tests itself has three
+/// quarters of a second. The kernel starts with 20 ms, and has already made its attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);

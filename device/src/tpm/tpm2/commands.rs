@@ -11,7 +11,7 @@ use crate::tpm::interface::SignatureScheme;
 /// A connection to a TPM, and what was loaded over it.
 pub(super) type Connection<'a> = dyn Commands + 'a;
 
-/// The commands. Each leaves loaded what its text says, and nothing else.
+/// The commands. Each leaves only that loaded which its comment names.
 pub(super) trait Commands {
     /// Whether the TPM may hold something that was loaded over this connection.
     fn may_leave_something(&self) -> bool;
@@ -20,8 +20,8 @@ pub(super) trait Commands {
     /// nothing on a broken connection.
     fn flush_loaded(&mut self) -> Result<(), CommandError>;
 
-    /// TPM2_GetCapability (TPM 2.0 Part 3, 30.2): the handles in use from `first` on, of its type
-    /// (TPM 2.0 Part 2, 7.2).
+    /// TPM2_GetCapability (TPM 2.0 Part 3, 30.2): the handles in use from `first` on, of the type
+    /// of `first` (TPM 2.0 Part 2, 7.2).
     fn handles(&mut self, first: u32) -> Result<Vec<u32>, CommandError>;
 
     /// TPM2_NV_ReadPublic (TPM 2.0 Part 3, 31.6); `None` if there is no such index.
@@ -93,7 +93,7 @@ pub(super) trait Commands {
         key: &Key,
     ) -> Result<u32, CommandError>;
 
-    /// A policy session without a salt. It authorises, and cannot encrypt.
+    /// A policy session without a salt. It can authorise, but cannot encrypt.
     fn start_policy(&mut self, hash: TpmAlgId) -> Result<u32, CommandError>;
 
     /// TPM2_PolicyCommandCode (TPM 2.0 Part 3, 23.11).
@@ -133,8 +133,8 @@ pub(super) trait Commands {
     ) -> Result<Zeroizing<Vec<u8>>, CommandError>;
 
     /// TPM2_Sign (TPM 2.0 Part 3, 20.2) over a digest that was not made by the TPM; unrestricted
-    /// keys sign that. An ECDSA signature is in DER (RFC 3279 §2.2.3), an RSA signature as the TPM
-    /// gives it.
+    /// keys sign such digests. An ECDSA signature is in DER (RFC 3279 §2.2.3), an RSA signature as
+    /// the TPM gives it.
     fn sign(
         &mut self,
         key: u32,

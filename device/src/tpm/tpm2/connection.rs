@@ -11,7 +11,7 @@ use super::transport::Transport;
 use crate::tpm::password::HierarchyPasswords;
 use crate::tpm::tcti::{Address, Tcti};
 
-/// Opens the way that the TCTI string says.
+/// Opens a connection as the TCTI string says.
 pub(super) fn open<'a>(
     tcti: &Tcti,
     passwords: &'a HierarchyPasswords,

@@ -1,4 +1,4 @@
-//! What went wrong in a TPM operation, as errors tell it.
+//! What went wrong in a TPM operation, and the error for it.
 
 use assay_device_core::KeyPurpose;
 use tpm2_protocol::data::TpmRcBase;
@@ -67,8 +67,8 @@ pub(super) fn used(handle: u32, key: KeyPurpose, error: CommandError) -> Fault {
     if is_wrong_password(&error) { Fault::KeyWithPassword { handle, key } } else { error.into() }
 }
 
-/// The errors that mean: the key was not made for this TPM, or somebody altered it. An unreachable
-/// TPM is not one of them.
+/// Changes the errors that mean that the key was not made for this TPM, or that somebody altered
+/// it. An unreachable TPM is not one of them.
 pub(super) fn not_opened(fault: Fault) -> Fault {
     match fault {
         Fault::Command(error @ (CommandError::Refused(_) | CommandError::BadArgument(_))) => {

@@ -14,7 +14,7 @@ pub(super) struct Hash {
 }
 
 impl Hash {
-    /// The hash of an EK template.
+    /// The hash that a key or a session names.
     pub(super) fn of(algorithm: TpmAlgId) -> Result<Self, CommandError> {
         match algorithm {
             TpmAlgId::Sha256 => Ok(Self { digest: &digest::SHA256, hmac: hmac::HMAC_SHA256 }),

@@ -28,7 +28,8 @@ impl Direct<'_> {
         Ok(properties.filter(|(tag, _)| tag & GROUP == first & GROUP).collect())
     }
 
-    /// TPM2_SelfTest (TPM 2.0 Part 3, 10.2) of what was not tested yet, and TPM2_GetTestResult (10.4).
+    /// TPM2_SelfTest (TPM 2.0 Part 3, 10.2) of what was not tested yet, and TPM2_GetTestResult
+    /// (10.4).
     pub(super) fn test(&mut self) -> Result<(), CommandError> {
         let TpmSelfTestResponse { .. } =
             self.run(&TpmSelfTestCommand { handles: [], full_test: false.into() }, &[], &[])?;
@@ -41,7 +42,7 @@ impl Direct<'_> {
     }
 }
 
-/// The most that one answer can hold for the library. A group has fewer.
+/// The most that the library can read from one answer. A group has fewer.
 pub(super) const MAX_PROPERTIES: u32 = 64;
-/// A group's number is all but the last byte of a tag (TPM 2.0 Part 2, 6.13: PT_GROUP).
+/// A group's number is everything except the last byte of a tag (TPM 2.0 Part 2, 6.13: PT_GROUP).
 pub(super) const GROUP: u32 = 0xFFFF_FF00;

@@ -39,8 +39,8 @@ impl Key {
         Ok(Self { handle, public, is_persistent: false })
     }
 
-    /// Makes room for other keys: all users of the TPM together have at least three places
-    /// (TPM_PT_HR_TRANSIENT_MIN).
+    /// Flushes a transient key, to make room for other keys: all users of the TPM together have at
+    /// least three places (TPM_PT_HR_TRANSIENT_MIN).
     pub(super) fn release(&self, tpm: &mut Connection<'_>) -> Result<(), CommandError> {
         if self.is_persistent { Ok(()) } else { tpm.flush_context(self.handle) }
     }
@@ -79,7 +79,7 @@ impl Key {
     }
 }
 
-/// The EK. If a persistent key equals the template, it is that one, because a chip needs seconds to
+/// The EK. A persistent key that equals the template is used first, because a chip needs seconds to
 /// make an RSA key.
 pub(super) fn load_ek(
     tpm: &mut Connection<'_>,
@@ -164,7 +164,7 @@ pub(super) fn ek_template(
 
 /// Whether a persistent key with the shape of an EK is that EK. The EKs [`EkKind::Rsa2048`] and
 /// [`EkKind::LegacyDps`] have the same shape, and the manufacturer's certificate tells which of the
-/// two a key is. Without a certificate it counts as neither.
+/// two a key is. Without a certificate, the key counts as neither.
 fn is_of_kind(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -243,8 +243,8 @@ pub(super) fn authorise_parent(
 }
 
 /// Whether a storage key takes an empty password. The TPM checks the password before it finds that
-/// there is nothing to load (TPM 2.0 Part 1, 19.2). A wrong one does not count for keys that are
-/// exempt (noDA).
+/// there is nothing to load (TPM 2.0 Part 1, 19.2). A wrong password does not count as a failure
+/// for keys that are exempt (noDA).
 fn takes_empty_password(tpm: &mut Connection<'_>, parent: &Key) -> Result<bool, CommandError> {
     match Key::load(tpm, parent, &[], template::ik(IkKind::P256)) {
         Err(error @ CommandError::Refused(_)) => Ok(!is_wrong_password(&error)),
@@ -375,7 +375,7 @@ impl Primaries {
         }
     }
 
-    /// Any of them.
+    /// Any saved key.
     fn load_any(&mut self, tpm: &mut Connection<'_>) -> Result<Option<Key>, CommandError> {
         while !self.saved.is_empty() {
             if let Some(key) = self.load_at(tpm, 0)? {
@@ -442,7 +442,7 @@ pub(super) fn activate(
     Ok(secret)
 }
 
-/// Like [`activate`], but the session stays.
+/// Like [`activate`], but the session stays open, and is returned.
 pub(super) fn activate_and_go_on(
     tpm: &mut Connection<'_>,
     primaries: &mut Primaries,
@@ -464,7 +464,7 @@ fn activated(
     seed: &[u8],
 ) -> Result<(Zeroizing<Vec<u8>>, u32), Fault> {
     let ek = load_ek(tpm, primaries, kind)?;
-    // The CA sent it to the EK that was shown. No other TPM may get to read it.
+    // The CA encrypted the secret to the EK that was shown. No other TPM may read it.
     if primaries.seen_eks.iter().any(|(seen, public)| *seen == kind && *public != ek.public) {
         return Err(Fault::OtherEk);
     }

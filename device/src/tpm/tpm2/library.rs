@@ -210,7 +210,7 @@ impl Commands for Library<'_> {
             None => return Ok(None),
         };
         Ok(Some(NvIndex {
-            // It fits: TPMS_NV_PUBLIC.dataSize has 16 bits.
+            // The cast loses nothing: TPMS_NV_PUBLIC.dataSize has 16 bits.
             size: if public.attributes().written() { public.data_size() as u16 } else { 0 },
             name: Vec::new(),
             takes_own_password: public.attributes().auth_read(),
@@ -359,7 +359,7 @@ impl Commands for Library<'_> {
     fn context_load(&mut self, saved: TpmsContext) -> Result<u32> {
         let mut context_blob = tss2_esys::TPM2B_CONTEXT_DATA::default();
         let blob: &[u8] = &saved.context_blob;
-        // It fits: it came from such a structure.
+        // The cast loses nothing: the blob came from such a structure.
         context_blob.size = blob.len() as u16;
         context_blob.buffer[..blob.len()].copy_from_slice(blob);
         let saved = TPMS_CONTEXT {
@@ -559,8 +559,8 @@ impl Drop for Library<'_> {
     }
 }
 
-/// The crate knows only these kinds of TCTI. Its parser of whole strings tries one regular
-/// expression for each.
+/// The crate `tss-esapi` knows only these kinds of TCTI. Its own parser of whole strings is not
+/// used, because it tries a regular expression for each kind.
 fn name_conf(name: &str, conf: &str) -> tss_esapi::Result<TctiNameConf> {
     match name {
         "device" => conf.parse().map(TctiNameConf::Device),
@@ -583,8 +583,8 @@ fn strange(what: &str) -> CommandError {
     CommandError::BadResponse(what.into())
 }
 
-/// By its first byte (TPM 2.0 Part 2, 7.2). The library's own numbers begin like permanent handles,
-/// which nobody asks about.
+/// Tells the TPM's handles from the library's own numbers by the first byte (TPM 2.0 Part 2, 7.2).
+/// The library's numbers begin like permanent handles, which are never given to this function.
 fn is_of_tpm(handle: u32) -> bool {
     handle >> 24 != 0x40
 }

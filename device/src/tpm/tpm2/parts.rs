@@ -1,4 +1,4 @@
-//! The words of commands to a TPM: what goes wrong, hierarchies, NV indices, and sized buffers.
+//! The parts of commands to a TPM: errors, hierarchies, NV indices, and sized buffers.
 
 use tpm2_protocol::basic::TpmHandle;
 use tpm2_protocol::data::{TpmRcBase, TpmRh};
@@ -59,7 +59,7 @@ pub(super) enum Reader {
 pub(super) enum Hierarchy {
     Owner,
     Endorsement,
-    /// Anybody's, until the TPM is reset.
+    /// Anybody may use it. Its keys are lost when the TPM is reset.
     Null,
 }
 
@@ -120,7 +120,7 @@ pub(super) fn there<R>(outcome: Result<R>) -> Result<Option<R>> {
     }
 }
 
-/// The most that one answer can hold for the library (TpmlHandle). TPMs give 254 at most (TPM 2.0
+/// The most that the library can read from one answer (TpmlHandle). TPMs give 254 at most (TPM 2.0
 /// Part 2, 10.9.3: MAX_CAP_HANDLES).
 pub(super) const MAX_HANDLES_AT_ONCE: u32 = 128;
 /// Far more than any TPM has of one type. Chips have room for a few dozen.

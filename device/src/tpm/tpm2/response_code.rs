@@ -15,8 +15,8 @@ impl ResponseCode {
         self.parse().map(|code| code.base())
     }
 
-    /// Whether the same command may succeed a moment later (TPM 2.0 Part 2, 6.6.3). The TPM has
-    /// done nothing of it.
+    /// Whether the same command may succeed a moment later (TPM 2.0 Part 2, 6.6.3). The TPM has not
+    /// done any part of it.
     pub(super) fn asks_to_retry(self) -> bool {
         matches!(self.base(), Some(TpmRcBase::Retry | TpmRcBase::Yielded | TpmRcBase::Testing))
     }

@@ -12,7 +12,7 @@ use super::object;
 use super::parts::CommandError;
 use crate::tpm::interface::PublicKey;
 
-/// A salt, and what is sent of it.
+/// A salt, and its encrypted form for the TPM.
 pub(super) struct Salt {
     pub(super) value: Zeroizing<Vec<u8>>,
     /// The content of a TPM2B_ENCRYPTED_SECRET.

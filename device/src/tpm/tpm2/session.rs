@@ -55,8 +55,8 @@ impl Session {
         Ok(())
     }
 
-    /// Authorises a command (TPM 2.0 Part 1, 18.7 and 19.6.5). None of our other sessions encrypts
-    /// what the first one authorises, so the HMAC contains no other nonce.
+    /// Authorises a command (TPM 2.0 Part 1, 18.7 and 19.6.5). The HMAC contains no nonce of
+    /// another session, because none of our other sessions encrypts what the first one authorises.
     pub(super) fn authorise(
         &self,
         usage: Use<'_>,

@@ -191,7 +191,7 @@ fn ecc(
     }
 }
 
-/// The public exponent is 65537, which a 0 stands for (TPM 2.0 Part 2, 12.2.3.5).
+/// The public exponent is 65537. A 0 stands for it (TPM 2.0 Part 2, 12.2.3.5).
 fn rsa(key_bits: u16, symmetric: TpmtSymDef, modulus: &[u8]) -> TpmtPublic {
     TpmtPublic {
         object_type: TpmAlgId::Rsa,

@@ -25,7 +25,7 @@ impl Transport {
         let stream: Box<dyn Stream> = match wire {
             Wire::Device(path) => {
                 let device = OpenOptions::new().read(true).write(true).open(path)?;
-                // If it is a file, a command overwrites its beginning.
+                // If the path is a file, a command overwrites its beginning.
                 if !device.metadata()?.file_type().is_char_device() {
                     return Err(io::Error::new(ErrorKind::InvalidInput, "it is no device"));
                 }
@@ -42,11 +42,12 @@ impl Transport {
         Ok(Self { wire: wire.clone(), stream, has_answered: false, has_resent: false })
     }
 
-    /// Sends one command and waits for the response. The size in the response's header is right.
+    /// Sends one command and waits for the response. The size in the header of the returned
+    /// response is right.
     pub(super) fn exchange(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>, CommandError> {
         let response = match self.send_and_receive(command) {
-            // With `--server …,disconnect`, swtpm closes after each response and has not read this
-            // command. Another might have.
+            // With `--server …,disconnect`, swtpm closes the connection after each response, and
+            // has not read this command. Another simulator might have read it.
             Err(CommandError::Io(error))
                 if self.has_answered && !self.is_device() && is_closed(&error) =>
             {
