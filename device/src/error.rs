@@ -141,8 +141,8 @@ pub enum Setting {
         /// The port.
         port: u16,
     },
-    /// The broker's port: what listens there speaks MQTT without TLS. Do not advise a URL without
-    /// TLS: anybody on the way can answer like this.
+    /// The broker's port: what listens there speaks MQTT without TLS. Do not change the URL to one
+    /// without TLS: anybody on the way can answer like this.
     PortWithoutTls,
     /// The TLS versions and cipher suites of the broker.
     TlsVersions,

@@ -24,7 +24,7 @@ pub(crate) fn other_protocol(broker: &BrokerUrl, tls: &Arc<ClientConfig>) -> Opt
             ("TLS", Setting::SchemeWithTls { host: host.to_owned(), port })
         }
         // CONNACK (MQTT 5.0, 3.2.1), with a remaining length of one byte. Anybody who can answer in
-        // the broker's place can send it, so nobody must do without TLS because of it.
+        // the broker's place can send it, so it must not be a reason to do without TLS.
         (true, [0x20, 2..0x80, _]) => ("MQTT without TLS", Setting::PortWithoutTls),
         _ => return None,
     };

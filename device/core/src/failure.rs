@@ -19,7 +19,8 @@ pub enum Failure {
     /// The request has a certificate for an EK that no manufacturer certifies.
     #[error("no manufacturer certifies an EK of kind legacy-dps; leave the certificate out")]
     CertificateForLegacyEk,
-    /// The request does not name a kind of EK, and its EK certificate is for no kind that is known.
+    /// The request does not name a kind of EK, and the kind does not follow from its EK
+    /// certificate.
     #[error("the EK certificate given does not tell the kind of EK")]
     UnknownKindOfEk,
     /// What the TPM gave does not fit into a request.

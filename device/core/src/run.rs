@@ -49,8 +49,8 @@ pub struct ProvisionRequest {
 }
 
 impl ProvisionRequest {
-    /// Asks for whatever the device had before, or for a certificate by the ticket flow, within
-    /// five minutes.
+    /// Asks for what the device had before, or for a certificate by the ticket flow, within five
+    /// minutes.
     pub fn new(scope: Scope) -> Self {
         Self {
             scope,

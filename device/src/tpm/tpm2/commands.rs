@@ -11,7 +11,7 @@ use crate::tpm::interface::SignatureScheme;
 /// A connection to a TPM, and what was loaded over it.
 pub(super) type Connection<'a> = dyn Commands + 'a;
 
-/// The commands. Each leaves only that loaded which its comment names.
+/// The commands. None leaves anything loaded except what its comment names.
 pub(super) trait Commands {
     /// Whether the TPM may hold something that was loaded over this connection.
     fn may_leave_something(&self) -> bool;

@@ -67,8 +67,8 @@ pub(super) fn used(handle: u32, key: KeyPurpose, error: CommandError) -> Fault {
     if is_wrong_password(&error) { Fault::KeyWithPassword { handle, key } } else { error.into() }
 }
 
-/// Changes the errors that mean that the key was not made for this TPM, or that somebody altered
-/// it. An unreachable TPM is not one of them.
+/// Makes [`Fault::NotForThisTpm`] of the errors that mean that the key was not made for this TPM,
+/// or that somebody altered it. An unreachable TPM is not one of them.
 pub(super) fn not_opened(fault: Fault) -> Fault {
     match fault {
         Fault::Command(error @ (CommandError::Refused(_) | CommandError::BadArgument(_))) => {
