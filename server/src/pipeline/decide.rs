@@ -12,12 +12,12 @@ use crate::ca::Ca;
 
 /// Everything that can become of a request.
 pub enum Outcome {
-    /// Nobody wants a record of it: it says nothing of any device.
+    /// The answer to a ping. It is not recorded, because it says nothing of any device.
     Pong,
     /// The device gets this at once: nothing new was issued.
     Answered(ReplyBody),
-    /// Something new was signed, and is to be recorded; if it is stale by then, the request is
-    /// decided again.
+    /// Something new was signed, and is to be recorded. If its basis is stale by then, the request
+    /// is decided again.
     Issued(Box<Issued>, Box<Examination>),
     /// The device is told why not.
     Refused(Problem),
@@ -26,12 +26,12 @@ pub enum Outcome {
 /// A request that passed its examination, which is not repeated when it is planned again.
 pub struct Examination {
     examined: Examined,
-    /// What is planned again is about the same.
+    /// Whom the request is about. This stays the same if the request is planned again.
     about: About,
 }
 
-/// Decides on a request, which was examined before if it is decided again. Says what is to become of
-/// it, and whom that is about.
+/// Decides on a request. If the request is decided again, `examination` is the one that it passed
+/// before. Returns the outcome, and whom the decision is about.
 pub fn decide(
     planner: &mut Planner,
     ca: &Ca,

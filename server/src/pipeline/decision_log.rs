@@ -1,4 +1,4 @@
-//! What the log says of decisions: a line each, as long as nobody fills it.
+//! What the log says of decisions: one line each, as far as the budgets of lines last.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +13,8 @@ use assay_store::AuditEntry;
 /// Writes lines about decisions, and counts those that it leaves out.
 ///
 /// Strangers choose what is decided, and how often. So each source has a budget of lines, and all
-/// who have proven nothing share another: names cost nothing. What is left out here is in the audit
-/// all the same.
+/// sources that have proven nothing share another budget, because names cost nothing. The audit
+/// also has the decisions that are left out here.
 #[derive(Clone)]
 pub struct DecisionLog(Arc<Budgets>);
 
@@ -25,7 +25,7 @@ struct Budgets {
     left_out: AtomicU64,
 }
 
-/// Whose doing a decision is, as far as that is known.
+/// Who caused a decision, as far as that is known.
 #[derive(PartialEq, Eq, Hash)]
 enum Source {
     Device(DeviceId),
@@ -46,7 +46,7 @@ impl Default for DecisionLog {
 }
 
 impl DecisionLog {
-    /// One line a decision; for a certificate, once it is stored.
+    /// Writes one line for a decision; for a certificate, once it is stored.
     pub(super) fn decision(&self, entry: &AuditEntry) {
         let source = match (entry.proven(), entry.ek_id) {
             (Some(device), _) => Source::Device(device.clone()),
@@ -71,7 +71,7 @@ impl DecisionLog {
         }
     }
 
-    /// Something of ours failed. Whoever asks again and again finds the same fault.
+    /// Logs a fault of ours. A device that asks again and again meets the same fault each time.
     pub(super) fn fault(&self, what: &str, error: &dyn std::fmt::Display) {
         if spend(&self.0.faults, FAULTS, Instant::now()) {
             error!(%error, "{what}");
@@ -80,7 +80,7 @@ impl DecisionLog {
         }
     }
 
-    /// Says how many lines were left out since it said so last, if any were.
+    /// Logs how many lines were left out since the last call, if any were.
     pub(super) fn tell_left_out(&self) {
         let lines = self.0.left_out.swap(0, Ordering::Relaxed);
         if lines > 0 {
@@ -101,12 +101,12 @@ fn spend(budget: &Mutex<Budget>, rate: Rate, now: Instant) -> bool {
     budget.lock().unwrap_or_else(PoisonError::into_inner).allows(1, rate, now)
 }
 
-/// A device that begins again three times, in all flows, stays below.
+/// A device that begins again three times, in all flows, stays below this.
 const SOURCE: Rate = Rate::per_second(1, 20);
-/// A fleet that arrives at once shows its first five hundred. A line has 300 bytes, 800 at most:
-/// strangers write 3.5 GB a day at most.
+/// If a fleet arrives at once, the first five hundred devices get a line. A line has 300 bytes, 800
+/// at most: strangers write 3.5 GB a day at most.
 const UNPROVEN: Rate = Rate::per_second(50, 500);
-/// A fault is one for all who find it.
+/// All sources share this, because all meet the same fault.
 const FAULTS: Rate = Rate::per_second(1, 20);
 
 #[cfg(test)]
@@ -128,7 +128,7 @@ mod tests {
             decisions.tell_left_out();
             decisions.tell_left_out();
         });
-        // On a slow machine the time for some more passes.
+        // On a slow machine, some of the budget comes back meanwhile.
         let noisy = log.lines("client=noisy");
         assert!((20..30).contains(&noisy), "{noisy}");
         assert_eq!(log.lines("client=quiet"), 20);

@@ -10,7 +10,7 @@ use assay_wire::{DecodeError, Problem, ProblemCode, Request, RequestBody, Topic}
 use super::job::Received;
 use super::outcome::{About, Refusal};
 use crate::ca::Ca;
-/// A request that is worth a look at the record.
+/// A request that passed every check that needs no record.
 pub(super) enum Examined {
     Challenge(Offered<TicketFlow>, Evidence),
     Certify(ProvenDevice),
@@ -20,15 +20,16 @@ pub(super) enum Examined {
     Ping,
 }
 
-/// Why a request is not.
+/// Why a request did not pass.
 pub(super) enum NotExamined {
     /// It cannot be read.
     Unreadable(Problem),
-    /// It can, and is refused.
+    /// It can be read, and a check refuses it.
     Refused(Refusal),
 }
 
-/// Reads a request, and checks what shows by itself; `about` learns whom it is about.
+/// Reads a request, and makes the checks that need no record. Notes in `about` whom the request is
+/// about.
 pub(super) fn examine(
     ca: &Ca,
     received: &Received,
@@ -98,8 +99,8 @@ fn action(body: &RequestBody) -> &'static str {
     }
 }
 
-/// Replies go where the client's own topic leads and nowhere else, so that nobody can have one sent
-/// to somebody else.
+/// A reply goes to the client's own reply topic and nowhere else, so that nobody can have a reply
+/// sent to somebody else.
 fn response_topic_problem(ca: &Ca, received: &Received) -> Option<Problem> {
     let asked = received.response_topic.as_ref()?;
     let due = Topic::Reply(ca.scope.clone(), received.client.clone()).to_string();

@@ -1,5 +1,5 @@
-//! Publishes the revocation list, retained: when it changes, before it is out of date, and to each
-//! broker that is new.
+//! Publishes the revocation list as a retained message: when it changes, before it is out of date,
+//! and to each new broker.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use super::outbox::Outbox;
 use crate::ca::{Ca, ListError};
 use assay_store::Store;
 
-/// Publishes until nobody connects to brokers any more; `arrived` hears of each connection.
+/// Publishes until no more connections to brokers are made; `arrived` hears of each connection.
 pub(super) fn run(
     outfit: &watch::Receiver<Outfit>,
     mut store: Box<dyn Store>,
@@ -30,7 +30,7 @@ pub(super) fn run(
     }
     loop {
         let ca = Arc::clone(&outfit.borrow().ca);
-        // By another CA it would be another list.
+        // Another CA signs another list.
         let last = published.as_ref().filter(|published| Arc::ptr_eq(&published.ca, &ca));
         match publish(ca, &mut *store, last, outbox) {
             Ok(Some(now_published)) => published = Some(now_published),
@@ -49,13 +49,13 @@ pub(super) fn run(
 
 /// The list that subscribers have.
 struct Published {
-    /// Who signed it.
+    /// The CA that signed it.
     ca: Arc<Ca>,
     changes: i64,
     at: Instant,
 }
 
-/// `None` if the `last` one will do.
+/// Publishes the list; `None` if the `last` one is still good.
 fn publish(
     ca: Arc<Ca>,
     store: &mut dyn Store,
@@ -82,7 +82,8 @@ fn publish(
     Ok(Some(Published { ca, changes, at: Instant::now() }))
 }
 
-/// How late a revocation is published.
+/// How late a revocation is published at most.
 const POLL: Duration = Duration::from_secs(1);
-/// Brokers take 64 KiB in one packet, with some room for its head: about 1,300 certificates.
+/// Brokers take packets of 64 KiB. This leaves some room for the head of the packet, and holds
+/// about 1,300 certificates.
 pub const MAX_LIST: usize = 63 * 1024;

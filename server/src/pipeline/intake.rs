@@ -1,4 +1,4 @@
-//! From the broker into the queues, without ever waiting.
+//! Takes requests from the broker into the queues, and never waits.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -35,29 +35,29 @@ enum Stage {
     Serving,
     /// The subscription is being given up.
     Leaving(Leaving),
-    /// Nothing comes any more; what came is being answered.
+    /// No more requests come; those that came are being answered.
     Finishing,
-    /// The broker was told goodbye.
+    /// DISCONNECT is queued.
     Gone,
 }
 
-/// MQTT 5 lets a broker send what it has queued for us after it has acknowledged our UNSUBSCRIBE
-/// (§3.10.4). So it is sent again, to no other effect than an answer, once all is answered that
-/// came; if nothing came before that answer, nothing is left.
+/// MQTT 5 lets a broker send the messages that it has queued for us after it has acknowledged our
+/// UNSUBSCRIBE (§3.10.4). So once all that came is answered, the worker sends UNSUBSCRIBE again,
+/// only to get an answer. If nothing came before that answer, nothing is left.
 #[derive(Default)]
 struct Leaving {
     /// The first UNSUBSCRIBE was acknowledged.
     released: bool,
-    /// One is under way.
+    /// An UNSUBSCRIBE is under way.
     asked: bool,
-    /// No request came since it was sent.
+    /// No request came since the last UNSUBSCRIBE was sent.
     quiet: bool,
 }
 
 impl Intake<'_> {
-    /// Runs until the connection fails, or, once it is to `stop`, until all that the broker has for
-    /// us is answered and the broker was told goodbye. Calls `ready` once the broker has granted
-    /// the subscription.
+    /// Runs until the connection fails. Once it is to `stop`, runs until all that the broker has
+    /// for us is answered and DISCONNECT is sent. Calls `ready` once the broker has granted the
+    /// subscription.
     pub(super) async fn run(
         &self,
         client: &AsyncClient,
@@ -68,11 +68,13 @@ impl Intake<'_> {
         let mut pressure = Pressure::new(Instant::now());
         let (mut stage, mut stopping) = (Stage::Connecting, false);
         let mut tick = tokio::time::interval(TICK);
-        // Each step of the end gets its time, though nobody asked before.
+        // Nothing waits for ticks before the stop, so many are missed by then. `Delay` keeps the
+        // period between the steps of the end.
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let event = {
-                // Polled to its end: dropped before, it may take a message of ours with it.
+                // Polled to its end, because a message of ours may be lost if this is dropped
+                // earlier.
                 let mut poll = pin!(events.poll());
                 loop {
                     tokio::select! {
@@ -119,8 +121,7 @@ impl Intake<'_> {
         }
     }
 
-    /// The next step towards the end. What finds no room in the client's queue is tried again at
-    /// the next tick.
+    /// The next step towards the end. If the client's queue has no room, the next tick tries again.
     fn leave(&self, client: &AsyncClient, stage: Stage) -> Stage {
         match stage {
             Stage::Serving => self.leave(client, Stage::Leaving(Leaving::default())),
@@ -145,7 +146,7 @@ impl Intake<'_> {
 
     fn take(&self, publish: Publish, pressure: &mut Pressure) {
         if publish.qos != QoS::AtLeastOnce {
-            // Only what must be acknowledged is bounded by the receive maximum.
+            // The receive maximum bounds only messages that must be acknowledged.
             return debug!(topic = ?publish.topic, "request ignored: it was not sent at QoS 1");
         }
         let since = Instant::now();
@@ -178,6 +179,6 @@ impl Intake<'_> {
     }
 }
 
-/// How often a worker that ends looks whether it is done: a broker in the neighbourhood has then
-/// sent what it had.
+/// How often a worker that ends checks whether it is done. A near broker has sent everything within
+/// this time.
 const TICK: Duration = Duration::from_millis(50);

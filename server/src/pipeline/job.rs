@@ -19,11 +19,11 @@ pub struct Received {
 }
 
 impl Received {
-    /// Reads its beginning. Everything is decided as of the time `at` which it came: the clock is
-    /// read once a request.
+    /// Reads the beginning of the message. Everything is decided as of the time `at`, when the
+    /// request came: the clock is read once a request.
     ///
-    /// `response_topic` is where the client wants the reply; [`assay_wire::Topic::Reply`] is where
-    /// it goes.
+    /// `response_topic` is where the client wants the reply. The reply always goes to
+    /// [`assay_wire::Topic::Reply`].
     pub fn new(
         client: ClientId,
         message: Bytes,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Clone, Default)]
 pub(super) struct Ledger(Arc<AtomicUsize>);
 
-/// One of them; counts until it is dropped, wherever that happens.
+/// One request or message. It counts until it is dropped, wherever that happens.
 pub(super) struct Debt(Ledger);
 
 impl Ledger {

@@ -66,11 +66,11 @@ use threads::Threads;
 pub struct WorkerConfig {
     /// Any MQTT 5 broker.
     pub broker: BrokerUrl,
-    /// May be replaced while the worker runs, by one of the same scope.
+    /// May be replaced while the worker runs, by an outfit of the same scope.
     pub outfit: watch::Receiver<Outfit>,
-    /// Where the CA is on record.
+    /// The database with the CA's record.
     pub database: Database,
-    /// How long it remembers what nobody needs any more.
+    /// How long rows that nobody needs any more are kept.
     pub retention: Retention,
     /// How often an [`Event::Pulse`] is wanted, if at all.
     pub pulse: Option<Duration>,
@@ -79,13 +79,13 @@ pub struct WorkerConfig {
 /// What a worker decides and connects with.
 #[derive(Clone)]
 pub struct Outfit {
-    /// For each request whose examination begins, until it is answered.
+    /// Decides each request whose examination begins from now on, to its end.
     pub ca: Arc<Ca>,
     /// For the next connection, if the URL asks for TLS.
     pub tls: Arc<ClientConfig>,
 }
 
-/// What a worker tells of itself.
+/// What a worker reports.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A broker has granted the subscription.
@@ -96,8 +96,8 @@ pub enum Event<'a> {
     Pulse,
 }
 
-/// Serves requests until `stop` says by when to end; then it takes no more, finishes what it was
-/// given, and returns.
+/// Serves requests until `stop` says by when to end. Then it takes no more requests, finishes those
+/// that it has, and returns.
 ///
 /// # Errors
 /// The store cannot be opened, a thread ended, which is a bug, or something was not finished in
@@ -141,7 +141,7 @@ async fn serve(
         let error = tokio::select! {
             ended = intake.run(&client, &mut events, stop.clone(), || {
                 backoff.reset();
-                // One that waits there already says the same.
+                // If the channel is full, the message in it says the same.
                 _ = threads.arrivals.try_send(());
                 tell(Event::Subscribed);
             }) => match ended {
@@ -163,7 +163,7 @@ async fn serve(
     }
 }
 
-/// Tells of pulses, for ever.
+/// Reports pulses, for ever.
 async fn beat(heart: &Heart, period: Option<Duration>, tell: &impl Fn(Event<'_>)) {
     let Some(period) = period else { return std::future::pending().await };
     loop {
@@ -173,7 +173,8 @@ async fn beat(heart: &Heart, period: Option<Duration>, tell: &impl Fn(Event<'_>)
     }
 }
 
-/// Returns when a worker is to end, and by when; never, if nobody is left who could ask for it.
+/// Waits until a worker is to end, and returns by when. Never returns if nobody is left who could
+/// ask for it.
 async fn asked_to_stop(stop: &mut watch::Receiver<Option<Instant>>) -> Instant {
     loop {
         if let Some(deadline) = *stop.borrow_and_update() {
@@ -188,25 +189,25 @@ async fn asked_to_stop(stop: &mut watch::Receiver<Option<Instant>>) -> Instant {
 /// Why a worker cannot go on, or has not ended as it should.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// At start-up.
+    /// The store cannot be used at start-up.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Requests would go unanswered from now on.
+    /// A thread ended, so requests would go unanswered from now on.
     #[error("a thread of the worker ended; its log says why")]
     ThreadEnded,
-    /// There was no time left.
+    /// The deadline came first.
     #[error(
         "not finished in time: {owed} requests and messages are left; their devices will ask again"
     )]
     Unfinished {
-        /// Requests and messages.
+        /// How many requests and messages are left.
         owed: usize,
     },
 }
 
 fn mqtt_client() -> Client {
     Client {
-        // Unguessable: another client under the same id would end the worker's connection.
+        // Nobody can guess it: another client under the same id would end the worker's connection.
         id: format!("{WORKER_PREFIX}{}", hex::encode(crate::random_bytes::<16>())),
         window: WINDOW,
         receive_maximum: RECEIVE_MAXIMUM,

@@ -35,7 +35,7 @@ struct Message {
 enum Cause {
     /// A request came.
     Request(Delivery),
-    /// Of our own accord.
+    /// The worker sends it by itself, e.g. an event.
     Own { _debt: Debt },
 }
 
@@ -54,8 +54,8 @@ impl Outbox {
         });
     }
 
-    /// Tells the broker that something is dealt with which nobody answers. Unacknowledged, it would
-    /// hold a place among those that the broker may send.
+    /// Acknowledges a request that gets no reply. Otherwise it would count among the unacknowledged
+    /// requests, whose number is limited.
     pub(super) fn acknowledge(&self, delivery: Delivery) {
         self.post(Letter { message: None, cause: Cause::Request(delivery) });
     }
@@ -67,7 +67,7 @@ impl Outbox {
         });
     }
 
-    /// For everybody, and for those who come later.
+    /// Publishes a retained message: for all subscribers, and for those who come later.
     pub(super) fn proclaim(&self, topic: Topic, payload: Vec<u8>) {
         self.post(Letter {
             message: Some(Message { topic, payload, retain: true }),
@@ -79,7 +79,8 @@ impl Outbox {
         Cause::Own { _debt: self.ledger.owe() }
     }
 
-    /// Never waits: the intake must not, and the others should not wait for a broker that is gone.
+    /// Never waits: the intake must not wait, and the other threads should not wait for a broker
+    /// that is gone.
     fn post(&self, letter: Letter) {
         if let Err(error) = self.letters.try_send(letter) {
             warn!(%error, "a message to the broker is dropped; its device will ask again");

@@ -11,7 +11,7 @@ use super::job::Job;
 pub struct Issued {
     /// What is to be recorded.
     pub act: Act,
-    /// What it was planned by.
+    /// The question and the snapshot by which it was planned.
     pub basis: Option<Basis>,
     /// What the device gets once that is on record.
     pub reply: ReplyBody,
@@ -21,7 +21,7 @@ pub struct Issued {
 #[derive(Clone)]
 pub struct About {
     pub(super) action: &'static str,
-    /// The EK that the request claims to be of.
+    /// The EK that the request claims to come from.
     pub ek_id: Option<EkId>,
     pub(super) device: Option<Whom>,
     pub(super) change: Change,
@@ -55,13 +55,13 @@ impl About {
 /// Why a request gets no other answer than a problem.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    /// The device's fault; it is told.
+    /// The device's fault. The device is told which.
     #[error(transparent)]
     Rejection(#[from] Rejection),
-    /// Ours; the device learns no more than that.
+    /// Our fault. The device learns no more than that.
     #[error(transparent)]
     Fault(#[from] Fault),
-    /// Ours; the device learns no more than that.
+    /// Our fault. The device learns no more than that.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -76,7 +76,7 @@ impl From<Failure> for Refusal {
 }
 
 impl Refusal {
-    /// What a device is told of it; of our own faults, nothing but that there was one.
+    /// What the device is told. Of our own faults, it learns only that there was one.
     pub(super) fn problem(&self, log: &DecisionLog) -> Problem {
         match self {
             Self::Rejection(rejection) => rejection.problem(),
@@ -92,7 +92,7 @@ pub(super) fn busy(retry_after: u32) -> Problem {
     Problem::new(ProblemCode::Busy, "the request queue is full".into()).retry_after(retry_after)
 }
 
-/// What it was planned by changed each time before it could be recorded.
+/// The answer if the basis of the plan changed each time before the plan could be recorded.
 pub(super) fn contended() -> Problem {
     let detail = "what is on record about this TPM changed while the CA decided";
     Problem::new(ProblemCode::Busy, detail.into()).retry_after(RETRY_AFTER_CONTENTION_S)
@@ -103,7 +103,7 @@ pub(super) fn internal() -> Problem {
         .retry_after(RETRY_AFTER_INTERNAL_S)
 }
 
-/// A full disk or a stopped signer does not mend itself faster.
+/// A full disk or a stopped signer is not repaired faster.
 const RETRY_AFTER_INTERNAL_S: u32 = 10;
-/// Whatever changes one TPM's record several times within milliseconds is over by then.
+/// Whatever changes one TPM's record several times within milliseconds has ended by then.
 const RETRY_AFTER_CONTENTION_S: u32 = 1;

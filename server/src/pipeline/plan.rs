@@ -25,9 +25,9 @@ pub(super) enum Plan {
     Register(Box<KeyOffer>, Basis),
 }
 
-/// What is read to plan by. Each thread has its own.
+/// Reads the record, and plans by it. Each thread has its own planner.
 pub struct Planner {
-    /// Where it reads.
+    /// The store that it reads.
     pub store: Box<dyn Store>,
     anchors: TrustAnchors,
     anchors_version: AnchorsVersion,
@@ -44,7 +44,7 @@ impl Planner {
         Ok(Self { store, anchors, anchors_version })
     }
 
-    /// Plans by what is on record now; `about` learns whom the request is about.
+    /// Plans by what is on record now, and notes in `about` whom the request is about.
     ///
     /// # Errors
     /// A check failed, or the store did.

@@ -11,7 +11,7 @@ use crate::ca::Ca;
 
 /// A request that is planned and signed, and waits for its record.
 pub(super) struct Planned {
-    /// What it was planned with.
+    /// The CA that it was planned with.
     pub(super) ca: Arc<Ca>,
     pub(super) job: Job,
     pub(super) examination: Box<Examination>,

@@ -1,8 +1,9 @@
-//! How long devices are asked to stay away while there are more of them than can be served.
+//! How long devices are asked to stay away while more of them come than can be served.
 
 use std::time::{Duration, Instant};
 
-/// Counts who is taken and who is sent away, and from that finds the advice for those who are.
+/// Counts the requests that are taken and those that are sent away. From the counts it finds how
+/// long the senders of the latter should wait.
 pub(super) struct Pressure {
     since: Instant,
     taken: u32,
@@ -23,8 +24,8 @@ impl Pressure {
         self.taken += 1;
     }
 
-    /// A request did not. Returns the seconds after which its sender should try again, different
-    /// for each, so that those who were sent away together do not come back together. `random` is
+    /// A request found no place. Returns the seconds after which its sender should try again. These
+    /// differ, so that senders that were sent away together do not come back together. `random` is
     /// uniform over all values of its type.
     pub(super) fn send_away(&mut self, now: Instant, random: u32) -> u32 {
         self.look(now);
@@ -34,16 +35,16 @@ impl Pressure {
         self.advice / 2 + random % (self.advice + 1) + u32::from(self.advice == SHORTEST)
     }
 
-    /// Doubles the advice while more are sent away than are taken, and that nearly all the time,
-    /// not in one burst: those who wait come back once in that time, and nothing else can make them
-    /// fewer. Halves it when there is room again.
+    /// Doubles the advice if more requests are sent away than are taken, in nearly all parts of the
+    /// period and not in one burst. Each sender that waits comes back once in the advised time, so
+    /// only longer advice makes these requests fewer. Halves the advice when there is room again.
     fn look(&mut self, now: Instant) {
         let periods = (now - self.since).as_secs_f64() / PERIOD.as_secs_f64();
         if periods < 1.0 {
             return;
         }
         self.advice = if periods >= 2.0 {
-            // For a whole one, nobody came.
+            // Nobody came for at least a whole period.
             SHORTEST
         } else if self.sent_away < self.taken / 4 {
             self.advice / 2
@@ -57,22 +58,22 @@ impl Pressure {
     }
 }
 
-/// Long enough that what is counted means something.
+/// Long enough for counts that mean something.
 const PERIOD: Duration = Duration::from_secs(1);
 const PARTS: u32 = 10;
-/// A burst fills the queue for as long as it takes to work it off, which is a part or two.
+/// After a burst, the queue is full until it is worked off, which takes a part or two.
 const MOST_PARTS: u32 = 8;
 /// Seconds. A full queue is worked off in well under one.
 const SHORTEST: u32 = 1;
-/// Seconds. Whoever waits for two minutes costs next to nothing; longer waits would only be idle
-/// time once the rush is over.
+/// Seconds. A device that waits for two minutes costs next to nothing. Longer waits would only
+/// leave devices idle once the rush is over.
 const LONGEST: u32 = 128;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The advice after so many seconds in each of which some were taken and some sent away.
+    /// The advice after so many seconds, if so many requests are taken and sent away in each.
     fn advice_after(
         seconds: u64,
         taken: u32,

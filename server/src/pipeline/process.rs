@@ -1,4 +1,4 @@
-//! From the queues to a decision, on threads of their own.
+//! Takes requests from the queues and decides on them, on threads of their own.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub(super) fn run(mut planner: Planner, ends: &Ends) {
     for taken in 0.. {
         match ends.jobs.take(taken, &ends.pulses, &ends.again) {
             Some(Work::Job(job)) => {
-                // The one that this request is decided with to its end, whatever is reread
+                // This request is decided with this CA to its end, even if the files are reread
                 // meanwhile.
                 let ca = Arc::clone(&ends.outfit.borrow().ca);
                 decide(&mut planner, ends, ca, *job, None, 1);
@@ -61,8 +61,8 @@ fn decide(
     attempts: u32,
 ) {
     let Ends { writes, outbox, log, .. } = ends;
-    // A panic would be a bug of ours, but one that a stranger's bytes found must not take a thread
-    // from everybody else.
+    // A panic would be a bug of ours. But if a stranger's bytes cause one, that must not take a
+    // thread from everybody else.
     let decided = catch_unwind(AssertUnwindSafe(|| {
         decide::decide(planner, &ca, &job.received, examination, log)
     }));

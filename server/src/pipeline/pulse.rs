@@ -3,7 +3,7 @@
 use crossbeam_channel::{self as channel, Receiver, Sender};
 use tokio::sync::mpsc;
 
-/// Sends pulses: one to each planner, for one that is stuck must not be passed over.
+/// Sends a pulse to each planner, so that none that is stuck is overlooked.
 pub(super) struct Heart {
     planners: Vec<Sender<Pulse>>,
 }
@@ -12,32 +12,32 @@ pub(super) struct Heart {
 pub(super) struct Pulse(mpsc::Sender<()>);
 
 impl Heart {
-    /// A heart for as many planners, and the end for each.
+    /// A heart for so many planners, and the receiving end for each planner.
     pub(super) fn new(planners: usize) -> (Self, Vec<Receiver<Pulse>>) {
         let (planners, ends) = (0..planners).map(|_| channel::bounded(1)).unzip();
         (Self { planners }, ends)
     }
 
-    /// Returns once every planner and, behind it, the recorder has come to its pulse: never, if one
-    /// is stuck.
+    /// Returns once every pulse has passed its planner and the recorder. Never returns if one of
+    /// these is stuck.
     pub(super) async fn beat(&self) {
         let (returned, mut returns) = mpsc::channel(self.planners.len());
         for planner in &self.planners {
-            // There is room, for the pulse before it has returned; a planner that is gone sends
+            // There is room, because the earlier pulse has returned. A planner that is gone sends
             // none back.
             _ = planner.try_send(Pulse(returned.clone()));
         }
         for _ in &self.planners {
-            // Not `None`: `returned` is still here.
+            // Never `None`, because `returned` still exists.
             returns.recv().await;
         }
     }
 }
 
 impl Pulse {
-    /// It has passed both.
+    /// The pulse has passed its planner and the recorder.
     pub(super) fn end(self) {
-        // There is room for all; and once the worker stops, nobody waits.
+        // There is room for all pulses. Once the worker stops, nobody waits for them.
         _ = self.0.try_send(());
     }
 }

@@ -9,7 +9,7 @@ use super::pulse::Pulse;
 /// What a planner takes.
 pub(super) enum Work {
     Job(Box<Job>),
-    /// What it was planned by changed before it was recorded.
+    /// The basis of its plan changed before it was recorded.
     Again(Box<Planned>),
     Pulse(Pulse),
 }
@@ -39,11 +39,11 @@ impl Queues<channel::Sender<Box<Job>>> {
 }
 
 impl Queues<channel::Receiver<Box<Job>>> {
-    /// The next job, or a pulse, or what is to be planned again; `None` when nobody is left to put a
-    /// job there.
+    /// The next job, or a pulse, or what is to be planned again; `None` when nobody is left to put
+    /// a job there.
     ///
-    /// `taken` counts the jobs taken before. Every eighth job may be one that starts a flow, so that
-    /// nobody can keep new devices out by repeating a good last request.
+    /// `taken` counts the jobs taken before. Every eighth job may be one that starts a flow, so
+    /// that nobody can keep new devices out by repeating a good last request.
     pub(super) fn take(
         &self,
         taken: usize,

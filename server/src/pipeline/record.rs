@@ -22,7 +22,7 @@ pub(super) enum Write {
     Pulse(Pulse),
 }
 
-/// Writes until every planner is gone. What is stale goes to `again`.
+/// Writes until every planner is gone. Requests whose basis is stale go to `again`.
 pub(super) fn run(
     mut store: Box<dyn Store>,
     retention: Retention,
@@ -65,8 +65,8 @@ pub(super) fn run(
     log.tell_left_out();
 }
 
-/// One transaction, and only then the replies. Of what cannot be recorded nothing happened, and the
-/// device is told to try again.
+/// Records everything in one transaction, and only then sends the replies. If a request cannot be
+/// recorded, nothing of it has happened, and the device is told to try again.
 fn commit(
     store: &mut dyn Store,
     waiting: Vec<Planned>,
@@ -104,7 +104,8 @@ fn answer(planned: Planned, outbox: &Outbox, log: &DecisionLog) {
     outbox.reply(job, issued.reply);
 }
 
-/// Nothing of it is on record. The planners never wait for the recorder, nor it for them.
+/// Has a request planned again, of which nothing is on record. The recorder never waits for the
+/// planners, because they may wait for it.
 fn plan_again(planned: Planned, again: &Sender<Box<Planned>>, outbox: &Outbox) {
     let planned = if planned.attempts >= ATTEMPTS {
         Box::new(planned)
@@ -117,7 +118,7 @@ fn plan_again(planned: Planned, again: &Sender<Box<Planned>>, outbox: &Outbox) {
     outbox.reply(planned.job, ReplyBody::Problem(contended()));
 }
 
-/// Tells operators of a certificate. A sealed certificate's subject is nobody's business, so there
+/// Tells operators of a certificate. The subject of a sealed certificate is confidential, so there
 /// is no event for one.
 pub(super) fn announce(reply: &ReplyBody, audit: &AuditEntry, outbox: &Outbox) {
     if let (ReplyBody::Certificate(_), Some(device_id)) = (reply, audit.proven()) {
@@ -125,7 +126,7 @@ pub(super) fn announce(reply: &ReplyBody, audit: &AuditEntry, outbox: &Outbox) {
     }
 }
 
-/// Whether there is more to do.
+/// Revokes and forgets what is due. Returns whether there is more to do.
 fn prune(store: &mut dyn Store, retention: &Retention) -> Result<bool, StoreError> {
     let pruned = store.prune(retention, OffsetDateTime::now_utc())?;
     if pruned.overdue > 0 {
@@ -141,19 +142,19 @@ fn event(device_id: &DeviceId) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Requests in one transaction: past this, a longer batch gains nothing and only delays the first
-/// in it.
+/// Requests in one transaction. A longer batch gains nothing, and only delays the first request in
+/// it.
 const BATCH: usize = 256;
-/// How long a refusal may wait for company before it is written; certificates never wait.
+/// How long a refusal may wait for other entries before it is written. Certificates never wait.
 const AUDIT_DELAY: Duration = Duration::from_millis(100);
-/// How late a certificate is revoked that nobody confirmed. Until then it is refused all the same,
-/// for its time is looked at.
+/// How late an unconfirmed certificate is revoked at most. It is refused before that too, because
+/// its deadline is checked.
 const OVERDUE_POLL: Duration = Duration::from_secs(1);
-/// The same while there is more than one call takes: some 10 ms each, so others wait for a tenth of
-/// the time at most.
+/// The same, while there is more to do than one call does. A call takes some 10 ms, so others wait
+/// for a tenth of the time at most.
 const MORE_POLL: Duration = Duration::from_millis(100);
-/// How often a request is planned. What it was planned by changes while it is signed only if
-/// somebody asks for the same EK at the same time, or an operator acts on it.
+/// How often a request is planned at most. Its basis changes while it is signed only if somebody
+/// asks for the same EK at the same time, or an operator acts on it.
 const ATTEMPTS: u32 = 5;
 
 #[cfg(test)]

@@ -10,10 +10,10 @@ use super::plan::Plan;
 use crate::ca::Ca;
 use crate::random::random;
 
-/// What comes of a plan.
+/// The result of a plan.
 pub(super) enum Signed {
     Pong,
-    /// Nothing is new.
+    /// Nothing new is to be recorded.
     Answer(ReplyBody),
     Issued(Box<Issued>),
 }
@@ -24,7 +24,8 @@ impl Signed {
     }
 }
 
-/// Signs what was planned; `about` learns what changes. This may be slow if the key is in hardware.
+/// Signs what was planned, and notes in `about` what changes. This may be slow if the key is in
+/// hardware.
 ///
 /// # Errors
 /// The signer failed, or the cryptographic library did.

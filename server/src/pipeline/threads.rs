@@ -15,15 +15,15 @@ use super::pulse::Heart;
 use super::queues::{QUEUE, Queues};
 use super::{WorkerConfig, WorkerError, checkpointer, herald, record};
 
-/// The threads, and what each waits at.
+/// The threads, and the sending ends of the channels that they wait at.
 pub(super) struct Threads {
     pub(super) queues: Queues<channel::Sender<Box<Job>>>,
     pub(super) heart: Heart,
     /// Tells the herald of each connection.
     pub(super) arrivals: channel::Sender<()>,
-    /// Keeps the checkpointer going.
+    /// The checkpointer runs until this is dropped.
     running: channel::Sender<()>,
-    /// Told when any of them ends.
+    /// Notified when any thread ends.
     pub(super) ended: Arc<Notify>,
     handles: Vec<thread::JoinHandle<()>>,
 }
@@ -75,7 +75,7 @@ impl Threads {
         Ok(threads)
     }
 
-    /// Starts a thread that tells when it ends, by a panic or otherwise.
+    /// Starts a thread that notifies `ended` when it ends, by a panic or otherwise.
     fn spawn(&mut self, name: String, work: impl FnOnce() + Send + 'static) {
         struct Obituary(Arc<Notify>);
         impl Drop for Obituary {
@@ -92,8 +92,8 @@ impl Threads {
         self.handles.push(thread::Builder::new().name(name).spawn(work).unwrap());
     }
 
-    /// Takes away what they wait at, and returns when they have done what was there, e.g. written
-    /// the last of the audit.
+    /// Closes the channels that the threads wait at. Returns when the threads have done what was
+    /// left, e.g. written the last audit entries.
     pub(super) async fn finish(self) {
         let Self { queues, heart, arrivals, running, handles, .. } = self;
         drop((queues, heart, arrivals, running));
