@@ -45,9 +45,9 @@ pub struct Config {
     pub limits: Limits,
     /// What certificates look like, and which flows lead to one.
     pub profile: Profile,
-    /// How long rows stay that nobody needs any more.
+    /// How long rows that nobody needs any more are kept.
     pub retention: Retention,
-    /// The PostgreSQL that the CA is in.
+    /// The PostgreSQL with the CA's record; `None` if the record is in a file.
     postgres: Option<PostgresAddress>,
 }
 
@@ -71,10 +71,10 @@ impl Directory {
     /// Makes a CA: root, issuing and service CA, ticket key, master secret, broker, worker and
     /// operator certificates, configuration, database.
     ///
-    /// The directory may be there if it is empty, or holds nothing but an `assay.toml`, which is
-    /// kept. Its owner owns what is made; if that is not who makes it, root must have put the
-    /// directory in its place. The database appears last and at once, so a half-made CA is never
-    /// opened.
+    /// The directory may exist if it is empty, or holds only an `assay.toml`, which is kept. The
+    /// directory's owner owns the files that are made. If another user makes the CA, nobody except
+    /// that user may have write access to the directories above it. The database appears last and
+    /// as a whole, so a half-made CA is never opened.
     ///
     /// # Errors
     /// Something else is in the directory, its `assay.toml` is not valid, or it cannot be written.
@@ -85,7 +85,8 @@ impl Directory {
         }
         let cannot_make = || format!("cannot make {}", path.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(cannot_make)?;
-        // One directory from now on, whatever the owner of one above it puts in its place.
+        // From now on this is the same directory, even if the owner of a directory above puts
+        // another in its place.
         let held = File::open(path).with_context(cannot_make)?;
         let directory = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
         let new = NewFiles::of(&directory).with_context(cannot_make)?;
@@ -145,16 +146,16 @@ impl Directory {
         Ok(Some(Database::Postgres(settings.context("[store] of assay.toml")?)))
     }
 
-    /// The database's place, if it is a file, whether it is there or not.
+    /// The path of the database, if it is a file. The file need not exist.
     pub fn file(&self) -> PathBuf {
         self.path.join(DATABASE)
     }
 
-    /// Where the CA is on record.
+    /// The database with the CA's record.
     ///
     /// # Errors
-    /// It is in a file that is not there, because the CA was never made to the end; or in a
-    /// PostgreSQL that cannot be used.
+    /// It is a file that is missing, because the CA was never made to the end; or a PostgreSQL that
+    /// cannot be used.
     pub fn database(&self) -> Result<Database> {
         if let Some(postgres) = self.postgres()? {
             return Ok(postgres);
@@ -224,7 +225,7 @@ impl Directory {
     pub fn exposed(&self) -> Vec<PathBuf> {
         let mode =
             |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
-        // Nobody reads what is in a directory that he may not search.
+        // Nobody can read files in a directory that they may not search.
         if mode(&self.path) & 0o001 == 0 {
             return Vec::new();
         }
@@ -241,7 +242,7 @@ impl Directory {
         secret.with_context(|| format!("{} must have {LEN} bytes", path.display()))
     }
 
-    /// The certificate that everybody pins.
+    /// The root certificate, which everybody pins.
     ///
     /// # Errors
     /// It cannot be read.
@@ -281,8 +282,8 @@ impl Directory {
     /// `name`, and writes it and its key to `{name}.pem` and `{name}.key` in `out`.
     ///
     /// # Errors
-    /// There is one of that name, on record or in `out`; or the service CA's key cannot be read, or
-    /// the files not be written.
+    /// There is a credential of that name, on record or in `out`; or the service CA's key cannot be
+    /// read, or the files cannot be written.
     pub fn add_credential(&self, role: Role, name: &ClientId, out: &Path) -> Result<()> {
         let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
         let (authority, service) = self.authority(SERVICE)?;
@@ -293,15 +294,16 @@ impl Directory {
         let cannot_write =
             || format!("cannot write {name}.pem and {name}.key to {}", out.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(out).with_context(cannot_write)?;
-        // Held, as in `create`. Elsewhere than in the CA's own directory the files are whose who
-        // makes them.
+        // Held open, as in `create`. Outside of the CA's own directory, the files belong to the
+        // user who makes them.
         let held = File::open(out).with_context(cannot_write)?;
         let place = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
         let mut files = NewFiles::of(&place).with_context(cannot_write)?;
         if fs::canonicalize(&place)? != fs::canonicalize(&self.path)? {
             files.owner = ours().with_context(cannot_write)?;
         }
-        // First on record: what is not there cannot be revoked, and other brokers take it.
+        // It goes on record first: a certificate that is not on record cannot be revoked, and other
+        // brokers accept it.
         let mut store = self.store()?;
         let is_new = store.add_credential(name.as_str(), &credential(&pair)?, now)?;
         ensure!(
@@ -310,16 +312,17 @@ impl Directory {
         );
         files.write_pair(name.as_str(), &pair, &service).with_context(cannot_write).inspect_err(
             |_| {
-                // It is of no use without its files. If this fails too, it stays on record, and can
-                // be revoked.
+                // The credential is of no use without its files. If this fails too, the credential
+                // stays on record, and can be revoked.
                 _ = store.revoke_credential(name.as_str(), now);
             },
         )?;
         Ok(())
     }
 
-    /// Certificates for devices that do not exist, to try a broker with, each for ten minutes
-    /// `from` some time; see [`Authority::throw_away_device`]. They are on no record yet.
+    /// Certificates for devices that do not exist, to try a broker with. Each is valid for ten
+    /// minutes from its time in `from`; see [`Authority::throw_away_device`]. They are not on
+    /// record yet.
     ///
     /// # Errors
     /// The issuing key cannot be read.
@@ -337,10 +340,11 @@ impl Directory {
         devices.try_into().map_err(|_| anyhow!("there are not as many as there were"))
     }
 
-    /// The same, to certify whoever is no device with, and its certificate in PEM.
+    /// The same CA, to certify operators, workers and throw-away devices with, and its certificate
+    /// in PEM.
     fn authority(&self, name: &str) -> Result<(Authority, String)> {
         let (certificate, key) = self.pair(name)?;
-        // They belong together.
+        // This checks that the two belong together.
         self.issuer_of(name, &certificate, &key)?;
         Ok((Authority::from_pem(&certificate, &key)?, certificate))
     }
@@ -349,7 +353,7 @@ impl Directory {
     /// SHA-256 digest, if any.
     pub fn holder_of(&self, sha256: &[u8; 32]) -> Option<&'static str> {
         let is_it = |holder: &&str| {
-            // Files that are not there are nobody's.
+            // A file that is missing belongs to no credential.
             let own = self.credentials(holder).ok().and_then(|own| own.chain.into_iter().next());
             own.is_some_and(|own| Sha256::digest(own).as_slice() == sha256)
         };
@@ -377,7 +381,7 @@ impl Clone for Credentials {
 }
 
 impl Credentials {
-    /// The certificate of a worker that another CA made, which nobody should take for one of ours.
+    /// The certificate of a worker that another CA made, which nobody should accept as one of ours.
     ///
     /// # Errors
     /// It cannot be made.
@@ -416,8 +420,8 @@ fn ours() -> io::Result<(u32, u32)> {
     Ok((metadata.uid(), metadata.gid()))
 }
 
-/// The settings that somebody has put into a directory in which a CA is to be made; `shown` is how
-/// people call it.
+/// The settings that somebody has put into a directory in which a CA is to be made; `shown` is its
+/// path as the caller gave it.
 fn settings_in(directory: &Path, shown: &Path) -> Result<Option<Config>> {
     let shown = shown.display();
     let entries =
@@ -451,8 +455,8 @@ impl<'a> NewFiles<'a> {
         Ok(Self { directory, owner: (metadata.uid(), metadata.gid()) })
     }
 
-    /// Whoever owns the directory owns the CA. Root may make one for the user of a service, but not
-    /// for somebody who put a directory of his own where root was going to make one.
+    /// The directory's owner owns the CA. Root may make a CA for the user of a service, but not for
+    /// a user who put a directory of their own where root was going to make one.
     fn check_owner(&self, path: &Path) -> Result<()> {
         let ((owner, _), (maker, _)) = (self.owner, ours()?);
         if owner == maker {
@@ -460,7 +464,7 @@ impl<'a> NewFiles<'a> {
         }
         let (given, real) = (std::path::absolute(path)?, fs::canonicalize(self.directory)?);
         let shown = path.display();
-        // Whoever made a link says where it leads.
+        // The owner of a link decides where it leads.
         ensure!(
             given == real,
             "{shown} is {}, which belongs to user {owner}, who would own the CA; name it so",
@@ -468,7 +472,7 @@ impl<'a> NewFiles<'a> {
         );
         for above in real.ancestors().skip(1) {
             let metadata = fs::metadata(above)?;
-            // In a sticky directory, as /tmp is, everybody can make one.
+            // In a sticky directory such as /tmp, everybody can make one.
             ensure!(
                 metadata.uid() == maker && metadata.mode() & 0o022 == 0,
                 "{shown} belongs to user {owner}, who would own the CA, and others than you can \
@@ -518,8 +522,8 @@ impl<'a> NewFiles<'a> {
         self.write(&format!("{holder}.key"), pair.key.as_bytes(), SECRET)
     }
 
-    /// SQLite makes it elsewhere, for it opens files by name, and in this directory another user
-    /// may have put any name.
+    /// SQLite makes the database in another directory. It opens files by name, and in this
+    /// directory another user may have put something under any name.
     fn write_database(
         &self,
         credentials: &[(&str, Credential)],
@@ -541,7 +545,7 @@ impl<'a> NewFiles<'a> {
         // `create_new` follows no link and overwrites nothing.
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         file.write_all(content)?;
-        // Whoever is root makes a CA for the user that runs the service.
+        // Root may make a CA for the user that runs the service.
         if file.metadata()?.uid() != self.owner.0 {
             fchown(&file, Some(self.owner.0), Some(self.owner.1))?;
         }

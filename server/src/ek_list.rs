@@ -48,12 +48,12 @@ pub struct Defaults {
     pub legacy_dps_ek: Option<bool>,
     /// Whether their shared keys may be sent to a plain storage root key.
     pub plain_srk: Option<bool>,
-    /// Now.
+    /// The time now.
     pub added_at: OffsetDateTime,
 }
 
 impl Defaults {
-    /// Checks an EK in any form and joins it to what is said of it.
+    /// Checks an EK in any form, and makes an enrolment of it with these defaults.
     ///
     /// # Errors
     /// It is no EK, or not a sound one.
@@ -83,8 +83,8 @@ pub enum Progress<'a> {
     Entries(usize),
 }
 
-/// Reads every entry, in the order of the file or of the names, and refuses what stands there
-/// twice. `progress` hears how far it is.
+/// Reads every entry, in the order of the file or of the file names, and refuses repeated ones.
+/// `progress` hears how far it is.
 ///
 /// # Errors
 /// The file or directory cannot be read, or the file has no header that says what its columns are.
@@ -152,7 +152,7 @@ fn file_name(file: &Path) -> String {
     file.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Reads the entries of a CSV file, whatever stands in it twice.
+/// Reads the entries of a CSV file, and leaves repeated ones as they are.
 ///
 /// # Errors
 /// It cannot be read, has no header that says what its columns are, or is too long.
@@ -295,14 +295,15 @@ impl Columns {
     }
 }
 
-/// A column's name without what tells its spellings apart: Azure DPS's
-/// `attestation.tpm.endorsementKey` and `registrationId` are ours.
+/// A column's name in a form that all its spellings share: Azure DPS's
+/// `attestation.tpm.endorsementKey` and `registrationId` are our `endorsement_key` and
+/// `registration_id`.
 fn plain(name: &str) -> String {
     let last = name.rsplit('.').next().unwrap_or_default();
     last.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
-/// The cell of a column that may be missing; an empty one says nothing.
+/// The cell of a column that may be missing; an empty cell counts as missing.
 fn cell<T>(
     record: &ByteRecord,
     column: Option<usize>,
@@ -353,9 +354,9 @@ const COLUMNS: &str =
     "endorsement_key, registration_id or device_id, reprovision, legacy_dps_ek, plain_srk, status";
 /// Inventories have some ten columns.
 const MAX_TAGS: usize = 32;
-/// What is to be read in a table's heading.
+/// Short enough for a table's heading.
 const MAX_TAG_NAME: usize = 64;
-/// A line of text.
+/// Long enough for a line of text.
 const MAX_TAG: usize = 256;
 /// An EK certificate has at most 4 KiB (`assay_wire::MAX_CERTIFICATE`), so 6 KiB in PEM, and what
 /// `openssl x509 -text` writes above it.
