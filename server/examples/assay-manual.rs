@@ -1,4 +1,4 @@
-//! Writes the manual pages and shell completions of `assay` for its package: they come from the
+//! Writes the manual pages and shell completions of `assay` for its package. They come from the
 //! same definition as the command line.
 
 #[expect(dead_code, reason = "only the definition is needed, not what it starts")]

@@ -82,7 +82,7 @@ fn certificate(number: u64, now: OffsetDateTime) -> Issued<Proven> {
 }
 
 fn device_id(number: u64) -> DeviceId {
-    // As long as one that follows from an EK, and like those in no order.
+    // As long as an id that follows from an EK, and in no order, like those.
     let id = hex::encode(hash("device", number));
     id[..52].parse().expect("52 hexadecimal digits are a device id")
 }

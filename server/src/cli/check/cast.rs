@@ -1,5 +1,4 @@
-//! Who takes part in a check: clients that are what they say, who speak by the rules and hear what
-//! they should.
+//! The clients in a check that keep the rules: they are what they say, and hear what they should.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -22,13 +21,13 @@ pub(super) struct Stage {
     pub(super) scope: Scope,
     pub(super) operational: BrokerUrl,
     pub(super) bootstrap: Option<BrokerUrl>,
-    /// Of the broker.
+    /// The root certificates for the broker.
     pub(super) roots: RootCertStore,
     pub(super) tls: Wardrobe,
     /// Devices that do not exist: one that speaks by the rules, and one that does not.
     pub(super) device: DeviceId,
     pub(super) other_device: DeviceId,
-    /// One whose certificate has expired.
+    /// A device whose certificate has expired.
     pub(super) expired: DeviceId,
     /// A group of workers that nobody else is in.
     pub(super) group: String,
@@ -52,7 +51,7 @@ impl Stage {
         Ok(Persona::stranger(bootstrap, &self.tls.nobody))
     }
 
-    /// On the operational listener.
+    /// A client on the operational listener.
     pub(super) fn persona(&self, tls: &Arc<ClientConfig>, id: impl Into<String>) -> Persona {
         Persona {
             broker: self.operational.clone(),
@@ -66,8 +65,8 @@ impl Stage {
         Topic::requests(&self.scope)
     }
 
-    /// As a worker subscribes, in another group than the workers': what it hears is taken from
-    /// nobody.
+    /// The filter of a worker, in another group than the workers', so that it takes no request from
+    /// them.
     pub(super) fn shared_requests(&self, group: &str) -> String {
         format!("$share/{group}/{}", self.requests())
     }
@@ -85,14 +84,14 @@ impl Stage {
 pub(super) struct Cast<'a> {
     pub(super) stage: &'a Stage,
     stranger: Result<(ClientId, Party), String>,
-    /// Whether one is let in, whoever hears it.
+    /// Whether a stranger is let in, even if it hears nothing.
     stranger_is_in: Result<(), String>,
     worker: Result<Party, String>,
     operator: Result<Party, String>,
     device: Result<Party, String>,
     /// The revocation list that waits at the broker, if it is good.
     pub(super) list: Option<Vec<u8>>,
-    /// Somebody who may not has published it.
+    /// Whether a client that may not publish the list has published it.
     pub(super) planted: Cell<bool>,
 }
 
@@ -136,7 +135,7 @@ impl<'a> Cast<'a> {
         self.stranger.as_ref().map(|(id, party)| (id, party)).map_err(String::clone)
     }
 
-    /// Whether a stranger is let in, so that it means something if one is cut.
+    /// Whether a stranger is let in. If not, a stranger that is cut shows nothing.
     pub(super) fn stranger_is_in(&self) -> Result<(), String> {
         self.stranger_is_in.clone()
     }
@@ -153,7 +152,7 @@ impl<'a> Cast<'a> {
         self.device.as_ref().map_err(String::clone)
     }
 
-    /// Whether the operational listener lets anybody in, so that it means something if it does not.
+    /// Whether the operational listener lets anybody in. If not, a refusal there shows nothing.
     pub(super) fn is_let_in(&self) -> Result<(), String> {
         match (&self.worker, &self.operator, &self.device) {
             (Err(worker), Err(_), Err(_)) => Err(format!("nobody is let in there: {worker}")),
@@ -187,12 +186,12 @@ impl<'a> Cast<'a> {
         })
     }
 
-    /// With the list, if it is good.
+    /// Tries the rule `list`. Returns the list too, if it is good.
     async fn waiting_list(&self) -> Result<(Found, Option<Vec<u8>>), String> {
         let (operator, topic) = (self.operator()?, self.stage.list());
         let mut list = operator.hears_what_waited(PATIENCE).await;
         if list.is_none() {
-            // It may have come meanwhile.
+            // The list may have come meanwhile.
             operator.subscribe(&topic).await;
             list = operator.hears_what_waited(PATIENCE).await;
         }
@@ -215,7 +214,8 @@ impl<'a> Cast<'a> {
         })
     }
 
-    /// Else nobody else could be expected to hear it, or to be heard by it.
+    /// If a device does not hear itself, no other client can be expected to hear it or to be heard
+    /// by it.
     async fn device_hears_itself(&self) -> Result<(), String> {
         let (device, said) = (self.device()?, words());
         device.publish(&self.stage.of_device("check"), &said, Stay::No).await;
@@ -245,10 +245,10 @@ async fn enter(who: &str, persona: Persona, filter: String) -> Result<Party, Str
         .enter()
         .await
         .map_err(|not_in| format!("{who} is not let in: {}", not_in.reason()))?;
-    // What is not granted is not heard, and that is what counts.
+    // The answer does not matter, because only what is heard counts.
     party.subscribe(&filter).await;
     Ok(party)
 }
 
-/// For what is to arrive.
+/// How long to wait for what should arrive.
 const PATIENCE: Duration = Duration::from_secs(2);

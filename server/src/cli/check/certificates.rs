@@ -11,7 +11,8 @@ use super::cast::{Cast, Stage};
 use super::party::{NotIn, Persona};
 use super::rules::{Found, Report, Rule, Tried};
 
-/// Tries those that the check has from the start; [`revoked`] is for the one that is good first.
+/// Tries to connect without a certificate, and with certificates that are bad from the start;
+/// [`revoked`] tries one that is good at first.
 pub(super) async fn all(cast: &Cast<'_>, report: &Report) {
     let stage = cast.stage;
     let (worker, expired) = (format!("worker@{}", stage.group), stage.expired.to_string());
@@ -36,7 +37,7 @@ pub(super) async fn all(cast: &Cast<'_>, report: &Report) {
     }
 }
 
-/// As a stranger, and by the name of a worker.
+/// Tries to connect without a certificate, as a stranger and under the name of a worker.
 pub(super) async fn no_certificate(operational: &BrokerUrl, nobody: &Arc<ClientConfig>) -> Tried {
     let stranger = Persona::stranger(operational, nobody);
     let named = Persona {
@@ -57,7 +58,7 @@ pub(super) async fn no_certificate(operational: &BrokerUrl, nobody: &Arc<ClientC
     Ok(Found::against(&broken, "refused"))
 }
 
-/// Whether a certificate opens the door that is not to.
+/// Whether the broker lets in a certificate that it should refuse.
 pub(super) async fn shown(persona: &Persona, what: &str) -> Tried {
     if !persona.broker.is_tls() {
         return Err("without TLS nobody shows a certificate".into());
@@ -69,7 +70,7 @@ pub(super) async fn shown(persona: &Persona, what: &str) -> Tried {
     }
 }
 
-/// Whether a certificate that is good opens the door, and no longer once `revoke` is done.
+/// Whether the broker lets in a certificate that is good, and no longer once `revoke` is done.
 pub(super) async fn revoked(
     stage: &Stage,
     tls: &Arc<ClientConfig>,

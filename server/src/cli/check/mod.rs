@@ -74,7 +74,7 @@ impl Check {
             let mut signals = Signals::listen()?;
             let mut report =
                 Err(anyhow::anyhow!("interrupted; the certificates of this check are revoked"));
-            // Dropped at a signal, it puts everything back as at its end.
+            // If a signal drops the check, it puts everything back as at its end.
             signals.finish(async { report = self.check(directory).await }).await;
             report
         });
@@ -103,7 +103,7 @@ impl Check {
             .as_deref()
             .map(|name| Revoked::read(directory, name, &roots))
             .transpose()?;
-        // Before anything is made for a listener that is not there.
+        // Before anything is made, this finds out whether the listener is there.
         let worker = client_tls(directory.credentials("worker")?, roots.clone(), "worker")?;
         let worker = Persona {
             broker: operational.clone(),
@@ -222,7 +222,7 @@ async fn revoked(cast: &Cast<'_>, devices: &mut Devices, known: Option<Revoked>)
     }
 }
 
-/// Publishes the list as it is now, in case that one was planted which had changed meanwhile.
+/// Publishes the list as it is now, because it may have changed since the planted one was read.
 async fn put_right(directory: &Directory, cast: &Cast<'_>) -> Result<()> {
     let worker = cast.worker().map_err(anyhow::Error::msg)?;
     let list = cast.stage.ca.revocation_list(
@@ -234,7 +234,7 @@ async fn put_right(directory: &Directory, cast: &Cast<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The slowest of the rules, that of silence, takes half of it.
+/// The slowest rule, `silent`, takes half of it.
 const TIME: Duration = Duration::from_secs(30);
 
 const EXAMPLES: &str = "\

@@ -1,4 +1,5 @@
-//! Listening and speaking where one may not, as a stranger under several names and as a device.
+//! Subscribes and publishes where a client may not, as a stranger under several names and as a
+//! device.
 //!
 //! Brokers refuse, filter what they deliver, or cut the connection. So what counts is who hears
 //! what.
@@ -9,7 +10,7 @@ use super::cast::Cast;
 use super::party::{NotIn, Party, Persona, Stay, ping, words};
 use super::rules::{Found, Report, Rule, Tried};
 
-/// Tries the rules of who hears and says what.
+/// Tries the rules on who hears and publishes what.
 pub(super) async fn all(cast: &Cast<'_>, report: &Report) {
     let device = cast.stage.persona(&cast.stage.tls.other_device, cast.stage.other_device.as_str());
     let named = |name: &str| {
@@ -35,8 +36,8 @@ pub(super) async fn all(cast: &Cast<'_>, report: &Report) {
     report.add(Rule::UserName, together(by_name));
 }
 
-/// Each listens wherever it can, for one thing above all; then those who may speak do. What each
-/// heard that it should not have.
+/// Each persona listens wherever it can, above all for the message named beside it. Then the
+/// clients that may publish do so. Returns what each persona heard that it should not have.
 async fn hear(cast: &Cast<'_>, personas: Vec<(Result<Persona, String>, &str)>) -> Vec<Tried> {
     let mut listeners = Vec::new();
     for (number, (persona, most)) in personas.into_iter().enumerate() {
@@ -63,7 +64,7 @@ async fn hear(cast: &Cast<'_>, personas: Vec<(Result<Persona, String>, &str)>) -
     let mut arrived = Vec::new();
     for (what, payload, speaker, topic, ear) in said {
         speaker.publish(&topic, &payload, Stay::No).await;
-        // What nobody hears who should, shows nothing.
+        // A message that does not reach the client that should hear it shows nothing.
         match ear.hears(&payload, PATIENCE).await {
             true => arrived.push((what, payload)),
             false => silent.push(format!("nobody hears {what}, not even who should")),
@@ -80,8 +81,8 @@ async fn hear(cast: &Cast<'_>, personas: Vec<(Result<Persona, String>, &str)>) -
     verdicts
 }
 
-/// What one heard of what arrived. It shows nothing if `most` of it did not, which this listener is
-/// about.
+/// What a listener heard of the messages that arrived. It shows nothing if `most`, the message that
+/// this listener is about, did not arrive.
 async fn overheard(
     party: &Party,
     most: &str,
@@ -99,7 +100,7 @@ async fn overheard(
     in_vain(&heard, "does not hear", arrived.iter().map(|(what, _)| *what), silent)
 }
 
-/// The verdict on what was tried. Nothing is kept of which a part could not be tried.
+/// The verdict on what was tried. A rule does not count as kept if a part of it could not be tried.
 fn in_vain<'a>(
     broken: &[String],
     how: &str,
@@ -113,14 +114,14 @@ fn in_vain<'a>(
     }
 }
 
-/// Subscribes to whatever may carry something, and begins anew without a filter that costs it the
-/// connection.
+/// Subscribes to every filter that may match something. If a filter costs the connection, begins
+/// anew without it.
 async fn listen(cast: &Cast<'_>, persona: &Persona, number: usize) -> Result<Party, NotIn> {
     let (stage, scope) = (cast.stage, &cast.stage.scope);
     let mut filters = vec![
         "#".to_owned(),
         stage.requests(),
-        // In a group of its own, so that nobody misses what it hears.
+        // In a group of its own, so that it takes no request from anybody.
         stage.shared_requests(&format!("{}-{number}", stage.group)),
         format!("provision/v1/{scope}/+/reply"),
         format!("device/v1/{scope}/+/#"),
@@ -146,8 +147,8 @@ async fn listen(cast: &Cast<'_>, persona: &Persona, number: usize) -> Result<Par
     }
 }
 
-/// Publishes where it may not, each over a connection of its own, for brokers cut those that try.
-/// Who hears it?
+/// Publishes where the persona may not, and finds who hears it. Each message has a connection of
+/// its own, because brokers cut clients that try.
 async fn speak(cast: &Cast<'_>, persona: Result<Persona, String>, most: &str) -> Tried {
     let persona = persona?;
     let (mut targets, mut deaf) = (Vec::new(), Vec::new());
@@ -174,7 +175,8 @@ async fn speak(cast: &Cast<'_>, persona: Result<Persona, String>, most: &str) ->
         Err(why) => deaf.push(why),
     }
     if let (Ok(operator), Some(list)) = (cast.operator(), &cast.list) {
-        // The very list that is there: whoever takes it from a stranger takes nothing false.
+        // It is the very list that is there, so a client that takes it from a stranger gets nothing
+        // false.
         targets.push(("a revocation list that stays", cast.stage.list(), list.clone(), operator));
     } else {
         deaf.push("there is no good revocation list to plant".into());
@@ -218,8 +220,8 @@ async fn speak(cast: &Cast<'_>, persona: Result<Persona, String>, most: &str) ->
     }
 }
 
-/// One verdict for all names. One that was not tried leaves the rule untried, unless another breaks
-/// it.
+/// One verdict for all names. A name that was not tried leaves the rule untried, unless another
+/// name breaks the rule.
 fn together(tried: Vec<(&str, Tried)>) -> Tried {
     let (mut broken, mut untried) = (Vec::new(), None);
     for (name, tried) in tried {
@@ -238,8 +240,8 @@ fn together(tried: Vec<(&str, Tried)>) -> Tried {
     }
 }
 
-/// A client that should be let in shows nothing if it is not; one under a false name need not be
-/// let in.
+/// If a client is not let in that should be, this shows nothing. A client under a false name need
+/// not be let in.
 fn outside(persona: &Persona, not_in: NotIn) -> Tried {
     match not_in {
         NotIn::Refused(reason) if persona.user_name.is_some() => {
@@ -249,13 +251,14 @@ fn outside(persona: &Persona, not_in: NotIn) -> Tried {
     }
 }
 
-/// What is heard and said, the first above all for strangers, the last for devices.
+/// What is heard and published. Strangers are tried above all with the first, devices with the
+/// last.
 const REPLY: &str = "another's reply";
 const REQUEST: &str = "another's request";
 const WORD: &str = "what a device says";
-/// For what is to arrive.
+/// How long to wait for what should arrive.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// For what is not: by then it would have come.
+/// How long to wait for what should not arrive. If it came, it would come within this time.
 const SETTLE: Duration = Duration::from_millis(400);
-/// Brokers slow down who connects again and again.
+/// A pause, because brokers slow down clients that connect again and again.
 const BREATH: Duration = Duration::from_millis(150);

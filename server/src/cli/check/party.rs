@@ -17,21 +17,21 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// Who somebody says that it is, and to which listener.
+/// Who a client says that it is, and at which listener.
 #[derive(Clone)]
 pub(super) struct Persona {
     pub(super) broker: BrokerUrl,
-    /// With its certificate, if it has one.
+    /// Has the client's certificate, if there is one.
     pub(super) tls: Arc<ClientConfig>,
     pub(super) id: String,
     pub(super) user_name: Option<String>,
 }
 
-/// Why somebody is not connected.
+/// Why a client is not connected.
 pub(super) enum NotIn {
-    /// By the broker.
+    /// The broker refused the client.
     Refused(String),
-    /// Nothing is known of what the broker would say.
+    /// The broker was not reached, so nobody knows what it would say.
     Unreachable(String),
 }
 
@@ -50,7 +50,7 @@ impl Persona {
         Self { broker: broker.clone(), tls: tls.clone(), id, user_name: None }
     }
 
-    /// The same, after it was there: a stranger comes back under another id.
+    /// The same client for another connection: a stranger comes back under another id.
     pub(super) fn again(&self) -> Self {
         let is_stranger = self.id.parse::<ClientId>().is_ok_and(|id| id.is_bootstrap());
         let id = if is_stranger {
@@ -65,14 +65,14 @@ impl Persona {
         self.enter_with(None).await
     }
 
-    /// The broker may refuse the Will, and the client for it.
+    /// Connects with a Will. The broker may refuse the Will, and the client because of it.
     pub(super) async fn enter_with(&self, will: Option<LastWill>) -> Result<Party, NotIn> {
         let options =
             Client { id: self.id.clone(), window: 64, receive_maximum: 256, manual_acks: false };
         let (client, mut events) = match &self.user_name {
             None => assay_mqtt::connect(&self.broker, &self.tls, options),
             Some(name) => {
-                // No broker should know it.
+                // A password that no broker knows.
                 let password = hex::encode(random_bytes::<16>());
                 assay_mqtt::connect_with_login(
                     &self.broker,
@@ -127,7 +127,8 @@ fn not_in(error: &ConnectionError) -> NotIn {
     }
 }
 
-/// A connected client. Dropped, it ends without taking its leave, so that its Will is published.
+/// A connected client. If it is dropped, it ends without a DISCONNECT, so that its Will is
+/// published.
 pub(super) struct Party {
     client: AsyncClient,
     seen: watch::Receiver<State>,
@@ -139,7 +140,7 @@ pub(super) struct Party {
 struct State {
     /// For each subscription, in order.
     granted: Vec<bool>,
-    /// How many messages the broker acknowledged, whatever it did with them.
+    /// How many messages the broker acknowledged, even if it dropped them.
     acknowledged: usize,
     heard: Vec<Heard>,
     has_ended: bool,
@@ -148,7 +149,7 @@ struct State {
 /// A message of ours, or a revocation list.
 struct Heard {
     payload: Bytes,
-    /// It had waited.
+    /// Whether it had waited at the broker.
     retained: bool,
 }
 
@@ -156,7 +157,7 @@ struct Heard {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stay {
     No,
-    /// Even if nobody can take it away any more.
+    /// For a minute only, in case nobody can remove it.
     Minute,
     Yes,
 }
@@ -170,8 +171,8 @@ impl Party {
         self.seen.borrow().granted.get(before).copied()
     }
 
-    /// Publishes, and waits for what the broker says to it. Whether it was taken is seen by who
-    /// hears it.
+    /// Publishes, and waits for the broker's acknowledgement. Only a client that hears the message
+    /// shows that the broker took it.
     pub(super) async fn publish(&self, topic: &str, payload: &[u8], stay: Stay) {
         let before = self.seen.borrow().acknowledged;
         let expiry = (stay == Stay::Minute).then_some(60);
@@ -204,7 +205,7 @@ impl Party {
         waited(&self.seen.borrow())
     }
 
-    /// Whether it hears an answer to a [`ping`], be it that a worker is busy.
+    /// Whether it hears an answer to a [`ping`], even that a worker is busy.
     pub(super) async fn hears_answer_to(&self, ping: &[u8], patience: Duration) -> bool {
         let id = Head::read(ping).map_or(RequestId::NIL, |head| head.id());
         let answers =
@@ -252,7 +253,7 @@ async fn pump(mut events: EventLoop, state: watch::Sender<State>) {
                 state.granted.push(granted.return_codes.first().is_some_and(is_granted));
             }
             Packet::PubAck(_) => state.acknowledged += 1,
-            // Live requests of others are none of our business, and may be many.
+            // Requests of real devices are not our business, and may be many.
             Packet::Publish(message)
                 if state.heard.len() < MAX_HEARD
                     && (is_ours(&message.payload) || message.topic.ends_with(b"/crl")) =>
@@ -265,8 +266,7 @@ async fn pump(mut events: EventLoop, state: watch::Sender<State>) {
     state.send_modify(|state| state.has_ended = true);
 }
 
-/// A request that costs nobody anything: a worker that hears it answers it without a trace. No two
-/// are alike.
+/// A request that costs nobody anything: a worker answers it and records nothing. No two are alike.
 pub(super) fn ping() -> Vec<u8> {
     let [mut id, random] = [[0; 16], random_bytes::<16>()];
     id[..8].copy_from_slice(&OURS);
@@ -274,7 +274,7 @@ pub(super) fn ping() -> Vec<u8> {
     Request { id: RequestId::from(id), body: RequestBody::Ping }.encode()
 }
 
-/// A message for whoever is not a worker.
+/// A message for clients that are not workers.
 pub(super) fn words() -> Vec<u8> {
     let number = random_bytes::<8>();
     [&OURS[..], format!(" broker check {}", hex::encode(number)).as_bytes()].concat()
@@ -284,10 +284,10 @@ fn is_ours(payload: &[u8]) -> bool {
     payload.len() < 256 && payload.windows(OURS.len()).any(|part| part == OURS)
 }
 
-/// What all our messages have in them.
+/// All our messages contain this.
 const OURS: [u8; 8] = *b"assay-cl";
-/// To be let in, and for each answer after that.
+/// The limit for being let in, and that for each answer after it.
 const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(2);
-/// Far more than we say.
+/// Far more than the check publishes.
 const MAX_HEARD: usize = 4096;

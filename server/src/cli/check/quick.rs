@@ -17,7 +17,7 @@ use super::party::{NotIn, Persona, Stay, ping};
 use super::rules::{Found, Rule, Tried};
 use crate::cli::outfit::{client_tls, nobodys_tls};
 
-/// Three of the rules, of which one tells a worker that it is deaf.
+/// Tries three of the rules. One of them shows whether the worker hears requests.
 pub(crate) struct Quick {
     scope: Scope,
     broker: BrokerUrl,
@@ -39,7 +39,7 @@ impl Quick {
         Ok(Self { scope, broker, bootstrap, nobody: nobodys_tls(roots)?, foreign })
     }
 
-    /// Logs what it finds.
+    /// Tries the rules, and logs what it finds.
     pub(crate) async fn look(self) {
         let worker = Persona {
             broker: self.broker.clone(),
@@ -109,7 +109,7 @@ impl Quick {
     }
 }
 
-/// Longer than any of them takes.
+/// Longer than any of the three takes.
 const TIME: Duration = Duration::from_secs(15);
 /// A worker that starts may have a queue before it.
 const ANSWER: Duration = Duration::from_secs(5);

@@ -13,8 +13,8 @@ use tokio_rustls::TlsConnector;
 use super::party::Persona;
 use super::rules::{Found, Tried};
 
-/// One that has connected, with TLS if the broker speaks it, and never sends its CONNECT (MQTT 5
-/// §3.1.4 leaves the time open).
+/// A stranger that has connected, with TLS if the broker speaks it, and never sends its CONNECT
+/// (MQTT 5 §3.1.4 leaves the time open).
 pub(super) async fn silent(stranger: Result<Persona, String>) -> Tried {
     let mut stream = open(&stranger?).await?;
     let cut = async { while stream.read_u8().await.is_ok() {} };
@@ -25,9 +25,9 @@ pub(super) async fn silent(stranger: Result<Persona, String>) -> Tried {
     })
 }
 
-/// One that publishes 128 KiB, where no worker hears it: to take that from a stranger costs the
-/// broker, and cuts a worker off if it gets it. Refused is what ends the connection, or is answered
-/// with *packet too large*.
+/// A stranger that publishes 128 KiB, where no worker hears it. To take that from a stranger costs
+/// the broker, and a worker that gets it is cut off. It counts as refused if the connection ends,
+/// or the answer is *packet too large*.
 pub(super) async fn oversize(stranger: Result<Persona, String>) -> Tried {
     let persona = stranger?;
     let mut stream = open(&persona).await?;
@@ -37,7 +37,7 @@ pub(super) async fn oversize(stranger: Result<Persona, String>) -> Tried {
         if connack.first() != Some(&CONNACK) || connack.get(2) != Some(&0) {
             return Ok(Err("a stranger is not let in".to_owned()));
         }
-        // The broker may have cut it before all is written.
+        // The broker may cut the connection before all is written.
         let packet = publish_packet(&format!("provision/v1/check/{}/check", persona.id), OVERSIZE);
         let written = stream.write_all(&packet).await;
         let answer = match written {
@@ -98,7 +98,7 @@ fn string(text: &str) -> Vec<u8> {
     [&u16::try_from(text.len()).unwrap().to_be_bytes()[..], text.as_bytes()].concat()
 }
 
-/// §2.1.4: seven bits a byte, the lowest first.
+/// A packet with its length (§2.1.4): seven bits a byte, the lowest first.
 fn packet(first: u8, body: &[u8]) -> Vec<u8> {
     let (mut packet, mut length) = (vec![first], body.len());
     while length >= 0x80 {
@@ -110,8 +110,8 @@ fn packet(first: u8, body: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// The type and what comes after the length; of a packet that is not longer than what a broker
-/// answers.
+/// Reads a packet. Returns its type and what comes after the length. Refuses a packet that is
+/// longer than any answer that is due.
 async fn read_packet(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut packet = vec![stream.read_u8().await?];
     let (mut length, mut shift) = (0, 0);

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-/// What docs/operations.md asks of a broker. The names, in kebab case, stay as they are: scripts
-/// use them.
+/// What docs/operations.md asks of a broker. Do not change the names, in kebab case, because
+/// scripts use them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Rule {
     /// A stranger's request reaches a worker, and the reply reaches the stranger
@@ -65,7 +65,7 @@ impl Rule {
 /// What trying a rule showed, in words; or why it could not be tried.
 pub(crate) type Tried = Result<Found, String>;
 
-/// Both with how that was found.
+/// What trying a rule showed, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     Kept(String),
@@ -73,13 +73,13 @@ pub(crate) enum Found {
 }
 
 impl Found {
-    /// Broken if there is anything to say against it.
+    /// Broken if `broken` is not empty.
     pub(crate) fn against(broken: &[String], kept: impl Into<String>) -> Self {
         if broken.is_empty() { Self::Kept(kept.into()) } else { Self::Broken(broken.join("; ")) }
     }
 }
 
-/// All that was found so far, by several who look side by side. What nobody looked at was not
+/// All that was found so far. Several tries add to it side by side. A rule without an entry was not
 /// tried.
 #[derive(Debug, Default)]
 pub(crate) struct Report(RefCell<BTreeMap<Rule, Tried>>);
@@ -89,12 +89,12 @@ impl Report {
         self.0.borrow_mut().insert(rule, tried);
     }
 
-    /// Whether every rule was tried and kept, but those that are `accepted` as they are.
+    /// Whether every rule was tried and kept, except those that are `accepted` as they are.
     pub(crate) fn is_good(&self, accepted: &[Rule]) -> bool {
         self.amiss(accepted).is_empty()
     }
 
-    /// The names of the rules that keep it from being good, by their verdict.
+    /// The names of the rules that were not kept and are not `accepted`, by their verdict.
     pub(crate) fn amiss(&self, accepted: &[Rule]) -> BTreeMap<&'static str, Vec<String>> {
         let mut amiss: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for rule in Rule::value_variants().iter().filter(|rule| !accepted.contains(rule)) {

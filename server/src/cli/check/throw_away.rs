@@ -4,7 +4,7 @@ use assay_server::directory::{Directory, ThrowAwayDevice};
 use assay_store::{Store, StoreError};
 use time::{Duration, OffsetDateTime};
 
-/// Their certificates are good while this lives, and for ten minutes at most.
+/// The certificates are good while this value lives, and for ten minutes at most.
 pub(super) struct Devices {
     store: Box<dyn Store>,
     pub(super) device: ThrowAwayDevice,
@@ -29,7 +29,7 @@ impl Devices {
         Ok(devices)
     }
 
-    /// Ends the certificate that is there for that.
+    /// Revokes the certificate that is there to be revoked.
     pub(super) fn revoke_one(&mut self) -> Result<(), StoreError> {
         self.store
             .revoke_throw_away(&[&self.revoked.credentials.chain[0][..]], OffsetDateTime::now_utc())

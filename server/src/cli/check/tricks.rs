@@ -1,5 +1,5 @@
-//! What clients may try besides speaking and listening out of turn: Wills, retained messages,
-//! groups, and each other's client ids.
+//! What clients may try besides subscribing and publishing where they may not: Wills, retained
+//! messages, groups, and each other's client ids.
 
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,8 @@ pub(super) async fn all(cast: &Cast<'_>, report: &Report) {
     report.add(Rule::DeviceTakeover, takeover(cast, Ok(device)).await);
 }
 
-/// A stranger's on another's reply topic, and a device's on another device's topic (MQTT 5
-/// §3.1.2.5).
+/// A stranger's Will on another's reply topic, and a device's Will on another device's topic (MQTT
+/// 5 §3.1.2.5).
 async fn will(cast: &Cast<'_>) -> Tried {
     let ((id, stranger), device) = (cast.stranger()?, cast.device());
     let other = cast.stage.persona(&cast.stage.tls.other_device, cast.stage.other_device.as_str());
@@ -47,7 +47,7 @@ async fn will(cast: &Cast<'_>) -> Tried {
             .enter_with(Some(LastWill::new(topic, payload.clone(), QoS::AtLeastOnce, false, None)))
             .await
         {
-            // It ends without taking its leave.
+            // The client ends without a DISCONNECT.
             Ok(party) => drop(party),
             Err(NotIn::Refused(_)) => continue,
             Err(NotIn::Unreachable(why)) => return Err(why),
@@ -62,7 +62,7 @@ async fn will(cast: &Cast<'_>) -> Tried {
     }
 }
 
-/// A request that is to stay. It is a ping, which troubles no worker, and expires in a minute
+/// A retained request. It is a ping, which costs no worker anything, and expires in a minute
 /// (§3.3.2.3.3).
 async fn retain(cast: &Cast<'_>) -> Tried {
     let (stage, persona) = (cast.stage, cast.stage.stranger()?);
@@ -70,8 +70,8 @@ async fn retain(cast: &Cast<'_>) -> Tried {
     let (request, topic) = (ping(), cast.request_topic(&id));
     let party = persona.enter().await.map_err(NotIn::reason)?;
     party.publish(&topic, &request, Stay::Minute).await;
-    // A worker that comes later, and not by a shared subscription, which gets nothing that waited
-    // (§4.8.2).
+    // A worker that comes later. It uses no shared subscription, because those get no retained
+    // messages (§4.8.2).
     let late = stage.persona(&stage.tls.worker, format!("{WORKER_PREFIX}{}-late", stage.group));
     let late = late
         .enter()
@@ -82,7 +82,7 @@ async fn retain(cast: &Cast<'_>) -> Tried {
     }
     let waited = late.hears_retained(&request, SETTLE).await;
     if waited {
-        // Taken away by an empty message (§3.3.1-6).
+        // An empty message removes the retained one (§3.3.1-6).
         party.publish(&topic, &[], Stay::Yes).await;
     }
     let broken = waited.then(|| "a stranger's request is kept for whoever subscribes".to_owned());
@@ -92,8 +92,9 @@ async fn retain(cast: &Cast<'_>) -> Tried {
     ))
 }
 
-/// A stranger joins a group of which our worker is the only other member. Some brokers hand it what
-/// it may not read, and count that as delivered: then the worker misses some.
+/// A stranger joins a group of which our worker is the only other member. Some brokers pick the
+/// stranger for a request that it may not read, and count the request as delivered. Then the worker
+/// misses it.
 async fn group(cast: &Cast<'_>) -> Tried {
     let ((id, stranger), worker) = (cast.stranger()?, cast.worker()?);
     let party = cast.stage.stranger()?.enter().await.map_err(NotIn::reason)?;
@@ -120,7 +121,7 @@ async fn group(cast: &Cast<'_>) -> Tried {
 async fn takeover(cast: &Cast<'_>, persona: Result<Persona, String>) -> Tried {
     let (persona, stage) = (persona?, cast.stage);
     cast.device()?;
-    // Not the one that others listen with.
+    // This is not the connection that other tries listen with.
     let victim = stage
         .persona(&stage.tls.device, stage.device.as_str())
         .enter()
@@ -136,9 +137,9 @@ async fn takeover(cast: &Cast<'_>, persona: Result<Persona, String>) -> Tried {
     })
 }
 
-/// Requests, enough that each member of a group gets some in turn.
+/// Enough requests that each member of a group gets some in turn.
 const SHARED: usize = 8;
-/// For what is to arrive.
+/// How long to wait for what should arrive.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// For what should not come: by then it would have.
+/// How long to wait for what should not arrive. If it came, it would come within this time.
 const SETTLE: Duration = Duration::from_millis(700);
