@@ -54,13 +54,17 @@ impl Transaction<'_> {
         der: &[u8],
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
-        self.0
+        let rows = self
+            .0
             .prepare_cached(
                 "UPDATE certificates SET status = 'active', confirmed_at = ?2, der = ?3
-                 WHERE serial = ?1",
+                 WHERE serial = ?1 AND status = 'unconfirmed'",
             )?
             .execute(params![serial, now.unix_timestamp(), der])?;
-        Ok(())
+        if rows == 1 {
+            return Ok(());
+        }
+        Err(StoreError::Inconsistent("the certificate does not wait"))
     }
 
     /// Records that an EK proved itself under a device id.

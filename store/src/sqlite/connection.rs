@@ -4,12 +4,15 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use assay_wire::Scope;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, TransactionBehavior};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, TransactionBehavior,
+};
 
+use super::alone::keep_from_upgrade;
 use super::columns::parsed;
 use super::migrations;
 use crate::error::StoreError;
@@ -49,13 +52,15 @@ impl Sqlite {
     /// There is no such file, a later version of Assay wrote it, or it cannot be upgraded, for
     /// example because a process of the earlier version still has it open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let opening = keep_from_upgrade(path)?;
         let store = Self::connect(path)?;
         if migrations::is_todays(&store.connection)? {
             return Ok(store);
         }
-        // An open connection keeps other processes from upgrading the file.
-        drop(store);
+        // A process that has the file open keeps others from upgrading it.
+        drop((store, opening));
         migrations::upgrade(path, || Ok(Self::connect(path)?.connection))?;
+        let _opening = keep_from_upgrade(path)?;
         Self::connect(path)
     }
 
@@ -67,7 +72,7 @@ impl Sqlite {
         // the expression of an index. That costs more than the query itself.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.set_prepared_statement_cache_capacity(PREPARED_STATEMENTS);
-        connection.pragma_update(None, "journal_mode", "WAL")?;
+        use_write_ahead_log(&connection)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
@@ -198,6 +203,23 @@ fn may_serve(connection: &Connection, scope: &Scope) -> Result<(), StoreError> {
 pub(super) fn scope_on_record(connection: &Connection) -> Result<Option<Scope>, StoreError> {
     let mut statement = connection.prepare_cached("SELECT name FROM scope")?;
     Ok(statement.query_row([], |row| parsed(row, 0)).optional()?)
+}
+
+/// An upgrade that was cut short leaves a file without such a log. Of several processes that switch
+/// it over at once SQLite refuses some at once, whatever the timeout is.
+fn use_write_ahead_log(connection: &Connection) -> Result<(), StoreError> {
+    let since = Instant::now();
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && since.elapsed() < BUSY_TIMEOUT =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => return Ok(done?),
+        }
+    }
 }
 
 /// The cache of each connection; it takes memory only as it is used. There is room for the inner

@@ -49,6 +49,7 @@ pub use connection::{Sqlite, Transaction};
 /// # Errors
 /// It cannot be read.
 pub(crate) fn version(path: &Path) -> Result<(i64, String), StoreError> {
+    let _opening = alone::keep_from_upgrade(path)?;
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
     let connection = rusqlite::Connection::open_with_flags(path, flags)?;
     Ok((migrations::version(&connection)?, migrations::writer(&connection)?))

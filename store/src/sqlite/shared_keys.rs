@@ -89,8 +89,9 @@ fn holders(
     connection: &rusqlite::Connection,
     device: &DeviceId,
 ) -> Result<Vec<SharedKeyHolder>, StoreError> {
-    let mut statement = connection
-        .prepare_cached("SELECT ek_id, assurance FROM shared_keys WHERE device_id = ?1")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT ek_id, assurance FROM shared_keys WHERE device_id = ?1 ORDER BY ek_id",
+    )?;
     let rows = statement.query_map(params![device.as_str()], |row| {
         Ok(SharedKeyHolder { ek_id: ek_id(row, 0)?, assurance: parsed(row, 1)? })
     })?;

@@ -11,7 +11,7 @@ use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
 
-use super::alone::take_alone;
+use super::alone::{directory_of, keep_from_opening, take_alone};
 use crate::error::{SCHEMA_VERSION, StoreError};
 
 /// Makes today's schema in a file that is empty.
@@ -35,17 +35,14 @@ pub(super) fn upgrade(
     connect: impl FnOnce() -> Result<Connection, StoreError>,
 ) -> Result<(), StoreError> {
     // If several processes start at once, one upgrades the file, and the others find it done.
-    let lock = beside(path, ".upgrade");
-    let held = owners_alone().truncate(false).open(&lock)?;
-    held.lock()?;
+    let _held = keep_from_opening(path)?;
     let mut connection = connect()?;
     if is_todays(&connection)? {
         return Ok(());
     }
     take_alone(&connection, path)?;
     copy_beside(&connection, path)?;
-    migrate(&mut connection)?;
-    Ok(fs::remove_file(lock)?)
+    migrate(&mut connection)
 }
 
 /// Whether the file has today's schema, and not an earlier one.
@@ -169,8 +166,7 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// Makes sure that a new name is there after a crash of the machine.
 pub(super) fn sync_directory_of(path: &Path) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(directory.unwrap_or_else(|| Path::new(".")))?.sync_all()
+    directory_of(path)?.sync_all()
 }
 
 /// Copies beside the file, at most: an upgrade that fails at each start should not fill the disk.
