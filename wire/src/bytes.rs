@@ -32,6 +32,8 @@ pub const MAX_ENCRYPTED_SEED: usize = 512;
 pub const MAX_SEALED: usize = 8192;
 /// The content of a TPM2B_PRIVATE with a wrapped HMAC key. Ours have 142 bytes, like Azure DPS's.
 pub const MAX_DUPLICATE: usize = 256;
+/// A signature of an IK. One of RSA-2048 has 256 bytes; one of RSA-4096 would have 512.
+pub const MAX_SIGNATURE: usize = 512;
 
 /// Something was longer than its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -35,7 +35,7 @@ mod bytes;
 pub use bytes::{
     Bytes, CertificateDer, CertificateList, EkIds, Limit, List, MAX_CERTIFICATE, MAX_CERTIFICATES,
     MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR, MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_OTHER_EKS,
-    MAX_PUBLIC_AREA, MAX_SEALED,
+    MAX_PUBLIC_AREA, MAX_SEALED, MAX_SIGNATURE,
 };
 
 mod message;
@@ -44,6 +44,9 @@ pub use message::{
     EkPublic, Head, MAX_MESSAGE, ParentBundle, Proof, Receipt, Reply, ReplyBody, Request,
     RequestBody, SealedCertificate, SealedReply, Ticket,
 };
+
+mod renewal;
+pub use renewal::{Adoption, Renewal};
 
 mod printable;
 pub use printable::{MAX_SHOWN, printable, printable_json};

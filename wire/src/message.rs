@@ -8,6 +8,7 @@ use minicbor::bytes::ByteArray;
 use minicbor::data::Type;
 use minicbor::{Decode, Decoder, Encode, Encoder};
 
+use crate::{Adoption, Renewal};
 use crate::{
     Bytes, CertificateList, DeviceId, EkId, EkIds, Limit, MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR,
     MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED, Problem, RequestId,
@@ -42,6 +43,10 @@ pub enum RequestBody {
     /// Asks whether a worker answers in this scope. Says nothing about any device, and changes
     /// nothing.
     Ping,
+    /// Asks for a new certificate in place of one that is in force, for the same IK.
+    Renew(Renewal),
+    /// Tells the CA that the device has stored a renewed certificate, so that it becomes active.
+    Adopt(Adoption),
 }
 
 /// What the device shows of its EK and IK. The CA believes none of it before it has checked it.
@@ -208,7 +213,7 @@ pub enum ReplyBody {
     Problem(Problem),
     /// Answers [`RequestBody::Challenge`].
     Challenge(ChallengeReply),
-    /// Answers [`RequestBody::Certify`].
+    /// Answers [`RequestBody::Certify`] and [`RequestBody::Renew`].
     Certificate(CertificateReply),
     /// Answers [`RequestBody::Enroll`].
     Sealed(SealedReply),
@@ -218,6 +223,8 @@ pub enum ReplyBody {
     Activation(ActivationReply),
     /// Answers [`RequestBody::Ping`].
     Pong,
+    /// Answers [`RequestBody::Adopt`]: the certificate is active.
+    Adopted,
 }
 
 /// The body of messages whose kind says everything.
@@ -247,6 +254,9 @@ pub struct CertificateReply {
     /// The device's certificate, then its issuers, without the root.
     #[n(0)]
     pub chain: CertificateList<1>,
+    /// When the device is to renew it, in seconds since 1970.
+    #[n(1)]
+    pub renew_at: Option<u64>,
 }
 
 /// A certificate that only the TPM with both the EK and the IK can read.
@@ -301,6 +311,9 @@ pub struct SealedCertificate {
     /// SHA-256 of the receipt that answers the confirmation.
     #[cbor(n(2), with = "minicbor::bytes")]
     pub receipt_sha256: [u8; 32],
+    /// When the device is to renew the certificate, in seconds since 1970.
+    #[n(3)]
+    pub renew_at: Option<u64>,
 }
 
 impl SealedCertificate {
@@ -365,6 +378,8 @@ impl Request {
     const CONFIRM: u64 = 4;
     const REGISTER: u64 = 5;
     const PING: u64 = 6;
+    const RENEW: u64 = 7;
+    const ADOPT: u64 = 8;
 
     /// The message to publish.
     pub fn encode(&self) -> Vec<u8> {
@@ -375,6 +390,8 @@ impl Request {
             RequestBody::Confirm(body) => encode(Self::CONFIRM, self.id, body),
             RequestBody::Register(body) => encode(Self::REGISTER, self.id, body),
             RequestBody::Ping => encode(Self::PING, self.id, &Nothing {}),
+            RequestBody::Renew(body) => encode(Self::RENEW, self.id, body),
+            RequestBody::Adopt(body) => encode(Self::ADOPT, self.id, body),
         }
     }
 
@@ -401,6 +418,8 @@ impl Request {
             Self::CONFIRM => RequestBody::Confirm(d.decode()?),
             Self::REGISTER => RequestBody::Register(d.decode()?),
             Self::PING => d.decode().map(|Nothing {}| RequestBody::Ping)?,
+            Self::RENEW => RequestBody::Renew(d.decode()?),
+            Self::ADOPT => RequestBody::Adopt(d.decode()?),
             kind => return Err(DecodeError::UnknownKind(kind)),
         };
         let request = Self { id, body };
@@ -438,10 +457,10 @@ impl Head {
         self.id
     }
 
-    /// Whether a request finishes a flow (*certify*, *confirm*). The CA has less to decide for such
-    /// a request than for one that starts a flow.
+    /// Whether a request finishes a flow (*certify*, *confirm*, *adopt*). The CA has less to decide
+    /// for such a request than for one that starts a flow.
     pub fn finishes_a_flow(&self) -> bool {
-        matches!(self.kind, Request::CERTIFY | Request::CONFIRM)
+        matches!(self.kind, Request::CERTIFY | Request::CONFIRM | Request::ADOPT)
     }
 }
 
@@ -453,6 +472,7 @@ impl Reply {
     const CONFIRMED: u64 = 4;
     const ACTIVATION: u64 = 5;
     const PONG: u64 = 6;
+    const ADOPTED: u64 = 7;
 
     /// The message to publish.
     pub fn encode(&self) -> Vec<u8> {
@@ -464,6 +484,7 @@ impl Reply {
             ReplyBody::Confirmed(body) => encode(Self::CONFIRMED, self.id, body),
             ReplyBody::Activation(body) => encode(Self::ACTIVATION, self.id, body),
             ReplyBody::Pong => encode(Self::PONG, self.id, &Nothing {}),
+            ReplyBody::Adopted => encode(Self::ADOPTED, self.id, &Nothing {}),
         }
     }
 
@@ -483,6 +504,7 @@ impl Reply {
             Self::CONFIRMED => ReplyBody::Confirmed(d.decode()?),
             Self::ACTIVATION => ReplyBody::Activation(d.decode()?),
             Self::PONG => d.decode().map(|Nothing {}| ReplyBody::Pong)?,
+            Self::ADOPTED => d.decode().map(|Nothing {}| ReplyBody::Adopted)?,
             kind => return Err(DecodeError::UnknownKind(kind)),
         };
         let reply = Self { id, body };

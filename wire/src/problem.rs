@@ -162,6 +162,9 @@ problem_codes! {
     ReprovisionRefused = 35, "reprovision-refused", "The device is provisioned already, and its enrolment forbids another provisioning";
     ClaimExpired = 40, "claim-expired", "The claim is past its time; begin again";
     TicketRefused = 41, "ticket-refused", "The ticket does not prove the claim; begin again";
+    ClockOff = 42, "clock-off", "The time of the request is too far from the CA's clock";
+    CertificateNotInForce = 43, "certificate-not-in-force", "The certificate is not in force for this EK; get one by another flow";
+    StatementRefused = 44, "statement-refused", "The statement is not signed by the key of the certificate";
 }
 
 impl fmt::Display for ProblemCode {

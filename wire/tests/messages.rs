@@ -1,9 +1,10 @@
 //! Every message as annotated bytes, encoded and decoded, and bytes that are not a message.
 
 use assay_wire::{
-    ActivationReply, Bundle, Bytes, CertificateReply, ChallengeReply, ConfirmedReply, DecodeError,
-    EkId, EkPublic, Head, MAX_MESSAGE, ParentBundle, Problem, ProblemCode, Proof, Receipt, Reply,
-    ReplyBody, Request, RequestBody, RequestId, SealedCertificate, SealedReply, Ticket,
+    ActivationReply, Adoption, Bundle, Bytes, CertificateReply, ChallengeReply, ConfirmedReply,
+    DecodeError, EkId, EkPublic, Head, MAX_MESSAGE, ParentBundle, Problem, ProblemCode, Proof,
+    Receipt, Renewal, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, SealedCertificate,
+    SealedReply, Ticket,
 };
 
 const ID: &str = "50 000102030405060708090a0b0c0d0e0f";
@@ -117,8 +118,48 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         "04 81 5820",           // 4: other EKs, one of them
         &"bb".repeat(32),
     ]);
+    let renew = Request {
+        id: id(),
+        body: RequestBody::Renew(Renewal {
+            ek_public: EkPublic::OfCertificate(0x01C0_000A),
+            ek_certificates: vec![opaque(b"leaf")].try_into().unwrap(),
+            certificate: [0xee; 32],
+            time: 1_800_000_000,
+            signature: opaque(b"sig"),
+        }),
+    };
+    let renew_bytes = bytes(&[
+        "83 07", // kind: renew
+        ID,
+        "a5",                // map of five
+        "00 1a01c0000a",     // 0: EK public area: that of the certificate, on template L-2
+        "01 81 44 6c656166", // 1: EK certificates, one of them
+        "02 5820",           // 2: SHA-256 of the certificate in force
+        &"ee".repeat(32),
+        "03 1a6b49d200", // 3: time
+        "04 43 736967",  // 4: signature
+    ]);
+    let adopt = Request {
+        id: id(),
+        body: RequestBody::Adopt(Adoption {
+            certificate: [0xee; 32],
+            time: 1_800_000_000,
+            signature: opaque(b"sig"),
+        }),
+    };
+    let adopt_bytes = bytes(&[
+        "83 08", // kind: adopt
+        ID,
+        "a3",      // map of three
+        "00 5820", // 0: SHA-256 of the renewed certificate
+        &"ee".repeat(32),
+        "01 1a6b49d200", // 1: time
+        "02 43 736967",  // 2: signature
+    ]);
     vec![
         challenge_request(),
+        (renew, renew_bytes),
+        (adopt, adopt_bytes),
         (without_id, without_id_bytes),
         (enroll, enroll_bytes),
         (confirm, confirm_bytes),
@@ -175,6 +216,7 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
         (
             reply(ReplyBody::Certificate(CertificateReply {
                 chain: vec![opaque(b"leaf"), opaque(b"ca")].try_into().unwrap(),
+                renew_at: None,
             })),
             bytes(&[
                 "83 02", // kind: certificate
@@ -183,6 +225,19 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
                 "00 82",       // 0: chain of two
                 "44 6c656166", //    the device's certificate
                 "42 6361",     //    its issuer
+            ]),
+        ),
+        (
+            reply(ReplyBody::Certificate(CertificateReply {
+                chain: vec![opaque(b"leaf")].try_into().unwrap(),
+                renew_at: Some(1_800_000_000),
+            })),
+            bytes(&[
+                "83 02",
+                ID,
+                "a2",                // map of two
+                "00 81 44 6c656166", // 0: chain of one
+                "01 1a6b49d200",     // 1: when to renew
             ]),
         ),
         (
@@ -234,6 +289,7 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
             ]),
         ),
         (reply(ReplyBody::Pong), bytes(&["83 06", ID, "a0"])), // kind: pong, an empty map
+        (reply(ReplyBody::Adopted), bytes(&["83 07", ID, "a0"])), // kind: adopted, an empty map
     ]
 }
 
@@ -242,14 +298,16 @@ fn sealed_certificate() -> (SealedCertificate, Vec<u8>) {
         chain: vec![opaque(b"leaf"), opaque(b"ca")].try_into().unwrap(),
         ticket: Ticket::from([0xaa; 32]),
         receipt_sha256: [0xdd; 32],
+        renew_at: Some(1_800_000_000),
     };
     let annotated = bytes(&[
-        "a3",                       // map of three
+        "a4",                       // map of four
         "00 82 44 6c656166 426361", // 0: chain of two
         "01 5820",                  // 1: ticket, 32 bytes
         &"aa".repeat(32),
         "02 5820", // 2: SHA-256 of the receipt
         &"dd".repeat(32),
+        "03 1a6b49d200", // 3: when to renew
     ]);
     (sealed, annotated)
 }
@@ -270,6 +328,41 @@ fn what_is_sealed_is_these_bytes_both_ways_and_no_others() {
             "{length}"
         );
     }
+}
+
+#[test]
+fn a_sealed_certificate_without_advice_is_read_as_before() {
+    let (sealed, with_advice) = sealed_certificate();
+    let mut bytes = with_advice[..with_advice.len() - 6].to_vec();
+    bytes[0] = 0xa3;
+    let sealed = SealedCertificate { renew_at: None, ..sealed };
+    assert_eq!(hex::encode(sealed.encode()), hex::encode(&bytes));
+    assert_eq!(SealedCertificate::decode(&bytes), Ok(sealed));
+}
+
+#[test]
+fn what_an_ik_signs_is_these_bytes() {
+    let scope: Scope = "plant-7".parse().unwrap();
+    let signed = |label: &str| {
+        bytes(&[
+            "84", // array of four
+            "6e", // text of 14
+            label,
+            "67 706c616e742d37", // "plant-7"
+            "5820",
+            &"ee".repeat(32), // SHA-256 of the certificate
+            "1a6b49d200",     // time
+        ])
+    };
+    let (certificate, time) = ([0xee; 32], 1_800_000_000);
+    assert_eq!(
+        hex::encode(Renewal::signed(&scope, &certificate, time)),
+        hex::encode(signed("61737361792072656e6577207631")), // "assay renew v1"
+    );
+    assert_eq!(
+        hex::encode(Adoption::signed(&scope, &certificate, time)),
+        hex::encode(signed("61737361792061646f7074207631")), // "assay adopt v1"
+    );
 }
 
 #[test]
@@ -312,6 +405,9 @@ fn messages_match_the_cddl() {
         "sealed-associated-data",
         &SealedReply::associated_data(b"claim", &[0xee; 32].into(), &[0x11; 32]),
     );
+    let scope: Scope = "plant-7".parse().unwrap();
+    rule("signed-renewal", &Renewal::signed(&scope, &[0xee; 32], 1_800_000_000));
+    rule("signed-adoption", &Adoption::signed(&scope, &[0xee; 32], 1_800_000_000));
     let messages = requests()
         .into_iter()
         .map(|(_, bytes)| bytes)
@@ -497,7 +593,10 @@ fn a_ticket_never_shows_in_debug_output() {
 #[test]
 fn last_requests_of_a_flow_are_told_apart_by_their_head_alone() {
     for (request, encoded) in requests() {
-        let is_last = matches!(request.body, RequestBody::Certify(_) | RequestBody::Confirm(_));
+        let is_last = matches!(
+            request.body,
+            RequestBody::Certify(_) | RequestBody::Confirm(_) | RequestBody::Adopt(_)
+        );
         assert_eq!(
             Head::read(&encoded).is_ok_and(|head| head.finishes_a_flow()),
             is_last,
