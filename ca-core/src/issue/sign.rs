@@ -54,7 +54,7 @@ impl Issued<Proven> {
 
     /// The reply to the device. Send it once the certificate is on record.
     pub fn reply(&self, issuer: &Issuer) -> Result<CertificateReply, Fault> {
-        Ok(CertificateReply { chain: issuer.chain(&self.der)? })
+        Ok(CertificateReply { chain: issuer.chain(&self.der)?, renew_at: None })
     }
 }
 

@@ -43,7 +43,7 @@ impl Certification {
         match kept {
             Some(active) => {
                 let chain = issuer.chain(&active.der)?;
-                Ok(Self::OnRecord(CertificateReply { chain }))
+                Ok(Self::OnRecord(CertificateReply { chain, renew_at: None }))
             }
             None => {
                 let prepared = Prepared::<Proven>::new(device, profile, issuer, now, rng)?;

@@ -316,7 +316,7 @@ fn example_made_anew_reads_like_the_printed_one() {
     ];
     let replies = [
         reply(first, ReplyBody::Challenge(challenge)),
-        reply(second, ReplyBody::Certificate(CertificateReply { chain })),
+        reply(second, ReplyBody::Certificate(CertificateReply { chain, renew_at: None })),
     ];
     let ticket_flow = [
         ("vendor-root", plain(&vendor.root)),

@@ -179,6 +179,7 @@ impl Ended {
             ReplyBody::Confirmed(_) => "confirmation",
             ReplyBody::Activation(_) => "shared key",
             ReplyBody::Pong => "pong",
+            ReplyBody::Adopted => "adoption",
         };
         Self::Failed(AnswerError::OutOfTurn { wanted, found }.into())
     }
@@ -209,6 +210,7 @@ mod tests {
         });
         let certificate = ReplyBody::Certificate(CertificateReply {
             chain: vec![vec![1].try_into().unwrap()].try_into().unwrap(),
+            renew_at: None,
         });
         for (wanted, reply, found) in
             [("certificate", challenge, "challenge"), ("challenge", certificate, "certificate")]

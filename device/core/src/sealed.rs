@@ -60,8 +60,9 @@ async fn unseal(
     let key = applicant.activate(run.desk(), blob, seed).await?;
     let contents = run.desk().unseal(sealed_box(&reply, &key, applicant)?).await;
     let contents = contents.ok_or(AnswerError::Seal)?;
-    let SealedCertificate { chain, ticket, receipt_sha256 } = SealedCertificate::decode(&contents)
-        .map_err(|error| AnswerError::Unreadable(alloc::format!("{error}")))?;
+    let SealedCertificate { chain, ticket, receipt_sha256, renew_at: _ } =
+        SealedCertificate::decode(&contents)
+            .map_err(|error| AnswerError::Unreadable(alloc::format!("{error}")))?;
     let certificate = applicant.verify(run, &chain).await?;
     run.desk().progress(Step::CertificateOpened(certificate.serial.clone()));
     let proof = Proof { claim: reply.claim, ticket };

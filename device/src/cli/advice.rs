@@ -132,6 +132,10 @@ fn of_problem(code: ProblemCode) -> &'static str {
         ProblemCode::ClaimExpired | ProblemCode::TicketRefused => {
             "try again; if it stays so, check the CA's clock, and that all its workers share one ticket key."
         }
+        ProblemCode::ClockOff => "correct the clock of the device, or of the CA.",
+        ProblemCode::CertificateNotInForce | ProblemCode::StatementRefused => {
+            "provision the device anew: assay-device provision --again."
+        }
         ProblemCode::QuotaExceeded => {
             "find out why this device makes new identity keys so often; it may try again later."
         }

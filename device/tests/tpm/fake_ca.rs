@@ -78,6 +78,8 @@ impl FakeCa {
             RequestBody::Confirm(_) => "confirm",
             RequestBody::Register(_) => "register",
             RequestBody::Ping => "ping",
+            RequestBody::Renew(_) => "renew",
+            RequestBody::Adopt(_) => "adopt",
         };
         self.heard.lock().unwrap().requests.drain(..).map(kind).collect()
     }

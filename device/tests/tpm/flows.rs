@@ -677,6 +677,7 @@ impl Lab {
             chain: vec![ca.certify(IkKind::P256, ik, device_id)?.try_into()?].try_into()?,
             ticket: TICKET.into(),
             receipt_sha256: sha256(&RECEIPT),
+            renew_at: None,
         }
         .encode();
         let beside =

@@ -46,6 +46,13 @@ pub(super) fn examine(
         NotExamined::Unreadable(Problem::new(decode_problem(&error), error.to_string()))
     })?;
     about.action = action(&request.body);
+    if let RequestBody::Renew(_) | RequestBody::Adopt(_) = request.body {
+        let detail = "this version does not renew certificates yet";
+        return Err(NotExamined::Unreadable(Problem::new(
+            ProblemCode::Unsupported,
+            detail.to_owned(),
+        )));
+    }
     examine_body(ca, received, request.body, about).map_err(NotExamined::Refused)
 }
 
@@ -83,7 +90,7 @@ fn examine_body(
             about.ek_id = Some(evidence.ek.ek_id());
             Examined::Register(ca.profile.offer()?, evidence)
         }
-        RequestBody::Ping => Examined::Ping,
+        RequestBody::Ping | RequestBody::Renew(_) | RequestBody::Adopt(_) => Examined::Ping,
     })
 }
 
@@ -96,6 +103,8 @@ fn action(body: &RequestBody) -> &'static str {
         RequestBody::Confirm(_) => "confirm",
         RequestBody::Register(_) => "register",
         RequestBody::Ping => "ping",
+        RequestBody::Renew(_) => "renew",
+        RequestBody::Adopt(_) => "adopt",
     }
 }
 

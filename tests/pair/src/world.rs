@@ -422,6 +422,7 @@ impl World {
                     || matches!(in_use, Some(Grant::Certificate(_)))
             }
             Ok(RequestBody::Register(_)) => matches!(attempt, Some(Attempt::Hmac(_))),
+            Ok(RequestBody::Renew(_) | RequestBody::Adopt(_)) => false,
             Ok(RequestBody::Confirm(proof)) => {
                 let grants = [
                     match attempt {

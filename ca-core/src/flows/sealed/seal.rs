@@ -41,7 +41,9 @@ impl SealedBox {
         let claim = minicbor::to_vec(claim).expect("writing to memory does not fail");
         let ticket = Ticket::from(*key.mac(CONFIRMATION_LABEL, &claim));
         let receipt_sha256 = Sha256::digest(*key.mac(RECEIPT_LABEL, &claim)).into();
-        let content = Zeroizing::new(SealedCertificate { chain, ticket, receipt_sha256 }.encode());
+        let content = Zeroizing::new(
+            SealedCertificate { chain, ticket, receipt_sha256, renew_at: None }.encode(),
+        );
 
         let mut secret = Zeroizing::new([0; SEALING_KEY_LEN]);
         rng.fill_bytes(&mut *secret);

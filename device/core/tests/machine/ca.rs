@@ -74,7 +74,7 @@ impl FakeCa {
                 }
                 let certificate = self.certify(ik);
                 let chain = vec![certificate.try_into().unwrap()].try_into().unwrap();
-                ReplyBody::Certificate(CertificateReply { chain })
+                ReplyBody::Certificate(CertificateReply { chain, renew_at: None })
             }
             (RequestBody::Enroll(bundle), Some(ek)) => {
                 let ik: [u8; 32] = bundle.ik_public[..].try_into().unwrap();
@@ -126,6 +126,7 @@ impl FakeCa {
             chain: vec![certificate.try_into().unwrap()].try_into().unwrap(),
             ticket: tag32(&[b"ticket", &claim]).into(),
             receipt_sha256: tag32(&[b"digest", &tag32(&[b"receipt", &claim])]),
+            renew_at: None,
         }
         .encode();
         let contents = self.contents.clone().unwrap_or(contents);

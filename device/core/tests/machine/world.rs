@@ -192,6 +192,7 @@ impl World {
             RequestBody::Register(_) => matches!(self.memory.attempt, Some(Attempt::Hmac(_))),
             RequestBody::Confirm(proof) => self.unconfirmed().as_ref() == Some(proof),
             RequestBody::Certify(_) | RequestBody::Ping => true,
+            RequestBody::Renew(_) | RequestBody::Adopt(_) => false,
         };
         assert!(is_stored, "{request:?} was sent while {:?} was stored", self.memory);
     }
