@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use minicbor::{Decode, Encode, Encoder};
 
-use crate::{Bytes, CertificateList, EkPublic, MAX_SIGNATURE, Scope};
+use crate::{Bytes, CertificateList, EkId, EkPublic, MAX_SIGNATURE, Scope};
 
 /// Asks for a new certificate in place of the one in force. The CA believes none of it before it
 /// has checked it.
@@ -51,6 +51,10 @@ pub struct Adoption {
     /// By the IK, of [`Adoption::signed`], with the algorithm of the IK's certificate request.
     #[n(2)]
     pub signature: Bytes<MAX_SIGNATURE>,
+    /// The EK of the TPM that keeps the IK. The CA looks for the certificate among those of this
+    /// EK.
+    #[n(3)]
+    pub ek_id: EkId,
 }
 
 impl Adoption {

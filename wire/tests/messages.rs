@@ -145,16 +145,19 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
             certificate: [0xee; 32],
             time: 1_800_000_000,
             signature: opaque(b"sig"),
+            ek_id: EkId::from([0xbb; 32]),
         }),
     };
     let adopt_bytes = bytes(&[
         "83 08", // kind: adopt
         ID,
-        "a3",      // map of three
+        "a4",      // map of four
         "00 5820", // 0: SHA-256 of the renewed certificate
         &"ee".repeat(32),
         "01 1a6b49d200", // 1: time
         "02 43 736967",  // 2: signature
+        "03 5820",       // 3: EK id
+        &"bb".repeat(32),
     ]);
     vec![
         challenge_request(),
