@@ -37,18 +37,11 @@ impl BoundKey {
         if info.subject_pki.raw != area.key().spki() {
             return Err(Rejection::CsrKeyMismatch);
         }
-        let (oid, parameters, algorithm): (_, _, &'static dyn VerificationAlgorithm) =
-            match area.key() {
-                PublicKey::Ecc { curve: Curve::P256, .. } => {
-                    (oid::ECDSA_WITH_SHA256, vec![], &ECDSA_P256_SHA256_ASN1)
-                }
-                PublicKey::Ecc { curve: Curve::P384, .. } => {
-                    (oid::ECDSA_WITH_SHA384, vec![], &ECDSA_P384_SHA384_ASN1)
-                }
-                PublicKey::Rsa { .. } => {
-                    (oid::SHA256_WITH_RSA, element(tag::NULL, &[]), &RSA_PKCS1_2048_8192_SHA256)
-                }
-            };
+        let (oid, parameters) = match area.key() {
+            PublicKey::Ecc { curve: Curve::P256, .. } => (oid::ECDSA_WITH_SHA256, vec![]),
+            PublicKey::Ecc { curve: Curve::P384, .. } => (oid::ECDSA_WITH_SHA384, vec![]),
+            PublicKey::Rsa { .. } => (oid::SHA256_WITH_RSA, element(tag::NULL, &[])),
+        };
         let found = &csr.signature_algorithm.algorithm;
         if found.as_bytes() != oid {
             return Err(invalid(&format!(
@@ -64,9 +57,9 @@ impl BoundKey {
         if evidence.csr != element(tag::SEQUENCE, &[info.raw, &algorithm_identifier, &bit_string]) {
             return Err(invalid("it is not in DER"));
         }
-        signature::UnparsedPublicKey::new(algorithm, &info.subject_pki.subject_public_key.data)
-            .verify(info.raw, signature)
-            .map_err(|_| Rejection::CsrSignatureInvalid)?;
+        if !is_signed_by(area.key(), info.raw, signature) {
+            return Err(Rejection::CsrSignatureInvalid);
+        }
         Ok(Self { area })
     }
 
@@ -79,6 +72,18 @@ impl BoundKey {
     pub fn ik_id(&self) -> [u8; 32] {
         Sha256::digest(self.spki()).into()
     }
+}
+
+/// Whether an IK signed a message, with the one algorithm of its kind: ECDSA on P-256 with SHA-256,
+/// ECDSA on P-384 with SHA-384, or RSASSA-PKCS1-v1_5 with SHA-256.
+pub(crate) fn is_signed_by(ik: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
+    let algorithm: &'static dyn VerificationAlgorithm = match ik {
+        PublicKey::Ecc { curve: Curve::P256, .. } => &ECDSA_P256_SHA256_ASN1,
+        PublicKey::Ecc { curve: Curve::P384, .. } => &ECDSA_P384_SHA384_ASN1,
+        PublicKey::Rsa { .. } => &RSA_PKCS1_2048_8192_SHA256,
+    };
+    let key = signature::UnparsedPublicKey::new(algorithm, ik.subject_public_key());
+    key.verify(message, signature).is_ok()
 }
 
 fn invalid(reason: &str) -> Rejection {

@@ -103,20 +103,24 @@ impl PublicKey {
 
     /// The key as a SubjectPublicKeyInfo in DER: what `openssl pkey -pubin -outform der` prints.
     pub fn spki(&self) -> Vec<u8> {
-        let (algorithm, parameters, key) = match self {
-            Self::Rsa { modulus, exponent } => (
-                oid::RSA_ENCRYPTION,
-                element(tag::NULL, &[]),
-                element(tag::SEQUENCE, &[&unsigned(modulus), &unsigned(&exponent.to_be_bytes())]),
-            ),
-            Self::Ecc { curve, x, y } => (
-                oid::EC_PUBLIC_KEY,
-                element(tag::OID, &[curve.oid()]),
-                [&[SEC1_UNCOMPRESSED], &x[..], &y[..]].concat(),
-            ),
+        let (algorithm, parameters) = match self {
+            Self::Rsa { .. } => (oid::RSA_ENCRYPTION, element(tag::NULL, &[])),
+            Self::Ecc { curve, .. } => (oid::EC_PUBLIC_KEY, element(tag::OID, &[curve.oid()])),
         };
         let algorithm = element(tag::SEQUENCE, &[&element(tag::OID, &[algorithm]), &parameters]);
-        element(tag::SEQUENCE, &[&algorithm, &element(tag::BIT_STRING, &[&[NO_UNUSED_BITS], &key])])
+        let key = element(tag::BIT_STRING, &[&[NO_UNUSED_BITS], &self.subject_public_key()]);
+        element(tag::SEQUENCE, &[&algorithm, &key])
+    }
+
+    /// The content of the `subjectPublicKey` in it: an RSAPublicKey (RFC 8017, appendix A.1.1), or
+    /// an uncompressed point.
+    pub(crate) fn subject_public_key(&self) -> Vec<u8> {
+        match self {
+            Self::Rsa { modulus, exponent } => {
+                element(tag::SEQUENCE, &[&unsigned(modulus), &unsigned(&exponent.to_be_bytes())])
+            }
+            Self::Ecc { x, y, .. } => [&[SEC1_UNCOMPRESSED], &x[..], &y[..]].concat(),
+        }
     }
 
     /// The modulus, or both coordinates. They determine a [sound](SoundKey) key of an accepted

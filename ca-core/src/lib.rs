@@ -34,6 +34,21 @@
 //! | [`Shown`] | [`Shown::by_confirmation`], [`Shown::by_handshake`] | this certificate was in the box, and the sender could open the box | whether it may become active |
 //! | [`Confirmed`] | [`Confirmed::decide`] | it may become active | |
 //!
+//! A *renewal* gives the next certificate to a device that has the IK of the one in force. It has a
+//! third type, which may be sent in clear and ends nothing:
+//!
+//! | value | made by | establishes | leaves open |
+//! |---|---|---|---|
+//! | [`RenewalEvidence`] | [`RenewalEvidence::parse`] | the request can be read, and its time is the CA's | whether any of it is true |
+//! | [`TrustedEk`], [`Admitted`] | as above | as above | as above |
+//! | [`InForce`] | [`InForce::find`] | this EK's certificate in force is the one that the request names, and is valid: so its EK and its IK are in one TPM | whether the sender has the IK |
+//! | [`RenewalProof`] | [`RenewalProof::verify`] | the sender has the IK, and asks for this now | |
+//! | [`Prepared<Renewed>`](Prepared) | [`Prepared::new`] | every field comes from the certificate in force, from what was checked again, and from the [`Profile`]; the quota is kept | |
+//! | [`Issued<Renewed>`](Issued) | [`Issued::sign`] | the certificate may be sent, once it is on record as one that waits | whether the device has stored it |
+//! | [`AdoptionEvidence`] | [`AdoptionEvidence::parse`] | the adoption can be read, and its time is the CA's | whether any of it is true |
+//! | [`Shown`] | [`Shown::by_adoption`], [`Shown::by_handshake`] | the device has this renewed certificate and the IK | whether it may become active |
+//! | [`Confirmed`] | [`Confirmed::decide`] | it may become active | |
+//!
 //! The *shared key* flow gives a key, and tokens show later that the device has it:
 //!
 //! | value | made by | establishes | leaves open |
@@ -44,7 +59,8 @@
 //! | [`Welcome`] | [`Welcome::decide`] | it is still welcome | |
 //! | [`Login`] | [`Login::decide`] | both; [`Login::first_use`] is what the record needs | |
 //!
-//! A *plan* ([`Certification`], [`Sealing`], [`Confirming`], [`KeyOffer`]) is the whole decision of
+//! A *plan* ([`Certification`], [`Sealing`], [`Confirming`], [`Renewing`], [`Adopting`],
+//! [`KeyOffer`]) is the whole decision of
 //! a step, made on a snapshot of the record. Signing follows, outside of any lock. The result
 //! counts once it is on record.
 //!
@@ -91,7 +107,7 @@ pub use ik::BoundKey;
 
 mod profile;
 pub use profile::{
-    FlowKind, Offered, Profile, ProfileError, SealedFlow, SharedKeyFlow, TicketFlow,
+    FlowKind, Offered, Profile, ProfileError, RenewFlow, SealedFlow, SharedKeyFlow, TicketFlow,
 };
 
 mod records;
@@ -111,6 +127,9 @@ mod subject;
 
 mod flows;
 pub use flows::mac::{CLOCK_SKEW, TicketKey};
+pub use flows::renewal::{
+    AdoptionEvidence, AdoptionProof, InForce, RenewalEvidence, RenewalProof, STATEMENT_LIFETIME,
+};
 pub use flows::sealed::{
     Candidate, Confirmation, Confirmed, EncryptedCertificate, SealedOnRecord, Shown, Unconfirmed,
 };
@@ -123,11 +142,11 @@ pub use flows::ticket::{CLAIM_LIFETIME, Challenge, ProvenDevice, Readmitted};
 mod issue;
 pub use issue::{
     CertificateFacts, Issued, Issuer, IssuerError, Prepared, Proven, REVOCATION_LIST_LIFETIME,
-    RevocationReason, Revoked, Unproven,
+    Renewed, RevocationReason, Revoked, Unproven,
 };
 
 mod plan;
-pub use plan::{Certification, Confirming, Sealing};
+pub use plan::{Adopting, Certification, Confirming, Renewing, Sealing};
 
 mod authority;
 pub use authority::{

@@ -14,6 +14,7 @@ pub struct Profile {
     validity: Duration,
     backdate: Duration,
     confirm_within: Duration,
+    renew_before: Option<Duration>,
     flows: Vec<Flow>,
 }
 
@@ -30,6 +31,10 @@ impl Profile {
     /// The longest time for a confirmation. Nobody can use an unconfirmed certificate, but every
     /// list that has it gets longer.
     pub const MAX_CONFIRM_WITHIN: Duration = Duration::hours(24);
+
+    /// The shortest time for a renewal. A shorter one would pass while a device that wakes once an
+    /// hour sleeps.
+    pub const MIN_RENEW_BEFORE: Duration = Duration::hours(1);
 
     /// Certificates are valid for `validity` from now, and from `backdate` before now because some
     /// devices' clocks are slow.
@@ -49,6 +54,23 @@ impl Profile {
             return Err(ProfileError::Confirmation { found: confirm_within });
         }
         Ok(Self { confirm_within, ..self })
+    }
+
+    /// The same profile, in which certificates are renewed from this long before their end on.
+    /// `None` stands for a third of their lifetime.
+    pub fn with_renewal(self, renew_before: Option<Duration>) -> Result<Self, ProfileError> {
+        let longest = self.validity;
+        match renew_before {
+            Some(found) if !(Self::MIN_RENEW_BEFORE..=longest).contains(&found) => {
+                Err(ProfileError::Renewal { found, longest })
+            }
+            renew_before => Ok(Self { renew_before, ..self }),
+        }
+    }
+
+    /// How long before its end a certificate may be renewed, if that is not a third of its lifetime.
+    pub fn renew_before(&self) -> Option<Duration> {
+        self.renew_before
     }
 
     /// The flows that are offered.
@@ -102,6 +124,7 @@ impl Default for Profile {
             validity: Duration::days(90),
             backdate: Duration::minutes(5),
             confirm_within: Duration::minutes(10),
+            renew_before: None,
             flows: vec![Flow::Ticket, Flow::Sealed],
         }
     }
@@ -129,6 +152,15 @@ impl FlowKind for TicketFlow {
     const FLOW: Flow = Flow::Ticket;
 }
 
+/// Marks a renewal. It is offered to whoever has a certificate, whichever flows a scope offers.
+#[derive(Clone, Copy, Debug)]
+pub enum RenewFlow {}
+
+impl Offered<RenewFlow> {
+    /// Every scope offers renewals.
+    pub const ALWAYS: Self = Self(PhantomData);
+}
+
 impl FlowKind for SealedFlow {
     const FLOW: Flow = Flow::Sealed;
 }
@@ -149,6 +181,8 @@ pub enum ProfileError {
     Validity { found: Duration },
     #[error("the time to confirm is {found}, outside 1 s to {}", Profile::MAX_CONFIRM_WITHIN)]
     Confirmation { found: Duration },
+    #[error("the time for renewals is {found}, outside {} to {longest}", Profile::MIN_RENEW_BEFORE)]
+    Renewal { found: Duration, longest: Duration },
     #[error("there is no flow: nobody could be provisioned")]
     NoFlow,
     #[error("backdate is {found}, outside 0 to {}", Profile::MAX_BACKDATE)]
@@ -171,6 +205,18 @@ mod tests {
         assert_eq!(Profile::default().with_flows(vec![]), Err(ProfileError::NoFlow));
         let offered = Flow::ALL.map(|flow| Profile::default().offers(flow));
         assert_eq!(offered, [true, true, false], "shared keys are the operator's decision");
+    }
+
+    #[test]
+    fn time_for_renewals_is_bounded() {
+        let profile = Profile::default();
+        for good in [None, Some(Profile::MIN_RENEW_BEFORE), Some(profile.validity())] {
+            profile.clone().with_renewal(good).unwrap();
+        }
+        let short = Profile::MIN_RENEW_BEFORE - Duration::SECOND;
+        for bad in [short, profile.validity() + Duration::SECOND] {
+            profile.clone().with_renewal(Some(bad)).unwrap_err();
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Failures: the CA tells a device its own faults, and does not tell it the CA's faults.
 
 use assay_wire::{Bytes, DeviceId, EkId, Flow, Limit, Problem, ProblemCode, Scope};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::ek::anchors::{NoPath, Reason};
 use crate::key::WeakKey;
@@ -91,6 +91,11 @@ pub enum Rejection {
          limit. They do not count in the ticket flow"
     )]
     SealedQuotaExceeded { ek: EkId, count: u32 },
+    #[error(
+        "a renewed certificate waits for EK {ek} that says something else than a new one would; \
+         the next may be issued from {next} on"
+    )]
+    RenewedTooOften { ek: EkId, next: OffsetDateTime },
     #[error("EK {ek} is provisioned already, and the policy of its enrolment is `never`")]
     ReprovisionRefused { ek: EkId },
     #[error("the flow {flow} is not offered; offered are: {offered}")]
@@ -107,6 +112,30 @@ pub enum Rejection {
          revoked or never confirmed in time"
     )]
     CertificateEnded { issued_at: OffsetDateTime },
+    #[error(
+        "after the certificate that waits was issued, at {issued_at}, another one for the same IK \
+         came into force"
+    )]
+    CertificateOvertaken { issued_at: OffsetDateTime },
+    #[error(
+        "the device's clock says {}, and the CA's {ca}: more than {limit} apart", clock(*.device)
+    )]
+    ClockOff { device: u64, ca: OffsetDateTime, limit: Duration },
+    #[error(
+        "no certificate with SHA-256 {certificate} is in force for EK {ek}: it was superseded or \
+         revoked, it expired, or it was never in force"
+    )]
+    CertificateNotInForce { ek: EkId, certificate: String },
+    #[error(
+        "no renewed certificate with SHA-256 {certificate} waits for EK {ek}: it was superseded or \
+         revoked, it expired, or it was never issued"
+    )]
+    NothingToAdopt { ek: EkId, certificate: String },
+    #[error(
+        "the signature is not by the IK of the certificate with SHA-256 {certificate}, or not of \
+         this scope, certificate and time"
+    )]
+    StatementWrong { certificate: String },
     #[error("the claim was issued at {issued_at}, which is in the future; the time is {now}")]
     ClaimFromTheFuture { issued_at: OffsetDateTime, now: OffsetDateTime },
     #[error("the claim cannot be read")]
@@ -146,16 +175,22 @@ impl Rejection {
             Self::DeviceIdTaken { .. } => ProblemCode::DeviceIdTaken,
             Self::EkRegistered { .. } => ProblemCode::EkRegistered,
             Self::DeviceIdNotEnrolled { .. } => ProblemCode::DeviceIdNotEnrolled,
-            Self::QuotaExceeded { .. } | Self::SealedQuotaExceeded { .. } => {
-                ProblemCode::QuotaExceeded
-            }
+            Self::QuotaExceeded { .. }
+            | Self::SealedQuotaExceeded { .. }
+            | Self::RenewedTooOften { .. } => ProblemCode::QuotaExceeded,
             Self::ReprovisionRefused { .. } => ProblemCode::ReprovisionRefused,
             Self::FlowNotOffered { .. } => ProblemCode::FlowNotOffered,
             Self::ClaimExpired { .. }
             | Self::ClaimOutdated { .. }
             | Self::DeviceIdWithdrawn { .. }
             | Self::CertificateEnded { .. }
+            | Self::CertificateOvertaken { .. }
             | Self::ClaimFromTheFuture { .. } => ProblemCode::ClaimExpired,
+            Self::ClockOff { .. } => ProblemCode::ClockOff,
+            Self::CertificateNotInForce { .. } | Self::NothingToAdopt { .. } => {
+                ProblemCode::CertificateNotInForce
+            }
+            Self::StatementWrong { .. } => ProblemCode::StatementRefused,
             Self::ClaimUnreadable
             | Self::ClaimOfAnotherKey
             | Self::TicketWrong
@@ -167,9 +202,9 @@ impl Rejection {
     pub fn problem(&self) -> Problem {
         let problem = Problem::new(self.code(), self.to_string());
         match self {
-            Self::QuotaExceeded { .. } | Self::SealedQuotaExceeded { .. } => {
-                problem.retry_after(RETRY_AFTER_QUOTA_S)
-            }
+            Self::QuotaExceeded { .. }
+            | Self::SealedQuotaExceeded { .. }
+            | Self::RenewedTooOften { .. } => problem.retry_after(RETRY_AFTER_QUOTA_S),
             _ => problem,
         }
     }
@@ -222,6 +257,13 @@ impl Rejection {
             },
         }
     }
+}
+
+/// A device's clock, if it shows a time that a calendar has.
+fn clock(seconds: u64) -> String {
+    let time =
+        i64::try_from(seconds).ok().and_then(|it| OffsetDateTime::from_unix_timestamp(it).ok());
+    time.map_or_else(|| format!("{seconds} s after 1970"), |time| time.to_string())
 }
 
 /// The rest of the operator's command. An EK that is not on the enrolment list must be added first.

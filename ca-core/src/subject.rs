@@ -21,11 +21,16 @@ pub(crate) struct Subject {
 
 impl Subject {
     pub(crate) fn new<F>(admitted: &Admitted<F>, ik: &BoundKey, scope: &Scope) -> Self {
+        Self::of_key(admitted, ik.spki(), scope)
+    }
+
+    /// The same, with the SubjectPublicKeyInfo of an IK that was verified before.
+    pub(crate) fn of_key<F>(admitted: &Admitted<F>, ik_spki: Vec<u8>, scope: &Scope) -> Self {
         Self {
             scope: scope.clone(),
             device_id: admitted.device_id.clone(),
             ek_id: admitted.ek.ek_id(),
-            ik_spki: ik.spki(),
+            ik_spki,
             assurance: admitted.ek.assurance(),
             hardware: admitted.ek.hardware.clone(),
         }

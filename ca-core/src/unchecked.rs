@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use crate::flows::mac::TicketKey;
 use crate::flows::sealed::{Confirmed, Unconfirmed};
 use crate::flows::shared_key::{FirstUse, OfferedKey};
-use crate::issue::{CertificateFacts, Issued, Proven, Unproven};
+use crate::issue::{CertificateFacts, Issued, Proven, Renewed, Unproven};
 use crate::tpm::template::ParentKind;
 use crate::{Assurance, Fault};
 
@@ -28,6 +28,16 @@ pub fn sealed(
     rng: &mut dyn CryptoRng,
 ) -> Result<Issued<Unproven>, Fault> {
     Issued::<Unproven>::unchecked(facts, der, key, rng)
+}
+
+/// A certificate of a device that renews.
+pub fn renewed(
+    facts: CertificateFacts,
+    der: Vec<u8>,
+    key: &TicketKey,
+    rng: &mut dyn CryptoRng,
+) -> Result<Issued<Renewed>, Fault> {
+    Issued::<Renewed>::unchecked(facts, der, key, rng)
 }
 
 /// A confirmation of a certificate. `None` if the certificate was sealed under another key.

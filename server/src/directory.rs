@@ -578,12 +578,16 @@ impl Config {
 
     fn parse(text: &str) -> Result<Self> {
         let raw: RawConfig = toml::from_str(text)?;
-        let RawCertificates { lifetime_days, confirm_within_seconds } = raw.certificates;
+        let RawCertificates { lifetime_days, confirm_within_seconds, renew_before_days } =
+            raw.certificates;
         let profile =
             Profile::new(Duration::days(lifetime_days.into()), Profile::default().backdate());
         let profile = profile.context("certificates.lifetime_days")?;
         let profile = profile.with_confirmation(Duration::seconds(confirm_within_seconds.into()));
         let profile = profile.context("certificates.confirm_within_seconds")?;
+        let renew_before = renew_before_days.map(|days| Duration::days(days.into()));
+        let profile = profile.with_renewal(renew_before);
+        let profile = profile.context("certificates.renew_before_days")?;
         let flows = raw
             .flows
             .iter()
@@ -693,6 +697,7 @@ impl RawLimits {
 struct RawCertificates {
     lifetime_days: u16,
     confirm_within_seconds: u32,
+    renew_before_days: Option<u16>,
 }
 
 impl Default for RawConfig {
@@ -728,7 +733,7 @@ impl Default for RawLimits {
 
 impl Default for RawCertificates {
     fn default() -> Self {
-        Self { lifetime_days: 90, confirm_within_seconds: 600 }
+        Self { lifetime_days: 90, confirm_within_seconds: 600, renew_before_days: None }
     }
 }
 
@@ -787,6 +792,8 @@ mod tests {
             "[broker.limits]\npatience = 1",
             "[certificates]\nlifetime_days = 0",
             "[certificates]\nconfirm_within_seconds = 0",
+            "[certificates]\nrenew_before_days = 0",
+            "[certificates]\nrenew_before_days = 91",
             "[store]\nca = \"ca.pem\"",
             "[store.retention]\nended_days = 3651",
             "[store.retention]\naudit_entries = 1",

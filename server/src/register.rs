@@ -231,6 +231,28 @@ mod tests {
     }
 
     #[test]
+    fn a_renewed_certificate_comes_into_force_by_the_first_handshake_and_supersedes_the_old_one() {
+        let desk = Desk::open();
+        assert_eq!(desk.register.certificate(&desk.shown), Ok(Good));
+        let renewed = desk.renew();
+        let mut store = desk.database.open().unwrap();
+        let mut statuses = || {
+            let rows = store.certificates().unwrap().into_iter();
+            rows.map(|row| row.status).collect::<Vec<_>>()
+        };
+        assert_eq!(statuses(), ["active", "unconfirmed"]);
+        assert_eq!(desk.register.certificate(&desk.shown), Ok(Good), "the old one is good");
+        assert_eq!(statuses(), ["active", "unconfirmed"]);
+        let other = ClientCertificate { sha256: [7; 32], ..renewed.clone() };
+        assert!(matches!(desk.register.certificate(&other), Err(NotGood::Refused(_))));
+        for _ in 0..2 {
+            assert_eq!(desk.register.certificate(&renewed), Ok(Good));
+            assert_eq!(statuses(), ["superseded", "active"]);
+        }
+        assert!(matches!(desk.register.certificate(&desk.shown), Err(NotGood::Refused(_))));
+    }
+
+    #[test]
     fn another_certificate_with_the_serial_number_of_one_that_waits_confirms_nothing() {
         let desk = Desk::open();
         let other = ClientCertificate { sha256: [7; 32], ..desk.shown.clone() };
@@ -283,6 +305,7 @@ mod tests {
         database: Database,
         register: StoreRegister,
         shown: ClientCertificate,
+        facts: CertificateFacts,
     }
 
     impl Desk {
@@ -310,12 +333,32 @@ mod tests {
                 serial: facts.serial.to_vec(),
                 sha256: Sha256::digest(&der).into(),
             };
-            let sealed = unchecked::sealed(facts, der, &ca.ticket_key, &mut random()).unwrap();
+            let sealed =
+                unchecked::sealed(facts.clone(), der, &ca.ticket_key, &mut random()).unwrap();
             let entry = Entry { act: Act::Seal(sealed), basis: None, audit: None };
             let mut store = directory.store().unwrap();
             assert_eq!(store.record(&ca.scope, &[entry]).unwrap(), [Recorded::Done]);
             let register = StoreRegister::open(&database, move || Arc::clone(&ca)).unwrap();
-            Self { parent, database, register, shown }
+            Self { parent, database, register, shown, facts }
+        }
+
+        /// Puts a renewed certificate on record, that waits.
+        fn renew(&self) -> ClientCertificate {
+            let directory = Directory::open(&self.parent.path().join("ca")).unwrap();
+            let ca = directory.ca().unwrap();
+            let facts = CertificateFacts {
+                serial: [0x42; 16],
+                issued_at: self.facts.issued_at + time::Duration::SECOND,
+                confirm_by: Some(self.facts.not_after),
+                ..self.facts.clone()
+            };
+            let (der, serial) = (vec![0x30, 0x01, 0x00], facts.serial.to_vec());
+            let sha256 = Sha256::digest(&der).into();
+            let renewed = unchecked::renewed(facts, der, &ca.ticket_key, &mut random()).unwrap();
+            let entry = Entry { act: Act::Renew(renewed), basis: None, audit: None };
+            let mut store = directory.store().unwrap();
+            assert_eq!(store.record(&ca.scope, &[entry]).unwrap(), [Recorded::Done]);
+            ClientCertificate { serial, sha256, ..self.shown.clone() }
         }
     }
 }

@@ -180,7 +180,8 @@ fn plan(store: &mut dyn Store) -> Result<Entry, StoreError> {
     let now = OffsetDateTime::now_utc();
     let due = IdInQuestion::Due { derived: name.clone(), other_eks: vec![new_device().0] };
     store.snapshot(&Question { device: due, ..Question::about(ek, &name, now) })?;
-    let question = Question { ik_id: Some([7; 32]), ..Question::about(ek, &name, now) };
+    let question =
+        Question { ik: assay_store::IkInQuestion::Is([7; 32]), ..Question::about(ek, &name, now) };
     let snapshot = store.snapshot(&question)?;
     Ok(entry(ek, name, Some(Basis { question, snapshot }), now))
 }

@@ -2,8 +2,8 @@
 //! they are signed.
 
 use assay_ca_core::{
-    ActiveCertificate, Confirmed, FirstUse, Issued, OfferedKey, Proven, Records, Unconfirmed,
-    Unproven,
+    ActiveCertificate, Confirmed, FirstUse, Issued, OfferedKey, Proven, Records, Renewed,
+    Unconfirmed, Unproven,
 };
 use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
@@ -17,9 +17,9 @@ pub struct Question {
     pub ek: EkId,
     /// The device id in question: the records say which EK holds it.
     pub device: IdInQuestion,
-    /// The IK whose certificates are wanted: SHA-256 of its SubjectPublicKeyInfo.
-    pub ik_id: Option<[u8; 32]>,
-    /// Whether the certificates that wait to be confirmed are wanted too.
+    /// The IK whose certificates are wanted.
+    pub ik: IkInQuestion,
+    /// Whether the certificates that wait to be confirmed or adopted are wanted too.
     pub waiting: bool,
     /// The time of the question: quotas and expiry count from it.
     pub now: OffsetDateTime,
@@ -29,7 +29,24 @@ impl Question {
     /// About an EK and a device id, and no IK.
     pub fn about(ek: EkId, device: &DeviceId, now: OffsetDateTime) -> Self {
         let device = IdInQuestion::Is(device.clone());
-        Self { ek, device, ik_id: None, waiting: false, now }
+        Self { ek, device, ik: IkInQuestion::None, waiting: false, now }
+    }
+}
+
+/// Which IK is in question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IkInQuestion {
+    /// None: no certificate is wanted.
+    None,
+    /// The one whose SubjectPublicKeyInfo has this SHA-256 digest.
+    Is([u8; 32]),
+    /// That of the EK's active certificate.
+    OfActive,
+}
+
+impl From<Option<[u8; 32]>> for IkInQuestion {
+    fn from(ik_id: Option<[u8; 32]>) -> Self {
+        ik_id.map_or(Self::None, Self::Is)
     }
 }
 
@@ -54,7 +71,7 @@ pub struct Snapshot {
     pub records: Records,
     /// The EK's active certificate, if it is for the IK in question and has not expired.
     pub active: Option<ActiveCertificate>,
-    /// The certificates that were sealed to the EK for the IK in question and are not confirmed,
+    /// The certificates of the EK for the IK in question that are neither confirmed nor adopted,
     /// newest first.
     pub waiting: Vec<Unconfirmed>,
 }
@@ -86,7 +103,9 @@ pub enum Act {
     Certify(Issued<Proven>),
     /// A certificate that waits to be confirmed.
     Seal(Issued<Unproven>),
-    /// A certificate that waited to be confirmed becomes its device's only active one.
+    /// A certificate that waits to be adopted. Whatever else waits for the same EK and IK is revoked.
+    Renew(Issued<Renewed>),
+    /// A certificate that waited to be confirmed or adopted becomes its device's only active one.
     Activate(Confirmed),
     /// A shared key is offered to an EK.
     Offer(OfferedKey),

@@ -51,7 +51,8 @@ pub trait Store: Send {
     /// Records the entries in one durable transaction, each entry as a whole or not at all. An
     /// entry is [`Recorded::Stale`], and nothing of it is recorded, if the question of its plan has
     /// another answer now. An entry sees what the entries before it recorded. An entry without a
-    /// basis depends on nothing; if the record forbids it, the call fails.
+    /// basis depends on nothing; if the record forbids it, the call fails. A renewed certificate
+    /// takes the place of whatever else waits for its EK and IK, so that one waits at most.
     ///
     /// A wrong `Done` breaks invariants: two active certificates of one EK, one device id for two
     /// EKs, or a certificate for a disabled device. A wrong `Stale` costs a second plan and
@@ -60,10 +61,10 @@ pub trait Store: Send {
     /// another scope than the one on record names topics that nobody serves.
     fn record(&mut self, scope: &Scope, entries: &[Entry]) -> Result<Vec<Recorded>, StoreError>;
 
-    /// What became of the certificate with this digest, which a device with this EK confirms; and
-    /// what is on record about the device, all at one moment. A certificate whose time to be
-    /// confirmed is over has ended, unless it is active: an active certificate is sealed again to a
-    /// device that asks again.
+    /// What became of the certificate with this digest, which a device with this EK confirms or
+    /// adopts; and what is on record about the device, all at one moment. A certificate whose time
+    /// to be confirmed is over has ended, unless it is active: an active certificate is sealed again
+    /// to a device that asks again.
     ///
     /// [`record`](Self::record) finds a wrong `Unconfirmed`. A wrong `Active` tells a device that
     /// it may use a certificate that the broker refuses. A wrong `Ended` sends the device through

@@ -26,7 +26,7 @@ mod writes;
 pub mod postgres;
 pub mod sqlite;
 
-pub use act::{Act, Basis, Entry, IdInQuestion, Question, Recorded, Snapshot};
+pub use act::{Act, Basis, Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot};
 pub use audit::{AuditEntry, AuditRow, Change, Whom};
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow};
 pub use contract::Store;

@@ -23,6 +23,8 @@ pub(crate) enum Write<'a> {
     Certificate(NewCertificate<'a>),
     /// A certificate that waits to be confirmed.
     Waiting(NewCertificate<'a>),
+    /// A certificate that waits to be adopted, in place of what else waits for its EK and IK.
+    Renewal(NewCertificate<'a>),
     /// A certificate that waited and comes into force.
     Activation(Activation<'a>),
     /// A shared key that is offered.
@@ -112,6 +114,7 @@ impl<'a> Write<'a> {
                 Self::Certificate(new_certificate(certificate, Some(issued_at)))
             }
             Act::Seal(certificate) => Self::Waiting(new_certificate(certificate, None)),
+            Act::Renew(certificate) => Self::Renewal(new_certificate(certificate, None)),
             Act::Activate(confirmed) => Self::Activation(Activation {
                 serial: confirmed.serial(),
                 device_id: confirmed.device_id(),
@@ -143,7 +146,7 @@ impl<'a> Write<'a> {
 
     pub(crate) fn ek_id(&self) -> EkId {
         match self {
-            Self::Certificate(new) | Self::Waiting(new) => new.ek_id,
+            Self::Certificate(new) | Self::Waiting(new) | Self::Renewal(new) => new.ek_id,
             Self::Activation(activation) => activation.ek_id,
             Self::Offer(offer) => offer.ek_id,
             Self::Use(first_use) => first_use.ek_id,
@@ -152,7 +155,7 @@ impl<'a> Write<'a> {
 
     pub(crate) fn device_id(&self) -> &'a DeviceId {
         match self {
-            Self::Certificate(new) | Self::Waiting(new) => new.device_id,
+            Self::Certificate(new) | Self::Waiting(new) | Self::Renewal(new) => new.device_id,
             Self::Activation(activation) => activation.device_id,
             Self::Offer(offer) => offer.device_id,
             Self::Use(first_use) => first_use.device_id,
@@ -165,7 +168,7 @@ impl<'a> Write<'a> {
             Self::Certificate(new) => (new.assurance, new.issued_at),
             Self::Activation(activation) => (activation.assurance, activation.confirmed_at),
             Self::Use(first_use) => (first_use.assurance, first_use.used_at),
-            Self::Waiting(_) | Self::Offer(_) => return None,
+            Self::Waiting(_) | Self::Renewal(_) | Self::Offer(_) => return None,
         };
         Some(NewDevice { device_id: self.device_id(), ek_id: self.ek_id(), assurance, at })
     }
@@ -175,7 +178,7 @@ impl<'a> Write<'a> {
         match self {
             Self::Certificate(new) => Some(new.issued_at),
             Self::Activation(activation) => Some(activation.confirmed_at),
-            Self::Waiting(_) | Self::Offer(_) | Self::Use(_) => None,
+            Self::Waiting(_) | Self::Renewal(_) | Self::Offer(_) | Self::Use(_) => None,
         }
     }
 
@@ -217,6 +220,12 @@ fn new_certificate<P>(
         sha256: certificate.sha256(),
         stored: certificate.stored(),
     }
+}
+
+/// The IK of the EK's active certificate.
+pub(crate) fn active_ik(records: &Records) -> Option<[u8; 32]> {
+    let certificate = records.registration.as_ref()?.certificate.as_ref()?;
+    Some(certificate.ik_id)
 }
 
 /// Whether two answers to a question are the same. The certificate with a serial number never

@@ -26,7 +26,7 @@ pub struct EkEvidence {
 impl EkEvidence {
     /// Certificates are read where they are checked. Only if the first one stands for the EK, its
     /// key is read here.
-    fn parse(
+    pub(crate) fn parse(
         ek_public: &EkPublic,
         certificates: &CertificateList<0>,
         device_id: Option<DeviceId>,

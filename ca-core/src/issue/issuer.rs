@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use x509_parser::prelude::X509Certificate;
 
 use crate::Fault;
+use crate::profile::Profile;
 use crate::x509::parse_certificate;
 
 /// The issuing CA's certificate, and the key that signs device certificates.
@@ -71,6 +72,12 @@ impl Issuer {
             });
         }
         Ok(self)
+    }
+
+    /// Until when a certificate of this issuer is valid that is issued now (RFC 5280 §4.1.2.5).
+    pub(crate) fn end_of_validity(&self, profile: &Profile, now: OffsetDateTime) -> OffsetDateTime {
+        let now = now.replace_nanosecond(0).expect("0 is a nanosecond");
+        (now + profile.validity()).min(self.not_after)
     }
 
     /// Whether this issuer signed a certificate. Only then do the two make a valid

@@ -11,9 +11,11 @@ use rcgen::{
 use time::OffsetDateTime;
 
 use super::issuer::Issuer;
+use super::term::Term;
 use crate::der::{element, tag};
 use crate::ek::assurance::Assurance;
 use crate::ek::hardware::HardwareIdentity;
+use crate::flows::renewal::RenewalProof;
 use crate::flows::sealed::Candidate;
 use crate::flows::ticket::Readmitted;
 use crate::profile::Profile;
@@ -29,12 +31,17 @@ pub enum Proven {}
 #[derive(Clone, Copy, Debug)]
 pub enum Unproven {}
 
+/// Marks the certificate of a device that has the IK of the one before it.
+#[derive(Clone, Copy, Debug)]
+pub enum Renewed {}
+
 /// A device certificate that is complete except for its signature.
 #[derive(Debug)]
 pub struct Prepared<P> {
     params: CertificateParams,
     public_key: SubjectPublicKeyInfo,
     facts: CertificateFacts,
+    renew_at: u64,
     proof: PhantomData<P>,
 }
 
@@ -49,7 +56,7 @@ impl Prepared<Proven> {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        Self::fill(device.into_subject(), None, profile, issuer, now, rng)
+        Self::fill(device.into_subject(), |_| None, profile, issuer, now, rng)
     }
 }
 
@@ -73,14 +80,37 @@ impl Prepared<Unproven> {
             return Err(Rejection::SealedQuotaExceeded { ek, count }.into());
         }
         let confirm_by = now + profile.confirm_within();
-        Ok(Self::fill(candidate.subject.clone(), Some(confirm_by), profile, issuer, now, rng)?)
+        let subject = candidate.subject.clone();
+        Ok(Self::fill(subject, |_| Some(confirm_by), profile, issuer, now, rng)?)
+    }
+}
+
+impl Prepared<Renewed> {
+    /// The same for a device that renews its certificate. The new one waits for as long as it is
+    /// valid, because its device may sleep before it adopts it.
+    ///
+    /// The quota counts certificates that came into force. Sealed ones that nobody confirmed do not
+    /// count, because strangers can ask for them.
+    pub fn new(
+        proof: &RenewalProof,
+        records: &Records,
+        profile: &Profile,
+        issuer: &Issuer,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Failure> {
+        let count = records.registration.as_ref().map_or(0, |it| it.recent_certificates);
+        if count >= QUOTA {
+            return Err(Rejection::QuotaExceeded { count }.into());
+        }
+        Ok(Self::fill(proof.subject.clone(), Some, profile, issuer, now, rng)?)
     }
 }
 
 impl<P> Prepared<P> {
     fn fill(
         subject: Subject,
-        confirm_by: Option<OffsetDateTime>,
+        confirm_by: impl FnOnce(OffsetDateTime) -> Option<OffsetDateTime>,
         profile: &Profile,
         issuer: &Issuer,
         now: OffsetDateTime,
@@ -91,18 +121,19 @@ impl<P> Prepared<P> {
             return Err(Fault::IssuerExpired { not_after: issuer.not_after, now });
         }
         let ik_id = subject.ik_id();
+        let not_after = issuer.end_of_validity(profile, now);
         let identity =
             Identity::Device { scope: subject.scope, device_id: subject.device_id.clone() };
         let facts = CertificateFacts {
             serial: serial_number(now, rng),
             not_before: (now - profile.backdate()).max(issuer.not_before),
-            not_after: (now + profile.validity()).min(issuer.not_after),
+            not_after,
             device_id: subject.device_id,
             ek_id: subject.ek_id,
             ik_id,
             assurance: subject.assurance,
             issued_at: now,
-            confirm_by,
+            confirm_by: confirm_by(not_after),
         };
 
         let mut params = CertificateParams::default();
@@ -125,12 +156,17 @@ impl<P> Prepared<P> {
         let public_key = SubjectPublicKeyInfo::from_der(&subject.ik_spki).map_err(|error| {
             Fault::Certificate { operation: "reading an IK", reason: error.to_string() }
         })?;
-        Ok(Self { params, public_key, facts, proof: PhantomData })
+        let renew_at = Term::from(&facts).renew_at(profile);
+        Ok(Self { params, public_key, facts, renew_at, proof: PhantomData })
     }
 
     /// Its serial number.
     pub fn serial(&self) -> [u8; 16] {
         self.facts.serial
+    }
+
+    pub(super) fn renew_at(&self) -> u64 {
+        self.renew_at
     }
 
     pub(super) fn sign(self, issuer: &Issuer) -> Result<(CertificateFacts, Vec<u8>), Fault> {
@@ -161,8 +197,8 @@ pub struct CertificateFacts {
     pub assurance: Assurance,
     /// When it was issued, in whole seconds.
     pub issued_at: OffsetDateTime,
-    /// Until when the device must confirm that it can read the certificate; `None` if the device
-    /// proved itself before.
+    /// Until when the device must confirm that it can read the certificate, or adopt it; `None` if
+    /// the device proved itself before.
     pub confirm_by: Option<OffsetDateTime>,
 }
 
@@ -176,6 +212,14 @@ pub(crate) fn serial_number(now: OffsetDateTime, rng: &mut dyn CryptoRng) -> [u8
     serial[1..6].copy_from_slice(&now.unix_timestamp().to_be_bytes()[3..]);
     rng.fill_bytes(&mut serial[6..]);
     serial
+}
+
+/// When the certificate with this serial number was issued. `None` if it is no serial number of this
+/// CA.
+pub(super) fn issued_at(serial: &[u8; 16]) -> Option<OffsetDateTime> {
+    let [0x40, a, b, c, d, e, ..] = *serial else { return None };
+    let seconds = i64::from_be_bytes([0, 0, 0, a, b, c, d, e]);
+    OffsetDateTime::from_unix_timestamp(seconds).ok()
 }
 
 /// GeneralNames (RFC 5280 §4.2.1.6): HardwareModuleName, PermanentIdentifier, and our URI.

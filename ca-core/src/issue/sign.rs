@@ -8,10 +8,10 @@ use rand_core::CryptoRng;
 use sha2::{Digest, Sha256};
 
 use super::issuer::Issuer;
-use super::prepare::{CertificateFacts, Prepared, Proven, Unproven};
+use super::prepare::{CertificateFacts, Prepared, Proven, Renewed, Unproven};
 use crate::Fault;
 use crate::flows::mac::TicketKey;
-use crate::flows::sealed::EncryptedCertificate;
+use crate::flows::sealed::{EncryptedCertificate, Waits};
 
 /// A signed device certificate.
 ///
@@ -28,18 +28,20 @@ pub struct Issued<P> {
     facts: CertificateFacts,
     der: Vec<u8>,
     stored: Vec<u8>,
+    renew_at: Option<u64>,
     proof: PhantomData<P>,
 }
 
 impl Issued<Proven> {
     /// Signs a certificate. This may be slow if the key is in hardware.
     pub fn sign(prepared: Prepared<Proven>, issuer: &Issuer) -> Result<Self, Fault> {
+        let renew_at = Some(prepared.renew_at());
         let (facts, der) = prepared.sign(issuer)?;
-        Ok(Self::new(facts, der))
+        Ok(Self { renew_at, ..Self::new(facts, der) })
     }
 
     fn new(facts: CertificateFacts, der: Vec<u8>) -> Self {
-        Self { facts, stored: der.clone(), der, proof: PhantomData }
+        Self { facts, stored: der.clone(), der, renew_at: None, proof: PhantomData }
     }
 
     #[cfg(feature = "unchecked")]
@@ -54,7 +56,39 @@ impl Issued<Proven> {
 
     /// The reply to the device. Send it once the certificate is on record.
     pub fn reply(&self, issuer: &Issuer) -> Result<CertificateReply, Fault> {
-        Ok(CertificateReply { chain: issuer.chain(&self.der)?, renew_at: None })
+        Ok(CertificateReply { chain: issuer.chain(&self.der)?, renew_at: self.renew_at })
+    }
+}
+
+impl Issued<Renewed> {
+    /// Signs a certificate, and encrypts it for as long as it waits, as one that was renewed.
+    pub fn sign(
+        prepared: Prepared<Renewed>,
+        issuer: &Issuer,
+        key: &TicketKey,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        Self::waiting(prepared, Waits::Renewed, issuer, key, rng)
+    }
+
+    #[cfg(feature = "unchecked")]
+    pub(crate) fn unchecked(
+        facts: CertificateFacts,
+        der: Vec<u8>,
+        key: &TicketKey,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        Self::encrypted_as(Waits::Renewed, facts, der, key, rng)
+    }
+
+    /// The certificate in DER.
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// The reply to the device. Send it once the certificate is on record.
+    pub fn reply(&self, issuer: &Issuer) -> Result<CertificateReply, Fault> {
+        Ok(CertificateReply { chain: issuer.chain(&self.der)?, renew_at: self.renew_at })
     }
 }
 
@@ -67,18 +101,7 @@ impl Issued<Unproven> {
         key: &TicketKey,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        let (facts, der) = prepared.sign(issuer)?;
-        Self::new(facts, der, key, rng)
-    }
-
-    fn new(
-        facts: CertificateFacts,
-        der: Vec<u8>,
-        key: &TicketKey,
-        rng: &mut dyn CryptoRng,
-    ) -> Result<Self, Fault> {
-        let stored = key.encrypt(&der, &facts.serial, rng)?.as_bytes().to_vec();
-        Ok(Self { facts, der, stored, proof: PhantomData })
+        Self::waiting(prepared, Waits::Sealed, issuer, key, rng)
     }
 
     #[cfg(feature = "unchecked")]
@@ -88,12 +111,7 @@ impl Issued<Unproven> {
         key: &TicketKey,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        Self::new(facts, der, key, rng)
-    }
-
-    /// The certificate as it is stored.
-    pub fn encrypted(&self) -> EncryptedCertificate {
-        EncryptedCertificate::new(self.stored.clone())
+        Self::encrypted_as(Waits::Sealed, facts, der, key, rng)
     }
 
     pub(crate) fn chain(&self, issuer: &Issuer) -> Result<CertificateList<1>, Fault> {
@@ -102,14 +120,47 @@ impl Issued<Unproven> {
 }
 
 impl<P> Issued<P> {
+    fn waiting(
+        prepared: Prepared<P>,
+        waits: Waits,
+        issuer: &Issuer,
+        key: &TicketKey,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        let renew_at = Some(prepared.renew_at());
+        let (facts, der) = prepared.sign(issuer)?;
+        Ok(Self { renew_at, ..Self::encrypted_as(waits, facts, der, key, rng)? })
+    }
+
+    fn encrypted_as(
+        waits: Waits,
+        facts: CertificateFacts,
+        der: Vec<u8>,
+        key: &TicketKey,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        let stored = key.encrypt(&der, &facts.serial, waits, rng)?.as_bytes().to_vec();
+        Ok(Self { facts, der, stored, renew_at: None, proof: PhantomData })
+    }
+
+    /// When the device is to renew it, in seconds since 1970.
+    pub(crate) fn renew_at(&self) -> Option<u64> {
+        self.renew_at
+    }
+
     /// What a store keeps besides the certificate.
     pub fn facts(&self) -> &CertificateFacts {
         &self.facts
     }
 
-    /// The bytes that a store keeps: the certificate in DER, encrypted if it is [`Unproven`].
+    /// The bytes that a store keeps: the certificate in DER, encrypted if it waits.
     pub fn stored(&self) -> &[u8] {
         &self.stored
+    }
+
+    /// The same, if the certificate waits.
+    pub fn encrypted(&self) -> EncryptedCertificate {
+        EncryptedCertificate::new(self.stored.clone())
     }
 
     /// SHA-256 of the certificate.

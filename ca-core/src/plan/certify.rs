@@ -5,7 +5,7 @@ use rand_core::CryptoRng;
 use time::OffsetDateTime;
 
 use crate::flows::ticket::{ProvenDevice, Readmitted};
-use crate::issue::{Issued, Issuer, Prepared, Proven};
+use crate::issue::{Issued, Issuer, Prepared, Proven, Term};
 use crate::profile::Profile;
 use crate::records::{ActiveCertificate, Records};
 use crate::{Failure, Fault};
@@ -43,7 +43,8 @@ impl Certification {
         match kept {
             Some(active) => {
                 let chain = issuer.chain(&active.der)?;
-                Ok(Self::OnRecord(CertificateReply { chain, renew_at: None }))
+                let renew_at = Term::of(&active.der).map(|term| term.renew_at(profile));
+                Ok(Self::OnRecord(CertificateReply { chain, renew_at }))
             }
             None => {
                 let prepared = Prepared::<Proven>::new(device, profile, issuer, now, rng)?;

@@ -53,7 +53,7 @@ impl Confirming {
                 let reply = ConfirmedReply { receipt: confirmation.into_receipt() };
                 Ok(Self::New { confirmed, reply })
             }
-            SealedOnRecord::Active { device_id, assurance, records } => {
+            SealedOnRecord::Active { device_id, assurance, records, .. } => {
                 let ek = confirmation.ek_id();
                 let welcome = Welcome::decide(ek, &device_id, assurance, &records)?;
                 let device_id = welcome.into_device_id();

@@ -5,8 +5,8 @@ use rand_core::CryptoRng;
 use time::OffsetDateTime;
 
 use crate::flows::mac::TicketKey;
-use crate::flows::sealed::{Candidate, SealedBox, Unconfirmed, may_be_confirmed};
-use crate::issue::{Issued, Issuer, Prepared, Unproven};
+use crate::flows::sealed::{Candidate, SealedBox, Unconfirmed, Waits, may_be_confirmed};
+use crate::issue::{Issued, Issuer, Prepared, Term, Unproven};
 use crate::profile::Profile;
 use crate::records::{ActiveCertificate, Records};
 use crate::{Failure, Fault};
@@ -21,9 +21,17 @@ pub struct Sealing {
 
 #[derive(Debug)]
 enum Content {
-    /// The certificate that the device has in force, or one that waits for its confirmation.
-    OnRecord(CertificateList<1>),
+    /// The certificate that the device has in force, or one that waits for its confirmation; and
+    /// when to renew it.
+    OnRecord(CertificateList<1>, Option<u64>),
     New(Box<Prepared<Unproven>>),
+}
+
+impl Content {
+    fn on_record(der: &[u8], profile: &Profile, issuer: &Issuer) -> Result<Self, Fault> {
+        let renew_at = Term::of(der).map(|term| term.renew_at(profile));
+        Ok(Self::OnRecord(issuer.chain(der)?, renew_at))
+    }
 }
 
 impl Sealing {
@@ -32,7 +40,8 @@ impl Sealing {
     ///
     /// `active` is the EK's certificate in force, if it is for this IK and not expired. `waiting`
     /// are the certificates that were sealed to this EK for this IK, the newest first. One that
-    /// waits under another ticket key can never be confirmed and is skipped.
+    /// waits under another ticket key can never be confirmed and is skipped, and so is a renewed
+    /// one.
     #[expect(clippy::too_many_arguments, reason = "each is one input of the decision")]
     pub fn plan(
         candidate: Candidate,
@@ -49,15 +58,15 @@ impl Sealing {
         let active = active
             .filter(|active| active.ik_id == candidate.ik_id() && issuer.has_signed(&active.der));
         if let Some(active) = active {
-            let content = Content::OnRecord(issuer.chain(&active.der)?);
+            let content = Content::on_record(&active.der, profile, issuer)?;
             return Ok(Self { candidate, confirm_by, content });
         }
         for certificate in waiting {
-            let fits = is_for(&candidate, certificate)
+            let fits = certificate.is_for(&candidate.subject)
                 && may_be_confirmed(certificate, records, now).is_ok();
-            let der = key.decrypt(&certificate.encrypted, &certificate.serial);
+            let der = key.decrypt(&certificate.encrypted, &certificate.serial, Waits::Sealed);
             if let Some(der) = der.filter(|der| fits && issuer.has_signed(der)) {
-                let content = Content::OnRecord(issuer.chain(&der)?);
+                let content = Content::on_record(&der, profile, issuer)?;
                 return Ok(Self { candidate, confirm_by: certificate.confirm_by, content });
             }
         }
@@ -80,21 +89,14 @@ impl Sealing {
         rng: &mut dyn CryptoRng,
     ) -> Result<(SealedReply, Option<Issued<Unproven>>), Fault> {
         let Self { candidate, confirm_by, content } = self;
-        let (chain, issued) = match content {
-            Content::OnRecord(chain) => (chain, None),
+        let (chain, renew_at, issued) = match content {
+            Content::OnRecord(chain, renew_at) => (chain, renew_at, None),
             Content::New(prepared) => {
                 let issued = Issued::<Unproven>::sign(*prepared, issuer, key, rng)?;
-                (issued.chain(issuer)?, Some(issued))
+                (issued.chain(issuer)?, issued.renew_at(), Some(issued))
             }
         };
-        let sealed = SealedBox::new(&candidate, chain, confirm_by, key, now, rng)?;
+        let sealed = SealedBox::new(&candidate, chain, renew_at, confirm_by, key, now, rng)?;
         Ok((sealed.into_reply(), issued))
     }
-}
-
-/// Whether a certificate that waits is for the same subject as a new one.
-fn is_for(candidate: &Candidate, waiting: &Unconfirmed) -> bool {
-    let subject = &candidate.subject;
-    (waiting.ek_id, &waiting.device_id, waiting.assurance, waiting.ik_id)
-        == (subject.ek_id, &subject.device_id, subject.assurance, subject.ik_id())
 }

@@ -67,7 +67,7 @@ impl Enrolled {
     fn active(&self, disabled: bool) -> SealedOnRecord {
         let CertificateFacts { device_id, assurance, .. } = self.facts().clone();
         let records = Box::new(Records { disabled, ..nothing_on_record() });
-        SealedOnRecord::Active { device_id, assurance, records }
+        SealedOnRecord::Active { device_id, assurance, records, der: self.der() }
     }
 
     fn open(&self, reply: &SealedReply) -> Option<SealedCertificate> {

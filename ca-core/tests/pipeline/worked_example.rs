@@ -153,6 +153,7 @@ fn receipt_of(confirmation: Confirmation, key: &TicketKey) -> Receipt {
         device_id: "pump-1".parse().unwrap(),
         assurance: Assurance::VendorCertificate,
         records: Box::new(Records { enrolment: Some(enrolment), ..nothing_on_record() }),
+        der: Vec::new(),
     };
     match Confirming::plan(confirmation, active, key, now()).unwrap() {
         Confirming::OnRecord { reply, .. } => reply.receipt,
@@ -293,7 +294,7 @@ fn example_made_anew_reads_like_the_printed_one() {
         Prepared::<Proven>::new(readmitted, &profile, &ca.issuer, now(), &mut ca.rng).unwrap();
     let issued = Issued::<Proven>::sign(prepared, &ca.issuer).unwrap();
     let device_id = issued.facts().device_id.clone();
-    let chain = issued.reply(&ca.issuer).unwrap().chain;
+    let certified = issued.reply(&ca.issuer).unwrap();
 
     let mut ids = [[0; RequestId::LEN]; 5];
     ids.iter_mut().for_each(|id| ca.rng.fill_bytes(id));
@@ -316,7 +317,7 @@ fn example_made_anew_reads_like_the_printed_one() {
     ];
     let replies = [
         reply(first, ReplyBody::Challenge(challenge)),
-        reply(second, ReplyBody::Certificate(CertificateReply { chain, renew_at: None })),
+        reply(second, ReplyBody::Certificate(certified)),
     ];
     let ticket_flow = [
         ("vendor-root", plain(&vendor.root)),
@@ -517,10 +518,11 @@ const CHALLENGE_REQUEST: &[&str] =
 const CHALLENGE_REPLY: &[&str] =
     &["claim", "credential blob, TPMS_ID_OBJECT", "encrypted seed, TPMS_ECC_POINT"];
 const PROOF: &[&str] = &["claim, as it came", "ticket"];
-const CERTIFICATE_REPLY: &[&str] = &["chain"];
+const CERTIFICATE_REPLY: &[&str] = &["chain", "when to renew it"];
 const SEALED_REPLY: &[&str] =
     &["claim", "credential blob, TPMS_ID_OBJECT", "encrypted seed, TPMS_ECC_POINT", "box"];
-const SEALED_CERTIFICATE: &[&str] = &["chain", "ticket", "SHA-256 of the receipt"];
+const SEALED_CERTIFICATE: &[&str] =
+    &["chain", "ticket", "SHA-256 of the receipt", "when to renew it"];
 const CONFIRMED: &[&str] = &["receipt"];
 const REGISTER_REQUEST: &[&str] = &[
     "EK public area: template L-2 with the key of the certificate",

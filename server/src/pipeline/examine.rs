@@ -1,8 +1,8 @@
 //! Checks of a request that need nothing but the request and the CA's keys.
 
 use assay_ca_core::{
-    Confirmation, Evidence, Offered, ParentEvidence, ProvenDevice, SealedFlow, SharedKeyFlow,
-    TicketFlow,
+    AdoptionEvidence, Confirmation, Evidence, Offered, ParentEvidence, ProvenDevice,
+    RenewalEvidence, SealedFlow, SharedKeyFlow, TicketFlow,
 };
 use assay_store::Whom;
 use assay_wire::{DecodeError, Problem, ProblemCode, Request, RequestBody, Topic};
@@ -18,6 +18,8 @@ pub(super) enum Examined {
     Confirm(Confirmation),
     Register(Offered<SharedKeyFlow>, ParentEvidence),
     Ping,
+    Renew(RenewalEvidence),
+    Adopt(AdoptionEvidence),
 }
 
 /// Why a request did not pass.
@@ -46,13 +48,6 @@ pub(super) fn examine(
         NotExamined::Unreadable(Problem::new(decode_problem(&error), error.to_string()))
     })?;
     about.action = action(&request.body);
-    if let RequestBody::Renew(_) | RequestBody::Adopt(_) = request.body {
-        let detail = "this version does not renew certificates yet";
-        return Err(NotExamined::Unreadable(Problem::new(
-            ProblemCode::Unsupported,
-            detail.to_owned(),
-        )));
-    }
     examine_body(ca, received, request.body, about).map_err(NotExamined::Refused)
 }
 
@@ -90,7 +85,17 @@ fn examine_body(
             about.ek_id = Some(evidence.ek.ek_id());
             Examined::Register(ca.profile.offer()?, evidence)
         }
-        RequestBody::Ping | RequestBody::Renew(_) | RequestBody::Adopt(_) => Examined::Ping,
+        RequestBody::Ping => Examined::Ping,
+        RequestBody::Renew(renewal) => {
+            let evidence = RenewalEvidence::parse(renewal, now)?;
+            about.ek_id = Some(evidence.ek.ek_id());
+            Examined::Renew(evidence)
+        }
+        RequestBody::Adopt(adoption) => {
+            let evidence = AdoptionEvidence::parse(adoption, now)?;
+            about.ek_id = Some(evidence.ek_id());
+            Examined::Adopt(evidence)
+        }
     })
 }
 

@@ -1,11 +1,12 @@
 //! The decisions of `ca-core`, on a snapshot of the record: what would be issued.
 
 use assay_ca_core::{
-    Admitted, AdmittedParent, BoundKey, Candidate, Certification, Confirming, EkEvidence, KeyOffer,
-    SealedOnRecord, Sealing, TicketFlow, TrustAnchors, TrustedEk,
+    Admitted, AdmittedParent, Adopting, BoundKey, Candidate, Certification, Confirming, EkEvidence,
+    InForce, KeyOffer, Offered, RenewFlow, RenewalProof, Renewing, SealedOnRecord, Sealing,
+    TicketFlow, TrustAnchors, TrustedEk,
 };
 use assay_store::{
-    AnchorsVersion, Basis, IdInQuestion, Question, Snapshot, Store, StoreError, Whom,
+    AnchorsVersion, Basis, IdInQuestion, IkInQuestion, Question, Snapshot, Store, StoreError, Whom,
 };
 use time::OffsetDateTime;
 
@@ -23,6 +24,8 @@ pub(super) enum Plan {
     Enroll(Box<Sealing>, Basis),
     Confirm(Confirming, Option<Basis>),
     Register(Box<KeyOffer>, Basis),
+    Renew(Box<Renewing>, Basis),
+    Adopt(Adopting, Option<Basis>),
 }
 
 /// Reads the record, and plans by it. Each thread has its own planner.
@@ -57,7 +60,8 @@ impl Planner {
     ) -> Result<Plan, Refusal> {
         Ok(match examined {
             Examined::Challenge(offered, evidence) => {
-                let Basis { snapshot, .. } = self.due(&evidence.ek, None, false, now)?;
+                let Basis { snapshot, .. } =
+                    self.due(&evidence.ek, IkInQuestion::None, false, now)?;
                 let ek = self.trust(&evidence.ek, &snapshot, now)?;
                 let ik = BoundKey::verify(evidence)?;
                 let admitted = Admitted::decide(*offered, ek, &snapshot.records)?;
@@ -66,7 +70,7 @@ impl Planner {
             }
             Examined::Certify(device) => {
                 let question = Question {
-                    ik_id: Some(device.ik_id()),
+                    ik: IkInQuestion::Is(device.ik_id()),
                     ..Question::about(device.ek_id(), device.device_id(), now)
                 };
                 let basis = self.ask(question)?;
@@ -83,7 +87,7 @@ impl Planner {
                 Plan::Certify(certification, basis)
             }
             Examined::Enroll(offered, evidence) => {
-                let basis = self.due(&evidence.ek, evidence.claimed_ik_id(), true, now)?;
+                let basis = self.due(&evidence.ek, evidence.claimed_ik_id().into(), true, now)?;
                 let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
                 let ik = BoundKey::verify(evidence)?;
                 let Snapshot { records, active, waiting } = &basis.snapshot;
@@ -108,19 +112,14 @@ impl Planner {
                     confirmation.certificate_sha256(),
                     now,
                 )?;
-                let basis = match &sealed {
-                    SealedOnRecord::Unconfirmed { certificate, records } => {
-                        Some(Basis::of_waiting(certificate, records, now))
-                    }
-                    SealedOnRecord::Active { .. } | SealedOnRecord::Ended => None,
-                };
+                let basis = of_waiting(&sealed, now);
                 let confirming =
                     Confirming::plan(confirmation.clone(), sealed, &ca.ticket_key, now)?;
                 about.device = Some(Whom::Proven(confirming.device_id().clone()));
                 Plan::Confirm(confirming, basis)
             }
             Examined::Register(offered, evidence) => {
-                let basis = self.due(&evidence.ek, None, false, now)?;
+                let basis = self.due(&evidence.ek, IkInQuestion::None, false, now)?;
                 let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
                 let (parent, records) = (evidence.parent()?, &basis.snapshot.records);
                 let admitted = Admitted::decide(*offered, ek, records)?;
@@ -129,6 +128,35 @@ impl Planner {
                 Plan::Register(Box::new(KeyOffer::decide(admitted, parent, records)?), basis)
             }
             Examined::Ping => Plan::Pong,
+            Examined::Renew(evidence) => {
+                let basis = self.due(&evidence.ek, IkInQuestion::OfActive, true, now)?;
+                let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
+                let Snapshot { records, active, waiting } = &basis.snapshot;
+                let admitted = Admitted::decide(Offered::<RenewFlow>::ALWAYS, ek, records)?;
+                about.device = Some(Whom::Due(admitted.device_id().clone()));
+                let in_force = InForce::find(&admitted, evidence, active.as_ref(), &ca.scope, now)?;
+                let proof = RenewalProof::verify(in_force)?;
+                about.device = Some(Whom::Proven(proof.device_id().clone()));
+                let renewing = Renewing::plan(
+                    proof,
+                    records,
+                    waiting,
+                    &ca.ticket_key,
+                    &ca.profile,
+                    &ca.issuer,
+                    now,
+                    &mut random(),
+                )?;
+                Plan::Renew(Box::new(renewing), basis)
+            }
+            Examined::Adopt(evidence) => {
+                let (ek, sha256) = (evidence.ek_id(), evidence.certificate_sha256());
+                let waiting = self.store.sealed_certificate(&ek, sha256, now)?;
+                let basis = of_waiting(&waiting, now);
+                let adopting = Adopting::plan(evidence, waiting, &ca.scope, &ca.ticket_key, now)?;
+                about.device = Some(Whom::Proven(adopting.device_id().clone()));
+                Plan::Adopt(adopting, basis)
+            }
         })
     }
 
@@ -136,7 +164,7 @@ impl Planner {
     fn due(
         &mut self,
         evidence: &EkEvidence,
-        ik_id: Option<[u8; 32]>,
+        ik: IkInQuestion,
         waiting: bool,
         now: OffsetDateTime,
     ) -> Result<Basis, StoreError> {
@@ -144,7 +172,7 @@ impl Planner {
             derived: evidence.derived_device_id(),
             other_eks: evidence.other_eks().to_vec(),
         };
-        self.ask(Question { ek: evidence.ek_id(), device, ik_id, waiting, now })
+        self.ask(Question { ek: evidence.ek_id(), device, ik, waiting, now })
     }
 
     fn ask(&mut self, question: Question) -> Result<Basis, StoreError> {
@@ -165,5 +193,15 @@ impl Planner {
         }
         let enrolment = snapshot.records.enrolment.as_ref();
         Ok(TrustedEk::verify(evidence, &self.anchors, enrolment, now)?)
+    }
+}
+
+/// The basis of a decision on a certificate, if it waits.
+fn of_waiting(certificate: &SealedOnRecord, now: OffsetDateTime) -> Option<Basis> {
+    match certificate {
+        SealedOnRecord::Unconfirmed { certificate, records } => {
+            Some(Basis::of_waiting(certificate, records, now))
+        }
+        SealedOnRecord::Active { .. } | SealedOnRecord::Ended => None,
     }
 }

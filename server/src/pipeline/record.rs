@@ -118,10 +118,13 @@ fn plan_again(planned: Planned, again: &Sender<Box<Planned>>, outbox: &Outbox) {
     outbox.reply(planned.job, ReplyBody::Problem(contended()));
 }
 
-/// Tells operators of a certificate. The subject of a sealed certificate is confidential, so there
-/// is no event for one.
+/// Tells operators of the certificate of a device that proved itself. The subject of a sealed
+/// certificate is confidential, so there is no event for one. There is none for a renewal either:
+/// the device is the same.
 pub(super) fn announce(reply: &ReplyBody, audit: &AuditEntry, outbox: &Outbox) {
-    if let (ReplyBody::Certificate(_), Some(device_id)) = (reply, audit.proven()) {
+    if let (ReplyBody::Certificate(_), Some(device_id), "certify") =
+        (reply, audit.proven(), audit.action)
+    {
         outbox.event(Topic::Event(outbox.scope.clone(), device_id.clone()), event(device_id));
     }
 }

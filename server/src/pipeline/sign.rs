@@ -1,6 +1,6 @@
 //! Signatures and credentials for what was planned, outside of every lock.
 
-use assay_ca_core::{Challenge, Confirming};
+use assay_ca_core::{Adopting, Challenge, Confirming};
 use assay_store::{Act, Basis, Change};
 use assay_wire::ReplyBody;
 use time::OffsetDateTime;
@@ -67,6 +67,22 @@ pub(super) fn sign(
         Plan::Confirm(Confirming::New { confirmed, reply }, basis) => {
             about.change = Change::Made;
             Signed::new(Act::Activate(*confirmed), basis, ReplyBody::Confirmed(reply))
+        }
+        Plan::Renew(renewing, basis) => {
+            let (reply, issued) = renewing.sign(&ca.issuer, &ca.ticket_key, &mut random())?;
+            let reply = ReplyBody::Certificate(reply);
+            match issued {
+                None => Signed::Answer(reply),
+                Some(certificate) => {
+                    about.change = Change::Made;
+                    Signed::new(Act::Renew(certificate), Some(basis), reply)
+                }
+            }
+        }
+        Plan::Adopt(Adopting::OnRecord { .. }, _) => Signed::Answer(ReplyBody::Adopted),
+        Plan::Adopt(Adopting::New(confirmed), basis) => {
+            about.change = Change::Made;
+            Signed::new(Act::Activate(*confirmed), basis, ReplyBody::Adopted)
         }
         Plan::Register(offer, basis) => {
             let activation = offer.activation(&ca.scope, &ca.master, &mut random())?;

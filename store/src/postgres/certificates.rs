@@ -51,7 +51,7 @@ impl Postgres {
                 }
                 "active" => {
                     let (assurance, records) = (parsed(&row, 3)?, Box::new(records()?));
-                    SealedOnRecord::Active { device_id, assurance, records }
+                    SealedOnRecord::Active { device_id, assurance, records, der: row.get(6) }
                 }
                 _ => SealedOnRecord::Ended,
             })

@@ -94,6 +94,7 @@ fn record(session: &mut Session, group: &[Placed<'_>]) -> Result<Vec<usize>, Sto
     }
     register(session, &holding)?;
     supersede(session, &holding)?;
+    end_waiting(session, &holding)?;
     add_certificates(session, &holding)?;
     put_into_force(session, &holding)?;
     offer_keys(session, &holding)?;
@@ -167,6 +168,21 @@ fn supersede(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreEr
     expect(rows, serials.len(), "the active certificate is another")
 }
 
+/// Revokes whatever waits for the EKs and the IKs of certificates that are renewed.
+fn end_waiting(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
+    let (mut eks, mut iks, mut times) = (vec![], vec![], vec![]);
+    for holding in group {
+        let Write::Renewal(new) = holding.write else { continue };
+        eks.push(&new.ek_id.as_bytes()[..]);
+        iks.push(&new.ik_id[..]);
+        times.push(new.issued_at.unix_timestamp());
+    }
+    if !eks.is_empty() {
+        session.execute(END_WAITING, &[&eks, &iks, &times])?;
+    }
+    Ok(())
+}
+
 fn add_certificates(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
     let new: Vec<_> = group.iter().filter_map(|holding| certificate(holding.write)).collect();
     if new.is_empty() {
@@ -208,7 +224,7 @@ fn add_certificates(session: &mut Session, group: &[Holding<'_>]) -> Result<(), 
 
 fn certificate<'a>(write: &'a Write<'a>) -> Option<&'a NewCertificate<'a>> {
     match write {
-        Write::Certificate(new) | Write::Waiting(new) => Some(new),
+        Write::Certificate(new) | Write::Waiting(new) | Write::Renewal(new) => Some(new),
         _ => None,
     }
 }
@@ -286,6 +302,9 @@ const CHANGE_ASSURANCE: &str = "UPDATE devices d SET assurance = n.assurance
 const SUPERSEDE: &str = "UPDATE certificates c SET status = 'superseded', ended_at = n.ended_at
     FROM unnest($1::bytea[], $2::int8[]) n(serial, ended_at)
     WHERE c.serial = n.serial AND c.status = 'active'";
+const END_WAITING: &str = "UPDATE certificates c SET status = 'revoked', ended_at = n.ended_at
+    FROM unnest($1::bytea[], $2::bytea[], $3::int8[]) n(ek_id, ik_id, ended_at)
+    WHERE c.ek_id = n.ek_id AND c.ik_id = n.ik_id AND c.status = 'unconfirmed'";
 const ADD_CERTIFICATES: &str = "INSERT INTO certificates
     (serial, device_id, ek_id, ik_id, assurance, not_before, not_after, issued_at, confirm_by,
      sha256, der, status, confirmed_at)
@@ -322,6 +341,13 @@ mod tests {
 
     #[test]
     fn every_row_is_found_by_an_index() {
-        assert_indexed(&[WAITING, CHANGE_ASSURANCE, SUPERSEDE, PUT_INTO_FORCE, TAKE_INTO_USE]);
+        assert_indexed(&[
+            WAITING,
+            CHANGE_ASSURANCE,
+            SUPERSEDE,
+            END_WAITING,
+            PUT_INTO_FORCE,
+            TAKE_INTO_USE,
+        ]);
     }
 }

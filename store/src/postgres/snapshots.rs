@@ -9,8 +9,9 @@ use postgres::Row;
 
 use super::columns::{array, device_id, optional_ek_id, optional_small, parsed, small, time};
 use super::session::Session;
-use crate::act::{IdInQuestion, Question, Snapshot};
+use crate::act::{IdInQuestion, IkInQuestion, Question, Snapshot};
 use crate::error::StoreError;
+use crate::writes::active_ik;
 
 /// Whether certificates come with their DER. To compare snapshots, it is not needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +35,14 @@ pub(super) fn answers(
 ) -> Result<Vec<Answer>, StoreError> {
     let (mut eks, mut iks, mut named, mut derived, mut waiting, mut nows) =
         (vec![], vec![], vec![], vec![], vec![], vec![]);
-    let (mut others, mut askers) = (vec![], vec![]);
+    let (mut others, mut askers, mut of_active) = (vec![], vec![], vec![]);
     for (number, question) in (1_i64..).zip(questions) {
         eks.push(&question.ek.as_bytes()[..]);
-        iks.push(question.ik_id.as_ref().map(|id| &id[..]));
+        iks.push(match &question.ik {
+            IkInQuestion::Is(ik_id) => Some(&ik_id[..]),
+            IkInQuestion::None | IkInQuestion::OfActive => None,
+        });
+        of_active.push(question.ik == IkInQuestion::OfActive);
         waiting.push(question.waiting);
         nows.push(question.now.unix_timestamp());
         match &question.device {
@@ -57,7 +62,10 @@ pub(super) fn answers(
     let period = QUOTA_PERIOD.whole_seconds();
     let rows = session.query(
         SNAPSHOTS,
-        &[&eks, &iks, &named, &derived, &waiting, &nows, &others, &askers, &wants_der, &period],
+        &[
+            &eks, &iks, &named, &derived, &waiting, &nows, &others, &askers, &wants_der, &period,
+            &of_active,
+        ],
     )?;
     if rows.len() != questions.len() {
         return Err(StoreError::unreadable("an EK has two rows where it may have one"));
@@ -96,9 +104,9 @@ fn answer(row: &Row, question: &Question) -> Result<Answer, StoreError> {
             plain_srk_generation: small(row, 14)?,
         }),
     };
-    let active = match (&serial, question.ik_id) {
-        (Some(serial), Some(ik_id)) if row.get(9) => {
-            let der: Option<Vec<u8>> = row.get(24);
+    let active = match &serial {
+        Some(serial) if row.get(9) => {
+            let (ik_id, der): (_, Option<Vec<u8>>) = (array(row.get(7))?, row.get(24));
             Some(ActiveCertificate { serial: array(serial)?, ik_id, der: der.unwrap_or_default() })
         }
         _ => None,
@@ -113,7 +121,12 @@ fn answer(row: &Row, question: &Question) -> Result<Answer, StoreError> {
         id_holder: optional_ek_id(row, 16)?,
         other_ek: optional_ek_id(row, 17)?,
     };
-    let waiting = waiting(row, &question.ek, question.ik_id)?;
+    let ik_id = match question.ik {
+        IkInQuestion::None => None,
+        IkInQuestion::Is(ik_id) => Some(ik_id),
+        IkInQuestion::OfActive => active_ik(&records),
+    };
+    let waiting = waiting(row, &question.ek, ik_id)?;
     Ok(Answer { snapshot: Snapshot { records, active, waiting }, active: serial })
 }
 
@@ -158,7 +171,7 @@ const SNAPSHOTS: &str = "SELECT
     e.device_id, e.reprovision, e.legacy_dps_ek, e.plain_srk,
     d.device_id,
     c.serial, c.ik_id, c.issued_at,
-    coalesce(c.ik_id = q.ik AND c.not_after > q.now, false),
+    coalesce(c.ik_id = k.ik AND c.not_after > q.now, false),
     (SELECT count(*) FROM certificates r WHERE r.ek_id = q.ek AND r.confirmed_at > q.now - $10::int8),
     (SELECT count(*) FROM certificates u
      WHERE u.ek_id = q.ek AND u.confirmed_at IS NULL AND u.issued_at > q.now - $10::int8),
@@ -173,14 +186,15 @@ const SNAPSHOTS: &str = "SELECT
             OR EXISTS (SELECT FROM disabled_eks x WHERE x.ek_id = o.ek))
      ORDER BY o.place LIMIT 1),
     w.serials, w.devices, w.assurances, w.issued, w.confirm_by, w.stored,
-    CASE WHEN $9::bool AND c.ik_id = q.ik AND c.not_after > q.now THEN c.der END, w.digests
-FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::int8[])
-         WITH ORDINALITY q(ek, ik, named, derived, waiting, now, number)
+    CASE WHEN $9::bool AND c.ik_id = k.ik AND c.not_after > q.now THEN c.der END, w.digests
+FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::int8[], $11::bool[])
+         WITH ORDINALITY q(ek, ik, named, derived, waiting, now, of_active, number)
      LEFT JOIN enrolments e ON e.ek_id = q.ek
      LEFT JOIN devices d ON d.ek_id = q.ek
      LEFT JOIN certificates c ON c.ek_id = q.ek AND (CASE WHEN c.status = 'active' THEN 1 END) = 1
      LEFT JOIN shared_keys s ON s.ek_id = q.ek
      CROSS JOIN LATERAL (SELECT coalesce(q.named, d.device_id, e.device_id, q.derived)) i(device)
+     CROSS JOIN LATERAL (SELECT CASE WHEN q.of_active THEN c.ik_id ELSE q.ik END) k(ik)
      LEFT JOIN LATERAL (
          SELECT array_agg(v.serial ORDER BY v.issued_at DESC, v.number DESC) AS serials,
                 array_agg(v.device_id ORDER BY v.issued_at DESC, v.number DESC) AS devices,
@@ -191,7 +205,7 @@ FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::in
                           ORDER BY v.issued_at DESC, v.number DESC) AS stored,
                 array_agg(v.sha256 ORDER BY v.issued_at DESC, v.number DESC) AS digests
          FROM certificates v
-         WHERE v.ek_id = q.ek AND v.ik_id = q.ik AND v.status = 'unconfirmed') w ON q.waiting
+         WHERE v.ek_id = q.ek AND v.ik_id = k.ik AND v.status = 'unconfirmed') w ON q.waiting
 ORDER BY q.number";
 
 #[cfg(test)]

@@ -67,6 +67,17 @@ impl Transaction<'_> {
         Err(StoreError::Inconsistent("the certificate does not wait"))
     }
 
+    /// Revokes whatever waits for the EK and the IK of a new certificate.
+    pub(super) fn end_waiting(&self, new: &NewCertificate<'_>) -> Result<(), StoreError> {
+        self.0
+            .prepare_cached(
+                "UPDATE certificates SET status = 'revoked', ended_at = ?3
+                 WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'unconfirmed'",
+            )?
+            .execute(params![new.ek_id.as_bytes(), new.ik_id, new.issued_at.unix_timestamp()])?;
+        Ok(())
+    }
+
     /// Records that an EK proved itself under a device id.
     pub(super) fn register(&self, new: &NewDevice<'_>) -> Result<(), StoreError> {
         let rows = self
@@ -188,7 +199,7 @@ pub(super) fn sealed(
 ) -> Result<SealedOnRecord, StoreError> {
     enum Found {
         Waiting(Unconfirmed),
-        Active(DeviceId, Assurance),
+        Active(DeviceId, Assurance, Vec<u8>),
         Ended,
     }
     // The newest comes first, because it is most likely the right one: an EK may have thousands of
@@ -203,7 +214,7 @@ pub(super) fn sealed(
     let found = statement.query_row(params![ek.as_bytes(), sha256, now.unix_timestamp()], |row| {
         Ok(match row.get::<_, String>(9)?.as_str() {
             "unconfirmed" => Found::Waiting(unconfirmed(row)?),
-            "active" => Found::Active(parsed(row, 1)?, parsed(row, 4)?),
+            "active" => Found::Active(parsed(row, 1)?, parsed(row, 4)?, row.get(8)?),
             _ => Found::Ended,
         })
     });
@@ -213,9 +224,9 @@ pub(super) fn sealed(
                 records(&moment, &Question::about(*ek, &certificate.device_id, now))?;
             SealedOnRecord::waiting(certificate, records)
         }
-        Found::Active(device_id, assurance) => {
+        Found::Active(device_id, assurance, der) => {
             let (records, _) = records(&moment, &Question::about(*ek, &device_id, now))?;
-            SealedOnRecord::Active { device_id, assurance, records: Box::new(records) }
+            SealedOnRecord::Active { device_id, assurance, records: Box::new(records), der }
         }
         Found::Ended => SealedOnRecord::Ended,
     })

@@ -6,9 +6,9 @@ use rusqlite::Connection;
 use super::certificates::waiting;
 use super::connection::{Sqlite, Transaction};
 use super::records::records;
-use crate::act::{Entry, Question, Recorded, Snapshot};
+use crate::act::{Entry, IkInQuestion, Question, Recorded, Snapshot};
 use crate::error::StoreError;
-use crate::writes::{Planned, Write, is_same};
+use crate::writes::{Planned, Write, active_ik, is_same};
 
 impl Sqlite {
     /// See [`Store::snapshot`](crate::contract::Store::snapshot).
@@ -63,8 +63,13 @@ impl Transaction<'_> {
         if let Some(at) = write.supersedes_at() {
             self.supersede(&write.ek_id(), at)?;
         }
+        if let Write::Renewal(new) = write {
+            self.end_waiting(new)?;
+        }
         match write {
-            Write::Certificate(new) | Write::Waiting(new) => self.insert_certificate(new),
+            Write::Certificate(new) | Write::Waiting(new) | Write::Renewal(new) => {
+                self.insert_certificate(new)
+            }
             Write::Activation(new) => self.put_into_force(&new.serial, new.der, new.confirmed_at),
             Write::Offer(offer) => self.offer(offer),
             Write::Use(new) => self.take_into_use(new),
@@ -73,10 +78,15 @@ impl Transaction<'_> {
 }
 
 fn snapshot(connection: &Connection, question: &Question) -> Result<Snapshot, StoreError> {
-    let waiting = match question.ik_id {
+    let (records, active) = records(connection, question)?;
+    let ik_id = match question.ik {
+        IkInQuestion::None => None,
+        IkInQuestion::Is(ik_id) => Some(ik_id),
+        IkInQuestion::OfActive => active_ik(&records),
+    };
+    let waiting = match ik_id {
         Some(ik_id) if question.waiting => waiting(connection, &question.ek, &ik_id)?,
         _ => Vec::new(),
     };
-    let (records, active) = records(connection, question)?;
     Ok(Snapshot { records, active, waiting })
 }

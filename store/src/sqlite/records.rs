@@ -8,7 +8,7 @@ use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::columns::{ek_id, optional_device_id, parsed, time};
-use crate::act::{IdInQuestion, Question};
+use crate::act::{IdInQuestion, IkInQuestion, Question};
 use crate::error::StoreError;
 
 /// Reads all parts of the records, and the active certificate if it is for the IK in question and
@@ -17,7 +17,12 @@ pub(super) fn records(
     connection: &Connection,
     question: &Question,
 ) -> Result<(Records, Option<ActiveCertificate>), StoreError> {
-    let Question { ek, device: about, ik_id, now, .. } = question;
+    let Question { ek, device: about, ik, now, .. } = question;
+    let (ik_id, is_any) = match ik {
+        IkInQuestion::None => (None, false),
+        IkInQuestion::Is(ik_id) => (Some(ik_id), false),
+        IkInQuestion::OfActive => (None, true),
+    };
     let disabled = connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM disabled_eks WHERE ek_id = ?1)")?
         .query_row(params![ek.as_bytes()], |row| row.get(0))?;
@@ -26,7 +31,13 @@ pub(super) fn records(
     let registered = connection
         .prepare_cached(REGISTERED)?
         .query_row(
-            params![ek.as_bytes(), quota_from.unix_timestamp(), ik_id, now.unix_timestamp()],
+            params![
+                ek.as_bytes(),
+                quota_from.unix_timestamp(),
+                ik_id,
+                now.unix_timestamp(),
+                is_any
+            ],
             |row| {
                 let (mut certificate, mut active) = (None, None);
                 if let Some(ik_id) = row.get(1)? {
@@ -129,7 +140,7 @@ pub(super) fn holder(
 
 const REGISTERED: &str = "
     SELECT d.device_id, c.ik_id, c.issued_at, c.serial,
-           iif(c.ik_id = ?3 AND c.not_after > ?4, c.der, NULL),
+           iif((?5 OR c.ik_id = ?3) AND c.not_after > ?4, c.der, NULL),
            (SELECT count(*) FROM certificates r WHERE r.ek_id = d.ek_id AND r.confirmed_at > ?2)
     FROM devices d LEFT JOIN certificates c ON c.ek_id = d.ek_id AND c.status = 'active'
     WHERE d.ek_id = ?1";
@@ -150,7 +161,7 @@ mod tests {
             let ek = hex::encode([n; 32]).parse().unwrap();
             let device = format!("dev-{n}").parse().unwrap();
             let question = Question {
-                ik_id: Some([n; 32]),
+                ik: IkInQuestion::Is([n; 32]),
                 ..Question::about(ek, &device, now + Duration::seconds(n.into()))
             };
             store.snapshot(&question).unwrap();

@@ -6,7 +6,8 @@ use assay_ca_core::{
 };
 use assay_store::contract::Store;
 use assay_store::{
-    Act, AuditEntry, Basis, Change, Entry, Question, Recorded, Snapshot, StoreError, Whom,
+    Act, AuditEntry, Basis, Change, Entry, IdInQuestion, IkInQuestion, Question, Recorded,
+    Snapshot, StoreError, Whom,
 };
 use assay_wire::{DeviceId, EkId, Scope};
 use sha2::{Digest, Sha256};
@@ -74,9 +75,26 @@ pub(crate) fn act(certificate: &CertificateFacts, der: Vec<u8>) -> Act {
     }
 }
 
+/// Plans as *renew* does, for the IK of the certificate in force.
+pub(crate) fn plan_to_renew(store: &mut Any, renewed: &CertificateFacts) -> Entry {
+    let facts = CertificateFacts { confirm_by: Some(renewed.not_after), ..renewed.clone() };
+    let (ek, random) = (facts.ek_id, &mut rand_core::UnwrapErr(getrandom::SysRng));
+    let der = vec![facts.serial[0]];
+    let renewed = unchecked::renewed(facts, der, &key(), random).unwrap();
+    let basis = Some(basis(&mut **store, renewing(ek)).unwrap());
+    Entry { act: Act::Renew(renewed), basis, audit: None }
+}
+
+/// The question of a renewal.
+pub(crate) fn renewing(ek: EkId) -> Question {
+    let device = IdInQuestion::Due { derived: id("derived"), other_eks: Vec::new() };
+    let ik = IkInQuestion::OfActive;
+    Question { device, ik, waiting: true, ..Question::about(ek, &id("derived"), now()) }
+}
+
 /// A question about an EK, a device id and an IK.
 pub(crate) fn question(ek: EkId, device: &str, ik_id: [u8; 32], at: OffsetDateTime) -> Question {
-    Question { ik_id: Some(ik_id), ..Question::about(ek, &id(device), at) }
+    Question { ik: IkInQuestion::Is(ik_id), ..Question::about(ek, &id(device), at) }
 }
 
 /// The basis of a plan.

@@ -29,6 +29,8 @@ on_both! {
     a_confirmed_certificate_supersedes_and_registers,
     a_newer_certificate_supersedes_the_older,
     a_registered_ek_keeps_its_id_when_it_is_enrolled,
+    a_renewed_certificate_ends_nothing_until_it_comes_into_force,
+    a_renewed_certificate_takes_the_place_of_what_waits_for_its_ek_and_ik,
     a_removed_devices_id_is_free_and_its_certificates_are_not_good,
     a_retired_generation_never_returns,
     an_active_certificate_that_has_expired_is_not_given_again,
@@ -40,6 +42,7 @@ on_both! {
     another_certificate_with_the_serial_number_of_a_good_one_is_unknown,
     another_eks_certificate_under_the_same_device_id_changes_nothing,
     batch_in_which_devices_meet_is_recorded_as_if_one_came_after_another,
+    certificate_in_force_is_found_without_knowing_its_ik,
     certificate_is_confirmed_once,
     certificate_to_confirm_is_found_until_its_time_is_over,
     certificates_of_a_device_are_counted_for_a_day,
@@ -53,6 +56,7 @@ on_both! {
     key_that_was_never_offered_is_never_used,
     many_are_enrolled_or_none,
     numbers_of_revocation_lists_stand_for_states_one_after_the_other,
+    of_two_renewals_at_once_one_is_recorded,
     of_two_eks_racing_for_a_device_id_one_wins,
     of_two_eks_with_a_shared_key_for_one_device_id_one_is_registered,
     offer_that_is_made_again_waits_as_long_again,
@@ -907,8 +911,96 @@ fn certificate_is_confirmed_once(fixture: &Fixture) {
         assert_eq!(records.disabled, disabled);
         let found = store.sealed_certificate(&ek(1), &sha256(&[1]), now()).unwrap();
         let records = Box::new(records);
-        assert_eq!(found, SealedOnRecord::Active { device_id, assurance, records });
+        let der = vec![1];
+        assert_eq!(found, SealedOnRecord::Active { device_id, assurance, records, der });
     }
+}
+
+fn certificate_in_force_is_found_without_knowing_its_ik(fixture: &Fixture) {
+    let mut store = fixture.store();
+    assert_eq!(store.snapshot(&renewing(ek(1))).unwrap().active, None);
+    let facts = CertificateFacts { ik_id: [9; 32], ..certificate(1, "pump-1", ek(1)) };
+    add(&mut store, &facts).unwrap();
+    add(&mut store, &certificate(2, "pump-2", ek(2))).unwrap();
+    // These wait for another IK and for another EK.
+    add(&mut store, &sealed(3, "pump-1", ek(1))).unwrap();
+    add(&mut store, &CertificateFacts { ik_id: [9; 32], ..sealed(4, "pump-2", ek(2)) }).unwrap();
+    let found = store.snapshot(&renewing(ek(1))).unwrap();
+    let active = found.active.unwrap();
+    assert_eq!((active.serial, active.ik_id, active.der), ([1; 16], [9; 32], vec![1]));
+    assert!(found.waiting.is_empty());
+    add(&mut store, &CertificateFacts { ik_id: [9; 32], ..sealed(5, "pump-1", ek(1)) }).unwrap();
+    let waiting = store.snapshot(&renewing(ek(1))).unwrap().waiting;
+    assert_eq!(waiting.iter().map(|it| it.serial).collect::<Vec<_>>(), [[5; 16]]);
+    let late = Question { now: facts.not_after, ..renewing(ek(1)) };
+    assert_eq!(store.snapshot(&late).unwrap().active, None);
+}
+
+fn a_renewed_certificate_ends_nothing_until_it_comes_into_force(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let old = certificate(1, "pump-1", ek(1));
+    add(&mut store, &old).unwrap();
+    let renewed = CertificateFacts { ik_id: old.ik_id, ..certificate(2, "pump-1", ek(1)) };
+    let entry = plan_to_renew(&mut store, &renewed);
+    assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Done);
+    assert_eq!(status(&mut store, 1), CertificateStatus::Active);
+    assert_eq!(status(&mut store, 2), CertificateStatus::Unconfirmed(ek(1)));
+    let found = store.snapshot(&renewing(ek(1))).unwrap();
+    assert_eq!(found.active.unwrap().serial, [1; 16]);
+    let [waiting] = &found.waiting[..] else { panic!("one waits") };
+    assert_eq!((waiting.serial, waiting.confirm_by), ([2; 16], renewed.not_after));
+    let before = renewed.not_after - Duration::SECOND;
+    let found = store.sealed_certificate(&ek(1), &sha256(&[2]), before).unwrap();
+    assert!(matches!(found, SealedOnRecord::Unconfirmed { .. }));
+
+    let question = Question::about(ek(1), &id("pump-1"), now());
+    let basis = Some(basis(&mut *store, question).unwrap());
+    let adopted = unchecked::confirmed(waiting.clone(), &key(), now()).unwrap();
+    let entry = Entry { act: Act::Activate(adopted), basis, audit: None };
+    assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Done);
+    assert_eq!(status(&mut store, 1), CertificateStatus::Superseded);
+    assert_eq!(status(&mut store, 2), CertificateStatus::Active);
+    assert_eq!(store.snapshot(&renewing(ek(1))).unwrap().active.unwrap().der, [2]);
+}
+
+fn a_renewed_certificate_takes_the_place_of_what_waits_for_its_ek_and_ik(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let old = certificate(1, "pump-1", ek(1));
+    add(&mut store, &old).unwrap();
+    let with =
+        |serial, device, ek_id, ik_id| CertificateFacts { ik_id, ..sealed(serial, device, ek_id) };
+    // The last two wait for another IK and for another EK.
+    add(&mut store, &with(2, "pump-1", ek(1), old.ik_id)).unwrap();
+    add(&mut store, &with(3, "pump-1", ek(1), [9; 32])).unwrap();
+    add(&mut store, &with(4, "pump-2", ek(2), old.ik_id)).unwrap();
+    for serial in [5, 6] {
+        let before = store.changes().unwrap();
+        let entry = plan_to_renew(&mut store, &with(serial, "pump-1", ek(1), old.ik_id));
+        assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Done);
+        let after = store.changes().unwrap();
+        assert_eq!(after.connections, before.connections);
+        assert!(after.list > before.list);
+    }
+    for (serial, due) in [(2, "revoked"), (3, "unconfirmed"), (5, "revoked"), (6, "unconfirmed")] {
+        let rows = store.certificates().unwrap();
+        let row = rows.iter().find(|row| row.serial == [serial; 16]).unwrap();
+        assert_eq!(row.status, due, "{serial}");
+    }
+    assert_eq!(status(&mut store, 1), CertificateStatus::Active);
+    assert!(!waiting(&mut store, ek(2), 1).is_empty(), "another EK's");
+}
+
+fn of_two_renewals_at_once_one_is_recorded(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    let [first, second] = [2, 3].map(|serial| {
+        let ik_id = certificate(1, "pump-1", ek(1)).ik_id;
+        let renewed = CertificateFacts { ik_id, ..certificate(serial, "pump-1", ek(1)) };
+        plan_to_renew(&mut store, &renewed)
+    });
+    let recorded = store.record(&scope(), &[first, second]).unwrap();
+    assert_eq!(recorded, [Recorded::Done, Recorded::Stale]);
+    assert_eq!(status(&mut store, 3), CertificateStatus::Unknown);
 }
 
 fn certificate_to_confirm_is_found_until_its_time_is_over(fixture: &Fixture) {

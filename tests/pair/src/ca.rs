@@ -259,6 +259,9 @@ fn deed(act: &Act) -> Deed {
         Act::Seal(certificate) => {
             Deed::Sealed { facts: certificate.facts().clone(), sha256: certificate.sha256() }
         }
+        Act::Renew(certificate) => {
+            Deed::Sealed { facts: certificate.facts().clone(), sha256: certificate.sha256() }
+        }
         Act::Activate(confirmed) => Deed::Activated { serial: confirmed.serial() },
         Act::Offer(offer) => Deed::Offered {
             ek_id: offer.ek_id(),

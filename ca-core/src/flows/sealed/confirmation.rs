@@ -57,10 +57,12 @@ impl Confirmation {
     }
 }
 
-/// A certificate that waits for its confirmation, and that its device could read.
+/// A certificate that waits for its confirmation, and that its device has.
 ///
-/// Before the confirmation, the certificate leaves the CA only in the box, and the record keeps it
-/// encrypted. So a client that knows its bytes had the TPM that could open the box.
+/// Before the confirmation, a sealed certificate leaves the CA only in the box, and the record keeps
+/// it encrypted. So a client that knows its bytes had the TPM that could open the box. A renewed
+/// certificate is no secret. Its device proved before that its EK and its IK are in one TPM, so the
+/// IK is enough: in a TLS handshake, or for an [adoption](Self::by_adoption).
 #[derive(Clone, Debug)]
 pub struct Shown(Unconfirmed);
 
@@ -92,6 +94,10 @@ impl Shown {
             return Err(certificate.outdated());
         }
         Ok(Self(certificate))
+    }
+
+    pub(crate) fn of(certificate: Unconfirmed) -> Self {
+        Self(certificate)
     }
 
     pub(super) fn into_certificate(self) -> Unconfirmed {

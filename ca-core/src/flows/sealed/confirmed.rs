@@ -34,9 +34,7 @@ impl Confirmed {
     ) -> Result<Self, Rejection> {
         let certificate = shown.into_certificate();
         let welcome = may_be_confirmed(&certificate, records, now)?;
-        let der = key
-            .decrypt(&certificate.encrypted, &certificate.serial)
-            .ok_or_else(|| certificate.outdated())?;
+        let der = certificate.decrypt(key).ok_or_else(|| certificate.outdated())?;
         Ok(Self { certificate, welcome, der, decided_at: now })
     }
 
@@ -47,7 +45,7 @@ impl Confirmed {
         decided_at: OffsetDateTime,
     ) -> Option<Self> {
         let welcome = Welcome::unchecked(certificate.device_id.clone());
-        let der = key.decrypt(&certificate.encrypted, &certificate.serial)?;
+        let der = certificate.decrypt(key)?;
         Some(Self { certificate, welcome, der, decided_at })
     }
 
@@ -83,7 +81,7 @@ impl Confirmed {
 }
 
 /// Whether this certificate may be confirmed now. An operator may have granted another device id
-/// meanwhile, or a certificate for another IK may have become active.
+/// meanwhile, or another certificate may have become active.
 pub(crate) fn may_be_confirmed(
     certificate: &Unconfirmed,
     records: &Records,
@@ -92,6 +90,11 @@ pub(crate) fn may_be_confirmed(
     let Unconfirmed { ek_id, ik_id, device_id, assurance, issued_at, confirm_by, .. } = certificate;
     if now >= *confirm_by {
         return Err(Rejection::ClaimExpired { expired_at: *confirm_by, now });
+    }
+    // A later certificate for the same IK must not give way to an earlier one either.
+    let active = records.registration.as_ref().and_then(|it| it.certificate.as_ref());
+    if active.is_some_and(|active| active.ik_id == *ik_id && active.issued_at >= *issued_at) {
+        return Err(Rejection::CertificateOvertaken { issued_at: *issued_at });
     }
     let (KeyChange::None | KeyChange::Rekey) =
         KeyChange::decide(*ek_id, ik_id, *issued_at, records)?;

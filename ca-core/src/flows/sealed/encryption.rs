@@ -7,7 +7,7 @@ use crate::Fault;
 use crate::flows::mac::TicketKey;
 
 /// A certificate that waits for its confirmation. It is stored encrypted, so that nobody who reads
-/// the store can read it.
+/// the store can read it, and so that nobody can take a sealed certificate for a renewed one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncryptedCertificate(Vec<u8>);
 
@@ -23,6 +23,28 @@ impl EncryptedCertificate {
     }
 }
 
+/// What a certificate waits for.
+///
+/// The two are encrypted under different keys. So the CA can tell them apart for certain: a renewed
+/// one may be sent in clear and be adopted, a sealed one may not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// It was sealed, and waits for its device to show that its TPM could open it.
+    Sealed,
+    /// It is a renewed one, and waits for its device to adopt it.
+    Renewed,
+}
+
+impl Waits {
+    /// Separates the keys from each other, and from the MACs that are sent to devices.
+    fn label(self) -> &'static [u8] {
+        match self {
+            Self::Sealed => b"assay waiting certificate v1\0",
+            Self::Renewed => b"assay renewed certificate v1\0",
+        }
+    }
+}
+
 impl TicketKey {
     /// Encrypts a certificate for as long as it waits (AES-256-GCM, SP 800-38D; random nonces are
     /// good for 2^32 certificates). An attacker with this key can make tickets, and has no use for
@@ -32,20 +54,22 @@ impl TicketKey {
         &self,
         certificate: &[u8],
         serial: &[u8; 16],
+        waits: Waits,
         rng: &mut dyn CryptoRng,
     ) -> Result<EncryptedCertificate, Fault> {
-        encrypt(&self.mac(WAITING_LABEL, &[]), serial, certificate, rng).map(EncryptedCertificate)
+        encrypt(&self.mac(waits.label(), &[]), serial, certificate, rng).map(EncryptedCertificate)
     }
 
     /// The certificate with this serial number. `None` if it was encrypted under another key or for
-    /// another serial number, or if it was changed.
+    /// another serial number, if it waits for something else, or if it was changed.
     pub(crate) fn decrypt(
         &self,
         encrypted: &EncryptedCertificate,
         serial: &[u8; 16],
+        waits: Waits,
     ) -> Option<Vec<u8>> {
         let key =
-            LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*self.mac(WAITING_LABEL, &[])).ok()?);
+            LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*self.mac(waits.label(), &[])).ok()?);
         let (nonce, ciphertext) = encrypted.0.split_first_chunk::<NONCE_LEN>()?;
         let mut content = ciphertext.to_vec();
         let length = key
@@ -80,8 +104,6 @@ pub(super) fn encrypt(
     Ok(out)
 }
 
-/// Separates the key that encrypts waiting certificates from the MACs that are sent to devices.
-const WAITING_LABEL: &[u8] = b"assay waiting certificate v1\0";
 /// The length of an AES-256 key. A credential for an EK of any template can hold it.
 pub(super) const SEALING_KEY_LEN: usize = 32;
 
@@ -94,17 +116,35 @@ mod tests {
         let (der, serial) = (&[7; 600], &[0x41; 16]);
         let mut rng = rand_core::UnwrapErr(getrandom::SysRng);
         let key = TicketKey::new([2; TicketKey::LEN]);
-        let mut encrypt = || key.encrypt(der, serial, &mut rng).unwrap();
-        let (encrypted, other) = (encrypt(), encrypt());
+        let mut encrypt = |waits| key.encrypt(der, serial, waits, &mut rng).unwrap();
+        let (encrypted, other) = (encrypt(Waits::Sealed), encrypt(Waits::Sealed));
         assert_ne!(encrypted, other, "each under a fresh nonce");
-        assert_eq!(key.decrypt(&encrypted, serial).unwrap(), der);
-        assert_eq!(TicketKey::new([3; TicketKey::LEN]).decrypt(&encrypted, serial), None);
-        assert_eq!(key.decrypt(&encrypted, &[1; 16]), None, "in the place of another");
+        assert_eq!(key.decrypt(&encrypted, serial, Waits::Sealed).unwrap(), der);
+        assert_eq!(key.decrypt(&encrypted, serial, Waits::Renewed), None, "a sealed one");
+        let renewed = encrypt(Waits::Renewed);
+        assert_eq!(key.decrypt(&renewed, serial, Waits::Renewed).unwrap(), der);
+        assert_eq!(key.decrypt(&renewed, serial, Waits::Sealed), None, "a renewed one");
+        assert_eq!(
+            TicketKey::new([3; TicketKey::LEN]).decrypt(&encrypted, serial, Waits::Sealed),
+            None
+        );
+        assert_eq!(
+            key.decrypt(&encrypted, &[1; 16], Waits::Sealed),
+            None,
+            "in the place of another"
+        );
         for byte in 0..encrypted.as_bytes().len() {
             let mut changed = encrypted.as_bytes().to_vec();
             changed[byte] ^= 1;
-            assert_eq!(key.decrypt(&EncryptedCertificate::new(changed), serial), None, "{byte}");
+            assert_eq!(
+                key.decrypt(&EncryptedCertificate::new(changed), serial, Waits::Sealed),
+                None,
+                "{byte}"
+            );
         }
-        assert_eq!(key.decrypt(&EncryptedCertificate::new(vec![1; 11]), serial), None);
+        assert_eq!(
+            key.decrypt(&EncryptedCertificate::new(vec![1; 11]), serial, Waits::Sealed),
+            None
+        );
     }
 }

@@ -18,5 +18,6 @@ pub use confirmation::{Confirmation, Shown};
 pub use confirmed::Confirmed;
 pub(crate) use confirmed::may_be_confirmed;
 pub use encryption::EncryptedCertificate;
+pub(crate) use encryption::Waits;
 pub(crate) use seal::SealedBox;
 pub use waiting::{SealedOnRecord, Unconfirmed};

@@ -27,6 +27,7 @@ impl SealedBox {
     pub(crate) fn new(
         candidate: &Candidate,
         chain: CertificateList<1>,
+        renew_at: Option<u64>,
         confirm_by: OffsetDateTime,
         key: &TicketKey,
         now: OffsetDateTime,
@@ -41,9 +42,8 @@ impl SealedBox {
         let claim = minicbor::to_vec(claim).expect("writing to memory does not fail");
         let ticket = Ticket::from(*key.mac(CONFIRMATION_LABEL, &claim));
         let receipt_sha256 = Sha256::digest(*key.mac(RECEIPT_LABEL, &claim)).into();
-        let content = Zeroizing::new(
-            SealedCertificate { chain, ticket, receipt_sha256, renew_at: None }.encode(),
-        );
+        let content =
+            Zeroizing::new(SealedCertificate { chain, ticket, receipt_sha256, renew_at }.encode());
 
         let mut secret = Zeroizing::new([0; SEALING_KEY_LEN]);
         rng.fill_bytes(&mut *secret);

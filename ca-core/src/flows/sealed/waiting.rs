@@ -1,16 +1,18 @@
-//! A sealed certificate on record.
+//! A sealed or renewed certificate on record.
 
 use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
 
-use super::encryption::EncryptedCertificate;
+use super::encryption::{EncryptedCertificate, Waits};
 use crate::Rejection;
 use crate::ek::assurance::Assurance;
+use crate::flows::mac::TicketKey;
 use crate::records::Records;
+use crate::subject::Subject;
 
-/// A certificate on record that waits for its device to confirm it.
+/// A certificate on record that waits for its device to confirm or adopt it.
 ///
-/// Does not establish that its device could read it: see [`Shown`](crate::Shown).
+/// Does not establish that its device has it: see [`Shown`](crate::Shown).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unconfirmed {
     /// Its serial number.
@@ -34,13 +36,26 @@ pub struct Unconfirmed {
 }
 
 impl Unconfirmed {
+    /// The certificate. `None` if it was encrypted under another ticket key.
+    pub(super) fn decrypt(&self, key: &TicketKey) -> Option<Vec<u8>> {
+        [Waits::Sealed, Waits::Renewed]
+            .into_iter()
+            .find_map(|waits| key.decrypt(&self.encrypted, &self.serial, waits))
+    }
+
+    /// Whether a new certificate for this subject would say the same.
+    pub(crate) fn is_for(&self, subject: &Subject) -> bool {
+        (self.ek_id, &self.device_id, self.assurance, self.ik_id)
+            == (subject.ek_id, &subject.device_id, subject.assurance, subject.ik_id())
+    }
+
     /// Why there is nothing to confirm any more.
     pub(super) fn outdated(&self) -> Rejection {
         Rejection::CertificateEnded { issued_at: self.issued_at }
     }
 }
 
-/// The present state of a certificate that was sealed.
+/// The present state of a certificate that was sealed or renewed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SealedOnRecord {
     /// It waits for its confirmation.
@@ -58,6 +73,8 @@ pub enum SealedOnRecord {
         assurance: Assurance,
         /// What is on record about its EK and its device id.
         records: Box<Records>,
+        /// The certificate in DER.
+        der: Vec<u8>,
     },
     /// It was superseded or revoked, or the time to confirm it is over.
     Ended,

@@ -1,0 +1,101 @@
+//! Renewal: the next certificate for the same IK.
+
+use assay_wire::{CertificateReply, DeviceId};
+use rand_core::CryptoRng;
+use time::OffsetDateTime;
+
+use crate::flows::mac::TicketKey;
+use crate::flows::renewal::RenewalProof;
+use crate::flows::sealed::{Unconfirmed, Waits, may_be_confirmed};
+use crate::issue::{Issued, Issuer, Prepared, Renewed, Term};
+use crate::profile::Profile;
+use crate::records::{QUOTA, QUOTA_PERIOD, Records};
+use crate::{Failure, Fault, Rejection};
+
+/// What a device gets that asks to renew its certificate.
+#[derive(Debug)]
+pub struct Renewing {
+    device_id: DeviceId,
+    answer: Answer,
+}
+
+#[derive(Debug)]
+enum Answer {
+    /// The certificate in force, which is not due; or a renewed one that waits.
+    OnRecord(CertificateReply),
+    New(Box<Prepared<Renewed>>),
+}
+
+impl Renewing {
+    /// A certificate is due from [`Profile::renew_before`] its end on, if a new one would end later;
+    /// and at any time if its issuing CA was replaced since. One that is not due is sent again. One
+    /// that is due is renewed, unless a renewed one waits that says what a new one would say.
+    ///
+    /// `waiting` are the EK's certificates for this IK that wait, the newest first. Those that were
+    /// sealed are passed over: they must not be sent in clear, and do not keep a device from
+    /// renewing, because anybody can ask for them. If the one that waits would not do any more, the
+    /// next may be made an hour later. So a device cannot ask for more in a day than by other flows.
+    #[expect(clippy::too_many_arguments, reason = "each is one input of the decision")]
+    pub fn plan(
+        proof: RenewalProof,
+        records: &Records,
+        waiting: &[Unconfirmed],
+        key: &TicketKey,
+        profile: &Profile,
+        issuer: &Issuer,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Failure> {
+        let device_id = proof.device_id().clone();
+        let on_record = |der: &[u8]| {
+            let renew_at = Term::of(der).map(|term| term.renew_at(profile));
+            let answer = Answer::OnRecord(CertificateReply { chain: issuer.chain(der)?, renew_at });
+            Ok(Self { device_id: device_id.clone(), answer })
+        };
+        let is_due = now >= proof.term.due_from(profile)
+            && issuer.end_of_validity(profile, now) > proof.term.not_after;
+        if !is_due && issuer.has_signed(&proof.der) {
+            return on_record(&proof.der);
+        }
+        for certificate in waiting {
+            let Some(der) =
+                key.decrypt(&certificate.encrypted, &certificate.serial, Waits::Renewed)
+            else {
+                continue;
+            };
+            let is_good = certificate.is_for(&proof.subject)
+                && may_be_confirmed(certificate, records, now).is_ok();
+            if is_good && issuer.has_signed(&der) {
+                return on_record(&der);
+            }
+            let next = certificate.issued_at + QUOTA_PERIOD / i32::try_from(QUOTA).unwrap_or(1);
+            if now < next {
+                return Err(Rejection::RenewedTooOften { ek: proof.ek_id(), next }.into());
+            }
+        }
+        let prepared = Prepared::<Renewed>::new(&proof, records, profile, issuer, now, rng)?;
+        Ok(Self { device_id, answer: Answer::New(Box::new(prepared)) })
+    }
+
+    /// The device's id.
+    pub fn device_id(&self) -> &DeviceId {
+        &self.device_id
+    }
+
+    /// Signs a new certificate and makes the reply. Record the certificate before you send the
+    /// reply.
+    pub fn sign(
+        self,
+        issuer: &Issuer,
+        key: &TicketKey,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(CertificateReply, Option<Issued<Renewed>>), Fault> {
+        match self.answer {
+            Answer::OnRecord(reply) => Ok((reply, None)),
+            Answer::New(prepared) => {
+                let issued = Issued::<Renewed>::sign(*prepared, issuer, key, rng)?;
+                Ok((issued.reply(issuer)?, Some(issued)))
+            }
+        }
+    }
+}
