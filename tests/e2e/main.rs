@@ -22,6 +22,7 @@ mod operators;
 mod raw_client;
 mod refusals;
 mod reload;
+mod renewal;
 mod rewrap;
 mod sealed;
 mod shared_key;

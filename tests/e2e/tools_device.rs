@@ -2,18 +2,21 @@
 //! with ours.
 
 use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use assay_broker_plugin::certificate;
 use assay_tests::{EkKind, Swtpm};
 use assay_wire::{
-    Bundle, Bytes, CertificateList, ChallengeReply, Identity, Limit, SealedCertificate,
-    SealedReply, Ticket,
+    Adoption, Bundle, Bytes, CertificateList, ChallengeReply, Identity, Limit, Renewal,
+    SealedCertificate, SealedReply, Ticket,
 };
 use rcgen::{CertificateParams, PublicKeyData, SignatureAlgorithm, SigningKey};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::digest::{SHA256, digest};
 use rustls::pki_types::pem::PemObject;
+
+use crate::raw_client::scope;
 
 /// A TPM with an EK and an IK loaded in files, as tpm2-tools keep them.
 pub(crate) struct ToolsDevice<'a> {
@@ -87,6 +90,23 @@ impl<'a> ToolsDevice<'a> {
 }
 
 impl ToolsDevice<'_> {
+    /// Asks to renew a certificate, which tpm2_sign signs.
+    pub(crate) fn renewal(&self, certificate: &[u8]) -> Result<Renewal> {
+        let (certificate, time) = (sha256(certificate)?, seconds()?);
+        let Bundle { ek_public, ek_certificates, .. } = self.evidence()?;
+        let signature = self.ik.sign(&Renewal::signed(&scope(), &certificate, time))?;
+        let signature = signature.try_into()?;
+        Ok(Renewal { ek_public, ek_certificates, certificate, time, signature })
+    }
+
+    /// Adopts a renewed certificate.
+    pub(crate) fn adoption(&self, certificate: &[u8]) -> Result<Adoption> {
+        let (certificate, time) = (sha256(certificate)?, seconds()?);
+        let ek_id = ek_id(&self.tpm.ek_public_pem(self.kind)?)?.into();
+        let signature = self.ik.sign(&Adoption::signed(&scope(), &certificate, time))?;
+        Ok(Adoption { certificate, time, signature: signature.try_into()?, ek_id })
+    }
+
     /// Opens a sealed certificate with tpm2_activatecredential and AES-256-GCM.
     pub(crate) fn open(&self, reply: &SealedReply) -> Result<SealedCertificate> {
         self.tpm.tpm2(&["flushcontext", "-t"])?;
@@ -112,6 +132,14 @@ impl ToolsDevice<'_> {
             opened.map_err(|_| anyhow::anyhow!("the box does not open"))?,
         )?)
     }
+}
+
+fn sha256(bytes: &[u8]) -> Result<[u8; 32]> {
+    Ok(digest(&SHA256, bytes).as_ref().try_into()?)
+}
+
+fn seconds() -> Result<u64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
 }
 
 /// The EK id of a public key in PEM.
