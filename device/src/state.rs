@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_file_is_reported_with_what_to_do_and_left_to_who_begins_anew() {
+    fn broken_file_is_reported_and_stays_until_a_new_run_moves_it() {
         let record =
             r#"{"scope":"default","ek":"p-256","ek_id":"00","ik":"p-256","ik_handle":2164261376}"#;
         for broken in [

@@ -163,7 +163,7 @@ fn what_init_makes_belongs_to_the_owner_of_the_directory() -> Result<()> {
 
 /// A key that root makes for an operator must not belong to the owner of the directory.
 #[test]
-fn credentials_outside_of_the_ca_belong_to_whoever_makes_them() -> Result<()> {
+fn credentials_outside_of_the_ca_belong_to_their_maker() -> Result<()> {
     let dir = AssayDir::init()?;
     let place = tempfile::tempdir()?;
     let ours = place.path().metadata()?.uid();

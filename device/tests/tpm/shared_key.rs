@@ -183,7 +183,7 @@ fn key_that_is_there_already_is_taken_as_it_is() -> Result<()> {
 }
 
 #[test]
-fn whoever_is_cut_off_at_any_command_of_a_replacement_finishes_it_the_next_time() -> Result<()> {
+fn a_replacement_cut_off_at_any_command_is_finished_the_next_time() -> Result<()> {
     let swtpm = a_tpm();
     let (old, new) = (wrapped_for(&swtpm, &OTHER_KEY)?, wrapped_for(&swtpm, &KEY)?);
     let mut was_free = false;

@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_falls_asleep_while_he_writes_keeps_others_waiting_for_seconds_only() {
+    fn a_client_that_stops_during_a_write_delays_others_for_seconds_only() {
         let server = assay_tests::Postgres::shared().unwrap();
         let settings = settings(&server);
         let mut asleep = Session::open(&settings).unwrap();
