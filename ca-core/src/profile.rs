@@ -149,7 +149,7 @@ pub enum ProfileError {
     Validity { found: Duration },
     #[error("the time to confirm is {found}, outside 1 s to {}", Profile::MAX_CONFIRM_WITHIN)]
     Confirmation { found: Duration },
-    #[error("there is no flow: nobody could be provisioned")]
+    #[error("no flow is offered, so no device could be provisioned")]
     NoFlow,
     #[error("backdate is {found}, outside 0 to {}", Profile::MAX_BACKDATE)]
     Backdate { found: Duration },
