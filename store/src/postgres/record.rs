@@ -164,7 +164,7 @@ fn supersede(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreEr
         return Ok(());
     }
     let rows = session.execute(SUPERSEDE, &[&serials, &times])?;
-    expect(rows, serials.len(), "the active certificate is another")
+    expect(rows, serials.len(), "another certificate is active")
 }
 
 fn add_certificates(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
@@ -225,7 +225,7 @@ fn put_into_force(session: &mut Session, group: &[Holding<'_>]) -> Result<(), St
         return Ok(());
     }
     let rows = session.execute(PUT_INTO_FORCE, &[&serials, &times, &ders])?;
-    expect(rows, serials.len(), "the certificate does not wait")
+    expect(rows, serials.len(), "the certificate does not wait for confirmation")
 }
 
 fn offer_keys(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
@@ -269,7 +269,7 @@ fn take_into_use(session: &mut Session, group: &[Holding<'_>]) -> Result<(), Sto
     let times: Vec<_> = new.iter().map(|new| new.used_at.unix_timestamp()).collect();
     let period = QUOTA_PERIOD.whole_seconds();
     let rows = session.execute(TAKE_INTO_USE, &[&eks, &generations, &times, &period])?;
-    expect(rows, eks.len(), "the EK was offered no shared key")
+    expect(rows, eks.len(), "no shared key was offered to the EK")
 }
 
 fn expect(rows: u64, count: usize, otherwise: &'static str) -> Result<(), StoreError> {
