@@ -77,7 +77,7 @@ impl StateDirectory {
         let copy = self.path.join(BROKEN);
         fs::rename(&path, &copy).map_err(Error::state(&path))?;
         Ok(Some(format!(
-            "{} is broken ({error}): moved to {BROKEN}, beginning anew",
+            "{} is broken ({error}): moved to {BROKEN}, starting a new file",
             path.display()
         )))
     }
@@ -157,7 +157,7 @@ fn refuse_directory_of_others(path: &Path, own_uid: u32) -> Result<(), Error> {
         ));
     }
     if directory.mode() & 0o022 != 0 {
-        return refusal("others may write to it; close it first: chmod 700".into());
+        return refusal("other users may write to it; first close it to them: chmod 700".into());
     }
     Ok(())
 }

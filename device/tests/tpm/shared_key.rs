@@ -113,7 +113,7 @@ fn key_of_another_shape_is_refused_before_the_tpm_sees_it() -> Result<()> {
         public[at] = value;
         let error =
             import(&mut open(&swtpm), &WrappedKey { public, ..good.clone() }, None).unwrap_err();
-        assert!(error.to_string().contains("agreed shape"), "{at}: {error}");
+        assert!(error.to_string().contains("agreed form"), "{at}: {error}");
     }
     Ok(())
 }
