@@ -176,7 +176,7 @@ fn mosquitto_without_rules_breaks_them() -> Result<()> {
         ("user-name", "as operator@: hears another's request"),
         ("user-name", "as assay-check-"),
         ("will", "a stranger's, on another's reply topic, is published; a device's"),
-        ("no-certificate", "a stranger is let in; whoever says worker@ is let in"),
+        ("no-certificate", "a stranger is let in; a client that says worker@ is let in"),
     ] {
         ensure!(found[rule].1.contains(how), "{rule} {found:#?}");
     }

@@ -223,13 +223,12 @@ impl EkIdentity {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum EkFileError {
-    #[error("neither a certificate, nor a public key, nor a TPM2B_PUBLIC or TPMT_PUBLIC")]
+    #[error("not a certificate, a public key, a TPM2B_PUBLIC or a TPMT_PUBLIC")]
     Unrecognised,
     #[error(transparent)]
     Container(#[from] ContainerError),
     #[error(
-        "neither a certificate, nor a public key, nor a TPM2B_PUBLIC or TPMT_PUBLIC: if it is a \
-         key, {0}"
+        "not a certificate, a public key, a TPM2B_PUBLIC or a TPMT_PUBLIC: if it is a key, {0}"
     )]
     Key(UnreadableKey),
     #[error(
