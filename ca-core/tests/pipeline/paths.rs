@@ -575,7 +575,9 @@ mod rules {
         );
         let said = Chain::new().issuer(early).refused();
         assert!(
-            said.contains("2055-01-01") && said.contains("2056-01-01") && said.contains("to come"),
+            said.contains("2055-01-01")
+                && said.contains("2056-01-01")
+                && said.contains("not valid yet"),
             "{said}"
         );
         for chain in [Chain::new().ek(expired), Chain::new().issuer(early)] {

@@ -492,6 +492,8 @@ impl World {
         if let Some(deed) = entered.flatten() {
             self.rules.done(deed, None, now)?;
         }
+        let is_good = self.rules.certificates().any(|it| it.sha256 == sha256 && it.is_good);
+        rule!(!is_let_in || is_good, "a certificate that is not good let its device in");
         Ok(is_let_in)
     }
 

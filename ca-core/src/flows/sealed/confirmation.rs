@@ -60,7 +60,8 @@ impl Confirmation {
 /// A certificate that waits for its confirmation, and that its device could read.
 ///
 /// Before the confirmation, the certificate leaves the CA only in the box, and the record keeps it
-/// encrypted. So a client that knows its bytes had the TPM that could open the box.
+/// encrypted. So a client that knows its bytes, and has its key, had the TPM that could open the
+/// box. This rests on a signature of the issuing CA that nobody can foresee.
 #[derive(Clone, Debug)]
 pub struct Shown(Unconfirmed);
 
@@ -82,8 +83,9 @@ impl Shown {
 
     /// The device has shown a certificate with this SHA-256 digest in a TLS handshake.
     ///
-    /// That it has the certificate's key too, TLS must have established: by its CertificateVerify
-    /// (RFC 8446 §4.4.3, RFC 5246 §7.4.8).
+    /// The caller must have computed the digest of the certificate that TLS received: the digest
+    /// alone is no secret, because the claim has it. TLS must have established that the client has
+    /// the certificate's key, by its CertificateVerify (RFC 8446 §4.4.3, RFC 5246 §7.4.8).
     ///
     /// # Errors
     /// It is another certificate.
