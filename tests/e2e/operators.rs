@@ -176,7 +176,10 @@ fn one_bad_line_keeps_all_from_being_imported_and_every_bad_line_is_named() -> R
         (3, "the same EK as line 2"),
         (4, "the same device id as line 2: pump-2"),
         (5, "device id pump-1 belongs to EK"),
-        (6, "is enrolled as pump-1, not as pump-9; `assay enroll remove"),
+        (
+            6,
+            "is enrolled as pump-1, not as pump-9; to give it another device id, run `assay enroll remove",
+        ),
         (7, "--reprovision reuse` changes it"),
         (8, "the same EK as line 7"),
         (9, "this is EK L-2 (P-256)"),
