@@ -45,7 +45,7 @@ pub enum AccessDenied {
         due: String,
     },
     /// The device is of another scope than the broker.
-    #[error("it is a device of scope {0}, and this broker serves another scope")]
+    #[error("it is a device of scope {0}, but this broker serves another scope")]
     OtherScope(Scope),
     /// Workers and operators need a certificate.
     #[error("only devices may log in with user name and password")]

@@ -184,7 +184,7 @@ impl Doorkeeper {
                 }
             }
             Shown::Login { .. } => {
-                let text = "it shows neither a certificate nor a user name and a password";
+                let text = "it shows no certificate, and no user name with a password";
                 return Err(Denial::Login(text.into()));
             }
         };

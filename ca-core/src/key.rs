@@ -268,7 +268,8 @@ pub enum UnreadableKey {
     /// It spells out the parameters of its curve, which then need not be a curve at all (RFC 5480
     /// §2.1.1 forbids this).
     #[error(
-        "it spells out the parameters of its curve instead of naming it, which nobody can rely on"
+        "it spells out the parameters of its curve instead of naming the curve, and nobody can \
+         rely on such parameters"
     )]
     ExplicitCurve,
     /// It is anything else.

@@ -183,7 +183,7 @@ pub enum ProfileError {
     Confirmation { found: Duration },
     #[error("the time for renewals is {found}, outside {} to {longest}", Profile::MIN_RENEW_BEFORE)]
     Renewal { found: Duration, longest: Duration },
-    #[error("there is no flow: nobody could be provisioned")]
+    #[error("no flow is offered, so no device could be provisioned")]
     NoFlow,
     #[error("backdate is {found}, outside 0 to {}", Profile::MAX_BACKDATE)]
     Backdate { found: Duration },

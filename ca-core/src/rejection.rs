@@ -34,17 +34,16 @@ pub enum Rejection {
     #[error("the EK certificate is for the key {certificate}, the EK's public area holds {area}")]
     EkCertificateMismatch { certificate: EkId, area: EkId },
     #[error(
-        "the EK certificate is for the key {certificate}, the EK's public area holds {area}; it \
-         may be an EK as Azure's device SDKs make it, with an empty `unique`, which no vendor \
-         certifies: show the EK of TCG's template L-1, or have this one enrolled with \
-         --legacy-dps-ek"
+        "the EK certificate is for the key {certificate}, the EK's public area holds {area}. \
+         Azure's device SDKs make such an EK, with an empty `unique`, and no vendor certifies it: \
+         show the EK of TCG's template L-1, or have this one enrolled with --legacy-dps-ek"
     )]
     EkOfAzureSdk { certificate: EkId, area: EkId },
 
     #[error(
-        "EK {ek} is neither enrolled nor registered. The device says that EK {other} is in the \
-         same TPM, and that one is enrolled, registered or disabled: show that one, or have this \
-         one enrolled"
+        "EK {ek} is neither enrolled nor registered. The device says that the same TPM holds EK \
+         {other}, which is enrolled, registered or disabled. Show EK {other}, or have EK {ek} \
+         enrolled"
     )]
     OtherEkOnRecord { ek: EkId, other: EkId },
 
@@ -57,9 +56,9 @@ pub enum Rejection {
     #[error("the parent is weak: {0}")]
     ParentWeak(WeakKey),
     #[error(
-        "the parent is a plain storage root key, from which whoever controls the device's \
-         software can have the shared key: make an import parent, or have the operator allow it \
-         for EK {ek}: `assay enroll {}`",
+        "the parent is a plain storage root key; an attacker who controls the device's software \
+         can get the shared key from it. Make an import parent, or have the operator allow the \
+         plain one for EK {ek}: `assay enroll {}`",
         allow_plain_srk(ek, *.is_enrolled)
     )]
     PlainSrk { ek: EkId, is_enrolled: bool },
@@ -108,8 +107,8 @@ pub enum Rejection {
     )]
     ClaimOutdated { issued_at: OffsetDateTime },
     #[error(
-        "the certificate of this claim, issued before {issued_at}, is no longer good: superseded, \
-         revoked or never confirmed in time"
+        "the certificate of this claim, issued before {issued_at}, is no longer valid: it was \
+         superseded or revoked, or not confirmed in time"
     )]
     CertificateEnded { issued_at: OffsetDateTime },
     #[error(

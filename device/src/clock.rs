@@ -62,7 +62,7 @@ impl Clock {
         let now = self.now().as_secs();
         let from = if now > self.floor { "the system says so" } else { self.floor_is };
         (!self.is_there).then(|| {
-            format!("without a clock: the time is taken to be {} at least ({from})", rfc3339(now))
+            format!("without a clock: the time is assumed to be {} or later ({from})", rfc3339(now))
         })
     }
 

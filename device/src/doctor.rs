@@ -199,7 +199,10 @@ impl Examination<'_> {
             Err(error) => self.fail(
                 NAME,
                 format!("{path_text}: {error}"),
-                Advice::Set("end whoever else uses it, or correct its address", Address),
+                Advice::Set(
+                    "end the other program that uses the TPM, or correct the TPM's address",
+                    Address,
+                ),
             ),
         }
         false
@@ -216,7 +219,7 @@ impl Examination<'_> {
                 Advice::Set("use the kernel's, device:/dev/tpmrm0", Address),
             );
         } else {
-            self.pass(NAME, "none, and a software TPM needs none with one user");
+            self.pass(NAME, "none; a software TPM with one user needs none");
         }
     }
 
@@ -248,7 +251,7 @@ impl Examination<'_> {
             Err(error) => self.fail(
                 "self-test",
                 error.to_string(),
-                "take the power from the machine; else replace the TPM.",
+                "switch the machine off and on; if that does not help, replace the TPM.",
             ),
         }
     }
@@ -262,7 +265,11 @@ impl Examination<'_> {
             let recovery = properties.get(PT_LOCKOUT_INTERVAL);
             let found = format!("{found}: the TPM is locked, and forgets one in {recovery} s");
             // Keys of this program are exempt (noDA). EKs of some vendors are not.
-            self.warn(NAME, found, "wait, or clear it: tpm2_dictionarylockout --clear-lockout.");
+            self.warn(
+                NAME,
+                found,
+                "wait, or unlock the TPM: tpm2_dictionarylockout --clear-lockout.",
+            );
         } else if counter > 0 {
             self.warn(
                 NAME,
@@ -351,8 +358,8 @@ impl Examination<'_> {
         if certificate.is_for_this_key {
             self.pass(NAME, found);
         } else {
-            let advice = "another template made this EK: report the TPM's model, and enrol what \
-                          assay-device ek prints.";
+            let advice = "this EK was made from another template: report the TPM's model, and \
+                          enrol what assay-device ek prints.";
             self.warn(NAME, format!("{found}; it is for another key"), advice);
         }
     }
@@ -393,8 +400,8 @@ impl Examination<'_> {
                 return self.fail(
                     NAME,
                     format!(
-                        "the TPM no longer holds the one at {handle:#010x}: it was cleared, or it \
-                         is another TPM"
+                        "the TPM no longer holds the key at {handle:#010x}: the TPM was cleared, \
+                         or it is another TPM"
                     ),
                     "run assay-device provision.",
                 );
@@ -411,7 +418,7 @@ impl Examination<'_> {
         }
         if kind == IkKind::Rsa2048 {
             match key.pss_suits_tls() {
-                Ok(true) => self.pass("RSA-PSS salt", "as long as the digest, as TLS 1.3 wants it"),
+                Ok(true) => self.pass("RSA-PSS salt", "as long as the digest, as TLS 1.3 requires"),
                 Ok(false) => self.warn(
                     "RSA-PSS salt",
                     "longer than the digest, which TLS 1.3 refuses: this key is limited to TLS 1.2",
@@ -435,13 +442,14 @@ impl Examination<'_> {
                 self.warn(
                     "clock",
                     assumption,
-                    "set the clock if it can be: expired certificates pass unnoticed.",
+                    "set the clock if there is one: without it, expired certificates may be \
+                     accepted.",
                 );
             }
             (Ok(()), None) if roots.is_empty() => {
                 self.warn(
                     "clock",
-                    format!("{now}, compared with nothing"),
+                    format!("{now}, but nothing to compare it with"),
                     Advice::Set("give the CA's root", CaRoot),
                 );
             }
@@ -478,8 +486,8 @@ impl Examination<'_> {
             drop(stream);
             self.warn(
                 "TLS",
-                "none: anybody on the way reads and alters",
-                "use mqtts:// but in laboratories.",
+                "none: anybody on the way can read and change the messages",
+                "use mqtts:// except in laboratories.",
             );
         } else if !self.tls(broker, &tls, stream) {
             return;
@@ -504,7 +512,7 @@ impl Examination<'_> {
             }
             Err(error) => {
                 let advice = "check the name, the port and the network; the broker may be down, \
-                              or a firewall in between.";
+                              or a firewall may block the connection.";
                 self.fail(NAME, format!("{broker}: {error}"), advice);
                 None
             }
@@ -549,7 +557,7 @@ impl Examination<'_> {
                     Ok(reason) => self.fail(
                         NAME,
                         reason,
-                        "try again; if it stays so, look at the broker's log.",
+                        "try again; if it fails again, look at the broker's log.",
                     ),
                     Err(error) => self.error(NAME, &error),
                 }
@@ -573,7 +581,7 @@ fn ask(broker: Broker) -> Result<Duration, Error> {
         Failure::NotReached { reason } => Error::NotReached { deadline, reason },
         Failure::Lasting => talk
             .take_error()
-            .unwrap_or_else(|| Error::Internal("no reason why the broker is not reached".into())),
+            .unwrap_or_else(|| Error::Internal("no reason why the broker was not reached".into())),
         failure => Error::Internal(failure.to_string()),
     })
 }
@@ -608,7 +616,7 @@ fn open_device(path: &Path) -> io::Result<()> {
     if device.metadata()?.file_type().is_char_device() {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no device"))
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a device"))
 }
 
 /// What TPM2_GetCapability says: tags (TPM 2.0 Part 2, 6.13) and values.

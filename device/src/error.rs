@@ -27,7 +27,7 @@ pub enum Error {
     NoCertificate,
     /// The device's key is no longer in the TPM.
     #[error(
-        "the TPM no longer holds {key} at {handle:#010x}: it was cleared, or it is another TPM"
+        "the TPM no longer holds {key} at {handle:#010x}: the TPM was cleared, or it is another TPM"
     )]
     KeyGone {
         /// The key, e.g. `this device's HMAC key`.

@@ -185,7 +185,9 @@ impl Listener {
                 PubAckReason::NoMatchingSubscribers => {
                     Trouble::Passing(format!("no CA serves scope {} at {url}", self.broker.scope))
                 }
-                reason => Trouble::Passing(format!("{url} does not take the request: {reason:?}")),
+                reason => {
+                    Trouble::Passing(format!("{url} does not accept the request: {reason:?}"))
+                }
             },
             _ => return None,
         };

@@ -29,7 +29,7 @@ pub(crate) fn other_protocol(broker: &BrokerUrl, tls: &Arc<ClientConfig>) -> Opt
         _ => return None,
     };
     Some(Error::Misconfigured {
-        found: format!("{host}:{port} speaks {found}, and the URL says otherwise"),
+        found: format!("{host}:{port} speaks {found}, but the URL says otherwise"),
         setting,
     })
 }

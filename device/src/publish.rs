@@ -59,7 +59,7 @@ pub(crate) fn publish(
             }
             reason => {
                 return Err(Trouble::Passing(format!(
-                    "{broker} does not take what is published: {reason:?}"
+                    "{broker} does not accept the message: {reason:?}"
                 )));
             }
         }

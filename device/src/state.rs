@@ -77,7 +77,7 @@ impl StateDirectory {
         let copy = self.path.join(BROKEN);
         fs::rename(&path, &copy).map_err(Error::state(&path))?;
         Ok(Some(format!(
-            "{} is broken ({error}): moved to {BROKEN}, beginning anew",
+            "{} is broken ({error}): moved to {BROKEN}, starting a new file",
             path.display()
         )))
     }
@@ -157,7 +157,7 @@ fn refuse_directory_of_others(path: &Path, own_uid: u32) -> Result<(), Error> {
         ));
     }
     if directory.mode() & 0o022 != 0 {
-        return refusal("others may write to it; close it first: chmod 700".into());
+        return refusal("other users may write to it; first close it to them: chmod 700".into());
     }
     Ok(())
 }
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_file_is_reported_with_what_to_do_and_left_to_who_begins_anew() {
+    fn broken_file_is_reported_and_stays_until_a_new_run_moves_it() {
         let record =
             r#"{"scope":"default","ek":"p-256","ek_id":"00","ik":"p-256","ik_handle":2164261376}"#;
         for broken in [

@@ -121,7 +121,7 @@ fn of_tls(error: &rustls::Error, broker: &BrokerUrl, purpose: Purpose) -> Troubl
         rustls::Error::InvalidMessage(_) => foreign(broker, "TLS"),
         rustls::Error::AlertReceived(alert) => of_alert(*alert, broker, purpose),
         rustls::Error::PeerIncompatible(_) => Trouble::misconfigured(
-            format!("{broker} speaks no TLS that this device speaks: {error}"),
+            format!("{broker} and this device have no form of TLS in common: {error}"),
             Setting::TlsVersions,
         ),
         error => Trouble::Passing(format!("{broker}: {error}")),
@@ -182,8 +182,8 @@ fn of_refusal(code: ConnectReturnCode, broker: &BrokerUrl, purpose: Purpose) -> 
         ),
         (BadClientId | ClientIdentifierNotValid, Purpose::Operation) => Trouble::misconfigured(
             format!(
-                "{broker} takes no device by its name ({code:?}): it is the bootstrap listener, \
-                 or of another scope"
+                "{broker} accepts no client id that is a device id ({code:?}): it is the \
+                 bootstrap listener, or it serves another scope"
             ),
             listener_for(purpose),
         ),

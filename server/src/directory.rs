@@ -81,7 +81,7 @@ impl Directory {
     pub fn create(path: &Path, name: &str, server_names: &[String]) -> Result<()> {
         for name in server_names {
             ServerName::try_from(name.as_str())
-                .with_context(|| format!("{name:?} names no server"))?;
+                .with_context(|| format!("{name:?} is not a server name"))?;
         }
         let cannot_make = || format!("cannot make {}", path.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(cannot_make)?;
@@ -164,7 +164,7 @@ impl Directory {
         ensure!(
             path.exists(),
             "{} is missing: the CA is half made, or this is only a copy of some of its files. \
-             `assay init` makes one in a directory that is empty but for assay.toml",
+             `assay init` makes one in a directory that is empty except for assay.toml",
             path.display()
         );
         Ok(Database::Sqlite(path))
@@ -434,7 +434,7 @@ fn settings_in(directory: &Path, shown: &Path) -> Result<Option<Config>> {
             Config::read(directory).with_context(|| format!("in {shown}")).map(Some)
         }
         names if names.iter().any(|name| name == DATABASE) => {
-            bail!("{shown} holds a CA, and one is never overwritten. Choose another directory")
+            bail!("{shown} holds a CA, which is never overwritten. Choose another directory")
         }
         _ => bail!(
             "{shown} is not empty. Empty it (assay.toml may stay), or choose another directory"
@@ -467,7 +467,8 @@ impl<'a> NewFiles<'a> {
         // The owner of a link decides where it leads.
         ensure!(
             given == real,
-            "{shown} is {}, which belongs to user {owner}, who would own the CA; name it so",
+            "{shown} is {}, which belongs to user {owner}, who would own the CA; give that path \
+             instead",
             real.display()
         );
         for above in real.ancestors().skip(1) {
@@ -475,9 +476,9 @@ impl<'a> NewFiles<'a> {
             // In a sticky directory such as /tmp, everybody can make one.
             ensure!(
                 metadata.uid() == maker && metadata.mode() & 0o022 == 0,
-                "{shown} belongs to user {owner}, who would own the CA, and others than you can \
-                 put directories into {}. Make the directory where only you can, or run assay \
-                 init as its owner",
+                "{shown} belongs to user {owner}, who would own the CA, and other users can also \
+                 put directories into {}. Make the directory where only you can make one, or run \
+                 assay init as its owner",
                 above.display()
             );
         }
@@ -631,7 +632,7 @@ impl RawStore {
         let Self { url, ca, password_file, .. } = self;
         ensure!(
             url.is_some() || (ca.is_none() && password_file.is_none()),
-            "ca and password_file are for a PostgreSQL, which url would name"
+            "ca and password_file are for PostgreSQL, but no url names one"
         );
         Ok(url.map(|url| PostgresAddress { url, ca, password_file }))
     }

@@ -117,7 +117,7 @@ pub fn read_small(file: &Path) -> Result<Vec<u8>> {
         Box::new(File::open(file)?)
     };
     open.take(MAX_EK as u64 + 1).read_to_end(&mut content)?;
-    ensure!(content.len() <= MAX_EK, "longer than {MAX_EK} bytes, which no EK is in any form");
+    ensure!(content.len() <= MAX_EK, "longer than {MAX_EK} bytes, and no form of an EK is so long");
     Ok(content)
 }
 
@@ -181,7 +181,7 @@ pub fn read_csv(
             Err(error) => match error.kind() {
                 ErrorKind::UnequalLengths { pos, expected_len, len } => {
                     let reason =
-                        anyhow::anyhow!("it has {len} cells and the header {expected_len}");
+                        anyhow::anyhow!("it has {len} cells, but the header has {expected_len}");
                     (pos.as_ref().map(csv::Position::line), Err(reason))
                 }
                 _ => return Err(error.into()),
@@ -240,7 +240,7 @@ impl Columns {
             ensure!(column.replace(position).is_none(), "its header names the column {name} twice");
         }
         let missing =
-            || format!("its first line names no column endorsement_key; there are {COLUMNS}");
+            || format!("its first line lacks the column endorsement_key; columns are {COLUMNS}");
         Ok(Self { endorsement_key: endorsement_key.with_context(missing)?, ..columns })
     }
 
@@ -256,8 +256,8 @@ impl Columns {
             (Ok(Some(one)), Ok(Some(other))) => {
                 ensure!(
                     one == other,
-                    "registration_id and device_id are different ids; leave out the one that is \
-                     not to be granted"
+                    "registration_id and device_id are different ids; leave out the one that the \
+                     EK must not get"
                 );
                 Some(one)
             }
@@ -416,7 +416,7 @@ mod tests {
 
     #[test]
     fn missing_and_repeated_columns_are_refused_by_name() {
-        assert!(refused(&["registration_id"]).contains("no column endorsement_key"));
+        assert!(refused(&["registration_id"]).contains("lacks the column endorsement_key"));
         assert!(refused(&["endorsement_key", "endorsementKey"]).contains("endorsementKey twice"));
     }
 

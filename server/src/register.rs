@@ -15,19 +15,22 @@ use assay_store::{
 };
 use assay_wire::{ClientId, Identity};
 use time::OffsetDateTime;
+use tracing::info;
 
 use crate::ca::Ca;
 
 /// The register that answers from the store.
 ///
 /// It opens the store several times. So a look at a certificate never waits for a login, and neither
-/// waits for the recording of a key's first use, which may have to wait for another process.
+/// waits for the recording of a first use, which may have to wait for another process.
 pub struct StoreRegister {
     ca: Box<dyn Fn() -> Arc<Ca> + Send + Sync>,
     certificates: Vec<Mutex<Box<dyn Store>>>,
     next: AtomicUsize,
     logins: Mutex<Box<dyn Store>>,
     writer: Mutex<Box<dyn Store>>,
+    /// How many certificates that waited are being confirmed.
+    confirming: AtomicUsize,
 }
 
 impl Register for StoreRegister {
@@ -35,14 +38,26 @@ impl Register for StoreRegister {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
         let reader = &self.certificates[next % self.certificates.len()];
         let (ca, now) = ((self.ca)(), OffsetDateTime::now_utc());
-        self.recorded(&ca, || decide_certificate(&mut **lock(reader), &ca, certificate, now))
+        let decide = |store: &mut dyn Store| decide_certificate(store, &ca, certificate, now);
+        let Decided { value, first_use } = decide(&mut **lock(reader))?;
+        if first_use.is_none() {
+            return Ok(value);
+        }
+        // Those who wait for the store hold a place that connected devices need, too.
+        let confirming = Counted::among(&self.confirming, CONFIRMING)
+            .ok_or_else(|| unknown("too many certificates are being confirmed"))?;
+        let good = self.record(&ca, decide)?;
+        drop(confirming);
+        info!(client = %certificate.identity, "confirmed a certificate that waited by its handshake");
+        Ok(good)
     }
 
     fn login(&self, user_name: &str, password: &[u8]) -> Result<LoggedIn, NotGood> {
         let (ca, now) = ((self.ca)(), OffsetDateTime::now_utc());
         let token = Token::parse(user_name, password).map_err(refused)?;
-        let reader = &self.logins;
-        let login = self.recorded(&ca, || decide_login(&mut **lock(reader), &ca, &token, now))?;
+        let decide = |store: &mut dyn Store| decide_login(store, &ca, &token, now);
+        let Decided { value, first_use } = decide(&mut **lock(&self.logins))?;
+        let login = if first_use.is_none() { value } else { self.record(&ca, decide)? };
         Ok(logged_in(&ca, &login, now))
     }
 }
@@ -58,25 +73,44 @@ impl StoreRegister {
     ) -> Result<Self, StoreError> {
         let open = || database.open().map(Mutex::new);
         let certificates = (0..CERTIFICATES).map(|_| open()).collect::<Result<_, _>>()?;
-        let (next, logins, writer) = (AtomicUsize::default(), open()?, open()?);
-        Ok(Self { ca: Box::new(ca), certificates, next, logins, writer })
+        let (next, confirming) = Default::default();
+        let (logins, writer) = (open()?, open()?);
+        Ok(Self { ca: Box::new(ca), certificates, next, logins, writer, confirming })
     }
 
-    /// What was decided, once it is on record if it is a first use.
-    fn recorded<T>(
+    /// Decides again, with nobody else of this process writing, and records the first use. Of
+    /// several that come at once, the later ones find it on record.
+    fn record<T>(
         &self,
         ca: &Ca,
-        decide: impl Fn() -> Result<Decided<T>, NotGood>,
+        decide: impl Fn(&mut dyn Store) -> Result<Decided<T>, NotGood>,
     ) -> Result<T, NotGood> {
+        let mut writer = lock(&self.writer);
         for _ in 0..ATTEMPTS {
-            let Decided { value, first_use } = decide()?;
+            let Decided { value, first_use } = decide(&mut **writer)?;
             let Some(entry) = first_use else { return Ok(value) };
-            let recorded = lock(&self.writer).record(&ca.scope, &[entry]).map_err(unknown)?;
+            let recorded = writer.record(&ca.scope, &[entry]).map_err(unknown)?;
             if recorded == [Recorded::Done] {
                 return Ok(value);
             }
         }
-        Err(unknown("the record of its key changed each time before its first use was recorded"))
+        Err(unknown("the record changed each time before a first use was recorded"))
+    }
+}
+
+/// One of a number that is limited, for as long as this value lives.
+struct Counted<'c>(&'c AtomicUsize);
+
+impl<'c> Counted<'c> {
+    fn among(count: &'c AtomicUsize, limit: usize) -> Option<Self> {
+        let counted = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < limit).then_some(counted)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -115,8 +149,9 @@ pub fn decide_certificate(
                     let entry = confirm(*certificate, &records, ca, sha256, now)?;
                     Ok(Decided { value: Good, first_use: Some(entry) })
                 }
-                // Another connection of the device confirmed it since the look above.
-                SealedOnRecord::Active { .. } => decide_certificate(store, ca, certificate, now),
+                SealedOnRecord::Active { .. } => {
+                    Err(unknown("another connection confirmed its certificate at this moment"))
+                }
                 SealedOnRecord::Ended => Err(refused("its certificate was not confirmed in time")),
             }
         }
@@ -202,7 +237,10 @@ fn unknown(error: impl ToString) -> NotGood {
 /// Connections for looks at certificates. After each revocation all devices that are connected are
 /// looked at again, and a store on another machine answers each after a round trip.
 const CERTIFICATES: usize = 4;
-/// How often a login is decided, if the record that it was decided by changes each time.
+/// Certificates that may be confirmed at once by their first handshake. The broker asks about
+/// 64 certificates at once, so others still get an answer while the store takes long to write.
+const CONFIRMING: usize = 8;
+/// How often a first use is decided, if the record that it was decided by changes each time.
 const ATTEMPTS: u32 = 5;
 
 #[cfg(test)]
@@ -250,6 +288,19 @@ mod tests {
             assert_eq!(statuses(), ["superseded", "active"]);
         }
         assert!(matches!(desk.register.certificate(&desk.shown), Err(NotGood::Refused(_))));
+    }
+
+    #[test]
+    fn few_confirmations_wait_for_the_store_at_once_and_others_are_told_to_try_again() {
+        let desk = Desk::open();
+        desk.register.confirming.store(CONFIRMING, Ordering::Relaxed);
+        let answer = desk.register.certificate(&desk.shown);
+        assert!(matches!(answer, Err(NotGood::Unknown(_))), "{answer:?}");
+        assert_eq!(desk.register.confirming.load(Ordering::Relaxed), CONFIRMING);
+
+        desk.register.confirming.store(CONFIRMING - 1, Ordering::Relaxed);
+        assert_eq!(desk.register.certificate(&desk.shown), Ok(Good));
+        assert_eq!(desk.register.confirming.load(Ordering::Relaxed), CONFIRMING - 1);
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub(crate) fn read_bounded(file: &Path) -> Result<Vec<u8>> {
         .with_context(|| format!("cannot read {}", file.display()))?;
     ensure!(
         content.len() as u64 <= MAX_FILE,
-        "longer than {MAX_FILE} bytes, which no vendor's bundle is"
+        "longer than {MAX_FILE} bytes, and no vendor's bundle is so long"
     );
     Ok(content)
 }

@@ -36,7 +36,7 @@ pub enum Change {
 /// A device, and whether it had proved itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Whom {
-    /// The device had proved itself, by a ticket or a confirmation.
+    /// The device had proved itself: by a ticket, a confirmation, or a TLS handshake.
     Proven(DeviceId),
     /// The id is due to the EK that was shown. Anybody can show that EK, because an EK certificate
     /// is no secret.

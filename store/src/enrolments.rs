@@ -93,7 +93,7 @@ pub struct Removed {
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
     /// It is on the list with another device id.
-    #[error("EK {ek} is enrolled{}, not as {wanted}; `assay enroll remove {ek}` first, and it may have another device id", known_as(.found))]
+    #[error("EK {ek} is enrolled{}, not as {wanted}; to give it another device id, run `assay enroll remove {ek}` first", known_as(.found))]
     EnrolledAs {
         /// The EK.
         ek: EkId,
@@ -116,7 +116,7 @@ pub enum EnrolError {
         wanted: Reprovision,
     },
     /// It is on the list as an EK of Azure's SDKs and should not be one, or the other way round.
-    #[error("EK {ek} is enrolled with legacy_dps_ek {found}, not {}; `assay enroll remove {ek}` first, and enrol it anew", !.found)]
+    #[error("EK {ek} is enrolled with legacy_dps_ek {found}, not {}; run `assay enroll remove {ek}`, then enrol it again", !.found)]
     LegacyDpsEk {
         /// The EK.
         ek: EkId,
@@ -145,8 +145,8 @@ pub enum EnrolError {
     Registered(EkId, DeviceId),
     /// The device id is another EK's.
     #[error(
-        "device id {0} belongs to EK {1}; if this EK is to take its place: `assay enroll remove \
-         {0}` first"
+        "device id {0} belongs to EK {1}; to give it to this EK, run `assay enroll remove {0}` \
+         first"
     )]
     DeviceIdTaken(DeviceId, EkId),
 }

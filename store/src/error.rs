@@ -13,18 +13,21 @@ pub enum StoreError {
     /// The clock of this machine is ahead of the server's, so the store does not know what has
     /// expired.
     #[error(
-        "the clock of this machine is {0} s ahead of that of PostgreSQL, so nothing is forgotten \
-         or revoked for being late: set the clock that is wrong"
+        "the clock of this machine is {0} s ahead of that of PostgreSQL, so no unconfirmed \
+         certificate is revoked and no expired row is deleted: set the clock that is wrong"
     )]
     Clock(i64),
     /// The destination of a copy is in use.
-    #[error("{0} holds a CA already, and a copy never overwrites one: empty it, or choose another")]
+    #[error(
+        "{0} holds a CA already, and a copy overwrites nothing: empty it, or choose another \
+         destination"
+    )]
     NotEmpty(String),
     /// A file cannot be made or read.
     #[error(transparent)]
     File(#[from] std::io::Error),
     /// An entry would break what the store promises. The fault is in the code that planned it.
-    #[error("a plan contradicts the record that it was made by: {0}")]
+    #[error("a plan contradicts the record: {0}")]
     Inconsistent(&'static str),
     /// Another process has the file open.
     #[error(
@@ -36,7 +39,7 @@ pub enum StoreError {
     Migration(#[from] refinery::Error),
     /// The CA was copied to another database. What was revoked there since is not known here.
     #[error(
-        "the CA moved from here to {0}; to go on here all the same, see docs/operations.md, \
+        "the CA moved from here to {0}; to use it here all the same, see docs/operations.md, \
          \"PostgreSQL\""
     )]
     Moved(String),
@@ -59,14 +62,14 @@ pub enum StoreError {
     )]
     Older(i64),
     /// There is no CA in the database.
-    #[error("the database holds no CA; `assay store copy` brings one there")]
+    #[error("the database holds no CA; `assay store copy` copies one into it")]
     Empty,
     /// An error of PostgreSQL or of the connection to it.
     #[error("PostgreSQL: {}", explained(.0))]
     Postgres(#[from] postgres::Error),
     /// Devices know the CA by another scope.
     #[error(
-        "the scope is to be {is}, but this CA serves the scope {was}, which the certificates and \
+        "assay.toml sets scope {is}, but this CA serves scope {was}, which the certificates and \
          topics of its devices name: put scope = \"{was}\" back into assay.toml, or make another \
          CA for {is} (assay init)"
     )]
@@ -85,8 +88,9 @@ pub enum StoreError {
     /// The connection to PostgreSQL was lost during a commit, and PostgreSQL did not come back in
     /// time to say whether it committed. All of the transaction is on record, or nothing.
     #[error(
-        "the connection to PostgreSQL was lost while it committed: what was to be recorded is on \
-         record as a whole or not at all; look, and do it again if need be"
+        "the connection to PostgreSQL was lost while it committed, so either all of the \
+         transaction is on record or nothing: check the record, and repeat the command if nothing \
+         was recorded"
     )]
     Undecided,
     /// A value on record cannot be read.

@@ -21,7 +21,7 @@ pub(crate) struct Expiries {
     /// For certificates that nobody confirmed.
     pub(crate) never_confirmed: i64,
     /// For the others.
-    pub(crate) in_force: i64,
+    pub(crate) once_in_force: i64,
 }
 
 impl Retention {
@@ -29,7 +29,7 @@ impl Retention {
     pub(crate) fn expiries(&self, now: OffsetDateTime) -> Expiries {
         Expiries {
             never_confirmed: (now - QUOTA_PERIOD).unix_timestamp(),
-            in_force: (now - self.ended.max(QUOTA_PERIOD)).unix_timestamp(),
+            once_in_force: (now - self.ended.max(QUOTA_PERIOD)).unix_timestamp(),
         }
     }
 

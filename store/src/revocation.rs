@@ -23,7 +23,7 @@ pub struct Changes {
 
 /// How often a list is read while others may write. If it changes each time, it is read once more
 /// while nobody else may write.
-pub(crate) const OPTIMISM: usize = 3;
+pub(crate) const UNLOCKED_READS: usize = 3;
 
 /// Sorts certificates into the order of issuance. Of each it gets the number, whether it was ever
 /// in force, and what a list says of it.

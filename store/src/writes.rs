@@ -186,16 +186,16 @@ impl<'a> Write<'a> {
     /// then say nothing about it.
     fn check(&self, Basis { question, snapshot }: &Basis) -> Result<(), StoreError> {
         if self.ek_id() != question.ek {
-            return Err(StoreError::Inconsistent("it is about another EK"));
+            return Err(StoreError::Inconsistent("the plan is for another EK"));
         }
         let Some(NewDevice { device_id, ek_id, .. }) = self.device() else { return Ok(()) };
         if let IdInQuestion::Is(asked) = &question.device
             && asked != device_id
         {
-            return Err(StoreError::Inconsistent("it is about another device id"));
+            return Err(StoreError::Inconsistent("the plan is for another device id"));
         }
         if snapshot.records.id_holder.is_some_and(|holder| holder != ek_id) {
-            return Err(StoreError::Inconsistent("the device id is another EK's"));
+            return Err(StoreError::Inconsistent("the device id belongs to another EK"));
         }
         Ok(())
     }

@@ -62,7 +62,7 @@ fn a_request_that_nothing_bounds_is_ignored() -> Result<()> {
 }
 
 #[test]
-fn what_is_no_request_holds_up_nobody() -> Result<()> {
+fn messages_that_are_no_request_delay_nobody() -> Result<()> {
     let dir = AssayDir::init()?;
     let mosquitto = Mosquitto::start(&[
         "allow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0",

@@ -104,7 +104,7 @@ fn check_takes_no_request_from_a_worker_that_serves() -> Result<()> {
 #[test]
 fn one_access_list_for_both_listeners_makes_a_stranger_a_worker() -> Result<()> {
     let dir = AssayDir::init()?;
-    let mosquitto = mosquitto_as_once(&dir)?;
+    let mosquitto = mosquitto_by_the_old_recipe(&dir)?;
     // The worker leaves its revocation list at the broker.
     let worker = Worker::start(&dir, &operational(&mosquitto))?;
     let before = waiting_list(&dir, &mosquitto)?;
@@ -176,7 +176,7 @@ fn mosquitto_without_rules_breaks_them() -> Result<()> {
         ("user-name", "as operator@: hears another's request"),
         ("user-name", "as assay-check-"),
         ("will", "a stranger's, on another's reply topic, is published; a device's"),
-        ("no-certificate", "a stranger is let in; whoever says worker@ is let in"),
+        ("no-certificate", "a stranger is let in; a client that says worker@ is let in"),
     ] {
         ensure!(found[rule].1.contains(how), "{rule} {found:#?}");
     }
@@ -308,7 +308,7 @@ fn waiting_list(dir: &AssayDir, mosquitto: &Mosquitto) -> Result<String> {
 
 /// A recipe that this project once had: a client with the user name `worker@` has the rights of a
 /// worker.
-fn mosquitto_as_once(dir: &AssayDir) -> Result<Mosquitto> {
+fn mosquitto_by_the_old_recipe(dir: &AssayDir) -> Result<Mosquitto> {
     let acl = dir.path().join("acl");
     let deployed = |name: &str| {
         fs::read_to_string(format!("{}/../deploy/mosquitto/{name}", env!("CARGO_MANIFEST_DIR")))

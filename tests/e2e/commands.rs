@@ -50,7 +50,7 @@ fn init_refuses_a_name_that_no_server_has_before_it_makes_anything() -> Result<(
     let output = init("bad name!")?.output()?;
     ensure!(
         output.status.code() == Some(1)
-            && String::from_utf8_lossy(&output.stderr).contains("names no server")
+            && String::from_utf8_lossy(&output.stderr).contains("is not a server name")
     );
     ensure!(fs::read_dir(place.path())?.next().is_none());
     run(init("ca.example")?.args(["--server-name", "192.0.2.7"]))?;
@@ -155,7 +155,10 @@ fn what_init_makes_belongs_to_the_owner_of_the_directory() -> Result<()> {
         std::os::unix::fs::symlink(own.path(), &link)?;
         let output = Command::new(assay_bin("assay")?).arg("init").arg(&link).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.code() == Some(1) && said.contains("name it so"), "{said}");
+        ensure!(
+            output.status.code() == Some(1) && said.contains("give that path instead"),
+            "{said}"
+        );
         ensure!(fs::read_dir(own.path())?.next().is_none());
     }
     Ok(())
@@ -163,7 +166,7 @@ fn what_init_makes_belongs_to_the_owner_of_the_directory() -> Result<()> {
 
 /// A key that root makes for an operator must not belong to the owner of the directory.
 #[test]
-fn credentials_outside_of_the_ca_belong_to_whoever_makes_them() -> Result<()> {
+fn credentials_outside_of_the_ca_belong_to_their_maker() -> Result<()> {
     let dir = AssayDir::init()?;
     let place = tempfile::tempdir()?;
     let ours = place.path().metadata()?.uid();
@@ -379,7 +382,7 @@ fn what_is_no_ek_and_no_vendor_is_refused_with_a_reason() -> Result<()> {
     refused(
         &["trust", "add"],
         &dir.path().join("root.key"),
-        "neither a certificate nor a public key",
+        "without a certificate or a public key",
     )?;
     refused(&["trust", "add"], &dir.path().join("worker.pem"), "not a CA")?;
     refused(&["enroll", "add"], &trusted_vendor()?.root_pem(), "of a CA")?;

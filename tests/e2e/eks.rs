@@ -118,7 +118,7 @@ fn device_without_state_finds_an_rsa_ek_that_is_on_record_without_a_certificate(
 }
 
 #[test]
-fn one_tpm_is_two_devices_for_whoever_names_its_eks() -> Result<()> {
+fn one_tpm_is_two_devices_if_its_eks_are_named() -> Result<()> {
     let lab = Lab::open()?;
     let tpm = trusted_vendor()?.device(EkKind::P384, 0)?;
     enroll_p256(&lab, &tpm, "pump-17")?;

@@ -169,16 +169,16 @@ fn if_anything_is_invalid_everything_stays_and_the_log_says_why() -> Result<()> 
         (vec![foreign("server.key")?], "server.pem and server.key"),
         (
             vec![foreign("server.pem")?, foreign("server.key")?],
-            "server.pem does not vouch for 127.0.0.1",
+            "server.pem is not a certificate for 127.0.0.1",
         ),
         (
             vec![own("server.pem", "worker.pem")?, own("server.key", "worker.key")?],
-            "server.pem does not vouch",
+            "server.pem is not a certificate",
         ),
         (vec![foreign("worker.key")?], "worker.pem and worker.key"),
         (
             vec![foreign("worker.pem")?, foreign("worker.key")?],
-            "worker.pem is no client's certificate of root.pem",
+            "worker.pem is not a client certificate that leads to root.pem",
         ),
         (
             vec![own("worker.pem", "operator.pem")?, own("worker.key", "operator.key")?],

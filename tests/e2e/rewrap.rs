@@ -18,7 +18,7 @@ const MESSAGE: &[u8] = b"plant-7%2Fregistrations%2Fpump-1\n1800000000";
 /// This is why a plain SRK needs an operator's permission: the key that signs tokens gets out of
 /// the TPM.
 #[test]
-fn tpm_gives_the_shared_key_of_a_plain_srk_to_whoever_asks() -> Result<()> {
+fn tpm_gives_the_shared_key_of_a_plain_srk_to_anybody() -> Result<()> {
     let ca = Ca::new()?;
     let device = Device::new(EkKind::P256, 0, Parent::PlainSrk, "ecc256")?;
     let (reply, key) = ca.activation(&device, &device)?;

@@ -25,8 +25,8 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-/// Asks for a certificate for a key outside any TPM; ends with 3 when the CA refuses, as
-/// assay-device does.
+/// Asks for a certificate for a key outside any TPM. Exit code 3 if the CA refuses, as for
+/// assay-device.
 #[derive(Parser)]
 struct Impostor {
     /// The bootstrap listener

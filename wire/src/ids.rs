@@ -108,7 +108,7 @@ text_id!(
     /// stranger who connects with that client id would end the device's connection.
     DeviceId,
     "device id",
-    "1 to 64 of A-Z, a-z, 0-9, - . _ :, but not 32 hexadecimal digits",
+    "1 to 64 of A-Z, a-z, 0-9, - . _ :, but not 32 lower-case hexadecimal digits",
     64,
     is_name_byte,
     is_bootstrap

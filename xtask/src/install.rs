@@ -74,17 +74,17 @@ fn is_installed(package: &str) -> bool {
 /// The C compiler for SQLite, ring and AWS-LC is not listed: a machine that links Rust programs has
 /// it.
 const FOR_TESTS: &[(&str, &str)] = &[
-    ("dbus-daemon", "what tpm2-abrmd is reached on, for tests"),
+    ("dbus-daemon", "the message bus of tpm2-abrmd, for tests"),
     ("g++", "builds libFuzzer, for the fuzz targets"),
     ("git", "reads the commit that a build names, for tests"),
     ("libtss2-dev", "the agent's second way to a TPM, for tests"),
-    ("libtss2-tcti-tabrmd0", "its way to tpm2-abrmd"),
+    ("libtss2-tcti-tabrmd0", "connects libtss2 to tpm2-abrmd, for tests"),
     ("mosquitto", "a broker that is not ours, for tests"),
     ("mosquitto-clients", "MQTT clients that are not ours, for tests"),
     ("openssl", "an independent judge of certificates, for tests and demo"),
     ("pkg-config", "finds libtss2 where the agent is built with it"),
     ("postgresql-15", "the store for many workers, for tests"),
-    ("python3-paho-mqtt", "another, for tests"),
+    ("python3-paho-mqtt", "another MQTT client that is not ours, for tests"),
     ("swtpm", "software TPMs, for tests and demo"),
     ("swtpm-tools", "makes their endorsement certificates"),
     ("tpm2-abrmd", "a user-space resource manager, for tests"),

@@ -23,7 +23,7 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
-    /// Show it all: software TPMs become devices with certificates, and impostors are refused
+    /// Show all of it: software TPMs become devices with certificates, and impostors are refused
     Demo,
     /// Run all tests
     Test {
@@ -46,14 +46,14 @@ enum Task {
     Pair(pair::Pair),
     /// Run every fuzz target for some seconds
     Fuzz(fuzz::Fuzz),
-    /// Measure what it can do
+    /// Measure speed, memory and costs
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Build the Debian packages assay and assay-device, in target/debian
     Packages,
     /// Build the packages, and try them on a fresh Debian machine in a folder; as root
     PackagesTest,
-    /// Show what the CA makes of real vendors' certificates; fails if any of it is wrong
+    /// Show the CA's verdict on real vendors' certificates; fails if a verdict is wrong
     RealTpms(real_tpms::Arguments),
     /// Install the Debian packages that building and testing need
     Install,

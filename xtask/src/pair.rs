@@ -12,7 +12,7 @@ pub(crate) struct Pair {
     /// How many sequences
     #[arg(default_value_t = Self::default().sequences)]
     sequences: u32,
-    /// Begins the same sequences again; another one each time unless given
+    /// Plays the sequences of this seed again [default: a new seed each time]
     #[arg(long)]
     seed: Option<u64>,
 }

@@ -20,7 +20,8 @@ What a file should be follows from its name, and from the column `kind` of DIR/i
   anchor-*  a CA that `assay trust add --anchor` takes, and no root
   ek-*      an EK certificate: `assay enroll add` reads it, and `assay trust check` trusts it if \
                         and only if OpenSSL does
-Of the kind G, signed with what can be forged, everything must be refused with a sentence.
+Files of kind G are signed with an algorithm that can be forged. The CA must refuse each with a \
+                        sentence.
 
 Example:
   cargo xtask real-tpms ../shared/realfiles")]

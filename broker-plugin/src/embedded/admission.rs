@@ -188,7 +188,7 @@ fn check_offer(scope: &Scope, connect: &Connect) -> Result<(), End> {
     }
     let Some(will) = &connect.will else { return Ok(()) };
     if !may_leave_will(scope, &connect.client, &will.topic) {
-        let text = "its Will is for a topic that it may not leave one on";
+        let text = "it may not leave a Will on this topic";
         return Err(End::new(Reason::NotAuthorized, text));
     }
     if will.payload.len() + will.properties.as_ref().map_or(0, properties_size) > RETAINED_MESSAGE {

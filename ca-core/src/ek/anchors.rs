@@ -306,8 +306,8 @@ pub enum AnchorError {
     #[error("{subject} {reason}")]
     NoIssuer { subject: String, reason: String },
     #[error(
-        "{subject} {reason}; if the CA itself deserves trust, `assay trust add --anchor` takes it \
-         whoever signed it"
+        "{subject} {reason}; if the CA itself deserves trust, use `assay trust add --anchor`, \
+         which does not check who signed the certificate"
     )]
     SignatureUnsupported { subject: String, reason: String },
     #[error("{subject} names itself as its issuer, but its own key did not sign it")]
@@ -322,27 +322,25 @@ pub struct NoPath(pub(crate) Reason);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Reason {
     #[error(
-        "{certificate} was issued by {issuer}, of which no certificate{} is trusted or was sent{}; `assay trust add` takes it",
-        if *.by_key { " with the key that it names" } else { "" },
-        .found_at.as_ref().map_or_else(String::new, |uri| format!(" (it says that one is at {uri})"))
+        "{certificate} was issued by {issuer}. No certificate of that CA{} is trusted or was sent{}; `assay trust add` adds one",
+        if *.by_key { " with the right key" } else { "" },
+        .found_at.as_ref().map_or_else(String::new, |uri| format!(" (one should be at {uri})"))
     )]
     NoIssuer { certificate: String, issuer: String, by_key: bool, found_at: Option<String> },
-    #[error("{certificate} calls itself its own issuer, and is not trusted")]
+    #[error("{certificate} names itself as its issuer, and is not trusted")]
     SelfIssued { certificate: String },
-    #[error("{certificate} was issued by a CA that it leads back to, and no other is known")]
-    Circle { certificate: String },
     #[error(
-        "{certificate} names {issuer} as its issuer, which did not sign it with any key that is \
-         known"
+        "{certificate} has an issuer that is already in the path, and no other issuer is known"
     )]
+    Circle { certificate: String },
+    #[error("{certificate} names {issuer} as its issuer, but no known key of {issuer} signed it")]
     NotSigned { certificate: String, issuer: String },
     #[error("{certificate} {reason}")]
     Unsupported { certificate: String, reason: Unsupported },
     #[error("{certificate} {rule}")]
     Broken { certificate: String, is_ek_certificate: bool, rule: Rule },
     #[error(
-        "there are more than {MAX_INTERMEDIATES} CAs between the EK certificate and any that is \
-         trusted"
+        "there are more than {MAX_INTERMEDIATES} CAs between the EK certificate and any trusted CA"
     )]
     TooLong,
     #[error(

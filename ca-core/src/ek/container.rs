@@ -57,13 +57,13 @@ pub(crate) enum Item {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum ContainerError {
-    #[error("it holds no certificate, in none of the forms PEM, DER, PKCS #7 and base64")]
+    #[error("it holds no certificate in PEM, DER, PKCS #7 or base64")]
     NoCertificate,
-    #[error("it is a PEM file of which a block is not in base64, or has no end")]
+    #[error("it is a PEM file with a block that is not base64, or that has no end")]
     BrokenPem,
-    #[error("it is a PEM file with {0:?} and neither a certificate nor a public key")]
+    #[error("it is a PEM file with {0:?}, but without a certificate or a public key")]
     OtherPem(String),
-    #[error("it is JSON without a member `certificate` that is one in base64 or PEM")]
+    #[error("it is JSON without a member `certificate` that is a certificate in base64 or PEM")]
     Json,
 }
 

@@ -223,13 +223,12 @@ impl EkIdentity {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum EkFileError {
-    #[error("neither a certificate, nor a public key, nor a TPM2B_PUBLIC or TPMT_PUBLIC")]
+    #[error("not a certificate, a public key, a TPM2B_PUBLIC or a TPMT_PUBLIC")]
     Unrecognised,
     #[error(transparent)]
     Container(#[from] ContainerError),
     #[error(
-        "neither a certificate, nor a public key, nor a TPM2B_PUBLIC or TPMT_PUBLIC: if it is a \
-         key, {0}"
+        "not a certificate, a public key, a TPM2B_PUBLIC or a TPMT_PUBLIC: if it is a key, {0}"
     )]
     Key(UnreadableKey),
     #[error(
@@ -240,7 +239,7 @@ pub enum EkFileError {
     OtherUse { subject: String },
     #[error("{count} EK certificates; enrol each from a file of its own")]
     SeveralEks { count: usize },
-    #[error("the certificate of a CA, not of an EK; `assay trust add` takes those of vendors")]
+    #[error("the certificate of a CA, not of an EK; `assay trust add` takes those of vendors' CAs")]
     CaCertificate,
     #[error(transparent)]
     Certificate(Rejection),
@@ -250,15 +249,15 @@ pub enum EkFileError {
     Weak(#[from] WeakKey),
     #[error("no EK template has a key of the kind {key}")]
     NoTemplate { key: String },
-    #[error("Azure's SDKs make EKs of the template EK L-1 (RSA-2048), and this is {found}")]
+    #[error("Azure's SDKs make EKs of the template EK L-1 (RSA-2048), but this is {found}")]
     NoAzureSdk { found: String },
     #[error(
-        "the device id {device_id} has the form of those that follow from an EK (52 letters and \
-         digits of base32), and from this EK follows {derived}: choose another name, or leave it \
-         out"
+        "the device id {device_id} has the form of a device id that is derived from an EK (52 \
+         letters and digits of base32), but the device id derived from this EK is {derived}: \
+         choose another, or leave it out"
     )]
     DeviceIdOfAnotherEk { device_id: DeviceId, derived: DeviceId },
-    #[error("a vendor certified this EK, which no vendor does for EKs that Azure's SDKs make")]
+    #[error("a vendor certified this EK; no vendor certifies EKs that Azure's SDKs make")]
     CertifiedEk,
 }
 

@@ -269,7 +269,8 @@ fn invalid(reason: &dyn fmt::Display) -> Rejection {
 fn lacking(missing: Allowances) -> Rejection {
     if missing.ek_usage {
         return invalid(
-            &"it has no extended key usage, which has to name tcg-kp-EKCertificate (2.23.133.8.1)",
+            &"it has no extended key usage; an EK certificate must name tcg-kp-EKCertificate \
+              (2.23.133.8.1)",
         );
     }
     invalid(

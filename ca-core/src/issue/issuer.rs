@@ -111,13 +111,15 @@ pub enum IssuerError {
     UnreadableKey,
     #[error("the issuing certificate is not a CA's")]
     NotACa,
-    #[error("the issuing key is not the one of the issuing certificate")]
+    #[error("the issuing key does not belong to the issuing certificate")]
     KeyMismatch,
     #[error("the root certificate is not an X.509 certificate")]
     UnreadableRoot,
     #[error("the root did not sign the issuing certificate")]
     OtherRoot,
-    #[error("the issuing certificate is valid from {not_before} to {not_after}, which is not now")]
+    #[error(
+        "the issuing certificate is not valid now: it is valid from {not_before} to {not_after}"
+    )]
     NotValid { not_before: OffsetDateTime, not_after: OffsetDateTime },
 }
 

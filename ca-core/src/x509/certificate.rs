@@ -154,15 +154,15 @@ pub(crate) enum Unreadable {
     #[error("it is not an X.509 certificate in DER")]
     NoCertificate,
     #[error(
-        "somebody changed it on its way: around what its issuer signed it is not as DER wants it, \
-         or names another signature algorithm"
+        "somebody changed it on its way: outside of the signed part it is not in DER, or it names \
+         another signature algorithm"
     )]
     Changed,
     #[error("its subject or issuer is longer than any vendor's name")]
     LongName,
     #[error("its extension {0} is malformed, or longer than any vendor's")]
     Extension(String),
-    #[error("its extension {0} is there twice")]
+    #[error("it has the extension {0} twice")]
     Twice(String),
 }
 

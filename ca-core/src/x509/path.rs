@@ -85,7 +85,7 @@ pub(crate) struct Broken {
 pub(crate) enum Rule {
     #[error("is valid only from {not_before} to {not_after}; it is {now}, so it has expired")]
     Expired { not_before: OffsetDateTime, not_after: OffsetDateTime, now: OffsetDateTime },
-    #[error("is valid only from {not_before} to {not_after}; it is {now}, so that is to come")]
+    #[error("is valid only from {not_before} to {not_after}; it is {now}, so it is not valid yet")]
     NotYetValid { not_before: OffsetDateTime, not_after: OffsetDateTime, now: OffsetDateTime },
     #[error("is not a CA's: it lacks basicConstraints with cA (RFC 5280, 4.2.1.9)")]
     NotACa,
@@ -108,13 +108,13 @@ pub(crate) enum Rule {
     #[error("has a name that an issuer's name constraints exclude (RFC 5280, 4.2.1.10)")]
     NameExcluded,
     #[error(
-        "has a name that cannot be compared with an issuer's name constraints, which must be \
-         refused then (RFC 5280, 4.2.1.10)"
+        "has a name that cannot be compared with an issuer's name constraints, so the certificate \
+         must be refused (RFC 5280, 4.2.1.10)"
     )]
     NameUnclear,
     #[error("is not issued under the certificate policies that the path demands (RFC 5280, 6.1)")]
     Policy,
-    #[error("is a CA's, and no EK's")]
+    #[error("is a CA's, not an EK's")]
     EkIsCa,
 }
 

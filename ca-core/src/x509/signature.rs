@@ -58,8 +58,8 @@ pub(crate) enum Curve {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unsupported {
     #[error(
-        "is signed with {0}, which can be forged; its vendor has to issue one that is signed with \
-         SHA-256 or longer"
+        "is signed with {0}, and such a signature can be forged; its vendor must issue another, \
+         signed with SHA-256 or longer"
     )]
     BrokenHash(&'static str),
     #[error(
@@ -68,8 +68,8 @@ pub(crate) enum Unsupported {
     )]
     Algorithm(String),
     #[error(
-        "is signed by RSA-PSS with parameters that are not accepted: one of SHA-256, SHA-384 and \
-         SHA-512 for both hashes, and a salt of its length"
+        "is signed by RSA-PSS with parameters that are not accepted; both hashes must be the same \
+         one of SHA-256, SHA-384 and SHA-512, and the salt must be as long as that hash"
     )]
     PssParameters,
     #[error("has an RSA key of {bits} bits; accepted are {MIN_RSA_BITS} to {MAX_RSA_BITS}")]
@@ -77,8 +77,8 @@ pub(crate) enum Unsupported {
     #[error("has an RSA key whose public exponent is not an odd number from 3 to 65537")]
     RsaExponent,
     #[error(
-        "spells out the parameters of its key's curve instead of naming it, which nobody can rely \
-         on; accepted are the names P-256, P-384 and P-521"
+        "spells out the parameters of its key's curve instead of naming the curve, and nobody can \
+         rely on such parameters; accepted are the names P-256, P-384 and P-521"
     )]
     ExplicitCurve,
     #[error("has a key of the type {0}; accepted are RSA, and ECC on P-256, P-384 or P-521")]

@@ -9,7 +9,10 @@ use time::OffsetDateTime;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
     /// The challenge was not made for this TPM's EK and IK.
-    #[error("the TPM cannot open the challenge, so it was not made for its EK and IK: {0}")]
+    #[error(
+        "the TPM cannot open the challenge, so the challenge was not made for this TPM's EK and \
+         IK: {0}"
+    )]
     Challenge(String),
     /// The secret in the challenge is not a ticket.
     #[error("the challenge holds {0} bytes where a ticket has 32")]
@@ -25,15 +28,15 @@ pub enum AnswerError {
     Seal,
     /// The answer to the confirmation is not from the CA that sealed the certificate.
     #[error(
-        "the receipt is not the one of the CA that sealed the certificate: the confirmation did \
-         not reach it"
+        "the receipt is not from the CA that sealed the certificate: the confirmation did not \
+         reach that CA"
     )]
     Receipt,
     /// The HMAC key was not made for this TPM's EK and parent.
     #[error("the TPM cannot load the key: {0}")]
     SharedKey(String),
     /// The answer is of another kind than the request asks for.
-    #[error("the CA answered with a {found} where a {wanted} was due")]
+    #[error("the CA answered with a {found} instead of a {wanted}")]
     OutOfTurn {
         /// What was asked for.
         wanted: &'static str,
@@ -77,7 +80,7 @@ pub enum AnswerError {
     #[error("the certificate is for another key than this device's identity key")]
     OtherKey,
     /// The certificate, or the key, is for another device.
-    #[error("the answer names {found:?} where {wanted:?} is due")]
+    #[error("the answer names {found:?} instead of {wanted:?}")]
     OtherDevice {
         /// The URI or name that was expected.
         wanted: String,

@@ -123,12 +123,12 @@ impl fmt::Display for Step {
             Self::Ek { kind, source, id } => write!(f, "EK {kind} {source}, id {id}"),
             Self::OtherEks(count) => write!(
                 f,
-                "{count} other EKs of this TPM found, for the CA to say whether it knows one"
+                "{count} other EKs of this TPM found; the CA is asked whether it knows one of them"
             ),
             Self::NotTheEkBefore(kind) => write!(
                 f,
-                "this is another EK than the one of kind {kind} shown before: to the CA it is \
-                 another device"
+                "this EK is not the one of kind {kind} shown before: to the CA it is another \
+                 device"
             ),
             Self::TryingEk { refusal, next } => {
                 write!(f, "the CA does not take this EK ({refusal}): trying the one of kind {next}")
@@ -139,7 +139,7 @@ impl fmt::Display for Step {
             }
             Self::RequestSigned => f.write_str("certificate request signed"),
             Self::Unconfirmed => {
-                f.write_str("an earlier run stored the certificate: it is still to be confirmed")
+                f.write_str("an earlier run stored the certificate: it is not confirmed yet")
             }
             Self::Parent(kind) => write!(f, "parent {kind} ready"),
             Self::Connected => f.write_str("connected to the broker"),

@@ -47,17 +47,17 @@ fn of(error: &Error) -> Option<String> {
         }
         Error::Misconfigured { setting, .. } => return Some(of_setting(setting)),
         Error::Clock { .. } => {
-            "set the clock; a device that has none starts from the date of its CA's root with \
-             --no-clock."
+            "set the clock; if the device has no clock, use --no-clock: the device then starts \
+             from the date of its CA's root."
         }
         Error::NotProvisioned(_) => "run `assay-device provision`.",
         Error::NoSharedKey => "run `assay-device provision --flow shared-key`.",
         Error::Expired { .. } => {
-            "run `assay-device provision`, which gets another one; if that is not the time, set \
-             the clock."
+            "run `assay-device provision`, which gets another certificate; if the clock is wrong, \
+             set it first."
         }
         Error::BrokenState { .. } => {
-            "run `assay-device provision`, which begins anew and keeps a copy."
+            "run `assay-device provision`, which keeps a copy of the file and starts a new one."
         }
         Error::Tpm(error) => return of_tpm(error),
         Error::Usage(_)
@@ -96,14 +96,14 @@ fn of_problem(code: ProblemCode) -> &'static str {
             "ask the operator to trust the TPM's vendor (assay trust add), and give missing issuers with --ek-certificate."
         }
         ProblemCode::EkCertificateExpired => {
-            "check the clocks; else ask the operator to enrol the EK itself: assay enroll add."
+            "check the clocks of device and CA; if they are right, ask the operator to enrol the EK itself: assay enroll add."
         }
         ProblemCode::EkCertificateMismatch => {
             "the EK certificate belongs to another TPM or another of its keys; choose the right one (--ek, --ek-certificate)."
         }
         ProblemCode::OtherEkOnRecord => {
-            "show the EK that the operator knows; `assay-device ek` prints all with their ids. To be another device with this one, \
-             name it: --ek."
+            "show the EK that the operator knows; `assay-device ek` prints every EK with its id. To be another device with this EK, \
+             name its kind: --ek."
         }
         ProblemCode::IkOffTemplate | ProblemCode::IkWeak => {
             "use another kind of identity key (--ik, --ik-handle)."
@@ -115,7 +115,8 @@ fn of_problem(code: ProblemCode) -> &'static str {
             "use another kind of parent (--parent)."
         }
         ProblemCode::PlainSrk => {
-            "leave out --parent srk-…; if this device needs it, have the operator allow it, as said above."
+            "leave out --parent srk-…; if this device needs a plain storage root key, ask the operator to allow it: \
+             assay enroll add --plain-srk, or assay enroll update --plain-srk."
         }
         ProblemCode::ReprovisionRefused => {
             "ask the operator to permit it: assay enroll update --reprovision reissue."
@@ -130,7 +131,7 @@ fn of_problem(code: ProblemCode) -> &'static str {
             "ask for the device id that this TPM is registered under, or for none."
         }
         ProblemCode::ClaimExpired | ProblemCode::TicketRefused => {
-            "try again; if it stays so, check the CA's clock, and that all its workers share one ticket key."
+            "try again; if it fails again, check the CA's clock, and that all its workers share one ticket key."
         }
         ProblemCode::ClockOff => "correct the clock of the device, or of the CA.",
         ProblemCode::CertificateNotInForce | ProblemCode::StatementRefused => {
@@ -161,21 +162,20 @@ fn of_setting(setting: &Setting) -> String {
         Setting::TlsVersions => {
             "have the operator allow TLS 1.3, or 1.2 with ECDHE and AES-GCM or ChaCha20."
         }
-        Setting::MqttVersion => "use a broker that does, or correct the port in --broker.",
+        Setting::MqttVersion => "use a broker that speaks MQTT 5, or correct the port in --broker.",
         Setting::Scope => {
-            "correct --scope, which the CA's assay.toml says, or --broker; on another broker than \
-             the built-in one, check its access list."
+            "correct --scope (the CA's assay.toml names it) or --broker; if the broker is not the \
+             built-in one, check its access list."
         }
         Setting::CaRoot => {
-            "give the root of the CA that runs this broker (--ca-root), its root.pem; or correct \
-             --broker."
+            "give the root.pem of the CA that runs this broker (--ca-root), or correct --broker."
         }
         Setting::BrokerName => {
-            "use a name that the certificate has (--broker), or have the operator make one for \
-             this name: assay init --server-name."
+            "use a name that the certificate has (--broker), or have the operator make a \
+             certificate for this name: assay init --server-name."
         }
         Setting::BrokerCertificateOrClock => {
-            "set this device's clock if that is not the time; else the operator has to renew the \
+            "if this device's clock is wrong, set it; otherwise the operator must renew the \
              broker's certificate."
         }
         Setting::BrokerCertificate => "have the operator replace the broker's certificate.",
@@ -209,7 +209,7 @@ fn of_tpm(error: &TpmError) -> Option<String> {
         }
         TpmError::Unreadable { .. } => {
             "give the certificate in a file (--ek-certificate), or the owner's password if the TPM \
-             takes that (--owner-auth-file)."
+             accepts it (--owner-auth-file)."
         }
         TpmError::Abandoned
         | TpmError::NotForThisTpm { .. }

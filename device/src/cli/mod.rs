@@ -163,7 +163,7 @@ struct ProvisionArgs {
     /// superseded or lost that one.
     #[arg(long)]
     again: bool,
-    /// How long all of it may take.
+    /// How long provisioning may take.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     deadline: u64,
     /// Print one JSON object on stdout, instead of the path of the certificate or, with a shared
@@ -202,8 +202,9 @@ struct DeviceArgs {
     /// lead to it.
     #[arg(long, value_name = "FILE")]
     ca_root: PathBuf,
-    /// For a device without a clock. It takes the time to be no earlier than the first day of the
-    /// CA's root, and of any certificate that the CA signed. It may accept an expired certificate.
+    /// For a device without a clock. The device assumes that the time is not before the first day
+    /// of the CA's root, and of any certificate that the CA signed. It may accept an expired
+    /// certificate.
     #[arg(long)]
     no_clock: bool,
     /// The state directory; made if it is not there.
@@ -285,7 +286,7 @@ const EK_EXAMPLES: &str = "Examples:
 
 const TOKEN_EXAMPLES: &str = "Examples:
   assay-device token --state /var/lib/assay-device --lifetime 600 --json
-  # mosquitto_pub reads options from this file: what is on a command line, every user can see.
+  # mosquitto_pub reads options from this file, because every user can see a command line.
   umask 077; export XDG_CONFIG_HOME=$(mktemp -d)
   assay-device token --state /var/lib/assay-device --lifetime 60 |
       sed 's/^/-P /' > $XDG_CONFIG_HOME/mosquitto_pub
@@ -509,7 +510,7 @@ fn doctor(args: DoctorArgs) -> Result<(), Error> {
         && options.ca_roots.is_empty()
     {
         return Err(Error::Usage(
-            "a broker is tried over TLS by its CA's root: give --ca-root".into(),
+            "to check a broker over TLS, give its CA's root: --ca-root".into(),
         ));
     }
     let mut printed = Ok(());
@@ -570,8 +571,7 @@ fn ek(kind: Option<EkChoice>, tpm: TpmArgs, json: bool) -> Result<(), Error> {
 /// RFC 7468 §2 allows other text before and between PEM blocks. So the output for one EK is a file
 /// for `assay enroll add`.
 fn print_ek(ek: &EkDescription) -> Result<(), Error> {
-    let default =
-        if ek.is_default { "; provision shows this one if nobody says which" } else { "" };
+    let default = if ek.is_default { "; provision shows this one by default" } else { "" };
     print_line(&format!("EK            {}, template {}{default}", ek.kind, ek.kind.template()))?;
     print_line(&format!("id            {}", ek.ek_id))?;
     print_line(&format!("device id     {}, unless an enrolment names another", ek.device_id))?;

@@ -57,7 +57,7 @@ impl Device {
         let topic = Topic::Device(scope, device_id.clone(), sub_topic.into());
         if Topic::parse(&topic.to_string()).as_ref() != Some(&topic) {
             return Err(Error::Usage(format!(
-                "{sub_topic:?} is no topic to publish to: it is empty or has + or # in it"
+                "{sub_topic:?} is not a topic to publish to: it is empty, or it has + or # in it"
             )));
         }
         let client = ClientId::from(&device_id);

@@ -29,7 +29,7 @@ pub enum TpmError {
         limit: Duration,
     },
     /// An earlier call timed out, so the TPM is no longer used.
-    #[error("the TPM is not used again after a call timed out; open it anew")]
+    #[error("a call to the TPM timed out, so the TPM is not used again; open it again")]
     Abandoned,
     /// A hierarchy has another password than the one that was given.
     #[error("{operation}: the TPM refused the {hierarchy} password")]
@@ -74,8 +74,8 @@ pub enum TpmError {
     },
     /// The TPM shows another EK than before, or than the CA knows this device by.
     #[error(
-        "{operation}: the TPM shows another EK than the one by which the CA knows this device: it \
-         is another TPM, or somebody changes what goes over its bus. It was given no password"
+        "{operation}: the TPM does not show the EK by which the CA knows this device: it is \
+         another TPM, or somebody changes the data on its bus. The TPM was given no password"
     )]
     OtherEk {
         /// What was being done.

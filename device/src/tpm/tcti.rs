@@ -45,7 +45,7 @@ pub(super) enum Wire {
 pub enum TctiError {
     /// The string asks for libtss2, and this build has none.
     #[error(
-        "{0} goes through libtss2, which this build does without; build it with the cargo feature \
+        "{0} goes through libtss2, which is not in this build; build it with the cargo feature \
          tss2, or use device:/dev/tpmrm0"
     )]
     WithoutLibrary(String),
@@ -157,7 +157,7 @@ fn library(text: &str) -> Result<Address, TctiError> {
         "device" => "device",
         "swtpm" | "mssim" => {
             if !matches!(swtpm(conf), Ok(Wire::Tcp(..))) {
-                return malformed("has not host=H,port=P");
+                return malformed("lacks host=H,port=P");
             }
             if name == "swtpm" { "swtpm" } else { "mssim" }
         }
@@ -165,7 +165,7 @@ fn library(text: &str) -> Result<Address, TctiError> {
             let is_known =
                 |pair: &str| pair.starts_with("bus_name=") || pair.starts_with("bus_type=");
             if !conf.is_empty() && !conf.split(',').all(is_known) {
-                return malformed("has something else than bus_name=N,bus_type=T");
+                return malformed("has something other than bus_name=N,bus_type=T");
             }
             "tabrmd"
         }

@@ -296,7 +296,7 @@ fn flush_leftovers(tpm: &mut Connection<'_>) -> Result<(), CommandError> {
 fn hmac_public(bytes: &[u8]) -> Result<TpmtPublic, Fault> {
     let public =
         object::decoded(bytes).filter(|public| template::fits(public, &template::hmac_key()));
-    let reason = || "what was sent is no HMAC key of the agreed shape".into();
+    let reason = || "what was sent is not an HMAC key of the agreed form".into();
     public.ok_or_else(|| Fault::NotForThisTpm { reason: reason() })
 }
 

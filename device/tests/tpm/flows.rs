@@ -488,7 +488,7 @@ fn ek_of_the_first_run_is_the_next_runs_until_another_is_named() -> Result<()> {
         Ok(said.join("\n"))
     };
     let (first, second) = (run(Some(EkChoice::Kind(EkKind::LegacyDps)))?, run(None)?);
-    let other = "another EK than the one of kind legacy-dps";
+    let other = "this EK is not the one of kind legacy-dps";
     assert!(first.contains("EK legacy-dps") && second.contains("EK legacy-dps"), "{second}");
     assert!(!second.contains(other), "{second}");
     let third = run(Some(EkChoice::Auto))?;

@@ -113,7 +113,7 @@ fn key_of_another_shape_is_refused_before_the_tpm_sees_it() -> Result<()> {
         public[at] = value;
         let error =
             import(&mut open(&swtpm), &WrappedKey { public, ..good.clone() }, None).unwrap_err();
-        assert!(error.to_string().contains("agreed shape"), "{at}: {error}");
+        assert!(error.to_string().contains("agreed form"), "{at}: {error}");
     }
     Ok(())
 }
@@ -183,7 +183,7 @@ fn key_that_is_there_already_is_taken_as_it_is() -> Result<()> {
 }
 
 #[test]
-fn whoever_is_cut_off_at_any_command_of_a_replacement_finishes_it_the_next_time() -> Result<()> {
+fn a_replacement_cut_off_at_any_command_is_finished_the_next_time() -> Result<()> {
     let swtpm = a_tpm();
     let (old, new) = (wrapped_for(&swtpm, &OTHER_KEY)?, wrapped_for(&swtpm, &KEY)?);
     let mut was_free = false;

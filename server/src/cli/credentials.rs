@@ -74,7 +74,7 @@ impl Credentials {
                     "  they open the operational listener under a client id that begins with \
                      {who}, e.g. {who}{name};"
                 );
-                eprintln!("  whoever uses them needs root.pem, too");
+                eprintln!("  their user needs root.pem, too");
                 Ok(())
             }
             Self::Revoke(Revoke { name, force }) => {
@@ -88,8 +88,8 @@ impl Credentials {
                         Ok(())
                     }
                     Err(error @ RevokeError::Own { .. }) => bail!(
-                        "{error}; put another in its place first (assay credentials add, \
-                         docs/operations.md), or insist with --force"
+                        "{error}; first replace it with another (assay credentials add, \
+                         docs/operations.md), or use --force"
                     ),
                     Err(error @ RevokeError::Unknown { .. }) => {
                         bail!("{error}; `assay credentials list` names them")

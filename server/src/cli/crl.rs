@@ -31,7 +31,7 @@ impl Crl {
         let to_terminal = self.out.is_none() && stdout().is_terminal();
         ensure!(
             self.pem || !to_terminal,
-            "a terminal shows no DER; ask for --pem, or for a file with --out"
+            "a terminal cannot show DER; use --pem, or write a file with --out"
         );
         let now = OffsetDateTime::now_utc();
         let lists = if self.pem {

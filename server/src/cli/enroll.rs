@@ -54,8 +54,8 @@ pub(crate) enum Enroll {
         /// What a device gets that was provisioned before and now has a new key
         #[arg(long, value_name = "POLICY")]
         reprovision: Option<ReprovisionArg>,
-        /// Whether its shared key may be sent to a plain storage root key, from which whoever
-        /// controls the device's software can have it
+        /// Whether its shared key may be sent to a plain storage root key. An attacker who controls
+        /// the device's software can get the shared key from it
         #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
         plain_srk: Option<bool>,
     },
@@ -134,7 +134,7 @@ impl Which {
         let file = Path::new(which);
         ensure!(
             file.exists(),
-            "{which} is {}, nor a file; see `assay enroll list`",
+            "{which} is {}, and there is no such file; see `assay enroll list`",
             EnrolmentError::NotFound
         );
         let ek = EkIdentity::recognise(&read(file)?)
@@ -220,8 +220,8 @@ fn update(
             eprintln!("its shared key is sent to an import parent alone: EK {ek}");
             if row.shared_key.is_some_and(|key| key.is_of_plain_srk()) {
                 eprintln!(
-                    "  the one that it has went to a plain one; `assay enroll rotate {ek}` \
-                     retires it"
+                    "  but its present key was sent to a plain storage root key; `assay enroll \
+                     rotate {ek}` retires that key"
                 );
             }
         }

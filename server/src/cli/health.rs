@@ -188,14 +188,14 @@ fn write(database: &Database) -> Result<()> {
         Database::Sqlite(file) => {
             let place = file.parent().unwrap_or(file);
             format!(
-                "{} cannot be written; look at free space and permissions of {}",
+                "{} cannot be written; check free space and permissions of {}",
                 file.display(),
                 place.display()
             )
         }
         Database::Postgres(_) => format!(
-            "{} cannot be written; look whether the server runs, has free space, and lets this \
-             user in",
+            "{} cannot be written; check that the server runs, has free space, and lets this user \
+             in",
             database.shown()
         ),
     };

@@ -8,7 +8,7 @@ use clap::Args;
 
 #[derive(Args)]
 pub(crate) struct Init {
-    /// The directory to make; it must be new, or empty but for assay.toml, which is kept
+    /// The directory to make; it must be new, or empty except for assay.toml, which is kept
     directory: PathBuf,
     /// What the CA is called in its certificates
     #[arg(long, default_value = "Assay")]

@@ -92,7 +92,7 @@ pub(super) fn reread(directory: &Directory) -> Result<(Directory, Vec<&'static s
 fn warn_of_exposed(directory: &Directory) {
     for file in directory.exposed() {
         let file = file.display();
-        warn!(%file, "every user of this machine can read a secret: chmod o= {file}; if others did, replace it");
+        warn!(%file, "every user of this machine can read a secret: chmod o= {file}; if another user has read it, replace it");
     }
 }
 
@@ -160,8 +160,8 @@ impl ServerCredentials {
             verifier.verify_server_cert(leaf, issuers, &name, &[], UnixTime::now()).with_context(
                 || {
                     format!(
-                        "server.pem does not vouch for {address} by root.pem; listen elsewhere, \
-                         or make the CA with --server-name {address}"
+                        "server.pem is not a certificate for {address} that leads to root.pem; \
+                         listen elsewhere, or make the CA with --server-name {address}"
                     )
                 },
             )?;
@@ -194,7 +194,7 @@ impl WorkerCredentials {
         let (leaf, issuers) =
             worker.chain.split_first().context("worker.pem holds no certificate")?;
         let verified = verifier.verify_client_cert(leaf, issuers, UnixTime::now());
-        verified.context("worker.pem is no client's certificate of root.pem")?;
+        verified.context("worker.pem is not a client certificate that leads to root.pem")?;
         let identity = certificate::identity(leaf);
         ensure!(
             matches!(identity, Ok(Identity::Worker)),

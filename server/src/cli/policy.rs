@@ -17,8 +17,8 @@ pub(crate) struct Policy {
     /// although the device sends the certificate of the vendor's EK. RSA-2048 only
     #[arg(long)]
     legacy_dps_ek: bool,
-    /// Send its shared key to a plain storage root key too, as Azure DPS does: whoever controls the
-    /// device's software for a moment can have that key
+    /// Send its shared key to a plain storage root key too, as Azure DPS does. An attacker who
+    /// controls the device's software for a moment can get the shared key
     #[arg(long)]
     plain_srk: bool,
 }
@@ -55,8 +55,8 @@ impl ValueEnum for ReprovisionArg {
                  first used"
             }
             Reprovision::Reuse => {
-                "the same shared key again; a new identity key gets a new certificate, for none \
-                 fits it"
+                "the same shared key again; a new identity key gets a new certificate, because no \
+                 old one fits it"
             }
             Reprovision::Never => "nothing: it is refused until an operator acts",
         }))

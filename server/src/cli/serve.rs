@@ -59,8 +59,8 @@ impl Serve {
             .with_context(|| {
                 format!(
                     "cannot listen at {bootstrap} and {operational}: another process may hold a \
-                     port, or both are one; see --bootstrap and --operational, or [broker] in \
-                     assay.toml"
+                     port, or both ports are the same; see --bootstrap and --operational, or \
+                     [broker] in assay.toml"
                 )
             })?;
 

@@ -81,8 +81,10 @@ fn status(directory: &Directory, json: bool) -> Result<()> {
         return Ok(());
     }
     let advice = match schema.cmp(&wanted) {
-        _ if schema == 0 => "there is no CA in it; `assay store copy` brings one there".to_owned(),
-        std::cmp::Ordering::Less => "it is to be upgraded: `assay store upgrade`".to_owned(),
+        _ if schema == 0 => {
+            "there is no CA in it; `assay store copy` copies one into it".to_owned()
+        }
+        std::cmp::Ordering::Less => "too old: run `assay store upgrade`".to_owned(),
         std::cmp::Ordering::Equal => "up to date".to_owned(),
         std::cmp::Ordering::Greater => format!("too new: use assay {writer} or later"),
     };

@@ -16,7 +16,7 @@ use super::table;
 #[command(after_help = "\
 Each certificate is reported: root (it signed itself, and is trusted), issuer (it helps to build \
                         paths to a root or an anchor), anchor
-(it is trusted whoever signed it), already there, or refused with the reason. Then, at a terminal, \
+(it is trusted no matter who signed it), already there, or refused with the reason. Then, at a terminal, \
                         you are asked before any is trusted,
 unless you named a fingerprint. What can be added is added.
 Exit status: 1 if a certificate was refused.
@@ -31,8 +31,8 @@ pub(crate) struct Add {
     /// PEM, DER, PKCS #7, bundles of them, and directories
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// Trust this CA itself, whoever signed it. Use it for a CA that is not self-signed, or to trust
-    /// one issuing CA instead of a whole vendor
+    /// Trust this CA itself, no matter who signed it. Use this for a CA that is not self-signed, or
+    /// to trust one issuing CA instead of a whole vendor
     #[arg(long)]
     anchor: bool,
     /// What EK certificates under the anchor may lack: ek-usage, tpm-attributes, or both with a
@@ -67,10 +67,10 @@ impl Add {
         self.ask(&new)?;
         trust::trust(store, new)?;
         for reason in trust::incomplete(store, &found)? {
-            eprintln!("{}", table::printable(&format!("counts for nothing yet: {reason}")));
+            eprintln!("{}", table::printable(&format!("has no effect yet: {reason}")));
         }
         let refused = found.iter().filter(|found| found.content.is_err()).count();
-        ensure!(refused == 0, "refused: {refused}; what is reported otherwise is added");
+        ensure!(refused == 0, "refused: {refused}; the other certificates are added");
         Ok(())
     }
 
@@ -86,8 +86,7 @@ impl Add {
             return Ok(());
         }
         eprint!(
-            "Every EK that leads to what is named root or anchor above is going to be trusted. Go \
-             on? [y/N] "
+            "Every EK that leads to a root or anchor named above will be trusted. Go on? [y/N] "
         );
         let mut answer = String::new();
         stdin().read_line(&mut answer)?;

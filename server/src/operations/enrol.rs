@@ -140,9 +140,9 @@ pub fn remove(
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // each variant's message is its documentation
 pub enum EnrolmentError {
-    #[error("neither an EK id, nor its first {SHORT_ID} digits, nor a device id that the CA knows")]
+    #[error("not an EK id, the first {SHORT_ID} digits of one, or a device id that the CA knows")]
     NotFound,
-    #[error("EK {ek} is neither enrolled, nor registered, nor disabled")]
+    #[error("EK {ek} is not enrolled, registered or disabled")]
     Unknown { ek: EkId },
     #[error("EK {ek} is not enrolled, and only an enrolment has a policy")]
     NotEnrolled { ek: EkId },

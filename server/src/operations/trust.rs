@@ -54,8 +54,8 @@ impl Wish {
         });
         if self.anchor.is_some() && self.fingerprints.is_empty() && found.len() > 1 {
             bail!(
-                "--anchor trusts one CA, and here are {} certificates; say with --fingerprint \
-                 which",
+                "--anchor trusts one CA, but here are {} certificates; choose one with \
+                 --fingerprint",
                 found.len()
             );
         }
@@ -78,7 +78,7 @@ impl Wish {
         };
         let content = match vendor {
             Ok(vendor) if !is_named && vendor.role() != Role::Issuer => {
-                Err(format!("{} has another fingerprint than the one asked for", vendor.subject()))
+                Err(format!("{} has another fingerprint than you gave", vendor.subject()))
             }
             Ok(vendor) => Ok(known.compare(vendor, fingerprint, der)),
             Err(reason) => Err(reason.to_string()),

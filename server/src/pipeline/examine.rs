@@ -10,6 +10,7 @@ use assay_wire::{DecodeError, Problem, ProblemCode, Request, RequestBody, Topic}
 use super::job::Received;
 use super::outcome::{About, Refusal};
 use crate::ca::Ca;
+
 /// A request that passed every check that needs no record.
 pub(super) enum Examined {
     Challenge(Offered<TicketFlow>, Evidence),

@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pulse_that_an_planner_lost_is_never_over() {
+    async fn a_pulse_that_a_planner_lost_is_never_over() {
         let (heart, ends) = Heart::new(2);
         let mut beat = pin!(heart.beat());
         assert!(timeout(SHORT, &mut beat).await.is_err());

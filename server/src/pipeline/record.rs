@@ -55,7 +55,7 @@ pub(super) fn run(
         if Instant::now() >= due {
             log.tell_left_out();
             let is_more = prune(&mut *store, &retention).unwrap_or_else(|error| {
-                error!(%error, "unconfirmed certificates could not be revoked, nor expired ones be forgotten");
+                error!(%error, "unconfirmed certificates could not be revoked, and expired rows could not be deleted");
                 false
             });
             due = Instant::now() + if is_more { MORE_POLL } else { OVERDUE_POLL };

@@ -11,7 +11,7 @@ use super::connection::{Postgres, apart};
 use super::session::Session;
 use crate::error::StoreError;
 use crate::retention::{AUDIT_BATCH, BATCH, Expiries, Pruned, Retention};
-use crate::revocation::{Changes, OPTIMISM, RevokedCertificates, in_order, reason};
+use crate::revocation::{Changes, RevokedCertificates, UNLOCKED_READS, in_order, reason};
 
 impl Postgres {
     pub(super) fn all_revoked(
@@ -28,7 +28,7 @@ impl Postgres {
         while self.read(|session| has_overdue(session, now))? {
             self.write(|session| revoke_overdue(session, now))?;
         }
-        for _ in 0..OPTIMISM {
+        for _ in 0..UNLOCKED_READS {
             let (seen, found) =
                 self.read_together(|session| Ok((changes(session)?.list, revoked(session, now)?)))?;
             let number = self.write(|session| {
@@ -101,14 +101,14 @@ impl Postgres {
         retention: &Retention,
         now: OffsetDateTime,
     ) -> Result<Pruned, StoreError> {
-        let Expiries { never_confirmed, in_force: ended } = retention.expiries(now);
+        let Expiries { never_confirmed, once_in_force } = retention.expiries(now);
         let offered = (now - retention.unused_offers()).unix_timestamp();
         let kept = i64::from(retention.audit());
         // Most often there is nothing to do, and this look keeps nobody from writing.
         let has_to = self.read(|session| {
             Ok(has_overdue(session, now)?
                 || session
-                    .query_one(HAS_TO_PRUNE, &[&never_confirmed, &ended, &offered, &kept])?
+                    .query_one(HAS_TO_PRUNE, &[&never_confirmed, &once_in_force, &offered, &kept])?
                     .get(0))
         })?;
         if !has_to {
@@ -118,17 +118,17 @@ impl Postgres {
             check_clock(session)?;
             let overdue = revoke_overdue(session, now)?;
             let never = session.execute(PRUNE_NEVER_CONFIRMED, &[&never_confirmed, &BATCH])?;
-            let in_force = session.execute(PRUNE_ENDED, &[&ended, &BATCH])?;
+            let ended = session.execute(PRUNE_ENDED, &[&once_in_force, &BATCH])?;
             let offers = session.execute(PRUNE_OFFERS, &[&offered, &BATCH])?;
             let changes = session.execute(PRUNE_CHANGES, &[&kept, &AUDIT_BATCH])?;
             let others = session.execute(PRUNE_OTHERS, &[&kept, &AUDIT_BATCH])?;
             let is_full = |rows: u64| rows >= BATCH as u64;
             Ok(Pruned {
                 overdue,
-                certificates: never + in_force,
+                certificates: never + ended,
                 offers,
                 audit: changes + others,
-                more: [overdue, never, in_force, offers].into_iter().any(is_full)
+                more: [overdue, never, ended, offers].into_iter().any(is_full)
                     || changes.max(others) >= AUDIT_BATCH as u64,
             })
         })
@@ -216,14 +216,13 @@ const PRUNE_OTHERS: &str = "DELETE FROM audit_others WHERE id IN (SELECT id FROM
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::session::assert_indexed;
+    use crate::postgres::session::{assert_indexed, plan_of};
 
     #[test]
     fn every_row_is_found_by_an_index() {
         assert_indexed(&[
             HAS_OVERDUE,
             REVOKE_OVERDUE,
-            REVOKED,
             HAS_TO_PRUNE,
             PRUNE_NEVER_CONFIRMED,
             PRUNE_ENDED,
@@ -231,5 +230,6 @@ mod tests {
             PRUNE_CHANGES,
             PRUNE_OTHERS,
         ]);
+        assert!(plan_of(REVOKED).contains("using certificates_ended"));
     }
 }

@@ -50,13 +50,14 @@ impl Settings {
         if config.get_password().is_some() {
             return Err(StoreError::Settings(
                 "the address of PostgreSQL has a password in it, where others can read it: put \
-                 the password into a file of mode 0600 and name that as password_file"
+                 the password into a file of mode 0600, and name that file as password_file"
                     .into(),
             ));
         }
         if config.get_hosts().is_empty() {
             return Err(StoreError::Settings(
-                "the address of PostgreSQL names no host, nor a directory with its socket".into(),
+                "the address of PostgreSQL names neither a host nor a directory with a socket"
+                    .into(),
             ));
         }
         if let Some(password) = password(&config, password_file)? {
@@ -115,8 +116,8 @@ impl fmt::Debug for Settings {
 fn tls(roots: Option<&Path>) -> Result<ClientConfig, StoreError> {
     let roots = roots.ok_or_else(|| {
         StoreError::Settings(
-            "PostgreSQL is reached by TLS, so name the file with the certificate of its CA as ca; \
-             or say sslmode=disable in the address, if nobody else is on the way there"
+            "PostgreSQL is reached over TLS, so name the file with the certificate of its CA as \
+             ca; or say sslmode=disable in the address, if nobody else can read the connection"
                 .into(),
         )
     })?;
@@ -155,7 +156,8 @@ fn secret(file: &Path) -> Result<String, StoreError> {
         read().map_err(|error| StoreError::Settings(format!("cannot read {shown}: {error}")))?;
     if mode & 0o077 != 0 {
         return Err(StoreError::Settings(format!(
-            "others than its owner can read {shown}, which holds a password: chmod 600 {shown}"
+            "users other than its owner can read {shown}, which holds a password: chmod 600 \
+             {shown}"
         )));
     }
     Ok(text)

@@ -167,7 +167,7 @@ fn waiting(
 /// question and which of the other EKs is on record. The query names both columns of the index of
 /// active certificates, so that PostgreSQL uses it.
 const SNAPSHOTS: &str = "SELECT
-    EXISTS (SELECT FROM disabled_eks l WHERE l.ek_id = q.ek),
+    l.ek_id IS NOT NULL,
     e.device_id, e.reprovision, e.legacy_dps_ek, e.plain_srk,
     d.device_id,
     c.serial, c.ik_id, c.issued_at,
@@ -189,6 +189,7 @@ const SNAPSHOTS: &str = "SELECT
     CASE WHEN $9::bool AND c.ik_id = k.ik AND c.not_after > q.now THEN c.der END, w.digests
 FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::int8[], $11::bool[])
          WITH ORDINALITY q(ek, ik, named, derived, waiting, now, of_active, number)
+     LEFT JOIN disabled_eks l ON l.ek_id = q.ek
      LEFT JOIN enrolments e ON e.ek_id = q.ek
      LEFT JOIN devices d ON d.ek_id = q.ek
      LEFT JOIN certificates c ON c.ek_id = q.ek AND (CASE WHEN c.status = 'active' THEN 1 END) = 1
@@ -205,7 +206,8 @@ FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::in
                           ORDER BY v.issued_at DESC, v.number DESC) AS stored,
                 array_agg(v.sha256 ORDER BY v.issued_at DESC, v.number DESC) AS digests
          FROM certificates v
-         WHERE v.ek_id = q.ek AND v.ik_id = k.ik AND v.status = 'unconfirmed') w ON q.waiting
+         WHERE v.ek_id = q.ek AND v.ik_id = k.ik
+             AND (CASE WHEN v.status = 'unconfirmed' THEN 1 END) = 1) w ON q.waiting
 ORDER BY q.number";
 
 #[cfg(test)]

@@ -1,26 +1,47 @@
 //! Takes a file for one connection alone.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 
 use crate::error::StoreError;
 
 /// Held while a file is opened: nobody upgrades it meanwhile.
-pub(super) fn keep_from_upgrade(path: &Path) -> io::Result<File> {
-    let directory = directory_of(path)?;
-    directory.lock_shared()?;
-    Ok(directory)
+///
+/// # Errors
+/// An upgrade, or somebody else who has locked the directory, takes too long.
+pub(super) fn keep_from_upgrade(path: &Path) -> Result<File, StoreError> {
+    locked(path, File::try_lock_shared)
 }
 
-/// Held while a file is upgraded: nobody of this version opens it meanwhile. Otherwise those who
-/// only look whether it is up to date would keep the upgrade from having it alone.
-pub(super) fn keep_from_opening(path: &Path) -> io::Result<File> {
-    let directory = directory_of(path)?;
-    directory.lock()?;
-    Ok(directory)
+/// Held while a file is upgraded or copied: nobody of this version opens it meanwhile. Otherwise
+/// those who only look whether it is up to date would keep this process from having it alone.
+///
+/// # Errors
+/// Others take too long to open the file, or somebody else has locked the directory.
+pub(super) fn keep_from_opening(path: &Path) -> Result<File, StoreError> {
+    locked(path, File::try_lock)
+}
+
+fn locked(
+    path: &Path,
+    try_lock: impl Fn(&File) -> Result<(), TryLockError>,
+) -> Result<File, StoreError> {
+    let (directory, since) = (directory_of(path)?, Instant::now());
+    loop {
+        match try_lock(&directory) {
+            Ok(()) => return Ok(directory),
+            Err(TryLockError::WouldBlock) if since.elapsed() < BUSY_TIMEOUT => sleep(POLL),
+            Err(TryLockError::WouldBlock) => {
+                return Err(StoreError::InUse(path.display().to_string()));
+            }
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+    }
 }
 
 /// Locks are taken on the directory. A lock on the file itself would be in the way of SQLite's, and
@@ -51,3 +72,9 @@ pub(super) fn take_alone(connection: &Connection, path: &Path) -> Result<(), Sto
         _ => Err(StoreError::InUse(path.display().to_string())),
     }
 }
+
+/// How long one process waits for another's transaction. Ours take milliseconds; an operator's
+/// command never holds one open.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How soon a process notices that another one is done.
+const POLL: Duration = Duration::from_millis(10);

@@ -97,7 +97,7 @@ impl Transaction<'_> {
         if rows == 1 {
             return Ok(());
         }
-        Err(StoreError::Inconsistent("the device id is another EK's"))
+        Err(StoreError::Inconsistent("the device id belongs to another EK"))
     }
 
     pub(super) fn supersede(&self, ek: &EkId, now: OffsetDateTime) -> Result<(), StoreError> {

@@ -12,7 +12,7 @@ use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, TransactionBehavior,
 };
 
-use super::alone::keep_from_upgrade;
+use super::alone::{BUSY_TIMEOUT, keep_from_upgrade};
 use super::columns::parsed;
 use super::migrations;
 use crate::error::StoreError;
@@ -61,7 +61,12 @@ impl Sqlite {
         drop((store, opening));
         migrations::upgrade(path, || Ok(Self::connect(path)?.connection))?;
         let _opening = keep_from_upgrade(path)?;
-        Self::connect(path)
+        let store = Self::connect(path)?;
+        // Somebody may have moved the CA meanwhile, or put an older file in its place.
+        match migrations::is_todays(&store.connection)? {
+            true => Ok(store),
+            false => Err(StoreError::InUse(path.display().to_string())),
+        }
     }
 
     fn connect(path: &Path) -> Result<Self, StoreError> {
@@ -233,6 +238,3 @@ const WAL_PAGES: i64 = 16 * 1024;
 const PREPARED_STATEMENTS: usize = 64;
 /// By how much the log grows in some seconds of a busy CA: some 250 pages.
 const ROOM: usize = 1024 * 1024;
-/// How long one process waits for another's transaction. Ours take milliseconds; an operator's
-/// command never holds one open.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);

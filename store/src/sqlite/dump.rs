@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row, ToSql, params_from_iter};
 
-use super::alone::take_alone;
+use super::alone::{keep_from_opening, take_alone};
 use super::connection::Sqlite;
 use super::migrations::{beside, sync_directory_of};
 use crate::error::StoreError;
@@ -20,6 +20,7 @@ impl Tables {
     pub(crate) fn read(path: &Path) -> Result<Self, StoreError> {
         let connection = Sqlite::open(path)?.connection;
         connection.busy_timeout(PATIENCE)?;
+        let _held = keep_from_opening(path)?;
         take_alone(&connection, path)?;
         connection.execute_batch("BEGIN EXCLUSIVE")?;
         Ok(Self(connection))

@@ -8,12 +8,12 @@ use super::columns::time;
 use super::connection::{Sqlite, Transaction};
 use crate::error::StoreError;
 use crate::retention::{AUDIT_BATCH, BATCH, Expiries, Pruned, Retention};
-use crate::revocation::{Changes, OPTIMISM, RevokedCertificates, in_order, reason};
+use crate::revocation::{Changes, RevokedCertificates, UNLOCKED_READS, in_order, reason};
 
 impl Transaction<'_> {
     fn prune_ended(&self, retention: &Retention, now: OffsetDateTime) -> Result<usize, StoreError> {
-        let Expiries { never_confirmed, in_force } = retention.expiries(now);
-        Ok(self.0.prepare_cached(PRUNE)?.execute([never_confirmed, in_force, BATCH])?)
+        let Expiries { never_confirmed, once_in_force } = retention.expiries(now);
+        Ok(self.0.prepare_cached(PRUNE)?.execute([never_confirmed, once_in_force, BATCH])?)
     }
 
     /// The number of the next revocation list. Each number is given once.
@@ -52,7 +52,7 @@ impl Sqlite {
         while self.has_overdue_confirmations(now)? {
             self.transaction(|Transaction(connection)| revoke_overdue(connection, now))?;
         }
-        for _ in 0..OPTIMISM {
+        for _ in 0..UNLOCKED_READS {
             let (changes, revoked) = (list_changes(&self.connection)?, self.revoked(now)?);
             let number = self.transaction(|transaction| {
                 let is_as_it_was = list_changes(transaction.0)? == changes;
@@ -124,13 +124,13 @@ impl Sqlite {
     }
 
     fn has_to_prune(&self, retention: &Retention, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let Expiries { never_confirmed, in_force } = retention.expiries(now);
+        let Expiries { never_confirmed, once_in_force } = retention.expiries(now);
         let offered = (now - retention.unused_offers()).unix_timestamp();
         let mut statement = self.connection.prepare_cached(HAS_TO_PRUNE)?;
-        Ok(statement
-            .query_row([never_confirmed, in_force, offered, retention.audit().into()], |row| {
-                row.get(0)
-            })?)
+        Ok(statement.query_row(
+            [never_confirmed, once_in_force, offered, retention.audit().into()],
+            |row| row.get(0),
+        )?)
     }
 
     fn has_overdue_confirmations(&self, now: OffsetDateTime) -> Result<bool, StoreError> {

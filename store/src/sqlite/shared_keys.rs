@@ -52,7 +52,7 @@ impl Transaction<'_> {
         if rows == 1 {
             return Ok(());
         }
-        Err(StoreError::Inconsistent("the EK was offered no shared key"))
+        Err(StoreError::Inconsistent("no shared key was offered to the EK"))
     }
 
     /// Retires the shared key of an EK, and every generation that was offered but not used yet.

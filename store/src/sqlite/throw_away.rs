@@ -59,11 +59,11 @@ impl Sqlite {
     /// The file cannot be written.
     pub fn revoke_throw_away<'a>(
         &mut self,
-        devices: impl IntoIterator<Item = &'a [u8]>,
+        ders: impl IntoIterator<Item = &'a [u8]>,
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
         self.transaction(|transaction| {
-            for der in devices {
+            for der in ders {
                 let (_, certificate) = X509Certificate::from_der(der)
                     .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
                 transaction.0.execute(

@@ -84,8 +84,8 @@ on_both! {
     what_was_once_in_force_stays_on_record_for_a_month_when_it_has_ended_and_expired,
     what_was_only_offered_to_an_ek_goes_when_it_is_removed,
     whatever_revokes_is_counted_and_only_that,
-    whoever_asks_without_end_pushes_nothing_out_that_changed_what_a_device_has,
-    whoever_waits_for_changes_waits_no_longer_than_he_wants,
+    endless_requests_push_out_no_decision_that_changed_what_a_device_has,
+    a_client_that_waits_for_changes_waits_no_longer_than_asked,
 }
 
 fn a_newer_certificate_supersedes_the_older(fixture: &Fixture) {
@@ -1156,7 +1156,7 @@ fn the_audit_forgets_the_oldest_beyond_its_limit(fixture: &Fixture) {
 
 /// One host can cause 100,000 refusals in 18 s, and a client that has one ticket can repeat it for
 /// 300 s.
-fn whoever_asks_without_end_pushes_nothing_out_that_changed_what_a_device_has(fixture: &Fixture) {
+fn endless_requests_push_out_no_decision_that_changed_what_a_device_has(fixture: &Fixture) {
     let mut store = fixture.store();
     let retention = Retention::default().with_audit(1_000).unwrap();
     let certified =
@@ -1189,7 +1189,7 @@ fn revocation_is_heard_of_within_a_second(fixture: &Fixture) {
     assert!(heard.saturating_duration_since(committed) < StdDuration::from_secs(1));
 }
 
-fn whoever_waits_for_changes_waits_no_longer_than_he_wants(fixture: &Fixture) {
+fn a_client_that_waits_for_changes_waits_no_longer_than_asked(fixture: &Fixture) {
     let mut store = fixture.store();
     let (seen, started) = (store.changes().unwrap(), Instant::now());
     let wanted = StdDuration::from_millis(700);

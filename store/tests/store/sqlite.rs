@@ -98,7 +98,7 @@ fn the_check_that_the_file_can_be_written_writes_it_and_changes_nothing() {
 }
 
 #[test]
-fn the_check_that_the_file_can_be_written_waits_for_whoever_writes() {
+fn the_check_that_the_file_can_be_written_waits_for_another_writer() {
     let fixture = Fixture::sqlite();
     let mut store = fixture.store();
     while_somebody_writes(&fixture.path(), || store.check_writable().unwrap());

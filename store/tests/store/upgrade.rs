@@ -224,7 +224,7 @@ fn file_that_a_process_of_an_earlier_version_has_open_is_not_upgraded() {
 }
 
 #[test]
-fn upgrade_says_who_made_it_though_a_crash_kept_it_from_that() {
+fn upgrade_names_its_writer_even_after_a_crash() {
     let fixture = Fixture::sqlite();
     Connection::open(fixture.path()).unwrap().execute("DELETE FROM writer", []).unwrap();
     fixture.store();

@@ -16,8 +16,7 @@ use crate::tpm::area::{EkKind, IkKind};
 ///
 /// Each device has a software TPM: an EK that a test vendor certified, an IK with its request, and
 /// the computations of TPM2_ActivateCredential. Keys are made once and kept. Unless --broker names
-/// another one, a CA of its own is made for the run and served by the `assay` beside this program,
-/// so no device of a run is known to its CA.
+/// another CA, the `assay` beside this program serves a new CA, which knows none of the devices.
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES)]
 pub(crate) struct Options {
@@ -33,17 +32,17 @@ pub(crate) struct Options {
     /// Kinds of identity keys, dealt in turn
     #[arg(long, value_name = "KINDS", value_delimiter = ',', default_value = "p-256")]
     pub(crate) ik: Vec<IkKind>,
-    /// Closed loop: as many devices at once, the next begins when one is done
+    /// Closed loop: so many devices at once; the next begins when one is done
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) concurrency: u32,
-    /// Open loop: as many devices a second begin, whether or not others are done; latencies count
-    /// from when they were due
+    /// Open loop: so many devices begin each second, whether or not others are done; latencies
+    /// count from when they were due
     #[arg(long, value_name = "PER_SECOND", conflicts_with = "concurrency", value_parser = positive)]
     pub(crate) rate: Option<f64>,
     /// Whether devices share connections, each serving 32 publishes, or make one each
     #[arg(long, value_enum, default_value_t = Reuse::Reused)]
     pub(crate) connection: Reuse,
-    /// How many connections there are at once: at most 4096, or 1354 that are shared, for the
+    /// How many connections there are at once: at most 4096, or 1354 that are shared, because the
     /// broker takes no more than 4096 from one network [default: as many as devices at once, 64 in
     /// an open loop]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

@@ -57,7 +57,7 @@ pub fn ek_certificate(bytes: &[u8]) {
         let Ok(evidence) = ParentEvidence::parse(bundle) else { continue };
         if TrustedEk::verify(&evidence.ek, &ANCHORS, None, now()).is_ok() {
             let ours = EK_CERTIFICATES.iter().any(|known| certifies(known, chain[0]));
-            assert!(ours, "trusted is a certificate that the vendor never signed");
+            assert!(ours, "an EK is trusted by a certificate that the vendor did not sign");
         }
     }
 }
@@ -106,7 +106,7 @@ pub fn ek_list(bytes: &[u8]) {
     let mut count = 0;
     let entries = read_csv(bytes, defaults, |_| count += 1);
     if let Ok(entries) = entries {
-        assert!(entries.len() <= count, "each entry is told of");
+        assert!(entries.len() <= count, "each entry is reported");
     }
 }
 

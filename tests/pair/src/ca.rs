@@ -1,6 +1,7 @@
 //! The CA: its record, and the server's decisions on it.
 
 use assay_broker_plugin::certificate::ClientCertificate;
+use assay_broker_plugin::doorkeeper::NotGood;
 use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{MasterSecret, Profile, TicketKey, Token};
 use assay_server::ca::Ca as Keys;
@@ -163,8 +164,8 @@ impl Ca {
         now: OffsetDateTime,
     ) -> Option<Option<Deed>> {
         let store = &mut *self.planner.store;
-        let Decided { first_use, .. } =
-            decide_certificate(store, &self.keys, certificate, now).ok()?;
+        let decided = decide_certificate(store, &self.keys, certificate, now);
+        let Decided { first_use, .. } = unless_refused(decided)?;
         Some(first_use.map(|entry| self.record_first_use(entry)))
     }
 
@@ -178,8 +179,8 @@ impl Ca {
     ) -> Option<(DeviceId, Option<Deed>)> {
         let token = Token::parse(user_name, password.as_bytes()).unwrap();
         let store = &mut *self.planner.store;
-        let Decided { value: login, first_use } =
-            decide_login(store, &self.keys, &token, now).ok()?;
+        let decided = decide_login(store, &self.keys, &token, now);
+        let Decided { value: login, first_use } = unless_refused(decided)?;
         let deed = first_use.map(|entry| self.record_first_use(entry));
         Some((login.device_id().clone(), deed))
     }
@@ -246,6 +247,15 @@ impl Ca {
     pub(crate) fn generation(&mut self, ek: &EkId) -> Option<u32> {
         let row = self.planner.store.enrolment(ek).unwrap();
         Some(row?.shared_key?.generation)
+    }
+}
+
+/// The store of this CA can always be read.
+fn unless_refused<T>(decided: Result<T, NotGood>) -> Option<T> {
+    match decided {
+        Ok(decided) => Some(decided),
+        Err(NotGood::Refused(_)) => None,
+        Err(NotGood::Unknown(reason)) => panic!("{reason}"),
     }
 }
 

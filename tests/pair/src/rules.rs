@@ -244,7 +244,7 @@ impl Rules {
                 );
                 rule!(
                     facts.confirm_by.is_some_and(|by| now < by),
-                    "a certificate became active that was to be confirmed before"
+                    "a certificate became active after its time to be confirmed"
                 );
                 rule!(
                     self.of(facts.ek_id).boxes.contains(&sha256),
@@ -259,7 +259,7 @@ impl Rules {
                 rule!(generation >= standing.floor, "a retired key was offered");
                 rule!(
                     is_plain || generation > standing.highest_plain_offer,
-                    "a key that a plain SRK was offered was offered to an import parent"
+                    "a key that was offered to a plain SRK was offered again to an import parent"
                 );
                 if is_plain {
                     standing.highest_plain_offer = standing.highest_plain_offer.max(generation);
@@ -275,7 +275,7 @@ impl Rules {
                 let standing = self.of(ek_id);
                 rule!(
                     standing.keys.contains(&generation),
-                    "a key was used that no TPM opened: generation {generation}"
+                    "generation {generation} was used, but no TPM opened that key"
                 );
                 rule!(generation >= standing.floor, "a retired key was accepted");
                 standing.floor = generation;
@@ -306,7 +306,7 @@ impl Rules {
     /// Checks a token that the CA accepted.
     pub(crate) fn signed_in(&mut self, public: &[u8]) -> Result<(), Broken> {
         let Some((ek, generation)) = self.offers.get(public).copied() else {
-            return Err(Broken("a token was accepted of a key that was never offered".into()));
+            return Err(Broken("a token was accepted for a key that was never offered".into()));
         };
         self.check_not_disabled(ek)?;
         let floor = self.of(ek).floor;
@@ -320,7 +320,7 @@ impl Rules {
         let due: BTreeMap<_, _> =
             due.filter_map(|(ek, it)| Some((*ek, it.registered.clone()?))).collect();
         let found: BTreeMap<_, _> = dump.devices.iter().cloned().collect();
-        rule!(found == due, "registered are {found:?} where {due:?} are due");
+        rule!(found == due, "the record has the devices {found:?}, but {due:?} are due");
         let names: BTreeSet<_> = found.values().collect();
         rule!(names.len() == dump.devices.len(), "two EKs have one name: {found:?}");
 
@@ -340,7 +340,10 @@ impl Rules {
             if known.status == Status::Active {
                 let ek = known.facts.ek_id;
                 rule!(active.insert(ek), "{} has two active certificates", row.device_id);
-                rule!(found.get(&ek) == Some(&row.device_id), "an active certificate of nobody");
+                rule!(
+                    found.get(&ek) == Some(&row.device_id),
+                    "an active certificate belongs to no device on record"
+                );
             }
         }
         let due = self.certificates.values().filter(|it| it.status != Status::Forgotten).count();
@@ -461,7 +464,7 @@ impl Rules {
             Some(given) => rule!(given == device_id, "{device_id} is registered for {given}"),
             None => rule!(
                 !device_id.as_str().starts_with("pump-"),
-                "{device_id} is registered, which nobody gave to this EK"
+                "{device_id} is registered, but nobody gave that name to this EK"
             ),
         }
         standing.registered = Some(device_id.clone());

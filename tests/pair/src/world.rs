@@ -276,7 +276,7 @@ impl World {
                         Some(Grant::SharedKey(_)) => true,
                         None => false,
                     };
-                    rule!(is_confirmed, "a run ended well without a credential");
+                    rule!(is_confirmed, "a run succeeded without a confirmed credential");
                     if connects {
                         self.sign_in(device)?;
                     }
@@ -339,7 +339,7 @@ impl World {
                     return Ok(None);
                 }
                 None => {
-                    rule!(until < Duration::MAX, "a run waits for what it has");
+                    rule!(until < Duration::MAX, "a run waits although nothing can happen");
                     self.now = self.now.max(until);
                     Event::Time
                 }
@@ -365,7 +365,7 @@ impl World {
                     record.keys.iter().any(|known| known.0 == key.public)
                 };
                 let is_stored = matches!(&memory.attempt, Some(Attempt::Hmac(it)) if knows(it));
-                rule!(is_stored, "a key was kept before it was stored whose it is");
+                rule!(is_stored, "the TPM kept a key before the device stored which key it is");
                 Vec::new()
             }
             _ => Vec::new(),
@@ -405,7 +405,7 @@ impl World {
         let is_clear = history
             .find(carried)
             .is_some_and(|sent| memmem::find(&sent.message, &contents.chain[0]).is_some());
-        rule!(!is_clear, "a sealed certificate was beside its box in clear");
+        rule!(!is_clear, "a sealed certificate was on the link in clear, beside its box");
         let secret = contents.ticket.as_bytes().to_vec();
         self.secrets.push(Kept { secret, is_ticket: true });
         Ok(())
@@ -493,6 +493,8 @@ impl World {
         if let Some(deed) = entered.flatten() {
             self.rules.done(deed, None, now)?;
         }
+        let is_good = self.rules.certificates().any(|it| it.sha256 == sha256 && it.is_good);
+        rule!(!is_let_in || is_good, "a certificate that is not good let its device in");
         Ok(is_let_in)
     }
 
@@ -522,7 +524,7 @@ impl World {
         check_clear(&self.secrets, to, &message)?;
         for secret in self.ca.secrets() {
             let is_clear = memmem::find(&message, secret).is_some();
-            rule!(!is_clear, "a secret of the CA's was on the link in clear");
+            rule!(!is_clear, "a secret of the CA was on the link in clear");
         }
         self.link.send(self.now, to, client, message);
         Ok(())

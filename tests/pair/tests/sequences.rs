@@ -18,7 +18,7 @@ const SEQUENCES: u64 = 1_000;
 const LONGEST: usize = 40;
 
 #[test]
-fn rules_hold_in_sequences_by_chance() {
+fn rules_hold_in_random_sequences() {
     if let Ok(sequence) = env::var("ASSAY_PAIR_REPLAY") {
         let sequence = Op::sequence(&unhex(&sequence));
         return tell(&sequence).unwrap_or_else(|broken| panic!("{broken}"));

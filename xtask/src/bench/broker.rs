@@ -17,7 +17,7 @@ use crate::{install, show};
 
 A table goes to stderr, a JSON object to stdout.")]
 pub(crate) struct Arguments {
-    /// For `assay-brokers`, which its `--help` lists
+    /// Arguments for `assay-brokers`; see its `--help`
     #[arg(last = true)]
     arguments: Vec<String>,
 }

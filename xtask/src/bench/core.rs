@@ -16,7 +16,7 @@ use crate::{cargo, show};
 
 #[derive(clap::Args)]
 #[command(after_help = "The whole is what the CA does for one device in a flow, from each \
-                        message's bytes to its reply's, but for MQTT, store and TPM. Its \
+                        message's bytes to its reply's, without MQTT, store and TPM. Its \
                         primitives are what no CA can leave out, by the same library: the \
                         signatures of the EK certificate's path that only this device can show, \
                         the CSR's signature, OAEP or ECDH with a fresh key for each secret, and \
@@ -27,7 +27,7 @@ Examples:
   cargo xtask bench core --quick          # the same in two, for direction
   cargo xtask bench core --filter ticket  # one flow only
   cargo xtask bench core --hostile        # what strangers can make a CA compute, in a minute
-  cargo xtask bench core --instructions   # what no other load disturbs; needs valgrind
+  cargo xtask bench core --instructions   # instructions, not changed by other load; needs valgrind
   cargo xtask bench core --json > core.json")]
 pub(crate) struct Arguments {
     /// Measure less often
@@ -36,8 +36,8 @@ pub(crate) struct Arguments {
     /// Count instructions and allocations under valgrind instead of time
     #[arg(long, conflicts_with = "quick")]
     instructions: bool,
-    /// Time what strangers send instead: the costliest certificates, beside honest ones; fails if
-    /// they cost more than twice as much
+    /// Time hostile certificates instead, beside honest ones; fails if they cost more than twice as
+    /// much
     #[arg(long, conflicts_with = "instructions")]
     hostile: bool,
     /// Print JSON instead of tables: times in nanoseconds

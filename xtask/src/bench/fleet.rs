@@ -18,7 +18,7 @@ use crate::{bin_dir, cargo, show};
                         first time, when keys are made
   cargo xtask bench fleet --quick     whether it works")]
 pub(crate) struct Arguments {
-    /// One run of few devices each; what it shows of speed means little
+    /// One run of each load with few devices; its speed means little
     #[arg(long)]
     quick: bool,
     /// Runs of each load, of which the median counts; the overload is run once

@@ -22,7 +22,8 @@ pub(crate) enum Bench {
     /// Compare what a device costs a CA that knows a thousand others with what it costs one that
     /// knows a million
     Scale(scale::Arguments),
-    /// What provisioning costs a device: time beyond its TPM's, bytes, size and memory of the agent
+    /// Measure what provisioning costs a device: time beyond its TPM's, bytes, size and memory of
+    /// the agent
     Device(device::Args),
 }
 

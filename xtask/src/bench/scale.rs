@@ -16,11 +16,11 @@ use crate::show;
 /// How to measure.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  cargo xtask bench scale             in some ten minutes, most of which fills the largest \
+  cargo xtask bench scale             in about ten minutes; most of the time fills the largest \
                         database (2 GB in the temporary directory)
   cargo xtask bench scale --quick     whether it works")]
 pub(crate) struct Arguments {
-    /// Few devices, and one run; what it shows means little
+    /// Few devices and one run; the figures mean little
     #[arg(long)]
     quick: bool,
     /// Runs with each database, in turn, of which the median counts

@@ -78,7 +78,7 @@ impl Trial {
         let begin = Instant::now();
         print!("{name} … ");
         io::stdout().flush()?;
-        let done = work().with_context(|| format!("not so: {name}"))?;
+        let done = work().with_context(|| format!("step failed: {name}"))?;
         println!("{:.1} s", begin.elapsed().as_secs_f64());
         self.passed += 1;
         Ok(done)

@@ -60,9 +60,11 @@ impl Confirmation {
 /// A certificate that waits for its confirmation, and that its device has.
 ///
 /// Before the confirmation, a sealed certificate leaves the CA only in the box, and the record keeps
-/// it encrypted. So a client that knows its bytes had the TPM that could open the box. A renewed
-/// certificate is no secret. Its device proved before that its EK and its IK are in one TPM, so the
-/// IK is enough: in a TLS handshake, or for an [adoption](Self::by_adoption).
+/// it encrypted. So a client that knows its bytes, and has its key, had the TPM that could open the
+/// box. This rests on a signature of the issuing CA that nobody can foresee.
+///
+/// A renewed certificate is no secret. Its device proved before that its EK and its IK are in one
+/// TPM, so the IK is enough: in a TLS handshake, or for an [adoption](Self::by_adoption).
 #[derive(Clone, Debug)]
 pub struct Shown(Unconfirmed);
 
@@ -84,8 +86,9 @@ impl Shown {
 
     /// The device has shown a certificate with this SHA-256 digest in a TLS handshake.
     ///
-    /// That it has the certificate's key too, TLS must have established: by its CertificateVerify
-    /// (RFC 8446 §4.4.3, RFC 5246 §7.4.8).
+    /// The caller must have computed the digest of the certificate that TLS received: the digest
+    /// alone is no secret, because the claim has it. TLS must have established that the client has
+    /// the certificate's key, by its CertificateVerify (RFC 8446 §4.4.3, RFC 5246 §7.4.8).
     ///
     /// # Errors
     /// It is another certificate.

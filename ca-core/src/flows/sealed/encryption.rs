@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn certificate_that_waits_is_kept_from_whoever_has_not_the_ticket_key() {
+    fn certificate_that_waits_cannot_be_read_without_the_ticket_key() {
         let (der, serial) = (&[7; 600], &[0x41; 16]);
         let mut rng = rand_core::UnwrapErr(getrandom::SysRng);
         let key = TicketKey::new([2; TicketKey::LEN]);

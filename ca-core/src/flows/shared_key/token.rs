@@ -167,9 +167,9 @@ impl AuthenticatedDevice {
 pub enum TokenRefused {
     #[error("the token's length is {0}")]
     Oversize(Limit),
-    #[error("the password is no token: it does not begin with `{PREFIX}`")]
+    #[error("the password is not a token: it does not begin with `{PREFIX}`")]
     NoToken,
-    #[error("the token's field {position} is neither sr, sig, se nor skn")]
+    #[error("field {position} of the token is not sr, sig, se or skn")]
     FieldUnknown { position: usize },
     #[error("the token has the field {field} more than once")]
     FieldRepeated { field: &'static str },
@@ -182,7 +182,7 @@ pub enum TokenRefused {
          {RESOURCE_INFIX} and a device id"
     )]
     Resource { found: String },
-    #[error("the token is for device {device_id}, the user name is another")]
+    #[error("the token is for device {device_id}, but the user name is another one")]
     UserName { device_id: DeviceId },
     #[error("the token's se is {found:?}, not a time in seconds since 1970 in decimal")]
     Expiry { found: String },
@@ -195,8 +195,8 @@ pub enum TokenRefused {
     #[error("the token expired at {expires_at}; the time is {now}")]
     Expired { expires_at: OffsetDateTime, now: OffsetDateTime },
     #[error(
-        "the token is not signed by the key of device {device_id}, of which generations \
-         {generations:?} are in force"
+        "the token is not signed by the key of device {device_id}; generations {generations:?} of \
+         the key are in force"
     )]
     SignatureWrong { device_id: DeviceId, generations: Vec<u32> },
 }

@@ -648,7 +648,7 @@ fn done(response: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>> {
         Some(code) if response.len() == HEADER_SIZE => {
             Err(CommandError::Refused(ResponseCode(code)))
         }
-        _ => Err(CommandError::BadResponse("a refusal with something behind it".into())),
+        _ => Err(CommandError::BadResponse("a refusal with extra bytes".into())),
     }
 }
 

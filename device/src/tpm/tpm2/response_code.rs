@@ -85,11 +85,11 @@ fn meaning(code: TpmRcBase) -> Option<&'static str> {
         }
         TpmRcBase::NvSpace => "the TPM has no room for another persistent object",
         TpmRcBase::ObjectMemory => {
-            "the TPM has no room for another object; somebody else's are loaded (tpm2_flushcontext \
-             -t)"
+            "the TPM has no room for another object; other programs' objects are loaded \
+             (tpm2_flushcontext -t)"
         }
         TpmRcBase::SessionMemory => {
-            "the TPM has no room for another session; somebody else's are loaded \
+            "the TPM has no room for another session; other programs' sessions are loaded \
              (tpm2_flushcontext -l)"
         }
         TpmRcBase::PolicyFail => "the policy of the key is not fulfilled",

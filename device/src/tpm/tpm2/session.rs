@@ -87,7 +87,8 @@ impl Session {
         let message = [&digest, &answer.nonce[..], &self.nonce_caller, &attributes].concat();
         if !self.hash.is_hmac(&self.key_with(usage), &message, &answer.hmac) {
             return Err(CommandError::BadResponse(
-                "its HMAC is wrong: somebody altered it, or another key".into(),
+                "its HMAC is wrong: somebody altered the response, or made it with another key"
+                    .into(),
             ));
         }
         self.nonce_tpm = answer.nonce.to_vec();

@@ -27,7 +27,7 @@ impl Transport {
                 let device = OpenOptions::new().read(true).write(true).open(path)?;
                 // If the path is a file, a command overwrites its beginning.
                 if !device.metadata()?.file_type().is_char_device() {
-                    return Err(io::Error::new(ErrorKind::InvalidInput, "it is no device"));
+                    return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a device"));
                 }
                 Box::new(device)
             }

@@ -182,7 +182,7 @@ impl<'a> Cast<'a> {
         worker.publish(&self.reply_topic(id), &reply, Stay::No).await;
         Ok(match stranger.hears(&reply, PATIENCE).await {
             true => Found::Kept("a request and a reply arrived".into()),
-            false => Found::Broken("a request arrived, and the reply did not".into()),
+            false => Found::Broken("a request arrived, but the reply did not".into()),
         })
     }
 

@@ -47,7 +47,7 @@ pub(super) async fn no_certificate(operational: &BrokerUrl, nobody: &Arc<ClientC
     };
     let mut broken = Vec::new();
     for (persona, what) in
-        [(stranger, "a stranger is let in"), (named, "whoever says worker@ is let in")]
+        [(stranger, "a stranger is let in"), (named, "a client that says worker@ is let in")]
     {
         match persona.enter().await {
             Ok(_) => broken.push(what.to_owned()),

@@ -113,8 +113,8 @@ impl Check {
         };
         if let Err(NotIn::Unreachable(why)) = worker.enter().await {
             bail!(
-                "{operational} is not reached: {why}. URL is the listener for certificates of \
-                 this CA, as assay worker's --broker"
+                "{operational} is not reached: {why}. URL must be the listener for certificates \
+                 of this CA, as for --broker of assay worker"
             );
         }
         let mut devices = Devices::make(directory)?;
@@ -135,14 +135,14 @@ impl Check {
             report.add(Rule::Revoked, revoked(&cast, &mut devices, known).await);
         };
         if timeout_at(end, async { tokio::join!(slow, others) }).await.is_err() {
-            eprintln!("the time is over; the rest is not tried");
+            eprintln!("the time is over; the other rules are not tried");
         }
         if cast.planted.get()
             && let Err(error) = put_right(directory, &cast).await
         {
             eprintln!(
-                "the revocation list was not published anew, as a worker will at its next start: \
-                 {error:#}"
+                "the revocation list could not be published again; a worker publishes it at its \
+                 next start: {error:#}"
             );
         }
         Ok(report)

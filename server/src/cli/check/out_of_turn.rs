@@ -67,7 +67,9 @@ async fn hear(cast: &Cast<'_>, personas: Vec<(Result<Persona, String>, &str)>) -
         // A message that does not reach the client that should hear it shows nothing.
         match ear.hears(&payload, PATIENCE).await {
             true => arrived.push((what, payload)),
-            false => silent.push(format!("nobody hears {what}, not even who should")),
+            false => {
+                silent.push(format!("{what} does not reach even the client that should hear it"))
+            }
         }
     }
     tokio::time::sleep(SETTLE).await;
@@ -95,7 +97,7 @@ async fn overheard(
         return Err(silent.join("; "));
     }
     if heard.is_empty() && party.is_cut(Duration::ZERO).await {
-        return Err("the broker ended the connection of the one that listened".into());
+        return Err("the broker ended the listener's connection".into());
     }
     in_vain(&heard, "does not hear", arrived.iter().map(|(what, _)| *what), silent)
 }
@@ -235,7 +237,7 @@ fn together(tried: Vec<(&str, Tried)>) -> Tried {
         Some(why) if broken.is_empty() => Err(why),
         _ => Ok(Found::against(
             &broken,
-            "as worker@, operator@ or a device it hears and says no more than without",
+            "as worker@, operator@ or a device it hears and publishes no more than without a name",
         )),
     }
 }

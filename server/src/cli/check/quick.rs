@@ -80,7 +80,7 @@ impl Quick {
         let party = match persona.enter().await {
             Ok(party) => party,
             Err(NotIn::Refused(_)) if self.bootstrap.is_none() => {
-                return Err("who shows no certificate is refused here; say where devices \
+                return Err("clients without a certificate are refused here; say where devices \
                             connect: --bootstrap URL"
                     .into());
             }
@@ -100,9 +100,9 @@ impl Quick {
         Ok(match party.hears_answer_to(&request, ANSWER).await {
             true => Found::Kept("answered".into()),
             false => Found::Broken(format!(
-                "a request at {strangers} gets no answer: this worker is deaf, or another of its \
-                 group, or the stranger. Is {} the listener for certificates, with the access \
-                 list of docs/operations.md?",
+                "a request at {strangers} gets no answer: this worker is deaf, or another worker \
+                 of its group, or the stranger. Is {} the listener for certificates, with the \
+                 access list of docs/operations.md?",
                 self.broker
             )),
         })

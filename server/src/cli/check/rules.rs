@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 pub(crate) enum Rule {
     /// A stranger's request reaches a worker, and the reply reaches the stranger
     Asks,
-    /// This CA's revocation list, in date, waits for whoever subscribes
+    /// This CA's revocation list, in date, waits for every subscriber
     List,
     /// A stranger hears its own replies and nothing else
     StrangerHears,

@@ -57,8 +57,10 @@ async fn will(cast: &Cast<'_>) -> Tried {
         }
     }
     match device {
-        Err(why) if broken.is_empty() => Err(format!("a stranger's is not heard; but {why}")),
-        _ => Ok(Found::against(&broken, "a stranger's is not heard, a device's neither")),
+        Err(why) if broken.is_empty() => {
+            Err(format!("a stranger's Will is not published; but {why}"))
+        }
+        _ => Ok(Found::against(&broken, "neither a stranger's nor a device's Will is published")),
     }
 }
 
@@ -85,11 +87,8 @@ async fn retain(cast: &Cast<'_>) -> Tried {
         // An empty message removes the retained one (§3.3.1-6).
         party.publish(&topic, &[], Stay::Yes).await;
     }
-    let broken = waited.then(|| "a stranger's request is kept for whoever subscribes".to_owned());
-    Ok(Found::against(
-        broken.as_slice(),
-        "a stranger's request does not wait for who subscribes later",
-    ))
+    let broken = waited.then(|| "a stranger's request is kept for later subscribers".to_owned());
+    Ok(Found::against(broken.as_slice(), "a stranger's request is not kept for later subscribers"))
 }
 
 /// A stranger joins a group of which our worker is the only other member. Some brokers pick the

@@ -17,8 +17,8 @@ pub(super) fn version(session: &mut Session) -> Result<(i64, String), StoreError
     let encoding: &str = row.get(2);
     if encoding != "UTF8" {
         return Err(StoreError::Settings(format!(
-            "the encoding of the database is {encoding}, in which names of devices may not fit: \
-             make another (createdb --encoding=UTF8 --template=template0)"
+            "the encoding of the database is {encoding}, which cannot hold every tag or name: \
+             make another database (createdb --encoding=UTF8 --template=template0)"
         )));
     }
     if !row.get::<_, bool>(0) || !row.get::<_, bool>(1) {

@@ -111,7 +111,7 @@ fn copy_beside(connection: &Connection, path: &Path) -> Result<(), StoreError> {
         }
     }
     fs::remove_file(&part)?;
-    let full = format!("{} and {} more are there: remove some", first, COPIES - 1);
+    let full = format!("{first} and {} more copies exist: remove some", COPIES - 1);
     Err(io::Error::new(io::ErrorKind::AlreadyExists, full).into())
 }
 

@@ -30,10 +30,10 @@ struct Options {
     /// Run only these; all by default
     #[arg(value_enum)]
     parts: Vec<Part>,
-    /// Of hostile clients only this kind, beside none; may be repeated
+    /// Only this kind of hostile client, beside a run without any; may be repeated
     #[arg(long, value_enum, value_name = "KIND")]
     kind: Vec<hostile::Kind>,
-    /// Few clients and short runs: whether it works
+    /// Few clients and short runs, to see whether it works
     #[arg(long)]
     quick: bool,
 }
@@ -47,7 +47,7 @@ enum Part {
     /// Clients that come back under load before their old connection is given up, and what they
     /// miss
     Takeover,
-    /// Provisioning while a thousand clients of each kind do their worst
+    /// Provisioning while a thousand clients of each kind attack
     Hostile,
 }
 
