@@ -80,7 +80,7 @@ pub struct EnrolmentRow {
     pub added_at: i64,
 }
 
-/// What [`Store::remove`] ended.
+/// What [`Store::remove`](crate::Store::remove) ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
     /// How many certificates are revoked.
