@@ -596,10 +596,7 @@ fn a_ticket_never_shows_in_debug_output() {
 #[test]
 fn last_requests_of_a_flow_are_told_apart_by_their_head_alone() {
     for (request, encoded) in requests() {
-        let is_last = matches!(
-            request.body,
-            RequestBody::Certify(_) | RequestBody::Confirm(_) | RequestBody::Adopt(_)
-        );
+        let is_last = matches!(request.body, RequestBody::Certify(_) | RequestBody::Confirm(_));
         assert_eq!(
             Head::read(&encoded).is_ok_and(|head| head.finishes_a_flow()),
             is_last,

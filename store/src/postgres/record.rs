@@ -304,7 +304,8 @@ const CHANGE_ASSURANCE: &str = "UPDATE devices d SET assurance = n.assurance
 const SUPERSEDE: &str = "UPDATE certificates c SET status = 'superseded', ended_at = n.ended_at
     FROM unnest($1::bytea[], $2::int8[]) n(serial, ended_at)
     WHERE c.serial = n.serial AND c.status = 'active'";
-const END_WAITING: &str = "UPDATE certificates c SET status = 'revoked', ended_at = n.ended_at
+const END_WAITING: &str = "UPDATE certificates c
+    SET status = 'revoked', ended_at = n.ended_at, der = ''
     FROM unnest($1::bytea[], $2::bytea[], $3::int8[]) n(ek_id, ik_id, ended_at)
     WHERE c.ek_id = n.ek_id AND c.ik_id = n.ik_id
         AND (CASE WHEN c.status = 'unconfirmed' THEN 1 END) = 1";

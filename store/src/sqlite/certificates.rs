@@ -71,7 +71,7 @@ impl Transaction<'_> {
     pub(super) fn end_waiting(&self, new: &NewCertificate<'_>) -> Result<(), StoreError> {
         self.0
             .prepare_cached(
-                "UPDATE certificates SET status = 'revoked', ended_at = ?3
+                "UPDATE certificates SET status = 'revoked', ended_at = ?3, der = x''
                  WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'unconfirmed'",
             )?
             .execute(params![new.ek_id.as_bytes(), new.ik_id, new.issued_at.unix_timestamp()])?;
