@@ -313,6 +313,7 @@ impl World {
             }
             Action::Digest(bytes) => Event::Digest(Sha256::digest(bytes).into()),
             Action::Draw => Event::Random(self.chance.bytes()),
+            Action::Clock => Event::Clock(self.device_time(device).unsigned_abs()),
             Action::Connect(connection) => {
                 self.run(device).client = Some(connection.client.to_string());
                 Event::Connected
@@ -422,7 +423,12 @@ impl World {
                     || matches!(in_use, Some(Grant::Certificate(_)))
             }
             Ok(RequestBody::Register(_)) => matches!(attempt, Some(Attempt::Hmac(_))),
-            Ok(RequestBody::Renew(_) | RequestBody::Adopt(_)) => false,
+            Ok(RequestBody::Renew(renewal)) => matches!(
+                in_use, Some(Grant::Certificate(grant)) if is_of(grant, &renewal.certificate)
+            ),
+            Ok(RequestBody::Adopt(adoption)) => matches!(
+                attempt, Some(Attempt::Renewed(grant)) if is_of(grant, &adoption.certificate)
+            ),
             Ok(RequestBody::Confirm(proof)) => {
                 let grants = [
                     match attempt {
@@ -758,6 +764,10 @@ fn check_clear(secrets: &[Kept], to: To, message: &[u8]) -> Result<(), Broken> {
         rule!(!is_clear || is_due, "a secret was on the link in clear");
     }
     Ok(())
+}
+
+fn is_of(grant: &CertificateGrant, sha256: &[u8; 32]) -> bool {
+    Sha256::digest(&grant.chain[0])[..] == *sha256
 }
 
 fn step_clock(error: &mut i64, step: Step) {
