@@ -73,11 +73,22 @@ impl Agent<'_> {
                 }
                 Action::Unseal(sealed) => Some(Event::Unsealed(unseal(&sealed))),
                 Action::Digest(bytes) => Some(Event::Digest(sha256(&bytes))),
+                Action::Clock => Some(Event::Clock(self.clock.now().as_secs())),
                 Action::Progress(step) => {
                     match &step {
                         Step::Connected => steps.done(&connected),
                         Step::Retry { .. } => steps.tell(&step.to_string(), talk.now()),
-                        Step::TryingEk { .. } => steps.tell(&step.to_string(), Duration::ZERO),
+                        Step::TryingEk { .. } | Step::NotDue(_) | Step::RenewalRefused(_) => {
+                            steps.tell(&step.to_string(), Duration::ZERO)
+                        }
+                        Step::RenewalPostponed(_) => {
+                            // The core knows only that a setting is wrong.
+                            let step = match talk.take_error() {
+                                Some(error) => Step::RenewalPostponed(error.to_string()),
+                                None => step.clone(),
+                            };
+                            steps.tell(&step.to_string(), Duration::ZERO);
+                        }
                         step => steps.done(&step.to_string()),
                     }
                     None

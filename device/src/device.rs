@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use assay_device_core::{self as core, DeviceCertificate, EkChoice, Machine};
+use assay_device_core::{
+    self as core, DeviceCertificate, EkChoice, Grant, Machine, RenewalOutcome,
+};
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Flow, Scope};
 use rustls::RootCertStore;
@@ -111,8 +113,10 @@ pub struct Provisioned {
     pub ek: EkKind,
     /// What the device signs in with.
     pub credential: Credential,
-    /// Whether the credential was there already and is valid, so that the CA was not asked.
+    /// Whether the credential was there already and is valid.
     pub was_provisioned: bool,
+    /// What became of the renewal, if one was due or asked for and the CA did not refuse it.
+    pub renewal: Option<RenewalOutcome>,
     /// What the run took.
     pub cost: Cost,
 }
@@ -178,8 +182,10 @@ impl Device {
     /// Makes this device able to sign in: with a valid certificate for an identity key in its TPM,
     /// or with an HMAC key there.
     ///
-    /// If the device can sign in already, it does not ask the CA, unless the request says so. The
-    /// process may be killed at any moment, and the next call goes on: everything that it needs is
+    /// If the device can sign in already, it does not ask the CA, unless the request says so, or the
+    /// certificate is due for renewal. Then the CA gives another one for the same key. If it
+    /// cannot be asked, the device signs in with what it has, and the next call tries again. If the
+    /// CA refuses, the device proves its TPM anew. The process may be killed at any moment, and the next call goes on: everything that it needs is
     /// stored before anything is sent, and the CA issues one certificate for one key. If somebody
     /// cleared the TPM, the device makes a new key or asks for one.
     ///
@@ -197,17 +203,56 @@ impl Device {
         request: &ProvisionRequest,
         progress: Progress<'_>,
     ) -> Result<Provisioned, Error> {
+        self.judge_clock(progress)?;
+        if let Some(copy) = self.state.set_broken_aside()? {
+            progress(&copy, Duration::ZERO);
+        }
+        self.run_to_the_end(request.to_core(), request, progress)
+    }
+
+    /// Has the CA renew the certificate, if the CA agrees that this is due. This device's clock is
+    /// not asked. Except for that, this is [`provision`](Self::provision): a certificate that the CA
+    /// does not renew, because it has expired or for another reason, is replaced in the flow of the
+    /// request.
+    ///
+    /// Unlike `provision`, it fails if the CA is not reached.
+    ///
+    /// # Errors
+    /// [`Error::NotProvisioned`] if this device has nothing to renew, [`Error::NoCertificate`] if
+    /// it has a shared key instead, and all errors of `provision`.
+    pub fn renew(
+        &self,
+        request: &ProvisionRequest,
+        progress: Progress<'_>,
+    ) -> Result<Provisioned, Error> {
+        match self.state.memory()?.credentials().next() {
+            Some(Grant::Certificate(_)) => {}
+            Some(Grant::SharedKey(_)) => return Err(Error::NoCertificate),
+            None => return Err(Error::NotProvisioned("there is no certificate to renew".into())),
+        }
+        self.judge_clock(progress)?;
+        let to_renew = core::ProvisionRequest { renew: true, ..request.to_core() };
+        self.run_to_the_end(to_renew, request, progress)
+    }
+
+    fn judge_clock(&self, progress: Progress<'_>) -> Result<(), Error> {
         self.clock.refuse_if_behind()?;
         if let Some(assumption) = self.clock.assumption() {
             progress(&assumption, Duration::ZERO);
         }
-        if let Some(copy) = self.state.set_broken_aside()? {
-            progress(&copy, Duration::ZERO);
-        }
-        let machine = core::provision(request.to_core(), self.state.memory()?, Duration::ZERO);
+        Ok(())
+    }
+
+    fn run_to_the_end(
+        &self,
+        to_core: core::ProvisionRequest,
+        request: &ProvisionRequest,
+        progress: Progress<'_>,
+    ) -> Result<Provisioned, Error> {
+        let machine = core::provision(to_core, self.state.memory()?, Duration::ZERO);
         let (provisioned, cost) = self.run(machine, request, progress)?;
-        let core::Provisioned { flow, scope, device_id, ek, credential, was_provisioned } =
-            provisioned;
+        let core::Provisioned { flow, scope, device_id, ek, .. } = provisioned;
+        let core::Provisioned { credential, was_provisioned, renewal, .. } = provisioned;
         let credential = match credential {
             core::Credential::Certificate { certificate, ik } => {
                 let path = self.state.certificate_path();
@@ -217,7 +262,7 @@ impl Device {
                 Credential::SharedKey { parent, hmac_handle }
             }
         };
-        Ok(Provisioned { flow, scope, device_id, ek, credential, was_provisioned, cost })
+        Ok(Provisioned { flow, scope, device_id, ek, credential, was_provisioned, renewal, cost })
     }
 
     fn run(

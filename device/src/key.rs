@@ -39,16 +39,26 @@ impl IdentityKey {
         self.tpm.call("signing", move |tpm| tpm.sign(handle, scheme, digest.as_ref()))
     }
 
+    /// Signs bytes by the algorithm of this key's certificate requests.
+    pub(crate) fn sign_statement(&self, message: &[u8]) -> Result<Vec<u8>, TpmError> {
+        let scheme = match self.kind {
+            IkKind::P256 => SignatureScheme::EcdsaSha256,
+            IkKind::P384 => SignatureScheme::EcdsaSha384,
+            IkKind::Rsa2048 => SignatureScheme::RsaPkcs1Sha256,
+        };
+        self.sign(scheme, message)
+    }
+
     /// Signs a fixed text that nobody else uses, checks the signature, and returns how long the TPM
     /// took.
     pub(crate) fn test_signature(&self) -> Result<Duration, Error> {
-        let (scheme, algorithm): (_, &'static dyn VerificationAlgorithm) = match self.kind {
-            IkKind::P256 => (SignatureScheme::EcdsaSha256, &ECDSA_P256_SHA256_ASN1),
-            IkKind::P384 => (SignatureScheme::EcdsaSha384, &ECDSA_P384_SHA384_ASN1),
-            IkKind::Rsa2048 => (SignatureScheme::RsaPkcs1Sha256, &RSA_PKCS1_2048_8192_SHA256),
+        let algorithm: &'static dyn VerificationAlgorithm = match self.kind {
+            IkKind::P256 => &ECDSA_P256_SHA256_ASN1,
+            IkKind::P384 => &ECDSA_P384_SHA384_ASN1,
+            IkKind::Rsa2048 => &RSA_PKCS1_2048_8192_SHA256,
         };
         let started = Instant::now();
-        let signature = self.sign(scheme, SALT_PROBE)?;
+        let signature = self.sign_statement(SALT_PROBE)?;
         let took = started.elapsed();
         let verified = UnparsedPublicKey::new(algorithm, self.public.subject_public_key())
             .verify(SALT_PROBE, &signature);
@@ -163,12 +173,7 @@ impl rcgen::PublicKeyData for CsrKey<'_> {
 
 impl rcgen::SigningKey for CsrKey<'_> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        let scheme = match self.key.kind {
-            IkKind::P256 => SignatureScheme::EcdsaSha256,
-            IkKind::P384 => SignatureScheme::EcdsaSha384,
-            IkKind::Rsa2048 => SignatureScheme::RsaPkcs1Sha256,
-        };
-        self.key.sign(scheme, message).map_err(|failure| {
+        self.key.sign_statement(message).map_err(|failure| {
             self.failure.set(Some(failure));
             rcgen::Error::RemoteKeyError
         })

@@ -82,6 +82,7 @@ pub use pem::read_certificates;
 
 pub use assay_device_core::{
     AnswerError, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, DeviceCertificate, EkChoice,
+    RenewalOutcome, rfc3339,
 };
 pub use assay_wire::Flow;
 

@@ -1,15 +1,13 @@
 //! What the core asks of a TPM, done by a [`TpmThread`].
 
-use assay_device_core::{
-    EkCertificates, EkKind, EndorsementKey, KeyPublic, TpmAnswer, TpmFailure, TpmFailureKind,
-    TpmOperation,
-};
-use assay_wire::DeviceId;
-
 use crate::ek_certificate;
 use crate::error::Error;
 use crate::key::IdentityKey;
 use crate::tpm::{IkKind, PublicArea, TpmError, TpmThread, is_of_default_template};
+use assay_device_core::{
+    EkCertificates, EkKind, EndorsementKey, KeyPublic, TpmAnswer, TpmFailure, TpmFailureKind,
+    TpmOperation,
+};
 
 /// Does the TPM operations of one run.
 pub(crate) struct Operations {
@@ -71,9 +69,13 @@ impl Operations {
                 })?;
                 TpmAnswer::IdentityKey(Some(self.keep_identity(public)))
             }
-            TpmOperation::SignRequest { kind, handle, device_id } => TpmAnswer::CertificateRequest(
-                self.sign_request(kind, handle, device_id.as_ref())?,
-            ),
+            TpmOperation::SignRequest { kind, handle, device_id } => {
+                let key = self.identity(kind, handle)?;
+                TpmAnswer::CertificateRequest(key.certificate_request(device_id.as_ref())?)
+            }
+            TpmOperation::Sign { kind, handle, message } => {
+                TpmAnswer::Signature(self.identity(kind, handle)?.sign_statement(&message)?)
+            }
             TpmOperation::Activate { ek, handle, blob, seed } => {
                 TpmAnswer::Secret(tpm.call("activating the credential", move |tpm| {
                     tpm.activate(ek, handle, &blob, &seed)
@@ -115,17 +117,11 @@ impl Operations {
         key
     }
 
-    fn sign_request(
-        &self,
-        kind: IkKind,
-        handle: u32,
-        device_id: Option<&DeviceId>,
-    ) -> Result<Vec<u8>, Error> {
+    fn identity(&self, kind: IkKind, handle: u32) -> Result<IdentityKey, Error> {
         let Some(PublicArea { key: public, .. }) = self.identity.clone() else {
-            return Err(Error::Internal("a request without an identity key".into()));
+            return Err(Error::Internal("a signature without an identity key".into()));
         };
-        let key = IdentityKey { tpm: self.tpm.clone(), handle, kind, public };
-        key.certificate_request(device_id)
+        Ok(IdentityKey { tpm: self.tpm.clone(), handle, kind, public })
     }
 }
 

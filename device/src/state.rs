@@ -16,8 +16,8 @@ use crate::pem;
 ///
 /// | file | holds | written |
 /// |---|---|---|
-/// | `device.json` | [`Memory`] | when the IK is persistent, before any request is sent; when a certificate is verified or confirmed; when an HMAC key has come, and when it is persistent |
-/// | `certificate.pem` | a copy of the certificate and its issuers, for other programs; removed with a shared key | after that |
+/// | `device.json` | [`Memory`] | when the IK is persistent, before any request is sent; when a certificate is verified, confirmed or adopted; when an HMAC key has come, and when it is persistent |
+/// | `certificate.pem` | a copy of the certificate that the device signs in with, and its issuers, for other programs; removed with a shared key | after that |
 /// | `device.json.broken` | a `device.json` that could not be read, for people to look at | when the next run begins anew |
 /// | `lock` | nothing | |
 ///
@@ -101,14 +101,16 @@ impl StateDirectory {
 
     /// The contents that `certificate.pem` should have, if it does not have them.
     fn certificate_to_copy(&self, memory: &Memory) -> Result<Option<Vec<u8>>, Error> {
-        let Some(Grant::Certificate(grant)) = &memory.in_use else { return Ok(None) };
+        let Some(Grant::Certificate(grant)) = memory.credentials().next() else {
+            return Ok(None);
+        };
         let pem = pem::certificates(&grant.chain).into_bytes();
         let is_there = read(&self.certificate_path())?.as_ref() == Some(&pem);
         Ok((!is_there).then_some(pem))
     }
 
     fn remove_stale_certificate(&self, memory: &Memory) -> Result<(), Error> {
-        if !matches!(memory.in_use, Some(Grant::SharedKey(_))) {
+        if !matches!(memory.credentials().next(), Some(Grant::SharedKey(_))) {
             return Ok(());
         }
         let path = self.certificate_path();
@@ -220,7 +222,7 @@ mod tests {
 
     fn a_certificate() -> CertificateGrant {
         let chain = vec![CertificateDer::from(vec![1; 100]), CertificateDer::from(vec![2; 3])];
-        CertificateGrant { record: a_record(), chain, unconfirmed: None }
+        CertificateGrant { record: a_record(), chain, renew_at: None, unconfirmed: None }
     }
 
     fn a_memory() -> Memory {
@@ -229,6 +231,13 @@ mod tests {
             in_use: Some(Grant::Certificate(a_certificate())),
             attempt: Some(Attempt::Identity(attempt)),
         }
+    }
+
+    /// A certificate in use, and a renewed one that is not adopted.
+    fn a_renewal() -> Memory {
+        let chain = vec![CertificateDer::from(vec![7; 90])];
+        let renewed = CertificateGrant { chain, renew_at: Some(1_803_154_120), ..a_certificate() };
+        Memory { attempt: Some(Attempt::Renewed(renewed)), ..a_memory() }
     }
 
     fn an_hmac_record() -> HmacRecord {
@@ -261,10 +270,36 @@ mod tests {
         let attempt = Some(Attempt::Unconfirmed(unconfirmed));
         let second = Memory { attempt, ..a_shared_key() };
         let asked = Memory { in_use: None, ..a_memory() };
-        for memory in [Memory::default(), asked, a_memory(), first, second, a_shared_key()] {
+        let renewed = a_renewal();
+        for memory in [Memory::default(), asked, a_memory(), first, second, a_shared_key(), renewed]
+        {
             state.store(&memory).unwrap();
             assert_eq!(state.memory().unwrap(), memory);
         }
+    }
+
+    #[test]
+    fn file_of_before_there_were_renewals_is_still_read() {
+        let memory = Memory { attempt: None, ..a_memory() };
+        let now = String::from_utf8(format::write(&memory).unwrap()).unwrap();
+        let before = now.replace(
+            r#"      "renew_at": null,
+"#,
+            "",
+        );
+        assert_ne!(before, now);
+        assert_eq!(format::read(before.as_bytes()).unwrap(), memory);
+    }
+
+    #[test]
+    fn certificate_file_is_the_renewed_one_before_the_ca_hears_that_it_is_stored() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(dir.path()).unwrap();
+        state.store(&Memory { attempt: None, ..a_memory() }).unwrap();
+        state.store(&a_renewal()).unwrap();
+        let copy = fs::read(dir.path().join(CERTIFICATE)).unwrap();
+        let Some(Attempt::Renewed(grant)) = a_renewal().attempt else { panic!() };
+        assert_eq!(pem::parse(&copy).unwrap(), grant.chain);
     }
 
     /// Earlier versions wrote it in this way.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use assay_device_core::{
-    CertificateGrant, DeviceRecord, Grant, HmacRecord, IdentityRecord, Memory, SharedKeyGrant,
+    Attempt, CertificateGrant, DeviceRecord, Grant, HmacRecord, IdentityRecord, SharedKeyGrant,
     Shown, rfc3339,
 };
 use assay_wire::{Flow, Scope};
@@ -23,7 +23,7 @@ pub struct Status {
     /// What the device signs in with, if there is anything.
     pub credential: Option<CredentialStatus>,
     /// The keys of a later request that the CA has not agreed to, or of a sealed certificate that
-    /// the CA has not confirmed. The credential stays in use.
+    /// the CA has not confirmed, if they are others. The credential stays in use.
     pub attempt: Option<KeyStatus>,
 }
 
@@ -70,8 +70,8 @@ pub enum CredentialStatus {
         path: PathBuf,
         /// What is in it.
         summary: Summary,
-        /// Whether the CA has confirmed that it knows of the certificate. If not, the next
-        /// `provision` tells the CA.
+        /// Whether the CA has said that it knows that the device has the certificate. If not, the
+        /// next `provision` tells the CA.
         is_confirmed: bool,
     },
     /// The HMAC key that the status names.
@@ -84,14 +84,18 @@ pub enum CredentialStatus {
 impl Status {
     /// Reads a state directory; `None` if no request was ever made with it.
     pub fn read(state: &Path) -> Result<Option<Self>, Error> {
-        let Memory { in_use, attempt } = state::memory(state)?;
-        let attempt = attempt.map(|attempt| KeyStatus::from(attempt.record()));
-        let Some(grant) = in_use else {
+        let memory = state::memory(state)?;
+        let credential = memory.credentials().next();
+        let is_renewed = matches!(memory.attempt, Some(Attempt::Renewed(_)));
+        let attempt = memory.attempt.map(|attempt| KeyStatus::from(attempt.record()));
+        let Some(grant) = credential else {
             return Ok(attempt.map(|keys| Self { keys, credential: None, attempt: None }));
         };
         let keys = grant.record().into();
         let credential = match grant {
-            Grant::Certificate(grant) => certificate(state, &grant)?,
+            Grant::Certificate(grant) => {
+                certificate(state, &grant, grant.unconfirmed.is_none() && !is_renewed)?
+            }
             Grant::SharedKey(SharedKeyGrant { device_id, .. }) => {
                 CredentialStatus::SharedKey { device_id: device_id.to_string() }
             }
@@ -134,15 +138,15 @@ impl Status {
     }
 }
 
-fn certificate(state: &Path, grant: &CertificateGrant) -> Result<CredentialStatus, Error> {
+fn certificate(
+    state: &Path,
+    grant: &CertificateGrant,
+    is_confirmed: bool,
+) -> Result<CredentialStatus, Error> {
     let path = state::certificate_path(state);
     let leaf = grant.chain.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
-    match verify::summary(leaf, Clock::new(true, &[]).now()) {
-        Ok(summary) => Ok(CredentialStatus::Certificate {
-            path,
-            summary,
-            is_confirmed: grant.unconfirmed.is_none(),
-        }),
+    match verify::summary(leaf, grant.renew_at, Clock::new(true, &[]).now()) {
+        Ok(summary) => Ok(CredentialStatus::Certificate { path, summary, is_confirmed }),
         Err(error) => Err(Error::State { path, reason: error.to_string() }),
     }
 }

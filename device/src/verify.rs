@@ -15,16 +15,17 @@ use crate::tpm::{PublicKey, id_of_key};
 /// and URI.
 ///
 /// It does not check whether the certificate was revoked. The broker does that, at every
-/// connection.
+/// connection. `renew_at` is when the CA said that it is to be renewed.
 pub(crate) fn device_certificate(
     chain: Vec<CertificateDer<'static>>,
+    renew_at: Option<u64>,
     roots: &RootCertStore,
     key: &PublicKey,
     scope: &Scope,
     now: UnixTime,
 ) -> Result<DeviceCertificate, AnswerError> {
     let path = path(&chain, roots, now)?;
-    DeviceCertificate::check(chain, path, &key.id(), scope)
+    DeviceCertificate::check(chain, path, renew_at, &key.id(), scope)
 }
 
 /// Verifies that a chain, leaf first, leads to a pinned root at `now`, for TLS client
@@ -64,6 +65,7 @@ pub fn path(
         common_name: common_name(&parsed),
         uris: certificate.valid_uri_names().map(str::to_owned).collect(),
         serial: serial(&parsed),
+        not_before: since_1970(parsed.validity().not_before),
         not_after: since_1970(parsed.validity().not_after),
     })
 }
@@ -91,6 +93,10 @@ pub struct Summary {
     pub not_before: String,
     /// Until when it is valid, in the same form.
     pub not_after: String,
+    /// When the device renews it, in the same form.
+    pub renew_at: String,
+    /// Whether that time has come, by this device's clock.
+    pub is_due: bool,
     /// Whether it is valid now, by this device's clock.
     pub validity: Validity,
 }
@@ -106,20 +112,28 @@ pub enum Validity {
     Expired,
 }
 
-pub(crate) fn summary(certificate: &[u8], now: UnixTime) -> Result<Summary, AnswerError> {
-    Ok(summary_of(&parse(certificate)?, now))
+/// `renew_at` is when the CA said that it is to be renewed.
+pub(crate) fn summary(
+    certificate: &[u8],
+    renew_at: Option<u64>,
+    now: UnixTime,
+) -> Result<Summary, AnswerError> {
+    Ok(summary_of(&parse(certificate)?, renew_at, now))
 }
 
-fn summary_of(certificate: &X509Certificate<'_>, now: UnixTime) -> Summary {
+fn summary_of(certificate: &X509Certificate<'_>, renew_at: Option<u64>, now: UnixTime) -> Summary {
     let [not_before, not_after] = {
         let validity = certificate.validity();
         [validity.not_before, validity.not_after].map(since_1970)
     };
+    let renew_at = assay_device_core::renew_at(renew_at, not_before, not_after);
     Summary {
         common_name: common_name(certificate),
         serial: serial(certificate),
         not_before: rfc3339(not_before),
         not_after: rfc3339(not_after),
+        renew_at: rfc3339(renew_at),
+        is_due: renew_at <= now.as_secs(),
         validity: match now.as_secs() {
             now if is_more_than_a_day(now, not_before) => Validity::NotYet,
             now if now > not_after => Validity::Expired,
@@ -183,7 +197,15 @@ mod tests {
         fn check(&self) -> Result<DeviceCertificate, AnswerError> {
             let certificate = self.params.signed_by(&self.key, &self.ca).unwrap();
             let chain = vec![certificate.der().clone()];
-            device_certificate(chain, &self.roots, &public(&self.key), &self.scope, self.now)
+            self.check_chain(chain)
+        }
+
+        fn check_chain(
+            &self,
+            chain: Vec<CertificateDer<'static>>,
+        ) -> Result<DeviceCertificate, AnswerError> {
+            let key = public(&self.key);
+            device_certificate(chain, None, &self.roots, &key, &self.scope, self.now)
         }
     }
 
@@ -257,9 +279,7 @@ mod tests {
         let case = Case::new();
         let certificate = case.params.signed_by(&KeyPair::generate().unwrap(), &case.ca).unwrap();
         let chain = vec![certificate.der().clone()];
-        let outcome =
-            device_certificate(chain, &case.roots, &public(&case.key), &case.scope, case.now);
-        assert_eq!(outcome.unwrap_err(), AnswerError::OtherKey);
+        assert_eq!(case.check_chain(chain).unwrap_err(), AnswerError::OtherKey);
     }
 
     #[test]
@@ -285,8 +305,7 @@ mod tests {
     fn empty_chain_and_garbage_are_refused() {
         let case = Case::new();
         for chain in [vec![], vec![vec![0x30, 0].into()]] {
-            let outcome =
-                device_certificate(chain, &case.roots, &public(&case.key), &case.scope, case.now);
+            let outcome = case.check_chain(chain);
             assert!(matches!(outcome, Err(AnswerError::Unreadable(_))), "{outcome:?}");
         }
     }

@@ -23,6 +23,7 @@ mod raw_client;
 mod refusals;
 mod reload;
 mod renewal;
+mod renewing;
 mod rewrap;
 mod sealed;
 mod shared_key;

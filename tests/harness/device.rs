@@ -44,6 +44,13 @@ impl Device {
         Ok(command)
     }
 
+    /// `assay-device renew --json` against `server`.
+    pub fn renew(&self, dir: &AssayDir, server: &AssayServer) -> Result<Command> {
+        let mut command = self.connecting("renew", &server.bootstrap, &dir.root_pem())?;
+        command.arg("--json");
+        Ok(command)
+    }
+
     /// `assay-device publish` over mTLS.
     pub fn publish(
         &self,

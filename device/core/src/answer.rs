@@ -79,6 +79,19 @@ pub enum AnswerError {
     /// The certificate is for another key.
     #[error("the certificate is for another key than this device's identity key")]
     OtherKey,
+    /// The renewed certificate is not newer than the one in use.
+    #[error(
+        "the renewed certificate is no newer than the one in use: it is valid from {}, and the \
+         other from {}",
+        rfc3339(*not_before),
+        rfc3339(*in_use)
+    )]
+    NotNewer {
+        /// The first moment of the renewed certificate, in seconds since 1970.
+        not_before: u64,
+        /// The first moment of the one in use, in seconds since 1970.
+        in_use: u64,
+    },
     /// The certificate, or the key, is for another device.
     #[error("the answer names {found:?} instead of {wanted:?}")]
     OtherDevice {

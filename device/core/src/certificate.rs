@@ -25,6 +25,12 @@ pub struct DeviceCertificate {
     pub serial: String,
     /// Until when it is valid, e.g. `2027-02-20T20:08:40Z`.
     pub not_after: String,
+    /// When the device is to renew it, in seconds since 1970; see [`renew_at`].
+    pub renew_at: u64,
+    /// What the CA said of `renew_at`.
+    pub(crate) advice: Option<u64>,
+    /// Its first and its last moment, in seconds since 1970.
+    pub(crate) validity: (u64, u64),
 }
 
 /// What the first certificate of a chain says, once its path is verified.
@@ -45,24 +51,40 @@ pub struct VerifiedPath {
     pub uris: Vec<String>,
     /// Its serial number, lower-case hexadecimal, two digits a byte.
     pub serial: String,
+    /// The first moment at which it is valid, in seconds since 1970.
+    pub not_before: u64,
     /// The last moment at which it is valid, in seconds since 1970.
     pub not_after: u64,
+}
+
+/// When a device renews a certificate, in seconds since 1970: when the CA said (`advice`), else a
+/// third of the lifetime before its end.
+///
+/// The CA's advice may come in clear, so anybody on the way can change it. Therefore a device never
+/// waits longer than until a twentieth of the lifetime is left. If that is before the time that the
+/// CA meant, the CA answers that the renewal is not due.
+pub fn renew_at(advice: Option<u64>, not_before: u64, not_after: u64) -> u64 {
+    let lifetime = not_after.saturating_sub(not_before);
+    let before_end = |part: u64| not_after - lifetime / part;
+    advice.unwrap_or_else(|| before_end(3)).max(not_before).min(before_end(20))
 }
 
 impl DeviceCertificate {
     /// Checks that a certificate is for this device: it is for TLS clients and for the key
     /// `key_id`, and its common name and its only URI name the same device of `scope`.
     ///
-    /// `path` must be the result of verifying this `chain`. The device does not check whether the
-    /// certificate is revoked; the broker checks that at every connection.
+    /// `path` must be the result of verifying this `chain`, and `advice` is when the CA said that
+    /// the device is to renew it. The device does not check whether the certificate is revoked; the
+    /// broker checks that at every connection.
     pub fn check(
         chain: Vec<CertificateDer<'static>>,
         path: VerifiedPath,
+        advice: Option<u64>,
         key_id: &[u8; 32],
         scope: &Scope,
     ) -> Result<Self, AnswerError> {
-        let VerifiedPath { key_id: found, is_for_clients, common_name, uris, serial, not_after } =
-            path;
+        let VerifiedPath { key_id: found, is_for_clients, common_name, uris, serial, .. } = path;
+        let validity = (path.not_before, path.not_after);
         if found != *key_id {
             return Err(AnswerError::OtherKey);
         }
@@ -79,8 +101,15 @@ impl DeviceCertificate {
         if uris != [wanted.as_str()] {
             return Err(AnswerError::OtherDevice { wanted, found: uris.join(", ") });
         }
-        let (scope, not_after) = (scope.clone(), rfc3339(not_after));
-        Ok(Self { chain, device_id, scope, serial, not_after })
+        let (scope, not_after) = (scope.clone(), rfc3339(validity.1));
+        let renew_at = renew_at(advice, validity.0, validity.1);
+        Ok(Self { chain, device_id, scope, serial, not_after, renew_at, advice, validity })
+    }
+
+    /// The same certificate, with another advice of the CA.
+    pub(crate) fn advised(self, advice: Option<u64>) -> Self {
+        let renew_at = renew_at(advice, self.validity.0, self.validity.1);
+        Self { renew_at, advice, ..self }
     }
 }
 
@@ -105,12 +134,13 @@ mod tests {
             common_name: "pump-17".into(),
             uris: vec!["urn:assay:device:default:pump-17".into()],
             serial: "0a".into(),
+            not_before: 0,
             not_after: 0,
         }
     }
 
     fn check(path: VerifiedPath) -> Result<DeviceCertificate, AnswerError> {
-        DeviceCertificate::check(Vec::new(), path, &[1; 32], &"default".parse().unwrap())
+        DeviceCertificate::check(Vec::new(), path, None, &[1; 32], &"default".parse().unwrap())
     }
 
     #[test]
@@ -142,6 +172,22 @@ mod tests {
             let uris = uris.into_iter().map(String::from).collect();
             let outcome = check(VerifiedPath { common_name: common_name.into(), uris, ..path() });
             assert!(matches!(outcome, Err(AnswerError::OtherDevice { .. })), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn certificate_is_renewed_when_the_ca_said_or_else_a_third_of_its_lifetime_before_its_end() {
+        assert_eq!(renew_at(Some(1_600), 1_000, 1_900), 1_600);
+        assert_eq!(renew_at(None, 1_000, 1_900), 1_600);
+        assert_eq!(renew_at(None, 5, 5), 5);
+        // No certificate ends before it begins, but nothing has checked that here.
+        assert_eq!(renew_at(None, 5, 4), 4);
+    }
+
+    #[test]
+    fn advice_that_somebody_changed_never_makes_a_device_wait_until_the_end() {
+        for (advice, expected) in [(0, 1_000), (1_854, 1_854), (1_856, 1_855), (u64::MAX, 1_855)] {
+            assert_eq!(renew_at(Some(advice), 1_000, 1_900), expected);
         }
     }
 

@@ -195,6 +195,15 @@ impl Desk {
         .await
     }
 
+    /// What the device's clock says, in seconds since 1970.
+    pub(crate) async fn clock(&self) -> u64 {
+        self.run(Action::Clock, |event| match event {
+            Event::Clock(seconds) => Some(seconds),
+            _ => None,
+        })
+        .await
+    }
+
     async fn run<T>(&self, action: Action, pick: impl Fn(Event) -> Option<T>) -> T {
         self.inner.borrow_mut().answer = None;
         self.act(action);

@@ -10,6 +10,7 @@ use crate::desk::Desk;
 use crate::failure::Failure;
 use crate::kinds::EkKind;
 use crate::machine::Machine;
+use crate::memory::Shown;
 use crate::step::CertificateSource;
 use crate::tpm::{
     EkCertificates, EndorsementKey, TpmAnswer, TpmFailure, TpmFailureKind, TpmOperation,
@@ -131,15 +132,42 @@ impl ShownEk {
 
     /// The certificates as a request has them.
     pub(crate) fn certificate_list(&self) -> Result<CertificateList<0>, Limit> {
-        let certificates: Result<Vec<_>, _> =
-            self.certificates.chain.iter().cloned().map(Bytes::try_from).collect();
-        certificates.and_then(CertificateList::try_from)
+        list(&self.certificates.chain)
     }
 }
 
 /// Whether the TPM has a certificate for an EK of this kind.
 pub(crate) async fn has_certificate(desk: &Desk, kind: EkKind) -> Result<bool, TpmFailure> {
     Ok(!certificates(desk, kind).await?.chain.is_empty())
+}
+
+/// What a device shows of an EK that the CA knows already, without the TPM using that EK: its
+/// certificate says all. An EK without a certificate has to be made. `None` if the TPM has another
+/// EK of this kind.
+pub(crate) async fn evidence(
+    desk: &Desk,
+    shown: &Shown,
+    given: Option<&EkCertificates>,
+) -> Result<Option<(EkPublic, CertificateList<0>)>, Failure> {
+    let is_of_the_ek = |it: &EkCertificates| it.key_id == Some(shown.ek_id);
+    let found = match given.filter(|given| is_of_the_ek(given)) {
+        Some(given) => Some(given.clone()),
+        None => match certificates(desk, shown.ek).await {
+            Err(TpmFailure { kind: TpmFailureKind::Unreadable, .. }) => None,
+            found => Some(found?).filter(is_of_the_ek),
+        },
+    };
+    let (Some(found), Some(index)) = (found, shown.ek.certificate_index()) else {
+        let key = load(desk, shown.ek).await?.filter(|key| key.id == shown.ek_id);
+        let Some(key) = key else { return Ok(None) };
+        return Ok(Some((key.public.try_into()?, Vec::new().try_into()?)));
+    };
+    Ok(Some((EkPublic::OfCertificate(index), list(&found.chain)?)))
+}
+
+fn list(chain: &[Vec<u8>]) -> Result<CertificateList<0>, Limit> {
+    let certificates: Result<Vec<_>, _> = chain.iter().cloned().map(Bytes::try_from).collect();
+    certificates.and_then(CertificateList::try_from)
 }
 
 async fn certificates(desk: &Desk, kind: EkKind) -> Result<EkCertificates, TpmFailure> {

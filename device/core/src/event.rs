@@ -32,6 +32,8 @@ pub enum Action {
     Digest(Vec<u8>),
     /// Draw bytes that nobody can guess. Answer: [`Event::Random`].
     Draw,
+    /// Read the device's clock. Answer: [`Event::Clock`].
+    Clock,
     /// Begin to connect to the bootstrap listener and to subscribe to the reply topic, in place of
     /// an earlier connection. Do not wait for the connection: other actions follow. Answer, at any
     /// time later: [`Event::Connected`] or [`Event::Lost`].
@@ -68,6 +70,8 @@ pub enum Event {
     Digest([u8; 32]),
     /// Random bytes.
     Random([u8; 16]),
+    /// What the device's clock says, in seconds since 1970.
+    Clock(u64),
     /// The connection is there, and the broker granted the subscription.
     Connected,
     /// The connection failed, or the broker does not do its part.

@@ -15,14 +15,15 @@ use crate::failure::Failure;
 use crate::kinds::{EkKind, IkKind};
 use crate::line::Ended;
 use crate::memory::{Attempt, CertificateGrant, Confirmation, Grant, IdentityRecord, Memory};
-use crate::run::{Credential, DEFAULT_IK_HANDLE, Provisioned, Run};
+use crate::renew;
+use crate::run::{Credential, DEFAULT_IK_HANDLE, Provisioned, RenewalOutcome, Run};
 use crate::step::Step;
 use crate::tpm::{KeyPublic, TpmAnswer, TpmFailureKind, TpmOperation};
 
 /// How far a run has come before it talks to the CA.
 pub(crate) enum Ready {
     /// The certificate in use is good.
-    Provisioned(Provisioned),
+    Provisioned(Box<Provisioned>),
     /// The keys are made, the request is written, and the memory says so.
     ToAsk(Box<Applicant>),
 }
@@ -58,15 +59,17 @@ pub(crate) async fn prepare(
     let mut pending = None;
     if !run.request.again
         && let Some(found) = &found
-        && let Some((grant, certificate)) = granted_certificate(run, &memory, flow, &found.id).await
+        && let Some(granted) = granted_certificate(run, &memory, flow, &found.id).await
     {
-        match grant.unconfirmed {
+        match granted.grant.unconfirmed.clone() {
             None => {
-                run.desk().progress(Step::CertificateIsGood);
-                return Ok(Ready::Provisioned(provisioned(&grant.record, certificate, true)));
+                let key = IdentityKey { kind: ik, handle: ik_handle, id: found.id };
+                if let Some(provisioned) = renew::keep_good(run, granted, key).await? {
+                    return Ok(Ready::Provisioned(Box::new(provisioned)));
+                }
             }
             Some(confirmation) if flow == Flow::Sealed => {
-                pending = Some((grant.record.shown.ek, certificate, confirmation));
+                pending = Some((granted.grant.record.shown.ek, granted.certificate, confirmation));
             }
             // The ticket flow asks the CA, and gets the same certificate.
             Some(_) => {}
@@ -85,7 +88,7 @@ pub(crate) async fn prepare(
     };
     let record = IdentityRecord { shown, flow, ik, ik_handle };
     run.line.begin_to_connect().await;
-    run.remember(memory.asking_for(&record)).await;
+    run.remember(run.memory().asking_for(&record)).await;
     run.desk().progress(Step::IdentityKey { kind: ik, handle: ik_handle, is_new });
     let bundle = bundle(run, &ek, &key, &record).await?;
     run.desk().progress(Step::RequestSigned);
@@ -102,26 +105,46 @@ pub(crate) async fn prepare(
     })))
 }
 
+/// A stored certificate that is good.
+pub(crate) struct Granted {
+    pub(crate) grant: CertificateGrant,
+    pub(crate) certificate: DeviceCertificate,
+    /// Whether it is a renewed one that is not adopted.
+    pub(crate) is_renewed: bool,
+}
+
+/// Where the TPM keeps the identity key, and which key it is.
+#[derive(Clone, Copy)]
+pub(crate) struct IdentityKey {
+    pub(crate) kind: IkKind,
+    pub(crate) handle: u32,
+    /// SHA-256 of its SubjectPublicKeyInfo.
+    pub(crate) id: [u8; 32],
+}
+
 /// The stored certificate, if it is what the request asks for and good for the key that is in the
-/// TPM. In the sealed flow, a certificate that waits for its confirmation comes first.
+/// TPM. A renewed certificate comes first, and in the sealed flow one that waits for its
+/// confirmation.
 async fn granted_certificate(
     run: &Run,
     memory: &Memory,
     flow: Flow,
     key_id: &[u8; 32],
-) -> Option<(CertificateGrant, DeviceCertificate)> {
+) -> Option<Granted> {
     let waiting = match &memory.attempt {
-        Some(Attempt::Unconfirmed(grant)) if flow == Flow::Sealed => Some(grant),
+        Some(Attempt::Unconfirmed(grant)) if flow == Flow::Sealed => Some((grant, false)),
+        Some(Attempt::Renewed(grant)) => Some((grant, true)),
         _ => None,
     };
     let in_use = match &memory.in_use {
-        Some(Grant::Certificate(grant)) => Some(grant),
+        Some(Grant::Certificate(grant)) => Some((grant, false)),
         _ => None,
     };
-    for grant in waiting.into_iter().chain(in_use) {
-        let Ok(certificate) = verify(run, grant.chain.clone(), key_id).await else { continue };
+    for (grant, is_renewed) in waiting.into_iter().chain(in_use) {
+        let verified = verify(run, grant.chain.clone(), grant.renew_at, key_id).await;
+        let Ok(certificate) = verified else { continue };
         if run.request.takes_ek(grant.record.shown.ek) {
-            return Some((grant.clone(), certificate));
+            return Some(Granted { grant: grant.clone(), certificate, is_renewed });
         }
     }
     None
@@ -193,9 +216,9 @@ impl Applicant {
         &self,
         run: &Run,
         chain: &CertificateList<1>,
+        renew_at: Option<u64>,
     ) -> Result<DeviceCertificate, AnswerError> {
-        let chain = chain.iter().map(|certificate| certificate.to_vec().into()).collect();
-        verify(run, chain, &self.ik.id).await
+        verify(run, der(chain), renew_at, &self.ik.id).await
     }
 
     /// Remembers the certificate as what is in use.
@@ -203,7 +226,7 @@ impl Applicant {
         let grant = self.grant(&certificate, None);
         let granted = Memory { in_use: Some(Grant::Certificate(grant)), attempt: None };
         run.remember(granted).await;
-        provisioned(&self.record, certificate, false)
+        provisioned(&self.record, certificate, false, None)
     }
 
     pub(crate) fn grant(
@@ -211,30 +234,45 @@ impl Applicant {
         certificate: &DeviceCertificate,
         unconfirmed: Option<Confirmation>,
     ) -> CertificateGrant {
-        let (record, chain) = (self.record.clone(), certificate.chain.clone());
-        CertificateGrant { record, chain, unconfirmed }
+        grant(self.record.clone(), certificate, unconfirmed)
     }
+}
+
+pub(crate) fn grant(
+    record: IdentityRecord,
+    certificate: &DeviceCertificate,
+    unconfirmed: Option<Confirmation>,
+) -> CertificateGrant {
+    let DeviceCertificate { chain, advice, .. } = certificate.clone();
+    CertificateGrant { record, chain, renew_at: advice, unconfirmed }
+}
+
+/// The certificates of a reply.
+pub(crate) fn der(chain: &CertificateList<1>) -> Vec<CertificateDer<'static>> {
+    chain.iter().map(|certificate| certificate.to_vec().into()).collect()
 }
 
 /// Checks a chain: its path to a pinned root, and that it is for this key, for this scope, and for
 /// the device that the request names.
-async fn verify(
+pub(crate) async fn verify(
     run: &Run,
     chain: Vec<CertificateDer<'static>>,
+    renew_at: Option<u64>,
     key_id: &[u8; 32],
 ) -> Result<DeviceCertificate, AnswerError> {
     let path = run.desk().verify_path(chain.clone()).await?;
-    let certificate = DeviceCertificate::check(chain, path, key_id, &run.request.scope)?;
+    let certificate = DeviceCertificate::check(chain, path, renew_at, key_id, &run.request.scope)?;
     if let Some(wanted) = &run.request.device_id {
         check_device_id(wanted, &certificate.device_id)?;
     }
     Ok(certificate)
 }
 
-fn provisioned(
+pub(crate) fn provisioned(
     record: &IdentityRecord,
     certificate: DeviceCertificate,
     was_provisioned: bool,
+    renewal: Option<RenewalOutcome>,
 ) -> Provisioned {
     Provisioned {
         flow: record.flow,
@@ -243,5 +281,6 @@ fn provisioned(
         ek: record.shown.ek,
         credential: Credential::Certificate { certificate, ik: record.ik },
         was_provisioned,
+        renewal,
     }
 }

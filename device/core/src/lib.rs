@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `provision.rs` | which flow, and which EK if the CA refuses one |
 //! | `ticket.rs`, `sealed.rs`, `shared_key.rs` | what each flow says, checks and remembers |
+//! | `renew.rs` | when and how a certificate is renewed |
 //! | `identity.rs` | what the flows that give a certificate share |
 //! | `ek.rs` | which EK to show |
 //! | `certificate.rs` | whether a certificate is for this device |
@@ -77,7 +78,7 @@ mod answer;
 pub use answer::{AnswerError, rfc3339};
 
 mod certificate;
-pub use certificate::{DeviceCertificate, VerifiedPath};
+pub use certificate::{DeviceCertificate, VerifiedPath, renew_at};
 
 mod ek;
 pub use ek::{ShownEk, find_ek};
@@ -107,7 +108,10 @@ mod provision;
 pub use provision::{ping, provision};
 
 mod run;
-pub use run::{Credential, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, ProvisionRequest, Provisioned};
+pub use run::{
+    Credential, DEFAULT_HMAC_HANDLE, DEFAULT_IK_HANDLE, ProvisionRequest, Provisioned,
+    RenewalOutcome,
+};
 
 mod step;
 pub use step::{CertificateSource, Step};
@@ -121,6 +125,7 @@ pub use tpm::{
 mod desk;
 mod identity;
 mod line;
+mod renew;
 mod sealed;
 mod shared_key;
 mod ticket;

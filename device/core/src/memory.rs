@@ -26,27 +26,50 @@ impl Memory {
         self.in_use.as_ref().map(|grant| grant.record().into_shown())
     }
 
+    /// What the device signs in with, best first.
+    ///
+    /// A renewed certificate comes first. The CA takes it as it takes the one in use, until one of
+    /// the two is adopted or used. If the CA has heard of the adoption and its answer was lost, the
+    /// one in use is no longer good.
+    pub fn credentials(&self) -> impl Iterator<Item = Grant> {
+        let renewed = match &self.attempt {
+            Some(Attempt::Renewed(grant)) => Some(Grant::Certificate(grant.clone())),
+            _ => None,
+        };
+        renewed.into_iter().chain(self.in_use.clone())
+    }
+
     /// Adds a certificate that waits for its confirmation.
     ///
     /// It is in use at once if nothing else is. Otherwise what is in use stays so until the
     /// confirmation, because anybody who carries the messages can forge a refusal.
     pub(crate) fn with_unconfirmed(&self, grant: CertificateGrant) -> Self {
-        match &self.in_use {
+        match self.credentials().next() {
             None => Self { in_use: Some(Grant::Certificate(grant)), attempt: None },
-            Some(_) => {
-                Self { in_use: self.in_use.clone(), attempt: Some(Attempt::Unconfirmed(grant)) }
-            }
+            Some(_) => self.attempting(Attempt::Unconfirmed(grant)),
         }
     }
 
+    /// Adds a renewed certificate that is not adopted yet.
+    pub(crate) fn with_renewed(&self, grant: CertificateGrant) -> Self {
+        Self { in_use: self.in_use.clone(), attempt: Some(Attempt::Renewed(grant)) }
+    }
+
     /// The memory while the device asks for what `record` says. A certificate for the same record
-    /// that waits for its confirmation is kept until another one takes its place.
+    /// that waits for its confirmation, and a renewed one for the same key, are kept until another
+    /// one takes their place.
     pub(crate) fn asking_for(&self, record: &IdentityRecord) -> Self {
-        let attempt = match &self.attempt {
-            Some(Attempt::Unconfirmed(grant)) if grant.record == *record => self.attempt.clone(),
-            _ => Some(Attempt::Identity(record.clone())),
-        };
-        Self { in_use: self.in_use.clone(), attempt }
+        match &self.attempt {
+            Some(Attempt::Unconfirmed(grant)) if grant.record == *record => self.clone(),
+            Some(Attempt::Renewed(grant)) if grant.record.is_of_the_key_of(record) => self.clone(),
+            _ => self.attempting(Attempt::Identity(record.clone())),
+        }
+    }
+
+    /// The memory while the device attempts something else. What the device signs in with stays in
+    /// use, because the CA may still hear of an adoption that was sent.
+    pub(crate) fn attempting(&self, attempt: Attempt) -> Self {
+        Self { in_use: self.credentials().next(), attempt: Some(attempt) }
     }
 
     /// The flow that the next run uses if its request names none.
@@ -59,7 +82,9 @@ impl Memory {
     /// attempt, if a request named it.
     pub(crate) fn shown(&self) -> Option<Shown> {
         let granted = match (&self.attempt, &self.in_use) {
-            (Some(Attempt::Unconfirmed(grant)), _) => Some(grant.record.shown.clone()),
+            (Some(Attempt::Unconfirmed(grant) | Attempt::Renewed(grant)), _) => {
+                Some(grant.record.shown.clone())
+            }
             _ => self.granted_for(),
         };
         let named = || {
@@ -102,11 +127,11 @@ impl Memory {
     }
 
     /// All records. First comes the one that the next run continues with: the record of a
-    /// certificate that waits for its confirmation, else that of what is in use.
+    /// certificate that waits for its confirmation or its adoption, else that of what is in use.
     fn records(&self) -> impl Iterator<Item = DeviceRecord> {
         let in_use = self.in_use.as_ref().map(Grant::record);
         let attempt = self.attempt.as_ref().map(Attempt::record);
-        let is_first = matches!(self.attempt, Some(Attempt::Unconfirmed(_)));
+        let is_first = matches!(self.attempt, Some(Attempt::Unconfirmed(_) | Attempt::Renewed(_)));
         let (first, second) = if is_first { (attempt, in_use) } else { (in_use, attempt) };
         first.into_iter().chain(second)
     }
@@ -121,13 +146,17 @@ pub enum Attempt {
     Hmac(HmacRecord),
     /// A sealed certificate has come, and waits for its confirmation.
     Unconfirmed(CertificateGrant),
+    /// A renewed certificate has come, and the CA is to hear that it is stored.
+    Renewed(CertificateGrant),
 }
 
 impl Attempt {
     /// The record of the key that the attempt is about.
     pub fn record(&self) -> DeviceRecord {
         match self {
-            Self::Identity(record) | Self::Unconfirmed(CertificateGrant { record, .. }) => {
+            Self::Identity(record)
+            | Self::Unconfirmed(CertificateGrant { record, .. })
+            | Self::Renewed(CertificateGrant { record, .. }) => {
                 DeviceRecord::Identity(record.clone())
             }
             Self::Hmac(record) => DeviceRecord::Hmac(record.clone()),
@@ -162,6 +191,9 @@ pub struct CertificateGrant {
     /// The certificate, then its issuers, without the root. Verify the chain again before each use,
     /// because anybody who can write to the store can change it.
     pub chain: Vec<CertificateDer<'static>>,
+    /// When the CA said that the device is to renew it, in seconds since 1970. Anybody on the way
+    /// may have changed it: use [`renew_at`](crate::renew_at).
+    pub renew_at: Option<u64>,
     /// For a sealed certificate, what still has to be sent to the CA before the CA revokes the
     /// certificate. The certificate can be used meanwhile.
     pub unconfirmed: Option<Confirmation>,
@@ -241,6 +273,14 @@ pub struct IdentityRecord {
     pub ik_handle: u32,
 }
 
+impl IdentityRecord {
+    /// Whether both records are of the same key, shown beside the same EK to the same CA.
+    fn is_of_the_key_of(&self, other: &Self) -> bool {
+        let key = |it: &Self| (it.shown.scope.clone(), it.shown.ek_id, it.ik, it.ik_handle);
+        key(self) == key(other)
+    }
+}
+
 /// An HMAC key, and where the device shows its TPM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HmacRecord {
@@ -286,7 +326,7 @@ mod tests {
 
     fn a_certificate() -> CertificateGrant {
         let chain = vec![CertificateDer::from(vec![1; 100]), CertificateDer::from(vec![2; 3])];
-        CertificateGrant { record: a_record(), chain, unconfirmed: None }
+        CertificateGrant { record: a_record(), chain, renew_at: None, unconfirmed: None }
     }
 
     fn a_memory() -> Memory {
@@ -339,6 +379,42 @@ mod tests {
             );
             assert_eq!(after.asking_for(&record), after);
             assert_eq!(after.asking_for(&a_record()).attempt, Some(Attempt::Identity(a_record())));
+        }
+    }
+
+    fn a_renewed_certificate() -> CertificateGrant {
+        let chain = vec![CertificateDer::from(vec![3; 100])];
+        CertificateGrant { chain, ..a_certificate() }
+    }
+
+    #[test]
+    fn renewed_certificate_comes_first_at_sign_in_and_the_one_in_use_is_kept_beside_it() {
+        let renewed = Grant::Certificate(a_renewed_certificate());
+        let memory = a_memory().with_renewed(a_renewed_certificate());
+        assert_eq!(memory.in_use, a_memory().in_use);
+        assert_eq!(
+            memory.credentials().collect::<Vec<_>>(),
+            [renewed, Grant::Certificate(a_certificate())]
+        );
+        assert_eq!(a_memory().credentials().collect::<Vec<_>>(), a_memory().in_use.as_slice());
+    }
+
+    #[test]
+    fn renewed_certificate_is_not_lost_to_another_attempt() {
+        let memory = a_memory().with_renewed(a_renewed_certificate());
+        // The flow may be another one: the key is the same.
+        let by_another_flow = IdentityRecord { flow: Flow::Sealed, ..a_record() };
+        assert_eq!(memory.asking_for(&by_another_flow), memory);
+        let of_another_key = IdentityRecord { ik_handle: 0x8100_0209, ..a_record() };
+        let renewed = Some(Grant::Certificate(a_renewed_certificate()));
+        for next in [
+            memory.asking_for(&of_another_key),
+            memory.attempting(Attempt::Hmac(an_hmac_record())),
+            memory.with_unconfirmed(a_renewed_certificate()),
+            // A delayed adoption may arrive after the CA sealed this one.
+            memory.with_unconfirmed(a_certificate()),
+        ] {
+            assert_eq!(next.in_use, renewed, "{:?}", next.attempt);
         }
     }
 

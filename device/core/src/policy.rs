@@ -20,6 +20,11 @@ const FIRST_DELAY: Duration = Duration::from_secs(1);
 /// at once.
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 
+/// How long a run tries to renew a certificate that is still good, unless it was told to renew it.
+/// One lost reply, and a CA that restarts, fit into it. Whatever lasts longer waits for the next
+/// run, because programs may wait for this one, and there is a third of the lifetime left.
+pub(crate) const RENEWAL_LIMIT: Duration = Duration::from_secs(60);
+
 /// How often a run starts again after the CA refused a ticket, or got it too late. If both sides
 /// are honest, this happens when the CA's ticket key changes.
 pub(crate) const MAX_RESTARTS: u32 = 3;

@@ -44,6 +44,9 @@ pub struct ProvisionRequest {
     pub device_id: Option<DeviceId>,
     /// Whether to ask the CA even if there is a valid certificate or an HMAC key.
     pub again: bool,
+    /// Whether to have the CA renew a valid certificate even if that is not due by this device's
+    /// clock. Then the run ends well only if the CA answers.
+    pub renew: bool,
     /// How long the whole run may take.
     pub deadline: Duration,
 }
@@ -63,6 +66,7 @@ impl ProvisionRequest {
             hmac_handle: None,
             device_id: None,
             again: false,
+            renew: false,
             deadline: Duration::from_secs(300),
         }
     }
@@ -98,8 +102,22 @@ pub struct Provisioned {
     pub ek: EkKind,
     /// What the device signs in with.
     pub credential: Credential,
-    /// Whether the credential was there already and is good, so that the CA was not asked.
+    /// Whether the credential was there already and is good.
     pub was_provisioned: bool,
+    /// What became of the renewal, if one was due or asked for and the CA did not refuse it.
+    pub renewal: Option<RenewalOutcome>,
+}
+
+/// What became of a renewal that was due or asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenewalOutcome {
+    /// The certificate is a new one.
+    Renewed,
+    /// The CA says that the renewal is not due. The certificate is the one that was there.
+    NotDue,
+    /// The CA was not reached, or its answer could not be used. The device signs in with what it
+    /// has, and the next run tries again.
+    Postponed,
 }
 
 /// What a device signs in with.

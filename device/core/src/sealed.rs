@@ -17,7 +17,7 @@ use crate::step::Step;
 
 pub(crate) async fn provision(run: &Run, instead: Option<EkKind>) -> Result<Provisioned, Failure> {
     let mut applicant = match identity::prepare(run, Flow::Sealed, instead).await? {
-        Ready::Provisioned(provisioned) => return Ok(provisioned),
+        Ready::Provisioned(provisioned) => return Ok(*provisioned),
         Ready::ToAsk(applicant) => applicant,
     };
     let mut pending = applicant.pending.take();
@@ -60,10 +60,10 @@ async fn unseal(
     let key = applicant.activate(run.desk(), blob, seed).await?;
     let contents = run.desk().unseal(sealed_box(&reply, &key, applicant)?).await;
     let contents = contents.ok_or(AnswerError::Seal)?;
-    let SealedCertificate { chain, ticket, receipt_sha256, renew_at: _ } =
+    let SealedCertificate { chain, ticket, receipt_sha256, renew_at } =
         SealedCertificate::decode(&contents)
             .map_err(|error| AnswerError::Unreadable(alloc::format!("{error}")))?;
-    let certificate = applicant.verify(run, &chain).await?;
+    let certificate = applicant.verify(run, &chain, renew_at).await?;
     run.desk().progress(Step::CertificateOpened(certificate.serial.clone()));
     let proof = Proof { claim: reply.claim, ticket };
     Ok((certificate, Confirmation { proof, receipt_sha256 }))

@@ -95,7 +95,7 @@ fn good_grant<'a>(
 }
 
 fn asking_for(memory: &Memory, record: &HmacRecord) -> Memory {
-    Memory { in_use: memory.in_use.clone(), attempt: Some(Attempt::Hmac(record.clone())) }
+    memory.attempting(Attempt::Hmac(record.clone()))
 }
 
 /// A device that is ready to ask the CA for an HMAC key.
@@ -181,5 +181,6 @@ fn provisioned(record: &HmacRecord, device_id: DeviceId, was_provisioned: bool) 
             hmac_handle: record.hmac_handle,
         },
         was_provisioned,
+        renewal: None,
     }
 }

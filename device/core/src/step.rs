@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use assay_wire::{EkId, ProblemCode};
 
+use crate::answer::rfc3339;
 use crate::kinds::{EkKind, IkKind, ParentKind};
 use crate::memory::KeyPurpose;
 
@@ -16,6 +17,20 @@ pub enum Step {
     CertificateIsGood,
     /// The HMAC key in use is in the TPM, so the CA is not asked.
     HmacKeyIsThere,
+    /// The certificate in use is good, and due for renewal since this time, or somebody asked for
+    /// the renewal. In seconds since 1970.
+    Renewing(u64),
+    /// An earlier run stored a renewed certificate that is not adopted.
+    NotAdopted,
+    /// The CA says that the renewal is due at this time, in seconds since 1970.
+    NotDue(u64),
+    /// The CA knows that the renewed certificate with this serial number is stored.
+    CertificateAdopted(String),
+    /// The CA does not renew the certificate, for this reason. The device goes on with its flow.
+    RenewalRefused(String),
+    /// The certificate could not be renewed now, for this reason. It is still good, and the next
+    /// run tries again.
+    RenewalPostponed(String),
     /// This EK is shown to the CA.
     Ek {
         /// Its kind.
@@ -118,6 +133,27 @@ impl fmt::Display for Step {
         match self {
             Self::CertificateIsGood => f.write_str(
                 "provisioned already: the certificate is valid and the TPM holds its key",
+            ),
+            Self::Renewing(at) => {
+                write!(
+                    f,
+                    "the certificate is good; to be renewed at {}: asking the CA",
+                    rfc3339(*at)
+                )
+            }
+            Self::NotAdopted => f.write_str(
+                "an earlier run stored a renewed certificate: it is still to be adopted",
+            ),
+            Self::NotDue(at) => {
+                write!(f, "the CA renews the certificate at {}: it stays", rfc3339(*at))
+            }
+            Self::CertificateAdopted(serial) => write!(f, "certificate {serial} adopted"),
+            Self::RenewalRefused(reason) => {
+                write!(f, "the CA does not renew the certificate ({reason}): proving the TPM anew")
+            }
+            Self::RenewalPostponed(reason) => write!(
+                f,
+                "the certificate is not renewed now, is still good, and stays in use: {reason}"
             ),
             Self::HmacKeyIsThere => f.write_str("provisioned already: the TPM holds the HMAC key"),
             Self::Ek { kind, source, id } => write!(f, "EK {kind} {source}, id {id}"),

@@ -14,7 +14,7 @@ use crate::step::Step;
 
 pub(crate) async fn provision(run: &Run, instead: Option<EkKind>) -> Result<Provisioned, Failure> {
     let applicant = match identity::prepare(run, Flow::Ticket, instead).await? {
-        Ready::Provisioned(provisioned) => return Ok(provisioned),
+        Ready::Provisioned(provisioned) => return Ok(*provisioned),
         Ready::ToAsk(applicant) => applicant,
     };
     let certificate = run.line.insist(async || certify(run, &applicant).await).await?;
@@ -36,7 +36,7 @@ async fn certify(run: &Run, applicant: &Applicant) -> Result<DeviceCertificate, 
         ReplyBody::Certificate(reply) => reply,
         other => return Err(Ended::out_of_turn("certificate", other)),
     };
-    let certificate = applicant.verify(run, &reply.chain).await?;
+    let certificate = applicant.verify(run, &reply.chain, reply.renew_at).await?;
     run.desk().progress(Step::CertificateReceived(certificate.serial.clone()));
     Ok(certificate)
 }

@@ -42,6 +42,16 @@ pub enum TpmOperation {
         /// The common name to ask for; the request asks for nothing else.
         device_id: Option<DeviceId>,
     },
+    /// Sign these bytes with the IK, by the algorithm of its certificate requests: ECDSA with
+    /// SHA-256 or SHA-384, or RSASSA-PKCS1-v1_5 with SHA-256. Answer: [`TpmAnswer::Signature`].
+    Sign {
+        /// The kind of IK.
+        kind: IkKind,
+        /// Its persistent handle.
+        handle: u32,
+        /// What is signed, before it is hashed.
+        message: Vec<u8>,
+    },
     /// TPM2_ActivateCredential with the EK and the IK. Answer: [`TpmAnswer::Secret`].
     Activate {
         /// The EK that the credential was encrypted to.
@@ -96,6 +106,8 @@ pub enum TpmAnswer {
     IdentityKey(Option<KeyPublic>),
     /// A certificate request (RFC 2986, DER), signed.
     CertificateRequest(Vec<u8>),
+    /// A signature: of ECDSA in DER (RFC 3279 §2.2.3), of RSA as the TPM gives it.
+    Signature(Vec<u8>),
     /// The secret of a credential.
     Secret(Zeroizing<Vec<u8>>),
     /// The TPMT_PUBLIC of the parent.

@@ -15,11 +15,13 @@ use assay_device::tpm::{
 use assay_device::{
     Check, Credential, CredentialStatus, Device, DeviceOptions, DoctorOptions, EkCertificate,
     EkChoice, EkDescription, Error, Flow, KeyStatus, Outcome, OwnKey, ProvisionRequest,
-    Provisioned, Status, Validity, endorsement_keys, examine, read_certificates,
+    Provisioned, RenewalOutcome, Status, Validity, endorsement_keys, examine, read_certificates,
+    rfc3339,
 };
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Scope, printable_json};
 use clap::{Args, Parser, Subcommand};
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
 /// Proves this device's TPM to an Assay CA over MQTT, and speaks MQTT with what it gets: a
@@ -37,6 +39,10 @@ enum Command {
     /// device has a valid one, it does nothing.
     #[command(after_help = PROVISION_EXAMPLES)]
     Provision(ProvisionArgs),
+    /// Has the CA renew the certificate now, if the CA agrees that it is time. provision renews by
+    /// itself when it is due.
+    #[command(after_help = RENEW_EXAMPLE)]
+    Renew(RenewArgs),
     /// Shows the contents of the state directory, without asking the TPM or the CA. The exit code
     /// says whether the device can sign in.
     #[command(after_help = STATUS_EXAMPLE)]
@@ -103,6 +109,7 @@ impl Cli {
     pub(crate) fn run(self) -> Result<(), Error> {
         match self.command {
             Command::Provision(args) => provision(args),
+            Command::Renew(args) => renew(args),
             Command::Status { state, json } => status(&state, json),
             Command::Publish { broker, device, topic, message } => {
                 publish(&broker, device, &topic, message)
@@ -168,6 +175,27 @@ struct ProvisionArgs {
     deadline: u64,
     /// Print one JSON object on stdout, instead of the path of the certificate or, with a shared
     /// key, the device id.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct RenewArgs {
+    /// The bootstrap listener of the broker, as for provision.
+    #[arg(long, value_name = "URL")]
+    broker: BrokerUrl,
+    /// The CA's provisioning domain.
+    #[arg(long, default_value = "default")]
+    scope: Scope,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// The EK certificate, then its issuers, as for provision.
+    #[arg(long, value_name = "FILE")]
+    ek_certificate: Vec<PathBuf>,
+    /// How long all of it may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    deadline: u64,
+    /// Print one JSON object on stdout, instead of the path of the certificate.
     #[arg(long)]
     json: bool,
 }
@@ -265,6 +293,10 @@ const PROVISION_EXAMPLES: &str = "Examples:
       --ca-root root.pem --state ./state \\
       --tcti swtpm:host=127.0.0.1,port=2321 --ek rsa-2048 --json";
 
+const RENEW_EXAMPLE: &str = "Example:
+  assay-device renew --broker mqtts://ca.example.com:8883 \\
+      --ca-root root.pem --state /var/lib/assay-device";
+
 const PUBLISH_EXAMPLE: &str = "Example:
   assay-device publish --broker mqtts://mqtt.example.com:8884 --ca-root root.pem --state \
                                /var/lib/assay-device \\
@@ -294,10 +326,7 @@ const TOKEN_EXAMPLES: &str = "Examples:
       -i pump-17 -u pump-17 -t device/v1/default/pump-17/telemetry -m 21.5";
 
 fn provision(args: ProvisionArgs) -> Result<(), Error> {
-    let mut ek_certificates = Vec::new();
-    for file in &args.ek_certificate {
-        ek_certificates.extend(read_certificates(file)?);
-    }
+    let ek_certificates = read_all(&args.ek_certificate)?;
     let request = ProvisionRequest {
         broker: args.broker,
         scope: args.scope,
@@ -314,10 +343,48 @@ fn provision(args: ProvisionArgs) -> Result<(), Error> {
     };
     let device = open(args.device)?;
     let provisioned = device.provision(&request, &mut show_step)?;
+    print_provisioned(&provisioned, args.json)
+}
+
+fn renew(args: RenewArgs) -> Result<(), Error> {
+    let request = ProvisionRequest {
+        broker: args.broker,
+        scope: args.scope,
+        flow: None,
+        ek: None,
+        ek_certificates: read_all(&args.ek_certificate)?,
+        ik: None,
+        ik_handle: None,
+        parent: None,
+        hmac_handle: None,
+        device_id: None,
+        again: false,
+        deadline: Duration::from_secs(args.deadline),
+    };
+    let device = open(args.device)?;
+    let provisioned = device.renew(&request, &mut show_step)?;
+    print_provisioned(&provisioned, args.json)
+}
+
+fn read_all(files: &[PathBuf]) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let mut certificates = Vec::new();
+    for file in files {
+        certificates.extend(read_certificates(file)?);
+    }
+    Ok(certificates)
+}
+
+fn print_provisioned(provisioned: &Provisioned, json: bool) -> Result<(), Error> {
     let already = if provisioned.was_provisioned { "already " } else { "" };
-    eprintln!("{already}provisioned as {}", provisioned.device_id);
-    if args.json {
-        return print_json(&json_of(&provisioned));
+    let renewal = match provisioned.renewal {
+        None => "",
+        Some(RenewalOutcome::Renewed) => ", with a renewed certificate",
+        Some(RenewalOutcome::NotDue) => "; the certificate is not due for renewal",
+        Some(RenewalOutcome::Postponed) => "; the certificate is still to be renewed",
+    };
+    eprintln!("{already}provisioned as {}{renewal}", provisioned.device_id);
+    if json {
+        return print_json(&json_of(provisioned));
     }
     match &provisioned.credential {
         Credential::Certificate { path, .. } => print_line(&path.display().to_string()),
@@ -351,6 +418,12 @@ fn json_of(provisioned: &Provisioned) -> Value {
             json["ik"] = json!(ik.to_string());
             json["serial"] = json!(certificate.serial);
             json["not_after"] = json!(certificate.not_after);
+            json["renew_at"] = json!(rfc3339(certificate.renew_at));
+            json["renewal"] = json!(provisioned.renewal.map(|renewal| match renewal {
+                RenewalOutcome::Renewed => "renewed",
+                RenewalOutcome::NotDue => "not-due",
+                RenewalOutcome::Postponed => "postponed",
+            }));
             json["certificate"] = json!(path);
         }
         Credential::SharedKey { parent, hmac_handle } => {
@@ -404,9 +477,11 @@ fn print_status(status: &Status) -> Result<(), Error> {
                 "valid         {} to {}{remark}",
                 summary.not_before, summary.not_after
             ))?;
+            let remark = if summary.is_due { "  due" } else { "" };
+            print_line(&format!("renewal       {}{remark}", summary.renew_at))?;
             print_line(&format!("certificate   {}", path.display()))?;
             if !*is_confirmed {
-                print_line("unconfirmed   run assay-device provision before the CA revokes it")?;
+                print_line("unconfirmed   run assay-device provision, so that the CA hears of it")?;
             }
         }
     }
@@ -428,8 +503,8 @@ fn print_status(status: &Status) -> Result<(), Error> {
 
 fn json_of_status(status: &Status) -> Value {
     let mut json = json_of_keys(&status.keys);
-    let (mut device_id, mut serial, mut not_before, mut not_after, mut file, mut confirmed) =
-        Default::default();
+    let (mut device_id, mut serial, mut not_before, mut not_after) = Default::default();
+    let (mut renew_at, mut file, mut confirmed) = Default::default();
     match &status.credential {
         None => {}
         Some(CredentialStatus::SharedKey { device_id: id }) => device_id = Some(id),
@@ -438,6 +513,7 @@ fn json_of_status(status: &Status) -> Value {
             serial = Some(&summary.serial);
             not_before = Some(&summary.not_before);
             not_after = Some(&summary.not_after);
+            renew_at = Some(&summary.renew_at);
             file = Some(path);
             confirmed = Some(is_confirmed);
         }
@@ -455,6 +531,7 @@ fn json_of_status(status: &Status) -> Value {
     json["serial"] = json!(serial);
     json["not_before"] = json!(not_before);
     json["not_after"] = json!(not_after);
+    json["renew_at"] = json!(renew_at);
     json["certificate"] = json!(file);
     json["confirmed"] = json!(confirmed);
     json["attempt"] = json!(status.attempt.as_ref().map(json_of_keys));

@@ -90,14 +90,28 @@ impl Device {
         self.mutual_tls(&key, certificate.chain)
     }
 
+    /// The key and the certificate that this device signs in with. If a renewed certificate cannot
+    /// be used, that is the one before it.
     fn identity(&self) -> Result<(IdentityKey, DeviceCertificate), Error> {
-        let grant = match self.state.memory()?.in_use {
-            Some(Grant::Certificate(grant)) => grant,
-            Some(Grant::SharedKey(_)) => return Err(Error::NoCertificate),
-            None => {
-                return Err(Error::NotProvisioned("this device has no certificate yet".into()));
+        let mut first = None;
+        for grant in self.state.memory()?.credentials() {
+            let found = match grant {
+                Grant::Certificate(grant) => self.identity_of(grant),
+                Grant::SharedKey(_) => Err(Error::NoCertificate),
+            };
+            match found {
+                Ok(found) => return Ok(found),
+                Err(error) => first = first.or(Some(error)),
             }
-        };
+        }
+        let none = || Error::NotProvisioned("this device has no certificate yet".into());
+        Err(first.unwrap_or_else(none))
+    }
+
+    fn identity_of(
+        &self,
+        grant: CertificateGrant,
+    ) -> Result<(IdentityKey, DeviceCertificate), Error> {
         let (kind, handle) = (grant.record.ik, grant.record.ik_handle);
         let found = self
             .tpm
@@ -136,6 +150,7 @@ impl Device {
     ) -> Result<DeviceCertificate, AnswerError> {
         verify::device_certificate(
             grant.chain.clone(),
+            grant.renew_at,
             &self.roots,
             key,
             scope,

@@ -48,6 +48,7 @@ enum Attempt {
     Identity(#[serde(with = "IdentityRecord")] core::IdentityRecord),
     Hmac(#[serde(with = "HmacRecord")] core::HmacRecord),
     Unconfirmed(#[serde(with = "CertificateGrant")] core::CertificateGrant),
+    Renewed(#[serde(with = "CertificateGrant")] core::CertificateGrant),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -57,6 +58,9 @@ struct CertificateGrant {
     record: core::IdentityRecord,
     #[serde(rename = "certificate", with = "as_pem")]
     chain: Vec<CertificateDer<'static>>,
+    /// Versions before there were renewals did not write it.
+    #[serde(default)]
+    renew_at: Option<u64>,
     #[serde(default, with = "confirmation")]
     unconfirmed: Option<core::Confirmation>,
 }

@@ -15,6 +15,7 @@ mod nv;
 mod outside;
 mod provisioning;
 mod proxy;
+mod renewal;
 mod responses;
 mod shared_key;
 mod sockets;

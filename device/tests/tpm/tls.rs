@@ -156,7 +156,7 @@ impl Ca {
         self.certify_for(kind, ik, device_id, Validity::default())
     }
 
-    fn certify_for(
+    pub(crate) fn certify_for(
         &self,
         kind: IkKind,
         ik: &PublicArea,
@@ -187,8 +187,21 @@ impl Ca {
         ik: &PublicArea,
         validity: Validity,
     ) -> Result<()> {
+        self.provision_beside(state, [0; 32], kind, ik, validity)
+    }
+
+    /// As [`provision_valid`](Self::provision_valid), beside the P-256 EK with this id.
+    pub(crate) fn provision_beside(
+        &self,
+        state: &Path,
+        ek_id: [u8; 32],
+        kind: IkKind,
+        ik: &PublicArea,
+        validity: Validity,
+    ) -> Result<()> {
         let certificate = self.certify_for(kind, ik, "pump-17", validity)?;
-        let shown = json!({"scope": "default", "ek": "p-256", "ek_id": "00".repeat(32)});
+        let ek_id = data_encoding::HEXLOWER.encode(&ek_id);
+        let shown = json!({"scope": "default", "ek": "p-256", "ek_id": ek_id});
         let record =
             json!({"shown": shown, "flow": "ticket", "ik": kind.to_string(), "ik_handle": IK});
         let base64 = data_encoding::BASE64.encode(&certificate);

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 
 use crate::chance::Chance;
 use crate::factory::FACTORY;
-use crate::rules::{Deed, Dump, DumpedCertificate};
+use crate::rules::{Deed, Dump, DumpedCertificate, RENEW_BEFORE};
 
 pub(crate) struct Ca {
     keys: Keys,
@@ -41,6 +41,8 @@ pub(crate) struct Planned {
     issued: Box<Issued>,
     examination: Box<Examination>,
     attempts: u32,
+    /// Whether the CA has another ticket key by now.
+    pub(crate) is_of_old_key: bool,
 }
 
 /// The result of recording a plan.
@@ -57,6 +59,7 @@ pub(crate) struct Done {
     pub(crate) received_at: OffsetDateTime,
     pub(crate) about: Option<EkId>,
     pub(crate) reply: Reply,
+    pub(crate) is_of_old_key: bool,
 }
 
 impl Ca {
@@ -70,7 +73,10 @@ impl Ca {
                 ticket_key: TicketKey::generate(&mut rng),
                 master: MasterSecret::generate(&mut rng),
                 issuer: FACTORY.issuer(),
-                profile: Profile::default().with_flows(Flow::ALL.to_vec()).unwrap(),
+                profile: Profile::default()
+                    .with_flows(Flow::ALL.to_vec())
+                    .and_then(|profile| profile.with_renewal(Some(RENEW_BEFORE)))
+                    .unwrap(),
             },
             planner: Planner::open(Box::new(store)).unwrap(),
             log: DecisionLog::default(),
@@ -112,8 +118,15 @@ impl Ca {
                 ReplyBody::Problem(problem)
             }
             Outcome::Issued(issued, examination) => {
-                let planned =
-                    Planned { received, received_at, about, issued, examination, attempts };
+                let planned = Planned {
+                    received,
+                    received_at,
+                    about,
+                    issued,
+                    examination,
+                    attempts,
+                    is_of_old_key: false,
+                };
                 return Decision::Planned(Box::new(planned));
             }
         };
@@ -122,14 +135,15 @@ impl Ca {
 
     /// Records a plan, unless the snapshot that the plan was made on no longer holds.
     pub(crate) fn record(&mut self, planned: Planned) -> Written {
-        let Planned { received, received_at, about, issued, examination, attempts } = planned;
+        let Planned { received, received_at, about, issued, examination, attempts, .. } = planned;
+        let is_of_old_key = planned.is_of_old_key;
         let (id, Issued { act, basis, reply }) = (received.id(), *issued);
         let deed = deed(&act);
         let entry = Entry { act, basis, audit: None };
         match self.planner.store.record(&self.keys.scope, &[entry]).unwrap()[..] {
             [Recorded::Done] => {
                 let reply = Reply { id, body: reply };
-                Written::Recorded(Box::new(Done { deed, received_at, about, reply }))
+                Written::Recorded(Box::new(Done { deed, received_at, about, reply, is_of_old_key }))
             }
             _ if attempts < ATTEMPTS => {
                 let examination = Some(examination);
@@ -270,7 +284,7 @@ fn deed(act: &Act) -> Deed {
             Deed::Sealed { facts: certificate.facts().clone(), sha256: certificate.sha256() }
         }
         Act::Renew(certificate) => {
-            Deed::Sealed { facts: certificate.facts().clone(), sha256: certificate.sha256() }
+            Deed::Renewed { facts: certificate.facts().clone(), sha256: certificate.sha256() }
         }
         Act::Activate(confirmed) => Deed::Activated { serial: confirmed.serial() },
         Act::Offer(offer) => Deed::Offered {

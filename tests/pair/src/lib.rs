@@ -15,8 +15,8 @@
 //! | `link.rs` | what carries the messages |
 //! | `rules.rs` | what must hold |
 //!
-//! Not played are renewal, a second CA on the same record, and crashes in the middle of a
-//! transaction, which only concern the store.
+//! Not played are a second CA on the same record, and crashes in the middle of a transaction, which
+//! only concern the store.
 
 mod ca;
 mod chance;

@@ -93,7 +93,7 @@ impl Link {
                 self.schedule(soon, arrival(message));
             }
             Some(Fate::Answered) => {
-                if let Some(message) = forged_answer(to, &message) {
+                if let Some(message) = self.forged_answer(to, &message) {
                     let client = client.to_owned();
                     self.schedule(soon, Arrival::AtDevice { client, message });
                 }
@@ -129,22 +129,41 @@ impl Link {
         Some((at, arrival))
     }
 
+    /// The lie that a dishonest broker sends to a device in answer to its request.
+    fn forged_answer(&self, to: To, message: &[u8]) -> Option<Vec<u8>> {
+        let Request { id, body } = Request::decode(message).ok().filter(|_| to == To::Ca)?;
+        let refusal =
+            || ReplyBody::Problem(Problem::new(ProblemCode::TicketRefused, "a lie".into()));
+        let body = match body {
+            RequestBody::Confirm(_) => {
+                ReplyBody::Confirmed(ConfirmedReply { receipt: [0; Receipt::LEN].into() })
+            }
+            // The oldest certificate that was ever on the link.
+            RequestBody::Renew(_) => self.oldest_certificate().unwrap_or_else(refusal),
+            RequestBody::Adopt(_) => ReplyBody::Adopted,
+            _ => refusal(),
+        };
+        Some(Reply { id, body }.encode())
+    }
+
+    fn oldest_certificate(&self) -> Option<ReplyBody> {
+        let replies = self.history.iter().filter(|sent| sent.to == To::Device);
+        let bodies = replies.filter_map(|sent| Some(Reply::decode(&sent.message).ok()?.body));
+        bodies.into_iter().find(|body| matches!(body, ReplyBody::Certificate(_)))
+    }
+
+    /// What the CA has planned and signed, but not recorded.
+    pub(crate) fn planned(&mut self) -> impl Iterator<Item = &mut Planned> {
+        self.in_flight.iter_mut().filter_map(|it| match &mut it.arrival {
+            Arrival::Signed { planned, .. } => Some(&mut **planned),
+            _ => None,
+        })
+    }
+
     /// A restarted CA forgets what it has not recorded.
     pub(crate) fn forget_signatures(&mut self) {
         self.in_flight.retain(|it| !matches!(it.arrival, Arrival::Signed { .. }));
     }
-}
-
-/// The lie that a dishonest broker sends to a device in answer to its request.
-fn forged_answer(to: To, message: &[u8]) -> Option<Vec<u8>> {
-    let Request { id, body } = Request::decode(message).ok().filter(|_| to == To::Ca)?;
-    let body = match body {
-        RequestBody::Confirm(_) => {
-            ReplyBody::Confirmed(ConfirmedReply { receipt: [0; Receipt::LEN].into() })
-        }
-        _ => ReplyBody::Problem(Problem::new(ProblemCode::TicketRefused, "a lie".into())),
-    };
-    Some(Reply { id, body }.encode())
 }
 
 /// The time that a message takes in one direction.

@@ -17,6 +17,20 @@ pub enum Op {
         /// After how many actions the run pauses; `None` lets it go to its end.
         pause: Option<u8>,
     },
+    /// A device begins a run in which it asks the CA to renew its certificate. A run that is under
+    /// way ends.
+    Renew {
+        /// The device.
+        device: usize,
+        /// Whether it waits until that is due.
+        waits: bool,
+        /// After how many actions the run pauses; `None` lets it go to its end.
+        pause: Option<u8>,
+        /// Whether the device connects with what it has then.
+        connects: bool,
+    },
+    /// Time passes until a device's certificate is due for renewal.
+    WaitUntilDue(usize),
     /// A run that paused goes on for this many actions; `None` lets it go to its end.
     GoOn(usize, Option<u8>),
     /// A device loses its power. What it stored stays.
@@ -75,6 +89,9 @@ pub enum Op {
     Forge(u8),
     /// Somebody shows a device's EK with an identity key of his own.
     Impostor(usize, Flow),
+    /// Somebody asks to renew a device's certificate, and adopts whatever waits, with statements
+    /// that another key signed.
+    ImpostorRenews(usize),
 }
 
 /// What a device asks for.
@@ -155,6 +172,15 @@ impl Op {
             2 => Some(Name::One),
             _ => Some(Name::Two),
         };
+        match kind {
+            216..240 => {
+                let (waits, connects) = (a & 1 == 0, a & 6 == 6);
+                return Self::Renew { device, waits, pause: actions(b), connects };
+            }
+            240..250 => return Self::WaitUntilDue(device),
+            250.. => return Self::ImpostorRenews(device),
+            _ => {}
+        }
         match kind % 48 {
             0..12 => {
                 let flow = Flow::ALL[usize::from(a) % 3];

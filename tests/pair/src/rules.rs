@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use assay_ca_core::{CertificateFacts, Reprovision};
-use assay_device_core::{Grant, Memory};
+use assay_device_core::{Attempt, CertificateGrant, Grant, Memory};
 use assay_wire::{DeviceId, EkId, ReplyBody};
+use memchr::memmem;
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
@@ -35,6 +36,7 @@ pub(crate) use rule;
 pub(crate) enum Deed {
     Certified { facts: CertificateFacts, sha256: [u8; 32] },
     Sealed { facts: CertificateFacts, sha256: [u8; 32] },
+    Renewed { facts: CertificateFacts, sha256: [u8; 32] },
     Activated { serial: [u8; 16] },
     Offered { ek_id: EkId, generation: u32, is_plain: bool },
     Accepted { ek_id: EkId, device_id: DeviceId, generation: u32 },
@@ -75,11 +77,19 @@ pub(crate) struct Standing {
     claims: BTreeMap<[u8; 32], OffsetDateTime>,
     /// SHA-256 of each certificate in a box that the TPM opened.
     boxes: BTreeSet<[u8; 32]>,
+    /// What the TPM signed with its identity keys, besides certificate requests.
+    statements: Vec<Vec<u8>>,
+    /// SHA-256 of each certificate that the device showed in a handshake.
+    shown: BTreeSet<[u8; 32]>,
+    /// SHA-256 of each renewed certificate that the device gave up.
+    given_up: BTreeSet<[u8; 32]>,
     /// The generations of shared keys that the TPM opened.
     keys: BTreeSet<u32>,
     /// Every generation below this one is retired.
     floor: u32,
     highest_offer: u32,
+    /// When a key was last offered.
+    offered_at: Option<OffsetDateTime>,
     /// The highest generation that was offered to a plain storage root key.
     highest_plain_offer: u32,
     generation_on_record: u32,
@@ -103,6 +113,13 @@ struct Certificate {
     sha256: [u8; 32],
     status: Status,
     was_active: bool,
+    /// Whether it came by a renewal.
+    is_renewed: bool,
+    /// Whether the CA had another ticket key when it was issued. Then the CA cannot read it while it
+    /// waits.
+    is_of_old_key: bool,
+    /// SHA-256 of the renewed certificate that took its place.
+    renewed_by: Option<[u8; 32]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +157,48 @@ impl Rules {
         let sha256 = Sha256::digest(certificate).into();
         rule!(self.by_hash(&sha256).is_some(), "a certificate was sent before it was on record");
         self.of(ek).boxes.insert(sha256);
+        Ok(())
+    }
+
+    /// A TPM was cleared. The device has no certificate any more, because the keys are gone.
+    pub(crate) fn tpm_cleared(&mut self, ek: EkId) {
+        let certificates = self.certificates_of(ek);
+        self.of(ek).given_up.extend(certificates);
+    }
+
+    /// A TPM signed a statement with an identity key.
+    pub(crate) fn stated(&mut self, ek: EkId, statement: Vec<u8>) {
+        self.eks.entry(ek).or_default().statements.push(statement);
+    }
+
+    /// A device showed a certificate in a handshake.
+    pub(crate) fn shown(&mut self, ek: EkId, sha256: [u8; 32]) {
+        self.eks.entry(ek).or_default().shown.insert(sha256);
+    }
+
+    /// What a device remembers changes. It may give a renewed certificate up if a flow gave it
+    /// another one, or if it forgets everything.
+    pub(crate) fn remembers(
+        &mut self,
+        ek: EkId,
+        before: &Memory,
+        after: &Memory,
+    ) -> Result<(), Broken> {
+        if let (Some(Grant::Certificate(old)), Some(Attempt::Renewed(new))) =
+            (&after.in_use, &after.attempt)
+        {
+            let issued_at = |grant: &CertificateGrant| {
+                let certificate = self.by_hash(&Sha256::digest(&grant.chain[0]).into());
+                certificate.map(|certificate| certificate.facts.issued_at)
+            };
+            let is_newer = issued_at(new) > issued_at(old);
+            rule!(is_newer, "a device took an earlier certificate for a renewed one");
+        }
+        if after.attempt.is_none() {
+            let kept = digests(after);
+            let lost = digests(before).into_iter().filter(|sha256| !kept.contains(sha256));
+            self.eks.entry(ek).or_default().given_up.extend(lost);
+        }
         Ok(())
     }
 
@@ -187,6 +246,11 @@ impl Rules {
         }
     }
 
+    /// The CA cannot read any more what waits.
+    pub(crate) fn ticket_key_changed(&mut self) {
+        self.certificates.values_mut().for_each(|certificate| certificate.is_of_old_key = true);
+    }
+
     pub(crate) fn key_retired(&mut self, ek: EkId) {
         let standing = self.of(ek);
         if standing.highest_offer > 0 {
@@ -202,10 +266,19 @@ impl Rules {
             if *status == Status::Unconfirmed && facts.confirm_by.is_some_and(|by| by <= now) {
                 *status = Status::Revoked;
             }
-            let kept = if *was_active { Duration::days(30) } else { Duration::ZERO };
+            let kept = if *was_active { Duration::days(30) } else { Duration::days(1) };
             let has_ended = matches!(status, Status::Superseded | Status::Revoked);
             if has_ended && facts.not_after <= now - kept {
                 *status = Status::Forgotten;
+            }
+        }
+        // The offer of a first key that nobody used is forgotten, unless it changed something.
+        for standing in self.eks.values_mut() {
+            let changed_nothing = standing.floor == 0 && standing.highest_plain_offer == 0;
+            let is_old = standing.offered_at.is_some_and(|at| at <= now - Duration::days(30));
+            if changed_nothing && is_old {
+                (standing.highest_offer, standing.generation_on_record) = (0, 0);
+                standing.offered_at = None;
             }
         }
     }
@@ -232,11 +305,20 @@ impl Rules {
                 self.check_new(&facts, now)?;
                 self.add(facts, sha256, Status::Unconfirmed);
             }
+            Deed::Renewed { facts, sha256 } => {
+                self.check_renewal(&facts, now)?;
+                self.ends_what_waits(&facts);
+                self.add(facts, sha256, Status::Unconfirmed);
+                self.certificates.values_mut().filter(|it| it.sha256 == sha256).for_each(|it| {
+                    it.is_renewed = true;
+                });
+            }
             Deed::Activated { serial } => {
                 let Some(certificate) = self.certificates.get(&serial) else {
                     return Err(Broken("a certificate became active that nobody issued".into()));
                 };
                 let (facts, sha256) = (certificate.facts.clone(), certificate.sha256);
+                let is_renewed = certificate.is_renewed;
                 rule!(
                     certificate.status == Status::Unconfirmed,
                     "a certificate that was {} became active",
@@ -246,12 +328,27 @@ impl Rules {
                     facts.confirm_by.is_some_and(|by| now < by),
                     "a certificate became active after its time to be confirmed"
                 );
-                rule!(
-                    self.of(facts.ek_id).boxes.contains(&sha256),
-                    "a certificate was confirmed whose box no TPM opened"
-                );
+                let standing = self.of(facts.ek_id);
+                if is_renewed {
+                    let is_adopted = standing.has_stated("assay adopt v1", &sha256, now);
+                    rule!(
+                        is_adopted || standing.shown.contains(&sha256),
+                        "a renewed certificate became active that nobody adopted or showed"
+                    );
+                } else {
+                    rule!(
+                        standing.boxes.contains(&sha256),
+                        "a certificate was confirmed whose box no TPM opened"
+                    );
+                }
+                let before = self.active(facts.ek_id).map(|before| before.facts.serial);
                 self.becomes_active(&facts, facts.issued_at)?;
                 self.set(serial, Status::Active);
+                if let (Some(before), true) = (before, is_renewed)
+                    && let Some(before) = self.certificates.get_mut(&before)
+                {
+                    before.renewed_by = Some(sha256);
+                }
             }
             Deed::Offered { ek_id, generation, is_plain } => {
                 self.check_not_disabled(ek_id)?;
@@ -265,6 +362,7 @@ impl Rules {
                     standing.highest_plain_offer = standing.highest_plain_offer.max(generation);
                 }
                 standing.highest_offer = standing.highest_offer.max(generation);
+                standing.offered_at = Some(whole(now));
                 if let Some(ReplyBody::Activation(activation)) = reply {
                     self.offers.insert(activation.key_public.to_vec(), (ek_id, generation));
                 }
@@ -295,9 +393,10 @@ impl Rules {
         }
         if let ReplyBody::Certificate(reply) = reply {
             let sent = self.by_hash(&Sha256::digest(&*reply.chain[0]).into());
+            let waits = |sent: &Certificate| sent.is_renewed && sent.status == Status::Unconfirmed;
             rule!(
-                sent.is_some_and(|sent| sent.status == Status::Active),
-                "a certificate was sent in clear that is not active"
+                sent.is_some_and(|sent| sent.status == Status::Active || waits(sent)),
+                "a certificate was sent in clear that is neither active nor renewed"
             );
         }
         Ok(())
@@ -371,11 +470,23 @@ impl Rules {
                 let Some(certificate) = self.by_hash(&sha256) else {
                     return Err(Broken("a device has a certificate that nobody issued".into()));
                 };
+                // A dishonest broker may have swallowed the adoption of a renewed certificate. The
+                // CA takes such a certificate as it takes the one before it.
                 rule!(
-                    grant.unconfirmed.is_some() || certificate.was_active,
+                    grant.unconfirmed.is_some() || certificate.was_active || certificate.is_renewed,
                     "a device believes in a certificate that never was active"
                 );
                 rule!(certificate.facts.ek_id == ek, "a device has the certificate of another");
+                let is_good =
+                    |sha256: &[u8; 32]| self.by_hash(sha256).is_some_and(|it| it.is_good());
+                let renewed_by = certificate.renewed_by.filter(is_good);
+                if let Some(renewed_by) = renewed_by {
+                    let is_there = digests(memory).contains(&renewed_by);
+                    rule!(
+                        is_there || self.of(ek).given_up.contains(&renewed_by),
+                        "a renewal left a device without the certificate that is in force"
+                    );
+                }
             }
             Some(Grant::SharedKey(grant)) => {
                 let known = |key: &assay_device_core::HmacPublic| {
@@ -396,6 +507,18 @@ impl Rules {
             let is_good = *status == Status::Active && !is_disabled;
             Worth { serial, sha256: *sha256, device_id, is_good }
         })
+    }
+
+    /// When a device of this EK is certainly due to renew its certificate.
+    pub(crate) fn due(&self, ek: EkId) -> Option<OffsetDateTime> {
+        // The CA tells the device to come within the first quarter of this time.
+        Some(self.active(ek)?.facts.not_after - RENEW_BEFORE * 3 / 4)
+    }
+
+    /// SHA-256 of every certificate of this EK.
+    pub(crate) fn certificates_of(&self, ek: EkId) -> Vec<[u8; 32]> {
+        let of_ek = |it: &&Certificate| it.facts.ek_id == ek;
+        self.certificates.values().filter(of_ek).map(|it| it.sha256).collect()
     }
 
     /// Whether a shared key may never be accepted again.
@@ -420,6 +543,48 @@ impl Rules {
         let other = self.eks.iter().any(|(other, standing)| *other != ek && has(standing));
         rule!(!other, "a second EK got the name {name}");
         Ok(())
+    }
+
+    /// Checks that the certificate in force may be renewed: its device asks for that now, and it is
+    /// due.
+    fn check_renewal(
+        &mut self,
+        facts: &CertificateFacts,
+        now: OffsetDateTime,
+    ) -> Result<(), Broken> {
+        let CertificateFacts { ek_id, ik_id, device_id, .. } = facts;
+        self.check_not_disabled(*ek_id)?;
+        self.check_nobody_else_has(*ek_id, device_id)?;
+        let Some(before) = self.active(*ek_id) else {
+            return Err(Broken("a certificate was renewed that is not in force".into()));
+        };
+        let (old, sha256) = (before.facts.clone(), before.sha256);
+        rule!(now < old.not_after, "a certificate was renewed that has expired");
+        rule!(old.ik_id == *ik_id, "a renewed certificate is for another key");
+        rule!(old.device_id == *device_id, "a renewed certificate is for another device");
+        rule!(facts.not_after > old.not_after, "a renewed certificate ends no later");
+        rule!(now >= old.not_after - RENEW_BEFORE, "a certificate was renewed that was not due");
+        let asked = self.of(*ek_id).has_stated("assay renew v1", &sha256, now);
+        rule!(asked, "a certificate was renewed though its key did not ask for that now");
+        let lately = self.certificates.values().find(|it| {
+            it.is_renewed
+                && !it.is_of_old_key
+                && (it.facts.ek_id, it.facts.ik_id) == (*ek_id, *ik_id)
+                && (it.facts.issued_at - now).abs() < Duration::hours(1)
+        });
+        rule!(lately.is_none(), "a certificate was renewed twice within an hour");
+        Ok(())
+    }
+
+    /// A renewed certificate takes the place of whatever waits for its EK and IK.
+    fn ends_what_waits(&mut self, facts: &CertificateFacts) {
+        for certificate in self.certificates.values_mut() {
+            let is_of_it =
+                (certificate.facts.ek_id, certificate.facts.ik_id) == (facts.ek_id, facts.ik_id);
+            if is_of_it && certificate.status == Status::Unconfirmed {
+                certificate.status = Status::Revoked;
+            }
+        }
     }
 
     /// Checks that a certificate may be issued, proven or unproven.
@@ -483,7 +648,16 @@ impl Rules {
     fn add(&mut self, facts: CertificateFacts, sha256: [u8; 32], status: Status) {
         let was_active = status == Status::Active;
         let serial = facts.serial;
-        self.certificates.insert(serial, Certificate { facts, sha256, status, was_active });
+        let certificate = Certificate {
+            facts,
+            sha256,
+            status,
+            was_active,
+            is_renewed: false,
+            is_of_old_key: false,
+            renewed_by: None,
+        };
+        self.certificates.insert(serial, certificate);
     }
 
     fn set(&mut self, serial: [u8; 16], status: Status) {
@@ -493,6 +667,50 @@ impl Rules {
         }
     }
 }
+
+impl Certificate {
+    /// Whether the CA takes it, or would take it at its first use.
+    fn is_good(&self) -> bool {
+        match self.status {
+            Status::Active => true,
+            Status::Unconfirmed => self.is_renewed,
+            Status::Superseded | Status::Revoked | Status::Forgotten => false,
+        }
+    }
+}
+
+impl Standing {
+    /// Whether the TPM signed this about a certificate, at about this time.
+    fn has_stated(&self, label: &str, sha256: &[u8; 32], now: OffsetDateTime) -> bool {
+        self.statements.iter().any(|statement| {
+            let time = statement.last_chunk().map(|time| u32::from_be_bytes(*time));
+            let is_now = time.is_some_and(|time| {
+                now.unix_timestamp().abs_diff(time.into()) <= STATEMENT_LIFETIME
+            });
+            // The head of an array, the head of a text, and the text.
+            statement[2..].starts_with(label.as_bytes())
+                && memmem::find(statement, sha256).is_some()
+                && is_now
+        })
+    }
+}
+
+/// SHA-256 of the certificates that a device has, and that it signs in with.
+fn digests(memory: &Memory) -> BTreeSet<[u8; 32]> {
+    let certificates = memory.credentials().filter_map(|grant| match grant {
+        Grant::Certificate(grant) => Some(Sha256::digest(&grant.chain[0]).into()),
+        Grant::SharedKey(_) => None,
+    });
+    certificates.collect()
+}
+
+/// How long before its end the CA renews a certificate. It is long, so that certificates of before a
+/// renewal and even of before the last one have not expired, and a dishonest broker can use them.
+pub(crate) const RENEW_BEFORE: Duration = Duration::days(75);
+
+/// How far a statement's time may be from the CA's clock, in seconds: the lifetime of a statement,
+/// and the skew of clocks.
+const STATEMENT_LIFETIME: u64 = 360;
 
 /// The record keeps times in whole seconds.
 fn whole(time: OffsetDateTime) -> OffsetDateTime {

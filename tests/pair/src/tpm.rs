@@ -11,7 +11,7 @@ use assay_device_core::{
 use assay_wire::EkId;
 use aws_lc_rs::agreement::{ECDH_P256, UnparsedPublicKey, agree};
 use cfb_mode::cipher::KeyIvInit;
-use rcgen::{CertificateParams, DistinguishedName, DnType};
+use rcgen::{CertificateParams, DistinguishedName, DnType, SigningKey};
 use zeroize::Zeroizing;
 
 use crate::factory::{FACTORY, IdentityKey, StorageKey};
@@ -112,6 +112,10 @@ impl Tpm {
                     ik,
                     device_id.as_ref().map(|id| id.as_str()),
                 ))
+            }
+            TpmOperation::Sign { handle, message, .. } => {
+                let ik = self.ik(handle).ok_or_else(refused)?;
+                TpmAnswer::Signature(ik.key.sign(&message).expect("a signature"))
             }
             TpmOperation::Activate { handle, blob, seed, .. } => {
                 let ik = self.ik(handle).ok_or_else(refused)?;

@@ -11,10 +11,11 @@ use assay_device_core::{
 };
 use assay_store::{CertificateStatus, NewEnrolment, Tags};
 use assay_wire::{
-    Bundle, DeviceId, EkId, Flow, Identity, ParentBundle, Proof, Reply, ReplyBody, Request,
-    RequestBody, Scope, SealedCertificate, Ticket,
+    Adoption, Bundle, CertificateList, DeviceId, EkId, EkPublic, Flow, Identity, ParentBundle,
+    Proof, Renewal, Reply, ReplyBody, Request, RequestBody, Scope, SealedCertificate, Ticket,
 };
 use memchr::memmem;
+use rcgen::SigningKey;
 use rustls_pki_types::UnixTime;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -158,15 +159,29 @@ impl World {
                 self.devices[device].begin(request, want.connects, self.now);
                 self.drive(device, pause)?;
             }
+            Op::Renew { device, waits, pause, connects } => {
+                if waits {
+                    self.wait_until_due(device)?;
+                }
+                let request =
+                    ProvisionRequest { renew: true, ..ProvisionRequest::new(self.scope.clone()) };
+                self.devices[device].begin(request, false, self.now);
+                self.drive(device, pause)?;
+                if connects {
+                    self.sign_in(device)?;
+                }
+            }
+            Op::WaitUntilDue(device) => self.wait_until_due(device)?,
             Op::GoOn(device, pause) => _ = self.drive(device, pause)?,
             Op::PowerFails(device) => self.devices[device].run = None,
             Op::ClearTpm(device) => {
                 self.devices[device].run = None;
                 self.devices[device].tpm.clear();
+                self.rules.tpm_cleared(self.ek(device));
             }
             Op::LoseState(device) => {
                 self.devices[device].run = None;
-                self.devices[device].memory = Memory::default();
+                self.remember(device, Memory::default())?;
             }
             Op::SignIn(device) => _ = self.sign_in(device)?,
             Op::SignInUnconfirmed(device) => self.sign_in_unconfirmed(device)?,
@@ -195,7 +210,11 @@ impl World {
                     self.rules.key_retired(ek);
                 }
             }
-            Op::ChangeTicketKey => self.ca.change_ticket_key(),
+            Op::ChangeTicketKey => {
+                self.ca.change_ticket_key();
+                self.rules.ticket_key_changed();
+                self.link.planned().for_each(|planned| planned.is_of_old_key = true);
+            }
             Op::RestartCa => self.link.forget_signatures(),
             Op::Prune => self.prune(),
             Op::SlowSigner(duration) => self.signing = duration,
@@ -217,6 +236,11 @@ impl World {
                     self.stranger_sends(message)?;
                 }
             }
+            Op::ImpostorRenews(device) => {
+                for message in self.forged_renewals(device) {
+                    self.stranger_sends(message)?;
+                }
+            }
             Op::Impostor(device, flow) => {
                 let message = self.imposture(device, flow);
                 self.stranger_sends(message)?;
@@ -233,6 +257,15 @@ impl World {
             self.arrive(arrival)?;
         }
         self.now = until;
+        Ok(())
+    }
+
+    fn wait_until_due(&mut self, device: usize) -> Result<(), Broken> {
+        let Some(due) = self.rules.due(self.ek(device)) else { return Ok(()) };
+        let left = due - self.ca_time();
+        if left.is_positive() && self.now < LONGEST {
+            self.pass(left.unsigned_abs())?;
+        }
         Ok(())
     }
 
@@ -296,7 +329,7 @@ impl World {
         Ok(Some(match action {
             Action::Tpm(operation) => Event::Tpm(self.use_tpm(device, operation)?),
             Action::Store(memory) => {
-                self.devices[device].memory = *memory;
+                self.remember(device, *memory)?;
                 Event::Stored
             }
             Action::VerifyPath(chain) => {
@@ -313,6 +346,7 @@ impl World {
             }
             Action::Digest(bytes) => Event::Digest(Sha256::digest(bytes).into()),
             Action::Draw => Event::Random(self.chance.bytes()),
+            Action::Clock => Event::Clock(self.device_time(device).unsigned_abs()),
             Action::Connect(connection) => {
                 self.run(device).client = Some(connection.client.to_string());
                 Event::Connected
@@ -347,6 +381,12 @@ impl World {
         }))
     }
 
+    fn remember(&mut self, device: usize, memory: Memory) -> Result<(), Broken> {
+        let before = std::mem::replace(&mut self.devices[device].memory, memory);
+        let after = &self.devices[device].memory;
+        self.rules.remembers(self.devices[device].tpm.ek_id(), &before, after)
+    }
+
     /// The run of a device that performs an action.
     fn run(&mut self, device: usize) -> &mut Run {
         self.devices[device].run.as_mut().expect("its run asks for it")
@@ -360,6 +400,10 @@ impl World {
         let Device { tpm, memory, keys, .. } = &mut self.devices[device];
         let blob = match &operation {
             TpmOperation::Activate { blob, .. } => blob.clone(),
+            TpmOperation::Sign { message, .. } => {
+                self.rules.stated(tpm.ek_id(), message.clone());
+                Vec::new()
+            }
             TpmOperation::KeepHmacKey { key, .. } => {
                 let knows = |record: &assay_device_core::HmacRecord| {
                     record.keys.iter().any(|known| known.0 == key.public)
@@ -422,7 +466,12 @@ impl World {
                     || matches!(in_use, Some(Grant::Certificate(_)))
             }
             Ok(RequestBody::Register(_)) => matches!(attempt, Some(Attempt::Hmac(_))),
-            Ok(RequestBody::Renew(_) | RequestBody::Adopt(_)) => false,
+            Ok(RequestBody::Renew(renewal)) => matches!(
+                in_use, Some(Grant::Certificate(grant)) if is_of(grant, &renewal.certificate)
+            ),
+            Ok(RequestBody::Adopt(adoption)) => matches!(
+                attempt, Some(Attempt::Renewed(grant)) if is_of(grant, &adoption.certificate)
+            ),
             Ok(RequestBody::Confirm(proof)) => {
                 let grants = [
                     match attempt {
@@ -448,7 +497,8 @@ impl World {
 
     /// Connects to a broker with what is in use. Returns whether the device is let in.
     fn sign_in(&mut self, device: usize) -> Result<bool, Broken> {
-        match self.devices[device].memory.in_use.clone() {
+        let first = self.devices[device].memory.credentials().next();
+        match first {
             None => Ok(false),
             Some(Grant::Certificate(grant)) => self.sign_in_by_certificate(device, &grant),
             Some(Grant::SharedKey(grant)) => {
@@ -487,6 +537,8 @@ impl World {
             sha256,
             not_after: now.into(),
         };
+        let ek = self.ek(device);
+        self.rules.shown(ek, sha256);
         let entered = self.ca.handshake(&certificate, now);
         let is_let_in = entered.is_some();
         self.tell(|| format!("device {device}: its certificate lets it in: {is_let_in}"));
@@ -542,9 +594,12 @@ impl World {
                 match self.ca.record(*planned) {
                     Written::Again(decision) => self.decided(client, decision, now),
                     Written::Recorded(done) => {
-                        let Done { deed, received_at, about, reply } = *done;
+                        let Done { deed, received_at, about, reply, is_of_old_key } = *done;
                         self.tell(|| format!("the CA: on record is {deed:?}"));
                         self.rules.done(deed, Some(&reply.body), received_at)?;
+                        if is_of_old_key {
+                            self.rules.ticket_key_changed();
+                        }
                         self.answer(&client, about, &reply)
                     }
                 }
@@ -623,14 +678,32 @@ impl World {
         Some(Request { id: self.chance.bytes().into(), body }.encode())
     }
 
+    /// A request to renew a device's certificate, and adoptions of all that it might become. Another
+    /// key signed them.
+    fn forged_renewals(&mut self, device: usize) -> Vec<Vec<u8>> {
+        let (ek_id, time) = (self.ek(device), self.ca_time().unix_timestamp().unsigned_abs());
+        let sign = |message: Vec<u8>| {
+            let signature = FACTORY.ik(IMPOSTOR).key.sign(&message).expect("a signature");
+            signature.try_into().expect("a short signature")
+        };
+        let (ek_public, ek_certificates) = ek_as_shown(device);
+        let of_device = self.rules.certificates_of(ek_id);
+        let bodies = of_device.into_iter().flat_map(|certificate| {
+            let signature = sign(Renewal::signed(&self.scope, &certificate, time));
+            let (ek_public, ek_certificates) = (ek_public.clone(), ek_certificates.clone());
+            let renewal = Renewal { ek_public, ek_certificates, certificate, time, signature };
+            let signature = sign(Adoption::signed(&self.scope, &certificate, time));
+            let adoption = Adoption { certificate, time, signature, ek_id };
+            [RequestBody::Renew(renewal), RequestBody::Adopt(adoption)]
+        });
+        let bodies: Vec<_> = bodies.collect();
+        let requests = bodies.into_iter();
+        requests.map(|body| Request { id: self.chance.bytes().into(), body }.encode()).collect()
+    }
+
     /// A request that shows a device's EK beside keys of an impostor.
     fn imposture(&mut self, device: usize, flow: Flow) -> Vec<u8> {
-        let ek = &FACTORY.eks[device];
-        let ek_public = ek.public.clone().try_into().expect("a public area");
-        let certificates = FACTORY.ek_certificates[device].iter();
-        let certificates = certificates.map(|it| it.clone().try_into().expect("a certificate"));
-        let ek_certificates =
-            certificates.collect::<Vec<_>>().try_into().expect("one or none of them");
+        let (ek_public, ek_certificates) = ek_as_shown(device);
         let body = if flow == Flow::SharedKey {
             let parent = FACTORY.import_parent(IMPOSTOR).public.clone();
             let parent_public = parent.try_into().expect("a public area");
@@ -747,6 +820,14 @@ impl World {
     }
 }
 
+fn ek_as_shown(device: usize) -> (EkPublic, CertificateList<0>) {
+    let ek_public = FACTORY.eks[device].public.clone().try_into().expect("a public area");
+    let certificates = FACTORY.ek_certificates[device].iter();
+    let certificates = certificates.map(|it| it.clone().try_into().expect("a certificate"));
+    let certificates = certificates.collect::<Vec<_>>().try_into().expect("one or none of them");
+    (ek_public, certificates)
+}
+
 fn check_clear(secrets: &[Kept], to: To, message: &[u8]) -> Result<(), Broken> {
     for Kept { secret, is_ticket } in secrets {
         let is_clear = memmem::find(message, secret).is_some();
@@ -758,6 +839,10 @@ fn check_clear(secrets: &[Kept], to: To, message: &[u8]) -> Result<(), Broken> {
         rule!(!is_clear || is_due, "a secret was on the link in clear");
     }
     Ok(())
+}
+
+fn is_of(grant: &CertificateGrant, sha256: &[u8; 32]) -> bool {
+    Sha256::digest(&grant.chain[0])[..] == *sha256
 }
 
 fn step_clock(error: &mut i64, step: Step) {
@@ -772,5 +857,8 @@ const SIGNING: Duration = Duration::from_millis(1);
 /// The time until a stranger's message is answered.
 const MOMENT: Duration = Duration::from_millis(50);
 const DAY: Duration = Duration::from_hours(24);
+/// After this time, nobody waits for a renewal any more: the certificates of EKs and of the CA must
+/// not end.
+const LONGEST: Duration = Duration::from_hours(5 * 365 * 24);
 /// The factory's number of keys that no TPM makes.
 const IMPOSTOR: usize = 63;

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 
 use assay_device_core::EkKind;
 use assay_wire::{
-    ActivationReply, CertificateReply, ChallengeReply, ConfirmedReply, EkId, EkPublic, Problem,
-    ProblemCode, ReplyBody, RequestBody, SealedCertificate, SealedReply,
+    ActivationReply, Adoption, CertificateReply, ChallengeReply, ConfirmedReply, EkId, EkPublic,
+    Problem, ProblemCode, Renewal, ReplyBody, RequestBody, Scope, SealedCertificate, SealedReply,
 };
 
 use crate::tpm::{credential_tag, ek_id, key_tag};
@@ -17,6 +17,18 @@ pub(crate) struct FakeCa {
     /// The keys that have a certificate. The index of a key is the serial number of its
     /// certificate.
     pub(crate) certified: Vec<[u8; 32]>,
+    /// From when each certificate is valid, by serial number.
+    pub(crate) begins: Vec<u64>,
+    /// The serial numbers of renewed certificates that wait to be adopted.
+    pub(crate) waiting: Vec<u8>,
+    /// The serial numbers of certificates that are no longer in force.
+    pub(crate) superseded: Vec<u8>,
+    /// When it tells devices to renew.
+    pub(crate) advice: Option<u64>,
+    /// What it answers to every *renew*, in place of its own answer.
+    pub(crate) renews_with: Option<Vec<u8>>,
+    /// Its clock, in seconds since 1970.
+    pub(crate) clock: u64,
     /// The serial numbers of sealed certificates that were confirmed.
     pub(crate) confirmed: Vec<u8>,
     pub(crate) keys_sent: u8,
@@ -24,7 +36,7 @@ pub(crate) struct FakeCa {
     pub(crate) enrolled: Option<EkKind>,
     /// The problems that it answers with before anything else, in turn.
     pub(crate) problems: VecDeque<Problem>,
-    /// The problem that every *certify* and *confirm* meets.
+    /// The problem that every *certify*, *confirm* and *adopt* meets.
     pub(crate) refuses_last: Option<ProblemCode>,
     /// What it encrypts in place of a ticket or a key.
     pub(crate) secret: Option<Vec<u8>>,
@@ -73,8 +85,21 @@ impl FakeCa {
                     return problem(ProblemCode::TicketRefused);
                 }
                 let certificate = self.certify(ik);
-                let chain = vec![certificate.try_into().unwrap()].try_into().unwrap();
-                ReplyBody::Certificate(CertificateReply { chain, renew_at: None })
+                self.certificate_reply(certificate)
+            }
+            (RequestBody::Renew(renewal), _) => {
+                let certificate = self.renews_with.clone();
+                match certificate.map_or_else(|| self.renew(renewal), Ok) {
+                    Ok(certificate) => self.certificate_reply(certificate),
+                    Err(code) => problem(code),
+                }
+            }
+            (RequestBody::Adopt(adoption), _) => {
+                let refusal = self.refuses_last.map_or(Ok(()), Err);
+                match refusal.and_then(|()| self.adopt(adoption)) {
+                    Ok(()) => ReplyBody::Adopted,
+                    Err(code) => problem(code),
+                }
             }
             (RequestBody::Enroll(bundle), Some(ek)) => {
                 let ik: [u8; 32] = bundle.ik_public[..].try_into().unwrap();
@@ -111,12 +136,112 @@ impl FakeCa {
         }
     }
 
+    fn certificate_reply(&self, certificate: Vec<u8>) -> ReplyBody {
+        let chain = vec![certificate.try_into().unwrap()].try_into().unwrap();
+        ReplyBody::Certificate(CertificateReply { chain, renew_at: self.advice })
+    }
+
     fn certify(&mut self, ik: [u8; 32]) -> Vec<u8> {
-        if !self.certified.contains(&ik) {
-            self.certified.push(ik);
+        let serial = match self.in_force(&ik) {
+            Some(serial) => serial,
+            None => {
+                // The one that expired.
+                self.supersede(&ik);
+                self.issue(ik)
+            }
+        };
+        self.certificate(serial)
+    }
+
+    fn issue(&mut self, ik: [u8; 32]) -> u8 {
+        self.certified.push(ik);
+        self.begins.push(self.clock);
+        self.certified.len() as u8 - 1
+    }
+
+    fn certificate(&self, serial: u8) -> Vec<u8> {
+        let place = usize::from(serial);
+        certificate(&self.certified[place], serial, self.begins[place], "pump-17")
+    }
+
+    fn serials_of(&self, ik: &[u8; 32]) -> Vec<u8> {
+        let serials = 0..self.certified.len() as u8;
+        serials.filter(|serial| self.certified[usize::from(*serial)] == *ik).collect()
+    }
+
+    fn in_force(&self, ik: &[u8; 32]) -> Option<u8> {
+        self.serials_of(ik).into_iter().find(|serial| {
+            !self.waiting.contains(serial)
+                && !self.superseded.contains(serial)
+                && self.clock <= self.begins[usize::from(*serial)] + LIFETIME
+        })
+    }
+
+    fn supersede(&mut self, ik: &[u8; 32]) {
+        let serials = self.serials_of(ik);
+        self.superseded.extend(serials.into_iter().filter(|it| !self.waiting.contains(it)));
+    }
+
+    /// The serial number of the certificate with this digest, if its key signed the statement now.
+    fn stated(
+        &self,
+        sha256: &[u8; 32],
+        time: u64,
+        signature: &[u8],
+        statement: impl Fn(&Scope, &[u8; 32], u64) -> Vec<u8>,
+    ) -> Result<u8, ProblemCode> {
+        let mut serials = 0..self.certified.len() as u8;
+        let serial = serials
+            .find(|serial| tag32(&[b"digest", &self.certificate(*serial)]) == *sha256)
+            .ok_or(ProblemCode::CertificateNotInForce)?;
+        if self.clock.abs_diff(time) > 300 {
+            return Err(ProblemCode::ClockOff);
         }
-        let serial = self.certified.iter().position(|known| *known == ik).unwrap() as u8;
-        certificate(&ik, serial)
+        let statement = statement(&"default".parse().unwrap(), sha256, time);
+        let expected = crate::tpm::signature(&self.certified[usize::from(serial)], &statement);
+        if signature != expected {
+            return Err(ProblemCode::StatementRefused);
+        }
+        Ok(serial)
+    }
+
+    fn renew(&mut self, renewal: &Renewal) -> Result<Vec<u8>, ProblemCode> {
+        let Renewal { certificate, time, signature, .. } = renewal;
+        let serial = self.stated(certificate, *time, signature, Renewal::signed)?;
+        let ik = self.certified[usize::from(serial)];
+        if self.in_force(&ik) != Some(serial) {
+            return Err(ProblemCode::CertificateNotInForce);
+        }
+        if self.clock < self.begins[usize::from(serial)] + RENEWED_AFTER {
+            return Ok(self.certificate(serial));
+        }
+        let waits = self.serials_of(&ik).into_iter().find(|it| self.waiting.contains(it));
+        let serial = waits.unwrap_or_else(|| {
+            let serial = self.issue(ik);
+            self.waiting.push(serial);
+            serial
+        });
+        Ok(self.certificate(serial))
+    }
+
+    fn adopt(&mut self, adoption: &Adoption) -> Result<(), ProblemCode> {
+        let Adoption { certificate, time, signature, ek_id: _ } = adoption;
+        let serial = self.stated(certificate, *time, signature, Adoption::signed)?;
+        let ik = self.certified[usize::from(serial)];
+        if self.waiting.contains(&serial) {
+            self.supersede(&ik);
+            self.waiting.retain(|it| *it != serial);
+        }
+        if self.in_force(&ik) == Some(serial) {
+            return Ok(());
+        }
+        Err(ProblemCode::CertificateNotInForce)
+    }
+
+    /// Whether a broker lets in a device that shows this certificate.
+    pub(crate) fn lets_in(&self, certificate: &[u8]) -> bool {
+        let serial = certificate[32];
+        self.certificate(serial) == certificate && !self.superseded.contains(&serial)
     }
 
     fn seal(&mut self, ek: &EkId, ik: [u8; 32]) -> ReplyBody {
@@ -126,7 +251,7 @@ impl FakeCa {
             chain: vec![certificate.try_into().unwrap()].try_into().unwrap(),
             ticket: tag32(&[b"ticket", &claim]).into(),
             receipt_sha256: tag32(&[b"digest", &tag32(&[b"receipt", &claim])]),
-            renew_at: None,
+            renew_at: self.advice,
         }
         .encode();
         let contents = self.contents.clone().unwrap_or(contents);
@@ -150,9 +275,14 @@ pub(crate) fn box_tag(key: &[u8; 32], nonce: &[u8; 12], beside: &[u8], contents:
     tag(&[b"box", key, nonce, beside, contents])
 }
 
-/// A certificate: the key, the serial number, the name, and the CA's signature.
-pub(crate) fn certificate(ik: &[u8; 32], serial: u8) -> Vec<u8> {
-    let contents = [&ik[..], &[serial], b"pump-17"].concat();
+/// How long certificates are valid, in seconds.
+pub(crate) const LIFETIME: u64 = 90 * 86_400;
+/// How old a certificate is before the CA renews it.
+pub(crate) const RENEWED_AFTER: u64 = 60 * 86_400;
+
+/// A certificate: the key, the serial number, the first moment, the name, and the CA's signature.
+pub(crate) fn certificate(ik: &[u8; 32], serial: u8, begins: u64, name: &str) -> Vec<u8> {
+    let contents = [&ik[..], &[serial], &begins.to_be_bytes(), name.as_bytes()].concat();
     let signature = tag(&[b"certificate", &contents]);
     [contents, signature.to_vec()].concat()
 }

@@ -6,6 +6,7 @@ mod crash;
 mod eks;
 mod network;
 mod refusals;
+mod renew;
 mod runs;
 mod sequences;
 mod tpm;

@@ -1,6 +1,8 @@
 //! Many sequences of runs, with faults chosen by chance. After any of them, a run without faults
 //! succeeds.
 
+use std::time::Duration;
+
 use assay_device_core::{Credential, Grant, HmacPublic, Memory, ProvisionRequest, Trouble};
 use assay_wire::{Flow, Problem, ProblemCode};
 
@@ -24,8 +26,11 @@ fn run_without_faults_succeeds_after_any_sequence_of_faults() {
             world.ca.problems = (0..chance.below(3)).map(|_| problem(&mut chance)).collect();
             world.power_for = Some(chance.below(60)).filter(|actions| *actions < 40);
             world.is_noisy = chance.below(2) == 0;
-            let again = chance.below(3) == 0;
-            _ = world.run(ProvisionRequest { again, ..request(flows[chance.below(flows.len())]) });
+            let (again, renew) = (chance.below(3) == 0, chance.below(4) == 0);
+            let flow = flows[chance.below(flows.len())];
+            _ = world.run(ProvisionRequest { again, renew, ..request(flow) });
+            // So that certificates are due for renewal, or expire.
+            world.now += Duration::from_secs(86_400 * [0, 0, 30, 61][chance.below(4)]);
             if chance.below(6) == 0 {
                 world.tpm.clear();
             }
@@ -48,6 +53,7 @@ fn run_without_faults_succeeds_after_any_sequence_of_faults() {
                 assert_eq!(certificate.chain, grant.chain);
                 assert_eq!(grant.chain[0][..32], world.tpm.ik.unwrap(), "seed {seed}");
                 assert_eq!(grant.unconfirmed, None);
+                assert!(world.is_let_in(), "seed {seed}");
             }
             (Credential::SharedKey { .. }, Some(Grant::SharedKey(grant))) => {
                 let held = world.tpm.hmac_key.clone().map(HmacPublic);
@@ -77,6 +83,7 @@ fn problem(chance: &mut Chance) -> Problem {
         ProblemCode::TicketRefused,
         ProblemCode::EkNotEnrolled,
         ProblemCode::DeviceDisabled,
+        ProblemCode::CertificateNotInForce,
     ];
     Problem::new(codes[chance.below(codes.len())], "as chance has it".into()).retry_after(3)
 }

@@ -47,6 +47,10 @@ impl FakeTpm {
                 TpmAnswer::IdentityKey(self.ik.map(public))
             }
             TpmOperation::SignRequest { .. } => TpmAnswer::CertificateRequest(vec![0x30, 0]),
+            TpmOperation::Sign { message, .. } => {
+                let ik = self.ik.ok_or_else(|| failure(TpmFailureKind::Refused))?;
+                TpmAnswer::Signature(signature(&ik, &message))
+            }
             TpmOperation::Activate { ek, blob, seed, .. } => {
                 let ik = self.ik.ok_or_else(|| failure(TpmFailureKind::Refused))?;
                 let (secret, found) =
@@ -108,6 +112,11 @@ fn ek_certificates(kind: EkKind) -> EkCertificates {
         },
         _ => EkCertificates::default(),
     }
+}
+
+/// What only the TPM with this identity key can make.
+pub(crate) fn signature(ik: &[u8; 32], message: &[u8]) -> Vec<u8> {
+    tag(&[b"signature", ik, message]).to_vec()
 }
 
 /// What only the TPM with both keys can open.

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use assay_device_core::{
-    Action, AnswerError, Attempt, Event, Failure, Grant, Machine, Memory, ProvisionRequest,
-    Provisioned, Step, TpmOperation, Trouble, VerifiedPath, provision,
+    Action, AnswerError, Attempt, CertificateGrant, Event, Failure, Grant, Machine, Memory,
+    ProvisionRequest, Provisioned, Step, TpmOperation, Trouble, VerifiedPath, provision,
 };
 use assay_wire::{Proof, Reply, Request, RequestBody};
 use rustls_pki_types::CertificateDer;
 
-use crate::ca::{FakeCa, box_tag};
+use crate::ca::{FakeCa, LIFETIME, box_tag};
 use crate::tpm::FakeTpm;
 use crate::{tag, tag32};
 
@@ -31,6 +31,8 @@ pub(crate) enum Fate {
 #[derive(Default)]
 pub(crate) struct World {
     pub(crate) now: Duration,
+    /// By how much the device's clock is wrong, in seconds.
+    pub(crate) clock_error: i64,
     /// What is stored: all that outlives a crash.
     pub(crate) memory: Memory,
     pub(crate) tpm: FakeTpm,
@@ -88,6 +90,19 @@ impl World {
         Some(machine.into_result())
     }
 
+    /// What the device's clock says.
+    fn clock(&self) -> u64 {
+        (BEGIN + self.now.as_secs()).saturating_add_signed(self.clock_error)
+    }
+
+    /// Whether a broker lets the device in with what it signs in with.
+    pub(crate) fn is_let_in(&self) -> bool {
+        match self.memory.credentials().next() {
+            Some(Grant::Certificate(grant)) => self.ca.lets_in(&grant.chain[0]),
+            _ => false,
+        }
+    }
+
     /// What people were told.
     pub(crate) fn steps(&self) -> Vec<Step> {
         let step = |action: &Action| match action {
@@ -109,7 +124,7 @@ impl World {
                 self.memory = *memory;
                 Event::Stored
             }
-            Action::VerifyPath(chain) => Event::PathVerified(verify(&chain)),
+            Action::VerifyPath(chain) => Event::PathVerified(verify(&chain, self.clock())),
             Action::Unseal(sealed) => Event::Unsealed((|| {
                 let (contents, found) = sealed.sealed.split_last_chunk()?;
                 let (key, beside) = (&sealed.key, &sealed.associated_data);
@@ -121,6 +136,7 @@ impl World {
                 self.draws = self.draws.wrapping_add(1);
                 Event::Random([self.draws; 16])
             }
+            Action::Clock => Event::Clock(self.clock()),
             Action::Connect(_) => {
                 self.inbox.clear();
                 let trouble = self.troubles.pop_front();
@@ -154,6 +170,7 @@ impl World {
         let request = Request::decode(message).unwrap();
         self.assert_stored_before(&request.body);
         self.sent.push(self.now);
+        self.ca.clock = BEGIN + self.now.as_secs();
         let body = self.ca.answer(&request.body);
         let reply = Reply { id: request.id, body }.encode();
         self.inbox.extend(self.late.drain(..));
@@ -192,7 +209,14 @@ impl World {
             RequestBody::Register(_) => matches!(self.memory.attempt, Some(Attempt::Hmac(_))),
             RequestBody::Confirm(proof) => self.unconfirmed().as_ref() == Some(proof),
             RequestBody::Certify(_) | RequestBody::Ping => true,
-            RequestBody::Renew(_) | RequestBody::Adopt(_) => false,
+            RequestBody::Renew(renewal) => {
+                let is_it = |grant: &CertificateGrant| is_of(grant, &renewal.certificate);
+                matches!(&self.memory.in_use, Some(Grant::Certificate(it)) if is_it(it))
+            }
+            RequestBody::Adopt(adoption) => {
+                let is_it = |grant: &CertificateGrant| is_of(grant, &adoption.certificate);
+                matches!(&self.memory.attempt, Some(Attempt::Renewed(it)) if is_it(it))
+            }
         };
         assert!(is_stored, "{request:?} was sent while {:?} was stored", self.memory);
     }
@@ -214,24 +238,37 @@ impl World {
     }
 }
 
+fn is_of(grant: &CertificateGrant, sha256: &[u8; 32]) -> bool {
+    tag32(&[b"digest", &grant.chain[0]]) == *sha256
+}
+
 /// Verifies a path and reads its certificate, as the shell does.
-fn verify(chain: &[CertificateDer<'_>]) -> Result<VerifiedPath, AnswerError> {
+fn verify(chain: &[CertificateDer<'_>], clock: u64) -> Result<VerifiedPath, AnswerError> {
     let (contents, signature) =
         chain[0].split_last_chunk().ok_or_else(|| AnswerError::Unreadable("too short".into()))?;
     if *signature != tag(&[b"certificate", contents]) {
         return Err(AnswerError::Path("another signature".into()));
     }
     let (key_id, rest) = contents.split_first_chunk().unwrap();
-    let name = str::from_utf8(&rest[1..]).unwrap();
+    let (begins, name) = rest[1..].split_first_chunk().unwrap();
+    let (not_before, name) = (u64::from_be_bytes(*begins), str::from_utf8(name).unwrap());
+    let not_after = not_before + LIFETIME;
+    if clock > not_after {
+        return Err(AnswerError::Expired { clock, not_after });
+    }
     Ok(VerifiedPath {
         key_id: *key_id,
         is_for_clients: true,
         common_name: name.into(),
         uris: vec![format!("urn:assay:device:default:{name}")],
         serial: rest[0].to_string(),
-        not_after: 2_000_000_000,
+        not_before,
+        not_after,
     })
 }
+
+/// When the tests begin, in seconds since 1970.
+pub(crate) const BEGIN: u64 = 1_800_000_000;
 
 /// Events that answer nothing, such as replies that strangers write to the topic.
 fn noise() -> Vec<Event> {
