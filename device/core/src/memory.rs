@@ -50,6 +50,17 @@ impl Memory {
         }
     }
 
+    /// The same memory, but the certificate in use is due for its renewal.
+    pub(crate) fn due_at_once(self) -> Self {
+        match self.in_use {
+            Some(Grant::Certificate(grant)) => {
+                let grant = CertificateGrant { renew_at: Some(0), ..grant };
+                Self { in_use: Some(Grant::Certificate(grant)), ..self }
+            }
+            _ => self,
+        }
+    }
+
     /// Adds a renewed certificate that is not adopted yet.
     pub(crate) fn with_renewed(&self, grant: CertificateGrant) -> Self {
         Self { in_use: self.in_use.clone(), attempt: Some(Attempt::Renewed(grant)) }

@@ -1,5 +1,6 @@
 //! A whole run: which flow, and which EK if the CA refuses one.
 
+use alloc::string::ToString;
 use core::time::Duration;
 
 use assay_wire::{Flow, Problem, RequestBody, Scope};
@@ -31,12 +32,19 @@ pub fn provision(request: ProvisionRequest, memory: Memory, now: Duration) -> Ma
         let end = now.saturating_add(request.deadline);
         let line = Line { desk, scope: request.scope.clone(), end };
         let run = Run::new(request, memory, line);
-        match provision_with(&run, None).await {
+        let outcome = match provision_with(&run, None).await {
             Err(Failure::Refused(problem)) if is_about_the_ek(problem.code) => {
                 provision_with_another_ek(&run, problem).await
             }
             outcome => outcome,
-        }
+        };
+        outcome.or_else(|failure| match run.kept() {
+            Some(good) => {
+                run.desk().progress(Step::RenewalPostponed(failure.to_string()));
+                Ok(good)
+            }
+            None => Err(failure),
+        })
     })
 }
 

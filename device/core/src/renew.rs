@@ -5,7 +5,7 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use assay_wire::{
-    Adoption, Bytes, CertificateList, EkId, EkPublic, MAX_SIGNATURE, ProblemCode, Renewal,
+    Adoption, Bytes, CertificateList, EkId, EkPublic, MAX_SIGNATURE, Problem, ProblemCode, Renewal,
     ReplyBody, RequestBody,
 };
 
@@ -25,7 +25,7 @@ use crate::tpm::{TpmAnswer, TpmOperation};
 /// was left. Returns `None` if the CA refused for good: then the device has to prove its TPM anew.
 ///
 /// As long as the device has a certificate that is good, no trouble with the CA ends the run badly,
-/// unless the request was to renew.
+/// unless the request was to renew: not here, nor in the flow after a refusal.
 pub(crate) async fn keep_good(
     run: &Run,
     granted: Granted,
@@ -44,6 +44,7 @@ pub(crate) async fn keep_good(
 
     let stored = is_renewed.then(|| (grant.clone(), certificate.clone()));
     let (outcome, stored) = renew(run, &grant, &certificate, key, stored).await;
+    let is_stored = stored.is_some();
     let (grant, certificate) = stored.unwrap_or((grant, certificate));
     let kept = |certificate, outcome| provisioned(&grant.record, certificate, true, Some(outcome));
     match outcome {
@@ -55,8 +56,14 @@ pub(crate) async fn keep_good(
         }
         Ok(Answer::NotDue(certificate)) => Ok(Some(kept(certificate, RenewalOutcome::NotDue))),
         Ok(Answer::OtherEk) => Ok(None),
-        Err(Failure::Refused(problem)) => {
+        Err(Failure::Refused(problem)) if !passes(&problem) => {
             desk.progress(Step::RenewalRefused(problem.to_string()));
+            if is_stored {
+                run.renew_soon();
+            }
+            if !run.request.renew {
+                run.keep(kept(certificate, RenewalOutcome::Postponed));
+            }
             Ok(None)
         }
         // A device whose TPM does not sign cannot sign in either.
@@ -206,6 +213,11 @@ async fn sign(
         _ => None,
     });
     Ok(signature.await?.try_into()?)
+}
+
+/// Whether a refusal passes by itself, so that no flow would help: the device comes again.
+fn passes(problem: &Problem) -> bool {
+    problem.retry_after.is_some() || problem.code == ProblemCode::ClockOff
 }
 
 /// Every problem that does not pass by itself is a refusal. A flow would begin again after some of

@@ -2,7 +2,7 @@
 //! CA.
 
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::time::Duration;
 
 use assay_wire::{DeviceId, Flow, Scope};
@@ -145,11 +145,38 @@ pub(crate) struct Run {
     pub(crate) line: Line,
     /// What is stored.
     memory: RefCell<Memory>,
+    /// A certificate that is still good, although the CA refused to renew it.
+    good: RefCell<Option<Provisioned>>,
+    /// Whether what this run gets may be superseded soon: see [`renew_soon`](Self::renew_soon).
+    is_doubtful: Cell<bool>,
 }
 
 impl Run {
     pub(crate) fn new(request: ProvisionRequest, memory: Memory, line: Line) -> Self {
-        Self { request, line, memory: RefCell::new(memory) }
+        Self {
+            request,
+            line,
+            memory: RefCell::new(memory),
+            good: RefCell::default(),
+            is_doubtful: Cell::default(),
+        }
+    }
+
+    /// Keeps a certificate for the case that the device gets nothing better in this run.
+    pub(crate) fn keep(&self, good: Provisioned) {
+        self.good.replace(Some(good));
+    }
+
+    /// From now on, a certificate that this run gets is renewed by the next run, whatever the CA
+    /// advises. If the CA seemed to refuse an adoption, a broker may hold the adoption back and
+    /// deliver it later. Then the CA supersedes the certificate that it gave again meanwhile.
+    pub(crate) fn renew_soon(&self) {
+        self.is_doubtful.set(true);
+    }
+
+    /// What was [kept](Self::keep).
+    pub(crate) fn kept(&self) -> Option<Provisioned> {
+        self.good.take()
     }
 
     /// What is stored.
@@ -166,6 +193,7 @@ impl Run {
     /// Everything that the device needs to go on after a loss of power is stored before the request
     /// that depends on it is sent.
     pub(crate) async fn remember(&self, next: Memory) {
+        let next = if self.is_doubtful.get() { next.due_at_once() } else { next };
         self.desk().store(next.clone()).await;
         let dropped: Vec<_> = self.memory().keys_dropped_by(&next);
         self.memory.replace(next);

@@ -176,7 +176,6 @@ fn renewal_that_the_ca_refuses_has_the_device_prove_its_tpm_in_the_same_run() {
     {
         for code in [
             ProblemCode::CertificateNotInForce,
-            ProblemCode::ClockOff,
             ProblemCode::StatementRefused,
             ProblemCode::ClaimExpired,
             ProblemCode::QuotaExceeded,
@@ -198,7 +197,8 @@ fn renewal_that_the_ca_refuses_has_the_device_prove_its_tpm_in_the_same_run() {
 #[test]
 fn renewal_is_asked_for_in_the_flow_that_the_request_names_or_else_that_flow_is_gone_through() {
     let mut world = due(Flow::Ticket);
-    world.ca.problems.push_back(Problem::new(ProblemCode::ClockOff, String::new()));
+    let problem = Problem::new(ProblemCode::CertificateNotInForce, String::new());
+    world.ca.problems.push_back(problem);
     world.run(request(Flow::Sealed)).unwrap().unwrap();
     assert_eq!(kinds(&world), ["renew", "enroll", "confirm"]);
     assert!(world.is_let_in());
@@ -208,8 +208,9 @@ fn renewal_is_asked_for_in_the_flow_that_the_request_names_or_else_that_flow_is_
 fn clock_that_is_wrong_costs_a_refusal_and_no_certificate() {
     let mut world = due(Flow::Ticket);
     world.clock_error = 301;
-    world.run(request(Flow::Ticket)).unwrap().unwrap();
-    assert_eq!(kinds(&world), ["renew", "challenge", "certify"]);
+    let kept = world.run(request(Flow::Ticket)).unwrap().unwrap();
+    assert_eq!((serial(&kept), kept.renewal), ("0", Some(RenewalOutcome::Postponed)));
+    assert_eq!(kinds(&world), ["renew"]);
     assert!(world.is_let_in());
 }
 
@@ -224,13 +225,53 @@ fn certificate_that_the_ca_does_not_know_any_longer_is_replaced_in_the_same_run(
 }
 
 #[test]
-fn device_that_the_ca_refuses_in_every_way_is_told_so_and_keeps_what_is_in_use() {
+fn device_that_the_ca_refuses_in_every_way_keeps_its_good_certificate() {
     let mut world = due(Flow::Ticket);
     let before = world.memory.in_use.clone();
     let problem = Problem::new(ProblemCode::DeviceDisabled, "as the test has it".into());
     world.ca.problems.extend([problem.clone(), problem.clone()]);
-    assert_eq!(world.run(request(Flow::Ticket)).unwrap(), Err(Failure::Refused(problem)));
-    assert_eq!(world.memory.in_use, before);
+    let kept = world.run(request(Flow::Ticket)).unwrap().unwrap();
+    assert_eq!((serial(&kept), kept.renewal), ("0", Some(RenewalOutcome::Postponed)));
+    assert_eq!((kinds(&world), &world.memory.in_use), (vec!["renew", "challenge"], &before));
+    let said = |step: &Step| step.to_string().contains("as the test has it");
+    assert_eq!(world.steps().iter().filter(|step| said(step)).count(), 2);
+
+    world.ca.problems.extend([problem.clone(), problem.clone()]);
+    let refused = world.run(to_renew(Flow::Ticket)).unwrap();
+    assert_eq!(refused, Err(Failure::Refused(problem)), "who asks for the renewal is told so");
+}
+
+#[test]
+fn refusal_that_passes_by_itself_postpones_the_renewal_and_starts_no_flow() {
+    let clock = Problem::new(ProblemCode::ClockOff, "as the test has it".into());
+    let quota = Problem::new(ProblemCode::QuotaExceeded, "as the test has it".into());
+    for problem in [clock, quota.retry_after(3600)] {
+        let mut world = due(Flow::Ticket);
+        world.ca.problems.push_back(problem);
+        let kept = world.run(request(Flow::Ticket)).unwrap().unwrap();
+        assert_eq!((serial(&kept), kept.renewal), ("0", Some(RenewalOutcome::Postponed)));
+        assert_eq!(kinds(&world), ["renew"]);
+    }
+}
+
+/// A broker may hold the adoption back, refuse it in the CA's place, and deliver it when the device
+/// has got its old certificate again.
+#[test]
+fn certificate_that_a_flow_gives_after_a_refused_adoption_is_renewed_by_the_next_run() {
+    let mut world = due(Flow::Ticket);
+    world.fates = vec![Fate::Arrives, Fate::Lost].into();
+    world.fates.extend([Fate::Lost; 100]);
+    world.run(request(Flow::Ticket)).unwrap().unwrap();
+    assert!(matches!(world.memory.attempt, Some(Attempt::Renewed(_))));
+    world.fates.clear();
+    world.ca.heard.clear();
+    let problem = Problem::new(ProblemCode::StatementRefused, "as the test has it".into());
+    world.ca.problems.push_back(problem);
+    world.run(request(Flow::Ticket)).unwrap().unwrap();
+    assert_eq!(kinds(&world), ["adopt", "challenge", "certify"]);
+    world.ca.heard.clear();
+    world.run(request(Flow::Ticket)).unwrap().unwrap();
+    assert_eq!(kinds(&world)[0], "renew");
 }
 
 #[test]
@@ -411,7 +452,8 @@ fn adoption_that_was_left_is_finished_by_the_next_run_whatever_the_clock_says() 
 fn refused_adoption_has_the_device_prove_its_tpm_and_loses_nothing() {
     let mut world = due(Flow::Ticket);
     world.ca.refuses_last = Some(ProblemCode::CertificateNotInForce);
-    world.run(request(Flow::Ticket)).unwrap().unwrap_err();
+    let kept = world.run(request(Flow::Ticket)).unwrap().unwrap();
+    assert_eq!((serial(&kept), kept.renewal), ("1", Some(RenewalOutcome::Postponed)));
     assert_eq!(kinds(&world), ["renew", "adopt", "challenge", "certify"]);
     // Anybody on the way can forge the refusal. So both certificates are still there.
     assert!(matches!(world.memory.attempt, Some(Attempt::Renewed(_))));
