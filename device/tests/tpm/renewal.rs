@@ -86,6 +86,9 @@ fn renewed_certificate_is_in_use_and_in_its_file_before_the_ca_hears_that_it_is_
     assert_eq!(lab.device()?.certificate()?.chain[0][..], renewed);
     lab.device()?.mqtt_tls_config()?;
     assert_eq!(lab.is_confirmed()?, Some(false));
+    let status = Status::read(lab.state.path())?.unwrap();
+    let Some(CredentialStatus::Certificate { summary, .. }) = &status.credential else { panic!() };
+    assert_eq!((&summary.not_after, status.attempt), (&certificate.not_after, None));
     let requests = ca.take_requests();
     assert_eq!(requests[..2], ["renew", "adopt"]);
     assert!(requests[2..].iter().all(|request| *request == "adopt"), "{requests:?}");
