@@ -222,7 +222,7 @@ fn a_device_that_lost_what_it_stored_of_a_renewal_comes_back_by_itself() -> Resu
 }
 
 #[test]
-fn a_disabled_device_is_refused_a_renewal_and_renews_when_it_is_enabled() -> Result<()> {
+fn a_disabled_device_keeps_what_it_has_and_renews_when_it_is_enabled() -> Result<()> {
     let lab = Lab::with_settings(ALWAYS_DUE)?;
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
     let device = Device::new(&tpm)?;
@@ -230,7 +230,9 @@ fn a_disabled_device_is_refused_a_renewal_and_renews_when_it_is_enabled() -> Res
     let id = old["device_id"].as_str().context("an id")?;
     is_due(&device)?;
     lab.assay(&["enroll", "disable", id])?;
-    lab.refused(&device, &[], "device-disabled")?;
+    let kept = device.provision_at(&lab.server.bootstrap, &lab.dir.root_pem())?.output()?;
+    let said = String::from_utf8_lossy(&kept.stderr);
+    ensure!(kept.status.success() && said.contains("device-disabled"), "{said}");
     refused_with(&device.renew(&lab.dir, &lab.server)?.output()?, "device-disabled")?;
     ensure!(json(&mut device.status()?)?["serial"] == old["serial"]);
     lab.assay(&["enroll", "enable", id])?;
