@@ -135,14 +135,15 @@ fn renewal_that_is_refused_is_told_and_the_flow_begins_at_once() -> Result<()> {
         _ => None,
     });
     let mut steps = Vec::new();
-    let error = lab
-        .device()?
-        .provision(&lab.request(&ca), &mut |step, _| steps.push(step.to_owned()))
-        .unwrap_err();
-    assert_eq!(error.exit_code(), 3, "{error}");
+    let request = lab.request(&ca);
+    let kept = lab.device()?.provision(&request, &mut |step, _| steps.push(step.to_owned()))?;
+    assert_eq!((kept.was_provisioned, kept.renewal), (true, Some(RenewalOutcome::Postponed)));
     assert_eq!(ca.take_requests(), ["renew", "challenge"]);
-    let is_told = |step: &String| step.contains("certificate-not-in-force (43): superseded");
-    assert!(steps.iter().any(is_told), "{steps:?}");
+    for refusal in ["certificate-not-in-force (43): superseded", "device-disabled (30): test"] {
+        assert!(steps.iter().any(|step| step.contains(refusal)), "{refusal}: {steps:?}");
+    }
+    let error = lab.device()?.renew(&request, &mut |_, _| ()).unwrap_err();
+    assert_eq!(error.exit_code(), 3, "{error}");
     assert_eq!(lab.device()?.certificate()?.chain[0][..], lab.old);
     Ok(())
 }
