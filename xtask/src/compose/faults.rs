@@ -266,7 +266,7 @@ pub(super) fn full_disk(scene: &mut Scene<'_>) -> Result<Outcome> {
     stack.exec("keeper", &["sh", "-c", fill])?;
     // The database's log still has room inside its file. Many devices soon use it up.
     let fleet = Fleet::start(stack, "ca")?;
-    stack.wait_for_log("ca", &full, "a batch could not be written")?;
+    stack.wait_for_log("ca", &full, "decisions could not be written")?;
     stack.replace(&new)?;
     stack.start(&new)?;
     for device in new {
@@ -350,12 +350,20 @@ impl Fleet {
     }
 
     /// The report of the fleet, once all devices are done; an error if one of them failed.
-    fn finish(self) -> Result<Value> {
-        let output = self.process.wait_with_output()?;
-        let report: Value =
-            serde_json::from_slice(&output.stdout).context("the report of assay-fleet")?;
-        ensure!(output.status.success(), "devices failed: {}", report["failures"]);
+    fn finish(mut self) -> Result<Value> {
+        let stdout = self.process.stdout.take().context("its stdout is a pipe")?;
+        let report: Value = serde_json::from_reader(stdout).context("the report of assay-fleet")?;
+        ensure!(self.process.wait()?.success(), "devices failed: {}", report["failures"]);
         Ok(report)
+    }
+}
+
+/// A fleet whose CA is gone would try for ever, and keep others from starting one.
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        // It has ended already unless the test failed.
+        _ = self.process.kill();
+        _ = self.process.wait();
     }
 }
 
