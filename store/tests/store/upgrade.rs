@@ -305,6 +305,29 @@ fn file_is_upgraded_once_however_many_open_it() {
     assert!(!directory.path().join("assay.db.before-7.2").exists());
 }
 
+#[test]
+fn a_file_is_opened_once_nobody_upgrades_it_and_not_after_ten_seconds() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("assay.db");
+    Sqlite::create(&path).unwrap();
+    // As an upgrade holds it.
+    let upgrade = std::fs::File::open(directory.path()).unwrap();
+    upgrade.lock().unwrap();
+    let open = || {
+        let (path, began) = (path.clone(), std::time::Instant::now());
+        std::thread::spawn(move || (Sqlite::open(&path).map(drop), began.elapsed()))
+    };
+    let (opened, waited) = open().join().unwrap();
+    assert!(matches!(opened, Err(StoreError::InUse(_))), "{opened:?}");
+    assert!(waited.as_secs() >= 9, "{waited:?}");
+
+    let waiting = open();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(!waiting.is_finished());
+    upgrade.unlock().unwrap();
+    waiting.join().unwrap().0.unwrap();
+}
+
 /// Makes a file with this version of the schema.
 fn make(path: &Path, version: i64) {
     let file = Connection::open(path).unwrap();
