@@ -210,8 +210,8 @@ pub(super) fn scope_on_record(connection: &Connection) -> Result<Option<Scope>, 
     Ok(statement.query_row([], |row| parsed(row, 0)).optional()?)
 }
 
-/// An upgrade that was cut short leaves a file without such a log. Of several processes that switch
-/// it over at once SQLite refuses some at once, whatever the timeout is.
+/// An upgrade that was cut short leaves a file without such a log. While another process writes or
+/// switches, SQLite refuses to switch it over at once, whatever the timeout is.
 fn use_write_ahead_log(connection: &Connection) -> Result<(), StoreError> {
     let since = Instant::now();
     loop {

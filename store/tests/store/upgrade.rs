@@ -305,6 +305,22 @@ fn file_is_upgraded_once_however_many_open_it() {
     assert!(!directory.path().join("assay.db.before-7.2").exists());
 }
 
+/// SQLite refuses at once to switch to a write-ahead log then, whatever the timeout is.
+#[test]
+fn a_file_without_its_write_ahead_log_is_opened_although_somebody_writes_to_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("assay.db");
+    drop(Sqlite::create(&path).unwrap());
+    let writer = Connection::open(&path).unwrap();
+    writer.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(())).unwrap();
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let opening = std::thread::spawn(move || Sqlite::open(&path).map(drop));
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(!opening.is_finished());
+    writer.execute_batch("COMMIT").unwrap();
+    opening.join().unwrap().unwrap();
+}
+
 #[test]
 fn a_file_is_opened_once_nobody_upgrades_it_and_not_after_ten_seconds() {
     let directory = tempfile::tempdir().unwrap();
