@@ -3,12 +3,13 @@
 mod issuer;
 mod prepare;
 mod revocation;
+mod serial;
 mod sign;
 mod term;
 
 pub use issuer::{Issuer, IssuerError};
-pub(crate) use prepare::serial_number;
 pub use prepare::{CertificateFacts, Prepared, Proven, Renewed, Unproven};
 pub use revocation::{REVOCATION_LIST_LIFETIME, RevocationReason, Revoked};
+pub(crate) use serial::serial_number;
 pub use sign::Issued;
 pub(crate) use term::Term;

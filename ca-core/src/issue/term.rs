@@ -2,7 +2,7 @@
 
 use time::{Duration, OffsetDateTime};
 
-use super::prepare::{CertificateFacts, issued_at};
+use super::serial::issued_at;
 use crate::profile::Profile;
 use crate::x509::parse_certificate;
 
@@ -15,6 +15,10 @@ pub(crate) struct Term {
 }
 
 impl Term {
+    pub(super) fn new(serial: [u8; 16], not_after: OffsetDateTime) -> Self {
+        Self { serial, not_after }
+    }
+
     /// Reads the term of a certificate of this CA.
     pub(crate) fn of(der: &[u8]) -> Option<Self> {
         let certificate = parse_certificate(der)?;
@@ -49,12 +53,6 @@ impl Term {
     }
 }
 
-impl From<&CertificateFacts> for Term {
-    fn from(facts: &CertificateFacts) -> Self {
-        Self { serial: facts.serial, not_after: facts.not_after }
-    }
-}
-
 /// Renewals are spread over this part of the time that is left. Most of that time remains for
 /// devices that are off when they should renew.
 const SPREAD: i32 = 4;
@@ -63,7 +61,7 @@ const SERIAL_RANDOM: usize = 6;
 
 #[cfg(test)]
 mod tests {
-    use super::super::prepare::serial_number;
+    use super::super::serial::serial_number;
     use super::*;
 
     fn term(random: [u8; 10], lifetime: Duration) -> Term {
