@@ -11,6 +11,7 @@
 //! | `ticket.rs`, `sealed.rs`, `shared_key.rs` | what each flow says, checks and remembers |
 //! | `renew.rs` | when and how a certificate is renewed |
 //! | `identity.rs` | what the flows that give a certificate share |
+//! | `granted.rs` | whether a stored certificate is good |
 //! | `ek.rs` | which EK to show |
 //! | `certificate.rs` | whether a certificate is for this device |
 //! | `line.rs`, `policy.rs` | what is tried again, when, and for how long |
@@ -123,6 +124,7 @@ pub use tpm::{
 };
 
 mod desk;
+mod granted;
 mod identity;
 mod line;
 mod renew;

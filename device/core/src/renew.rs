@@ -13,7 +13,7 @@ use crate::answer::AnswerError;
 use crate::certificate::{DeviceCertificate, check_device_id};
 use crate::ek;
 use crate::failure::Failure;
-use crate::identity::{self, Granted, IdentityKey, provisioned};
+use crate::granted::{self, Granted, IdentityKey, provisioned};
 use crate::line::{Ended, Line};
 use crate::memory::{CertificateGrant, Grant, Memory};
 use crate::policy::RENEWAL_LIMIT;
@@ -120,7 +120,7 @@ async fn renew(
             (None, Some(old)) => match ask(run, &line, old, key).await? {
                 Reply::NotDue(certificate) => return Ok(Answer::NotDue(certificate)),
                 Reply::Renewed(certificate) => {
-                    let grant = identity::grant(grant.record.clone(), &certificate, None);
+                    let grant = granted::grant(grant.record.clone(), &certificate, None);
                     run.remember(run.memory().with_renewed(grant.clone())).await;
                     Some((grant, certificate))
                 }
@@ -161,7 +161,7 @@ async fn ask(run: &Run, line: &Line, old: &Old<'_>, key: IdentityKey) -> Result<
         ReplyBody::Certificate(reply) => reply,
         other => return Err(as_refusal(Ended::out_of_turn("certificate", other))),
     };
-    let chain = identity::der(&reply.chain);
+    let chain = granted::der(&reply.chain);
     if chain[0] == old.chain[0] {
         let same = (*old).clone().advised(reply.renew_at);
         run.desk().progress(Step::NotDue(same.renew_at));
@@ -172,7 +172,7 @@ async fn ask(run: &Run, line: &Line, old: &Old<'_>, key: IdentityKey) -> Result<
         }
         return Ok(Reply::NotDue(same));
     }
-    let certificate = identity::verify(run, chain, reply.renew_at, &key.id).await?;
+    let certificate = granted::verify(run, chain, reply.renew_at, &key.id).await?;
     check_device_id(&old.device_id, &certificate.device_id)?;
     // Whoever carries the messages may answer with an earlier certificate for the same key. The CA
     // may have superseded that one.
