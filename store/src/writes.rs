@@ -173,11 +173,11 @@ impl<'a> Write<'a> {
         Some(NewDevice { device_id: self.device_id(), ek_id: self.ek_id(), assurance, at })
     }
 
-    /// When its certificate comes into force, so that the one before ends.
-    pub(crate) fn supersedes_at(&self) -> Option<OffsetDateTime> {
+    /// Its certificate that comes into force, so that the one before ends, and when.
+    pub(crate) fn in_force(&self) -> Option<(&[u8; 16], OffsetDateTime)> {
         match self {
-            Self::Certificate(new) => Some(new.issued_at),
-            Self::Activation(activation) => Some(activation.confirmed_at),
+            Self::Certificate(new) => Some((&new.serial, new.issued_at)),
+            Self::Activation(activation) => Some((&activation.serial, activation.confirmed_at)),
             Self::Waiting(_) | Self::Renewal(_) | Self::Offer(_) | Self::Use(_) => None,
         }
     }

@@ -97,6 +97,7 @@ fn record(session: &mut Session, group: &[Placed<'_>]) -> Result<Vec<usize>, Sto
     end_waiting(session, &holding)?;
     add_certificates(session, &holding)?;
     put_into_force(session, &holding)?;
+    end_outdated(session, &holding)?;
     offer_keys(session, &holding)?;
     take_into_use(session, &holding)?;
     Ok(stale)
@@ -156,7 +157,7 @@ struct Rows<'a> {
 fn supersede(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
     let (mut serials, mut times) = (vec![], vec![]);
     for Holding { write, answer } in group {
-        if let (Some(at), Some(active)) = (write.supersedes_at(), &answer.active) {
+        if let (Some((_, at)), Some(active)) = (write.in_force(), &answer.active) {
             serials.push(&active[..]);
             times.push(at.unix_timestamp());
         }
@@ -244,6 +245,26 @@ fn put_into_force(session: &mut Session, group: &[Holding<'_>]) -> Result<(), St
     expect(rows, serials.len(), "the certificate does not wait for confirmation")
 }
 
+/// Revokes what waits for the EKs, but can no longer come into force because another certificate
+/// did. An EK that was never registered and got no certificate in the last day has nothing that
+/// waits.
+fn end_outdated(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
+    let (mut serials, mut times) = (vec![], vec![]);
+    for Holding { write, answer } in group {
+        let records = &answer.snapshot.records;
+        if let Some((serial, at)) = write.in_force()
+            && (records.registration.is_some() || records.recent_unconfirmed > 0)
+        {
+            serials.push(&serial[..]);
+            times.push(at.unix_timestamp());
+        }
+    }
+    if !serials.is_empty() {
+        session.execute(END_OUTDATED, &[&serials, &times])?;
+    }
+    Ok(())
+}
+
 fn offer_keys(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
     let new: Vec<&NewOffer<'_>> = group
         .iter()
@@ -323,6 +344,11 @@ const PUT_INTO_FORCE: &str = "UPDATE certificates c
     SET status = 'active', confirmed_at = n.confirmed_at, der = n.der
     FROM unnest($1::bytea[], $2::int8[], $3::bytea[]) n(serial, confirmed_at, der)
     WHERE c.serial = n.serial AND (CASE WHEN c.status = 'unconfirmed' THEN 1 END) = 1";
+const END_OUTDATED: &str = "UPDATE certificates c
+    SET status = 'revoked', ended_at = n.ended_at, der = ''
+    FROM unnest($1::bytea[], $2::int8[]) n(serial, ended_at) JOIN certificates a USING (serial)
+    WHERE c.ek_id = a.ek_id AND c.ik_id <> a.ik_id AND c.issued_at <= a.issued_at
+        AND (CASE WHEN c.status = 'unconfirmed' THEN 1 END) = 1";
 const OFFER: &str = "INSERT INTO shared_keys AS s
     (ek_id, device_id, assurance, generation, is_used, plain_srk_generation, offered_at)
     SELECT n.ek_id, n.device_id, n.assurance, n.generation, false, n.plain, n.offered_at
@@ -350,6 +376,7 @@ mod tests {
             CHANGE_ASSURANCE,
             SUPERSEDE,
             END_WAITING,
+            END_OUTDATED,
             PUT_INTO_FORCE,
             TAKE_INTO_USE,
         ]);

@@ -78,6 +78,24 @@ impl Transaction<'_> {
         Ok(())
     }
 
+    /// Revokes what waits for the EK, but can no longer come into force because the certificate
+    /// with this serial number did.
+    pub(super) fn end_outdated(
+        &self,
+        ek: &EkId,
+        serial: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        self.0
+            .prepare_cached(
+                "UPDATE certificates SET status = 'revoked', ended_at = ?3, der = x''
+                 FROM (SELECT ik_id AS ik, issued_at AS at FROM certificates WHERE serial = ?2)
+                 WHERE ek_id = ?1 AND status = 'unconfirmed' AND ik_id <> ik AND issued_at <= at",
+            )?
+            .execute(params![ek.as_bytes(), serial, now.unix_timestamp()])?;
+        Ok(())
+    }
+
     /// Records that an EK proved itself under a device id.
     pub(super) fn register(&self, new: &NewDevice<'_>) -> Result<(), StoreError> {
         let rows = self

@@ -60,7 +60,7 @@ impl Transaction<'_> {
         if let Some(device) = write.device() {
             self.register(&device)?;
         }
-        if let Some(at) = write.supersedes_at() {
+        if let Some((_, at)) = write.in_force() {
             self.supersede(&write.ek_id(), at)?;
         }
         if let Write::Renewal(new) = write {
@@ -68,11 +68,17 @@ impl Transaction<'_> {
         }
         match write {
             Write::Certificate(new) | Write::Waiting(new) | Write::Renewal(new) => {
-                self.insert_certificate(new)
+                self.insert_certificate(new)?;
             }
-            Write::Activation(new) => self.put_into_force(&new.serial, new.der, new.confirmed_at),
-            Write::Offer(offer) => self.offer(offer),
-            Write::Use(new) => self.take_into_use(new),
+            Write::Activation(new) => {
+                self.put_into_force(&new.serial, new.der, new.confirmed_at)?;
+            }
+            Write::Offer(offer) => self.offer(offer)?,
+            Write::Use(new) => self.take_into_use(new)?,
+        }
+        match write.in_force() {
+            Some((serial, at)) => self.end_outdated(&write.ek_id(), serial, at),
+            None => Ok(()),
         }
     }
 }

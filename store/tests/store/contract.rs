@@ -31,6 +31,7 @@ on_both! {
     a_registered_ek_keeps_its_id_when_it_is_enrolled,
     a_renewed_certificate_ends_nothing_until_it_comes_into_force,
     a_renewed_certificate_takes_the_place_of_what_waits_for_its_ek_and_ik,
+    certificate_that_comes_into_force_ends_what_waited_for_another_ik,
     a_removed_devices_id_is_free_and_its_certificates_are_not_good,
     a_retired_generation_never_returns,
     an_active_certificate_that_has_expired_is_not_given_again,
@@ -1008,6 +1009,43 @@ fn certificate_to_confirm_is_found_until_its_time_is_over(fixture: &Fixture) {
     add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
     let expected = waiting(&mut store, ek(1), 1).remove(0);
     let known = store.snapshot(&Question::about(ek(1), &id("pump-1"), now())).unwrap().records;
+fn certificate_that_comes_into_force_ends_what_waited_for_another_ik(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let later = now() + Duration::SECOND;
+    // The first comes into force by a ticket, the second by its confirmation.
+    for (device, ek_id, serials, is_confirmed) in
+        [("pump-1", ek(1), 10, false), ("pump-2", ek(2), 20, true)]
+    {
+        let with = |serial, ik, issued_at| CertificateFacts {
+            ik_id: sha256(&[ik]),
+            issued_at,
+            ..sealed(serials + serial, device, ek_id)
+        };
+        let waiting = [
+            (with(1, 7, now()), "revoked"),
+            (with(2, 8, later), "revoked"),
+            (with(3, 7, later + Duration::SECOND), "unconfirmed"),
+            (with(4, serials, now()), "unconfirmed"),
+            (CertificateFacts { ek_id: ek(3), ..with(5, 7, now()) }, "unconfirmed"),
+        ];
+        for (facts, _) in &waiting {
+            add(&mut store, facts).unwrap();
+        }
+        let new = with(0, serials, later);
+        let confirm_by = new.confirm_by.filter(|_| is_confirmed);
+        add(&mut store, &CertificateFacts { confirm_by, ..new }).unwrap();
+        assert!(!is_confirmed || confirm(&mut store, serials, later));
+        let rows = store.certificates().unwrap();
+        let listed = store.revoked(later).unwrap().never_in_force;
+        for (facts, due) in waiting {
+            let row = rows.iter().find(|row| row.serial == facts.serial).unwrap();
+            assert_eq!(row.status, due, "{:?}", facts.serial);
+            let is_listed = listed.iter().any(|revoked| revoked.serial == facts.serial);
+            assert_eq!(is_listed, due == "revoked", "{:?}", facts.serial);
+        }
+    }
+}
+
     let mut found = |ek: EkId, at| store.sealed_certificate(&ek, &sha256(&[1]), at).unwrap();
     let unconfirmed = SealedOnRecord::waiting(expected, known);
     assert_eq!(found(ek(1), now()), unconfirmed);

@@ -587,6 +587,18 @@ impl Rules {
         }
     }
 
+    /// What waits for an EK and another IK ends, unless it was issued later than what comes into
+    /// force.
+    fn ends_what_is_outdated(&mut self, in_force: &CertificateFacts) {
+        for Certificate { facts, status, .. } in self.certificates.values_mut() {
+            let is_of_other_ik = facts.ek_id == in_force.ek_id && facts.ik_id != in_force.ik_id;
+            let is_outdated = is_of_other_ik && facts.issued_at <= in_force.issued_at;
+            if is_outdated && *status == Status::Unconfirmed {
+                *status = Status::Revoked;
+            }
+        }
+    }
+
     /// Checks that a certificate may be issued, proven or unproven.
     fn check_new(&mut self, facts: &CertificateFacts, now: OffsetDateTime) -> Result<(), Broken> {
         self.check_not_disabled(facts.ek_id)?;
@@ -606,6 +618,7 @@ impl Rules {
         self.check_not_disabled(*ek_id)?;
         self.check_nobody_else_has(*ek_id, device_id)?;
         self.registers(*ek_id, device_id)?;
+        self.ends_what_is_outdated(facts);
         let standing = self.of(*ek_id);
         let policy = standing.enrolment.as_ref().map(|it| it.reprovision).unwrap_or_default();
         let Some(before) = self.active(*ek_id) else { return Ok(()) };
