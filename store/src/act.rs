@@ -9,6 +9,7 @@ use assay_wire::{DeviceId, EkId};
 use time::OffsetDateTime;
 
 use crate::audit::AuditEntry;
+use crate::trust::AnchorsVersion;
 
 /// A question about an EK and a device id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +56,8 @@ impl From<Option<[u8; 32]>> for IkInQuestion {
 pub enum IdInQuestion {
     /// This one.
     Is(DeviceId),
-    /// The device id that is due to the EK. This may be the derived one.
+    /// The device id that is due to the EK. This may be the derived one. Who asks this is going to
+    /// verify the EK, so the answer has the version of the vendors' certificates.
     Due {
         /// The device id that is derived from the EK.
         derived: DeviceId,
@@ -74,6 +76,8 @@ pub struct Snapshot {
     /// The certificates of the EK for the IK in question that are neither confirmed nor adopted,
     /// newest first.
     pub waiting: Vec<Unconfirmed>,
+    /// The version of the vendors' certificates, if the question is about the device id that is due.
+    pub anchors: Option<AnchorsVersion>,
 }
 
 /// What a plan depends on: a question and its answer.
@@ -89,7 +93,8 @@ impl Basis {
     /// The basis of a decision on a certificate that waits for its confirmation.
     pub fn of_waiting(certificate: &Unconfirmed, records: &Records, now: OffsetDateTime) -> Self {
         let question = Question::about(certificate.ek_id, &certificate.device_id, now);
-        let snapshot = Snapshot { records: records.clone(), active: None, waiting: Vec::new() };
+        let records = records.clone();
+        let snapshot = Snapshot { records, active: None, waiting: Vec::new(), anchors: None };
         Self { question, snapshot }
     }
 }

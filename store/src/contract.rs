@@ -29,7 +29,7 @@ use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::error::StoreError;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
-use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
+use crate::trust::{AnchorRow, Trusted};
 
 /// One connection to a database. Each thread has its own, from
 /// [`Database::open`](crate::Database::open).
@@ -224,10 +224,6 @@ pub trait Store: Send {
 
     /// Every vendor's certificate, oldest first.
     fn anchors(&mut self) -> Result<Vec<AnchorRow>, StoreError>;
-
-    /// Identifies the present set of vendors' certificates without reading them. If the version did
-    /// not change with the set, a worker would still trust a vendor that an operator removed.
-    fn anchors_version(&mut self) -> Result<AnchorsVersion, StoreError>;
 
     /// What a revocation list of devices must name now, and the number of that list. Each number is
     /// given once, and a higher number stands for a later state (RFC 5280 §5.2.3): a list with an

@@ -30,7 +30,8 @@ impl AnchorRow {
     }
 }
 
-/// Changes whenever the set of vendors' certificates does.
+/// Identifies the set of vendors' certificates at one moment, without reading them. If it did not
+/// change with the set, a worker would still trust a vendor that an operator removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnchorsVersion {
     pub(crate) newest: i64,

@@ -233,7 +233,8 @@ pub(crate) fn active_ik(records: &Records) -> Option<[u8; 32]> {
 pub(crate) fn is_same(a: &Snapshot, b: &Snapshot) -> bool {
     let actives = [a, b].map(|snapshot| snapshot.active.as_ref().map(|active| active.serial));
     let [waiting, waited] = [a, b].map(|snapshot| snapshot.waiting.iter().map(|it| it.serial));
-    a.records == b.records && actives[0] == actives[1] && waiting.eq(waited)
+    let [anchors, trusted] = [a.anchors, b.anchors];
+    a.records == b.records && actives[0] == actives[1] && waiting.eq(waited) && anchors == trusted
 }
 
 /// Everything that an entry and its question depend on. Two entries that share none of these can be

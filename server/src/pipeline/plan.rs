@@ -33,7 +33,8 @@ pub struct Planner {
     /// The store that it reads.
     pub store: Box<dyn Store>,
     anchors: TrustAnchors,
-    anchors_version: AnchorsVersion,
+    /// Which ones they are; `None` before the first question.
+    anchors_version: Option<AnchorsVersion>,
 }
 
 impl Planner {
@@ -42,9 +43,8 @@ impl Planner {
     /// # Errors
     /// The store cannot be read.
     pub fn open(mut store: Box<dyn Store>) -> Result<Self, StoreError> {
-        let anchors_version = store.anchors_version()?;
         let anchors = read_anchors(&mut *store)?;
-        Ok(Self { store, anchors, anchors_version })
+        Ok(Self { store, anchors, anchors_version: None })
     }
 
     /// Plans by what is on record now, and notes in `about` whom the request is about.
@@ -90,7 +90,7 @@ impl Planner {
                 let basis = self.due(&evidence.ek, evidence.claimed_ik_id().into(), true, now)?;
                 let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
                 let ik = BoundKey::verify(evidence)?;
-                let Snapshot { records, active, waiting } = &basis.snapshot;
+                let Snapshot { records, active, waiting, .. } = &basis.snapshot;
                 let admitted = Admitted::decide(*offered, ek, records)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let sealing = Sealing::plan(
@@ -131,7 +131,7 @@ impl Planner {
             Examined::Renew(evidence) => {
                 let basis = self.due(&evidence.ek, IkInQuestion::OfActive, true, now)?;
                 let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
-                let Snapshot { records, active, waiting } = &basis.snapshot;
+                let Snapshot { records, active, waiting, .. } = &basis.snapshot;
                 let admitted = Admitted::decide(Offered::<RenewFlow>::ALWAYS, ek, records)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
                 let in_force = InForce::find(&admitted, evidence, active.as_ref(), &ca.scope, now)?;
@@ -186,10 +186,11 @@ impl Planner {
         snapshot: &Snapshot,
         now: OffsetDateTime,
     ) -> Result<TrustedEk, Refusal> {
-        let version = self.store.anchors_version()?;
-        if version != self.anchors_version {
+        if snapshot.anchors != self.anchors_version {
+            // They may be newer than the snapshot. Then the basis is stale, and the next plan reads
+            // them again.
             self.anchors = read_anchors(&mut *self.store)?;
-            self.anchors_version = version;
+            self.anchors_version = snapshot.anchors;
         }
         let enrolment = snapshot.records.enrolment.as_ref();
         Ok(TrustedEk::verify(evidence, &self.anchors, enrolment, now)?)

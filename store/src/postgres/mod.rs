@@ -43,7 +43,7 @@ use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::error::StoreError;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
-use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
+use crate::trust::{AnchorRow, Trusted};
 
 pub use connection::Postgres;
 pub use settings::Settings;
@@ -229,10 +229,6 @@ impl Store for Postgres {
 
     fn anchors(&mut self) -> Result<Vec<AnchorRow>, StoreError> {
         self.all_anchors()
-    }
-
-    fn anchors_version(&mut self) -> Result<AnchorsVersion, StoreError> {
-        self.version_of_anchors()
     }
 
     fn revocation_list(

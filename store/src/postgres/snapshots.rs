@@ -11,6 +11,7 @@ use super::columns::{array, device_id, optional_ek_id, optional_small, parsed, s
 use super::session::Session;
 use crate::act::{IdInQuestion, IkInQuestion, Question, Snapshot};
 use crate::error::StoreError;
+use crate::trust::AnchorsVersion;
 use crate::writes::active_ik;
 
 /// Whether certificates come with their DER. To compare snapshots, it is not needed.
@@ -127,7 +128,13 @@ fn answer(row: &Row, question: &Question) -> Result<Answer, StoreError> {
         IkInQuestion::OfActive => active_ik(&records),
     };
     let waiting = waiting(row, &question.ek, ik_id)?;
-    Ok(Answer { snapshot: Snapshot { records, active, waiting }, active: serial })
+    let anchors = match question.device {
+        IdInQuestion::Due { .. } => {
+            Some(AnchorsVersion { newest: row.get(26), count: row.get(27) })
+        }
+        IdInQuestion::Is(_) => None,
+    };
+    Ok(Answer { snapshot: Snapshot { records, active, waiting, anchors }, active: serial })
 }
 
 /// The query returns these certificates as arrays, one for each column.
@@ -165,7 +172,8 @@ fn waiting(
 
 /// Asks for many EKs what `sqlite/records.rs` asks for one, also who holds the device id in
 /// question and which of the other EKs is on record. The query names both columns of the index of
-/// active certificates, so that PostgreSQL uses it.
+/// active certificates, so that PostgreSQL uses it. The anchors are few, and read from their index
+/// once for all questions.
 const SNAPSHOTS: &str = "SELECT
     l.ek_id IS NOT NULL,
     e.device_id, e.reprovision, e.legacy_dps_ek, e.plain_srk,
@@ -186,7 +194,8 @@ const SNAPSHOTS: &str = "SELECT
             OR EXISTS (SELECT FROM disabled_eks x WHERE x.ek_id = o.ek))
      ORDER BY o.place LIMIT 1),
     w.serials, w.devices, w.assurances, w.issued, w.confirm_by, w.stored,
-    CASE WHEN $9::bool AND c.ik_id = k.ik AND c.not_after > q.now THEN c.der END, w.digests
+    CASE WHEN $9::bool AND c.ik_id = k.ik AND c.not_after > q.now THEN c.der END, w.digests,
+    a.newest, a.count
 FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::int8[], $11::bool[])
          WITH ORDINALITY q(ek, ik, named, derived, waiting, now, of_active, number)
      LEFT JOIN disabled_eks l ON l.ek_id = q.ek
@@ -208,6 +217,8 @@ FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[], $5::bool[], $6::in
          FROM certificates v
          WHERE v.ek_id = q.ek AND v.ik_id = k.ik
              AND (CASE WHEN v.status = 'unconfirmed' THEN 1 END) = 1) w ON q.waiting
+     CROSS JOIN (SELECT coalesce(max(id), 0) AS newest, count(*) AS count
+                 FROM anchors WHERE id > 0) a
 ORDER BY q.number";
 
 #[cfg(test)]

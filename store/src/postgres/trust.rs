@@ -7,7 +7,7 @@ use super::columns::{array, parsed};
 use super::connection::Postgres;
 use super::session::Session;
 use crate::error::StoreError;
-use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
+use crate::trust::{AnchorRow, Trusted};
 
 impl Postgres {
     pub(super) fn put_anchor(&mut self, anchor: &AnchorRow) -> Result<Trusted, StoreError> {
@@ -58,14 +58,6 @@ impl Postgres {
                 })
             };
             rows.iter().map(anchor).collect()
-        })
-    }
-
-    pub(super) fn version_of_anchors(&mut self) -> Result<AnchorsVersion, StoreError> {
-        self.read(|session| {
-            let row =
-                session.query_one("SELECT coalesce(max(id), 0), count(*) FROM anchors", &[])?;
-            Ok(AnchorsVersion { newest: row.get(0), count: row.get(1) })
         })
     }
 }

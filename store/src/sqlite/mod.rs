@@ -40,7 +40,7 @@ use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::error::StoreError;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
-use crate::trust::{AnchorRow, AnchorsVersion, Trusted};
+use crate::trust::{AnchorRow, Trusted};
 
 pub use connection::{Sqlite, Transaction};
 
@@ -62,6 +62,10 @@ impl Store for Sqlite {
 
     fn record(&mut self, scope: &Scope, entries: &[Entry]) -> Result<Vec<Recorded>, StoreError> {
         self.record(scope, entries)
+    }
+
+    fn longest_pause(&self) -> Duration {
+        Duration::ZERO
     }
 
     fn sealed_certificate(
@@ -207,10 +211,6 @@ impl Store for Sqlite {
 
     fn anchors(&mut self) -> Result<Vec<AnchorRow>, StoreError> {
         Self::anchors(self)
-    }
-
-    fn anchors_version(&mut self) -> Result<AnchorsVersion, StoreError> {
-        Self::anchors_version(self)
     }
 
     fn revocation_list(

@@ -6,7 +6,8 @@ use rusqlite::Connection;
 use super::certificates::waiting;
 use super::connection::{Sqlite, Transaction};
 use super::records::records;
-use crate::act::{Entry, IkInQuestion, Question, Recorded, Snapshot};
+use super::trust::anchors_version;
+use crate::act::{Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot};
 use crate::error::StoreError;
 use crate::writes::{Planned, Write, active_ik, is_same};
 
@@ -94,5 +95,9 @@ fn snapshot(connection: &Connection, question: &Question) -> Result<Snapshot, St
         Some(ik_id) if question.waiting => waiting(connection, &question.ek, &ik_id)?,
         _ => Vec::new(),
     };
-    Ok(Snapshot { records, active, waiting })
+    let anchors = match question.device {
+        IdInQuestion::Due { .. } => Some(anchors_version(connection)?),
+        IdInQuestion::Is(_) => None,
+    };
+    Ok(Snapshot { records, active, waiting, anchors })
 }

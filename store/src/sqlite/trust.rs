@@ -76,17 +76,14 @@ impl Sqlite {
             })
         })
     }
+}
 
-    /// Identifies the present set of vendors' certificates without reading them.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn anchors_version(&self) -> Result<AnchorsVersion, StoreError> {
-        let mut statement =
-            self.connection.prepare_cached("SELECT coalesce(max(id), 0), count(*) FROM anchors")?;
-        Ok(statement
-            .query_row([], |row| Ok(AnchorsVersion { newest: row.get(0)?, count: row.get(1)? }))?)
-    }
+/// See [`Snapshot::anchors`](crate::act::Snapshot::anchors).
+pub(super) fn anchors_version(connection: &Connection) -> Result<AnchorsVersion, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT coalesce(max(id), 0), count(*) FROM anchors")?;
+    Ok(statement
+        .query_row([], |row| Ok(AnchorsVersion { newest: row.get(0)?, count: row.get(1)? }))?)
 }
 
 fn remove(connection: &Connection, fingerprint: &[u8; 32]) -> rusqlite::Result<bool> {

@@ -6,8 +6,8 @@ use assay_ca_core::{
 };
 use assay_store::contract::Store;
 use assay_store::{
-    Act, AuditEntry, Basis, Change, Entry, IdInQuestion, IkInQuestion, Question, Recorded,
-    Snapshot, StoreError, Whom,
+    Act, AnchorsVersion, AuditEntry, Basis, Change, Entry, IdInQuestion, IkInQuestion, Question,
+    Recorded, Snapshot, StoreError, Whom,
 };
 use assay_wire::{DeviceId, EkId, Scope};
 use sha2::{Digest, Sha256};
@@ -174,6 +174,13 @@ pub(crate) fn accept(
 
 pub(crate) fn snapshot(store: &mut Any, ek: EkId, at: OffsetDateTime) -> Snapshot {
     store.snapshot(&question(ek, "nobody", [0; 32], at)).unwrap()
+}
+
+/// Asks as one who is going to verify an EK does.
+pub(crate) fn anchors_version(store: &mut Any) -> AnchorsVersion {
+    let device = IdInQuestion::Due { derived: id("nobody"), other_eks: Vec::new() };
+    let question = Question { device, ..question(ek(1), "nobody", [0; 32], now()) };
+    store.snapshot(&question).unwrap().anchors.unwrap()
 }
 
 pub(crate) fn records(store: &mut Any, ek: EkId, at: OffsetDateTime) -> Records {

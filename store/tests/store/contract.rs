@@ -65,6 +65,7 @@ on_both! {
     only_an_enrolment_has_a_policy,
     other_eks_are_looked_for_among_all_that_an_operator_sees,
     plan_is_stale_once_anything_that_it_was_made_by_changed,
+    plan_that_verified_an_ek_is_stale_once_a_vendor_is_no_longer_trusted,
     plan_that_contradicts_its_own_basis_is_refused,
     pruning_is_done_bit_by_bit,
     retention_says_how_long_certificates_that_were_in_force_are_kept,
@@ -737,21 +738,21 @@ fn generations_taken_into_use_are_counted_for_a_day(fixture: &Fixture) {
 fn a_change_of_anchors_changes_their_version(fixture: &Fixture) {
     let mut store = fixture.store();
     let anchor = vendor_root;
-    let mut versions = vec![store.anchors_version().unwrap()];
+    let mut versions = vec![anchors_version(&mut store)];
     assert_eq!(store.add_anchor(&anchor(1)).unwrap(), Trusted::Added);
-    versions.push(store.anchors_version().unwrap());
+    versions.push(anchors_version(&mut store));
     assert_eq!(store.add_anchor(&anchor(1)).unwrap(), Trusted::Already);
-    assert_eq!(store.anchors_version().unwrap(), versions[1]);
+    assert_eq!(anchors_version(&mut store), versions[1]);
     assert_eq!(store.add_anchor(&anchor(2)).unwrap(), Trusted::Added);
-    versions.push(store.anchors_version().unwrap());
+    versions.push(anchors_version(&mut store));
     assert!(store.remove_anchor(&[1; 32]).unwrap());
-    versions.push(store.anchors_version().unwrap());
+    versions.push(anchors_version(&mut store));
     assert_eq!(store.add_anchor(&anchor(3)).unwrap(), Trusted::Added);
-    versions.push(store.anchors_version().unwrap());
+    versions.push(anchors_version(&mut store));
     let allowances = Allowances { ek_usage: true, tpm_attributes: false };
     let narrow = AnchorRow { role: Role::Anchor(allowances), ..anchor(3) };
     assert_eq!(store.add_anchor(&narrow).unwrap(), Trusted::Changed);
-    versions.push(store.anchors_version().unwrap());
+    versions.push(anchors_version(&mut store));
     assert_eq!(store.add_anchor(&narrow).unwrap(), Trusted::Already);
     assert_eq!(
         store.add_anchor(&anchor(3)).unwrap(),
@@ -846,6 +847,23 @@ fn plan_is_stale_once_anything_that_it_was_made_by_changed(fixture: &Fixture) {
     let entry = plan(&mut *store, &certificate(120, "pump-1", ek(1))).unwrap();
     add(&mut store, &certificate(121, "pump-1", ek(2))).unwrap();
     assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Stale);
+}
+
+fn plan_that_verified_an_ek_is_stale_once_a_vendor_is_no_longer_trusted(fixture: &Fixture) {
+    let mut store = fixture.store();
+    assert_eq!(store.add_anchor(&vendor_root(1)).unwrap(), Trusted::Added);
+    let device = IdInQuestion::Due { derived: id("pump-1"), other_eks: Vec::new() };
+    let question = Question { device, ..Question::about(ek(1), &id("pump-1"), now()) };
+    let plan = |store: &mut Any, serial| Entry {
+        act: act(&certificate(serial, "pump-1", ek(1)), vec![serial]),
+        basis: Some(basis(&mut **store, question.clone()).unwrap()),
+        audit: None,
+    };
+    let before = plan(&mut store, 1);
+    assert!(store.remove_anchor(&[1; 32]).unwrap());
+    assert_eq!(record(&mut *store, before).unwrap(), Recorded::Stale);
+    let after = plan(&mut store, 2);
+    assert_eq!(record(&mut *store, after).unwrap(), Recorded::Done);
 }
 
 fn batch_in_which_devices_meet_is_recorded_as_if_one_came_after_another(fixture: &Fixture) {
@@ -991,24 +1009,6 @@ fn a_renewed_certificate_takes_the_place_of_what_waits_for_its_ek_and_ik(fixture
     assert!(!waiting(&mut store, ek(2), 1).is_empty(), "another EK's");
 }
 
-fn of_two_renewals_at_once_one_is_recorded(fixture: &Fixture) {
-    let mut store = fixture.store();
-    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
-    let [first, second] = [2, 3].map(|serial| {
-        let ik_id = certificate(1, "pump-1", ek(1)).ik_id;
-        let renewed = CertificateFacts { ik_id, ..certificate(serial, "pump-1", ek(1)) };
-        plan_to_renew(&mut store, &renewed)
-    });
-    let recorded = store.record(&scope(), &[first, second]).unwrap();
-    assert_eq!(recorded, [Recorded::Done, Recorded::Stale]);
-    assert_eq!(status(&mut store, 3), CertificateStatus::Unknown);
-}
-
-fn certificate_to_confirm_is_found_until_its_time_is_over(fixture: &Fixture) {
-    let mut store = fixture.store();
-    add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
-    let expected = waiting(&mut store, ek(1), 1).remove(0);
-    let known = store.snapshot(&Question::about(ek(1), &id("pump-1"), now())).unwrap().records;
 fn certificate_that_comes_into_force_ends_what_waited_for_another_ik(fixture: &Fixture) {
     let mut store = fixture.store();
     let later = now() + Duration::SECOND;
@@ -1046,6 +1046,24 @@ fn certificate_that_comes_into_force_ends_what_waited_for_another_ik(fixture: &F
     }
 }
 
+fn of_two_renewals_at_once_one_is_recorded(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    let [first, second] = [2, 3].map(|serial| {
+        let ik_id = certificate(1, "pump-1", ek(1)).ik_id;
+        let renewed = CertificateFacts { ik_id, ..certificate(serial, "pump-1", ek(1)) };
+        plan_to_renew(&mut store, &renewed)
+    });
+    let recorded = store.record(&scope(), &[first, second]).unwrap();
+    assert_eq!(recorded, [Recorded::Done, Recorded::Stale]);
+    assert_eq!(status(&mut store, 3), CertificateStatus::Unknown);
+}
+
+fn certificate_to_confirm_is_found_until_its_time_is_over(fixture: &Fixture) {
+    let mut store = fixture.store();
+    add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
+    let expected = waiting(&mut store, ek(1), 1).remove(0);
+    let known = store.snapshot(&Question::about(ek(1), &id("pump-1"), now())).unwrap().records;
     let mut found = |ek: EkId, at| store.sealed_certificate(&ek, &sha256(&[1]), at).unwrap();
     let unconfirmed = SealedOnRecord::waiting(expected, known);
     assert_eq!(found(ek(1), now()), unconfirmed);
