@@ -14,35 +14,35 @@ pub(super) fn add_to_audit(
     session: &mut Session,
     entries: &[&AuditEntry],
 ) -> Result<(), StoreError> {
-    let (changes, others): (Vec<&AuditEntry>, Vec<&AuditEntry>) =
-        entries.iter().copied().partition(|entry| entry.change == Change::Made);
-    for (sql, entries) in [(ADD_CHANGES, changes), (ADD_OTHERS, others)] {
-        if entries.is_empty() {
-            continue;
-        }
-        let times: Vec<_> = entries.iter().map(|entry| entry.microseconds()).collect();
-        let clients: Vec<_> = entries.iter().map(|entry| entry.client.as_str()).collect();
-        let actions: Vec<_> = entries.iter().map(|entry| entry.action).collect();
-        let eks: Vec<_> = entries
-            .iter()
-            .map(|entry| entry.ek_id.as_ref().map(|ek: &EkId| &ek.as_bytes()[..]))
-            .collect();
-        let devices: Vec<_> = entries
-            .iter()
-            .map(|entry| entry.proven().or_else(|| entry.due()).map(DeviceId::as_str))
-            .collect();
-        let proven: Vec<_> = entries.iter().map(|entry| entry.proven().is_some()).collect();
-        let refusals = || entries.iter().map(|entry| entry.refusal.as_ref());
-        let codes: Vec<_> =
-            refusals().map(|refusal| refusal.map(|(code, _)| i64::from(code.number()))).collect();
-        let details: Vec<_> =
-            refusals().map(|refusal| refusal.map(|(_, detail)| detail.as_str())).collect();
-        let durations: Vec<_> = entries.iter().map(|entry| i64::from(entry.duration_us)).collect();
-        session.execute(
-            sql,
-            &[&times, &clients, &actions, &eks, &devices, &proven, &codes, &details, &durations],
-        )?;
+    if entries.is_empty() {
+        return Ok(());
     }
+    let is_change: Vec<_> = entries.iter().map(|entry| entry.change == Change::Made).collect();
+    let times: Vec<_> = entries.iter().map(|entry| entry.microseconds()).collect();
+    let clients: Vec<_> = entries.iter().map(|entry| entry.client.as_str()).collect();
+    let actions: Vec<_> = entries.iter().map(|entry| entry.action).collect();
+    let eks: Vec<_> = entries
+        .iter()
+        .map(|entry| entry.ek_id.as_ref().map(|ek: &EkId| &ek.as_bytes()[..]))
+        .collect();
+    let devices: Vec<_> = entries
+        .iter()
+        .map(|entry| entry.proven().or_else(|| entry.due()).map(DeviceId::as_str))
+        .collect();
+    let proven: Vec<_> = entries.iter().map(|entry| entry.proven().is_some()).collect();
+    let refusals = || entries.iter().map(|entry| entry.refusal.as_ref());
+    let codes: Vec<_> =
+        refusals().map(|refusal| refusal.map(|(code, _)| i64::from(code.number()))).collect();
+    let details: Vec<_> =
+        refusals().map(|refusal| refusal.map(|(_, detail)| detail.as_str())).collect();
+    let durations: Vec<_> = entries.iter().map(|entry| i64::from(entry.duration_us)).collect();
+    session.execute(
+        ADD,
+        &[
+            &is_change, &times, &clients, &actions, &eks, &devices, &proven, &codes, &details,
+            &durations,
+        ],
+    )?;
     Ok(())
 }
 
@@ -77,14 +77,19 @@ fn audit_row(row: &Row) -> Result<AuditRow, StoreError> {
     })
 }
 
-const ADD_CHANGES: &str = "INSERT INTO audit_changes
+const ADD: &str = "WITH new AS (
+        SELECT * FROM unnest($1::bool[], $2::int8[], $3::text[], $4::text[], $5::bytea[],
+                             $6::text[], $7::bool[], $8::int8[], $9::text[], $10::int8[])
+        n(is_change, time_us, client, action, ek_id, device_id, is_proven, code, detail,
+          duration_us)),
+    changes AS (INSERT INTO audit_changes
+        (time_us, client, action, ek_id, device_id, is_proven, code, detail, duration_us)
+        SELECT time_us, client, action, ek_id, device_id, is_proven, code, detail, duration_us
+        FROM new WHERE is_change)
+    INSERT INTO audit_others
     (time_us, client, action, ek_id, device_id, is_proven, code, detail, duration_us)
-    SELECT * FROM unnest($1::int8[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::bool[],
-                         $7::int8[], $8::text[], $9::int8[])";
-const ADD_OTHERS: &str = "INSERT INTO audit_others
-    (time_us, client, action, ek_id, device_id, is_proven, code, detail, duration_us)
-    SELECT * FROM unnest($1::int8[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::bool[],
-                         $7::int8[], $8::text[], $9::int8[])";
+    SELECT time_us, client, action, ek_id, device_id, is_proven, code, detail, duration_us
+    FROM new WHERE NOT is_change";
 const NEWEST: &str = "SELECT time_us, client, action, ek_id, device_id, is_proven, code, detail,
                              duration_us
     FROM ((SELECT *, 1 AS part FROM audit_changes ORDER BY id DESC LIMIT $1::int8)

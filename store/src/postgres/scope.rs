@@ -28,8 +28,9 @@ impl Postgres {
 
 /// Refuses another scope than the one on record. Another process may have changed the scope on
 /// record since this one began to serve.
-pub(super) fn check_scope(session: &mut Session, scope: &Scope) -> Result<(), StoreError> {
-    match on_record(session)? {
+pub(super) fn check_scope(session: &Session, scope: &Scope) -> Result<(), StoreError> {
+    let on_record = session.scope.as_ref().map(|name| name.parse().map_err(StoreError::unreadable));
+    match on_record.transpose()? {
         Some(was) if was != *scope => Err(StoreError::Scope { was, is: scope.clone() }),
         _ => Ok(()),
     }

@@ -16,6 +16,8 @@ pub(super) struct Session {
     statements: HashMap<&'static str, Statement>,
     /// Whether the server notifies it of changes.
     pub(super) listens: bool,
+    /// The scope on record when the last transaction that writes began.
+    pub(super) scope: Option<String>,
 }
 
 /// The parameters of a statement.
@@ -52,7 +54,7 @@ impl Session {
     pub(super) fn open(settings: &Settings) -> Result<Self, StoreError> {
         let mut client = settings.connect()?;
         client.batch_execute(SETUP)?;
-        Ok(Self { client, statements: HashMap::new(), listens: false })
+        Ok(Self { client, statements: HashMap::new(), listens: false, scope: None })
     }
 
     pub(super) fn query(
@@ -138,6 +140,7 @@ impl Session {
         self.client.batch_execute(BEGIN_WRITING)?;
         let token = random_bytes::<16>().to_vec();
         let row = self.query_one(MARK, &[&token])?;
+        self.scope = row.get(2);
         match row.get(1) {
             Some(place) => Err(StoreError::Moved(place)),
             None => Ok(Mark { place: row.get(0), token }),
@@ -181,7 +184,7 @@ const BEGIN_WRITING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE;
 const MARK: &str = "INSERT INTO commits (place, token)
     VALUES (nextval('commit_places') % 16384, $1)
     ON CONFLICT (place) DO UPDATE SET token = excluded.token
-    RETURNING place, (SELECT place FROM moved_to)";
+    RETURNING place, (SELECT place FROM moved_to), (SELECT name FROM scope)";
 
 /// Asserts that each statement, planned once for all parameters, finds every row by an index.
 #[cfg(test)]
