@@ -61,6 +61,10 @@ pub trait Store: Send {
     /// another scope than the one on record names topics that nobody serves.
     fn record(&mut self, scope: &Scope, entries: &[Entry]) -> Result<Vec<Recorded>, StoreError>;
 
+    /// How long a recorder waits for more entries at most, while several arrive at a time. It is
+    /// zero where a transaction costs little besides its entries. A wrong answer costs time only.
+    fn longest_pause(&self) -> Duration;
+
     /// What became of the certificate with this digest, which a device with this EK confirms or
     /// adopts; and what is on record about the device, all at one moment. A certificate whose time
     /// to be confirmed is over has ended, unless it is active: an active certificate is sealed again

@@ -31,7 +31,7 @@ pub(super) fn run(
     outbox: &Outbox,
     log: &DecisionLog,
 ) {
-    let mut audits = Vec::new();
+    let (mut audits, mut pause) = (Vec::new(), Duration::ZERO);
     let mut due = Instant::now() + OVERDUE_POLL;
     loop {
         let first = match writes.recv_timeout(AUDIT_DELAY) {
@@ -41,7 +41,7 @@ pub(super) fn run(
         };
         let idle = first.is_none();
         let (mut waiting, mut pulses) = (Vec::new(), Vec::new());
-        for write in first.into_iter().chain(writes.try_iter().take(BATCH)) {
+        for write in first.into_iter().chain(gather(writes, pause)) {
             match write {
                 Write::Audit(entry) => audits.push(entry),
                 Write::Planned(planned) => waiting.push(*planned),
@@ -49,7 +49,12 @@ pub(super) fn run(
             }
         }
         if !waiting.is_empty() || audits.len() >= BATCH || (idle && !audits.is_empty()) {
+            // Where a transaction is expensive, others wait for company as long as this one took.
+            // A request that is alone does not wait.
+            let (started, has_company) = (Instant::now(), waiting.len() > 1);
             commit(&mut *store, waiting, std::mem::take(&mut audits), again, outbox, log);
+            let shared = if has_company { started.elapsed() } else { Duration::ZERO };
+            pause = shared.min(store.longest_pause());
         }
         pulses.into_iter().for_each(Pulse::end);
         if Instant::now() >= due {
@@ -63,6 +68,12 @@ pub(super) fn run(
     }
     commit(&mut *store, Vec::new(), audits, again, outbox, log);
     log.tell_left_out();
+}
+
+/// What arrives within the pause, up to the size of a batch.
+fn gather(writes: &Receiver<Write>, pause: Duration) -> impl Iterator<Item = Write> {
+    let until = Instant::now() + pause;
+    std::iter::from_fn(move || writes.recv_deadline(until).ok()).take(BATCH)
 }
 
 /// Records everything in one transaction, and only then sends the replies. If a request cannot be

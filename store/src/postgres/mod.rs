@@ -86,6 +86,11 @@ impl Store for Postgres {
         self.record_all(scope, entries)
     }
 
+    /// A transaction is some ten calls between two processes, however many entries it has.
+    fn longest_pause(&self) -> Duration {
+        Duration::from_millis(5)
+    }
+
     fn sealed_certificate(
         &mut self,
         ek: &EkId,
