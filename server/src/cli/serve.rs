@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use assay_broker_plugin::embedded::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig};
 use assay_server::directory::Directory;
+use assay_server::operations::restore::refuse_if_held;
 use assay_server::pipeline::{self, WorkerConfig};
 use assay_server::register::StoreRegister;
 use assay_server::revocations;
@@ -37,6 +38,7 @@ impl Serve {
             let config = directory.config();
             // First, for its error says best what to do where there is no CA yet.
             let database = directory.database()?;
+            refuse_if_held(&mut *directory.store()?)?;
             let bootstrap = self.bootstrap.unwrap_or(config.bootstrap);
             let operational = self.operational.unwrap_or(config.operational);
             let read =

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use assay_mqtt::BrokerUrl;
 use assay_server::directory::Directory;
+use assay_server::operations::restore::refuse_if_held;
 use assay_server::pipeline::{self, WorkerConfig};
 use clap::Args;
 use tokio::sync::watch;
@@ -36,6 +37,7 @@ impl Worker {
             let (mut signals, systemd) = (Signals::listen()?, Systemd::default());
             // First, for its error says best what to do where there is no CA yet.
             let database = directory.database()?;
+            refuse_if_held(&mut *directory.store()?)?;
             let (outfit, worn) =
                 watch::channel(worker_outfit(directory, self.broker_ca.as_deref())?);
             let config = WorkerConfig {

@@ -18,6 +18,7 @@ mod connection;
 mod credentials;
 pub(crate) mod dump;
 mod enrolments;
+mod epoch;
 mod migrations;
 mod record;
 mod revocation;
@@ -40,6 +41,7 @@ use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
 use crate::contract::Store;
 use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
+use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
@@ -264,6 +266,22 @@ impl Store for Postgres {
         timeout: Duration,
     ) -> Result<Changes, StoreError> {
         self.wait(seen, timeout)
+    }
+
+    fn epoch(&mut self) -> Result<Epoch, StoreError> {
+        self.last_epoch()
+    }
+
+    fn resume(&mut self, now: OffsetDateTime) -> Result<bool, StoreError> {
+        self.let_serve(now)
+    }
+
+    fn take_over(
+        &mut self,
+        list: &PublishedList,
+        until: OffsetDateTime,
+    ) -> Result<TakenOver, StoreError> {
+        self.take_list_over(list, until)
     }
 
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError> {

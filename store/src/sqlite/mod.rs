@@ -15,6 +15,7 @@ mod connection;
 mod credentials;
 pub(crate) mod dump;
 mod enrolments;
+mod epoch;
 mod migrations;
 mod record;
 mod records;
@@ -37,6 +38,7 @@ use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
 use crate::contract::Store;
 use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
+use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
@@ -251,6 +253,22 @@ impl Store for Sqlite {
             }
             thread::sleep(left.min(POLL));
         }
+    }
+
+    fn epoch(&mut self) -> Result<Epoch, StoreError> {
+        Self::epoch(self)
+    }
+
+    fn resume(&mut self, now: OffsetDateTime) -> Result<bool, StoreError> {
+        self.resume(now)
+    }
+
+    fn take_over(
+        &mut self,
+        list: &PublishedList,
+        until: OffsetDateTime,
+    ) -> Result<TakenOver, StoreError> {
+        self.take_over(list, until)
     }
 
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError> {

@@ -127,6 +127,14 @@ CREATE TABLE audit_others (
 CREATE TABLE revocations (connections INTEGER NOT NULL, list INTEGER NOT NULL) STRICT;
 INSERT INTO revocations VALUES (0, 0);
 
+-- How often the CA was restored from a backup. While it is not resumed, nobody may serve with it.
+CREATE TABLE restores (
+    epoch        INTEGER PRIMARY KEY,
+    backed_up_at INTEGER NOT NULL,
+    restored_at  INTEGER NOT NULL,
+    resumed_at   INTEGER
+) STRICT;
+
 -- The number of the last revocation list (RFC 5280, 5.2.3).
 CREATE TABLE revocation_lists (number INTEGER NOT NULL) STRICT;
 INSERT INTO revocation_lists VALUES (0);

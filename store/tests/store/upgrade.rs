@@ -150,7 +150,7 @@ fn file_is_copied_before_it_is_upgraded_and_the_copy_is_its_owners_alone() {
     let path = directory.path().join("assay.db");
     make(&path, 6);
     Sqlite::open(&path).unwrap();
-    let copy = directory.path().join("assay.db.before-7");
+    let copy = directory.path().join("assay.db.before-8");
     assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let copied = Connection::open(&copy).unwrap();
     let version: i64 = copied.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
@@ -196,7 +196,7 @@ fn upgrade_that_a_crash_cut_short_is_done_by_the_next_one_and_keeps_the_first_co
         name VARCHAR(255), applied_on VARCHAR(255), checksum VARCHAR(255))";
     old.execute_batch(history).unwrap();
     drop(old);
-    let copy = |suffix: &str| directory.path().join(format!("assay.db.before-7{suffix}"));
+    let copy = |suffix: &str| directory.path().join(format!("assay.db.before-8{suffix}"));
     std::fs::write(copy(""), "the first").unwrap();
     let mut store = Database::Sqlite(path.clone()).open().unwrap();
     assert_eq!(store.certificates().unwrap().len(), 4);
@@ -243,7 +243,7 @@ fn copies_of_upgrades_that_fail_do_not_fill_the_disk() {
     assert!(matches!(Sqlite::open(&path), Err(StoreError::File(_))));
     let copies =
         directory.path().read_dir().unwrap().filter(|file| {
-            file.as_ref().unwrap().file_name().to_string_lossy().contains("before-7")
+            file.as_ref().unwrap().file_name().to_string_lossy().contains("before-8")
         });
     assert_eq!(copies.count(), 9);
 }
@@ -267,7 +267,7 @@ fn status_tells_what_stands_in_a_file_and_changes_nothing() {
     make(&path, 5);
     let status = Database::Sqlite(path.clone()).status().unwrap();
     assert_eq!((status.schema, &*status.writer, status.wanted), (5, "unknown", 7));
-    assert!(!directory.path().join("assay.db.before-7").exists());
+    assert!(!directory.path().join("assay.db.before-8").exists());
     Database::Sqlite(path.clone()).upgrade().unwrap();
     let status = Database::Sqlite(path).status().unwrap();
     assert_eq!((status.schema, &*status.writer), (7, env!("CARGO_PKG_VERSION")));
@@ -301,8 +301,8 @@ fn file_is_upgraded_once_however_many_open_it() {
         assert!(path.with_extension(id.to_string()).exists(), "it opened nothing");
     }
     assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 7);
-    assert!(directory.path().join("assay.db.before-7").exists());
-    assert!(!directory.path().join("assay.db.before-7.2").exists());
+    assert!(directory.path().join("assay.db.before-8").exists());
+    assert!(!directory.path().join("assay.db.before-8.2").exists());
 }
 
 /// SQLite refuses at once to switch to a write-ahead log then, whatever the timeout is.

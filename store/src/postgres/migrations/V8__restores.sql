@@ -1,0 +1,7 @@
+-- How often the CA was restored from a backup. While it is not resumed, nobody may serve with it.
+CREATE TABLE restores (
+    epoch        bigint PRIMARY KEY,
+    backed_up_at bigint NOT NULL,
+    restored_at  bigint NOT NULL,
+    resumed_at   bigint
+);
