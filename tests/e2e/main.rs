@@ -3,6 +3,7 @@
 
 mod access_broker;
 mod advice;
+mod backup;
 mod broker_check;
 mod commands;
 mod costs;

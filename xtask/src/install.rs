@@ -74,6 +74,7 @@ fn is_installed(package: &str) -> bool {
 /// The C compiler for SQLite, ring and AWS-LC is not listed: a machine that links Rust programs has
 /// it.
 const FOR_TESTS: &[(&str, &str)] = &[
+    ("age", "opens encrypted backups without us, for tests"),
     ("dbus-daemon", "the message bus of tpm2-abrmd, for tests"),
     ("g++", "builds libFuzzer, for the fuzz targets"),
     ("git", "reads the commit that a build names, for tests"),
