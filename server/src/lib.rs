@@ -8,6 +8,7 @@ pub mod age;
 pub mod anchors;
 pub mod backup_file;
 pub mod ca;
+pub mod clock;
 pub mod directory;
 pub mod ek_list;
 pub mod operations;

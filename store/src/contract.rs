@@ -24,6 +24,7 @@ use time::OffsetDateTime;
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::clock::Clocks;
 use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
@@ -269,6 +270,18 @@ pub trait Store: Send {
     ///
     /// A wrong answer lets a restored CA serve that does not know what was revoked since its backup.
     fn epoch(&mut self) -> Result<Epoch, StoreError>;
+
+    /// What the clock of a worker is compared with.
+    ///
+    /// A wrong answer keeps a worker from answering, or lets one answer whose clock is wrong.
+    fn clocks(&mut self) -> Result<Clocks, StoreError>;
+
+    /// Puts on record that it was this time. The time on record never goes back.
+    fn mark_clock(&mut self, now: OffsetDateTime) -> Result<(), StoreError>;
+
+    /// Puts on record that this time is right, although it is before the one on record, or after it
+    /// by a step.
+    fn accept_clock(&mut self, now: OffsetDateTime) -> Result<(), StoreError>;
 
     /// Lets a restored CA serve. Returns `false` if it might already.
     fn resume(&mut self, now: OffsetDateTime) -> Result<bool, StoreError>;

@@ -12,6 +12,7 @@ mod act;
 mod audit;
 mod backup;
 mod certificates;
+mod clock;
 mod copy;
 mod credentials;
 mod database;
@@ -33,6 +34,7 @@ pub use act::{Act, Basis, Entry, IdInQuestion, IkInQuestion, Question, Recorded,
 pub use audit::{AuditEntry, AuditRow, Change, Whom};
 pub use backup::backup;
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow};
+pub use clock::Clocks;
 pub use contract::Store;
 pub use copy::{Progress, copy};
 pub use credentials::{Credential, CredentialRow};

@@ -211,6 +211,7 @@ pub(crate) const TABLES: &[Table] = &[
             number("resumed_at"),
         ],
     },
+    Table { name: "clock", order: Order::Key, columns: &[number("latest"), number("accepted")] },
     Table { name: "revocation_lists", order: Order::Key, columns: &[number("number")] },
     Table {
         name: "revocations",

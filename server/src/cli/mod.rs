@@ -2,6 +2,7 @@
 
 mod backup;
 mod check;
+mod clock;
 mod credentials;
 mod crl;
 mod enroll;
@@ -78,6 +79,8 @@ enum Command {
     /// The directory must be empty, or hold only assay.toml. The CA is held afterwards: nobody is
     /// let in until `assay resume`, because the backup does not know what was revoked since.
     Restore(backup::Restore),
+    /// Say what this machine's clock is compared with, and that it is right
+    Clock(clock::Clock),
     /// Let a restored CA serve
     ///
     /// This is your word that all that was revoked since the backup is revoked again, by hand or by
@@ -106,6 +109,7 @@ impl Cli {
             Command::Store(store) => store.run(&directory()?),
             Command::Backup(backup) => backup.run(&directory()?),
             Command::Restore(restore) => restore.run(&self.dir),
+            Command::Clock(clock) => clock.run(&directory()?),
             Command::Resume(resume) => resume.run(&directory()?),
             Command::Watch(watch) => watch.run(&directory()?),
         }?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use assay_broker_plugin::embedded::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig};
+use assay_server::clock::Gate;
 use assay_server::directory::Directory;
 use assay_server::operations::restore::refuse_if_held;
 use assay_server::pipeline::{self, WorkerConfig};
@@ -45,9 +46,11 @@ impl Serve {
                 |directory: &Directory| ServerOutfit::read(directory, [bootstrap, operational]);
             let ServerOutfit { worker, tls } = read(directory)?;
             let (outfit, worn) = watch::channel(worker);
+            let gate = Arc::new(Gate::default());
             let for_register = worn.clone();
-            let register =
-                StoreRegister::open(&database, move || Arc::clone(&for_register.borrow().ca))?;
+            let register = StoreRegister::open(&database, Arc::clone(&gate), move || {
+                Arc::clone(&for_register.borrow().ca)
+            })?;
 
             let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
                 bootstrap,
@@ -83,6 +86,7 @@ impl Serve {
                 outfit: worn.clone(),
                 database,
                 retention: directory.config().retention,
+                gate,
                 pulse: Systemd::watchdog(),
             };
             let (stop, stopping) = watch::channel(None);

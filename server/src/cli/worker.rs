@@ -3,10 +3,12 @@
 use std::cell::Cell;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use assay_mqtt::BrokerUrl;
+use assay_server::clock::Gate;
 use assay_server::directory::Directory;
 use assay_server::operations::restore::refuse_if_held;
 use assay_server::pipeline::{self, WorkerConfig};
@@ -45,6 +47,7 @@ impl Worker {
                 outfit: worn,
                 database,
                 retention: directory.config().retention,
+                gate: Arc::new(Gate::default()),
                 pulse: Systemd::watchdog(),
             };
             let roots = broker_roots(directory, self.broker_ca.as_deref())?;

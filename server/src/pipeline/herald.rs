@@ -14,12 +14,14 @@ use tracing::{error, warn};
 use super::Outfit;
 use super::outbox::Outbox;
 use crate::ca::{Ca, ListError};
+use crate::clock::Gate;
 use assay_store::Store;
 
 /// Publishes until no more connections to brokers are made; `arrived` hears of each connection.
 pub(super) fn run(
     outfit: &watch::Receiver<Outfit>,
     mut store: Box<dyn Store>,
+    gate: &Gate,
     arrived: &Receiver<()>,
     outbox: &Outbox,
 ) {
@@ -29,6 +31,15 @@ pub(super) fn run(
         return;
     }
     loop {
+        if !gate.is_open() {
+            // A list with a wrong date would be believed for too short or too long.
+            match arrived.recv_timeout(POLL) {
+                Ok(()) => published = None,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            continue;
+        }
         let ca = Arc::clone(&outfit.borrow().ca);
         // Another CA signs another list.
         let last = published.as_ref().filter(|published| Arc::ptr_eq(&published.ca, &ca));

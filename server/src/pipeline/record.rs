@@ -1,5 +1,6 @@
 //! Records what was decided: one transaction for as many requests as are waiting.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_store::{Act, AuditEntry, Entry, Recorded, Retention, Store, StoreError, record_each};
@@ -13,6 +14,7 @@ use super::outbox::Outbox;
 use super::outcome::{contended, internal};
 use super::planned::Planned;
 use super::pulse::Pulse;
+use crate::clock::Gate;
 
 /// Something to be written.
 pub(super) enum Write {
@@ -25,7 +27,7 @@ pub(super) enum Write {
 /// Writes until every planner is gone. Requests whose basis is stale go to `again`.
 pub(super) fn run(
     mut store: Box<dyn Store>,
-    retention: Retention,
+    pruning: &Pruning,
     writes: &Receiver<Write>,
     again: &Sender<Box<Planned>>,
     outbox: &Outbox,
@@ -54,7 +56,7 @@ pub(super) fn run(
         pulses.into_iter().for_each(Pulse::end);
         if Instant::now() >= due {
             log.tell_left_out();
-            let is_more = prune(&mut *store, &retention).unwrap_or_else(|error| {
+            let is_more = pruning.once(&mut *store).unwrap_or_else(|error| {
                 error!(%error, "unconfirmed certificates could not be revoked, and expired rows could not be deleted");
                 false
             });
@@ -129,13 +131,25 @@ pub(super) fn announce(reply: &ReplyBody, audit: &AuditEntry, outbox: &Outbox) {
     }
 }
 
-/// Revokes and forgets what is due. Returns whether there is more to do.
-fn prune(store: &mut dyn Store, retention: &Retention) -> Result<bool, StoreError> {
-    let pruned = store.prune(retention, OffsetDateTime::now_utc())?;
-    if pruned.overdue > 0 {
-        info!(count = pruned.overdue, "revoked what was not confirmed in time");
+/// What is revoked and forgotten, and when.
+pub(super) struct Pruning {
+    pub(super) retention: Retention,
+    pub(super) gate: Arc<Gate>,
+}
+
+impl Pruning {
+    /// Revokes and forgets what is due, if the clock can be right: neither can be undone. Returns
+    /// whether there is more to do.
+    fn once(&self, store: &mut dyn Store) -> Result<bool, StoreError> {
+        if !self.gate.is_open() {
+            return Ok(false);
+        }
+        let pruned = store.prune(&self.retention, OffsetDateTime::now_utc())?;
+        if pruned.overdue > 0 {
+            info!(count = pruned.overdue, "revoked what was not confirmed in time");
+        }
+        Ok(pruned.more)
     }
-    Ok(pruned.more)
 }
 
 /// What operators hear of a certificate.
@@ -190,6 +204,7 @@ mod tests {
         assert!(store.record(&scope, &entries).is_ok());
 
         let retention = Retention::default().with_audit(1_000).unwrap();
+        let pruning = Pruning { retention, gate: Arc::new(Gate::open()) };
         let (writes, written) = crossbeam_channel::unbounded();
         let (again, _stale) = crossbeam_channel::bounded(1);
         let outbox = Outbox::new(scope, tokio::sync::mpsc::channel(1).0);
@@ -197,7 +212,7 @@ mod tests {
         let started = Instant::now();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                run(recorder, retention, &written, &again, &outbox, &DecisionLog::default());
+                run(recorder, &pruning, &written, &again, &outbox, &DecisionLog::default());
             });
             while store.audit(u32::MAX).unwrap().len() > 1_000
                 && started.elapsed() < Duration::from_secs(60)

@@ -13,6 +13,7 @@
 
 mod audit;
 mod certificates;
+mod clock;
 mod columns;
 mod connection;
 mod credentials;
@@ -38,6 +39,7 @@ use time::OffsetDateTime;
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::clock::Clocks;
 use crate::contract::Store;
 use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
@@ -270,6 +272,18 @@ impl Store for Postgres {
 
     fn epoch(&mut self) -> Result<Epoch, StoreError> {
         self.last_epoch()
+    }
+
+    fn clocks(&mut self) -> Result<Clocks, StoreError> {
+        self.all_clocks()
+    }
+
+    fn mark_clock(&mut self, now: OffsetDateTime) -> Result<(), StoreError> {
+        self.mark(now)
+    }
+
+    fn accept_clock(&mut self, now: OffsetDateTime) -> Result<(), StoreError> {
+        self.accept(now)
     }
 
     fn resume(&mut self, now: OffsetDateTime) -> Result<bool, StoreError> {

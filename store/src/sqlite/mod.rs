@@ -10,6 +10,7 @@
 mod alone;
 mod audit;
 mod certificates;
+mod clock;
 mod columns;
 mod connection;
 mod credentials;
@@ -35,6 +36,7 @@ use time::OffsetDateTime;
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::clock::Clocks;
 use crate::contract::Store;
 use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
@@ -257,6 +259,18 @@ impl Store for Sqlite {
 
     fn epoch(&mut self) -> Result<Epoch, StoreError> {
         Self::epoch(self)
+    }
+
+    fn clocks(&mut self) -> Result<Clocks, StoreError> {
+        Self::clocks(self)
+    }
+
+    fn mark_clock(&mut self, now: OffsetDateTime) -> Result<(), StoreError> {
+        Self::mark_clock(self, now)
+    }
+
+    fn accept_clock(&mut self, now: OffsetDateTime) -> Result<(), StoreError> {
+        Self::accept_clock(self, now)
     }
 
     fn resume(&mut self, now: OffsetDateTime) -> Result<bool, StoreError> {

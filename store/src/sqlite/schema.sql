@@ -135,6 +135,10 @@ CREATE TABLE restores (
     resumed_at   INTEGER
 ) STRICT;
 
+-- The latest time at which a worker was at work, and how often an operator accepted another one.
+CREATE TABLE clock (latest INTEGER NOT NULL, accepted INTEGER NOT NULL) STRICT;
+INSERT INTO clock VALUES (0, 0);
+
 -- The number of the last revocation list (RFC 5280, 5.2.3).
 CREATE TABLE revocation_lists (number INTEGER NOT NULL) STRICT;
 INSERT INTO revocation_lists VALUES (0);

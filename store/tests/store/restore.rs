@@ -128,7 +128,9 @@ fn everything_that_was_given_out_moves_forward_with_an_epoch(fixture: &Fixture) 
         assert!(i64::from(store.next_revocation_list().unwrap()) > now().unix_timestamp());
         let changes = store.changes().unwrap();
         let million = 1_000_000_000;
-        assert!(changes.connections > seen.connections + million && changes.list > seen.list + million);
+        assert!(
+            changes.connections > seen.connections + million && changes.list > seen.list + million
+        );
         assert_eq!(status(&mut store, 1, "pump-1"), CertificateStatus::Active);
         assert_eq!(status(&mut store, 2, "pump-2"), CertificateStatus::Revoked);
         let (generation, is_used) = match kept {

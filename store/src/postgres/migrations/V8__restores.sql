@@ -5,3 +5,6 @@ CREATE TABLE restores (
     restored_at  bigint NOT NULL,
     resumed_at   bigint
 );
+-- The latest time at which a worker was at work, and how often an operator accepted another one.
+CREATE TABLE clock (latest bigint NOT NULL, accepted bigint NOT NULL);
+INSERT INTO clock VALUES (0, 0);

@@ -1,0 +1,68 @@
+//! A CA whose clock is wrong: nothing is answered, and nothing is lost.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use assay_tests::{Device, EkKind, run, trusted_vendor};
+use rusqlite::Connection;
+
+use crate::lab::Lab;
+
+/// Puts on record that it was this much later, so that the CA's clock is behind.
+fn set_back(lab: &Lab, seconds: i64) -> Result<()> {
+    let record = Connection::open(lab.dir.path().join("assay.db"))?;
+    record.busy_timeout(Duration::from_secs(10))?;
+    record.execute("UPDATE clock SET latest = unixepoch() + ?1", [seconds])?;
+    Ok(())
+}
+
+/// Whether a worker answers within some seconds as it should.
+fn is_healthy(lab: &Lab, expected: bool) -> Result<bool> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let mut health = lab.dir.assay(&["health", "--broker", &lab.server.bootstrap])?;
+        let is_healthy = health.output()?.status.success();
+        if is_healthy == expected || Instant::now() > deadline {
+            return Ok(is_healthy);
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn a_worker_whose_clock_is_behind_the_record_answers_nothing_until_it_is_right() -> Result<()> {
+    let lab = Lab::open()?;
+    let tpms = trusted_vendor()?.devices(EkKind::P256, 2)?;
+    let [old, new] = [Device::new(&tpms[0])?, Device::new(&tpms[1])?];
+    lab.provision(&old, &[])?;
+    let publish = || -> Result<Option<i32>> {
+        let output = old.publish(&lab.dir, &lab.server, "telemetry", "21.5")?.output()?;
+        Ok(output.status.code())
+    };
+    ensure!(publish()? == Some(0) && is_healthy(&lab, true)?);
+    for step in [3_600, 86_400, 31_536_000] {
+        set_back(&lab, step)?;
+        ensure!(!is_healthy(&lab, false)?, "{step}");
+        let refused = new.provision(&lab.dir, &lab.server)?.args(["--deadline", "5"]).output()?;
+        ensure!(refused.status.code() == Some(4), "it would try again: {}", refused.status);
+        ensure!(lab.dir.list("certs")?.len() == 1, "nothing was issued or revoked");
+        // Not 3, which would say that the certificate is no longer good.
+        ensure!(publish()? == Some(4));
+        ensure!(lab.server.log().contains("behind what is on record"));
+        set_back(&lab, 0)?;
+        ensure!(is_healthy(&lab, true)?, "{step}");
+        ensure!(publish()? == Some(0));
+    }
+    // The record's times are the wrong ones.
+    set_back(&lab, 3_600)?;
+    ensure!(!is_healthy(&lab, false)?);
+    run(&mut lab.dir.assay(&["clock", "--accept"])?)?;
+    ensure!(is_healthy(&lab, true)?);
+    lab.provision(&new, &[])?;
+    ensure!(
+        lab.statuses(&lab.dir.list("devices")?[0]["device_id"].as_str().unwrap_or_default())?
+            == ["active"]
+    );
+    Ok(())
+}
