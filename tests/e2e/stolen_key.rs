@@ -74,7 +74,8 @@ fn a_stolen_issuing_key_is_worth_nothing_after_the_ca_was_made_anew() -> Result<
     ensure!(!verdict.status.success(), "the forged certificate is worth nothing");
     // Steps 7 and 8: a device with the old root does not take the new CA for its own.
     let lab = Lab { server: AssayServer::start(&dir)?, dir };
-    let with_old = device.provision_at(&lab.server.bootstrap, &old.dir.root_pem())?.output()?;
+    let (root, at) = (old.dir.root_pem(), &lab.server.operational);
+    let with_old = device.publish_at(at, &root, "telemetry", "21.5")?.output()?;
     ensure!(with_old.status.code() == Some(3), "{}", with_old.status);
     let provisioned = lab.provision(&device, &[])?;
     ensure!(provisioned["device_id"] == "pump-17" && provisioned["was_provisioned"] == false);
