@@ -1,4 +1,4 @@
-//! Backups, epochs, and lists of before a restore, in both stores.
+//! Backups, epochs, lists of before a restore, and the time on record, in both stores.
 
 use assay_ca_core::{RevocationReason, Revoked, SharedKeyOnRecord};
 use assay_store::sqlite::Sqlite;
@@ -19,6 +19,7 @@ on_both! {
     what_a_published_list_names_is_not_good_again,
     what_a_published_list_names_and_nobody_knows_stays_on_the_list_until_it_expired,
     operators_that_a_published_list_names_are_not_let_in_again,
+    the_time_on_record_goes_back_only_if_an_operator_says_so,
 }
 
 /// The same CA, restored from a backup of an hour ago to an empty database of the same kind.
@@ -221,4 +222,16 @@ fn operators_that_a_published_list_names_are_not_let_in_again(fixture: &Fixture)
     assert_eq!(status, CertificateStatus::Revoked);
     assert_eq!(store.revoked_credentials(now()).unwrap().len(), 2);
     assert_eq!(store.take_over(&list, now()).unwrap(), TakenOver::default());
+}
+
+fn the_time_on_record_goes_back_only_if_an_operator_says_so(fixture: &Fixture) {
+    let mut store = fixture.store();
+    store.mark_clock(now()).unwrap();
+    store.mark_clock(now() - Duration::HOUR).unwrap();
+    let clocks = store.clocks().unwrap();
+    assert_eq!((clocks.latest, clocks.accepted), (now(), 0));
+    store.accept_clock(now() - Duration::HOUR).unwrap();
+    let clocks = store.clocks().unwrap();
+    assert_eq!((clocks.latest, clocks.accepted), (now() - Duration::HOUR, 1));
+    assert_eq!(clocks.server.is_some(), matches!(fixture.database, Database::Postgres(_)));
 }
