@@ -135,6 +135,6 @@ mod tests {
         }
         // The clock went backward: the number does not.
         assert!(after(1_950_000_000, -Duration::DAY) > 1_950_000_000);
-        assert_eq!(after(u32::MAX - 1, Duration::DAY), u32::MAX.into());
+        assert_eq!(after(u32::MAX - 1, Duration::DAY), i64::from(u32::MAX));
     }
 }

@@ -98,7 +98,10 @@ fn a_device_that_was_disabled_after_the_backup_does_not_get_in_after_the_restore
         &["worker", "--broker", "mqtt://127.0.0.1:9"],
         &["crl", "--pem"],
     ] {
-        let output = restored.assay(arguments)?.output()?;
+        let command = restored.assay(arguments)?;
+        let mut limited = tool("timeout")?;
+        limited.arg("20").arg(command.get_program()).args(command.get_args());
+        let output = limited.output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(1) && output.stdout.is_empty(), "{arguments:?}");
         ensure!(
