@@ -17,6 +17,12 @@ fn set_back(lab: &Lab, seconds: i64) -> Result<()> {
     Ok(())
 }
 
+/// The number of the last list that was signed.
+fn last_list(lab: &Lab) -> Result<u32> {
+    let record = Connection::open(lab.dir.path().join("assay.db"))?;
+    Ok(record.query_row("SELECT number FROM revocation_lists", [], |row| row.get(0))?)
+}
+
 /// Whether a worker answers within some seconds as it should.
 fn is_healthy(lab: &Lab, expected: bool) -> Result<bool> {
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -50,9 +56,19 @@ fn a_worker_whose_clock_is_behind_the_record_answers_nothing_until_it_is_right()
         // Not 3, which would say that the certificate is no longer good.
         ensure!(publish()? == Some(4));
         ensure!(lab.server.log().contains("behind what is on record"));
+        // What changes the list is published once the clock is right.
+        let (list, ek) = (last_list(&lab)?, format!("{step:064x}"));
+        run(&mut lab.dir.assay(&["enroll", "disable", &ek])?)?;
+        thread::sleep(Duration::from_millis(2_500));
+        ensure!(last_list(&lab)? == list);
         set_back(&lab, 0)?;
         ensure!(is_healthy(&lab, true)?, "{step}");
         ensure!(publish()? == Some(0));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while last_list(&lab)? == list {
+            ensure!(Instant::now() < deadline, "no list is published");
+            thread::sleep(Duration::from_millis(100));
+        }
     }
     // The record's times are the wrong ones.
     set_back(&lab, 3_600)?;

@@ -182,13 +182,25 @@ mod tests {
     use crate::directory::Directory;
 
     #[test]
-    fn what_is_too_much_for_one_call_is_forgotten_by_calls_soon_after() {
+    fn nothing_is_forgotten_while_the_clock_is_wrong() {
         let parent = tempfile::tempdir().unwrap();
         Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
         let database = Database::Sqlite(parent.path().join("ca/assay.db"));
         let mut store = database.open().unwrap();
-        let scope: assay_wire::Scope = "default".parse().unwrap();
-        let entry = || AuditEntry {
+        let entries: Vec<_> = (0..1_500)
+            .map(|_| Entry { act: Act::None, basis: None, audit: Some(an_entry()) })
+            .collect();
+        store.record(&"default".parse().unwrap(), &entries).unwrap();
+        let retention = Retention::default().with_audit(1_000).unwrap();
+        for (gate, left) in [(Gate::default(), 1_500), (Gate::open(), 1_000)] {
+            let pruning = Pruning { retention, gate: Arc::new(gate) };
+            assert!(!pruning.once(&mut *store).unwrap());
+            assert_eq!(store.audit(u32::MAX).unwrap().len(), left);
+        }
+    }
+
+    fn an_entry() -> AuditEntry {
+        AuditEntry {
             time: OffsetDateTime::now_utc(),
             client: "c".repeat(64).parse().unwrap(),
             action: "challenge",
@@ -197,9 +209,18 @@ mod tests {
             change: Change::None,
             refusal: None,
             duration_us: 1,
-        };
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_for_one_call_is_forgotten_by_calls_soon_after() {
+        let parent = tempfile::tempdir().unwrap();
+        Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+        let database = Database::Sqlite(parent.path().join("ca/assay.db"));
+        let mut store = database.open().unwrap();
+        let scope: assay_wire::Scope = "default".parse().unwrap();
         let entries: Vec<_> = (0..26_000)
-            .map(|_| Entry { act: Act::None, basis: None, audit: Some(entry()) })
+            .map(|_| Entry { act: Act::None, basis: None, audit: Some(an_entry()) })
             .collect();
         assert!(store.record(&scope, &entries).is_ok());
 
