@@ -213,7 +213,7 @@ impl Device {
         if !self.state.was_refused() {
             return self.run_to_the_end(request.to_core(), request, progress);
         }
-        progress(&"a broker refused the credential in use: asking the CA", Duration::ZERO);
+        progress("a broker refused the credential in use: asking the CA", Duration::ZERO);
         let has_key = matches!(self.state.memory()?.in_use, Some(Grant::SharedKey(_)));
         let to_core = core::ProvisionRequest { renew: !has_key, ..request.to_core() };
         let to_core = core::ProvisionRequest { again: has_key || request.again, ..to_core };

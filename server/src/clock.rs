@@ -8,7 +8,7 @@ use std::time::Instant;
 use assay_ca_core::CLOCK_SKEW;
 use assay_store::{Clocks, Store, StoreError};
 use time::{Duration, OffsetDateTime};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// Why nothing is answered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,48 +75,82 @@ impl Judge {
 
 /// Lets a worker answer, or not.
 #[derive(Debug)]
-pub struct Gate(RwLock<Option<Unfit>>);
+pub struct Gate(RwLock<State>);
+
+#[derive(Clone, Debug)]
+enum State {
+    /// For those who have no clock to judge.
+    Always,
+    /// The clock was right at this moment.
+    Right(OffsetDateTime, Instant),
+    Closed(Unfit),
+}
 
 impl Default for Gate {
     /// Closed until the first look.
     fn default() -> Self {
-        Self(RwLock::new(Some(Unfit::Unknown("it was not looked at yet".into()))))
+        Self(RwLock::new(State::Closed(Unfit::Unknown("it was not looked at yet".into()))))
     }
 }
 
 impl Gate {
     /// A gate that nobody closes, for those who have no clock to judge.
     pub fn open() -> Self {
-        Self(RwLock::new(None))
+        Self(RwLock::new(State::Always))
     }
 
-    /// Why nothing may be answered now, if so.
-    pub fn unfit(&self) -> Option<Unfit> {
+    /// The time, if the clock can be right.
+    pub fn now(&self) -> Option<OffsetDateTime> {
+        let now = OffsetDateTime::now_utc();
+        self.allows(now).is_ok().then_some(now)
+    }
+
+    /// Whether something may be decided that came at this time, some seconds ago at most. The clock
+    /// may have been set since the last look, so that does not suffice.
+    ///
+    /// # Errors
+    /// Nothing may be decided now.
+    pub fn allows(&self, at: OffsetDateTime) -> Result<(), Unfit> {
+        let (right, since) = match self.state() {
+            State::Always => return Ok(()),
+            State::Closed(unfit) => return Err(unfit),
+            State::Right(right, since) => (right, since),
+        };
+        let step = at - right - Duration::try_from(since.elapsed()).unwrap_or(Duration::MAX);
+        match step {
+            _ if step.abs() <= CLOCK_SKEW => Ok(()),
+            _ if step.is_positive() => Err(Unfit::Forward(step)),
+            _ => Err(Unfit::Behind(step.abs())),
+        }
+    }
+
+    fn state(&self) -> State {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether answers may be given now.
-    pub fn is_open(&self) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).is_none()
-    }
-
-    /// Opens or closes it, and says so.
-    fn set(&self, found: Result<(), Unfit>) {
-        let found = found.err();
-        let mut unfit = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        match (&*unfit, &found) {
-            (Some(Unfit::Unknown(_)), None) => {}
-            (Some(_), None) => info!("the clock is right again: requests are answered"),
-            (Some(before), Some(now)) if kind(before) == kind(now) => {}
-            // The store says itself what is wrong with it.
-            (None, Some(Unfit::Unknown(reason))) => warn!(%reason, "the clock cannot be judged"),
-            (_, Some(Unfit::Unknown(_))) | (None, None) => {}
-            (_, Some(now)) => error!(reason = %now, "nothing is answered"),
-        }
-        // While the store is away, nothing can be answered wrongly by it.
-        if !matches!((&*unfit, &found), (None, Some(Unfit::Unknown(_)))) {
-            *unfit = found;
-        }
+    /// Opens or closes it after a look at this moment, and says so.
+    fn set(&self, found: Result<(), Unfit>, now: OffsetDateTime, at: Instant) {
+        let before = self.state();
+        let after = match (&before, found) {
+            (State::Closed(Unfit::Unknown(_)), Ok(())) => State::Right(now, at),
+            (State::Closed(_), Ok(())) => {
+                info!("the clock is right again: requests are answered");
+                State::Right(now, at)
+            }
+            (_, Ok(())) => State::Right(now, at),
+            // The store says itself what is wrong with it. Nothing can be answered wrongly by a
+            // store that is away.
+            (_, Err(Unfit::Unknown(reason))) => {
+                debug!(%reason, "the clock cannot be judged");
+                return;
+            }
+            (State::Closed(was), Err(is)) if kind(was) == kind(&is) => State::Closed(is),
+            (_, Err(is)) => {
+                error!(reason = %is, "nothing is answered");
+                State::Closed(is)
+            }
+        };
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = after;
     }
 }
 
@@ -137,9 +171,9 @@ impl Look {
 
     /// Looks once.
     pub fn once(&mut self) {
-        let now = OffsetDateTime::now_utc();
+        let (now, at) = (OffsetDateTime::now_utc(), Instant::now());
         let found = self.find(now).unwrap_or_else(|error| Err(Unfit::Unknown(error.to_string())));
-        self.gate.set(found);
+        self.gate.set(found, now, at);
     }
 
     fn find(&mut self, now: OffsetDateTime) -> Result<Result<(), Unfit>, StoreError> {
@@ -253,16 +287,30 @@ mod tests {
 
     #[test]
     fn a_gate_is_closed_until_the_first_look_and_stays_as_it_is_while_the_store_is_away() {
+        let (gate, at) = (Gate::default(), Instant::now());
+        let is_open = || gate.allows(start()).is_ok();
+        let set = |found| gate.set(found, start(), at);
+        assert!(!is_open());
+        set(Ok(()));
+        assert!(is_open());
+        set(Err(Unfit::Unknown("away".into())));
+        assert!(is_open());
+        set(Err(Unfit::Behind(Duration::HOUR)));
+        set(Err(Unfit::Unknown("away".into())));
+        assert!(!is_open());
+        set(Ok(()));
+        assert!(is_open());
+    }
+
+    #[test]
+    fn a_clock_that_was_set_since_the_last_look_is_found_at_once() {
         let gate = Gate::default();
-        assert!(!gate.is_open());
-        gate.set(Ok(()));
-        assert!(gate.is_open());
-        gate.set(Err(Unfit::Unknown("away".into())));
-        assert!(gate.is_open());
-        gate.set(Err(Unfit::Behind(Duration::HOUR)));
-        gate.set(Err(Unfit::Unknown("away".into())));
-        assert!(!gate.is_open());
-        gate.set(Ok(()));
-        assert!(gate.is_open());
+        gate.set(Ok(()), start(), Instant::now());
+        assert_eq!(gate.allows(start() + seconds(10)), Ok(()), "it waited in a queue");
+        for step in STEPS {
+            assert!(matches!(gate.allows(start() + step), Err(Unfit::Forward(_))));
+            assert!(matches!(gate.allows(start() - step), Err(Unfit::Behind(_))));
+        }
+        assert_eq!(gate.now(), None, "it is not the year of this test");
     }
 }

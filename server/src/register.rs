@@ -87,7 +87,7 @@ impl StoreRegister {
     }
 
     fn refuse_if_unfit(&self) -> Result<(), NotGood> {
-        self.gate.unfit().map_or(Ok(()), |unfit| Err(unknown(unfit)))
+        self.gate.allows(OffsetDateTime::now_utc()).map_err(unknown)
     }
 
     /// Decides again, with nobody else of this process writing, and records the first use. Of

@@ -31,7 +31,7 @@ pub(super) fn run(
         return;
     }
     loop {
-        if !gate.is_open() {
+        let Some(now) = gate.now() else {
             // A list with a wrong date would be believed for too short or too long.
             match arrived.recv_timeout(POLL) {
                 Ok(()) => published = None,
@@ -39,11 +39,11 @@ pub(super) fn run(
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             continue;
-        }
+        };
         let ca = Arc::clone(&outfit.borrow().ca);
         // Another CA signs another list.
         let last = published.as_ref().filter(|published| Arc::ptr_eq(&published.ca, &ca));
-        match publish(ca, &mut *store, last, outbox) {
+        match publish(ca, &mut *store, last, outbox, now) {
             Ok(Some(now_published)) => published = Some(now_published),
             Ok(None) => {}
             Err(refusal) => {
@@ -72,6 +72,7 @@ fn publish(
     store: &mut dyn Store,
     last: Option<&Published>,
     outbox: &Outbox,
+    now: OffsetDateTime,
 ) -> Result<Option<Published>, ListError> {
     let changes = store.changes()?.list;
     if let Some(last) = last
@@ -80,7 +81,7 @@ fn publish(
     {
         return Ok(None);
     }
-    let list = ca.revocation_list(store, MAX_LIST, OffsetDateTime::now_utc())?;
+    let list = ca.revocation_list(store, MAX_LIST, now)?;
     if list.len() > MAX_LIST {
         warn!(
             length = list.len(),

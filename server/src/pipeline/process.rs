@@ -38,7 +38,7 @@ pub(super) struct Ends {
 pub(super) fn run(mut planner: Planner, ends: &Ends) {
     for taken in 0.. {
         match ends.jobs.take(taken, &ends.pulses, &ends.again) {
-            Some(Work::Job(job)) if !ends.gate.is_open() => {
+            Some(Work::Job(job)) if ends.gate.allows(job.received.at).is_err() => {
                 ends.outbox.reply(*job, ReplyBody::Problem(not_now()));
             }
             Some(Work::Job(job)) => {

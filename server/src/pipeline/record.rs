@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use assay_store::{Act, AuditEntry, Entry, Recorded, Retention, Store, StoreError, record_each};
 use assay_wire::{DeviceId, ReplyBody, Topic};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use time::OffsetDateTime;
 use tracing::{error, info};
 
 use super::decision_log::DecisionLog;
@@ -141,10 +140,8 @@ impl Pruning {
     /// Revokes and forgets what is due, if the clock can be right: neither can be undone. Returns
     /// whether there is more to do.
     fn once(&self, store: &mut dyn Store) -> Result<bool, StoreError> {
-        if !self.gate.is_open() {
-            return Ok(false);
-        }
-        let pruned = store.prune(&self.retention, OffsetDateTime::now_utc())?;
+        let Some(now) = self.gate.now() else { return Ok(false) };
+        let pruned = store.prune(&self.retention, now)?;
         if pruned.overdue > 0 {
             info!(count = pruned.overdue, "revoked what was not confirmed in time");
         }
@@ -177,6 +174,7 @@ const ATTEMPTS: u32 = 5;
 #[cfg(test)]
 mod tests {
     use assay_store::{Change, Database};
+    use time::OffsetDateTime;
 
     use super::*;
     use crate::directory::Directory;
