@@ -142,7 +142,7 @@ pub use flows::ticket::{CLAIM_LIFETIME, Challenge, ProvenDevice, Readmitted};
 mod issue;
 pub use issue::{
     CertificateFacts, Issued, Issuer, IssuerError, Prepared, Proven, REVOCATION_LIST_LIFETIME,
-    Renewed, RevocationReason, Revoked, Unproven,
+    Renewed, RevocationListRead, RevocationReason, Revoked, Unproven,
 };
 
 mod plan;

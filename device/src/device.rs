@@ -189,6 +189,9 @@ impl Device {
     /// stored before anything is sent, and the CA issues one certificate for one key. If somebody
     /// cleared the TPM, the device makes a new key or asks for one.
     ///
+    /// After a broker refused the credential, the device asks the CA, and fails if that is not
+    /// reached: see [`login_was_refused`](Self::login_was_refused).
+    ///
     /// If the request names no EK and no CA has agreed to one, the device tries the other EKs in
     /// turn, as long as the CA refuses each because of its certificate, its enrolment or its device
     /// id.
@@ -207,7 +210,16 @@ impl Device {
         if let Some(copy) = self.state.set_broken_aside()? {
             progress(&copy, Duration::ZERO);
         }
-        self.run_to_the_end(request.to_core(), request, progress)
+        if !self.state.was_refused() {
+            return self.run_to_the_end(request.to_core(), request, progress);
+        }
+        progress("a broker refused the credential in use: asking the CA", Duration::ZERO);
+        let has_key = matches!(self.state.memory()?.in_use, Some(Grant::SharedKey(_)));
+        let to_core = core::ProvisionRequest { renew: !has_key, ..request.to_core() };
+        let to_core = core::ProvisionRequest { again: has_key || request.again, ..to_core };
+        let provisioned = self.run_to_the_end(to_core, request, progress)?;
+        self.state.set_refused(false)?;
+        Ok(provisioned)
     }
 
     /// Has the CA renew the certificate, if the CA agrees that this is due. This device's clock is

@@ -66,6 +66,21 @@ impl StateDirectory {
         memory(&self.path)
     }
 
+    /// Remembers whether a broker refused the credential in use.
+    pub(crate) fn set_refused(&self, refused: bool) -> Result<(), Error> {
+        let path = self.path.join(REFUSED);
+        if refused {
+            let mark = private(OpenOptions::new().create(true)).open(&path);
+            return mark.map(drop).map_err(Error::state(path));
+        }
+        remove(&path).map_err(Error::state(path))
+    }
+
+    /// Whether a broker refused the credential in use since the CA last gave or confirmed it.
+    pub(crate) fn was_refused(&self) -> bool {
+        self.path.join(REFUSED).exists()
+    }
+
     /// Moves a `device.json` that cannot be read to [`BROKEN`], so that the next run begins anew.
     /// An earlier file there is replaced. Returns what to tell people.
     ///
@@ -197,6 +212,8 @@ fn private(options: &mut OpenOptions) -> &OpenOptions {
 }
 
 const DEVICE: &str = "device.json";
+/// An empty file, which is there after a broker refused the credential in use.
+const REFUSED: &str = "login-refused";
 const CERTIFICATE: &str = "certificate.pem";
 /// The name that a `device.json` gets if it cannot be read.
 const BROKEN: &str = "device.json.broken";

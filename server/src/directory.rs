@@ -1,7 +1,7 @@
 //! The CA's directory: keys, certificates, configuration and database, as `assay init` makes it.
 
 use std::fs::{self, DirEntry, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
+use crate::backup_file::is_plain;
 use crate::ca::Ca;
 use crate::random::random;
 use assay_broker_plugin::certificate;
@@ -83,20 +84,53 @@ impl Directory {
             ServerName::try_from(name.as_str())
                 .with_context(|| format!("{name:?} is not a server name"))?;
         }
-        let cannot_make = || format!("cannot make {}", path.display());
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(cannot_make)?;
-        // From now on this is the same directory, even if the owner of a directory above puts
-        // another in its place.
-        let held = File::open(path).with_context(cannot_make)?;
-        let directory = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
-        let new = NewFiles::of(&directory).with_context(cannot_make)?;
-        new.check_owner(path)?;
-        let settings = settings_in(&directory, path)?;
-        fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(cannot_make)?;
-        let half_made = || {
-            format!("{} is half made; empty it (assay.toml may stay) and try again", path.display())
-        };
-        new.fill(name, server_names, settings).with_context(half_made)
+        empty_directory(path, |new, settings| new.fill(name, server_names, settings))
+    }
+
+    /// The name of the settings.
+    pub(crate) const SETTINGS: &str = CONFIG;
+    /// The name of the database, if it is a file.
+    pub(crate) const RECORD: &str = DATABASE;
+    /// The name of the file with the ticket key.
+    pub(crate) const TICKET_KEY: &str = TICKET_KEY;
+    /// The name of the file with the master secret.
+    pub(crate) const MASTER_SECRET: &str = MASTER_SECRET;
+
+    /// The files of this CA that are there, except for the database, by the name that a copy of the
+    /// directory gives them.
+    ///
+    /// # Errors
+    /// The settings name a file in this directory by a name that no other directory may have.
+    pub fn files(&self) -> Result<Vec<(String, PathBuf)>> {
+        let mut names: Vec<_> = FILES.iter().map(|name| (*name).to_owned()).collect();
+        for file in self.config.postgres.iter().flat_map(|it| [&it.ca, &it.password_file]).flatten()
+        {
+            // One elsewhere stays there.
+            if file.is_relative() {
+                let name = file.to_str().filter(|name| is_plain(name)).with_context(|| {
+                    format!("[store] names {}; put it into the directory itself", file.display())
+                })?;
+                names.push(name.to_owned());
+            }
+        }
+        let files = names.into_iter().map(|name| (self.path.join(&name), name));
+        Ok(files.filter(|(path, _)| path.exists()).map(|(path, name)| (name, path)).collect())
+    }
+
+    /// The CA that signs device certificates.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn issuing(&self) -> Result<Issuer> {
+        self.issuer(ISSUING)
+    }
+
+    /// The CA that signs the certificates of brokers, workers and operators.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn service(&self) -> Result<Issuer> {
+        self.issuer(SERVICE)
     }
 
     /// Opens a directory that `create` made.
@@ -442,8 +476,29 @@ fn settings_in(directory: &Path, shown: &Path) -> Result<Option<Config>> {
     }
 }
 
+/// Has `work` make a CA in a directory that is empty, or holds only an `assay.toml`, and is made if
+/// it is not there.
+pub(crate) fn empty_directory<T>(
+    path: &Path,
+    work: impl FnOnce(&NewFiles<'_>, Option<Config>) -> Result<T>,
+) -> Result<T> {
+    let cannot_make = || format!("cannot make {}", path.display());
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(cannot_make)?;
+    // From now on this is the same directory, even if the owner of a directory above puts another
+    // in its place.
+    let held = File::open(path).with_context(cannot_make)?;
+    let directory = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+    let new = NewFiles::of(&directory).with_context(cannot_make)?;
+    new.check_owner(path)?;
+    let settings = settings_in(&directory, path)?;
+    fs::set_permissions(&directory, Permissions::from_mode(0o700)).with_context(cannot_make)?;
+    work(&new, settings).with_context(|| {
+        format!("{} is half made; empty it (assay.toml may stay) and try again", path.display())
+    })
+}
+
 /// Where a CA is made, and for whom.
-struct NewFiles<'a> {
+pub(crate) struct NewFiles<'a> {
     directory: &'a Path,
     /// User and group of the directory.
     owner: (u32, u32),
@@ -537,15 +592,35 @@ impl<'a> NewFiles<'a> {
             store.add_credential(name, credential, now)?;
         }
         drop(store);
-        self.write(NEW_DATABASE, &fs::read(made)?, SECRET)?;
+        self.put_database(&made)
+    }
+
+    fn put_database(&self, made: &Path) -> Result<()> {
+        self.write_from(NEW_DATABASE, File::open(made)?, SECRET)?;
         Ok(fs::rename(self.directory.join(NEW_DATABASE), self.directory.join(DATABASE))?)
     }
 
+    /// Writes a file with the content of another one.
+    pub(crate) fn write_copy(&self, name: &str, from: &Path) -> Result<()> {
+        let is_public = name == CONFIG || name.ends_with(".pem");
+        self.write_from(name, File::open(from)?, if is_public { PUBLIC } else { SECRET })
+    }
+
+    /// Puts the database in its place, if it is a file, and makes all of it durable.
+    pub(crate) fn finish(&self, database: Option<&Path>) -> Result<()> {
+        database.map_or(Ok(()), |made| self.put_database(made))?;
+        Ok(File::open(self.directory)?.sync_all()?)
+    }
+
     fn write(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
+        self.write_from(name, content, mode)
+    }
+
+    fn write_from(&self, name: &str, mut content: impl io::Read, mode: u32) -> Result<()> {
         let path = self.directory.join(name);
         // `create_new` follows no link and overwrites nothing.
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        file.write_all(content)?;
+        io::copy(&mut content, &mut file)?;
         // Root may make a CA for the user that runs the service.
         if file.metadata()?.uid() != self.owner.0 {
             fchown(&file, Some(self.owner.0), Some(self.owner.1))?;
@@ -748,6 +823,24 @@ const DATABASE: &str = "assay.db";
 const NEW_DATABASE: &str = "assay.db.new";
 const TICKET_KEY: &str = "ticket.key";
 const MASTER_SECRET: &str = "master.key";
+/// What a CA consists of, besides its database.
+const FILES: [&str; 15] = [
+    CONFIG,
+    ROOT,
+    "root.key",
+    "issuing.pem",
+    "issuing.key",
+    "service.pem",
+    "service.key",
+    "server.pem",
+    "server.key",
+    "worker.pem",
+    "worker.key",
+    "operator.pem",
+    "operator.key",
+    TICKET_KEY,
+    MASTER_SECRET,
+];
 /// The files of mode [`SECRET`].
 const SECRETS: [&str; 13] = [
     "root.key",
@@ -761,7 +854,7 @@ const SECRETS: [&str; 13] = [
     DATABASE,
     "assay.db-wal",
     "assay.db-shm",
-    "assay.db.before-7",
+    "assay.db.before-8",
     "assay.db.copied",
 ];
 const SECRET: u32 = 0o600;

@@ -4,8 +4,11 @@
 //! decide: the [`pipeline`] speaks to any MQTT 5 broker, of which one is built in
 //! (`assay_broker_plugin::embedded`).
 
+pub mod age;
 pub mod anchors;
+pub mod backup_file;
 pub mod ca;
+pub mod clock;
 pub mod directory;
 pub mod ek_list;
 pub mod operations;

@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 use tracing::info;
 
 use crate::ca::Ca;
+use crate::clock::Gate;
 
 /// The register that answers from the store.
 ///
@@ -31,10 +32,15 @@ pub struct StoreRegister {
     writer: Mutex<Box<dyn Store>>,
     /// How many certificates that waited are being confirmed.
     confirming: AtomicUsize,
+    gate: Arc<Gate>,
 }
 
 impl Register for StoreRegister {
     fn certificate(&self, certificate: &ClientCertificate) -> Result<Good, NotGood> {
+        // A worker may come in, to answer that nothing is answered.
+        if certificate.identity != Identity::Worker {
+            self.refuse_if_unfit()?;
+        }
         let next = self.next.fetch_add(1, Ordering::Relaxed);
         let reader = &self.certificates[next % self.certificates.len()];
         let (ca, now) = ((self.ca)(), OffsetDateTime::now_utc());
@@ -53,6 +59,7 @@ impl Register for StoreRegister {
     }
 
     fn login(&self, user_name: &str, password: &[u8]) -> Result<LoggedIn, NotGood> {
+        self.refuse_if_unfit()?;
         let (ca, now) = ((self.ca)(), OffsetDateTime::now_utc());
         let token = Token::parse(user_name, password).map_err(refused)?;
         let decide = |store: &mut dyn Store| decide_login(store, &ca, &token, now);
@@ -63,19 +70,24 @@ impl Register for StoreRegister {
 }
 
 impl StoreRegister {
-    /// Opens the store. `ca` returns the keys and rules that are good now.
+    /// Opens the store. Nobody is found good while `gate` is closed. `ca` returns the keys and rules that are good now.
     ///
     /// # Errors
     /// It cannot be opened.
     pub fn open(
         database: &Database,
+        gate: Arc<Gate>,
         ca: impl Fn() -> Arc<Ca> + Send + Sync + 'static,
     ) -> Result<Self, StoreError> {
         let open = || database.open().map(Mutex::new);
         let certificates = (0..CERTIFICATES).map(|_| open()).collect::<Result<_, _>>()?;
         let (next, confirming) = Default::default();
         let (logins, writer) = (open()?, open()?);
-        Ok(Self { ca: Box::new(ca), certificates, next, logins, writer, confirming })
+        Ok(Self { ca: Box::new(ca), certificates, next, logins, writer, confirming, gate })
+    }
+
+    fn refuse_if_unfit(&self) -> Result<(), NotGood> {
+        self.gate.allows(OffsetDateTime::now_utc()).map_err(unknown)
     }
 
     /// Decides again, with nobody else of this process writing, and records the first use. Of
@@ -389,7 +401,9 @@ mod tests {
             let entry = Entry { act: Act::Seal(sealed), basis: None, audit: None };
             let mut store = directory.store().unwrap();
             assert_eq!(store.record(&ca.scope, &[entry]).unwrap(), [Recorded::Done]);
-            let register = StoreRegister::open(&database, move || Arc::clone(&ca)).unwrap();
+            let register =
+                StoreRegister::open(&database, Arc::new(Gate::open()), move || Arc::clone(&ca))
+                    .unwrap();
             Self { parent, database, register, shown, facts }
         }
 

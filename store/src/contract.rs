@@ -24,8 +24,10 @@ use time::OffsetDateTime;
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::clock::Clocks;
 use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
+use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
@@ -263,6 +265,38 @@ pub trait Store: Send {
     /// connection, so it should leave some time between two calls.
     fn wait_for_changes(&mut self, seen: Changes, timeout: Duration)
     -> Result<Changes, StoreError>;
+
+    /// How often this CA was restored from a backup, and whether it waits for an operator since.
+    ///
+    /// A wrong answer lets a restored CA serve that does not know what was revoked since its backup.
+    fn epoch(&mut self) -> Result<Epoch, StoreError>;
+
+    /// What the clock of a worker is compared with.
+    ///
+    /// A wrong answer keeps a worker from answering, or lets one answer whose clock is wrong.
+    fn clocks(&mut self) -> Result<Clocks, StoreError>;
+
+    /// Puts on record that it was this time. The time on record never goes back.
+    fn mark_clock(&mut self, now: OffsetDateTime) -> Result<(), StoreError>;
+
+    /// Puts on record that this time is right, although it is before the one on record, or after it
+    /// by a step.
+    fn accept_clock(&mut self, now: OffsetDateTime) -> Result<(), StoreError>;
+
+    /// Lets a restored CA serve. Returns `false` if it might already.
+    fn resume(&mut self, now: OffsetDateTime) -> Result<bool, StoreError>;
+
+    /// Makes no longer good what a list names that the CA published before it was restored, and
+    /// disables the EKs of certificates that are on hold. What the record does not know is put on
+    /// the next lists until `until`, because a relying party would otherwise believe that it is good
+    /// again. The next list gets a higher number than this one. Nothing that is revoked becomes good.
+    ///
+    /// If part of a list is lost, what it names is good again.
+    fn take_over(
+        &mut self,
+        list: &PublishedList,
+        until: OffsetDateTime,
+    ) -> Result<TakenOver, StoreError>;
 
     /// The newest `count` decisions, oldest first.
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError>;

@@ -35,6 +35,19 @@ pub fn copy(
 ) -> Result<u64, StoreError> {
     let mut source = source(from)?;
     let mut sink = sink(to)?;
+    let rows = copy_rows(&mut *source, &mut *sink, &mut progress)?;
+    source.leave(&to.shown())?;
+    sink.finish()?;
+    source.finish()?;
+    Ok(rows)
+}
+
+/// Copies every table. Returns the number of rows.
+pub(crate) fn copy_rows(
+    source: &mut dyn Source,
+    sink: &mut dyn Sink,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<u64, StoreError> {
     let mut all = 0;
     for table in TABLES {
         let mut done = Progress { table: table.name, copied: 0, rows: source.count(table)? };
@@ -59,9 +72,6 @@ pub fn copy(
         }
         all += done.rows;
     }
-    source.leave(&to.shown())?;
-    sink.finish()?;
-    source.finish()?;
     Ok(all)
 }
 

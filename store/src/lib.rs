@@ -3,17 +3,21 @@
 //!
 //! [`contract`] says what a store promises. There are two stores: [SQLite](sqlite), which is the
 //! default, is a file for one machine; [PostgreSQL](postgres) is for workers on several machines.
-//! [`Database`] opens either, and [`copy`] moves a CA from one to the other.
+//! [`Database`] opens either, [`copy`] moves a CA from one to the other, and [`backup`] copies one
+//! that serves.
 
 pub mod contract;
 
 mod act;
 mod audit;
+mod backup;
 mod certificates;
+mod clock;
 mod copy;
 mod credentials;
 mod database;
 mod enrolments;
+mod epoch;
 mod error;
 mod random;
 mod record_each;
@@ -28,7 +32,9 @@ pub mod sqlite;
 
 pub use act::{Act, Basis, Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot};
 pub use audit::{AuditEntry, AuditRow, Change, Whom};
+pub use backup::backup;
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow};
+pub use clock::Clocks;
 pub use contract::Store;
 pub use copy::{Progress, copy};
 pub use credentials::{Credential, CredentialRow};
@@ -36,6 +42,7 @@ pub use database::{Database, Status};
 pub use enrolments::{
     EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags,
 };
+pub use epoch::{Epoch, ListedAre, PublishedList, Raised, Restored, SharedKeys, TakenOver};
 pub use error::StoreError;
 pub use postgres::Settings as PostgresSettings;
 pub use record_each::record_each;

@@ -201,6 +201,17 @@ pub(crate) const TABLES: &[Table] = &[
     },
     Table { name: "audit_changes", order: Order::Id, columns: AUDIT },
     Table { name: "audit_others", order: Order::Id, columns: AUDIT },
+    Table {
+        name: "restores",
+        order: Order::Key,
+        columns: &[
+            number("epoch"),
+            number("backed_up_at"),
+            number("restored_at"),
+            number("resumed_at"),
+        ],
+    },
+    Table { name: "clock", order: Order::Key, columns: &[number("latest"), number("accepted")] },
     Table { name: "revocation_lists", order: Order::Key, columns: &[number("number")] },
     Table {
         name: "revocations",

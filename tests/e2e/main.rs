@@ -3,7 +3,9 @@
 
 mod access_broker;
 mod advice;
+mod backup;
 mod broker_check;
+mod clock;
 mod commands;
 mod costs;
 mod crash;
@@ -29,6 +31,7 @@ mod sealed;
 mod shared_key;
 mod shared_key_tools;
 mod snooping;
+mod stolen_key;
 mod stopping;
 mod store;
 mod systemd;

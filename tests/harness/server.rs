@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -36,6 +36,23 @@ impl AssayDir {
         let offered = text.replace("flows = [\"ticket\", \"sealed\"]", EVERY_FLOW);
         ensure!(offered != text, "{} offers other flows", settings.display());
         fs::write(settings, offered)?;
+        Ok(dir)
+    }
+
+    /// A CA that `assay restore` makes from a backup, with these arguments.
+    pub fn restore(backup: &Path, arguments: &[&str]) -> Result<Self> {
+        let temporary = tempfile::tempdir()?;
+        let dir = Self { temporary };
+        run(dir.assay(&["restore"])?.arg(backup).args(arguments))?;
+        Ok(dir)
+    }
+
+    /// The same with these settings in place of those in the backup.
+    pub fn restore_with(backup: &Path, settings: &Path) -> Result<Self> {
+        let dir = Self { temporary: tempfile::tempdir()? };
+        fs::create_dir(dir.path())?;
+        fs::copy(settings, dir.path().join("assay.toml"))?;
+        run(dir.assay(&["restore"])?.arg(backup))?;
         Ok(dir)
     }
 

@@ -84,6 +84,7 @@ fn locate(program: &str) -> Result<PathBuf> {
 
 fn package_of(program: &str) -> Option<&'static str> {
     Some(match program {
+        "age" | "age-keygen" => "age",
         "certtool" => "gnutls-bin",
         "dbus-daemon" => "dbus-daemon",
         "debootstrap" => "debootstrap",

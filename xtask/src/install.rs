@@ -74,9 +74,11 @@ fn is_installed(package: &str) -> bool {
 /// The C compiler for SQLite, ring and AWS-LC is not listed: a machine that links Rust programs has
 /// it.
 const FOR_TESTS: &[(&str, &str)] = &[
+    ("age", "opens encrypted backups without us, for tests"),
     ("dbus-daemon", "the message bus of tpm2-abrmd, for tests"),
     ("g++", "builds libFuzzer, for the fuzz targets"),
     ("git", "reads the commit that a build names, for tests"),
+    ("libfaketime", "sets the clock of a process, for tests"),
     ("libtss2-dev", "the agent's second way to a TPM, for tests"),
     ("libtss2-tcti-tabrmd0", "connects libtss2 to tpm2-abrmd, for tests"),
     ("mosquitto", "a broker that is not ours, for tests"),

@@ -9,7 +9,7 @@ mod term;
 
 pub use issuer::{Issuer, IssuerError};
 pub use prepare::{CertificateFacts, Prepared, Proven, Renewed, Unproven};
-pub use revocation::{REVOCATION_LIST_LIFETIME, RevocationReason, Revoked};
+pub use revocation::{REVOCATION_LIST_LIFETIME, RevocationListRead, RevocationReason, Revoked};
 pub(crate) use serial::serial_number;
 pub use sign::Issued;
 pub(crate) use term::Term;

@@ -3,7 +3,7 @@
 pub use rcgen::RevocationReason;
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
 use time::{Duration, OffsetDateTime};
-use x509_parser::prelude::{CertificateRevocationList, FromDer};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, ReasonCode};
 
 use super::issuer::Issuer;
 use crate::Fault;
@@ -18,6 +18,17 @@ pub struct Revoked {
     pub since: OffsetDateTime,
     /// The reason of its revocation.
     pub reason: RevocationReason,
+}
+
+/// What a revocation list says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevocationListRead {
+    /// Its number (RFC 5280 §5.2.3).
+    pub number: u32,
+    /// When it was signed.
+    pub issued_at: OffsetDateTime,
+    /// What it names.
+    pub revoked: Vec<Revoked>,
 }
 
 /// How long a revocation list is valid. Devices and brokers that get no new list for a day can tell
@@ -59,11 +70,37 @@ impl Issuer {
     /// Until when a revocation list is valid (RFC 5280 §5.1.2.5). `None` if it is not this
     /// issuer's, or no longer valid. Does not establish that there is no newer list.
     pub fn believes_until(&self, list: &[u8], now: OffsetDateTime) -> Option<OffsetDateTime> {
+        let until = self.own(list)?.next_update()?.to_datetime();
+        (until > now).then_some(until)
+    }
+
+    /// What a list says that this issuer signed at some time. `None` if it is not this issuer's.
+    /// Does not establish that there is no newer list.
+    pub fn read_list(&self, list: &[u8]) -> Option<RevocationListRead> {
+        let list = self.own(list)?;
+        let revoked = list.iter_revoked_certificates().map(|entry| {
+            let reason = match entry.reason_code()?.1 {
+                ReasonCode::Superseded => RevocationReason::Superseded,
+                ReasonCode::CertificateHold => RevocationReason::CertificateHold,
+                _ => RevocationReason::CessationOfOperation,
+            };
+            let serial = entry.raw_serial().try_into().ok()?;
+            Some(Revoked { serial, since: entry.revocation_date.to_datetime(), reason })
+        });
+        Some(RevocationListRead {
+            number: list.crl_number()?.try_into().ok()?,
+            issued_at: list.last_update().to_datetime(),
+            revoked: revoked.collect::<Option<_>>()?,
+        })
+    }
+
+    /// A list that this issuer signed.
+    fn own<'a>(&self, list: &'a [u8]) -> Option<CertificateRevocationList<'a>> {
         let (rest, list) = CertificateRevocationList::from_der(list).ok()?;
         let issuing = parse_certificate(&self.certificate)?;
         let is_ours = rest.is_empty()
             && list.issuer().as_raw() == issuing.subject().as_raw()
             && list.verify_signature(issuing.public_key()).is_ok();
-        list.next_update().map(|until| until.to_datetime()).filter(|until| is_ours && *until > now)
+        is_ours.then_some(list)
     }
 }

@@ -61,8 +61,23 @@ impl Device {
             )));
         }
         let client = ClientId::from(&device_id);
-        publish::publish(broker, &Arc::new(tls), &topic, &client, password, message)?;
+        publish::publish(broker, &Arc::new(tls), &topic, &client, password, message).inspect_err(
+            |error| {
+                if matches!(error, Error::LoginRefused { .. }) {
+                    // If this is not remembered, `provision --again` helps all the same.
+                    _ = self.login_was_refused();
+                }
+            },
+        )?;
         Ok(topic.to_string())
+    }
+
+    /// Has the next [`provision`](Self::provision) ask the CA, although the credential looks good:
+    /// a broker refused it. The CA may have been restored from a backup that does not know it.
+    ///
+    /// [`publish`](Self::publish) calls this itself.
+    pub fn login_was_refused(&self) -> Result<(), Error> {
+        self.state.set_refused(true)
     }
 
     /// The stored certificate, verified against the CA's root and the key that the TPM holds now.

@@ -1,6 +1,8 @@
 //! The command line: what can be asked for, and who does it.
 
+mod backup;
 mod check;
+mod clock;
 mod credentials;
 mod crl;
 mod enroll;
@@ -70,6 +72,20 @@ enum Command {
     /// Say where the CA is on record, and move it
     #[command(subcommand)]
     Store(store::Store),
+    /// Write keys, settings and record to one file, while the CA serves
+    Backup(backup::Backup),
+    /// Make the CA in --dir from a backup, in a new epoch
+    ///
+    /// The directory must be empty, or hold only assay.toml. The CA is held afterwards: nobody is
+    /// let in until `assay resume`, because the backup does not know what was revoked since.
+    Restore(backup::Restore),
+    /// Say what this machine's clock is compared with, and that it is right
+    Clock(clock::Clock),
+    /// Let a restored CA serve
+    ///
+    /// This is your word that all that was revoked since the backup is revoked again, by hand or by
+    /// the list that you give.
+    Resume(backup::Resume),
     /// Print what devices publish, and the CA's events
     Watch(watch::Watch),
 }
@@ -91,6 +107,10 @@ impl Cli {
             Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => list::audit(&directory()?, audit),
             Command::Store(store) => store.run(&directory()?),
+            Command::Backup(backup) => backup.run(&directory()?),
+            Command::Restore(restore) => restore.run(&self.dir),
+            Command::Clock(clock) => clock.run(&directory()?),
+            Command::Resume(resume) => resume.run(&directory()?),
             Command::Watch(watch) => watch.run(&directory()?),
         }?;
         Ok(ExitCode::SUCCESS)

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use assay_broker_plugin::embedded::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig};
+use assay_server::clock::Gate;
 use assay_server::directory::Directory;
+use assay_server::operations::restore::refuse_if_held;
 use assay_server::pipeline::{self, WorkerConfig};
 use assay_server::register::StoreRegister;
 use assay_server::revocations;
@@ -37,15 +39,18 @@ impl Serve {
             let config = directory.config();
             // First, for its error says best what to do where there is no CA yet.
             let database = directory.database()?;
+            refuse_if_held(&mut *directory.store()?)?;
             let bootstrap = self.bootstrap.unwrap_or(config.bootstrap);
             let operational = self.operational.unwrap_or(config.operational);
             let read =
                 |directory: &Directory| ServerOutfit::read(directory, [bootstrap, operational]);
             let ServerOutfit { worker, tls } = read(directory)?;
             let (outfit, worn) = watch::channel(worker);
+            let gate = Arc::new(Gate::default());
             let for_register = worn.clone();
-            let register =
-                StoreRegister::open(&database, move || Arc::clone(&for_register.borrow().ca))?;
+            let register = StoreRegister::open(&database, Arc::clone(&gate), move || {
+                Arc::clone(&for_register.borrow().ca)
+            })?;
 
             let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
                 bootstrap,
@@ -81,6 +86,7 @@ impl Serve {
                 outfit: worn.clone(),
                 database,
                 retention: directory.config().retention,
+                gate,
                 pulse: Systemd::watchdog(),
             };
             let (stop, stopping) = watch::channel(None);

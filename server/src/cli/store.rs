@@ -132,7 +132,7 @@ impl Copy {
 }
 
 /// Tells on stderr how far a copy is, once a second.
-struct Teller {
+pub(super) struct Teller {
     told: Instant,
 }
 
@@ -143,12 +143,12 @@ impl Default for Teller {
 }
 
 impl Teller {
-    fn tell(&mut self, Progress { table, copied, rows }: Progress) {
+    pub(super) fn tell(&mut self, Progress { table, copied, rows }: Progress) {
         if self.told.elapsed() < Duration::from_secs(1) {
             return;
         }
         self.told = Instant::now();
         let end = if std::io::stderr().is_terminal() { "\r" } else { "\n" };
-        eprint!("{table}: {copied} of {rows} rows        {end}");
+        eprint!("{table}: {copied} of {rows}        {end}");
     }
 }

@@ -3,11 +3,14 @@
 use std::cell::Cell;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use assay_mqtt::BrokerUrl;
+use assay_server::clock::Gate;
 use assay_server::directory::Directory;
+use assay_server::operations::restore::refuse_if_held;
 use assay_server::pipeline::{self, WorkerConfig};
 use clap::Args;
 use tokio::sync::watch;
@@ -36,6 +39,7 @@ impl Worker {
             let (mut signals, systemd) = (Signals::listen()?, Systemd::default());
             // First, for its error says best what to do where there is no CA yet.
             let database = directory.database()?;
+            refuse_if_held(&mut *directory.store()?)?;
             let (outfit, worn) =
                 watch::channel(worker_outfit(directory, self.broker_ca.as_deref())?);
             let config = WorkerConfig {
@@ -43,6 +47,7 @@ impl Worker {
                 outfit: worn,
                 database,
                 retention: directory.config().retention,
+                gate: Arc::new(Gate::default()),
                 pulse: Systemd::watchdog(),
             };
             let roots = broker_roots(directory, self.broker_ca.as_deref())?;

@@ -14,12 +14,14 @@ use tracing::{error, warn};
 use super::Outfit;
 use super::outbox::Outbox;
 use crate::ca::{Ca, ListError};
+use crate::clock::Gate;
 use assay_store::Store;
 
 /// Publishes until no more connections to brokers are made; `arrived` hears of each connection.
 pub(super) fn run(
     outfit: &watch::Receiver<Outfit>,
     mut store: Box<dyn Store>,
+    gate: &Gate,
     arrived: &Receiver<()>,
     outbox: &Outbox,
 ) {
@@ -29,10 +31,19 @@ pub(super) fn run(
         return;
     }
     loop {
+        let Some(now) = gate.now() else {
+            // A list with a wrong date would be believed for too short or too long.
+            match arrived.recv_timeout(POLL) {
+                Ok(()) => published = None,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            continue;
+        };
         let ca = Arc::clone(&outfit.borrow().ca);
         // Another CA signs another list.
         let last = published.as_ref().filter(|published| Arc::ptr_eq(&published.ca, &ca));
-        match publish(ca, &mut *store, last, outbox) {
+        match publish(ca, &mut *store, last, outbox, now) {
             Ok(Some(now_published)) => published = Some(now_published),
             Ok(None) => {}
             Err(refusal) => {
@@ -61,6 +72,7 @@ fn publish(
     store: &mut dyn Store,
     last: Option<&Published>,
     outbox: &Outbox,
+    now: OffsetDateTime,
 ) -> Result<Option<Published>, ListError> {
     let changes = store.changes()?.list;
     if let Some(last) = last
@@ -69,7 +81,7 @@ fn publish(
     {
         return Ok(None);
     }
-    let list = ca.revocation_list(store, MAX_LIST, OffsetDateTime::now_utc())?;
+    let list = ca.revocation_list(store, MAX_LIST, now)?;
     if list.len() > MAX_LIST {
         warn!(
             length = list.len(),

@@ -57,6 +57,7 @@ pub use outcome::{About, Issued};
 pub use plan::Planner;
 
 use crate::ca::Ca;
+use crate::clock::Gate;
 use intake::Intake;
 use outbox::{Letter, Outbox, deliver};
 use pulse::Heart;
@@ -72,6 +73,8 @@ pub struct WorkerConfig {
     pub database: Database,
     /// How long rows that nobody needs any more are kept.
     pub retention: Retention,
+    /// Closed as long as nothing may be answered; the worker looks at the clock and opens it.
+    pub gate: Arc<Gate>,
     /// How often an [`Event::Pulse`] is wanted, if at all.
     pub pulse: Option<Duration>,
 }

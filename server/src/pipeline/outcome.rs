@@ -98,6 +98,12 @@ pub(super) fn contended() -> Problem {
     Problem::new(ProblemCode::Busy, detail.into()).retry_after(RETRY_AFTER_CONTENTION_S)
 }
 
+/// The answer while the CA's clock is wrong, or the CA is held.
+pub(super) fn not_now() -> Problem {
+    let detail = "the CA answers nothing until its operator acts; its log says why";
+    Problem::new(ProblemCode::Internal, detail.into()).retry_after(RETRY_AFTER_INTERNAL_S)
+}
+
 pub(super) fn internal() -> Problem {
     Problem::new(ProblemCode::Internal, "the CA could not decide; its log says why".into())
         .retry_after(RETRY_AFTER_INTERNAL_S)

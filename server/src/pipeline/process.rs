@@ -13,13 +13,14 @@ use super::decide::{self, Examination, Outcome};
 use super::decision_log::DecisionLog;
 use super::job::Job;
 use super::outbox::Outbox;
-use super::outcome::{About, internal};
+use super::outcome::{About, internal, not_now};
 use super::plan::Planner;
 use super::planned::Planned;
 use super::pulse::Pulse;
 use super::queues::{Queues, Work};
 use super::record::{Write, announce};
 use crate::ca::Ca;
+use crate::clock::Gate;
 
 /// What the threads take from, and where they put what they decide.
 pub(super) struct Ends {
@@ -30,12 +31,16 @@ pub(super) struct Ends {
     pub(super) writes: Sender<Write>,
     pub(super) outbox: Outbox,
     pub(super) log: DecisionLog,
+    pub(super) gate: Arc<Gate>,
 }
 
 /// Decides until the queues are closed.
 pub(super) fn run(mut planner: Planner, ends: &Ends) {
     for taken in 0.. {
         match ends.jobs.take(taken, &ends.pulses, &ends.again) {
+            Some(Work::Job(job)) if ends.gate.allows(job.received.at).is_err() => {
+                ends.outbox.reply(*job, ReplyBody::Problem(not_now()));
+            }
             Some(Work::Job(job)) => {
                 // This request is decided with this CA to its end, even if the files are reread
                 // meanwhile.

@@ -1,11 +1,11 @@
 //! Records what was decided: one transaction for as many requests as are waiting.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_store::{Act, AuditEntry, Entry, Recorded, Retention, Store, StoreError, record_each};
 use assay_wire::{DeviceId, ReplyBody, Topic};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use time::OffsetDateTime;
 use tracing::{error, info};
 
 use super::decision_log::DecisionLog;
@@ -13,6 +13,7 @@ use super::outbox::Outbox;
 use super::outcome::{contended, internal};
 use super::planned::Planned;
 use super::pulse::Pulse;
+use crate::clock::Gate;
 
 /// Something to be written.
 pub(super) enum Write {
@@ -25,7 +26,7 @@ pub(super) enum Write {
 /// Writes until every planner is gone. Requests whose basis is stale go to `again`.
 pub(super) fn run(
     mut store: Box<dyn Store>,
-    retention: Retention,
+    pruning: &Pruning,
     writes: &Receiver<Write>,
     again: &Sender<Box<Planned>>,
     outbox: &Outbox,
@@ -59,7 +60,7 @@ pub(super) fn run(
         pulses.into_iter().for_each(Pulse::end);
         if Instant::now() >= due {
             log.tell_left_out();
-            let is_more = prune(&mut *store, &retention).unwrap_or_else(|error| {
+            let is_more = pruning.once(&mut *store).unwrap_or_else(|error| {
                 error!(%error, "unconfirmed certificates could not be revoked, and expired rows could not be deleted");
                 false
             });
@@ -140,13 +141,23 @@ pub(super) fn announce(reply: &ReplyBody, audit: &AuditEntry, outbox: &Outbox) {
     }
 }
 
-/// Revokes and forgets what is due. Returns whether there is more to do.
-fn prune(store: &mut dyn Store, retention: &Retention) -> Result<bool, StoreError> {
-    let pruned = store.prune(retention, OffsetDateTime::now_utc())?;
-    if pruned.overdue > 0 {
-        info!(count = pruned.overdue, "revoked what was not confirmed in time");
+/// What is revoked and forgotten, and when.
+pub(super) struct Pruning {
+    pub(super) retention: Retention,
+    pub(super) gate: Arc<Gate>,
+}
+
+impl Pruning {
+    /// Revokes and forgets what is due, if the clock can be right: neither can be undone. Returns
+    /// whether there is more to do.
+    fn once(&self, store: &mut dyn Store) -> Result<bool, StoreError> {
+        let Some(now) = self.gate.now() else { return Ok(false) };
+        let pruned = store.prune(&self.retention, now)?;
+        if pruned.overdue > 0 {
+            info!(count = pruned.overdue, "revoked what was not confirmed in time");
+        }
+        Ok(pruned.more)
     }
-    Ok(pruned.more)
 }
 
 /// What operators hear of a certificate.
@@ -174,18 +185,31 @@ const ATTEMPTS: u32 = 5;
 #[cfg(test)]
 mod tests {
     use assay_store::{Change, Database};
+    use time::OffsetDateTime;
 
     use super::*;
     use crate::directory::Directory;
 
     #[test]
-    fn what_is_too_much_for_one_call_is_forgotten_by_calls_soon_after() {
+    fn nothing_is_forgotten_while_the_clock_is_wrong() {
         let parent = tempfile::tempdir().unwrap();
         Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
         let database = Database::Sqlite(parent.path().join("ca/assay.db"));
         let mut store = database.open().unwrap();
-        let scope: assay_wire::Scope = "default".parse().unwrap();
-        let entry = || AuditEntry {
+        let entries: Vec<_> = (0..1_500)
+            .map(|_| Entry { act: Act::None, basis: None, audit: Some(an_entry()) })
+            .collect();
+        store.record(&"default".parse().unwrap(), &entries).unwrap();
+        let retention = Retention::default().with_audit(1_000).unwrap();
+        for (gate, left) in [(Gate::default(), 1_500), (Gate::open(), 1_000)] {
+            let pruning = Pruning { retention, gate: Arc::new(gate) };
+            assert!(!pruning.once(&mut *store).unwrap());
+            assert_eq!(store.audit(u32::MAX).unwrap().len(), left);
+        }
+    }
+
+    fn an_entry() -> AuditEntry {
+        AuditEntry {
             time: OffsetDateTime::now_utc(),
             client: "c".repeat(64).parse().unwrap(),
             action: "challenge",
@@ -194,13 +218,23 @@ mod tests {
             change: Change::None,
             refusal: None,
             duration_us: 1,
-        };
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_for_one_call_is_forgotten_by_calls_soon_after() {
+        let parent = tempfile::tempdir().unwrap();
+        Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+        let database = Database::Sqlite(parent.path().join("ca/assay.db"));
+        let mut store = database.open().unwrap();
+        let scope: assay_wire::Scope = "default".parse().unwrap();
         let entries: Vec<_> = (0..26_000)
-            .map(|_| Entry { act: Act::None, basis: None, audit: Some(entry()) })
+            .map(|_| Entry { act: Act::None, basis: None, audit: Some(an_entry()) })
             .collect();
         assert!(store.record(&scope, &entries).is_ok());
 
         let retention = Retention::default().with_audit(1_000).unwrap();
+        let pruning = Pruning { retention, gate: Arc::new(Gate::open()) };
         let (writes, written) = crossbeam_channel::unbounded();
         let (again, _stale) = crossbeam_channel::bounded(1);
         let outbox = Outbox::new(scope, tokio::sync::mpsc::channel(1).0);
@@ -208,7 +242,7 @@ mod tests {
         let started = Instant::now();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                run(recorder, retention, &written, &again, &outbox, &DecisionLog::default());
+                run(recorder, &pruning, &written, &again, &outbox, &DecisionLog::default());
             });
             while store.audit(u32::MAX).unwrap().len() > 1_000
                 && started.elapsed() < Duration::from_secs(60)

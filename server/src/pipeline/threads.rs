@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
-use crossbeam_channel as channel;
+use crossbeam_channel::{self as channel, RecvTimeoutError};
 use tokio::sync::Notify;
 
 use super::decision_log::DecisionLog;
@@ -13,7 +14,9 @@ use super::plan::Planner;
 use super::process::{self, Ends};
 use super::pulse::Heart;
 use super::queues::{QUEUE, Queues};
+use super::record::Pruning;
 use super::{WorkerConfig, WorkerError, checkpointer, herald, record};
+use crate::clock::Look;
 
 /// The threads, and the sending ends of the channels that they wait at.
 pub(super) struct Threads {
@@ -45,6 +48,16 @@ impl Threads {
             handles: Vec::new(),
         };
         let store = || config.database.open();
+        // Before anything can be answered.
+        let (gate, clock_stopped, clock_store) =
+            (Arc::clone(&config.gate), stopped.clone(), store()?);
+        let mut look = Look::new(clock_store, gate);
+        look.once();
+        threads.spawn("clock".into(), move || {
+            while clock_stopped.recv_timeout(CLOCK_POLL) == Err(RecvTimeoutError::Timeout) {
+                look.once();
+            }
+        });
         let log = DecisionLog::default();
 
         for (n, pulses) in pulses.into_iter().enumerate() {
@@ -57,18 +70,20 @@ impl Threads {
                 writes: writes.clone(),
                 outbox: outbox.clone(),
                 log: log.clone(),
+                gate: Arc::clone(&config.gate),
             };
             threads.spawn(format!("planner-{n}"), move || process::run(planner, &ends));
         }
         let (record_store, record_outbox) = (store()?, outbox.clone());
-        let retention = config.retention;
+        let pruning = Pruning { retention: config.retention, gate: Arc::clone(&config.gate) };
         threads.spawn("recorder".into(), move || {
-            record::run(record_store, retention, &written, &again, &record_outbox, &log)
+            record::run(record_store, &pruning, &written, &again, &record_outbox, &log)
         });
         let (herald_store, outfit, herald_outbox) =
             (store()?, config.outfit.clone(), outbox.clone());
+        let gate = Arc::clone(&config.gate);
         threads.spawn("herald".into(), move || {
-            herald::run(&outfit, herald_store, &arrived, &herald_outbox)
+            herald::run(&outfit, herald_store, &gate, &arrived, &herald_outbox)
         });
         let mut store = store()?;
         threads.spawn("checkpointer".into(), move || checkpointer::run(&mut *store, &stopped));
@@ -103,3 +118,6 @@ impl Threads {
         _ = joined.await;
     }
 }
+
+/// How late a clock is found that was set.
+const CLOCK_POLL: Duration = Duration::from_secs(1);

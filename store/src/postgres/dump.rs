@@ -10,11 +10,20 @@ use super::settings::Settings;
 use crate::error::{SCHEMA_VERSION, StoreError};
 use crate::tables::{Kind, Order, Sink, Source, Table, Value};
 
-/// The tables of a CA that is copied. Nobody can write to them meanwhile.
+/// The tables of a CA that is copied.
 pub(crate) struct Tables(Session);
 
 impl Tables {
     pub(crate) fn read(settings: &Settings) -> Result<Self, StoreError> {
+        Self::begin(settings, BEGIN)
+    }
+
+    /// The tables as they are at this moment. Others may write meanwhile.
+    pub(crate) fn snapshot(settings: &Settings) -> Result<Self, StoreError> {
+        Self::begin(settings, BEGIN_SNAPSHOT)
+    }
+
+    fn begin(settings: &Settings, begin: &str) -> Result<Self, StoreError> {
         let mut session = Session::open(settings)?;
         match migrations::version(&mut session)? {
             (0, _) => return Err(StoreError::Empty),
@@ -24,7 +33,7 @@ impl Tables {
             (found, _) if found < SCHEMA_VERSION => return Err(StoreError::Older(found)),
             _ => {}
         }
-        session.client.batch_execute(BEGIN)?;
+        session.client.batch_execute(begin)?;
         migrations::refuse_if_moved(&mut session)?;
         Ok(Self(session))
     }
@@ -183,6 +192,12 @@ fn truth(value: &Value) -> Option<bool> {
     }
 }
 
+/// Every table as it is at the first statement after this.
+const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+    SET LOCAL statement_timeout = 0;
+    SET LOCAL idle_in_transaction_session_timeout = 0;
+    SET LOCAL plan_cache_mode = auto;
+    SET LOCAL enable_seqscan = on";
 /// Takes the lock of a transaction that writes, and has no time limit.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE;
     LOCK TABLE write_lock IN EXCLUSIVE MODE;

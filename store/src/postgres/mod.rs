@@ -13,11 +13,13 @@
 
 mod audit;
 mod certificates;
+mod clock;
 mod columns;
 mod connection;
 mod credentials;
 pub(crate) mod dump;
 mod enrolments;
+mod epoch;
 mod migrations;
 mod record;
 mod revocation;
@@ -37,9 +39,11 @@ use time::OffsetDateTime;
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::clock::Clocks;
 use crate::contract::Store;
 use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
+use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
@@ -265,6 +269,34 @@ impl Store for Postgres {
         timeout: Duration,
     ) -> Result<Changes, StoreError> {
         self.wait(seen, timeout)
+    }
+
+    fn epoch(&mut self) -> Result<Epoch, StoreError> {
+        self.last_epoch()
+    }
+
+    fn clocks(&mut self) -> Result<Clocks, StoreError> {
+        self.all_clocks()
+    }
+
+    fn mark_clock(&mut self, now: OffsetDateTime) -> Result<(), StoreError> {
+        self.mark(now)
+    }
+
+    fn accept_clock(&mut self, now: OffsetDateTime) -> Result<(), StoreError> {
+        self.accept(now)
+    }
+
+    fn resume(&mut self, now: OffsetDateTime) -> Result<bool, StoreError> {
+        self.let_serve(now)
+    }
+
+    fn take_over(
+        &mut self,
+        list: &PublishedList,
+        until: OffsetDateTime,
+    ) -> Result<TakenOver, StoreError> {
+        self.take_list_over(list, until)
     }
 
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError> {

@@ -31,6 +31,13 @@ pub(super) fn time(column: usize, seconds: i64) -> rusqlite::Result<OffsetDateTi
     OffsetDateTime::from_unix_timestamp(seconds).map_err(|error| unreadable(column, error))
 }
 
+pub(super) fn optional_time(
+    column: usize,
+    seconds: Option<i64>,
+) -> rusqlite::Result<Option<OffsetDateTime>> {
+    seconds.map(|seconds| time(column, seconds)).transpose()
+}
+
 pub(super) fn unreadable(
     column: usize,
     error: impl std::error::Error + Send + Sync + 'static,

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::backup::{Backup, Progress, StepResult};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row, ToSql, params_from_iter};
 
@@ -66,6 +67,27 @@ impl Source for Tables {
     fn finish(self: Box<Self>) -> Result<(), StoreError> {
         Ok(self.0.execute_batch("COMMIT")?)
     }
+}
+
+/// Copies the file as it is at this moment to a new file. Others may write meanwhile: what they
+/// write waits in the write-ahead log. Tells how many pages are copied, of how many.
+pub(crate) fn copy_as_it_is(
+    from: &Path,
+    to: &Path,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<(), StoreError> {
+    let source = Sqlite::open(from)?.connection;
+    // While this transaction reads, the copy sees no later state, and never has to begin again.
+    source.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema")?;
+    let mut copy = Connection::open(to)?;
+    let backup = Backup::new(&source, &mut copy)?;
+    while backup.step(PAGES)? == StepResult::More {
+        let Progress { remaining, pagecount } = backup.progress();
+        progress((pagecount - remaining).unsigned_abs().into(), pagecount.unsigned_abs().into());
+    }
+    drop(backup);
+    copy.close().map_err(|(_, error)| error)?;
+    Ok(fs::File::open(to)?.sync_all()?)
 }
 
 /// A new file, which gets its name once it is finished.
@@ -160,5 +182,7 @@ impl ToSql for Value {
     }
 }
 
+/// Pages of 4 KiB that are copied at once.
+const PAGES: i32 = 4096;
 /// How long to wait for another process: a command may be about to end.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -10,11 +10,13 @@
 mod alone;
 mod audit;
 mod certificates;
+mod clock;
 mod columns;
 mod connection;
 mod credentials;
 pub(crate) mod dump;
 mod enrolments;
+mod epoch;
 mod migrations;
 mod record;
 mod records;
@@ -34,9 +36,11 @@ use time::OffsetDateTime;
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::clock::Clocks;
 use crate::contract::Store;
 use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
+use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
@@ -251,6 +255,34 @@ impl Store for Sqlite {
             }
             thread::sleep(left.min(POLL));
         }
+    }
+
+    fn epoch(&mut self) -> Result<Epoch, StoreError> {
+        Self::epoch(self)
+    }
+
+    fn clocks(&mut self) -> Result<Clocks, StoreError> {
+        Self::clocks(self)
+    }
+
+    fn mark_clock(&mut self, now: OffsetDateTime) -> Result<(), StoreError> {
+        Self::mark_clock(self, now)
+    }
+
+    fn accept_clock(&mut self, now: OffsetDateTime) -> Result<(), StoreError> {
+        Self::accept_clock(self, now)
+    }
+
+    fn resume(&mut self, now: OffsetDateTime) -> Result<bool, StoreError> {
+        self.resume(now)
+    }
+
+    fn take_over(
+        &mut self,
+        list: &PublishedList,
+        until: OffsetDateTime,
+    ) -> Result<TakenOver, StoreError> {
+        self.take_over(list, until)
     }
 
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError> {

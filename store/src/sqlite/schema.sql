@@ -127,6 +127,18 @@ CREATE TABLE audit_others (
 CREATE TABLE revocations (connections INTEGER NOT NULL, list INTEGER NOT NULL) STRICT;
 INSERT INTO revocations VALUES (0, 0);
 
+-- How often the CA was restored from a backup. While it is not resumed, nobody may serve with it.
+CREATE TABLE restores (
+    epoch        INTEGER PRIMARY KEY,
+    backed_up_at INTEGER NOT NULL,
+    restored_at  INTEGER NOT NULL,
+    resumed_at   INTEGER
+) STRICT;
+
+-- The latest time at which a worker was at work, and how often an operator accepted another one.
+CREATE TABLE clock (latest INTEGER NOT NULL, accepted INTEGER NOT NULL) STRICT;
+INSERT INTO clock VALUES (0, 0);
+
 -- The number of the last revocation list (RFC 5280, 5.2.3).
 CREATE TABLE revocation_lists (number INTEGER NOT NULL) STRICT;
 INSERT INTO revocation_lists VALUES (0);

@@ -6,7 +6,10 @@ use std::path::Path;
 use assay_ca_core::Role;
 use assay_ca_core::tpm::template::ParentKind;
 
-use assay_store::{AnchorRow, Credential, Database, NewEnrolment, StoreError, Tags, Whom, copy};
+use assay_store::sqlite::Sqlite;
+use assay_store::{
+    AnchorRow, Credential, Database, NewEnrolment, SharedKeys, StoreError, Tags, Whom, copy,
+};
 use assay_wire::Identity;
 use rusqlite::Connection;
 use rusqlite::types::Value;
@@ -19,6 +22,9 @@ use crate::fixture::{Any, Fixture};
 fn nothing_is_lost_on_the_way_to_postgresql_and_back() {
     let (file, server) = (Fixture::sqlite(), Fixture::postgres());
     fill(&mut file.store());
+    let mut restored = Sqlite::open(&file.path()).unwrap();
+    restored.raise_epoch(now(), SharedKeys::Keep, now()).unwrap();
+    drop(restored);
     let rows = copy(&file.database, &server.database, |_| {}).unwrap();
     let back = file.directory.path().join("back.db");
     assert_eq!(copy(&server.database, &Database::Sqlite(back.clone()), |_| {}).unwrap(), rows);

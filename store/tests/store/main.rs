@@ -6,5 +6,6 @@ mod copy;
 mod fixture;
 mod postgres;
 mod race;
+mod restore;
 mod sqlite;
 mod upgrade;

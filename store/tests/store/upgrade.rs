@@ -13,7 +13,7 @@ use crate::acts::*;
 use crate::fixture::Fixture;
 
 /// For each version: its schema, and rows of the tables that changed with it.
-const VERSIONS: [(i64, &str, &str); 6] = [
+const VERSIONS: [(i64, &str, &str); 7] = [
     (
         1,
         include_str!("schemas/1.sql"),
@@ -85,11 +85,12 @@ const VERSIONS: [(i64, &str, &str); 6] = [
          UPDATE revocation_lists SET number = 6;
          UPDATE revocations SET connections = 4, list = 5;",
     ),
+    (7, include_str!("schemas/7.sql"), ""),
 ];
 
 #[test]
 fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
-    for version in 1..=6 {
+    for version in 1..=7 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("assay.db");
         make(&path, version);
@@ -135,7 +136,7 @@ fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
 fn upgraded_file_has_the_schema_of_a_new_one() {
     let fixture = Fixture::sqlite();
     let new = schema(&fixture.path());
-    for version in 1..=6 {
+    for version in 1..=7 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("assay.db");
         make(&path, version);
@@ -150,7 +151,7 @@ fn file_is_copied_before_it_is_upgraded_and_the_copy_is_its_owners_alone() {
     let path = directory.path().join("assay.db");
     make(&path, 6);
     Sqlite::open(&path).unwrap();
-    let copy = directory.path().join("assay.db.before-7");
+    let copy = directory.path().join("assay.db.before-8");
     assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let copied = Connection::open(&copy).unwrap();
     let version: i64 = copied.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
@@ -196,7 +197,7 @@ fn upgrade_that_a_crash_cut_short_is_done_by_the_next_one_and_keeps_the_first_co
         name VARCHAR(255), applied_on VARCHAR(255), checksum VARCHAR(255))";
     old.execute_batch(history).unwrap();
     drop(old);
-    let copy = |suffix: &str| directory.path().join(format!("assay.db.before-7{suffix}"));
+    let copy = |suffix: &str| directory.path().join(format!("assay.db.before-8{suffix}"));
     std::fs::write(copy(""), "the first").unwrap();
     let mut store = Database::Sqlite(path.clone()).open().unwrap();
     assert_eq!(store.certificates().unwrap().len(), 4);
@@ -243,7 +244,7 @@ fn copies_of_upgrades_that_fail_do_not_fill_the_disk() {
     assert!(matches!(Sqlite::open(&path), Err(StoreError::File(_))));
     let copies =
         directory.path().read_dir().unwrap().filter(|file| {
-            file.as_ref().unwrap().file_name().to_string_lossy().contains("before-7")
+            file.as_ref().unwrap().file_name().to_string_lossy().contains("before-8")
         });
     assert_eq!(copies.count(), 9);
 }
@@ -266,11 +267,11 @@ fn status_tells_what_stands_in_a_file_and_changes_nothing() {
     let path = directory.path().join("assay.db");
     make(&path, 5);
     let status = Database::Sqlite(path.clone()).status().unwrap();
-    assert_eq!((status.schema, &*status.writer, status.wanted), (5, "unknown", 7));
-    assert!(!directory.path().join("assay.db.before-7").exists());
+    assert_eq!((status.schema, &*status.writer, status.wanted), (5, "unknown", 8));
+    assert!(!directory.path().join("assay.db.before-8").exists());
     Database::Sqlite(path.clone()).upgrade().unwrap();
     let status = Database::Sqlite(path).status().unwrap();
-    assert_eq!((status.schema, &*status.writer), (7, env!("CARGO_PKG_VERSION")));
+    assert_eq!((status.schema, &*status.writer), (8, env!("CARGO_PKG_VERSION")));
 }
 
 /// Eight processes start at once. Each of them runs this test to open the file.
@@ -300,9 +301,9 @@ fn file_is_upgraded_once_however_many_open_it() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         assert!(path.with_extension(id.to_string()).exists(), "it opened nothing");
     }
-    assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 7);
-    assert!(directory.path().join("assay.db.before-7").exists());
-    assert!(!directory.path().join("assay.db.before-7.2").exists());
+    assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 8);
+    assert!(directory.path().join("assay.db.before-8").exists());
+    assert!(!directory.path().join("assay.db.before-8.2").exists());
 }
 
 /// SQLite refuses at once to switch to a write-ahead log then, whatever the timeout is.
@@ -362,6 +363,7 @@ fn rows_of(version: i64) -> String {
         3 => of(2).into(),
         4 => format!("{} INSERT INTO devices {unchanged}", of(4)),
         5 => format!("{} INSERT INTO devices {unchanged} {}", of(4), of(5)),
+        7 => of(6).replace("3, 1, 70, 2, 2)", "3, 1, 70, 2, 2, 0)"),
         version => of(version).into(),
     }
 }

@@ -1,0 +1,245 @@
+//! Makes a CA from a backup, in a new epoch; and lets it serve again.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use assay_ca_core::{MasterSecret, TicketKey};
+use assay_store::sqlite::Sqlite;
+use assay_store::{
+    Database, ListedAre, Progress, PublishedList, Raised, SharedKeys, Store, TakenOver, copy,
+};
+use pem::Pem;
+use time::OffsetDateTime;
+
+use crate::age::Identity;
+use crate::backup_file::{self, Manifest};
+use crate::directory::{Directory, empty_directory};
+use crate::random::random;
+
+/// A CA that was restored.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// What the backup says of itself.
+    pub manifest: Manifest,
+    /// The moment of which the record is.
+    pub backed_up_at: OffsetDateTime,
+    /// When it was restored.
+    pub restored_at: OffsetDateTime,
+    /// Where the record is.
+    pub place: String,
+    /// What moved forward.
+    pub raised: Raised,
+    /// How many devices are on record.
+    pub devices: usize,
+    /// The certificates of operators and workers that are good on record.
+    pub credentials: Vec<String>,
+    /// The certificates of vendors that are trusted on record.
+    pub anchors: Vec<String>,
+}
+
+/// Makes the CA anew in a directory that is empty, or holds only an `assay.toml`, which is then
+/// used; and in an empty PostgreSQL if the settings name one. The whole backup is checked before
+/// anything is written. The CA is held until [`resume`].
+///
+/// # Errors
+/// The backup is damaged or encrypted to somebody else, the directory or the PostgreSQL is not
+/// empty, or the clock of this machine is behind the backup.
+pub fn restore(
+    file: &Path,
+    identities: &[Identity],
+    directory: &Path,
+    shared_keys: SharedKeys,
+    progress: impl FnMut(Progress),
+) -> Result<Restored> {
+    let manifest = backup_file::read(file, identities, &mut |_, _| Ok(()))?;
+    for needed in NEEDED {
+        let is_there = manifest.files.iter().any(|member| member.name == needed);
+        ensure!(is_there, "{} has no {needed}, so it is no backup of a CA", file.display());
+    }
+    let (backed_up_at, now) = (manifest.backed_up_at()?, OffsetDateTime::now_utc());
+    ensure!(
+        now >= backed_up_at,
+        "the backup is of {backed_up_at}, and the clock of this machine says {now}: set the clock"
+    );
+    empty_directory(directory, |new, kept| {
+        let staging = tempfile::tempdir().context("cannot make a temporary directory")?;
+        let staged = |name: &str| staging.path().join(name);
+        let unpacked = backup_file::read(file, identities, &mut |member, content| {
+            let to = staged(&member.name);
+            let mut to = File::create(&to).with_context(|| format!("{}", to.display()))?;
+            io::copy(content, &mut to)?;
+            Ok(())
+        })?;
+        ensure!(unpacked == manifest, "{} changed while it was read", file.display());
+        if kept.is_some() {
+            fs::copy(directory.join(Directory::SETTINGS), staged(Directory::SETTINGS))?;
+        }
+        // Claims and tickets of before end with the one, all shared keys with the other.
+        fs::write(staged(Directory::TICKET_KEY), TicketKey::generate(&mut random()).secret())?;
+        if shared_keys == SharedKeys::Retire {
+            let master = MasterSecret::generate(&mut random());
+            fs::write(staged(Directory::MASTER_SECRET), master.secret())?;
+        }
+        let record = staged(Directory::RECORD);
+        let mut store = Sqlite::open(&record).context("the record in the backup")?;
+        let raised = store.raise_epoch(backed_up_at, shared_keys, now)?;
+        let restored = Restored {
+            backed_up_at,
+            restored_at: now,
+            place: directory.join(Directory::RECORD).display().to_string(),
+            raised,
+            devices: store.devices()?.len(),
+            credentials: good_credentials(&store, now)?,
+            anchors: store.anchors()?.into_iter().map(|row| row.subject).collect(),
+            manifest: unpacked,
+        };
+        // So that nothing is left in a log beside the file.
+        drop(store);
+        let held = Directory::open(staging.path())?;
+        held.ca().context("the keys in the backup")?;
+        let postgres = held.postgres()?;
+        if let Some(postgres) = &postgres {
+            copy(&Database::Sqlite(record.clone()), postgres, progress)
+                .with_context(|| format!("cannot copy the record to {}", postgres.shown()))?;
+        }
+        let names = restored.manifest.files.iter().map(|member| &*member.name);
+        for name in names.filter(|name| *name != Directory::RECORD) {
+            if name != Directory::SETTINGS || kept.is_none() {
+                new.write_copy(name, &staged(name))?;
+            }
+        }
+        match postgres {
+            Some(postgres) => {
+                new.finish(None)?;
+                Ok(Restored { place: postgres.shown(), ..restored })
+            }
+            // Last: without it, no command takes the directory for a CA.
+            None => new.finish(Some(&record)).map(|()| restored),
+        }
+    })
+}
+
+fn good_credentials(store: &Sqlite, now: OffsetDateTime) -> Result<Vec<String>> {
+    let is_good = |row: &assay_store::CredentialRow| {
+        row.revoked_at.is_none() && row.not_after > now.unix_timestamp()
+    };
+    Ok(store.credentials()?.into_iter().filter(is_good).map(|row| row.name).collect())
+}
+
+/// A list that was taken over.
+#[derive(Clone, Debug)]
+pub struct ListTaken {
+    /// Where it was read.
+    pub file: PathBuf,
+    /// Whose certificates it is about.
+    pub about: ListedAre,
+    /// Its number.
+    pub number: u32,
+    /// When it was signed.
+    pub issued_at: OffsetDateTime,
+    /// What it changed.
+    pub taken: TakenOver,
+}
+
+/// What became of a CA that waited.
+#[derive(Clone, Debug)]
+pub struct Resumed {
+    /// The lists, in their order.
+    pub lists: Vec<ListTaken>,
+    /// Whether the CA may serve. If not, some devices were disabled whose EKs are not known.
+    pub serves: bool,
+}
+
+/// Takes over what revocation lists say that the CA published before it was restored, and lets it
+/// serve. If a list names devices on hold that the record does not know, the CA stays held, so that
+/// an operator can disable them first.
+///
+/// # Errors
+/// The CA is not held; a list is not this CA's, or is from before the backup.
+pub fn resume(directory: &Directory, lists: &[PathBuf], now: OffsetDateTime) -> Result<Resumed> {
+    let mut store = directory.store()?;
+    let epoch = store.epoch()?;
+    let Some(restored) = epoch.restored.as_ref().filter(|_| epoch.is_held()) else {
+        bail!("this CA is not held: it was never restored, or it was resumed")
+    };
+    let mut read = Vec::new();
+    for file in lists {
+        let lists = read_lists(directory, file)
+            .with_context(|| format!("{} cannot be used", file.display()))?;
+        for (list, issued_at) in lists {
+            ensure!(
+                issued_at >= restored.backed_up_at,
+                "{} is of {issued_at}, before the backup of {}: it says nothing new",
+                file.display(),
+                restored.backed_up_at
+            );
+            read.push((file.clone(), list, issued_at));
+        }
+    }
+    let until = [
+        (ListedAre::Devices, now + directory.config().profile.validity()),
+        (ListedAre::Credentials, now + CREDENTIALS_LAST),
+    ];
+    let mut taken_over = Vec::new();
+    for (file, list, issued_at) in read {
+        let until = until.iter().find(|(about, _)| *about == list.about).expect("both are there").1;
+        let taken = store.take_over(&list, until)?;
+        let (about, number) = (list.about, list.number);
+        taken_over.push(ListTaken { file, about, number, issued_at, taken });
+    }
+    let is_known = taken_over.iter().all(|list| list.taken.unknown_disabled == 0);
+    if is_known {
+        store.resume(now)?;
+    }
+    Ok(Resumed { lists: taken_over, serves: is_known })
+}
+
+/// The lists in a file: one in DER, or any number in PEM.
+fn read_lists(directory: &Directory, file: &Path) -> Result<Vec<(PublishedList, OffsetDateTime)>> {
+    let content = fs::read(file)?;
+    let ders = match pem::parse_many(&content) {
+        Ok(pems) if !pems.is_empty() => pems.into_iter().map(Pem::into_contents).collect(),
+        _ => vec![content],
+    };
+    let issuers = [
+        (ListedAre::Devices, directory.issuing()?),
+        (ListedAre::Credentials, directory.service()?),
+    ];
+    let list = |der: Vec<u8>| {
+        let mut lists = issuers.iter().filter_map(|(about, issuer)| {
+            let read = issuer.read_list(&der)?;
+            let list = PublishedList { about: *about, number: read.number, revoked: read.revoked };
+            Some((list, read.issued_at))
+        });
+        lists.next().context("neither the issuing nor the service CA of this directory signed it")
+    };
+    ders.into_iter().map(list).collect()
+}
+
+/// Refuses a CA that was restored and waits for an operator.
+///
+/// # Errors
+/// It is held, or the store cannot be read.
+pub fn refuse_if_held(store: &mut dyn Store) -> Result<()> {
+    let epoch = store.epoch()?;
+    let Some(restored) = epoch.restored.as_ref().filter(|_| epoch.is_held()) else { return Ok(()) };
+    bail!(
+        "this CA was restored from a backup of {} and does not know what was revoked since: \
+         revoke it again, then run `assay resume` (docs/operations.md, \"Backup and restore\")",
+        crate::rfc3339::seconds(restored.backed_up_at.unix_timestamp())
+    )
+}
+
+const NEEDED: [&str; 7] = [
+    "root.pem",
+    "issuing.pem",
+    "issuing.key",
+    Directory::TICKET_KEY,
+    Directory::MASTER_SECRET,
+    Directory::SETTINGS,
+    Directory::RECORD,
+];
+/// As long as certificates of operators and workers are valid.
+const CREDENTIALS_LAST: time::Duration = time::Duration::days(3 * 366);
