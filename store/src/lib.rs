@@ -11,10 +11,10 @@ mod act;
 mod audit;
 mod certificates;
 mod copy;
-mod credentials;
 mod database;
 mod enrolments;
 mod error;
+mod identities;
 mod random;
 mod record_each;
 mod retention;
@@ -31,12 +31,15 @@ pub use audit::{AuditEntry, AuditRow, Change, Whom};
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow};
 pub use contract::Store;
 pub use copy::{Progress, copy};
-pub use credentials::{Credential, CredentialRow};
 pub use database::{Database, Status};
 pub use enrolments::{
     EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags,
 };
 pub use error::StoreError;
+pub use identities::{
+    IdentityCertificate, IdentityCertificateRow, IdentityRole, IdentityRow, NewIdentity, Renewed,
+    Which,
+};
 pub use postgres::Settings as PostgresSettings;
 pub use record_each::record_each;
 pub use retention::{Pruned, Retention};

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use assay_broker_plugin::embedded::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig};
 use assay_server::directory::Directory;
+use assay_server::expiry;
+use assay_server::operations::identities;
 use assay_server::pipeline::{self, WorkerConfig};
 use assay_server::register::StoreRegister;
 use assay_server::revocations;
@@ -92,10 +94,13 @@ impl Serve {
             let worker =
                 pipeline::run(config, stopping, |event| systemd.tell(event, &operational, ready));
             let store = directory.store()?;
+            let of = directory.clone();
+            let endings = move |now| identities::ending(&of, now);
             let served = async {
                 tokio::select! {
                     ended = worker => ended,
                     () = revocations::watch(store, || broker.recheck()) => Ok(()),
+                    () = expiry::watch(endings) => Ok(()),
                 }
             };
             attend(served, &mut signals, &systemd, &stop, FINISH - DRAIN, || {

@@ -1,8 +1,8 @@
 //! What operators do to a CA: functions that print nothing, for every face of them.
 
-pub mod credentials;
 pub mod documents;
 pub mod enrol;
+pub mod identities;
 pub mod import;
 pub mod revocation_lists;
 pub mod store;

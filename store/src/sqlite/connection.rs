@@ -46,7 +46,7 @@ impl Sqlite {
     }
 
     /// Opens the file. If an earlier version of Assay wrote it, this first copies the file to
-    /// `assay.db.before-7` and then upgrades it.
+    /// `assay.db.before-8` and then upgrades it.
     ///
     /// # Errors
     /// There is no such file, a later version of Assay wrote it, or it cannot be upgraded, for

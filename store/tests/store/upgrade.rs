@@ -6,14 +6,15 @@ use std::process::Command;
 
 use assay_ca_core::Reprovision;
 use assay_store::sqlite::Sqlite;
-use assay_store::{CertificateStatus, Database, StoreError};
+use assay_store::{CertificateStatus, Database, IdentityRole, StoreError};
+use assay_wire::Identity;
 use rusqlite::Connection;
 
 use crate::acts::*;
 use crate::fixture::Fixture;
 
 /// For each version: its schema, and rows of the tables that changed with it.
-const VERSIONS: [(i64, &str, &str); 6] = [
+const VERSIONS: [(i64, &str, &str); 7] = [
     (
         1,
         include_str!("schemas/1.sql"),
@@ -85,11 +86,12 @@ const VERSIONS: [(i64, &str, &str); 6] = [
          UPDATE revocation_lists SET number = 6;
          UPDATE revocations SET connections = 4, list = 5;",
     ),
+    (7, include_str!("schemas/7.sql"), "INSERT INTO writer VALUES ('0.1.0');"),
 ];
 
 #[test]
 fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
-    for version in 1..=6 {
+    for version in 1..=7 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("assay.db");
         make(&path, version);
@@ -123,6 +125,14 @@ fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
         let audit = store.audit(9).unwrap();
         let times: Vec<_> = audit.iter().map(|row| (row.time_us, row.proven.is_some())).collect();
         assert_eq!(times, [(50_000_000, true), (51_000_000, false)], "{version}");
+        let identities = store.identities().unwrap();
+        assert_eq!(identities.len(), usize::from(version >= 5), "{version}");
+        if let [operator] = &identities[..] {
+            let found = (&*operator.name, operator.role, operator.rights.is_empty());
+            assert_eq!(found, ("operator", IdentityRole::Operator, true), "{version}");
+            let (status, _) = store.identity_status(&Identity::Operator, &[4; 32]).unwrap();
+            assert_eq!(status, CertificateStatus::Active, "{version}");
+        }
         let changes = store.changes().unwrap();
         assert!(changes.connections >= 4 && changes.list >= 4, "{version}: {changes:?}");
         let expected = if version == 1 { 1 } else { 7 };
@@ -135,7 +145,7 @@ fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
 fn upgraded_file_has_the_schema_of_a_new_one() {
     let fixture = Fixture::sqlite();
     let new = schema(&fixture.path());
-    for version in 1..=6 {
+    for version in 1..=7 {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("assay.db");
         make(&path, version);
@@ -150,7 +160,7 @@ fn file_is_copied_before_it_is_upgraded_and_the_copy_is_its_owners_alone() {
     let path = directory.path().join("assay.db");
     make(&path, 6);
     Sqlite::open(&path).unwrap();
-    let copy = directory.path().join("assay.db.before-7");
+    let copy = directory.path().join("assay.db.before-8");
     assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let copied = Connection::open(&copy).unwrap();
     let version: i64 = copied.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
@@ -196,7 +206,7 @@ fn upgrade_that_a_crash_cut_short_is_done_by_the_next_one_and_keeps_the_first_co
         name VARCHAR(255), applied_on VARCHAR(255), checksum VARCHAR(255))";
     old.execute_batch(history).unwrap();
     drop(old);
-    let copy = |suffix: &str| directory.path().join(format!("assay.db.before-7{suffix}"));
+    let copy = |suffix: &str| directory.path().join(format!("assay.db.before-8{suffix}"));
     std::fs::write(copy(""), "the first").unwrap();
     let mut store = Database::Sqlite(path.clone()).open().unwrap();
     assert_eq!(store.certificates().unwrap().len(), 4);
@@ -218,7 +228,7 @@ fn file_that_a_process_of_an_earlier_version_has_open_is_not_upgraded() {
     assert_eq!(rows, 4);
     assert!(matches!(Sqlite::open(&path), Err(StoreError::InUse(_))));
     assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 6);
-    serves.execute("DELETE FROM credentials", []).expect("it goes on");
+    serves.execute("DELETE FROM scope", []).expect("it goes on");
     drop(serves);
     Sqlite::open(&path).unwrap();
 }
@@ -243,7 +253,7 @@ fn copies_of_upgrades_that_fail_do_not_fill_the_disk() {
     assert!(matches!(Sqlite::open(&path), Err(StoreError::File(_))));
     let copies =
         directory.path().read_dir().unwrap().filter(|file| {
-            file.as_ref().unwrap().file_name().to_string_lossy().contains("before-7")
+            file.as_ref().unwrap().file_name().to_string_lossy().contains("before-8")
         });
     assert_eq!(copies.count(), 9);
 }
@@ -266,11 +276,11 @@ fn status_tells_what_stands_in_a_file_and_changes_nothing() {
     let path = directory.path().join("assay.db");
     make(&path, 5);
     let status = Database::Sqlite(path.clone()).status().unwrap();
-    assert_eq!((status.schema, &*status.writer, status.wanted), (5, "unknown", 7));
-    assert!(!directory.path().join("assay.db.before-7").exists());
+    assert_eq!((status.schema, &*status.writer, status.wanted), (5, "unknown", 8));
+    assert!(!directory.path().join("assay.db.before-8").exists());
     Database::Sqlite(path.clone()).upgrade().unwrap();
     let status = Database::Sqlite(path).status().unwrap();
-    assert_eq!((status.schema, &*status.writer), (7, env!("CARGO_PKG_VERSION")));
+    assert_eq!((status.schema, &*status.writer), (8, env!("CARGO_PKG_VERSION")));
 }
 
 /// Eight processes start at once. Each of them runs this test to open the file.
@@ -300,9 +310,9 @@ fn file_is_upgraded_once_however_many_open_it() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         assert!(path.with_extension(id.to_string()).exists(), "it opened nothing");
     }
-    assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 7);
-    assert!(directory.path().join("assay.db.before-7").exists());
-    assert!(!directory.path().join("assay.db.before-7.2").exists());
+    assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 8);
+    assert!(directory.path().join("assay.db.before-8").exists());
+    assert!(!directory.path().join("assay.db.before-8.2").exists());
 }
 
 /// SQLite refuses at once to switch to a write-ahead log then, whatever the timeout is.
@@ -362,6 +372,7 @@ fn rows_of(version: i64) -> String {
         3 => of(2).into(),
         4 => format!("{} INSERT INTO devices {unchanged}", of(4)),
         5 => format!("{} INSERT INTO devices {unchanged} {}", of(4), of(5)),
+        7 => format!("{} {}", of(6).replace("3, 1, 70, 2, 2)", "3, 1, 70, 2, 2, 1)"), of(7)),
         version => of(version).into(),
     }
 }

@@ -75,4 +75,7 @@ const ALONE: &str = "SET default_transaction_read_only = off;
     SELECT pg_advisory_lock(6840190272430316413)";
 /// The steps from each version of the schema to the next. The first step makes the schema in an
 /// empty database.
-const MIGRATIONS: [(&str, &str); 1] = [("V7__schema", include_str!("V7__schema.sql"))];
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("V7__schema", include_str!("V7__schema.sql")),
+    ("V8__identities", include_str!("V8__identities.sql")),
+];

@@ -88,8 +88,8 @@ fn sign(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Copies the file to `assay.db.before-7`. If that exists, it may be the only good copy, so this
-/// copies to `assay.db.before-7.2`, and so on.
+/// Copies the file to `assay.db.before-8`. If that exists, it may be the only good copy, so this
+/// copies to `assay.db.before-8.2`, and so on.
 fn copy_beside(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let part = beside(path, &format!(".before-{SCHEMA_VERSION}.part"));
     owners_alone().truncate(true).open(&part)?;
@@ -172,11 +172,12 @@ pub(super) fn sync_directory_of(path: &Path) -> io::Result<()> {
 /// Copies beside the file, at most: an upgrade that fails at each start should not fill the disk.
 const COPIES: u32 = 9;
 /// The steps from each version of the schema to the next. None leads to version 1.
-const MIGRATIONS: [(&str, &str); 6] = [
+const MIGRATIONS: [(&str, &str); 7] = [
     ("V2__flows", include_str!("V2__flows.sql")),
     ("V3__one_index_for_eks", include_str!("V3__one_index_for_eks.sql")),
     ("V4__anchors_and_tags", include_str!("V4__anchors_and_tags.sql")),
     ("V5__credentials", include_str!("V5__credentials.sql")),
     ("V6__scope_digests_and_audit", include_str!("V6__scope_digests_and_audit.sql")),
     ("V7__writer_and_offers", include_str!("V7__writer_and_offers.sql")),
+    ("V8__identities", include_str!("V8__identities.sql")),
 ];
