@@ -3,15 +3,16 @@
 
 mod access_broker;
 mod advice;
+mod backends;
 mod broker_check;
 mod commands;
 mod costs;
 mod crash;
-mod credentials;
 mod eks;
 mod external_brokers;
 mod fleet;
 mod health;
+mod identities;
 mod interoperability;
 mod lab;
 mod matrix;

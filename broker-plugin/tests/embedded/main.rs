@@ -9,8 +9,8 @@ mod raw;
 use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use assay_broker_plugin::access::Identity;
@@ -22,7 +22,7 @@ use assay_broker_plugin::embedded::{
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish};
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
-use assay_wire::ClientId;
+use assay_wire::{ClientId, Rights};
 use pki::{Credential, Pki};
 use raw::*;
 use rustls::{CipherSuite, ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
