@@ -29,7 +29,7 @@ pub fn is_due(
 
 /// Whether a certificate ends soon, or has ended.
 pub fn ends_soon(not_after: i64, now: OffsetDateTime) -> bool {
-    not_after < (now + WARN_BEFORE).unix_timestamp()
+    not_after <= (now + WARN_BEFORE).unix_timestamp()
 }
 
 /// An identity that should be renewed.
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn identity_is_warned_of_from_thirty_days_before_its_end_until_it_is_renewed_or_revoked() {
-        let (late, soon, past) = (NOW + 30 * DAYS, NOW + 30 * DAYS - 1, NOW - 1);
+        let (late, soon, past) = (NOW + 30 * DAYS + 1, NOW + 30 * DAYS, NOW - 1);
         assert_eq!(ending(&[(late, None)]), []);
         assert_eq!(ending(&[(soon, None)]), [soon]);
         assert_eq!(ending(&[(past, None)]), [past]);
