@@ -836,6 +836,27 @@ mod tests {
     }
 
     #[test]
+    fn backend_is_no_more_than_a_backend_whatever_its_rights_are() {
+        let everything = ["#", "device/v1/default/#", "provision/v1/default/#", "$share/g/#"];
+        let everything = everything.map(str::to_owned).to_vec();
+        let granted = Granted { publish: everything.clone(), subscribe: everything };
+        let access = Access::new(&scope(), Role::Backend(granted.into()));
+        assert!(access.may_publish("device/v1/default/pump-17/command"));
+        assert!(access.may_subscribe("device/v1/default/pump-17/telemetry"));
+        for topic in [
+            "device/v1/default/pump-17/telemetry",
+            "device/v1/other/pump-17/command",
+            "provision/v1/default/pump-17/request",
+            "provision/v1/default/pump-17/reply",
+        ] {
+            assert!(!access.may_publish(topic), "{topic}");
+        }
+        for filter in ["#", "provision/v1/default/+/request", "$share/g/device/v1/default/#"] {
+            assert!(!access.may_subscribe(filter), "{filter}");
+        }
+    }
+
+    #[test]
     fn worker_hears_requests_and_publishes_replies_events_and_ca() {
         let access = worker();
         for filter in [
