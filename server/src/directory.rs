@@ -41,7 +41,7 @@ pub struct Config {
     pub scope: Scope,
     /// Where unprovisioned devices connect.
     pub bootstrap: SocketAddr,
-    /// Where provisioned devices, operators and workers connect.
+    /// Where provisioned devices, operators, workers and backends connect.
     pub operational: SocketAddr,
     /// How much the built-in broker holds at once.
     pub limits: Limits,

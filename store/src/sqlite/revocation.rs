@@ -68,7 +68,7 @@ impl Sqlite {
         })
     }
 
-    /// The same for operators and workers.
+    /// The same for identities.
     ///
     /// # Errors
     /// The file cannot be read.

@@ -30,7 +30,8 @@ fn schema_of_a_later_version_is_refused_with_the_version_that_wrote_it() {
     let schema = address.split("search_path=").nth(1).unwrap().trim_end_matches('\'');
     let later = format!(
         "UPDATE {schema}.writer SET version = '9.1.0';
-         UPDATE {schema}.refinery_schema_history SET version = 99"
+         UPDATE {schema}.refinery_schema_history SET version = 99 WHERE version =
+             (SELECT max(version) FROM {schema}.refinery_schema_history)"
     );
     server.sql(&later).unwrap();
     for error in
