@@ -45,7 +45,7 @@ pub struct Ending {
 pub fn endings(rows: &[IdentityRow], now: OffsetDateTime) -> Vec<Ending> {
     let newest = rows.iter().filter_map(|row| row.newest().map(|newest| (row, newest)));
     newest
-        .filter(|(row, newest)| is_due(row, newest, now))
+        .filter(|(_, newest)| ends_soon(newest.not_after, now))
         .map(|(row, newest)| Ending { name: row.name.clone(), not_after: newest.not_after })
         .collect()
 }
@@ -134,6 +134,18 @@ mod tests {
             [soon],
             "the renewed one is revoked"
         );
+    }
+
+    #[test]
+    fn only_the_newest_certificate_of_an_identity_is_marked() {
+        let now = OffsetDateTime::from_unix_timestamp(NOW).unwrap();
+        let marked = |row: &IdentityRow| {
+            row.certificates.iter().map(|each| is_due(row, each, now)).collect::<Vec<_>>()
+        };
+        let (soon, late) = (NOW + DAYS, NOW + 90 * DAYS);
+        assert_eq!(marked(&identity(&[(soon, None), (late, None)])), [false, false]);
+        assert_eq!(marked(&identity(&[(soon, None), (soon, None)])), [false, true]);
+        assert_eq!(marked(&identity(&[(soon, None), (late, Some(NOW))])), [true, false]);
     }
 
     #[test]

@@ -104,7 +104,7 @@ pub fn renew(
     let own = holder.filter(|_| out.is_none());
     let (out, file) = match own {
         Some(holder) => (directory.path(), holder),
-        None => (out.unwrap_or(Path::new(".")), name),
+        None => (out.unwrap_or_else(|| Path::new(".")), name),
     };
     let mut names = server_names.to_vec();
     if role == IdentityRole::Broker {
