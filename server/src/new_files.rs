@@ -51,7 +51,8 @@ impl<'a> NewFiles<'a> {
         pair: &KeyAndCertificate,
         issuers: &str,
     ) -> Result<()> {
-        let new = format!("{holder}.new");
+        // No identity has a name that begins with a dot.
+        let new = format!(".{holder}.new");
         let place = |holder: &str, kind: &str| self.directory.join(format!("{holder}.{kind}"));
         for kind in ["pem", "key"] {
             // Of an earlier attempt that was cut short.

@@ -214,12 +214,11 @@ impl Renew {
         let renewal = identities::renew(directory, &name, names, lifetime, out.as_deref())?;
         let files = renewal.files.display();
         eprintln!("renewed {name}: {files}.pem and {files}.key are new");
-        match renewal.holder {
-            Some("server" | "worker") => eprintln!(
+        if let Some("server" | "worker") = renewal.holder {
+            eprintln!(
                 "  send SIGHUP to `assay serve` and `assay worker` (systemctl reload assay), which \
                  take them then"
-            ),
-            _ => {}
+            );
         }
         if !revoke_old {
             if renewal.old > 0 {
