@@ -9,9 +9,13 @@
 //! | device | its device id |
 //! | worker | [`WORKER_PREFIX`] and a name; no device id contains an `@` |
 //! | operator | [`OPERATOR_PREFIX`] and a name |
+//! | backend | [`BACKEND_PREFIX`] and its own name; then, for another connection, `@` and more |
+
+use std::sync::Arc;
 
 pub use assay_wire::Identity;
-use assay_wire::{ClientId, DeviceId, Scope, Topic};
+use assay_wire::filter::{covers, is_filter, is_plain};
+use assay_wire::{COMMAND, ClientId, DeviceId, IdentityName, Rights, Scope, Topic};
 
 /// How a worker's client id begins. A name of its choice follows.
 pub const WORKER_PREFIX: &str = "worker@";
@@ -19,19 +23,11 @@ pub const WORKER_PREFIX: &str = "worker@";
 /// How an operator's client id begins. A name of its choice follows.
 pub const OPERATOR_PREFIX: &str = "operator@";
 
-/// The longest topic name and topic filter, in bytes. The longest that the protocol itself needs is
-/// `provision/v1/{32}/{64}/request`. The rest is room for the topics in a device's own tree.
-const MAX_FILTER: usize = 256;
-
-/// The most levels of a topic filter: four of the protocol, and twelve of a device's own. The limit
-/// bounds the work that a client's wildcards make.
-const MAX_LEVELS: usize = 16;
+/// How a backend's client id begins. Its own name follows.
+pub const BACKEND_PREFIX: &str = "backend@";
 
 /// The last level of the only topic that a device's Will may be for.
 const PRESENCE: &str = "presence";
-
-/// The first level in a device's tree of the topics that operators publish on.
-const COMMAND: &str = "command";
 
 /// Why a client gets no access.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +43,7 @@ pub enum AccessDenied {
     /// The device is of another scope than the broker.
     #[error("it is a device of scope {0}, but this broker serves another scope")]
     OtherScope(Scope),
-    /// Workers and operators need a certificate.
+    /// Workers, operators and backends need a certificate.
     #[error("only devices may log in with user name and password")]
     NoDevice,
 }
@@ -65,6 +61,15 @@ enum Role {
     Device(DeviceId),
     Operator,
     Worker,
+    /// With the topic filters that it may use, in this scope.
+    Backend(Arc<Granted>),
+}
+
+/// What one backend may do.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Granted {
+    publish: Vec<String>,
+    subscribe: Vec<String>,
 }
 
 impl Access {
@@ -100,7 +105,27 @@ impl Access {
                 Ok(Self::new(scope, Role::Worker))
             }
             Identity::Worker => Err(AccessDenied::client_id(client, "worker@…")),
+            // Until the record says what it may do, it may do nothing.
+            Identity::Backend { name } if is_backends(client, name) => {
+                Ok(Self::new(scope, Role::Backend(Arc::default())))
+            }
+            Identity::Backend { name } => {
+                let due = format!("{BACKEND_PREFIX}{name} or {BACKEND_PREFIX}{name}@…");
+                Err(AccessDenied::client_id(client, &due))
+            }
         }
+    }
+
+    /// The same access with the rights that are on record for this client. Only a backend has any.
+    #[must_use]
+    pub fn granted(mut self, rights: &Rights) -> Self {
+        if let Role::Backend(granted) = &mut self.role {
+            *granted = Arc::new(Granted {
+                publish: rights.publish_in(&self.scope),
+                subscribe: rights.subscribe_in(&self.scope),
+            });
+        }
+        self
     }
 
     /// The access of a client that has logged in as `identity`. Only a device may.
@@ -111,7 +136,9 @@ impl Access {
     ) -> Result<Self, AccessDenied> {
         match identity {
             Identity::Device { .. } => Self::identified(scope, identity, client),
-            Identity::Operator | Identity::Worker => Err(AccessDenied::NoDevice),
+            Identity::Operator | Identity::Worker | Identity::Backend { .. } => {
+                Err(AccessDenied::NoDevice)
+            }
         }
     }
 
@@ -124,10 +151,10 @@ impl Access {
         if !is_plain(topic) {
             return false;
         }
-        let Some(topic) = Topic::parse(topic) else {
+        let Some(parsed) = Topic::parse(topic) else {
             return false;
         };
-        match (&self.role, topic) {
+        match (&self.role, parsed) {
             (Role::Bootstrapping(own), Topic::Request(scope, client)) => {
                 scope == self.scope && client == *own
             }
@@ -138,7 +165,13 @@ impl Access {
                 scope == self.scope && device == *own
             }
             (Role::Operator, Topic::Device(scope, _, rest)) => {
-                scope == self.scope && rest.split('/').next() == Some(COMMAND)
+                scope == self.scope && is_command(&rest)
+            }
+            // Whatever is on record: commands and nothing else.
+            (Role::Backend(granted), Topic::Device(scope, _, rest)) => {
+                scope == self.scope
+                    && is_command(&rest)
+                    && granted.publish.iter().any(|filter| covers(filter, topic))
             }
             (
                 Role::Worker,
@@ -179,8 +212,11 @@ impl Access {
                     || filter == Topic::Chain(scope.clone()).to_string()
                     || filter == Topic::Crl(scope.clone()).to_string()
             }
-            Role::Operator => {
-                ["device/", "fleet/", "ca/"].iter().any(|tree| filter.starts_with(tree))
+            Role::Operator => is_readable(filter),
+            // Whatever is on record: nothing that an operator may not read.
+            Role::Backend(granted) => {
+                is_readable(filter)
+                    && granted.subscribe.iter().any(|granted| covers(granted, filter))
             }
             Role::Worker => {
                 let requests = Topic::requests(scope);
@@ -205,13 +241,13 @@ impl Access {
         matches!(self.role, Role::Worker)
     }
 
-    /// The client id of a bootstrapping client or a device. `None` for workers and operators, who
-    /// choose part of theirs.
+    /// The client id of a bootstrapping client or a device. `None` for workers, operators and
+    /// backends, who choose part of theirs.
     pub fn client(&self) -> Option<&str> {
         match &self.role {
             Role::Bootstrapping(own) => Some(own.as_str()),
             Role::Device(own) => Some(own.as_str()),
-            Role::Operator | Role::Worker => None,
+            Role::Operator | Role::Worker | Role::Backend(_) => None,
         }
     }
 }
@@ -229,38 +265,32 @@ pub fn may_leave_will(scope: &Scope, client: &str, topic: &str) -> bool {
     }
 }
 
+/// Whether a client id belongs to this backend. No name has an `@`, so it belongs to no other.
+fn is_backends(client: &str, name: &IdentityName) -> bool {
+    let own = client.strip_prefix(BACKEND_PREFIX).and_then(|id| id.strip_prefix(name.as_str()));
+    own.is_some_and(|more| more.is_empty() || more.starts_with('@'))
+}
+
+/// Whether a topic with these levels in a device's tree is a command.
+fn is_command(rest: &str) -> bool {
+    rest.split('/').next() == Some(COMMAND)
+}
+
+/// Whether all that matches is what devices publish and hear, and what the CA tells everybody.
+fn is_readable(filter: &str) -> bool {
+    ["device/", "fleet/", "ca/"].iter().any(|tree| filter.starts_with(tree))
+}
+
 impl AccessDenied {
     fn client_id(client: &str, due: &str) -> Self {
         Self::ClientId { client: client.into(), due: due.into() }
     }
 }
 
-/// Whether a name is printable ASCII, in levels that are not empty. MQTT allows more. With this
-/// rule, no topic looks like another one to a reader, and none carries control sequences to an
-/// operator's terminal.
-fn is_plain(name: &str) -> bool {
-    name.len() <= MAX_FILTER
-        && name
-            .split('/')
-            .all(|level| !level.is_empty() && level.bytes().all(|byte| byte.is_ascii_graphic()))
-}
-
-/// Whether a filter is plain, and has few levels and sound wildcards.
-fn is_filter(filter: &str) -> bool {
-    is_plain(filter) && filter.split('/').count() <= MAX_LEVELS && has_sound_wildcards(filter)
-}
-
-/// Whether each wildcard is alone in its level, and `#` is at the end (MQTT 5 §4.7.1).
-pub(crate) fn has_sound_wildcards(filter: &str) -> bool {
-    let mut levels = filter.split('/').rev();
-    let last = levels.next();
-    !filter.is_empty()
-        && last.is_some_and(|level| matches!(level, "#" | "+") || !level.contains(['+', '#']))
-        && levels.all(|level| level == "+" || !level.contains(['+', '#']))
-}
-
 #[cfg(test)]
 mod tests {
+    use assay_wire::filter::{MAX_LEVELS, MAX_TOPIC};
+
     use super::*;
 
     const CLIENT: &str = "0123456789abcdef0123456789abcdef";
@@ -288,6 +318,21 @@ mod tests {
 
     fn worker() -> Access {
         Access::identified(&scope(), &Identity::Worker, "worker@1").unwrap()
+    }
+
+    fn backend_identity(name: &str) -> Identity {
+        Identity::Backend { name: name.parse().unwrap() }
+    }
+
+    fn backend(publish: &[&str], subscribe: &[&str]) -> Access {
+        let rights = Rights::new(publish.iter().copied(), subscribe.iter().copied()).unwrap();
+        let access = Access::identified(&scope(), &backend_identity("sink"), "backend@sink");
+        access.unwrap().granted(&rights)
+    }
+
+    /// A backend that may do all that one may do.
+    fn greatest_backend() -> Access {
+        backend(&["device/+/command/#"], &["device/#", "fleet/#", "ca/#"])
     }
 
     /// Names and filters nobody may use, whatever their role.
@@ -348,7 +393,7 @@ mod tests {
 
     #[test]
     fn no_role_may_use_malformed_or_general_topics() {
-        for access in [bootstrapping(), device(), operator(), worker()] {
+        for access in [bootstrapping(), device(), operator(), worker(), greatest_backend()] {
             for topic in NOBODYS {
                 assert!(!access.may_publish(topic), "{access:?} publishes {topic}");
                 assert!(!access.may_retain(topic), "{access:?} retains {topic}");
@@ -359,8 +404,8 @@ mod tests {
 
     #[test]
     fn topics_longer_than_the_limit_are_refused() {
-        let fits = format!("device/v1/default/pump-17/{}", "x".repeat(MAX_FILTER - 26));
-        assert_eq!(fits.len(), MAX_FILTER);
+        let fits = format!("device/v1/default/pump-17/{}", "x".repeat(MAX_TOPIC - 26));
+        assert_eq!(fits.len(), MAX_TOPIC);
         assert!(device().may_publish(&fits) && device().may_subscribe(&fits));
         let longer = fits + "x";
         assert!(!device().may_publish(&longer) && !device().may_subscribe(&longer));
@@ -495,6 +540,8 @@ mod tests {
             (CLIENT, "device/v1/default/0123456789abcdef0123456789abcdef/presence"),
             ("operator@desk", "device/v1/default/operator@desk/presence"),
             ("worker@1", "device/v1/default/worker@1/presence"),
+            ("backend@sink", "device/v1/default/backend@sink/presence"),
+            ("backend@sink", "device/v1/default/pump-17/command"),
         ] {
             assert!(!may_leave_will(&scope(), client, topic), "{client} {topic}");
         }
@@ -543,8 +590,17 @@ mod tests {
     #[test]
     fn device_client_id_other_than_the_certificates_is_refused() {
         let identity = device_identity("default", "pump-17");
-        for client in ["", "pump-18", "Pump-17", "pump-17 ", "+", CLIENT, "worker@1", "operator@1"]
-        {
+        for client in [
+            "",
+            "pump-18",
+            "Pump-17",
+            "pump-17 ",
+            "+",
+            CLIENT,
+            "worker@1",
+            "operator@1",
+            "backend@pump-17",
+        ] {
             assert!(
                 matches!(
                     Access::identified(&scope(), &identity, client),
@@ -580,10 +636,12 @@ mod tests {
     }
 
     #[test]
-    fn neither_operator_nor_worker_may_log_in() {
-        for (identity, client) in
-            [(Identity::Operator, "operator@desk"), (Identity::Worker, "worker@1")]
-        {
+    fn nobody_but_a_device_may_log_in() {
+        for (identity, client) in [
+            (Identity::Operator, "operator@desk"),
+            (Identity::Worker, "worker@1"),
+            (backend_identity("sink"), "backend@sink"),
+        ] {
             assert_eq!(Access::logged_in(&scope(), &identity, client), Err(AccessDenied::NoDevice));
         }
     }
@@ -591,7 +649,7 @@ mod tests {
     #[test]
     fn no_device_id_can_be_another_roles_client_id() {
         assert!(CLIENT.parse::<DeviceId>().is_err());
-        for id in ["worker@1", "operator@desk"] {
+        for id in ["worker@1", "operator@desk", "backend@sink", "backend@sink@2"] {
             assert!(id.parse::<DeviceId>().is_err());
             assert!(id.parse::<ClientId>().is_err());
         }
@@ -650,6 +708,150 @@ mod tests {
             "$share/x/device/v1/default/#",
             "devices/#",
         ] {
+            assert!(!access.may_subscribe(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn backend_has_client_ids_of_its_own_and_several_of_them() {
+        let identity = backend_identity("sink");
+        for client in ["backend@sink", "backend@sink@", "backend@sink@2", "backend@sink@host-7.b@x"]
+        {
+            assert!(Access::identified(&scope(), &identity, client).is_ok(), "{client}");
+        }
+        for client in [
+            "",
+            "sink",
+            "backend",
+            "backend@",
+            "backend@sin",
+            "backend@sink2",
+            "backend@sink-2",
+            "backend@Sink",
+            "backend@other",
+            "backend@other@sink",
+            "backend@@sink",
+            "operator@sink",
+            "worker@sink",
+            "pump-17",
+            CLIENT,
+        ] {
+            let access = Access::identified(&scope(), &identity, client);
+            assert!(matches!(access, Err(AccessDenied::ClientId { .. })), "{client}");
+        }
+    }
+
+    #[test]
+    fn backend_may_do_nothing_before_its_rights_are_known() {
+        let access =
+            Access::identified(&scope(), &backend_identity("sink"), "backend@sink").unwrap();
+        for topic in ["device/v1/default/pump-17/command", "device/v1/default/#", "ca/v1/default/#"]
+        {
+            assert!(!access.may_publish(topic) && !access.may_subscribe(topic), "{topic}");
+        }
+        assert_eq!(access.client(), None);
+        assert!(!access.is_worker() && !access.is_bootstrapping());
+    }
+
+    #[test]
+    fn backend_hears_and_says_what_its_rights_cover() {
+        let access = backend(
+            &["device/+/command/reboot", "device/pump-17/command/#"],
+            &["device/+/telemetry/#", "fleet/pump-17/event", "ca/crl"],
+        );
+        for topic in [
+            "device/v1/default/pump-18/command/reboot",
+            "device/v1/default/pump-17/command",
+            "device/v1/default/pump-17/command/set/x",
+        ] {
+            assert!(access.may_publish(topic) && !access.may_retain(topic), "{topic}");
+        }
+        for topic in [
+            "device/v1/default/pump-18/command",
+            "device/v1/default/pump-18/command/set",
+            "device/v1/default/pump-18/command/reboot/now",
+            "device/v1/other/pump-17/command",
+            "device/v1/default/pump-17/telemetry",
+            "device/v1/default/+/command/reboot",
+            "device/v1/default/pump-17/command/#",
+        ] {
+            assert!(!access.may_publish(topic), "{topic}");
+        }
+        for filter in [
+            "device/v1/default/+/telemetry/#",
+            "device/v1/default/+/telemetry",
+            "device/v1/default/pump-17/telemetry/temperature",
+            "fleet/v1/default/pump-17/event",
+            "ca/v1/default/crl",
+        ] {
+            assert!(access.may_subscribe(filter), "{filter}");
+        }
+        for filter in [
+            "device/#",
+            "device/v1/#",
+            "device/v1/default/#",
+            "device/v1/default/+/#",
+            "device/v1/default/+/command",
+            "device/v1/+/+/telemetry",
+            "device/v1/other/+/telemetry",
+            "fleet/v1/default/+/event",
+            "ca/v1/default/+",
+            "ca/v1/default/chain",
+            "$share/g/device/v1/default/+/telemetry",
+        ] {
+            assert!(!access.may_subscribe(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn backend_with_every_right_is_no_worker_and_no_device() {
+        let access = greatest_backend();
+        assert!(access.may_subscribe("device/v1/default/#"));
+        assert!(access.may_publish("device/v1/default/pump-17/command/x"));
+        for topic in [
+            "provision/v1/default/pump-17/request",
+            "provision/v1/default/pump-17/reply",
+            "ca/v1/default/crl",
+            "ca/v1/default/chain",
+            "fleet/v1/default/pump-17/event",
+            "device/v1/default/pump-17/telemetry",
+            "device/v1/default/pump-17/presence",
+            "device/v1/default/pump-17/commands",
+            "device/v1/other/pump-17/command",
+        ] {
+            assert!(!access.may_publish(topic) && !access.may_retain(topic), "{topic}");
+        }
+        for filter in [
+            "provision/v1/default/+/request",
+            "provision/v1/default/pump-17/reply",
+            "$share/ca/provision/v1/default/+/request",
+            "$share/x/device/v1/default/#",
+            "device/v1/other/#",
+            "device/#",
+            "fleet/#",
+            "ca/#",
+        ] {
+            assert!(!access.may_subscribe(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn backend_is_no_more_than_a_backend_whatever_its_rights_are() {
+        let everything = ["#", "device/v1/default/#", "provision/v1/default/#", "$share/g/#"];
+        let everything = everything.map(str::to_owned).to_vec();
+        let granted = Granted { publish: everything.clone(), subscribe: everything };
+        let access = Access::new(&scope(), Role::Backend(granted.into()));
+        assert!(access.may_publish("device/v1/default/pump-17/command"));
+        assert!(access.may_subscribe("device/v1/default/pump-17/telemetry"));
+        for topic in [
+            "device/v1/default/pump-17/telemetry",
+            "device/v1/other/pump-17/command",
+            "provision/v1/default/pump-17/request",
+            "provision/v1/default/pump-17/reply",
+        ] {
+            assert!(!access.may_publish(topic), "{topic}");
+        }
+        for filter in ["#", "provision/v1/default/+/request", "$share/g/device/v1/default/#"] {
             assert!(!access.may_subscribe(filter), "{filter}");
         }
     }

@@ -8,12 +8,12 @@
 //!
 //! A broker lets in nobody without an [`Admission`], ends the connection when its time is up
 //! ([`Admission::until`]), and has it [decided again](Admission::decide_again) whenever a
-//! certificate or a key may have been revoked.
+//! certificate or a key may have been revoked, or a backend's rights may have changed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use assay_wire::{Identity, Scope};
+use assay_wire::{Identity, Rights, Scope};
 use zeroize::Zeroizing;
 
 use crate::access::{Access, AccessDenied};
@@ -26,7 +26,7 @@ const MAX_CREDENTIALS: usize = 1024;
 
 /// What the doorkeeper asks of the CA's record. Both calls may block.
 ///
-/// A wrong `Ok` lets a stranger speak for a device, an operator or a worker.
+/// A wrong `Ok` lets a stranger speak for a device, an operator, a worker or a backend.
 pub trait Register: Send + Sync {
     /// Whether this very certificate is good now for whom it names: the CA issued it and has not
     /// revoked it.
@@ -43,8 +43,11 @@ pub trait Register: Send + Sync {
 }
 
 /// The register's word that a certificate is good now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Good;
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Good {
+    /// What its holder may do now, if it is a backend. The doorkeeper ignores it of all others.
+    pub rights: Rights,
+}
 
 /// The register's word whose user name and password these are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -212,9 +215,9 @@ impl Visitor {
         let (access, until) = match &self.papers {
             Papers::None { access, until } => (access.clone(), *until),
             Papers::Certificate { access, certificate, until } => {
-                let Good =
+                let Good { rights } =
                     register.certificate(certificate).map_err(|no| no.of(Denial::Certificate))?;
-                (access.clone(), *until)
+                (access.clone().granted(&rights), *until)
             }
             Papers::Login { client, user_name, password } => {
                 let asked = Instant::now();

@@ -9,7 +9,7 @@ use assay_broker_plugin::certificate::ClientCertificate;
 use assay_broker_plugin::doorkeeper::{
     Admission, Denial, Doorkeeper, Good, LoggedIn, NotGood, Question, Register, Shown,
 };
-use assay_wire::Scope;
+use assay_wire::{Rights, Scope};
 
 const STRANGER: &str = "0123456789abcdef0123456789abcdef";
 const BOOTSTRAPPING: Duration = Duration::from_secs(360);
@@ -56,12 +56,37 @@ fn only_strangers_are_decided_about_without_the_register() {
 }
 
 #[test]
+fn backend_has_the_rights_that_the_register_says_each_time() {
+    let identity = Identity::Backend { name: "sink".parse().unwrap() };
+    let rights = [["device/#"], ["ca/crl"]].map(|filters| Rights::new([], filters).unwrap());
+    let record = Record::of_certificates(rights.map(|rights| Ok(Good { rights })));
+    let first = record.admit(of(identity), "backend@sink").unwrap();
+    let hears = |admission: &Admission| {
+        ["device/v1/default/#", "ca/v1/default/crl"].map(|f| admission.access().may_subscribe(f))
+    };
+    assert_eq!(hears(&first), [true, false]);
+    assert_eq!(hears(&first.decide_again().unwrap()), [false, true]);
+}
+
+#[test]
+fn rights_make_nobody_but_a_backend_more_than_it_is() {
+    let rights = Rights::new(["device/+/command/#"], ["device/#", "fleet/#"]).unwrap();
+    let good = Good { rights };
+    for (identity, client) in [(pump(), "pump-17"), (Identity::Worker, "worker@1")] {
+        let record = Record::of_certificates([Ok(good.clone())]);
+        let admission = record.admit(of(identity), client).unwrap();
+        assert!(!admission.access().may_subscribe("fleet/v1/default/#"), "{client}");
+        assert!(!admission.access().may_publish("device/v1/default/pump-18/command"), "{client}");
+    }
+}
+
+#[test]
 fn certificate_admits_whom_it_names_until_it_expires() {
     for (identity, client) in
         [(pump(), "pump-17"), (Identity::Operator, "operator@desk"), (Identity::Worker, "worker@1")]
     {
         let before = Instant::now();
-        let record = Record::of_certificates([Ok(Good)]);
+        let record = Record::of_certificates([Ok(Good::default())]);
         let admission = record.admit(of(identity.clone()), client).unwrap();
         assert_eq!(admission.access(), &Access::identified(&scope(), &identity, client).unwrap());
         assert_ends(&admission, before, HOUR);
@@ -114,7 +139,7 @@ fn what_the_register_cannot_find_out_is_no_refusal() {
 #[test]
 fn certificate_that_is_revoked_later_is_refused_when_decided_about_again() {
     let revoked = Err(NotGood::Refused("revoked".into()));
-    let admission = Record::of_certificates([Ok(Good), Ok(Good), revoked])
+    let admission = Record::of_certificates([Ok(Good::default()), Ok(Good::default()), revoked])
         .admit(of(pump()), "pump-17")
         .unwrap();
     let again = admission.decide_again().unwrap();

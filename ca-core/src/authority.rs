@@ -1,24 +1,28 @@
 //! The CA's own certificates: root, issuing CA for devices, service CA, and the leaves of everybody
 //! who is not a device.
 
-use assay_wire::{DeviceId, Identity, Scope};
+use assay_wire::{DeviceId, Identity, IdentityName, Scope};
 use rand_core::CryptoRng;
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use crate::Fault;
 use crate::issue::serial_number;
+use crate::x509::parse_certificate;
 
 /// A CA certificate and its P-256 key.
 ///
 /// Keys come from the cryptographic library's own randomness, everything else from `rng`.
 pub struct Authority {
     certificate: String,
+    not_after: OffsetDateTime,
     issuer: rcgen::Issuer<'static, KeyPair>,
 }
 
@@ -32,7 +36,8 @@ impl Authority {
         // certificate.
         params.distinguished_name.push(DnType::OrganizationName, name);
         let certificate = params.self_signed(&key).map_err(fault("signing the root"))?.pem();
-        Ok(Self { certificate, issuer: rcgen::Issuer::new(params, key) })
+        let not_after = params.not_after;
+        Ok(Self { certificate, not_after, issuer: rcgen::Issuer::new(params, key) })
     }
 
     /// The issuing CA for devices under this root, valid for [`ISSUING_LIFETIME`].
@@ -49,7 +54,7 @@ impl Authority {
         self.subordinate(name, "Issuing CA", vec![ExtendedKeyUsagePurpose::ClientAuth], now, rng)
     }
 
-    /// The service CA under this root, for brokers, workers and operators. It has its own key, so
+    /// The service CA under this root, for brokers, workers, operators and backends. It has its own key, so
     /// an attacker with the issuing CA's key, which serves devices all day, does not have this one.
     pub fn service(
         &self,
@@ -76,45 +81,65 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let certificate =
             params.signed_by(&key, &self.issuer).map_err(fault("signing a CA"))?.pem();
-        Ok(Self { certificate, issuer: rcgen::Issuer::new(params, key) })
+        let not_after = params.not_after;
+        Ok(Self { certificate, not_after, issuer: rcgen::Issuer::new(params, key) })
     }
 
     /// A CA that was made before, from its PEM files.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, Fault> {
         let key = KeyPair::from_pem(key).map_err(fault("reading a CA's key"))?;
-        let issuer =
-            rcgen::Issuer::from_ca_cert_pem(certificate, key).map_err(fault("reading a CA"))?;
-        Ok(Self { certificate: certificate.to_owned(), issuer })
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes());
+        let der = der.map_err(fault("reading a CA"))?;
+        let parsed = parse_certificate(&der)
+            .ok_or_else(|| fault("reading a CA")("it is not an X.509 certificate"))?;
+        let not_after = parsed.validity().not_after.to_datetime();
+        let issuer = rcgen::Issuer::from_ca_cert_der(&der, key).map_err(fault("reading a CA"))?;
+        Ok(Self { certificate: certificate.to_owned(), not_after, issuer })
     }
 
     /// A certificate for a broker that is reached under `names`: DNS names and IP addresses.
     pub fn server(
         &self,
         names: &[String],
+        lifetime: Duration,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<KeyAndCertificate, Fault> {
         let mut params = CertificateParams::new(names).map_err(fault("reading a server name"))?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.leaf(params, "broker", LEAF_LIFETIME, now, rng)
+        self.leaf(params, "broker", lifetime, now, rng)
     }
 
     /// A certificate for a worker's connections to the broker.
     pub fn worker(
         &self,
+        lifetime: Duration,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<KeyAndCertificate, Fault> {
-        self.client(&Identity::Worker, "worker@", now, rng)
+        self.client(&Identity::Worker, "worker@", lifetime, now, rng)
     }
 
     /// A certificate for an operator's connections to the broker.
     pub fn operator(
         &self,
+        lifetime: Duration,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<KeyAndCertificate, Fault> {
-        self.client(&Identity::Operator, "operator@", now, rng)
+        self.client(&Identity::Operator, "operator@", lifetime, now, rng)
+    }
+
+    /// A certificate for a backend's connections to the broker.
+    pub fn backend(
+        &self,
+        name: &IdentityName,
+        lifetime: Duration,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<KeyAndCertificate, Fault> {
+        let identity = Identity::Backend { name: name.clone() };
+        self.client(&identity, &format!("backend@{name}"), lifetime, now, rng)
     }
 
     /// A certificate for a device that does not exist, to try a broker with. It is valid for
@@ -146,10 +171,11 @@ impl Authority {
         &self,
         identity: &Identity,
         common_name: &str,
+        lifetime: Duration,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<KeyAndCertificate, Fault> {
-        self.leaf(self.client_params(identity)?, common_name, LEAF_LIFETIME, now, rng)
+        self.leaf(self.client_params(identity)?, common_name, lifetime, now, rng)
     }
 
     fn client_params(&self, identity: &Identity) -> Result<CertificateParams, Fault> {
@@ -181,6 +207,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
         set_times_and_serial(&mut params, lifetime, now, rng);
+        params.not_after = params.not_after.min(self.not_after);
         let certificate = params.signed_by(&key, &self.issuer).map_err(fault("signing a leaf"))?;
         Ok(KeyAndCertificate::new(certificate.pem(), &key))
     }
@@ -205,7 +232,8 @@ pub const ROOT_LIFETIME: Duration = Duration::days(20 * 365);
 /// How long an issuing CA and a service CA are valid. No device certificate outlives the issuing
 /// CA.
 pub const ISSUING_LIFETIME: Duration = Duration::days(10 * 365);
-/// How long the broker's, workers' and operators' certificates are valid.
+/// How long a broker's, a worker's, an operator's or a backend's certificate is valid, unless an
+/// operator asks for less. None outlives the service CA.
 pub const LEAF_LIFETIME: Duration = Duration::days(3 * 365);
 /// How long a certificate to try a broker with is valid.
 pub const THROW_AWAY_LIFETIME: Duration = Duration::minutes(10);

@@ -1,15 +1,17 @@
 //! The CA's directory: keys, certificates, configuration and database, as `assay init` makes it.
 
-use std::fs::{self, DirEntry, File, OpenOptions, Permissions};
+use std::fs::{self, DirEntry, File, Permissions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use assay_ca_core::{Authority, Issuer, KeyAndCertificate, MasterSecret, Profile, TicketKey};
-use assay_wire::{ClientId, DeviceId, Flow, Scope};
+use assay_ca_core::{
+    Authority, Issuer, KeyAndCertificate, LEAF_LIFETIME, MasterSecret, Profile, TicketKey,
+};
+use assay_wire::{DeviceId, Flow, Rights, Scope};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -20,11 +22,11 @@ use zeroize::Zeroizing;
 
 use crate::backup_file::is_plain;
 use crate::ca::Ca;
+use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours};
 use crate::random::random;
-use assay_broker_plugin::certificate;
 use assay_broker_plugin::embedded::Limits;
 use assay_store::sqlite::Sqlite;
-use assay_store::{Credential, Database, PostgresSettings, Retention, Store};
+use assay_store::{Database, IdentityRole, NewIdentity, PostgresSettings, Retention, Store};
 
 /// An existing directory.
 #[derive(Clone, Debug)]
@@ -40,7 +42,7 @@ pub struct Config {
     pub scope: Scope,
     /// Where unprovisioned devices connect.
     pub bootstrap: SocketAddr,
-    /// Where provisioned devices, operators and workers connect.
+    /// Where provisioned devices, operators, workers and backends connect.
     pub operational: SocketAddr,
     /// How much the built-in broker holds at once.
     pub limits: Limits,
@@ -227,14 +229,14 @@ impl Directory {
         })
     }
 
-    /// Signs the list of operators' and workers' certificates that are no longer good.
+    /// Signs the list of identities' certificates that are no longer good.
     ///
     /// # Errors
     /// The service CA cannot be read, or the store.
     pub fn service_revocation_list(&self, now: OffsetDateTime) -> Result<Vec<u8>> {
         let (issuer, mut store) = (self.issuer(SERVICE)?, self.store()?);
         let number = store.next_revocation_list()?;
-        Ok(issuer.revocation_list(store.revoked_credentials(now)?, number, now)?)
+        Ok(issuer.revocation_list(store.revoked_identities(now)?, number, now)?)
     }
 
     /// The CA whose files are `{name}.pem` and `{name}.key`, to sign with.
@@ -312,48 +314,6 @@ impl Directory {
         Ok(Credentials { chain, key })
     }
 
-    /// Makes a certificate for an operator or a worker, as [`Role`] says, puts it on record as
-    /// `name`, and writes it and its key to `{name}.pem` and `{name}.key` in `out`.
-    ///
-    /// # Errors
-    /// There is a credential of that name, on record or in `out`; or the service CA's key cannot be
-    /// read, or the files cannot be written.
-    pub fn add_credential(&self, role: Role, name: &ClientId, out: &Path) -> Result<()> {
-        let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
-        let (authority, service) = self.authority(SERVICE)?;
-        let pair = match role {
-            Role::Operator => authority.operator(now, rng)?,
-            Role::Worker => authority.worker(now, rng)?,
-        };
-        let cannot_write =
-            || format!("cannot write {name}.pem and {name}.key to {}", out.display());
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(out).with_context(cannot_write)?;
-        // Held open, as in `create`. Outside of the CA's own directory, the files belong to the
-        // user who makes them.
-        let held = File::open(out).with_context(cannot_write)?;
-        let place = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
-        let mut files = NewFiles::of(&place).with_context(cannot_write)?;
-        if fs::canonicalize(&place)? != fs::canonicalize(&self.path)? {
-            files.owner = ours().with_context(cannot_write)?;
-        }
-        // It goes on record first: a certificate that is not on record cannot be revoked, and other
-        // brokers accept it.
-        let mut store = self.store()?;
-        let is_new = store.add_credential(name.as_str(), &credential(&pair)?, now)?;
-        ensure!(
-            is_new,
-            "{name} is on record already (assay credentials list); choose another name"
-        );
-        files.write_pair(name.as_str(), &pair, &service).with_context(cannot_write).inspect_err(
-            |_| {
-                // The credential is of no use without its files. If this fails too, the credential
-                // stays on record, and can be revoked.
-                _ = store.revoke_credential(name.as_str(), now);
-            },
-        )?;
-        Ok(())
-    }
-
     /// Certificates for devices that do not exist, to try a broker with. Each is valid for ten
     /// minutes from its time in `from`; see [`Authority::throw_away_device`]. They are not on
     /// record yet.
@@ -374,8 +334,20 @@ impl Directory {
         devices.try_into().map_err(|_| anyhow!("there are not as many as there were"))
     }
 
-    /// The same CA, to certify operators, workers and throw-away devices with, and its certificate
-    /// in PEM.
+    /// The service CA, to certify identities with, and its certificate in PEM.
+    ///
+    /// # Errors
+    /// Its key cannot be read, or does not belong to its certificate.
+    pub(crate) fn service_authority(&self) -> Result<(Authority, String)> {
+        self.authority(SERVICE)
+    }
+
+    /// The directory's path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A CA of this directory, to certify with, and its certificate in PEM.
     fn authority(&self, name: &str) -> Result<(Authority, String)> {
         let (certificate, key) = self.pair(name)?;
         // This checks that the two belong together.
@@ -383,15 +355,15 @@ impl Directory {
         Ok((Authority::from_pem(&certificate, &key)?, certificate))
     }
 
-    /// Which of the directory's own files, `worker` or `operator`, holds the certificate with this
-    /// SHA-256 digest, if any.
+    /// Which of the directory's own files, `server`, `worker` or `operator`, holds the certificate
+    /// with this SHA-256 digest, if any.
     pub fn holder_of(&self, sha256: &[u8; 32]) -> Option<&'static str> {
         let is_it = |holder: &&str| {
-            // A file that is missing belongs to no credential.
+            // A file that is missing belongs to nobody.
             let own = self.credentials(holder).ok().and_then(|own| own.chain.into_iter().next());
             own.is_some_and(|own| Sha256::digest(own).as_slice() == sha256)
         };
-        ["worker", "operator"].into_iter().find(is_it)
+        ["server", "worker", "operator"].into_iter().find(is_it)
     }
 
     fn read(&self, name: &str) -> Result<String> {
@@ -422,7 +394,7 @@ impl Credentials {
     pub fn of_another_ca() -> Result<Self> {
         let (now, rng) = (OffsetDateTime::now_utc(), &mut random());
         let service = Authority::root("another CA", now, rng)?.service("another CA", now, rng)?;
-        Self::from_pem(&service.worker(now, rng)?, &service.to_pem().certificate)
+        Self::from_pem(&service.worker(LEAF_LIFETIME, now, rng)?, &service.to_pem().certificate)
     }
 
     fn from_pem(pair: &KeyAndCertificate, issuers: &str) -> Result<Self> {
@@ -430,28 +402,6 @@ impl Credentials {
         let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>()?;
         Ok(Self { chain, key: PrivateKeyDer::from_pem_slice(pair.key.as_bytes())? })
     }
-}
-
-/// Whom a credential is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Watches devices, and speaks to them.
-    Operator,
-    /// Answers requests.
-    Worker,
-}
-
-fn credential(pair: &KeyAndCertificate) -> Result<Credential> {
-    let leaf = CertificateDer::from_pem_slice(pair.certificate.as_bytes())?;
-    let role = certificate::identity(&leaf).ok();
-    role.and_then(|role| Credential::read(role, &leaf))
-        .context("a certificate that was just made cannot be read")
-}
-
-/// The user and the group that this process acts as.
-fn ours() -> io::Result<(u32, u32)> {
-    let metadata = fs::metadata("/proc/self")?;
-    Ok((metadata.uid(), metadata.gid()))
 }
 
 /// The settings that somebody has put into a directory in which a CA is to be made; `shown` is its
@@ -497,19 +447,7 @@ pub(crate) fn empty_directory<T>(
     })
 }
 
-/// Where a CA is made, and for whom.
-pub(crate) struct NewFiles<'a> {
-    directory: &'a Path,
-    /// User and group of the directory.
-    owner: (u32, u32),
-}
-
-impl<'a> NewFiles<'a> {
-    fn of(directory: &'a Path) -> io::Result<Self> {
-        let metadata = fs::metadata(directory)?;
-        Ok(Self { directory, owner: (metadata.uid(), metadata.gid()) })
-    }
-
+impl NewFiles<'_> {
     /// The directory's owner owns the CA. Root may make a CA for the user of a service, but not for
     /// a user who put a directory of their own where root was going to make one.
     fn check_owner(&self, path: &Path) -> Result<()> {
@@ -552,44 +490,47 @@ impl<'a> NewFiles<'a> {
         names.extend_from_slice(server_names);
         names.extend(settings.iter().flat_map(Config::listener_names));
         let server = service
-            .server(&names, now, rng)
+            .server(&names, LEAF_LIFETIME, now, rng)
             .with_context(|| format!("broker certificate for {names:?}"))?;
-        let (worker, operator) = (service.worker(now, rng)?, service.operator(now, rng)?);
-        let credentials = [("worker", credential(&worker)?), ("operator", credential(&operator)?)];
+        let worker = service.worker(LEAF_LIFETIME, now, rng)?;
+        let operator = service.operator(LEAF_LIFETIME, now, rng)?;
+        let own = [
+            ("server", IdentityRole::Broker, server),
+            ("worker", IdentityRole::Worker, worker),
+            ("operator", IdentityRole::Operator, operator),
+        ];
 
         self.write_pair("root", &root.to_pem(), "")?;
         self.write_pair(ISSUING, &issuing.to_pem(), "")?;
         self.write_pair(SERVICE, &service_pem, "")?;
-        for (holder, pair) in [("server", server), ("worker", worker), ("operator", operator)] {
-            self.write_pair(holder, &pair, &service_pem.certificate)?;
+        let mut identities = Vec::new();
+        for (holder, role, pair) in &own {
+            self.write_pair(holder, pair, &service_pem.certificate)?;
+            let (name, certificate) = ((*holder).to_owned(), certificate_of(pair)?);
+            identities.push(NewIdentity {
+                name,
+                role: *role,
+                rights: Rights::default(),
+                certificate,
+            });
         }
         self.write(TICKET_KEY, TicketKey::generate(rng).secret(), SECRET)?;
         self.write(MASTER_SECRET, MasterSecret::generate(rng).secret(), SECRET)?;
         if settings.is_none() {
             self.write(CONFIG, CONFIG_TEXT.as_bytes(), PUBLIC)?;
         }
-        self.write_database(&credentials, now)?;
+        self.write_database(&identities, now)?;
         Ok(File::open(self.directory)?.sync_all()?)
-    }
-
-    fn write_pair(&self, holder: &str, pair: &KeyAndCertificate, issuers: &str) -> Result<()> {
-        let chain = format!("{}{issuers}", pair.certificate);
-        self.write(&format!("{holder}.pem"), chain.as_bytes(), PUBLIC)?;
-        self.write(&format!("{holder}.key"), pair.key.as_bytes(), SECRET)
     }
 
     /// SQLite makes the database in another directory. It opens files by name, and in this
     /// directory another user may have put something under any name.
-    fn write_database(
-        &self,
-        credentials: &[(&str, Credential)],
-        now: OffsetDateTime,
-    ) -> Result<()> {
+    fn write_database(&self, identities: &[NewIdentity], now: OffsetDateTime) -> Result<()> {
         let elsewhere = tempfile::tempdir().context("cannot make a temporary directory")?;
         let made = elsewhere.path().join(DATABASE);
         let mut store = Sqlite::create(&made)?;
-        for (name, credential) in credentials {
-            store.add_credential(name, credential, now)?;
+        for identity in identities {
+            store.add_identity(identity, now)?;
         }
         drop(store);
         self.put_database(&made)
@@ -610,22 +551,6 @@ impl<'a> NewFiles<'a> {
     pub(crate) fn finish(&self, database: Option<&Path>) -> Result<()> {
         database.map_or(Ok(()), |made| self.put_database(made))?;
         Ok(File::open(self.directory)?.sync_all()?)
-    }
-
-    fn write(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
-        self.write_from(name, content, mode)
-    }
-
-    fn write_from(&self, name: &str, mut content: impl io::Read, mode: u32) -> Result<()> {
-        let path = self.directory.join(name);
-        // `create_new` follows no link and overwrites nothing.
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        io::copy(&mut content, &mut file)?;
-        // Root may make a CA for the user that runs the service.
-        if file.metadata()?.uid() != self.owner.0 {
-            fchown(&file, Some(self.owner.0), Some(self.owner.1))?;
-        }
-        Ok(file.sync_all()?)
     }
 }
 
@@ -817,7 +742,7 @@ const CONFIG: &str = "assay.toml";
 const ROOT: &str = "root.pem";
 /// The CA of devices: the name of its files.
 const ISSUING: &str = "issuing";
-/// The CA of brokers, workers and operators.
+/// The CA of brokers, workers, operators and backends.
 const SERVICE: &str = "service";
 const DATABASE: &str = "assay.db";
 const NEW_DATABASE: &str = "assay.db.new";
@@ -842,7 +767,7 @@ const FILES: [&str; 15] = [
     MASTER_SECRET,
 ];
 /// The files of mode [`SECRET`].
-const SECRETS: [&str; 13] = [
+const SECRETS: [&str; 14] = [
     "root.key",
     "issuing.key",
     "service.key",
@@ -854,11 +779,10 @@ const SECRETS: [&str; 13] = [
     DATABASE,
     "assay.db-wal",
     "assay.db-shm",
+    "assay.db.before-7",
     "assay.db.before-8",
     "assay.db.copied",
 ];
-const SECRET: u32 = 0o600;
-const PUBLIC: u32 = 0o644;
 /// What `assay init` writes: every setting with its default.
 const CONFIG_TEXT: &str = include_str!("assay.toml");
 

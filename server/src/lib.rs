@@ -11,12 +11,14 @@ pub mod ca;
 pub mod clock;
 pub mod directory;
 pub mod ek_list;
+pub mod expiry;
 pub mod operations;
 pub mod pipeline;
 pub mod register;
 pub mod revocations;
 pub mod rfc3339;
 
+mod new_files;
 mod random;
 mod vendor_files;
 pub use random::{random_bytes, random_u32};

@@ -13,7 +13,7 @@ use assay_store::{
     Act, AuditEntry, Basis, CertificateStatus, Change, Database, Entry, Question, Recorded, Store,
     StoreError, Whom,
 };
-use assay_wire::{ClientId, Identity};
+use assay_wire::{ClientId, Identity, Rights};
 use time::OffsetDateTime;
 use tracing::info;
 
@@ -149,17 +149,22 @@ pub fn decide_certificate(
     now: OffsetDateTime,
 ) -> Result<Decided<Good>, NotGood> {
     let ClientCertificate { identity, serial, sha256, .. } = certificate;
-    let status = match identity {
-        Identity::Device { device_id, .. } => store.certificate_status(device_id, serial, sha256),
-        Identity::Operator | Identity::Worker => store.credential_status(identity, sha256),
+    let found = match identity {
+        Identity::Device { device_id, .. } => store
+            .certificate_status(device_id, serial, sha256)
+            .map(|status| (status, Rights::default())),
+        Identity::Operator | Identity::Worker | Identity::Backend { .. } => {
+            store.identity_status(identity, sha256)
+        }
     };
-    match status.map_err(unknown)? {
-        CertificateStatus::Active => Ok(Decided { value: Good, first_use: None }),
+    let (status, rights) = found.map_err(unknown)?;
+    match status {
+        CertificateStatus::Active => Ok(Decided { value: Good { rights }, first_use: None }),
         CertificateStatus::Unconfirmed(ek) => {
             match store.sealed_certificate(&ek, sha256, now).map_err(unknown)? {
                 SealedOnRecord::Unconfirmed { certificate, records } => {
                     let entry = confirm(*certificate, &records, ca, sha256, now)?;
-                    Ok(Decided { value: Good, first_use: Some(entry) })
+                    Ok(Decided { value: Good::default(), first_use: Some(entry) })
                 }
                 SealedOnRecord::Active { .. } => {
                     Err(unknown("another connection confirmed its certificate at this moment"))
@@ -271,7 +276,7 @@ mod tests {
         let mut store = desk.database.open().unwrap();
         assert_eq!(store.certificates().unwrap()[0].status, "unconfirmed");
         for _ in 0..2 {
-            assert_eq!(desk.register.certificate(&desk.shown), Ok(Good));
+            assert_eq!(desk.register.certificate(&desk.shown), Ok(Good::default()));
             assert_eq!(store.certificates().unwrap()[0].status, "active");
         }
         assert_eq!(store.devices().unwrap().len(), 1);
@@ -283,7 +288,7 @@ mod tests {
     #[test]
     fn a_renewed_certificate_comes_into_force_by_the_first_handshake_and_supersedes_the_old_one() {
         let desk = Desk::open();
-        assert_eq!(desk.register.certificate(&desk.shown), Ok(Good));
+        assert_eq!(desk.register.certificate(&desk.shown), Ok(Good::default()));
         let renewed = desk.renew();
         let mut store = desk.database.open().unwrap();
         let mut statuses = || {
@@ -291,12 +296,16 @@ mod tests {
             rows.map(|row| row.status).collect::<Vec<_>>()
         };
         assert_eq!(statuses(), ["active", "unconfirmed"]);
-        assert_eq!(desk.register.certificate(&desk.shown), Ok(Good), "the old one is good");
+        assert_eq!(
+            desk.register.certificate(&desk.shown),
+            Ok(Good::default()),
+            "the old one is good"
+        );
         assert_eq!(statuses(), ["active", "unconfirmed"]);
         let other = ClientCertificate { sha256: [7; 32], ..renewed.clone() };
         assert!(matches!(desk.register.certificate(&other), Err(NotGood::Refused(_))));
         for _ in 0..2 {
-            assert_eq!(desk.register.certificate(&renewed), Ok(Good));
+            assert_eq!(desk.register.certificate(&renewed), Ok(Good::default()));
             assert_eq!(statuses(), ["superseded", "active"]);
         }
         assert!(matches!(desk.register.certificate(&desk.shown), Err(NotGood::Refused(_))));
@@ -311,7 +320,7 @@ mod tests {
         assert_eq!(desk.register.confirming.load(Ordering::Relaxed), CONFIRMING);
 
         desk.register.confirming.store(CONFIRMING - 1, Ordering::Relaxed);
-        assert_eq!(desk.register.certificate(&desk.shown), Ok(Good));
+        assert_eq!(desk.register.certificate(&desk.shown), Ok(Good::default()));
         assert_eq!(desk.register.confirming.load(Ordering::Relaxed), CONFIRMING - 1);
     }
 

@@ -18,17 +18,17 @@
 use std::time::Duration;
 
 use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
-use assay_wire::{DeviceId, EkId, Identity, Scope};
+use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
 use crate::clock::Clocks;
-use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
+use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
 use crate::trust::{AnchorRow, Trusted};
@@ -106,13 +106,15 @@ pub trait Store: Send {
         sha256: &[u8; 32],
     ) -> Result<CertificateStatus, StoreError>;
 
-    /// The status of a certificate that somebody shows as an operator's or a worker's. A wrong
-    /// `Active` costs more here: an operator may read and send everything.
-    fn credential_status(
+    /// The status of a certificate that somebody shows as this identity's; and if it is a good one
+    /// of a backend, what the backend may do now. A wrong `Active` costs more here: an operator may
+    /// read and send everything. Rights that are out of date let a backend read what an operator
+    /// took from it.
+    fn identity_status(
         &mut self,
         identity: &Identity,
         sha256: &[u8; 32],
-    ) -> Result<CertificateStatus, StoreError>;
+    ) -> Result<(CertificateStatus, Rights), StoreError>;
 
     /// Puts on record the scope that a CA is going to serve. It may differ from the scope on record
     /// as long as nothing was granted in that one. Afterwards this fails with
@@ -185,26 +187,39 @@ pub trait Store: Send {
     /// without its DER, which would name a device to people who should not know of it.
     fn certificates(&mut self) -> Result<Vec<CertificateRow>, StoreError>;
 
-    /// Puts the certificate of an operator or a worker on record. A certificate that is not on
-    /// record lets nobody in. Returns `false` if there is one of this name.
-    fn add_credential(
+    /// Puts an identity on record, with its first certificate. A certificate that is not on record
+    /// lets nobody in. Returns `false` if there is an identity of this name.
+    fn add_identity(
         &mut self,
-        name: &str,
-        credential: &Credential,
+        identity: &NewIdentity,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError>;
 
-    /// Every certificate of an operator or a worker, in the order of issuance.
-    fn credentials(&mut self) -> Result<Vec<CredentialRow>, StoreError>;
-
-    /// Revokes the operator's or worker's certificate of this name. Returns `None` if there is
-    /// none, `false` if it was revoked before. If a revocation is lost, an operator who left can
-    /// still connect.
-    fn revoke_credential(
+    /// Puts another certificate of an identity on record. A revoked identity gets none: if it did,
+    /// somebody could undo a revocation by a renewal.
+    fn renew_identity(
         &mut self,
         name: &str,
+        certificate: &IdentityCertificate,
         now: OffsetDateTime,
-    ) -> Result<Option<bool>, StoreError>;
+    ) -> Result<Renewed, StoreError>;
+
+    /// Gives a backend these rights in place of those that it has. Returns `false` if there is no
+    /// backend of this name. If they differ, [`Changes::connections`] grows.
+    fn set_rights(&mut self, name: &str, rights: &Rights) -> Result<bool, StoreError>;
+
+    /// Every identity, in the order in which they were made.
+    fn identities(&mut self) -> Result<Vec<IdentityRow>, StoreError>;
+
+    /// Revokes certificates of an identity. Returns how many of them were good before, and `None` if
+    /// there is no such identity. If a
+    /// revocation is lost, an operator who left can still connect.
+    fn revoke_identity(
+        &mut self,
+        name: &str,
+        which: Which<'_>,
+        now: OffsetDateTime,
+    ) -> Result<Option<usize>, StoreError>;
 
     /// Puts on record, and into the audit, a certificate for a device that does not exist. A broker
     /// is tried with it. The device is not registered, and the certificate counts as one that never
@@ -248,8 +263,8 @@ pub trait Store: Send {
     /// of operation* if nobody confirmed it or its device was removed.
     fn revoked(&mut self, now: OffsetDateTime) -> Result<RevokedCertificates, StoreError>;
 
-    /// The same for operators and workers.
-    fn revoked_credentials(&mut self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError>;
+    /// The same for identities, with *cessation of operation*.
+    fn revoked_identities(&mut self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError>;
 
     /// The number of the next revocation list. Each number is given once.
     fn next_revocation_list(&mut self) -> Result<u32, StoreError>;

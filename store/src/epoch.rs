@@ -69,8 +69,8 @@ pub struct PublishedList {
 pub enum ListedAre {
     /// Devices'.
     Devices,
-    /// Operators' and workers'.
-    Credentials,
+    /// Those of brokers, workers, operators and backends.
+    Identities,
 }
 
 /// What a list that was taken over changed.

@@ -14,11 +14,11 @@ mod backup;
 mod certificates;
 mod clock;
 mod copy;
-mod credentials;
 mod database;
 mod enrolments;
 mod epoch;
 mod error;
+mod identities;
 mod random;
 mod record_each;
 mod retention;
@@ -37,13 +37,16 @@ pub use certificates::{CertificateRow, CertificateStatus, DeviceRow};
 pub use clock::Clocks;
 pub use contract::Store;
 pub use copy::{Progress, copy};
-pub use credentials::{Credential, CredentialRow};
 pub use database::{Database, Status};
 pub use enrolments::{
     EnrolError, EnrolResults, Enrolled, EnrolmentRow, NewEnrolment, Removed, Tags,
 };
 pub use epoch::{Epoch, ListedAre, PublishedList, Raised, Restored, SharedKeys, TakenOver};
 pub use error::StoreError;
+pub use identities::{
+    IdentityCertificate, IdentityCertificateRow, IdentityRole, IdentityRow, NewIdentity, Renewed,
+    Which,
+};
 pub use postgres::Settings as PostgresSettings;
 pub use record_each::record_each;
 pub use retention::{Pruned, Retention};

@@ -172,12 +172,16 @@ pub(crate) const TABLES: &[Table] = &[
         ],
     },
     Table {
-        name: "credentials",
+        name: "identities",
+        order: Order::Made,
+        columns: &[text("name"), text("role"), text("publish"), text("subscribe")],
+    },
+    Table {
+        name: "identity_certificates",
         order: Order::Made,
         columns: &[
             bytes("sha256"),
             text("name"),
-            text("role"),
             bytes("serial"),
             number("issued_at"),
             number("not_after"),

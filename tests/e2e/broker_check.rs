@@ -55,8 +55,16 @@ fn interrupted_check_leaves_no_good_certificate() -> Result<()> {
 fn mosquitto_as_deployed_keeps_all_that_it_can() -> Result<()> {
     let dir = AssayDir::init()?;
     // This certificate is on the list that the broker reads at its start.
-    run(&mut dir.assay(&["credentials", "add", "operator", "gone", "--out", &file(&dir, "")])?)?;
-    run(&mut dir.assay(&["credentials", "revoke", "gone"])?)?;
+    run(&mut dir.assay(&[
+        "identity",
+        "add",
+        "gone",
+        "--role",
+        "operator",
+        "--out",
+        &file(&dir, ""),
+    ])?)?;
+    run(&mut dir.assay(&["identity", "revoke", "gone"])?)?;
     run(&mut dir.assay(&["crl", "--pem", "--out", &file(&dir, "crl.pem")])?)?;
     let mosquitto = mosquitto_as_deployed(&dir)?;
     let _worker = Worker::start(&dir, &operational(&mosquitto))?;

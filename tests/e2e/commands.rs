@@ -166,17 +166,26 @@ fn what_init_makes_belongs_to_the_owner_of_the_directory() -> Result<()> {
 
 /// A key that root makes for an operator must not belong to the owner of the directory.
 #[test]
-fn credentials_outside_of_the_ca_belong_to_their_maker() -> Result<()> {
+fn certificates_outside_of_the_ca_belong_to_their_maker() -> Result<()> {
     let dir = AssayDir::init()?;
     let place = tempfile::tempdir()?;
     let ours = place.path().metadata()?.uid();
     if ours == 0 {
         std::os::unix::fs::chown(place.path(), Some(NOBODY), Some(NOBODY))?;
     }
-    run(dir.assay(&["credentials", "add", "operator", "alice", "--out"])?.arg(place.path()))?;
-    for file in ["alice.pem", "alice.key"] {
+    run(dir
+        .assay(&["identity", "add", "alice", "--role", "operator", "--out"])?
+        .arg(place.path()))?;
+    let made = |file: &str| {
         ensure!(place.path().join(file).metadata()?.uid() == ours, "{file}");
-    }
+        Ok(fs::read(place.path().join(file))?)
+    };
+    let before = [made("alice.pem")?, made("alice.key")?];
+    run(dir.assay(&["identity", "renew", "alice", "--out"])?.arg(place.path()))?;
+    let after = [made("alice.pem")?, made("alice.key")?];
+    ensure!(before[0] != after[0] && before[1] != after[1], "a new certificate for a new key");
+    let mode = place.path().join("alice.key").metadata()?.permissions().mode();
+    ensure!(mode & 0o777 == 0o600, "{mode:o}");
     Ok(())
 }
 
@@ -426,7 +435,7 @@ fn output_that_nobody_reads_any_more_ends_a_command_without_a_word() -> Result<(
     let dir = AssayDir::init()?;
     for arguments in [
         &["devices"][..],
-        &["credentials", "list", "--json"],
+        &["identity", "list", "--json"],
         &["trust", "list"],
         &["crl"],
         &["health"],

@@ -9,6 +9,7 @@ use anyhow::{Result, bail, ensure};
 use assay_tests::{AssayDir, Device, EkKind, Mosquitto, Worker, json, run, tool, trusted_vendor};
 use assay_wire::Topic;
 
+use crate::identities::Holder;
 use crate::raw_client::RawClient;
 
 #[test]
@@ -92,7 +93,15 @@ fn mosquitto_refuses_what_the_revocation_list_names() -> Result<()> {
     let file = |name: &str| dir.path().join(name).display().to_string();
     let list = || run(&mut dir.assay(&["crl", "--pem", "--out", &file("crl.pem")])?).map(drop);
     list()?;
-    run(&mut dir.assay(&["credentials", "add", "operator", "alice", "--out", &file("")])?)?;
+    run(&mut dir.assay(&[
+        "identity",
+        "add",
+        "alice",
+        "--role",
+        "operator",
+        "--out",
+        &file(""),
+    ])?)?;
     let mut mosquitto = mosquitto_as_deployed(&dir)?;
     let is_let_in = |mosquitto: &Mosquitto, name: &str| -> Result<bool> {
         let mut says = tool("mosquitto_pub")?;
@@ -112,7 +121,7 @@ fn mosquitto_refuses_what_the_revocation_list_names() -> Result<()> {
         Ok(says.args(["--key", &file(&format!("{name}.key"))]).output()?.status.success())
     };
     ensure!(is_let_in(&mosquitto, "alice")? && is_let_in(&mosquitto, "operator")?);
-    run(&mut dir.assay(&["credentials", "revoke", "alice"])?)?;
+    run(&mut dir.assay(&["identity", "revoke", "alice"])?)?;
     list()?;
     mosquitto.restart()?;
     ensure!(!is_let_in(&mosquitto, "alice")? && is_let_in(&mosquitto, "operator")?);
@@ -120,13 +129,71 @@ fn mosquitto_refuses_what_the_revocation_list_names() -> Result<()> {
     provisions_on(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(0)))
 }
 
+/// Mosquitto does not refuse a subscription. It delivers what may be read.
+#[test]
+fn backends_on_mosquitto_hear_and_say_what_the_printed_access_list_lets_them() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let out = dir.path().display().to_string();
+    for (name, rights) in [
+        ("control", ["--publish", "device/+/command/#"]),
+        ("sink", ["--subscribe", "device/+/command/#"]),
+        ("deaf", ["--subscribe", "ca/#"]),
+        ("gone", ["--publish", "device/+/command/#"]),
+    ] {
+        let add = [&["identity", "add", name, "--out", &out][..], &rights].concat();
+        run(&mut dir.assay(&add)?)?;
+    }
+    run(&mut dir.assay(&["identity", "revoke", "gone"])?)?;
+    let list = String::from_utf8(run(&mut dir.assay(&["identity", "acl"])?)?.stdout)?;
+    ensure!(!list.contains("gone"), "{list}");
+    let mosquitto = mosquitto_with(&dir, &list)?;
+    let url = format!("mqtts://127.0.0.1:{}", mosquitto.port(1));
+    let holder = |name: &str| Holder {
+        client: format!("backend@{name}"),
+        files: dir.path().join(name),
+        root: dir.root_pem(),
+        url: url.clone(),
+    };
+    let (control, command) = (holder("control"), "device/v1/default/pump-17/command/reboot");
+    let mut deaf = holder("deaf").hears(&["device/v1/default/#", "ca/v1/default/#"], 1)?.spawn()?;
+    let mut sink = holder("sink").hears(&["device/v1/default/#"], 1)?.spawn()?;
+    while sink.try_wait()?.is_none() {
+        ensure!(!control.says(command, "now")?.contains("RC:135"));
+    }
+    let heard = String::from_utf8(sink.wait_with_output()?.stdout)?;
+    ensure!(heard.contains(&format!("{command} now")), "{heard}");
+    ensure!(deaf.try_wait()?.is_none(), "it hears what it may not");
+    deaf.kill()?;
+    deaf.wait()?;
+    for topic in ["device/v1/default/pump-17/telemetry", "ca/v1/default/crl"] {
+        let said = control.says(topic, "forged")?;
+        ensure!(said.contains("RC:135"), "{topic}: {said}");
+    }
+    for name in ["sink", "gone"] {
+        let said = holder(name).says(command, "forged")?;
+        ensure!(said.contains("RC:135"), "{name}: {said}");
+    }
+    Ok(())
+}
+
 /// Mosquitto with the configuration of deploy/mosquitto, and with a revocation list if there is
 /// one.
 pub(crate) fn mosquitto_as_deployed(dir: &AssayDir) -> Result<Mosquitto> {
+    mosquitto_with(dir, "")
+}
+
+/// The same, with more lines in the access list for clients with a certificate.
+fn mosquitto_with(dir: &AssayDir, more: &str) -> Result<Mosquitto> {
     let deployed = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/mosquitto");
     let config = fs::read_to_string(format!("{deployed}/mosquitto.conf"))?;
     let config = config.replace("/mosquitto/certs", &dir.path().display().to_string());
-    let config = config.replace("/mosquitto/config", deployed);
+    let lists = dir.path().join("mosquitto");
+    fs::create_dir_all(&lists)?;
+    for (list, more) in [("acl-bootstrap", ""), ("acl-operational", more)] {
+        let deployed = fs::read_to_string(format!("{deployed}/{list}"))?;
+        fs::write(lists.join(list), format!("{deployed}\n{more}"))?;
+    }
+    let config = config.replace("/mosquitto/config", &lists.display().to_string());
     // The harness has its own ports, and sets `per_listener_settings` itself.
     let [general, bootstrap, operational] = config.splitn(3, "\nlistener ").collect::<Vec<_>>()[..]
     else {

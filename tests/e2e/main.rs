@@ -3,17 +3,18 @@
 
 mod access_broker;
 mod advice;
+mod backends;
 mod backup;
 mod broker_check;
 mod clock;
 mod commands;
 mod costs;
 mod crash;
-mod credentials;
 mod eks;
 mod external_brokers;
 mod fleet;
 mod health;
+mod identities;
 mod interoperability;
 mod lab;
 mod matrix;

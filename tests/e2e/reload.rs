@@ -279,7 +279,7 @@ fn issuing_cas_that_change_under_load_fail_no_device() -> Result<()> {
 
 impl Lab {
     /// SIGHUP; returns when the server has reread what it can.
-    fn reload(&self) -> Result<()> {
+    pub(crate) fn reload(&self) -> Result<()> {
         self.hang_up("reread certificates")
     }
 
@@ -298,7 +298,7 @@ impl Lab {
     }
 }
 
-fn wait_for(what: &str, is_so: impl Fn() -> bool) -> Result<()> {
+pub(crate) fn wait_for(what: &str, is_so: impl Fn() -> bool) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !is_so() {
         ensure!(Instant::now() < deadline, "not: {what}");
@@ -308,7 +308,7 @@ fn wait_for(what: &str, is_so: impl Fn() -> bool) -> Result<()> {
 }
 
 /// The serial number of the certificate that the bootstrap listener shows.
-fn shown_certificate(lab: &Lab) -> Result<String> {
+pub(crate) fn shown_certificate(lab: &Lab) -> Result<String> {
     let file = lab.dir.path().join("shown.pem");
     let mut client = tool("openssl")?;
     client.args(["s_client", "-connect", lab.server.bootstrap.trim_start_matches("mqtts://")]);
@@ -316,14 +316,14 @@ fn shown_certificate(lab: &Lab) -> Result<String> {
     serial(&file)
 }
 
-fn serial(file: &Path) -> Result<String> {
+pub(crate) fn serial(file: &Path) -> Result<String> {
     Ok(String::from_utf8(
         run(tool("openssl")?.args(["x509", "-noout", "-serial", "-in"]).arg(file))?.stdout,
     )?)
 }
 
 /// Makes a new certificate and key for the broker, by the service CA.
-fn replace_server_certificate(dir: &AssayDir) -> Result<()> {
+pub(crate) fn replace_server_certificate(dir: &AssayDir) -> Result<()> {
     let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n\
                       keyUsage=critical,digitalSignature\n";
     let certificate = certify(dir, "server", "/CN=broker", "service", extensions)?;

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::str::FromStr;
 
-use crate::{DeviceId, Scope};
+use crate::{DeviceId, IdentityName, Scope};
 
 /// The holder of a client certificate.
 ///
@@ -18,6 +18,11 @@ pub enum Identity {
         /// The device's id, unique in the scope.
         device_id: DeviceId,
     },
+    /// A service that reads what it may read, and sends commands that it may send.
+    Backend {
+        /// What operators call it.
+        name: IdentityName,
+    },
     /// A person or dashboard that watches devices.
     Operator,
     /// A CA worker.
@@ -30,6 +35,7 @@ impl fmt::Display for Identity {
             Self::Device { scope, device_id } => {
                 write!(f, "{}device:{scope}:{device_id}", Self::PREFIX)
             }
+            Self::Backend { name } => write!(f, "{}backend:{name}", Self::PREFIX),
             Self::Operator => write!(f, "{}operator", Self::PREFIX),
             Self::Worker => write!(f, "{}worker", Self::PREFIX),
         }
@@ -44,14 +50,22 @@ impl FromStr for Identity {
         match name {
             "operator" => Ok(Self::Operator),
             "worker" => Ok(Self::Worker),
-            device => {
-                // A scope has no colon; a device id may.
-                let ids = device.strip_prefix("device:").and_then(|ids| ids.split_once(':'));
-                let (scope, device_id) = ids.ok_or(IdentityError)?;
-                Ok(Self::Device {
-                    scope: scope.parse().map_err(|_| IdentityError)?,
-                    device_id: device_id.parse().map_err(|_| IdentityError)?,
-                })
+            other => {
+                let (kind, name) = other.split_once(':').ok_or(IdentityError)?;
+                match kind {
+                    "backend" => {
+                        Ok(Self::Backend { name: name.parse().map_err(|_| IdentityError)? })
+                    }
+                    "device" => {
+                        // A scope has no colon; a device id may.
+                        let (scope, device_id) = name.split_once(':').ok_or(IdentityError)?;
+                        Ok(Self::Device {
+                            scope: scope.parse().map_err(|_| IdentityError)?,
+                            device_id: device_id.parse().map_err(|_| IdentityError)?,
+                        })
+                    }
+                    _ => Err(IdentityError),
+                }
             }
         }
     }
@@ -65,7 +79,7 @@ impl fmt::Display for IdentityError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "a URI that begins with {} and names a device or a role was expected",
+            "a URI that begins with {} and names a device, a backend or a role was expected",
             Identity::PREFIX
         )
     }
@@ -86,7 +100,13 @@ mod tests {
 
     #[test]
     fn uris_read_back() {
-        for uri in ["urn:assay:operator", "urn:assay:worker", "urn:assay:device:plant-7:a:b.c_d"] {
+        for uri in [
+            "urn:assay:operator",
+            "urn:assay:worker",
+            "urn:assay:backend:sink",
+            "urn:assay:backend:a:b.c_d",
+            "urn:assay:device:plant-7:a:b.c_d",
+        ] {
             assert_eq!(uri.parse::<Identity>().unwrap().to_string(), uri);
         }
     }
@@ -97,6 +117,11 @@ mod tests {
             "",
             "urn:assay:",
             "urn:assay:admin",
+            "urn:assay:backend",
+            "urn:assay:backend:",
+            "urn:assay:backend:a@b",
+            "urn:assay:backend:.a",
+            "urn:assay:operator:alice",
             "urn:assay:device:x",
             "urn:assay:device:X:y",
             "urn:other:worker",

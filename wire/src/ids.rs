@@ -115,6 +115,18 @@ text_id!(
 );
 
 text_id!(
+    /// What operators call one of their own: a broker, a worker, an operator or a backend. It is a
+    /// part of the name of files, and of a backend's common name, `backend@{name}`, which has 64
+    /// characters at most (RFC 5280 Appendix A, ub-common-name).
+    IdentityName,
+    "name of an identity",
+    "1 to 56 of A-Z, a-z, 0-9, - . _ :, but no dot at the beginning",
+    56,
+    is_name_byte,
+    |name| name.starts_with('.')
+);
+
+text_id!(
     /// The MQTT client id that a topic names.
     ClientId,
     "client id",

@@ -20,7 +20,7 @@
 extern crate alloc;
 
 mod ids;
-pub use ids::{ClientId, DeviceId, EkId, IdError, RequestId, Scope};
+pub use ids::{ClientId, DeviceId, EkId, IdError, IdentityName, RequestId, Scope};
 
 mod identity;
 pub use identity::{Identity, IdentityError};
@@ -28,8 +28,13 @@ pub use identity::{Identity, IdentityError};
 mod flow;
 pub use flow::Flow;
 
+pub mod filter;
+
 mod topic;
-pub use topic::Topic;
+pub use topic::{COMMAND, Topic};
+
+mod rights;
+pub use rights::{Rights, RightsError};
 
 mod bytes;
 pub use bytes::{

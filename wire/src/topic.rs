@@ -6,6 +6,9 @@ use core::fmt;
 
 use crate::{ClientId, DeviceId, Scope};
 
+/// The first level in a device's tree of the topics that operators and backends publish on.
+pub const COMMAND: &str = "command";
+
 /// A topic of the protocol. A client uses exactly two while it is being provisioned, so an access
 /// list needs two lines on any broker.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -65,7 +65,8 @@ impl Desk {
     }
 
     /// Returns when a client's connection must end, and why: its time is up, or the doorkeeper,
-    /// asked again at each `recheck`, no longer admits it.
+    /// asked again at each `recheck`, no longer admits it, or with another access. The client may
+    /// connect again then; so nothing that it may no longer hear is left over.
     pub(super) async fn unwelcome(
         &self,
         admission: &mut Admission,
@@ -77,6 +78,9 @@ impl Desk {
                     return End::new(Reason::MaximumConnectTime, admission.expiry());
                 }
                 again = self.decide_again(admission, recheck) => match again {
+                    Ok(again) if again.access() != admission.access() => {
+                        return End::new(Reason::AdministrativeAction, "its rights changed");
+                    }
                     Ok(again) => *admission = again,
                     Err(denial) => return denial.into(),
                 }

@@ -374,7 +374,7 @@ impl Drop for Leaving {
 /// | bootstrapping | as many replies as it may send requests |
 /// | worker | some seconds' worth of requests |
 /// | device | some |
-/// | operator | all that is retained, and what many devices publish at once |
+/// | operator, backend | all that is retained, and what many devices publish at once |
 fn room(access: &Access) -> Room {
     const MIB: usize = 1024 * 1024;
     const SHARE: usize = MIB / 16;

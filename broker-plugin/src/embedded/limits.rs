@@ -17,7 +17,7 @@ pub struct Limits {
     /// Clients without a certificate. Above this number, the broker closes connections in the same
     /// way.
     pub bootstrap: usize,
-    /// Devices and operators. Workers do not count.
+    /// Devices, operators and backends. Workers do not count.
     pub operational: usize,
     /// Connections to each listener that may come from one network in a second, and five times as
     /// many at once.

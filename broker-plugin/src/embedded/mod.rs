@@ -59,7 +59,7 @@ pub use tls::{ClientCertificates, Tls, bootstrap_tls, operational_tls};
 pub struct EmbeddedBrokerConfig {
     /// Where clients without a certificate connect. Port 0 takes a free one.
     pub bootstrap: SocketAddr,
-    /// Where devices, workers and operators connect. Port 0 takes a free one.
+    /// Where devices, workers, operators and backends connect. Port 0 takes a free one.
     pub operational: SocketAddr,
     /// The certificates that the listeners show. They may be replaced while the broker runs.
     pub tls: Tls,

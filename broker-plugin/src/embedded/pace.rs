@@ -26,7 +26,8 @@ pub(super) fn cost(packet: &Packet, length: usize) -> u32 {
     u32::try_from(filters + length / 4096).unwrap_or(u32::MAX)
 }
 
-/// The budgets that one connection's work is paid from. Workers and operators pay nothing.
+/// The budgets that one connection's work is paid from. Workers, operators and backends pay
+/// nothing.
 pub(super) struct Pace(Option<Budgets>);
 
 struct Budgets {

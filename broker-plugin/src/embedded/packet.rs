@@ -49,6 +49,7 @@ pub(super) enum Reason {
     TopicAliasInvalid = 0x94,
     PacketTooLarge = 0x95,
     QuotaExceeded = 0x97,
+    AdministrativeAction = 0x98,
     RetainNotSupported = 0x9a,
     QosNotSupported = 0x9b,
     ConnectionRateExceeded = 0x9f,
@@ -87,6 +88,7 @@ impl End {
         !matches!(
             self.reason,
             Reason::Success
+                | Reason::AdministrativeAction
                 | Reason::KeepAliveTimeout
                 | Reason::MaximumConnectTime
                 | Reason::ServerBusy

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_wire::Topic;
+use assay_wire::filter::has_sound_wildcards;
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
 use rmqtt_codec::types::Publish;
@@ -16,7 +17,7 @@ use super::lane::{Message, properties_size};
 use super::limits::PUBLISHES;
 use super::packet::{Codec, End, Packet, QoS, Reason};
 use super::router::{Router, SUBSCRIPTIONS, Seat, is_alive};
-use crate::access::{Access, has_sound_wildcards};
+use crate::access::Access;
 use crate::meter::Meter;
 
 /// The longest packet of a bootstrapping client, in bytes: a message of the protocol, and room for

@@ -9,8 +9,8 @@ mod raw;
 use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use assay_broker_plugin::access::Identity;
@@ -22,7 +22,7 @@ use assay_broker_plugin::embedded::{
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, Publish};
 use assay_mqtt::rumqttc::v5::{AsyncClient, Event, EventLoop};
-use assay_wire::ClientId;
+use assay_wire::{ClientId, Rights};
 use pki::{Credential, Pki};
 use raw::*;
 use rustls::{CipherSuite, ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
@@ -55,7 +55,7 @@ impl Register for Answers {
 
 /// Every certificate is good.
 fn everybody() -> Arc<Admit> {
-    Arc::new(|_, _| Ok(Good))
+    Arc::new(|_, _| Ok(Good::default()))
 }
 
 /// No password is good.
@@ -556,7 +556,7 @@ async fn certificate_that_is_not_admitted_is_refused_at_each_connect() {
             Identity::Device { device_id, .. } if device_id.as_str() == "pump-17" => {
                 Err(NotGood::Refused("revoked".into()))
             }
-            _ => Ok(Good),
+            _ => Ok(Good::default()),
         }
     });
     let world = World::with(limits(), admit).await;
@@ -573,7 +573,7 @@ async fn certificate_that_is_not_admitted_is_refused_at_each_connect() {
 async fn panic_in_one_connection_leaves_the_others_served() {
     let admit: Arc<Admit> = Arc::new(|identity, _| match identity {
         Identity::Device { .. } => panic!("as the test wants it"),
-        _ => Ok(Good),
+        _ => Ok(Good::default()),
     });
     let world = World::with(limits(), admit).await;
     let _worker = world.answering_worker(b"reply".to_vec()).await;
@@ -590,7 +590,7 @@ async fn slow_admission_of_one_client_does_not_delay_others() {
         if matches!(identity, Identity::Device { .. }) {
             std::thread::sleep(Duration::from_secs(3));
         }
-        Ok(Good)
+        Ok(Good::default())
     });
     let world = World::with(limits(), admit).await;
     let _worker = world.answering_worker(b"reply".to_vec()).await;
@@ -1454,7 +1454,7 @@ async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
             {
                 Err(NotGood::Refused("revoked".into()))
             }
-            _ => Ok(Good),
+            _ => Ok(Good::default()),
         }
     });
     let world = World::with(limits(), admit).await;
@@ -1466,6 +1466,86 @@ async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
     world.broker.recheck();
     device.end().await.unwrap();
     assert!(other.is_alive().await);
+}
+
+/// What a register says of every backend, until the test changes it.
+fn backends_with(rights: &Arc<Mutex<Rights>>) -> Arc<Admit> {
+    let rights = rights.clone();
+    Arc::new(move |_, _| Ok(Good { rights: rights.lock().unwrap().clone() }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backend_hears_and_says_what_its_rights_are_and_each_refusal_has_a_reason() {
+    let rights = Rights::new(["device/+/command/#"], ["device/+/telemetry"]).unwrap();
+    let world = World::with(limits(), backends_with(&Arc::new(Mutex::new(rights)))).await;
+    let mut device = world.device("pump-17").await;
+    let mut other = world.device("pump-18").await;
+    for (device, id) in [(&mut device, "pump-17"), (&mut other, "pump-18")] {
+        let commands = format!("device/v1/default/{id}/command/#");
+        assert_eq!(device.subscribe(&commands).await, Some(GRANTED_QOS_1));
+    }
+    let mut sink = world.identified("urn:assay:backend:sink", "backend@sink").await;
+    let mut second = world.identified("urn:assay:backend:sink", "backend@sink@2").await;
+    let telemetry = "device/v1/default/+/telemetry";
+    for backend in [&mut sink, &mut second] {
+        assert_eq!(backend.subscribe(telemetry).await, Some(GRANTED_QOS_1));
+        for filter in [
+            "device/v1/default/#",
+            "device/v1/default/pump-17/command",
+            "fleet/v1/default/+/event",
+            "provision/v1/default/+/request",
+            "$share/g/device/v1/default/+/telemetry",
+        ] {
+            assert_eq!(backend.subscribe(filter).await, Some(NOT_AUTHORIZED), "{filter}");
+        }
+    }
+    assert_eq!(device.publish("device/v1/default/pump-17/telemetry", b"21.5").await, Some(SUCCESS));
+    for backend in [&mut sink, &mut second] {
+        assert_eq!(backend.message(PATIENCE).await.unwrap().payload, b"21.5");
+    }
+
+    let command = "device/v1/default/pump-17/command/reboot";
+    assert_eq!(sink.publish(command, b"now").await, Some(SUCCESS));
+    assert_eq!(device.message(PATIENCE).await.unwrap().topic, command);
+    for topic in [
+        "device/v1/default/pump-17/telemetry",
+        "fleet/v1/default/pump-17/event",
+        "ca/v1/default/crl",
+        "provision/v1/default/pump-17/reply",
+    ] {
+        assert_eq!(sink.publish(topic, b"forged").await, Some(NOT_AUTHORIZED), "{topic}");
+    }
+    // Another device's command is not this one's to send.
+    assert_eq!(other.publish(command, b"forged").await, Some(NOT_AUTHORIZED));
+    assert!(device.message(SILENCE).await.is_none() && other.message(SILENCE).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backend_is_cut_when_its_rights_change_and_stays_when_they_do_not() {
+    let rights = Arc::new(Mutex::new(Rights::new([], ["device/#"]).unwrap()));
+    let world = World::with(limits(), backends_with(&rights)).await;
+    let mut sink = world.identified("urn:assay:backend:sink", "backend@sink").await;
+    let mut device = world.device("pump-17").await;
+    world.broker.recheck();
+    assert!(sink.is_alive().await);
+    *rights.lock().unwrap() = Rights::new([], ["device/+/telemetry"]).unwrap();
+    world.broker.recheck();
+    assert_eq!(sink.end().await.unwrap(), Some(ADMINISTRATIVE_ACTION));
+    assert!(device.is_alive().await, "it has no rights that could change");
+    let mut again = world.identified("urn:assay:backend:sink", "backend@sink").await;
+    assert_eq!(again.subscribe("device/v1/default/#").await, Some(NOT_AUTHORIZED));
+    assert_eq!(again.subscribe("device/v1/default/+/telemetry").await, Some(GRANTED_QOS_1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backend_under_another_backends_client_id_is_refused() {
+    let world = World::new().await;
+    let credential = world.pki.client(&["urn:assay:backend:sink"]);
+    for client in ["backend@other", "backend@sink2", "operator@sink", "worker@sink", "sink"] {
+        let (_, reason) =
+            world.operational_connect(Some(&credential), &Connect::new(client)).await.unwrap();
+        assert_eq!(reason, CLIENT_ID_NOT_VALID, "{client}");
+    }
 }
 
 /// A recheck leaves most of the threads that may block to new clients.
@@ -1481,7 +1561,7 @@ async fn recheck_asks_for_a_few_connections_at_a_time() {
             std::thread::sleep(Duration::from_millis(20));
             at_once.fetch_sub(1, Ordering::SeqCst);
             asked.fetch_add(1, Ordering::SeqCst);
-            Ok(Good)
+            Ok(Good::default())
         }
     });
     let world = World::with(limits(), admit).await;
@@ -1521,7 +1601,7 @@ async fn world_where_checks_say(answers: Vec<Result<Good, NotGood>>) -> (World, 
                 let turn = usize::try_from(asked.fetch_add(1, Ordering::SeqCst)).unwrap();
                 answers[turn.min(answers.len() - 1)].clone()
             }
-            _ => Ok(Good),
+            _ => Ok(Good::default()),
         }
     });
     (World::with(limits(), admit).await, asked)
@@ -1530,8 +1610,13 @@ async fn world_where_checks_say(answers: Vec<Result<Good, NotGood>>) -> (World, 
 #[tokio::test(flavor = "multi_thread")]
 async fn device_stays_while_a_recheck_finds_nothing_out_and_is_asked_about_again() {
     let unknown = Err(NotGood::Unknown("locked".into()));
-    let (world, asked) =
-        world_where_checks_say(vec![Ok(Good), unknown.clone(), unknown, Ok(Good)]).await;
+    let (world, asked) = world_where_checks_say(vec![
+        Ok(Good::default()),
+        unknown.clone(),
+        unknown,
+        Ok(Good::default()),
+    ])
+    .await;
     let mut device = world.device("pump-17").await;
     world.broker.recheck();
     let started = Instant::now();
@@ -1547,7 +1632,7 @@ async fn device_stays_while_a_recheck_finds_nothing_out_and_is_asked_about_again
 async fn revocation_is_found_at_the_recheck_after_one_that_finds_nothing_out() {
     let (unknown, revoked) =
         (Err(NotGood::Unknown("locked".into())), Err(NotGood::Refused("revoked".into())));
-    let (world, _) = world_where_checks_say(vec![Ok(Good), unknown, revoked]).await;
+    let (world, _) = world_where_checks_say(vec![Ok(Good::default()), unknown, revoked]).await;
     let mut device = world.device("pump-17").await;
     world.broker.recheck();
     device.end().await.unwrap();
@@ -1556,7 +1641,8 @@ async fn revocation_is_found_at_the_recheck_after_one_that_finds_nothing_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn device_that_cannot_be_checked_for_long_is_cut() {
     let (world, asked) =
-        world_where_checks_say(vec![Ok(Good), Err(NotGood::Unknown("locked".into()))]).await;
+        world_where_checks_say(vec![Ok(Good::default()), Err(NotGood::Unknown("locked".into()))])
+            .await;
     let mut device = world.device("pump-17").await;
     world.broker.recheck();
     device.end().await.unwrap();
@@ -1573,7 +1659,7 @@ async fn device_whose_certificate_is_revoked_while_it_connects_is_cut() {
                 return Err(NotGood::Refused("revoked".into()));
             }
             std::thread::sleep(3 * SILENCE);
-            Ok(Good)
+            Ok(Good::default())
         }
     });
     let world = World::with(limits(), admit).await;

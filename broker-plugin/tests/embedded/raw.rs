@@ -38,6 +38,7 @@ pub(crate) const SERVER_SHUTTING_DOWN: u8 = 0x8b;
 pub(crate) const BAD_AUTHENTICATION_METHOD: u8 = 0x8c;
 pub(crate) const SESSION_TAKEN_OVER: u8 = 0x8e;
 pub(crate) const QUOTA_EXCEEDED: u8 = 0x97;
+pub(crate) const ADMINISTRATIVE_ACTION: u8 = 0x98;
 pub(crate) const CONNECTION_RATE_EXCEEDED: u8 = 0x9f;
 pub(crate) const TOPIC_ALIAS_INVALID: u8 = 0x94;
 pub(crate) const PACKET_TOO_LARGE: u8 = 0x95;

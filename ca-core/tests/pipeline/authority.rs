@@ -1,7 +1,9 @@
 //! The certificates that set a CA up.
 
-use assay_ca_core::{Authority, KeyAndCertificate, THROW_AWAY_PREFIX};
-use assay_wire::Identity;
+use assay_ca_core::{
+    Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, THROW_AWAY_PREFIX,
+};
+use assay_wire::{Identity, IdentityName};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
@@ -46,7 +48,7 @@ fn server_is_certified_for_its_names() {
     let root = Authority::root("Test", now(), &mut rng).unwrap();
     let service = root.service("Test", now(), &mut rng).unwrap();
     let names = ["broker.example", "127.0.0.1", "::1"].map(str::to_owned);
-    let leaf = der(&service.server(&names, now(), &mut rng).unwrap());
+    let leaf = der(&service.server(&names, LEAF_LIFETIME, now(), &mut rng).unwrap());
     assert!(verify(&root, &service, &leaf, KeyUsage::server_auth()));
     assert!(!verify(&root, &service, &leaf, KeyUsage::client_auth()));
     let end_entity = EndEntityCert::try_from(&leaf).unwrap();
@@ -65,7 +67,9 @@ fn what_the_issuing_ca_signs_passes_for_no_server() {
     let mut rng = CountingRng::new();
     let root = Authority::root("Test", now(), &mut rng).unwrap();
     let issuing = root.issuing("Test", now(), &mut rng).unwrap();
-    let leaf = der(&issuing.server(&["broker.example".to_owned()], now(), &mut rng).unwrap());
+    let leaf = der(&issuing
+        .server(&["broker.example".to_owned()], LEAF_LIFETIME, now(), &mut rng)
+        .unwrap());
     assert!(!verify(&root, &issuing, &leaf, KeyUsage::server_auth()));
 }
 
@@ -74,16 +78,44 @@ fn roles_read_back_from_their_certificates() {
     let mut rng = CountingRng::new();
     let root = Authority::root("Test", now(), &mut rng).unwrap();
     let service = root.service("Test", now(), &mut rng).unwrap();
-    let worker = service.worker(now(), &mut rng).unwrap();
-    let operator = service.operator(now(), &mut rng).unwrap();
-    for (identity, pair) in [(Identity::Worker, worker), (Identity::Operator, operator)] {
+    let worker = service.worker(LEAF_LIFETIME, now(), &mut rng).unwrap();
+    let operator = service.operator(LEAF_LIFETIME, now(), &mut rng).unwrap();
+    let name: IdentityName = "n".repeat(IdentityName::MAX).parse().unwrap();
+    let backend = service.backend(&name, LEAF_LIFETIME, now(), &mut rng).unwrap();
+    for (identity, pair) in [
+        (Identity::Worker, worker),
+        (Identity::Operator, operator),
+        (Identity::Backend { name }, backend),
+    ] {
         let leaf = der(&pair);
         let (_, parsed) = X509Certificate::from_der(&leaf).unwrap();
         let name = parsed.subject().iter_common_name().next().unwrap().as_str().unwrap();
         assert!(name.parse::<assay_wire::DeviceId>().is_err(), "{name} could be a device");
+        assert!(name.len() <= 64, "RFC 5280 Appendix A, ub-common-name");
         assert!(verify(&root, &service, &leaf, KeyUsage::client_auth()));
         assert!(!verify(&root, &service, &leaf, KeyUsage::server_auth()));
         assert_eq!(identity_in(&leaf), identity);
+    }
+}
+
+#[test]
+fn identity_is_certified_for_the_time_that_was_asked_for_but_never_beyond_its_ca() {
+    let mut rng = CountingRng::new();
+    let root = Authority::root("Test", now(), &mut rng).unwrap();
+    let made = root.service("Test", now(), &mut rng).unwrap();
+    let pem = made.to_pem();
+    let read = Authority::from_pem(&pem.certificate, &pem.key).unwrap();
+    let late = now() + ISSUING_LIFETIME - time::Duration::days(10);
+    for service in [made, read] {
+        for (at, lifetime, end) in [
+            (now(), time::Duration::days(7), now() + time::Duration::days(7)),
+            (late, time::Duration::days(7), late + time::Duration::days(7)),
+            (late, LEAF_LIFETIME, now() + ISSUING_LIFETIME),
+        ] {
+            let leaf = der(&service.operator(lifetime, at, &mut rng).unwrap());
+            let (_, parsed) = X509Certificate::from_der(&leaf).unwrap();
+            assert_eq!(parsed.validity().not_after.timestamp(), end.unix_timestamp());
+        }
     }
 }
 

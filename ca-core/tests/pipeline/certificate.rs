@@ -301,7 +301,7 @@ fn issuer_is_a_ca_with_its_own_key() {
         root.issuing("Test", now(), &mut rng).unwrap(),
         root.issuing("Test", now(), &mut rng).unwrap(),
     );
-    let leaf = one.worker(now(), &mut rng).unwrap();
+    let leaf = one.worker(assay_ca_core::LEAF_LIFETIME, now(), &mut rng).unwrap();
     let issuer = |certificate: &str, key: &str| Issuer::from_pem(certificate, key).map(drop);
     let (one, two) = (one.to_pem(), two.to_pem());
     assert_eq!(issuer(&one.certificate, &one.key), Ok(()));

@@ -112,7 +112,7 @@ impl Restore {
                 "shared_keys_retired": raised.shared_keys,
                 "waiting_revoked": raised.waiting,
                 "revocation_list": { "before": raised.list.0, "after": raised.list.1 },
-                "credentials": restored.credentials,
+                "identities": restored.identities,
                 "anchors": restored.anchors,
                 "held": true,
             }));
@@ -131,8 +131,8 @@ impl Restore {
         eprintln!("not known: what happened from {from} to {to}. Do again what was done then:");
         eprintln!("  devices that were disabled or removed   assay enroll disable | remove");
         eprintln!("  enrolments that were added or changed   assay enroll add | update");
-        eprintln!("  operators and workers, good on record: {}", restored.credentials.join(", "));
-        eprintln!("    those that were revoked               assay credentials revoke");
+        eprintln!("  identities, good on record: {}", restored.identities.join(", "));
+        eprintln!("    those that were revoked               assay identity revoke");
         eprintln!("  vendors, trusted on record: {}", restored.anchors.len());
         eprintln!("    those that were removed               assay trust remove");
         eprintln!("  issuing and service CA: if they were replaced since, replace them again");
@@ -165,7 +165,7 @@ impl Resume {
         for list in &resumed.lists {
             let about = match list.about {
                 ListedAre::Devices => "devices",
-                ListedAre::Credentials => "operators and workers",
+                ListedAre::Identities => "identities",
             };
             let (taken, file) = (list.taken, list.file.display());
             let at = rfc3339::seconds(list.issued_at.unix_timestamp());

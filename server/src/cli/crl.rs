@@ -16,7 +16,7 @@ use super::table;
 
 #[derive(Args)]
 pub(crate) struct Crl {
-    /// Write PEM instead of DER: the list of devices and, after it, that of operators and workers.
+    /// Write PEM instead of DER: the list of devices and, after it, that of identities.
     /// DER holds one list, which is that of devices
     #[arg(long)]
     pem: bool,

@@ -27,8 +27,8 @@ impl Init {
         eprintln!("  root.pem   for devices to pin");
         eprintln!("  root.key   move it to a safe place offline: serving does not need it");
         eprintln!(
-            "  service.key certifies operators and workers: `credentials add` and `crl --pem` \
-             need it, serving does not"
+            "  service.key certifies brokers, workers, operators and backends: `identity add`, \
+             `identity renew` and `crl --pem` need it, serving does not"
         );
         eprintln!("  assay.toml settings");
         eprintln!(

@@ -3,10 +3,10 @@
 mod backup;
 mod check;
 mod clock;
-mod credentials;
 mod crl;
 mod enroll;
 mod health;
+mod identity;
 mod import;
 mod init;
 mod list;
@@ -62,9 +62,9 @@ enum Command {
     Devices(list::Json),
     /// List the certificates
     Certs(list::Json),
-    /// Make, list and revoke the certificates of operators and workers
+    /// Make, list, renew and revoke brokers, workers, operators and backends
     #[command(subcommand)]
-    Credentials(credentials::Credentials),
+    Identity(identity::Identity),
     /// Write the revocation list, signed now
     Crl(crl::Crl),
     /// List the newest decisions
@@ -103,7 +103,7 @@ impl Cli {
             Command::Broker(check::Broker::Check(check)) => return check.run(&directory()?),
             Command::Devices(json) => list::devices(&directory()?, json),
             Command::Certs(json) => list::certificates(&directory()?, json),
-            Command::Credentials(credentials) => credentials.run(&directory()?),
+            Command::Identity(identity) => identity.run(&directory()?),
             Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => list::audit(&directory()?, audit),
             Command::Store(store) => store.run(&directory()?),
@@ -125,5 +125,6 @@ Examples:
   assay --dir ca enroll import eks.csv
   assay --dir ca serve                             serve devices until interrupted
   assay --dir ca health                            exit status 0 if all is well
+  assay --dir ca identity add sink --subscribe 'device/#'
   assay --dir ca devices                           who is registered
   assay --dir ca audit                             who was refused, and why";

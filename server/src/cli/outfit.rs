@@ -161,7 +161,8 @@ impl ServerCredentials {
                 || {
                     format!(
                         "server.pem is not a certificate for {address} that leads to root.pem; \
-                         listen elsewhere, or make the CA with --server-name {address}"
+                         listen elsewhere, or run assay identity renew server --server-name \
+                         {address}"
                     )
                 },
             )?;

@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use assay_broker_plugin::embedded::{DRAIN, EmbeddedBroker, EmbeddedBrokerConfig};
 use assay_server::clock::Gate;
 use assay_server::directory::Directory;
+use assay_server::expiry;
+use assay_server::operations::identities;
 use assay_server::operations::restore::refuse_if_held;
 use assay_server::pipeline::{self, WorkerConfig};
 use assay_server::register::StoreRegister;
@@ -98,10 +100,13 @@ impl Serve {
             let worker =
                 pipeline::run(config, stopping, |event| systemd.tell(event, &operational, ready));
             let store = directory.store()?;
+            let of = directory.clone();
+            let endings = move |now| identities::ending(&of, now);
             let served = async {
                 tokio::select! {
                     ended = worker => ended,
                     () = revocations::watch(store, || broker.recheck()) => Ok(()),
+                    () = expiry::watch(endings) => Ok(()),
                 }
             };
             attend(served, &mut signals, &systemd, &stop, FINISH - DRAIN, || {

@@ -10,6 +10,8 @@ use anyhow::Result;
 use assay_mqtt::BrokerUrl;
 use assay_server::clock::Gate;
 use assay_server::directory::Directory;
+use assay_server::expiry;
+use assay_server::operations::identities;
 use assay_server::operations::restore::refuse_if_held;
 use assay_server::pipeline::{self, WorkerConfig};
 use clap::Args;
@@ -69,6 +71,14 @@ impl Worker {
                     }
                 })
             });
+            let of = directory.clone();
+            let endings = move |now| identities::ending(&of, now);
+            let worker = async {
+                tokio::select! {
+                    ended = worker => ended,
+                    () = expiry::watch(endings) => Ok(()),
+                }
+            };
             attend(worker, &mut signals, &systemd, &stop, FINISH, || {
                 let (fresh, mut waiting) = reread(directory)?;
                 outfit.send_replace(worker_outfit(&fresh, self.broker_ca.as_deref())?);

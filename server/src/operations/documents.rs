@@ -1,12 +1,16 @@
 //! What is on record, in JSON: the same fields in every face.
 
 use assay_ca_core::{Reprovision, Role};
-use assay_store::{AnchorRow, AuditRow, CertificateRow, CredentialRow, DeviceRow, EnrolmentRow};
-use assay_wire::{DeviceId, EkId, ProblemCode};
+use assay_store::{
+    AnchorRow, AuditRow, CertificateRow, DeviceRow, EnrolmentRow, IdentityCertificateRow,
+    IdentityRow,
+};
+use assay_wire::{DeviceId, EkId, ProblemCode, Scope};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use super::trust;
-use crate::rfc3339;
+use crate::{expiry, rfc3339};
 
 /// A device. Times are in RFC 3339, digests and serial numbers in hexadecimal, here and below.
 pub fn device(row: &DeviceRow) -> Value {
@@ -36,15 +40,25 @@ pub fn certificate(row: &CertificateRow) -> Value {
     })
 }
 
-/// A certificate of an operator or a worker.
-pub fn credential(row: &CredentialRow) -> Value {
+/// A certificate of an identity, and what a backend may do in this scope.
+pub fn identity(
+    row: &IdentityRow,
+    certificate: &IdentityCertificateRow,
+    scope: &Scope,
+    now: OffsetDateTime,
+) -> Value {
     json!({
         "name": row.name,
-        "role": row.role,
-        "fingerprint": hex::encode(row.sha256),
-        "issued_at": rfc3339::seconds(row.issued_at),
-        "not_after": rfc3339::seconds(row.not_after),
-        "revoked_at": row.revoked_at.map(rfc3339::seconds),
+        "role": row.role.name(),
+        "publish": row.rights.publish_in(scope),
+        "subscribe": row.rights.subscribe_in(scope),
+        "serial": hex::encode(&certificate.serial),
+        "fingerprint": hex::encode(certificate.sha256),
+        "issued_at": rfc3339::seconds(certificate.issued_at),
+        "not_after": rfc3339::seconds(certificate.not_after),
+        "days_left": expiry::days_left(certificate.not_after, now),
+        "renew": expiry::is_due(row, certificate, now),
+        "revoked_at": certificate.revoked_at.map(rfc3339::seconds),
     })
 }
 

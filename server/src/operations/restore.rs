@@ -33,8 +33,8 @@ pub struct Restored {
     pub raised: Raised,
     /// How many devices are on record.
     pub devices: usize,
-    /// The certificates of operators and workers that are good on record.
-    pub credentials: Vec<String>,
+    /// The identities with a certificate that is good on record.
+    pub identities: Vec<String>,
     /// The certificates of vendors that are trusted on record.
     pub anchors: Vec<String>,
 }
@@ -91,7 +91,7 @@ pub fn restore(
             place: directory.join(Directory::RECORD).display().to_string(),
             raised,
             devices: store.devices()?.len(),
-            credentials: good_credentials(&store, now)?,
+            identities: good_identities(&store, now)?,
             anchors: store.anchors()?.into_iter().map(|row| row.subject).collect(),
             manifest: unpacked,
         };
@@ -121,11 +121,11 @@ pub fn restore(
     })
 }
 
-fn good_credentials(store: &Sqlite, now: OffsetDateTime) -> Result<Vec<String>> {
-    let is_good = |row: &assay_store::CredentialRow| {
-        row.revoked_at.is_none() && row.not_after > now.unix_timestamp()
+fn good_identities(store: &Sqlite, now: OffsetDateTime) -> Result<Vec<String>> {
+    let is_good = |row: &assay_store::IdentityRow| {
+        row.newest().is_some_and(|newest| newest.not_after > now.unix_timestamp())
     };
-    Ok(store.credentials()?.into_iter().filter(is_good).map(|row| row.name).collect())
+    Ok(store.identities()?.into_iter().filter(is_good).map(|row| row.name).collect())
 }
 
 /// A list that was taken over.
@@ -180,7 +180,7 @@ pub fn resume(directory: &Directory, lists: &[PathBuf], now: OffsetDateTime) -> 
     }
     let until = [
         (ListedAre::Devices, now + directory.config().profile.validity()),
-        (ListedAre::Credentials, now + CREDENTIALS_LAST),
+        (ListedAre::Identities, now + IDENTITIES_LAST),
     ];
     let mut taken_over = Vec::new();
     for (file, list, issued_at) in read {
@@ -203,10 +203,8 @@ fn read_lists(directory: &Directory, file: &Path) -> Result<Vec<(PublishedList, 
         Ok(pems) if !pems.is_empty() => pems.into_iter().map(Pem::into_contents).collect(),
         _ => vec![content],
     };
-    let issuers = [
-        (ListedAre::Devices, directory.issuing()?),
-        (ListedAre::Credentials, directory.service()?),
-    ];
+    let issuers =
+        [(ListedAre::Devices, directory.issuing()?), (ListedAre::Identities, directory.service()?)];
     let list = |der: Vec<u8>| {
         let mut lists = issuers.iter().filter_map(|(about, issuer)| {
             let read = issuer.read_list(&der)?;
@@ -241,5 +239,5 @@ const NEEDED: [&str; 7] = [
     Directory::SETTINGS,
     Directory::RECORD,
 ];
-/// As long as certificates of operators and workers are valid.
-const CREDENTIALS_LAST: time::Duration = time::Duration::days(3 * 366);
+/// As long as certificates of identities are valid.
+const IDENTITIES_LAST: time::Duration = time::Duration::days(3 * 366);

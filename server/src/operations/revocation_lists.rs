@@ -17,7 +17,7 @@ pub fn of_devices(directory: &Directory, now: OffsetDateTime) -> Result<Vec<u8>>
     Ok(directory.ca()?.revocation_list(&mut *store, usize::MAX, now)?)
 }
 
-/// The lists of devices and of operators and workers, signed now, in DER.
+/// The lists of devices and of identities, signed now, in DER.
 ///
 /// # Errors
 /// A key cannot be read, or the store fails.

@@ -91,8 +91,8 @@ impl NewTables {
             session = Session::open(settings)?;
         }
         session.client.batch_execute(BEGIN)?;
-        // A new CA gets a credential when it is made, and a scope when it first serves.
-        let is_used = "SELECT EXISTS (SELECT FROM scope) OR EXISTS (SELECT FROM credentials)
+        // A new CA gets identities when it is made, and a scope when it first serves.
+        let is_used = "SELECT EXISTS (SELECT FROM scope) OR EXISTS (SELECT FROM identities)
             OR EXISTS (SELECT FROM enrolments) OR EXISTS (SELECT FROM certificates)
             OR EXISTS (SELECT FROM shared_keys) OR EXISTS (SELECT FROM anchors)";
         if session.client.query_one(is_used, &[])?.get(0) {

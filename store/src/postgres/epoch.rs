@@ -41,10 +41,10 @@ impl Postgres {
                     session.execute(ADD_UNKNOWN, &[&serials, &since, &random, &until])?;
                     TakenOver { ended, disabled, unknown, unknown_disabled }
                 }
-                ListedAre::Credentials => {
-                    let ended = session.execute(END_CREDENTIALS, &[&serials, &since])?;
+                ListedAre::Identities => {
+                    let ended = session.execute(END_IDENTITIES, &[&serials, &since])?;
                     let add = [&serials as _, &since as _, &random as _, &until as _];
-                    let unknown = session.execute(ADD_UNKNOWN_CREDENTIALS, &add)?;
+                    let unknown = session.execute(ADD_UNKNOWN_IDENTITIES, &add)?;
                     TakenOver { ended, unknown, ..TakenOver::default() }
                 }
             };
@@ -90,12 +90,15 @@ const ADD_UNKNOWN: &str = "INSERT INTO certificates (serial, device_id, ek_id, i
         'revoked', since, $4, since, since, since, decode(repeat('00', 32), 'hex'), ''
     FROM unnest($1::bytea[], $2::int8[], $3::bytea[]) l (serial, since, random)
     ON CONFLICT DO NOTHING";
-const END_CREDENTIALS: &str = "UPDATE credentials c SET revoked_at = l.since
+const END_IDENTITIES: &str = "UPDATE identity_certificates c SET revoked_at = l.since
     FROM unnest($1::bytea[], $2::int8[]) l (serial, since)
     WHERE c.serial = l.serial AND c.revoked_at IS NULL";
-const ADD_UNKNOWN_CREDENTIALS: &str = "INSERT INTO credentials (sha256, name, role, serial,
-        issued_at, not_after, revoked_at)
-    SELECT random, 'unknown-' || encode(serial, 'hex'), 'operator', serial, since, $4, since
-    FROM unnest($1::bytea[], $2::int8[], $3::bytea[]) l (serial, since, random)
-    WHERE NOT EXISTS (SELECT FROM credentials c WHERE c.serial = l.serial)";
+const ADD_UNKNOWN_IDENTITIES: &str = "WITH unknown AS (
+        SELECT 'unknown-' || encode(serial, 'hex') AS name, serial, since, random
+        FROM unnest($1::bytea[], $2::int8[], $3::bytea[]) l (serial, since, random)
+        WHERE NOT EXISTS (SELECT FROM identity_certificates c WHERE c.serial = l.serial)),
+    named AS (INSERT INTO identities (name, role, publish, subscribe)
+        SELECT name, 'operator', '', '' FROM unknown ON CONFLICT DO NOTHING)
+    INSERT INTO identity_certificates (sha256, name, serial, issued_at, not_after, revoked_at)
+    SELECT random, name, serial, since, $4, since FROM unknown";
 const RAISE: &str = "UPDATE revocation_lists SET number = greatest(number, $1)";

@@ -16,10 +16,10 @@ mod certificates;
 mod clock;
 mod columns;
 mod connection;
-mod credentials;
 pub(crate) mod dump;
 mod enrolments;
 mod epoch;
+mod identities;
 mod migrations;
 mod record;
 mod revocation;
@@ -33,7 +33,7 @@ mod trust;
 use std::time::Duration;
 
 use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
-use assay_wire::{DeviceId, EkId, Identity, Scope};
+use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
@@ -41,10 +41,10 @@ use crate::audit::AuditRow;
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
 use crate::clock::Clocks;
 use crate::contract::Store;
-use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
+use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
 use crate::trust::{AnchorRow, Trusted};
@@ -124,12 +124,12 @@ impl Store for Postgres {
         self.status(device, serial, sha256)
     }
 
-    fn credential_status(
+    fn identity_status(
         &mut self,
         identity: &Identity,
         sha256: &[u8; 32],
-    ) -> Result<CertificateStatus, StoreError> {
-        self.status_of_credential(identity, sha256)
+    ) -> Result<(CertificateStatus, Rights), StoreError> {
+        self.status_of_identity(identity, sha256)
     }
 
     fn record_scope(&mut self, scope: &Scope) -> Result<(), StoreError> {
@@ -194,25 +194,38 @@ impl Store for Postgres {
         self.all_certificates()
     }
 
-    fn add_credential(
+    fn add_identity(
         &mut self,
-        name: &str,
-        credential: &Credential,
+        identity: &NewIdentity,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
-        self.put_credential(name, credential, now)
+        self.put_identity(identity, now)
     }
 
-    fn credentials(&mut self) -> Result<Vec<CredentialRow>, StoreError> {
-        self.all_credentials()
-    }
-
-    fn revoke_credential(
+    fn renew_identity(
         &mut self,
         name: &str,
+        certificate: &IdentityCertificate,
         now: OffsetDateTime,
-    ) -> Result<Option<bool>, StoreError> {
-        self.end_credential(name, now)
+    ) -> Result<Renewed, StoreError> {
+        self.put_renewed_identity(name, certificate, now)
+    }
+
+    fn set_rights(&mut self, name: &str, rights: &Rights) -> Result<bool, StoreError> {
+        self.put_rights(name, rights)
+    }
+
+    fn identities(&mut self) -> Result<Vec<IdentityRow>, StoreError> {
+        self.all_identities()
+    }
+
+    fn revoke_identity(
+        &mut self,
+        name: &str,
+        which: Which<'_>,
+        now: OffsetDateTime,
+    ) -> Result<Option<usize>, StoreError> {
+        self.end_identity(name, which, now)
     }
 
     fn add_throw_away(
@@ -251,8 +264,8 @@ impl Store for Postgres {
         self.all_revoked(now)
     }
 
-    fn revoked_credentials(&mut self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError> {
-        self.all_revoked_credentials(now)
+    fn revoked_identities(&mut self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError> {
+        self.all_revoked_identities(now)
     }
 
     fn next_revocation_list(&mut self) -> Result<u32, StoreError> {

@@ -43,17 +43,17 @@ impl Postgres {
         self.write(|session| Ok((revoked(session, now)?, next_number(session)?)))
     }
 
-    pub(super) fn all_revoked_credentials(
+    pub(super) fn all_revoked_identities(
         &mut self,
         now: OffsetDateTime,
     ) -> Result<Vec<Revoked>, StoreError> {
         let reason = RevocationReason::CessationOfOperation;
         self.read_together(|session| {
-            let rows = session.query(REVOKED_CREDENTIALS, &[&now.unix_timestamp()])?;
-            let credential = |row: &postgres::Row| {
+            let rows = session.query(REVOKED_IDENTITIES, &[&now.unix_timestamp()])?;
+            let revoked = |row: &postgres::Row| {
                 Ok(Revoked { serial: array(row.get(0))?, since: time(row.get(1))?, reason })
             };
-            rows.iter().map(credential).collect()
+            rows.iter().map(revoked).collect()
         })
     }
 
@@ -186,7 +186,7 @@ const REVOKED: &str = "SELECT serial, status, ended_at, confirmed_at IS NOT NULL
     SELECT c.serial, c.status, l.since, c.confirmed_at IS NOT NULL, c.number
     FROM disabled_eks l JOIN certificates c USING (ek_id)
     WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > $1";
-const REVOKED_CREDENTIALS: &str = "SELECT serial, revoked_at FROM credentials
+const REVOKED_IDENTITIES: &str = "SELECT serial, revoked_at FROM identity_certificates
     WHERE revoked_at IS NOT NULL AND not_after > $1 ORDER BY number";
 const HAS_TO_PRUNE: &str = "SELECT
     EXISTS (SELECT FROM certificates

@@ -98,8 +98,8 @@ impl Sqlite {
             for revoked in &list.revoked {
                 match list.about {
                     ListedAre::Devices => transaction.end_listed(revoked, until, &mut taken)?,
-                    ListedAre::Credentials => {
-                        transaction.end_credential(revoked, until, &mut taken)?;
+                    ListedAre::Identities => {
+                        transaction.end_identity(revoked, until, &mut taken)?;
                     }
                 }
             }
@@ -151,22 +151,27 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    fn end_credential(
+    fn end_identity(
         &self,
         revoked: &Revoked,
         until: OffsetDateTime,
         taken: &mut TakenOver,
     ) -> Result<(), StoreError> {
         let (serial, since) = (&revoked.serial, revoked.since.unix_timestamp());
-        let known = "SELECT EXISTS (SELECT 1 FROM credentials WHERE serial = ?1)";
+        let known = "SELECT EXISTS (SELECT 1 FROM identity_certificates WHERE serial = ?1)";
         if self.0.query_row(known, [serial], |row| row.get(0))? {
-            let end = "UPDATE credentials SET revoked_at = ?2
+            let end = "UPDATE identity_certificates SET revoked_at = ?2
                        WHERE serial = ?1 AND revoked_at IS NULL";
             taken.ended += self.0.execute(end, params![serial, since])? as u64;
             return Ok(());
         }
+        let add = "INSERT OR IGNORE INTO identities (name, role, publish, subscribe)
+                   VALUES ('unknown-' || lower(hex(?1)), 'operator', '', '')";
+        self.0.execute(add, [serial])?;
         self.0.execute(
-            ADD_UNKNOWN_CREDENTIAL,
+            "INSERT INTO identity_certificates
+                 (sha256, name, serial, issued_at, not_after, revoked_at)
+             VALUES (?1, 'unknown-' || lower(hex(?2)), ?2, ?3, ?4, ?3)",
             params![random_bytes::<32>(), serial, since, until.unix_timestamp()],
         )?;
         taken.unknown += 1;
@@ -198,5 +203,3 @@ const ADD_UNKNOWN: &str = "INSERT INTO certificates (serial, device_id, ek_id, i
      status, not_before, not_after, issued_at, confirmed_at, ended_at, sha256, der)
      VALUES (?1, 'unknown', ?2, zeroblob(32), 'none', 'revoked', ?3, ?4, ?3, ?3, ?3, zeroblob(32), \
      x'')";
-const ADD_UNKNOWN_CREDENTIAL: &str = "INSERT INTO credentials (sha256, name, role, serial, \
-     issued_at, not_after, revoked_at) VALUES (?1, 'unknown-' || lower(hex(?2)), 'operator', ?2, ?3, ?4, ?3)";

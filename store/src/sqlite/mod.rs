@@ -13,10 +13,10 @@ mod certificates;
 mod clock;
 mod columns;
 mod connection;
-mod credentials;
 pub(crate) mod dump;
 mod enrolments;
 mod epoch;
+mod identities;
 mod migrations;
 mod record;
 mod records;
@@ -30,7 +30,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
-use assay_wire::{DeviceId, EkId, Identity, Scope};
+use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
@@ -38,10 +38,10 @@ use crate::audit::AuditRow;
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
 use crate::clock::Clocks;
 use crate::contract::Store;
-use crate::credentials::{Credential, CredentialRow};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
+use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
 use crate::trust::{AnchorRow, Trusted};
@@ -101,12 +101,12 @@ impl Store for Sqlite {
         Self::certificate_status(self, device, serial, sha256)
     }
 
-    fn credential_status(
+    fn identity_status(
         &mut self,
         identity: &Identity,
         sha256: &[u8; 32],
-    ) -> Result<CertificateStatus, StoreError> {
-        Self::credential_status(self, identity, sha256)
+    ) -> Result<(CertificateStatus, Rights), StoreError> {
+        Self::identity_status(self, identity, sha256)
     }
 
     fn record_scope(&mut self, scope: &Scope) -> Result<(), StoreError> {
@@ -171,25 +171,38 @@ impl Store for Sqlite {
         Self::certificates(self)
     }
 
-    fn add_credential(
+    fn add_identity(
         &mut self,
-        name: &str,
-        credential: &Credential,
+        identity: &NewIdentity,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
-        self.add_credential(name, credential, now)
+        self.add_identity(identity, now)
     }
 
-    fn credentials(&mut self) -> Result<Vec<CredentialRow>, StoreError> {
-        Self::credentials(self)
-    }
-
-    fn revoke_credential(
+    fn renew_identity(
         &mut self,
         name: &str,
+        certificate: &IdentityCertificate,
         now: OffsetDateTime,
-    ) -> Result<Option<bool>, StoreError> {
-        self.revoke_credential(name, now)
+    ) -> Result<Renewed, StoreError> {
+        self.renew_identity(name, certificate, now)
+    }
+
+    fn set_rights(&mut self, name: &str, rights: &Rights) -> Result<bool, StoreError> {
+        self.set_rights(name, rights)
+    }
+
+    fn identities(&mut self) -> Result<Vec<IdentityRow>, StoreError> {
+        Self::identities(self)
+    }
+
+    fn revoke_identity(
+        &mut self,
+        name: &str,
+        which: Which<'_>,
+        now: OffsetDateTime,
+    ) -> Result<Option<usize>, StoreError> {
+        self.revoke_identity(name, which, now)
     }
 
     fn add_throw_away(
@@ -228,8 +241,8 @@ impl Store for Sqlite {
         Self::revoked(self, now)
     }
 
-    fn revoked_credentials(&mut self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError> {
-        Self::revoked_credentials(self, now)
+    fn revoked_identities(&mut self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError> {
+        Self::revoked_identities(self, now)
     }
 
     fn next_revocation_list(&mut self) -> Result<u32, StoreError> {

@@ -68,12 +68,12 @@ impl Sqlite {
         })
     }
 
-    /// The same for operators and workers.
+    /// The same for identities.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn revoked_credentials(&self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError> {
-        self.list(REVOKED_CREDENTIALS, &[&now.unix_timestamp()], |row| {
+    pub fn revoked_identities(&self, now: OffsetDateTime) -> Result<Vec<Revoked>, StoreError> {
+        self.list(REVOKED_IDENTITIES, &[&now.unix_timestamp()], |row| {
             let reason = RevocationReason::CessationOfOperation;
             Ok(Revoked { serial: row.get(0)?, since: time(1, row.get(1)?)?, reason })
         })
@@ -198,8 +198,8 @@ const REVOKED: &str = "SELECT serial, status, ended_at, confirmed_at IS NOT NULL
     SELECT c.serial, c.status, l.since, c.confirmed_at IS NOT NULL, c.rowid
     FROM disabled_eks l CROSS JOIN certificates c USING (ek_id)
     WHERE c.status IN ('unconfirmed', 'active') AND c.not_after > ?1";
-const REVOKED_CREDENTIALS: &str = "SELECT serial, revoked_at FROM credentials WHERE revoked_at IS \
-                                   NOT NULL AND not_after > ?1 ORDER BY rowid";
+const REVOKED_IDENTITIES: &str = "SELECT serial, revoked_at FROM identity_certificates WHERE \
+                                  revoked_at IS NOT NULL AND not_after > ?1 ORDER BY rowid";
 
 #[cfg(test)]
 mod tests {

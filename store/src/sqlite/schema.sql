@@ -66,16 +66,24 @@ CREATE INDEX certificates_ended ON certificates (not_after) WHERE status IN ('su
 CREATE INDEX certificates_never_confirmed ON certificates (not_after) WHERE status = 'revoked' AND confirmed_at IS NULL;
 CREATE INDEX certificates_to_confirm ON certificates (confirm_by) WHERE status = 'unconfirmed';
 
--- Certificates of operators and workers.
-CREATE TABLE credentials (
+-- Who has certificates of the service CA.
+CREATE TABLE identities (
+    name      TEXT PRIMARY KEY,
+    role      TEXT NOT NULL CHECK (role IN ('broker', 'worker', 'operator', 'backend')),
+    publish   TEXT NOT NULL,            -- of a backend: topic filters without version and scope, with spaces in between
+    subscribe TEXT NOT NULL
+) STRICT;
+
+-- An identity has several while it is renewed.
+CREATE TABLE identity_certificates (
     sha256     BLOB PRIMARY KEY,        -- of the certificate
-    name       TEXT NOT NULL UNIQUE,
-    role       TEXT NOT NULL CHECK (role IN ('operator', 'worker')),
+    name       TEXT NOT NULL,           -- of the identity
     serial     BLOB NOT NULL,
     issued_at  INTEGER NOT NULL,
     not_after  INTEGER NOT NULL,
     revoked_at INTEGER
 ) STRICT;
+CREATE INDEX identity_certificates_by_name ON identity_certificates (name);
 
 -- Outlives device and enrolment, so that a generation that was retired never returns.
 CREATE TABLE shared_keys (
@@ -151,5 +159,8 @@ CREATE TRIGGER certificate_ended AFTER UPDATE OF status ON certificates WHEN new
 BEGIN UPDATE revocations SET connections = connections + (old.status = 'active'), list = list + 1; END;
 CREATE TRIGGER shared_key_retired AFTER UPDATE OF generation ON shared_keys WHEN new.generation <> old.generation
 BEGIN UPDATE revocations SET connections = connections + 1; END;
-CREATE TRIGGER credential_revoked AFTER UPDATE OF revoked_at ON credentials
+CREATE TRIGGER identity_certificate_revoked AFTER UPDATE OF revoked_at ON identity_certificates
+BEGIN UPDATE revocations SET connections = connections + 1; END;
+CREATE TRIGGER identity_rights_changed AFTER UPDATE OF publish, subscribe ON identities
+WHEN new.publish <> old.publish OR new.subscribe <> old.subscribe
 BEGIN UPDATE revocations SET connections = connections + 1; END;

@@ -6,10 +6,10 @@ use assay_ca_core::{
 };
 use assay_store::contract::Store;
 use assay_store::{
-    Act, AnchorsVersion, AuditEntry, Basis, Change, Entry, IdInQuestion, IkInQuestion, Question,
-    Recorded, Snapshot, StoreError, Whom,
+    Act, AnchorsVersion, AuditEntry, Basis, Change, Entry, IdInQuestion, IdentityCertificate,
+    IdentityRole, IkInQuestion, NewIdentity, Question, Recorded, Snapshot, StoreError, Whom,
 };
-use assay_wire::{DeviceId, EkId, Scope};
+use assay_wire::{DeviceId, EkId, Rights, Scope};
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
@@ -37,6 +37,22 @@ pub(crate) fn scope() -> Scope {
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
+}
+
+/// An identity with a certificate of its own.
+pub(crate) fn identity(name: &str, role: IdentityRole, rights: Rights) -> NewIdentity {
+    NewIdentity { name: name.into(), role, rights, certificate: identity_certificate() }
+}
+
+/// A certificate that no other is equal to. Its serial number has 16 bytes, as ours have.
+pub(crate) fn identity_certificate() -> IdentityCertificate {
+    let mut params = rcgen::CertificateParams::new(["name".to_owned()]).unwrap();
+    let mut serial = [0x40; 16];
+    serial[1..]
+        .copy_from_slice(&sha256(format!("{:?}", std::time::Instant::now()).as_bytes())[..15]);
+    params.serial_number = Some(rcgen::SerialNumber::from_slice(&serial));
+    let key = rcgen::KeyPair::generate().unwrap();
+    IdentityCertificate::read(params.self_signed(&key).unwrap().der()).unwrap()
 }
 
 /// A certificate. `serial` stands for its serial number, its content and its IK.

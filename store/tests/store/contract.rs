@@ -11,16 +11,20 @@ use assay_ca_core::{
 use assay_server::directory::Directory;
 use assay_store::{
     Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
-    IdInQuestion, NewEnrolment, Pruned, Question, Recorded, Removed, Retention,
-    RevokedCertificates, StoreError, Tags, Trusted, Whom, record_each,
+    IdInQuestion, IdentityRole, NewEnrolment, Pruned, Question, Recorded, Removed, Renewed,
+    Retention, RevokedCertificates, StoreError, Tags, Trusted, Which, Whom, record_each,
 };
-use assay_wire::{EkId, Scope};
+use assay_wire::{EkId, Identity, Rights, Scope};
 use time::{Duration, OffsetDateTime};
 
 use crate::acts::*;
 use crate::fixture::{Any, Fixture, on_both};
 
 on_both! {
+    a_backend_has_the_rights_on_record_and_a_change_of_them_is_noticed,
+    a_renewed_identity_has_several_certificates_until_the_old_ones_are_revoked,
+    a_revoked_identity_is_let_in_no_more_and_is_not_renewed,
+    an_identity_is_let_in_under_its_own_name_and_role_alone,
     a_batch_is_recorded_entry_by_entry_and_each_whole_or_not_at_all,
     entry_that_cannot_be_recorded_takes_no_other_with_it,
     a_certificate_nobody_issued_is_unknown,
@@ -460,6 +464,122 @@ fn device_that_does_not_exist_is_let_in_until_its_certificate_is_revoked_and_the
     assert_eq!((revoked.once_in_force.len(), revoked.never_in_force.len()), (0, 1));
     prune(&mut store, now + Duration::days(2));
     assert_eq!(status(&mut store), CertificateStatus::Unknown);
+}
+
+fn a_backend_has_the_rights_on_record_and_a_change_of_them_is_noticed(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let first = Rights::new(["device/+/command/#"], ["device/#", "fleet/+/event"]).unwrap();
+    let sink = identity("sink", IdentityRole::Backend, first.clone());
+    assert!(store.add_identity(&sink, now()).unwrap());
+    let sha256 = store.identities().unwrap()[0].certificates[0].sha256;
+    let rights = |store: &mut Any| store.identity_status(&backend("sink"), &sha256).unwrap();
+    assert_eq!(rights(&mut store), (CertificateStatus::Active, first.clone()));
+    assert_eq!(store.identities().unwrap()[0].rights, first);
+
+    let before = store.changes().unwrap();
+    assert!(store.set_rights("sink", &first).unwrap());
+    assert_eq!(store.changes().unwrap(), before, "nothing changed");
+    let second = Rights::new([], ["device/pump-1/telemetry"]).unwrap();
+    assert!(store.set_rights("sink", &second).unwrap());
+    assert_eq!(rights(&mut store), (CertificateStatus::Active, second));
+    let after = store.changes().unwrap();
+    assert!(after.connections > before.connections, "who is connected is not looked at again");
+    assert_eq!(after.list, before.list);
+
+    let anna = identity("anna", IdentityRole::Operator, Rights::default());
+    assert!(store.add_identity(&anna, now()).unwrap());
+    for name in ["anna", "nobody"] {
+        assert!(!store.set_rights(name, &first).unwrap(), "{name} is no backend");
+    }
+}
+
+fn an_identity_is_let_in_under_its_own_name_and_role_alone(fixture: &Fixture) {
+    let mut store = fixture.store();
+    for (name, role) in [
+        ("sink", IdentityRole::Backend),
+        ("anna", IdentityRole::Operator),
+        ("north", IdentityRole::Worker),
+        ("server", IdentityRole::Broker),
+    ] {
+        assert!(store.add_identity(&identity(name, role, Rights::default()), now()).unwrap());
+        let again = identity(name, IdentityRole::Operator, Rights::default());
+        assert!(!store.add_identity(&again, now()).unwrap(), "{name} is taken");
+    }
+    let rows = store.identities().unwrap();
+    let names: Vec<_> = rows.iter().map(|row| (&*row.name, row.certificates.len())).collect();
+    assert_eq!(names, [("sink", 1), ("anna", 1), ("north", 1), ("server", 1)]);
+    let device = Identity::Device { scope: scope(), device_id: id("sink") };
+    let shown = [backend("sink"), Identity::Operator, Identity::Worker, backend("anna"), device];
+    for (number, row) in rows.iter().enumerate() {
+        for (other, identity) in shown.iter().enumerate() {
+            let (status, _) = store.identity_status(identity, &row.certificates[0].sha256).unwrap();
+            let expected = match number == other && number < 3 {
+                true => CertificateStatus::Active,
+                false => CertificateStatus::Unknown,
+            };
+            assert_eq!(status, expected, "{} as {identity}", row.name);
+        }
+    }
+}
+
+fn a_renewed_identity_has_several_certificates_until_the_old_ones_are_revoked(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let anna = identity("anna", IdentityRole::Operator, Rights::default());
+    store.add_identity(&anna, now()).unwrap();
+    let other = identity("other", IdentityRole::Operator, Rights::default());
+    store.add_identity(&other, now()).unwrap();
+    for _ in 0..2 {
+        let renewed = store.renew_identity("anna", &identity_certificate(), now()).unwrap();
+        assert_eq!(renewed, Renewed::Done);
+    }
+    let nobody = store.renew_identity("nobody", &identity_certificate(), now()).unwrap();
+    assert_eq!(nobody, Renewed::Unknown);
+    let row = store.identities().unwrap().remove(0);
+    let digests: Vec<_> = row.certificates.iter().map(|row| row.sha256).collect();
+    assert_eq!((digests.len(), row.newest().unwrap().sha256), (3, digests[2]));
+    let status = |store: &mut Any, n: usize| {
+        store.identity_status(&Identity::Operator, &digests[n]).unwrap().0
+    };
+    assert!((0..3).all(|n| status(&mut store, n) == CertificateStatus::Active));
+
+    let only = store.revoke_identity("anna", Which::Only(&digests[1]), now()).unwrap();
+    assert_eq!((only, status(&mut store, 1)), (Some(1), CertificateStatus::Revoked));
+    let before = store.changes().unwrap().connections;
+    assert_eq!(
+        store.revoke_identity("anna", Which::EveryBut(&digests[2]), now()).unwrap(),
+        Some(1)
+    );
+    assert!(store.changes().unwrap().connections > before, "who is connected is not cut");
+    assert_eq!(status(&mut store, 0), CertificateStatus::Revoked);
+    assert_eq!(status(&mut store, 1), CertificateStatus::Revoked);
+    assert_eq!(status(&mut store, 2), CertificateStatus::Active);
+    assert_eq!(
+        store.revoke_identity("anna", Which::EveryBut(&digests[2]), now()).unwrap(),
+        Some(0)
+    );
+    assert_eq!(store.revoked_identities(now() - Duration::days(3000)).unwrap().len(), 2);
+    let others = store.identities().unwrap().remove(1);
+    assert!(others.newest().is_some(), "nothing became of another one");
+}
+
+fn a_revoked_identity_is_let_in_no_more_and_is_not_renewed(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let sink = identity("sink", IdentityRole::Backend, Rights::new([], ["device/#"]).unwrap());
+    store.add_identity(&sink, now()).unwrap();
+    let sha256 = store.identities().unwrap()[0].certificates[0].sha256;
+    assert_eq!(store.revoke_identity("nobody", Which::Every, now()).unwrap(), None);
+    assert_eq!(store.revoke_identity("sink", Which::Every, now()).unwrap(), Some(1));
+    assert_eq!(store.revoke_identity("sink", Which::Every, now()).unwrap(), Some(0));
+    let (status, rights) = store.identity_status(&backend("sink"), &sha256).unwrap();
+    assert_eq!((status, rights.is_empty()), (CertificateStatus::Revoked, true));
+    let renewed = store.renew_identity("sink", &identity_certificate(), now()).unwrap();
+    assert_eq!(renewed, Renewed::Revoked);
+    let row = store.identities().unwrap().remove(0);
+    assert!(row.certificates.len() == 1 && row.newest().is_none());
+}
+
+fn backend(name: &str) -> Identity {
+    Identity::Backend { name: name.parse().unwrap() }
 }
 
 fn what_expired_is_on_no_list_though_its_device_is_disabled(fixture: &Fixture) {

@@ -8,9 +8,10 @@ use assay_ca_core::tpm::template::ParentKind;
 
 use assay_store::sqlite::Sqlite;
 use assay_store::{
-    AnchorRow, Credential, Database, NewEnrolment, SharedKeys, StoreError, Tags, Whom, copy,
+    AnchorRow, Database, IdentityRole, NewEnrolment, SharedKeys, StoreError, Tags, Which, Whom,
+    copy,
 };
-use assay_wire::Identity;
+use assay_wire::Rights;
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use time::Duration;
@@ -48,7 +49,7 @@ fn copy_answers_as_the_original_does_and_counts_on() {
             format!("{snapshots:?}{:?}", store.revoked(at).unwrap()),
             format!("{:?}{:?}", store.enrolments().unwrap(), store.devices().unwrap()),
             format!("{:?}{:?}", store.certificates().unwrap(), store.audit(99).unwrap()),
-            format!("{:?}{:?}", store.credentials().unwrap(), store.anchors().unwrap()),
+            format!("{:?}{:?}", store.identities().unwrap(), store.anchors().unwrap()),
             (store.changes().unwrap(), anchors_version(store)),
         )
     });
@@ -193,10 +194,14 @@ fn fill(store: &mut Any) {
         ..decision(3, Some(Whom::Proven(id("pump-1"))))
     };
     audit(store, [made]);
-    let der = rcgen::generate_simple_self_signed(["operator".to_owned()]).unwrap();
-    let credential = Credential::read(Identity::Operator, der.cert.der()).unwrap();
-    store.add_credential("anna", &credential, now()).unwrap();
-    store.revoke_credential("anna", now()).unwrap();
+    let sink = Rights::new(["device/+/command/#"], ["device/#", "ca/crl"]).unwrap();
+    for (name, role, rights) in
+        [("sink", IdentityRole::Backend, sink), ("anna", IdentityRole::Operator, Rights::default())]
+    {
+        store.add_identity(&identity(name, role, rights), now()).unwrap();
+        store.renew_identity(name, &identity_certificate(), now()).unwrap();
+    }
+    store.revoke_identity("anna", Which::Every, now()).unwrap();
     store.next_revocation_list().unwrap();
 }
 
@@ -222,7 +227,7 @@ fn tables(path: &Path) -> BTreeMap<String, Vec<Vec<Value>>> {
         .map(|name| {
             let name = name.unwrap();
             let order = match &*name {
-                "certificates" | "credentials" => "rowid",
+                "certificates" | "identities" | "identity_certificates" => "rowid",
                 _ => "1",
             };
             let mut rows = file.prepare(&format!("SELECT * FROM {name} ORDER BY {order}")).unwrap();

@@ -3,7 +3,7 @@
 use std::fs;
 
 use assay_store::postgres::Postgres;
-use assay_store::{Database, PostgresSettings, Retention, StoreError, copy};
+use assay_store::{Database, IdentityRole, PostgresSettings, Retention, StoreError, copy};
 use assay_tests::Postgres as Server;
 use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
@@ -30,7 +30,8 @@ fn schema_of_a_later_version_is_refused_with_the_version_that_wrote_it() {
     let schema = address.split("search_path=").nth(1).unwrap().trim_end_matches('\'');
     let later = format!(
         "UPDATE {schema}.writer SET version = '9.1.0';
-         UPDATE {schema}.refinery_schema_history SET version = 99"
+         UPDATE {schema}.refinery_schema_history SET version = 99 WHERE version =
+             (SELECT max(version) FROM {schema}.refinery_schema_history)"
     );
     server.sql(&later).unwrap();
     for error in
@@ -39,6 +40,39 @@ fn schema_of_a_later_version_is_refused_with_the_version_that_wrote_it() {
         let StoreError::Newer { found, writer } = &error else { panic!("{error}") };
         assert_eq!((*found, &**writer), (99, "9.1.0"));
     }
+}
+
+#[test]
+fn upgraded_database_keeps_its_identities() {
+    let server = Server::shared().unwrap();
+    let address = server.address().unwrap();
+    let mut client = postgres::Client::connect(&address, postgres::NoTls).unwrap();
+    let first = include_str!("../../src/postgres/migrations/V7__schema.sql");
+    let first = refinery::Migration::unapplied("V7__schema", first).unwrap();
+    refinery::Runner::new(&[first]).run(&mut client).unwrap();
+    let rows = "INSERT INTO writer VALUES ('0.1.0');
+        INSERT INTO credentials (sha256, name, role, serial, issued_at, not_after, revoked_at) VALUES
+            (decode(repeat('04', 32), 'hex'), 'anna', 'operator', '\\x07', 80, 90, NULL),
+            (decode(repeat('05', 32), 'hex'), 'worker', 'worker', '\\x08', 81, 91, 82)";
+    client.batch_execute(rows).unwrap();
+    let database = Database::Postgres(PostgresSettings::new(&address, None, None).unwrap());
+    assert!(matches!(database.open().err().unwrap(), StoreError::Older(7)));
+    database.upgrade().unwrap();
+    let mut store = database.open().unwrap();
+    let found: Vec<_> = store
+        .identities()
+        .unwrap()
+        .into_iter()
+        .map(|row| (row.name, row.role, row.certificates[0].clone()))
+        .map(|(name, role, row)| (name, role, row.sha256[0], row.not_after, row.revoked_at))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("anna".to_owned(), IdentityRole::Operator, 4, 90, None),
+            ("worker".to_owned(), IdentityRole::Worker, 5, 91, Some(82)),
+        ]
+    );
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use assay_ca_core::{RevocationReason, Revoked, SharedKeyOnRecord};
 use assay_store::sqlite::Sqlite;
 use assay_store::{
-    CertificateStatus, Database, ListedAre, PublishedList, Raised, SharedKeys, TakenOver, backup,
-    copy,
+    CertificateStatus, Database, IdentityCertificate, IdentityRole, ListedAre, NewIdentity,
+    PublishedList, Raised, SharedKeys, TakenOver, backup, copy,
 };
+use assay_wire::{Identity, Rights};
 use time::Duration;
 
 use crate::acts::*;
@@ -207,20 +208,24 @@ fn operators_that_a_published_list_names_are_not_let_in_again(fixture: &Fixture)
     let mut params = rcgen::CertificateParams::new(["operator".to_owned()]).unwrap();
     params.serial_number = Some(rcgen::SerialNumber::from_slice(&[5; 16]));
     let certificate = params.self_signed(&key).unwrap();
-    let role = assay_wire::Identity::Operator;
-    let credential = assay_store::Credential::read(role, certificate.der()).unwrap();
-    store.add_credential("alice", &credential, now()).unwrap();
+    let alice = NewIdentity {
+        name: "alice".to_owned(),
+        role: IdentityRole::Operator,
+        rights: Rights::default(),
+        certificate: IdentityCertificate::read(certificate.der()).unwrap(),
+    };
+    assert!(store.add_identity(&alice, now()).unwrap());
     let revoked = vec![
         listed(5, RevocationReason::CessationOfOperation),
         listed(6, RevocationReason::CessationOfOperation),
     ];
-    let list = PublishedList { about: ListedAre::Credentials, number: 7, revoked };
+    let list = PublishedList { about: ListedAre::Identities, number: 7, revoked };
     let taken = store.take_over(&list, now() + Duration::DAY).unwrap();
     assert_eq!(taken, TakenOver { ended: 1, unknown: 1, ..TakenOver::default() });
     let digest = sha256(certificate.der());
-    let status = store.credential_status(&assay_wire::Identity::Operator, &digest).unwrap();
+    let (status, _) = store.identity_status(&Identity::Operator, &digest).unwrap();
     assert_eq!(status, CertificateStatus::Revoked);
-    assert_eq!(store.revoked_credentials(now()).unwrap().len(), 2);
+    assert_eq!(store.revoked_identities(now()).unwrap().len(), 2);
     assert_eq!(store.take_over(&list, now()).unwrap(), TakenOver::default());
 }
 

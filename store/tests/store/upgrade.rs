@@ -6,7 +6,8 @@ use std::process::Command;
 
 use assay_ca_core::Reprovision;
 use assay_store::sqlite::Sqlite;
-use assay_store::{CertificateStatus, Database, StoreError};
+use assay_store::{CertificateStatus, Database, IdentityRole, StoreError};
+use assay_wire::Identity;
 use rusqlite::Connection;
 
 use crate::acts::*;
@@ -85,7 +86,7 @@ const VERSIONS: [(i64, &str, &str); 7] = [
          UPDATE revocation_lists SET number = 6;
          UPDATE revocations SET connections = 4, list = 5;",
     ),
-    (7, include_str!("schemas/7.sql"), ""),
+    (7, include_str!("schemas/7.sql"), "INSERT INTO writer VALUES ('0.1.0');"),
 ];
 
 #[test]
@@ -124,6 +125,14 @@ fn file_of_every_earlier_version_is_upgraded_and_keeps_what_it_has() {
         let audit = store.audit(9).unwrap();
         let times: Vec<_> = audit.iter().map(|row| (row.time_us, row.proven.is_some())).collect();
         assert_eq!(times, [(50_000_000, true), (51_000_000, false)], "{version}");
+        let identities = store.identities().unwrap();
+        assert_eq!(identities.len(), usize::from(version >= 5), "{version}");
+        if let [operator] = &identities[..] {
+            let found = (&*operator.name, operator.role, operator.rights.is_empty());
+            assert_eq!(found, ("operator", IdentityRole::Operator, true), "{version}");
+            let (status, _) = store.identity_status(&Identity::Operator, &[4; 32]).unwrap();
+            assert_eq!(status, CertificateStatus::Active, "{version}");
+        }
         let changes = store.changes().unwrap();
         assert!(changes.connections >= 4 && changes.list >= 4, "{version}: {changes:?}");
         let expected = if version == 1 { 1 } else { 7 };
@@ -219,7 +228,7 @@ fn file_that_a_process_of_an_earlier_version_has_open_is_not_upgraded() {
     assert_eq!(rows, 4);
     assert!(matches!(Sqlite::open(&path), Err(StoreError::InUse(_))));
     assert_eq!(Database::Sqlite(path.clone()).status().unwrap().schema, 6);
-    serves.execute("DELETE FROM credentials", []).expect("it goes on");
+    serves.execute("DELETE FROM scope", []).expect("it goes on");
     drop(serves);
     Sqlite::open(&path).unwrap();
 }
@@ -363,7 +372,7 @@ fn rows_of(version: i64) -> String {
         3 => of(2).into(),
         4 => format!("{} INSERT INTO devices {unchanged}", of(4)),
         5 => format!("{} INSERT INTO devices {unchanged} {}", of(4), of(5)),
-        7 => of(6).replace("3, 1, 70, 2, 2)", "3, 1, 70, 2, 2, 0)"),
+        7 => format!("{} {}", of(6).replace("3, 1, 70, 2, 2)", "3, 1, 70, 2, 2, 1)"), of(7)),
         version => of(version).into(),
     }
 }

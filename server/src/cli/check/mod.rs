@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use assay_broker_plugin::access::{Identity, OPERATOR_PREFIX, WORKER_PREFIX};
+use assay_broker_plugin::access::{BACKEND_PREFIX, Identity, OPERATOR_PREFIX, WORKER_PREFIX};
 use assay_broker_plugin::certificate;
 use assay_mqtt::BrokerUrl;
 use assay_server::directory::{Credentials, Directory};
@@ -196,6 +196,7 @@ impl Revoked {
             Identity::Device { device_id, .. } => device_id.to_string(),
             Identity::Operator => format!("{OPERATOR_PREFIX}check"),
             Identity::Worker => format!("{WORKER_PREFIX}check"),
+            Identity::Backend { name } => format!("{BACKEND_PREFIX}{name}@check"),
         };
         Ok(Self { tls: client_tls(credentials, roots.clone(), name)?, id })
     }

@@ -77,5 +77,5 @@ const ALONE: &str = "SET default_transaction_read_only = off;
 /// empty database.
 const MIGRATIONS: [(&str, &str); 2] = [
     ("V7__schema", include_str!("V7__schema.sql")),
-    ("V8__restores", include_str!("V8__restores.sql")),
+    ("V8__restores_and_identities", include_str!("V8__restores_and_identities.sql")),
 ];

@@ -179,5 +179,5 @@ const MIGRATIONS: [(&str, &str); 7] = [
     ("V5__credentials", include_str!("V5__credentials.sql")),
     ("V6__scope_digests_and_audit", include_str!("V6__scope_digests_and_audit.sql")),
     ("V7__writer_and_offers", include_str!("V7__writer_and_offers.sql")),
-    ("V8__restores", include_str!("V8__restores.sql")),
+    ("V8__restores_and_identities", include_str!("V8__restores_and_identities.sql")),
 ];
