@@ -68,6 +68,9 @@ pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
 mod token;
 pub use token::Token;
 
+mod tunnel;
+pub use tunnel::{ListenAddress, ListenAddressError, TunnelOptions, tunnel};
+
 mod progress;
 pub use progress::Progress;
 
@@ -97,6 +100,7 @@ pub mod shell {
 
 mod broker_certificate;
 mod clock;
+mod credentials;
 mod der;
 mod ek_certificate;
 mod issuers;

@@ -58,6 +58,10 @@ impl StateDirectory {
         }
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn certificate_path(&self) -> PathBuf {
         certificate_path(&self.path)
     }

@@ -34,4 +34,6 @@ mod store;
 mod systemd;
 mod tools_device;
 mod trust;
+mod tunnel;
+mod tunnel_clients;
 mod version;

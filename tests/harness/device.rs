@@ -75,6 +75,13 @@ impl Device {
         Ok(command)
     }
 
+    /// `assay-device tunnel`, at any broker.
+    pub fn tunnel_at(&self, broker: &str, ca_root: &Path, listen: &str) -> Result<Command> {
+        let mut command = self.connecting("tunnel", broker, ca_root)?;
+        command.args(["--listen", listen]);
+        Ok(command)
+    }
+
     /// `assay-device ek`.
     pub fn ek(&self) -> Result<Command> {
         let mut command = Command::new(assay_bin("assay-device")?);

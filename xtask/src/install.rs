@@ -81,6 +81,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("libtss2-tcti-tabrmd0", "connects libtss2 to tpm2-abrmd, for tests"),
     ("mosquitto", "a broker that is not ours, for tests"),
     ("mosquitto-clients", "MQTT clients that are not ours, for tests"),
+    ("node-mqtt", "the MQTT client of Node-RED, for tests"),
     ("openssl", "an independent judge of certificates, for tests and demo"),
     ("pkg-config", "finds libtss2 where the agent is built with it"),
     ("postgresql-15", "the store for many workers, for tests"),

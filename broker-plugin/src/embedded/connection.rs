@@ -14,9 +14,9 @@ use tracing::debug;
 
 use super::lane::{Lane, Room};
 use super::limits::{KEEP_ALIVE, PUBLISHES};
+use super::named::Named;
 use super::pace::{Pace, cost};
 use super::packet::{Connect, End, Reason, Terms, Version};
-use super::named::Named;
 use super::places::Place;
 use super::router::{Router, Seat};
 use super::session::{REQUEST_PACKET, Session, message};

@@ -123,7 +123,10 @@ async fn device_logs_in_under_its_device_id_with_named_connections() {
     let (mut named, reason) =
         world.operational_connect(None, &login("pump-17/node-red")).await.unwrap();
     assert_eq!(reason, SUCCESS);
-    assert_eq!(named.publish("device/v1/default/pump-17/x", b"21").await, Some(NO_MATCHING_SUBSCRIBERS));
+    assert_eq!(
+        named.publish("device/v1/default/pump-17/x", b"21").await,
+        Some(NO_MATCHING_SUBSCRIBERS)
+    );
     assert_eq!(named.publish("device/v1/default/pump-18/x", b"21").await, Some(NOT_AUTHORIZED));
     assert!(device.is_alive().await);
     for client in ["pump-18/node-red", "pump-18", "pump-17/"] {

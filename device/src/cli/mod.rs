@@ -1,6 +1,7 @@
 //! The command line: its commands, and what they print.
 
 pub(crate) mod advice;
+mod tunnel;
 
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
@@ -70,6 +71,11 @@ enum Command {
         #[arg(long)]
         message: String,
     },
+    /// Lets other programs of this machine speak MQTT as the device, without TLS and without a
+    /// password: any MQTT client connects to this command, which connects to the broker with the
+    /// key in the TPM. It runs until it is stopped.
+    #[command(after_help = tunnel::EXAMPLES)]
+    Tunnel(tunnel::TunnelArgs),
     /// Checks everything that provisioning needs, and says what to do about each fault. It changes
     /// nothing and shows no secret.
     #[command(after_help = DOCTOR_EXAMPLES)]
@@ -114,6 +120,7 @@ impl Cli {
             Command::Publish { broker, device, topic, message } => {
                 publish(&broker, device, &topic, message)
             }
+            Command::Tunnel(args) => tunnel::run(args),
             Command::Doctor(args) => doctor(args),
             Command::Ek { kind, tpm, json } => ek(kind, tpm, json),
             Command::Token { state, tpm, lifetime, json } => {
