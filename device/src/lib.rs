@@ -68,6 +68,9 @@ pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
 mod token;
 pub use token::Token;
 
+mod key_export;
+pub use key_export::{KeyFormat, export_key};
+
 mod tunnel;
 pub use tunnel::{ListenAddress, ListenAddressError, TunnelOptions, tunnel};
 

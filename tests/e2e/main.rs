@@ -13,6 +13,7 @@ mod external_brokers;
 mod fleet;
 mod health;
 mod interoperability;
+mod key_export;
 mod lab;
 mod matrix;
 mod mistakes;

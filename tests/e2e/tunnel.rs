@@ -26,7 +26,7 @@ impl Tunnel {
         Self::run(device.tunnel_at(&lab.server.operational, &lab.dir.root_pem(), "127.0.0.1:0")?)
     }
 
-    fn run(mut command: Command) -> Result<Self> {
+    pub(crate) fn run(mut command: Command) -> Result<Self> {
         command.stdin(Stdio::null()).stderr(Stdio::piped());
         let mut process = spawn(command)?;
         let mut lines = BufReader::new(process.stderr.take().context("its output")?).lines();
@@ -380,7 +380,7 @@ fn tunnel_ends_at_sigterm_with_its_connections() -> Result<()> {
     let pump = Provisioned::new(&lab, 0, "ticket")?;
     let mut tunnel = Tunnel::start(&lab, &pump.device)?;
     let (mut client, _) = tunnel.connected(&connect(5, "c", None))?;
-    run(Command::new("kill").arg(tunnel.process.id().to_string()))?;
+    run(tool("sh")?.args(["-c", &format!("kill {}", tunnel.process.id())]))?;
     ensure!(is_cut(&mut client));
     let started = Instant::now();
     let status = loop {

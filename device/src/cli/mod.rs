@@ -1,6 +1,7 @@
 //! The command line: its commands, and what they print.
 
 pub(crate) mod advice;
+mod key;
 mod tunnel;
 
 use std::io::{self, IsTerminal, Write};
@@ -76,6 +77,9 @@ enum Command {
     /// key in the TPM. It runs until it is stopped.
     #[command(after_help = tunnel::EXAMPLES)]
     Tunnel(tunnel::TunnelArgs),
+    /// Lets programs that can use a TPM themselves use the identity key.
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Checks everything that provisioning needs, and says what to do about each fault. It changes
     /// nothing and shows no secret.
     #[command(after_help = DOCTOR_EXAMPLES)]
@@ -121,6 +125,7 @@ impl Cli {
                 publish(&broker, device, &topic, message)
             }
             Command::Tunnel(args) => tunnel::run(args),
+            Command::Key(command) => command.run(),
             Command::Doctor(args) => doctor(args),
             Command::Ek { kind, tpm, json } => ek(kind, tpm, json),
             Command::Token { state, tpm, lifetime, json } => {
