@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn tss2_key_has_the_fields_of_the_draft() {
         let der = tss2(&[0xAA; 3], &[0xBB; 2]);
-        let expected = "302206066781050a0103a0030101ff02050081000001\
+        let expected = "302106066781050a0103a0030101ff02050081000001\
                         04050003aaaaaa04040002bbbb";
         assert_eq!(data_encoding::HEXLOWER.encode(&der), expected);
     }

@@ -230,6 +230,10 @@ fn exported_key_is_that_of_the_certificate_or_there_is_none() -> Result<()> {
     for format in ["handle", "tss2"] {
         ensure!(exit_code(format)? == Some(2), "the TPM no longer holds the key");
     }
+    lab.provision(&Device::new(&tpm)?, &[])?;
+    for format in ["handle", "tss2"] {
+        ensure!(exit_code(format)? == Some(2), "the key there is another device's");
+    }
     tpm.clear()?;
     lab.provision(&device, &["--flow", "shared-key"])?;
     ensure!(exit_code("handle")? == Some(2), "a shared key is no key for TLS");

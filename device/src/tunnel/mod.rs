@@ -4,9 +4,11 @@
 //! A local client's CONNECT is written anew, with a client id of the device and what the device
 //! signs in with. After that the bytes pass as they are, so all else is between client and broker.
 
+mod connack;
 mod connect;
 mod listen;
 mod name;
+mod packet;
 mod pass;
 mod upstream;
 mod waiting;
@@ -24,8 +26,10 @@ use tokio::time::{sleep, timeout};
 
 pub use listen::{ListenAddress, ListenAddressError};
 
-use connect::{Connect, NoConnect, Refusal, Version};
+use connack::Refusal;
+use connect::{Connect, NoConnect};
 use listen::{Listener, Local};
+use packet::Version;
 use upstream::{Away, Opened, Upstream};
 use waiting::Waiting;
 
@@ -170,9 +174,9 @@ impl Tunnel {
         };
         match introduced.await {
             Ok((opened, answer)) => {
-                self.report(self.words_for(&opened, connect::refusal_code(&answer)));
+                self.report(self.words_for(&opened, connack::refusal_code(&answer)));
                 let is_to_be_told = is_nameless && connect.version == Version::V5;
-                let told = connect::with_assigned_client(&answer, name.as_str());
+                let told = connack::with_assigned_client(&answer, name.as_str());
                 Ok((opened, told.filter(|_| is_to_be_told).unwrap_or(answer)))
             }
             Err(Away { refusal, reason }) => {
@@ -189,7 +193,7 @@ impl Tunnel {
         let exchange = async {
             pass::write(stream, connect).await?;
             let mut answer = Vec::new();
-            while connect::length_of_packet(&answer).is_none_or(|length| answer.len() < length)
+            while packet::length_of_packet(&answer).is_none_or(|length| answer.len() < length)
                 && answer.len() < ANSWER_LIMIT
             {
                 if stream.read_buf(&mut answer).await? == 0 {

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::connect::Refusal;
+use super::connack::Refusal;
 use crate::clock::Clock;
 use crate::credentials::{Credentials, SignIn};
 use crate::error::Error;
