@@ -6,7 +6,7 @@
 //! | role | its client ids |
 //! |---|---|
 //! | bootstrapping | 32 lower-case hex digits, which a [`DeviceId`] cannot be |
-//! | device | its device id |
+//! | device | its device id, or its device id, a slash and the name of a connection |
 //! | worker | [`WORKER_PREFIX`] and a name; no device id contains an `@` |
 //! | operator | [`OPERATOR_PREFIX`] and a name |
 //! | backend | [`BACKEND_PREFIX`] and its own name; then, for another connection, `@` and more |
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub use assay_wire::Identity;
 use assay_wire::filter::{covers, is_filter, is_plain};
-use assay_wire::{COMMAND, ClientId, DeviceId, IdentityName, Rights, Scope, Topic};
+use assay_wire::{COMMAND, ClientId, DeviceClientId, DeviceId, IdentityName, Rights, Scope, Topic};
 
 /// How a worker's client id begins. A name of its choice follows.
 pub const WORKER_PREFIX: &str = "worker@";
@@ -58,7 +58,11 @@ pub struct Access {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Role {
     Bootstrapping(ClientId),
-    Device(DeviceId),
+    Device {
+        device: DeviceId,
+        /// Whether its client id names the connection.
+        is_named: bool,
+    },
     Operator,
     Worker,
     /// With the topic filters that it may use, in this scope.
@@ -91,12 +95,13 @@ impl Access {
             Identity::Device { scope: other, .. } if other != scope => {
                 Err(AccessDenied::OtherScope(other.clone()))
             }
-            Identity::Device { device_id: device, .. } if client == device.as_str() => {
-                Ok(Self::new(scope, Role::Device(device.clone())))
-            }
-            Identity::Device { device_id: device, .. } => {
-                Err(AccessDenied::client_id(client, device.as_str()))
-            }
+            Identity::Device { device_id: device, .. } => match client.parse() {
+                Ok(DeviceClientId { device: named, connection }) if named == *device => {
+                    let is_named = connection.is_some();
+                    Ok(Self::new(scope, Role::Device { device: named, is_named }))
+                }
+                _ => Err(AccessDenied::client_id(client, &format!("{device} or {device}/…"))),
+            },
             Identity::Operator if client.starts_with(OPERATOR_PREFIX) => {
                 Ok(Self::new(scope, Role::Operator))
             }
@@ -158,10 +163,10 @@ impl Access {
             (Role::Bootstrapping(own), Topic::Request(scope, client)) => {
                 scope == self.scope && client == *own
             }
-            (Role::Device(own), Topic::Request(scope, client)) => {
+            (Role::Device { device: own, .. }, Topic::Request(scope, client)) => {
                 scope == self.scope && client.as_str() == own.as_str()
             }
-            (Role::Device(own), Topic::Device(scope, device, _)) => {
+            (Role::Device { device: own, .. }, Topic::Device(scope, device, _)) => {
                 scope == self.scope && device == *own
             }
             (Role::Operator, Topic::Device(scope, _, rest)) => {
@@ -190,7 +195,7 @@ impl Access {
         self.may_publish(topic)
             && match Topic::parse(topic) {
                 Some(Topic::Chain(_) | Topic::Crl(_)) => true,
-                Some(Topic::Device(..)) => matches!(self.role, Role::Device(_)),
+                Some(Topic::Device(..)) => matches!(self.role, Role::Device { .. }),
                 _ => false,
             }
     }
@@ -206,7 +211,7 @@ impl Access {
             Role::Bootstrapping(own) => {
                 filter == Topic::Reply(scope.clone(), own.clone()).to_string()
             }
-            Role::Device(own) => {
+            Role::Device { device: own, .. } => {
                 filter.starts_with(&format!("device/v1/{scope}/{own}/"))
                     || filter == Topic::Reply(scope.clone(), own.into()).to_string()
                     || filter == Topic::Chain(scope.clone()).to_string()
@@ -241,13 +246,21 @@ impl Access {
         matches!(self.role, Role::Worker)
     }
 
-    /// The client id of a bootstrapping client or a device. `None` for workers, operators and
-    /// backends, who choose part of theirs.
-    pub fn client(&self) -> Option<&str> {
+    /// In whose name a bootstrapping client or a device is counted: by client id or, over all its
+    /// connections, by device id. `None` for workers, operators and backends, who are not counted.
+    pub fn account(&self) -> Option<&str> {
         match &self.role {
             Role::Bootstrapping(own) => Some(own.as_str()),
-            Role::Device(own) => Some(own.as_str()),
+            Role::Device { device, .. } => Some(device.as_str()),
             Role::Operator | Role::Worker | Role::Backend(_) => None,
+        }
+    }
+
+    /// The device, if its client id names the connection.
+    pub fn device_of_named_connection(&self) -> Option<&DeviceId> {
+        match &self.role {
+            Role::Device { device, is_named: true } => Some(device),
+            _ => None,
         }
     }
 }
@@ -255,11 +268,14 @@ impl Access {
 /// Whether the broker may publish a Will (MQTT 5 §3.1.2.5) of this client on this topic. Only
 /// devices may leave one, to say that they are gone. It takes a client id and no [`Access`], so
 /// that it can be checked before an admission, which may cost more. That suffices: no other role
-/// has a client id that is a device id.
+/// has a client id that a device has.
 pub fn may_leave_will(scope: &Scope, client: &str, topic: &str) -> bool {
     match Topic::parse(topic).filter(|_| is_plain(topic)) {
         Some(Topic::Device(other, device, rest)) => {
-            other == *scope && device.as_str() == client && rest == PRESENCE
+            let client = client.parse::<DeviceClientId>();
+            other == *scope
+                && rest == PRESENCE
+                && client.is_ok_and(|client| client.device == device)
         }
         _ => false,
     }
@@ -423,7 +439,7 @@ mod tests {
         let request = format!("provision/v1/default/{CLIENT}/request");
         let reply = format!("provision/v1/default/{CLIENT}/reply");
         assert!(access.is_bootstrapping());
-        assert_eq!(access.client(), Some(CLIENT));
+        assert_eq!(access.account(), Some(CLIENT));
         assert!(access.may_publish(&request) && !access.may_subscribe(&request));
         assert!(access.may_subscribe(&reply) && !access.may_publish(&reply));
     }
@@ -529,10 +545,15 @@ mod tests {
 
     #[test]
     fn will_is_for_the_devices_own_presence_and_nobody_elses() {
-        assert!(may_leave_will(&scope(), "pump-17", "device/v1/default/pump-17/presence"));
+        for client in ["pump-17", "pump-17/node-red"] {
+            assert!(may_leave_will(&scope(), client, "device/v1/default/pump-17/presence"));
+        }
         for (client, topic) in [
             ("pump-17", "device/v1/default/pump-18/presence"),
             ("pump-17", "device/v1/other/pump-17/presence"),
+            ("pump-17/pump-18", "device/v1/default/pump-18/presence"),
+            ("pump-17/", "device/v1/default/pump-17/presence"),
+            ("pump-18/pump-17", "device/v1/default/pump-17/presence"),
             ("pump-17", "device/v1/default/pump-17/presence/x"),
             ("pump-17", "device/v1/default/pump-17/telemetry"),
             ("pump-17", "provision/v1/default/pump-17/request"),
@@ -600,6 +621,15 @@ mod tests {
             "worker@1",
             "operator@1",
             "backend@pump-17",
+            "pump-18/x",
+            "pump-18/pump-17",
+            "pump-1/7",
+            "pump-17/",
+            "pump-17//x",
+            "pump-17/x/y",
+            "pump-17/+",
+            "pump-17/a:b",
+            "pump-17/abcdefghijklmnopqrstuvwx",
         ] {
             assert!(
                 matches!(
@@ -609,6 +639,39 @@ mod tests {
                 "{client}"
             );
         }
+    }
+
+    #[test]
+    fn named_connection_of_a_device_may_do_what_the_device_may_and_is_counted_with_it() {
+        let identity = device_identity("default", "pump-17");
+        let named = Access::identified(&scope(), &identity, "pump-17/node-red").unwrap();
+        assert_eq!(named.account(), Some("pump-17"));
+        assert_eq!(named.device_of_named_connection().map(DeviceId::as_str), Some("pump-17"));
+        assert_eq!(device().device_of_named_connection(), None);
+        for topic in ["device/v1/default/pump-17/telemetry", "provision/v1/default/pump-17/request"]
+        {
+            assert!(named.may_publish(topic), "{topic}");
+        }
+        for topic in [
+            "device/v1/default/pump-17/node-red/x",
+            "device/v1/default/pump-17/presence",
+            "device/v1/default/pump-18/x",
+            "device/v1/default/node-red/x",
+            "provision/v1/default/node-red/request",
+            "provision/v1/default/pump-18/request",
+        ] {
+            assert_eq!(named.may_publish(topic), device().may_publish(topic), "{topic}");
+            assert_eq!(named.may_retain(topic), device().may_retain(topic), "{topic}");
+        }
+        for filter in ["device/v1/default/pump-17/#", "provision/v1/default/node-red/reply", "ca/#"]
+        {
+            assert_eq!(named.may_subscribe(filter), device().may_subscribe(filter), "{filter}");
+        }
+        assert_eq!(
+            Access::logged_in(&scope(), &identity, "pump-17/node-red").as_ref(),
+            Ok(&named),
+            "with a token too"
+        );
     }
 
     #[test]
@@ -653,9 +716,12 @@ mod tests {
             assert!(id.parse::<DeviceId>().is_err());
             assert!(id.parse::<ClientId>().is_err());
         }
+        for other in ["worker@1", "operator@desk", "worker@1/x", "operator@pump-17/x", CLIENT] {
+            assert!(other.parse::<DeviceClientId>().is_err(), "{other}");
+        }
         for (identity, wrong) in [
-            (Identity::Worker, ["", "worker", "worker-1", "operator@1", CLIENT, "pump-17"]),
-            (Identity::Operator, ["", "operator", "operator-1", "worker@1", CLIENT, "pump-17"]),
+            (Identity::Worker, ["", "worker", "worker-1", "operator@1", CLIENT, "pump-17/x"]),
+            (Identity::Operator, ["", "operator", "operator-1", "worker@1", CLIENT, "pump-17/x"]),
         ] {
             for client in wrong {
                 assert!(

@@ -62,7 +62,13 @@ impl Agent<'_> {
         let mut steps = Steps::start(progress);
         while let Some(action) = machine.poll_action() {
             let event = match action {
-                Action::Tpm(operation) => Some(Event::Tpm(operations.run(operation))),
+                Action::Tpm(operation) => {
+                    let answer = operations.run(operation);
+                    if let Some((handle, private)) = operations.take_created() {
+                        self.state.keep_private(handle, &private)?;
+                    }
+                    Some(Event::Tpm(answer))
+                }
                 Action::Store(memory) => {
                     self.state.store(&memory)?;
                     Some(Event::Stored)

@@ -9,11 +9,18 @@ pub(crate) const OID_P384: &[u8] = &[0x06, 5, 0x2B, 0x81, 0x04, 0x00, 0x22];
 /// rsaEncryption (RFC 3279 §2.3.1), with tag and length.
 pub(crate) const OID_RSA_ENCRYPTION: &[u8] =
     &[0x06, 9, 0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x01];
+/// The type of a TPM key that its parent loads (draft-bottomley-tpm2-keys, section 3.1), with tag and
+/// length.
+pub(crate) const OID_LOADABLE_KEY: &[u8] = &[0x06, 6, 0x67, 0x81, 0x05, 0x0A, 0x01, 0x03];
 /// NULL.
 pub(crate) const NULL: &[u8] = &[0x05, 0];
 
+/// TRUE, after the explicit tag 0 (X.690 §8.2, §8.14).
+pub(crate) const TAGGED_TRUE: &[u8] = &[0xA0, 3, 0x01, 1, 0xFF];
+
 const INTEGER: u8 = 0x02;
 const BIT_STRING: u8 = 0x03;
+const OCTET_STRING: u8 = 0x04;
 const SEQUENCE: u8 = 0x30;
 
 /// A SEQUENCE of elements that are DER already.
@@ -24,6 +31,11 @@ pub(crate) fn sequence(elements: &[&[u8]]) -> Vec<u8> {
 /// A BIT STRING of whole bytes.
 pub(crate) fn bit_string(bytes: &[u8]) -> Vec<u8> {
     element(BIT_STRING, &[&[0], bytes].concat())
+}
+
+/// An OCTET STRING.
+pub(crate) fn octet_string(bytes: &[u8]) -> Vec<u8> {
+    element(OCTET_STRING, bytes)
 }
 
 /// A non-negative INTEGER from big-endian bytes of any length, in its shortest form. A zero byte

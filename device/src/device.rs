@@ -164,12 +164,7 @@ impl Device {
         options: DeviceOptions,
     ) -> Result<Self, Error> {
         let clock = Clock::new(!options.no_clock, &options.ca_roots);
-        let mut roots = RootCertStore::empty();
-        for root in options.ca_roots {
-            roots
-                .add(root)
-                .map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
-        }
+        let roots = root_store(options.ca_roots)?;
         let state = StateDirectory::open(&options.state)?;
         // If the state cannot be read, the function that needs it reports that.
         if let Some(shown) = state.memory().ok().and_then(|memory| memory.granted_for()) {
@@ -290,4 +285,16 @@ impl Device {
         let ek_certificate = request.ek_certificates.first().map(AsRef::as_ref);
         agent.run(machine, broker, request.deadline, ek_certificate, progress)
     }
+}
+
+/// # Errors
+/// A certificate cannot be read.
+pub(crate) fn root_store(roots: Vec<CertificateDer<'static>>) -> Result<RootCertStore, Error> {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store
+            .add(root)
+            .map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
+    }
+    Ok(store)
 }

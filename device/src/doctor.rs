@@ -26,7 +26,7 @@ use crate::probe;
 use crate::status::{OwnKey, Status};
 use crate::talk::Talk;
 use crate::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Tcti, Tpm2, TpmThread};
-use crate::trouble::Trouble;
+use crate::trouble::{Purpose, Trouble};
 
 /// What to check.
 #[derive(Clone, Debug)]
@@ -551,7 +551,7 @@ impl Examination<'_> {
                 true
             }
             Err(error) => {
-                let reason = Trouble::of_handshake(&error, broker)
+                let reason = Trouble::of_stream(&error, broker, Purpose::Bootstrap)
                     .examined(|| probe::other_protocol(broker, tls));
                 match reason {
                     Ok(reason) => self.fail(

@@ -35,6 +35,15 @@ pub enum Error {
         /// Its persistent handle.
         handle: u32,
     },
+    /// The identity key cannot be written to a file.
+    #[error(
+        "the state directory does not have what a file needs of the identity key at {handle:#010x}: \
+         an earlier version made the key, or the state directory was lost since"
+    )]
+    KeyNotKept {
+        /// Its persistent handle.
+        handle: u32,
+    },
     /// The CA refused, for good.
     #[error("the CA refused: {problem}\n  {title}.", title = problem.title)]
     Refused {
@@ -170,7 +179,8 @@ impl Error {
             Self::Usage(_)
             | Self::UnknownKindOfEk(_)
             | Self::NoCertificate
-            | Self::KeyGone { .. } => 2,
+            | Self::KeyGone { .. }
+            | Self::KeyNotKept { .. } => 2,
             Self::Refused { .. }
             | Self::LoginRefused { .. }
             | Self::Misconfigured { .. }

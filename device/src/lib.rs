@@ -3,14 +3,15 @@
 //!
 //! The TPM makes the private key, and the key never leaves it. Only the TPM can open an HMAC key
 //! from the CA. Nobody can sign in with the files that this crate keeps: they say which key is the
-//! device's, and hold its certificate and, until the CA has confirmed a sealed certificate, the
-//! ticket that confirms it. Before this crate uses a certificate, it checks that the certificate
+//! device's, and hold its certificate, the key as the TPM encrypted it for itself and, until the CA
+//! has confirmed a sealed certificate, the ticket that confirms it. Before this crate uses a certificate, it checks that the certificate
 //! leads to the pinned root and is for the device's own key. It trusts neither the broker nor
 //! anybody else who writes to its reply topic. It does not measure the software of the device.
 //!
 //! [`Device`] is the interface. [`Device::provision`] gets a certificate or an HMAC key, as the
 //! [`Flow`] says. [`Device::mqtt_tls_config`] or [`Device::token`] gives an MQTT client what it
-//! needs to sign in. The decisions are those of `assay-device-core`.
+//! needs to sign in. [`tunnel`](fn@tunnel) and [`export_key`] are for other programs. The decisions
+//! are those of `assay-device-core`.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -68,6 +69,12 @@ pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
 mod token;
 pub use token::Token;
 
+mod key_export;
+pub use key_export::{KeyFormat, export_key};
+
+mod tunnel;
+pub use tunnel::{ListenAddress, ListenAddressError, TunnelOptions, tunnel};
+
 mod progress;
 pub use progress::Progress;
 
@@ -97,6 +104,7 @@ pub mod shell {
 
 mod broker_certificate;
 mod clock;
+mod credentials;
 mod der;
 mod ek_certificate;
 mod issuers;

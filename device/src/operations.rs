@@ -16,13 +16,15 @@ pub(crate) struct Operations {
     identity: Option<PublicArea>,
     /// The EKs that were made.
     eks: Vec<(EkKind, PublicArea)>,
+    /// The handle and the private part of an identity key that was created.
+    created: Option<(u32, Vec<u8>)>,
     /// Why the last operation failed. The core knows only the kind of failure.
     error: Option<Error>,
 }
 
 impl Operations {
     pub(crate) fn new(tpm: &TpmThread) -> Self {
-        Self { tpm: tpm.clone(), identity: None, eks: Vec::new(), error: None }
+        Self { tpm: tpm.clone(), identity: None, eks: Vec::new(), created: None, error: None }
     }
 
     pub(crate) fn run(&mut self, operation: TpmOperation) -> Result<TpmAnswer, TpmFailure> {
@@ -35,6 +37,11 @@ impl Operations {
             self.error = Some(error);
             TpmFailure { kind, reason }
         })
+    }
+
+    /// The handle and the private part of the identity key that the last operation created.
+    pub(crate) fn take_created(&mut self) -> Option<(u32, Vec<u8>)> {
+        self.created.take()
     }
 
     /// Why the last operation failed, in full.
@@ -64,9 +71,11 @@ impl Operations {
                 TpmAnswer::IdentityKey(found.map(|public| self.keep_identity(public)))
             }
             TpmOperation::CreateIdentityKey { kind, handle } => {
-                let public = tpm.call("creating the identity key", move |tpm| {
-                    tpm.create_identity_key(kind, handle)
+                let (public, private) = tpm.call("creating the identity key", move |tpm| {
+                    let public = tpm.create_identity_key(kind, handle)?;
+                    Ok((public, tpm.private_of_created(handle)))
                 })?;
+                self.created = private.map(|private| (handle, private));
                 TpmAnswer::IdentityKey(Some(self.keep_identity(public)))
             }
             TpmOperation::SignRequest { kind, handle, device_id } => {

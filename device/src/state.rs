@@ -18,6 +18,7 @@ use crate::pem;
 /// |---|---|---|
 /// | `device.json` | [`Memory`] | when the IK is persistent, before any request is sent; when a certificate is verified, confirmed or adopted; when an HMAC key has come, and when it is persistent |
 /// | `certificate.pem` | a copy of the certificate that the device signs in with, and its issuers, for other programs; removed with a shared key | after that |
+/// | `identity-{handle}.private` | the private part of an identity key, encrypted by the TPM for its storage root key, for [`export_key`](crate::export_key) | when the key is created |
 /// | `device.json.broken` | a `device.json` that could not be read, for people to look at | when the next run begins anew |
 /// | `lock` | nothing | |
 ///
@@ -38,7 +39,7 @@ impl StateDirectory {
         let own_uid = fs::metadata("/proc/self").map_err(Error::state("/proc/self"))?.uid();
         refuse_directory_of_others(path, own_uid)?;
         let lock_path = path.join("lock");
-        let lock = private(OpenOptions::new().create(true))
+        let lock = for_owner(OpenOptions::new().create(true))
             .open(&lock_path)
             .map_err(Error::state(&lock_path))?;
         match lock.try_lock() {
@@ -58,6 +59,10 @@ impl StateDirectory {
         }
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn certificate_path(&self) -> PathBuf {
         certificate_path(&self.path)
     }
@@ -70,7 +75,7 @@ impl StateDirectory {
     pub(crate) fn set_refused(&self, refused: bool) -> Result<(), Error> {
         let path = self.path.join(REFUSED);
         if refused {
-            let mark = private(OpenOptions::new().create(true)).open(&path);
+            let mark = for_owner(OpenOptions::new().create(true)).open(&path);
             return mark.map(drop).map_err(Error::state(path));
         }
         remove(&path).map_err(Error::state(path))
@@ -103,6 +108,11 @@ impl StateDirectory {
         files.extend(self.certificate_to_copy(memory)?.map(|pem| (CERTIFICATE, pem)));
         self.replace(&files)?;
         self.remove_stale_certificate(memory)
+    }
+
+    /// Keeps the private part of an identity key that was just created.
+    pub(crate) fn keep_private(&self, handle: u32, private: &[u8]) -> Result<(), Error> {
+        self.replace(&[(&private_file(handle), private.to_vec())])
     }
 
     /// Runs when the directory is opened, because an earlier process may have been killed before it
@@ -143,7 +153,7 @@ impl StateDirectory {
             let write = || {
                 remove(&new)?;
                 // `create_new` follows no symbolic link.
-                let mut file = private(OpenOptions::new().create_new(true)).open(&new)?;
+                let mut file = for_owner(OpenOptions::new().create_new(true)).open(&new)?;
                 file.write_all(contents)?;
                 Ok(file)
             };
@@ -188,6 +198,15 @@ pub(crate) fn memory(directory: &Path) -> Result<Memory, Error> {
         .map_err(|error| Error::BrokenState { path, reason: format!("broken ({error})") })
 }
 
+/// What [`StateDirectory::keep_private`] kept; `None` if there is nothing for this handle.
+pub(crate) fn private(directory: &Path, handle: u32) -> Result<Option<Vec<u8>>, Error> {
+    read(&directory.join(private_file(handle)))
+}
+
+fn private_file(handle: u32) -> String {
+    format!("identity-{handle:08x}.private")
+}
+
 pub(crate) fn certificate_path(directory: &Path) -> PathBuf {
     directory.join(CERTIFICATE)
 }
@@ -207,7 +226,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn private(options: &mut OpenOptions) -> &OpenOptions {
+fn for_owner(options: &mut OpenOptions) -> &OpenOptions {
     options.write(true).mode(0o600)
 }
 

@@ -49,10 +49,10 @@ impl Trouble {
         }
     }
 
-    /// Why a TLS handshake with the bootstrap listener failed.
-    pub(crate) fn of_handshake(error: &io::Error, broker: &BrokerUrl) -> Self {
+    /// Why a TLS connection for `purpose` failed.
+    pub(crate) fn of_stream(error: &io::Error, broker: &BrokerUrl, purpose: Purpose) -> Self {
         match find::<rustls::Error>(error) {
-            Some(error) => of_tls(error, broker, Purpose::Bootstrap),
+            Some(error) => of_tls(error, broker, purpose),
             None if is_closed(error) => closed(broker),
             None => Self::Passing(format!("{broker}: {error}")),
         }

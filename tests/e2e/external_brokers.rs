@@ -11,6 +11,7 @@ use assay_wire::Topic;
 
 use crate::identities::Holder;
 use crate::raw_client::RawClient;
+use crate::tunnel::Tunnel;
 
 #[test]
 fn a_worker_on_mosquitto_provisions_devices_through_its_access_list() -> Result<()> {
@@ -18,6 +19,31 @@ fn a_worker_on_mosquitto_provisions_devices_through_its_access_list() -> Result<
     let mosquitto = mosquitto_as_deployed(&dir)?;
     let _worker = Worker::start(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(1)))?;
     provisions_on(&dir, &format!("mqtts://127.0.0.1:{}", mosquitto.port(0)))
+}
+
+#[test]
+fn a_local_client_speaks_as_the_device_on_mosquitto_and_nowhere_but_in_its_tree() -> Result<()> {
+    let dir = AssayDir::init()?;
+    let vendor = trusted_vendor()?;
+    dir.trust(&vendor)?;
+    let mosquitto = mosquitto_as_deployed(&dir)?;
+    let url = |listener| format!("mqtts://127.0.0.1:{}", mosquitto.port(listener));
+    let _worker = Worker::start(&dir, &url(1))?;
+    let tpm = vendor.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    let provisioned = json(&mut device.provision_at(&url(0), &dir.root_pem())?)?;
+    let id = provisioned["device_id"].as_str().unwrap_or_default();
+    let tunnel = Tunnel::run(device.tunnel_at(&url(1), &dir.root_pem(), "127.0.0.1:0")?)?;
+    for (owner, is_granted) in [(id, true), ("another", false)] {
+        let mut says = tunnel.mosquitto("mosquitto_pub", "5", "node-red")?;
+        says.args(["-d", "-t", &format!("device/v1/default/{owner}/telemetry"), "-m", "21"]);
+        let output = says.output()?;
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        // Nobody listens: no matching subscribers. Or not authorized (MQTT 5 §3.4.2.1).
+        let due = if is_granted { "RC:16" } else { "RC:135" };
+        ensure!(said.contains(due), "{owner}: {said}");
+    }
+    Ok(())
 }
 
 #[test]

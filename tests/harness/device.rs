@@ -75,6 +75,21 @@ impl Device {
         Ok(command)
     }
 
+    /// `assay-device tunnel`, at any broker.
+    pub fn tunnel_at(&self, broker: &str, ca_root: &Path, listen: &str) -> Result<Command> {
+        let mut command = self.connecting("tunnel", broker, ca_root)?;
+        command.args(["--listen", listen]);
+        Ok(command)
+    }
+
+    /// `assay-device key export`.
+    pub fn export_key(&self, format: &str) -> Result<Command> {
+        let mut command = Command::new(assay_bin("assay-device")?);
+        command.args(["key", "export", "--format", format, "--tcti", &self.tcti, "--state"]);
+        command.arg(self.state());
+        Ok(command)
+    }
+
     /// `assay-device ek`.
     pub fn ek(&self) -> Result<Command> {
         let mut command = Command::new(assay_bin("assay-device")?);

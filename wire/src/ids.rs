@@ -136,6 +136,16 @@ text_id!(
     |_| false
 );
 
+text_id!(
+    /// The name of one of a device's connections, unique in the device.
+    ConnectionName,
+    "connection name",
+    "1 to 23 of A-Z, a-z, 0-9, - . _",
+    23,
+    |byte| is_name_byte(byte) && byte != b':',
+    |_| false
+);
+
 impl ClientId {
     /// The client id of one bootstrapping connection, from 128 fresh random bits.
     ///

@@ -19,8 +19,11 @@
 
 extern crate alloc;
 
+mod device_client;
+pub use device_client::DeviceClientId;
+
 mod ids;
-pub use ids::{ClientId, DeviceId, EkId, IdError, IdentityName, RequestId, Scope};
+pub use ids::{ClientId, ConnectionName, DeviceId, EkId, IdError, IdentityName, RequestId, Scope};
 
 mod identity;
 pub use identity::{Identity, IdentityError};

@@ -14,6 +14,7 @@ use tracing::debug;
 
 use super::lane::{Lane, Room};
 use super::limits::{KEEP_ALIVE, PUBLISHES};
+use super::named::Named;
 use super::pace::{Pace, cost};
 use super::packet::{Connect, End, Reason, Terms, Version};
 use super::places::Place;
@@ -35,7 +36,7 @@ const WORKER_WINDOW: u16 = 1024;
 /// Messages that any other client may have unacknowledged.
 const WINDOW: u16 = 64;
 
-/// What a device's CONNECT costs its client id, in packets: TLS and a look at the record.
+/// What a CONNECT costs a device, in packets: TLS and a look at the record.
 const CONNECT: u32 = 16;
 
 /// Packets of one client that are processed before it pays for them.
@@ -201,19 +202,23 @@ async fn enter(
                     each connection";
         return Err(End::new(Reason::ClientIdentifierNotValid, text));
     }
-    if let Some(client) = access.client().filter(|_| !access.is_bootstrapping())
-        && !core.clients.allows(client.to_owned(), CONNECT, now)
+    if let Some(device) = access.account().filter(|_| !access.is_bootstrapping())
+        && !core.clients.allows(device.to_owned(), CONNECT, now)
     {
         return Err(too_often());
     }
     let lane = Lane::new(room(access), entrance.backlog.clone());
     let (seat, previous) = core.router.enter((&*connect.client).into(), lane);
     // From here on, the seat is freed on every way out, and the next client learns of it.
-    let mut leaving = Leaving { router: core.router.clone(), seat, place };
+    let mut leaving = Leaving { router: core.router.clone(), seat, place, named: None };
     if let Some(previous) = previous
         && timeout(2 * LAST_WORDS, previous.left()).await.is_err()
     {
         debug!(client = &*leaving.seat.client, "the older connection is slow to end");
+    }
+    if let Some(device) = access.device_of_named_connection() {
+        let too_many = || End::new(Reason::ServerBusy, "its device has too many connections");
+        leaving.named = Some(core.named.enter(device).ok_or_else(too_many)?);
     }
     // One place is always free for our own workers.
     if let Seats::Identified(seats) = &entrance.seats
@@ -347,6 +352,7 @@ struct Leaving {
     router: Arc<Router>,
     seat: Seat,
     place: Option<Held>,
+    named: Option<Named>,
 }
 
 impl Leaving {
@@ -363,6 +369,7 @@ impl Drop for Leaving {
     fn drop(&mut self) {
         self.router.leave(&self.seat, true);
         self.place = None;
+        self.named = None;
         self.seat.lane.leave();
     }
 }
@@ -382,7 +389,7 @@ fn room(access: &Access) -> Room {
         Room { messages: PUBLISHES as usize, bytes: MIB, share: SHARE }
     } else if access.is_worker() {
         Room { messages: 4096, bytes: 16 * MIB, share: 16 * MIB }
-    } else if access.client().is_some() {
+    } else if access.account().is_some() {
         Room { messages: 256, bytes: MIB, share: SHARE }
     } else {
         Room { messages: 128 * 1024, bytes: 64 * MIB, share: MIB }

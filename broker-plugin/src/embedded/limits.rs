@@ -78,6 +78,11 @@ pub(super) const CERTIFICATES: usize = 64;
 /// Packets of all bootstrapping clients of one network.
 pub(super) const NETWORK_PACE: Rate = Rate::per_second(16_384, 65_536);
 
+/// Named connections of one device, beside the one that is not named: some for programs that stay
+/// connected, and room for those that come and go. A device needs one place of the listener for
+/// each, so there are few.
+pub(super) const NAMED: usize = 8;
+
 /// Packets of one device over all its connections.
 pub(super) const CLIENT_PACE: Rate = Rate::per_second(128, 1024);
 

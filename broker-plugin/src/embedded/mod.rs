@@ -29,6 +29,7 @@ mod fuzz;
 mod lane;
 mod limits;
 mod listener;
+mod named;
 mod pace;
 mod packet;
 mod places;

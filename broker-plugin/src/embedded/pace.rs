@@ -41,17 +41,17 @@ struct Budgets {
 /// Who pays for the work of all its connections together.
 enum Payer {
     Network(IpAddr),
-    Client(String),
+    Device(String),
 }
 
 impl Pace {
     pub(super) fn of(access: &Access, network: IpAddr) -> Self {
-        Self(access.client().map(|client| Budgets {
+        Self(access.account().map(|account| Budgets {
             own: Budget::default(),
             calm: Budget::default(),
             payer: match access.is_bootstrapping() {
                 true => Payer::Network(network),
-                false => Payer::Client(client.to_owned()),
+                false => Payer::Device(account.to_owned()),
             },
         }))
     }
@@ -66,9 +66,9 @@ impl Pace {
             Payer::Network(network) => {
                 (entrance.core.networks.spend(*network, work, now), calm.allows(work, CALM, now))
             }
-            Payer::Client(client) => (
-                entrance.core.clients.spend(client.clone(), work, now),
-                entrance.core.calm.allows(client.clone(), work, now),
+            Payer::Device(device) => (
+                entrance.core.clients.spend(device.clone(), work, now),
+                entrance.core.calm.allows(device.clone(), work, now),
             ),
         };
         let rush = if is_calm { Duration::ZERO } else { entrance.rush.spend((), work, now) };
@@ -78,8 +78,8 @@ impl Pace {
     /// Makes a device that was cut for breaking a rule wait when it comes back. Its network does
     /// not pay, because many other devices may be in it.
     pub(super) fn charge_offence(&self, entrance: &Entrance) {
-        if let Some(Budgets { payer: Payer::Client(client), .. }) = &self.0 {
-            entrance.core.clients.spend(client.clone(), OFFENCE, Instant::now());
+        if let Some(Budgets { payer: Payer::Device(device), .. }) = &self.0 {
+            entrance.core.clients.spend(device.clone(), OFFENCE, Instant::now());
         }
     }
 }

@@ -29,7 +29,7 @@ pub(super) const REQUEST_PACKET: usize = assay_wire::MAX_MESSAGE + 1024;
 pub(super) const RETAINED_MESSAGE: usize = 1024;
 
 /// Requests of each device, over all its connections.
-pub(super) type Requests = Meter<ByteString>;
+pub(super) type Requests = Meter<String>;
 
 /// A client that is connected.
 pub(super) struct Session {
@@ -198,7 +198,10 @@ impl Session {
                     "it sent too many messages on one connection",
                 ));
             }
-        } else if is_request && !self.requests.allows(self.seat.client.clone(), 1, now) {
+        } else if is_request
+            && let Some(account) = self.access.account()
+            && !self.requests.allows(account.to_owned(), 1, now)
+        {
             return Err(End::new(Reason::QuotaExceeded, "it sent too many requests"));
         }
         Ok(())
@@ -215,7 +218,7 @@ impl Session {
                     "it may not retain a message on this topic",
                 ));
             }
-            if self.access.client().is_some() && size > RETAINED_MESSAGE {
+            if self.access.account().is_some() && size > RETAINED_MESSAGE {
                 let text = "its message is too long to be retained";
                 return Err(End::new(Reason::QuotaExceeded, text));
             }

@@ -9,7 +9,8 @@ use tokio::sync::{Semaphore, SetOnce, broadcast, watch};
 
 use super::admission::Desk;
 use super::lane::Backlog;
-use super::limits::{CALM, CLIENT_PACE, Limits, NETWORK_PACE, REQUESTS, SHOWN, rush};
+use super::limits::{CALM, CLIENT_PACE, Limits, NAMED, NETWORK_PACE, REQUESTS, SHOWN, rush};
+use super::named::NamedConnections;
 use super::places::Lobby;
 use super::router::Router;
 use super::session::Requests;
@@ -31,6 +32,8 @@ pub(super) struct Core {
     pub(super) clients: Arc<Meter<String>>,
     /// Packets with which a device is heard even when all others are busy.
     pub(super) calm: Arc<Meter<String>>,
+    /// Named connections of each device.
+    pub(super) named: Arc<NamedConnections>,
     /// Sends when the broker closes.
     pub(super) closing: broadcast::Sender<()>,
     /// Changes when every admission must be decided again.
@@ -50,6 +53,7 @@ impl Core {
             networks: Meter::new(NETWORK_PACE).into(),
             clients: Meter::new(CLIENT_PACE).into(),
             calm: Meter::new(CALM).into(),
+            named: NamedConnections::new(NAMED),
             closing: broadcast::Sender::new(1),
             recheck: watch::Sender::new(()),
             opened: Arc::default(),
@@ -72,8 +76,8 @@ pub(super) struct Entrance {
 pub(super) enum Seats {
     /// For clients without a certificate. One network must not keep out the others.
     Strangers(Arc<Lobby>),
-    /// For clients with a certificate of our CA, and for devices that log in. Each has one place,
-    /// by its client id.
+    /// For clients with a certificate of our CA, and for devices that log in. Each client id has one
+    /// place.
     Identified(Arc<Semaphore>),
 }
 

@@ -116,6 +116,25 @@ async fn device_that_logs_in_speaks_on_its_own_tree_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn device_logs_in_under_its_device_id_with_named_connections() {
+    let world = World::with_login(one_password()).await;
+    let login = |client| Connect { user_name: Some("pump-17"), ..login_as(client) };
+    let mut device = world.logged_in("pump-17").await;
+    let (mut named, reason) =
+        world.operational_connect(None, &login("pump-17/node-red")).await.unwrap();
+    assert_eq!(reason, SUCCESS);
+    assert_eq!(
+        named.publish("device/v1/default/pump-17/x", b"21").await,
+        Some(NO_MATCHING_SUBSCRIBERS)
+    );
+    assert_eq!(named.publish("device/v1/default/pump-18/x", b"21").await, Some(NOT_AUTHORIZED));
+    assert!(device.is_alive().await);
+    for client in ["pump-18/node-red", "pump-18", "pump-17/"] {
+        assert_eq!(world.refused_login(&login(client)).await, CLIENT_ID_NOT_VALID, "{client}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn mqtt_3_1_1_device_logs_in_too() {
     let world = World::with_login(one_password()).await;
     let _worker = world.answering_worker(b"reply".to_vec()).await;

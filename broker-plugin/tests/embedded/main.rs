@@ -3,6 +3,7 @@
 
 mod conformance;
 mod login;
+mod named;
 mod pki;
 mod raw;
 

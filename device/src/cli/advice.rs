@@ -39,6 +39,10 @@ fn of(error: &Error) -> Option<String> {
              --flow."
         }
         Error::KeyGone { .. } => "run `assay-device provision`.",
+        Error::KeyNotKept { .. } => {
+            "use the handle (--format handle), or make another key: `assay-device provision \
+             --again --ik-handle 0x81000201`."
+        }
         Error::Refused { problem } => of_problem(problem.code),
         Error::LoginRefused { .. } => {
             "check this device's clock, then run `assay-device provision --again`: its answer says \

@@ -1,6 +1,8 @@
 //! The command line: its commands, and what they print.
 
 pub(crate) mod advice;
+mod key;
+mod tunnel;
 
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
@@ -70,6 +72,14 @@ enum Command {
         #[arg(long)]
         message: String,
     },
+    /// Lets other programs of this machine speak MQTT as the device, without TLS and without a
+    /// password: any MQTT client connects to this command, which connects to the broker with the
+    /// key in the TPM. It runs until it is stopped.
+    #[command(after_help = tunnel::EXAMPLES)]
+    Tunnel(tunnel::TunnelArgs),
+    /// Lets programs that can use a TPM themselves use the identity key.
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Checks everything that provisioning needs, and says what to do about each fault. It changes
     /// nothing and shows no secret.
     #[command(after_help = DOCTOR_EXAMPLES)]
@@ -114,6 +124,8 @@ impl Cli {
             Command::Publish { broker, device, topic, message } => {
                 publish(&broker, device, &topic, message)
             }
+            Command::Tunnel(args) => tunnel::run(args),
+            Command::Key(command) => command.run(),
             Command::Doctor(args) => doctor(args),
             Command::Ek { kind, tpm, json } => ek(kind, tpm, json),
             Command::Token { state, tpm, lifetime, json } => {

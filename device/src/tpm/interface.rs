@@ -14,8 +14,8 @@ use crate::der;
 /// this crate.
 ///
 /// Every call leaves the TPM as the call found it: no transient object and no session stays behind.
-/// Only [`create_identity_key`](Tpm::create_identity_key) and [`keep_hmac_key`](Tpm::keep_hmac_key)
-/// add something.
+/// Only [`create_identity_key`](Tpm::create_identity_key), [`keep_hmac_key`](Tpm::keep_hmac_key) and
+/// [`share_identity_key`](Tpm::share_identity_key) add something.
 ///
 /// All calls block, some for many seconds on real chips. [`TpmThread`](super::TpmThread) gives them
 /// a thread and a deadline. After an error, the next call must work again if the TPM does.
@@ -45,6 +45,26 @@ pub trait Tpm {
 
     /// Creates an IK under the storage root key and makes it persistent. The handle must be free.
     fn create_identity_key(&mut self, kind: IkKind, handle: u32) -> Result<PublicArea, TpmError>;
+
+    /// The private part of the IK that this value created last, if it created one at this handle:
+    /// the contents of its TPM2B_PRIVATE, which the TPM encrypted for the storage root key (TPM 2.0
+    /// Part 1, 22). With it, other programs can load the key into this TPM.
+    fn private_of_created(&mut self, handle: u32) -> Option<Vec<u8>> {
+        _ = handle;
+        None
+    }
+
+    /// Checks that this private part loads under the storage root key at 0x81000001, and is that of
+    /// the IK at a persistent handle. If 0x81000001 is free, the storage root key is made
+    /// persistent there first; returns whether it was.
+    ///
+    /// # Errors
+    /// [`TpmError::NotForThisTpm`] if it does not load there, [`TpmError::Unsupported`] if the
+    /// implementation cannot do this.
+    fn share_identity_key(&mut self, handle: u32, private: &[u8]) -> Result<bool, TpmError> {
+        _ = (handle, private);
+        Err(TpmError::Unsupported("a key that other programs load".into()))
+    }
 
     /// TPM2_Sign with the IK at a persistent handle. An ECDSA signature is in DER (RFC 3279
     /// §2.2.3), an RSA signature as the TPM gives it.

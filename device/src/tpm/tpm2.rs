@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 
 use self::commands::Connection;
 use self::fault::{Fault, not_opened, unsupported, used};
-use self::key::Primaries;
+use self::key::{Primaries, SRK_PERSISTENT};
 use self::object::Key;
 use self::parts::{CommandError, Hierarchy};
 use super::error::TpmError;
@@ -42,6 +42,8 @@ pub struct Tpm2 {
     primaries: Primaries,
     /// The identity key that was seen last: its handle and public area.
     identity: Option<(u32, Vec<u8>)>,
+    /// The identity key that was created last: its handle and private part.
+    created: Option<(u32, Vec<u8>)>,
     /// Whether this process, or one before it, may have left something loaded in the TPM.
     may_hold_leftovers: bool,
 }
@@ -54,6 +56,7 @@ impl Tpm2 {
             passwords,
             primaries: Primaries::default(),
             identity: None,
+            created: None,
             may_hold_leftovers: true,
         }
     }
@@ -136,7 +139,7 @@ impl Tpm for Tpm2 {
     }
 
     fn create_identity_key(&mut self, kind: IkKind, handle: u32) -> Result<PublicArea, TpmError> {
-        let created = self.run("creating the identity key", |tpm, primaries| {
+        let (created, private) = self.run("creating the identity key", |tpm, primaries| {
             let srk = key::load_ik_parent(tpm, primaries)?;
             let (private, public) = tpm
                 .create(srk.handle, template::ik(kind))
@@ -144,10 +147,36 @@ impl Tpm for Tpm2 {
             let ik = Key::load(tpm, &srk, &private, public)?;
             srk.release(tpm)?;
             ik.persist(tpm, primaries, handle)?;
-            Ok(ik.public_area()?)
+            Ok((ik.public_area()?, private))
         })?;
         self.identity = Some((handle, created.bytes.clone()));
+        self.created = Some((handle, private));
         Ok(created)
+    }
+
+    fn private_of_created(&mut self, handle: u32) -> Option<Vec<u8>> {
+        let (_, private) = self.created.take_if(|(created, _)| *created == handle)?;
+        Some(private)
+    }
+
+    fn share_identity_key(&mut self, handle: u32, private: &[u8]) -> Result<bool, TpmError> {
+        self.run("loading the identity key", |tpm, primaries| {
+            let ik = Key::persistent(tpm, handle)?.ok_or_else(|| no_key(handle))?;
+            let found = Key::persistent(tpm, SRK_PERSISTENT)?;
+            let is_free = found.is_none();
+            let srk = match found {
+                Some(srk) => srk,
+                None => key::load_ik_parent(tpm, primaries)?,
+            };
+            // TPM 2.0 Part 3, 12.2: the TPM checks that private part, public area and parent
+            // belong together.
+            let loaded = Key::load(tpm, &srk, private, ik.public);
+            loaded.map_err(|error| not_opened(error.into()))?.release(tpm)?;
+            if is_free {
+                srk.persist(tpm, primaries, SRK_PERSISTENT)?;
+            }
+            Ok(is_free)
+        })
     }
 
     fn sign(

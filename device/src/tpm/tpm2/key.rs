@@ -508,4 +508,4 @@ pub(super) fn read(
 const EK_PERSISTENT_FIRST: u32 = 0x8101_0000;
 const EK_PERSISTENT_LAST: u32 = 0x8101_FFFF;
 /// The persistent storage root key (TCG TPM v2.0 Provisioning Guidance, 7.5.1).
-const SRK_PERSISTENT: u32 = 0x8100_0001;
+pub(super) const SRK_PERSISTENT: u32 = 0x8100_0001;

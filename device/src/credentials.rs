@@ -1,0 +1,164 @@
+//! What a provisioned device signs in with: its certificate, or tokens of its HMAC key.
+
+use std::path::Path;
+use std::time::Duration;
+
+use assay_device_core::{
+    AnswerError, CertificateGrant, DeviceCertificate, Grant, HmacPublic, rfc3339,
+};
+use assay_wire::{DeviceId, Scope};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::broker_certificate;
+use crate::clock::Clock;
+use crate::error::Error;
+use crate::key::IdentityKey;
+use crate::state;
+use crate::times::is_more_than_a_day;
+use crate::token::{self, DEFAULT_LIFETIME, Token};
+use crate::tpm::{PublicKey, TpmThread};
+use crate::verify;
+
+/// The credentials in a state directory, and the TPM that has their keys. Whoever reads them needs
+/// no lock, because the files are replaced as wholes.
+pub(crate) struct Credentials<'a> {
+    pub(crate) tpm: &'a TpmThread,
+    pub(crate) state: &'a Path,
+    pub(crate) roots: &'a RootCertStore,
+    pub(crate) clock: &'a Clock,
+}
+
+/// What one connection to the operational listener needs.
+pub(crate) struct SignIn {
+    pub(crate) scope: Scope,
+    pub(crate) device_id: DeviceId,
+    /// Shows the certificate, if the device has one.
+    pub(crate) tls: ClientConfig,
+    /// A fresh token, if the device has an HMAC key instead.
+    pub(crate) password: Option<String>,
+}
+
+impl Credentials<'_> {
+    /// What the next connection signs in with.
+    pub(crate) fn sign_in(&self) -> Result<SignIn, Error> {
+        self.clock.refuse_if_behind()?;
+        if let Some(Grant::SharedKey(grant)) = self.memory()?.in_use {
+            let Token { device_id, password, .. } = self.token(DEFAULT_LIFETIME)?;
+            let (roots, clock) = (self.roots.clone(), self.clock.clone());
+            let tls = broker_certificate::server_authenticated_tls(roots, clock)?;
+            let scope = grant.record.shown.scope;
+            return Ok(SignIn { scope, device_id, tls, password: Some(password) });
+        }
+        let (key, certificate) = self.identity()?;
+        let DeviceCertificate { scope, device_id, chain, .. } = certificate;
+        Ok(SignIn { scope, device_id, tls: self.mutual_tls(&key, chain)?, password: None })
+    }
+
+    /// The key and the certificate that this device signs in with. If a renewed certificate cannot
+    /// be used, that is the one before it.
+    pub(crate) fn identity(&self) -> Result<(IdentityKey, DeviceCertificate), Error> {
+        let mut first = None;
+        for grant in self.memory()?.credentials() {
+            let found = match grant {
+                Grant::Certificate(grant) => self.identity_of(grant),
+                Grant::SharedKey(_) => Err(Error::NoCertificate),
+            };
+            match found {
+                Ok(found) => return Ok(found),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        let none = || Error::NotProvisioned("this device has no certificate yet".into());
+        Err(first.unwrap_or_else(none))
+    }
+
+    fn memory(&self) -> Result<assay_device_core::Memory, Error> {
+        state::memory(self.state)
+    }
+
+    fn identity_of(
+        &self,
+        grant: CertificateGrant,
+    ) -> Result<(IdentityKey, DeviceCertificate), Error> {
+        let (kind, handle) = (grant.record.ik, grant.record.ik_handle);
+        let found = self
+            .tpm
+            .call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;
+        let public = found.ok_or(Error::KeyGone { key: "an identity key", handle })?;
+        let certificate = self
+            .verify(&grant, &grant.record.shown.scope, &public.key)
+            .map_err(|error| self.unusable(&error))?;
+        Ok((IdentityKey { tpm: self.tpm.clone(), handle, kind, public: public.key }, certificate))
+    }
+
+    fn unusable(&self, error: &AnswerError) -> Error {
+        let path = state::certificate_path(self.state);
+        match *error {
+            AnswerError::NotYetValid { clock, not_before }
+                if is_more_than_a_day(clock, not_before) =>
+            {
+                let (path, from) = (path.display(), rfc3339(not_before));
+                Error::wrong_clock(
+                    clock,
+                    &format!("the certificate in {path} is valid from {from}"),
+                )
+            }
+            AnswerError::Expired { clock, not_after } => {
+                Error::Expired { path, not_after: rfc3339(not_after), clock: rfc3339(clock) }
+            }
+            _ => Error::BrokenState { path, reason: error.to_string() },
+        }
+    }
+
+    fn verify(
+        &self,
+        grant: &CertificateGrant,
+        scope: &Scope,
+        key: &PublicKey,
+    ) -> Result<DeviceCertificate, AnswerError> {
+        verify::device_certificate(
+            grant.chain.clone(),
+            grant.renew_at,
+            self.roots,
+            key,
+            scope,
+            self.clock.at(&grant.chain),
+        )
+    }
+
+    /// A token that is valid for a while.
+    pub(crate) fn token(&self, lifetime: Duration) -> Result<Token, Error> {
+        if lifetime > Token::MAX_LIFETIME {
+            let limit = Token::MAX_LIFETIME.as_secs();
+            return Err(Error::Usage(format!("a token is valid for {limit} s at most")));
+        }
+        let Some(Grant::SharedKey(grant)) = self.memory()?.in_use else {
+            return Err(Error::NoSharedKey);
+        };
+        let handle = grant.record.hmac_handle;
+        let found = self.tpm.call("looking for the HMAC key", move |tpm| tpm.hmac_key(handle))?;
+        let found = found.map(HmacPublic);
+        if found.is_none() || grant.record.keys.as_slice() != found.as_slice() {
+            return Err(Error::KeyGone { key: "this device's HMAC key", handle });
+        }
+        let hmac =
+            |data: Vec<u8>| self.tpm.call("computing an HMAC", move |tpm| tpm.hmac(handle, &data));
+        token::sign(
+            &grant.record.shown.scope,
+            &grant.device_id,
+            token::expiry(self.clock, lifetime),
+            hmac,
+        )
+    }
+
+    pub(crate) fn mutual_tls(
+        &self,
+        key: &IdentityKey,
+        chain: Vec<CertificateDer<'static>>,
+    ) -> Result<ClientConfig, Error> {
+        let mut config = key.tls_config(self.roots.clone(), chain)?;
+        broker_certificate::judge_by(&mut config, self.roots.clone(), self.clock.clone())?;
+        Ok(config)
+    }
+}
