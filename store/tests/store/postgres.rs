@@ -30,7 +30,7 @@ fn schema_of_a_later_version_is_refused_with_the_version_that_wrote_it() {
     let schema = address.split("search_path=").nth(1).unwrap().trim_end_matches('\'');
     let later = format!(
         "UPDATE {schema}.writer SET version = '9.1.0';
-         UPDATE {schema}.refinery_schema_history SET version = 99"
+         UPDATE {schema}.refinery_schema_history SET version = 99 WHERE version = 8"
     );
     server.sql(&later).unwrap();
     for error in
@@ -39,6 +39,28 @@ fn schema_of_a_later_version_is_refused_with_the_version_that_wrote_it() {
         let StoreError::Newer { found, writer } = &error else { panic!("{error}") };
         assert_eq!((*found, &**writer), (99, "9.1.0"));
     }
+}
+
+#[test]
+fn schema_of_an_earlier_version_is_refused_until_it_is_upgraded() {
+    let server = Server::shared().unwrap();
+    let address = server.address().unwrap();
+    let settings = PostgresSettings::new(&address, None, None).unwrap();
+    Postgres::upgrade(&settings).unwrap();
+    let schema = address.split("search_path=").nth(1).unwrap().trim_end_matches('\'');
+    // What version 7 had.
+    let earlier = format!(
+        "DROP TABLE {schema}.restores, {schema}.clock;
+         DELETE FROM {schema}.refinery_schema_history WHERE version = 8"
+    );
+    server.sql(&earlier).unwrap();
+    let database = Database::Postgres(settings);
+    assert!(matches!(database.open().err(), Some(StoreError::Older(7))));
+    database.upgrade().unwrap();
+    let mut store = database.open().unwrap();
+    assert_eq!(store.epoch().unwrap().number, 0);
+    store.mark_clock(now()).unwrap();
+    assert_eq!(store.clocks().unwrap().latest, now());
 }
 
 #[test]
