@@ -208,7 +208,11 @@ const MARK: std::time::Duration = std::time::Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
+    use assay_store::sqlite::Sqlite;
+    use assay_store::{Database, SharedKeys};
+
     use super::*;
+    use crate::directory::Directory;
 
     const STEPS: [Duration; 3] = [Duration::HOUR, Duration::DAY, Duration::days(365)];
 
@@ -300,6 +304,24 @@ mod tests {
         assert!(!is_open());
         set(Ok(()));
         assert!(is_open());
+    }
+
+    #[test]
+    fn a_worker_at_work_answers_nothing_once_its_record_is_a_restored_one() {
+        let parent = tempfile::tempdir().unwrap();
+        Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+        let path = parent.path().join("ca/assay.db");
+        let (gate, database) = (Arc::new(Gate::default()), Database::Sqlite(path.clone()));
+        let mut look = Look::new(database.open().unwrap(), Arc::clone(&gate));
+        look.once();
+        let now = gate.now().expect("all is well");
+        let mut record = Sqlite::open(&path).unwrap();
+        record.raise_epoch(now - Duration::HOUR, SharedKeys::Keep, now).unwrap();
+        look.once();
+        assert_eq!(gate.allows(now), Err(Unfit::Held));
+        record.resume(now).unwrap();
+        look.once();
+        assert_eq!(gate.allows(now), Ok(()));
     }
 
     #[test]

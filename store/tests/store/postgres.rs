@@ -73,6 +73,9 @@ fn upgraded_database_keeps_its_identities() {
             ("worker".to_owned(), IdentityRole::Worker, 5, 91, Some(82)),
         ]
     );
+    assert_eq!(store.epoch().unwrap().number, 0);
+    store.mark_clock(now()).unwrap();
+    assert_eq!(store.clocks().unwrap().latest, now());
 }
 
 #[test]
