@@ -1,6 +1,7 @@
 //! A device: its TPM, its state directory, and the CA it trusts.
 
 mod sign_in;
+pub(crate) use sign_in::SignIn;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use assay_device_core::{
 };
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Flow, Scope};
-use rustls::RootCertStore;
+use rustls::{ClientConfig, RootCertStore};
 use rustls::pki_types::CertificateDer;
 
 use crate::agent::{Agent, Cost};
@@ -235,6 +236,15 @@ impl Device {
         self.run_to_the_end(to_renew, request, progress)
     }
 
+    pub(crate) fn clock(&self) -> Clock {
+        self.clock.clone()
+    }
+
+    /// What the device expects of a broker that asks for no certificate.
+    pub(crate) fn bootstrap_tls(&self) -> Result<Arc<ClientConfig>, Error> {
+        server_authenticated_tls(self.roots.clone(), self.clock.clone()).map(Arc::new)
+    }
+
     fn judge_clock(&self, progress: Progress<'_>) -> Result<(), Error> {
         self.clock.refuse_if_behind()?;
         if let Some(assumption) = self.clock.assumption() {
@@ -271,7 +281,7 @@ impl Device {
         request: &ProvisionRequest,
         progress: Progress<'_>,
     ) -> Result<(core::Provisioned, Cost), Error> {
-        let tls = Arc::new(server_authenticated_tls(self.roots.clone(), self.clock.clone())?);
+        let tls = self.bootstrap_tls()?;
         let broker = Broker { url: request.broker.clone(), tls, scope: request.scope.clone() };
         let agent =
             Agent { tpm: &self.tpm, state: &self.state, roots: &self.roots, clock: &self.clock };

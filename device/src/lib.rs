@@ -62,6 +62,9 @@ pub use doctor::{Advice, Check, CheckedSetting, DoctorOptions, Outcome, examine}
 mod ek;
 pub use ek::{EkCertificate, EkDescription, endorsement_keys};
 
+mod resident;
+pub use resident::{Change, Changes, ResidentOptions, run_resident};
+
 mod status;
 pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
 

@@ -20,6 +20,7 @@ use crate::pem;
 /// | `certificate.pem` | a copy of the certificate that the device signs in with, and its issuers, for other programs; removed with a shared key | after that |
 /// | `device.json.broken` | a `device.json` that could not be read, for people to look at | when the next run begins anew |
 /// | `lock` | nothing | |
+/// | `agent.lock` | nothing; the resident agent holds it | |
 ///
 /// The directory is made with mode 0700, the files with 0600. A directory that exists must belong
 /// to this user, and nobody else may write to it. A file is replaced as a whole, so a reader finds
@@ -144,6 +145,22 @@ impl StateDirectory {
         File::open(&self.path)
             .and_then(|directory| directory.sync_all())
             .map_err(Error::state(&self.path))
+    }
+}
+
+/// Keeps a second resident agent away from a state directory, until the file is dropped. Two would
+/// cut each other's connection. Other commands may use the directory meanwhile.
+pub(crate) fn hold_for_agent(directory: &Path) -> Result<File, Error> {
+    let path = directory.join("agent.lock");
+    let lock =
+        private(OpenOptions::new().create(true)).open(&path).map_err(Error::state(&path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(Error::State {
+            path: directory.into(),
+            reason: "another assay-device runs as its resident agent".into(),
+        }),
+        Err(TryLockError::Error(error)) => Err(Error::state(&path)(error)),
     }
 }
 

@@ -24,6 +24,7 @@ mod refusals;
 mod reload;
 mod renewal;
 mod renewing;
+mod resident;
 mod rewrap;
 mod sealed;
 mod shared_key;

@@ -51,6 +51,13 @@ impl Device {
         Ok(command)
     }
 
+    /// `assay-device run` at both listeners of `server`, for [`Agent`](crate::Agent).
+    pub fn run(&self, dir: &AssayDir, server: &AssayServer) -> Result<Command> {
+        let mut command = self.connecting("run", &server.bootstrap, &dir.root_pem())?;
+        command.args(["--operational", &server.operational]);
+        Ok(command)
+    }
+
     /// `assay-device publish` over mTLS.
     pub fn publish(
         &self,

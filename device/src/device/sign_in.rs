@@ -7,7 +7,7 @@ use assay_device_core::{
     AnswerError, CertificateGrant, DeviceCertificate, Grant, HmacPublic, rfc3339,
 };
 use assay_mqtt::BrokerUrl;
-use assay_wire::{ClientId, Scope, Topic};
+use assay_wire::{ClientId, DeviceId, Scope, Topic};
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 
@@ -21,6 +21,18 @@ use crate::token::{self, DEFAULT_LIFETIME, Token};
 use crate::tpm::PublicKey;
 use crate::verify;
 
+/// What a device shows at the operational listener.
+pub(crate) struct SignIn {
+    pub(crate) scope: Scope,
+    pub(crate) device_id: DeviceId,
+    /// With the device's certificate, if it has one.
+    pub(crate) tls: ClientConfig,
+    /// A token, if the device has a shared key.
+    pub(crate) password: Option<String>,
+    /// The serial number of the certificate.
+    pub(crate) serial: Option<String>,
+}
+
 impl Device {
     /// Publishes one message, QoS 1, on a topic below `device/v1/{scope}/{device id}/`: over mutual
     /// TLS with the certificate, or over TLS with a fresh token of the shared key.
@@ -32,28 +44,8 @@ impl Device {
         sub_topic: &str,
         message: Vec<u8>,
     ) -> Result<String, Error> {
-        if !broker.is_tls() {
-            return Err(Error::Usage(
-                "a device signs in over TLS: the broker's URL must begin with mqtts://".into(),
-            ));
-        }
-        self.clock.refuse_if_behind()?;
-        let (scope, device_id, tls, password) = match self.state.memory()?.in_use {
-            Some(Grant::SharedKey(grant)) => {
-                let Token { device_id, password, .. } = self.token(DEFAULT_LIFETIME)?;
-                (
-                    grant.record.shown.scope,
-                    device_id,
-                    self.server_authenticated_tls()?,
-                    Some(password),
-                )
-            }
-            _ => {
-                let (key, certificate) = self.identity()?;
-                let tls = self.mutual_tls(&key, certificate.chain)?;
-                (certificate.scope, certificate.device_id, tls, None)
-            }
-        };
+        let SignIn { scope, device_id, tls, password, .. } =
+            self.sign_in(broker, DEFAULT_LIFETIME)?;
         let topic = Topic::Device(scope, device_id.clone(), sub_topic.into());
         if Topic::parse(&topic.to_string()).as_ref() != Some(&topic) {
             return Err(Error::Usage(format!(
@@ -63,6 +55,31 @@ impl Device {
         let client = ClientId::from(&device_id);
         publish::publish(broker, &Arc::new(tls), &topic, &client, password, message)?;
         Ok(topic.to_string())
+    }
+
+    /// What this device shows to sign in at a broker. A token is good for `lifetime`.
+    pub(crate) fn sign_in(&self, broker: &BrokerUrl, lifetime: Duration) -> Result<SignIn, Error> {
+        if !broker.is_tls() {
+            return Err(Error::Usage(
+                "a device signs in over TLS: the broker's URL must begin with mqtts://".into(),
+            ));
+        }
+        self.clock.refuse_if_behind()?;
+        match self.state.memory()?.in_use {
+            Some(Grant::SharedKey(grant)) => {
+                let Token { device_id, password, .. } = self.token(lifetime)?;
+                let roots = self.roots.clone();
+                let tls = broker_certificate::server_authenticated_tls(roots, self.clock.clone())?;
+                let scope = grant.record.shown.scope;
+                Ok(SignIn { scope, device_id, tls, password: Some(password), serial: None })
+            }
+            _ => {
+                let (key, certificate) = self.identity()?;
+                let tls = self.mutual_tls(&key, certificate.chain)?;
+                let (scope, device_id) = (certificate.scope, certificate.device_id);
+                Ok(SignIn { scope, device_id, tls, password: None, serial: Some(certificate.serial) })
+            }
+        }
     }
 
     /// The stored certificate, verified against the CA's root and the key that the TPM holds now.
@@ -188,10 +205,6 @@ impl Device {
             token::expiry(&self.clock, lifetime),
             hmac,
         )
-    }
-
-    fn server_authenticated_tls(&self) -> Result<ClientConfig, Error> {
-        broker_certificate::server_authenticated_tls(self.roots.clone(), self.clock.clone())
     }
 
     fn mutual_tls(
