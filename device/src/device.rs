@@ -3,17 +3,17 @@
 mod sign_in;
 pub(crate) use sign_in::SignIn;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use assay_device_core::{
-    self as core, DeviceCertificate, EkChoice, Grant, Machine, RenewalOutcome,
+    self as core, DeviceCertificate, EkChoice, Grant, Machine, Memory, RenewalOutcome,
 };
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Flow, Scope};
-use rustls::{ClientConfig, RootCertStore};
 use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
 
 use crate::agent::{Agent, Cost};
 use crate::broker_certificate::server_authenticated_tls;
@@ -238,6 +238,18 @@ impl Device {
 
     pub(crate) fn clock(&self) -> Clock {
         self.clock.clone()
+    }
+
+    pub(crate) fn tpm(&self) -> &TpmThread {
+        &self.tpm
+    }
+
+    pub(crate) fn memory(&self) -> Result<Memory, Error> {
+        self.state.memory()
+    }
+
+    pub(crate) fn state_path(&self) -> &Path {
+        self.state.path()
     }
 
     /// What the device expects of a broker that asks for no certificate.

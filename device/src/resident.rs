@@ -86,7 +86,6 @@ pub fn run_resident(
         attempt: None,
         connections: 0,
         hook: Hook::default(),
-        has_probed: false,
         sender,
         lines: Lines::new(changes),
         systemd: Systemd::new(),
@@ -105,11 +104,10 @@ struct Agent<'a> {
     plan: Plan,
     /// The connection that is there.
     session: Option<Session>,
-    /// The one that is on its way, and as what it signs in.
+    /// The one that is on its way.
     attempt: Option<Dialled>,
     connections: u64,
     hook: Hook,
-    has_probed: bool,
     sender: mpsc::Sender<Heard>,
     lines: Lines<'a>,
     systemd: Systemd,
@@ -117,7 +115,8 @@ struct Agent<'a> {
 
 struct Dialled {
     session: Session,
-    whom: String,
+    /// What to tell when it is there.
+    online: String,
     good_for: Option<Duration>,
 }
 
@@ -185,10 +184,8 @@ impl Agent<'_> {
             Ok(device) => device,
             Err(error) => return self.job_ended(Err(error)),
         };
-        let request = ProvisionRequest {
-            again: job == Job::ProvisionAgain,
-            ..self.options.request.clone()
-        };
+        let request =
+            ProvisionRequest { again: job == Job::ProvisionAgain, ..self.options.request.clone() };
         if stored(&self.options.state) == Stored::Nothing {
             let text = format!("asking the CA at {}", request.broker);
             self.lines.trouble(&self.systemd, &text, None);
@@ -218,12 +215,12 @@ impl Agent<'_> {
             Ok(sign_in) => sign_in,
             Err(error) => return self.not_connected("not connected", error),
         };
-        let whom = whom(&sign_in);
+        let online = text_of_sign_in(&sign_in, broker);
         let good_for = sign_in.password.is_some().then_some(TOKEN_LIFETIME);
         self.connections += 1;
         let sender = self.sender.clone();
         let session = Session::open(self.connections, broker, sign_in, sender);
-        self.attempt = Some(Dialled { session, whom, good_for });
+        self.attempt = Some(Dialled { session, online, good_for });
         Ok(())
     }
 
@@ -232,7 +229,8 @@ impl Agent<'_> {
             Heard::Up(number) => self.up(number),
             Heard::NoPresence(number, reason) => {
                 if self.session.as_ref().is_some_and(|session| session.number == number) {
-                    let text = format!("the broker does not take this device's presence: {reason:?}");
+                    let text =
+                        format!("the broker does not take this device's presence: {reason:?}");
                     self.lines.trouble(&self.systemd, &text, None);
                 }
             }
@@ -258,12 +256,11 @@ impl Agent<'_> {
 
     fn up(&mut self, number: u64) {
         let Some(dialled) = self.attempt.take_if(|it| it.session.number == number) else { return };
-        let Dialled { session, whom, good_for } = dialled;
+        let Dialled { session, online, good_for } = dialled;
         // The broker has ended an earlier connection of this device (MQTT 5.0, 3.1.4).
         self.session = Some(session);
         self.plan.handle(self.now(), Event::Connected { good_for });
-        let text = format!("online as {whom} at {}", self.options.operational);
-        self.lines.well(&self.systemd, &text);
+        self.lines.well(&self.systemd, &online);
     }
 
     fn over(&mut self, number: u64, trouble: Trouble) -> Result<(), Error> {
@@ -272,9 +269,8 @@ impl Agent<'_> {
             self.lines.trouble(&self.systemd, &format!("offline: {reason}"), None);
             self.plan.handle(self.now(), Event::Lost);
         } else if self.attempt.take_if(|it| it.session.number == number).is_some() {
-            // A device that was online before speaks the right protocol.
-            let may_probe = self.connections == 1 && !std::mem::replace(&mut self.has_probed, true);
-            let probe = || if may_probe { self.probe() } else { None };
+            // It takes a few seconds, and a broker that is away closes connections too.
+            let probe = || if self.connections == 1 { self.probe() } else { None };
             match trouble.examined(probe) {
                 Ok(reason) => {
                     let text = format!("not connected: {reason}");
@@ -287,7 +283,7 @@ impl Agent<'_> {
         Ok(())
     }
 
-    /// Takes a few seconds, so it is done once.
+    /// What is wrong if the operational listener speaks another protocol.
     fn probe(&self) -> Option<Error> {
         let device = self.device.upgrade().map(Ok).unwrap_or_else(|| (self.open)().map(Arc::new));
         let tls = device.ok()?.bootstrap_tls().ok()?;
@@ -371,11 +367,11 @@ fn stored(state: &std::path::Path) -> Stored {
     }
 }
 
-fn whom(sign_in: &SignIn) -> String {
+fn text_of_sign_in(sign_in: &SignIn, broker: &BrokerUrl) -> String {
     let SignIn { device_id, serial, .. } = sign_in;
     match serial {
-        Some(serial) => format!("{device_id}, by certificate {serial},"),
-        None => format!("{device_id}, by a token,"),
+        Some(serial) => format!("online as {device_id} at {broker}, by certificate {serial}"),
+        None => format!("online as {device_id} at {broker}, by a token"),
     }
 }
 

@@ -38,7 +38,7 @@ impl StateDirectory {
         // The kernel gives this directory to the effective user (proc_pid(5)).
         let own_uid = fs::metadata("/proc/self").map_err(Error::state("/proc/self"))?.uid();
         refuse_directory_of_others(path, own_uid)?;
-        let lock_path = path.join("lock");
+        let lock_path = path.join(LOCK);
         let lock = private(OpenOptions::new().create(true))
             .open(&lock_path)
             .map_err(Error::state(&lock_path))?;
@@ -57,6 +57,10 @@ impl StateDirectory {
             }),
             Err(TryLockError::Error(error)) => Err(Error::state(&lock_path)(error)),
         }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(crate) fn certificate_path(&self) -> PathBuf {
@@ -151,9 +155,8 @@ impl StateDirectory {
 /// Keeps a second resident agent away from a state directory, until the file is dropped. Two would
 /// cut each other's connection. Other commands may use the directory meanwhile.
 pub(crate) fn hold_for_agent(directory: &Path) -> Result<File, Error> {
-    let path = directory.join("agent.lock");
-    let lock =
-        private(OpenOptions::new().create(true)).open(&path).map_err(Error::state(&path))?;
+    let path = directory.join(AGENT);
+    let lock = private(OpenOptions::new().create(true)).open(&path).map_err(Error::state(&path))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(Error::State {
@@ -162,6 +165,19 @@ pub(crate) fn hold_for_agent(directory: &Path) -> Result<File, Error> {
         }),
         Err(TryLockError::Error(error)) => Err(Error::state(&path)(error)),
     }
+}
+
+/// Removes all that was written to a state directory, and the directory if nothing else is in it.
+/// Whoever calls this holds the directory.
+pub(crate) fn remove_files(directory: &Path) -> Result<(), Error> {
+    for name in [DEVICE, CERTIFICATE, BROKEN, "device.json.new", "certificate.pem.new", AGENT, LOCK]
+    {
+        let path = directory.join(name);
+        remove(&path).map_err(Error::state(path))?;
+    }
+    // It may belong to somebody else, or hold something else.
+    _ = fs::remove_dir(directory);
+    Ok(())
 }
 
 /// Anybody who can write to the directory could put symbolic links there, and redirect what is
@@ -213,6 +229,8 @@ fn private(options: &mut OpenOptions) -> &OpenOptions {
     options.write(true).mode(0o600)
 }
 
+const LOCK: &str = "lock";
+const AGENT: &str = "agent.lock";
 const DEVICE: &str = "device.json";
 const CERTIFICATE: &str = "certificate.pem";
 /// The name that a `device.json` gets if it cannot be read.
@@ -418,6 +436,35 @@ mod tests {
         assert!(error.to_string().contains("in use by another assay-device"), "{error}");
         drop(first);
         StateDirectory::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_second_agent_is_kept_out_and_other_commands_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(dir.path()).unwrap();
+        let agent = hold_for_agent(dir.path()).unwrap();
+        let error = hold_for_agent(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("resident agent"), "{error}");
+        drop(state);
+        StateDirectory::open(dir.path()).unwrap();
+        drop(agent);
+        hold_for_agent(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn all_that_was_written_is_removed_and_what_others_wrote_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let state = StateDirectory::open(&path).unwrap();
+        state.store(&a_memory()).unwrap();
+        let _agent = hold_for_agent(&path).unwrap();
+        fs::write(path.join("precious"), "").unwrap();
+        remove_files(&path).unwrap();
+        let left: Vec<_> = fs::read_dir(&path).unwrap().map(|it| it.unwrap().file_name()).collect();
+        assert_eq!(left, ["precious"]);
+        fs::remove_file(path.join("precious")).unwrap();
+        remove_files(&path).unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

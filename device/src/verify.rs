@@ -93,7 +93,9 @@ pub struct Summary {
     pub not_before: String,
     /// Until when it is valid, in the same form.
     pub not_after: String,
-    /// When the device renews it, in the same form.
+    /// How long it is still valid by this device's clock, in seconds; 0 if it has ended.
+    pub seconds_left: u64,
+    /// When the device renews it, in the form of the other times.
     pub renew_at: String,
     /// Whether that time has come, by this device's clock.
     pub is_due: bool,
@@ -149,6 +151,7 @@ fn summary_of(certificate: &X509Certificate<'_>, renew_at: Option<u64>, now: Uni
         serial,
         not_before: rfc3339(not_before),
         not_after: rfc3339(not_after),
+        seconds_left: not_after.saturating_sub(now.as_secs()),
         renew_at: rfc3339(renew_at),
         is_due: renew_at <= now.as_secs(),
         validity: match now.as_secs() {

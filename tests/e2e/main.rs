@@ -12,6 +12,7 @@ mod eks;
 mod external_brokers;
 mod fleet;
 mod health;
+mod inspect;
 mod interoperability;
 mod lab;
 mod matrix;

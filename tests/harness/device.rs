@@ -103,6 +103,21 @@ impl Device {
         Ok(command)
     }
 
+    /// `assay-device inspect --json`.
+    pub fn inspect(&self, dir: &AssayDir) -> Result<Command> {
+        let mut command = Command::new(assay_bin("assay-device")?);
+        command.args(["inspect", "--json", "--tcti", &self.tcti, "--ca-root"]);
+        command.arg(dir.root_pem()).arg("--state").arg(self.state());
+        Ok(command)
+    }
+
+    /// `assay-device cleanup`.
+    pub fn cleanup(&self) -> Result<Command> {
+        let mut command = Command::new(assay_bin("assay-device")?);
+        command.args(["cleanup", "--tcti", &self.tcti, "--state"]).arg(self.state());
+        Ok(command)
+    }
+
     fn connecting(&self, subcommand: &str, broker: &str, ca_root: &Path) -> Result<Command> {
         let mut command = Command::new(assay_bin("assay-device")?);
         command.args([subcommand, "--broker", broker, "--tcti", &self.tcti]);

@@ -1,6 +1,7 @@
 //! The command line: its commands, and what they print.
 
 pub(crate) mod advice;
+mod inspect;
 mod provision;
 mod run;
 mod status;
@@ -56,6 +57,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Shows what the device has, verified and asked of the TPM: certificate, key, how the CA
+    /// trusted the TPM, and when the certificate is renewed.
+    #[command(after_help = inspect::INSPECT_EXAMPLES)]
+    Inspect(inspect::InspectArgs),
+    /// Removes the device's keys from the TPM, and the files of its state directory. It asks first.
+    #[command(after_help = inspect::CLEANUP_EXAMPLES)]
+    Cleanup(inspect::CleanupArgs),
     /// Publishes one message: over mutual TLS with the key in the TPM, or with a token of the HMAC
     /// key there.
     #[command(after_help = PUBLISH_EXAMPLE)]
@@ -114,6 +122,8 @@ impl Cli {
             Command::Renew(args) => provision::renew(args),
             Command::Run(args) => run::run(*args),
             Command::Status { state, json } => status::status(&state, json),
+            Command::Inspect(args) => inspect::inspect(args),
+            Command::Cleanup(args) => inspect::cleanup(args),
             Command::Publish { broker, device, topic, message } => {
                 publish(&broker, device, &topic, message)
             }

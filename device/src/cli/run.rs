@@ -53,7 +53,8 @@ pub(super) fn run(args: RunArgs) -> Result<(), Error> {
 fn print_change(change: Change<'_>) {
     let Change { text, error } = change;
     let error = error.map(|error| format!(": {}", advice::with_advice(error))).unwrap_or_default();
-    let lines: Vec<_> = format!("{text}{error}").lines().map(|line| line.trim().to_owned()).collect();
+    let lines: Vec<_> =
+        format!("{text}{error}").lines().map(|line| line.trim().to_owned()).collect();
     eprintln!("{}", lines.join(" "));
 }
 

@@ -9,6 +9,7 @@ use super::{hexadecimal, print_json, print_line};
 
 pub(super) const STATUS_EXAMPLE: &str = "Examples:
   assay-device status --state /var/lib/assay-device --json
+  assay-device status --state /var/lib/assay-device --json | jq -e '.days_left > 7'
   assay-device status --state /var/lib/assay-device || assay-device provision ...
 
 Exit codes: 0 the device can sign in; 3 the clock is wrong; 6 the state is broken;
@@ -27,7 +28,7 @@ pub(super) fn status(state: &Path, json: bool) -> Result<(), Error> {
     status.usable().map(drop)
 }
 
-fn print_status(status: &Status) -> Result<(), Error> {
+pub(super) fn print_status(status: &Status) -> Result<(), Error> {
     let KeyStatus { scope, flow, ek, ek_id, key } = &status.keys;
     print_line(&format!("scope         {scope}"))?;
     print_line(&format!("flow          {flow}"))?;
@@ -81,10 +82,11 @@ fn print_status(status: &Status) -> Result<(), Error> {
     }
 }
 
-fn json_of_status(status: &Status) -> Value {
+pub(super) fn json_of_status(status: &Status) -> Value {
     let mut json = json_of_keys(&status.keys);
     let (mut device_id, mut serial, mut not_before, mut not_after) = Default::default();
     let (mut renew_at, mut file, mut confirmed) = Default::default();
+    let (mut days_left, mut renewal_due) = Default::default();
     match &status.credential {
         None => {}
         Some(CredentialStatus::SharedKey { device_id: id }) => device_id = Some(id),
@@ -93,7 +95,9 @@ fn json_of_status(status: &Status) -> Value {
             serial = Some(&summary.serial);
             not_before = Some(&summary.not_before);
             not_after = Some(&summary.not_after);
+            days_left = Some(summary.seconds_left / SECONDS_A_DAY);
             renew_at = Some(&summary.renew_at);
+            renewal_due = Some(summary.is_due);
             file = Some(path);
             confirmed = Some(is_confirmed);
         }
@@ -111,7 +115,9 @@ fn json_of_status(status: &Status) -> Value {
     json["serial"] = json!(serial);
     json["not_before"] = json!(not_before);
     json["not_after"] = json!(not_after);
+    json["days_left"] = json!(days_left);
     json["renew_at"] = json!(renew_at);
+    json["renewal_due"] = json!(renewal_due);
     json["certificate"] = json!(file);
     json["confirmed"] = json!(confirmed);
     json["attempt"] = json!(status.attempt.as_ref().map(json_of_keys));
@@ -137,3 +143,5 @@ fn json_of_keys(keys: &KeyStatus) -> Value {
     }
     json
 }
+
+const SECONDS_A_DAY: u64 = 86_400;

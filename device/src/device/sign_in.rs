@@ -77,7 +77,13 @@ impl Device {
                 let (key, certificate) = self.identity()?;
                 let tls = self.mutual_tls(&key, certificate.chain)?;
                 let (scope, device_id) = (certificate.scope, certificate.device_id);
-                Ok(SignIn { scope, device_id, tls, password: None, serial: Some(certificate.serial) })
+                Ok(SignIn {
+                    scope,
+                    device_id,
+                    tls,
+                    password: None,
+                    serial: Some(certificate.serial),
+                })
             }
         }
     }
@@ -90,6 +96,11 @@ impl Device {
     /// certificate has ended.
     pub fn certificate(&self) -> Result<DeviceCertificate, Error> {
         self.identity().map(|(_, certificate)| certificate)
+    }
+
+    /// Has the identity key sign, if the certificate is good. Returns how long the TPM took.
+    pub(crate) fn test_signature(&self) -> Result<Duration, Error> {
+        self.identity().and_then(|(key, _)| key.test_signature())
     }
 
     /// A TLS configuration for MQTT over mutual TLS with the key in the TPM, for rumqttc or any

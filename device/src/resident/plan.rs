@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use assay_mqtt::Backoff;
 
-/// The time, by the three clocks of a machine.
+/// The time, by the clocks of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Now {
-    /// Seconds since 1970. People and NTP set this clock.
+    /// What the device takes the time to be, in seconds since 1970.
     pub(super) wall: u64,
+    /// What the machine's clock says, in seconds since 1970. People and NTP set it.
+    pub(super) system: u64,
     /// Since the machine started, with the time that it was suspended. All delays count by it.
     pub(super) boot: Duration,
     /// The same without the time that it was suspended.
@@ -105,6 +107,8 @@ pub(super) struct Plan {
     stored: Stored,
     /// Since when the device has the certificate, or has heard of the CA that it is not due.
     stored_since: Duration,
+    /// Whether it is another one than the connection began with, and nobody has acted on that.
+    has_changed: bool,
     /// What the broker or the TPM said against `stored`.
     doubt: Option<Doubt>,
     link: Link,
@@ -167,6 +171,7 @@ impl Plan {
         Self {
             stored,
             stored_since: now.boot,
+            has_changed: false,
             doubt: None,
             link: Link {
                 up_since: None,
@@ -190,10 +195,12 @@ impl Plan {
         self.stored != Stored::Nothing && self.doubt.is_none()
     }
 
-    /// Whether this is another certificate or key than the device had.
+    /// Whether this is another certificate or key than the device had when it last could say that
+    /// all is done.
     pub(super) fn is_another(&self, stored: &Stored) -> bool {
-        *stored != Stored::Nothing
-            && (serial(stored) != serial(&self.stored) || self.stored == Stored::Nothing)
+        let is_first = self.stored == Stored::Nothing;
+        let is_other = is_first || serial(stored) != serial(&self.stored);
+        *stored != Stored::Nothing && (is_other || self.has_changed)
     }
 
     /// Looks at the clocks: whether somebody set one, or the machine was suspended. Call it first
@@ -203,9 +210,9 @@ impl Plan {
         let asleep = |now: Now| now.boot.saturating_sub(now.awake);
         let slept = asleep(now).saturating_sub(asleep(last));
         let passed = now.boot.saturating_sub(last.boot).as_secs();
-        // The wall clock runs on while the machine is suspended, as the clock of delays does.
-        let set_by = now.wall.saturating_sub(last.wall) as i64
-            - last.wall.saturating_sub(now.wall) as i64
+        // The machine's clock runs on while it is suspended, as the clock of delays does.
+        let set_by = now.system.saturating_sub(last.system) as i64
+            - last.system.saturating_sub(now.system) as i64
             - passed as i64;
         let notice = if slept >= LONG_SLEEP {
             Notice::Resumed(slept)
@@ -227,7 +234,7 @@ impl Plan {
             return;
         }
         self.hurried = Some(now.boot);
-        let soon = now.boot + Backoff::new(FIRST_DELAY, FIRST_DELAY).next(Duration::ZERO, (self.random)());
+        let soon = now.boot + part(FIRST_DELAY, (self.random)());
         self.job_after = self.job_after.min(soon);
         self.link.after = self.link.after.min(soon);
     }
@@ -341,19 +348,14 @@ impl Plan {
         }
     }
 
-    fn job_ended(
-        &mut self,
-        now: Now,
-        outcome: Result<(), Obstacle>,
-        stored: Stored,
-        random: u32,
-    ) {
+    fn job_ended(&mut self, now: Now, outcome: Result<(), Obstacle>, stored: Stored, random: u32) {
         let ended = self.job.take();
         let is_another = self.is_another(&stored);
         if is_another || (ended == Some(Job::Renew) && outcome.is_ok()) {
             self.stored_since = now.boot;
         }
         self.stored = stored;
+        self.has_changed = is_another && outcome.is_err();
         match outcome {
             Ok(()) => {
                 let was_refused = self.doubt == Some(Doubt::Refused);
@@ -396,7 +398,12 @@ fn serial(stored: &Stored) -> Option<&str> {
 /// How long a connection that began with a token may stay: between three and four fifths of the
 /// token's time.
 fn fresh_for(good_for: Duration, random: u32) -> Duration {
-    good_for.mul_f64(0.6 + 0.2 * f64::from(random) / f64::from(u32::MAX))
+    good_for / 5 * 3 + part(good_for / 5, random)
+}
+
+/// A random part of a time.
+fn part(time: Duration, random: u32) -> Duration {
+    time.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 /// The longest first delay after something that passes by itself. It is short, so that a device

@@ -35,7 +35,9 @@ impl Timer {
 
     /// Waits until it is time to look again. It may return earlier.
     pub(super) async fn wait(&self, wake: Wake, now: Now) -> Result<(), Error> {
-        self.set(wake.wall.unwrap_or(NEVER))?;
+        if !self.set(wake.wall.unwrap_or(NEVER))? {
+            return Ok(());
+        }
         let delay = wake.boot.map(|until| until.saturating_sub(now.boot));
         tokio::select! {
             () = tokio::time::sleep(delay.unwrap_or(AN_AGE)), if delay.is_some() => Ok(()),
@@ -43,14 +45,15 @@ impl Timer {
         }
     }
 
-    fn set(&self, wall: u64) -> Result<(), Error> {
+    /// Arms the timer. False if somebody set the clock since it was armed before.
+    fn set(&self, wall: u64) -> Result<bool, Error> {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         // A value of zero would disarm the timer.
         let at = Timespec { tv_sec: wall.clamp(1, NEVER) as i64, tv_nsec: 0 };
         let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
         match timerfd_settime(&self.fd, flags, &Itimerspec { it_interval: zero, it_value: at }) {
-            // The clock was set since the last call. The timer is armed all the same.
-            Ok(_) | Err(Errno::CANCELED) => Ok(()),
+            Ok(_) => Ok(true),
+            Err(Errno::CANCELED) => Ok(false),
             Err(error) => Err(fault(error)),
         }
     }
@@ -70,14 +73,15 @@ impl Timer {
     }
 }
 
-/// The time by the clocks of delays; `wall` is what the device takes the time to be.
+/// The time by all clocks; `wall` is what the device takes the time to be.
 pub(super) fn now(wall: u64) -> Now {
     let read = |clock| {
         let Timespec { tv_sec, tv_nsec } = clock_gettime(clock);
-        // These clocks begin at zero.
+        // A time before 1970 counts as 1970. The other clocks begin at zero.
         Duration::new(tv_sec.try_into().unwrap_or_default(), tv_nsec.try_into().unwrap_or_default())
     };
-    Now { wall, boot: read(ClockId::Boottime), awake: read(ClockId::Monotonic) }
+    let system = read(ClockId::Realtime).as_secs();
+    Now { wall, system, boot: read(ClockId::Boottime), awake: read(ClockId::Monotonic) }
 }
 
 fn fault(error: impl std::fmt::Display) -> Error {
@@ -88,3 +92,36 @@ fn fault(error: impl std::fmt::Display) -> Error {
 /// that are set.
 const NEVER: u64 = 1 << 40;
 const AN_AGE: Duration = Duration::from_hours(24);
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::runtime::runtime;
+
+    fn waits(wake: impl FnOnce(Now) -> Wake) -> Duration {
+        runtime().unwrap().block_on(async {
+            let (timer, now, begun) = (Timer::new().unwrap(), now(0), Instant::now());
+            timer.wait(wake(now), now).await.unwrap();
+            begun.elapsed()
+        })
+    }
+
+    #[test]
+    fn timer_waits_by_either_clock_until_the_first_of_two_times() {
+        let soon = Duration::from_millis(300);
+        let by_boot = waits(|now| Wake { boot: Some(now.boot + soon), wall: None });
+        assert!(by_boot >= soon && by_boot < 10 * soon, "{by_boot:?}");
+        let by_wall = waits(|now| Wake { boot: None, wall: Some(now.system + 1) });
+        assert!(by_wall < Duration::from_secs(3), "{by_wall:?}");
+        let both = |now: Now| Wake { boot: Some(now.boot + soon), wall: Some(now.system + 3600) };
+        assert!(waits(both) < 10 * soon);
+    }
+
+    #[test]
+    fn time_that_is_past_is_not_waited_for() {
+        let past = waits(|now| Wake { boot: Some(now.boot), wall: Some(1) });
+        assert!(past < Duration::from_millis(200), "{past:?}");
+    }
+}
