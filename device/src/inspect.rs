@@ -70,13 +70,19 @@ fn attested_by(certificate: &X509Certificate<'_>) -> Option<AttestedBy> {
         let ParsedExtension::CertificatePolicies(policies) = extension.parsed_extension() else {
             return None;
         };
-        policies.iter().find_map(|policy| match policy.policy_id.to_id_string().as_str() {
-            TRUSTED_FOR_ITS_CERTIFICATE => Some(AttestedBy::Vendor),
-            TRUSTED_FOR_ITS_ENROLMENT => Some(AttestedBy::Operator),
-            _ => None,
+        policies.iter().find_map(|policy| {
+            match policy.policy_id.as_bytes().strip_prefix(&POLICIES)? {
+                [1] => Some(AttestedBy::Vendor),
+                [2] => Some(AttestedBy::Operator),
+                _ => None,
+            }
         })
     })
 }
 
-const TRUSTED_FOR_ITS_CERTIFICATE: &str = "2.25.17810284399213771715162782413901505794.1";
-const TRUSTED_FOR_ITS_ENROLMENT: &str = "2.25.17810284399213771715162782413901505794.2";
+/// The arc of the certificate policies, 2.25.17810284399213771715162782413901505794, in DER without
+/// its header. The number is too long for most ways of printing an object identifier.
+const POLICIES: [u8; 19] = [
+    0x69, 0x9a, 0xe6, 0x91, 0xb4, 0xa5, 0xca, 0xea, 0x9e, 0xf3, 0xa1, 0xeb, 0xb8, 0xd4, 0xfc, 0x8b,
+    0xce, 0xca, 0x02,
+];
