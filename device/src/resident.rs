@@ -203,7 +203,7 @@ impl Agent<'_> {
             };
             // What comes next may open it again.
             drop(device);
-            _ = sender.blocking_send(Heard::JobEnded(outcome));
+            _ = sender.blocking_send(Heard::JobEnded(Box::new(outcome)));
         });
         Ok(())
     }
@@ -239,7 +239,7 @@ impl Agent<'_> {
                 let text = format!("the CA is not reached, and asked again: {reason}");
                 self.lines.trouble(&self.systemd, &text, None);
             }
-            Heard::JobEnded(outcome) => return self.job_ended(outcome),
+            Heard::JobEnded(outcome) => return self.job_ended(*outcome),
             Heard::HookEnded(outcome) => {
                 self.hook.is_running = false;
                 if let Err(reason) = outcome {

@@ -18,7 +18,7 @@ pub(super) enum Heard {
     /// The conversation goes on, but an attempt failed for this reason.
     Retrying(String),
     /// The conversation has ended.
-    JobEnded(Result<Provisioned, Error>),
+    JobEnded(Box<Result<Provisioned, Error>>),
     /// The program that hears of new certificates has ended.
     HookEnded(Result<(), String>),
 }
