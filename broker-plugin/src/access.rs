@@ -815,7 +815,7 @@ mod tests {
         {
             assert!(!access.may_publish(topic) && !access.may_subscribe(topic), "{topic}");
         }
-        assert_eq!(access.client(), None);
+        assert_eq!(access.account(), None);
         assert!(!access.is_worker() && !access.is_bootstrapping());
     }
 

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::key::IdentityKey;
 use crate::state;
 use crate::times::is_more_than_a_day;
-use crate::token::{self, DEFAULT_LIFETIME, Token};
+use crate::token::{self, Token};
 use crate::tpm::{PublicKey, TpmThread};
 use crate::verify;
 
@@ -37,22 +37,25 @@ pub(crate) struct SignIn {
     pub(crate) tls: ClientConfig,
     /// A fresh token, if the device has an HMAC key instead.
     pub(crate) password: Option<String>,
+    /// The serial number of the certificate.
+    pub(crate) serial: Option<String>,
 }
 
 impl Credentials<'_> {
-    /// What the next connection signs in with.
-    pub(crate) fn sign_in(&self) -> Result<SignIn, Error> {
+    /// What the next connection signs in with. A token is good for `lifetime`.
+    pub(crate) fn sign_in(&self, lifetime: Duration) -> Result<SignIn, Error> {
         self.clock.refuse_if_behind()?;
         if let Some(Grant::SharedKey(grant)) = self.memory()?.in_use {
-            let Token { device_id, password, .. } = self.token(DEFAULT_LIFETIME)?;
+            let Token { device_id, password, .. } = self.token(lifetime)?;
             let (roots, clock) = (self.roots.clone(), self.clock.clone());
             let tls = broker_certificate::server_authenticated_tls(roots, clock)?;
             let scope = grant.record.shown.scope;
-            return Ok(SignIn { scope, device_id, tls, password: Some(password) });
+            return Ok(SignIn { scope, device_id, tls, password: Some(password), serial: None });
         }
         let (key, certificate) = self.identity()?;
-        let DeviceCertificate { scope, device_id, chain, .. } = certificate;
-        Ok(SignIn { scope, device_id, tls: self.mutual_tls(&key, chain)?, password: None })
+        let DeviceCertificate { scope, device_id, chain, serial, .. } = certificate;
+        let tls = self.mutual_tls(&key, chain)?;
+        Ok(SignIn { scope, device_id, tls, password: None, serial: Some(serial) })
     }
 
     /// The key and the certificate that this device signs in with. If a renewed certificate cannot

@@ -2,17 +2,17 @@
 
 mod sign_in;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use assay_device_core::{
-    self as core, DeviceCertificate, EkChoice, Grant, Machine, RenewalOutcome,
+    self as core, DeviceCertificate, EkChoice, Grant, Machine, Memory, RenewalOutcome,
 };
 use assay_mqtt::BrokerUrl;
 use assay_wire::{DeviceId, Flow, Scope};
-use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
 
 use crate::agent::{Agent, Cost};
 use crate::broker_certificate::server_authenticated_tls;
@@ -242,6 +242,27 @@ impl Device {
         self.run_to_the_end(to_renew, request, progress)
     }
 
+    pub(crate) fn clock(&self) -> Clock {
+        self.clock.clone()
+    }
+
+    pub(crate) fn tpm(&self) -> &TpmThread {
+        &self.tpm
+    }
+
+    pub(crate) fn memory(&self) -> Result<Memory, Error> {
+        self.state.memory()
+    }
+
+    pub(crate) fn state_path(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// What the device expects of a broker that asks for no certificate.
+    pub(crate) fn bootstrap_tls(&self) -> Result<Arc<ClientConfig>, Error> {
+        server_authenticated_tls(self.roots.clone(), self.clock.clone()).map(Arc::new)
+    }
+
     fn judge_clock(&self, progress: Progress<'_>) -> Result<(), Error> {
         self.clock.refuse_if_behind()?;
         if let Some(assumption) = self.clock.assumption() {
@@ -278,7 +299,7 @@ impl Device {
         request: &ProvisionRequest,
         progress: Progress<'_>,
     ) -> Result<(core::Provisioned, Cost), Error> {
-        let tls = Arc::new(server_authenticated_tls(self.roots.clone(), self.clock.clone())?);
+        let tls = self.bootstrap_tls()?;
         let broker = Broker { url: request.broker.clone(), tls, scope: request.scope.clone() };
         let agent =
             Agent { tpm: &self.tpm, state: &self.state, roots: &self.roots, clock: &self.clock };

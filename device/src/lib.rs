@@ -54,6 +54,9 @@
 mod agent;
 pub use agent::Cost;
 
+mod clean_up;
+pub use clean_up::DeviceKey;
+
 mod device;
 pub use device::{Credential, Device, DeviceOptions, ProvisionRequest, Provisioned};
 
@@ -62,6 +65,12 @@ pub use doctor::{Advice, Check, CheckedSetting, DoctorOptions, Outcome, examine}
 
 mod ek;
 pub use ek::{EkCertificate, EkDescription, endorsement_keys};
+
+mod inspect;
+pub use inspect::{AttestedBy, Inspection};
+
+mod resident;
+pub use resident::{Change, Changes, ResidentOptions, run_resident};
 
 mod status;
 pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};

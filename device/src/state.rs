@@ -21,6 +21,7 @@ use crate::pem;
 /// | `identity-{handle}.private` | the private part of an identity key, encrypted by the TPM for its storage root key, for [`export_key`](crate::export_key) | when the key is created |
 /// | `device.json.broken` | a `device.json` that could not be read, for people to look at | when the next run begins anew |
 /// | `lock` | nothing | |
+/// | `agent.lock` | nothing; the resident agent holds it | |
 ///
 /// The directory is made with mode 0700, the files with 0600. A directory that exists must belong
 /// to this user, and nobody else may write to it. A file is replaced as a whole, so a reader finds
@@ -38,7 +39,7 @@ impl StateDirectory {
         // The kernel gives this directory to the effective user (proc_pid(5)).
         let own_uid = fs::metadata("/proc/self").map_err(Error::state("/proc/self"))?.uid();
         refuse_directory_of_others(path, own_uid)?;
-        let lock_path = path.join("lock");
+        let lock_path = path.join(LOCK);
         let lock = for_owner(OpenOptions::new().create(true))
             .open(&lock_path)
             .map_err(Error::state(&lock_path))?;
@@ -172,6 +173,42 @@ impl StateDirectory {
     }
 }
 
+/// Keeps a second resident agent away from a state directory, until the file is dropped. Two would
+/// cut each other's connection. Other commands may use the directory meanwhile.
+pub(crate) fn hold_for_agent(directory: &Path) -> Result<File, Error> {
+    let path = directory.join(AGENT);
+    let lock =
+        for_owner(OpenOptions::new().create(true)).open(&path).map_err(Error::state(&path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(Error::State {
+            path: directory.into(),
+            reason: "another assay-device runs as its resident agent".into(),
+        }),
+        Err(TryLockError::Error(error)) => Err(Error::state(&path)(error)),
+    }
+}
+
+/// Removes all that was written to a state directory, and the directory if nothing else is in it.
+/// Whoever calls this holds the directory.
+pub(crate) fn remove_files(directory: &Path) -> Result<(), Error> {
+    let mut names: Vec<_> = [DEVICE, CERTIFICATE, BROKEN, REFUSED].map(str::to_owned).into();
+    for entry in fs::read_dir(directory).map_err(Error::state(directory))? {
+        let name = entry.map_err(Error::state(directory))?.file_name();
+        names.extend(name.to_str().filter(|name| is_private_file(name)).map(str::to_owned));
+    }
+    // Of an attempt to replace a file that was cut short.
+    names.extend(names.clone().iter().map(|name| format!("{name}.new")));
+    names.extend([AGENT, LOCK].map(str::to_owned));
+    for name in names {
+        let path = directory.join(name);
+        remove(&path).map_err(Error::state(path))?;
+    }
+    // It may belong to somebody else, or hold something else.
+    _ = fs::remove_dir(directory);
+    Ok(())
+}
+
 /// Anybody who can write to the directory could put symbolic links there, and redirect what is
 /// written.
 fn refuse_directory_of_others(path: &Path, own_uid: u32) -> Result<(), Error> {
@@ -207,6 +244,12 @@ fn private_file(handle: u32) -> String {
     format!("identity-{handle:08x}.private")
 }
 
+fn is_private_file(name: &str) -> bool {
+    let handle = name.strip_prefix("identity-").and_then(|name| name.strip_suffix(".private"));
+    handle.and_then(|handle| u32::from_str_radix(handle, 16).ok()).map(private_file).as_deref()
+        == Some(name)
+}
+
 pub(crate) fn certificate_path(directory: &Path) -> PathBuf {
     directory.join(CERTIFICATE)
 }
@@ -230,6 +273,8 @@ fn for_owner(options: &mut OpenOptions) -> &OpenOptions {
     options.write(true).mode(0o600)
 }
 
+const LOCK: &str = "lock";
+const AGENT: &str = "agent.lock";
 const DEVICE: &str = "device.json";
 /// An empty file, which is there after a broker refused the credential in use.
 const REFUSED: &str = "login-refused";
@@ -437,6 +482,37 @@ mod tests {
         assert!(error.to_string().contains("in use by another assay-device"), "{error}");
         drop(first);
         StateDirectory::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_second_agent_is_kept_out_and_other_commands_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(dir.path()).unwrap();
+        let agent = hold_for_agent(dir.path()).unwrap();
+        let error = hold_for_agent(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("resident agent"), "{error}");
+        drop(state);
+        StateDirectory::open(dir.path()).unwrap();
+        drop(agent);
+        hold_for_agent(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn all_that_was_written_is_removed_and_what_others_wrote_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let state = StateDirectory::open(&path).unwrap();
+        state.store(&a_memory()).unwrap();
+        state.keep_private(0x8101_0002, b"private").unwrap();
+        state.set_refused(true).unwrap();
+        let _agent = hold_for_agent(&path).unwrap();
+        fs::write(path.join("precious"), "").unwrap();
+        remove_files(&path).unwrap();
+        let left: Vec<_> = fs::read_dir(&path).unwrap().map(|it| it.unwrap().file_name()).collect();
+        assert_eq!(left, ["precious"]);
+        fs::remove_file(path.join("precious")).unwrap();
+        remove_files(&path).unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

@@ -93,7 +93,9 @@ pub struct Summary {
     pub not_before: String,
     /// Until when it is valid, in the same form.
     pub not_after: String,
-    /// When the device renews it, in the same form.
+    /// How long it is still valid by this device's clock, in seconds; 0 if it has ended.
+    pub seconds_left: u64,
+    /// When the device renews it, in the form of the other times.
     pub renew_at: String,
     /// Whether that time has come, by this device's clock.
     pub is_due: bool,
@@ -121,17 +123,35 @@ pub(crate) fn summary(
     Ok(summary_of(&parse(certificate)?, renew_at, now))
 }
 
-fn summary_of(certificate: &X509Certificate<'_>, renew_at: Option<u64>, now: UnixTime) -> Summary {
-    let [not_before, not_after] = {
-        let validity = certificate.validity();
-        [validity.not_before, validity.not_after].map(since_1970)
-    };
+/// Which certificate it is, and when it counts, in seconds since 1970. Nobody has verified it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Period {
+    pub(crate) serial: String,
+    pub(crate) not_before: u64,
+    pub(crate) not_after: u64,
+    pub(crate) renew_at: u64,
+}
+
+/// `renew_at` is when the CA said that it is to be renewed.
+pub(crate) fn period(certificate: &[u8], renew_at: Option<u64>) -> Result<Period, AnswerError> {
+    Ok(period_of(&parse(certificate)?, renew_at))
+}
+
+fn period_of(certificate: &X509Certificate<'_>, renew_at: Option<u64>) -> Period {
+    let validity = certificate.validity();
+    let [not_before, not_after] = [validity.not_before, validity.not_after].map(since_1970);
     let renew_at = assay_device_core::renew_at(renew_at, not_before, not_after);
+    Period { serial: serial(certificate), not_before, not_after, renew_at }
+}
+
+fn summary_of(certificate: &X509Certificate<'_>, renew_at: Option<u64>, now: UnixTime) -> Summary {
+    let Period { serial, not_before, not_after, renew_at } = period_of(certificate, renew_at);
     Summary {
         common_name: common_name(certificate),
-        serial: serial(certificate),
+        serial,
         not_before: rfc3339(not_before),
         not_after: rfc3339(not_after),
+        seconds_left: not_after.saturating_sub(now.as_secs()),
         renew_at: rfc3339(renew_at),
         is_due: renew_at <= now.as_secs(),
         validity: match now.as_secs() {

@@ -18,6 +18,11 @@ impl BrokerUrl {
         Self::parse(text, OPERATIONAL)
     }
 
+    /// The operational listener of the same host, with TLS, at its default port.
+    pub fn beside_operational(&self) -> Self {
+        Self { tls: true, host: self.host.clone(), port: OPERATIONAL }
+    }
+
     /// Host name or IPv4 address. The broker's certificate must carry it.
     pub fn host(&self) -> &str {
         &self.host
@@ -93,6 +98,14 @@ mod tests {
         ] {
             assert_eq!(text.parse::<BrokerUrl>().unwrap().port(), bootstrap);
             assert_eq!(BrokerUrl::operational(text).unwrap().port(), operational);
+        }
+    }
+
+    #[test]
+    fn operational_listener_is_expected_on_the_same_host() {
+        for text in ["mqtts://broker.example:18883", "mqtt://broker.example"] {
+            let found = text.parse::<BrokerUrl>().unwrap().beside_operational();
+            assert_eq!(found.to_string(), "mqtts://broker.example:8884");
         }
     }
 

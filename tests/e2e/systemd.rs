@@ -8,7 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use assay_tests::{AssayDir, AssayServer, Mosquitto, Worker, trusted_vendor};
+use assay_tests::{
+    Agent, AssayDir, AssayServer, Device, EkKind, Mosquitto, Worker, trusted_vendor,
+};
 use assay_wire::{ReplyBody, RequestBody};
 use tempfile::TempDir;
 
@@ -102,6 +104,27 @@ fn a_watchdog_hears_nothing_while_the_writer_is_stuck() -> Result<()> {
     );
     lock.rollback()?;
     manager.hears("WATCHDOG=1")
+}
+
+#[test]
+fn a_device_says_that_it_is_ready_online_alive_and_stops() -> Result<()> {
+    let manager = Manager::new()?;
+    let lab = Lab::open()?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    lab.server.signal("STOP")?;
+    let mut command = device.run(&lab.dir, &lab.server)?;
+    command.envs(manager.environment(Some(WATCHDOG)));
+    let agent = Agent::start(command)?;
+    for _ in 0..3 {
+        manager.hears("WATCHDOG=1")?;
+    }
+    ensure!(!manager.heard.borrow().iter().any(|message| message.contains("READY")));
+    lab.server.signal("CONT")?;
+    manager.hears("READY=1")?;
+    manager.hears("STATUS=online as")?;
+    agent.signal("TERM")?;
+    manager.hears("STOPPING=1")
 }
 
 /// Receives what is sent to `NOTIFY_SOCKET`.

@@ -51,6 +51,13 @@ impl Device {
         Ok(command)
     }
 
+    /// `assay-device run` at both listeners of `server`, for [`Agent`](crate::Agent).
+    pub fn run(&self, dir: &AssayDir, server: &AssayServer) -> Result<Command> {
+        let mut command = self.connecting("run", &server.bootstrap, &dir.root_pem())?;
+        command.args(["--operational", &server.operational]);
+        Ok(command)
+    }
+
     /// `assay-device publish` over mTLS.
     pub fn publish(
         &self,
@@ -108,6 +115,21 @@ impl Device {
     pub fn status(&self) -> Result<Command> {
         let mut command = Command::new(assay_bin("assay-device")?);
         command.args(["status", "--json", "--state"]).arg(self.state());
+        Ok(command)
+    }
+
+    /// `assay-device inspect --json`.
+    pub fn inspect(&self, dir: &AssayDir) -> Result<Command> {
+        let mut command = Command::new(assay_bin("assay-device")?);
+        command.args(["inspect", "--json", "--tcti", &self.tcti, "--ca-root"]);
+        command.arg(dir.root_pem()).arg("--state").arg(self.state());
+        Ok(command)
+    }
+
+    /// `assay-device cleanup`.
+    pub fn cleanup(&self) -> Result<Command> {
+        let mut command = Command::new(assay_bin("assay-device")?);
+        command.args(["cleanup", "--tcti", &self.tcti, "--state"]).arg(self.state());
         Ok(command)
     }
 

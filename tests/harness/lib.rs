@@ -6,6 +6,7 @@
 //! never a skipped test.
 
 mod abrmd;
+mod agent;
 mod binary;
 mod cache;
 mod device;
@@ -20,6 +21,7 @@ mod vendor;
 mod worker;
 
 pub use abrmd::AccessBroker;
+pub use agent::Agent;
 pub use binary::{assay_bin, build, use_binaries_in};
 pub use device::{Device, json};
 pub use mosquitto::Mosquitto;

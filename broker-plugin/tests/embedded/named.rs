@@ -142,7 +142,7 @@ async fn revocation_cuts_every_connection_of_the_device_and_nobody_elses() {
             {
                 Err(NotGood::Refused("revoked".into()))
             }
-            _ => Ok(Good),
+            _ => Ok(Good::default()),
         }
     });
     let world = World::with(limits(), admit).await;

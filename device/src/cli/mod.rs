@@ -1,7 +1,11 @@
 //! The command line: its commands, and what they print.
 
 pub(crate) mod advice;
+mod inspect;
 mod key;
+mod provision;
+mod run;
+mod status;
 mod tunnel;
 
 use std::io::{self, IsTerminal, Write};
@@ -11,19 +15,14 @@ use std::process::exit;
 use std::time::Duration;
 use std::{env, fs};
 
-use assay_device::tpm::{
-    EkKind, HierarchyPasswords, IkKind, ParentKind, Password, Tcti, TctiError,
-};
+use assay_device::tpm::{EkKind, HierarchyPasswords, Password, Tcti, TctiError};
 use assay_device::{
-    Check, Credential, CredentialStatus, Device, DeviceOptions, DoctorOptions, EkCertificate,
-    EkChoice, EkDescription, Error, Flow, KeyStatus, Outcome, OwnKey, ProvisionRequest,
-    Provisioned, RenewalOutcome, Status, Validity, endorsement_keys, examine, read_certificates,
-    rfc3339,
+    Check, Device, DeviceOptions, DoctorOptions, EkCertificate, EkChoice, EkDescription, Error,
+    Outcome, endorsement_keys, examine, read_certificates,
 };
 use assay_mqtt::BrokerUrl;
-use assay_wire::{DeviceId, Scope, printable_json};
+use assay_wire::{Scope, printable_json};
 use clap::{Args, Parser, Subcommand};
-use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
 /// Proves this device's TPM to an Assay CA over MQTT, and speaks MQTT with what it gets: a
@@ -39,15 +38,19 @@ pub(crate) struct Cli {
 enum Command {
     /// Gets a certificate for a key in the TPM, or an HMAC key. It is safe to run it again: if the
     /// device has a valid one, it does nothing.
-    #[command(after_help = PROVISION_EXAMPLES)]
-    Provision(ProvisionArgs),
+    #[command(after_help = provision::PROVISION_EXAMPLES)]
+    Provision(provision::ProvisionArgs),
     /// Has the CA renew the certificate now, if the CA agrees that it is time. provision renews by
     /// itself when it is due.
-    #[command(after_help = RENEW_EXAMPLE)]
-    Renew(RenewArgs),
+    #[command(after_help = provision::RENEW_EXAMPLE)]
+    Renew(provision::RenewArgs),
+    /// Stays: gets a certificate or key, keeps it good, holds a connection to the operational
+    /// listener, and says there whether the device is online, on the topic presence.
+    #[command(after_help = run::RUN_EXAMPLES)]
+    Run(Box<run::RunArgs>),
     /// Shows the contents of the state directory, without asking the TPM or the CA. The exit code
     /// says whether the device can sign in.
-    #[command(after_help = STATUS_EXAMPLE)]
+    #[command(after_help = status::STATUS_EXAMPLE)]
     Status {
         /// The state directory.
         #[arg(long, value_name = "DIR")]
@@ -56,6 +59,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Shows what the device has, verified and asked of the TPM: certificate, key, how the CA
+    /// trusted the TPM, and when the certificate is renewed.
+    #[command(after_help = inspect::INSPECT_EXAMPLES)]
+    Inspect(inspect::InspectArgs),
+    /// Removes the device's keys from the TPM, and the files of its state directory. It asks first.
+    #[command(after_help = inspect::CLEANUP_EXAMPLES)]
+    Cleanup(inspect::CleanupArgs),
     /// Publishes one message: over mutual TLS with the key in the TPM, or with a token of the HMAC
     /// key there.
     #[command(after_help = PUBLISH_EXAMPLE)]
@@ -118,9 +128,12 @@ enum Command {
 impl Cli {
     pub(crate) fn run(self) -> Result<(), Error> {
         match self.command {
-            Command::Provision(args) => provision(args),
-            Command::Renew(args) => renew(args),
-            Command::Status { state, json } => status(&state, json),
+            Command::Provision(args) => provision::provision(args),
+            Command::Renew(args) => provision::renew(args),
+            Command::Run(args) => run::run(*args),
+            Command::Status { state, json } => status::status(&state, json),
+            Command::Inspect(args) => inspect::inspect(args),
+            Command::Cleanup(args) => inspect::cleanup(args),
             Command::Publish { broker, device, topic, message } => {
                 publish(&broker, device, &topic, message)
             }
@@ -133,83 +146,6 @@ impl Cli {
             }
         }
     }
-}
-
-#[derive(Args)]
-struct ProvisionArgs {
-    /// The bootstrap listener of the broker: mqtts://host[:port], verified by --ca-root; or
-    /// mqtt://… in laboratories.
-    #[arg(long, value_name = "URL")]
-    broker: BrokerUrl,
-    /// The CA's provisioning domain.
-    #[arg(long, default_value = "default")]
-    scope: Scope,
-    #[command(flatten)]
-    device: DeviceArgs,
-    /// Which flow to use. ticket and sealed get a certificate: ticket in two round trips, sealed in
-    /// one and a confirmation. shared-key gets an HMAC key. [default: the flow used before, or
-    /// ticket]
-    #[arg(long)]
-    flow: Option<Flow>,
-    /// The endorsement key to show: auto, p-256, p-384, rsa-2048, rsa-3072 or legacy-dps. auto
-    /// takes the first one with a certificate. legacy-dps is the one that Azure's C SDK makes, for
-    /// which there is no certificate. [default: the kind used before, or auto]
-    #[arg(long, value_name = "KIND")]
-    ek: Option<EkChoice>,
-    /// The EK certificate, then its issuers, PEM or DER, instead of those in the TPM's NV memory.
-    /// May be given more than once.
-    #[arg(long, value_name = "FILE")]
-    ek_certificate: Vec<PathBuf>,
-    /// The identity key to make: p-256, p-384 or rsa-2048. [default: the kind used before, or
-    /// p-256]
-    #[arg(long, value_name = "KIND")]
-    ik: Option<IkKind>,
-    /// The persistent handle of the identity key. [default: the handle used before, or 0x81000200]
-    #[arg(long, value_name = "HANDLE", value_parser = parse_handle)]
-    ik_handle: Option<u32>,
-    /// The parent that the CA sends an HMAC key to: p-256 or rsa-2048. Or a plain storage root key,
-    /// srk-p-256 or srk-rsa-2048, if the CA allows it: from that, an attacker who controls this
-    /// device's software can get the HMAC key. [default: p-256 or rsa-2048, as before]
-    #[arg(long, value_name = "KIND")]
-    parent: Option<ParentKind>,
-    /// The persistent handle of the HMAC key. [default: the handle used before, or 0x81000100]
-    #[arg(long, value_name = "HANDLE", value_parser = parse_handle)]
-    hmac_handle: Option<u32>,
-    /// The name to ask for. [default: the one that the CA gives this EK]
-    #[arg(long, value_name = "ID")]
-    device_id: Option<DeviceId>,
-    /// Ask the CA even if there is a valid certificate or an HMAC key here. Use it if the CA
-    /// superseded or lost that one.
-    #[arg(long)]
-    again: bool,
-    /// How long provisioning may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    deadline: u64,
-    /// Print one JSON object on stdout, instead of the path of the certificate or, with a shared
-    /// key, the device id.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args)]
-struct RenewArgs {
-    /// The bootstrap listener of the broker, as for provision.
-    #[arg(long, value_name = "URL")]
-    broker: BrokerUrl,
-    /// The CA's provisioning domain.
-    #[arg(long, default_value = "default")]
-    scope: Scope,
-    #[command(flatten)]
-    device: DeviceArgs,
-    /// The EK certificate, then its issuers, as for provision.
-    #[arg(long, value_name = "FILE")]
-    ek_certificate: Vec<PathBuf>,
-    /// How long all of it may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    deadline: u64,
-    /// Print one JSON object on stdout, instead of the path of the certificate.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Args)]
@@ -236,7 +172,7 @@ struct DoctorArgs {
     json: bool,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct DeviceArgs {
     /// The CA's root certificate, PEM or DER. The certificates of the broker and of the device must
     /// lead to it.
@@ -254,7 +190,7 @@ struct DeviceArgs {
     tpm: TpmArgs,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct TpmArgs {
     /// How to reach the TPM: device:PATH, swtpm:host=H,port=P or swtpm:path=PATH. An agent built
     /// with libtss2 also takes tabrmd, mssim:host=H,port=P, and tss2: before any of these.
@@ -287,28 +223,6 @@ const EXIT_CODES: &str = "Exit codes:
   9  the certificate has expired
   10 doctor: something failed";
 
-const STATUS_EXAMPLE: &str = "Examples:
-  assay-device status --state /var/lib/assay-device --json
-  assay-device status --state /var/lib/assay-device || assay-device provision ...
-
-Exit codes: 0 the device can sign in; 3 the clock is wrong; 6 the state is broken;
-8 no state, or nothing granted yet; 9 the certificate has expired.";
-
-const PROVISION_EXAMPLES: &str = "Examples:
-  assay-device provision --broker mqtts://ca.example.com:8883 \\
-      --ca-root root.pem --state /var/lib/assay-device
-  assay-device provision --broker mqtts://ca.example.com:8883 \\
-      --ca-root root.pem --state /var/lib/assay-device --flow sealed
-  assay-device provision --broker mqtts://ca.example.com:8883 \\
-      --ca-root root.pem --state /var/lib/assay-device --flow shared-key --parent rsa-2048
-  assay-device provision --broker mqtts://localhost:8883 \\
-      --ca-root root.pem --state ./state \\
-      --tcti swtpm:host=127.0.0.1,port=2321 --ek rsa-2048 --json";
-
-const RENEW_EXAMPLE: &str = "Example:
-  assay-device renew --broker mqtts://ca.example.com:8883 \\
-      --ca-root root.pem --state /var/lib/assay-device";
-
 const PUBLISH_EXAMPLE: &str = "Example:
   assay-device publish --broker mqtts://mqtt.example.com:8884 --ca-root root.pem --state \
                                /var/lib/assay-device \\
@@ -337,237 +251,10 @@ const TOKEN_EXAMPLES: &str = "Examples:
   mosquitto_pub -V mqttv5 -h mqtt.example.com -p 8884 --cafile root.pem \\
       -i pump-17 -u pump-17 -t device/v1/default/pump-17/telemetry -m 21.5";
 
-fn provision(args: ProvisionArgs) -> Result<(), Error> {
-    let ek_certificates = read_all(&args.ek_certificate)?;
-    let request = ProvisionRequest {
-        broker: args.broker,
-        scope: args.scope,
-        flow: args.flow,
-        ek: args.ek,
-        ek_certificates,
-        ik: args.ik,
-        ik_handle: args.ik_handle,
-        parent: args.parent,
-        hmac_handle: args.hmac_handle,
-        device_id: args.device_id,
-        again: args.again,
-        deadline: Duration::from_secs(args.deadline),
-    };
-    let device = open(args.device)?;
-    let provisioned = device.provision(&request, &mut show_step)?;
-    print_provisioned(&provisioned, args.json)
-}
-
-fn renew(args: RenewArgs) -> Result<(), Error> {
-    let request = ProvisionRequest {
-        broker: args.broker,
-        scope: args.scope,
-        flow: None,
-        ek: None,
-        ek_certificates: read_all(&args.ek_certificate)?,
-        ik: None,
-        ik_handle: None,
-        parent: None,
-        hmac_handle: None,
-        device_id: None,
-        again: false,
-        deadline: Duration::from_secs(args.deadline),
-    };
-    let device = open(args.device)?;
-    let provisioned = device.renew(&request, &mut show_step)?;
-    print_provisioned(&provisioned, args.json)
-}
-
-fn read_all(files: &[PathBuf]) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let mut certificates = Vec::new();
-    for file in files {
-        certificates.extend(read_certificates(file)?);
-    }
-    Ok(certificates)
-}
-
-fn print_provisioned(provisioned: &Provisioned, json: bool) -> Result<(), Error> {
-    let already = if provisioned.was_provisioned { "already " } else { "" };
-    let renewal = match provisioned.renewal {
-        None => "",
-        Some(RenewalOutcome::Renewed) => ", with a renewed certificate",
-        Some(RenewalOutcome::NotDue) => "; the certificate is not due for renewal",
-        Some(RenewalOutcome::Postponed) => "; the certificate is still to be renewed",
-    };
-    eprintln!("{already}provisioned as {}{renewal}", provisioned.device_id);
-    if json {
-        return print_json(&json_of(provisioned));
-    }
-    match &provisioned.credential {
-        Credential::Certificate { path, .. } => print_line(&path.display().to_string()),
-        Credential::SharedKey { .. } => print_line(provisioned.device_id.as_str()),
-    }
-}
-
 fn show_step(step: &str, took: Duration) {
     // Written in one piece, because stderr has no buffer.
     let line = format!("{:>8.1} ms  {step}\n", took.as_secs_f64() * 1e3);
     _ = io::stderr().write_all(line.as_bytes());
-}
-
-fn json_of(provisioned: &Provisioned) -> Value {
-    let ms = |time: Duration| (time.as_secs_f64() * 1e4).round() / 10.0;
-    let cost = provisioned.cost;
-    let mut json = json!({
-        "flow": provisioned.flow.to_string(),
-        "device_id": provisioned.device_id.as_str(),
-        "scope": provisioned.scope.as_str(),
-        "ek": provisioned.ek.to_string(),
-        "tpm_ms": ms(cost.tpm_time),
-        "wire_ms": ms(cost.wire_time),
-        "total_ms": ms(cost.total_time),
-        "requests": cost.requests,
-        "bytes_sent": cost.bytes_sent,
-        "bytes_received": cost.bytes_received,
-    });
-    match &provisioned.credential {
-        Credential::Certificate { certificate, path, ik } => {
-            json["ik"] = json!(ik.to_string());
-            json["serial"] = json!(certificate.serial);
-            json["not_after"] = json!(certificate.not_after);
-            json["renew_at"] = json!(rfc3339(certificate.renew_at));
-            json["renewal"] = json!(provisioned.renewal.map(|renewal| match renewal {
-                RenewalOutcome::Renewed => "renewed",
-                RenewalOutcome::NotDue => "not-due",
-                RenewalOutcome::Postponed => "postponed",
-            }));
-            json["certificate"] = json!(path);
-        }
-        Credential::SharedKey { parent, hmac_handle } => {
-            json["parent"] = json!(parent.to_string());
-            json["hmac_handle"] = json!(hexadecimal(*hmac_handle));
-        }
-    }
-    json
-}
-
-fn status(state: &Path, json: bool) -> Result<(), Error> {
-    let Some(status) = Status::read(state)? else {
-        print_line(if json { r#"{"state":"no-state"}"# } else { "no state" })?;
-        return Err(Error::NotProvisioned(format!("no state in {}", state.display())));
-    };
-    if json {
-        print_json(&json_of_status(&status))?;
-    } else {
-        print_status(&status)?;
-    }
-    status.usable().map(drop)
-}
-
-fn print_status(status: &Status) -> Result<(), Error> {
-    let KeyStatus { scope, flow, ek, ek_id, key } = &status.keys;
-    print_line(&format!("scope         {scope}"))?;
-    print_line(&format!("flow          {flow}"))?;
-    print_line(&format!("EK            {ek}, id {ek_id}"))?;
-    match key {
-        OwnKey::Identity { ik, ik_handle } => {
-            print_line(&format!("identity key  {ik} at {ik_handle:#010x}"))?
-        }
-        OwnKey::Hmac { parent, hmac_handle } => {
-            print_line(&format!("HMAC key      at {hmac_handle:#010x}, sent to parent {parent}"))?;
-        }
-    }
-    match &status.credential {
-        None => print_line("granted       nothing yet")?,
-        Some(CredentialStatus::SharedKey { device_id }) => {
-            print_line(&format!("device id     {device_id}"))?
-        }
-        Some(CredentialStatus::Certificate { path, summary, is_confirmed }) => {
-            print_line(&format!("device id     {}", summary.common_name))?;
-            print_line(&format!("serial        {}", summary.serial))?;
-            let remark = match summary.validity {
-                Validity::Valid => "",
-                Validity::Expired => "  expired",
-                Validity::NotYet => "  not valid yet: the clock is wrong",
-            };
-            print_line(&format!(
-                "valid         {} to {}{remark}",
-                summary.not_before, summary.not_after
-            ))?;
-            let remark = if summary.is_due { "  due" } else { "" };
-            print_line(&format!("renewal       {}{remark}", summary.renew_at))?;
-            print_line(&format!("certificate   {}", path.display()))?;
-            if !*is_confirmed {
-                print_line("unconfirmed   run assay-device provision, so that the CA hears of it")?;
-            }
-        }
-    }
-    match &status.attempt {
-        None => Ok(()),
-        Some(KeyStatus { scope, flow, ek, key, .. }) => {
-            let key = match key {
-                OwnKey::Identity { ik, ik_handle } => {
-                    format!("identity key {ik} at {ik_handle:#010x}")
-                }
-                OwnKey::Hmac { parent, hmac_handle } => {
-                    format!("HMAC key at {hmac_handle:#010x} by parent {parent}")
-                }
-            };
-            print_line(&format!("not granted   scope {scope}, flow {flow}, EK {ek}, {key}"))
-        }
-    }
-}
-
-fn json_of_status(status: &Status) -> Value {
-    let mut json = json_of_keys(&status.keys);
-    let (mut device_id, mut serial, mut not_before, mut not_after) = Default::default();
-    let (mut renew_at, mut file, mut confirmed) = Default::default();
-    match &status.credential {
-        None => {}
-        Some(CredentialStatus::SharedKey { device_id: id }) => device_id = Some(id),
-        Some(CredentialStatus::Certificate { path, summary, is_confirmed }) => {
-            device_id = Some(&summary.common_name);
-            serial = Some(&summary.serial);
-            not_before = Some(&summary.not_before);
-            not_after = Some(&summary.not_after);
-            renew_at = Some(&summary.renew_at);
-            file = Some(path);
-            confirmed = Some(is_confirmed);
-        }
-    }
-    json["state"] = json!(match &status.credential {
-        None => "nothing-granted",
-        Some(CredentialStatus::Certificate { summary, .. }) => match summary.validity {
-            Validity::Valid => "provisioned",
-            Validity::Expired => "expired",
-            Validity::NotYet => "clock-wrong",
-        },
-        Some(CredentialStatus::SharedKey { .. }) => "provisioned",
-    });
-    json["device_id"] = json!(device_id);
-    json["serial"] = json!(serial);
-    json["not_before"] = json!(not_before);
-    json["not_after"] = json!(not_after);
-    json["renew_at"] = json!(renew_at);
-    json["certificate"] = json!(file);
-    json["confirmed"] = json!(confirmed);
-    json["attempt"] = json!(status.attempt.as_ref().map(json_of_keys));
-    json
-}
-
-fn json_of_keys(keys: &KeyStatus) -> Value {
-    let mut json = json!({
-        "scope": keys.scope.as_str(),
-        "flow": keys.flow.to_string(),
-        "ek": keys.ek.to_string(),
-        "ek_id": keys.ek_id,
-    });
-    match keys.key {
-        OwnKey::Identity { ik, ik_handle } => {
-            json["ik"] = json!(ik.to_string());
-            json["ik_handle"] = json!(hexadecimal(ik_handle));
-        }
-        OwnKey::Hmac { parent, hmac_handle } => {
-            json["parent"] = json!(parent.to_string());
-            json["hmac_handle"] = json!(hexadecimal(hmac_handle));
-        }
-    }
-    json
 }
 
 fn hexadecimal(handle: u32) -> String {
@@ -778,17 +465,6 @@ fn parse_tcti(text: &str) -> Result<Tcti, String> {
     })
 }
 
-fn parse_handle(text: &str) -> Result<u32, String> {
-    let number = match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    match number {
-        Ok(handle) if (0x8100_0000..=0x8100_FFFF).contains(&handle) => Ok(handle),
-        _ => Err("expected a persistent handle of the owner, 0x81000000 to 0x8100ffff".into()),
-    }
-}
-
 /// Prints a JSON value in one line.
 fn print_json(json: &Value) -> Result<(), Error> {
     print_line(&printable_json(&json.to_string()))
@@ -820,14 +496,5 @@ mod tests {
         let error = parse_tcti("tabrmd").unwrap_err();
         assert!(error.contains("cargo build --release -p assay-device --features tss2"), "{error}");
         assert_eq!(parse_tcti("device:/dev/tpm0").unwrap().as_str(), "device:/dev/tpm0");
-    }
-
-    #[test]
-    fn only_persistent_handles_of_the_owner_are_taken() {
-        assert_eq!(parse_handle("0x81000200"), Ok(0x8100_0200));
-        assert_eq!(parse_handle("2164261120"), Ok(0x8100_0100));
-        for text in ["0x81010001", "0x80000000", "81000200", "0x", ""] {
-            assert!(parse_handle(text).is_err(), "{text}");
-        }
     }
 }

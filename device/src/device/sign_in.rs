@@ -12,7 +12,7 @@ use super::Device;
 use crate::credentials::{Credentials, SignIn};
 use crate::error::Error;
 use crate::publish;
-use crate::token::Token;
+use crate::token::{DEFAULT_LIFETIME, Token};
 
 impl Device {
     /// Publishes one message, QoS 1, on a topic below `device/v1/{scope}/{device id}/`: over mutual
@@ -25,12 +25,8 @@ impl Device {
         sub_topic: &str,
         message: Vec<u8>,
     ) -> Result<String, Error> {
-        if !broker.is_tls() {
-            return Err(Error::Usage(
-                "a device signs in over TLS: the broker's URL must begin with mqtts://".into(),
-            ));
-        }
-        let SignIn { scope, device_id, tls, password } = self.credentials().sign_in()?;
+        let SignIn { scope, device_id, tls, password, .. } =
+            self.sign_in(broker, DEFAULT_LIFETIME)?;
         let topic = Topic::Device(scope, device_id.clone(), sub_topic.into());
         if Topic::parse(&topic.to_string()).as_ref() != Some(&topic) {
             return Err(Error::Usage(format!(
@@ -57,6 +53,16 @@ impl Device {
         self.state.set_refused(true)
     }
 
+    /// What this device shows to sign in at a broker. A token is good for `lifetime`.
+    pub(crate) fn sign_in(&self, broker: &BrokerUrl, lifetime: Duration) -> Result<SignIn, Error> {
+        if !broker.is_tls() {
+            return Err(Error::Usage(
+                "a device signs in over TLS: the broker's URL must begin with mqtts://".into(),
+            ));
+        }
+        self.credentials().sign_in(lifetime)
+    }
+
     /// The stored certificate, verified against the CA's root and the key that the TPM holds now.
     ///
     /// # Errors
@@ -65,6 +71,11 @@ impl Device {
     /// certificate has ended.
     pub fn certificate(&self) -> Result<DeviceCertificate, Error> {
         self.credentials().identity().map(|(_, certificate)| certificate)
+    }
+
+    /// Has the identity key sign, if the certificate is good. Returns how long the TPM took.
+    pub(crate) fn test_signature(&self) -> Result<Duration, Error> {
+        self.credentials().identity().and_then(|(key, _)| key.test_signature())
     }
 
     /// A TLS configuration for MQTT over mutual TLS with the key in the TPM, for rumqttc or any

@@ -15,7 +15,8 @@ use crate::der;
 ///
 /// Every call leaves the TPM as the call found it: no transient object and no session stays behind.
 /// Only [`create_identity_key`](Tpm::create_identity_key), [`keep_hmac_key`](Tpm::keep_hmac_key) and
-/// [`share_identity_key`](Tpm::share_identity_key) add something.
+/// [`share_identity_key`](Tpm::share_identity_key) add something, and
+/// [`remove_key`](Tpm::remove_key) takes something away.
 ///
 /// All calls block, some for many seconds on real chips. [`TpmThread`](super::TpmThread) gives them
 /// a thread and a deadline. After an error, the next call must work again if the TPM does.
@@ -128,6 +129,10 @@ pub trait Tpm {
         key: &OpenedKey,
         replaced: Option<&[u8]>,
     ) -> Result<(), TpmError>;
+
+    /// Removes the key at a persistent handle if it is this one (a TPMT_PUBLIC). What else is there
+    /// stays, as does everything if the handle is free.
+    fn remove_key(&mut self, handle: u32, public: &[u8]) -> Result<(), TpmError>;
 
     /// TPM2_GetCapability: the TPM's properties from `first` to the end of its group (TPM 2.0 Part
     /// 2, 6.13), each a tag and a value.

@@ -284,6 +284,13 @@ impl Tpm for Tpm2 {
         })
     }
 
+    fn remove_key(&mut self, handle: u32, public: &[u8]) -> Result<(), TpmError> {
+        self.run("removing a key", |tpm, primaries| match Key::persistent(tpm, handle)? {
+            Some(found) if object::encoded(&found.public) == public => found.evict(tpm, primaries),
+            _ => Ok(()),
+        })
+    }
+
     fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>, TpmError> {
         self.run("asking the TPM for its properties", |tpm, _| Ok(tpm.properties(first)?))
     }

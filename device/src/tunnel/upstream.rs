@@ -21,6 +21,7 @@ use super::connack::Refusal;
 use crate::clock::Clock;
 use crate::credentials::{Credentials, SignIn};
 use crate::error::Error;
+use crate::token::DEFAULT_LIFETIME;
 use crate::tpm::TpmThread;
 use crate::trouble::{Purpose, Trouble};
 
@@ -78,7 +79,7 @@ impl Upstream {
 
     fn sign_in_and_open(&self, runtime: &Handle) -> Result<Opened, Away> {
         let Self { tpm, state, roots, clock, broker, .. } = self;
-        let sign_in = Credentials { tpm, state, roots, clock }.sign_in()?;
+        let sign_in = Credentials { tpm, state, roots, clock }.sign_in(DEFAULT_LIFETIME)?;
         let SignIn { device_id, tls, password, .. } = sign_in;
         let host = broker.host();
         let name = ServerName::try_from(host.to_owned())

@@ -133,6 +133,21 @@ fn ik_is_kept_and_found_again_under_the_same_name() -> Result<()> {
 }
 
 #[test]
+fn key_is_removed_only_if_it_is_the_one_that_was_meant() -> Result<()> {
+    let swtpm = a_tpm();
+    let mut tpm = open(&swtpm);
+    let ours = tpm.create_identity_key(IkKind::P256, IK)?;
+    let other = tpm.create_identity_key(IkKind::P256, IK + 1)?;
+    tpm.remove_key(IK, &other.bytes)?;
+    assert_eq!(tpm.identity_key(IkKind::P256, IK)?, Some(ours.clone()));
+    tpm.remove_key(IK, &ours.bytes)?;
+    tpm.remove_key(IK, &ours.bytes)?;
+    assert_eq!(tpm.identity_key(IkKind::P256, IK)?, None);
+    assert_eq!(tpm.identity_key(IkKind::P256, IK + 1)?, Some(other));
+    assert_nothing_loaded(&swtpm)
+}
+
+#[test]
 fn ik_survives_a_power_cycle() -> Result<()> {
     let mut swtpm = a_tpm();
     let created = open(&swtpm).create_identity_key(IkKind::P256, IK)?;

@@ -128,6 +128,10 @@ impl<T: Tpm> Tpm for Wrapper<T> {
         self.call("keep_hmac_key").keep_hmac_key(parent, handle, key, replaced)
     }
 
+    fn remove_key(&mut self, handle: u32, public: &[u8]) -> Result<(), TpmError> {
+        self.call("remove_key").remove_key(handle, public)
+    }
+
     fn properties(&mut self, first: u32) -> Result<Vec<(u32, u32)>, TpmError> {
         self.call("properties").properties(first)
     }

@@ -51,7 +51,7 @@ pub(crate) fn run_trial() -> Result<()> {
     trial.step("assay init leaves all files to the user of the service", || init(booted))?;
     trial.step("operators' commands work as that user and as root", || operate(booted))?;
     trial.step("assay.service is ready, healthy and confined", || serve(booted))?;
-    trial.step("assay-device.service provisions by /dev/tpmrm0", || {
+    trial.step("assay-device.service provisions by /dev/tpmrm0 and is online", || {
         provision(booted, work.path(), &tpm)
     })?;
     trial.step("assay-worker@ serves beside it", || worker(booted))?;
@@ -236,7 +236,7 @@ fn provision(booted: &Booted<'_>, work: &Path, tpm: &Swtpm) -> Result<()> {
     let settings = booted.machine.path("etc/assay-device/provision.env");
     let text = fs::read_to_string(&settings)?;
     fs::write(settings, text.replace("mqtts://ca.example:8883", "mqtts://localhost:8883"))?;
-    // The unit is a oneshot: it counts as started when its program has ended.
+    // The unit counts as started when the device is provisioned.
     booted.run(&["systemctl", "start", "assay-device"]).or_else(|error| {
         bail!("{error:#}\n{}", booted.run(&["journalctl", "--no-pager", "--unit=assay-device"])?)
     })?;
@@ -253,7 +253,9 @@ fn provision(booted: &Booted<'_>, work: &Path, tpm: &Swtpm) -> Result<()> {
         status["device_id"].is_string() && status["device_id"] == device["device_id"],
         "{status} {device}"
     );
-    Ok(())
+    eventually("the agent says that it is online", || {
+        Ok(booted.property("assay-device", "StatusText")?.starts_with("online as"))
+    })
 }
 
 fn worker(booted: &Booted<'_>) -> Result<()> {

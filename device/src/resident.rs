@@ -1,0 +1,451 @@
+//! The resident agent: gets a device its certificate or key, keeps it good, and holds one
+//! connection to the operational listener that says whether the device is there.
+
+mod heard;
+mod hook;
+mod lines;
+mod plan;
+mod session;
+mod systemd;
+mod timer;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
+
+use assay_device_core::{Attempt, Grant, rfc3339};
+use assay_mqtt::BrokerUrl;
+use assay_wire::DeviceId;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use self::heard::Heard;
+use self::lines::Lines;
+pub use self::lines::{Change, Changes};
+use self::plan::{Action, Event, Job, Notice, Now, Obstacle, Plan, Stored};
+use self::session::Session;
+use self::systemd::Systemd;
+use self::timer::Timer;
+use crate::clock::Clock;
+use crate::credentials::SignIn;
+use crate::device::{Device, ProvisionRequest, Provisioned};
+use crate::error::Error;
+use crate::probe;
+use crate::random::random;
+use crate::runtime::runtime;
+use crate::state;
+use crate::tpm::TpmError;
+use crate::trouble::Trouble;
+use crate::verify::{self, Period};
+
+/// What the resident agent is told.
+#[derive(Clone, Debug)]
+pub struct ResidentOptions {
+    /// What the device asks for, and at which bootstrap listener. `again` is not used.
+    pub request: ProvisionRequest,
+    /// The operational listener.
+    pub operational: BrokerUrl,
+    /// The state directory, as of the devices that are opened.
+    pub state: PathBuf,
+    /// The program to run, with its arguments, whenever the device has another certificate than
+    /// before: the first one, a renewed one, or one for another key. It runs without a shell, for a
+    /// minute at most, with PATH, `ASSAY_STATE`, `ASSAY_CERTIFICATE` and `ASSAY_DEVICE_ID` as its
+    /// whole environment.
+    pub on_renewed: Vec<String>,
+}
+
+/// Runs the resident agent until SIGTERM or SIGINT comes.
+///
+/// It opens a device, by `open`, for each thing that it does, and holds none in between: other
+/// programs can use the state directory and the TPM, and what `open` reads may change, e.g. the
+/// root certificate.
+///
+/// # Errors
+/// Only what no waiting mends: a setting that cannot be right ([`Error::Usage`]), and a TPM that
+/// does not come back from a command, because only another process can reach it again.
+///
+/// Runs an event loop of its own: call it from a thread, not from an async task.
+pub fn run_resident(
+    open: &dyn Fn() -> Result<Device, Error>,
+    options: &ResidentOptions,
+    changes: Changes<'_>,
+) -> Result<(), Error> {
+    let device = Arc::new(open()?);
+    let _only_agent = state::hold_for_agent(&options.state)?;
+    let clock = device.clock();
+    let (sender, heard) = mpsc::channel(HEARD);
+    let now = timer::now(clock.now().as_secs());
+    let plan = Plan::new(stored(&options.state), now, || u32::from_ne_bytes(random()));
+    let mut agent = Agent {
+        open,
+        options,
+        device: Arc::downgrade(&device),
+        clock,
+        plan,
+        session: None,
+        attempt: None,
+        connections: 0,
+        hook: Hook::default(),
+        sender,
+        lines: Lines::new(changes),
+        systemd: Systemd::new(),
+    };
+    drop(device);
+    runtime()?.block_on(agent.run(heard))
+}
+
+struct Agent<'a> {
+    open: &'a dyn Fn() -> Result<Device, Error>,
+    options: &'a ResidentOptions,
+    /// The device that a conversation with the CA uses, if there is one: nobody else can open it
+    /// meanwhile.
+    device: Weak<Device>,
+    clock: Clock,
+    plan: Plan,
+    /// The connection that is there.
+    session: Option<Session>,
+    /// The one that is on its way.
+    attempt: Option<Dialled>,
+    connections: u64,
+    hook: Hook,
+    sender: mpsc::Sender<Heard>,
+    lines: Lines<'a>,
+    systemd: Systemd,
+}
+
+struct Dialled {
+    session: Session,
+    /// What to tell when it is there.
+    online: String,
+    good_for: Option<Duration>,
+}
+
+/// The program that hears of new certificates.
+#[derive(Default)]
+struct Hook {
+    is_running: bool,
+    /// For whom to run it again when it has ended.
+    next: Option<DeviceId>,
+}
+
+impl Agent<'_> {
+    async fn run(&mut self, mut heard: mpsc::Receiver<Heard>) -> Result<(), Error> {
+        let timer = Timer::new()?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+        loop {
+            let now = self.now();
+            if let Some(notice) = self.plan.observe(now) {
+                self.lines.note(&self.systemd, &text_of(notice, now));
+            }
+            while let Some(action) = self.plan.next(now) {
+                match action {
+                    Action::Start(job) => self.start(job)?,
+                    Action::Connect => self.connect()?,
+                }
+            }
+            if self.plan.is_provisioned() {
+                self.systemd.ready();
+            }
+            let wake = self.plan.wake(now);
+            tokio::select! {
+                Some(heard) = heard.recv() => self.hear(heard)?,
+                woken = timer.wait(wake, now) => woken?,
+                () = self.systemd.pulse() => {}
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        self.systemd.stopping();
+        if let Some(session) = self.session.take() {
+            session.close().await;
+        }
+        self.lines.note(&self.systemd, "stopped");
+        Ok(())
+    }
+
+    fn now(&self) -> Now {
+        timer::now(self.clock.now().as_secs())
+    }
+
+    /// The device, with its state directory locked until it is dropped.
+    fn device(&mut self) -> Result<Arc<Device>, Error> {
+        if let Some(device) = self.device.upgrade() {
+            return Ok(device);
+        }
+        let device = Arc::new((self.open)()?);
+        (self.device, self.clock) = (Arc::downgrade(&device), device.clock());
+        Ok(device)
+    }
+
+    /// Begins a conversation with the CA, on a thread of its own.
+    fn start(&mut self, job: Job) -> Result<(), Error> {
+        let device = match self.device() {
+            Ok(device) => device,
+            Err(error) => return self.job_ended(Err(error)),
+        };
+        let request =
+            ProvisionRequest { again: job == Job::ProvisionAgain, ..self.options.request.clone() };
+        if stored(&self.options.state) == Stored::Nothing {
+            let text = format!("asking the CA at {}", request.broker);
+            self.lines.trouble(&self.systemd, &text, None);
+        }
+        let sender = self.sender.clone();
+        thread::spawn(move || {
+            let mut progress = |step: &str, _| {
+                if let Some(reason) = reason_of_retry(step) {
+                    _ = sender.blocking_send(Heard::Retrying(reason.into()));
+                }
+            };
+            let outcome = match job {
+                Job::Provision | Job::ProvisionAgain => device.provision(&request, &mut progress),
+                Job::Renew => device.renew(&request, &mut progress),
+            };
+            // What comes next may open it again.
+            drop(device);
+            _ = sender.blocking_send(Heard::JobEnded(Box::new(outcome)));
+        });
+        Ok(())
+    }
+
+    fn connect(&mut self) -> Result<(), Error> {
+        let broker = &self.options.operational;
+        let signed_in = self.device().and_then(|device| device.sign_in(broker, TOKEN_LIFETIME));
+        let sign_in = match signed_in {
+            Ok(sign_in) => sign_in,
+            Err(error) => return self.not_connected("not connected", error),
+        };
+        let online = text_of_sign_in(&sign_in, broker);
+        let good_for = sign_in.password.is_some().then_some(TOKEN_LIFETIME);
+        self.connections += 1;
+        let sender = self.sender.clone();
+        let session = Session::open(self.connections, broker, sign_in, sender);
+        self.attempt = Some(Dialled { session, online, good_for });
+        Ok(())
+    }
+
+    fn hear(&mut self, heard: Heard) -> Result<(), Error> {
+        match heard {
+            Heard::Up(number) => self.up(number),
+            Heard::NoPresence(number, reason) => {
+                if self.session.as_ref().is_some_and(|session| session.number == number) {
+                    let text =
+                        format!("the broker does not take this device's presence: {reason:?}");
+                    self.lines.trouble(&self.systemd, &text, None);
+                }
+            }
+            Heard::Over(number, trouble) => return self.over(number, trouble),
+            Heard::Retrying(reason) => {
+                let text = format!("the CA is not reached, and asked again: {reason}");
+                self.lines.trouble(&self.systemd, &text, None);
+            }
+            Heard::JobEnded(outcome) => return self.job_ended(*outcome),
+            Heard::HookEnded(outcome) => {
+                self.hook.is_running = false;
+                if let Err(reason) = outcome {
+                    let text = format!("the program for new certificates failed: {reason}");
+                    self.lines.note(&self.systemd, &text);
+                }
+                if let Some(device_id) = self.hook.next.take() {
+                    self.run_hook(device_id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn up(&mut self, number: u64) {
+        let Some(dialled) = self.attempt.take_if(|it| it.session.number == number) else { return };
+        let Dialled { session, online, good_for } = dialled;
+        // The broker has ended an earlier connection of this device (MQTT 5.0, 3.1.4).
+        self.session = Some(session);
+        self.plan.handle(self.now(), Event::Connected { good_for });
+        self.lines.well(&self.systemd, &online);
+    }
+
+    fn over(&mut self, number: u64, trouble: Trouble) -> Result<(), Error> {
+        if self.session.take_if(|session| session.number == number).is_some() {
+            let reason = trouble.examined(|| None).unwrap_or_else(|error| error.to_string());
+            self.lines.trouble(&self.systemd, &format!("offline: {reason}"), None);
+            self.plan.handle(self.now(), Event::Lost);
+        } else if self.attempt.take_if(|it| it.session.number == number).is_some() {
+            // It takes a few seconds, and a broker that is away closes connections too.
+            let probe = || if self.connections == 1 { self.probe() } else { None };
+            match trouble.examined(probe) {
+                Ok(reason) => {
+                    let text = format!("not connected: {reason}");
+                    self.lines.trouble(&self.systemd, &text, None);
+                    self.plan.handle(self.now(), Event::NotConnected(Obstacle::Passing));
+                }
+                Err(error) => return self.not_connected("not connected", error),
+            }
+        }
+        Ok(())
+    }
+
+    /// What is wrong if the operational listener speaks another protocol.
+    fn probe(&self) -> Option<Error> {
+        let device = self.device.upgrade().map(Ok).unwrap_or_else(|| (self.open)().map(Arc::new));
+        let tls = device.ok()?.bootstrap_tls().ok()?;
+        probe::other_protocol(&self.options.operational, &tls)
+    }
+
+    fn not_connected(&mut self, text: &str, error: Error) -> Result<(), Error> {
+        refuse_what_nobody_can_mend(&error)?;
+        self.lines.trouble(&self.systemd, text, Some(&error));
+        self.plan.handle(self.now(), Event::NotConnected(obstacle(&error)));
+        Ok(())
+    }
+
+    fn job_ended(&mut self, outcome: Result<Provisioned, Error>) -> Result<(), Error> {
+        let stored = stored(&self.options.state);
+        let is_another = self.plan.is_another(&stored);
+        let outcome = match outcome {
+            Ok(provisioned) => {
+                if is_another {
+                    self.tell_of(&provisioned, &stored);
+                    self.run_hook(provisioned.device_id);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                refuse_what_nobody_can_mend(&error)?;
+                let what =
+                    if self.plan.is_provisioned() { "not renewed" } else { "not provisioned" };
+                self.lines.trouble(&self.systemd, what, Some(&error));
+                Err(obstacle(&error))
+            }
+        };
+        self.plan.handle(self.now(), Event::JobEnded(outcome, stored));
+        Ok(())
+    }
+
+    fn tell_of(&mut self, provisioned: &Provisioned, stored: &Stored) {
+        let id = &provisioned.device_id;
+        let text = match stored {
+            Stored::Certificate { serial, renew_at, .. } => {
+                format!("{id} has certificate {serial}, to be renewed at {}", rfc3339(*renew_at))
+            }
+            _ => format!("{id} has its key"),
+        };
+        self.lines.note(&self.systemd, &text);
+    }
+
+    fn run_hook(&mut self, device_id: DeviceId) {
+        let command = self.options.on_renewed.clone();
+        if command.is_empty() {
+            return;
+        }
+        if self.hook.is_running {
+            self.hook.next = Some(device_id);
+            return;
+        }
+        self.hook.is_running = true;
+        let (state, sender) = (self.options.state.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let outcome = hook::run(&command, &state, &device_id).await;
+            _ = sender.send(Heard::HookEnded(outcome)).await;
+        });
+    }
+}
+
+/// What the state directory says. What cannot be read counts as nothing: the conversation with the
+/// CA that follows says why.
+fn stored(state: &std::path::Path) -> Stored {
+    let Ok(memory) = state::memory(state) else { return Stored::Nothing };
+    let is_renewed = matches!(memory.attempt, Some(Attempt::Renewed(_)));
+    match memory.credentials().next() {
+        None => Stored::Nothing,
+        Some(Grant::SharedKey(_)) => Stored::SharedKey,
+        Some(Grant::Certificate(grant)) => {
+            let leaf = grant.chain.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
+            let Ok(period) = verify::period(leaf, grant.renew_at) else { return Stored::Nothing };
+            let Period { serial, not_before, not_after, renew_at } = period;
+            let is_finished = !is_renewed && grant.unconfirmed.is_none();
+            Stored::Certificate { serial, not_before, not_after, renew_at, is_finished }
+        }
+    }
+}
+
+fn text_of_sign_in(sign_in: &SignIn, broker: &BrokerUrl) -> String {
+    let SignIn { device_id, serial, .. } = sign_in;
+    match serial {
+        Some(serial) => format!("online as {device_id} at {broker}, by certificate {serial}"),
+        None => format!("online as {device_id} at {broker}, by a token"),
+    }
+}
+
+fn obstacle(error: &Error) -> Obstacle {
+    match error {
+        Error::LoginRefused { .. } => Obstacle::Refused,
+        Error::KeyGone { .. }
+        | Error::NotProvisioned(_)
+        | Error::BrokenState { .. }
+        | Error::Expired { .. }
+        | Error::NoSharedKey
+        | Error::NoCertificate => Obstacle::Gone,
+        Error::NotReached { .. } | Error::Tpm(_) | Error::State { .. } => Obstacle::Passing,
+        Error::Refused { problem } => {
+            let seconds = problem.retry_after.unwrap_or_default();
+            Obstacle::Lasting { retry_after: Duration::from_secs(seconds.into()) }
+        }
+        Error::Misconfigured { .. }
+        | Error::Clock { .. }
+        | Error::KeyNotKept { .. }
+        | Error::Answer(_)
+        | Error::Usage(_)
+        | Error::UnknownKindOfEk(_)
+        | Error::Unwell { .. }
+        | Error::Internal(_) => Obstacle::Lasting { retry_after: Duration::ZERO },
+    }
+}
+
+fn refuse_what_nobody_can_mend(error: &Error) -> Result<(), Error> {
+    match error {
+        Error::Usage(_)
+        | Error::UnknownKindOfEk(_)
+        | Error::Tpm(TpmError::TimedOut { .. } | TpmError::Abandoned) => Err(error.clone()),
+        _ => Ok(()),
+    }
+}
+
+fn text_of(notice: Notice, now: Now) -> String {
+    match notice {
+        Notice::ClockSet(by) => {
+            let direction = if by < 0 { "back" } else { "forward" };
+            let time = rfc3339(now.wall);
+            format!("the clock was set {direction} by {} s: it says {time}", by.unsigned_abs())
+        }
+        Notice::Resumed(slept) => format!("the machine was suspended for {} s", slept.as_secs()),
+    }
+}
+
+/// Why an attempt failed, if the step of a conversation with the CA is about that.
+fn reason_of_retry(step: &str) -> Option<&str> {
+    step.strip_prefix("trying again in ")?.split_once(": ").map(|(_, reason)| reason)
+}
+
+fn no_signals(error: std::io::Error) -> Error {
+    Error::Internal(format!("signals: {error}"))
+}
+
+/// Half of what the CA takes at most, so that clocks may disagree. The agent connects anew, with
+/// another token, before this one ends.
+const TOKEN_LIFETIME: Duration = Duration::from_hours(12);
+/// Few reports come at once: of two connections, a conversation and a program.
+const HEARD: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use assay_device_core::Step;
+
+    use super::*;
+
+    #[test]
+    fn reason_of_a_retry_is_told_and_other_steps_are_not() {
+        let step = Step::Retry { delay: Duration::from_millis(300), reason: "gone: 1".into() };
+        assert_eq!(reason_of_retry(&step.to_string()), Some("gone: 1"));
+        assert_eq!(reason_of_retry(&Step::Connected.to_string()), None);
+    }
+}

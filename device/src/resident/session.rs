@@ -1,0 +1,166 @@
+//! The one connection to the operational listener, and the device's presence on it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use assay_mqtt::rumqttc::Outgoing;
+use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
+use assay_mqtt::rumqttc::v5::mqttbytes::v5::{LastWill, Packet, PubAckReason};
+use assay_mqtt::rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, StateError};
+use assay_mqtt::{BrokerUrl, Client, Login, connect, connect_with_login};
+use assay_wire::{ClientId, Topic};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::heard::Heard;
+use crate::credentials::SignIn;
+use crate::trouble::{Purpose, Trouble};
+
+/// A connection, or one that is on its way. When it is dropped, it breaks off, and the broker
+/// publishes the device's Will.
+pub(super) struct Session {
+    pub(super) number: u64,
+    leave: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Session {
+    /// Begins to connect. Returns at once.
+    pub(super) fn open(
+        number: u64,
+        broker: &BrokerUrl,
+        sign_in: SignIn,
+        reports: mpsc::Sender<Heard>,
+    ) -> Self {
+        let SignIn { scope, device_id, tls, password, .. } = sign_in;
+        let id = ClientId::from(&device_id).to_string();
+        let settings =
+            Client { id: id.clone(), window: WINDOW, receive_maximum: WINDOW, manual_acks: false };
+        let tls = Arc::new(tls);
+        let (client, mut events) = match password {
+            Some(password) => {
+                connect_with_login(broker, &tls, settings, Login { user_name: id, password })
+            }
+            None => connect(broker, &tls, settings),
+        };
+        let presence = Topic::Device(scope, device_id, PRESENCE.into()).to_string();
+        let will = LastWill::new(presence.clone(), OFFLINE, QoS::AtLeastOnce, true, None);
+        events.options.set_last_will(will).set_keep_alive(KEEP_ALIVE);
+        let (leave, told_to_leave) = oneshot::channel();
+        let holder = Holder { number, broker: broker.clone(), client, presence, reports };
+        let task = tokio::spawn(async move {
+            let mut is_up = false;
+            tokio::select! {
+                () = holder.hold(&mut events, &mut is_up) => {}
+                _ = told_to_leave => {}
+            }
+            if is_up {
+                holder.leave(events).await;
+            }
+        });
+        Self { number, leave: Some(leave), task }
+    }
+
+    /// Says that the device is offline, and disconnects. Takes a few seconds at most.
+    pub(super) async fn close(mut self) {
+        if let Some(leave) = self.leave.take() {
+            _ = leave.send(());
+        }
+        _ = timeout(LEAVE_LIMIT, &mut self.task).await;
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The task's side.
+struct Holder {
+    number: u64,
+    broker: BrokerUrl,
+    client: AsyncClient,
+    presence: String,
+    reports: mpsc::Sender<Heard>,
+}
+
+impl Holder {
+    /// Holds the connection until it is over. `is_up` says whether it is there.
+    async fn hold(&self, events: &mut EventLoop, is_up: &mut bool) {
+        loop {
+            let heard = match events.poll().await {
+                Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                    *is_up = true;
+                    self.publish(ONLINE);
+                    Heard::Up(self.number)
+                }
+                Ok(Event::Incoming(Packet::PubAck(ack))) => match ack.reason {
+                    PubAckReason::Success | PubAckReason::NoMatchingSubscribers => continue,
+                    reason => Heard::NoPresence(self.number, reason),
+                },
+                Ok(_) => continue,
+                Err(error) => {
+                    let trouble = self.trouble(&error);
+                    let was_up = std::mem::take(is_up);
+                    let trouble = if was_up { trouble.in_conversation() } else { trouble };
+                    _ = self.reports.send(Heard::Over(self.number, trouble)).await;
+                    return;
+                }
+            };
+            _ = self.reports.send(heard).await;
+        }
+    }
+
+    fn trouble(&self, error: &ConnectionError) -> Trouble {
+        let broker = &self.broker;
+        let reason = match error {
+            // MQTT 5.0, 3.14.2.1.
+            ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
+                format!("{broker} ended the connection: {reason_code:?}")
+            }
+            ConnectionError::MqttState(StateError::AwaitPingResp) => {
+                format!("{broker} does not answer any more")
+            }
+            error => return Trouble::of(error, broker, Purpose::Operation),
+        };
+        Trouble::Passing(reason)
+    }
+
+    /// Queues a message for the presence topic. There is always room for one.
+    fn publish(&self, presence: &'static str) {
+        _ = self.client.try_publish(self.presence.clone(), QoS::AtLeastOnce, true, presence);
+    }
+
+    /// Says that the device is offline, and disconnects. Waits for the broker's PUBACK in between, because a broker may drop what comes just before DISCONNECT.
+    async fn leave(&self, mut events: EventLoop) {
+        self.publish(OFFLINE);
+        let mut last = None;
+        loop {
+            match events.poll().await {
+                Ok(Event::Outgoing(Outgoing::Publish(number))) => last = Some(number),
+                Ok(Event::Incoming(Packet::PubAck(ack))) if last == Some(ack.pkid) => {
+                    if self.client.try_disconnect().is_err() {
+                        return;
+                    }
+                }
+                Ok(Event::Outgoing(Outgoing::Disconnect)) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+/// The topic below the device's own tree. The access rules let the device leave its Will there.
+const PRESENCE: &str = "presence";
+const ONLINE: &str = "online";
+const OFFLINE: &str = "offline";
+/// One message is under way at a time. The rest is room for what rumqttc sends itself.
+const WINDOW: u16 = 10;
+/// What the agent asks for. A broker that wants to hear of it more often says so in its CONNACK
+/// (MQTT 5.0, 3.2.2.3.14); the built-in broker says 60 s. It is below the five minutes after which
+/// many NATs forget a connection (RFC 5382 asks for two hours, and few keep that).
+const KEEP_ALIVE: Duration = Duration::from_secs(240);
+/// For a message, its PUBACK and DISCONNECT.
+const LEAVE_LIMIT: Duration = Duration::from_secs(3);
