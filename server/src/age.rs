@@ -140,8 +140,8 @@ impl<W: Write> Write for Encrypted<W> {
     }
 }
 
-/// Reads what was encrypted. Nothing is given out that was altered, and an end that is missing is an
-/// error.
+/// Reads what was encrypted. Nothing is given out that was altered, and an end that is missing is
+/// an error.
 pub struct Decrypted<R> {
     from: R,
     payload: Payload,

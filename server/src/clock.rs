@@ -43,8 +43,8 @@ pub enum Unfit {
 /// Judges the clock, look after look.
 #[derive(Debug, Default)]
 struct Judge {
-    /// When this process would have begun by the clock, as of the last look that found it right; and
-    /// how often an operator had accepted the clock by then.
+    /// When this process would have begun by the clock, as of the last look that found it right;
+    /// and how often an operator had accepted the clock by then.
     began: Option<(OffsetDateTime, i64)>,
 }
 

@@ -70,7 +70,8 @@ impl Register for StoreRegister {
 }
 
 impl StoreRegister {
-    /// Opens the store. Nobody is found good while `gate` is closed. `ca` returns the keys and rules that are good now.
+    /// Opens the store. Nobody is found good while `gate` is closed. `ca` returns the keys and
+    /// rules that are good now.
     ///
     /// # Errors
     /// It cannot be opened.

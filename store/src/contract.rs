@@ -283,7 +283,8 @@ pub trait Store: Send {
 
     /// How often this CA was restored from a backup, and whether it waits for an operator since.
     ///
-    /// A wrong answer lets a restored CA serve that does not know what was revoked since its backup.
+    /// A wrong answer lets a restored CA serve that does not know what was revoked since its
+    /// backup.
     fn epoch(&mut self) -> Result<Epoch, StoreError>;
 
     /// What the clock of a worker is compared with.
@@ -303,8 +304,9 @@ pub trait Store: Send {
 
     /// Makes no longer good what a list names that the CA published before it was restored, and
     /// disables the EKs of certificates that are on hold. What the record does not know is put on
-    /// the next lists until `until`, because a relying party would otherwise believe that it is good
-    /// again. The next list gets a higher number than this one. Nothing that is revoked becomes good.
+    /// the next lists until `until`, because a relying party would otherwise believe that it is
+    /// good again. The next list gets a higher number than this one. Nothing that is revoked
+    /// becomes good.
     ///
     /// If part of a list is lost, what it names is good again.
     fn take_over(

@@ -101,9 +101,9 @@ pub(crate) const HELD: &str = "held";
 /// The number that the last revocation list has after a restore. The CA may have published lists
 /// since the backup, and a relying party keeps the one with the highest number (RFC 5280 §5.2.3).
 ///
-/// Numbers begin at 0, and a worker gives one a second at most, so they stay below the seconds since
-/// 1970 as long as fewer than some ten workers publish all the time. The other bound does not depend
-/// on that, nor on a clock that was right when the CA was made.
+/// Numbers begin at 0, and a worker gives one a second at most, so they stay below the seconds
+/// since 1970 as long as fewer than some ten workers publish all the time. The other bound does not
+/// depend on that, nor on a clock that was right when the CA was made.
 pub(crate) fn list_number(before: u32, backed_up_at: OffsetDateTime, now: OffsetDateTime) -> u32 {
     let since = (now - backed_up_at).max(Duration::ZERO).whole_seconds();
     let given = i64::from(before) + LISTS_A_SECOND * since + LISTS_BY_HAND;

@@ -147,7 +147,7 @@ impl Restore {
 #[derive(Args)]
 #[command(after_help = "Examples:
   assay --dir ca resume --list crl.pem       # the last list that the CA published, from anywhere
-  assay --dir ca resume                      # there is none, and all that was revoked is revoked again")]
+  assay --dir ca resume                      # no list, and all is revoked again by hand")]
 pub(crate) struct Resume {
     /// A revocation list that the CA published after the backup, in DER or PEM: from a broker's
     /// file, or from the topic ca/v1/{scope}/crl. What it names is revoked here too

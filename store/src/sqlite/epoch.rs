@@ -23,10 +23,10 @@ impl Sqlite {
     }
 
     /// Begins the next epoch, in a file that was restored and that nobody uses yet. The CA is held
-    /// from then on. Everything that proves something by its number, or by a secret that is replaced
-    /// with this, moves forward: the number of revocation lists, generations of shared keys, the
-    /// counters of [`Changes`](crate::Changes). Certificates that wait to be confirmed are revoked,
-    /// because they are encrypted under the ticket key of before.
+    /// from then on. Everything that proves something by its number, or by a secret that is
+    /// replaced with this, moves forward: the number of revocation lists, generations of shared
+    /// keys, the counters of [`Changes`](crate::Changes). Certificates that wait to be confirmed
+    /// are revoked, because they are encrypted under the ticket key of before.
     ///
     /// # Errors
     /// The file cannot be written.
