@@ -4,14 +4,14 @@
 use super::*;
 
 /// How a conversation ends, and what is stored then.
-type Answer = (Result<(), Obstacle>, Stored);
+type Ca = Box<dyn Fn(u64, &Stored) -> (Result<(), Obstacle>, Stored)>;
 
 /// An agent, its machine, a broker and a CA. The last two are functions of the time.
 struct World {
     plan: Plan,
     now: Now,
     broker: Box<dyn Fn(u64) -> Result<Option<Duration>, Obstacle>>,
-    ca: Box<dyn Fn(u64, &Stored) -> Answer>,
+    ca: Ca,
     /// What was done, and when, in seconds since the start.
     done: Vec<(u64, Action)>,
     notices: Vec<Notice>,
