@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::pem;
 use crate::progress::Progress;
 use crate::state;
-use crate::tpm::{Tpm2, TpmThread, id_of_key};
+use crate::tpm::{Tpm, Tpm2, TpmThread, id_of_key};
 
 /// How another program names the identity key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +37,18 @@ pub fn export_key(
     progress: Progress<'_>,
 ) -> Result<String, Error> {
     let DeviceOptions { tcti, passwords, tpm_timeout, state: directory, .. } = options;
-    let grant = match state::memory(&directory)?.credentials().next() {
+    let memory = state::memory(&directory)?;
+    let grant = match memory.credentials().next() {
         Some(Grant::Certificate(grant)) => grant,
         Some(Grant::SharedKey(_)) => return Err(Error::NoCertificate),
         None => return Err(Error::NotProvisioned("this device has no certificate yet".into())),
     };
-    let tpm = TpmThread::start(Tpm2::new(tcti, passwords), tpm_timeout);
+    let mut tpm = Tpm2::new(tcti, passwords);
+    // A password is for the TPM that the CA knows, and for no other.
+    if let Some(shown) = memory.granted_for() {
+        tpm.expect_ek(shown.ek, *shown.ek_id.as_bytes());
+    }
+    let tpm = TpmThread::start(tpm, tpm_timeout);
     let (kind, handle) = (grant.record.ik, grant.record.ik_handle);
     let found =
         tpm.call("looking for the identity key", move |tpm| tpm.identity_key(kind, handle))?;

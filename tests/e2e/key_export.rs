@@ -240,6 +240,19 @@ fn exported_key_is_that_of_the_certificate_or_there_is_none() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn owner_password_is_needed_to_keep_the_storage_root_key_and_not_afterwards() -> Result<()> {
+    let lab = Lab::open()?;
+    let mut tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    lab.provision(&device, &[])?;
+    tpm.set_passwords("of the owner", "")?;
+    let without = device.export_key("tss2")?.output()?;
+    ensure!(without.status.code() == Some(5), "{without:?}");
+    run(device.export_key("tss2")?.env("ASSAY_OWNER_AUTH", "of the owner"))?;
+    run(&mut device.export_key("tss2")?).map(drop)
+}
+
 /// Which implementations OpenSSL takes: the TPM's for the key, its own for digests and ciphers.
 const PROPERTY_QUERY: &str = "?provider=tpm2,tpm2.digest!=yes,tpm2.cipher!=yes";
 

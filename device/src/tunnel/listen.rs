@@ -94,7 +94,8 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
+                // It fails if the client is gone already, and then its task finds out.
+                _ = stream.set_nodelay(true);
                 Ok(Box::new(stream))
             }
             Self::Unix(listener, _) => Ok(Box::new(listener.accept().await?.0)),

@@ -37,7 +37,7 @@ use crate::clock::Clock;
 use crate::device::{DeviceOptions, root_store};
 use crate::error::Error;
 use crate::runtime::runtime;
-use crate::tpm::{Tpm2, TpmThread};
+use crate::tpm::{HierarchyPasswords, Tpm2, TpmThread};
 
 /// A tunnel: whose, from where and to where.
 #[derive(Clone, Debug)]
@@ -72,7 +72,9 @@ pub fn tunnel(
         ));
     }
     let clock = Clock::new(!device.no_clock, &device.ca_roots);
-    let tpm = TpmThread::start(Tpm2::new(device.tcti, device.passwords), device.tpm_timeout);
+    // To sign and to make tokens, the TPM needs no password.
+    let tpm = Tpm2::new(device.tcti, HierarchyPasswords::default());
+    let tpm = TpmThread::start(tpm, device.tpm_timeout);
     let roots = root_store(device.ca_roots)?;
     let runtime = runtime()?;
     let served = runtime.block_on(async {
