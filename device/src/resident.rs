@@ -4,6 +4,7 @@
 mod heard;
 mod hook;
 mod lines;
+mod meaning;
 mod plan;
 mod session;
 mod systemd;
@@ -14,7 +15,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
-use assay_device_core::{Attempt, Grant, rfc3339};
+use assay_device_core::rfc3339;
 use assay_mqtt::BrokerUrl;
 use assay_wire::DeviceId;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +24,7 @@ use tokio::sync::mpsc;
 use self::heard::Heard;
 use self::lines::Lines;
 pub use self::lines::{Change, Changes};
+use self::meaning::{obstacle, refuse_what_nobody_can_mend, stored};
 use self::plan::{Action, Event, Job, Notice, Now, Obstacle, Plan, Stored};
 use self::session::Session;
 use self::systemd::Systemd;
@@ -35,9 +37,7 @@ use crate::probe;
 use crate::random::random;
 use crate::runtime::runtime;
 use crate::state;
-use crate::tpm::TpmError;
 use crate::trouble::Trouble;
-use crate::verify::{self, Period};
 
 /// What the resident agent is told.
 #[derive(Clone, Debug)]
@@ -350,63 +350,11 @@ impl Agent<'_> {
     }
 }
 
-/// What the state directory says. What cannot be read counts as nothing: the conversation with the
-/// CA that follows says why.
-fn stored(state: &std::path::Path) -> Stored {
-    let Ok(memory) = state::memory(state) else { return Stored::Nothing };
-    let is_renewed = matches!(memory.attempt, Some(Attempt::Renewed(_)));
-    match memory.credentials().next() {
-        None => Stored::Nothing,
-        Some(Grant::SharedKey(_)) => Stored::SharedKey,
-        Some(Grant::Certificate(grant)) => {
-            let leaf = grant.chain.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
-            let Ok(period) = verify::period(leaf, grant.renew_at) else { return Stored::Nothing };
-            let Period { serial, not_before, not_after, renew_at } = period;
-            let is_finished = !is_renewed && grant.unconfirmed.is_none();
-            Stored::Certificate { serial, not_before, not_after, renew_at, is_finished }
-        }
-    }
-}
-
 fn text_of_sign_in(sign_in: &SignIn, broker: &BrokerUrl) -> String {
     let SignIn { device_id, serial, .. } = sign_in;
     match serial {
         Some(serial) => format!("online as {device_id} at {broker}, by certificate {serial}"),
         None => format!("online as {device_id} at {broker}, by a token"),
-    }
-}
-
-fn obstacle(error: &Error) -> Obstacle {
-    match error {
-        Error::LoginRefused { .. } => Obstacle::Refused,
-        Error::KeyGone { .. }
-        | Error::NotProvisioned(_)
-        | Error::BrokenState { .. }
-        | Error::Expired { .. }
-        | Error::NoSharedKey
-        | Error::NoCertificate => Obstacle::Gone,
-        Error::NotReached { .. } | Error::Tpm(_) | Error::State { .. } => Obstacle::Passing,
-        Error::Refused { problem } => {
-            let seconds = problem.retry_after.unwrap_or_default();
-            Obstacle::Lasting { retry_after: Duration::from_secs(seconds.into()) }
-        }
-        Error::Misconfigured { .. }
-        | Error::Clock { .. }
-        | Error::KeyNotKept { .. }
-        | Error::Answer(_)
-        | Error::Usage(_)
-        | Error::UnknownKindOfEk(_)
-        | Error::Unwell { .. }
-        | Error::Internal(_) => Obstacle::Lasting { retry_after: Duration::ZERO },
-    }
-}
-
-fn refuse_what_nobody_can_mend(error: &Error) -> Result<(), Error> {
-    match error {
-        Error::Usage(_)
-        | Error::UnknownKindOfEk(_)
-        | Error::Tpm(TpmError::TimedOut { .. } | TpmError::Abandoned) => Err(error.clone()),
-        _ => Ok(()),
     }
 }
 

@@ -7,8 +7,9 @@ use assay_device::{AttestedBy, Device, Error, Inspection, OwnKey};
 use clap::Args;
 use serde_json::json;
 
+use super::device::{DeviceArgs, TpmArgs, open, options};
+use super::print::{print_json, print_line};
 use super::status::{json_of_status, print_status};
-use super::{DeviceArgs, TpmArgs, open, options, print_json, print_line};
 
 pub(super) const INSPECT_EXAMPLES: &str = "Examples:
   assay-device inspect --ca-root root.pem --state /var/lib/assay-device

@@ -1,29 +1,32 @@
 //! The command line: its commands, and what they print.
 
 pub(crate) mod advice;
+mod device;
 mod inspect;
 mod key;
+mod print;
 mod provision;
 mod run;
 mod status;
 mod tunnel;
 
-use std::io::{self, IsTerminal, Write};
-use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
-use std::process::exit;
+use std::env;
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use std::time::Duration;
-use std::{env, fs};
 
-use assay_device::tpm::{EkKind, HierarchyPasswords, Password, Tcti, TctiError};
+use assay_device::tpm::EkKind;
 use assay_device::{
-    Check, Device, DeviceOptions, DoctorOptions, EkCertificate, EkChoice, EkDescription, Error,
-    Outcome, endorsement_keys, examine, read_certificates,
+    Check, Device, DoctorOptions, EkCertificate, EkChoice, EkDescription, Error, Outcome,
+    endorsement_keys, examine, read_certificates,
 };
 use assay_mqtt::BrokerUrl;
-use assay_wire::{Scope, printable_json};
+use assay_wire::Scope;
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
+
+use self::device::{DeviceArgs, TpmArgs, open, options, passwords};
+use self::print::{print_json, print_line, show_step};
 
 /// Proves this device's TPM to an Assay CA over MQTT, and speaks MQTT with what it gets: a
 /// certificate for a key in the TPM, or an HMAC key that only the TPM can open.
@@ -172,43 +175,6 @@ struct DoctorArgs {
     json: bool,
 }
 
-#[derive(Args, Clone)]
-struct DeviceArgs {
-    /// The CA's root certificate, PEM or DER. The certificates of the broker and of the device must
-    /// lead to it.
-    #[arg(long, value_name = "FILE")]
-    ca_root: PathBuf,
-    /// For a device without a clock. The device assumes that the time is not before the first day
-    /// of the CA's root, and of any certificate that the CA signed. It may accept an expired
-    /// certificate.
-    #[arg(long)]
-    no_clock: bool,
-    /// The state directory; made if it is not there.
-    #[arg(long, value_name = "DIR")]
-    state: PathBuf,
-    #[command(flatten)]
-    tpm: TpmArgs,
-}
-
-#[derive(Args, Clone)]
-struct TpmArgs {
-    /// How to reach the TPM: device:PATH, swtpm:host=H,port=P or swtpm:path=PATH. An agent built
-    /// with libtss2 also takes tabrmd, mssim:host=H,port=P, and tss2: before any of these.
-    #[arg(long, default_value_t = Tcti::default(), value_parser = parse_tcti)]
-    tcti: Tcti,
-    /// File with the TPM's owner password. A newline at its end does not count. Without the file,
-    /// the environment variable ASSAY_OWNER_AUTH is used.
-    #[arg(long, value_name = "FILE")]
-    owner_auth_file: Option<PathBuf>,
-    /// File with the TPM's endorsement password. Without the file, the environment variable
-    /// ASSAY_ENDORSEMENT_AUTH is used.
-    #[arg(long, value_name = "FILE")]
-    endorsement_auth_file: Option<PathBuf>,
-    /// How long one call to the TPM may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    tpm_timeout: u64,
-}
-
 const EXIT_CODES: &str = "Exit codes:
   0  done
   1  unexpected
@@ -250,16 +216,6 @@ const TOKEN_EXAMPLES: &str = "Examples:
       sed 's/^/-P /' > $XDG_CONFIG_HOME/mosquitto_pub
   mosquitto_pub -V mqttv5 -h mqtt.example.com -p 8884 --cafile root.pem \\
       -i pump-17 -u pump-17 -t device/v1/default/pump-17/telemetry -m 21.5";
-
-fn show_step(step: &str, took: Duration) {
-    // Written in one piece, because stderr has no buffer.
-    let line = format!("{:>8.1} ms  {step}\n", took.as_secs_f64() * 1e3);
-    _ = io::stderr().write_all(line.as_bytes());
-}
-
-fn hexadecimal(handle: u32) -> String {
-    format!("{handle:#010x}")
-}
 
 fn publish(
     broker: &BrokerUrl,
@@ -410,75 +366,6 @@ fn token(state: PathBuf, tpm: TpmArgs, lifetime: Duration, json: bool) -> Result
     print_json(&json)
 }
 
-fn open(args: DeviceArgs) -> Result<Device, Error> {
-    let ca_roots = read_certificates(&args.ca_root)?;
-    Device::open(DeviceOptions {
-        ca_roots,
-        no_clock: args.no_clock,
-        ..options(args.state, args.tpm)?
-    })
-}
-
-fn options(state: PathBuf, args: TpmArgs) -> Result<DeviceOptions, Error> {
-    Ok(DeviceOptions {
-        passwords: passwords(&args)?,
-        tcti: args.tcti,
-        tpm_timeout: Duration::from_secs(args.tpm_timeout),
-        state,
-        ca_roots: Vec::new(),
-        no_clock: false,
-    })
-}
-
-fn passwords(args: &TpmArgs) -> Result<HierarchyPasswords, Error> {
-    Ok(HierarchyPasswords {
-        owner: password(args.owner_auth_file.as_deref(), "ASSAY_OWNER_AUTH")?,
-        endorsement: password(args.endorsement_auth_file.as_deref(), "ASSAY_ENDORSEMENT_AUTH")?,
-    })
-}
-
-/// Reads a password from a file or the environment. It is never on the command line, which every
-/// user of the machine can read.
-fn password(file: Option<&Path>, variable: &str) -> Result<Password, Error> {
-    let (source, mut password) = match file {
-        Some(file) => {
-            let unreadable =
-                |error: io::Error| Error::Usage(format!("{}: {error}", file.display()));
-            (file.display().to_string(), fs::read(file).map_err(unreadable)?)
-        }
-        None => (variable.into(), env::var_os(variable).unwrap_or_default().into_vec()),
-    };
-    if file.is_some() && password.ends_with(b"\n") {
-        password.pop();
-    }
-    Password::new(password).ok_or_else(|| {
-        Error::Usage(format!("{source}: a TPM password has at most {} bytes", Password::MAX))
-    })
-}
-
-fn parse_tcti(text: &str) -> Result<Tcti, String> {
-    text.parse().map_err(|error| match error {
-        TctiError::WithoutLibrary(_) => {
-            format!("{error}: cargo build --release -p assay-device --features tss2")
-        }
-        error => error.to_string(),
-    })
-}
-
-/// Prints a JSON value in one line.
-fn print_json(json: &Value) -> Result<(), Error> {
-    print_line(&printable_json(&json.to_string()))
-}
-
-/// Like `println!`. But if the reader closes the pipe, as `head` does, the process ends silently,
-/// as if by SIGPIPE.
-fn print_line(line: &str) -> Result<(), Error> {
-    match writeln!(io::stdout(), "{line}") {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit(128 + 13),
-        outcome => outcome.map_err(|error| Error::Internal(format!("stdout: {error}"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -488,13 +375,5 @@ mod tests {
     #[test]
     fn command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[cfg(not(feature = "tss2"))]
-    #[test]
-    fn way_through_libtss2_that_is_not_built_in_is_refused_with_the_command_that_builds_it() {
-        let error = parse_tcti("tabrmd").unwrap_err();
-        assert!(error.contains("cargo build --release -p assay-device --features tss2"), "{error}");
-        assert_eq!(parse_tcti("device:/dev/tpm0").unwrap().as_str(), "device:/dev/tpm0");
     }
 }

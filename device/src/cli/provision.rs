@@ -14,7 +14,8 @@ use clap::Args;
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
-use super::{DeviceArgs, hexadecimal, open, print_json, print_line, show_step};
+use super::device::{DeviceArgs, open};
+use super::print::{hexadecimal, print_json, print_line, show_step};
 
 /// What a device asks for.
 #[derive(Args)]

@@ -6,8 +6,9 @@ use assay_device::{Change, Error, ResidentOptions, run_resident};
 use assay_mqtt::BrokerUrl;
 use clap::Args;
 
+use super::advice;
+use super::device::open;
 use super::provision::RequestArgs;
-use super::{advice, open};
 
 #[derive(Args)]
 pub(super) struct RunArgs {

@@ -5,7 +5,7 @@ use std::path::Path;
 use assay_device::{CredentialStatus, Error, KeyStatus, OwnKey, Status, Validity};
 use serde_json::{Value, json};
 
-use super::{hexadecimal, print_json, print_line};
+use super::print::{hexadecimal, print_json, print_line};
 
 pub(super) const STATUS_EXAMPLE: &str = "Examples:
   assay-device status --state /var/lib/assay-device --json

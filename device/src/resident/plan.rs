@@ -421,8 +421,8 @@ const LONGEST_LASTING: Duration = Duration::from_mins(15);
 const STABLE: Duration = Duration::from_secs(60);
 /// A broker gives up a client that is silent for one and a half keep-alives, and ours are 60 s.
 const LONG_SLEEP: Duration = Duration::from_secs(60);
-/// Seconds that the wall clock has to leave the clock of delays by, so that somebody has set it. NTP
-/// lets both run faster or slower together, as long as it does not set the clock.
+/// Seconds by which the machine's clock has to leave the clock of delays, so that somebody has set
+/// it. NTP lets both run faster or slower together, as long as it does not set the clock.
 const STEP: i64 = 5;
 
 #[cfg(test)]

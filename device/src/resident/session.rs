@@ -133,7 +133,8 @@ impl Holder {
         _ = self.client.try_publish(self.presence.clone(), QoS::AtLeastOnce, true, presence);
     }
 
-    /// Says that the device is offline, and disconnects. Waits for the broker's PUBACK in between, because a broker may drop what comes just before DISCONNECT.
+    /// Says that the device is offline, and disconnects. Waits for the broker's PUBACK in between,
+    /// because a broker may drop what comes just before DISCONNECT.
     async fn leave(&self, mut events: EventLoop) {
         self.publish(OFFLINE);
         let mut last = None;
