@@ -7,9 +7,14 @@ use anyhow::{Result, bail};
 
 use crate::show;
 
-/// Installs what building, demo and tests need.
+/// Installs what building and tests need.
 pub(crate) fn install() -> Result<()> {
-    install_missing(FOR_TESTS)
+    install_missing(&[FOR_DEMO, FOR_TESTS].concat())
+}
+
+/// Installs what the demo needs, and none of the services that tests use.
+pub(crate) fn install_for_demo() -> Result<()> {
+    install_missing(FOR_DEMO)
 }
 
 /// Installs what making Debian packages and trying them needs.
@@ -73,6 +78,13 @@ fn is_installed(package: &str) -> bool {
 
 /// The C compiler for SQLite, ring and AWS-LC is not listed: a machine that links Rust programs has
 /// it.
+const FOR_DEMO: &[(&str, &str)] = &[
+    ("openssl", "an independent judge of certificates, for tests and demo"),
+    ("swtpm", "software TPMs, for tests and demo"),
+    ("swtpm-tools", "makes their endorsement certificates"),
+    ("tpm2-tools", "an independent user of TPMs, for tests and demo"),
+];
+
 const FOR_TESTS: &[(&str, &str)] = &[
     ("age", "opens encrypted backups without us, for tests"),
     ("dbus-daemon", "the message bus of tpm2-abrmd, for tests"),
@@ -89,15 +101,11 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("nginx-light", "a TLS client that is not ours, for tests"),
     ("node-mqtt", "the MQTT client of Node-RED, for tests"),
     ("opensc", "signs by PKCS #11, for tests"),
-    ("openssl", "an independent judge of certificates, for tests and demo"),
     ("pkg-config", "finds libtss2 where the agent is built with it"),
     ("postgresql-15", "the store for many workers, for tests"),
     ("python3-paho-mqtt", "another MQTT client that is not ours, for tests"),
-    ("swtpm", "software TPMs, for tests and demo"),
-    ("swtpm-tools", "makes their endorsement certificates"),
     ("tpm2-abrmd", "a user-space resource manager, for tests"),
     ("tpm2-openssl", "lets OpenSSL use a TPM's keys, for tests"),
-    ("tpm2-tools", "an independent user of TPMs, for tests and demo"),
 ];
 
 const FOR_PACKAGES: &[(&str, &str)] = &[

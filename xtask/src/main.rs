@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         return if compiled.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let done = match Task::parse() {
-        Task::Demo => install::install().and_then(|()| demo::run()),
+        Task::Demo => install::install_for_demo().and_then(|()| demo::run()),
         Task::Test { arguments } => install::install().and_then(|()| ci::test(&arguments)),
         Task::Tss2Test => install::install().and_then(|()| ci::through_libtss2()),
         Task::Ci => install::install().and_then(|()| ci::run()),
