@@ -7,7 +7,7 @@ use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason};
 use assay_mqtt::rumqttc::v5::{ConnectionError, Event, EventLoop};
 use assay_mqtt::{BrokerUrl, Client, Login, connect, connect_with_login};
-use assay_wire::{ClientId, Topic};
+use assay_wire::{DeviceClientId, DeviceId, Topic};
 use rustls::ClientConfig;
 use tokio::time::timeout;
 
@@ -23,12 +23,14 @@ pub(crate) fn publish(
     broker: &BrokerUrl,
     tls: &Arc<ClientConfig>,
     topic: &Topic,
-    client: &ClientId,
+    device_id: &DeviceId,
     password: Option<String>,
     message: Vec<u8>,
 ) -> Result<(), Error> {
+    // Under the device id alone, it would end the connection of a resident agent.
+    let connection = Some(NAME.parse().map_err(|_| Error::Internal(NAME.into()))?);
     let settings = Client {
-        id: client.to_string(),
+        id: DeviceClientId { device: device_id.clone(), connection }.to_string(),
         window: WINDOW,
         receive_maximum: WINDOW,
         manual_acks: false,
@@ -38,7 +40,7 @@ pub(crate) fn publish(
             broker,
             tls,
             settings,
-            Login { user_name: client.to_string(), password },
+            Login { user_name: device_id.to_string(), password },
         ),
         None => connect(broker, tls, settings),
     };
@@ -95,6 +97,8 @@ fn not_queued(error: impl std::fmt::Display) -> Trouble {
     Trouble::Passing(format!("nothing more can be sent: {error}"))
 }
 
+/// The name of the connection.
+const NAME: &str = "publish";
 /// One message is under way. The rest is room for what rumqttc sends itself.
 const WINDOW: u16 = 10;
 /// Longer than the time that assay-mqtt allows for TCP, TLS and CONNECT together.

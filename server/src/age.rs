@@ -208,7 +208,11 @@ impl<R: BufRead> Decrypted<R> {
         self.given = 0;
         self.from.by_ref().take((CHUNK + TAG) as u64).read_to_end(&mut self.chunk)?;
         self.is_over = self.from.fill_buf()?.is_empty();
-        self.payload.open(&mut self.chunk, self.is_over)
+        self.payload.open(&mut self.chunk, self.is_over).inspect_err(|_| {
+            // Whoever reads on after the error gets nothing of it, and the error again.
+            self.chunk.clear();
+            self.is_over = false;
+        })
     }
 }
 

@@ -47,7 +47,7 @@ impl Manifest {
         let Self { format, assay, .. } = &manifest;
         ensure!(
             *format == FORMAT,
-            "it has format {format}, by assay {assay}; this version reads format {FORMAT}"
+            "it has format {format}, by assay {assay:?}; this version reads format {FORMAT}"
         );
         manifest.backed_up_at()?;
         let names: BTreeSet<_> = manifest.files.iter().map(|member| &member.name).collect();

@@ -112,11 +112,18 @@ impl Directory {
                 let name = file.to_str().filter(|name| is_plain(name)).with_context(|| {
                     format!("[store] names {}; put it into the directory itself", file.display())
                 })?;
-                names.push(name.to_owned());
+                if !names.iter().any(|known| known == name) {
+                    names.push(name.to_owned());
+                }
             }
         }
         let files = names.into_iter().map(|name| (self.path.join(&name), name));
         Ok(files.filter(|(path, _)| path.exists()).map(|(path, name)| (name, path)).collect())
+    }
+
+    /// Whether a file of this name and `.key` is one of the CA's own.
+    pub(crate) fn has_key_of(holder: &str) -> bool {
+        FILES.contains(&&*format!("{holder}.key"))
     }
 
     /// The CA that signs device certificates.
@@ -180,6 +187,11 @@ impl Directory {
             [ca, password_file].map(|file| file.as_ref().map(|file| self.path.join(file)));
         let settings = PostgresSettings::new(url, ca.as_deref(), password.as_deref());
         Ok(Some(Database::Postgres(settings.context("[store] of assay.toml")?)))
+    }
+
+    /// Whether the settings name a PostgreSQL. Reads nothing that they name.
+    pub(crate) fn is_in_postgres(&self) -> bool {
+        self.config.postgres.is_some()
     }
 
     /// The path of the database, if it is a file. The file need not exist.

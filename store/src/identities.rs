@@ -113,6 +113,12 @@ impl IdentityRow {
         self.certificates.iter().map(move |certificate| (self, certificate))
     }
 
+    /// Whether this is one of its certificates, in DER.
+    pub fn has(&self, certificate: &[u8]) -> bool {
+        let sha256 = <[u8; 32]>::from(Sha256::digest(certificate));
+        self.certificates.iter().any(|it| it.sha256 == sha256)
+    }
+
     /// The newest certificate that is not revoked. `None` if the identity is revoked.
     pub fn newest(&self) -> Option<&IdentityCertificateRow> {
         self.certificates.iter().rev().find(|certificate| certificate.revoked_at.is_none())

@@ -189,6 +189,30 @@ fn certificate_of_a_broker_of_ones_own_is_made_for_its_names() -> Result<()> {
     verify.args(["verify", "-purpose", "sslserver", "-verify_hostname", "mqtt.example"]);
     verify.arg("-CAfile").arg(lab.dir.root_pem()).arg("-untrusted").arg(&file).arg(&file);
     run(&mut verify)?;
+
+    // Whoever owns that directory must not choose the names that the service CA signs.
+    fs::copy(lab.dir.path().join("server.pem"), &file)?;
+    let again = lab.dir.assay(&["identity", "renew", "mosquitto", "--out", place])?.output()?;
+    let said = String::from_utf8(again.stderr)?;
+    ensure!(!again.status.success() && said.contains("--server-name"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn renewal_replaces_none_of_the_cas_own_keys() -> Result<()> {
+    let lab = Lab::open()?;
+    let elsewhere = tempfile::tempdir()?;
+    let place = elsewhere.path().to_str().context("a path")?;
+    lab.assay(&["identity", "add", "master", "--role", "worker", "--out", place])?;
+    let master = lab.dir.path().join("master.key");
+    let before = fs::read(&master)?;
+    let own = lab.dir.path();
+    let own = own.to_str().context("a path")?;
+    let renew = lab.dir.assay(&["identity", "renew", "master", "--out", own])?.output()?;
+    let said = String::from_utf8(renew.stderr)?;
+    ensure!(!renew.status.success() && said.contains("the CA's own"), "{said}");
+    ensure!(fs::read(&master)? == before);
+    lab.assay(&["identity", "renew", "master", "--out", place])?;
     Ok(())
 }
 

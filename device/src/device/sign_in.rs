@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use assay_device_core::DeviceCertificate;
 use assay_mqtt::BrokerUrl;
-use assay_wire::{ClientId, Topic};
+use assay_wire::Topic;
 use rustls::ClientConfig;
 
 use super::Device;
@@ -33,15 +33,13 @@ impl Device {
                 "{sub_topic:?} is not a topic to publish to: it is empty, or it has + or # in it"
             )));
         }
-        let client = ClientId::from(&device_id);
-        publish::publish(broker, &Arc::new(tls), &topic, &client, password, message).inspect_err(
-            |error| {
+        publish::publish(broker, &Arc::new(tls), &topic, &device_id, password, message)
+            .inspect_err(|error| {
                 if matches!(error, Error::LoginRefused { .. }) {
                     // If this is not remembered, `provision --again` helps all the same.
                     _ = self.login_was_refused();
                 }
-            },
-        )?;
+            })?;
         Ok(topic.to_string())
     }
 

@@ -160,7 +160,10 @@ impl Delays {
         match obstacle {
             Obstacle::Passing | Obstacle::Gone => self.passing.next(Duration::ZERO, random),
             Obstacle::Refused => self.lasting.next(Duration::ZERO, random),
-            Obstacle::Lasting { retry_after } => self.lasting.next(retry_after, random),
+            // Anybody on the way can put a time into an answer.
+            Obstacle::Lasting { retry_after } => {
+                self.lasting.next(retry_after.min(LONGEST_RETRY_AFTER), random)
+            }
         }
     }
 }
@@ -416,6 +419,9 @@ const FIRST_LASTING: Duration = Duration::from_secs(10);
 /// The longest delay after something that a person has to change: one request in about eight
 /// minutes costs nobody anything, and an operator who enables a device has it back soon.
 const LONGEST_LASTING: Duration = Duration::from_mins(15);
+/// The longest time that the CA may ask for: that of a quota. Whoever is on the way can write any
+/// time into an answer, and a device must not stay away because of it.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(24);
 /// A connection that lasted for so long was a good one. Two devices that share an identity cut each
 /// other off: their delays have to grow.
 const STABLE: Duration = Duration::from_secs(60);

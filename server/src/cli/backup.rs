@@ -133,6 +133,7 @@ impl Restore {
         eprintln!("  enrolments that were added or changed   assay enroll add | update");
         eprintln!("  identities, good on record: {}", restored.identities.join(", "));
         eprintln!("    those that were revoked               assay identity revoke");
+        eprintln!("    those that lost rights                assay identity update");
         eprintln!("  vendors, trusted on record: {}", restored.anchors.len());
         eprintln!("    those that were removed               assay trust remove");
         eprintln!("  issuing and service CA: if they were replaced since, replace them again");

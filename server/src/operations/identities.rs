@@ -108,7 +108,12 @@ pub fn renew(
     };
     let mut names = server_names.to_vec();
     if role == IdentityRole::Broker {
-        names.extend(names_in(&out.join(format!("{file}.pem"))).unwrap_or_default());
+        let replaced = leaf_in(&out.join(format!("{file}.pem")));
+        // Another user may own the directory, and must not choose what the service CA signs.
+        let is_ours = |leaf: &CertificateDer<'_>| {
+            own.is_some() || row.as_ref().is_some_and(|row| row.has(leaf))
+        };
+        names.extend(replaced.filter(is_ours).and_then(|leaf| names_of(&leaf)).unwrap_or_default());
         ensure!(!names.is_empty(), "{}", NO_NAMES);
     }
     let (authority, service) = directory.service_authority()?;
@@ -117,6 +122,11 @@ pub fn renew(
     let certificate = certificate_of(&pair)?;
     let sha256 = *certificate.sha256();
     let place = Place::make(directory, out, file)?;
+    ensure!(
+        own.is_some() || holder == Some(name) || !place.is_own || !Directory::has_key_of(file),
+        "{file}.key in {} is the CA's own; say with --out where the files of {name} are",
+        directory.path().display()
+    );
     // It goes on record first, as in `add`.
     if is_new {
         let (name, rights) = (name.to_owned(), Rights::default());
@@ -262,11 +272,14 @@ fn holder_of(directory: &Directory, row: &IdentityRow) -> Option<&'static str> {
     row.certificates.iter().rev().find_map(|certificate| directory.holder_of(&certificate.sha256))
 }
 
-/// The DNS names and IP addresses that the first certificate of a file is for. `None` if there is no
-/// such file, or it cannot be read.
-fn names_in(file: &Path) -> Option<Vec<String>> {
-    let leaf = CertificateDer::from_pem_file(file).ok()?;
-    let (_, leaf) = X509Certificate::from_der(&leaf).ok()?;
+/// The first certificate of a file. `None` if there is no such file, or it cannot be read.
+fn leaf_in(file: &Path) -> Option<CertificateDer<'static>> {
+    CertificateDer::from_pem_file(file).ok()
+}
+
+/// The DNS names and IP addresses that a certificate is for.
+fn names_of(leaf: &CertificateDer<'_>) -> Option<Vec<String>> {
+    let (_, leaf) = X509Certificate::from_der(leaf).ok()?;
     let names = &leaf.subject_alternative_name().ok()??.value.general_names;
     let name = |name: &GeneralName<'_>| match name {
         GeneralName::DNSName(name) => Some((*name).to_owned()),
@@ -323,4 +336,5 @@ fn path_of(held: &File) -> PathBuf {
 /// What the built-in broker is called, on record and in the CA's directory.
 const BUILT_IN: &str = "server";
 const NO_NAMES: &str = "a broker needs a name by which it is reached; say --server-name HOST, or \
-                        give with --out the directory that has the certificate to replace";
+                        give with --out the directory that has the certificate to replace, if it is \
+                        one that is on record";

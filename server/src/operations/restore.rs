@@ -99,6 +99,14 @@ pub fn restore(
         drop(store);
         let held = Directory::open(staging.path())?;
         held.ca().context("the keys in the backup")?;
+        // Whoever can write the file can put another one in its place: its settings must not say
+        // who gets the record, nor which password file is read for that.
+        ensure!(
+            kept.is_some() || !held.is_in_postgres(),
+            "the settings in the backup name a PostgreSQL; put an assay.toml that names the one to \
+             restore to, and the files that it names, into {} and try again",
+            directory.display()
+        );
         let postgres = held.postgres()?;
         if let Some(postgres) = &postgres {
             copy(&Database::Sqlite(record.clone()), postgres, progress)
@@ -123,7 +131,8 @@ pub fn restore(
 
 fn good_identities(store: &Sqlite, now: OffsetDateTime) -> Result<Vec<String>> {
     let is_good = |row: &assay_store::IdentityRow| {
-        row.newest().is_some_and(|newest| newest.not_after > now.unix_timestamp())
+        let mut certificates = row.certificates.iter();
+        certificates.any(|it| it.revoked_at.is_none() && it.not_after > now.unix_timestamp())
     };
     Ok(store.identities()?.into_iter().filter(is_good).map(|row| row.name).collect())
 }

@@ -172,6 +172,14 @@ fn a_ca_that_names_a_time_is_not_asked_before_it() {
 }
 
 #[test]
+fn a_time_that_nobody_waits_for_is_cut_to_a_day() {
+    let mut world = World::new(Stored::Nothing);
+    world.ca = Box::new(|_, _| (Err(refused_for_good(u32::MAX.into())), Stored::Nothing));
+    world.run(10 * 24 * HOUR);
+    assert!((9..=10).contains(&world.count(PROVISION)), "{}", world.count(PROVISION));
+}
+
+#[test]
 fn a_device_that_the_ca_refuses_asks_every_quarter_of_an_hour_at_most() {
     let mut world = World::new(Stored::Nothing);
     world.ca = Box::new(|_, _| (Err(refused_for_good(0)), Stored::Nothing));
