@@ -54,8 +54,9 @@ impl Authority {
         self.subordinate(name, "Issuing CA", vec![ExtendedKeyUsagePurpose::ClientAuth], now, rng)
     }
 
-    /// The service CA under this root, for brokers, workers, operators and backends. It has its own key, so
-    /// an attacker with the issuing CA's key, which serves devices all day, does not have this one.
+    /// The service CA under this root, for brokers, workers, operators and backends. It has its own
+    /// key, so an attacker with the issuing CA's key, which serves devices all day, does not have
+    /// this one.
     pub fn service(
         &self,
         name: &str,

@@ -68,7 +68,8 @@ impl Profile {
         }
     }
 
-    /// How long before its end a certificate may be renewed, if that is not a third of its lifetime.
+    /// How long before its end a certificate may be renewed, if that is not a third of its
+    /// lifetime.
     pub fn renew_before(&self) -> Option<Duration> {
         self.renew_before
     }

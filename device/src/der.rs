@@ -9,8 +9,8 @@ pub(crate) const OID_P384: &[u8] = &[0x06, 5, 0x2B, 0x81, 0x04, 0x00, 0x22];
 /// rsaEncryption (RFC 3279 §2.3.1), with tag and length.
 pub(crate) const OID_RSA_ENCRYPTION: &[u8] =
     &[0x06, 9, 0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x01, 0x01];
-/// The type of a TPM key that its parent loads (draft-bottomley-tpm2-keys, section 3.1), with tag and
-/// length.
+/// The type of a TPM key that its parent loads (draft-bottomley-tpm2-keys, section 3.1), with tag
+/// and length.
 pub(crate) const OID_LOADABLE_KEY: &[u8] = &[0x06, 6, 0x67, 0x81, 0x05, 0x0A, 0x01, 0x03];
 /// NULL.
 pub(crate) const NULL: &[u8] = &[0x05, 0];

@@ -177,12 +177,13 @@ impl Device {
     /// Makes this device able to sign in: with a valid certificate for an identity key in its TPM,
     /// or with an HMAC key there.
     ///
-    /// If the device can sign in already, it does not ask the CA, unless the request says so, or the
-    /// certificate is due for renewal. Then the CA gives another one for the same key. If it
+    /// If the device can sign in already, it does not ask the CA, unless the request says so, or
+    /// the certificate is due for renewal. Then the CA gives another one for the same key. If it
     /// cannot be asked, the device signs in with what it has, and the next call tries again. If the
-    /// CA refuses, the device proves its TPM anew. The process may be killed at any moment, and the next call goes on: everything that it needs is
-    /// stored before anything is sent, and the CA issues one certificate for one key. If somebody
-    /// cleared the TPM, the device makes a new key or asks for one.
+    /// CA refuses, the device proves its TPM anew. The process may be killed at any moment, and the
+    /// next call goes on: everything that it needs is stored before anything is sent, and the CA
+    /// issues one certificate for one key. If somebody cleared the TPM, the device makes a new key
+    /// or asks for one.
     ///
     /// After a broker refused the credential, the device asks the CA, and fails if that is not
     /// reached: see [`login_was_refused`](Self::login_was_refused).
@@ -218,9 +219,9 @@ impl Device {
     }
 
     /// Has the CA renew the certificate, if the CA agrees that this is due. This device's clock is
-    /// not asked. Except for that, this is [`provision`](Self::provision): a certificate that the CA
-    /// does not renew, because it has expired or for another reason, is replaced in the flow of the
-    /// request.
+    /// not asked. Except for that, this is [`provision`](Self::provision): a certificate that the
+    /// CA does not renew, because it has expired or for another reason, is replaced in the flow of
+    /// the request.
     ///
     /// Unlike `provision`, it fails if the CA is not reached.
     ///

@@ -4,9 +4,10 @@
 //! The TPM makes the private key, and the key never leaves it. Only the TPM can open an HMAC key
 //! from the CA. Nobody can sign in with the files that this crate keeps: they say which key is the
 //! device's, and hold its certificate, the key as the TPM encrypted it for itself and, until the CA
-//! has confirmed a sealed certificate, the ticket that confirms it. Before this crate uses a certificate, it checks that the certificate
-//! leads to the pinned root and is for the device's own key. It trusts neither the broker nor
-//! anybody else who writes to its reply topic. It does not measure the software of the device.
+//! has confirmed a sealed certificate, the ticket that confirms it. Before this crate uses a
+//! certificate, it checks that the certificate leads to the pinned root and is for the device's own
+//! key. It trusts neither the broker nor anybody else who writes to its reply topic. It does not
+//! measure the software of the device.
 //!
 //! [`Device`] is the interface. [`Device::provision`] gets a certificate or an HMAC key, as the
 //! [`Flow`] says. [`Device::mqtt_tls_config`] or [`Device::token`] gives an MQTT client what it
@@ -44,7 +45,8 @@
 //! let provisioned = device.provision(&request, &mut |step, took| println!("{step} ({took:?})"))?;
 //! println!("I am {}", provisioned.device_id);
 //!
-//! // MQTT over mutual TLS, e.g. with rumqttc: Transport::tls_with_config(TlsConfiguration::Rustls(tls)).
+//! // MQTT over mutual TLS, e.g. with rumqttc:
+//! // Transport::tls_with_config(TlsConfiguration::Rustls(tls)).
 //! let tls = std::sync::Arc::new(device.mqtt_tls_config()?);
 //! # Ok(())
 //! # }

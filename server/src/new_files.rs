@@ -42,9 +42,9 @@ impl<'a> NewFiles<'a> {
         self.write(&format!("{holder}.key"), pair.key.as_bytes(), SECRET)
     }
 
-    /// As [`write_pair`](Self::write_pair), in place of the files that are there. A reader finds the
-    /// old file or the new one, never a part. Whoever reads both in between finds two that do not
-    /// belong together, and so has to be told to read them afterwards.
+    /// As [`write_pair`](Self::write_pair), in place of the files that are there. A reader finds
+    /// the old file or the new one, never a part. Whoever reads both in between finds two that do
+    /// not belong together, and so has to be told to read them afterwards.
     pub(crate) fn replace_pair(
         &self,
         holder: &str,

@@ -22,8 +22,8 @@ use crate::clock::Gate;
 
 /// The register that answers from the store.
 ///
-/// It opens the store several times. So a look at a certificate never waits for a login, and neither
-/// waits for the recording of a first use, which may have to wait for another process.
+/// It opens the store several times. So a look at a certificate never waits for a login, and
+/// neither waits for the recording of a first use, which may have to wait for another process.
 pub struct StoreRegister {
     ca: Box<dyn Fn() -> Arc<Ca> + Send + Sync>,
     certificates: Vec<Mutex<Box<dyn Store>>>,
@@ -138,8 +138,8 @@ pub struct Decided<T> {
 /// Decides whether a certificate lets in whom it names.
 ///
 /// It does if that very one is on record, active, and made for whom it names. What a stolen issuing
-/// key signs is on no record, whatever name and number it has. A device's certificate that waits for
-/// its confirmation becomes active by the handshake; see [`Shown::by_handshake`].
+/// key signs is on no record, whatever name and number it has. A device's certificate that waits
+/// for its confirmation becomes active by the handshake; see [`Shown::by_handshake`].
 ///
 /// # Errors
 /// It does not, or that cannot be found out.

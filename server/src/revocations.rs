@@ -77,8 +77,8 @@ fn watch_revocations(mut store: Box<dyn Store>, told: &watch::Sender<Looks>) {
     }
 }
 
-/// How long the store may be silent: looks are a second apart, and a store that is away fails within
-/// ten seconds.
+/// How long the store may be silent: looks are a second apart, and a store that is away fails
+/// within ten seconds.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long a store waits for a change before it is asked again.
 const REVOCATION_POLL: Duration = Duration::from_secs(1);

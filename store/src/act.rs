@@ -76,7 +76,8 @@ pub struct Snapshot {
     /// The certificates of the EK for the IK in question that are neither confirmed nor adopted,
     /// newest first.
     pub waiting: Vec<Unconfirmed>,
-    /// The version of the vendors' certificates, if the question is about the device id that is due.
+    /// The version of the vendors' certificates, if the question is about the device id that is
+    /// due.
     pub anchors: Option<AnchorsVersion>,
 }
 
@@ -108,7 +109,8 @@ pub enum Act {
     Certify(Issued<Proven>),
     /// A certificate that waits to be confirmed.
     Seal(Issued<Unproven>),
-    /// A certificate that waits to be adopted. Whatever else waits for the same EK and IK is revoked.
+    /// A certificate that waits to be adopted. Whatever else waits for the same EK and IK is
+    /// revoked.
     Renew(Issued<Renewed>),
     /// A certificate that waited to be confirmed or adopted becomes its device's only active one.
     Activate(Confirmed),

@@ -69,8 +69,8 @@ pub trait Store: Send {
 
     /// What became of the certificate with this digest, which a device with this EK confirms or
     /// adopts; and what is on record about the device, all at one moment. A certificate whose time
-    /// to be confirmed is over has ended, unless it is active: an active certificate is sealed again
-    /// to a device that asks again.
+    /// to be confirmed is over has ended, unless it is active: an active certificate is sealed
+    /// again to a device that asks again.
     ///
     /// [`record`](Self::record) finds a wrong `Unconfirmed`. A wrong `Active` tells a device that
     /// it may use a certificate that the broker refuses. A wrong `Ended` sends the device through
@@ -211,8 +211,8 @@ pub trait Store: Send {
     /// Every identity, in the order in which they were made.
     fn identities(&mut self) -> Result<Vec<IdentityRow>, StoreError>;
 
-    /// Revokes certificates of an identity. Returns how many of them were good before, and `None` if
-    /// there is no such identity. If a
+    /// Revokes certificates of an identity. Returns how many of them were good before, and `None`
+    /// if there is no such identity. If a
     /// revocation is lost, an operator who left can still connect.
     fn revoke_identity(
         &mut self,

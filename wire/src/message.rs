@@ -458,8 +458,8 @@ impl Head {
     }
 
     /// Whether a request finishes a flow (*certify*, *confirm*). The CA has less to decide for such
-    /// a request than for one that starts a flow, and checks its ticket before it looks anything up.
-    /// An adoption has no ticket, and loses nothing by waiting.
+    /// a request than for one that starts a flow, and checks its ticket before it looks anything
+    /// up. An adoption has no ticket, and loses nothing by waiting.
     pub fn finishes_a_flow(&self) -> bool {
         matches!(self.kind, Request::CERTIFY | Request::CONFIRM)
     }

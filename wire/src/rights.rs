@@ -37,7 +37,8 @@ impl Rights {
     /// The most levels of a filter: version and scope are two more.
     pub const MAX_LEVELS: usize = MAX_LEVELS - 2;
 
-    /// Reads what an operator wrote, or what is on record. A filter that is there twice counts once.
+    /// Reads what an operator wrote, or what is on record. A filter that is there twice counts
+    /// once.
     ///
     /// # Errors
     /// No backend may have one of the filters, or there are too many.

@@ -76,8 +76,8 @@ pub(super) struct Entrance {
 pub(super) enum Seats {
     /// For clients without a certificate. One network must not keep out the others.
     Strangers(Arc<Lobby>),
-    /// For clients with a certificate of our CA, and for devices that log in. Each client id has one
-    /// place.
+    /// For clients with a certificate of our CA, and for devices that log in. Each client id has
+    /// one place.
     Identified(Arc<Semaphore>),
 }
 

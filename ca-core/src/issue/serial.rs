@@ -15,8 +15,8 @@ pub(crate) fn serial_number(now: OffsetDateTime, rng: &mut dyn CryptoRng) -> [u8
     serial
 }
 
-/// When the certificate with this serial number was issued. `None` if it is no serial number of this
-/// CA.
+/// When the certificate with this serial number was issued. `None` if it is no serial number of
+/// this CA.
 pub(super) fn issued_at(serial: &[u8; 16]) -> Option<OffsetDateTime> {
     let [0x40, a, b, c, d, e, ..] = *serial else { return None };
     let seconds = i64::from_be_bytes([0, 0, 0, a, b, c, d, e]);

@@ -43,7 +43,8 @@ impl Term {
     }
 
     /// A third of the certificate's lifetime, or what the profile says, but not more than the
-    /// lifetime: that may be shorter than the profile's, because a certificate ends with its issuer.
+    /// lifetime: that may be shorter than the profile's, because a certificate ends with its
+    /// issuer.
     fn renew_before(&self, profile: &Profile) -> Duration {
         let lifetime = issued_at(&self.serial)
             .map(|issued_at| self.not_after - issued_at)

@@ -27,14 +27,16 @@ enum Answer {
 }
 
 impl Renewing {
-    /// A certificate is due from [`Profile::renew_before`] its end on, if a new one would end later;
-    /// and at any time if its issuing CA was replaced since. One that is not due is sent again. One
-    /// that is due is renewed, unless a renewed one waits that says what a new one would say.
+    /// A certificate is due from [`Profile::renew_before`] its end on, if a new one would end
+    /// later; and at any time if its issuing CA was replaced since. One that is not due is sent
+    /// again. One that is due is renewed, unless a renewed one waits that says what a new one would
+    /// say.
     ///
     /// `waiting` are the EK's certificates for this IK that wait, the newest first. Those that were
     /// sealed are passed over: they must not be sent in clear, and do not keep a device from
     /// renewing, because anybody can ask for them. If the one that waits would not do any more, the
-    /// next may be made an hour later. So a device cannot ask for more in a day than by other flows.
+    /// next may be made an hour later. So a device cannot ask for more in a day than by other
+    /// flows.
     #[expect(clippy::too_many_arguments, reason = "each is one input of the decision")]
     pub fn plan(
         proof: RenewalProof,

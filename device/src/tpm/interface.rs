@@ -14,8 +14,8 @@ use crate::der;
 /// this crate.
 ///
 /// Every call leaves the TPM as the call found it: no transient object and no session stays behind.
-/// Only [`create_identity_key`](Tpm::create_identity_key), [`keep_hmac_key`](Tpm::keep_hmac_key) and
-/// [`share_identity_key`](Tpm::share_identity_key) add something, and
+/// Only [`create_identity_key`](Tpm::create_identity_key), [`keep_hmac_key`](Tpm::keep_hmac_key)
+/// and [`share_identity_key`](Tpm::share_identity_key) add something, and
 /// [`remove_key`](Tpm::remove_key) takes something away.
 ///
 /// All calls block, some for many seconds on real chips. [`TpmThread`](super::TpmThread) gives them

@@ -69,8 +69,8 @@ pub(crate) enum Enroll {
         #[command(flatten)]
         ek: Which,
     },
-    /// Retire the shared key of an EK at once; the device gets the next one by `assay-device provision
-    /// --again`
+    /// Retire the shared key of an EK at once; the device gets the next one by
+    /// `assay-device provision --again`
     Rotate {
         #[command(flatten)]
         ek: Which,

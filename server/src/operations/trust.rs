@@ -123,8 +123,8 @@ pub fn trust<'a>(
     Ok(())
 }
 
-/// Why each of the issuers among these counts for nothing yet: no path from it leads to a root or an
-/// anchor.
+/// Why each of the issuers among these counts for nothing yet: no path from it leads to a root or
+/// an anchor.
 ///
 /// # Errors
 /// The record cannot be read.

@@ -80,8 +80,8 @@ impl Sqlite {
         Ok(rows == 1)
     }
 
-    /// Revokes certificates of an identity. Returns how many of them were good before, and `None` if
-    /// there is no such identity.
+    /// Revokes certificates of an identity. Returns how many of them were good before, and `None`
+    /// if there is no such identity.
     ///
     /// # Errors
     /// The file cannot be written.

@@ -115,8 +115,8 @@ struct Certificate {
     was_active: bool,
     /// Whether it came by a renewal.
     is_renewed: bool,
-    /// Whether the CA had another ticket key when it was issued. Then the CA cannot read it while it
-    /// waits.
+    /// Whether the CA had another ticket key when it was issued. Then the CA cannot read it while
+    /// it waits.
     is_of_old_key: bool,
     /// SHA-256 of the renewed certificate that took its place.
     renewed_by: Option<[u8; 32]>,
@@ -717,8 +717,8 @@ fn digests(memory: &Memory) -> BTreeSet<[u8; 32]> {
     certificates.collect()
 }
 
-/// How long before its end the CA renews a certificate. It is long, so that certificates of before a
-/// renewal and even of before the last one have not expired, and a dishonest broker can use them.
+/// How long before its end the CA renews a certificate. It is long, so that certificates of before
+/// a renewal and even of before the last one have not expired, and a dishonest broker can use them.
 pub(crate) const RENEW_BEFORE: Duration = Duration::days(75);
 
 /// How far a statement's time may be from the CA's clock, in seconds: the lifetime of a statement,

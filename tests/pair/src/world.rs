@@ -678,8 +678,8 @@ impl World {
         Some(Request { id: self.chance.bytes().into(), body }.encode())
     }
 
-    /// A request to renew a device's certificate, and adoptions of all that it might become. Another
-    /// key signed them.
+    /// A request to renew a device's certificate, and adoptions of all that it might become.
+    /// Another key signed them.
     fn forged_renewals(&mut self, device: usize) -> Vec<Vec<u8>> {
         let (ek_id, time) = (self.ek(device), self.ca_time().unix_timestamp().unsigned_abs());
         let sign = |message: Vec<u8>| {

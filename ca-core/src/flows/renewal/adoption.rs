@@ -50,8 +50,8 @@ impl AdoptionEvidence {
 pub struct AdoptionProof(());
 
 impl AdoptionProof {
-    /// Checks that the adoption is of this certificate, and that the certificate's IK signed it: for
-    /// this certificate, in this scope, and now.
+    /// Checks that the adoption is of this certificate, and that the certificate's IK signed it:
+    /// for this certificate, in this scope, and now.
     pub fn verify(
         evidence: &AdoptionEvidence,
         der: &[u8],

@@ -59,9 +59,9 @@ impl Confirmation {
 
 /// A certificate that waits for its confirmation, and that its device has.
 ///
-/// Before the confirmation, a sealed certificate leaves the CA only in the box, and the record keeps
-/// it encrypted. So a client that knows its bytes, and has its key, had the TPM that could open the
-/// box. This rests on a signature of the issuing CA that nobody can foresee.
+/// Before the confirmation, a sealed certificate leaves the CA only in the box, and the record
+/// keeps it encrypted. So a client that knows its bytes, and has its key, had the TPM that could
+/// open the box. This rests on a signature of the issuing CA that nobody can foresee.
 ///
 /// A renewed certificate is no secret. Its device proved before that its EK and its IK are in one
 /// TPM, so the IK is enough: in a TLS handshake, or for an [adoption](Self::by_adoption).
