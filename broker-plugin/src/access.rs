@@ -66,7 +66,7 @@ enum Role {
     Operator,
     Worker,
     /// With the topic filters that it may use, in this scope.
-    Backend(Arc<Granted>),
+    Backend(IdentityName, Arc<Granted>),
 }
 
 /// What one backend may do.
@@ -112,7 +112,7 @@ impl Access {
             Identity::Worker => Err(AccessDenied::client_id(client, "worker@…")),
             // Until the record says what it may do, it may do nothing.
             Identity::Backend { name } if is_backends(client, name) => {
-                Ok(Self::new(scope, Role::Backend(Arc::default())))
+                Ok(Self::new(scope, Role::Backend(name.clone(), Arc::default())))
             }
             Identity::Backend { name } => {
                 let due = format!("{BACKEND_PREFIX}{name} or {BACKEND_PREFIX}{name}@…");
@@ -124,7 +124,7 @@ impl Access {
     /// The same access with the rights that are on record for this client. Only a backend has any.
     #[must_use]
     pub fn granted(mut self, rights: &Rights) -> Self {
-        if let Role::Backend(granted) = &mut self.role {
+        if let Role::Backend(_, granted) = &mut self.role {
             *granted = Arc::new(Granted {
                 publish: rights.publish_in(&self.scope),
                 subscribe: rights.subscribe_in(&self.scope),
@@ -173,7 +173,7 @@ impl Access {
                 scope == self.scope && is_command(&rest)
             }
             // Whatever is on record: commands and nothing else.
-            (Role::Backend(granted), Topic::Device(scope, _, rest)) => {
+            (Role::Backend(_, granted), Topic::Device(scope, _, rest)) => {
                 scope == self.scope
                     && is_command(&rest)
                     && granted.publish.iter().any(|filter| covers(filter, topic))
@@ -219,7 +219,7 @@ impl Access {
             }
             Role::Operator => is_readable(filter),
             // Whatever is on record: nothing that an operator may not read.
-            Role::Backend(granted) => {
+            Role::Backend(_, granted) => {
                 is_readable(filter)
                     && granted.subscribe.iter().any(|granted| covers(granted, filter))
             }
@@ -252,16 +252,23 @@ impl Access {
         match &self.role {
             Role::Bootstrapping(own) => Some(own.as_str()),
             Role::Device { device, .. } => Some(device.as_str()),
-            Role::Operator | Role::Worker | Role::Backend(_) => None,
+            Role::Operator | Role::Worker | Role::Backend(..) => None,
         }
     }
 
-    /// The device, if its client id names the connection.
-    pub fn device_of_named_connection(&self) -> Option<&DeviceId> {
+    /// With which connections this one is counted: the named ones of its device, or all of its
+    /// backend. No device id has the `@` in it that a backend's client id has.
+    pub fn counted_with(&self) -> Option<String> {
         match &self.role {
-            Role::Device { device, is_named: true } => Some(device),
+            Role::Device { device, is_named: true } => Some(device.to_string()),
+            Role::Backend(name, _) => Some(format!("{BACKEND_PREFIX}{name}")),
             _ => None,
         }
+    }
+
+    /// Whether the client is a backend.
+    pub fn is_backend(&self) -> bool {
+        matches!(self.role, Role::Backend(..))
     }
 }
 
@@ -646,8 +653,8 @@ mod tests {
         let identity = device_identity("default", "pump-17");
         let named = Access::identified(&scope(), &identity, "pump-17/node-red").unwrap();
         assert_eq!(named.account(), Some("pump-17"));
-        assert_eq!(named.device_of_named_connection().map(DeviceId::as_str), Some("pump-17"));
-        assert_eq!(device().device_of_named_connection(), None);
+        assert_eq!(named.counted_with().as_deref(), Some("pump-17"));
+        assert_eq!(device().counted_with(), None);
         for topic in ["device/v1/default/pump-17/telemetry", "provision/v1/default/pump-17/request"]
         {
             assert!(named.may_publish(topic), "{topic}");
@@ -906,7 +913,7 @@ mod tests {
         let everything = ["#", "device/v1/default/#", "provision/v1/default/#", "$share/g/#"];
         let everything = everything.map(str::to_owned).to_vec();
         let granted = Granted { publish: everything.clone(), subscribe: everything };
-        let access = Access::new(&scope(), Role::Backend(granted.into()));
+        let access = Access::new(&scope(), Role::Backend("sink".parse().unwrap(), granted.into()));
         assert!(access.may_publish("device/v1/default/pump-17/command"));
         assert!(access.may_subscribe("device/v1/default/pump-17/telemetry"));
         for topic in [

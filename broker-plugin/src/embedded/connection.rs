@@ -12,9 +12,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
+use super::counted::Counted;
 use super::lane::{Lane, Room};
-use super::limits::{KEEP_ALIVE, PUBLISHES};
-use super::named::Named;
+use super::limits::{KEEP_ALIVE, NAMED, OF_BACKEND, PUBLISHES};
 use super::pace::{Pace, cost};
 use super::packet::{Connect, End, Reason, Terms, Version};
 use super::places::Place;
@@ -210,15 +210,16 @@ async fn enter(
     let lane = Lane::new(room(access), entrance.backlog.clone());
     let (seat, previous) = core.router.enter((&*connect.client).into(), lane);
     // From here on, the seat is freed on every way out, and the next client learns of it.
-    let mut leaving = Leaving { router: core.router.clone(), seat, place, named: None };
+    let mut leaving = Leaving { router: core.router.clone(), seat, place, counted: None };
     if let Some(previous) = previous
         && timeout(2 * LAST_WORDS, previous.left()).await.is_err()
     {
         debug!(client = &*leaving.seat.client, "the older connection is slow to end");
     }
-    if let Some(device) = access.device_of_named_connection() {
-        let too_many = || End::new(Reason::ServerBusy, "its device has too many connections");
-        leaving.named = Some(core.named.enter(device).ok_or_else(too_many)?);
+    if let Some(holder) = access.counted_with() {
+        let most = if access.is_backend() { OF_BACKEND } else { NAMED };
+        let too_many = || End::new(Reason::ServerBusy, "it has too many connections");
+        leaving.counted = Some(core.counted.enter(holder, most).ok_or_else(too_many)?);
     }
     // One place is always free for our own workers.
     if let Seats::Identified(seats) = &entrance.seats
@@ -352,7 +353,7 @@ struct Leaving {
     router: Arc<Router>,
     seat: Seat,
     place: Option<Held>,
-    named: Option<Named>,
+    counted: Option<Counted>,
 }
 
 impl Leaving {
@@ -369,7 +370,7 @@ impl Drop for Leaving {
     fn drop(&mut self) {
         self.router.leave(&self.seat, true);
         self.place = None;
-        self.named = None;
+        self.counted = None;
         self.seat.lane.leave();
     }
 }

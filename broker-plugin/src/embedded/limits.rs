@@ -83,6 +83,10 @@ pub(super) const NETWORK_PACE: Rate = Rate::per_second(16_384, 65_536);
 /// each, so there are few.
 pub(super) const NAMED: usize = 8;
 
+/// Connections of one backend: a service with dozens of processes. Each takes a place of the
+/// listener, and all others need one, too.
+pub(super) const OF_BACKEND: usize = 64;
+
 /// Packets of one device over all its connections.
 pub(super) const CLIENT_PACE: Rate = Rate::per_second(128, 1024);
 

@@ -23,13 +23,13 @@
 
 mod admission;
 mod connection;
+mod counted;
 mod filters;
 #[cfg(test)]
 mod fuzz;
 mod lane;
 mod limits;
 mod listener;
-mod named;
 mod pace;
 mod packet;
 mod places;

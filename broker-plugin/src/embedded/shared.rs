@@ -8,9 +8,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SetOnce, broadcast, watch};
 
 use super::admission::Desk;
+use super::counted::CountedConnections;
 use super::lane::Backlog;
-use super::limits::{CALM, CLIENT_PACE, Limits, NAMED, NETWORK_PACE, REQUESTS, SHOWN, rush};
-use super::named::NamedConnections;
+use super::limits::{CALM, CLIENT_PACE, Limits, NETWORK_PACE, REQUESTS, SHOWN, rush};
 use super::places::Lobby;
 use super::router::Router;
 use super::session::Requests;
@@ -32,8 +32,8 @@ pub(super) struct Core {
     pub(super) clients: Arc<Meter<String>>,
     /// Packets with which a device is heard even when all others are busy.
     pub(super) calm: Arc<Meter<String>>,
-    /// Named connections of each device.
-    pub(super) named: Arc<NamedConnections>,
+    /// Named connections of each device, and all of each backend.
+    pub(super) counted: Arc<CountedConnections>,
     /// Sends when the broker closes.
     pub(super) closing: broadcast::Sender<()>,
     /// Changes when every admission must be decided again.
@@ -53,7 +53,7 @@ impl Core {
             networks: Meter::new(NETWORK_PACE).into(),
             clients: Meter::new(CLIENT_PACE).into(),
             calm: Meter::new(CALM).into(),
-            named: NamedConnections::new(NAMED),
+            counted: Arc::default(),
             closing: broadcast::Sender::new(1),
             recheck: watch::Sender::new(()),
             opened: Arc::default(),

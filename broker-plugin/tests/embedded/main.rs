@@ -1549,6 +1549,27 @@ async fn backend_under_another_backends_client_id_is_refused() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn backend_has_so_many_connections_and_leaves_the_places_to_others() {
+    let world = World::new().await;
+    let mut held = Vec::new();
+    for number in 0..64 {
+        let client = format!("backend@sink@{number}");
+        held.push(world.identified("urn:assay:backend:sink", &client).await);
+    }
+    let credential = world.pki.client(&["urn:assay:backend:sink"]);
+    let more = Connect::new("backend@sink");
+    let (_, reason) = world.operational_connect(Some(&credential), &more).await.unwrap();
+    assert_eq!(reason, SERVER_BUSY);
+    for connection in &mut held {
+        assert!(connection.is_alive().await, "nobody was cut for it");
+    }
+    world.identified("urn:assay:backend:other", "backend@other").await;
+    held.pop();
+    tokio::time::sleep(SILENCE).await;
+    world.identified("urn:assay:backend:sink", "backend@sink").await;
+}
+
 /// A recheck leaves most of the threads that may block to new clients.
 #[tokio::test(flavor = "multi_thread")]
 async fn recheck_asks_for_a_few_connections_at_a_time() {
