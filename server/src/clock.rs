@@ -3,10 +3,10 @@
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
 
 use assay_ca_core::CLOCK_SKEW;
 use assay_store::{Clocks, Store, StoreError};
+use rustix::time::{ClockId, clock_gettime};
 use time::{Duration, OffsetDateTime};
 use tracing::{debug, error, info, warn};
 
@@ -43,13 +43,13 @@ pub enum Unfit {
 /// Judges the clock, look after look.
 #[derive(Debug, Default)]
 struct Judge {
-    /// When this process would have begun by the clock, as of the last look that found it right;
+    /// When the machine would have started by the clock, as of the last look that found it right;
     /// and how often an operator had accepted the clock by then.
     began: Option<(OffsetDateTime, i64)>,
 }
 
 impl Judge {
-    /// `ran` is the time since some moment, which no clock that is set changes.
+    /// `ran` is the time since the machine started, which no clock that is set changes.
     fn judge(&mut self, now: OffsetDateTime, ran: Duration, clocks: &Clocks) -> Result<(), Unfit> {
         let behind = clocks.latest - now;
         if behind > CLOCK_SKEW {
@@ -81,8 +81,8 @@ pub struct Gate(RwLock<State>);
 enum State {
     /// For those who have no clock to judge.
     Always,
-    /// The clock was right at this moment.
-    Right(OffsetDateTime, Instant),
+    /// The clock was right at this moment, which was so long after the machine's start.
+    Right(OffsetDateTime, Duration),
     Closed(Unfit),
 }
 
@@ -116,7 +116,7 @@ impl Gate {
             State::Closed(unfit) => return Err(unfit),
             State::Right(right, since) => (right, since),
         };
-        let step = at - right - Duration::try_from(since.elapsed()).unwrap_or(Duration::MAX);
+        let step = at - right - (since_boot() - since);
         match step {
             _ if step.abs() <= CLOCK_SKEW => Ok(()),
             _ if step.is_positive() => Err(Unfit::Forward(step)),
@@ -129,7 +129,7 @@ impl Gate {
     }
 
     /// Opens or closes it after a look at this moment, and says so.
-    fn set(&self, found: Result<(), Unfit>, now: OffsetDateTime, at: Instant) {
+    fn set(&self, found: Result<(), Unfit>, now: OffsetDateTime, at: Duration) {
         let before = self.state();
         let after = match (&before, found) {
             (State::Closed(Unfit::Unknown(_)), Ok(())) => State::Right(now, at),
@@ -159,36 +159,36 @@ pub struct Look {
     store: Box<dyn Store>,
     gate: Arc<Gate>,
     judge: Judge,
-    since: Instant,
-    marked: Option<Instant>,
+    /// When it last put the time on record.
+    marked: Option<Duration>,
 }
 
 impl Look {
     /// What looks by this store, and opens or closes this gate.
     pub fn new(store: Box<dyn Store>, gate: Arc<Gate>) -> Self {
-        Self { store, gate, judge: Judge::default(), since: Instant::now(), marked: None }
+        Self { store, gate, judge: Judge::default(), marked: None }
     }
 
     /// Looks once.
     pub fn once(&mut self) {
-        let (now, at) = (OffsetDateTime::now_utc(), Instant::now());
-        let found = self.find(now).unwrap_or_else(|error| Err(Unfit::Unknown(error.to_string())));
+        let (now, at) = (OffsetDateTime::now_utc(), since_boot());
+        let found =
+            self.find(now, at).unwrap_or_else(|error| Err(Unfit::Unknown(error.to_string())));
         self.gate.set(found, now, at);
     }
 
-    fn find(&mut self, now: OffsetDateTime) -> Result<Result<(), Unfit>, StoreError> {
+    fn find(&mut self, now: OffsetDateTime, at: Duration) -> Result<Result<(), Unfit>, StoreError> {
         if self.store.epoch()?.is_held() {
             return Ok(Err(Unfit::Held));
         }
-        let ran = Duration::try_from(self.since.elapsed()).unwrap_or(Duration::MAX);
         let clocks = self.store.clocks()?;
-        let found = self.judge.judge(now, ran, &clocks);
-        if found.is_ok() && self.marked.is_none_or(|marked| marked.elapsed() >= MARK) {
+        let found = self.judge.judge(now, at, &clocks);
+        if found.is_ok() && self.marked.is_none_or(|marked| at - marked >= MARK) {
             // On a full disk, the clock is right all the same.
             if let Err(error) = self.store.mark_clock(now) {
                 warn!(%error, "the time could not be put on record");
             }
-            self.marked = Some(Instant::now());
+            self.marked = Some(at);
         }
         Ok(found)
     }
@@ -198,13 +198,19 @@ fn kind(unfit: &Unfit) -> std::mem::Discriminant<Unfit> {
     std::mem::discriminant(unfit)
 }
 
+/// The time since the machine started, the time that it slept included. Nobody can set it.
+fn since_boot() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    Duration::new(time.tv_sec, i32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
 fn shown(time: &Duration) -> impl fmt::Display {
     format!("{} s", time.whole_seconds())
 }
 
 /// How often the time is put on record. A step back of more than this and the tolerance is noticed
 /// after a restart, too.
-const MARK: std::time::Duration = std::time::Duration::from_secs(60);
+const MARK: Duration = Duration::MINUTE;
 
 #[cfg(test)]
 mod tests {
@@ -291,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_gate_is_closed_until_the_first_look_and_stays_as_it_is_while_the_store_is_away() {
-        let (gate, at) = (Gate::default(), Instant::now());
+        let (gate, at) = (Gate::default(), since_boot());
         let is_open = || gate.allows(start()).is_ok();
         let set = |found| gate.set(found, start(), at);
         assert!(!is_open());
@@ -327,7 +333,7 @@ mod tests {
     #[test]
     fn a_clock_that_was_set_since_the_last_look_is_found_at_once() {
         let gate = Gate::default();
-        gate.set(Ok(()), start(), Instant::now());
+        gate.set(Ok(()), start(), since_boot());
         assert_eq!(gate.allows(start() + seconds(10)), Ok(()), "it waited in a queue");
         for step in STEPS {
             assert!(matches!(gate.allows(start() + step), Err(Unfit::Forward(_))));
