@@ -580,7 +580,7 @@ fn shared_key_publishes_with_a_token_and_without_a_certificate() -> Result<()> {
     let [(client_id, Some((user_name, password)))] = &heard.logins[..] else {
         panic!("{:?}", heard.logins)
     };
-    assert_eq!((client_id.as_str(), user_name.as_str()), ("pump-17", "pump-17"));
+    assert_eq!((client_id.as_str(), user_name.as_str()), ("pump-17/publish", "pump-17"));
     assert!(
         password.starts_with("SharedAccessSignature sr=default%2Fregistrations%2Fpump-17&sig="),
         "{password}"
