@@ -284,6 +284,7 @@ default_properties = ?provider=tpm2,tpm2.digest!=yes,tpm2.cipher!=yes,tpm2.rand!
 const NGINX: &str = "\
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 daemon off;
+master_process off;
 pid {dir}nginx.pid;
 worker_processes 1;
 env OPENSSL_CONF;

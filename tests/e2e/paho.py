@@ -23,6 +23,7 @@ class Client(mqtt.Client):
         options = {} if V5 else {"clean_session": True}
         super().__init__(client_id=client_id, protocol=int(version), **options)
         self.name, self.outcome, self.done, self.up = client_id, None, threading.Event(), threading.Event()
+        self.lost = threading.Event()
         self.tls_set(root)
         self.reconnect_delay_set(WAIT, WAIT)
 
@@ -37,9 +38,16 @@ class Client(mqtt.Client):
             options = {"clean_start": True, "properties": made(PacketTypes.CONNECT, **properties)}
         self.connect("127.0.0.1", int(port), keepalive=keepalive, **options)
         self.loop_start()
-        while not (self.up.wait(0.02) or self.done.is_set()):
+        while not (self.up.wait(0.02) or self.done.is_set() or self.lost.is_set()):
             pass
         return self
+
+    # paho's thread dies if the broker hangs up while it writes, before it has read why.
+    def _thread_main(self):
+        try:
+            super()._thread_main()
+        except OSError:
+            self.lost.set()
 
     def close(self):
         # Without waiting for its thread, which takes paho a second.
@@ -105,7 +113,7 @@ def opened(**options):
     """A connection that is let in: a device that was cut has to wait."""
     while True:
         c = fresh().open(**options)
-        if c.outcome not in TOO_OFTEN:
+        if c.outcome not in TOO_OFTEN and not c.lost.is_set():
             return c
         time.sleep(0.5)
 
@@ -116,7 +124,16 @@ def outcome(client):
     return client.outcome
 
 
-def publish(topic, payload=b"x", qos=1, retain=False, times=1, open={}, **properties):
+def publish(*arguments, **options):
+    """Again if paho did not hear the answer."""
+    for _ in range(10):
+        c = published(*arguments, **options)
+        if not c.lost.is_set():
+            return outcome(c)
+    return "paho never heard an answer"
+
+
+def published(topic, payload=b"x", qos=1, retain=False, times=1, open={}, **properties):
     c = opened(**open)
     answers, answered = [], threading.Semaphore(0)
 
@@ -130,10 +147,10 @@ def publish(topic, payload=b"x", qos=1, retain=False, times=1, open={}, **proper
         c.publish(there, payload, qos, retain, **({"properties": made(PacketTypes.PUBLISH, **properties)} if V5 else {}))
     for _ in range(times):
         while not answered.acquire(timeout=0.02):
-            if c.done.is_set():
-                return outcome(c)
+            if c.done.is_set() or c.lost.is_set():
+                return c
     c.end(answers[-1])
-    return outcome(c)
+    return c
 
 
 def subscribe(*filters, qos=1, **properties):
