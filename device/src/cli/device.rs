@@ -101,11 +101,10 @@ pub(super) fn parse_tcti(text: &str) -> Result<Tcti, String> {
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "tss2")))]
 mod tests {
     use super::*;
 
-    #[cfg(not(feature = "tss2"))]
     #[test]
     fn way_through_libtss2_that_is_not_built_in_is_refused_with_the_command_that_builds_it() {
         let error = parse_tcti("tabrmd").unwrap_err();
