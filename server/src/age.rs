@@ -257,25 +257,26 @@ struct Payload {
 
 impl Payload {
     fn seal(&mut self, chunk: &mut Vec<u8>, is_last: bool) -> io::Result<()> {
-        let nonce = self.nonce(is_last);
-        let sealed = self.key.seal_in_place_append_tag(nonce, Aad::empty(), chunk);
+        let sealed = self.key.seal_in_place_append_tag(self.nonce(is_last), Aad::empty(), chunk);
+        self.counter += 1;
         sealed.map_err(|_| io::Error::other("cannot encrypt"))
     }
 
+    /// After an error this waits for the same chunk, so nothing opens that comes after it.
     fn open(&mut self, chunk: &mut Vec<u8>, is_last: bool) -> io::Result<()> {
         let nonce = self.nonce(is_last);
         let damaged =
             |_| io::Error::new(io::ErrorKind::InvalidData, "it is cut off or was altered");
         let length = self.key.open_in_place(nonce, Aad::empty(), chunk).map_err(damaged)?.len();
+        self.counter += 1;
         chunk.truncate(length);
         Ok(())
     }
 
-    fn nonce(&mut self, is_last: bool) -> Nonce {
+    fn nonce(&self, is_last: bool) -> Nonce {
         let mut nonce = [0; 12];
         nonce[3..11].copy_from_slice(&self.counter.to_be_bytes());
         nonce[11] = is_last.into();
-        self.counter += 1;
         Nonce::assume_unique_for_key(nonce)
     }
 }
@@ -391,6 +392,23 @@ mod tests {
         assert!(opened(&file[..begin + CHUNK + TAG], identity()).is_err());
         let twice = [&file[..begin + CHUNK + TAG], &file[begin..]].concat();
         assert!(opened(&twice, identity()).is_err());
+    }
+
+    #[test]
+    fn nothing_is_given_out_that_comes_after_an_altered_chunk() {
+        let file = encrypted(&[recipient(&identity())], &[7; 3 * CHUNK]);
+        let mut altered = file.clone();
+        altered[file.len() - CHUNK - 2 * TAG] ^= 1;
+        let mut reader = Decrypted::new(&altered[..], &[identity()]).unwrap();
+        let (mut content, mut into) = (0, [0; CHUNK]);
+        let mut errors = 0;
+        for _ in 0..6 {
+            match reader.read(&mut into) {
+                Ok(length) => content += length,
+                Err(_) => errors += 1,
+            }
+        }
+        assert_eq!((content, errors), (CHUNK, 5));
     }
 
     #[test]
