@@ -277,7 +277,8 @@ impl Directory {
         if mode(&self.path) & 0o001 == 0 {
             return Vec::new();
         }
-        let files = SECRETS.into_iter().map(|name| self.path.join(name));
+        let secrets = FILES.into_iter().filter(|name| !is_public(name));
+        let files = secrets.chain(DATABASES).map(|name| self.path.join(name));
         files.filter(|file| mode(file) & 0o004 != 0).collect()
     }
 
@@ -414,6 +415,11 @@ impl Credentials {
         let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>()?;
         Ok(Self { chain, key: PrivateKeyDer::from_pem_slice(pair.key.as_bytes())? })
     }
+}
+
+/// Whether everybody may read a file of this name.
+fn is_public(name: &str) -> bool {
+    name == CONFIG || name.ends_with(".pem")
 }
 
 /// The settings that somebody has put into a directory in which a CA is to be made; `shown` is its
@@ -555,8 +561,7 @@ impl NewFiles<'_> {
 
     /// Writes a file with the content of another one.
     pub(crate) fn write_copy(&self, name: &str, from: &Path) -> Result<()> {
-        let is_public = name == CONFIG || name.ends_with(".pem");
-        self.write_from(name, File::open(from)?, if is_public { PUBLIC } else { SECRET })
+        self.write_from(name, File::open(from)?, if is_public(name) { PUBLIC } else { SECRET })
     }
 
     /// Puts the database in its place, if it is a file, and makes all of it durable.
@@ -778,16 +783,8 @@ const FILES: [&str; 15] = [
     TICKET_KEY,
     MASTER_SECRET,
 ];
-/// The files of mode [`SECRET`].
-const SECRETS: [&str; 14] = [
-    "root.key",
-    "issuing.key",
-    "service.key",
-    "server.key",
-    "worker.key",
-    "operator.key",
-    TICKET_KEY,
-    MASTER_SECRET,
+/// The database, with what is beside it.
+const DATABASES: [&str; 6] = [
     DATABASE,
     "assay.db-wal",
     "assay.db-shm",
@@ -807,6 +804,17 @@ mod tests {
         let written = Config::parse(CONFIG_TEXT).unwrap();
         let default = Config::parse("").unwrap();
         assert_eq!(format!("{written:?}"), format!("{default:?}"));
+    }
+
+    #[test]
+    fn file_that_the_settings_name_twice_is_one_file_of_the_ca() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("ca");
+        Directory::create(&path, "Test", &[]).unwrap();
+        let store = "[store]\nurl = \"postgres://x@y/z\"\nca = \"root.pem\"";
+        fs::write(path.join(CONFIG), store).unwrap();
+        let files = Directory::open(&path).unwrap().files().unwrap();
+        assert_eq!(files.iter().filter(|(name, _)| name == ROOT).count(), 1);
     }
 
     #[test]
