@@ -4,13 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::backup::{Backup, Progress, StepResult};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row, ToSql, params_from_iter};
 
 use super::alone::{keep_from_opening, take_alone};
 use super::connection::Sqlite;
-use super::migrations::{beside, sync_directory_of};
+use super::migrations::{beside, copy_pages, sync_directory_of};
 use crate::error::StoreError;
 use crate::tables::{Kind, Order, Sink, Source, Table, Value};
 
@@ -74,20 +73,12 @@ impl Source for Tables {
 pub(crate) fn copy_as_it_is(
     from: &Path,
     to: &Path,
-    mut progress: impl FnMut(u64, u64),
+    progress: impl FnMut(u64, u64),
 ) -> Result<(), StoreError> {
     let source = Sqlite::open(from)?.connection;
     // While this transaction reads, the copy sees no later state, and never has to begin again.
     source.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema")?;
-    let mut copy = Connection::open(to)?;
-    let backup = Backup::new(&source, &mut copy)?;
-    while backup.step(PAGES)? == StepResult::More {
-        let Progress { remaining, pagecount } = backup.progress();
-        progress((pagecount - remaining).unsigned_abs().into(), pagecount.unsigned_abs().into());
-    }
-    drop(backup);
-    copy.close().map_err(|(_, error)| error)?;
-    Ok(fs::File::open(to)?.sync_all()?)
+    copy_pages(&source, to, progress)
 }
 
 /// A new file, which gets its name once it is finished.
@@ -181,8 +172,5 @@ impl ToSql for Value {
         Ok(ToSqlOutput::Borrowed(value.unwrap_or(ValueRef::Null)))
     }
 }
-
-/// Pages of 4 KiB that are copied at once.
-const PAGES: i32 = 4096;
 /// How long to wait for another process: a command may be about to end.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -4,9 +4,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use refinery::{Migration, Runner, Target};
-use rusqlite::backup::Backup;
+use rusqlite::backup::{Backup, Progress, StepResult};
 use rusqlite::functions::FunctionFlags;
 use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
@@ -93,10 +95,7 @@ fn sign(connection: &Connection) -> Result<(), StoreError> {
 fn copy_beside(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let part = beside(path, &format!(".before-{SCHEMA_VERSION}.part"));
     owners_alone().truncate(true).open(&part)?;
-    let mut to = Connection::open(&part)?;
-    Backup::new(connection, &mut to)?.run_to_completion(1024, std::time::Duration::ZERO, None)?;
-    to.close().map_err(|(_, error)| error)?;
-    File::open(&part)?.sync_all()?;
+    copy_pages(connection, &part, |_, _| {})?;
     let first = format!(".before-{SCHEMA_VERSION}");
     let others = (2..=COPIES).map(|number| format!("{first}.{number}"));
     for suffix in std::iter::once(first.clone()).chain(others) {
@@ -113,6 +112,29 @@ fn copy_beside(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     fs::remove_file(&part)?;
     let full = format!("{first} and {} more copies exist: remove some", COPIES - 1);
     Err(io::Error::new(io::ErrorKind::AlreadyExists, full).into())
+}
+
+/// Copies a database to an empty file, durably. Tells how many pages are copied, of how many.
+pub(super) fn copy_pages(
+    from: &Connection,
+    to: &Path,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<(), StoreError> {
+    let mut copy = Connection::open(to)?;
+    let backup = Backup::new(from, &mut copy)?;
+    loop {
+        match backup.step(PAGES)? {
+            StepResult::Done => break,
+            StepResult::More => {}
+            // Somebody holds a lock for a moment.
+            _ => thread::sleep(PAUSE),
+        }
+        let Progress { remaining, pagecount } = backup.progress();
+        progress((pagecount - remaining).unsigned_abs().into(), pagecount.unsigned_abs().into());
+    }
+    drop(backup);
+    copy.close().map_err(|(_, error)| error)?;
+    Ok(File::open(to)?.sync_all()?)
 }
 
 fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
@@ -169,6 +191,9 @@ pub(super) fn sync_directory_of(path: &Path) -> io::Result<()> {
     directory_of(path)?.sync_all()
 }
 
+/// Pages of 4 KiB that are copied at once.
+const PAGES: i32 = 4096;
+const PAUSE: Duration = Duration::from_millis(10);
 /// Copies beside the file, at most: an upgrade that fails at each start should not fill the disk.
 const COPIES: u32 = 9;
 /// The steps from each version of the schema to the next. None leads to version 1.
