@@ -60,6 +60,7 @@ mod clean_up;
 pub use clean_up::DeviceKey;
 
 mod device;
+mod dial;
 pub use device::{Credential, Device, DeviceOptions, ProvisionRequest, Provisioned};
 
 mod doctor;

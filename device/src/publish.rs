@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use assay_mqtt::BrokerUrl;
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason};
 use assay_mqtt::rumqttc::v5::{ConnectionError, Event, EventLoop};
-use assay_mqtt::{BrokerUrl, Client, Login, connect, connect_with_login};
 use assay_wire::{DeviceClientId, DeviceId, Topic};
 use rustls::ClientConfig;
 use tokio::time::timeout;
 
+use crate::dial::dial;
 use crate::error::Error;
 use crate::probe;
 use crate::runtime::runtime;
@@ -29,21 +30,8 @@ pub(crate) fn publish(
 ) -> Result<(), Error> {
     // Under the device id alone, it would end the connection of a resident agent.
     let connection = Some(NAME.parse().map_err(|_| Error::Internal(NAME.into()))?);
-    let settings = Client {
-        id: DeviceClientId { device: device_id.clone(), connection }.to_string(),
-        window: WINDOW,
-        receive_maximum: WINDOW,
-        manual_acks: false,
-    };
-    let (client, mut events) = match password {
-        Some(password) => connect_with_login(
-            broker,
-            tls,
-            settings,
-            Login { user_name: device_id.to_string(), password },
-        ),
-        None => connect(broker, tls, settings),
-    };
+    let id = DeviceClientId { device: device_id.clone(), connection };
+    let (client, mut events) = dial(broker, tls, &id, password);
     let publish = async {
         client
             .try_publish(topic.to_string(), QoS::AtLeastOnce, false, message)
@@ -99,7 +87,5 @@ fn not_queued(error: impl std::fmt::Display) -> Trouble {
 
 /// The name of the connection.
 const NAME: &str = "publish";
-/// One message is under way. The rest is room for what rumqttc sends itself.
-const WINDOW: u16 = 10;
 /// Longer than the time that assay-mqtt allows for TCP, TLS and CONNECT together.
 const LIMIT: Duration = Duration::from_secs(25);

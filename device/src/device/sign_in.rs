@@ -10,6 +10,7 @@ use rustls::ClientConfig;
 
 use super::Device;
 use crate::credentials::{Credentials, SignIn};
+use crate::dial::refuse_plain;
 use crate::error::Error;
 use crate::publish;
 use crate::token::{DEFAULT_LIFETIME, Token};
@@ -53,11 +54,7 @@ impl Device {
 
     /// What this device shows to sign in at a broker. A token is good for `lifetime`.
     pub(crate) fn sign_in(&self, broker: &BrokerUrl, lifetime: Duration) -> Result<SignIn, Error> {
-        if !broker.is_tls() {
-            return Err(Error::Usage(
-                "a device signs in over TLS: the broker's URL must begin with mqtts://".into(),
-            ));
-        }
+        refuse_plain(broker)?;
         self.credentials().sign_in(lifetime)
     }
 

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use assay_mqtt::BrokerUrl;
 use assay_mqtt::rumqttc::Outgoing;
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{LastWill, Packet, PubAckReason};
 use assay_mqtt::rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, StateError};
-use assay_mqtt::{BrokerUrl, Client, Login, connect, connect_with_login};
-use assay_wire::{ClientId, Topic};
+use assay_wire::Topic;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::heard::Heard;
 use crate::credentials::SignIn;
+use crate::dial::dial;
 use crate::trouble::{Purpose, Trouble};
 
 /// A connection, or one that is on its way. When it is dropped, it breaks off, and the broker
@@ -34,16 +35,8 @@ impl Session {
         reports: mpsc::Sender<Heard>,
     ) -> Self {
         let SignIn { scope, device_id, tls, password, .. } = sign_in;
-        let id = ClientId::from(&device_id).to_string();
-        let settings =
-            Client { id: id.clone(), window: WINDOW, receive_maximum: WINDOW, manual_acks: false };
-        let tls = Arc::new(tls);
-        let (client, mut events) = match password {
-            Some(password) => {
-                connect_with_login(broker, &tls, settings, Login { user_name: id, password })
-            }
-            None => connect(broker, &tls, settings),
-        };
+        let (client, mut events) =
+            dial(broker, &Arc::new(tls), &device_id.clone().into(), password);
         let presence = Topic::Device(scope, device_id, PRESENCE.into()).to_string();
         let will = LastWill::new(presence.clone(), OFFLINE, QoS::AtLeastOnce, true, None);
         events.options.set_last_will(will).set_keep_alive(KEEP_ALIVE);
@@ -157,8 +150,6 @@ impl Holder {
 const PRESENCE: &str = "presence";
 const ONLINE: &str = "online";
 const OFFLINE: &str = "offline";
-/// One message is under way at a time. The rest is room for what rumqttc sends itself.
-const WINDOW: u16 = 10;
 /// What the agent asks for. A broker that wants to hear of it more often says so in its CONNACK
 /// (MQTT 5.0, 3.2.2.3.14); the built-in broker says 60 s. It is below the five minutes after which
 /// many NATs forget a connection (RFC 5382 asks for two hours, and few keep that).

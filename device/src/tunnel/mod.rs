@@ -35,6 +35,7 @@ use waiting::Waiting;
 
 use crate::clock::Clock;
 use crate::device::{DeviceOptions, root_store};
+use crate::dial::refuse_plain;
 use crate::error::Error;
 use crate::runtime::runtime;
 use crate::tpm::{HierarchyPasswords, Tpm2, TpmThread};
@@ -66,11 +67,7 @@ pub fn tunnel(
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let TunnelOptions { device, broker, listen } = options;
-    if !broker.is_tls() {
-        return Err(Error::Usage(
-            "a device signs in over TLS: the broker's URL must begin with mqtts://".into(),
-        ));
-    }
+    refuse_plain(&broker)?;
     let clock = Clock::new(!device.no_clock, &device.ca_roots);
     // To sign and to make tokens, the TPM needs no password.
     let tpm = Tpm2::new(device.tcti, HierarchyPasswords::default());
