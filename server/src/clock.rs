@@ -79,8 +79,6 @@ pub struct Gate(RwLock<State>);
 
 #[derive(Clone, Debug)]
 enum State {
-    /// For those who have no clock to judge.
-    Always,
     /// The clock was right at this moment, which was so long after the machine's start.
     Right(OffsetDateTime, Duration),
     Closed(Unfit),
@@ -94,9 +92,10 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// A gate that nobody closes, for those who have no clock to judge.
-    pub fn open() -> Self {
-        Self(RwLock::new(State::Always))
+    /// As after a look that found the clock right.
+    #[cfg(test)]
+    pub(crate) fn open() -> Self {
+        Self(RwLock::new(State::Right(OffsetDateTime::now_utc(), since_boot())))
     }
 
     /// The time, if the clock can be right.
@@ -112,7 +111,6 @@ impl Gate {
     /// Nothing may be decided now.
     pub fn allows(&self, at: OffsetDateTime) -> Result<(), Unfit> {
         let (right, since) = match self.state() {
-            State::Always => return Ok(()),
             State::Closed(unfit) => return Err(unfit),
             State::Right(right, since) => (right, since),
         };
