@@ -61,23 +61,28 @@ fn paho_gets_and_acknowledges_everything_in_both_versions() -> Result<()> {
     Ok(())
 }
 
+/// What a `mosquitto_pub` says is heard by a `mosquitto_sub`.
+pub(crate) fn is_heard(hears: &mut Command, says: &mut Command) -> Result<()> {
+    let mut hears = hears.args(["-C", "1", "-W", "20"]).stdout(Stdio::piped()).spawn()?;
+    says.args(["-m", "now"]);
+    // mosquitto_sub writes only when it ends, so nobody knows when it has subscribed.
+    while hears.try_wait()?.is_none() {
+        run(says)?;
+    }
+    let output = hears.wait_with_output()?;
+    ensure!(output.status.success() && output.stdout == b"now\n", "{output:?}");
+    Ok(())
+}
+
 #[test]
 fn mosquitto_clients_of_both_versions_hear_each_other() -> Result<()> {
     let lab = Lab::start()?;
     for (publisher, subscriber) in [("311", "311"), ("311", "5"), ("5", "311"), ("5", "5")] {
         let mut hears = lab.mosquitto("mosquitto_sub", subscriber, "hears")?;
-        hears.args(["-t", "device/v1/+/pump-17/#", "-C", "1", "-W", "20"]).stdout(Stdio::piped());
-        let mut hears = hears.spawn()?;
-        // mosquitto_sub writes only when it ends, so nobody knows when it has subscribed.
-        while hears.try_wait()?.is_none() {
-            let mut says = lab.mosquitto("mosquitto_pub", publisher, "says")?;
-            run(says.args(["-t", "device/v1/default/pump-17/command/stop", "-m", "now"]))?;
-        }
-        let output = hears.wait_with_output()?;
-        ensure!(
-            output.status.success() && output.stdout == b"now\n",
-            "{publisher} to {subscriber}: {output:?}"
-        );
+        hears.args(["-t", "device/v1/+/pump-17/#"]);
+        let mut says = lab.mosquitto("mosquitto_pub", publisher, "says")?;
+        says.args(["-t", "device/v1/default/pump-17/command/stop"]);
+        is_heard(&mut hears, &mut says).with_context(|| format!("{publisher} to {subscriber}"))?;
     }
     Ok(())
 }

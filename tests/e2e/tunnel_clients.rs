@@ -1,11 +1,12 @@
 //! MQTT clients that know nothing of TLS and TPMs, through `assay-device tunnel`.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use assay_tests::run;
 
 use crate::lab::Lab;
+use crate::mqtt_clients::is_heard;
 use crate::tunnel::{Provisioned, Tunnel};
 
 /// With a certificate and with a token.
@@ -19,20 +20,13 @@ fn mosquitto_clients_of_both_versions_speak_as_the_device() -> Result<()> {
         let tunnel = Tunnel::start(&lab, &pump.device)?;
         for (publisher, subscriber) in [("311", "311"), ("311", "5"), ("5", "311"), ("5", "5")] {
             let mut hears = tunnel.mosquitto("mosquitto_sub", subscriber, "hears")?;
-            hears.args(["-t", &format!("device/v1/default/{}/#", pump.id), "-C", "1", "-W", "20"]);
-            let mut hears = hears.stdout(Stdio::piped()).spawn()?;
-            // mosquitto_sub writes only when it ends, so nobody knows when it has subscribed.
-            while hears.try_wait()?.is_none() {
-                let mut says = tunnel.mosquitto("mosquitto_pub", publisher, "says")?;
-                // What it logs in with here is not what the broker gets.
-                says.args(["-u", "somebody", "-P", "something"]);
-                run(says.args(["-t", &format!("device/v1/default/{}/x", pump.id), "-m", "now"]))?;
-            }
-            let output = hears.wait_with_output()?;
-            ensure!(
-                output.status.success() && output.stdout == b"now\n",
-                "{flow}, {publisher} to {subscriber}: {output:?}"
-            );
+            hears.args(["-t", &format!("device/v1/default/{}/#", pump.id)]);
+            let mut says = tunnel.mosquitto("mosquitto_pub", publisher, "says")?;
+            // What it logs in with here is not what the broker gets.
+            says.args(["-u", "somebody", "-P", "something"]);
+            says.args(["-t", &format!("device/v1/default/{}/x", pump.id)]);
+            is_heard(&mut hears, &mut says)
+                .with_context(|| format!("{flow}, {publisher} to {subscriber}"))?;
         }
     }
     Ok(())

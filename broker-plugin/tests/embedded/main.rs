@@ -1444,21 +1444,23 @@ async fn request_that_no_worker_hears_is_not_acknowledged_in_mqtt_3_1_1() {
     );
 }
 
+/// What a register says of every certificate, until pump-17's is revoked.
+fn all_but_pump_17_if(revoked: &Arc<AtomicBool>) -> Arc<Admit> {
+    let revoked = revoked.clone();
+    Arc::new(move |identity, _| match identity {
+        Identity::Device { device_id, .. }
+            if device_id.as_str() == "pump-17" && revoked.load(Ordering::SeqCst) =>
+        {
+            Err(NotGood::Refused("revoked".into()))
+        }
+        _ => Ok(Good::default()),
+    })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn device_whose_certificate_is_revoked_is_cut_at_the_next_recheck() {
     let revoked = Arc::new(AtomicBool::new(false));
-    let admit: Arc<Admit> = Arc::new({
-        let revoked = revoked.clone();
-        move |identity, _| match identity {
-            Identity::Device { device_id, .. }
-                if device_id.as_str() == "pump-17" && revoked.load(Ordering::SeqCst) =>
-            {
-                Err(NotGood::Refused("revoked".into()))
-            }
-            _ => Ok(Good::default()),
-        }
-    });
-    let world = World::with(limits(), admit).await;
+    let world = World::with(limits(), all_but_pump_17_if(&revoked)).await;
     let mut device = world.device("pump-17").await;
     let mut other = world.device("pump-18").await;
     world.broker.recheck();

@@ -134,18 +134,7 @@ async fn named_connection_leaves_a_will_for_the_devices_presence_and_nothing_els
 #[tokio::test(flavor = "multi_thread")]
 async fn revocation_cuts_every_connection_of_the_device_and_nobody_elses() {
     let revoked = Arc::new(AtomicBool::new(false));
-    let admit: Arc<Admit> = Arc::new({
-        let revoked = revoked.clone();
-        move |identity, _| match identity {
-            Identity::Device { device_id, .. }
-                if device_id.as_str() == "pump-17" && revoked.load(Ordering::SeqCst) =>
-            {
-                Err(NotGood::Refused("revoked".into()))
-            }
-            _ => Ok(Good::default()),
-        }
-    });
-    let world = World::with(limits(), admit).await;
+    let world = World::with(limits(), all_but_pump_17_if(&revoked)).await;
     let mut all = vec![world.device("pump-17").await];
     for number in 0..MOST {
         all.push(world.pump(&format!("pump-17/{number}")).await);
