@@ -151,7 +151,8 @@ fn read_archive(
 ) -> Result<Manifest> {
     let mut archive = tar::Archive::new(from);
     let damaged = || "it is no backup, or it is damaged";
-    let mut entries = archive.entries()?;
+    // Raw, because headers that only describe others are read into memory whole, and we write none.
+    let mut entries = archive.entries()?.raw(true);
     let mut next = |name: &str| -> Result<_> {
         let entry = entries.next().with_context(|| format!("it ends before {name}"))?;
         let entry = entry.with_context(damaged)?;
@@ -215,3 +216,20 @@ const FORMAT: u32 = 1;
 const MANIFEST: &str = "manifest.json";
 /// Some hundred bytes a file.
 const MAX_MANIFEST: u64 = 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_of_a_forged_backup_that_announces_a_long_name_is_not_read_into_memory() {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::GNULongName);
+        header.set_size(64 * 1024 * 1024);
+        header.set_cksum();
+        let mut name = io::repeat(b'n').take(64 * 1024 * 1024);
+        let refused = read_archive(header.as_bytes().chain(&mut name), &mut |_, _| Ok(()));
+        assert!(refused.unwrap_err().to_string().contains("is not where it should be"));
+        assert_eq!(name.limit(), 64 * 1024 * 1024, "nothing of the name was read");
+    }
+}

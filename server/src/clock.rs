@@ -52,7 +52,10 @@ impl Judge {
     /// `ran` is the time since the machine started, which no clock that is set changes.
     fn judge(&mut self, now: OffsetDateTime, ran: Duration, clocks: &Clocks) -> Result<(), Unfit> {
         let behind = clocks.latest - now;
-        if behind > CLOCK_SKEW {
+        // Beside a server, another worker may have marked a time that was ahead of the server's by
+        // the tolerance, while this clock is behind it by as much.
+        let allowed = CLOCK_SKEW * if clocks.server.is_some() { 2 } else { 1 };
+        if behind > allowed {
             return Err(Unfit::Behind(behind));
         }
         let began = now - ran;
@@ -291,6 +294,17 @@ mod tests {
             let behind = judge.judge(start(), seconds(3), &with(start() + step));
             assert_eq!(behind, Err(Unfit::FromServer(-step)));
         }
+    }
+
+    #[test]
+    fn workers_on_both_sides_of_the_servers_clock_do_not_close_each_others_gate() {
+        let (ahead, behind) = (start() + CLOCK_SKEW, start() - CLOCK_SKEW);
+        let with = |latest| Clocks { latest, accepted: 0, server: Some(start()) };
+        assert_eq!(Judge::default().judge(ahead, seconds(0), &with(start())), Ok(()));
+        assert_eq!(Judge::default().judge(behind, seconds(0), &with(ahead)), Ok(()));
+        let more = CLOCK_SKEW * 2 + seconds(1);
+        let found = Judge::default().judge(behind, seconds(0), &with(behind + more));
+        assert_eq!(found, Err(Unfit::Behind(more)));
     }
 
     #[test]
