@@ -112,7 +112,16 @@ impl Drop for Listener {
 }
 
 /// Nobody can connect before the permissions are there, because the socket does not listen yet.
+///
+/// Whoever can rename files in the directory could put a link to another file in its place before
+/// the permissions are set, so it must be a directory where only its owner and group can.
 fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let mode = fs::metadata(parent.unwrap_or(Path::new(".")))?.permissions().mode();
+    if mode & WRITABLE_BY_OTHERS != 0 && mode & STICKY == 0 {
+        let why = "every user can write to its directory: chmod o-w, or use another one";
+        return Err(io::Error::new(ErrorKind::PermissionDenied, why));
+    }
     remove_stale(path)?;
     let socket = UnixSocket::new_stream()?;
     socket.bind(path)?;
@@ -136,6 +145,9 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 /// The owner and the group, which the directory can choose (its set-group-ID bit).
 const SOCKET_MODE: u32 = 0o660;
 const BACKLOG: u32 = 128;
+const WRITABLE_BY_OTHERS: u32 = 0o002;
+/// In such a directory, as /tmp is, only the owner of a file can rename it.
+const STICKY: u32 = 0o1000;
 
 #[cfg(test)]
 mod tests {
@@ -174,6 +186,12 @@ mod tests {
         assert!(!path.exists());
         // What a killed process leaves behind.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        Listener::bind(&address).unwrap();
+        let mode = |mode| fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+        mode(0o777);
+        let refused = Listener::bind(&address).err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+        mode(0o1777);
         Listener::bind(&address).unwrap();
         fs::write(&path, "precious").unwrap();
         assert!(Listener::bind(&address).is_err());
