@@ -181,6 +181,7 @@ impl Access {
             (
                 Role::Worker,
                 Topic::Chain(scope)
+                | Topic::Configuration(scope)
                 | Topic::Crl(scope)
                 | Topic::Event(scope, _)
                 | Topic::Reply(scope, _),
@@ -194,7 +195,7 @@ impl Access {
     pub fn may_retain(&self, topic: &str) -> bool {
         self.may_publish(topic)
             && match Topic::parse(topic) {
-                Some(Topic::Chain(_) | Topic::Crl(_)) => true,
+                Some(Topic::Chain(_) | Topic::Configuration(_) | Topic::Crl(_)) => true,
                 Some(Topic::Device(..)) => matches!(self.role, Role::Device { .. }),
                 _ => false,
             }
@@ -215,6 +216,7 @@ impl Access {
                 filter.starts_with(&format!("device/v1/{scope}/{own}/"))
                     || filter == Topic::Reply(scope.clone(), own.into()).to_string()
                     || filter == Topic::Chain(scope.clone()).to_string()
+                    || filter == Topic::Configuration(scope.clone()).to_string()
                     || filter == Topic::Crl(scope.clone()).to_string()
             }
             Role::Operator => is_readable(filter),

@@ -154,6 +154,9 @@ pub use authority::{
     THROW_AWAY_LIFETIME, THROW_AWAY_PREFIX,
 };
 
+mod configuration;
+pub use configuration::ConfigurationSigner;
+
 #[cfg(feature = "unchecked")]
 pub mod unchecked;
 

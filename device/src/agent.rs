@@ -9,6 +9,7 @@ use rustls::RootCertStore;
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
+use crate::configuration;
 use crate::ek_certificate;
 use crate::error::Error;
 use crate::link::Broker;
@@ -79,12 +80,20 @@ impl Agent<'_> {
                 }
                 Action::Unseal(sealed) => Some(Event::Unsealed(unseal(&sealed))),
                 Action::Digest(bytes) => Some(Event::Digest(sha256(&bytes))),
+                Action::Configuration(received) => {
+                    let kept =
+                        configuration::keep(&received, self.state, self.roots, self.clock)?;
+                    Some(Event::Configuration(kept.map_err(|error| error.to_string())))
+                }
                 Action::Clock => Some(Event::Clock(self.clock.now().as_secs())),
                 Action::Progress(step) => {
                     match &step {
                         Step::Connected => steps.done(&connected),
                         Step::Retry { .. } => steps.tell(&step.to_string(), talk.now()),
-                        Step::TryingEk { .. } | Step::NotDue(_) | Step::RenewalRefused(_) => {
+                        Step::TryingEk { .. }
+                        | Step::NotDue(_)
+                        | Step::RenewalRefused(_)
+                        | Step::ConfigurationRefused(_) => {
                             steps.tell(&step.to_string(), Duration::ZERO)
                         }
                         Step::RenewalPostponed(_) => {

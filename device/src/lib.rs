@@ -75,6 +75,9 @@ pub use inspect::{AttestedBy, Inspection};
 mod resident;
 pub use resident::{Change, Changes, ResidentOptions, run_resident};
 
+mod configuration;
+pub use configuration::{DeviceConfiguration, configuration};
+
 mod status;
 pub use status::{CredentialStatus, KeyStatus, OwnKey, Status};
 

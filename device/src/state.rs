@@ -18,6 +18,8 @@ use crate::pem;
 /// |---|---|---|
 /// | `device.json` | [`Memory`] | when the IK is persistent, before any request is sent; when a certificate is verified, confirmed or adopted; when an HMAC key has come, and when it is persistent |
 /// | `certificate.pem` | a copy of the certificate that the device signs in with, and its issuers, for other programs; removed with a shared key | after that |
+/// | `configuration` | the operator's document, as the CA signed it | when one came with a certificate, and is verified and newer |
+/// | `configuration.told` | the revision of that which the program for it has taken | by the resident agent, when the program has ended well |
 /// | `identity-{handle}.private` | the private part of an identity key, encrypted by the TPM for its storage root key, for [`export_key`](crate::export_key) | when the key is created |
 /// | `device.json.broken` | a `device.json` that could not be read, for people to look at | when the next run begins anew |
 /// | `lock` | nothing | |
@@ -116,6 +118,11 @@ impl StateDirectory {
         self.replace(&[(&private_file(handle), private.to_vec())])
     }
 
+    /// Keeps a signed configuration in place of the one before.
+    pub(crate) fn keep_configuration(&self, signed: &[u8]) -> Result<(), Error> {
+        self.replace(&[(CONFIGURATION, signed.to_vec())])
+    }
+
     /// Runs when the directory is opened, because an earlier process may have been killed before it
     /// made the copy.
     fn copy_certificate(&self, memory: &Memory) -> Result<(), Error> {
@@ -146,11 +153,17 @@ impl StateDirectory {
     /// Replaces files together, because each wait for the disk takes longer than most of what a
     /// device does.
     fn replace(&self, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
+        // The lock keeps other writers away.
+        replace(&self.path, files)
+    }
+}
+
+fn replace(directory: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
         let mut written = Vec::new();
         for (name, contents) in files {
-            let path = self.path.join(name);
-            // The lock keeps other writers away. A file that a killed process left is removed.
-            let new = self.path.join(format!("{name}.new"));
+            let path = directory.join(name);
+            // A file that a killed process left is removed.
+            let new = directory.join(format!("{name}.new"));
             let write = || {
                 remove(&new)?;
                 // `create_new` follows no symbolic link.
@@ -167,10 +180,9 @@ impl StateDirectory {
         for (_, new, path) in &written {
             fs::rename(new, path).map_err(Error::state(path))?;
         }
-        File::open(&self.path)
+        File::open(directory)
             .and_then(|directory| directory.sync_all())
-            .map_err(Error::state(&self.path))
-    }
+            .map_err(Error::state(directory))
 }
 
 /// Keeps a second resident agent away from a state directory, until the file is dropped. Two would
@@ -192,7 +204,7 @@ pub(crate) fn hold_for_agent(directory: &Path) -> Result<File, Error> {
 /// Removes all that was written to a state directory, and the directory if nothing else is in it.
 /// Whoever calls this holds the directory.
 pub(crate) fn remove_files(directory: &Path) -> Result<(), Error> {
-    let mut names: Vec<_> = [DEVICE, CERTIFICATE, BROKEN, REFUSED].map(str::to_owned).into();
+    let mut names: Vec<_> = [DEVICE, CERTIFICATE, CONFIGURATION, TOLD, BROKEN, REFUSED].map(str::to_owned).into();
     for entry in fs::read_dir(directory).map_err(Error::state(directory))? {
         let name = entry.map_err(Error::state(directory))?.file_name();
         names.extend(name.to_str().filter(|name| is_private_file(name)).map(str::to_owned));
@@ -233,6 +245,27 @@ pub(crate) fn memory(directory: &Path) -> Result<Memory, Error> {
     let Some(json) = read(&path)? else { return Ok(Memory::default()) };
     format::read(&json)
         .map_err(|error| Error::BrokenState { path, reason: format!("broken ({error})") })
+}
+
+/// What [`StateDirectory::keep_configuration`] kept, if there is anything.
+pub(crate) fn configuration(directory: &Path) -> Result<Option<Vec<u8>>, Error> {
+    read(&configuration_path(directory))
+}
+
+pub(crate) fn configuration_path(directory: &Path) -> PathBuf {
+    directory.join(CONFIGURATION)
+}
+
+/// The revision of the configuration that the program for it has taken; 0 if it has taken none, or
+/// if that cannot be read. Then it hears of the same one again.
+pub(crate) fn told(directory: &Path) -> u64 {
+    let text = fs::read_to_string(directory.join(TOLD)).unwrap_or_default();
+    text.trim().parse().unwrap_or_default()
+}
+
+/// Keeps what [`told`] returns. Only the resident agent writes it, of which there is one.
+pub(crate) fn set_told(directory: &Path, revision: u64) -> Result<(), Error> {
+    replace(directory, &[(TOLD, format!("{revision}\n").into_bytes())])
 }
 
 /// What [`StateDirectory::keep_private`] kept; `None` if there is nothing for this handle.
@@ -279,6 +312,8 @@ const DEVICE: &str = "device.json";
 /// An empty file, which is there after a broker refused the credential in use.
 const REFUSED: &str = "login-refused";
 const CERTIFICATE: &str = "certificate.pem";
+const CONFIGURATION: &str = "configuration";
+const TOLD: &str = "configuration.told";
 /// The name that a `device.json` gets if it cannot be read.
 const BROKEN: &str = "device.json.broken";
 

@@ -70,6 +70,11 @@ pub fn path(
     })
 }
 
+/// The subjectPublicKey of a certificate (RFC 5280 §4.1.2.7).
+pub(crate) fn public_key(leaf: &[u8]) -> Result<Vec<u8>, AnswerError> {
+    Ok(parse(leaf)?.public_key().subject_public_key.data.to_vec())
+}
+
 fn no_path(error: webpki::Error) -> AnswerError {
     match error {
         webpki::Error::CertNotValidYet { time, not_before } => {

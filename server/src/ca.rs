@@ -1,6 +1,6 @@
 //! The CA's own keys and rules, and what it signs for everybody.
 
-use assay_ca_core::{Fault, Issuer, MasterSecret, Profile, TicketKey};
+use assay_ca_core::{ConfigurationSigner, Fault, Issuer, MasterSecret, Profile, TicketKey};
 use assay_store::{RevokedCertificates, Store, StoreError};
 use assay_wire::Scope;
 use time::OffsetDateTime;
@@ -17,6 +17,9 @@ pub struct Ca {
     pub issuer: Issuer,
     /// Says what a certificate looks like, and which flows lead to one.
     pub profile: Profile,
+    /// Signs documents for devices. `None` if the worker's key or certificate cannot be used for
+    /// that.
+    pub documents: Option<ConfigurationSigner>,
 }
 
 impl Ca {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use assay_ca_core::{
-    Authority, Issuer, KeyAndCertificate, LEAF_LIFETIME, MasterSecret, Profile, TicketKey,
+    Authority, ConfigurationSigner, Issuer, KeyAndCertificate, LEAF_LIFETIME, MasterSecret, Profile, TicketKey,
 };
 use assay_wire::{DeviceId, Flow, Rights, Scope};
 use rustls::RootCertStore;
@@ -238,6 +238,10 @@ impl Directory {
             master: MasterSecret::new(*self.secret(MASTER_SECRET)?),
             issuer: self.issuer(ISSUING)?,
             profile: self.config.profile.clone(),
+            // Without it a CA serves all the same, and says so once there is a document.
+            documents: self.credentials("worker").ok().and_then(|worker| {
+                ConfigurationSigner::new(&worker.chain, worker.key.secret_der()).ok()
+            }),
         })
     }
 
@@ -784,12 +788,13 @@ const FILES: [&str; 15] = [
     MASTER_SECRET,
 ];
 /// The database, with what is beside it.
-const DATABASES: [&str; 6] = [
+const DATABASES: [&str; 7] = [
     DATABASE,
     "assay.db-wal",
     "assay.db-shm",
     "assay.db.before-7",
     "assay.db.before-8",
+    "assay.db.before-9",
     "assay.db.copied",
 ];
 /// What `assay init` writes: every setting with its default.

@@ -25,6 +25,7 @@ use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
 use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
 use crate::clock::Clocks;
+use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
@@ -314,6 +315,34 @@ pub trait Store: Send {
         list: &PublishedList,
         until: OffsetDateTime,
     ) -> Result<TakenOver, StoreError>;
+
+    /// Attaches a document to a device, or to the scope if `target` is `None`, or removes it if
+    /// `document` is `None`. Returns the new revision, which is higher than every one before;
+    /// `None` if there is nothing to remove. The device need not be registered.
+    ///
+    /// If a revision were given twice, a device that has one document would not take the other.
+    fn set_configuration(
+        &mut self,
+        target: Option<&DeviceId>,
+        document: Option<&[u8]>,
+        now: OffsetDateTime,
+    ) -> Result<Option<u64>, StoreError>;
+
+    /// The document that is due to a device: its own one, or else the scope's. `None` if there
+    /// never was one for it. For one device, the revision never goes back, whatever is removed.
+    ///
+    /// If it goes back, the device takes the answer for a replay, and keeps what it has.
+    fn configuration(&mut self, device: &DeviceId) -> Result<Option<DueConfiguration>, StoreError>;
+
+    /// Everything that is attached, or was; the scope's first, then by device id.
+    fn configurations(&mut self) -> Result<Vec<ConfigurationRow>, StoreError>;
+
+    /// The newest revision; 0 if nothing was ever attached. Cheap enough to ask every second.
+    fn newest_configuration(&mut self) -> Result<u64, StoreError>;
+
+    /// What changed last, for devices to know whether to ask. If a change is missing, a device
+    /// hears of it only when it renews.
+    fn configuration_changes(&mut self) -> Result<ConfigurationChanges, StoreError>;
 
     /// The newest `count` decisions, oldest first.
     fn audit(&mut self, count: u32) -> Result<Vec<AuditRow>, StoreError>;

@@ -53,6 +53,12 @@ pub use message::{
     RequestBody, SealedCertificate, SealedReply, Ticket,
 };
 
+mod configuration;
+pub use configuration::{
+    Configuration, ConfigurationNews, MAX_CONFIGURATION, MAX_SIGNED_CONFIGURATION,
+    SignedConfiguration,
+};
+
 mod renewal;
 pub use renewal::{Adoption, Renewal};
 

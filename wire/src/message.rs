@@ -11,7 +11,8 @@ use minicbor::{Decode, Decoder, Encode, Encoder};
 use crate::{Adoption, Renewal};
 use crate::{
     Bytes, CertificateList, DeviceId, EkId, EkIds, Limit, MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR,
-    MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED, Problem, RequestId,
+    MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED, MAX_SIGNED_CONFIGURATION, Problem,
+    RequestId,
 };
 
 /// The longest message, in bytes: a full EK chain of RSA-4096 certificates, a CSR and two public
@@ -257,6 +258,10 @@ pub struct CertificateReply {
     /// When the device is to renew it, in seconds since 1970.
     #[n(1)]
     pub renew_at: Option<u64>,
+    /// A [`SignedConfiguration`](crate::SignedConfiguration), if the operator has a document for
+    /// the device. Whether it can be read says nothing about the certificate.
+    #[n(2)]
+    pub configuration: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
 }
 
 /// A certificate that only the TPM with both the EK and the IK can read.
@@ -314,6 +319,9 @@ pub struct SealedCertificate {
     /// When the device is to renew the certificate, in seconds since 1970.
     #[n(3)]
     pub renew_at: Option<u64>,
+    /// As in [`CertificateReply`]; left out if [`SealedReply::sealed`] would be too long with it.
+    #[n(4)]
+    pub configuration: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
 }
 
 impl SealedCertificate {
@@ -562,7 +570,7 @@ fn encode(kind: u64, id: RequestId, body: &impl Encode<()>) -> Vec<u8> {
     message
 }
 
-fn only_encoding(message: &[u8], encoded: Vec<u8>) -> Result<(), DecodeError> {
+pub(crate) fn only_encoding(message: &[u8], encoded: Vec<u8>) -> Result<(), DecodeError> {
     if message == encoded {
         return Ok(());
     }

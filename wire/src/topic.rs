@@ -15,6 +15,8 @@ pub const COMMAND: &str = "command";
 pub enum Topic {
     /// `ca/v1/{scope}/chain`: the CA's certificates, retained.
     Chain(Scope),
+    /// `ca/v1/{scope}/configuration`: which configurations are new, retained.
+    Configuration(Scope),
     /// `ca/v1/{scope}/crl`: the CA's revocation list, retained.
     Crl(Scope),
     /// `device/v1/{scope}/{device}/…`: what a provisioned device publishes and receives.
@@ -40,6 +42,7 @@ impl Topic {
         }
         match (tree, fourth, fifth) {
             ("ca", "chain", None) => Some(Self::Chain(scope)),
+            ("ca", "configuration", None) => Some(Self::Configuration(scope)),
             ("ca", "crl", None) => Some(Self::Crl(scope)),
             ("device", device, Some(rest)) if is_topic_tail(rest) => {
                 Some(Self::Device(scope, device.parse().ok()?, rest.into()))
@@ -69,6 +72,7 @@ impl fmt::Display for Topic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Chain(scope) => write!(f, "ca/v1/{scope}/chain"),
+            Self::Configuration(scope) => write!(f, "ca/v1/{scope}/configuration"),
             Self::Crl(scope) => write!(f, "ca/v1/{scope}/crl"),
             Self::Device(scope, device, rest) => write!(f, "device/v1/{scope}/{device}/{rest}"),
             Self::Event(scope, device) => write!(f, "fleet/v1/{scope}/{device}/event"),
@@ -93,6 +97,7 @@ mod tests {
     fn topics_read_back_as_what_was_written() {
         for name in [
             "ca/v1/default/chain",
+            "ca/v1/default/configuration",
             "ca/v1/default/crl",
             "device/v1/default/pump-17/telemetry/temperature",
             "fleet/v1/default/pump-17/event",

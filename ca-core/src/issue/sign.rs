@@ -56,7 +56,11 @@ impl Issued<Proven> {
 
     /// The reply to the device. Send it once the certificate is on record.
     pub fn reply(&self, issuer: &Issuer) -> Result<CertificateReply, Fault> {
-        Ok(CertificateReply { chain: issuer.chain(&self.der)?, renew_at: self.renew_at })
+        Ok(CertificateReply {
+            chain: issuer.chain(&self.der)?,
+            renew_at: self.renew_at,
+            configuration: None,
+        })
     }
 }
 
@@ -88,7 +92,11 @@ impl Issued<Renewed> {
 
     /// The reply to the device. Send it once the certificate is on record.
     pub fn reply(&self, issuer: &Issuer) -> Result<CertificateReply, Fault> {
-        Ok(CertificateReply { chain: issuer.chain(&self.der)?, renew_at: self.renew_at })
+        Ok(CertificateReply {
+            chain: issuer.chain(&self.der)?,
+            renew_at: self.renew_at,
+            configuration: None,
+        })
     }
 }
 

@@ -44,7 +44,7 @@ impl Certification {
             Some(active) => {
                 let chain = issuer.chain(&active.der)?;
                 let renew_at = Term::of(&active.der).map(|term| term.renew_at(profile));
-                Ok(Self::OnRecord(CertificateReply { chain, renew_at }))
+                Ok(Self::OnRecord(CertificateReply { chain, renew_at, configuration: None }))
             }
             None => {
                 let prepared = Prepared::<Proven>::new(device, profile, issuer, now, rng)?;

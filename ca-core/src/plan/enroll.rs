@@ -1,6 +1,6 @@
 //! The sealed flow's first step: a certificate that counts once its device opened it.
 
-use assay_wire::{CertificateList, DeviceId, SealedReply};
+use assay_wire::{Bytes, CertificateList, DeviceId, MAX_SIGNED_CONFIGURATION, SealedReply};
 use rand_core::CryptoRng;
 use time::OffsetDateTime;
 
@@ -17,6 +17,7 @@ pub struct Sealing {
     candidate: Candidate,
     confirm_by: OffsetDateTime,
     content: Content,
+    configuration: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
 }
 
 #[derive(Debug)]
@@ -59,7 +60,7 @@ impl Sealing {
             .filter(|active| active.ik_id == candidate.ik_id() && issuer.has_signed(&active.der));
         if let Some(active) = active {
             let content = Content::on_record(&active.der, profile, issuer)?;
-            return Ok(Self { candidate, confirm_by, content });
+            return Ok(Self { candidate, confirm_by, content, configuration: None });
         }
         for certificate in waiting {
             let fits = certificate.is_for(&candidate.subject)
@@ -67,11 +68,22 @@ impl Sealing {
             let der = key.decrypt(&certificate.encrypted, &certificate.serial, Waits::Sealed);
             if let Some(der) = der.filter(|der| fits && issuer.has_signed(der)) {
                 let content = Content::on_record(&der, profile, issuer)?;
-                return Ok(Self { candidate, confirm_by: certificate.confirm_by, content });
+                let confirm_by = certificate.confirm_by;
+                return Ok(Self { candidate, confirm_by, content, configuration: None });
             }
         }
         let prepared = Prepared::<Unproven>::new(&candidate, records, profile, issuer, now, rng)?;
-        Ok(Self { candidate, confirm_by, content: Content::New(Box::new(prepared)) })
+        let content = Content::New(Box::new(prepared));
+        Ok(Self { candidate, confirm_by, content, configuration: None })
+    }
+
+    /// The same with this configuration in the box, if there is room.
+    #[must_use]
+    pub fn with_configuration(
+        self,
+        configuration: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
+    ) -> Self {
+        Self { configuration, ..self }
     }
 
     /// The device id that the EK would get.
@@ -88,7 +100,7 @@ impl Sealing {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<(SealedReply, Option<Issued<Unproven>>), Fault> {
-        let Self { candidate, confirm_by, content } = self;
+        let Self { candidate, confirm_by, content, configuration } = self;
         let (chain, renew_at, issued) = match content {
             Content::OnRecord(chain, renew_at) => (chain, renew_at, None),
             Content::New(prepared) => {
@@ -96,7 +108,16 @@ impl Sealing {
                 (issued.chain(issuer)?, issued.renew_at(), Some(issued))
             }
         };
-        let sealed = SealedBox::new(&candidate, chain, renew_at, confirm_by, key, now, rng)?;
+        let sealed = SealedBox::new(
+            &candidate,
+            chain,
+            renew_at,
+            configuration,
+            confirm_by,
+            key,
+            now,
+            rng,
+        )?;
         Ok((sealed.into_reply(), issued))
     }
 }

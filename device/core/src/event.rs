@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use assay_wire::ClientId;
+use assay_wire::{ClientId, DeviceId, Scope};
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
@@ -30,6 +30,9 @@ pub enum Action {
     Unseal(SealedBox),
     /// Compute the SHA-256 of these bytes. Answer: [`Event::Digest`].
     Digest(Vec<u8>),
+    /// Verify this, and keep it if it is newer than what was kept before. Answer:
+    /// [`Event::Configuration`].
+    Configuration(Box<ReceivedConfiguration>),
     /// Draw bytes that nobody can guess. Answer: [`Event::Random`].
     Draw,
     /// Read the device's clock. Answer: [`Event::Clock`].
@@ -68,6 +71,9 @@ pub enum Event {
     Unsealed(Option<Zeroizing<Vec<u8>>>),
     /// The digest.
     Digest([u8; 32]),
+    /// The configuration is kept, and has this revision; `None` if the same one was kept before.
+    /// Or why it is not kept; the text is for people.
+    Configuration(Result<Option<u64>, String>),
     /// Random bytes.
     Random([u8; 16]),
     /// What the device's clock says, in seconds since 1970.
@@ -91,6 +97,17 @@ pub struct Connection {
     pub request_topic: String,
     /// Where replies come.
     pub reply_topic: String,
+}
+
+/// A document of the operator's, as it came with a certificate. Nothing of it is verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReceivedConfiguration {
+    /// A [`SignedConfiguration`](assay_wire::SignedConfiguration), if it can be read.
+    pub signed: Vec<u8>,
+    /// The scope that it must be for.
+    pub scope: Scope,
+    /// The device that it must be for.
+    pub device_id: DeviceId,
 }
 
 /// What was encrypted with AES-256-GCM (SP 800-38D).

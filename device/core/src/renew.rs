@@ -170,6 +170,7 @@ async fn ask(run: &Run, line: &Line, old: &Old<'_>, key: IdentityKey) -> Result<
             let in_use = Some(Grant::Certificate(grant));
             run.remember(Memory { in_use, ..run.memory() }).await;
         }
+        run.keep_configuration(reply.configuration, &same).await;
         return Ok(Reply::NotDue(same));
     }
     let certificate = granted::verify(run, chain, reply.renew_at, &key.id).await?;
@@ -181,6 +182,7 @@ async fn ask(run: &Run, line: &Line, old: &Old<'_>, key: IdentityKey) -> Result<
         return Err(AnswerError::NotNewer { not_before, in_use }.into());
     }
     run.desk().progress(Step::CertificateReceived(certificate.serial.clone()));
+    run.keep_configuration(reply.configuration, &certificate).await;
     Ok(Reply::Renewed(certificate))
 }
 

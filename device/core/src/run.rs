@@ -5,11 +5,12 @@ use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
 
-use assay_wire::{DeviceId, Flow, Scope};
+use assay_wire::{Bytes, DeviceId, Flow, MAX_SIGNED_CONFIGURATION, Scope};
 
 use crate::certificate::DeviceCertificate;
 use crate::desk::Desk;
 use crate::ek::ShownEk;
+use crate::event::ReceivedConfiguration;
 use crate::failure::Failure;
 use crate::kinds::{EkChoice, EkKind, IkKind, ParentKind};
 use crate::line::Line;
@@ -199,6 +200,26 @@ impl Run {
         self.memory.replace(next);
         for (key, handle) in dropped {
             self.desk().progress(Step::Unused { key, handle });
+        }
+    }
+
+    /// Keeps the document that came with a certificate for this device. Whatever is wrong with it,
+    /// the certificate is good.
+    pub(crate) async fn keep_configuration(
+        &self,
+        signed: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
+        certificate: &DeviceCertificate,
+    ) {
+        let Some(signed) = signed else { return };
+        let received = ReceivedConfiguration {
+            signed: signed.into_vec(),
+            scope: certificate.scope.clone(),
+            device_id: certificate.device_id.clone(),
+        };
+        match self.desk().keep_configuration(received).await {
+            Ok(Some(revision)) => self.desk().progress(Step::ConfigurationKept(revision)),
+            Ok(None) => {}
+            Err(reason) => self.desk().progress(Step::ConfigurationRefused(reason)),
         }
     }
 

@@ -28,6 +28,11 @@ pub enum Step {
     CertificateAdopted(String),
     /// The CA does not renew the certificate, for this reason. The device goes on with its flow.
     RenewalRefused(String),
+    /// The operator's document came with the certificate. It is new, and has this revision.
+    ConfigurationKept(u64),
+    /// The operator's document came with the certificate, and is not taken for this reason. The
+    /// certificate is.
+    ConfigurationRefused(String),
     /// The certificate could not be renewed now, for this reason. It is still good, and the next
     /// run tries again.
     RenewalPostponed(String),
@@ -150,6 +155,12 @@ impl fmt::Display for Step {
             Self::CertificateAdopted(serial) => write!(f, "certificate {serial} adopted"),
             Self::RenewalRefused(reason) => {
                 write!(f, "the CA does not renew the certificate ({reason}): proving the TPM anew")
+            }
+            Self::ConfigurationKept(revision) => {
+                write!(f, "configuration received and verified: revision {revision}")
+            }
+            Self::ConfigurationRefused(reason) => {
+                write!(f, "the configuration is not taken: {reason}")
             }
             Self::RenewalPostponed(reason) => write!(
                 f,

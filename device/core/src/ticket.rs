@@ -38,6 +38,7 @@ async fn certify(run: &Run, applicant: &Applicant) -> Result<DeviceCertificate, 
     };
     let certificate = applicant.verify(run, &reply.chain, reply.renew_at).await?;
     run.desk().progress(Step::CertificateReceived(certificate.serial.clone()));
+    run.keep_configuration(reply.configuration, &certificate).await;
     Ok(certificate)
 }
 

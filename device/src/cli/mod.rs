@@ -62,6 +62,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Prints the document that the operator attached to this device: JSON or CBOR.
+    #[command(after_help = status::CONFIGURATION_EXAMPLE)]
+    Configuration {
+        /// The state directory.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+    },
     /// Shows what the device has, verified and asked of the TPM: certificate, key, how the CA
     /// trusted the TPM, and when the certificate is renewed.
     #[command(after_help = inspect::INSPECT_EXAMPLES)]
@@ -135,6 +142,7 @@ impl Cli {
             Command::Renew(args) => provision::renew(args),
             Command::Run(args) => run::run(*args),
             Command::Status { state, json } => status::status(&state, json),
+            Command::Configuration { state } => status::print_configuration(&state),
             Command::Inspect(args) => inspect::inspect(args),
             Command::Cleanup(args) => inspect::cleanup(args),
             Command::Publish { broker, device, topic, message } => {

@@ -3,6 +3,7 @@
 mod backup;
 mod check;
 mod clock;
+mod configuration;
 mod crl;
 mod enroll;
 mod health;
@@ -65,6 +66,9 @@ enum Command {
     /// Make, list, renew and revoke brokers, workers, operators and backends
     #[command(subcommand)]
     Identity(identity::Identity),
+    /// Attach documents to devices, which get them signed, with their certificates
+    #[command(subcommand)]
+    Configuration(configuration::Configuration),
     /// Write the revocation list, signed now
     Crl(crl::Crl),
     /// List the newest decisions
@@ -104,6 +108,7 @@ impl Cli {
             Command::Devices(json) => list::devices(&directory()?, json),
             Command::Certs(json) => list::certificates(&directory()?, json),
             Command::Identity(identity) => identity.run(&directory()?),
+            Command::Configuration(configuration) => configuration.run(&directory()?),
             Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => list::audit(&directory()?, audit),
             Command::Store(store) => store.run(&directory()?),

@@ -2,8 +2,8 @@
 
 use assay_ca_core::{Reprovision, Role};
 use assay_store::{
-    AnchorRow, AuditRow, CertificateRow, DeviceRow, EnrolmentRow, IdentityCertificateRow,
-    IdentityRow,
+    AnchorRow, AuditRow, CertificateRow, ConfigurationRow, DeviceRow, EnrolmentRow,
+    IdentityCertificateRow, IdentityRow,
 };
 use assay_wire::{DeviceId, EkId, ProblemCode, Scope};
 use serde_json::{Value, json};
@@ -59,6 +59,18 @@ pub fn identity(
         "days_left": expiry::days_left(certificate.not_after, now),
         "renew": expiry::is_due(row, certificate, now),
         "revoked_at": certificate.revoked_at.map(rfc3339::seconds),
+    })
+}
+
+/// A document that is attached to a device or, without a device id, to the scope.
+pub fn configuration(row: &ConfigurationRow) -> Value {
+    let document = row.document.as_deref().unwrap_or_default();
+    json!({
+        "device_id": row.device_id.as_ref().map(DeviceId::as_str),
+        "revision": row.revision,
+        "set_at": rfc3339::seconds(row.set_at.unix_timestamp()),
+        "json": serde_json::from_slice::<Value>(document).ok(),
+        "document": hex::encode(document),
     })
 }
 

@@ -55,7 +55,10 @@ pub fn decide(
     let mut about = examination.about.clone();
     let signed = planner
         .plan(ca, &examination.examined, received.at, &mut about)
-        .and_then(|plan| sign(ca, plan, received.at, &mut about));
+        .and_then(|plan| {
+            let configuration = planner.configuration(ca, &plan, &about)?;
+            sign(ca, plan, configuration, received.at, &mut about)
+        });
     let outcome = match signed {
         Ok(Signed::Pong) => Outcome::Pong,
         Ok(Signed::Answer(reply)) => Outcome::Answered(reply),

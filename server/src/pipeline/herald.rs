@@ -1,5 +1,5 @@
-//! Publishes the revocation list as a retained message: when it changes, before it is out of date,
-//! and to each new broker.
+//! Publishes as retained messages, to each new broker and when they change: the revocation list,
+//! also before it is out of date, and which configurations are new.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use super::Outfit;
 use super::outbox::Outbox;
 use crate::ca::{Ca, ListError};
 use crate::clock::Gate;
-use assay_store::Store;
+use assay_store::{ConfigurationChanges, Store, StoreError};
 
 /// Publishes until no more connections to brokers are made; `arrived` hears of each connection.
 pub(super) fn run(
@@ -26,6 +26,7 @@ pub(super) fn run(
     outbox: &Outbox,
 ) {
     let mut published: Option<Published> = None;
+    let mut newest: Option<u64> = None;
     // Before the first connection there is nobody to publish to.
     if arrived.recv().is_err() {
         return;
@@ -34,7 +35,7 @@ pub(super) fn run(
         let Some(now) = gate.now() else {
             // A list with a wrong date would be believed for too short or too long.
             match arrived.recv_timeout(POLL) {
-                Ok(()) => published = None,
+                Ok(()) => (published, newest) = (None, None),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -50,12 +51,34 @@ pub(super) fn run(
                 error!(error = %refusal, "the revocation list could not be published; trying again")
             }
         }
+        match publish_news(&mut *store, newest, outbox) {
+            Ok(now_newest) => newest = now_newest,
+            Err(error) => {
+                error!(%error, "devices are not told of new configurations; trying again")
+            }
+        }
         match arrived.recv_timeout(POLL) {
-            Ok(()) => published = None,
+            Ok(()) => (published, newest) = (None, None),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
+}
+
+/// Tells devices what changed since `last` was the newest revision. Returns the newest one. As long
+/// as there never was a configuration, there is nothing to tell.
+fn publish_news(
+    store: &mut dyn Store,
+    last: Option<u64>,
+    outbox: &Outbox,
+) -> Result<Option<u64>, StoreError> {
+    let newest = store.newest_configuration()?;
+    if newest > 0 && last != Some(newest) {
+        let ConfigurationChanges { mut news, devices } = store.configuration_changes()?;
+        news.spread = u32::try_from(devices / REQUESTS_A_SECOND).unwrap_or(u32::MAX);
+        outbox.proclaim(Topic::Configuration(outbox.scope.clone()), news.encode());
+    }
+    Ok(Some(newest))
 }
 
 /// The list that subscribers have.
@@ -94,6 +117,9 @@ fn publish(
     Ok(Some(Published { ca, changes, at: Instant::now() }))
 }
 
+/// As many devices as should ask for a new configuration in a second, out of the two thousand that
+/// a small CA answers.
+const REQUESTS_A_SECOND: u64 = 500;
 /// How late a revocation is published at most.
 const POLL: Duration = Duration::from_secs(1);
 /// Brokers take packets of 64 KiB. This leaves some room for the head of the packet, and holds

@@ -1,14 +1,18 @@
 //! The decisions of `ca-core`, on a snapshot of the record: what would be issued.
 
+use std::time::{Duration, Instant};
+
 use assay_ca_core::{
     Admitted, AdmittedParent, Adopting, BoundKey, Candidate, Certification, Confirming, EkEvidence,
-    InForce, KeyOffer, Offered, RenewFlow, RenewalProof, Renewing, SealedOnRecord, Sealing,
+    Fault, InForce, KeyOffer, Offered, RenewFlow, RenewalProof, Renewing, SealedOnRecord, Sealing,
     TicketFlow, TrustAnchors, TrustedEk,
 };
 use assay_store::{
     AnchorsVersion, Basis, IdInQuestion, IkInQuestion, Question, Snapshot, Store, StoreError, Whom,
 };
+use assay_wire::{Bytes, Configuration, MAX_SIGNED_CONFIGURATION};
 use time::OffsetDateTime;
+use tracing::warn;
 
 use super::examine::Examined;
 use super::outcome::{About, Refusal};
@@ -35,6 +39,8 @@ pub struct Planner {
     anchors: TrustAnchors,
     /// Which ones they are; `None` before the first question.
     anchors_version: Option<AnchorsVersion>,
+    /// When the store was last asked whether there are configurations, and what it said.
+    configurations: Option<(Instant, bool)>,
 }
 
 impl Planner {
@@ -44,7 +50,7 @@ impl Planner {
     /// The store cannot be read.
     pub fn open(mut store: Box<dyn Store>) -> Result<Self, StoreError> {
         let anchors = read_anchors(&mut *store)?;
-        Ok(Self { store, anchors, anchors_version: None })
+        Ok(Self { store, anchors, anchors_version: None, configurations: None })
     }
 
     /// Plans by what is on record now, and notes in `about` whom the request is about.
@@ -160,6 +166,58 @@ impl Planner {
         })
     }
 
+    /// The document for the device that this plan gives a certificate, signed; `None` if it gives
+    /// none, or there is no document.
+    ///
+    /// # Errors
+    /// The store failed, or the signer did.
+    pub(super) fn configuration(
+        &mut self,
+        ca: &Ca,
+        plan: &Plan,
+        about: &About,
+    ) -> Result<Option<Bytes<MAX_SIGNED_CONFIGURATION>>, Refusal> {
+        let (Plan::Certify(..) | Plan::Enroll(..) | Plan::Renew(..), Some(device)) =
+            (plan, &about.device)
+        else {
+            return Ok(None);
+        };
+        if !self.has_configurations()? {
+            return Ok(None);
+        }
+        let (Whom::Proven(device_id) | Whom::Due(device_id)) = device;
+        let Some(due) = self.store.configuration(device_id)? else { return Ok(None) };
+        let Some(signer) = &ca.documents else {
+            warn!(
+                "devices get no documents: worker.key is not a P-256 key with worker.pem; run \
+                 assay identity renew worker"
+            );
+            return Ok(None);
+        };
+        let limit = |limit| Fault::Oversize { field: "the document", limit };
+        let document = due.document.map(Bytes::try_from).transpose().map_err(limit)?;
+        let configuration = Configuration {
+            scope: ca.scope.clone(),
+            device_id: device_id.clone(),
+            revision: due.revision,
+            document,
+        };
+        Ok(Some(signer.sign(&configuration)?))
+    }
+
+    /// Whether there are any. Most CAs have none, and then no request should cost a question. A
+    /// device that gets its certificate a moment too early hears of its document by the news.
+    fn has_configurations(&mut self) -> Result<bool, StoreError> {
+        if let Some((asked, there_are)) = self.configurations
+            && (there_are || asked.elapsed() < CONFIGURATIONS_POLL)
+        {
+            return Ok(there_are);
+        }
+        let there_are = self.store.newest_configuration()? > 0;
+        self.configurations = Some((Instant::now(), there_are));
+        Ok(there_are)
+    }
+
     /// What is on record about an EK and the device id that is due to it.
     fn due(
         &mut self,
@@ -196,6 +254,9 @@ impl Planner {
         Ok(TrustedEk::verify(evidence, &self.anchors, enrolment, now)?)
     }
 }
+
+/// How late the first configuration is noticed at most.
+const CONFIGURATIONS_POLL: Duration = Duration::from_secs(1);
 
 /// The basis of a decision on a certificate, if it waits.
 fn of_waiting(certificate: &SealedOnRecord, now: OffsetDateTime) -> Option<Basis> {

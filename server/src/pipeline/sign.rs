@@ -2,7 +2,7 @@
 
 use assay_ca_core::{Adopting, Challenge, Confirming};
 use assay_store::{Act, Basis, Change};
-use assay_wire::ReplyBody;
+use assay_wire::{Bytes, CertificateReply, MAX_SIGNED_CONFIGURATION, ReplyBody};
 use time::OffsetDateTime;
 
 use super::outcome::{About, Issued, Refusal};
@@ -32,6 +32,7 @@ impl Signed {
 pub(super) fn sign(
     ca: &Ca,
     plan: Plan,
+    configuration: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
     now: OffsetDateTime,
     about: &mut About,
 ) -> Result<Signed, Refusal> {
@@ -44,7 +45,7 @@ pub(super) fn sign(
         }
         Plan::Certify(certification, basis) => {
             let (reply, issued) = certification.sign(&ca.issuer)?;
-            let reply = ReplyBody::Certificate(reply);
+            let reply = ReplyBody::Certificate(CertificateReply { configuration, ..reply });
             match issued {
                 None => Signed::Answer(reply),
                 Some(certificate) => {
@@ -54,6 +55,7 @@ pub(super) fn sign(
             }
         }
         Plan::Enroll(sealing, basis) => {
+            let sealing = sealing.with_configuration(configuration);
             let (reply, issued) = sealing.sign(&ca.issuer, &ca.ticket_key, now, &mut random())?;
             let reply = ReplyBody::Sealed(reply);
             match issued {
@@ -70,7 +72,7 @@ pub(super) fn sign(
         }
         Plan::Renew(renewing, basis) => {
             let (reply, issued) = renewing.sign(&ca.issuer, &ca.ticket_key, &mut random())?;
-            let reply = ReplyBody::Certificate(reply);
+            let reply = ReplyBody::Certificate(CertificateReply { configuration, ..reply });
             match issued {
                 None => Signed::Answer(reply),
                 Some(certificate) => {

@@ -19,6 +19,7 @@ mod connection;
 pub(crate) mod dump;
 mod enrolments;
 mod epoch;
+mod configurations;
 mod identities;
 mod migrations;
 mod record;
@@ -44,6 +45,7 @@ use crate::contract::Store;
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
 use crate::error::StoreError;
+use crate::configurations::{ConfigurationChanges, ConfigurationRow, DueConfiguration};
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
@@ -217,6 +219,31 @@ impl Store for Postgres {
 
     fn identities(&mut self) -> Result<Vec<IdentityRow>, StoreError> {
         self.all_identities()
+    }
+
+    fn set_configuration(
+        &mut self,
+        target: Option<&DeviceId>,
+        document: Option<&[u8]>,
+        now: OffsetDateTime,
+    ) -> Result<Option<u64>, StoreError> {
+        self.put_configuration(target, document, now)
+    }
+
+    fn configuration(&mut self, device: &DeviceId) -> Result<Option<DueConfiguration>, StoreError> {
+        Self::due_configuration(self, device)
+    }
+
+    fn configurations(&mut self) -> Result<Vec<ConfigurationRow>, StoreError> {
+        Self::all_configurations(self)
+    }
+
+    fn newest_configuration(&mut self) -> Result<u64, StoreError> {
+        Self::newest_revision(self)
+    }
+
+    fn configuration_changes(&mut self) -> Result<ConfigurationChanges, StoreError> {
+        Self::changed_configurations(self)
     }
 
     fn revoke_identity(

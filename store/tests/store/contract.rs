@@ -9,18 +9,21 @@ use assay_ca_core::{
     SharedKeyOnRecord, unchecked,
 };
 use assay_server::directory::Directory;
+use assay_store::{ConfigurationChanges, DueConfiguration};
 use assay_store::{
     Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
     IdInQuestion, IdentityRole, NewEnrolment, Pruned, Question, Recorded, Removed, Renewed,
     Retention, RevokedCertificates, StoreError, Tags, Trusted, Which, Whom, record_each,
 };
-use assay_wire::{EkId, Identity, Rights, Scope};
+use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::{Duration, OffsetDateTime};
 
 use crate::acts::*;
 use crate::fixture::{Any, Fixture, on_both};
 
 on_both! {
+    a_configuration_of_a_device_goes_before_the_scopes_and_its_revision_never_goes_back,
+    what_changed_last_is_told_and_a_document_that_is_not_there_is_not_removed,
     a_backend_has_the_rights_on_record_and_a_change_of_them_is_noticed,
     a_renewed_identity_has_several_certificates_until_the_old_ones_are_revoked,
     a_revoked_identity_is_let_in_no_more_and_is_not_renewed,
@@ -464,6 +467,61 @@ fn device_that_does_not_exist_is_let_in_until_its_certificate_is_revoked_and_the
     assert_eq!((revoked.once_in_force.len(), revoked.never_in_force.len()), (0, 1));
     prune(&mut store, now + Duration::days(2));
     assert_eq!(status(&mut store), CertificateStatus::Unknown);
+}
+
+fn a_configuration_of_a_device_goes_before_the_scopes_and_its_revision_never_goes_back(
+    fixture: &Fixture,
+) {
+    let mut store = fixture.store();
+    let (one, two) = (id("pump-1"), id("pump-2"));
+    assert_eq!(store.configuration(&one).unwrap(), None);
+    assert_eq!(store.newest_configuration().unwrap(), 0);
+    let due = |store: &mut Any, device| {
+        let DueConfiguration { revision, document } = store.configuration(device).unwrap().unwrap();
+        (revision, document.map(|document| String::from_utf8(document).unwrap()))
+    };
+    let mut set = |target: Option<&DeviceId>, document: Option<&str>| {
+        store.set_configuration(target, document.map(str::as_bytes), now()).unwrap().unwrap()
+    };
+    let first = set(None, Some("all"));
+    let own = set(Some(&one), Some("own"));
+    let third = set(None, Some("all again"));
+    assert!(first < own && own < third);
+    assert_eq!(due(&mut store, &one), (own, Some("own".into())));
+    assert_eq!(due(&mut store, &two), (third, Some("all again".into())));
+
+    let mut remove = |target| store.set_configuration(target, None, now()).unwrap().unwrap();
+    let fourth = remove(Some(&one));
+    assert!(fourth > third);
+    assert_eq!(due(&mut store, &one), (fourth, Some("all again".into())));
+    let mut remove = |target| store.set_configuration(target, None, now()).unwrap().unwrap();
+    let fifth = remove(None);
+    assert_eq!(due(&mut store, &one), (fifth, None));
+    assert_eq!(store.newest_configuration().unwrap(), fifth);
+    let rows = store.configurations().unwrap();
+    let found: Vec<_> = rows.iter().map(|row| (&row.device_id, row.revision)).collect();
+    assert_eq!(found, [(&None, fifth), (&Some(one), fourth)]);
+    assert!(rows.iter().all(|row| row.document.is_none() && row.set_at == now()));
+}
+
+fn what_changed_last_is_told_and_a_document_that_is_not_there_is_not_removed(fixture: &Fixture) {
+    let mut store = fixture.store();
+    assert_eq!(store.configuration_changes().unwrap(), ConfigurationChanges::default());
+    assert_eq!(store.set_configuration(None, None, now()).unwrap(), None);
+    assert_eq!(store.set_configuration(Some(&id("pump-1")), None, now()).unwrap(), None);
+    assert_eq!(store.newest_configuration().unwrap(), 0);
+
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    for n in 1..=40 {
+        let target = id(&format!("pump-{n}"));
+        store.set_configuration(Some(&target), Some(b"{}"), now()).unwrap();
+    }
+    let ConfigurationChanges { news, devices } = store.configuration_changes().unwrap();
+    assert_eq!((devices, news.devices.len(), news.newest()), (1, 32, 40));
+    // It does not name pump-8, so that one has to ask.
+    assert_eq!((news.newest_for(&id("pump-9")), news.newest_for(&id("pump-8"))), (9, 8));
+    store.set_configuration(None, Some(b"{}"), now()).unwrap();
+    assert_eq!(store.configuration_changes().unwrap().news.for_all, 41);
 }
 
 fn a_backend_has_the_rights_on_record_and_a_change_of_them_is_noticed(fixture: &Fixture) {

@@ -77,6 +77,7 @@ impl Ca {
                     .with_flows(Flow::ALL.to_vec())
                     .and_then(|profile| profile.with_renewal(Some(RENEW_BEFORE)))
                     .unwrap(),
+                documents: None,
             },
             planner: Planner::open(Box::new(store)).unwrap(),
             log: DecisionLog::default(),

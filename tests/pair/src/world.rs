@@ -345,6 +345,8 @@ impl World {
                 Event::Unsealed(contents)
             }
             Action::Digest(bytes) => Event::Digest(Sha256::digest(bytes).into()),
+            // These CAs have no documents.
+            Action::Configuration(_) => Event::Configuration(Ok(None)),
             Action::Draw => Event::Random(self.chance.bytes()),
             Action::Clock => Event::Clock(self.device_time(device).unsigned_abs()),
             Action::Connect(connection) => {

@@ -106,6 +106,8 @@ pub(super) fn encrypt(
 
 /// The length of an AES-256 key. A credential for an EK of any template can hold it.
 pub(super) const SEALING_KEY_LEN: usize = 32;
+/// By how much [`encrypt`] makes its content longer: the nonce and the tag.
+pub(super) const SEALING_OVERHEAD: usize = NONCE_LEN + 16;
 
 #[cfg(test)]
 mod tests {

@@ -138,7 +138,7 @@ impl FakeCa {
 
     fn certificate_reply(&self, certificate: Vec<u8>) -> ReplyBody {
         let chain = vec![certificate.try_into().unwrap()].try_into().unwrap();
-        ReplyBody::Certificate(CertificateReply { chain, renew_at: self.advice })
+        ReplyBody::Certificate(CertificateReply { chain, renew_at: self.advice, configuration: None })
     }
 
     fn certify(&mut self, ik: [u8; 32]) -> Vec<u8> {
@@ -252,6 +252,7 @@ impl FakeCa {
             ticket: tag32(&[b"ticket", &claim]).into(),
             receipt_sha256: tag32(&[b"digest", &tag32(&[b"receipt", &claim])]),
             renew_at: self.advice,
+            configuration: None,
         }
         .encode();
         let contents = self.contents.clone().unwrap_or(contents);
