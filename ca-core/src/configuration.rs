@@ -35,7 +35,8 @@ impl ConfigurationSigner {
         {
             return Err(Fault::Crypto("finding a worker's key in its certificate"));
         }
-        let chain = chain.iter().map(|certificate| fitting("a worker's certificate", certificate.to_vec()));
+        let chain =
+            chain.iter().map(|certificate| fitting("a worker's certificate", certificate.to_vec()));
         let chain = chain.collect::<Result<Vec<Der>, _>>()?.try_into();
         let chain =
             chain.map_err(|limit| Fault::Oversize { field: "a worker's certificates", limit })?;
@@ -54,10 +55,8 @@ impl ConfigurationSigner {
         let signed = SignedConfiguration::signed(&payload);
         let signature = self.key.sign(&SystemRandom::new(), &signed);
         let signature = signature.map_err(|_| Fault::Crypto("signing a configuration"))?;
-        let signature = signature
-            .as_ref()
-            .try_into()
-            .map_err(|_| Fault::Crypto("signing a configuration"))?;
+        let signature =
+            signature.as_ref().try_into().map_err(|_| Fault::Crypto("signing a configuration"))?;
         let signed = SignedConfiguration { chain: self.chain.clone(), payload, signature };
         fitting("the signed configuration", signed.encode())
     }

@@ -81,8 +81,7 @@ impl Agent<'_> {
                 Action::Unseal(sealed) => Some(Event::Unsealed(unseal(&sealed))),
                 Action::Digest(bytes) => Some(Event::Digest(sha256(&bytes))),
                 Action::Configuration(received) => {
-                    let kept =
-                        configuration::keep(&received, self.state, self.roots, self.clock)?;
+                    let kept = configuration::keep(&received, self.state, self.roots, self.clock)?;
                     Some(Event::Configuration(kept.map_err(|error| error.to_string())))
                 }
                 Action::Clock => Some(Event::Clock(self.clock.now().as_secs())),

@@ -159,30 +159,30 @@ impl StateDirectory {
 }
 
 fn replace(directory: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
-        let mut written = Vec::new();
-        for (name, contents) in files {
-            let path = directory.join(name);
-            // A file that a killed process left is removed.
-            let new = directory.join(format!("{name}.new"));
-            let write = || {
-                remove(&new)?;
-                // `create_new` follows no symbolic link.
-                let mut file = for_owner(OpenOptions::new().create_new(true)).open(&new)?;
-                file.write_all(contents)?;
-                Ok(file)
-            };
-            let file = write().map_err(Error::state(&path))?;
-            written.push((file, new, path));
-        }
-        for (file, _, path) in &written {
-            file.sync_all().map_err(Error::state(path))?;
-        }
-        for (_, new, path) in &written {
-            fs::rename(new, path).map_err(Error::state(path))?;
-        }
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(Error::state(directory))
+    let mut written = Vec::new();
+    for (name, contents) in files {
+        let path = directory.join(name);
+        // A file that a killed process left is removed.
+        let new = directory.join(format!("{name}.new"));
+        let write = || {
+            remove(&new)?;
+            // `create_new` follows no symbolic link.
+            let mut file = for_owner(OpenOptions::new().create_new(true)).open(&new)?;
+            file.write_all(contents)?;
+            Ok(file)
+        };
+        let file = write().map_err(Error::state(&path))?;
+        written.push((file, new, path));
+    }
+    for (file, _, path) in &written {
+        file.sync_all().map_err(Error::state(path))?;
+    }
+    for (_, new, path) in &written {
+        fs::rename(new, path).map_err(Error::state(path))?;
+    }
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(Error::state(directory))
 }
 
 /// Keeps a second resident agent away from a state directory, until the file is dropped. Two would
@@ -204,7 +204,8 @@ pub(crate) fn hold_for_agent(directory: &Path) -> Result<File, Error> {
 /// Removes all that was written to a state directory, and the directory if nothing else is in it.
 /// Whoever calls this holds the directory.
 pub(crate) fn remove_files(directory: &Path) -> Result<(), Error> {
-    let mut names: Vec<_> = [DEVICE, CERTIFICATE, CONFIGURATION, TOLD, BROKEN, REFUSED].map(str::to_owned).into();
+    let mut names: Vec<_> =
+        [DEVICE, CERTIFICATE, CONFIGURATION, TOLD, BROKEN, REFUSED].map(str::to_owned).into();
     for entry in fs::read_dir(directory).map_err(Error::state(directory))? {
         let name = entry.map_err(Error::state(directory))?.file_name();
         names.extend(name.to_str().filter(|name| is_private_file(name)).map(str::to_owned));

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use assay_ca_core::{
-    Authority, ConfigurationSigner, Issuer, KeyAndCertificate, LEAF_LIFETIME, MasterSecret, Profile, TicketKey,
+    Authority, ConfigurationSigner, Issuer, KeyAndCertificate, LEAF_LIFETIME, MasterSecret,
+    Profile, TicketKey,
 };
 use assay_wire::{DeviceId, Flow, Rights, Scope};
 use rustls::RootCertStore;

@@ -5,9 +5,7 @@ use std::io::Write;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use assay_tests::{
-    Agent, AssayDir, Device, EkKind, Worker, json, run, trusted_vendor,
-};
+use assay_tests::{Agent, AssayDir, Device, EkKind, Worker, json, run, trusted_vendor};
 
 use crate::external_brokers::mosquitto_as_deployed;
 use crate::lab::Lab;

@@ -6,9 +6,7 @@ use alloc::vec::Vec;
 use minicbor::{Decoder, Encoder};
 
 use crate::message::only_encoding;
-use crate::{
-    Bytes, CertificateDer, CertificateList, DecodeError, DeviceId, MAX_MESSAGE, Scope,
-};
+use crate::{Bytes, CertificateDer, CertificateList, DecodeError, DeviceId, MAX_MESSAGE, Scope};
 
 /// The longest document, in bytes. It travels with a certificate in one message.
 pub const MAX_CONFIGURATION: usize = 4096;
@@ -183,10 +181,7 @@ impl ConfigurationNews {
             .and_then(|e| e.array(self.devices.len() as u64))
             .unwrap();
         for (device, revision) in &self.devices {
-            e.array(2)
-                .and_then(|e| e.str(device.as_str()))
-                .and_then(|e| e.u64(*revision))
-                .unwrap();
+            e.array(2).and_then(|e| e.str(device.as_str())).and_then(|e| e.u64(*revision)).unwrap();
         }
         message
     }

@@ -11,8 +11,8 @@ use minicbor::{Decode, Decoder, Encode, Encoder};
 use crate::{Adoption, Renewal};
 use crate::{
     Bytes, CertificateList, DeviceId, EkId, EkIds, Limit, MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR,
-    MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED, MAX_SIGNED_CONFIGURATION, Problem,
-    RequestId,
+    MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED, MAX_SIGNED_CONFIGURATION,
+    Problem, RequestId,
 };
 
 /// The longest message, in bytes: a full EK chain of RSA-4096 certificates, a CSR and two public

@@ -1,12 +1,12 @@
 //! Every message as annotated bytes, encoded and decoded, and bytes that are not a message.
 
-use assay_wire::{Configuration, ConfigurationNews, DeviceId, SignedConfiguration};
 use assay_wire::{
     ActivationReply, Adoption, Bundle, Bytes, CertificateReply, ChallengeReply, ConfirmedReply,
     DecodeError, EkId, EkPublic, Head, MAX_MESSAGE, ParentBundle, Problem, ProblemCode, Proof,
     Receipt, Renewal, Reply, ReplyBody, Request, RequestBody, RequestId, Scope, SealedCertificate,
     SealedReply, Ticket,
 };
+use assay_wire::{Configuration, ConfigurationNews, DeviceId, SignedConfiguration};
 
 const ID: &str = "50 000102030405060708090a0b0c0d0e0f";
 
@@ -675,10 +675,9 @@ fn signed_configuration_is_a_cose_sign1_and_nothing_else() {
         signature: [0xee; 64],
     };
     let (payload_hex, signature) = (hex::encode(&payload), "ee".repeat(64));
-    for (signed, chain) in [
-        (of(&[b"leaf"]), "44 6c656166"),
-        (of(&[b"leaf", b"ca"]), "82 44 6c656166 42 6361"),
-    ] {
+    for (signed, chain) in
+        [(of(&[b"leaf"]), "44 6c656166"), (of(&[b"leaf", b"ca"]), "82 44 6c656166 42 6361")]
+    {
         let annotated = bytes(&[
             "84",
             "43 a10126", // protected: ES256

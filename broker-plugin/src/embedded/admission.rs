@@ -181,9 +181,7 @@ fn check_offer(scope: &Scope, connect: &Connect, longest_keep_alive: u16) -> Res
     }
     // An MQTT 5 client is told the broker's keep-alive. For MQTT 3.1.1 there is only this way to
     // limit it. 0 stands for no keep-alive at all (MQTT 3.1.1 §3.1.2.10).
-    if connect.version == Version::V3
-        && !(1..=longest_keep_alive).contains(&connect.keep_alive)
-    {
+    if connect.version == Version::V3 && !(1..=longest_keep_alive).contains(&connect.keep_alive) {
         let text = format!(
             "its keep-alive is {} s; it must be 1 to {longest_keep_alive} s",
             connect.keep_alive

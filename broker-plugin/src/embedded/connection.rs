@@ -353,8 +353,7 @@ fn keep_alive(connect: &Connect, entrance: &Entrance) -> u16 {
 
 /// In seconds.
 fn longest_keep_alive(entrance: &Entrance) -> u16 {
-    let longest =
-        if entrance.is_for_strangers() { KEEP_ALIVE } else { OPERATIONAL_KEEP_ALIVE };
+    let longest = if entrance.is_for_strangers() { KEEP_ALIVE } else { OPERATIONAL_KEEP_ALIVE };
     u16::try_from(longest.as_secs()).unwrap_or(u16::MAX)
 }
 

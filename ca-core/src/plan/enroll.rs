@@ -108,16 +108,8 @@ impl Sealing {
                 (issued.chain(issuer)?, issued.renew_at(), Some(issued))
             }
         };
-        let sealed = SealedBox::new(
-            &candidate,
-            chain,
-            renew_at,
-            configuration,
-            confirm_by,
-            key,
-            now,
-            rng,
-        )?;
+        let sealed =
+            SealedBox::new(&candidate, chain, renew_at, configuration, confirm_by, key, now, rng)?;
         Ok((sealed.into_reply(), issued))
     }
 }

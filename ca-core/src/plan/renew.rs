@@ -51,7 +51,11 @@ impl Renewing {
         let device_id = proof.device_id().clone();
         let on_record = |der: &[u8]| {
             let renew_at = Term::of(der).map(|term| term.renew_at(profile));
-            let answer = Answer::OnRecord(CertificateReply { chain: issuer.chain(der)?, renew_at, configuration: None });
+            let answer = Answer::OnRecord(CertificateReply {
+                chain: issuer.chain(der)?,
+                renew_at,
+                configuration: None,
+            });
             Ok(Self { device_id: device_id.clone(), answer })
         };
         let is_due = now >= proof.term.due_from(profile)

@@ -16,9 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::answer::AnswerError;
 use crate::certificate::VerifiedPath;
-use crate::event::{
-    Action, Connection, Event, ReceivedConfiguration, SealedBox, Traffic, Trouble,
-};
+use crate::event::{Action, Connection, Event, ReceivedConfiguration, SealedBox, Traffic, Trouble};
 use crate::memory::Memory;
 use crate::step::Step;
 use crate::tpm::{TpmAnswer, TpmFailure, TpmOperation};

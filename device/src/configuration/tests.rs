@@ -107,7 +107,10 @@ fn configuration_of_anybody_but_a_worker_is_refused() {
 fn configuration_of_another_cas_worker_is_refused() {
     let signed = Ca::new().signer(WORKER).sign(&good()).encode();
     let refused = Ca::new().verify(&signed);
-    assert!(matches!(refused, Err(ConfigurationError::Signer(AnswerError::Path(_)))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(ConfigurationError::Signer(AnswerError::Path(_)))),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -157,9 +160,8 @@ fn signature_of_something_else_is_no_configuration() {
 
 #[test]
 fn older_revision_is_refused_and_the_same_one_changes_nothing() {
-    let verified = |revision, document| {
-        VerifiedConfiguration(of("default", "pump-1", revision, document))
-    };
+    let verified =
+        |revision, document| VerifiedConfiguration(of("default", "pump-1", revision, document));
     let stored = verified(7, "{}");
     assert_eq!(verified(8, "[]").is_newer_than(&stored), Ok(true));
     assert_eq!(verified(7, "{}").is_newer_than(&stored), Ok(false));

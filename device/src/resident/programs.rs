@@ -97,23 +97,24 @@ impl Programs {
         occasion: &Occasion,
         outcome: Result<ExitStatus, NotRun>,
     ) -> Vec<String> {
+        let has_succeeded = outcome.as_ref().is_ok_and(ExitStatus::success);
+        if let (Occasion::Configuration(taken), true) = (occasion, has_succeeded) {
+            // If this is not kept, the program hears of the same one again.
+            _ = state::set_told(&self.state, taken.revision);
+        }
         let queue = self.queue(occasion);
         queue.is_running = false;
         let program = queue.command.first().cloned().unwrap_or_default();
-        let has_succeeded = outcome.as_ref().is_ok_and(ExitStatus::success);
         let outcome = outcome.map_or_else(|error| error.to_string(), |status| status.to_string());
         let mut lines = Vec::new();
         match occasion {
-            Occasion::Renewed if has_succeeded => {}
-            Occasion::Renewed => lines
-                .push(format!("the program for new certificates failed: {program}: {outcome}")),
+            Occasion::Renewed | Occasion::Configuration(_) if has_succeeded => {}
+            Occasion::Renewed => {
+                lines.push(format!("the program for new certificates failed: {program}: {outcome}"))
+            }
             Occasion::Command { name, payload } => {
                 let (name, length) = (shown(name), payload.len());
                 lines.push(format!("command {name} of {length} bytes: {outcome}"));
-            }
-            Occasion::Configuration(DeviceConfiguration { revision, .. }) if has_succeeded => {
-                // If this is not kept, the program hears of the same one again.
-                _ = state::set_told(&self.state, *revision);
             }
             Occasion::Configuration(DeviceConfiguration { revision, .. }) => lines.push(format!(
                 "the program for configurations failed with revision {revision}: {program}: \

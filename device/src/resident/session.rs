@@ -7,8 +7,7 @@ use assay_mqtt::BrokerUrl;
 use assay_mqtt::rumqttc::Outgoing;
 use assay_mqtt::rumqttc::v5::mqttbytes::QoS;
 use assay_mqtt::rumqttc::v5::mqttbytes::v5::{
-    Filter, LastWill, Packet, PubAckReason, Publish, RetainForwardRule, SubAck,
-    SubscribeReasonCode,
+    Filter, LastWill, Packet, PubAckReason, Publish, RetainForwardRule, SubAck, SubscribeReasonCode,
 };
 use assay_mqtt::rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, StateError};
 use assay_wire::{COMMAND, ConfigurationNews, DeviceId, Topic};
@@ -41,19 +40,19 @@ impl Session {
         reports: mpsc::Sender<Heard>,
     ) -> Self {
         let SignIn { scope, device_id, tls, password, .. } = sign_in;
+        // Whoever signs in by a token has no certificate that a configuration could come with.
+        let news = password.is_none().then(|| Topic::Configuration(scope.clone()).to_string());
         let (client, mut events) =
             dial(broker, &Arc::new(tls), &device_id.clone().into(), password);
         let own = |below: &str| Topic::Device(scope.clone(), device_id.clone(), below.into());
         let presence = own(PRESENCE).to_string();
         let commands = takes_commands.then(|| own(COMMAND).to_string());
-        // Whoever signs in by a token has no certificate that a configuration could come with.
-        let news =
-            password.is_none().then(|| Topic::Configuration(scope.clone()).to_string());
         let will = LastWill::new(presence.clone(), OFFLINE, QoS::AtLeastOnce, true, None);
         events.options.set_last_will(will).set_keep_alive(KEEP_ALIVE);
         let (leave, told_to_leave) = oneshot::channel();
         let broker = broker.clone();
-        let holder = Holder { number, broker, client, presence, commands, news, device_id, reports };
+        let holder =
+            Holder { number, broker, client, presence, commands, news, device_id, reports };
         let task = tokio::spawn(async move {
             let mut is_up = false;
             tokio::select! {

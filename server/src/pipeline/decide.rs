@@ -53,9 +53,8 @@ pub fn decide(
         }
     };
     let mut about = examination.about.clone();
-    let signed = planner
-        .plan(ca, &examination.examined, received.at, &mut about)
-        .and_then(|plan| {
+    let signed =
+        planner.plan(ca, &examination.examined, received.at, &mut about).and_then(|plan| {
             let configuration = planner.configuration(ca, &plan, &about)?;
             sign(ca, plan, configuration, received.at, &mut about)
         });

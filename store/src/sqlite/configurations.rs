@@ -25,7 +25,8 @@ impl Sqlite {
         self.transaction(|transaction| {
             let exists = "SELECT EXISTS (SELECT 1 FROM configurations
                           WHERE device_id = ?1 AND document IS NOT NULL)";
-            let is_there = transaction.0.query_row(exists, [key(target)], |row| row.get(0))?;
+            let is_there: bool =
+                transaction.0.query_row(exists, [key(target)], |row| row.get(0))?;
             if document.is_none() && !is_there {
                 return Ok(None);
             }
@@ -46,10 +47,7 @@ impl Sqlite {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn configuration(
-        &self,
-        device: &DeviceId,
-    ) -> Result<Option<DueConfiguration>, StoreError> {
+    pub fn configuration(&self, device: &DeviceId) -> Result<Option<DueConfiguration>, StoreError> {
         let mut statement = self.connection.prepare_cached(
             "SELECT device_id = '', revision, document FROM configurations
              WHERE device_id IN ('', ?1)",

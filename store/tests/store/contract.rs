@@ -9,12 +9,12 @@ use assay_ca_core::{
     SharedKeyOnRecord, unchecked,
 };
 use assay_server::directory::Directory;
-use assay_store::{ConfigurationChanges, DueConfiguration};
 use assay_store::{
     Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
     IdInQuestion, IdentityRole, NewEnrolment, Pruned, Question, Recorded, Removed, Renewed,
     Retention, RevokedCertificates, StoreError, Tags, Trusted, Which, Whom, record_each,
 };
+use assay_store::{ConfigurationChanges, DueConfiguration};
 use assay_wire::{DeviceId, EkId, Identity, Rights, Scope};
 use time::{Duration, OffsetDateTime};
 

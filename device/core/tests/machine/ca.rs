@@ -138,7 +138,11 @@ impl FakeCa {
 
     fn certificate_reply(&self, certificate: Vec<u8>) -> ReplyBody {
         let chain = vec![certificate.try_into().unwrap()].try_into().unwrap();
-        ReplyBody::Certificate(CertificateReply { chain, renew_at: self.advice, configuration: None })
+        ReplyBody::Certificate(CertificateReply {
+            chain,
+            renew_at: self.advice,
+            configuration: None,
+        })
     }
 
     fn certify(&mut self, ik: [u8; 32]) -> Vec<u8> {
