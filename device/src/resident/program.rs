@@ -17,6 +17,7 @@ pub(super) struct Program {
     command: Vec<String>,
     environment: Vec<(&'static str, OsString)>,
     input: Vec<u8>,
+    limit: Duration,
 }
 
 impl Program {
@@ -25,7 +26,8 @@ impl Program {
     /// Its environment has PATH and what stands here, and nothing else: the agent's own may hold
     /// passwords of the TPM.
     pub(super) fn new(command: &[String], state: &Path, device_id: &DeviceId) -> Self {
-        let program = Self { command: command.to_vec(), environment: vec![], input: vec![] };
+        let (command, environment, input) = (command.to_vec(), vec![], vec![]);
+        let program = Self { command, environment, input, limit: LIMIT };
         let program = match std::env::var_os("PATH") {
             Some(path) => program.with("PATH", path),
             None => program,
@@ -60,7 +62,7 @@ impl Program {
         command.stdin(if self.input.is_empty() { Stdio::null() } else { Stdio::piped() });
         let mut group = Group(command.spawn().map_err(not_started)?);
         let stdin = group.0.stdin.take();
-        let outcome = timeout(LIMIT, async {
+        let outcome = timeout(self.limit, async {
             let write = async {
                 if let Some(mut stdin) = stdin {
                     // A program need not read what it gets.
@@ -71,7 +73,7 @@ impl Program {
         });
         match outcome.await {
             Ok(status) => status.map_err(not_started),
-            Err(_) => Err(NotRun::TookTooLong),
+            Err(_) => Err(NotRun::TookTooLong(self.limit)),
         }
     }
 }
@@ -81,7 +83,7 @@ impl Program {
 pub(super) enum NotRun {
     Empty,
     NotStarted(String),
-    TookTooLong,
+    TookTooLong(Duration),
 }
 
 impl fmt::Display for NotRun {
@@ -89,7 +91,7 @@ impl fmt::Display for NotRun {
         match self {
             Self::Empty => f.write_str("no program is named"),
             Self::NotStarted(reason) => write!(f, "not started: {reason}"),
-            Self::TookTooLong => write!(f, "killed after {} s", LIMIT.as_secs()),
+            Self::TookTooLong(limit) => write!(f, "killed after {} s", limit.as_secs()),
         }
     }
 }
@@ -110,3 +112,60 @@ impl Drop for Group {
 
 /// Enough to restart a service.
 const LIMIT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::runtime::runtime;
+
+    fn shell(text: &str) -> Program {
+        let command = ["/bin/sh", "-c", text].map(str::to_owned);
+        Program::new(&command, Path::new("/state"), &"pump-1".parse().unwrap())
+    }
+
+    fn run(program: Program) -> Result<ExitStatus, NotRun> {
+        runtime().unwrap().block_on(program.run())
+    }
+
+    #[test]
+    fn program_gets_its_input_and_nothing_of_the_agents_environment() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("heard");
+        let text = format!("cat > {0}; env | sort >> {0}", file.display());
+        let input = b"$(reboot)\n\0".to_vec();
+        run(shell(&text).with("ASSAY_COMMAND", "a b").reading(input.clone())).unwrap();
+        let heard = fs::read(file).unwrap();
+        let environment = heard.strip_prefix(&input[..]).unwrap();
+        let names: Vec<_> = str::from_utf8(environment)
+            .unwrap()
+            .lines()
+            .filter_map(|line| line.split('=').next())
+            // The shell sets them.
+            .filter(|name| !["OLDPWD", "PWD", "SHLVL", "_"].contains(name))
+            .collect();
+        let due = ["ASSAY_CERTIFICATE", "ASSAY_COMMAND", "ASSAY_DEVICE_ID", "ASSAY_STATE", "PATH"];
+        assert_eq!(names, due);
+    }
+
+    #[test]
+    fn program_that_takes_too_long_is_killed_with_its_children() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("alive");
+        let text = format!("(sleep 1; touch {}) & sleep 10", file.display());
+        let program = Program { limit: Duration::from_millis(200), ..shell(&text) };
+        let begun = Instant::now();
+        assert!(matches!(run(program), Err(NotRun::TookTooLong(_))));
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(!file.exists(), "a child lives on");
+    }
+
+    #[test]
+    fn program_that_does_not_read_its_input_ends_all_the_same() {
+        let status = run(shell("exit 3").reading(vec![0; 1 << 20])).unwrap();
+        assert_eq!(status.code(), Some(3));
+    }
+}
