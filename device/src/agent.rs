@@ -13,6 +13,7 @@ use crate::configuration;
 use crate::ek_certificate;
 use crate::error::Error;
 use crate::link::Broker;
+use crate::operational_line::OperationalLine;
 use crate::operations::Operations;
 use crate::progress::{Progress, Steps};
 use crate::state::StateDirectory;
@@ -46,12 +47,15 @@ pub struct Cost {
 }
 
 impl Agent<'_> {
-    /// Runs a machine that began at time zero and may take until `deadline`. `ek_certificate` is
+    /// Runs a machine that began at time zero and may take until `deadline`. It asks over the
+    /// `operational` connection first, if there is one. `ek_certificate` is
     /// the EK certificate that its request has.
+    #[expect(clippy::too_many_arguments, reason = "each is another part of the run")]
     pub(crate) fn run(
         &self,
         mut machine: Machine<Provisioned>,
         broker: Broker,
+        operational: Option<OperationalLine>,
         deadline: Duration,
         ek_certificate: Option<&[u8]>,
         progress: Progress<'_>,
@@ -59,7 +63,7 @@ impl Agent<'_> {
         let tpm_before = self.tpm.spent();
         let mut operations = Operations::new(self.tpm);
         let connected = format!("connected to {}", broker.url);
-        let mut talk = Talk::start(broker);
+        let mut talk = Talk::start(broker).by(operational);
         let mut steps = Steps::start(progress);
         while let Some(action) = machine.poll_action() {
             let event = match action {

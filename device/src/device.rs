@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::ek_certificate;
 use crate::error::Error;
 use crate::link::Broker;
+use crate::operational_line::OperationalLine;
 use crate::progress::Progress;
 use crate::state::StateDirectory;
 use crate::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Tcti, Tpm, Tpm2, TpmThread};
@@ -207,13 +208,13 @@ impl Device {
             progress(&copy, Duration::ZERO);
         }
         if !self.state.was_refused() {
-            return self.run_to_the_end(request.to_core(), request, progress);
+            return self.run_to_the_end(request.to_core(), None, request, progress);
         }
         progress("a broker refused the credential in use: asking the CA", Duration::ZERO);
         let has_key = matches!(self.state.memory()?.in_use, Some(Grant::SharedKey(_)));
         let to_core = core::ProvisionRequest { renew: !has_key, ..request.to_core() };
         let to_core = core::ProvisionRequest { again: has_key || request.again, ..to_core };
-        let provisioned = self.run_to_the_end(to_core, request, progress)?;
+        let provisioned = self.run_to_the_end(to_core, None, request, progress)?;
         self.state.set_refused(false)?;
         Ok(provisioned)
     }
@@ -233,6 +234,17 @@ impl Device {
         request: &ProvisionRequest,
         progress: Progress<'_>,
     ) -> Result<Provisioned, Error> {
+        self.renew_over(None, request, progress)
+    }
+
+    /// The same, over the operational connection that is there. If the CA does not answer there, it
+    /// is asked at the bootstrap listener.
+    pub(crate) fn renew_over(
+        &self,
+        operational: Option<OperationalLine>,
+        request: &ProvisionRequest,
+        progress: Progress<'_>,
+    ) -> Result<Provisioned, Error> {
         match self.state.memory()?.credentials().next() {
             Some(Grant::Certificate(_)) => {}
             Some(Grant::SharedKey(_)) => return Err(Error::NoCertificate),
@@ -240,7 +252,7 @@ impl Device {
         }
         self.judge_clock(progress)?;
         let to_renew = core::ProvisionRequest { renew: true, ..request.to_core() };
-        self.run_to_the_end(to_renew, request, progress)
+        self.run_to_the_end(to_renew, operational, request, progress)
     }
 
     pub(crate) fn clock(&self) -> Clock {
@@ -275,11 +287,12 @@ impl Device {
     fn run_to_the_end(
         &self,
         to_core: core::ProvisionRequest,
+        operational: Option<OperationalLine>,
         request: &ProvisionRequest,
         progress: Progress<'_>,
     ) -> Result<Provisioned, Error> {
         let machine = core::provision(to_core, self.state.memory()?, Duration::ZERO);
-        let (provisioned, cost) = self.run(machine, request, progress)?;
+        let (provisioned, cost) = self.run(machine, operational, request, progress)?;
         let core::Provisioned { flow, scope, device_id, ek, .. } = provisioned;
         let core::Provisioned { credential, was_provisioned, renewal, .. } = provisioned;
         let credential = match credential {
@@ -297,6 +310,7 @@ impl Device {
     fn run(
         &self,
         machine: Machine<core::Provisioned>,
+        operational: Option<OperationalLine>,
         request: &ProvisionRequest,
         progress: Progress<'_>,
     ) -> Result<(core::Provisioned, Cost), Error> {
@@ -305,7 +319,7 @@ impl Device {
         let agent =
             Agent { tpm: &self.tpm, state: &self.state, roots: &self.roots, clock: &self.clock };
         let ek_certificate = request.ek_certificates.first().map(AsRef::as_ref);
-        agent.run(machine, broker, request.deadline, ek_certificate, progress)
+        agent.run(machine, broker, operational, request.deadline, ek_certificate, progress)
     }
 }
 

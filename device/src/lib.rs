@@ -125,6 +125,7 @@ mod ek_certificate;
 mod issuers;
 mod key;
 mod link;
+mod operational_line;
 mod operations;
 mod probe;
 mod publish;

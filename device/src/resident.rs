@@ -206,6 +206,8 @@ impl Agent<'_> {
             let text = format!("asking the CA at {}", request.broker);
             self.lines.trouble(&self.systemd, &text, None);
         }
+        let session = self.session.as_ref().filter(|_| job == Job::Renew);
+        let line = session.map(Session::line);
         let sender = self.sender.clone();
         thread::spawn(move || {
             let mut progress = |step: &str, _| {
@@ -218,7 +220,7 @@ impl Agent<'_> {
             };
             let outcome = match job {
                 Job::Provision | Job::ProvisionAgain => device.provision(&request, &mut progress),
-                Job::Renew => device.renew(&request, &mut progress),
+                Job::Renew => device.renew_over(line, &request, &mut progress),
             };
             // What comes next may open it again.
             drop(device);

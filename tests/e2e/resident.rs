@@ -125,6 +125,23 @@ fn a_certificate_that_is_due_is_renewed_and_the_connection_goes_over_to_it() -> 
 }
 
 #[test]
+fn a_device_renews_over_its_own_connection_where_nobody_listens_for_strangers() -> Result<()> {
+    let lab = Lab::with_settings(ALWAYS_DUE)?;
+    let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;
+    let device = Device::new(&tpm)?;
+    let id = lab.provision(&device, &[])?["device_id"].clone();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    set_renew_at(&device, now + 4)?;
+    let nowhere = "mqtts://127.0.0.1:1";
+    let command = device.run_at(nowhere, &lab.server.operational, &lab.dir.root_pem())?;
+    let agent = Agent::start(command)?;
+    agent.says("online as", 2)?;
+    ensure!(lab.statuses(id.as_str().context("an id")?)? == ["superseded", "active"]);
+    ensure!(agent.count("not reached") == 0, "{}", agent.log());
+    Ok(())
+}
+
+#[test]
 fn a_program_for_new_certificates_that_fails_costs_a_line_and_nothing_else() -> Result<()> {
     let lab = Lab::open()?;
     let tpm = trusted_vendor()?.device(EkKind::P256, 0)?;

@@ -10,7 +10,7 @@ use assay_mqtt::rumqttc::v5::mqttbytes::v5::{
     Filter, LastWill, Packet, PubAckReason, Publish, RetainForwardRule, SubAck, SubscribeReasonCode,
 };
 use assay_mqtt::rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, StateError};
-use assay_wire::{COMMAND, ConfigurationNews, DeviceId, Topic};
+use assay_wire::{COMMAND, ClientId, ConfigurationNews, DeviceId, Topic};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -20,12 +20,17 @@ use super::plan::News;
 use super::programs::Occasion;
 use crate::credentials::SignIn;
 use crate::dial::dial;
+use crate::link::Heard as Line;
+use crate::operational_line::{Exchange, OperationalLine};
 use crate::trouble::{Purpose, Trouble};
 
 /// A connection, or one that is on its way. When it is dropped, it breaks off, and the broker
 /// publishes the device's Will.
 pub(super) struct Session {
     pub(super) number: u64,
+    client: AsyncClient,
+    request_topic: String,
+    exchange: Exchange,
     leave: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -46,13 +51,27 @@ impl Session {
             dial(broker, &Arc::new(tls), &device_id.clone().into(), password);
         let own = |below: &str| Topic::Device(scope.clone(), device_id.clone(), below.into());
         let presence = own(PRESENCE).to_string();
+        let request_topic =
+            Topic::Request(scope.clone(), ClientId::from(&device_id)).to_string();
+        let replies = Topic::Reply(scope.clone(), ClientId::from(&device_id)).to_string();
+        let exchange = Exchange::default();
         let commands = takes_commands.then(|| own(COMMAND).to_string());
         let will = LastWill::new(presence.clone(), OFFLINE, QoS::AtLeastOnce, true, None);
         events.options.set_last_will(will).set_keep_alive(KEEP_ALIVE);
         let (leave, told_to_leave) = oneshot::channel();
         let broker = broker.clone();
-        let holder =
-            Holder { number, broker, client, presence, commands, news, device_id, reports };
+        let holder = Holder {
+            number,
+            broker,
+            client: client.clone(),
+            presence,
+            commands,
+            news,
+            replies,
+            exchange: exchange.clone(),
+            device_id,
+            reports,
+        };
         let task = tokio::spawn(async move {
             let mut is_up = false;
             tokio::select! {
@@ -63,7 +82,12 @@ impl Session {
                 holder.leave(events).await;
             }
         });
-        Self { number, leave: Some(leave), task }
+        Self { number, client, request_topic, exchange, leave: Some(leave), task }
+    }
+
+    /// A way to the CA over this connection, which must be there.
+    pub(super) fn line(&self) -> OperationalLine {
+        OperationalLine::open(self.client.clone(), self.request_topic.clone(), &self.exchange)
     }
 
     /// Says that the device is offline, and disconnects. Takes a few seconds at most.
@@ -78,6 +102,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.task.abort();
+        self.exchange.end();
     }
 }
 
@@ -91,6 +116,9 @@ struct Holder {
     commands: Option<String>,
     /// The topic that says which configurations are new, if the device can have one.
     news: Option<String>,
+    /// The topic of the CA's replies.
+    replies: String,
+    exchange: Exchange,
     device_id: DeviceId,
     reports: mpsc::Sender<Heard>,
 }
@@ -115,11 +143,19 @@ impl Holder {
                     None => continue,
                 },
                 Ok(Event::Incoming(Packet::PubAck(ack))) => match ack.reason {
-                    PubAckReason::Success | PubAckReason::NoMatchingSubscribers => continue,
+                    PubAckReason::Success => continue,
+                    // A request: the presence was published when there was none.
+                    reason if self.exchange.is_open() => {
+                        let text = format!("{} does not pass it on: {reason:?}", self.broker);
+                        _ = self.exchange.tell(Line::Lost(Trouble::Passing(text)));
+                        continue;
+                    }
+                    PubAckReason::NoMatchingSubscribers => continue,
                     reason => Heard::NoPresence(self.number, reason),
                 },
                 Ok(_) => continue,
                 Err(error) => {
+                    self.exchange.end();
                     let trouble = self.trouble(&error);
                     let was_up = std::mem::take(is_up);
                     let trouble = if was_up { trouble.in_conversation() } else { trouble };
@@ -162,7 +198,8 @@ impl Holder {
             ..Filter::new(format!("{topic}/#"), QoS::AtLeastOnce)
         });
         let news = self.news.iter().map(|topic| Filter::new(topic.clone(), QoS::AtLeastOnce));
-        commands.chain(news).collect()
+        let replies = news.clone().map(|_| Filter::new(self.replies.clone(), QoS::AtLeastOnce));
+        commands.chain(news).chain(replies).collect()
     }
 
     /// The first filter that the broker does not grant. Its codes are in the order of the filters
@@ -183,6 +220,11 @@ impl Holder {
                 spread: Duration::from_secs(news.spread.into()),
             };
             return Some(Heard::News(self.number, news));
+        }
+        if publish.topic == self.replies.as_bytes() {
+            // A reply that comes too late answers nobody.
+            _ = self.exchange.tell(Line::Reply(publish.payload.into()));
+            return None;
         }
         self.command(publish)
     }
