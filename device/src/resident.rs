@@ -330,9 +330,10 @@ impl Agent<'_> {
     fn job_ended(&mut self, outcome: Result<Provisioned, Error>) -> Result<(), Error> {
         let stored = stored(&self.options.state);
         let is_another = self.plan.is_another(&stored);
+        // Also of a conversation that did not end well.
+        self.notice_configuration();
         let outcome = match outcome {
             Ok(provisioned) => {
-                self.notice_configuration();
                 if is_another {
                     self.tell_of(&provisioned, &stored);
                     self.run_program(provisioned.device_id, Occasion::Renewed);

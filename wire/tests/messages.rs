@@ -409,6 +409,16 @@ fn messages_match_the_cddl() {
             .unwrap_or_else(|error| panic!("{name}: {error}"));
     };
     rule("sealed-certificate", &sealed_certificate().1);
+    let (configuration, payload) = configuration();
+    rule("configuration", &payload);
+    rule("configuration", &Configuration { document: None, ..configuration }.encode());
+    for chain in [vec![opaque(b"leaf")], vec![opaque(b"leaf"), opaque(b"ca")]] {
+        let (chain, payload) = (chain.try_into().unwrap(), payload.clone());
+        let signed = SignedConfiguration { chain, payload, signature: [0xee; 64] };
+        rule("cose-sign1", &signed.encode());
+    }
+    let devices = vec![("pump-1".parse().unwrap(), 7)];
+    rule("configuration-news", &ConfigurationNews { for_all: 5, spread: 20, devices }.encode());
     rule(
         "sealed-associated-data",
         &SealedReply::associated_data(b"claim", &[0xee; 32].into(), &[0x11; 32]),

@@ -425,7 +425,7 @@ impl Plan {
         }
         if ended == Some(Job::Renew) && outcome.is_ok() {
             let configuration = &mut self.configuration;
-            configuration.known = configuration.newest_asked;
+            configuration.known = configuration.known.max(configuration.newest_asked);
             // Perhaps something more has changed since.
             if configuration.concerns <= configuration.known {
                 configuration.ask_at = None;

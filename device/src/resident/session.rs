@@ -51,8 +51,7 @@ impl Session {
             dial(broker, &Arc::new(tls), &device_id.clone().into(), password);
         let own = |below: &str| Topic::Device(scope.clone(), device_id.clone(), below.into());
         let presence = own(PRESENCE).to_string();
-        let request_topic =
-            Topic::Request(scope.clone(), ClientId::from(&device_id)).to_string();
+        let request_topic = Topic::Request(scope.clone(), ClientId::from(&device_id)).to_string();
         let replies = Topic::Reply(scope.clone(), ClientId::from(&device_id)).to_string();
         let exchange = Exchange::default();
         let commands = takes_commands.then(|| own(COMMAND).to_string());

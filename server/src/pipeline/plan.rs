@@ -170,7 +170,7 @@ impl Planner {
     /// none, or there is no document.
     ///
     /// # Errors
-    /// The store failed, or the signer did.
+    /// The store failed.
     pub(super) fn configuration(
         &mut self,
         ca: &Ca,
@@ -194,15 +194,19 @@ impl Planner {
             );
             return Ok(None);
         };
-        let limit = |limit| Fault::Oversize { field: "the document", limit };
-        let document = due.document.map(Bytes::try_from).transpose().map_err(limit)?;
-        let configuration = Configuration {
-            scope: ca.scope.clone(),
-            device_id: device_id.clone(),
-            revision: due.revision,
-            document,
-        };
-        Ok(Some(signer.sign(&configuration)?))
+        let signed = due
+            .document
+            .map(Bytes::try_from)
+            .transpose()
+            .map_err(|limit| Fault::Oversize { field: "the document", limit });
+        let signed = signed.and_then(|document| {
+            let (scope, device_id) = (ca.scope.clone(), device_id.clone());
+            signer.sign(&Configuration { scope, device_id, revision: due.revision, document })
+        });
+        // Whatever is wrong with a document, a device gets its certificate.
+        Ok(signed
+            .inspect_err(|error| warn!(%error, device = %device_id, "a device gets no document"))
+            .ok())
     }
 
     /// Whether there are any. Most CAs have none, and then no request should cost a question. A

@@ -2,7 +2,7 @@
 
 use assay_ca_core::{Adopting, Challenge, Confirming};
 use assay_store::{Act, Basis, Change};
-use assay_wire::{Bytes, CertificateReply, MAX_SIGNED_CONFIGURATION, ReplyBody};
+use assay_wire::{Bytes, CertificateReply, MAX_MESSAGE, MAX_SIGNED_CONFIGURATION, ReplyBody};
 use time::OffsetDateTime;
 
 use super::outcome::{About, Issued, Refusal};
@@ -45,7 +45,7 @@ pub(super) fn sign(
         }
         Plan::Certify(certification, basis) => {
             let (reply, issued) = certification.sign(&ca.issuer)?;
-            let reply = ReplyBody::Certificate(CertificateReply { configuration, ..reply });
+            let reply = ReplyBody::Certificate(with_configuration(reply, configuration));
             match issued {
                 None => Signed::Answer(reply),
                 Some(certificate) => {
@@ -72,7 +72,7 @@ pub(super) fn sign(
         }
         Plan::Renew(renewing, basis) => {
             let (reply, issued) = renewing.sign(&ca.issuer, &ca.ticket_key, &mut random())?;
-            let reply = ReplyBody::Certificate(CertificateReply { configuration, ..reply });
+            let reply = ReplyBody::Certificate(with_configuration(reply, configuration));
             match issued {
                 None => Signed::Answer(reply),
                 Some(certificate) => {
@@ -93,3 +93,16 @@ pub(super) fn sign(
         }
     })
 }
+
+/// The reply with the document, unless no message has room for both.
+fn with_configuration(
+    reply: CertificateReply,
+    configuration: Option<Bytes<MAX_SIGNED_CONFIGURATION>>,
+) -> CertificateReply {
+    let certificates: usize = reply.chain.iter().map(|certificate| certificate.len()).sum();
+    let fits = |signed: &Bytes<_>| certificates + signed.len() + AROUND <= MAX_MESSAGE;
+    CertificateReply { configuration: configuration.filter(fits), ..reply }
+}
+
+/// Whatever else is in a reply: its kind and id, the time of the renewal, and the heads of all.
+const AROUND: usize = 128;

@@ -14,7 +14,8 @@ use assay_ca_core::{
 use assay_pair::{Op, play};
 use assay_server::ek_list::{Defaults, read_csv};
 use assay_wire::{
-    EkPublic, Flow, Head, MAX_CERTIFICATES, ParentBundle, Reply, Request, SealedCertificate,
+    Configuration, ConfigurationNews, EkPublic, Flow, Head, MAX_CERTIFICATES, ParentBundle, Reply,
+    Request, SealedCertificate, SignedConfiguration,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -33,6 +34,15 @@ pub fn wire(bytes: &[u8]) {
     }
     if let Ok(sealed) = SealedCertificate::decode(bytes) {
         assert_eq!(sealed.encode(), bytes);
+    }
+    if let Ok(signed) = SignedConfiguration::decode(bytes) {
+        assert_eq!(signed.encode(), bytes);
+    }
+    if let Ok(configuration) = Configuration::decode(bytes) {
+        assert_eq!(configuration.encode(), bytes);
+    }
+    if let Ok(news) = ConfigurationNews::decode(bytes) {
+        assert_eq!(news.encode(), bytes);
     }
 }
 
