@@ -1,11 +1,15 @@
 //! The certificates that set a CA up.
 
 use assay_ca_core::{
-    Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, THROW_AWAY_PREFIX,
+    Authority, ConfigurationSigner, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME,
+    THROW_AWAY_PREFIX,
 };
-use assay_wire::{Identity, IdentityName};
+use assay_wire::{
+    Bytes, Configuration, Identity, IdentityName, MAX_CONFIGURATION, SignedConfiguration,
+};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Extension};
 
@@ -162,4 +166,38 @@ fn cas_below_the_root_certify_leaves_only() {
         let constraints = parsed.basic_constraints().unwrap().unwrap().value;
         assert_eq!((constraints.ca, constraints.path_len_constraint), (true, Some(0)));
     }
+}
+
+/// RFC 9052 §4.4, with the worker's key as its certificate has it.
+#[test]
+fn a_worker_signs_a_configuration_and_nobody_elses_key_is_taken_for_its() {
+    let mut rng = CountingRng::new();
+    let root = Authority::root("Test", now(), &mut rng).unwrap();
+    let service = root.service("Test", now(), &mut rng).unwrap();
+    let mut worker = || {
+        let pair = service.worker(LEAF_LIFETIME, now(), &mut rng).unwrap();
+        let key = PrivatePkcs8KeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+        (der(&pair), key)
+    };
+    let ((certificate, key), (other, _)) = (worker(), worker());
+    let chain = [certificate.clone(), der(&service.to_pem())];
+    let signer = ConfigurationSigner::new(&chain, key.secret_pkcs8_der()).unwrap();
+    let configuration = Configuration {
+        scope: "default".parse().unwrap(),
+        device_id: "pump-1".parse().unwrap(),
+        revision: 7,
+        document: Some(Bytes::try_from(vec![b'x'; MAX_CONFIGURATION]).unwrap()),
+    };
+    let signed = SignedConfiguration::decode(&signer.sign(&configuration).unwrap()).unwrap();
+    assert_eq!(Configuration::decode(&signed.payload), Ok(configuration));
+    let in_chain: Vec<_> = signed.chain.iter().map(|der| der.to_vec()).collect();
+    assert_eq!(in_chain, chain.map(|der| der.to_vec()));
+    let (_, leaf) = X509Certificate::from_der(&certificate).unwrap();
+    let point = &leaf.public_key().subject_public_key.data;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
+        .verify(&SignedConfiguration::signed(&signed.payload), &signed.signature)
+        .unwrap();
+
+    assert!(ConfigurationSigner::new(&[other], key.secret_pkcs8_der()).is_err());
+    assert!(ConfigurationSigner::new(&[], key.secret_pkcs8_der()).is_err());
 }
