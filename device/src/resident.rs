@@ -111,7 +111,8 @@ pub fn run_resident(
         systemd: Systemd::new(),
     };
     drop(device);
-    agent.configuration = configuration(&options.state)?;
+    // If it cannot be read, the CA sends it again.
+    agent.configuration = configuration(&options.state).unwrap_or_default();
     runtime()?.block_on(agent.run(heard))
 }
 
