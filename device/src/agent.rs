@@ -50,7 +50,6 @@ impl Agent<'_> {
     /// Runs a machine that began at time zero and may take until `deadline`. It asks over the
     /// `operational` connection first, if there is one. `ek_certificate` is
     /// the EK certificate that its request has.
-    #[expect(clippy::too_many_arguments, reason = "each is another part of the run")]
     pub(crate) fn run(
         &self,
         mut machine: Machine<Provisioned>,
