@@ -693,7 +693,7 @@ fn signed_configuration_is_a_cose_sign1_and_nothing_else() {
             "43 a10126", // protected: ES256
             "a1 1821",   // unprotected: x5chain
             chain,
-            "58 30",
+            "58 2d",
             &payload_hex,
             "58 40",
             &signature,
