@@ -137,7 +137,7 @@ pub use flows::shared_key::{
     AdmittedParent, AuthenticatedDevice, FirstUse, KeyOffer, Login, LoginRefused, MasterSecret,
     OfferedKey, SharedKey, TOKEN_LIFETIME, Token, TokenRefused,
 };
-pub use flows::ticket::{CLAIM_LIFETIME, Challenge, ProvenDevice, Readmitted};
+pub use flows::ticket::{CLAIM_LIFETIME, Challenge, Instead, ProvenDevice, Readmitted};
 
 mod issue;
 pub use issue::{

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use assay_device_core::{Action, Event, Failure, Machine, Provisioned, SealedBox, Step, Traffic};
+use assay_device_core::{
+    Action, Event, Failure, Machine, Provisioned, SealedBox, Step, TpmOperation, Traffic,
+};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::digest;
 use rustls::RootCertStore;
@@ -63,7 +65,14 @@ impl Agent<'_> {
         while let Some(action) = machine.poll_action() {
             let event = match action {
                 Action::Tpm(operation) => {
+                    let removed = match &operation {
+                        TpmOperation::RemoveKey { handle, .. } => Some(*handle),
+                        _ => None,
+                    };
                     let answer = operations.run(operation);
+                    if let (Some(handle), Ok(_)) = (removed, &answer) {
+                        self.state.forget_private(handle)?;
+                    }
                     if let Some((handle, private)) = operations.take_created() {
                         self.state.keep_private(handle, &private)?;
                     }
@@ -84,7 +93,10 @@ impl Agent<'_> {
                     match &step {
                         Step::Connected => steps.done(&connected),
                         Step::Retry { .. } => steps.tell(&step.to_string(), talk.now()),
-                        Step::TryingEk { .. } | Step::NotDue(_) | Step::RenewalRefused(_) => {
+                        Step::TryingEk { .. }
+                        | Step::NotDue(_)
+                        | Step::RenewalRefused(_)
+                        | Step::RekeyRefused(_) => {
                             steps.tell(&step.to_string(), Duration::ZERO)
                         }
                         Step::RenewalPostponed(_) => {

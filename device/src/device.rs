@@ -233,14 +233,41 @@ impl Device {
         request: &ProvisionRequest,
         progress: Progress<'_>,
     ) -> Result<Provisioned, Error> {
-        match self.state.memory()?.credentials().next() {
-            Some(Grant::Certificate(_)) => {}
-            Some(Grant::SharedKey(_)) => return Err(Error::NoCertificate),
-            None => return Err(Error::NotProvisioned("there is no certificate to renew".into())),
-        }
+        self.refuse_without_certificate("there is no certificate to renew")?;
         self.judge_clock(progress)?;
         let to_renew = core::ProvisionRequest { renew: true, ..request.to_core() };
         self.run_to_the_end(to_renew, request, progress)
+    }
+
+    /// Has the TPM make another identity key, of the kind that the request names or of the kind in
+    /// use, and gets a certificate for it by the ticket flow. The certificate in use stays good
+    /// until the new one is adopted, or used to connect; then its key is removed from the TPM. The
+    /// request's handle and flow are not used: the new key gets a free handle.
+    ///
+    /// The process may be killed at any moment: the device can sign in with one of the two, and the
+    /// next [`provision`](Self::provision) finishes what was begun. It fails if the CA is not
+    /// reached, or refuses: then what is in use stays.
+    ///
+    /// # Errors
+    /// [`Error::NotProvisioned`] if this device has no certificate, [`Error::NoCertificate`] if it
+    /// has a shared key instead, and all errors of `provision`.
+    pub fn rekey(
+        &self,
+        request: &ProvisionRequest,
+        progress: Progress<'_>,
+    ) -> Result<Provisioned, Error> {
+        self.refuse_without_certificate("there is no certificate to replace")?;
+        self.judge_clock(progress)?;
+        let to_rekey = core::ProvisionRequest { rekey: true, ..request.to_core() };
+        self.run_to_the_end(to_rekey, request, progress)
+    }
+
+    fn refuse_without_certificate(&self, text: &str) -> Result<(), Error> {
+        match self.state.memory()?.credentials().next() {
+            Some(Grant::Certificate(_)) => Ok(()),
+            Some(Grant::SharedKey(_)) => Err(Error::NoCertificate),
+            None => Err(Error::NotProvisioned(text.into())),
+        }
     }
 
     pub(crate) fn clock(&self) -> Clock {

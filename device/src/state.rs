@@ -18,7 +18,7 @@ use crate::pem;
 /// |---|---|---|
 /// | `device.json` | [`Memory`] | when the IK is persistent, before any request is sent; when a certificate is verified, confirmed or adopted; when an HMAC key has come, and when it is persistent |
 /// | `certificate.pem` | a copy of the certificate that the device signs in with, and its issuers, for other programs; removed with a shared key | after that |
-/// | `identity-{handle}.private` | the private part of an identity key, encrypted by the TPM for its storage root key, for [`export_key`](crate::export_key) | when the key is created |
+/// | `identity-{handle}.private` | the private part of an identity key, encrypted by the TPM for its storage root key, for [`export_key`](crate::export_key); removed with the key | when the key is created |
 /// | `device.json.broken` | a `device.json` that could not be read, for people to look at | when the next run begins anew |
 /// | `lock` | nothing | |
 /// | `agent.lock` | nothing; the resident agent holds it | |
@@ -114,6 +114,12 @@ impl StateDirectory {
     /// Keeps the private part of an identity key that was just created.
     pub(crate) fn keep_private(&self, handle: u32, private: &[u8]) -> Result<(), Error> {
         self.replace(&[(&private_file(handle), private.to_vec())])
+    }
+
+    /// Removes what [`keep_private`](Self::keep_private) kept, after the TPM removed the key.
+    pub(crate) fn forget_private(&self, handle: u32) -> Result<(), Error> {
+        let path = self.path.join(private_file(handle));
+        remove(&path).map_err(Error::state(path))
     }
 
     /// Runs when the directory is opened, because an earlier process may have been killed before it

@@ -30,7 +30,9 @@ mod writes;
 pub mod postgres;
 pub mod sqlite;
 
-pub use act::{Act, Basis, Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot};
+pub use act::{
+    Act, Basis, Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot, WaitingInQuestion,
+};
 pub use audit::{AuditEntry, AuditRow, Change, Whom};
 pub use backup::backup;
 pub use certificates::{CertificateRow, CertificateStatus, DeviceRow};

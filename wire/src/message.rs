@@ -45,8 +45,11 @@ pub enum RequestBody {
     Ping,
     /// Asks for a new certificate in place of one that is in force, for the same IK.
     Renew(Renewal),
-    /// Tells the CA that the device has stored a renewed certificate, so that it becomes active.
+    /// Tells the CA that the device has stored a certificate that waits, so that it becomes active.
     Adopt(Adoption),
+    /// The ticket flow's first step for a device that keeps its certificate until it takes the one
+    /// for the IK that it shows here. Answered by a challenge; the certificate for that is adopted.
+    Rekey(Bundle),
 }
 
 /// What the device shows of its EK and IK. The CA believes none of it before it has checked it.
@@ -211,7 +214,7 @@ pub struct Reply {
 pub enum ReplyBody {
     /// The request is not granted.
     Problem(Problem),
-    /// Answers [`RequestBody::Challenge`].
+    /// Answers [`RequestBody::Challenge`] and [`RequestBody::Rekey`].
     Challenge(ChallengeReply),
     /// Answers [`RequestBody::Certify`] and [`RequestBody::Renew`].
     Certificate(CertificateReply),
@@ -380,6 +383,7 @@ impl Request {
     const PING: u64 = 6;
     const RENEW: u64 = 7;
     const ADOPT: u64 = 8;
+    const REKEY: u64 = 9;
 
     /// The message to publish.
     pub fn encode(&self) -> Vec<u8> {
@@ -392,6 +396,7 @@ impl Request {
             RequestBody::Ping => encode(Self::PING, self.id, &Nothing {}),
             RequestBody::Renew(body) => encode(Self::RENEW, self.id, body),
             RequestBody::Adopt(body) => encode(Self::ADOPT, self.id, body),
+            RequestBody::Rekey(body) => encode(Self::REKEY, self.id, body),
         }
     }
 
@@ -420,6 +425,7 @@ impl Request {
             Self::PING => d.decode().map(|Nothing {}| RequestBody::Ping)?,
             Self::RENEW => RequestBody::Renew(d.decode()?),
             Self::ADOPT => RequestBody::Adopt(d.decode()?),
+            Self::REKEY => RequestBody::Rekey(d.decode()?),
             kind => return Err(DecodeError::UnknownKind(kind)),
         };
         let request = Self { id, body };

@@ -129,7 +129,7 @@ impl World {
         ik: &BoundKey,
     ) -> ChallengeReply {
         let Ca { scope, ticket_key, .. } = &self.ca;
-        Challenge::new(admitted, ik, scope, ticket_key, now(), &mut CountingRng::new())
+        Challenge::new(admitted, ik, Instead::AtOnce, scope, ticket_key, now(), &mut CountingRng::new())
             .unwrap()
             .into_reply()
     }

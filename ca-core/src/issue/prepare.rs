@@ -32,7 +32,8 @@ pub enum Proven {}
 #[derive(Clone, Copy, Debug)]
 pub enum Unproven {}
 
-/// Marks the certificate of a device that has the IK of the one before it.
+/// Marks a certificate that waits and may be sent in clear: its device has the IK of the one before
+/// it, or proved that its EK and the new IK are in one TPM.
 #[derive(Clone, Copy, Debug)]
 pub enum Renewed {}
 
@@ -100,11 +101,35 @@ impl Prepared<Renewed> {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Failure> {
+        Self::to_be_adopted(proof.subject.clone(), records, profile, issuer, now, rng)
+    }
+
+    /// The same for a device that proved itself, and keeps the certificate that it has until it
+    /// takes this one.
+    pub fn rekeyed(
+        device: Readmitted,
+        records: &Records,
+        profile: &Profile,
+        issuer: &Issuer,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Failure> {
+        Self::to_be_adopted(device.into_subject(), records, profile, issuer, now, rng)
+    }
+
+    fn to_be_adopted(
+        subject: Subject,
+        records: &Records,
+        profile: &Profile,
+        issuer: &Issuer,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Failure> {
         let count = records.registration.as_ref().map_or(0, |it| it.recent_certificates);
         if count >= QUOTA {
             return Err(Rejection::QuotaExceeded { count }.into());
         }
-        Ok(Self::fill(proof.subject.clone(), Some, profile, issuer, now, rng)?)
+        Ok(Self::fill(subject, Some, profile, issuer, now, rng)?)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Renewal: the next certificate for the same IK.
+//! Renewal: the next certificate for the same IK, which waits while the one in force stays good.
 
 use assay_wire::{CertificateReply, DeviceId};
 use rand_core::CryptoRng;
@@ -12,7 +12,7 @@ use crate::profile::Profile;
 use crate::records::{QUOTA, QUOTA_PERIOD, Records};
 use crate::{Failure, Fault, Rejection};
 
-/// What a device gets that asks to renew its certificate.
+/// What a device gets that has a certificate, and asks for the one that is to take its place.
 #[derive(Debug)]
 pub struct Renewing {
     device_id: DeviceId,
@@ -21,7 +21,7 @@ pub struct Renewing {
 
 #[derive(Debug)]
 enum Answer {
-    /// The certificate in force, which is not due; or a renewed one that waits.
+    /// The certificate in force, which is not due; or one that waits.
     OnRecord(CertificateReply),
     New(Box<Prepared<Renewed>>),
 }
@@ -49,15 +49,10 @@ impl Renewing {
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Failure> {
         let device_id = proof.device_id().clone();
-        let on_record = |der: &[u8]| {
-            let renew_at = Term::of(der).map(|term| term.renew_at(profile));
-            let answer = Answer::OnRecord(CertificateReply { chain: issuer.chain(der)?, renew_at });
-            Ok(Self { device_id: device_id.clone(), answer })
-        };
         let is_due = now >= proof.term.due_from(profile)
             && issuer.end_of_validity(profile, now) > proof.term.not_after;
         if !is_due && issuer.has_signed(&proof.der) {
-            return on_record(&proof.der);
+            return Self::on_record(device_id, &proof.der, profile, issuer);
         }
         for certificate in waiting {
             let Some(der) =
@@ -68,15 +63,30 @@ impl Renewing {
             let is_good = certificate.is_for(&proof.subject)
                 && may_be_confirmed(certificate, records, now).is_ok();
             if is_good && issuer.has_signed(&der) {
-                return on_record(&der);
+                return Self::on_record(device_id, &der, profile, issuer);
             }
-            let next = certificate.issued_at + QUOTA_PERIOD / i32::try_from(QUOTA).unwrap_or(1);
+            let next = earliest_next(certificate);
             if now < next {
                 return Err(Rejection::RenewedTooOften { ek: proof.ek_id(), next }.into());
             }
         }
         let prepared = Prepared::<Renewed>::new(&proof, records, profile, issuer, now, rng)?;
-        Ok(Self { device_id, answer: Answer::New(Box::new(prepared)) })
+        Ok(Self::new(device_id, prepared))
+    }
+
+    pub(super) fn new(device_id: DeviceId, prepared: Prepared<Renewed>) -> Self {
+        Self { device_id, answer: Answer::New(Box::new(prepared)) }
+    }
+
+    pub(super) fn on_record(
+        device_id: DeviceId,
+        der: &[u8],
+        profile: &Profile,
+        issuer: &Issuer,
+    ) -> Result<Self, Failure> {
+        let renew_at = Term::of(der).map(|term| term.renew_at(profile));
+        let answer = Answer::OnRecord(CertificateReply { chain: issuer.chain(der)?, renew_at });
+        Ok(Self { device_id, answer })
     }
 
     /// The device's id.
@@ -100,4 +110,10 @@ impl Renewing {
             }
         }
     }
+}
+
+/// When the one after a certificate that waits may be made: so a device gets no more in a day than
+/// by other flows.
+pub(super) fn earliest_next(waiting: &Unconfirmed) -> OffsetDateTime {
+    waiting.issued_at + QUOTA_PERIOD / i32::try_from(QUOTA).unwrap_or(1)
 }

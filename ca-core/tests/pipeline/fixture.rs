@@ -581,7 +581,7 @@ impl Ca {
         let admitted = self.admit(device, records)?;
         let ik = BoundKey::verify(&device.evidence())?;
         let (scope, key) = (&self.scope, &self.ticket_key);
-        let challenge = Challenge::new(&admitted, &ik, scope, key, now(), &mut self.rng);
+        let challenge = Challenge::new(&admitted, &ik, instead, scope, key, now(), &mut self.rng);
         Ok(challenge.unwrap().into_reply())
     }
 

@@ -53,7 +53,11 @@ impl Holder {
     fn records(&self) -> Records {
         let ek = self.device.ek.key().ek_id();
         let device_id = self.device.evidence().ek.derived_device_id();
-        let certificate = CertificateOnRecord { ik_id: self.active.ik_id, issued_at: now() };
+        let certificate = CertificateOnRecord {
+            ik_id: self.active.ik_id,
+            issued_at: now(),
+            in_force_since: now(),
+        };
         let registration =
             Registration { device_id, certificate: Some(certificate), recent_certificates: 0 };
         Records { registration: Some(registration), id_holder: Some(ek), ..nothing_on_record() }
@@ -574,7 +578,7 @@ fn an_adoption_is_refused_when_the_device_is_no_longer_welcome() {
     // A certificate for another IK, or a later one for the same, came into force meanwhile.
     for ik_id in [[9; 32], holder.active.ik_id] {
         let mut overtaken = records.clone();
-        let certificate = CertificateOnRecord { ik_id, issued_at: due() };
+        let certificate = CertificateOnRecord { ik_id, issued_at: due(), in_force_since: due() };
         overtaken.registration.as_mut().unwrap().certificate = Some(certificate);
         assert_eq!(adopt(overtaken), ProblemCode::ClaimExpired);
     }

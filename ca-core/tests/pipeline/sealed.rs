@@ -485,7 +485,7 @@ mod confirmation {
 fn has_certificate(enrolled: &Enrolled, ik_id: [u8; 32], issued_at: OffsetDateTime) -> Records {
     let registration = Registration {
         device_id: enrolled.facts().device_id.clone(),
-        certificate: Some(CertificateOnRecord { ik_id, issued_at }),
+        certificate: Some(CertificateOnRecord { ik_id, issued_at, in_force_since: issued_at }),
         recent_certificates: 1,
     };
     Records { registration: Some(registration), ..nothing_on_record() }

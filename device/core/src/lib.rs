@@ -10,6 +10,7 @@
 //! | `provision.rs` | which flow, and which EK if the CA refuses one |
 //! | `ticket.rs`, `sealed.rs`, `shared_key.rs` | what each flow says, checks and remembers |
 //! | `renew.rs` | when and how a certificate is renewed |
+//! | `rekey.rs` | how another identity key takes the place of the one in use |
 //! | `identity.rs` | what the flows that give a certificate share |
 //! | `granted.rs` | whether a stored certificate is good |
 //! | `ek.rs` | which EK to show |
@@ -127,6 +128,7 @@ mod desk;
 mod granted;
 mod identity;
 mod line;
+mod rekey;
 mod renew;
 mod sealed;
 mod shared_key;

@@ -184,7 +184,7 @@ async fn ask(run: &Run, line: &Line, old: &Old<'_>, key: IdentityKey) -> Result<
     Ok(Reply::Renewed(certificate))
 }
 
-async fn adopt(
+pub(crate) async fn adopt(
     run: &Run,
     line: &Line,
     ek_id: EkId,
@@ -216,7 +216,7 @@ async fn sign(
 }
 
 /// Whether a refusal passes by itself, so that no flow would help: the device comes again.
-fn passes(problem: &Problem) -> bool {
+pub(crate) fn passes(problem: &Problem) -> bool {
     problem.retry_after.is_some() || problem.code == ProblemCode::ClockOff
 }
 

@@ -28,6 +28,8 @@ pub enum Step {
     CertificateAdopted(String),
     /// The CA does not renew the certificate, for this reason. The device goes on with its flow.
     RenewalRefused(String),
+    /// The CA does not take the certificate for another key, for this reason. What is in use stays.
+    RekeyRefused(String),
     /// The certificate could not be renewed now, for this reason. It is still good, and the next
     /// run tries again.
     RenewalPostponed(String),
@@ -86,6 +88,8 @@ pub enum Step {
     CertificateConfirmed(String),
     /// The HMAC key is persistent at this handle.
     HmacKeyKept(u32),
+    /// The TPM removed the key at this handle, which is no longer used.
+    KeyRemoved(u32),
     /// A key at this handle is no longer used. It is left in the TPM, because others may use it.
     Unused {
         /// The key.
@@ -142,7 +146,7 @@ impl fmt::Display for Step {
                 )
             }
             Self::NotAdopted => f.write_str(
-                "an earlier run stored a renewed certificate: it is still to be adopted",
+                "an earlier run stored a new certificate: it is still to be adopted",
             ),
             Self::NotDue(at) => {
                 write!(f, "the CA renews the certificate at {}: it stays", rfc3339(*at))
@@ -151,6 +155,10 @@ impl fmt::Display for Step {
             Self::RenewalRefused(reason) => {
                 write!(f, "the CA does not renew the certificate ({reason}): proving the TPM anew")
             }
+            Self::RekeyRefused(reason) => write!(
+                f,
+                "the CA does not take the new certificate ({reason}): the one before it stays in use"
+            ),
             Self::RenewalPostponed(reason) => write!(
                 f,
                 "the certificate is not renewed now, is still good, and stays in use: {reason}"
@@ -197,6 +205,9 @@ impl fmt::Display for Step {
                 write!(f, "certificate {serial} opened and verified")
             }
             Self::CertificateConfirmed(serial) => write!(f, "certificate {serial} confirmed"),
+            Self::KeyRemoved(handle) => {
+                write!(f, "the key at {handle:#010x} is no longer used: removed from the TPM")
+            }
             Self::HmacKeyKept(handle) => write!(f, "HMAC key kept at {handle:#010x}"),
             Self::Unused { key, handle } => {
                 let key = match key {

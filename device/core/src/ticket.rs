@@ -1,7 +1,7 @@
 //! The ticket flow: two round trips. The CA's challenge holds a ticket that only the TPM can read.
 //! For the ticket, the CA gives the certificate.
 
-use assay_wire::{Flow, Proof, ReplyBody, RequestBody, Ticket};
+use assay_wire::{Bundle, Flow, Proof, ReplyBody, RequestBody, Ticket};
 
 use crate::answer::AnswerError;
 use crate::certificate::DeviceCertificate;
@@ -17,12 +17,17 @@ pub(crate) async fn provision(run: &Run, instead: Option<EkKind>) -> Result<Prov
         Ready::Provisioned(provisioned) => return Ok(*provisioned),
         Ready::ToAsk(applicant) => applicant,
     };
-    let certificate = run.line.insist(async || certify(run, &applicant).await).await?;
+    let certificate = run.line.insist(async || certify(run, &applicant, RequestBody::Challenge).await).await?;
     Ok(applicant.finish(run, certificate).await)
 }
 
-async fn certify(run: &Run, applicant: &Applicant) -> Result<DeviceCertificate, Ended> {
-    let request = RequestBody::Challenge(applicant.bundle.clone());
+/// Both round trips. `ask` says whether the certificate counts at once.
+pub(crate) async fn certify(
+    run: &Run,
+    applicant: &Applicant,
+    ask: impl Fn(Bundle) -> RequestBody,
+) -> Result<DeviceCertificate, Ended> {
+    let request = ask(applicant.bundle.clone());
     let challenge = match run.line.ask(request).await? {
         ReplyBody::Challenge(challenge) => challenge,
         other => return Err(Ended::out_of_turn("challenge", other)),

@@ -47,6 +47,10 @@ enum Command {
     /// itself when it is due.
     #[command(after_help = provision::RENEW_EXAMPLE)]
     Renew(provision::RenewArgs),
+    /// Has the TPM make another identity key, and gets a certificate for it. The certificate in use
+    /// stays good until the new one is adopted; then the old key is removed from the TPM.
+    #[command(after_help = provision::REKEY_EXAMPLES)]
+    Rekey(provision::RekeyArgs),
     /// Stays: gets a certificate or key, keeps it good, holds a connection to the operational
     /// listener, and says there whether the device is online, on the topic presence.
     #[command(after_help = run::RUN_EXAMPLES)]
@@ -133,6 +137,7 @@ impl Cli {
         match self.command {
             Command::Provision(args) => provision::provision(args),
             Command::Renew(args) => provision::renew(args),
+            Command::Rekey(args) => provision::rekey(args),
             Command::Run(args) => run::run(*args),
             Command::Status { state, json } => status::status(&state, json),
             Command::Inspect(args) => inspect::inspect(args),

@@ -2,11 +2,12 @@
 
 use assay_ca_core::{
     Admitted, AdmittedParent, Adopting, BoundKey, Candidate, Certification, Confirming, EkEvidence,
-    InForce, KeyOffer, Offered, RenewFlow, RenewalProof, Renewing, SealedOnRecord, Sealing,
+    InForce, Instead, KeyOffer, Offered, RenewFlow, RenewalProof, Renewing, SealedOnRecord, Sealing,
     TicketFlow, TrustAnchors, TrustedEk,
 };
 use assay_store::{
-    AnchorsVersion, Basis, IdInQuestion, IkInQuestion, Question, Snapshot, Store, StoreError, Whom,
+    AnchorsVersion, Basis, IdInQuestion, IkInQuestion, Question, Snapshot, Store, StoreError,
+    WaitingInQuestion, Whom,
 };
 use time::OffsetDateTime;
 
@@ -19,12 +20,13 @@ use crate::random::random;
 /// What a request leads to, as far as the record allows it now.
 pub(super) enum Plan {
     Pong,
-    Challenge(Admitted<TicketFlow>, BoundKey),
+    Challenge(Admitted<TicketFlow>, BoundKey, Instead),
     Certify(Certification, Basis),
     Enroll(Box<Sealing>, Basis),
     Confirm(Confirming, Option<Basis>),
     Register(Box<KeyOffer>, Basis),
     Renew(Box<Renewing>, Basis),
+    Rekey(Box<Renewing>, Basis),
     Adopt(Adopting, Option<Basis>),
 }
 
@@ -59,14 +61,35 @@ impl Planner {
         about: &mut About,
     ) -> Result<Plan, Refusal> {
         Ok(match examined {
-            Examined::Challenge(offered, evidence) => {
+            Examined::Challenge(offered, evidence, instead) => {
                 let Basis { snapshot, .. } =
-                    self.due(&evidence.ek, IkInQuestion::None, false, now)?;
+                    self.due(&evidence.ek, IkInQuestion::None, WaitingInQuestion::None, now)?;
                 let ek = self.trust(&evidence.ek, &snapshot, now)?;
                 let ik = BoundKey::verify(evidence)?;
                 let admitted = Admitted::decide(*offered, ek, &snapshot.records)?;
                 about.device = Some(Whom::Due(admitted.device_id().clone()));
-                Plan::Challenge(admitted, ik)
+                Plan::Challenge(admitted, ik, *instead)
+            }
+            Examined::Certify(device) if device.instead() == Instead::OnceTaken => {
+                let question = Question {
+                    ik: IkInQuestion::Is(device.ik_id()),
+                    waiting: WaitingInQuestion::OfEk,
+                    ..Question::about(device.ek_id(), device.device_id(), now)
+                };
+                let basis = self.ask(question)?;
+                let Snapshot { records, active, waiting, .. } = &basis.snapshot;
+                let rekeying = Renewing::rekey(
+                    device.clone(),
+                    records,
+                    active.as_ref(),
+                    waiting,
+                    &ca.ticket_key,
+                    &ca.profile,
+                    &ca.issuer,
+                    now,
+                    &mut random(),
+                )?;
+                Plan::Rekey(Box::new(rekeying), basis)
             }
             Examined::Certify(device) => {
                 let question = Question {
@@ -87,7 +110,8 @@ impl Planner {
                 Plan::Certify(certification, basis)
             }
             Examined::Enroll(offered, evidence) => {
-                let basis = self.due(&evidence.ek, evidence.claimed_ik_id().into(), true, now)?;
+                let ik = evidence.claimed_ik_id().into();
+                let basis = self.due(&evidence.ek, ik, WaitingInQuestion::OfIk, now)?;
                 let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
                 let ik = BoundKey::verify(evidence)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
@@ -119,7 +143,8 @@ impl Planner {
                 Plan::Confirm(confirming, basis)
             }
             Examined::Register(offered, evidence) => {
-                let basis = self.due(&evidence.ek, IkInQuestion::None, false, now)?;
+                let none = WaitingInQuestion::None;
+                let basis = self.due(&evidence.ek, IkInQuestion::None, none, now)?;
                 let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
                 let (parent, records) = (evidence.parent()?, &basis.snapshot.records);
                 let admitted = Admitted::decide(*offered, ek, records)?;
@@ -129,7 +154,8 @@ impl Planner {
             }
             Examined::Ping => Plan::Pong,
             Examined::Renew(evidence) => {
-                let basis = self.due(&evidence.ek, IkInQuestion::OfActive, true, now)?;
+                let of_ik = WaitingInQuestion::OfIk;
+                let basis = self.due(&evidence.ek, IkInQuestion::OfActive, of_ik, now)?;
                 let ek = self.trust(&evidence.ek, &basis.snapshot, now)?;
                 let Snapshot { records, active, waiting, .. } = &basis.snapshot;
                 let admitted = Admitted::decide(Offered::<RenewFlow>::ALWAYS, ek, records)?;
@@ -165,7 +191,7 @@ impl Planner {
         &mut self,
         evidence: &EkEvidence,
         ik: IkInQuestion,
-        waiting: bool,
+        waiting: WaitingInQuestion,
         now: OffsetDateTime,
     ) -> Result<Basis, StoreError> {
         let device = IdInQuestion::Due {

@@ -47,6 +47,10 @@ pub(super) fn run(mut planner: Planner, ends: &Ends) {
                 let ca = Arc::clone(&ends.outfit.borrow().ca);
                 decide(&mut planner, ends, ca, *job, None, 1);
             }
+            // The clock may have become wrong since, and nothing of this request is on record.
+            Some(Work::Again(planned)) if ends.gate.allows(planned.job.received.at).is_err() => {
+                ends.outbox.reply(planned.job, ReplyBody::Problem(not_now()));
+            }
             Some(Work::Again(planned)) => {
                 let Planned { ca, job, examination, attempts, .. } = *planned;
                 decide(&mut planner, ends, ca, job, Some(examination), attempts + 1);

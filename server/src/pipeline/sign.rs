@@ -1,6 +1,6 @@
 //! Signatures and credentials for what was planned, outside of every lock.
 
-use assay_ca_core::{Adopting, Challenge, Confirming};
+use assay_ca_core::{Adopting, Challenge, Confirming, Issued as Certificate, Renewed, Renewing};
 use assay_store::{Act, Basis, Change};
 use assay_wire::ReplyBody;
 use time::OffsetDateTime;
@@ -37,9 +37,10 @@ pub(super) fn sign(
 ) -> Result<Signed, Refusal> {
     Ok(match plan {
         Plan::Pong => Signed::Pong,
-        Plan::Challenge(admitted, ik) => {
+        Plan::Challenge(admitted, ik, instead) => {
             let (scope, key) = (&ca.scope, &ca.ticket_key);
-            let challenge = Challenge::new(&admitted, &ik, scope, key, now, &mut random())?;
+            let challenge =
+                Challenge::new(&admitted, &ik, instead, scope, key, now, &mut random())?;
             Signed::Answer(ReplyBody::Challenge(challenge.into_reply()))
         }
         Plan::Certify(certification, basis) => {
@@ -68,17 +69,8 @@ pub(super) fn sign(
             about.change = Change::Made;
             Signed::new(Act::Activate(*confirmed), basis, ReplyBody::Confirmed(reply))
         }
-        Plan::Renew(renewing, basis) => {
-            let (reply, issued) = renewing.sign(&ca.issuer, &ca.ticket_key, &mut random())?;
-            let reply = ReplyBody::Certificate(reply);
-            match issued {
-                None => Signed::Answer(reply),
-                Some(certificate) => {
-                    about.change = Change::Made;
-                    Signed::new(Act::Renew(certificate), Some(basis), reply)
-                }
-            }
-        }
+        Plan::Renew(renewing, basis) => to_be_adopted(ca, *renewing, Act::Renew, basis, about)?,
+        Plan::Rekey(renewing, basis) => to_be_adopted(ca, *renewing, Act::Rekey, basis, about)?,
         Plan::Adopt(Adopting::OnRecord { .. }, _) => Signed::Answer(ReplyBody::Adopted),
         Plan::Adopt(Adopting::New(confirmed), basis) => {
             about.change = Change::Made;
@@ -90,4 +82,19 @@ pub(super) fn sign(
             Signed::new(Act::Offer(offer.record()), Some(basis), reply)
         }
     })
+}
+
+/// Signs a certificate that waits for its device to adopt it.
+fn to_be_adopted(
+    ca: &Ca,
+    renewing: Renewing,
+    act: impl FnOnce(Certificate<Renewed>) -> Act,
+    basis: Basis,
+    about: &mut About,
+) -> Result<Signed, Refusal> {
+    let (reply, issued) = renewing.sign(&ca.issuer, &ca.ticket_key, &mut random())?;
+    let reply = ReplyBody::Certificate(reply);
+    let Some(certificate) = issued else { return Ok(Signed::Answer(reply)) };
+    about.change = Change::Made;
+    Ok(Signed::new(act(certificate), Some(basis), reply))
 }

@@ -78,8 +78,22 @@ impl Transaction<'_> {
         Ok(())
     }
 
+    /// Revokes whatever waits for the EK of a new certificate, except for the IK of the certificate
+    /// in force.
+    pub(super) fn end_other_waiting(&self, new: &NewCertificate<'_>) -> Result<(), StoreError> {
+        self.0
+            .prepare_cached(
+                "UPDATE certificates SET status = 'revoked', ended_at = ?2, der = x''
+                 WHERE ek_id = ?1 AND status = 'unconfirmed' AND ik_id IS NOT
+                   (SELECT ik_id FROM certificates WHERE ek_id = ?1 AND status = 'active')",
+            )?
+            .execute(params![new.ek_id.as_bytes(), new.issued_at.unix_timestamp()])?;
+        Ok(())
+    }
+
     /// Revokes what waits for the EK, but can no longer come into force because the certificate
-    /// with this serial number did.
+    /// with this serial number did: what was issued no later, and what renews the certificates that
+    /// it ended at this moment. A renewal of a key that was replaced must not bring the key back.
     pub(super) fn end_outdated(
         &self,
         ek: &EkId,
@@ -90,7 +104,10 @@ impl Transaction<'_> {
             .prepare_cached(
                 "UPDATE certificates SET status = 'revoked', ended_at = ?3, der = x''
                  FROM (SELECT ik_id AS ik, issued_at AS at FROM certificates WHERE serial = ?2)
-                 WHERE ek_id = ?1 AND status = 'unconfirmed' AND ik_id <> ik AND issued_at <= at",
+                 WHERE ek_id = ?1 AND status = 'unconfirmed' AND ik_id <> ik
+                   AND (issued_at <= at OR ik_id IN
+                     (SELECT o.ik_id FROM certificates o WHERE o.ek_id = ?1
+                      AND o.status = 'superseded' AND o.ended_at = ?3))",
             )?
             .execute(params![ek.as_bytes(), serial, now.unix_timestamp()])?;
         Ok(())
@@ -250,15 +267,15 @@ pub(super) fn sealed(
     })
 }
 
-/// The unconfirmed certificates of this EK and IK, newest first.
+/// The unconfirmed certificates of this EK, for this IK or for any, newest first.
 pub(super) fn waiting(
     connection: &Connection,
     ek: &EkId,
-    ik_id: &[u8; 32],
+    ik_id: Option<&[u8; 32]>,
 ) -> Result<Vec<Unconfirmed>, StoreError> {
     let query = format!(
         "SELECT {UNCONFIRMED} FROM certificates
-         WHERE ek_id = ?1 AND ik_id = ?2 AND status = 'unconfirmed'
+         WHERE ek_id = ?1 AND coalesce(ik_id = ?2, ?2 IS NULL) AND status = 'unconfirmed'
          ORDER BY issued_at DESC, rowid DESC"
     );
     let mut statement = connection.prepare_cached(&query)?;

@@ -255,7 +255,7 @@ impl Racer {
             basis: Some(before),
             audit: Some(audited("enroll", hex::encode(serial), device)),
         })?;
-        let basis = basis(&mut *self.store, Question { waiting: true, ..wanted })?;
+        let basis = basis(&mut *self.store, Question { waiting: WaitingInQuestion::OfIk, ..wanted })?;
         let waiting = basis.snapshot.waiting.iter().find(|waiting| waiting.serial == serial);
         let Some(waiting) = waiting.filter(|_| may_have(&basis.snapshot.records, n, device)) else {
             return Ok(());

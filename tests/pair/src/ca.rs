@@ -286,6 +286,9 @@ fn deed(act: &Act) -> Deed {
         Act::Renew(certificate) => {
             Deed::Renewed { facts: certificate.facts().clone(), sha256: certificate.sha256() }
         }
+        Act::Rekey(certificate) => {
+            Deed::Rekeyed { facts: certificate.facts().clone(), sha256: certificate.sha256() }
+        }
         Act::Activate(confirmed) => Deed::Activated { serial: confirmed.serial() },
         Act::Offer(offer) => Deed::Offered {
             ek_id: offer.ek_id(),

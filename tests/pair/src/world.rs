@@ -112,8 +112,9 @@ impl World {
     /// may have changed.
     fn check(&mut self) -> Result<(), Broken> {
         self.rules.check(&self.ca.dump())?;
-        for device in &self.devices {
+        for device in &mut self.devices {
             self.rules.check_belief(device.tpm.ek_id(), &device.memory)?;
+            device.has_good_key = self.rules.check_key(device)?;
         }
         if std::mem::replace(&mut self.checked, self.rules.changes) != self.rules.changes {
             self.check_brokers()?;
@@ -171,6 +172,15 @@ impl World {
                     self.sign_in(device)?;
                 }
             }
+            Op::Rekey { device, pause, connects } => {
+                let request =
+                    ProvisionRequest { rekey: true, ..ProvisionRequest::new(self.scope.clone()) };
+                self.devices[device].begin(request, false, self.now);
+                self.drive(device, pause)?;
+                if connects {
+                    self.sign_in(device)?;
+                }
+            }
             Op::WaitUntilDue(device) => self.wait_until_due(device)?,
             Op::GoOn(device, pause) => _ = self.drive(device, pause)?,
             Op::PowerFails(device) => self.devices[device].run = None,
@@ -178,6 +188,7 @@ impl World {
                 self.devices[device].run = None;
                 self.devices[device].tpm.clear();
                 self.rules.tpm_cleared(self.ek(device));
+                self.devices[device].has_good_key = false;
             }
             Op::LoseState(device) => {
                 self.devices[device].run = None;
@@ -200,6 +211,7 @@ impl World {
                 let ek = self.ek(device);
                 self.ca.remove(&ek, ca_time);
                 self.rules.removed(ek);
+                self.devices[device].has_good_key = false;
             }
             Op::Disable(device) => self.set_disabled(device, true),
             Op::Enable(device) => self.set_disabled(device, false),
@@ -214,6 +226,7 @@ impl World {
                 self.ca.change_ticket_key();
                 self.rules.ticket_key_changed();
                 self.link.planned().for_each(|planned| planned.is_of_old_key = true);
+                self.devices.iter_mut().for_each(|device| device.has_good_key = false);
             }
             Op::RestartCa => self.link.forget_signatures(),
             Op::Prune => self.prune(),
@@ -415,7 +428,12 @@ impl World {
             _ => Vec::new(),
         };
         let mut learned = Vec::new();
+        let removes = matches!(operation, TpmOperation::RemoveKey { .. });
         let answer = tpm.run(operation, &mut self.next_ik, |secret| learned.push(secret));
+        if removes {
+            self.rules.check_key(&self.devices[device])?;
+        }
+        let Device { tpm, keys, .. } = &mut self.devices[device];
         let ek = tpm.ek_id();
         for secret in learned {
             match secret {
@@ -465,6 +483,7 @@ impl World {
                 matches!(attempt, Some(Attempt::Identity(_) | Attempt::Unconfirmed(_)))
                     || matches!(in_use, Some(Grant::Certificate(_)))
             }
+            Ok(RequestBody::Rekey(_)) => matches!(attempt, Some(Attempt::Rekey(_))),
             Ok(RequestBody::Register(_)) => matches!(attempt, Some(Attempt::Hmac(_))),
             Ok(RequestBody::Renew(renewal)) => matches!(
                 in_use, Some(Grant::Certificate(grant)) if is_of(grant, &renewal.certificate)
@@ -779,6 +798,8 @@ impl World {
         let now = self.ca_time();
         self.ca.prune(now);
         self.rules.pruned(now);
+        // By a clock that was set forward, what waits has ended.
+        self.devices.iter_mut().for_each(|device| device.has_good_key = false);
     }
 
     /// Stops all faults, and lets the operator allow everything.

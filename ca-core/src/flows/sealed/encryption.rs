@@ -31,7 +31,7 @@ impl EncryptedCertificate {
 pub(crate) enum Waits {
     /// It was sealed, and waits for its device to show that its TPM could open it.
     Sealed,
-    /// It is a renewed one, and waits for its device to adopt it.
+    /// It is a renewed one, or one for another IK, and waits for its device to adopt it.
     Renewed,
 }
 
