@@ -26,6 +26,7 @@ mod mqtt_refusals;
 mod operators;
 mod raw_client;
 mod refusals;
+mod rekey;
 mod reload;
 mod renewal;
 mod renewing;

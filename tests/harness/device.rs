@@ -51,6 +51,13 @@ impl Device {
         Ok(command)
     }
 
+    /// `assay-device rekey --json`, against any broker.
+    pub fn rekey_at(&self, broker: &str, ca_root: &Path) -> Result<Command> {
+        let mut command = self.connecting("rekey", broker, ca_root)?;
+        command.arg("--json");
+        Ok(command)
+    }
+
     /// `assay-device run` at both listeners of `server`, for [`Agent`](crate::Agent).
     pub fn run(&self, dir: &AssayDir, server: &AssayServer) -> Result<Command> {
         let mut command = self.connecting("run", &server.bootstrap, &dir.root_pem())?;

@@ -578,10 +578,20 @@ impl Ca {
         device: &Device,
         records: &Records,
     ) -> Result<ChallengeReply, Rejection> {
+        self.challenge_at(device, records, Instead::AtOnce, now())
+    }
+
+    pub(crate) fn challenge_at(
+        &mut self,
+        device: &Device,
+        records: &Records,
+        instead: Instead,
+        at: OffsetDateTime,
+    ) -> Result<ChallengeReply, Rejection> {
         let admitted = self.admit(device, records)?;
         let ik = BoundKey::verify(&device.evidence())?;
         let (scope, key) = (&self.scope, &self.ticket_key);
-        let challenge = Challenge::new(&admitted, &ik, instead, scope, key, now(), &mut self.rng);
+        let challenge = Challenge::new(&admitted, &ik, instead, scope, key, at, &mut self.rng);
         Ok(challenge.unwrap().into_reply())
     }
 

@@ -12,6 +12,7 @@ mod hostile_bytes;
 mod oracle;
 mod paths;
 mod refusals;
+mod rekey;
 mod renewal;
 mod sealed;
 mod shared_key;

@@ -17,16 +17,16 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::fixture::*;
 
 /// A device with a certificate that it got by a ticket, of 90 days, at [`now`].
-struct Holder {
-    ca: Ca,
-    device: Device,
+pub(crate) struct Holder {
+    pub(crate) ca: Ca,
+    pub(crate) device: Device,
     ik: KeyPair,
-    active: ActiveCertificate,
-    profile: Profile,
+    pub(crate) active: ActiveCertificate,
+    pub(crate) profile: Profile,
 }
 
 impl Holder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with_ik(p256_ik())
     }
 
@@ -50,7 +50,7 @@ impl Holder {
     }
 
     /// What is on record about it.
-    fn records(&self) -> Records {
+    pub(crate) fn records(&self) -> Records {
         let ek = self.device.ek.key().ek_id();
         let device_id = self.device.evidence().ek.derived_device_id();
         let certificate = CertificateOnRecord {
@@ -121,7 +121,7 @@ impl Holder {
     }
 
     /// Renews when it is due.
-    fn renewed(&mut self) -> Issued<Renewed> {
+    pub(crate) fn renewed(&mut self) -> Issued<Renewed> {
         self.renew_with(&self.records(), &[], due()).unwrap().1.unwrap()
     }
 
@@ -144,12 +144,12 @@ impl Holder {
 }
 
 /// When a certificate of [`Holder`] may be renewed.
-fn due() -> OffsetDateTime {
+pub(crate) fn due() -> OffsetDateTime {
     now() + Duration::days(60)
 }
 
 /// A renewed certificate as it is on record.
-fn waiting(renewed: &Issued<Renewed>) -> Unconfirmed {
+pub(crate) fn waiting(renewed: &Issued<Renewed>) -> Unconfirmed {
     let facts = renewed.facts();
     Unconfirmed {
         serial: facts.serial,
@@ -171,7 +171,7 @@ fn code<T>(result: Result<T, Rejection>) -> ProblemCode {
     }
 }
 
-fn rejection<T>(result: Result<T, Failure>) -> Rejection {
+pub(crate) fn rejection<T>(result: Result<T, Failure>) -> Rejection {
     match result {
         Err(Failure::Rejection(rejection)) => rejection,
         Err(Failure::Fault(fault)) => panic!("{fault}"),

@@ -141,8 +141,9 @@ fn rekeyed(record: &IdentityRecord, certificate: DeviceCertificate) -> Provision
     provisioned(record, certificate, false, Some(RenewalOutcome::Rekeyed))
 }
 
-/// The new certificate is in use. The key before it is removed first: a run that follows a stop in
-/// between finds the new one stored, adopts it again, and goes on here.
+/// The new certificate is in use. The key before it is removed first, if it is the one of the
+/// certificate before: a run that follows a stop in between finds the new one stored, adopts it
+/// again, and goes on here.
 async fn finish(run: &Run) {
     let memory = run.memory();
     let Some((old, new)) = memory.rekeyed() else { return };
@@ -152,8 +153,12 @@ async fn finish(run: &Run) {
     {
         let handle = old.record.ik_handle;
         let is_gone = match found {
-            Some(key) => remove(run, handle, key).await,
             None => true,
+            Some(key) => {
+                let chain = old.chain.clone();
+                let is_of_it = verify(run, chain, old.renew_at, &key.id).await.is_ok();
+                is_of_it && remove(run, handle, key).await
+            }
         };
         removed = is_gone.then_some((KeyPurpose::Identity, handle));
     }

@@ -101,6 +101,22 @@ pub(crate) fn plan_to_renew(store: &mut Any, renewed: &CertificateFacts) -> Entr
     Entry { act: Act::Renew(renewed), basis, audit: None }
 }
 
+/// Plans as *certify* does for a device that keeps its certificate meanwhile.
+pub(crate) fn plan_to_rekey(store: &mut Any, new: &CertificateFacts) -> Entry {
+    let facts = CertificateFacts { confirm_by: Some(new.not_after), ..new.clone() };
+    let (ek, ik_id, der) = (facts.ek_id, facts.ik_id, vec![facts.serial[0]]);
+    let random = &mut rand_core::UnwrapErr(getrandom::SysRng);
+    let new = unchecked::renewed(facts, der, &key(), random).unwrap();
+    let basis = Some(basis(&mut **store, rekeying(ek, ik_id)).unwrap());
+    Entry { act: Act::Rekey(new), basis, audit: None }
+}
+
+/// The question of a rekey.
+pub(crate) fn rekeying(ek: EkId, ik_id: [u8; 32]) -> Question {
+    let waiting = WaitingInQuestion::OfEk;
+    Question { waiting, ..question(ek, "pump-1", ik_id, now()) }
+}
+
 /// The question of a renewal.
 pub(crate) fn renewing(ek: EkId) -> Question {
     let device = IdInQuestion::Due { derived: id("derived"), other_eks: Vec::new() };

@@ -35,6 +35,9 @@ on_both! {
     a_registered_ek_keeps_its_id_when_it_is_enrolled,
     a_renewed_certificate_ends_nothing_until_it_comes_into_force,
     a_renewed_certificate_takes_the_place_of_what_waits_for_its_ek_and_ik,
+    a_certificate_for_another_ik_takes_the_place_of_what_waits_except_for_the_ik_in_force,
+    a_certificate_for_another_ik_ends_the_old_one_and_its_renewals_when_it_comes_into_force,
+    a_certificate_is_in_force_since_its_confirmation,
     certificate_that_comes_into_force_ends_what_waited_for_another_ik,
     a_removed_devices_id_is_free_and_its_certificates_are_not_good,
     a_retired_generation_never_returns,
@@ -1127,6 +1130,78 @@ fn a_renewed_certificate_takes_the_place_of_what_waits_for_its_ek_and_ik(fixture
     }
     assert_eq!(status(&mut store, 1), CertificateStatus::Active);
     assert!(!waiting(&mut store, ek(2), 1).is_empty(), "another EK's");
+}
+
+fn a_certificate_for_another_ik_takes_the_place_of_what_waits_except_for_the_ik_in_force(
+    fixture: &Fixture,
+) {
+    let mut store = fixture.store();
+    let old = certificate(1, "pump-1", ek(1));
+    add(&mut store, &old).unwrap();
+    let with = |serial, ek_id, ik_id| CertificateFacts { ik_id, ..sealed(serial, "pump-1", ek_id) };
+    add(&mut store, &with(2, ek(1), old.ik_id)).unwrap();
+    add(&mut store, &with(3, ek(1), [9; 32])).unwrap();
+    add(&mut store, &with(4, ek(2), [9; 32])).unwrap();
+    for serial in [5, 6] {
+        let entry = plan_to_rekey(&mut store, &with(serial, ek(1), [serial; 32]));
+        assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Done);
+    }
+    let due = [(1, "active"), (2, "unconfirmed"), (3, "revoked"), (4, "unconfirmed")];
+    for (serial, due) in due.into_iter().chain([(5, "revoked"), (6, "unconfirmed")]) {
+        let rows = store.certificates().unwrap();
+        let row = rows.iter().find(|row| row.serial == [serial; 16]).unwrap();
+        assert_eq!(row.status, due, "{serial}");
+    }
+    let found = store.snapshot(&rekeying(ek(1), [6; 32])).unwrap();
+    assert_eq!(found.active, None, "it is for another IK");
+    let waiting: Vec<_> = found.waiting.iter().map(|it| (it.serial[0], it.ik_id)).collect();
+    assert_eq!(waiting, [(6, [6; 32]), (2, old.ik_id)]);
+}
+
+fn a_certificate_for_another_ik_ends_the_old_one_and_its_renewals_when_it_comes_into_force(
+    fixture: &Fixture,
+) {
+    let mut store = fixture.store();
+    let later = now() + Duration::HOUR;
+    let old = certificate(1, "pump-1", ek(1));
+    add(&mut store, &old).unwrap();
+    let new = certificate(2, "pump-1", ek(1));
+    let entry = plan_to_rekey(&mut store, &new);
+    assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Done);
+    // Whoever has the old key renews it meanwhile.
+    let renewed = CertificateFacts {
+        ik_id: old.ik_id,
+        issued_at: later,
+        ..certificate(3, "pump-1", ek(1))
+    };
+    let entry = plan_to_renew(&mut store, &renewed);
+    assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Done);
+    assert_eq!(status(&mut store, 1), CertificateStatus::Active);
+    assert_eq!(status(&mut store, 2), CertificateStatus::Unconfirmed(ek(1)));
+
+    assert!(confirm(&mut store, 2, later + Duration::HOUR));
+    assert_eq!(status(&mut store, 1), CertificateStatus::Superseded);
+    assert_eq!(status(&mut store, 2), CertificateStatus::Active);
+    assert_eq!(status(&mut store, 3), CertificateStatus::Revoked, "it would bring the key back");
+    let revoked = store.revoked(later).unwrap();
+    let is_listed = |serial| {
+        let all = revoked.once_in_force.iter().chain(&revoked.never_in_force);
+        all.into_iter().any(|it| it.serial == [serial; 16])
+    };
+    assert_eq!([1, 2, 3].map(is_listed), [true, false, true]);
+}
+
+fn a_certificate_is_in_force_since_its_confirmation(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let later = now() + Duration::MINUTE;
+    let in_force = |store: &mut Any, ek_id| {
+        records(store, ek_id, later).registration.unwrap().certificate.unwrap().in_force_since
+    };
+    add(&mut store, &certificate(1, "pump-1", ek(1))).unwrap();
+    assert_eq!(in_force(&mut store, ek(1)), now());
+    add(&mut store, &sealed(2, "pump-2", ek(2))).unwrap();
+    assert!(confirm(&mut store, 2, later));
+    assert_eq!(in_force(&mut store, ek(2)), later);
 }
 
 fn certificate_that_comes_into_force_ends_what_waited_for_another_ik(fixture: &Fixture) {

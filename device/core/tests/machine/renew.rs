@@ -15,7 +15,7 @@ use crate::{request, serial};
 const CERTIFICATE_FLOWS: [Flow; 2] = [Flow::Ticket, Flow::Sealed];
 
 /// A device that was provisioned this long ago. What was asked and told then is forgotten.
-fn provisioned(flow: Flow, age: u64) -> World {
+pub(crate) fn provisioned(flow: Flow, age: u64) -> World {
     let mut world = World::default();
     world.run(request(flow)).unwrap().unwrap();
     world.now += Duration::from_secs(age);
@@ -33,7 +33,7 @@ fn to_renew(flow: Flow) -> ProvisionRequest {
     ProvisionRequest { renew: true, ..request(flow) }
 }
 
-fn kinds(world: &World) -> Vec<&'static str> {
+pub(crate) fn kinds(world: &World) -> Vec<&'static str> {
     let kind = |request: &RequestBody| match request {
         RequestBody::Challenge(_) => "challenge",
         RequestBody::Certify(_) => "certify",
@@ -41,6 +41,7 @@ fn kinds(world: &World) -> Vec<&'static str> {
         RequestBody::Confirm(_) => "confirm",
         RequestBody::Renew(_) => "renew",
         RequestBody::Adopt(_) => "adopt",
+        RequestBody::Rekey(_) => "rekey",
         RequestBody::Register(_) | RequestBody::Ping => "another",
     };
     world.ca.heard.iter().map(kind).collect()
@@ -390,7 +391,7 @@ fn tpm_that_does_not_sign_the_renewal_ends_the_run() {
 #[test]
 fn answer_that_is_no_newer_certificate_for_this_device_is_not_stored() {
     let world = due(Flow::Ticket);
-    let (ik, begins) = (world.tpm.ik.unwrap(), world.ca.begins[0]);
+    let (ik, begins) = (world.tpm.ik().unwrap(), world.ca.begins[0]);
     let now = begins + RENEWED_AFTER;
     let mut forged = certificate(&ik, 1, now, "pump-17");
     forged[40] ^= 1;

@@ -206,6 +206,7 @@ impl World {
                         | (_, Some(Grant::Certificate(_)))
                 )
             }
+            RequestBody::Rekey(_) => matches!(self.memory.attempt, Some(Attempt::Rekey(_))),
             RequestBody::Register(_) => matches!(self.memory.attempt, Some(Attempt::Hmac(_))),
             RequestBody::Confirm(proof) => self.unconfirmed().as_ref() == Some(proof),
             RequestBody::Certify(_) | RequestBody::Ping => true,
