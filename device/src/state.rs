@@ -358,7 +358,9 @@ mod tests {
         let second = Memory { attempt, ..a_shared_key() };
         let asked = Memory { in_use: None, ..a_memory() };
         let renewed = a_renewal();
-        for memory in [Memory::default(), asked, a_memory(), first, second, a_shared_key(), renewed]
+        let rekey = Memory { attempt: Some(Attempt::Rekey(a_record())), ..a_memory() };
+        let others = [a_shared_key(), renewed, rekey];
+        for memory in [Memory::default(), asked, a_memory(), first, second].into_iter().chain(others)
         {
             state.store(&memory).unwrap();
             assert_eq!(state.memory().unwrap(), memory);
@@ -387,6 +389,20 @@ mod tests {
         let copy = fs::read(dir.path().join(CERTIFICATE)).unwrap();
         let Some(Attempt::Renewed(grant)) = a_renewal().attempt else { panic!() };
         assert_eq!(pem::parse(&copy).unwrap(), grant.chain);
+    }
+
+    #[test]
+    fn private_part_of_a_key_is_forgotten_with_the_key_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(dir.path()).unwrap();
+        for handle in [0x8100_0200, 0x8100_0201] {
+            state.keep_private(handle, b"encrypted").unwrap();
+        }
+        for _ in 0..2 {
+            state.forget_private(0x8100_0200).unwrap();
+            assert_eq!(private(dir.path(), 0x8100_0200).unwrap(), None);
+            assert_eq!(private(dir.path(), 0x8100_0201).unwrap().unwrap(), b"encrypted");
+        }
     }
 
     /// Earlier versions wrote it in this way.

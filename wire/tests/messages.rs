@@ -159,8 +159,13 @@ fn requests() -> Vec<(Request, Vec<u8>)> {
         "03 5820",       // 3: EK id
         &"bb".repeat(32),
     ]);
+    let (challenge, mut rekey_bytes) = challenge_request();
+    let RequestBody::Challenge(bundle) = challenge.body else { panic!() };
+    let rekey = Request { id: id(), body: RequestBody::Rekey(bundle) };
+    rekey_bytes[1] = 9;
     vec![
         challenge_request(),
+        (rekey, rekey_bytes),
         (renew, renew_bytes),
         (adopt, adopt_bytes),
         (without_id, without_id_bytes),
@@ -426,7 +431,7 @@ fn the_cddl_refuses_what_is_no_message() {
     let cddl = include_str!("../assay.cddl");
     let certify_without_ticket = bytes(&["83 02", ID, "a1 00 45 636c61696d"]);
     let short_ticket = bytes(&["83 02", ID, "a2 00 45 636c61696d 01 43 aaaaaa"]);
-    let unknown_kind = bytes(&["83 09", ID, "a0"]);
+    let unknown_kind = bytes(&["83 0a", ID, "a0"]);
     let ping_that_says_something = bytes(&["83 06", ID, "a1 00 45 636c61696d"]);
     for message in [certify_without_ticket, short_ticket, unknown_kind, ping_that_says_something] {
         assert!(
@@ -574,8 +579,8 @@ fn a_problem_of_a_later_version_is_still_a_problem() {
 
 #[test]
 fn the_id_of_an_unreadable_request_is_found_if_it_is_there() {
-    let unknown_kind = bytes(&["83 09", ID, "a0"]);
-    assert_eq!(Request::decode(&unknown_kind), Err(DecodeError::UnknownKind(9)));
+    let unknown_kind = bytes(&["83 0a", ID, "a0"]);
+    assert_eq!(Request::decode(&unknown_kind), Err(DecodeError::UnknownKind(10)));
     let far = bytes(&["83 19012c", ID, "a0"]);
     assert_eq!(
         Request::decode(&far),

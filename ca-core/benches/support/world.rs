@@ -4,7 +4,7 @@ use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::template::ParentArea;
 use assay_ca_core::{
     Admitted, AdmittedParent, Assurance, BoundKey, Candidate, Certification, Challenge,
-    Confirmation, Confirming, EkEvidence, Evidence, FIRST_GENERATION, FlowKind, Issued, KeyOffer,
+    Confirmation, Confirming, EkEvidence, Evidence, FIRST_GENERATION, FlowKind, Instead, Issued, KeyOffer,
     Login, MasterSecret, ParentEvidence, Prepared, Profile, Proven, ProvenDevice, Readmitted,
     Records, SealedFlow, SealedOnRecord, Sealing, SharedKeyFlow, SharedKeyHolder,
     SharedKeyOnRecord, TicketFlow, Token, TrustedEk, Unconfirmed, Unproven,

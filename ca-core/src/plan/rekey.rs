@@ -18,8 +18,8 @@ impl Renewing {
     ///
     /// `active` is the EK's certificate in force, if it is for this IK and not expired. `waiting`
     /// are all certificates of the EK that wait, the newest first. Those that were sealed are passed
-    /// over, because anybody can ask for them. So are those for the IK in force: they renew the
-    /// certificate that stays good. If another one waits to be adopted, the next may be made an
+    /// over, because anybody can ask for them. So are those for the IK in force, if it is another:
+    /// they renew the certificate that stays good. If another one waits to be adopted, the next may be made an
     /// hour later. So a device cannot ask for more in a day than by other flows.
     #[expect(clippy::too_many_arguments, reason = "each is one input of the decision")]
     pub fn rekey(
@@ -42,9 +42,11 @@ impl Renewing {
         if let Some(active) = active {
             return Self::on_record(device_id, &active.der, profile, issuer);
         }
+        let ik_id = subject.ik_id();
         let in_force = records.registration.as_ref().and_then(|it| it.certificate.as_ref());
+        let kept = in_force.map(|it| it.ik_id).filter(|in_force| *in_force != ik_id);
         for certificate in waiting {
-            if in_force.is_some_and(|in_force| in_force.ik_id == certificate.ik_id) {
+            if kept == Some(certificate.ik_id) {
                 continue;
             }
             let Some(der) =

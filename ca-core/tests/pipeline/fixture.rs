@@ -6,7 +6,7 @@ use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::{AreaKey, Name, ObjectAttributes, PublicArea};
 use assay_ca_core::tpm::template::{EkArea, ParentArea};
 use assay_ca_core::{
-    Admitted, AdmittedParent, Authority, BoundKey, Challenge, Enrolment, Evidence, FlowKind,
+    Admitted, AdmittedParent, Authority, BoundKey, Instead, Challenge, Enrolment, Evidence, FlowKind,
     Issuer, Offered, Profile, ProvenDevice, Records, Rejection, SharedKeyFlow, TicketFlow,
     TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
 };

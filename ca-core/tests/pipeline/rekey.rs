@@ -1,7 +1,7 @@
 //! Who may have a certificate for another IK that waits, and what becomes of it.
 
 use assay_ca_core::{
-    Adopting, AdoptionEvidence, CertificateOnRecord, Enrolment, Failure, Instead, Issued,
+    Adopting, AdoptionEvidence, Assurance, CertificateOnRecord, Enrolment, Failure, Instead, Issued,
     ProvenDevice, QUOTA, Records, Registration, Rejection, Renewed, Renewing, Reprovision,
     SealedOnRecord, TicketKey, Unconfirmed,
 };
@@ -152,6 +152,20 @@ fn while_one_waits_for_another_ik_the_next_may_be_made_an_hour_later() {
     let refused = rejection(device.rekey_with(&records, &waits, soon));
     assert!(matches!(refused, Rejection::RenewedTooOften { .. }), "{refused}");
     assert!(device.rekey_with(&records, &waits, then() + Duration::HOUR).unwrap().1.is_some());
+}
+
+/// Its issuing CA was replaced, so that the one in force is not given.
+#[test]
+fn a_rekey_to_the_key_in_force_is_limited_as_well() {
+    let mut device = Rekeyer::new();
+    let issued = device.rekeyed(then());
+    let mut records = device.holder.records();
+    let certificate = records.registration.as_mut().unwrap().certificate.as_mut().unwrap();
+    certificate.ik_id = issued.facts().ik_id;
+    let other = Unconfirmed { assurance: Assurance::EnrolmentList, ..waiting(&issued) };
+    let soon = then() + Duration::MINUTE;
+    let refused = rejection(device.rekey_with(&records, &[other], soon));
+    assert!(matches!(refused, Rejection::RenewedTooOften { .. }), "{refused}");
 }
 
 #[test]

@@ -30,6 +30,13 @@ pub struct Examination {
     about: About,
 }
 
+#[cfg(test)]
+impl Examination {
+    pub(super) fn of(examined: Examined, about: About) -> Self {
+        Self { examined, about }
+    }
+}
+
 /// Decides on a request. If the request is decided again, `examination` is the one that it passed
 /// before. Returns the outcome, and whom the decision is about.
 pub fn decide(

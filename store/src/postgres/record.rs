@@ -186,17 +186,19 @@ fn end_waiting(session: &mut Session, group: &[Holding<'_>]) -> Result<(), Store
     Ok(())
 }
 
-/// Revokes whatever waits for the EKs of certificates for another IK, except for the IK in force.
+/// Revokes whatever waits for the EKs of certificates for another IK, except for the IK in force if
+/// that is another.
 fn end_other_waiting(session: &mut Session, group: &[Holding<'_>]) -> Result<(), StoreError> {
-    let (mut eks, mut kept, mut times) = (vec![], vec![], vec![]);
+    let (mut eks, mut iks, mut kept, mut times) = (vec![], vec![], vec![], vec![]);
     for Holding { write, answer } in group {
         let Write::Rekey(new) = write else { continue };
         eks.push(&new.ek_id.as_bytes()[..]);
+        iks.push(&new.ik_id[..]);
         kept.push(active_ik(&answer.snapshot.records).map(|ik_id| ik_id.to_vec()));
         times.push(new.issued_at.unix_timestamp());
     }
     if !eks.is_empty() {
-        session.execute(END_OTHER_WAITING, &[&eks, &kept, &times])?;
+        session.execute(END_OTHER_WAITING, &[&eks, &kept, &times, &iks])?;
     }
     Ok(())
 }
@@ -354,8 +356,8 @@ const END_WAITING: &str = "UPDATE certificates c
         AND (CASE WHEN c.status = 'unconfirmed' THEN 1 END) = 1";
 const END_OTHER_WAITING: &str = "UPDATE certificates c
     SET status = 'revoked', ended_at = n.ended_at, der = ''
-    FROM unnest($1::bytea[], $2::bytea[], $3::int8[]) n(ek_id, kept, ended_at)
-    WHERE c.ek_id = n.ek_id AND c.ik_id IS DISTINCT FROM n.kept
+    FROM unnest($1::bytea[], $2::bytea[], $3::int8[], $4::bytea[]) n(ek_id, kept, ended_at, ik_id)
+    WHERE c.ek_id = n.ek_id AND (c.ik_id = n.ik_id OR c.ik_id IS DISTINCT FROM n.kept)
         AND (CASE WHEN c.status = 'unconfirmed' THEN 1 END) = 1";
 const ADD_CERTIFICATES: &str = "INSERT INTO certificates
     (serial, device_id, ek_id, ik_id, assurance, not_before, not_after, issued_at, confirm_by,

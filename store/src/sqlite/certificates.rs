@@ -79,15 +79,19 @@ impl Transaction<'_> {
     }
 
     /// Revokes whatever waits for the EK of a new certificate, except for the IK of the certificate
-    /// in force.
+    /// in force if that is another.
     pub(super) fn end_other_waiting(&self, new: &NewCertificate<'_>) -> Result<(), StoreError> {
         self.0
             .prepare_cached(
                 "UPDATE certificates SET status = 'revoked', ended_at = ?2, der = x''
-                 WHERE ek_id = ?1 AND status = 'unconfirmed' AND ik_id IS NOT
-                   (SELECT ik_id FROM certificates WHERE ek_id = ?1 AND status = 'active')",
+                 WHERE ek_id = ?1 AND status = 'unconfirmed' AND (ik_id = ?3 OR ik_id IS NOT
+                   (SELECT ik_id FROM certificates WHERE ek_id = ?1 AND status = 'active'))",
             )?
-            .execute(params![new.ek_id.as_bytes(), new.issued_at.unix_timestamp()])?;
+            .execute(params![
+                new.ek_id.as_bytes(),
+                new.issued_at.unix_timestamp(),
+                new.ik_id
+            ])?;
         Ok(())
     }
 

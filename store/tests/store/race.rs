@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use assay_ca_core::tpm::template::ParentKind;
 use assay_ca_core::{Assurance, CertificateFacts, unchecked};
-use assay_store::{
+use assay_store::{WaitingInQuestion, 
     Act, AuditEntry, Change, Changes, Entry, NewEnrolment, Question, Recorded, StoreError, Tags,
     Whom,
 };

@@ -40,6 +40,12 @@ impl Device {
         Self { tpm, memory, run: None, clock_error: 0, has_good_key: false, keys: Vec::new() }
     }
 
+    /// TPM2_Clear.
+    pub(crate) fn clear_tpm(&mut self) {
+        self.tpm.clear();
+        self.has_good_key = false;
+    }
+
     /// Begins a run. A run that is under way ends.
     pub(crate) fn begin(&mut self, request: ProvisionRequest, connects: bool, now: Duration) {
         let machine = provision(request, self.memory.clone(), now);

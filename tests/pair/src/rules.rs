@@ -629,7 +629,8 @@ impl Rules {
         let in_force = in_force.map(|it| it.ik_id);
         let lately = self.certificates.values().find(|it| {
             let is_of_other_ik = it.facts.ek_id == *ek_id && Some(it.facts.ik_id) != in_force;
-            is_of_other_ik
+            (is_of_other_ik || it.facts.ik_id == facts.ik_id)
+                && it.facts.ek_id == *ek_id
                 && it.is_renewed
                 && it.status == Status::Unconfirmed
                 && !it.is_of_old_key
@@ -644,7 +645,8 @@ impl Rules {
     fn ends_other_waiting(&mut self, facts: &CertificateFacts) {
         let in_force = self.active(facts.ek_id).map(|it| it.facts.ik_id);
         for Certificate { facts: other, status, .. } in self.certificates.values_mut() {
-            let is_of_it = other.ek_id == facts.ek_id && Some(other.ik_id) != in_force;
+            let is_replaced = Some(other.ik_id) != in_force || other.ik_id == facts.ik_id;
+            let is_of_it = other.ek_id == facts.ek_id && is_replaced;
             if is_of_it && *status == Status::Unconfirmed {
                 *status = Status::Revoked;
             }

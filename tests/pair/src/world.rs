@@ -186,9 +186,8 @@ impl World {
             Op::PowerFails(device) => self.devices[device].run = None,
             Op::ClearTpm(device) => {
                 self.devices[device].run = None;
-                self.devices[device].tpm.clear();
+                self.devices[device].clear_tpm();
                 self.rules.tpm_cleared(self.ek(device));
-                self.devices[device].has_good_key = false;
             }
             Op::LoseState(device) => {
                 self.devices[device].run = None;
@@ -410,7 +409,7 @@ impl World {
         device: usize,
         operation: TpmOperation,
     ) -> Result<Result<assay_device_core::TpmAnswer, assay_device_core::TpmFailure>, Broken> {
-        let Device { tpm, memory, keys, .. } = &mut self.devices[device];
+        let Device { tpm, memory, .. } = &mut self.devices[device];
         let blob = match &operation {
             TpmOperation::Activate { blob, .. } => blob.clone(),
             TpmOperation::Sign { message, .. } => {
@@ -833,7 +832,7 @@ impl World {
                 Some(Ok(_)) => again = true,
                 // A device that lost its state leaves the key at the handle alone. Somebody has to
                 // clear the TPM.
-                Some(Err(Failure::Tpm(_))) => self.devices[device].tpm.clear(),
+                Some(Err(Failure::Tpm(_))) => self.devices[device].clear_tpm(),
                 outcome => return Err(Broken(format!("device {device} ends with {outcome:?}"))),
             }
         }
