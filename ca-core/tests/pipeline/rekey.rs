@@ -171,7 +171,9 @@ fn a_rekey_to_the_key_in_force_is_limited_as_well() {
 #[test]
 fn what_waits_for_the_ik_in_force_or_was_sealed_keeps_no_device_from_a_rekey() {
     let mut device = Rekeyer::new();
-    let renewed = Holder::new().renewed();
+    let mut other = Holder::new();
+    other.ca.ticket_key = TicketKey::generate(&mut other.ca.rng);
+    let renewed = other.renewed();
     let records = device.holder.records();
     let of_active = Unconfirmed { ik_id: device.holder.active.ik_id, ..waiting(&renewed) };
     // A stranger can ask for these. Only the CA can tell them apart, by the key.

@@ -195,7 +195,9 @@ impl Rules {
                 let certificate = self.by_hash(&Sha256::digest(&grant.chain[0]).into());
                 certificate.map(|certificate| certificate.facts.issued_at)
             };
-            let is_newer = issued_at(new) > issued_at(old);
+            // One for another key cannot be an earlier one, and may be of the same second.
+            let is_of_another_key = new.record.ik_handle != old.record.ik_handle;
+            let is_newer = is_of_another_key || issued_at(new) > issued_at(old);
             rule!(is_newer, "a device took an earlier certificate for a renewed one");
         }
         if matches!(after.attempt, None | Some(Attempt::Rekey(_))) {
