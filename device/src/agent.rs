@@ -96,9 +96,7 @@ impl Agent<'_> {
                         Step::TryingEk { .. }
                         | Step::NotDue(_)
                         | Step::RenewalRefused(_)
-                        | Step::RekeyRefused(_) => {
-                            steps.tell(&step.to_string(), Duration::ZERO)
-                        }
+                        | Step::RekeyRefused(_) => steps.tell(&step.to_string(), Duration::ZERO),
                         Step::RenewalPostponed(_) => {
                             // The core knows only that a setting is wrong.
                             let step = match talk.take_error() {

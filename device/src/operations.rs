@@ -5,8 +5,8 @@ use crate::error::Error;
 use crate::key::IdentityKey;
 use crate::tpm::{IkKind, PublicArea, Tpm, TpmError, TpmThread, is_of_default_template};
 use assay_device_core::{
-    EkCertificates, EkKind, EndorsementKey, KeyPublic, KeyPurpose, TpmAnswer, TpmFailure, TpmFailureKind,
-    TpmOperation,
+    EkCertificates, EkKind, EndorsementKey, KeyPublic, KeyPurpose, TpmAnswer, TpmFailure,
+    TpmFailureKind, TpmOperation,
 };
 
 /// Does the TPM operations of one run.

@@ -360,7 +360,8 @@ mod tests {
         let renewed = a_renewal();
         let rekey = Memory { attempt: Some(Attempt::Rekey(a_record())), ..a_memory() };
         let others = [a_shared_key(), renewed, rekey];
-        for memory in [Memory::default(), asked, a_memory(), first, second].into_iter().chain(others)
+        for memory in
+            [Memory::default(), asked, a_memory(), first, second].into_iter().chain(others)
         {
             state.store(&memory).unwrap();
             assert_eq!(state.memory().unwrap(), memory);

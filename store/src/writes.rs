@@ -150,10 +150,9 @@ impl<'a> Write<'a> {
 
     pub(crate) fn ek_id(&self) -> EkId {
         match self {
-            Self::Certificate(new)
-            | Self::Waiting(new)
-            | Self::Renewal(new)
-            | Self::Rekey(new) => new.ek_id,
+            Self::Certificate(new) | Self::Waiting(new) | Self::Renewal(new) | Self::Rekey(new) => {
+                new.ek_id
+            }
             Self::Activation(activation) => activation.ek_id,
             Self::Offer(offer) => offer.ek_id,
             Self::Use(first_use) => first_use.ek_id,
@@ -162,10 +161,9 @@ impl<'a> Write<'a> {
 
     pub(crate) fn device_id(&self) -> &'a DeviceId {
         match self {
-            Self::Certificate(new)
-            | Self::Waiting(new)
-            | Self::Renewal(new)
-            | Self::Rekey(new) => new.device_id,
+            Self::Certificate(new) | Self::Waiting(new) | Self::Renewal(new) | Self::Rekey(new) => {
+                new.device_id
+            }
             Self::Activation(activation) => activation.device_id,
             Self::Offer(offer) => offer.device_id,
             Self::Use(first_use) => first_use.device_id,

@@ -4,9 +4,9 @@ use assay_ca_core::tpm::credential::Credential;
 use assay_ca_core::tpm::template::ParentArea;
 use assay_ca_core::{
     Admitted, AdmittedParent, Assurance, BoundKey, Candidate, Certification, Challenge,
-    Confirmation, Confirming, EkEvidence, Evidence, FIRST_GENERATION, FlowKind, Instead, Issued, KeyOffer,
-    Login, MasterSecret, ParentEvidence, Prepared, Profile, Proven, ProvenDevice, Readmitted,
-    Records, SealedFlow, SealedOnRecord, Sealing, SharedKeyFlow, SharedKeyHolder,
+    Confirmation, Confirming, EkEvidence, Evidence, FIRST_GENERATION, FlowKind, Instead, Issued,
+    KeyOffer, Login, MasterSecret, ParentEvidence, Prepared, Profile, Proven, ProvenDevice,
+    Readmitted, Records, SealedFlow, SealedOnRecord, Sealing, SharedKeyFlow, SharedKeyHolder,
     SharedKeyOnRecord, TicketFlow, Token, TrustedEk, Unconfirmed, Unproven,
 };
 use assay_wire::{
@@ -129,9 +129,17 @@ impl World {
         ik: &BoundKey,
     ) -> ChallengeReply {
         let Ca { scope, ticket_key, .. } = &self.ca;
-        Challenge::new(admitted, ik, Instead::AtOnce, scope, ticket_key, now(), &mut CountingRng::new())
-            .unwrap()
-            .into_reply()
+        Challenge::new(
+            admitted,
+            ik,
+            Instead::AtOnce,
+            scope,
+            ticket_key,
+            now(),
+            &mut CountingRng::new(),
+        )
+        .unwrap()
+        .into_reply()
     }
 
     pub(crate) fn prove(&self, proof: &Proof) -> ProvenDevice {

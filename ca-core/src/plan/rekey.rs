@@ -54,8 +54,8 @@ impl Renewing {
             else {
                 continue;
             };
-            let is_good = certificate.is_for(&subject)
-                && may_be_confirmed(certificate, records, now).is_ok();
+            let is_good =
+                certificate.is_for(&subject) && may_be_confirmed(certificate, records, now).is_ok();
             if is_good && issuer.has_signed(&der) {
                 return Self::on_record(device_id, &der, profile, issuer);
             }

@@ -219,7 +219,8 @@ mod readmission {
         let proven = || ca.prove(&request).unwrap();
         let recent_certificates = 1;
         let registered = |ik_id, issued_at| {
-            let certificate = Some(CertificateOnRecord { ik_id, issued_at, in_force_since: issued_at });
+            let certificate =
+                Some(CertificateOnRecord { ik_id, issued_at, in_force_since: issued_at });
             let registration = Registration {
                 device_id: proven().device_id().clone(),
                 certificate,
@@ -245,8 +246,11 @@ mod readmission {
         let (ca, _, request) = answered();
         let readmit = |ik_id, recent_certificates| {
             let proven = ca.prove(&request).unwrap();
-            let certificate =
-                Some(CertificateOnRecord { ik_id, issued_at: now() - Duration::hours(1), in_force_since: now() - Duration::hours(1) });
+            let certificate = Some(CertificateOnRecord {
+                ik_id,
+                issued_at: now() - Duration::hours(1),
+                in_force_since: now() - Duration::hours(1),
+            });
             let device_id = proven.device_id().clone();
             let registration = Some(Registration { device_id, certificate, recent_certificates });
             Readmitted::decide(proven, &Records { registration, ..nothing_on_record() }).map(drop)

@@ -6,8 +6,8 @@ use assay_ca_core::tpm::kdf::{Hash, kdfa, kdfe};
 use assay_ca_core::tpm::public::{AreaKey, Name, ObjectAttributes, PublicArea};
 use assay_ca_core::tpm::template::{EkArea, ParentArea};
 use assay_ca_core::{
-    Admitted, AdmittedParent, Authority, BoundKey, Instead, Challenge, Enrolment, Evidence, FlowKind,
-    Issuer, Offered, Profile, ProvenDevice, Records, Rejection, SharedKeyFlow, TicketFlow,
+    Admitted, AdmittedParent, Authority, BoundKey, Challenge, Enrolment, Evidence, FlowKind,
+    Instead, Issuer, Offered, Profile, ProvenDevice, Records, Rejection, SharedKeyFlow, TicketFlow,
     TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
 };
 use assay_wire::{Bundle, ChallengeReply, DeviceId, Flow, Proof, Scope, Ticket};

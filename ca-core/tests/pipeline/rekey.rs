@@ -1,8 +1,8 @@
 //! Who may have a certificate for another IK that waits, and what becomes of it.
 
 use assay_ca_core::{
-    Adopting, AdoptionEvidence, Assurance, CertificateOnRecord, Enrolment, Failure, Instead, Issued,
-    ProvenDevice, QUOTA, Records, Registration, Rejection, Renewed, Renewing, Reprovision,
+    Adopting, AdoptionEvidence, Assurance, CertificateOnRecord, Enrolment, Failure, Instead,
+    Issued, ProvenDevice, QUOTA, Records, Registration, Rejection, Renewed, Renewing, Reprovision,
     SealedOnRecord, TicketKey, Unconfirmed,
 };
 use assay_wire::{Adoption, CertificateReply};
@@ -43,11 +43,7 @@ impl Rekeyer {
         Ok(rekeying.sign(issuer, ticket_key, rng)?)
     }
 
-    fn proven(
-        &mut self,
-        instead: Instead,
-        at: OffsetDateTime,
-    ) -> Result<ProvenDevice, Rejection> {
+    fn proven(&mut self, instead: Instead, at: OffsetDateTime) -> Result<ProvenDevice, Rejection> {
         let Holder { ca, device, .. } = &mut self.holder;
         let challenge = ca.challenge_at(device, &nothing_on_record(), instead, at)?;
         let proof = device.answer(&challenge);
@@ -91,8 +87,7 @@ fn a_claim_says_whether_the_certificate_in_force_stays() {
     // The device sends the claim back. It cannot turn the one into the other.
     let Holder { ca, device, .. } = &mut device.holder;
     let mut claims = [Instead::AtOnce, Instead::OnceTaken].map(|instead| {
-        let challenge =
-            ca.challenge_at(device, &nothing_on_record(), instead, then()).unwrap();
+        let challenge = ca.challenge_at(device, &nothing_on_record(), instead, then()).unwrap();
         device.answer(&challenge)
     });
     let [a, b] = &mut claims;

@@ -145,9 +145,9 @@ impl fmt::Display for Step {
                     rfc3339(*at)
                 )
             }
-            Self::NotAdopted => f.write_str(
-                "an earlier run stored a new certificate: it is still to be adopted",
-            ),
+            Self::NotAdopted => {
+                f.write_str("an earlier run stored a new certificate: it is still to be adopted")
+            }
             Self::NotDue(at) => {
                 write!(f, "the CA renews the certificate at {}: it stays", rfc3339(*at))
             }

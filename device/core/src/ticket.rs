@@ -17,7 +17,8 @@ pub(crate) async fn provision(run: &Run, instead: Option<EkKind>) -> Result<Prov
         Ready::Provisioned(provisioned) => return Ok(*provisioned),
         Ready::ToAsk(applicant) => applicant,
     };
-    let certificate = run.line.insist(async || certify(run, &applicant, RequestBody::Challenge).await).await?;
+    let certificate =
+        run.line.insist(async || certify(run, &applicant, RequestBody::Challenge).await).await?;
     Ok(applicant.finish(run, certificate).await)
 }
 

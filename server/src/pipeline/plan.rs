@@ -2,8 +2,8 @@
 
 use assay_ca_core::{
     Admitted, AdmittedParent, Adopting, BoundKey, Candidate, Certification, Confirming, EkEvidence,
-    InForce, Instead, KeyOffer, Offered, RenewFlow, RenewalProof, Renewing, SealedOnRecord, Sealing,
-    TicketFlow, TrustAnchors, TrustedEk,
+    InForce, Instead, KeyOffer, Offered, RenewFlow, RenewalProof, Renewing, SealedOnRecord,
+    Sealing, TicketFlow, TrustAnchors, TrustedEk,
 };
 use assay_store::{
     AnchorsVersion, Basis, IdInQuestion, IkInQuestion, Question, Snapshot, Store, StoreError,

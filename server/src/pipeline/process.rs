@@ -136,7 +136,8 @@ mod tests {
             let outbox = Outbox::new(ca.scope.clone(), letters);
             let (again, planned) = unbounded();
             let ends = Ends {
-                outfit: watch::channel(Outfit { ca: Arc::clone(&ca), tls: Arc::new(tls.clone()) }).1,
+                outfit: watch::channel(Outfit { ca: Arc::clone(&ca), tls: Arc::new(tls.clone()) })
+                    .1,
                 jobs: Queues::new().1,
                 again: planned,
                 pulses: never(),

@@ -15,8 +15,7 @@ use super::snapshots::{Answer, Der, answers};
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::error::StoreError;
 use crate::writes::{
-    NewCertificate, NewDevice, NewOffer, NewUse, Planned, Write, active_ik, is_same,
-    touched,
+    NewCertificate, NewDevice, NewOffer, NewUse, Planned, Write, active_ik, is_same, touched,
 };
 
 impl Postgres {
@@ -244,10 +243,9 @@ fn add_certificates(session: &mut Session, group: &[Holding<'_>]) -> Result<(), 
 
 fn certificate<'a>(write: &'a Write<'a>) -> Option<&'a NewCertificate<'a>> {
     match write {
-        Write::Certificate(new)
-        | Write::Waiting(new)
-        | Write::Renewal(new)
-        | Write::Rekey(new) => Some(new),
+        Write::Certificate(new) | Write::Waiting(new) | Write::Renewal(new) | Write::Rekey(new) => {
+            Some(new)
+        }
         _ => None,
     }
 }

@@ -87,11 +87,7 @@ impl Transaction<'_> {
                  WHERE ek_id = ?1 AND status = 'unconfirmed' AND (ik_id = ?3 OR ik_id IS NOT
                    (SELECT ik_id FROM certificates WHERE ek_id = ?1 AND status = 'active'))",
             )?
-            .execute(params![
-                new.ek_id.as_bytes(),
-                new.issued_at.unix_timestamp(),
-                new.ik_id
-            ])?;
+            .execute(params![new.ek_id.as_bytes(), new.issued_at.unix_timestamp(), new.ik_id])?;
         Ok(())
     }
 

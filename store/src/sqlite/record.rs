@@ -7,7 +7,9 @@ use super::certificates::waiting;
 use super::connection::{Sqlite, Transaction};
 use super::records::records;
 use super::trust::anchors_version;
-use crate::act::{Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot, WaitingInQuestion};
+use crate::act::{
+    Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot, WaitingInQuestion,
+};
 use crate::error::StoreError;
 use crate::writes::{Planned, Write, active_ik, is_same};
 
@@ -97,7 +99,9 @@ fn snapshot(connection: &Connection, question: &Question) -> Result<Snapshot, St
         IkInQuestion::OfActive => active_ik(&records),
     };
     let waiting = match ik_id {
-        _ if question.waiting == WaitingInQuestion::OfEk => waiting(connection, &question.ek, None)?,
+        _ if question.waiting == WaitingInQuestion::OfEk => {
+            waiting(connection, &question.ek, None)?
+        }
         Some(ik_id) if question.waiting == WaitingInQuestion::OfIk => {
             waiting(connection, &question.ek, Some(&ik_id))?
         }

@@ -7,7 +7,8 @@ use assay_ca_core::{
 use assay_store::contract::Store;
 use assay_store::{
     Act, AnchorsVersion, AuditEntry, Basis, Change, Entry, IdInQuestion, IdentityCertificate,
-    IdentityRole, IkInQuestion, NewIdentity, Question, Recorded, Snapshot, StoreError, WaitingInQuestion, Whom,
+    IdentityRole, IkInQuestion, NewIdentity, Question, Recorded, Snapshot, StoreError,
+    WaitingInQuestion, Whom,
 };
 use assay_wire::{DeviceId, EkId, Rights, Scope};
 use sha2::{Digest, Sha256};
@@ -121,7 +122,12 @@ pub(crate) fn rekeying(ek: EkId, ik_id: [u8; 32]) -> Question {
 pub(crate) fn renewing(ek: EkId) -> Question {
     let device = IdInQuestion::Due { derived: id("derived"), other_eks: Vec::new() };
     let ik = IkInQuestion::OfActive;
-    Question { device, ik, waiting: WaitingInQuestion::OfIk, ..Question::about(ek, &id("derived"), now()) }
+    Question {
+        device,
+        ik,
+        waiting: WaitingInQuestion::OfIk,
+        ..Question::about(ek, &id("derived"), now())
+    }
 }
 
 /// A question about an EK, a device id and an IK.
@@ -225,7 +231,10 @@ pub(crate) fn shared_key(store: &mut Any, ek_id: EkId) -> Option<SharedKeyOnReco
 
 /// The unconfirmed certificates of an EK and IK.
 pub(crate) fn waiting(store: &mut Any, ek: EkId, serial: u8) -> Vec<Unconfirmed> {
-    let question = Question { waiting: WaitingInQuestion::OfIk, ..question(ek, "nobody", sha256(&[serial]), now()) };
+    let question = Question {
+        waiting: WaitingInQuestion::OfIk,
+        ..question(ek, "nobody", sha256(&[serial]), now())
+    };
     store.snapshot(&question).unwrap().waiting
 }
 

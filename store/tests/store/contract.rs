@@ -1169,11 +1169,8 @@ fn a_certificate_for_another_ik_ends_the_old_one_and_its_renewals_when_it_comes_
     let entry = plan_to_rekey(&mut store, &new);
     assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Done);
     // Whoever has the old key renews it meanwhile.
-    let renewed = CertificateFacts {
-        ik_id: old.ik_id,
-        issued_at: later,
-        ..certificate(3, "pump-1", ek(1))
-    };
+    let renewed =
+        CertificateFacts { ik_id: old.ik_id, issued_at: later, ..certificate(3, "pump-1", ek(1)) };
     let entry = plan_to_renew(&mut store, &renewed);
     assert_eq!(record(&mut *store, entry).unwrap(), Recorded::Done);
     assert_eq!(status(&mut store, 1), CertificateStatus::Active);

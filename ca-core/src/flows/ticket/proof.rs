@@ -44,7 +44,8 @@ impl ProvenDevice {
         let issued_at = claim.terms().check(request, TICKET_LABEL, scope, key, now)?;
         let Claim { scope, device_id: BriefId(device_id), ek_id, ik, assurance, hardware, .. } =
             claim;
-        let instead = if claim.is_rekey == Some(true) { Instead::OnceTaken } else { Instead::AtOnce };
+        let instead =
+            if claim.is_rekey == Some(true) { Instead::OnceTaken } else { Instead::AtOnce };
         let ik_spki = PublicKey::from_brief(&ik).spki();
         Ok(Self {
             subject: Subject { scope, device_id, ek_id, ik_spki, assurance, hardware },

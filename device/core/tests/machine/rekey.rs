@@ -135,14 +135,8 @@ fn device_can_sign_in_when_the_power_fails_in_the_run_that_ends_a_rekey() {
 fn lost_replies_are_asked_for_again_and_give_one_certificate() {
     for (fates, requests) in [
         (vec![Fate::Lost], &["rekey", "rekey", "certify", "adopt"][..]),
-        (
-            vec![Fate::Arrives, Fate::Lost],
-            &["rekey", "certify", "rekey", "certify", "adopt"],
-        ),
-        (
-            vec![Fate::Arrives, Fate::Arrives, Fate::Lost],
-            &["rekey", "certify", "adopt", "adopt"],
-        ),
+        (vec![Fate::Arrives, Fate::Lost], &["rekey", "certify", "rekey", "certify", "adopt"]),
+        (vec![Fate::Arrives, Fate::Arrives, Fate::Lost], &["rekey", "certify", "adopt", "adopt"]),
         (
             vec![Fate::Arrives, Fate::Arrives, Fate::BreaksConnection],
             &["rekey", "certify", "adopt", "adopt"],

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use assay_device_core::{
-    DEFAULT_IK_HANDLE, EkCertificates, EkKind, EndorsementKey, KeyPublic, OpenedKey, ParentKind, TpmAnswer,
-    TpmFailure, TpmFailureKind, TpmOperation,
+    DEFAULT_IK_HANDLE, EkCertificates, EkKind, EndorsementKey, KeyPublic, OpenedKey, ParentKind,
+    TpmAnswer, TpmFailure, TpmFailureKind, TpmOperation,
 };
 use assay_wire::EkId;
 use zeroize::Zeroizing;
