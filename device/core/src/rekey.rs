@@ -80,12 +80,23 @@ pub(crate) async fn rekey(run: &Run) -> Result<Option<Provisioned>, Failure> {
         Some(key) => verify(run, before.chain.clone(), before.renew_at, &key.id).await.ok(),
         None => None,
     };
-    let ik = run.request.ik.unwrap_or(before.record.ik);
+    let begun = match memory.attempt {
+        Some(Attempt::Rekey(record)) => Some(record),
+        _ => None,
+    };
+    let of_begun = begun.as_ref().map(|record| record.ik);
+    let ik = run.request.ik.or(of_begun).unwrap_or(before.record.ik);
     let (ek, shown) = run.find_ek(None).await?;
-    let record = match memory.attempt.clone() {
+    let record = match begun {
         // The CA may have certified the key that an earlier run made, and gives that again.
-        Some(Attempt::Rekey(record)) if record.ik == ik && record.shown == shown => record,
-        _ => {
+        Some(record) if record.ik == ik && record.shown == shown => record,
+        begun => {
+            // Somebody wants another kind of key now. Nobody has signed in with this one.
+            if let Some(record) = begun
+                && let Some(key) = find(run, &record).await?
+            {
+                remove(run, record.ik_handle, key).await;
+            }
             let ik_handle = free_handle(run).await?;
             IdentityRecord { shown, flow: before.record.flow, ik, ik_handle }
         }

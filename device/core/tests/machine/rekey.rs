@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use assay_device_core::{
-    Attempt, DEFAULT_IK_HANDLE, Failure, Grant, Memory, ProvisionRequest, RenewalOutcome, Step,
-    TpmOperation,
+    Attempt, DEFAULT_IK_HANDLE, Failure, Grant, IkKind, Memory, ProvisionRequest, RenewalOutcome,
+    Step, TpmOperation,
 };
 use assay_wire::{Flow, Problem, ProblemCode};
 
@@ -172,6 +172,24 @@ fn rekey_that_the_ca_refuses_leaves_what_is_in_use_and_the_next_one_takes_the_sa
         world.run(to_rekey()).unwrap().unwrap();
         assert_rekeyed(&world);
         assert_eq!(world.ca.certified.len(), 2);
+    }
+}
+
+#[test]
+fn rekey_that_was_begun_goes_on_with_its_kind_unless_another_is_asked_for() {
+    for (wanted, kind, key) in [
+        (None, IkKind::P384, 2),
+        (Some(IkKind::P384), IkKind::P384, 2),
+        (Some(IkKind::P256), IkKind::P256, 3),
+    ] {
+        let mut world = provisioned(Flow::Ticket, 60);
+        world.ca.refuses_after = Some((1, refusal(ProblemCode::ReprovisionRefused)));
+        let first = ProvisionRequest { ik: Some(IkKind::P384), ..to_rekey() };
+        world.run(first).unwrap().unwrap_err();
+        world.run(ProvisionRequest { ik: wanted, ..to_rekey() }).unwrap().unwrap();
+        let Some(Grant::Certificate(grant)) = &world.memory.in_use else { panic!() };
+        assert_eq!((grant.record.ik, grant.chain[0][0]), (kind, key));
+        assert_eq!(world.tpm.iks.len(), 1, "no key is left behind");
     }
 }
 
