@@ -5,8 +5,8 @@ use crate::error::Error;
 use crate::key::IdentityKey;
 use crate::tpm::{IkKind, PublicArea, Tpm, TpmError, TpmThread, is_of_default_template};
 use assay_device_core::{
-    EkCertificates, EkKind, EndorsementKey, KeyPublic, KeyPurpose, TpmAnswer, TpmFailure,
-    TpmFailureKind, TpmOperation,
+    EkCertificates, EkKind, EndorsementKey, KeyPublic, TpmAnswer, TpmFailure, TpmFailureKind,
+    TpmOperation,
 };
 
 /// Does the TPM operations of one run.
@@ -149,7 +149,7 @@ fn ek_certificates(tpm: &TpmThread, kind: EkKind) -> Result<EkCertificates, TpmE
 /// A persistent handle where nothing is, whatever may be at others.
 ///
 /// # Errors
-/// [`TpmError::HandleOccupied`] if none of the handles that this device may take is free.
+/// [`TpmError::Other`] if none of the handles that this device may take is free.
 fn free_handle(tpm: &mut dyn Tpm, first: u32) -> Result<u32, TpmError> {
     for handle in first..first + OWN_HANDLES {
         match tpm.identity_key(IkKind::P256, handle) {
@@ -158,11 +158,10 @@ fn free_handle(tpm: &mut dyn Tpm, first: u32) -> Result<u32, TpmError> {
             Err(error) => return Err(error),
         }
     }
-    Err(TpmError::HandleOccupied {
-        handle: first,
-        wanted: format!("a free place, and nor do the {} after it", OWN_HANDLES - 1),
-        found: "a key".into(),
-        key: KeyPurpose::Identity,
+    let last = first + OWN_HANDLES - 1;
+    Err(TpmError::Other {
+        operation: "looking for a free handle",
+        reason: format!("every persistent handle from {first:#010x} to {last:#010x} is taken"),
     })
 }
 
