@@ -97,7 +97,7 @@ pub(crate) async fn rekey(run: &Run) -> Result<Option<Provisioned>, Failure> {
             {
                 remove(run, record.ik_handle, key).await;
             }
-            let ik_handle = free_handle(run).await?;
+            let ik_handle = free_handle(run, before.record.ik_handle).await?;
             IdentityRecord { shown, flow: before.record.flow, ik, ik_handle }
         }
     };
@@ -199,13 +199,21 @@ async fn find(run: &Run, record: &IdentityRecord) -> Result<Option<KeyPublic>, F
     Ok(run.desk().tpm(operation, identity_key).await?)
 }
 
-async fn free_handle(run: &Run) -> Result<u32, Failure> {
-    let operation = TpmOperation::FreeHandle { first: DEFAULT_IK_HANDLE };
-    let handle = run.desk().tpm(operation, |answer| match answer {
-        TpmAnswer::FreeHandle(handle) => Some(handle),
-        _ => None,
-    });
-    Ok(handle.await?)
+/// A free handle. Not that of the key in use, which may be free because the TPM was cleared: by
+/// their handles the two keys are told apart.
+async fn free_handle(run: &Run, in_use: u32) -> Result<u32, Failure> {
+    let mut first = DEFAULT_IK_HANDLE;
+    loop {
+        let operation = TpmOperation::FreeHandle { first };
+        let handle = run.desk().tpm(operation, |answer| match answer {
+            TpmAnswer::FreeHandle(handle) => Some(handle),
+            _ => None,
+        });
+        match handle.await? {
+            handle if handle == in_use => first = in_use + 1,
+            handle => return Ok(handle),
+        }
+    }
 }
 
 impl Memory {

@@ -76,6 +76,15 @@ fn rekey_after_a_rekey_takes_the_handle_that_is_free_again() {
 }
 
 #[test]
+fn key_of_a_device_whose_tpm_was_cleared_gets_another_handle() {
+    let mut world = provisioned(Flow::Ticket, 60);
+    world.tpm.clear();
+    let rekeyed = world.run(to_rekey()).unwrap().unwrap();
+    assert_eq!(rekeyed.renewal, Some(RenewalOutcome::Rekeyed));
+    assert_rekeyed(&world);
+}
+
+#[test]
 fn device_without_a_certificate_goes_through_its_flow() {
     let mut world = World::default();
     let first = world.run(to_rekey()).unwrap().unwrap();
