@@ -141,8 +141,9 @@ pub use flows::ticket::{CLAIM_LIFETIME, Challenge, ProvenDevice, Readmitted};
 
 mod issue;
 pub use issue::{
-    CertificateFacts, Issued, Issuer, IssuerError, Prepared, Proven, REVOCATION_LIST_LIFETIME,
-    Renewed, RevocationListRead, RevocationReason, Revoked, Unproven,
+    CertificateFacts, Issued, Issuer, IssuerError, Issuers, IssuersError, MAX_KEY_ID, Prepared,
+    Proven, REVOCATION_LIST_LIFETIME, Renewed, RevocationListRead, RevocationReason, Revoked,
+    Scheduled, Unproven,
 };
 
 mod plan;

@@ -1,6 +1,6 @@
 //! The CA's own keys and rules, and what it signs for everybody.
 
-use assay_ca_core::{Fault, Issuer, MasterSecret, Profile, TicketKey};
+use assay_ca_core::{Fault, Issuers, MasterSecret, Profile, TicketKey};
 use assay_store::{RevokedCertificates, Store, StoreError};
 use assay_wire::Scope;
 use time::OffsetDateTime;
@@ -13,8 +13,8 @@ pub struct Ca {
     pub ticket_key: TicketKey,
     /// Makes shared keys.
     pub master: MasterSecret,
-    /// Signs certificates.
-    pub issuer: Issuer,
+    /// Sign certificates.
+    pub issuers: Issuers,
     /// Says what a certificate looks like, and which flows lead to one.
     pub profile: Profile,
 }
@@ -35,12 +35,13 @@ impl Ca {
     ) -> Result<Vec<u8>, ListError> {
         let (RevokedCertificates { once_in_force, never_in_force }, number) =
             store.revocation_list(now)?;
+        let issuer = self.issuers.current(now);
         let all = once_in_force.iter().chain(&never_in_force).cloned();
-        let list = self.issuer.revocation_list(all, number, now)?;
+        let list = issuer.revocation_list(all, number, now)?;
         if list.len() <= longest {
             return Ok(list);
         }
-        Ok(self.issuer.revocation_list(once_in_force, number, now)?)
+        Ok(issuer.revocation_list(once_in_force, number, now)?)
     }
 }
 

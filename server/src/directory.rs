@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use assay_ca_core::{
-    Authority, Issuer, KeyAndCertificate, LEAF_LIFETIME, MasterSecret, Profile, TicketKey,
+    Authority, Issuer, Issuers, IssuersError, KeyAndCertificate, LEAF_LIFETIME, MasterSecret,
+    Profile, TicketKey,
 };
 use assay_wire::{DeviceId, Flow, Rights, Scope};
 use rustls::RootCertStore;
@@ -22,6 +23,7 @@ use zeroize::Zeroizing;
 
 use crate::backup_file::is_plain;
 use crate::ca::Ca;
+use crate::issuing_files::{self, IssuingName};
 use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours};
 use crate::random::random;
 use assay_broker_plugin::embedded::Limits;
@@ -104,7 +106,7 @@ impl Directory {
     /// # Errors
     /// The settings name a file in this directory by a name that no other directory may have.
     pub fn files(&self) -> Result<Vec<(String, PathBuf)>> {
-        let mut names: Vec<_> = FILES.iter().map(|name| (*name).to_owned()).collect();
+        let mut names = self.own_files()?;
         for file in self.config.postgres.iter().flat_map(|it| [&it.ca, &it.password_file]).flatten()
         {
             // One elsewhere stays there.
@@ -121,17 +123,47 @@ impl Directory {
         Ok(files.filter(|(path, _)| path.exists()).map(|(path, name)| (name, path)).collect())
     }
 
-    /// Whether a file of this name and `.key` is one of the CA's own.
+    /// Whether a file of this name and `.key` is one of the CA's own, or would be taken for one.
     pub(crate) fn has_key_of(holder: &str) -> bool {
-        FILES.contains(&&*format!("{holder}.key"))
+        FILES.contains(&&*format!("{holder}.key")) || IssuingName::parse(holder).is_some()
     }
 
-    /// The CA that signs device certificates.
+    /// The names that the CA's own files have, except for the database; of an issuing CA, only the
+    /// files that are there.
+    fn own_files(&self) -> Result<Vec<String>> {
+        let cannot_read = || format!("cannot read {}", self.path.display());
+        let certified = issuing_files::certified(&self.path).with_context(cannot_read)?;
+        let with_key = issuing_files::with_key(&self.path).with_context(cannot_read)?;
+        let names = FILES.into_iter().map(str::to_owned);
+        let names = names.chain(certified.into_iter().map(IssuingName::certificate));
+        Ok(names.chain(with_key.into_iter().map(IssuingName::key)).collect())
+    }
+
+    /// The CAs that sign device certificates.
     ///
     /// # Errors
-    /// It cannot be read.
-    pub fn issuing(&self) -> Result<Issuer> {
-        self.issuer(ISSUING)
+    /// One of them cannot be read, or they do not go together; see [`Issuers::new`].
+    pub fn issuers(&self) -> Result<Issuers> {
+        let names = issuing_files::certified(&self.path)
+            .with_context(|| format!("cannot read {}", self.path.display()))?;
+        let read = |name: IssuingName| {
+            let (certificate, key) = self.pair(&name.to_string())?;
+            let issuer = Issuer::from_pem(&certificate, &key);
+            let issuer = issuer.with_context(|| format!("{name}.pem and {name}.key"))?;
+            Ok((name.used_from(), issuer))
+        };
+        let all = names.into_iter().map(read).collect::<Result<Vec<_>>>()?;
+        let issuers = Issuers::new(all, &self.pinned()?, OffsetDateTime::now_utc());
+        issuers.map_err(|error| match error {
+            IssuersError::Unusable { from, error } => anyhow!(error)
+                .context(format!("{} and {ROOT}", IssuingName::of(from).certificate())),
+            error => error.into(),
+        })
+    }
+
+    /// The roots to which the CA's own certificates may lead.
+    fn pinned(&self) -> Result<Vec<CertificateDer<'static>>> {
+        Ok(vec![self.root()?])
     }
 
     /// The CA that signs the certificates of brokers, workers and operators.
@@ -236,7 +268,7 @@ impl Directory {
             scope: self.config.scope.clone(),
             ticket_key: TicketKey::new(*self.secret(TICKET_KEY)?),
             master: MasterSecret::new(*self.secret(MASTER_SECRET)?),
-            issuer: self.issuer(ISSUING)?,
+            issuers: self.issuers()?,
             profile: self.config.profile.clone(),
         })
     }
@@ -265,8 +297,9 @@ impl Directory {
         let issuer = Issuer::from_pem(certificate, key);
         let issuer = issuer.with_context(|| format!("{name}.pem and {name}.key"))?;
         issuer
-            .under(&self.root()?, OffsetDateTime::now_utc())
-            .with_context(|| format!("{name}.pem and root.pem"))
+            .under(&self.pinned()?)
+            .and_then(|issuer| issuer.valid_at(OffsetDateTime::now_utc()))
+            .with_context(|| format!("{name}.pem and {ROOT}"))
     }
 
     /// Files with secrets that every user of this machine can read.
@@ -277,8 +310,11 @@ impl Directory {
         if mode(&self.path) & 0o001 == 0 {
             return Vec::new();
         }
-        let secrets = FILES.into_iter().filter(|name| !is_public(name));
-        let files = secrets.chain(DATABASES).map(|name| self.path.join(name));
+        // If it cannot be read, whoever wants the keys says so.
+        let own = self.own_files().unwrap_or_default().into_iter();
+        let secrets = own.filter(|name| !is_public(name));
+        let names = secrets.chain(DATABASES.into_iter().map(str::to_owned));
+        let files = names.map(|name| self.path.join(name));
         files.filter(|file| mode(file) & 0o004 != 0).collect()
     }
 
@@ -337,7 +373,8 @@ impl Directory {
         &self,
         from: [OffsetDateTime; N],
     ) -> Result<[ThrowAwayDevice; N]> {
-        let (authority, issuing) = self.authority(ISSUING)?;
+        let in_use = self.issuers()?.in_use(OffsetDateTime::now_utc()).from;
+        let (authority, issuing) = self.authority(&IssuingName::of(in_use).to_string())?;
         let scope = &self.config.scope;
         let devices = from.map(|from| {
             let (id, pair) = authority.throw_away_device(scope, from, &mut random())?;
@@ -519,7 +556,7 @@ impl NewFiles<'_> {
         ];
 
         self.write_pair("root", &root.to_pem(), "")?;
-        self.write_pair(ISSUING, &issuing.to_pem(), "")?;
+        self.write_pair(&IssuingName::FIRST.to_string(), &issuing.to_pem(), "")?;
         self.write_pair(SERVICE, &service_pem, "")?;
         let mut identities = Vec::new();
         for (holder, role, pair) in &own {
@@ -757,21 +794,17 @@ impl Default for RawCertificates {
 
 const CONFIG: &str = "assay.toml";
 const ROOT: &str = "root.pem";
-/// The CA of devices: the name of its files.
-const ISSUING: &str = "issuing";
 /// The CA of brokers, workers, operators and backends.
 const SERVICE: &str = "service";
 const DATABASE: &str = "assay.db";
 const NEW_DATABASE: &str = "assay.db.new";
 const TICKET_KEY: &str = "ticket.key";
 const MASTER_SECRET: &str = "master.key";
-/// What a CA consists of, besides its database.
-const FILES: [&str; 15] = [
+/// What a CA consists of, besides its database and its issuing CAs.
+const FILES: [&str; 13] = [
     CONFIG,
     ROOT,
     "root.key",
-    "issuing.pem",
-    "issuing.key",
     "service.pem",
     "service.key",
     "server.pem",

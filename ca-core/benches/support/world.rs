@@ -143,7 +143,7 @@ impl World {
     }
 
     pub(crate) fn prepare(&self, device: Readmitted) -> Prepared<Proven> {
-        let (profile, issuer) = (&self.profile, &self.ca.issuer);
+        let (profile, issuer) = (&self.profile, self.ca.issuers.current(now()));
         Prepared::<Proven>::new(device, profile, issuer, now(), &mut CountingRng::new()).unwrap()
     }
 
@@ -159,7 +159,7 @@ impl World {
             &[],
             &self.ca.ticket_key,
             &self.profile,
-            &self.ca.issuer,
+            &self.ca.issuers,
             now(),
             &mut CountingRng::new(),
         )
@@ -168,9 +168,8 @@ impl World {
 
     /// Signs and seals.
     pub(crate) fn seal(&self, sealing: Sealing) -> (SealedReply, Issued<Unproven>) {
-        let Ca { issuer, ticket_key, .. } = &self.ca;
-        let (reply, issued) =
-            sealing.sign(issuer, ticket_key, now(), &mut CountingRng::new()).unwrap();
+        let ticket_key = &self.ca.ticket_key;
+        let (reply, issued) = sealing.sign(ticket_key, now(), &mut CountingRng::new()).unwrap();
         (reply, issued.unwrap())
     }
 
@@ -245,11 +244,11 @@ impl World {
             &self.records,
             None,
             &self.profile,
-            &self.ca.issuer,
+            &self.ca.issuers,
             now(),
             &mut CountingRng::new(),
         );
-        let (reply, _) = certification.unwrap().sign(&self.ca.issuer).unwrap();
+        let (reply, _) = certification.unwrap().sign().unwrap();
         Self::reply(id, ReplyBody::Certificate(reply))
     }
 

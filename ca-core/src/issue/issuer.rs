@@ -1,4 +1,4 @@
-//! The issuing CA: its certificate and its key.
+//! An issuing CA: its certificate and its key.
 
 use std::fmt;
 
@@ -6,7 +6,9 @@ use assay_wire::CertificateList;
 use rcgen::{PublicKeyData, SignatureAlgorithm, SigningKey};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
+use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::X509Certificate;
 
 use crate::Fault;
@@ -19,6 +21,9 @@ pub struct Issuer {
     pub(super) signer: rcgen::Issuer<'static, Signer>,
     pub(super) not_before: OffsetDateTime,
     pub(super) not_after: OffsetDateTime,
+    /// Its name, in DER.
+    pub(super) subject: Vec<u8>,
+    pub(super) key_id: Vec<u8>,
 }
 
 impl Issuer {
@@ -35,9 +40,17 @@ impl Issuer {
             return Err(IssuerError::KeyMismatch);
         }
         let (not_before, not_after) = (parsed.validity().not_before, parsed.validity().not_after);
+        // What rcgen writes into certificates and lists, to name the key that signed them.
+        let derived = || Sha256::digest(parsed.public_key().raw)[..DERIVED_KEY_ID].to_vec();
+        let key_id = subject_key_id(&parsed).map_or_else(derived, <[u8]>::to_vec);
+        if key_id.is_empty() || key_id.len() > MAX_KEY_ID {
+            return Err(IssuerError::KeyId { length: key_id.len() });
+        }
         Ok(Self {
             not_before: not_before.to_datetime(),
             not_after: not_after.to_datetime(),
+            subject: parsed.subject().as_raw().to_vec(),
+            key_id,
             signer: rcgen::Issuer::from_ca_cert_der(&certificate, Signer(key))
                 .map_err(|_| IssuerError::UnreadableCertificate)?,
             certificate,
@@ -51,27 +64,47 @@ impl Issuer {
         Self::new(certificate.map_err(|_| IssuerError::UnreadableCertificate)?, Box::new(key))
     }
 
-    /// The same issuer, if devices that pin this root accept it now: the root's key signed the
-    /// issuing certificate, which names the root as its issuer and is valid now (RFC 5280 §6.1.3).
+    /// The same issuer, if one of these roots certified it: the root's key signed the issuing
+    /// certificate, which names the root as its issuer (RFC 5280 §6.1.3 (a)(1) and (4)).
     ///
     /// # Errors
-    /// They do not accept it.
-    pub fn under(
-        self,
-        root: &CertificateDer<'_>,
-        now: OffsetDateTime,
-    ) -> Result<Self, IssuerError> {
-        let root = parse_certificate(root).ok_or(IssuerError::UnreadableRoot)?;
-        if !is_signed_by(&self.certificate, &root) {
-            return Err(IssuerError::OtherRoot);
+    /// None of them did.
+    pub fn under(self, roots: &[CertificateDer<'_>]) -> Result<Self, IssuerError> {
+        for root in roots {
+            let root = parse_certificate(root).ok_or(IssuerError::UnreadableRoot)?;
+            if is_signed_by(&self.certificate, &root) {
+                return Ok(self);
+            }
         }
-        if !(self.not_before..=self.not_after).contains(&now) {
-            return Err(IssuerError::NotValid {
-                not_before: self.not_before,
-                not_after: self.not_after,
-            });
+        Err(IssuerError::OtherRoot)
+    }
+
+    /// The same issuer, if its certificate is valid at this time (RFC 5280 §6.1.3 (a)(2)).
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn valid_at(self, time: OffsetDateTime) -> Result<Self, IssuerError> {
+        let (not_before, not_after) = (self.not_before, self.not_after);
+        if (not_before..=not_after).contains(&time) {
+            return Ok(self);
         }
-        Ok(self)
+        Err(IssuerError::NotValid { time, not_before, not_after })
+    }
+
+    /// The identifier of its key, by which certificates and lists name it (RFC 5280 §4.2.1.1): 1 to
+    /// [`MAX_KEY_ID`] bytes.
+    pub fn key_id(&self) -> &[u8] {
+        &self.key_id
+    }
+
+    /// Its certificate in DER.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// Until when its certificate is valid.
+    pub fn not_after(&self) -> OffsetDateTime {
+        self.not_after
     }
 
     /// Until when a certificate of this issuer is valid that is issued now (RFC 5280 §4.1.2.5).
@@ -81,9 +114,18 @@ impl Issuer {
     }
 
     /// Whether this issuer signed a certificate. Only then do the two make a valid
-    /// [chain](Self::chain).
+    /// [chain](Self::chain). The signature is verified only if the certificate names this issuer
+    /// and this key.
     pub fn has_signed(&self, leaf: &[u8]) -> bool {
-        parse_certificate(&self.certificate).is_some_and(|issuing| is_signed_by(leaf, &issuing))
+        let is_named = |leaf: &X509Certificate<'_>| {
+            leaf.issuer().as_raw() == self.subject
+                && authority_key_id(leaf).is_none_or(|key_id| key_id == self.key_id)
+        };
+        parse_certificate(leaf).is_some_and(|leaf| {
+            is_named(&leaf)
+                && parse_certificate(&self.certificate)
+                    .is_some_and(|own| leaf.verify_signature(Some(own.public_key())).is_ok())
+        })
     }
 
     /// A device's certificate and the issuing one: its chain without the root.
@@ -118,9 +160,31 @@ pub enum IssuerError {
     #[error("the root did not sign the issuing certificate")]
     OtherRoot,
     #[error(
-        "the issuing certificate is not valid now: it is valid from {not_before} to {not_after}"
+        "the issuing certificate is not valid at {time}: it is valid from {not_before} to \
+         {not_after}"
     )]
-    NotValid { not_before: OffsetDateTime, not_after: OffsetDateTime },
+    NotValid { time: OffsetDateTime, not_before: OffsetDateTime, not_after: OffsetDateTime },
+    #[error("the issuing certificate's key identifier has {length} bytes, not 1 to {MAX_KEY_ID}")]
+    KeyId { length: usize },
+}
+
+/// The longest key identifier. Most have 20 bytes; this leaves room for SHA-256.
+pub const MAX_KEY_ID: usize = 32;
+/// The length of a key identifier that is derived from a key (RFC 7093 §2, method 1).
+const DERIVED_KEY_ID: usize = 20;
+
+fn subject_key_id<'a>(certificate: &X509Certificate<'a>) -> Option<&'a [u8]> {
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(key_id) => Some(key_id.0),
+        _ => None,
+    })
+}
+
+fn authority_key_id<'a>(certificate: &X509Certificate<'a>) -> Option<&'a [u8]> {
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0),
+        _ => None,
+    })
 }
 
 fn is_signed_by(certificate: &[u8], issuer: &X509Certificate<'_>) -> bool {

@@ -1,8 +1,9 @@
 //! Everything in a device certificate except its signature: an LDevID of IEEE 802.1AR-2018.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
-use assay_wire::{DeviceId, EkId, Identity};
+use assay_wire::{CertificateList, DeviceId, EkId, Identity};
 use rand_core::CryptoRng;
 use rcgen::{
     CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -43,6 +44,8 @@ pub struct Prepared<P> {
     public_key: SubjectPublicKeyInfo,
     facts: CertificateFacts,
     renew_at: u64,
+    /// Who signs it: the issuer to whose validity its own was fitted.
+    issuer: Arc<Issuer>,
     proof: PhantomData<P>,
 }
 
@@ -53,7 +56,7 @@ impl Prepared<Proven> {
     pub fn new(
         device: Readmitted,
         profile: &Profile,
-        issuer: &Issuer,
+        issuer: &Arc<Issuer>,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
@@ -72,7 +75,7 @@ impl Prepared<Unproven> {
         candidate: &Candidate,
         records: &Records,
         profile: &Profile,
-        issuer: &Issuer,
+        issuer: &Arc<Issuer>,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Failure> {
@@ -96,7 +99,7 @@ impl Prepared<Renewed> {
         proof: &RenewalProof,
         records: &Records,
         profile: &Profile,
-        issuer: &Issuer,
+        issuer: &Arc<Issuer>,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Failure> {
@@ -113,7 +116,7 @@ impl<P> Prepared<P> {
         subject: Subject,
         confirm_by: impl FnOnce(OffsetDateTime) -> Option<OffsetDateTime>,
         profile: &Profile,
-        issuer: &Issuer,
+        issuer: &Arc<Issuer>,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
@@ -158,7 +161,8 @@ impl<P> Prepared<P> {
             Fault::Certificate { operation: "reading an IK", reason: error.to_string() }
         })?;
         let renew_at = Term::new(facts.serial, facts.not_after).renew_at(profile);
-        Ok(Self { params, public_key, facts, renew_at, proof: PhantomData })
+        let issuer = Arc::clone(issuer);
+        Ok(Self { params, public_key, facts, renew_at, issuer, proof: PhantomData })
     }
 
     /// Its serial number.
@@ -170,12 +174,13 @@ impl<P> Prepared<P> {
         self.renew_at
     }
 
-    pub(super) fn sign(self, issuer: &Issuer) -> Result<(CertificateFacts, Vec<u8>), Fault> {
-        let Self { params, public_key, facts, .. } = self;
+    /// The certificate, followed by its issuer's.
+    pub(super) fn sign(self) -> Result<(CertificateFacts, CertificateList<1>), Fault> {
+        let Self { params, public_key, facts, issuer, .. } = self;
         let certificate = params.signed_by(&public_key, &issuer.signer).map_err(|error| {
             Fault::Certificate { operation: "signing a certificate", reason: error.to_string() }
         })?;
-        Ok((facts, certificate.der().to_vec()))
+        Ok((facts, issuer.chain(certificate.der())?))
     }
 }
 

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use crate::flows::mac::TicketKey;
 use crate::flows::sealed::{Candidate, SealedBox, Unconfirmed, Waits, may_be_confirmed};
-use crate::issue::{Issued, Issuer, Prepared, Term, Unproven};
+use crate::issue::{Issued, Issuer, Issuers, Prepared, Term, Unproven};
 use crate::profile::Profile;
 use crate::records::{ActiveCertificate, Records};
 use crate::{Failure, Fault};
@@ -50,14 +50,15 @@ impl Sealing {
         waiting: &[Unconfirmed],
         key: &TicketKey,
         profile: &Profile,
-        issuer: &Issuer,
+        issuers: &Issuers,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Failure> {
         let confirm_by = now + profile.confirm_within();
-        let active = active
-            .filter(|active| active.ik_id == candidate.ik_id() && issuer.has_signed(&active.der));
-        if let Some(active) = active {
+        let active = active.filter(|active| active.ik_id == candidate.ik_id());
+        if let Some((active, issuer)) =
+            active.and_then(|active| Some((active, issuers.of(&active.der)?)))
+        {
             let content = Content::on_record(&active.der, profile, issuer)?;
             return Ok(Self { candidate, confirm_by, content });
         }
@@ -65,11 +66,14 @@ impl Sealing {
             let fits = certificate.is_for(&candidate.subject)
                 && may_be_confirmed(certificate, records, now).is_ok();
             let der = key.decrypt(&certificate.encrypted, &certificate.serial, Waits::Sealed);
-            if let Some(der) = der.filter(|der| fits && issuer.has_signed(der)) {
+            if let Some(der) = der.filter(|_| fits)
+                && let Some(issuer) = issuers.of(&der)
+            {
                 let content = Content::on_record(&der, profile, issuer)?;
                 return Ok(Self { candidate, confirm_by: certificate.confirm_by, content });
             }
         }
+        let issuer = issuers.current(now);
         let prepared = Prepared::<Unproven>::new(&candidate, records, profile, issuer, now, rng)?;
         Ok(Self { candidate, confirm_by, content: Content::New(Box::new(prepared)) })
     }
@@ -83,7 +87,6 @@ impl Sealing {
     /// reply.
     pub fn sign(
         self,
-        issuer: &Issuer,
         key: &TicketKey,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
@@ -92,8 +95,8 @@ impl Sealing {
         let (chain, renew_at, issued) = match content {
             Content::OnRecord(chain, renew_at) => (chain, renew_at, None),
             Content::New(prepared) => {
-                let issued = Issued::<Unproven>::sign(*prepared, issuer, key, rng)?;
-                (issued.chain(issuer)?, issued.renew_at(), Some(issued))
+                let issued = Issued::<Unproven>::sign(*prepared, key, rng)?;
+                (issued.chain().clone(), issued.renew_at(), Some(issued))
             }
         };
         let sealed = SealedBox::new(&candidate, chain, renew_at, confirm_by, key, now, rng)?;

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use crate::flows::mac::TicketKey;
 use crate::flows::renewal::RenewalProof;
 use crate::flows::sealed::{Unconfirmed, Waits, may_be_confirmed};
-use crate::issue::{Issued, Issuer, Prepared, Renewed, Term};
+use crate::issue::{Issued, Issuer, Issuers, Prepared, Renewed, Term};
 use crate::profile::Profile;
 use crate::records::{QUOTA, QUOTA_PERIOD, Records};
 use crate::{Failure, Fault, Rejection};
@@ -28,7 +28,7 @@ enum Answer {
 
 impl Renewing {
     /// A certificate is due from [`Profile::renew_before`] its end on, if a new one would end
-    /// later; and at any time if its issuing CA was replaced since. One that is not due is sent
+    /// later; and at any time if its issuing CA is not known any more. One that is not due is sent
     /// again. One that is due is renewed, unless a renewed one waits that says what a new one would
     /// say.
     ///
@@ -44,20 +44,21 @@ impl Renewing {
         waiting: &[Unconfirmed],
         key: &TicketKey,
         profile: &Profile,
-        issuer: &Issuer,
+        issuers: &Issuers,
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Failure> {
         let device_id = proof.device_id().clone();
-        let on_record = |der: &[u8]| {
+        let on_record = |der: &[u8], issuer: &Issuer| {
             let renew_at = Term::of(der).map(|term| term.renew_at(profile));
             let answer = Answer::OnRecord(CertificateReply { chain: issuer.chain(der)?, renew_at });
             Ok(Self { device_id: device_id.clone(), answer })
         };
+        let current = issuers.current(now);
         let is_due = now >= proof.term.due_from(profile)
-            && issuer.end_of_validity(profile, now) > proof.term.not_after;
-        if !is_due && issuer.has_signed(&proof.der) {
-            return on_record(&proof.der);
+            && current.end_of_validity(profile, now) > proof.term.not_after;
+        if !is_due && let Some(issuer) = issuers.of(&proof.der) {
+            return on_record(&proof.der, issuer);
         }
         for certificate in waiting {
             let Some(der) =
@@ -67,15 +68,15 @@ impl Renewing {
             };
             let is_good = certificate.is_for(&proof.subject)
                 && may_be_confirmed(certificate, records, now).is_ok();
-            if is_good && issuer.has_signed(&der) {
-                return on_record(&der);
+            if is_good && let Some(issuer) = issuers.of(&der) {
+                return on_record(&der, issuer);
             }
             let next = certificate.issued_at + QUOTA_PERIOD / i32::try_from(QUOTA).unwrap_or(1);
             if now < next {
                 return Err(Rejection::RenewedTooOften { ek: proof.ek_id(), next }.into());
             }
         }
-        let prepared = Prepared::<Renewed>::new(&proof, records, profile, issuer, now, rng)?;
+        let prepared = Prepared::<Renewed>::new(&proof, records, profile, current, now, rng)?;
         Ok(Self { device_id, answer: Answer::New(Box::new(prepared)) })
     }
 
@@ -88,15 +89,14 @@ impl Renewing {
     /// reply.
     pub fn sign(
         self,
-        issuer: &Issuer,
         key: &TicketKey,
         rng: &mut dyn CryptoRng,
     ) -> Result<(CertificateReply, Option<Issued<Renewed>>), Fault> {
         match self.answer {
             Answer::OnRecord(reply) => Ok((reply, None)),
             Answer::New(prepared) => {
-                let issued = Issued::<Renewed>::sign(*prepared, issuer, key, rng)?;
-                Ok((issued.reply(issuer)?, Some(issued)))
+                let issued = Issued::<Renewed>::sign(*prepared, key, rng)?;
+                Ok((issued.reply(), Some(issued)))
             }
         }
     }

@@ -7,8 +7,8 @@ use assay_ca_core::tpm::public::{AreaKey, Name, ObjectAttributes, PublicArea};
 use assay_ca_core::tpm::template::{EkArea, ParentArea};
 use assay_ca_core::{
     Admitted, AdmittedParent, Authority, BoundKey, Challenge, Enrolment, Evidence, FlowKind,
-    Issuer, Offered, Profile, ProvenDevice, Records, Rejection, SharedKeyFlow, TicketFlow,
-    TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
+    Issuer, Issuers, KeyAndCertificate, Offered, Profile, ProvenDevice, Records, Rejection,
+    SharedKeyFlow, TicketFlow, TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
 };
 use assay_wire::{Bundle, ChallengeReply, DeviceId, Flow, Proof, Scope, Ticket};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, agree};
@@ -521,13 +521,26 @@ pub(crate) fn csr(ik: &KeyPair) -> Vec<u8> {
     wishes.serialize_request(ik).unwrap().der().to_vec()
 }
 
+fn issuers(
+    all: &[(Option<OffsetDateTime>, KeyAndCertificate)],
+    root: &CertificateDer<'_>,
+    now: OffsetDateTime,
+) -> Issuers {
+    let read = |pair: &KeyAndCertificate| Issuer::from_pem(&pair.certificate, &pair.key).unwrap();
+    let all = all.iter().map(|(from, pair)| (*from, read(pair))).collect();
+    Issuers::new(all, std::slice::from_ref(root), now).unwrap()
+}
+
 /// The CA's side.
 pub(crate) struct Ca {
     pub(crate) scope: Scope,
     pub(crate) ticket_key: TicketKey,
     pub(crate) anchors: TrustAnchors,
     pub(crate) root: CertificateDer<'static>,
-    pub(crate) issuer: Issuer,
+    pub(crate) authority: Authority,
+    /// What the issuing CAs are made of.
+    pub(crate) issuing: Vec<(Option<OffsetDateTime>, KeyAndCertificate)>,
+    pub(crate) issuers: Issuers,
     pub(crate) rng: CountingRng,
 }
 
@@ -535,15 +548,31 @@ impl Ca {
     pub(crate) fn trusting(vendor: &Vendor) -> Self {
         let mut rng = CountingRng::new();
         let root = Authority::root("Test", now(), &mut rng).unwrap();
-        let issuing = root.issuing("Test", now(), &mut rng).unwrap().to_pem();
+        let issuing = vec![(None, root.issuing("Test", now(), &mut rng).unwrap().to_pem())];
+        let der = CertificateDer::from_pem_slice(root.to_pem().certificate.as_bytes()).unwrap();
         Self {
             scope: "plant-7".parse().unwrap(),
             ticket_key: TicketKey::generate(&mut rng),
             anchors: vendor.anchors(),
-            root: CertificateDer::from_pem_slice(root.to_pem().certificate.as_bytes()).unwrap(),
-            issuer: Issuer::from_pem(&issuing.certificate, &issuing.key).unwrap(),
+            issuers: issuers(&issuing, &der, now()),
+            root: der,
+            authority: root,
+            issuing,
             rng,
         }
+    }
+
+    /// Makes another issuing CA, which is used from this time on.
+    pub(crate) fn rotate(&mut self, name: &str, from: OffsetDateTime) {
+        let next = self.authority.issuing(name, now(), &mut self.rng).unwrap().to_pem();
+        self.issuing.push((Some(from), next));
+        self.issuers = issuers(&self.issuing, &self.root, now());
+    }
+
+    /// Forgets all issuing CAs but the newest.
+    pub(crate) fn forget_old_issuers(&mut self) {
+        self.issuing.drain(..self.issuing.len() - 1);
+        self.issuers = issuers(&self.issuing, &self.root, now());
     }
 
     pub(crate) fn trust(

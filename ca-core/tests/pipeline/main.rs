@@ -9,6 +9,7 @@ mod fixture;
 mod forge;
 mod golden;
 mod hostile_bytes;
+mod issuers;
 mod oracle;
 mod paths;
 mod refusals;

@@ -114,7 +114,7 @@ fn seal(
     at: OffsetDateTime,
 ) -> (SealedReply, Option<Issued<Unproven>>) {
     let sealing = plan(ca, device, records, active, waiting, at).unwrap();
-    sealing.sign(&ca.issuer, &ca.ticket_key, at, &mut ca.rng).unwrap()
+    sealing.sign(&ca.ticket_key, at, &mut ca.rng).unwrap()
 }
 
 fn plan(
@@ -126,8 +126,8 @@ fn plan(
     at: OffsetDateTime,
 ) -> Result<Sealing, Failure> {
     let candidate = candidate(ca, device, records)?;
-    let (key, issuer, profile) = (&ca.ticket_key, &ca.issuer, &Profile::default());
-    Sealing::plan(candidate, records, active, waiting, key, profile, issuer, at, &mut ca.rng)
+    let (key, issuers, profile) = (&ca.ticket_key, &ca.issuers, &Profile::default());
+    Sealing::plan(candidate, records, active, waiting, key, profile, issuers, at, &mut ca.rng)
 }
 
 /// Opens a reply with the TPM of `tpm`, on a device that believes that it has the EK of `ek` and
@@ -299,9 +299,15 @@ fn certificate_in_force_is_sealed_again_and_none_is_issued() {
     let proven = ca.prove(&device.answer(&challenge)).unwrap();
     let readmitted = Readmitted::decide(proven, &nothing_on_record()).unwrap();
     let profile = Profile::default();
-    let prepared =
-        Prepared::<Proven>::new(readmitted, &profile, &ca.issuer, now(), &mut ca.rng).unwrap();
-    let certificate = Issued::<Proven>::sign(prepared, &ca.issuer).unwrap();
+    let prepared = Prepared::<Proven>::new(
+        readmitted,
+        &profile,
+        ca.issuers.current(now()),
+        now(),
+        &mut ca.rng,
+    )
+    .unwrap();
+    let certificate = Issued::<Proven>::sign(prepared).unwrap();
     let active = ActiveCertificate {
         serial: certificate.facts().serial,
         ik_id: issued.facts().ik_id,
@@ -746,7 +752,7 @@ mod revocation_list {
             revoked(0x42, RevocationReason::CertificateHold),
             revoked(0x43, RevocationReason::CessationOfOperation),
         ];
-        let list = enrolled.ca.issuer.revocation_list(revoked, 7, now()).unwrap();
+        let list = enrolled.ca.issuers.current(now()).revocation_list(revoked, 7, now()).unwrap();
         let (rest, list) = CertificateRevocationList::from_der(&list).unwrap();
         assert!(rest.is_empty());
         let chain = enrolled.open(&enrolled.reply).unwrap().chain;
@@ -767,24 +773,34 @@ mod revocation_list {
     #[test]
     fn is_believed_for_a_day_if_the_issuer_signed_it() {
         let (ca, later) = (Enrolled::new().ca, REVOCATION_LIST_LIFETIME - Duration::SECOND);
-        let list = ca.issuer.revocation_list([], 1, now()).unwrap();
+        let list = ca.issuers.current(now()).revocation_list([], 1, now()).unwrap();
         assert_eq!(
-            ca.issuer.believes_until(&list, now() + later),
+            ca.issuers.current(now()).believes_until(&list, now() + later),
             Some(now() + REVOCATION_LIST_LIFETIME)
         );
-        assert_eq!(ca.issuer.believes_until(&list, now() + REVOCATION_LIST_LIFETIME), None);
+        assert_eq!(
+            ca.issuers.current(now()).believes_until(&list, now() + REVOCATION_LIST_LIFETIME),
+            None
+        );
         for at in [list.len() / 3, list.len() - 1] {
             let mut altered = list.clone();
             altered[at] ^= 1;
-            assert_eq!(ca.issuer.believes_until(&altered, now()), None, "byte {at}");
+            assert_eq!(
+                ca.issuers.current(now()).believes_until(&altered, now()),
+                None,
+                "byte {at}"
+            );
         }
-        assert_eq!(ca.issuer.believes_until(&[&list[..], b"x"].concat(), now()), None);
-        assert_eq!(ca.issuer.believes_until(b"a list", now()), None);
+        assert_eq!(
+            ca.issuers.current(now()).believes_until(&[&list[..], b"x"].concat(), now()),
+            None
+        );
+        assert_eq!(ca.issuers.current(now()).believes_until(b"a list", now()), None);
     }
 
     #[test]
     fn may_be_empty() {
-        let list = Enrolled::new().ca.issuer.revocation_list([], 1, now()).unwrap();
+        let list = Enrolled::new().ca.issuers.current(now()).revocation_list([], 1, now()).unwrap();
         let (_, list) = CertificateRevocationList::from_der(&list).unwrap();
         assert_eq!(list.iter_revoked_certificates().count(), 0);
     }

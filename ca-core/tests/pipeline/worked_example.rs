@@ -290,11 +290,17 @@ fn example_made_anew_reads_like_the_printed_one() {
     let certify = device.answer(&challenge);
     let readmitted = Readmitted::decide(ca.prove(&certify).unwrap(), &nothing_on_record()).unwrap();
     let profile = Profile::default();
-    let prepared =
-        Prepared::<Proven>::new(readmitted, &profile, &ca.issuer, now(), &mut ca.rng).unwrap();
-    let issued = Issued::<Proven>::sign(prepared, &ca.issuer).unwrap();
+    let prepared = Prepared::<Proven>::new(
+        readmitted,
+        &profile,
+        ca.issuers.current(now()),
+        now(),
+        &mut ca.rng,
+    )
+    .unwrap();
+    let issued = Issued::<Proven>::sign(prepared).unwrap();
     let device_id = issued.facts().device_id.clone();
-    let certified = issued.reply(&ca.issuer).unwrap();
+    let certified = issued.reply();
 
     let mut ids = [[0; RequestId::LEN]; 5];
     ids.iter_mut().for_each(|id| ca.rng.fill_bytes(id));
@@ -359,10 +365,10 @@ fn sealed_flow_made_anew(
     let admitted = ca.admit_to::<SealedFlow>(device, &records).unwrap();
     let candidate = Candidate::decide(&admitted, &ik, &ca.scope, &records, now()).unwrap();
     let (ek_id, ik_id) = (candidate.ek_id(), candidate.ik_id());
-    let (profile, key, issuer) = (Profile::default(), &ca.ticket_key, &ca.issuer);
+    let (profile, key, issuers) = (Profile::default(), &ca.ticket_key, &ca.issuers);
     let sealing =
-        Sealing::plan(candidate, &records, None, &[], key, &profile, issuer, now(), &mut ca.rng);
-    let (sealed, _) = sealing.unwrap().sign(issuer, key, now(), &mut ca.rng).unwrap();
+        Sealing::plan(candidate, &records, None, &[], key, &profile, issuers, now(), &mut ca.rng);
+    let (sealed, _) = sealing.unwrap().sign(key, now(), &mut ca.rng).unwrap();
 
     let secret =
         activate(device, &device.ik_name(), &sealed.credential_blob, &sealed.encrypted_seed);

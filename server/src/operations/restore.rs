@@ -212,15 +212,16 @@ fn read_lists(directory: &Directory, file: &Path) -> Result<Vec<(PublishedList, 
         Ok(pems) if !pems.is_empty() => pems.into_iter().map(Pem::into_contents).collect(),
         _ => vec![content],
     };
-    let issuers =
-        [(ListedAre::Devices, directory.issuing()?), (ListedAre::Identities, directory.service()?)];
+    let (issuing, service) = (directory.issuers()?, directory.service()?);
+    let issuing = issuing.all().iter().map(|it| (ListedAre::Devices, &*it.issuer));
+    let issuers: Vec<_> = issuing.chain([(ListedAre::Identities, &service)]).collect();
     let list = |der: Vec<u8>| {
         let mut lists = issuers.iter().filter_map(|(about, issuer)| {
             let read = issuer.read_list(&der)?;
             let list = PublishedList { about: *about, number: read.number, revoked: read.revoked };
             Some((list, read.issued_at))
         });
-        lists.next().context("neither the issuing nor the service CA of this directory signed it")
+        lists.next().context("no issuing CA and no service CA of this directory signed it")
     };
     ders.into_iter().map(list).collect()
 }
@@ -239,10 +240,8 @@ pub fn refuse_if_held(store: &mut dyn Store) -> Result<()> {
     )
 }
 
-const NEEDED: [&str; 7] = [
+const NEEDED: [&str; 5] = [
     "root.pem",
-    "issuing.pem",
-    "issuing.key",
     Directory::TICKET_KEY,
     Directory::MASTER_SECRET,
     Directory::SETTINGS,

@@ -80,7 +80,7 @@ impl Planner {
                     records,
                     active.as_ref(),
                     &ca.profile,
-                    &ca.issuer,
+                    &ca.issuers,
                     now,
                     &mut random(),
                 )?;
@@ -100,7 +100,7 @@ impl Planner {
                     waiting,
                     &ca.ticket_key,
                     &ca.profile,
-                    &ca.issuer,
+                    &ca.issuers,
                     now,
                     &mut random(),
                 )?;
@@ -143,7 +143,7 @@ impl Planner {
                     waiting,
                     &ca.ticket_key,
                     &ca.profile,
-                    &ca.issuer,
+                    &ca.issuers,
                     now,
                     &mut random(),
                 )?;

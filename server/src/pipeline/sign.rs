@@ -43,7 +43,7 @@ pub(super) fn sign(
             Signed::Answer(ReplyBody::Challenge(challenge.into_reply()))
         }
         Plan::Certify(certification, basis) => {
-            let (reply, issued) = certification.sign(&ca.issuer)?;
+            let (reply, issued) = certification.sign()?;
             let reply = ReplyBody::Certificate(reply);
             match issued {
                 None => Signed::Answer(reply),
@@ -54,7 +54,7 @@ pub(super) fn sign(
             }
         }
         Plan::Enroll(sealing, basis) => {
-            let (reply, issued) = sealing.sign(&ca.issuer, &ca.ticket_key, now, &mut random())?;
+            let (reply, issued) = sealing.sign(&ca.ticket_key, now, &mut random())?;
             let reply = ReplyBody::Sealed(reply);
             match issued {
                 None => Signed::Answer(reply),
@@ -69,7 +69,7 @@ pub(super) fn sign(
             Signed::new(Act::Activate(*confirmed), basis, ReplyBody::Confirmed(reply))
         }
         Plan::Renew(renewing, basis) => {
-            let (reply, issued) = renewing.sign(&ca.issuer, &ca.ticket_key, &mut random())?;
+            let (reply, issued) = renewing.sign(&ca.ticket_key, &mut random())?;
             let reply = ReplyBody::Certificate(reply);
             match issued {
                 None => Signed::Answer(reply),

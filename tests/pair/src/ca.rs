@@ -72,7 +72,7 @@ impl Ca {
                 scope: scope.clone(),
                 ticket_key: TicketKey::generate(&mut rng),
                 master: MasterSecret::generate(&mut rng),
-                issuer: FACTORY.issuer(),
+                issuers: FACTORY.issuers(),
                 profile: Profile::default()
                     .with_flows(Flow::ALL.to_vec())
                     .and_then(|profile| profile.with_renewal(Some(RENEW_BEFORE)))

@@ -1,0 +1,155 @@
+//! The files of issuing CAs in a CA's directory: their names say from when on each is used.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime};
+
+/// The name of an issuing CA's files, without `.pem` and `.key`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IssuingName {
+    from: Option<OffsetDateTime>,
+}
+
+impl IssuingName {
+    /// Of the one that `assay init` makes, which is used from the beginning.
+    pub const FIRST: Self = Self { from: None };
+
+    /// Of one that is used from this second on.
+    pub fn from(time: OffsetDateTime) -> Self {
+        let time = time.to_offset(time::UtcOffset::UTC);
+        Self { from: Some(time.replace_nanosecond(0).expect("0 is a nanosecond")) }
+    }
+
+    /// Of one that is used from then on; `None` is from the beginning.
+    pub fn of(used_from: Option<OffsetDateTime>) -> Self {
+        used_from.map_or(Self::FIRST, Self::from)
+    }
+
+    /// Reads `issuing` or `issuing-YYYYMMDDTHHMMSSZ`.
+    pub fn parse(name: &str) -> Option<Self> {
+        let time = match name.strip_prefix(FIRST)? {
+            "" => return Some(Self::FIRST),
+            time => PrimitiveDateTime::parse(time.strip_prefix('-')?, TIME).ok()?.assume_utc(),
+        };
+        // No other name is taken for the same time.
+        Some(Self::from(time)).filter(|parsed| parsed.to_string() == name)
+    }
+
+    /// From when on it is used; `None` is from the beginning.
+    pub fn used_from(self) -> Option<OffsetDateTime> {
+        self.from
+    }
+
+    /// The name of the file with its certificate.
+    pub fn certificate(self) -> String {
+        format!("{self}.pem")
+    }
+
+    /// The name of the file with its key.
+    pub fn key(self) -> String {
+        format!("{self}.key")
+    }
+}
+
+impl std::fmt::Display for IssuingName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.from {
+            None => f.write_str(FIRST),
+            Some(from) => {
+                // A time with such a name has four digits of the year.
+                write!(f, "{FIRST}-{}", from.format(TIME).map_err(|_| std::fmt::Error)?)
+            }
+        }
+    }
+}
+
+/// The issuing CAs whose certificate is in this directory, in the order of their times. A key
+/// without a certificate is half made, and counts for nothing.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn certified(directory: &Path) -> io::Result<Vec<IssuingName>> {
+    named(directory, ".pem")
+}
+
+/// Those whose key is in this directory.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn with_key(directory: &Path) -> io::Result<Vec<IssuingName>> {
+    named(directory, ".key")
+}
+
+fn named(directory: &Path, kind: &str) -> io::Result<Vec<IssuingName>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let name = name.to_str().and_then(|name| name.strip_suffix(kind));
+        names.extend(name.and_then(IssuingName::parse));
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+const FIRST: &str = "issuing";
+const TIME: &[BorrowedFormatItem<'_>] =
+    format_description!("[year][month][day]T[hour][minute][second]Z");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back_as_what_was_written_and_no_time_has_two() {
+        assert_eq!(IssuingName::parse("issuing"), Some(IssuingName::FIRST));
+        let time = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+        let name = IssuingName::from(time + time::Duration::MILLISECOND);
+        assert_eq!(name.to_string(), "issuing-20270115T080000Z");
+        assert_eq!(name.used_from(), Some(time));
+        assert_eq!(IssuingName::parse("issuing-20270115T080000Z"), Some(name));
+        for other in [
+            "",
+            "issuing-",
+            "issuing-next",
+            "issuing-20270115",
+            "issuing-20270115T080000",
+            "issuing-20270115T080000z",
+            "issuing-2027-01-15T08:00:00Z",
+            "issuing-20271315T080000Z",
+            "issuing-20270115T080060Z",
+            "issuing-+20270115T080000Z",
+            "issuing20270115T080000Z",
+            "Issuing",
+        ] {
+            assert_eq!(IssuingName::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_key_without_a_certificate_counts_for_nothing_and_other_files_neither() {
+        let directory = tempfile::tempdir().unwrap();
+        for file in [
+            "issuing.pem",
+            "issuing.key",
+            "issuing-20280101T000000Z.pem",
+            "issuing-20270101T000000Z.pem",
+            "issuing-20290101T000000Z.key",
+            "issuing-old.pem",
+            "service.pem",
+        ] {
+            fs::write(directory.path().join(file), "").unwrap();
+        }
+        let names = |list: io::Result<Vec<IssuingName>>| {
+            list.unwrap().iter().map(IssuingName::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(certified(directory.path())),
+            ["issuing", "issuing-20270101T000000Z", "issuing-20280101T000000Z"]
+        );
+        assert_eq!(names(with_key(directory.path())), ["issuing", "issuing-20290101T000000Z"]);
+    }
+}
