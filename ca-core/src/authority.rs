@@ -30,8 +30,8 @@ impl Authority {
     /// A self-signed root, valid for [`ROOT_LIFETIME`]. `name` becomes its organisation.
     pub fn root(name: &str, now: OffsetDateTime, rng: &mut dyn CryptoRng) -> Result<Self, Fault> {
         let key = new_key()?;
-        let mut params =
-            ca_params(name, "Root CA", BasicConstraints::Unconstrained, ROOT_LIFETIME, now, rng);
+        let mut params = ca_params(&format!("{name} Root CA"), BasicConstraints::Unconstrained);
+        set_times_and_serial(&mut params, ROOT_LIFETIME, now, rng);
         // Only the root has it, because the issuing CA's name is sent twice with each device
         // certificate.
         params.distinguished_name.push(DnType::OrganizationName, name);
@@ -51,7 +51,19 @@ impl Authority {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        self.subordinate(name, "Issuing CA", vec![ExtendedKeyUsagePurpose::ClientAuth], now, rng)
+        self.issuing_called(&format!("{name} Issuing CA"), now, rng)
+    }
+
+    /// The same with this common name, which differs from that of the one before.
+    pub fn issuing_called(
+        &self,
+        common_name: &str,
+        now: OffsetDateTime,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Self, Fault> {
+        let mut params = issuing_params(common_name);
+        set_times_and_serial(&mut params, ISSUING_LIFETIME, now, rng);
+        self.subordinate(params)
     }
 
     /// The service CA under this root, for brokers, workers, operators and backends. It has its own
@@ -63,22 +75,17 @@ impl Authority {
         now: OffsetDateTime,
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, Fault> {
-        let usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        self.subordinate(name, "Service CA", usages, now, rng)
+        let mut params = ca_params(&format!("{name} Service CA"), BasicConstraints::Constrained(0));
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        set_times_and_serial(&mut params, ISSUING_LIFETIME, now, rng);
+        self.subordinate(params)
     }
 
-    fn subordinate(
-        &self,
-        name: &str,
-        role: &str,
-        usages: Vec<ExtendedKeyUsagePurpose>,
-        now: OffsetDateTime,
-        rng: &mut dyn CryptoRng,
-    ) -> Result<Self, Fault> {
+    /// None outlives this root.
+    fn subordinate(&self, mut params: CertificateParams) -> Result<Self, Fault> {
         let key = new_key()?;
-        let mut params =
-            ca_params(name, role, BasicConstraints::Constrained(0), ISSUING_LIFETIME, now, rng);
-        params.extended_key_usages = usages;
+        params.not_after = params.not_after.min(self.not_after);
         params.use_authority_key_identifier_extension = true;
         let certificate =
             params.signed_by(&key, &self.issuer).map_err(fault("signing a CA"))?.pem();
@@ -247,21 +254,32 @@ fn new_key() -> Result<KeyPair, Fault> {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(fault("making a key"))
 }
 
-fn ca_params(
-    name: &str,
-    role: &str,
-    constraints: BasicConstraints,
-    lifetime: Duration,
-    now: OffsetDateTime,
-    rng: &mut dyn CryptoRng,
-) -> CertificateParams {
+fn ca_params(common_name: &str, constraints: BasicConstraints) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, format!("{name} {role}"));
+    params.distinguished_name.push(DnType::CommonName, common_name);
     params.is_ca = IsCa::Ca(constraints);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    set_times_and_serial(&mut params, lifetime, now, rng);
     params
+}
+
+fn issuing_params(common_name: &str) -> CertificateParams {
+    let mut params = ca_params(common_name, BasicConstraints::Constrained(0));
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+/// A new key for an issuing CA that somebody else certifies: PKCS#8 in PEM.
+pub fn issuing_key() -> Result<Zeroizing<String>, Fault> {
+    Ok(Zeroizing::new(new_key()?.serialize_pem()))
+}
+
+/// A request to certify this key as an issuing CA of this name: PKCS #10 (RFC 2986) in PEM, with
+/// the extensions that [`Issuer::fit_to_issue`](crate::Issuer::fit_to_issue) wants.
+pub fn issuing_request(common_name: &str, key: &str) -> Result<String, Fault> {
+    let key = KeyPair::from_pem(key).map_err(fault("reading an issuing CA's key"))?;
+    let request = issuing_params(common_name).serialize_request(&key);
+    request.and_then(|request| request.pem()).map_err(fault("writing a request"))
 }
 
 fn set_times_and_serial(

@@ -141,9 +141,9 @@ pub use flows::ticket::{CLAIM_LIFETIME, Challenge, ProvenDevice, Readmitted};
 
 mod issue;
 pub use issue::{
-    CertificateFacts, Issued, Issuer, IssuerError, Issuers, IssuersError, MAX_KEY_ID, Prepared,
-    Proven, REVOCATION_LIST_LIFETIME, Renewed, RevocationListRead, RevocationReason, Revoked,
-    Scheduled, Unproven,
+    CertificateFacts, HANDOVER, Issued, Issuer, IssuerError, Issuers, IssuersError, MAX_KEY_ID,
+    Prepared, Proven, REVOCATION_LIST_LIFETIME, Renewed, RevocationListRead, RevocationReason,
+    Revoked, Scheduled, Unproven,
 };
 
 mod plan;
@@ -152,7 +152,7 @@ pub use plan::{Adopting, Certification, Confirming, Renewing, Sealing};
 mod authority;
 pub use authority::{
     Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, ROOT_LIFETIME,
-    THROW_AWAY_LIFETIME, THROW_AWAY_PREFIX,
+    THROW_AWAY_LIFETIME, THROW_AWAY_PREFIX, issuing_key, issuing_request,
 };
 
 #[cfg(feature = "unchecked")]

@@ -53,6 +53,8 @@ pub(crate) const AUTHORITY_INFORMATION_ACCESS: &[u8] =
     &[0x2B, 0x06, 0x01, 0x05, 0x05, 0x07, 0x01, 0x01];
 /// `anyExtendedKeyUsage`, 2.5.29.37.0 (RFC 5280 §4.2.1.12).
 pub(crate) const ANY_EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1D, 0x25, 0x00];
+/// `id-at-commonName`, 2.5.4.3 (RFC 5280, appendix A.1).
+pub(crate) const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 /// `id-signedData`, 1.2.840.113549.1.7.2 (RFC 5652 §5.1).
 pub(crate) const SIGNED_DATA: &[u8] = &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x0D, 0x01, 0x07, 0x02];
 /// `anyPolicy`, 2.5.29.32.0 (RFC 5280 §4.2.1.4).

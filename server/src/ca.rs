@@ -1,8 +1,10 @@
 //! The CA's own keys and rules, and what it signs for everybody.
 
-use assay_ca_core::{Fault, Issuers, MasterSecret, Profile, TicketKey};
+use std::sync::Arc;
+
+use assay_ca_core::{Fault, Issuer, Issuers, MasterSecret, Profile, Revoked, TicketKey};
 use assay_store::{RevokedCertificates, Store, StoreError};
-use assay_wire::Scope;
+use assay_wire::{KeyId, Scope};
 use time::OffsetDateTime;
 
 /// The CA's own keys and rules.
@@ -15,34 +17,60 @@ pub struct Ca {
     pub master: MasterSecret,
     /// Sign certificates.
     pub issuers: Issuers,
+    /// The certificates that relying parties may trust, in PEM.
+    pub certificates: String,
     /// Says what a certificate looks like, and which flows lead to one.
     pub profile: Profile,
 }
 
+/// A revocation list, and who signed it.
+#[derive(Clone, Debug)]
+pub struct SignedList {
+    /// The identifier of the issuing CA's key.
+    pub key_id: KeyId,
+    /// Whether this issuing CA signs certificates now.
+    pub in_use: bool,
+    /// The list in DER.
+    pub der: Vec<u8>,
+}
+
 impl Ca {
-    /// Signs a list of what is no longer good, with a number of its own.
+    /// Signs the list of each issuing CA that has not ended: of what it may have signed, and is no
+    /// longer good. They have a number in common, which none had before.
     ///
-    /// If it has more than `longest` bytes, certificates that never came into force are left out:
-    /// strangers can fill a list with them, and nobody but their TPMs can show them.
+    /// If a list has more than `longest` bytes, certificates that never came into force are left
+    /// out of it: strangers can fill a list with them, and nobody but their TPMs can show them.
     ///
     /// # Errors
     /// The store failed, or the signer did.
-    pub fn revocation_list(
+    pub fn revocation_lists(
         &self,
         store: &mut dyn Store,
         longest: usize,
         now: OffsetDateTime,
-    ) -> Result<Vec<u8>, ListError> {
+    ) -> Result<Vec<SignedList>, ListError> {
         let (RevokedCertificates { once_in_force, never_in_force }, number) =
             store.revocation_list(now)?;
-        let issuer = self.issuers.current(now);
-        let all = once_in_force.iter().chain(&never_in_force).cloned();
-        let list = issuer.revocation_list(all, number, now)?;
-        if list.len() <= longest {
-            return Ok(list);
-        }
-        Ok(issuer.revocation_list(once_in_force, number, now)?)
+        let in_use = self.issuers.current(now);
+        let good = self.issuers.all().iter().filter(|it| it.issuer.not_after() > now);
+        let lists = good.map(|scheduled| {
+            let issuer = &scheduled.issuer;
+            let its = |it: &&Revoked| scheduled.may_have_signed(&it.serial);
+            let all = once_in_force.iter().chain(&never_in_force).filter(its).cloned();
+            let mut der = issuer.revocation_list(all, number, now)?;
+            if der.len() > longest {
+                let some = once_in_force.iter().filter(its).cloned();
+                der = issuer.revocation_list(some, number, now)?;
+            }
+            Ok(SignedList { key_id: key_id(issuer), in_use: Arc::ptr_eq(issuer, in_use), der })
+        });
+        lists.collect()
     }
+}
+
+/// The identifier of an issuer's key, as topics and people have it.
+pub fn key_id(issuer: &Issuer) -> KeyId {
+    hex::encode(issuer.key_id()).parse().expect("an issuer's key identifier has a good length")
 }
 
 /// Why there is no revocation list.
@@ -101,7 +129,7 @@ mod tests {
 
         let mut serials = |longest| {
             let later = now + Duration::HOUR;
-            let list = ca.revocation_list(&mut *store, longest, later).unwrap();
+            let list = ca.revocation_lists(&mut *store, longest, later).unwrap().remove(0).der;
             let (_, list) = CertificateRevocationList::from_der(&list).unwrap();
             list.iter_revoked_certificates().map(|it| it.raw_serial()[0]).collect::<Vec<_>>()
         };

@@ -23,8 +23,8 @@ use zeroize::Zeroizing;
 
 use crate::backup_file::is_plain;
 use crate::ca::Ca;
-use crate::issuing_files::{self, IssuingName};
-use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours};
+use crate::issuing_files::{self, IssuingName, PENDING};
+use crate::new_files::{NewFiles, PUBLIC, SECRET, certificate_of, ours, pem_of};
 use crate::random::random;
 use assay_broker_plugin::embedded::Limits;
 use assay_store::sqlite::Sqlite;
@@ -125,17 +125,19 @@ impl Directory {
 
     /// Whether a file of this name and `.key` is one of the CA's own, or would be taken for one.
     pub(crate) fn has_key_of(holder: &str) -> bool {
-        FILES.contains(&&*format!("{holder}.key")) || IssuingName::parse(holder).is_some()
+        FILES.contains(&&*format!("{holder}.key"))
+            || holder == PENDING
+            || IssuingName::parse(holder).is_some()
     }
 
     /// The names that the CA's own files have, except for the database; of an issuing CA, only the
     /// files that are there.
     fn own_files(&self) -> Result<Vec<String>> {
         let cannot_read = || format!("cannot read {}", self.path.display());
-        let certified = issuing_files::certified(&self.path).with_context(cannot_read)?;
         let with_key = issuing_files::with_key(&self.path).with_context(cannot_read)?;
         let names = FILES.into_iter().map(str::to_owned);
-        let names = names.chain(certified.into_iter().map(IssuingName::certificate));
+        let names = names.chain(["key", "csr"].map(|kind| format!("{PENDING}.{kind}")));
+        let names = names.chain(self.issuing_names()?.into_iter().map(IssuingName::certificate));
         Ok(names.chain(with_key.into_iter().map(IssuingName::key)).collect())
     }
 
@@ -144,15 +146,17 @@ impl Directory {
     /// # Errors
     /// One of them cannot be read, or they do not go together; see [`Issuers::new`].
     pub fn issuers(&self) -> Result<Issuers> {
-        let names = issuing_files::certified(&self.path)
-            .with_context(|| format!("cannot read {}", self.path.display()))?;
-        let read = |name: IssuingName| {
-            let (certificate, key) = self.pair(&name.to_string())?;
-            let issuer = Issuer::from_pem(&certificate, &key);
-            let issuer = issuer.with_context(|| format!("{name}.pem and {name}.key"))?;
-            Ok((name.used_from(), issuer))
-        };
-        let all = names.into_iter().map(read).collect::<Result<Vec<_>>>()?;
+        self.issuers_with(None)
+    }
+
+    /// The same with one more, which is used from its time on.
+    pub(crate) fn issuers_with(
+        &self,
+        another: Option<(OffsetDateTime, Issuer)>,
+    ) -> Result<Issuers> {
+        let read = |name: &IssuingName| Ok((name.used_from(), self.issuer_called(*name)?));
+        let mut all = self.issuing_names()?.iter().map(read).collect::<Result<Vec<_>>>()?;
+        all.extend(another.map(|(from, issuer)| (Some(from), issuer)));
         let issuers = Issuers::new(all, &self.pinned()?, OffsetDateTime::now_utc());
         issuers.map_err(|error| match error {
             IssuersError::Unusable { from, error } => anyhow!(error)
@@ -161,9 +165,46 @@ impl Directory {
         })
     }
 
+    /// The names of the issuing CAs, in the order of their times.
+    pub(crate) fn issuing_names(&self) -> Result<Vec<IssuingName>> {
+        issuing_files::certified(&self.path)
+            .with_context(|| format!("cannot read {}", self.path.display()))
+    }
+
+    /// An issuing CA as it is in its files. Does not establish that a root vouches for it.
+    pub(crate) fn issuer_called(&self, name: IssuingName) -> Result<Issuer> {
+        let (certificate, key) = self.pair(&name.to_string())?;
+        let issuer = Issuer::from_pem(&certificate, &key);
+        issuer.with_context(|| format!("{} and {}", name.certificate(), name.key()))
+    }
+
     /// The roots to which the CA's own certificates may lead.
-    fn pinned(&self) -> Result<Vec<CertificateDer<'static>>> {
+    pub(crate) fn pinned(&self) -> Result<Vec<CertificateDer<'static>>> {
         Ok(vec![self.root()?])
+    }
+
+    /// The root's certificate, as its file is.
+    pub(crate) fn root_pem(&self) -> Result<String> {
+        self.read(ROOT)
+    }
+
+    /// The service CA's certificate. `None` if it is not in this directory: serving does not need
+    /// it.
+    pub(crate) fn service_certificate(&self) -> Result<Option<CertificateDer<'static>>> {
+        let path = self.path.join(format!("{SERVICE}.pem"));
+        if !path.exists() {
+            return Ok(None);
+        }
+        let certificate = CertificateDer::from_pem_file(&path);
+        certificate.map(Some).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// What relying parties may trust, in PEM: the roots, all issuing CAs, also those to come, and
+    /// the service CA.
+    fn published(&self, issuers: &Issuers) -> Result<String> {
+        let issuing = issuers.all().iter().map(|it| it.issuer.certificate().clone());
+        let all = self.pinned()?.into_iter().chain(issuing).chain(self.service_certificate()?);
+        Ok(all.map(|certificate| pem_of("CERTIFICATE", &certificate)).collect())
     }
 
     /// The CA that signs the certificates of brokers, workers and operators.
@@ -264,11 +305,13 @@ impl Directory {
     /// # Errors
     /// A key or certificate cannot be read, or they do not belong together.
     pub fn ca(&self) -> Result<Ca> {
+        let issuers = self.issuers()?;
         Ok(Ca {
+            certificates: self.published(&issuers)?,
             scope: self.config.scope.clone(),
             ticket_key: TicketKey::new(*self.secret(TICKET_KEY)?),
             master: MasterSecret::new(*self.secret(MASTER_SECRET)?),
-            issuers: self.issuers()?,
+            issuers,
             profile: self.config.profile.clone(),
         })
     }
@@ -456,7 +499,7 @@ impl Credentials {
 
 /// Whether everybody may read a file of this name.
 fn is_public(name: &str) -> bool {
-    name == CONFIG || name.ends_with(".pem")
+    name == CONFIG || name.ends_with(".pem") || name.ends_with(".csr")
 }
 
 /// The settings that somebody has put into a directory in which a CA is to be made; `shown` is its

@@ -84,6 +84,23 @@ pub fn with_key(directory: &Path) -> io::Result<Vec<IssuingName>> {
     named(directory, ".key")
 }
 
+/// The names of the keys in this directory that wait for a certificate, without `.key`.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn waiting(directory: &Path) -> io::Result<Vec<String>> {
+    let certified = certified(directory)?;
+    let mut waiting: Vec<_> = with_key(directory)?
+        .into_iter()
+        .filter(|name| !certified.contains(name))
+        .map(|name| name.to_string())
+        .collect();
+    if directory.join(format!("{PENDING}.key")).exists() {
+        waiting.push(PENDING.to_owned());
+    }
+    Ok(waiting)
+}
+
 fn named(directory: &Path, kind: &str) -> io::Result<Vec<IssuingName>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -94,6 +111,10 @@ fn named(directory: &Path, kind: &str) -> io::Result<Vec<IssuingName>> {
     names.sort_unstable();
     Ok(names)
 }
+
+/// The name of a key that waits for a certificate, and of the request for it. From when on the
+/// issuing CA is used is said when its certificate comes.
+pub const PENDING: &str = "issuing-next";
 
 const FIRST: &str = "issuing";
 const TIME: &[BorrowedFormatItem<'_>] =
@@ -151,5 +172,9 @@ mod tests {
             ["issuing", "issuing-20270101T000000Z", "issuing-20280101T000000Z"]
         );
         assert_eq!(names(with_key(directory.path())), ["issuing", "issuing-20290101T000000Z"]);
+        assert_eq!(waiting(directory.path()).unwrap(), ["issuing-20290101T000000Z"]);
+        fs::write(directory.path().join("issuing-next.key"), "").unwrap();
+        let all = ["issuing-20290101T000000Z", "issuing-next"];
+        assert_eq!(waiting(directory.path()).unwrap(), all);
     }
 }

@@ -22,4 +22,5 @@ pub mod rfc3339;
 mod new_files;
 mod random;
 mod vendor_files;
+pub use new_files::pem_of;
 pub use random::{random_bytes, random_u32};

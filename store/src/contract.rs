@@ -15,6 +15,7 @@
 //! 6. once a call has returned `Ok`, what it recorded survives a crash of the process and of the
 //!    machine.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
@@ -23,7 +24,7 @@ use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 use crate::clock::Clocks;
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
 use crate::epoch::{Epoch, PublishedList, TakenOver};
@@ -186,6 +187,20 @@ pub trait Store: Send {
     /// Every certificate, in the order of issuance. A certificate that was never confirmed comes
     /// without its DER, which would name a device to people who should not know of it.
     fn certificates(&mut self) -> Result<Vec<CertificateRow>, StoreError>;
+
+    /// How many certificates of devices are in force now that name the issuing CA with this key
+    /// identifier; and how many wait that were issued within `at_work`. Nobody can see who signed
+    /// one that waits, because it is encrypted. This reads every certificate: a million takes some
+    /// seconds.
+    ///
+    /// If a certificate is left out, an operator removes an issuing CA that devices still need, and
+    /// its revocation list ends too soon. One too many keeps an issuing CA.
+    fn in_force(
+        &mut self,
+        key_id: &[u8],
+        at_work: Range<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) -> Result<InForce, StoreError>;
 
     /// Puts an identity on record, with its first certificate. A certificate that is not on record
     /// lets nobody in. Returns `false` if there is an identity of this name.

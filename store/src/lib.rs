@@ -33,7 +33,7 @@ pub mod sqlite;
 pub use act::{Act, Basis, Entry, IdInQuestion, IkInQuestion, Question, Recorded, Snapshot};
 pub use audit::{AuditEntry, AuditRow, Change, Whom};
 pub use backup::backup;
-pub use certificates::{CertificateRow, CertificateStatus, DeviceRow};
+pub use certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 pub use clock::Clocks;
 pub use contract::Store;
 pub use copy::{Progress, copy};

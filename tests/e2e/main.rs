@@ -17,6 +17,7 @@ mod health;
 mod identities;
 mod inspect;
 mod interoperability;
+mod issuing;
 mod key_export;
 mod lab;
 mod matrix;

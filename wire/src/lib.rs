@@ -23,7 +23,9 @@ mod device_client;
 pub use device_client::DeviceClientId;
 
 mod ids;
-pub use ids::{ClientId, ConnectionName, DeviceId, EkId, IdError, IdentityName, RequestId, Scope};
+pub use ids::{
+    ClientId, ConnectionName, DeviceId, EkId, IdError, IdentityName, KeyId, RequestId, Scope,
+};
 
 mod identity;
 pub use identity::{Identity, IdentityError};

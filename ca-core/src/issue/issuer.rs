@@ -7,13 +7,13 @@ use rcgen::{PublicKeyData, SignatureAlgorithm, SigningKey};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::X509Certificate;
 
-use crate::Fault;
 use crate::profile::Profile;
-use crate::x509::parse_certificate;
+use crate::x509::{Name, attribute_of, parse_certificate};
+use crate::{Fault, oid};
 
 /// The issuing CA's certificate, and the key that signs device certificates.
 pub struct Issuer {
@@ -91,6 +91,60 @@ impl Issuer {
         Err(IssuerError::NotValid { time, not_before, not_after })
     }
 
+    /// The same issuer, if an operator may bring it as one that is used from this time on: it signs
+    /// certificates and lists, of leaves and of clients alone (RFC 5280 §4.2.1.3, §4.2.1.9,
+    /// §4.2.1.12), names its key (§4.2.1.2), and lasts for as long as a certificate.
+    ///
+    /// # Errors
+    /// It is not like this.
+    pub fn fit_to_issue(
+        self,
+        lifetime: Duration,
+        from: OffsetDateTime,
+    ) -> Result<Self, IssuerError> {
+        let parsed =
+            parse_certificate(&self.certificate).ok_or(IssuerError::UnreadableCertificate)?;
+        if parsed.subject().as_raw() == parsed.issuer().as_raw() {
+            return Err(IssuerError::NameOfRoot);
+        }
+        let usage = parsed.key_usage().ok().flatten().map(|it| it.value);
+        if !usage.is_some_and(|it| it.key_cert_sign() && it.crl_sign()) {
+            return Err(IssuerError::KeyUsage);
+        }
+        let constraints = parsed.basic_constraints().ok().flatten().map(|it| it.value);
+        if constraints.and_then(|it| it.path_len_constraint) != Some(0) {
+            return Err(IssuerError::PathLength);
+        }
+        // Without the extension it may sign for any use.
+        let usage = parsed.extended_key_usage().ok().flatten().map(|it| it.value);
+        if !usage.is_some_and(|it| it.client_auth && !it.server_auth && !it.any) {
+            return Err(IssuerError::ExtendedKeyUsage);
+        }
+        if subject_key_id(&parsed).is_none() {
+            return Err(IssuerError::NoKeyId);
+        }
+        let needed = from + lifetime;
+        if self.not_after < needed {
+            return Err(IssuerError::EndsTooSoon { not_after: self.not_after, needed });
+        }
+        Ok(self)
+    }
+
+    /// Its name, for people.
+    pub fn name(&self) -> String {
+        Name::read(&self.subject).map_or_else(String::new, |name| name.to_string())
+    }
+
+    /// Whether another CA has the same name.
+    pub fn has_the_name_of(&self, other: &CertificateDer<'_>) -> bool {
+        parse_certificate(other).is_some_and(|other| other.subject().as_raw() == self.subject)
+    }
+
+    /// Its common name, if it has one.
+    pub fn common_name(&self) -> Option<String> {
+        attribute_of(&self.subject, oid::COMMON_NAME)
+    }
+
     /// The identifier of its key, by which certificates and lists name it (RFC 5280 §4.2.1.1): 1 to
     /// [`MAX_KEY_ID`] bytes.
     pub fn key_id(&self) -> &[u8] {
@@ -164,6 +218,30 @@ pub enum IssuerError {
          {not_after}"
     )]
     NotValid { time: OffsetDateTime, not_before: OffsetDateTime, not_after: OffsetDateTime },
+    #[error("the issuing certificate names itself as its issuer: it needs a name of its own")]
+    NameOfRoot,
+    #[error(
+        "the issuing certificate may not sign certificates and revocation lists: it needs \
+         keyUsage=critical,keyCertSign,cRLSign"
+    )]
+    KeyUsage,
+    #[error(
+        "the issuing certificate may certify further CAs: it needs \
+         basicConstraints=critical,CA:TRUE,pathlen:0"
+    )]
+    PathLength,
+    #[error(
+        "the issuing certificate is not for clients alone, so that what it signs could pass for a \
+         server: it needs extendedKeyUsage=clientAuth"
+    )]
+    ExtendedKeyUsage,
+    #[error("the issuing certificate does not name its key: it needs subjectKeyIdentifier=hash")]
+    NoKeyId,
+    #[error(
+        "the issuing certificate ends at {not_after}, which would cut the first device \
+         certificates short: it has to last until {needed} at least"
+    )]
+    EndsTooSoon { not_after: OffsetDateTime, needed: OffsetDateTime },
     #[error("the issuing certificate's key identifier has {length} bytes, not 1 to {MAX_KEY_ID}")]
     KeyId { length: usize },
 }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::issuer::{Issuer, IssuerError};
+use super::serial::issued_at;
 
 /// An issuing CA, and from when on it is used.
 #[derive(Clone, Debug)]
@@ -15,6 +16,22 @@ pub struct Scheduled {
     /// Its certificate and its key.
     pub issuer: Arc<Issuer>,
 }
+
+impl Scheduled {
+    /// Whether it can have signed the certificate with this serial number, as far as the time of
+    /// issue in it says. Workers may change to another issuing CA some time after each other, and
+    /// their clocks are not the same, so this says no only if that was more than [`HANDOVER`]
+    /// before its time.
+    pub fn may_have_signed(&self, serial: &[u8; 16]) -> bool {
+        match (self.from, issued_at(serial)) {
+            (Some(from), Some(issued_at)) => issued_at >= from - HANDOVER,
+            _ => true,
+        }
+    }
+}
+
+/// How far apart the times may be at which workers change to the next issuing CA.
+pub const HANDOVER: Duration = Duration::days(1);
 
 /// The issuing CAs of a CA: the one in use, those of before, and those to come.
 ///

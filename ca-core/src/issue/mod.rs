@@ -9,7 +9,7 @@ mod sign;
 mod term;
 
 pub use issuer::{Issuer, IssuerError, MAX_KEY_ID};
-pub use issuers::{Issuers, IssuersError, Scheduled};
+pub use issuers::{HANDOVER, Issuers, IssuersError, Scheduled};
 pub use prepare::{CertificateFacts, Prepared, Proven, Renewed, Unproven};
 pub use revocation::{REVOCATION_LIST_LIFETIME, RevocationListRead, RevocationReason, Revoked};
 pub(crate) use serial::serial_number;

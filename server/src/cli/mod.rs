@@ -9,6 +9,7 @@ mod health;
 mod identity;
 mod import;
 mod init;
+mod issuing;
 mod list;
 mod outfit;
 mod policy;
@@ -65,7 +66,10 @@ enum Command {
     /// Make, list, renew and revoke brokers, workers, operators and backends
     #[command(subcommand)]
     Identity(identity::Identity),
-    /// Write the revocation list, signed now
+    /// Make, list and remove the CAs that sign device certificates
+    #[command(subcommand)]
+    Issuing(issuing::Issuing),
+    /// Write the revocation lists, signed now
     Crl(crl::Crl),
     /// List the newest decisions
     Audit(list::Audit),
@@ -104,6 +108,7 @@ impl Cli {
             Command::Devices(json) => list::devices(&directory()?, json),
             Command::Certs(json) => list::certificates(&directory()?, json),
             Command::Identity(identity) => identity.run(&directory()?),
+            Command::Issuing(issuing) => issuing.run(&directory()?),
             Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => list::audit(&directory()?, audit),
             Command::Store(store) => store.run(&directory()?),

@@ -221,7 +221,10 @@ fn read_lists(directory: &Directory, file: &Path) -> Result<Vec<(PublishedList, 
             let list = PublishedList { about: *about, number: read.number, revoked: read.revoked };
             Some((list, read.issued_at))
         });
-        lists.next().context("no issuing CA and no service CA of this directory signed it")
+        lists.next().context(
+            "no issuing CA and no service CA of this directory signed it; if one was made since \
+             the backup, put its files back first",
+        )
     };
     ders.into_iter().map(list).collect()
 }

@@ -1,10 +1,11 @@
-//! Publishes the revocation list as a retained message: when it changes, before it is out of date,
-//! and to each new broker.
+//! Publishes what everybody may know of the CA as retained messages: its certificates and its
+//! revocation lists. It does so when they change, before a list is out of date, and to each new
+//! broker.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use assay_ca_core::REVOCATION_LIST_LIFETIME;
+use assay_ca_core::{Issuer, REVOCATION_LIST_LIFETIME};
 use assay_wire::Topic;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use time::OffsetDateTime;
@@ -13,7 +14,7 @@ use tracing::{error, warn};
 
 use super::Outfit;
 use super::outbox::Outbox;
-use crate::ca::{Ca, ListError};
+use crate::ca::{Ca, ListError, SignedList};
 use crate::clock::Gate;
 use assay_store::Store;
 
@@ -47,7 +48,7 @@ pub(super) fn run(
             Ok(Some(now_published)) => published = Some(now_published),
             Ok(None) => {}
             Err(refusal) => {
-                error!(error = %refusal, "the revocation list could not be published; trying again")
+                error!(error = %refusal, "the revocation lists could not be published; trying again")
             }
         }
         match arrived.recv_timeout(POLL) {
@@ -58,15 +59,17 @@ pub(super) fn run(
     }
 }
 
-/// The list that subscribers have.
+/// What subscribers have.
 struct Published {
-    /// The CA that signed it.
+    /// The CA that signed the lists.
     ca: Arc<Ca>,
+    /// The issuing CA whose list is the first.
+    in_use: Arc<Issuer>,
     changes: i64,
     at: Instant,
 }
 
-/// Publishes the list; `None` if the `last` one is still good.
+/// Publishes certificates and lists; `None` if the `last` ones are still good.
 fn publish(
     ca: Arc<Ca>,
     store: &mut dyn Store,
@@ -74,24 +77,39 @@ fn publish(
     outbox: &Outbox,
     now: OffsetDateTime,
 ) -> Result<Option<Published>, ListError> {
-    let changes = store.changes()?.list;
+    let (changes, in_use) = (store.changes()?.list, Arc::clone(ca.issuers.current(now)));
     if let Some(last) = last
         && last.changes == changes
+        && Arc::ptr_eq(&last.in_use, &in_use)
         && last.at.elapsed() < REVOCATION_LIST_LIFETIME.unsigned_abs() / 2
     {
         return Ok(None);
     }
-    let list = ca.revocation_list(store, MAX_LIST, now)?;
-    if list.len() > MAX_LIST {
+    // A subscriber of another CA's or of none: whoever verifies a list needs its issuer.
+    if last.is_none() {
+        let certificates = ca.certificates.clone().into_bytes();
+        proclaim(outbox, Topic::Chain(outbox.scope.clone()), certificates);
+    }
+    for SignedList { key_id, in_use, der } in ca.revocation_lists(store, MAX_LIST, now)? {
+        if in_use {
+            proclaim(outbox, Topic::Crl(outbox.scope.clone()), der.clone());
+        }
+        proclaim(outbox, Topic::CrlOf(outbox.scope.clone(), key_id), der);
+    }
+    Ok(Some(Published { ca, in_use, changes, at: Instant::now() }))
+}
+
+fn proclaim(outbox: &Outbox, topic: Topic, content: Vec<u8>) {
+    if content.len() > MAX_LIST {
         warn!(
-            length = list.len(),
+            %topic,
+            length = content.len(),
             limit = MAX_LIST,
-            "the revocation list is too long for one message; `assay crl` writes it to a file"
+            "too long for one message; `assay crl` writes a revocation list to a file"
         );
     } else {
-        outbox.proclaim(Topic::Crl(outbox.scope.clone()), list);
+        outbox.proclaim(topic, content);
     }
-    Ok(Some(Published { ca, changes, at: Instant::now() }))
 }
 
 /// How late a revocation is published at most.

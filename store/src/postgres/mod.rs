@@ -30,6 +30,7 @@ mod shared_keys;
 mod snapshots;
 mod trust;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use assay_ca_core::{Reprovision, Revoked, SealedOnRecord, SharedKeyHolder};
@@ -38,7 +39,7 @@ use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 use crate::clock::Clocks;
 use crate::contract::Store;
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
@@ -192,6 +193,15 @@ impl Store for Postgres {
 
     fn certificates(&mut self) -> Result<Vec<CertificateRow>, StoreError> {
         self.all_certificates()
+    }
+
+    fn in_force(
+        &mut self,
+        key_id: &[u8],
+        at_work: Range<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) -> Result<InForce, StoreError> {
+        self.count_in_force(key_id, &at_work, now)
     }
 
     fn add_identity(

@@ -1,5 +1,7 @@
 //! Devices and their certificates.
 
+use std::ops::Range;
+
 use assay_ca_core::{Assurance, EncryptedCertificate, SealedOnRecord, Unconfirmed};
 use assay_wire::{DeviceId, EkId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -9,7 +11,7 @@ use super::columns::{ek_id, parsed, time};
 use super::connection::{Sqlite, Transaction};
 use super::records::records;
 use crate::act::Question;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 use crate::error::StoreError;
 use crate::writes::{NewCertificate, NewDevice};
 
@@ -180,6 +182,32 @@ impl Sqlite {
                 })
             },
         )
+    }
+
+    /// The certificates in force of an issuing CA.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn in_force(
+        &self,
+        key_id: &[u8],
+        at_work: &Range<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) -> Result<InForce, StoreError> {
+        let [since, until] = [at_work.start, at_work.end].map(OffsetDateTime::unix_timestamp);
+        let query = "SELECT count(*) FILTER (WHERE status = 'active'),
+                            count(*) FILTER (WHERE status = 'unconfirmed'), max(not_after)
+                     FROM certificates
+                     WHERE not_after > ?1
+                           AND (status = 'active' AND instr(der, ?2) > 0
+                                OR status = 'unconfirmed' AND confirm_by > ?1
+                                   AND issued_at >= ?3 AND issued_at < ?4)";
+        let parameters = params![now.unix_timestamp(), key_id, since, until];
+        Ok(self.connection.query_row(query, parameters, |row| {
+            let (active, waiting): (i64, i64) = (row.get(0)?, row.get(1)?);
+            let [active, waiting] = [active, waiting].map(i64::unsigned_abs);
+            Ok(InForce { active, waiting, last_ends: row.get(2)? })
+        })?)
     }
 
     /// Every certificate, in the order of issuance.

@@ -25,6 +25,7 @@ mod shared_keys;
 mod throw_away;
 mod trust;
 
+use std::ops::Range;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,7 +36,7 @@ use time::OffsetDateTime;
 
 use crate::act::{Entry, Question, Recorded, Snapshot};
 use crate::audit::AuditRow;
-use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow};
+use crate::certificates::{CertificateRow, CertificateStatus, DeviceRow, InForce};
 use crate::clock::Clocks;
 use crate::contract::Store;
 use crate::enrolments::{EnrolResults, EnrolmentRow, NewEnrolment, Removed};
@@ -169,6 +170,15 @@ impl Store for Sqlite {
 
     fn certificates(&mut self) -> Result<Vec<CertificateRow>, StoreError> {
         Self::certificates(self)
+    }
+
+    fn in_force(
+        &mut self,
+        key_id: &[u8],
+        at_work: Range<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) -> Result<InForce, StoreError> {
+        Self::in_force(self, key_id, &at_work, now)
     }
 
     fn add_identity(

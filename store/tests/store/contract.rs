@@ -11,8 +11,8 @@ use assay_ca_core::{
 use assay_server::directory::Directory;
 use assay_store::{
     Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
-    IdInQuestion, IdentityRole, NewEnrolment, Pruned, Question, Recorded, Removed, Renewed,
-    Retention, RevokedCertificates, StoreError, Tags, Trusted, Which, Whom, record_each,
+    IdInQuestion, IdentityRole, InForce, NewEnrolment, Pruned, Question, Recorded, Removed,
+    Renewed, Retention, RevokedCertificates, StoreError, Tags, Trusted, Which, Whom, record_each,
 };
 use assay_wire::{EkId, Identity, Rights, Scope};
 use time::{Duration, OffsetDateTime};
@@ -49,6 +49,7 @@ on_both! {
     batch_in_which_devices_meet_is_recorded_as_if_one_came_after_another,
     certificate_in_force_is_found_without_knowing_its_ik,
     certificate_is_confirmed_once,
+    certificates_in_force_are_counted_by_the_key_that_signed_them,
     certificate_to_confirm_is_found_until_its_time_is_over,
     certificates_of_a_device_are_counted_for_a_day,
     certificates_that_are_counted_are_not_forgotten,
@@ -1052,6 +1053,44 @@ fn certificate_is_confirmed_once(fixture: &Fixture) {
         let records = Box::new(records);
         let der = vec![1];
         assert_eq!(found, SealedOnRecord::Active { device_id, assurance, records, der });
+    }
+}
+
+/// A certificate of these tests consists of its serial number alone.
+fn certificates_in_force_are_counted_by_the_key_that_signed_them(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let none = InForce { active: 0, waiting: 0, last_ends: None };
+    let always = OffsetDateTime::UNIX_EPOCH..now() + Duration::days(1);
+    assert_eq!(store.in_force(&[1], always.clone(), now()).unwrap(), none);
+    let first = certificate(1, "pump-1", ek(1));
+    add(&mut store, &first).unwrap();
+    add(&mut store, &certificate(2, "pump-2", ek(2))).unwrap();
+    let one = InForce { active: 1, last_ends: Some(first.not_after.unix_timestamp()), ..none };
+    assert_eq!(store.in_force(&[1], always.clone(), now()).unwrap(), one);
+    assert_eq!(store.in_force(&[3], always.clone(), now()).unwrap(), none);
+    assert_eq!(store.in_force(&[1], always.clone(), first.not_after).unwrap(), none, "it ended");
+
+    // Of one that waits, nobody sees who signed it.
+    let waits = sealed(3, "pump-3", ek(3));
+    add(&mut store, &waits).unwrap();
+    let waiting = |store: &mut Any, at_work, at| store.in_force(&[9], at_work, at).unwrap().waiting;
+    let (issued_at, second) = (waits.issued_at, Duration::SECOND);
+    assert_eq!(waiting(&mut store, issued_at..issued_at + second, now()), 1);
+    assert_eq!(waiting(&mut store, issued_at - second..issued_at, now()), 0);
+    assert_eq!(waiting(&mut store, issued_at + second..always.end, now()), 0);
+    assert_eq!(waiting(&mut store, always.clone(), waits.confirm_by.unwrap()), 0, "too late");
+    assert_eq!(
+        store.in_force(&[9], always.clone(), now()).unwrap().last_ends,
+        Some(waits.not_after.unix_timestamp())
+    );
+    assert!(confirm(&mut store, 3, now()));
+    assert_eq!(store.in_force(&[3], always.clone(), now()).unwrap().active, 1);
+
+    // One that is superseded or revoked is no longer in force.
+    add(&mut store, &certificate(4, "pump-1", ek(1))).unwrap();
+    store.remove(&ek(2), now()).unwrap().unwrap();
+    for serial in [1, 2] {
+        assert_eq!(store.in_force(&[serial], always.clone(), now()).unwrap(), none);
     }
 }
 

@@ -73,6 +73,7 @@ impl Ca {
                 ticket_key: TicketKey::generate(&mut rng),
                 master: MasterSecret::generate(&mut rng),
                 issuers: FACTORY.issuers(),
+                certificates: String::new(),
                 profile: Profile::default()
                     .with_flows(Flow::ALL.to_vec())
                     .and_then(|profile| profile.with_renewal(Some(RENEW_BEFORE)))
