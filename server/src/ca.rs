@@ -93,6 +93,7 @@ mod tests {
 
     use super::*;
     use crate::directory::Directory;
+    use crate::operations::issuing;
     use crate::random::random;
 
     #[test]
@@ -135,5 +136,58 @@ mod tests {
         };
         assert_eq!(serials(usize::MAX).len(), 39);
         assert_eq!(serials(1024), [1]);
+    }
+
+    #[test]
+    fn each_issuing_ca_lists_what_it_may_have_signed() {
+        let parent = tempfile::tempdir().unwrap();
+        Directory::create(&parent.path().join("ca"), "Test", &[]).unwrap();
+        let directory = Directory::open(&parent.path().join("ca")).unwrap();
+        let now = OffsetDateTime::now_utc();
+        let from = now + Duration::days(7);
+        let next = issuing::make(&directory, from, None, now).unwrap();
+        let (ca, mut store) = (directory.ca().unwrap(), directory.store().unwrap());
+        let serial = |at: OffsetDateTime| {
+            let mut serial = [7; 16];
+            serial[0] = 0x40;
+            serial[1..6].copy_from_slice(&at.unix_timestamp().to_be_bytes()[3..]);
+            serial
+        };
+        // Of each device, the second certificate takes the place of the first.
+        for (ek, at) in [(1, now), (2, from)] {
+            for (n, at) in [at, at + Duration::SECOND].into_iter().enumerate() {
+                let facts = CertificateFacts {
+                    serial: serial(at),
+                    not_before: at,
+                    not_after: at + Duration::days(90),
+                    device_id: format!("pump-{ek}").parse().unwrap(),
+                    ek_id: [ek; 32].into(),
+                    ik_id: [u8::try_from(n).unwrap(); 32],
+                    assurance: Assurance::VendorCertificate,
+                    issued_at: at,
+                    confirm_by: None,
+                };
+                let act =
+                    Act::Certify(unchecked::issued(facts, vec![ek, u8::try_from(n).unwrap()]));
+                _ = store.record(&ca.scope, &[Entry { act, basis: None, audit: None }]).unwrap();
+            }
+        }
+        let mut lists = |at| {
+            let lists = ca.revocation_lists(&mut *store, usize::MAX, at).unwrap().into_iter();
+            let named = |list: SignedList| {
+                let (_, parsed) = CertificateRevocationList::from_der(&list.der).unwrap();
+                let serials = parsed.iter_revoked_certificates();
+                let serials: Vec<_> = serials.map(|it| it.raw_serial().to_vec()).collect();
+                (list.key_id, list.in_use, serials)
+            };
+            lists.map(named).collect::<Vec<_>>()
+        };
+        let [first, second] = &lists(now)[..] else { panic!("two lists") };
+        assert!(first.1 && !second.1 && second.0 == next.key_id);
+        assert_eq!(first.2, [serial(now).to_vec(), serial(from).to_vec()]);
+        assert_eq!(second.2, [serial(from).to_vec()]);
+        let [first, second] = &lists(from)[..] else { panic!("two lists") };
+        assert!(!first.1 && second.1);
+        assert!(lists(next.ends).is_empty(), "one that has ended signs none");
     }
 }

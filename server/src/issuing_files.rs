@@ -1,12 +1,18 @@
-//! The files of issuing CAs in a CA's directory: their names say from when on each is used.
+//! The files of issuing CAs in a CA's directory: their names, which say from when on each is used,
+//! and how they are written.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
+use zeroize::Zeroizing;
+
+use crate::new_files::NewFiles;
 
 /// The name of an issuing CA's files, without `.pem` and `.key`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,6 +116,59 @@ fn named(directory: &Path, kind: &str) -> io::Result<Vec<IssuingName>> {
     }
     names.sort_unstable();
     Ok(names)
+}
+
+/// The CA's directory, held open: it is the same directory even if the owner of a directory above
+/// puts another in its place. Whatever is written is there as a whole, and on disk, or not at all.
+pub(crate) struct Files {
+    held: File,
+    path: PathBuf,
+}
+
+impl Files {
+    pub(crate) fn open(directory: &Path) -> Result<Self> {
+        let cannot_open = || format!("cannot open {}", directory.display());
+        let held = File::open(directory).with_context(cannot_open)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+        Ok(Self { held, path })
+    }
+
+    pub(crate) fn read(&self, name: &str) -> Result<Option<Zeroizing<String>>> {
+        match fs::read_to_string(self.path.join(name)) {
+            Ok(text) => Ok(Some(Zeroizing::new(text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {name}")),
+        }
+    }
+
+    /// Writes a file that does not exist yet.
+    pub(crate) fn put(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
+        // No file of a CA has a name that begins with a dot.
+        let new = format!(".{name}.new");
+        self.remove(&new)?;
+        let written = NewFiles::of(&self.path).map_err(Into::into);
+        written
+            .and_then(|files| files.write(&new, content, mode))
+            .and_then(|()| self.rename(&new, name))
+            .with_context(|| format!("cannot write {name}"))
+    }
+
+    /// Gives a file another name, which no file has.
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<()> {
+        // Unlike a renaming, this overwrites nothing.
+        fs::hard_link(self.path.join(from), self.path.join(to))
+            .with_context(|| format!("cannot make {to}"))?;
+        self.remove(from)
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        match fs::remove_file(self.path.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {name}"))
+            }
+            _ => Ok(self.held.sync_all()?),
+        }
+    }
 }
 
 /// The name of a key that waits for a certificate, and of the request for it. From when on the

@@ -1,12 +1,14 @@
 //! Several issuing CAs, each used from its time on.
 
 use assay_ca_core::{
-    Authority, ISSUING_LIFETIME, Issuer, IssuerError, Issuers, IssuersError, KeyAndCertificate,
-    ROOT_LIFETIME,
+    Authority, HANDOVER, ISSUING_LIFETIME, Issuer, IssuerError, Issuers, IssuersError,
+    KeyAndCertificate, ROOT_LIFETIME, issuing_key, issuing_request,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer;
 
 use crate::fixture::*;
 
@@ -151,4 +153,61 @@ fn the_issuer_of_a_certificate_is_the_one_that_signed_it() {
     let leaf = CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap();
     assert!(issuers.of(&leaf).is_none(), "the same name, and another key");
     assert!(issuers.of(b"no certificate").is_none());
+}
+
+#[test]
+fn one_may_have_signed_what_was_issued_from_a_day_before_its_time_on() {
+    let mut desk = Desk::new();
+    let (one, two) = (desk.make("One", now()), desk.make("Two", now()));
+    let from = in_days(7);
+    let issuers = desk.issuers(&[(None, &one), (Some(from), &two)], now()).unwrap();
+    let serial = |at: OffsetDateTime| {
+        let mut serial = [7; 16];
+        serial[0] = 0x40;
+        serial[1..6].copy_from_slice(&at.unix_timestamp().to_be_bytes()[3..]);
+        serial
+    };
+    let [first, second] = issuers.all() else { panic!("two") };
+    for at in [now(), from - HANDOVER, from, in_days(400)] {
+        assert!(first.may_have_signed(&serial(at)), "a worker may not have read the next one");
+    }
+    assert!(!second.may_have_signed(&serial(from - HANDOVER - Duration::SECOND)));
+    assert!(second.may_have_signed(&serial(from - HANDOVER)));
+    assert!(second.may_have_signed(&[7; 16]), "it says no time");
+}
+
+#[test]
+fn what_a_root_makes_is_fit_to_issue_until_its_end_comes_near() {
+    let mut desk = Desk::new();
+    let lifetime = Duration::days(90);
+    let two = desk.root.issuing_called("Two", now(), &mut desk.rng).unwrap().to_pem();
+    let (last, fit) =
+        (now() + ISSUING_LIFETIME - lifetime, |from| read(&two).fit_to_issue(lifetime, from));
+    assert_eq!(fit(last).unwrap().common_name().as_deref(), Some("Two"));
+    assert!(matches!(fit(last + Duration::SECOND).unwrap_err(), IssuerError::EndsTooSoon { .. }));
+    let refused = |pair: &KeyAndCertificate| read(pair).fit_to_issue(lifetime, now()).unwrap_err();
+    let service = desk.root.service("Test", now(), &mut desk.rng).unwrap();
+    assert_eq!(refused(&service.to_pem()), IssuerError::ExtendedKeyUsage);
+    assert_eq!(refused(&desk.root.to_pem()), IssuerError::NameOfRoot);
+}
+
+#[test]
+fn no_issuing_ca_outlives_its_root() {
+    let mut desk = Desk::new();
+    let late = now() + ROOT_LIFETIME - Duration::days(30);
+    let issuing = desk.make("Late", late);
+    assert_eq!(read(&issuing).not_after(), now() + ROOT_LIFETIME);
+}
+
+#[test]
+fn a_request_is_signed_by_its_key_and_asks_for_what_an_issuing_ca_needs() {
+    let key = issuing_key().unwrap();
+    let request = issuing_request("Plant Issuing CA 2", &key).unwrap();
+    let (_, pem) = x509_parser::pem::parse_x509_pem(request.as_bytes()).unwrap();
+    assert_eq!(pem.label, "CERTIFICATE REQUEST");
+    let (_, request) = X509CertificationRequest::from_der(&pem.contents).unwrap();
+    request.verify_signature().unwrap();
+    assert_eq!(request.certification_request_info.subject.to_string(), "CN=Plant Issuing CA 2");
+    assert_eq!(request.requested_extensions().unwrap().count(), 3);
+    assert!(issuing_request("Plant", "no key").is_err());
 }

@@ -1,10 +1,8 @@
 //! Issuing CAs: the next one is made or brought, all are listed, old ones go.
 
 use std::cmp::Ordering;
-use std::fs::{self, File};
-use std::io;
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use assay_ca_core::{
@@ -23,8 +21,8 @@ use zeroize::Zeroizing;
 use crate::ca::key_id;
 use crate::directory::Directory;
 use crate::expiry::{Ending, WARN_OF_CA_BEFORE, What, needs_next};
-use crate::issuing_files::{self, IssuingName, PENDING};
-use crate::new_files::{NewFiles, PUBLIC, SECRET, pem_of};
+use crate::issuing_files::{self, Files, IssuingName, PENDING};
+use crate::new_files::{PUBLIC, SECRET, pem_of};
 use crate::random::random;
 use crate::rfc3339;
 
@@ -71,7 +69,7 @@ pub fn make(
     let pair = root.issuing_called(&subject, now, &mut random())?.to_pem();
     let made = check(directory, name, &pair.certificate, &pair.key)
         .with_context(|| format!("the key in {} makes no issuing CA", file.display()))?;
-    let files = Files::open(directory)?;
+    let files = Files::open(directory.path())?;
     // The key first: without a certificate it counts for nothing.
     files.put(&name.key(), pair.key.as_bytes(), SECRET)?;
     files.put(&name.certificate(), pair.certificate.as_bytes(), PUBLIC)?;
@@ -93,7 +91,7 @@ pub struct Request {
 /// # Errors
 /// The files cannot be read or written.
 pub fn request(directory: &Directory, again: bool, now: OffsetDateTime) -> Result<Request> {
-    let files = Files::open(directory)?;
+    let files = Files::open(directory.path())?;
     let [key_file, request_file] = ["key", "csr"].map(|kind| format!("{PENDING}.{kind}"));
     if again {
         files.remove(&request_file)?;
@@ -132,7 +130,7 @@ pub fn install(
     from: OffsetDateTime,
     now: OffsetDateTime,
 ) -> Result<InPlace> {
-    let files = Files::open(directory)?;
+    let files = Files::open(directory.path())?;
     let certificates = certificates_in(file)?;
     let waiting = issuing_files::waiting(directory.path())?;
     for holder in &waiting {
@@ -293,7 +291,7 @@ pub fn remove(directory: &Directory, which: &str, now: OffsetDateTime) -> Result
         }
         _ => {}
     }
-    let files = Files::open(directory)?;
+    let files = Files::open(directory.path())?;
     // The certificate first: a key without one counts for nothing.
     files.remove(&format!("{}.pem", row.files))?;
     files.remove(&format!("{}.key", row.files))?;
@@ -433,59 +431,6 @@ fn without_date(name: &str) -> &str {
             })
     };
     name.rsplit_once(' ').filter(|(_, last)| is_date(last)).map_or(name, |(base, _)| base)
-}
-
-/// The CA's directory, held open: it is the same directory even if the owner of a directory above
-/// puts another in its place. Whatever is written is there as a whole, and on disk, or not at all.
-struct Files {
-    held: File,
-    path: PathBuf,
-}
-
-impl Files {
-    fn open(directory: &Directory) -> Result<Self> {
-        let cannot_open = || format!("cannot open {}", directory.path().display());
-        let held = File::open(directory.path()).with_context(cannot_open)?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
-        Ok(Self { held, path })
-    }
-
-    fn read(&self, name: &str) -> Result<Option<Zeroizing<String>>> {
-        match fs::read_to_string(self.path.join(name)) {
-            Ok(text) => Ok(Some(Zeroizing::new(text))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read {name}")),
-        }
-    }
-
-    /// Writes a file that does not exist yet.
-    fn put(&self, name: &str, content: &[u8], mode: u32) -> Result<()> {
-        // No file of a CA has a name that begins with a dot.
-        let new = format!(".{name}.new");
-        self.remove(&new)?;
-        let written = NewFiles::of(&self.path).map_err(Into::into);
-        written
-            .and_then(|files| files.write(&new, content, mode))
-            .and_then(|()| self.rename(&new, name))
-            .with_context(|| format!("cannot write {name}"))
-    }
-
-    /// Gives a file another name, which no file has.
-    fn rename(&self, from: &str, to: &str) -> Result<()> {
-        // Unlike a renaming, this overwrites nothing.
-        fs::hard_link(self.path.join(from), self.path.join(to))
-            .with_context(|| format!("cannot make {to}"))?;
-        self.remove(from)
-    }
-
-    fn remove(&self, name: &str) -> Result<()> {
-        match fs::remove_file(self.path.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {name}"))
-            }
-            _ => Ok(self.held.sync_all()?),
-        }
-    }
 }
 
 /// How long before its time the next issuing CA is made, unless an operator says otherwise: a week,
