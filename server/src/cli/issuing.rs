@@ -124,9 +124,10 @@ fn tell(made: &InPlace, now: OffsetDateTime) {
     eprintln!("  ends   {ends}");
     eprintln!("next:");
     eprintln!("  copy both files to every machine that serves this CA");
-    eprintln!("  send SIGHUP to `assay serve` and `assay worker`, before {from_shown}");
     if *from <= now {
-        eprintln!("    until then they certify by the issuing CA of before");
+        eprintln!("  send SIGHUP to `assay serve` and `assay worker`: until then the one before signs");
+    } else {
+        eprintln!("  send SIGHUP to `assay serve` and `assay worker`, before {from_shown}");
     }
     eprintln!("  make a backup");
 }
