@@ -85,8 +85,10 @@ pub mod tpm;
 
 mod der;
 mod oid;
-mod secret;
 mod x509;
+
+mod secret;
+pub use secret::Overlapping;
 
 mod rejection;
 pub use rejection::{Failure, Fault, Rejection};
@@ -154,6 +156,9 @@ pub use authority::{
     Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, ROOT_LIFETIME,
     THROW_AWAY_LIFETIME, THROW_AWAY_PREFIX, issuing_key, issuing_request,
 };
+
+mod new_root;
+pub use new_root::{NewRoot, NotANewRoot};
 
 #[cfg(feature = "unchecked")]
 pub mod unchecked;

@@ -101,6 +101,12 @@ pub(crate) const ASSURANCE_ENROLMENT_LIST: &[u8] = &[
     0xCE, 0xCA, 0x02, 0x02,
 ];
 
+/// 2.25.17810284399213771715162782413901505794.3: an older root certifies this CA as a new root.
+pub(crate) const NEW_ROOT: &[u8] = &[
+    0x69, 0x9A, 0xE6, 0x91, 0xB4, 0xA5, 0xCA, 0xEA, 0x9E, 0xF3, 0xA1, 0xEB, 0xB8, 0xD4, 0xFC, 0x8B,
+    0xCE, 0xCA, 0x02, 0x03,
+];
+
 /// The extensions of RFC 5280 §4.2.1, below `id-ce`, 2.5.29, each with the section that defines it.
 pub(crate) mod extension {
     /// 2.5.29.14, §4.2.1.2.

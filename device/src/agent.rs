@@ -5,7 +5,7 @@ use std::time::Duration;
 use assay_device_core::{Action, Event, Failure, Machine, Provisioned, SealedBox, Step, Traffic};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::digest;
-use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::link::Broker;
 use crate::operations::Operations;
 use crate::progress::{Progress, Steps};
+use crate::roots;
 use crate::state::StateDirectory;
 use crate::talk::Talk;
 use crate::tpm::{TpmError, TpmThread};
@@ -23,7 +24,8 @@ use crate::verify;
 pub(crate) struct Agent<'a> {
     pub(crate) tpm: &'a TpmThread,
     pub(crate) state: &'a StateDirectory,
-    pub(crate) roots: &'a RootCertStore,
+    /// Those that the device was given.
+    pub(crate) roots: &'a [CertificateDer<'static>],
     pub(crate) clock: &'a Clock,
 }
 
@@ -75,7 +77,12 @@ impl Agent<'_> {
                 }
                 Action::VerifyPath(chain) => {
                     let now = self.clock.at(&chain);
-                    Some(Event::PathVerified(verify::path(&chain, self.roots, now)))
+                    let roots = roots::trusted(self.roots, self.state.path())?;
+                    Some(Event::PathVerified(verify::path(&chain, &roots, now)))
+                }
+                Action::Pin(root) => {
+                    let now = self.clock.at([&root]);
+                    Some(Event::Pinned(roots::pin(&root, self.roots, self.state, now)?))
                 }
                 Action::Unseal(sealed) => Some(Event::Unsealed(unseal(&sealed))),
                 Action::Digest(bytes) => Some(Event::Digest(sha256(&bytes))),
@@ -84,9 +91,10 @@ impl Agent<'_> {
                     match &step {
                         Step::Connected => steps.done(&connected),
                         Step::Retry { .. } => steps.tell(&step.to_string(), talk.now()),
-                        Step::TryingEk { .. } | Step::NotDue(_) | Step::RenewalRefused(_) => {
-                            steps.tell(&step.to_string(), Duration::ZERO)
-                        }
+                        Step::TryingEk { .. }
+                        | Step::NotDue(_)
+                        | Step::RenewalRefused(_)
+                        | Step::RootRefused(_) => steps.tell(&step.to_string(), Duration::ZERO),
                         Step::RenewalPostponed(_) => {
                             // The core knows only that a setting is wrong.
                             let step = match talk.take_error() {

@@ -21,6 +21,7 @@ use crate::ek_certificate;
 use crate::error::Error;
 use crate::link::Broker;
 use crate::progress::Progress;
+use crate::roots;
 use crate::state::StateDirectory;
 use crate::tpm::{EkKind, HierarchyPasswords, IkKind, ParentKind, Tcti, Tpm, Tpm2, TpmThread};
 
@@ -37,7 +38,7 @@ pub struct DeviceOptions {
     /// The state directory; made if it is not there.
     pub state: PathBuf,
     /// The CA's root certificates. The broker's certificate and the device's own one must lead to
-    /// one of them.
+    /// one of them, or to a new root that one of them certified and the CA sent.
     pub ca_roots: Vec<CertificateDer<'static>>,
     /// Whether the device has no clock. Then it takes the time to be no earlier than the first day
     /// of the CA's roots, and of any certificate that they lead to. It may accept an expired
@@ -146,7 +147,8 @@ pub enum Credential {
 pub struct Device {
     tpm: TpmThread,
     state: StateDirectory,
-    roots: RootCertStore,
+    /// Those that the device was given.
+    roots: Vec<CertificateDer<'static>>,
     clock: Clock,
 }
 
@@ -164,8 +166,9 @@ impl Device {
         options: DeviceOptions,
     ) -> Result<Self, Error> {
         let clock = Clock::new(!options.no_clock, &options.ca_roots);
-        let roots = root_store(options.ca_roots)?;
-        let state = StateDirectory::open(&options.state)?;
+        let (roots, state) = (options.ca_roots, StateDirectory::open(&options.state)?);
+        // Says at once if one cannot be used.
+        _ = roots::trusted(&roots, state.path())?;
         // If the state cannot be read, the function that needs it reports that.
         if let Some(shown) = state.memory().ok().and_then(|memory| memory.granted_for()) {
             tpm.expect_ek(shown.ek, *shown.ek_id.as_bytes());
@@ -261,7 +264,18 @@ impl Device {
 
     /// What the device expects of a broker that asks for no certificate.
     pub(crate) fn bootstrap_tls(&self) -> Result<Arc<ClientConfig>, Error> {
-        server_authenticated_tls(self.roots.clone(), self.clock.clone()).map(Arc::new)
+        server_authenticated_tls(self.trusted_roots()?, self.clock.clone()).map(Arc::new)
+    }
+
+    /// The roots that the device was given, and those that they certified since.
+    pub(crate) fn trusted_roots(&self) -> Result<RootCertStore, Error> {
+        roots::trusted(&self.roots, self.state.path())
+    }
+
+    /// The names of the new roots that are pinned besides those that the device was given.
+    pub(crate) fn pinned_roots(&self) -> Result<Vec<String>, Error> {
+        let pinned = roots::pinned(&self.roots, self.state.path())?;
+        Ok(pinned.iter().map(|root| roots::name_of(root)).collect())
     }
 
     fn judge_clock(&self, progress: Progress<'_>) -> Result<(), Error> {
@@ -307,16 +321,4 @@ impl Device {
         let ek_certificate = request.ek_certificates.first().map(AsRef::as_ref);
         agent.run(machine, broker, request.deadline, ek_certificate, progress)
     }
-}
-
-/// # Errors
-/// A certificate cannot be read.
-pub(crate) fn root_store(roots: Vec<CertificateDer<'static>>) -> Result<RootCertStore, Error> {
-    let mut store = RootCertStore::empty();
-    for root in roots {
-        store
-            .add(root)
-            .map_err(|error| Error::Usage(format!("unusable CA root certificate: {error}")))?;
-    }
-    Ok(store)
 }

@@ -126,6 +126,7 @@ mod operations;
 mod probe;
 mod publish;
 mod random;
+mod roots;
 mod runtime;
 mod state;
 mod talk;

@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use assay_device_core::{Grant, Memory};
+use rustls::pki_types::CertificateDer;
 
 use crate::error::Error;
 use crate::pem;
@@ -19,6 +20,7 @@ use crate::pem;
 /// | `device.json` | [`Memory`] | when the IK is persistent, before any request is sent; when a certificate is verified, confirmed or adopted; when an HMAC key has come, and when it is persistent |
 /// | `certificate.pem` | a copy of the certificate that the device signs in with, and its issuers, for other programs; removed with a shared key | after that |
 /// | `identity-{handle}.private` | the private part of an identity key, encrypted by the TPM for its storage root key, for [`export_key`](crate::export_key) | when the key is created |
+/// | `roots.pem` | new roots of the CA that the roots given to the device certified; they count only with these | when the CA sends one |
 /// | `device.json.broken` | a `device.json` that could not be read, for people to look at | when the next run begins anew |
 /// | `lock` | nothing | |
 /// | `agent.lock` | nothing; the resident agent holds it | |
@@ -111,6 +113,11 @@ impl StateDirectory {
         self.remove_stale_certificate(memory)
     }
 
+    /// Replaces the new roots that are pinned.
+    pub(crate) fn store_roots(&self, roots: &[CertificateDer<'_>]) -> Result<(), Error> {
+        self.replace(&[(ROOTS, pem::certificates(roots).into_bytes())])
+    }
+
     /// Keeps the private part of an identity key that was just created.
     pub(crate) fn keep_private(&self, handle: u32, private: &[u8]) -> Result<(), Error> {
         self.replace(&[(&private_file(handle), private.to_vec())])
@@ -192,7 +199,7 @@ pub(crate) fn hold_for_agent(directory: &Path) -> Result<File, Error> {
 /// Removes all that was written to a state directory, and the directory if nothing else is in it.
 /// Whoever calls this holds the directory.
 pub(crate) fn remove_files(directory: &Path) -> Result<(), Error> {
-    let mut names: Vec<_> = [DEVICE, CERTIFICATE, BROKEN, REFUSED].map(str::to_owned).into();
+    let mut names: Vec<_> = [DEVICE, CERTIFICATE, ROOTS, BROKEN, REFUSED].map(str::to_owned).into();
     for entry in fs::read_dir(directory).map_err(Error::state(directory))? {
         let name = entry.map_err(Error::state(directory))?.file_name();
         names.extend(name.to_str().filter(|name| is_private_file(name)).map(str::to_owned));
@@ -240,6 +247,14 @@ pub(crate) fn private(directory: &Path, handle: u32) -> Result<Option<Vec<u8>>, 
     read(&directory.join(private_file(handle)))
 }
 
+/// What [`StateDirectory::store_roots`] stored.
+pub(crate) fn roots(directory: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let pem = read(&directory.join(ROOTS))?.unwrap_or_default();
+    // If somebody spoilt it, the device goes on with the roots that it was given, and the CA sends
+    // the new one again with each certificate.
+    Ok(pem::parse(&pem).unwrap_or_default())
+}
+
 fn private_file(handle: u32) -> String {
     format!("identity-{handle:08x}.private")
 }
@@ -279,6 +294,7 @@ const DEVICE: &str = "device.json";
 /// An empty file, which is there after a broker refused the credential in use.
 const REFUSED: &str = "login-refused";
 const CERTIFICATE: &str = "certificate.pem";
+const ROOTS: &str = "roots.pem";
 /// The name that a `device.json` gets if it cannot be read.
 const BROKEN: &str = "device.json.broken";
 
@@ -291,7 +307,6 @@ mod tests {
         IkKind, ParentKind, SharedKeyGrant, Shown,
     };
     use assay_wire::{Flow, Proof};
-    use rustls::pki_types::CertificateDer;
 
     use super::*;
 

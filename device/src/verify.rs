@@ -178,6 +178,13 @@ fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, AnswerError> {
     }
 }
 
+/// The arc of Assay's certificate policies, 2.25.17810284399213771715162782413901505794, in DER
+/// without its header. The number is too long for most ways of printing an object identifier.
+pub(crate) const POLICIES: [u8; 19] = [
+    0x69, 0x9a, 0xe6, 0x91, 0xb4, 0xa5, 0xca, 0xea, 0x9e, 0xf3, 0xa1, 0xeb, 0xb8, 0xd4, 0xfc, 0x8b,
+    0xce, 0xca, 0x02,
+];
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -2,21 +2,25 @@
 
 use std::sync::Arc;
 
-use assay_ca_core::{Fault, Issuer, Issuers, MasterSecret, Profile, Revoked, TicketKey};
+use assay_ca_core::{
+    Fault, Issuer, Issuers, MasterSecret, Overlapping, Profile, Revoked, TicketKey,
+};
 use assay_store::{RevokedCertificates, Store, StoreError};
-use assay_wire::{KeyId, Scope};
+use assay_wire::{CertificateDer, KeyId, Scope};
 use time::OffsetDateTime;
 
 /// The CA's own keys and rules.
 pub struct Ca {
     /// The provisioning domain it serves.
     pub scope: Scope,
-    /// Seals tickets.
-    pub ticket_key: TicketKey,
-    /// Makes shared keys.
-    pub master: MasterSecret,
+    /// Seal tickets.
+    pub ticket_keys: Overlapping<TicketKey>,
+    /// Make shared keys.
+    pub masters: Overlapping<MasterSecret>,
     /// Sign certificates.
     pub issuers: Issuers,
+    /// The certificate by which the root vouches for a new one, while there are two.
+    pub new_root: Option<CertificateDer>,
     /// The certificates that relying parties may trust, in PEM.
     pub certificates: String,
     /// Says what a certificate looks like, and which flows lead to one.
@@ -124,7 +128,8 @@ mod tests {
         }
         for serial in 3..=40 {
             let facts = facts(serial, 2, Some(now + Duration::MINUTE));
-            let sealed = unchecked::sealed(facts, vec![serial], &ca.ticket_key, &mut random());
+            let sealed =
+                unchecked::sealed(facts, vec![serial], ca.ticket_keys.in_use(now), &mut random());
             record(Act::Seal(sealed.unwrap()));
         }
 

@@ -126,13 +126,13 @@ fn tell(Ending { what, not_after }: &Ending, now: OffsetDateTime) {
         What::Service => {
             warn!(
                 days,
-                "the service CA ends soon, and with it the certificates of brokers, workers, operators and backends (docs/operations.md, \"Replacing the issuing CA\")"
+                "the service CA ends soon, and with it the certificates of brokers, workers, operators and backends (docs/operations.md, \"Replacing the root\")"
             );
         }
         What::Root => {
             warn!(
                 days,
-                "the root ends soon, and every device needs another one (docs/operations.md, \"Replacing the issuing CA\")"
+                "the root ends soon, and every device needs another one (docs/operations.md, \"Replacing the root\")"
             );
         }
     }

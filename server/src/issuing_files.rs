@@ -7,11 +7,10 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use time::format_description::BorrowedFormatItem;
-use time::macros::format_description;
-use time::{OffsetDateTime, PrimitiveDateTime};
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use crate::dated;
 use crate::new_files::NewFiles;
 
 /// The name of an issuing CA's files, without `.pem` and `.key`.
@@ -37,12 +36,7 @@ impl IssuingName {
 
     /// Reads `issuing` or `issuing-YYYYMMDDTHHMMSSZ`.
     pub fn parse(name: &str) -> Option<Self> {
-        let time = match name.strip_prefix(FIRST)? {
-            "" => return Some(Self::FIRST),
-            time => PrimitiveDateTime::parse(time.strip_prefix('-')?, TIME).ok()?.assume_utc(),
-        };
-        // No other name is taken for the same time.
-        Some(Self::from(time)).filter(|parsed| parsed.to_string() == name)
+        dated::parse(STEM, name).map(|from| Self { from })
     }
 
     /// From when on it is used; `None` is from the beginning.
@@ -63,13 +57,7 @@ impl IssuingName {
 
 impl std::fmt::Display for IssuingName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.from {
-            None => f.write_str(FIRST),
-            Some(from) => {
-                // A time with such a name has four digits of the year.
-                write!(f, "{FIRST}-{}", from.format(TIME).map_err(|_| std::fmt::Error)?)
-            }
-        }
+        f.write_str(&dated::name(STEM, self.from))
     }
 }
 
@@ -108,14 +96,8 @@ pub fn waiting(directory: &Path) -> io::Result<Vec<String>> {
 }
 
 fn named(directory: &Path, kind: &str) -> io::Result<Vec<IssuingName>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let name = entry?.file_name();
-        let name = name.to_str().and_then(|name| name.strip_suffix(kind));
-        names.extend(name.and_then(IssuingName::parse));
-    }
-    names.sort_unstable();
-    Ok(names)
+    let found = dated::files(directory, STEM, kind)?;
+    Ok(found.into_iter().map(|from| IssuingName { from }).collect())
 }
 
 /// The CA's directory, held open: it is the same directory even if the owner of a directory above
@@ -175,12 +157,12 @@ impl Files {
 /// issuing CA is used is said when its certificate comes.
 pub const PENDING: &str = "issuing-next";
 
-const FIRST: &str = "issuing";
-const TIME: &[BorrowedFormatItem<'_>] =
-    format_description!("[year][month][day]T[hour][minute][second]Z");
+const STEM: &str = "issuing";
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

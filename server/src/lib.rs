@@ -19,8 +19,10 @@ pub mod register;
 pub mod revocations;
 pub mod rfc3339;
 
+mod dated;
 mod new_files;
 mod random;
+mod root_files;
 mod vendor_files;
 pub use new_files::pem_of;
 pub use random::{random_bytes, random_u32};

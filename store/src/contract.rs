@@ -32,6 +32,7 @@ use crate::error::StoreError;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
+use crate::secrets::MadeBefore;
 use crate::trust::{AnchorRow, Trusted};
 
 /// One connection to a database. Each thread has its own, from
@@ -89,6 +90,14 @@ pub trait Store: Send {
     /// If one is missing, a device is locked out. One too many costs a check of a token.
     fn shared_key_holders(&mut self, device: &DeviceId)
     -> Result<Vec<SharedKeyHolder>, StoreError>;
+
+    /// What was made before this time, and is still needed `now`: certificates that wait, and shared
+    /// keys. With too little of it, a secret is dropped that devices still need.
+    fn made_before(
+        &mut self,
+        time: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<MadeBefore, StoreError>;
 
     /// Whether an EK is on the enrolment list.
     ///

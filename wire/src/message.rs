@@ -10,8 +10,9 @@ use minicbor::{Decode, Decoder, Encode, Encoder};
 
 use crate::{Adoption, Renewal};
 use crate::{
-    Bytes, CertificateList, DeviceId, EkId, EkIds, Limit, MAX_CLAIM, MAX_CREDENTIAL_BLOB, MAX_CSR,
-    MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED, Problem, RequestId,
+    Bytes, CertificateDer, CertificateList, DeviceId, EkId, EkIds, Limit, MAX_CLAIM,
+    MAX_CREDENTIAL_BLOB, MAX_CSR, MAX_DUPLICATE, MAX_ENCRYPTED_SEED, MAX_PUBLIC_AREA, MAX_SEALED,
+    Problem, RequestId,
 };
 
 /// The longest message, in bytes: a full EK chain of RSA-4096 certificates, a CSR and two public
@@ -257,6 +258,9 @@ pub struct CertificateReply {
     /// When the device is to renew it, in seconds since 1970.
     #[n(1)]
     pub renew_at: Option<u64>,
+    /// A new root, certified by the one before, for the device to pin beside it.
+    #[n(2)]
+    pub new_root: Option<CertificateDer>,
 }
 
 /// A certificate that only the TPM with both the EK and the IK can read.

@@ -220,6 +220,7 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
             reply(ReplyBody::Certificate(CertificateReply {
                 chain: vec![opaque(b"leaf"), opaque(b"ca")].try_into().unwrap(),
                 renew_at: None,
+                new_root: None,
             })),
             bytes(&[
                 "83 02", // kind: certificate
@@ -234,13 +235,15 @@ fn replies() -> Vec<(Reply, Vec<u8>)> {
             reply(ReplyBody::Certificate(CertificateReply {
                 chain: vec![opaque(b"leaf")].try_into().unwrap(),
                 renew_at: Some(1_800_000_000),
+                new_root: Some(opaque(b"root")),
             })),
             bytes(&[
                 "83 02",
                 ID,
-                "a2",                // map of two
+                "a3",                // map of three
                 "00 81 44 6c656166", // 0: chain of one
                 "01 1a6b49d200",     // 1: when to renew
+                "02 44 726f6f74",    // 2: a new root
             ]),
         ),
         (

@@ -24,6 +24,8 @@ pub struct Issuer {
     /// Its name, in DER.
     pub(super) subject: Vec<u8>,
     pub(super) key_id: Vec<u8>,
+    /// What comes after its certificate in a chain.
+    above: Option<assay_wire::CertificateDer>,
 }
 
 impl Issuer {
@@ -51,6 +53,7 @@ impl Issuer {
             not_after: not_after.to_datetime(),
             subject: parsed.subject().as_raw().to_vec(),
             key_id,
+            above: None,
             signer: rcgen::Issuer::from_ca_cert_der(&certificate, Signer(key))
                 .map_err(|_| IssuerError::UnreadableCertificate)?,
             certificate,
@@ -77,6 +80,17 @@ impl Issuer {
             }
         }
         Err(IssuerError::OtherRoot)
+    }
+
+    /// The same issuer, whose chains have this certificate after its own: the one by which an older
+    /// root vouches for its root. So those verify them who trust the older root alone.
+    ///
+    /// # Errors
+    /// The certificate is too long for a message.
+    pub fn below(self, above: Option<CertificateDer<'_>>) -> Result<Self, IssuerError> {
+        let fitting = |above: CertificateDer<'_>| above.to_vec().try_into();
+        let above = above.map(fitting).transpose();
+        Ok(Self { above: above.map_err(|_| IssuerError::UnreadableRoot)?, ..self })
     }
 
     /// The same issuer, if its certificate is valid at this time (RFC 5280 §6.1.3 (a)(2)).
@@ -182,11 +196,12 @@ impl Issuer {
         })
     }
 
-    /// A device's certificate and the issuing one: its chain without the root.
+    /// A device's certificate, the issuing one, and what comes after it: its chain without the root.
     pub fn chain(&self, leaf: &[u8]) -> Result<CertificateList<1>, Fault> {
         let oversize = |limit| Fault::Oversize { field: "a certificate", limit };
         let chain = [leaf, &self.certificate].map(assay_wire::CertificateDer::try_from);
         let chain = chain.into_iter().collect::<Result<Vec<_>, _>>().map_err(oversize)?;
+        let chain: Vec<_> = chain.into_iter().chain(self.above.clone()).collect();
         chain.try_into().map_err(oversize)
     }
 }

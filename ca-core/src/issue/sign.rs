@@ -57,7 +57,7 @@ impl Issued<Proven> {
 
     /// The reply to the device. Send it once the certificate is on record.
     pub fn reply(&self) -> CertificateReply {
-        CertificateReply { chain: self.chain.clone(), renew_at: self.renew_at }
+        CertificateReply { chain: self.chain.clone(), renew_at: self.renew_at, new_root: None }
     }
 }
 
@@ -88,7 +88,7 @@ impl Issued<Renewed> {
 
     /// The reply to the device. Send it once the certificate is on record.
     pub fn reply(&self) -> CertificateReply {
-        CertificateReply { chain: self.chain.clone(), renew_at: self.renew_at }
+        CertificateReply { chain: self.chain.clone(), renew_at: self.renew_at, new_root: None }
     }
 }
 

@@ -41,7 +41,7 @@ impl Certification {
             Some((active, issuer)) => {
                 let chain = issuer.chain(&active.der)?;
                 let renew_at = Term::of(&active.der).map(|term| term.renew_at(profile));
-                Ok(Self::OnRecord(CertificateReply { chain, renew_at }))
+                Ok(Self::OnRecord(CertificateReply { chain, renew_at, new_root: None }))
             }
             None => {
                 let issuer = issuers.current(now);

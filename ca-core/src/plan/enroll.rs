@@ -9,6 +9,7 @@ use crate::flows::sealed::{Candidate, SealedBox, Unconfirmed, Waits, may_be_conf
 use crate::issue::{Issued, Issuer, Issuers, Prepared, Term, Unproven};
 use crate::profile::Profile;
 use crate::records::{ActiveCertificate, Records};
+use crate::secret::Overlapping;
 use crate::{Failure, Fault};
 
 /// A sealed certificate for a candidate.
@@ -48,7 +49,7 @@ impl Sealing {
         records: &Records,
         active: Option<&ActiveCertificate>,
         waiting: &[Unconfirmed],
-        key: &TicketKey,
+        keys: &Overlapping<TicketKey>,
         profile: &Profile,
         issuers: &Issuers,
         now: OffsetDateTime,
@@ -65,7 +66,7 @@ impl Sealing {
         for certificate in waiting {
             let fits = certificate.is_for(&candidate.subject)
                 && may_be_confirmed(certificate, records, now).is_ok();
-            let der = key.decrypt(&certificate.encrypted, &certificate.serial, Waits::Sealed);
+            let der = keys.decrypt(&certificate.encrypted, &certificate.serial, Waits::Sealed);
             if let Some(der) = der.filter(|_| fits)
                 && let Some(issuer) = issuers.of(&der)
             {

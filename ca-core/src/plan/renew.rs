@@ -10,6 +10,7 @@ use crate::flows::sealed::{Unconfirmed, Waits, may_be_confirmed};
 use crate::issue::{Issued, Issuer, Issuers, Prepared, Renewed, Term};
 use crate::profile::Profile;
 use crate::records::{QUOTA, QUOTA_PERIOD, Records};
+use crate::secret::Overlapping;
 use crate::{Failure, Fault, Rejection};
 
 /// What a device gets that asks to renew its certificate.
@@ -42,7 +43,7 @@ impl Renewing {
         proof: RenewalProof,
         records: &Records,
         waiting: &[Unconfirmed],
-        key: &TicketKey,
+        keys: &Overlapping<TicketKey>,
         profile: &Profile,
         issuers: &Issuers,
         now: OffsetDateTime,
@@ -51,7 +52,11 @@ impl Renewing {
         let device_id = proof.device_id().clone();
         let on_record = |der: &[u8], issuer: &Issuer| {
             let renew_at = Term::of(der).map(|term| term.renew_at(profile));
-            let answer = Answer::OnRecord(CertificateReply { chain: issuer.chain(der)?, renew_at });
+            let answer = Answer::OnRecord(CertificateReply {
+                chain: issuer.chain(der)?,
+                renew_at,
+                new_root: None,
+            });
             Ok(Self { device_id: device_id.clone(), answer })
         };
         let current = issuers.current(now);
@@ -62,7 +67,7 @@ impl Renewing {
         }
         for certificate in waiting {
             let Some(der) =
-                key.decrypt(&certificate.encrypted, &certificate.serial, Waits::Renewed)
+                keys.decrypt(&certificate.encrypted, &certificate.serial, Waits::Renewed)
             else {
                 continue;
             };

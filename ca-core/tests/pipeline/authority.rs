@@ -1,7 +1,8 @@
 //! The certificates that set a CA up.
 
 use assay_ca_core::{
-    Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, THROW_AWAY_PREFIX,
+    Authority, ISSUING_LIFETIME, KeyAndCertificate, LEAF_LIFETIME, NewRoot, NotANewRoot,
+    THROW_AWAY_PREFIX,
 };
 use assay_wire::{Identity, IdentityName};
 use rustls_pki_types::pem::PemObject;
@@ -22,24 +23,86 @@ fn verify(
     leaf: &CertificateDer<'_>,
     usage: KeyUsage,
 ) -> bool {
+    leads_to(root, &[der(&issuing.to_pem())], leaf, usage)
+}
+
+fn leads_to(
+    root: &Authority,
+    intermediates: &[CertificateDer<'_>],
+    leaf: &CertificateDer<'_>,
+    usage: KeyUsage,
+) -> bool {
     let root = der(&root.to_pem());
     let anchor = webpki::anchor_from_trusted_cert(&root).unwrap();
     let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(
         now().unix_timestamp().unsigned_abs(),
     ));
-    let intermediates = [der(&issuing.to_pem())];
     EndEntityCert::try_from(leaf)
         .unwrap()
         .verify_for_usage(
             webpki::ALL_VERIFICATION_ALGS,
             &[anchor],
-            &intermediates,
+            intermediates,
             time,
             usage,
             None,
             None,
         )
         .is_ok()
+}
+
+/// A root, the next one, and the certificate by which the first vouches for it.
+fn two_roots(rng: &mut CountingRng) -> (Authority, Authority, CertificateDer<'static>) {
+    let old = Authority::root("Test", now(), rng).unwrap();
+    let (new, cross) = old.next_root(now(), rng).unwrap();
+    let cross = CertificateDer::from_pem_slice(cross.as_bytes()).unwrap();
+    (old, new, cross)
+}
+
+#[test]
+fn who_trusts_the_old_root_alone_verifies_by_the_cross_certificate_what_the_new_one_certified() {
+    let mut rng = CountingRng::new();
+    let (old, new, cross) = two_roots(&mut rng);
+    let service = new.next_service(now(), &mut rng).unwrap();
+    let names = ["broker.example".to_owned()];
+    let leaf = der(&service.server(&names, LEAF_LIFETIME, now(), &mut rng).unwrap());
+    let (usage, own) = (KeyUsage::server_auth, der(&service.to_pem()));
+    assert!(leads_to(&old, &[own.clone(), cross.clone()], &leaf, usage()));
+    assert!(leads_to(&new, &[own.clone(), cross], &leaf, usage()));
+    assert!(leads_to(&new, std::slice::from_ref(&own), &leaf, usage()));
+    assert!(!leads_to(&old, &[own], &leaf, usage()));
+}
+
+#[test]
+fn next_root_has_a_name_of_its_own_and_ends_for_others_with_the_old_one() {
+    let mut rng = CountingRng::new();
+    let (old, new, cross) = two_roots(&mut rng);
+    let [old, new] = [old, new].map(|root| der(&root.to_pem()));
+    let [first, next, crossed] =
+        [&old, &new, &cross].map(|der| X509Certificate::from_der(der).unwrap().1);
+    assert_ne!(first.subject(), next.subject());
+    assert_eq!(next.subject(), crossed.subject());
+    assert!(crossed.validity().not_after <= first.validity().not_after);
+    assert_eq!(NewRoot::check(&new, &cross, &old).unwrap().cross(), &*cross);
+}
+
+#[test]
+fn only_what_the_old_root_certified_as_a_new_root_is_one() {
+    let mut rng = CountingRng::new();
+    let (old, new, cross) = two_roots(&mut rng);
+    let (stranger, other, strange) = two_roots(&mut rng);
+    let issuing = old.issuing("Test", now(), &mut rng).unwrap();
+    let [old, new, stranger, other, issuing] =
+        [old, new, stranger, other, issuing].map(|it| der(&it.to_pem()));
+    let refused =
+        |new: &[u8], cross: &[u8], old: &[u8]| NewRoot::check(new, cross, old).unwrap_err();
+    assert_eq!(refused(&other, &cross, &old), NotANewRoot::AnotherRoot);
+    assert_eq!(refused(&new, &strange, &old), NotANewRoot::AnotherRoot);
+    assert_eq!(refused(&new, &cross, &stranger), NotANewRoot::NotSignedByTheOld);
+    assert_eq!(refused(&new, &new, &old), NotANewRoot::NotCertifiedAsOne);
+    assert_eq!(refused(&issuing, &issuing, &old), NotANewRoot::NotSelfSigned);
+    assert_eq!(refused(&cross, &cross, &old), NotANewRoot::NotSelfSigned);
+    assert_eq!(refused(&new, &[7], &old), NotANewRoot::Unreadable);
 }
 
 #[test]

@@ -7,8 +7,8 @@ use assay_ca_core::tpm::public::{AreaKey, Name, ObjectAttributes, PublicArea};
 use assay_ca_core::tpm::template::{EkArea, ParentArea};
 use assay_ca_core::{
     Admitted, AdmittedParent, Authority, BoundKey, Challenge, Enrolment, Evidence, FlowKind,
-    Issuer, Issuers, KeyAndCertificate, Offered, Profile, ProvenDevice, Records, Rejection,
-    SharedKeyFlow, TicketFlow, TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
+    Issuer, Issuers, KeyAndCertificate, Offered, Overlapping, Profile, ProvenDevice, Records,
+    Rejection, SharedKeyFlow, TicketFlow, TicketKey, TrustAnchors, TrustedEk, VendorCertificate,
 };
 use assay_wire::{Bundle, ChallengeReply, DeviceId, Flow, Proof, Scope, Ticket};
 use aws_lc_rs::agreement::{PrivateKey, UnparsedPublicKey, agree};
@@ -534,7 +534,7 @@ fn issuers(
 /// The CA's side.
 pub(crate) struct Ca {
     pub(crate) scope: Scope,
-    pub(crate) ticket_key: TicketKey,
+    pub(crate) ticket_keys: Overlapping<TicketKey>,
     pub(crate) anchors: TrustAnchors,
     pub(crate) root: CertificateDer<'static>,
     pub(crate) authority: Authority,
@@ -552,7 +552,7 @@ impl Ca {
         let der = CertificateDer::from_pem_slice(root.to_pem().certificate.as_bytes()).unwrap();
         Self {
             scope: "plant-7".parse().unwrap(),
-            ticket_key: TicketKey::generate(&mut rng),
+            ticket_keys: TicketKey::generate(&mut rng).into(),
             anchors: vendor.anchors(),
             issuers: issuers(&issuing, &der, now()),
             root: der,
@@ -609,13 +609,13 @@ impl Ca {
     ) -> Result<ChallengeReply, Rejection> {
         let admitted = self.admit(device, records)?;
         let ik = BoundKey::verify(&device.evidence())?;
-        let (scope, key) = (&self.scope, &self.ticket_key);
+        let (scope, key) = (&self.scope, self.ticket_keys.in_use(now()));
         let challenge = Challenge::new(&admitted, &ik, scope, key, now(), &mut self.rng);
         Ok(challenge.unwrap().into_reply())
     }
 
     pub(crate) fn prove(&self, request: &Proof) -> Result<ProvenDevice, Rejection> {
-        ProvenDevice::verify(request, &self.scope, &self.ticket_key, now())
+        ProvenDevice::verify(request, &self.scope, &self.ticket_keys, now())
     }
 }
 

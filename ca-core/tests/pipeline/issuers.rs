@@ -50,6 +50,19 @@ fn in_days(days: i64) -> OffsetDateTime {
 }
 
 #[test]
+fn what_an_older_root_needs_comes_last_in_the_chain() {
+    let mut desk = Desk::new();
+    let (new, cross) = desk.root.next_root(now(), &mut desk.rng).unwrap();
+    let cross = CertificateDer::from_pem_slice(cross.as_bytes()).unwrap();
+    let issuing = new.issuing("Test", now(), &mut desk.rng).unwrap().to_pem();
+    let issuer = read(&issuing).below(Some(cross.clone())).unwrap();
+    let chain = issuer.chain(b"leaf").unwrap();
+    assert_eq!(chain.len(), 3);
+    assert_eq!(*chain[2], *cross);
+    assert_eq!(read(&issuing).below(None).unwrap().chain(b"leaf").unwrap().len(), 2);
+}
+
+#[test]
 fn each_is_used_from_its_time_to_the_second_until_the_next_one_is() {
     let mut desk = Desk::new();
     let [one, two, three] = ["One", "Two", "Three"].map(|name| desk.make(name, now()));

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use assay_ca_core::{
     ActiveCertificate, Admitted, Adopting, AdoptionEvidence, Assurance, CertificateOnRecord,
-    Confirmed, Enrolment, Failure, InForce, Issued, Offered, Prepared, Profile, Proven, QUOTA,
-    Readmitted, Records, Registration, Rejection, RenewFlow, RenewalEvidence, RenewalProof,
-    Renewed, Renewing, Reprovision, STATEMENT_LIFETIME, SealedFlow, SealedOnRecord, Sealing, Shown,
-    TicketKey, TrustedEk, Unconfirmed,
+    Confirmed, Enrolment, Failure, InForce, Issued, Offered, Overlapping, Prepared, Profile,
+    Proven, QUOTA, Readmitted, Records, Registration, Rejection, RenewFlow, RenewalEvidence,
+    RenewalProof, Renewed, Renewing, Reprovision, STATEMENT_LIFETIME, SealedFlow, SealedOnRecord,
+    Sealing, Shown, TicketKey, TrustedEk, Unconfirmed,
 };
 use assay_ca_core::{BoundKey, CLOCK_SKEW, Candidate, TrustAnchors};
 use assay_wire::{Adoption, CertificateReply, ProblemCode, Renewal};
@@ -118,10 +118,10 @@ impl Holder {
         at: OffsetDateTime,
     ) -> Result<(CertificateReply, Option<Issued<Renewed>>), Failure> {
         let proof = self.prove(self.request(at), records, at)?;
-        let Ca { ticket_key, issuers, rng, .. } = &mut self.ca;
+        let Ca { ticket_keys, issuers, rng, .. } = &mut self.ca;
         let renewing =
-            Renewing::plan(proof, records, waiting, ticket_key, &self.profile, issuers, at, rng)?;
-        Ok(renewing.sign(ticket_key, rng)?)
+            Renewing::plan(proof, records, waiting, ticket_keys, &self.profile, issuers, at, rng)?;
+        Ok(renewing.sign(ticket_keys.in_use(at), rng)?)
     }
 
     /// Renews when it is due.
@@ -143,7 +143,7 @@ impl Holder {
         at: OffsetDateTime,
     ) -> Result<Adopting, Rejection> {
         let evidence = AdoptionEvidence::parse(adoption, at)?;
-        Adopting::plan(&evidence, waiting, &self.ca.scope, &self.ca.ticket_key, at)
+        Adopting::plan(&evidence, waiting, &self.ca.scope, &self.ca.ticket_keys, at)
     }
 }
 
@@ -427,7 +427,7 @@ fn a_certificate_that_waits_and_is_older_than_the_one_in_force_is_not_given() {
 fn a_certificate_that_waits_under_another_ticket_key_or_issuer_is_not_given() {
     let mut holder = Holder::new();
     let (renewed, records) = (holder.renewed(), holder.records());
-    holder.ca.ticket_key = TicketKey::generate(&mut holder.ca.rng);
+    holder.ca.ticket_keys = TicketKey::generate(&mut holder.ca.rng).into();
     let (_, issued) = holder.renew_with(&records, &[waiting(&renewed)], due()).unwrap();
     let renewed = issued.unwrap();
     holder.ca.rotate("Second", due());
@@ -435,6 +435,18 @@ fn a_certificate_that_waits_under_another_ticket_key_or_issuer_is_not_given() {
     let next = due() + Duration::HOUR;
     let (_, issued) = holder.renew_with(&records, &[waiting(&renewed)], next).unwrap();
     assert!(holder.ca.issuers.current(next).has_signed(issued.unwrap().der()));
+}
+
+#[test]
+fn a_certificate_that_waits_under_the_ticket_key_before_is_given_again() {
+    let mut holder = Holder::new();
+    let (renewed, records) = (holder.renewed(), holder.records());
+    let before = holder.ca.ticket_keys.in_use(due()).clone();
+    let next = (due(), TicketKey::generate(&mut holder.ca.rng));
+    holder.ca.ticket_keys = Overlapping::new(before, Some(next));
+    let (reply, issued) = holder.renew_with(&records, &[waiting(&renewed)], due()).unwrap();
+    assert!(issued.is_none());
+    assert_eq!(*reply.chain[0], *renewed.der());
 }
 
 #[test]
@@ -457,19 +469,19 @@ fn sealed(holder: &mut Holder, at: OffsetDateTime) -> Unconfirmed {
     let admitted = holder.ca.admit_to::<SealedFlow>(&holder.device, &nothing).unwrap();
     let ik = BoundKey::verify(&holder.device.evidence()).unwrap();
     let candidate = Candidate::decide(&admitted, &ik, &holder.ca.scope, &nothing, at).unwrap();
-    let Ca { ticket_key, issuers, rng, .. } = &mut holder.ca;
+    let Ca { ticket_keys, issuers, rng, .. } = &mut holder.ca;
     let sealing = Sealing::plan(
         candidate,
         &nothing,
         None,
         &[],
-        ticket_key,
+        ticket_keys,
         &holder.profile,
         issuers,
         at,
         rng,
     );
-    let (_, issued) = sealing.unwrap().sign(ticket_key, at, rng).unwrap();
+    let (_, issued) = sealing.unwrap().sign(ticket_keys.in_use(at), at, rng).unwrap();
     let issued = issued.unwrap();
     let facts = issued.facts();
     Unconfirmed {
@@ -516,20 +528,20 @@ fn a_renewed_certificate_is_not_sealed() {
     let admitted = holder.ca.admit_to::<SealedFlow>(&holder.device, &nothing).unwrap();
     let ik = BoundKey::verify(&holder.device.evidence()).unwrap();
     let candidate = Candidate::decide(&admitted, &ik, &holder.ca.scope, &nothing, due()).unwrap();
-    let Ca { ticket_key, issuers, rng, .. } = &mut holder.ca;
+    let Ca { ticket_keys, issuers, rng, .. } = &mut holder.ca;
     let waiting = [waiting(&renewed)];
     let sealing = Sealing::plan(
         candidate,
         &nothing,
         None,
         &waiting,
-        ticket_key,
+        ticket_keys,
         &holder.profile,
         issuers,
         due(),
         rng,
     );
-    let (_, issued) = sealing.unwrap().sign(ticket_key, due(), rng).unwrap();
+    let (_, issued) = sealing.unwrap().sign(ticket_keys.in_use(due()), due(), rng).unwrap();
     assert!(issued.is_some());
 }
 
@@ -631,7 +643,7 @@ fn a_handshake_with_a_renewed_certificate_puts_it_into_force_until_its_end() {
     let (renewed, records) = (holder.renewed(), holder.records());
     let decide = |at| {
         let shown = Shown::by_handshake(waiting(&renewed), &renewed.sha256())?;
-        Confirmed::decide(shown, &records, &holder.ca.ticket_key, at)
+        Confirmed::decide(shown, &records, &holder.ca.ticket_keys, at)
     };
     let end = due() + Duration::days(90);
     for at in [due(), end - Duration::SECOND] {

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::answer::AnswerError;
 use crate::certificate::VerifiedPath;
-use crate::event::{Action, Connection, Event, SealedBox, Traffic, Trouble};
+use crate::event::{Action, Connection, Event, Pinning, SealedBox, Traffic, Trouble};
 use crate::memory::Memory;
 use crate::step::Step;
 use crate::tpm::{TpmAnswer, TpmFailure, TpmOperation};
@@ -166,6 +166,14 @@ impl Desk {
     ) -> Result<VerifiedPath, AnswerError> {
         self.run(Action::VerifyPath(chain), |event| match event {
             Event::PathVerified(outcome) => Some(outcome),
+            _ => None,
+        })
+        .await
+    }
+
+    pub(crate) async fn pin(&self, root: CertificateDer<'static>) -> Pinning {
+        self.run(Action::Pin(root), |event| match event {
+            Event::Pinned(pinning) => Some(pinning),
             _ => None,
         })
         .await

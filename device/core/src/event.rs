@@ -26,6 +26,9 @@ pub enum Action {
     Store(Box<Memory>),
     /// Verify that a chain, leaf first, leads to a pinned root. Answer: [`Event::PathVerified`].
     VerifyPath(Vec<CertificateDer<'static>>),
+    /// Pin this root beside those that are pinned, so that it survives a loss of power, if one of
+    /// them certified it as a new root. Answer: [`Event::Pinned`].
+    Pin(CertificateDer<'static>),
     /// Decrypt with AES-256-GCM. Answer: [`Event::Unsealed`].
     Unseal(SealedBox),
     /// Compute the SHA-256 of these bytes. Answer: [`Event::Digest`].
@@ -64,6 +67,8 @@ pub enum Event {
     /// [`Unreadable`](AnswerError::Unreadable), [`NotYetValid`](AnswerError::NotYetValid) or
     /// [`Expired`](AnswerError::Expired).
     PathVerified(Result<VerifiedPath, AnswerError>),
+    /// What became of the root.
+    Pinned(Pinning),
     /// The contents of the box; `None` if its tag does not match.
     Unsealed(Option<Zeroizing<Vec<u8>>>),
     /// The digest.
@@ -80,6 +85,17 @@ pub enum Event {
     Reply(Vec<u8>),
     /// Only time has passed.
     Time,
+}
+
+/// What became of a root that the CA sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pinning {
+    /// It is pinned from now on. Its name.
+    New(String),
+    /// It was pinned before.
+    Known,
+    /// It is not pinned, for this reason. Nothing changed.
+    Refused(String),
 }
 
 /// A connection to the bootstrap listener.

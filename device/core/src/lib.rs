@@ -85,7 +85,7 @@ mod ek;
 pub use ek::{ShownEk, find_ek};
 
 mod event;
-pub use event::{Action, Connection, Event, SealedBox, Traffic, Trouble};
+pub use event::{Action, Connection, Event, Pinning, SealedBox, Traffic, Trouble};
 
 mod failure;
 pub use failure::Failure;

@@ -161,6 +161,7 @@ async fn ask(run: &Run, line: &Line, old: &Old<'_>, key: IdentityKey) -> Result<
         ReplyBody::Certificate(reply) => reply,
         other => return Err(as_refusal(Ended::out_of_turn("certificate", other))),
     };
+    granted::pin(run, reply.new_root).await;
     let chain = granted::der(&reply.chain);
     if chain[0] == old.chain[0] {
         let same = (*old).clone().advised(reply.renew_at);

@@ -80,6 +80,10 @@ pub enum Step {
     HmacKeyOpened,
     /// A certificate with this serial number came, and is good.
     CertificateReceived(String),
+    /// The CA has a new root of this name, certified by one that was pinned: it is pinned, too.
+    RootPinned(String),
+    /// The CA sent a new root that is not pinned, for this reason.
+    RootRefused(String),
     /// A sealed certificate with this serial number is opened, and is good.
     CertificateOpened(String),
     /// The CA knows that the certificate with this serial number arrived.
@@ -193,6 +197,13 @@ impl fmt::Display for Step {
             Self::CertificateReceived(serial) => {
                 write!(f, "certificate {serial} received and verified")
             }
+            Self::RootPinned(name) => {
+                write!(f, "the CA has a new root, {name}: pinned beside the old one")
+            }
+            Self::RootRefused(reason) => write!(
+                f,
+                "the CA sent a new root that is not pinned ({reason}): the pinned ones stay"
+            ),
             Self::CertificateOpened(serial) => {
                 write!(f, "certificate {serial} opened and verified")
             }

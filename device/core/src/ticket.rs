@@ -6,6 +6,7 @@ use assay_wire::{Flow, Proof, ReplyBody, RequestBody, Ticket};
 use crate::answer::AnswerError;
 use crate::certificate::DeviceCertificate;
 use crate::failure::Failure;
+use crate::granted;
 use crate::identity::{self, Applicant, Ready};
 use crate::kinds::EkKind;
 use crate::line::Ended;
@@ -36,6 +37,7 @@ async fn certify(run: &Run, applicant: &Applicant) -> Result<DeviceCertificate, 
         ReplyBody::Certificate(reply) => reply,
         other => return Err(Ended::out_of_turn("certificate", other)),
     };
+    granted::pin(run, reply.new_root).await;
     let certificate = applicant.verify(run, &reply.chain, reply.renew_at).await?;
     run.desk().progress(Step::CertificateReceived(certificate.serial.clone()));
     Ok(certificate)

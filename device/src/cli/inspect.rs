@@ -43,7 +43,8 @@ pub(super) struct CleanupArgs {
 }
 
 pub(super) fn inspect(args: InspectArgs) -> Result<(), Error> {
-    let Inspection { status, issuer, attested_by, usable } = open(args.device)?.inspect()?;
+    let Inspection { status, issuer, attested_by, pinned_roots, usable } =
+        open(args.device)?.inspect()?;
     let attested_by = attested_by.map(|by| match by {
         AttestedBy::Vendor => "vendor",
         AttestedBy::Operator => "operator",
@@ -52,6 +53,7 @@ pub(super) fn inspect(args: InspectArgs) -> Result<(), Error> {
         let mut json = json_of_status(&status);
         json["issuer"] = json!(issuer);
         json["attested_by"] = json!(attested_by);
+        json["pinned_roots"] = json!(pinned_roots);
         json["usable"] = json!(usable.is_ok());
         json["signature_ms"] = json!(usable.as_ref().ok().map(|took| took.as_millis() as u64));
         print_json(&json)?;
@@ -64,6 +66,9 @@ pub(super) fn inspect(args: InspectArgs) -> Result<(), Error> {
             Some("vendor") => print_line("attestation   the EK certificate, by a trusted vendor")?,
             Some(_) => print_line("attestation   the EK, which an operator enrolled")?,
             None => {}
+        }
+        for root in pinned_roots {
+            print_line(&format!("new root      {root}, pinned"))?;
         }
         if let Ok(took) = usable {
             print_line(&format!("usable        yes; the TPM took {} ms", took.as_millis()))?;

@@ -273,7 +273,7 @@ fn certificate(der: &[u8]) -> ReplyBody {
 
 fn certificate_with(der: &[u8], renew_at: Option<u64>) -> ReplyBody {
     let chain = vec![der.to_vec().try_into().unwrap()].try_into().unwrap();
-    ReplyBody::Certificate(CertificateReply { chain, renew_at })
+    ReplyBody::Certificate(CertificateReply { chain, renew_at, new_root: None })
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -87,7 +87,7 @@ impl Issuing {
     }
 }
 
-/// From when on an issuing CA is used.
+/// From when on an issuing CA or a key is used.
 #[derive(Clone, Copy)]
 pub(crate) enum From {
     Now,
@@ -107,12 +107,17 @@ impl std::str::FromStr for From {
     }
 }
 
-fn time_of(from: Option<From>, now: OffsetDateTime) -> OffsetDateTime {
-    match from {
-        None => now + AHEAD,
-        Some(From::Now) => now,
-        Some(From::Time(time)) => time,
+impl From {
+    pub(super) fn at(self, now: OffsetDateTime) -> OffsetDateTime {
+        match self {
+            Self::Now => now,
+            Self::Time(time) => time,
+        }
     }
+}
+
+fn time_of(from: Option<From>, now: OffsetDateTime) -> OffsetDateTime {
+    from.map_or(now + AHEAD, |from| from.at(now))
 }
 
 fn tell(made: &InPlace, now: OffsetDateTime) {
@@ -125,7 +130,9 @@ fn tell(made: &InPlace, now: OffsetDateTime) {
     eprintln!("next:");
     eprintln!("  copy both files to every machine that serves this CA");
     if *from <= now {
-        eprintln!("  send SIGHUP to `assay serve` and `assay worker`: until then the one before signs");
+        eprintln!(
+            "  send SIGHUP to `assay serve` and `assay worker`: until then the one before signs"
+        );
     } else {
         eprintln!("  send SIGHUP to `assay serve` and `assay worker`, before {from_shown}");
     }

@@ -10,11 +10,14 @@ mod identity;
 mod import;
 mod init;
 mod issuing;
+mod keys;
 mod list;
 mod outfit;
 mod policy;
+mod root;
 mod serve;
 mod service;
+mod service_ca;
 mod store;
 mod table;
 mod trust;
@@ -69,6 +72,15 @@ enum Command {
     /// Make, list and remove the CAs that sign device certificates
     #[command(subcommand)]
     Issuing(issuing::Issuing),
+    /// List and replace the ticket key and the master secret, which all workers share
+    #[command(subcommand)]
+    Keys(keys::Keys),
+    /// List and replace the root
+    #[command(subcommand)]
+    Root(root::Root),
+    /// Replace the CA of brokers, workers, operators and backends
+    #[command(subcommand)]
+    Service(service_ca::Service),
     /// Write the revocation lists, signed now
     Crl(crl::Crl),
     /// List the newest decisions
@@ -109,6 +121,9 @@ impl Cli {
             Command::Certs(json) => list::certificates(&directory()?, json),
             Command::Identity(identity) => identity.run(&directory()?),
             Command::Issuing(issuing) => issuing.run(&directory()?),
+            Command::Keys(keys) => keys.run(&directory()?),
+            Command::Root(root) => root.run(directory),
+            Command::Service(service) => service.run(&directory()?),
             Command::Crl(crl) => crl.run(&directory()?),
             Command::Audit(audit) => list::audit(&directory()?, audit),
             Command::Store(store) => store.run(&directory()?),

@@ -1,7 +1,6 @@
 //! Issuing CAs: the next one is made or brought, all are listed, old ones go.
 
 use std::cmp::Ordering;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,7 +15,6 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
-use zeroize::Zeroizing;
 
 use crate::ca::key_id;
 use crate::directory::Directory;
@@ -54,21 +52,11 @@ pub fn make(
     now: OffsetDateTime,
 ) -> Result<InPlace> {
     let name = free_name(directory, from, now, None)?;
-    let own = directory.path().join("root.key");
-    let file = root_key.unwrap_or(&own);
-    let key = fs::read_to_string(file).map(Zeroizing::new).with_context(|| {
-        format!(
-            "cannot read the root's key {}; say --root-key FILE, or use `assay issuing csr` if \
-             the key is on another machine",
-            file.display()
-        )
-    })?;
-    let root = directory.root_pem()?;
-    let root = Authority::from_pem(&root, &key).with_context(|| format!("{}", file.display()))?;
+    let root = directory.root_authority(root_key)?;
     let subject = next_subject(directory, from, true)?;
     let pair = root.issuing_called(&subject, now, &mut random())?.to_pem();
     let made = check(directory, name, &pair.certificate, &pair.key)
-        .with_context(|| format!("the key in {} makes no issuing CA", file.display()))?;
+        .context("the root's key makes no issuing CA")?;
     let files = Files::open(directory.path())?;
     // The key first: without a certificate it counts for nothing.
     files.put(&name.key(), pair.key.as_bytes(), SECRET)?;
@@ -310,9 +298,11 @@ pub fn ending(directory: &Directory, now: OffsetDateTime) -> Result<Vec<Ending>>
     let next = issuers.all().iter().filter_map(|it| it.from).find(|from| *from > now);
     let ends = issuers.current(now).not_after();
     let issuing = needs_next(ends, next, lifetime, now).then_some((What::Issuing, ends));
-    let root = ends_of(&directory.root()?).map(|ends| (What::Root, ends));
-    let service = directory.service_certificate()?;
-    let service = service.and_then(|it| ends_of(&it)).map(|ends| (What::Service, ends));
+    // The next one takes over from the other as soon as it is there.
+    let root = directory.pinned()?.pop().and_then(|it| ends_of(&it));
+    let service = directory.service_certificates()?.pop().and_then(|it| ends_of(&it));
+    let [root, service] = [(What::Root, root), (What::Service, service)]
+        .map(|(what, ends)| ends.map(|ends| (what, ends)));
     let soon = |(_, ends): &(What, OffsetDateTime)| *ends <= now + WARN_OF_CA_BEFORE;
     let others = [root, service].into_iter().flatten().filter(soon);
     let found = issuing.into_iter().chain(others);
@@ -383,9 +373,9 @@ fn check(
         from,
         ends: issuer.not_after(),
     };
-    let service = directory.service_certificate()?;
+    let services = directory.service_certificates()?;
     ensure!(
-        !service.is_some_and(|service| issuer.has_the_name_of(&service)),
+        !services.iter().any(|service| issuer.has_the_name_of(service)),
         "the service CA has the name {}, too; certify the request with another one",
         issuer.name()
     );

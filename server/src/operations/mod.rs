@@ -6,8 +6,11 @@ pub mod enrol;
 pub mod identities;
 pub mod import;
 pub mod issuing;
+pub mod keys;
 pub mod restore;
 pub mod revocation_lists;
+pub mod roots;
+pub mod services;
 pub mod store;
 pub mod trust;
 

@@ -35,9 +35,9 @@ pub fn of_devices(
 pub fn of_all(directory: &Directory, now: OffsetDateTime) -> Result<Vec<Vec<u8>>> {
     refuse_if_held(&mut *directory.store()?)?;
     // First, because this key may be elsewhere, and each list uses a number up.
-    let of_services = directory.service_revocation_list(now)?;
+    let of_services = directory.service_revocation_lists(now)?;
     let of_devices = lists(directory, now)?.into_iter().map(|list| list.der);
-    Ok(of_devices.chain([of_services]).collect())
+    Ok(of_devices.chain(of_services).collect())
 }
 
 fn lists(directory: &Directory, now: OffsetDateTime) -> Result<Vec<SignedList>> {

@@ -98,7 +98,7 @@ impl Planner {
                     records,
                     active.as_ref(),
                     waiting,
-                    &ca.ticket_key,
+                    &ca.ticket_keys,
                     &ca.profile,
                     &ca.issuers,
                     now,
@@ -114,7 +114,7 @@ impl Planner {
                 )?;
                 let basis = of_waiting(&sealed, now);
                 let confirming =
-                    Confirming::plan(confirmation.clone(), sealed, &ca.ticket_key, now)?;
+                    Confirming::plan(confirmation.clone(), sealed, &ca.ticket_keys, now)?;
                 about.device = Some(Whom::Proven(confirming.device_id().clone()));
                 Plan::Confirm(confirming, basis)
             }
@@ -141,7 +141,7 @@ impl Planner {
                     proof,
                     records,
                     waiting,
-                    &ca.ticket_key,
+                    &ca.ticket_keys,
                     &ca.profile,
                     &ca.issuers,
                     now,
@@ -153,7 +153,7 @@ impl Planner {
                 let (ek, sha256) = (evidence.ek_id(), evidence.certificate_sha256());
                 let waiting = self.store.sealed_certificate(&ek, sha256, now)?;
                 let basis = of_waiting(&waiting, now);
-                let adopting = Adopting::plan(evidence, waiting, &ca.scope, &ca.ticket_key, now)?;
+                let adopting = Adopting::plan(evidence, waiting, &ca.scope, &ca.ticket_keys, now)?;
                 about.device = Some(Whom::Proven(adopting.device_id().clone()));
                 Plan::Adopt(adopting, basis)
             }

@@ -2,7 +2,7 @@
 
 use assay_ca_core::{Adopting, Challenge, Confirming};
 use assay_store::{Act, Basis, Change};
-use assay_wire::ReplyBody;
+use assay_wire::{CertificateReply, ReplyBody};
 use time::OffsetDateTime;
 
 use super::outcome::{About, Issued, Refusal};
@@ -38,13 +38,13 @@ pub(super) fn sign(
     Ok(match plan {
         Plan::Pong => Signed::Pong,
         Plan::Challenge(admitted, ik) => {
-            let (scope, key) = (&ca.scope, &ca.ticket_key);
+            let (scope, key) = (&ca.scope, ca.ticket_keys.in_use(now));
             let challenge = Challenge::new(&admitted, &ik, scope, key, now, &mut random())?;
             Signed::Answer(ReplyBody::Challenge(challenge.into_reply()))
         }
         Plan::Certify(certification, basis) => {
             let (reply, issued) = certification.sign()?;
-            let reply = ReplyBody::Certificate(reply);
+            let reply = with_new_root(ca, reply);
             match issued {
                 None => Signed::Answer(reply),
                 Some(certificate) => {
@@ -54,7 +54,7 @@ pub(super) fn sign(
             }
         }
         Plan::Enroll(sealing, basis) => {
-            let (reply, issued) = sealing.sign(&ca.ticket_key, now, &mut random())?;
+            let (reply, issued) = sealing.sign(ca.ticket_keys.in_use(now), now, &mut random())?;
             let reply = ReplyBody::Sealed(reply);
             match issued {
                 None => Signed::Answer(reply),
@@ -69,8 +69,8 @@ pub(super) fn sign(
             Signed::new(Act::Activate(*confirmed), basis, ReplyBody::Confirmed(reply))
         }
         Plan::Renew(renewing, basis) => {
-            let (reply, issued) = renewing.sign(&ca.ticket_key, &mut random())?;
-            let reply = ReplyBody::Certificate(reply);
+            let (reply, issued) = renewing.sign(ca.ticket_keys.in_use(now), &mut random())?;
+            let reply = with_new_root(ca, reply);
             match issued {
                 None => Signed::Answer(reply),
                 Some(certificate) => {
@@ -85,9 +85,14 @@ pub(super) fn sign(
             Signed::new(Act::Activate(*confirmed), basis, ReplyBody::Adopted)
         }
         Plan::Register(offer, basis) => {
-            let activation = offer.activation(&ca.scope, &ca.master, &mut random())?;
+            let activation = offer.activation(&ca.scope, ca.masters.in_use(now), &mut random())?;
             let reply = ReplyBody::Activation(activation);
             Signed::new(Act::Offer(offer.record()), Some(basis), reply)
         }
     })
+}
+
+/// Each certificate brings the new root along, while there is one.
+fn with_new_root(ca: &Ca, reply: CertificateReply) -> ReplyBody {
+    ReplyBody::Certificate(CertificateReply { new_root: ca.new_root.clone(), ..reply })
 }

@@ -48,6 +48,7 @@ use crate::error::StoreError;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
+use crate::secrets::MadeBefore;
 use crate::trust::{AnchorRow, Trusted};
 
 pub use connection::Postgres;
@@ -223,6 +224,14 @@ impl Store for Postgres {
 
     fn set_rights(&mut self, name: &str, rights: &Rights) -> Result<bool, StoreError> {
         self.put_rights(name, rights)
+    }
+
+    fn made_before(
+        &mut self,
+        time: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<MadeBefore, StoreError> {
+        self.needed_before(time, now)
     }
 
     fn identities(&mut self) -> Result<Vec<IdentityRow>, StoreError> {

@@ -45,6 +45,7 @@ use crate::error::StoreError;
 use crate::identities::{IdentityCertificate, IdentityRow, NewIdentity, Renewed, Which};
 use crate::retention::{Pruned, Retention};
 use crate::revocation::{Changes, RevokedCertificates};
+use crate::secrets::MadeBefore;
 use crate::trust::{AnchorRow, Trusted};
 
 pub use connection::{Sqlite, Transaction};
@@ -200,6 +201,14 @@ impl Store for Sqlite {
 
     fn set_rights(&mut self, name: &str, rights: &Rights) -> Result<bool, StoreError> {
         self.set_rights(name, rights)
+    }
+
+    fn made_before(
+        &mut self,
+        time: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<MadeBefore, StoreError> {
+        Self::made_before(self, time, now)
     }
 
     fn identities(&mut self) -> Result<Vec<IdentityRow>, StoreError> {

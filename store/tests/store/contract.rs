@@ -11,8 +11,9 @@ use assay_ca_core::{
 use assay_server::directory::Directory;
 use assay_store::{
     Act, AnchorRow, AuditEntry, CertificateStatus, Change, EnrolError, Enrolled, Entry,
-    IdInQuestion, IdentityRole, InForce, NewEnrolment, Pruned, Question, Recorded, Removed,
-    Renewed, Retention, RevokedCertificates, StoreError, Tags, Trusted, Which, Whom, record_each,
+    IdInQuestion, IdentityRole, InForce, MadeBefore, NewEnrolment, Pruned, Question, Recorded,
+    Removed, Renewed, Retention, RevokedCertificates, StoreError, Tags, Trusted, Which, Whom,
+    record_each,
 };
 use assay_wire::{EkId, Identity, Rights, Scope};
 use time::{Duration, OffsetDateTime};
@@ -38,6 +39,7 @@ on_both! {
     certificate_that_comes_into_force_ends_what_waited_for_another_ik,
     a_removed_devices_id_is_free_and_its_certificates_are_not_good,
     a_retired_generation_never_returns,
+    a_secret_is_needed_by_what_was_made_before_it_was_replaced,
     an_active_certificate_that_has_expired_is_not_given_again,
     an_ek_is_enrolled_once_and_an_id_is_granted_once,
     an_ek_that_the_ca_does_not_know_can_be_disabled_and_is_trusted_no_more_for_it,
@@ -705,6 +707,35 @@ fn of_two_eks_with_a_shared_key_for_one_device_id_one_is_registered(fixture: &Fi
         Some(SharedKeyOnRecord { generation: 1, is_used: false, plain_srk_generation: 0 })
     );
     assert_eq!(store.devices().unwrap()[0].ek_id, ek(2));
+}
+
+fn a_secret_is_needed_by_what_was_made_before_it_was_replaced(fixture: &Fixture) {
+    let mut store = fixture.store();
+    let needed = |store: &mut Any, time, now| store.made_before(time, now).unwrap();
+    let (replaced, until) = (now() + Duration::SECOND, now() + Duration::minutes(10));
+    assert_eq!(needed(&mut store, replaced, now()), MadeBefore::default());
+    add(&mut store, &sealed(1, "pump-1", ek(1))).unwrap();
+    add(&mut store, &sealed(2, "pump-2", ek(2))).unwrap();
+    add(&mut store, &certificate(3, "pump-3", ek(3))).unwrap();
+    // Offered and used; offered again later; offered, but not used.
+    for (n, device) in [(4, "pump-4"), (5, "pump-5")] {
+        offer(&mut store, ek(n), device, 1);
+        accept(&mut store, ek(n), device, 1).unwrap();
+    }
+    offer_at(&mut store, ParentKind::Import, (ek(5), "pump-5", 2), replaced);
+    offer(&mut store, ek(6), "pump-6", 1);
+    let all = MadeBefore {
+        waiting: 2,
+        last_until: Some(until.unix_timestamp()),
+        in_force: 1,
+        shared_keys: 1,
+    };
+    assert_eq!(needed(&mut store, replaced, now()), all);
+    assert_eq!(needed(&mut store, now(), now()), MadeBefore::default(), "made after that");
+    assert!(confirm(&mut store, 1, now()));
+    assert_eq!(needed(&mut store, replaced, now()), MadeBefore { waiting: 1, in_force: 2, ..all });
+    let late = MadeBefore { in_force: 2, shared_keys: 1, ..MadeBefore::default() };
+    assert_eq!(needed(&mut store, replaced, until), late, "too late to confirm");
 }
 
 fn a_retired_generation_never_returns(fixture: &Fixture) {

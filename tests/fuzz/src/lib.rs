@@ -119,7 +119,7 @@ pub fn token(bytes: &[u8]) {
     assert_eq!(token.device_id().as_str(), user);
     let profile = Profile::default().with_flows(Flow::ALL.to_vec()).expect("there are flows");
     let offered = profile.offer().expect("all are offered");
-    let (scope, master) = ("default".parse().expect("a scope"), MasterSecret::new([7; 32]));
+    let (scope, master) = ("default".parse().expect("a scope"), MasterSecret::new([7; 32]).into());
     let device =
         AuthenticatedDevice::verify(offered, token, &scope, &master, [9; 32].into(), &[1], now());
     assert!(device.is_err(), "a signature without the key");

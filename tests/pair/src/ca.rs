@@ -70,8 +70,9 @@ impl Ca {
         Self {
             keys: Keys {
                 scope: scope.clone(),
-                ticket_key: TicketKey::generate(&mut rng),
-                master: MasterSecret::generate(&mut rng),
+                ticket_keys: TicketKey::generate(&mut rng).into(),
+                masters: MasterSecret::generate(&mut rng).into(),
+                new_root: None,
                 issuers: FACTORY.issuers(),
                 certificates: String::new(),
                 profile: Profile::default()
@@ -86,8 +87,8 @@ impl Ca {
     }
 
     /// Secrets that nobody may see on the link.
-    pub(crate) fn secrets(&self) -> [&[u8]; 2] {
-        [self.keys.ticket_key.secret(), self.keys.master.secret()]
+    pub(crate) fn secrets(&self, now: OffsetDateTime) -> [&[u8]; 2] {
+        [self.keys.ticket_keys.in_use(now).secret(), self.keys.masters.in_use(now).secret()]
     }
 
     /// Examines a request, plans and signs.
@@ -234,7 +235,7 @@ impl Ca {
     }
 
     pub(crate) fn change_ticket_key(&mut self) {
-        self.keys.ticket_key = TicketKey::generate(&mut self.rng);
+        self.keys.ticket_keys = TicketKey::generate(&mut self.rng).into();
     }
 
     pub(crate) fn prune(&mut self, now: OffsetDateTime) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use assay_broker_plugin::certificate::ClientCertificate;
 use assay_ca_core::Reprovision;
 use assay_device_core::{
-    Action, Attempt, CertificateGrant, Event, Failure, Grant, Memory, ProvisionRequest,
+    Action, Attempt, CertificateGrant, Event, Failure, Grant, Memory, Pinning, ProvisionRequest,
     Provisioned, TpmOperation, Trouble,
 };
 use assay_store::{CertificateStatus, NewEnrolment, Tags};
@@ -337,6 +337,8 @@ impl World {
                 let now = UnixTime::since_unix_epoch(now);
                 Event::PathVerified(assay_device::shell::verify_path(&chain, &FACTORY.roots, now))
             }
+            // This CA has one root.
+            Action::Pin(_) => Event::Pinned(Pinning::Known),
             Action::Unseal(sealed) => {
                 let contents = assay_device::shell::unseal(&sealed);
                 if let Some(contents) = &contents {
@@ -574,7 +576,8 @@ impl World {
 impl World {
     fn send(&mut self, to: To, client: &str, message: Vec<u8>) -> Result<(), Broken> {
         check_clear(&self.secrets, to, &message)?;
-        for secret in self.ca.secrets() {
+        let now = self.ca_time();
+        for secret in self.ca.secrets(now) {
             let is_clear = memmem::find(&message, secret).is_some();
             rule!(!is_clear, "a secret of the CA was on the link in clear");
         }

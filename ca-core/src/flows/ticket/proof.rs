@@ -6,8 +6,9 @@ use time::OffsetDateTime;
 use super::claim::{BriefId, Claim, TICKET_LABEL};
 use crate::Rejection;
 use crate::ek::assurance::Assurance;
-use crate::flows::mac::TicketKey;
+use crate::flows::mac::{Checked, TicketKey};
 use crate::key::PublicKey;
+use crate::secret::Overlapping;
 use crate::subject::Subject;
 
 /// A device that activated its credential: the EK and the IK of its claim are in one TPM, and it
@@ -25,13 +26,14 @@ impl ProvenDevice {
     pub fn verify(
         request: &Proof,
         scope: &Scope,
-        key: &TicketKey,
+        keys: &Overlapping<TicketKey>,
         now: OffsetDateTime,
     ) -> Result<Self, Rejection> {
         // Until the MAC is checked, only the terms of the claim are read.
         let claim: Claim =
             minicbor::decode(&request.claim).map_err(|_| Rejection::ClaimUnreadable)?;
-        let issued_at = claim.terms().check(request, TICKET_LABEL, scope, key, now)?;
+        let Checked { issued_at, .. } =
+            claim.terms().check(request, TICKET_LABEL, scope, keys, now)?;
         let Claim { scope, device_id: BriefId(device_id), ek_id, ik, assurance, hardware, .. } =
             claim;
         let ik_spki = PublicKey::from_brief(&ik).spki();

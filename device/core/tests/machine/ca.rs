@@ -25,6 +25,8 @@ pub(crate) struct FakeCa {
     pub(crate) superseded: Vec<u8>,
     /// When it tells devices to renew.
     pub(crate) advice: Option<u64>,
+    /// What it sends as a new root.
+    pub(crate) new_root: Option<Vec<u8>>,
     /// What it answers to every *renew*, in place of its own answer.
     pub(crate) renews_with: Option<Vec<u8>>,
     /// Its clock, in seconds since 1970.
@@ -138,7 +140,8 @@ impl FakeCa {
 
     fn certificate_reply(&self, certificate: Vec<u8>) -> ReplyBody {
         let chain = vec![certificate.try_into().unwrap()].try_into().unwrap();
-        ReplyBody::Certificate(CertificateReply { chain, renew_at: self.advice })
+        let new_root = self.new_root.clone().map(|root| root.try_into().unwrap());
+        ReplyBody::Certificate(CertificateReply { chain, renew_at: self.advice, new_root })
     }
 
     fn certify(&mut self, ik: [u8; 32]) -> Vec<u8> {

@@ -143,6 +143,39 @@ fn advice_of_the_ca_says_when_to_renew() {
 }
 
 #[test]
+fn new_root_that_comes_with_a_certificate_is_pinned_before_that_is_verified() {
+    let pinned_at =
+        |world: &World, wanted: fn(&Action) -> bool| world.actions.iter().position(wanted).unwrap();
+    for (age, answer) in [(0, "a first"), (RENEWED_AFTER + 60, "a renewed")] {
+        let mut world = match age {
+            0 => World::default(),
+            age => provisioned(Flow::Ticket, age),
+        };
+        world.ca.new_root = Some(b"root 2".to_vec());
+        world.run(request(Flow::Ticket)).unwrap().unwrap();
+        assert_eq!(world.pinned, [b"root 2"], "{answer} certificate");
+        assert!(world.steps().contains(&Step::RootPinned("root 2".into())));
+        let pinned = pinned_at(&world, |action| matches!(action, Action::Pin(_)));
+        let stored = world.actions[pinned..].iter();
+        assert!(stored.clone().any(|action| matches!(action, Action::VerifyPath(_))));
+        assert!(stored.clone().any(|action| matches!(action, Action::Store(_))));
+        // It comes again with every certificate.
+        world.run(to_renew(Flow::Ticket)).unwrap().unwrap();
+        assert_eq!(world.pinned.len(), 1);
+    }
+}
+
+#[test]
+fn root_that_is_refused_keeps_no_certificate_from_being_renewed() {
+    let mut world = provisioned(Flow::Ticket, RENEWED_AFTER + 60);
+    world.ca.new_root = Some(b"forged".to_vec());
+    let renewed = world.run(request(Flow::Ticket)).unwrap().unwrap();
+    assert_renewed(&world, &renewed);
+    assert!(world.pinned.is_empty());
+    assert!(world.steps().contains(&Step::RootRefused("it is none".into())));
+}
+
+#[test]
 fn renewal_that_the_ca_says_is_not_due_leaves_the_certificate_alone() {
     let mut world = provisioned(Flow::Ticket, RENEWED_AFTER - 60);
     let before = world.memory.clone();
