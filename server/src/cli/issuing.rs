@@ -125,7 +125,9 @@ fn tell(made: &InPlace, now: OffsetDateTime) {
     eprintln!("next:");
     eprintln!("  copy both files to every machine that serves this CA");
     if *from <= now {
-        eprintln!("  send SIGHUP to `assay serve` and `assay worker`: until then the one before signs");
+        eprintln!(
+            "  send SIGHUP to `assay serve` and `assay worker`: until then the one before signs"
+        );
     } else {
         eprintln!("  send SIGHUP to `assay serve` and `assay worker`, before {from_shown}");
     }
