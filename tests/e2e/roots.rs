@@ -177,10 +177,9 @@ fn devices_follow_a_new_root_by_renewal_alone_and_the_old_one_goes() -> Result<(
     run(&mut world.publish(&late, &new_root)?)?;
 
     // One that slept through it all is told what to do, and comes back.
-    for mut command in [
-        world.publish(&sleeper, &given)?,
-        sleeper.provision_at(&world.lab.server.bootstrap, &given)?,
-    ] {
+    let mut again = sleeper.provision_at(&world.lab.server.bootstrap, &given)?;
+    again.arg("--again");
+    for mut command in [world.publish(&sleeper, &given)?, again] {
         let output = command.output()?;
         let said = String::from_utf8(output.stderr)?;
         ensure!(output.status.code() == Some(3) && said.contains("--ca-root"), "{said}");
