@@ -25,7 +25,7 @@ pub(crate) fn assemble(
 
     let eks =
         deal(count, ek_kind, |kind, count| factory.eks(kind, used.take("ek", kind.name(), count)))?;
-    let bounds: Vec<_> = match options.flow {
+    let bounds: Vec<_> = match options.flow.flow() {
         Flow::Ticket | Flow::Sealed => {
             let iks = deal(count, ik_kind, |kind, count| {
                 factory.iks(kind, used.take("ik", kind.name(), count))
@@ -44,7 +44,7 @@ pub(crate) fn assemble(
     let mut devices: Vec<_> = eks
         .into_iter()
         .zip(bounds)
-        .map(|(ek, bound)| Device { ek, bound, bad: None, churns: false })
+        .map(|(ek, bound)| Device::new(ek, bound))
         .collect();
     spoil(&mut devices, options)?;
     Ok(devices)
@@ -106,7 +106,7 @@ fn spoil(devices: &mut [Device], options: &Options) -> Result<()> {
     }
     if options.bad.iter().any(|bad| bad.kind == Bad::UntrustedVendor) {
         let stranger = Vendor::found()?;
-        for Device { ek: Ek { kind, key, certificate }, bad, .. } in devices {
+        for Device { ek: Ek { kind, key, certificate, .. }, bad, .. } in devices {
             if *bad == Some(Bad::UntrustedVendor) {
                 *certificate = stranger.certify(*kind, key.spki())?;
             }
